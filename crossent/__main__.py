@@ -1,0 +1,7 @@
+"""`python -m crossent`."""
+
+import sys
+
+from crossent.cli import main
+
+sys.exit(main())

@@ -1,0 +1,132 @@
+"""Cases: concrete inputs of a cross-entropy, each rebuilt bit for bit from its id.
+
+The grid here is the full product of the options over several shapes, so that every triple of them meets:
+most real bugs sit where weight, ignored rows, smoothing and the reduction touch (pytorch#73205).
+"""
+
+from __future__ import annotations
+
+import itertools
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Each shape is one lesson: the class axis, its place among further dimensions, and the sizes that hide bugs.
+SHAPES = {
+    "C": (5,),
+    "NC": (7, 5),
+    "NCd": (3, 5, 4),
+    "NCdd": (2, 5, 3, 2),
+    "NCddd": (2, 3, 2, 2, 3),
+    "one_class": (4, 1),
+    "square": (5, 5),  # N == C: an index vector must not be taken for a dense row
+    "empty": (0, 5),
+}
+DTYPES = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+}
+TARGETS = ("int64", "uint8", "probabilities")
+WEIGHTS = ("unweighted", "weighted")
+# Which rows are ignored, and the `ignore_index` that does it. 255 is no class but fits into uint8.
+IGNORED = {"no_ignored": -100, "ignored": 255, "ignored_class": 1, "all_ignored": 255}
+SMOOTHING = (0.0, 0.1, 1.0)
+# The upstream gradient: one number, a number for each row, or one number at every row with stride 0.
+UPSTREAMS = {"none": ("rows", "stride0"), "mean": ("scalar",), "sum": ("scalar",)}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The tensors and options of one case, on one device."""
+
+    logits: Tensor
+    target: Tensor
+    options: dict[str, Any]
+    upstream: Tensor
+
+
+@dataclass(frozen=True)
+class Case:
+    """One concrete input of a cross-entropy; :meth:`build` makes the tensors."""
+
+    dtype: str
+    shape: str
+    target: str
+    reduction: str
+    weight: str
+    ignored: str
+    label_smoothing: float
+    upstream: str
+    seed: int = 0
+
+    @property
+    def id(self) -> str:
+        return "-".join(
+            (
+                self.dtype,
+                self.shape,
+                self.target,
+                self.reduction,
+                self.weight,
+                self.ignored,
+                f"smooth{self.label_smoothing:g}",
+                self.upstream,
+                f"seed{self.seed}",
+            )
+        )
+
+    def build(self, device: str = "cpu") -> Inputs:
+        """The case's inputs. The stream of `RandomState` is frozen by numpy's policy (NEP 19), so the id is enough."""
+        # The options but not the dtype enter the stream: one row of options sees the same numbers in each dtype.
+        random = np.random.RandomState(zlib.crc32(self.id.removeprefix(self.dtype).encode()))
+        dtype = DTYPES[self.dtype]
+        shape = SHAPES[self.shape]
+        classes = shape[min(1, len(shape) - 1)]
+        rows = (shape[0], *shape[2:]) if len(shape) > 1 else ()
+
+        def tensor(values: Any, dtype: torch.dtype = dtype) -> Tensor:
+            return torch.from_numpy(np.asarray(values)).to(dtype).to(device)
+
+        logits = tensor(3 * random.standard_normal(shape))
+        ignore_index = IGNORED[self.ignored]
+        if self.target == "probabilities":
+            raw = random.exponential(size=shape)
+            target = tensor(raw / raw.sum(axis=min(1, len(shape) - 1), keepdims=True))
+        else:
+            index = random.randint(0, classes, size=rows)
+            if self.ignored in ("ignored", "ignored_class"):
+                index = np.where(random.uniform(size=rows) < 0.4, ignore_index, index)
+            elif self.ignored == "all_ignored":
+                index = np.full(rows, ignore_index)
+            target = tensor(index, torch.uint8 if self.target == "uint8" else torch.int64)
+        options: dict[str, Any] = {"reduction": self.reduction, "label_smoothing": self.label_smoothing}
+        if self.ignored != "no_ignored":
+            options["ignore_index"] = ignore_index
+        if self.weight == "weighted":
+            options["weight"] = tensor(2.0 ** random.uniform(-4, 4, size=classes))
+        if self.upstream == "rows":
+            upstream = tensor(random.uniform(-2, 2, size=rows))
+        else:
+            upstream = tensor(random.uniform(-2, 2))
+            if self.upstream == "stride0":
+                upstream = upstream.expand(rows)
+        return Inputs(logits, target, options, upstream)
+
+
+def grid(dtypes: Sequence[str] = tuple(DTYPES), seed: int = 0) -> Iterator[Case]:
+    """Every valid combination of the options, over every shape and dtype."""
+    for dtype, shape, target, weight, ignored, smoothing in itertools.product(
+        dtypes, SHAPES, TARGETS, WEIGHTS, IGNORED, SMOOTHING
+    ):
+        if target == "probabilities" and ignored != "no_ignored":
+            continue  # class probabilities have no ignore_index
+        for reduction, upstreams in UPSTREAMS.items():
+            for upstream in upstreams:
+                yield Case(dtype, shape, target, reduction, weight, ignored, smoothing, upstream, seed)

@@ -1,0 +1,111 @@
+"""The command `crossent`: a thin door. Exit status: 0 all held, 1 findings, 2 wrong use, 3 nothing ran."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import TypeVar
+
+import click
+from rich.console import Console
+from rich.progress import track
+
+from crossent import explain as explanation
+from crossent.cases import DTYPES, Case
+from crossent.runner import check as run_check
+from crossent.subjects import FORMS
+
+HELD, FINDINGS, WRONG_USE, NOTHING_RAN, INTERRUPTED = 0, 1, 2, 3, 130
+
+T = TypeVar("T")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status; wrong use is one line on stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal without Unicode shows "?" and not a traceback
+    try:
+        status = crossent.main(arguments, prog_name="crossent", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        return WRONG_USE
+    except click.ClickException as error:
+        click.echo(f"crossent: {' '.join(error.format_message().split())}", err=True)
+        return WRONG_USE
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("crossent: interrupted", err=True)
+        return INTERRUPTED
+    return status if isinstance(status, int) else HELD
+
+
+@click.group()
+@click.version_option(version("crossent"), message="crossent %(version)s")
+def crossent() -> None:
+    """Cross-entropy by hand, held to torch.nn.CrossEntropyLoss on this machine's torch."""
+
+
+@crossent.command()
+@click.argument("subjects", metavar="[FORM ...]", nargs=-1, type=click.Choice(list(FORMS)))
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+@click.option("--dtype", "dtypes", multiple=True, type=click.Choice(list(DTYPES)), help="All four unless given.")
+@click.option("--seed", default=0, show_default=True, help="Other numbers for the same options.")
+def check(subjects: tuple[str, ...], device: str, dtypes: tuple[str, ...], seed: int) -> int:
+    """Hold the forms to nn.CrossEntropyLoss: loss and gradient over every combination of options."""
+    with _one_line():
+        report = run_check(*subjects, device=device, dtypes=dtypes or tuple(DTYPES), seed=seed, progress=_progress)
+    Console(soft_wrap=True).print(report.render())
+    if not report.ran:
+        return NOTHING_RAN
+    return HELD if report.ok else FINDINGS
+
+
+@crossent.command()
+@click.option("--logits", help="The numbers of one row, separated by commas.  [default: 3,1,-3]")
+@click.option("--target", type=int, help="The true class.  [default: 0]")
+@click.option("--random", is_flag=True, help="A random row and a random label instead.")
+@click.option("--classes", type=click.IntRange(1, 1_000_000), help="How many, with --random.  [default: 5]")
+@click.option("--seed", type=click.IntRange(0), help="Of the random row.  [default: 0]")
+def explain(logits: str | None, target: int | None, random: bool, classes: int | None, seed: int | None) -> None:
+    """Walk through the loss of one row, step by step."""
+    if random and (logits is not None or target is not None):
+        raise click.UsageError("--random draws the logits and the target: give it without --logits and --target")
+    if not random and (classes is not None or seed is not None):
+        raise click.UsageError("--classes and --seed belong to --random")
+    if random:
+        row, label = explanation.random_row(5 if classes is None else classes, seed or 0)
+    else:
+        row = explanation.SEED_LOGITS if logits is None else _numbers(logits)
+        label = explanation.SEED_TARGET if target is None else target
+    with _one_line():
+        text = explanation.explain(row, label)
+    console = Console()
+    console.print(text, width=min(console.width, 100))
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(number) for number in text.split(","))
+    except ValueError:
+        raise click.BadParameter(
+            f"got {text!r}; allowed are numbers separated by commas, as in 3,1,-3", param_hint="--logits"
+        ) from None
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """The errors that the package raises for bad input become one line of wrong use."""
+    try:
+        yield
+    except (ValueError, IndexError, TypeError, RuntimeError) as error:
+        raise click.UsageError(str(error)) from None
+
+
+def _progress(cases: Sequence[Case]) -> Iterator[Case]:
+    """A bar on stderr, gone at the end; none where stderr is no terminal."""
+    console = Console(stderr=True)
+    yield from track(
+        cases, description="checking", console=console, transient=True, disable=not console.is_terminal
+    )

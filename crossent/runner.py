@@ -1,0 +1,105 @@
+"""The runner: every case on every subject, in this process."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import torch
+
+from crossent import checks
+from crossent.cases import DTYPES, Case, grid
+from crossent.report import Finding, Report, SubjectReport
+from crossent.subjects import FORMS, Subject, load
+
+Progress = Callable[[Sequence[Case]], Iterable[Case]]
+
+
+def check(
+    *subjects: str | Callable[..., torch.Tensor],
+    device: str = "cpu",
+    dtypes: Sequence[str] = tuple(DTYPES),
+    seed: int = 0,
+    progress: Progress = iter,
+) -> Report:
+    """Hold subjects to `nn.CrossEntropyLoss` over the built-in grid: loss and gradient, within rounding.
+
+    Args:
+        subjects: forms by name, or callables with the signature of `F.cross_entropy`; every form when none.
+        device: where the tensors are put, "cpu" or "cuda:0".
+        dtypes: of the logits.
+        seed: another seed makes other numbers for the same options.
+        progress: wraps the sequence of cases, to show how far the run is.
+
+    Raises:
+        ValueError: a name that is no form's, or an unknown dtype.
+        TypeError: a subject that is neither a name nor callable.
+        RuntimeError: a device that is not here.
+
+    Example:
+        >>> import crossent
+        >>> report = crossent.check("formula", dtypes=["float32"])
+        >>> report.ok
+        True
+    """
+    unknown = [dtype for dtype in dtypes if dtype not in DTYPES]
+    if unknown:
+        raise ValueError(f"dtypes: got {unknown[0]!r}; allowed are {', '.join(DTYPES)}")
+    loaded = [load(subject) for subject in subjects or FORMS]
+    require_device(device)
+    report = Report(environment(device, seed), [SubjectReport(subject.name) for subject in loaded])
+    for case in progress(list(grid(dtypes, seed))):
+        run_case(case, loaded, report, device)
+    return report
+
+
+def run_case(case: Case, subjects: Sequence[Subject], report: Report, device: str) -> None:
+    """Judge one case on each subject and enter the outcome into the report."""
+    inputs = case.build(device)
+    expected = None
+    for subject, entry in zip(subjects, report.subjects, strict=True):
+        reason = subject.not_applicable(case)
+        if reason:
+            entry.not_applicable[reason] += 1
+            continue
+        expected = expected or checks.reference(inputs)
+        entry.cases[case.dtype] += 1
+        try:
+            got = checks.evaluate(subject.loss, inputs, gradient=subject.differentiable)
+        except Exception as error:  # whatever a subject raises is a finding on its case, and the run goes on
+            entry.findings.append(Finding("call", case.id, "refused", f"{type(error).__name__}: {error}"))
+            continue
+        if problem := checks.misshapen(got, inputs, expected):
+            entry.findings.append(Finding("result", case.id, "wrong", problem))
+            continue
+        if got.gradient is None:
+            entry.not_applicable["has no gradient"] += 1
+        for difference in checks.compare(got, inputs, expected):
+            entry.tally(difference.check, case.dtype).add(difference.error, difference.ratio, case.id)
+            if difference.ratio > 1:
+                entry.findings.append(Finding(difference.check, case.id, "wrong", str(difference)))
+
+
+def require_device(device: str) -> None:
+    """Raise RuntimeError, in one line, where torch cannot put a tensor on the device."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise RuntimeError(f"device: got {device!r}; {str(error).splitlines()[0]}") from None
+
+
+def environment(device: str, seed: int) -> dict[str, str]:
+    """What a reader must know to repeat the run."""
+    return {
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "device": device_name(device),
+        "threads": str(torch.get_num_threads()),
+        "seed": str(seed),
+    }
+
+
+def device_name(device: str) -> str:
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.startswith("cuda") else device

@@ -1,0 +1,71 @@
+"""Subjects: the implementations under test, and what does not apply to one of them and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crossent import forms
+from crossent.cases import Case
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One cross-entropy under test.
+
+    Attributes:
+        name: what the report calls it.
+        loss: a callable with the signature of `F.cross_entropy`.
+        differentiable: whether its result has a gradient.
+        not_applicable: why a case does not apply to it, or None where it does.
+    """
+
+    name: str
+    loss: Callable[..., Tensor]
+    differentiable: bool = True
+    not_applicable: Callable[[Case], str | None] = lambda case: None
+
+
+def _scalar_on_tensors(input: Tensor, target: Tensor, **options: Any) -> Tensor:
+    if isinstance(weight := options.get("weight"), Tensor):
+        options["weight"] = weight.tolist()
+    return torch.tensor(forms.scalar(input.tolist(), target.tolist(), **options), dtype=torch.float64)
+
+
+def _why_not_scalar(case: Case) -> str | None:
+    if case.dtype != "float64":
+        return "computes in Python's float, binary64, only"
+    if case.shape != "C":
+        return "takes one row only"
+    return None
+
+
+FORMS = {
+    subject.name: subject
+    for subject in (
+        Subject("formula", forms.formula),
+        Subject("log_softmax_nll", forms.log_softmax_nll),
+        Subject("one_hot", forms.one_hot),
+        Subject("scalar", _scalar_on_tensors, differentiable=False, not_applicable=_why_not_scalar),
+    )
+}
+
+
+def load(subject: str | Callable[..., Tensor]) -> Subject:
+    """A form by its name, or any callable with the signature of `F.cross_entropy`.
+
+    Raises:
+        ValueError: a name that is no form's.
+        TypeError: neither a name nor a callable.
+    """
+    if isinstance(subject, str):
+        if subject not in FORMS:
+            raise ValueError(f"subject: got {subject!r}; allowed are {', '.join(FORMS)}")
+        return FORMS[subject]
+    if not callable(subject):
+        raise TypeError(f"subject: got {type(subject).__name__}; allowed are a form's name and a callable")
+    return Subject(getattr(subject, "__name__", type(subject).__name__), subject)
