@@ -27,11 +27,12 @@ class Format:
     smallest_subnormal: float
 
     def gamma(self, roundings: int) -> float:
+        """`n u / (1 - n u)`, what n roundings add up to at most."""
         return roundings * self.unit_roundoff / (1 - roundings * self.unit_roundoff)
 
-    def rounding(self, values: Array) -> Array:
+    def rounding(self, values: Array | float) -> Array:
         """The error of rounding `values` to this format once, gradual underflow included."""
-        return self.unit_roundoff * np.abs(values) + self.smallest_subnormal / 2
+        return np.asarray(self.unit_roundoff * np.abs(values) + self.smallest_subnormal / 2)
 
 
 # Precision, smallest normal and smallest subnormal number: IEEE 754-2019, table 3.5; bfloat16 has float32's exponents.
@@ -74,7 +75,7 @@ class RowTerms:
         classes = self.log_probs.shape[1]
         terms = np.abs(self.coefficients) * self._log_prob_error(compute)
         terms += compute.gamma(classes + 5) * np.abs(self.coefficients * _finite(self.log_probs))
-        return terms.sum(1) + storage.rounding(_finite(self.losses))
+        return np.asarray(terms.sum(1) + storage.rounding(_finite(self.losses)))
 
     def reduced_bound(self, result: float, compute: Format, storage: Format) -> float:
         """Of the sum or the mean: rows and weights are each summed in any order, then divided and rounded."""
@@ -82,7 +83,7 @@ class RowTerms:
         total = self.loss_bounds(compute, compute).sum() + compute.gamma(rows) * np.abs(_finite(self.losses)).sum()
         if self.denominator:
             total = total / abs(self.denominator) + compute.gamma(rows + 2) * abs(np.nan_to_num(result))
-        return float(total + storage.rounding(np.nan_to_num(np.float64(result))))
+        return float(total + storage.rounding(np.nan_to_num(result)))
 
     def gradient_bounds(self, gradient: Array, compute: Format, storage: Format) -> Array:
         """Of each element of the gradient, (R, C), for `g/D · (p_c Σ v - v_c)`.
@@ -98,7 +99,7 @@ class RowTerms:
         relative = np.expm1(relative + self._log_prob_error(compute)) + compute.gamma(rows + classes + 8)
         softmax = scale * total * (probs * relative + 2 * compute.smallest_normal)
         target = scale * np.abs(self.coefficients) * compute.gamma(rows + 8)
-        return softmax + target + storage.rounding(_finite(gradient))
+        return np.asarray(softmax + target + storage.rounding(_finite(gradient)))
 
 
 def _finite(values: Array) -> Array:

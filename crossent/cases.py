@@ -27,6 +27,9 @@ SHAPES = {
     "square": (5, 5),  # N == C: an index vector must not be taken for a dense row
     "empty": (0, 5),
 }
+# What the logits look like: scale and common offset. exp overflows without the shift by the maximum where the
+# offset is large; wide rows have gaps beyond 100, where every other exponential underflows in float32.
+VALUES = {"normal": (3.0, 0.0), "offset": (3.0, 1e4), "wide": (60.0, 0.0)}
 DTYPES = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
@@ -58,6 +61,7 @@ class Case:
 
     dtype: str
     shape: str
+    values: str
     target: str
     reduction: str
     weight: str
@@ -68,10 +72,12 @@ class Case:
 
     @property
     def id(self) -> str:
+        """The case in words, enough to build it again."""
         return "-".join(
             (
                 self.dtype,
                 self.shape,
+                self.values,
                 self.target,
                 self.reduction,
                 self.weight,
@@ -94,7 +100,8 @@ class Case:
         def tensor(values: Any, dtype: torch.dtype = dtype) -> Tensor:
             return torch.from_numpy(np.asarray(values)).to(dtype).to(device)
 
-        logits = tensor(3 * random.standard_normal(shape))
+        scale, offset = VALUES[self.values]
+        logits = tensor(scale * random.standard_normal(shape) + offset)
         ignore_index = IGNORED[self.ignored]
         if self.target == "probabilities":
             raw = random.exponential(size=shape)
@@ -121,12 +128,13 @@ class Case:
 
 
 def grid(dtypes: Sequence[str] = tuple(DTYPES), seed: int = 0) -> Iterator[Case]:
-    """Every valid combination of the options, over every shape and dtype."""
-    for dtype, shape, target, weight, ignored, smoothing in itertools.product(
-        dtypes, SHAPES, TARGETS, WEIGHTS, IGNORED, SMOOTHING
+    """Every valid combination of the options, over every dtype and shape, and over the values of one shape."""
+    shapes = [(shape, "normal") for shape in SHAPES] + [("NC", values) for values in VALUES if values != "normal"]
+    for dtype, (shape, values), target, weight, ignored, smoothing in itertools.product(
+        dtypes, shapes, TARGETS, WEIGHTS, IGNORED, SMOOTHING
     ):
         if target == "probabilities" and ignored != "no_ignored":
             continue  # class probabilities have no ignore_index
         for reduction, upstreams in UPSTREAMS.items():
             for upstream in upstreams:
-                yield Case(dtype, shape, target, reduction, weight, ignored, smoothing, upstream, seed)
+                yield Case(dtype, shape, values, target, reduction, weight, ignored, smoothing, upstream, seed)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,6 +49,7 @@ class Difference:
 
     @property
     def error(self) -> float:
+        """The distance, 0 for equal infinities and for two NaN, infinite for NaN against a number."""
         if np.array_equal(self.got, self.expected, equal_nan=True):
             return 0.0
         error = abs(self.got - self.expected)
@@ -63,7 +65,9 @@ class Difference:
     @property
     def ratio(self) -> float:
         """Error ÷ bound: 1 is the limit."""
-        return self.error / self.bound if self.error else 0.0
+        if self.error == 0:
+            return 0.0
+        return self.error / self.bound if self.bound > 0 else np.inf
 
 
 def evaluate(loss: Loss, inputs: Inputs, *, gradient: bool = True) -> Result:
@@ -72,15 +76,20 @@ def evaluate(loss: Loss, inputs: Inputs, *, gradient: bool = True) -> Result:
     value = loss(logits, inputs.target, **inputs.options)
     if not gradient:
         return Result(value, None)
-    (of_logits,) = torch.autograd.grad(value, logits, inputs.upstream.to(value.dtype))
+    # Of the result's own shape: a wrong shape is :func:`misshapen`, and not an error of autograd's.
+    upstream = inputs.upstream.to(value.dtype)
+    if upstream.shape != value.shape:
+        upstream = torch.ones_like(value)
+    (of_logits,) = torch.autograd.grad(value, logits, upstream)
     return Result(value.detach(), of_logits)
 
 
 def reference(inputs: Inputs) -> Expected:
     """`nn.CrossEntropyLoss` in float64, on the same values: widening is exact."""
 
-    def widened(logits: Tensor, target: Tensor, **options: object) -> Tensor:
-        return torch.nn.CrossEntropyLoss(**options)(logits, target)
+    def widened(logits: Tensor, target: Tensor, **options: Any) -> Tensor:
+        loss: Tensor = torch.nn.CrossEntropyLoss(**options)(logits, target)
+        return loss
 
     options = {k: v.double() if isinstance(v, Tensor) else v for k, v in inputs.options.items()}
     # uint8 is widened too: torch accepts it, except with weight and label_smoothing together.
@@ -94,8 +103,6 @@ def misshapen(got: Result, inputs: Inputs, expected: Expected) -> str | None:
     dtype = inputs.logits.dtype
     if inputs.target.is_floating_point():
         dtype = torch.promote_types(dtype, inputs.target.dtype)
-    if not isinstance(got.loss, Tensor):
-        return f"got a {type(got.loss).__name__}; expected a tensor"
     if got.loss.shape == expected.result.loss.shape and got.loss.dtype == dtype:
         return None
     return f"got {got.loss.dtype} {tuple(got.loss.shape)}; expected {dtype} {tuple(expected.result.loss.shape)}"
@@ -115,8 +122,7 @@ def compare(got: Result, inputs: Inputs, wanted: Expected) -> list[Difference]:
         bounds = (terms.loss_bounds(compute, storage) + terms.loss_bounds(exact, exact))[:, None]
     else:
         value = expected.loss.item()
-        bounds = terms.reduced_bound(value, compute, storage) + terms.reduced_bound(value, exact, exact)
-        bounds = np.array([[bounds]])
+        bounds = np.array([[terms.reduced_bound(value, compute, storage) + terms.reduced_bound(value, exact, exact)]])
     differences = [_worst("loss", got.loss.reshape(-1, 1).double().cpu().numpy(), values, bounds)]
     if got.gradient is not None and expected.gradient is not None:
         values = _rows(expected.gradient)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
-from typing import TypeVar
 
 import click
 from rich.console import Console
@@ -17,9 +16,9 @@ from crossent.cases import DTYPES, Case
 from crossent.runner import check as run_check
 from crossent.subjects import FORMS
 
+# 32 bits: what numpy's and torch's generators both take.
+SEED = click.IntRange(0, 2**32 - 1)
 HELD, FINDINGS, WRONG_USE, NOTHING_RAN, INTERRUPTED = 0, 1, 2, 3, 130
-
-T = TypeVar("T")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,12 +50,12 @@ def crossent() -> None:
 @click.argument("subjects", metavar="[FORM ...]", nargs=-1, type=click.Choice(list(FORMS)))
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @click.option("--dtype", "dtypes", multiple=True, type=click.Choice(list(DTYPES)), help="All four unless given.")
-@click.option("--seed", default=0, show_default=True, help="Other numbers for the same options.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Other numbers for the same options.")
 def check(subjects: tuple[str, ...], device: str, dtypes: tuple[str, ...], seed: int) -> int:
     """Hold the forms to nn.CrossEntropyLoss: loss and gradient over every combination of options."""
     with _one_line():
         report = run_check(*subjects, device=device, dtypes=dtypes or tuple(DTYPES), seed=seed, progress=_progress)
-    Console(soft_wrap=True).print(report.render())
+    Console().print(report.render())
     if not report.ran:
         return NOTHING_RAN
     return HELD if report.ok else FINDINGS
@@ -67,18 +66,21 @@ def check(subjects: tuple[str, ...], device: str, dtypes: tuple[str, ...], seed:
 @click.option("--target", type=int, help="The true class.  [default: 0]")
 @click.option("--random", is_flag=True, help="A random row and a random label instead.")
 @click.option("--classes", type=click.IntRange(1, 1_000_000), help="How many, with --random.  [default: 5]")
-@click.option("--seed", type=click.IntRange(0), help="Of the random row.  [default: 0]")
+@click.option("--seed", type=SEED, help="Of the random row.  [default: 0]")
 def explain(logits: str | None, target: int | None, random: bool, classes: int | None, seed: int | None) -> None:
     """Walk through the loss of one row, step by step."""
     if random and (logits is not None or target is not None):
         raise click.UsageError("--random draws the logits and the target: give it without --logits and --target")
+    if (logits is None) != (target is None):
+        raise click.UsageError("--logits and --target go together: the class of one row says nothing of another")
     if not random and (classes is not None or seed is not None):
         raise click.UsageError("--classes and --seed belong to --random")
     if random:
-        row, label = explanation.random_row(5 if classes is None else classes, seed or 0)
+        row, label = explanation.random_row(classes or 5, seed or 0)
     else:
-        row = explanation.SEED_LOGITS if logits is None else _numbers(logits)
-        label = explanation.SEED_TARGET if target is None else target
+        row, label = explanation.SEED_LOGITS, explanation.SEED_TARGET
+        if logits is not None and target is not None:
+            row, label = _numbers(logits), target
     with _one_line():
         text = explanation.explain(row, label)
     console = Console()
@@ -106,6 +108,4 @@ def _one_line() -> Iterator[None]:
 def _progress(cases: Sequence[Case]) -> Iterator[Case]:
     """A bar on stderr, gone at the end; none where stderr is no terminal."""
     console = Console(stderr=True)
-    yield from track(
-        cases, description="checking", console=console, transient=True, disable=not console.is_terminal
-    )
+    yield from track(cases, description="checking", console=console, transient=True, disable=not console.is_terminal)

@@ -60,9 +60,10 @@ def explain(logits: Sequence[float] = SEED_LOGITS, target: int = SEED_TARGET) ->
     return Group(
         Text("Cross-entropy, step by step", "bold"),
         _paragraph(
-            f"A network that tells {_count(len(logits), 'class', 'classes')} apart gives one number for each class, its "
-            f"logit: the larger, the more it believes in that class. Here the logits are {_vector(x)}, and the class "
-            f"that is really in the picture is class {target}. The loss says in one number how wrong the network is."
+            f"A network that tells {_count(len(logits), 'class', 'classes')} apart gives one number for each class, "
+            f"its logit: the larger, the more it believes in that class. Here the logits are {_vector(x)}, and the "
+            f"class that is really in the picture is class {target}. The loss says in one number how wrong the network "
+            "is."
         ),
         _step("1", "Softmax makes probabilities of the logits", "p_i = exp(x_i) / Σ_j exp(x_j)"),
         _paragraph(
@@ -77,7 +78,8 @@ def explain(logits: Sequence[float] = SEED_LOGITS, target: int = SEED_TARGET) ->
         _paragraph(
             f"The target as a vector, y', is one at class {target} and zero elsewhere, so a single term of the sum is "
             f"left: -log p_{target} = -log {_number(p[target].item())} = {_number(loss)}. A sure and right network has "
-            "loss 0; a sure and wrong one is punished without limit." + _rounded_by_hand(p[target].item(), loss, (tuple(logits), target) == (SEED_LOGITS, SEED_TARGET))
+            "loss 0; a sure and wrong one is punished without limit."
+            + _rounded_by_hand(p[target].item(), loss, (tuple(logits), target) == (SEED_LOGITS, SEED_TARGET))
         ),
         _step("3", "The same, without the division", "H = -x_y + log Σ_j exp(x_j)"),
         _paragraph(

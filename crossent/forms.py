@@ -78,7 +78,7 @@ def formula(
     log_sum = x.exp().sum(-1, keepdim=True).log()
     if rows.dense:
         return rows.reduce(rows.expect(-x + log_sum))
-    return rows.reduce(rows.target_weight * (-rows.pick(x) + log_sum.squeeze(-1)))
+    return rows.reduce(rows.weigh(-rows.pick(x) + log_sum.squeeze(-1)))
 
 
 def log_softmax_nll(
@@ -105,9 +105,12 @@ def log_softmax_nll(
     log_probs = F.log_softmax(rows.logits, -1)
     if rows.dense:
         return rows.reduce(-rows.expect(log_probs))
+    assert rows.index is not None  # or every class would count
     # Reduced by rows.reduce: F.nll_loss's own sums skip a flush where every 16th row is ignored, and its
     # backward refuses some views of four dimensions (pytorch#175084), so it gets rows, one loss for each.
-    losses = F.nll_loss(log_probs.reshape(-1, log_probs.shape[-1]), rows.index.reshape(-1), rows.weight, reduction="none")
+    losses = F.nll_loss(
+        log_probs.reshape(-1, log_probs.shape[-1]), rows.index.reshape(-1), rows.weight, reduction="none"
+    )
     return rows.reduce(losses.reshape(rows.index.shape))
 
 

@@ -34,6 +34,7 @@ class Tally:
     case: str = ""
 
     def add(self, error: float, ratio: float, case: str) -> None:
+        """Enter one difference."""
         self.error = max(self.error, error)
         if ratio >= self.ratio:
             self.ratio, self.case = ratio, case
@@ -41,7 +42,7 @@ class Tally:
 
 @dataclass
 class SubjectReport:
-    """One subject's part: the cases that ran for each dtype, tallies, findings, and the reasons for what did not run."""
+    """One subject's part: what ran for each dtype, what was found, and why the rest did not run."""
 
     name: str
     cases: Counter[str] = field(default_factory=Counter)
@@ -50,6 +51,7 @@ class SubjectReport:
     not_applicable: Counter[str] = field(default_factory=Counter)
 
     def tally(self, check: str, dtype: str) -> Tally:
+        """The tally of one check on one dtype, made when it is first asked for."""
         return self.tallies.setdefault((check, dtype), Tally())
 
     def failed(self, dtype: str) -> int:
@@ -69,14 +71,17 @@ class Report:
 
     @property
     def ran(self) -> int:
+        """How many calls were judged: cases, times the subjects that they apply to."""
         return sum(sum(subject.cases.values()) for subject in self.subjects)
 
     @property
     def findings(self) -> list[Finding]:
+        """Those of every subject."""
         return [finding for subject in self.subjects for finding in subject.findings]
 
     @property
     def ok(self) -> bool:
+        """Whether something ran and nothing was found."""
         return self.ran > 0 and not self.findings
 
     def render(self, most_findings: int = 5) -> RenderableType:
@@ -85,7 +90,7 @@ class Report:
         parts.append(self._table())
         for subject in self.subjects:
             for finding in subject.findings[:most_findings]:
-                parts.append(Text(f"{subject.name}: {finding}", overflow="fold"))
+                parts.append(Text(f"{subject.name}: {finding}"))
             if len(subject.findings) > most_findings:
                 parts.append(Text(f"{subject.name}: … and {len(subject.findings) - most_findings} more findings"))
             for reason, count in sorted(subject.not_applicable.items()):
@@ -95,6 +100,7 @@ class Report:
 
     @property
     def summary(self) -> str:
+        """The run in one line."""
         if not self.ran:
             return "nothing ran"
         if self.findings:
@@ -115,7 +121,7 @@ class Report:
                 cells = [subject.name, dtype, str(count)]
                 for check in ("loss", "gradient"):
                     tally = subject.tallies.get((check, dtype))
-                    cells += [f"{tally.error:.1e}", f"{100 * tally.ratio:.0f} %"] if tally else ["–", "–"]
+                    cells += [f"{tally.error:.1e}", _share(tally.ratio)] if tally else ["–", "–"]
                 failed = subject.failed(dtype)
                 verdict = Text(f"{failed} wrong", "bold red") if failed else Text("equal", "green")
                 table.add_row(*cells, verdict)
@@ -125,3 +131,8 @@ class Report:
         text = io.StringIO()
         Console(file=text, width=100).print(self.render())
         return text.getvalue().rstrip()
+
+
+def _share(ratio: float) -> str:
+    """A ratio of error to bound as a percentage; beyond ten times the bound the number says no more."""
+    return f"{100 * ratio:.0f} %" if ratio < 10 else "> 10 ×"

@@ -55,6 +55,11 @@ class Rows:
         assert self.index is not None
         return values.gather(-1, self.index.unsqueeze(-1)).squeeze(-1)
 
+    def weigh(self, values: Tensor) -> Tensor:
+        """`w_y · values`: (...) to (...)."""
+        assert self.target_weight is not None
+        return self.target_weight * values
+
     def weighted(self, values: Tensor) -> Tensor:
         """`w_c · values_c`: (..., C) to (..., C)."""
         return values if self.weight is None else self.weight * values
@@ -66,7 +71,7 @@ class Rows:
         uniform = self.weighted(values).sum(-1) * (self.label_smoothing / values.shape[-1])
         if self.label_smoothing == 1:  # q is uniform; 0 · inf of the true class must not enter
             return uniform
-        return (1 - self.label_smoothing) * (self.target_weight * self.pick(values)) + uniform
+        return (1 - self.label_smoothing) * self.weigh(self.pick(values)) + uniform
 
     def one_hot(self) -> Tensor:
         """The dense target `q`, (..., C): probabilities, or the smoothed one-hot of the index."""
@@ -181,7 +186,7 @@ def _check_options(
         raise TypeError(f"ignore_index: got {type(ignore_index).__name__}; allowed is an int") from None
     if not -(2**63) <= ignore_index < 2**63:
         raise ValueError(f"ignore_index: got {ignore_index}; allowed are 64-bit integers")
-    if isinstance(label_smoothing, str | bytes) or not hasattr(label_smoothing, "__float__"):
+    if not hasattr(label_smoothing, "__float__"):  # numbers, and a tensor of one, as torch
         raise TypeError(f"label_smoothing: got {type(label_smoothing).__name__}; allowed is a float")
     label_smoothing = float(label_smoothing)
     if not 0 <= label_smoothing <= 1:  # NaN too, which torch lets pass together with negative values

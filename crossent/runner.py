@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -48,9 +49,10 @@ def check(
         raise ValueError(f"dtypes: got {unknown[0]!r}; allowed are {', '.join(DTYPES)}")
     loaded = [load(subject) for subject in subjects or FORMS]
     require_device(device)
-    report = Report(environment(device, seed), [SubjectReport(subject.name) for subject in loaded])
-    for case in progress(list(grid(dtypes, seed))):
-        run_case(case, loaded, report, device)
+    with _one_thread():
+        report = Report(environment(device, seed), [SubjectReport(subject.name) for subject in loaded])
+        for case in progress(list(grid(dtypes, seed))):
+            run_case(case, loaded, report, device)
     return report
 
 
@@ -81,6 +83,17 @@ def run_case(case: Case, subjects: Sequence[Subject], report: Report, device: st
                 entry.findings.append(Finding(difference.check, case.id, "wrong", str(difference)))
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """The grid's tensors are tiny: on a busy machine a pool of threads made the run three times as long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def require_device(device: str) -> None:
     """Raise RuntimeError, in one line, where torch cannot put a tensor on the device."""
     try:
@@ -102,4 +115,5 @@ def environment(device: str, seed: int) -> dict[str, str]:
 
 
 def device_name(device: str) -> str:
+    """The device, with the model's name where it is a CUDA device."""
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.startswith("cuda") else device

@@ -1,0 +1,59 @@
+"""Options and header of the test run: which devices, and what a reader must know to repeat it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from crossent.runner import device_name, require_device
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("crossent")
+    group.addoption(
+        "--crossent-device",
+        action="append",
+        metavar="DEVICE",
+        help="cpu, cuda or cuda:N; may be given again. Default: cpu and every CUDA device present.",
+    )
+    group.addoption(
+        "--crossent-seed", type=int, default=0, metavar="N", help="Other numbers in every case. Default: 0."
+    )
+
+
+def pytest_configure(config):
+    # The tensors here are tiny: a pool of threads would only wait for itself, and fight with xdist's workers.
+    torch.set_num_threads(1)
+
+
+def pytest_report_header(config):
+    devices = ", ".join(device_name(d) if _missing(d) is None else f"{d} (missing)" for d in _devices(config))
+    return f"crossent: torch {torch.__version__}, device {devices}, seed {config.getoption('--crossent-seed')}"
+
+
+def pytest_generate_tests(metafunc):
+    if "device" in metafunc.fixturenames:
+        params = []
+        for device in _devices(metafunc.config):
+            missing = _missing(device)
+            params.append(pytest.param(device, marks=[pytest.mark.skip(reason=missing)] if missing else []))
+        metafunc.parametrize("device", params)
+
+
+@pytest.fixture
+def seed(request):
+    return request.config.getoption("--crossent-seed")
+
+
+def _devices(config):
+    found = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    return config.getoption("--crossent-device") or found
+
+
+def _missing(device):
+    """Why the device cannot be used, or None."""
+    try:
+        require_device(device)
+    except RuntimeError as error:
+        return str(error)
+    return None

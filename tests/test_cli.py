@@ -1,0 +1,170 @@
+"""The command: what it prints, its exit status, and one line for wrong use."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from crossent import cases, cli
+
+
+def run(capsys, *arguments):
+    status = cli.main(arguments)
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+@pytest.fixture
+def small_grid(monkeypatch):
+    """A handful of cases instead of the grid: these tests are about the door, not about what is behind it."""
+    whole = cases.grid
+    monkeypatch.setattr("crossent.runner.grid", lambda dtypes, seed: list(whole(dtypes, seed))[::400])
+
+
+def test_check_prints_a_row_for_each_form_and_dtype(capsys, small_grid):
+    status, out, err = run(capsys, "check")
+    assert status == cli.HELD
+    assert err == ""
+    for form in ("formula", "log_softmax_nll", "one_hot"):
+        for dtype in cases.DTYPES:
+            assert re.search(rf"{form} +{dtype} +\d+ .* equal", out), out
+    assert "each equal to nn.CrossEntropyLoss" in out
+
+
+def test_check_says_what_did_not_apply_and_why(capsys, small_grid):
+    _, out, _ = run(capsys, "check", "scalar")
+    assert re.search(r"not applicable: scalar takes one row only \(\d+ cases\)", out)
+
+
+def test_check_exits_1_and_shows_the_numbers_when_a_form_is_wrong(capsys, small_grid, monkeypatch):
+    from crossent import forms, subjects
+
+    wrong = subjects.Subject("formula", lambda *args, **options: forms.formula(*args, **options) * 1.01)
+    monkeypatch.setitem(subjects.FORMS, "formula", wrong)
+    status, out, _ = run(capsys, "check", "formula", "--dtype", "float64")
+    assert status == cli.FINDINGS
+    assert re.search(r"\d+ wrong", out)
+    assert "nn.CrossEntropyLoss in float64 gives" in out
+
+
+def test_check_exits_3_when_nothing_ran(capsys, small_grid):
+    status, out, _ = run(capsys, "check", "scalar", "--dtype", "float16")
+    assert status == cli.NOTHING_RAN
+    assert "nothing ran" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("check", "formulae"), "formulae"),
+        (("check", "--dtype", "float8"), "float8"),
+        (("check", "--device", "cuda:99"), "cuda:99"),
+        (("check", "--device", "toaster"), "toaster"),
+        (("check", "--seed", "x"), "--seed"),
+        (("check", "--seed", "-1"), "--seed"),
+        (("check", "--nonsense"), "--nonsense"),
+        (("nonsense",), "nonsense"),
+        (("explain", "--logits", "1,foo", "--target", "0"), "--logits"),
+        (("explain", "--logits", "", "--target", "0"), "--logits"),
+        (("explain", "--logits", "1,nan", "--target", "0"), "logits"),
+        (("explain", "--logits", "1,inf", "--target", "0"), "logits"),
+        (("explain", "--logits", "1,1e999", "--target", "0"), "logits"),
+        (("explain", "--logits", "1,2", "--target", "2"), "target"),
+        (("explain", "--logits", "1,2", "--target", "-1"), "target"),
+        (("explain", "--logits", "1,2", "--target", "1.5"), "--target"),
+        (("explain", "--logits", "1,2"), "--target"),
+        (("explain", "--target", "2"), "--logits"),
+        (("explain", "--random", "--logits", "1,2"), "--random"),
+        (("explain", "--classes", "3"), "--random"),
+        (("explain", "--random", "--classes", "0"), "--classes"),
+        (("explain", "--random", "--seed", "-1"), "--seed"),
+        (("explain", "--random", "--seed", str(2**64)), "--seed"),
+    ],
+)
+def test_wrong_use_is_one_line_on_stderr_and_status_2(capsys, arguments, named):
+    status, out, err = run(capsys, *arguments)
+    assert status == cli.WRONG_USE
+    assert out == ""
+    assert err.startswith("crossent: ")
+    assert err.count("\n") == 1
+    assert named in err
+
+
+def test_no_command_prints_the_help(capsys):
+    status, out, _ = run(capsys)
+    assert status == cli.WRONG_USE
+    assert "explain" in out
+
+
+def test_ctrl_c_is_one_line_and_status_130(capsys, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "run_check", interrupted)
+    status, out, err = run(capsys, "check")
+    assert (status, out, err.strip()) == (cli.INTERRUPTED, "", "crossent: interrupted")
+
+
+def test_explain_walks_through_the_example_of_the_article(capsys):
+    status, out, _ = run(capsys, "explain")
+    assert status == cli.HELD
+    words = " ".join(out.split())
+    for shown in ("0.8789", "0.1189", "0.002179", "= 0.1291", "0.1278", "0.6333", "0.12"):
+        assert shown in words
+    for form in ("nn.CrossEntropyLoss", "formula", "log_softmax_nll", "one_hot", "scalar"):
+        assert re.search(rf"{re.escape(form)} .*0\.1291089088", out), out
+
+
+def test_explain_takes_negative_logits_after_a_space(capsys):
+    status, out, _ = run(capsys, "explain", "--logits", "-1,2", "--target", "1")
+    assert status == cli.HELD
+    assert "(-1, 2)" in out
+
+
+def test_explain_says_when_the_prediction_is_wrong(capsys):
+    _, out, _ = run(capsys, "explain", "--logits", "3,1,-3", "--target", "2")
+    assert "but the true class is 2" in " ".join(out.split())
+
+
+@pytest.mark.parametrize("logits", ["0", "5,5", "1000,-1000", "1e300,-1e300", "1e-320,0", "-1e8,-1e8,-1e8"])
+def test_explain_survives_extreme_logits(capsys, logits):
+    status, out, err = run(capsys, "explain", "--logits", logits, "--target", "0")
+    assert (status, err) == (cli.HELD, "")
+    assert "nan" not in out
+
+
+def test_explain_random_repeats_with_its_seed(capsys):
+    first, second, other = (run(capsys, "explain", "--random", "--seed", s)[1] for s in ("1", "1", "2"))
+    assert first == second
+    assert first != other
+
+
+def test_explain_shortens_a_long_row_and_keeps_its_true_class(capsys):
+    status, out, _ = run(capsys, "explain", "--random", "--classes", "100000")
+    assert status == cli.HELD
+    assert "← the true class" in out
+    assert len(out.splitlines()) < 80
+
+
+def test_an_ascii_terminal_gets_question_marks_and_no_traceback():
+    process = subprocess.run(
+        [sys.executable, "-m", "crossent", "explain"],
+        env={"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        check=False,
+    )
+    assert process.returncode == cli.HELD, process.stderr
+    assert b"Traceback" not in process.stderr
+
+
+def test_a_closed_pipe_is_no_traceback():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "crossent", "explain"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()
+    error = process.stderr.read()
+    process.stderr.close()
+    process.wait()
+    assert b"Traceback" not in error
+    assert b"Exception" not in error

@@ -1,0 +1,67 @@
+"""Each form against `nn.CrossEntropyLoss`: loss and gradient, over the whole grid of options."""
+
+from dataclasses import replace
+
+import pytest
+
+from crossent import cases
+from crossent.report import Report, SubjectReport
+from crossent.runner import run_case
+from crossent.subjects import FORMS
+
+
+def pytest_generate_tests(metafunc):
+    # In a hook, not in a decorator: the seed is an option of the run.
+    if "case" in metafunc.fixturenames:
+        seed = metafunc.config.getoption("--crossent-seed")
+        metafunc.parametrize("case", [pytest.param(case, id=case.id) for case in cases.grid(seed=seed)])
+
+
+def test_every_form_has_torchs_loss_and_gradient(case, device):
+    report = Report({}, [SubjectReport(name) for name in FORMS])
+    run_case(case, list(FORMS.values()), report, device)
+    assert report.ok, "\n".join(f"{form.name}: {finding}" for form in report.subjects for finding in form.findings)
+
+
+def test_every_triple_of_options_meets_in_the_grid():
+    names = ("shape", "target", "reduction", "weight", "ignored", "label_smoothing", "upstream")
+    rows = [tuple(getattr(case, name) for name in names) for case in cases.grid(["float32"])]
+
+    def possible(picked):
+        """Whether the values can stand together in one case: the two constraints that the grid has."""
+        if picked.get("target") == "probabilities" and picked.get("ignored", "no_ignored") != "no_ignored":
+            return False
+        upstreams = cases.UPSTREAMS.get(picked.get("reduction"), sum(cases.UPSTREAMS.values(), ()))
+        return picked.get("upstream", upstreams[0]) in upstreams
+
+    triples = 0
+    for i in range(len(names)):
+        for j in range(i):
+            for k in range(j):
+                met = {(row[i], row[j], row[k]) for row in rows}
+                for a in {row[i] for row in rows}:
+                    for b in {row[j] for row in rows}:
+                        for c in {row[k] for row in rows}:
+                            if possible({names[i]: a, names[j]: b, names[k]: c}):
+                                triples += 1
+                                assert (a, b, c) in met, f"never together: {a}, {b}, {c}"
+    assert triples > 0
+    print(f"{triples} triples of options, all covered")
+
+
+def test_a_case_is_rebuilt_bit_for_bit():
+    case = next(cases.grid(["bfloat16"], seed=3))
+    once, again = case.build(), replace(case).build()
+    assert once.logits.equal(again.logits)
+    assert once.target.equal(again.target)
+    assert once.upstream.equal(again.upstream)
+
+
+def test_another_seed_makes_other_numbers():
+    case = next(cases.grid(["float32"]))
+    assert not case.build().logits.equal(replace(case, seed=1).build().logits)
+
+
+def test_case_ids_are_unique():
+    ids = [case.id for case in cases.grid()]
+    assert len(ids) == len(set(ids))

@@ -1,0 +1,1340 @@
+"""The contract of a cross-entropy, one sentence a test: what the forms compute, refuse and leave alone.
+
+Most expectations are exact, because the logits are *saturated*: the largest of a row is 0 and every other one is
+-1024 or less, where exp underflows to 0 even in float64. Softmax of such a row is exactly one-hot and log_softmax
+is exactly the row. With powers of two for weights, smoothing and upstream gradients, every product and sum of the
+contract is exact too, and the loss and the gradient can be asked for with `==`. Where numbers must round,
+:func:`hold` asks the engine, whose bounds are derived.
+"""
+
+import functools
+import itertools
+import math
+import os
+import shutil
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from crossent import checks, formula, log_softmax_nll, one_hot, scalar
+from crossent.cases import Inputs
+
+INF, NAN = math.inf, math.nan
+FORMS = (formula, log_softmax_nll, one_hot)
+REDUCTIONS = ("none", "mean", "sum")
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+HALVES = (torch.float16, torch.bfloat16)
+OTHER_INTEGERS = (torch.int8, torch.int16, torch.int32, torch.bool)
+
+# Three saturated rows of four classes. All three of `-log_probs[y]`, `w[y]` and the rows' number differ, so that
+# no denominator can stand in for another: the weights of the true classes add up to 8, the rows to 3.
+LOG_PROBS = ((0.0, -1024.0, -2048.0, -4096.0), (-2048.0, 0.0, -4096.0, -1024.0), (-1024.0, -4096.0, 0.0, -2048.0))
+TARGET = (1, 2, 3)
+WEIGHT = (0.5, 2.0, 4.0, 2.0)
+PROBABILITIES = ((0.5, 0.25, 0.25, 0.0), (0.0, 0.25, 0.25, 0.5), (0.125, 0.5, 0.125, 0.25))
+UPSTREAM = (2.0, -1.0, 0.5)
+
+
+def name_of(value):
+    return value.__name__ if callable(value) else None
+
+
+each_form = pytest.mark.parametrize("form", FORMS, ids=name_of)
+each_reduction = pytest.mark.parametrize("reduction", REDUCTIONS)
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+each_smoothing = pytest.mark.parametrize("label_smoothing", [0.0, 0.5, 1.0])
+
+
+def exactly(got, expected):
+    """Bit for bit, but for the sign of zero and the kind of NaN."""
+    if not isinstance(expected, torch.Tensor):
+        expected = torch.tensor(expected, dtype=got.dtype)
+    torch.testing.assert_close(got.detach(), expected, rtol=0, atol=0, equal_nan=True)
+
+
+def hold(loss, inputs, gradient=True):
+    """The loss and its gradient equal those of nn.CrossEntropyLoss in float64, within the engine's bounds."""
+    expected = checks.reference(inputs)
+    got = checks.evaluate(loss, inputs, gradient=gradient)
+    assert got.loss.shape == expected.result.loss.shape
+    differences = checks.compare(got, inputs, expected)
+    assert len(differences) == 1 + gradient
+    for difference in differences:
+        assert difference.ratio <= 1, f"{difference.check}: {difference}"
+
+
+def inputs_of(logits, target, upstream=None, **options):
+    """`Inputs` with the default options and an upstream gradient that differs from row to row."""
+    options = {"reduction": "mean", "label_smoothing": 0.0, **options}
+    if upstream is None:
+        rows = logits.select(min(1, logits.dim() - 1), 0)
+        # Neither 1 nor uniform nor of one sign (Liger-Kernel#678, pytorch#94226).
+        upstream = torch.arange(rows.numel()).reshape(rows.shape).sub(1.5) if options["reduction"] == "none" else 0.75
+        upstream = torch.as_tensor(upstream, dtype=logits.dtype)
+    return Inputs(logits, target, options, upstream)
+
+
+def random(*shape, dtype=torch.float64, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def random_index(*shape, classes, seed=1):
+    return torch.randint(classes, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def data(dtype=torch.float64):
+    """The saturated rows, their classes and the weights."""
+    return torch.tensor(LOG_PROBS, dtype=dtype), torch.tensor(TARGET), torch.tensor(WEIGHT, dtype=dtype)
+
+
+def smoothed(rows, label_smoothing):
+    """`q = (1 - ε)·target + ε/C`, from classes or from probabilities over four classes."""
+    dense = [row if isinstance(row, tuple) else [float(c == row) for c in range(4)] for row in rows]
+    return [[(1 - label_smoothing) * t + label_smoothing / 4 for t in row] for row in dense]
+
+
+def row_losses(target, label_smoothing=0.0, weight=WEIGHT):
+    """`-Σ_c w_c q_c lp_c` of the saturated rows."""
+    q = smoothed(target, label_smoothing)
+    return [-sum(map(math.prod, zip(weight, q[i], LOG_PROBS[i], strict=True))) for i in range(3)]
+
+
+def row_gradients(target, label_smoothing=0.0, weight=WEIGHT):
+    """`p·Σ_c w_c q_c - w·q` of the saturated rows."""
+    rows = []
+    for log_probs, q in zip(LOG_PROBS, smoothed(target, label_smoothing), strict=True):
+        v = [w * q_c for w, q_c in zip(weight, q, strict=True)]
+        rows.append([(lp == 0) * sum(v) - v_c for lp, v_c in zip(log_probs, v, strict=True)])
+    return rows
+
+
+def gradient_of(form, logits, target, upstream=None, **options):
+    """The loss, and its gradient with respect to the logits."""
+    logits = logits.clone().requires_grad_()
+    loss = form(logits, target, **options)
+    if upstream is None:
+        upstream = torch.ones_like(loss)
+    return loss, torch.autograd.grad(loss, logits, upstream)[0]
+
+
+def test_the_saturated_rows_are_their_own_log_softmax():
+    logits = data()[0]
+    exactly(logits.log_softmax(1), logits)
+    exactly(data(torch.float16)[0].double(), logits)
+    exactly(data(torch.bfloat16)[0].double(), logits)
+
+
+# --- The loss of a row, and the denominator of the mean -----------------------------------------------------------
+
+
+@each_dtype
+@each_form
+def test_the_loss_of_a_row_is_minus_the_log_probability_of_its_class(form, dtype):
+    logits, target, _ = data(dtype)
+    exactly(form(logits, target, reduction="none"), [1024.0, 4096.0, 2048.0])
+
+
+@each_dtype
+@each_form
+def test_weight_multiplies_the_loss_of_the_rows_of_its_class(form, dtype):
+    logits, target, weight = data(dtype)
+    exactly(form(logits, target, weight, reduction="none"), [2 * 1024.0, 4 * 4096.0, 2 * 2048.0])
+
+
+@each_dtype
+@each_form
+def test_smoothing_gives_its_share_to_every_class_the_true_one_included(form, dtype):
+    # ε = 1/2 over four classes: 1/8 to each, so 5/8 to the true one. ε/(C - 1) or (1 - ε)/C would not give these.
+    logits, target, _ = data(dtype)
+    expected = [(5 * 1024 + 2048 + 4096) / 8, (2048 + 5 * 4096 + 1024) / 8, (1024 + 4096 + 5 * 2048) / 8]
+    exactly(form(logits, target, reduction="none", label_smoothing=0.5), expected)
+
+
+@each_form
+def test_under_smoothing_weight_applies_to_each_class_and_not_to_the_row(form):
+    logits, target, weight = data()
+    expected = [
+        (2 * 5 * 1024 + 4 * 2048 + 2 * 4096) / 8,
+        (0.5 * 2048 + 4 * 5 * 4096 + 2 * 1024) / 8,
+        (0.5 * 1024 + 2 * 4096 + 2 * 5 * 2048) / 8,
+    ]
+    exactly(form(logits, target, weight, reduction="none", label_smoothing=0.5), expected)
+
+
+@each_form
+def test_smoothing_of_one_leaves_nothing_of_the_target(form):
+    logits, target, weight = data()
+    losses = form(logits, target, weight, reduction="none", label_smoothing=1.0)
+    exactly(losses, form(logits, (target + 1) % 4, weight, reduction="none", label_smoothing=1.0))
+    exactly(losses, row_losses(TARGET, 1.0))
+
+
+@each_dtype
+@each_form
+def test_the_loss_of_probabilities_is_their_sum_over_classes(form, dtype):
+    logits, _, _ = data(dtype)
+    expected = [(1024 + 2048) / 4, 4096 / 4 + 1024 / 2, 1024 / 8 + 4096 / 2 + 2048 / 4]
+    exactly(form(logits, torch.tensor(PROBABILITIES, dtype=dtype), reduction="none"), expected)
+
+
+@each_smoothing
+@each_form
+def test_weight_and_smoothing_apply_to_probabilities_class_by_class(form, label_smoothing):
+    logits, _, weight = data()
+    target = torch.tensor(PROBABILITIES, dtype=logits.dtype)
+    losses = form(logits, target, weight, reduction="none", label_smoothing=label_smoothing)
+    exactly(losses, row_losses(PROBABILITIES, label_smoothing))
+
+
+@each_smoothing
+@each_form
+def test_mean_divides_by_the_weight_of_kept_rows(form, label_smoothing):
+    logits, target, weight = data()
+    total = sum(row_losses(TARGET, label_smoothing))
+    exactly(form(logits, target, weight, label_smoothing=label_smoothing), total / 8)
+    # Without the middle row 4 is left of the 8; neither the 2 rows that are left nor all 3 (pytorch/xla#896).
+    target[1] = -100
+    total -= row_losses(TARGET, label_smoothing)[1]
+    exactly(form(logits, target, weight, label_smoothing=label_smoothing), total / 4)
+
+
+@each_form
+def test_mean_without_weight_divides_by_the_number_of_kept_rows(form):
+    logits, target, _ = data()
+    exactly(form(logits, target), (1024 + 4096 + 2048) / 3)
+    target[2] = -100
+    exactly(form(logits, target), (1024 + 4096) / 2)
+
+
+@each_smoothing
+@each_form
+def test_mean_of_probabilities_divides_by_the_number_of_rows_and_not_by_weights(form, label_smoothing):
+    logits, _, weight = data()
+    target = torch.tensor(PROBABILITIES, dtype=logits.dtype)
+    total = sum(row_losses(PROBABILITIES, label_smoothing))
+    exactly(form(logits, target, weight, label_smoothing=label_smoothing), total / 3)
+    exactly(form(logits, target, torch.zeros_like(weight), label_smoothing=label_smoothing), 0.0)
+
+
+@each_form
+def test_mean_of_probabilities_counts_the_rows_of_every_dimension(form):
+    logits = torch.tensor(LOG_PROBS).t().expand(2, 4, 3)  # (N, C, d1): six rows
+    target = torch.tensor(PROBABILITIES).t().expand(2, 4, 3)
+    exactly(form(logits, target), sum(row_losses(PROBABILITIES, weight=(1.0,) * 4)) / 3)
+    exactly(form(logits[0, :, 0], target[0, :, 0]), (1024 + 2048) / 4)  # unbatched: one row
+
+
+@each_smoothing
+@each_form
+def test_sum_divides_by_nothing(form, label_smoothing):
+    logits, target, weight = data()
+    probabilities = torch.tensor(PROBABILITIES, dtype=logits.dtype)
+    options = {"weight": weight, "reduction": "sum", "label_smoothing": label_smoothing}
+    exactly(form(logits, target, **options), sum(row_losses(TARGET, label_smoothing)))
+    exactly(form(logits, probabilities, **options), sum(row_losses(PROBABILITIES, label_smoothing)))
+
+
+@each_smoothing
+@each_form
+def test_index_and_one_hot_targets_agree_but_under_a_weighted_mean(form, label_smoothing):
+    # By design, pytorch#61309: the mean of indices divides by 8, their weight; that of probabilities by 3 rows.
+    logits, target, weight = data()
+    hot = F.one_hot(target, 4).to(logits.dtype)
+    for reduction in ("none", "sum"):
+        options = {"weight": weight, "reduction": reduction, "label_smoothing": label_smoothing}
+        exactly(form(logits, target, **options), form(logits, hot, **options))
+    exactly(form(logits, target, label_smoothing=label_smoothing), form(logits, hot, label_smoothing=label_smoothing))
+    total = sum(row_losses(TARGET, label_smoothing))
+    exactly(form(logits, target, weight, label_smoothing=label_smoothing), total / 8)
+    exactly(form(logits, hot, weight, label_smoothing=label_smoothing), total / 3)
+
+
+@pytest.mark.parametrize("ignore_index", [-100, -1, 0, 255, 2**32, 2**63 - 1, -(2**63)])
+@each_smoothing
+@each_form
+def test_ignored_rows_lose_nothing_and_are_not_counted(form, label_smoothing, ignore_index):
+    # The smoothing term skips them too (pytorch#73205), and no row is ignored for a reason other than equality:
+    # neither by being no class nor by being negative (pytorch#15508). Row 0 is one of them (Liger-Kernel#678).
+    logits, target, weight = data()
+    target[0] = ignore_index
+    losses = [0.0, *row_losses(TARGET, label_smoothing)[1:]]
+    options = {"weight": weight, "ignore_index": ignore_index, "label_smoothing": label_smoothing}
+    exactly(form(logits, target, **options, reduction="none"), losses)
+    exactly(form(logits, target, **options, reduction="sum"), sum(losses))
+    exactly(form(logits, target, **options), sum(losses) / 6)
+
+
+@each_form
+def test_an_ignored_class_stays_in_the_softmax_of_other_rows(form):
+    # Class 1 is ignored and has all the probability of row 0. Taken out of the softmax, the loss would be 0.
+    logits = torch.tensor([[-1024.0, 0.0, -4096.0], [0.0, -1024.0, -2048.0]])
+    target = torch.tensor([0, 1])
+    losses, gradient = gradient_of(form, logits, target, ignore_index=1, reduction="none")
+    exactly(losses, [1024.0, 0.0])
+    exactly(gradient, [[-1.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+    smooth = form(logits, target, ignore_index=1, reduction="none", label_smoothing=0.75)
+    exactly(smooth, [(0.25 + 0.25) * 1024.0 + 0.25 * 4096.0, 0.0])
+
+
+@each_reduction
+@each_form
+def test_a_negative_ignore_index_is_not_used_with_probabilities(form, reduction):
+    logits, _, weight = data()
+    target = torch.tensor(PROBABILITIES, dtype=logits.dtype)
+    expected = form(logits, target, weight, reduction=reduction)
+    exactly(form(logits, target, weight, ignore_index=-1, reduction=reduction), expected)
+
+
+@pytest.mark.parametrize("probabilities", [False, True], ids=["index", "probabilities"])
+@pytest.mark.parametrize("shape", [(3,), (4, 3), (3, 3), (2, 3, 4), (2, 3, 4, 2), (2, 3, 2, 1, 2), (4, 1)], ids=str)
+@each_form
+def test_rows_are_the_batch_and_every_further_dimension(form, shape, probabilities):
+    # Each row is a rotation of 0, -1024, -2048, … along axis 1, or 0 when unbatched. (3, 3) has as many rows as
+    # classes: its index vector is not a row of probabilities. A reshape that forgot the axis would mix the rows.
+    axis = min(1, len(shape) - 1)
+    classes = shape[axis]
+    rows = shape[:axis] + shape[axis + 1 :]
+    logits, hot = torch.empty(rows + (classes,)), torch.zeros(rows + (classes,))
+    target, expected = torch.empty(rows, dtype=torch.int64), torch.empty(rows)
+    for i, row in enumerate(itertools.product(*map(range, rows))):
+        y = i // 2 % classes
+        logits[row] = torch.tensor([-1024.0 * ((c + i) % classes) for c in range(classes)])
+        target[row] = y
+        hot[row][y] = 1
+        expected[row] = 1024.0 * ((y + i) % classes)
+    logits = logits.movedim(-1, axis).contiguous()
+    target = hot.movedim(-1, axis).contiguous() if probabilities else target
+    exactly(form(logits, target, reduction="none"), expected)
+    exactly(form(logits, target, reduction="sum"), expected.sum())
+    exactly(form(logits, target), expected.sum() / expected.numel())
+
+
+@pytest.mark.parametrize("target", [2, -100])
+@each_reduction
+@each_form
+def test_an_unbatched_target_may_have_one_dimension_of_size_one(form, reduction, target):
+    # As F.cross_entropy has it on newer torch; the result has no dimension either way.
+    logits = torch.tensor(LOG_PROBS[0])
+    expected = form(logits, torch.tensor(target), reduction=reduction)
+    assert expected.shape == ()
+    exactly(form(logits, torch.tensor([target]), reduction=reduction), expected)
+
+
+@pytest.mark.parametrize("target", ["index", "ignored", "probabilities"])
+@pytest.mark.parametrize("weighted", [False, True], ids=["unweighted", "weighted"])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@each_reduction
+@each_form
+def test_weight_smoothing_and_ignored_rows_equal_torch_together(form, reduction, label_smoothing, weighted, target):
+    # Most real bugs need two or three of these at once; row 0 is ignored, the weights and the upstream differ.
+    logits = random(4, 5, 3)
+    options = {"reduction": reduction, "label_smoothing": label_smoothing}
+    if weighted:
+        options["weight"] = random(5, seed=2).exp()
+    if target == "probabilities":
+        y = random(4, 5, 3, seed=3).softmax(1)
+    else:
+        y = random_index(4, 3, classes=5)
+    if target == "ignored":
+        y[0, 0] = 3
+        options["ignore_index"] = 3
+    hold(form, inputs_of(logits, y, **options))
+
+
+# --- scalar: the same sentences, one row of floats ----------------------------------------------------------------
+
+
+@each_smoothing
+@pytest.mark.parametrize("row", range(3))
+@pytest.mark.parametrize("target", [TARGET, PROBABILITIES], ids=["index", "probabilities"])
+def test_scalar_row_loss_weights_and_smooths_each_class(target, row, label_smoothing):
+    expected = row_losses(target, label_smoothing)[row]
+    for reduction in ("none", "sum"):
+        got = scalar(LOG_PROBS[row], target[row], WEIGHT, reduction=reduction, label_smoothing=label_smoothing)
+        assert got == expected
+    unweighted = row_losses(target, label_smoothing, (1.0,) * 4)[row]
+    assert scalar(LOG_PROBS[row], target[row], label_smoothing=label_smoothing) == unweighted
+
+
+def test_scalar_mean_divides_an_index_by_its_weight_and_probabilities_by_one():
+    assert scalar(LOG_PROBS[0], 2, WEIGHT, label_smoothing=0.5) == row_losses((2, 0, 0), 0.5)[0] / 4
+    assert scalar(LOG_PROBS[0], (0.0, 0.0, 1.0, 0.0), WEIGHT) == 4 * 2048
+
+
+@pytest.mark.parametrize("ignore_index", [-100, -1, 1, 255, 2**32])
+@each_smoothing
+def test_scalar_ignores_by_equality(ignore_index, label_smoothing):
+    options = {"weight": WEIGHT, "ignore_index": ignore_index, "label_smoothing": label_smoothing}
+    assert scalar(LOG_PROBS[0], ignore_index, **options, reduction="none") == 0
+    assert scalar(LOG_PROBS[0], ignore_index, **options, reduction="sum") == 0
+    assert math.isnan(scalar(LOG_PROBS[0], ignore_index, **options))
+    # In range it takes no class out of the softmax of another target.
+    assert scalar((-1024.0, 0.0), 0, ignore_index=1) == 1024
+
+
+def test_scalar_does_not_use_a_negative_ignore_index_with_probabilities():
+    assert scalar(LOG_PROBS[0], PROBABILITIES[0], ignore_index=-1) == scalar(LOG_PROBS[0], PROBABILITIES[0])
+
+
+# --- Gradients ----------------------------------------------------------------------------------------------------
+
+
+@each_smoothing
+@pytest.mark.parametrize("target", [TARGET, PROBABILITIES], ids=["index", "probabilities"])
+@each_form
+def test_the_gradient_of_a_row_is_its_upstream_times_softmax_minus_target(form, target, label_smoothing):
+    # g · (p·Σ w q - w·q), each row with its own g (Liger-Kernel#678, DirectML#739).
+    logits, index, weight = data()
+    y = index if target is TARGET else torch.tensor(target, dtype=logits.dtype)
+    upstream = torch.tensor(UPSTREAM, dtype=logits.dtype)
+    options = {"weight": weight, "reduction": "none", "label_smoothing": label_smoothing}
+    _, gradient = gradient_of(form, logits, y, upstream, **options)
+    expected = torch.tensor(row_gradients(target, label_smoothing), dtype=logits.dtype)
+    exactly(gradient, upstream[:, None] * expected)
+
+
+@each_smoothing
+@each_form
+def test_the_gradient_of_a_mean_is_divided_by_the_same_denominator(form, label_smoothing):
+    logits, target, weight = data()
+    options = {"weight": weight, "label_smoothing": label_smoothing}
+    upstream = torch.tensor(-2.0, dtype=logits.dtype)
+    _, gradient = gradient_of(form, logits, target, upstream, **options)
+    expected = torch.tensor(row_gradients(TARGET, label_smoothing), dtype=logits.dtype)
+    exactly(gradient, -2 * expected / 8)
+    # Probabilities: by the number of rows. Four of them here, so that the division is exact.
+    logits, probabilities = torch.cat([logits, logits[:1]]), torch.tensor(PROBABILITIES, dtype=logits.dtype)
+    probabilities = torch.cat([probabilities, probabilities[:1]])
+    _, gradient = gradient_of(form, logits, probabilities, upstream, **options)
+    expected = torch.tensor(row_gradients(PROBABILITIES, label_smoothing), dtype=logits.dtype)
+    exactly(gradient, -2 * torch.cat([expected, expected[:1]]) / 4)
+
+
+@each_smoothing
+@each_form
+def test_the_gradient_of_a_sum_is_divided_by_nothing(form, label_smoothing):
+    logits, target, weight = data()
+    upstream = torch.tensor(-2.0, dtype=logits.dtype)
+    options = {"weight": weight, "reduction": "sum", "label_smoothing": label_smoothing}
+    _, gradient = gradient_of(form, logits, target, upstream, **options)
+    exactly(gradient, -2 * torch.tensor(row_gradients(TARGET, label_smoothing), dtype=logits.dtype))
+
+
+@each_reduction
+@each_smoothing
+@each_form
+def test_the_gradient_of_ignored_rows_is_exactly_zero(form, label_smoothing, reduction):
+    logits, target, weight = data()
+    target[0] = -100
+    options = {"weight": weight, "reduction": reduction, "label_smoothing": label_smoothing}
+    _, gradient = gradient_of(form, logits, target, **options)
+    kept = torch.tensor(row_gradients(TARGET, label_smoothing)[1:], dtype=logits.dtype)
+    exactly(gradient[0], torch.zeros_like(gradient[0]))
+    if reduction != "mean":
+        exactly(gradient[1:], kept)
+        return
+    # The kept weights are 4 and 2: sixths, which are rounded where the form divides.
+    hold(form, inputs_of(logits, target, **options))
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.5, 1.0])
+@each_form
+def test_a_probability_target_has_a_gradient_too(form, label_smoothing):
+    # -g·(1 - ε)·w_c·lp_c, divided by the number of rows under mean.
+    logits, _, weight = data()
+    target = torch.tensor(PROBABILITIES, dtype=logits.dtype, requires_grad=True)
+    upstream = torch.tensor(UPSTREAM, dtype=logits.dtype)
+    expected = -(1 - label_smoothing) * weight * logits
+    options = {"weight": weight, "label_smoothing": label_smoothing}
+    losses = form(logits, target, **options, reduction="none")
+    exactly(torch.autograd.grad(losses, target, upstream)[0], upstream[:, None] * expected)
+    total = form(logits, target, **options, reduction="sum")
+    exactly(torch.autograd.grad(total, target)[0], expected)
+    four_logits, four = torch.cat([logits, logits[:1]]), torch.cat([target, target[:1]]).detach().requires_grad_()
+    mean = form(four_logits, four, **options)
+    exactly(torch.autograd.grad(mean, four)[0], torch.cat([expected, expected[:1]]) / 4)
+
+
+@each_form
+def test_a_stride_0_upstream_gradient_equals_a_dense_one(form):
+    logits, target, weight = random(3, 4), torch.tensor(TARGET), torch.tensor(WEIGHT, dtype=torch.float64)
+    one = torch.tensor(0.75, dtype=logits.dtype)
+    options = {"weight": weight, "reduction": "none", "label_smoothing": 0.1}
+    _, dense = gradient_of(form, logits, target, torch.full((3,), 0.75, dtype=logits.dtype), **options)
+    _, expanded = gradient_of(form, logits, target, one.expand(3), **options)
+    exactly(expanded, dense)
+    hold(form, inputs_of(logits, target, one.expand(3), **options))
+
+
+@each_reduction
+@each_form
+def test_a_second_backward_through_the_same_loss_gives_the_same_bits(form, reduction):
+    # Nothing that the first one needed was overwritten (Liger-Kernel#343).
+    logits = random(6, 4, dtype=torch.float32).requires_grad_()
+    loss = form(logits, random_index(6, classes=4), reduction=reduction, label_smoothing=0.1)
+    upstream = torch.ones_like(loss)
+    (first,) = torch.autograd.grad(loss, logits, upstream, retain_graph=True)
+    kept = first.clone()
+    (second,) = torch.autograd.grad(loss, logits, upstream)
+    assert same_bits(second, kept)
+    assert same_bits(first, kept)
+
+
+# --- Edges --------------------------------------------------------------------------------------------------------
+
+# logits, target and options of calls that keep no row
+KEEP_NO_ROW = {
+    "all ignored": lambda: (torch.randn(2, 4), torch.full((2,), -100), {}),
+    "all ignored, weighted": lambda: (torch.randn(2, 4), torch.full((2,), -100), {"weight": torch.ones(4)}),
+    "all ignored, smoothed": lambda: (torch.randn(2, 4), torch.full((2,), -100), {"label_smoothing": 0.5}),
+    "all ignored, a class": lambda: (torch.randn(2, 4), torch.full((2,), 3), {"ignore_index": 3}),
+    "unbatched": lambda: (torch.randn(4), torch.tensor(-100), {}),
+    "spatial": lambda: (torch.randn(2, 4, 3), torch.full((2, 3), -100), {}),
+    "empty batch": lambda: (torch.randn(0, 4), torch.empty(0, dtype=torch.int64), {}),
+    "empty batch, weighted": lambda: (
+        torch.randn(0, 4),
+        torch.empty(0, dtype=torch.int64),
+        {"weight": torch.ones(4), "label_smoothing": 0.5},
+    ),
+    "empty batch, uint8": lambda: (torch.randn(0, 4), torch.empty(0, dtype=torch.uint8), {}),
+    "empty dimension": lambda: (torch.randn(2, 4, 0), torch.empty(2, 0, dtype=torch.int64), {}),
+    "empty batch, probabilities": lambda: (torch.randn(0, 4), torch.randn(0, 4), {"label_smoothing": 0.5}),
+    "empty dimension, probabilities": lambda: (torch.randn(2, 4, 0), torch.randn(2, 4, 0), {"weight": torch.ones(4)}),
+}
+
+
+@pytest.mark.parametrize("call", KEEP_NO_ROW)
+@each_reduction
+@each_form
+def test_over_no_rows_the_mean_is_nan_the_sum_0_and_the_gradient_0(form, reduction, call):
+    # A mean of 0 here, as torch had it before 1.11, is what pytorch#64572 changed.
+    logits, target, options = KEEP_NO_ROW[call]()
+    loss, gradient = gradient_of(form, logits, target, reduction=reduction, **options)
+    if reduction == "none":
+        exactly(loss, torch.zeros(logits.select(min(1, logits.dim() - 1), 0).shape))
+    else:
+        exactly(loss, NAN if reduction == "mean" else 0.0)
+    exactly(gradient, torch.zeros_like(logits))
+
+
+@each_form
+def test_a_mean_whose_every_kept_weight_is_zero_is_nan_with_a_nan_gradient(form):
+    logits, target, _ = data()
+    target[0] = -100
+    weight = torch.tensor([1.0, 1.0, 0.0, 0.0], dtype=logits.dtype)
+    loss, gradient = gradient_of(form, logits, target, weight=weight)
+    exactly(loss, NAN)
+    exactly(gradient, [[0.0] * 4, [NAN] * 4, [NAN] * 4])
+    loss, gradient = gradient_of(form, logits, target, weight=weight, reduction="sum")
+    exactly(loss, 0.0)
+    exactly(gradient, torch.zeros_like(logits))
+
+
+@each_reduction
+@each_form
+def test_minus_infinity_on_another_class_leaves_the_loss_finite(form, reduction):
+    # Not 0·-inf, which a one-hot product would make of it (optax#896).
+    logits = torch.tensor([[0.0, -1024.0, -INF, -INF]])
+    loss, gradient = gradient_of(form, logits, torch.tensor([1]), reduction=reduction)
+    exactly(loss, [1024.0] if reduction == "none" else 1024.0)
+    exactly(gradient, [[1.0, -1.0, 0.0, 0.0]])
+
+
+@pytest.mark.parametrize("classes", [8, 33, 1025])
+@each_form
+def test_minus_infinity_on_every_class_but_the_true_one_is_a_loss_of_zero(form, classes):
+    # Whole tiles of -inf before the true class make NaN where a tile subtracts its own maximum (flash-attention#1930).
+    logits = torch.full((1, classes), -INF)
+    logits[0, -1] = 3.0
+    loss, gradient = gradient_of(form, logits, torch.tensor([classes - 1]))
+    exactly(loss, 0.0)
+    exactly(gradient, torch.zeros_like(logits))
+
+
+@each_reduction
+@each_form
+def test_minus_infinity_on_the_target_is_an_infinite_loss_with_a_finite_gradient(form, reduction):
+    logits = torch.tensor([[0.0, -1024.0, -INF, -4096.0]])
+    loss, gradient = gradient_of(form, logits, torch.tensor([2]), reduction=reduction)
+    exactly(loss, [INF] if reduction == "none" else INF)
+    exactly(gradient, [[1.0, 0.0, -1.0, 0.0]])
+
+
+@pytest.mark.parametrize("target", [0, 1, 2])
+@pytest.mark.parametrize("label_smoothing", [0.5, 1.0])
+@each_form
+def test_minus_infinity_anywhere_is_an_infinite_loss_under_smoothing(form, label_smoothing, target):
+    logits = torch.tensor([[0.0, -1024.0, -INF, -4096.0]])
+    loss, gradient = gradient_of(form, logits, torch.tensor([target]), label_smoothing=label_smoothing)
+    exactly(loss, INF)
+    (q,) = smoothed([target], label_smoothing)
+    exactly(gradient, [[1 - q[0], -q[1], -q[2], -q[3]]])
+    hot = F.one_hot(torch.tensor([target]), 4).float()
+    loss, dense_gradient = gradient_of(form, logits, hot, label_smoothing=label_smoothing)
+    exactly(loss, INF)
+    exactly(dense_gradient, gradient)
+
+
+@each_reduction
+@each_form
+def test_minus_infinity_where_a_probability_is_zero_is_nan_with_a_finite_gradient(form, reduction):
+    logits = torch.tensor([[0.0, -1024.0, -INF, -4096.0]])
+    target = torch.tensor([[0.5, 0.25, 0.0, 0.25]])
+    loss, gradient = gradient_of(form, logits, target, reduction=reduction)
+    exactly(loss, [NAN] if reduction == "none" else NAN)
+    exactly(gradient, [[0.5, -0.25, 0.0, -0.25]])
+
+
+@pytest.mark.parametrize("bad", [INF, NAN])
+@pytest.mark.parametrize("where", range(3))
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.5])
+@each_form
+def test_infinity_or_nan_in_a_kept_row_is_nan_in_that_row(form, label_smoothing, where, bad):
+    # On the target, on another class, last in the row; and nowhere but in that row.
+    logits = torch.tensor([[0.0, -1024.0, -2048.0], [0.0, -1024.0, -2048.0]])
+    logits[0, where] = bad
+    target = torch.tensor([1, 1])
+    options = {"reduction": "none", "label_smoothing": label_smoothing}
+    for y in (target, F.one_hot(target, 3).float()):
+        losses, gradient = gradient_of(form, logits, y, **options)
+        exactly(losses[0], NAN)
+        exactly(gradient[0], [NAN] * 3)
+        clean, clean_gradient = gradient_of(form, logits[1:], y[1:], **options)
+        assert clean.isfinite().all()
+        exactly(losses[1:], clean)
+        exactly(gradient[1:], clean_gradient)
+        exactly(form(logits, y, label_smoothing=label_smoothing), NAN)
+        exactly(form(logits, y, label_smoothing=label_smoothing, reduction="sum"), NAN)
+
+
+@pytest.mark.parametrize("bad", [(NAN, 0.0, 0.0, 0.0), (-INF,) * 4, (0.0, 0.0, 0.0, INF)], ids=str)
+@each_reduction
+@each_smoothing
+@each_form
+def test_an_ignored_row_of_nan_leaves_the_loss_alone_and_has_a_nan_gradient(form, label_smoothing, reduction, bad):
+    # The loss is a where, not a product with 0 (pytorch#11551). The gradient is torch's policy, though its page says
+    # that an ignored row does not contribute.
+    logits, target, weight = data()
+    target[0] = -100
+    options = {"weight": weight, "reduction": reduction, "label_smoothing": label_smoothing}
+    expected, expected_gradient = gradient_of(form, logits, target, **options)
+    assert expected.isfinite().all()
+    logits[0] = torch.tensor(bad)
+    loss, gradient = gradient_of(form, logits, target, **options)
+    exactly(loss, expected)
+    exactly(gradient[0], [NAN] * 4)
+    exactly(gradient[1:], expected_gradient[1:])
+
+
+@pytest.mark.parametrize("target", ["index", "probabilities"])
+@each_reduction
+@each_smoothing
+@each_form
+def test_one_class_has_loss_0_and_gradient_0(form, label_smoothing, reduction, target):
+    logits = torch.tensor([[7.0], [-3.0]])
+    y = torch.tensor([0, 0]) if target == "index" else torch.ones(2, 1)
+    options = {"weight": torch.tensor([3.0]), "reduction": reduction, "label_smoothing": label_smoothing}
+    loss, gradient = gradient_of(form, logits, y, **options)
+    exactly(loss, [0.0, 0.0] if reduction == "none" else 0.0)
+    exactly(gradient, [[0.0], [0.0]])
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+@each_form
+def test_no_classes_are_an_empty_sum(form, reduction):
+    expected = [0.0, 0.0] if reduction == "none" else 0.0
+    exactly(form(torch.empty(2, 0), torch.empty(2, 0), reduction=reduction), expected)
+    exactly(form(torch.empty(2, 0), torch.tensor([-100, -100]), reduction=reduction), expected)
+
+
+@pytest.mark.parametrize(
+    ("logits", "target", "label_smoothing", "expected"),
+    [
+        ((0.0, -1024.0, -INF), 1, 0.0, 1024.0),
+        ((0.0, -1024.0, -INF), 2, 0.0, INF),
+        ((0.0, -1024.0, -INF), 0, 0.5, INF),
+        ((0.0, -1024.0, -INF), (0.5, 0.5, 0.0), 0.0, NAN),
+        ((0.0, -1024.0, -INF), (0.5, 0.5, 0.0), 0.5, INF),
+        ((0.0, INF, -1024.0), 1, 0.0, NAN),
+        ((0.0, INF, -1024.0), 0, 0.0, NAN),
+        ((NAN, 0.0, -1024.0), 1, 0.0, NAN),
+        ((0.0, -1024.0, NAN), 0, 0.5, NAN),
+        ((NAN, 0.0), -100, 0.5, 0.0),
+        ((-INF, -INF), -100, 0.0, 0.0),
+        ((7.0,), 0, 0.5, 0.0),
+        ((7.0,), (1.0,), 0.5, 0.0),
+    ],
+    ids=str,
+)
+def test_scalar_has_the_same_edges(logits, target, label_smoothing, expected):
+    got = scalar(logits, target, reduction="sum", label_smoothing=label_smoothing)
+    assert got == expected or (math.isnan(got) and math.isnan(expected)), got
+
+
+def test_scalar_mean_is_nan_where_its_weight_is_zero():
+    assert math.isnan(scalar((0.0, -1024.0), 1, weight=(1.0, 0.0)))
+
+
+# --- Types --------------------------------------------------------------------------------------------------------
+
+
+def same_bits(a, b):
+    """Whether two tensors hold the same bits: zeros of another sign and other NaNs differ."""
+    assert (a.shape, a.dtype) == (b.shape, b.dtype)
+    return a.detach().contiguous().reshape(-1).view(torch.uint8).equal(b.contiguous().reshape(-1).view(torch.uint8))
+
+
+@each_reduction
+@each_form
+def test_uint8_targets_equal_int64_targets(form, reduction):
+    logits, target, weight = random(6, 5), random_index(6, classes=5), random(5, seed=2).exp()
+    target[2] = 255
+    options = {"weight": weight, "ignore_index": 255, "reduction": reduction, "label_smoothing": 0.1}
+    expected, expected_gradient = gradient_of(form, logits, target, **options)
+    loss, gradient = gradient_of(form, logits, target.to(torch.uint8), **options)
+    exactly(loss, expected)
+    exactly(gradient, expected_gradient)
+
+
+@each_form
+def test_uint8_156_is_a_class_and_not_minus_100(form):
+    # `uint8_tensor != -100` compares with 156: a mask must be made in int64.
+    logits = torch.full((2, 200), -1024.0)
+    logits[:, 0] = 0
+    target = torch.tensor([156, 0], dtype=torch.uint8)
+    exactly(form(logits, target, reduction="none"), [1024.0, 0.0])
+
+
+@each_reduction
+@each_dtype
+@each_form
+def test_the_result_has_the_dtype_of_the_logits_and_the_shape_of_the_rows(form, dtype, reduction):
+    logits, target = random(2, 5, 3, 4, dtype=dtype), random_index(2, 3, 4, classes=5)
+    for options in ({}, {"weight": torch.ones(5, dtype=dtype), "label_smoothing": 0.1}):
+        loss, gradient = gradient_of(form, logits, target, reduction=reduction, **options)
+        assert loss.dtype == dtype
+        assert loss.shape == ((2, 3, 4) if reduction == "none" else ())
+        assert (gradient.dtype, gradient.shape) == (dtype, logits.shape)
+
+
+@pytest.mark.parametrize("target_dtype", DTYPES, ids=str)
+@each_dtype
+@each_form
+def test_probabilities_and_weight_of_another_float_type_promote_the_result(form, dtype, target_dtype):
+    logits, target = data(dtype)[0], torch.tensor(PROBABILITIES, dtype=target_dtype)
+    promoted = torch.promote_types(dtype, target_dtype)
+    loss, gradient = gradient_of(form, logits, target, reduction="none")
+    assert loss.dtype == promoted
+    exactly(loss, row_losses(PROBABILITIES, weight=(1.0,) * 4))
+    assert gradient.dtype == dtype
+    weight = torch.tensor(WEIGHT, dtype=target_dtype)
+    assert form(logits, target.to(dtype), weight).dtype == promoted
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@each_reduction
+@each_form
+def test_half_precision_is_computed_in_float32_and_rounded_once(form, reduction, label_smoothing, dtype):
+    # torch 2.0.1 has no float16 cross-entropy on a CPU at all; the forms do.
+    logits, target, weight = random(9, 7, dtype=dtype), random_index(9, classes=7), random(7, seed=2, dtype=dtype).exp()
+    options = {"reduction": reduction, "label_smoothing": label_smoothing}
+    loss, gradient = gradient_of(form, logits, target, weight=weight, **options)
+    wide, wide_gradient = gradient_of(form, logits.float(), target, weight=weight.float(), **options)
+    assert same_bits(loss, wide.detach().to(dtype))
+    assert same_bits(gradient, wide_gradient.to(dtype))
+
+
+@each_dtype
+@each_form
+def test_autocast_computes_in_float32_and_leaves_float64(form, dtype):
+    logits, target, weight = random(6, 5, dtype=dtype), random_index(6, classes=5), random(5, seed=2).exp().to(dtype)
+    result = torch.float64 if dtype == torch.float64 else torch.float32
+    expected = form(logits.to(result), target, weight.to(result))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss, gradient = gradient_of(form, logits, target, weight=weight)
+        dense = form(logits, random(6, 5, dtype=dtype).softmax(1), weight)
+        torch_dtype = F.cross_entropy(logits, target, weight).dtype
+    assert loss.dtype == dense.dtype == torch_dtype == result
+    exactly(loss, expected)
+    assert gradient.dtype == dtype
+
+
+@each_form
+def test_autocast_accepts_a_weight_of_another_half_type(form):
+    logits, target, weight = data(torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        exactly(form(logits, target, weight.bfloat16()), torch.tensor(22528 / 8))
+
+
+@each_reduction
+@each_dtype
+@each_form
+def test_tensors_without_data_give_the_shape_and_the_dtype(form, dtype, reduction):
+    logits = torch.empty(2, 5, 3, device="meta", dtype=dtype, requires_grad=True)
+    weight = torch.empty(5, device="meta", dtype=dtype)
+    index, probabilities = torch.empty(2, 3, device="meta", dtype=torch.int64), torch.empty_like(logits)
+    for target in (index, probabilities):
+        loss = form(logits, target, weight, reduction=reduction, label_smoothing=0.1)
+        assert (loss.device.type, loss.dtype) == ("meta", dtype)
+        assert loss.shape == ((2, 3) if reduction == "none" else ())
+        (gradient,) = torch.autograd.grad(loss, logits, torch.ones_like(loss))
+        assert (gradient.shape, gradient.dtype) == (logits.shape, dtype)
+
+
+@pytest.mark.parametrize("target_kind", ["index", "uint8", "probabilities"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+@each_reduction
+@each_form
+def test_inputs_target_and_weight_are_left_unchanged(form, reduction, dtype, target_kind):
+    # Kernels that write the gradient over the logits break whatever saved them (Liger-Kernel#343, unsloth#5002).
+    logits = random(6, 5, 2, dtype=dtype)
+    logits[0, 0, 0] = NAN
+    weight, upstream = random(5, seed=2, dtype=dtype).exp(), torch.ones((6, 2) if reduction == "none" else (), dtype=dtype)
+    if target_kind == "probabilities":
+        target = random(6, 5, 2, seed=3, dtype=dtype).softmax(1)
+    else:
+        target = random_index(6, 2, classes=5).to(getattr(torch, "int64" if target_kind == "index" else "uint8"))
+        target[1] = 100
+    options = {} if target_kind == "probabilities" else {"ignore_index": 100}
+    tensors = (logits, target, weight, upstream)
+    before, versions = [tensor.clone() for tensor in tensors], [tensor._version for tensor in tensors]
+    leaf = logits.detach().requires_grad_()  # the same memory
+    loss = form(leaf, target, weight, reduction=reduction, label_smoothing=0.1, **options)
+    loss.backward(upstream)
+    for name, tensor, old, version in zip(("input", "target", "weight", "upstream"), tensors, before, versions, strict=True):
+        assert same_bits(tensor, old), name
+        assert tensor._version == version, name
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="waits for a CUDA device")
+@each_reduction
+@each_form
+def test_no_form_makes_the_host_wait_for_the_device(form, reduction):
+    logits, target, weight = (tensor.cuda() for tensor in data(torch.float32))
+    target[0] = -100
+    probabilities = torch.tensor(PROBABILITIES).cuda()
+    upstream = torch.ones(3 if reduction == "none" else (), device="cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for y in (target, probabilities):
+            gradient_of(form, logits, y, upstream, weight=weight, reduction=reduction, label_smoothing=0.5)
+            gradient_of(form, logits, y, upstream, reduction=reduction)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+# --- Errors -------------------------------------------------------------------------------------------------------
+
+X, Y, P = torch.zeros(4, 3), torch.tensor([0, 1, 2, 0]), torch.full((4, 3), 0.25)
+X4 = torch.zeros(2, 3, 4, 5)
+
+
+def zeros(*shape):
+    return torch.zeros(shape, dtype=torch.int64)
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A call that must be refused.
+
+    Attributes:
+        id: what is wrong with it.
+        error: the class of the error, F.cross_entropy's own.
+        message: how the error begins: the argument and what it got.
+        allowed: the part of the message that says what it could have been.
+        call: input and target.
+        options: the other arguments.
+        formerly: the class that F.cross_entropy of older torch raises.
+        accepted: why F.cross_entropy takes this call though it should not. Asserted, so that the list cleans itself.
+    """
+
+    id: str
+    error: type[Exception]
+    message: str
+    allowed: str
+    call: tuple[Any, Any]
+    options: dict[str, Any] = field(default_factory=dict)
+    formerly: type[Exception] | None = None
+    accepted: str | None = None
+
+
+SHAPES_OF_4_3 = "allowed are (4,) for class indices and (4, 3) for class probabilities"
+SHAPES_OF_4D = "allowed are (2, 4, 5) for class indices and (2, 3, 4, 5) for class probabilities"
+REDUCTION = "allowed are 'none', 'mean' and 'sum'"
+UNCHECKED = "torch compares with `> 1` and `> 0` alone, and smooths nothing here"
+INDEX_DTYPES = "allowed for class indices are int64 and uint8"
+FLOATS = "allowed are float16, bfloat16, float32, float64"
+CLASSES = "allowed are the classes 0 to 2 and ignore_index, -100"
+
+BAD = [
+    # Sizes: another batch is a ValueError, any other size a RuntimeError.
+    Bad("short batch", ValueError, "target: got shape (2,)", SHAPES_OF_4_3, (X, Y[:2])),
+    Bad("no batch", ValueError, "target: got shape ()", SHAPES_OF_4_3, (X, Y[0])),
+    Bad("a row for a column", ValueError, "target: got shape (1, 4)", SHAPES_OF_4_3, (X, Y[None])),
+    Bad("a column", RuntimeError, "target: got shape (4, 1)", SHAPES_OF_4_3, (X, Y[:, None])),
+    Bad("square index", RuntimeError, "target: got shape (4, 4)", SHAPES_OF_4_3, (X, zeros(4, 4))),
+    Bad("spatial batch", ValueError, "target: got shape (3, 4, 5)", SHAPES_OF_4D, (X4, zeros(3, 4, 5))),
+    Bad("spatial swapped", RuntimeError, "target: got shape (2, 5, 4)", SHAPES_OF_4D, (X4, zeros(2, 5, 4))),
+    Bad("spatial missing", RuntimeError, "target: got shape (2, 4)", SHAPES_OF_4D, (X4, zeros(2, 4))),
+    Bad("spatial absent", ValueError, "target: got shape ()", SHAPES_OF_4D, (X4, zeros())),
+    Bad(
+        "third dimension",
+        RuntimeError,
+        "target: got shape (2, 5)",
+        "allowed are (2, 4) for class indices",
+        (torch.zeros(2, 3, 4), zeros(2, 5)),
+    ),
+    Bad(
+        "fifth dimension",
+        RuntimeError,
+        "target: got shape (2, 4, 2, 3)",
+        "allowed are (2, 4, 2, 2) for class indices",
+        (torch.zeros(2, 3, 4, 2, 2), zeros(2, 4, 2, 3)),
+    ),
+    Bad(
+        "unbatched, two rows",
+        ValueError,
+        "target: got shape (2,)",
+        "allowed are () for class indices and (3,) for class probabilities",
+        (X[0], Y[:2]),
+        formerly=RuntimeError,
+    ),
+    Bad(
+        "unbatched, two dimensions",
+        RuntimeError,
+        "target: got shape (1, 1)",
+        "allowed are () for class indices and (3,) for class probabilities",
+        (X[0], zeros(1, 1)),
+    ),
+    Bad("probabilities of too few classes", RuntimeError, "target: got shape (4, 2)", SHAPES_OF_4_3, (X, P[:, :2])),
+    Bad("probabilities of too few rows", ValueError, "target: got shape (3, 3)", SHAPES_OF_4_3, (X, P[:3])),
+    Bad("probabilities of one row", ValueError, "target: got shape (3,)", SHAPES_OF_4_3, (X, P[0])),
+    Bad("no dimension", RuntimeError, "input: got 0 dimensions", "allowed are (C), (N, C) and (N, C, d1, …, dK)", (X[0, 0], Y[0])),
+    Bad("short weight", RuntimeError, "weight: got shape (2,)", "allowed is (3,)", (X, Y), {"weight": torch.ones(2)}),
+    Bad("long weight", RuntimeError, "weight: got shape (4,)", "allowed is (3,)", (X, Y), {"weight": torch.ones(4)}),
+    Bad("one weight", RuntimeError, "weight: got shape ()", "allowed is (3,)", (X, Y), {"weight": torch.tensor(1.0)}),
+    Bad("weight matrix", RuntimeError, "weight: got shape (1, 3)", "allowed is (3,)", (X, Y), {"weight": torch.ones(1, 3)}),
+    Bad(
+        "short weight, smoothed",
+        RuntimeError,
+        "weight: got shape (2,)",
+        "allowed is (3,)",
+        (X, Y),
+        {"weight": torch.ones(2), "label_smoothing": 0.1},
+    ),
+    Bad(
+        "one weight of probabilities",
+        RuntimeError,
+        "weight: got shape (1,)",
+        "allowed is (3,)",
+        (X, P),
+        {"weight": torch.ones(1)},
+    ),
+    Bad("unbatched weight", RuntimeError, "weight: got shape (2,)", "allowed is (3,)", (X[0], Y[0]), {"weight": torch.ones(2)}),
+    # Options
+    Bad("unknown reduction", ValueError, "reduction: got 'average'", REDUCTION, (X, Y), {"reduction": "average"}),
+    Bad("capital reduction", ValueError, "reduction: got 'Mean'", REDUCTION, (X, Y), {"reduction": "Mean"}),
+    Bad("no reduction", ValueError, "reduction: got None", REDUCTION, (X, Y), {"reduction": None}),
+    Bad("list of reductions", ValueError, "reduction: got []", REDUCTION, (X, Y), {"reduction": []}),
+    Bad("smoothing over 1", RuntimeError, "label_smoothing: got 1.5", "allowed is 0 to 1", (X, Y), {"label_smoothing": 1.5}),
+    Bad("infinite smoothing", RuntimeError, "label_smoothing: got inf", "allowed is 0 to 1", (X, P), {"label_smoothing": INF}),
+    Bad(
+        "negative smoothing",
+        RuntimeError,
+        "label_smoothing: got -0.1",
+        "allowed is 0 to 1",
+        (X, Y),
+        {"label_smoothing": -0.1},
+        accepted=UNCHECKED,
+    ),
+    Bad(
+        "NaN smoothing",
+        RuntimeError,
+        "label_smoothing: got nan",
+        "allowed is 0 to 1",
+        (X, Y),
+        {"label_smoothing": NAN},
+        accepted=UNCHECKED,
+    ),
+    Bad(
+        "NaN smoothing of probabilities",
+        RuntimeError,
+        "label_smoothing: got nan",
+        "allowed is 0 to 1",
+        (X, P),
+        {"label_smoothing": NAN},
+        accepted=UNCHECKED,
+    ),
+    Bad("smoothing in words", TypeError, "label_smoothing: got str", "allowed is a float", (X, Y), {"label_smoothing": "0.1"}),
+    Bad("no smoothing", TypeError, "label_smoothing: got NoneType", "allowed is a float", (X, Y), {"label_smoothing": None}),
+    Bad("complex smoothing", TypeError, "label_smoothing: got complex", "allowed is a float", (X, Y), {"label_smoothing": 1j}),
+    Bad(
+        "two smoothings",
+        TypeError,
+        "label_smoothing: got Tensor",
+        "allowed is a float",
+        (X, Y),
+        {"label_smoothing": torch.zeros(2)},
+    ),
+    Bad("ignore_index 1.0", TypeError, "ignore_index: got float", "allowed is an int", (X, Y), {"ignore_index": 1.0}),
+    Bad("ignore_index in words", TypeError, "ignore_index: got str", "allowed is an int", (X, Y), {"ignore_index": "1"}),
+    Bad("no ignore_index", TypeError, "ignore_index: got NoneType", "allowed is an int", (X, Y), {"ignore_index": None}),
+    Bad("ignore_index True", TypeError, "ignore_index: got bool", "allowed is an int", (X, Y), {"ignore_index": True}),
+    *(
+        Bad(
+            f"ignore_index {value}",
+            ValueError,
+            f"ignore_index: got {value}",
+            "allowed are 64-bit integers",
+            (X, Y),
+            {"ignore_index": value},
+            formerly=RuntimeError,
+        )
+        for value in (2**63, -(2**63) - 1)
+    ),
+    *(
+        Bad(
+            f"ignore_index {value} with probabilities",
+            RuntimeError,
+            f"ignore_index: got {value} with class probabilities",
+            "allowed with them is a negative one",
+            (X, P),
+            {"ignore_index": value},
+        )
+        for value in (0, 2, 255)
+    ),
+    # Python types
+    Bad("list of logits", TypeError, "input: got list", "allowed is a torch.Tensor", ([[0.0, 1.0]], Y[:1])),
+    Bad("no logits", TypeError, "input: got NoneType", "allowed is a torch.Tensor", (None, Y)),
+    Bad("list of targets", TypeError, "target: got list", "allowed is a torch.Tensor", (X, [0, 1, 2, 0])),
+    Bad("int target", TypeError, "target: got int", "allowed is a torch.Tensor", (X[0], 1)),
+    Bad("list of weights", TypeError, "weight: got list", "allowed is a torch.Tensor", (X, Y), {"weight": [1.0] * 3}),
+    # Dtypes, layouts, devices
+    *(
+        Bad(f"index of {dtype}", RuntimeError, f"target: got {str(dtype)[6:]}", INDEX_DTYPES, (X, Y.to(dtype)))
+        for dtype in (*OTHER_INTEGERS, *DTYPES, torch.complex64)
+    ),
+    Bad("spatial int32", RuntimeError, "target: got int32", INDEX_DTYPES, (X4, zeros(2, 4, 5).int())),
+    *(
+        Bad(
+            f"probabilities of {dtype}",
+            RuntimeError,
+            f"target: got {str(dtype)[6:]} of the logits' shape (4, 3)",
+            "allowed for them is a floating-point dtype",
+            (X, torch.ones(4, 3, dtype=dtype)),
+        )
+        for dtype in (torch.int64, torch.uint8, torch.bool, torch.complex64)
+    ),
+    *(
+        Bad(f"logits of {dtype}", NotImplementedError, f"input: got {str(dtype)[6:]}", FLOATS, (X.to(dtype), Y), formerly=RuntimeError)
+        for dtype in (torch.int64, torch.bool, torch.complex64)
+    ),
+    Bad("sparse logits", NotImplementedError, "input: got layout torch.sparse_coo", "allowed is a dense tensor", (X.to_sparse(), Y)),
+    *(
+        Bad(
+            f"weight of {dtype}",
+            RuntimeError,
+            f"weight: got {str(dtype)[6:]}",
+            "allowed is float32, the logits' dtype",
+            (X, Y),
+            {"weight": torch.ones(3, dtype=dtype)},
+        )
+        for dtype in (torch.float64, torch.float16, torch.int64)
+    ),
+    Bad(
+        "complex weight of probabilities",
+        RuntimeError,
+        "target, weight: promote the result to complex64",
+        "allowed are real floats",
+        (X, P),
+        {"weight": torch.ones(3, dtype=torch.complex64)},
+        accepted="torch returns a complex loss, which no optimiser can lower",
+    ),
+    Bad("target elsewhere", RuntimeError, "target: got a tensor on meta", "allowed is cpu, where input is", (X, Y.to("meta"))),
+    Bad(
+        "weight elsewhere",
+        RuntimeError,
+        "weight: got a tensor on meta",
+        "allowed is cpu, where input is",
+        (X, Y),
+        {"weight": torch.ones(3, device="meta")},
+    ),
+    Bad("logits elsewhere", RuntimeError, "target: got a tensor on cpu", "allowed is meta, where input is", (X.to("meta"), Y)),
+    # Targets that are no class and not ignored
+    *(
+        Bad(f"class {value}", IndexError, f"target: index {value} is out of bounds", CLASSES, (X, torch.tensor([0, 1, 2, value])))
+        for value in (3, -1, -99, 2**32, 2**62)
+    ),
+    *(
+        Bad(
+            f"uint8 class {value}",
+            IndexError,
+            f"target: index {value} is out of bounds",
+            CLASSES,
+            (X, torch.tensor([0, 1, 2, value], dtype=torch.uint8)),
+        )
+        for value in (3, 156, 255)
+    ),
+    *(
+        Bad(f"class 3, {options}", IndexError, "target: index 3 is out of bounds", CLASSES, (X, torch.tensor([-100, 1, 2, 3])), options)
+        for options in (
+            {"reduction": "none"},
+            {"reduction": "sum"},
+            {"label_smoothing": 0.1},
+            {"label_smoothing": 1.0},
+            {"weight": torch.ones(3)},
+            {"weight": torch.ones(3), "label_smoothing": 0.1},
+        )
+    ),
+    Bad(
+        "class -100, another ignored",
+        IndexError,
+        "target: index -100 is out of bounds",
+        "allowed are the classes 0 to 2 and ignore_index, -1",
+        (X, torch.tensor([0, -1, 2, -100])),
+        {"ignore_index": -1},
+    ),
+    Bad("unbatched class 3", IndexError, "target: index 3 is out of bounds", CLASSES, (X[0], torch.tensor(3))),
+    Bad("spatial class 3", IndexError, "target: index 3 is out of bounds", CLASSES, (X4, zeros(2, 4, 5) + 3)),
+    Bad("class 0 of none", IndexError, "target: index 0 is out of bounds", "allowed are", (torch.zeros(2, 0), zeros(2))),
+]
+
+
+@pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad.id)
+@each_form
+def test_a_bad_call_is_refused_with_the_argument_what_it_got_and_what_is_allowed(form, bad):
+    with pytest.raises(bad.error) as raised:
+        form(*bad.call, **bad.options)
+    assert raised.type is bad.error
+    message = str(raised.value)
+    assert message.startswith(bad.message), message
+    assert bad.allowed in message, message
+
+
+@pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad.id)
+def test_torch_refuses_the_same_call_with_the_same_class_of_error(bad):
+    if bad.accepted is not None:
+        F.cross_entropy(*bad.call, **bad.options)  # if this raises now, strike the row's `accepted`
+        return
+    with pytest.raises((bad.error, *filter(None, [bad.formerly]))) as raised:
+        F.cross_entropy(*bad.call, **bad.options)
+    assert raised.type in (bad.error, bad.formerly)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "allowed", "args", "options"),
+    [
+        (TypeError, "input: got float", "allowed is a sequence of numbers", (1.0, 0), {}),
+        (TypeError, "input: got str", "allowed is a sequence of numbers", ("123", 0), {}),
+        (ValueError, "input: got 0 numbers", "allowed is at least 1", ((), 0), {}),
+        (TypeError, "target: got str", "allowed is a sequence of numbers", ((1.0, 2.0), "0"), {}),
+        (TypeError, "target: got NoneType", "allowed", ((1.0, 2.0), None), {}),
+        (TypeError, "target: got float", "allowed", ((1.0, 2.0), 1.0), {}),
+        (ValueError, "target: got 3 numbers", "allowed is 2", ((1.0, 2.0), (0.5, 0.25, 0.25)), {}),
+        (IndexError, "target: got 2", "allowed are the classes 0 to 1 and ignore_index", ((1.0, 2.0), 2), {}),
+        (IndexError, "target: got -1", "allowed are the classes 0 to 1 and ignore_index", ((1.0, 2.0), -1), {}),
+        (IndexError, "target: got -100", "allowed are the classes", ((1.0, 2.0), -100), {"ignore_index": -1}),
+        (ValueError, "weight: got 3 numbers", "allowed is 2, one for each class", ((1.0, 2.0), 0, (1.0,) * 3), {}),
+        (TypeError, "weight: got float", "allowed is a sequence of numbers", ((1.0, 2.0), 0, 1.0), {}),
+        (ValueError, "reduction: got 'average'", REDUCTION, ((1.0, 2.0), 0), {"reduction": "average"}),
+        (ValueError, "label_smoothing: got 1.5", "allowed is 0 to 1", ((1.0, 2.0), 0), {"label_smoothing": 1.5}),
+        (ValueError, "label_smoothing: got -0.1", "allowed is 0 to 1", ((1.0, 2.0), 0), {"label_smoothing": -0.1}),
+        (ValueError, "label_smoothing: got nan", "allowed is 0 to 1", ((1.0, 2.0), 0), {"label_smoothing": NAN}),
+        (TypeError, "label_smoothing: got str", "allowed", ((1.0, 2.0), 0), {"label_smoothing": "0.1"}),
+        (ValueError, "ignore_index: got 0", "allowed is a negative one", ((1.0, 2.0), (0.5, 0.5)), {"ignore_index": 0}),
+    ],
+    ids=str,
+)
+def test_scalar_refuses_a_bad_call_in_the_same_words(error, message, allowed, args, options):
+    with pytest.raises(error) as raised:
+        scalar(*args, **options)
+    assert str(raised.value).startswith(message), raised.value
+    assert allowed in str(raised.value), raised.value
+
+
+# --- Defects of torch itself, which the forms must not share ------------------------------------------------------
+
+
+@pytest.mark.parametrize("flat", [True, False], ids=["zeros", "randn"])
+@each_form
+def test_float16_mean_over_70000_rows_is_right(form, flat):
+    # More rows than float16 can count: torch's denominator is inf, its loss 0 or NaN (pytorch#61523, pytorch#85791).
+    logits = torch.zeros(70_000, 2, dtype=torch.float16) if flat else random(70_000, 3, dtype=torch.float16)
+    inputs = inputs_of(logits, random_index(70_000, classes=2), torch.tensor(1.0))
+    hold(form, inputs)
+    assert checks.evaluate(form, inputs).gradient.count_nonzero() == logits.numel()
+
+
+@each_form
+def test_float16_mean_over_50000_rows_does_not_overflow(form):
+    logits = random(50_000, 10, dtype=torch.float16)
+    hold(form, inputs_of(logits, random_index(50_000, classes=10), torch.tensor(1.0)))
+
+
+@pytest.mark.parametrize("rows", [1000, 5000])
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@each_form
+def test_half_precision_mean_with_every_16th_row_ignored_is_right(form, dtype, rows):
+    # torch sums in the storage dtype, and flushes a partial sum only where the row that is due is kept: up to 98 % off.
+    target = random_index(rows, classes=10)
+    target[::16] = -100
+    hold(form, inputs_of(random(rows, 10, dtype=dtype), target))
+
+
+@pytest.mark.parametrize("classes", [65_519, 65_520])
+@each_form
+def test_float16_loss_over_more_classes_than_float16_can_count_is_finite(form, classes):
+    # The sum of exponentials of a flat row is C, and float16 ends at 65504; torch's loss is inf from 65520 on.
+    logits, target = torch.zeros(2, classes, dtype=torch.float16), torch.tensor([0, classes - 1])
+    losses = form(logits, target, reduction="none")
+    exactly(losses, torch.tensor([math.log(classes)] * 2).to(torch.float16))
+    hold(form, inputs_of(logits, target))
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@each_form
+def test_half_precision_keeps_the_loss_of_a_confident_row(form, dtype):
+    # p = 0.999: log p is lost where log-probabilities are stored in bfloat16, and loss and gradient are exactly 0.
+    logits = torch.tensor([[math.log(999), 0.0]], dtype=dtype)
+    inputs = inputs_of(logits, torch.tensor([0]), torch.tensor(1.0))
+    hold(form, inputs)
+    got = checks.evaluate(form, inputs)
+    assert got.loss > 0
+    assert got.gradient[0, 0] < 0
+
+
+@each_reduction
+@each_form
+def test_backward_through_a_movedim_view_of_four_dimensions_gives_a_gradient(form, reduction):
+    # F.nll_loss: "grad_input must be contiguous" (pytorch#175084).
+    logits = random(2, 3, 4, 5).movedim(-1, 1)
+    target = random_index(2, 3, 4, classes=5)
+    hold(form, inputs_of(logits, target, reduction=reduction))
+
+
+@pytest.mark.parametrize("offset", [1e4, -1e4, 1e8, -1e8])
+@each_form
+def test_a_common_offset_does_not_cancel_the_loss(form, offset):
+    # log Σ exp(x) - x_y as two large numbers: 0 instead of log 2 (pytorch#38839).
+    logits = torch.full((1, 2), offset, dtype=torch.float32)
+    exactly(form(logits, torch.tensor([0])), torch.tensor(2.0).log())
+    assert scalar((offset, offset), 0) == math.log(2)
+
+
+# --- Transforms: derivatives, vmap, compile -----------------------------------------------------------------------
+
+
+def differentiable_call(form, target, **options):
+    """A float64 call as a function of what it is differentiable in, and the arguments to it."""
+    logits = random(3, 4).requires_grad_()
+    # A negative weight has its own sign in the second derivative (pytorch#64256).
+    weight = torch.tensor([0.5, -1.0, 2.0, 1.0], dtype=torch.float64)
+    if target == "probabilities":
+        probabilities = random(3, 4, seed=1).softmax(1).requires_grad_()
+        return (lambda x, t: form(x, t, weight, **options)), (logits, probabilities)
+    index = torch.tensor([-100, 1, 3])
+    return (lambda x: form(x, index, weight, **options)), (logits,)
+
+
+@pytest.mark.parametrize("target", ["index", "probabilities"])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@each_reduction
+@each_form
+def test_first_derivatives_are_right_in_reverse_and_in_forward_mode(form, reduction, label_smoothing, target):
+    function, arguments = differentiable_call(form, target, reduction=reduction, label_smoothing=label_smoothing)
+    assert torch.autograd.gradcheck(function, arguments, check_forward_ad=True)
+
+
+@pytest.mark.parametrize("target", ["index", "probabilities"])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@each_reduction
+@each_form
+def test_second_derivatives_are_right(form, reduction, label_smoothing, target):
+    function, arguments = differentiable_call(form, target, reduction=reduction, label_smoothing=label_smoothing)
+    assert torch.autograd.gradgradcheck(function, arguments, check_fwd_over_rev=True)
+
+
+@each_form
+def test_the_tangent_of_a_row_with_minus_infinity_is_finite(form):
+    # Forward mode multiplies tangents with log-probabilities: 0·-inf where that is done by hand (optax#1762).
+    logits, target = torch.tensor([[0.0, -1024.0, -INF], [0.0, -INF, -1024.0]]), torch.tensor([1, -100])
+    tangent = torch.tensor([[1.0, 4.0, 3.0], [1.0, 2.0, 3.0]])
+    function = functools.partial(form, target=target, reduction="none")
+    losses, tangents = torch.func.jvp(function, (logits,), (tangent,))
+    exactly(losses, [1024.0, 0.0])
+    exactly(tangents, [1.0 - 4.0, 0.0])
+
+
+@each_reduction
+@each_form
+def test_vmap_over_rows_equals_a_loop_over_rows(form, reduction):
+    # Ignored rows first of all: -100 must be masked before it indexes (pytorch#90916).
+    logits, target, weight = data()
+    target[0] = -100
+    for options in ({}, {"weight": weight}, {"weight": weight, "label_smoothing": 0.5}):
+        function = functools.partial(form, reduction=reduction, **options)
+        mapped = torch.func.vmap(function)(logits, target)
+        exactly(mapped, torch.stack([function(x, y) for x, y in zip(logits, target, strict=True)]))
+        hot = F.one_hot(target.clamp(min=0), 4).to(logits.dtype)
+        mapped = torch.func.vmap(function)(logits, hot)
+        exactly(mapped, torch.stack([function(x, y) for x, y in zip(logits, hot, strict=True)]))
+
+
+@each_form
+def test_vmap_over_batches_of_classes_last_equals_a_loop(form):
+    logits, target, weight = data()
+    batches, targets = torch.stack([logits, logits.flip(0)], dim=-1), torch.stack([target, target.flip(0)], dim=-1)
+    weights = torch.stack([weight, 2 * weight])
+    mapped = torch.func.vmap(form, in_dims=(-1, -1, 0))(batches, targets, weights)
+    exactly(mapped, [22528 / 8, 2 * 22528 / 16 if targets[0, 1] == 3 else NAN])
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@each_form
+def test_per_sample_gradients_are_those_of_each_row_and_0_where_it_is_ignored(form, reduction):
+    logits, target, weight = data()
+    target[0] = -100
+    per_sample = torch.func.vmap(torch.func.grad(functools.partial(form, weight=weight, reduction=reduction)))
+    expected = torch.tensor(row_gradients(TARGET), dtype=logits.dtype)
+    expected[0] = 0
+    if reduction == "mean":  # one row each, so each divides by its own weight: 4 and 2
+        expected[1:] /= weight[target[1:]][:, None]
+    exactly(per_sample(logits, target), expected)
+
+
+@each_form
+def test_a_bad_class_is_an_index_error_under_vmap_too(form):
+    with pytest.raises(IndexError, match=r"^target: .*out of bounds"):
+        torch.func.vmap(form)(X, torch.tensor([0, 1, 2, 3]))
+
+
+@pytest.fixture(scope="module")
+def compiles():
+    """Skip where torch.compile cannot work: no C++ compiler, or a Python that this torch does not compile."""
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        pytest.skip("waits for a C++ compiler")
+    try:
+        torch.compile(torch.sin, backend="eager")
+    except RuntimeError as error:  # torch 2.0.1: "Python 3.11+ not yet supported for torch.compile"
+        if "supported" not in str(error):
+            raise
+        pytest.skip(f"waits for a torch that compiles on this Python: {error}")
+
+
+@functools.cache
+def compiled(form, **arguments):
+    return torch.compile(form, fullgraph=True, dynamic=False, **arguments)
+
+
+def in_cpp(form):
+    # The probing for vector instructions costs more than all of the rest, and is not the matter here. Compiled once
+    # for the tests that follow: they differ in the target's values alone.
+    return compiled(form, options=NO_VECTORS)
+
+
+class NO_VECTORS:  # noqa: N801
+    pass
