@@ -1,12 +1,21 @@
 """Sessions of this project: `nox -s NAME`; `nox -l` lists them."""
 
-import subprocess
+import importlib.util
+import sys
 
 import nox
 
 nox.options.default_venv_backend = "venv"  # pip, so that its constraints and its indexes are used
 nox.options.error_on_missing_interpreters = False
 nox.options.sessions = ["tests", "lint", "typing"]
+
+# What the machine's torch sees: a line for each device, and one that says what it is.
+DEVICES = """
+import torch
+for i in range(torch.cuda.device_count()):
+    print(f"cuda:{i}")
+print(f"torch {torch.__version__} sees {torch.cuda.device_count()} of them")
+"""
 
 # The oldest torch that the suite passes on, with the numpy of its day.
 MINIMUM = ("torch==2.0.1", "numpy<2")
@@ -21,26 +30,24 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(venv_params=["--system-site-packages"])
 def cuda(session: nox.Session) -> None:
-    """Run the suite and the check on every CUDA device, with the machine's own torch. Fails where there is none."""
-    found = subprocess.run(
-        [
-            session.bin + "/python",
-            "-c",
-            "import torch; print(*(f'cuda:{i}' for i in range(torch.cuda.device_count())))",
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if found.returncode:
-        session.error(f"the Python of this session has no torch of the machine's: {found.stderr.splitlines()[-1]}")
-    devices = found.stdout.split()
+    """Run the suite and the check on every CUDA device, with the machine's own torch. Fails where there is none.
+
+    That torch is the one beside nox, where `pip install -e '.[dev]'` put both into one environment; otherwise the one
+    of the system's Python, as in a container.
+    """
+    beside_nox = importlib.util.find_spec("torch") is not None
+    if not beside_nox:
+        session.install("--no-deps", "-e", ".")
+        session.install("pytest>=8", "pytest-xdist>=3.5", "click>=8.1", "rich>=13.4")
+    python = sys.executable if beside_nox else "python"
+    found = session.run(python, "-c", DEVICES, external=beside_nox, silent=True, success_codes=[0, 1])
+    devices = [line for line in str(found).split() if line.startswith("cuda:")]
     if not devices:
-        session.error("no CUDA device: torch.cuda.device_count() is 0")
-    session.install("-e", ".[test]")
-    session.run("pytest", *(f"--crossent-device={device}" for device in devices), *session.posargs)
+        session.error(f"no CUDA device: {str(found).strip().splitlines()[-1]}")
+    chosen = [f"--crossent-device={device}" for device in devices]
+    session.run(python, "-m", "pytest", *chosen, *session.posargs, external=beside_nox)
     for device in devices:
-        session.run("crossent", "check", "--device", device)
+        session.run(python, "-m", "crossent", "check", "--device", device, external=beside_nox)
 
 
 @nox.session(python="3.11")
