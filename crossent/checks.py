@@ -145,7 +145,8 @@ def row_terms(inputs: Inputs) -> RowTerms:
         index = inputs.target.long().cpu().numpy().reshape(-1)
         kept = index != options.get("ignore_index", -100)
         index = np.where(kept, index, 0)
-        q = np.eye(classes)[index]
+        q = np.zeros((rows, classes))
+        q[np.arange(rows), index] = 1.0
         denominator = float((weight[index] * kept).sum())
     smoothing = options["label_smoothing"]
     coefficients = weight * ((1 - smoothing) * q + smoothing / classes) * kept[:, None]

@@ -182,6 +182,8 @@ def scalar(
     w = [1.0] * len(x) if weight is None else _numbers("weight", weight, len(x))
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction: got {reduction!r}; allowed are 'none', 'mean' and 'sum'")
+    if not hasattr(label_smoothing, "__float__"):
+        raise TypeError(f"label_smoothing: got {type(label_smoothing).__name__}; allowed is a float")
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing: got {label_smoothing}; allowed is 0 to 1")
     smooth = label_smoothing / len(x)
@@ -191,6 +193,8 @@ def scalar(
             raise ValueError(f"ignore_index: got {ignore_index} with class probabilities; allowed is a negative one")
         q = {c: (1 - label_smoothing) * t + smooth for c, t in enumerate(_numbers("target", target, len(x)))}
         denominator = 1.0
+    elif not isinstance(target, int) or isinstance(target, bool):
+        raise TypeError(f"target: got {type(target).__name__}; allowed are an int and a sequence of probabilities")
     elif target == ignore_index:
         return math.nan if reduction == "mean" else 0.0
     elif 0 <= target < len(x):

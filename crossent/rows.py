@@ -127,8 +127,11 @@ def lay_out(
             target = target.movedim(1, -1)
     elif input.dim() == 1:
         target = target.reshape(())
-    if input.shape[-1 if input.dim() == 1 else 1] == 0:
-        # No classes: an empty sum, so a loss of 0. One class with a logit of 0 has that loss too, and amax.
+    classes = input.shape[min(1, input.dim() - 1)]
+    if classes == 0:
+        # No classes: an empty sum, so a loss of 0. One class with a logit of 0 has that loss too, and a maximum.
+        if not dense and (outside := target[target != ignore_index]).numel():
+            raise IndexError(f"target: index {outside[0]} is out of bounds, with no classes; allowed is {ignore_index}")
         logits = logits.sum(-1, keepdim=True)
         target = target.sum(-1, keepdim=True) if dense else target
         class_weight = None
@@ -137,7 +140,6 @@ def lay_out(
         probabilities = _smooth(target, label_smoothing)
         return Rows(logits, None, None, probabilities, class_weight, None, label_smoothing, reduction, dtype)
 
-    classes = input.shape[min(1, input.dim() - 1)]
     index = target.to(torch.int64)  # before the comparison: as uint8, -100 would be 156
     kept = index != ignore_index
     index = torch.where(kept, index, 0)
@@ -186,9 +188,12 @@ def _check_options(
         raise TypeError(f"ignore_index: got {type(ignore_index).__name__}; allowed is an int") from None
     if not -(2**63) <= ignore_index < 2**63:
         raise ValueError(f"ignore_index: got {ignore_index}; allowed are 64-bit integers")
-    if not hasattr(label_smoothing, "__float__"):  # numbers, and a tensor of one, as torch
-        raise TypeError(f"label_smoothing: got {type(label_smoothing).__name__}; allowed is a float")
-    label_smoothing = float(label_smoothing)
+    try:
+        if not hasattr(label_smoothing, "__float__"):  # float would read a string
+            raise TypeError
+        label_smoothing = float(label_smoothing)
+    except (TypeError, ValueError, RuntimeError):  # what a tensor of several numbers raises depends on the version
+        raise TypeError(f"label_smoothing: got {type(label_smoothing).__name__}; allowed is a float") from None
     if not 0 <= label_smoothing <= 1:  # NaN too, which torch lets pass together with negative values
         raise RuntimeError(f"label_smoothing: got {label_smoothing}; allowed is 0 to 1")
     for name, tensor in (("target", target), ("weight", weight)):
@@ -215,8 +220,8 @@ def _check_target(input: Tensor, target: Tensor, dense: bool, ignore_index: int)
         return
     rows = (input.shape[0], *input.shape[2:]) if input.dim() > 1 else ()
     if tuple(target.shape) != rows and not (input.dim() == 1 and tuple(target.shape) == (1,)):
-        same_batch = input.dim() > 1 and target.dim() > 0 and input.shape[0] == target.shape[0]
-        raise (RuntimeError if same_batch else ValueError)(
+        wrong_batch = target.dim() <= 1 if input.dim() == 1 else target.shape[:1] != input.shape[:1]
+        raise (ValueError if wrong_batch else RuntimeError)(
             f"target: got shape {tuple(target.shape)} with logits {tuple(input.shape)}; allowed are {rows} for "
             f"class indices and {tuple(input.shape)} for class probabilities"
         )
@@ -254,6 +259,8 @@ def _lifted(tensor: Tensor) -> torch.dtype:
 
 
 def _autocasting(device_type: str) -> bool:
+    if device_type == "meta":
+        return False
     if device_type == "cpu":
         return torch.is_autocast_cpu_enabled() if _OLD_AUTOCAST else torch.is_autocast_enabled("cpu")
     return torch.is_autocast_enabled() if _OLD_AUTOCAST else torch.is_autocast_enabled(device_type)
