@@ -8,15 +8,16 @@ precision: bfloat16 logits with p = 0.999 give it a loss of exactly 0.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from crossent.bounds import FORMATS, Array, RowTerms
+from crossent.bounds import Bounds, Contract, Terms, narrow, wide
 from crossent.cases import Inputs
+from crossent.rounding import Array
 
 Loss = Callable[..., Tensor]
 
@@ -34,26 +35,32 @@ class Expected:
     """What a case should give: the reference's result, and the terms that its bounds are made of."""
 
     result: Result
-    terms: RowTerms
+    terms: Terms
+    _bounds: dict[Contract, tuple[Array, Array]] = field(default_factory=dict)
+
+    def bounds(self, contract: Contract) -> tuple[Array, Array]:
+        """Of the loss, (R, 1) or (1, 1), and of the gradient, (R, C): made once for all subjects of one contract."""
+        if contract not in self._bounds:
+            bounds = Bounds(self.terms, contract)
+            self._bounds[contract] = np.reshape(bounds.loss(), (-1, 1)), bounds.gradient()
+        return self._bounds[contract]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How far one result is from the reference: the worst element, its index, and the bound there."""
+    """How far one result is from the reference: the worst element, its index, and the bound there.
+
+    `error` is 0 for equal infinities and for two NaN, and infinite for NaN against a number. `ratio` is error ÷ bound,
+    so 1 is the limit.
+    """
 
     check: str
     index: tuple[int, ...]
     got: float
     expected: float
     bound: float
-
-    @property
-    def error(self) -> float:
-        """The distance, 0 for equal infinities and for two NaN, infinite for NaN against a number."""
-        if np.array_equal(self.got, self.expected, equal_nan=True):
-            return 0.0
-        error = abs(self.got - self.expected)
-        return error if np.isfinite(error) else np.inf
+    error: float
+    ratio: float
 
     def __str__(self) -> str:
         where = f" at index {self.index}" if self.index else ""
@@ -62,25 +69,14 @@ class Difference:
             f"difference {self.error:.3g}, allowed {self.bound:.3g}"
         )
 
-    @property
-    def ratio(self) -> float:
-        """Error ÷ bound: 1 is the limit."""
-        if self.error == 0:
-            return 0.0
-        return self.error / self.bound if self.bound > 0 else np.inf
-
 
 def evaluate(loss: Loss, inputs: Inputs, *, gradient: bool = True) -> Result:
     """The loss and, where wanted, the gradient of the logits under the case's upstream gradient."""
     logits = inputs.logits.detach().clone(memory_format=torch.preserve_format).requires_grad_(gradient)
     value = loss(logits, inputs.target, **inputs.options)
-    if not gradient:
-        return Result(value, None)
-    # Of the result's own shape: a wrong shape is :func:`misshapen`, and not an error of autograd's.
-    upstream = inputs.upstream.to(value.dtype)
-    if upstream.shape != value.shape:
-        upstream = torch.ones_like(value)
-    (of_logits,) = torch.autograd.grad(value, logits, upstream)
+    if not gradient or value.shape != inputs.upstream.shape:  # a wrong shape is for :func:`misshapen` to say
+        return Result(value.detach(), None)
+    (of_logits,) = torch.autograd.grad(value, logits, inputs.upstream.to(value.dtype))
     return Result(value.detach(), of_logits)
 
 
@@ -95,7 +91,7 @@ def reference(inputs: Inputs) -> Expected:
     # uint8 is widened too: torch accepts it, except with weight and label_smoothing together.
     target = inputs.target.double() if inputs.target.is_floating_point() else inputs.target.long()
     wide = Inputs(inputs.logits.double(), target, options, inputs.upstream.double())
-    return Expected(evaluate(widened, wide), row_terms(inputs))
+    return Expected(evaluate(widened, wide), terms_of(inputs))
 
 
 def misshapen(got: Result, inputs: Inputs, expected: Expected) -> str | None:
@@ -108,56 +104,59 @@ def misshapen(got: Result, inputs: Inputs, expected: Expected) -> str | None:
     return f"got {got.loss.dtype} {tuple(got.loss.shape)}; expected {dtype} {tuple(expected.result.loss.shape)}"
 
 
-def compare(got: Result, inputs: Inputs, wanted: Expected) -> list[Difference]:
-    """The worst difference of the loss and, where there is one, of the gradient.
+def compare(got: Result, inputs: Inputs, wanted: Expected, grade: str = "A") -> list[Difference]:
+    """The worst difference of the loss and, where there is one, of the gradient, under the contract of a grade.
 
     The result must have passed :func:`misshapen`.
     """
-    terms, expected = wanted.terms, wanted.result
-    storage = FORMATS[str(got.loss.dtype).removeprefix("torch.")]
-    compute = storage if got.loss.dtype == torch.float64 else FORMATS["float32"]
-    exact = FORMATS["float64"]  # the reference rounds too
-    values = expected.loss.reshape(-1, 1).cpu().numpy()
-    if inputs.options["reduction"] == "none":
-        bounds = (terms.loss_bounds(compute, storage) + terms.loss_bounds(exact, exact))[:, None]
-    else:
-        value = expected.loss.item()
-        bounds = np.array([[terms.reduced_bound(value, compute, storage) + terms.reduced_bound(value, exact, exact)]])
-    differences = [_worst("loss", got.loss.reshape(-1, 1).double().cpu().numpy(), values, bounds)]
-    if got.gradient is not None and expected.gradient is not None:
-        values = _rows(expected.gradient)
-        bounds = terms.gradient_bounds(values, compute, storage) + terms.gradient_bounds(values, exact, exact)
-        differences.append(_worst("gradient", _rows(got.gradient), values, bounds))
+    dtype = str(got.loss.dtype).removeprefix("torch.")
+    contract = wide(dtype) if grade == "A" else narrow(dtype, len(wanted.terms.logits))
+    loss, gradient = (
+        of_subject + of_reference  # the reference rounds too
+        for of_subject, of_reference in zip(wanted.bounds(contract), wanted.bounds(wide("float64")), strict=True)
+    )
+    got_loss, wanted_loss = (r.loss.reshape(-1, 1).double().cpu().numpy() for r in (got, wanted.result))
+    differences = [_worst("loss", got_loss, wanted_loss, loss)]
+    if got.gradient is not None and wanted.result.gradient is not None:
+        differences.append(_worst("gradient", _rows(got.gradient), _rows(wanted.result.gradient), gradient))
     return differences
 
 
-def row_terms(inputs: Inputs) -> RowTerms:
-    """The exact computation of a case in float64, by numpy: what the bounds are made from."""
+def terms_of(inputs: Inputs) -> Terms:
+    """A case as rows of float64 numbers, which hold all of its values exactly."""
     logits = _rows(inputs.logits)
-    rows, classes = logits.shape
     options = inputs.options
-    weight = options["weight"].double().cpu().numpy() if "weight" in options else np.ones(classes)
-    kept = np.ones(rows, bool)
+    index = probabilities = None
+    kept = np.ones(len(logits), bool)
     if inputs.target.is_floating_point():
-        q = _rows(inputs.target)
-        denominator = float(rows)
+        probabilities = _rows(inputs.target)
     else:
         index = inputs.target.long().cpu().numpy().reshape(-1)
         kept = index != options.get("ignore_index", -100)
         index = np.where(kept, index, 0)
-        q = np.zeros((rows, classes))
-        q[np.arange(rows), index] = 1.0
-        denominator = float((weight[index] * kept).sum())
-    smoothing = options["label_smoothing"]
-    coefficients = weight * ((1 - smoothing) * q + smoothing / classes) * kept[:, None]
-    shifted = logits - logits.max(1, keepdims=True, initial=-np.inf)
-    log_probs = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
-    spread = np.where(np.isfinite(shifted), -shifted, 0.0).max(1, initial=0.0)
-    losses = np.where(coefficients != 0, -coefficients * log_probs, 0.0).sum(1)
-    upstream = np.broadcast_to(inputs.upstream.double().cpu().numpy().reshape(-1), (rows,))
-    if options["reduction"] != "mean":
-        denominator = 1.0
-    return RowTerms(log_probs, spread, coefficients, losses, denominator, upstream)
+    upstream = inputs.upstream.double().cpu().numpy().reshape(-1)
+    return Terms(
+        logits=logits,
+        log_sum=_log_sum(logits),
+        index=index,
+        kept=kept,
+        probabilities=probabilities,
+        weight=options["weight"].double().cpu().numpy() if "weight" in options else None,
+        label_smoothing=options["label_smoothing"],
+        reduction=options["reduction"],
+        upstream=np.broadcast_to(upstream, (len(logits),)),
+    )
+
+
+def _log_sum(logits: Array) -> Array:
+    """`log Σ exp(x - max x)`: the largest term is one, and log1p of the others keeps every digit of a small one."""
+    if logits.size == 0:
+        return np.zeros(len(logits))
+    with np.errstate(invalid="ignore"):
+        at = np.arange(len(logits)), logits.argmax(1)
+        exponentials = np.exp(logits - logits[at][:, None])
+    exponentials[at] = np.where(np.isnan(exponentials[at]), np.nan, 0.0)
+    return np.asarray(np.log1p(exponentials.sum(1)))
 
 
 def _rows(tensor: Tensor) -> Array:
@@ -169,11 +168,15 @@ def _rows(tensor: Tensor) -> Array:
 
 
 def _worst(check: str, got: Array, expected: Array, bound: Array) -> Difference:
+    """The element with the largest ratio; a bound is no excuse where the answer is NaN or infinite."""
     if got.size == 0:
-        return Difference(check, (), 0.0, 0.0, 0.0)
+        return Difference(check, (), 0.0, 0.0, 0.0, 0.0, 0.0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        same = (got == expected) | (np.isnan(got) & np.isnan(expected))
-        ratio = np.where(same, 0.0, np.abs(got - expected) / bound)
-    ratio = np.where(np.isnan(ratio), np.inf, ratio)  # NaN against a number
+        error = np.where((got == expected) | (np.isnan(got) & np.isnan(expected)), 0.0, np.abs(got - expected))
+        error = np.where(np.isnan(error), np.inf, error)
+        judged = np.isfinite(bound) | ~np.isfinite(expected)
+        allowed = np.where(np.isfinite(expected), bound, 0.0)
+        ratio = np.where(judged & (error > 0), error / allowed, 0.0)
     at = np.unravel_index(int(ratio.argmax()), ratio.shape)
-    return Difference(check, tuple(map(int, at)), float(got[at]), float(expected[at]), float(bound[at]))
+    numbers = (float(array[at]) for array in (got, expected, allowed, error, ratio))
+    return Difference(check, tuple(map(int, at)), *numbers)

@@ -130,8 +130,6 @@ def lay_out(
     classes = input.shape[min(1, input.dim() - 1)]
     if classes == 0:
         # No classes: an empty sum, so a loss of 0. One class with a logit of 0 has that loss too, and a maximum.
-        if not dense and (outside := target[target != ignore_index]).numel():
-            raise IndexError(f"target: index {outside[0]} is out of bounds, with no classes; allowed is {ignore_index}")
         logits = logits.sum(-1, keepdim=True)
         target = target.sum(-1, keepdim=True) if dense else target
         class_weight = None
@@ -142,7 +140,7 @@ def lay_out(
 
     index = target.to(torch.int64)  # before the comparison: as uint8, -100 would be 156
     kept = index != ignore_index
-    index = torch.where(kept, index, 0)
+    index = torch.where(kept, index if classes else 1, 0)  # without classes, no kept row has one
     picked = _weight_of(index, class_weight, logits, classes, ignore_index)
     target_weight = torch.where(kept, picked, 0.0)
     return Rows(logits, index, kept, None, class_weight, target_weight, label_smoothing, reduction, dtype)

@@ -1,0 +1,227 @@
+"""The running-error algebra against arithmetic that rounds: every rule holds, and none is wider than it must be."""
+
+import itertools
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from crossent.rounding import ANY_ORDER, BFLOAT16, FLOAT16, FLOAT32, FLOAT64, FORMATS, Held, Order, safe
+
+NUMPY = {"float16": np.float16, "float32": np.float32, "float64": np.float64}
+HALF_AND_SINGLE = (FLOAT16, BFLOAT16, FLOAT32)
+
+
+def numbers(seed, shape, spread=4):
+    """Random numbers over decades, known to float64 and to no narrower format."""
+    random = np.random.RandomState(seed)
+    return random.standard_normal(shape) * 10.0 ** random.uniform(-spread, spread, shape)
+
+
+def of(format, seed, shape, spread=2):
+    return Held.exactly(format.nearest(numbers(seed, shape, spread)), format)
+
+
+def exact_error(got, exact):
+    """The error of each computed number, by rational arithmetic."""
+    return np.array([abs(float(Fraction(float(g)) - e)) for g, e in zip(got, exact, strict=True)])
+
+
+def fractions(values):
+    return [Fraction(float(value)) for value in values]
+
+
+@pytest.mark.parametrize("name", NUMPY)
+def test_nearest_is_the_rounding_that_numpy_does(name):
+    values = np.concatenate(
+        [numbers(1, 20000, 12), [0.0, -0.0, np.inf, -np.inf, np.nan, 65519.0, 65520.0, 2.0**-25, 3 * 2.0**-25]]
+    )
+    with np.errstate(over="ignore"):
+        assert np.array_equal(
+            FORMATS[name].nearest(values), values.astype(NUMPY[name]).astype(np.float64), equal_nan=True
+        )
+
+
+def test_nearest_in_bfloat16_keeps_the_top_half_of_a_float32():
+    values = np.float32(numbers(2, 20000, 12)).astype(np.float64)
+    bits = values.astype(np.float32).view(np.uint32)
+    even = ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
+    assert np.array_equal(BFLOAT16.nearest(values), even.astype(np.float64))
+
+
+@pytest.mark.parametrize("format", HALF_AND_SINGLE, ids=lambda f: f.name)
+@pytest.mark.parametrize("operation", ["plus", "minus", "times", "over"])
+def test_the_error_of_one_operation_on_known_numbers_is_what_it_does(format, operation):
+    a, b = of(format, 3, 5000), of(format, 4, 5000)
+    exact = {
+        "plus": Fraction.__add__,
+        "minus": Fraction.__sub__,
+        "times": Fraction.__mul__,
+        "over": Fraction.__truediv__,
+    }
+    held = getattr(a, operation)(b, format)
+    true = [exact[operation](x, y) for x, y in zip(fractions(a.value), fractions(b.value), strict=True)]
+    with np.errstate(over="ignore"):
+        got = format.nearest(np.array([float(value) for value in true]))  # float64 is wide enough not to round twice
+    finite = np.isfinite(got) & np.isfinite(held.error)
+    assert finite.mean() > 0.9
+    error = exact_error(got[finite], [value for value, ok in zip(true, finite, strict=True) if ok])
+    assert (error <= safe(held.error[finite]) + 2.0**-52 * np.abs(held.value[finite])).all()
+    # Known operands: the error is known, and not only bounded.
+    assert (held.error[finite] <= error + 2.0**-50 * np.abs(held.value[finite])).all()
+
+
+@pytest.mark.parametrize("operation", ["plus", "minus", "times", "over"])
+def test_float64_operations_stay_within_their_bound(operation):
+    a, b = Held.exactly(numbers(5, 5000), FLOAT64), Held.exactly(numbers(6, 5000), FLOAT64)
+    exact = {
+        "plus": Fraction.__add__,
+        "minus": Fraction.__sub__,
+        "times": Fraction.__mul__,
+        "over": Fraction.__truediv__,
+    }
+    numpys = {"plus": np.add, "minus": np.subtract, "times": np.multiply, "over": np.divide}
+    true = [exact[operation](x, y) for x, y in zip(fractions(a.value), fractions(b.value), strict=True)]
+    error = exact_error(numpys[operation](a.value, b.value), true)
+    assert (error <= safe(getattr(a, operation)(b, FLOAT64).error)).all()
+
+
+@pytest.mark.parametrize("operation", ["plus", "minus", "times", "over"])
+def test_errors_of_the_operands_are_carried_through(operation):
+    random = np.random.RandomState(7)
+    a, b = of(FLOAT32, 8, 5000), of(FLOAT32, 9, 5000)
+    wrong = [Held(x.value, np.abs(x.value) * 10.0 ** random.uniform(-6, -1, 5000), None) for x in (a, b)]
+    moved = [x.value + x.error * random.choice([-1, 1], 5000) for x in wrong]
+    numpys = {"plus": np.add, "minus": np.subtract, "times": np.multiply, "over": np.divide}
+    held = getattr(wrong[0], operation)(wrong[1], FLOAT32)
+    error = np.abs(FLOAT32.nearest(numpys[operation](*moved)) - held.value)
+    assert (error <= safe(held.error)).all()
+    assert (error / held.error).max() > 0.9
+
+
+def test_exp_and_log_carry_the_error_of_their_argument():
+    random = np.random.RandomState(10)
+    x = Held(random.uniform(-80, 0, 5000), 10.0 ** random.uniform(-7, -1, 5000), None)
+    held = x.exp(FLOAT32, ulps=1.0)
+    for sign in (-1, 1):
+        error = np.abs(FLOAT32.nearest(np.exp(x.value + sign * x.error)) - np.exp(x.value))
+        assert (error <= safe(held.error)).all()
+    s = Held(1 + 10.0 ** random.uniform(-6, 3, 5000), 10.0 ** random.uniform(-7, -2, 5000), None)
+    logarithm = s.log(FLOAT32, ulps=1.0, value=np.log(s.value))
+    for sign in (-1, 1):
+        held_sum = np.maximum(s.value + sign * s.error, 1.0)
+        error = np.abs(FLOAT32.nearest(np.log(held_sum)) - np.log(s.value))
+        assert (error <= safe(logarithm.error)).all()
+
+
+def test_what_is_exact_has_no_error():
+    one, zero, lowest = (Held.exactly([value], FLOAT32) for value in (1.0, 0.0, -np.inf))
+    third = Held.exactly([FLOAT32.nearest(np.array(1 / 3))], FLOAT32)
+    assert zero.exp(FLOAT32, 1.0).error == 0
+    assert lowest.exp(FLOAT32, 1.0).error == 0
+    assert one.log(FLOAT32, 1.0, np.zeros(1)).error == 0
+    assert third.times(Held.exactly([0.25], FLOAT32), FLOAT32).error == 0
+    assert third.over(Held.exactly([8.0], FLOAT32), FLOAT32).error == 0
+    assert third.times(zero, FLOAT32).error == 0
+    assert third.minus(third, FLOAT32).error == 0
+    assert third.rounded(FLOAT64).error == 0
+
+
+def test_nothing_is_promised_of_what_may_overflow_or_divide_by_zero():
+    big = Held.exactly([60000.0], FLOAT16)
+    assert big.plus(big, FLOAT16).error == np.inf
+    assert big.times(big, FLOAT16).error == np.inf
+    assert Held.exactly([[60000.0, 60000.0]], FLOAT16).sum(FLOAT16).error == np.inf
+    assert Held.exactly([12.0], FLOAT32).exp(FLOAT16, 1.0).error == np.inf
+    assert big.over(Held(np.array([1.0]), np.array([1.0]), None), FLOAT32).error == np.inf
+    assert Held.exactly([0.0], FLOAT32).times(Held.exactly([np.inf], FLOAT32), FLOAT32).error == np.inf
+    assert big.plus(big, FLOAT32).error == 0
+
+
+def test_an_infinite_value_is_compared_and_not_bounded():
+    infinite = Held.exactly([np.inf], FLOAT32)
+    assert infinite.plus(Held(np.array([1.0]), np.array([0.5]), FLOAT32), FLOAT32).error == 0
+    assert infinite.rounded(FLOAT16).error == 0
+
+
+def _depths(n):
+    """The depths of the leaves, left to right, in every binary tree of n leaves."""
+    if n == 1:
+        yield (0,)
+        return
+    for left in range(1, n):
+        for a, b in itertools.product(_depths(left), _depths(n - left)):
+            yield tuple(depth + 1 for depth in a + b)
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5, 6])
+def test_the_caterpillar_with_its_largest_terms_deepest_is_the_worst_tree(n):
+    """The lemma behind sums in any order, over every tree and every assignment of the terms to its leaves."""
+    random = np.random.RandomState(n)
+    trees = {tuple(sorted(depths, reverse=True)) for depths in _depths(n)}  # the largest term to the deepest leaf
+    for _ in range(50):
+        terms = np.sort(random.exponential(size=n) * 10.0 ** random.uniform(0, 6, n))[::-1]
+        omega = sum(terms[: j + 1].sum() for j in range(1, n))
+        worst = max(float(np.dot(terms, depths)) for depths in trees)
+        assert abs(worst - omega) <= 2.0**-50 * omega
+
+
+def _random_tree_sum(format, terms, random):
+    """The sum in a random order and association, rounded at each addition."""
+    terms = list(terms)
+    while len(terms) > 1:
+        i, j = random.choice(len(terms), 2, replace=False)
+        merged = float(format.nearest(np.asarray(terms[i] + terms[j])))
+        terms = [term for at, term in enumerate(terms) if at not in (i, j)] + [merged]
+    return terms[0]
+
+
+@pytest.mark.parametrize("format", [FLOAT16, BFLOAT16, FLOAT32], ids=lambda f: f.name)
+def test_sums_in_any_order_stay_within_their_bound(format):
+    random = np.random.RandomState(11)
+    worst = 0.0
+    for trial in range(300):
+        n = int(random.choice([2, 3, 5, 17, 60]))
+        spread = random.choice([0, 1, 3])
+        terms = format.nearest(np.abs(numbers(trial, n, spread))) if trial % 2 else np.full(n, 1 / 3)
+        terms = format.nearest(terms)
+        held = Held.exactly(terms, format).sum(format)
+        orders = [_random_tree_sum(format, terms, random) for _ in range(5)]
+        running = 0.0
+        for term in np.sort(terms)[::-1]:
+            running = float(format.nearest(np.asarray(running + term)))
+        for got in [*orders, running]:
+            error = abs(float(Fraction(got) - sum(fractions(terms))))
+            assert error <= safe(held.error) + 2.0**-52 * held.value
+            worst = max(worst, error / held.error if held.error else 0.0)
+    assert worst > 0.2, f"{worst}: the bound is wider than it must be"
+
+
+def test_a_running_sum_of_equal_terms_comes_near_half_of_its_bound():
+    """Roundings are not independent: a bound that grows with the root of n would be off by a factor of fifteen."""
+    n, term = 20000, np.float32(1 / 3)
+    got = np.cumsum(np.full(n, term, np.float32))[-1]
+    held = Held.exactly(np.full(n, float(term)), FLOAT32).sum(FLOAT32)
+    error = abs(float(got) - n * float(term))
+    assert 10 * np.sqrt(n) * FLOAT32.unit_roundoff * n * float(term) < error <= held.error
+
+
+def test_sums_that_need_no_rounding_have_no_error_in_any_order():
+    assert Held.exactly(np.ones(2**11), FLOAT16).sum(FLOAT16).error == 0
+    assert Held.exactly(np.ones(2**11 + 1), FLOAT16).sum(FLOAT16).error > 0
+    assert Held.exactly(np.array([0.5, 0.25, 8.0, 0.0]), BFLOAT16).sum(BFLOAT16).error == 0
+
+
+def test_one_large_term_hides_the_number_of_small_ones():
+    """The big and small split: the error of a peaked row does not grow with its classes."""
+    peaked = np.concatenate([[1.0], np.full(100_000, 1e-12)])
+    held = Held(peaked, np.zeros_like(peaked), None).sum(FLOAT32)
+    assert held.error <= 4 * (100_000 * 1e-12 + FLOAT32.unit_roundoff)
+
+
+def test_a_bounded_depth_is_never_wider_than_any_order():
+    terms = np.abs(numbers(13, (50, 64), 1))
+    held = Held(terms, np.zeros_like(terms), None)
+    shallow, any_order = held.sum(FLOAT32, Order(6)), held.sum(FLOAT32, ANY_ORDER)
+    assert (shallow.error <= any_order.error).all()
+    assert (shallow.error < 0.5 * any_order.error).any()
