@@ -12,11 +12,17 @@ each row's loss, for the reduced loss and for each element of the gradient.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crossent.rounding import ANY_ORDER, FLOAT32, FLOAT64, FORMATS, Array, Format, Held, Order, safe
+
+# What a subject is held to, and what it reaches: A, float32 or better inside; B, the precision of its dtype inside; F,
+# neither.
+Grade = Literal["A", "B", "F"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,7 @@ class Contract:
     """What an implementation promises about its arithmetic.
 
     Attributes:
-        name: for reports.
+        grade: what a subject reaches that keeps it.
         storage: the format of the logits, and of the results, which are rounded to it once.
         compute: the format of every intermediate.
         stored: the precision to which intermediates are rounded as well, or None where they are not. It has float32's
@@ -33,7 +39,7 @@ class Contract:
         row_order: in which orders the rows' losses may be summed.
     """
 
-    name: str
+    grade: Grade
     storage: Format
     compute: Format
     stored: Format | None = None
@@ -59,15 +65,25 @@ def wide(dtype: str) -> Contract:
 def narrow(dtype: str, rows: int) -> Contract:
     """Grade B: intermediates rounded to the dtype of the logits, rows summed pairwise or in blocks.
 
-    torch's own cascade adds in blocks of `2^p`, `p = max(4, log2(rows)/8)`, eight levels deep, so that no row passes
-    through more than `8·2^p + 8` additions (aten/src/ATen/native/cpu/LossNLL.cpp).
+    torch's own cascade adds up blocks of `2^p` rows, `p = max(4, log2(rows)/8)`, then blocks of such sums, in eight
+    levels (aten/src/ATen/native/cpu/LossNLL.cpp). That is what it is held to: where a row that should close a block is
+    ignored, the block goes on growing, which is a finding.
     """
     contract = wide(dtype)
     stored = replace(contract.storage, name=f"{dtype} precision", largest=FLOAT32.largest)
     if contract.storage.precision >= FLOAT32.precision:
-        return replace(contract, name="B")
-    block = 2 ** max(4, int(max(rows - 1, 0)).bit_length() // 8)
-    return replace(contract, name="B", stored=stored, row_order=Order(8 * block + 8))
+        return replace(contract, grade="B")  # nothing is narrower than what it computes in
+    return replace(contract, grade="B", stored=stored, row_order=Order(_cascade_depth(rows)))
+
+
+def _cascade_depth(rows: int) -> int:
+    levels, block = 8, 2 ** max(4, rows.bit_length() // 8)
+    depth = used = 0
+    while rows > 1 and used < levels:
+        depth += min(block, rows)
+        rows = -(-rows // block)
+        used += 1
+    return depth + rows + used  # what is left at the top, and the levels' own sum at the end
 
 
 @dataclass(frozen=True)
@@ -110,6 +126,7 @@ class Bounds:
     def _dense(self) -> bool:
         return self.terms.index is None or self.terms.label_smoothing > 0
 
+    @cached_property
     def loss(self) -> Array:
         """Of each row's loss, (R,), under reduction "none"; of the one number, (), otherwise."""
         c, t = self.contract, self.terms
@@ -130,6 +147,7 @@ class Bounds:
                 total = _wider(total.over(self._denominator, c.compute), first)
             return safe(total.rounded(c.storage).error)
 
+    @cached_property
     def gradient(self) -> Array:
         """Of each element of the gradient, (R, C)."""
         c, t = self.contract, self.terms
@@ -148,6 +166,13 @@ class Bounds:
                 once = u * (softmax.largest + target.largest)
                 gradient = Held(gradient.value, gradient.error + once, c.compute)
             return safe(gradient.where(t.kept[:, None]).rounded(c.storage).error)
+
+    @cached_property
+    def target_term(self) -> Array:
+        """The part of the gradient that comes from the target alone, `-g/D · w_c q_c`, (R, C)."""
+        with np.errstate(all="ignore"):
+            scale = self.terms.upstream / (1.0 if self._denominator is None else self._denominator.value)
+            return np.asarray(np.where(self.terms.kept[:, None], -scale[:, None] * self._coefficients.value, 0.0))
 
     def _of_target(self, held: Held) -> Held:
         assert self.terms.index is not None

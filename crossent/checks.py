@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crossent.bounds import Bounds, Contract, Terms, narrow, wide
+from crossent.bounds import Bounds, Contract, Grade, Terms, narrow, wide
 from crossent.cases import Inputs
-from crossent.rounding import Array
+from crossent.rounding import Array, Format
 
 Loss = Callable[..., Tensor]
 
@@ -36,13 +36,12 @@ class Expected:
 
     result: Result
     terms: Terms
-    _bounds: dict[Contract, tuple[Array, Array]] = field(default_factory=dict)
+    _bounds: dict[Contract, Bounds] = field(default_factory=dict)
 
-    def bounds(self, contract: Contract) -> tuple[Array, Array]:
-        """Of the loss, (R, 1) or (1, 1), and of the gradient, (R, C): made once for all subjects of one contract."""
+    def bounds(self, contract: Contract) -> Bounds:
+        """What the contract allows: made once for all subjects that promise it."""
         if contract not in self._bounds:
-            bounds = Bounds(self.terms, contract)
-            self._bounds[contract] = np.reshape(bounds.loss(), (-1, 1)), bounds.gradient()
+            self._bounds[contract] = Bounds(self.terms, contract)
         return self._bounds[contract]
 
 
@@ -50,8 +49,12 @@ class Expected:
 class Difference:
     """How far one result is from the reference: the worst element, its index, and the bound there.
 
-    `error` is 0 for equal infinities and for two NaN, and infinite for NaN against a number. `ratio` is error ÷ bound,
-    so 1 is the limit.
+    Attributes:
+        error: 0 for equal infinities and for two NaN, infinite for NaN against a number.
+        ratio: error ÷ bound, so 1 is the limit.
+        ulp: the error in units of the result's last place at the expected value.
+        not_judged: how many elements' bounds are infinite, since something may overflow on the way to them.
+        vacuous: whether zeros, a constant, or the gradient without its softmax would pass too: no evidence.
     """
 
     check: str
@@ -61,6 +64,9 @@ class Difference:
     bound: float
     error: float
     ratio: float
+    ulp: float
+    not_judged: int
+    vacuous: bool
 
     def __str__(self) -> str:
         where = f" at index {self.index}" if self.index else ""
@@ -104,22 +110,31 @@ def misshapen(got: Result, inputs: Inputs, expected: Expected) -> str | None:
     return f"got {got.loss.dtype} {tuple(got.loss.shape)}; expected {dtype} {tuple(expected.result.loss.shape)}"
 
 
-def compare(got: Result, inputs: Inputs, wanted: Expected, grade: str = "A") -> list[Difference]:
+def compare(got: Result, inputs: Inputs, wanted: Expected, grade: Grade = "A") -> list[Difference]:
     """The worst difference of the loss and, where there is one, of the gradient, under the contract of a grade.
 
     The result must have passed :func:`misshapen`.
     """
     dtype = str(got.loss.dtype).removeprefix("torch.")
     contract = wide(dtype) if grade == "A" else narrow(dtype, len(wanted.terms.logits))
-    loss, gradient = (
-        of_subject + of_reference  # the reference rounds too
-        for of_subject, of_reference in zip(wanted.bounds(contract), wanted.bounds(wide("float64")), strict=True)
-    )
-    got_loss, wanted_loss = (r.loss.reshape(-1, 1).double().cpu().numpy() for r in (got, wanted.result))
-    differences = [_worst("loss", got_loss, wanted_loss, loss)]
+    bounds, of_reference = wanted.bounds(contract), wanted.bounds(wide("float64"))  # the reference rounds too
+    got_loss, exact_loss = (r.loss.reshape(-1, 1).double().cpu().numpy() for r in (got, wanted.result))
+    allowed = np.reshape(bounds.loss + of_reference.loss, (-1, 1))
+    differences = [_worst("loss", got_loss, exact_loss, allowed, contract.storage)]
     if got.gradient is not None and wanted.result.gradient is not None:
-        differences.append(_worst("gradient", _rows(got.gradient), _rows(wanted.result.gradient), gradient))
+        got_gradient, exact_gradient = _rows(got.gradient), _rows(wanted.result.gradient)
+        allowed = bounds.gradient + of_reference.gradient
+        target_term = of_reference.target_term
+        differences.append(_worst("gradient", got_gradient, exact_gradient, allowed, contract.storage, target_term))
     return differences
+
+
+def reached(got: Result, inputs: Inputs, wanted: Expected) -> Grade:
+    """The grade that a result reaches: that of the tightest contract that it keeps."""
+    for grade in ("A", "B"):
+        if all(difference.ratio <= 1 for difference in compare(got, inputs, wanted, grade)):
+            return grade
+    return "F"
 
 
 def terms_of(inputs: Inputs) -> Terms:
@@ -167,16 +182,39 @@ def _rows(tensor: Tensor) -> Array:
     return rows
 
 
-def _worst(check: str, got: Array, expected: Array, bound: Array) -> Difference:
+def _worst(
+    check: str, got: Array, exact: Array, bound: Array, storage: Format, target_term: Array | None = None
+) -> Difference:
     """The element with the largest ratio; a bound is no excuse where the answer is NaN or infinite."""
     if got.size == 0:
-        return Difference(check, (), 0.0, 0.0, 0.0, 0.0, 0.0)
+        return Difference(check, (), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, vacuous=True)
     with np.errstate(invalid="ignore", divide="ignore"):
-        error = np.where((got == expected) | (np.isnan(got) & np.isnan(expected)), 0.0, np.abs(got - expected))
-        error = np.where(np.isnan(error), np.inf, error)
-        judged = np.isfinite(bound) | ~np.isfinite(expected)
-        allowed = np.where(np.isfinite(expected), bound, 0.0)
-        ratio = np.where(judged & (error > 0), error / allowed, 0.0)
+        error = _distance(got, exact)
+        special = ~np.isfinite(exact)
+        allowed = np.where(special, 0.0, bound)
+        ratio = np.where(error > 0, np.where(np.isinf(allowed), 0.0, error / allowed), 0.0)
+        answers = [np.zeros_like(exact)]
+        if exact.size > 1 and not special.all():
+            answers.append(np.full_like(exact, np.median(exact[~special])))
+        if target_term is not None:
+            answers.append(target_term)
+        vacuous = any((_distance(answer, exact) <= allowed).all() for answer in answers)
     at = np.unravel_index(int(ratio.argmax()), ratio.shape)
-    numbers = (float(array[at]) for array in (got, expected, allowed, error, ratio))
-    return Difference(check, tuple(map(int, at)), *numbers)
+    return Difference(
+        check,
+        index=tuple(map(int, at)),
+        got=float(got[at]),
+        expected=float(exact[at]),
+        bound=float(allowed[at]),
+        error=float(error[at]),
+        ratio=float(ratio[at]),
+        ulp=float(error[at]) / storage.last_place(float(exact[at])),
+        not_judged=int(np.isinf(allowed).sum()),
+        vacuous=vacuous,
+    )
+
+
+def _distance(got: Array, exact: Array) -> Array:
+    """Zero for equal infinities and for two NaN, infinite for NaN against a number."""
+    error = np.where((got == exact) | (np.isnan(got) & np.isnan(exact)), 0.0, np.abs(got - exact))
+    return np.where(np.isnan(error), np.inf, error)

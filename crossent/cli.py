@@ -14,7 +14,7 @@ from rich.progress import track
 from crossent import explain as explanation
 from crossent.cases import DTYPES, Case
 from crossent.runner import check as run_check
-from crossent.subjects import FORMS
+from crossent.subjects import FORMS, TORCH
 
 # 32 bits: what numpy's and torch's generators both take.
 SEED = click.IntRange(0, 2**32 - 1)
@@ -47,12 +47,12 @@ def crossent() -> None:
 
 
 @crossent.command()
-@click.argument("subjects", metavar="[FORM ...]", nargs=-1, type=click.Choice(list(FORMS)))
+@click.argument("subjects", metavar="[SUBJECT ...]", nargs=-1, type=click.Choice([*FORMS, TORCH.name]))
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @click.option("--dtype", "dtypes", multiple=True, type=click.Choice(list(DTYPES)), help="All four unless given.")
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Other numbers for the same options.")
 def check(subjects: tuple[str, ...], device: str, dtypes: tuple[str, ...], seed: int) -> int:
-    """Hold the forms to nn.CrossEntropyLoss: loss and gradient over every combination of options."""
+    """Hold the forms, or `torch` itself, to the contract: loss and gradient over every combination of options."""
     with _one_line():
         report = run_check(*subjects, device=device, dtypes=dtypes or tuple(DTYPES), seed=seed, progress=_progress)
     Console().print(report.render())

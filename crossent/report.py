@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from rich import box
@@ -27,17 +28,22 @@ class Finding:
 
 @dataclass
 class Tally:
-    """The worst difference of one check on one dtype, and the case where it was."""
+    """One check on one dtype: what it judged, and where it came nearest to its bound."""
 
-    error: float = 0.0
+    ran: int = 0
+    vacuous: int = 0
+    not_judged: int = 0
+    ulp: float = 0.0
     ratio: float = 0.0
     case: str = ""
 
-    def add(self, error: float, ratio: float, case: str) -> None:
+    def add(self, case: str, ulp: float, ratio: float, not_judged: int, vacuous: bool) -> None:
         """Enter one difference."""
-        self.error = max(self.error, error)
+        self.ran += 1
+        self.vacuous += vacuous
+        self.not_judged += not_judged
         if ratio >= self.ratio:
-            self.ratio, self.case = ratio, case
+            self.ulp, self.ratio, self.case = ulp, ratio, case
 
 
 @dataclass
@@ -47,6 +53,7 @@ class SubjectReport:
     name: str
     cases: Counter[str] = field(default_factory=Counter)
     tallies: dict[tuple[str, str], Tally] = field(default_factory=dict)
+    grades: dict[str, str] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
     not_applicable: Counter[str] = field(default_factory=Counter)
 
@@ -54,9 +61,18 @@ class SubjectReport:
         """The tally of one check on one dtype, made when it is first asked for."""
         return self.tallies.setdefault((check, dtype), Tally())
 
+    def grade(self, dtype: str, reached: str) -> None:
+        """Enter the grade that one case reached: the subject's is the lowest, and A comes before B and F."""
+        self.grades[dtype] = max(self.grades.get(dtype, reached), reached)
+
     def failed(self, dtype: str) -> int:
         """How many cases of this dtype have a finding."""
         return len({finding.case for finding in self.findings if finding.case.startswith(f"{dtype}-")})
+
+    @property
+    def without_evidence(self) -> list[str]:
+        """The checks and dtypes of which every case would let a constant pass."""
+        return [f"{check} in {dtype}" for (check, dtype), tally in self.tallies.items() if tally.vacuous == tally.ran]
 
 
 @dataclass
@@ -81,8 +97,8 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether something ran and nothing was found."""
-        return self.ran > 0 and not self.findings
+        """Whether something ran, nothing was found, and none of it was without evidence."""
+        return self.ran > 0 and not self.findings and not any(subject.without_evidence for subject in self.subjects)
 
     def render(self, most_findings: int = 5) -> RenderableType:
         """The table, the findings, and what did not run and why."""
@@ -93,6 +109,7 @@ class Report:
                 parts.append(Text(f"{subject.name}: {finding}"))
             if len(subject.findings) > most_findings:
                 parts.append(Text(f"{subject.name}: … and {len(subject.findings) - most_findings} more findings"))
+            parts.extend(Text(line) for line in self._fine_print(subject))
             for reason, count in sorted(subject.not_applicable.items()):
                 parts.append(Text(f"not applicable: {subject.name} {reason} ({count} cases)"))
         parts.append(Text(self.summary))
@@ -107,21 +124,39 @@ class Report:
             return f"{len(self.findings)} findings in {self.ran} checked calls"
         return f"{self.ran} calls checked, each equal to nn.CrossEntropyLoss within what rounding allows"
 
+    def _fine_print(self, subject: SubjectReport) -> Iterator[str]:
+        """Where the subject came nearest to its bounds, and what of its cases says nothing."""
+        for check in ("loss", "gradient"):
+            tallies = [tally for (of, _), tally in subject.tallies.items() if of == check]
+            if worst := max(tallies, key=lambda tally: tally.ratio, default=None):
+                yield f"{subject.name}: {check} nearest to its bound on {worst.case}"
+        vacuous, not_judged = (
+            sum(getattr(t, of) for t in subject.tallies.values()) for of in ("vacuous", "not_judged")
+        )
+        ran = sum(tally.ran for tally in subject.tallies.values())
+        yield f"{subject.name}: {vacuous} of {ran} comparisons are no evidence: zeros or a constant would pass them"
+        if not_judged:
+            yield f"{subject.name}: {not_judged} numbers not judged, since something may overflow on the way to them"
+        for nothing in subject.without_evidence:
+            yield f"{subject.name}: NO EVIDENCE for the {nothing}: every comparison was vacuous"
+
     def _table(self) -> Table:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-        table.add_column("form", no_wrap=True)
+        table.add_column("subject", no_wrap=True)
         table.add_column("dtype", no_wrap=True)
         table.add_column("cases", justify="right", no_wrap=True)
-        for check in ("loss", "gradient"):
-            table.add_column(f"{check}:\nworst", justify="right", no_wrap=True)
+        for heading in ("loss:", "grad.:"):
+            table.add_column(f"{heading}\nulp", justify="right", no_wrap=True)
             table.add_column("of\nbound", justify="right", no_wrap=True)
+        table.add_column("grade", justify="center", no_wrap=True)
         table.add_column("verdict", no_wrap=True)
         for subject in self.subjects:
             for dtype, count in subject.cases.items():
                 cells = [subject.name, dtype, str(count)]
                 for check in ("loss", "gradient"):
                     tally = subject.tallies.get((check, dtype))
-                    cells += [f"{tally.error:.1e}", _share(tally.ratio)] if tally else ["–", "–"]
+                    cells += [_short(tally.ulp), _share(tally.ratio)] if tally else ["–", "–"]
+                cells.append(subject.grades.get(dtype, "–"))
                 failed = subject.failed(dtype)
                 verdict = Text(f"{failed} wrong", "bold red") if failed else Text("equal", "green")
                 table.add_row(*cells, verdict)
@@ -136,3 +171,7 @@ class Report:
 def _share(ratio: float) -> str:
     """A ratio of error to bound as a percentage; beyond ten times the bound the number says no more."""
     return f"{100 * ratio:.0f} %" if ratio < 10 else "> 10 ×"
+
+
+def _short(ulp: float) -> str:
+    return f"{ulp:.1f}" if ulp < 1000 else f"{ulp:.0e}"

@@ -15,6 +15,7 @@ The errors are themselves computed in float64. :func:`safe` widens the last one 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,6 +47,11 @@ class Format:
     def smallest_subnormal(self) -> float:
         """The spacing of the subnormal numbers."""
         return 2.0 ** (self.smallest_exponent - self.precision + 1)
+
+    def last_place(self, value: float) -> float:
+        """One unit in the last place of `value`; the smallest spacing where it is 0 or not finite."""
+        exponent = math.frexp(value)[1] if value and math.isfinite(value) else self.smallest_exponent
+        return 2.0 ** (max(exponent, self.smallest_exponent + 1) - self.precision)
 
     def contains(self, other: Format | None) -> bool:
         """Whether every number of the other format is one of this."""

@@ -77,8 +77,11 @@ def run_case(case: Case, subjects: Sequence[Subject], report: Report, device: st
             continue
         if got.gradient is None:
             entry.not_applicable["has no gradient"] += 1
-        for difference in checks.compare(got, inputs, expected):
-            entry.tally(difference.check, case.dtype).add(difference.error, difference.ratio, case.id)
+        entry.grade(case.dtype, checks.reached(got, inputs, expected))
+        for difference in checks.compare(got, inputs, expected, subject.grade(case.dtype)):
+            entry.tally(difference.check, case.dtype).add(
+                case.id, difference.ulp, difference.ratio, difference.not_judged, difference.vacuous
+            )
             if difference.ratio > 1:
                 entry.findings.append(Finding(difference.check, case.id, "wrong", str(difference)))
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from crossent import forms
+from crossent.bounds import Grade
 from crossent.cases import Case
 
 
@@ -22,12 +23,18 @@ class Subject:
         loss: a callable with the signature of `F.cross_entropy`.
         differentiable: whether its result has a gradient.
         not_applicable: why a case does not apply to it, or None where it does.
+        grades: the grade that it must reach for a dtype, where that is not A.
     """
 
     name: str
     loss: Callable[..., Tensor]
     differentiable: bool = True
     not_applicable: Callable[[Case], str | None] = lambda case: None
+    grades: Mapping[str, Grade] = field(default_factory=dict)
+
+    def grade(self, dtype: str) -> Grade:
+        """The grade that it must reach."""
+        return self.grades.get(dtype, "A")
 
 
 def _scalar_on_tensors(input: Tensor, target: Tensor, **options: Any) -> Tensor:
@@ -44,6 +51,11 @@ def _why_not_scalar(case: Case) -> str | None:
     return None
 
 
+def _torch(input: Tensor, target: Tensor, **options: Any) -> Tensor:
+    loss: Tensor = torch.nn.CrossEntropyLoss(**options)(input, target)
+    return loss
+
+
 FORMS = {
     subject.name: subject
     for subject in (
@@ -55,17 +67,22 @@ FORMS = {
 }
 
 
+# nn.CrossEntropyLoss itself. On a CPU it stores the log-probabilities of half precision in half precision.
+TORCH = Subject("torch", _torch, grades={"float16": "B", "bfloat16": "B"})
+
+
 def load(subject: str | Callable[..., Tensor]) -> Subject:
-    """A form by its name, or any callable with the signature of `F.cross_entropy`.
+    """A form by its name, `torch`, or any callable with the signature of `F.cross_entropy`.
 
     Raises:
-        ValueError: a name that is no form's.
+        ValueError: a name that is neither.
         TypeError: neither a name nor a callable.
     """
     if isinstance(subject, str):
-        if subject not in FORMS:
-            raise ValueError(f"subject: got {subject!r}; allowed are {', '.join(FORMS)}")
-        return FORMS[subject]
+        known = {**FORMS, TORCH.name: TORCH}
+        if subject not in known:
+            raise ValueError(f"subject: got {subject!r}; allowed are {', '.join(known)}")
+        return known[subject]
     if not callable(subject):
         raise TypeError(f"subject: got {type(subject).__name__}; allowed are a form's name and a callable")
     return Subject(getattr(subject, "__name__", type(subject).__name__), subject)

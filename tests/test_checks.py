@@ -1,0 +1,178 @@
+"""The judge judged: what a difference says, which grade a result reaches, and what is no evidence."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import crossent
+from crossent import cases, checks
+from crossent.cases import Inputs
+from crossent.report import Report, SubjectReport
+from crossent.runner import run_case
+from crossent.subjects import FORMS, TORCH, Subject
+
+
+def inputs(logits, target, dtype=torch.float32, **options):
+    options = {"reduction": "none", "label_smoothing": 0.0, **options}
+    logits, target = torch.tensor(logits, dtype=dtype), torch.tensor(target)
+    upstream = torch.ones(target.shape if options["reduction"] == "none" else (), dtype=dtype)
+    return Inputs(logits, target, options, upstream)
+
+
+def differences(loss, case, grade="A"):
+    return checks.compare(checks.evaluate(loss, case), case, checks.reference(case), grade)
+
+
+def run(loss, chosen):
+    subject = loss if isinstance(loss, Subject) else Subject("mine", loss)
+    report = Report({}, [SubjectReport(subject.name)])
+    for case in chosen:
+        run_case(case, [subject], report, "cpu")
+    return report
+
+
+def sample(dtype, every=23):
+    """Cases of one dtype without uint8 targets, some of which torch itself refuses."""
+    return [case for case in cases.grid([dtype]) if case.target != "uint8"][::every]
+
+
+def stored_in_half(input, target, **options):
+    """A cross-entropy that rounds its log-probabilities to the dtype of the logits before it goes on."""
+    return crossent.formula(F.log_softmax(input, min(1, input.dim() - 1)), target, **options)
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+def test_the_forms_reach_grade_a(dtype):
+    for name in ("formula", "log_softmax_nll", "one_hot"):
+        report = run(FORMS[name], sample(dtype))
+        assert report.ok, report
+        assert report.subjects[0].grades == {dtype: "A"}
+
+
+@pytest.mark.parametrize(("dtype", "grade"), [("bfloat16", "B"), ("float32", "A"), ("float64", "A")])
+def test_torch_reaches_the_grade_that_it_is_held_to(dtype, grade):
+    report = run(TORCH, sample(dtype))
+    assert report.ok, report
+    assert report.subjects[0].grades == {dtype: grade}
+
+
+def test_log_probabilities_stored_in_bfloat16_are_grade_b_and_a_finding_where_a_is_wanted():
+    report = run(stored_in_half, sample("bfloat16"))
+    assert report.subjects[0].grades == {"bfloat16": "B"}
+    assert report.findings
+    declared = Subject("mine", stored_in_half, grades={"bfloat16": "B"})
+    assert run(declared, sample("bfloat16")).ok
+
+
+def test_a_wrong_loss_reaches_no_grade():
+    report = run(lambda *args, **options: crossent.formula(*args, **options) * 1.1, sample("bfloat16"))
+    assert report.subjects[0].grades == {"bfloat16": "F"}
+
+
+def test_a_difference_says_where_it_is_and_how_large():
+    case = inputs([[1.0, 2.0], [3.0, 5.0]], [0, 1])
+
+    def off_in_the_second_row(*args, **options):
+        return crossent.formula(*args, **options) + torch.tensor([0.0, 2.0**-10])
+
+    loss, gradient = differences(off_in_the_second_row, case)
+    assert loss.index == (1, 0)
+    assert 0.99 * 2.0**-10 < loss.error < 1.01 * 2.0**-10
+    assert loss.ratio == loss.error / loss.bound > 1000
+    assert loss.ulp == loss.error / 2.0**-26  # 0.1269 lies between 2^-3 and 2^-2, and 23 bits follow the first
+    assert gradient.ratio <= 1
+    for said in ("(1, 0)", repr(loss.got), repr(loss.expected)):
+        assert said in str(loss)
+
+
+@pytest.mark.parametrize("got", [float("nan"), float("inf"), 0.0])
+def test_nan_is_never_a_wildcard(got):
+    case = inputs([[1.0, 2.0]], [0])
+    (loss,) = checks.compare(checks.Result(torch.tensor([got]), None), case, checks.reference(case))
+    assert loss.ratio > 1
+
+
+@pytest.mark.parametrize("got", [0.0, 1.0, float("inf"), -float("inf")])
+def test_a_number_is_no_answer_where_nan_is_right(got):
+    case = inputs([[1.0, float("nan")]], [0])
+    (loss,) = checks.compare(checks.Result(torch.tensor([got]), None), case, checks.reference(case))
+    assert loss.ratio == np.inf
+
+
+def test_an_infinite_answer_must_be_that_infinity():
+    case = inputs([[1.0, -float("inf")]], [1])
+    for got, ratio in ((float("inf"), 0.0), (-float("inf"), np.inf), (3e38, np.inf), (float("nan"), np.inf)):
+        (loss,) = checks.compare(checks.Result(torch.tensor([got]), None), case, checks.reference(case))
+        assert loss.ratio == ratio
+
+
+def test_what_may_overflow_is_counted_and_not_judged():
+    case = inputs([[0.0, 60000.0]] * 2, [0, 0], torch.float16, reduction="sum")
+    for difference in differences(crossent.formula, case):
+        assert difference.ratio <= 1
+    loss, _ = differences(crossent.formula, case)
+    assert loss.not_judged == 1
+
+
+@pytest.mark.parametrize(
+    ("logits", "target", "vacuous"),
+    [
+        ([[0.3, 1.0], [2.0, -1.0]], [0, 1], (False, False)),
+        ([[0.3, 1.0], [0.3, 1.0]], [0, 0], (True, False)),  # a constant has this loss
+        ([[0.0, 1e4], [1e4, 0.0]], [0, 1], (True, False)),  # both losses are 1e4
+        ([[0.0, 1e4], [2e4, 0.0]], [1, 0], (True, True)),  # sure and right: loss and gradient are zero
+        ([[0.3], [0.4]], [0, 0], (True, True)),  # one class: zeros
+        ([[0.3, 1.0], [2.0, -1.0]], [-100, -100], (True, True)),
+    ],
+)
+def test_what_zeros_or_a_constant_would_pass_is_no_evidence(logits, target, vacuous):
+    assert tuple(d.vacuous for d in differences(crossent.formula, inputs(logits, target))) == vacuous
+
+
+def test_a_run_without_evidence_is_not_ok():
+    nothing = [case for case in cases.grid(["float32"]) if case.shape == "one_class" and case.reduction == "sum"][:5]
+    report = run(FORMS["formula"], nothing)
+    assert not report.findings
+    assert not report.ok
+    assert "NO EVIDENCE" in str(report)
+
+
+def test_every_dtype_has_evidence_for_loss_and_gradient():
+    for dtype in cases.DTYPES:
+        tallies = run(FORMS["formula"], sample(dtype)).subjects[0].tallies
+        for check in ("loss", "gradient"):
+            assert tallies[check, dtype].vacuous < tallies[check, dtype].ran
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_partial_sums_in_half_precision_are_found_in_torch(dtype):
+    """Rows 0, 16, 32, … ignored: torch's sum skips its flush and adds up in the storage dtype, off by half."""
+    random = torch.Generator().manual_seed(0)
+    target = torch.randint(10, (5000,), generator=random)
+    target[::16] = -100
+    logits = torch.randn(5000, 10, generator=random)
+    case = inputs(logits.tolist(), target.tolist(), dtype, reduction="mean")
+    assert all(d.ratio <= 1 for d in differences(crossent.formula, case))
+    if _has_half_on_cpu(dtype):
+        loss, _ = differences(TORCH.loss, case, "B")
+        assert loss.ratio > 1
+
+
+def test_a_count_beyond_float16_is_found_in_torch():
+    """70,000 rows: the denominator overflows, and loss and gradient become zero without an error."""
+    case = inputs([[0.0, 0.0]] * 70000, [0] * 70000, torch.float16, reduction="mean")
+    assert all(d.ratio <= 1 for d in differences(crossent.formula, case))
+    if _has_half_on_cpu(torch.float16):
+        loss, _ = differences(TORCH.loss, case, "B")
+        assert loss.got == 0.0
+        assert loss.ratio > 1
+
+
+def _has_half_on_cpu(dtype):
+    """torch 2.0 has no float16 softmax on a CPU: nothing to find there."""
+    try:
+        F.log_softmax(torch.zeros(1, 2, dtype=dtype), 1)
+    except RuntimeError:
+        return False
+    return True
