@@ -109,9 +109,7 @@ class Report:
                 parts.append(Text(f"{subject.name}: {finding}"))
             if len(subject.findings) > most_findings:
                 parts.append(Text(f"{subject.name}: … and {len(subject.findings) - most_findings} more findings"))
-            parts.extend(Text(line) for line in self._fine_print(subject))
-            for reason, count in sorted(subject.not_applicable.items()):
-                parts.append(Text(f"not applicable: {subject.name} {reason} ({count} cases)"))
+        parts.extend(Text(line) for line in self._fine_print())
         parts.append(Text(self.summary))
         return Group(*parts)
 
@@ -122,23 +120,28 @@ class Report:
             return "nothing ran"
         if self.findings:
             return f"{len(self.findings)} findings in {self.ran} checked calls"
+        if not self.ok:
+            return f"{self.ran} calls checked and nothing found, but not everything has evidence"
         return f"{self.ran} calls checked, each equal to nn.CrossEntropyLoss within what rounding allows"
 
-    def _fine_print(self, subject: SubjectReport) -> Iterator[str]:
-        """Where the subject came nearest to its bounds, and what of its cases says nothing."""
+    def _fine_print(self) -> Iterator[str]:
+        """Where the run came nearest to a bound, what of it says nothing, and what did not run."""
         for check in ("loss", "gradient"):
-            tallies = [tally for (of, _), tally in subject.tallies.items() if of == check]
-            if worst := max(tallies, key=lambda tally: tally.ratio, default=None):
-                yield f"{subject.name}: {check} nearest to its bound on {worst.case}"
-        vacuous, not_judged = (
-            sum(getattr(t, of) for t in subject.tallies.values()) for of in ("vacuous", "not_judged")
-        )
-        ran = sum(tally.ran for tally in subject.tallies.values())
-        yield f"{subject.name}: {vacuous} of {ran} comparisons are no evidence: zeros or a constant would pass them"
-        if not_judged:
-            yield f"{subject.name}: {not_judged} numbers not judged, since something may overflow on the way to them"
-        for nothing in subject.without_evidence:
-            yield f"{subject.name}: NO EVIDENCE for the {nothing}: every comparison was vacuous"
+            named = [(t, s.name) for s in self.subjects for (of, _), t in s.tallies.items() if of == check]
+            if named:
+                tally, name = max(named, key=lambda pair: pair[0].ratio)
+                yield f"{check} nearest to its bound: {name} on {tally.case}"
+        every = [tally for subject in self.subjects for tally in subject.tallies.values()]
+        ran, vacuous = sum(tally.ran for tally in every), sum(tally.vacuous for tally in every)
+        if vacuous:
+            yield f"no evidence, since zeros or a constant would pass: {vacuous} of {ran} comparisons"
+        if not_judged := sum(tally.not_judged for tally in every):
+            yield f"not judged, since something may overflow on the way to them: {not_judged} numbers"
+        for subject in self.subjects:
+            for nothing in subject.without_evidence:
+                yield f"NO EVIDENCE: every comparison of {subject.name}'s {nothing} would let zeros or a constant pass"
+            for reason, count in sorted(subject.not_applicable.items()):
+                yield f"not applicable: {subject.name} {reason} ({count} cases)"
 
     def _table(self) -> Table:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
@@ -158,7 +161,7 @@ class Report:
                     cells += [_short(tally.ulp), _share(tally.ratio)] if tally else ["–", "–"]
                 cells.append(subject.grades.get(dtype, "–"))
                 failed = subject.failed(dtype)
-                verdict = Text(f"{failed} wrong", "bold red") if failed else Text("equal", "green")
+                verdict = Text(f"{failed} failed", "bold red") if failed else Text("equal", "green")
                 table.add_row(*cells, verdict)
         return table
 
