@@ -7,6 +7,9 @@ import torch
 
 from crossent.runner import device_name, require_device
 
+# `pytest .` looks for doctests in every module, and nox need not be installed for the tests.
+collect_ignore = ["noxfile.py"]
+
 
 def pytest_addoption(parser):
     group = parser.getgroup("crossent")
@@ -17,7 +20,7 @@ def pytest_addoption(parser):
         help="cpu, cuda or cuda:N; may be given again. Default: cpu and every CUDA device present.",
     )
     group.addoption(
-        "--crossent-seed", type=int, default=0, metavar="N", help="Other numbers in every case. Default: 0."
+        "--crossent-seed", type=int, default=0, metavar="N", help="Other numbers in the cases of the grid. Default: 0."
     )
 
 

@@ -36,6 +36,8 @@ from torch import Tensor
 
 import crossent
 
+pytest.importorskip("pytest_benchmark", reason="the benchmarks wait for pip install -e '.[bench]'")
+
 FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "torch": torch.nn.CrossEntropyLoss(),
     "formula": crossent.formula,

@@ -78,8 +78,12 @@ class Difference:
 
 def evaluate(loss: Loss, inputs: Inputs, *, gradient: bool = True) -> Result:
     """The loss and, where wanted, the gradient of the logits under the case's upstream gradient."""
-    logits = inputs.logits.detach().clone(memory_format=torch.preserve_format).requires_grad_(gradient)
+    logits = inputs.logits.detach().requires_grad_(gradient)  # the same memory: :func:`changed` sees a write
     value = loss(logits, inputs.target, **inputs.options)
+    if not isinstance(value, Tensor) or value.layout != torch.strided:
+        raise TypeError(f"the loss is a {type(value).__name__}; wanted is a dense torch.Tensor")
+    if gradient and not value.requires_grad:
+        raise TypeError("the loss is cut off from the logits: it has no gradient")
     if not gradient or value.shape != inputs.upstream.shape:  # a wrong shape is for :func:`misshapen` to say
         return Result(value.detach(), None)
     (of_logits,) = torch.autograd.grad(value, logits, inputs.upstream.to(value.dtype))
@@ -98,6 +102,19 @@ def reference(inputs: Inputs) -> Expected:
     target = inputs.target.double() if inputs.target.is_floating_point() else inputs.target.long()
     wide = Inputs(inputs.logits.double(), target, options, inputs.upstream.double())
     return Expected(evaluate(widened, wide), terms_of(inputs))
+
+
+def changed(after: Inputs, before: Inputs) -> str | None:
+    """Which argument no longer holds what it was given, or None."""
+    none = torch.empty(0)
+    for name, one, two in (
+        ("input", after.logits, before.logits),
+        ("target", after.target, before.target),
+        ("weight", after.options.get("weight", none), before.options.get("weight", none)),
+    ):
+        if not bool(((one == two) | (one.isnan() & two.isnan())).all()):
+            return name
+    return None
 
 
 def misshapen(got: Result, inputs: Inputs, expected: Expected) -> str | None:

@@ -1,15 +1,18 @@
-"""The command `crossent`: a thin door. Exit status: 0 all held, 1 findings, 2 wrong use, 3 nothing ran."""
+"""The command `crossent`: a thin door."""
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 
 import click
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.constrain import Constrain
 from rich.progress import track
+from rich.text import Text
 
 from crossent import explain as explanation
 from crossent.cases import DTYPES, Case
@@ -18,7 +21,8 @@ from crossent.subjects import FORMS, TORCH
 
 # 32 bits: what numpy's and torch's generators both take.
 SEED = click.IntRange(0, 2**32 - 1)
-HELD, FINDINGS, WRONG_USE, NOTHING_RAN, INTERRUPTED = 0, 1, 2, 3, 130
+# Two of them by the shell's habit: 128 and the number of the signal, SIGINT and SIGPIPE.
+HELD, FINDINGS, WRONG_USE, NOTHING_RAN, INTERRUPTED, NOT_WRITTEN = 0, 1, 2, 3, 130, 141
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,34 +32,70 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")  # a terminal without Unicode shows "?" and not a traceback
     try:
         status = crossent.main(arguments, prog_name="crossent", standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message())
-        return WRONG_USE
     except click.ClickException as error:
         click.echo(f"crossent: {' '.join(error.format_message().split())}", err=True)
         return WRONG_USE
     except (click.Abort, KeyboardInterrupt):
         click.echo("crossent: interrupted", err=True)
         return INTERRUPTED
+    except SystemExit:  # click's own, where its output met a closed pipe
+        return NOT_WRITTEN
+    except OSError as error:
+        # Whoever read the output has gone, or it cannot be written: nothing more of it, at exit neither.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            click.echo(f"crossent: the output cannot be written: {error.strerror}", err=True)
+        return NOT_WRITTEN
     return status if isinstance(status, int) else HELD
 
 
-@click.group()
+class Output(Console):
+    """Prints tables to the terminal's width and leaves every other line whole, to be searched and copied."""
+
+    def show(self, parts: Iterable[RenderableType]) -> None:
+        """Print one after the other."""
+        for part in parts:
+            self.print(part, soft_wrap=isinstance(part, Text))
+        self.file.flush()
+
+    def on_broken_pipe(self) -> None:
+        """Leave it to :func:`main`."""
+        raise BrokenPipeError
+
+
+@click.group(no_args_is_help=False, invoke_without_command=True)
+@click.pass_context
 @click.version_option(version("crossent"), message="crossent %(version)s")
-def crossent() -> None:
+def crossent(context: click.Context) -> int:
     """Cross-entropy by hand, held to torch.nn.CrossEntropyLoss on this machine's torch."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+        return WRONG_USE
+    return HELD
 
 
-@crossent.command()
+@crossent.command(short_help="Hold the forms to nn.CrossEntropyLoss.")
 @click.argument("subjects", metavar="[SUBJECT ...]", nargs=-1, type=click.Choice([*FORMS, TORCH.name]))
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
-@click.option("--dtype", "dtypes", multiple=True, type=click.Choice(list(DTYPES)), help="All four unless given.")
+@click.option(
+    "--dtype",
+    "dtypes",
+    multiple=True,
+    type=click.Choice(list(DTYPES)),
+    help="Of the logits; may be given again. All four unless given.",
+)
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Other numbers for the same options.")
 def check(subjects: tuple[str, ...], device: str, dtypes: tuple[str, ...], seed: int) -> int:
-    """Hold the forms, or `torch` itself, to the contract: loss and gradient over every combination of options."""
+    """Hold each SUBJECT, all four forms when none is named, to nn.CrossEntropyLoss.
+
+    Compared are the loss and the gradient, over combinations of the options in which every three meet. A SUBJECT is
+    formula, log_softmax_nll, one_hot, scalar, or torch, which is nn.CrossEntropyLoss itself.
+
+    Exit status: 0 all held, 1 findings, 2 wrong use, 3 nothing ran.
+    """
     with _one_line():
         report = run_check(*subjects, device=device, dtypes=dtypes or tuple(DTYPES), seed=seed, progress=_progress)
-    Console().print(report.render())
+    Output().show(report.render())
     if not report.ran:
         return NOTHING_RAN
     return HELD if report.ok else FINDINGS
@@ -83,8 +123,8 @@ def explain(logits: str | None, target: int | None, random: bool, classes: int |
             row, label = _numbers(logits), target
     with _one_line():
         text = explanation.explain(row, label)
-    console = Console()
-    console.print(text, width=min(console.width, 100))
+    console = Output()
+    console.show([Constrain(text, min(console.width, 100))])
 
 
 def _numbers(text: str) -> tuple[float, ...]:
@@ -108,4 +148,4 @@ def _one_line() -> Iterator[None]:
 def _progress(cases: Sequence[Case]) -> Iterator[Case]:
     """A bar on stderr, gone at the end; none where stderr is no terminal."""
     console = Console(stderr=True)
-    yield from track(cases, description="checking", console=console, transient=True, disable=not console.is_terminal)
+    yield from track(cases, description="checking", console=console, transient=True, disable=not console.is_interactive)

@@ -51,6 +51,8 @@ def explain(logits: Sequence[float] = SEED_LOGITS, target: int = SEED_TARGET) ->
         raise ValueError(f"logits: got {list(logits)}; allowed is one finite number for each class")
     if not 0 <= target < len(logits):
         raise IndexError(f"target: got {target}; allowed are the classes 0 to {len(logits) - 1}")
+    if not math.isfinite(max(logits) - min(logits)):
+        raise ValueError("logits: got a difference that overflows; allowed are numbers whose differences are finite")
     x = torch.tensor(logits, dtype=torch.float64)
     y = torch.tensor(target)
     p = x.softmax(0)
@@ -68,7 +70,7 @@ def explain(logits: Sequence[float] = SEED_LOGITS, target: int = SEED_TARGET) ->
         _step("1", "Softmax makes probabilities of the logits", "p_i = exp(x_i) / Σ_j exp(x_j)"),
         _paragraph(
             "The largest logit is taken off first. That changes no probability, since it cancels in the fraction, and "
-            "keeps exp from overflowing: exp(1000) is no number, exp(1000 - 1000) is 1."
+            "keeps exp from overflowing: exp(1000) is too large for a float, exp(1000 - 1000) is 1."
         ),
         Padding(_softmax_table(x, p, target), (0, 2)),
         _paragraph(
@@ -77,16 +79,16 @@ def explain(logits: Sequence[float] = SEED_LOGITS, target: int = SEED_TARGET) ->
         _step("2", "The loss is the surprise at the true class", "H = -Σ_i y'_i log p_i = -log p_y"),
         _paragraph(
             f"The target as a vector, y', is one at class {target} and zero elsewhere, so a single term of the sum is "
-            f"left: -log p_{target} = -log {_number(p[target].item())} = {_number(loss)}. A sure and right network has "
+            f"left: -log p_{target} = {_log_of(p[target].item())} = {_number(loss)}. A sure and right network has "
             "loss 0; a sure and wrong one is punished without limit."
             + _rounded_by_hand(p[target].item(), loss, (tuple(logits), target) == (SEED_LOGITS, SEED_TARGET))
         ),
         _step("3", "The same, without the division", "H = -x_y + log Σ_j exp(x_j)"),
         _paragraph(
-            f"The logarithm of a fraction is a difference: {_number(-x[target].item())} + {_number(log_sum)} = "
+            f"The logarithm of a fraction is a difference: {_number(0.0 - x[target].item())} + {_number(log_sum)} = "
             f"{_number(loss)}. This is how the loss is computed in practice."
         ),
-        _step("4", "nn.CrossEntropyLoss applies the softmax itself", "its input are the logits"),
+        _step("4", "nn.CrossEntropyLoss applies the softmax itself", "its input is the logits"),
         _paragraph(
             f"Give it the logits, not the probabilities. With a softmax before it, the softmax is taken twice, and the "
             f"loss comes out as {_number(twice)} instead of {_number(loss)}: {_twice(twice, loss)}"
@@ -134,7 +136,7 @@ def _forms_table(logits: Sequence[float], target: int) -> Table:
     table.add_column("form", no_wrap=True)
     table.add_column("formula", no_wrap=True)
     table.add_column("loss", justify="right", no_wrap=True)
-    table.add_column("- torch", justify="right", no_wrap=True)
+    table.add_column("minus torch", justify="right", no_wrap=True)
     row, label = torch.tensor([logits], dtype=torch.float64), torch.tensor([target])
     torchs = torch.nn.CrossEntropyLoss()(row, label).item()
     for name, formula, loss in (
@@ -151,6 +153,8 @@ def _forms_table(logits: Sequence[float], target: int) -> Table:
 def _prediction(x: Tensor, p: Tensor, target: int) -> str:
     predicted = int(x.argmax())
     verdict = "which is right" if predicted == target else f"but the true class is {target}"
+    if (x == x.max()).sum() > 1:
+        return "Several classes share the largest logit, and softmax leaves them equal: there is no one prediction."
     return (
         f"The largest logit has the largest probability, so softmax does not move the prediction: "
         f"class {predicted} both before and after it, {verdict}."
@@ -165,9 +169,13 @@ def _rounded_by_hand(probability: float, loss: float, seed: bool) -> str:
     return text + (" (The article this example is from prints that as 0.12.)" if seed else "")
 
 
+def _log_of(probability: float) -> str:
+    return f"-log {_number(probability)}" if probability else "minus the logarithm of what is too small for a float"
+
+
 def _twice(twice: float, loss: float) -> str:
     if twice == loss:
-        return "here the two agree, since with one class there is nothing to tell apart."
+        return "here the two agree, since all logits are equal."
     return "a wrong number, and a wrong gradient with it."
 
 

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crossent.rows import REDUCTIONS, lay_out
+from crossent.rows import REDUCTIONS, as_float, as_int, lay_out
 
 
 def formula(
@@ -182,8 +182,8 @@ def scalar(
     w = [1.0] * len(x) if weight is None else _numbers("weight", weight, len(x))
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction: got {reduction!r}; allowed are 'none', 'mean' and 'sum'")
-    if not hasattr(label_smoothing, "__float__"):
-        raise TypeError(f"label_smoothing: got {type(label_smoothing).__name__}; allowed is a float")
+    label_smoothing = as_float("label_smoothing", label_smoothing)
+    ignore_index = as_int("ignore_index", ignore_index)
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing: got {label_smoothing}; allowed is 0 to 1")
     smooth = label_smoothing / len(x)
@@ -193,9 +193,7 @@ def scalar(
             raise ValueError(f"ignore_index: got {ignore_index} with class probabilities; allowed is a negative one")
         q = {c: (1 - label_smoothing) * t + smooth for c, t in enumerate(_numbers("target", target, len(x)))}
         denominator = 1.0
-    elif not isinstance(target, int) or isinstance(target, bool):
-        raise TypeError(f"target: got {type(target).__name__}; allowed are an int and a sequence of probabilities")
-    elif target == ignore_index:
+    elif (target := as_int("target", target)) == ignore_index:
         return math.nan if reduction == "mean" else 0.0
     elif 0 <= target < len(x):
         # A one-hot target without smoothing needs one term only; the others are no terms at all.
@@ -215,7 +213,7 @@ def scalar(
 def _numbers(name: str, values: Sequence[float], length: int | None = None) -> list[float]:
     if not isinstance(values, Sequence) or isinstance(values, str | bytes):
         raise TypeError(f"{name}: got {type(values).__name__}; allowed is a sequence of numbers")
-    numbers = [float(value) for value in values]
+    numbers = [as_float(name, value) for value in values]
     if not numbers or len(numbers) != (length or len(numbers)):
         raise ValueError(f"{name}: got {len(numbers)} numbers; allowed is {length or 'at least 1'}, one for each class")
     return numbers

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -100,7 +100,7 @@ class Report:
         """Whether something ran, nothing was found, and none of it was without evidence."""
         return self.ran > 0 and not self.findings and not any(subject.without_evidence for subject in self.subjects)
 
-    def render(self, most_findings: int = 5) -> RenderableType:
+    def render(self, most_findings: int = 5) -> list[RenderableType]:
         """The table, the findings, and what did not run and why."""
         parts: list[RenderableType] = [Text("  ".join(f"{k} {v}" for k, v in self.environment.items()))]
         parts.append(self._table())
@@ -111,7 +111,7 @@ class Report:
                 parts.append(Text(f"{subject.name}: … and {len(subject.findings) - most_findings} more findings"))
         parts.extend(Text(line) for line in self._fine_print())
         parts.append(Text(self.summary))
-        return Group(*parts)
+        return parts
 
     @property
     def summary(self) -> str:
@@ -130,7 +130,7 @@ class Report:
             named = [(t, s.name) for s in self.subjects for (of, _), t in s.tallies.items() if of == check]
             if named:
                 tally, name = max(named, key=lambda pair: pair[0].ratio)
-                yield f"{check} nearest to its bound: {name} on {tally.case}"
+                yield f"{check} with the largest share of its bound: {name} on {tally.case}"
         every = [tally for subject in self.subjects for tally in subject.tallies.values()]
         ran, vacuous = sum(tally.ran for tally in every), sum(tally.vacuous for tally in every)
         if vacuous:
@@ -167,7 +167,9 @@ class Report:
 
     def __str__(self) -> str:
         text = io.StringIO()
-        Console(file=text, width=100).print(self.render())
+        console = Console(file=text, width=100)
+        for part in self.render():
+            console.print(part, soft_wrap=isinstance(part, Text))
         return text.getvalue().rstrip()
 
 

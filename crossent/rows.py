@@ -93,8 +93,13 @@ class Rows:
             rows = losses.numel()
             losses = losses.sum()
             if self.reduction == "mean":
-                losses = losses / (rows if self.target_weight is None else self.target_weight.sum())
+                losses = losses / rows if self.target_weight is None else _mean(losses, self.target_weight.sum())
         return losses.to(self.dtype)
+
+
+def _mean(total: Tensor, weight: Tensor) -> Tensor:
+    """`total / weight`, and NaN where nothing is weighted, though smoothing may have left something to divide."""
+    return torch.where(weight == 0, torch.nan, total / weight)
 
 
 def lay_out(
@@ -170,6 +175,26 @@ def _weight_of(index: Tensor, weight: Tensor | None, logits: Tensor, classes: in
         ) from None
 
 
+def as_float(name: str, value: object) -> float:
+    """A number given for an option: what has `__float__`, as a tensor of one has, and not a string."""
+    try:
+        if not hasattr(value, "__float__"):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # which one, for a tensor of several, varies
+        raise TypeError(f"{name}: got {type(value).__name__}; allowed is a float") from None
+
+
+def as_int(name: str, value: object) -> int:
+    """An integer given for an option: what has `__index__`, and not a bool."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)  # type: ignore[arg-type]  # it says itself what it cannot take
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name}: got {type(value).__name__}; allowed is an int") from None
+
+
 def _check_options(
     input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str, label_smoothing: float
 ) -> tuple[int, float]:
@@ -178,23 +203,17 @@ def _check_options(
             raise TypeError(f"{name}: got {type(value).__name__}; allowed is a torch.Tensor")
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction: got {reduction!r}; allowed are 'none', 'mean' and 'sum'")
-    try:
-        if isinstance(ignore_index, bool):
-            raise TypeError
-        ignore_index = operator.index(ignore_index)
-    except TypeError:
-        raise TypeError(f"ignore_index: got {type(ignore_index).__name__}; allowed is an int") from None
+    if type(ignore_index) is not int:  # as with label_smoothing
+        ignore_index = as_int("ignore_index", ignore_index)
     if not -(2**63) <= ignore_index < 2**63:
         raise ValueError(f"ignore_index: got {ignore_index}; allowed are 64-bit integers")
-    try:
-        if not hasattr(label_smoothing, "__float__"):  # float would read a string
-            raise TypeError
-        label_smoothing = float(label_smoothing)
-    except (TypeError, ValueError, RuntimeError):  # what a tensor of several numbers raises depends on the version
-        raise TypeError(f"label_smoothing: got {type(label_smoothing).__name__}; allowed is a float") from None
+    if type(label_smoothing) is not float:  # of a float that a compiler traces no more can be asked
+        label_smoothing = as_float("label_smoothing", label_smoothing)
     if not 0 <= label_smoothing <= 1:  # NaN too, which torch lets pass together with negative values
         raise RuntimeError(f"label_smoothing: got {label_smoothing}; allowed is 0 to 1")
     for name, tensor in (("target", target), ("weight", weight)):
+        if tensor is not None and tensor.layout != torch.strided:
+            raise NotImplementedError(f"{name}: got layout {tensor.layout}; allowed is a dense tensor")
         if tensor is not None and tensor.device != input.device:
             raise RuntimeError(f"{name}: got a tensor on {tensor.device}; allowed is {input.device}, where input is")
     return ignore_index, label_smoothing

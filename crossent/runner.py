@@ -20,7 +20,7 @@ Progress = Callable[[Sequence[Case]], Iterable[Case]]
 def check(
     *subjects: str | Callable[..., torch.Tensor],
     device: str = "cpu",
-    dtypes: Sequence[str] = tuple(DTYPES),
+    dtypes: str | Iterable[str] = tuple(DTYPES),
     seed: int = 0,
     progress: Progress = iter,
 ) -> Report:
@@ -44,22 +44,22 @@ def check(
         >>> report.ok
         True
     """
-    unknown = [dtype for dtype in dtypes if dtype not in DTYPES]
+    chosen = dict.fromkeys([dtypes] if isinstance(dtypes, str) else dtypes)  # each once, in the given order
+    unknown = [dtype for dtype in chosen if dtype not in DTYPES]
     if unknown:
         raise ValueError(f"dtypes: got {unknown[0]!r}; allowed are {', '.join(DTYPES)}")
-    loaded = [load(subject) for subject in subjects or FORMS]
+    loaded = [load(subject) for subject in dict.fromkeys(subjects or FORMS)]
     require_device(device)
-    with _one_thread():
+    with _ambient():
         report = Report(environment(device, seed), [SubjectReport(subject.name) for subject in loaded])
-        for case in progress(list(grid(dtypes, seed))):
+        for case in progress(list(grid(tuple(chosen), seed))):
             run_case(case, loaded, report, device)
     return report
 
 
 def run_case(case: Case, subjects: Sequence[Subject], report: Report, device: str) -> None:
     """Judge one case on each subject and enter the outcome into the report."""
-    inputs = case.build(device)
-    expected = None
+    inputs, expected = case.build(device), None
     for subject, entry in zip(subjects, report.subjects, strict=True):
         reason = subject.not_applicable(case)
         if reason:
@@ -67,16 +67,20 @@ def run_case(case: Case, subjects: Sequence[Subject], report: Report, device: st
             continue
         expected = expected or checks.reference(inputs)
         entry.cases[case.dtype] += 1
+        own = case.build(device)  # a subject that writes into its arguments must not spoil the next one's
         try:
-            got = checks.evaluate(subject.loss, inputs, gradient=subject.differentiable)
-        except Exception as error:  # whatever a subject raises is a finding on its case, and the run goes on
-            entry.findings.append(Finding("call", case.id, "refused", f"{type(error).__name__}: {error}"))
+            got = checks.evaluate(subject.loss, own, gradient=subject.differentiable)
+        except (Exception, SystemExit) as error:  # whatever a subject raises is a finding, and the run goes on
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            entry.findings.append(Finding("call", case.id, "refused", reason))
             continue
+        if changed := checks.changed(own, inputs):
+            entry.findings.append(Finding("arguments", case.id, "changed_input", f"it wrote into {changed}"))
         if problem := checks.misshapen(got, inputs, expected):
             entry.findings.append(Finding("result", case.id, "wrong", problem))
             continue
         if got.gradient is None:
-            entry.not_applicable["has no gradient"] += 1
+            entry.not_applicable["has no gradient to compare"] += 1
         wanted = subject.grade(case.dtype)
         differences = checks.compare(got, inputs, expected, wanted)
         held = wanted == "A" and all(difference.ratio <= 1 for difference in differences)
@@ -90,12 +94,16 @@ def run_case(case: Case, subjects: Sequence[Subject], report: Report, device: st
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """The grid's tensors are tiny: on a busy machine a pool of threads made the run three times as long."""
+def _ambient() -> Iterator[None]:
+    """The state of torch that a run is made in, whatever the caller's is: gradients on, no autocast, one thread.
+
+    The grid's tensors are tiny: on a busy machine a pool of threads made the run three times as long.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
+            yield
     finally:
         torch.set_num_threads(threads)
 
@@ -103,9 +111,10 @@ def _one_thread() -> Iterator[None]:
 def require_device(device: str) -> None:
     """Raise RuntimeError, in one line, where torch cannot put a tensor on the device."""
     try:
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # a meta tensor has no value
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise RuntimeError(f"device: got {device!r}; {str(error).splitlines()[0]}") from None
+        reason = str(error).splitlines()[0].split(". ")[0]  # torch goes on to list its backends
+        raise RuntimeError(f"device: got {device!r}; {reason}") from None
 
 
 def environment(device: str, seed: int) -> dict[str, str]:

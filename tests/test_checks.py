@@ -1,5 +1,7 @@
 """The judge judged: what a difference says, which grade a result reaches, and what is no evidence."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -143,6 +145,89 @@ def test_every_dtype_has_evidence_for_loss_and_gradient():
         tallies = run(FORMS["formula"], sample(dtype)).subjects[0].tallies
         for check in ("loss", "gradient"):
             assert tallies[check, dtype].vacuous < tallies[check, dtype].ran
+
+
+def test_a_subject_that_writes_into_its_arguments_is_found_and_spoils_nobody():
+    def zeroes(name):
+        def loss(input, target, **options):
+            result = crossent.formula(input, target.clone(), **{k: _copied(v) for k, v in options.items()})
+            written = {"input": input, "target": target, "weight": options.get("weight", target)}[name]
+            with torch.no_grad():
+                written.zero_()
+            return result
+
+        return Subject(name, loss)
+
+    subjects = [*map(zeroes, ("input", "target", "weight")), FORMS["formula"]]
+    report = Report({}, [SubjectReport(subject.name) for subject in subjects])
+    case = next(c for c in sample("float32", 1) if c.weight == "weighted" and c.shape == "NC" and c.target == "int64")
+    run_case(case, subjects, report, "cpu")
+    *wrote, innocent = report.subjects
+    for entry in wrote:
+        kinds = {finding.kind: finding.message for finding in entry.findings}
+        assert kinds["changed_input"] == f"it wrote into {entry.name}"
+    assert not innocent.findings
+
+
+def _copied(value):
+    return value.clone() if isinstance(value, torch.Tensor) else value
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        (lambda *args, **options: 0.5, "the loss is a float"),
+        (lambda *args, **options: None, "the loss is a NoneType"),
+        (lambda *args, **options: crossent.formula(*args, **options).detach(), "cut off from the logits"),
+        (lambda *args, **options: sys.exit(0), "SystemExit: 0"),
+        (lambda *args, **options: crossent.formula(*args, **options).to_sparse(), "dense"),
+        (lambda logits, target: logits, "unexpected keyword"),
+    ],
+)
+def test_whatever_a_subject_does_is_a_finding_in_one_line(loss, said):
+    (finding,) = run(loss, [next(c for c in sample("float32", 1) if c.reduction == "none")]).findings
+    assert said in finding.message
+    assert "\n" not in finding.message
+
+
+@pytest.mark.parametrize(
+    "state",
+    [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", dtype=torch.bfloat16)],
+    ids=["no_grad", "inference_mode", "autocast"],
+)
+def test_a_run_does_not_depend_on_the_state_that_it_is_called_in(state, monkeypatch):
+    whole = cases.grid
+    monkeypatch.setattr("crossent.runner.grid", lambda dtypes, seed: list(whole(dtypes, seed))[::97])
+    threads = torch.get_num_threads()
+    with state():
+        report = crossent.check("formula", dtypes="bfloat16")
+    assert not report.findings, report
+    assert torch.get_num_threads() == threads
+
+
+def test_what_is_named_twice_runs_once(monkeypatch):
+    whole = cases.grid
+    monkeypatch.setattr("crossent.runner.grid", lambda dtypes, seed: list(whole(dtypes, seed))[::97])
+    once = crossent.check("formula", dtypes=["float64"])
+    assert crossent.check("formula", "formula", dtypes=iter(["float64", "float64"])).ran == once.ran > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "named"),
+    [
+        ({"dtypes": ["float8"]}, ValueError, "float8"),
+        ({"device": "cuda:99"}, RuntimeError, "cuda:99"),
+        ({"device": "meta"}, RuntimeError, "meta"),
+        ({"device": "toaster"}, RuntimeError, "toaster"),
+    ],
+)
+def test_check_refuses_bad_arguments_in_one_line(arguments, error, named):
+    with pytest.raises(error, match=named) as caught:
+        crossent.check("formula", **arguments)
+    assert "\n" not in str(caught.value)
+    for subject, wrong in (("formulae", ValueError), (3, TypeError)):
+        with pytest.raises(wrong, match="subject: got"):
+            crossent.check(subject)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -539,6 +539,20 @@ def test_minus_infinity_on_another_class_leaves_the_loss_finite(form, reduction)
     exactly(gradient, [[1.0, -1.0, 0.0, 0.0]])
 
 
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
+@pytest.mark.parametrize("label_smoothing", [0.1, 1.0])
+def test_a_mean_without_weight_stays_nan_though_smoothing_leaves_something_to_divide(form, label_smoothing):
+    x = torch.tensor([[1.0, 2.0], [0.5, 0.25]], requires_grad=True)
+    options = {"weight": torch.tensor([0.0, 3.0]), "label_smoothing": label_smoothing}
+    for loss in (form, F.cross_entropy):
+        result = loss(x, torch.tensor([0, -100]), **options)
+        (gradient,) = torch.autograd.grad(result, x)
+        assert result.isnan()
+        assert gradient[0].isnan().all()
+        assert (gradient[1] == 0).all()
+    assert math.isnan(scalar([1.0, 2.0], 0, [0.0, 3.0], label_smoothing=label_smoothing))
+
+
 @pytest.mark.parametrize("classes", [8, 33, 1025])
 @each_form
 def test_minus_infinity_on_every_class_but_the_true_one_is_a_loss_of_zero(form, classes):
@@ -1274,6 +1288,23 @@ def test_compiled_code_refuses_a_class_out_of_range(form, bad, compiles):
     inputs = call_in_cpp([0, 255, 1, 2, 3, bad])
     with pytest.raises(RuntimeError, match="out of bounds"):
         in_cpp(form)(inputs.logits, inputs.target, **inputs.options)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
+def test_one_dynamic_graph_serves_every_size_and_smoothing(form, compiles):
+    graphs = []
+
+    def count(graph, example_inputs):
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(form, fullgraph=True, dynamic=True, backend=count)
+    generator = torch.Generator().manual_seed(0)
+    for rows, classes, smoothing in ((4, 5, 0.1), (7, 3, 0.2), (9, 6, 0.3)):
+        x = torch.randn(rows, classes, generator=generator)
+        y = torch.randint(classes, (rows,), generator=generator)
+        assert torch.equal(compiled(x, y, label_smoothing=smoothing), form(x, y, label_smoothing=smoothing))
+    assert len(graphs) < 3
 
 
 @pytest.mark.parametrize(
