@@ -1,23 +1,24 @@
 """Checks: one property of a subject on a case.
 
-Here, that its loss and its gradient equal those of `torch.nn.CrossEntropyLoss` in float64 on the same inputs,
-within the bound that rounding allows. The reference is taken in float64 because torch is not the truth in half
-precision: bfloat16 logits with p = 0.999 give it a loss of exactly 0.
+Here, that its loss and its gradient are the exact ones, within the bound that its contract allows. The exact answer is
+the oracle's, not torch's: bfloat16 logits with p = 0.999 give torch a loss of exactly 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from crossent.arithmetic import Ball
 from crossent.bounds import Bounds, Contract, Grade, Terms, narrow, wide
 from crossent.cases import Inputs
-from crossent.rounding import Array, Format
+from crossent.oracle import Arguments, answer
+from crossent.rounding import FORMATS, Array, Format
 
 Loss = Callable[..., Tensor]
 
@@ -32,9 +33,20 @@ class Result:
 
 @dataclass(frozen=True)
 class Expected:
-    """What a case should give: the reference's result, and the terms that its bounds are made of."""
+    """What a case should give, and what the bounds are made of.
 
-    result: Result
+    Attributes:
+        shape: of the loss.
+        dtype: of the loss.
+        loss: (R, 1), or (1, 1) where the reduction leaves one number.
+        gradient: (R, C).
+        terms: the case as rows of float64 numbers.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    loss: Ball
+    gradient: Ball
     terms: Terms
     _bounds: dict[Contract, Bounds] = field(default_factory=dict)
 
@@ -47,7 +59,7 @@ class Expected:
 
 @dataclass(frozen=True)
 class Difference:
-    """How far one result is from the reference: the worst element, its index, and the bound there.
+    """How far one result is from the exact one: the worst element, its index, and the bound there.
 
     Attributes:
         error: 0 for equal infinities and for two NaN, infinite for NaN against a number.
@@ -71,7 +83,7 @@ class Difference:
     def __str__(self) -> str:
         where = f" at index {self.index}" if self.index else ""
         return (
-            f"got {self.got!r}, nn.CrossEntropyLoss in float64 gives {self.expected!r}{where}: "
+            f"got {self.got!r}, exact is {self.expected!r}{where}: "
             f"difference {self.error:.3g}, allowed {self.bound:.3g}"
         )
 
@@ -90,18 +102,32 @@ def evaluate(loss: Loss, inputs: Inputs, *, gradient: bool = True) -> Result:
     return Result(value.detach(), of_logits)
 
 
-def reference(inputs: Inputs) -> Expected:
-    """`nn.CrossEntropyLoss` in float64, on the same values: widening is exact."""
-
-    def widened(logits: Tensor, target: Tensor, **options: Any) -> Tensor:
-        loss: Tensor = torch.nn.CrossEntropyLoss(**options)(logits, target)
-        return loss
-
-    options = {k: v.double() if isinstance(v, Tensor) else v for k, v in inputs.options.items()}
-    # uint8 is widened too: torch accepts it, except with weight and label_smoothing together.
-    target = inputs.target.double() if inputs.target.is_floating_point() else inputs.target.long()
-    wide = Inputs(inputs.logits.double(), target, options, inputs.upstream.double())
-    return Expected(evaluate(widened, wide), terms_of(inputs))
+def expect(inputs: Inputs) -> Expected:
+    """The exact answer to a case."""
+    terms = terms_of(inputs)
+    # float32 holds what half precision holds, and tells the oracle that float64 is enough for it.
+    narrow = np.float64 if inputs.logits.dtype == torch.float64 else np.float32
+    given = {"probabilities": terms.probabilities, "weight": terms.weight}
+    exact = answer(
+        Arguments(
+            terms.logits.astype(narrow),
+            index=None if inputs.target.is_floating_point() else _indices(inputs.target),
+            **{name: None if array is None else array.astype(narrow) for name, array in given.items()},
+            ignore_index=inputs.options.get("ignore_index", -100),
+            reduction=terms.reduction,
+            label_smoothing=terms.label_smoothing,
+            upstream=terms.upstream if terms.reduction == "none" else inputs.upstream.double().item(),
+        )
+    )
+    dtype = inputs.logits.dtype
+    if inputs.target.is_floating_point():
+        dtype = torch.promote_types(dtype, inputs.target.dtype)
+    blocks = [gradient for _, gradient, _ in exact.gradients()]
+    empty = np.empty((0, terms.logits.shape[1]))
+    gradient = Ball(*(np.concatenate([empty, *(getattr(b, name) for b in blocks)]) for name in ("hi", "lo", "radius")))
+    loss = Ball(*(np.reshape(getattr(exact.loss, name), (-1, 1)) for name in ("hi", "lo", "radius")))
+    shape = tuple(inputs.upstream.shape)
+    return Expected(shape, dtype, loss, gradient, terms)
 
 
 def changed(after: Inputs, before: Inputs) -> str | None:
@@ -117,39 +143,42 @@ def changed(after: Inputs, before: Inputs) -> str | None:
     return None
 
 
-def misshapen(got: Result, inputs: Inputs, expected: Expected) -> str | None:
-    """What is wrong with the shape or the dtype of the loss, or None: looked at before its numbers."""
-    dtype = inputs.logits.dtype
-    if inputs.target.is_floating_point():
-        dtype = torch.promote_types(dtype, inputs.target.dtype)
-    if got.loss.shape == expected.result.loss.shape and got.loss.dtype == dtype:
+def misshapen(got: Result, expected: Expected, dtype: torch.dtype | None = None) -> str | None:
+    """What is wrong with the shape or the dtype of the loss, or None: looked at before its numbers.
+
+    `dtype` is that of a subject whose results have their own, whatever the logits'.
+    """
+    dtype = dtype or expected.dtype
+    if tuple(got.loss.shape) == expected.shape and got.loss.dtype == dtype:
         return None
-    return f"got {got.loss.dtype} {tuple(got.loss.shape)}; expected {dtype} {tuple(expected.result.loss.shape)}"
+    return f"got {got.loss.dtype} {tuple(got.loss.shape)}; expected {dtype} {expected.shape}"
 
 
-def compare(got: Result, inputs: Inputs, wanted: Expected, grade: Grade = "A") -> list[Difference]:
+def compare(got: Result, expected: Expected, grade: Grade = "A") -> list[Difference]:
     """The worst difference of the loss and, where there is one, of the gradient, under the contract of a grade.
 
     The result must have passed :func:`misshapen`.
     """
-    dtype = str(got.loss.dtype).removeprefix("torch.")
-    contract = wide(dtype) if grade == "A" else narrow(dtype, len(wanted.terms.logits))
-    bounds, of_reference = wanted.bounds(contract), wanted.bounds(wide("float64"))  # the reference rounds too
-    got_loss, exact_loss = (r.loss.reshape(-1, 1).double().cpu().numpy() for r in (got, wanted.result))
-    allowed = np.reshape(bounds.loss + of_reference.loss, (-1, 1))
-    differences = [_worst("loss", got_loss, exact_loss, allowed, contract.storage)]
-    if got.gradient is not None and wanted.result.gradient is not None:
-        got_gradient, exact_gradient = _rows(got.gradient), _rows(wanted.result.gradient)
-        allowed = bounds.gradient + of_reference.gradient
-        target_term = of_reference.target_term
-        differences.append(_worst("gradient", got_gradient, exact_gradient, allowed, contract.storage, target_term))
+    dtype = _name(got.loss)
+    contract = wide(dtype) if grade == "A" else narrow(dtype, len(expected.terms.logits))
+    loss = got.loss.reshape(-1, 1).double().cpu().numpy()
+    bound = np.reshape(expected.bounds(contract).loss, (-1, 1))
+    differences = [_worst("loss", loss, expected.loss, bound, contract.storage)]
+    if got.gradient is not None:
+        # A gradient has the dtype of the logits, also where the loss has a wider one.
+        contract = replace(contract, storage=FORMATS[_name(got.gradient)])
+        bounds = expected.bounds(contract)
+        target_term = bounds.target_term
+        differences.append(
+            _worst("gradient", _rows(got.gradient), expected.gradient, bounds.gradient, contract.storage, target_term)
+        )
     return differences
 
 
-def reached(got: Result, inputs: Inputs, wanted: Expected) -> Grade:
+def reached(got: Result, expected: Expected) -> Grade:
     """The grade that a result reaches: that of the tightest contract that it keeps."""
     for grade in ("A", "B"):
-        if all(difference.ratio <= 1 for difference in compare(got, inputs, wanted, grade)):
+        if all(difference.ratio <= 1 for difference in compare(got, expected, grade)):
             return grade
     return "F"
 
@@ -163,7 +192,7 @@ def terms_of(inputs: Inputs) -> Terms:
     if inputs.target.is_floating_point():
         probabilities = _rows(inputs.target)
     else:
-        index = inputs.target.long().cpu().numpy().reshape(-1)
+        index = _indices(inputs.target)
         kept = index != options.get("ignore_index", -100)
         index = np.where(kept, index, 0)
     upstream = inputs.upstream.double().cpu().numpy().reshape(-1)
@@ -199,39 +228,42 @@ def _rows(tensor: Tensor) -> Array:
     return rows
 
 
+def _indices(target: Tensor) -> NDArray[np.int64]:
+    indices: NDArray[np.int64] = target.long().cpu().numpy().reshape(-1)
+    return indices
+
+
+def _name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
 def _worst(
-    check: str, got: Array, exact: Array, bound: Array, storage: Format, target_term: Array | None = None
+    check: str, got: Array, exact: Ball, bound: Array, storage: Format, target_term: Array | None = None
 ) -> Difference:
     """The element with the largest ratio; a bound is no excuse where the answer is NaN or infinite."""
     if got.size == 0:
         return Difference(check, (), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, vacuous=True)
     with np.errstate(invalid="ignore", divide="ignore"):
-        error = _distance(got, exact)
-        special = ~np.isfinite(exact)
-        allowed = np.where(special, 0.0, bound)
+        error = exact.distance(got)
+        special = ~np.isfinite(exact.hi)
+        allowed = np.where(special, 0.0, bound) + exact.radius
         ratio = np.where(error > 0, np.where(np.isinf(allowed), 0.0, error / allowed), 0.0)
-        answers = [np.zeros_like(exact)]
-        if exact.size > 1 and not special.all():
-            answers.append(np.full_like(exact, np.median(exact[~special])))
+        answers = [np.zeros_like(got)]
+        if got.size > 1 and not special.all():
+            answers.append(np.full_like(got, np.median(exact.hi[~special])))
         if target_term is not None:
             answers.append(target_term)
-        vacuous = any((_distance(answer, exact) <= allowed).all() for answer in answers)
+        vacuous = any((exact.distance(answer) <= allowed).all() for answer in answers)
     at = np.unravel_index(int(ratio.argmax()), ratio.shape)
     return Difference(
         check,
         index=tuple(map(int, at)),
         got=float(got[at]),
-        expected=float(exact[at]),
+        expected=float(exact.hi[at]),
         bound=float(allowed[at]),
         error=float(error[at]),
         ratio=float(ratio[at]),
-        ulp=float(error[at]) / storage.last_place(float(exact[at])),
+        ulp=float(error[at]) / storage.last_place(float(exact.hi[at])),
         not_judged=int(np.isinf(allowed).sum()),
         vacuous=vacuous,
     )
-
-
-def _distance(got: Array, exact: Array) -> Array:
-    """Zero for equal infinities and for two NaN, infinite for NaN against a number."""
-    error = np.where((got == exact) | (np.isnan(got) & np.isnan(exact)), 0.0, np.abs(got - exact))
-    return np.where(np.isnan(error), np.inf, error)

@@ -74,7 +74,7 @@ def crossent(context: click.Context) -> int:
     return HELD
 
 
-@crossent.command(short_help="Hold the forms to nn.CrossEntropyLoss.")
+@crossent.command(short_help="Hold the forms and torch to the exact answer.")
 @click.argument("subjects", metavar="[SUBJECT ...]", nargs=-1, type=click.Choice([*FORMS, TORCH.name]))
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @click.option(
@@ -86,10 +86,10 @@ def crossent(context: click.Context) -> int:
 )
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Other numbers for the same options.")
 def check(subjects: tuple[str, ...], device: str, dtypes: tuple[str, ...], seed: int) -> int:
-    """Hold each SUBJECT, all four forms when none is named, to nn.CrossEntropyLoss.
+    """Hold each SUBJECT to the exact answer: the four forms and nn.CrossEntropyLoss in float64 when none is named.
 
     Compared are the loss and the gradient, over combinations of the options in which every three meet. A SUBJECT is
-    formula, log_softmax_nll, one_hot, scalar, or torch, which is nn.CrossEntropyLoss itself.
+    formula, log_softmax_nll, one_hot, scalar, or torch, which is nn.CrossEntropyLoss in the dtype of the logits.
 
     Exit status: 0 all held, 1 findings, 2 wrong use, 3 nothing ran.
     """

@@ -122,7 +122,7 @@ class Report:
             return f"{len(self.findings)} findings in {self.ran} checked calls"
         if not self.ok:
             return f"{self.ran} calls checked and nothing found, but not everything has evidence"
-        return f"{self.ran} calls checked, each equal to nn.CrossEntropyLoss within what rounding allows"
+        return f"{self.ran} calls checked, each equal to the exact answer within what rounding allows"
 
     def _fine_print(self) -> Iterator[str]:
         """Where the run came nearest to a bound, what of it says nothing, and what did not run."""

@@ -12,7 +12,7 @@ import torch
 from crossent import checks
 from crossent.cases import DTYPES, Case, grid
 from crossent.report import Finding, Report, SubjectReport
-from crossent.subjects import FORMS, Subject, load
+from crossent.subjects import FORMS, REFERENCE, Subject, load
 
 Progress = Callable[[Sequence[Case]], Iterable[Case]]
 
@@ -24,10 +24,11 @@ def check(
     seed: int = 0,
     progress: Progress = iter,
 ) -> Report:
-    """Hold subjects to `nn.CrossEntropyLoss` over the built-in grid: loss and gradient, within rounding.
+    """Hold subjects to the exact answer over the built-in grid: loss and gradient, within rounding.
 
     Args:
-        subjects: forms by name, or callables with the signature of `F.cross_entropy`; every form when none.
+        subjects: forms by name, or callables with the signature of `F.cross_entropy`; when none,
+            every form, and `nn.CrossEntropyLoss` in float64, to which they are said to be equal.
         device: where the tensors are put, "cpu" or "cuda:0".
         dtypes: of the logits.
         seed: another seed makes other numbers for the same options.
@@ -48,7 +49,7 @@ def check(
     unknown = [dtype for dtype in chosen if dtype not in DTYPES]
     if unknown:
         raise ValueError(f"dtypes: got {unknown[0]!r}; allowed are {', '.join(DTYPES)}")
-    loaded = [load(subject) for subject in dict.fromkeys(subjects or FORMS)]
+    loaded = [load(subject) for subject in dict.fromkeys(subjects)] or [*FORMS.values(), REFERENCE]
     require_device(device)
     with _ambient():
         report = Report(environment(device, seed), [SubjectReport(subject.name) for subject in loaded])
@@ -65,7 +66,7 @@ def run_case(case: Case, subjects: Sequence[Subject], report: Report, device: st
         if reason:
             entry.not_applicable[reason] += 1
             continue
-        expected = expected or checks.reference(inputs)
+        expected = expected or checks.expect(inputs)
         entry.cases[case.dtype] += 1
         own = case.build(device)  # a subject that writes into its arguments must not spoil the next one's
         try:
@@ -76,15 +77,15 @@ def run_case(case: Case, subjects: Sequence[Subject], report: Report, device: st
             continue
         if changed := checks.changed(own, inputs):
             entry.findings.append(Finding("arguments", case.id, "changed_input", f"it wrote into {changed}"))
-        if problem := checks.misshapen(got, inputs, expected):
+        if problem := checks.misshapen(got, expected, subject.dtype):
             entry.findings.append(Finding("result", case.id, "wrong", problem))
             continue
         if got.gradient is None:
             entry.not_applicable["has no gradient to compare"] += 1
         wanted = subject.grade(case.dtype)
-        differences = checks.compare(got, inputs, expected, wanted)
+        differences = checks.compare(got, expected, wanted)
         held = wanted == "A" and all(difference.ratio <= 1 for difference in differences)
-        entry.grade(case.dtype, wanted if held else checks.reached(got, inputs, expected))
+        entry.grade(case.dtype, wanted if held else checks.reached(got, expected))
         for difference in differences:
             entry.tally(difference.check, case.dtype).add(
                 case.id, difference.ulp, difference.ratio, difference.not_judged, difference.vacuous

@@ -23,6 +23,7 @@ class Subject:
         loss: a callable with the signature of `F.cross_entropy`.
         differentiable: whether its result has a gradient.
         not_applicable: why a case does not apply to it, or None where it does.
+        dtype: of its results, where that is not the one that the logits call for.
         grades: the grade that it must reach for a dtype, where that is not A.
     """
 
@@ -30,6 +31,7 @@ class Subject:
     loss: Callable[..., Tensor]
     differentiable: bool = True
     not_applicable: Callable[[Case], str | None] = lambda case: None
+    dtype: torch.dtype | None = None
     grades: Mapping[str, Grade] = field(default_factory=dict)
 
     def grade(self, dtype: str) -> Grade:
@@ -44,8 +46,6 @@ def _scalar_on_tensors(input: Tensor, target: Tensor, **options: Any) -> Tensor:
 
 
 def _why_not_scalar(case: Case) -> str | None:
-    if case.dtype != "float64":
-        return "computes in Python's float, binary64, only"
     if case.shape != "C":
         return "takes one row only"
     return None
@@ -62,10 +62,21 @@ FORMS = {
         Subject("formula", forms.formula),
         Subject("log_softmax_nll", forms.log_softmax_nll),
         Subject("one_hot", forms.one_hot),
-        Subject("scalar", _scalar_on_tensors, differentiable=False, not_applicable=_why_not_scalar),
+        Subject(
+            "scalar", _scalar_on_tensors, differentiable=False, not_applicable=_why_not_scalar, dtype=torch.float64
+        ),
     )
 }
 
+
+def _torch_in_float64(input: Tensor, target: Tensor, **options: Any) -> Tensor:
+    # uint8 is widened too: torch takes it in some calls and refuses it in others.
+    wide = {name: value.double() if isinstance(value, Tensor) else value for name, value in options.items()}
+    return _torch(input.double(), target.double() if target.is_floating_point() else target.long(), **wide)
+
+
+# What the forms are said to equal: nn.CrossEntropyLoss on the same values, without the rounding of their dtype.
+REFERENCE = Subject("torch in float64", _torch_in_float64, dtype=torch.float64)
 
 # nn.CrossEntropyLoss itself. On a CPU it stores the log-probabilities of half precision in half precision.
 TORCH = Subject("torch", _torch, grades={"float16": "B", "bfloat16": "B"})

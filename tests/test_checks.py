@@ -23,7 +23,7 @@ def inputs(logits, target, dtype=torch.float32, **options):
 
 
 def differences(loss, case, grade="A"):
-    return checks.compare(checks.evaluate(loss, case), case, checks.reference(case), grade)
+    return checks.compare(checks.evaluate(loss, case), checks.expect(case), grade)
 
 
 def run(loss, chosen):
@@ -91,21 +91,21 @@ def test_a_difference_says_where_it_is_and_how_large():
 @pytest.mark.parametrize("got", [float("nan"), float("inf"), 0.0])
 def test_nan_is_never_a_wildcard(got):
     case = inputs([[1.0, 2.0]], [0])
-    (loss,) = checks.compare(checks.Result(torch.tensor([got]), None), case, checks.reference(case))
+    (loss,) = checks.compare(checks.Result(torch.tensor([got]), None), checks.expect(case))
     assert loss.ratio > 1
 
 
 @pytest.mark.parametrize("got", [0.0, 1.0, float("inf"), -float("inf")])
 def test_a_number_is_no_answer_where_nan_is_right(got):
     case = inputs([[1.0, float("nan")]], [0])
-    (loss,) = checks.compare(checks.Result(torch.tensor([got]), None), case, checks.reference(case))
+    (loss,) = checks.compare(checks.Result(torch.tensor([got]), None), checks.expect(case))
     assert loss.ratio == np.inf
 
 
 def test_an_infinite_answer_must_be_that_infinity():
     case = inputs([[1.0, -float("inf")]], [1])
     for got, ratio in ((float("inf"), 0.0), (-float("inf"), np.inf), (3e38, np.inf), (float("nan"), np.inf)):
-        (loss,) = checks.compare(checks.Result(torch.tensor([got]), None), case, checks.reference(case))
+        (loss,) = checks.compare(checks.Result(torch.tensor([got]), None), checks.expect(case))
         assert loss.ratio == ratio
 
 

@@ -1,4 +1,4 @@
-"""Each form against `nn.CrossEntropyLoss`: loss and gradient, over the whole grid of options."""
+"""Each form and `nn.CrossEntropyLoss` in float64 against the exact answer: loss and gradient, over the whole grid."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ import pytest
 from crossent import cases
 from crossent.report import Report, SubjectReport
 from crossent.runner import run_case
-from crossent.subjects import FORMS
+from crossent.subjects import FORMS, REFERENCE
 
 
 def pytest_generate_tests(metafunc):
@@ -17,9 +17,10 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("case", [pytest.param(case, id=case.id) for case in cases.grid(seed=seed)])
 
 
-def test_every_form_has_torchs_loss_and_gradient(case, device):
-    report = Report({}, [SubjectReport(name) for name in FORMS])
-    run_case(case, list(FORMS.values()), report, device)
+def test_every_form_and_torch_have_the_exact_loss_and_gradient(case, device):
+    subjects = [*FORMS.values(), REFERENCE]
+    report = Report({}, [SubjectReport(subject.name) for subject in subjects])
+    run_case(case, subjects, report, device)
     assert report.ran  # one case may be no evidence; what a whole run's evidence is, test_checks.py asks
     assert not report.findings, "\n".join(f"{form.name}: {f}" for form in report.subjects for f in form.findings)
 
