@@ -145,7 +145,7 @@ class Balls:
         self.bits = bits
 
     def context(self) -> AbstractContextManager[Any]:
-        """To compute under: flint's precision is global."""
+        """To compute under. flint's precision is global, so this is not for threads."""
         return flint.ctx.workprec(self.bits)
 
     def numbers(self, values: NDArray[Any]) -> Numbers:

@@ -86,9 +86,9 @@ class Formula:
       `e_y`, 1: 14. With s 3, S 7 and 3 operations: 27.2, and no cancellation.
     * The target's gradient, `s·(1 - ε)·w·(-lp)`: 3 + 1 + 11 and 3 operations: 18.
 
-    Underflow loses at most 2^-1022 an operation, in at most `16 C <= 2^34` operations for one result. It is multiplied
-    afterwards by at most `|w|`, `|t|` and `|lp|`, each below 2^130, `|g| <= 2^128`, and `1/|D| <= 2^149`, as D is a
-    multiple of float32's smallest number: less than 2^-320 is left. Nothing overflows: 2^(34 + 3·130 + 128 + 149). ∎
+    Underflow loses at most 2^-1022 an operation, which enters one result in at most `16 C² <= 2^64` places. It is
+    multiplied there by at most `|w|`, `|t|` and `|lp|`, each below 2^130, by `|g| <= 2^128` and by `1/|D| <= 2^149`, as
+    D is a multiple of float32's smallest number: less than 2^-290 is left. Nothing overflows: 2^(64 + 3·130 + 277). ∎
     """
 
     def __init__(self, rows: FiniteRows, arithmetic: Float64 | Balls) -> None:
@@ -128,8 +128,9 @@ class Formula:
         rows, numbers = self.rows, self.arithmetic.numbers
         uniform = self.smoothing / rows.logits.shape[1]
         if t is not None:
-            smoothed = rows.label_smoothing > 0
-            return self._weighted(t.astype(np.float64) * (1 - self.smoothing) + uniform if smoothed else numbers(t))
+            if rows.label_smoothing == 0:
+                return self._weighted(numbers(t))
+            return self._weighted(t.astype(np.float64) * (1 - self.smoothing) + uniform)
         true = np.where(rows.kept, numbers(np.ones(1) if rows.weight is None else rows.weight[rows.index]), 0)
         if not rows.dense:
             return true
@@ -150,9 +151,8 @@ class Formula:
     def losses(self) -> Numbers:
         """(r,): `-Σ v lp = log S·Σ v - Σ v a`."""
         if self.rows.dense:
-            return self.log_partition * self.total_coefficients - self.arithmetic.total(
-                self.coefficients * self.shifted
-            )
+            weighted_shifts = self.arithmetic.total(self.coefficients * self.shifted)
+            return np.asarray(self.log_partition * self.total_coefficients - weighted_shifts)
         return np.asarray(self.coefficients * (self.log_partition - self.shifted[self.rows.true]))
 
     def gradient(self) -> Numbers:

@@ -32,7 +32,7 @@ RELATIVE_RADIUS = 2.0**-73  # of the size of a number's terms: 2^-20 of float64'
 BITS = 128  # what the balls start with: two machine words, and flint is hardly faster with less
 EXACT_BITS = 2300  # sums of up to 2^63 float64 numbers are exact in it: their bits are worth 2^-1074 to 2^1087
 BLOCK = 2**16  # logits worked on at once: 0.5 MiB an array, and about 5 MiB where they are balls
-SAVED = 2**20  # so many logits' exponentials are kept from loss to gradient, some 150 MiB as balls, not computed again
+SAVED = 2**20  # of so many logits the exponentials are kept from loss to gradient: up to 300 MiB where they are balls
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class Arguments:
 
     Attributes:
         logits: (R, C), float64, or float32 where they were float32, bfloat16 or float16.
-        index: (R,), the true classes; None where targets are probabilities.
+        index: (R,), int64, the true classes; None where targets are probabilities.
         probabilities: (R, C), float32 or float64, any finite numbers; None where targets are indices.
         weight: (C,), float32 or float64, finite, of any sign; None for ones.
         ignore_index: rows with this index have loss 0 and do not count. Not used with probabilities.
@@ -88,6 +88,8 @@ class Arguments:
             value = getattr(self, name)
             if value is not None and value.dtype not in (np.float32, np.float64):
                 raise ValueError(f"{name}: got {value.dtype}; allowed are float32 and float64")
+        if self.index is not None and self.index.dtype != np.int64:
+            raise ValueError(f"index: got {self.index.dtype}; allowed is int64")
         if self.index is not None and ((self.index < 0) | (self.index >= classes))[self.kept].any():
             raise IndexError(f"index: got a class outside 0 to {classes - 1} that is not ignore_index")
 

@@ -114,6 +114,9 @@ class Comparison:
                 self.hold(got.loss, exact.losses, exact.loss_sizes)
             else:
                 self.hold(got.loss, exact.loss, exact.loss_size)
+                if mp.isfinite(exact.loss):  # errors of the rows may all have one sign
+                    radii = mp.fsum(map(float, got.losses.radius)) / abs(mpf(float(got.denominator.hi)))
+                    assert float(got.loss.radius) >= radii * (1 - mpf(2) ** -50)
             rows = 0
             for block, gradient, target_gradient in got.gradients():
                 rows += len(gradient.hi)
@@ -131,6 +134,12 @@ class Comparison:
 def masked(x, rng):
     """Some logits -inf, the largest of each row never."""
     return np.where((rng.random(x.shape) < 0.4) & (x < x.max(1, keepdims=True)), -INF, x)
+
+
+def tiny_above(x, rng):
+    """A largest logit in each row that is lost where another is taken off it in float64."""
+    x[np.arange(len(x)), rng.integers(0, x.shape[1], len(x))] = 10.0 ** rng.uniform(-16, -13, len(x))
+    return x
 
 
 def decades(rng, shape, lowest, highest):
@@ -157,6 +166,7 @@ REGIMES = {
     "saturated": (lambda rng, shape, dtype: -1024.0 * rng.permuted(np.arange(shape[1]) + np.zeros(shape), axis=1), 400),
     "masked": (lambda rng, shape, dtype: masked(3 * rng.standard_normal(shape), rng), 100),
     "decades": (lambda rng, shape, dtype: decades(rng, shape, -40, 3), 400),
+    "rounded_shift": (lambda rng, shape, dtype: tiny_above(rng.uniform(-130, -60, shape), rng), 100),
     "huge": (lambda rng, shape, dtype: decades(rng, shape, 25, 38 if dtype == np.float32 else 60), 400),
     "half_precision": (lambda rng, shape, dtype: (5 * rng.standard_normal(shape)).astype(np.float16), 100),
 }
@@ -247,6 +257,20 @@ def test_a_quarter_of_the_radius_is_reached_where_exp_and_log_are_as_wrong_as_is
             comparison.case(Arguments(x, index=rng.integers(0, classes, 1), label_smoothing=label_smoothing, **options))
     print(f"{comparison.count} numbers, worst error / radius {comparison.worst:.3f}")
     assert 1 / 4 < comparison.worst <= 1
+
+
+@each_dtype
+def test_a_smoothed_probability_that_cancels_is_within_its_radius(dtype, seed):
+    """`(1 - ε)·t + ε/C` for negative t: its rounding errors are those of its terms, which are all that is left."""
+    rng = np.random.default_rng(seed)
+    comparison = Comparison(dtype)
+    for _ in range(100):
+        rows, classes = int(rng.integers(1, 3)), int(rng.integers(2, 5))
+        label_smoothing = float(rng.uniform(0.01, 0.9))
+        t = np.full((rows, classes), -label_smoothing / classes / (1 - label_smoothing), dtype)
+        x = rng.standard_normal((rows, classes)).astype(dtype)
+        comparison.case(Arguments(x, probabilities=t, label_smoothing=label_smoothing, reduction="sum"))
+    print(f"{comparison.count} numbers, worst error / radius {comparison.worst:.3f}")
 
 
 def test_float32_and_float64_arithmetic_agree_on_fifty_thousand_classes(seed):
@@ -515,11 +539,16 @@ def test_the_denominator_is_exact(dtype):
 
 
 def test_the_radius_that_is_wanted_is_reached_where_all_but_rounding_cancels():
-    a = Arguments(np.array([[0.3, 0.3]]), probabilities=np.array([[0.5, 0.5]]), label_smoothing=0.1)
-    for wanted, needed in ((None, 2.0**-73), (1e-40, 2.0**-20 * 1e-40), (1e-250, 2.0**-20 * 1e-250), (0.0, 2.0**-1070)):
+    a = Arguments(np.full((1, 3), 0.7), probabilities=np.full((1, 3), 0.3), label_smoothing=0.1)
+    radii = []
+    for wanted in (None, 1e-40, 1e-250, 0.0):
         (_, gradient, _) = next(answer(a, wanted=wanted).gradients())
-        assert (gradient.distance(np.zeros((1, 2))) <= gradient.radius).all()
-        assert (gradient.radius <= needed).all()
+        assert (gradient.distance(np.zeros((1, 3))) <= gradient.radius).all()
+        radii.append(gradient.radius.max())
+    assert 2.0**-140 < radii[0] <= 2.0**-73 / 3
+    assert radii[1] <= 2.0**-20 * 1e-40
+    assert radii[2] <= 2.0**-20 * 1e-250
+    assert radii[3] <= 2.0**-1070  # what two float64 can express
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
@@ -694,6 +723,7 @@ def test_the_oracle_imports_no_torch_and_none_of_the_forms():
         ({"index": None}, "target"),
         ({"probabilities": np.zeros((2, 3))}, "target"),
         ({"index": np.zeros(3, int)}, "index"),
+        ({"index": np.zeros(2, np.uint8)}, "index"),
         ({"index": None, "probabilities": np.zeros((3, 2))}, "probabilities"),
         ({"index": None, "probabilities": np.full((2, 3), NAN)}, "probabilities"),
         ({"index": None, "probabilities": np.zeros((2, 3)), "ignore_index": 0}, "ignore_index"),
