@@ -31,7 +31,7 @@ from crossent.finite_rows import FiniteRows, Formula, float64_radius
 RELATIVE_RADIUS = 2.0**-73  # of the size of a number's terms: 2^-20 of float64's unit roundoff
 BITS = 128  # what the balls start with: two machine words, and flint is hardly faster with less
 EXACT_BITS = 2300  # sums of up to 2^63 float64 numbers are exact in it: their bits are worth 2^-1074 to 2^1087
-BLOCK = 2**16  # logits worked on at once: 0.5 MiB an array, and about 5 MiB where they are balls
+BLOCK, BALL_BLOCK = 2**16, 2**12  # logits worked on at once: 0.5 MiB an array of float64, 0.3 MiB one of balls
 SAVED = 2**20  # of so many logits the exponentials are kept from loss to gradient: up to 300 MiB where they are balls
 
 
@@ -122,7 +122,7 @@ class Answer:
     _blocks: Callable[[int | None], Iterator[RowBlock]]
 
     def blocks(self, block_rows: int | None = None) -> Iterator[RowBlock]:
-        """The rows in blocks of `block_rows`, so that memory stays bounded; by default of about `BLOCK` logits."""
+        """The rows in blocks of `block_rows`, so that memory stays bounded; by default of the size that is fastest."""
         return self._blocks(block_rows)
 
     def gradients(self, block_rows: int | None = None) -> Iterator[tuple[slice, Ball, Ball | None]]:
@@ -151,7 +151,7 @@ def answer(arguments: Arguments, *, wanted: float | None = None) -> Answer:
     denominator = _Denominator.of(arguments)
     if wanted is not None and arguments.reduction != "none":  # the sum of all rows' radii over D
         wanted *= min(1.0, abs(float(denominator.value)) / max(1, total_rows))
-    default_rows = max(1, BLOCK // max(1, classes))
+    default_rows = max(1, (BLOCK if arguments.exact_in_float64 else BALL_BLOCK) // max(1, classes))
 
     def blocks(block_rows: int | None = None) -> Iterator[RowBlock]:
         if block_rows is None and saved is not None:
@@ -206,26 +206,30 @@ def _reduced(arguments: Arguments, losses: Ball, denominator: _Denominator) -> B
     if arguments.reduction == "none":
         return losses
     if denominator.undefined is not None:
-        return Ball(*np.array([np.nan, 0.0, denominator.undefined]))
+        return _scalar(np.nan, denominator.undefined)
     special = losses.hi[~np.isfinite(losses.hi)]
     if special.size:
         with np.errstate(invalid="ignore"):
             value = special.sum() * np.sign(float(denominator.value))
-        return Ball(*np.array([value, 0.0, np.inf if np.isinf(losses.radius).any() else 0.0]))
+        return _scalar(value, np.inf if np.isinf(losses.radius).any() else 0.0)
     terms = [*losses.hi.tolist(), *losses.lo[losses.lo != 0].tolist()]
     try:
         hi = math.fsum(terms)  # the exact sum, rounded once
         lo = math.fsum([*terms, -hi])
     except OverflowError:
-        return Ball(*np.array([np.nan, 0.0, np.inf]))
+        return _scalar(np.nan, np.inf)
     # 2^-20 for the roundings of up to 2^30 additions of radii; the rest for the rounding of lo.
     radius = float(losses.radius.sum()) * (1 + 2.0**-20) + (2.0**-52 * abs(lo) + 2.0**-1074 if lo else 0.0)
     if hi == radius == 0:  # every loss is exactly 0
-        return Ball(*np.zeros(3))
+        return _scalar(0.0, 0.0)
     exactly = Balls(EXACT_BITS)
     with exactly.context():
         value = (flint.arb(hi) + flint.arb(lo, radius)) / denominator.value
         return exactly.ball(np.array(value, object))
+
+
+def _scalar(value: float, radius: float) -> Ball:
+    return Ball(np.array(value), np.array(0.0), np.array(radius))
 
 
 class RowBlock:

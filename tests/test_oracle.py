@@ -87,6 +87,7 @@ class Comparison:
 
     def hold(self, ball, exact, sizes, denominator=1):
         """Every number of the ball within its radius, which is small; NaN and infinities exactly."""
+        assert all(isinstance(part, np.ndarray) for part in (ball.hi, ball.lo, ball.radius))
         assert ball.lo.shape == ball.radius.shape == ball.hi.shape
         exact, sizes = (np.array(values, object).reshape(ball.hi.shape) for values in (exact, sizes))
         for index in np.ndindex(ball.hi.shape):
@@ -293,6 +294,7 @@ def test_float32_and_float64_arithmetic_agree_on_fifty_thousand_classes(seed):
 
 def exactly(ball, expected):
     """These numbers, and nothing around them."""
+    assert ball.hi.shape == np.shape(expected)
     np.testing.assert_array_equal(ball.hi, expected)
     np.testing.assert_array_equal(ball.lo, np.zeros(np.shape(expected)))
     np.testing.assert_array_equal(ball.radius, np.zeros(np.shape(expected)))
@@ -584,6 +586,7 @@ def test_blocks_cover_all_rows_once_and_change_no_number(target, dtype, seed, mo
             np.testing.assert_array_equal(one, other)
     monkeypatch.setattr(oracle, "SAVED", 0)
     monkeypatch.setattr(oracle, "BLOCK", 8)
+    monkeypatch.setattr(oracle, "BALL_BLOCK", 8)
     assert [block.rows for block in answer(a).blocks()] == [slice(0, 2), slice(2, 4), slice(4, 6), slice(6, 7)]
     for one, other in zip(whole, everything(answer(a), None), strict=True):
         np.testing.assert_array_equal(one, other)
