@@ -26,6 +26,27 @@ Grade = Literal["A", "B", "F"]
 
 
 @dataclass(frozen=True)
+class Functions:
+    """How far exp and log may be off on a device, in units in the last place, and whose word that is.
+
+    `per_unit`: roundings more in exp for each unit of `|x|`, where x is scaled to another base in working precision.
+    """
+
+    exp_ulps: float
+    log_ulps: float
+    source: str
+    per_unit: float = 0.0
+
+
+# What is assumed of exp and log. tests/test_assumptions.py measures it on this machine, every float32 there is.
+FUNCTIONS = {
+    "cpu": Functions(1.0, 1.0, "SLEEF's documentation of the u10 functions, in which torch's CPU kernels compute"),
+    "cuda": Functions(2.0, 1.0, "CUDA C++ Programming Guide, maximum errors of expf and logf; 1 and 1 in float64"),
+    "fast": Functions(4.0, 2.0, "PTX ISA: ex2.approx.f32, lg2.approx.f32; and the product with log2 e", per_unit=1.5),
+}
+
+
+@dataclass(frozen=True)
 class Contract:
     """What an implementation promises about its arithmetic.
 
@@ -33,18 +54,17 @@ class Contract:
         grade: what a subject reaches that keeps it.
         storage: the format of the logits, and of the results, which are rounded to it once.
         compute: the format of every intermediate.
+        functions: how far its exp and log may be off.
         stored: the precision to which intermediates are rounded as well, or None where they are not. It has float32's
             range: to overflow in a count or in a sum whose mean is small is no matter of precision.
-        exp_ulps, log_ulps: how far exp and log may be off, in units in the last place of `compute`.
         row_order: in which orders the rows' losses may be summed.
     """
 
     grade: Grade
     storage: Format
     compute: Format
+    functions: Functions
     stored: Format | None = None
-    exp_ulps: float = 1.0
-    log_ulps: float = 1.0
     row_order: Order = ANY_ORDER
 
     def keep(self, held: Held) -> Held:
@@ -52,28 +72,34 @@ class Contract:
         return held if self.stored is None else held.rounded(self.stored)
 
 
-def wide(dtype: str) -> Contract:
-    """Grade A: intermediates in at least float32, any order of summation, one rounding to the result's dtype.
+# Who promises what:
+#   eager       a form made of torch's operations, on the device where it runs
+#   torch       nn.CrossEntropyLoss: on a CPU its own order of summation, on CUDA any, in half precision too
+#   kernel      somebody's kernel: float32 inside, any order, one rounding; exp and log as good as CUDA's
+#   fast_kernel the same with the hardware's approximate exp and log
+Promise = Literal["eager", "torch", "kernel", "fast_kernel"]
 
-    exp and log within one ulp: what the vectorised libraries of torch's CPU kernels document (SLEEF, `u10`); measured
-    through those kernels, 0.99 and 0.61 ulp in float32, 0.85 and 0.72 in float64.
+
+def contract(promise: Promise, grade: Grade, dtype: str, *, device: str = "cpu", rows: int = 0) -> Contract:
+    """What `promise` means for one dtype of logits, at grade A or B.
+
+    Grade A: intermediates in at least float32, any order of summation, one rounding to the result's dtype.
+
+    Grade B: intermediates rounded to the dtype of the logits. torch on a CPU adds up blocks of `2^p` rows,
+    `p = max(4, log2(rows)/8)`, then blocks of such sums, in eight levels (aten/src/ATen/native/cpu/LossNLL.cpp). That
+    is what it is held to: where a row that should close a block is ignored, the block goes on growing, which is a
+    finding. On CUDA, where blocks of rows are added to the result in storage precision as they come, any order.
     """
     storage = FORMATS[dtype]
-    return Contract("A", storage, FLOAT64 if storage is FLOAT64 else FLOAT32)
-
-
-def narrow(dtype: str, rows: int) -> Contract:
-    """Grade B: intermediates rounded to the dtype of the logits, rows summed pairwise or in blocks.
-
-    torch's own cascade adds up blocks of `2^p` rows, `p = max(4, log2(rows)/8)`, then blocks of such sums, in eight
-    levels (aten/src/ATen/native/cpu/LossNLL.cpp). That is what it is held to: where a row that should close a block is
-    ignored, the block goes on growing, which is a finding.
-    """
-    contract = wide(dtype)
-    stored = replace(contract.storage, name=f"{dtype} precision", largest=FLOAT32.largest)
-    if contract.storage.precision >= FLOAT32.precision:
-        return replace(contract, grade="B")  # nothing is narrower than what it computes in
-    return replace(contract, grade="B", stored=stored, row_order=Order(_cascade_depth(rows)))
+    kind = {"kernel": "cuda", "fast_kernel": "fast"}.get(promise, "cuda" if device.startswith("cuda") else "cpu")
+    wide = Contract("A", storage, FLOAT64 if storage is FLOAT64 else FLOAT32, FUNCTIONS[kind])
+    if grade == "A":
+        return wide
+    if storage.precision >= FLOAT32.precision:
+        return replace(wide, grade="B")  # nothing is narrower than what it computes in
+    stored = replace(storage, name=f"{dtype} precision", largest=FLOAT32.largest)
+    order = ANY_ORDER if kind == "cuda" else Order(_cascade_depth(rows))
+    return replace(wide, grade="B", stored=stored, row_order=order)
 
 
 def _cascade_depth(rows: int) -> int:
@@ -184,11 +210,11 @@ def _softmax(t: Terms, c: Contract) -> tuple[Held, Held]:
     """The logarithm of p, and p, (R, C): as the exponential of the former or as a quotient, whichever errs more."""
     x = Held.exactly(t.logits, c.storage)
     shifted = x.minus(Held.exactly(t.logits.max(1, keepdims=True, initial=-np.inf), c.storage), c.compute)
-    exponentials = shifted.exp(c.compute, c.exp_ulps)
+    exponentials = shifted.exp(c.compute, c.functions.exp_ulps, c.functions.per_unit)
     exact = exponentials.sum(c.compute)
-    log_sum = c.keep(c.keep(exact).log(c.compute, c.log_ulps, t.log_sum))
+    log_sum = c.keep(c.keep(exact).log(c.compute, c.functions.log_ulps, t.log_sum))
     log_probs = c.keep(shifted.minus(_column(log_sum), c.compute))
-    by_exp = log_probs.exp(c.compute, c.exp_ulps)
+    by_exp = log_probs.exp(c.compute, c.functions.exp_ulps, c.functions.per_unit)
     quotient = exponentials.over(_column(exact), c.compute)
     return log_probs, _wider(by_exp, quotient)
 

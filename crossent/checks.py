@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from crossent.arithmetic import Ball
-from crossent.bounds import Bounds, Contract, Grade, Terms, narrow, wide
+from crossent.bounds import Bounds, Contract, Grade, Promise, Terms, contract
 from crossent.cases import Inputs
 from crossent.oracle import Arguments, answer
 from crossent.rounding import FORMATS, Array, Format
@@ -154,31 +154,31 @@ def misshapen(got: Result, expected: Expected, dtype: torch.dtype | None = None)
     return f"got {got.loss.dtype} {tuple(got.loss.shape)}; expected {dtype} {expected.shape}"
 
 
-def compare(got: Result, expected: Expected, grade: Grade = "A") -> list[Difference]:
+def compare(got: Result, expected: Expected, grade: Grade = "A", promise: Promise = "eager") -> list[Difference]:
     """The worst difference of the loss and, where there is one, of the gradient, under the contract of a grade.
 
     The result must have passed :func:`misshapen`.
     """
-    dtype = _name(got.loss)
-    contract = wide(dtype) if grade == "A" else narrow(dtype, len(expected.terms.logits))
+    device, rows = got.loss.device.type, len(expected.terms.logits)
+    promised = contract(promise, grade, _name(got.loss), device=device, rows=rows)
     loss = got.loss.reshape(-1, 1).double().cpu().numpy()
-    bound = np.reshape(expected.bounds(contract).loss, (-1, 1))
-    differences = [_worst("loss", loss, expected.loss, bound, contract.storage)]
+    bound = np.reshape(expected.bounds(promised).loss, (-1, 1))
+    differences = [_worst("loss", loss, expected.loss, bound, promised.storage)]
     if got.gradient is not None:
         # A gradient has the dtype of the logits, also where the loss has a wider one.
-        contract = replace(contract, storage=FORMATS[_name(got.gradient)])
-        bounds = expected.bounds(contract)
+        promised = replace(promised, storage=FORMATS[_name(got.gradient)])
+        bounds = expected.bounds(promised)
         target_term = bounds.target_term
         differences.append(
-            _worst("gradient", _rows(got.gradient), expected.gradient, bounds.gradient, contract.storage, target_term)
+            _worst("gradient", _rows(got.gradient), expected.gradient, bounds.gradient, promised.storage, target_term)
         )
     return differences
 
 
-def reached(got: Result, expected: Expected) -> Grade:
+def reached(got: Result, expected: Expected, promise: Promise = "eager") -> Grade:
     """The grade that a result reaches: that of the tightest contract that it keeps."""
     for grade in ("A", "B"):
-        if all(difference.ratio <= 1 for difference in compare(got, expected, grade)):
+        if all(difference.ratio <= 1 for difference in compare(got, expected, grade, promise)):
             return grade
     return "F"
 

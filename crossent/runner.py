@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from crossent import checks
-from crossent.cases import DTYPES, Case, grid
+from crossent.cases import DTYPES, Case
+from crossent.grid import grid
 from crossent.report import Finding, Report, SubjectReport
 from crossent.subjects import FORMS, REFERENCE, Subject, load
 
@@ -62,7 +63,7 @@ def run_case(case: Case, subjects: Sequence[Subject], report: Report, device: st
     """Judge one case on each subject and enter the outcome into the report."""
     inputs, expected = case.build(device), None
     for subject, entry in zip(subjects, report.subjects, strict=True):
-        reason = subject.not_applicable(case)
+        reason = subject.not_applicable(inputs)
         if reason:
             entry.not_applicable[reason] += 1
             continue
@@ -83,9 +84,9 @@ def run_case(case: Case, subjects: Sequence[Subject], report: Report, device: st
         if got.gradient is None:
             entry.not_applicable["has no gradient to compare"] += 1
         wanted = subject.grade(case.dtype)
-        differences = checks.compare(got, expected, wanted)
+        differences = checks.compare(got, expected, wanted, subject.promise)
         held = wanted == "A" and all(difference.ratio <= 1 for difference in differences)
-        entry.grade(case.dtype, wanted if held else checks.reached(got, expected))
+        entry.grade(case.dtype, wanted if held else checks.reached(got, expected, subject.promise))
         for difference in differences:
             entry.tally(difference.check, case.dtype).add(
                 case.id, difference.ulp, difference.ratio, difference.not_judged, difference.vacuous

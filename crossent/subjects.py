@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from crossent import forms
-from crossent.bounds import Grade
-from crossent.cases import Case
+from crossent.bounds import Grade, Promise
+from crossent.cases import Inputs
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,16 @@ class Subject:
         differentiable: whether its result has a gradient.
         not_applicable: why a case does not apply to it, or None where it does.
         dtype: of its results, where that is not the one that the logits call for.
+        promise: about its arithmetic; somebody's kernel unless it says otherwise.
         grades: the grade that it must reach for a dtype, where that is not A.
     """
 
     name: str
     loss: Callable[..., Tensor]
     differentiable: bool = True
-    not_applicable: Callable[[Case], str | None] = lambda case: None
+    not_applicable: Callable[[Inputs], str | None] = lambda inputs: None
     dtype: torch.dtype | None = None
+    promise: Promise = "kernel"
     grades: Mapping[str, Grade] = field(default_factory=dict)
 
     def grade(self, dtype: str) -> Grade:
@@ -45,10 +47,8 @@ def _scalar_on_tensors(input: Tensor, target: Tensor, **options: Any) -> Tensor:
     return torch.tensor(forms.scalar(input.tolist(), target.tolist(), **options), dtype=torch.float64)
 
 
-def _why_not_scalar(case: Case) -> str | None:
-    if case.shape != "C":
-        return "takes one row only"
-    return None
+def _why_not_scalar(inputs: Inputs) -> str | None:
+    return None if inputs.logits.dim() == 1 else "takes one row only"
 
 
 def _torch(input: Tensor, target: Tensor, **options: Any) -> Tensor:
@@ -59,11 +59,16 @@ def _torch(input: Tensor, target: Tensor, **options: Any) -> Tensor:
 FORMS = {
     subject.name: subject
     for subject in (
-        Subject("formula", forms.formula),
-        Subject("log_softmax_nll", forms.log_softmax_nll),
-        Subject("one_hot", forms.one_hot),
+        Subject("formula", forms.formula, promise="eager"),
+        Subject("log_softmax_nll", forms.log_softmax_nll, promise="eager"),
+        Subject("one_hot", forms.one_hot, promise="eager"),
         Subject(
-            "scalar", _scalar_on_tensors, differentiable=False, not_applicable=_why_not_scalar, dtype=torch.float64
+            "scalar",
+            _scalar_on_tensors,
+            differentiable=False,
+            not_applicable=_why_not_scalar,
+            dtype=torch.float64,
+            promise="eager",
         ),
     )
 }
@@ -76,10 +81,10 @@ def _torch_in_float64(input: Tensor, target: Tensor, **options: Any) -> Tensor:
 
 
 # What the forms are said to equal: nn.CrossEntropyLoss on the same values, without the rounding of their dtype.
-REFERENCE = Subject("torch in float64", _torch_in_float64, dtype=torch.float64)
+REFERENCE = Subject("torch in float64", _torch_in_float64, dtype=torch.float64, promise="eager")
 
 # nn.CrossEntropyLoss itself. On a CPU it stores the log-probabilities of half precision in half precision.
-TORCH = Subject("torch", _torch, grades={"float16": "B", "bfloat16": "B"})
+TORCH = Subject("torch", _torch, promise="torch", grades={"float16": "B", "bfloat16": "B"})
 
 
 def load(subject: str | Callable[..., Tensor]) -> Subject:

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import crossent
-from crossent import cases
+from crossent.grid import grid
 from crossent.report import Report, SubjectReport
 from crossent.rows import lay_out
 from crossent.runner import run_case
@@ -202,7 +202,7 @@ WRONG = (
 def first_finding(loss, dtype="float64"):
     subject = Subject(loss.__name__, loss)
     report = Report({}, [SubjectReport(subject.name)])
-    for case in cases.grid([dtype]):
+    for case in grid([dtype]):
         run_case(case, [subject], report, "cpu")
         if report.findings:
             return report.findings[0]
