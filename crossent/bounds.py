@@ -7,6 +7,7 @@ each row's loss, for the reduced loss and for each element of the gradient.
     log p_c = (x_c - max x) - log Σ exp(x - max x)
     loss    = -Σ_c w_c q_c log p_c,     q = (1 - ε)·target + ε/C
     ∂loss/∂x_c = g/D (p_c Σ_k w_k q_k - w_c q_c)
+    ∂loss/∂target_c = -g/D (1 - ε) w_c log p_c
 """
 
 from __future__ import annotations
@@ -178,12 +179,12 @@ class Bounds:
         """Of each element of the gradient, (R, C)."""
         c, t = self.contract, self.terms
         with np.errstate(all="ignore"):
-            scale = Held.exactly(t.upstream, c.storage)
-            if self._denominator is not None:
-                scale = c.keep(scale.over(self._denominator, c.compute))
-            scale = _column(scale)
+            scale = _column(self._scale)
             total = self._of_target(self._coefficients) if not self._dense else self._coefficients.sum(c.compute)
-            softmax = self._probs.times(_column(c.keep(total)), c.compute).times(scale, c.compute)
+            # As autograd has it: what comes back to the softmax is the gradient of its logarithm, kept before it is
+            # added up over the classes.
+            scaled = c.keep(_column(c.keep(total)).times(scale, c.compute))
+            softmax = self._probs.times(scaled, c.compute)
             target = c.keep(self._coefficients.times(scale, c.compute))
             gradient = softmax.minus(target, c.compute)
             if self._dense:
@@ -192,6 +193,25 @@ class Bounds:
                 once = u * (softmax.largest + target.largest)
                 gradient = Held(gradient.value, gradient.error + once, c.compute)
             return safe(gradient.where(t.kept[:, None]).rounded(c.storage).error)
+
+    @cached_property
+    def target_gradient(self) -> Array:
+        """Of each element of the gradient of target probabilities, (R, C): three products, in whichever order."""
+        c, t = self.contract, self.terms
+        with np.errstate(all="ignore"):
+            products = _column(self._scale).times(-self._log_probs, c.compute)
+            if t.weight is not None:
+                products = c.keep(products.times(Held.exactly(t.weight, c.storage), c.compute))
+            if t.label_smoothing:
+                products = c.keep(products.times(_constant(1 - t.label_smoothing, c), c.compute))
+            return safe(products.rounded(c.storage).error)
+
+    @property
+    def _scale(self) -> Held:
+        """`g/D`, (R,)."""
+        c = self.contract
+        scale = Held.exactly(self.terms.upstream, c.storage)
+        return scale if self._denominator is None else c.keep(scale.over(self._denominator, c.compute))
 
     @cached_property
     def target_term(self) -> Array:

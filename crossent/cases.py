@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -76,6 +76,7 @@ class Case:
         reduction, label_smoothing: the options of that name.
         seed: another one makes other numbers.
         name: of a case that stands for something, as in `pytorch-38839`.
+        grade: what every subject must reach on it, where that is more than is asked of it elsewhere.
     """
 
     dtype: str
@@ -89,6 +90,11 @@ class Case:
     upstream: str = "one"
     seed: int = 0
     name: str = field(default="", compare=False)
+    grade: str = field(default="", compare=False)
+
+    def seeded(self, seed: int) -> Case:
+        """The same choices with other numbers."""
+        return replace(self, seed=seed)
 
     @property
     def id(self) -> str:

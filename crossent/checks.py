@@ -6,6 +6,7 @@ the oracle's, not torch's: bfloat16 logits with p = 0.999 give torch a loss of e
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -16,9 +17,9 @@ from torch import Tensor
 
 from crossent.arithmetic import Ball
 from crossent.bounds import Bounds, Contract, Grade, Promise, Terms, contract
-from crossent.cases import Inputs
+from crossent.cases import Inputs, bits
 from crossent.oracle import Arguments, answer
-from crossent.rounding import FORMATS, Array, Format
+from crossent.rounding import FORMATS, Array
 
 Loss = Callable[..., Tensor]
 
@@ -28,7 +29,18 @@ class Result:
     """What a cross-entropy gave for one case."""
 
     loss: Tensor
-    gradient: Tensor | None
+    gradient: Tensor | None = None
+    target_gradient: Tensor | None = None
+
+    @property
+    def digest(self) -> str:
+        """A checksum of every bit of it, whatever NaN is made of."""
+        checksum = 0
+        for tensor in (self.loss, self.gradient, self.target_gradient):
+            if tensor is not None:
+                checksum = zlib.crc32(f"{tensor.dtype}{tuple(tensor.shape)}".encode(), checksum)
+                checksum = zlib.crc32(bits(tensor.where(~tensor.isnan(), torch.nan)).tobytes(), checksum)
+        return f"{checksum:08x}"
 
 
 @dataclass(frozen=True)
@@ -40,6 +52,7 @@ class Expected:
         dtype: of the loss.
         loss: (R, 1), or (1, 1) where the reduction leaves one number.
         gradient: (R, C).
+        target_gradient: (R, C), or None for index targets.
         terms: the case as rows of float64 numbers.
     """
 
@@ -47,6 +60,7 @@ class Expected:
     dtype: torch.dtype
     loss: Ball
     gradient: Ball
+    target_gradient: Ball | None
     terms: Terms
     _bounds: dict[Contract, Bounds] = field(default_factory=dict)
 
@@ -62,44 +76,63 @@ class Difference:
     """How far one result is from the exact one: the worst element, its index, and the bound there.
 
     Attributes:
+        check: "loss", "gradient" or "target_gradient".
+        dtype: of the result.
+        index: of the worst element in the result.
+        radius: what the exact answer itself may be off by.
+        bound: what rounding allows there, and the radius.
         error: 0 for equal infinities and for two NaN, infinite for NaN against a number.
         ratio: error ÷ bound, so 1 is the limit.
-        ulp: the error in units of the result's last place at the expected value.
+        ulp: the error in units of the result's last place at the exact value.
+        elements, mismatched: how many there are, and how many of them are beyond their bound.
         not_judged: how many elements' bounds are infinite, since something may overflow on the way to them.
         vacuous: whether zeros, a constant, or the gradient without its softmax would pass too: no evidence.
     """
 
     check: str
+    dtype: str
     index: tuple[int, ...]
     got: float
-    expected: float
+    exact: float
+    radius: float
     bound: float
     error: float
     ratio: float
     ulp: float
+    elements: int
+    mismatched: int
     not_judged: int
     vacuous: bool
 
     def __str__(self) -> str:
+        relative = f"{self.error / abs(self.exact):.3g}" if self.exact else "inf"
         where = f" at index {self.index}" if self.index else ""
         return (
-            f"got {self.got!r}, exact is {self.expected!r}{where}: "
-            f"difference {self.error:.3g}, allowed {self.bound:.3g}"
+            f"Mismatched elements: {self.mismatched} / {self.elements} ({100 * self.mismatched / self.elements:.1f}%)\n"
+            f"Greatest absolute difference: {self.error:.6g}{where} (up to {self.bound:.3g} allowed)\n"
+            f"Relative difference there: {relative}, {self.ulp:.3g} ulp"
         )
 
 
 def evaluate(loss: Loss, inputs: Inputs, *, gradient: bool = True) -> Result:
-    """The loss and, where wanted, the gradient of the logits under the case's upstream gradient."""
-    logits = inputs.logits.detach().requires_grad_(gradient)  # the same memory: :func:`changed` sees a write
-    value = loss(logits, inputs.target, **inputs.options)
+    """The loss and, where wanted, the gradients of logits and target probabilities under the upstream gradient."""
+    # The same memory: :func:`changed` sees a write.
+    logits = inputs.logits.detach().requires_grad_(gradient)
+    dense = gradient and inputs.target.is_floating_point()
+    target = inputs.target.detach().requires_grad_(dense)
+    value = loss(logits, target, **inputs.options)
     if not isinstance(value, Tensor) or value.layout != torch.strided:
         raise TypeError(f"the loss is a {type(value).__name__}; wanted is a dense torch.Tensor")
     if gradient and not value.requires_grad:
         raise TypeError("the loss is cut off from the logits: it has no gradient")
     if not gradient or value.shape != inputs.upstream.shape:  # a wrong shape is for :func:`misshapen` to say
-        return Result(value.detach(), None)
-    (of_logits,) = torch.autograd.grad(value, logits, inputs.upstream.to(value.dtype))
-    return Result(value.detach(), of_logits)
+        return Result(value.detach())
+    wanted = [logits, target] if dense else [logits]
+    gradients = torch.autograd.grad(value, wanted, inputs.upstream.to(value.dtype), allow_unused=True)
+    for name, one in zip(("logits", "target probabilities"), gradients, strict=False):
+        if one is None:
+            raise TypeError(f"the loss is cut off from the {name}: it has no gradient")
+    return Result(value.detach(), *gradients)
 
 
 def expect(inputs: Inputs) -> Expected:
@@ -122,12 +155,19 @@ def expect(inputs: Inputs) -> Expected:
     dtype = inputs.logits.dtype
     if inputs.target.is_floating_point():
         dtype = torch.promote_types(dtype, inputs.target.dtype)
-    blocks = [gradient for _, gradient, _ in exact.gradients()]
+    blocks = list(exact.gradients())
     empty = np.empty((0, terms.logits.shape[1]))
-    gradient = Ball(*(np.concatenate([empty, *(getattr(b, name) for b in blocks)]) for name in ("hi", "lo", "radius")))
+
+    def joined(balls: list[Ball]) -> Ball:
+        return Ball(*(np.concatenate([empty, *(getattr(b, name) for b in balls)]) for name in ("hi", "lo", "radius")))
+
+    gradient = joined([of_logits for _, of_logits, _ in blocks])
+    target_gradient = None
+    if terms.probabilities is not None:
+        target_gradient = joined([of_target for _, _, of_target in blocks if of_target is not None])
     loss = Ball(*(np.reshape(getattr(exact.loss, name), (-1, 1)) for name in ("hi", "lo", "radius")))
     shape = tuple(inputs.upstream.shape)
-    return Expected(shape, dtype, loss, gradient, terms)
+    return Expected(shape, dtype, loss, gradient, target_gradient, terms)
 
 
 def changed(after: Inputs, before: Inputs) -> str | None:
@@ -155,22 +195,22 @@ def misshapen(got: Result, expected: Expected, dtype: torch.dtype | None = None)
 
 
 def compare(got: Result, expected: Expected, grade: Grade = "A", promise: Promise = "eager") -> list[Difference]:
-    """The worst difference of the loss and, where there is one, of the gradient, under the contract of a grade.
+    """The worst difference of the loss and of each gradient that there is, under the contract of a grade.
 
     The result must have passed :func:`misshapen`.
     """
     device, rows = got.loss.device.type, len(expected.terms.logits)
     promised = contract(promise, grade, _name(got.loss), device=device, rows=rows)
-    loss = got.loss.reshape(-1, 1).double().cpu().numpy()
-    bound = np.reshape(expected.bounds(promised).loss, (-1, 1))
-    differences = [_worst("loss", loss, expected.loss, bound, promised.storage)]
+    bounds = expected.bounds(promised)
+    differences = [_worst("loss", got.loss, expected.loss, np.reshape(bounds.loss, (-1, 1)), [])]
     if got.gradient is not None:
-        # A gradient has the dtype of the logits, also where the loss has a wider one.
-        promised = replace(promised, storage=FORMATS[_name(got.gradient)])
-        bounds = expected.bounds(promised)
-        target_term = bounds.target_term
+        # A gradient has the dtype of what it is the gradient of, also where the loss has a wider one.
+        bounds = expected.bounds(replace(promised, storage=FORMATS[_name(got.gradient)]))
+        differences.append(_worst("gradient", got.gradient, expected.gradient, bounds.gradient, [bounds.target_term]))
+    if got.target_gradient is not None and expected.target_gradient is not None:
+        bounds = expected.bounds(replace(promised, storage=FORMATS[_name(got.target_gradient)]))
         differences.append(
-            _worst("gradient", _rows(got.gradient), expected.gradient, bounds.gradient, promised.storage, target_term)
+            _worst("target_gradient", got.target_gradient, expected.target_gradient, bounds.target_gradient, [])
         )
     return differences
 
@@ -237,33 +277,50 @@ def _name(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _worst(
-    check: str, got: Array, exact: Ball, bound: Array, storage: Format, target_term: Array | None = None
-) -> Difference:
-    """The element with the largest ratio; a bound is no excuse where the answer is NaN or infinite."""
+def _worst(check: str, tensor: Tensor, exact: Ball, bound: Array, others: list[Array]) -> Difference:
+    """The element with the largest ratio; a bound is no excuse where the answer is NaN or infinite.
+
+    `others` are wrong answers that must not pass, beside zeros and a constant.
+    """
+    storage = FORMATS[_name(tensor)]
+    got = tensor.reshape(-1, 1).double().cpu().numpy() if check == "loss" else _rows(tensor)
     if got.size == 0:
-        return Difference(check, (), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, vacuous=True)
+        return Difference(check, storage.name, (), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0, 0, vacuous=True)
     with np.errstate(invalid="ignore", divide="ignore"):
         error = exact.distance(got)
         special = ~np.isfinite(exact.hi)
         allowed = np.where(special, 0.0, bound) + exact.radius
         ratio = np.where(error > 0, np.where(np.isinf(allowed), 0.0, error / allowed), 0.0)
-        answers = [np.zeros_like(got)]
+        answers = [np.zeros_like(got), *others]
         if got.size > 1 and not special.all():
             answers.append(np.full_like(got, np.median(exact.hi[~special])))
-        if target_term is not None:
-            answers.append(target_term)
         vacuous = any((exact.distance(answer) <= allowed).all() for answer in answers)
-    at = np.unravel_index(int(ratio.argmax()), ratio.shape)
+    row, column = map(int, np.unravel_index(int(ratio.argmax()), ratio.shape))
     return Difference(
         check,
-        index=tuple(map(int, at)),
-        got=float(got[at]),
-        expected=float(exact.hi[at]),
-        bound=float(allowed[at]),
-        error=float(error[at]),
-        ratio=float(ratio[at]),
-        ulp=float(error[at]) / storage.last_place(float(exact.hi[at])),
+        storage.name,
+        index=_index(tensor, row, column) if check != "loss" else _unravelled(row, tuple(tensor.shape)),
+        got=float(got[row, column]),
+        exact=float(exact.hi[row, column]),
+        radius=float(exact.radius[row, column]),
+        bound=float(allowed[row, column]),
+        error=float(error[row, column]),
+        ratio=float(ratio[row, column]),
+        ulp=float(error[row, column]) / storage.last_place(float(exact.hi[row, column])),
+        elements=got.size,
+        mismatched=int((ratio > 1).sum()),
         not_judged=int(np.isinf(allowed).sum()),
         vacuous=vacuous,
     )
+
+
+def _index(tensor: Tensor, row: int, column: int) -> tuple[int, ...]:
+    """Where the element of a row and a class stands in a tensor with the class axis where torch has it."""
+    if tensor.dim() == 1:
+        return (column,)
+    first, *further = _unravelled(row, (tensor.shape[0], *tensor.shape[2:]))
+    return first, column, *further
+
+
+def _unravelled(row: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(map(int, np.unravel_index(row, shape)))

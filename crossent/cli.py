@@ -15,9 +15,10 @@ from rich.progress import track
 from rich.text import Text
 
 from crossent import explain as explanation
+from crossent.bad_inputs import BadInput
 from crossent.cases import DTYPES, Case
 from crossent.runner import check as run_check
-from crossent.subjects import FORMS, TORCH
+from crossent.subjects import NAMED
 
 # 32 bits: what numpy's and torch's generators both take.
 SEED = click.IntRange(0, 2**32 - 1)
@@ -75,7 +76,7 @@ def crossent(context: click.Context) -> int:
 
 
 @crossent.command(short_help="Hold the forms and torch to the exact answer.")
-@click.argument("subjects", metavar="[SUBJECT ...]", nargs=-1, type=click.Choice([*FORMS, TORCH.name]))
+@click.argument("subjects", metavar="[SUBJECT ...]", nargs=-1, type=click.Choice(list(NAMED)))
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @click.option(
     "--dtype",
@@ -145,7 +146,7 @@ def _one_line() -> Iterator[None]:
         raise click.UsageError(str(error)) from None
 
 
-def _progress(cases: Sequence[Case]) -> Iterator[Case]:
+def _progress(cases: Sequence[Case | BadInput]) -> Iterator[Case | BadInput]:
     """A bar on stderr, gone at the end; none where stderr is no terminal."""
     console = Console(stderr=True)
     yield from track(cases, description="checking", console=console, transient=True, disable=not console.is_interactive)

@@ -3,71 +3,180 @@
 from __future__ import annotations
 
 import io
+import json
+import math
+import os
+import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.console import Console, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
+
+SCHEMA = 1
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A failed check, with its numbers in the message."""
+    """A failed check, with its numbers.
 
+    Attributes:
+        subject, check, case: whose result, which property of it, on which input.
+        kind: "wrong", "refused" where the subject raised, "accepted" where it should have, or "changed_input".
+        message: what is wrong, in one line or a few.
+        call: the arguments in words.
+        numbers: of the worst element; None where the finding is not about a number.
+        torch: what torch itself gives there, and how far that is off; "" where torch is the subject.
+        expected: why it is known and no surprise, or None.
+    """
+
+    subject: str
     check: str
     case: str
-    kind: str  # "wrong", or "refused" where the subject raised
+    kind: str
     message: str
+    call: str = ""
+    numbers: Numbers | None = None
+    torch: str = ""
+    expected: str | None = None
+
+    @property
+    def id(self) -> str:
+        """Enough for `crossent repro` to repeat it."""
+        return f"{self.subject}:{self.check}:{self.case}"
 
     def __str__(self) -> str:
-        return f"{self.check} {self.kind} on {self.case}\n  {self.message}"
+        lines = [f"{self.subject}: {self.check} {self.kind} on {self.case}"]
+        lines += [f"  {line}" for line in self.message.splitlines()]
+        if self.numbers:
+            lines.append(f"  got     {self.numbers.got!r}  ({self.numbers.bits})")
+            lines.append(f"  exact   {self.numbers.exact!r} ± {self.numbers.radius:.1g}")
+        lines += [f"  torch   {self.torch}"] if self.torch else []
+        lines += [f"  call    {self.call}"] if self.call else []
+        return "\n".join([*lines, f"  repeat  crossent repro {self.id}"])
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """The worst element of a result: where, what came, what is right, and what was allowed."""
+
+    index: tuple[int, ...]
+    got: float
+    bits: str
+    exact: float
+    radius: float
+    bound: float
+    ulp: float
+    ratio: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One check on one case.
+
+    Attributes:
+        ulp, ratio: of the worst element; None where the check is not about numbers.
+        vacuous: whether zeros or a constant would pass too.
+        not_judged: elements whose bound is infinite, by reason.
+        elements: how many there are.
+    """
+
+    failed: bool = False
+    ulp: float | None = None
+    ratio: float | None = None
+    vacuous: bool = False
+    not_judged: Mapping[str, int] = field(default_factory=dict)
+    elements: int = 0
+
+
+@dataclass
+class Outcome:
+    """One case on one subject.
+
+    Attributes:
+        dtype: of the logits.
+        inputs, digest: checksums of the inputs' and of the results' bits; the latter is "" where nothing came.
+        grade: what it reached; "" where that was not asked.
+        checks: what was measured.
+    """
+
+    dtype: str
+    inputs: str
+    digest: str = ""
+    grade: str = ""
+    checks: dict[str, Measured] = field(default_factory=dict)
 
 
 @dataclass
 class Tally:
-    """One check on one dtype: what it judged, and where it came nearest to its bound."""
+    """One check on one dtype: what ran, and where it came nearest to its bound."""
 
     ran: int = 0
+    failed: int = 0
     vacuous: int = 0
-    not_judged: int = 0
-    ulp: float = 0.0
-    ratio: float = 0.0
+    elements: int = 0
+    not_judged: Counter[str] = field(default_factory=Counter)
+    ulp: float | None = None
+    ratio: float | None = None
     case: str = ""
 
-    def add(self, case: str, ulp: float, ratio: float, not_judged: int, vacuous: bool) -> None:
-        """Enter one difference."""
+    def add(self, case: str, measured: Measured) -> None:
+        """Enter one case."""
         self.ran += 1
-        self.vacuous += vacuous
-        self.not_judged += not_judged
-        if ratio >= self.ratio:
-            self.ulp, self.ratio, self.case = ulp, ratio, case
+        self.failed += measured.failed
+        self.vacuous += measured.vacuous
+        self.elements += measured.elements
+        self.not_judged.update(measured.not_judged)
+        if measured.ratio is not None and (self.ratio is None or measured.ratio > self.ratio):
+            self.ulp, self.ratio, self.case = measured.ulp, measured.ratio, case
 
 
 @dataclass
 class SubjectReport:
-    """One subject's part: what ran for each dtype, what was found, and why the rest did not run."""
+    """One subject's part: what came of each case, what was found, and why the rest did not run."""
 
     name: str
-    cases: Counter[str] = field(default_factory=Counter)
-    tallies: dict[tuple[str, str], Tally] = field(default_factory=dict)
-    grades: dict[str, str] = field(default_factory=dict)
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
     not_applicable: Counter[str] = field(default_factory=Counter)
 
-    def tally(self, check: str, dtype: str) -> Tally:
-        """The tally of one check on one dtype, made when it is first asked for."""
-        return self.tallies.setdefault((check, dtype), Tally())
+    @property
+    def tallies(self) -> dict[tuple[str, str], Tally]:
+        """For each check and dtype, check by check."""
+        tallies: dict[tuple[str, str], Tally] = {}
+        for case, outcome in self.outcomes.items():
+            for check, measured in outcome.checks.items():
+                tallies.setdefault((check, outcome.dtype), Tally()).add(case, measured)
+        order = list(dict.fromkeys(check for check, _ in tallies))
+        return dict(sorted(tallies.items(), key=lambda entry: order.index(entry[0][0])))
 
-    def grade(self, dtype: str, reached: str) -> None:
-        """Enter the grade that one case reached: the subject's is the lowest, and A comes before B and F."""
-        self.grades[dtype] = max(self.grades.get(dtype, reached), reached)
+    @property
+    def grades(self) -> dict[str, str]:
+        """For each dtype the lowest that a case reached, known findings aside: A comes before B and F."""
+        known = {finding.case for finding in self.findings if finding.expected is not None}
+        grades: dict[str, str] = {}
+        for case, outcome in self.outcomes.items():
+            if outcome.grade and case not in known:
+                grades[outcome.dtype] = max(grades.get(outcome.dtype, ""), outcome.grade)
+        return grades
 
-    def failed(self, dtype: str) -> int:
-        """How many cases of this dtype have a finding."""
-        return len({finding.case for finding in self.findings if finding.case.startswith(f"{dtype}-")})
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many cases ran, failed, failed as expected, and did not apply."""
+        failed = {finding.case for finding in self.findings if finding.expected is None}
+        known = {finding.case for finding in self.findings if finding.expected is not None}
+        return {
+            "ran": len(self.outcomes),
+            "failed": len(failed),
+            "expected": len(known - failed),
+            "not_applicable": sum(self.not_applicable.values()),
+        }
 
     @property
     def without_evidence(self) -> list[str]:
@@ -79,39 +188,34 @@ class SubjectReport:
 class Report:
     """One run: its environment and a part for each subject.
 
-    `str(report)` is the readable table; `report.ok` is True where something ran and nothing was found.
+    `str(report)` is the readable table; `report.ok` is True where something ran and nothing unexpected was found.
+
+    Attributes:
+        environment: what a reader must know to repeat the run.
+        level, seed: of the cases.
+        mended: expected findings whose cases ran and did not fail: each a line for the list that can go.
     """
 
     environment: dict[str, str]
     subjects: list[SubjectReport] = field(default_factory=list)
+    level: str = "normal"
+    seed: int = 0
+    mended: list[str] = field(default_factory=list)
 
     @property
     def ran(self) -> int:
         """How many calls were judged: cases, times the subjects that they apply to."""
-        return sum(sum(subject.cases.values()) for subject in self.subjects)
+        return sum(len(subject.outcomes) for subject in self.subjects)
 
     @property
     def findings(self) -> list[Finding]:
-        """Those of every subject."""
-        return [finding for subject in self.subjects for finding in subject.findings]
+        """Those of every subject that nobody expected."""
+        return [finding for subject in self.subjects for finding in subject.findings if finding.expected is None]
 
     @property
     def ok(self) -> bool:
-        """Whether something ran, nothing was found, and none of it was without evidence."""
+        """Whether something ran, nothing unexpected was found, and none of it was without evidence."""
         return self.ran > 0 and not self.findings and not any(subject.without_evidence for subject in self.subjects)
-
-    def render(self, most_findings: int = 5) -> list[RenderableType]:
-        """The table, the findings, and what did not run and why."""
-        parts: list[RenderableType] = [Text("  ".join(f"{k} {v}" for k, v in self.environment.items()))]
-        parts.append(self._table())
-        for subject in self.subjects:
-            for finding in subject.findings[:most_findings]:
-                parts.append(Text(f"{subject.name}: {finding}"))
-            if len(subject.findings) > most_findings:
-                parts.append(Text(f"{subject.name}: … and {len(subject.findings) - most_findings} more findings"))
-        parts.extend(Text(line) for line in self._fine_print())
-        parts.append(Text(self.summary))
-        return parts
 
     @property
     def summary(self) -> str:
@@ -122,48 +226,32 @@ class Report:
             return f"{len(self.findings)} findings in {self.ran} checked calls"
         if not self.ok:
             return f"{self.ran} calls checked and nothing found, but not everything has evidence"
-        return f"{self.ran} calls checked, each equal to the exact answer within what rounding allows"
+        known = sum(subject.counts["expected"] for subject in self.subjects)
+        but = f", but for {known} known findings" if known else ""
+        return f"{self.ran} calls checked, each equal to the exact answer within what rounding allows{but}"
+
+    def render(self, most_findings: int = 4) -> list[RenderableType]:
+        """A table for each subject, the findings, and what did not run and why."""
+        parts: list[RenderableType] = [Text("  ".join(f"{k} {v}" for k, v in self.environment.items()))]
+        for subject in self.subjects:
+            parts += _rendered(subject, most_findings)
+        parts += [Text(), *(Text(line) for line in self._fine_print()), Text(self.summary)]
+        return parts
 
     def _fine_print(self) -> Iterator[str]:
-        """Where the run came nearest to a bound, what of it says nothing, and what did not run."""
-        for check in ("loss", "gradient"):
-            named = [(t, s.name) for s in self.subjects for (of, _), t in s.tallies.items() if of == check]
-            if named:
-                tally, name = max(named, key=lambda pair: pair[0].ratio)
-                yield f"{check} with the largest share of its bound: {name} on {tally.case}"
-        every = [tally for subject in self.subjects for tally in subject.tallies.values()]
-        ran, vacuous = sum(tally.ran for tally in every), sum(tally.vacuous for tally in every)
+        """What the run says nothing about."""
+        tallies = [tally for subject in self.subjects for tally in subject.tallies.values() if tally.ratio is not None]
+        ran, vacuous = sum(tally.ran for tally in tallies), sum(tally.vacuous for tally in tallies)
         if vacuous:
             yield f"no evidence, since zeros or a constant would pass: {vacuous} of {ran} comparisons"
-        if not_judged := sum(tally.not_judged for tally in every):
-            yield f"not judged, since something may overflow on the way to them: {not_judged} numbers"
+        elements = sum(tally.elements for tally in tallies)
+        for reason, count in sorted(sum((tally.not_judged for tally in tallies), Counter()).items()):
+            yield f"not judged, since {reason}: {count} of {elements} numbers"
         for subject in self.subjects:
             for nothing in subject.without_evidence:
                 yield f"NO EVIDENCE: every comparison of {subject.name}'s {nothing} would let zeros or a constant pass"
-            for reason, count in sorted(subject.not_applicable.items()):
-                yield f"not applicable: {subject.name} {reason} ({count} cases)"
-
-    def _table(self) -> Table:
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-        table.add_column("subject", no_wrap=True)
-        table.add_column("dtype", no_wrap=True)
-        table.add_column("cases", justify="right", no_wrap=True)
-        for heading in ("loss:", "grad.:"):
-            table.add_column(f"{heading}\nulp", justify="right", no_wrap=True)
-            table.add_column("of\nbound", justify="right", no_wrap=True)
-        table.add_column("grade", justify="center", no_wrap=True)
-        table.add_column("verdict", no_wrap=True)
-        for subject in self.subjects:
-            for dtype, count in subject.cases.items():
-                cells = [subject.name, dtype, str(count)]
-                for check in ("loss", "gradient"):
-                    tally = subject.tallies.get((check, dtype))
-                    cells += [_short(tally.ulp), _share(tally.ratio)] if tally else ["–", "–"]
-                cells.append(subject.grades.get(dtype, "–"))
-                failed = subject.failed(dtype)
-                verdict = Text(f"{failed} failed", "bold red") if failed else Text("equal", "green")
-                table.add_row(*cells, verdict)
-        return table
+        for line in self.mended:
+            yield f"no longer happens: {line}"
 
     def __str__(self) -> str:
         text = io.StringIO()
@@ -171,6 +259,100 @@ class Report:
         for part in self.render():
             console.print(part, soft_wrap=isinstance(part, Text))
         return text.getvalue().rstrip()
+
+    def to_json(self) -> dict[str, Any]:
+        """The report in schema 1: numbers are JSON's, and "nan", "inf" and "-inf" are strings."""
+        document = {
+            "schema": SCHEMA,
+            "crossent": self.environment.get("crossent", ""),
+            "level": self.level,
+            "seed": self.seed,
+            "environment": self.environment,
+            "subjects": [_subject_json(subject) for subject in self.subjects],
+            "mended": self.mended,
+        }
+        plain: dict[str, Any] = _plain(document)
+        return plain
+
+    def write_json(self, path: str | os.PathLike[str]) -> None:
+        """Write it to a file: all of it or, where that fails, nothing."""
+        write_whole(path, json.dumps(self.to_json(), indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def write_whole(path: str | os.PathLike[str], text: str) -> None:
+    """Put a text into a file in one step: whoever reads it sees the old one or all of the new one.
+
+    Raises:
+        OSError: it cannot be written; what was there before is still there.
+    """
+    target = Path(path)
+    if target.exists() and not target.is_file():  # a device or a pipe, as in /dev/stdout
+        target.write_text(text, encoding="utf-8")
+        return
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(name, 0o666 & ~mask)  # mkstemp's own is for nobody else to read
+        os.replace(name, target)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def _rendered(subject: SubjectReport, most_findings: int) -> Iterator[RenderableType]:
+    counts = subject.counts
+    title = Text(f"{subject.name}: ", "bold")
+    title.append(f"{counts['ran']} ran, ")
+    title.append(f"{counts['failed']} failed", "bold red" if counts["failed"] else "green")
+    title.append(f", {counts['expected']} expected, {counts['not_applicable']} not applicable")
+    yield Text()
+    yield title
+    if subject.outcomes:
+        yield Padding(_table(subject), (0, 0, 0, 2))
+    surprising = [finding for finding in subject.findings if finding.expected is None]
+    # One of each sort before another of the same.
+    sorts = {(f.check, f.kind, "" if f.numbers else f.message): f for f in reversed(surprising)}
+    shown = list(reversed(sorts.values()))[:most_findings]
+    for finding in shown:
+        yield Text(f"\n{finding}\n")
+    if len(surprising) > len(shown):
+        kinds = Counter(f"{finding.check} {finding.kind}" for finding in surprising)
+        yield Text(f"  … of {len(surprising)} findings: " + ", ".join(f"{n} {kind}" for kind, n in kinds.items()))
+    for reason, count in Counter(finding.expected for finding in subject.findings if finding.expected).items():
+        yield Text(f"  expected, {count} findings: {reason}")
+    for reason, count in sorted(subject.not_applicable.items()):
+        yield Text(f"  not applicable, {count} cases: {subject.name} {reason}")
+
+
+def _table(subject: SubjectReport) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
+    table.add_column("check", no_wrap=True)
+    for heading in ("ran", "no ev-\nidence", "worst\nulp", "of\nbound"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("grade", justify="center", no_wrap=True)
+    table.add_column("on", overflow="fold")
+    grades = subject.grades
+    quiet: Counter[str] = Counter()
+    for (check, dtype), tally in subject.tallies.items():
+        if tally.ratio is None and not tally.failed:
+            quiet[check] += tally.ran
+            continue
+        style = "red" if tally.failed else ""
+        worst = (
+            [_short(tally.ulp), _share(tally.ratio)]
+            if tally.ulp is not None and tally.ratio is not None
+            else ["–", "–"]
+        )
+        failed = f"{dtype}: {tally.failed} of them failed" if tally.ratio is None else tally.case
+        table.add_row(check, str(tally.ran), str(tally.vacuous), *worst, grades.get(dtype, "–"), failed, style=style)
+    for check, ran in quiet.items():
+        table.add_row(check, str(ran), "", "", "", "", "held everywhere", style="dim")
+    return table
 
 
 def _share(ratio: float) -> str:
@@ -180,3 +362,68 @@ def _share(ratio: float) -> str:
 
 def _short(ulp: float) -> str:
     return f"{ulp:.1f}" if ulp < 1000 else f"{ulp:.0e}"
+
+
+def _subject_json(subject: SubjectReport) -> dict[str, Any]:
+    checks: dict[str, dict[str, Any]] = {}
+    for (check, dtype), tally in subject.tallies.items():
+        worst = None if tally.ratio is None else {"ratio": tally.ratio, "ulp": tally.ulp, "case": tally.case}
+        checks.setdefault(check, {})[dtype] = {
+            "ran": tally.ran,
+            "failed": tally.failed,
+            "vacuous": tally.vacuous,
+            "not_judged": dict(tally.not_judged),
+            "elements": tally.elements,
+            "worst": worst,
+        }
+    failed = {finding.case: finding.expected is not None for finding in subject.findings}
+    failed |= {finding.case: False for finding in subject.findings if finding.expected is None}
+    cases: dict[str, Any] = {}
+    for case, outcome in subject.outcomes.items():
+        cases[case] = {
+            "outcome": "held" if case not in failed else "expected" if failed[case] else "failed",
+            "inputs": outcome.inputs,
+            "digest": outcome.digest,
+            "grade": outcome.grade,
+            **{
+                check: {"ulp": measured.ulp, "ratio": measured.ratio}
+                for check, measured in outcome.checks.items()
+                if measured.ratio is not None
+            },
+        }
+    return {
+        "name": subject.name,
+        "counts": subject.counts,
+        "grades": subject.grades,
+        "not_applicable": dict(subject.not_applicable),
+        "checks": checks,
+        "findings": [_finding_json(finding) for finding in subject.findings],
+        "cases": cases,
+    }
+
+
+def _finding_json(finding: Finding) -> dict[str, Any]:
+    n = finding.numbers
+    names = ("index", "got", "bits", "exact", "radius", "bound", "ulp", "ratio")
+    return {
+        "id": finding.id,
+        "check": finding.check,
+        "case": finding.case,
+        "kind": finding.kind,
+        "message": finding.message,
+        "call": finding.call,
+        **{name: None if n is None else getattr(n, name) for name in names},
+        "torch": finding.torch,
+        "expected": finding.expected,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """With a string for each number that JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from crossent import checks
-from crossent.cases import DTYPES, Case
+from crossent import checks, expected_findings
+from crossent.bad_inputs import BAD_INPUTS, BadInput
+from crossent.cases import DTYPES, Case, Inputs, bits
+from crossent.checks import Difference, Expected
+from crossent.edges import edges
 from crossent.grid import grid
-from crossent.report import Finding, Report, SubjectReport
-from crossent.subjects import FORMS, REFERENCE, Subject, load
+from crossent.report import Finding, Measured, Numbers, Outcome, Report, SubjectReport
+from crossent.subjects import NAMED, TORCH, Subject, load
 
-Progress = Callable[[Sequence[Case]], Iterable[Case]]
+Progress = Callable[[Sequence[Case | BadInput]], Iterable[Case | BadInput]]
 
 
 def check(
@@ -25,11 +31,11 @@ def check(
     seed: int = 0,
     progress: Progress = iter,
 ) -> Report:
-    """Hold subjects to the exact answer over the built-in grid: loss and gradient, within rounding.
+    """Hold subjects to the exact answer over the built-in cases: loss and gradients, within rounding, and errors.
 
     Args:
-        subjects: forms by name, or callables with the signature of `F.cross_entropy`; when none,
-            every form, and `nn.CrossEntropyLoss` in float64, to which they are said to be equal.
+        subjects: forms by name, `torch`, or callables with the signature of `F.cross_entropy`; when none, every form
+            and torch.
         device: where the tensors are put, "cpu" or "cuda:0".
         dtypes: of the logits.
         seed: another seed makes other numbers for the same options.
@@ -50,49 +56,137 @@ def check(
     unknown = [dtype for dtype in chosen if dtype not in DTYPES]
     if unknown:
         raise ValueError(f"dtypes: got {unknown[0]!r}; allowed are {', '.join(DTYPES)}")
-    loaded = [load(subject) for subject in dict.fromkeys(subjects)] or [*FORMS.values(), REFERENCE]
+    named = dict.fromkeys(subjects) or NAMED
+    loaded = list(itertools.chain.from_iterable(map(load, named)))
     require_device(device)
+    known = expected_findings.shipped()
+    cases = [*grid(tuple(chosen), seed), *edges(tuple(chosen), seed)]
+    bad = [bad_input for bad_input in BAD_INPUTS if bad_input.dtype in chosen]
     with _ambient():
-        report = Report(environment(device, seed), [SubjectReport(subject.name) for subject in loaded])
-        for case in progress(list(grid(tuple(chosen), seed))):
+        report = Report(environment(device), [SubjectReport(subject.name) for subject in loaded], seed=seed)
+        for case in progress([*cases, *bad]):
             run_case(case, loaded, report, device)
+    expected_findings.expect(report, known)
     return report
 
 
-def run_case(case: Case, subjects: Sequence[Subject], report: Report, device: str) -> None:
+def run_case(case: Case | BadInput, subjects: Sequence[Subject], report: Report, device: str) -> None:
     """Judge one case on each subject and enter the outcome into the report."""
-    inputs, expected = case.build(device), None
+    inputs = case.build(device)
+    expected = None
     for subject, entry in zip(subjects, report.subjects, strict=True):
         reason = subject.not_applicable(inputs)
+        if isinstance(case, BadInput) and case.poisons and inputs.logits.is_cuda:
+            reason = "would be left with a device that is of no more use"
         if reason:
             entry.not_applicable[reason] += 1
             continue
-        expected = expected or checks.expect(inputs)
-        entry.cases[case.dtype] += 1
+        outcome = entry.outcomes[case.id] = Outcome(case.dtype, inputs.digest)
         own = case.build(device)  # a subject that writes into its arguments must not spoil the next one's
-        try:
-            got = checks.evaluate(subject.loss, own, gradient=subject.differentiable)
-        except (Exception, SystemExit) as error:  # whatever a subject raises is a finding, and the run goes on
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            entry.findings.append(Finding("call", case.id, "refused", reason))
-            continue
-        if changed := checks.changed(own, inputs):
-            entry.findings.append(Finding("arguments", case.id, "changed_input", f"it wrote into {changed}"))
-        if problem := checks.misshapen(got, expected, subject.dtype):
-            entry.findings.append(Finding("result", case.id, "wrong", problem))
-            continue
-        if got.gradient is None:
-            entry.not_applicable["has no gradient to compare"] += 1
-        wanted = subject.grade(case.dtype)
-        differences = checks.compare(got, expected, wanted, subject.promise)
-        held = wanted == "A" and all(difference.ratio <= 1 for difference in differences)
-        entry.grade(case.dtype, wanted if held else checks.reached(got, expected, subject.promise))
-        for difference in differences:
-            entry.tally(difference.check, case.dtype).add(
-                case.id, difference.ulp, difference.ratio, difference.not_judged, difference.vacuous
-            )
-            if difference.ratio > 1:
-                entry.findings.append(Finding(difference.check, case.id, "wrong", str(difference)))
+        if isinstance(case, BadInput):
+            entry.findings += _refusal(case, subject, own, outcome)
+        else:
+            expected = expected or checks.expect(inputs)
+            entry.findings += _judgement(case, subject, inputs, own, expected, outcome)
+            if not subject.differentiable:
+                entry.not_applicable["has no gradient to compare"] += 1
+
+
+def _refusal(case: BadInput, subject: Subject, own: Inputs, outcome: Outcome) -> Iterator[Finding]:
+    """What is wrong with a subject's answer to a call that it must refuse."""
+    allowed = " or ".join(error.__name__ for error in case.raises)
+    kind = message = ""
+    try:
+        got = subject.loss(own.logits, own.target, **own.options)
+    except case.raises:
+        pass
+    except (Exception, SystemExit) as error:
+        kind, message = "wrong", f"raised {_first_line(error)}; allowed is {allowed}"
+    else:
+        value = f" {got.tolist()}" if isinstance(got, Tensor) and got.numel() < 10 else ""
+        kind, message = "accepted", f"returned{value}; should have raised {allowed}"
+    outcome.checks["errors"] = Measured(failed=bool(kind))
+    if kind:
+        yield Finding(subject.name, "errors", case.id, kind, message, describe(own))
+
+
+def _judgement(
+    case: Case, subject: Subject, inputs: Inputs, own: Inputs, expected: Expected, outcome: Outcome
+) -> Iterator[Finding]:
+    """What is wrong with a subject's result for a case."""
+
+    def finding(check: str, kind: str, message: str, numbers: Numbers | None = None, of_torch: str = "") -> Finding:
+        return Finding(subject.name, check, case.id, kind, message, describe(inputs), numbers, of_torch)
+
+    try:
+        got = checks.evaluate(subject.loss, own, gradient=subject.differentiable)
+    except (Exception, SystemExit) as error:  # whatever a subject raises is a finding, and the run goes on
+        outcome.checks["call"] = Measured(failed=True)
+        yield finding("call", "refused", _first_line(error))
+        return
+    outcome.checks["call"] = Measured()
+    outcome.digest = got.digest
+    changed, problem = checks.changed(own, inputs), checks.misshapen(got, expected, subject.dtype)
+    outcome.checks["arguments"], outcome.checks["result"] = Measured(bool(changed)), Measured(bool(problem))
+    if changed:
+        yield finding("arguments", "changed_input", f"it wrote into {changed}")
+    if problem:
+        yield finding("result", "wrong", problem)
+        return
+    wanted = case.grade or subject.grade(case.dtype)
+    differences = checks.compare(got, expected, "A" if wanted == "A" else "B", subject.promise)
+    held = all(difference.ratio <= 1 for difference in differences)
+    outcome.grade = "A" if held and wanted == "A" else checks.reached(got, expected, subject.promise)
+    for difference in differences:
+        failed = difference.ratio > 1
+        outcome.checks[difference.check] = Measured(
+            failed,
+            difference.ulp,
+            difference.ratio,
+            difference.vacuous,
+            {"something may overflow on the way to them": difference.not_judged} if difference.not_judged else {},
+            difference.elements,
+        )
+        if failed:
+            own_value = "" if subject is TORCH else _of_torch(case, difference, inputs)
+            yield finding(difference.check, "wrong", str(difference), _numbers(difference), own_value)
+
+
+def _numbers(d: Difference) -> Numbers:
+    return Numbers(d.index, d.got, _bits(d.got, d.dtype), d.exact, d.radius, d.bound, d.ulp, d.ratio)
+
+
+def _bits(value: float, dtype: str) -> str:
+    tensor = torch.tensor(value, dtype=DTYPES[dtype])
+    return f"0x{int(bits(tensor)):0{2 * tensor.element_size()}x}"
+
+
+def _of_torch(case: Case, difference: Difference, inputs: Inputs) -> str:
+    """What torch itself gives at the worst element of somebody else's result."""
+    try:
+        result = checks.evaluate(TORCH.loss, case.build(str(inputs.logits.device)))
+    except RuntimeError as error:
+        return f"refuses it: {_first_line(error)}"
+    tensor: Tensor = getattr(result, difference.check)
+    value = tensor[difference.index].item()
+    off = abs(value - difference.exact) if value != difference.exact else 0.0
+    name = str(tensor.dtype).removeprefix("torch.")
+    share = f", {off / difference.bound:.3g} of what is allowed" if difference.bound else ""
+    return f"{value!r}  ({_bits(value, name)}), off by {off:.3g}{share}"
+
+
+def describe(inputs: Inputs) -> str:
+    """The arguments of a call in words."""
+
+    def of(tensor: Tensor) -> str:
+        return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+
+    options = [f"{k}={of(v) if isinstance(v, Tensor) else repr(v)}" for k, v in inputs.options.items()]
+    return ", ".join([f"logits {of(inputs.logits)}", f"target {of(inputs.target)}", *options])
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 @contextmanager
@@ -119,16 +213,20 @@ def require_device(device: str) -> None:
         raise RuntimeError(f"device: got {device!r}; {reason}") from None
 
 
-def environment(device: str, seed: int) -> dict[str, str]:
+def environment(device: str) -> dict[str, str]:
     """What a reader must know to repeat the run."""
-    return {
+    capability = getattr(torch.backends.cpu, "get_cpu_capability", lambda: "unknown")()
+    found = {
+        "crossent": version("crossent"),
         "torch": torch.__version__,
         "numpy": np.__version__,
         "python": platform.python_version(),
-        "device": device_name(device),
+        "platform": platform.platform(),
+        "cpu_capability": capability,
         "threads": str(torch.get_num_threads()),
-        "seed": str(seed),
+        "device": device,
     }
+    return {**found, "device_name": torch.cuda.get_device_name(device)} if device.startswith("cuda") else found
 
 
 def device_name(device: str) -> str:

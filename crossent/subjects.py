@@ -83,11 +83,33 @@ def _torch_in_float64(input: Tensor, target: Tensor, **options: Any) -> Tensor:
 # What the forms are said to equal: nn.CrossEntropyLoss on the same values, without the rounding of their dtype.
 REFERENCE = Subject("torch in float64", _torch_in_float64, dtype=torch.float64, promise="eager")
 
-# nn.CrossEntropyLoss itself. On a CPU it stores the log-probabilities of half precision in half precision.
-TORCH = Subject("torch", _torch, promise="torch", grades={"float16": "B", "bfloat16": "B"})
+
+def _torch_nll(input: Tensor, target: Tensor, weight: Tensor | None = None, **options: Any) -> Tensor:
+    # As networks use it that have the class axis last: nll_loss sees a view, and not the contiguous tensor that
+    # cross_entropy hands to it (pytorch#175084).
+    options.pop("label_smoothing", None)
+    axis = min(1, input.dim() - 1)
+    log_probs = torch.log_softmax(input.movedim(axis, -1), -1).movedim(-1, axis)
+    return torch.nn.functional.nll_loss(log_probs, target, weight, **options)
 
 
-def load(subject: str | Callable[..., Tensor]) -> Subject:
+def _why_not_nll(inputs: Inputs) -> str | None:
+    if inputs.target.is_floating_point():
+        return "takes no class probabilities"
+    return "has no label_smoothing" if inputs.options["label_smoothing"] != 0 else None
+
+
+# nn.CrossEntropyLoss itself, and the pair of functions that it is made of. On a CPU they store the log-probabilities of
+# half precision in half precision.
+_IN_HALVES: dict[str, Grade] = {"float16": "B", "bfloat16": "B"}
+TORCH = Subject("torch", _torch, promise="torch", grades=_IN_HALVES)
+TORCH_NLL = Subject("torch_nll", _torch_nll, not_applicable=_why_not_nll, promise="torch", grades=_IN_HALVES)
+
+# What a name stands for: torch is both of them.
+NAMED = {**{name: (form,) for name, form in FORMS.items()}, "torch": (TORCH, TORCH_NLL)}
+
+
+def load(subject: str | Callable[..., Tensor]) -> tuple[Subject, ...]:
     """A form by its name, `torch`, or any callable with the signature of `F.cross_entropy`.
 
     Raises:
@@ -95,10 +117,9 @@ def load(subject: str | Callable[..., Tensor]) -> Subject:
         TypeError: neither a name nor a callable.
     """
     if isinstance(subject, str):
-        known = {**FORMS, TORCH.name: TORCH}
-        if subject not in known:
-            raise ValueError(f"subject: got {subject!r}; allowed are {', '.join(known)}")
-        return known[subject]
+        if subject not in NAMED:
+            raise ValueError(f"subject: got {subject!r}; allowed are {', '.join(NAMED)}")
+        return NAMED[subject]
     if not callable(subject):
         raise TypeError(f"subject: got {type(subject).__name__}; allowed are a form's name and a callable")
-    return Subject(getattr(subject, "__name__", type(subject).__name__), subject)
+    return (Subject(getattr(subject, "__name__", type(subject).__name__), subject),)

@@ -132,6 +132,7 @@ VALUES = {
     "integers": Values(lambda d: d.random.randint(-3, 4, size=d.shape).astype(np.float64)),  # exact ties
     "near_ties": Values(_near_ties),
     "confident": Values(_confident),
+    "sure": Values(lambda d: np.where(d.is_hot, 6.90625, 0.0)),  # p = 0.999 of two classes, exact in every format
     "wrong": Values(lambda d: d.bell() - d.is_hot * d.row(20, 90)),  # the true class is the least likely
     "outlier": Values(_outlier),  # one class far above the others
     "offset": Values(lambda d: 3.0 * d.bell() + 1e4, 1.1e4),

@@ -1,0 +1,125 @@
+"""Expected findings: what is known to be wrong and why, so that a run shows it and does not fail for it.
+
+A list cleans itself: an entry whose cases ran without a finding is reported.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields, replace
+from fnmatch import fnmatchcase
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
+from crossent.report import Finding, Report
+
+
+@dataclass(frozen=True)
+class ExpectedFinding:
+    """One entry of a list.
+
+    Attributes:
+        subject, device: patterns, as in a shell.
+        checks, kind: of the finding.
+        cases: patterns of the ids of its cases.
+        torch: the versions that have it, as in `>=2.1,<2.4`.
+        reason, issue: what a reader is told.
+    """
+
+    subject: str
+    checks: tuple[str, ...]
+    kind: str
+    cases: tuple[str, ...]
+    reason: str
+    torch: str = ""
+    device: str = "*"
+    issue: str = ""
+
+    def covers(self, subject: str, case: str) -> bool:
+        """Whether it says something about a subject's case."""
+        return fnmatchcase(subject, self.subject) and any(fnmatchcase(case, pattern) for pattern in self.cases)
+
+    def applies(self, torch: str, device: str) -> bool:
+        """Whether it says something about this torch on this device."""
+        return SpecifierSet(self.torch, prereleases=True).contains(torch) and fnmatchcase(device, self.device)
+
+    def matches(self, finding: Finding) -> bool:
+        """Whether this is the finding that is expected."""
+        described = finding.check in self.checks and finding.kind == self.kind
+        return described and self.covers(finding.subject, finding.case)
+
+    def __str__(self) -> str:
+        return f"{self.reason} ({self.issue})" if self.issue else self.reason
+
+
+def load(path: str | Path) -> list[ExpectedFinding]:
+    """The entries of a file.
+
+    Raises:
+        ValueError: the file is none, in one line that says where it is wrong.
+        OSError: it cannot be read.
+    """
+    return list(_parsed(Path(path).read_bytes(), str(path)))
+
+
+def shipped() -> list[ExpectedFinding]:
+    """What is known of torch itself."""
+    name = "torch_findings.toml"
+    return list(_parsed((files("crossent") / name).read_bytes(), name))
+
+
+def expect(report: Report, entries: Iterable[ExpectedFinding]) -> None:
+    """Mark the findings of a report that are expected, and enter what no longer happens."""
+    torch, device = report.environment["torch"], report.environment["device"]
+    known = [entry for entry in entries if entry.applies(torch, device)]
+    met: set[ExpectedFinding] = set()
+    for subject in report.subjects:
+        for at, finding in enumerate(subject.findings):
+            entry = next((entry for entry in known if entry.matches(finding)), None)
+            if entry is not None:
+                met.add(entry)
+                subject.findings[at] = replace(finding, expected=str(entry))
+    for entry in known:
+        ran = any(entry.covers(subject.name, case) for subject in report.subjects for case in subject.outcomes)
+        if ran and entry not in met:
+            report.mended.append(str(entry))
+
+
+def _parsed(content: bytes, name: str) -> Iterator[ExpectedFinding]:
+    try:
+        document = tomllib.loads(content.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{name}: {error}") from None
+    entries = document.pop("finding", [])
+    if document or not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ValueError(f"{name}: got {', '.join(document) or 'something else'}; allowed are [[finding]] tables")
+    for number, entry in enumerate(entries, 1):
+        try:
+            yield _entry(entry)
+        except ValueError as error:
+            raise ValueError(f"{name}: finding {number}: {error}") from None
+
+
+def _entry(entry: dict[str, Any]) -> ExpectedFinding:
+    known = {field.name: field for field in fields(ExpectedFinding)}
+    if unknown := [key for key in entry if key not in known]:
+        raise ValueError(f"got {unknown[0]!r}; allowed are {', '.join(known)}")
+    if missing := [key for key in ("subject", "checks", "kind", "cases", "reason") if not entry.get(key)]:
+        raise ValueError(f"{missing[0]} is missing")
+    for key, value in entry.items():
+        several = key in ("checks", "cases")
+        if not (_strings(value) if several else isinstance(value, str)):
+            raise ValueError(f"{key}: got {value!r}; allowed is {'a list of strings' if several else 'a string'}")
+    try:
+        SpecifierSet(entry.get("torch", ""))
+    except InvalidSpecifier:
+        raise ValueError(f"torch: got {entry['torch']!r}; allowed are versions, as in '>=2.1,<2.4'") from None
+    return ExpectedFinding(**{**entry, "checks": tuple(entry["checks"]), "cases": tuple(entry["cases"])})
+
+
+def _strings(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
