@@ -90,7 +90,7 @@ class Case:
     upstream: str = "one"
     seed: int = 0
     name: str = field(default="", compare=False)
-    grade: str = field(default="", compare=False)
+    grade: str = ""
 
     def seeded(self, seed: int) -> Case:
         """The same choices with other numbers."""
@@ -106,6 +106,7 @@ class Case:
         words = [self.dtype, "x".join(map(str, self.sizes)), self.values, self.target, self.reduction]
         words += [value for value in (self.weight, self.ignored, self.upstream) if value not in _USUAL]
         words += [f"smooth{self.label_smoothing:g}"] if self.label_smoothing else []
+        words += [f"grade{self.grade}"] if self.grade else []
         words += [f"seed{self.seed}"] if self.seed else []
         return (f"{self.name}/" if self.name else "") + "-".join(words)
 
@@ -124,10 +125,9 @@ class Case:
             dtype, sizes, values, target, reduction, *words = recipe.split("-")
             options: dict[str, Any] = {axis: word for word in words for axis in _AXES if word in _AXES[axis]}
             for word in words:
-                if word.startswith("smooth"):
-                    options["label_smoothing"] = float(word.removeprefix("smooth"))
-                if word.startswith("seed"):
-                    options["seed"] = int(word.removeprefix("seed"))
+                for prefix, field_name, read in _NUMBERED:
+                    if word.startswith(prefix):
+                        options[field_name] = read(word.removeprefix(prefix))
             case = Case(dtype, tuple(map(int, sizes.split("x"))), values, target, reduction, **options, name=name)
         except (ValueError, TypeError):
             case = None
@@ -235,6 +235,7 @@ def bits(tensor: Tensor) -> Any:
 
 
 _AXES = {"weight": WEIGHTS, "ignored": tuple(IGNORED), "upstream": UPSTREAMS}
+_NUMBERED = (("smooth", "label_smoothing", float), ("grade", "grade", str), ("seed", "seed", int))
 _USUAL = tuple(f.default for f in fields(Case) if f.name in _AXES)
 
 # What cannot stand together, and why.
@@ -243,6 +244,7 @@ INVALID: dict[str, Callable[[Case], bool]] = {
     "unknown values": lambda case: case.values not in VALUES,
     "unknown target": lambda case: case.target not in TARGETS,
     "unknown reduction": lambda case: case.reduction not in REDUCTIONS,
+    "unknown grade": lambda case: case.grade not in ("", "A", "B"),
     "a size is negative": lambda case: min(case.sizes) < 0,
     "label_smoothing is from 0 to 1": lambda case: not 0 <= case.label_smoothing <= 1,
     "class probabilities have no ignored rows": lambda case: case.target in DENSE_TARGETS and case.ignored != "kept",

@@ -17,6 +17,8 @@ from rich.text import Text
 from crossent import explain as explanation
 from crossent.bad_inputs import BadInput
 from crossent.cases import DTYPES, Case
+from crossent.report import find, read_json
+from crossent.repro import repeated, script
 from crossent.runner import check as run_check
 from crossent.subjects import NAMED
 
@@ -86,20 +88,58 @@ def crossent(context: click.Context) -> int:
     help="Of the logits; may be given again. All four unless given.",
 )
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Other numbers for the same options.")
-def check(subjects: tuple[str, ...], device: str, dtypes: tuple[str, ...], seed: int) -> int:
-    """Hold each SUBJECT to the exact answer: the four forms and nn.CrossEntropyLoss in float64 when none is named.
+@click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Write the whole report to this file.")
+def check(subjects: tuple[str, ...], device: str, dtypes: tuple[str, ...], seed: int, json_file: str | None) -> int:
+    """Hold each SUBJECT to the exact answer: the four forms and torch when none is named.
 
-    Compared are the loss and the gradient, over combinations of the options in which every three meet. A SUBJECT is
-    formula, log_softmax_nll, one_hot, scalar, or torch, which is nn.CrossEntropyLoss in the dtype of the logits.
+    Compared are the loss and the gradients, over combinations of the options in which every three meet, and over inputs
+    that bit somebody; bad input must be refused. A SUBJECT is formula, log_softmax_nll, one_hot, scalar, or torch:
+    nn.CrossEntropyLoss, and the pair of log_softmax and nll_loss.
 
     Exit status: 0 all held, 1 findings, 2 wrong use, 3 nothing ran.
     """
+    if json_file is not None:
+        _writable(json_file)
     with _one_line():
         report = run_check(*subjects, device=device, dtypes=dtypes or tuple(DTYPES), seed=seed, progress=_progress)
     Output().show(report.render())
+    if json_file is not None:
+        try:
+            report.write_json(json_file)
+        except OSError as error:
+            click.echo(f"crossent: {json_file} cannot be written: {error.strerror}", err=True)
+            return NOT_WRITTEN
     if not report.ran:
         return NOTHING_RAN
     return HELD if report.ok else FINDINGS
+
+
+def _writable(path: str) -> None:
+    """Say before the run, and not after it, that its report would have no place."""
+    folder = os.path.dirname(path) or "."
+    if not os.path.isdir(folder):
+        raise click.BadParameter(f"got {path!r}; {folder!r} is no folder", param_hint="--json")
+    if not os.access(path if os.path.exists(path) else folder, os.W_OK):
+        raise click.BadParameter(f"got {path!r}; it cannot be written", param_hint="--json")
+
+
+@crossent.command()
+@click.argument("finding")
+@click.argument("report", required=False, type=click.Path(exists=True, dir_okay=False))
+def repro(finding: str, report: str | None) -> None:
+    """Print a script that repeats a FINDING with torch and nothing else, and exits with 1 where it happens.
+
+    FINDING is SUBJECT:CHECK:CASE, as `crossent check` prints it; REPORT is the file that --json wrote. Without it the
+    case is run here.
+    """
+    with _one_line():
+        if report is None:
+            text = script(repeated(finding))
+        else:
+            document = read_json(report)
+            found, digest = find(document, finding)
+            text = script(found, document["environment"]["device"], digest)
+    click.echo(text, nl=False)
 
 
 @crossent.command()

@@ -62,8 +62,8 @@ def check(
     known = expected_findings.shipped()
     cases = [*grid(tuple(chosen), seed), *edges(tuple(chosen), seed)]
     bad = [bad_input for bad_input in BAD_INPUTS if bad_input.dtype in chosen]
-    with _ambient():
-        report = Report(environment(device), [SubjectReport(subject.name) for subject in loaded], seed=seed)
+    report = Report(environment(device), [SubjectReport(subject.name) for subject in loaded], seed=seed)
+    with ambient():
         for case in progress([*cases, *bad]):
             run_case(case, loaded, report, device)
     expected_findings.expect(report, known)
@@ -190,7 +190,7 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def _ambient() -> Iterator[None]:
+def ambient() -> Iterator[None]:
     """The state of torch that a run is made in, whatever the caller's is: gradients on, no autocast, one thread.
 
     The grid's tensors are tiny: on a busy machine a pool of threads made the run three times as long.

@@ -107,6 +107,7 @@ TORCH_NLL = Subject("torch_nll", _torch_nll, not_applicable=_why_not_nll, promis
 
 # What a name stands for: torch is both of them.
 NAMED = {**{name: (form,) for name, form in FORMS.items()}, "torch": (TORCH, TORCH_NLL)}
+BY_NAME = {subject.name: subject for group in NAMED.values() for subject in group}
 
 
 def load(subject: str | Callable[..., Tensor]) -> tuple[Subject, ...]:
