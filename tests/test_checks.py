@@ -80,13 +80,27 @@ def test_a_difference_says_where_it_is_and_how_large():
         return crossent.formula(*args, **options) + torch.tensor([0.0, 2.0**-10])
 
     loss, gradient = differences(off_in_the_second_row, case)
-    assert loss.index == (1, 0)
+    assert loss.index == (1,)
+    assert (loss.elements, loss.mismatched) == (2, 1)
     assert 0.99 * 2.0**-10 < loss.error < 1.01 * 2.0**-10
     assert loss.ratio == loss.error / loss.bound > 1000
     assert loss.ulp == loss.error / 2.0**-26  # 0.1269 lies between 2^-3 and 2^-2, and 23 bits follow the first
     assert gradient.ratio <= 1
-    for said in ("(1, 0)", repr(loss.got), repr(loss.expected)):
+    for said in ("1 / 2 (50.0%)", "at index (1,)", f"{loss.error:.6g}", f"{loss.bound:.3g}"):
         assert said in str(loss)
+
+
+@pytest.mark.parametrize("sizes", [(5,), (7, 5), (3, 5, 4), (2, 3, 2, 2, 3)])
+def test_the_index_of_a_difference_is_one_of_the_result(sizes):
+    case = cases.Case("float64", sizes, reduction="none").build()
+    good = checks.evaluate(crossent.formula, case)
+    for check in ("loss", "gradient"):
+        bad = {name: getattr(good, name).clone() for name in ("loss", "gradient")}
+        at = tuple(size - 1 for size in bad[check].shape)
+        bad[check][at] += 1
+        found = {d.check: d for d in checks.compare(checks.Result(**bad), checks.expect(case))}
+        assert found[check].index == at
+        assert bad[check][at].item() == found[check].got
 
 
 @pytest.mark.parametrize("got", [float("nan"), float("inf"), 0.0])
