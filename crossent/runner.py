@@ -215,14 +215,14 @@ def require_device(device: str) -> None:
 
 def environment(device: str) -> dict[str, str]:
     """What a reader must know to repeat the run."""
-    capability = getattr(torch.backends.cpu, "get_cpu_capability", lambda: "unknown")()
+    says = getattr(torch.backends, "cpu", None)  # since torch 2.1
     found = {
         "crossent": version("crossent"),
         "torch": torch.__version__,
         "numpy": np.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cpu_capability": capability,
+        "cpu_capability": says.get_cpu_capability() if says else "unknown",
         "threads": str(torch.get_num_threads()),
         "device": device,
     }
