@@ -20,6 +20,11 @@ def pytest_addoption(parser):
         help="cpu, cuda or cuda:N; may be given again. Default: cpu and every CUDA device present.",
     )
     group.addoption(
+        "--crossent-write-figures",
+        action="store_true",
+        help="Count anew what the README's tables show, and write it there and into benchmarks/figures.",
+    )
+    group.addoption(
         "--crossent-seed", type=int, default=0, metavar="N", help="Other numbers in the cases of the grid. Default: 0."
     )
 

@@ -65,6 +65,13 @@ def benchmarks(session: nox.Session) -> None:
 
 
 @nox.session
+def defects(session: nox.Session) -> None:
+    """Count anew which subtle defects are found, and by whom; write the figures and the README's table."""
+    session.install("-e", ".[test]")
+    session.run("pytest", "tests/test_defects.py", "--crossent-write-figures", *session.posargs)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check style and formatting with ruff."""
     session.install("ruff>=0.9")

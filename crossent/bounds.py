@@ -187,6 +187,9 @@ class Bounds:
             softmax = self._probs.times(scaled, c.compute)
             target = c.keep(self._coefficients.times(scale, c.compute))
             gradient = softmax.minus(target, c.compute)
+            # Scaled before the subtraction, or after it: where p is small, that rounds the true class once more.
+            unscaled = self._probs.times(_column(total), c.compute).minus(self._coefficients, c.compute)
+            gradient = _wider(gradient, unscaled.times(scale, c.compute))
             if self._dense:
                 # The three parts, softmax, one-hot and uniform, are added in any order: one rounding more of each.
                 u = (c.stored or c.compute).unit_roundoff

@@ -114,11 +114,11 @@ class Difference:
         )
 
 
-def evaluate(loss: Loss, inputs: Inputs, *, gradient: bool = True) -> Result:
+def evaluate(loss: Loss, inputs: Inputs, *, gradient: bool = True, target_gradient: bool = True) -> Result:
     """The loss and, where wanted, the gradients of logits and target probabilities under the upstream gradient."""
     # The same memory: :func:`changed` sees a write.
     logits = inputs.logits.detach().requires_grad_(gradient)
-    dense = gradient and inputs.target.is_floating_point()
+    dense = gradient and target_gradient and inputs.target.is_floating_point()
     target = inputs.target.detach().requires_grad_(dense)
     value = loss(logits, target, **inputs.options)
     if not isinstance(value, Tensor) or value.layout != torch.strided:
@@ -286,7 +286,7 @@ def _worst(check: str, tensor: Tensor, exact: Ball, bound: Array, others: list[A
     got = tensor.reshape(-1, 1).double().cpu().numpy() if check == "loss" else _rows(tensor)
     if got.size == 0:
         return Difference(check, storage.name, (), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0, 0, vacuous=True)
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(all="ignore"):  # a quotient may overflow: an error of 1e308 where 1e-16 is allowed
         error = exact.distance(got)
         special = ~np.isfinite(exact.hi)
         allowed = np.where(special, 0.0, bound) + exact.radius

@@ -276,3 +276,31 @@ def _has_half_on_cpu(dtype):
     except RuntimeError:
         return False
     return True
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_gradient_may_be_scaled_before_or_after_the_subtraction(dtype):
+    class Scaled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, logits, target, after):
+            log_probs = F.log_softmax(logits, -1)
+            ctx.save_for_backward(log_probs.exp(), F.one_hot(target, logits.shape[-1]))
+            ctx.after = after
+            return F.nll_loss(log_probs, target, reduction="none")
+
+        @staticmethod
+        def backward(ctx, upstream):
+            probs, hot = ctx.saved_tensors
+            scale = upstream.unsqueeze(-1)
+            return ((probs - hot) * scale if ctx.after else probs * scale - hot * scale), None, None
+
+    case = cases.Case(dtype, (200, 10), reduction="none", upstream="rows").build()
+    for after in (False, True):
+        _, gradient = differences(lambda x, y, after=after, **options: Scaled.apply(x, y, after), case)
+        assert gradient.ratio <= 1, (after, str(gradient))
+
+
+def test_a_huge_difference_is_a_difference_and_no_overflow():
+    case = inputs([[0.0, 3.0]], [0], torch.float64)
+    loss, _ = differences(lambda x, y, **options: F.cross_entropy(x, y, **options) * 1e300, case)
+    assert loss.ratio == np.inf

@@ -1,0 +1,236 @@
+"""Subtle defects: each is found in every dtype in which it is one, and right code is never accused.
+
+The figures in the README, how many of them `torch.testing.assert_close` finds, come from here:
+
+    pytest tests/test_defects.py --crossent-write-figures
+"""
+
+import functools
+import json
+import pathlib
+import platform
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from defects import DEFECTS, RIGHT
+
+import crossent
+from crossent import checks
+from crossent.cases import DTYPES, Case, Inputs
+from crossent.checks import Result
+from crossent.grid import grid
+from crossent.rounding import FORMATS
+
+ROOT = pathlib.Path(__file__).parent.parent
+FIGURES = ROOT / "benchmarks" / "figures" / "defects.json"
+BEGIN, END = "<!-- defects:begin -->\n", "<!-- defects:end -->\n"
+
+
+def rows(name, sizes, values, **options):
+    return Case("float64", sizes, values, reduction="none", upstream="rows", name=name, **options)
+
+
+def reduced(name, sizes, values, **options):
+    return Case("float64", sizes, values, **{"reduction": "mean", "upstream": "scalar", **options}, name=name)
+
+
+# Each says what it is there to show.
+ADVERSARIAL = (
+    rows("plain", (64, 5), "normal"),
+    rows("one-class", (9, 1), "normal"),  # a loss of 0 and nothing else
+    rows("far-apart", (31, 7), "wide"),
+    rows("farther-apart", (16, 100), "large"),
+    rows("sure-and-right", (200, 3), "confident"),
+    rows("sure-and-wrong", (64, 5), "wrong"),
+    rows("common-offset", (64, 10), "offset"),
+    rows("offset-of-each-row", (16, 10), "row_offsets"),
+    rows("many-classes", (16, 100), "normal"),
+    rows("maximum-anywhere", (16, 100), "outlier"),
+    rows("many-small-terms", (4, 1000), "outlier"),
+    rows("masked", (64, 5), "inf_off_target"),
+    rows("probabilities", (64, 5), "normal", target="probabilities"),
+    rows("no-probabilities", (64, 5), "normal", target="unnormalised"),
+    rows("weighted", (64, 5), "normal", weight="weighted"),
+    rows("smoothed", (64, 5), "normal", weight="weighted", label_smoothing=0.1),
+    reduced("batch", (32, 10), "normal"),
+    reduced("weighted-mean", (64, 5), "normal", weight="weighted", ignored="ignored"),
+    reduced("weight-of-2^-9", (1, 50), "normal", weight="weight_decades", seed=43),
+    reduced("more-rows-than-float16-counts", (2051, 3), "normal"),
+    reduced("losses-with-a-rounding-each", (3, 3), "normal"),
+    reduced("sum-with-a-rounding", (63, 10), "normal"),
+    reduced("equal-losses", (3, 3), "flat", reduction="sum"),
+)
+# A few of the grid's, for the options that meet there; not those that torch refuses, or that have nothing to reduce.
+OF_THE_GRID = [c for c in grid(["float64"]) if c.target != "uint8" and c.ignored != "ignored_all" and c.rows][::23]
+
+
+@functools.cache
+def known(dtype):
+    """The cases of one dtype, with their inputs and exact answers."""
+    chosen = [replace(case, dtype=dtype) for case in (*ADVERSARIAL, *OF_THE_GRID)]
+    return [(case, inputs, checks.expect(inputs)) for case in chosen for inputs in [case.build()]]
+
+
+def first_difference(loss, dtype, promise):
+    """The first case on which a loss is not within the bounds of grade A, and the difference there, or None."""
+    for case, inputs, expected in known(dtype):
+        got = checks.evaluate(loss, inputs, target_gradient=False)
+        assert checks.misshapen(got, expected) is None, case.id
+        for difference in checks.compare(got, expected, "A", promise):
+            if difference.ratio > 1:
+                return f"{difference.check} on {case.id}: {difference}"
+    return None
+
+
+def computed_in_float64(input, target, **options):
+    """torch's own, rounded once to the dtype of the logits."""
+    wide = {name: v.double() if isinstance(v, torch.Tensor) else v for name, v in options.items()}
+    target = target.double() if target.is_floating_point() else target
+    return F.cross_entropy(input.double(), target, **wide).to(input.dtype)
+
+
+@pytest.mark.parametrize("promise", ["eager", "kernel"])
+@pytest.mark.parametrize(("defect", "dtype"), [(d, t) for d in DEFECTS for t in d.dtypes], ids=str)
+def test_a_subtle_defect_is_found(defect, dtype, promise):
+    assert first_difference(defect, dtype, promise) is not None, f"{defect.sentence} In {dtype} nothing shows it."
+
+
+@pytest.mark.parametrize("promise", ["eager", "kernel"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_right_code_is_never_accused(dtype, promise):
+    right = [RIGHT, crossent.formula, crossent.log_softmax_nll, crossent.one_hot, computed_in_float64]
+    if dtype in ("float32", "float64"):
+        right.append(F.cross_entropy)
+    for loss in right:
+        assert first_difference(loss, dtype, promise) is None, loss
+
+
+def test_no_two_defects_have_a_name_or_a_sentence_in_common():
+    for words in ([d.name for d in DEFECTS], [d.sentence for d in DEFECTS]):
+        assert len(set(words)) == len(DEFECTS)
+
+
+# What others would have found: `torch.testing.assert_close` as it stands, with NaN equal to NaN.
+
+
+def exact(expected, got):
+    """The exact answer rounded to the result's dtype: the best that an expected value can be."""
+    gradient = got.gradient.movedim(1, -1) if got.gradient.dim() > 1 else got.gradient
+    gradient = _nearest(expected.gradient.hi, gradient)
+    return Result(_nearest(expected.loss.hi, got.loss), gradient.movedim(-1, 1) if got.gradient.dim() > 1 else gradient)
+
+
+def _nearest(values, like):
+    values = FORMATS[str(like.dtype).removeprefix("torch.")].nearest(values)
+    return torch.from_numpy(values).to(like.dtype).reshape(like.shape)
+
+
+def close(got, wanted):
+    try:
+        for name in ("loss", "gradient"):
+            torch.testing.assert_close(getattr(got, name), getattr(wanted, name), equal_nan=True)
+    except AssertionError:
+        return False
+    return True
+
+
+def randn(dtype):
+    """What most suites have: one batch of normal logits, and torch's own result."""
+    torch.manual_seed(0)
+    logits, target = torch.randn(32, 10).to(DTYPES[dtype]), torch.randint(10, (32,))
+    options = {"reduction": "mean", "label_smoothing": 0.0}
+    return Inputs(logits, target, options, torch.ones((), dtype=DTYPES[dtype]))
+
+
+def verdicts(loss, dtype):
+    """Under each way of comparing, whether it passes each case."""
+    cases = [
+        (inputs, expected, checks.evaluate(loss, inputs, target_gradient=False)) for _, inputs, expected in known(dtype)
+    ]
+    plain = randn(dtype)
+    return {
+        "exact": [close(got, exact(expected, got)) for _, expected, got in cases],
+        "torch": [
+            close(got, checks.evaluate(F.cross_entropy, inputs, target_gradient=False)) for inputs, _, got in cases
+        ],
+        "randn": [close(checks.evaluate(loss, plain), checks.evaluate(F.cross_entropy, plain))],
+    }
+
+
+def count(dtype):
+    """Who is found by whom. Where the right code does not pass either, a failure says nothing, and is not counted."""
+    right = verdicts(RIGHT, dtype)
+    listed = [defect for defect in DEFECTS if dtype in defect.dtypes]
+    found = {defect.name: verdicts(defect, dtype) for defect in listed}
+    missed = {
+        way: [
+            name
+            for name, passes in found.items()
+            if not any(ok and not passed for ok, passed in zip(right[way], passes[way], strict=True))
+        ]
+        for way in right
+    }
+    missed["crossent"] = [d.name for d in listed if first_difference(d, dtype, "kernel") is None]
+    return {
+        "defects": [defect.name for defect in listed],
+        "cases": len(known(dtype)),
+        "missed": missed,
+        "false_alarms": {way: passes.count(False) for way, passes in right.items()},
+    }
+
+
+@pytest.fixture(scope="module")
+def figures(pytestconfig):
+    if pytestconfig.getoption("--crossent-write-figures"):
+        counted = {dtype: count(dtype) for dtype in DTYPES}
+        written = {"torch": torch.__version__, "python": platform.python_version(), "dtypes": counted}
+        FIGURES.parent.mkdir(exist_ok=True)
+        FIGURES.write_text(json.dumps(written, indent=1) + "\n")
+        before, _, after = split_readme()
+        (ROOT / "README.md").write_text(before + table(written) + after)
+    return json.loads(FIGURES.read_text())
+
+
+def split_readme():
+    """What comes before the table, the table, and what comes after it."""
+    readme = (ROOT / "README.md").read_text()
+    start, end = readme.index(BEGIN) + len(BEGIN), readme.index(END)
+    return readme[:start], readme[start:end], readme[end:]
+
+
+def table(figures):
+    """The figures in Markdown."""
+    dtypes = figures["dtypes"]
+    defects = {name for counted in dtypes.values() for name in counted["defects"]}
+    (cases,) = {counted["cases"] for counted in dtypes.values()}
+    head = (
+        "dtype",
+        "defects",
+        "found by crossent",
+        "`assert_close`, exact answer",
+        "`assert_close`, torch's result",
+        "the same, one `randn(32, 10)`",
+        "right code fails",
+    )
+    lines = [head, ["---"] * len(head)]
+    for dtype, counted in dtypes.items():
+        listed, alarms = len(counted["defects"]), counted["false_alarms"]
+        found = (listed - len(counted["missed"][way]) for way in ("crossent", "exact", "torch", "randn"))
+        lines.append([dtype, listed, *found, f"{alarms['torch']} of {cases} cases"])
+    rows = "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+    return f"{len(defects)} defects, {cases} cases in each dtype, torch {figures['torch']}:\n\n{rows}"
+
+
+def test_the_figures_are_about_these_defects(figures):
+    for dtype, counted in figures["dtypes"].items():
+        assert counted["defects"] == [defect.name for defect in DEFECTS if dtype in defect.dtypes]
+        assert counted["cases"] == len(known(dtype))
+        assert counted["missed"]["crossent"] == []
+        # README says so: with the exact answer, and on plain numbers, `assert_close` passes right code.
+        assert (counted["false_alarms"]["exact"], counted["false_alarms"]["randn"]) == (0, 0)
+
+
+def test_the_readme_has_the_table_of_the_figures(figures):
+    assert split_readme()[1] == table(figures)
