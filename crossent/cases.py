@@ -1,13 +1,13 @@
 """Cases: concrete inputs of a cross-entropy, each rebuilt bit for bit from its id.
 
-A case is a choice on each of a few axes; the tables below say what can be chosen, and `INVALID` what cannot stand
-together. Whoever makes cases (:mod:`crossent.grid`, :mod:`crossent.edges`, :mod:`crossent.soak`) only chooses.
+A case is a choice on each of a few axes; the tables below say what can be chosen, and `CONSTRAINTS` what cannot
+stand together. Whoever makes cases (:mod:`crossent.grid`, :mod:`crossent.edges`, :mod:`crossent.soak`) only chooses.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -25,11 +25,10 @@ DTYPES = {
     "float64": torch.float64,
 }
 INDEX_TARGETS = {"int64": torch.int64, "uint8": torch.uint8}
-# Probabilities that add up to one; one class with all of it, in floats; numbers of either sign that add up to anything.
-DENSE_TARGETS = ("probabilities", "hard", "unnormalised")
-TARGETS = (*INDEX_TARGETS, *DENSE_TARGETS)
-REDUCTIONS = ("none", "mean", "sum")
-WEIGHTS = ("unweighted", "weighted", "weight_decades", "weight_zeros", "weight_negative")
+# Probabilities that add up to one, in the logits' dtype and in another; one class with all of it, in floats; numbers of
+# either sign that add up to anything.
+DENSE_TARGETS = ("probabilities", "other_float", "hard", "unnormalised")
+OTHER_FLOAT = {"float16": "float32", "bfloat16": "float64", "float32": "float64", "float64": "float32"}
 # What `ignore_index` is, and how many rows have it. 255 is no class, but fits into uint8.
 IGNORED = {
     "kept": -100,
@@ -41,8 +40,23 @@ IGNORED = {
     "ignored_16th": -100,  # rows 0, 16, 32, …: torch's blocks of rows end there
     "ignored_all": 255,
 }
-# The upstream gradient: 1, one number, a number for each row, one number at every row with stride 0, 0.
-UPSTREAMS = ("one", "scalar", "rows", "stride0", "zero")
+# How a tensor lies in memory: as it is read; backwards; with the class axis last, as channels_last has it; a window of
+# a wider one; every second element; one element into its storage; the same entry for the whole batch.
+LAYOUTS = ("contiguous", "transposed", "class_last", "window", "strided", "offset", "expanded")
+# The choices that there are, for each attribute of a case that is one of a few words. All words differ, so an id needs
+# no more than the word. The first of a list is the usual one.
+AXES: dict[str, tuple[str, ...]] = {
+    "dtype": tuple(DTYPES),
+    "values": tuple(VALUES),
+    "target": (*INDEX_TARGETS, *DENSE_TARGETS),
+    "reduction": ("mean", "sum", "none"),
+    "weight": ("unweighted", "weighted", "weight_decades", "weight_zeros", "weight_negative"),
+    "ignored": tuple(IGNORED),
+    # The upstream gradient: 1, one number, a number for each row, one number at every row with stride 0, 0.
+    "upstream": ("one", "scalar", "rows", "stride0", "zero"),
+    "layout": LAYOUTS,
+    "target_layout": tuple(f"target_{layout}" for layout in LAYOUTS if layout != "window"),
+}
 
 
 @dataclass(frozen=True)
@@ -60,7 +74,7 @@ class Inputs:
         checksum = zlib.crc32(repr([(k, v) for k, v in self.options.items() if k != "weight"]).encode())
         for tensor in (self.logits, self.target, self.options.get("weight"), self.upstream):
             if tensor is not None:
-                checksum = zlib.crc32(f"{tensor.dtype}{tuple(tensor.shape)}".encode(), checksum)
+                checksum = zlib.crc32(f"{tensor.dtype}{tuple(tensor.shape)}{tensor.stride()}".encode(), checksum)
                 checksum = zlib.crc32(bits(tensor).tobytes(), checksum)
         return f"{checksum:08x}"
 
@@ -72,7 +86,7 @@ class Case:
     Attributes:
         dtype: of the logits, the weights and the upstream gradient.
         sizes: of the logits, with the class axis where torch has it: (C), (N, C) or (N, C, d1, …).
-        values, target, weight, ignored, upstream: a name from the tables of this module.
+        values, target, weight, ignored, upstream, layout, target_layout: a word from `AXES`.
         reduction, label_smoothing: the options of that name.
         seed: another one makes other numbers.
         name: of a case that stands for something, as in `pytorch-38839`.
@@ -88,6 +102,8 @@ class Case:
     ignored: str = "kept"
     label_smoothing: float = 0.0
     upstream: str = "one"
+    layout: str = "contiguous"
+    target_layout: str = "target_contiguous"
     seed: int = 0
     name: str = field(default="", compare=False)
     grade: str = ""
@@ -104,7 +120,7 @@ class Case:
         'float32-3x5x4-wide-int64-sum-smooth0.1'
         """
         words = [self.dtype, "x".join(map(str, self.sizes)), self.values, self.target, self.reduction]
-        words += [value for value in (self.weight, self.ignored, self.upstream) if value not in _USUAL]
+        words += [word for name in _OPTIONAL if (word := getattr(self, name)) != AXES[name][0]]
         words += [f"smooth{self.label_smoothing:g}"] if self.label_smoothing else []
         words += [f"grade{self.grade}"] if self.grade else []
         words += [f"seed{self.seed}"] if self.seed else []
@@ -123,7 +139,7 @@ class Case:
         name, _, recipe = id.rpartition("/")
         try:
             dtype, sizes, values, target, reduction, *words = recipe.split("-")
-            options: dict[str, Any] = {axis: word for word in words for axis in _AXES if word in _AXES[axis]}
+            options: dict[str, Any] = {axis: word for word in words for axis in _OPTIONAL if word in AXES[axis]}
             for word in words:
                 for prefix, field_name, read in _NUMBERED:
                     if word.startswith(prefix):
@@ -139,7 +155,13 @@ class Case:
     @property
     def invalid(self) -> str | None:
         """Why its choices cannot stand together, or None."""
-        return next((reason for reason, holds in INVALID.items() if holds(self)), None)
+        choices = {field.name: getattr(self, field.name) for field in fields(self)}
+        for axis, words in AXES.items():
+            if choices[axis] not in words:
+                return f"{axis} is one of {', '.join(words)}"
+        if min(self.sizes) < 0 or not 0 <= self.label_smoothing <= 1 or self.grade not in ("", "A", "B"):
+            return "sizes are 0 or more, label_smoothing is from 0 to 1, a grade is A or B"
+        return broken(choices)
 
     @property
     def classes(self) -> int:
@@ -165,8 +187,10 @@ class Case:
         upstream = self._upstream(random)
 
         def tensor(array: Any, dtype: torch.dtype | None = None) -> Tensor:
-            if dtype is None:  # rounded here, so that torch's conversion has nothing to round
-                array, dtype = draw.format.nearest(np.asarray(array)), DTYPES[self.dtype]
+            if dtype is None:
+                dtype = DTYPES[self.dtype]
+            if dtype.is_floating_point:  # rounded here, so that torch's conversion has nothing to round
+                array = FORMATS[str(dtype).removeprefix("torch.")].nearest(np.asarray(array))
             return torch.from_numpy(np.array(array, order="C")).to(dtype).to(device)
 
         target: Tensor
@@ -174,7 +198,9 @@ class Case:
             index = np.where(ignored, IGNORED[self.ignored], hot)
             target = tensor(self._shaped(index), INDEX_TARGETS[self.target])
         else:
-            target = tensor(self._shaped(self._probabilities(draw)))
+            of = OTHER_FLOAT[self.dtype] if self.target == "other_float" else self.dtype
+            target = tensor(self._shaped(self._probabilities(draw)), DTYPES[of])
+        target = laid_out(target, self.target_layout.removeprefix("target_"))
         options: dict[str, Any] = {"reduction": self.reduction, "label_smoothing": self.label_smoothing}
         if IGNORED[self.ignored] != -100:
             options["ignore_index"] = IGNORED[self.ignored]
@@ -183,7 +209,7 @@ class Case:
         given = tensor(upstream)
         if self.reduction == "none":
             given = given.expand(self._row_sizes) if given.dim() == 0 else given.reshape(self._row_sizes)
-        return Inputs(tensor(self._shaped(logits)), target, options, given)
+        return Inputs(laid_out(tensor(self._shaped(logits)), self.layout), target, options, given)
 
     @property
     def _row_sizes(self) -> tuple[int, ...]:
@@ -234,30 +260,122 @@ def bits(tensor: Tensor) -> Any:
     return array.view(f"u{tensor.element_size()}")
 
 
-_AXES = {"weight": WEIGHTS, "ignored": tuple(IGNORED), "upstream": UPSTREAMS}
-_NUMBERED = (("smooth", "label_smoothing", float), ("grade", "grade", str), ("seed", "seed", int))
-_USUAL = tuple(f.default for f in fields(Case) if f.name in _AXES)
+def laid_out(tensor: Tensor, layout: str) -> Tensor:
+    """The tensor in another memory layout; "expanded" repeats its first entry. NaN, or no class, lies between."""
+    axes = list(range(tensor.dim()))
+    orders = {"transposed": axes[::-1], "class_last": [*axes[:1], *axes[2:], *axes[1:2]]}
+    if layout in orders:
+        order = orders[layout]
+        back = [order.index(axis) for axis in axes]
+        return tensor.permute(order).contiguous().permute(back)
+    if layout == "expanded":
+        return tensor[:1].expand(tensor.shape) if axes else tensor
+    poison = float("nan") if tensor.is_floating_point() else 251
+    if layout == "window":  # of the class axis
+        axis = min(1, tensor.dim() - 1)
+        around = [tensor.new_full([*tensor.shape[:axis], n, *tensor.shape[axis + 1 :]], poison) for n in (1, 2)]
+        return torch.cat([around[0], tensor, around[1]], axis).narrow(axis, 1, tensor.shape[axis])
+    if layout == "strided":
+        wide = tensor.new_full([*tensor.shape, 2], poison)
+        wide[..., 0] = tensor
+        return wide[..., 0]
+    if layout == "offset":
+        flat = tensor.new_full([tensor.numel() + 1], poison)
+        flat[1:] = tensor.reshape(-1)
+        return flat[1:].view(tensor.shape)
+    return tensor
 
-# What cannot stand together, and why.
-INVALID: dict[str, Callable[[Case], bool]] = {
-    "unknown dtype": lambda case: case.dtype not in DTYPES,
-    "unknown values": lambda case: case.values not in VALUES,
-    "unknown target": lambda case: case.target not in TARGETS,
-    "unknown reduction": lambda case: case.reduction not in REDUCTIONS,
-    "unknown grade": lambda case: case.grade not in ("", "A", "B"),
-    "a size is negative": lambda case: min(case.sizes) < 0,
-    "label_smoothing is from 0 to 1": lambda case: not 0 <= case.label_smoothing <= 1,
-    "class probabilities have no ignored rows": lambda case: case.target in DENSE_TARGETS and case.ignored != "kept",
-    "uint8 holds 0 to 255": lambda case: (
-        case.target == "uint8"
-        and (case.classes > 256 or (case.ignored != "kept" and not 0 <= IGNORED[case.ignored] < 256))
+
+_OPTIONAL = ("weight", "ignored", "upstream", "layout", "target_layout")
+_NUMBERED = (("smooth", "label_smoothing", float), ("grade", "grade", str), ("seed", "seed", int))
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """What cannot stand together: `axes` are the attributes of a case that `forbids` looks at."""
+
+    reason: str
+    axes: tuple[str, ...]
+    forbids: Callable[..., bool]
+
+
+def _classes(sizes: tuple[int, ...]) -> int:
+    return sizes[min(1, len(sizes) - 1)]
+
+
+CONSTRAINTS = (
+    Constraint(
+        "class probabilities have no ignored rows",
+        ("target", "ignored"),
+        lambda target, ignored: target in DENSE_TARGETS and ignored != "kept",
     ),
-    "the ignored index would be a class of every row": lambda case: (
-        case.ignored in ("ignored", "ignored_all") and case.classes > 255
+    Constraint(
+        "uint8 holds 0 to 255",
+        ("target", "ignored"),
+        lambda target, ignored: target == "uint8" and ignored != "kept" and IGNORED[ignored] not in range(256),
     ),
-    "a reduced loss has one upstream gradient": lambda case: (
-        case.reduction != "none" and case.upstream in ("rows", "stride0")
+    Constraint(
+        "uint8 holds 0 to 255",
+        ("target", "sizes"),
+        lambda target, sizes: target == "uint8" and _classes(sizes) > 256,
     ),
-    "the values are about ignored rows": lambda case: VALUES[case.values].ignored_only and case.ignored == "kept",
-    "the values overflow the dtype": lambda case: VALUES[case.values].largest > FORMATS[case.dtype].largest,
-}
+    Constraint(
+        "255 is a class",
+        ("ignored", "sizes"),
+        lambda ignored, sizes: ignored in ("ignored", "ignored_all") and _classes(sizes) > 255,
+    ),
+    Constraint(
+        "a reduced loss has one upstream gradient",
+        ("reduction", "upstream"),
+        lambda reduction, upstream: reduction != "none" and upstream in ("rows", "stride0"),
+    ),
+    Constraint(
+        "the values are about ignored rows",
+        ("values", "ignored"),
+        lambda values, ignored: VALUES[values].ignored_only and ignored == "kept",
+    ),
+    Constraint(
+        "the values overflow the dtype",
+        ("values", "dtype"),
+        lambda values, dtype: VALUES[values].largest > FORMATS[dtype].largest,
+    ),
+    Constraint(
+        "one axis lies in memory in one way",
+        ("layout", "sizes"),
+        lambda layout, sizes: (
+            layout in ("transposed", "class_last") and len(sizes) < (2 if layout == "transposed" else 3)
+        ),
+    ),
+    Constraint(
+        "one axis lies in memory in one way",
+        ("target_layout", "sizes", "target"),
+        lambda layout, sizes, target: (
+            layout in ("target_transposed", "target_class_last")
+            and len(sizes) - (target in INDEX_TARGETS) < (2 if layout == "target_transposed" else 3)
+        ),
+    ),
+    Constraint(
+        "no batch to repeat an entry of",
+        ("layout", "sizes"),
+        lambda layout, sizes: layout == "expanded" and (len(sizes) < 2 or sizes[0] == 0),
+    ),
+    Constraint(
+        "no batch to repeat an entry of",
+        ("target_layout", "sizes"),
+        lambda layout, sizes: layout == "target_expanded" and (len(sizes) < 2 or sizes[0] == 0),
+    ),
+    Constraint(
+        "the same entry everywhere ignores all rows or none",
+        ("target_layout", "ignored"),
+        lambda layout, ignored: layout == "target_expanded" and ignored not in ("kept", "ignored_all"),
+    ),
+)
+
+
+def broken(choices: Mapping[str, Any]) -> str | None:
+    """The reason of a constraint that these choices break, all of a case's or some of them, or None."""
+    for constraint in CONSTRAINTS:
+        chosen = [choices[axis] for axis in constraint.axes if axis in choices]
+        if len(chosen) == len(constraint.axes) and constraint.forbids(*chosen):
+            return constraint.reason
+    return None

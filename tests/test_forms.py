@@ -1,12 +1,10 @@
 """Each form and `nn.CrossEntropyLoss` in float64 against the exact answer: loss and gradient, over the whole grid."""
 
-import itertools
 from dataclasses import replace
 
 import pytest
 
-from crossent.cases import Case
-from crossent.grid import AXES, grid
+from crossent.grid import grid
 from crossent.report import Report, SubjectReport
 from crossent.runner import run_case
 from crossent.subjects import FORMS, REFERENCE
@@ -25,33 +23,6 @@ def test_every_form_and_torch_have_the_exact_loss_and_gradient(case, device):
     run_case(case, subjects, report, device)
     assert report.ran  # one case may be no evidence; what a whole run's evidence is, test_checks.py asks
     assert not report.findings, "\n".join(f"{form.name}: {f}" for form in report.subjects for f in form.findings)
-
-
-def test_every_triple_of_options_meets_in_the_grid():
-    names = ("sizes", "values", "target", "reduction", "weight", "ignored", "label_smoothing", "upstream")
-    met = [{name: getattr(case, name) for name in names} for case in grid(["float32"])]
-    axes = {name: sorted({row[name] for row in met}, key=str) for name in names}
-    # Two choices are one axis of the grid where not all of their pairs are asked for.
-    asked = [dict(zip(("sizes", "values"), pair, strict=True)) for pair in AXES["sizes and values"]]
-
-    def possible(picked):
-        """Whether the three can stand together in some case."""
-        if not any(all(pair[n] == picked.get(n, pair[n]) for n in pair) for pair in asked):
-            return False
-        rest = [{"reduction": "none", "upstream": "rows"}, {"reduction": "sum", "upstream": "scalar"}]
-        sizes = [pair for pair in asked if all(pair[n] == picked.get(n, pair[n]) for n in pair)]
-        tries = [Case("float32", **{**pair, **options, **picked}) for pair in sizes for options in rest]
-        return any(not case.invalid and (case.reduction == "none") != (case.upstream == "scalar") for case in tries)
-
-    triples = 0
-    for three in itertools.combinations(names, 3):
-        together = {tuple(row[name] for name in three) for row in met}
-        for values in itertools.product(*(axes[name] for name in three)):
-            if possible(dict(zip(three, values, strict=True))):
-                triples += 1
-                assert values in together, f"never together: {values}"
-    assert triples > 1000
-    print(f"{triples} triples of options, all covered")
 
 
 def test_a_case_is_rebuilt_bit_for_bit():

@@ -1,0 +1,54 @@
+"""The grid's cover: every pair and every triple of choices that can stand together does, counted here and not there."""
+
+import itertools
+
+import pytest
+
+from crossent.cases import broken
+from crossent.grid import ARRAYS, CHOICES, SIZES, grid
+
+
+def possible(picked, left=None):
+    """Whether some case has these choices: tried out, choice by choice."""
+    if broken(picked):
+        return False
+    left = [axis for axis in CHOICES if axis not in picked] if left is None else left
+    if not left:
+        return True
+    return any(possible({**picked, left[0]: choice}, left[1:]) for choice in CHOICES[left[0]])
+
+
+@pytest.mark.parametrize("strength", ARRAYS)
+def test_all_choices_meet_that_can(strength, capsys):
+    met = list(grid(strength=strength))
+    assert all(case.invalid is None for case in met)
+    covered = valid = 0
+    for axes in itertools.combinations(CHOICES, strength):
+        together = {tuple(getattr(case, axis) for axis in axes) for case in met}
+        for choices in itertools.product(*(CHOICES[axis] for axis in axes)):
+            if choices in together:
+                covered += 1
+                valid += 1
+            elif possible(dict(zip(axes, choices, strict=True))):
+                valid += 1
+    with capsys.disabled():
+        print(
+            f"\n{len(met)} cases cover {covered} of {valid} sets of {strength} choices, {100 * covered / valid:.2f} %"
+        )
+    assert covered == valid > 1000
+
+
+def test_the_arrays_are_of_these_choices():
+    for case in grid(strength=3):
+        assert case.sizes in SIZES
+
+
+def test_a_dtype_has_its_own_cases_and_no_others():
+    whole = list(grid())
+    assert [case for case in whole if case.dtype == "bfloat16"] == list(grid(["bfloat16"]))
+
+
+def test_ids_are_unique():
+    for strength in ARRAYS:
+        ids = [case.id for case in grid(strength=strength)]
+        assert len(ids) == len(set(ids))
