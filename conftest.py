@@ -27,6 +27,9 @@ def pytest_addoption(parser):
     group.addoption(
         "--crossent-seed", type=int, default=0, metavar="N", help="Other numbers in the cases of the grid. Default: 0."
     )
+    group.addoption(
+        "--crossent-exhaustive", action="store_true", help="Measure exp and log on every float32. Default: a sample."
+    )
 
 
 def pytest_configure(config):

@@ -58,6 +58,13 @@ def minimum(session: nox.Session) -> None:
 
 
 @nox.session
+def assumptions(session: nox.Session) -> None:
+    """Measure exp and log on every float32 and on millions of float64 numbers, and print the worst."""
+    session.install("-e", ".[test]")
+    session.run("pytest", "tests/test_assumptions.py", "--crossent-exhaustive", "-s", *session.posargs)
+
+
+@nox.session
 def benchmarks(session: nox.Session) -> None:
     """Time every form beside nn.CrossEntropyLoss; arguments go to pytest-benchmark."""
     session.install("-e", ".[bench]")

@@ -28,22 +28,47 @@ Grade = Literal["A", "B", "F"]
 
 @dataclass(frozen=True)
 class Functions:
-    """How far exp and log may be off on a device, in units in the last place, and whose word that is.
+    """How far exp, log and division may be off in one format, in units in the last place, and whose word that is.
 
-    `per_unit`: roundings more in exp for each unit of `|x|`, where x is scaled to another base in working precision.
+    Attributes:
+        exp_ulps, log_ulps: of the exact result, not of the correctly rounded one.
+        source: who says so.
+        exp_per_unit: exp scales its argument first, by a rounded constant: by how many roundings it is then off.
+        log_absolute: how far log may be off where its argument is below two, whatever the result.
+        division_ulps: one half where division is correctly rounded.
     """
 
     exp_ulps: float
     log_ulps: float
     source: str
-    per_unit: float = 0.0
+    exp_per_unit: float = 0.0
+    log_absolute: float = 0.0
+    division_ulps: float = 0.5
 
 
-# What is assumed of exp and log. tests/test_assumptions.py measures it on this machine, every float32 there is.
+_CPU = Functions(1.0, 1.0, "SLEEF's u10 functions, in which torch's CPU kernels compute, and oneMKL's VML HA: 1 ulp")
+# NVIDIA states the distance from the correctly rounded result, which itself is off by half an ulp.
+_CUDA_DOUBLE = Functions(1.5, 1.5, "CUDA C++ Programming Guide, Mathematical Functions: exp 1 and log 1 ulp, + 1/2")
+# What is assumed on a device, in the format that is computed in. tests/test_assumptions.py measures exp and log.
 FUNCTIONS = {
-    "cpu": Functions(1.0, 1.0, "SLEEF's documentation of the u10 functions, in which torch's CPU kernels compute"),
-    "cuda": Functions(2.0, 1.0, "CUDA C++ Programming Guide, maximum errors of expf and logf; 1 and 1 in float64"),
-    "fast": Functions(4.0, 2.0, "PTX ISA: ex2.approx.f32, lg2.approx.f32; and the product with log2 e", per_unit=1.5),
+    ("cpu", "float32"): _CPU,
+    ("cpu", "float64"): _CPU,
+    ("cuda", "float32"): Functions(
+        2.5, 1.5, "CUDA C++ Programming Guide, Mathematical Functions: expf 2 and logf 1 ulp, + 1/2"
+    ),
+    ("cuda", "float64"): _CUDA_DOUBLE,
+    # __expf, and Triton's tl.exp, are ex2.approx of fl(x · fl(log2 e)). The constant is off by 0.224 u and the product
+    # by u: 1.2241 u. Triton's `/` is div.full.
+    ("fast", "float32"): Functions(
+        2.5,
+        3.5,
+        "PTX ISA: ex2.approx.f32 and div.full.f32 2 ulp, + 1/2. CUDA C++ Programming Guide, Intrinsic Functions: "
+        "__logf 2^-21.41 from 0.5 to 2, and 3 ulp elsewhere, + 1/2, as much as logf and lg2.approx.f32 times ln 2",
+        exp_per_unit=1.2241,
+        log_absolute=2.0**-21.41,
+        division_ulps=2.5,
+    ),
+    ("fast", "float64"): _CUDA_DOUBLE,  # there are no approximate instructions
 }
 
 
@@ -59,6 +84,9 @@ class Contract:
         stored: the precision to which intermediates are rounded as well, or None where they are not. It has float32's
             range: to overflow in a count or in a sum whose mean is small is no matter of precision.
         row_order: in which orders the rows' losses may be summed.
+        fused: whether it may take the sum in blocks, each with its own maximum, and `max + log Σ` off the logits. What
+            that costs depends on how far a row spreads, not on how far it is from zero:
+        offset: whether it may depend on that too, where it is fused.
     """
 
     grade: Grade
@@ -67,6 +95,8 @@ class Contract:
     functions: Functions
     stored: Format | None = None
     row_order: Order = ANY_ORDER
+    fused: bool = False
+    offset: bool = False
 
     def keep(self, held: Held) -> Held:
         """An intermediate, as it is held between two steps."""
@@ -76,8 +106,8 @@ class Contract:
 # Who promises what:
 #   eager       a form made of torch's operations, on the device where it runs
 #   torch       nn.CrossEntropyLoss: on a CPU its own order of summation, on CUDA any, in half precision too
-#   kernel      somebody's kernel: float32 inside, any order, one rounding; exp and log as good as CUDA's
-#   fast_kernel the same with the hardware's approximate exp and log
+#   kernel      somebody's kernel: float32 inside, any order and blocks, one rounding; exp and log as good as CUDA's
+#   fast_kernel the same with the hardware's approximate exp, log and division, as in Triton
 Promise = Literal["eager", "torch", "kernel", "fast_kernel"]
 
 
@@ -90,17 +120,24 @@ def contract(promise: Promise, grade: Grade, dtype: str, *, device: str = "cpu",
     `p = max(4, log2(rows)/8)`, then blocks of such sums, in eight levels (aten/src/ATen/native/cpu/LossNLL.cpp). That
     is what it is held to: where a row that should close a block is ignored, the block goes on growing, which is a
     finding. On CUDA, where blocks of rows are added to the result in storage precision as they come, any order.
+
+    Most kernels take `max + log Σ` off the logits, which rounds by `u |max|`: no more than if each logit were known to
+    a rounding only, but a common offset drowns the row. At grade A that may cost what it does where a row spans zero,
+    and an offset nothing; at grade B it may cost what it does.
     """
     storage = FORMATS[dtype]
     kind = {"kernel": "cuda", "fast_kernel": "fast"}.get(promise, "cuda" if device.startswith("cuda") else "cpu")
-    wide = Contract("A", storage, FLOAT64 if storage is FLOAT64 else FLOAT32, FUNCTIONS[kind])
+    compute = FLOAT64 if storage is FLOAT64 else FLOAT32
+    fused = promise in ("kernel", "fast_kernel")
+    wide = Contract("A", storage, compute, FUNCTIONS[kind, compute.name], fused=fused)
     if grade == "A":
         return wide
+    wide = replace(wide, grade="B", offset=fused)
     if storage.precision >= FLOAT32.precision:
-        return replace(wide, grade="B")  # nothing is narrower than what it computes in
+        return wide  # nothing is narrower than what it computes in
     stored = replace(storage, name=f"{dtype} precision", largest=FLOAT32.largest)
-    order = ANY_ORDER if kind == "cuda" else Order(_cascade_depth(rows))
-    return replace(wide, grade="B", stored=stored, row_order=order)
+    order = Order(_cascade_depth(rows)) if kind == "cpu" else ANY_ORDER
+    return replace(wide, stored=stored, row_order=order)
 
 
 def _cascade_depth(rows: int) -> int:
@@ -145,9 +182,17 @@ class Bounds:
     def __init__(self, terms: Terms, contract: Contract) -> None:
         self.terms, self.contract = terms, contract
         with np.errstate(all="ignore"):
-            self._log_probs, self._probs = _softmax(terms, contract)
+            self._log_probs, self._probs, self._logsumexp = _softmax(terms, contract)
             self._coefficients = _coefficients(terms, contract)
             self._denominator = _denominator(terms, contract)
+
+    def _of_logits(self) -> Held:
+        """`Σ w_c q_c · logsumexp - Σ w_c q_c x_c`, (R,): as kernels smooth that take the logits as they are."""
+        c, t = self.contract, self.terms
+        moved = t.logits + (_offset(t.logits, c) - t.logits.max(1, initial=-np.inf))[:, None]
+        q = _coefficients(t, replace(c, stored=None))  # who does this has scalars for them, in compute
+        logits = q.times(Held.exactly(moved, c.storage), c.compute).sum(c.compute)
+        return q.sum(c.compute).times(self._logsumexp, c.compute).minus(logits, c.compute)
 
     @property
     def _dense(self) -> bool:
@@ -161,6 +206,8 @@ class Bounds:
             if self._dense:
                 products = c.keep(self._coefficients.times(-self._log_probs, c.compute))
                 rows = products.sum(c.compute)
+                if c.fused:
+                    rows = _wider(rows, self._of_logits())
             else:
                 rows = self._of_target(self._coefficients).times(-self._of_target(self._log_probs), c.compute)
             rows = c.keep(rows).where(t.kept)
@@ -170,8 +217,8 @@ class Bounds:
             total = c.keep(rows.sum(in_format, c.row_order))
             if self._denominator is not None:
                 # Rows may be divided before they are summed, or their sum after: the wider of the two.
-                first = rows.over(self._denominator, c.compute).sum(c.compute, c.row_order)
-                total = _wider(total.over(self._denominator, c.compute), first)
+                first = rows.over(self._denominator, c.compute, c.functions.division_ulps).sum(c.compute, c.row_order)
+                total = _wider(total.over(self._denominator, c.compute, c.functions.division_ulps), first)
             return safe(total.rounded(c.storage).error)
 
     @cached_property
@@ -214,7 +261,9 @@ class Bounds:
         """`g/D`, (R,)."""
         c = self.contract
         scale = Held.exactly(self.terms.upstream, c.storage)
-        return scale if self._denominator is None else c.keep(scale.over(self._denominator, c.compute))
+        if self._denominator is None:
+            return scale
+        return c.keep(scale.over(self._denominator, c.compute, c.functions.division_ulps))
 
     @cached_property
     def target_term(self) -> Array:
@@ -229,17 +278,63 @@ class Bounds:
         return Held(held.value[at], held.error[at], held.format)
 
 
-def _softmax(t: Terms, c: Contract) -> tuple[Held, Held]:
-    """The logarithm of p, and p, (R, C): as the exponential of the former or as a quotient, whichever errs more."""
+def _softmax(t: Terms, c: Contract) -> tuple[Held, Held, Held]:
+    """The logarithm of p, and p, (R, C): as the exponential of the former or as a quotient, whichever errs more.
+
+    And `m + log s`, (R,), m the maximum: a fused kernel may take that from x. It rounds once more, by `u |m + log s|`,
+    of which :func:`_offset` says how much it may.
+    """
+    f = c.functions
     x = Held.exactly(t.logits, c.storage)
     shifted = x.minus(Held.exactly(t.logits.max(1, keepdims=True, initial=-np.inf), c.storage), c.compute)
-    exponentials = shifted.exp(c.compute, c.functions.exp_ulps, c.functions.per_unit)
-    exact = exponentials.sum(c.compute)
-    log_sum = c.keep(c.keep(exact).log(c.compute, c.functions.log_ulps, t.log_sum))
-    log_probs = c.keep(shifted.minus(_column(log_sum), c.compute))
-    by_exp = log_probs.exp(c.compute, c.functions.exp_ulps, c.functions.per_unit)
-    quotient = exponentials.over(_column(exact), c.compute)
-    return log_probs, _wider(by_exp, quotient)
+    exponentials = shifted.exp(c.compute, f.exp_ulps, f.exp_per_unit)
+    exact = (_in_blocks(shifted, t.logits, c) if c.fused else exponentials).sum(c.compute)
+    log_sum = c.keep(c.keep(exact).log(c.compute, f.log_ulps, t.log_sum, f.log_absolute))
+    log_probs = shifted.minus(_column(log_sum), c.compute)
+    offset = _offset(t.logits, c)
+    once = c.compute.unit_roundoff * (np.abs(offset) + log_sum.largest)
+    logsumexp = Held(offset + log_sum.value, log_sum.error + once, c.compute)
+    if c.fused:
+        taken = Held(log_probs.value, logsumexp.error[:, None], None)
+        log_probs = _wider(log_probs, taken.rounded(c.compute))
+    log_probs = c.keep(log_probs)
+    by_exp = log_probs.exp(c.compute, f.exp_ulps, f.exp_per_unit)
+    quotient = exponentials.over(_column(exact), c.compute, f.division_ulps)
+    return log_probs, _wider(by_exp, quotient), logsumexp
+
+
+def _in_blocks(shifted: Held, logits: Array, c: Contract) -> Held:
+    """The exponentials as terms of a sum that is taken in blocks, each shifted by the largest logit so far.
+
+    Where a later block has a larger one, the sum up to there is scaled by `exp(before - after)`: an exponential and a
+    product, `(2 ulps + 1) u`. The shifts of a term add up to `x - max`, and so do their roundings, to `u |x - max|`.
+    How often a term is scaled depends on blocks and order; each time the largest logit grows, so that it is no more
+    often than there are different logits above the term's.
+    """
+    u, f = c.compute.unit_roundoff, c.functions
+    size = np.where(np.isinf(shifted.value), 0.0, np.abs(shifted.value))
+    moved = Held(shifted.value, np.maximum(shifted.error, u * size), c.compute)
+    terms = moved.exp(c.compute, f.exp_ulps, f.exp_per_unit)
+    order = np.argsort(-logits, axis=1)
+    grows = np.diff(np.take_along_axis(logits, order, 1), axis=1) != 0
+    above = np.zeros(logits.shape)
+    np.put_along_axis(above, order, np.cumsum(np.pad(grows, ((0, 0), (min(1, logits.shape[1]), 0))), 1), 1)
+    scaled = np.expm1(above * (2 * f.exp_ulps + 1) * u)
+    return Held(terms.value, terms.error + terms.largest * scaled, c.compute)
+
+
+def _offset(logits: Array, c: Contract) -> Array:
+    """What is taken for the largest logit of a row where its magnitude costs precision, (R,).
+
+    As it is, where the contract lets a common offset cost: with every logit 1e8, `1e8 + log C` is 1e8 (pytorch#38839).
+    Otherwise no more than `max - min`, as if the row were moved so that it reaches or spans zero: cross-entropy does
+    not see the move.
+    """
+    largest = logits.max(1, initial=-np.inf)
+    if c.offset:
+        return np.asarray(largest)
+    least = np.where(np.isneginf(logits), np.inf, logits).min(1, initial=np.inf)  # -inf is a class that is not there
+    return np.asarray(np.clip(largest, least - largest, largest - least))
 
 
 def _coefficients(t: Terms, c: Contract) -> Held:

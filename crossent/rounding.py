@@ -182,49 +182,65 @@ class Held:
             error = np.where(np.isinf(value), 0.0, error)
         return Held(np.where(np.isnan(value), 0.0, value), np.where(open_, np.inf, error), format)._bounded()
 
-    def over(self, other: Held, format: Format) -> Held:
-        """`a / b`: `(e_a + |a/b| e_b) / (|b| - e_b)`, rounded once; nothing is promised where `b` may be zero."""
+    def over(self, other: Held, format: Format, ulps: float = 0.5) -> Held:
+        """`a / b`: `(e_a + |a/b| e_b) / (|b| - e_b)`, within `ulps`; nothing is promised where `b` may be zero.
+
+        Half an ulp is correctly rounded: the error of a known quotient is known. Other divisions may err by `2 ulps`
+        roundings wherever the quotient is not 0.
+        """
         with np.errstate(all="ignore"):
             value = self.value / other.value
             room = np.abs(other.value) - other.error
             error = np.where(room > 0, (self.error + np.abs(value) * other.error) / room, np.inf)
             error = np.where((self.value == 0) & (self.error == 0) & (room > 0), 0.0, error)
             # float64 rounds the quotient of two known numbers, so that its error is not known to the last bit.
-            once = _one_rounding(value, error, format) + 2.0**-52 * (np.abs(value) + error)
-            free = (other.error == 0) & _power_of_two(other.value) & format.contains(self.format)
+            once, largest = _one_rounding(value, error, format), np.abs(value) + error
+            if ulps > 0.5:
+                most = np.maximum(format.unit_roundoff * largest, format.smallest_subnormal / 2)
+                once = np.where(largest == 0, 0.0, 2 * ulps * most)
+            once = once + 2.0**-52 * largest
+            free = (ulps == 0.5) & (other.error == 0) & _power_of_two(other.value) & format.contains(self.format)
             once = np.where(free & (np.abs(value) + error > 4 * format.smallest_normal), 0.0, once)
             error = np.where(np.isnan(value), np.inf, error + once)
         return Held(np.where(np.isnan(value), 0.0, value), error, format)._bounded()
 
     def exp(self, format: Format, ulps: float, per_unit: float = 0.0) -> Held:
-        """`e^x` within `ulps`, and `per_unit` roundings more for each unit of `|x|` where the argument is scaled first.
+        """`e^x` within `ulps`, where x may have been scaled to another base by a product that is off by `per_unit` u.
 
-        `|exp(x ± e) - exp(x)| ≤ exp(x + e)(1 - exp(-e))`. `exp(0) = 1` and `exp(-inf) = 0` are exact. Near underflow
-        the result may be flushed to zero.
+        `|exp(x ± e) - exp(x)| ≤ exp(x + e)(1 - exp(-e))`. A scaled argument, `y = fl(x · fl(log2 e))`, is
+        `x log2 e (1 + δ)` with `|δ| ≤ per_unit u`, so that `2^y = exp(x + δx)`: `per_unit u |x|` more of e.
+
+        `exp(0) = 1` and `exp(-inf) = 0` are exact. Near underflow the result may be flushed to zero.
         """
         with np.errstate(all="ignore"):
-            value, top = np.exp(self.value), np.exp(self.value + self.error)
             u = format.unit_roundoff
-            error = top * -np.expm1(-self.error) + np.where(
-                top == 0, 0.0, (2 * ulps + per_unit * np.abs(self.value)) * u * top
-            )
+            moved = self.error + np.where(np.isinf(self.value), 0.0, per_unit * u * self.largest)
+            value, top = np.exp(self.value), np.exp(self.value + moved)
+            error = top * -np.expm1(-moved) + np.where(top == 0, 0.0, 2 * ulps * u * top)
             error = error + np.where(value < 8 * format.smallest_normal, format.smallest_normal, 0.0)
             known = (self.error == 0) & ((self.value == 0) | np.isneginf(self.value))
         return Held(value, np.where(known, 0.0, error), format)._bounded()
 
-    def log(self, format: Format, ulps: float, value: Array) -> Held:
+    def log(self, format: Format, ulps: float, value: Array, absolute: float = 0.0) -> Held:
         """`log s` within `ulps` of a number known to be at least one, as a sum of exponentials is that has `exp(0)`.
 
         `value` is the exact logarithm, which the caller has with more digits than `log(s)` gives near one. Upwards the
         error is `log(1 + e/s)`, downwards `-log(1 - e/s)` and never more than `log s`. `log 1 = 0` is exact.
+
+        A hardware logarithm is off by `absolute` where its argument is below two, in ulps only above: near one its
+        result has no digit right, and `log 1` need not be 0. What is held may be on either side of two where
+        `s - e ≤ 2`, and the larger of the two errors counts.
         """
         with np.errstate(all="ignore"):
             ratio = self.error / self.value
             down = np.where(ratio < 1, -np.log1p(-np.minimum(ratio, 1 - 2.0**-52)), np.inf)
             moved = np.maximum(np.log1p(ratio), np.minimum(down, value))
-            error = moved + 2 * ulps * format.unit_roundoff * (np.abs(value) + moved)
-            error = np.where((self.value == 1) & (self.error == 0), 0.0, error)
-        return Held(value, error, format)
+            once = 2 * ulps * format.unit_roundoff * (np.abs(value) + moved)
+            if absolute:
+                once = np.where(self.value - self.error <= 2, np.maximum(once, absolute), once)
+            else:
+                once = np.where((self.value == 1) & (self.error == 0), 0.0, once)
+        return Held(value, moved + once, format)
 
     def sum(self, format: Format, order: Order = ANY_ORDER) -> Held:
         """The sum over the last axis, in every order that is allowed: `Σ e_i + u/(1 - hu) · max Σ_i t_i depth_i`.

@@ -1,0 +1,234 @@
+"""What :data:`crossent.bounds.FUNCTIONS` assumes of exp and log, measured on the device at hand.
+
+Each function is measured where the subjects meet it: `torch.exp` and `torch.log`, which go through a vector library
+where torch has one, and the ones inside the kernels of log_softmax, which are others. By default every 101st float32,
+which takes a second; all of them under `--crossent-exhaustive`, which takes a minute.
+"""
+
+import flint
+import numpy as np
+import pytest
+import torch
+
+from crossent.bounds import FUNCTIONS
+from crossent.rounding import FORMATS
+
+STRIDE = 101  # a prime: no pattern in the last bits meets it
+CHUNK = 2**21 + 13  # no multiple of a vector's width, so that every chunk has a tail
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def exp_of_log_softmax(x, dim, width=None):
+    """Backward is `grad - exp(output) Σ grad`: where one element of grad is one, the others give `-exp(output)`."""
+    output = torch.cat([torch.zeros_like(x[:1]), x])
+    if width is not None:  # many short rows
+        pad = -len(x) % width
+        rows = torch.cat([x, x.new_zeros(pad)]).reshape(-1, width)
+        output = torch.cat([torch.zeros_like(rows[:, :1]), rows], 1)
+    else:
+        output = output[None] if dim == 1 else torch.stack([torch.zeros_like(x), x])
+    grad = torch.zeros_like(output)
+    (grad[:, 0] if dim == 1 else grad[0]).fill_(1)
+    got = -torch._log_softmax_backward_data(grad, output, dim, x.dtype)
+    return (got[:, 1:] if dim == 1 else got[1]).reshape(-1)[: len(x)]
+
+
+EXP = {
+    "torch.exp": torch.exp,
+    "torch.exp, strided": lambda x: torch.stack([x, x], 1)[:, 0].exp(),
+    "log_softmax, last dimension": lambda x: exp_of_log_softmax(x, 1),
+    "log_softmax, rows of seven": lambda x: exp_of_log_softmax(x, 1, 6),
+    "log_softmax, first dimension": lambda x: exp_of_log_softmax(x, 0),
+}
+LOG = {"torch.log": torch.log, "torch.log, strided": lambda s: torch.stack([s, s], 1)[:, 0].log()}
+
+
+def log_of_log_softmax(x, dim):
+    """Of a row `0, x` with `x ≤ 0`, log_softmax gives `-log s` first: s, and that logarithm.
+
+    `s = fl(1 + exp(x))`, with the exp that the backward kernel shows. Were that of the forward kernel another one, s
+    would be another float, and its logarithm many ulps off.
+    """
+    s = 1 + exp_of_log_softmax(x, dim)
+    rows = torch.stack([torch.zeros_like(x), x], dim)
+    return s, -torch.log_softmax(rows, dim).select(dim, 0)
+
+
+class Worst:
+    """The largest error of each path, in ulps of the exact result, and where."""
+
+    def __init__(self, name):
+        self.format, self.seen = FORMATS[name], {}
+
+    def add(self, path, x, got, exact, rest=0.0):
+        """`exact + rest` is the exact result, each of float64."""
+        place = np.maximum(
+            np.abs(np.frexp(exact)[1]) * 0 + np.ldexp(1.0, np.frexp(exact)[1] - self.format.precision), 0
+        )
+        place = np.maximum(place, self.format.smallest_subnormal)
+        error = np.abs((got.double().cpu().numpy() - exact) - rest)
+        # Near underflow the bounds allow a flush to zero, which is no matter of ulps.
+        small = np.abs(exact) < 8 * self.format.smallest_normal
+        assert (error[small] <= self.format.smallest_normal).all(), path
+        ulps = np.where(small, 0.0, error / place)
+        at = int(ulps.argmax())
+        before = self.seen.get(path, (0.0, 0.0, 0))
+        self.seen[path] = (*max(before[:2], (float(ulps[at]), float(x[at]))), before[2] + len(ulps))
+
+    def within(self, ulps, reached=0.0):
+        """Print what was measured; fail where it is more than is assumed, or no more than the share `reached` of it."""
+        for path, (worst, at, count) in self.seen.items():
+            print(f"{path}: {worst:.4f} ulp at {at!r}, of {count} {self.format.name} numbers; assumed {ulps}")
+        assert reached * ulps < max(worst for worst, _, _ in self.seen.values()) <= ulps, self.seen
+
+
+@pytest.fixture
+def stride(request):
+    return 1 if request.config.getoption("--crossent-exhaustive") else STRIDE
+
+
+def floats(start, stop, stride):
+    """The positive float32 numbers from start to stop, every `stride`-th, in chunks."""
+    first, last = (int(np.float32(end).view(np.uint32)) for end in (start, stop))
+    for low in range(first, last + 1, stride * CHUNK):
+        yield np.arange(low, min(low + stride * CHUNK, last + 1), stride, dtype=np.uint32).view(np.float32)
+
+
+def functions(device, dtype):
+    return FUNCTIONS["cuda" if device.startswith("cuda") else "cpu", dtype]
+
+
+def reached(device):
+    """The share of what is assumed that must be reached: nobody can tighten it by half. On CUDA nobody knows yet."""
+    return 0.5 if device == "cpu" else 0.0
+
+
+def test_exp_in_float32_is_as_near_as_assumed(device, stride):
+    """From -2^-25, where the result is 1, to -104, where it is 0."""
+    worst = Worst("float32")
+    for x in floats(2.0**-25, 104.0, stride):
+        exact = np.exp(-x.astype(np.float64))  # float64 is 2^29 times finer: its own error is nothing here
+        given = torch.from_numpy(-x).to(device)
+        for path, exp in EXP.items():
+            got = exp(given)
+            assert bool((got >= 0).all())
+            worst.add(path, -x, got, exact)
+    worst.within(functions(device, "float32").exp_ulps, reached(device))
+
+
+def test_log_in_float32_is_as_near_as_assumed(device, stride):
+    """From 1 to 2^20, more than any sum of exponentials of a row that this project has."""
+    worst = Worst("float32")
+    for s in floats(1.0, 2.0**20, stride):
+        exact = np.log(s.astype(np.float64))
+        for path, log in LOG.items():
+            worst.add(path, s, log(torch.from_numpy(s).to(device)), exact)
+    # The sums of two that log_softmax can have: 1 + k 2^-23, for every k.
+    for k in (np.arange(low, min(low + CHUNK * stride, 2**23), stride) for low in range(1, 2**23, CHUNK * stride)):
+        x = torch.from_numpy(np.log(np.ldexp(k.astype(np.float64), -23)).astype(np.float32)).to(device)
+        for dim in (0, 1):
+            s, got = log_of_log_softmax(x, dim)
+            s = s.double().cpu().numpy()
+            worst.add(f"log_softmax, {('first', 'last')[dim]} dimension", s, got, np.log(s))
+    for count in (3, 5, 7, 100, 1000, 32003, 50257, 131071):  # classes with equal logits
+        for dim in (0, 1):
+            got = -torch.log_softmax(torch.zeros((count, 1) if dim == 0 else (1, count), device=device), dim).reshape(
+                -1
+            )
+            worst.add("log_softmax, equal logits", np.full(1, count), got[:1], np.log(np.full(1, float(count))))
+    worst.within(functions(device, "float32").log_ulps, reached(device))
+
+
+def spread(seed, count, centres):
+    """Random numbers, and the neighbourhoods of `centres`, some ulps wide and up to a thousandth wide."""
+    random = np.random.RandomState(seed)
+    near = np.repeat(centres, max(1, count // 2 // len(centres)))
+    ulps = np.spacing(near) * random.randint(-40, 41, len(near))
+    parts = near * 2.0 ** -random.uniform(10, 52, len(near)) * random.choice([-1, 1], len(near))
+    return random, np.concatenate([near + ulps, near + parts])
+
+
+def reference(name, x):
+    """exp or log of float64 numbers as float64 and a rest, to 2^-10 ulp or better, and of which of them.
+
+    In numpy's long double where it is wider, which on 2000 of the numbers is held to python-flint; by python-flint for
+    some of the numbers where it is not.
+    """
+    wide = np.finfo(np.longdouble).nmant >= 63
+    few = np.arange(0, len(x), max(1, len(x) // (2000 if wide else 20000)))
+    with flint.ctx.workprec(128):
+        balls = [getattr(flint.arb(float(value)), name)() for value in x[few]]
+        hi = np.array([float(ball) for ball in balls])
+        rest = np.array([float(ball - flint.arb(float(value))) for ball, value in zip(balls, hi, strict=True)])
+    if not wide:
+        return few, hi, rest
+    long = getattr(np, name)(x.astype(np.longdouble))
+    off = np.abs(((long[few] - hi) - rest).astype(np.float64))
+    assert (off <= 2.0**-10 * np.spacing(np.abs(hi))).all()
+    return np.arange(len(x)), long.astype(np.float64), (long - long.astype(np.float64)).astype(np.float64)
+
+
+def test_exp_in_float64_is_as_near_as_assumed(device, stride):
+    count = 200_000 if stride > 1 else 10_000_000
+    # Where a kernel changes its table or its multiple of ln 2, and where the result is a power of two.
+    random, near = spread(1, count, np.arange(1, 2040) * np.log(2) / 4)
+    x = -np.concatenate([near, random.uniform(0, 708, count // 4), 2.0 ** random.uniform(-54, 9.4, count // 4)])
+    at, exact, rest = reference("exp", x)
+    worst = Worst("float64")
+    for path, exp in EXP.items():
+        worst.add(path, x[at], exp(torch.from_numpy(x[at]).to(device)), exact, rest)
+    worst.within(functions(device, "float64").exp_ulps, reached(device))
+
+
+def test_log_in_float64_is_as_near_as_assumed(device, stride):
+    count = 200_000 if stride > 1 else 10_000_000
+    random, near = spread(
+        2, count, np.ldexp(np.array([1, 0.75, 2**0.5, 4 / 3, 1.5]), np.arange(0, 18)[:, None]).ravel()
+    )
+    s = np.concatenate([near, 1 + 2.0 ** -random.uniform(0, 52, count // 4), 2.0 ** random.uniform(0, 17, count // 4)])
+    s = s[s >= 1]
+    at, exact, rest = reference("log", s)
+    worst = Worst("float64")
+    for path, log in LOG.items():
+        worst.add(path, s[at], log(torch.from_numpy(s[at]).to(device)), exact, rest)
+    x = torch.from_numpy(np.log(2.0 ** -random.uniform(0, 52, count))).to(device)
+    for dim in (0, 1):
+        s, got = log_of_log_softmax(x, dim)
+        s = s.cpu().numpy()
+        at, exact, rest = reference("log", s)
+        worst.add(f"log_softmax, {('first', 'last')[dim]} dimension", s[at], got[at], exact, rest)
+    worst.within(functions(device, "float64").log_ulps, reached(device))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_short_and_odd_lengths_are_no_worse(device, dtype):
+    """A vector's tail may be computed by other code: every length up to 63, with the same numbers in every place."""
+    x = -np.float32([0.011, 0.34657, 0.34658, 1.0397, 7.3, 20.1, 87.2, 3e-5] * 9).astype(np.float64)
+    s = 2 - np.expm1(x)
+    worst = {"exp": Worst(dtype), "log": Worst(dtype)}
+    for name, paths, given in (("exp", EXP, x), ("log", LOG, s)):
+        given = given.astype(dtype).astype(np.float64)
+        _, exact, rest = reference(name, given)
+        for start in range(8):
+            for length in range(1, 64):
+                part = slice(start, start + length)
+                numbers = torch.from_numpy(given[part].astype(dtype)).to(device)
+                for path, function in paths.items():
+                    worst[name].add(path, given[part], function(numbers), exact[part], rest[part])
+    worst["exp"].within(functions(device, dtype).exp_ulps)
+    worst["log"].within(functions(device, dtype).log_ulps)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_the_bounds_take_as_exact_is_exact(device, dtype):
+    """exp(0) = 1, exp(-inf) = 0 and log(1) = 0, in every place of a vector and its tail."""
+    for length in range(1, 40):
+        zero = torch.zeros(length, dtype=DTYPES[dtype], device=device)
+        for exp in EXP.values():
+            assert bool((exp(zero) == 1).all())
+            assert bool((exp(-zero) == 1).all())
+            assert bool((exp(zero - torch.inf) == 0).all())
+        for log in LOG.values():
+            assert bool((log(zero + 1) == 0).all())
+        for dim in (0, 1):
+            assert bool((log_of_log_softmax(zero - torch.inf, dim)[1] == 0).all())

@@ -1,0 +1,315 @@
+"""Contracts of kernels: correct ones keep them at the edge of what they promise, and defects do not hide under them.
+
+The kernels here are simulated, in numpy, with an exp, a log and a division that are as wrong as their makers allow.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from crossent import bounds, checks
+from crossent.bounds import FUNCTIONS, contract
+from crossent.cases import DTYPES, Case
+from crossent.rounding import FLOAT32, Held, safe
+
+NUMPY = {"float16": np.float32, "bfloat16": np.float32, "float32": np.float32, "float64": np.float64}
+
+
+def off(values, ulps, sign):
+    """`values` rounded to float32, and moved by as many ulps as the maker allows, each the way `sign` says."""
+    rounded = np.asarray(values).astype(np.float32)
+    return (rounded + sign * ulps * np.spacing(np.abs(rounded))).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """exp, log and division of one kernel; `sign` says which way they err, for an array of results."""
+
+    exp_ulps: float = 0
+    log_ulps: float = 0
+    division_ulps: float = 0
+    fast: bool = False
+    sign: Callable[[np.ndarray], np.ndarray] = np.ones_like
+
+    def exp(self, x):
+        if x.dtype == np.float64:
+            return np.exp(x)
+        scaled = (x * np.float32(1.4426950408889634)).astype(float)
+        exact = np.exp2(scaled) if self.fast else np.exp(x.astype(float))
+        got = np.where((x == 0) | np.isinf(x), exact, off(exact, self.exp_ulps, self.sign(x)))
+        return np.where(self.fast & (got < 2.0**-126), 0, got).astype(np.float32)
+
+    def log(self, s):
+        if s.dtype == np.float64:
+            return np.log(s)
+        exact = np.log(s.astype(float))
+        if self.fast and s <= 2:
+            # Towards the exact result, where rounding would go beyond what is allowed.
+            return np.nextafter(np.float32(exact + float(self.sign(s)) * 2.0**-21.41), np.float32(exact))
+        return off(exact, self.log_ulps, self.sign(s)) if s != 1 else np.float32(0)
+
+    def divide(self, a, b):
+        if not self.division_ulps or a.dtype == np.float64:
+            return a / b
+        exact = a.astype(float) / b
+        known = ~np.isfinite(exact) | (exact == 0)
+        return np.where(known, exact, off(exact, self.division_ulps, self.sign(a))).astype(a.dtype)
+
+
+def alternating(x):
+    return np.where(np.arange(x.size).reshape(x.shape) % 2, 1.0, -1.0)
+
+
+SIGNS = {"up": np.ones_like, "down": lambda x: -np.ones_like(x), "alternating": alternating}
+ACCURATE = {way: Arithmetic(2, 1, sign=sign) for way, sign in SIGNS.items()}
+FAST = {way: Arithmetic(2, 3, 2, fast=True, sign=sign) for way, sign in SIGNS.items()}
+
+
+def running(terms):
+    total = terms.dtype.type(0)
+    for term in terms:
+        total = total + term
+    return total
+
+
+def pairwise(terms):
+    return terms[0] if len(terms) == 1 else pairwise(terms[: len(terms) // 2]) + pairwise(terms[len(terms) // 2 :])
+
+
+# The blocks of a row of logits, in the order in which they come, and how a block is summed.
+BLOCKS = {
+    "one block": (lambda x: [np.arange(len(x))], running),
+    "reversed": (lambda x: [np.arange(len(x))[::-1]], running),
+    "pairwise": (lambda x: [np.arange(len(x))], pairwise),
+    "blocks of four": (lambda x: np.array_split(np.arange(len(x)), -(-len(x) // 4)), pairwise),
+    "one by one": (lambda x: np.array_split(np.arange(len(x)), len(x)), running),
+    "one by one, ascending": (lambda x: np.array_split(np.argsort(x), len(x)), running),
+    "one by one, descending": (lambda x: np.array_split(np.argsort(-x), len(x)), running),
+}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A cross-entropy in one pass over a row, as kernels are: online softmax, then loss and gradient at once.
+
+    `adds_back` is the order `x - (max + log s)`, `smooths_logits` the sum of `w q x` before that; `quotient` is
+    `p = exp(x - max) / s`, which is `exp(log p)` otherwise; `wrong` is a defect.
+    """
+
+    arithmetic: Arithmetic
+    blocks: str = "one block"
+    adds_back: bool = False
+    smooths_logits: bool = False
+    quotient: bool = False
+    wrong: str = ""
+
+    def __call__(self, case):
+        """Loss and gradient of a case."""
+        inputs, f = case.build(), self.arithmetic
+        terms = checks.terms_of(inputs)
+        kind = NUMPY[case.dtype]
+        x = terms.logits.astype(kind)
+        rows, classes = x.shape
+        weight = np.ones(classes, kind) if terms.weight is None else terms.weight.astype(kind)
+        smooth = kind(terms.label_smoothing)
+        if terms.index is None:
+            q = terms.probabilities.astype(kind)
+        else:
+            q = (np.arange(classes) == terms.index[:, None]).astype(kind)
+        coefficients = weight * (q * (kind(1) - smooth) + smooth / kind(classes))
+        losses, gradient = np.zeros(rows, kind), np.zeros((rows, classes), kind)
+        denominator = None
+        if terms.reduction == "mean":
+            weights = np.ones(rows, kind) if terms.index is None else weight[terms.index]
+            denominator = running(np.where(terms.kept, weights, 0).astype(kind))
+        for row in np.flatnonzero(terms.kept):
+            largest, total = self.sum(x[row])
+            if self.wrong == "inside the log":
+                total = total + kind(1e-4)
+            log_sum = f.log(total)
+            log_probs = x[row] - (largest + log_sum) if self.adds_back else (x[row] - largest) - log_sum
+            used = coefficients[row] != 0  # zeros are no terms
+            if self.smooths_logits:
+                losses[row] = running(coefficients[row][used]) * (largest + log_sum) - running(
+                    (coefficients[row] * x[row])[used]
+                )
+            else:
+                losses[row] = -running((coefficients[row] * log_probs)[used])
+            p = f.divide(f.exp(x[row] - largest), total) if self.quotient else f.exp(log_probs)
+            scale = self.mean(np.atleast_1d(terms.upstream[row].astype(kind)), denominator)[0]
+            gradient[row] = (p * running(coefficients[row][used]) - coefficients[row]) * scale
+        if self.wrong == "loss":
+            losses = losses * kind(1 + 2.0**-10)
+        if terms.reduction != "none":
+            losses = self.mean(np.atleast_1d(running(losses)), denominator)[0]
+        dtype = DTYPES[case.dtype]
+        loss = torch.from_numpy(np.array(losses)).to(dtype).reshape(inputs.upstream.shape)
+        moved = np.moveaxis(gradient.reshape(-1, *inputs.logits.shape[2:], classes), -1, 1)
+        return checks.Result(loss, torch.from_numpy(np.ascontiguousarray(moved)).to(dtype))
+
+    def mean(self, total, denominator):
+        return total if denominator is None else self.arithmetic.divide(total, denominator)
+
+    def sum(self, x):
+        """The maximum of a row, and the sum of its shifted exponentials."""
+        blocks, add = BLOCKS[self.blocks]
+        largest, total = -np.inf, x.dtype.type(0)
+        for block in blocks(x):
+            if self.wrong == "last class" and len(x) - 1 in block:
+                block = block[block != len(x) - 1]
+            if len(block) == 0 or (after := max(largest, x[block].max())) == -np.inf:
+                continue
+            after = x.dtype.type(after)
+            if total:
+                total = total * self.arithmetic.exp(np.atleast_1d(x.dtype.type(largest) - after))[0]
+            largest, total = after, total + add(self.arithmetic.exp(x[block] - after))
+        return largest, total
+
+
+IN_PLACE = (
+    "normal",
+    "equal",
+    "wide",
+    "large",
+    "decades",
+    "integers",
+    "near_ties",
+    "confident",
+    "wrong",
+    "outlier",
+    "inf_off_target",
+)
+OFFSET = ("offset", "negative_offset", "row_offsets", "large_offset")
+
+
+def cases(dtype, values):
+    """Cases of either kind of target, with and without weights, smoothing and a mean."""
+    for value in values:
+        if value == "large_offset" and dtype == "float16":
+            continue  # 1e8 is beyond it
+        yield Case(dtype, (7, 5), value, reduction="none", upstream="rows")
+        yield Case(dtype, (2, 40), value, weight="weighted", label_smoothing=0.1)
+        yield Case(dtype, (5, 12), value, "probabilities")
+
+
+@functools.cache
+def expected(case):
+    """The exact answer, which takes longer than a kernel."""
+    return checks.expect(case.build())
+
+
+def ratios(kernel, case, promise, grade="A"):
+    """Of loss and gradient, error ÷ bound."""
+    with np.errstate(all="ignore"):
+        got = kernel(case)
+    return [difference.ratio for difference in checks.compare(got, expected(case), grade, promise)]
+
+
+PROMISES = {"kernel": ACCURATE, "fast_kernel": FAST}
+
+
+def kernels(promise, **options):
+    """Every way to take the sum, with errors one way and then another; p is a quotient in every other one."""
+    for at, blocks in enumerate(BLOCKS):
+        way = list(SIGNS)[at % len(SIGNS)]
+        yield Kernel(PROMISES[promise][way], blocks, quotient=bool(at % 2), **options)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("promise", PROMISES)
+def test_correct_kernels_keep_their_contract(promise, dtype):
+    for case in cases(dtype, IN_PLACE + OFFSET):
+        for kernel in kernels(promise):
+            assert max(ratios(kernel, case, promise)) <= 1, (case.id, kernel)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("promise", PROMISES)
+def test_adding_the_maximum_back_is_no_defect_where_a_row_is_about_zero(promise, dtype):
+    for case in cases(dtype, IN_PLACE):
+        for smooths_logits in (False, True)[: 1 + bool(case.label_smoothing)]:
+            for kernel in kernels(promise, adds_back=True, smooths_logits=smooths_logits):
+                assert max(ratios(kernel, case, promise)) <= 1, (case.id, kernel)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("promise", PROMISES)
+def test_what_adding_the_maximum_back_loses_to_an_offset_is_grade_b(promise, dtype):
+    found = set()
+    for case in cases(dtype, OFFSET):
+        for smooths_logits in (False, True)[: 1 + bool(case.label_smoothing)]:
+            for kernel in kernels(promise, adds_back=True, smooths_logits=smooths_logits):
+                assert max(ratios(kernel, case, promise, "B")) <= 1, (case.id, kernel)
+                if max(ratios(kernel, case, promise)) > 1:
+                    found.add(case.values)
+    assert found == set(OFFSET)
+
+
+@pytest.mark.parametrize("promise", ["eager", "torch"])
+def test_only_kernels_may_add_the_maximum_back(promise):
+    """pytorch#38839: the loss of equal logits is 0 where they are large."""
+    case = Case("float32", (7, 5), "large_offset", reduction="none")
+    for grade in ("A", "B"):
+        loss, _ = ratios(Kernel(ACCURATE["up"], adds_back=True), case, promise, grade)
+        assert loss > 1000
+
+
+def test_approximate_functions_are_found_where_accurate_ones_are_promised():
+    found = [
+        case.id
+        for case in cases("float32", ("normal", "confident", "wide", "wrong"))
+        for kernel in kernels("fast_kernel")
+        if max(ratios(kernel, case, "kernel")) > 1
+    ]
+    assert found
+
+
+@pytest.mark.parametrize("wrong", ["loss", "inside the log", "last class"])
+@pytest.mark.parametrize("promise", PROMISES)
+def test_defects_are_found_under_the_widest_contracts(promise, wrong):
+    """Found in most cases, by the loss or the gradient."""
+    chosen = list(cases("float32", ("normal", "integers", "near_ties")))
+    found = [max(ratios(Kernel(PROMISES[promise]["up"], wrong=wrong), case, promise, "B")) > 1 for case in chosen]
+    assert sum(found) > 0.7 * len(found)
+
+
+@pytest.mark.parametrize("way", SIGNS)
+def test_the_edge_of_approximate_functions_is_within_the_rules_and_near_them(way):
+    functions, arithmetic = FUNCTIONS["fast", "float32"], FAST[way]
+    random = np.random.RandomState(3)
+    x = -np.concatenate([random.uniform(0, 80, 20000), 2.0 ** random.uniform(-20, 6, 20000)]).astype(np.float32)
+    held = Held.exactly(x.astype(float), FLOAT32).exp(FLOAT32, functions.exp_ulps, functions.exp_per_unit)
+    ratio = np.abs(arithmetic.exp(x) - np.exp(x.astype(float))) / safe(held.error)
+    assert 0.8 < ratio.max() <= 1
+    s = np.concatenate([1 + 2.0 ** -random.uniform(0, 23, 2000), random.uniform(1, 1000, 2000)]).astype(np.float32)
+    held = Held.exactly(s.astype(float), FLOAT32)
+    held = held.log(FLOAT32, functions.log_ulps, np.log(s.astype(float)), functions.log_absolute)
+    got = np.array([arithmetic.log(value) for value in s])
+    ratio = np.abs(got - np.log(s.astype(float))) / safe(held.error)
+    assert 0.9 < ratio.max() <= 1
+    a, b = (random.uniform(1, 2, 20000).astype(np.float32) for _ in range(2))
+    held = Held.exactly(a.astype(float), FLOAT32).over(Held.exactly(b.astype(float), FLOAT32), FLOAT32, 2.5)
+    ratio = np.abs(arithmetic.divide(a, b) - a.astype(float) / b) / safe(held.error)
+    assert 0.9 < ratio.max() <= 1
+
+
+def test_blocks_cost_what_the_contract_adds_for_them():
+    """Ascending logits, one by one: the sum is scaled at every step, and every exponential errs the same way."""
+    x = (np.arange(64) / 100).astype(np.float32)
+    _, total = Kernel(ACCURATE["down"], "one by one, ascending").sum(x)
+    logits = x[None].astype(float)
+    shifted = Held.exactly(logits, FLOAT32).minus(Held.exactly(logits.max(1), FLOAT32), FLOAT32)
+    promised = contract("kernel", "A", "float32")
+    in_order = shifted.exp(FLOAT32, promised.functions.exp_ulps).sum(FLOAT32).error[0]
+    in_blocks = bounds._in_blocks(shifted, logits, promised).sum(FLOAT32).error[0]
+    error = abs(float(total) - np.exp(logits - logits.max()).sum())
+    assert in_order < error <= safe(in_blocks) < 4 * error
+
+
+def test_there_are_no_approximate_functions_in_float64():
+    accurate, fast = (contract(promise, "A", "float64").functions for promise in ("kernel", "fast_kernel"))
+    assert accurate == fast
