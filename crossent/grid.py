@@ -6,7 +6,10 @@ are made once by a library and kept in `pairs.txt` and `triples.txt`, as ids; `n
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -58,7 +61,29 @@ def cover(strength: int) -> list[Case]:
     rows = make(factors, strength=strength, constraints=[rule(constraint) for constraint in CONSTRAINTS])
     cases = (Case(**{name: CHOICES[name][place] for name, place in row.items()}) for row in rows)
     order = list(DTYPES)
-    return sorted(cases, key=lambda case: (order.index(case.dtype), case.id))
+    return sorted(_balanced(list(cases), strength), key=lambda case: (order.index(case.dtype), case.id))
+
+
+def _balanced(cases: list[Case], strength: int) -> list[Case]:
+    """As many cases of each dtype as the cover allows: where any would do, the library takes the first."""
+    others = [axis for axis in CHOICES if axis != "dtype"]
+
+    def sets(case: Case) -> list[tuple[Any, ...]]:
+        of = [(axis, getattr(case, axis)) for axis in others]
+        return [(case.dtype, *chosen) for chosen in itertools.combinations(of, strength - 1)]
+
+    covered = Counter(chosen for case in cases for chosen in sets(case))
+    many = Counter(case.dtype for case in cases)
+    for at, case in enumerate(cases):
+        least = min(DTYPES, key=lambda dtype: many[dtype])
+        moved = replace(case, dtype=least)
+        if many[least] + 1 < many[case.dtype] and not moved.invalid and all(covered[s] > 1 for s in sets(case)):
+            covered.subtract(sets(case))
+            covered.update(sets(moved))
+            many[case.dtype] -= 1
+            many[least] += 1
+            cases[at] = moved
+    return cases
 
 
 if __name__ == "__main__":
