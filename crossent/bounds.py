@@ -67,6 +67,13 @@ class Contract:
     stored: Format | None = None
     row_order: Order = ANY_ORDER
 
+    @property
+    def unlimited(self) -> Contract:
+        """The same in formats in which nothing overflows."""
+        storage, compute = replace(self.storage, largest=np.inf), replace(self.compute, largest=np.inf)
+        stored = None if self.stored is None else replace(self.stored, largest=np.inf)
+        return replace(self, storage=storage, compute=compute, stored=stored)
+
     def keep(self, held: Held) -> Held:
         """An intermediate, as it is held between two steps."""
         return held if self.stored is None else held.rounded(self.stored)
@@ -154,37 +161,55 @@ class Bounds:
 
     @cached_property
     def loss(self) -> Array:
-        """Of each row's loss, (R,), under reduction "none"; of the one number, (), otherwise."""
+        """Of each row's loss, (R,), under reduction "none"; of the one number, (), otherwise.
+
+        With classes for terms, their sum may be taken in parts, the true class's and the uniform one, which cancel
+        where weights have both signs: a sum over rows errs by the size of the parts. And `ε/C` may come last, after
+        all sums and after the division by D: what is multiplied by it must not overflow.
+        """
         c, t = self.contract, self.terms
+        held = c.stored or c.compute
         with np.errstate(all="ignore"):
+            heads = self._heads()
             if self._dense:
                 products = c.keep(self._coefficients.times(-self._log_probs, c.compute))
-                rows = products.sum(c.compute)
+                rows, sizes = products.sum(c.compute), products.largest.sum(-1)
+                unscaled = heads.sum(-1) if t.label_smoothing else heads.max(-1, initial=0.0)
             else:
                 rows = self._of_target(self._coefficients).times(-self._of_target(self._log_probs), c.compute)
-            rows = c.keep(rows).where(t.kept)
+                sizes, unscaled = rows.largest, heads
+            rows = c.keep(rows.unless(held.overflows(unscaled))).where(t.kept)
             if t.reduction == "none":
                 return safe(rows.rounded(c.storage).error)
-            in_format = c.compute if c.stored is None else c.stored
-            total = c.keep(rows.sum(in_format, c.row_order))
+            sizes, unscaled = np.where(t.kept, sizes, 0.0), np.where(t.kept, unscaled, 0.0)
+            total = c.keep(rows.sum(held, c.row_order, sizes))
+            divided = np.ones(())
             if self._denominator is not None:
                 # Rows may be divided before they are summed, or their sum after: the wider of the two.
-                first = rows.over(self._denominator, c.compute).sum(c.compute, c.row_order)
+                divided = np.abs(self._denominator.value) - self._denominator.error
+                first = rows.over(self._denominator, c.compute).sum(c.compute, c.row_order, sizes / divided)
                 total = _wider(total.over(self._denominator, c.compute), first)
+            if self._dense and t.label_smoothing:
+                total = total.unless(held.overflows(unscaled.sum() / np.minimum(divided, 1.0)))
             return safe(total.rounded(c.storage).error)
 
     @cached_property
     def gradient(self) -> Array:
-        """Of each element of the gradient, (R, C)."""
+        """Of each element of the gradient, (R, C).
+
+        `p_c Σ_k v_k s - v_c s`, in which the sum may be scaled, or its terms before it: the wider of the two. Where
+        terms cancel, the roundings of the latter do not.
+        """
         c, t = self.contract, self.terms
         with np.errstate(all="ignore"):
             scale = Held.exactly(t.upstream, c.storage)
             if self._denominator is not None:
                 scale = c.keep(scale.over(self._denominator, c.compute))
             scale = _column(scale)
-            total = self._of_target(self._coefficients) if not self._dense else self._coefficients.sum(c.compute)
+            target = self._scaled(scale)
+            total, scaled = self._total(self._coefficients), self._total(target)
             softmax = self._probs.times(_column(c.keep(total)), c.compute).times(scale, c.compute)
-            target = c.keep(self._coefficients.times(scale, c.compute))
+            softmax = _wider(softmax, self._probs.times(_column(c.keep(scaled)), c.compute))
             gradient = softmax.minus(target, c.compute)
             if self._dense:
                 # The three parts, softmax, one-hot and uniform, are added in any order: one rounding more of each.
@@ -192,6 +217,54 @@ class Bounds:
                 once = u * (softmax.largest + target.largest)
                 gradient = Held(gradient.value, gradient.error + once, c.compute)
             return safe(gradient.where(t.kept[:, None]).rounded(c.storage).error)
+
+    def _total(self, held: Held) -> Held:
+        """The sum over the classes, (R,), of what is zero but for the true one, unless all classes are terms."""
+        return held.sum(self.contract.compute) if self._dense else self._of_target(held)
+
+    def _heads(self) -> Array:
+        """What the loss may hold of each term before all factors are there, (R, C); or (R,), of the true class alone.
+
+        `|w_c t_c log p_c|` without those factors that make it smaller. ε/C is one of them.
+        """
+        t, sizes = self.terms, self._log_probs.largest
+        sizes = np.where(np.isfinite(self._log_probs.value), sizes, 0.0)  # an infinite loss is no overflow
+        if t.probabilities is not None:
+            sizes = sizes * np.maximum(np.abs(t.probabilities), 1.0)
+        if t.weight is not None:
+            sizes = sizes * np.maximum(np.abs(t.weight), 1.0)
+        return sizes if self._dense else sizes[np.arange(len(sizes)), t.index]
+
+    def _scaled(self, scale: Held) -> Held:
+        """`w_c q_c s`, (R, C): the factors in any order, each partial product held.
+
+        There are as many roundings in one order as in another, and each is relative. An underflow is not: its `η/2` is
+        multiplied by the factors still to come, all but two of them at first. Where the product is above twice the
+        smallest normal number times those factors, the partial one was no underflow; a sum of two products, as under
+        smoothing, says nothing of either.
+        """
+        c, t = self.contract, self.terms
+        target = c.keep(self._coefficients.times(scale, c.compute))
+        factors = [np.abs(t.upstream[:, None])]
+        if self._denominator is not None:
+            factors.append(1 / (np.abs(self._denominator.value) - self._denominator.error)[..., None, None])
+        if t.weight is not None:
+            factors.append(np.abs(t.weight[None]))
+        if t.probabilities is not None:
+            factors.append(np.abs(t.probabilities))
+        if t.label_smoothing:
+            factors.append(np.ones((1, 1)))  # 1 - ε and ε/C are less
+        to_come, held, products = len(factors) - 2, c.stored or c.compute, 2 if t.label_smoothing else 1
+        least = held.smallest_normal * 2.0**3 * np.prod([np.max(factor, initial=1.0) for factor in factors])
+        some = (target.largest > 0) & (t.label_smoothing > 0 or target.largest < least)
+        if to_come <= 0 or not some.any():
+            return target
+        sizes = np.sort([np.broadcast_to(factor, some.shape)[some] for factor in factors], axis=0)[::-1]
+        lost = np.zeros(some.shape)
+        for amplified in np.cumprod(sizes, axis=0)[:to_come]:
+            under = t.label_smoothing > 0 or target.largest[some] < 2 * held.smallest_normal * amplified
+            lost[some] += np.where(under, products * held.smallest_subnormal / 2 * amplified, 0.0)
+        return Held(target.value, target.error + lost, target.format)
 
     @cached_property
     def target_term(self) -> Array:
@@ -243,13 +316,13 @@ def _constant(value: float, c: Contract) -> Held:
 
 
 def _denominator(t: Terms, c: Contract) -> Held | None:
-    """What `mean` divides by: the weight of the kept rows, or the number of rows."""
+    """What `mean` divides by: the weight of the kept rows, summed as their losses are; or the number of rows."""
     if t.reduction != "mean":
         return None
-    if t.index is None:
-        return c.keep(Held.exactly(float(len(t.logits)), None).rounded(c.compute))
-    weight = np.ones(t.logits.shape[1]) if t.weight is None else t.weight
-    return c.keep(Held.exactly(np.where(t.kept, weight[t.index], 0.0), c.storage).sum(c.compute))
+    if t.index is None or t.weight is None:
+        return c.keep(Held.exactly(float(t.kept.sum()), None).rounded(c.compute))
+    weights = Held.exactly(np.where(t.kept, t.weight[t.index], 0.0), c.storage)
+    return c.keep(weights.sum(c.stored or c.compute, c.row_order))
 
 
 def _wider(a: Held, b: Held) -> Held:
