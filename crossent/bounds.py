@@ -79,6 +79,14 @@ class Contract:
         return held if self.stored is None else held.rounded(self.stored)
 
 
+# Why a contract may promise nothing of a number.
+Reason = Literal[
+    "an intermediate may overflow",
+    "the denominator may be zero",
+    "the format is too short for so many terms",
+    "zero times infinity",
+]
+
 # Who promises what:
 #   eager       a form made of torch's operations, on the device where it runs
 #   torch       nn.CrossEntropyLoss: on a CPU its own order of summation, on CUDA any, in half precision too
@@ -217,6 +225,29 @@ class Bounds:
                 once = u * (softmax.largest + target.largest)
                 gradient = Held(gradient.value, gradient.error + once, c.compute)
             return safe(gradient.where(t.kept[:, None]).rounded(c.storage).error)
+
+    def open(self, check: Literal["loss", "gradient"]) -> dict[Reason, NDArray[np.bool_]]:
+        """Where the bound is infinite, for each reason that there is."""
+        bound = getattr(self, check)
+        if not np.isinf(bound).any():
+            return {}
+        c, t = self.contract, self.terms
+        # What is judged where nothing overflows is not judged because something does.
+        left = np.isinf(getattr(Bounds(t, c.unlimited), check))
+        found: dict[Reason, NDArray[np.bool_]] = {"an intermediate may overflow": np.isinf(bound) & ~left}
+        rows = len(t.logits)
+        depth = rows - 1 if c.row_order.depth is None else min(c.row_order.depth, rows - 1)
+        infinite = (np.isinf(t.logits).any(1) & t.kept).reshape(-1, *[1] * (bound.ndim - 1))
+        reason: Reason = "an intermediate may overflow"  # float64, in which the bound itself is computed
+        if t.reduction != "none" and depth * (c.stored or c.compute).unit_roundoff >= 0.5:
+            reason = "the format is too short for so many terms"
+        elif self._denominator is not None and not self._denominator.error < abs(self._denominator.value):
+            reason = "the denominator may be zero"
+        else:
+            here = infinite if bound.ndim else infinite.any()
+            found["zero times infinity"], left = left & here, left & ~here
+        found[reason] = found.get(reason, np.zeros_like(left)) | left
+        return {reason: where for reason, where in found.items() if where.any()}
 
     def _total(self, held: Held) -> Held:
         """The sum over the classes, (R,), of what is zero but for the true one, unless all classes are terms."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -65,7 +66,8 @@ class Difference:
         error: 0 for equal infinities and for two NaN, infinite for NaN against a number.
         ratio: error ÷ bound, so 1 is the limit.
         ulp: the error in units of the result's last place at the expected value.
-        not_judged: how many elements' bounds are infinite, since something may overflow on the way to them.
+        judged: how many elements have a bound.
+        not_judged: how many have none, for each reason.
         vacuous: whether zeros, a constant, or the gradient without its softmax would pass too: no evidence.
     """
 
@@ -77,7 +79,8 @@ class Difference:
     error: float
     ratio: float
     ulp: float
-    not_judged: int
+    judged: int
+    not_judged: dict[str, int]
     vacuous: bool
 
     def __str__(self) -> str:
@@ -159,19 +162,22 @@ def compare(got: Result, expected: Expected, grade: Grade = "A", promise: Promis
 
     The result must have passed :func:`misshapen`.
     """
-    device, rows = got.loss.device.type, len(expected.terms.logits)
-    promised = contract(promise, grade, _name(got.loss), device=device, rows=rows)
+    rows = len(expected.terms.logits)
+    return compare_under(
+        contract(promise, grade, _name(got.loss), device=got.loss.device.type, rows=rows), got, expected
+    )
+
+
+def compare_under(promised: Contract, got: Result, expected: Expected) -> list[Difference]:
+    """The same under a contract."""
     loss = got.loss.reshape(-1, 1).double().cpu().numpy()
-    bound = np.reshape(expected.bounds(promised).loss, (-1, 1))
-    differences = [_worst("loss", loss, expected.loss, bound, promised.storage)]
+    differences = [_worst("loss", loss, expected.loss, expected.bounds(promised), promised.storage)]
     if got.gradient is not None:
         # A gradient has the dtype of the logits, also where the loss has a wider one.
         promised = replace(promised, storage=FORMATS[_name(got.gradient)])
+        gradient = _rows(got.gradient)
         bounds = expected.bounds(promised)
-        target_term = bounds.target_term
-        differences.append(
-            _worst("gradient", _rows(got.gradient), expected.gradient, bounds.gradient, promised.storage, target_term)
-        )
+        differences.append(_worst("gradient", gradient, expected.gradient, bounds, promised.storage))
     return differences
 
 
@@ -237,22 +243,21 @@ def _name(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _worst(
-    check: str, got: Array, exact: Ball, bound: Array, storage: Format, target_term: Array | None = None
-) -> Difference:
+def _worst(check: Literal["loss", "gradient"], got: Array, exact: Ball, bounds: Bounds, storage: Format) -> Difference:
     """The element with the largest ratio; a bound is no excuse where the answer is NaN or infinite."""
     if got.size == 0:
-        return Difference(check, (), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, vacuous=True)
+        return Difference(check, (), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, {}, vacuous=True)
     with np.errstate(invalid="ignore", divide="ignore"):
         error = exact.distance(got)
         special = ~np.isfinite(exact.hi)
+        bound = getattr(bounds, check).reshape(got.shape)
         allowed = np.where(special, 0.0, bound) + exact.radius
         ratio = np.where(error > 0, np.where(np.isinf(allowed), 0.0, error / allowed), 0.0)
         answers = [np.zeros_like(got)]
         if got.size > 1 and not special.all():
             answers.append(np.full_like(got, np.median(exact.hi[~special])))
-        if target_term is not None:
-            answers.append(target_term)
+        if check == "gradient":
+            answers.append(bounds.target_term)
         vacuous = any((exact.distance(answer) <= allowed).all() for answer in answers)
     at = np.unravel_index(int(ratio.argmax()), ratio.shape)
     return Difference(
@@ -264,6 +269,17 @@ def _worst(
         error=float(error[at]),
         ratio=float(ratio[at]),
         ulp=float(error[at]) / storage.last_place(float(exact.hi[at])),
-        not_judged=int(np.isinf(allowed).sum()),
+        judged=int(np.isfinite(allowed).sum()),
+        not_judged=_not_judged(check, allowed, exact, bounds),
         vacuous=vacuous,
     )
+
+
+def _not_judged(check: Literal["loss", "gradient"], allowed: Array, exact: Ball, bounds: Bounds) -> dict[str, int]:
+    if not np.isinf(allowed).any():
+        return {}
+    unknown = np.isinf(exact.radius)
+    counts = {"no exact answer": int(unknown.sum())}
+    for reason, where in bounds.open(check).items():
+        counts[reason] = int((where.reshape(allowed.shape) & np.isinf(allowed) & ~unknown).sum())
+    return {reason: count for reason, count in counts.items() if count}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from rich import box
@@ -32,16 +32,20 @@ class Tally:
 
     ran: int = 0
     vacuous: int = 0
-    not_judged: int = 0
+    judged: int = 0
+    not_judged: Counter[str] = field(default_factory=Counter)
     ulp: float = 0.0
     ratio: float = 0.0
     case: str = ""
 
-    def add(self, case: str, ulp: float, ratio: float, not_judged: int, vacuous: bool) -> None:
+    def add(
+        self, case: str, ulp: float, ratio: float, judged: int, not_judged: Mapping[str, int], vacuous: bool
+    ) -> None:
         """Enter one difference."""
         self.ran += 1
         self.vacuous += vacuous
-        self.not_judged += not_judged
+        self.judged += judged
+        self.not_judged.update(not_judged)
         if ratio >= self.ratio:
             self.ulp, self.ratio, self.case = ulp, ratio, case
 
@@ -135,8 +139,9 @@ class Report:
         ran, vacuous = sum(tally.ran for tally in every), sum(tally.vacuous for tally in every)
         if vacuous:
             yield f"no evidence, since zeros or a constant would pass: {vacuous} of {ran} comparisons"
-        if not_judged := sum(tally.not_judged for tally in every):
-            yield f"not judged, since something may overflow on the way to them: {not_judged} numbers"
+        numbers = sum(tally.judged + tally.not_judged.total() for tally in every)
+        for reason, count in sum((tally.not_judged for tally in every), Counter[str]()).most_common():
+            yield f"not judged, since {reason}: {count} of {numbers} numbers"
         for subject in self.subjects:
             for nothing in subject.without_evidence:
                 yield f"NO EVIDENCE: every comparison of {subject.name}'s {nothing} would let zeros or a constant pass"

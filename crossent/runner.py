@@ -87,12 +87,10 @@ def run_case(case: Case, subjects: Sequence[Subject], report: Report, device: st
         differences = checks.compare(got, expected, wanted, subject.promise)
         held = wanted == "A" and all(difference.ratio <= 1 for difference in differences)
         entry.grade(case.dtype, wanted if held else checks.reached(got, expected, subject.promise))
-        for difference in differences:
-            entry.tally(difference.check, case.dtype).add(
-                case.id, difference.ulp, difference.ratio, difference.not_judged, difference.vacuous
-            )
-            if difference.ratio > 1:
-                entry.findings.append(Finding(difference.check, case.id, "wrong", str(difference)))
+        for d in differences:
+            entry.tally(d.check, case.dtype).add(case.id, d.ulp, d.ratio, d.judged, d.not_judged, d.vacuous)
+            if d.ratio > 1:
+                entry.findings.append(Finding(d.check, case.id, "wrong", str(d)))
 
 
 @contextmanager
