@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
 
@@ -30,6 +32,13 @@ def pytest_addoption(parser):
     group.addoption(
         "--crossent-exhaustive", action="store_true", help="Measure exp and log on every float32. Default: a sample."
     )
+    group.addoption(
+        "--crossent-soak",
+        type=int,
+        default=64,
+        metavar="N",
+        help="How many cases of the soak, each in every dtype. Default: 64, a few seconds; `nox -s soak` runs 20000.",
+    )
 
 
 def pytest_configure(config):
@@ -40,6 +49,32 @@ def pytest_configure(config):
 def pytest_report_header(config):
     devices = ", ".join(device_name(d) if _missing(d) is None else f"{d} (missing)" for d in _devices(config))
     return f"crossent: torch {torch.__version__}, device {devices}, seed {config.getoption('--crossent-seed')}"
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What the soak came to, from all its parts, in whichever process each ran."""
+    parts: dict[str, list] = {}
+    for report in [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]:
+        for name, part in report.user_properties:
+            if name == "soak":
+                parts.setdefault(part["dtype"], []).append(part)
+    if parts:
+        terminalreporter.section("soak")
+    for dtype, of in parts.items():
+        terminalreporter.line(f"{dtype}: {sum(part['cases'] for part in of)} cases, {len(of)} parts")
+        for check in ("loss", "gradient", "target_gradient"):
+            ratio, subject, case = max(part[check]["worst"] for part in of)
+            numbers, comparisons = (sum(part[check][name] for part in of) for name in ("numbers", "comparisons"))
+            terminalreporter.line(f"  {check}: {numbers} numbers in {comparisons} comparisons")
+            terminalreporter.line(f"    largest share of a bound: {ratio:.4f}, {subject} on {case}")
+            for counted, unit, total in (
+                ("not_judged", "numbers", numbers),
+                ("partly_judged", "comparisons", comparisons),
+            ):
+                for reason, count in sum((Counter(part[check][counted]) for part in of), Counter()).items():
+                    terminalreporter.line(f"    no bound, {reason}: {count} {unit}, {100 * count / total:.3f} %")
+        for reason, count in sum((Counter(part["known"]) for part in of), Counter()).items():
+            terminalreporter.line(f"  known of torch, {reason}: {count}")
 
 
 def pytest_generate_tests(metafunc):

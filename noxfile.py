@@ -65,6 +65,13 @@ def assumptions(session: nox.Session) -> None:
 
 
 @nox.session
+def soak(session: nox.Session) -> None:
+    """Soak the bounds in 20,000 cases in each dtype, which takes half an hour on two cores."""
+    session.install("-e", ".[test]")
+    session.run("pytest", "tests/test_soak.py", "--crossent-soak", "20000", "-n", "auto", *session.posargs)
+
+
+@nox.session
 def benchmarks(session: nox.Session) -> None:
     """Time every form beside nn.CrossEntropyLoss; arguments go to pytest-benchmark."""
     session.install("-e", ".[bench]")

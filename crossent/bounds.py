@@ -87,6 +87,7 @@ class Contract:
         fused: whether it may take the sum in blocks, each with its own maximum, and `max + log Σ` off the logits. What
             that costs depends on how far a row spreads, not on how far it is from zero:
         offset: whether it may depend on that too, where it is fused.
+        in_target_format: whether target probabilities are smoothed in their own dtype, as torch does it.
     """
 
     grade: Grade
@@ -97,11 +98,27 @@ class Contract:
     row_order: Order = ANY_ORDER
     fused: bool = False
     offset: bool = False
+    in_target_format: bool = False
+
+    @property
+    def unlimited(self) -> Contract:
+        """The same in formats in which nothing overflows."""
+        storage, compute = replace(self.storage, largest=np.inf), replace(self.compute, largest=np.inf)
+        stored = None if self.stored is None else replace(self.stored, largest=np.inf)
+        return replace(self, storage=storage, compute=compute, stored=stored)
 
     def keep(self, held: Held) -> Held:
         """An intermediate, as it is held between two steps."""
         return held if self.stored is None else held.rounded(self.stored)
 
+
+# Why a contract may promise nothing of a number.
+Reason = Literal[
+    "an intermediate may overflow",
+    "the denominator may be zero",
+    "the format is too short for so many terms",
+    "zero times infinity",
+]
 
 # Who promises what:
 #   eager       a form made of torch's operations, on the device where it runs
@@ -129,7 +146,8 @@ def contract(promise: Promise, grade: Grade, dtype: str, *, device: str = "cpu",
     kind = {"kernel": "cuda", "fast_kernel": "fast"}.get(promise, "cuda" if device.startswith("cuda") else "cpu")
     compute = FLOAT64 if storage is FLOAT64 else FLOAT32
     fused = promise in ("kernel", "fast_kernel")
-    wide = Contract("A", storage, compute, FUNCTIONS[kind, compute.name], fused=fused)
+    functions = FUNCTIONS[kind, compute.name]
+    wide = Contract("A", storage, compute, functions, fused=fused, in_target_format=promise == "torch")
     if grade == "A":
         return wide
     wide = replace(wide, grade="B", offset=fused)
@@ -163,6 +181,7 @@ class Terms:
         weight: (C,), or None.
         label_smoothing, reduction: as given.
         upstream: (R,), the upstream gradient of each row, or of the reduced loss.
+        target_format: of the probabilities, or None for index targets.
     """
 
     logits: Array
@@ -174,6 +193,7 @@ class Terms:
     label_smoothing: float
     reduction: str
     upstream: Array
+    target_format: Format | None = None
 
 
 class Bounds:
@@ -200,39 +220,56 @@ class Bounds:
 
     @cached_property
     def loss(self) -> Array:
-        """Of each row's loss, (R,), under reduction "none"; of the one number, (), otherwise."""
+        """Of each row's loss, (R,), under reduction "none"; of the one number, (), otherwise.
+
+        With classes for terms, their sum may be taken in parts, the true class's and the uniform one, which cancel
+        where weights have both signs: a sum over rows errs by the size of the parts. And `ε/C` may come last, after
+        all sums and after the division by D: what is multiplied by it must not overflow.
+        """
         c, t = self.contract, self.terms
+        held = c.stored or c.compute
         with np.errstate(all="ignore"):
+            heads = self._heads()
             if self._dense:
                 products = c.keep(self._coefficients.times(-self._log_probs, c.compute))
-                rows = products.sum(c.compute)
+                rows, sizes = products.sum(c.compute), products.largest.sum(-1)
                 if c.fused:
                     rows = _wider(rows, self._of_logits())
+                unscaled = heads.sum(-1) if t.label_smoothing else heads.max(-1, initial=0.0)
             else:
                 rows = self._of_target(self._coefficients).times(-self._of_target(self._log_probs), c.compute)
-            rows = c.keep(rows).where(t.kept)
+                sizes, unscaled = rows.largest, heads
+            rows = c.keep(rows.unless(held.overflows(unscaled))).where(t.kept)
             if t.reduction == "none":
                 return safe(rows.rounded(c.storage).error)
-            in_format = c.compute if c.stored is None else c.stored
-            total = c.keep(rows.sum(in_format, c.row_order))
+            sizes, unscaled = np.where(t.kept, sizes, 0.0), np.where(t.kept, unscaled, 0.0)
+            total = c.keep(rows.sum(held, c.row_order, sizes))
+            divided = np.ones(())
             if self._denominator is not None:
                 # Rows may be divided before they are summed, or their sum after: the wider of the two.
-                first = rows.over(self._denominator, c.compute, c.functions.division_ulps).sum(c.compute, c.row_order)
-                total = _wider(total.over(self._denominator, c.compute, c.functions.division_ulps), first)
+                ulps = c.functions.division_ulps
+                divided = np.abs(self._denominator.value) - self._denominator.error
+                first = rows.over(self._denominator, c.compute, ulps).sum(c.compute, c.row_order, sizes / divided)
+                total = _wider(total.over(self._denominator, c.compute, ulps), first)
+            if self._dense and t.label_smoothing:
+                total = total.unless(held.overflows(unscaled.sum() / np.minimum(divided, 1.0)))
             return safe(total.rounded(c.storage).error)
 
     @cached_property
     def gradient(self) -> Array:
-        """Of each element of the gradient, (R, C)."""
+        """Of each element of the gradient, (R, C).
+
+        `p_c Σ_k v_k s - v_c s`, in which the sum may be scaled, or its terms before it: the wider of the two. Where
+        terms cancel, the roundings of the latter do not.
+        """
         c, t = self.contract, self.terms
         with np.errstate(all="ignore"):
             scale = _column(self._scale)
-            total = self._of_target(self._coefficients) if not self._dense else self._coefficients.sum(c.compute)
-            # As autograd has it: what comes back to the softmax is the gradient of its logarithm, kept before it is
-            # added up over the classes.
-            scaled = c.keep(_column(c.keep(total)).times(scale, c.compute))
-            softmax = self._probs.times(scaled, c.compute)
-            target = c.keep(self._coefficients.times(scale, c.compute))
+            target = self._scaled(scale)
+            total, scaled = self._total(self._coefficients), self._total(target)
+            softmax = self._probs.times(_column(c.keep(total)), c.compute).times(scale, c.compute)
+            # As autograd has it: what comes back to the softmax is the gradient of its logarithm, kept, then summed.
+            softmax = _wider(softmax, self._probs.times(_column(c.keep(scaled)), c.compute))
             gradient = softmax.minus(target, c.compute)
             # Scaled before the subtraction, or after it: where p is small, that rounds the true class once more.
             unscaled = self._probs.times(_column(total), c.compute).minus(self._coefficients, c.compute)
@@ -243,6 +280,77 @@ class Bounds:
                 once = u * (softmax.largest + target.largest)
                 gradient = Held(gradient.value, gradient.error + once, c.compute)
             return safe(gradient.where(t.kept[:, None]).rounded(c.storage).error)
+
+    def open(self, check: str) -> dict[Reason, NDArray[np.bool_]]:
+        """Where the bound is infinite, for each reason that there is."""
+        bound = getattr(self, check)
+        if not np.isinf(bound).any():
+            return {}
+        c, t = self.contract, self.terms
+        # What is judged where nothing overflows is not judged because something does.
+        left = np.isinf(getattr(Bounds(t, c.unlimited), check))
+        found: dict[Reason, NDArray[np.bool_]] = {"an intermediate may overflow": np.isinf(bound) & ~left}
+        rows = len(t.logits)
+        depth = rows - 1 if c.row_order.depth is None else min(c.row_order.depth, rows - 1)
+        infinite = (np.isinf(t.logits).any(1) & t.kept).reshape(-1, *[1] * (bound.ndim - 1))
+        reason: Reason = "an intermediate may overflow"  # float64, in which the bound itself is computed
+        if t.reduction != "none" and depth * (c.stored or c.compute).unit_roundoff >= 0.5:
+            reason = "the format is too short for so many terms"
+        elif self._denominator is not None and not self._denominator.error < abs(self._denominator.value):
+            reason = "the denominator may be zero"
+        else:
+            here = infinite if bound.ndim else infinite.any()
+            found["zero times infinity"], left = left & here, left & ~here
+        found[reason] = found.get(reason, np.zeros_like(left)) | left
+        return {reason: where for reason, where in found.items() if where.any()}
+
+    def _total(self, held: Held) -> Held:
+        """The sum over the classes, (R,), of what is zero but for the true one, unless all classes are terms."""
+        return held.sum(self.contract.compute) if self._dense else self._of_target(held)
+
+    def _heads(self) -> Array:
+        """What the loss may hold of each term before all factors are there, (R, C); or (R,), of the true class alone.
+
+        `|w_c t_c log p_c|` without those factors that make it smaller. ε/C is one of them.
+        """
+        t, sizes = self.terms, self._log_probs.largest
+        sizes = np.where(np.isfinite(self._log_probs.value), sizes, 0.0)  # an infinite loss is no overflow
+        if t.probabilities is not None:
+            sizes = sizes * np.maximum(np.abs(t.probabilities), 1.0)
+        if t.weight is not None:
+            sizes = sizes * np.maximum(np.abs(t.weight), 1.0)
+        return sizes if self._dense else sizes[np.arange(len(sizes)), t.index]
+
+    def _scaled(self, scale: Held) -> Held:
+        """`w_c q_c s`, (R, C): the factors in any order, each partial product held.
+
+        There are as many roundings in one order as in another, and each is relative. An underflow is not: its `η/2` is
+        multiplied by the factors still to come, all but two of them at first. Where the product is above twice the
+        smallest normal number times those factors, the partial one was no underflow; a sum of two products, as under
+        smoothing, says nothing of either.
+        """
+        c, t = self.contract, self.terms
+        target = c.keep(self._coefficients.times(scale, c.compute))
+        factors = [np.abs(t.upstream[:, None])]
+        if self._denominator is not None:
+            factors.append(1 / (np.abs(self._denominator.value) - self._denominator.error)[..., None, None])
+        if t.weight is not None:
+            factors.append(np.abs(t.weight[None]))
+        if t.probabilities is not None:
+            factors.append(np.abs(t.probabilities))
+        if t.label_smoothing:
+            factors.append(np.ones((1, 1)))  # 1 - ε and ε/C are less
+        to_come, held, products = len(factors) - 2, c.stored or c.compute, 2 if t.label_smoothing else 1
+        least = held.smallest_normal * 2.0**3 * np.prod([np.max(factor, initial=1.0) for factor in factors])
+        some = (target.largest > 0) & (t.label_smoothing > 0 or target.largest < least)
+        if to_come <= 0 or not some.any():
+            return target
+        sizes = np.sort([np.broadcast_to(factor, some.shape)[some] for factor in factors], axis=0)[::-1]
+        lost = np.zeros(some.shape)
+        for amplified in np.cumprod(sizes, axis=0)[:to_come]:
+            under = t.label_smoothing > 0 or target.largest[some] < 2 * held.smallest_normal * amplified
+            lost[some] += np.where(under, products * held.smallest_subnormal / 2 * amplified, 0.0)
+        return Held(target.value, target.error + lost, target.format)
 
     @cached_property
     def target_gradient(self) -> Array:
@@ -341,7 +449,7 @@ def _coefficients(t: Terms, c: Contract) -> Held:
     """`w_c q_c`, (R, C): each product and sum rounded, in whichever order the factors come."""
     rows, classes = t.logits.shape
     if t.probabilities is not None:
-        q = Held.exactly(t.probabilities, c.storage)
+        q = Held.exactly(t.probabilities, None).rounded(c.compute)  # of another dtype, they may be converted first
     else:
         assert t.index is not None
         hot = np.zeros((rows, classes))
@@ -349,7 +457,9 @@ def _coefficients(t: Terms, c: Contract) -> Held:
         q = Held.exactly(hot, c.storage)
     if t.label_smoothing:
         rest, uniform = _constant(1 - t.label_smoothing, c), _constant(t.label_smoothing / classes, c)
-        q = c.keep(c.keep(q.times(rest, c.compute)).plus(uniform, c.compute))
+        # float32 probabilities beside float64 logits; in half precision, to keep is to round to it.
+        smoothed = FLOAT32 if c.in_target_format and t.target_format is FLOAT32 else c.compute
+        q = c.keep(c.keep(q.times(rest, smoothed)).plus(uniform, smoothed))
     if t.weight is not None:
         q = c.keep(q.times(Held.exactly(t.weight, c.storage), c.compute))
     return q
@@ -361,13 +471,13 @@ def _constant(value: float, c: Contract) -> Held:
 
 
 def _denominator(t: Terms, c: Contract) -> Held | None:
-    """What `mean` divides by: the weight of the kept rows, or the number of rows."""
+    """What `mean` divides by: the weight of the kept rows, summed as their losses are; or the number of rows."""
     if t.reduction != "mean":
         return None
-    if t.index is None:
-        return c.keep(Held.exactly(float(len(t.logits)), None).rounded(c.compute))
-    weight = np.ones(t.logits.shape[1]) if t.weight is None else t.weight
-    return c.keep(Held.exactly(np.where(t.kept, weight[t.index], 0.0), c.storage).sum(c.compute))
+    if t.index is None or t.weight is None:
+        return c.keep(Held.exactly(float(t.kept.sum()), None).rounded(c.compute))
+    weights = Held.exactly(np.where(t.kept, t.weight[t.index], 0.0), c.storage)
+    return c.keep(weights.sum(c.stored or c.compute, c.row_order))
 
 
 def _wider(a: Held, b: Held) -> Held:

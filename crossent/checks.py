@@ -50,6 +50,7 @@ class Expected:
     Attributes:
         shape: of the loss.
         dtype: of the loss.
+        logits_dtype: the name of the logits' own.
         loss: (R, 1), or (1, 1) where the reduction leaves one number.
         gradient: (R, C).
         target_gradient: (R, C), or None for index targets.
@@ -58,6 +59,7 @@ class Expected:
 
     shape: tuple[int, ...]
     dtype: torch.dtype
+    logits_dtype: str
     loss: Ball
     gradient: Ball
     target_gradient: Ball | None
@@ -85,7 +87,7 @@ class Difference:
         ratio: error ÷ bound, so 1 is the limit.
         ulp: the error in units of the result's last place at the exact value.
         elements, mismatched: how many there are, and how many of them are beyond their bound.
-        not_judged: how many elements' bounds are infinite, since something may overflow on the way to them.
+        not_judged: how many of them have no bound, for each reason.
         vacuous: whether zeros, a constant, or the gradient without its softmax would pass too: no evidence.
     """
 
@@ -101,7 +103,7 @@ class Difference:
     ulp: float
     elements: int
     mismatched: int
-    not_judged: int
+    not_judged: dict[str, int]
     vacuous: bool
 
     def __str__(self) -> str:
@@ -139,7 +141,7 @@ def expect(inputs: Inputs) -> Expected:
     """The exact answer to a case."""
     terms = terms_of(inputs)
     # float32 holds what half precision holds, and tells the oracle that float64 is enough for it.
-    narrow = np.float64 if inputs.logits.dtype == torch.float64 else np.float32
+    narrow = np.float64 if torch.float64 in (inputs.logits.dtype, inputs.target.dtype) else np.float32
     given = {"probabilities": terms.probabilities, "weight": terms.weight}
     exact = answer(
         Arguments(
@@ -167,7 +169,7 @@ def expect(inputs: Inputs) -> Expected:
         target_gradient = joined([of_target for _, _, of_target in blocks if of_target is not None])
     loss = Ball(*(np.reshape(getattr(exact.loss, name), (-1, 1)) for name in ("hi", "lo", "radius")))
     shape = tuple(inputs.upstream.shape)
-    return Expected(shape, dtype, loss, gradient, target_gradient, terms)
+    return Expected(shape, dtype, _name(inputs.logits), loss, gradient, target_gradient, terms)
 
 
 def changed(after: Inputs, before: Inputs) -> str | None:
@@ -194,31 +196,33 @@ def misshapen(got: Result, expected: Expected, dtype: torch.dtype | None = None)
     return f"got {got.loss.dtype} {tuple(got.loss.shape)}; expected {dtype} {expected.shape}"
 
 
-def compare(got: Result, expected: Expected, grade: Grade = "A", promise: Promise = "eager") -> list[Difference]:
+def compare(
+    got: Result, expected: Expected, grade: Grade = "A", promise: Promise = "eager", dtype: str | None = None
+) -> list[Difference]:
     """The worst difference of the loss and of each gradient that there is, under the contract of a grade.
 
-    The result must have passed :func:`misshapen`.
+    The result must have passed :func:`misshapen`. `dtype` is what is computed in, where that is not the logits'.
     """
     device, rows = got.loss.device.type, len(expected.terms.logits)
-    promised = contract(promise, grade, _name(got.loss), device=device, rows=rows)
-    bounds = expected.bounds(promised)
-    differences = [_worst("loss", got.loss, expected.loss, np.reshape(bounds.loss, (-1, 1)), [])]
-    if got.gradient is not None:
-        # A gradient has the dtype of what it is the gradient of, also where the loss has a wider one.
-        bounds = expected.bounds(replace(promised, storage=FORMATS[_name(got.gradient)]))
-        differences.append(_worst("gradient", got.gradient, expected.gradient, bounds.gradient, [bounds.target_term]))
-    if got.target_gradient is not None and expected.target_gradient is not None:
-        bounds = expected.bounds(replace(promised, storage=FORMATS[_name(got.target_gradient)]))
-        differences.append(
-            _worst("target_gradient", got.target_gradient, expected.target_gradient, bounds.target_gradient, [])
-        )
+    dtype = dtype or expected.logits_dtype
+    return compare_under(contract(promise, grade, dtype, device=device, rows=rows), got, expected)
+
+
+def compare_under(promised: Contract, got: Result, expected: Expected) -> list[Difference]:
+    """The same under any contract. Each result is stored in its own dtype, which need not be the logits'."""
+    differences = []
+    for check in ("loss", "gradient", "target_gradient"):
+        tensor, exact = getattr(got, check), getattr(expected, check)
+        if tensor is not None and exact is not None:
+            bounds = expected.bounds(replace(promised, storage=FORMATS[_name(tensor)]))
+            differences.append(_worst(check, tensor, exact, bounds))
     return differences
 
 
-def reached(got: Result, expected: Expected, promise: Promise = "eager") -> Grade:
+def reached(got: Result, expected: Expected, promise: Promise = "eager", dtype: str | None = None) -> Grade:
     """The grade that a result reaches: that of the tightest contract that it keeps."""
     for grade in ("A", "B"):
-        if all(difference.ratio <= 1 for difference in compare(got, expected, grade, promise)):
+        if all(difference.ratio <= 1 for difference in compare(got, expected, grade, promise, dtype)):
             return grade
     return "F"
 
@@ -246,6 +250,7 @@ def terms_of(inputs: Inputs) -> Terms:
         label_smoothing=options["label_smoothing"],
         reduction=options["reduction"],
         upstream=np.broadcast_to(upstream, (len(logits),)),
+        target_format=FORMATS.get(_name(inputs.target)),
     )
 
 
@@ -277,23 +282,23 @@ def _name(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _worst(check: str, tensor: Tensor, exact: Ball, bound: Array, others: list[Array]) -> Difference:
-    """The element with the largest ratio; a bound is no excuse where the answer is NaN or infinite.
-
-    `others` are wrong answers that must not pass, beside zeros and a constant.
-    """
+def _worst(check: str, tensor: Tensor, exact: Ball, bounds: Bounds) -> Difference:
+    """The element with the largest ratio; a bound is no excuse where the answer is NaN or infinite."""
     storage = FORMATS[_name(tensor)]
     got = tensor.reshape(-1, 1).double().cpu().numpy() if check == "loss" else _rows(tensor)
     if got.size == 0:
-        return Difference(check, storage.name, (), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0, 0, vacuous=True)
+        return Difference(check, storage.name, (), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0, {}, vacuous=True)
     with np.errstate(all="ignore"):  # a quotient may overflow: an error of 1e308 where 1e-16 is allowed
         error = exact.distance(got)
         special = ~np.isfinite(exact.hi)
+        bound = getattr(bounds, check).reshape(got.shape)
         allowed = np.where(special, 0.0, bound) + exact.radius
         ratio = np.where(error > 0, np.where(np.isinf(allowed), 0.0, error / allowed), 0.0)
-        answers = [np.zeros_like(got), *others]
+        answers = [np.zeros_like(got)]
         if got.size > 1 and not special.all():
             answers.append(np.full_like(got, np.median(exact.hi[~special])))
+        if check == "gradient":
+            answers.append(bounds.target_term)
         vacuous = any((exact.distance(answer) <= allowed).all() for answer in answers)
     row, column = map(int, np.unravel_index(int(ratio.argmax()), ratio.shape))
     return Difference(
@@ -309,9 +314,19 @@ def _worst(check: str, tensor: Tensor, exact: Ball, bound: Array, others: list[A
         ulp=float(error[row, column]) / storage.last_place(float(exact.hi[row, column])),
         elements=got.size,
         mismatched=int((ratio > 1).sum()),
-        not_judged=int(np.isinf(allowed).sum()),
+        not_judged=_not_judged(check, allowed, exact, bounds),
         vacuous=vacuous,
     )
+
+
+def _not_judged(check: str, allowed: Array, exact: Ball, bounds: Bounds) -> dict[str, int]:
+    if not np.isinf(allowed).any():
+        return {}
+    unknown = np.isinf(exact.radius)
+    counts = {"no exact answer": int(unknown.sum())}
+    for reason, where in bounds.open(check).items():
+        counts[reason] = int((where.reshape(allowed.shape) & np.isinf(allowed) & ~unknown).sum())
+    return {reason: count for reason, count in counts.items() if count}
 
 
 def _index(tensor: Tensor, row: int, column: int) -> tuple[int, ...]:

@@ -29,9 +29,16 @@ SIZES = (
     (17, 3),  # more rows than torch's block of sums
     (2, 257),  # one class more than a power of two
 )
+# The values that options may get wrong; the others are about rounding, and are for the soak.
+VALUES = (
+    *("flat", "equal", "normal", "tiny", "wide", "large", "decades", "integers", "near_ties", "confident", "sure"),
+    *("wrong", "outlier", "offset", "negative_offset", "large_offset", "row_offsets", "subnormal"),
+    *("inf_off_target", "inf_on_target", "inf_tiles", "positive_inf", "nan", "nan_ignored", "inf_ignored"),
+)
 CHOICES: dict[str, tuple[Any, ...]] = {
     "sizes": SIZES,
     **AXES,
+    "values": VALUES,
     "label_smoothing": (0.0, 0.1, 1.0),
 }
 ARRAYS = {2: "pairs.txt", 3: "triples.txt"}

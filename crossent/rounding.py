@@ -62,6 +62,10 @@ class Format:
             and self.largest >= other.largest
         )
 
+    def overflows(self, sizes: Array) -> NDArray[np.bool_]:
+        """Whether a number of this magnitude may become infinite; with room for float64's own roundings."""
+        return np.asarray(sizes > self.largest * (1 - 2.0**-20))
+
     def nearest(self, values: Array) -> Array:
         """`values` rounded to this format, ties to even, with gradual underflow: exact, as float64 holds them all."""
         if self.precision == 53:
@@ -120,6 +124,10 @@ class Held:
         """The number where the mask holds, an exact zero elsewhere."""
         return Held(np.where(mask, self.value, 0.0), np.where(mask, self.error, 0.0), self.format)
 
+    def unless(self, mask: NDArray[np.bool_]) -> Held:
+        """The number, of which nothing is promised where the mask holds; what is infinite stays so."""
+        return Held(self.value, np.where(mask & np.isfinite(self.value), np.inf, self.error), self.format)
+
     def rounded(self, format: Format) -> Held:
         """Rounded to `format`: `e + max(u(|v| + e), η/2)`, the second below twice the smallest normal number.
 
@@ -136,11 +144,21 @@ class Held:
                 once = np.where((self.error == 0) & np.isfinite(known), known, once)
         return Held(self.value, self.error + once, format)._bounded()
 
-    def _bounded(self) -> Held:
-        """An infinite error where the format may overflow; none where the value itself is infinite."""
+    def _bounded(self, *operands: Held) -> Held:
+        """An infinite error where the format may overflow; none where the value itself is infinite.
+
+        A value that is infinite though its operands are not is none: float64, which computes it here, overflowed.
+        """
         assert self.format is not None
-        error = np.where(self.largest > self.format.largest * (1 - 2.0**-20), np.inf, self.error)
-        return Held(self.value, np.where(np.isinf(self.value), 0.0, error), self.format)
+        error = np.where(self.format.overflows(self.largest), np.inf, self.error)
+        infinite = np.isinf(self.value)
+        if not infinite.any():
+            return Held(self.value, error, self.format)
+        here = infinite & bool(operands)
+        for operand in operands:
+            here = here & np.isfinite(operand.value)
+        value = np.where(here, np.copysign(FLOAT64.largest, self.value), self.value)
+        return Held(value, np.where(here, np.inf, np.where(infinite, 0.0, error)), self.format)
 
     def plus(self, other: Held, format: Format) -> Held:
         """`a + b`: the errors add up, and the sum is rounded once. Exact where two known numbers have no rounding."""
@@ -154,9 +172,9 @@ class Held:
             total = Held(value, error, None)
             if format.precision == 53:
                 once = np.where(error == 0, lost, format.unit_roundoff * total.largest)
-                return Held(value, error + once, format)._bounded()
+                return Held(value, error + once, format)._bounded(self, other)
             rounded = total.rounded(format)
-            return Held(value, rounded.error + lost, format)._bounded()
+            return Held(value, rounded.error + lost, format)._bounded(self, other)
 
     def minus(self, other: Held, format: Format) -> Held:
         """`a - b`."""
@@ -180,7 +198,8 @@ class Held:
                 once = np.where(free & (np.abs(value) + error > 4 * format.smallest_normal), 0.0, once)
             error = np.where(zero, 0.0, error + once)
             error = np.where(np.isinf(value), 0.0, error)
-        return Held(np.where(np.isnan(value), 0.0, value), np.where(open_, np.inf, error), format)._bounded()
+        held = Held(np.where(np.isnan(value), 0.0, value), np.where(open_, np.inf, error), format)
+        return held._bounded(self, other)
 
     def over(self, other: Held, format: Format, ulps: float = 0.5) -> Held:
         """`a / b`: `(e_a + |a/b| e_b) / (|b| - e_b)`, within `ulps`; nothing is promised where `b` may be zero.
@@ -202,7 +221,7 @@ class Held:
             free = (ulps == 0.5) & (other.error == 0) & _power_of_two(other.value) & format.contains(self.format)
             once = np.where(free & (np.abs(value) + error > 4 * format.smallest_normal), 0.0, once)
             error = np.where(np.isnan(value), np.inf, error + once)
-        return Held(np.where(np.isnan(value), 0.0, value), error, format)._bounded()
+        return Held(np.where(np.isnan(value), 0.0, value), error, format)._bounded(self, other)
 
     def exp(self, format: Format, ulps: float, per_unit: float = 0.0) -> Held:
         """`e^x` within `ulps`, where x may have been scaled to another base by a product that is off by `per_unit` u.
@@ -242,7 +261,7 @@ class Held:
                 once = np.where((self.value == 1) & (self.error == 0), 0.0, once)
         return Held(value, moved + once, format)
 
-    def sum(self, format: Format, order: Order = ANY_ORDER) -> Held:
+    def sum(self, format: Format, order: Order = ANY_ORDER, sizes: Array | None = None) -> Held:
         """The sum over the last axis, in every order that is allowed: `Σ e_i + u/(1 - hu) · max Σ_i t_i depth_i`.
 
         A term passes through as many roundings as it has additions above it. With magnitudes `t_1 ≥ t_2 ≥ …` every
@@ -256,11 +275,17 @@ class Held:
         joins both kinds errs by no more than its smaller side, which is a sum of small terms, and these sides are
         disjoint: `u (Ω_K + (K-1) σ + (n-K) σ) + σ`. Exact sums: where all terms are known multiples of a power of two
         and `Σ t` needs no more bits than the format has, no order rounds at all.
+
+        A partial sum of terms of both signs may be as large as `Σ t`, and overflow though the sum does not.
+
+        `sizes`: what stands for `t` where a term is itself a sum whose parts may be summed apart; at least `|t|`.
         """
         with np.errstate(all="ignore"):
-            terms = self.largest
+            terms = self.largest if sizes is None else np.fmax(sizes, self.largest)
             count = (terms > 0).sum(-1)
             total, size = self.value.sum(-1), terms.sum(-1)
+            here = np.isinf(total) & np.isfinite(self.value).all(-1)  # float64 overflowed, and not the sum
+            total = np.where(here, np.copysign(FLOAT64.largest, total), total)
             depth = np.maximum(count - 1, 0)
             if terms.shape[-1] > 1:
                 sort = -np.sort(-terms, axis=-1)
@@ -280,6 +305,7 @@ class Held:
             grown = depth * format.unit_roundoff
             once = np.where(grown < 0.5, passed * format.unit_roundoff / (1 - grown), np.inf)
             once = np.where((count <= 1) | self._sums_exactly(format, size), 0.0, once)
+            once = np.where(format.overflows(size), np.inf, once)
             error = np.where(np.isfinite(total), self.error.sum(-1) + once, 0.0)
             error = np.where(np.isnan(total), np.inf, error)
         return Held(np.where(np.isnan(total), 0.0, total), error, format)._bounded()

@@ -111,7 +111,7 @@ def _refusal(case: BadInput, subject: Subject, own: Inputs, outcome: Outcome) ->
 
 
 def _judgement(
-    case: Case, subject: Subject, inputs: Inputs, own: Inputs, expected: Expected, outcome: Outcome
+    case: Case, subject: Subject, inputs: Inputs, given: Inputs, expected: Expected, outcome: Outcome
 ) -> Iterator[Finding]:
     """What is wrong with a subject's result for a case."""
 
@@ -119,14 +119,14 @@ def _judgement(
         return Finding(subject.name, check, case.id, kind, message, describe(inputs), numbers, of_torch)
 
     try:
-        got = checks.evaluate(subject.loss, own, gradient=subject.differentiable)
+        got = checks.evaluate(subject.loss, given, gradient=subject.differentiable)
     except (Exception, SystemExit) as error:  # whatever a subject raises is a finding, and the run goes on
         outcome.checks["call"] = Measured(failed=True)
         yield finding("call", "refused", _first_line(error))
         return
     outcome.checks["call"] = Measured()
     outcome.digest = got.digest
-    changed, problem = checks.changed(own, inputs), checks.misshapen(got, expected, subject.dtype)
+    changed, problem = checks.changed(given, inputs), checks.misshapen(got, expected, subject.dtype)
     outcome.checks["arguments"], outcome.checks["result"] = Measured(bool(changed)), Measured(bool(problem))
     if changed:
         yield finding("arguments", "changed_input", f"it wrote into {changed}")
@@ -134,9 +134,10 @@ def _judgement(
         yield finding("result", "wrong", problem)
         return
     wanted = case.grade or subject.grade(case.dtype)
-    differences = checks.compare(got, expected, "A" if wanted == "A" else "B", subject.promise)
+    own = None if subject.dtype is None else str(subject.dtype).removeprefix("torch.")
+    differences = checks.compare(got, expected, "A" if wanted == "A" else "B", subject.promise, own)
     held = all(difference.ratio <= 1 for difference in differences)
-    outcome.grade = "A" if held and wanted == "A" else checks.reached(got, expected, subject.promise)
+    outcome.grade = "A" if held and wanted == "A" else checks.reached(got, expected, subject.promise, own)
     for difference in differences:
         failed = difference.ratio > 1
         outcome.checks[difference.check] = Measured(
@@ -144,7 +145,7 @@ def _judgement(
             difference.ulp,
             difference.ratio,
             difference.vacuous,
-            {"something may overflow on the way to them": difference.not_judged} if difference.not_judged else {},
+            difference.not_judged,
             difference.elements,
         )
         if failed:

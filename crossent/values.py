@@ -85,6 +85,42 @@ def _outlier(draw: Draw) -> Array:
     return np.where(np.arange(draw.classes) == at, draw.row(20, 200), draw.bell())
 
 
+def _scales(draw: Draw) -> Array:
+    # 0.001 to 8000, another one in each row: a mean is made of rows that have nothing in common.
+    return np.ldexp(draw.bell(), draw.random.randint(-10, 14, size=(draw.rows, 1)))
+
+
+def _offsets(draw: Draw) -> Array:
+    # 1 to 7e7 of either sign; from 2^24 on, most float32 logits of a row are ties.
+    signs = draw.random.choice([-1.0, 1.0], size=(draw.rows, 1))
+    return np.asarray(np.ldexp(signs, draw.random.randint(0, 27, size=(draw.rows, 1))) + draw.bell())
+
+
+def _extreme(draw: Draw) -> Array:
+    # Up to the largest number of the format, whose differences and sums overflow; some rows stay far below it.
+    down = draw.random.randint(2, min(60, -draw.format.smallest_exponent), size=(draw.rows, 1))
+    return np.asarray(np.ldexp(draw.bell(), -down) * draw.format.largest)
+
+
+def _ramp(draw: Draw) -> Array:
+    # Steps of a power of two: every exponential is a known power of e, and their sum a geometric one.
+    step = np.ldexp(1.0, -draw.random.randint(0, 13, size=(draw.rows, 1)))
+    return np.asarray(-step * np.arange(draw.classes))
+
+
+def _biased(draw: Draw) -> Array:
+    # All but one class equally far below it: each addition of a running sum rounds the same way as the one before.
+    at = draw.random.randint(0, max(draw.classes, 1), size=(draw.rows, 1))
+    return np.where(np.arange(draw.classes) == at, 0.0, -draw.row(1, 256) / 64)
+
+
+def _pair(draw: Draw) -> Array:
+    # Two classes tie far above the others, or one class is drawn twice: the sum is hardly more than two, or than one.
+    at = draw.random.randint(0, max(draw.classes, 1), size=(draw.rows, 2))
+    top = (np.arange(draw.classes) == at[:, :1]) | (np.arange(draw.classes) == at[:, 1:])
+    return np.where(top, draw.row(20, 200), draw.bell())
+
+
 def _with(value: float, where: Callable[[Draw], NDArray[np.bool_]]) -> Callable[[Draw], Array]:
     return lambda draw: np.where(where(draw), value, 3.0 * draw.bell())
 
@@ -112,7 +148,7 @@ class Values:
 
     Attributes:
         draw: makes them, (R, C).
-        largest: their magnitude stays below it; a case fits a dtype that reaches so far.
+        largest: their magnitude stays below it; a case fits a dtype that reaches so far. 0 where they follow the dtype.
         ignored_only: whether it says something about ignored rows, and nothing without them.
     """
 
@@ -129,15 +165,22 @@ VALUES = {
     "wide": Values(lambda d: 60.0 * d.bell()),  # gaps over 100: every other exponential underflows in float32
     "large": Values(lambda d: 1e4 * d.bell(), 4e4),
     "decades": Values(_decades, 2e3),
+    "scales": Values(_scales, 3e4),
+    "extreme": Values(_extreme, 0.0),
     "integers": Values(lambda d: d.random.randint(-3, 4, size=d.shape).astype(np.float64)),  # exact ties
     "near_ties": Values(_near_ties),
     "confident": Values(_confident),
     "sure": Values(lambda d: np.where(d.is_hot, 6.90625, 0.0)),  # p = 0.999 of two classes, exact in every format
     "wrong": Values(lambda d: d.bell() - d.is_hot * d.row(20, 90)),  # the true class is the least likely
     "outlier": Values(_outlier),  # one class far above the others
+    "pair": Values(_pair),
+    "ramp": Values(_ramp, 5e4),
+    "ascending": Values(lambda d: np.sort(3.0 * d.bell(), 1)),  # a running maximum moves with every class
+    "biased": Values(_biased),
     "offset": Values(lambda d: 3.0 * d.bell() + 1e4, 1.1e4),
     "negative_offset": Values(lambda d: 3.0 * d.bell() - 1e4, 1.1e4),
     "large_offset": Values(lambda d: 3.0 * d.bell() + 1e8, 1.1e8),  # pytorch#38839
+    "offsets": Values(_offsets, 7e7),
     "row_offsets": Values(lambda d: 3.0 * d.bell() + 128.0 * d.row(-64, 64), 9e3),
     "subnormal": Values(_subnormal),
     "inf_off_target": Values(_with(-np.inf, _off_target)),

@@ -138,6 +138,29 @@ def test_nothing_is_promised_of_what_may_overflow_or_divide_by_zero():
     assert big.plus(big, FLOAT32).error == 0
 
 
+def test_a_sum_whose_terms_cancel_may_overflow_on_the_way():
+    terms = Held.exactly([[60000.0, 60000.0, -60000.0, -60000.0]], FLOAT16)
+    assert terms.sum(FLOAT16).error == np.inf
+    assert terms.sum(FLOAT32).error == 0
+
+
+def test_what_overflows_float64_itself_is_no_infinite_value():
+    big, two = Held.exactly([1.5e308], FLOAT64), Held.exactly([2.0], FLOAT64)
+    for held in (big.plus(big, FLOAT64), big.minus(-big, FLOAT64), big.times(two, FLOAT64)):
+        assert held.error == np.inf
+        assert held.times(two, FLOAT64).error == np.inf
+        assert held.minus(two, FLOAT64).error == np.inf
+    assert big.over(Held.exactly([0.25], FLOAT64), FLOAT64).error == np.inf
+    assert Held.exactly([[1.5e308, 1.5e308]], FLOAT64).sum(FLOAT64).error == np.inf
+
+
+def test_parts_that_are_summed_apart_widen_a_sum_by_their_size():
+    terms = Held.exactly(np.full(100, FLOAT32.nearest(np.array(1 / 3))), FLOAT32)
+    apart = terms.sum(FLOAT32, sizes=np.full(100, 1000 / 3))
+    assert apart.value == terms.value.sum()
+    assert 999 < apart.error / terms.sum(FLOAT32).error < 1001
+
+
 def test_an_infinite_value_is_compared_and_not_bounded():
     infinite = Held.exactly([np.inf], FLOAT32)
     assert infinite.plus(Held(np.array([1.0]), np.array([0.5]), FLOAT32), FLOAT32).error == 0

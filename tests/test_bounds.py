@@ -1,0 +1,172 @@
+"""What a bound must allow for: each test leaves one clause out, and a correct cross-entropy is accused without it."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+
+import crossent
+from crossent import bounds, checks
+from crossent.bounds import Bounds, contract
+from crossent.cases import Case, Inputs
+from crossent.rounding import FLOAT32, Held
+from crossent.rows import lay_out
+from crossent.subjects import FORMS, TORCH
+
+EAGER = [FORMS["formula"], FORMS["log_softmax_nll"], FORMS["one_hot"]]
+
+
+def inputs(logits, target, dtype="float32", weight=None, **options):
+    options = {"reduction": "none", "label_smoothing": 0.0, **options}
+    of_dtype = getattr(torch, dtype)
+    logits, target = torch.tensor(logits, dtype=of_dtype), torch.tensor(target)
+    if weight is not None:
+        options["weight"] = torch.tensor(weight, dtype=of_dtype)
+    if target.is_floating_point():
+        target = target.to(of_dtype)
+    upstream = torch.ones(len(logits) if options["reduction"] == "none" else (), dtype=of_dtype)
+    return Inputs(logits, target, options, upstream)
+
+
+def differences(loss, given, grade="A", promise="eager"):
+    compared = checks.compare(checks.evaluate(loss, given), checks.expect(given), grade, promise)
+    return {difference.check: difference for difference in compared}
+
+
+def without(clause):
+    """Leave a clause of the bound out."""
+    patch = pytest.MonkeyPatch()
+    plain = Held.sum
+    leave_out = {
+        "factors come in any order": lambda: patch.setattr(
+            Bounds, "_heads", lambda self: np.zeros(self._log_probs.value.shape[: 2 if self._dense else 1])
+        ),
+        "terms are scaled before they are summed": lambda: patch.setattr(bounds, "_wider", lambda a, b: a),
+        "an underflow is multiplied": lambda: patch.setattr(
+            Bounds,
+            "_scaled",
+            lambda self, scale: self.contract.keep(self._coefficients.times(scale, self.contract.compute)),
+        ),
+        "parts are summed apart": lambda: patch.setattr(
+            Held, "sum", lambda self, of, order=bounds.ANY_ORDER, sizes=None: plain(self, of, order)
+        ),
+        "weights are summed as losses are": lambda: patch.setattr(
+            bounds,
+            "_denominator",
+            lambda t, c: c.keep(Held.exactly(np.where(t.kept, t.weight[t.index], 0.0), c.storage).sum(c.compute)),
+        ),
+    }
+    leave_out[clause]()
+    return patch
+
+
+def assert_needed(clause, loss, check, given, grade="A", promise="eager"):
+    """The result is allowed with the clause, and not without."""
+    assert differences(loss, given, grade, promise)[check].ratio <= 1
+    patch = without(clause)
+    try:
+        assert differences(loss, given, grade, promise)[check].ratio > 1, f"{clause}: the clause is not needed"
+    finally:
+        patch.undo()
+
+
+def test_a_difference_of_logits_may_overflow_where_the_loss_is_finite():
+    """-3e38 - 3e38 is -inf in float32, and zero times it NaN; the exact loss is zero."""
+    given = inputs([[3e38, -3e38], [3e38, 1e38]], [[1.0, 0.0], [1.0, 0.0]], "bfloat16")
+    for subject in EAGER:
+        loss = checks.evaluate(subject.loss, given).loss
+        assert loss.isnan().tolist() == [True, False]
+        difference = differences(subject.loss, given)["loss"]
+        assert difference.ratio <= 1
+        assert difference.not_judged == {"an intermediate may overflow": 1}
+        assert difference.judged == 1
+    expected = checks.expect(given)
+    assert expected.loss.hi[0] == 0
+    assert np.isfinite(Bounds(expected.terms, contract("eager", "A", "bfloat16").unlimited).loss).all()
+
+
+@pytest.mark.parametrize("classes", [10_000, 50_000])
+def test_a_sum_over_the_classes_may_overflow_before_smoothing_makes_it_small(classes):
+    """The losses of all classes add up to 1e39, of which ε/C is 1e34."""
+    logits = [[0.0] + [-1e39 / classes] * (classes - 1)]
+    given = inputs(logits, [0], label_smoothing=0.1)
+    for name, finite in (("formula", False), ("log_softmax_nll", False), ("one_hot", True)):
+        got = checks.evaluate(FORMS[name].loss, given).loss
+        assert bool(got.isfinite().all()) == finite
+        assert differences(FORMS[name].loss, given)["loss"].not_judged == {"an intermediate may overflow": 1}
+    assert_needed("factors come in any order", crossent.formula, "loss", given)
+    # A thousandth of it does not overflow, and is judged.
+    given = inputs((np.array(logits) / 1000).tolist(), [0], label_smoothing=0.1)
+    for subject in EAGER:
+        assert differences(subject.loss, given)["loss"].judged == 1
+        assert differences(subject.loss, given)["loss"].ratio <= 1
+
+
+def test_a_product_may_overflow_before_the_factor_zero_is_there():
+    """2·2e38 is inf, and zero times it NaN, where the weight comes last: t·(-log p)·w. The exact loss is zero."""
+    given = inputs([[2e38, 0.0]], [[0.0, 2.0]], weight=[1.0, 0.0])
+    assert checks.evaluate(crossent.formula, given).loss.isnan().all()
+    assert_needed("factors come in any order", crossent.formula, "loss", given)
+
+
+def test_terms_that_cancel_may_be_scaled_before_they_are_summed():
+    """Σ v = 0 times the upstream gradient is 0; each term of it, rounded first, leaves its rounding behind."""
+    case = Case.of("bfloat16-1x7x3-inf_tiles-unnormalised-none-weight_decades-stride0-seed1848814839")
+    assert_needed("terms are scaled before they are summed", TORCH.loss, "gradient", case.build(), "B", "torch")
+
+
+def test_an_underflow_is_multiplied_by_the_factors_still_to_come():
+    """ε/C divided by a thousand rows is zero in float16, and a weight of 2048 comes after: 2e-5 is lost."""
+    given = inputs(
+        [[0.0, 0.0, -12.0]] * 1000,
+        [0, 1] * 500,
+        "float16",
+        weight=[1.0, 1.0, 2048.0],
+        reduction="mean",
+        label_smoothing=3e-5,
+    )
+    assert (checks.evaluate(TORCH.loss, given).gradient[:, 2] >= 0).all()
+    assert (checks.expect(given).gradient.hi[:, 2] < -1e-5).all()
+    assert_needed("an underflow is multiplied", TORCH.loss, "gradient", given, "B", "torch")
+
+
+def test_the_parts_of_a_smoothed_loss_may_be_summed_apart_though_they_cancel():
+    """Each row is a thousand less a thousand: the sums over the rows are of thousands."""
+
+    def apart(input, target, **options):
+        rows = lay_out(input, target, options.get("weight"), -100, "sum", options["label_smoothing"])
+        log_probs = -torch.log_softmax(rows.logits, -1)
+        hard = 0.5 * rows.weigh(rows.pick(log_probs))
+        uniform = rows.weighted(log_probs).sum(-1) * (0.5 / log_probs.shape[-1])
+        return functools.reduce(torch.add, hard) + functools.reduce(torch.add, uniform)  # one row after another
+
+    logits = [[0.0, -1000.3, -2000.7]] * 5000
+    given = inputs(logits, [1] * 5000, weight=[1.0, 1.0, -2.0], reduction="sum", label_smoothing=0.5)
+    assert_needed("parts are summed apart", apart, "loss", given)
+
+
+def test_the_weights_of_a_mean_are_summed_in_the_precision_of_its_losses():
+    """torch on a CPU adds up both in bfloat16."""
+    given = inputs([[0.0, -50.0]] * 4000, [1] * 4000, "bfloat16", weight=[1.0, 1.03125], reduction="mean")
+    assert_needed("weights are summed as losses are", TORCH.loss, "gradient", given, "B", "torch")
+
+
+@pytest.mark.parametrize("promise", ["eager", "kernel", "fast_kernel"])
+def test_a_common_offset_costs_nothing_where_the_maximum_comes_off_first(promise):
+    """The bound does not grow with the offset. `x - (max + log s)`, which rounds to the offset's places, is found."""
+    spread = np.random.RandomState(0).randint(-64, 64, size=(7, 10)) / 16
+
+    def lse_first(input, target, **options):
+        return torch.logsumexp(input, 1) - input.gather(1, target[:, None])[:, 0]
+
+    widths = {}
+    for offset in (0.0, 1e4):
+        given = inputs((spread + offset).tolist(), [0] * 7)
+        found = differences(crossent.formula, given, promise=promise)
+        assert found["loss"].ratio <= 1
+        assert found["gradient"].ratio <= 1
+        widths[offset] = checks.expect(given).bounds(contract(promise, "A", "float32")).loss
+        assert (differences(lse_first, given, promise=promise)["loss"].ratio > 1) == (offset > 0)
+    assert np.array_equal(widths[0.0], widths[1e4])
+    assert (widths[1e4] < 1e4 * FLOAT32.unit_roundoff).all()

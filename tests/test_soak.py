@@ -1,0 +1,170 @@
+"""The soak: no correct cross-entropy is ever accused, and bounds are reached, so that none is wider than it must be.
+
+Defects of torch itself that it runs into are no false alarms. Each is excused by a rule that is derived from its cause,
+and proven a defect here by a second computation.
+"""
+
+from collections import Counter
+from dataclasses import replace
+
+import mpmath
+import pytest
+
+from crossent import checks
+from crossent.bounds import Order, contract
+from crossent.cases import DTYPES, IGNORED, INDEX_TARGETS, Case
+from crossent.rounding import FORMATS
+from crossent.soak import soak
+from crossent.subjects import FORMS, TORCH
+from crossent.values import VALUES
+
+SUBJECTS = [FORMS["formula"], FORMS["log_softmax_nll"], FORMS["one_hot"], TORCH]
+PART = 250  # cases that one test runs, so that processes can share them
+ENOUGH = 50  # cases among which a bound is reached
+HALVES = ("float16", "bfloat16")
+
+
+def pytest_generate_tests(metafunc):
+    if "part" in metafunc.fixturenames:
+        count = metafunc.config.getoption("--crossent-soak")
+        starts = range(0, count, PART)
+        parts = [(dtype, start, min(PART, count - start)) for dtype in DTYPES for start in starts]
+        metafunc.parametrize("part", parts, ids=lambda part: f"{part[0]}-{part[1]}")
+
+
+def test_no_correct_cross_entropy_is_accused_and_bounds_are_reached(part, seed, record_property):
+    dtype, first, count = part
+    figures = {"dtype": dtype, "cases": count, "known": Counter()}
+    for check in ("loss", "gradient", "target_gradient"):
+        figures[check] = {
+            "numbers": 0,
+            "comparisons": 0,
+            "worst": (0.0, "", ""),
+            "not_judged": Counter(),
+            "partly_judged": Counter(),
+        }
+    alarms = []
+    for case in soak(count, [dtype], seed, first=first):
+        inputs = case.build()
+        expected = checks.expect(inputs)
+        for subject in SUBJECTS:
+            if subject is TORCH and refused_by_torch(case):
+                figures["known"]["it refuses uint8 targets"] += 1
+                continue
+            got = checks.evaluate(subject.loss, inputs)
+            assert checks.misshapen(got, expected) is None, case.id
+            for difference in checks.compare(got, expected, subject.grade(dtype), subject.promise):
+                if difference.ratio > 1:
+                    known = subject is TORCH and defect_of_torch(case, difference, got, expected)
+                    figures["known"][known or "none"] += 1
+                    if not known:
+                        alarms.append(f"{subject.name}, {difference.check} of {case.id}: {difference}")
+                    continue
+                enter(figures[difference.check], difference, subject, case)
+    record_property("soak", figures)
+    assert not alarms, "\n".join(alarms)
+    if count >= ENOUGH:
+        assert figures["loss"]["worst"] >= (0.5,)
+        assert figures["gradient"]["worst"] >= (0.5,)
+
+
+def enter(figures, difference, subject, case):
+    figures["comparisons"] += 1
+    figures["numbers"] += difference.elements
+    figures["worst"] = max(figures["worst"], (difference.ratio, subject.name, case.id))
+    figures["not_judged"].update(difference.not_judged)
+    figures["partly_judged"].update(difference.not_judged.keys())
+
+
+def refused_by_torch(case):
+    """uint8 targets are taken in two dimensions, unless their weights are to be summed for a smoothed mean."""
+    gathers = case.weight != "unweighted" and case.label_smoothing > 0 and case.reduction == "mean"
+    return case.target == "uint8" and (len(case.sizes) > 2 or gathers)
+
+
+def defect_of_torch(case, difference, got, expected):
+    """Which known defect of torch explains a difference, or None."""
+    terms = expected.terms
+    if case.label_smoothing == 1 and case.target in INDEX_TARGETS and difference.check == "loss":
+        of_target = terms.logits[range(len(terms.logits)), terms.index]
+        if (terms.kept & (of_target == -float("inf"))).any():
+            return "the true class is multiplied by zero, though its loss is infinite"
+    if case.dtype not in HALVES:
+        return None
+    promised = contract("torch", "B", case.dtype, rows=case.rows)
+    overflows = replace(promised, stored=FORMATS[case.dtype])
+    skips = replace(promised, row_order=Order(depth_of_skipped_flushes(terms.kept)))
+    for reason, cause in (
+        ("what it sums overflows float16", overflows),
+        ("its sum over rows skips a flush", skips),
+        ("what it sums overflows float16, and skips a flush", replace(overflows, row_order=skips.row_order)),
+    ):
+        under = {d.check: d for d in checks.compare_under(cause, got, expected)}
+        if under[difference.check].ratio <= 1:
+            return reason
+    return None
+
+
+def depth_of_skipped_flushes(kept):
+    """The most additions that a row's loss passes through in LossNLL.cpp, where an ignored row never closes a block."""
+    levels, power = 8, max(4, len(kept).bit_length() // 8)
+    depth = [0] * levels
+    for row in range(len(kept)):
+        if kept[row]:
+            depth[0] += 1
+            for level in range(levels - 1):
+                if row & (((1 << power) - 1) << (level * power)):
+                    break
+                depth[level + 1] = max(depth[level + 1], depth[level]) + 1
+                depth[level] = 0
+    return max(depth) + levels
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_part_of_a_soak_is_what_the_whole_has_there(dtype):
+    assert list(soak(30, [dtype]))[20:] == list(soak(10, [dtype], first=20))
+    assert list(soak(30, [dtype], seed=1)) != list(soak(30, [dtype]))
+
+
+def test_a_case_is_the_same_in_every_dtype_that_can_hold_it():
+    cases = list(soak(200))
+    for number in range(200):
+        of = {case.dtype: replace(case, dtype="") for case in cases[4 * number : 4 * number + 4]}
+        assert of["bfloat16"] == of["float32"] == of["float64"]
+        assert of["float16"] == of["float32"] or VALUES[of["float32"].values].largest > 65504
+
+
+def test_every_case_of_a_soak_is_rebuilt_from_its_id():
+    for case in soak(500, ["float16", "float32"]):
+        assert Case.of(case.id) == case
+
+
+def test_a_soak_has_every_choice_and_the_sizes_where_sums_go_wrong():
+    cases = list(soak(2000, ["float32"]))
+    for axis, table in (("values", VALUES), ("ignored", IGNORED), ("label_smoothing", (0.0, 0.1, 1.0))):
+        assert {getattr(case, axis) for case in cases} >= set(table)
+    assert {15, 16, 17, 31, 32, 33, 255, 256, 257, 513, 1025, 50_000} <= {case.classes for case in cases}
+    assert {1, 5000} <= {case.rows for case in cases}
+    assert {1, 2, 3, 4} == {len(case.sizes) for case in cases}
+
+
+def exact_loss(case):
+    """The loss by mpmath, from the tensors and the documentation's formula; index targets only."""
+    inputs = case.build()
+    classes, options = case.classes, inputs.options
+    rows = inputs.logits.movedim(min(1, inputs.logits.dim() - 1), -1).reshape(-1, classes).tolist()
+    weight = options["weight"].tolist() if "weight" in options else [1.0] * classes
+    total = denominator = mpmath.mpf(0)
+    losses = []
+    with mpmath.workdps(60):
+        smoothing = mpmath.mpf(options["label_smoothing"])
+        for x, y in zip(rows, inputs.target.reshape(-1).tolist(), strict=True):
+            if y == options.get("ignore_index", -100):
+                continue
+            top = max(x)
+            log_sum = top + mpmath.log(mpmath.fsum(mpmath.exp(mpmath.mpf(v) - top) for v in x))
+            q = [smoothing / classes + (1 - smoothing) * (c == y) for c in range(classes)]
+            losses.append(mpmath.fsum(w * q_c * (log_sum - v) for w, q_c, v in zip(weight, q, x, strict=True) if q_c))
+            denominator += mpmath.mpf(weight[y])
+        total = mpmath.fsum(losses)
+        return total / denominator if case.reduction == "mean" else total
