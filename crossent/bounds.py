@@ -361,6 +361,8 @@ class Bounds:
             if t.weight is not None:
                 products = c.keep(products.times(Held.exactly(t.weight, c.storage), c.compute))
             if t.label_smoothing:
+                if c.in_target_format:  # torch smooths the target before it is widened: here, after it is narrowed
+                    products = products.rounded(c.storage)
                 products = c.keep(products.times(_constant(1 - t.label_smoothing, c), c.compute))
             return safe(products.rounded(c.storage).error)
 

@@ -27,6 +27,7 @@ class ExpectedFinding:
         checks, kind: of the finding.
         cases: patterns of the ids of its cases.
         torch: the versions that have it, as in `>=2.1,<2.4`.
+        got: the numbers that come, as Python prints them.
         reason, issue: what a reader is told.
     """
 
@@ -38,6 +39,7 @@ class ExpectedFinding:
     torch: str = ""
     device: str = "*"
     issue: str = ""
+    got: tuple[str, ...] = ()
 
     def covers(self, subject: str, case: str) -> bool:
         """Whether it says something about a subject's case."""
@@ -50,6 +52,8 @@ class ExpectedFinding:
     def matches(self, finding: Finding) -> bool:
         """Whether this is the finding that is expected."""
         described = finding.check in self.checks and finding.kind == self.kind
+        if self.got:
+            described = described and finding.numbers is not None and str(finding.numbers.got) in self.got
         return described and self.covers(finding.subject, finding.case)
 
     def __str__(self) -> str:
@@ -89,6 +93,9 @@ def expect(report: Report, entries: Iterable[ExpectedFinding]) -> None:
             report.mended.append(str(entry))
 
 
+_LISTS = ("checks", "cases", "got")
+
+
 def _parsed(content: bytes, name: str) -> Iterator[ExpectedFinding]:
     try:
         document = tomllib.loads(content.decode())
@@ -111,14 +118,14 @@ def _entry(entry: dict[str, Any]) -> ExpectedFinding:
     if missing := [key for key in ("subject", "checks", "kind", "cases", "reason") if not entry.get(key)]:
         raise ValueError(f"{missing[0]} is missing")
     for key, value in entry.items():
-        several = key in ("checks", "cases")
+        several = key in _LISTS
         if not (_strings(value) if several else isinstance(value, str)):
             raise ValueError(f"{key}: got {value!r}; allowed is {'a list of strings' if several else 'a string'}")
     try:
         SpecifierSet(entry.get("torch", ""))
     except InvalidSpecifier:
         raise ValueError(f"torch: got {entry['torch']!r}; allowed are versions, as in '>=2.1,<2.4'") from None
-    return ExpectedFinding(**{**entry, "checks": tuple(entry["checks"]), "cases": tuple(entry["cases"])})
+    return ExpectedFinding(**{key: tuple(value) if key in _LISTS else value for key, value in entry.items()})
 
 
 def _strings(value: Any) -> bool:
