@@ -468,8 +468,8 @@ def _coefficients(t: Terms, c: Contract) -> Held:
 
 
 def _constant(value: float, c: Contract) -> Held:
-    """A number made of the options: rounded where ε enters, and once more where it is used."""
-    return Held(np.asarray(value), np.asarray(2 * c.compute.unit_roundoff * abs(value)), None)
+    """A number made of the options: rounded where ε enters, and once more where it is used; and held as others are."""
+    return c.keep(Held(np.asarray(value), np.asarray(2 * c.compute.unit_roundoff * abs(value)), None))
 
 
 def _denominator(t: Terms, c: Contract) -> Held | None:

@@ -51,6 +51,11 @@ def without(clause):
         "parts are summed apart": lambda: patch.setattr(
             Held, "sum", lambda self, of, order=bounds.ANY_ORDER, sizes=None: plain(self, of, order)
         ),
+        "options are held as other numbers are": lambda: patch.setattr(
+            bounds,
+            "_constant",
+            lambda value, c: Held(np.asarray(value), np.asarray(2 * c.compute.unit_roundoff * abs(value)), None),
+        ),
         "weights are summed as losses are": lambda: patch.setattr(
             bounds,
             "_denominator",
@@ -150,6 +155,12 @@ def test_the_weights_of_a_mean_are_summed_in_the_precision_of_its_losses():
     """torch on a CPU adds up both in bfloat16."""
     given = inputs([[0.0, -50.0]] * 4000, [1] * 4000, "bfloat16", weight=[1.0, 1.03125], reduction="mean")
     assert_needed("weights are summed as losses are", TORCH.loss, "gradient", given, "B", "torch")
+
+
+def test_the_constants_of_smoothing_are_held_as_other_numbers_are():
+    """(1 - ε)·t and ε/C cancel nearly; torch rounds both to bfloat16, and the second is an option."""
+    given = inputs([[-1000.0, 0.0]], [[-0.61328125, 0.5]], "bfloat16", label_smoothing=0.553)
+    assert_needed("options are held as other numbers are", TORCH.loss, "gradient", given, "B", "torch")
 
 
 @pytest.mark.parametrize("promise", ["eager", "kernel", "fast_kernel"])
