@@ -125,7 +125,8 @@ def _entry(entry: dict[str, Any]) -> ExpectedFinding:
         SpecifierSet(entry.get("torch", ""))
     except InvalidSpecifier:
         raise ValueError(f"torch: got {entry['torch']!r}; allowed are versions, as in '>=2.1,<2.4'") from None
-    return ExpectedFinding(**{key: tuple(value) if key in _LISTS else value for key, value in entry.items()})
+    arguments: dict[str, Any] = {key: tuple(value) if key in _LISTS else value for key, value in entry.items()}
+    return ExpectedFinding(**arguments)
 
 
 def _strings(value: Any) -> bool:
