@@ -6,6 +6,7 @@ together. Whoever makes cases (:mod:`crossent.grid`, :mod:`crossent.edges`, :mod
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
@@ -105,7 +106,9 @@ class Case:
         """
         words = [self.dtype, "x".join(map(str, self.sizes)), self.values, self.target, self.reduction]
         words += [value for value in (self.weight, self.ignored, self.upstream) if value not in _USUAL]
-        words += [f"smooth{self.label_smoothing:g}"] if self.label_smoothing else []
+        # All of its digits, and no exponent: a minus would part the words.
+        smoothing = np.format_float_positional(self.label_smoothing, trim="-")
+        words += [f"smooth{smoothing}"] if self.label_smoothing else []
         words += [f"grade{self.grade}"] if self.grade else []
         words += [f"seed{self.seed}"] if self.seed else []
         return (f"{self.name}/" if self.name else "") + "-".join(words)
@@ -154,28 +157,33 @@ class Case:
     def build(self, device: str = "cpu") -> Inputs:
         """The case's inputs: the same bits wherever it is called."""
         # dtype and upstream gradient are left out of the stream: the same numbers in each dtype.
-        stream = (self.sizes, self.values, self.target, self.reduction, self.weight, self.ignored, self.label_smoothing)
-        random = np.random.RandomState(zlib.crc32(repr((*stream, self.seed)).encode()))
+        sizes, smoothing = tuple(map(int, self.sizes)), float(self.label_smoothing)  # 1 and 1.0 are one choice
+        stream = (sizes, self.values, self.target, self.reduction, self.weight, self.ignored, smoothing, self.seed)
+        random = np.random.RandomState(zlib.crc32(repr(stream).encode()))
         rows, classes = self.rows, self.classes
         ignored = self._ignored_rows(random)
         hot = random.randint(0, max(classes, 1), size=rows)
         draw = Draw(random, rows, classes, hot, ignored, FORMATS[self.dtype])
         logits = VALUES[self.values].draw(draw)
         weight = self._weight(random)
-        upstream = self._upstream(random)
+        probabilities = None if self.target in INDEX_TARGETS else self._probabilities(draw)
+        upstream = self._upstream(random)  # the last, since its choices take unlike many numbers
 
         def tensor(array: Any, dtype: torch.dtype | None = None) -> Tensor:
             if dtype is None:  # rounded here, so that torch's conversion has nothing to round
                 array, dtype = draw.format.nearest(np.asarray(array)), DTYPES[self.dtype]
-            return torch.from_numpy(np.array(array, order="C")).to(dtype).to(device)
+            made = torch.from_numpy(np.array(array, order="C")).to(dtype)
+            # One NaN for all: which one bfloat16 gets depends on the processor's vectors.
+            made = made.where(~made.isnan(), torch.nan) if dtype.is_floating_point else made
+            return made.to(device)
 
         target: Tensor
-        if self.target in INDEX_TARGETS:
+        if probabilities is None:
             index = np.where(ignored, IGNORED[self.ignored], hot)
             target = tensor(self._shaped(index), INDEX_TARGETS[self.target])
         else:
-            target = tensor(self._shaped(self._probabilities(draw)))
-        options: dict[str, Any] = {"reduction": self.reduction, "label_smoothing": self.label_smoothing}
+            target = tensor(self._shaped(probabilities))
+        options: dict[str, Any] = {"reduction": self.reduction, "label_smoothing": smoothing}
         if IGNORED[self.ignored] != -100:
             options["ignore_index"] = IGNORED[self.ignored]
         if weight is not None:
@@ -245,7 +253,9 @@ INVALID: dict[str, Callable[[Case], bool]] = {
     "unknown target": lambda case: case.target not in TARGETS,
     "unknown reduction": lambda case: case.reduction not in REDUCTIONS,
     "unknown grade": lambda case: case.grade not in ("", "A", "B"),
-    "a size is negative": lambda case: min(case.sizes) < 0,
+    "a size is negative": lambda case: min(case.sizes, default=-1) < 0,
+    "there are no classes": lambda case: case.classes == 0,
+    "a name is made of letters, digits, _ and -": lambda case: re.fullmatch(r"[\w-]*", case.name, re.ASCII) is None,
     "label_smoothing is from 0 to 1": lambda case: not 0 <= case.label_smoothing <= 1,
     "class probabilities have no ignored rows": lambda case: case.target in DENSE_TARGETS and case.ignored != "kept",
     "uint8 holds 0 to 255": lambda case: (
