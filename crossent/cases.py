@@ -6,6 +6,7 @@ stand together. Whoever makes cases (:mod:`crossent.grid`, :mod:`crossent.edges`
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -121,7 +122,9 @@ class Case:
         """
         words = [self.dtype, "x".join(map(str, self.sizes)), self.values, self.target, self.reduction]
         words += [word for name in _OPTIONAL if (word := getattr(self, name)) != AXES[name][0]]
-        words += [f"smooth{self.label_smoothing:g}"] if self.label_smoothing else []
+        # All of its digits, and no exponent: a minus would part the words.
+        smoothing = np.format_float_positional(self.label_smoothing, trim="-")
+        words += [f"smooth{smoothing}"] if self.label_smoothing else []
         words += [f"grade{self.grade}"] if self.grade else []
         words += [f"seed{self.seed}"] if self.seed else []
         return (f"{self.name}/" if self.name else "") + "-".join(words)
@@ -159,8 +162,9 @@ class Case:
         for axis, words in AXES.items():
             if choices[axis] not in words:
                 return f"{axis} is one of {', '.join(words)}"
-        if min(self.sizes) < 0 or not 0 <= self.label_smoothing <= 1 or self.grade not in ("", "A", "B"):
-            return "sizes are 0 or more, label_smoothing is from 0 to 1, a grade is A or B"
+        for reason, holds in _PLAIN.items():
+            if not holds(self):
+                return reason
         return broken(choices)
 
     @property
@@ -176,32 +180,37 @@ class Case:
     def build(self, device: str = "cpu") -> Inputs:
         """The case's inputs: the same bits wherever it is called."""
         # dtype and upstream gradient are left out of the stream: the same numbers in each dtype.
-        stream = (self.sizes, self.values, self.target, self.reduction, self.weight, self.ignored, self.label_smoothing)
-        random = np.random.RandomState(zlib.crc32(repr((*stream, self.seed)).encode()))
+        sizes, smoothing = tuple(map(int, self.sizes)), float(self.label_smoothing)  # 1 and 1.0 are one choice
+        stream = (sizes, self.values, self.target, self.reduction, self.weight, self.ignored, smoothing, self.seed)
+        random = np.random.RandomState(zlib.crc32(repr(stream).encode()))
         rows, classes = self.rows, self.classes
         ignored = self._ignored_rows(random)
         hot = random.randint(0, max(classes, 1), size=rows)
         draw = Draw(random, rows, classes, hot, ignored, FORMATS[self.dtype])
         logits = VALUES[self.values].draw(draw)
         weight = self._weight(random)
-        upstream = self._upstream(random)
+        probabilities = None if self.target in INDEX_TARGETS else self._probabilities(draw)
+        upstream = self._upstream(random)  # the last, since its choices take unlike many numbers
 
         def tensor(array: Any, dtype: torch.dtype | None = None) -> Tensor:
             if dtype is None:
                 dtype = DTYPES[self.dtype]
             if dtype.is_floating_point:  # rounded here, so that torch's conversion has nothing to round
                 array = FORMATS[str(dtype).removeprefix("torch.")].nearest(np.asarray(array))
-            return torch.from_numpy(np.array(array, order="C")).to(dtype).to(device)
+            made = torch.from_numpy(np.array(array, order="C")).to(dtype)
+            # One NaN for all: which one bfloat16 gets depends on the processor's vectors.
+            made = made.where(~made.isnan(), torch.nan) if dtype.is_floating_point else made
+            return made.to(device)
 
         target: Tensor
-        if self.target in INDEX_TARGETS:
+        if probabilities is None:
             index = np.where(ignored, IGNORED[self.ignored], hot)
             target = tensor(self._shaped(index), INDEX_TARGETS[self.target])
         else:
             of = OTHER_FLOAT[self.dtype] if self.target == "other_float" else self.dtype
-            target = tensor(self._shaped(self._probabilities(draw)), DTYPES[of])
+            target = tensor(self._shaped(probabilities), DTYPES[of])
         target = laid_out(target, self.target_layout.removeprefix("target_"))
-        options: dict[str, Any] = {"reduction": self.reduction, "label_smoothing": self.label_smoothing}
+        options: dict[str, Any] = {"reduction": self.reduction, "label_smoothing": smoothing}
         if IGNORED[self.ignored] != -100:
             options["ignore_index"] = IGNORED[self.ignored]
         if weight is not None:
@@ -288,6 +297,15 @@ def laid_out(tensor: Tensor, layout: str) -> Tensor:
 
 _OPTIONAL = ("weight", "ignored", "upstream", "layout", "target_layout")
 _NUMBERED = (("smooth", "label_smoothing", float), ("grade", "grade", str), ("seed", "seed", int))
+
+
+_PLAIN: dict[str, Callable[[Case], bool]] = {
+    "a size is 0 or more": lambda case: min(case.sizes, default=-1) >= 0,
+    "there are classes": lambda case: case.classes > 0,
+    "label_smoothing is from 0 to 1": lambda case: 0 <= case.label_smoothing <= 1,
+    "a grade is A or B": lambda case: case.grade in ("", "A", "B"),
+    "a name is made of letters, digits, _ and -": lambda case: re.fullmatch(r"[\w-]*", case.name, re.ASCII) is not None,
+}
 
 
 @dataclass(frozen=True)

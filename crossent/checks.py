@@ -125,6 +125,8 @@ def evaluate(loss: Loss, inputs: Inputs, *, gradient: bool = True, target_gradie
     value = loss(logits, target, **inputs.options)
     if not isinstance(value, Tensor) or value.layout != torch.strided:
         raise TypeError(f"the loss is a {type(value).__name__}; wanted is a dense torch.Tensor")
+    if value.is_complex():
+        raise TypeError(f"the loss is {value.dtype}; wanted is a real number")
     if gradient and not value.requires_grad:
         raise TypeError("the loss is cut off from the logits: it has no gradient")
     if not gradient or value.shape != inputs.upstream.shape:  # a wrong shape is for :func:`misshapen` to say
@@ -180,7 +182,7 @@ def changed(after: Inputs, before: Inputs) -> str | None:
         ("target", after.target, before.target),
         ("weight", after.options.get("weight", none), before.options.get("weight", none)),
     ):
-        if not bool(((one == two) | (one.isnan() & two.isnan())).all()):
+        if one.shape != two.shape or not bool(((one == two) | (one.isnan() & two.isnan())).all()):
             return name
     return None
 

@@ -17,7 +17,7 @@ from rich.text import Text
 from crossent import explain as explanation
 from crossent.bad_inputs import BadInput
 from crossent.cases import DTYPES, Case
-from crossent.report import find, read_json
+from crossent.report import find, is_stream, printable, read_json
 from crossent.repro import repeated, script
 from crossent.runner import check as run_check
 from crossent.subjects import NAMED
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status = crossent.main(arguments, prog_name="crossent", standalone_mode=False)
     except click.ClickException as error:
-        click.echo(f"crossent: {' '.join(error.format_message().split())}", err=True)
+        click.echo(f"crossent: {printable(' '.join(error.format_message().split()))}", err=True)
         return WRONG_USE
     except (click.Abort, KeyboardInterrupt):
         click.echo("crossent: interrupted", err=True)
@@ -55,8 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 class Output(Console):
     """Prints tables to the terminal's width and leaves every other line whole, to be searched and copied."""
 
+    NARROWEST = 72  # a table loses digits before it loses a column
+
     def show(self, parts: Iterable[RenderableType]) -> None:
         """Print one after the other."""
+        self.width = max(self.width, self.NARROWEST)
         for part in parts:
             self.print(part, soft_wrap=isinstance(part, Text))
         self.file.flush()
@@ -116,10 +119,13 @@ def check(subjects: tuple[str, ...], device: str, dtypes: tuple[str, ...], seed:
 
 def _writable(path: str) -> None:
     """Say before the run, and not after it, that its report would have no place."""
-    folder = os.path.dirname(path) or "."
+    file = os.path.realpath(path)
+    folder = os.path.dirname(file)
     if not os.path.isdir(folder):
         raise click.BadParameter(f"got {path!r}; {folder!r} is no folder", param_hint="--json")
-    if not os.access(path if os.path.exists(path) else folder, os.W_OK):
+    # A file is replaced as a whole, which is a matter of its folder too.
+    needed = [path] if is_stream(path) else [folder, file] if os.path.exists(file) else [folder]
+    if not all(os.access(place, os.W_OK) for place in needed):
         raise click.BadParameter(f"got {path!r}; it cannot be written", param_hint="--json")
 
 
@@ -136,7 +142,10 @@ def repro(finding: str, report: str | None) -> None:
         if report is None:
             text = script(repeated(finding))
         else:
-            document = read_json(report)
+            try:
+                document = read_json(report)
+            except OSError as error:
+                raise ValueError(f"{report}: {error.strerror}") from None
             found, digest = find(document, finding)
             text = script(found, document["environment"]["device"], digest)
     click.echo(text, nl=False)
@@ -182,7 +191,7 @@ def _one_line() -> Iterator[None]:
     """The errors that the package raises for bad input become one line of wrong use."""
     try:
         yield
-    except (ValueError, IndexError, TypeError, RuntimeError) as error:
+    except (ValueError, IndexError, TypeError, RuntimeError, MemoryError) as error:
         raise click.UsageError(str(error)) from None
 
 

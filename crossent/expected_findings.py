@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.version import InvalidVersion, Version
 
-from crossent.report import Finding, Report
+from crossent.report import Finding, Report, one_line
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,15 @@ class ExpectedFinding:
         return fnmatchcase(subject, self.subject) and any(fnmatchcase(case, pattern) for pattern in self.cases)
 
     def applies(self, torch: str, device: str) -> bool:
-        """Whether it says something about this torch on this device."""
-        return SpecifierSet(self.torch, prereleases=True).contains(torch) and fnmatchcase(device, self.device)
+        """Whether it says something about this torch on this device.
+
+        A nightly or a build with a local label counts as the release that it is of: 2.14.0a0+git1 as 2.14.0.
+        """
+        try:
+            release = Version(torch).base_version
+        except InvalidVersion:  # somebody's own name for a build: no specifier says anything about it
+            return not self.torch and fnmatchcase(device, self.device)
+        return SpecifierSet(self.torch).contains(release) and fnmatchcase(device, self.device)
 
     def matches(self, finding: Finding) -> bool:
         """Whether this is the finding that is expected."""
@@ -83,10 +91,10 @@ def expect(report: Report, entries: Iterable[ExpectedFinding]) -> None:
     met: set[ExpectedFinding] = set()
     for subject in report.subjects:
         for at, finding in enumerate(subject.findings):
-            entry = next((entry for entry in known if entry.matches(finding)), None)
-            if entry is not None:
-                met.add(entry)
-                subject.findings[at] = replace(finding, expected=str(entry))
+            matching = [entry for entry in known if entry.matches(finding)]
+            met.update(matching)
+            if matching:
+                subject.findings[at] = replace(finding, expected=str(matching[0]))
     for entry in known:
         ran = any(entry.covers(subject.name, case) for subject in report.subjects for case in subject.outcomes)
         if ran and entry not in met:
@@ -99,11 +107,13 @@ _LISTS = ("checks", "cases", "got")
 def _parsed(content: bytes, name: str) -> Iterator[ExpectedFinding]:
     try:
         document = tomllib.loads(content.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{name}: {error}") from None
+    except (ValueError, RecursionError) as error:  # not TOML, or not UTF-8
+        raise ValueError(f"{name}: {one_line(str(error))}") from None
     entries = document.pop("finding", [])
     if document or not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise ValueError(f"{name}: got {', '.join(document) or 'something else'}; allowed are [[finding]] tables")
+        raise ValueError(
+            f"{name}: got {', '.join(map(repr, document)) or 'something else'}; allowed are [[finding]] tables"
+        )
     for number, entry in enumerate(entries, 1):
         try:
             yield _entry(entry)

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import shlex
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 SCHEMA = 1
+LONGEST_LINE = 500  # of what others say: an exception may hold a whole tensor
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Finding:
             lines.append(f"  exact   {self.numbers.exact!r} ± {self.numbers.radius:.1g}")
         lines += [f"  torch   {self.torch}"] if self.torch else []
         lines += [f"  call    {self.call}"] if self.call else []
-        return "\n".join([*lines, f"  repeat  crossent repro {self.id}"])
+        return "\n".join([*lines, f"  repeat  crossent repro {shlex.quote(self.id)}"])
 
 
 @dataclass(frozen=True)
@@ -293,6 +295,17 @@ class Report:
         write_whole(path, json.dumps(self.to_json(), indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 
+def printable(text: str) -> str:
+    """A text that does nothing to a terminal: its control characters are written out."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+def one_line(text: str) -> str:
+    """What somebody else says, in one line that is not too long."""
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 1]}…"
+
+
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The document of a report that :meth:`Report.write_json` wrote, as far as its outline goes.
 
@@ -303,10 +316,13 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         document = json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8
-        raise ValueError(f"{path}: no report: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"{path}: no report: {one_line(str(error))}") from None
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:
         found = document.get("schema") if isinstance(document, dict) else None
-        raise ValueError(f"{path}: got schema {found!r}; allowed is a report of schema {SCHEMA}")
+        raise ValueError(f"{path}: got schema {one_line(repr(found))}; allowed is a report of schema {SCHEMA}")
+    environment = document.get("environment")
+    if not isinstance(environment, dict) or not isinstance(environment.get("device"), str):
+        raise ValueError(f"{path}: damaged: its environment names no device")
     return document
 
 
@@ -320,10 +336,13 @@ def find(document: dict[str, Any], id: str) -> tuple[Finding, str | None]:
         for subject in document["subjects"]:
             for entry in subject["findings"]:
                 if entry["id"] == id:
-                    return _finding(subject["name"], entry), subject["cases"][entry["case"]]["inputs"]
-        ids = [entry["id"] for subject in document["subjects"] for entry in subject["findings"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"report: damaged: {type(error).__name__} {error}") from None
+                    finding = _finding(_string(subject, "name"), entry)
+                    if finding.id != id:
+                        raise ValueError(f"it is {finding.id}")
+                    return finding, _string(subject["cases"][finding.case], "inputs")
+        ids = [_string(entry, "id") for subject in document["subjects"] for entry in subject["findings"]]
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        raise ValueError(f"report: damaged: {type(error).__name__}: {one_line(str(error))}") from None
     known = f"its findings are {', '.join(ids[:3])}{', …' if len(ids) > 3 else ''}" if ids else "it has no findings"
     raise ValueError(f"finding: got {id!r}, which the report does not have; {known}")
 
@@ -331,14 +350,29 @@ def find(document: dict[str, Any], id: str) -> tuple[Finding, str | None]:
 def _finding(subject: str, entry: dict[str, Any]) -> Finding:
     numbers = None
     if entry["index"] is not None:
-        reals = [float(entry[name]) for name in ("got", "exact", "radius", "bound", "ulp", "ratio")]
+        reals = [_real(entry, name) for name in ("got", "exact", "radius", "bound", "ulp", "ratio")]
         got, exact, radius, bound, ulp, ratio = reals
-        index = tuple(int(place) for place in entry["index"])
-        numbers = Numbers(index, got, str(entry["bits"]), exact, radius, bound, ulp, ratio)
+        if not all(type(place) is int and place >= 0 for place in entry["index"]):
+            raise TypeError(f"index is {entry['index']!r}")
+        numbers = Numbers(tuple(entry["index"]), got, _string(entry, "bits"), exact, radius, bound, ulp, ratio)
     check, case, kind, message, call, torch = (
-        str(entry[name]) for name in ("check", "case", "kind", "message", "call", "torch")
+        _string(entry, name) for name in ("check", "case", "kind", "message", "call", "torch")
     )
-    return Finding(subject, check, case, kind, message, call, numbers, torch, entry["expected"])
+    expected = None if entry["expected"] is None else _string(entry, "expected")
+    return Finding(subject, check, case, kind, message, call, numbers, torch, expected)
+
+
+def _string(entry: dict[str, Any], name: str) -> str:
+    if not isinstance(value := entry[name], str):
+        raise TypeError(f"{name} is {value!r}")
+    return value
+
+
+def _real(entry: dict[str, Any], name: str) -> float:
+    value = entry[name]
+    if type(value) not in (int, float) and value not in ("nan", "inf", "-inf"):
+        raise TypeError(f"{name} is {value!r}")
+    return float(value)
 
 
 def write_whole(path: str | os.PathLike[str], text: str) -> None:
@@ -347,23 +381,35 @@ def write_whole(path: str | os.PathLike[str], text: str) -> None:
     Raises:
         OSError: it cannot be written; what was there before is still there.
     """
-    target = Path(path)
-    if target.exists() and not target.is_file():  # a device or a pipe, as in /dev/stdout
-        target.write_text(text, encoding="utf-8")
+    content = text.encode("utf-8", "backslashreplace")  # half a surrogate pair, as JSON writes it
+    if is_stream(path):
+        with open(path, "ab") as stream:  # /dev/stdout may be a file that holds something already
+            stream.write(content)
         return
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    target = Path(path).resolve()  # a link stays one
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:100]}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)  # mkstemp's own is for nobody else to read
+        if target.exists():
+            mode = target.stat().st_mode & 0o777
+        else:  # mkstemp's own is for nobody else to read
+            mask = os.umask(0)
+            os.umask(mask)
+            mode = 0o666 & ~mask
+        os.chmod(name, mode)
         os.replace(name, target)
     except BaseException:
         os.unlink(name)
         raise
+
+
+def is_stream(path: str | os.PathLike[str]) -> bool:
+    """Whether it is a device, a pipe, or another name of an open file, as /dev/stdout is: no place in a folder."""
+    exists = os.path.exists(path) and not os.path.isdir(path)
+    return exists and (not os.path.isfile(path) or os.path.abspath(path).startswith(("/dev/", "/proc/")))
 
 
 def _rendered(subject: SubjectReport, most_findings: int) -> Iterator[RenderableType]:
@@ -410,7 +456,8 @@ def _table(subject: SubjectReport) -> Table:
         else:
             quiet[check] += tally.ran
             continue
-        table.add_row(check, str(tally.ran), *worst, style="red" if tally.failed else "")
+        # Texts: a string's brackets would be taken for markup.
+        table.add_row(*map(Text, (check, str(tally.ran), *worst)), style="red" if tally.failed else "")
     for check, ran in quiet.items():
         table.add_row(check, str(ran), "", "", "", "", "held on all of them")
     return table

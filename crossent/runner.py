@@ -18,7 +18,7 @@ from crossent.cases import DTYPES, Case, Inputs, bits
 from crossent.checks import Difference, Expected
 from crossent.edges import edges
 from crossent.grid import grid
-from crossent.report import Finding, Measured, Numbers, Outcome, Report, SubjectReport
+from crossent.report import Finding, Measured, Numbers, Outcome, Report, SubjectReport, one_line
 from crossent.subjects import NAMED, TORCH, Subject, load
 
 Progress = Callable[[Sequence[Case | BadInput]], Iterable[Case | BadInput]]
@@ -42,7 +42,7 @@ def check(
         progress: wraps the sequence of cases, to show how far the run is.
 
     Raises:
-        ValueError: a name that is no form's, or an unknown dtype.
+        ValueError: a name that is no form's, an unknown dtype, or a seed below 0.
         TypeError: a subject that is neither a name nor callable.
         RuntimeError: a device that is not here.
 
@@ -56,6 +56,8 @@ def check(
     unknown = [dtype for dtype in chosen if dtype not in DTYPES]
     if unknown:
         raise ValueError(f"dtypes: got {unknown[0]!r}; allowed are {', '.join(DTYPES)}")
+    if seed < 0:
+        raise ValueError(f"seed: got {seed}; allowed is 0 or more")
     named = dict.fromkeys(subjects) or NAMED
     loaded = list(itertools.chain.from_iterable(map(load, named)))
     require_device(device)
@@ -101,9 +103,10 @@ def _refusal(case: BadInput, subject: Subject, own: Inputs, outcome: Outcome) ->
     except case.raises:
         pass
     except (Exception, SystemExit) as error:
-        kind, message = "wrong", f"raised {_first_line(error)}; allowed is {allowed}"
+        kind, message = "wrong", f"raised {_said(error)}; allowed is {allowed}"
     else:
-        value = f" {got.tolist()}" if isinstance(got, Tensor) and got.numel() < 10 else ""
+        plain = type(got) is Tensor and got.layout == torch.strided and not got.is_meta
+        value = f" {got.tolist()}" if plain and got.numel() < 10 else ""
         kind, message = "accepted", f"returned{value}; should have raised {allowed}"
     outcome.checks["errors"] = Measured(failed=bool(kind))
     if kind:
@@ -120,12 +123,12 @@ def _judgement(
 
     try:
         got = checks.evaluate(subject.loss, given, gradient=subject.differentiable)
+        outcome.digest = got.digest  # also raises where the result has no bits, as on a meta device
     except (Exception, SystemExit) as error:  # whatever a subject raises is a finding, and the run goes on
         outcome.checks["call"] = Measured(failed=True)
-        yield finding("call", "refused", _first_line(error))
+        yield finding("call", "refused", _said(error))
         return
     outcome.checks["call"] = Measured()
-    outcome.digest = got.digest
     changed, problem = checks.changed(given, inputs), checks.misshapen(got, expected, subject.dtype)
     outcome.checks["arguments"], outcome.checks["result"] = Measured(bool(changed)), Measured(bool(problem))
     if changed:
@@ -166,8 +169,8 @@ def _of_torch(case: Case, difference: Difference, inputs: Inputs) -> str:
     """What torch itself gives at the worst element of somebody else's result."""
     try:
         result = checks.evaluate(TORCH.loss, case.build(str(inputs.logits.device)))
-    except RuntimeError as error:
-        return f"refuses it: {_first_line(error)}"
+    except Exception as error:
+        return f"refuses it: {_said(error)}"
     tensor: Tensor = getattr(result, difference.check)
     value = tensor[difference.index].item()
     off = abs(value - difference.exact) if value != difference.exact else 0.0
@@ -186,8 +189,13 @@ def describe(inputs: Inputs) -> str:
     return ", ".join([f"logits {of(inputs.logits)}", f"target {of(inputs.target)}", *options])
 
 
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+def _said(error: BaseException) -> str:
+    """An exception's first line, whatever it is."""
+    try:
+        said = str(error).strip().partition("\n")[0]
+    except Exception as another:
+        said = f"and its message raises {type(another).__name__}"
+    return one_line(f"{type(error).__name__}: {said}".removesuffix(": "))
 
 
 @contextmanager
@@ -219,7 +227,7 @@ def environment(device: str) -> dict[str, str]:
     says = getattr(torch.backends, "cpu", None)  # since torch 2.1
     found = {
         "crossent": version("crossent"),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "numpy": np.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
