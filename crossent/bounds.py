@@ -361,9 +361,9 @@ class Bounds:
             if t.weight is not None:
                 products = c.keep(products.times(Held.exactly(t.weight, c.storage), c.compute))
             if t.label_smoothing:
-                if c.in_target_format:  # torch smooths the target before it is widened: here, after it is narrowed
-                    products = products.rounded(c.storage)
-                products = c.keep(products.times(_constant(1 - t.label_smoothing, c), c.compute))
+                narrow = _smoothing_format(t, c)
+                rest = _constant(1 - t.label_smoothing, narrow, c)
+                products = c.keep(products.rounded(narrow).times(rest, narrow))
             return safe(products.rounded(c.storage).error)
 
     @property
@@ -458,18 +458,25 @@ def _coefficients(t: Terms, c: Contract) -> Held:
         hot[np.arange(rows), t.index] = 1.0
         q = Held.exactly(hot, c.storage)
     if t.label_smoothing:
-        rest, uniform = _constant(1 - t.label_smoothing, c), _constant(t.label_smoothing / classes, c)
-        # float32 probabilities beside float64 logits; in half precision, to keep is to round to it.
-        smoothed = FLOAT32 if c.in_target_format and t.target_format is FLOAT32 else c.compute
-        q = c.keep(c.keep(q.times(rest, smoothed)).plus(uniform, smoothed))
+        narrow = _smoothing_format(t, c)
+        rest = _constant(1 - t.label_smoothing, narrow, c)
+        q = c.keep(c.keep(q.times(rest, narrow)).plus(_constant(t.label_smoothing / classes, narrow, c), narrow))
     if t.weight is not None:
         q = c.keep(q.times(Held.exactly(t.weight, c.storage), c.compute))
     return q
 
 
-def _constant(value: float, c: Contract) -> Held:
+def _smoothing_format(t: Terms, c: Contract) -> Format:
+    """What the target is smoothed in: float32 for float32 probabilities beside float64 logits, where it is torch's.
+
+    In half precision, to keep an intermediate is to round to it.
+    """
+    return FLOAT32 if c.in_target_format and t.target_format is FLOAT32 else c.compute
+
+
+def _constant(value: float, format: Format, c: Contract) -> Held:
     """A number made of the options: rounded where ε enters, and once more where it is used; and held as others are."""
-    return c.keep(Held(np.asarray(value), np.asarray(2 * c.compute.unit_roundoff * abs(value)), None))
+    return c.keep(Held(np.asarray(value), np.asarray(2 * format.unit_roundoff * abs(value)), None))
 
 
 def _denominator(t: Terms, c: Contract) -> Held | None:

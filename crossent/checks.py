@@ -294,7 +294,7 @@ def _worst(check: str, tensor: Tensor, exact: Ball, bounds: Bounds) -> Differenc
         error = exact.distance(got)
         special = ~np.isfinite(exact.hi)
         bound = getattr(bounds, check).reshape(got.shape)
-        allowed = np.where(special, 0.0, bound) + exact.radius
+        allowed = np.where(special, 0.0, np.where(np.isnan(bound), np.inf, bound)) + exact.radius
         ratio = np.where(error > 0, np.where(np.isinf(allowed), 0.0, error / allowed), 0.0)
         answers = [np.zeros_like(got)]
         if got.size > 1 and not special.all():
@@ -326,6 +326,8 @@ def _not_judged(check: str, allowed: Array, exact: Ball, bounds: Bounds) -> dict
         return {}
     unknown = np.isinf(exact.radius)
     counts = {"no exact answer": int(unknown.sum())}
+    # Which no input should reach: the soak has none of them.
+    counts["the bound is not a number"] = int(np.isnan(getattr(bounds, check)).sum())
     for reason, where in bounds.open(check).items():
         counts[reason] = int((where.reshape(allowed.shape) & np.isinf(allowed) & ~unknown).sum())
     return {reason: count for reason, count in counts.items() if count}

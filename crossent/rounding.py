@@ -233,7 +233,9 @@ class Held:
         """
         with np.errstate(all="ignore"):
             u = format.unit_roundoff
-            moved = self.error + np.where(np.isinf(self.value), 0.0, per_unit * u * self.largest)
+            moved = self.error
+            if per_unit:
+                moved = moved + np.where(np.isinf(self.value), 0.0, per_unit * u * self.largest)
             value, top = np.exp(self.value), np.exp(self.value + moved)
             error = top * -np.expm1(-moved) + np.where(top == 0, 0.0, 2 * ulps * u * top)
             error = error + np.where(value < 8 * format.smallest_normal, format.smallest_normal, 0.0)

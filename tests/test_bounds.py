@@ -54,7 +54,7 @@ def without(clause):
         "options are held as other numbers are": lambda: patch.setattr(
             bounds,
             "_constant",
-            lambda value, c: Held(np.asarray(value), np.asarray(2 * c.compute.unit_roundoff * abs(value)), None),
+            lambda value, narrow, c: Held(np.asarray(value), np.asarray(2 * narrow.unit_roundoff * abs(value)), None),
         ),
         "weights are summed as losses are": lambda: patch.setattr(
             bounds,
@@ -85,7 +85,7 @@ def test_a_difference_of_logits_may_overflow_where_the_loss_is_finite():
         difference = differences(subject.loss, given)["loss"]
         assert difference.ratio <= 1
         assert difference.not_judged == {"an intermediate may overflow": 1}
-        assert difference.judged == 1
+        assert difference.elements == 2
     expected = checks.expect(given)
     assert expected.loss.hi[0] == 0
     assert np.isfinite(Bounds(expected.terms, contract("eager", "A", "bfloat16").unlimited).loss).all()
@@ -104,7 +104,7 @@ def test_a_sum_over_the_classes_may_overflow_before_smoothing_makes_it_small(cla
     # A thousandth of it does not overflow, and is judged.
     given = inputs((np.array(logits) / 1000).tolist(), [0], label_smoothing=0.1)
     for subject in EAGER:
-        assert differences(subject.loss, given)["loss"].judged == 1
+        assert not differences(subject.loss, given)["loss"].not_judged
         assert differences(subject.loss, given)["loss"].ratio <= 1
 
 
@@ -117,7 +117,7 @@ def test_a_product_may_overflow_before_the_factor_zero_is_there():
 
 def test_terms_that_cancel_may_be_scaled_before_they_are_summed():
     """Σ v = 0 times the upstream gradient is 0; each term of it, rounded first, leaves its rounding behind."""
-    case = Case.of("bfloat16-1x7x3-inf_tiles-unnormalised-none-weight_decades-stride0-seed1848814839")
+    case = Case.of("bfloat16-1x7x3-inf_tiles-unnormalised-none-weight_decades-stride0-seed16")
     assert_needed("terms are scaled before they are summed", TORCH.loss, "gradient", case.build(), "B", "torch")
 
 
@@ -165,7 +165,10 @@ def test_the_constants_of_smoothing_are_held_as_other_numbers_are():
 
 @pytest.mark.parametrize("promise", ["eager", "kernel", "fast_kernel"])
 def test_a_common_offset_costs_nothing_where_the_maximum_comes_off_first(promise):
-    """The bound does not grow with the offset. `x - (max + log s)`, which rounds to the offset's places, is found."""
+    """The bound does not grow with the offset. `x - (max + log s)`, which rounds to the offset's places, is found.
+
+    A kernel may do the latter to a row that spans or touches zero, for whose spread it is allowed a few roundings.
+    """
     spread = np.random.RandomState(0).randint(-64, 64, size=(7, 10)) / 16
 
     def lse_first(input, target, **options):
@@ -179,5 +182,7 @@ def test_a_common_offset_costs_nothing_where_the_maximum_comes_off_first(promise
         assert found["gradient"].ratio <= 1
         widths[offset] = checks.expect(given).bounds(contract(promise, "A", "float32")).loss
         assert (differences(lse_first, given, promise=promise)["loss"].ratio > 1) == (offset > 0)
-    assert np.array_equal(widths[0.0], widths[1e4])
+    if promise == "eager":
+        assert np.array_equal(widths[0.0], widths[1e4])
+    assert (widths[1e4] <= widths[0.0] + 2 * FLOAT32.unit_roundoff * np.ptp(spread, 1)).all()
     assert (widths[1e4] < 1e4 * FLOAT32.unit_roundoff).all()

@@ -130,7 +130,7 @@ def test_what_may_overflow_is_counted_and_not_judged():
         assert difference.ratio <= 1
     loss, _ = differences(crossent.formula, case)
     assert loss.not_judged == {"an intermediate may overflow": 1}
-    assert loss.judged == 0
+    assert loss.elements == 1
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,9 @@ def test_what_zeros_or_a_constant_would_pass_is_no_evidence(logits, target, vacu
 
 
 def test_a_run_without_evidence_is_not_ok():
-    nothing = [case for case in grid(["float32"]) if case.classes == 1 and case.reduction == "sum"][:5]
+    nothing = [
+        case for case in grid() if case.classes == 1 and case.reduction == "sum" and case.values in ("normal", "flat")
+    ]
     report = run(FORMS["formula"], nothing)
     assert not report.findings
     assert not report.ok

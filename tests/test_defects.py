@@ -63,7 +63,9 @@ ADVERSARIAL = (
     reduced("equal-losses", (3, 3), "flat", reduction="sum"),
 )
 # A few of the grid's, for the options that meet there; not those that torch refuses, or that have nothing to reduce.
-OF_THE_GRID = [c for c in grid(["float64"]) if c.target != "uint8" and c.ignored != "ignored_all" and c.rows][::23]
+OF_THE_GRID = [
+    c for c in grid(["float64"]) if c.target not in ("uint8", "other_float") and c.ignored != "ignored_all" and c.rows
+][::30]
 
 
 @functools.cache
@@ -91,8 +93,16 @@ def computed_in_float64(input, target, **options):
     return F.cross_entropy(input.double(), target, **wide).to(input.dtype)
 
 
-@pytest.mark.parametrize("promise", ["eager", "kernel"])
-@pytest.mark.parametrize(("defect", "dtype"), [(d, t) for d in DEFECTS for t in d.dtypes], ids=str)
+# What a kernel may do that adds the maximum back to the logarithm: a loss is known to the last place of the logits.
+LEGAL_IN_KERNELS = ("small_losses_are_zero", "gradient_from_logsumexp")
+LISTED = [(d, t, p) for d in DEFECTS for t in d.dtypes for p in ("eager", "kernel")]
+
+
+@pytest.mark.parametrize(
+    ("defect", "dtype", "promise"),
+    [one for one in LISTED if one[2] == "eager" or one[0].name not in LEGAL_IN_KERNELS],
+    ids=str,
+)
 def test_a_subtle_defect_is_found(defect, dtype, promise):
     assert first_difference(defect, dtype, promise) is not None, f"{defect.sentence} In {dtype} nothing shows it."
 

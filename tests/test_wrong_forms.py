@@ -36,7 +36,8 @@ def _reduced(rows, losses, denominator):
 
 
 def _row_losses(rows):
-    return -rows.expect(log_probs(rows.logits))
+    x = log_probs(rows.logits)
+    return -rows.expect(x) if rows.dense else -rows.weigh(rows.pick(x))
 
 
 @form
