@@ -223,7 +223,8 @@ def require_device(device: str) -> None:
 
 def environment(device: str) -> dict[str, str]:
     """What a reader must know to repeat the run."""
-    capability = getattr(torch.backends.cpu, "get_cpu_capability", lambda: "unknown")()
+    cpu = getattr(torch.backends, "cpu", None)  # torch 2.0 has none
+    capability = getattr(cpu, "get_cpu_capability", lambda: "unknown")()
     found = {
         "crossent": version("crossent"),
         "torch": str(torch.__version__),
