@@ -317,8 +317,8 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
         document = json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8
         raise ValueError(f"{path}: no report: {one_line(str(error))}") from None
-    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
-        found = document.get("schema") if isinstance(document, dict) else None
+    found = document.get("schema") if isinstance(document, dict) else None
+    if not isinstance(document, dict) or isinstance(found, bool) or found != SCHEMA:
         raise ValueError(f"{path}: got schema {one_line(repr(found))}; allowed is a report of schema {SCHEMA}")
     environment = document.get("environment")
     if not isinstance(environment, dict) or not isinstance(environment.get("device"), str):

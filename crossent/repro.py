@@ -188,7 +188,7 @@ def script(finding: Finding, device: str = "cpu", digest: str | None = None) -> 
     given: dict[str, Tensor] = {"logits": inputs.logits, "target": inputs.target, "upstream": inputs.upstream}
     given |= {name: value for name, value in inputs.options.items() if isinstance(value, Tensor)}
     options = [f"{k}={k if isinstance(v, Tensor) else _literal(v)}" for k, v in inputs.options.items()]
-    title = f"{finding.subject}: {finding.check} {finding.kind} on {finding.case}"
+    title = printable(f"{finding.subject}: {finding.check} {finding.kind} on {finding.case}")
     text = SCRIPT.format(
         story=_inert("\n".join([title, "", *str(finding).splitlines()[1:-1]])),
         device=ascii(device),
@@ -256,7 +256,7 @@ def _subject(name: str) -> str:
         return textwrap.dedent(SUBJECTS[name]).strip()
     if name in FORMS and FORMS[name].differentiable:
         return f"from crossent import {name} as subject  # all but torch that this needs"
-    missing = ascii(f"import {name} here as subject, and take these two lines out")
+    missing = ascii(f"import {printable(name)} here as subject, and take these two lines out")
     return f"print({missing})\nraise SystemExit(2)"
 
 

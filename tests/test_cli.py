@@ -1,5 +1,7 @@
 """The command: what it prints, its exit status, and one line for wrong use."""
 
+import json
+import os
 import pathlib
 import re
 import subprocess
@@ -79,6 +81,8 @@ def test_check_exits_3_when_nothing_ran(capsys, monkeypatch):
         (("check", "--seed", "-1"), "--seed"),
         (("check", "--nonsense"), "--nonsense"),
         (("nonsense",), "nonsense"),
+        (("repro",), "FINDING"),
+        (("repro", "a", "b", "c"), "c"),
         (("explain", "--logits", "1,foo", "--target", "0"), "--logits"),
         (("explain", "--logits", "", "--target", "0"), "--logits"),
         (("explain", "--logits", "1,nan", "--target", "0"), "logits"),
@@ -104,6 +108,72 @@ def test_wrong_use_is_one_line_on_stderr_and_status_2(capsys, arguments, named):
     assert err.startswith("crossent: ")
     assert err.count("\n") == 1
     assert named in err
+
+
+@pytest.fixture
+def one_case(monkeypatch):
+    monkeypatch.setattr("crossent.runner.grid", lambda dtypes, seed: [cases.Case("float64")])
+
+
+def test_json_is_written_beside_the_table(capsys, one_case, tmp_path):
+    path = tmp_path / "report.json"
+    status, out, err = run(capsys, "check", "formula", "--dtype", "float64", "--json", str(path))
+    assert (status, err) == (cli.HELD, "")
+    assert out.startswith("crossent ")
+    assert json.loads(path.read_text())["subjects"][0]["counts"]["ran"] == 1
+
+
+@pytest.mark.parametrize("path", ["missing/report.json", ".", "", "dangling.json"])
+def test_a_place_that_cannot_be_written_is_said_before_the_run(capsys, monkeypatch, tmp_path, path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dangling.json").symlink_to("missing/report.json")
+    monkeypatch.setattr(cli, "run_check", None)  # nothing is run
+    status, out, err = run(capsys, "check", "--json", path)
+    assert (status, out) == (cli.WRONG_USE, "")
+    assert err.startswith("crossent: ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("forbidden", ["report.json", ""])
+def test_a_file_or_a_folder_without_permission_is_said_before_the_run(capsys, monkeypatch, tmp_path, forbidden):
+    """As root everything may be written: so permission is asked of somebody else here."""
+    path = tmp_path / "report.json"
+    path.write_text("before")
+    monkeypatch.setattr(cli, "run_check", None)
+    monkeypatch.setattr(
+        os, "access", lambda at, mode: mode != os.W_OK or not os.path.samefile(at, tmp_path / forbidden)
+    )
+    status, out, err = run(capsys, "check", "--json", str(path))
+    assert (status, out) == (cli.WRONG_USE, "")
+    assert "cannot be written" in err
+    assert path.read_text() == "before"
+
+
+@pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="waits for a system with /dev/full")
+def test_a_full_disk_is_one_line_after_the_table(capsys, one_case):
+    status, out, err = run(capsys, "check", "formula", "--dtype", "float64", "--json", "/dev/full")
+    assert status == cli.NOT_WRITTEN
+    assert "1 calls checked" in out
+    assert err == "crossent: /dev/full cannot be written: No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    "setting", [{"NO_COLOR": "1"}, {"TERM": "dumb"}, {"COLUMNS": "40"}, {"FORCE_COLOR": "1", "COLUMNS": "1"}]
+)
+def test_a_plain_or_narrow_terminal_gets_every_digit(capsys, one_case, monkeypatch, setting):
+    for name in ("NO_COLOR", "TERM", "COLUMNS", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in setting.items():
+        monkeypatch.setenv(name, value)
+    status, out, _ = run(capsys, "check", "formula", "--dtype", "float64")
+    plain = re.sub(r"\x1b\[[\d;]*m", "", out)
+    assert status == cli.HELD
+    assert ("FORCE_COLOR" in setting) == (plain != out)
+    assert re.search(r"^  loss +1 +0 +\d\.\d +\d+ % +A +float64-7x5-normal-int64-", plain, re.M), plain
+
+
+def test_a_progress_bar_needs_a_terminal(capsys, one_case):
+    assert run(capsys, "check", "formula", "--dtype", "float64")[2] == ""
 
 
 def test_no_command_prints_the_help(capsys):

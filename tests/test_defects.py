@@ -182,7 +182,7 @@ def count(dtype):
         ]
         for way in right
     }
-    missed["crossent"] = [d.name for d in listed if first_difference(d, dtype, "kernel") is None]
+    missed["crossent"] = [d.name for d in listed if first_difference(d, dtype, "eager") is None]
     return {
         "defects": [defect.name for defect in listed],
         "cases": len(known(dtype)),

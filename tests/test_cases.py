@@ -1,0 +1,479 @@
+"""Cases: an id holds all of a case, a case all of its bits, and each kind of values is what it says."""
+
+import dataclasses
+import itertools
+import os
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from crossent import cases
+from crossent.cases import DTYPES, Case, Inputs, bits
+from crossent.edges import edges
+from crossent.grid import grid
+from crossent.rounding import FORMATS
+from crossent.values import VALUES
+
+AXES = {
+    "dtype": tuple(DTYPES),
+    "sizes": ((1,), (5,), (7, 5), (0, 5), (3, 5, 4), (2, 3, 2, 2, 3), (4, 300)),
+    "values": tuple(VALUES),
+    "target": cases.TARGETS,
+    "reduction": cases.REDUCTIONS,
+    "weight": cases.WEIGHTS,
+    "ignored": tuple(cases.IGNORED),
+    "label_smoothing": (0.0, 0.1, 1.0, 1e-5, 1 / 3, 5e-324),
+    "upstream": cases.UPSTREAMS,
+    "seed": (0, 7, 2**32 - 1, 2**70),
+    "name": ("", "pytorch-38839", "half_partial_sums"),
+    "grade": ("", "A", "B"),
+}
+
+
+def sampled(many):
+    """Valid cases out of all combinations, every choice of every axis among them."""
+    drawn = random.Random(0)
+    found = []
+    while len(found) < many:
+        case = Case(**{axis: drawn.choice(choices) for axis, choices in AXES.items()})
+        if not case.invalid:
+            found.append(case)
+    for axis, choices in AXES.items():
+        assert {getattr(case, axis) for case in found} == set(choices)
+    return found
+
+
+def built(values, dtype="float64", sizes=(200, 5), **options):
+    inputs = Case(dtype, sizes, values, **options).build()
+    logits = inputs.logits.double().numpy()
+    return inputs, logits if logits.ndim == 2 else np.moveaxis(logits, 1, -1).reshape(-1, sizes[1])
+
+
+def is_hot(inputs):
+    return np.arange(inputs.logits.shape[1]) == inputs.target.numpy()[:, None]
+
+
+def test_every_case_is_read_back_from_its_id():
+    for case in [*sampled(4000), *grid(), *edges(seed=3)]:
+        again = Case.of(case.id)
+        assert again == case, case.id
+        assert again.name == case.name
+        assert again.id == case.id
+
+
+def test_no_two_cases_share_an_id():
+    ids = [case.id for case in (*grid(), *edges())]
+    assert len(ids) == len(set(ids))
+    chosen = set(sampled(4000))
+    assert len({case.id.rpartition("/")[2] for case in chosen}) == len(chosen)
+
+
+@pytest.mark.parametrize(
+    "id",
+    [
+        "",
+        "/",
+        "-",
+        "float32",
+        "float32-7x5",
+        "float8-7x5-normal-int64-mean",
+        "float32-7x5-usual-int64-mean",
+        "float32-7x5-normal-int32-mean",
+        "float32-7x5-normal-int64-average",
+        "float32-7x5-normal-int64-mean-",
+        "float32-7x5-normal-int64-mean-whatever",
+        "float32-7x5-normal-int64-mean-one",  # what is as usual is left out
+        "float32-7x5-normal-int64-mean-kept",
+        "float32-7x5-normal-int64-mean-smooth0",
+        "float32-7x5-normal-int64-mean-seed0",
+        "float32-7x5-normal-int64-mean-grade",
+        "float32-7x5-normal-int64-mean-gradeC",
+        "float32-7x5-normal-int64-mean-smooth1.5",
+        "float32-7x5-normal-int64-mean-smooth1e-05",
+        "float32-7x5-normal-int64-mean-smooth-0.1",
+        "float32-7x5-normal-int64-mean-smoothnan",
+        "float32-7x5-normal-int64-mean-smoothinf",
+        "float32-7x5-normal-int64-mean-smooth0.10",
+        "float32-7x5-normal-int64-mean-seed-1",
+        "float32-7x5-normal-int64-mean-seed1.5",
+        "float32-7x5-normal-int64-mean-seed01",
+        "float32-7x5-normal-int64-mean-seed" + "9" * 5000,
+        "float32-7x5-normal-int64-mean-seed1-weighted",  # another order is another id
+        "float32-7x5-normal-int64-mean-weighted-weight_zeros",
+        "float32-x-normal-int64-mean",
+        "float32--7x5-normal-int64-mean",
+        "float32-07x5-normal-int64-mean",
+        "float32-+7x5-normal-int64-mean",
+        "float32-7_0x5-normal-int64-mean",
+        "float32-٧x5-normal-int64-mean",
+        "float32-7x0-normal-int64-mean",
+        "float32-0-normal-int64-mean",
+        "float32-7x5-normal-probabilities-mean-ignored",
+        "float32-7x300-normal-uint8-mean",
+        "float32-7x5-normal-uint8-mean-ignored_huge",
+        "float32-7x300-normal-int64-mean-ignored",
+        "float32-7x5-normal-int64-mean-rows",
+        "float32-7x5-nan_ignored-int64-mean",
+        "float16-7x5-large_offset-int64-mean",
+        " float32-7x5-normal-int64-mean",
+        "float32-7x5-normal-int64-mean\n",
+        "a name/float32-7x5-normal-int64-mean",
+        '"""/float32-7x5-normal-int64-mean',
+        "a:b/float32-7x5-normal-int64-mean",
+        "a\nb/float32-7x5-normal-int64-mean",
+        "../float32-7x5-normal-int64-mean",
+    ],
+)
+def test_what_is_no_id_is_refused_in_one_line(id):
+    with pytest.raises(ValueError, match="no case's id") as caught:
+        Case.of(id)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_refusal_says_what_cannot_stand_together():
+    for refused, reason in (
+        ("float32-7x5-normal-probabilities-mean-ignored", "class probabilities have no ignored rows"),
+        ("float16-7x5-large_offset-int64-mean", "the values overflow the dtype"),
+        ("float32-7x0-normal-int64-mean", "there are no classes"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            Case.of(refused)
+
+
+def test_a_rebuilt_case_has_the_same_bits():
+    for case in sampled(300):
+        once, again = case.build(), Case.of(case.id).build()
+        assert once.digest == again.digest, case.id
+        assert repr(once.options) == repr(again.options)
+        for one, two in ((once.logits, again.logits), (once.target, again.target), (once.upstream, again.upstream)):
+            assert (one.dtype, one.shape, one.stride()) == (two.dtype, two.shape, two.stride())
+            assert np.array_equal(bits(one), bits(two)), case.id
+
+
+# The bits of a few cases, as they were frozen: reports that are compared, and scripts that repeat a finding of an older
+# report, rest on them. Who changes the stream of numbers on purpose, changes every number that was ever reported.
+FROZEN = {
+    "float32-7x5-normal-int64-mean": "5e483d4b",
+    "float16-3x5x4-wide-uint8-none-weighted-ignored-rows-smooth0.1": "7f8e718b",
+    "bfloat16-7x5-near_ties-probabilities-sum-weight_decades-scalar-seed3": "51317dfb",
+    "float64-2x3x2x2x3-decades-int64-none-ignored_huge-stride0": "9c28ae65",
+    "bfloat16-40x5-nan-int64-mean": "7d8f449d",
+    "float16-9x6-subnormal-unnormalised-mean-weight_negative": "e471b4a5",
+    "float64-5-outlier-hard-mean-smooth0.3333333333333333": "1ed94b2c",
+    "half_partial_sums/bfloat16-1000x10-normal-int64-mean-ignored_16th": "6cdca10d",
+    "float32-20x16-inf_tiles-int64-none-ignored_16th-rows": "fde9c0ed",
+    "float32-0x5-normal-int64-mean": "fdd0d76a",
+}
+
+
+@pytest.mark.parametrize("id", FROZEN)
+def test_the_stream_of_numbers_is_the_frozen_one(id):
+    assert Case.of(id).build().digest == FROZEN[id]
+
+
+def test_a_case_has_the_same_bits_on_an_older_processor():
+    """Vectors round as scalars do, but make another NaN of bfloat16: 0xffff instead of 0x7fc0."""
+    ids = [
+        "bfloat16-40x5-nan-int64-mean",
+        "bfloat16-40x5-nan_ignored-int64-mean-ignored",
+        "float16-7x5-wide-int64-mean",
+    ]
+    code = f"from crossent.cases import Case\nprint(*(Case.of(one).build().digest for one in {ids!r}))"
+    plain = {**os.environ, "ATEN_CPU_CAPABILITY": "default"}
+    said = subprocess.run([sys.executable, "-c", code], env=plain, capture_output=True, text=True, check=True).stdout
+    assert said.split() == [Case.of(one).build().digest for one in ids]
+
+
+def _tensors(inputs):
+    named = {"logits": inputs.logits, "target": inputs.target, "upstream": inputs.upstream}
+    return {**named, "weight": inputs.options["weight"]}
+
+
+def _with(inputs, name, tensor):
+    if name == "weight":
+        return dataclasses.replace(inputs, options={**inputs.options, "weight": tensor})
+    return dataclasses.replace(inputs, **{name: tensor})
+
+
+@pytest.mark.parametrize(
+    "id", ["float64-2x3-normal-int64-none-weighted-rows", "bfloat16-2x3-normal-probabilities-sum-weighted-scalar"]
+)
+def test_the_digest_changes_with_any_bit_of_any_tensor(id):
+    inputs = Case.of(id).build()
+    digests = {inputs.digest}
+    flips = 0
+    for name, tensor in _tensors(inputs).items():
+        wide = {2: torch.int16, 8: torch.int64}[tensor.element_size()]
+        width = 8 * tensor.element_size()
+        for at, bit in itertools.product(range(tensor.numel()), range(width)):
+            other = tensor.clone(memory_format=torch.contiguous_format)
+            other.view(-1).view(wide)[at] ^= torch.tensor(1 << bit if bit < width - 1 else -(1 << bit)).to(wide)
+            digests.add(_with(inputs, name, other).digest)
+            flips += 1
+    assert len(digests) == flips + 1  # a checksum of 32 bits tells any two apart that differ in one place
+
+
+def test_the_digest_changes_with_every_option_shape_and_dtype():
+    inputs = Case.of("float32-4x4-normal-int64-mean-weighted-ignored-smooth0.1").build()
+    others = [
+        dataclasses.replace(inputs, options={**inputs.options, key: value})
+        for key, value in (
+            ("reduction", "sum"),
+            ("label_smoothing", 0.10000000000000002),
+            ("ignore_index", 254),
+            ("ignore_index", True),
+        )
+    ]
+    others += [
+        dataclasses.replace(inputs, options={k: v for k, v in inputs.options.items() if k != name})
+        for name in inputs.options
+    ]
+    others += [
+        _with(inputs, "logits", inputs.logits.view(2, 8)),
+        _with(inputs, "logits", inputs.logits.view(torch.int32)),
+        _with(inputs, "target", inputs.target.view(2, 2)),
+        _with(inputs, "upstream", inputs.upstream.view(1)),
+        _with(inputs, "weight", inputs.options["weight"].view(2, 2)),
+    ]
+    digests = [inputs.digest, *(other.digest for other in others)]
+    assert len(set(digests)) == len(digests)
+
+
+def test_the_numbers_do_not_depend_on_the_dtype():
+    """The same float64 numbers, each rounded once to the dtype; the spacing of subnormal numbers is the dtype's own."""
+    for case in sampled(400):
+        if case.values == "subnormal":
+            continue
+        wide, narrow = dataclasses.replace(case, dtype="float64").build(), case.build()
+        pairs = [(wide.logits, narrow.logits), (wide.target, narrow.target), (wide.upstream, narrow.upstream)]
+        pairs += [(wide.options["weight"], narrow.options["weight"])] if "weight" in wide.options else []
+        for one, two in pairs:
+            if one.is_floating_point():
+                rounded = torch.from_numpy(np.array(FORMATS[case.dtype].nearest(one.numpy()))).to(two.dtype)
+                assert np.array_equal(rounded.double(), two.double(), equal_nan=True), case.id
+            else:
+                assert one.equal(two)
+
+
+def test_the_numbers_do_not_depend_on_the_upstream_gradient():
+    one = Case.of("float32-7x5-normal-probabilities-none-weighted-rows").build()
+    two = Case.of("float32-7x5-normal-probabilities-none-weighted-zero").build()
+    assert one.logits.equal(two.logits)
+    assert one.target.equal(two.target)
+    assert one.options["weight"].equal(two.options["weight"])
+
+
+def test_an_integer_choice_makes_the_same_case_as_a_float():
+    assert Case("float32", label_smoothing=1).build().digest == Case("float32", label_smoothing=1.0).build().digest
+    assert Case("float32", (np.int64(7), 5)).build().digest == Case("float32", (7, 5)).build().digest
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_values_keep_below_the_magnitude_that_they_state(values):
+    for dtype, seed in itertools.product(DTYPES, range(3)):
+        ignored = "ignored" if VALUES[values].ignored_only else "kept"
+        case = Case(dtype, (50, 9), values, ignored=ignored, seed=seed)
+        if not case.invalid:
+            logits = case.build().logits.double().numpy()
+            assert np.abs(logits[np.isfinite(logits)]).max(initial=0) < VALUES[values].largest
+
+
+def test_flat_equal_and_integers_are_exactly_that():
+    assert (built("flat")[1] == 0).all()
+    _, equal = built("equal")
+    assert (equal == equal[:, :1]).all()
+    assert len(np.unique(equal)) == 19
+    assert set(np.unique(built("integers")[1])) == set(range(-3, 4))
+
+
+def test_normal_is_centred_with_a_deviation_of_three_and_others_are_multiples_of_it():
+    for values, scale in (("normal", 3), ("tiny", 1e-3), ("wide", 60), ("large", 1e4)):
+        _, logits = built(values, sizes=(20000, 5))
+        # Five standard errors of 1e5 draws: a mean of 1/√n, a deviation of less than 1/√2n.
+        assert abs(logits.mean()) < 5 * scale / np.sqrt(logits.size)
+        assert abs(logits.std() - scale) < 5 * scale / np.sqrt(2 * logits.size)
+        assert np.abs(logits).max() <= 2 * np.sqrt(3) * scale  # four numbers up to a half, times √3
+
+
+def test_wide_makes_most_other_exponentials_underflow_in_float32():
+    _, logits = built("wide", "float32")
+    gaps = logits.max(1, keepdims=True) - logits
+    assert (np.exp(-gaps.astype(np.float32))[gaps > 0] < np.finfo(np.float32).tiny).mean() > 0.3
+
+
+def test_offsets_move_whole_rows():
+    for values, low, high in (("offset", 1e4, 1e4), ("negative_offset", -1e4, -1e4), ("large_offset", 1e8, 1e8)):
+        _, logits = built(values)
+        assert (logits > low - 11).all()
+        assert (logits < high + 11).all()
+    _, logits = built("row_offsets")
+    nearest = 128 * np.round(logits / 128)
+    assert (nearest == nearest[:, :1]).all()
+    assert len(np.unique(nearest)) > 50
+
+
+def test_decades_spread_over_orders_of_magnitude_and_both_signs():
+    _, logits = built("decades")
+    assert (logits != 0).all()
+    exponents = np.frexp(logits)[1]
+    assert exponents.max() - exponents.min() == 21
+    assert 0.4 < (logits < 0).mean() < 0.6
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_subnormal_logits_are_subnormal_in_their_own_dtype(dtype):
+    _, logits = built("subnormal", dtype)
+    assert (np.abs(logits) < FORMATS[dtype].smallest_normal).all()
+    assert (logits != 0).mean() > 0.9
+    assert np.array_equal(
+        logits / FORMATS[dtype].smallest_subnormal, np.round(logits / FORMATS[dtype].smallest_subnormal)
+    )
+
+
+@pytest.mark.parametrize(
+    ("dtype", "narrower"), [("float64", "float32"), ("float32", "float16"), ("float16", "bfloat16")]
+)
+def test_near_ties_become_ties_in_narrower_dtypes(dtype, narrower):
+    def rows_with_all_equal(dtype):
+        logits = built("near_ties", dtype)[1]
+        return (logits == logits[:, :1]).all(1)
+
+    wide, narrow = rows_with_all_equal(dtype), rows_with_all_equal(narrower)
+    assert not (wide & ~narrow).any()
+    assert narrow.sum() > wide.sum() + 20  # a quarter of 200 rows has its differences in places that are rounded off
+
+
+def test_sure_is_a_probability_of_0999_in_every_dtype():
+    for dtype in DTYPES:
+        inputs, logits = built("sure", dtype, (9, 2))
+        p = 1 / (1 + np.exp(-6.90625))
+        assert f"{p:.3f}" == "0.999"
+        assert (logits == np.where(is_hot(inputs), 6.90625, 0.0)).all()
+
+
+def test_confident_rows_give_the_true_class_most_and_reach_far():
+    inputs, logits = built("confident")
+    assert (logits[~is_hot(inputs)] == 0).all()
+    hot = logits[is_hot(inputs)]
+    # log 2 times a whole number, at least 2, the bits of the other four classes: p = 1 / (1 + 4·2^-k).
+    k = np.round(hot / np.log(2))
+    assert set(k) == set(range(3, 24))
+
+
+def test_wrong_rows_have_the_true_class_far_below():
+    inputs, logits = built("wrong")
+    hot = logits[is_hot(inputs)]
+    assert (hot < np.where(is_hot(inputs), np.inf, logits).min(1) - 10).all()
+
+
+def test_outlier_rows_have_one_class_far_above():
+    _, logits = built("outlier")
+    ordered = np.sort(logits, 1)
+    assert (ordered[:, -1] - ordered[:, -2] > 15).all()
+    assert len(np.unique(logits.argmax(1))) == 5
+
+
+def test_inf_off_target_spares_the_true_class():
+    inputs, logits = built("inf_off_target")
+    assert np.isfinite(logits[is_hot(inputs)]).all()
+    assert 0.3 < np.isneginf(logits[~is_hot(inputs)]).mean() < 0.5
+    assert not np.isnan(logits).any()
+    assert not np.isposinf(logits).any()
+
+
+def test_inf_on_target_is_on_the_target_of_some_rows_only():
+    inputs, logits = built("inf_on_target")
+    assert np.isfinite(logits[~is_hot(inputs)]).all()
+    assert 0.3 < np.isneginf(logits[is_hot(inputs)]).mean() < 0.5
+
+
+def test_inf_tiles_fill_the_leading_seven_eighths_but_for_the_true_class():
+    inputs, logits = built("inf_tiles", sizes=(50, 64))
+    leading = (np.arange(64) < 56) & ~is_hot(inputs)
+    assert np.array_equal(np.isneginf(logits), leading)
+
+
+@pytest.mark.parametrize(("values", "kind"), [("positive_inf", np.isposinf), ("nan", np.isnan)])
+def test_one_class_of_some_rows_is_special(values, kind):
+    _, logits = built(values)
+    assert set(kind(logits).sum(1)) == {0, 1}
+    assert np.isfinite(logits[~kind(logits)]).all()
+    assert 0.3 < kind(logits).any(1).mean() < 0.5
+    assert len(np.unique(np.nonzero(kind(logits))[1])) == 5
+
+
+@pytest.mark.parametrize(("values", "kind"), [("nan_ignored", np.isnan), ("inf_ignored", np.isneginf)])
+@pytest.mark.parametrize("ignored", ["ignored", "ignored_default", "ignored_huge", "ignored_first", "ignored_16th"])
+def test_special_ignored_rows_are_ignored_and_no_others(values, kind, ignored):
+    inputs, logits = built(values, ignored=ignored)
+    rows = inputs.target.numpy() == cases.IGNORED[ignored]
+    assert rows.any()
+    assert kind(logits[rows]).all()
+    assert np.isfinite(logits[~rows]).all()
+
+
+def test_ignored_rows_are_those_that_are_named():
+    at = np.arange(200)
+    for ignored, rows in (
+        ("kept", at < 0),
+        ("ignored_first", at == 0),
+        ("ignored_16th", at % 16 == 0),
+        ("ignored_all", at >= 0),
+    ):
+        inputs, _ = built("normal", ignored=ignored)
+        index = inputs.options.get("ignore_index", -100)
+        assert np.array_equal(inputs.target.numpy() == index, rows)
+    inputs, _ = built("normal", ignored="ignored_huge")
+    assert inputs.options["ignore_index"] == 2**32
+    assert 0.3 < (inputs.target == 2**32).double().mean() < 0.5
+
+
+def test_weights_are_what_they_are_called():
+    weight = {kind: Case("float64", (1, 400), weight=kind).build().options["weight"] for kind in cases.WEIGHTS[1:]}
+    assert (weight["weighted"] > 0).all()
+    assert 1e5 < weight["weight_decades"].max() / weight["weight_decades"].min() < 2**21
+    assert 0.3 < (weight["weight_zeros"] == 0).double().mean() < 0.5
+    assert 0.3 < (weight["weight_negative"] < 0).double().mean() < 0.5
+    assert "weight" not in Case("float64").build().options
+
+
+def test_dense_targets_are_what_they_are_called():
+    p = Case("float64", (50, 5), target="probabilities").build().target
+    assert ((p >= 0) & (p <= 1)).all()
+    assert ((p.sum(1) - 1).abs() <= 5 * 2.0**-53).all()  # five quotients, each rounded once, and below one
+    hard = Case("float64", (50, 5), target="hard").build().target
+    assert set(hard.unique().tolist()) == {0.0, 1.0}
+    assert (hard.sum(1) == 1).all()
+    loose = Case("float64", (50, 5), target="unnormalised").build().target
+    assert (loose < 0).any()
+    assert (loose.sum(1) > 2).any()
+
+
+def test_upstream_gradients_are_what_they_are_called():
+    def upstream(name, reduction="none"):
+        return Case("float64", (3, 5, 4), reduction=reduction, upstream=name).build().upstream
+
+    assert upstream("one", "mean").item() == 1
+    assert upstream("zero", "mean").item() == 0
+    assert upstream("scalar", "mean").item() not in (0, 1)
+    assert upstream("rows").stride() == (4, 1)
+    assert len(upstream("rows").unique()) == 12
+    for name in ("one", "scalar", "stride0", "zero"):
+        assert upstream(name).shape == (3, 4)
+        assert upstream(name).stride() == (0, 0)
+    assert len(upstream("stride0").unique()) == 1
+
+
+def test_the_inputs_are_what_torch_takes():
+    for case in sampled(200):
+        inputs = case.build()
+        assert isinstance(inputs, Inputs)
+        assert inputs.logits.shape == case.sizes
+        assert inputs.logits.is_contiguous()
+        rows = torch.Size([*case.sizes[:1], *case.sizes[2:]] if len(case.sizes) > 1 else [])
+        assert inputs.target.shape == (case.sizes if case.target in cases.DENSE_TARGETS else rows)
+        assert inputs.upstream.shape == (rows if case.reduction == "none" else ())

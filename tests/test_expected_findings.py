@@ -1,0 +1,277 @@
+"""Expected findings: a list that is read strictly, describes exactly its findings, and cleans itself."""
+
+import re
+
+import pytest
+import torch
+
+from crossent import runner
+from crossent.bad_inputs import BAD_INPUTS
+from crossent.edges import EDGES
+from crossent.expected_findings import ExpectedFinding, expect, load, shipped
+from crossent.grid import grid
+from crossent.report import Finding, Measured, Outcome, Report, SubjectReport
+from crossent.subjects import TORCH, TORCH_NLL
+
+ENTRY = {"subject": "torch", "checks": ["loss"], "kind": "wrong", "cases": ["a*"], "reason": "known"}
+
+
+def toml(**changed):
+    entry = {**ENTRY, **changed}
+    lines = [f"{key} = {value!r}" for key, value in entry.items() if value is not None]
+    return "\n".join(["[[finding]]", *lines])
+
+
+def entry(**changed):
+    fields = {**ENTRY, **changed}
+    return ExpectedFinding(**{**fields, "checks": tuple(fields["checks"]), "cases": tuple(fields["cases"])})
+
+
+def report(*findings, torch="2.13.0", device="cpu", ran=()):
+    """A run of these findings, and of further cases as (subject, case)."""
+    made = Report({"torch": torch, "device": device})
+    for name in dict.fromkeys([*(finding.subject for finding in findings), *(subject for subject, _ in ran)]):
+        own = [finding for finding in findings if finding.subject == name]
+        cases = [*(finding.case for finding in own), *(case for subject, case in ran if subject == name)]
+        made.subjects.append(SubjectReport(name, {case: Outcome("float32", "") for case in cases}, own))
+        for finding in own:
+            made.subjects[-1].outcomes[finding.case].checks[finding.check] = Measured(failed=True)
+    return made
+
+
+def finding(subject="torch", check="loss", case="a1", kind="wrong"):
+    return Finding(subject, check, case, kind, "message")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("[[finding]", "Expected"),
+        ("finding = [[[[", "Invalid value"),
+        ("a = " + "[" * 100_000, ": "),
+        ("[[finding]]\nsubject = 'a\nb'", "line 2"),
+        (b"\xff\xfe", "utf-8"),
+        ("\ufeff" + toml(), "line 1"),
+        ("[[findings]]\nsubject = 'torch'", "got 'findings'; allowed are [[finding]] tables"),
+        ("[finding]\nsubject = 'torch'", "allowed are [[finding]] tables"),
+        ("finding = 3", "allowed are [[finding]] tables"),
+        ("finding = ['torch']", "allowed are [[finding]] tables"),
+        ('"two\\nlines" = 3', r"got 'two\nlines'; allowed"),
+        ("version = 1\n" + toml(), "got 'version'; allowed"),
+        (toml(check="loss"), "finding 1: got 'check'; allowed are subject, checks, kind, cases, reason, torch, device"),
+        (toml() + "\n" + toml(subject=None), "finding 2: subject is missing"),
+        (toml(checks=None), "finding 1: checks is missing"),
+        (toml(checks=[]), "finding 1: checks is missing"),
+        (toml(kind=None), "finding 1: kind is missing"),
+        (toml(kind=""), "finding 1: kind is missing"),
+        (toml(cases=None), "finding 1: cases is missing"),
+        (toml(reason=None), "finding 1: reason is missing"),
+        (toml(reason=""), "finding 1: reason is missing"),
+        (toml(subject=["torch"]), "subject: got ['torch']; allowed is a string"),
+        (toml(checks="loss"), "checks: got 'loss'; allowed is a list of strings"),
+        (toml(cases="a*"), "cases: got 'a*'; allowed is a list of strings"),
+        (toml(cases=["a", 3]), "cases: got ['a', 3]; allowed is a list of strings"),
+        (toml(reason=3), "reason: got 3; allowed is a string"),
+        (toml(device=3), "device: got 3; allowed is a string"),
+        (toml(issue=["x"]), "issue: got ['x']; allowed is a string"),
+        (toml(torch=2.1), "torch: got 2.1; allowed is a string"),
+        (toml(torch="2.1"), "torch: got '2.1'; allowed are versions"),
+        (toml(torch=">=two"), "torch: got '>=two'; allowed are versions"),
+        (toml(torch=">=2.1 <2.4"), "torch: got '>=2.1 <2.4'; allowed are versions"),
+        (toml(torch="\n"), None),
+    ],
+)
+def test_a_list_is_refused_in_one_line_that_says_where(tmp_path, content, said):
+    path = tmp_path / "list.toml"
+    path.write_bytes(content if isinstance(content, bytes) else content.replace("'\\n'", "''").encode())
+    if said is None:  # no versions are all of them
+        assert len(load(path)) == 1
+        return
+    with pytest.raises(ValueError, match=re.escape(said)) as caught:
+        load(path)
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_list_that_cannot_be_read_is_an_os_error(tmp_path):
+    for path in (tmp_path, tmp_path / "missing.toml"):
+        with pytest.raises(OSError, match=re.escape(str(path))):
+            load(path)
+
+
+def test_an_empty_list_expects_nothing(tmp_path):
+    (tmp_path / "list.toml").write_text("# nothing is known to be wrong\n")
+    assert load(tmp_path / "list.toml") == []
+
+
+def test_a_list_is_read_as_it_is_written(tmp_path):
+    path = tmp_path / "list.toml"
+    path.write_text(toml(torch=">=2.1,<3", device="cuda*", issue="https://example.org/1"))
+    assert load(path) == [entry(torch=">=2.1,<3", device="cuda*", issue="https://example.org/1")]
+    assert str(load(path)[0]) == "known (https://example.org/1)"
+
+
+@pytest.mark.parametrize(
+    ("changed", "matches"),
+    [
+        ({}, True),
+        ({"subject": "torch*"}, True),
+        ({"subject": "*"}, True),
+        ({"subject": "Torch"}, False),
+        ({"subject": "torch_*"}, False),
+        ({"checks": ["gradient", "loss"]}, True),
+        ({"checks": ["gradient"]}, False),
+        ({"checks": ["lo*"]}, False),  # a check is named, not described
+        ({"kind": "refused"}, False),
+        ({"cases": ["a1"]}, True),
+        ({"cases": ["b*", "?1"]}, True),
+        ({"cases": ["a"]}, False),
+        ({"cases": ["A*"]}, False),
+        ({"cases": ["[ab]1"]}, True),
+    ],
+)
+def test_an_entry_describes_a_finding_by_subject_check_kind_and_case(changed, matches):
+    made = report(finding())
+    expect(made, [entry(**changed)])
+    (found,) = made.subjects[0].findings
+    assert found.expected == ("known" if matches else None)
+    assert len(made.findings) == (not matches)
+
+
+@pytest.mark.parametrize(
+    ("versions", "torch", "applies"),
+    [
+        ("", "2.13.0", True),
+        ("", "2.14.0a0+git1234", True),
+        ("", "my own build", True),
+        ("==2.13.0", "2.13.0+cpu", True),
+        ("==2.13.*", "2.13.1+cu130", True),
+        (">=2.13", "2.13.0+cpu", True),
+        (">2.13", "2.13.0+cpu", False),
+        ("<=2.13", "2.13.0+cpu", True),
+        ("<2.13", "2.13.0+cpu", False),
+        ("<2.1", "2.0.1+cu117", True),
+        ("<2.10", "2.9.0", True),  # by number, not by letter
+        # A nightly has what its release will have: a mistake that 2.14 mends is mended in 2.14.0a0.
+        (">=2.14", "2.14.0a0+git1234", True),
+        (">=2.14", "2.14.0.dev20260101+cpu", True),
+        ("<2.14", "2.14.0a0+git1234", False),
+        ("<2.14", "2.14.0.dev20260101+cpu", False),
+        (">=2.1,<2.14", "2.13.0a0+34c6371d24.nv25.08", True),
+        ("==2.14.0", "2.14.0a0+git1234", True),
+        ("!=2.14.0", "2.14.0a0+git1234", False),
+        (">=2.14", "2.14.0rc3", True),
+        (">=2.1", "my own build", False),
+    ],
+)
+def test_an_entry_is_about_the_versions_of_torch_that_it_names(versions, torch, applies):
+    made = report(finding(), torch=torch)
+    expect(made, [entry(torch=versions)])
+    assert bool(made.findings) != applies
+    assert made.mended == []  # about another torch it says nothing, so it is not mended there
+
+
+@pytest.mark.parametrize(
+    ("pattern", "here", "applies"),
+    [("*", "cuda:0", True), ("cpu", "cpu", True), ("cpu", "cuda", False), ("cuda*", "cuda:1", True)],
+)
+def test_an_entry_is_about_the_devices_that_it_names(pattern, here, applies):
+    made = report(finding(), device=here)
+    expect(made, [entry(device=pattern)])
+    assert bool(made.findings) != applies
+    assert made.mended == []
+
+
+def test_another_check_or_kind_on_the_same_case_stays_a_finding():
+    made = report(finding(), finding(check="gradient"), finding(kind="refused"))
+    expect(made, [entry()])
+    assert [(found.check, found.kind) for found in made.findings] == [("gradient", "wrong"), ("loss", "refused")]
+    assert not made.ok
+
+
+def test_another_subject_with_the_same_finding_keeps_it():
+    made = report(finding(), finding(subject="mine"))
+    expect(made, [entry()])
+    assert [found.subject for found in made.findings] == ["mine"]
+
+
+def test_what_no_longer_happens_is_reported_if_its_cases_ran():
+    gone = entry(issue="pytorch#1")
+    for ran, mended in (
+        ([("torch", "a1")], ["known (pytorch#1)"]),
+        ([("torch", "a1"), ("torch", "a2")], ["known (pytorch#1)"]),
+        ([("torch", "b1")], []),
+        ([("mine", "a1")], []),
+        ([], []),
+    ):
+        made = report(ran=ran)
+        expect(made, [gone])
+        assert made.mended == mended
+        assert str(made).count("no longer happens: known (pytorch#1)") == len(mended)
+        assert made.to_json()["mended"] == mended
+
+
+def test_one_case_that_still_fails_keeps_an_entry():
+    made = report(finding(), ran=[("torch", "a2"), ("torch", "a3")])
+    expect(made, [entry()])
+    assert made.mended == []
+
+
+def test_a_finding_of_another_check_does_not_keep_an_entry():
+    made = report(finding(check="gradient"))
+    expect(made, [entry()])
+    assert made.mended == ["known"]
+    assert made.findings
+
+
+def test_an_entry_that_describes_what_an_earlier_one_does_is_not_mended():
+    made = report(finding())
+    expect(made, [entry(reason="first"), entry(reason="second")])
+    assert made.subjects[0].findings[0].expected == "first"
+    assert made.mended == []
+
+
+SHIPPED = shipped()
+
+
+def test_the_shipped_list_is_about_torch_and_nothing_else():
+    assert len(SHIPPED) >= 9
+    for known in SHIPPED:
+        assert known.subject in ("torch", "torch*", "torch_nll")
+        assert known.reason == known.reason.strip()
+        assert not known.issue or known.issue.startswith("https://github.com/pytorch/pytorch/issues/")
+    assert len({known.reason for known in SHIPPED}) == len(SHIPPED)
+
+
+def chosen(known):
+    """Up to two cases that an entry describes, of those that `crossent check` runs."""
+    built_in = [*EDGES, *BAD_INPUTS, *grid()]
+    of = [case for case in built_in if known.covers("torch", case.id) or known.covers("torch_nll", case.id)]
+    applicable = [case for case in of if TORCH_NLL.not_applicable(case.build()) is None]
+    return (applicable if known.subject == "torch_nll" else of)[:2]
+
+
+@pytest.mark.parametrize("known", SHIPPED, ids=lambda known: re.sub(r"\W+", "_", known.reason)[:60])
+def test_every_entry_of_the_shipped_list_happens_here(known):
+    if not known.applies(torch.__version__, "cpu"):
+        pytest.skip(f"waits for torch {known.torch}")
+    made = Report(runner.environment("cpu"), [SubjectReport("torch"), SubjectReport("torch_nll")])
+    with runner.ambient():
+        for case in chosen(known):
+            runner.run_case(case, [TORCH, TORCH_NLL], made, "cpu")
+    assert made.ran
+    expect(made, [known])
+    assert made.mended == []
+    described = [found for part in made.subjects for found in part.findings if found.expected == str(known)]
+    assert described
+
+
+def test_the_shipped_list_leaves_nothing_of_torch_unexplained():
+    """A twentieth of the grid; the whole of it is `crossent check torch`."""
+    made = Report(runner.environment("cpu"), [SubjectReport("torch"), SubjectReport("torch_nll")])
+    cases = [*list(grid())[::20], *BAD_INPUTS, *(case for case in EDGES if case.rows < 2000)]
+    with runner.ambient():
+        for case in cases:
+            runner.run_case(case, [TORCH, TORCH_NLL], made, "cpu")
+    expect(made, SHIPPED)
+    assert not made.findings, made

@@ -1,0 +1,560 @@
+"""The report: its JSON key by key, its way into a file, and a text that says everything and obeys nobody."""
+
+import dataclasses
+import io
+import json
+import math
+import os
+import pathlib
+import re
+import shlex
+import stat
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+import crossent
+from crossent import expected_findings, report, runner
+from crossent.bad_inputs import BAD_INPUTS
+from crossent.cases import Case
+from crossent.cli import Output
+from crossent.report import Finding, Measured, Numbers, Outcome, Report, SubjectReport, find, read_json
+from crossent.runner import run_case
+from crossent.subjects import FORMS, TORCH, Subject
+
+CASES = [
+    Case.of(name)
+    for name in (
+        "float32-7x5-normal-int64-mean-weighted-smooth0.1",
+        "float32-3x5x4-normal-probabilities-none-rows",
+        "float32-4x1-normal-int64-sum",
+        "bfloat16-7x5-normal-int64-mean",
+        "half_sure/bfloat16-4x2-sure-int64-mean-gradeA",
+    )
+]
+NAN, INF = math.nan, math.inf
+ENVIRONMENT = {"crossent": "0.1.0", "torch": "2.13.0", "device": "cpu"}
+
+
+def run(*subjects, chosen=CASES):
+    made = Report(runner.environment("cpu"), [SubjectReport(subject.name) for subject in subjects])
+    with runner.ambient():
+        for case in chosen:
+            run_case(case, subjects, made, "cpu")
+    expected_findings.expect(made, expected_findings.shipped())
+    return made
+
+
+def subject(loss, name="mine"):
+    return Subject(name, loss)
+
+
+def off_by_a_percent(*args, **options):
+    return crossent.formula(*args, **options) * 1.01
+
+
+def writes_into_its_input(input, target, **options):
+    input.data[...] = 0
+    return crossent.formula(input, target, **options)
+
+
+def raises(message):
+    def loss(*args, **options):
+        raise ValueError(message)
+
+    return loss
+
+
+def numbers(index=(1,), got=0.5, exact=0.25):
+    return Numbers(index, got, "0x3f000000", exact, 1e-18, 1e-7, 2e6, 2.5e6)
+
+
+def written(tmp_path, *findings):
+    """A report file with these findings."""
+    part = SubjectReport("mine", {finding.case: Outcome("float32", "00000001") for finding in findings}, list(findings))
+    Report(ENVIRONMENT, [part]).write_json(tmp_path / "report.json")
+    return tmp_path / "report.json"
+
+
+def test_the_json_has_the_keys_of_schema_1(tmp_path):
+    run(TORCH, FORMS["formula"], subject(off_by_a_percent), subject(raises("no"), "no")).write_json(tmp_path / "r")
+    document = json.loads((tmp_path / "r").read_text(encoding="utf-8"))
+    assert set(document) == {"schema", "crossent", "level", "seed", "environment", "subjects", "mended"}
+    assert (document["schema"], document["level"], document["seed"]) == (1, "normal", 0)
+    named = {"torch", "numpy", "python", "platform", "device", "cpu_capability", "threads", "crossent"}
+    assert set(document["environment"]) == named
+    assert [part["name"] for part in document["subjects"]] == ["torch", "formula", "mine", "no"]
+    for part in document["subjects"]:
+        assert set(part) == {"name", "counts", "grades", "not_applicable", "checks", "findings", "cases"}
+        assert set(part["counts"]) == {"ran", "failed", "expected", "not_applicable"}
+        for dtypes in part["checks"].values():
+            for tally in dtypes.values():
+                assert set(tally) == {"ran", "failed", "expected", "vacuous", "not_judged", "elements", "worst"}
+                assert tally["worst"] is None or set(tally["worst"]) == {"ratio", "ulp", "case"}
+        for finding in part["findings"]:
+            assert set(finding) == {
+                *("id", "check", "case", "kind", "message", "call", "torch", "expected"),
+                *("index", "got", "bits", "exact", "radius", "bound", "ulp", "ratio"),
+            }
+        assert set(part["cases"]) == {case.id for case in CASES}
+        for case in part["cases"].values():
+            assert set(case) - {"loss", "gradient", "target_gradient"} == {"outcome", "inputs", "digest", "grade"}
+            assert case["outcome"] in ("held", "failed", "expected")
+            for check in ("loss", "gradient", "target_gradient"):
+                assert check not in case or set(case[check]) == {"ulp", "ratio"}
+    outcomes = [[case["outcome"] for case in part["cases"].values()] for part in document["subjects"]]
+    assert outcomes == [
+        ["held"] * 4 + ["expected"],
+        ["held"] * 5,
+        ["failed"] * 2 + ["held"] + ["failed"] * 2,
+        ["failed"] * 5,
+    ]
+
+
+def test_the_json_is_strict_with_a_string_for_each_number_that_json_does_not_have(tmp_path):
+    special = Finding("mine", "loss", "a", "wrong", "x", numbers=Numbers((), NAN, "0x7fc0", -INF, 0.0, 0.0, INF, INF))
+    path = written(tmp_path, special)
+
+    def refuse(token):
+        raise AssertionError(f"{token} is not JSON")
+
+    document = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+    entry = document["subjects"][0]["findings"][0]
+    assert (entry["got"], entry["exact"], entry["ulp"], entry["index"]) == ("nan", "-inf", "inf", [])
+
+
+@pytest.mark.parametrize(
+    "finding",
+    [
+        Finding("mine", "loss", "a", "wrong", "two\nlines", "call", numbers(), "0.25  (0x3e800000)"),
+        Finding("mine", "loss", "a", "wrong", "scalar", numbers=numbers(())),
+        Finding("mine", "gradient", "a", "wrong", "deep", numbers=numbers((1, 0, 2, 3))),
+        Finding("mine", "loss", "a", "wrong", "special", numbers=numbers(got=-INF, exact=INF)),
+        Finding("mine", "loss", "a", "wrong", "nan", numbers=numbers(got=NAN, exact=NAN)),
+        Finding("mine", "loss", "a", "wrong", "tiny", numbers=numbers(got=5e-324, exact=0.1 + 0.2)),
+        Finding("mine", "loss", "a", "wrong", "minus zero", numbers=numbers(got=-0.0)),
+        Finding("mine", "call", "a", "refused", "RuntimeError", expected="since pytorch#1"),
+        Finding("mine", "errors", "a", "accepted", '"quotes" \\ \u2028 \ud800 ünï'),
+        Finding("a:b/c.py:mine", "call", "a/b", "refused", ""),
+    ],
+    ids=lambda finding: finding.message[:12] or "empty",
+)
+def test_a_finding_is_read_back_as_it_was_written(tmp_path, finding):
+    part = SubjectReport(finding.subject, {finding.case: Outcome("float32", "0123abcd")}, [finding])
+    Report(ENVIRONMENT, [part]).write_json(tmp_path / "r")
+    again, digest = find(read_json(tmp_path / "r"), finding.id)
+    assert repr(again) == repr(finding)  # nan is not equal to itself, and -0.0 is to 0.0
+    assert digest == "0123abcd"
+
+
+def test_a_run_and_its_json_tell_the_same_findings(tmp_path):
+    made = run(TORCH, subject(off_by_a_percent), subject(raises("no"), "no"))
+    made.write_json(tmp_path / "r")
+    document = read_json(tmp_path / "r")
+    findings = [finding for part in made.subjects for finding in part.findings]
+    assert len(findings) > 5
+    for finding in findings:
+        assert repr(find(document, finding.id)[0]) == repr(finding)
+
+
+def test_a_finding_that_is_not_there_is_told_with_some_that_are(tmp_path):
+    document = read_json(written(tmp_path, Finding("mine", "loss", "a", "wrong", "x")))
+    with pytest.raises(ValueError, match=r"which the report does not have; its findings are mine:loss:a$"):
+        find(document, "mine:loss:b")
+    with pytest.raises(ValueError, match="it has no findings"):
+        find(read_json(written(tmp_path)), "mine:loss:b")
+
+
+def test_a_file_is_written_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "r.json"
+    path.write_text("before")
+    with pytest.raises(TypeError):
+        Report({"device": object()}).write_json(path)
+    assert path.read_text() == "before"
+
+    def no_space(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(OSError, match="No space"):
+        Report(ENVIRONMENT).write_json(path)
+    monkeypatch.undo()
+    assert path.read_text() == "before"
+    assert os.listdir(tmp_path) == ["r.json"]  # nothing half is left
+    Report(ENVIRONMENT).write_json(path)
+    assert read_json(path)["environment"] == ENVIRONMENT
+    assert os.listdir(tmp_path) == ["r.json"]
+
+
+def test_a_folder_and_a_missing_folder_are_an_os_error_and_leave_nothing(tmp_path):
+    for path in (tmp_path, tmp_path / "missing" / "r.json"):
+        with pytest.raises(OSError, match="directory"):
+            Report(ENVIRONMENT).write_json(path)
+    assert os.listdir(tmp_path) == []
+    assert not list(tmp_path.parent.glob(f".{tmp_path.name}.*"))
+
+
+def test_a_link_stays_a_link_and_its_file_is_written(tmp_path):
+    (tmp_path / "folder").mkdir()
+    real = tmp_path / "folder" / "real.json"
+    for before in (None, "before"):
+        if before:
+            real.write_text(before)
+        link = tmp_path / f"link{before}"
+        link.symlink_to(real)
+        Report(ENVIRONMENT).write_json(link)
+        assert link.is_symlink()
+        assert read_json(real) == read_json(link)
+
+
+def test_a_new_file_has_the_mode_of_any_other_and_an_old_one_keeps_its_own(tmp_path):
+    plain, path = tmp_path / "plain", tmp_path / "r.json"
+    before = os.umask(0o027)
+    try:
+        plain.touch()
+        Report(ENVIRONMENT).write_json(path)
+        assert os.umask(0o027) == 0o027
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode) == 0o640
+    path.chmod(0o600)
+    Report(ENVIRONMENT).write_json(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_name_that_is_as_long_as_a_name_can_be_is_written(tmp_path):
+    Report(ENVIRONMENT).write_json(tmp_path / ("r" * 255))
+    assert os.listdir(tmp_path) == ["r" * 255]
+
+
+@pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="waits for a system with /dev/full")
+def test_a_full_device_is_an_os_error_and_stays_a_device():
+    with pytest.raises(OSError, match="No space"):
+        Report(ENVIRONMENT).write_json("/dev/full")
+    assert pathlib.Path("/dev/full").is_char_device()
+
+
+@pytest.mark.skipif(not pathlib.Path("/dev/stdout").exists(), reason="waits for a system with /dev/stdout")
+def test_stdout_is_written_into_even_where_it_is_a_file_and_is_never_replaced(tmp_path):
+    before = os.lstat("/dev/stdout")
+    # Without the package, and so without torch: a second is enough.
+    code = textwrap.dedent(f"""
+        import importlib.util, sys
+        print("first", flush=True)
+        spec = importlib.util.spec_from_file_location("report", {report.__file__!r})
+        sys.modules["report"] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        module.Report({{}}).write_json("/dev/stdout")
+    """)
+    with open(tmp_path / "out", "w") as out:
+        subprocess.run([sys.executable, "-c", code], stdout=out, check=True)
+    first, _, rest = (tmp_path / "out").read_text().partition("\n")
+    assert first == "first"
+    assert json.loads(rest)["schema"] == 1
+    assert (os.lstat("/dev/stdout").st_ino, os.lstat("/dev/stdout").st_mode) == (before.st_ino, before.st_mode)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "no report"),
+        (b"{", "no report"),
+        (b"\x7fELF\x00\xff", "no report"),
+        (b"[" * 100_000, "no report"),
+        (b"[" * 100 + b"]" * 100, "schema None"),
+        (b"9" * 10_000, "no report"),
+        (b"null", "schema None"),
+        (b"[]", "schema None"),
+        (b"{}", "schema None"),
+        (b'{"schema": 2}', "schema 2"),
+        (b'{"schema": "1"}', "schema '1'"),
+        (b'{"schema": "\\u001b[31m\\n"}', r"schema '\x1b[31m\n'"),
+        (b'{"schema": 1}', "no device"),
+        (b'{"schema": 1, "environment": []}', "no device"),
+        (b'{"schema": 1, "environment": {"device": 3}}', "no device"),
+    ],
+)
+def test_what_is_no_report_is_refused_in_one_line(tmp_path, content, said):
+    (tmp_path / "r").write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(said)) as caught:
+        read_json(tmp_path / "r")
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1000
+
+
+def test_the_counts_add_up():
+    scalar = FORMS["scalar"]
+    made = run(TORCH, scalar, subject(off_by_a_percent), subject(raises("no"), "no"), chosen=[*CASES, *BAD_INPUTS])
+    for part in made.subjects:
+        counts = part.counts
+        held = sum(
+            not any(measured.failed for measured in outcome.checks.values()) for outcome in part.outcomes.values()
+        )
+        assert counts["ran"] == len(part.outcomes) == held + counts["failed"] + counts["expected"]
+        applied = len(CASES) + len(BAD_INPUTS) - counts["not_applicable"]
+        assert counts["ran"] == applied
+        failed = sum(tally.failed for tally in part.tallies.values())
+        known = sum(tally.expected for tally in part.tallies.values())
+        assert failed == sum(finding.expected is None for finding in part.findings)
+        assert known == sum(finding.expected is not None for finding in part.findings)
+    assert made.ran == sum(part.counts["ran"] for part in made.subjects)
+    assert made.subjects[0].counts["expected"] == 3  # half_sure, and a smoothing that is negative or NaN
+    assert made.subjects[1].counts["ran"] == 0
+    assert not made.ok
+
+
+def part_of(*entries):
+    """A subject's part from (case, check, measured) and findings."""
+    made = SubjectReport("mine")
+    for case, check, measured in entries:
+        made.outcomes.setdefault(case, Outcome("float32", "")).checks[check] = measured
+    return made
+
+
+def test_a_tally_keeps_the_worst_case_and_leaves_known_failures_out_of_it():
+    made = part_of(
+        ("a", "loss", Measured(False, 1.0, 0.5, True, {"overflow": 2}, 7)),
+        ("b", "loss", Measured(False, 9.0, 0.9, False, {"overflow": 1}, 5)),
+        ("c", "loss", Measured(True, 99.0, 50.0, False, {}, 3)),
+        ("d", "loss", Measured(True, INF, INF, False, {}, 1)),
+    )
+    made.findings = [Finding("mine", "loss", "c", "wrong", ""), Finding("mine", "loss", "d", "wrong", "", expected="y")]
+    tally = made.tallies["loss", "float32"]
+    assert (tally.ran, tally.failed, tally.expected, tally.vacuous, tally.elements) == (4, 1, 1, 1, 16)
+    assert tally.not_judged == {"overflow": 3}
+    assert (tally.case, tally.ulp, tally.ratio) == ("c", 99.0, 50.0)
+
+
+def test_known_findings_are_aside_for_grade_count_and_verdict():
+    made = part_of(*((case, "loss", Measured(case == "b", 1.0, 0.5)) for case in "ab"))
+    made.outcomes["a"].grade, made.outcomes["b"].grade = "A", "F"
+    wrong = Finding("mine", "loss", "b", "wrong", "")
+    made.findings = [wrong]
+    assert made.grades == {"float32": "F"}
+    assert Report({}, [made]).summary == "1 findings in 2 checked calls"
+    made.findings = [dataclasses.replace(wrong, expected="known")]
+    whole = Report({}, [made])
+    assert made.grades == {"float32": "A"}
+    assert made.counts == {"ran": 2, "failed": 0, "expected": 1, "not_applicable": 0}
+    assert whole.ok
+    assert not whole.findings
+    assert whole.summary.endswith("but for 1 known findings")
+    assert "expected, 1 findings: known" in str(whole)
+
+
+def test_a_case_with_a_known_and_another_finding_has_failed():
+    made = part_of(("a", "loss", Measured(True, 1.0, 2.0)), ("a", "gradient", Measured(True, 1.0, 2.0)))
+    made.findings = [
+        Finding("mine", "loss", "a", "wrong", "", expected="known"),
+        Finding("mine", "gradient", "a", "wrong", ""),
+    ]
+    whole = Report(ENVIRONMENT, [made])
+    assert made.counts == {"ran": 1, "failed": 1, "expected": 0, "not_applicable": 0}
+    assert whole.to_json()["subjects"][0]["cases"]["a"]["outcome"] == "failed"
+    assert [finding.check for finding in whole.findings] == ["gradient"]
+    assert not whole.ok
+
+
+def test_a_check_whose_every_case_zeros_would_pass_is_no_evidence_and_not_ok():
+    made = part_of(*((case, "loss", Measured(False, 0.0, 0.0, vacuous=True)) for case in "ab"))
+    whole = Report({}, [made])
+    assert made.without_evidence == ["loss in float32"]
+    assert not whole.ok
+    assert "NO EVIDENCE: every comparison of mine's loss in float32" in str(whole)
+    assert "not everything has evidence" in whole.summary
+    made.outcomes["b"].checks["loss"] = Measured(False, 1.0, 0.5)
+    assert whole.ok
+
+
+def test_nothing_at_all_is_not_ok():
+    assert Report({}).summary == "nothing ran"
+    assert not Report({}).ok
+    assert "nothing ran" in str(Report({}, [SubjectReport("mine")]))
+
+
+# What torch.testing.assert_close says, in its grammar; the bound stands where it has its tolerance.
+MISMATCH = re.compile(
+    r"Mismatched elements: \d+ / \d+ \(\d+\.\d%\)\n"
+    r"Greatest absolute difference: \S+( at index \([\d, ]+\))? \(up to \S+ allowed\)\n"
+    r"Relative difference there: \S+, \S+ ulp"
+)
+
+
+def test_a_wrong_number_is_told_in_the_words_of_torch_testing():
+    with pytest.raises(AssertionError) as caught:
+        torch.testing.assert_close(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 3.0]))
+    theirs = str(caught.value).splitlines()
+    ours = next(f for f in run(subject(off_by_a_percent)).findings if f.numbers.index).message
+    assert MISMATCH.fullmatch(ours)
+    for line, other in zip(theirs[2:4], ours.splitlines(), strict=False):
+        assert line.partition(":")[0] == other.partition(":")[0]
+    assert re.search(r"Greatest absolute difference: \S+ at index \(\d+,\) \(up to \S+ allowed\)", theirs[3])
+
+
+def test_every_kind_of_finding_has_its_text():
+    def wrong_shape(*args, **options):
+        return crossent.formula(*args, **options)[None]
+
+    def of(loss, chosen=CASES[:1], name="mine"):
+        return [str(finding) for finding in run(subject(loss, name), chosen=chosen).findings]
+
+    loss, gradient = of(off_by_a_percent)
+    number = r"-?\d\S*"
+    for check, text in (("loss", loss), ("gradient", gradient)):
+        first, *lines = text.splitlines()
+        assert first == f"mine: {check} wrong on {CASES[0].id}"
+        assert MISMATCH.fullmatch("\n".join(line.removeprefix("  ") for line in lines[:3]))
+        assert re.fullmatch(rf"  got     {number}  \(0x[0-9a-f]{{8}}\)", lines[3])
+        assert re.fullmatch(rf"  exact   {number} ± {number}", lines[4])
+        assert re.fullmatch(
+            rf"  torch   {number}  \(0x[0-9a-f]{{8}}\), off by {number}, {number} of what is allowed", lines[5]
+        )
+        assert re.fullmatch(r"  call    logits float32 \(7, 5\), target int64 \(7,\), reduction='mean', .*", lines[6])
+        assert lines[7] == f"  repeat  crossent repro mine:{check}:{CASES[0].id}"
+        assert len(lines) == 8
+    (refused,) = of(raises("not today"))
+    assert refused.splitlines()[:2] == [f"mine: call refused on {CASES[0].id}", "  ValueError: not today"]
+    (changed,) = of(lambda x, y, **o: (writes_into_its_input(x.detach(), y, **o), crossent.formula(x * 0, y, **o))[1])[
+        :1
+    ]
+    assert changed.splitlines()[:2] == [f"mine: arguments changed_input on {CASES[0].id}", "  it wrote into input"]
+    (shape,) = of(wrong_shape)
+    assert shape.splitlines()[1] == "  got torch.float32 (1,); expected torch.float32 ()"
+    bad = next(bad_input for bad_input in BAD_INPUTS if bad_input.id == "reduction_unknown")
+    (accepted,) = of(lambda *args, **options: torch.tensor(3.0), [bad])
+    assert accepted.splitlines()[:2] == [
+        "mine: errors accepted on reduction_unknown",
+        "  returned 3.0; should have raised ValueError",
+    ]
+    (wrong,) = of(lambda *args, **options: {}["average"], [bad])
+    assert wrong.splitlines()[:2] == [
+        "mine: errors wrong on reduction_unknown",
+        "  raised KeyError: 'average'; allowed is ValueError",
+    ]
+
+
+def test_what_torch_gives_is_told_of_every_subject_but_torch():
+    half_sure = CASES[-1:]
+    assert all(not finding.torch for finding in run(TORCH, chosen=half_sure).subjects[0].findings)
+    (zero, _) = run(subject(lambda *args, **options: TORCH.loss(*args, **options)), chosen=half_sure).findings
+    assert zero.torch.startswith("0.0  (0x0000), off by 0.001, ")
+    uint8 = [Case.of("float32-3x5x4-normal-uint8-mean")]
+    for finding in run(subject(off_by_a_percent), chosen=uint8).findings:
+        assert finding.torch.startswith("refuses it: RuntimeError: ")
+
+
+def rendered(made, width):
+    console = Output(width=width, file=io.StringIO())
+    console.show(made.render())
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_no_line_that_is_to_be_copied_is_wrapped_at_any_width(width):
+    made = run(subject(off_by_a_percent, "a_subject_with_a_name_that_is_longer_than_most_names_of_subjects"))
+    text = rendered(made, width)
+    shown = re.findall(r"^  repeat  crossent repro (\S+)$", text, re.M)
+    assert len(shown) == 3
+    for finding in made.findings:
+        if finding.id in shown:
+            assert f"\n{finding}\n" in text
+    assert set(shown) <= {finding.id for finding in made.findings}
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_the_table_keeps_its_digits_at_any_width(width):
+    made = run(FORMS["formula"], TORCH)
+    text = rendered(made, width)
+    assert "…" not in text
+    for part in made.subjects:
+        for (check, _), tally in part.tallies.items():
+            if tally.ratio is not None:
+                assert re.search(rf"^  {check} +{tally.ran} +{tally.vacuous} +\S+ +\d+ % +[AB] ", text, re.M)
+    table = [line for line in text.splitlines() if line.startswith("  loss ")]
+    assert max(map(len, table)) <= max(width, Output.NARROWEST)
+    if width == 200:  # where there is room for the ids, they can be copied too
+        assert all(tally.case in text for part in made.subjects for tally in part.tallies.values())
+
+
+HOSTILE = [
+    "[bold]bold[/bold] [/] [red",
+    "[link=file:///etc/passwd]x[/link]",
+    "\x1b[31mred\x1b[0m \x1b]0;title\x07 \x9b31m",
+    "first line\nsecond line",
+    "\n\nafter empty lines",
+    "carriage\rreturn \x08\x08 \x00 null \u2028 \u202e reversed",
+    "x" * 1_000_000,
+    "\udc80 half a pair",
+    ":smile: {braces} %s %(x)s $(rm) `x`",
+    "",
+]
+
+
+@pytest.mark.parametrize("message", HOSTILE, ids=lambda message: ascii(message[:12]))
+def test_what_an_exception_says_is_shown_and_not_obeyed(tmp_path, message):
+    made = run(subject(raises(message)), chosen=CASES[:1])
+    (finding,) = made.findings
+    assert finding.message.startswith("ValueError")
+    assert finding.message.isprintable()
+    assert len(finding.message) <= report.LONGEST_LINE
+    text = rendered(made, 80)
+    assert f"\n  {finding.message}\n" in text
+    assert finding.message in str(made)
+    assert all(char.isprintable() for char in text if char != "\n")
+    made.write_json(tmp_path / "r")
+    assert find(read_json(tmp_path / "r"), finding.id)[0] == finding
+
+
+def test_brackets_are_shown_as_they_are():
+    (finding,) = run(subject(raises("[bold]bold[/bold] [/]")), chosen=CASES[:1]).findings
+    assert finding.message == "ValueError: [bold]bold[/bold] [/]"
+    made = SubjectReport("[bold]mine[/bold]", not_applicable={"[red]reason": 2})
+    made.outcomes["[/]"] = Outcome("float32", "", checks={"loss": Measured(False, 1.0, 0.5)})
+    text = str(Report({"[bold]": "[/]"}, [made], mended=["[/mended]"]))
+    for shown in ("[bold] [/]", "[bold]mine[/bold]: 1 ran", "[red]reason", "no longer happens: [/mended]"):
+        assert shown in text
+
+
+def test_an_exception_that_cannot_be_told_is_a_finding_too():
+    class MuteError(Exception):
+        def __str__(self):
+            raise RuntimeError("not even this")
+
+    def loss(*args, **options):
+        raise MuteError
+
+    (finding,) = run(subject(loss), chosen=CASES[:1]).findings
+    assert finding.message == "MuteError: and its message raises RuntimeError"
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        (lambda x, y, **o: crossent.formula(x, y, **o).to(torch.complex128), "complex128"),
+        (lambda x, y, **o: crossent.formula(x, y, **o).to("meta"), "meta"),
+        (lambda x, y, **o: None, "NoneType"),
+        (lambda x, y, **o: (o["weight"].resize_(0), crossent.formula(x, y, reduction=o["reduction"]))[1], "weight"),
+    ],
+    ids=["complex", "meta", "none", "resized"],
+)
+def test_no_result_ends_the_run(loss, said):
+    findings = run(subject(loss), chosen=CASES[:1]).findings
+    assert any(said in finding.message for finding in findings), findings
+
+
+def test_the_repeat_line_can_be_pasted_into_a_shell():
+    for name in ("mine", "<lambda>", "file name.py:attr", "a;b", "$(x)"):
+        (finding,) = run(subject(raises("no"), name), chosen=CASES[:1]).findings
+        repeat = str(finding).splitlines()[-1]
+        assert shlex.split(repeat) == ["repeat", "crossent", "repro", finding.id]
+
+
+def test_a_report_shows_one_finding_of_each_sort_and_counts_the_others():
+    made = run(subject(off_by_a_percent))
+    text = str(made)
+    assert text.count("repeat  crossent repro") == 3  # loss, gradient and target gradient
+    assert re.search(rf"… of {len(made.findings)} findings: \d loss wrong, \d gradient wrong, 1 target_gradient", text)

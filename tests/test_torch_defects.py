@@ -1,0 +1,156 @@
+"""What is wrong with torch itself: `crossent check torch` finds it by its own cases, and expects it.
+
+Each test is one of the defects that were measured when the package was written, with the findings that stand for it.
+"""
+
+import math
+
+import pytest
+import torch
+from packaging.version import Version
+
+import crossent
+from crossent.bad_inputs import BAD_INPUTS
+from crossent.edges import EDGES
+from crossent.grid import grid
+
+RELEASE = Version(torch.__version__).release
+float16 = pytest.mark.skipif(RELEASE < (2, 1), reason="waits for torch 2.1, the first with float16 on a CPU")
+
+# Cases of the grid that stand for a defect; the whole grid takes a quarter of a minute.
+OF_THE_GRID = (
+    "float32-2x5x3x2-normal-int64-none-rows",
+    "float32-7x5-wide-int64-none-rows",
+    "float32-3x5x4-normal-uint8-none-rows",
+    "float32-7x5-normal-uint8-mean-weighted-scalar-smooth0.1",
+    "float16-7x5-wide-int64-none-rows",
+)
+
+
+@pytest.fixture(scope="module")
+def report():
+    """What `crossent check torch` says, on less of its grid."""
+    chosen = [case for case in grid() if case.id in OF_THE_GRID]
+    assert len(chosen) == len(OF_THE_GRID)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("crossent.runner.grid", lambda dtypes, seed: chosen)
+        return crossent.check("torch")
+
+
+@pytest.fixture
+def found(report):
+    """A finding by its id; it must be there, and be expected."""
+    findings = {finding.id: finding for part in report.subjects for finding in part.findings}
+
+    def get(id):
+        assert id in findings, f"{id} is no finding; there are {list(findings)}"
+        assert findings[id].expected, findings[id]
+        return findings[id]
+
+    return get
+
+
+@float16
+@pytest.mark.parametrize("subject", ["torch", "torch_nll"])
+def test_a_mean_over_70000_rows_of_two_equal_float16_logits_is_0_and_so_is_its_gradient(found, subject):
+    loss = found(f"{subject}:loss:pytorch-85791/float16-70000x2-flat-int64-mean").numbers
+    assert (loss.got, f"{loss.exact:.3f}") == (0.0, "0.693")
+    gradient = found(f"{subject}:gradient:pytorch-85791/float16-70000x2-flat-int64-mean")
+    assert gradient.numbers.got == 0.0
+    assert "Mismatched elements: 140000 / 140000" in gradient.message
+
+
+@float16
+@pytest.mark.parametrize("subject", ["torch", "torch_nll"])
+def test_a_mean_over_70000_rows_of_three_random_float16_logits_is_nan_and_its_gradient_0(found, subject):
+    loss = found(f"{subject}:loss:pytorch-85791/float16-70000x3-normal-int64-mean").numbers
+    assert math.isnan(loss.got)
+    assert 1 < loss.exact < 5
+    assert found(f"{subject}:gradient:pytorch-85791/float16-70000x3-normal-int64-mean").numbers.got == 0.0
+
+
+@pytest.mark.parametrize("subject", ["torch", "torch_nll"])
+@pytest.mark.parametrize("rows", [1000, 5000, 50000])
+def test_a_bfloat16_mean_with_every_16th_row_ignored_is_far_off(found, subject, rows):
+    loss = found(f"{subject}:loss:half_partial_sums/bfloat16-{rows}x10-normal-int64-mean-ignored_16th").numbers
+    assert loss.got / loss.exact < {1000: 0.8, 5000: 0.3, 50000: 0.05}[rows]
+
+
+@float16
+@pytest.mark.parametrize("subject", ["torch", "torch_nll"])
+def test_a_float16_mean_with_every_16th_row_ignored_is_off(found, subject):
+    loss = found(f"{subject}:loss:half_partial_sums/float16-5000x10-normal-int64-mean-ignored_16th").numbers
+    assert loss.got / loss.exact < 0.9
+
+
+@float16
+@pytest.mark.parametrize("subject", ["torch", "torch_nll"])
+def test_a_float16_mean_over_50000_rows_is_infinite(found, subject):
+    loss = found(f"{subject}:loss:half_partial_sums/float16-50000x10-normal-int64-mean").numbers
+    assert loss.got == math.inf
+    assert loss.exact < 10
+
+
+@float16
+@pytest.mark.parametrize("subject", ["torch", "torch_nll"])
+def test_the_loss_of_65520_equal_float16_logits_is_infinite_and_of_one_less_it_is_right(found, report, subject):
+    loss = found(f"{subject}:loss:float16_row_sum/float16-2x65520-flat-int64-mean").numbers
+    assert (loss.got, f"{loss.exact:.2f}") == (math.inf, "11.09")
+    found(f"{subject}:gradient:float16_row_sum/float16-2x65520-flat-int64-mean")
+    (part,) = (part for part in report.subjects if part.name == subject)
+    checks = part.outcomes["float16_row_sum/float16-2x65519-flat-int64-mean"].checks
+    assert not any(measured.failed for measured in checks.values())
+
+
+@pytest.mark.parametrize("bad", ["label_smoothing_negative", "label_smoothing_nan"])
+def test_a_negative_or_nan_label_smoothing_is_accepted_and_smooths_nothing(found, bad):
+    finding = found(f"torch:errors:{bad}")
+    assert finding.kind == "accepted"
+    assert finding.message.startswith("returned 1.386")  # log 4, of four equal logits
+
+
+def test_nll_loss_of_a_movedim_view_of_four_dimensions_has_no_backward(found):
+    finding = found("torch_nll:call:float32-2x5x3x2-normal-int64-none-rows")
+    assert finding.kind == "refused"
+    assert "grad_input must be contiguous" in finding.message
+
+
+@pytest.mark.parametrize("subject", ["torch", "torch_nll"])
+def test_a_bfloat16_probability_of_0999_has_a_loss_and_a_gradient_of_0(found, subject):
+    loss = found(f"{subject}:loss:half_sure/bfloat16-4x2-sure-int64-mean-gradeA").numbers
+    assert (loss.got, f"{loss.exact:.4f}") == (0.0, "0.0010")
+    assert found(f"{subject}:gradient:half_sure/bfloat16-4x2-sure-int64-mean-gradeA").numbers.got == 0.0
+
+
+@float16
+@pytest.mark.parametrize("subject", ["torch", "torch_nll"])
+def test_a_float16_probability_of_0999_has_a_loss_that_is_off_by_percents(found, subject):
+    loss = found(f"{subject}:loss:half_sure/float16-4x2-sure-int64-mean-gradeA").numbers
+    assert 0.01 < abs(loss.got / loss.exact - 1) < 0.05
+    found(f"{subject}:gradient:half_sure/float16-4x2-sure-int64-mean-gradeA")
+
+
+@pytest.mark.skipif(RELEASE >= (2, 1), reason="waits for a torch before 2.1")
+def test_float16_is_not_implemented_on_a_cpu(found):
+    assert "not implemented" in found("torch:call:float16-7x5-wide-int64-none-rows").message
+
+
+@pytest.mark.parametrize(
+    "id",
+    [
+        "torch:call:float32-3x5x4-normal-uint8-none-rows",
+        "torch_nll:call:float32-3x5x4-normal-uint8-none-rows",
+        "torch:call:float32-7x5-normal-uint8-mean-weighted-scalar-smooth0.1",
+    ],
+)
+def test_uint8_targets_are_refused_in_some_calls(found, id):
+    assert found(id).kind == "refused"
+
+
+def test_torch_is_right_wherever_no_defect_is_known(report):
+    assert not report.findings, report
+    assert report.mended == []
+    outcomes = {part.name: part.outcomes for part in report.subjects}
+    ids = {*OF_THE_GRID, *(case.id for case in EDGES), *(bad.id for bad in BAD_INPUTS)}
+    assert set(outcomes["torch"]) == ids
+    assert not any(m.failed for m in outcomes["torch"]["float32-7x5-wide-int64-none-rows"].checks.values())
