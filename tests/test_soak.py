@@ -4,6 +4,7 @@ Defects of torch itself that it runs into are no false alarms. Each is excused b
 and proven a defect here by a second computation.
 """
 
+import json
 from collections import Counter
 from dataclasses import replace
 
@@ -60,7 +61,7 @@ def test_no_correct_cross_entropy_is_accused_and_bounds_are_reached(part, seed, 
                         alarms.append(f"{subject.name}, {difference.check} of {case.id}: {difference}")
                     continue
                 enter(figures[difference.check], difference, subject, case)
-    record_property("soak", figures)
+    record_property("soak", json.dumps(figures))  # text goes from process to process, and into JUnit's XML
     assert not alarms, "\n".join(alarms)
     if count == PART:  # a few cases need not reach a bound
         assert figures["loss"]["worst"] >= (0.5,)
