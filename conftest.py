@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import pytest
@@ -55,8 +56,9 @@ def pytest_terminal_summary(terminalreporter):
     """What the soak came to, from all its parts, in whichever process each ran."""
     parts: dict[str, list] = {}
     for report in [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]:
-        for name, part in report.user_properties:
+        for name, text in report.user_properties:
             if name == "soak":
+                part = json.loads(text)
                 parts.setdefault(part["dtype"], []).append(part)
     if parts:
         terminalreporter.section("soak")

@@ -186,3 +186,36 @@ def test_a_common_offset_costs_nothing_where_the_maximum_comes_off_first(promise
         assert np.array_equal(widths[0.0], widths[1e4])
     assert (widths[1e4] <= widths[0.0] + 2 * FLOAT32.unit_roundoff * np.ptp(spread, 1)).all()
     assert (widths[1e4] < 1e4 * FLOAT32.unit_roundoff).all()
+
+
+def reasons(check, given, **promised):
+    terms = checks.terms_of(given)
+    of_dtype = str(given.logits.dtype).removeprefix("torch.")
+    return {
+        reason: int(where.sum())
+        for reason, where in Bounds(terms, contract(dtype=of_dtype, **promised)).open(check).items()
+    }
+
+
+def test_what_has_no_bound_has_a_reason():
+    eager = {"promise": "eager", "grade": "A"}
+    assert reasons("loss", inputs([[1.0, 2.0]], [0]), **eager) == {}
+    # The loss is 6e4 in float16, and twice that.
+    given = inputs([[0.0, 60000.0]] * 2, [0, 0], "float16", reduction="sum")
+    assert reasons("loss", given, **eager) == {"an intermediate may overflow": 1}
+    assert reasons("gradient", given, **eager) == {}
+    # Weights of both signs leave a rounding of their sum.
+    given = inputs([[0.0, 1.0]] * 3, [0, 1, 1], weight=[1.0, -0.5 - 2.0**-24], reduction="mean")
+    assert reasons("loss", given, **eager) == {"the denominator may be zero": 1}
+    assert reasons("gradient", given, **eager) == {"the denominator may be zero": 6}
+    # A running sum of 200 terms in bfloat16 may have lost them all.
+    given = inputs([[0.0, 1.0]] * 200, [0] * 200, "bfloat16", reduction="sum")
+    on_cuda = {"promise": "torch", "grade": "B", "device": "cuda", "rows": 200}
+    assert reasons("loss", given, **on_cuda) == {"the format is too short for so many terms": 1}
+    # A probability of zero at a logit of -inf: the exact answer is NaN, and is compared.
+    given = inputs([[0.0, -float("inf")]], [[1.0, 0.0]])
+    assert reasons("loss", given, **eager) == {"zero times infinity": 1}
+    assert differences(crossent.formula, given)["loss"].not_judged == {}
+    # Weights that cancel to nothing: 0/0 or x/0, whatever their sum was rounded to.
+    given = inputs([[0.0, 1.0]] * 2, [0, 1], weight=[1.0, -1.0], reduction="mean")
+    assert differences(crossent.formula, given)["gradient"].not_judged == {"no exact answer": 4}

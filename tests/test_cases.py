@@ -19,15 +19,9 @@ from crossent.rounding import FORMATS
 from crossent.values import VALUES
 
 AXES = {
-    "dtype": tuple(DTYPES),
+    **cases.AXES,
     "sizes": ((1,), (5,), (7, 5), (0, 5), (3, 5, 4), (2, 3, 2, 2, 3), (4, 300)),
-    "values": tuple(VALUES),
-    "target": cases.TARGETS,
-    "reduction": cases.REDUCTIONS,
-    "weight": cases.WEIGHTS,
-    "ignored": tuple(cases.IGNORED),
     "label_smoothing": (0.0, 0.1, 1.0, 1e-5, 1 / 3, 5e-324),
-    "upstream": cases.UPSTREAMS,
     "seed": (0, 7, 2**32 - 1, 2**70),
     "name": ("", "pytorch-38839", "half_partial_sums"),
     "grade": ("", "A", "B"),
@@ -138,7 +132,7 @@ def test_a_refusal_says_what_cannot_stand_together():
     for refused, reason in (
         ("float32-7x5-normal-probabilities-mean-ignored", "class probabilities have no ignored rows"),
         ("float16-7x5-large_offset-int64-mean", "the values overflow the dtype"),
-        ("float32-7x0-normal-int64-mean", "there are no classes"),
+        ("float32-7x0-normal-int64-mean", "there are classes"),
     ):
         with pytest.raises(ValueError, match=reason):
             Case.of(refused)
@@ -157,16 +151,17 @@ def test_a_rebuilt_case_has_the_same_bits():
 # The bits of a few cases, as they were frozen: reports that are compared, and scripts that repeat a finding of an older
 # report, rest on them. Who changes the stream of numbers on purpose, changes every number that was ever reported.
 FROZEN = {
-    "float32-7x5-normal-int64-mean": "5e483d4b",
-    "float16-3x5x4-wide-uint8-none-weighted-ignored-rows-smooth0.1": "7f8e718b",
-    "bfloat16-7x5-near_ties-probabilities-sum-weight_decades-scalar-seed3": "51317dfb",
-    "float64-2x3x2x2x3-decades-int64-none-ignored_huge-stride0": "9c28ae65",
-    "bfloat16-40x5-nan-int64-mean": "7d8f449d",
-    "float16-9x6-subnormal-unnormalised-mean-weight_negative": "e471b4a5",
-    "float64-5-outlier-hard-mean-smooth0.3333333333333333": "1ed94b2c",
-    "half_partial_sums/bfloat16-1000x10-normal-int64-mean-ignored_16th": "6cdca10d",
-    "float32-20x16-inf_tiles-int64-none-ignored_16th-rows": "fde9c0ed",
-    "float32-0x5-normal-int64-mean": "fdd0d76a",
+    "float32-7x5-normal-int64-mean": "24ba40aa",
+    "float16-3x5x4-wide-uint8-none-weighted-ignored-rows-smooth0.1": "f7fc3bf0",
+    "bfloat16-7x5-near_ties-probabilities-sum-weight_decades-scalar-seed3": "16eccf33",
+    "float64-2x3x2x2x3-decades-int64-none-ignored_huge-stride0": "2e7c9a0d",
+    "bfloat16-40x5-nan-int64-mean": "1faec929",
+    "float16-9x6-subnormal-unnormalised-mean-weight_negative": "688d9f33",
+    "float64-5-outlier-hard-mean-smooth0.3333333333333333": "26e27436",
+    "half_partial_sums/bfloat16-1000x10-normal-int64-mean-ignored_16th": "09c77374",
+    "float32-20x16-inf_tiles-int64-none-ignored_16th-rows": "88515585",
+    "float32-0x5-normal-int64-mean": "85639ab4",
+    "float32-3x5x4-normal-int64-mean-class_last-target_strided": "053de501",
 }
 
 
@@ -244,12 +239,13 @@ def test_the_digest_changes_with_every_option_shape_and_dtype():
 
 
 def test_the_numbers_do_not_depend_on_the_dtype():
-    """The same float64 numbers, each rounded once to the dtype; the spacing of subnormal numbers is the dtype's own."""
+    """The same float64 numbers, each rounded once to the dtype; the ends of its range are the dtype's own."""
     for case in sampled(400):
-        if case.values == "subnormal":
+        if case.values in ("subnormal", "extreme"):
             continue
         wide, narrow = dataclasses.replace(case, dtype="float64").build(), case.build()
-        pairs = [(wide.logits, narrow.logits), (wide.target, narrow.target), (wide.upstream, narrow.upstream)]
+        pairs = [(wide.logits, narrow.logits), (wide.upstream, narrow.upstream)]
+        pairs += [(wide.target, narrow.target)] if case.target != "other_float" else []
         pairs += [(wide.options["weight"], narrow.options["weight"])] if "weight" in wide.options else []
         for one, two in pairs:
             if one.is_floating_point():
@@ -279,7 +275,7 @@ def test_values_keep_below_the_magnitude_that_they_state(values):
         case = Case(dtype, (50, 9), values, ignored=ignored, seed=seed)
         if not case.invalid:
             logits = case.build().logits.double().numpy()
-            assert np.abs(logits[np.isfinite(logits)]).max(initial=0) < VALUES[values].largest
+            assert np.abs(logits[np.isfinite(logits)]).max(initial=0) < (VALUES[values].largest or np.inf)
 
 
 def test_flat_equal_and_integers_are_exactly_that():
@@ -433,7 +429,9 @@ def test_ignored_rows_are_those_that_are_named():
 
 
 def test_weights_are_what_they_are_called():
-    weight = {kind: Case("float64", (1, 400), weight=kind).build().options["weight"] for kind in cases.WEIGHTS[1:]}
+    weight = {
+        kind: Case("float64", (1, 400), weight=kind).build().options["weight"] for kind in cases.AXES["weight"][1:]
+    }
     assert (weight["weighted"] > 0).all()
     assert 1e5 < weight["weight_decades"].max() / weight["weight_decades"].min() < 2**21
     assert 0.3 < (weight["weight_zeros"] == 0).double().mean() < 0.5
@@ -473,7 +471,7 @@ def test_the_inputs_are_what_torch_takes():
         inputs = case.build()
         assert isinstance(inputs, Inputs)
         assert inputs.logits.shape == case.sizes
-        assert inputs.logits.is_contiguous()
+        assert inputs.logits.is_contiguous() or case.layout != "contiguous"
         rows = torch.Size([*case.sizes[:1], *case.sizes[2:]] if len(case.sizes) > 1 else [])
         assert inputs.target.shape == (case.sizes if case.target in cases.DENSE_TARGETS else rows)
         assert inputs.upstream.shape == (rows if case.reduction == "none" else ())

@@ -244,11 +244,12 @@ def test_the_shipped_list_is_about_torch_and_nothing_else():
 
 
 def chosen(known):
-    """Up to two cases that an entry describes, of those that `crossent check` runs."""
+    """Some of the cases that an entry describes, of those that `crossent check` runs: not all of them show it."""
     built_in = [*EDGES, *BAD_INPUTS, *grid()]
     of = [case for case in built_in if known.covers("torch", case.id) or known.covers("torch_nll", case.id)]
     applicable = [case for case in of if TORCH_NLL.not_applicable(case.build()) is None]
-    return (applicable if known.subject == "torch_nll" else of)[:2]
+    of = applicable if known.subject == "torch_nll" else of
+    return of[:: max(1, len(of) // 50)]
 
 
 @pytest.mark.parametrize("known", SHIPPED, ids=lambda known: re.sub(r"\W+", "_", known.reason)[:60])
