@@ -260,7 +260,7 @@ def _log_sum(logits: Array) -> Array:
     """`log Σ exp(x - max x)`: the largest term is one, and log1p of the others keeps every digit of a small one."""
     if logits.size == 0:
         return np.zeros(len(logits))
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):  # a gap beyond float64 is -inf, and its exponential 0
         at = np.arange(len(logits)), logits.argmax(1)
         exponentials = np.exp(logits - logits[at][:, None])
     exponentials[at] = np.where(np.isnan(exponentials[at]), np.nan, 0.0)
