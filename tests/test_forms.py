@@ -13,6 +13,7 @@ from crossent.subjects import FORMS, REFERENCE
 
 KNOWN = expected_findings.shipped()
 
+
 def pytest_generate_tests(metafunc):
     # In a hook, not in a decorator: the seed is an option of the run.
     if "case" in metafunc.fixturenames:
