@@ -322,49 +322,71 @@ class Bounds:
         return sizes if self._dense else sizes[np.arange(len(sizes)), t.index]
 
     def _scaled(self, scale: Held) -> Held:
-        """`w_c q_c s`, (R, C): the factors in any order, each partial product held.
-
-        There are as many roundings in one order as in another, and each is relative. An underflow is not: its `η/2` is
-        multiplied by the factors still to come, all but two of them at first. Where the product is above twice the
-        smallest normal number times those factors, the partial one was no underflow; a sum of two products, as under
-        smoothing, says nothing of either.
-        """
-        c, t = self.contract, self.terms
-        target = c.keep(self._coefficients.times(scale, c.compute))
-        factors = [np.abs(t.upstream[:, None])]
-        if self._denominator is not None:
-            factors.append(1 / (np.abs(self._denominator.value) - self._denominator.error)[..., None, None])
+        """`w_c q_c s`, (R, C): the factors in any order, each partial product held."""
+        t = self.terms
+        factors = self._scale_factors
         if t.weight is not None:
             factors.append(np.abs(t.weight[None]))
         if t.probabilities is not None:
             factors.append(np.abs(t.probabilities))
         if t.label_smoothing:
             factors.append(np.ones((1, 1)))  # 1 - ε and ε/C are less
-        to_come, held, products = len(factors) - 2, c.stored or c.compute, 2 if t.label_smoothing else 1
+        product = self.contract.keep(self._coefficients.times(scale, self.contract.compute))
+        return self._in_any_order(product, factors, products=2 if t.label_smoothing else 1)
+
+    @property
+    def _scale_factors(self) -> list[Array]:
+        """`|g|` and `1/|D|`, each of a shape that fits (R, C)."""
+        factors = [np.abs(self.terms.upstream[:, None])]
+        if self._denominator is not None:
+            factors.append(1 / (np.abs(self._denominator.value) - self._denominator.error)[..., None, None])
+        return factors
+
+    def _in_any_order(self, product: Held, factors: list[Array], products: int = 1) -> Held:
+        """A product of these factors, (R, C), of which any partial product may be held.
+
+        There are as many roundings in one order as in another, and each is relative. An underflow is not: its `η/2` is
+        multiplied by the factors still to come, all but two of them at first. Where the product is above twice the
+        smallest normal number times those factors, the partial one was no underflow; a sum of two products, as under
+        smoothing, says nothing of either.
+        """
+        held = self.contract.stored or self.contract.compute
+        to_come = len(factors) - 2
         least = held.smallest_normal * 2.0**3 * np.prod([np.max(factor, initial=1.0) for factor in factors])
-        some = (target.largest > 0) & (t.label_smoothing > 0 or target.largest < least)
+        some = (product.largest > 0) & ((products > 1) | (product.largest < least))
         if to_come <= 0 or not some.any():
-            return target
+            return product
         sizes = np.sort([np.broadcast_to(factor, some.shape)[some] for factor in factors], axis=0)[::-1]
         lost = np.zeros(some.shape)
         for amplified in np.cumprod(sizes, axis=0)[:to_come]:
-            under = t.label_smoothing > 0 or target.largest[some] < 2 * held.smallest_normal * amplified
+            under = (products > 1) | (product.largest[some] < 2 * held.smallest_normal * amplified)
             lost[some] += np.where(under, products * held.smallest_subnormal / 2 * amplified, 0.0)
-        return Held(target.value, target.error + lost, target.format)
+        return Held(product.value, product.error + lost, product.format)
 
     @cached_property
     def target_gradient(self) -> Array:
-        """Of each element of the gradient of target probabilities, (R, C): three products, in whichever order."""
+        """Of each element of the gradient of target probabilities, (R, C): `g/D · (1 - ε) w_c log p_c`.
+
+        The factors come in any order, and what is multiplied before one of them makes it smaller may overflow.
+        """
         c, t = self.contract, self.terms
         with np.errstate(all="ignore"):
-            products = _column(self._scale).times(-self._log_probs, c.compute)
+            sizes = np.where(np.isfinite(self._log_probs.value), self._log_probs.largest, 0.0)
+            factors = [*self._scale_factors, sizes]
+            product = c.keep(_column(self._scale).times(-self._log_probs, c.compute))
             if t.weight is not None:
-                products = c.keep(products.times(Held.exactly(t.weight, c.storage), c.compute))
+                factors.append(np.abs(t.weight[None]))
+                product = c.keep(product.times(Held.exactly(t.weight, c.storage), c.compute, known=False))
             if t.label_smoothing:
+                factors.append(np.ones((1, 1)))  # 1 - ε is less
                 narrow = _smoothing_format(t, c)
                 rest = _constant(1 - t.label_smoothing, narrow, c)
-                products = c.keep(products.rounded(narrow).times(rest, narrow))
-            return safe(products.rounded(c.storage).error)
+                product = c.keep(product.rounded(narrow).times(rest, narrow))
+            unscaled = np.ones((1, 1))
+            for factor in factors:
+                unscaled = unscaled * np.maximum(factor, 1.0)
+            product = self._in_any_order(product, factors).unless((c.stored or c.compute).overflows(unscaled))
+            return safe(product.rounded(c.storage).error)
 
     @property
     def _scale(self) -> Held:
@@ -373,7 +395,7 @@ class Bounds:
         scale = Held.exactly(self.terms.upstream, c.storage)
         if self._denominator is None:
             return scale
-        return c.keep(scale.over(self._denominator, c.compute, c.functions.division_ulps))
+        return c.keep(scale.over(self._denominator, c.compute, c.functions.division_ulps, known=False))
 
     @cached_property
     def target_term(self) -> Array:
@@ -462,7 +484,7 @@ def _coefficients(t: Terms, c: Contract) -> Held:
         rest = _constant(1 - t.label_smoothing, narrow, c)
         q = c.keep(c.keep(q.times(rest, narrow)).plus(_constant(t.label_smoothing / classes, narrow, c), narrow))
     if t.weight is not None:
-        q = c.keep(q.times(Held.exactly(t.weight, c.storage), c.compute))
+        q = c.keep(q.times(Held.exactly(t.weight, c.storage), c.compute, known=False))
     return q
 
 

@@ -180,8 +180,11 @@ class Held:
         """`a - b`."""
         return self.plus(-other, format)
 
-    def times(self, other: Held, format: Format) -> Held:
+    def times(self, other: Held, format: Format, *, known: bool = True) -> Held:
         """`a b`: `|a| e_b + |b| e_a + e_a e_b`, rounded once; a known power of two does not round.
+
+        The rounding of two known numbers is known, unless `known` is False: among more factors, which come in any
+        order, it may be two others that meet first.
 
         Zero times what may have overflowed, or times an infinity, is NaN in one implementation and zero in another:
         nothing is promised.
@@ -192,7 +195,7 @@ class Held:
             zero = ((self.value == 0) & (self.error == 0)) | ((other.value == 0) & (other.error == 0))
             open_ = np.isinf(self.error) | np.isinf(other.error) | np.isnan(value)
             error = np.where(zero, 0.0, error)
-            once = _one_rounding(value, error, format)
+            once = _one_rounding(value, error, format) if known else _most(np.abs(value) + error, format)
             for one, two in ((self, other), (other, self)):
                 free = (one.error == 0) & _power_of_two(one.value) & format.contains(two.format)
                 once = np.where(free & (np.abs(value) + error > 4 * format.smallest_normal), 0.0, once)
@@ -201,11 +204,11 @@ class Held:
         held = Held(np.where(np.isnan(value), 0.0, value), np.where(open_, np.inf, error), format)
         return held._bounded(self, other)
 
-    def over(self, other: Held, format: Format, ulps: float = 0.5) -> Held:
+    def over(self, other: Held, format: Format, ulps: float = 0.5, *, known: bool = True) -> Held:
         """`a / b`: `(e_a + |a/b| e_b) / (|b| - e_b)`, within `ulps`; nothing is promised where `b` may be zero.
 
-        Half an ulp is correctly rounded: the error of a known quotient is known. Other divisions may err by `2 ulps`
-        roundings wherever the quotient is not 0.
+        Half an ulp is correctly rounded: the error of a known quotient is known, unless `known` is False, as in
+        :meth:`times`. Other divisions may err by `2 ulps` roundings wherever the quotient is not 0.
         """
         with np.errstate(all="ignore"):
             value = self.value / other.value
@@ -213,10 +216,10 @@ class Held:
             error = np.where(room > 0, (self.error + np.abs(value) * other.error) / room, np.inf)
             error = np.where((self.value == 0) & (self.error == 0) & (room > 0), 0.0, error)
             # float64 rounds the quotient of two known numbers, so that its error is not known to the last bit.
-            once, largest = _one_rounding(value, error, format), np.abs(value) + error
-            if ulps > 0.5:
-                most = np.maximum(format.unit_roundoff * largest, format.smallest_subnormal / 2)
-                once = np.where(largest == 0, 0.0, 2 * ulps * most)
+            largest = np.abs(value) + error
+            once = _one_rounding(value, error, format)
+            if ulps > 0.5 or not known:
+                once = 2 * ulps * _most(largest, format)
             once = once + 2.0**-52 * largest
             free = (ulps == 0.5) & (other.error == 0) & _power_of_two(other.value) & format.contains(self.format)
             once = np.where(free & (np.abs(value) + error > 4 * format.smallest_normal), 0.0, once)
@@ -332,6 +335,12 @@ def _one_rounding(value: Array, error: Array, format: Format) -> Array:
         return np.where(largest == 0, 0.0, np.maximum(format.unit_roundoff * largest, format.smallest_subnormal))
     rounded = Held(value, error, None).rounded(format).error
     return np.where(np.isinf(error), 0.0, rounded - error)
+
+
+def _most(largest: Array, format: Format) -> Array:
+    """The most that rounding a number of this size may cost."""
+    once = np.maximum(format.unit_roundoff * largest, format.smallest_subnormal / 2)
+    return np.where(largest == 0, 0.0, once)
 
 
 def _power_of_two(values: Array) -> NDArray[np.bool_]:

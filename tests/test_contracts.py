@@ -259,13 +259,10 @@ def test_only_kernels_may_add_the_maximum_back(promise):
 
 
 def test_approximate_functions_are_found_where_accurate_ones_are_promised():
-    found = [
-        case.id
-        for case in cases("float32", ("normal", "confident", "wide", "wrong"))
-        for kernel in kernels("fast_kernel")
-        if max(ratios(kernel, case, "kernel")) > 1
-    ]
-    assert found
+    """A logarithm near one is off by 2^-21.41, much where a network is sure."""
+    case = Case("float32", (64, 2), "confident", reduction="none")
+    assert any(max(ratios(kernel, case, "kernel")) > 1 for kernel in kernels("fast_kernel"))
+    assert all(max(ratios(kernel, case, "fast_kernel")) <= 1 for kernel in kernels("fast_kernel"))
 
 
 @pytest.mark.parametrize("wrong", ["loss", "inside the log", "last class"])
