@@ -58,6 +58,13 @@ def minimum(session: nox.Session) -> None:
 
 
 @nox.session
+def cover(session: nox.Session) -> None:
+    """Make the arrays of cases anew, after an axis or a constraint has changed."""
+    session.install("-e", ".", "covertable>=3.2")
+    session.run("python", "-m", "crossent.grid")
+
+
+@nox.session
 def assumptions(session: nox.Session) -> None:
     """Measure exp and log on every float32 and on millions of float64 numbers, and print the worst."""
     session.install("-e", ".[test]")

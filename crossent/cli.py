@@ -17,7 +17,8 @@ from rich.text import Text
 from crossent import explain as explanation
 from crossent.bad_inputs import BadInput
 from crossent.cases import DTYPES, Case
-from crossent.report import find, is_stream, printable, read_json
+from crossent.document import find, is_stream, read_json
+from crossent.findings import printable
 from crossent.repro import repeated, script
 from crossent.runner import check as run_check
 from crossent.subjects import NAMED

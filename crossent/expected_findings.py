@@ -16,7 +16,8 @@ from typing import Any
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion, Version
 
-from crossent.report import Finding, Report, one_line
+from crossent.findings import Finding, one_line
+from crossent.report import Report
 
 
 @dataclass(frozen=True)

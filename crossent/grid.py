@@ -1,7 +1,8 @@
 """The grid: cases in which every three choices that can stand together meet.
 
 Most real bugs sit where weight, ignored rows, smoothing and the reduction touch (pytorch#73205). The arrays of cases
-are made once by a library and kept in `pairs.txt` and `triples.txt`, as ids; `nox -s cover` makes them anew.
+are made once by a library and kept in `pairs.txt`, `triples.txt` and `transformed.txt`, as ids; `nox -s cover` makes
+them anew.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -41,32 +42,57 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "values": VALUES,
     "label_smoothing": (0.0, 0.1, 1.0),
 }
-ARRAYS = {2: "pairs.txt", 3: "triples.txt"}
+# What compilers and transforms look at: the structure of a call, and hardly its numbers.
+TRANSFORMED: dict[str, tuple[Any, ...]] = {
+    **CHOICES,
+    "sizes": ((5,), (7, 5), (3, 5, 4), (2, 5, 3, 2), (0, 5)),
+    "values": ("normal", "inf_off_target", "nan_ignored"),
+    "weight": ("unweighted", "weighted"),
+    "ignored": ("kept", "ignored", "ignored_default", "ignored_class", "ignored_all"),
+    "label_smoothing": (0.0, 0.1),
+    "upstream": ("one", "rows", "stride0"),
+    "layout": ("contiguous", "class_last", "strided", "expanded"),
+    "target_layout": ("target_contiguous", "target_strided"),
+}
 
 
-def grid(dtypes: Iterable[str] = tuple(DTYPES), seed: int = 0, strength: int = 3) -> Iterator[Case]:
-    """The cases of these dtypes in which every `strength` choices meet, 2 or 3, the dtype being one of them."""
+@dataclass(frozen=True)
+class Array:
+    """A covering array: in its cases every `strength` of the choices meet that can stand together."""
+
+    strength: int
+    choices: dict[str, tuple[Any, ...]]
+
+
+# The file of each is its name.
+ARRAYS = {"pairs": Array(2, CHOICES), "triples": Array(3, CHOICES), "transformed": Array(2, TRANSFORMED)}
+
+
+def grid(dtypes: Iterable[str] = tuple(DTYPES), seed: int = 0, array: str = "triples") -> Iterator[Case]:
+    """The cases of an array that are of these dtypes, the dtype being one of the choices that meet."""
     wanted = set(dtypes)
-    for line in (files("crossent") / ARRAYS[strength]).read_text().splitlines():
+    for line in (files("crossent") / f"{array}.txt").read_text().splitlines():
         case = Case.of(line)
         if case.dtype in wanted:
             yield case.seeded(seed)
 
 
-def cover(strength: int) -> list[Case]:
-    """An array in which every `strength` choices meet that can: needs covertable."""
+def cover(array: Array) -> list[Case]:
+    """The cases of an array, made anew: needs covertable."""
     from covertable import make
+
+    choices, strength = array.choices, array.strength
 
     def rule(constraint: Constraint) -> dict[str, Any]:
         def holds(row: Mapping[str, int]) -> bool:
-            return not constraint.forbids(*(CHOICES[axis][row[axis]] for axis in constraint.axes))
+            return not constraint.forbids(*(choices[axis][row[axis]] for axis in constraint.axes))
 
         return {"operator": "fn", "requires": list(constraint.axes), "evaluate": holds}
 
     # Places in the lists instead of choices, which are all hashed and compared there.
-    factors = {name: list(range(len(choices))) for name, choices in CHOICES.items()}
+    factors = {name: list(range(len(of))) for name, of in choices.items()}
     rows = make(factors, strength=strength, constraints=[rule(constraint) for constraint in CONSTRAINTS])
-    cases = (Case(**{name: CHOICES[name][place] for name, place in row.items()}) for row in rows)
+    cases = (Case(**{name: choices[name][place] for name, place in row.items()}) for row in rows)
     order = list(DTYPES)
     return sorted(_balanced(list(cases), strength), key=lambda case: (order.index(case.dtype), case.id))
 
@@ -94,7 +120,7 @@ def _balanced(cases: list[Case], strength: int) -> list[Case]:
 
 
 if __name__ == "__main__":
-    for strength, name in ARRAYS.items():
-        cases = cover(strength)
-        Path(__file__).with_name(name).write_text("".join(f"{case.id}\n" for case in cases))
-        print(f"{name}: {len(cases)} cases, {strength} choices")
+    for name, array in ARRAYS.items():
+        cases = cover(array)
+        Path(__file__).with_name(f"{name}.txt").write_text("".join(f"{case.id}\n" for case in cases))
+        print(f"{name}.txt: {len(cases)} cases, {array.strength} choices")

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crossent import runner
+from crossent import judge, runner
 from crossent.bad_inputs import BAD_INPUTS, BadInput
 from crossent.cases import Case, Inputs, bits
-from crossent.report import Finding, Report, SubjectReport, printable
+from crossent.findings import Finding, SubjectReport, printable
+from crossent.report import Report
 from crossent.subjects import BY_NAME, FORMS
 
 SCRIPT = '''\
@@ -150,7 +151,7 @@ def repeated(id: str, device: str = "cpu") -> Finding:
         raise ValueError(f"finding: got subject {subject!r}; without its report, allowed are {', '.join(BY_NAME)}")
     report = Report({}, [SubjectReport(subject)])
     with runner.ambient():
-        runner.run_case(_case(case), [BY_NAME[subject]], report, device)
+        judge.run_case(_case(case), [BY_NAME[subject]], report, device)
     found = next((finding for finding in report.subjects[0].findings if finding.check == check), None)
     if found is None:
         here = f"torch {torch.__version__} on {device}"

@@ -10,16 +10,15 @@ from importlib.metadata import version
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from crossent import checks, expected_findings
-from crossent.bad_inputs import BAD_INPUTS, BadInput
-from crossent.cases import DTYPES, Case, Inputs, bits
-from crossent.checks import Difference, Expected
-from crossent.edges import edges
-from crossent.grid import grid
-from crossent.report import Finding, Measured, Numbers, Outcome, Report, SubjectReport, one_line
-from crossent.subjects import NAMED, TORCH, Subject, load
+from crossent import expected_findings
+from crossent.bad_inputs import BadInput
+from crossent.cases import DTYPES, Case
+from crossent.findings import SubjectReport
+from crossent.judge import run_case
+from crossent.levels import LEVELS, plan
+from crossent.report import Report
+from crossent.subjects import NAMED, load
 
 Progress = Callable[[Sequence[Case | BadInput]], Iterable[Case | BadInput]]
 
@@ -28,6 +27,7 @@ def check(
     *subjects: str | Callable[..., torch.Tensor],
     device: str = "cpu",
     dtypes: str | Iterable[str] = tuple(DTYPES),
+    level: str = "normal",
     seed: int = 0,
     progress: Progress = iter,
 ) -> Report:
@@ -38,11 +38,12 @@ def check(
             and torch.
         device: where the tensors are put, "cpu" or "cuda:0".
         dtypes: of the logits.
+        level: how much of all that can be asked: "quick", "normal" or "thorough".
         seed: another seed makes other numbers for the same options.
         progress: wraps the sequence of cases, to show how far the run is.
 
     Raises:
-        ValueError: a name that is no form's, an unknown dtype, or a seed below 0.
+        ValueError: a name that is no form's, an unknown dtype or level, or a seed below 0.
         TypeError: a subject that is neither a name nor callable.
         RuntimeError: a device that is not here.
 
@@ -56,146 +57,21 @@ def check(
     unknown = [dtype for dtype in chosen if dtype not in DTYPES]
     if unknown:
         raise ValueError(f"dtypes: got {unknown[0]!r}; allowed are {', '.join(DTYPES)}")
+    if level not in LEVELS:
+        raise ValueError(f"level: got {level!r}; allowed are {', '.join(LEVELS)}")
     if seed < 0:
         raise ValueError(f"seed: got {seed}; allowed is 0 or more")
     named = dict.fromkeys(subjects) or NAMED
     loaded = list(itertools.chain.from_iterable(map(load, named)))
     require_device(device)
     known = expected_findings.shipped()
-    cases = [*grid(tuple(chosen), seed), *edges(tuple(chosen), seed)]
-    bad = [bad_input for bad_input in BAD_INPUTS if bad_input.dtype in chosen]
-    report = Report(environment(device), [SubjectReport(subject.name) for subject in loaded], seed=seed)
+    planned = plan(level, tuple(chosen), seed)
+    report = Report(environment(device), [SubjectReport(subject.name) for subject in loaded], level=level, seed=seed)
     with ambient():
-        for case in progress([*cases, *bad]):
-            run_case(case, loaded, report, device)
+        for case in progress(list(planned)):
+            run_case(case, loaded, report, device, planned[case])
     expected_findings.expect(report, known)
     return report
-
-
-def run_case(case: Case | BadInput, subjects: Sequence[Subject], report: Report, device: str) -> None:
-    """Judge one case on each subject and enter the outcome into the report."""
-    inputs = case.build(device)
-    expected = None
-    for subject, entry in zip(subjects, report.subjects, strict=True):
-        reason = subject.not_applicable(inputs)
-        if isinstance(case, BadInput) and case.poisons and inputs.logits.is_cuda:
-            reason = "would be left with a device that is of no more use"
-        if reason:
-            entry.not_applicable[reason] += 1
-            continue
-        outcome = entry.outcomes[case.id] = Outcome(case.dtype, inputs.digest)
-        own = case.build(device)  # a subject that writes into its arguments must not spoil the next one's
-        if isinstance(case, BadInput):
-            entry.findings += _refusal(case, subject, own, outcome)
-        else:
-            expected = expected or checks.expect(inputs)
-            entry.findings += _judgement(case, subject, inputs, own, expected, outcome)
-            if not subject.differentiable:
-                entry.not_applicable["has no gradient to compare"] += 1
-
-
-def _refusal(case: BadInput, subject: Subject, own: Inputs, outcome: Outcome) -> Iterator[Finding]:
-    """What is wrong with a subject's answer to a call that it must refuse."""
-    allowed = " or ".join(error.__name__ for error in case.raises)
-    kind = message = ""
-    try:
-        got = subject.loss(own.logits, own.target, **own.options)
-    except case.raises:
-        pass
-    except (Exception, SystemExit) as error:
-        kind, message = "wrong", f"raised {_said(error)}; allowed is {allowed}"
-    else:
-        plain = type(got) is Tensor and got.layout == torch.strided and not got.is_meta
-        value = f" {got.tolist()}" if plain and got.numel() < 10 else ""
-        kind, message = "accepted", f"returned{value}; should have raised {allowed}"
-    outcome.checks["errors"] = Measured(failed=bool(kind))
-    if kind:
-        yield Finding(subject.name, "errors", case.id, kind, message, describe(own))
-
-
-def _judgement(
-    case: Case, subject: Subject, inputs: Inputs, given: Inputs, expected: Expected, outcome: Outcome
-) -> Iterator[Finding]:
-    """What is wrong with a subject's result for a case."""
-
-    def finding(check: str, kind: str, message: str, numbers: Numbers | None = None, of_torch: str = "") -> Finding:
-        return Finding(subject.name, check, case.id, kind, message, describe(inputs), numbers, of_torch)
-
-    try:
-        got = checks.evaluate(subject.loss, given, gradient=subject.differentiable)
-        outcome.digest = got.digest  # also raises where the result has no bits, as on a meta device
-    except (Exception, SystemExit) as error:  # whatever a subject raises is a finding, and the run goes on
-        outcome.checks["call"] = Measured(failed=True)
-        yield finding("call", "refused", _said(error))
-        return
-    outcome.checks["call"] = Measured()
-    changed, problem = checks.changed(given, inputs), checks.misshapen(got, expected, subject.dtype)
-    outcome.checks["arguments"], outcome.checks["result"] = Measured(bool(changed)), Measured(bool(problem))
-    if changed:
-        yield finding("arguments", "changed_input", f"it wrote into {changed}")
-    if problem:
-        yield finding("result", "wrong", problem)
-        return
-    wanted = case.grade or subject.grade(case.dtype)
-    own = None if subject.dtype is None else str(subject.dtype).removeprefix("torch.")
-    differences = checks.compare(got, expected, "A" if wanted == "A" else "B", subject.promise, own)
-    held = all(difference.ratio <= 1 for difference in differences)
-    outcome.grade = "A" if held and wanted == "A" else checks.reached(got, expected, subject.promise, own)
-    for difference in differences:
-        failed = difference.ratio > 1
-        outcome.checks[difference.check] = Measured(
-            failed,
-            difference.ulp,
-            difference.ratio,
-            difference.vacuous,
-            difference.not_judged,
-            difference.elements,
-        )
-        if failed:
-            own_value = "" if subject is TORCH else _of_torch(case, difference, inputs)
-            yield finding(difference.check, "wrong", str(difference), _numbers(difference), own_value)
-
-
-def _numbers(d: Difference) -> Numbers:
-    return Numbers(d.index, d.got, _bits(d.got, d.dtype), d.exact, d.radius, d.bound, d.ulp, d.ratio)
-
-
-def _bits(value: float, dtype: str) -> str:
-    tensor = torch.tensor(value, dtype=DTYPES[dtype])
-    return f"0x{int(bits(tensor)):0{2 * tensor.element_size()}x}"
-
-
-def _of_torch(case: Case, difference: Difference, inputs: Inputs) -> str:
-    """What torch itself gives at the worst element of somebody else's result."""
-    try:
-        result = checks.evaluate(TORCH.loss, case.build(str(inputs.logits.device)))
-    except Exception as error:
-        return f"refuses it: {_said(error)}"
-    tensor: Tensor = getattr(result, difference.check)
-    value = tensor[difference.index].item()
-    off = abs(value - difference.exact) if value != difference.exact else 0.0
-    name = str(tensor.dtype).removeprefix("torch.")
-    share = f", {off / difference.bound:.3g} of what is allowed" if difference.bound else ""
-    return f"{value!r}  ({_bits(value, name)}), off by {off:.3g}{share}"
-
-
-def describe(inputs: Inputs) -> str:
-    """The arguments of a call in words."""
-
-    def of(tensor: Tensor) -> str:
-        return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
-
-    options = [f"{k}={of(v) if isinstance(v, Tensor) else repr(v)}" for k, v in inputs.options.items()]
-    return ", ".join([f"logits {of(inputs.logits)}", f"target {of(inputs.target)}", *options])
-
-
-def _said(error: BaseException) -> str:
-    """An exception's first line, whatever it is."""
-    try:
-        said = str(error).strip().partition("\n")[0]
-    except Exception as another:
-        said = f"and its message raises {type(another).__name__}"
-    return one_line(f"{type(error).__name__}: {said}".removesuffix(": "))
 
 
 @contextmanager

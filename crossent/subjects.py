@@ -25,6 +25,7 @@ class Subject:
         not_applicable: why a case does not apply to it, or None where it does.
         dtype: of its results, where that is not the one that the logits call for.
         promise: about its arithmetic; somebody's kernel unless it says otherwise.
+        plain: why it is not transformed (compiled, vmapped, …), or "" where it is.
         grades: the grade that it must reach for a dtype, where that is not A.
     """
 
@@ -34,11 +35,17 @@ class Subject:
     not_applicable: Callable[[Inputs], str | None] = lambda inputs: None
     dtype: torch.dtype | None = None
     promise: Promise = "kernel"
+    plain: str = ""
     grades: Mapping[str, Grade] = field(default_factory=dict)
 
     def grade(self, dtype: str) -> Grade:
         """The grade that it must reach."""
         return self.grades.get(dtype, "A")
+
+    @property
+    def dtype_name(self) -> str | None:
+        """`dtype` in a word."""
+        return None if self.dtype is None else str(self.dtype).removeprefix("torch.")
 
 
 def _scalar_on_tensors(input: Tensor, target: Tensor, **options: Any) -> Tensor:
@@ -69,6 +76,7 @@ FORMS = {
             not_applicable=_why_not_scalar,
             dtype=torch.float64,
             promise="eager",
+            plain="is made of Python's numbers",
         ),
     )
 }
@@ -103,7 +111,14 @@ def _why_not_nll(inputs: Inputs) -> str | None:
 # half precision in half precision.
 _IN_HALVES: dict[str, Grade] = {"float16": "B", "bfloat16": "B"}
 TORCH = Subject("torch", _torch, promise="torch", grades=_IN_HALVES)
-TORCH_NLL = Subject("torch_nll", _torch_nll, not_applicable=_why_not_nll, promise="torch", grades=_IN_HALVES)
+TORCH_NLL = Subject(
+    "torch_nll",
+    _torch_nll,
+    not_applicable=_why_not_nll,
+    promise="torch",
+    plain="is here for its layouts",
+    grades=_IN_HALVES,
+)
 
 # What a name stands for: torch is both of them.
 NAMED = {**{name: (form,) for name, form in FORMS.items()}, "torch": (TORCH, TORCH_NLL)}

@@ -8,9 +8,12 @@ import pytest
 import torch
 
 import crossent
-from crossent import bounds, checks
+from crossent import bounds
 from crossent.bounds import Bounds, contract
 from crossent.cases import Case, Inputs
+from crossent.differences import compare
+from crossent.expected import expect, terms_of
+from crossent.results import evaluate
 from crossent.rounding import FLOAT32, Held
 from crossent.rows import lay_out
 from crossent.subjects import FORMS, TORCH
@@ -31,7 +34,7 @@ def inputs(logits, target, dtype="float32", weight=None, **options):
 
 
 def differences(loss, given, grade="A", promise="eager"):
-    compared = checks.compare(checks.evaluate(loss, given), checks.expect(given), grade, promise)
+    compared = compare(evaluate(loss, given), expect(given), grade, promise)
     return {difference.check: difference for difference in compared}
 
 
@@ -82,13 +85,13 @@ def test_a_difference_of_logits_may_overflow_where_the_loss_is_finite():
     """-3e38 - 3e38 is -inf in float32, and zero times it NaN; the exact loss is zero."""
     given = inputs([[3e38, -3e38], [3e38, 1e38]], [[1.0, 0.0], [1.0, 0.0]], "bfloat16")
     for subject in EAGER:
-        loss = checks.evaluate(subject.loss, given).loss
+        loss = evaluate(subject.loss, given).loss
         assert loss.isnan().tolist() == [True, False]
         difference = differences(subject.loss, given)["loss"]
         assert difference.ratio <= 1
         assert difference.not_judged == {"an intermediate may overflow": 1}
         assert difference.elements == 2
-    expected = checks.expect(given)
+    expected = expect(given)
     assert expected.loss.hi[0] == 0
     assert np.isfinite(Bounds(expected.terms, contract("eager", "A", "bfloat16").unlimited).loss).all()
 
@@ -99,7 +102,7 @@ def test_a_sum_over_the_classes_may_overflow_before_smoothing_makes_it_small(cla
     logits = [[0.0] + [-1e39 / classes] * (classes - 1)]
     given = inputs(logits, [0], label_smoothing=0.1)
     for name, finite in (("formula", False), ("log_softmax_nll", False), ("one_hot", True)):
-        got = checks.evaluate(FORMS[name].loss, given).loss
+        got = evaluate(FORMS[name].loss, given).loss
         assert bool(got.isfinite().all()) == finite
         assert differences(FORMS[name].loss, given)["loss"].not_judged == {"an intermediate may overflow": 1}
     assert_needed("factors come in any order", crossent.formula, "loss", given)
@@ -113,7 +116,7 @@ def test_a_sum_over_the_classes_may_overflow_before_smoothing_makes_it_small(cla
 def test_a_product_may_overflow_before_the_factor_zero_is_there():
     """2·2e38 is inf, and zero times it NaN, where the weight comes last: t·(-log p)·w. The exact loss is zero."""
     given = inputs([[2e38, 0.0]], [[0.0, 2.0]], weight=[1.0, 0.0])
-    assert checks.evaluate(crossent.formula, given).loss.isnan().all()
+    assert evaluate(crossent.formula, given).loss.isnan().all()
     assert_needed("factors come in any order", crossent.formula, "loss", given)
 
 
@@ -154,8 +157,8 @@ def test_an_underflow_is_multiplied_by_the_factors_still_to_come():
         reduction="mean",
         label_smoothing=3e-5,
     )
-    assert (checks.evaluate(TORCH.loss, given).gradient[:, 2] >= 0).all()
-    assert (checks.expect(given).gradient.hi[:, 2] < -1e-5).all()
+    assert (evaluate(TORCH.loss, given).gradient[:, 2] >= 0).all()
+    assert (expect(given).gradient.hi[:, 2] < -1e-5).all()
     assert_needed("an underflow is multiplied", TORCH.loss, "gradient", given, "B", "torch")
 
 
@@ -203,7 +206,7 @@ def test_a_common_offset_costs_nothing_where_the_maximum_comes_off_first(promise
         found = differences(crossent.formula, given, promise=promise)
         assert found["loss"].ratio <= 1
         assert found["gradient"].ratio <= 1
-        widths[offset] = checks.expect(given).bounds(contract(promise, "A", "float32")).loss
+        widths[offset] = expect(given).bounds(contract(promise, "A", "float32")).loss
         assert (differences(lse_first, given, promise=promise)["loss"].ratio > 1) == (offset > 0)
     if promise == "eager":
         assert np.array_equal(widths[0.0], widths[1e4])
@@ -212,7 +215,7 @@ def test_a_common_offset_costs_nothing_where_the_maximum_comes_off_first(promise
 
 
 def reasons(check, given, **promised):
-    terms = checks.terms_of(given)
+    terms = terms_of(given)
     of_dtype = str(given.logits.dtype).removeprefix("torch.")
     return {
         reason: int(where.sum())

@@ -8,11 +8,15 @@ import torch
 import torch.nn.functional as F
 
 import crossent
-from crossent import cases, checks
+from crossent import cases
 from crossent.cases import Inputs
+from crossent.differences import compare
+from crossent.expected import expect
+from crossent.findings import SubjectReport
 from crossent.grid import grid
-from crossent.report import Report, SubjectReport
-from crossent.runner import run_case
+from crossent.judge import run_case
+from crossent.report import Report
+from crossent.results import Result, evaluate
 from crossent.subjects import FORMS, TORCH, Subject
 
 
@@ -24,7 +28,7 @@ def inputs(logits, target, dtype=torch.float32, **options):
 
 
 def differences(loss, case, grade="A", promise="eager"):
-    return checks.compare(checks.evaluate(loss, case), checks.expect(case), grade, promise)
+    return compare(evaluate(loss, case), expect(case), grade, promise)
 
 
 def run(loss, chosen):
@@ -93,12 +97,12 @@ def test_a_difference_says_where_it_is_and_how_large():
 @pytest.mark.parametrize("sizes", [(5,), (7, 5), (3, 5, 4), (2, 3, 2, 2, 3)])
 def test_the_index_of_a_difference_is_one_of_the_result(sizes):
     case = cases.Case("float64", sizes, reduction="none").build()
-    good = checks.evaluate(crossent.formula, case)
+    good = evaluate(crossent.formula, case)
     for check in ("loss", "gradient"):
         bad = {name: getattr(good, name).clone() for name in ("loss", "gradient")}
         at = tuple(size - 1 for size in bad[check].shape)
         bad[check][at] += 1
-        found = {d.check: d for d in checks.compare(checks.Result(**bad), checks.expect(case))}
+        found = {d.check: d for d in compare(Result(**bad), expect(case))}
         assert found[check].index == at
         assert bad[check][at].item() == found[check].got
 
@@ -106,21 +110,21 @@ def test_the_index_of_a_difference_is_one_of_the_result(sizes):
 @pytest.mark.parametrize("got", [float("nan"), float("inf"), 0.0])
 def test_nan_is_never_a_wildcard(got):
     case = inputs([[1.0, 2.0]], [0])
-    (loss,) = checks.compare(checks.Result(torch.tensor([got]), None), checks.expect(case))
+    (loss,) = compare(Result(torch.tensor([got]), None), expect(case))
     assert loss.ratio > 1
 
 
 @pytest.mark.parametrize("got", [0.0, 1.0, float("inf"), -float("inf")])
 def test_a_number_is_no_answer_where_nan_is_right(got):
     case = inputs([[1.0, float("nan")]], [0])
-    (loss,) = checks.compare(checks.Result(torch.tensor([got]), None), checks.expect(case))
+    (loss,) = compare(Result(torch.tensor([got]), None), expect(case))
     assert loss.ratio == np.inf
 
 
 def test_an_infinite_answer_must_be_that_infinity():
     case = inputs([[1.0, -float("inf")]], [1])
     for got, ratio in ((float("inf"), 0.0), (-float("inf"), np.inf), (3e38, np.inf), (float("nan"), np.inf)):
-        (loss,) = checks.compare(checks.Result(torch.tensor([got]), None), checks.expect(case))
+        (loss,) = compare(Result(torch.tensor([got]), None), expect(case))
         assert loss.ratio == ratio
 
 
@@ -215,7 +219,7 @@ def test_whatever_a_subject_does_is_a_finding_in_one_line(loss, said):
 )
 def test_a_run_does_not_depend_on_the_state_that_it_is_called_in(state, monkeypatch):
     whole = grid
-    monkeypatch.setattr("crossent.runner.grid", lambda dtypes, seed: list(whole(dtypes, seed))[::97])
+    monkeypatch.setattr("crossent.levels.grid", lambda dtypes, seed, array: list(whole(dtypes, seed, array))[::97])
     threads = torch.get_num_threads()
     with state():
         report = crossent.check("formula", dtypes="bfloat16")
@@ -225,7 +229,7 @@ def test_a_run_does_not_depend_on_the_state_that_it_is_called_in(state, monkeypa
 
 def test_what_is_named_twice_runs_once(monkeypatch):
     whole = grid
-    monkeypatch.setattr("crossent.runner.grid", lambda dtypes, seed: list(whole(dtypes, seed))[::97])
+    monkeypatch.setattr("crossent.levels.grid", lambda dtypes, seed, array: list(whole(dtypes, seed, array))[::97])
     once = crossent.check("formula", dtypes=["float64"])
     assert crossent.check("formula", "formula", dtypes=iter(["float64", "float64"])).ran == once.ran > 0
 

@@ -23,7 +23,7 @@ def run(capsys, *arguments):
 def small_grid(monkeypatch):
     """A handful of cases instead of the grid: these tests are about the door, not about what is behind it."""
     whole = grid
-    monkeypatch.setattr("crossent.runner.grid", lambda dtypes, seed: list(whole(dtypes, seed))[::10])
+    monkeypatch.setattr("crossent.levels.grid", lambda dtypes, seed, array: list(whole(dtypes, seed, array))[::10])
 
 
 def test_check_prints_a_row_for_each_form_and_dtype(capsys, small_grid):
@@ -64,7 +64,7 @@ def test_check_exits_1_and_shows_the_numbers_when_a_form_is_wrong(capsys, small_
 
 def test_check_exits_3_when_nothing_ran(capsys, monkeypatch):
     many_rows = [case for case in grid(["float16"]) if case.sizes == (7, 5)][:3]
-    monkeypatch.setattr("crossent.runner.grid", lambda dtypes, seed: many_rows)
+    monkeypatch.setattr("crossent.levels.grid", lambda dtypes, seed, array: many_rows)
     status, out, _ = run(capsys, "check", "scalar")
     assert status == cli.NOTHING_RAN
     assert "nothing ran" in out
@@ -112,7 +112,7 @@ def test_wrong_use_is_one_line_on_stderr_and_status_2(capsys, arguments, named):
 
 @pytest.fixture
 def one_case(monkeypatch):
-    monkeypatch.setattr("crossent.runner.grid", lambda dtypes, seed: [cases.Case("float64")])
+    monkeypatch.setattr("crossent.levels.grid", lambda dtypes, seed, array: [cases.Case("float64")])
 
 
 def test_json_is_written_beside_the_table(capsys, one_case, tmp_path):

@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from crossent import bounds, checks
+from crossent import bounds
 from crossent.bounds import FUNCTIONS, contract
 from crossent.cases import DTYPES, Case
+from crossent.differences import compare
+from crossent.expected import expect, terms_of
+from crossent.results import Result
 from crossent.rounding import FLOAT32, Held, safe
 
 NUMPY = {"float16": np.float32, "bfloat16": np.float32, "float32": np.float32, "float64": np.float64}
@@ -110,7 +113,7 @@ class Kernel:
     def __call__(self, case):
         """Loss and gradient of a case."""
         inputs, f = case.build(), self.arithmetic
-        terms = checks.terms_of(inputs)
+        terms = terms_of(inputs)
         kind = NUMPY[case.dtype]
         x = terms.logits.astype(kind)
         rows, classes = x.shape
@@ -149,7 +152,7 @@ class Kernel:
         dtype = DTYPES[case.dtype]
         loss = torch.from_numpy(np.array(losses)).to(dtype).reshape(inputs.upstream.shape)
         moved = np.moveaxis(gradient.reshape(-1, *inputs.logits.shape[2:], classes), -1, 1)
-        return checks.Result(loss, torch.from_numpy(np.ascontiguousarray(moved)).to(dtype))
+        return Result(loss, torch.from_numpy(np.ascontiguousarray(moved)).to(dtype))
 
     def mean(self, total, denominator):
         return total if denominator is None else self.arithmetic.divide(total, denominator)
@@ -199,14 +202,14 @@ def cases(dtype, values):
 @functools.cache
 def expected(case):
     """The exact answer, which takes longer than a kernel."""
-    return checks.expect(case.build())
+    return expect(case.build())
 
 
 def ratios(kernel, case, promise, grade="A"):
     """Of loss and gradient, error ÷ bound."""
     with np.errstate(all="ignore"):
         got = kernel(case)
-    return [difference.ratio for difference in checks.compare(got, expected(case), grade, promise)]
+    return [difference.ratio for difference in compare(got, expected(case), grade, promise)]
 
 
 PROMISES = {"kernel": ACCURATE, "fast_kernel": FAST}

@@ -17,10 +17,11 @@ import torch.nn.functional as F
 from defects import DEFECTS, RIGHT
 
 import crossent
-from crossent import checks
 from crossent.cases import DTYPES, Case, Inputs
-from crossent.checks import Result
+from crossent.differences import compare
+from crossent.expected import expect
 from crossent.grid import grid
+from crossent.results import Result, evaluate
 from crossent.rounding import FORMATS
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -72,15 +73,15 @@ OF_THE_GRID = [
 def known(dtype):
     """The cases of one dtype, with their inputs and exact answers."""
     chosen = [replace(case, dtype=dtype) for case in (*ADVERSARIAL, *OF_THE_GRID)]
-    return [(case, inputs, checks.expect(inputs)) for case in chosen for inputs in [case.build()]]
+    return [(case, inputs, expect(inputs)) for case in chosen for inputs in [case.build()]]
 
 
 def first_difference(loss, dtype, promise):
     """The first case on which a loss is not within the bounds of grade A, and the difference there, or None."""
     for case, inputs, expected in known(dtype):
-        got = checks.evaluate(loss, inputs, target_gradient=False)
-        assert checks.misshapen(got, expected) is None, case.id
-        for difference in checks.compare(got, expected, "A", promise):
+        got = evaluate(loss, inputs, target_gradient=False)
+        assert (tuple(got.loss.shape), got.loss.dtype) == (expected.shape, expected.dtype), case.id
+        for difference in compare(got, expected, "A", promise):
             if difference.ratio > 1:
                 return f"{difference.check} on {case.id}: {difference}"
     return None
@@ -156,16 +157,12 @@ def randn(dtype):
 
 def verdicts(loss, dtype):
     """Under each way of comparing, whether it passes each case."""
-    cases = [
-        (inputs, expected, checks.evaluate(loss, inputs, target_gradient=False)) for _, inputs, expected in known(dtype)
-    ]
+    cases = [(inputs, expected, evaluate(loss, inputs, target_gradient=False)) for _, inputs, expected in known(dtype)]
     plain = randn(dtype)
     return {
         "exact": [close(got, exact(expected, got)) for _, expected, got in cases],
-        "torch": [
-            close(got, checks.evaluate(F.cross_entropy, inputs, target_gradient=False)) for inputs, _, got in cases
-        ],
-        "randn": [close(checks.evaluate(loss, plain), checks.evaluate(F.cross_entropy, plain))],
+        "torch": [close(got, evaluate(F.cross_entropy, inputs, target_gradient=False)) for inputs, _, got in cases],
+        "randn": [close(evaluate(loss, plain), evaluate(F.cross_entropy, plain))],
     }
 
 

@@ -5,12 +5,13 @@ import re
 import pytest
 import torch
 
-from crossent import runner
+from crossent import judge, runner
 from crossent.bad_inputs import BAD_INPUTS
 from crossent.edges import EDGES
 from crossent.expected_findings import ExpectedFinding, expect, load, shipped
+from crossent.findings import Finding, Measured, Outcome, SubjectReport
 from crossent.grid import grid
-from crossent.report import Finding, Measured, Outcome, Report, SubjectReport
+from crossent.report import Report
 from crossent.subjects import TORCH, TORCH_NLL
 
 ENTRY = {"subject": "torch", "checks": ["loss"], "kind": "wrong", "cases": ["a*"], "reason": "known"}
@@ -259,7 +260,7 @@ def test_every_entry_of_the_shipped_list_happens_here(known):
     made = Report(runner.environment("cpu"), [SubjectReport("torch"), SubjectReport("torch_nll")])
     with runner.ambient():
         for case in chosen(known):
-            runner.run_case(case, [TORCH, TORCH_NLL], made, "cpu")
+            judge.run_case(case, [TORCH, TORCH_NLL], made, "cpu")
     assert made.ran
     expect(made, [known])
     assert made.mended == []
@@ -273,6 +274,6 @@ def test_the_shipped_list_leaves_nothing_of_torch_unexplained():
     cases = [*list(grid())[::20], *BAD_INPUTS, *(case for case in EDGES if case.rows < 2000)]
     with runner.ambient():
         for case in cases:
-            runner.run_case(case, [TORCH, TORCH_NLL], made, "cpu")
+            judge.run_case(case, [TORCH, TORCH_NLL], made, "cpu")
     expect(made, SHIPPED)
     assert not made.findings, made

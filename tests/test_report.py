@@ -17,12 +17,14 @@ import pytest
 import torch
 
 import crossent
-from crossent import expected_findings, report, runner
+from crossent import document, expected_findings, findings, runner
 from crossent.bad_inputs import BAD_INPUTS
 from crossent.cases import Case
 from crossent.cli import Output
-from crossent.report import Finding, Measured, Numbers, Outcome, Report, SubjectReport, find, read_json
-from crossent.runner import run_case
+from crossent.document import find, read_json
+from crossent.findings import Finding, Measured, Numbers, Outcome, SubjectReport
+from crossent.judge import run_case
+from crossent.report import Report
 from crossent.subjects import FORMS, TORCH, Subject
 
 CASES = [
@@ -88,7 +90,7 @@ def test_the_json_has_the_keys_of_schema_1(tmp_path):
     assert set(document["environment"]) == named
     assert [part["name"] for part in document["subjects"]] == ["torch", "formula", "mine", "no"]
     for part in document["subjects"]:
-        assert set(part) == {"name", "counts", "grades", "not_applicable", "checks", "findings", "cases"}
+        assert set(part) == {"name", "counts", "grades", "not_applicable", "not_run", "checks", "findings", "cases"}
         assert set(part["counts"]) == {"ran", "failed", "expected", "not_applicable"}
         for dtypes in part["checks"].values():
             for tally in dtypes.values():
@@ -242,12 +244,12 @@ def test_stdout_is_written_into_even_where_it_is_a_file_and_is_never_replaced(tm
     before = os.lstat("/dev/stdout")
     # Without the package, and so without torch: a second is enough.
     code = textwrap.dedent(f"""
-        import importlib.util, sys
+        import importlib.machinery, importlib.util, sys
         print("first", flush=True)
-        spec = importlib.util.spec_from_file_location("report", {report.__file__!r})
-        sys.modules["report"] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        module.Report({{}}).write_json("/dev/stdout")
+        sys.modules["crossent"] = importlib.util.module_from_spec(importlib.machinery.ModuleSpec("crossent", None))
+        sys.modules["crossent"].__path__ = [{str(pathlib.Path(document.__file__).parent)!r}]
+        from crossent.report import Report
+        Report({{}}).write_json("/dev/stdout")
     """)
     with open(tmp_path / "out", "w") as out:
         subprocess.run([sys.executable, "-c", code], stdout=out, check=True)
@@ -500,7 +502,7 @@ def test_what_an_exception_says_is_shown_and_not_obeyed(tmp_path, message):
     (finding,) = made.findings
     assert finding.message.startswith("ValueError")
     assert finding.message.isprintable()
-    assert len(finding.message) <= report.LONGEST_LINE
+    assert len(finding.message) <= findings.LONGEST_LINE
     text = rendered(made, 80)
     assert f"\n  {finding.message}\n" in text
     assert finding.message in str(made)

@@ -20,9 +20,11 @@ import crossent
 from crossent import cli, runner
 from crossent.bad_inputs import BAD_INPUTS
 from crossent.cases import Case, bits
-from crossent.report import Finding, Numbers, Report, SubjectReport, find, read_json
+from crossent.document import find, read_json
+from crossent.findings import Finding, Numbers, SubjectReport
+from crossent.judge import run_case
+from crossent.report import Report
 from crossent.repro import repeated, script
-from crossent.runner import run_case
 from crossent.subjects import BY_NAME, Subject
 
 RIGHT = "from crossent import formula as subject"

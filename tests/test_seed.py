@@ -12,8 +12,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import crossent
-from crossent import checks
 from crossent.cases import Inputs
+from crossent.differences import compare
+from crossent.expected import expect
+from crossent.results import Result, evaluate
 
 LOGITS = (3.0, 1.0, -3.0)
 TARGET = 0
@@ -28,9 +30,9 @@ def assert_equal_to_torch(loss, logits, target):
     """The loss and its gradient are the exact ones within rounding, and so are those of nn.CrossEntropyLoss."""
     options = {"reduction": "mean", "label_smoothing": 0.0}
     inputs = Inputs(logits, target, options, torch.tensor(1.0))
-    expected = checks.expect(inputs)
+    expected = expect(inputs)
     for held in (loss, lambda x, y, **options: nn.CrossEntropyLoss(**options)(x, y)):
-        for difference in checks.compare(checks.evaluate(held, inputs), expected):
+        for difference in compare(evaluate(held, inputs), expected):
             assert difference.ratio <= 1, difference
 
 
@@ -99,8 +101,8 @@ def test_the_listing_equals_torch_on_a_random_row(seed):
     listing = first + math.log(second)
 
     for loss in (listing, crossent.scalar(output[0].tolist(), label.item())):
-        got = checks.Result(torch.tensor(loss, dtype=torch.float64), None)
-        (difference,) = checks.compare(got, checks.expect(inputs))
+        got = Result(torch.tensor(loss, dtype=torch.float64), None)
+        (difference,) = compare(got, expect(inputs))
         assert difference.ratio <= 1, difference
     for form in (*TENSOR_FORMS, F.cross_entropy):
         assert_equal_to_torch(form, output, label)

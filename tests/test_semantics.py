@@ -19,8 +19,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from crossent import checks, formula, log_softmax_nll, one_hot, scalar
+from crossent import formula, log_softmax_nll, one_hot, scalar
 from crossent.cases import Inputs
+from crossent.differences import compare
+from crossent.expected import expect
+from crossent.results import evaluate
 
 INF, NAN = math.inf, math.nan
 FORMS = (formula, log_softmax_nll, one_hot)
@@ -57,10 +60,10 @@ def exactly(got, expected):
 
 def hold(loss, inputs, gradient=True):
     """The loss and its gradient are the exact ones, within the engine's bounds."""
-    expected = checks.expect(inputs)
-    got = checks.evaluate(loss, inputs, gradient=gradient)
+    expected = expect(inputs)
+    got = evaluate(loss, inputs, gradient=gradient)
     assert tuple(got.loss.shape) == expected.shape
-    differences = checks.compare(got, expected)
+    differences = compare(got, expected)
     dense = inputs.target.is_floating_point()  # then the target has a gradient too
     assert len(differences) == 1 + gradient * (1 + dense)
     for difference in differences:
@@ -1131,7 +1134,7 @@ def test_half_precision_keeps_the_loss_of_a_confident_row(form, dtype):
     logits = torch.tensor([[math.log(999), 0.0]], dtype=dtype)
     inputs = inputs_of(logits, torch.tensor([0]), torch.tensor(1.0))
     hold(form, inputs)
-    got = checks.evaluate(form, inputs)
+    got = evaluate(form, inputs)
     assert got.loss > 0
     assert got.gradient[0, 0] < 0
 

@@ -13,9 +13,11 @@ import mpmath
 import numpy as np
 import pytest
 
-from crossent import checks
 from crossent.bounds import Bounds, Order, contract
 from crossent.cases import DTYPES, IGNORED, Case
+from crossent.differences import compare, compare_under
+from crossent.expected import expect
+from crossent.results import evaluate
 from crossent.rounding import FORMATS
 from crossent.soak import soak
 from crossent.subjects import FORMS, TORCH
@@ -48,14 +50,14 @@ def test_no_correct_cross_entropy_is_accused_and_bounds_are_reached(part, seed, 
     alarms = []
     for case in soak(count, [dtype], seed, first=first):
         inputs = case.build()
-        expected = checks.expect(inputs)
+        expected = expect(inputs)
         for subject in SUBJECTS:
             if subject is TORCH and refused_by_torch(case):
                 figures["known"]["it refuses uint8 targets"] += 1
                 continue
-            got = checks.evaluate(subject.loss, inputs)
-            assert checks.misshapen(got, expected) is None, case.id
-            for difference in checks.compare(got, expected, subject.grade(dtype), subject.promise):
+            got = evaluate(subject.loss, inputs)
+            assert (tuple(got.loss.shape), got.loss.dtype) == (expected.shape, expected.dtype), case.id
+            for difference in compare(got, expected, subject.grade(dtype), subject.promise):
                 if difference.ratio > 1:
                     known = subject is TORCH and defect_of_torch(case, difference, got, expected)
                     figures["known"][known or "none"] += 1
@@ -102,7 +104,7 @@ def defect_of_torch(case, difference, got, expected):
         ("its sum over rows skips a flush", skips),
         ("what it sums overflows float16, and skips a flush", replace(overflows, row_order=skips.row_order)),
     ):
-        under = {d.check: d for d in checks.compare_under(cause, got, expected)}
+        under = {d.check: d for d in compare_under(cause, got, expected)}
         if under[difference.check].ratio <= 1:
             return reason
     return None
@@ -194,11 +196,11 @@ SHARP = {
 def test_a_bound_is_no_wider_than_twice_what_a_correct_form_needs(dtype):
     for check, case in zip(("loss", "gradient"), map(Case.of, SHARP[dtype]), strict=True):
         inputs = case.build()
-        expected = checks.expect(inputs)
+        expected = expect(inputs)
         ratios = [
             difference.ratio
             for name in ("formula", "log_softmax_nll", "one_hot")
-            for difference in checks.compare(checks.evaluate(FORMS[name].loss, inputs), expected)
+            for difference in compare(evaluate(FORMS[name].loss, inputs), expected)
             if difference.check == check
         ]
         assert 0.5 <= max(ratios) <= 1, case.id
@@ -229,8 +231,8 @@ DEFECTS = {
 def test_what_the_soak_excuses_is_a_defect_by_another_computation(id):
     case = Case.of(id)
     inputs, exact = case.build(), exact_loss(Case.of(id))
-    by_form = checks.evaluate(FORMS["formula"].loss, inputs).loss.item()
-    by_torch = checks.evaluate(TORCH.loss, inputs).loss.item()
+    by_form = evaluate(FORMS["formula"].loss, inputs).loss.item()
+    by_torch = evaluate(TORCH.loss, inputs).loss.item()
     assert by_form == exact or abs(by_form - exact) <= FORMATS[case.dtype].unit_roundoff * 1.01 * abs(exact)
     assert not abs(by_torch - exact) <= abs(exact) / 10
 

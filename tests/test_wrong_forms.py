@@ -5,10 +5,11 @@ import torch
 import torch.nn.functional as F
 
 import crossent
+from crossent.findings import SubjectReport
 from crossent.grid import grid
-from crossent.report import Report, SubjectReport
+from crossent.judge import run_case
+from crossent.report import Report
 from crossent.rows import lay_out
-from crossent.runner import run_case
 from crossent.subjects import Subject
 
 

@@ -1,0 +1,160 @@
+"""Differences: how far a result is from the expected one, and how far rounding allows it to be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from torch import Tensor
+
+from crossent.arithmetic import Ball
+from crossent.bounds import Bounds, Contract, Grade, Promise, contract
+from crossent.expected import Expected, name_of, rows_of
+from crossent.results import Result
+from crossent.rounding import FORMATS, Array
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far one result is from the exact one: the worst element, its index, and the bound there.
+
+    Attributes:
+        check: "loss", "gradient" or "target_gradient".
+        dtype: of the result.
+        index: of the worst element in the result.
+        radius: what the exact answer itself may be off by.
+        bound: what rounding allows there, and the radius.
+        error: 0 for equal infinities and for two NaN, infinite for NaN against a number.
+        ratio: error ÷ bound, so 1 is the limit.
+        ulp: the error in units of the result's last place at the exact value.
+        elements, mismatched: how many there are, and how many of them are beyond their bound.
+        not_judged: how many of them have no bound, for each reason.
+        vacuous: whether zeros, a constant, or the gradient without its softmax would pass too: no evidence.
+    """
+
+    check: str
+    dtype: str
+    index: tuple[int, ...]
+    got: float
+    exact: float
+    radius: float
+    bound: float
+    error: float
+    ratio: float
+    ulp: float
+    elements: int
+    mismatched: int
+    not_judged: dict[str, int]
+    vacuous: bool
+
+    def __str__(self) -> str:
+        relative = f"{self.error / abs(self.exact):.3g}" if self.exact else "inf"
+        where = f" at index {self.index}" if self.index else ""
+        return (
+            f"Mismatched elements: {self.mismatched} / {self.elements} ({100 * self.mismatched / self.elements:.1f}%)\n"
+            f"Greatest absolute difference: {self.error:.6g}{where} (up to {self.bound:.3g} allowed)\n"
+            f"Relative difference there: {relative}, {self.ulp:.3g} ulp"
+        )
+
+
+def compare(
+    got: Result, expected: Expected, grade: Grade = "A", promise: Promise = "eager", dtype: str | None = None
+) -> list[Difference]:
+    """The worst difference of the loss and of each gradient that there is, under the contract of a grade.
+
+    The result must have passed :func:`misshapen`. `dtype` is what is computed in, where that is not the logits'.
+    """
+    device, rows = got.loss.device.type, len(expected.terms.logits)
+    dtype = dtype or expected.logits_dtype
+    return compare_under(contract(promise, grade, dtype, device=device, rows=rows), got, expected)
+
+
+def compare_under(promised: Contract, got: Result, expected: Expected) -> list[Difference]:
+    """The same under any contract. Each result is stored in its own dtype, which need not be the logits'."""
+    differences = []
+    for check in ("loss", "gradient", "target_gradient"):
+        tensor, exact = getattr(got, check), getattr(expected, check)
+        if tensor is not None and exact is not None:
+            bounds = expected.bounds(replace(promised, storage=FORMATS[name_of(tensor)]))
+            differences.append(_worst(check, tensor, exact, bounds))
+    return differences
+
+
+def reached(got: Result, expected: Expected, promise: Promise = "eager", dtype: str | None = None) -> Grade:
+    """The grade that a result reaches: that of the tightest contract that it keeps."""
+    for grade in ("A", "B"):
+        if all(difference.ratio <= 1 for difference in compare(got, expected, grade, promise, dtype)):
+            return grade
+    return "F"
+
+
+def _worst(check: str, tensor: Tensor, exact: Ball, bounds: Bounds) -> Difference:
+    """The element with the largest ratio; a bound is no excuse where the answer is NaN or infinite."""
+    got = tensor.reshape(-1, 1).double().cpu().numpy() if check == "loss" else rows_of(tensor)
+    with np.errstate(all="ignore"):
+        special = ~np.isfinite(exact.hi)
+        bound = getattr(bounds, check).reshape(got.shape)
+        allowed = np.where(special, 0.0, np.where(np.isnan(bound), np.inf, bound)) + exact.radius
+        answers = [np.zeros_like(got)]
+        if got.size > 1 and not special.all():
+            answers.append(np.full_like(got, np.median(exact.hi[~special])))
+        if check == "gradient":
+            answers.append(bounds.target_term)
+        vacuous = any((exact.distance(answer) <= allowed).all() for answer in answers)
+    found = difference(check, name_of(tensor), got, exact, allowed)
+    index = (
+        (_index(tensor, *found.index) if check != "loss" else _unravelled(found.index[0], tuple(tensor.shape)))
+        if got.size
+        else ()
+    )
+    return replace(found, index=index, vacuous=vacuous, not_judged=_not_judged(check, allowed, exact, bounds))
+
+
+def difference(check: str, dtype: str, got: Array, exact: Ball, allowed: Array) -> Difference:
+    """The worst of some numbers, (R, K), that may be off by what is allowed; its index is that row and column."""
+    if got.size == 0:
+        return Difference(check, dtype, (), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0, {}, vacuous=True)
+    with np.errstate(all="ignore"):  # a quotient may overflow: an error of 1e308 where 1e-16 is allowed
+        error = exact.distance(got)
+        ratio = np.where(error > 0, np.where(np.isinf(allowed), 0.0, error / allowed), 0.0)
+    at = row, column = tuple(map(int, np.unravel_index(int(ratio.argmax()), ratio.shape)))
+    return Difference(
+        check,
+        dtype,
+        index=(row, column),
+        got=float(got[at]),
+        exact=float(exact.hi[at]),
+        radius=float(exact.radius[at]),
+        bound=float(allowed[at]),
+        error=float(error[at]),
+        ratio=float(ratio[at]),
+        ulp=float(error[at]) / FORMATS[dtype].last_place(float(exact.hi[at])),
+        elements=got.size,
+        mismatched=int((ratio > 1).sum()),
+        not_judged={},
+        vacuous=False,
+    )
+
+
+def _not_judged(check: str, allowed: Array, exact: Ball, bounds: Bounds) -> dict[str, int]:
+    if not np.isinf(allowed).any():
+        return {}
+    unknown = np.isinf(exact.radius)
+    counts = {"no exact answer": int(unknown.sum())}
+    # Which no input should reach: the soak has none of them.
+    counts["the bound is not a number"] = int(np.isnan(getattr(bounds, check)).sum())
+    for reason, where in bounds.open(check).items():
+        counts[reason] = int((where.reshape(allowed.shape) & np.isinf(allowed) & ~unknown).sum())
+    return {reason: count for reason, count in counts.items() if count}
+
+
+def _index(tensor: Tensor, row: int, column: int) -> tuple[int, ...]:
+    """Where the element of a row and a class stands in a tensor with the class axis where torch has it."""
+    if tensor.dim() == 1:
+        return (column,)
+    first, *further = _unravelled(row, (tensor.shape[0], *tensor.shape[2:]))
+    return first, column, *further
+
+
+def _unravelled(row: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(map(int, np.unravel_index(row, shape)))

@@ -1,0 +1,208 @@
+"""Findings, and the outcomes that they are among: everything that one subject's part of a report is made of."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+LONGEST_LINE = 500  # of what others say: an exception may hold a whole tensor
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A failed check, with its numbers.
+
+    Attributes:
+        subject, check, case: whose result, which property of it, on which input.
+        kind: "wrong", "refused" where the subject raised, "accepted" where it should have, or "changed_input".
+        message: what is wrong, in one line or a few.
+        call: the arguments in words.
+        numbers: of the worst element; None where the finding is not about a number.
+        torch: what torch itself gives there, and how far that is off; "" where torch is the subject.
+        expected: why it is known and no surprise, or None.
+    """
+
+    subject: str
+    check: str
+    case: str
+    kind: str
+    message: str
+    call: str = ""
+    numbers: Numbers | None = None
+    torch: str = ""
+    expected: str | None = None
+
+    @property
+    def id(self) -> str:
+        """Enough for `crossent repro` to repeat it."""
+        return f"{self.subject}:{self.check}:{self.case}"
+
+    def __str__(self) -> str:
+        lines = [f"{self.subject}: {self.check} {self.kind} on {self.case}"]
+        lines += [f"  {line}" for line in self.message.splitlines()]
+        if self.numbers:
+            lines.append(f"  got     {self.numbers.got!r}  ({self.numbers.bits})")
+            lines.append(f"  exact   {self.numbers.exact!r} ± {self.numbers.radius:.1g}")
+        lines += [f"  torch   {self.torch}"] if self.torch else []
+        lines += [f"  call    {self.call}"] if self.call else []
+        return "\n".join([*lines, f"  repeat  crossent repro {shlex.quote(self.id)}"])
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """The worst element of a result: where, what came, what is right, and what was allowed."""
+
+    index: tuple[int, ...]
+    got: float
+    bits: str
+    exact: float
+    radius: float
+    bound: float
+    ulp: float
+    ratio: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One check on one case.
+
+    Attributes:
+        ulp, ratio: of the worst element; None where the check is not about numbers.
+        vacuous: whether zeros or a constant would pass too.
+        not_judged: elements whose bound is infinite, by reason.
+        elements: how many there are.
+    """
+
+    failed: bool = False
+    ulp: float | None = None
+    ratio: float | None = None
+    vacuous: bool = False
+    not_judged: Mapping[str, int] = field(default_factory=dict)
+    elements: int = 0
+
+
+@dataclass
+class Outcome:
+    """One case on one subject.
+
+    Attributes:
+        dtype: of the logits.
+        inputs, digest: checksums of the inputs' and of the results' bits; the latter is "" where nothing came.
+        grade: what it reached; "" where that was not asked.
+        checks: what was measured.
+        not_run: why a check that says something about the case did not run.
+    """
+
+    dtype: str
+    inputs: str
+    digest: str = ""
+    grade: str = ""
+    checks: dict[str, Measured] = field(default_factory=dict)
+    not_run: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Tally:
+    """One check on one dtype: what ran, and where it came nearest to its bound."""
+
+    ran: int = 0
+    failed: int = 0
+    expected: int = 0
+    vacuous: int = 0
+    elements: int = 0
+    not_judged: Counter[str] = field(default_factory=Counter)
+    ulp: float | None = None
+    ratio: float | None = None
+    case: str = ""
+
+    def add(self, case: str, measured: Measured, known: bool) -> None:
+        """Enter one case; where it is known to fail, not as the worst."""
+        self.ran += 1
+        self.failed += measured.failed and not known
+        self.expected += measured.failed and known
+        self.vacuous += measured.vacuous
+        self.elements += measured.elements
+        self.not_judged.update(measured.not_judged)
+        if measured.failed and known:
+            return
+        if measured.ratio is not None and (self.ratio is None or measured.ratio > self.ratio):
+            self.ulp, self.ratio, self.case = measured.ulp, measured.ratio, case
+
+
+@dataclass
+class SubjectReport:
+    """One subject's part: what came of each case, what was found, and why the rest did not run."""
+
+    name: str
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+    not_applicable: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def tallies(self) -> dict[tuple[str, str], Tally]:
+        """For each check and dtype, check by check."""
+        known = {(finding.check, finding.case) for finding in self.findings if finding.expected is not None}
+        tallies: dict[tuple[str, str], Tally] = {}
+        for case, outcome in self.outcomes.items():
+            for check, measured in outcome.checks.items():
+                tallies.setdefault((check, outcome.dtype), Tally()).add(case, measured, (check, case) in known)
+        order = list(dict.fromkeys(check for check, _ in tallies))
+        return dict(sorted(tallies.items(), key=lambda entry: order.index(entry[0][0])))
+
+    @property
+    def not_run(self) -> dict[str, Counter[str]]:
+        """For each check how often it did not run, by reason."""
+        reasons: dict[str, Counter[str]] = {}
+        for outcome in self.outcomes.values():
+            for check, reason in outcome.not_run.items():
+                reasons.setdefault(check, Counter())[reason] += 1
+        return reasons
+
+    @property
+    def grades(self) -> dict[str, str]:
+        """For each dtype the lowest that a case reached, known findings aside: A comes before B and F."""
+        known = {finding.case for finding in self.findings if finding.expected is not None}
+        grades: dict[str, str] = {}
+        for case, outcome in self.outcomes.items():
+            if outcome.grade and case not in known:
+                grades[outcome.dtype] = max(grades.get(outcome.dtype, ""), outcome.grade)
+        return grades
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many cases ran, failed, failed as expected, and did not apply."""
+        failed = {finding.case for finding in self.findings if finding.expected is None}
+        known = {finding.case for finding in self.findings if finding.expected is not None}
+        return {
+            "ran": len(self.outcomes),
+            "failed": len(failed),
+            "expected": len(known - failed),
+            "not_applicable": sum(self.not_applicable.values()),
+        }
+
+    @property
+    def without_evidence(self) -> list[str]:
+        """The checks and dtypes of which every case would let a constant pass.
+
+        Not where most cases of a dtype are refused, as is known: float16 by torch 2.0 on a CPU, but for empty ones.
+        """
+        tallies = self.tallies
+        refused = {dtype: tally.expected for (check, dtype), tally in tallies.items() if check == "call"}
+        return [
+            f"{check} in {dtype}"
+            for (check, dtype), tally in tallies.items()
+            if tally.vacuous == tally.ran > refused.get(dtype, 0)
+        ]
+
+
+def printable(text: str) -> str:
+    """A text that does nothing to a terminal: its control characters are written out."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+def one_line(text: str) -> str:
+    """What somebody else says, in one line that is not too long."""
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 1]}…"

@@ -1,0 +1,167 @@
+"""The judge: one case, each subject, and what is wrong."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from crossent.bad_inputs import BadInput
+from crossent.bounds import Grade
+from crossent.cases import DTYPES, Case, Inputs, bits
+from crossent.checks import CALL, RESULT, SINGLE
+from crossent.differences import Difference, reached
+from crossent.findings import Finding, Measured, Numbers, Outcome
+from crossent.report import Report
+from crossent.results import evaluate
+from crossent.subjects import TORCH, Subject
+from crossent.trials import Check, NotRunError, Problem, Question, RefusedError, Trial, said
+
+
+def run_case(
+    case: Case | BadInput,
+    subjects: Sequence[Subject],
+    report: Report,
+    device: str = "cpu",
+    checks: Sequence[Check] = SINGLE,
+) -> None:
+    """Judge one case on each subject and enter the outcome into the report."""
+    if isinstance(case, BadInput):
+        inputs = case.build(device)
+    else:
+        question = Question(case, device)
+        inputs = question.inputs
+    for subject, entry in zip(subjects, report.subjects, strict=True):
+        reason = subject.not_applicable(inputs)
+        if isinstance(case, BadInput) and case.poisons and inputs.logits.is_cuda:
+            reason = "would be left with a device that is of no more use"
+        if reason:
+            entry.not_applicable[reason] += 1
+            continue
+        outcome = entry.outcomes[case.id] = Outcome(case.dtype, inputs.digest)
+        if isinstance(case, BadInput):
+            entry.findings += _refusal(case, subject, case.build(device), outcome)
+        else:
+            entry.findings += _judgement(Trial(question, subject), checks, outcome)
+
+
+def _refusal(case: BadInput, subject: Subject, own: Inputs, outcome: Outcome) -> Iterator[Finding]:
+    """What is wrong with a subject's answer to a call that it must refuse."""
+    allowed = " or ".join(error.__name__ for error in case.raises)
+    kind = message = ""
+    try:
+        got = subject.loss(own.logits, own.target, **own.options)
+    except case.raises:
+        pass
+    except (Exception, SystemExit) as error:
+        kind, message = "wrong", f"raised {said(error)}; allowed is {allowed}"
+    else:
+        plain = type(got) is Tensor and got.layout == torch.strided and not got.is_meta
+        value = f" {got.tolist()}" if plain and got.numel() < 10 else ""
+        kind, message = "accepted", f"returned{value}; should have raised {allowed}"
+    outcome.checks["errors"] = Measured(failed=bool(kind))
+    if kind:
+        yield Finding(subject.name, "errors", case.id, kind, message, describe(own))
+
+
+def _judgement(trial: Trial, checks: Sequence[Check], outcome: Outcome) -> Iterator[Finding]:
+    """What is wrong with a subject on a case."""
+    for at, check in enumerate(checks):
+        if not check.about(trial.case):
+            continue
+        if reason := check.why_not(trial.subject):
+            outcome.not_run[check.name] = reason
+            continue
+        found: list[Difference | Problem]
+        try:
+            found = list(check.run(trial))
+        except NotRunError as missing:
+            outcome.not_run[check.name] = str(missing)
+            continue
+        except RefusedError as refusal:
+            found = [Problem("refused", str(refusal))]
+        problems = [one for one in found if isinstance(one, Problem) or one.ratio > 1]
+        outcome.checks[check.name] = _measured(found, bool(problems))
+        for problem in problems[:1]:  # one finding of a check on a case: what its worst is
+            yield _finding(trial, check, problem)
+        if problems and check in (CALL, RESULT):
+            for other in checks[at + 1 :]:
+                if other.about(trial.case):
+                    outcome.not_run[other.name] = f"waits for a right {check.name}"
+            return
+        if check is CALL:
+            outcome.digest = trial.got.digest
+        if check is RESULT:
+            outcome.grade = _grade(trial)
+
+
+def _measured(found: Sequence[Difference | Problem], failed: bool) -> Measured:
+    differences = [one for one in found if isinstance(one, Difference)]
+    if not differences:
+        return Measured(failed)
+    worst = max(differences, key=lambda difference: difference.ratio)
+    return Measured(
+        failed,
+        worst.ulp,
+        worst.ratio,
+        all(difference.vacuous for difference in differences),
+        sum((Counter(difference.not_judged) for difference in differences), Counter()),
+        sum(difference.elements for difference in differences),
+    )
+
+
+def _grade(trial: Trial) -> Grade:
+    held = all(difference.ratio <= 1 for difference in trial.differences.values())
+    if held and trial.wanted == "A":
+        return "A"
+    return reached(trial.got, trial.question.expected, trial.subject.promise, trial.subject.dtype_name)
+
+
+def _finding(trial: Trial, check: Check, problem: Difference | Problem) -> Finding:
+    inputs = trial.question.inputs
+
+    def finding(kind: str, message: str, numbers: Numbers | None = None, of_torch: str = "") -> Finding:
+        call = describe(inputs)
+        return Finding(trial.subject.name, check.name, trial.case.id, kind, message, call, numbers, of_torch)
+
+    if isinstance(problem, Problem):
+        return finding(problem.kind, problem.message)
+    if problem.check != check.name:
+        return finding("wrong", f"{problem.check}:\n{problem}", _numbers(problem))
+    own_value = "" if trial.subject is TORCH else _of_torch(trial.case, problem, inputs)
+    return finding("wrong", str(problem), _numbers(problem), own_value)
+
+
+def _numbers(d: Difference) -> Numbers:
+    return Numbers(d.index, d.got, _bits(d.got, d.dtype), d.exact, d.radius, d.bound, d.ulp, d.ratio)
+
+
+def _bits(value: float, dtype: str) -> str:
+    tensor = torch.tensor(value, dtype=DTYPES[dtype])
+    return f"0x{int(bits(tensor)):0{2 * tensor.element_size()}x}"
+
+
+def _of_torch(case: Case, difference: Difference, inputs: Inputs) -> str:
+    """What torch itself gives at the worst element of somebody else's result."""
+    try:
+        result = evaluate(TORCH.loss, case.build(str(inputs.logits.device)))
+    except Exception as error:
+        return f"refuses it: {said(error)}"
+    tensor: Tensor = getattr(result, difference.check)
+    value = tensor[difference.index].item()
+    off = abs(value - difference.exact) if value != difference.exact else 0.0
+    name = str(tensor.dtype).removeprefix("torch.")
+    share = f", {off / difference.bound:.3g} of what is allowed" if difference.bound else ""
+    return f"{value!r}  ({_bits(value, name)}), off by {off:.3g}{share}"
+
+
+def describe(inputs: Inputs) -> str:
+    """The arguments of a call in words."""
+
+    def of(tensor: Tensor) -> str:
+        return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+
+    options = [f"{k}={of(v) if isinstance(v, Tensor) else repr(v)}" for k, v in inputs.options.items()]
+    return ", ".join([f"logits {of(inputs.logits)}", f"target {of(inputs.target)}", *options])

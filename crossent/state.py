@@ -1,0 +1,35 @@
+"""State: what of torch is global, and must be after a call what it was before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+# What can be read, and how it is set back.
+STATES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
+    "the default dtype": (torch.get_default_dtype, torch.set_default_dtype),
+    "the gradient mode": (torch.is_grad_enabled, torch._C._set_grad_enabled),
+    "the deterministic mode": (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
+    "the number of threads": (torch.get_num_threads, torch.set_num_threads),
+    "anomaly detection": (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
+    "the random generator": (torch.random.get_rng_state, torch.random.set_rng_state),
+}
+
+
+def snapshot() -> dict[str, Any]:
+    """All of it, as it is."""
+    return {name: read() for name, (read, _) in STATES.items()}
+
+
+def restore(before: dict[str, Any]) -> list[str]:
+    """Set back what is no longer as it was; the names of that."""
+    names = [name for name, (read, _) in STATES.items() if not _same(read(), before[name])]
+    for name in names:
+        STATES[name][1](before[name])
+    return names
+
+
+def _same(one: Any, other: Any) -> bool:
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else bool(one == other)

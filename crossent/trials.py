@@ -1,0 +1,141 @@
+"""Trials: one subject on one case, and what a check of it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from crossent.bounds import Grade
+from crossent.cases import Case, Inputs
+from crossent.differences import Difference, compare
+from crossent.expected import Expected, expect
+from crossent.findings import one_line
+from crossent.results import Loss, Result, evaluate
+from crossent.state import restore, snapshot
+from crossent.subjects import Subject
+
+
+class RefusedError(Exception):
+    """The subject raised; the message is what it said."""
+
+
+class NotRunError(Exception):
+    """A check cannot run here; the message is why."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong, where it is no number that is too far off.
+
+    Attributes:
+        kind: as in :class:`crossent.findings.Finding`.
+        message: in one line or a few.
+    """
+
+    kind: str
+    message: str
+
+
+@dataclass(eq=False)
+class Question:
+    """A case on a device and what it should give: the same for all subjects, which see copies of it."""
+
+    case: Case
+    device: str = "cpu"
+
+    def fresh(self) -> Inputs:
+        """The inputs, made anew."""
+        return self.case.build(self.device)
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        """The inputs that no subject has seen."""
+        return self.fresh()
+
+    @cached_property
+    def expected(self) -> Expected:
+        """The exact answer and its bounds."""
+        return expect(self.inputs)
+
+
+@dataclass(eq=False)
+class Trial:
+    """One subject on one case: what it was given and what came, each made once and looked at by every check."""
+
+    question: Question
+    subject: Subject
+    disturbed: list[str] = field(default_factory=list)  # global state that it left changed, and that was set back
+
+    @property
+    def case(self) -> Case:
+        """The case."""
+        return self.question.case
+
+    @cached_property
+    def given(self) -> Inputs:
+        """The inputs that the subject gets in its first call."""
+        return self.question.fresh()
+
+    @cached_property
+    def got(self) -> Result:
+        """The result of the first call.
+
+        Raises:
+            RefusedError: the subject raised.
+        """
+        return self.evaluate(self.given)
+
+    def evaluate(self, inputs: Inputs, loss: Loss | None = None) -> Result:
+        """What the subject, or another loss that is made of it, gives for these inputs.
+
+        Raises:
+            RefusedError: it raised.
+        """
+        before = snapshot()
+        try:
+            return evaluate(loss or self.subject.loss, inputs, gradient=self.subject.differentiable)
+        except (Exception, SystemExit) as error:  # whatever a subject raises is a finding, and the run goes on
+            raise RefusedError(said(error)) from error
+        finally:
+            self.disturbed += restore(before)
+
+    @property
+    def wanted(self) -> Grade:
+        """The grade that the subject must reach: A or B."""
+        return "A" if (self.case.grade or self.subject.grade(self.case.dtype)) == "A" else "B"
+
+    def compare(self, got: Result, expected: Expected) -> list[Difference]:
+        """The differences of a result under the contract that the subject is held to."""
+        return compare(got, expected, self.wanted, self.subject.promise, self.subject.dtype_name)
+
+    @cached_property
+    def differences(self) -> dict[str, Difference]:
+        """Those of the first call, by what they are of: loss, gradient and target_gradient."""
+        return {difference.check: difference for difference in self.compare(self.got, self.question.expected)}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One property of a subject on a case.
+
+    Attributes:
+        name: what the report calls it.
+        run: yields what is wrong, and each number that was measured, right or wrong. It may raise the errors above.
+        about: whether the check says anything about such a case.
+        why_not: why it does not run on a subject, or "".
+    """
+
+    name: str
+    run: Callable[[Trial], Iterable[Difference | Problem]]
+    about: Callable[[Case], bool] = lambda case: True
+    why_not: Callable[[Subject], str] = lambda subject: ""
+
+
+def said(error: BaseException) -> str:
+    """An exception's first line, whatever it is."""
+    try:
+        message = str(error).strip().partition("\n")[0]
+    except Exception as another:
+        message = f"and its message raises {type(another).__name__}"
+    return one_line(f"{type(error).__name__}: {message}".removesuffix(": "))
