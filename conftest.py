@@ -52,15 +52,38 @@ def pytest_report_header(config):
     return f"crossent: torch {torch.__version__}, device {devices}, seed {config.getoption('--crossent-seed')}"
 
 
-def pytest_terminal_summary(terminalreporter):
-    """What the soak came to, from all its parts, in whichever process each ran."""
+# Cases enough to come near the bounds of loss and gradient; each dtype's worst must then be half of its bound at least.
+WHOLE_SOAK = 1000
+REACHED = 0.5
+
+
+def pytest_sessionfinish(session):
+    """A soak that is long enough must reach the bounds, or they are wider than they need be."""
+    terminalreporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if terminalreporter is None or session.config.getoption("--crossent-soak") < WHOLE_SOAK:
+        return
+    for dtype, parts in _soaked(terminalreporter).items():
+        for check in ("loss", "gradient"):
+            worst = max(part[check]["worst"][0] for part in parts)
+            if worst < REACHED and sum(part["cases"] for part in parts) >= WHOLE_SOAK:
+                terminalreporter.write_line(f"\nthe bound of {check} in {dtype} is never reached: {worst:.2f} of it")
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _soaked(terminalreporter):
+    """The figures of the soak's parts by dtype, in whichever process each ran."""
     parts: dict[str, list] = {}
     for report in [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]:
         for name, text in report.user_properties:
             if name == "soak":
                 part = json.loads(text)
                 parts.setdefault(part["dtype"], []).append(part)
-    if parts:
+    return parts
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What the soak came to."""
+    if parts := _soaked(terminalreporter):
         terminalreporter.section("soak")
     for dtype, of in parts.items():
         terminalreporter.line(f"{dtype}: {sum(part['cases'] for part in of)} cases, {len(of)} parts")

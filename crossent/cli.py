@@ -19,6 +19,7 @@ from crossent.bad_inputs import BadInput
 from crossent.cases import DTYPES, Case
 from crossent.document import find, is_stream, read_json
 from crossent.findings import printable
+from crossent.levels import LEVELS
 from crossent.repro import repeated, script
 from crossent.runner import check as run_check
 from crossent.subjects import NAMED
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 class Output(Console):
     """Prints tables to the terminal's width and leaves every other line whole, to be searched and copied."""
 
-    NARROWEST = 72  # a table loses digits before it loses a column
+    NARROWEST = 80  # a table loses digits before it loses a column
 
     def show(self, parts: Iterable[RenderableType]) -> None:
         """Print one after the other."""
@@ -91,9 +92,18 @@ def crossent(context: click.Context) -> int:
     type=click.Choice(list(DTYPES)),
     help="Of the logits; may be given again. All four unless given.",
 )
+@click.option(
+    "--level",
+    type=click.Choice(LEVELS),
+    default="normal",
+    show_default=True,
+    help="How much is asked: seconds, a minute, or what takes long.",
+)
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Other numbers for the same options.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Write the whole report to this file.")
-def check(subjects: tuple[str, ...], device: str, dtypes: tuple[str, ...], seed: int, json_file: str | None) -> int:
+def check(
+    subjects: tuple[str, ...], device: str, dtypes: tuple[str, ...], level: str, seed: int, json_file: str | None
+) -> int:
     """Hold each SUBJECT to the exact answer: the four forms and torch when none is named.
 
     Compared are the loss and the gradients, over combinations of the options in which every three meet, and over inputs
@@ -105,7 +115,8 @@ def check(subjects: tuple[str, ...], device: str, dtypes: tuple[str, ...], seed:
     if json_file is not None:
         _writable(json_file)
     with _one_line():
-        report = run_check(*subjects, device=device, dtypes=dtypes or tuple(DTYPES), seed=seed, progress=_progress)
+        chosen = dtypes or tuple(DTYPES)
+        report = run_check(*subjects, device=device, dtypes=chosen, level=level, seed=seed, progress=_progress)
     Output().show(report.render())
     if json_file is not None:
         try:

