@@ -69,6 +69,11 @@ class Inputs:
     options: dict[str, Any]
     upstream: Tensor
 
+    def copy(self) -> Inputs:
+        """The same bits in memory of their own, laid out as they are, what lies between them included."""
+        options = {name: _copy(value) if isinstance(value, Tensor) else value for name, value in self.options.items()}
+        return Inputs(_copy(self.logits), _copy(self.target), options, _copy(self.upstream))
+
     @property
     def digest(self) -> str:
         """A checksum of every bit of it: two runs that show the same one saw the same case."""
@@ -260,6 +265,11 @@ class Case:
         if self.target == "unnormalised":
             return 3 * raw - 0.5
         return raw / raw.sum(1, keepdims=True) if draw.classes else raw
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    whole = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(tensor.untyped_storage())
+    return whole.clone().as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 
 
 def bits(tensor: Tensor) -> Any:

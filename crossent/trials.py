@@ -45,13 +45,18 @@ class Question:
     device: str = "cpu"
 
     def fresh(self) -> Inputs:
-        """The inputs, made anew."""
-        return self.case.build(self.device)
+        """The inputs in memory of their own, for a subject."""
+        return self.inputs.copy()
 
     @cached_property
     def inputs(self) -> Inputs:
         """The inputs that no subject has seen."""
-        return self.fresh()
+        return self.case.build(self.device)
+
+    @cached_property
+    def others(self) -> Inputs:
+        """Other numbers for the same choices, to come between two calls."""
+        return self.case.seeded(self.case.seed + 1).build(self.device)
 
     @cached_property
     def expected(self) -> Expected:

@@ -1,6 +1,7 @@
 """Expected findings: a list that is read strictly, describes exactly its findings, and cleans itself."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -210,6 +211,13 @@ def test_what_no_longer_happens_is_reported_if_its_cases_ran():
         assert made.mended == mended
         assert str(made).count("no longer happens: known (pytorch#1)") == len(mended)
         assert made.to_json()["mended"] == mended
+
+
+@pytest.mark.parametrize("level", ["quick", "normal", "thorough"])
+def test_what_is_rare_may_be_missed_by_a_quick_run_only(level):
+    made = replace(report(ran=[("torch", "a1")]), level=level)
+    expect(made, [entry(rare=True)])
+    assert made.mended == ([] if level == "quick" else ["known"])
 
 
 def test_one_case_that_still_fails_keeps_an_entry():
