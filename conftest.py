@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 import torch
 
+from crossent.levels import LEVELS
 from crossent.runner import device_name, require_device
 
 # `pytest .` looks for doctests in every module, and nox need not be installed for the tests.
@@ -29,6 +30,19 @@ def pytest_addoption(parser):
     )
     group.addoption(
         "--crossent-seed", type=int, default=0, metavar="N", help="Other numbers in the cases of the grid. Default: 0."
+    )
+    group.addoption(
+        "--crossent-repetitions",
+        type=int,
+        default=1,
+        metavar="N",
+        help="How often the forms are checked with other numbers. Default: 1; `nox -s repetitions` has 100.",
+    )
+    group.addoption(
+        "--crossent-level",
+        choices=LEVELS,
+        default="quick",
+        help="How much is asked in each repetition. Default: quick.",
     )
     group.addoption(
         "--crossent-exhaustive", action="store_true", help="Measure exp and log on every float32. Default: a sample."
@@ -71,18 +85,31 @@ def pytest_sessionfinish(session):
 
 
 def _soaked(terminalreporter):
-    """The figures of the soak's parts by dtype, in whichever process each ran."""
+    """The figures of the soak's parts by dtype."""
     parts: dict[str, list] = {}
-    for report in [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]:
-        for name, text in report.user_properties:
-            if name == "soak":
-                part = json.loads(text)
-                parts.setdefault(part["dtype"], []).append(part)
+    for part in map(json.loads, _recorded(terminalreporter, "soak")):
+        parts.setdefault(part["dtype"], []).append(part)
     return parts
 
 
+def _recorded(terminalreporter, name):
+    """What tests recorded by this name, in whichever process each ran."""
+    for report in [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]:
+        yield from (text for recorded, text in report.user_properties if recorded == name)
+
+
+@pytest.fixture
+def figure(record_property):
+    """Call it with a line that the summary of the run is to show."""
+    return lambda line: record_property("figure", line)
+
+
 def pytest_terminal_summary(terminalreporter):
-    """What the soak came to."""
+    """The figures of the run, and what the soak came to."""
+    if figures := list(_recorded(terminalreporter, "figure")):
+        terminalreporter.section("figures")
+    for line in figures:
+        terminalreporter.line(line)
     if parts := _soaked(terminalreporter):
         terminalreporter.section("soak")
     for dtype, of in parts.items():

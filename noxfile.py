@@ -25,7 +25,7 @@ MINIMUM = ("torch==2.0.1", "numpy<2")
 def tests(session: nox.Session) -> None:
     """Run the suite on each Python that is present."""
     session.install("-e", ".[test]")
-    session.run("pytest", "-n", "auto", *session.posargs)
+    session.run("pytest", *session.posargs)
 
 
 @nox.session(venv_params=["--system-site-packages"])
@@ -54,7 +54,7 @@ def cuda(session: nox.Session) -> None:
 def minimum(session: nox.Session) -> None:
     """Run the suite on the oldest torch that is supported."""
     session.install(*MINIMUM, "-e", ".[test]")
-    session.run("pytest", "-n", "auto", *session.posargs)
+    session.run("pytest", *session.posargs)
 
 
 @nox.session
@@ -68,28 +68,36 @@ def cover(session: nox.Session) -> None:
 def assumptions(session: nox.Session) -> None:
     """Measure exp and log on every float32 and on millions of float64 numbers, and print the worst."""
     session.install("-e", ".[test]")
-    session.run("pytest", "tests/test_assumptions.py", "--crossent-exhaustive", "-s", *session.posargs)
+    session.run("pytest", "tests/test_assumptions.py", "--crossent-exhaustive", "-s", "-n", "0", *session.posargs)
 
 
 @nox.session
 def soak(session: nox.Session) -> None:
     """Soak the bounds in 20,000 cases in each dtype, which takes half an hour on two cores."""
     session.install("-e", ".[test]")
-    session.run("pytest", "tests/test_soak.py", "--crossent-soak", "20000", "-n", "auto", *session.posargs)
+    session.run("pytest", "tests/test_soak.py", "--crossent-soak", "20000", *session.posargs)
+
+
+@nox.session
+def repetitions(session: nox.Session) -> None:
+    """Check the forms a hundred times over with other numbers, which takes an hour on two cores."""
+    session.install("-e", ".[test]")
+    arguments = ("--crossent-repetitions", "100", "--crossent-level", "normal")
+    session.run("pytest", "tests/test_repetitions.py", *arguments, *session.posargs)
 
 
 @nox.session
 def benchmarks(session: nox.Session) -> None:
     """Time every form beside nn.CrossEntropyLoss; arguments go to pytest-benchmark."""
     session.install("-e", ".[bench]")
-    session.run("pytest", "benchmarks", *session.posargs)
+    session.run("pytest", "benchmarks", "-o", "addopts=--import-mode=importlib", *session.posargs)
 
 
 @nox.session
 def defects(session: nox.Session) -> None:
     """Count anew which subtle defects are found, and by whom; write the figures and the README's table."""
     session.install("-e", ".[test]")
-    session.run("pytest", "tests/test_defects.py", "--crossent-write-figures", *session.posargs)
+    session.run("pytest", "tests/test_defects.py", "--crossent-write-figures", "-n", "0", *session.posargs)
 
 
 @nox.session

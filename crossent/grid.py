@@ -83,8 +83,8 @@ def met(cases: Iterable[Case], strength: int = 3) -> int:
     """How many different sets of `strength` choices stand together in these cases.
 
     Example:
-        >>> met([Case("float32"), Case("float64")], 1)  # 12 axes, and another choice on one of them
-        13
+        >>> met([Case("float32")])  # three of eleven axes
+        165
     """
     columns = [[getattr(case, axis) for axis in CHOICES] for case in cases]
     codes = [

@@ -1,0 +1,16 @@
+"""Repetitions: whatever the numbers, a correct cross-entropy is not accused. `nox -s repetitions` asks a hundred times."""
+
+import crossent
+
+
+def pytest_generate_tests(metafunc):
+    if "repetition" in metafunc.fixturenames:
+        first = metafunc.config.getoption("--crossent-seed") + 1
+        metafunc.parametrize("repetition", range(first, first + metafunc.config.getoption("--crossent-repetitions")))
+
+
+def test_the_forms_are_never_accused(repetition, request, figure):
+    level = request.config.getoption("--crossent-level")
+    report = crossent.check("formula", "log_softmax_nll", "one_hot", level=level, seed=repetition)
+    figure(f"seed {repetition}, level {level}: {report.summary}")
+    assert report.ok, report
