@@ -1,4 +1,4 @@
-"""Repetitions: whatever the numbers, a correct cross-entropy is not accused. `nox -s repetitions` asks a hundred times."""
+"""Repetitions: whatever the numbers, no correct cross-entropy is accused. `nox -s repetitions` asks a hundred times."""
 
 import crossent
 
