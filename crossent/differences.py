@@ -8,7 +8,8 @@ import numpy as np
 from torch import Tensor
 
 from crossent.arithmetic import Ball
-from crossent.bounds import Bounds, Contract, Grade, Promise, contract
+from crossent.bounds import Bounds
+from crossent.contracts import Contract, Grade, Promise, contract
 from crossent.expected import Expected, name_of, rows_of
 from crossent.results import Result
 from crossent.rounding import FORMATS, Array

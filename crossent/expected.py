@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from crossent.arithmetic import Ball
-from crossent.bounds import Bounds, Contract, Terms
+from crossent.bounds import Bounds, Terms
 from crossent.cases import Inputs
+from crossent.contracts import Contract
 from crossent.oracle import Arguments, answer
 from crossent.rounding import FORMATS, Array
 

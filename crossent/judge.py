@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from crossent.bad_inputs import BadInput
-from crossent.bounds import Grade
 from crossent.cases import DTYPES, Case, Inputs, bits
 from crossent.checks import CALL, RESULT, SINGLE
+from crossent.contracts import Grade
 from crossent.differences import Difference, reached
 from crossent.findings import Finding, Measured, Numbers, Outcome
 from crossent.report import Report

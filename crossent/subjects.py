@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from crossent import forms
-from crossent.bounds import Grade, Promise
 from crossent.cases import Inputs
+from crossent.contracts import Grade, Promise
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from crossent.bounds import Grade
 from crossent.cases import Case, Inputs
+from crossent.contracts import Grade
 from crossent.differences import Difference, compare
 from crossent.expected import Expected, expect
 from crossent.findings import one_line

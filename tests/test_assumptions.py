@@ -1,4 +1,4 @@
-"""What :data:`crossent.bounds.FUNCTIONS` assumes of exp and log, measured on the device at hand.
+"""What :data:`crossent.contracts.FUNCTIONS` assumes of exp and log, measured on the device at hand.
 
 Each function is measured where the subjects meet it: `torch.exp` and `torch.log`, which go through a vector library
 where torch has one, and the ones inside the kernels of log_softmax, which are others. By default every 101st float32,
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from crossent.bounds import FUNCTIONS
+from crossent.contracts import FUNCTIONS
 from crossent.rounding import FORMATS
 
 STRIDE = 101  # a prime: no pattern in the last bits meets it

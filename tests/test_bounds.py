@@ -9,12 +9,13 @@ import torch
 
 import crossent
 from crossent import bounds
-from crossent.bounds import Bounds, contract
+from crossent.bounds import Bounds
 from crossent.cases import Case, Inputs
+from crossent.contracts import contract
 from crossent.differences import compare
 from crossent.expected import expect, terms_of
 from crossent.results import evaluate
-from crossent.rounding import FLOAT32, Held
+from crossent.rounding import ANY_ORDER, FLOAT32, Held
 from crossent.rows import lay_out
 from crossent.subjects import FORMS, TORCH
 
@@ -54,7 +55,7 @@ def without(clause):
             Held, "times", lambda self, other, into, known=True: times(self, other, into)
         ),
         "parts are summed apart": lambda: patch.setattr(
-            Held, "sum", lambda self, of, order=bounds.ANY_ORDER, sizes=None: plain(self, of, order)
+            Held, "sum", lambda self, of, order=ANY_ORDER, sizes=None: plain(self, of, order)
         ),
         "options are held as other numbers are": lambda: patch.setattr(
             bounds,

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from crossent import bounds
-from crossent.bounds import FUNCTIONS, contract
 from crossent.cases import DTYPES, Case
+from crossent.contracts import FUNCTIONS, contract
 from crossent.differences import compare
 from crossent.expected import expect, terms_of
 from crossent.results import Result

@@ -13,12 +13,13 @@ import mpmath
 import numpy as np
 import pytest
 
-from crossent.bounds import Bounds, Order, contract
+from crossent.bounds import Bounds
 from crossent.cases import DTYPES, IGNORED, Case
+from crossent.contracts import contract
 from crossent.differences import compare, compare_under
 from crossent.expected import expect
 from crossent.results import evaluate
-from crossent.rounding import FORMATS
+from crossent.rounding import FORMATS, Order
 from crossent.soak import soak
 from crossent.subjects import FORMS, TORCH
 from crossent.values import VALUES
