@@ -87,6 +87,14 @@ def repetitions(session: nox.Session) -> None:
 
 
 @nox.session
+def search(session: nox.Session) -> None:
+    """Search for a case that breaks a form, for some minutes, and show how near to its bound the worst comes."""
+    session.install("-e", ".[test]")
+    profile = ("--hypothesis-profile=thorough", "--hypothesis-show-statistics", "-s")
+    session.run("pytest", "tests/test_search.py", *profile, *session.posargs)
+
+
+@nox.session
 def benchmarks(session: nox.Session) -> None:
     """Time every form beside nn.CrossEntropyLoss; arguments go to pytest-benchmark."""
     session.install("-e", ".[bench]")
