@@ -71,6 +71,7 @@ BAD_INPUTS = (
     BadInput(
         "target_of_another_size", lambda: {"logits": torch.zeros(2, 4, 3), "target": torch.zeros(2, 4).long()}, SIZES
     ),
+    BadInput("an_index_for_each_logit", lambda: {"target": torch.zeros(3, 4, dtype=torch.int64)}),
     BadInput("probabilities_of_another_width", lambda: {"target": torch.zeros(3, 5)}, SIZES),
     BadInput("probabilities_with_ignore_index", lambda: {"target": torch.zeros(3, 4), "ignore_index": 1}),
     BadInput("weight_too_short", lambda: {"weight": torch.ones(3)}),

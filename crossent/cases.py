@@ -40,6 +40,7 @@ IGNORED = {
     "ignored_first": -100,  # row 0; Liger-Kernel#678
     "ignored_16th": -100,  # rows 0, 16, 32, …: torch's blocks of rows end there
     "ignored_all": 255,
+    "ignored_minus_one": -1,
 }
 # How a tensor lies in memory: as it is read; backwards; with the class axis last, as channels_last has it; a window of
 # a wider one; every second element; one element into its storage; the same entry for the whole batch.

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from crossent.cases import AXES, CONSTRAINTS, DTYPES, Case, Constraint
+from crossent.cases import AXES, CONSTRAINTS, DTYPES, IGNORED, Case, Constraint
 
 # Each is one lesson: the class axis, its place among further dimensions, and the sizes that hide bugs.
 SIZES = (
@@ -42,6 +42,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "sizes": SIZES,
     **AXES,
     "values": VALUES,
+    "ignored": tuple(word for word in IGNORED if word != "ignored_minus_one"),  # one more that is no class
     "label_smoothing": (0.0, 0.1, 1.0),
 }
 # What compilers and transforms look at: the structure of a call, and hardly its numbers.

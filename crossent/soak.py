@@ -24,7 +24,7 @@ def soak(count: int, dtypes: Sequence[str] = tuple(DTYPES), seed: int = 0, *, fi
 
     Example:
         >>> [case.id for case in soak(1, ["float64"], first=23)]
-        ['float64-1x4250-sure-int64-sum-weighted-ignored_16th-scalar-strided-smooth0.825-seed788631334']
+        ['float64-4-nan-uint8-mean-scalar-smooth0.0001-seed1788372932']
     """
     for number in range(first, first + count):
         for dtype in dtypes:

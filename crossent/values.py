@@ -190,4 +190,5 @@ VALUES = {
     "nan": Values(_with(np.nan, lambda d: _one_of_the_row(d) & _some_rows(d))),
     "nan_ignored": Values(_with(np.nan, lambda d: np.broadcast_to(d.ignored[:, None], d.shape)), ignored_only=True),
     "inf_ignored": Values(_with(-np.inf, lambda d: np.broadcast_to(d.ignored[:, None], d.shape)), ignored_only=True),
+    "inf_rows": Values(_with(-np.inf, _some_rows)),  # no class is possible: NaN at every width, mlx#1467
 }

@@ -13,6 +13,7 @@ import torch
 
 from crossent import cases
 from crossent.cases import DTYPES, Case, Inputs, bits
+from crossent.corpus import corpus
 from crossent.edges import edges
 from crossent.grid import grid
 from crossent.rounding import FORMATS
@@ -52,7 +53,7 @@ def is_hot(inputs):
 
 
 def test_every_case_is_read_back_from_its_id():
-    for case in [*sampled(4000), *grid(), *edges(seed=3)]:
+    for case in [*sampled(4000), *grid(), *edges(seed=3), *corpus(seed=3)]:
         again = Case.of(case.id)
         assert again == case, case.id
         assert again.name == case.name
@@ -402,6 +403,14 @@ def test_one_class_of_some_rows_is_special(values, kind):
     assert len(np.unique(np.nonzero(kind(logits))[1])) == 5
 
 
+def test_no_class_of_some_rows_is_possible():
+    _, logits = built("inf_rows")
+    nothing = np.isneginf(logits)
+    assert set(nothing.sum(1)) == {0, 5}
+    assert 0.3 < nothing.all(1).mean() < 0.5
+    assert np.isfinite(logits[~nothing]).all()
+
+
 @pytest.mark.parametrize(("values", "kind"), [("nan_ignored", np.isnan), ("inf_ignored", np.isneginf)])
 @pytest.mark.parametrize("ignored", ["ignored", "ignored_default", "ignored_huge", "ignored_first", "ignored_16th"])
 def test_special_ignored_rows_are_ignored_and_no_others(values, kind, ignored):
@@ -423,9 +432,10 @@ def test_ignored_rows_are_those_that_are_named():
         inputs, _ = built("normal", ignored=ignored)
         index = inputs.options.get("ignore_index", -100)
         assert np.array_equal(inputs.target.numpy() == index, rows)
-    inputs, _ = built("normal", ignored="ignored_huge")
-    assert inputs.options["ignore_index"] == 2**32
-    assert 0.3 < (inputs.target == 2**32).double().mean() < 0.5
+    for ignored, index in (("ignored_huge", 2**32), ("ignored_minus_one", -1)):
+        inputs, _ = built("normal", ignored=ignored)
+        assert inputs.options["ignore_index"] == index
+        assert 0.3 < (inputs.target == index).double().mean() < 0.5
 
 
 def test_weights_are_what_they_are_called():

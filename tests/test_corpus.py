@@ -1,0 +1,209 @@
+"""The corpus: a known bug has cases with its trigger, or a reason why not; they catch it where a CPU can show it."""
+
+import re
+from collections import Counter
+
+import pytest
+import torch
+from bugs import SHOWN
+
+from crossent import forms
+from crossent.bad_inputs import BAD_INPUTS
+from crossent.cases import DTYPES, Case
+from crossent.checks import SINGLE
+from crossent.corpus import bugs, corpus
+from crossent.findings import SubjectReport
+from crossent.judge import run_case
+from crossent.report import Report
+from crossent.subjects import FORMS, Subject
+
+# What the corpus must have, typed in here so that no entry goes unnoticed.
+IDS = [
+    *("A1", "A3", "A4", "A5", "A6", "A9", "A10", "A11", "A13", "A14", "A15"),
+    *("B1", "B3", "B4", "B5", "B7", "B8"),
+    *("C1", "C2", "C3", "C6", "C7", "C8", "C9", "C10", "C11", "C12", "C13", "C15", "C16"),
+    *("D1", "D2", "D4", "D5", "D6", "D6b", "D7", "D8", "D10", "D11", "D12", "D14"),
+    *("E1", "E2", "E3", "E4", "E7", "E8", "E9"),
+    *("F1", "F2", "F3", "F4", "F5"),
+    *("G1", "G2", "G3", "G4", "G5", "G6", "G7", "G9", "G10", "G12", "G13", "G14", "G15", "G16", "G17", "G18"),
+    *("H1", "H3", "H4", "H5", "H6"),
+    *("I1", "I2", "I3", "I4", "I5", "I6"),
+]
+# Checks of one call in eager mode, and those that have modules of their own.
+EAGER = {check.name for check in SINGLE} | {"errors"}
+OTHERS = {
+    *("sign", "row_sums", "ignored_rows", "layout", "shift", "rows_permuted", "classes_permuted", "split", "widened"),
+    *("options", "two_backwards", "double_backward", "forward_ad", "func_grad", "vmap", "autocast", "meta", "export"),
+    *("trace", "compile", "compiled_error", "large"),
+}
+BUGS = {bug.id: bug for bug in bugs()}
+BAD = {bad.id: bad for bad in BAD_INPUTS}
+WRONG = [(bug, wrong, checks.split()) for bug, by in SHOWN.items() for wrong, checks in by.items()]
+
+
+def found(bug, *subjects):
+    """The findings on a bug's own cases and calls."""
+    report = Report({}, [SubjectReport(subject.name) for subject in subjects])
+    for case in [*bug.cases, *map(BAD.get, bug.bad_inputs)]:
+        run_case(case, subjects, report)
+    return report.findings
+
+
+def test_every_known_bug_has_cases_or_a_reason(capsys):
+    with capsys.disabled():
+        print()
+        for bug in BUGS.values():
+            stands = f"{len(bug.cases)} cases" if bug.cases else ""
+            stands = ", ".join(filter(None, [stands, *bug.bad_inputs]))
+            print(f"{bug.id:4} {bug.breaks}\n     {stands + ': ' + ' '.join(bug.checks) if stands else bug.why_not}")
+    assert [bug.id for bug in bugs()] == IDS
+    for bug in BUGS.values():
+        stands = bool(bug.cases or bug.bad_inputs)
+        assert stands != bool(bug.why_not), bug.id
+        assert stands == bool(bug.checks), bug.id
+
+
+@pytest.mark.parametrize("bug", BUGS.values(), ids=BUGS)
+def test_an_entry_is_about_issues_checks_and_calls_that_there_are(bug):
+    assert all(re.fullmatch(r"[\w.-]+/[\w.-]+#\d+", issue) for issue in bug.issues)
+    assert len(set(bug.issues)) == len(bug.issues)
+    assert set(bug.checks) <= EAGER | OTHERS
+    assert set(bug.bad_inputs) <= set(BAD)
+    assert ("errors" in bug.checks) == bool(bug.bad_inputs)
+    assert re.fullmatch(r"\S.*\.", bug.breaks)
+    assert not bug.why_not or re.fullmatch(r"\S.*\.", bug.why_not)
+
+
+def test_every_case_is_read_back_from_its_id_and_has_the_name_of_its_bug():
+    for bug in BUGS.values():
+        for case in bug.cases:
+            again = Case.of(case.id)
+            assert (again, again.name) == (case, case.name)
+            assert case.invalid is None
+        assert len({case.name for case in bug.cases}) <= 1
+        assert len(set(bug.cases)) == len(bug.cases)
+    names = Counter(bug.cases[0].name for bug in BUGS.values() if bug.cases)
+    assert max(names.values()) == 1, names.most_common(3)
+
+
+def test_the_corpus_has_the_cases_of_the_dtypes_that_are_asked_for_and_of_another_seed():
+    everything = list(corpus())
+    assert [case.dtype for case in everything if case.dtype not in DTYPES] == []
+    assert [case for case in everything if case.dtype == "bfloat16"] == list(corpus(["bfloat16"]))
+    assert [case.seeded(5) for case in everything] == list(corpus(seed=5))
+    assert len({case.id for case in everything}) == len(everything)
+
+
+def kept(inputs):
+    return inputs.target != inputs.options.get("ignore_index", -100)
+
+
+def weight_of(inputs):
+    return inputs.options["weight"][inputs.target[kept(inputs)]]
+
+
+def some_ignored(inputs):
+    return 0 < kept(inputs).sum() < kept(inputs).numel()
+
+
+def logits_last(inputs):
+    return inputs.logits.movedim(1, -1).reshape(-1, inputs.logits.shape[1]).double()
+
+
+def gap(inputs):
+    x = logits_last(inputs)
+    return (x.amax(1) - x.amin(1)).max()
+
+
+def of_target(inputs):
+    return logits_last(inputs).gather(1, inputs.target.reshape(-1, 1).clamp(min=0)).squeeze(1)
+
+
+def at_odds(inputs):
+    """Whether some upstream gradient differs from row to row."""
+    return inputs.upstream.unique().numel() > 1
+
+
+def losses(inputs):
+    return logits_last(inputs).logsumexp(1) - of_target(inputs)
+
+
+# What some case of the bug must have for it to show, where inputs can tell.
+TRIGGERS = {
+    "A1": lambda i: some_ignored(i) and i.options["label_smoothing"] > 0 and i.options["reduction"] != "none",
+    "A3": lambda i: weight_of(i).unique().numel() > 1 and weight_of(i).sum() != len(i.target),
+    "A4": lambda i: some_ignored(i) and i.options["reduction"] == "mean",
+    "A5": lambda i: len({half.sum().item() for half in i.options["weight"][i.target].chunk(2)}) == 2,
+    "A6": lambda i: len(i.target) > 32 and len(i.target) % 32,
+    "A10": lambda i: not kept(i).any() and i.options["reduction"] == "mean",
+    "A11": lambda i: not kept(i).any() and i.options["reduction"] == "mean",
+    "A13": lambda i: i.options["label_smoothing"] > 0 and gap(i) > 104,  # exp(-104) is 0 in float32
+    "B3": lambda i: i.options["label_smoothing"] > 0 and "weight" in i.options,
+    "B5": lambda i: some_ignored(i) and i.options["label_smoothing"] > 0,
+    "B7": lambda i: i.logits.isneginf().any() and i.options["label_smoothing"] == 0,
+    "C1": lambda i: i.upstream.item() != 1,
+    "C2": lambda i: not kept(i)[0] and at_odds(i),
+    "C9": lambda i: i.logits.dim() == 4 and not i.logits.is_contiguous(),
+    "C10": lambda i: i.logits.is_contiguous(memory_format=torch.channels_last) and not i.logits.is_contiguous(),
+    "C11": lambda i: (weight_of(i) < 0).any() and i.logits.dtype == torch.float64,
+    "C13": lambda i: len(i.target) > 1000 and i.logits.element_size() == 2,
+    "C15": lambda i: gap(i) > 746,  # exp(-746) is 0 in float64
+    "C16": lambda i: i.logits.isneginf().any(),
+    "D1": lambda i: (i.logits > 9e7).all(),
+    "D2": lambda i: i.logits.dtype == torch.bfloat16 and i.logits.shape[1] >= 32 and i.logits.max() > 89,
+    "D4": lambda i: losses(i).max() > 16.2,  # -log 1e-7
+    "D6": lambda i: i.logits.dtype == torch.float16 and len(i.target) >= 65520,  # the first that rounds to infinity
+    "D6b": lambda i: i.logits.dtype == torch.float16 and len(i.target) >= 65520,
+    "D7": lambda i: i.logits.shape[1] == 65520 and (i.logits == 0).all(),
+    "D8": lambda i: i.logits.shape[1] > 2 / torch.finfo(i.logits.dtype).eps and (i.logits == 0).all(),
+    "D10": lambda i: i.logits[i.target > 32, :32].isneginf().all(1).any(),
+    "D11": lambda i: i.logits.isneginf().any() and losses(i).isfinite().all(),
+    "D12": lambda i: i.logits.isneginf().all(1).any() and i.logits.shape[1] == 128,
+    "D14": lambda i: gap(i) > 104,
+    "E1": lambda i: i.logits.shape[1] % 256 and i.logits.max() < -9e3,
+    "E2": lambda i: i.logits.shape[1] % 1024 and i.logits.max() < -9e3,
+    "E3": lambda i: some_ignored(i) and i.options["ignore_index"] == i.logits.shape[1],
+    "E8": lambda i: i.logits.shape[1] % 2 and i.logits.dtype == torch.float16,
+    "E9": lambda i: i.logits.is_contiguous() and i.logits.storage_offset() == 1,
+    "G2": lambda i: (i.target[~kept(i)] >= i.logits.shape[1]).any(),
+    "G4": lambda i: some_ignored(i) and i.options["ignore_index"] == -1 and i.options["reduction"] == "none",
+    "G6": lambda i: some_ignored(i) and i.options["ignore_index"] == 255 and i.options["reduction"] == "none",
+    "G7": lambda i: some_ignored(i) and i.options.get("ignore_index") == i.logits.shape[1],
+    "G12": lambda i: i.target.dtype == torch.uint8 and (i.target == 156).any() and "ignore_index" not in i.options,
+    "G13": lambda i: i.target.numel() == 0 and i.target.is_floating_point(),
+    "G14": lambda i: i.logits.dim() == 1 and i.target.is_floating_point(),
+    "G15": lambda i: not i.logits[~kept(i)].isfinite().any() and i.logits[kept(i)].isfinite().all(),
+    "G16": lambda i: i.logits.shape[0] == i.logits.shape[1],
+    "G17": lambda i: i.target.is_floating_point() and "weight" in i.options,
+    "H1": lambda i: not i.target.is_contiguous(),
+    "H3": lambda i: not i.logits.is_contiguous() and i.logits.dtype != torch.float32,
+    "H4": lambda i: i.upstream.dim() and not i.upstream.is_contiguous() and not i.logits.is_contiguous(),
+    "H6": lambda i: i.logits.dim() > 3,
+    "I5": lambda i: i.logits.dim() == 4 and i.target.numel() > 3000,
+}
+
+
+@pytest.mark.parametrize("bug", TRIGGERS)
+def test_a_case_has_what_triggers_the_bug(bug):
+    assert any(TRIGGERS[bug](case.build()) for case in BUGS[bug].cases)
+
+
+@pytest.mark.parametrize(("bug", "wrong", "checks"), WRONG, ids=lambda one: getattr(one, "__name__", str(one)))
+def test_a_bug_is_caught_by_its_own_cases(bug, wrong, checks):
+    caught = {finding.check for finding in found(BUGS[bug], Subject("wrong", wrong))}
+    assert caught >= set(checks), f"{BUGS[bug].breaks} Caught by {caught}."
+    assert "call" not in caught - set(checks), "broken, not wrong"
+
+
+def test_every_check_that_must_catch_a_bug_in_eager_mode_is_seen_to():
+    unseen = {}
+    for bug in BUGS.values():
+        seen = {check for of, _, checks in WRONG for check in checks if of == bug.id}
+        assert seen <= set(bug.checks), bug.id
+        unseen[bug.id] = EAGER & set(bug.checks) - seen
+    assert {of: checks for of, checks in unseen.items() if checks} == {}
+
+
+@pytest.mark.parametrize("bug", BUGS.values(), ids=BUGS)
+def test_right_code_passes(bug):
+    assert found(bug, FORMS["formula"], FORMS["one_hot"], Subject("kernel", forms.formula)) == []
