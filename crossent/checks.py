@@ -80,7 +80,8 @@ def _poison(inputs: Inputs) -> None:
         torch.full(shape, torch.nan, dtype=inputs.logits.dtype, device=like.device)
 
 
-def _no_gradient(subject: Subject) -> str:
+def no_gradient(subject: Subject) -> str:
+    """Why a check of gradients does not run on a subject, or ""."""
     return "" if subject.differentiable else "has no gradient to compare"
 
 
@@ -119,12 +120,12 @@ SINGLE = (
     Check("arguments", arguments),
     Check("state", state),
     Check("loss", partial(numbers, "loss")),
-    Check("gradient", partial(numbers, "gradient"), why_not=_no_gradient),
+    Check("gradient", partial(numbers, "gradient"), why_not=no_gradient),
     Check(
         "target_gradient",
         partial(numbers, "target_gradient"),
         about=lambda case: case.target in DENSE_TARGETS,
-        why_not=_no_gradient,
+        why_not=no_gradient,
     ),
     Check("repeat", repeat),
 )

@@ -65,20 +65,29 @@ def compare(
 
     The result must have passed :func:`misshapen`. `dtype` is what is computed in, where that is not the logits'.
     """
+    return compare_under(contract_of(got, expected, grade, promise, dtype), got, expected)
+
+
+def contract_of(got: Result, expected: Expected, grade: Grade, promise: Promise, dtype: str | None = None) -> Contract:
+    """The contract of a grade that such a result falls under."""
     device, rows = got.loss.device.type, len(expected.terms.logits)
-    dtype = dtype or expected.logits_dtype
-    return compare_under(contract(promise, grade, dtype, device=device, rows=rows), got, expected)
+    return contract(promise, grade, dtype or expected.logits_dtype, device=device, rows=rows)
 
 
 def compare_under(promised: Contract, got: Result, expected: Expected) -> list[Difference]:
-    """The same under any contract. Each result is stored in its own dtype, which need not be the logits'."""
-    differences = []
+    """The same under any contract."""
+    each = bounds_under(promised, got, expected)
+    return [_worst(check, getattr(got, check), getattr(expected, check), bounds) for check, bounds in each.items()]
+
+
+def bounds_under(promised: Contract, got: Result, expected: Expected) -> dict[str, Bounds]:
+    """Those of each part of a result: it is stored in its own dtype, which need not be the logits'."""
+    found = {}
     for check in ("loss", "gradient", "target_gradient"):
         tensor, exact = getattr(got, check), getattr(expected, check)
         if tensor is not None and exact is not None:
-            bounds = expected.bounds(replace(promised, storage=FORMATS[name_of(tensor)]))
-            differences.append(_worst(check, tensor, exact, bounds))
-    return differences
+            found[check] = expected.bounds(replace(promised, storage=FORMATS[name_of(tensor)]))
+    return found
 
 
 def reached(got: Result, expected: Expected, promise: Promise = "eager", dtype: str | None = None) -> Grade:

@@ -67,9 +67,6 @@ def expect(inputs: Inputs) -> Expected:
             upstream=terms.upstream if terms.reduction == "none" else inputs.upstream.double().item(),
         )
     )
-    dtype = inputs.logits.dtype
-    if inputs.target.is_floating_point():
-        dtype = torch.promote_types(dtype, inputs.target.dtype)
     blocks = list(exact.gradients())
     empty = np.empty((0, terms.logits.shape[1]))
 
@@ -82,7 +79,13 @@ def expect(inputs: Inputs) -> Expected:
         target_gradient = joined([of_target for _, _, of_target in blocks if of_target is not None])
     loss = Ball(*(np.reshape(getattr(exact.loss, name), (-1, 1)) for name in ("hi", "lo", "radius")))
     shape = tuple(inputs.upstream.shape)
-    return Expected(shape, dtype, name_of(inputs.logits), loss, gradient, target_gradient, terms)
+    return Expected(shape, dtype_of(inputs), name_of(inputs.logits), loss, gradient, target_gradient, terms)
+
+
+def dtype_of(inputs: Inputs) -> torch.dtype:
+    """That of the loss: the logits', or what target probabilities promote it to."""
+    dtype = inputs.logits.dtype
+    return torch.promote_types(dtype, inputs.target.dtype) if inputs.target.is_floating_point() else dtype
 
 
 def terms_of(inputs: Inputs) -> Terms:

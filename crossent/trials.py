@@ -8,10 +8,11 @@ from functools import cached_property
 
 from crossent.cases import Case, Inputs
 from crossent.contracts import Grade
-from crossent.differences import Difference, compare
+from crossent.differences import Difference, bounds_under, compare, contract_of
 from crossent.expected import Expected, expect
 from crossent.findings import one_line
 from crossent.results import Loss, Result, evaluate
+from crossent.rounding import Array
 from crossent.state import restore, snapshot
 from crossent.subjects import Subject
 
@@ -108,11 +109,24 @@ class Trial:
     @property
     def wanted(self) -> Grade:
         """The grade that the subject must reach: A or B."""
-        return "A" if (self.case.grade or self.subject.grade(self.case.dtype)) == "A" else "B"
+        return self._wanted_in(self.case.dtype)
+
+    def _wanted_in(self, dtype: str) -> Grade:
+        return "A" if (self.case.grade or self.subject.grade(dtype)) == "A" else "B"
 
     def compare(self, got: Result, expected: Expected) -> list[Difference]:
         """The differences of a result under the contract that the subject is held to."""
         return compare(got, expected, self.wanted, self.subject.promise, self.subject.dtype_name)
+
+    def bounds(self, got: Result, expected: Expected) -> dict[str, Array]:
+        """How far each number of a result may be off: (R, 1) or (1, 1) for the loss, (R, C) for a gradient.
+
+        The logits need not be of the case's dtype: the grade is that of theirs. NaN is no bound, as inf is none.
+        """
+        wanted = self._wanted_in(expected.logits_dtype)
+        under = contract_of(got, expected, wanted, self.subject.promise, self.subject.dtype_name)
+        found = {name: getattr(bounds, name) for name, bounds in bounds_under(under, got, expected).items()}
+        return {name: bound.reshape(-1, 1) if name == "loss" else bound for name, bound in found.items()}
 
     @cached_property
     def differences(self) -> dict[str, Difference]:

@@ -1,0 +1,102 @@
+"""Invariants: what holds for every result, whatever the exact answer is. They cost no further call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from crossent.arithmetic import UNIT_ROUNDOFF, Ball, compensated_sum
+from crossent.cases import Case
+from crossent.checks import no_gradient
+from crossent.differences import Difference, difference
+from crossent.expected import name_of, rows_of
+from crossent.results import Result
+from crossent.rounding import FORMATS, safe
+from crossent.trials import Check, Problem, Trial
+
+
+def sign(trial: Trial) -> Iterator[Difference]:
+    """No loss is below zero, by more than its bound, where no `w_c q_c` is: it is a sum of `-log p_c`.
+
+    apple/ml-cross-entropy#52: losses far too low, and negative, of which no test said anything.
+    """
+    loss = trial.got.loss.reshape(-1, 1).double().cpu().numpy()
+    zeros = np.zeros_like(loss)
+    # How far it is from the nearest number that it may be.
+    allowed = Ball(np.where(loss < 0, 0.0, loss), zeros, zeros)
+    yield from trial.compare(Result(trial.got.loss), replace(trial.question.expected, loss=allowed))
+
+
+def row_sums(trial: Trial) -> Iterator[Difference]:
+    """The gradient of a row, `g/D (p_c Σ_k w_k q_k - w_c q_c)`, sums to 0 over the classes.
+
+    Its numbers may be off by the sum of their bounds, and what is made of them here by what :func:`compensated_sum`
+    loses. A row with a number that has no bound says nothing, nor does one that has no softmax.
+    """
+    gradient = trial.got.gradient
+    assert gradient is not None
+    numbers, dtype = rows_of(gradient), name_of(gradient)
+    with np.errstate(all="ignore"):  # a result may be infinite
+        bound = trial.bounds(trial.got, trial.question.expected)["gradient"].sum(1)
+        total, size = compensated_sum(numbers), np.abs(numbers).sum(1)
+        lost = UNIT_ROUNDOFF * np.abs(total) + 2.0**-17 * UNIT_ROUNDOFF * size
+    asked = np.isfinite(bound) & _has_softmax(trial)
+    total, allowed = np.where(asked, total, 0.0), np.where(asked, safe(bound + lost), np.inf)
+    zeros = np.zeros((len(total), 1))
+    found = difference("gradient", dtype, total[:, None], Ball(zeros, zeros, zeros), allowed[:, None])
+    row = found.index[0]
+    yield replace(
+        found,
+        index=tuple(map(int, np.unravel_index(row, _row_sizes(trial.case)))),
+        ulp=found.error / FORMATS[dtype].last_place(float(np.abs(numbers[row]).max())),
+        not_judged={"a number of the row has no bound": int((~asked).sum())} if not asked.all() else {},
+    )
+
+
+def ignored_rows(trial: Trial) -> Iterator[Problem]:
+    """An ignored row has a loss of exactly 0, and a gradient of exactly 0.
+
+    pytorch#20406 and Liger-Kernel#1338: what is skipped is left as it was in memory. Of a row without a softmax the
+    gradient is NaN, in torch and by contract.
+    """
+    index = trial.question.inputs.target.long()  # as uint8, -100 would be 156
+    ignored = index == trial.question.inputs.options.get("ignore_index", -100)
+    if trial.case.reduction == "none":
+        yield from _not_zero("loss", trial.got.loss, ignored)
+    if trial.got.gradient is not None:
+        with_softmax = torch.from_numpy(_has_softmax(trial)).to(ignored.device).reshape(ignored.shape)
+        axis = min(1, trial.got.gradient.dim() - 1)
+        yield from _not_zero("gradient", trial.got.gradient.movedim(axis, -1), ignored & with_softmax)
+
+
+def _not_zero(name: str, result: Tensor, rows: Tensor) -> Iterator[Problem]:
+    """What is wrong with a result, (N, d1, …) or (N, d1, …, C), that should be 0 in some rows."""
+    wrong = rows & (result != 0 if result.dim() == rows.dim() else (result != 0).any(-1))
+    if wrong.any():
+        first = tuple(wrong.nonzero()[0].tolist())
+        yield Problem(
+            "wrong",
+            f"the {name} of {int(wrong.sum())} of {int(rows.sum())} ignored rows is not 0, "
+            f"the first at index {first}: {result[first].tolist()}",
+        )
+
+
+def _has_softmax(trial: Trial) -> NDArray[np.bool_]:
+    """(R,): False for a row that holds NaN or +inf, or nothing but -inf."""
+    return np.asarray(np.isfinite(trial.question.expected.terms.logits.max(1)))
+
+
+def _row_sizes(case: Case) -> tuple[int, ...]:
+    return (case.sizes[0], *case.sizes[2:]) if len(case.sizes) > 1 else ()
+
+
+INVARIANTS = (
+    Check("sign", sign, about=lambda case: case.weight != "weight_negative" and case.target != "unnormalised"),
+    Check("row_sums", row_sums, about=lambda case: case.rows > 0, why_not=no_gradient),
+    Check("ignored_rows", ignored_rows, about=lambda case: case.ignored != "kept"),
+)

@@ -1,0 +1,94 @@
+"""Options: one that is given changes the result, and one that is off does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from crossent.agreement import PARTS, apart, beside, further_call, held
+from crossent.cases import Inputs
+from crossent.differences import Difference
+from crossent.expected import Expected, expect
+from crossent.results import Result
+from crossent.rounding import safe
+from crossent.trials import Problem, Trial
+
+
+def options(trial: Trial) -> Iterator[Difference | Problem]:
+    """An option of the case changes the result, and one that is off does not.
+
+    Liger-Kernel#243: label_smoothing was dropped without a word. Where the exact answers with and without an option are
+    further apart than both bounds, no right results are the same. OLMo-core#702: a term that was off was added.
+    """
+    for option, without in _left_out(trial.question.fresh()):
+        other = further_call(trial, without)
+        same = [name for name in PARTS if _same(getattr(trial.got, name), getattr(other, name))]
+        if same:
+            exact = expect(without)
+            yield from (
+                Problem("wrong", f"{option} changes nothing: the {name} is the same without it")
+                for name in same
+                if _must_differ(trial, name, other, exact)
+            )
+    yield from _with_options_off(trial)
+
+
+def _left_out(given: Inputs) -> Iterator[tuple[str, Inputs]]:
+    """The options that there are, and the inputs without each. Without `ignore_index` a row that has it has a class."""
+    if "weight" in given.options:
+        yield "weight", replace(given, options={k: v for k, v in given.options.items() if k != "weight"})
+    if smoothing := given.options["label_smoothing"]:
+        yield f"label_smoothing={smoothing}", replace(given, options={**given.options, "label_smoothing": 0.0})
+    if not given.target.is_floating_point():
+        index, ignore_index = given.target.long(), given.options.get("ignore_index", -100)
+        ignored = index == ignore_index
+        if ignored.any():
+            a_class = 0 <= ignore_index < given.logits.shape[min(1, given.logits.dim() - 1)]
+            target = given.target if a_class else given.target.masked_fill(ignored, 0)
+            kept = {k: v for k, v in given.options.items() if k != "ignore_index"}
+            yield f"ignore_index={ignore_index}", replace(given, target=target, options=kept)
+
+
+def _must_differ(trial: Trial, name: str, other: Result, exact: Expected) -> bool:
+    """Whether the exact answers are further apart than both results may be off, and these are numbers there."""
+    one, two = getattr(trial.question.expected, name), getattr(exact, name)
+    room = np.abs(two.lo) + one.radius + two.radius
+    for got, expected in ((trial.got, trial.question.expected), (other, exact)):
+        bound = trial.bounds(got, expected)[name]
+        finite = np.isfinite(getattr(expected, name).hi)
+        room = room + np.where(finite, np.where(np.isnan(bound), np.inf, bound), 0.0)
+    numbers = held(trial, trial.got)[name].hi
+    return bool((np.isfinite(numbers) & (one.distance(two.hi) > safe(room))).any())
+
+
+def _with_options_off(trial: Trial) -> Iterator[Difference]:
+    """The case's options that are off, given where they were left out, and left out where they were given."""
+    given = trial.question.fresh()
+    classes = given.logits.shape[min(1, given.logits.dim() - 1)]
+    off: dict[str, Any] = {}
+    if "weight" not in given.options:
+        off["weight"] = given.logits.new_ones(classes)
+    if trial.case.ignored == "kept":
+        off["ignore_index"] = -1
+        if not given.target.is_floating_point():  # a class that no row has, if there is one: its logits count
+            off["ignore_index"] = min(set(range(classes + 1)) - set(given.target.reshape(-1).tolist()))
+    smoothed = given.options["label_smoothing"] != 0
+    if not off and smoothed:
+        return
+
+    def loss(input: Tensor, target: Tensor, **options: Any) -> Tensor:
+        wanted = {name: value for name, value in options.items() if smoothed or name != "label_smoothing"}
+        return trial.subject.loss(input, target, **wanted)
+
+    other = replace(given, options={**given.options, **off})
+    yield from apart(trial, held(trial, further_call(trial, other, loss), beside(trial, "options off", other)))
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return False
+    return bool(((one == other) | (one.isnan() & other.isnan())).all())

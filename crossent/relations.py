@@ -1,0 +1,239 @@
+"""Relations: what a subject must give for other inputs, going by what it gave for these.
+
+Of each it is known how the two results follow from one another; :mod:`crossent.agreement` says how nearly they must.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from crossent.agreement import PARTS, Held, apart, beneath, beside, further_call, held, plus, relation, times
+from crossent.bounds import Terms
+from crossent.cases import Case, Inputs
+from crossent.checks import no_gradient
+from crossent.differences import Difference
+from crossent.expected import name_of, rows_of
+from crossent.options import options
+from crossent.results import Result
+from crossent.rounding import FORMATS, Array
+from crossent.trials import NotRunError, Problem, Trial
+
+
+def layout(trial: Trial) -> Iterator[Difference]:
+    """Contiguous copies of logits, target, weight and upstream gradient give the same as the views of the case.
+
+    pytorch#67167 and unsloth#10713: a target, and logits, that are read as if they were contiguous.
+    """
+    given = trial.question.fresh()
+
+    def plain(value: Any) -> Any:
+        return value.clone(memory_format=torch.contiguous_format) if isinstance(value, Tensor) else value
+
+    options = {name: plain(value) for name, value in given.options.items()}
+    copies = Inputs(plain(given.logits), plain(given.target), options, plain(given.upstream))
+    yield from apart(trial, held(trial, further_call(trial, copies)))
+
+
+def shift(trial: Trial) -> Iterator[Difference]:
+    """Logits that are all moved by a constant give the same: by one for all rows, and by another in each row.
+
+    pytorch#38839: `m + log Σ` drowns what the row is about. The logits are rounded first, so that moving them is exact.
+    """
+    given = trial.question.fresh()
+    logits, dtype = rows_of(given.logits), name_of(given.logits)
+    ways = {f"shifted, common={common}": shiftable(logits, dtype, common=common) for common in (True, False)}
+    if not any(by.any() for _, by in ways.values()):
+        raise NotRunError("the dtype has no room to shift these logits exactly")
+    for name, (rounded, by) in ways.items():
+        before, after = (replace(given, logits=_tensor(x, given.logits)) for x in (rounded, rounded + by[:, None]))
+        of_before, of_after = beside(trial, f"not {name}", before), beside(trial, name, after)
+        moved = held(trial, further_call(trial, after), of_after)
+        yield from apart(trial, moved, further_call(trial, before), of_before)
+
+
+def shiftable(logits: Array, dtype: str, *, common: bool) -> tuple[Array, Array]:
+    """The logits, (R, C), rounded so that a shift is exact, and the shift of each row, (R,); 0 where there is none.
+
+    Magnitudes below `2^e` and a shift of `2^s`, `s >= e`, are rounded to multiples of `δ = 2^(s+1-p)`. Then they and
+    their sums with the shift are multiples of δ up to `2^(s+1) = 2^p δ`, which a format of p bits holds as long as it
+    reaches so far. `s = e + p/2` gives half of the bits to the logits and half to the shift.
+    """
+    p = FORMATS[dtype].precision
+    size = np.where(np.isfinite(logits), np.abs(logits), 0.0).max(1, initial=1.0)
+    if common:
+        size = np.broadcast_to(size.max(initial=1.0), size.shape)
+    e = np.frexp(size)[1]
+    s = np.minimum(e + p // 2, np.frexp(FORMATS[dtype].largest)[1] - 2)
+    possible = s >= e
+    spacing = np.ldexp(1.0, s + 1 - p)[:, None]
+    rounded = np.where(possible[:, None], np.rint(logits / spacing) * spacing, logits)
+    signs = 1.0 if common else np.where(np.arange(len(size)) % 2, 1.0, -1.0)
+    return rounded, np.where(possible, signs * np.ldexp(1.0, s), 0.0)
+
+
+def rows_permuted(trial: Trial) -> Iterator[Difference]:
+    """Rows that come in another order give the same: turned round along the batch, and along each further dimension.
+
+    One at a time: a kernel that mixes up two dimensions does so as well when both are turned.
+    """
+    dim = trial.given.logits.dim()
+    for axis in (axis for axis in range(dim) if axis != 1 and trial.given.logits.shape[axis] > 1):
+
+        def turned(tensor: Tensor, axis: int = axis) -> Tensor:
+            return tensor.flip(axis if tensor.dim() == dim else max(0, axis - 1)) if tensor.dim() else tensor
+
+        given = trial.question.fresh()
+        other = Inputs(turned(given.logits), turned(given.target), given.options, turned(given.upstream))
+        yield from apart(trial, held(trial, _mapped(turned, further_call(trial, other))))
+
+
+def classes_permuted(trial: Trial) -> Iterator[Difference]:
+    """Classes that come in another order give the same: turned round, and weights and true classes with them."""
+    dim = trial.given.logits.dim()
+
+    def turned(tensor: Tensor) -> Tensor:
+        return tensor.flip(min(1, dim - 1)) if tensor.dim() == dim else tensor
+
+    other = _with_classes_turned(trial.question.fresh())
+    yield from apart(trial, held(trial, _mapped(turned, further_call(trial, other))))
+
+
+def _with_classes_turned(given: Inputs) -> Inputs:
+    axis, options = min(1, given.logits.dim() - 1), dict(given.options)
+    if "weight" in options:
+        options["weight"] = options["weight"].flip(0)
+    if given.target.is_floating_point():
+        return replace(given, logits=given.logits.flip(axis), target=given.target.flip(axis), options=options)
+    last, ignore_index = given.logits.shape[axis] - 1, options.get("ignore_index", -100)
+    index = given.target.long()  # as uint8, -100 would be 156
+    turned = last - index
+    if 0 <= ignore_index <= last:
+        options["ignore_index"] = last - ignore_index
+    else:
+        turned = torch.where(index == ignore_index, index, turned)
+    return replace(given, logits=given.logits.flip(axis), target=turned.to(given.target.dtype), options=options)
+
+
+def split(trial: Trial) -> Iterator[Difference]:
+    """A batch in two uneven parts gives what it gives as a whole: rows one after another, a sum of sums, a mean.
+
+    The mean is that of the parts' means by their denominators, `L = (D₁L₁ + D₂L₂)/D`, and the gradient of a part is
+    multiplied by `D_i/D`. pytorch#185167 and Automodel#3803: an average of averages, and a sum of them.
+    """
+    given = trial.question.fresh()
+    at, shares = _parting(trial.question.expected.terms, len(given.logits))
+    parts: list[Held] = []
+    for rows, share in zip((slice(at), slice(at, None)), shares, strict=True):
+        upstream = given.upstream[rows] if given.upstream.dim() else given.upstream
+        part = replace(given, logits=given.logits[rows], target=given.target[rows], upstream=upstream)
+        result = held(trial, further_call(trial, part), beside(trial, f"rows {rows}", part))
+        parts.append({name: times(share, ball) for name, ball in result.items()})
+    one, other = parts
+    whole = {name: beneath(one[name], other[name]) for name in one}
+    if trial.case.reduction != "none":
+        whole["loss"] = plus(one["loss"], other["loss"])
+    yield from apart(trial, whole)
+
+
+def _parting(terms: Terms, size: int) -> tuple[int, tuple[Fraction, Fraction]]:
+    """Where the batch is parted, at about a third, and what the parts' results are multiplied by."""
+    for at in sorted(range(1, size), key=lambda at: abs(3 * at - size)):
+        if terms.reduction != "mean":
+            return at, (Fraction(1), Fraction(1))
+        row = at * len(terms.kept) // size
+        one, other = _denominator(terms, slice(row)), _denominator(terms, slice(row, None))
+        if one and other and one + other:
+            return at, (one / (one + other), other / (one + other))
+    raise NotRunError("in no two parts of the batch is there something to divide by")
+
+
+def _denominator(terms: Terms, rows: slice) -> Fraction:
+    """What the mean of some rows divides by, exactly."""
+    kept = terms.kept[rows]
+    if terms.index is None or terms.weight is None:
+        return Fraction(int(kept.sum()))
+    counts = np.bincount(terms.index[rows][kept], minlength=len(terms.weight)).tolist()
+    return sum((count * Fraction(w) for count, w in zip(counts, terms.weight.tolist(), strict=True)), Fraction())
+
+
+def widened(trial: Trial) -> Iterator[Difference]:
+    """Half precision, widened to float32, gives the same.
+
+    TransformerEngine#3193: a gradient that was kept in the bfloat16 memory of the logits before the loss was final.
+    """
+    given = trial.question.fresh()
+
+    def wide(value: Any) -> Any:
+        return value.float() if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16) else value
+
+    options = {name: wide(value) for name, value in given.options.items()}
+    other = Inputs(wide(given.logits), wide(given.target), options, wide(given.upstream))
+    yield from apart(trial, held(trial, further_call(trial, other), beside(trial, "widened", other)))
+
+
+def two_backwards(trial: Trial) -> Iterator[Problem]:
+    """A graph can be differentiated twice, and two losses of the same logits do not disturb each other.
+
+    Liger-Kernel#272 and #343: a loss that writes its gradient into the logits, and scales it there when it goes back.
+    """
+    turned = _with_classes_turned(trial.question.fresh())
+    other = replace(trial.question.fresh(), target=turned.target, options=turned.options)
+    dense = other.target.is_floating_point()
+    seen: list[str] = []
+
+    def loss(input: Tensor, target: Tensor, **options: Any) -> Tensor:
+        def backward(value: Tensor, target: Tensor, upstream: Tensor) -> str:
+            wanted = [input, target] if dense else [input]
+            gradients = torch.autograd.grad(value, wanted, upstream.to(value.dtype), retain_graph=True)
+            return Result(value.detach(), *gradients).digest  # at once: their memory may be written again
+
+        another = other.target.requires_grad_(dense)
+        one, two = trial.subject.loss(input, target, **options), trial.subject.loss(input, another, **other.options)
+        seen.extend((backward(one, target, other.upstream), backward(two, another, other.upstream)))
+        backward(one, target, -2 * other.upstream)  # what is scaled in place now is seen, where it was by 1 before
+        return one
+
+    alone, last = further_call(trial, other), further_call(trial, trial.question.fresh(), loss)
+    if last.digest != seen[0]:
+        yield Problem("not_repeated", "the same graph, differentiated again, gives another gradient")
+    elif seen != [trial.got.digest, alone.digest]:
+        yield Problem("disturbed", "two losses of the same logits have other bits than each of them alone")
+
+
+def _mapped(by: Callable[[Tensor], Tensor], result: Result) -> Result:
+    parts = ((name, getattr(result, name)) for name in PARTS)
+    return replace(result, **{name: by(part) for name, part in parts if part is not None})
+
+
+def _tensor(rows: Array, like: Tensor) -> Tensor:
+    """(R, C) as a tensor of another's shape, dtype and device: the inverse of :func:`rows_of`."""
+    if like.dim() > 1:
+        shape = like.shape[0], *like.shape[2:], like.shape[1]
+        made = torch.from_numpy(rows.reshape(shape)).movedim(-1, 1)
+    else:
+        made = torch.from_numpy(rows.reshape(like.shape))
+    return made.to(like.dtype).contiguous().to(like.device)
+
+
+def _has_layout(case: Case) -> bool:
+    spread = case.reduction == "none" and case.upstream != "rows" and case.rows > 1  # one number, with stride 0
+    return case.layout != "contiguous" or case.target_layout != "target_contiguous" or spread
+
+
+RELATIONS = (
+    relation(layout, _has_layout),
+    relation(shift, lambda case: case.rows > 0),
+    relation(rows_permuted, lambda case: case.rows > 1),
+    relation(classes_permuted, lambda case: case.classes > 1),
+    relation(split, lambda case: len(case.sizes) > 1 and case.sizes[0] > 1),
+    relation(widened, lambda case: case.dtype in ("float16", "bfloat16")),
+    relation(options),
+    relation(two_backwards, why_not=no_gradient),
+)

@@ -1,0 +1,540 @@
+"""Checks without an oracle: each catches a cross-entropy that is wrong in its way, and right code passes."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import crossent
+from crossent import agreement, trials
+from crossent.arithmetic import Ball
+from crossent.cases import DTYPES, Case
+from crossent.checks import CALL, RESULT
+from crossent.findings import SubjectReport
+from crossent.grid import grid
+from crossent.invariants import INVARIANTS
+from crossent.judge import run_case
+from crossent.relations import RELATIONS, shiftable
+from crossent.report import Report
+from crossent.rounding import FORMATS
+from crossent.subjects import FORMS, TORCH, Subject
+
+CHECKS = {check.name: check for check in (*INVARIANTS, *RELATIONS)}
+
+
+def run(subject, case, *names):
+    """What one subject's part of a report says, after no other checks than these."""
+    report = Report({}, [SubjectReport(subject.name)])
+    run_case(case, [subject], report, "cpu", (CALL, RESULT, *(CHECKS[name] for name in names)))
+    return report.subjects[0]
+
+
+def found(name, loss, case):
+    """The kind and the message of what a check finds; right code passes on the case."""
+    case = Case.of(case)
+    right = run(FORMS["formula"], case, name)
+    assert not right.findings, right.findings
+    assert name in right.outcomes[case.id].checks
+    findings = run(Subject("mine", loss), case, name).findings
+    assert {finding.check for finding in findings} <= {name}, findings
+    return [(finding.kind, finding.message) for finding in findings]
+
+
+def by_hand(wrong):
+    """A cross-entropy of rows, `(N, C)` with indices, whose gradient is made by hand: `wrong` makes it of the parts."""
+
+    class ByHand(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, logits, target):
+            probs = torch.softmax(logits, 1)
+            ctx.save_for_backward(probs, F.one_hot(target, logits.shape[1]))
+            return -torch.log_softmax(logits, 1).gather(1, target[:, None])[:, 0]
+
+        @staticmethod
+        def backward(ctx, upstream):
+            return wrong(*ctx.saved_tensors, upstream), None
+
+    return lambda logits, target, reduction, **options: reduced(ByHand.apply(logits, target), reduction)
+
+
+def reduced(losses, reduction):
+    return {"none": lambda: losses, "sum": losses.sum, "mean": losses.mean}[reduction]()
+
+
+def computes(dtype):
+    """Whether torch does so on a CPU: 2.0 has no float16 there."""
+    try:
+        F.cross_entropy(torch.zeros(1, 2, dtype=DTYPES[dtype]), torch.tensor([0]))
+    except RuntimeError:
+        return False
+    return True
+
+
+def ran(subjects, chosen):
+    """Which checks ran on each subject, all of which passed."""
+    report = Report({}, [SubjectReport(subject.name) for subject in subjects])
+    for case in chosen:
+        run_case(case, subjects, report, "cpu", (CALL, RESULT, *CHECKS.values()))
+    assert not report.findings, report.findings[0]
+    of = {entry.name: [set(outcome.checks) for outcome in entry.outcomes.values()] for entry in report.subjects}
+    return {name: set().union(*checks) & set(CHECKS) for name, checks in of.items()}
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+def test_right_code_passes_every_check(dtype, seed):
+    """On a few of the cases that they run on."""
+    pairs = grid([dtype], seed, "pairs")
+    # torch refuses uint8 targets in some calls, and its float16 overflows.
+    few = [case for case in pairs if case.target != "uint8" and (case.dtype, case.values) != ("float16", "large")][::9]
+    every = set(CHECKS) - (set() if dtype in ("float16", "bfloat16") else {"widened"})
+    subjects = [FORMS["formula"], FORMS["log_softmax_nll"], FORMS["one_hot"]]
+    subjects += [TORCH] if computes(dtype) else []
+    assert ran(subjects, few) == {subject.name: every for subject in subjects}
+
+
+def test_what_has_no_gradient_is_compared_by_its_loss(seed):
+    one_row = [case for case in grid(array="pairs", seed=seed) if case.sizes == (5,)]
+    of_rows_and_gradients = {"rows_permuted", "split", "row_sums", "two_backwards"}
+    assert ran([FORMS["scalar"]], one_row) == {"scalar": set(CHECKS) - of_rows_and_gradients}
+
+
+def test_a_negative_loss_is_caught():
+    def without_bias(logits, target, reduction, **options):
+        """apple/ml-cross-entropy#52: the bias is in the true class's logit, and not in the sum."""
+        return reduced(torch.logsumexp(logits, 1) - logits.gather(1, target[:, None])[:, 0] - 1, reduction)
+
+    ((kind, message),) = found("sign", without_bias, "float32-7x5-confident-int64-none-rows")
+    assert kind == "wrong"
+    assert "loss" in message
+
+
+def test_a_loss_may_be_below_zero_by_its_bound_and_no_more():
+    def constant(value):
+        return lambda logits, target, **options: crossent.formula(logits, target, **options) * 0 + value
+
+    case = "float32-17x3-flat-int64-mean"
+    trial = trials.Trial(trials.Question(Case.of(case)), Subject("mine", crossent.formula))
+    bound = trial.bounds(trial.got, trial.question.expected)["loss"].item()
+    assert 0 < bound < 1e-5
+    assert not found("sign", constant(-0.99 * bound), case)
+    assert found("sign", constant(-1.01 * bound), case)
+
+
+def test_a_gradient_that_does_not_sum_to_zero_is_caught():
+    rounded = by_hand(lambda probs, hot, upstream: (probs.bfloat16().float() - hot) * upstream[:, None])
+    ((_, message),) = found("row_sums", rounded, "float32-7x5-normal-int64-none-rows")
+    assert "gradient" in message
+
+
+def test_row_sums_name_the_row_of_a_tensor_with_further_dimensions():
+    def wrong(logits, target, **options):
+        kick = torch.zeros_like(logits)
+        kick[2, 3, 1] = 1.0
+        return crossent.formula(logits, target, **options) + ((logits - logits.detach()) * kick).sum()
+
+    case = Case.of("float64-3x5x4-normal-int64-sum")
+    (finding,) = run(Subject("mine", wrong), case, "row_sums").findings
+    assert finding.numbers.index == (2, 1)
+
+
+def test_a_row_without_a_softmax_and_one_without_a_bound_say_nothing_about_sums():
+    case = Case.of("float32-7x5-nan_ignored-int64-sum-ignored")
+    measured = run(FORMS["formula"], case, "row_sums").outcomes[case.id].checks["row_sums"]
+    ignored = int((case.build().target == 255).sum())
+    assert 0 < ignored < 7
+    assert measured.not_judged == {"a number of the row has no bound": ignored}
+    assert measured.elements == 7
+
+
+def test_ignored_rows_that_are_left_as_they_were_in_memory_are_caught():
+    def uninitialised(logits, target, ignore_index=-100, reduction="mean", **options):
+        losses = crossent.formula(logits, target, ignore_index=ignore_index, reduction="none", **options)
+        return reduced(torch.where(target == ignore_index, 0.25, losses), reduction)
+
+    ((_, message),) = found("ignored_rows", uninitialised, "float32-7x5-normal-int64-none-ignored_first")
+    assert message == "the loss of 1 of 1 ignored rows is not 0, the first at index (0,): 0.25"
+
+
+def test_a_gradient_of_ignored_rows_is_caught_though_their_loss_is_zero():
+    def leaking(logits, target, ignore_index=-100, **options):
+        leak = (logits - logits.detach()).sum(1) * (target == ignore_index)
+        return crossent.formula(logits, target, ignore_index=ignore_index, **options) + leak.sum()
+
+    ((_, message),) = found("ignored_rows", leaking, "float32-3x5x4-normal-int64-sum-ignored_first")
+    assert message.startswith("the gradient of 1 of 1 ignored rows is not 0, the first at index (0, 0): [1.0, ")
+
+
+def contiguously(tensor):
+    """The tensor, read as if it were contiguous."""
+    strides = torch.empty(tensor.shape, device="meta").stride()
+    return tensor.as_strided(tensor.shape, strides)
+
+
+def first_of(upstream):
+    """As a kernel does that reads the upstream gradient with a stride that is not there."""
+    return upstream if upstream.is_contiguous() else torch.zeros_like(upstream)
+
+
+@pytest.mark.parametrize(
+    ("loss", "case"),
+    [
+        (lambda x, y, **o: crossent.formula(contiguously(x), y, **o), "float32-7x5-normal-int64-none-rows-transposed"),
+        (lambda x, y, **o: crossent.formula(contiguously(x), y, **o), "float64-3x5x4-normal-int64-mean-window"),
+        (
+            lambda x, y, **o: crossent.formula(x, contiguously(y).clamp(0, 4), **o),  # pytorch#67167
+            "float32-7x5-normal-int64-sum-target_strided",
+        ),
+        (
+            by_hand(lambda probs, hot, upstream: (probs - hot) * first_of(upstream)[:, None]),
+            "float32-7x5-normal-int64-none-stride0",
+        ),
+    ],
+    ids=["transposed", "window", "target", "upstream"],
+)
+def test_what_is_read_as_if_it_were_contiguous_is_caught(loss, case):
+    assert found("layout", loss, case)
+
+
+def drowned(logits, target, reduction, **options):
+    """`m + log Σ exp(x - m) - x_y`: pytorch#38839."""
+    return reduced(torch.logsumexp(logits, 1) - logits.gather(1, target[:, None])[:, 0], reduction)
+
+
+def shifted_by_the_largest_of_all(logits, target, reduction, **options):
+    x = logits - logits.detach().max()
+    return reduced(x.exp().sum(1).log() - x.gather(1, target[:, None])[:, 0], reduction)
+
+
+@pytest.mark.parametrize("loss", [drowned, shifted_by_the_largest_of_all])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_loss_that_depends_on_a_common_offset_is_caught(loss, dtype):
+    assert found("shift", loss, f"{dtype}-7x5-normal-int64-none-rows")
+
+
+@pytest.mark.parametrize("common", [False, True])
+@pytest.mark.parametrize("dtype", FORMATS)
+def test_logits_are_shifted_exactly_and_keep_half_of_their_digits(dtype, common):
+    held = FORMATS[dtype]
+    kinds = ("flat", "normal", "wide", "large", "decades", "subnormal", "inf_tiles", "nan", "extreme", "scales")
+    shifted = set()
+    for kind in kinds:
+        logits = Case(dtype, (17, 3), kind).build().logits.double().numpy()
+        rounded, by = shiftable(logits, dtype, common=common)
+        finite = np.isfinite(logits)
+        assert bits_equal(rounded[~finite], logits[~finite])
+        for row, column in np.argwhere(finite & (by != 0)[:, None]):
+            exact = Fraction(rounded[row, column]) + Fraction(by[row])
+            assert abs(exact) <= held.largest
+            assert Fraction(float(held.nearest(np.array(float(exact))))) == exact
+        size = np.abs(np.where(finite, logits, 0.0)).max(1, initial=1.0, keepdims=True)
+        size = size.max() if common else size
+        most = np.broadcast_to(2 * size * 2.0 ** (held.precision // 2 - held.precision), logits.shape)
+        assert (np.abs(rounded[finite] - logits[finite]) <= most[finite]).all()
+        shifted |= {kind} if by.all() else set()
+    assert shifted >= set(kinds) - {"extreme", "large", "scales"}
+
+
+def bits_equal(one, other):
+    return one.tobytes() == other.tobytes()
+
+
+def test_a_shift_without_room_is_not_run():
+    large = (Case("float16", (1, 5), "large", reduction="sum", seed=seed) for seed in range(100))
+    case = next(case for case in large if case.build().logits.abs().max() > 2**14)
+    entry = run(FORMS["formula"], case, "shift")
+    assert entry.not_run == {"shift": {"the dtype has no room to shift these logits exactly": 1}}
+
+
+def of_the_first_row(probs, hot, upstream):
+    """Liger-Kernel#678: every row is multiplied by the first row's upstream gradient."""
+    return (probs - hot) * upstream[0]
+
+
+def with_dimensions_mixed_up(logits, target, **options):
+    return crossent.formula(logits, target.transpose(1, 2), **options)
+
+
+@pytest.mark.parametrize(
+    ("loss", "case"),
+    [
+        (by_hand(of_the_first_row), "float32-7x5-normal-int64-none-rows"),
+        (with_dimensions_mixed_up, "float64-2x5x3x3-normal-int64-sum"),
+        # The running maximum of all rows so far.
+        (
+            lambda x, y, reduction, **o: reduced(
+                (x - x.detach().amax(1, keepdim=True).cummax(0)[0]).exp().sum(1).log()
+                - (x - x.detach().amax(1, keepdim=True).cummax(0)[0]).gather(1, y[:, None])[:, 0],
+                reduction,
+            ),
+            "float32-7x5-wide-int64-none-rows",
+        ),
+    ],
+    ids=["upstream", "dimensions", "maximum"],
+)
+def test_a_loss_that_depends_on_the_order_of_rows_is_caught(loss, case):
+    assert found("rows_permuted", loss, case)
+
+
+@pytest.mark.parametrize("case", ["float32-7x5-normal-int64-sum", "float32-7x5-normal-probabilities-sum"])
+def test_a_loss_that_depends_on_the_order_of_classes_is_caught(case):
+    def without_its_tail(logits, target, **options):
+        """The sum leaves out what is left over of vectors of four."""
+        lost = torch.logsumexp(logits, 1) - torch.logsumexp(logits[:, : logits.shape[1] // 4 * 4], 1)
+        return crossent.formula(logits, target, **options) - lost.sum()
+
+    assert found("classes_permuted", without_its_tail, case)
+
+
+def test_an_ignored_class_is_turned_round_with_the_others():
+    for ignored in ("ignored_class", "ignored", "ignored_huge", "ignored_default"):
+        case = Case("float64", (7, 5), ignored=ignored, weight="weighted")
+        assert not run(FORMS["formula"], case, "classes_permuted").findings
+
+
+def in_chunks(logits, target, reduction="mean", ignore_index=-100, **options):
+    """Automodel#3803: the mean of the means of chunks."""
+    parts = zip(logits.split(2), target.split(2), strict=True)
+    parts = [crossent.formula(x, y, ignore_index=ignore_index, reduction=reduction, **options) for x, y in parts]
+    return torch.stack(parts).mean() if reduction == "mean" else torch.stack(parts).sum()
+
+
+def divided_by_all_rows(logits, target, reduction="mean", **options):
+    losses = crossent.formula(logits, target, reduction="none", **options)
+    return reduced(losses, reduction)
+
+
+@pytest.mark.parametrize(
+    ("loss", "case"),
+    [
+        (in_chunks, "float32-7x5-normal-int64-mean"),
+        (divided_by_all_rows, "float32-7x5-normal-int64-mean-ignored_default"),
+        (divided_by_all_rows, "float32-7x5-normal-int64-mean-weighted"),
+    ],
+)
+def test_a_mean_that_is_not_made_of_the_means_of_its_parts_is_caught(loss, case):
+    assert found("split", loss, case)
+
+
+def test_a_sum_and_rows_that_depend_on_the_batch_are_caught():
+    def by_the_batch(logits, target, **options):
+        return crossent.formula(logits, target, **options) * (1 + 1e-4 * len(logits))
+
+    for reduction in ("sum", "none"):
+        assert found("split", by_the_batch, f"float32-7x5-normal-int64-{reduction}")
+
+
+def test_parts_are_chosen_so_that_each_has_something_to_divide_by():
+    case = Case.of("float32-7x5-normal-int64-mean-ignored_all")
+    entry = run(FORMS["formula"], case, "split")
+    assert entry.not_run == {"split": {"in no two parts of the batch is there something to divide by": 1}}
+    # Weights of both signs, so that a part's share is negative or above one.
+    for seed in range(5):
+        case = Case("float64", (7, 5), weight="weight_negative", ignored="ignored", upstream="scalar", seed=seed)
+        assert not run(FORMS["formula"], case, "split").findings
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_what_is_computed_in_half_precision_is_caught(dtype):
+    """TransformerEngine#3193."""
+    if not computes(dtype):
+        pytest.skip(f"waits for a torch that computes in {dtype} on a CPU")
+
+    def step_by_step(logits, target, reduction, **options):
+        x = logits - logits.detach().amax(1, keepdim=True)
+        return reduced(x.exp().sum(1).log() - x.gather(1, target[:, None])[:, 0], reduction)
+
+    for case in (f"{dtype}-7x5-normal-int64-none-rows", f"{dtype}-2x257-normal-int64-sum"):
+        assert found("widened", step_by_step, case)
+
+
+def without(*dropped):
+    return lambda x, y, **options: crossent.formula(x, y, **{k: v for k, v in options.items() if k not in dropped})
+
+
+@pytest.mark.parametrize(
+    ("loss", "case", "said"),
+    [
+        (without("label_smoothing"), "float32-7x5-normal-int64-mean-smooth0.1", "label_smoothing=0.1"),
+        (without("weight"), "float32-7x5-normal-int64-mean-weighted", "weight"),
+        (without("weight"), "float32-7x5-normal-probabilities-mean-weighted", "weight"),
+        (without("ignore_index"), "float32-7x5-normal-int64-mean-ignored_class", "ignore_index=1"),
+        (
+            lambda x, y, **o: crossent.formula(x, y.clamp(0), **o),  # ignored rows become rows of class 0
+            "float32-7x5-normal-int64-mean-ignored_first",
+            "ignore_index=-100",
+        ),
+    ],
+)
+def test_an_option_that_changes_nothing_is_caught(loss, case, said):
+    ((kind, message),) = found("options", loss, case)
+    assert kind == "wrong"
+    assert message == f"{said} changes nothing: the loss is the same without it"
+
+
+def test_an_option_may_change_nothing_where_it_should_not():
+    for case in ("float32-7x1-normal-int64-mean-weighted", "float32-7x5-flat-int64-mean-smooth0.1"):
+        assert not found("options", crossent.formula, case)
+
+
+def smoothed_by_default(input, target, label_smoothing=0.1, **options):
+    return crossent.formula(input, target, label_smoothing=label_smoothing, **options)
+
+
+def divided_by_weights(input, target, weight=None, **options):
+    loss = crossent.formula(input, target, weight, **options)
+    return loss if weight is None else loss / weight.sum()
+
+
+def without_the_ignored_class(input, target, ignore_index=-100, **options):
+    logits = input
+    if 0 <= ignore_index < input.shape[1]:
+        logits = input.index_fill(1, torch.tensor([ignore_index]), -torch.inf)
+    return crossent.formula(logits, target, ignore_index=ignore_index, **options)
+
+
+@pytest.mark.parametrize("loss", [smoothed_by_default, divided_by_weights, without_the_ignored_class])
+def test_an_option_that_is_off_and_changes_the_loss_is_caught(loss):
+    assert found("options", loss, "float32-2x257-normal-int64-sum")
+
+
+def scaled_in_place(reuse=None):
+    """Liger-Kernel#272 and #343: the gradient is made on the way forward, and scaled where it lies on the way back."""
+
+    class InPlace(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, logits, target):
+            gradient = torch.softmax(logits, 1) - F.one_hot(target, logits.shape[1])
+            if reuse is not None:
+                gradient = reuse.setdefault("memory", torch.empty_like(gradient)).copy_(gradient)
+            ctx.gradient = gradient
+            return -torch.log_softmax(logits, 1).gather(1, target[:, None]).sum()
+
+        @staticmethod
+        def backward(ctx, upstream):
+            return (ctx.gradient.mul_(upstream) if reuse is None else ctx.gradient * upstream), None
+
+    return lambda logits, target, **options: InPlace.apply(logits, target)
+
+
+def test_a_gradient_that_a_second_backward_spoils_is_caught():
+    for upstream in ("", "-scalar"):
+        ((kind, _),) = found("two_backwards", scaled_in_place(), f"float32-7x5-normal-int64-sum{upstream}")
+        assert kind == "not_repeated"
+
+
+def test_two_losses_that_share_memory_are_caught():
+    ((kind, _),) = found("two_backwards", scaled_in_place(reuse={}), "float32-7x5-normal-int64-sum")
+    assert kind == "disturbed"
+
+
+@pytest.mark.parametrize("name", [name for name in CHECKS if name in {check.name for check in RELATIONS}])
+def test_a_further_call_that_raises_or_gives_the_wrong_shape_is_a_finding(name):
+    def only_once(then):
+        calls = []
+
+        def loss(*args, **options):
+            calls.append(args)
+            return crossent.formula(*args, **options) if len(calls) == 1 else then(*args, **options)
+
+        return Subject("mine", loss)
+
+    def refuses(*args, **options):
+        raise ValueError("only once")
+
+    case = Case.of("bfloat16-7x5-normal-int64-none-rows-transposed")
+    (refused,) = run(only_once(refuses), case, name).findings
+    assert (refused.check, refused.kind, refused.message) == (name, "refused", "ValueError: only once")
+    (wrong,) = run(only_once(lambda *args, **options: crossent.formula(*args, **options)[:0]), case, name).findings
+    assert (wrong.check, wrong.kind) == (name, "wrong")
+    assert wrong.message.startswith("got torch.")
+
+
+def test_a_further_call_that_does_not_apply_to_the_subject_is_counted():
+    picky = Subject(
+        "mine",
+        crossent.formula,
+        not_applicable=lambda inputs: "has no weight" if "weight" in inputs.options else None,
+    )
+    assert run(picky, Case.of("float32-7x5-normal-int64-mean"), "options").not_run == {"options": {"has no weight": 1}}
+
+
+def test_a_check_is_silent_about_cases_of_which_it_says_nothing():
+    silent = {
+        "sign": "float32-7x5-normal-int64-mean-weight_negative",
+        "row_sums": "float32-0x5-normal-int64-mean",
+        "ignored_rows": "float32-7x5-normal-int64-mean",
+        "layout": "float32-7x5-normal-int64-none-rows",
+        "shift": "float32-0x5-normal-int64-mean",
+        "rows_permuted": "float32-5-normal-int64-mean",
+        "classes_permuted": "float32-4x1-normal-int64-mean",
+        "split": "float32-1x5-normal-int64-mean",
+        "widened": "float32-7x5-normal-int64-mean",
+    }
+    for name, case in silent.items():
+        assert name not in run(FORMS["formula"], Case.of(case), name).outcomes[case].checks
+    assert set(CHECKS) - set(silent) == {"options", "two_backwards"}
+
+
+def test_two_results_may_differ_by_both_of_their_bounds_and_no_more():
+    case = Case.of("float32-7x5-normal-int64-sum")
+    question = trials.Question(case)
+    trial = trials.Trial(question, FORMS["formula"])
+    ball = agreement.held(trial, trial.got)["loss"]
+    assert ball.radius > 0
+    for times, agrees in ((1.99, True), (2.01, False)):
+        moved = Ball(ball.hi + times * ball.radius, ball.lo, ball.radius)
+        (difference,) = [d for d in agreement.apart(trial, {"loss": moved}) if d.check == "loss"]
+        assert (difference.ratio <= 1) == agrees
+
+
+def test_no_bound_is_an_excuse_for_a_number_where_nan_is_right():
+    def half_of_the_time(logits, target, **options):
+        right = crossent.formula(logits, target, **options)
+        return right if logits.is_contiguous() else right.nan_to_num(1.0)
+
+    case = Case.of("float32-7x5-nan-int64-none-transposed")
+    assert case.build().logits.isnan().any()
+    assert found("layout", half_of_the_time, case.id)
+
+
+def test_a_difference_that_cannot_be_judged_is_counted():
+    case = Case.of("float16-7x5-large-int64-sum-transposed")
+    measured = run(FORMS["formula"], case, "layout").outcomes[case.id].checks["layout"]
+    assert measured.not_judged == {"the other result has no bound": 1}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_shares_and_sums_of_balls_hold_the_exact_ones(seed):
+    random = np.random.RandomState(seed)
+
+    def ball():
+        hi = np.ldexp(random.random_sample(50) - 0.5, random.randint(-1070, 900, size=50))
+        return Ball(hi, np.zeros(50), np.zeros(50))
+
+    share = Fraction(random.randint(1, 1000), random.randint(1, 1000)) * random.choice([-1, 1])
+    one, other = ball(), ball()
+    for made, exact in (
+        (agreement.times(share, one), [share * Fraction(x) for x in one.hi]),
+        (agreement.plus(one, other), [Fraction(x) + Fraction(y) for x, y in zip(one.hi, other.hi, strict=True)]),
+    ):
+        for hi, lo, radius, value in zip(made.hi, made.lo, made.radius, exact, strict=True):
+            assert abs(Fraction(hi) + Fraction(lo) - value) <= Fraction(radius)
+            assert radius <= 2.0**-50 * abs(hi) + 2.0**-1070
+
+
+def test_infinite_balls_add_up_to_what_is_known_of_them():
+    inf = np.inf
+
+    def ball(hi, radius=0.0):
+        return Ball(np.array([hi]), np.zeros(1), np.array([radius]))
+
+    for one, other, hi, radius in (
+        (ball(inf), ball(1.0), inf, 0.0),
+        (ball(inf), ball(-inf), np.nan, 0.0),
+        (ball(inf, inf), ball(1.0), inf, inf),
+        (ball(1.5e308), ball(1.5e308), inf, inf),  # beyond float64: nothing is known
+    ):
+        made = agreement.plus(one, other)
+        np.testing.assert_array_equal([made.hi[0], made.lo[0], made.radius[0]], [hi, 0.0, radius])
