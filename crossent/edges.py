@@ -1,30 +1,103 @@
-"""Edges: single cases that bit somebody, each with the name of its issue or of what breaks."""
+"""Edges: cases that stand alone, where something ends: a vector, a block, a format, a batch, or torch's own code.
+
+The name of each is that of its issue, or says what breaks. Their numbers are all that counts; how options meet is for
+:mod:`crossent.grid`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from crossent.cases import DTYPES, Case
 
-EDGES = (
+# Vocabularies of language models; 128256 and 129920 are no multiples of a tile of 1024 (verl#2899).
+VOCABULARIES = (32000, 50257, 128256, 129920, 151936)
+
+
+def _powers(exponents: Iterable[int]) -> tuple[int, ...]:
+    """One less than these powers of two, each of them, and one more: where vectors, blocks and tiles end."""
+    return tuple(sorted({2**k + by for k in exponents for by in (-1, 0, 1)} - {0}))
+
+
+def _wide(dtypes: Iterable[str], widths: Iterable[int], rows: int = 4) -> tuple[Case, ...]:
+    """Cases of these many classes; four rows are a normal one, a peaked one, a flat one and one far below zero.
+
+    Columns beyond the last class hide from flat rows, and an accumulator that is too short from all others.
+    """
+    return tuple(
+        Case(dtype, (rows, width), "assorted", reduction="none", upstream="rows", name="width")
+        for dtype in dtypes
+        for width in widths
+    )
+
+
+# What costs hardly anything.
+QUICK = (
+    # Sums of rows held in half precision: their block is not closed where the row is ignored that should close it.
+    Case("bfloat16", (1000, 10), ignored="ignored_16th", name="half_partial_sums"),
+    # A row whose exponentials add up to more than float16 holds.
+    Case("float16", (2, 65520), "flat", name="float16_row_sum"),
+    # p = 0.999: log p vanishes where the sum 1.001 is rounded to half precision, which is no better than zeros.
+    Case("bfloat16", (4, 2), "sure", name="half_sure", grade="A"),
+    Case("float16", (4, 2), "sure", name="half_sure", grade="A"),
+    *_wide(("bfloat16", "float32"), (*_powers(range(11)), 781)),
+    # The number of rows: none, one, as many as classes; and one class, of one row and of several.
+    Case("float32", (0, 5), weight="weighted", label_smoothing=0.1, name="rows"),
+    Case("bfloat16", (0, 5), target="probabilities", reduction="sum", name="rows"),
+    Case("float32", (1, 5), weight="weighted", name="rows"),
+    Case("float32", (17, 17), ignored="ignored_first", name="rows"),
+    Case("float64", (2, 2, 2), reduction="none", upstream="rows", name="rows"),
+    Case("float32", (1, 1), name="rows"),
+    Case("float32", (17, 1), target="unnormalised", weight="weighted", name="rows"),
+)
+# What takes seconds, all together.
+NORMAL = (
     # The number of rows, beyond float16's 65504: the denominator of the mean overflows.
     Case("float16", (70000, 2), "flat", name="pytorch-85791"),
     Case("float16", (70000, 3), name="pytorch-85791"),
-    # Sums of rows held in half precision: their block is not closed where the row is ignored that should close it.
-    Case("bfloat16", (1000, 10), ignored="ignored_16th", name="half_partial_sums"),
+    Case("float16", (65504, 2), "flat", name="rows"),  # the last that fits
+    Case("float16", (65520, 2), "flat", name="pytorch-29429"),  # the first that does not
+    Case("bfloat16", (65520, 2), "flat", name="rows"),
+    Case("float32", (70000, 2), weight="weighted", name="rows"),
     Case("bfloat16", (5000, 10), ignored="ignored_16th", name="half_partial_sums"),
     Case("bfloat16", (50000, 10), ignored="ignored_16th", name="half_partial_sums"),
     Case("float16", (5000, 10), ignored="ignored_16th", name="half_partial_sums"),
     Case("float16", (50000, 10), name="half_partial_sums"),
-    # A row whose exponentials add up to more than float16 holds, and one with a class less.
-    Case("float16", (2, 65520), "flat", name="float16_row_sum"),
+    # The last row that adds up to what float16 holds.
     Case("float16", (2, 65519), "flat", name="float16_row_sum"),
-    # p = 0.999: log p vanishes where the sum 1.001 is rounded to half precision, which is no better than zeros.
-    Case("bfloat16", (4, 2), "sure", name="half_sure", grade="A"),
-    Case("float16", (4, 2), "sure", name="half_sure", grade="A"),
+    *_wide(("float16", "float64"), (*_powers(range(11)), 781)),
+    *_wide(DTYPES, _powers(range(11, 13))),
+    *_wide(("float32",), _powers(range(13, 17))),
+    *_wide(("bfloat16", "float16", "float64"), (2**13 + 1, 2**15 - 1)),
+    *_wide(("bfloat16",), (50257, 129920, 151936), rows=2),
+    *_wide(("float32",), (50257,), rows=2),
+    *_wide(("float16",), (65519, 65520), rows=2),
 )
+# What takes minutes, and up to 7 GiB of memory.
+THOROUGH = (
+    *_wide(("bfloat16", "float64"), (*_powers(range(13, 17)), *VOCABULARIES, 65519, 65520)),
+    *_wide(("float32",), (*VOCABULARIES, 65519, 65520)),
+    # In float16 a flat row is beyond the format from 65520 classes on, which float16_row_sum is about.
+    *_wide(("float16",), (*_powers(range(13, 16)), 2**16 - 17)),
+    *_wide(("float16",), (2**16 - 1, 2**16, 2**16 + 1, *VOCABULARIES), rows=2),
+    # A block of rows that is not closed shows in float32 too, once there are enough of them.
+    Case("float32", (4_194_304, 3), ignored="ignored_16th", name="partial_sums"),
+    Case("float64", (1_000_000, 2), ignored="ignored_16th", name="partial_sums"),
+    Case("float32", (10_000_000, 2), name="rows"),
+    Case("bfloat16", (2_000_000, 2), name="rows"),
+    Case("float32", (70000, 2), reduction="none", upstream="rows", name="rows"),
+)
+EDGES = (*QUICK, *NORMAL)
 
 
-def edges(dtypes: Sequence[str] = tuple(DTYPES), seed: int = 0) -> Iterator[Case]:
-    """The edges of these dtypes, in numbers of their own for each seed."""
-    return (case.seeded(seed) for dtype in dtypes for case in EDGES if case.dtype == dtype)
+def edges(dtypes: Sequence[str] = tuple(DTYPES), seed: int = 0, level: str = "normal") -> Iterator[Case]:
+    """The edges of these dtypes up to a level, in numbers of their own for each seed.
+
+    quick: well below a second for a subject. normal: seconds. thorough: minutes, and several GiB.
+
+    Example:
+        >>> [case.id for case in edges(["float64"], level="quick")]
+        ['rows/float64-2x2x2-normal-int64-none-rows']
+    """
+    chosen = dict.fromkeys({"quick": QUICK, "normal": EDGES, "thorough": (*EDGES, *THOROUGH)}[level])
+    return (case.seeded(seed) for dtype in dtypes for case in chosen if case.dtype == dtype)

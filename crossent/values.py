@@ -121,6 +121,12 @@ def _pair(draw: Draw) -> Array:
     return np.where(top, draw.row(20, 200), draw.bell())
 
 
+def _assorted(draw: Draw) -> Array:
+    # In turn: normal, one class far above the others, all equal, and far below zero.
+    kinds = (3.0 * draw.bell(), _outlier(draw), np.zeros(draw.shape), 3.0 * draw.bell() - 1e4)
+    return np.asarray(np.choose(np.arange(draw.rows)[:, None] % 4, kinds))
+
+
 def _with(value: float, where: Callable[[Draw], NDArray[np.bool_]]) -> Callable[[Draw], Array]:
     return lambda draw: np.where(where(draw), value, 3.0 * draw.bell())
 
@@ -190,5 +196,6 @@ VALUES = {
     "nan": Values(_with(np.nan, lambda d: _one_of_the_row(d) & _some_rows(d))),
     "nan_ignored": Values(_with(np.nan, lambda d: np.broadcast_to(d.ignored[:, None], d.shape)), ignored_only=True),
     "inf_ignored": Values(_with(-np.inf, lambda d: np.broadcast_to(d.ignored[:, None], d.shape)), ignored_only=True),
+    "assorted": Values(_assorted, 1.1e4),
     "inf_rows": Values(_with(-np.inf, _some_rows)),  # no class is possible: NaN at every width, mlx#1467
 }
