@@ -36,17 +36,24 @@ def result(trial: Trial) -> Iterator[Problem]:
 def arguments(trial: Trial) -> Iterator[Problem]:
     """Not a bit of an argument has changed, nor of the memory that it is a view of; and no result lies in it."""
     got = trial.got
-    given, before = _tensors(trial.given), _tensors(trial.question.inputs)
-    for name, tensor in given.items():
-        if _view(tensor) != _view(before[name]) or not _memory(tensor).equal(_memory(before[name])):
-            yield Problem("changed_input", f"it wrote into {name}")
-            return
+    if name := written(trial.given, trial.question.inputs):
+        yield Problem("changed_input", f"it wrote into {name}")
+        return
+    given = _tensors(trial.given)
     results = {"loss": got.loss, "gradient": got.gradient, "gradient of the target": got.target_gradient}
     for of, part in results.items():
         for name, argument in given.items():
             if part is not None and part.numel() and _place(part) == _place(argument):
                 yield Problem("aliased", f"its {of} shares the memory of {name}")
                 return
+
+
+def written(given: Inputs, before: Inputs) -> str:
+    """The first argument that is no longer what it was, or whose memory is not; "" where there is none."""
+    for (name, tensor), old in zip(_tensors(given).items(), _tensors(before).values(), strict=True):
+        if _view(tensor) != _view(old) or not _memory(tensor).equal(_memory(old)):
+            return name
+    return ""
 
 
 def state(trial: Trial) -> Iterator[Problem]:

@@ -14,6 +14,7 @@ from crossent.checks import CALL, RESULT, SINGLE
 from crossent.contracts import Grade
 from crossent.differences import Difference, reached
 from crossent.findings import Finding, Measured, Numbers, Outcome
+from crossent.refusals import refusal
 from crossent.report import Report
 from crossent.results import evaluate
 from crossent.subjects import TORCH, Subject
@@ -35,35 +36,23 @@ def run_case(
         inputs = question.inputs
     for subject, entry in zip(subjects, report.subjects, strict=True):
         reason = subject.not_applicable(inputs)
-        if isinstance(case, BadInput) and case.poisons and inputs.logits.is_cuda:
-            reason = "would be left with a device that is of no more use"
+        refused: dict[str, Problem | None] = {}
+        if isinstance(case, BadInput) and not reason:
+            try:
+                refused = refusal(case, subject, device)
+            except NotRunError as missing:
+                reason = str(missing)
         if reason:
             entry.not_applicable[reason] += 1
             continue
         outcome = entry.outcomes[case.id] = Outcome(case.dtype, inputs.digest)
-        if isinstance(case, BadInput):
-            entry.findings += _refusal(case, subject, case.build(device), outcome)
-        else:
+        if not isinstance(case, BadInput):
             entry.findings += _judgement(Trial(question, subject), checks, outcome)
-
-
-def _refusal(case: BadInput, subject: Subject, own: Inputs, outcome: Outcome) -> Iterator[Finding]:
-    """What is wrong with a subject's answer to a call that it must refuse."""
-    allowed = " or ".join(error.__name__ for error in case.raises)
-    kind = message = ""
-    try:
-        got = subject.loss(own.logits, own.target, **own.options)
-    except case.raises:
-        pass
-    except (Exception, SystemExit) as error:
-        kind, message = "wrong", f"raised {said(error)}; allowed is {allowed}"
-    else:
-        plain = type(got) is Tensor and got.layout == torch.strided and not got.is_meta
-        value = f" {got.tolist()}" if plain and got.numel() < 10 else ""
-        kind, message = "accepted", f"returned{value}; should have raised {allowed}"
-    outcome.checks["errors"] = Measured(failed=bool(kind))
-    if kind:
-        yield Finding(subject.name, "errors", case.id, kind, message, describe(own))
+        for check, problem in refused.items():
+            outcome.checks[check] = Measured(failed=problem is not None)
+            if problem:
+                call = describe(inputs)
+                entry.findings.append(Finding(subject.name, check, case.id, problem.kind, problem.message, call))
 
 
 def _judgement(trial: Trial, checks: Sequence[Check], outcome: Outcome) -> Iterator[Finding]:

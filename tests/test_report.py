@@ -304,8 +304,8 @@ def test_the_counts_add_up():
         assert failed == sum(finding.expected is None for finding in part.findings)
         assert known == sum(finding.expected is not None for finding in part.findings)
     assert made.ran == sum(part.counts["ran"] for part in made.subjects)
-    assert made.subjects[0].counts["expected"] == 3  # half_sure, and a smoothing that is negative or NaN
-    assert made.subjects[1].counts["ran"] == 0
+    assert made.subjects[0].counts["expected"] == 4  # half_sure, and a smoothing that is negative, twice, or NaN
+    assert made.subjects[1].counts["ran"] == sum(bad.build().logits.dim() == 1 for bad in BAD_INPUTS)
     assert not made.ok
 
 

@@ -1,0 +1,26 @@
+"""Subjects that do something with a bad call, in a module that another process can import."""
+
+import ctypes
+import os
+import time
+
+
+def exits(input, target, **options):
+    os._exit(0)  # a status that says nothing is wrong
+
+
+def segfaults(input, target, **options):
+    ctypes.string_at(0)
+
+
+def hangs(input, target, **options):
+    time.sleep(1000)
+
+
+def accepts(input, target, **options):
+    return input.new_zeros(())
+
+
+def writes_and_accepts(input, target, **options):
+    target.clamp_(0, input.shape[-1] - 1)
+    return input.new_zeros(())

@@ -1,0 +1,233 @@
+"""Refusals: a subject must refuse a bad call with an error that is allowed, having written nothing, and alive."""
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import refusers
+import torch
+
+import crossent
+from crossent import refusals
+from crossent.bad_inputs import BAD_INPUTS
+from crossent.findings import SubjectReport
+from crossent.judge import run_case
+from crossent.refusals import Answer, ask_isolated, judgement, refusal
+from crossent.report import Report
+from crossent.subjects import FORMS, TORCH, TORCH_NLL, Subject
+from crossent.trials import NotRunError
+
+BY_ID = {bad_input.id: bad_input for bad_input in BAD_INPUTS}
+BEYOND, SHORT_WEIGHT = BY_ID["class_beyond_the_last"], BY_ID["weight_too_short"]
+
+
+def problems(loss, bad_input=BEYOND, **options):
+    found = refusal(bad_input, Subject("mine", loss), **options)
+    return {p.kind: p.message for p in found.values() if p}
+
+
+def refusing(before):
+    """A subject that does something with its arguments and then refuses them as it should."""
+
+    def loss(input, target, **options):
+        kept = input.clone(), target.clone(), {**options}
+        before(input, target, **options)
+        return crossent.formula(*kept[:2], **kept[2])
+
+    return loss
+
+
+@pytest.mark.parametrize("bad_input", BAD_INPUTS, ids=lambda bad_input: bad_input.id)
+def test_the_forms_and_torch_refuse_every_bad_input_before_they_write(bad_input):
+    subjects = [*FORMS.values(), TORCH, TORCH_NLL]
+    report = Report({}, [SubjectReport(subject.name) for subject in subjects])
+    run_case(bad_input, subjects, report)
+    found = [(finding.subject, finding.kind) for finding in report.findings]
+    known = bad_input.id.startswith(("label_smoothing_negative", "label_smoothing_nan"))
+    assert found == ([("torch", "accepted")] if known else []), report
+    assert report.ran >= 4
+
+
+def test_every_bad_input_is_made_anew_each_time():
+    for bad_input in BAD_INPUTS:
+        once, again = bad_input.build(), bad_input.build()
+        assert once.digest == again.digest, bad_input.id
+        for one, two in ((once.logits, again.logits), (once.target, again.target)):
+            assert one is not two
+            assert one.numel() == 0 or one.data_ptr() != two.data_ptr(), bad_input.id
+
+
+def test_bad_inputs_have_names_of_their_own_and_no_dtype_but_theirs():
+    assert len(BY_ID) == len(BAD_INPUTS)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert {bad.build().logits.dtype for bad in BAD_INPUTS if not bad.id.startswith("logits_")} == {torch.float32}
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_what_is_no_error_is_accepted():
+    assert problems(refusers.accepts) == {"accepted": "returned 0.0; should have raised IndexError"}
+    assert problems(lambda *arguments, **options: None) == {"accepted": "returned; should have raised IndexError"}
+
+
+@pytest.mark.parametrize("error", [KeyError("no"), RuntimeError("no"), SystemExit(3)], ids=repr)
+def test_an_error_of_another_class_is_wrong(error):
+    def raises(*arguments, **options):
+        raise error
+
+    (message,) = [message for kind, message in problems(raises).items() if kind == "wrong"]
+    assert message.startswith(f"raised {type(error).__name__}: ")
+    assert message.endswith("; allowed is IndexError")
+
+
+def test_an_error_of_a_derived_class_is_right():
+    class OutOfRangeError(IndexError):
+        pass
+
+    def raises(*arguments, **options):
+        raise OutOfRangeError
+
+    assert not problems(raises)
+
+
+@pytest.mark.parametrize(
+    ("write", "name"),
+    [
+        (lambda x, y, **options: x[0, 0].fill_(1), "input"),
+        (lambda x, y, **options: x.neg_(), "input"),  # -0.0 == 0.0
+        (lambda x, y, **options: x.unsqueeze_(0), "input"),
+        (lambda x, y, **options: y.clamp_(max=1), "target"),
+        (lambda x, y, **options: options["weight"].mul_(2), "weight"),
+    ],
+    ids=["one element", "a sign of zero", "its shape", "target", "weight"],
+)
+def test_a_bad_call_leaves_its_arguments_as_they_were(write, name):
+    found = problems(refusing(write), SHORT_WEIGHT)
+    assert found == {"changed_input": f"it wrote into {name}"}
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (lambda: torch.set_default_dtype(torch.float64), "the default dtype"),
+        (lambda: torch._C._set_grad_enabled(False), "the gradient mode"),
+        (lambda: torch.rand(1), "the random generator"),
+    ],
+    ids=["default dtype", "gradient mode", "generator"],
+)
+def test_a_bad_call_leaves_the_global_state_as_it_was(change, name):
+    before = torch.get_default_dtype(), torch.is_grad_enabled(), torch.random.get_rng_state()
+    found = problems(refusing(lambda *arguments, **options: change()))
+    assert found == {"changed_state": f"it changed {name}"}
+    assert (torch.get_default_dtype(), torch.is_grad_enabled()) == before[:2]
+    assert torch.random.get_rng_state().equal(before[2])
+
+
+def test_each_thing_that_is_wrong_is_a_finding_of_its_own():
+    def everything(input, target, **options):
+        input.add_(1)
+        torch.rand(1)
+
+    report = Report({}, [SubjectReport("mine")])
+    run_case(BEYOND, [Subject("mine", everything)], report)
+    assert [(finding.check, finding.kind) for finding in report.findings] == [
+        ("errors", "accepted"),
+        ("arguments", "changed_input"),
+        ("state", "changed_state"),
+    ]
+    assert all(measured.failed for measured in report.subjects[0].outcomes[BEYOND.id].checks.values())
+
+
+# --- In a process of its own ----------------------------------------------------------------------------------------
+
+APART = {
+    "right": crossent.formula,
+    "writes": refusers.writes_and_accepts,
+    "exits": refusers.exits,
+    "segfaults": refusers.segfaults,
+    "hangs": refusers.hangs,
+}
+
+
+@pytest.fixture(scope="module")
+def apart():
+    """What became of each, all at once: most of the time goes into starting."""
+    with ThreadPoolExecutor(4) as pool:
+        runs = {name: pool.submit(problems, loss, isolated=True, seconds=1) for name, loss in APART.items()}
+        return {name: run.result() for name, run in runs.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("right", {}),
+        (
+            "writes",
+            {
+                "accepted": "returned 0.0; should have raised IndexError",
+                "changed_input": "it wrote into target",
+            },
+        ),
+        ("exits", {"crashed": "its process died: exit code 0; should have raised IndexError"}),
+        ("segfaults", {"crashed": "its process died: exit code -11 (SIGSEGV); should have raised IndexError"}),
+        ("hangs", {"hung": "its process gave no answer within 1 s; should have raised IndexError"}),
+    ],
+)
+def test_a_process_of_its_own_says_what_became_of_the_call(apart, name, expected):
+    assert apart[name] == expected
+
+
+def test_a_process_that_does_not_start_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(refusals, "STARTING", 0.05)
+    answer = ask_isolated(crossent.formula, BEYOND)
+    assert answer == Answer(ended="did not start within 0.05 s", hung=True)
+
+
+def test_a_subject_that_cannot_be_sent_is_not_applicable_and_counted(monkeypatch):
+    monkeypatch.setattr("crossent.judge.refusal", lambda *arguments: refusal(*arguments, isolated=True))
+    report = Report({}, [SubjectReport("mine")])
+    run_case(BEYOND, [Subject("mine", lambda *arguments, **options: None)], report)
+    (reason,) = report.subjects[0].not_applicable
+    assert reason.startswith("cannot be sent to a process of its own: ")
+    assert "lambda" in reason
+    assert not report.ran
+
+
+def test_a_function_of_the_script_that_runs_cannot_be_sent(monkeypatch):
+    def main(*arguments, **options):  # a name that the other process must not have either
+        raise IndexError
+
+    main.__module__, main.__qualname__ = "__main__", "main"
+    monkeypatch.setattr(sys.modules["__main__"], "main", main, raising=False)
+    with pytest.raises(NotRunError, match=r"cannot be sent to a process of its own: AttributeError: .*main"):
+        problems(main, isolated=True)
+
+
+def test_only_what_would_poison_a_device_is_asked_in_a_process_of_its_own(monkeypatch):
+    asked = []
+    monkeypatch.setattr(refusals, "ask", lambda loss, bad, device: asked.append("here") or Answer())
+    monkeypatch.setattr(refusals, "ask_isolated", lambda loss, bad, device, seconds: asked.append("apart") or Answer())
+    for bad_input in (BEYOND, SHORT_WEIGHT):
+        for device in ("cpu", "cuda", "cuda:1"):
+            refusal(bad_input, Subject("mine", crossent.formula), device)
+    assert asked == ["here", "apart", "apart", "here", "here", "here"]
+
+
+@pytest.mark.parametrize(
+    ("raised", "kinds"),
+    [
+        (RuntimeError, []),
+        (getattr(torch, "AcceleratorError", RuntimeError), []),  # since torch 2.8
+        (IndexError, []),  # who looks at the target first, may say it better
+        (ValueError, ["wrong"]),
+    ],
+    ids=["RuntimeError", "AcceleratorError", "IndexError", "ValueError"],
+)
+def test_a_device_side_assert_is_a_runtime_error(monkeypatch, raised, kinds):
+    names = tuple(f"{error.__module__}.{error.__qualname__}" for error in raised.__mro__)
+    monkeypatch.setattr(refusals, "ask_isolated", lambda *arguments: Answer(names, "CUDA error"))
+    found = refusal(BEYOND, Subject("mine", crossent.formula), "cuda")
+    assert [p.kind for p in found.values() if p] == kinds
+    on_a_cpu = judgement(Answer(names, "CUDA error"), BEYOND.allowed("cpu"))["errors"]
+    assert (on_a_cpu is None) == (raised is IndexError)
