@@ -137,4 +137,4 @@ def relation(
         except MisshapenError as error:
             yield Problem("wrong", str(error))
 
-    return Check(run.__name__, guarded, about, why_not)
+    return Check(run.__name__, guarded, about, why_not, versus="other")

@@ -57,7 +57,7 @@ def subject_json(subject: SubjectReport) -> dict[str, Any]:
 
 def _finding_json(finding: Finding) -> dict[str, Any]:
     n = finding.numbers
-    names = ("index", "got", "bits", "exact", "radius", "bound", "ulp", "ratio")
+    names = ("index", "got", "bits", "exact", "radius", "bound", "ulp", "ratio", "versus")
     return {
         "id": finding.id,
         "check": finding.check,
@@ -130,7 +130,8 @@ def _finding(subject: str, entry: dict[str, Any]) -> Finding:
         got, exact, radius, bound, ulp, ratio = reals
         if not all(type(place) is int and place >= 0 for place in entry["index"]):
             raise TypeError(f"index is {entry['index']!r}")
-        numbers = Numbers(tuple(entry["index"]), got, _string(entry, "bits"), exact, radius, bound, ulp, ratio)
+        bits, versus = _string(entry, "bits"), _string(entry, "versus")
+        numbers = Numbers(tuple(entry["index"]), got, bits, exact, radius, bound, ulp, ratio, versus)
     check, case, kind, message, call, torch = (
         _string(entry, name) for name in ("check", "case", "kind", "message", "call", "torch")
     )

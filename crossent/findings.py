@@ -45,7 +45,7 @@ class Finding:
         lines += [f"  {line}" for line in self.message.splitlines()]
         if self.numbers:
             lines.append(f"  got     {self.numbers.got!r}  ({self.numbers.bits})")
-            lines.append(f"  exact   {self.numbers.exact!r} ± {self.numbers.radius:.1g}")
+            lines.append(f"  {self.numbers.versus:<7} {self.numbers.exact!r} ± {self.numbers.radius:.1g}")
         lines += [f"  torch   {self.torch}"] if self.torch else []
         lines += [f"  call    {self.call}"] if self.call else []
         return "\n".join([*lines, f"  repeat  crossent repro {shlex.quote(self.id)}"])
@@ -53,7 +53,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class Numbers:
-    """The worst element of a result: where, what came, what is right, and what was allowed."""
+    """The worst element of a result: where, what came, what is right, and what was allowed.
+
+    `exact` is what is right: the exact number or, where `versus` is "other", what another call of the subject gave.
+    """
 
     index: tuple[int, ...]
     got: float
@@ -63,6 +66,7 @@ class Numbers:
     bound: float
     ulp: float
     ratio: float
+    versus: str = "exact"
 
 
 @dataclass(frozen=True)

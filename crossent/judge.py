@@ -118,13 +118,13 @@ def _finding(trial: Trial, check: Check, problem: Difference | Problem) -> Findi
     if isinstance(problem, Problem):
         return finding(problem.kind, problem.message)
     if problem.check != check.name:
-        return finding("wrong", f"{problem.check}:\n{problem}", _numbers(problem))
+        return finding("wrong", f"{problem.check}:\n{problem}", _numbers(problem, check.versus))
     own_value = "" if trial.subject is TORCH else _of_torch(trial.case, problem, inputs)
     return finding("wrong", str(problem), _numbers(problem), own_value)
 
 
-def _numbers(d: Difference) -> Numbers:
-    return Numbers(d.index, d.got, _bits(d.got, d.dtype), d.exact, d.radius, d.bound, d.ulp, d.ratio)
+def _numbers(d: Difference, versus: str = "exact") -> Numbers:
+    return Numbers(d.index, d.got, _bits(d.got, d.dtype), d.exact, d.radius, d.bound, d.ulp, d.ratio, versus)
 
 
 def _bits(value: float, dtype: str) -> str:

@@ -7,12 +7,18 @@ from collections.abc import Iterator, Sequence
 from crossent.bad_inputs import BAD_INPUTS, BadInput
 from crossent.cases import Case
 from crossent.checks import SINGLE
+from crossent.corpus import bugs
 from crossent.edges import edges
 from crossent.grid import grid
+from crossent.invariants import INVARIANTS
+from crossent.relations import RELATIONS
 from crossent.trials import Check
 
 LEVELS = ("quick", "normal", "thorough")
 Checks = tuple[Check, ...]
+# What a call costs and little more; these run on every case.
+ALWAYS: Checks = (*SINGLE, *INVARIANTS)
+CHECKS = {check.name: check for check in (*ALWAYS, *RELATIONS)}
 
 
 def plan(level: str, dtypes: Sequence[str], seed: int) -> dict[Case | BadInput, Checks]:
@@ -29,8 +35,13 @@ def plan(level: str, dtypes: Sequence[str], seed: int) -> dict[Case | BadInput, 
 
 
 def _sources(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[Case, Checks]]:
+    for bug in bugs():  # first, so that a case that others have too keeps its name
+        checks = tuple(CHECKS[name] for name in bug.checks if name in CHECKS)
+        yield from ((case.seeded(seed), (*ALWAYS, *checks)) for case in bug.cases if case.dtype in dtypes)
+    yield from ((case, ALWAYS) for case in edges(dtypes, seed, level))
     for at in range(4 if level == "thorough" else 1):
-        if level != "quick":
-            yield from ((case, SINGLE) for case in grid(dtypes, seed + at, "triples"))
-        yield from ((case, SINGLE) for case in grid(dtypes, seed + at, "pairs"))
-    yield from ((case, SINGLE) for case in edges(dtypes, seed))
+        if level == "quick":
+            yield from ((case, ALWAYS) for case in grid(dtypes, seed, "pairs"))
+        else:
+            yield from ((case, (*ALWAYS, *RELATIONS)) for case in grid(dtypes, seed + at, "pairs"))
+            yield from ((case, ALWAYS) for case in grid(dtypes, seed + at, "triples"))

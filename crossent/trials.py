@@ -143,12 +143,14 @@ class Check:
         run: yields what is wrong, and each number that was measured, right or wrong. It may raise the errors above.
         about: whether the check says anything about such a case.
         why_not: why it does not run on a subject, or "".
+        versus: what a number is compared with: the exact one, or another result of the subject.
     """
 
     name: str
     run: Callable[[Trial], Iterable[Difference | Problem]]
     about: Callable[[Case], bool] = lambda case: True
     why_not: Callable[[Subject], str] = lambda subject: ""
+    versus: str = "exact"
 
 
 def said(error: BaseException) -> str:

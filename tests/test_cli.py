@@ -23,6 +23,7 @@ def run(capsys, *arguments):
 def small_grid(monkeypatch):
     """A handful of cases instead of the grid: these tests are about the door, not about what is behind it."""
     whole = grid
+    monkeypatch.setattr("crossent.levels.bugs", lambda: ())
     monkeypatch.setattr("crossent.levels.grid", lambda dtypes, seed, array: list(whole(dtypes, seed, array))[::10])
 
 
@@ -64,6 +65,7 @@ def test_check_exits_1_and_shows_the_numbers_when_a_form_is_wrong(capsys, small_
 
 def test_check_exits_3_when_nothing_ran(capsys, monkeypatch):
     many_rows = [case for case in grid(["float16"]) if case.sizes == (7, 5)][:3]
+    monkeypatch.setattr("crossent.levels.bugs", lambda: ())
     monkeypatch.setattr("crossent.levels.grid", lambda dtypes, seed, array: many_rows)
     status, out, _ = run(capsys, "check", "scalar", "--dtype", "float16")  # bad inputs are of float32
     assert status == cli.NOTHING_RAN
@@ -112,6 +114,8 @@ def test_wrong_use_is_one_line_on_stderr_and_status_2(capsys, arguments, named):
 
 @pytest.fixture
 def one_case(monkeypatch):
+    monkeypatch.setattr("crossent.levels.bugs", lambda: ())
+    monkeypatch.setattr("crossent.levels.edges", lambda dtypes, seed, level: [])
     monkeypatch.setattr("crossent.levels.grid", lambda dtypes, seed, array: [cases.Case("float64")])
 
 

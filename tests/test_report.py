@@ -99,7 +99,7 @@ def test_the_json_has_the_keys_of_schema_1(tmp_path):
         for finding in part["findings"]:
             assert set(finding) == {
                 *("id", "check", "case", "kind", "message", "call", "torch", "expected"),
-                *("index", "got", "bits", "exact", "radius", "bound", "ulp", "ratio"),
+                *("index", "got", "bits", "exact", "radius", "bound", "ulp", "ratio", "versus"),
             }
         assert set(part["cases"]) == {case.id for case in CASES}
         for case in part["cases"].values():
