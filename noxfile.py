@@ -4,6 +4,7 @@ import importlib.util
 import sys
 
 import nox
+from packaging.requirements import Requirement
 
 nox.options.default_venv_backend = "venv"  # pip, so that its constraints and its indexes are used
 nox.options.error_on_missing_interpreters = False
@@ -37,8 +38,10 @@ def cuda(session: nox.Session) -> None:
     """
     beside_nox = importlib.util.find_spec("torch") is not None
     if not beside_nox:
-        session.install("--no-deps", "-e", ".")
-        session.install("pytest>=8", "pytest-xdist>=3.5", "click>=8.1", "rich>=13.4")
+        project = nox.project.load_toml("pyproject.toml")["project"]
+        needed = [*project["dependencies"], *project["optional-dependencies"]["test"]]
+        session.install(*(one for one in needed if Requirement(one).name != "torch"))
+        session.install("--no-deps", "-e", ".")  # or pip would put a torch of its own before the machine's
     python = sys.executable if beside_nox else "python"
     found = session.run(python, "-c", DEVICES, external=beside_nox, silent=True, success_codes=[0, 1])
     devices = [line for line in str(found).split() if line.startswith("cuda:")]

@@ -51,7 +51,7 @@ def arguments(trial: Trial) -> Iterator[Problem]:
 def written(given: Inputs, before: Inputs) -> str:
     """The first argument that is no longer what it was, or whose memory is not; "" where there is none."""
     for (name, tensor), old in zip(_tensors(given).items(), _tensors(before).values(), strict=True):
-        if _view(tensor) != _view(old) or not _memory(tensor).equal(_memory(old)):
+        if _view(tensor) != _view(old) or not memory(tensor).equal(memory(old)):
             return name
     return ""
 
@@ -75,12 +75,12 @@ def repeat(trial: Trial) -> Iterator[Problem]:
     with suppress(RefusedError):  # which is for another check to say
         trial.evaluate(trial.question.others)
     inputs = trial.question.fresh()
-    _poison(inputs)
+    poison(inputs)
     if trial.evaluate(inputs).digest != first:
         yield Problem("not_repeated", "a second call with the same arguments gives other bits")
 
 
-def _poison(inputs: Inputs) -> None:
+def poison(inputs: Inputs) -> None:
     """Fill with NaN, and give back, memory of the sizes that results will have: pytorch#20406, of what is never set."""
     for like in (inputs.logits, inputs.logits, inputs.upstream, inputs.upstream, inputs.target):
         shape = like.shape
@@ -97,7 +97,7 @@ def _tensors(inputs: Inputs) -> dict[str, Tensor]:
     return {"input": inputs.logits, "target": inputs.target, **({} if weight is None else {"weight": weight})}
 
 
-def _memory(tensor: Tensor) -> Tensor:
+def memory(tensor: Tensor) -> Tensor:
     """All bytes of the storage that it is a view of."""
     return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.detach().untyped_storage())
 

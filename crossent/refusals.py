@@ -43,7 +43,7 @@ class Answer:
     Attributes:
         raised: the names of the error's class and of its bases, with their modules; empty where nothing was raised.
         message: the error's first line, or the value that was returned.
-        wrote: the argument that it wrote into, or "".
+        wrote: the argument that it wrote into, or ""; None where nothing can be read from the device any more.
         disturbed: what of the global state it left changed.
         ended: how its process ended, or "" where it is alive.
         hung: whether it was ended for taking too long.
@@ -52,7 +52,7 @@ class Answer:
 
     raised: tuple[str, ...] = ()
     message: str = ""
-    wrote: str = ""
+    wrote: str | None = ""
     disturbed: tuple[str, ...] = ()
     ended: str = ""
     hung: bool = False
@@ -96,6 +96,8 @@ def judgement(answer: Answer, allowed: tuple[type[Exception], ...]) -> dict[str,
         kind = "hung" if answer.hung else "crashed"
         return {"errors": Problem(kind, f"its process {answer.ended}; should have raised {wanted}")}
     found: dict[str, Problem | None] = dict.fromkeys(("errors", "arguments", "state"))
+    if answer.wrote is None:
+        del found["arguments"]
     if not answer.raised:
         found["errors"] = Problem("accepted", f"returned{answer.message}; should have raised {wanted}")
     elif not set(map(_name, allowed)) & set(answer.raised):
@@ -186,12 +188,12 @@ def main(folder: str) -> None:
     os._exit(0)  # without a word to a device that is of no more use
 
 
-def _wrote(given: Inputs, before: Inputs) -> str:
+def _wrote(given: Inputs, before: Inputs) -> str | None:
     try:
         return written(given, before)
     except RuntimeError:
         if given.logits.is_cuda:
-            return ""  # after an assert, nothing can be read from the device
+            return None
         raise
 
 

@@ -7,6 +7,13 @@ from typing import Any
 
 import torch
 
+
+def _cuda_generators() -> list[torch.Tensor]:
+    """The state of each CUDA device's generator; none before CUDA is initialised, which reading would do."""
+    initialised = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch annotates it in part
+    return torch.cuda.get_rng_state_all() if initialised else []
+
+
 # What can be read, and how it is set back.
 STATES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "the default dtype": (torch.get_default_dtype, torch.set_default_dtype),
@@ -15,6 +22,7 @@ STATES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "the number of threads": (torch.get_num_threads, torch.set_num_threads),
     "anomaly detection": (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
     "the random generator": (torch.random.get_rng_state, torch.random.set_rng_state),
+    "the random generators of CUDA": (_cuda_generators, torch.cuda.set_rng_state_all),
 }
 
 
@@ -32,4 +40,7 @@ def restore(before: dict[str, Any]) -> list[str]:
 
 
 def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, list):
+        # As many as there are devices; none where CUDA has been initialised in between, and nothing is known.
+        return len(one) != len(other) or all(map(torch.equal, one, other))
     return torch.equal(one, other) if isinstance(one, torch.Tensor) else bool(one == other)

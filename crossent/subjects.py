@@ -51,7 +51,8 @@ class Subject:
 def _scalar_on_tensors(input: Tensor, target: Tensor, **options: Any) -> Tensor:
     if isinstance(weight := options.get("weight"), Tensor):
         options["weight"] = weight.tolist()
-    return torch.tensor(forms.scalar(input.tolist(), target.tolist(), **options), dtype=torch.float64)
+    loss = forms.scalar(input.tolist(), target.tolist(), **options)
+    return torch.tensor(loss, dtype=torch.float64, device=input.device)
 
 
 def _why_not_scalar(inputs: Inputs) -> str | None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from crossent import cases
+from crossent.bad_inputs import BAD_INPUTS
 from crossent.cases import DTYPES, Case, Inputs, bits
 from crossent.corpus import corpus
 from crossent.edges import edges
@@ -147,6 +148,21 @@ def test_a_rebuilt_case_has_the_same_bits():
         for one, two in ((once.logits, again.logits), (once.target, again.target), (once.upstream, again.upstream)):
             assert (one.dtype, one.shape, one.stride()) == (two.dtype, two.shape, two.stride())
             assert np.array_equal(bits(one), bits(two)), case.id
+
+
+def test_a_case_is_made_on_the_device_that_is_asked_for():
+    """Where a CUDA device would be; none of its tensors stays behind, and each lies in memory as on a CPU."""
+    for case in sampled(300):
+        here, there = case.build(), case.build("meta")
+        for name in ("logits", "target", "upstream"):
+            one, two = getattr(here, name), getattr(there, name)
+            assert two.device.type == "meta", case.id
+            assert (one.shape, one.stride(), one.dtype) == (two.shape, two.stride(), two.dtype), case.id
+        assert there.options.get("weight", there.logits).device.type == "meta"
+    for bad_input in BAD_INPUTS:
+        bad = bad_input.build("meta")
+        given = [bad.logits, bad.target, bad.upstream, *(v for v in bad.options.values() if torch.is_tensor(v))]
+        assert {tensor.device.type for tensor in given} == {"meta"}, bad_input.id
 
 
 # The bits of a few cases, as they were frozen: reports that are compared, and scripts that repeat a finding of an older

@@ -1,0 +1,101 @@
+"""Determinism: the same bits whenever and wherever on a device a subject is called.
+
+What sums with atomic additions, as torch does over the rows of `(N, C, d1, …)` on CUDA, gives other bits from call to
+call (pytorch#17350, pytorch#46024, pytorch#71367); what starts its work on another stream than the caller's reads
+arguments that are not there yet.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from crossent.cases import Inputs
+from crossent.checks import memory, poison
+from crossent.differences import Difference
+from crossent.trials import Check, NotRunError, Problem, RefusedError, Trial
+
+CALLS = 10  # what pytorch#17350 shows differs in most pairs of calls
+# Some milliseconds, in which the host starts all that a call does on a device.
+CYCLES = 2**23
+
+
+def deterministic(trial: Trial) -> Iterator[Problem]:
+    """Under `torch.use_deterministic_algorithms(True)`, ten calls give the same bits.
+
+    Where an operation has no deterministic kernel, torch raises, as it documents: then there is nothing to ask.
+    """
+    with _deterministic_algorithms():
+        inputs = trial.question.fresh()
+        try:
+            first = trial.evaluate(inputs).digest
+        except RefusedError as refusal:
+            if missing := _without_kernel(refusal.__cause__):
+                raise NotRunError(missing) from None
+            raise
+        for call in range(2, CALLS + 1):
+            poison(inputs)
+            inputs = trial.question.fresh()
+            if trial.evaluate(inputs).digest != first:
+                yield Problem("not_repeated", f"call {call} of {CALLS} with the same arguments gives other bits")
+                return
+
+
+def stream(trial: Trial) -> Iterator[Difference]:
+    """On a stream of the caller's, the result is the exact one: on CUDA only.
+
+    The arguments get their values late on that stream, and are zeros until then; the default stream meanwhile fills
+    memory with NaN. Who works on another stream than the current one, without waiting for it, computes from zeros.
+    """
+    device = torch.device(trial.question.device)
+    if device.type != "cuda":
+        raise NotRunError("waits for a CUDA device: others have no streams")
+    sleep = getattr(torch.cuda, "_sleep", None)
+    if sleep is None:
+        raise NotRunError("waits for a torch with torch.cuda._sleep, which makes a stream late")
+    inputs = trial.question.fresh()
+    late = [memory(tensor) for tensor in _tensors(inputs)]
+    values = [raw.clone() for raw in late]
+    for raw in late:
+        raw.zero_()  # of an index too, where zero is a class
+    side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch annotates it in part
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        sleep(CYCLES)
+        for raw, value in zip(late, values, strict=True):
+            raw.copy_(value)
+        got = trial.evaluate(inputs)
+    poison(inputs)
+    side.synchronize()
+    yield from trial.compare(got, trial.question.expected)
+
+
+@contextmanager
+def _deterministic_algorithms() -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+def _without_kernel(error: BaseException | None) -> str:
+    """Which operation it says has no deterministic kernel; "" for any other error."""
+    message = str(error) if isinstance(error, RuntimeError) else ""
+    if "deterministic" not in message or "use_deterministic_algorithms" not in message:
+        return ""
+    operation = re.match(r"\s*([\w:.]+) does not have a deterministic implementation", message)
+    return f"has no deterministic kernel, as torch says of {operation[1] if operation else 'one of its operations'}"
+
+
+def _tensors(inputs: Inputs) -> list[Tensor]:
+    weight = inputs.options.get("weight")
+    return [inputs.logits, inputs.target, inputs.upstream, *([] if weight is None else [weight])]
+
+
+DETERMINISM = (Check("deterministic", deterministic), Check("stream", stream))

@@ -1,0 +1,307 @@
+"""Determinism: a subject whose bits depend on when or where on a device it is called is found.
+
+What needs a CUDA device is run on a pretended one, whose streams do nothing: what it does there is in its order, and
+what becomes of it is judged. On a real one it runs too, where there is one.
+"""
+
+import contextlib
+import itertools
+
+import pytest
+import torch
+
+import crossent
+from crossent import determinism, runner, state
+from crossent.cases import DTYPES, Case, Inputs
+from crossent.determinism import DETERMINISM
+from crossent.differences import Difference
+from crossent.findings import SubjectReport
+from crossent.grid import grid
+from crossent.judge import run_case
+from crossent.report import Report
+from crossent.subjects import FORMS, TORCH, Subject
+from crossent.trials import NotRunError, Problem, Question, RefusedError, Trial
+
+DETERMINISTIC, STREAM = DETERMINISM
+PLAIN = Case("float32", (7, 5), reduction="none", weight="weighted", ignored="ignored", upstream="rows")
+FORMS_AND_TORCH = [FORMS["formula"], FORMS["log_softmax_nll"], FORMS["one_hot"], TORCH]
+
+
+def run(check, loss, case=PLAIN, device="cpu"):
+    subject = loss if isinstance(loss, Subject) else Subject("mine", loss, promise="eager")
+    return list(check.run(Trial(Question(case, device), subject)))
+
+
+def every_nth_is_off(n):
+    """A cross-entropy that in one call of n is off by a last place, as sums of unordered additions are."""
+    calls = itertools.count(1)
+    return lambda *arguments, **options: (
+        crossent.formula(*arguments, **options) * (1 + 2.0**-23 * (next(calls) % n == 0))
+    )
+
+
+def takes(dtype, device):
+    """Whether torch does: before 2.1 it has no float16 on a CPU."""
+    try:
+        torch.log_softmax(torch.zeros(1, 2, dtype=DTYPES[dtype], device=device), 1)
+    except RuntimeError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_forms_and_torch_give_the_same_bits_ten_times(dtype, device):
+    cases = [case for case in grid([dtype], array="pairs") if case.target != "uint8"][::8]
+    for case in cases:
+        for subject in FORMS_AND_TORCH:
+            if subject is TORCH and not takes(dtype, device):
+                continue
+            try:
+                assert run(DETERMINISTIC, subject, case, device) == [], (case.id, subject.name)
+            except NotRunError:
+                assert device != "cpu", subject.name
+
+
+@pytest.mark.parametrize("n", [2, 3, 10])
+def test_other_bits_in_any_of_ten_calls_are_found(n):
+    (problem,) = run(DETERMINISTIC, every_nth_is_off(n))
+    assert problem == Problem("not_repeated", f"call {n} of 10 with the same arguments gives other bits")
+
+
+def test_other_bits_of_the_gradient_alone_are_found():
+    calls = itertools.count()
+
+    class Drifts(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, logits):
+            return logits.clone()
+
+        @staticmethod
+        def backward(ctx, upstream):
+            return upstream * (1 + 2.0**-20 * next(calls))
+
+    (problem,) = run(DETERMINISTIC, lambda x, *rest, **options: crossent.formula(Drifts.apply(x), *rest, **options))
+    assert problem.kind == "not_repeated"
+
+
+def test_an_operation_without_a_deterministic_kernel_is_counted_and_no_finding():
+    """torch itself raises: `put_` is such an operation on a CPU, as nll_loss2d is on CUDA."""
+
+    def puts(input, target, **options):
+        torch.zeros(3).put_(torch.tensor([0]), torch.tensor([1.0]))
+        return crossent.formula(input, target, **options)
+
+    with pytest.raises(NotRunError, match=r"^has no deterministic kernel, as torch says of put_$"):
+        run(DETERMINISTIC, puts)
+    report = Report({}, [SubjectReport("mine")])
+    run_case(PLAIN, [Subject("mine", puts)], report, checks=[DETERMINISTIC])
+    assert report.subjects[0].not_run == {"deterministic": {"has no deterministic kernel, as torch says of put_": 1}}
+    assert not report.findings
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        (
+            "nll_loss2d_forward_out_cuda_template does not have a deterministic implementation, but you set "
+            "'torch.use_deterministic_algorithms(True)'. You can turn off determinism just for this operation",
+            "has no deterministic kernel, as torch says of nll_loss2d_forward_out_cuda_template",
+        ),
+        (
+            "Deterministic behavior was enabled with either `torch.use_deterministic_algorithms(True)` or "
+            "`at::Context::setDeterministicAlgorithms(true)`, but this operation is not deterministic because it uses "
+            "CuBLAS and you have CUDA >= 10.2.",
+            "has no deterministic kernel, as torch says of one of its operations",
+        ),
+    ],
+    ids=["nll_loss2d", "CuBLAS"],
+)
+def test_what_torch_says_on_cuda_is_understood(message, reason):
+    def raises(*arguments, **options):
+        raise RuntimeError(message)
+
+    with pytest.raises(NotRunError) as said:
+        run(DETERMINISTIC, raises)
+    assert str(said.value) == reason
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA error: an illegal memory access"), ValueError("deterministic")])
+def test_any_other_error_in_deterministic_mode_is_a_refusal(error):
+    def raises(input, target, **options):
+        if torch.are_deterministic_algorithms_enabled():
+            raise error
+        return crossent.formula(input, target, **options)
+
+    with pytest.raises(RefusedError):
+        run(DETERMINISTIC, raises)
+    report = Report({}, [SubjectReport("mine")])
+    run_case(PLAIN, [Subject("mine", raises)], report, checks=[DETERMINISTIC])
+    assert [(finding.check, finding.kind) for finding in report.findings] == [("deterministic", "refused")]
+
+
+@pytest.mark.parametrize(("mode", "warn_only"), [(False, False), (True, True), (True, False)])
+def test_the_deterministic_mode_is_afterwards_what_it_was(mode, warn_only):
+    torch.use_deterministic_algorithms(mode, warn_only=warn_only)
+    try:
+        run(DETERMINISTIC, FORMS["formula"])
+        run(DETERMINISTIC, every_nth_is_off(2))
+        assert torch.are_deterministic_algorithms_enabled() == mode
+        assert torch.is_deterministic_algorithms_warn_only_enabled() == warn_only
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+# --- Streams ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_device_without_streams_is_counted_and_not_asked():
+    with pytest.raises(NotRunError, match="waits for a CUDA device"):
+        run(STREAM, FORMS["formula"])
+    report = Report({}, [SubjectReport("formula")])
+    run_case(PLAIN, [FORMS["formula"]], report, checks=[STREAM])
+    assert report.subjects[0].not_run == {"stream": {"waits for a CUDA device: others have no streams": 1}}
+
+
+def on_cuda(device):
+    if not device.startswith("cuda"):
+        pytest.skip("waits for a CUDA device")
+
+
+def test_the_forms_and_torch_are_right_on_a_stream_of_the_callers(device):
+    on_cuda(device)
+    for case in [case for case in grid(["float32"], array="pairs") if case.target != "uint8"][::4]:
+        for subject in FORMS_AND_TORCH:
+            assert all(difference.ratio <= 1 for difference in run(STREAM, subject, case, device)), case.id
+
+
+def test_work_on_another_stream_than_the_current_one_is_found(device):
+    on_cuda(device)
+
+    def elsewhere(input, target, **options):
+        with torch.cuda.stream(torch.cuda.default_stream(input.device)):
+            return crossent.formula(input, target, **options)
+
+    assert any(difference.ratio > 1 for difference in run(STREAM, elsewhere, PLAIN, device))
+
+
+@pytest.fixture
+def pretended(monkeypatch):
+    """A device cuda:0 on the CPU, and the list of what its streams are told."""
+    told = []
+
+    class Stream:
+        def __init__(self, device, name="side"):
+            self.name = name
+
+        def wait_stream(self, other):
+            told.append(f"{self.name} waits for {other.name}")
+
+        def synchronize(self):
+            told.append(f"the host waits for {self.name}")
+
+    @contextlib.contextmanager
+    def entered(stream):
+        told.append(f"enter {stream.name}")
+        yield
+        told.append(f"leave {stream.name}")
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream(device, "default"))
+    monkeypatch.setattr(torch.cuda, "stream", entered)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: told.append("sleep"), raising=False)
+    monkeypatch.setattr(determinism, "poison", lambda inputs: told.append("poison"))
+    monkeypatch.setattr(Question, "fresh", lambda question: question.case.build("cpu"))
+    return told
+
+
+def test_the_arguments_get_their_values_late_on_the_side_stream(pretended):
+    seen = []
+
+    def loss(input, target, **options):
+        seen.append(Inputs(input.detach(), target, options, PLAIN.build().upstream).digest)
+        pretended.append("call")
+        return crossent.formula(input, target, **options)
+
+    found = run(STREAM, loss, device="cuda:0")
+    assert [(one.check, one.ratio <= 1) for one in found] == [("loss", True), ("gradient", True)]
+    assert seen == [PLAIN.build().digest]
+    assert pretended == [
+        "side waits for default",
+        "enter side",
+        "sleep",
+        "call",
+        "leave side",
+        "poison",
+        "the host waits for side",
+    ]
+
+
+def test_every_layout_gets_its_values_back(pretended):
+    """Each argument is made zero and set again by the bytes of its memory, whatever lies between them."""
+    cases = [case for case in grid(["float32"], array="pairs") if case.target != "uint8"]
+    for case in cases[::2]:
+        for difference in run(STREAM, FORMS["formula"], case, "cuda:0"):
+            assert difference.ratio <= 1, case.id
+
+
+def test_who_reads_the_arguments_before_they_are_there_is_found(pretended):
+    """What a kernel on the default stream sees: zeros."""
+
+    def too_early(input, target, **options):
+        zeros = {name: torch.zeros_like(of) if torch.is_tensor(of) else of for name, of in options.items()}
+        return crossent.formula(input * 0, torch.zeros_like(target), **zeros)
+
+    found = run(STREAM, too_early, device="cuda:0")
+    assert all(isinstance(one, Difference) for one in found)
+    assert max(one.ratio for one in found) > 1
+
+
+def test_a_torch_that_cannot_be_late_is_counted(pretended, monkeypatch):
+    monkeypatch.delattr(torch.cuda, "_sleep")
+    with pytest.raises(NotRunError, match="waits for a torch with"):
+        run(STREAM, FORMS["formula"], device="cuda:0")
+    assert pretended == []
+
+
+# --- What else is global on CUDA -------------------------------------------------------------------------------------
+
+
+def test_a_run_on_cuda_does_not_depend_on_its_autocast(monkeypatch):
+    entered, autocast = [], torch.autocast
+
+    def recorded(kind, enabled):
+        entered.append((kind, enabled))
+        return autocast("cpu", enabled=enabled)
+
+    monkeypatch.setattr(torch, "autocast", recorded)
+    for available, kinds in ((False, ["cpu"]), (True, ["cpu", "cuda"])):
+        entered.clear()
+        monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
+        with runner.ambient():
+            assert entered == [(kind, False) for kind in kinds]
+
+
+def test_a_draw_from_a_generator_of_cuda_is_seen_and_set_back(monkeypatch):
+    """On a pretended CUDA: a list of states, one for each device."""
+    states = [torch.tensor([1, 2]), torch.tensor([3, 4])]
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: [one.clone() for one in states])
+    read, _ = state.STATES["the random generators of CUDA"]
+
+    def set_back(to):
+        states[:] = to
+
+    monkeypatch.setitem(state.STATES, "the random generators of CUDA", (read, set_back))
+    before = state.snapshot()
+    assert state.restore(before) == []
+    states[1].add_(1)
+    assert state.restore(before) == ["the random generators of CUDA"]
+    assert states[1].tolist() == [3, 4]
+
+
+def test_a_cuda_that_is_initialised_in_a_call_is_no_change(monkeypatch):
+    before = state.snapshot()
+    assert before["the random generators of CUDA"] == [] or torch.cuda.is_initialized()
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: [torch.tensor([1])] * 99)
+    assert state.restore(before) == []
