@@ -210,7 +210,7 @@ def pretended(monkeypatch):
     monkeypatch.setattr(torch.cuda, "stream", entered)
     monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: told.append("sleep"), raising=False)
     monkeypatch.setattr(determinism, "poison", lambda inputs: told.append("poison"))
-    monkeypatch.setattr(Question, "fresh", lambda question: question.case.build("cpu"))
+    monkeypatch.setattr(Question, "inputs", property(lambda question: question.case.build("cpu")))
     return told
 
 
