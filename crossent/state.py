@@ -7,6 +7,15 @@ from typing import Any
 
 import torch
 
+_SUBNORMAL = torch.tensor(2.0**-149)
+
+
+def _flushes() -> bool:
+    # There is nothing to ask. Libraries set it too: of gcc before 13, those that are made with -ffast-math, by being
+    # loaded, as the compiled code of older versions of torch is.
+    return bool(_SUBNORMAL * 1 == 0)
+
+
 # What can be read, and how it is set back.
 STATES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "the default dtype": (torch.get_default_dtype, torch.set_default_dtype),
@@ -14,6 +23,7 @@ STATES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "the deterministic mode": (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
     "the number of threads": (torch.get_num_threads, torch.set_num_threads),
     "anomaly detection": (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
+    "the flush of subnormal numbers": (_flushes, torch.set_flush_denormal),
     "the random generator": (torch.random.get_rng_state, torch.random.set_rng_state),
 }
 
