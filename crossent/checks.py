@@ -15,6 +15,7 @@ from torch import Tensor
 
 from crossent.cases import DENSE_TARGETS, Inputs
 from crossent.differences import Difference
+from crossent.expected import Expected
 from crossent.subjects import Subject
 from crossent.trials import Check, Problem, RefusedError, Trial
 
@@ -27,10 +28,16 @@ def call(trial: Trial) -> Iterator[Problem]:
 
 def result(trial: Trial) -> Iterator[Problem]:
     """Shape, dtype and device of the loss are those of the contract."""
-    loss, expected = trial.got.loss, trial.question.expected
-    wanted = trial.subject.dtype or expected.dtype, expected.shape, trial.given.logits.device
-    if (loss.dtype, tuple(loss.shape), loss.device) != wanted:
-        yield Problem("wrong", f"got {_words(loss)}; expected {wanted[0]} {wanted[1]}{_on(wanted[2])}")
+    if problem := misshapen(trial, trial.got.loss, trial.question.expected):
+        yield problem
+
+
+def misshapen(trial: Trial, loss: Tensor, expected: Expected, device: torch.device | None = None) -> Problem | None:
+    """What is wrong with the shape, dtype or device of a loss of the subject, or None; the numbers come after it."""
+    wanted = trial.subject.dtype or expected.dtype, expected.shape, device or trial.given.logits.device
+    if (loss.dtype, tuple(loss.shape), loss.device) == wanted:
+        return None
+    return Problem("wrong", f"got {_words(loss)}; expected {wanted[0]} {wanted[1]}{_on(wanted[2])}")
 
 
 def arguments(trial: Trial) -> Iterator[Problem]:

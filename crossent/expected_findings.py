@@ -1,6 +1,7 @@
 """Expected findings: what is known to be wrong and why, so that a run shows it and does not fail for it.
 
-A list cleans itself: an entry whose cases ran without a finding is reported, unless it happens only sometimes.
+A list cleans itself: an entry whose checks ran on its cases without a finding is reported, unless it happens only
+sometimes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion, Version
 
-from crossent.findings import Finding, one_line
+from crossent.findings import Finding, SubjectReport, one_line
 from crossent.report import Report
 
 
@@ -48,6 +49,13 @@ class ExpectedFinding:
     def covers(self, subject: str, case: str) -> bool:
         """Whether it says something about a subject's case."""
         return fnmatchcase(subject, self.subject) and any(fnmatchcase(case, pattern) for pattern in self.cases)
+
+    def ran(self, subject: SubjectReport) -> bool:
+        """Whether one of its checks ran on a subject's case that it says something about."""
+        return any(
+            self.covers(subject.name, case) and not outcome.checks.keys().isdisjoint(self.checks)
+            for case, outcome in subject.outcomes.items()
+        )
 
     def applies(self, torch: str, device: str) -> bool:
         """Whether it says something about this torch on this device.
@@ -99,8 +107,7 @@ def expect(report: Report, entries: Iterable[ExpectedFinding]) -> None:
             if matching:
                 subject.findings[at] = replace(finding, expected=str(matching[0]))
     for entry in known:
-        ran = any(entry.covers(subject.name, case) for subject in report.subjects for case in subject.outcomes)
-        if ran and entry not in met and not entry.sometimes:
+        if entry not in met and not entry.sometimes and any(entry.ran(subject) for subject in report.subjects):
             report.mended.append(str(entry))
 
 

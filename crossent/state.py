@@ -7,6 +7,14 @@ from typing import Any
 
 import torch
 
+_SUBNORMAL = torch.tensor(2.0**-149)
+
+
+def _flushes() -> bool:
+    # There is nothing to ask. Libraries set it too: of gcc before 13, those that are made with -ffast-math, by being
+    # loaded, as the compiled code of older versions of torch is.
+    return bool(_SUBNORMAL * 1 == 0)
+
 
 def _cuda_generators() -> list[torch.Tensor]:
     """The state of each CUDA device's generator; none before CUDA is initialised, which reading would do."""
@@ -21,6 +29,7 @@ STATES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "the deterministic mode": (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
     "the number of threads": (torch.get_num_threads, torch.set_num_threads),
     "anomaly detection": (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
+    "the flush of subnormal numbers": (_flushes, torch.set_flush_denormal),
     "the random generator": (torch.random.get_rng_state, torch.random.set_rng_state),
     "the random generators of CUDA": (_cuda_generators, torch.cuda.set_rng_state_all),
 }

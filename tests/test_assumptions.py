@@ -5,11 +5,14 @@ where torch has one, and the ones inside the kernels of log_softmax, which are o
 which takes a second; all of them under `--crossent-exhaustive`, which takes a minute.
 """
 
+import itertools
+
 import flint
 import numpy as np
 import pytest
 import torch
 
+from crossent import compilers
 from crossent.contracts import FUNCTIONS
 from crossent.rounding import FORMATS
 
@@ -217,6 +220,37 @@ def test_short_and_odd_lengths_are_no_worse(device, dtype):
                     worst[name].add(path, given[part], function(numbers), exact[part], rest[part])
     worst["exp"].within(functions(device, dtype).exp_ulps)
     worst["log"].within(functions(device, dtype).log_ulps)
+
+
+def test_exp_and_log_in_compiled_code_are_as_near_as_assumed(device, stride):
+    """Of torch's code for a CPU: whole vectors, and what is left of one, which the C library computes."""
+    if reason := compilers.unusable(compilers.CODE, device):
+        pytest.skip(reason)
+    if device != "cpu":
+        pytest.skip("waits for a bound of Triton's own: the one that is assumed is for its fastest functions")
+    exp, log = (torch.compile(function, dynamic=True, fullgraph=True) for function in (torch.exp, torch.log))
+    worst = {(name, dtype): Worst(dtype) for name in ("exp", "log") for dtype in DTYPES}
+    given = {
+        "exp": (-x for x in floats(2.0**-25, 104.0, 10 * stride)),
+        "log": floats(1.0, 2.0**20, 10 * stride),
+    }
+    for name, function in (("exp", exp), ("log", log)):
+        for chunk in given[name]:
+            exact = getattr(np, name)(chunk.astype(np.float64))
+            worst[name, "float32"].add("whole vectors", chunk, function(torch.from_numpy(chunk)), exact)
+            for start, length in itertools.product(range(0, len(chunk) - 64, 5003), (1, 2, 3, 5, 7, 31, 63)):
+                part = slice(start, start + length)
+                got = function(torch.from_numpy(chunk[part]))
+                worst[name, "float32"].add("short and odd", chunk[part], got, exact[part])
+    random, near = spread(3, 40_000, np.arange(1, 2040) * np.log(2) / 4)
+    for name, function, x in (
+        ("exp", exp, -np.concatenate([near, random.uniform(0, 708, 10_000)])),
+        ("log", log, 1 + 2.0 ** random.uniform(-52, 17, 40_000)),
+    ):
+        at, exact, rest = reference(name, x)
+        worst[name, "float64"].add("whole vectors", x[at], function(torch.from_numpy(x[at])), exact, rest)
+    for (name, dtype), of in worst.items():
+        of.within(getattr(functions(device, dtype), f"{name}_ulps"))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,0 +1,281 @@
+"""Transforms: the checks that ask whether a subject stays right under torch's transforms of functions.
+
+Right in a plain call and wrong when it is compiled is a class of bugs of its own. Each result is held to the exact
+answer, not to the plain one: a subject that is wrong in both would else be right.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crossent import compilers
+from crossent.cases import INDEX_TARGETS, Case, Inputs
+from crossent.checks import misshapen, poison
+from crossent.differences import Difference
+from crossent.expected import Expected, expect, name_of
+from crossent.results import Loss, Result
+from crossent.state import restore, snapshot
+from crossent.subjects import Subject
+from crossent.trials import Check, NotRunError, Problem, Question, RefusedError, Trial, said
+
+Found = Iterator[Difference | Problem]
+HALVES = (torch.float16, torch.bfloat16)
+
+
+def func_grad(trial: Trial) -> Found:
+    """torch.func.vjp, on which torch.func.grad and jacrev are built, gives the loss and its gradients."""
+    inputs, expected = trial.question.fresh(), trial.question.expected
+    function, primals = _primals(trial.subject, inputs)
+    loss, pull = _call(trial, torch.func.vjp, function, *primals)
+    if problem := misshapen(trial, loss, expected):
+        yield problem
+        return
+    gradients = _call(trial, pull, inputs.upstream.to(loss.dtype))
+    yield from trial.compare(Result(loss.detach(), *gradients), expected)
+
+
+def vmap(trial: Trial) -> Found:
+    """torch.func.vmap of the loss, and of its gradients, gives each sample's own: pytorch#90916, #105736.
+
+    The samples are the rows of (N, C), and the slices (N, C, d1, …) along the last dimension where there are further
+    ones: a call has one dimension fewer. Under every reduction a sample's answer is that of a call with it alone. Of an
+    empty batch there is none, and torch's own rules fail there: those of reshape(-1) and of gather with one index.
+    """
+    inputs, subject = trial.question.fresh(), trial.subject
+    axis, each = _samples_axis(inputs), inputs.options["reduction"] == "none"
+
+    def loss_of(logits: Tensor, target: Tensor) -> Tensor:
+        return subject.loss(logits, target, **inputs.options)
+
+    def gradients_of(logits: Tensor, target: Tensor, upstream: Tensor) -> tuple[Tensor, ...]:
+        function, primals = _primals(subject, replace(inputs, logits=logits, target=target))
+        loss, pull = torch.func.vjp(function, *primals)[:2]
+        return loss, *pull(upstream.to(loss.dtype))
+
+    losses = _call(trial, torch.func.vmap(loss_of, axis, axis), inputs.logits, inputs.target)
+    wanted = trial.question.expected
+    if problem := misshapen(trial, losses, wanted if each else replace(wanted, shape=(inputs.logits.shape[axis],))):
+        yield problem
+        return
+    results: list[tuple[Tensor, ...]] = [(losses,)]
+    if subject.differentiable:
+        mapped = torch.func.vmap(gradients_of, (axis, axis, axis if each else None), axis)
+        results.append(_call(trial, mapped, inputs.logits, inputs.target, inputs.upstream))
+    for at, expected in enumerate(_samples(trial.case, trial.question.device)):
+        for result in results:
+            for found in trial.compare(Result(*(part.select(axis, at).detach() for part in result)), expected):
+                yield replace(found, index=(*found.index, at) if axis else (at, *found.index))
+
+
+def autocast(trial: Trial) -> Found:
+    """Under torch.autocast the loss of half precision is computed in float32 and is float32; others stay as they are.
+
+    As torch documents it, whatever half the context is for: cross_entropy_loss is on its lists of operations that
+    autocast to float32. A product of matrices instead becomes bfloat16. Gradients have the dtype of what they are of.
+    """
+    inputs, kind = trial.question.fresh(), trial.given.logits.device.type
+
+    def loss(*arguments: Any, **options: Any) -> Tensor:
+        with torch.autocast(kind, dtype=torch.bfloat16):
+            return trial.subject.loss(*arguments, **options)
+
+    computed = dtype = _widened(inputs.logits)
+    if inputs.target.is_floating_point():
+        dtype = torch.promote_types(dtype, _widened(inputs.target))
+    expected = replace(trial.question.expected, dtype=dtype, logits_dtype=name_of(torch.empty(0, dtype=computed)))
+    got = trial.evaluate(inputs, loss)
+    if problem := misshapen(trial, got.loss, expected):
+        yield problem
+        return
+    yield from trial.compare(got, expected)
+
+
+def meta(trial: Trial) -> Found:
+    """Tensors without data give a loss, and gradients, without data: of the right shape and dtype."""
+    got = trial.evaluate(trial.case.build("meta"))
+    if problem := misshapen(trial, got.loss, trial.question.expected, torch.device("meta")):
+        yield problem
+
+
+def export(trial: Trial) -> Found:
+    """The program that torch.export.export makes of a module with this loss gives the loss."""
+    if reason := _why_no_export():
+        raise NotRunError(reason)
+    inputs, expected = trial.question.fresh(), trial.question.expected
+    tensors = {name: option for name, option in inputs.options.items() if isinstance(option, Tensor)}
+    numbers = {name: option for name, option in inputs.options.items() if name not in tensors}
+    arguments = inputs.logits, inputs.target, *tensors.values()
+    with compilers.quiet():
+        program = _call(trial, _exported, _Module(trial.subject.loss, tuple(tensors), numbers), arguments)
+        loss = _call(trial, program, *arguments)
+    if problem := misshapen(trial, loss, expected):
+        yield problem
+        return
+    yield from trial.compare(Result(loss), expected)
+
+
+def compiled(backend: str, dynamic: bool, trial: Trial) -> Found:
+    """Compiled, it gives the loss and its gradients: pytorch#95794, #121173, #155247, #182399.
+
+    It is called twice: in memory full of NaN, since what is never set is found so (Liger-Kernel#1338); and what is
+    compiled for any size, on a larger batch of other numbers.
+    """
+    other = Question(_larger(trial.case), trial.question.device) if dynamic else trial.question
+    with compilers.compiled(trial, backend, dynamic=dynamic) as loss:
+        for question, where in ((trial.question, ""), (other, f" on {other.case.id}" if dynamic else " called again")):
+            inputs = question.fresh()
+            poison(inputs)
+            try:
+                got = compilers.evaluate(trial, inputs, loss)
+            except RefusedError as refusal:
+                raise RefusedError(f"{refusal}{where}") from refusal
+            if problem := misshapen(trial, got.loss, question.expected):
+                yield replace(problem, message=f"{problem.message}{where}")
+                return
+            for found in compilers.compare(trial, backend, got, question.expected):
+                yield replace(found, check=f"{found.check}{where}")
+
+
+def compiled_error(trial: Trial) -> Iterator[Problem]:
+    """Compiled code does not let a class pass that is none: pytorch#135546, where -1 counted from the end."""
+    inputs = trial.question.fresh()
+    if inputs.logits.is_cuda:
+        raise NotRunError("would be left with a device that is of no more use")
+    classes, ignored = trial.case.classes, inputs.options.get("ignore_index", -100)
+    with compilers.compiled(trial, compilers.CODE, dynamic=False) as loss:
+        try:
+            trial.evaluate(inputs, loss)
+        except RefusedError:  # or any error would do
+            raise NotRunError("waits for a right compile") from None
+        for wrong in {classes, -1 if inputs.target.dtype.is_signed else classes} - {ignored}:
+            inputs = trial.question.fresh()
+            inputs.target[(-1,) * inputs.target.dim()] = wrong
+            try:
+                got = trial.evaluate(inputs, loss)
+            except RefusedError as refusal:
+                if not isinstance(refusal.__cause__, IndexError | RuntimeError):
+                    yield Problem("wrong", f"class {wrong} raised {refusal}; allowed is IndexError or RuntimeError")
+            else:
+                value = f" {got.loss.tolist()}" if got.loss.numel() < 10 else ""
+                message = f"class {wrong} of {classes} returned{value}; should have raised IndexError or RuntimeError"
+                yield Problem("accepted", message)
+
+
+def _call(trial: Trial, function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function gives that does no more than call the subject, or torch on it.
+
+    Raises:
+        RefusedError: it raised.
+    """
+    before = snapshot()
+    try:
+        return function(*arguments)
+    except (Exception, SystemExit) as error:
+        raise RefusedError(said(error)) from error
+    finally:
+        trial.disturbed += restore(before)
+
+
+def _primals(subject: Subject, inputs: Inputs) -> tuple[Loss, list[Tensor]]:
+    """The loss as a function of what it has gradients of, and these."""
+
+    def loss(logits: Tensor, target: Tensor = inputs.target) -> Tensor:
+        return subject.loss(logits, target, **inputs.options)
+
+    return loss, [inputs.logits, *([inputs.target] if inputs.target.is_floating_point() else [])]
+
+
+def _samples_axis(inputs: Inputs) -> int:
+    return 0 if inputs.logits.dim() == 2 else -1
+
+
+@functools.lru_cache(maxsize=1)  # every subject is asked about a case before the next one comes
+def _samples(case: Case, device: str) -> tuple[Expected, ...]:
+    """The exact answer to a call with each sample alone."""
+    inputs = case.build(device)
+    axis = _samples_axis(inputs)
+
+    def sample(at: int) -> Inputs:
+        upstream = inputs.upstream.select(axis, at) if case.reduction == "none" else inputs.upstream
+        return Inputs(inputs.logits.select(axis, at), inputs.target.select(axis, at), inputs.options, upstream)
+
+    return tuple(expect(sample(at)) for at in range(inputs.logits.shape[axis]))
+
+
+def _widened(tensor: Tensor) -> torch.dtype:
+    return torch.float32 if tensor.dtype in HALVES else tensor.dtype
+
+
+class _Module(torch.nn.Module):
+    """A loss, its options, and the names of those that are tensors: arguments, as logits and target are."""
+
+    def __init__(self, loss: Loss, names: tuple[str, ...], options: dict[str, Any]) -> None:
+        super().__init__()
+        self.loss, self.names, self.options = loss, names, options
+
+    def forward(self, logits: Tensor, target: Tensor, *tensors: Tensor) -> Tensor:
+        return self.loss(logits, target, **self.options, **dict(zip(self.names, tensors, strict=True)))
+
+
+def _exported(module: torch.nn.Module, arguments: tuple[Tensor, ...]) -> Loss:
+    from torch.export import export
+
+    program = export(module, arguments)
+    made: Loss = program.module()
+    return made
+
+
+@functools.cache
+def _why_no_export() -> str:
+    try:
+        with compilers.quiet():
+            _exported(_Module(torch.add, (), {}), (torch.ones(2), torch.ones(2)))
+    except Exception as error:  # there is none before torch 2.1, and none for a Python that is too new
+        return f"waits for a torch.export that works: {said(error)}"
+    return ""
+
+
+def _larger(case: Case) -> Case:
+    """The same choices in other numbers, for four more samples; or for four more classes, where there is one.
+
+    Sizes that are equal stay so: torch takes them for one, and compiles anew where they are not.
+    """
+    sizes = tuple(size + 4 if size == case.sizes[0] else size for size in case.sizes)
+    return replace(case, sizes=sizes, seed=case.seed + 1)
+
+
+def _plain(subject: Subject) -> str:
+    return subject.plain
+
+
+def _no_gradient(subject: Subject) -> str:
+    return subject.plain or ("" if subject.differentiable else "has no gradient to compare")
+
+
+TRANSFORMS = (
+    Check("func_grad", func_grad, why_not=_no_gradient),
+    Check("vmap", vmap, about=lambda case: len(case.sizes) > 1 and case.rows > 0, why_not=_plain),
+    Check("autocast", autocast, why_not=_plain),
+    Check("meta", meta, why_not=_plain),
+    Check("export", export, why_not=_plain),
+    Check("trace", partial(compiled, compilers.TRACER, False), why_not=_plain),
+    Check("trace_dynamic", partial(compiled, compilers.TRACER, True), why_not=_plain),
+)
+# Those that take seconds a case.
+COMPILED = (
+    Check("compile", partial(compiled, compilers.CODE, False), why_not=_plain),
+    Check("compile_dynamic", partial(compiled, compilers.CODE, True), why_not=_plain),
+    Check(
+        "compiled_error",
+        compiled_error,
+        about=lambda case: case.target in INDEX_TARGETS and case.rows > 0,
+        why_not=_plain,
+    ),
+)

@@ -1,0 +1,479 @@
+"""Each check of a transform finds what is right in a plain call and wrong under it, and lets right code pass."""
+
+import logging
+import sys
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import crossent
+from crossent import compilers, runner, transforms
+from crossent.bounds import Bounds, contract
+from crossent.cases import DTYPES, Case
+from crossent.checks import SINGLE
+from crossent.expected_findings import expect, shipped
+from crossent.findings import SubjectReport
+from crossent.grid import grid
+from crossent.judge import run_case
+from crossent.report import Report
+from crossent.state import snapshot
+from crossent.subjects import FORMS, REFERENCE, TORCH, Subject
+from crossent.trials import NotRunError, Problem, Question, RefusedError, Trial
+
+CHECKS = {check.name: check for check in (*transforms.TRANSFORMS, *transforms.COMPILED)}
+# What a test takes unless it is about something else: rows of both kinds, each with an upstream gradient of its own.
+CASE = Case("float32", (7, 5), reduction="none", ignored="ignored_default", upstream="rows")
+ALL = [*grid(array="transformed")]
+INSTANT = ("func_grad", "vmap", "autocast", "meta")
+RIGHT = [FORMS["formula"], FORMS["log_softmax_nll"], FORMS["one_hot"], TORCH, REFERENCE]
+
+
+@pytest.fixture(autouse=True)
+def ambient():
+    with runner.ambient():
+        yield
+
+
+def works(name):
+    """Skip where a check cannot run."""
+    backend = {"trace": compilers.TRACER, "compile": compilers.CODE}.get(name.partition("_")[0].removesuffix("d"))
+    reason = compilers.unusable(backend, "cpu") if backend else ""
+    if name == "export":
+        reason = transforms._why_no_export()
+    if reason:
+        pytest.skip(reason)
+
+
+def wrong(name, loss, case=CASE):
+    """What a check finds of a loss that is right in a plain call."""
+    works(name)
+    subject = loss if isinstance(loss, Subject) else Subject("mine", loss, promise="eager")
+    trial = Trial(Question(case), subject)
+    for check in SINGLE:
+        found = list(check.run(trial)) if check.about(case) else []
+        assert not [one for one in found if isinstance(one, Problem) or one.ratio > 1], check.name
+    assert CHECKS[name].about(case)
+    try:
+        found = list(CHECKS[name].run(trial))
+    except RefusedError as refusal:
+        return [Problem("refused", str(refusal))]
+    assert found or name in ("meta", "compiled_error")
+    return [one for one in found if isinstance(one, Problem) or one.ratio > 1]
+
+
+def only(found, kind, said):
+    (problem,) = found
+    assert problem.kind == kind
+    assert said in problem.message, problem.message
+    assert "\n" not in problem.message
+
+
+# --- What is wrong under one transform ----------------------------------------------------------------------------
+
+
+class OfAnEarlierTorch(torch.autograd.Function):
+    """As extensions were written before torch.func: forward has the context."""
+
+    @staticmethod
+    def forward(ctx, logits, target, options):
+        with torch.enable_grad():
+            leaf = logits.detach().requires_grad_()
+            loss = crossent.formula(leaf, target, **options)
+        ctx.pair = leaf, loss
+        return loss.detach()
+
+    @staticmethod
+    def backward(ctx, upstream):
+        leaf, loss = ctx.pair
+        return torch.autograd.grad(loss, leaf, upstream, retain_graph=True)[0], None, None
+
+
+class MappedOverTheFirstAxis(torch.autograd.Function):
+    """A log-softmax whose rule for vmap takes it that what is mapped over is the first axis."""
+
+    generate_vmap_rule = False
+
+    @staticmethod
+    def forward(logits, axis):
+        return F.log_softmax(logits, axis)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.axis = inputs[1]
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx, upstream):
+        (output,) = ctx.saved_tensors
+        return upstream - output.exp() * upstream.sum(ctx.axis, keepdim=True), None
+
+    @staticmethod
+    def vmap(info, in_dims, logits, axis):
+        return MappedOverTheFirstAxis.apply(logits, axis + 1), in_dims[0]
+
+
+def mapped(target):
+    """Whether vmap runs; asked of an index, which no gradient wraps once more."""
+    return torch._C._functorch.is_batchedtensor(target)
+
+
+def counts_an_ignored_row(input, target, ignore_index=-100, **options):
+    """Takes the class 0 for one that is ignored, where that was to be masked."""
+    return crossent.formula(input, torch.where(target == ignore_index, 0, target), **options)
+
+
+def test_a_function_that_torch_func_does_not_take_is_refused():
+    def loss(input, target, **options):
+        return OfAnEarlierTorch.apply(input, target, options)
+
+    only(wrong("func_grad", loss), "refused", "setup_context")
+
+
+def test_a_gradient_that_is_wrong_under_torch_func_is_found():
+    def loss(input, target, **options):
+        value = crossent.formula(input, target, **options)
+        return value * 1.0 if not torch._C._functorch.is_gradtrackingtensor(input) else value.detach() + 0 * value
+
+    assert {found.check for found in wrong("func_grad", loss)} == {"gradient"}
+
+
+def test_an_ignored_class_that_vmap_gathers_is_found():
+    # As torch's own rule once did: pytorch#90916.
+    def loss(input, target, **options):
+        return (counts_an_ignored_row if mapped(target) else crossent.formula)(input, target, **options)
+
+    found = wrong("vmap", loss)
+    ignored = (CASE.build().target == -100).nonzero().squeeze(1).tolist()
+    assert {one.index for one in found if one.check == "loss"} == {(row,) for row in ignored}
+    assert {one.index[0] for one in found if one.check == "gradient"} == set(ignored)
+
+
+def test_python_that_asks_a_row_is_refused_by_vmap():
+    def loss(input, target, ignore_index=-100, **options):
+        if bool((target == ignore_index).all()):
+            return crossent.formula(input, target, ignore_index=ignore_index, **options)
+        return crossent.one_hot(input, target, ignore_index=ignore_index, **options)
+
+    only(wrong("vmap", loss), "refused", "vmap")
+
+
+def test_a_rule_of_vmap_that_takes_the_first_axis_is_found_where_it_is_the_last():
+    def loss(input, target, reduction="none", **options):
+        log_probs = MappedOverTheFirstAxis.apply(input, min(1, input.dim() - 1))
+        return F.nll_loss(log_probs, target, reduction=reduction)
+
+    assert not wrong("vmap", loss, Case("float32", (7, 5), reduction="none"))
+    assert {found.check for found in wrong("vmap", loss, Case("float32", (3, 5, 4), reduction="none"))} == {
+        "loss",
+        "gradient",
+    }
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("sizes", [(7, 5), (3, 5, 4), (2, 3, 2, 2, 3)])
+def test_under_vmap_every_reduction_of_a_sample_is_that_of_a_call_with_it_alone(sizes, reduction):
+    case = Case("float64", sizes, reduction=reduction, ignored="ignored", weight="weighted")
+    for subject in (FORMS["formula"], TORCH):
+        assert not wrong("vmap", subject, case)
+
+
+def with_matrices(input, target, reduction="none", **options):
+    """The true class picked by a product of matrices, which autocast takes in bfloat16."""
+    log_probs = F.log_softmax(input, -1)
+    return -(log_probs.unsqueeze(-2) @ F.one_hot(target, 5).to(log_probs.dtype).unsqueeze(-1)).reshape(target.shape)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_product_of_matrices_is_found_under_autocast(dtype):
+    only(wrong("autocast", with_matrices, Case("float32", reduction="none")), "wrong", "got torch.bfloat16 (7,)")
+
+
+def test_a_precision_that_autocast_takes_is_found_though_the_dtype_is_right():
+    def loss(input, target, **options):
+        return with_matrices(input, target, **options).to(input.dtype)
+
+    # The gradient of the product is zeros and ones, which bfloat16 has.
+    assert [found.check for found in wrong("autocast", loss, Case("float32", reduction="none"))] == ["loss"]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_loss_that_stays_in_half_precision_under_autocast_is_found(dtype):
+    def loss(input, target, **options):
+        return crossent.formula(input.float(), target, **options).to(input.dtype)
+
+    case = Case(dtype, reduction="none")
+    only(wrong("autocast", loss, case), "wrong", f"got torch.{dtype} (7,); expected torch.float32 (7,)")
+
+
+def test_a_half_precision_that_is_float32_in_name_alone_is_found_under_autocast():
+    def loss(input, target, **options):
+        value = crossent.formula(input.float(), target, **options)
+        return value.to(input.dtype).float() if torch.is_autocast_enabled("cpu") else value.to(input.dtype)
+
+    assert {found.check for found in wrong("autocast", loss, Case("bfloat16", reduction="none"))} == {"loss"}
+
+
+def test_a_loss_that_looks_at_its_target_is_refused_without_data():
+    def loss(input, target, **options):
+        assert target.max().item() < 5
+        return crossent.formula(input, target, **options)
+
+    only(wrong("meta", loss), "refused", "item")
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (lambda value: torch.zeros(value.shape, requires_grad=True), "on meta"),
+        (lambda value: value.double(), "got torch.float64 (7,) on meta; expected torch.float32 (7,) on meta"),
+        (lambda value: value.sum(), "got torch.float32 () on meta"),
+    ],
+    ids=["device", "dtype", "shape"],
+)
+def test_a_wrong_shape_dtype_or_device_without_data_is_found(made, said):
+    def loss(input, target, **options):
+        value = crossent.formula(input, target, **options)
+        return made(value) if input.is_meta else value
+
+    # Without a gradient, since the loss of another device has none.
+    only(wrong("meta", Subject("mine", loss, promise="eager", differentiable=False)), "wrong", said)
+
+
+def when_compiled(function):
+    """Right in a plain call, and `function` where a graph is made."""
+
+    def loss(input, target, **options):
+        return (function if torch.compiler.is_compiling() else crossent.formula)(input, target, **options)
+
+    return loss
+
+
+@pytest.mark.parametrize("name", ["export", "trace", "trace_dynamic", "compile"])
+def test_an_ignored_class_that_is_not_masked_in_a_graph_is_found(name):
+    # As torch's own decomposition once did: pytorch#95794.
+    found = wrong(name, when_compiled(counts_an_ignored_row))
+    assert {one.check.split(" ")[0] for one in found} == ({"loss"} if name == "export" else {"loss", "gradient"})
+
+
+@pytest.mark.parametrize(("name", "said"), [("export", "data-dependent"), ("trace", "Data-dependent branching")])
+def test_python_that_asks_a_tensor_is_refused_where_a_graph_is_made(name, said):
+    def loss(input, target, ignore_index=-100, **options):
+        if (target == ignore_index).any():
+            return crossent.formula(input, target, ignore_index=ignore_index, **options)
+        return crossent.one_hot(input, target, ignore_index=ignore_index, **options)
+
+    only(wrong(name, loss), "refused", said)
+
+
+def test_what_compiled_code_never_sets_is_found():
+    # An early return for ignored rows, and whatever lies in memory is their loss: Liger-Kernel#1338.
+    @when_compiled
+    def loss(input, target, ignore_index=-100, **options):
+        losses = crossent.formula(input, target, ignore_index=ignore_index, **options)
+        return torch.where(target == ignore_index, torch.empty_like(losses), losses)
+
+    found = wrong("trace", loss)
+    assert "loss called again" in {one.check for one in found}
+
+
+def constant_for(rows):
+    @when_compiled
+    def loss(input, target, reduction="mean", **options):
+        return crossent.formula(input, target, reduction="sum", **options) / rows
+
+    return loss
+
+
+@pytest.mark.parametrize("backend", ["trace", "compile"])
+def test_a_size_that_is_no_variable_is_found_at_the_next_size(backend):
+    case = Case("float32", (7, 5))
+    assert not wrong(backend, constant_for(7), case)
+    found = wrong(f"{backend}_dynamic", constant_for(7), case)
+    assert {one.check for one in found} == {
+        f"{of} on float32-11x5-normal-int64-mean-seed1" for of in ("loss", "gradient")
+    }
+
+
+def test_a_refusal_at_the_next_size_says_which_it_is():
+    @when_compiled
+    def loss(input, target, **options):
+        assert input.shape[0] == 7, "seven rows"
+        return crossent.formula(input, target, **options)
+
+    only(wrong("trace_dynamic", loss), "refused", "on float32-11x5-normal")
+
+
+@pytest.mark.parametrize("replaced", [lambda y: y.clamp(max=4), lambda y: y.clamp(max=4) % 5], ids=["clamp", "modulo"])
+def test_a_class_out_of_range_that_compiled_code_lets_pass_is_found(replaced):
+    @when_compiled
+    def loss(input, target, ignore_index=-100, **options):
+        index = torch.where(target == ignore_index, target, replaced(target))
+        return crossent.formula(input, index, ignore_index=ignore_index, **options)
+
+    found = wrong("compiled_error", loss)
+    messages = [one.message for one in found]
+    assert {one.kind for one in found} == {"accepted"}
+    assert any("class 5 of 5 returned" in message for message in messages)
+    assert any("class -1 of 5 returned" in message for message in messages) == (len(messages) == 2)
+
+
+# --- What is right ------------------------------------------------------------------------------------------------
+
+
+def judged(subjects, chosen, checks):
+    made = Report(runner.environment("cpu"), [SubjectReport(subject.name) for subject in subjects])
+    for case in chosen:
+        run_case(case, subjects, made, "cpu", (*SINGLE, *checks))
+    expect(made, shipped())
+    return made
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_forms_and_torch_are_right_under_the_transforms_that_cost_little(dtype):
+    cases = [case for case in ALL if case.dtype == dtype][::2]
+    made = judged(RIGHT, cases, [CHECKS[name] for name in INSTANT])
+    assert not made.findings, made
+    for part in made.subjects:
+        assert {check for check, _ in part.tallies} >= set(INSTANT)
+
+
+@pytest.mark.parametrize(("name", "every"), [("export", 11), ("trace", 11), ("trace_dynamic", 22)])
+def test_the_forms_and_torch_are_right_where_a_graph_is_made(name, every):
+    works(name)
+    made = judged(RIGHT, ALL[4::every], [CHECKS[name]])
+    assert not made.findings, made
+    assert all(part.tallies[name, "float32"].ran for part in made.subjects)
+
+
+def test_compiled_code_of_the_forms_is_right():
+    works("compile")
+    made = judged(
+        [FORMS["formula"]], [CASE], [CHECKS[name] for name in ("compile", "compile_dynamic", "compiled_error")]
+    )
+    assert not made.findings, made
+    assert not made.subjects[0].not_run
+
+
+def test_uint8_targets_are_refused_by_torch_where_a_graph_is_made_and_that_is_expected():
+    works("trace")
+    checks = [CHECKS[name] for name in ("vmap", "meta", "export", "trace")]
+    made = judged([TORCH], [Case("float32", (7, 5), target="uint8")], checks)
+    found = {finding.check: finding for finding in made.subjects[0].findings}
+    assert set(found) == {check.name for check in checks}
+    assert all(finding.expected for finding in found.values())
+    # Dynamo says that there was an error; what it was is said too.
+    assert "gather" in found["trace"].message
+    assert "uint8" in found["trace"].message
+
+
+def test_a_subject_that_is_not_transformed_says_why():
+    made = judged([FORMS["scalar"]], [Case("float32", (5,))], CHECKS.values())
+    reasons = {check: dict(why) for check, why in made.subjects[0].not_run.items()}
+    assert {reason for check in CHECKS.keys() - {"vmap"} for reason in reasons[check]} == {
+        "is made of Python's numbers"
+    }
+
+
+# --- What cannot be asked here ------------------------------------------------------------------------------------
+
+
+def not_run(name, subject=FORMS["formula"], case=CASE):
+    with pytest.raises(NotRunError) as caught:
+        list(CHECKS[name].run(Trial(Question(case), subject)))
+    return str(caught.value)
+
+
+def test_no_compiler_is_no_finding(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    for name in ("compile", "compile_dynamic", "compiled_error"):
+        assert not_run(name) == "waits for a C++ compiler"
+
+
+def test_a_torch_that_does_not_compile_says_why(monkeypatch):
+    def old(*arguments, **options):
+        raise RuntimeError("Python 3.11+ not yet supported for torch.compile")
+
+    monkeypatch.setattr(torch, "compile", old)
+    compilers._fails.cache_clear()
+    try:
+        assert "Python 3.11+ not yet supported for torch.compile" in not_run("trace")
+    finally:
+        compilers._fails.cache_clear()
+
+
+def test_a_torch_that_is_told_not_to_compile_is_not_asked(monkeypatch):
+    # It would give back the function that it was given, and all would be right.
+    import torch._dynamo
+
+    with torch._dynamo.config.patch(disable=True):
+        assert not_run("trace") == "torch.compile is disabled"
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
+    assert not_run("trace") == "torch.compile is disabled"
+
+
+def test_a_class_out_of_range_waits_for_a_right_compile():
+    works("compile")
+    uint8 = Case("float32", (7, 5), target="uint8")
+    assert not_run("compiled_error", TORCH, uint8) == "waits for a right compile"
+
+
+# --- What is left behind ------------------------------------------------------------------------------------------
+
+
+def test_a_check_leaves_the_state_as_it_was():
+    for name in ("export", "trace", "compile"):
+        works(name)
+    loggers = {name: one.disabled for name, one in logging.root.manager.loggerDict.items() if hasattr(one, "disabled")}
+    before = sys.getrecursionlimit(), list(warnings.filters)
+    states = {name: state for name, state in snapshot().items() if name != "the random generator"}
+    random = torch.random.get_rng_state()
+    for name in ("func_grad", "vmap", "autocast", "meta", "export", "trace", "compile"):
+        list(CHECKS[name].run(Trial(Question(CASE), FORMS["formula"])))
+    assert (sys.getrecursionlimit(), list(warnings.filters)) == before
+    assert {name: state for name, state in snapshot().items() if name != "the random generator"} == states
+    assert torch.equal(torch.random.get_rng_state(), random)
+    assert {name: logging.getLogger(name).disabled for name in loggers} == loggers
+
+
+def test_what_torch_says_is_not_heard_and_what_others_say_is():
+    loggers = [logging.getLogger("torch.fx"), logging.getLogger("torchvision"), logging.getLogger("crossent")]
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        with compilers.quiet():
+            warnings.warn_explicit("of torch", UserWarning, "file", 1, module="torch._dynamo.variables")
+            warnings.warn_explicit("of another", UserWarning, "file", 1, module="torchvision")
+            assert [logger.disabled for logger in loggers] == [True, False, False]
+    assert [str(one.message) for one in heard] == ["of another"]
+    assert not any(logger.disabled for logger in loggers)
+
+
+def test_subnormal_numbers_that_a_subject_flushes_are_a_finding():
+    def loss(*arguments, **options):
+        torch.set_flush_denormal(True)
+        return crossent.formula(*arguments, **options)
+
+    if not torch.set_flush_denormal(False):
+        pytest.skip("waits for a processor that flushes")
+    made = judged([Subject("mine", loss)], [CASE], [])
+    assert [finding.message for finding in made.findings] == ["it changed the flush of subnormal numbers"]
+    assert torch.tensor(2.0**-149) * 1 > 0
+
+
+# --- What compiled code promises ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("promise", ["eager", "torch", "kernel"])
+@pytest.mark.parametrize("grade", ["A", "B"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_code_for_cuda_may_do_what_the_subject_may_and_what_triton_does(promise, grade, dtype):
+    own = contract(promise, grade, dtype, device="cuda")
+    triton = compilers.promised(own, compilers.CODE, "cuda")
+    assert compilers.promised(own, compilers.TRACER, "cuda") == own
+    assert compilers.promised(own, compilers.CODE, "cpu") == own
+    for case in ALL[::9]:
+        terms = Question(Case.of(case.id)).expected.terms
+        wide, narrow = Bounds(terms, triton), Bounds(terms, own)
+        for of in ("loss", "gradient"):
+            assert (getattr(wide, of) >= getattr(narrow, of)).all(), (case.id, of)
