@@ -98,6 +98,7 @@ class Case:
         seed: another one makes other numbers.
         name: of a case that stands for something, as in `pytorch-38839`.
         grade: what every subject must reach on it, where that is more than is asked of it elsewhere.
+        tiled: how often its batch is repeated by :mod:`crossent.large`; all else here is about one tile.
     """
 
     dtype: str
@@ -114,6 +115,7 @@ class Case:
     seed: int = 0
     name: str = field(default="", compare=False)
     grade: str = ""
+    tiled: int = 1
 
     def seeded(self, seed: int) -> Case:
         """The same choices with other numbers."""
@@ -132,6 +134,7 @@ class Case:
         smoothing = np.format_float_positional(self.label_smoothing, trim="-")
         words += [f"smooth{smoothing}"] if self.label_smoothing else []
         words += [f"grade{self.grade}"] if self.grade else []
+        words += [f"tiled{self.tiled}"] if self.tiled != 1 else []
         words += [f"seed{self.seed}"] if self.seed else []
         return (f"{self.name}/" if self.name else "") + "-".join(words)
 
@@ -184,7 +187,7 @@ class Case:
         return int(np.prod((self.sizes[0], *self.sizes[2:]))) if len(self.sizes) > 1 else 1
 
     def build(self, device: str = "cpu") -> Inputs:
-        """The case's inputs: the same bits wherever it is called."""
+        """The case's inputs, one tile of them: the same bits wherever it is called."""
         # dtype and upstream gradient are left out of the stream: the same numbers in each dtype.
         sizes, smoothing = tuple(map(int, self.sizes)), float(self.label_smoothing)  # 1 and 1.0 are one choice
         stream = (sizes, self.values, self.target, self.reduction, self.weight, self.ignored, smoothing, self.seed)
@@ -307,7 +310,12 @@ def laid_out(tensor: Tensor, layout: str) -> Tensor:
 
 
 _OPTIONAL = ("weight", "ignored", "upstream", "layout", "target_layout")
-_NUMBERED = (("smooth", "label_smoothing", float), ("grade", "grade", str), ("seed", "seed", int))
+_NUMBERED = (
+    ("smooth", "label_smoothing", float),
+    ("grade", "grade", str),
+    ("tiled", "tiled", int),
+    ("seed", "seed", int),
+)
 
 
 _PLAIN: dict[str, Callable[[Case], bool]] = {
@@ -315,6 +323,19 @@ _PLAIN: dict[str, Callable[[Case], bool]] = {
     "there are classes": lambda case: case.classes > 0,
     "label_smoothing is from 0 to 1": lambda case: 0 <= case.label_smoothing <= 1,
     "a grade is A or B": lambda case: case.grade in ("", "A", "B"),
+    "tiles are one or more": lambda case: case.tiled > 0,
+    "tiles are a batch of class indices, contiguous or with the class axis last": lambda case: (
+        case.tiled == 1
+        or (
+            len(case.sizes) > 1
+            and case.target in INDEX_TARGETS
+            and case.layout in ("contiguous", "class_last")
+            and case.target_layout == "target_contiguous"
+        )
+    ),
+    "tiles are reduced without weight and label_smoothing": lambda case: (
+        case.tiled == 1 or case.reduction == "none" or (case.weight == "unweighted" and not case.label_smoothing)
+    ),
     "a name is made of letters, digits, _ and -": lambda case: re.fullmatch(r"[\w-]*", case.name, re.ASCII) is not None,
 }
 

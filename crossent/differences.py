@@ -101,23 +101,28 @@ def reached(got: Result, expected: Expected, promise: Promise = "eager", dtype: 
 def _worst(check: str, tensor: Tensor, exact: Ball, bounds: Bounds) -> Difference:
     """The element with the largest ratio; a bound is no excuse where the answer is NaN or infinite."""
     got = tensor.reshape(-1, 1).double().cpu().numpy() if check == "loss" else rows_of(tensor)
-    with np.errstate(all="ignore"):
-        special = ~np.isfinite(exact.hi)
-        bound = getattr(bounds, check).reshape(got.shape)
-        allowed = np.where(special, 0.0, np.where(np.isnan(bound), np.inf, bound)) + exact.radius
-        answers = [np.zeros_like(got)]
-        if got.size > 1 and not special.all():
-            answers.append(np.full_like(got, np.median(exact.hi[~special])))
-        if check == "gradient":
-            answers.append(bounds.target_term)
-        vacuous = any((exact.distance(answer) <= allowed).all() for answer in answers)
+    allowed, vacuous = allowance(check, exact, bounds)
     found = difference(check, name_of(tensor), got, exact, allowed)
     index = (
         (_index(tensor, *found.index) if check != "loss" else _unravelled(found.index[0], tuple(tensor.shape)))
         if got.size
         else ()
     )
-    return replace(found, index=index, vacuous=vacuous, not_judged=_not_judged(check, allowed, exact, bounds))
+    return replace(found, index=index, vacuous=vacuous, not_judged=not_judged(check, allowed, exact, bounds))
+
+
+def allowance(check: str, exact: Ball, bounds: Bounds) -> tuple[Array, bool]:
+    """What each number may be off by, as large as the exact ones; and whether what is no evidence would pass."""
+    with np.errstate(all="ignore"):
+        special = ~np.isfinite(exact.hi)
+        bound = getattr(bounds, check).reshape(exact.hi.shape)
+        allowed = np.where(special, 0.0, np.where(np.isnan(bound), np.inf, bound)) + exact.radius
+        answers = [np.zeros_like(exact.hi)]
+        if exact.hi.size > 1 and not special.all():
+            answers.append(np.full_like(exact.hi, np.median(exact.hi[~special])))
+        if check == "gradient":
+            answers.append(bounds.target_term)
+        return allowed, any((exact.distance(answer) <= allowed).all() for answer in answers)
 
 
 def difference(check: str, dtype: str, got: Array, exact: Ball, allowed: Array) -> Difference:
@@ -146,7 +151,8 @@ def difference(check: str, dtype: str, got: Array, exact: Ball, allowed: Array) 
     )
 
 
-def _not_judged(check: str, allowed: Array, exact: Ball, bounds: Bounds) -> dict[str, int]:
+def not_judged(check: str, allowed: Array, exact: Ball, bounds: Bounds) -> dict[str, int]:
+    """How many numbers have no bound, for each reason."""
     if not np.isinf(allowed).any():
         return {}
     unknown = np.isinf(exact.radius)

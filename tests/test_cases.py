@@ -27,6 +27,7 @@ AXES = {
     "seed": (0, 7, 2**32 - 1, 2**70),
     "name": ("", "pytorch-38839", "half_partial_sums"),
     "grade": ("", "A", "B"),
+    "tiled": (1, 3, 17_700_000),
 }
 
 
@@ -94,6 +95,14 @@ def test_no_two_cases_share_an_id():
         "float32-7x5-normal-int64-mean-smoothnan",
         "float32-7x5-normal-int64-mean-smoothinf",
         "float32-7x5-normal-int64-mean-smooth0.10",
+        "float32-7x5-normal-int64-mean-tiled1",
+        "float32-7x5-normal-int64-mean-tiled0",
+        "float32-7x5-normal-int64-mean-seed1-tiled3",
+        "float32-7x5-normal-int64-mean-weighted-tiled3",
+        "float32-7x5-normal-int64-sum-smooth0.1-tiled3",
+        "float32-7x5-normal-int64-mean-window-tiled3",
+        "float32-7x5-normal-hard-none-tiled3",
+        "float32-5-normal-int64-none-tiled3",
         "float32-7x5-normal-int64-mean-seed-1",
         "float32-7x5-normal-int64-mean-seed1.5",
         "float32-7x5-normal-int64-mean-seed01",

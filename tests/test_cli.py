@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from crossent import cases, cli
+from crossent.edges import edges
 from crossent.grid import grid
 
 
@@ -25,6 +26,7 @@ def small_grid(monkeypatch):
     whole = grid
     monkeypatch.setattr("crossent.levels.bugs", lambda: ())
     monkeypatch.setattr("crossent.levels.grid", lambda dtypes, seed, array: list(whole(dtypes, seed, array))[::10])
+    monkeypatch.setattr("crossent.levels.edges", lambda dtypes, seed, *level: edges(dtypes, seed, "quick"))
 
 
 def test_check_prints_a_row_for_each_form_and_dtype(capsys, small_grid):
@@ -117,6 +119,7 @@ def one_case(monkeypatch):
     monkeypatch.setattr("crossent.levels.bugs", lambda: ())
     monkeypatch.setattr("crossent.levels.edges", lambda dtypes, seed, level: [])
     monkeypatch.setattr("crossent.levels.grid", lambda dtypes, seed, array: [cases.Case("float64")])
+    monkeypatch.setattr("crossent.levels.edges", lambda dtypes, seed, *level: [])
 
 
 def test_json_is_written_beside_the_table(capsys, one_case, tmp_path):

@@ -1,0 +1,229 @@
+"""Large: more elements than 31 or 32 bits count, made of a small case whose batch is repeated.
+
+The exact answer and the bounds are those of one tile, so that neither costs more than a small case does. A kernel that
+counts elements in 32 bits reads, or writes, what lies `2^31` or `2^32` elements away. The number of elements of a tile
+has an odd prime factor, that of its rows, so that it divides no power of two: that is another place of another tile,
+which holds another number.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from crossent.arithmetic import Ball
+from crossent.bounds import Bounds, Contract, Reason, contract
+from crossent.cases import DTYPES, Case, Inputs
+from crossent.corpus import bugs
+from crossent.differences import Difference, allowance, difference, not_judged
+from crossent.expected import expect, name_of
+from crossent.results import Result
+from crossent.rounding import FORMATS, Held, safe
+from crossent.subjects import Subject
+from crossent.trials import Check, NotRunError, Problem, RefusedError, Trial
+
+BLOCK = 2**24  # elements copied or judged at once: far from 2^31, where that itself could go wrong
+GIB = 2**30
+# Sums over millions of rows, in little memory: a block that is not closed shows in float32 too.
+ROWS = (
+    # 75 million of them (pytorch#55657). It is judged of who promises more than any order of summation.
+    Case("float32", (1, 2, 768, 768), tiled=128, name="pytorch-55657"),
+    Case("float32", (64, 3), ignored="ignored_16th", tiled=65536, name="partial_sums"),
+    Case("bfloat16", (64, 3), ignored="ignored_16th", tiled=1024, name="half_partial_sums"),
+)
+
+
+def large(dtypes: Sequence[str] = tuple(DTYPES), seed: int = 0) -> Iterator[Case]:
+    """The large cases of these dtypes, those of the corpus first, in numbers of their own for each seed."""
+    known = [case for bug in bugs() for case in bug.cases if case.tiled > 1]
+    return (case.seeded(seed) for case in (*known, *ROWS) if case.dtype in dtypes)
+
+
+def tiled(case: Case, device: str = "cpu") -> Inputs:
+    """The inputs of a case, with all of its tiles: built on the device, in copies of one block."""
+    one = case.build(device)
+    upstream = one.upstream
+    if upstream.dim():
+        every = (case.tiled * len(upstream), *upstream.shape[1:])
+        stays = case.upstream == "stride0" or case.upstream != "rows"
+        upstream = upstream.flatten()[0].expand(every) if stays else _repeated(upstream, case.tiled)
+    return Inputs(_repeated(one.logits, case.tiled), _repeated(one.target, case.tiled), one.options, upstream)
+
+
+def needed(case: Case, subject: Subject) -> int:
+    """How many bytes a subject needs for a case: inputs, loss, gradient, and what lies between.
+
+    torch keeps the log-probabilities and has their gradient, both as large as the logits and in their dtype; a kernel
+    needs no more. Forms were measured to hold up to five such tensors in what they compute in, with their gradient,
+    and some numbers for each row.
+    """
+    size = DTYPES[case.dtype].itemsize
+    rows = case.rows * case.tiled
+    logits = rows * case.classes
+    inputs = logits * size + rows * (8 + size)
+    widest = max(4, size if subject.dtype is None else subject.dtype.itemsize)
+    work = logits * 5 * widest + rows * 32 if subject.promise == "eager" else logits * 3 * size + rows * 16
+    copy = logits * size if case.layout == "class_last" else 0
+    return inputs + work + copy + rows * size
+
+
+def available(device: str) -> int:
+    """How many bytes of memory are free on a device."""
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()  # what torch keeps for later counts as used
+        return int(torch.cuda.mem_get_info(torch.device(device))[0])
+    free = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    try:
+        words = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        free.append(int(words["MemAvailable"].split()[0]) * 1024)
+    except (OSError, ValueError, KeyError):  # not Linux: what there is, used or not
+        return free[0]
+    try:  # what the container may have
+        group = Path("/sys/fs/cgroup")
+        free.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    except (OSError, ValueError):  # no limit
+        return min(free)
+    return min(free)
+
+
+def run(trial: Trial) -> Iterator[Difference | Problem]:
+    """Loss and gradient of all tiles are those of one, within its bounds."""
+    case, device = trial.case, trial.question.device
+    need, have = needed(case, trial.subject), available(device)
+    if need > have:
+        raise NotRunError(f"waits for {need / GIB:.1f} GiB of memory on {device}, it has {have / GIB:.1f}")
+    got = _result(trial)
+    expected = trial.question.expected
+    shape = (case.tiled * expected.shape[0], *expected.shape[1:]) if expected.shape else ()
+    wanted = trial.subject.dtype or expected.dtype, shape
+    if (got.loss.dtype, tuple(got.loss.shape)) != wanted:
+        yield Problem("wrong", f"got {got.loss.dtype} {tuple(got.loss.shape)}; expected {wanted[0]} {wanted[1]}")
+        return
+    dtype = trial.subject.dtype_name or case.dtype
+    rows = case.rows * case.tiled
+    promised = contract(trial.subject.promise, trial.wanted, dtype, device=got.loss.device.type, rows=rows)
+    if case.reduction == "none":
+        yield _of_tiles("loss", got.loss, expected.loss, expected.bounds(_storing(promised, got.loss)), case.tiled)
+    else:
+        yield _reduced(trial, got.loss, _storing(promised, got.loss))
+    if got.gradient is not None and case.reduction != "mean":  # whose bounds are about as many rows as there are
+        bounds = expected.bounds(_storing(promised, got.gradient))
+        yield _of_tiles("gradient", got.gradient, expected.gradient, bounds, case.tiled)
+
+
+def _storing(promised: Contract, tensor: Tensor) -> Contract:
+    return replace(promised, storage=FORMATS[name_of(tensor)])
+
+
+def _result(trial: Trial) -> Result:
+    try:
+        return trial.evaluate(tiled(trial.case, trial.question.device))
+    except RefusedError as refusal:
+        if isinstance(refusal.__cause__, (MemoryError, torch.cuda.OutOfMemoryError)):
+            raise NotRunError(f"it ran out of memory on {trial.question.device}") from refusal
+        raise
+
+
+def _repeated(tile: Tensor, times: int) -> Tensor:
+    """The tile so many times along its first axis, laid out as it is: allocated once, and filled block by block."""
+    whole = torch.empty_strided(
+        (times * len(tile), *tile.shape[1:]), tile.stride(), dtype=tile.dtype, device=tile.device
+    )
+    many = _tiles_at_once(tile.numel())
+    block = tile.repeat(min(many, times), *[1] * (tile.dim() - 1))
+    for start in range(0, len(whole), len(block)):
+        part = whole[start : start + len(block)]
+        part.copy_(block[: len(part)])
+    return whole
+
+
+def _tiles_at_once(elements: int) -> int:
+    return max(1, BLOCK // max(elements, 1))
+
+
+def _of_tiles(check: str, got: Tensor, exact: Ball, bounds: Bounds, times: int) -> Difference:
+    """The worst element of all tiles, each of which should be the same: compared in float64, where the result lies."""
+    allowed, vacuous = allowance(check, exact, bounds)
+    hi, lo, limit = (
+        torch.from_numpy(np.ascontiguousarray(one)).flatten().to(got.device) for one in (exact.hi, exact.lo, allowed)
+    )
+    many, length = _tiles_at_once(hi.numel()), len(got) // times
+    worst, place, mismatched = -1.0, 0, 0
+    for start in range(0, times, many):
+        part = got[start * length : (start + many) * length]
+        part = part.movedim(1, -1) if check == "gradient" else part
+        values = part.reshape(-1, hi.numel()).double()
+        error = ((values - hi) - lo).abs()
+        same = (values == hi) | (values.isnan() & hi.isnan())
+        error = torch.where(error.isnan(), torch.where(same, 0.0, torch.inf), error)
+        ratio = torch.where((error > 0) & ~limit.isinf(), error / limit, 0.0)
+        mismatched += int((ratio > 1).sum())
+        at = int(ratio.argmax())
+        if (here := ratio.flatten()[at].item()) > worst:
+            worst, place = here, start * hi.numel() + at
+    tile, at = divmod(place, hi.numel())
+    row, column = divmod(at, exact.hi.shape[1])
+    first, *further = np.unravel_index(row, (length, *_rows_beyond(got, check)))
+    index = (tile * length + int(first), *([column] if check == "gradient" else []), *map(int, further))
+    there = row, column
+    of_it = Ball(*(np.reshape(one[there], (1, 1)) for one in (exact.hi, exact.lo, exact.radius)))
+    found = difference(check, name_of(got), np.array([[got[index].item()]]), of_it, np.reshape(allowed[there], (1, 1)))
+    left = {reason: count * times for reason, count in not_judged(check, allowed, exact, bounds).items()}
+    return replace(found, index=index, elements=got.numel(), mismatched=mismatched, not_judged=left, vacuous=vacuous)
+
+
+def _rows_beyond(got: Tensor, check: str) -> tuple[int, ...]:
+    """The sizes of the rows' further dimensions."""
+    return tuple(got.shape[2:] if check == "gradient" else got.shape[1:])
+
+
+def _reduced(trial: Trial, got: Tensor, promised: Contract) -> Difference:
+    """The mean of all tiles, which is the mean of one; or their sum, which is so many times the sum of one."""
+    exact, times = trial.question.expected.loss, float(trial.case.tiled)
+    if trial.case.reduction == "sum":  # 2^-51: for the roundings of these products
+        exact = Ball(exact.hi * times, exact.lo * times, exact.radius * times + 2.0**-51 * np.abs(exact.hi * times))
+    bound, reason = _bound_of_sum(trial, promised)
+    allowed = np.where(np.isfinite(exact.hi), bound, 0.0) + exact.radius
+    found = difference("loss", name_of(got), np.array([[got.item()]]), exact, allowed)
+    left: dict[str, int] = {reason: 1} if np.isinf(allowed).any() else {}
+    zeros = bool((exact.distance(np.zeros((1, 1))) <= allowed).all())
+    return replace(found, index=(), vacuous=zeros, not_judged=left)
+
+
+def _bound_of_sum(trial: Trial, promised: Contract) -> tuple[float, Reason]:
+    """What the mean or the sum of all tiles may be off by, and why it may be infinite.
+
+    Each row is off by `e`, as without a reduction. A term that passes through h roundings at most adds
+    `(|l| + e)·h u/(1 - h u)`; the mean may divide each term before it is added, which is one rounding more, and divides
+    by a number of rows that is rounded too.
+    """
+    one = trial.question.inputs
+    every_row = replace(
+        one, options={**one.options, "reduction": "none"}, upstream=torch.ones_like(one.target).double()
+    )
+    expected = expect(every_row)
+    held, times = promised.stored or promised.compute, float(trial.case.tiled)
+    count = float(expected.terms.kept.sum() * times)
+    depth = count - 1 if promised.row_order.depth is None else promised.row_order.depth
+    roundings = (max(depth, 0) + 1) * held.unit_roundoff
+    with np.errstate(all="ignore"):
+        losses = expected.loss.hi[:, 0]
+        errors = expected.bounds(promised).loss + expected.loss.radius[:, 0]
+        size = (np.abs(losses) + errors).sum() * times
+        once = size * roundings / (1 - roundings) if roundings < 0.5 else np.inf
+        total = promised.keep(Held(losses.sum() * times, errors.sum() * times + once, held))
+        if trial.case.reduction == "mean":
+            divisor = promised.keep(Held.exactly(count, None).rounded(promised.compute))
+            total = total.over(divisor, promised.compute, promised.functions.division_ulps)
+        bound = float(safe(total.rounded(promised.storage).error))
+    short: Reason = "the format is too short for so many terms"
+    return bound, short if roundings >= 0.5 else "an intermediate may overflow"
+
+
+LARGE = (Check("large", run, about=lambda case: case.tiled > 1),)
