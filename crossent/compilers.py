@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from crossent.contracts import FUNCTIONS, Contract, contract
 from crossent.cases import Inputs
+from crossent.contracts import FUNCTIONS, Contract, contract
 from crossent.differences import Difference, compare_under
 from crossent.expected import Expected
 from crossent.results import Loss, Result

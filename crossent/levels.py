@@ -8,17 +8,19 @@ from crossent.bad_inputs import BAD_INPUTS, BadInput
 from crossent.cases import Case
 from crossent.checks import SINGLE
 from crossent.corpus import bugs
+from crossent.determinism import DETERMINISM
 from crossent.edges import edges
 from crossent.grid import grid
 from crossent.invariants import INVARIANTS
 from crossent.relations import RELATIONS
+from crossent.transforms import COMPILED, TRANSFORMS
 from crossent.trials import Check
 
 LEVELS = ("quick", "normal", "thorough")
 Checks = tuple[Check, ...]
 # What a call costs and little more; these run on every case.
 ALWAYS: Checks = (*SINGLE, *INVARIANTS)
-CHECKS = {check.name: check for check in (*ALWAYS, *RELATIONS)}
+CHECKS = {check.name: check for check in (*ALWAYS, *RELATIONS, *DETERMINISM, *TRANSFORMS, *COMPILED)}
 
 
 def plan(level: str, dtypes: Sequence[str], seed: int) -> dict[Case | BadInput, Checks]:
@@ -44,4 +46,5 @@ def _sources(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[Cas
             yield from ((case, ALWAYS) for case in grid(dtypes, seed, "pairs"))
         else:
             yield from ((case, (*ALWAYS, *RELATIONS)) for case in grid(dtypes, seed + at, "pairs"))
+            yield from ((case, (*ALWAYS, *DETERMINISM, *TRANSFORMS)) for case in grid(dtypes, seed + at, "transformed"))
             yield from ((case, ALWAYS) for case in grid(dtypes, seed + at, "triples"))
