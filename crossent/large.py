@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from crossent.arithmetic import Ball
-from crossent.bounds import Bounds, Contract, Reason, contract
+from crossent.bounds import Bounds, Reason
+from crossent.contracts import Contract, contract
 from crossent.cases import DTYPES, Case, Inputs
 from crossent.corpus import bugs
 from crossent.differences import Difference, allowance, difference, not_judged
