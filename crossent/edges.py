@@ -45,6 +45,7 @@ QUICK = (
     Case("float32", (0, 5), weight="weighted", label_smoothing=0.1, name="rows"),
     Case("bfloat16", (0, 5), target="probabilities", reduction="sum", name="rows"),
     Case("float32", (1, 5), weight="weighted", name="rows"),
+    Case("bfloat16", (1, 5), target="probabilities", name="rows"),
     Case("float32", (17, 17), ignored="ignored_first", name="rows"),
     Case("float64", (2, 2, 2), reduction="none", upstream="rows", name="rows"),
     Case("float32", (1, 1), name="rows"),

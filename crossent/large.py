@@ -64,21 +64,26 @@ def needed(case: Case, subject: Subject) -> int:
     needs no more. Forms were measured to hold up to five such tensors in what they compute in, with their gradient,
     and some numbers for each row.
     """
-    size = DTYPES[case.dtype].itemsize
+    size = _bytes(DTYPES[case.dtype])
     rows = case.rows * case.tiled
     logits = rows * case.classes
     inputs = logits * size + rows * (8 + size)
-    widest = max(4, size if subject.dtype is None else subject.dtype.itemsize)
+    widest = max(4, size if subject.dtype is None else _bytes(subject.dtype))
     work = logits * 5 * widest + rows * 32 if subject.promise == "eager" else logits * 3 * size + rows * 16
     copy = logits * size if case.layout == "class_last" else 0
-    return inputs + work + copy + rows * size
+    compared = 8 * BLOCK * 8  # float64 numbers of a block, a few times over
+    return inputs + work + copy + rows * size + compared
+
+
+def _bytes(dtype: torch.dtype) -> int:
+    return torch.finfo(dtype).bits // 8  # torch 2.0 has no itemsize
 
 
 def available(device: str) -> int:
     """How many bytes of memory are free on a device."""
     if device.startswith("cuda"):
         torch.cuda.empty_cache()  # what torch keeps for later counts as used
-        return int(torch.cuda.mem_get_info(torch.device(device))[0])
+        return int(torch.cuda.mem_get_info(torch.device(device).index)[0])
     free = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     try:
         words = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
@@ -126,7 +131,9 @@ def _result(trial: Trial) -> Result:
     try:
         return trial.evaluate(tiled(trial.case, trial.question.device))
     except RefusedError as refusal:
-        if isinstance(refusal.__cause__, (MemoryError, torch.cuda.OutOfMemoryError)):
+        cause = refusal.__cause__
+        no_memory = isinstance(cause, MemoryError | torch.cuda.OutOfMemoryError) or "allocate memory" in str(cause)
+        if no_memory:  # the last is how torch's CPU allocator says it
             raise NotRunError(f"it ran out of memory on {trial.question.device}") from refusal
         raise
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from packaging.version import Version
 
 from crossent import forms, large
 from crossent.cases import Case
@@ -14,6 +15,7 @@ from crossent.large import GIB, LARGE, available, needed, tiled
 from crossent.report import Report
 from crossent.subjects import FORMS, TORCH, Subject
 
+RELEASE = Version(torch.__version__).release
 # 61·7·160 is a little more than 2^16 logits.
 SMALL = Case("float32", (61, 7), reduction="none", upstream="rows", tiled=160)
 IMAGE = Case("float16", (61, 7, 1, 1), reduction="sum", upstream="scalar", tiled=160)
@@ -93,6 +95,8 @@ def test_a_case_without_its_tiles_has_the_same_bits():
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_right_code_passes(case):
     for subject in (*FORMS.values(), TORCH, Subject("kernel", forms.formula)):
+        if subject is TORCH and case.dtype == "float16" and RELEASE < (2, 1):
+            continue  # which has no float16 on a CPU
         if subject.not_applicable(case.build()) is None:
             findings, outcome = judged(case, subject)
             assert findings == [], findings[0]
@@ -192,9 +196,12 @@ def test_without_the_memory_it_does_not_run_and_says_what_it_waits_for(monkeypat
     assert outcome.not_run["large"] == f"waits for {needed(case, TORCH) / GIB:.1f} GiB of memory on cpu, it has 5.0"
 
 
-def test_memory_that_runs_out_is_no_finding():
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried")]
+)
+def test_memory_that_runs_out_is_no_finding(error):
     def too_much(input, target, **options):
-        raise MemoryError
+        raise error
 
     findings, outcome = judged(SMALL, too_much)
     assert (findings, outcome.not_run) == ([], {"large": "it ran out of memory on cpu"})
@@ -205,8 +212,9 @@ def test_memory_is_counted_and_there_is_some():
     case = dataclasses.replace(SMALL, dtype="bfloat16", sizes=(61, 1000), tiled=1000)
     logits = 61_000_000
     rows = 61_000
-    assert needed(case, TORCH) == logits * 2 * 4 + rows * (8 + 2 + 2 + 16)
-    assert needed(case, FORMS["formula"]) == logits * (2 + 5 * 4) + rows * (8 + 2 + 2 + 32)
+    compared = GIB
+    assert needed(case, TORCH) == logits * 2 * 4 + rows * (8 + 2 + 2 + 16) + compared
+    assert needed(case, FORMS["formula"]) == logits * (2 + 5 * 4) + rows * (8 + 2 + 2 + 32) + compared
     assert needed(dataclasses.replace(case, sizes=(61, 1000, 1), layout="class_last"), TORCH) > needed(case, TORCH)
 
 
