@@ -100,9 +100,18 @@ def crossent(context: click.Context) -> int:
     help="How much is asked: seconds, a minute, or what takes long.",
 )
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Other numbers for the same options.")
+@click.option(
+    "--jobs", type=click.IntRange(1, 1024), help="How many processes share the cases. As many as there are cores."
+)
 @click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Write the whole report to this file.")
 def check(
-    subjects: tuple[str, ...], device: str, dtypes: tuple[str, ...], level: str, seed: int, json_file: str | None
+    subjects: tuple[str, ...],
+    device: str,
+    dtypes: tuple[str, ...],
+    level: str,
+    seed: int,
+    jobs: int | None,
+    json_file: str | None,
 ) -> int:
     """Hold each SUBJECT to the exact answer: the four forms and torch when none is named.
 
@@ -116,7 +125,15 @@ def check(
         _writable(json_file)
     with _one_line():
         chosen = dtypes or tuple(DTYPES)
-        report = run_check(*subjects, device=device, dtypes=chosen, level=level, seed=seed, progress=_progress)
+        report = run_check(
+            *subjects,
+            device=device,
+            dtypes=chosen,
+            level=level,
+            seed=seed,
+            jobs=jobs or _cores(),
+            progress=_progress,
+        )
     Output().show(report.render())
     if json_file is not None:
         try:
@@ -127,6 +144,11 @@ def check(
     if not report.ran:
         return NOTHING_RAN
     return HELD if report.ok else FINDINGS
+
+
+def _cores() -> int:
+    """How many this process may use, where the system says so."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _writable(path: str) -> None:

@@ -117,10 +117,13 @@ def contract(promise: Promise, grade: Grade, dtype: str, *, device: str = "cpu",
 
     Grade A: intermediates in at least float32, any order of summation, one rounding to the result's dtype.
 
-    Grade B: intermediates rounded to the dtype of the logits. torch on a CPU adds up blocks of `2^p` rows,
-    `p = max(4, log2(rows)/8)`, then blocks of such sums, in eight levels (aten/src/ATen/native/cpu/LossNLL.cpp). That
-    is what it is held to: where a row that should close a block is ignored, the block goes on growing, which is a
-    finding. On CUDA, where blocks of rows are added to the result in storage precision as they come, any order.
+    Grade B: intermediates rounded to the dtype of the logits.
+
+    torch on a CPU adds up blocks of `2^p` rows, `p = max(4, log2(rows)/8)`, then blocks of such sums, in eight levels
+    (aten/src/ATen/native/cpu/LossNLL.cpp). That is what it is held to: where a row that should close a block is
+    ignored, the block goes on growing, which is a finding. With smoothing and with probabilities it is the sum of
+    SumKernel.cpp, in four levels. On CUDA, where blocks of rows are added to the result in storage precision as they
+    come, any order.
 
     Most kernels take `max + log Σ` off the logits, which rounds by `u |max|`: no more than if each logit were known to
     a rounding only, but a common offset drowns the row. At grade A that may cost what it does where a row spans zero,
@@ -132,6 +135,8 @@ def contract(promise: Promise, grade: Grade, dtype: str, *, device: str = "cpu",
     fused = promise in ("kernel", "fast_kernel")
     functions = FUNCTIONS[kind, compute.name]
     wide = Contract("A", storage, compute, functions, fused=fused, in_target_format=promise == "torch")
+    if promise == "torch" and kind == "cpu" and storage is compute:
+        wide = replace(wide, row_order=Order(max(_cascade_depth(rows), _sum_depth(rows))))
     if grade == "A":
         return wide
     wide = replace(wide, grade="B", offset=fused)
@@ -150,3 +155,12 @@ def _cascade_depth(rows: int) -> int:
         rows = -(-rows // block)
         used += 1
     return depth + rows + used  # what is left at the top, and the levels' own sum at the end
+
+
+def _sum_depth(rows: int) -> int:
+    """Of torch's sum on a CPU: blocks of `2^p` terms in three levels, `p = max(4, log2(rows)/4)`, and the rest.
+
+    Then come the four levels, the four accumulators, the lanes of a vector, 16 at most, and what fills none of these.
+    """
+    block = 1 << max(4, max(rows - 1, 1).bit_length() // 4)
+    return 3 * block + -(-rows // block**3) + 3 + (3 + 3) + (16 + 16)

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from crossent.arithmetic import Ball
 from crossent.bounds import Bounds, Reason
-from crossent.contracts import Contract, contract
 from crossent.cases import DTYPES, Case, Inputs
+from crossent.contracts import Contract, contract
 from crossent.corpus import bugs
 from crossent.differences import Difference, allowance, difference, not_judged
 from crossent.expected import expect, name_of

@@ -12,6 +12,7 @@ from crossent.determinism import DETERMINISM
 from crossent.edges import edges
 from crossent.grid import grid
 from crossent.invariants import INVARIANTS
+from crossent.large import LARGE, large
 from crossent.relations import RELATIONS
 from crossent.transforms import COMPILED, TRANSFORMS
 from crossent.trials import Check
@@ -20,7 +21,12 @@ LEVELS = ("quick", "normal", "thorough")
 Checks = tuple[Check, ...]
 # What a call costs and little more; these run on every case.
 ALWAYS: Checks = (*SINGLE, *INVARIANTS)
-CHECKS = {check.name: check for check in (*ALWAYS, *RELATIONS, *DETERMINISM, *TRANSFORMS, *COMPILED)}
+# In the order in which they run on a case, and stand in a report.
+CHECKS = {check.name: check for check in (*ALWAYS, *RELATIONS, *DETERMINISM, *TRANSFORMS, *COMPILED, *LARGE)}
+# Code is made in seconds, and a dynamic graph in half of one. Below the level thorough, a bug that these find is asked
+# for in the graph before it is code, which is fast; and they themselves on a case of either kind of target.
+SLOW = ("compile", "compile_dynamic", "trace_dynamic", "compiled_error")
+FAST = "trace"
 
 
 def plan(level: str, dtypes: Sequence[str], seed: int) -> dict[Case | BadInput, Checks]:
@@ -29,22 +35,45 @@ def plan(level: str, dtypes: Sequence[str], seed: int) -> dict[Case | BadInput, 
     quick: every two choices meet. normal: every three, and the checks that cost more calls where every two do.
     thorough: the same with other numbers four times over, and what takes minutes.
     """
-    planned: dict[Case | BadInput, Checks] = {}
+    planned: dict[Case | BadInput, set[str]] = {}
     for case, checks in _sources(level, dtypes, seed):
-        planned[case] = tuple(dict.fromkeys((*planned.get(case, ()), *checks)))
+        planned.setdefault(case, set()).update(checks)
     bad = [bad_input for bad_input in BAD_INPUTS if bad_input.dtype in dtypes]
-    return planned | dict.fromkeys(bad, ())
+    ordered = {case: tuple(CHECKS[name] for name in CHECKS if name in names) for case, names in planned.items()}
+    return ordered | dict.fromkeys(bad, ())
 
 
-def _sources(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[Case, Checks]]:
+def _sources(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[Case, Sequence[str]]]:
+    thorough, always, relations = level == "thorough", _names(ALWAYS), _names(RELATIONS)
     for bug in bugs():  # first, so that a case that others have too keeps its name
-        checks = tuple(CHECKS[name] for name in bug.checks if name in CHECKS)
-        yield from ((case.seeded(seed), (*ALWAYS, *checks)) for case in bug.cases if case.dtype in dtypes)
-    yield from ((case, ALWAYS) for case in edges(dtypes, seed, level))
-    for at in range(4 if level == "thorough" else 1):
-        if level == "quick":
-            yield from ((case, ALWAYS) for case in grid(dtypes, seed, "pairs"))
-        else:
-            yield from ((case, (*ALWAYS, *RELATIONS)) for case in grid(dtypes, seed + at, "pairs"))
-            yield from ((case, (*ALWAYS, *DETERMINISM, *TRANSFORMS)) for case in grid(dtypes, seed + at, "transformed"))
-            yield from ((case, ALWAYS) for case in grid(dtypes, seed + at, "triples"))
+        names = bug.checks if thorough else [FAST if name in SLOW else name for name in bug.checks]
+        for case in bug.cases:
+            if case.dtype in dtypes and case.tiled == 1:
+                yield case.seeded(seed), (*always, *names)
+    yield from ((case, always) for case in edges(dtypes, seed, level))
+    if level == "quick":
+        yield from ((case, always) for case in grid(dtypes, seed, "pairs"))
+        return
+    for at in range(4 if thorough else 1):
+        yield from ((case, (*always, *relations)) for case in grid(dtypes, seed + at, "pairs"))
+        yield from ((case, always) for case in grid(dtypes, seed + at, "triples"))
+    fast = [name for name in _names((*DETERMINISM, *TRANSFORMS)) if name not in SLOW]
+    transformed = list(grid(dtypes, seed, "transformed"))
+    compiled = transformed if thorough else _of_either_target(transformed)
+    yield from ((case, (*always, *fast)) for case in transformed)
+    yield from ((case, SLOW) for case in compiled)
+    if thorough:
+        yield from ((case, _names(LARGE)) for case in large(dtypes, seed))
+
+
+def _of_either_target(cases: Sequence[Case]) -> list[Case]:
+    """A case with class indices and one with probabilities, both with rows and weights."""
+    first: dict[bool, Case] = {}
+    for case in cases:
+        if case.rows and case.weight != "unweighted" and case.target != "uint8":
+            first.setdefault(case.target == "int64", case)
+    return list(first.values())
+
+
+def _names(checks: Checks) -> tuple[str, ...]:
+    return tuple(check.name for check in checks)

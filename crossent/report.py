@@ -77,6 +77,20 @@ class Report:
         but = f", but for {known} known findings" if known else ""
         return f"{self.ran} calls checked, each equal to the exact answer within what rounding allows{but}"
 
+    def merge(self, other: Report) -> None:
+        """Enter what another run of the same subjects found on other cases."""
+        for own, part in zip(self.subjects, other.subjects, strict=True):
+            own.outcomes |= part.outcomes
+            own.findings += part.findings
+            own.not_applicable += part.not_applicable
+
+    def sort(self, cases: list[str]) -> None:
+        """Put outcomes and findings in the order of these ids, which are all of its cases."""
+        places = {case: at for at, case in enumerate(cases)}
+        for subject in self.subjects:
+            subject.outcomes = dict(sorted(subject.outcomes.items(), key=lambda entry: places[entry[0]]))
+            subject.findings.sort(key=lambda finding: places[finding.case])
+
     def render(self, most_findings: int = 4) -> list[RenderableType]:
         """A table for each subject, the findings, and what did not run and why."""
         parts: list[RenderableType] = [Text("  ".join(f"{k} {v}" for k, v in self.environment.items()))]

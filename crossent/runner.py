@@ -1,12 +1,17 @@
-"""The runner: every case on every subject, in this process."""
+"""The runner: every case on every subject, in this process or in several."""
 
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import platform
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +22,12 @@ from crossent.cases import DTYPES, Case
 from crossent.findings import SubjectReport
 from crossent.grid import met
 from crossent.judge import run_case
-from crossent.levels import LEVELS, plan
+from crossent.levels import LEVELS, Checks, plan
 from crossent.report import Report
-from crossent.subjects import NAMED, load
+from crossent.subjects import NAMED, Subject, load
 
-Progress = Callable[[Sequence[Case | BadInput]], Iterable[Case | BadInput]]
+Progress = Callable[[Sequence[Any]], Iterable[Any]]
+Plan = Mapping[Case | BadInput, Checks]
 
 
 def check(
@@ -30,6 +36,7 @@ def check(
     dtypes: str | Iterable[str] = tuple(DTYPES),
     level: str = "normal",
     seed: int = 0,
+    jobs: int = 1,
     progress: Progress = iter,
 ) -> Report:
     """Hold subjects to the exact answer over the built-in cases: loss and gradients, within rounding, and errors.
@@ -41,12 +48,13 @@ def check(
         dtypes: of the logits.
         level: how much of all that can be asked: "quick", "normal" or "thorough".
         seed: another seed makes other numbers for the same options.
-        progress: wraps the sequence of cases, to show how far the run is.
+        jobs: how many processes share the cases, on a CPU of a system that can fork; elsewhere there is one.
+        progress: wraps the sequence of what is done one after another, to show how far the run is.
 
     Raises:
-        ValueError: a name that is no form's, an unknown dtype or level, or a seed below 0.
+        ValueError: a name that is no form's, an unknown dtype or level, a seed below 0, or fewer than one job.
         TypeError: a subject that is neither a name nor callable.
-        RuntimeError: a device that is not here.
+        RuntimeError: a device that is not here; or a subject that ended one of several processes.
 
     Example:
         >>> import crossent
@@ -62,18 +70,65 @@ def check(
         raise ValueError(f"level: got {level!r}; allowed are {', '.join(LEVELS)}")
     if seed < 0:
         raise ValueError(f"seed: got {seed}; allowed is 0 or more")
+    if jobs < 1:
+        raise ValueError(f"jobs: got {jobs}; allowed is 1 or more")
     named = dict.fromkeys(subjects) or NAMED
     loaded = list(itertools.chain.from_iterable(map(load, named)))
     require_device(device)
     known = expected_findings.shipped()
     planned = plan(level, tuple(chosen), seed)
     report = Report(environment(device), [SubjectReport(subject.name) for subject in loaded], level=level, seed=seed)
-    with ambient():
-        for case in progress(list(planned)):
-            run_case(case, loaded, report, device, planned[case])
+    if jobs > 1 and device == "cpu" and "fork" in multiprocessing.get_all_start_methods():
+        _share(planned, loaded, report, jobs, progress)
+    else:
+        _run(planned, loaded, report, device, progress)
     expected_findings.expect(report, known)
     report.triples = met(case for case in planned if isinstance(case, Case))
     return report
+
+
+def _run(planned: Plan, loaded: Sequence[Subject], report: Report, device: str, progress: Progress = iter) -> None:
+    """Enter the outcome of every case into the report."""
+    with ambient():
+        for case in progress(list(planned)):
+            run_case(case, loaded, report, device, planned[case])
+
+
+def _share(planned: Plan, loaded: Sequence[Subject], report: Report, jobs: int, progress: Progress) -> None:
+    """The same in several processes, each of which gets every so many cases; the report is in the order of the plan.
+
+    They are forked: a subject may be a function that no other process could import.
+    """
+    cases = list(planned)
+    parts = min(jobs * PARTS, len(cases))
+
+    def run_part(at: int) -> Report:
+        part = Report(report.environment, [SubjectReport(subject.name) for subject in loaded])
+        _run({case: planned[case] for case in cases[at::parts]}, loaded, part, "cpu")
+        return part
+
+    _FORKED.append(run_part)
+    try:
+        # Python 3.12 warns of threads that are not there in a child, which sets torch to one before it needs any.
+        with warnings.catch_warnings(), ProcessPoolExecutor(jobs, multiprocessing.get_context("fork")) as pool:
+            warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
+            done = [pool.submit(_forked, at) for at in range(parts)]
+            for one in progress(done):
+                report.merge(one.result())
+    except BrokenProcessPool:
+        raise RuntimeError("jobs: a subject ended the process that it ran in; allowed with it is --jobs 1") from None
+    finally:
+        _FORKED.pop()
+    report.sort([case.id for case in cases])
+
+
+# What a forked process finds there: a function that it could not be sent.
+_FORKED: list[Callable[[int], Report]] = []
+PARTS = 8  # for each process, so that none waits long for another
+
+
+def _forked(at: int) -> Report:
+    return _FORKED[-1](at)
 
 
 @contextmanager

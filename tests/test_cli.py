@@ -20,6 +20,12 @@ def run(capsys, *arguments):
     return status, captured.out, captured.err
 
 
+@pytest.fixture(autouse=True)
+def one_job(monkeypatch):
+    """Most of these runs are over before another process would have started."""
+    monkeypatch.setattr(cli, "_cores", lambda: 1)
+
+
 @pytest.fixture
 def small_grid(monkeypatch):
     """A handful of cases instead of the grid: these tests are about the door, not about what is behind it."""

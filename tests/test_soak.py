@@ -90,18 +90,17 @@ def defect_of_torch(case, difference, got, expected):
     infinite = difference.check == "loss" and math.isinf(difference.exact) and math.isnan(difference.got)
     if infinite and loses_a_coefficient(case, expected.terms):
         return "it multiplies an infinite loss by zero"
-    if case.dtype not in HALVES:
-        return None
-    promised = contract("torch", "B", case.dtype, rows=case.rows)
-    overflows = replace(promised, stored=FORMATS[case.dtype])
-    if infinite and np.isinf(Bounds(of_finite_logits(expected.terms), overflows).loss).any():
-        return "what it sums overflows float16, beside an infinite loss"
+    grade = TORCH.grade(case.dtype)
+    promised = contract("torch", grade, case.dtype, rows=case.rows)
     skips = replace(promised, row_order=Order(depth_of_skipped_flushes(expected.terms.kept)))
-    for reason, cause in (
-        ("what it sums overflows float16", overflows),
-        ("its sum over rows skips a flush", skips),
-        ("what it sums overflows float16, and skips a flush", replace(overflows, row_order=skips.row_order)),
-    ):
+    causes = {"its sum over rows skips a flush": skips}
+    if case.dtype in HALVES:
+        overflows = replace(promised, stored=FORMATS[case.dtype])
+        if infinite and np.isinf(Bounds(of_finite_logits(expected.terms), overflows).loss).any():
+            return "what it sums overflows float16, beside an infinite loss"
+        causes["what it sums overflows float16"] = overflows
+        causes["what it sums overflows float16, and skips a flush"] = replace(overflows, row_order=skips.row_order)
+    for reason, cause in causes.items():
         under = {d.check: d for d in compare_under(cause, got, expected)}
         if under[difference.check].ratio <= 1:
             return reason

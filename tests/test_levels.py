@@ -1,0 +1,73 @@
+"""Levels: everything that there is to ask is asked at some level, and a lower level asks no more than a higher one."""
+
+import pytest
+
+from crossent import checks, determinism, invariants, large, levels, relations, transforms
+from crossent.bad_inputs import BAD_INPUTS
+from crossent.cases import DTYPES, Case
+from crossent.corpus import bugs
+from crossent.levels import CHECKS, LEVELS, plan
+from crossent.trials import Check
+
+MODULES = (checks, determinism, invariants, large, relations, transforms)
+
+
+@pytest.fixture(scope="module")
+def planned():
+    return {level: plan(level, tuple(DTYPES), 0) for level in LEVELS}
+
+
+def test_every_check_that_a_module_exports_is_known_by_its_name():
+    exported = [
+        one for module in MODULES for value in vars(module).values() if isinstance(value, tuple) for one in value
+    ]
+    found = {check.name: check for check in exported if isinstance(check, Check)}
+    assert found == CHECKS
+
+
+def test_every_check_runs_at_level_normal_but_for_large_ones(planned):
+    run = {check.name for checks in planned["normal"].values() for check in checks}
+    assert set(CHECKS) - run == {"large"}
+    assert {check.name for checks in planned["thorough"].values() for check in checks} == set(CHECKS)
+
+
+def test_a_lower_level_asks_no_more_than_a_higher_one(planned):
+    for lower, higher in (("quick", "normal"), ("normal", "thorough")):
+        assert planned[lower].keys() <= planned[higher].keys()
+        assert len(planned[lower]) < len(planned[higher])
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_every_bug_of_the_corpus_has_its_checks_on_its_cases(planned, level):
+    """Below thorough, compiled code is looked at as the graph that it is made of."""
+    for bug in bugs():
+        for case in bug.cases:
+            if case.tiled > 1:
+                continue
+            names = {check.name for check in planned[level][case]}
+            fast = {levels.FAST if name in levels.SLOW else name for name in bug.checks}
+            assert names >= (set(bug.checks) if level == "thorough" else fast), (bug.id, case.id)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_every_level_has_every_bad_input_and_no_case_twice(planned, level):
+    assert set(planned[level]) >= set(BAD_INPUTS)
+    ids = [case.id for case in planned[level]]
+    assert len(ids) == len(set(ids))
+
+
+def test_large_cases_meet_no_other_check(planned):
+    for case, of in planned["thorough"].items():
+        if isinstance(case, Case) and case.tiled > 1:
+            assert [check.name for check in of] == ["large"]
+
+
+def test_a_dtype_has_its_own_cases_and_no_others(planned):
+    for case in plan("normal", ("bfloat16",), 0):
+        assert case.dtype == "bfloat16"
+        assert case in planned["normal"]
+
+
+def test_a_seed_changes_the_numbers_of_every_case_of_the_grid():
+    one, other = (set(plan("quick", ("float32",), seed)) for seed in (0, 1))
+    assert {case for case in one & other if isinstance(case, Case)} == set()
