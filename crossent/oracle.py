@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from crossent.arithmetic import Array, Balls, Float64, Mask, Numbers
 from crossent.arithmetic import Ball as Ball
-from crossent.finite_rows import FiniteRows, Formula, float64_radius
+from crossent.finite_rows import ROUNDINGS, SECOND_ROUNDINGS, FiniteRows, Formula, float64_radius
 
 RELATIVE_RADIUS = 2.0**-73  # of the size of a number's terms: 2^-20 of float64's unit roundoff
 BITS = 128  # what the balls start with: two machine words, and flint is hardly faster with less
@@ -120,6 +120,8 @@ class Answer:
     loss: Ball
     denominator: Ball
     _blocks: Callable[[int | None], Iterator[RowBlock]]
+    _reduced: Callable[[Ball], Ball]
+    _shape: tuple[int, ...]
 
     def blocks(self, block_rows: int | None = None) -> Iterator[RowBlock]:
         """The rows in blocks of `block_rows`, so that memory stays bounded; by default of the size that is fastest."""
@@ -129,6 +131,34 @@ class Answer:
         """For each block its rows, its gradient, (r, C), and that of its target probabilities, (r, C) or None."""
         for block in self.blocks(block_rows):
             yield block.rows, block.gradient(), block.target_gradient()
+
+    def tangent(self, direction: Array) -> Ball:
+        """How the loss changes along a direction, (R, C), of finite numbers: (R,) for "none", otherwise 0-d.
+
+        It is finite where a logit of -inf makes the loss infinite, as the gradient is. A mean over no kept rows is NaN
+        whatever the logits, and has the gradient 0 by contract: nothing is claimed of its tangent.
+
+        Raises:
+            ValueError: a direction of another shape, or with a number that is not below 2^128, as float32's are.
+        """
+        u = self._checked(direction)
+        return self._reduced(_joined([block.tangents(u[block.rows]) for block in self.blocks()]))
+
+    def second(self, direction: Array) -> Ball:
+        """(R, C), how the gradient changes along a direction: its product with the matrix of second derivatives.
+
+        Raises:
+            ValueError: as :meth:`tangent`.
+        """
+        u = self._checked(direction)
+        return _joined([block.second(u[block.rows]) for block in self.blocks()], u.shape[1:])
+
+    def _checked(self, direction: Array) -> Array:
+        if direction.shape != self._shape:
+            raise ValueError(f"direction: got shape {direction.shape}; allowed is {self._shape}")
+        if not (np.abs(direction) < 2.0**128).all():
+            raise ValueError("direction: got a number that is not finite or too large; allowed are those below 2^128")
+        return direction
 
 
 def answer(arguments: Arguments, *, wanted: float | None = None) -> Answer:
@@ -164,10 +194,21 @@ def answer(arguments: Arguments, *, wanted: float | None = None) -> Answer:
     saved: list[RowBlock] | None = None
     if arguments.logits.size <= SAVED:
         saved = list(blocks())
-    parts = [block.losses() for block in blocks()]
-    joined = (np.concatenate([np.empty(0), *(getattr(p, name) for p in parts)]) for name in ("hi", "lo", "radius"))
-    losses = Ball(*joined)
-    return Answer(losses, _reduced(arguments, losses, denominator), denominator.ball, blocks)
+    losses = _joined([block.losses() for block in blocks()])
+
+    def reduced(tangents: Ball) -> Ball:
+        if arguments.reduction == "mean" and not arguments.kept.any():
+            return _scalar(np.nan, np.inf)
+        return _reduced(arguments, tangents, denominator)
+
+    loss = _reduced(arguments, losses, denominator)
+    return Answer(losses, loss, denominator.ball, blocks, reduced, arguments.logits.shape)
+
+
+def _joined(balls: list[Ball], columns: tuple[int, ...] = ()) -> Ball:
+    """The rows of all blocks in one; each number, or each row of `columns` numbers."""
+    empty = np.empty((0, *columns))
+    return Ball(*(np.concatenate([empty, *(getattr(b, name) for b in balls)]) for name in ("hi", "lo", "radius")))
 
 
 @dataclass(frozen=True)
@@ -247,10 +288,7 @@ class RowBlock:
         self.rows, self._wanted, self._undefined = rows, wanted, denominator.undefined
         self._in_float64, self._classes = arguments.exact_in_float64, arguments.logits.shape[1]
 
-        def widened(values: NDArray[Any] | None) -> Any:
-            # No classes are an empty sum, and so is one class that has no weight.
-            return values if values is None or self._classes else np.zeros((*values.shape[:-1], 1))
-
+        widened = self._widened
         logits = np.asarray(widened(arguments.logits[rows]), np.float64)
         kept = arguments.kept[rows]
         self._infinite = np.isneginf(logits)
@@ -265,6 +303,10 @@ class RowBlock:
             upstream=np.broadcast_to(arguments.upstream, len(arguments.logits))[rows],
             denominator=denominator.value,
         )
+
+    def _widened(self, values: NDArray[Any] | None) -> Any:
+        """The values of each class. No classes are an empty sum, and so is one class that has no weight."""
+        return values if values is None or self._classes else np.zeros((*values.shape[:-1], 1))
 
     @cached_property
     def _float64(self) -> Formula:
@@ -346,17 +388,42 @@ class RowBlock:
 
         return self._ball(Formula.target_gradient, Formula.target_gradient_sizes, fixed)
 
+    def tangents(self, direction: Array) -> Ball:
+        """(r,), of each row's loss before the reduction, along a direction, (r, C)."""
+        kept, u = self._finite.kept, np.asarray(self._widened(direction), np.float64)
+
+        def fixed(ball: Ball) -> Ball:
+            return ball.replaced(~kept | (self._classes <= 1), 0.0).replaced(self._broken & kept, np.nan)
+
+        return self._ball(lambda formula: formula.tangents(u), lambda formula: formula.tangent_sizes(u), fixed)
+
+    def second(self, direction: Array) -> Ball:
+        """(r, C), of the gradient along a direction, (r, C). NaN where the gradient is."""
+        kept, u = self._finite.kept[:, None], np.asarray(self._widened(direction), np.float64)
+
+        def fixed(ball: Ball) -> Ball:
+            ball = ball.replaced(~kept | (self._classes <= 1) | self._infinite, 0.0)
+            if self._undefined is not None:
+                ball = ball.replaced(kept, np.nan, self._undefined)
+            return ball.replaced(self._broken[:, None], np.nan)
+
+        def numbers(formula: Formula) -> Numbers:
+            return formula.second(u)
+
+        return self._ball(numbers, lambda formula: formula.second_sizes(u), fixed, SECOND_ROUNDINGS)
+
     def _ball(
         self,
         numbers: Callable[[Formula], Numbers],
         sizes: Callable[[Formula], Array],
         fixed: Callable[[Ball], Ball],
+        roundings: int = ROUNDINGS,
     ) -> Ball:
         """The numbers, in as many bits as it takes, with what is infinite, NaN or exactly 0 put in by `fixed`."""
         with self._float64.arithmetic.context():
             size = sizes(self._float64)
             wanted = RELATIVE_RADIUS * size if self._wanted is None else np.full(size.shape, 2.0**-20 * self._wanted)
-            rounding = float64_radius(size)
+            rounding = float64_radius(size, roundings)
         while True:
             with self._formula.arithmetic.context():
                 ball = fixed(self._formula.arithmetic.ball(numbers(self._formula), rounding))
