@@ -65,6 +65,7 @@ class Bounds:
         self.terms, self.contract = terms, contract
         with np.errstate(all="ignore"):
             self._log_probs, self._probs, self._logsumexp = _softmax(terms, contract)
+            self._log_sizes = np.where(np.isfinite(self._log_probs.value), self._log_probs.largest, 0.0)
             self._coefficients = _coefficients(terms, contract)
             self._denominator = _denominator(terms, contract)
 
@@ -82,40 +83,50 @@ class Bounds:
 
     @cached_property
     def loss(self) -> Array:
-        """Of each row's loss, (R,), under reduction "none"; of the one number, (), otherwise.
+        """Of each row's loss, (R,), under reduction "none"; of the one number, (), otherwise."""
+        with np.errstate(all="ignore"):
+            rows, sizes = self._expected(-self._log_probs)
+            if self._dense and self.contract.fused:
+                rows = wider(rows, self._of_logits())
+            return self._reduced(rows, sizes, self._log_sizes)  # an infinite loss is no overflow
+
+    def _expected(self, values: Held) -> tuple[Held, Array]:
+        """`Σ_c w_c q_c values_c` of each row, (R,), and the size of its terms."""
+        c = self.contract
+        if not self._dense:
+            rows = self._of_target(self._coefficients).times(self._of_target(values), c.compute)
+            return rows, rows.largest
+        products = c.keep(self._coefficients.times(values, c.compute))
+        return products.sum(c.compute), products.largest.sum(-1)
+
+    def _reduced(self, rows: Held, sizes: Array, values: Array) -> Array:
+        """The bound of a number for each row, `Σ_c w_c q_c values_c`, (R,), or of what the reduction makes of them.
 
         With classes for terms, their sum may be taken in parts, the true class's and the uniform one, which cancel
         where weights have both signs: a sum over rows errs by the size of the parts. And `ε/C` may come last, after
-        all sums and after the division by D: what is multiplied by it must not overflow.
+        all sums and after the division by D: what is multiplied by it must not overflow. `values`, (R, C), are
+        magnitudes.
         """
         c, t = self.contract, self.terms
-        held = c.stored or c.compute
-        with np.errstate(all="ignore"):
-            heads = self._heads()
-            if self._dense:
-                products = c.keep(self._coefficients.times(-self._log_probs, c.compute))
-                rows, sizes = products.sum(c.compute), products.largest.sum(-1)
-                if c.fused:
-                    rows = _wider(rows, self._of_logits())
-                unscaled = heads.sum(-1) if t.label_smoothing else heads.max(-1, initial=0.0)
-            else:
-                rows = self._of_target(self._coefficients).times(-self._of_target(self._log_probs), c.compute)
-                sizes, unscaled = rows.largest, heads
-            rows = c.keep(rows.unless(held.overflows(unscaled))).where(t.kept)
-            if t.reduction == "none":
-                return safe(rows.rounded(c.storage).error)
-            sizes, unscaled = np.where(t.kept, sizes, 0.0), np.where(t.kept, unscaled, 0.0)
-            total = c.keep(rows.sum(held, c.row_order, sizes))
-            divided = np.ones(())
-            if self._denominator is not None:
-                # Rows may be divided before they are summed, or their sum after: the wider of the two.
-                ulps = c.functions.division_ulps
-                divided = np.abs(self._denominator.value) - self._denominator.error
-                first = rows.over(self._denominator, c.compute, ulps).sum(c.compute, c.row_order, sizes / divided)
-                total = _wider(total.over(self._denominator, c.compute, ulps), first)
-            if self._dense and t.label_smoothing:
-                total = total.unless(held.overflows(unscaled.sum() / np.minimum(divided, 1.0)))
-            return safe(total.rounded(c.storage).error)
+        held, heads = c.stored or c.compute, self._heads(values)
+        unscaled = heads
+        if self._dense:
+            unscaled = heads.sum(-1) if t.label_smoothing else heads.max(-1, initial=0.0)
+        rows = c.keep(rows.unless(held.overflows(unscaled))).where(t.kept)
+        if t.reduction == "none":
+            return safe(rows.rounded(c.storage).error)
+        sizes, unscaled = np.where(t.kept, sizes, 0.0), np.where(t.kept, unscaled, 0.0)
+        total = c.keep(rows.sum(held, c.row_order, sizes))
+        divided = np.ones(())
+        if self._denominator is not None:
+            # Rows may be divided before they are summed, or their sum after: the wider of the two.
+            ulps = c.functions.division_ulps
+            divided = np.abs(self._denominator.value) - self._denominator.error
+            first = rows.over(self._denominator, c.compute, ulps).sum(c.compute, c.row_order, sizes / divided)
+            total = wider(total.over(self._denominator, c.compute, ulps), first)
+        if self._dense and t.label_smoothing:
+            total = total.unless(held.overflows(unscaled.sum() / np.minimum(divided, 1.0)))
+        return safe(total.rounded(c.storage).error)
 
     @cached_property
     def gradient(self) -> Array:
@@ -126,16 +137,16 @@ class Bounds:
         """
         c, t = self.contract, self.terms
         with np.errstate(all="ignore"):
-            scale = _column(self._scale)
+            scale = column(self._scale)
             target = self._scaled(scale)
             total, scaled = self._total(self._coefficients), self._total(target)
-            softmax = self._probs.times(_column(c.keep(total)), c.compute).times(scale, c.compute)
+            softmax = self._probs.times(column(c.keep(total)), c.compute).times(scale, c.compute)
             # As autograd has it: what comes back to the softmax is the gradient of its logarithm, kept, then summed.
-            softmax = _wider(softmax, self._probs.times(_column(c.keep(scaled)), c.compute))
+            softmax = wider(softmax, self._probs.times(column(c.keep(scaled)), c.compute))
             gradient = softmax.minus(target, c.compute)
             # Scaled before the subtraction, or after it: where p is small, that rounds the true class once more.
-            unscaled = self._probs.times(_column(total), c.compute).minus(self._coefficients, c.compute)
-            gradient = _wider(gradient, unscaled.times(scale, c.compute))
+            unscaled = self._probs.times(column(total), c.compute).minus(self._coefficients, c.compute)
+            gradient = wider(gradient, unscaled.times(scale, c.compute))
             if self._dense:
                 # The three parts, softmax, one-hot and uniform, are added in any order: one rounding more of each.
                 u = (c.stored or c.compute).unit_roundoff
@@ -150,7 +161,7 @@ class Bounds:
             return {}
         c, t = self.contract, self.terms
         # What is judged where nothing overflows is not judged because something does.
-        left = np.isinf(getattr(Bounds(t, c.unlimited), check))
+        left = np.isinf(getattr(self._under(c.unlimited), check))
         found: dict[Reason, NDArray[np.bool_]] = {"an intermediate may overflow": np.isinf(bound) & ~left}
         rows = len(t.logits)
         depth = rows - 1 if c.row_order.depth is None else min(c.row_order.depth, rows - 1)
@@ -166,17 +177,20 @@ class Bounds:
         found[reason] = found.get(reason, np.zeros_like(left)) | left
         return {reason: where for reason, where in found.items() if where.any()}
 
+    def _under(self, contract: Contract) -> Bounds:
+        """The bounds of the same call under another contract."""
+        return Bounds(self.terms, contract)
+
     def _total(self, held: Held) -> Held:
         """The sum over the classes, (R,), of what is zero but for the true one, unless all classes are terms."""
         return held.sum(self.contract.compute) if self._dense else self._of_target(held)
 
-    def _heads(self) -> Array:
-        """What the loss may hold of each term before all factors are there, (R, C); or (R,), of the true class alone.
+    def _heads(self, sizes: Array) -> Array:
+        """What a row may hold of each term before all factors are there, (R, C); or (R,), of the true class alone.
 
-        `|w_c t_c log p_c|` without those factors that make it smaller. ε/C is one of them.
+        `|w_c t_c| sizes_c` without those factors that make it smaller. ε/C is one of them.
         """
-        t, sizes = self.terms, self._log_probs.largest
-        sizes = np.where(np.isfinite(self._log_probs.value), sizes, 0.0)  # an infinite loss is no overflow
+        t = self.terms
         if t.probabilities is not None:
             sizes = sizes * np.maximum(np.abs(t.probabilities), 1.0)
         if t.weight is not None:
@@ -233,9 +247,8 @@ class Bounds:
         """
         c, t = self.contract, self.terms
         with np.errstate(all="ignore"):
-            sizes = np.where(np.isfinite(self._log_probs.value), self._log_probs.largest, 0.0)
-            factors = [*self._scale_factors, sizes]
-            product = c.keep(_column(self._scale).times(-self._log_probs, c.compute))
+            factors = [*self._scale_factors, self._log_sizes]
+            product = c.keep(column(self._scale).times(-self._log_probs, c.compute))
             if t.weight is not None:
                 factors.append(np.abs(t.weight[None]))
                 product = c.keep(product.times(Held.exactly(t.weight, c.storage), c.compute, known=False))
@@ -259,12 +272,16 @@ class Bounds:
             return scale
         return c.keep(scale.over(self._denominator, c.compute, c.functions.division_ulps, known=False))
 
-    @cached_property
-    def target_term(self) -> Array:
-        """The part of the gradient that comes from the target alone, `-g/D · w_c q_c`, (R, C)."""
+    def partial(self, check: str) -> list[Array]:
+        """A part of the formula that may be taken for the whole: of the gradient, what the target alone makes of it.
+
+        `-g/D · w_c q_c`, (R, C).
+        """
+        if check != "gradient":
+            return []
         with np.errstate(all="ignore"):
             scale = self.terms.upstream / (1.0 if self._denominator is None else self._denominator.value)
-            return np.asarray(np.where(self.terms.kept[:, None], -scale[:, None] * self._coefficients.value, 0.0))
+            return [np.where(self.terms.kept[:, None], -scale[:, None] * self._coefficients.value, 0.0)]
 
     def _of_target(self, held: Held) -> Held:
         assert self.terms.index is not None
@@ -284,17 +301,17 @@ def _softmax(t: Terms, c: Contract) -> tuple[Held, Held, Held]:
     exponentials = shifted.exp(c.compute, f.exp_ulps, f.exp_per_unit)
     exact = (_in_blocks(shifted, t.logits, c) if c.fused else exponentials).sum(c.compute)
     log_sum = c.keep(c.keep(exact).log(c.compute, f.log_ulps, t.log_sum, f.log_absolute))
-    log_probs = shifted.minus(_column(log_sum), c.compute)
+    log_probs = shifted.minus(column(log_sum), c.compute)
     offset = _offset(t.logits, c)
     once = c.compute.unit_roundoff * (np.abs(offset) + log_sum.largest)
     logsumexp = Held(offset + log_sum.value, log_sum.error + once, c.compute)
     if c.fused:
         taken = Held(log_probs.value, logsumexp.error[:, None], None)
-        log_probs = _wider(log_probs, taken.rounded(c.compute))
+        log_probs = wider(log_probs, taken.rounded(c.compute))
     log_probs = c.keep(log_probs)
     by_exp = log_probs.exp(c.compute, f.exp_ulps, f.exp_per_unit)
-    quotient = exponentials.over(_column(exact), c.compute, f.division_ulps)
-    return log_probs, _wider(by_exp, quotient), logsumexp
+    quotient = exponentials.over(column(exact), c.compute, f.division_ulps)
+    return log_probs, wider(by_exp, quotient), logsumexp
 
 
 def _in_blocks(shifted: Held, logits: Array, c: Contract) -> Held:
@@ -373,9 +390,11 @@ def _denominator(t: Terms, c: Contract) -> Held | None:
     return c.keep(weights.sum(c.stored or c.compute, c.row_order))
 
 
-def _wider(a: Held, b: Held) -> Held:
+def wider(a: Held, b: Held) -> Held:
+    """The number with the larger of two errors: it may be held in either way."""
     return Held(a.value, np.maximum(a.error, b.error), a.format)
 
 
-def _column(held: Held) -> Held:
+def column(held: Held) -> Held:
+    """(R,) as (R, 1)."""
     return Held(held.value[..., None], held.error[..., None], held.format)

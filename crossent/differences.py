@@ -14,13 +14,16 @@ from crossent.expected import Expected, name_of, rows_of
 from crossent.results import Result
 from crossent.rounding import FORMATS, Array
 
+# What has a number for each row, or one in all; the others have one for each logit.
+BY_ROW = ("loss", "tangent", "upstream_gradient")
+
 
 @dataclass(frozen=True)
 class Difference:
     """How far one result is from the exact one: the worst element, its index, and the bound there.
 
     Attributes:
-        check: "loss", "gradient" or "target_gradient".
+        check: what is compared: "loss", "gradient", "target_gradient", or a derivative of these.
         dtype: of the result.
         index: of the worst element in the result.
         radius: what the exact answer itself may be off by.
@@ -77,7 +80,7 @@ def compare_under(promised: Contract, got: Result, expected: Expected) -> list[D
         tensor, exact = getattr(got, check), getattr(expected, check)
         if tensor is not None and exact is not None:
             bounds = expected.bounds(replace(promised, storage=FORMATS[name_of(tensor)]))
-            differences.append(_worst(check, tensor, exact, bounds))
+            differences.append(worst(check, tensor, exact, bounds))
     return differences
 
 
@@ -89,9 +92,13 @@ def reached(got: Result, expected: Expected, promise: Promise = "eager", dtype: 
     return "F"
 
 
-def _worst(check: str, tensor: Tensor, exact: Ball, bounds: Bounds) -> Difference:
-    """The element with the largest ratio; a bound is no excuse where the answer is NaN or infinite."""
-    got = tensor.reshape(-1, 1).double().cpu().numpy() if check == "loss" else rows_of(tensor)
+def worst(check: str, tensor: Tensor, exact: Ball, bounds: Bounds) -> Difference:
+    """The element with the largest ratio; a bound is no excuse where the answer is NaN or infinite.
+
+    `check` is an attribute of the bounds.
+    """
+    by_row = check in BY_ROW
+    got = tensor.reshape(-1, 1).double().cpu().numpy() if by_row else rows_of(tensor)
     with np.errstate(all="ignore"):
         special = ~np.isfinite(exact.hi)
         bound = getattr(bounds, check).reshape(got.shape)
@@ -99,12 +106,11 @@ def _worst(check: str, tensor: Tensor, exact: Ball, bounds: Bounds) -> Differenc
         answers = [np.zeros_like(got)]
         if got.size > 1 and not special.all():
             answers.append(np.full_like(got, np.median(exact.hi[~special])))
-        if check == "gradient":
-            answers.append(bounds.target_term)
+        answers += bounds.partial(check)
         vacuous = any((exact.distance(answer) <= allowed).all() for answer in answers)
     found = difference(check, name_of(tensor), got, exact, allowed)
     index = (
-        (_index(tensor, *found.index) if check != "loss" else _unravelled(found.index[0], tuple(tensor.shape)))
+        (_unravelled(found.index[0], tuple(tensor.shape)) if by_row else _index(tensor, *found.index))
         if got.size
         else ()
     )

@@ -45,9 +45,9 @@ def without(clause):
     plain, times = Held.sum, Held.times
     leave_out = {
         "factors come in any order": lambda: patch.setattr(
-            Bounds, "_heads", lambda self: np.zeros(self._log_probs.value.shape[: 2 if self._dense else 1])
+            Bounds, "_heads", lambda self, sizes: np.zeros(sizes.shape[: 2 if self._dense else 1])
         ),
-        "terms are scaled before they are summed": lambda: patch.setattr(bounds, "_wider", lambda a, b: a),
+        "terms are scaled before they are summed": lambda: patch.setattr(bounds, "wider", lambda a, b: a),
         "an underflow is multiplied": lambda: patch.setattr(
             Bounds, "_in_any_order", lambda self, product, factors, products=1: product
         ),
