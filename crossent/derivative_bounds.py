@@ -13,8 +13,9 @@ from functools import cached_property
 
 import numpy as np
 
-from crossent.bounds import Bounds, Terms, column, wider
+from crossent.bounds import Bounds
 from crossent.contracts import Contract
+from crossent.intermediates import Terms, column, wider
 from crossent.rounding import Array, Held, safe
 
 

@@ -12,12 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from crossent.arguments import Arguments
 from crossent.arithmetic import Ball
-from crossent.bounds import Bounds, Terms
+from crossent.bounds import Bounds
 from crossent.cases import Inputs
 from crossent.contracts import Contract
 from crossent.derivative_bounds import DerivativeBounds
-from crossent.oracle import Arguments, answer
+from crossent.intermediates import Terms
+from crossent.oracle import answer
 from crossent.rounding import FORMATS, Array
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import crossent
-from crossent import bounds
+from crossent import bounds, intermediates
 from crossent.bounds import Bounds
 from crossent.cases import Case, Inputs
 from crossent.contracts import contract
@@ -58,13 +58,13 @@ def without(clause):
             Held, "sum", lambda self, of, order=ANY_ORDER, sizes=None: plain(self, of, order)
         ),
         "options are held as other numbers are": lambda: patch.setattr(
-            bounds,
-            "_constant",
+            intermediates,
+            "constant",
             lambda value, narrow, c: Held(np.asarray(value), np.asarray(2 * narrow.unit_roundoff * abs(value)), None),
         ),
         "weights are summed as losses are": lambda: patch.setattr(
             bounds,
-            "_denominator",
+            "denominator",
             lambda t, c: c.keep(Held.exactly(np.where(t.kept, t.weight[t.index], 0.0), c.storage).sum(c.compute)),
         ),
     }

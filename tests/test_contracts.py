@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from crossent import bounds
+from crossent import intermediates
 from crossent.cases import DTYPES, Case
 from crossent.contracts import FUNCTIONS, contract
 from crossent.differences import compare, worst
@@ -375,7 +375,7 @@ def test_blocks_cost_what_the_contract_adds_for_them():
     shifted = Held.exactly(logits, FLOAT32).minus(Held.exactly(logits.max(1), FLOAT32), FLOAT32)
     promised = contract("kernel", "A", "float32")
     in_order = shifted.exp(FLOAT32, promised.functions.exp_ulps).sum(FLOAT32).error[0]
-    in_blocks = bounds._in_blocks(shifted, logits, promised).sum(FLOAT32).error[0]
+    in_blocks = intermediates.in_blocks(shifted, logits, promised).sum(FLOAT32).error[0]
     error = abs(float(total) - np.exp(logits - logits.max()).sum())
     assert in_order < error <= safe(in_blocks) < 4 * error
 
