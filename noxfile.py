@@ -73,7 +73,7 @@ def assumptions(session: nox.Session) -> None:
 
 @nox.session
 def soak(session: nox.Session) -> None:
-    """Soak the bounds in 20,000 cases in each dtype, a quarter of them for derivatives: 40 minutes on two cores."""
+    """Soak the bounds in 20,000 cases in each dtype, derivatives in a quarter: half an hour on two cores."""
     session.install("-e", ".[test]")
     tests = ("tests/test_soak.py", "tests/test_derivatives.py")
     session.run("pytest", *tests, "--crossent-soak", "20000", "-n", "auto", *session.posargs)
