@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from crossent.oracle import Answer, Arguments, answer
+from crossent.arguments import Arguments
+from crossent.oracle import Answer, answer
 
 LIMITS = {"float32": 0.2, "float64": 2.0}
 

@@ -11,7 +11,7 @@ each row's loss, for the reduced loss and for each element of the gradient.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Literal
 
@@ -19,7 +19,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossent.contracts import Contract
-from crossent.rounding import FLOAT32, Array, Format, Held, safe
+from crossent.intermediates import (
+    Terms,
+    coefficients,
+    column,
+    constant,
+    denominator,
+    offset,
+    smoothing_format,
+    softmax,
+    wider,
+)
+from crossent.rounding import Array, Held, safe
 
 # Why a contract may promise nothing of a number.
 Reason = Literal[
@@ -30,49 +41,22 @@ Reason = Literal[
 ]
 
 
-@dataclass(frozen=True)
-class Terms:
-    """A call as R rows of C classes, all in float64 and exact, unless said otherwise.
-
-    Attributes:
-        logits: (R, C).
-        log_sum: (R,), `log Σ exp(x - max x)`, to float64's precision.
-        index: (R,), 0 on ignored rows; None for probability targets.
-        kept: (R,), False on ignored rows.
-        probabilities: (R, C), or None for index targets.
-        weight: (C,), or None.
-        label_smoothing, reduction: as given.
-        upstream: (R,), the upstream gradient of each row, or of the reduced loss.
-        target_format: of the probabilities, or None for index targets.
-    """
-
-    logits: Array
-    log_sum: Array
-    index: NDArray[np.int64] | None
-    kept: NDArray[np.bool_]
-    probabilities: Array | None
-    weight: Array | None
-    label_smoothing: float
-    reduction: str
-    upstream: Array
-    target_format: Format | None = None
-
-
 class Bounds:
     """The bounds of one call under one contract. Infinite where the contract promises nothing."""
 
     def __init__(self, terms: Terms, contract: Contract) -> None:
         self.terms, self.contract = terms, contract
         with np.errstate(all="ignore"):
-            self._log_probs, self._probs, self._logsumexp = _softmax(terms, contract)
-            self._coefficients = _coefficients(terms, contract)
-            self._denominator = _denominator(terms, contract)
+            self._log_probs, self._probs, self._logsumexp = softmax(terms, contract)
+            self._log_sizes = np.where(np.isfinite(self._log_probs.value), self._log_probs.largest, 0.0)
+            self._coefficients = coefficients(terms, contract)
+            self._denominator = denominator(terms, contract)
 
     def _of_logits(self) -> Held:
         """`Σ w_c q_c · logsumexp - Σ w_c q_c x_c`, (R,): as kernels smooth that take the logits as they are."""
         c, t = self.contract, self.terms
-        moved = t.logits + (_offset(t.logits, c) - t.logits.max(1, initial=-np.inf))[:, None]
-        q = _coefficients(t, replace(c, stored=None))  # who does this has scalars for them, in compute
+        moved = t.logits + (offset(t.logits, c) - t.logits.max(1, initial=-np.inf))[:, None]
+        q = coefficients(t, replace(c, stored=None))  # who does this has scalars for them, in compute
         logits = q.times(Held.exactly(moved, c.storage), c.compute).sum(c.compute)
         return q.sum(c.compute).times(self._logsumexp, c.compute).minus(logits, c.compute)
 
@@ -82,40 +66,50 @@ class Bounds:
 
     @cached_property
     def loss(self) -> Array:
-        """Of each row's loss, (R,), under reduction "none"; of the one number, (), otherwise.
+        """Of each row's loss, (R,), under reduction "none"; of the one number, (), otherwise."""
+        with np.errstate(all="ignore"):
+            rows, sizes = self._expected(-self._log_probs)
+            if self._dense and self.contract.fused:
+                rows = wider(rows, self._of_logits())
+            return self._reduced(rows, sizes, self._log_sizes)  # an infinite loss is no overflow
+
+    def _expected(self, values: Held) -> tuple[Held, Array]:
+        """`Σ_c w_c q_c values_c` of each row, (R,), and the size of its terms."""
+        c = self.contract
+        if not self._dense:
+            rows = self._of_target(self._coefficients).times(self._of_target(values), c.compute)
+            return rows, rows.largest
+        products = c.keep(self._coefficients.times(values, c.compute))
+        return products.sum(c.compute), products.largest.sum(-1)
+
+    def _reduced(self, rows: Held, sizes: Array, values: Array) -> Array:
+        """The bound of a number for each row, `Σ_c w_c q_c values_c`, (R,), or of what the reduction makes of them.
 
         With classes for terms, their sum may be taken in parts, the true class's and the uniform one, which cancel
         where weights have both signs: a sum over rows errs by the size of the parts. And `ε/C` may come last, after
-        all sums and after the division by D: what is multiplied by it must not overflow.
+        all sums and after the division by D: what is multiplied by it must not overflow. `values`, (R, C), are
+        magnitudes.
         """
         c, t = self.contract, self.terms
-        held = c.stored or c.compute
-        with np.errstate(all="ignore"):
-            heads = self._heads()
-            if self._dense:
-                products = c.keep(self._coefficients.times(-self._log_probs, c.compute))
-                rows, sizes = products.sum(c.compute), products.largest.sum(-1)
-                if c.fused:
-                    rows = _wider(rows, self._of_logits())
-                unscaled = heads.sum(-1) if t.label_smoothing else heads.max(-1, initial=0.0)
-            else:
-                rows = self._of_target(self._coefficients).times(-self._of_target(self._log_probs), c.compute)
-                sizes, unscaled = rows.largest, heads
-            rows = c.keep(rows.unless(held.overflows(unscaled))).where(t.kept)
-            if t.reduction == "none":
-                return safe(rows.rounded(c.storage).error)
-            sizes, unscaled = np.where(t.kept, sizes, 0.0), np.where(t.kept, unscaled, 0.0)
-            total = c.keep(rows.sum(held, c.row_order, sizes))
-            divided = np.ones(())
-            if self._denominator is not None:
-                # Rows may be divided before they are summed, or their sum after: the wider of the two.
-                ulps = c.functions.division_ulps
-                divided = np.abs(self._denominator.value) - self._denominator.error
-                first = rows.over(self._denominator, c.compute, ulps).sum(c.compute, c.row_order, sizes / divided)
-                total = _wider(total.over(self._denominator, c.compute, ulps), first)
-            if self._dense and t.label_smoothing:
-                total = total.unless(held.overflows(unscaled.sum() / np.minimum(divided, 1.0)))
-            return safe(total.rounded(c.storage).error)
+        held, heads = c.stored or c.compute, self._heads(values)
+        unscaled = heads
+        if self._dense:
+            unscaled = heads.sum(-1) if t.label_smoothing else heads.max(-1, initial=0.0)
+        rows = c.keep(rows.unless(held.overflows(unscaled))).where(t.kept)
+        if t.reduction == "none":
+            return safe(rows.rounded(c.storage).error)
+        sizes, unscaled = np.where(t.kept, sizes, 0.0), np.where(t.kept, unscaled, 0.0)
+        total = c.keep(rows.sum(held, c.row_order, sizes))
+        divided = np.ones(())
+        if self._denominator is not None:
+            # Rows may be divided before they are summed, or their sum after: the wider of the two.
+            ulps = c.functions.division_ulps
+            divided = np.abs(self._denominator.value) - self._denominator.error
+            first = rows.over(self._denominator, c.compute, ulps).sum(c.compute, c.row_order, sizes / divided)
+            total = wider(total.over(self._denominator, c.compute, ulps), first)
+        if self._dense and t.label_smoothing:
+            total = total.unless(held.overflows(unscaled.sum() / np.minimum(divided, 1.0)))
+        return safe(total.rounded(c.storage).error)
 
     @cached_property
     def gradient(self) -> Array:
@@ -126,16 +120,16 @@ class Bounds:
         """
         c, t = self.contract, self.terms
         with np.errstate(all="ignore"):
-            scale = _column(self._scale)
+            scale = column(self._scale)
             target = self._scaled(scale)
             total, scaled = self._total(self._coefficients), self._total(target)
-            softmax = self._probs.times(_column(c.keep(total)), c.compute).times(scale, c.compute)
+            softmax = self._probs.times(column(c.keep(total)), c.compute).times(scale, c.compute)
             # As autograd has it: what comes back to the softmax is the gradient of its logarithm, kept, then summed.
-            softmax = _wider(softmax, self._probs.times(_column(c.keep(scaled)), c.compute))
+            softmax = wider(softmax, self._probs.times(column(c.keep(scaled)), c.compute))
             gradient = softmax.minus(target, c.compute)
             # Scaled before the subtraction, or after it: where p is small, that rounds the true class once more.
-            unscaled = self._probs.times(_column(total), c.compute).minus(self._coefficients, c.compute)
-            gradient = _wider(gradient, unscaled.times(scale, c.compute))
+            unscaled = self._probs.times(column(total), c.compute).minus(self._coefficients, c.compute)
+            gradient = wider(gradient, unscaled.times(scale, c.compute))
             if self._dense:
                 # The three parts, softmax, one-hot and uniform, are added in any order: one rounding more of each.
                 u = (c.stored or c.compute).unit_roundoff
@@ -150,7 +144,7 @@ class Bounds:
             return {}
         c, t = self.contract, self.terms
         # What is judged where nothing overflows is not judged because something does.
-        left = np.isinf(getattr(Bounds(t, c.unlimited), check))
+        left = np.isinf(getattr(self._under(c.unlimited), check))
         found: dict[Reason, NDArray[np.bool_]] = {"an intermediate may overflow": np.isinf(bound) & ~left}
         rows = len(t.logits)
         depth = rows - 1 if c.row_order.depth is None else min(c.row_order.depth, rows - 1)
@@ -166,17 +160,20 @@ class Bounds:
         found[reason] = found.get(reason, np.zeros_like(left)) | left
         return {reason: where for reason, where in found.items() if where.any()}
 
+    def _under(self, contract: Contract) -> Bounds:
+        """The bounds of the same call under another contract."""
+        return Bounds(self.terms, contract)
+
     def _total(self, held: Held) -> Held:
         """The sum over the classes, (R,), of what is zero but for the true one, unless all classes are terms."""
         return held.sum(self.contract.compute) if self._dense else self._of_target(held)
 
-    def _heads(self) -> Array:
-        """What the loss may hold of each term before all factors are there, (R, C); or (R,), of the true class alone.
+    def _heads(self, sizes: Array) -> Array:
+        """What a row may hold of each term before all factors are there, (R, C); or (R,), of the true class alone.
 
-        `|w_c t_c log p_c|` without those factors that make it smaller. ε/C is one of them.
+        `|w_c t_c| sizes_c` without those factors that make it smaller. ε/C is one of them.
         """
-        t, sizes = self.terms, self._log_probs.largest
-        sizes = np.where(np.isfinite(self._log_probs.value), sizes, 0.0)  # an infinite loss is no overflow
+        t = self.terms
         if t.probabilities is not None:
             sizes = sizes * np.maximum(np.abs(t.probabilities), 1.0)
         if t.weight is not None:
@@ -233,16 +230,15 @@ class Bounds:
         """
         c, t = self.contract, self.terms
         with np.errstate(all="ignore"):
-            sizes = np.where(np.isfinite(self._log_probs.value), self._log_probs.largest, 0.0)
-            factors = [*self._scale_factors, sizes]
-            product = c.keep(_column(self._scale).times(-self._log_probs, c.compute))
+            factors = [*self._scale_factors, self._log_sizes]
+            product = c.keep(column(self._scale).times(-self._log_probs, c.compute))
             if t.weight is not None:
                 factors.append(np.abs(t.weight[None]))
                 product = c.keep(product.times(Held.exactly(t.weight, c.storage), c.compute, known=False))
             if t.label_smoothing:
                 factors.append(np.ones((1, 1)))  # 1 - ε is less
-                narrow = _smoothing_format(t, c)
-                rest = _constant(1 - t.label_smoothing, narrow, c)
+                narrow = smoothing_format(t, c)
+                rest = constant(1 - t.label_smoothing, narrow, c)
                 product = c.keep(product.rounded(narrow).times(rest, narrow))
             unscaled = np.ones((1, 1))
             for factor in factors:
@@ -259,123 +255,18 @@ class Bounds:
             return scale
         return c.keep(scale.over(self._denominator, c.compute, c.functions.division_ulps, known=False))
 
-    @cached_property
-    def target_term(self) -> Array:
-        """The part of the gradient that comes from the target alone, `-g/D · w_c q_c`, (R, C)."""
+    def partial(self, check: str) -> list[Array]:
+        """A part of the formula that may be taken for the whole: of the gradient, what the target alone makes of it.
+
+        `-g/D · w_c q_c`, (R, C).
+        """
+        if check != "gradient":
+            return []
         with np.errstate(all="ignore"):
             scale = self.terms.upstream / (1.0 if self._denominator is None else self._denominator.value)
-            return np.asarray(np.where(self.terms.kept[:, None], -scale[:, None] * self._coefficients.value, 0.0))
+            return [np.where(self.terms.kept[:, None], -scale[:, None] * self._coefficients.value, 0.0)]
 
     def _of_target(self, held: Held) -> Held:
         assert self.terms.index is not None
         at = np.arange(len(self.terms.index)), self.terms.index
         return Held(held.value[at], held.error[at], held.format)
-
-
-def _softmax(t: Terms, c: Contract) -> tuple[Held, Held, Held]:
-    """The logarithm of p, and p, (R, C): as the exponential of the former or as a quotient, whichever errs more.
-
-    And `m + log s`, (R,), m the maximum: a fused kernel may take that from x. It rounds once more, by `u |m + log s|`,
-    of which :func:`_offset` says how much it may.
-    """
-    f = c.functions
-    x = Held.exactly(t.logits, c.storage)
-    shifted = x.minus(Held.exactly(t.logits.max(1, keepdims=True, initial=-np.inf), c.storage), c.compute)
-    exponentials = shifted.exp(c.compute, f.exp_ulps, f.exp_per_unit)
-    exact = (_in_blocks(shifted, t.logits, c) if c.fused else exponentials).sum(c.compute)
-    log_sum = c.keep(c.keep(exact).log(c.compute, f.log_ulps, t.log_sum, f.log_absolute))
-    log_probs = shifted.minus(_column(log_sum), c.compute)
-    offset = _offset(t.logits, c)
-    once = c.compute.unit_roundoff * (np.abs(offset) + log_sum.largest)
-    logsumexp = Held(offset + log_sum.value, log_sum.error + once, c.compute)
-    if c.fused:
-        taken = Held(log_probs.value, logsumexp.error[:, None], None)
-        log_probs = _wider(log_probs, taken.rounded(c.compute))
-    log_probs = c.keep(log_probs)
-    by_exp = log_probs.exp(c.compute, f.exp_ulps, f.exp_per_unit)
-    quotient = exponentials.over(_column(exact), c.compute, f.division_ulps)
-    return log_probs, _wider(by_exp, quotient), logsumexp
-
-
-def _in_blocks(shifted: Held, logits: Array, c: Contract) -> Held:
-    """The exponentials as terms of a sum that is taken in blocks, each shifted by the largest logit so far.
-
-    Where a later block has a larger one, the sum up to there is scaled by `exp(before - after)`: an exponential and a
-    product, `(2 ulps + 1) u`. The shifts of a term add up to `x - max`, and so do their roundings, to `u |x - max|`.
-    How often a term is scaled depends on blocks and order; each time the largest logit grows, so that it is no more
-    often than there are different logits above the term's.
-    """
-    u, f = c.compute.unit_roundoff, c.functions
-    size = np.where(np.isinf(shifted.value), 0.0, np.abs(shifted.value))
-    moved = Held(shifted.value, np.maximum(shifted.error, u * size), c.compute)
-    terms = moved.exp(c.compute, f.exp_ulps, f.exp_per_unit)
-    order = np.argsort(-logits, axis=1)
-    grows = np.diff(np.take_along_axis(logits, order, 1), axis=1) != 0
-    above = np.zeros(logits.shape)
-    np.put_along_axis(above, order, np.cumsum(np.pad(grows, ((0, 0), (min(1, logits.shape[1]), 0))), 1), 1)
-    scaled = np.expm1(above * (2 * f.exp_ulps + 1) * u)
-    return Held(terms.value, terms.error + terms.largest * scaled, c.compute)
-
-
-def _offset(logits: Array, c: Contract) -> Array:
-    """What is taken for the largest logit of a row where its magnitude costs precision, (R,).
-
-    As it is, where the contract lets a common offset cost: with every logit 1e8, `1e8 + log C` is 1e8 (pytorch#38839).
-    Otherwise no more than `max - min`, as if the row were moved so that it reaches or spans zero: cross-entropy does
-    not see the move.
-    """
-    largest = logits.max(1, initial=-np.inf)
-    if c.offset:
-        return np.asarray(largest)
-    least = np.where(np.isneginf(logits), np.inf, logits).min(1, initial=np.inf)  # -inf is a class that is not there
-    return np.asarray(np.clip(largest, least - largest, largest - least))
-
-
-def _coefficients(t: Terms, c: Contract) -> Held:
-    """`w_c q_c`, (R, C): each product and sum rounded, in whichever order the factors come."""
-    rows, classes = t.logits.shape
-    if t.probabilities is not None:
-        q = Held.exactly(t.probabilities, None).rounded(c.compute)  # of another dtype, they may be converted first
-    else:
-        assert t.index is not None
-        hot = np.zeros((rows, classes))
-        hot[np.arange(rows), t.index] = 1.0
-        q = Held.exactly(hot, c.storage)
-    if t.label_smoothing:
-        narrow = _smoothing_format(t, c)
-        rest = _constant(1 - t.label_smoothing, narrow, c)
-        q = c.keep(c.keep(q.times(rest, narrow)).plus(_constant(t.label_smoothing / classes, narrow, c), narrow))
-    if t.weight is not None:
-        q = c.keep(q.times(Held.exactly(t.weight, c.storage), c.compute, known=False))
-    return q
-
-
-def _smoothing_format(t: Terms, c: Contract) -> Format:
-    """What the target is smoothed in: float32 for float32 probabilities beside float64 logits, where it is torch's.
-
-    In half precision, to keep an intermediate is to round to it.
-    """
-    return FLOAT32 if c.in_target_format and t.target_format is FLOAT32 else c.compute
-
-
-def _constant(value: float, format: Format, c: Contract) -> Held:
-    """A number made of the options: rounded where ε enters, and once more where it is used; and held as others are."""
-    return c.keep(Held(np.asarray(value), np.asarray(2 * format.unit_roundoff * abs(value)), None))
-
-
-def _denominator(t: Terms, c: Contract) -> Held | None:
-    """What `mean` divides by: the weight of the kept rows, summed as their losses are; or the number of rows."""
-    if t.reduction != "mean":
-        return None
-    if t.index is None or t.weight is None:
-        return c.keep(Held.exactly(float(t.kept.sum()), None).rounded(c.compute))
-    weights = Held.exactly(np.where(t.kept, t.weight[t.index], 0.0), c.storage)
-    return c.keep(weights.sum(c.stored or c.compute, c.row_order))
-
-
-def _wider(a: Held, b: Held) -> Held:
-    return Held(a.value, np.maximum(a.error, b.error), a.format)
-
-
-def _column(held: Held) -> Held:
-    return Held(held.value[..., None], held.error[..., None], held.format)

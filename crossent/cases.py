@@ -229,6 +229,15 @@ class Case:
             given = given.expand(self._row_sizes) if given.dim() == 0 else given.reshape(self._row_sizes)
         return Inputs(laid_out(tensor(self._shaped(logits)), self.layout), target, options, given)
 
+    def direction(self, device: str = "cpu") -> Tensor:
+        """One of the logits, along which derivatives are taken: -2 to 2, which every format holds, as their products.
+
+        Of the logits' sizes and dtype; the same numbers in each dtype, and under all options.
+        """
+        random = np.random.RandomState(zlib.crc32(repr(("direction", tuple(map(int, self.sizes)), self.seed)).encode()))
+        numbers = self._shaped(random.randint(-2, 3, size=(self.rows, self.classes)))
+        return torch.from_numpy(np.array(numbers, order="C")).to(DTYPES[self.dtype]).to(device)
+
     @property
     def _row_sizes(self) -> tuple[int, ...]:
         return (self.sizes[0], *self.sizes[2:]) if len(self.sizes) > 1 else ()

@@ -14,13 +14,16 @@ from crossent.expected import Expected, name_of, rows_of
 from crossent.results import Result
 from crossent.rounding import FORMATS, Array
 
+# What has a number for each row, or one in all; the others have one for each logit.
+BY_ROW = ("loss", "tangent", "upstream_gradient")
+
 
 @dataclass(frozen=True)
 class Difference:
     """How far one result is from the exact one: the worst element, its index, and the bound there.
 
     Attributes:
-        check: "loss", "gradient" or "target_gradient".
+        check: what is compared: "loss", "gradient", "target_gradient", or a derivative of these.
         dtype: of the result.
         index: of the worst element in the result.
         radius: what the exact answer itself may be off by.
@@ -77,7 +80,7 @@ def contract_of(got: Result, expected: Expected, grade: Grade, promise: Promise,
 def compare_under(promised: Contract, got: Result, expected: Expected) -> list[Difference]:
     """The same under any contract."""
     each = bounds_under(promised, got, expected)
-    return [_worst(check, getattr(got, check), getattr(expected, check), bounds) for check, bounds in each.items()]
+    return [worst(check, getattr(got, check), getattr(expected, check), bounds) for check, bounds in each.items()]
 
 
 def bounds_under(promised: Contract, got: Result, expected: Expected) -> dict[str, Bounds]:
@@ -98,13 +101,17 @@ def reached(got: Result, expected: Expected, promise: Promise = "eager", dtype: 
     return "F"
 
 
-def _worst(check: str, tensor: Tensor, exact: Ball, bounds: Bounds) -> Difference:
-    """The element with the largest ratio; a bound is no excuse where the answer is NaN or infinite."""
-    got = tensor.reshape(-1, 1).double().cpu().numpy() if check == "loss" else rows_of(tensor)
+def worst(check: str, tensor: Tensor, exact: Ball, bounds: Bounds) -> Difference:
+    """The element with the largest ratio; a bound is no excuse where the answer is NaN or infinite.
+
+    `check` is an attribute of the bounds.
+    """
+    by_row = check in BY_ROW
+    got = tensor.reshape(-1, 1).double().cpu().numpy() if by_row else rows_of(tensor)
     allowed, vacuous = allowance(check, exact, bounds)
     found = difference(check, name_of(tensor), got, exact, allowed)
     index = (
-        (_index(tensor, *found.index) if check != "loss" else _unravelled(found.index[0], tuple(tensor.shape)))
+        (_unravelled(found.index[0], tuple(tensor.shape)) if by_row else _index(tensor, *found.index))
         if got.size
         else ()
     )
@@ -120,8 +127,7 @@ def allowance(check: str, exact: Ball, bounds: Bounds) -> tuple[Array, bool]:
         answers = [np.zeros_like(exact.hi)]
         if exact.hi.size > 1 and not special.all():
             answers.append(np.full_like(exact.hi, np.median(exact.hi[~special])))
-        if check == "gradient":
-            answers.append(bounds.target_term)
+        answers += bounds.partial(check)
         return allowed, any((exact.distance(answer) <= allowed).all() for answer in answers)
 
 

@@ -12,11 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from crossent.arguments import Arguments
 from crossent.arithmetic import Ball
-from crossent.bounds import Bounds, Terms
+from crossent.bounds import Bounds
 from crossent.cases import Inputs
 from crossent.contracts import Contract
-from crossent.oracle import Arguments, answer
+from crossent.derivative_bounds import DerivativeBounds
+from crossent.intermediates import Terms
+from crossent.oracle import answer
 from crossent.rounding import FORMATS, Array
 
 
@@ -50,23 +53,41 @@ class Expected:
         return self._bounds[contract]
 
 
+@dataclass(frozen=True)
+class ExpectedAlong:
+    """How a case's loss and gradient should change along a direction of its logits.
+
+    Attributes:
+        tangent: (R, 1), or (1, 1) where the reduction leaves one number.
+        second: (R, C).
+        direction: (R, C).
+        terms: the case as rows of float64 numbers.
+    """
+
+    tangent: Ball
+    second: Ball
+    direction: Array
+    terms: Terms
+    _bounds: dict[Contract, DerivativeBounds] = field(default_factory=dict)
+
+    def bounds(self, contract: Contract) -> DerivativeBounds:
+        """What the contract allows: made once for all subjects that promise it."""
+        if contract not in self._bounds:
+            self._bounds[contract] = DerivativeBounds(self.terms, contract, self.direction)
+        return self._bounds[contract]
+
+
+def expect_along(inputs: Inputs, direction: Tensor) -> ExpectedAlong:
+    """The exact derivatives of a case along a direction, a tensor of the logits' shape."""
+    terms, along = terms_of(inputs), rows_of(direction)
+    exact = answer(_arguments(inputs, terms))
+    return ExpectedAlong(_column(exact.tangent(along)), exact.second(along), along, terms)
+
+
 def expect(inputs: Inputs) -> Expected:
     """The exact answer to a case."""
     terms = terms_of(inputs)
-    # float32 holds what half precision holds, and tells the oracle that float64 is enough for it.
-    narrow = np.float64 if torch.float64 in (inputs.logits.dtype, inputs.target.dtype) else np.float32
-    given = {"probabilities": terms.probabilities, "weight": terms.weight}
-    exact = answer(
-        Arguments(
-            terms.logits.astype(narrow),
-            index=None if inputs.target.is_floating_point() else _indices(inputs.target),
-            **{name: None if array is None else array.astype(narrow) for name, array in given.items()},
-            ignore_index=inputs.options.get("ignore_index", -100),
-            reduction=terms.reduction,
-            label_smoothing=terms.label_smoothing,
-            upstream=terms.upstream if terms.reduction == "none" else inputs.upstream.double().item(),
-        )
-    )
+    exact = answer(_arguments(inputs, terms))
     blocks = list(exact.gradients())
     empty = np.empty((0, terms.logits.shape[1]))
 
@@ -77,15 +98,35 @@ def expect(inputs: Inputs) -> Expected:
     target_gradient = None
     if terms.probabilities is not None:
         target_gradient = joined([of_target for _, _, of_target in blocks if of_target is not None])
-    loss = Ball(*(np.reshape(getattr(exact.loss, name), (-1, 1)) for name in ("hi", "lo", "radius")))
     shape = tuple(inputs.upstream.shape)
-    return Expected(shape, dtype_of(inputs), name_of(inputs.logits), loss, gradient, target_gradient, terms)
+    return Expected(
+        shape, dtype_of(inputs), name_of(inputs.logits), _column(exact.loss), gradient, target_gradient, terms
+    )
 
 
 def dtype_of(inputs: Inputs) -> torch.dtype:
     """That of the loss: the logits', or what target probabilities promote it to."""
     dtype = inputs.logits.dtype
     return torch.promote_types(dtype, inputs.target.dtype) if inputs.target.is_floating_point() else dtype
+
+
+def _column(ball: Ball) -> Ball:
+    return Ball(*(np.reshape(getattr(ball, name), (-1, 1)) for name in ("hi", "lo", "radius")))
+
+
+def _arguments(inputs: Inputs, terms: Terms) -> Arguments:
+    # float32 holds what half precision holds, and tells the oracle that float64 is enough for it.
+    narrow = np.float64 if torch.float64 in (inputs.logits.dtype, inputs.target.dtype) else np.float32
+    given = {"probabilities": terms.probabilities, "weight": terms.weight}
+    return Arguments(
+        terms.logits.astype(narrow),
+        index=None if inputs.target.is_floating_point() else _indices(inputs.target),
+        **{name: None if array is None else array.astype(narrow) for name, array in given.items()},
+        ignore_index=inputs.options.get("ignore_index", -100),
+        reduction=terms.reduction,
+        label_smoothing=terms.label_smoothing,
+        upstream=terms.upstream if terms.reduction == "none" else inputs.upstream.double().item(),
+    )
 
 
 def terms_of(inputs: Inputs) -> Terms:

@@ -5,6 +5,11 @@ For a row of logits `x` over `C` classes, with `lp = log softmax(x)`, class weig
 `s = upstream / denominator`,
 
     loss = -Σ_c v_c lp_c        ∂/∂x_c = s·(p_c Σ_k v_k - v_c)        ∂/∂t_c = -s·(1 - ε)·w_c·lp_c
+
+Along a direction `u`, with its mean `m = Σ_c p_c u_c`, the loss changes by its tangent, and the gradient by the product
+of the loss's second derivative and `u`:
+
+    tangent = Σ_c v_c (m - u_c)        second_c = s·Σ_k v_k·p_c·(u_c - m)
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ from numpy.typing import NDArray
 
 from crossent.arithmetic import UNIT_ROUNDOFF, Array, Balls, Float64, Mask, Numbers
 
-ROUNDINGS = 28  # proven in Formula, as is
+ROUNDINGS, SECOND_ROUNDINGS = 28, 41  # proven in Formula, as is
 UNDERFLOW = 2.0**-200
 
 
@@ -61,15 +66,17 @@ class FiniteRows:
 
 
 class Formula:
-    r"""Loss and gradients of :class:`FiniteRows`.
+    r"""Loss and gradients of :class:`FiniteRows`, and how they change along a direction.
 
     In balls every result contains the exact one. In float64, for inputs that are float32, every result is within
     `28 u·size + 2^-200` of it, `u = 2^-53`, where `size` is the sum of the result's terms without their signs:
     `Σ |v_c lp_c|` for a loss and `|s|·(p_c Σ|v_k| + |v_c|)` for a gradient, in which a smoothed `|v_c|` stands for
     `|w_c|·((1 - ε)|t_c| + ε/C)`; and the result itself where it has one term: the gradient of the target, and both
-    loss and gradient where the true class is the only term.
+    loss and gradient where the true class is the only term. With `M = Σ p_c |u_c|` the size of a tangent is
+    `Σ |v_c| (M + |u_c|)`. A second derivative is within `41 u·size + 2^-200`, of size `|s|·Σ|v_k|·p_c (|u_c| + M)`.
 
-    Proof. Relative errors in u, of what they stand behind. Terms of order u² fit between the largest, 27.2, and 28.
+    Proof. Relative errors in u, of what they stand behind. Terms of order u² fit between the largest, 27.2, and 28, and
+    between 40 and 41.
 
     * `x - max x` is exact as the pair `a + l` of two_sum, `|l| <= u|a|`. `e = exp(a)·(1 + l)`: 4 from exp, 1 from the
       sum (`l²/2 < 2^-87` as `|a| < 709` where exp does not underflow): 5. The largest logit's is 1, exactly.
@@ -85,10 +92,14 @@ class Formula:
       `e_y <= 1 <= S - e_y`, hence `S <= 2·(S - e_y)` and `rest <= S - e_y`: 6 of `rest`, 2 of S's own addition, 5 of
       `e_y`, 1: 14. With s 3, S 7 and 3 operations: 27.2, and no cancellation.
     * The target's gradient, `s·(1 - ε)·w·(-lp)`: 3 + 1 + 11 and 3 operations: 18.
+    * `m`, off by a part of M: `e·u` 6, their sum 7, `/S` 7 + 7 + 1: 15. The tangent `v·(m - u)` of the true class: 15
+      and 2 operations, 17; or `m Σ v - Σ v u`: 15 + 5 + 1 = 21 or 4 + 1 + 1 = 6, and 1 for the difference: 22.
+    * `second`: `s·Σv/S·e` 23, as above; `u - m` 15 + 1; their product 23 + 16 + 1: 40.
 
     Underflow loses at most 2^-1022 an operation, which enters one result in at most `16 C² <= 2^64` places. It is
-    multiplied there by at most `|w|`, `|t|` and `|lp|`, each below 2^130, by `|g| <= 2^128` and by `1/|D| <= 2^149`, as
-    D is a multiple of float32's smallest number: less than 2^-290 is left. Nothing overflows: 2^(64 + 3·130 + 277). ∎
+    multiplied there by at most `|w|`, `|t|` and `|lp|` or `|u|`, each below 2^130, by `|g| <= 2^128` and by `1/|D| <=
+    2^149`, as D is a multiple of float32's smallest number: less than 2^-290 is left. Nothing overflows:
+    2^(64 + 3·130 + 277). ∎
     """
 
     def __init__(self, rows: FiniteRows, arithmetic: Float64 | Balls) -> None:
@@ -170,6 +181,24 @@ class Formula:
         """(r, C): `-s·(1 - ε)·w·lp`."""
         return np.asarray(self._weighted((self.scale * (1 - self.smoothing))[:, None]) * self.neg_log_probs)
 
+    def tangents(self, direction: Array) -> Numbers:
+        """(r,): `Σ v (m - u)`, of a direction `u`, (r, C)."""
+        u, mean = self.arithmetic.numbers(direction), self._mean(direction)
+        if self.rows.dense:
+            return np.asarray(mean * self.total_coefficients - self.arithmetic.total(self.coefficients * u))
+        return np.asarray(self.coefficients * (mean - u[self.rows.true]))
+
+    def second(self, direction: Array) -> Numbers:
+        """(r, C): `s·Σ v·p (u - m)`, of a direction `u`, (r, C)."""
+        total = self.total_coefficients if self.rows.dense else self.coefficients
+        factor = self.scale * total / self.partition
+        away = self.arithmetic.numbers(direction) - self._mean(direction)[:, None]
+        return np.asarray(factor[:, None] * self.exps * away)
+
+    def _mean(self, direction: Array) -> Numbers:
+        """(r,): `m = Σ p u`."""
+        return np.asarray(self.arithmetic.total(self.exps * self.arithmetic.numbers(direction)) / self.partition)
+
     def loss_sizes(self) -> Array:
         """(r,): the terms of each loss without their signs."""
         return np.asarray((self.magnitudes * self.neg_log_probs).sum(1)) if self.rows.dense else np.abs(self.losses())
@@ -185,7 +214,20 @@ class Formula:
         """(r, C): the gradient of the target has one term."""
         return np.abs(self.target_gradient())
 
+    def tangent_sizes(self, direction: Array) -> Array:
+        """(r,): the terms of each tangent without their signs."""
+        u, mean = np.abs(direction), self._mean(np.abs(direction))
+        if self.rows.dense:
+            return np.asarray((self.magnitudes * (mean[:, None] + u)).sum(1))
+        return np.asarray(np.abs(self.coefficients) * (mean + u[self.rows.true]))
 
-def float64_radius(size: Array) -> Array:
+    def second_sizes(self, direction: Array) -> Array:
+        """(r, C): the terms of each element of the second derivative without their signs."""
+        total = self.magnitudes.sum(1) if self.rows.dense else np.abs(self.coefficients)
+        factor = np.abs(self.scale) * total / self.partition
+        return np.asarray(factor[:, None] * self.exps * (np.abs(direction) + self._mean(np.abs(direction))[:, None]))
+
+
+def float64_radius(size: Array, roundings: int = ROUNDINGS) -> Array:
     """How far a result of :class:`Formula` in float64 can be off."""
-    return ROUNDINGS * UNIT_ROUNDOFF * size + UNDERFLOW
+    return roundings * UNIT_ROUNDOFF * size + UNDERFLOW

@@ -8,6 +8,7 @@ from crossent.bad_inputs import BAD_INPUTS, BadInput
 from crossent.cases import Case
 from crossent.checks import SINGLE
 from crossent.corpus import bugs
+from crossent.derivatives import DERIVATIVES
 from crossent.determinism import DETERMINISM
 from crossent.edges import edges
 from crossent.grid import grid
@@ -22,7 +23,9 @@ Checks = tuple[Check, ...]
 # What a call costs and little more; these run on every case.
 ALWAYS: Checks = (*SINGLE, *INVARIANTS)
 # In the order in which they run on a case, and stand in a report.
-CHECKS = {check.name: check for check in (*ALWAYS, *RELATIONS, *DETERMINISM, *TRANSFORMS, *COMPILED, *LARGE)}
+CHECKS = {
+    check.name: check for check in (*ALWAYS, *RELATIONS, *DERIVATIVES, *DETERMINISM, *TRANSFORMS, *COMPILED, *LARGE)
+}
 # Code is made in seconds, and a dynamic graph in half of one. Below the level thorough, a bug that these find is asked
 # for in the graph before it is code, which is fast; and they themselves on a case of either kind of target.
 SLOW = ("compile", "compile_dynamic", "trace_dynamic", "compiled_error")
@@ -44,7 +47,7 @@ def plan(level: str, dtypes: Sequence[str], seed: int) -> dict[Case | BadInput, 
 
 
 def _sources(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[Case, Sequence[str]]]:
-    thorough, always, relations = level == "thorough", _names(ALWAYS), _names(RELATIONS)
+    thorough, always, deep = level == "thorough", _names(ALWAYS), _names((*RELATIONS, *DERIVATIVES))
     for bug in bugs():  # first, so that a case that others have too keeps its name
         names = bug.checks if thorough else [FAST if name in SLOW else name for name in bug.checks]
         for case in bug.cases:
@@ -55,7 +58,7 @@ def _sources(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[Cas
         yield from ((case, always) for case in grid(dtypes, seed, "pairs"))
         return
     for at in range(4 if thorough else 1):
-        yield from ((case, (*always, *relations)) for case in grid(dtypes, seed + at, "pairs"))
+        yield from ((case, (*always, *deep)) for case in grid(dtypes, seed + at, "pairs"))
         yield from ((case, always) for case in grid(dtypes, seed + at, "triples"))
     fast = [name for name in _names((*DETERMINISM, *TRANSFORMS)) if name not in SLOW]
     transformed = list(grid(dtypes, seed, "transformed"))

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from crossent.agreement import PARTS, Held, apart, beneath, beside, further_call, held, plus, relation, times
-from crossent.bounds import Terms
 from crossent.cases import Case, Inputs
 from crossent.checks import no_gradient
 from crossent.differences import Difference
 from crossent.expected import name_of, rows_of
+from crossent.intermediates import Terms
 from crossent.options import options
 from crossent.results import Result
 from crossent.rounding import FORMATS, Array

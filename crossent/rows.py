@@ -99,7 +99,8 @@ class Rows:
 
 def _mean(total: Tensor, weight: Tensor) -> Tensor:
     """`total / weight`, and NaN where nothing is weighted, though smoothing may have left something to divide."""
-    return torch.where(weight == 0, torch.nan, total / weight)
+    # A divisor of NaN, and not a result of NaN that was chosen: its derivatives are NaN too, and not a sure 0.
+    return total / torch.where(weight == 0, torch.nan, weight)
 
 
 def lay_out(

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TypeVar
 
 from crossent.cases import Case, Inputs
 from crossent.contracts import Grade
 from crossent.differences import Difference, bounds_under, compare, contract_of
-from crossent.expected import Expected, expect
+from crossent.expected import Expected, ExpectedAlong, expect, expect_along
 from crossent.findings import one_line
 from crossent.results import Loss, Result, evaluate
 from crossent.rounding import Array
 from crossent.state import restore, snapshot
 from crossent.subjects import Subject
+
+T = TypeVar("T")
 
 
 class RefusedError(Exception):
@@ -64,6 +67,11 @@ class Question:
         """The exact answer and its bounds."""
         return expect(self.inputs)
 
+    @cached_property
+    def along(self) -> ExpectedAlong:
+        """The exact derivatives along the case's direction and their bounds."""
+        return expect_along(self.inputs, self.case.direction(self.device))
+
 
 @dataclass(eq=False)
 class Trial:
@@ -98,9 +106,17 @@ class Trial:
         Raises:
             RefusedError: it raised.
         """
+        return self.attempt(lambda: evaluate(loss or self.subject.loss, inputs, gradient=self.subject.differentiable))
+
+    def attempt(self, call: Callable[[], T]) -> T:
+        """What a function that calls the subject returns.
+
+        Raises:
+            RefusedError: it raised.
+        """
         before = snapshot()
         try:
-            return evaluate(loss or self.subject.loss, inputs, gradient=self.subject.differentiable)
+            return call()
         except (Exception, SystemExit) as error:  # whatever a subject raises is a finding, and the run goes on
             raise RefusedError(said(error)) from error
         finally:

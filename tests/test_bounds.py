@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import crossent
-from crossent import bounds
+from crossent import bounds, intermediates
 from crossent.bounds import Bounds
 from crossent.cases import Case, Inputs
 from crossent.contracts import contract
@@ -45,9 +45,9 @@ def without(clause):
     plain, times = Held.sum, Held.times
     leave_out = {
         "factors come in any order": lambda: patch.setattr(
-            Bounds, "_heads", lambda self: np.zeros(self._log_probs.value.shape[: 2 if self._dense else 1])
+            Bounds, "_heads", lambda self, sizes: np.zeros(sizes.shape[: 2 if self._dense else 1])
         ),
-        "terms are scaled before they are summed": lambda: patch.setattr(bounds, "_wider", lambda a, b: a),
+        "terms are scaled before they are summed": lambda: patch.setattr(bounds, "wider", lambda a, b: a),
         "an underflow is multiplied": lambda: patch.setattr(
             Bounds, "_in_any_order", lambda self, product, factors, products=1: product
         ),
@@ -58,13 +58,13 @@ def without(clause):
             Held, "sum", lambda self, of, order=ANY_ORDER, sizes=None: plain(self, of, order)
         ),
         "options are held as other numbers are": lambda: patch.setattr(
-            bounds,
-            "_constant",
+            intermediates,
+            "constant",
             lambda value, narrow, c: Held(np.asarray(value), np.asarray(2 * narrow.unit_roundoff * abs(value)), None),
         ),
         "weights are summed as losses are": lambda: patch.setattr(
             bounds,
-            "_denominator",
+            "denominator",
             lambda t, c: c.keep(Held.exactly(np.where(t.kept, t.weight[t.index], 0.0), c.storage).sum(c.compute)),
         ),
     }

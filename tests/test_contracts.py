@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from crossent import bounds
+from crossent import intermediates
 from crossent.cases import DTYPES, Case
 from crossent.contracts import FUNCTIONS, contract
-from crossent.differences import compare
-from crossent.expected import expect, terms_of
+from crossent.differences import compare, worst
+from crossent.expected import expect, expect_along, rows_of, terms_of
 from crossent.results import Result
 from crossent.rounding import FLOAT32, Held, safe
 
@@ -110,9 +110,9 @@ class Kernel:
     quotient: bool = False
     wrong: str = ""
 
-    def __call__(self, case):
-        """Loss and gradient of a case."""
-        inputs, f = case.build(), self.arithmetic
+    def terms(self, case):
+        """What a call is made of: logits, coefficients and denominator in the format that is computed in, and more."""
+        inputs = case.build()
         terms = terms_of(inputs)
         kind = NUMPY[case.dtype]
         x = terms.logits.astype(kind)
@@ -124,17 +124,28 @@ class Kernel:
         else:
             q = (np.arange(classes) == terms.index[:, None]).astype(kind)
         coefficients = weight * (q * (kind(1) - smooth) + smooth / kind(classes))
-        losses, gradient = np.zeros(rows, kind), np.zeros((rows, classes), kind)
         denominator = None
         if terms.reduction == "mean":
             weights = np.ones(rows, kind) if terms.index is None else weight[terms.index]
             denominator = running(np.where(terms.kept, weights, 0).astype(kind))
+        return inputs, terms, kind, x, coefficients, denominator
+
+    def softmax(self, x):
+        """Of a row: its maximum, the logarithm of the sum of its shifted exponentials, log p and p."""
+        f = self.arithmetic
+        largest, total = self.sum(x)
+        if self.wrong == "inside the log":
+            total = total + x.dtype.type(1e-4)
+        log_sum = f.log(total)
+        log_probs = x - (largest + log_sum) if self.adds_back else (x - largest) - log_sum
+        return largest, log_sum, log_probs, f.divide(f.exp(x - largest), total) if self.quotient else f.exp(log_probs)
+
+    def __call__(self, case):
+        """Loss and gradient of a case."""
+        inputs, terms, kind, x, coefficients, denominator = self.terms(case)
+        losses, gradient = np.zeros(len(x), kind), np.zeros(x.shape, kind)
         for row in np.flatnonzero(terms.kept):
-            largest, total = self.sum(x[row])
-            if self.wrong == "inside the log":
-                total = total + kind(1e-4)
-            log_sum = f.log(total)
-            log_probs = x[row] - (largest + log_sum) if self.adds_back else (x[row] - largest) - log_sum
+            largest, log_sum, log_probs, p = self.softmax(x[row])
             used = coefficients[row] != 0  # zeros are no terms
             if self.smooths_logits:
                 losses[row] = running(coefficients[row][used]) * (largest + log_sum) - running(
@@ -142,17 +153,40 @@ class Kernel:
                 )
             else:
                 losses[row] = -running((coefficients[row] * log_probs)[used])
-            p = f.divide(f.exp(x[row] - largest), total) if self.quotient else f.exp(log_probs)
             scale = self.mean(np.atleast_1d(terms.upstream[row].astype(kind)), denominator)[0]
             gradient[row] = (p * running(coefficients[row][used]) - coefficients[row]) * scale
         if self.wrong == "loss":
             losses = losses * kind(1 + 2.0**-10)
-        if terms.reduction != "none":
-            losses = self.mean(np.atleast_1d(running(losses)), denominator)[0]
-        dtype = DTYPES[case.dtype]
-        loss = torch.from_numpy(np.array(losses)).to(dtype).reshape(inputs.upstream.shape)
-        moved = np.moveaxis(gradient.reshape(-1, *inputs.logits.shape[2:], classes), -1, 1)
-        return Result(loss, torch.from_numpy(np.ascontiguousarray(moved)).to(dtype))
+        return Result(self.reduced(losses, inputs, denominator), tensor_of(gradient, inputs))
+
+    def along(self, case, way):
+        """Tangent and second derivative of a case along its direction, in one of three ways to group their terms."""
+        inputs, terms, kind, x, coefficients, denominator = self.terms(case)
+        tangents, second = np.zeros(len(x), kind), np.zeros(x.shape, kind)
+        for row, u in enumerate(rows_of(case.direction()).astype(kind)):
+            if not terms.kept[row]:
+                continue
+            *_, p = self.softmax(x[row])
+            v, add = coefficients[row], BLOCKS[self.blocks][1]
+            total, mean = running(v), add(p * u)
+            scale = self.mean(np.atleast_1d(terms.upstream[row].astype(kind)), denominator)[0]
+            if way == "difference":
+                tangents[row] = running(v * (mean - u))
+                second[row] = scale * total * p * (u - mean)
+            elif way == "apart":
+                tangents[row] = total * mean - running(v * u)
+                second[row] = scale * (total * p) * u - p * (scale * mean * total)
+            else:
+                terms_of_u = scale * total * p * u
+                tangents[row] = running((p * total - v) * u)
+                second[row] = terms_of_u - p * add(terms_of_u)
+        return self.reduced(tangents, inputs, denominator), tensor_of(second, inputs)
+
+    def reduced(self, rows, inputs, denominator):
+        """A number for each row, as the reduction has it."""
+        if inputs.options["reduction"] != "none":
+            rows = self.mean(np.atleast_1d(running(rows)), denominator)[0]
+        return torch.from_numpy(np.array(rows)).to(inputs.logits.dtype).reshape(inputs.upstream.shape)
 
     def mean(self, total, denominator):
         return total if denominator is None else self.arithmetic.divide(total, denominator)
@@ -171,6 +205,12 @@ class Kernel:
                 total = total * self.arithmetic.exp(np.atleast_1d(x.dtype.type(largest) - after))[0]
             largest, total = after, total + add(self.arithmetic.exp(x[block] - after))
         return largest, total
+
+
+def tensor_of(rows, inputs):
+    """(R, C) as a tensor of the logits' shape."""
+    moved = np.moveaxis(rows.reshape(-1, *inputs.logits.shape[2:], rows.shape[1]), -1, 1)
+    return torch.from_numpy(np.ascontiguousarray(moved)).to(inputs.logits.dtype)
 
 
 IN_PLACE = (
@@ -212,6 +252,22 @@ def ratios(kernel, case, promise, grade="A"):
     return [difference.ratio for difference in compare(got, expected(case), grade, promise)]
 
 
+@functools.cache
+def expected_along(case):
+    """The exact derivatives along the case's direction."""
+    return expect_along(case.build(), case.direction())
+
+
+def ratios_along(kernel, case, promise, way):
+    """Of tangent and second derivative, error ÷ bound."""
+    with np.errstate(all="ignore"):
+        tangent, second = kernel.along(case, way)
+    exact = expected_along(case)
+    bounds = exact.bounds(contract(promise, "A", case.dtype, rows=case.rows))
+    of = (("tangent", tangent, exact.tangent), ("second", second, exact.second))
+    return [worst(check, got, right, bounds).ratio for check, got, right in of]
+
+
 PROMISES = {"kernel": ACCURATE, "fast_kernel": FAST}
 
 
@@ -228,6 +284,20 @@ def test_correct_kernels_keep_their_contract(promise, dtype):
     for case in cases(dtype, IN_PLACE + OFFSET):
         for kernel in kernels(promise):
             assert max(ratios(kernel, case, promise)) <= 1, (case.id, kernel)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("promise", PROMISES)
+def test_derivatives_of_correct_kernels_keep_their_contract(promise, dtype):
+    largest = np.zeros(2)
+    for case in list(cases(dtype, IN_PLACE + OFFSET))[::3]:
+        for kernel in kernels(promise):
+            for way in ("difference", "apart", "gradient"):
+                found = ratios_along(kernel, case, promise, way)
+                assert max(found) <= 1, (case.id, kernel, way)
+                largest = np.maximum(largest, found)
+    print(f"largest share of a bound: tangent {largest[0]:.3f}, second derivative {largest[1]:.3f}")
+    assert (largest > 0.3).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -305,7 +375,7 @@ def test_blocks_cost_what_the_contract_adds_for_them():
     shifted = Held.exactly(logits, FLOAT32).minus(Held.exactly(logits.max(1), FLOAT32), FLOAT32)
     promised = contract("kernel", "A", "float32")
     in_order = shifted.exp(FLOAT32, promised.functions.exp_ulps).sum(FLOAT32).error[0]
-    in_blocks = bounds._in_blocks(shifted, logits, promised).sum(FLOAT32).error[0]
+    in_blocks = intermediates.in_blocks(shifted, logits, promised).sum(FLOAT32).error[0]
     error = abs(float(total) - np.exp(logits - logits.max()).sum())
     assert in_order < error <= safe(in_blocks) < 4 * error
 

@@ -20,8 +20,9 @@ import pytest
 from mpmath import mp, mpf
 
 from crossent import oracle
-from crossent.arithmetic import EXP_LOG_ULP, compensated_sum, two_sum
-from crossent.oracle import Arguments, Ball, answer
+from crossent.arguments import Arguments
+from crossent.arithmetic import EXP_LOG_ULP, Ball, compensated_sum, two_sum
+from crossent.oracle import answer
 
 INF, NAN = math.inf, math.nan
 UNIT_ROUNDOFF = {np.float32: 2.0**-24, np.float64: 2.0**-53}
@@ -34,10 +35,10 @@ each_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["fl
 # --- The second oracle --------------------------------------------------------------------------------------------
 
 
-def by_definition(a):
+def by_definition(a, direction=None):
     """Losses, loss, gradient and target's gradient of a case as mpf; with `sizes`, the sums of their terms' |·|.
 
-    Not for rows that hold NaN or +inf, or nothing but -inf.
+    With a direction, the derivatives along it too. Not for rows that hold NaN or +inf, or nothing but -inf.
     """
     rows, classes = a.logits.shape
     eps, upstream = mpf(a.label_smoothing), [mpf(float(g)) for g in np.broadcast_to(a.upstream, rows)]
@@ -49,6 +50,7 @@ def by_definition(a):
     scale = [g / denominator if denominator else mp.nan for g in upstream]
 
     out = SimpleNamespace(losses=[], gradient=[], target_gradient=[], loss_sizes=[], gradient_sizes=[])
+    out.tangents, out.tangent_sizes, out.second, out.second_sizes = [], [], [], []
     for r in range(rows):
         x = [mpf(float(value)) for value in a.logits[r]]
         exps = [mp.exp(value - max(x)) for value in x]
@@ -74,6 +76,22 @@ def by_definition(a):
             out.gradient_sizes.append([mpf(0)] * classes)
         if a.index is None:
             out.target_gradient.append([-scale[r] * (1 - eps) * w[c] * lp[c] for c in range(classes)])
+        if direction is not None:
+            u, kept_row = [mpf(float(value)) for value in direction[r]], int(r in kept)
+            mean, mean_size = (mp.fsum(p[c] * f(u[c]) for c in range(classes)) for f in (mpf, abs))
+            out.tangents.append(kept_row * mp.fsum(v[c] * (mean - u[c]) for c in range(classes)))
+            out.tangent_sizes.append(kept_row * mp.fsum(v_size[c] * (mean_size + abs(u[c])) for c in range(classes)))
+            factor, factor_size = scale[r] * mp.fsum(v), abs(scale[r]) * mp.fsum(v_size)
+            kept_rows = [mpf(0)] * classes, [mpf(0)] * classes
+            if kept_row:
+                kept_rows = (
+                    [factor * p[c] * (u[c] - mean) for c in range(classes)],
+                    [factor_size * p[c] * (abs(u[c]) + mean_size) for c in range(classes)],
+                )
+            out.second.append(kept_rows[0])
+            out.second_sizes.append(kept_rows[1])
+    out.tangent = sum(out.tangents, mpf(0)) / denominator if denominator else mp.nan
+    out.tangent_size = sum(out.tangent_sizes, mpf(0)) / abs(denominator) if denominator else mp.nan
     out.loss = sum(out.losses, mpf(0)) / denominator if denominator else mp.nan
     out.loss_size = sum(out.loss_sizes, mpf(0)) / abs(denominator) if denominator else mp.nan
     return out
@@ -128,6 +146,20 @@ class Comparison:
                     expected = np.array(exact.target_gradient[block])
                     self.hold(target_gradient, expected, abs(expected))
             assert rows == len(a.logits)
+
+    def along(self, a, direction, digits=100):
+        """How the loss of one case and its gradient change along a direction."""
+        with mp.workdps(digits):
+            exact, got = by_definition(a, direction), answer(a)
+            self.hold(got.second(direction), exact.second, exact.second_sizes)
+            tangent = got.tangent(direction)
+            if a.reduction == "none":
+                self.hold(tangent, exact.tangents, exact.tangent_sizes)
+            elif not a.kept.any() and a.reduction == "mean":
+                assert tangent.radius == INF
+            else:
+                denominator = min(mpf(1), abs(mpf(float(got.denominator.hi))))
+                self.hold(tangent, exact.tangent, exact.tangent_size, denominator)
 
 
 # --- Every option in every regime ---------------------------------------------------------------------------------
@@ -228,6 +260,27 @@ def test_every_number_is_within_its_radius_of_the_definition(regime, dtype, seed
     assert comparison.worst > 0 or regime in {"ties", "subnormal"}, "a comparison in which nothing ever rounds"
 
 
+@each_dtype
+@pytest.mark.parametrize("regime", REGIMES)
+def test_every_derivative_along_a_direction_is_within_its_radius_of_the_definition(regime, dtype, seed):
+    rng = np.random.default_rng([seed, 1, sorted(REGIMES).index(regime)])
+    comparison, every = Comparison(dtype), list(itertools.product(TARGETS, REDUCTIONS, WEIGHTS, SMOOTHINGS))
+    for at in range(int(rng.integers(12)), len(every), 12):
+        a = arguments_of(rng, regime, dtype, *every[at])
+        direction = rng.integers(-2, 3, a.logits.shape).astype(float)
+        if at % 2:
+            direction = np.float32(rng.standard_normal(direction.shape)).astype(float)
+        try:
+            comparison.along(a, direction, REGIMES[regime][1] if dtype == np.float64 else 100)
+        except AssertionError as error:
+            raise AssertionError(f"{every[at]}: {a}, {direction}") from error
+    print(
+        f"{regime}, {dtype.__name__}: {comparison.count} numbers, {comparison.special} of them special, worst error / "
+        f"radius {comparison.worst:.3f}"
+    )
+    assert comparison.worst > 0 or regime in {"ties", "subnormal", "saturated"}, "nothing ever rounds"
+
+
 def as_wrong_as_assumed(function, x, direction):
     """`function` of the float64 numbers, off by as much of `EXP_LOG_ULP` ulp as a float64 can be, up or down."""
     with flint.ctx.workprec(200):
@@ -242,7 +295,7 @@ def as_wrong_as_assumed(function, x, direction):
 def test_a_quarter_of_the_radius_is_reached_where_exp_and_log_are_as_wrong_as_is_assumed(seed, monkeypatch):
     """And all of it never. Two exps are too large and all others, which make the sum, too small; or conversely."""
     rng = np.random.default_rng(seed)
-    comparison = Comparison(np.float32)
+    comparison, along = Comparison(np.float32), Comparison(np.float32)
     for _ in range(50):
         classes = int(rng.integers(10, 30))
         # exp just above a power of two, where an ulp is the largest part of the number.
@@ -256,9 +309,13 @@ def test_a_quarter_of_the_radius_is_reached_where_exp_and_log_are_as_wrong_as_is
         )
         options = {"reduction": "none", "weight": rng.random(classes).astype(np.float32), "upstream": rng.random(1)}
         for label_smoothing in (0.0, 0.1):
-            comparison.case(Arguments(x, index=rng.integers(0, classes, 1), label_smoothing=label_smoothing, **options))
+            a = Arguments(x, index=rng.integers(0, classes, 1), label_smoothing=label_smoothing, **options)
+            comparison.case(a)
+            along.along(a, np.sign(direction)[None])
     print(f"{comparison.count} numbers, worst error / radius {comparison.worst:.3f}")
+    print(f"{along.count} along a direction, worst error / radius {along.worst:.3f}")
     assert 1 / 4 < comparison.worst <= 1
+    assert 1 / 8 < along.worst <= 1  # of which sums have more than here
 
 
 @each_dtype
@@ -278,11 +335,13 @@ def test_a_smoothed_probability_that_cancels_is_within_its_radius(dtype, seed):
 def test_float32_and_float64_arithmetic_agree_on_fifty_thousand_classes(seed):
     rng = np.random.default_rng(seed)
     x, weight = rng.standard_normal((3, 50_000)).astype(np.float32) * 5, rng.random(50_000).astype(np.float32)
+    along = rng.integers(-2, 3, x.shape).astype(float)
     for label_smoothing in (0.0, 0.1):
         options = {"index": rng.integers(0, 50_000, 3), "label_smoothing": label_smoothing, "upstream": 2.0}
         narrow, wide = (answer(Arguments(x.astype(t), weight=weight, **options)) for t in (np.float32, np.float64))
         balls = [(narrow.losses, wide.losses), (narrow.loss, wide.loss)]
         balls += [(n[1], w[1]) for n, w in zip(narrow.gradients(), wide.gradients(), strict=True)]
+        balls += [(getattr(narrow, of)(along), getattr(wide, of)(along)) for of in ("tangent", "second")]
         for in_float64, in_balls in balls:
             distance = in_balls.distance(in_float64.hi)
             assert (distance <= in_float64.radius + in_balls.radius).all()
@@ -311,7 +370,10 @@ def answers(dtype, logits, target, *, weight=None, **options):
         options.setdefault("upstream", np.ones(len(logits)))
     got = answer(Arguments(logits, weight=weight, **{key: target}, **options))
     (_, gradient, target_gradient) = next(got.gradients(len(logits)), (None, None, None))
-    return SimpleNamespace(losses=got.losses, loss=got.loss, gradient=gradient, target_gradient=target_gradient)
+    out = SimpleNamespace(losses=got.losses, loss=got.loss, gradient=gradient, target_gradient=target_gradient)
+    direction = np.broadcast_to(np.arange(logits.shape[1]) % 3 - 1.0, logits.shape)
+    out.tangent, out.second = got.tangent(direction), got.second(direction)
+    return out
 
 
 def part(ball, *index):
@@ -409,6 +471,78 @@ def test_an_ignored_row_of_nan_or_inf_or_nothing_has_loss_0_but_a_gradient_of_na
     alone = answers(dtype, [[0.0, 1.0]], [1], reduction=reduction, label_smoothing=0.1)
     assert got.loss.hi.flat[-1] == alone.loss.hi.flat[0]
     np.testing.assert_array_equal(got.gradient.hi[1], alone.gradient.hi[0])
+
+
+@each_dtype
+@pytest.mark.parametrize("target", [[0], [2], [[0.5, 0.5, 0.0]], [[0.5, 0.0, 0.5]]], ids=str)
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1, 1.0])
+def test_derivatives_are_finite_where_a_masked_class_makes_the_loss_infinite_or_nan(label_smoothing, target, dtype):
+    """They have p and v for terms, and no logarithm: those of the row without the class, but for its own v·u."""
+    got = answers(dtype, [[0.0, 1.0, -INF]], target, weight=[1, 2, 3], label_smoothing=label_smoothing)
+    p = 1 / (1 + math.e), 1 / (1 + 1 / math.e)
+    t = np.array(target[0]) if np.ndim(target) == 2 else np.eye(3)[target[0]]
+    v = np.array([1, 2, 3]) * ((1 - label_smoothing) * t + label_smoothing / 3)
+    mean = -p[0]  # of the direction -1, 0, 1
+    assert got.tangent.distance([v @ (mean - np.array([-1, 0, 1]))])[0] < 1e-14
+    assert got.second.distance([[v.sum() * p[0] * (-1 - mean), v.sum() * p[1] * (0 - mean), 0.0]]).max() < 1e-14
+    exactly(part(got.second, 0, 2), 0.0)
+
+
+@each_dtype
+@pytest.mark.parametrize("row", BROKEN, ids=str)
+def test_the_derivatives_of_a_broken_row_are_nan_but_for_the_tangent_of_an_ignored_one(row, dtype):
+    for label_smoothing in (0.0, 0.1):
+        got = answers(dtype, [row, row, [0.0, 1.0]], [0, -100, 1], label_smoothing=label_smoothing)
+        exactly(part(got.second, slice(2)), np.full((2, 2), NAN))
+        exactly(part(got.tangent, slice(2)), [NAN, 0.0])
+        assert np.isfinite(got.second.hi[2]).all()
+        assert np.isfinite(got.tangent.hi[2])
+        exactly(answers(dtype, [row, [0.0, 1.0]], [0, 1], reduction="sum").tangent, NAN)
+        ignored = answers(dtype, [row, [0.0, 1.0]], [-100, 1], reduction="sum", label_smoothing=label_smoothing).tangent
+        assert np.isfinite(ignored.hi)
+    exactly(answers(dtype, [row], [[0.5, 0.5]]).tangent, [NAN])
+
+
+@each_dtype
+@pytest.mark.parametrize("label_smoothing", SMOOTHINGS)
+def test_the_derivatives_of_a_mean_over_weights_that_are_all_0_are_nan(label_smoothing, dtype):
+    options = {"weight": [0, 1], "reduction": "mean", "label_smoothing": label_smoothing}
+    got = answers(dtype, [[0.0, 1.0], [2.0, 3.0], [-INF, 1.0]], [0, -100, 0], **options)
+    exactly(got.tangent, NAN)
+    exactly(got.second, [[NAN, NAN], [0.0, 0.0], [NAN, NAN]])
+    cancelling = answers(dtype, [[0.0, 1.0], [2.0, 3.0]], [0, 1], weight=[1, -1], reduction="mean")
+    assert cancelling.tangent.radius == INF
+    assert np.isinf(cancelling.second.radius).all()
+
+
+@each_dtype
+def test_a_mean_over_no_rows_has_no_tangent_that_is_claimed_and_second_derivatives_of_0(dtype):
+    """Its gradient is 0 by contract and its loss NaN: forward mode may say either."""
+    got = answers(dtype, [[0.0, 1.0], [2.0, -INF]], [-100, -100], reduction="mean")
+    assert got.tangent.radius == INF
+    exactly(got.second, np.zeros((2, 2)))
+    exactly(answers(dtype, [[0.0, 1.0]], [-100], reduction="sum").tangent, 0.0)
+    exactly(answers(dtype, [[0.0, 1.0]], [-100]).tangent, [0.0])
+    assert answers(dtype, np.zeros((0, 3)), np.zeros(0), reduction="mean").tangent.radius == INF
+    exactly(answers(dtype, np.zeros((0, 3)), np.zeros(0)).second, np.zeros((0, 3)))
+
+
+@each_dtype
+def test_derivatives_of_one_class_are_0_and_those_of_none_an_empty_sum(dtype):
+    got = answers(dtype, [[1e30], [-7.0]], [0, 0], weight=[3], label_smoothing=0.1)
+    exactly(got.tangent, [0.0, 0.0])
+    exactly(got.second, [[0.0], [0.0]])
+    got = answers(dtype, np.zeros((2, 0)), np.zeros((2, 0)), weight=np.zeros(0))
+    exactly(got.tangent, [0.0, 0.0])
+    exactly(got.second, np.zeros((2, 0)))
+
+
+@pytest.mark.parametrize("direction", [np.zeros((2, 3)), np.zeros(3), np.full((1, 3), NAN), np.full((1, 3), 2.0**128)])
+def test_a_direction_is_one_finite_number_for_each_logit(direction):
+    got = answer(Arguments(np.zeros((1, 3)), index=np.array([0])))
+    for derivative in (got.tangent, got.second):
+        with pytest.raises(ValueError, match="direction: got"):
+            derivative(direction)
 
 
 @each_dtype
@@ -712,7 +846,7 @@ def test_the_oracle_imports_no_torch_and_none_of_the_forms():
             new = {name for name in names if name not in seen}
             todo += [name.removeprefix("crossent.") for name in new if name.startswith("crossent.")]
             seen |= new
-    own = {"crossent.arithmetic", "crossent.finite_rows"}
+    own = {f"crossent.{module}" for module in ("arguments", "arithmetic", "finite_rows", "row_blocks")}
     assert {name.split(".")[0] for name in seen - own} - sys.stdlib_module_names == {"numpy", "flint"}
     assert own <= seen
 

@@ -1210,6 +1210,18 @@ def test_the_tangent_of_a_row_with_minus_infinity_is_finite(form):
     exactly(tangents, [1.0 - 4.0, 0.0])
 
 
+@pytest.mark.parametrize("target", [[0, 0], [-100, -100]], ids=["weights of 0", "no kept rows"])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.5])
+@each_form
+def test_the_tangent_of_a_mean_that_is_nan_is_nan_as_in_torch(form, label_smoothing, target):
+    logits, weight = torch.tensor([[0.0, 1.0], [2.0, 0.0]]), torch.tensor([0.0, 1.0])
+    for loss in (form, F.cross_entropy):
+        function = functools.partial(loss, target=torch.tensor(target), weight=weight, label_smoothing=label_smoothing)
+        value, tangent = torch.func.jvp(function, (logits,), (torch.tensor([[1.0, -1.0], [0.0, 2.0]]),))
+        assert value.isnan()
+        assert tangent.isnan()
+
+
 @each_reduction
 @each_form
 def test_vmap_over_rows_equals_a_loop_over_rows(form, reduction):

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 
 import crossent
 from crossent import compilers, runner, transforms
-from crossent.bounds import Bounds, contract
+from crossent.bounds import Bounds
 from crossent.cases import DTYPES, Case
 from crossent.checks import SINGLE
+from crossent.contracts import contract
 from crossent.expected_findings import expect, shipped
 from crossent.findings import SubjectReport
 from crossent.grid import grid

@@ -1,0 +1,527 @@
+"""Double backward and forward mode: right code passes, and each wrong one below is caught by the check of its own.
+
+The wrong ones are cross-entropies whose loss and gradient are right: made of the exact pieces in float64, with one line
+of a second derivative or of a tangent wrong.
+"""
+
+import functools
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+import crossent
+from crossent.cases import DTYPES, Case
+from crossent.checks import SINGLE
+from crossent.derivatives import DERIVATIVES, MOST_LOGITS
+from crossent.differences import Difference
+from crossent.grid import grid
+from crossent.rows import lay_out
+from crossent.soak import soak
+from crossent.subjects import FORMS, REFERENCE, TORCH, Subject
+from crossent.trials import Question, RefusedError, Trial
+
+FORWARD_AND_BACKWARD = [check for check in SINGLE if check.name in ("call", "result", "loss", "gradient")]
+CHECKS = {check.name: check for check in (*FORWARD_AND_BACKWARD, *DERIVATIVES)}
+EAGER = [FORMS["formula"], FORMS["log_softmax_nll"], FORMS["one_hot"]]
+PART = 250  # cases of the soak that one test runs
+
+
+def pytest_generate_tests(metafunc):
+    if "part" in metafunc.fixturenames:
+        # A case takes as long as in test_soak.py, and is asked less: a quarter of as many, 16 without the option.
+        count = metafunc.config.getoption("--crossent-soak") // 4
+        parts = [(dtype, at, min(PART, count - at)) for dtype in DTYPES for at in range(0, count, PART)]
+        metafunc.parametrize("part", parts, ids=lambda part: f"{part[0]}-{part[1]}")
+
+
+@functools.cache
+def question(case):
+    """The exact answer, and the bounds, which take longer than a subject."""
+    return Question(Case.of(case) if isinstance(case, str) else case)
+
+
+def asked(check, subject, case):
+    """What a check yields of a subject on a case."""
+    return list(CHECKS[check].run(Trial(question(case), subject)))
+
+
+def differences(subject, case):
+    """All that both checks measure, by what it is of."""
+    found = [one for check in ("double_backward", "forward_ad") for one in asked(check, subject, case)]
+    assert all(isinstance(one, Difference) for one in found), (case, found)
+    return {one.check: one for one in found}
+
+
+def accusations(subject, cases):
+    """What the checks find wrong, by check: on each case in a few words."""
+    found = {}
+    for case in cases:
+        for name in CHECKS:
+            try:
+                for one in asked(name, subject, case):
+                    if not isinstance(one, Difference):
+                        found.setdefault(name, []).append(f"{one.kind}: {one.message}")
+                    elif one.ratio > 1:
+                        found.setdefault(name, []).append(f"{one.check}: {one}")
+            except RefusedError as refusal:
+                found.setdefault(name, []).append(f"refused: {refusal}")
+    return found
+
+
+# --- Right code passes --------------------------------------------------------------------------------------------
+
+
+def takes(subject, case):
+    """torch refuses some uint8 targets in any call, and 2.0 float16 on a CPU, which is for another check to say."""
+    if subject is TORCH and case.dtype == "float16" and not has_half():
+        return False
+    return case.target != "uint8" or subject not in (TORCH, REFERENCE)
+
+
+@functools.cache
+def has_half():
+    try:
+        torch.zeros(1, 2, dtype=torch.float16).softmax(1)
+    except RuntimeError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_forms_and_torch_have_the_exact_derivatives(dtype, seed):
+    alarms, worst, evidence = [], {}, set()
+    for case in list(grid([dtype], seed, "pairs"))[seed % 2 :: 2]:
+        for subject in (*EAGER, TORCH, REFERENCE):
+            if not takes(subject, case):
+                continue
+            for of, one in differences(subject, case).items():
+                worst[of] = max(worst.get(of, 0.0), one.ratio)
+                evidence |= set() if one.vacuous else {of}
+                if one.ratio > 1:
+                    alarms.append(f"{subject.name}: {of} of {case.id}\n{one}")
+    print({of: round(ratio, 3) for of, ratio in worst.items()})
+    assert not alarms, "\n".join(alarms)
+    assert evidence == {"second", "upstream_gradient", "tangent"}
+
+
+def test_no_correct_derivative_is_accused(part, seed):
+    dtype, first, count = part
+    # Where torch computes in half precision, it overflows and skips, as test_soak.py has it.
+    subjects = EAGER if dtype in ("float16", "bfloat16") else [*EAGER, TORCH]
+    alarms = []
+    for case in soak(count, [dtype], seed, first=first):
+        question.cache_clear()
+        if not DERIVATIVES[0].about(case):
+            continue
+        for subject in subjects:
+            if takes(subject, case):
+                for of, one in differences(subject, case).items():
+                    assert "the bound is not a number" not in one.not_judged, case.id
+                    alarms += [f"{subject.name}: {of} of {case.id}\n{one}"] if one.ratio > 1 else []
+    assert not alarms, "\n".join(alarms)
+
+
+# Cases of a soak near the bound of the second derivative and of the tangent.
+SHARP = {
+    "float16": (
+        "float16-3x3x1x50-confident-unnormalised-sum-scalar-smooth0.865-seed734587503",
+        "float16-1x9x3x85-near_ties-int64-none-weight_zeros-stride0-class_last-target_offset-smooth0.0001-seed1839912714",
+    ),
+    "bfloat16": (
+        "bfloat16-4x21x3x1-inf_on_target-unnormalised-mean-weight_negative-scalar-offset-smooth0.5-seed681772065",
+        "bfloat16-128x4-inf_tiles-int64-none-ignored_huge-seed1509581959",
+    ),
+    "float32": (
+        "float32-13-scales-uint8-sum-target_strided-seed1420012149",
+        "float32-4x2x2x1-row_offsets-uint8-none-zero-expanded-seed1925907708",
+    ),
+    "float64": (
+        "float64-2x255-wide-uint8-none-weight_decades-rows-target_strided-seed337717591",
+        "float64-33x15-decades-int64-none-ignored_class-zero-offset-seed1090486731",
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_bound_is_no_wider_than_three_times_what_a_correct_form_needs(dtype):
+    for of, case in zip(("second", "tangent"), SHARP[dtype], strict=True):
+        ratio = max(differences(subject, case)[of].ratio for subject in EAGER)
+        assert 1 / 3 < ratio <= 1, (case, ratio)
+
+
+# --- Wrong code is caught -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call in rows, in float64: `p`, `v` and `u` are (…, C), `kept` and `upstream` (…), `denominator` a number."""
+
+    input: Tensor
+    target: Tensor
+    options: dict
+
+    def rows(self, **options):
+        given = {"weight": None, "ignore_index": -100, **self.options, **options}
+        weight, target = given["weight"], self.target
+        return lay_out(
+            self.input.detach().double(),
+            target.double() if target.is_floating_point() else target,
+            None if weight is None else weight.double(),
+            given["ignore_index"],
+            given["reduction"],
+            given["label_smoothing"],
+        )
+
+    @property
+    def p(self):
+        return self.rows().logits.softmax(-1)
+
+    def v(self, *, masked=True, **options):
+        rows = self.rows(**options)
+        v = rows.weighted(rows.one_hot())
+        return v * self.kept.unsqueeze(-1) if masked else v
+
+    @property
+    def kept(self):
+        kept = self.rows().kept
+        return torch.ones(self.p.shape[:-1], dtype=torch.bool) if kept is None else kept
+
+    @property
+    def denominator(self):
+        rows = self.rows()
+        if rows.reduction != "mean":
+            return torch.tensor(1.0, dtype=torch.float64)
+        count = torch.tensor(float(self.kept.sum()), dtype=torch.float64)
+        return count if rows.target_weight is None else rows.target_weight.sum()
+
+    def moved(self, tensor):
+        """(N, C, …) to (…, C), in float64."""
+        return tensor.double().movedim(1, -1) if tensor.dim() > 1 else tensor.double()
+
+    def back(self, values):
+        """(…, C) to (N, C, …), in the logits' dtype."""
+        values = values.movedim(-1, 1) if values.dim() > 1 else values
+        return values.to(self.input.dtype).contiguous()
+
+    def reduced(self, values):
+        """(…), to what the reduction makes of it."""
+        values = torch.where(self.kept, values, 0.0)
+        return values if self.options["reduction"] == "none" else values.sum() / self.denominator
+
+
+def second(call, g, u, *, v=None, scale=None, mean=None):
+    """`g/D Σ v·p (u - Σ p u)`, but for what is given."""
+    p = call.p
+    v = call.v() if v is None else v
+    scale = g / call.denominator if scale is None else scale
+    mean = (p * u).sum(-1, keepdim=True) if mean is None else mean
+    return torch.broadcast_to(scale, p.shape[:-1]).unsqueeze(-1) * v.sum(-1, keepdim=True) * p * (u - mean)
+
+
+def tangent(call, u, *, v=None):
+    """`Σ v (Σ p u - u)`, but for what is given, of each row."""
+    v = call.v() if v is None else v
+    return (v * ((call.p * u).sum(-1, keepdim=True) - u)).sum(-1)
+
+
+def right(name, *, second=second, tangent=tangent, reduced=Call.reduced, upstream=tangent):
+    """A cross-entropy that is right but in what is given."""
+
+    class Gradient(Function):
+        @staticmethod
+        def forward(ctx, x, g, call):
+            ctx.save_for_backward(x, g)
+            ctx.call = call
+            with torch.enable_grad():
+                x = x.detach().double().requires_grad_()
+                return torch.autograd.grad(in_float64(x, call), x, g.double())[0].to(call.input.dtype)
+
+        @staticmethod
+        def backward(ctx, u):
+            _, g = ctx.saved_tensors
+            call, u = ctx.call, ctx.call.moved(u)
+            return call.back(second(call, g.double(), u)), call.reduced(upstream(call, u)).to(g.dtype), None
+
+    class Loss(Function):
+        @staticmethod
+        def forward(ctx, x, call):
+            ctx.save_for_backward(x)
+            ctx.call = call
+            return in_float64(x.double(), call).to(crossent.formula(x, call.target, **call.options).dtype)
+
+        @staticmethod
+        def backward(ctx, g):
+            return Gradient.apply(*ctx.saved_tensors, g, ctx.call), None
+
+        @staticmethod
+        def jvp(ctx, u, _):
+            dtype = crossent.formula(ctx.call.input, ctx.call.target, **ctx.call.options).dtype
+            return reduced(ctx.call, tangent(ctx.call, ctx.call.moved(u))).to(dtype)
+
+    return subject(name, Loss)
+
+
+def in_float64(x, call):
+    target, weight = call.target, call.options.get("weight")
+    options = {**call.options, **({} if weight is None else {"weight": weight.double()})}
+    return crossent.formula(x, target.double() if target.is_floating_point() else target, **options)
+
+
+def subject(name, function):
+    def loss(input, target, **options):
+        return function.apply(input, Call(input, target, options))
+
+    return Subject(name, loss)
+
+
+def without_a_graph(name, gradient):
+    """One whose gradient is right, and does not say what it depends on."""
+
+    class Loss(Function):
+        @staticmethod
+        def forward(ctx, x, call):
+            ctx.save_for_backward(x)
+            ctx.call = call
+            return in_float64(x.double(), call).to(x.dtype)
+
+        @staticmethod
+        def backward(ctx, g):
+            return gradient(*ctx.saved_tensors, g, ctx.call), None
+
+        @staticmethod
+        def jvp(ctx, u, _):
+            return ctx.call.reduced(tangent(ctx.call, ctx.call.moved(u))).to(u.dtype)
+
+    return subject(name, Loss)
+
+
+def saved(x, g, call):
+    """p is what the forward pass left, as in a kernel: a constant."""
+    scale = torch.broadcast_to(g.double() / call.denominator, call.kept.shape).unsqueeze(-1)
+    return call.back((call.p * call.v().sum(-1, keepdim=True) - call.v()) * scale)
+
+
+def not_recorded(x, g, call):
+    with torch.no_grad():
+        return saved(x, g, call)
+
+
+class Once(Function):
+    """Says that it cannot be differentiated twice."""
+
+    @staticmethod
+    def forward(ctx, x, call):
+        ctx.save_for_backward(x)
+        ctx.call = call
+        return in_float64(x.double(), call).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        return saved(*ctx.saved_tensors, g, ctx.call), None
+
+
+def of_absolute_weights(call, g, u):
+    weight = call.options.get("weight")
+    return second(call, g, u, v=call.v() if weight is None else call.v(weight=weight.abs()))
+
+
+def without_weight(call, u):
+    return tangent(call, u, v=call.v(weight=None))
+
+
+def with_zero_times_infinity(call, u):
+    """optax#1762: the target has no tangent, and 0 times the log-probabilities is added for it."""
+    return tangent(call, u) + (0.0 * call.rows().logits.log_softmax(-1)).sum(-1)
+
+
+def not_divided(call, values):
+    values = torch.where(call.kept, values, 0.0)
+    return values if call.options["reduction"] == "none" else values.sum()
+
+
+# Weights of both signs, ignored rows, smoothing, an upstream gradient and a mean; then each of them alone.
+CASES = [
+    Case("float64", (7, 5), weight="weight_negative", ignored="ignored", label_smoothing=0.1, upstream="scalar"),
+    Case("float32", (7, 5), "inf_off_target", weight="weighted", reduction="none", upstream="rows"),
+    Case("float32", (3, 5, 4), weight="weighted", label_smoothing=0.1),
+    Case("float32", (5,), reduction="sum"),
+    Case("float64", (5, 5), weight="weight_negative", reduction="sum", ignored="ignored_default"),
+]
+WRONG = {
+    "double_backward": [
+        without_a_graph("a constant p", saved),
+        without_a_graph("no graph", not_recorded),
+        subject("once differentiable", Once),
+        right("no mean", second=functools.partial(second, mean=0.0)),
+        right("the mean of u", second=lambda call, g, u: second(call, g, u, mean=u.mean(-1, keepdim=True))),
+        right("no sign of the weight", second=of_absolute_weights),
+        right("no upstream", second=lambda call, g, u: second(call, g, u, scale=1 / call.denominator)),
+        right("no denominator", second=lambda call, g, u: second(call, g, u, scale=g)),
+        right("ignored rows", second=lambda call, g, u: second(call, g, u, v=call.v(masked=False))),
+        right("no smoothing", second=lambda call, g, u: second(call, g, u, v=call.v(label_smoothing=0.0))),
+        right("zeros", second=lambda call, g, u: 0.0 * second(call, g, u)),
+        right("a wrong way to upstream", upstream=without_weight),
+    ],
+    "forward_ad": [
+        right("0 times -inf", tangent=with_zero_times_infinity),
+        right("no smoothing", tangent=lambda call, u: tangent(call, u, v=call.v(label_smoothing=0.0))),
+        right("no weight", tangent=without_weight),
+        right("a constant p", tangent=lambda call, u: -(call.v() * u).sum(-1)),
+        right("no denominator", reduced=not_divided),
+        right("zeros", tangent=lambda call, u: 0.0 * tangent(call, u)),
+        subject("no jvp", Once),
+    ],
+}
+
+
+def test_a_cross_entropy_made_of_its_pieces_is_right():
+    assert accusations(right("all"), CASES) == {}
+
+
+@pytest.mark.parametrize(
+    ("check", "wrong"),
+    [pytest.param(check, wrong, id=f"{check}-{wrong.name}") for check, of in WRONG.items() for wrong in of],
+)
+def test_a_wrong_derivative_is_caught_by_its_check_where_loss_and_gradient_are_right(check, wrong):
+    expected = {check} if wrong.name not in ("no jvp", "once differentiable") else set(WRONG)
+    found = accusations(wrong, CASES)
+    assert set(found) == expected, found
+
+
+def test_what_is_said_of_a_gradient_that_does_not_depend_on_the_logits():
+    for wrong in (*(without_a_graph("mine", gradient) for gradient in (saved, not_recorded)), subject("mine", Once)):
+        (first, *_) = accusations(wrong, CASES)["double_backward"]
+        assert first == "wrong: the gradient's dependence on the logits is cut off"
+    (first, *_) = accusations(subject("mine", Once), CASES)["forward_ad"]
+    assert first.startswith("refused: ")
+
+
+def test_a_gradient_that_should_be_a_constant_may_be_one():
+    """Of a single class the gradient is 0, whatever the logits."""
+    only = Case("float32", (4, 1), reduction="sum")
+    assert accusations(without_a_graph("mine", saved), [only]) == {}
+
+
+def test_a_tangent_that_is_lost_is_found():
+    def detached(input, target, **options):
+        # Whatever is not recorded for backward is plain numbers.
+        plain = input if input.requires_grad else torch.tensor(input.tolist(), dtype=input.dtype)
+        return crossent.formula(plain, target, **options)
+
+    found = accusations(Subject("mine", detached), CASES[:1])
+    assert found == {"forward_ad": ["wrong: the loss's tangent is cut off"]}
+
+
+# --- Single cases -------------------------------------------------------------------------------------------------
+
+
+def test_a_negative_weight_has_its_sign_in_the_second_derivative_of_one_row():
+    """pytorch#64256: with one row, numbers and torch's formula differed."""
+    case = Case.of("float64-1x2-normal-int64-sum-weight_negative-seed17")
+    inputs = question(case).inputs
+    assert inputs.options["weight"][inputs.target] < 0
+    assert len(case.direction().unique()) > 1
+    for checked in (case, replace(case, reduction="mean"), replace(case, reduction="none")):
+        for correct in (*EAGER, TORCH):
+            assert accusations(correct, [checked]) == {}
+    wrong = right("no sign of the weight", second=of_absolute_weights)
+    assert set(accusations(wrong, [case])) == {"double_backward"}
+
+
+@pytest.mark.parametrize("values", ["inf_off_target", "inf_on_target", "inf_tiles"])
+@pytest.mark.parametrize("target", ["int64", "probabilities"])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1, 1.0])
+def test_derivatives_are_finite_and_right_where_a_logit_is_minus_infinity(values, target, label_smoothing):
+    case = Case("float32", (7, 5), values, target, "none", label_smoothing=label_smoothing)
+    for correct in (*EAGER, TORCH):
+        for one in differences(correct, case).values():
+            assert one.ratio <= 1, one
+            assert not one.not_judged
+    for exact in (question(case).along.second, question(case).along.tangent):
+        assert torch.from_numpy(exact.hi).isfinite().all()
+
+
+@pytest.mark.parametrize("values", ["nan", "positive_inf", "nan_ignored", "inf_ignored"])
+def test_derivatives_of_broken_rows_are_those_of_torch(values):
+    """NaN where the gradient is; the tangent of an ignored row is 0."""
+    case = Case("float32", (7, 5), values, reduction="none", ignored="ignored")
+    for correct in (*EAGER, TORCH):
+        assert accusations(correct, [case]) == {}
+    assert torch.from_numpy(question(case).along.second.hi).isnan().any()
+
+
+@pytest.mark.parametrize("layout", ["expanded", "transposed", "strided", "window", "offset"])
+def test_every_layout_has_its_derivatives(layout):
+    """Of an expanded tensor torch makes no dual number: it is written out."""
+    case = Case("float32", (7, 5), reduction="none", upstream="stride0", layout=layout)
+    for correct in (*EAGER, TORCH):
+        assert accusations(correct, [case]) == {}
+
+
+def test_half_precision_that_is_computed_in_half_precision_is_not_grade_a():
+    """Rounding log-probabilities to bfloat16 is a finding where the subject is held to float32 inside."""
+
+    def stored(input, target, **options):
+        return crossent.formula(torch.log_softmax(input, 1), target, **options)
+
+    case = Case("bfloat16", (7, 5), reduction="none", upstream="rows")
+    assert set(accusations(Subject("mine", stored), [case])) >= {"double_backward"}
+    declared = Subject("mine", stored, grades={"bfloat16": "B"})
+    assert accusations(declared, [case]) == {}
+
+
+def test_what_changes_the_state_of_torch_is_noticed_and_undone():
+    def loss(input, target, **options):
+        torch.set_default_dtype(torch.float64)
+        return crossent.formula(input, target, **options)
+
+    for check in DERIVATIVES:
+        trial = Trial(question(CASES[1]), Subject("mine", loss))
+        list(check.run(trial))
+        assert set(trial.disturbed) == {"the default dtype"}
+        assert torch.get_default_dtype() == torch.float32
+
+
+def test_a_subject_that_writes_into_its_arguments_spoils_nobody():
+    def loss(input, target, **options):
+        result = crossent.formula(input, target.clone(), **options)
+        target.zero_()
+        return result
+
+    before = question(CASES[1]).inputs.target.clone()
+    for check in DERIVATIVES:
+        list(check.run(Trial(question(CASES[1]), Subject("mine", loss))))
+    assert question(CASES[1]).inputs.target.equal(before)
+
+
+def test_both_are_silent_about_large_cases_and_do_not_run_without_a_gradient():
+    for check in DERIVATIVES:
+        assert check.about(Case("float32", (1, MOST_LOGITS)))
+        assert not check.about(Case("float32", (1, MOST_LOGITS + 1)))
+        assert check.why_not(FORMS["scalar"]) == "has no gradient to compare"
+        assert check.why_not(FORMS["formula"]) == ""
+
+
+def test_zeros_and_a_constant_p_are_no_evidence_where_they_would_pass():
+    """Upstream gradients of 0 say nothing of second derivatives, and a sure row of one class nothing of either."""
+    no_upstream = differences(FORMS["formula"], Case("float32", upstream="zero"))
+    assert no_upstream["second"].vacuous
+    assert not no_upstream["tangent"].vacuous
+    assert not differences(FORMS["formula"], Case("float32"))["second"].vacuous
+    assert all(one.vacuous for one in differences(FORMS["formula"], Case("float32", (4, 1))).values())
+
+
+def test_a_direction_is_small_integers_that_depend_on_sizes_and_seed_only():
+    case = Case("float32", (3, 5, 4))
+    direction = case.direction()
+    assert direction.shape == case.build().logits.shape
+    assert set(direction.flatten().tolist()) == {-2.0, -1.0, 0.0, 1.0, 2.0}
+    other = Case("float32", (3, 5, 4), "wide", "probabilities", "sum", label_smoothing=0.1).direction()
+    assert direction.equal(other)
+    assert direction.double().equal(replace(case, dtype="float64").direction())
+    assert not direction.equal(case.seeded(1).direction())
