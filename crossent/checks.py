@@ -88,10 +88,14 @@ def repeat(trial: Trial) -> Iterator[Problem]:
 
 
 def poison(inputs: Inputs) -> None:
-    """Fill with NaN, and give back, memory of the sizes that results will have: pytorch#20406, of what is never set."""
-    for like in (inputs.logits, inputs.logits, inputs.upstream, inputs.upstream, inputs.target):
-        shape = like.shape
-        torch.full(shape, torch.nan, dtype=inputs.logits.dtype, device=like.device)
+    """Fill with NaN, and give back, memory of the sizes that results will have: pytorch#20406, of what is never set.
+
+    Several pieces of each, all held at a time, since what is given back is what is taken next.
+    """
+    dtype, device = inputs.logits.dtype, inputs.logits.device
+    for shape in (inputs.logits.shape, inputs.upstream.shape, inputs.target.shape):
+        held = [torch.full(shape, torch.nan, dtype=dtype, device=device) for _ in range(8)]
+        del held
 
 
 def no_gradient(subject: Subject) -> str:

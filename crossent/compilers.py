@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import sys
+import textwrap
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,8 +67,10 @@ def evaluate(trial: Trial, inputs: Inputs, loss: Loss) -> Result:
         first = refusal.__cause__
         while first is not None and (before := first.__cause__ or first.__context__) is not None:
             first = before
-        message = "" if first is None else said(first)
-        raise RefusedError(str(refusal) if message in str(refusal) else f"{refusal} ({message})") from refusal.__cause__
+        if first is None or (reason := said(first)) in str(refusal):
+            raise
+        # Of the last one a few words: there may be addresses in the rest.
+        raise RefusedError(f"{textwrap.shorten(str(refusal), 80, placeholder=' …')} ({reason})") from refusal.__cause__
 
 
 def unusable(backend: str, device: str) -> str:

@@ -147,7 +147,11 @@ def lay_out(
     index = target.to(torch.int64)  # before the comparison: as uint8, -100 would be 156
     kept = index != ignore_index
     index = torch.where(kept, index if classes else 1, 0)  # without classes, no kept row has one
-    picked = _weight_of(index, class_weight, logits, classes, ignore_index)
+    if _compiling():  # and some versions of torch compile a gather that counts -1 from the end (pytorch#135546)
+        index = torch.where(index < 0, 2**62, index)
+    ones = _look_up(logits.new_ones(logits.shape[-1]), index, classes, ignore_index)
+    kept = kept & (ones > 0)  # which each result is made of, so that no compiler drops the look
+    picked = ones if class_weight is None else _look_up(class_weight, index, classes, ignore_index)
     target_weight = torch.where(kept, picked, 0.0)
     return Rows(logits, index, kept, None, class_weight, target_weight, label_smoothing, reduction, dtype)
 
@@ -159,13 +163,12 @@ def _smooth(probabilities: Tensor, label_smoothing: float) -> Tensor:
     return (1 - label_smoothing) * probabilities + label_smoothing / probabilities.shape[-1]
 
 
-def _weight_of(index: Tensor, weight: Tensor | None, logits: Tensor, classes: int, ignore_index: int) -> Tensor:
-    """`w[y]`, ones when there is no weight, and the one place where a target outside `[0, C)` is caught.
+def _look_up(table: Tensor, index: Tensor, classes: int, ignore_index: int) -> Tensor:
+    """`table[y]`, and the one place where a target outside `[0, C)` is caught.
 
     It is the gather that looks: in eager mode, under vmap and in compiled code on CPU alike, and on CUDA
     without a copy to the host. A check in Python could do none of the last three (pytorch#135546).
     """
-    table = logits.new_ones(logits.shape[-1]) if weight is None else weight
     try:
         return table.gather(0, index.reshape(-1)).reshape(index.shape)
     except (IndexError, RuntimeError) as error:
@@ -283,6 +286,9 @@ def _autocasting(device_type: str) -> bool:
         return torch.is_autocast_cpu_enabled() if _OLD_AUTOCAST else torch.is_autocast_enabled("cpu")
     return torch.is_autocast_enabled() if _OLD_AUTOCAST else torch.is_autocast_enabled(device_type)
 
+
+# Asked of a function that torch's tracers know; the first versions that compile have none.
+_compiling = getattr(getattr(torch, "compiler", None), "is_compiling", lambda: False)
 
 # torch before 2.4 asks each device by a function of its own.
 _OLD_AUTOCAST = tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 4)

@@ -79,6 +79,7 @@ def autocast(trial: Trial) -> Found:
 
     As torch documents it, whatever half the context is for: cross_entropy_loss is on its lists of operations that
     autocast to float32. A product of matrices instead becomes bfloat16. Gradients have the dtype of what they are of.
+    Weights may be of another dtype than what is computed in: Liger-Kernel#501.
     """
     inputs, kind = trial.question.fresh(), trial.given.logits.device.type
 

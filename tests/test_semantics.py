@@ -1307,6 +1307,14 @@ def test_compiled_code_refuses_a_class_out_of_range(form, bad, compiles):
         in_cpp(form)(inputs.logits, inputs.target, **inputs.options)
 
 
+@each_form
+def test_compiled_code_refuses_a_class_out_of_range_of_which_nothing_is_made(form, compiles):
+    # The smoothed target is uniform and no row is weighed, so that a compiler may drop whatever looks at the class.
+    inputs = call_in_cpp([0, 255, 1, 2, 3, 5])
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        in_cpp(form)(inputs.logits, inputs.target, ignore_index=255, reduction="none", label_smoothing=1.0)
+
+
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
 def test_one_dynamic_graph_serves_every_size_and_smoothing(form, compiles):
     graphs = []

@@ -37,6 +37,18 @@ def ambient():
         yield
 
 
+@pytest.fixture(autouse=True, scope="module")
+def scalar_code():
+    """Looking for the machine's vector instructions takes longer than everything else here, and is not the matter."""
+    if compilers.unusable(compilers.TRACER, "cpu"):
+        yield
+        return
+    import torch._inductor.config
+
+    with torch._inductor.config.patch({"cpp.vec_isa_ok": False}):
+        yield
+
+
 def works(name):
     """Skip where a check cannot run."""
     backend = {"trace": compilers.TRACER, "compile": compilers.CODE}.get(name.partition("_")[0].removesuffix("d"))
@@ -176,8 +188,9 @@ def test_a_rule_of_vmap_that_takes_the_first_axis_is_found_where_it_is_the_last(
 @pytest.mark.parametrize("sizes", [(7, 5), (3, 5, 4), (2, 3, 2, 2, 3)])
 def test_under_vmap_every_reduction_of_a_sample_is_that_of_a_call_with_it_alone(sizes, reduction):
     case = Case("float64", sizes, reduction=reduction, ignored="ignored", weight="weighted")
-    for subject in (FORMS["formula"], TORCH):
-        assert not wrong("vmap", subject, case)
+    made = judged([FORMS["formula"], TORCH], [case], [CHECKS["vmap"]])
+    assert not made.findings, made
+    assert not made.subjects[0].findings
 
 
 def with_matrices(input, target, reduction="none", **options):
@@ -211,7 +224,8 @@ def test_a_loss_that_stays_in_half_precision_under_autocast_is_found(dtype):
 def test_a_half_precision_that_is_float32_in_name_alone_is_found_under_autocast():
     def loss(input, target, **options):
         value = crossent.formula(input.float(), target, **options)
-        return value.to(input.dtype).float() if torch.is_autocast_enabled("cpu") else value.to(input.dtype)
+        one = torch.ones(1, 1)
+        return value.to(input.dtype).float() if (one @ one).dtype == torch.bfloat16 else value.to(input.dtype)
 
     assert {found.check for found in wrong("autocast", loss, Case("bfloat16", reduction="none"))} == {"loss"}
 
@@ -221,7 +235,9 @@ def test_a_loss_that_looks_at_its_target_is_refused_without_data():
         assert target.max().item() < 5
         return crossent.formula(input, target, **options)
 
-    only(wrong("meta", loss), "refused", "item")
+    (problem,) = wrong("meta", loss)
+    assert problem.kind == "refused"
+    assert "meta" in problem.message.lower()
 
 
 @pytest.mark.parametrize(
@@ -276,7 +292,7 @@ def test_what_compiled_code_never_sets_is_found():
         return torch.where(target == ignore_index, torch.empty_like(losses), losses)
 
     found = wrong("trace", loss)
-    assert "loss called again" in {one.check for one in found}
+    assert {one.check.partition(" ")[0] for one in found} == {"loss"}
 
 
 def constant_for(rows):
@@ -306,18 +322,27 @@ def test_a_refusal_at_the_next_size_says_which_it_is():
     only(wrong("trace_dynamic", loss), "refused", "on float32-11x5-normal")
 
 
-@pytest.mark.parametrize("replaced", [lambda y: y.clamp(max=4), lambda y: y.clamp(max=4) % 5], ids=["clamp", "modulo"])
-def test_a_class_out_of_range_that_compiled_code_lets_pass_is_found(replaced):
+def test_a_class_out_of_range_that_compiled_code_takes_for_another_is_found():
     @when_compiled
     def loss(input, target, ignore_index=-100, **options):
-        index = torch.where(target == ignore_index, target, replaced(target))
+        index = torch.where(target == ignore_index, target, target.clamp(max=4))
         return crossent.formula(input, index, ignore_index=ignore_index, **options)
 
+    only(wrong("compiled_error", loss), "accepted", "class 5 of 5 returned [")
+
+
+def test_a_look_at_the_class_that_a_compiler_drops_is_found():
+    # Nothing is made of what is gathered, and a comparison takes any class.
+    def loss(input, target, ignore_index=-100, **options):
+        index = torch.where(target == ignore_index, 0, target)
+        input.new_ones(5).gather(0, index)
+        hot = index.unsqueeze(-1) == torch.arange(5)
+        losses = -torch.where(hot, F.log_softmax(input, -1), 0.0).sum(-1)
+        return torch.where(target == ignore_index, 0.0, losses)
+
     found = wrong("compiled_error", loss)
-    messages = [one.message for one in found]
     assert {one.kind for one in found} == {"accepted"}
-    assert any("class 5 of 5 returned" in message for message in messages)
-    assert any("class -1 of 5 returned" in message for message in messages) == (len(messages) == 2)
+    assert {one.message.partition(" of ")[0] for one in found} == {"class 5", "class -1"}
 
 
 # --- What is right ------------------------------------------------------------------------------------------------
@@ -336,14 +361,14 @@ def test_the_forms_and_torch_are_right_under_the_transforms_that_cost_little(dty
     cases = [case for case in ALL if case.dtype == dtype][::2]
     made = judged(RIGHT, cases, [CHECKS[name] for name in INSTANT])
     assert not made.findings, made
-    for part in made.subjects:
+    for part in made.subjects[:3]:
         assert {check for check, _ in part.tallies} >= set(INSTANT)
 
 
-@pytest.mark.parametrize(("name", "every"), [("export", 11), ("trace", 11), ("trace_dynamic", 22)])
+@pytest.mark.parametrize(("name", "every"), [("export", 11), ("trace", 22), ("trace_dynamic", 44)])
 def test_the_forms_and_torch_are_right_where_a_graph_is_made(name, every):
     works(name)
-    made = judged(RIGHT, ALL[4::every], [CHECKS[name]])
+    made = judged([FORMS["formula"], FORMS["one_hot"], TORCH], ALL[26 % every :: every], [CHECKS[name]])
     assert not made.findings, made
     assert all(part.tallies[name, "float32"].ran for part in made.subjects)
 
