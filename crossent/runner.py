@@ -58,7 +58,7 @@ def check(
 
     Example:
         >>> import crossent
-        >>> report = crossent.check("formula", dtypes=["float32"])
+        >>> report = crossent.check("formula", dtypes=["float32"], level="quick")
         >>> report.ok
         True
     """
