@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+# The checks that hold what a call gives to the exact answer.
+NUMBERS = ("loss", "gradient", "target_gradient")
 LONGEST_LINE = 500  # of what others say: an exception may hold a whole tensor
 
 
@@ -189,7 +191,7 @@ class SubjectReport:
 
     @property
     def without_evidence(self) -> list[str]:
-        """The checks and dtypes of which every case would let a constant pass.
+        """The dtypes in which every case would let a constant pass, for the loss and for each gradient.
 
         Not where most cases of a dtype are refused, as is known: float16 by torch 2.0 on a CPU, but for empty ones.
         """
@@ -198,7 +200,7 @@ class SubjectReport:
         return [
             f"{check} in {dtype}"
             for (check, dtype), tally in tallies.items()
-            if tally.vacuous == tally.ran > refused.get(dtype, 0)
+            if check in NUMBERS and tally.vacuous == tally.ran > refused.get(dtype, 0)
         ]
 
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from crossent.cases import DTYPES
-from crossent.findings import SubjectReport, Tally
+from crossent.findings import NUMBERS, SubjectReport, Tally
 
 
 def rendered(subject: SubjectReport, most_findings: int) -> Iterator[RenderableType]:
@@ -77,7 +77,7 @@ def _nearest(subject: SubjectReport) -> Iterator[Text]:
     """Where each number came nearest to its bound: for each dtype of the loss and the gradients, else in all."""
     of_all: dict[str, Tally] = {}
     for (check, dtype), tally in subject.tallies.items():
-        name = f"{check} {dtype}" if check in ("loss", "gradient", "target_gradient") else check
+        name = f"{check} {dtype}" if check in NUMBERS else check
         if tally.ratio is not None and tally.ratio >= (of_all.get(name, tally).ratio or 0.0):
             of_all[name] = tally
     width = max(map(len, of_all), default=0)

@@ -219,6 +219,8 @@ def test_whatever_a_subject_does_is_a_finding_in_one_line(loss, said):
 )
 def test_a_run_does_not_depend_on_the_state_that_it_is_called_in(state, monkeypatch):
     whole = grid
+    monkeypatch.setattr("crossent.levels.bugs", lambda: ())
+    monkeypatch.setattr("crossent.levels.edges", lambda dtypes, seed, level: ())
     monkeypatch.setattr("crossent.levels.grid", lambda dtypes, seed, array: list(whole(dtypes, seed, array))[::97])
     threads = torch.get_num_threads()
     with state():
@@ -229,6 +231,8 @@ def test_a_run_does_not_depend_on_the_state_that_it_is_called_in(state, monkeypa
 
 def test_what_is_named_twice_runs_once(monkeypatch):
     whole = grid
+    monkeypatch.setattr("crossent.levels.bugs", lambda: ())
+    monkeypatch.setattr("crossent.levels.edges", lambda dtypes, seed, level: ())
     monkeypatch.setattr("crossent.levels.grid", lambda dtypes, seed, array: list(whole(dtypes, seed, array))[::97])
     once = crossent.check("formula", dtypes=["float64"])
     assert crossent.check("formula", "formula", dtypes=iter(["float64", "float64"])).ran == once.ran > 0
