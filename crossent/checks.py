@@ -32,8 +32,10 @@ def result(trial: Trial) -> Iterator[Problem]:
         yield problem
 
 
-def misshapen(trial: Trial, loss: Tensor, expected: Expected, device: torch.device | None = None) -> Problem | None:
-    """What is wrong with the shape, dtype or device of a loss of the subject, or None; the numbers come after it."""
+def misshapen(trial: Trial, loss: object, expected: Expected, device: torch.device | None = None) -> Problem | None:
+    """What is wrong with a loss of the subject before its numbers are looked at: its kind, shape, dtype and device."""
+    if not isinstance(loss, Tensor) or loss.layout != torch.strided:
+        return Problem("wrong", f"got a {type(loss).__name__}; expected a dense torch.Tensor")
     wanted = trial.subject.dtype or expected.dtype, expected.shape, device or trial.given.logits.device
     if (loss.dtype, tuple(loss.shape), loss.device) == wanted:
         return None

@@ -152,6 +152,14 @@ def test_a_gradient_that_is_wrong_under_torch_func_is_found():
     assert {found.check for found in wrong("func_grad", loss)} == {"gradient"}
 
 
+def test_a_pair_instead_of_a_loss_is_found():
+    def loss(input, target, **options):
+        value = crossent.formula(input, target, **options)
+        return value if not torch._C._functorch.is_gradtrackingtensor(input) else (value, value)
+
+    only(wrong("func_grad", loss), "wrong", "got a tuple; expected a dense torch.Tensor")
+
+
 def test_an_ignored_class_that_vmap_gathers_is_found():
     # As torch's own rule once did: pytorch#90916.
     def loss(input, target, **options):
