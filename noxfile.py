@@ -106,10 +106,11 @@ def benchmarks(session: nox.Session) -> None:
 
 
 @nox.session
-def defects(session: nox.Session) -> None:
-    """Count anew which subtle defects are found, and by whom; write the figures and the README's table."""
+def figures(session: nox.Session) -> None:
+    """Write the README's tables anew: which subtle defects are found and by whom, and what is asked at each level."""
     session.install("-e", ".[test]")
-    session.run("pytest", "tests/test_defects.py", "--crossent-write-figures", "-n", "0", *session.posargs)
+    tests = ("tests/test_defects.py", "tests/test_readme.py")
+    session.run("pytest", *tests, "--crossent-write-figures", "-n", "0", *session.posargs)
 
 
 @nox.session

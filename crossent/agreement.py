@@ -6,6 +6,7 @@ the sum of both. Where one has no bound, nothing is judged; what is NaN by contr
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
@@ -131,6 +132,7 @@ def relation(
 ) -> Check:
     """The check of this name. A further call that gives a misshapen loss is what is wrong."""
 
+    @functools.wraps(run)
     def guarded(trial: Trial) -> Iterator[Difference | Problem]:
         try:
             yield from run(trial)

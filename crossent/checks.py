@@ -139,13 +139,19 @@ SINGLE = (
     RESULT,
     Check("arguments", arguments),
     Check("state", state),
-    Check("loss", partial(numbers, "loss")),
-    Check("gradient", partial(numbers, "gradient"), why_not=no_gradient),
+    Check("loss", partial(numbers, "loss"), asks="The loss is the exact one within what rounding allows."),
+    Check(
+        "gradient",
+        partial(numbers, "gradient"),
+        why_not=no_gradient,
+        asks="The gradient of the logits, under the upstream gradient, is the exact one within what rounding allows.",
+    ),
     Check(
         "target_gradient",
         partial(numbers, "target_gradient"),
         about=lambda case: case.target in DENSE_TARGETS,
         why_not=no_gradient,
+        asks="The gradient of target probabilities is the exact one within what rounding allows.",
     ),
     Check("repeat", repeat),
 )

@@ -17,9 +17,11 @@ from rich.text import Text
 from crossent import explain as explanation
 from crossent.bad_inputs import BadInput
 from crossent.cases import DTYPES, Case
+from crossent.corpus import bugs
 from crossent.document import find, is_stream, read_json
 from crossent.findings import printable
-from crossent.levels import LEVELS
+from crossent.levels import CHECKS, LEVELS, plan
+from crossent.refusals import ERRORS
 from crossent.repro import repeated, script
 from crossent.runner import check as run_check
 from crossent.subjects import NAMED
@@ -161,6 +163,29 @@ def _writable(path: str) -> None:
     needed = [path] if is_stream(path) else [folder, file] if os.path.exists(file) else [folder]
     if not all(os.access(place, os.W_OK) for place in needed):
         raise click.BadParameter(f"got {path!r}; it cannot be written", param_hint="--json")
+
+
+@crossent.command("list")
+@click.argument(
+    "what", metavar="subjects|checks|cases|bugs", type=click.Choice(["subjects", "checks", "cases", "bugs"])
+)
+@click.option("--level", type=click.Choice(LEVELS), default="normal", show_default=True, help="Of the cases.")
+def list_(what: str, level: str) -> None:
+    """List what there is: subjects, checks with what they ask, the cases of a level, or bugs that somebody shipped.
+
+    Of a bug: its number, what went wrong and where, and the cases that stand for it, or why none can.
+    """
+    if what == "subjects":
+        lines = list(NAMED)
+    elif what == "checks":
+        width = max(map(len, CHECKS))
+        lines = [f"{name:<{width}}  {check.sentence}" for name, check in CHECKS.items()]
+        lines.append(f"{'errors':<{width}}  {ERRORS}")
+    elif what == "cases":
+        lines = [case.id for case in plan(level, tuple(DTYPES), 0)]
+    else:
+        lines = list(map(str, bugs()))
+    click.echo("\n".join(lines))
 
 
 @crossent.command()

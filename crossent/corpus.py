@@ -38,6 +38,12 @@ class Bug:
     checks: tuple[str, ...] = ()
     why_not: str = ""
 
+    def __str__(self) -> str:
+        lines = [f"{self.id:<4} {self.breaks} {', '.join(self.issues)}".rstrip()]
+        lines += [f"       {', '.join(self.checks)}: {case.id}" for case in self.cases]
+        lines += [f"       errors: {bad_input}" for bad_input in self.bad_inputs]
+        return "\n".join([*lines, *([f"       none: {self.why_not}"] if self.why_not else [])])
+
 
 @cache
 def bugs() -> tuple[Bug, ...]:

@@ -49,7 +49,7 @@ def plan(level: str, dtypes: Sequence[str], seed: int) -> dict[Case | BadInput, 
 def _sources(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[Case, Sequence[str]]]:
     thorough, always, deep = level == "thorough", _names(ALWAYS), _names((*RELATIONS, *DERIVATIVES))
     for bug in bugs():  # first, so that a case that others have too keeps its name
-        names = bug.checks if thorough else [FAST if name in SLOW else name for name in bug.checks]
+        names = [FAST if name in SLOW else name for name in bug.checks] + [*bug.checks] * thorough
         for case in bug.cases:
             if case.dtype in dtypes and case.tiled == 1:
                 yield case.seeded(seed), (*always, *names)

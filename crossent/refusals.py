@@ -29,6 +29,7 @@ from crossent.state import restore, snapshot
 from crossent.subjects import Subject
 from crossent.trials import NotRunError, Problem, said
 
+ERRORS = "A bad call is refused, with an error of the class that torch documents, before anything is written."
 STARTING = 300.0  # for a new process to import torch and the subject, and to wake a device, where the machine is busy
 SECONDS = 60.0  # for a call on a few numbers
 # Leaves no name in the main module, in which a function of the caller's main module would be looked for. And -c: by the

@@ -266,13 +266,33 @@ TRANSFORMS = (
     Check("autocast", autocast, why_not=_plain),
     Check("meta", meta, why_not=_plain),
     Check("export", export, why_not=_plain),
-    Check("trace", partial(compiled, compilers.TRACER, False), why_not=_plain),
-    Check("trace_dynamic", partial(compiled, compilers.TRACER, True), why_not=_plain),
+    Check(
+        "trace",
+        partial(compiled, compilers.TRACER, False),
+        why_not=_plain,
+        asks="As the graph that torch.compile makes, before it is code, it gives the loss and its gradients.",
+    ),
+    Check(
+        "trace_dynamic",
+        partial(compiled, compilers.TRACER, True),
+        why_not=_plain,
+        asks="So does one graph for all sizes, on two of them.",
+    ),
 )
 # Those that take seconds a case.
 COMPILED = (
-    Check("compile", partial(compiled, compilers.CODE, False), why_not=_plain),
-    Check("compile_dynamic", partial(compiled, compilers.CODE, True), why_not=_plain),
+    Check(
+        "compile",
+        partial(compiled, compilers.CODE, False),
+        why_not=_plain,
+        asks="Compiled, it gives the loss and its gradients: pytorch#95794, #121173, #155247, #182399.",
+    ),
+    Check(
+        "compile_dynamic",
+        partial(compiled, compilers.CODE, True),
+        why_not=_plain,
+        asks="So does code that is compiled once for all sizes, on two of them.",
+    ),
     Check(
         "compiled_error",
         compiled_error,

@@ -160,6 +160,7 @@ class Check:
         about: whether the check says anything about such a case.
         why_not: why it does not run on a subject, or "".
         versus: what a number is compared with: the exact one, or another result of the subject.
+        asks: what it asks, in a sentence; that of `run` unless given.
     """
 
     name: str
@@ -167,6 +168,12 @@ class Check:
     about: Callable[[Case], bool] = lambda case: True
     why_not: Callable[[Subject], str] = lambda subject: ""
     versus: str = "exact"
+    asks: str = ""
+
+    @property
+    def sentence(self) -> str:
+        """What it asks."""
+        return self.asks or (self.run.__doc__ or "").strip().partition("\n")[0]
 
 
 def said(error: BaseException) -> str:
