@@ -26,6 +26,7 @@ from crossent.repro import repeated, script
 from crossent.runner import check as run_check
 from crossent.subjects import NAMED
 
+LISTS = ("subjects", "checks", "cases", "bugs")
 # 32 bits: what numpy's and torch's generators both take.
 SEED = click.IntRange(0, 2**32 - 1)
 # Two of them by the shell's habit: 128 and the number of the signal, SIGINT and SIGPIPE.
@@ -166,9 +167,7 @@ def _writable(path: str) -> None:
 
 
 @crossent.command("list")
-@click.argument(
-    "what", metavar="subjects|checks|cases|bugs", type=click.Choice(["subjects", "checks", "cases", "bugs"])
-)
+@click.argument("what", metavar="|".join(LISTS), type=click.Choice(LISTS))
 @click.option("--level", type=click.Choice(LEVELS), default="normal", show_default=True, help="Of the cases.")
 def list_(what: str, level: str) -> None:
     """List what there is: subjects, checks with what they ask, the cases of a level, or bugs that somebody shipped.

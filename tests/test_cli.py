@@ -293,3 +293,18 @@ def test_explain_says_what_is_true_of_ties_and_of_the_very_unlikely(capsys, logi
     _, out, _ = run(capsys, "explain", "--logits", logits, "--target", target)
     assert said in " ".join(out.split())
     assert "-0 +" not in out
+
+
+@pytest.mark.parametrize(
+    ("what", "line"),
+    [
+        ("subjects", r"^torch$"),
+        ("checks", r"^target_gradient +The gradient of target probabilities is the exact one"),
+        ("cases", r"^pytorch-73205/float32-7x5-normal-int64-mean-ignored_default-smooth0.2$"),
+        ("bugs", r"^G15 +\S.* pytorch/pytorch#11551$"),
+    ],
+)
+def test_what_there_is_can_be_listed(capsys, what, line):
+    status, out, _ = run(capsys, "list", what)
+    assert status == cli.HELD
+    assert re.search(line, out, re.M)
