@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from crossent.bad_inputs import BAD_INPUTS, BadInput
 from crossent.cases import Case
@@ -27,8 +27,10 @@ CHECKS = {
     check.name: check for check in (*ALWAYS, *RELATIONS, *DERIVATIVES, *DETERMINISM, *TRANSFORMS, *COMPILED, *LARGE)
 }
 # Code is made in seconds, and a dynamic graph in half of one. Below the level thorough, a bug that these find is asked
-# for in the graph before it is code, which is fast; and they themselves on a case of either kind of target.
-SLOW = ("compile", "compile_dynamic", "trace_dynamic", "compiled_error")
+# for on one case, in the graph before it is code, which is fast; and they themselves on a case with class indices or on
+# one with probabilities.
+SLOW_OF_INDICES, SLOW_OF_PROBABILITIES = ("compile", "trace_dynamic", "compiled_error"), ("compile_dynamic",)
+SLOW = (*SLOW_OF_INDICES, *SLOW_OF_PROBABILITIES)
 FAST = "trace"
 
 
@@ -46,13 +48,14 @@ def plan(level: str, dtypes: Sequence[str], seed: int) -> dict[Case | BadInput, 
     return ordered | dict.fromkeys(bad, ())
 
 
-def _sources(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[Case, Sequence[str]]]:
+def _sources(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[Case, Iterable[str]]]:
     thorough, always, deep = level == "thorough", _names(ALWAYS), _names((*RELATIONS, *DERIVATIVES))
     for bug in bugs():  # first, so that a case that others have too keeps its name
-        names = [FAST if name in SLOW else name for name in bug.checks] + [*bug.checks] * thorough
-        for case in bug.cases:
-            if case.dtype in dtypes and case.tiled == 1:
-                yield case.seeded(seed), (*always, *names)
+        of_graphs = set(bug.checks) & {*SLOW, FAST}
+        for at, case in enumerate(case for case in bug.cases if case.dtype in dtypes and case.tiled == 1):
+            yield case.seeded(seed), {*always, *bug.checks} - of_graphs
+            if of_graphs and (thorough or at == 0):
+                yield case.seeded(seed), {FAST, *(of_graphs if thorough else ())}
     yield from ((case, always) for case in edges(dtypes, seed, level))
     if level == "quick":
         yield from ((case, always) for case in grid(dtypes, seed, "pairs"))
@@ -60,22 +63,15 @@ def _sources(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[Cas
     for at in range(4 if thorough else 1):
         yield from ((case, (*always, *deep)) for case in grid(dtypes, seed + at, "pairs"))
         yield from ((case, always) for case in grid(dtypes, seed + at, "triples"))
-    fast = [name for name in _names((*DETERMINISM, *TRANSFORMS)) if name not in SLOW]
     transformed = list(grid(dtypes, seed, "transformed"))
-    compiled = transformed if thorough else _of_either_target(transformed)
-    yield from ((case, (*always, *fast)) for case in transformed)
-    yield from ((case, SLOW) for case in compiled)
+    yield from ((case, {*always, *_names((*DETERMINISM, *TRANSFORMS))} - {*SLOW}) for case in transformed)
     if thorough:
+        yield from ((case, SLOW) for case in transformed)
         yield from ((case, _names(LARGE)) for case in large(dtypes, seed))
-
-
-def _of_either_target(cases: Sequence[Case]) -> list[Case]:
-    """A case with class indices and one with probabilities, both with rows and weights."""
-    first: dict[bool, Case] = {}
-    for case in cases:
-        if case.rows and case.weight != "unweighted" and case.target != "uint8":
-            first.setdefault(case.target == "int64", case)
-    return list(first.values())
+    else:
+        some = [case for case in transformed if case.rows and case.weight != "unweighted" and case.target != "uint8"]
+        yield from ((case, SLOW_OF_INDICES) for case in [case for case in some if case.target == "int64"][:1])
+        yield from ((case, SLOW_OF_PROBABILITIES) for case in [case for case in some if case.target != "int64"][:1])
 
 
 def _names(checks: Checks) -> tuple[str, ...]:
