@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import importlib
 import itertools
 import multiprocessing
 import platform
@@ -9,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import version
 from typing import Any
 
@@ -25,6 +27,7 @@ from crossent.judge import run_case
 from crossent.levels import LEVELS, Checks, plan
 from crossent.report import Report
 from crossent.subjects import NAMED, Subject, load
+from crossent.transforms import COMPILED
 
 Progress = Callable[[Sequence[Any]], Iterable[Any]]
 Plan = Mapping[Case | BadInput, Checks]
@@ -100,6 +103,10 @@ def _share(planned: Plan, loaded: Sequence[Subject], report: Report, jobs: int, 
     They are forked: a subject may be a function that no other process could import.
     """
     cases = list(planned)
+    if any(check in COMPILED for checks in planned.values() for check in checks):
+        with suppress(ImportError):
+            importlib.import_module("torch._inductor.compile_fx")  # once, and not in every process
+        pass  # once, and not in every process
     parts = min(jobs * PARTS, len(cases))
 
     def run_part(at: int) -> Report:
@@ -110,7 +117,8 @@ def _share(planned: Plan, loaded: Sequence[Subject], report: Report, jobs: int, 
     _FORKED.append(run_part)
     try:
         # Python 3.12 warns of threads that are not there in a child, which sets torch to one before it needs any.
-        with warnings.catch_warnings(), ProcessPoolExecutor(jobs, multiprocessing.get_context("fork")) as pool:
+        forking = multiprocessing.get_context("fork")
+        with warnings.catch_warnings(), ProcessPoolExecutor(jobs, forking, initializer=_keep_memory) as pool:
             warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
             done = [pool.submit(_forked, at) for at in range(parts)]
             for one in progress(done):
@@ -125,6 +133,14 @@ def _share(planned: Plan, loaded: Sequence[Subject], report: Report, jobs: int, 
 # What a forked process finds there: a function that it could not be sent.
 _FORKED: list[Callable[[int], Report]] = []
 PARTS = 8  # for each process, so that none waits long for another
+
+
+def _keep_memory() -> None:
+    """Let the C library keep what is freed: arrays come and go, and a tenth of the time went into pages for them."""
+    with suppress(OSError, AttributeError):  # no such function but in glibc
+        mallopt = ctypes.CDLL(None).mallopt
+        for option in (-1, -3):  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+            mallopt(option, 2**30)
 
 
 def _forked(at: int) -> Report:
