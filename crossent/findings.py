@@ -18,8 +18,8 @@ class Finding:
 
     Attributes:
         subject, check, case: whose result, which property of it, on which input.
-        kind: "wrong", "refused" where the subject raised, "accepted" where it should have, "changed_input",
-            "changed_state"; "crashed" and "hung" of what runs in a process of its own.
+        kind: "wrong", "refused" where the subject raised, "accepted" where it should have, "changed_input", "aliased",
+            "changed_state", "not_repeated", "disturbed"; "crashed" and "hung" of what runs in a process of its own.
         message: what is wrong, in one line or a few.
         call: the arguments in words.
         numbers: of the worst element; None where the finding is not about a number.

@@ -41,7 +41,7 @@ class Asked:
 
 
 def nothing(asked: Asked) -> dict[str, Any]:
-    """None."""
+    """No values, and no results."""
     return {}
 
 
@@ -55,8 +55,8 @@ class Recipe:
         steps: what is done with the subject. They end the script where something is wrong that is no number.
         number: how the number of a finding is judged after them.
         whole: what is looked at after them where a finding is about a result, but about no number of it.
-        numbers: the sizes of the results that a number may be of, by what a finding says that it is of.
-        wholes: the same of those that may be wrong as a whole.
+        numbers: the results that a number may be of, by the words of a finding, and their sizes.
+        wholes: the same for what may be wrong as a whole.
         numbered: whether all that is "wrong" is a number.
         values: what the steps need besides the case, by name.
     """

@@ -195,7 +195,7 @@ class Module(torch.nn.Module):
         return self.loss(logits, target, **self.options, **dict(zip(self.names, tensors)))
 """
 CALL = """
-def call(*arguments, **options):  # in no file of torch's, which would not be compiled
+def call(*arguments, **options):  # in no file of torch's: it would not be compiled
     return subject(*arguments, **options)
 """
 REPEATED = '''
