@@ -75,24 +75,28 @@ def held(trial: Trial, got: Result, of: Expected | None = None) -> Held:
     return found
 
 
-def apart(trial: Trial, other: Held, got: Result | None = None, of: Expected | None = None) -> list[Difference]:
+def apart(
+    trial: Trial, other: Held, got: Result | None = None, of: Expected | None = None, *, way: str = ""
+) -> list[Difference]:
     """How far a result is from another that should be the same.
 
     The first is the case's own, unless another one, `got`, is given, with what its bounds are made of. In the
-    differences it is what came, and the other stands where the exact answer stands elsewhere.
+    differences it is what came, and the other stands where the exact answer stands elsewhere. `way` says how the other
+    was made, where a check makes several.
     """
     right = trial.question.expected
     answers: dict[str, Any] = {}
     for name, ball in other.items():
         exact = getattr(right, name)  # no bound is an excuse where NaN is right
         answers[name] = replace(ball, radius=np.where(np.isnan(exact.hi), exact.radius, ball.radius))
-    return [_named(difference) for difference in trial.compare(got or trial.got, replace(of or right, **answers))]
+    compared = trial.compare(got or trial.got, replace(of or right, **answers))
+    return [_named(difference, way) for difference in compared]
 
 
-def _named(difference: Difference) -> Difference:
+def _named(difference: Difference, way: str) -> Difference:
     reasons = {"no exact answer": "the other result has no bound"}
     not_judged = {reasons.get(reason, reason): count for reason, count in difference.not_judged.items()}
-    return replace(difference, not_judged=not_judged)
+    return replace(difference, check=f"{difference.check} {way}".rstrip(), not_judged=not_judged)
 
 
 def times(factor: Fraction, ball: Ball) -> Ball:

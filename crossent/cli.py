@@ -190,15 +190,21 @@ def list_(what: str, level: str) -> None:
 @crossent.command()
 @click.argument("finding")
 @click.argument("report", required=False, type=click.Path(exists=True, dir_okay=False))
-def repro(finding: str, report: str | None) -> None:
-    """Print a script that repeats a FINDING with torch and nothing else, and exits with 1 where it happens.
+@click.option("--device", help="Where the case is run: cpu, cuda or cuda:N.  [default: cpu, or the report's]")
+def repro(finding: str, report: str | None, device: str | None) -> None:
+    """Print a script that repeats a FINDING with torch and nothing else.
+
+    It exits with 1 where the finding happens, 0 where not, and 2 where that cannot be asked.
 
     FINDING is SUBJECT:CHECK:CASE, as `crossent check` prints it; REPORT is the file that --json wrote. Without it the
     case is run here.
     """
+    if report is not None and device is not None:
+        raise click.UsageError("--device is for a case that is run here: a report says where a finding was made")
     with _one_line():
         if report is None:
-            text = script(repeated(finding))
+            here = device or "cpu"
+            text = script(repeated(finding, here), here)
         else:
             try:
                 document = read_json(report)

@@ -92,10 +92,10 @@ def _measured(of: str, got: Tensor | None, exact: Ball, trial: Trial) -> Iterato
     wanted = inputs.logits.shape if of == "second" else inputs.upstream.shape
     if got is None:
         if (exact.distance(np.zeros_like(exact.hi)) > exact.radius).any():
-            yield Problem("wrong", f"{_WORDS[of]} is cut off")
+            yield Problem("wrong", f"{_WORDS[of]} is cut off", of)
         return
     if got.shape != wanted:
-        yield Problem("wrong", f"{_WORDS[of]} is {tuple(got.shape)}; expected {tuple(wanted)}")
+        yield Problem("wrong", f"{_WORDS[of]} is {tuple(got.shape)}; expected {tuple(wanted)}", of)
         return
     subject, dtype = trial.subject, trial.subject.dtype_name or trial.case.dtype
     promised = contract(subject.promise, trial.wanted, dtype, device=got.device.type, rows=trial.case.rows)

@@ -63,6 +63,7 @@ def _finding_json(finding: Finding) -> dict[str, Any]:
         "check": finding.check,
         "case": finding.case,
         "kind": finding.kind,
+        "of": finding.of,
         "message": finding.message,
         "call": finding.call,
         **{name: None if n is None else getattr(n, name) for name in names},
@@ -136,7 +137,7 @@ def _finding(subject: str, entry: dict[str, Any]) -> Finding:
         _string(entry, name) for name in ("check", "case", "kind", "message", "call", "torch")
     )
     expected = None if entry["expected"] is None else _string(entry, "expected")
-    return Finding(subject, check, case, kind, message, call, numbers, torch, expected)
+    return Finding(subject, check, case, kind, message, call, numbers, torch, expected, _string(entry, "of"))
 
 
 def _string(entry: dict[str, Any], name: str) -> str:

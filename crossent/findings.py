@@ -18,13 +18,15 @@ class Finding:
 
     Attributes:
         subject, check, case: whose result, which property of it, on which input.
-        kind: "wrong", "refused" where the subject raised, "accepted" where it should have, "changed_input",
-            "changed_state"; "crashed" and "hung" of what runs in a process of its own.
+        kind: "wrong", "refused" where the subject raised, "accepted" where it should have, "changed_input", "aliased",
+            "changed_state", "not_repeated", "disturbed"; "crashed" and "hung" of what runs in a process of its own.
         message: what is wrong, in one line or a few.
         call: the arguments in words.
         numbers: of the worst element; None where the finding is not about a number.
         torch: what torch itself gives there, and how far that is off; "" where torch is the subject.
         expected: why it is known and no surprise, or None.
+        of: the result that it is about, where a check looks at several: "gradient", "gradient turned along 2", …;
+            "" where that is none of them, as where the subject raised.
     """
 
     subject: str
@@ -36,6 +38,7 @@ class Finding:
     numbers: Numbers | None = None
     torch: str = ""
     expected: str | None = None
+    of: str = ""
 
     @property
     def id(self) -> str:

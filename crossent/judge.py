@@ -113,7 +113,8 @@ def _finding(trial: Trial, check: Check, problem: Difference | Problem) -> Findi
 
     def finding(kind: str, message: str, numbers: Numbers | None = None, of_torch: str = "") -> Finding:
         call = describe(inputs)
-        return Finding(trial.subject.name, check.name, trial.case.id, kind, message, call, numbers, of_torch)
+        of = problem.of if isinstance(problem, Problem) else problem.check
+        return Finding(trial.subject.name, check.name, trial.case.id, kind, message, call, numbers, of_torch, of=of)
 
     if isinstance(problem, Problem):
         return finding(problem.kind, problem.message)

@@ -24,25 +24,27 @@ def options(trial: Trial) -> Iterator[Difference | Problem]:
     Liger-Kernel#243: label_smoothing was dropped without a word. Where the exact answers with and without an option are
     further apart than both bounds, no right results are the same. OLMo-core#702: a term that was off was added.
     """
-    for option, without in _left_out(trial.question.fresh()):
+    for way, without in left_out(trial.question.fresh()).items():
         other = further_call(trial, without)
         same = [name for name in PARTS if _same(getattr(trial.got, name), getattr(other, name))]
         if same:
-            exact = expect(without)
+            exact, option = expect(without), way.removeprefix("without ")
             yield from (
-                Problem("wrong", f"{option} changes nothing: the {name} is the same without it")
+                Problem("wrong", f"{option} changes nothing: the {name} is the same without it", f"{name} {way}")
                 for name in same
                 if _must_differ(trial, name, other, exact)
             )
     yield from _with_options_off(trial)
 
 
-def _left_out(given: Inputs) -> Iterator[tuple[str, Inputs]]:
-    """The options that there are, and the inputs without each. Without `ignore_index` a row that has it has a class."""
+def left_out(given: Inputs) -> dict[str, Inputs]:
+    """The inputs without each option that there is. Without `ignore_index` a row that has it has a class."""
+    found = {}
     if "weight" in given.options:
-        yield "weight", replace(given, options={k: v for k, v in given.options.items() if k != "weight"})
+        found["without weight"] = replace(given, options={k: v for k, v in given.options.items() if k != "weight"})
     if smoothing := given.options["label_smoothing"]:
-        yield f"label_smoothing={smoothing}", replace(given, options={**given.options, "label_smoothing": 0.0})
+        unsmoothed = {**given.options, "label_smoothing": 0.0}
+        found[f"without label_smoothing={smoothing}"] = replace(given, options=unsmoothed)
     if not given.target.is_floating_point():
         index, ignore_index = given.target.long(), given.options.get("ignore_index", -100)
         ignored = index == ignore_index
@@ -50,7 +52,8 @@ def _left_out(given: Inputs) -> Iterator[tuple[str, Inputs]]:
             a_class = 0 <= ignore_index < given.logits.shape[min(1, given.logits.dim() - 1)]
             target = given.target if a_class else given.target.masked_fill(ignored, 0)
             kept = {k: v for k, v in given.options.items() if k != "ignore_index"}
-            yield f"ignore_index={ignore_index}", replace(given, target=target, options=kept)
+            found[f"without ignore_index={ignore_index}"] = replace(given, target=target, options=kept)
+    return found
 
 
 def _must_differ(trial: Trial, name: str, other: Result, exact: Expected) -> bool:
@@ -67,25 +70,36 @@ def _must_differ(trial: Trial, name: str, other: Result, exact: Expected) -> boo
 
 def _with_options_off(trial: Trial) -> Iterator[Difference]:
     """The case's options that are off, given where they were left out, and left out where they were given."""
-    given = trial.question.fresh()
+    if (made := turned_off(trial.question.fresh(), trial.case.ignored)) is None:
+        return
+    other, passed = made
+
+    def loss(input: Tensor, target: Tensor, **options: Any) -> Tensor:
+        return trial.subject.loss(input, target, **passed)
+
+    got = held(trial, further_call(trial, other, loss), beside(trial, "options off", other))
+    yield from apart(trial, got, way="with options off")
+
+
+def turned_off(given: Inputs, ignored: str) -> tuple[Inputs, dict[str, Any]] | None:
+    """The inputs with every option that is off, and the options that are passed; None where these are the case's own.
+
+    `ignored` is the word of a case: "kept" where `ignore_index` is off. A `label_smoothing` of 0 is not passed.
+    """
     classes = given.logits.shape[min(1, given.logits.dim() - 1)]
     off: dict[str, Any] = {}
     if "weight" not in given.options:
         off["weight"] = given.logits.new_ones(classes)
-    if trial.case.ignored == "kept":
+    if ignored == "kept":
         off["ignore_index"] = -1
         if not given.target.is_floating_point():  # a class that no row has, if there is one: its logits count
             off["ignore_index"] = min(set(range(classes + 1)) - set(given.target.reshape(-1).tolist()))
     smoothed = given.options["label_smoothing"] != 0
     if not off and smoothed:
-        return
-
-    def loss(input: Tensor, target: Tensor, **options: Any) -> Tensor:
-        wanted = {name: value for name, value in options.items() if smoothed or name != "label_smoothing"}
-        return trial.subject.loss(input, target, **wanted)
-
-    other = replace(given, options={**given.options, **off})
-    yield from apart(trial, held(trial, further_call(trial, other, loss), beside(trial, "options off", other)))
+        return None
+    options = {**given.options, **off}
+    passed = {name: value for name, value in options.items() if smoothed or name != "label_smoothing"}
+    return replace(given, options=options), passed
 
 
 def _same(one: Tensor | None, other: Tensor | None) -> bool:

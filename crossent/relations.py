@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,14 +32,12 @@ def layout(trial: Trial) -> Iterator[Difference]:
 
     pytorch#67167 and unsloth#10713: a target, and logits, that are read as if they were contiguous.
     """
-    given = trial.question.fresh()
+    yield from apart(trial, held(trial, further_call(trial, contiguous(trial.question.fresh()))))
 
-    def plain(value: Any) -> Any:
-        return value.clone(memory_format=torch.contiguous_format) if isinstance(value, Tensor) else value
 
-    options = {name: plain(value) for name, value in given.options.items()}
-    copies = Inputs(plain(given.logits), plain(given.target), options, plain(given.upstream))
-    yield from apart(trial, held(trial, further_call(trial, copies)))
+def contiguous(given: Inputs) -> Inputs:
+    """Copies that lie in memory as they are read."""
+    return _each(given, lambda tensor: tensor.clone(memory_format=torch.contiguous_format))
 
 
 def shift(trial: Trial) -> Iterator[Difference]:
@@ -46,16 +45,27 @@ def shift(trial: Trial) -> Iterator[Difference]:
 
     pytorch#38839: `m + log Σ` drowns what the row is about. The logits are rounded first, so that moving them is exact.
     """
-    given = trial.question.fresh()
-    logits, dtype = rows_of(given.logits), name_of(given.logits)
-    ways = {f"shifted, common={common}": shiftable(logits, dtype, common=common) for common in (True, False)}
-    if not any(by.any() for _, by in ways.values()):
+    ways = shifted(trial.question.fresh())
+    if not ways:
         raise NotRunError("the dtype has no room to shift these logits exactly")
-    for name, (rounded, by) in ways.items():
-        before, after = (replace(given, logits=_tensor(x, given.logits)) for x in (rounded, rounded + by[:, None]))
-        of_before, of_after = beside(trial, f"not {name}", before), beside(trial, name, after)
+    for way, (before, after) in ways.items():
+        of_before, of_after = beside(trial, f"not {way}", before), beside(trial, way, after)
         moved = held(trial, further_call(trial, after), of_after)
-        yield from apart(trial, moved, further_call(trial, before), of_before)
+        yield from apart(trial, moved, further_call(trial, before), of_before, way=way)
+
+
+def shifted(given: Inputs) -> dict[str, tuple[Inputs, Inputs]]:
+    """Inputs with the rounded logits, and with the same ones moved, by how; none where the dtype has no room."""
+    logits, dtype = rows_of(given.logits), name_of(given.logits)
+    ways = {"shifted": True, "shifted row by row": False}
+    moves = {way: shiftable(logits, dtype, common=common) for way, common in ways.items()}
+    if not any(by.any() for _, by in moves.values()):
+        return {}
+
+    def of(rows: Array) -> Inputs:
+        return replace(given, logits=_tensor(rows, given.logits))
+
+    return {way: (of(rounded), of(rounded + by[:, None])) for way, (rounded, by) in moves.items()}
 
 
 def shiftable(logits: Array, dtype: str, *, common: bool) -> tuple[Array, Array]:
@@ -84,14 +94,26 @@ def rows_permuted(trial: Trial) -> Iterator[Difference]:
     One at a time: a kernel that mixes up two dimensions does so as well when both are turned.
     """
     dim = trial.given.logits.dim()
-    for axis in (axis for axis in range(dim) if axis != 1 and trial.given.logits.shape[axis] > 1):
+    for axis in rows_axes(trial.given):
+        other = rows_turned(trial.question.fresh(), axis)
+        back = _mapped(partial(_row_turned, axis=axis, dim=dim), further_call(trial, other))
+        yield from apart(trial, held(trial, back), way=f"turned along {axis}")
 
-        def turned(tensor: Tensor, axis: int = axis) -> Tensor:
-            return tensor.flip(axis if tensor.dim() == dim else max(0, axis - 1)) if tensor.dim() else tensor
 
-        given = trial.question.fresh()
-        other = Inputs(turned(given.logits), turned(given.target), given.options, turned(given.upstream))
-        yield from apart(trial, held(trial, _mapped(turned, further_call(trial, other))))
+def rows_axes(given: Inputs) -> list[int]:
+    """The dimensions of the logits along which there are rows to turn round."""
+    return [axis for axis, size in enumerate(given.logits.shape) if axis != 1 and size > 1]
+
+
+def rows_turned(given: Inputs, axis: int) -> Inputs:
+    """The rows turned round along a dimension of the logits, each with its target and its upstream gradient."""
+    dim = given.logits.dim()
+    logits, target, upstream = (_row_turned(one, axis, dim) for one in (given.logits, given.target, given.upstream))
+    return Inputs(logits, target, given.options, upstream)
+
+
+def _row_turned(tensor: Tensor, axis: int, dim: int) -> Tensor:
+    return tensor.flip(axis if tensor.dim() == dim else max(0, axis - 1)) if tensor.dim() else tensor
 
 
 def classes_permuted(trial: Trial) -> Iterator[Difference]:
@@ -101,11 +123,12 @@ def classes_permuted(trial: Trial) -> Iterator[Difference]:
     def turned(tensor: Tensor) -> Tensor:
         return tensor.flip(min(1, dim - 1)) if tensor.dim() == dim else tensor
 
-    other = _with_classes_turned(trial.question.fresh())
+    other = classes_turned(trial.question.fresh())
     yield from apart(trial, held(trial, _mapped(turned, further_call(trial, other))))
 
 
-def _with_classes_turned(given: Inputs) -> Inputs:
+def classes_turned(given: Inputs) -> Inputs:
+    """The classes turned round, with weights, targets and an ignore_index that is one of them."""
     axis, options = min(1, given.logits.dim() - 1), dict(given.options)
     if "weight" in options:
         options["weight"] = options["weight"].flip(0)
@@ -127,19 +150,32 @@ def split(trial: Trial) -> Iterator[Difference]:
     The mean is that of the parts' means by their denominators, `L = (D₁L₁ + D₂L₂)/D`, and the gradient of a part is
     multiplied by `D_i/D`. pytorch#185167 and Automodel#3803: an average of averages, and a sum of them.
     """
-    given = trial.question.fresh()
-    at, shares = _parting(trial.question.expected.terms, len(given.logits))
     parts: list[Held] = []
-    for rows, share in zip((slice(at), slice(at, None)), shares, strict=True):
-        upstream = given.upstream[rows] if given.upstream.dim() else given.upstream
-        part = replace(given, logits=given.logits[rows], target=given.target[rows], upstream=upstream)
-        result = held(trial, further_call(trial, part), beside(trial, f"rows {rows}", part))
+    for name, (share, part) in zip(
+        ("one part", "the other"), parted(trial.question.fresh(), trial.question.expected.terms), strict=True
+    ):
+        result = held(trial, further_call(trial, part), beside(trial, name, part))
         parts.append({name: times(share, ball) for name, ball in result.items()})
     one, other = parts
     whole = {name: beneath(one[name], other[name]) for name in one}
     if trial.case.reduction != "none":
         whole["loss"] = plus(one["loss"], other["loss"])
     yield from apart(trial, whole)
+
+
+def parted(given: Inputs, terms: Terms) -> list[tuple[Fraction, Inputs]]:
+    """The two parts of a batch, and what their results are multiplied by.
+
+    Raises:
+        NotRunError: there are no two that have something to divide by.
+    """
+    at, shares = _parting(terms, len(given.logits))
+    parts = []
+    for rows, share in zip((slice(at), slice(at, None)), shares, strict=True):
+        upstream = given.upstream[rows] if given.upstream.dim() else given.upstream
+        part = replace(given, logits=given.logits[rows], target=given.target[rows], upstream=upstream)
+        parts.append((share, part))
+    return parts
 
 
 def _parting(terms: Terms, size: int) -> tuple[int, tuple[Fraction, Fraction]]:
@@ -168,14 +204,13 @@ def widened(trial: Trial) -> Iterator[Difference]:
 
     TransformerEngine#3193: a gradient that was kept in the bfloat16 memory of the logits before the loss was final.
     """
-    given = trial.question.fresh()
-
-    def wide(value: Any) -> Any:
-        return value.float() if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16) else value
-
-    options = {name: wide(value) for name, value in given.options.items()}
-    other = Inputs(wide(given.logits), wide(given.target), options, wide(given.upstream))
+    other = wide(trial.question.fresh())
     yield from apart(trial, held(trial, further_call(trial, other), beside(trial, "widened", other)))
+
+
+def wide(given: Inputs) -> Inputs:
+    """Half precision as float32, which holds the same numbers."""
+    return _each(given, lambda tensor: tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor)
 
 
 def two_backwards(trial: Trial) -> Iterator[Problem]:
@@ -183,8 +218,7 @@ def two_backwards(trial: Trial) -> Iterator[Problem]:
 
     Liger-Kernel#272 and #343: a loss that writes its gradient into the logits, and scales it there when it goes back.
     """
-    turned = _with_classes_turned(trial.question.fresh())
-    other = replace(trial.question.fresh(), target=turned.target, options=turned.options)
+    other = of_other_classes(trial.question.fresh())
     dense = other.target.is_floating_point()
     seen: list[str] = []
 
@@ -205,6 +239,17 @@ def two_backwards(trial: Trial) -> Iterator[Problem]:
         yield Problem("not_repeated", "the same graph, differentiated again, gives another gradient")
     elif seen != [trial.got.digest, alone.digest]:
         yield Problem("disturbed", "two losses of the same logits have other bits than each of them alone")
+
+
+def of_other_classes(given: Inputs) -> Inputs:
+    """The same logits, with targets and weights of the classes turned round."""
+    turned = classes_turned(given)
+    return replace(given, target=turned.target, options=turned.options)
+
+
+def _each(given: Inputs, by: Callable[[Tensor], Tensor]) -> Inputs:
+    options = {name: by(value) if isinstance(value, Tensor) else value for name, value in given.options.items()}
+    return Inputs(by(given.logits), by(given.target), options, by(given.upstream))
 
 
 def _mapped(by: Callable[[Tensor], Tensor], result: Result) -> Result:

@@ -4,165 +4,84 @@ from __future__ import annotations
 
 import base64
 import math
-import textwrap
+import re
+import sys
 import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from crossent import judge, runner
+from crossent import judge, runner, snippets, steps
 from crossent.bad_inputs import BAD_INPUTS, BadInput
 from crossent.cases import Case, Inputs, bits
-from crossent.findings import Finding, SubjectReport, printable
+from crossent.checks import CALL, RESULT
+from crossent.findings import Finding, Numbers, SubjectReport, printable
+from crossent.levels import CHECKS, Checks
+from crossent.recipes import RECIPES, REFUSALS, Asked, Recipe
+from crossent.refusals import SECONDS
 from crossent.report import Report
-from crossent.subjects import BY_NAME, FORMS
+from crossent.subjects import BY_NAME, FORMS, Subject
+from crossent.ways import Shapes
 
 SCRIPT = '''\
 """{story}
 """
 
-import base64
-import zlib
+{imports}
 
 import torch
 
 torch.set_num_threads(1)  # as when it was found
+device = {device}
 
 
-def tensor(bits, dtype, sizes, strides, offset):
-    raw = bytearray(zlib.decompress(base64.b85decode(bits)))
-    flat = torch.frombuffer(raw, dtype=dtype) if raw else torch.empty(0, dtype=dtype)
-    return flat.to({device}).as_strided(sizes, strides, offset)
+{functions}
 
 
-{subject}
+{values}
 
-
-{tensors}
-options = dict({options})
-
-{body}
+{steps}
 '''
-
-SUBJECTS = {
-    "torch": """
-        def subject(input, target, **options):
-            return torch.nn.CrossEntropyLoss(**options)(input, target)
-    """,
-    "torch_nll": """
-        def subject(input, target, weight=None, label_smoothing=0.0, **options):
-            axis = min(1, input.dim() - 1)
-            log_probs = torch.log_softmax(input.movedim(axis, -1), -1).movedim(-1, axis)
-            return torch.nn.functional.nll_loss(log_probs, target, weight, **options)
-    """,
-    "scalar": """
-        def subject(*arguments, **options):  # all but torch that this needs
-            from crossent import scalar
-
-            given = [tensor.tolist() for tensor in arguments]
-            options = {k: v.tolist() if torch.is_tensor(v) else v for k, v in options.items()}
-            return torch.tensor(scalar(*given, **options), dtype=torch.float64)
-    """,
-}
-
-# What is done with the subject, by check and kind; it leaves `wrong`, or raises where that is the finding.
-LOSS = """
-    wanted = [given.requires_grad_() for given in (logits, target) if given.is_floating_point()]
-    loss = subject(logits, target, **options)
-"""
-GRADIENTS = """
-    gradients = ()
-    if loss.shape == upstream.shape:
-        gradients = torch.autograd.grad(loss, wanted, upstream.to(loss.dtype))
-"""
-JUDGE = """
-    got, exact, allowed = result[{index}].item(), {exact}, {bound}
-    same = got == exact or (got != got and exact != exact)
-    off = 0.0 if same else abs(got - exact)
-    print(f"torch {{torch.__version__}}: got {{got!r}}, exact {{exact!r}}, off by {{off:.6g}}, allowed {{allowed:.6g}}")
-    wrong = not same and (got == {got} or not off <= allowed)
-"""
-ACTIONS = {
-    ("loss", "wrong"): (LOSS, "result = loss", JUDGE),
-    ("gradient", "wrong"): (LOSS, GRADIENTS, "result = gradients[0]", JUDGE),
-    ("target_gradient", "wrong"): (LOSS, GRADIENTS, "result = gradients[1]", JUDGE),
-    ("call", "refused"): (
-        LOSS,
-        "assert torch.is_tensor(loss) and loss.layout == torch.strided, type(loss)",
-        GRADIENTS,
-        """
-        print(f"torch {{torch.__version__}}: loss {{loss}}")
-        wrong = False
-        """,
-    ),
-    ("result", "wrong"): (
-        LOSS,
-        """
-        print(f"torch {{torch.__version__}}: got {{loss.dtype}} {{tuple(loss.shape)}}; expected {dtype} {shape}")
-        wrong = loss.dtype != {dtype} or tuple(loss.shape) != {shape}
-        """,
-    ),
-    ("arguments", "changed_input"): (
-        """
-        tensors = dict(logits=logits, target=target, weight=options.get("weight", target))
-        before = {{name: tensor.clone() for name, tensor in tensors.items()}}
-        """,
-        LOSS,
-        GRADIENTS,
-        """
-        wrong = False
-        for name, old in before.items():
-            new = tensors[name].detach()
-            if old.shape != new.shape or not ((old == new) | ((old != old) & (new != new))).all():
-                print(f"torch {{torch.__version__}}: it wrote into {{name}}")
-                wrong = True
-        """,
-    ),
-}
-ERRORS = """
-    try:
-        loss = subject(logits, target, **options)
-        if logits.is_cuda:
-            torch.cuda.synchronize()  # an assert is raised where the host waits for the device
-    except ({raises}) as error:
-        print(f"torch {{torch.__version__}}: refused, as it should: {{error!r}}")
-        wrong = False
-    except Exception as error:
-        print(f"torch {{torch.__version__}}: raised {{error!r}}; allowed is {raises}")
-        wrong = True
-    else:
-        print(f"torch {{torch.__version__}}: accepted, and gave {{loss}}; should have raised {raises}")
-        wrong = True
-"""
-ACTIONS |= {("errors", "accepted"): (ERRORS,), ("errors", "wrong"): (ERRORS,)}
-VERDICT = """
-    print("wrong" if wrong else "right")
-    raise SystemExit(wrong)
-"""
+# Somebody's, of which no more is known than its name.
+ANOTHER = Subject("another", torch.nn.functional.cross_entropy)
 
 
 def repeated(id: str, device: str = "cpu") -> Finding:
-    """The finding with this id, as it happens here and now.
+    """The finding with this id, as it happens here and now: its check runs, after those that must hold before it.
 
     Raises:
         ValueError: no such subject or case, or it does not happen.
+        RuntimeError: no such device.
     """
     subject, check, case = _parts(id)
     if subject not in BY_NAME:
         raise ValueError(f"finding: got subject {subject!r}; without its report, allowed are {', '.join(BY_NAME)}")
+    made = _case(case)
+    runner.require_device(device)
     report = Report({}, [SubjectReport(subject)])
     with runner.ambient():
-        judge.run_case(_case(case), [BY_NAME[subject]], report, device)
-    found = next((finding for finding in report.subjects[0].findings if finding.check == check), None)
+        judge.run_case(made, [BY_NAME[subject]], report, device, _checks(check, made))
+    (entry,) = report.subjects
+    found = next((finding for finding in entry.findings if finding.check == check), None)
     if found is None:
         here = f"torch {torch.__version__} on {device}"
-        raise ValueError(f"finding: {id} does not happen with {here}; a report that has it can be given")
+        reasons = [*entry.not_applicable, *entry.not_run.get(check, ())]
+        why = f", where {subject} {reasons[0]}" if reasons else ""
+        raise ValueError(f"finding: {id} does not happen with {here}{why}; a report that has it can be given")
     return found
 
 
+def _checks(name: str, case: Case | BadInput) -> Checks:
+    """The check of this name, after those that must hold before any other; of tiles, it alone."""
+    before = () if isinstance(case, Case) and case.tiled > 1 else (CALL, RESULT)
+    return tuple(dict.fromkeys((*before, *([CHECKS[name]] if name in CHECKS else []))))
+
+
 def script(finding: Finding, device: str = "cpu", digest: str | None = None) -> str:
-    """A script that repeats a finding.
+    """A script that repeats a finding and exits with 1 where it happens, 0 where not, 2 where that cannot be asked.
 
     Args:
         finding: what a run found.
@@ -173,65 +92,110 @@ def script(finding: Finding, device: str = "cpu", digest: str | None = None) -> 
         ValueError: its case cannot be built, or not with the same bits; or it is of no kind that is known.
         RuntimeError: no such device.
     """
-    if (finding.check, finding.kind) not in ACTIONS:
-        known = ", ".join(" ".join(action) for action in ACTIONS)
-        raise ValueError(f"finding: got check and kind {finding.check} {finding.kind!r}; allowed are {known}")
     case = _case(finding.case)
+    recipe = _recipe(finding, case, device)
     inputs = case.build()
-    subject = BY_NAME.get(finding.subject)
-    if (
-        isinstance(case, BadInput) != (finding.check == "errors")
-        or (finding.check == "target_gradient" and not inputs.target.is_floating_point())
-        or (finding.check.endswith("gradient") and subject is not None and not subject.differentiable)
-    ):
-        raise ValueError(f"finding: {finding.subject} has no {finding.check} on {finding.case}")
     if digest is not None and inputs.digest != digest:
         raise ValueError(f"finding: {finding.case} has other bits here: inputs {inputs.digest}, in the report {digest}")
-    torch.device(device)
-    given: dict[str, Tensor] = {"logits": inputs.logits, "target": inputs.target, "upstream": inputs.upstream}
-    given |= {name: value for name, value in inputs.options.items() if isinstance(value, Tensor)}
-    options = [f"{k}={k if isinstance(v, Tensor) else _literal(v)}" for k, v in inputs.options.items()]
+    functions, done = [snippets.TENSOR, snippets.VERDICT, *recipe.functions], [*recipe.steps]
+    last = [_subject(finding.subject)]
+    values: dict[str, Any]
+    if isinstance(case, BadInput):
+        values = {"raises": case.allowed(device)}
+        if finding.kind in ("crashed", "hung") or case.asserts(device):
+            last.append(f"seconds = {SECONDS:g}\n{steps.ISOLATED.lstrip()}")
+            done.insert(0, steps.STARTED)
+    else:
+        subject = BY_NAME.get(finding.subject, ANOTHER)
+        asked = _asked(finding, recipe, Asked(case, inputs, subject))
+        values = {"own_dtype": subject.dtype, **recipe.values(asked)}
+        if asked.of:
+            values["part"] = asked.part
+        if asked.index is not None and finding.numbers is not None:
+            values |= _numbers(finding.numbers, CHECKS[finding.check].versus)
+            functions.append(snippets.JUDGED)
+            done.append(recipe.number)
+        elif asked.of:
+            done.append(recipe.whole)
+        if not subject.differentiable:
+            functions = [snippets.LOSS_ALONE if one == snippets.EVALUATE else one for one in functions]
+    if not done[-1].rstrip().rpartition("\n")[2].startswith("verdict("):
+        done.append('verdict(False, "as it should be")')
+    code = "\n".join([*functions, *last, *done])
+    modules = ["base64", *(name for name in ("math", "subprocess", "sys") if f"{name}." in code), "zlib"]
     title = printable(f"{finding.subject}: {finding.check} {finding.kind} on {finding.case}")
     text = SCRIPT.format(
         story=_inert("\n".join([title, "", *str(finding).splitlines()[1:-1]])),
+        imports="\n".join(f"import {module}" for module in modules),
         device=ascii(device),
-        subject=_subject(finding.subject),
-        tensors="\n".join(f"{name} = {_tensor(value)}" for name, value in given.items()),
-        options=", ".join(options),
-        body=_body(finding, case, inputs, device),
+        functions="\n\n\n".join(one.strip() for one in [*functions, *last]),
+        values="\n".join(_values(inputs, values, code)),
+        steps="\n".join(one.strip() for one in done),
     )
     assert text.isascii()  # it may be piped to Python through a terminal that knows no Unicode
     return text
 
 
-def _body(finding: Finding, case: Case | BadInput, inputs: Inputs, device: str) -> str:
-    """What the script does with the subject, and how it judges what comes."""
-    subject = BY_NAME.get(finding.subject)
-    dtype = inputs.logits.dtype
-    if inputs.target.is_floating_point():
-        dtype = torch.promote_types(dtype, inputs.target.dtype)
-    values = {
-        "raises": ", ".join(error.__name__ for error in case.allowed(device)) if isinstance(case, BadInput) else "",
-        "dtype": (subject and subject.dtype) or dtype,
-        "shape": tuple(inputs.upstream.shape),
-    }
-    parts = ACTIONS[finding.check, finding.kind]
-    if JUDGE in parts:
-        values |= _worst(finding, inputs)
-    if subject is not None and not subject.differentiable:
-        parts = tuple(part for part in parts if part != GRADIENTS)
-    parts = tuple(textwrap.dedent(part).strip() for part in (*parts, VERDICT))
-    return "\n".join(part.format(**values) for part in parts)
+def _recipe(finding: Finding, case: Case | BadInput, device: str) -> Recipe:
+    """How such a finding is repeated."""
+    recipes = REFUSALS if isinstance(case, BadInput) else RECIPES
+    recipe = recipes.get(finding.check)
+    if recipe is None:
+        raise ValueError(f"finding: got check {finding.check!r} of {finding.case}; allowed are {', '.join(recipes)}")
+    if finding.kind not in recipe.kinds:
+        allowed = ", ".join(recipe.kinds)
+        raise ValueError(f"finding: got kind {finding.kind!r} of {finding.check}; allowed are {allowed}")
+    there = torch.device(device).type
+    if isinstance(case, Case):
+        check, subject = CHECKS[finding.check], BY_NAME.get(finding.subject, ANOTHER)
+        if not check.about(case) or check.why_not(subject) or (check.name == "stream" and there != "cuda"):
+            raise ValueError(f"finding: {finding.subject} has no {finding.check} on {finding.case} and {device}")
+    return recipe
 
 
-def _worst(finding: Finding, inputs: Inputs) -> dict[str, str]:
-    """The worst element's place and numbers, as Python writes them."""
-    sizes = {"loss": inputs.upstream, "gradient": inputs.logits, "target_gradient": inputs.target}[finding.check].shape
+def _asked(finding: Finding, recipe: Recipe, asked: Asked) -> Asked:
+    """With the result that the finding is about, and with the index of the number in it, where there is one."""
     n = finding.numbers
-    if n is None or len(n.index) != len(sizes) or not all(map(int.__lt__, n.index, sizes)):
-        raise ValueError(f"finding: got index {n and n.index}; allowed is one within {tuple(sizes)}")
-    numbers = {name: _literal(getattr(n, name)) for name in ("got", "exact", "bound")}
-    return {"index": ", ".join(map(str, n.index)) or "()", **numbers}
+    shapes: Shapes = {"": ()}
+    if finding.kind != "wrong":
+        n = None
+    elif n is not None:
+        shapes = recipe.numbers(asked)
+    elif finding.of or recipe.numbered:
+        shapes = recipe.wholes(asked)
+    shape = shapes.get(finding.of)
+    if shape is None:
+        known = ", ".join(map(repr, shapes)) or "none without numbers"
+        raise ValueError(f"finding: it is of {finding.of!r}; allowed are {known}")
+    if n is None:
+        return replace(asked, of=finding.of)
+    if len(n.index) != len(shape) or not all(map(int.__lt__, n.index, shape)):
+        raise ValueError(f"finding: got index {n.index}; allowed is one within {shape}")
+    return replace(asked, of=finding.of, index=n.index)
+
+
+def _numbers(n: Numbers, versus: str) -> dict[str, Any]:
+    """A finding's numbers as the script has them."""
+    if versus == "exact":
+        return {"index": n.index, "found": n.got, "exact": n.exact, "allowed": n.bound, "versus": versus}
+    # The other result is another one there: what was found is not wrong by itself. And where it was infinite or NaN,
+    # no more was allowed than it had for itself: what happens is that one of the two is, and the other not.
+    allowed = n.bound if math.isfinite(n.exact) else sys.float_info.max
+    return {"index": n.index, "found": None, "allowed": allowed, "versus": versus}
+
+
+def _values(inputs: Inputs, values: Mapping[str, Any], code: str) -> Iterator[str]:
+    """What the script is about, a line each: the case, and what else its code names."""
+    tensors = {"logits": inputs.logits, "target": inputs.target, "upstream": inputs.upstream}
+    tensors |= {name: value for name, value in inputs.options.items() if isinstance(value, Tensor)}
+    for name, tensor in tensors.items():
+        yield f"{name} = {_tensor(tensor)}"
+    options = [f"{name}={name if name in tensors else _literal(value)}" for name, value in inputs.options.items()]
+    yield f"options = dict({', '.join(options)})"
+    yield "given = logits, target, options, upstream"
+    for name, value in values.items():
+        if re.search(rf"\b{name}\b", code):
+            yield f"{name} = {_literal(value, inputs)}"
 
 
 def _inert(text: str) -> str:
@@ -255,9 +219,9 @@ def _case(id: str) -> Case | BadInput:
 
 
 def _subject(name: str) -> str:
-    if name in SUBJECTS:
-        return textwrap.dedent(SUBJECTS[name]).strip()
-    if name in FORMS and FORMS[name].differentiable:
+    if name in snippets.SUBJECTS:
+        return snippets.SUBJECTS[name]
+    if name in FORMS:
         return f"from crossent import {name} as subject  # all but torch that this needs"
     missing = ascii(f"import {printable(name)} here as subject, and take these two lines out")
     return f"print({missing})\nraise SystemExit(2)"
@@ -272,6 +236,20 @@ def _tensor(tensor: Tensor) -> str:
     return f"tensor({packed!r}, {tensor.dtype}, {view})"
 
 
-def _literal(value: Any) -> str:
+def _literal(value: Any, given: Inputs | None = None) -> str:
+    """A value as Python writes it; arguments as a tuple, those of the case by their name."""
+    if value is given is not None:
+        return "given"
+    if isinstance(value, Tensor):
+        return _tensor(value)
+    if isinstance(value, Inputs):
+        return _literal((value.logits, value.target, value.options, value.upstream))
+    if isinstance(value, dict):
+        return f"dict({', '.join(f'{name}={_literal(one)}' for name, one in value.items())})"
+    if isinstance(value, tuple | list):
+        items = ", ".join(_literal(one, given) for one in value)
+        return f"({items},)" if len(value) == 1 else f"({items})"
+    if isinstance(value, type):
+        return value.__name__
     special = isinstance(value, float) and not math.isfinite(value)
     return f"float('{value}')" if special else repr(value)

@@ -128,7 +128,7 @@ def compiled(backend: str, dynamic: bool, trial: Trial) -> Found:
     It is called twice: in memory full of NaN, since what is never set is found so (Liger-Kernel#1338); and what is
     compiled for any size, on a larger batch of other numbers.
     """
-    other = Question(_larger(trial.case), trial.question.device) if dynamic else trial.question
+    other = Question(larger(trial.case), trial.question.device) if dynamic else trial.question
     with compilers.compiled(trial, backend, dynamic=dynamic) as loss:
         for question, where in ((trial.question, ""), (other, f" on {other.case.id}" if dynamic else " called again")):
             inputs = question.fresh()
@@ -149,13 +149,13 @@ def compiled_error(trial: Trial) -> Iterator[Problem]:
     inputs = trial.question.fresh()
     if inputs.logits.is_cuda:
         raise NotRunError("would be left with a device that is of no more use")
-    classes, ignored = trial.case.classes, inputs.options.get("ignore_index", -100)
+    classes = trial.case.classes
     with compilers.compiled(trial, compilers.CODE, dynamic=False) as loss:
         try:
             trial.evaluate(inputs, loss)
         except RefusedError:  # or any error would do
             raise NotRunError("waits for a right compile") from None
-        for wrong in {classes, -1 if inputs.target.dtype.is_signed else classes} - {ignored}:
+        for wrong in no_classes(inputs):
             inputs = trial.question.fresh()
             inputs.target[(-1,) * inputs.target.dim()] = wrong
             try:
@@ -167,6 +167,13 @@ def compiled_error(trial: Trial) -> Iterator[Problem]:
                 value = f" {got.loss.tolist()}" if got.loss.numel() < 10 else ""
                 message = f"class {wrong} of {classes} returned{value}; should have raised IndexError or RuntimeError"
                 yield Problem("accepted", message)
+
+
+def no_classes(inputs: Inputs) -> list[int]:
+    """The class after the last one, and the one before the first where the target holds it; none that is ignored."""
+    classes = inputs.logits.shape[min(1, inputs.logits.dim() - 1)]
+    wrong = (classes, -1) if inputs.target.dtype.is_signed else (classes,)
+    return [index for index in wrong if index != inputs.options.get("ignore_index", -100)]
 
 
 def _call(trial: Trial, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -243,7 +250,7 @@ def _why_no_export() -> str:
     return ""
 
 
-def _larger(case: Case) -> Case:
+def larger(case: Case) -> Case:
     """The same choices in other numbers, for four more samples; or for four more classes, where there is one.
 
     Sizes that are equal stay so: torch takes them for one, and compiles anew where they are not.

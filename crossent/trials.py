@@ -35,10 +35,12 @@ class Problem:
     Attributes:
         kind: as in :class:`crossent.findings.Finding`.
         message: in one line or a few.
+        of: the result that it is about, where a check looks at several; as in :class:`crossent.findings.Finding`.
     """
 
     kind: str
     message: str
+    of: str = ""
 
 
 @dataclass(eq=False)

@@ -98,7 +98,7 @@ def test_the_json_has_the_keys_of_schema_1(tmp_path):
                 assert tally["worst"] is None or set(tally["worst"]) == {"ratio", "ulp", "case"}
         for finding in part["findings"]:
             assert set(finding) == {
-                *("id", "check", "case", "kind", "message", "call", "torch", "expected"),
+                *("id", "check", "case", "kind", "of", "message", "call", "torch", "expected"),
                 *("index", "got", "bits", "exact", "radius", "bound", "ulp", "ratio", "versus"),
             }
         assert set(part["cases"]) == {case.id for case in CASES}
