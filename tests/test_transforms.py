@@ -299,7 +299,8 @@ def test_what_compiled_code_never_sets_is_found():
         losses = crossent.formula(input, target, ignore_index=ignore_index, **options)
         return torch.where(target == ignore_index, torch.empty_like(losses), losses)
 
-    found = wrong("trace", loss)
+    # What it gets is for the allocator to say: the memory that was filled with NaN, now and then another piece.
+    found = [one for _ in range(8) for one in wrong("trace", loss)]
     assert {one.check.partition(" ")[0] for one in found} == {"loss"}
 
 
