@@ -13,7 +13,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from crossent.cases import DENSE_TARGETS, Inputs
+from crossent.axes import DENSE_TARGETS
+from crossent.cases import Inputs
 from crossent.differences import Difference
 from crossent.expected import Expected
 from crossent.subjects import Subject

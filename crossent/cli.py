@@ -15,8 +15,9 @@ from rich.progress import track
 from rich.text import Text
 
 from crossent import explain as explanation
+from crossent.axes import DTYPES
 from crossent.bad_inputs import BadInput
-from crossent.cases import DTYPES, Case
+from crossent.cases import Case
 from crossent.corpus import bugs
 from crossent.document import find, is_stream, read_json
 from crossent.findings import printable

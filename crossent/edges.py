@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from crossent.cases import DTYPES, Case
+from crossent.axes import DTYPES
+from crossent.cases import Case
 
 # Vocabularies of language models; 128256 and 129920 are no multiples of a tile of 1024 (verl#2899).
 VOCABULARIES = (32000, 50257, 128256, 129920, 151936)

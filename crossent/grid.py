@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from crossent.cases import AXES, CONSTRAINTS, DTYPES, IGNORED, Case, Constraint
+from crossent.axes import AXES, CONSTRAINTS, DTYPES, IGNORED, Constraint
+from crossent.cases import Case
 
 # Each is one lesson: the class axis, its place among further dimensions, and the sizes that hide bugs.
 SIZES = (

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from crossent.axes import DTYPES
 from crossent.bad_inputs import BadInput
-from crossent.cases import DTYPES, Case, Inputs, bits
+from crossent.cases import Case, Inputs, bits
 from crossent.checks import CALL, RESULT, SINGLE
 from crossent.contracts import Grade
 from crossent.differences import Difference, reached

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from crossent.arithmetic import Ball
+from crossent.axes import DTYPES
 from crossent.bounds import Bounds, Reason
-from crossent.cases import DTYPES, Case, Inputs
+from crossent.cases import Case, Inputs
 from crossent.contracts import Contract, contract
 from crossent.corpus import bugs
 from crossent.differences import Difference, allowance, difference, not_judged

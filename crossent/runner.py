@@ -19,8 +19,9 @@ import numpy as np
 import torch
 
 from crossent import expected_findings
+from crossent.axes import DTYPES
 from crossent.bad_inputs import BadInput
-from crossent.cases import DTYPES, Case
+from crossent.cases import Case
 from crossent.findings import SubjectReport
 from crossent.grid import met
 from crossent.judge import run_case

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from crossent.cases import AXES, DTYPES, Case
+from crossent.axes import AXES, DTYPES
+from crossent.cases import Case
 
 MOST_CLASSES, MOST_ROWS = 50_000, 5_000
 

@@ -11,7 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from crossent.cases import DTYPES
+from crossent.axes import DTYPES
 from crossent.findings import NUMBERS, SubjectReport, Tally
 
 

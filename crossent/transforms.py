@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from crossent import compilers
-from crossent.cases import INDEX_TARGETS, Case, Inputs
+from crossent.axes import INDEX_TARGETS
+from crossent.cases import Case, Inputs
 from crossent.checks import misshapen, poison
 from crossent.differences import Difference
 from crossent.expected import Expected, expect, name_of

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from crossent import cases
+from crossent import axes, cases
+from crossent.axes import DTYPES
 from crossent.bad_inputs import BAD_INPUTS
-from crossent.cases import DTYPES, Case, Inputs, bits
+from crossent.cases import Case, Inputs, bits
 from crossent.corpus import corpus
 from crossent.edges import edges
 from crossent.grid import grid
@@ -21,7 +22,7 @@ from crossent.rounding import FORMATS
 from crossent.values import VALUES
 
 AXES = {
-    **cases.AXES,
+    **axes.AXES,
     "sizes": ((1,), (5,), (7, 5), (0, 5), (3, 5, 4), (2, 3, 2, 2, 3), (4, 300)),
     "label_smoothing": (0.0, 0.1, 1.0, 1e-5, 1 / 3, 5e-324),
     "seed": (0, 7, 2**32 - 1, 2**70),
@@ -440,7 +441,7 @@ def test_no_class_of_some_rows_is_possible():
 @pytest.mark.parametrize("ignored", ["ignored", "ignored_default", "ignored_huge", "ignored_first", "ignored_16th"])
 def test_special_ignored_rows_are_ignored_and_no_others(values, kind, ignored):
     inputs, logits = built(values, ignored=ignored)
-    rows = inputs.target.numpy() == cases.IGNORED[ignored]
+    rows = inputs.target.numpy() == axes.IGNORED[ignored]
     assert rows.any()
     assert kind(logits[rows]).all()
     assert np.isfinite(logits[~rows]).all()
@@ -465,7 +466,7 @@ def test_ignored_rows_are_those_that_are_named():
 
 def test_weights_are_what_they_are_called():
     weight = {
-        kind: Case("float64", (1, 400), weight=kind).build().options["weight"] for kind in cases.AXES["weight"][1:]
+        kind: Case("float64", (1, 400), weight=kind).build().options["weight"] for kind in axes.AXES["weight"][1:]
     }
     assert (weight["weighted"] > 0).all()
     assert 1e5 < weight["weight_decades"].max() / weight["weight_decades"].min() < 2**21
@@ -508,5 +509,5 @@ def test_the_inputs_are_what_torch_takes():
         assert inputs.logits.shape == case.sizes
         assert inputs.logits.is_contiguous() or case.layout != "contiguous"
         rows = torch.Size([*case.sizes[:1], *case.sizes[2:]] if len(case.sizes) > 1 else [])
-        assert inputs.target.shape == (case.sizes if case.target in cases.DENSE_TARGETS else rows)
+        assert inputs.target.shape == (case.sizes if case.target in axes.DENSE_TARGETS else rows)
         assert inputs.upstream.shape == (rows if case.reduction == "none" else ())

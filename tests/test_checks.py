@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import crossent
-from crossent import cases
+from crossent import axes, cases
 from crossent.cases import Inputs
 from crossent.differences import compare
 from crossent.expected import expect
@@ -49,7 +49,7 @@ def stored_in_half(input, target, **options):
     return crossent.formula(F.log_softmax(input, min(1, input.dim() - 1)), target, **options)
 
 
-@pytest.mark.parametrize("dtype", cases.DTYPES)
+@pytest.mark.parametrize("dtype", axes.DTYPES)
 def test_the_forms_reach_grade_a(dtype):
     for name in ("formula", "log_softmax_nll", "one_hot"):
         report = run(FORMS[name], sample(dtype))
@@ -163,7 +163,7 @@ def test_a_run_without_evidence_is_not_ok():
 
 
 def test_every_dtype_has_evidence_for_loss_and_gradient():
-    for dtype in cases.DTYPES:
+    for dtype in axes.DTYPES:
         tallies = run(FORMS["formula"], sample(dtype)).subjects[0].tallies
         for check in ("loss", "gradient"):
             assert tallies[check, dtype].vacuous < tallies[check, dtype].ran

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from crossent import cases, cli
+from crossent import axes, cases, cli
 from crossent.edges import edges
 from crossent.grid import grid
 
@@ -42,7 +42,7 @@ def test_check_prints_a_row_for_each_form_and_dtype(capsys, small_grid):
     for subject in ("formula", "log_softmax_nll", "one_hot", "scalar", "torch", "torch_nll"):
         assert re.search(rf"^{subject}: \d+ ran, 0 failed", out, re.M), out
     for check in ("loss", "gradient"):
-        for dtype in cases.DTYPES:
+        for dtype in axes.DTYPES:
             assert re.search(rf"^ +{check} {dtype} +\d+% +\S+ ulp  \S*{dtype}-", out, re.M), out
     assert "each equal to the exact answer" in out
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from crossent import intermediates
-from crossent.cases import DTYPES, Case
+from crossent.axes import DTYPES
+from crossent.cases import Case
 from crossent.contracts import FUNCTIONS, contract
 from crossent.differences import compare, worst
 from crossent.expected import expect, expect_along, rows_of, terms_of

@@ -8,8 +8,9 @@ import torch
 from bugs import SHOWN
 
 from crossent import forms
+from crossent.axes import DTYPES
 from crossent.bad_inputs import BAD_INPUTS
-from crossent.cases import DTYPES, Case
+from crossent.cases import Case
 from crossent.checks import SINGLE
 from crossent.corpus import bugs, corpus
 from crossent.findings import SubjectReport

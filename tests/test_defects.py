@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from defects import DEFECTS, RIGHT
 
 import crossent
-from crossent.cases import DTYPES, Case, Inputs
+from crossent.axes import DTYPES
+from crossent.cases import Case, Inputs
 from crossent.differences import compare
 from crossent.expected import expect
 from crossent.grid import grid

@@ -14,7 +14,8 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 import crossent
-from crossent.cases import DTYPES, Case
+from crossent.axes import DTYPES
+from crossent.cases import Case
 from crossent.checks import SINGLE
 from crossent.derivatives import DERIVATIVES, MOST_LOGITS
 from crossent.differences import Difference

@@ -12,7 +12,8 @@ import torch
 
 import crossent
 from crossent import determinism, runner, state
-from crossent.cases import DTYPES, Case, Inputs
+from crossent.axes import DTYPES
+from crossent.cases import Case, Inputs
 from crossent.determinism import DETERMINISM
 from crossent.differences import Difference
 from crossent.findings import SubjectReport

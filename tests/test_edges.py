@@ -5,7 +5,8 @@ import torch
 from bugs import padded_with_zeros, padding_counts_as_one_each
 from defects import DEFECTS
 
-from crossent.cases import DTYPES, Case
+from crossent.axes import DTYPES
+from crossent.cases import Case
 from crossent.edges import EDGES, NORMAL, QUICK, THOROUGH, edges
 from crossent.findings import SubjectReport
 from crossent.judge import run_case

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from crossent import judge, runner
+from crossent.axes import DTYPES
 from crossent.bad_inputs import BAD_INPUTS, BadInput
-from crossent.cases import DTYPES, Case
+from crossent.cases import Case
 from crossent.edges import EDGES
 from crossent.expected_findings import ExpectedFinding, expect, load, shipped
 from crossent.findings import Finding, Measured, Outcome, SubjectReport

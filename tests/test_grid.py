@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from crossent.cases import broken
+from crossent.axes import broken
 from crossent.grid import ARRAYS, CHOICES, SIZES, grid
 
 

@@ -3,8 +3,9 @@
 import pytest
 
 from crossent import checks, derivatives, determinism, invariants, large, levels, relations, transforms
+from crossent.axes import DTYPES
 from crossent.bad_inputs import BAD_INPUTS
-from crossent.cases import DTYPES, Case
+from crossent.cases import Case
 from crossent.corpus import bugs
 from crossent.levels import CHECKS, LEVELS, plan
 from crossent.trials import Check

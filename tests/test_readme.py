@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from crossent.axes import DTYPES
 from crossent.bad_inputs import BAD_INPUTS
-from crossent.cases import DTYPES, Case
+from crossent.cases import Case
 from crossent.corpus import bugs
 from crossent.grid import met
 from crossent.levels import CHECKS, LEVELS, plan

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 import crossent
 from crossent import agreement, trials
 from crossent.arithmetic import Ball
-from crossent.cases import DTYPES, Case
+from crossent.axes import DTYPES
+from crossent.cases import Case
 from crossent.checks import CALL, RESULT
 from crossent.findings import SubjectReport
 from crossent.grid import grid

@@ -17,7 +17,8 @@ from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
 import crossent
-from crossent.cases import AXES, Case, broken
+from crossent.axes import AXES, broken
+from crossent.cases import Case
 from crossent.checks import RESULT
 from crossent.subjects import FORMS, Subject
 from crossent.trials import Question, RefusedError, Trial

@@ -13,8 +13,9 @@ import mpmath
 import numpy as np
 import pytest
 
+from crossent.axes import DTYPES, IGNORED
 from crossent.bounds import Bounds
-from crossent.cases import DTYPES, IGNORED, Case
+from crossent.cases import Case
 from crossent.contracts import contract
 from crossent.differences import compare, compare_under
 from crossent.expected import expect

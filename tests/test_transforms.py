@@ -10,8 +10,9 @@ import torch.nn.functional as F
 
 import crossent
 from crossent import compilers, runner, transforms
+from crossent.axes import DTYPES
 from crossent.bounds import Bounds
-from crossent.cases import DTYPES, Case
+from crossent.cases import Case
 from crossent.checks import SINGLE
 from crossent.contracts import contract
 from crossent.expected_findings import expect, shipped
