@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from crossent import axes, cases
+from crossent import axes
 from crossent.axes import DTYPES
 from crossent.bad_inputs import BAD_INPUTS
 from crossent.cases import Case, Inputs, bits
