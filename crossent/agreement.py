@@ -43,7 +43,7 @@ def further_call(trial: Trial, inputs: Inputs, loss: Loss | None = None) -> Resu
     """
     if reason := trial.subject.not_applicable(inputs):
         raise NotRunError(reason)
-    got = trial.evaluate(inputs, loss)
+    got = trial.evaluate(inputs.copy(), loss)  # what is made of them for all subjects must not be what one has seen
     shape, dtype = inputs.upstream.shape, trial.subject.dtype or dtype_of(inputs)
     if (got.loss.shape, got.loss.dtype) != (shape, dtype):
         raise MisshapenError(f"got {got.loss.dtype} {tuple(got.loss.shape)}; expected {dtype} {tuple(shape)}")

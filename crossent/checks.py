@@ -83,7 +83,7 @@ def repeat(trial: Trial) -> Iterator[Problem]:
     """A second call gives the same bits, though other data came between and memory is full of NaN."""
     first = trial.got.digest  # before its memory is given back
     with suppress(RefusedError):  # which is for another check to say
-        trial.evaluate(trial.question.others)
+        trial.evaluate(trial.question.others.copy())
     inputs = trial.question.fresh()
     poison(inputs)
     if trial.evaluate(inputs).digest != first:

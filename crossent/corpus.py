@@ -49,7 +49,7 @@ class Bug:
 @cache
 def bugs() -> tuple[Bug, ...]:
     """All of the corpus, in the order of its ids."""
-    document = tomllib.loads((files("crossent") / "corpus.toml").read_text())
+    document = tomllib.loads((files("crossent") / "corpus.toml").read_text(encoding="utf-8"))
     return tuple(_bug(**entry) for entry in document["bug"])
 
 

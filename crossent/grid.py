@@ -75,7 +75,7 @@ ARRAYS = {"pairs": Array(2, CHOICES), "triples": Array(3, CHOICES), "transformed
 def grid(dtypes: Iterable[str] = tuple(DTYPES), seed: int = 0, array: str = "triples") -> Iterator[Case]:
     """The cases of an array that are of these dtypes, the dtype being one of the choices that meet."""
     wanted = set(dtypes)
-    for line in (files("crossent") / f"{array}.txt").read_text().splitlines():
+    for line in (files("crossent") / f"{array}.txt").read_text(encoding="utf-8").splitlines():
         case = Case.of(line)
         if case.dtype in wanted:
             yield case.seeded(seed)
@@ -140,5 +140,5 @@ def _balanced(cases: list[Case], strength: int) -> list[Case]:
 if __name__ == "__main__":
     for name, array in ARRAYS.items():
         cases = cover(array)
-        Path(__file__).with_name(f"{name}.txt").write_text("".join(f"{case.id}\n" for case in cases))
+        Path(__file__).with_name(f"{name}.txt").write_text("".join(f"{case.id}\n" for case in cases), encoding="utf-8")
         print(f"{name}.txt: {len(cases)} cases, {array.strength} choices")

@@ -87,13 +87,15 @@ def available(device: str) -> int:
         return int(torch.cuda.mem_get_info(torch.device(device).index)[0])
     free = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     try:
-        words = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        words = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
         free.append(int(words["MemAvailable"].split()[0]) * 1024)
     except (OSError, ValueError, KeyError):  # not Linux: what there is, used or not
         return free[0]
     try:  # what the container may have
         group = Path("/sys/fs/cgroup")
-        free.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+        free.append(
+            int((group / "memory.max").read_text(encoding="utf-8")) - int((group / "memory.current").read_text())
+        )
     except (OSError, ValueError):  # no limit
         return min(free)
     return min(free)

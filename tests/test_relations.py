@@ -12,7 +12,7 @@ from crossent import agreement, trials
 from crossent.arithmetic import Ball
 from crossent.axes import DTYPES
 from crossent.cases import Case
-from crossent.checks import CALL, RESULT
+from crossent.checks import CALL, RESULT, SINGLE
 from crossent.findings import SubjectReport
 from crossent.grid import grid
 from crossent.invariants import INVARIANTS
@@ -539,3 +539,22 @@ def test_infinite_balls_add_up_to_what_is_known_of_them():
     ):
         made = agreement.plus(one, other)
         np.testing.assert_array_equal([made.hi[0], made.lo[0], made.radius[0]], [hi, 0.0, radius])
+
+
+def test_what_one_subject_does_to_its_arguments_is_nothing_to_the_next():
+    def spoils(input, target, weight=None, **options):
+        loss = crossent.formula(input, target, weight, **options)
+        input.data.zero_()
+        if weight is not None:
+            weight.requires_grad_()
+        return loss
+
+    def right(input, target, **options):
+        return crossent.formula(input, target, **options)
+
+    cases = [case for case in grid(["bfloat16"], array="pairs") if case.weight != "unweighted"]
+    for case in cases[::4]:
+        report = Report({}, [SubjectReport("spoils"), SubjectReport("right")])
+        run_case(case, [Subject("spoils", spoils), Subject("right", right)], report, "cpu", (*SINGLE, *RELATIONS))
+        assert report.subjects[0].findings
+        assert not report.subjects[1].findings, report
