@@ -75,7 +75,7 @@ def _with_options_off(trial: Trial) -> Iterator[Difference]:
     other, passed = made
 
     def loss(input: Tensor, target: Tensor, **options: Any) -> Tensor:
-        return trial.subject.loss(input, target, **passed)
+        return trial.subject.loss(input, target, **{name: options[name] for name in passed})
 
     got = held(trial, further_call(trial, other, loss), beside(trial, "options off", other))
     yield from apart(trial, got, way="with options off")
@@ -84,7 +84,8 @@ def _with_options_off(trial: Trial) -> Iterator[Difference]:
 def turned_off(given: Inputs, ignored: str) -> tuple[Inputs, dict[str, Any]] | None:
     """The inputs with every option that is off, and the options that are passed; None where these are the case's own.
 
-    `ignored` is the word of a case: "kept" where `ignore_index` is off. A `label_smoothing` of 0 is not passed.
+    `ignored` is the word of a case: "kept" where `ignore_index` is off. A `label_smoothing` of 0 and the reduction "mean"
+    are not passed.
     """
     classes = given.logits.shape[min(1, given.logits.dim() - 1)]
     off: dict[str, Any] = {}
@@ -94,12 +95,10 @@ def turned_off(given: Inputs, ignored: str) -> tuple[Inputs, dict[str, Any]] | N
         off["ignore_index"] = -1
         if not given.target.is_floating_point():  # a class that no row has, if there is one: its logits count
             off["ignore_index"] = min(set(range(classes + 1)) - set(given.target.reshape(-1).tolist()))
-    smoothed = given.options["label_smoothing"] != 0
-    if not off and smoothed:
-        return None
     options = {**given.options, **off}
-    passed = {name: value for name, value in options.items() if smoothed or name != "label_smoothing"}
-    return replace(given, options=options), passed
+    left_out = {"label_smoothing": 0.0, "reduction": "mean"}  # as they are by default
+    passed = {name: value for name, value in options.items() if name not in left_out or value != left_out[name]}
+    return None if passed == given.options else (replace(given, options=options), passed)
 
 
 def _same(one: Tensor | None, other: Tensor | None) -> bool:

@@ -552,7 +552,7 @@ def test_what_one_subject_does_to_its_arguments_is_nothing_to_the_next():
     def right(input, target, **options):
         return crossent.formula(input, target, **options)
 
-    cases = [case for case in grid(["bfloat16"], array="pairs") if case.weight != "unweighted"]
+    cases = [case for case in grid(["bfloat16"], array="pairs") if case.weight != "unweighted" and case.rows]
     for case in cases[::4]:
         report = Report({}, [SubjectReport("spoils"), SubjectReport("right")])
         run_case(case, [Subject("spoils", spoils), Subject("right", right)], report, "cpu", (*SINGLE, *RELATIONS))
