@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 
 import click
@@ -39,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without Unicode shows "?" and not a traceback
+    with suppress(ValueError):  # not in the main thread, where nobody's signal comes
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         status = crossent.main(arguments, prog_name="crossent", standalone_mode=False)
     except click.ClickException as error:
@@ -107,6 +110,13 @@ def crossent(context: click.Context) -> int:
 @click.option(
     "--jobs", type=click.IntRange(1, 1024), help="How many processes share the cases. As many as there are cores."
 )
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0, min_open=True),
+    default=300.0,
+    show_default=True,
+    help="Seconds for a case, after which a subject is said to hang.",
+)
 @click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Write the whole report to this file.")
 def check(
     subjects: tuple[str, ...],
@@ -115,6 +125,7 @@ def check(
     level: str,
     seed: int,
     jobs: int | None,
+    timeout: float,
     json_file: str | None,
 ) -> int:
     """Hold each SUBJECT to the exact answer: the four forms and torch when none is named.
@@ -136,6 +147,7 @@ def check(
             level=level,
             seed=seed,
             jobs=jobs or _cores(),
+            timeout=timeout,
             progress=_progress,
         )
     Output().show(report.render())
@@ -150,7 +162,7 @@ def check(
     return HELD if report.ok else FINDINGS
 
 
-def _cores() -> int:
+def _cores() -> int | None:
     """How many this process may use, where the system says so."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 # The checks that hold what a call gives to the exact answer.
@@ -27,6 +27,7 @@ class Finding:
         expected: why it is known and no surprise, or None.
         of: the result that it is about, where a check looks at several: "gradient", "gradient turned along 2", …;
             "" where that is none of them, as where the subject raised.
+        named: whether the subject is found by its name; else repeating it takes the report and the subject's import.
     """
 
     subject: str
@@ -39,6 +40,7 @@ class Finding:
     torch: str = ""
     expected: str | None = None
     of: str = ""
+    named: bool = True
 
     @property
     def id(self) -> str:
@@ -53,7 +55,8 @@ class Finding:
             lines.append(f"  {self.numbers.versus:<7} {self.numbers.exact!r} ± {self.numbers.radius:.1g}")
         lines += [f"  torch   {self.torch}"] if self.torch else []
         lines += [f"  call    {self.call}"] if self.call else []
-        return "\n".join([*lines, f"  repeat  crossent repro {shlex.quote(self.id)}"])
+        file = "" if self.named else " REPORT.json"
+        return "\n".join([*lines, f"  repeat  crossent repro {shlex.quote(self.id)}{file}"])
 
 
 @dataclass(frozen=True)
@@ -143,12 +146,16 @@ class Tally:
 
 @dataclass
 class SubjectReport:
-    """One subject's part: what came of each case, what was found, and why the rest did not run."""
+    """One subject's part: what came of each case, what was found, and why the rest did not run.
+
+    `order` is that of the checks in its tables.
+    """
 
     name: str
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
     not_applicable: Counter[str] = field(default_factory=Counter)
+    order: Sequence[str] = ()
 
     @property
     def tallies(self) -> dict[tuple[str, str], Tally]:
@@ -158,7 +165,7 @@ class SubjectReport:
         for case, outcome in self.outcomes.items():
             for check, measured in outcome.checks.items():
                 tallies.setdefault((check, outcome.dtype), Tally()).add(case, measured, (check, case) in known)
-        order = list(dict.fromkeys(check for check, _ in tallies))
+        order = list(dict.fromkeys((*self.order, *(check for check, _ in tallies))))
         return dict(sorted(tallies.items(), key=lambda entry: order.index(entry[0][0])))
 
     @property

@@ -14,7 +14,7 @@ from crossent.cases import Case, Inputs, bits
 from crossent.checks import CALL, RESULT, SINGLE
 from crossent.contracts import Grade
 from crossent.differences import Difference, reached
-from crossent.findings import Finding, Measured, Numbers, Outcome
+from crossent.findings import Finding, Measured, Numbers, Outcome, SubjectReport
 from crossent.refusals import refusal
 from crossent.report import Report
 from crossent.results import evaluate
@@ -54,6 +54,14 @@ def run_case(
             if problem:
                 call = describe(inputs)
                 entry.findings.append(Finding(subject.name, check, case.id, problem.kind, problem.message, call))
+
+
+def end_case(case: Case | BadInput, entry: SubjectReport, kind: str, message: str) -> None:
+    """Enter that a subject came to no result on a case, since it ended its process or kept it."""
+    inputs = case.build()
+    check = "errors" if isinstance(case, BadInput) else CALL.name
+    entry.outcomes[case.id] = Outcome(case.dtype, inputs.digest, checks={check: Measured(failed=True)})
+    entry.findings.append(Finding(entry.name, check, case.id, kind, message, describe(inputs)))
 
 
 def _judgement(trial: Trial, checks: Sequence[Check], outcome: Outcome) -> Iterator[Finding]:

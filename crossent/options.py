@@ -84,8 +84,8 @@ def _with_options_off(trial: Trial) -> Iterator[Difference]:
 def turned_off(given: Inputs, ignored: str) -> tuple[Inputs, dict[str, Any]] | None:
     """The inputs with every option that is off, and the options that are passed; None where these are the case's own.
 
-    `ignored` is the word of a case: "kept" where `ignore_index` is off. A `label_smoothing` of 0 and the reduction "mean"
-    are not passed.
+    `ignored` is the word of a case: "kept" where `ignore_index` is off. A `label_smoothing` of 0 and the reduction
+    "mean" are not passed.
     """
     classes = given.logits.shape[min(1, given.logits.dim() - 1)]
     off: dict[str, Any] = {}

@@ -119,7 +119,9 @@ def ask(loss: Loss, bad_input: BadInput, device: str = "cpu") -> Answer:
         if given.logits.is_cuda:
             torch.cuda.synchronize(given.logits.device)  # an assert is raised where the host waits for the device
         answer = Answer(message=_value(got))
-    except (Exception, SystemExit) as error:  # whatever a subject raises is looked at, and the run goes on
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever a subject raises is looked at, and the run goes on
         answer = Answer(tuple(map(_name, type(error).__mro__)), said(error))
     finally:
         disturbed = restore(state)

@@ -6,7 +6,7 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +29,7 @@ class Report:
         level, seed: of the cases.
         mended: expected findings whose cases ran and did not fail: each a line for the list that can go.
         triples: how many different sets of three choices stand together in the cases.
+        left_out: the checks that the level does not ask.
     """
 
     environment: dict[str, str]
@@ -37,6 +38,7 @@ class Report:
     seed: int = 0
     mended: list[str] = field(default_factory=list)
     triples: int = 0
+    left_out: Sequence[str] = ()
 
     @property
     def ran(self) -> int:
@@ -75,11 +77,11 @@ class Report:
             return f"{self.ran} calls checked and nothing found, but not everything has evidence"
         known = sum(subject.counts["expected"] for subject in self.subjects)
         but = f", but for {known} known findings" if known else ""
-        return f"{self.ran} calls checked, each equal to the exact answer within what rounding allows{but}"
+        return f"{self.ran} calls checked, every number within what rounding allows of the exact one{but}"
 
-    def merge(self, other: Report) -> None:
-        """Enter what another run of the same subjects found on other cases."""
-        for own, part in zip(self.subjects, other.subjects, strict=True):
+    def merge(self, other: Report, of: Sequence[int]) -> None:
+        """Enter what another run found on other cases, its subjects being these of this one's."""
+        for own, part in zip([self.subjects[at] for at in of], other.subjects, strict=True):
             own.outcomes |= part.outcomes
             own.findings += part.findings
             own.not_applicable += part.not_applicable
@@ -104,6 +106,8 @@ class Report:
         yield f"{self.cases} cases, in which {self.triples} sets of three choices meet; {self.elements} numbers judged"
         if self.level == "quick":
             yield "THIS WAS A QUICK RUN: of the choices, every two meet, and not every three; --level normal asks more"
+        if self.left_out:
+            yield f"not asked at level {self.level}: {', '.join(self.left_out)}"
         tallies = [tally for subject in self.subjects for tally in subject.tallies.values() if tally.ratio is not None]
         ran, vacuous = sum(tally.ran for tally in tallies), sum(tally.vacuous for tally in tallies)
         if vacuous:
@@ -122,7 +126,7 @@ class Report:
         console = Console(file=text, width=100)
         for part in self.render():
             console.print(part, soft_wrap=isinstance(part, Text))
-        return text.getvalue().rstrip()
+        return "\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines())
 
     def to_json(self) -> dict[str, Any]:
         """The report in schema 1: numbers are JSON's, and "nan", "inf" and "-inf" are strings."""
@@ -131,6 +135,7 @@ class Report:
             "crossent": self.environment.get("crossent", ""),
             "level": self.level,
             "coverage": {"cases": self.cases, "triples": self.triples, "elements": self.elements},
+            "left_out": list(self.left_out),
             "seed": self.seed,
             "environment": self.environment,
             "subjects": [subject_json(subject) for subject in self.subjects],

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import itertools
-import multiprocessing
 import platform
-import warnings
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -24,11 +22,12 @@ from crossent.bad_inputs import BadInput
 from crossent.cases import Case
 from crossent.findings import SubjectReport
 from crossent.grid import met
-from crossent.judge import run_case
-from crossent.levels import LEVELS, Checks, plan
+from crossent.judge import end_case, run_case
+from crossent.levels import CHECKS, LEVELS, Checks, plan
 from crossent.report import Report
-from crossent.subjects import NAMED, Subject, load
+from crossent.subjects import BY_NAME, NAMED, Subject, load
 from crossent.transforms import COMPILED
+from crossent.workers import Ended, can_fork, workers
 
 Progress = Callable[[Sequence[Any]], Iterable[Any]]
 Plan = Mapping[Case | BadInput, Checks]
@@ -40,7 +39,8 @@ def check(
     dtypes: str | Iterable[str] = tuple(DTYPES),
     level: str = "normal",
     seed: int = 0,
-    jobs: int = 1,
+    jobs: int | None = None,
+    timeout: float = 300.0,
     progress: Progress = iter,
 ) -> Report:
     """Hold subjects to the exact answer over the built-in cases: loss and gradients, within rounding, and errors.
@@ -52,13 +52,16 @@ def check(
         dtypes: of the logits.
         level: how much of all that can be asked: "quick", "normal" or "thorough".
         seed: another seed makes other numbers for the same options.
-        jobs: how many processes share the cases, on a CPU of a system that can fork; elsewhere there is one.
+        jobs: how many processes share the cases, so that a subject may end one; None for this process alone, as it is
+            on CUDA, and on a system that cannot fork.
+        timeout: seconds for a case in one of several processes, after which its subject is said to hang.
         progress: wraps the sequence of what is done one after another, to show how far the run is.
 
     Raises:
-        ValueError: a name that is no form's, an unknown dtype or level, a seed below 0, or fewer than one job.
+        ValueError: a name that is no form's, an unknown dtype or level, a seed below 0, fewer than one job, or a
+            time-out that is not positive.
         TypeError: a subject that is neither a name nor callable.
-        RuntimeError: a device that is not here; or a subject that ended one of several processes.
+        RuntimeError: a device that is not here.
 
     Example:
         >>> import crossent
@@ -74,21 +77,40 @@ def check(
         raise ValueError(f"level: got {level!r}; allowed are {', '.join(LEVELS)}")
     if seed < 0:
         raise ValueError(f"seed: got {seed}; allowed is 0 or more")
-    if jobs < 1:
+    if jobs is not None and jobs < 1:
         raise ValueError(f"jobs: got {jobs}; allowed is 1 or more")
+    if not timeout > 0:
+        raise ValueError(f"timeout: got {timeout}; allowed is more than 0 seconds")
     named = dict.fromkeys(subjects) or NAMED
-    loaded = list(itertools.chain.from_iterable(map(load, named)))
+    loaded = _of_names_of_their_own(itertools.chain.from_iterable(map(load, named)))
     require_device(device)
     known = expected_findings.shipped()
     planned = plan(level, tuple(chosen), seed)
-    report = Report(environment(device), [SubjectReport(subject.name) for subject in loaded], level=level, seed=seed)
-    if jobs > 1 and device == "cpu" and "fork" in multiprocessing.get_all_start_methods():
-        _share(planned, loaded, report, jobs, progress)
+    parts = [SubjectReport(subject.name, order=(*CHECKS, "errors")) for subject in loaded]
+    report = Report(environment(device), parts, level=level, seed=seed)
+    if jobs is not None and device == "cpu" and can_fork():
+        _share(planned, loaded, report, jobs, timeout, progress)
     else:
         _run(planned, loaded, report, device, progress)
+    for subject, part in zip(loaded, report.subjects, strict=True):
+        if BY_NAME.get(subject.name) is not subject:
+            part.findings = [replace(finding, named=False) for finding in part.findings]
     expected_findings.expect(report, known)
+    asked = {check.name for checks in planned.values() for check in checks}
+    report.left_out = [name for name in CHECKS if name not in asked]
     report.triples = met(case for case in planned if isinstance(case, Case))
     return report
+
+
+def _of_names_of_their_own(subjects: Iterable[Subject]) -> list[Subject]:
+    """The subjects, with a number behind a name that one before has: every lambda is called the same."""
+    seen: Counter[str] = Counter()
+    made = []
+    for subject in subjects:
+        seen[subject.name] += 1
+        number = seen[subject.name]
+        made.append(subject if number == 1 else replace(subject, name=f"{subject.name}#{number}"))
+    return made
 
 
 def _run(planned: Plan, loaded: Sequence[Subject], report: Report, device: str, progress: Progress = iter) -> None:
@@ -98,54 +120,51 @@ def _run(planned: Plan, loaded: Sequence[Subject], report: Report, device: str, 
             run_case(case, loaded, report, device, planned[case])
 
 
-def _share(planned: Plan, loaded: Sequence[Subject], report: Report, jobs: int, progress: Progress) -> None:
+PARTS = 8  # for each process, so that none waits long for another
+MOST_HUNG = 3  # cases, after which a subject is not asked again: a time-out is minutes
+Part = tuple[Sequence[int], Sequence[int]]  # which cases, on which subjects
+
+
+def _share(
+    planned: Plan, loaded: Sequence[Subject], report: Report, jobs: int, seconds: float, progress: Progress
+) -> None:
     """The same in several processes, each of which gets every so many cases; the report is in the order of the plan.
 
-    They are forked: a subject may be a function that no other process could import.
+    Where a subject ends its process, or keeps it, the part is done again, each case on each subject by itself.
     """
     cases = list(planned)
     if any(check in COMPILED for checks in planned.values() for check in checks):
         with suppress(ImportError):
             importlib.import_module("torch._inductor.compile_fx")  # once, and not in every process
-        pass  # once, and not in every process
-    parts = min(jobs * PARTS, len(cases))
 
-    def run_part(at: int) -> Report:
-        part = Report(report.environment, [SubjectReport(subject.name) for subject in loaded])
-        _run({case: planned[case] for case in cases[at::parts]}, loaded, part, "cpu")
-        return part
+    def work(part: Part) -> Report:
+        at, of = part
+        made = Report(report.environment, [SubjectReport(loaded[subject].name) for subject in of])
+        _run({cases[case]: planned[cases[case]] for case in at}, [loaded[subject] for subject in of], made, "cpu")
+        return made
 
-    _FORKED.append(run_part)
-    try:
-        # Python 3.12 warns of threads that are not there in a child, which sets torch to one before it needs any.
-        forking = multiprocessing.get_context("fork")
-        with warnings.catch_warnings(), ProcessPoolExecutor(jobs, forking, initializer=_keep_memory) as pool:
-            warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
-            done = [pool.submit(_forked, at) for at in range(parts)]
-            for one in progress(done):
-                report.merge(one.result())
-    except BrokenProcessPool:
-        raise RuntimeError("jobs: a subject ended the process that it ran in; allowed with it is --jobs 1") from None
-    finally:
-        _FORKED.pop()
+    count = min(jobs * PARTS, len(cases))
+    parts: list[Part] = [(range(at, len(cases), count), range(len(loaded))) for at in range(count)]
+    with workers(work, jobs, seconds) as pool:
+        alone: list[tuple[int, int]] = []
+        for part, future in progress([(part, pool.submit(part)) for part in parts]):
+            made = pool.made(future)
+            if isinstance(made, Ended):
+                alone += itertools.product(*part)
+            else:
+                report.merge(made, part[1])
+        hung: Counter[int] = Counter()
+        for (case, subject), future in [((case, subject), pool.submit(([case], [subject]))) for case, subject in alone]:
+            if hung[subject] == MOST_HUNG and future.cancel():
+                report.subjects[subject].not_applicable["hung so often that it was not asked again"] += 1
+                continue
+            made = pool.made(future)
+            if isinstance(made, Ended):
+                hung[subject] += made.kind == "hung"
+                end_case(cases[case], report.subjects[subject], made.kind, made.message)
+            else:
+                report.merge(made, [subject])
     report.sort([case.id for case in cases])
-
-
-# What a forked process finds there: a function that it could not be sent.
-_FORKED: list[Callable[[int], Report]] = []
-PARTS = 8  # for each process, so that none waits long for another
-
-
-def _keep_memory() -> None:
-    """Let the C library keep what is freed: arrays come and go, and a tenth of the time went into pages for them."""
-    with suppress(OSError, AttributeError):  # no such function but in glibc
-        mallopt = ctypes.CDLL(None).mallopt
-        for option in (-1, -3):  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
-            mallopt(option, 2**30)
-
-
-def _forked(at: int) -> Report:
-    return _FORKED[-1](at)
 
 
 @contextmanager
@@ -169,6 +188,8 @@ def ambient() -> Iterator[None]:
 
 def require_device(device: str) -> None:
     """Raise RuntimeError, in one line, where torch cannot put a tensor on the device."""
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise RuntimeError(f"device: got {device!r}; allowed are cpu, cuda and cuda:N")
     try:
         torch.zeros(1, device=device).item()  # a meta tensor has no value
     except (RuntimeError, AssertionError, NotImplementedError) as error:

@@ -139,4 +139,5 @@ def load(subject: str | Callable[..., Tensor]) -> tuple[Subject, ...]:
         return NAMED[subject]
     if not callable(subject):
         raise TypeError(f"subject: got {type(subject).__name__}; allowed are a form's name and a callable")
-    return (Subject(getattr(subject, "__name__", type(subject).__name__), subject),)
+    name = getattr(subject, "__name__", None)
+    return (Subject(name if isinstance(name, str) else type(subject).__name__, subject),)

@@ -36,8 +36,12 @@ def rendered(subject: SubjectReport, most_findings: int) -> Iterator[RenderableT
     if len(surprising) > len(shown):
         kinds = Counter(f"{finding.check} {finding.kind}" for finding in surprising)
         yield Text(f"  … of {len(surprising)} findings: " + ", ".join(f"{n} {kind}" for kind, n in kinds.items()))
-    for reason, count in Counter(finding.expected for finding in subject.findings if finding.expected).items():
-        yield Text(f"  expected, {count} findings: {reason}")
+    known: dict[str, list[str]] = {}
+    for finding in subject.findings:
+        if finding.expected:
+            known.setdefault(finding.expected, []).append(finding.id)
+    for reason, ids in known.items():
+        yield Text(f"  expected, {len(ids)} findings: {reason}; as {ids[0]}")
     for reason, count in sorted(subject.not_applicable.items()):
         yield Text(f"  not applicable, {count} cases: {subject.name} {reason}")
     missing: dict[tuple[str, int], list[str]] = {}
@@ -62,15 +66,15 @@ def _table(subject: SubjectReport) -> Table:
 
 
 def _cell(tally: Tally | None) -> Text:
-    """How often it ran, how often without evidence, and the largest share of a bound."""
+    """How often it ran, in brackets how often without evidence, and the largest share of a bound."""
     if tally is None:
         return Text("")
     if tally.failed:
-        return Text(f"{tally.failed}/{tally.ran} FAILED", "bold red")
+        return Text(f"{tally.failed} of {tally.ran} FAILED", "bold red")
     if tally.ratio is None:
         return Text(f"{tally.ran - tally.expected} held")
-    ran = f"{tally.ran}/{tally.vacuous}" if tally.vacuous else f"{tally.ran}"
-    return Text(f"{ran:<7}{_share(tally.ratio):>5}")
+    ran = f"{tally.ran} ({tally.vacuous})" if tally.vacuous else f"{tally.ran}"
+    return Text(f"{ran:<9}{_share(tally.ratio):>5}")
 
 
 def _nearest(subject: SubjectReport) -> Iterator[Text]:
@@ -78,7 +82,7 @@ def _nearest(subject: SubjectReport) -> Iterator[Text]:
     of_all: dict[str, Tally] = {}
     for (check, dtype), tally in subject.tallies.items():
         name = f"{check} {dtype}" if check in NUMBERS else check
-        if tally.ratio is not None and tally.ratio >= (of_all.get(name, tally).ratio or 0.0):
+        if tally.ratio and tally.ratio >= (of_all.get(name, tally).ratio or 0.0):
             of_all[name] = tally
     width = max(map(len, of_all), default=0)
     for name, tally in of_all.items():

@@ -119,7 +119,9 @@ class Trial:
         before = snapshot()
         try:
             return call()
-        except (Exception, SystemExit) as error:  # whatever a subject raises is a finding, and the run goes on
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # whatever a subject raises is a finding, and the run goes on
             raise RefusedError(said(error)) from error
         finally:
             self.disturbed += restore(before)

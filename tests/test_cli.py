@@ -23,7 +23,7 @@ def run(capsys, *arguments):
 @pytest.fixture(autouse=True)
 def one_job(monkeypatch):
     """Most of these runs are over before another process would have started."""
-    monkeypatch.setattr(cli, "_cores", lambda: 1)
+    monkeypatch.setattr(cli, "_cores", lambda: None)
 
 
 @pytest.fixture

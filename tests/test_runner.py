@@ -1,11 +1,18 @@
 """The runner: one process or several, the report is the same."""
 
+import ctypes
 import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
 import crossent
 from crossent.cases import Case
+from crossent.runner import MOST_HUNG
 
 CASES = [
     Case("float32", (3, 5), values, reduction=reduction)
@@ -24,7 +31,7 @@ def off_by_a_percent(input, target, weight=None, ignore_index=-100, reduction="m
     return crossent.formula(input, target, weight, ignore_index, reduction, label_smoothing) * 1.01
 
 
-@pytest.mark.parametrize("jobs", [2, 3, 50])
+@pytest.mark.parametrize("jobs", [1, 3, 50])
 def test_several_processes_give_the_report_of_one(few_cases, jobs):
     one, several = (
         crossent.check("formula", off_by_a_percent, level="quick", dtypes="float32", jobs=n).to_json()
@@ -51,14 +58,98 @@ def test_progress_is_of_what_is_done(few_cases):
     assert len(seen) == seen[0] > 1
 
 
-def test_a_subject_that_ends_its_process_is_one_line(few_cases):
-    def ends(input, target, **options):
-        os._exit(3)
+def only_on(values, does):
+    """Right, but where a row of three has these values: there it does something."""
 
-    with pytest.raises(RuntimeError, match="a subject ended the process that it ran in"):
-        crossent.check(ends, level="quick", jobs=2)
+    def loss(input, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
+        if tuple(input.shape) == (3, 5) and reduction == "sum" and bool((input.abs() > 30).any()) == (values == "wide"):
+            does()
+        return crossent.formula(input, target, weight, ignore_index, reduction, label_smoothing)
+
+    return loss
 
 
-def test_fewer_than_one_job_is_refused():
+@pytest.mark.parametrize(
+    ("does", "kind", "said"),
+    [
+        (lambda: os._exit(0), "crashed", "its process ended: exit status 0"),
+        (lambda: os.kill(os.getpid(), signal.SIGSEGV), "crashed", "its process ended: SIGSEGV"),
+        (lambda: ctypes.string_at(0), "crashed", "its process ended: SIGSEGV"),
+        (lambda: time.sleep(1000), "hung", "no answer within 2 s"),
+    ],
+    ids=["exits", "dies", "reads at 0", "hangs"],
+)
+@pytest.mark.parametrize("jobs", [2])
+def test_a_subject_that_ends_or_keeps_its_process_has_a_finding_there_and_the_run_goes_on(
+    few_cases, does, kind, said, jobs
+):
+    options = {"level": "quick", "dtypes": ["float32"], "jobs": jobs, "timeout": 2}
+    report = crossent.check("formula", only_on("wide", does), **options)
+    right, wrong = report.subjects
+    assert [(one.case, one.kind, one.message) for one in wrong.findings] == [("float32-3x5-wide-int64-sum", kind, said)]
+    assert not right.findings
+    assert set(right.outcomes) == set(wrong.outcomes)
+
+
+def test_a_subject_that_hangs_everywhere_is_asked_a_few_times(few_cases):
+    report = crossent.check(
+        lambda *args, **options: time.sleep(1000), level="quick", dtypes=["float32"], jobs=2, timeout=0.5
+    )
+    part = report.subjects[0]
+    assert MOST_HUNG <= sum(one.kind == "hung" for one in part.findings) <= MOST_HUNG + 2
+    assert part.not_applicable["hung so often that it was not asked again"] > 50
+
+
+class OwnError(BaseException):
+    def __init__(self, one, two):
+        super().__init__(one)
+
+
+@pytest.mark.parametrize("jobs", [None, 1])
+def test_whatever_a_subject_raises_is_a_finding(few_cases, jobs):
+    def raises(input, target, **options):
+        raise OwnError("no", "way")
+
+    report = crossent.check(raises, level="quick", dtypes=["float32"], jobs=jobs)
+    assert {one.message for one in report.findings if one.check == "call"} == {"OwnError: no"}
+
+
+def test_an_interrupt_that_a_subject_raises_ends_its_process_and_not_the_run(few_cases):
+    def interrupts():
+        raise KeyboardInterrupt
+
+    report = crossent.check(only_on("wide", interrupts), level="quick", dtypes=["float32"], jobs=1)
+    assert [one.message for one in report.findings] == ["its process ended: exit status 130"]
+
+
+COMMAND = [sys.executable, "-c", "import sys; from crossent.cli import main; sys.exit(main())"]
+
+
+def processes(group):
+    """How many processes of a group are left, zombies aside."""
+    found = subprocess.run(["ps", "-eo", "pgid=,stat="], capture_output=True, text=True, check=True).stdout
+    return sum(line.split()[0] == str(group) and not line.split()[1].startswith("Z") for line in found.splitlines())
+
+
+@pytest.mark.skipif(shutil.which("ps") is None, reason="waits for ps")
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM], ids=lambda stop: stop.name)
+def test_a_run_that_is_stopped_leaves_no_process_and_one_line(stop):
+    arguments = ["check", "formula", "--dtype", "float64", "--jobs", "2"]
+    process = subprocess.Popen([*COMMAND, *arguments], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while processes(process.pid) < 3 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    time.sleep(1)
+    process.send_signal(stop)  # to the parent alone, as kill does
+    with process.stderr:
+        assert process.wait(20) == 130
+        assert process.stderr.read().strip() == "crossent: interrupted"  # click has ended the line of ^C
+    time.sleep(0.5)
+    assert processes(process.pid) == 0
+
+
+def test_fewer_than_one_job_and_no_time_are_refused():
     with pytest.raises(ValueError, match="jobs: got 0; allowed is 1 or more"):
         crossent.check("formula", jobs=0)
+    with pytest.raises(ValueError, match="timeout: got 0; allowed is more than 0 seconds"):
+        crossent.check("formula", timeout=0)
