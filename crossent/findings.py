@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from crossent.axes import DTYPES
+
 # The checks that hold what a call gives to the exact answer.
 NUMBERS = ("loss", "gradient", "target_gradient")
 LONGEST_LINE = 500  # of what others say: an exception may hold a whole tensor
@@ -166,7 +168,8 @@ class SubjectReport:
             for check, measured in outcome.checks.items():
                 tallies.setdefault((check, outcome.dtype), Tally()).add(case, measured, (check, case) in known)
         order = list(dict.fromkeys((*self.order, *(check for check, _ in tallies))))
-        return dict(sorted(tallies.items(), key=lambda entry: order.index(entry[0][0])))
+        dtypes = list(DTYPES)
+        return dict(sorted(tallies.items(), key=lambda entry: (order.index(entry[0][0]), dtypes.index(entry[0][1]))))
 
     @property
     def not_run(self) -> dict[str, Counter[str]]:

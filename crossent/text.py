@@ -66,28 +66,36 @@ def _table(subject: SubjectReport) -> Table:
 
 
 def _cell(tally: Tally | None) -> Text:
-    """How often it ran, in brackets how often without evidence, and the largest share of a bound."""
+    """How often it ran, and the largest share of a bound."""
     if tally is None:
         return Text("")
     if tally.failed:
         return Text(f"{tally.failed} of {tally.ran} FAILED", "bold red")
     if tally.ratio is None:
         return Text(f"{tally.ran - tally.expected} held")
-    ran = f"{tally.ran} ({tally.vacuous})" if tally.vacuous else f"{tally.ran}"
-    return Text(f"{ran:<9}{_share(tally.ratio):>5}")
+    return Text(f"{tally.ran:<5}{_share(tally.ratio):>5}")
 
 
 def _nearest(subject: SubjectReport) -> Iterator[Text]:
-    """Where each number came nearest to its bound: for each dtype of the loss and the gradients, else in all."""
+    """Where each number came nearest to its bound, and how often zeros or a constant would have passed too.
+
+    For the loss and the gradients in each dtype, for every other check in all of them.
+    """
     of_all: dict[str, Tally] = {}
+    vacuous: Counter[str] = Counter()
     for (check, dtype), tally in subject.tallies.items():
         name = f"{check} {dtype}" if check in NUMBERS else check
+        vacuous[name] += tally.vacuous
         if tally.ratio and tally.ratio >= (of_all.get(name, tally).ratio or 0.0):
             of_all[name] = tally
-    width = max(map(len, of_all), default=0)
+    if not of_all:
+        return
+    width = max(map(len, of_all))
+    yield Text(f"  {'nearest to a bound':<{width}} share      error  no evidence  case", "dim")
     for name, tally in of_all.items():
         if tally.ratio is not None and tally.ulp is not None:
-            yield Text(f"  {name:<{width}} {_share(tally.ratio):>5} {_short(tally.ulp):>5} ulp  {tally.case}")
+            error = f"{_short(tally.ulp)} ulp"
+            yield Text(f"  {name:<{width}} {_share(tally.ratio):>5} {error:>10} {vacuous[name]:>12}  {tally.case}")
 
 
 def _share(ratio: float) -> str:

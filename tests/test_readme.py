@@ -8,16 +8,50 @@ from pathlib import Path
 
 import pytest
 
+import crossent
 from crossent.axes import DTYPES
 from crossent.bad_inputs import BAD_INPUTS
 from crossent.cases import Case
 from crossent.corpus import bugs
+from crossent.findings import NUMBERS
 from crossent.grid import met
 from crossent.levels import CHECKS, LEVELS, plan
 from crossent.refusals import ERRORS
 
 README = Path(__file__).parents[1] / "README.md"
-MARKS = "<!-- checks:begin -->\n", "<!-- checks:end -->\n"
+
+
+def part(name, written=None):
+    """What stands between two marks of the README; where that is given, it is written there."""
+    begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->\n"
+    before, rest = README.read_text(encoding="utf-8").split(begin)
+    shown, after = rest.split(end)
+    if written is not None:
+        README.write_text(before + begin + written + end + after, encoding="utf-8")
+    return shown
+
+
+def sample():
+    """What the command says of one form, but for the rows of the table that go without saying."""
+    lines = str(crossent.check("formula")).splitlines()
+    first = next(at for at, line in enumerate(lines) if line.startswith("formula: "))
+    nearest = next(at for at, line in enumerate(lines) if line.startswith("  nearest to a bound"))
+    rows = [line for line in lines[first + 3 : nearest] if line.split()[0] in ("call", *NUMBERS)]
+    shown = [line for line in lines[nearest + 1 :] if line.split()[:1] in (["loss"], ["gradient"])]
+    last = [line for line in lines if line.startswith(("no evidence", "not judged")) or line == lines[-1]]
+    texts = [*lines[first : first + 3], *rows, "  …", lines[nearest], *shown, "  …", *last]
+    return "\n".join(["```", *texts, "```"]) + "\n"
+
+
+def test_the_sample_in_the_readme_counts_the_cases_that_there_are(request):
+    if request.config.getoption("--crossent-write-figures"):
+        part("sample", sample())
+    planned = plan("normal", tuple(DTYPES), 0)
+    asked = [case for case, of in planned.items() if isinstance(case, Case) and CHECKS["loss"] in of]
+    counts = [sum(case.dtype == dtype for case in asked) for dtype in DTYPES]
+    shown = part("sample")
+    assert re.search(r"^formula: (\d+) ran", shown, re.M)[1] == str(len(planned))
+    assert re.search(r"^  loss +" + " +".join(rf"{count} +\d+%" for count in counts) + "$", shown, re.M), counts
 
 
 def table():
@@ -38,16 +72,12 @@ def table():
 
 
 def test_the_readme_has_the_table_of_the_checks(request):
-    text = README.read_text()
-    before, rest = text.split(MARKS[0])
-    shown, after = rest.split(MARKS[1])
     if request.config.getoption("--crossent-write-figures"):
-        README.write_text(before + MARKS[0] + table() + MARKS[1] + after)
-        return
-    assert shown == table(), "nox -s figures writes it anew"
+        part("checks", table())
+    assert part("checks") == table(), "nox -s figures writes it anew"
 
 
-EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
+EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.S)
 
 
 @pytest.mark.parametrize("at", range(len(EXAMPLES)))
