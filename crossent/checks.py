@@ -67,7 +67,7 @@ def written(given: Inputs, before: Inputs) -> str:
 
 
 def state(trial: Trial) -> Iterator[Problem]:
-    """The call leaves torch's global state as it was."""
+    """The call leaves what is global of torch, numpy and Python as it was."""
     _ = trial.got
     if trial.disturbed:
         yield Problem("changed_state", f"it changed {', '.join(dict.fromkeys(trial.disturbed))}")
