@@ -116,10 +116,17 @@ def memory(tensor):
 ARGUMENTS = '''
 def arguments():
     """Every bit of the arguments, and of the memory that they are views of."""
-    tensors = {"input": logits, "target": target}
+    tensors = {"input": logits, "target": target, "the upstream gradient": upstream}
     tensors |= {name: value for name, value in options.items() if torch.is_tensor(value)}
     views = {name: (one.shape, one.stride(), one.storage_offset()) for name, one in tensors.items()}
     return {name: (view, memory(tensors[name]).tolist()) for name, view in views.items()}
+'''
+WATCHED = '''
+def watched(input, target, **options):
+    """The loss; what it was given, and whether that wanted a gradient, is kept."""
+    tensors = {"input": input, "target": target, **options}
+    passed.extend((name, one, one.requires_grad) for name, one in tensors.items() if torch.is_tensor(one))
+    return subject(input, target, **options)
 '''
 STATE = '''
 def state():
