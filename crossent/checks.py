@@ -20,6 +20,8 @@ from crossent.expected import Expected
 from crossent.subjects import Subject
 from crossent.trials import Check, Problem, RefusedError, Trial
 
+UPSTREAM = "the upstream gradient"  # is no argument, and what a loss goes back from: a view of it may come back
+
 
 def call(trial: Trial) -> Iterator[Problem]:
     """The subject takes the arguments, and gives tensors that have bits, as a meta device has none."""
@@ -44,12 +46,16 @@ def misshapen(trial: Trial, loss: object, expected: Expected, device: torch.devi
 
 
 def arguments(trial: Trial) -> Iterator[Problem]:
-    """Not a bit of an argument has changed, nor of the memory that it is a view of; and no result lies in it."""
+    """Not a bit of what is given has changed, nor of memory that it is a view of, nor its .grad; no result is there."""
     got = trial.got
     if name := written(trial.given, trial.question.inputs):
         yield Problem("changed_input", f"it wrote into {name}")
         return
-    given = _tensors(trial.given)
+    for name, (argument, wanted_gradient) in trial.passed.items():
+        if changed := marked(argument, wanted_gradient):
+            yield Problem("changed_input", f"{changed} of {name}")
+            return
+    given = {name: argument for name, argument in _tensors(trial.given).items() if name != UPSTREAM}
     results = {"loss": got.loss, "gradient": got.gradient, "gradient of the target": got.target_gradient}
     for of, part in results.items():
         for name, argument in given.items():
@@ -66,8 +72,18 @@ def written(given: Inputs, before: Inputs) -> str:
     return ""
 
 
+def marked(argument: Tensor, wanted_gradient: bool) -> str:
+    """What a call has changed of an argument besides its numbers, or "".
+
+    Its gradient is the caller's: a loss that goes backward by itself adds to it, behind the caller's back.
+    """
+    if argument.is_leaf and argument.grad is not None:
+        return "it set the .grad"
+    return "it changed the requires_grad" if argument.requires_grad != wanted_gradient else ""
+
+
 def state(trial: Trial) -> Iterator[Problem]:
-    """The call leaves torch's global state as it was."""
+    """The call leaves what is global of torch, numpy and Python as it was."""
     _ = trial.got
     if trial.disturbed:
         yield Problem("changed_state", f"it changed {', '.join(dict.fromkeys(trial.disturbed))}")
@@ -108,7 +124,8 @@ def no_gradient(subject: Subject) -> str:
 
 def _tensors(inputs: Inputs) -> dict[str, Tensor]:
     weight = inputs.options.get("weight")
-    return {"input": inputs.logits, "target": inputs.target, **({} if weight is None else {"weight": weight})}
+    tensors = {"input": inputs.logits, "target": inputs.target, UPSTREAM: inputs.upstream}
+    return tensors if weight is None else {**tensors, "weight": weight}
 
 
 def memory(tensor: Tensor) -> Tensor:

@@ -181,8 +181,8 @@ RECIPES = {
     "result": Recipe(("wrong",), (*ONCE, snippets.SHAPED), (steps.ONCE, steps.SHAPED)),
     "arguments": Recipe(
         ("changed_input", "aliased"),
-        (*ONCE, *ARGUMENTS),
-        (steps.ARGUMENTS, steps.ONCE, steps.SAME_ARGUMENTS, steps.ALIASED),
+        (*ONCE, *ARGUMENTS, snippets.WATCHED),
+        (steps.ARGUMENTS, steps.WATCHED, steps.SAME_ARGUMENTS, steps.UNMARKED, steps.ALIASED),
     ),
     "state": Recipe(("changed_state",), (*ONCE, *STATE), (steps.STATE, steps.ONCE, steps.SAME_STATE)),
     "loss": _number(_only("loss")),

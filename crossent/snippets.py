@@ -116,25 +116,57 @@ def memory(tensor):
 ARGUMENTS = '''
 def arguments():
     """Every bit of the arguments, and of the memory that they are views of."""
-    tensors = {"input": logits, "target": target}
+    tensors = {"input": logits, "target": target, "the upstream gradient": upstream}
     tensors |= {name: value for name, value in options.items() if torch.is_tensor(value)}
     views = {name: (one.shape, one.stride(), one.storage_offset()) for name, one in tensors.items()}
     return {name: (view, memory(tensors[name]).tolist()) for name, view in views.items()}
 '''
+WATCHED = '''
+def watched(input, target, **options):
+    """The loss; what it was given, and whether that wanted a gradient, is kept."""
+    tensors = {"input": input, "target": target, **options}
+    passed.extend((name, one, one.requires_grad) for name, one in tensors.items() if torch.is_tensor(one))
+    return subject(input, target, **options)
+'''
 STATE = '''
 def state():
-    """What of torch is global."""
-    subnormal = torch.tensor(2.0**-149, dtype=torch.float32)
+    """What is global, of torch, Python and numpy, where that is there."""
+    import random
+    import warnings
+
+    try:
+        import numpy
+    except ImportError:
+        numpy = None
+    subnormal = torch.tensor(2.0**-149, dtype=torch.float32, device="cpu")
     generators = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    if hasattr(torch, "get_autocast_dtype"):
+        autocast = [(torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")]
+    else:
+        autocast = [
+            (torch.is_autocast_cpu_enabled(), torch.get_autocast_cpu_dtype()),
+            (torch.is_autocast_enabled(), torch.get_autocast_gpu_dtype()),
+        ]
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda tracing: None)
     return {
         "the default dtype": torch.get_default_dtype(),
+        "the default device": torch.empty(0).device,
         "the gradient mode": torch.is_grad_enabled(),
-        "the deterministic mode": torch.are_deterministic_algorithms_enabled(),
+        "autocast": autocast,
+        "the deterministic mode": (torch.are_deterministic_algorithms_enabled(), warn_only),
         "the number of threads": torch.get_num_threads(),
+        "the threads of autograd": getattr(torch._C, "_is_multithreading_enabled", lambda: None)(),
         "anomaly detection": torch.is_anomaly_enabled(),
+        "the hooks of saved tensors": hooks(True),
+        "the precision of float32 products": torch.get_float32_matmul_precision(),
         "the flush of subnormal numbers": bool(subnormal * 1 == 0),
         "the random generator": torch.random.get_rng_state().tolist(),
         "the random generators of CUDA": [generator.tolist() for generator in generators],
+        "Python's random generator": random.getstate(),
+        "numpy's random generator": numpy and [numpy.array(one).tolist() for one in numpy.random.get_state()],
+        "numpy's answer to floating-point errors": numpy and numpy.geterr(),
+        "the filters of warnings": tuple(one for one in warnings.filters if one[2].__module__ == "builtins"),
     }
 '''
 CHANGED = '''

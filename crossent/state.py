@@ -1,10 +1,13 @@
-"""State: what of torch is global, and must be after a call what it was before."""
+"""State: what is global, of torch, numpy and Python, and must be after a call what it was before."""
 
 from __future__ import annotations
 
+import random
+import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
 _SUBNORMAL = torch.tensor(2.0**-149)
@@ -22,16 +25,102 @@ def _cuda_generators() -> list[torch.Tensor]:
     return torch.cuda.get_rng_state_all() if initialised else []
 
 
+def _deterministic() -> tuple[bool, bool]:
+    return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+
+
+def _autocast() -> tuple[Any, ...]:
+    """Whether autocast is on, and to what, on a CPU and on CUDA."""
+    if hasattr(torch, "get_autocast_dtype"):  # since torch 2.4, which warns of the others
+        return tuple((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda"))
+    return (
+        (torch.is_autocast_cpu_enabled(), torch.get_autocast_cpu_dtype()),
+        (torch.is_autocast_enabled(), torch.get_autocast_gpu_dtype()),
+    )
+
+
+def _set_autocast(to: tuple[Any, ...]) -> None:
+    (cpu, cpu_dtype), (cuda, cuda_dtype) = to
+    if hasattr(torch, "get_autocast_dtype"):
+        for kind, on, dtype in (("cpu", cpu, cpu_dtype), ("cuda", cuda, cuda_dtype)):
+            torch.set_autocast_enabled(kind, on)
+            torch.set_autocast_dtype(kind, dtype)
+    else:
+        torch.set_autocast_cpu_enabled(cpu)
+        torch.set_autocast_cpu_dtype(cpu_dtype)
+        torch.set_autocast_enabled(cuda)
+        torch.set_autocast_gpu_dtype(cuda_dtype)
+
+
+def _set_default_device(to: torch.device) -> None:
+    torch.set_default_device(None)  # as it is where nobody has chosen one: a chosen one is a mode, which costs
+    if torch.empty(0).device != to:
+        torch.set_default_device(to)
+
+
+def _filters() -> list[Any]:
+    """Those of Python's own warnings. A library has others of its own, from when it is first imported, as sympy has.
+
+    Torch imports it when a size is first looked at that autograd knows of.
+    """
+    return [one for one in _all_filters() if _is_pythons(one[2])]
+
+
+def _set_filters(to: list[Any]) -> None:
+    others = [one for one in _all_filters() if not _is_pythons(one[2])]
+    warnings.resetwarnings()  # which says that they have changed
+    _all_filters()[:] = [*others, *to]
+
+
+def _all_filters() -> Any:
+    return warnings.filters
+
+
+def _is_pythons(category: Any) -> bool:
+    return getattr(category, "__module__", "builtins") == "builtins"  # there may be a tuple of several
+
+
+# Those since torch 2.1, and what is threaded of autograd, have no public name.
+_autograd: Any = torch._C._autograd
+_threaded = getattr(torch._C, "_is_multithreading_enabled", lambda: None)
+_set_threaded = getattr(torch._C, "_set_multithreading_enabled", lambda to: None)
+_HAS_HOOKS = hasattr(_autograd, "_top_saved_tensors_default_hooks")
+
+
+def _hooks() -> Any:
+    """The functions that saved tensors are packed and unpacked by: the last that were installed, or None."""
+    return _autograd._top_saved_tensors_default_hooks(True) if _HAS_HOOKS else None
+
+
+def _set_hooks(to: Any) -> None:
+    while (top := _hooks()) is not None and top != to:
+        _autograd._pop_saved_tensors_default_hooks()
+    if top != to:  # it has taken away those of its caller
+        _autograd._push_saved_tensors_default_hooks(*to)
+
+
 # What can be read, and how it is set back.
 STATES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "the default dtype": (torch.get_default_dtype, torch.set_default_dtype),
+    "the default device": (lambda: torch.empty(0).device, _set_default_device),
     "the gradient mode": (torch.is_grad_enabled, torch._C._set_grad_enabled),
-    "the deterministic mode": (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
+    "autocast": (_autocast, _set_autocast),
+    "the deterministic mode": (
+        _deterministic,
+        lambda to: torch.use_deterministic_algorithms(to[0], warn_only=to[1]),
+    ),
     "the number of threads": (torch.get_num_threads, torch.set_num_threads),
+    "the threads of autograd": (_threaded, _set_threaded),
     "anomaly detection": (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
+    "the hooks of saved tensors": (_hooks, _set_hooks),
+    "the precision of float32 products": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
     "the flush of subnormal numbers": (_flushes, torch.set_flush_denormal),
     "the random generator": (torch.random.get_rng_state, torch.random.set_rng_state),
     "the random generators of CUDA": (_cuda_generators, torch.cuda.set_rng_state_all),
+    "Python's random generator": (random.getstate, random.setstate),
+    "numpy's random generator": (lambda: np.random.get_state(legacy=False), np.random.set_state),
+    "numpy's answer to floating-point errors": (np.geterr, lambda to: np.seterr(**to)),
+    "the filters of warnings": (_filters, _set_filters),
 }
 
 
@@ -49,7 +138,11 @@ def restore(before: dict[str, Any]) -> list[str]:
 
 
 def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, list):
+    if isinstance(one, list) and all(isinstance(each, torch.Tensor) for each in one + other):
         # As many as there are devices; none where CUDA has been initialised in between, and nothing is known.
         return len(one) != len(other) or all(map(torch.equal, one, other))
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_same(one[name], other[name]) for name in one)
+    if isinstance(one, np.ndarray):
+        return np.array_equal(one, other)
     return torch.equal(one, other) if isinstance(one, torch.Tensor) else bool(one == other)

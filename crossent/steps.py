@@ -19,6 +19,17 @@ verdict(*judged(math.fsum(row) if all(map(math.isfinite, row)) else sum(row), ex
 SHAPED = """shaped(result["loss"], *given)"""
 ARGUMENTS = "before = arguments()"
 SAME_ARGUMENTS = "changed(before, arguments())"
+WATCHED = """
+passed = []
+result = evaluate(*given, watched)
+"""
+UNMARKED = """
+for name, argument, wanted in passed:
+    if argument.is_leaf and argument.grad is not None:
+        verdict(True, f"it set the .grad of {name}")
+    if argument.requires_grad != wanted:
+        verdict(True, f"it changed the requires_grad of {name}")
+"""
 STATE = "before = state()"
 SAME_STATE = "changed(before, state())"
 ALIASED = """

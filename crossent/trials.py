@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from torch import Tensor
 
 from crossent.cases import Case, Inputs
 from crossent.contracts import Grade
@@ -82,6 +84,8 @@ class Trial:
     question: Question
     subject: Subject
     disturbed: list[str] = field(default_factory=list)  # global state that it left changed, and that was set back
+    # The tensors that the first call was given by its caller, by name, and whether each wanted a gradient then.
+    passed: dict[str, tuple[Tensor, bool]] = field(default_factory=dict)
 
     @property
     def case(self) -> Case:
@@ -100,7 +104,12 @@ class Trial:
         Raises:
             RefusedError: the subject raised.
         """
-        return self.evaluate(self.given)
+        return self.evaluate(self.given, self._watched)
+
+    def _watched(self, input: Tensor, target: Tensor, **options: Any) -> Tensor:
+        tensors = {"input": input, "target": target, **options}
+        self.passed = {name: (one, one.requires_grad) for name, one in tensors.items() if isinstance(one, Tensor)}
+        return self.subject.loss(input, target, **options)
 
     def evaluate(self, inputs: Inputs, loss: Loss | None = None) -> Result:
         """What the subject, or another loss that is made of it, gives for these inputs.

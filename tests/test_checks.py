@@ -191,6 +191,54 @@ def test_a_subject_that_writes_into_its_arguments_is_found_and_spoils_nobody():
     assert not innocent.findings
 
 
+def scales_upstream(input, target, **options):
+    """Its backward multiplies what it is given in place, as kernels do that reuse its memory."""
+    loss = crossent.formula(input, target, **options)
+    loss.register_hook(lambda upstream: upstream.mul_(3).clone().div_(3))
+    return loss
+
+
+def sets_grad(input, target, **options):
+    """A gradient that is made in the forward, and left where an optimiser looks for it."""
+    loss = crossent.formula(input, target, **options)
+    if input.requires_grad:
+        (input.grad,) = torch.autograd.grad(loss.sum(), input, retain_graph=True)
+    return loss
+
+
+def goes_backward(input, target, **options):
+    loss = crossent.formula(input, target, **options)
+    if input.requires_grad:
+        loss.sum().backward(retain_graph=True, inputs=[input])
+    return loss
+
+
+def asks_for_a_gradient_of_weight(input, target, weight=None, **options):
+    if weight is not None:
+        weight.requires_grad_()
+    return crossent.formula(input, target, weight, **options)
+
+
+ROWS, WEIGHTED = "float32-7x5-normal-int64-none-rows", "float32-7x5-normal-int64-mean-weighted"
+
+
+@pytest.mark.parametrize(
+    ("loss", "case", "said"),
+    [
+        (scales_upstream, ROWS, "it wrote into the upstream gradient"),
+        (scales_upstream, "float64-3x5x4-normal-int64-sum-scalar", "it wrote into the upstream gradient"),
+        (sets_grad, ROWS, "it set the .grad of input"),
+        (goes_backward, WEIGHTED, "it set the .grad of input"),
+        (asks_for_a_gradient_of_weight, WEIGHTED, "it changed the requires_grad of weight"),
+    ],
+    ids=lambda one: getattr(one, "__name__", None),
+)
+def test_what_a_subject_leaves_behind_in_what_it_was_given_is_found(loss, case, said):
+    found = {finding.check: finding.message for finding in run(loss, [cases.Case.of(case)]).findings}
+    assert found == {"arguments": said}
+    assert run(crossent.formula, [cases.Case.of(case)]).subjects[0].findings == []
+
+
 def _copied(value):
     return value.clone() if isinstance(value, torch.Tensor) else value
 

@@ -58,6 +58,17 @@ WRITES_BACKWARD = source(
     "loss.register_hook(lambda gradient: (input.data.zero_(), gradient)[1])\n"
     "return loss"
 )
+SCALES_UPSTREAM = source(
+    "loss = crossent.formula(input, target, **options)\n"
+    "loss.register_hook(lambda upstream: upstream.mul_(3).clone().div_(3))\n"
+    "return loss"
+)
+SETS_GRAD = source(
+    "loss = crossent.formula(input, target, **options)\n"
+    "(input.grad,) = torch.autograd.grad(loss.sum(), input, retain_graph=True)\n"
+    "return loss"
+)
+WANTS_MORE = source("options['weight'].requires_grad_()\nreturn crossent.formula(input, target, **options)")
 DOUBLE = source("return crossent.formula(input, target, **options).double()")
 LONGER = source("return crossent.formula(input, target, **options)[None]")
 ACCEPTS = source("return input.sum()")
@@ -231,6 +242,13 @@ KINDS = {
     "changed weight": (WRITES_WEIGHT, "float32-7x5-normal-int64-mean-weighted", "arguments changed_input"),
     "changed in the backward": (WRITES_BACKWARD, "float32-7x5-normal-int64-mean", "arguments changed_input"),
     "changed beside NaN": (WRITES_WEIGHT, "float32-7x5-nan-int64-mean-weighted", "arguments changed_input"),
+    "changed upstream gradient": (SCALES_UPSTREAM, ROWS, "arguments changed_input"),
+    "a gradient of the caller's": (SETS_GRAD, INDEX, "arguments changed_input"),
+    "a weight that wants a gradient": (
+        WANTS_MORE,
+        "float32-7x5-normal-int64-mean-weighted",
+        "arguments changed_input",
+    ),
     "another dtype": (DOUBLE, "float32-7x5-normal-int64-mean", "result wrong"),
     "another shape": (LONGER, "float32-7x5-normal-int64-mean", "result wrong"),
     "stride 0": (OFF, "float64-3x5x4-normal-int64-none-stride0", "gradient wrong"),

@@ -1,0 +1,121 @@
+"""State: whatever is global and a subject changes is noticed by its name, and set back."""
+
+import random
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+import crossent
+from crossent.cases import Case
+from crossent.checks import SINGLE
+from crossent.findings import SubjectReport
+from crossent.judge import run_case
+from crossent.report import Report
+from crossent.state import STATES, restore, snapshot
+from crossent.subjects import FORMS, Subject
+
+CASE = Case("float32")
+
+
+def doubled(tensor):
+    return tensor
+
+
+def leave(context):
+    """Enter a context and never leave it."""
+    context.__enter__()
+
+
+CHANGES = {
+    "the default dtype": lambda: torch.set_default_dtype(torch.float64),
+    "the default device": lambda: torch.set_default_device("meta"),
+    "the gradient mode": lambda: leave(torch.no_grad()),
+    "autocast": lambda: leave(torch.autocast("cpu", dtype=torch.bfloat16)),
+    "the deterministic mode": lambda: torch.use_deterministic_algorithms(False, warn_only=True),
+    "the number of threads": lambda: torch.set_num_threads(torch.get_num_threads() + 1),
+    "the threads of autograd": lambda: torch._C._set_multithreading_enabled(False),
+    "anomaly detection": lambda: torch.autograd.set_detect_anomaly(True),
+    "the hooks of saved tensors": lambda: leave(torch.autograd.graph.saved_tensors_hooks(doubled, doubled)),
+    "the precision of float32 products": lambda: torch.set_float32_matmul_precision("medium"),
+    "the random generator": lambda: torch.rand(1),
+    "Python's random generator": random.random,
+    "numpy's random generator": np.random.random_sample,
+    "numpy's answer to floating-point errors": lambda: np.seterr(under="raise"),
+    "the filters of warnings": lambda: warnings.simplefilter("ignore"),
+}
+APART = {"the flush of subnormal numbers", "the random generators of CUDA"}  # have tests of their own
+
+
+def waits_for(name):
+    """Skip where torch cannot be asked for it."""
+    if STATES[name][0]() is None and name == "the threads of autograd":
+        pytest.skip("waits for a torch that says whether autograd has threads")
+    if name == "the hooks of saved tensors" and not hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks"):
+        pytest.skip("waits for a torch that says which hooks are installed")
+
+
+def test_every_state_is_asked_for():
+    assert CHANGES.keys() | APART == STATES.keys()
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_state_that_a_subject_changes_is_a_finding_and_is_set_back(name):
+    waits_for(name)
+
+    def loss(input, target, **options):
+        result = crossent.formula(input, target, **options)
+        CHANGES[name]()
+        return result
+
+    report = Report({}, [SubjectReport("mine")])
+    before = snapshot()
+    try:
+        run_case(CASE, [Subject("mine", loss)], report, "cpu", SINGLE)
+    finally:
+        left = restore(before)
+    assert left == []
+    assert [f.message for f in report.findings if f.check == "state"] == [f"it changed {name}"]
+
+
+def test_hooks_that_a_subject_takes_away_are_put_back():
+    waits_for("the hooks of saved tensors")
+    with torch.autograd.graph.saved_tensors_hooks(doubled, doubled):
+        before = snapshot()
+        torch._C._autograd._pop_saved_tensors_default_hooks()
+        assert restore(before) == ["the hooks of saved tensors"]
+        assert restore(before) == []
+
+
+def test_a_default_device_that_the_caller_chose_is_put_back():
+    torch.set_default_device("meta")
+    try:
+        before = snapshot()
+        torch.set_default_device("cpu")
+        assert restore(before) == ["the default device"]
+        assert torch.empty(0).is_meta
+    finally:
+        torch.set_default_device(None)
+
+
+def test_right_code_changes_nothing():
+    report = Report({}, [SubjectReport(name) for name in FORMS])
+    run_case(Case("float32", (5,)), list(FORMS.values()), report, "cpu", SINGLE)
+    assert not report.findings
+
+
+def test_a_filter_that_a_library_has_for_its_own_warnings_is_its_own():
+    """As sympy's, which torch imports when a call is the first that needs it."""
+
+    class Deprecated(UserWarning):
+        pass
+
+    with warnings.catch_warnings():
+        before = snapshot()
+        warnings.simplefilter("once", Deprecated)
+        assert restore(before) == []
+        warnings.simplefilter("ignore", DeprecationWarning)
+        assert restore(before) == ["the filters of warnings"]
+        assert any(one[2] is Deprecated for one in warnings.filters)
+        assert restore(before) == []
