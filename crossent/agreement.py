@@ -19,7 +19,7 @@ from crossent.arithmetic import UNIT_ROUNDOFF, Ball, two_sum
 from crossent.cases import Case, Inputs
 from crossent.differences import Difference
 from crossent.expected import Expected, dtype_of, name_of, rows_of, terms_of
-from crossent.results import Loss, Result
+from crossent.results import Result, evaluate
 from crossent.rounding import Array, safe
 from crossent.subjects import Subject
 from crossent.trials import Check, NotRunError, Problem, Question, Trial
@@ -33,8 +33,8 @@ class MisshapenError(Exception):
     """A call gave a loss of another shape or dtype than it should."""
 
 
-def further_call(trial: Trial, inputs: Inputs, loss: Loss | None = None) -> Result:
-    """What the subject, or a loss that is made of it, gives for other inputs than the case's.
+def further_call(trial: Trial, inputs: Inputs, act: Callable[..., Result] = evaluate, *arguments: Any) -> Result:
+    """What the subject gives for other inputs than the case's; by another act as in :meth:`Trial.evaluate`.
 
     Raises:
         RefusedError: it raised.
@@ -43,7 +43,8 @@ def further_call(trial: Trial, inputs: Inputs, loss: Loss | None = None) -> Resu
     """
     if reason := trial.subject.not_applicable(inputs):
         raise NotRunError(reason)
-    got = trial.evaluate(inputs.copy(), loss)  # what is made of them for all subjects must not be what one has seen
+    # A copy: what is made of them for all subjects must not be what one has seen.
+    got = trial.evaluate(inputs.copy(), act, *arguments)
     shape, dtype = inputs.upstream.shape, trial.subject.dtype or dtype_of(inputs)
     if (got.loss.shape, got.loss.dtype) != (shape, dtype):
         raise MisshapenError(f"got {got.loss.dtype} {tuple(got.loss.shape)}; expected {dtype} {tuple(shape)}")

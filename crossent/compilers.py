@@ -9,38 +9,51 @@ import shutil
 import sys
 import textwrap
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 
+from crossent.acts import Raised, Waits, said
 from crossent.cases import Inputs
 from crossent.contracts import FUNCTIONS, Contract, contract
 from crossent.differences import Difference, compare_under
 from crossent.expected import Expected
-from crossent.results import Loss, Result
+from crossent.memory import poison
+from crossent.results import Loss, Result, evaluate
 from crossent.state import restore, snapshot
-from crossent.trials import NotRunError, RefusedError, Trial, said
+from crossent.trials import RefusedError, Trial
 
 # Dynamo, AOTAutograd and the decompositions, whose operations run in torch's own kernels; and the same with code made.
 TRACER, CODE = "aot_eager_decomp_partition", "inductor"
 
 
+def evaluate_compiled(
+    loss: Loss, gradient: bool, backend: str, dynamic: bool, calls: Sequence[Inputs]
+) -> list[Result | Raised] | Waits:
+    """The act of some calls of a compiled loss, in memory full of NaN; none comes after one that raised."""
+    if reason := unusable(backend, calls[0].logits.device.type):
+        return Waits(reason)
+    made: list[Result | Raised] = []
+    with compiled(loss, backend, dynamic=dynamic) as of_graph:
+        for inputs in calls:
+            poison(inputs)
+            try:
+                made.append(evaluate(of_graph, inputs, gradient).copy())
+            except Exception as error:
+                return [*made, Raised.of(error)]
+    return made
+
+
 @contextmanager
-def compiled(trial: Trial, backend: str, *, dynamic: bool) -> Iterator[Loss]:
-    """The subject's loss as it is compiled when it is called: one graph, for the sizes that it sees or for any.
+def compiled(loss: Loss, backend: str, *, dynamic: bool) -> Iterator[Loss]:
+    """A loss as it is compiled when it is called: one graph, for the sizes that it sees or for any.
 
     Nothing is known of what was compiled before, which would count towards torch's limit of graphs, nor is anything
     left: what others have compiled is compiled again at their next call.
-
-    Raises:
-        NotRunError: torch does not compile here.
     """
-    if reason := unusable(backend, trial.given.logits.device.type):
-        raise NotRunError(reason)
-    loss = trial.subject.loss
 
     def call(*arguments: Any, **options: Any) -> Any:  # in no file of torch's, which Dynamo would skip
         return loss(*arguments, **options)
@@ -55,22 +68,12 @@ def compiled(trial: Trial, backend: str, *, dynamic: bool) -> Iterator[Loss]:
         sys.setrecursionlimit(limit)
 
 
-def evaluate(trial: Trial, inputs: Inputs, loss: Loss) -> Result:
-    """What a compiled loss gives for these inputs.
-
-    Raises:
-        RefusedError: it raised; the message has the error that was the first, since Dynamo's says that there was one.
-    """
-    try:
-        return trial.evaluate(inputs, loss)
-    except RefusedError as refusal:
-        first = refusal.__cause__
-        while first is not None and (before := first.__cause__ or first.__context__) is not None:
-            first = before
-        if first is None or (reason := said(first)) in str(refusal):
-            raise
-        # Of the last one a few words: there may be addresses in the rest.
-        raise RefusedError(f"{textwrap.shorten(str(refusal), 80, placeholder=' …')} ({reason})") from refusal.__cause__
+def refusal(raised: Raised, where: str) -> RefusedError:
+    """That a compiled loss raised; the message has the error that was the first, since Dynamo's says there was one."""
+    message = raised.message
+    if raised.first not in message:  # of the last one a few words: there may be addresses in the rest
+        message = f"{textwrap.shorten(message, 80, placeholder=' …')} ({raised.first})"
+    return RefusedError(raised, f"{message}{where}")
 
 
 def unusable(backend: str, device: str) -> str:

@@ -39,7 +39,7 @@ def double_backward(trial: Trial) -> Iterator[Difference | Problem]:
     derivative along `u`. A gradient that does not depend on the logits any more, though it should, is a finding.
     """
     inputs, direction = trial.question.fresh(), trial.case.direction(trial.question.device)
-    second, upstream = trial.attempt(lambda: second_order(trial.subject.loss, inputs, direction))
+    second, upstream = trial.perform(second_order, inputs, direction)
     exact = trial.question.along
     yield from _measured("second", second, exact.second, trial)
     yield from _measured("upstream_gradient", upstream, exact.tangent, trial)
@@ -52,9 +52,7 @@ def forward_mode(trial: Trial) -> Iterator[Difference | Problem]:
     finding (optax#1762).
     """
     inputs, direction = trial.question.fresh(), trial.case.direction(trial.question.device)
-    with forward_ad.dual_level():
-        dual = _dual(inputs.logits.detach(), direction)
-        tangent = trial.attempt(lambda: tangent_of(trial.subject.loss, dual, inputs))
+    tangent = trial.perform(tangent_of, inputs, direction)
     yield from _measured("tangent", tangent, trial.question.along.tangent, trial)
 
 
@@ -79,10 +77,11 @@ def _dual(primal: Tensor, tangent: Tensor) -> Tensor:
         return dual
 
 
-def tangent_of(loss: Loss, dual: Tensor, inputs: Inputs) -> Tensor | None:
-    """The tangent of the loss; None where it has none."""
-    value = loss(dual, inputs.target, **inputs.options)
-    tangent: Tensor | None = forward_ad.unpack_dual(value).tangent  # type: ignore[no-untyped-call]
+def tangent_of(loss: Loss, inputs: Inputs, direction: Tensor) -> Tensor | None:
+    """The tangent of the loss along a direction; None where it has none."""
+    with forward_ad.dual_level():
+        value = loss(_dual(inputs.logits.detach(), direction), inputs.target, **inputs.options)
+        tangent: Tensor | None = forward_ad.unpack_dual(value).tangent  # type: ignore[no-untyped-call]
     return tangent
 
 

@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
 
+from crossent.acts import Raised, Waits
 from crossent.cases import Inputs
-from crossent.checks import memory, poison
 from crossent.differences import Difference
+from crossent.memory import memory, poison, tensors_of
+from crossent.results import Loss, Result, evaluate
 from crossent.trials import Check, NotRunError, Problem, RefusedError, Trial
 
 CALLS = 10  # what pytorch#17350 shows differs in most pairs of calls
@@ -29,20 +30,26 @@ def deterministic(trial: Trial) -> Iterator[Problem]:
 
     Where an operation has no deterministic kernel, torch raises, as it documents: then there is nothing to ask.
     """
+    try:
+        first, *others = trial.perform(evaluate_often, trial.question.fresh(), trial.subject.differentiable)
+    except RefusedError as refusal:
+        if missing := _without_kernel(refusal.raised):
+            raise NotRunError(missing) from None
+        raise
+    for call, other in enumerate(others, 2):
+        if other.digest != first.digest:
+            yield Problem("not_repeated", f"call {call} of {CALLS} with the same arguments gives other bits")
+            return
+
+
+def evaluate_often(loss: Loss, inputs: Inputs, gradient: bool) -> list[Result]:
+    """The act of ten calls under `torch.use_deterministic_algorithms(True)`, in memory full of NaN."""
+    results = []
     with _deterministic_algorithms():
-        inputs = trial.question.fresh()
-        try:
-            first = trial.evaluate(inputs).digest
-        except RefusedError as refusal:
-            if missing := _without_kernel(refusal.__cause__):
-                raise NotRunError(missing) from None
-            raise
-        for call in range(2, CALLS + 1):
+        for _ in range(CALLS):
             poison(inputs)
-            inputs = trial.question.fresh()
-            if trial.evaluate(inputs).digest != first:
-                yield Problem("not_repeated", f"call {call} of {CALLS} with the same arguments gives other bits")
-                return
+            results.append(evaluate(loss, inputs.copy(), gradient).copy())
+    return results
 
 
 def stream(trial: Trial) -> Iterator[Difference]:
@@ -54,11 +61,17 @@ def stream(trial: Trial) -> Iterator[Difference]:
     device = torch.device(trial.question.device)
     if device.type != "cuda":
         raise NotRunError("waits for a CUDA device: others have no streams")
+    got = trial.perform(evaluate_on_a_stream, trial.question.fresh(), trial.subject.differentiable)
+    yield from trial.compare(got, trial.question.expected)
+
+
+def evaluate_on_a_stream(loss: Loss, inputs: Inputs, gradient: bool) -> Result | Waits:
+    """The act of a call on a stream of its own, on which its arguments come late."""
     sleep = getattr(torch.cuda, "_sleep", None)
     if sleep is None:
-        raise NotRunError("waits for a torch with torch.cuda._sleep, which makes a stream late")
-    inputs = trial.question.fresh()
-    late = [memory(tensor) for tensor in _tensors(inputs)]
+        return Waits("waits for a torch with torch.cuda._sleep, which makes a stream late")
+    device = inputs.logits.device
+    late = [memory(tensor) for tensor in tensors_of(inputs).values()]
     values = [raw.clone() for raw in late]
     for raw in late:
         raw.zero_()  # of an index too, where zero is a class
@@ -68,10 +81,10 @@ def stream(trial: Trial) -> Iterator[Difference]:
         sleep(CYCLES)
         for raw, value in zip(late, values, strict=True):
             raw.copy_(value)
-        got = trial.evaluate(inputs)
+        got = evaluate(loss, inputs, gradient)
     poison(inputs)
     side.synchronize()
-    yield from trial.compare(got, trial.question.expected)
+    return got
 
 
 @contextmanager
@@ -84,18 +97,13 @@ def _deterministic_algorithms() -> Iterator[None]:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
-def _without_kernel(error: BaseException | None) -> str:
+def _without_kernel(raised: Raised) -> str:
     """Which operation it says has no deterministic kernel; "" for any other error."""
-    message = str(error) if isinstance(error, RuntimeError) else ""
+    message = raised.text if raised.is_a(RuntimeError) else ""
     if "deterministic" not in message or "use_deterministic_algorithms" not in message:
         return ""
     operation = re.match(r"\s*([\w:.]+) does not have a deterministic implementation", message)
     return f"has no deterministic kernel, as torch says of {operation[1] if operation else 'one of its operations'}"
-
-
-def _tensors(inputs: Inputs) -> list[Tensor]:
-    weight = inputs.options.get("weight")
-    return [inputs.logits, inputs.target, inputs.upstream, *([] if weight is None else [weight])]
 
 
 DETERMINISM = (Check("deterministic", deterministic), Check("stream", stream))

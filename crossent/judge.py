@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from crossent.acts import Host, said
 from crossent.axes import DTYPES
 from crossent.bad_inputs import BadInput
 from crossent.cases import Case, Inputs, bits
@@ -19,7 +20,7 @@ from crossent.refusals import refusal
 from crossent.report import Report
 from crossent.results import evaluate
 from crossent.subjects import TORCH, Subject
-from crossent.trials import Check, NotRunError, Problem, Question, RefusedError, Trial, said
+from crossent.trials import Check, EndedError, NotRunError, Problem, Question, RefusedError, Trial
 
 
 def run_case(
@@ -28,19 +29,20 @@ def run_case(
     report: Report,
     device: str = "cpu",
     checks: Sequence[Check] = SINGLE,
+    hosts: Sequence[Host | None] = (),
 ) -> None:
-    """Judge one case on each subject and enter the outcome into the report."""
+    """Judge one case on each subject, which lives at a host of `hosts`, and enter the outcome into the report."""
     if isinstance(case, BadInput):
         inputs = case.build(device)
     else:
         question = Question(case, device)
         inputs = question.inputs
-    for subject, entry in zip(subjects, report.subjects, strict=True):
-        reason = subject.not_applicable(inputs)
+    for subject, entry, host in zip(subjects, report.subjects, hosts or [None] * len(subjects), strict=True):
+        reason = subject.not_applicable(inputs) or (host.given_up if host else "")
         refused: dict[str, Problem | None] = {}
         if isinstance(case, BadInput) and not reason:
             try:
-                refused = refusal(case, subject, device)
+                refused = refusal(case, subject, device, host=host)
             except NotRunError as missing:
                 reason = str(missing)
         if reason:
@@ -48,7 +50,7 @@ def run_case(
             continue
         outcome = entry.outcomes[case.id] = Outcome(case.dtype, inputs.digest)
         if not isinstance(case, BadInput):
-            entry.findings += _judgement(Trial(question, subject), checks, outcome)
+            entry.findings += _judgement(Trial(question, subject, host), checks, outcome)
         for check, problem in refused.items():
             outcome.checks[check] = Measured(failed=problem is not None)
             if problem:
@@ -80,6 +82,12 @@ def _judgement(trial: Trial, checks: Sequence[Check], outcome: Outcome) -> Itera
             continue
         except RefusedError as refusal:
             found = [Problem("refused", str(refusal))]
+        except EndedError as end:
+            found = [Problem(end.kind, str(end))]
+        except (AttributeError, TypeError, ValueError) as error:
+            if trial.host is None:
+                raise
+            found = [Problem("crashed", f"its process gives back what is no answer: {said(error)}")]
         problems = [one for one in found if isinstance(one, Problem) or one.ratio > 1]
         outcome.checks[check.name] = _measured(found, bool(problems))
         for problem in problems[:1]:  # one finding of a check on a case: what its worst is

@@ -9,6 +9,7 @@ which holds another number.
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from crossent.acts import Waits
 from crossent.arithmetic import Ball
 from crossent.axes import DTYPES
 from crossent.bounds import Bounds, Reason
@@ -25,10 +27,10 @@ from crossent.contracts import Contract, contract
 from crossent.corpus import bugs
 from crossent.differences import Difference, allowance, difference, not_judged
 from crossent.expected import expect, name_of
-from crossent.results import Result
+from crossent.results import Loss, Result, evaluate
 from crossent.rounding import FORMATS, Held, safe
 from crossent.subjects import Subject
-from crossent.trials import Check, NotRunError, Problem, RefusedError, Trial
+from crossent.trials import Check, Problem, Trial
 
 BLOCK = 2**24  # elements copied or judged at once: far from 2^31, where that itself could go wrong
 GIB = 2**30
@@ -86,6 +88,8 @@ def available(device: str) -> int:
         torch.cuda.empty_cache()  # what torch keeps for later counts as used
         return int(torch.cuda.mem_get_info(torch.device(device).index)[0])
     free = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    if (most := resource.getrlimit(resource.RLIMIT_DATA)[0]) != resource.RLIM_INFINITY:
+        free.append(most)  # of an actor, or as the user has set it
     try:
         words = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
         free.append(int(words["MemAvailable"].split()[0]) * 1024)
@@ -104,10 +108,8 @@ def available(device: str) -> int:
 def run(trial: Trial) -> Iterator[Difference | Problem]:
     """Loss and gradient of all tiles are those of one, within its bounds."""
     case, device = trial.case, trial.question.device
-    need, have = needed(case, trial.subject), available(device)
-    if need > have:
-        raise NotRunError(f"waits for {need / GIB:.1f} GiB of memory on {device}, it has {have / GIB:.1f}")
-    got = _result(trial)
+    need = needed(case, trial.subject)
+    got = trial.perform(evaluate_tiled, case, device, trial.subject.differentiable, need)
     expected = trial.question.expected
     shape = (case.tiled * expected.shape[0], *expected.shape[1:]) if expected.shape else ()
     wanted = trial.subject.dtype or expected.dtype, shape
@@ -130,14 +132,17 @@ def _storing(promised: Contract, tensor: Tensor) -> Contract:
     return replace(promised, storage=FORMATS[name_of(tensor)])
 
 
-def _result(trial: Trial) -> Result:
+def evaluate_tiled(loss: Loss, case: Case, device: str, gradient: bool, need: int) -> Result | Waits:
+    """The act of a call with all tiles, where there is the memory for it."""
+    have = available(device)
+    if need > have:
+        return Waits(f"waits for {need / GIB:.1f} GiB of memory on {device}, it has {have / GIB:.1f}")
     try:
-        return trial.evaluate(tiled(trial.case, trial.question.device))
-    except RefusedError as refusal:
-        cause = refusal.__cause__
-        no_memory = isinstance(cause, MemoryError | torch.cuda.OutOfMemoryError) or "allocate memory" in str(cause)
+        return evaluate(loss, tiled(case, device), gradient)
+    except Exception as error:
+        no_memory = isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or "allocate memory" in str(error)
         if no_memory:  # the last is how torch's CPU allocator says it
-            raise NotRunError(f"it ran out of memory on {trial.question.device}") from refusal
+            return Waits(f"ran out of memory on {device}")
         raise
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from crossent.agreement import PARTS, apart, beside, further_call, held
 from crossent.cases import Inputs
 from crossent.differences import Difference
 from crossent.expected import Expected, expect
-from crossent.results import Result
+from crossent.results import Loss, Result, evaluate
 from crossent.rounding import safe
 from crossent.trials import Problem, Trial
 
@@ -74,15 +74,21 @@ def _with_options_off(trial: Trial) -> Iterator[Difference]:
         return
     other, passed = made
 
-    def loss(input: Tensor, target: Tensor, **options: Any) -> Tensor:
-        return trial.subject.loss(input, target, **{name: options[name] for name in passed})
-
-    got = held(trial, further_call(trial, other, loss), beside(trial, "options off", other))
-    yield from apart(trial, got, way="with options off")
+    got = further_call(trial, other, evaluate_with, passed)
+    yield from apart(trial, held(trial, got, beside(trial, "options off", other)), way="with options off")
 
 
-def turned_off(given: Inputs, ignored: str) -> tuple[Inputs, dict[str, Any]] | None:
-    """The inputs with every option that is off, and the options that are passed; None where these are the case's own.
+def evaluate_with(loss: Loss, inputs: Inputs, gradient: bool, passed: Sequence[str]) -> Result:
+    """The act of a call with these options alone."""
+
+    def with_these(input: Tensor, target: Tensor, **options: Any) -> Tensor:
+        return loss(input, target, **{name: options[name] for name in passed})
+
+    return evaluate(with_these, inputs, gradient)
+
+
+def turned_off(given: Inputs, ignored: str) -> tuple[Inputs, list[str]] | None:
+    """The inputs with every option that is off, and which are passed; None where these are the case's own.
 
     `ignored` is the word of a case: "kept" where `ignore_index` is off. A `label_smoothing` of 0 and the reduction
     "mean" are not passed.
@@ -97,8 +103,8 @@ def turned_off(given: Inputs, ignored: str) -> tuple[Inputs, dict[str, Any]] | N
             off["ignore_index"] = min(set(range(classes + 1)) - set(given.target.reshape(-1).tolist()))
     options = {**given.options, **off}
     left_out = {"label_smoothing": 0.0, "reduction": "mean"}  # as they are by default
-    passed = {name: value for name, value in options.items() if name not in left_out or value != left_out[name]}
-    return None if passed == given.options else (replace(given, options=options), passed)
+    passed = [name for name, value in options.items() if name not in left_out or value != left_out[name]]
+    return None if passed == list(given.options) else (replace(given, options=options), passed)
 
 
 def _same(one: Tensor | None, other: Tensor | None) -> bool:

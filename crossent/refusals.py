@@ -21,13 +21,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from crossent.acts import Host, Raised, name_of_class, said
 from crossent.bad_inputs import BAD_INPUTS, BadInput
 from crossent.cases import Inputs
-from crossent.checks import written
+from crossent.memory import written
 from crossent.results import Loss
 from crossent.state import restore, snapshot
 from crossent.subjects import Subject
-from crossent.trials import NotRunError, Problem, said
+from crossent.trials import NotRunError, Problem
 
 ERRORS = "A bad call is refused, with an error of the class that torch documents, before anything is written."
 STARTING = 300.0  # for a new process to import torch and the subject, and to wake a device, where the machine is busy
@@ -67,6 +68,7 @@ def refusal(
     *,
     isolated: bool | None = None,
     seconds: float = SECONDS,
+    host: Host | None = None,
 ) -> dict[str, Problem | None]:
     """What is wrong with a subject's answer to a bad call, or None, by the check that says it.
 
@@ -77,12 +79,15 @@ def refusal(
         isolated: whether the call is made in a process of its own. By default where it would leave this one with a
             device that is of no more use.
         seconds: how long that process may take for the call.
+        host: where the subject lives, if not here. Then the call is one of `BAD_INPUTS` too.
 
     Raises:
         NotRunError: the subject cannot be sent to another process.
     """
     if bad_input.asserts(device) if isolated is None else isolated:
         answer = ask_isolated(subject.loss, bad_input, device, seconds)
+    elif host is not None:
+        answer = _ask_at(host, bad_input, device)
     else:
         answer = ask(subject.loss, bad_input, device)
     if answer.unsent:
@@ -95,13 +100,13 @@ def judgement(answer: Answer, allowed: tuple[type[Exception], ...]) -> dict[str,
     wanted = " or ".join(error.__name__ for error in allowed)
     if answer.ended:
         kind = "hung" if answer.hung else "crashed"
-        return {"errors": Problem(kind, f"its process {answer.ended}; should have raised {wanted}")}
+        return {"errors": Problem(kind, f"{answer.ended}; should have raised {wanted}")}
     found: dict[str, Problem | None] = dict.fromkeys(("errors", "arguments", "state"))
     if answer.wrote is None:
         del found["arguments"]
     if not answer.raised:
         found["errors"] = Problem("accepted", f"returned{answer.message}; should have raised {wanted}")
-    elif not set(map(_name, allowed)) & set(answer.raised):
+    elif not set(map(name_of_class, allowed)) & set(answer.raised):
         found["errors"] = Problem("wrong", f"raised {answer.message}; allowed is {wanted}")
     if answer.wrote:
         found["arguments"] = Problem("changed_input", f"it wrote into {answer.wrote}")
@@ -122,10 +127,25 @@ def ask(loss: Loss, bad_input: BadInput, device: str = "cpu") -> Answer:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # whatever a subject raises is looked at, and the run goes on
-        answer = Answer(tuple(map(_name, type(error).__mro__)), said(error))
+        answer = Answer(tuple(map(name_of_class, type(error).__mro__)), said(error))
     finally:
         disturbed = restore(state)
     return replace(answer, wrote=_wrote(given, before), disturbed=tuple(disturbed))
+
+
+def ask_named(loss: Loss, name: str, device: str) -> Answer:
+    """The act of the bad call with this id."""
+    return ask(loss, next(one for one in BAD_INPUTS if one.id == name), device)
+
+
+def _ask_at(host: Host, bad_input: BadInput, device: str) -> Answer:
+    performed = host.perform(ask_named, bad_input.id, device)
+    if performed.ended:
+        return Answer(ended=performed.how, hung=performed.ended == "hung")
+    if performed.value is None:
+        raised = performed.raised or Raised("gave no answer")
+        return Answer(raised.classes, raised.message)
+    return performed.value
 
 
 def ask_isolated(loss: Loss, bad_input: BadInput, device: str = "cpu", seconds: float = SECONDS) -> Answer:
@@ -155,7 +175,7 @@ def ask_isolated(loss: Loss, bad_input: BadInput, device: str = "cpu", seconds: 
         if reply.exists():
             answer = Answer(**json.loads(reply.read_text(encoding="utf-8")))
             return replace(answer, raised=tuple(answer.raised), disturbed=tuple(answer.disturbed))
-    return Answer(ended=late, hung=True) if late else Answer(ended=f"died: {_status(status)}")
+    return Answer(ended=late, hung=True) if late else Answer(ended=f"its process died: {_status(status)}")
 
 
 CALL, STARTED, ANSWER = "call", "started", "answer"  # files in the folder that the two processes share
@@ -163,11 +183,11 @@ CALL, STARTED, ANSWER = "call", "started", "answer"  # files in the folder that 
 
 def _wait(process: subprocess.Popen[bytes], started: Path, seconds: float) -> str:
     """Wait for its end, and for no longer than it may take; "" where it came, or how long that was."""
-    end, late = time.monotonic() + STARTING, f"did not start within {STARTING:g} s"
+    end, late = time.monotonic() + STARTING, f"its process did not start within {STARTING:g} s"
     running = False
     while process.poll() is None:
         if not running and started.exists():
-            end, late, running = time.monotonic() + seconds, f"gave no answer within {seconds:g} s", True
+            end, late, running = time.monotonic() + seconds, f"its process gave no answer within {seconds:g} s", True
         if time.monotonic() > end:
             return late
         time.sleep(0.02)
@@ -203,10 +223,6 @@ def _wrote(given: Inputs, before: Inputs) -> str | None:
 def _value(got: object) -> str:
     plain = type(got) is Tensor and got.layout == torch.strided and not got.is_meta
     return f" {got.tolist()}" if isinstance(got, Tensor) and plain and got.numel() < 10 else ""
-
-
-def _name(error: type[BaseException]) -> str:
-    return f"{error.__module__}.{error.__qualname__}"
 
 
 def _status(status: int) -> str:

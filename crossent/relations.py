@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from crossent.differences import Difference
 from crossent.expected import name_of, rows_of
 from crossent.intermediates import Terms
 from crossent.options import options
-from crossent.results import Result
+from crossent.results import Loss, Result
 from crossent.rounding import FORMATS, Array
 from crossent.trials import NotRunError, Problem, Trial
 
@@ -93,8 +92,9 @@ def rows_permuted(trial: Trial) -> Iterator[Difference]:
 
     One at a time: a kernel that mixes up two dimensions does so as well when both are turned.
     """
-    dim = trial.given.logits.dim()
-    for axis in rows_axes(trial.given):
+    inputs = trial.question.inputs
+    dim = inputs.logits.dim()
+    for axis in rows_axes(inputs):
         other = rows_turned(trial.question.fresh(), axis)
         back = _mapped(partial(_row_turned, axis=axis, dim=dim), further_call(trial, other))
         yield from apart(trial, held(trial, back), way=f"turned along {axis}")
@@ -118,7 +118,7 @@ def _row_turned(tensor: Tensor, axis: int, dim: int) -> Tensor:
 
 def classes_permuted(trial: Trial) -> Iterator[Difference]:
     """Classes that come in another order give the same: turned round, and weights and true classes with them."""
-    dim = trial.given.logits.dim()
+    dim = trial.question.inputs.logits.dim()
 
     def turned(tensor: Tensor) -> Tensor:
         return tensor.flip(min(1, dim - 1)) if tensor.dim() == dim else tensor
@@ -219,26 +219,28 @@ def two_backwards(trial: Trial) -> Iterator[Problem]:
     Liger-Kernel#272 and #343: a loss that writes its gradient into the logits, and scales it there when it goes back.
     """
     other = of_other_classes(trial.question.fresh())
-    dense = other.target.is_floating_point()
-    seen: list[str] = []
-
-    def loss(input: Tensor, target: Tensor, **options: Any) -> Tensor:
-        def backward(value: Tensor, target: Tensor, upstream: Tensor) -> str:
-            wanted = [input, target] if dense else [input]
-            gradients = torch.autograd.grad(value, wanted, upstream.to(value.dtype), retain_graph=True)
-            return Result(value.detach(), *gradients).digest  # at once: their memory may be written again
-
-        another = other.target.requires_grad_(dense)
-        one, two = trial.subject.loss(input, target, **options), trial.subject.loss(input, another, **other.options)
-        seen.extend((backward(one, target, other.upstream), backward(two, another, other.upstream)))
-        backward(one, target, -2 * other.upstream)  # what is scaled in place now is seen, where it was by 1 before
-        return one
-
-    alone, last = further_call(trial, other), further_call(trial, trial.question.fresh(), loss)
-    if last.digest != seen[0]:
+    alone = further_call(trial, other)
+    one, two, last = trial.perform(backwards, trial.question.fresh(), other.copy())
+    if last.digest != one.digest:
         yield Problem("not_repeated", "the same graph, differentiated again, gives another gradient")
-    elif seen != [trial.got.digest, alone.digest]:
+    elif (one.digest, two.digest) != (trial.got.digest, alone.digest):
         yield Problem("disturbed", "two losses of the same logits have other bits than each of them alone")
+
+
+def backwards(loss: Loss, inputs: Inputs, other: Inputs) -> tuple[Result, Result, Result]:
+    """The act: two losses of the same logits, one after the other differentiated, and the first of them again."""
+    logits, dense = inputs.logits.detach().requires_grad_(), inputs.target.is_floating_point()
+    targets = [given.target.detach().requires_grad_(dense) for given in (inputs, other)]
+    one, two = (loss(logits, target, **given.options) for target, given in zip(targets, (inputs, other), strict=True))
+
+    def backward(value: Tensor, target: Tensor, upstream: Tensor) -> Result:
+        wanted = [logits, target] if dense else [logits]
+        gradients = torch.autograd.grad(value, wanted, upstream.to(value.dtype), retain_graph=True)
+        return Result(value.detach(), *gradients).copy()  # at once: their memory may be written again
+
+    results = backward(one, targets[0], inputs.upstream), backward(two, targets[1], inputs.upstream)
+    backward(one, targets[0], -2 * inputs.upstream)  # what is scaled in place now is seen, where it was by 1 before
+    return *results, backward(one, targets[0], inputs.upstream)
 
 
 def of_other_classes(given: Inputs) -> Inputs:

@@ -45,6 +45,7 @@ device = {device}
 
 {steps}
 '''
+ENDS = ("crashed", "hung")  # of what may be done in any check: the process that did it
 # Somebody's, of which no more is known than its name.
 ANOTHER = Subject("another", torch.nn.functional.cross_entropy)
 
@@ -102,9 +103,6 @@ def script(finding: Finding, device: str = "cpu", digest: str | None = None) -> 
     values: dict[str, Any]
     if isinstance(case, BadInput):
         values = {"raises": case.allowed(device)}
-        if finding.kind in ("crashed", "hung") or case.asserts(device):
-            last.append(f"seconds = {SECONDS:g}\n{steps.ISOLATED.lstrip()}")
-            done.insert(0, steps.STARTED)
     else:
         subject = BY_NAME.get(finding.subject, ANOTHER)
         asked = _asked(finding, recipe, Asked(case, inputs, subject))
@@ -119,6 +117,9 @@ def script(finding: Finding, device: str = "cpu", digest: str | None = None) -> 
             done.append(recipe.whole)
         if not subject.differentiable:
             functions = [snippets.LOSS_ALONE if one == snippets.EVALUATE else one for one in functions]
+    if finding.kind in ENDS or (isinstance(case, BadInput) and case.asserts(device)):
+        last.append(f"seconds = {SECONDS:g}\n{steps.ISOLATED.lstrip()}")
+        done.insert(0, steps.STARTED)
     if not done[-1].rstrip().rpartition("\n")[2].startswith("verdict("):
         done.append('verdict(False, "as it should be")')
     code = "\n".join([*functions, *last, *done])
@@ -142,8 +143,8 @@ def _recipe(finding: Finding, case: Case | BadInput, device: str) -> Recipe:
     recipe = recipes.get(finding.check)
     if recipe is None:
         raise ValueError(f"finding: got check {finding.check!r} of {finding.case}; allowed are {', '.join(recipes)}")
-    if finding.kind not in recipe.kinds:
-        allowed = ", ".join(recipe.kinds)
+    if finding.kind not in (*recipe.kinds, *ENDS):
+        allowed = ", ".join(dict.fromkeys((*recipe.kinds, *ENDS)))
         raise ValueError(f"finding: got kind {finding.kind!r} of {finding.check}; allowed are {allowed}")
     there = torch.device(device).type
     if isinstance(case, Case):

@@ -1,15 +1,18 @@
-"""Results: what a cross-entropy gives for a call, its loss and its gradients."""
+"""Results: what a cross-entropy gives for a call, its loss and its gradients, and what it leaves of the arguments."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from crossent.cases import Inputs, bits
+from crossent.memory import marked, poison, shared
 
 Loss = Callable[..., Tensor]
 
@@ -22,6 +25,11 @@ class Result:
     gradient: Tensor | None = None
     target_gradient: Tensor | None = None
 
+    def copy(self) -> Result:
+        """The same numbers in memory of their own."""
+        parts = (self.loss, self.gradient, self.target_gradient)
+        return Result(*(None if part is None else part.clone() for part in parts))  # type: ignore[arg-type]
+
     @property
     def digest(self) -> str:
         """A checksum of every bit of it, whatever NaN is made of."""
@@ -33,9 +41,9 @@ class Result:
         return f"{checksum:08x}"
 
 
-def evaluate(loss: Loss, inputs: Inputs, *, gradient: bool = True, target_gradient: bool = True) -> Result:
+def evaluate(loss: Loss, inputs: Inputs, gradient: bool = True, *, target_gradient: bool = True) -> Result:
     """The loss and, where wanted, the gradients of logits and target probabilities under the upstream gradient."""
-    # The same memory: :func:`changed` sees a write.
+    # The same memory: :func:`called` sees a write.
     logits = inputs.logits.detach().requires_grad_(gradient)
     dense = gradient and target_gradient and inputs.target.is_floating_point()
     target = inputs.target.detach().requires_grad_(dense)
@@ -54,3 +62,48 @@ def evaluate(loss: Loss, inputs: Inputs, *, gradient: bool = True, target_gradie
         if one is None:
             raise TypeError(f"the loss is cut off from the {name}: it has no gradient")
     return Result(value.detach(), *gradients)
+
+
+@dataclass(frozen=True)
+class Called:
+    """A call, and what became of what it was given.
+
+    Attributes:
+        result: what it gave.
+        given: the inputs, as it left them.
+        marked: what it changed of an argument besides its numbers, or "".
+        shared: which result lies in the memory of which argument, or "".
+    """
+
+    result: Result
+    given: Inputs
+    marked: str
+    shared: str
+
+
+def called(loss: Loss, inputs: Inputs, gradient: bool) -> Called:
+    """The act of a first call: a result, and what becomes of the arguments."""
+    passed: dict[str, tuple[Tensor, bool]] = {}
+
+    def watched(input: Tensor, target: Tensor, **options: Any) -> Tensor:
+        tensors = {"input": input, "target": target, **options}
+        passed.update((name, (one, one.requires_grad)) for name, one in tensors.items() if isinstance(one, Tensor))
+        return loss(input, target, **options)
+
+    result = evaluate(watched, inputs, gradient)
+    marks = (f"{mark} of {name}" for name, (one, wanted) in passed.items() if (mark := marked(one, wanted)))
+    parts = {"loss": result.loss, "gradient": result.gradient, "gradient of the target": result.target_gradient}
+    return Called(result, inputs, next(marks, ""), shared(parts, inputs))
+
+
+def called_again(loss: Loss, inputs: Inputs, others: Inputs, gradient: bool) -> tuple[Result, Result, Result]:
+    """The act of a second call: the result of a first, the same after a call with other data, and that of the second.
+
+    Before the second, memory is filled with NaN. What the call with other data raises is for another check to say.
+    """
+    first = evaluate(loss, inputs.copy(), gradient)
+    kept = first.copy()
+    with suppress(Exception):
+        evaluate(loss, others, gradient)
+    poison(inputs)
+    return kept, first, evaluate(loss, inputs, gradient)

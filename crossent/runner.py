@@ -9,24 +9,29 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
+from random import SystemRandom
 from typing import Any
 
 import numpy as np
 import torch
 
 from crossent import expected_findings
+from crossent.actors import Actor, Nursery
+from crossent.acts import Host
 from crossent.axes import DTYPES
 from crossent.bad_inputs import BadInput
 from crossent.cases import Case
 from crossent.findings import SubjectReport
 from crossent.grid import met
 from crossent.judge import end_case, run_case
+from crossent.large import available
 from crossent.levels import CHECKS, LEVELS, Checks, plan
 from crossent.report import Report
 from crossent.subjects import BY_NAME, NAMED, Subject, load
-from crossent.transforms import COMPILED
+from crossent.transforms import COMPILED, TRANSFORMS
 from crossent.workers import Ended, can_fork, workers
 
 Progress = Callable[[Sequence[Any]], Iterable[Any]]
@@ -93,7 +98,7 @@ def check(
     else:
         _run(planned, loaded, report, device, progress)
     for subject, part in zip(loaded, report.subjects, strict=True):
-        if BY_NAME.get(subject.name) is not subject:
+        if _is_foreign(subject):
             part.findings = [replace(finding, named=False) for finding in part.findings]
     expected_findings.expect(report, known)
     asked = {check.name for checks in planned.values() for check in checks}
@@ -113,16 +118,30 @@ def _of_names_of_their_own(subjects: Iterable[Subject]) -> list[Subject]:
     return made
 
 
-def _run(planned: Plan, loaded: Sequence[Subject], report: Report, device: str, progress: Progress = iter) -> None:
+def _run(
+    planned: Plan,
+    loaded: Sequence[Subject],
+    report: Report,
+    device: str,
+    progress: Progress = iter,
+    hosts: Sequence[Host | None] = (),
+) -> None:
     """Enter the outcome of every case into the report."""
     with ambient():
         for case in progress(list(planned)):
-            run_case(case, loaded, report, device, planned[case])
+            run_case(case, loaded, report, device, planned[case], hosts)
 
 
 PARTS = 8  # for each process, so that none waits long for another
-MOST_HUNG = 3  # cases, after which a subject is not asked again: a time-out is minutes
-Part = tuple[Sequence[int], Sequence[int]]  # which cases, on which subjects
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which cases, on which subjects, and whether these live apart from the judge: in actors."""
+
+    cases: Sequence[int]
+    subjects: Sequence[int]
+    apart: bool
 
 
 def _share(
@@ -130,41 +149,57 @@ def _share(
 ) -> None:
     """The same in several processes, each of which gets every so many cases; the report is in the order of the plan.
 
-    Where a subject ends its process, or keeps it, the part is done again, each case on each subject by itself.
+    What is no subject of this package lives in an actor, and meets the cases in no order that it could know. Others are
+    called where they are judged, which is faster; where one of them ends that process, or keeps it, the part is done
+    again, each case on each subject by itself, and apart.
     """
     cases = list(planned)
-    if any(check in COMPILED for checks in planned.values() for check in checks):
-        with suppress(ImportError):
-            importlib.import_module("torch._inductor.compile_fx")  # once, and not in every process
+    asked = {check for checks in planned.values() for check in checks}
+    for needed, by in (("torch._dynamo", TRANSFORMS), ("torch._inductor.compile_fx", COMPILED)):
+        if asked & set(by):
+            with suppress(ImportError):
+                importlib.import_module(needed)  # once, and not in every process
+    actors: list[Actor] = []  # of each process
+    most = available("cpu") // jobs
 
     def work(part: Part) -> Report:
-        at, of = part
-        made = Report(report.environment, [SubjectReport(loaded[subject].name) for subject in of])
-        _run({cases[case]: planned[cases[case]] for case in at}, [loaded[subject] for subject in of], made, "cpu")
+        if not actors:  # before anything is judged
+            with ambient():  # which the actors are in from then on
+                nursery = Nursery([partial(getattr, subject, "loss") for subject in loaded], most)
+            actors.extend(Actor(nursery, at, seconds) for at in range(len(loaded)))
+        made = Report(report.environment, [SubjectReport(loaded[subject].name) for subject in part.subjects])
+        of = {cases[at]: planned[cases[at]] for at in part.cases}
+        hosts = [actors[subject] for subject in part.subjects] if part.apart else ()
+        _run(of, [loaded[subject] for subject in part.subjects], made, "cpu", hosts=hosts)
         return made
 
-    count = min(jobs * PARTS, len(cases))
-    parts: list[Part] = [(range(at, len(cases), count), range(len(loaded))) for at in range(count)]
-    with workers(work, jobs, seconds) as pool:
-        alone: list[tuple[int, int]] = []
-        for part, future in progress([(part, pool.submit(part)) for part in parts]):
+    apart = any(map(_is_foreign, loaded))
+    order = list(range(len(cases)))
+    if apart:
+        SystemRandom().shuffle(order)
+    count, every = min(jobs * PARTS, len(cases)), range(len(loaded))
+    with workers(work, jobs) as pool:
+        parts = [Part(order[at::count], every, apart) for at in range(count)]
+        futures = [(part, pool.submit(part, None if apart else seconds)) for part in parts]
+        again: list[Part] = []
+        for part, future in progress(futures):
             made = pool.made(future)
             if isinstance(made, Ended):
-                alone += itertools.product(*part)
+                again += [Part([case], [subject], True) for case in part.cases for subject in part.subjects]
             else:
-                report.merge(made, part[1])
-        hung: Counter[int] = Counter()
-        for (case, subject), future in [((case, subject), pool.submit(([case], [subject]))) for case, subject in alone]:
-            if hung[subject] == MOST_HUNG and future.cancel():
-                report.subjects[subject].not_applicable["hung so often that it was not asked again"] += 1
-                continue
+                report.merge(made, part.subjects)
+        for part, future in [(part, pool.submit(part)) for part in again]:
             made = pool.made(future)
             if isinstance(made, Ended):
-                hung[subject] += made.kind == "hung"
+                (case,), (subject,) = part.cases, part.subjects
                 end_case(cases[case], report.subjects[subject], made.kind, made.message)
             else:
-                report.merge(made, [subject])
+                report.merge(made, part.subjects)
     report.sort([case.id for case in cases])
+
+
+def _is_foreign(subject: Subject) -> bool:
+    return BY_NAME.get(subject.name) is not subject
 
 
 @contextmanager

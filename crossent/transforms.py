@@ -7,7 +7,7 @@ answer, not to the plain one: a subject that is wrong in both would else be righ
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 
 from crossent import compilers
+from crossent.acts import Raised, Waits, said
 from crossent.axes import INDEX_TARGETS
 from crossent.cases import Case, Inputs
-from crossent.checks import misshapen, poison
+from crossent.checks import misshapen
 from crossent.differences import Difference
 from crossent.expected import Expected, expect, name_of
-from crossent.results import Loss, Result
-from crossent.state import restore, snapshot
+from crossent.results import Loss, Result, evaluate
 from crossent.subjects import Subject
-from crossent.trials import Check, NotRunError, Problem, Question, RefusedError, Trial, said
+from crossent.trials import Check, NotRunError, Problem, Question, Trial
 
 Found = Iterator[Difference | Problem]
 HALVES = (torch.float16, torch.bfloat16)
@@ -32,14 +32,19 @@ HALVES = (torch.float16, torch.bfloat16)
 
 def func_grad(trial: Trial) -> Found:
     """torch.func.vjp, on which torch.func.grad and jacrev are built, gives the loss and its gradients."""
-    inputs, expected = trial.question.fresh(), trial.question.expected
-    function, primals = _primals(trial.subject, inputs)
-    loss, pull = _call(trial, torch.func.vjp, function, *primals)
-    if problem := misshapen(trial, loss, expected):
+    got, expected = trial.perform(evaluate_by_vjp, trial.question.fresh()), trial.question.expected
+    if problem := misshapen(trial, got.loss, expected):
         yield problem
         return
-    gradients = _call(trial, pull, inputs.upstream.to(loss.dtype))
-    yield from trial.compare(Result(loss.detach(), *gradients), expected)
+    yield from trial.compare(got, expected)
+
+
+def evaluate_by_vjp(loss: Loss, inputs: Inputs) -> Result:
+    """The act of a call under torch.func.vjp. A wrong shape has no gradients, and is for :func:`misshapen` to say."""
+    value, pull = torch.func.vjp(*_primals(loss, inputs))[:2]
+    if getattr(value, "shape", None) != inputs.upstream.shape:
+        return Result(value)
+    return Result(value.detach(), *pull(inputs.upstream.to(value.dtype)))
 
 
 def vmap(trial: Trial) -> Found:
@@ -49,30 +54,43 @@ def vmap(trial: Trial) -> Found:
     ones: a call has one dimension fewer. Under every reduction a sample's answer is that of a call with it alone. Of an
     empty batch there is none, and torch's own rules fail there: those of reshape(-1) and of gather with one index.
     """
-    inputs, subject = trial.question.fresh(), trial.subject
+    inputs, wanted = trial.question.fresh(), trial.question.expected
     axis, each = _samples_axis(inputs), inputs.options["reduction"] == "none"
-
-    def loss_of(logits: Tensor, target: Tensor) -> Tensor:
-        return subject.loss(logits, target, **inputs.options)
-
-    def gradients_of(logits: Tensor, target: Tensor, upstream: Tensor) -> tuple[Tensor, ...]:
-        function, primals = _primals(subject, replace(inputs, logits=logits, target=target))
-        loss, pull = torch.func.vjp(function, *primals)[:2]
-        return loss, *pull(upstream.to(loss.dtype))
-
-    losses = _call(trial, torch.func.vmap(loss_of, axis, axis), inputs.logits, inputs.target)
-    wanted = trial.question.expected
+    losses = trial.perform(losses_by_vmap, inputs)
     if problem := misshapen(trial, losses, wanted if each else replace(wanted, shape=(inputs.logits.shape[axis],))):
         yield problem
         return
     results: list[tuple[Tensor, ...]] = [(losses,)]
-    if subject.differentiable:
-        mapped = torch.func.vmap(gradients_of, (axis, axis, axis if each else None), axis)
-        results.append(_call(trial, mapped, inputs.logits, inputs.target, inputs.upstream))
+    if trial.subject.differentiable:
+        results.append(trial.perform(gradients_by_vmap, trial.question.fresh()))
     for at, expected in enumerate(_samples(trial.case, trial.question.device)):
         for result in results:
             for found in trial.compare(Result(*(part.select(axis, at).detach() for part in result)), expected):
                 yield replace(found, index=(*found.index, at) if axis else (at, *found.index))
+
+
+def losses_by_vmap(loss: Loss, inputs: Inputs) -> Tensor:
+    """The act of a call under torch.func.vmap."""
+    axis = _samples_axis(inputs)
+
+    def of_one(logits: Tensor, target: Tensor) -> Tensor:
+        return loss(logits, target, **inputs.options)
+
+    losses: Tensor = torch.func.vmap(of_one, axis, axis)(inputs.logits, inputs.target)
+    return losses
+
+
+def gradients_by_vmap(loss: Loss, inputs: Inputs) -> tuple[Tensor, ...]:
+    """The act of a call under torch.func.vjp under vmap: the losses and their gradients."""
+    axis = _samples_axis(inputs)
+
+    def of_one(logits: Tensor, target: Tensor, upstream: Tensor) -> tuple[Tensor, ...]:
+        value, pull = torch.func.vjp(*_primals(loss, replace(inputs, logits=logits, target=target)))[:2]
+        return value, *pull(upstream.to(value.dtype))
+
+    axes = axis, axis, axis if inputs.options["reduction"] == "none" else None
+    made: tuple[Tensor, ...] = torch.func.vmap(of_one, axes, axis)(inputs.logits, inputs.target, inputs.upstream)
+    return made
 
 
 def autocast(trial: Trial) -> Found:
@@ -82,21 +100,26 @@ def autocast(trial: Trial) -> Found:
     autocast to float32. A product of matrices instead becomes bfloat16. Gradients have the dtype of what they are of.
     Weights may be of another dtype than what is computed in: Liger-Kernel#501.
     """
-    inputs, kind = trial.question.fresh(), trial.given.logits.device.type
-
-    def loss(*arguments: Any, **options: Any) -> Tensor:
-        with torch.autocast(kind, dtype=torch.bfloat16):
-            return trial.subject.loss(*arguments, **options)
-
+    inputs = trial.question.fresh()
     computed = dtype = _widened(inputs.logits)
     if inputs.target.is_floating_point():
         dtype = torch.promote_types(dtype, _widened(inputs.target))
     expected = replace(trial.question.expected, dtype=dtype, logits_dtype=name_of(torch.empty(0, dtype=computed)))
-    got = trial.evaluate(inputs, loss)
+    got = trial.evaluate(inputs, evaluate_in_autocast)
     if problem := misshapen(trial, got.loss, expected):
         yield problem
         return
     yield from trial.compare(got, expected)
+
+
+def evaluate_in_autocast(loss: Loss, inputs: Inputs, gradient: bool) -> Result:
+    """The act of a call under torch.autocast, which goes backward outside of it."""
+
+    def cast(*arguments: Any, **options: Any) -> Tensor:
+        with torch.autocast(inputs.logits.device.type, dtype=torch.bfloat16):
+            return loss(*arguments, **options)
+
+    return evaluate(cast, inputs, gradient)
 
 
 def meta(trial: Trial) -> Found:
@@ -108,19 +131,22 @@ def meta(trial: Trial) -> Found:
 
 def export(trial: Trial) -> Found:
     """The program that torch.export.export makes of a module with this loss gives the loss."""
-    if reason := _why_no_export():
-        raise NotRunError(reason)
-    inputs, expected = trial.question.fresh(), trial.question.expected
-    tensors = {name: option for name, option in inputs.options.items() if isinstance(option, Tensor)}
-    numbers = {name: option for name, option in inputs.options.items() if name not in tensors}
-    arguments = inputs.logits, inputs.target, *tensors.values()
-    with compilers.quiet():
-        program = _call(trial, _exported, _Module(trial.subject.loss, tuple(tensors), numbers), arguments)
-        loss = _call(trial, program, *arguments)
+    loss, expected = trial.perform(evaluate_exported, trial.question.fresh()), trial.question.expected
     if problem := misshapen(trial, loss, expected):
         yield problem
         return
     yield from trial.compare(Result(loss), expected)
+
+
+def evaluate_exported(loss: Loss, inputs: Inputs) -> Tensor | Waits:
+    """The act of a call of what torch.export.export makes."""
+    if reason := _why_no_export():
+        return Waits(reason)
+    tensors = {name: option for name, option in inputs.options.items() if isinstance(option, Tensor)}
+    numbers = {name: option for name, option in inputs.options.items() if name not in tensors}
+    arguments = inputs.logits, inputs.target, *tensors.values()
+    with compilers.quiet():
+        return _exported(_Module(loss, tuple(tensors), numbers), arguments)(*arguments)
 
 
 def compiled(backend: str, dynamic: bool, trial: Trial) -> Found:
@@ -130,19 +156,17 @@ def compiled(backend: str, dynamic: bool, trial: Trial) -> Found:
     compiled for any size, on a larger batch of other numbers.
     """
     other = Question(larger(trial.case), trial.question.device) if dynamic else trial.question
-    with compilers.compiled(trial, backend, dynamic=dynamic) as loss:
-        for question, where in ((trial.question, ""), (other, f" on {other.case.id}" if dynamic else " called again")):
-            inputs = question.fresh()
-            poison(inputs)
-            try:
-                got = compilers.evaluate(trial, inputs, loss)
-            except RefusedError as refusal:
-                raise RefusedError(f"{refusal}{where}") from refusal
-            if problem := misshapen(trial, got.loss, question.expected):
-                yield replace(problem, message=f"{problem.message}{where}")
-                return
-            for found in compilers.compare(trial, backend, got, question.expected):
-                yield replace(found, check=f"{found.check}{where}")
+    asked = (trial.question, ""), (other, f" on {other.case.id}" if dynamic else " called again")
+    calls = [question.fresh() for question, _ in asked]
+    made = trial.perform(compilers.evaluate_compiled, trial.subject.differentiable, backend, dynamic, calls)
+    for (question, where), got in zip(asked, made, strict=False):
+        if isinstance(got, Raised):
+            raise compilers.refusal(got, where)
+        if problem := misshapen(trial, got.loss, question.expected):
+            yield replace(problem, message=f"{problem.message}{where}")
+            return
+        for found in compilers.compare(trial, backend, got, question.expected):
+            yield replace(found, check=f"{found.check}{where}")
 
 
 def compiled_error(trial: Trial) -> Iterator[Problem]:
@@ -150,24 +174,38 @@ def compiled_error(trial: Trial) -> Iterator[Problem]:
     inputs = trial.question.fresh()
     if inputs.logits.is_cuda:
         raise NotRunError("would be left with a device that is of no more use")
-    classes = trial.case.classes
-    with compilers.compiled(trial, compilers.CODE, dynamic=False) as loss:
+    wrong = no_classes(inputs)
+    made = trial.perform(answers_of_compiled, trial.subject.differentiable, compilers.CODE, inputs, wrong)
+    for index, answer in zip(wrong, made, strict=True):
+        if isinstance(answer, Raised):
+            if not answer.is_a(IndexError, RuntimeError):
+                yield Problem("wrong", f"class {index} raised {answer.message}; allowed is IndexError or RuntimeError")
+        else:
+            value = f" {answer.tolist()}" if answer.numel() < 10 else ""
+            returned = f"class {index} of {trial.case.classes} returned{value}"
+            yield Problem("accepted", f"{returned}; should have raised IndexError or RuntimeError")
+
+
+def answers_of_compiled(
+    loss: Loss, gradient: bool, backend: str, inputs: Inputs, classes: Sequence[int]
+) -> list[Tensor | Raised] | Waits:
+    """The act of some calls of a compiled loss, each with another class at the end of the target."""
+    if reason := compilers.unusable(backend, inputs.logits.device.type):
+        return Waits(reason)
+    made: list[Tensor | Raised] = []
+    with compilers.compiled(loss, backend, dynamic=False) as of_graph:
         try:
-            trial.evaluate(inputs, loss)
-        except RefusedError:  # or any error would do
-            raise NotRunError("waits for a right compile") from None
-        for wrong in no_classes(inputs):
-            inputs = trial.question.fresh()
-            inputs.target[(-1,) * inputs.target.dim()] = wrong
+            evaluate(of_graph, inputs.copy(), gradient)
+        except Exception:  # or any error would do
+            return Waits("waits for a right compile")
+        for index in classes:
+            given = inputs.copy()
+            given.target[(-1,) * given.target.dim()] = index
             try:
-                got = trial.evaluate(inputs, loss)
-            except RefusedError as refusal:
-                if not isinstance(refusal.__cause__, IndexError | RuntimeError):
-                    yield Problem("wrong", f"class {wrong} raised {refusal}; allowed is IndexError or RuntimeError")
-            else:
-                value = f" {got.loss.tolist()}" if got.loss.numel() < 10 else ""
-                message = f"class {wrong} of {classes} returned{value}; should have raised IndexError or RuntimeError"
-                yield Problem("accepted", message)
+                made.append(evaluate(of_graph, given, gradient).loss)
+            except Exception as error:
+                made.append(Raised.of(error))
+    return made
 
 
 def no_classes(inputs: Inputs) -> list[int]:
@@ -177,28 +215,13 @@ def no_classes(inputs: Inputs) -> list[int]:
     return [index for index in wrong if index != inputs.options.get("ignore_index", -100)]
 
 
-def _call(trial: Trial, function: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function gives that does no more than call the subject, or torch on it.
-
-    Raises:
-        RefusedError: it raised.
-    """
-    before = snapshot()
-    try:
-        return function(*arguments)
-    except (Exception, SystemExit) as error:
-        raise RefusedError(said(error)) from error
-    finally:
-        trial.disturbed += restore(before)
-
-
-def _primals(subject: Subject, inputs: Inputs) -> tuple[Loss, list[Tensor]]:
+def _primals(loss: Loss, inputs: Inputs) -> tuple[Any, ...]:
     """The loss as a function of what it has gradients of, and these."""
 
-    def loss(logits: Tensor, target: Tensor = inputs.target) -> Tensor:
-        return subject.loss(logits, target, **inputs.options)
+    def of_both(logits: Tensor, target: Tensor = inputs.target) -> Tensor:
+        return loss(logits, target, **inputs.options)
 
-    return loss, [inputs.logits, *([inputs.target] if inputs.target.is_floating_point() else [])]
+    return of_both, inputs.logits, *([inputs.target] if inputs.target.is_floating_point() else [])
 
 
 def _samples_axis(inputs: Inputs) -> int:

@@ -7,16 +7,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
 
-from torch import Tensor
-
+from crossent.acts import Here, Host, Raised, Waits
 from crossent.cases import Case, Inputs
 from crossent.contracts import Grade
 from crossent.differences import Difference, bounds_under, compare, contract_of
 from crossent.expected import Expected, ExpectedAlong, expect, expect_along
-from crossent.findings import one_line
-from crossent.results import Loss, Result, evaluate
+from crossent.results import Called, Result, called, evaluate
 from crossent.rounding import Array
-from crossent.state import restore, snapshot
 from crossent.subjects import Subject
 
 T = TypeVar("T")
@@ -24,6 +21,18 @@ T = TypeVar("T")
 
 class RefusedError(Exception):
     """The subject raised; the message is what it said."""
+
+    def __init__(self, raised: Raised, message: str = "") -> None:
+        super().__init__(message or raised.message)
+        self.raised = raised
+
+
+class EndedError(Exception):
+    """The subject ended its process, or was ended for taking too long; the message is how."""
+
+    def __init__(self, kind: str, how: str) -> None:
+        super().__init__(how)
+        self.kind = kind
 
 
 class NotRunError(Exception):
@@ -83,9 +92,8 @@ class Trial:
 
     question: Question
     subject: Subject
+    host: Host | None = None  # where it lives; here unless given
     disturbed: list[str] = field(default_factory=list)  # global state that it left changed, and that was set back
-    # The tensors that the first call was given by its caller, by name, and whether each wanted a gradient then.
-    passed: dict[str, tuple[Tensor, bool]] = field(default_factory=dict)
 
     @property
     def case(self) -> Case:
@@ -93,47 +101,47 @@ class Trial:
         return self.question.case
 
     @cached_property
-    def given(self) -> Inputs:
-        """The inputs that the subject gets in its first call."""
-        return self.question.fresh()
-
-    @cached_property
-    def got(self) -> Result:
-        """The result of the first call.
+    def called(self) -> Called:
+        """The first call.
 
         Raises:
             RefusedError: the subject raised.
+            EndedError: it ended its process.
         """
-        return self.evaluate(self.given, self._watched)
+        return self.perform(called, self.question.fresh(), self.subject.differentiable)
 
-    def _watched(self, input: Tensor, target: Tensor, **options: Any) -> Tensor:
-        tensors = {"input": input, "target": target, **options}
-        self.passed = {name: (one, one.requires_grad) for name, one in tensors.items() if isinstance(one, Tensor)}
-        return self.subject.loss(input, target, **options)
+    @property
+    def got(self) -> Result:
+        """The result of the first call. It raises what that does."""
+        return self.called.result
 
-    def evaluate(self, inputs: Inputs, loss: Loss | None = None) -> Result:
-        """What the subject, or another loss that is made of it, gives for these inputs.
+    def evaluate(self, inputs: Inputs, act: Callable[..., Result] = evaluate, *arguments: Any) -> Result:
+        """What the subject gives for these inputs; by another act, `act(loss, inputs, gradient, *arguments)`.
 
         Raises:
             RefusedError: it raised.
+            EndedError: it ended its process.
         """
-        return self.attempt(lambda: evaluate(loss or self.subject.loss, inputs, gradient=self.subject.differentiable))
+        return self.perform(act, inputs, self.subject.differentiable, *arguments)
 
-    def attempt(self, call: Callable[[], T]) -> T:
-        """What a function that calls the subject returns.
+    def perform(self, act: Callable[..., T | Waits], *arguments: Any) -> T:
+        """What an act gives back that calls the subject: :mod:`crossent.acts`.
 
         Raises:
             RefusedError: it raised.
+            EndedError: it ended its process.
+            NotRunError: it cannot be performed here.
         """
-        before = snapshot()
-        try:
-            return call()
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # whatever a subject raises is a finding, and the run goes on
-            raise RefusedError(said(error)) from error
-        finally:
-            self.disturbed += restore(before)
+        host = self.host or Here(self.subject.loss)
+        performed = host.perform(act, *arguments)
+        self.disturbed += performed.disturbed
+        if performed.raised is not None:
+            raise RefusedError(performed.raised)
+        if performed.ended:
+            raise EndedError(performed.ended, performed.how)
+        if isinstance(performed.value, Waits):
+            raise NotRunError(performed.value.reason)
+        return performed.value  # type: ignore[return-value]  # a value, where there is neither of these
 
     @property
     def wanted(self) -> Grade:
@@ -187,12 +195,3 @@ class Check:
     def sentence(self) -> str:
         """What it asks."""
         return self.asks or (self.run.__doc__ or "").strip().partition("\n")[0]
-
-
-def said(error: BaseException) -> str:
-    """An exception's first line, whatever it is."""
-    try:
-        message = str(error).strip().partition("\n")[0]
-    except Exception as another:
-        message = f"and its message raises {type(another).__name__}"
-    return one_line(f"{type(error).__name__}: {message}".removesuffix(": "))

@@ -100,5 +100,5 @@ def of_options(case: Case, given: Inputs) -> dict[str, Way]:
     ways = {way: Way((given, without), None) for way, without in options.left_out(given).items()}
     if off := options.turned_off(given, case.ignored):
         other, passed = off
-        ways["with options off"] = Way((given, replace(other, options=passed)))
+        ways["with options off"] = Way((given, replace(other, options={name: other.options[name] for name in passed})))
     return ways

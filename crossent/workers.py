@@ -16,8 +16,8 @@ from typing import Any, Generic, TypeVar
 
 from pebble import ProcessExpired, ProcessPool
 
-# What os._exit(0) becomes in a worker: Pebble waits for an answer of one that ends well.
-ENDED_WELL = 213
+from crossent.actors import how
+
 Task = TypeVar("Task")
 Made = TypeVar("Made")
 
@@ -32,14 +32,13 @@ class Ended:
 
 @dataclass(frozen=True)
 class Workers(Generic[Task, Made]):
-    """Some processes that work on tasks, each at most so many seconds. One that ends is replaced by another."""
+    """Some processes that work on tasks. One that ends is replaced by another."""
 
     pool: ProcessPool
-    seconds: float
 
-    def submit(self, task: Task) -> Future[Made]:
-        """Put a task at the end of the queue."""
-        future: Future[Made] = self.pool.schedule(_forked, args=[task], timeout=self.seconds)
+    def submit(self, task: Task, seconds: float | None = None) -> Future[Made]:
+        """Put a task at the end of the queue, which may take so many seconds, or any number."""
+        future: Future[Made] = self.pool.schedule(_forked, args=[task], timeout=seconds)
         return future
 
     def made(self, future: Future[Made]) -> Made | Ended:
@@ -47,9 +46,9 @@ class Workers(Generic[Task, Made]):
         try:
             return future.result()
         except TimeoutError:
-            return Ended("hung", f"no answer within {self.seconds:g} s")
+            return Ended("hung", "no answer within the time that it was given")
         except ProcessExpired as death:
-            return Ended("crashed", f"its process ended: {_how(death.exitcode)}")
+            return Ended("crashed", f"its process ended: {how(death.exitcode)}")
 
 
 def can_fork() -> bool:
@@ -58,7 +57,7 @@ def can_fork() -> bool:
 
 
 @contextmanager
-def workers(work: Callable[[Task], Made], jobs: int, seconds: float) -> Iterator[Workers[Task, Made]]:
+def workers(work: Callable[[Task], Made], jobs: int) -> Iterator[Workers[Task, Made]]:
     """Processes that do `work`; whatever happens, none is left running."""
     _FORKED.append(work)
     pool = ProcessPool(jobs, initializer=_start, context=multiprocessing.get_context("fork"))
@@ -66,7 +65,7 @@ def workers(work: Callable[[Task], Made], jobs: int, seconds: float) -> Iterator
         # Python 3.12 warns of threads that are not there in a child, which sets torch to one before it needs any.
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
-            yield Workers(pool, seconds)
+            yield Workers(pool)
     finally:
         pool.stop()  # type: ignore[no-untyped-call]  # Pebble annotates it in part
         pool.join()
@@ -92,20 +91,9 @@ def _start() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     faulthandler.disable()  # how it ended is in the report
-    leave = os._exit
-    os._exit = lambda status: leave(status or ENDED_WELL)
     with suppress(OSError):
         os.dup2(2, 1)
     with suppress(OSError, AttributeError):  # no such function but in glibc
         mallopt = ctypes.CDLL(None).mallopt
         for option in (-1, -3):  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
             mallopt(option, 2**30)
-
-
-def _how(status: int | None) -> str:
-    """An exit status in words."""
-    if status == ENDED_WELL:
-        status = 0
-    if status is not None and status < 0:
-        return signal.Signals(-status).name
-    return f"exit status {status}"

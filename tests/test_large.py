@@ -204,7 +204,7 @@ def test_memory_that_runs_out_is_no_finding(error):
         raise error
 
     findings, outcome = judged(SMALL, too_much)
-    assert (findings, outcome.not_run) == ([], {"large": "it ran out of memory on cpu"})
+    assert (findings, outcome.not_run) == ([], {"large": "ran out of memory on cpu"})
 
 
 def test_memory_is_counted_and_there_is_some():

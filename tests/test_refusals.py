@@ -183,11 +183,11 @@ def test_a_process_of_its_own_says_what_became_of_the_call(apart, name, expected
 def test_a_process_that_does_not_start_is_not_waited_for(monkeypatch):
     monkeypatch.setattr(refusals, "STARTING", 0.05)
     answer = ask_isolated(crossent.formula, BEYOND)
-    assert answer == Answer(ended="did not start within 0.05 s", hung=True)
+    assert answer == Answer(ended="its process did not start within 0.05 s", hung=True)
 
 
 def test_a_subject_that_cannot_be_sent_is_not_applicable_and_counted(monkeypatch):
-    monkeypatch.setattr("crossent.judge.refusal", lambda *arguments: refusal(*arguments, isolated=True))
+    monkeypatch.setattr("crossent.judge.refusal", lambda *arguments, host: refusal(*arguments, isolated=True))
     report = Report({}, [SubjectReport("mine")])
     run_case(BEYOND, [Subject("mine", lambda *arguments, **options: None)], report)
     (reason,) = report.subjects[0].not_applicable

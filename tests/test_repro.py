@@ -487,7 +487,7 @@ def kinds_of(function, seen=()):
             found.add(node.args[0].value)
         if isinstance(node, ast.Name | ast.Attribute):
             name = ast.unparse(node)
-            if name in ("trial.evaluate", "trial.attempt") or (
+            if name in ("trial.evaluate", "trial.perform") or (
                 name == "RefusedError" and isinstance(node.ctx, ast.Load)
             ):
                 found.add("refused")

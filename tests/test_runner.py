@@ -11,8 +11,8 @@ import time
 import pytest
 
 import crossent
+from crossent.actors import MOST_HUNG
 from crossent.cases import Case
-from crossent.runner import MOST_HUNG
 
 CASES = [
     Case("float32", (3, 5), values, reduction=reduction)
@@ -75,7 +75,7 @@ def only_on(values, does):
         (lambda: os._exit(0), "crashed", "its process ended: exit status 0"),
         (lambda: os.kill(os.getpid(), signal.SIGSEGV), "crashed", "its process ended: SIGSEGV"),
         (lambda: ctypes.string_at(0), "crashed", "its process ended: SIGSEGV"),
-        (lambda: time.sleep(1000), "hung", "no answer within 2 s"),
+        (lambda: time.sleep(1000), "hung", "no answer within 15 s"),
     ],
     ids=["exits", "dies", "reads at 0", "hangs"],
 )
@@ -83,7 +83,7 @@ def only_on(values, does):
 def test_a_subject_that_ends_or_keeps_its_process_has_a_finding_there_and_the_run_goes_on(
     few_cases, does, kind, said, jobs
 ):
-    options = {"level": "quick", "dtypes": ["float32"], "jobs": jobs, "timeout": 2}
+    options = {"level": "quick", "dtypes": ["float32"], "jobs": jobs, "timeout": 15 if kind == "hung" else 100}
     report = crossent.check("formula", only_on("wide", does), **options)
     right, wrong = report.subjects
     assert [(one.case, one.kind, one.message) for one in wrong.findings] == [("float32-3x5-wide-int64-sum", kind, said)]
@@ -96,8 +96,8 @@ def test_a_subject_that_hangs_everywhere_is_asked_a_few_times(few_cases):
         lambda *args, **options: time.sleep(1000), level="quick", dtypes=["float32"], jobs=2, timeout=0.5
     )
     part = report.subjects[0]
-    assert MOST_HUNG <= sum(one.kind == "hung" for one in part.findings) <= MOST_HUNG + 2
-    assert part.not_applicable["hung so often that it was not asked again"] > 50
+    assert MOST_HUNG <= sum(one.kind == "hung" for one in part.findings) <= 2 * MOST_HUNG
+    assert part.not_applicable["hung so often that it is not asked again"] > 50
 
 
 class OwnError(BaseException):
@@ -114,12 +114,12 @@ def test_whatever_a_subject_raises_is_a_finding(few_cases, jobs):
     assert {one.message for one in report.findings if one.check == "call"} == {"OwnError: no"}
 
 
-def test_an_interrupt_that_a_subject_raises_ends_its_process_and_not_the_run(few_cases):
+def test_an_interrupt_that_a_subject_raises_does_not_end_the_run(few_cases):
     def interrupts():
         raise KeyboardInterrupt
 
     report = crossent.check(only_on("wide", interrupts), level="quick", dtypes=["float32"], jobs=1)
-    assert [one.message for one in report.findings] == ["its process ended: exit status 130"]
+    assert [one.message for one in report.findings] == ["KeyboardInterrupt"]
 
 
 COMMAND = [sys.executable, "-c", "import sys; from crossent.cli import main; sys.exit(main())"]
