@@ -42,6 +42,8 @@ QUICK = (
     Case("bfloat16", (4, 2), "sure", name="half_sure", grade="A"),
     Case("float16", (4, 2), "sure", name="half_sure", grade="A"),
     *_wide(("bfloat16", "float32"), (*_powers(range(11)), 781)),
+    # Vectors of positions and some that are left over, each row with a maximum far from its neighbours'.
+    *(Case(dtype, (2, 3, 67), "row_offsets", reduction="none", upstream="rows", name="positions") for dtype in DTYPES),
     # The number of rows: none, one, as many as classes; and one class, of one row and of several.
     Case("float32", (0, 5), weight="weighted", label_smoothing=0.1, name="rows"),
     Case("bfloat16", (0, 5), target="probabilities", reduction="sum", name="rows"),

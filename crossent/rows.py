@@ -19,7 +19,7 @@ INDEX_DTYPES = (torch.int64, torch.uint8)
 REDUCTIONS = ("none", "mean", "sum")
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: up to torch 2.2, Dynamo makes no object of a class that has its own __setattr__
 class Rows:
     """The rows of one call. `...` stands for the batch and every further dimension, `C` for the classes.
 
@@ -262,14 +262,23 @@ def _check_dtypes(input: Tensor, probabilities: Tensor | None, weight: Tensor | 
         raise RuntimeError(f"weight: got shape {tuple(weight.shape)}; allowed is {(classes,)}, one for each class")
     dtype = _lifted(input)
     if probabilities is not None:
-        dtype = torch.promote_types(dtype, _lifted(probabilities))
+        dtype = _promoted(dtype, _lifted(probabilities))
         if weight is not None:
-            dtype = torch.promote_types(dtype, _lifted(weight))
+            dtype = _promoted(dtype, _lifted(weight))
         if dtype not in FLOATS:
             raise RuntimeError(f"target, weight: promote the result to {_name(dtype)}; allowed are real floats")
     elif weight is not None and _lifted(weight) != dtype:
         raise RuntimeError(f"weight: got {_name(weight.dtype)}; allowed is {_name(dtype)}, the logits' dtype")
     return dtype
+
+
+def _promoted(one: torch.dtype, other: torch.dtype) -> torch.dtype:
+    """As `torch.promote_types`, without a call of it for floats: Dynamo of torch 2.1 takes none."""
+    if one == other:
+        return one
+    if one in FLOATS and other in FLOATS:
+        return torch.float64 if torch.float64 in (one, other) else torch.float32
+    return torch.promote_types(one, other)
 
 
 def _lifted(tensor: Tensor) -> torch.dtype:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from waits import float16
 
 import crossent
 from crossent import bounds, intermediates
@@ -129,12 +130,14 @@ def test_terms_that_cancel_may_be_scaled_before_they_are_summed():
     assert_needed("terms are scaled before they are summed", TORCH.loss, "gradient", given, "B", "torch")
 
 
+@float16
 def test_two_of_three_factors_may_meet_first_so_that_no_rounding_is_known():
     """w·t·g: of w·t it is known what rounding costs, but torch multiplies g·t first."""
     case = Case.of("float16-4x256x2x16-normal-probabilities-none-weight_zeros-stride0-expanded-seed1017810326")
     assert_needed("no rounding is known", TORCH.loss, "gradient", case.build(), "B", "torch")
 
 
+@float16
 def test_an_underflow_in_the_gradient_of_a_target_is_multiplied_too():
     case = Case.of("float16-205x63-decades-hard-mean-weight_decades-scalar-smooth0.656-seed1595077572")
     assert_needed("an underflow is multiplied", TORCH.loss, "target_gradient", case.build(), "B", "torch")
@@ -148,6 +151,7 @@ def test_a_product_in_the_gradient_of_a_target_may_overflow_before_a_factor_make
     assert found.not_judged == {"an intermediate may overflow": 1}
 
 
+@float16
 def test_an_underflow_is_multiplied_by_the_factors_still_to_come():
     """ε/C divided by a thousand rows is zero in float16, and a weight of 2048 comes after: 2e-5 is lost."""
     given = inputs(

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from waits import float16
 
 from crossent import derivative_bounds
 from crossent.cases import Case, Inputs
@@ -77,19 +78,17 @@ def of_torch(id):
     """A case, its direction, and torch's second derivative."""
     case = Case.of(id)
     given, direction = case.build(), case.direction()
-    try:
-        given.logits.softmax(1)
-    except RuntimeError as missing:  # before torch 2.1
-        pytest.skip(f"waits for a torch with float16 on a CPU: {missing}")
     return second_order(TORCH.loss, given, direction)[0], given, direction
 
 
+@float16
 def test_autograd_stores_p_where_the_kernel_of_the_gradient_does_not():
     """p is 6e-7, a multiple of 6e-8 in float16."""
     case = "float16-3x180-nan-int64-mean-weight_decades-ignored-scalar-offset-target_offset-smooth0.11-seed592695238"
     assert_needed("p is stored", "second", *of_torch(case), **IN_TORCH)
 
 
+@float16
 def test_terms_that_cancel_may_be_scaled_before_they_are_summed():
     """Σ v is nearly 0: what is left of it after scaling is the rounding of its terms."""
     case = "float16-1x7x16-offset-unnormalised-sum-scalar-seed1010624409"

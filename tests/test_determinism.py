@@ -9,6 +9,7 @@ import itertools
 
 import pytest
 import torch
+from waits import computes
 
 import crossent
 from crossent import determinism, runner, state
@@ -41,21 +42,12 @@ def every_nth_is_off(n):
     )
 
 
-def takes(dtype, device):
-    """Whether torch does: before 2.1 it has no float16 on a CPU."""
-    try:
-        torch.log_softmax(torch.zeros(1, 2, dtype=DTYPES[dtype], device=device), 1)
-    except RuntimeError:
-        return False
-    return True
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_forms_and_torch_give_the_same_bits_ten_times(dtype, device):
     cases = [case for case in grid([dtype], array="pairs") if case.target != "uint8"][::8]
     for case in cases:
         for subject in FORMS_AND_TORCH:
-            if subject is TORCH and not takes(dtype, device):
+            if subject is TORCH and not computes(dtype, device):
                 continue
             try:
                 assert run(DETERMINISTIC, subject, case, device) == [], (case.id, subject.name)

@@ -113,3 +113,16 @@ def test_a_float16_count_is_found_from_65520_rows_on_and_not_below():
 
     assert caught(count_of_float16, [flat[65504]]) == set()
     assert caught(count_of_float16, [flat[65520]]) == {"loss", "gradient"}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_maximum_of_another_position_is_found(dtype):
+    """As in torch up to 2.7, in half precision: a second vector of positions is shifted by the maxima of the first."""
+
+    def shifted_by_another(input, target, **options):
+        logits = input if input.dtype == torch.float64 else input.float()
+        maxima = logits.detach().amax(1, keepdim=True)
+        shifted = logits - torch.cat([maxima[..., :8], maxima[..., :8], maxima[..., 16:]], -1)
+        return (shifted.exp().sum(1).log() - shifted.gather(1, target[:, None])[:, 0]).to(input.dtype)
+
+    assert caught(shifted_by_another, of("positions", QUICK, dtype)) >= {"loss", "gradient"}

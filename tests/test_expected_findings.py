@@ -312,7 +312,18 @@ def test_every_entry_of_the_shipped_list_happens_here(known):
     expect(made, [known])
     assert made.mended == []
     described = [found for part in made.subjects for found in part.findings if found.expected == str(known)]
+    if not described and (reasons := waiting(known, made)):
+        pytest.skip("; ".join(sorted(reasons)))
     assert described
+
+
+def waiting(known, made):
+    """What an entry's checks wait for on this machine, where none of them ran."""
+    if any(known.ran(part) for part in made.subjects):
+        return set()
+    outcomes = [outcome for part in made.subjects for outcome in part.outcomes.values()]
+    reasons = {outcome.not_run.get(check, "") for outcome in outcomes for check in known.checks}
+    return {reason for reason in reasons if reason.startswith("waits for a torch")}
 
 
 def test_the_shipped_list_leaves_nothing_of_torch_unexplained():

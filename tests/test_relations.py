@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from waits import computes, float16
 
 import crossent
 from crossent import agreement, trials
 from crossent.arithmetic import Ball
-from crossent.axes import DTYPES
 from crossent.cases import Case
 from crossent.checks import CALL, RESULT, SINGLE
 from crossent.findings import SubjectReport
@@ -62,15 +62,6 @@ def by_hand(wrong):
 
 def reduced(losses, reduction):
     return {"none": lambda: losses, "sum": losses.sum, "mean": losses.mean}[reduction]()
-
-
-def computes(dtype):
-    """Whether torch does so on a CPU: 2.0 has no float16 there."""
-    try:
-        F.cross_entropy(torch.zeros(1, 2, dtype=DTYPES[dtype]), torch.tensor([0]))
-    except RuntimeError:
-        return False
-    return True
 
 
 def ran(subjects, chosen):
@@ -336,11 +327,9 @@ def test_parts_are_chosen_so_that_each_has_something_to_divide_by():
         assert not run(FORMS["formula"], case, "split").findings
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float16", marks=float16), "bfloat16"])
 def test_what_is_computed_in_half_precision_is_caught(dtype):
     """TransformerEngine#3193."""
-    if not computes(dtype):
-        pytest.skip(f"waits for a torch that computes in {dtype} on a CPU")
 
     def step_by_step(logits, target, reduction, **options):
         x = logits - logits.detach().amax(1, keepdim=True)

@@ -12,6 +12,9 @@ from dataclasses import replace
 import mpmath
 import numpy as np
 import pytest
+import torch
+from packaging.version import Version
+from waits import computes, float16
 
 from crossent.axes import DTYPES, IGNORED
 from crossent.bounds import Bounds
@@ -28,6 +31,7 @@ from crossent.values import VALUES
 SUBJECTS = [FORMS["formula"], FORMS["log_softmax_nll"], FORMS["one_hot"], TORCH]
 PART = 250  # cases that one test runs, so that processes can share them
 HALVES = ("float16", "bfloat16")
+RELEASE = Version(torch.__version__).release
 
 
 def pytest_generate_tests(metafunc):
@@ -56,6 +60,9 @@ def test_no_correct_cross_entropy_is_accused_and_bounds_are_reached(part, seed, 
         for subject in SUBJECTS:
             if subject is TORCH and refused_by_torch(case):
                 figures["known"]["it refuses uint8 targets"] += 1
+                continue
+            if subject is TORCH and not computes(dtype):
+                figures["known"]["it does not compute in float16"] += 1
                 continue
             got = evaluate(subject.loss, inputs)
             assert (tuple(got.loss.shape), got.loss.dtype) == (expected.shape, expected.dtype), case.id
@@ -91,6 +98,8 @@ def defect_of_torch(case, difference, got, expected):
     infinite = difference.check == "loss" and math.isinf(difference.exact) and math.isnan(difference.got)
     if infinite and loses_a_coefficient(case, expected.terms):
         return "it multiplies an infinite loss by zero"
+    if case.dtype in HALVES and takes_another_maximum(case, expected.terms.logits):
+        return "its log_softmax takes off the maximum of another row"
     grade = TORCH.grade(case.dtype)
     promised = contract("torch", grade, case.dtype, rows=case.rows)
     skips = replace(promised, row_order=Order(depth_of_skipped_flushes(expected.terms.kept)))
@@ -117,6 +126,27 @@ def loses_a_coefficient(case, terms):
     if terms.index is not None:
         return case.label_smoothing == 1 and infinite[np.arange(len(infinite)), terms.index].any()
     return 0 < case.label_smoothing / case.classes <= FORMATS[case.dtype].smallest_subnormal / 2 and infinite.any()
+
+
+def takes_another_maximum(case, logits):
+    """Whether log_softmax overflows or underflows in float32, since it takes off the maximum of another row.
+
+    Of further dimensions, half precision is read in vectors of 2V positions and widened to two of V = 8 or 16 floats;
+    the second of them is shifted by the maxima of the first. The sum of `exp(x - m')` overflows, or loses places below
+    float32's smallest normal number, where two maxima are further apart than its logarithm.
+    """
+    if RELEASE >= (2, 8) or len(case.sizes) < 3:
+        return False
+    maxima = logits.max(1).reshape(case.sizes[0], -1)
+    positions = np.arange(maxima.shape[1])
+    for width in (8, 16):
+        whole = len(positions) - len(positions) % (2 * width)
+        second = positions[(positions < whole) & (positions % (2 * width) >= width)]
+        with np.errstate(invalid="ignore"):
+            apart = maxima[:, second] - maxima[:, second - width]
+        if (~(np.abs(apart) < -math.log(FORMATS["float32"].smallest_normal))).any():
+            return True
+    return False
 
 
 def of_finite_logits(terms):
@@ -225,7 +255,13 @@ DEFECTS = {
 }
 
 
-@pytest.mark.parametrize("id", DEFECTS.values(), ids=DEFECTS)
+EXCUSED = [
+    pytest.param(case, marks=float16 if case.startswith("float16") else (), id=defect)
+    for defect, case in DEFECTS.items()
+]
+
+
+@pytest.mark.parametrize("id", EXCUSED)
 def test_what_the_soak_excuses_is_a_defect_by_another_computation(id):
     case = Case.of(id)
     inputs, exact = case.build(), exact_loss(Case.of(id))
