@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from crossent.bad_inputs import BAD_INPUTS, BadInput
 from crossent.cases import Case
 from crossent.checks import SINGLE
+from crossent.circumstances import CIRCUMSTANCES
 from crossent.corpus import bugs
 from crossent.derivatives import DERIVATIVES
 from crossent.determinism import DETERMINISM
@@ -24,7 +25,8 @@ Checks = tuple[Check, ...]
 ALWAYS: Checks = (*SINGLE, *INVARIANTS)
 # In the order in which they run on a case, and stand in a report.
 CHECKS = {
-    check.name: check for check in (*ALWAYS, *RELATIONS, *DERIVATIVES, *DETERMINISM, *TRANSFORMS, *COMPILED, *LARGE)
+    check.name: check
+    for check in (*ALWAYS, *RELATIONS, *CIRCUMSTANCES, *DERIVATIVES, *DETERMINISM, *TRANSFORMS, *COMPILED, *LARGE)
 }
 # Code is made in seconds, and a dynamic graph in half of one. Below the level thorough, a bug that these find is asked
 # for on one case, in the graph before it is code, which is fast; and they themselves on a case with class indices or on
@@ -49,7 +51,7 @@ def plan(level: str, dtypes: Sequence[str], seed: int) -> dict[Case | BadInput, 
 
 
 def _sources(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[Case, Iterable[str]]]:
-    thorough, always, deep = level == "thorough", _names(ALWAYS), _names((*RELATIONS, *DERIVATIVES))
+    thorough, always, deep = level == "thorough", _names(ALWAYS), _names((*RELATIONS, *CIRCUMSTANCES, *DERIVATIVES))
     for bug in bugs():  # first, so that a case that others have too keeps its name
         of_graphs = set(bug.checks) & {*SLOW, FAST}
         for at, case in enumerate(case for case in bug.cases if case.dtype in dtypes and case.tiled == 1):
