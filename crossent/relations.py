@@ -268,8 +268,9 @@ def _tensor(rows: Array, like: Tensor) -> Tensor:
 
 
 def _has_layout(case: Case) -> bool:
-    spread = case.reduction == "none" and case.upstream != "rows" and case.rows > 1  # one number, with stride 0
-    return case.layout != "contiguous" or case.target_layout != "target_contiguous" or spread
+    spread = case.reduction == "none" and case.upstream not in ("rows", "rows_large") and case.rows > 1
+    plain = ("contiguous", "target_contiguous", "weight_contiguous")
+    return (case.layout, case.target_layout, case.weight_layout) != plain or spread  # upstream: of stride 0, or 2
 
 
 RELATIONS = (
