@@ -106,7 +106,7 @@ def run(trial: Trial) -> Iterator[Difference | Problem]:
     case, device = trial.case, trial.question.device
     need, have = needed(case, trial.subject), available(device)
     if need > have:
-        raise NotRunError(f"waits for {need / GIB:.1f} GiB of memory on {device}, it has {have / GIB:.1f}")
+        raise NotRunError(f"waits for {need / GIB:.1f} GiB of memory on {device}, which has {have / GIB:.1f}")
     got = _result(trial)
     expected = trial.question.expected
     shape = (case.tiled * expected.shape[0], *expected.shape[1:]) if expected.shape else ()
@@ -137,7 +137,7 @@ def _result(trial: Trial) -> Result:
         cause = refusal.__cause__
         no_memory = isinstance(cause, MemoryError | torch.cuda.OutOfMemoryError) or "allocate memory" in str(cause)
         if no_memory:  # the last is how torch's CPU allocator says it
-            raise NotRunError(f"it ran out of memory on {trial.question.device}") from refusal
+            raise NotRunError(f"ran out of memory on {trial.question.device}") from refusal
         raise
 
 

@@ -47,7 +47,7 @@ def shift(trial: Trial) -> Iterator[Difference]:
     """
     ways = shifted(trial.question.fresh())
     if not ways:
-        raise NotRunError("the dtype has no room to shift these logits exactly")
+        raise NotRunError("gets logits that their dtype has no room to shift exactly")
     for way, (before, after) in ways.items():
         of_before, of_after = beside(trial, f"not {way}", before), beside(trial, way, after)
         moved = held(trial, further_call(trial, after), of_after)
@@ -187,7 +187,7 @@ def _parting(terms: Terms, size: int) -> tuple[int, tuple[Fraction, Fraction]]:
         one, other = _denominator(terms, slice(row)), _denominator(terms, slice(row, None))
         if one and other and one + other:
             return at, (one / (one + other), other / (one + other))
-    raise NotRunError("in no two parts of the batch is there something to divide by")
+    raise NotRunError("has nothing to divide by in one of any two parts of the batch")
 
 
 def _denominator(terms: Terms, rows: slice) -> Fraction:

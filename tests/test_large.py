@@ -193,7 +193,7 @@ def test_without_the_memory_it_does_not_run_and_says_what_it_waits_for(monkeypat
     findings, outcome = judged(case, TORCH)
     assert findings == []
     assert outcome.checks == {}
-    assert outcome.not_run["large"] == f"waits for {needed(case, TORCH) / GIB:.1f} GiB of memory on cpu, it has 5.0"
+    assert outcome.not_run["large"] == f"waits for {needed(case, TORCH) / GIB:.1f} GiB of memory on cpu, which has 5.0"
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_memory_that_runs_out_is_no_finding(error):
         raise error
 
     findings, outcome = judged(SMALL, too_much)
-    assert (findings, outcome.not_run) == ([], {"large": "it ran out of memory on cpu"})
+    assert (findings, outcome.not_run) == ([], {"large": "ran out of memory on cpu"})
 
 
 def test_memory_is_counted_and_there_is_some():
