@@ -193,12 +193,13 @@ class Case:
         return Inputs(laid_out(tensor(self._shaped(logits)), self.layout), target, options, given)
 
     def direction(self, device: str = "cpu") -> Tensor:
-        """One of the logits, along which derivatives are taken: -2 to 2, which every format holds, as their products.
+        """One of the logits, along which derivatives are taken: from -2 to 2, with all the bits that the dtype holds.
 
-        Of the logits' sizes and dtype; the same numbers in each dtype, and under all options.
+        One that is rounded to fewer is another direction. Of the logits' sizes and dtype; the same numbers under all
+        options, and in each dtype, as it rounds them.
         """
         random = np.random.RandomState(zlib.crc32(repr(("direction", tuple(map(int, self.sizes)), self.seed)).encode()))
-        numbers = self._shaped(random.randint(-2, 3, size=(self.rows, self.classes)))
+        numbers = self._shaped(FORMATS[self.dtype].nearest(4 * random.random_sample((self.rows, self.classes)) - 2))
         return torch.from_numpy(np.array(numbers, order="C")).to(DTYPES[self.dtype]).to(device)
 
     @property
