@@ -34,6 +34,8 @@ CHECKS = {
 SLOW_OF_INDICES, SLOW_OF_PROBABILITIES = ("compile", "trace_dynamic", "compiled_error"), ("compile_dynamic",)
 SLOW = (*SLOW_OF_INDICES, *SLOW_OF_PROBABILITIES)
 FAST = "trace"
+# Of what costs as much as all other relations, the structure of a call decides, and hardly its numbers.
+COSTLY = ("threads",)
 
 
 def plan(level: str, dtypes: Sequence[str], seed: int) -> dict[Case | BadInput, Checks]:
@@ -51,7 +53,8 @@ def plan(level: str, dtypes: Sequence[str], seed: int) -> dict[Case | BadInput, 
 
 
 def _sources(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[Case, Iterable[str]]]:
-    thorough, always, deep = level == "thorough", _names(ALWAYS), _names((*RELATIONS, *CIRCUMSTANCES, *DERIVATIVES))
+    thorough, always = level == "thorough", _names(ALWAYS)
+    deep = {*_names((*RELATIONS, *CIRCUMSTANCES, *DERIVATIVES))} - {*COSTLY}
     for bug in bugs():  # first, so that a case that others have too keeps its name
         of_graphs = set(bug.checks) & {*SLOW, FAST}
         for at, case in enumerate(case for case in bug.cases if case.dtype in dtypes and case.tiled == 1):
@@ -66,7 +69,7 @@ def _sources(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[Cas
         yield from ((case, (*always, *deep)) for case in grid(dtypes, seed + at, "pairs"))
         yield from ((case, always) for case in grid(dtypes, seed + at, "triples"))
     transformed = list(grid(dtypes, seed, "transformed"))
-    yield from ((case, {*always, *_names((*DETERMINISM, *TRANSFORMS))} - {*SLOW}) for case in transformed)
+    yield from ((case, {*always, *COSTLY, *_names((*DETERMINISM, *TRANSFORMS))} - {*SLOW}) for case in transformed)
     if thorough:
         yield from ((case, SLOW) for case in transformed)
         yield from ((case, _names(LARGE)) for case in large(dtypes, seed))
