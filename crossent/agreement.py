@@ -95,7 +95,7 @@ def apart(
 
 
 def _named(difference: Difference, way: str) -> Difference:
-    reasons = {"no exact answer": "the other result has no bound"}
+    reasons = {"there is no exact answer": "the other result has no bound"}
     not_judged = {reasons.get(reason, reason): count for reason, count in difference.not_judged.items()}
     return replace(difference, check=f"{difference.check} {way}".rstrip(), not_judged=not_judged)
 

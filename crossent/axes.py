@@ -33,6 +33,7 @@ IGNORED = {
     "ignored_16th": -100,  # rows 0, 16, 32, …: torch's blocks of rows end there
     "ignored_all": 255,
     "ignored_minus_one": -1,
+    "ignored_zero": 0,  # a class, and false
 }
 # How a tensor lies in memory: as it is read; backwards; with the class axis last, as channels_last has it; a window of
 # a wider one; every second element; one element into its storage; the same entry for the whole batch.
@@ -46,11 +47,14 @@ AXES: dict[str, tuple[str, ...]] = {
     "reduction": ("mean", "sum", "none"),
     "weight": ("unweighted", "weighted", "weight_decades", "weight_zeros", "weight_negative"),
     "ignored": tuple(IGNORED),
-    # The upstream gradient: 1, one number, a number for each row, one number at every row with stride 0, 0.
-    "upstream": ("one", "scalar", "rows", "stride0", "zero"),
+    # The upstream gradient: 1, one number, a number for each row, one number at every row with stride 0, 0; a number
+    # for each row at every second place in memory; one for each that may be large or small.
+    "upstream": ("one", "scalar", "rows", "stride0", "zero", "rows_strided", "rows_large"),
     "layout": LAYOUTS,
     "target_layout": tuple(f"target_{layout}" for layout in LAYOUTS if layout != "window"),
+    "weight_layout": tuple(f"weight_{layout}" for layout in ("contiguous", "window", "strided", "offset")),
 }
+OF_ROWS = ("rows", "stride0", "rows_strided", "rows_large")  # upstream gradients that need a loss for each row
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ CONSTRAINTS = (
     Constraint(
         "a reduced loss has one upstream gradient",
         ("reduction", "upstream"),
-        lambda reduction, upstream: reduction != "none" and upstream in ("rows", "stride0"),
+        lambda reduction, upstream: reduction != "none" and upstream in OF_ROWS,
     ),
     Constraint(
         "the values are about ignored rows",

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crossent.axes import DTYPES
 from crossent.cases import Inputs
 
 SIZES = (ValueError, RuntimeError)
@@ -26,14 +27,14 @@ class BadInput:
         id: what is wrong with it.
         raises: the errors that are allowed.
         poisons: whether CUDA answers with a device-side assert, after which the process is of no more use.
+        dtype: of the call that is right but for one argument.
     """
 
     id: str
     make: Callable[[], dict[str, Any]]
     raises: tuple[type[Exception], ...] = (RuntimeError,)
     poisons: bool = False
-
-    dtype = "float32"
+    dtype: str = "float32"
 
     def asserts(self, device: str) -> bool:
         """Whether it is a device-side assert there."""
@@ -92,6 +93,12 @@ def _no_class(id: str, make: Callable[[], dict[str, Any]]) -> BadInput:
     return BadInput(f"class_{id}", make, (IndexError,), poisons=True)
 
 
+def _half(id: str, dtype: str, make: Callable[[], dict[str, Any]]) -> BadInput:
+    """A call with logits of half precision, which an implementation may have widened before it looks at the others."""
+    return BadInput(f"{id}_of_{dtype}", lambda: {"logits": _zeros(3, 4, dtype=DTYPES[dtype]), **make()}, dtype=dtype)
+
+
+HALVES = ("float16", "bfloat16")
 INTEGERS = ("int8", "int16", "int32", "uint16", "uint32", "uint64")  # the unsigned ones since torch 2.3
 
 BAD_INPUTS = (
@@ -104,6 +111,11 @@ BAD_INPUTS = (
     _no_class("of_the_default_ignore_index", _target(0, -100, 2, ignore_index=1)),
     _no_class("of_uint8_that_equals_ignore_index", _target(0, 156, 2, dtype=torch.uint8)),  # 156 = 256 - 100
     _no_class("smoothed", _target(0, 1, 4, reduction="sum", label_smoothing=0.1)),
+    # A weight is looked up by the class, before or after the logit, or where the weights are made a row.
+    _no_class("weighted", lambda: {**_target(0, 1, 4)(), **_weight(4)()}),
+    _no_class("negative_weighted", lambda: {**_target(0, -1, 2)(), **_weight(4)()}),
+    _no_class("weighted_unreduced", lambda: {**_target(0, 1, 4, reduction="none")(), **_weight(4)()}),
+    _no_class("weighted_smoothed", lambda: {**_target(0, 1, 4, label_smoothing=0.1)(), **_weight(4)()}),
     _no_class("in_further_dimensions", _shapes((2, 4, 3), (2, 3), fill=4)),
     _no_class("unbatched", _shapes((4,), (), fill=4)),
     _no_class("among_none", _shapes((3, 0), (3,))),
@@ -143,6 +155,8 @@ BAD_INPUTS = (
     BadInput("weight_of_another_dtype_smoothed", _weight(4, dtype=torch.float64, label_smoothing=0.1)),
     BadInput("weight_of_half_precision", _weight(4, dtype=torch.float16)),
     BadInput("weight_of_integers", _weight(4, dtype=torch.int64)),
+    *(_half("weight_of_float32", dtype, _weight(4)) for dtype in HALVES),
+    *(_half("target_int32", dtype, _target(0, 1, 2, dtype=torch.int32)) for dtype in HALVES),
     BadInput("logits_of_integers", _logits(torch.int64)),
     BadInput("logits_bool", _logits(torch.bool)),
     BadInput("logits_complex", _logits(torch.complex64)),
@@ -158,6 +172,7 @@ BAD_INPUTS = (
     BadInput("label_smoothing_above_one_with_probabilities", _probabilities(label_smoothing=1.5), SIZES),
     BadInput("label_smoothing_infinite", _option(label_smoothing=math.inf), SIZES),
     BadInput("label_smoothing_negative", _option(label_smoothing=-0.1), SIZES),
+    BadInput("label_smoothing_negative_by_little", _option(label_smoothing=-1e-9), SIZES),
     BadInput("label_smoothing_negative_with_probabilities", _probabilities(label_smoothing=-0.1), SIZES),
     BadInput("label_smoothing_nan", _option(label_smoothing=math.nan), SIZES),
     BadInput("label_smoothing_of_text", _option(label_smoothing="0.1"), (TypeError,)),

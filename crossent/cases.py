@@ -53,7 +53,8 @@ class Case:
     Attributes:
         dtype: of the logits, the weights and the upstream gradient.
         sizes: of the logits, with the class axis where torch has it: (C), (N, C) or (N, C, d1, …).
-        values, target, weight, ignored, upstream, layout, target_layout: a word from `AXES`.
+        values, target, weight, ignored, upstream, layout, target_layout, weight_layout: a word from
+            `AXES`.
         reduction, label_smoothing: the options of that name.
         seed: another one makes other numbers.
         name: of a case that stands for something, as in `pytorch-38839`.
@@ -72,6 +73,7 @@ class Case:
     upstream: str = "one"
     layout: str = "contiguous"
     target_layout: str = "target_contiguous"
+    weight_layout: str = "weight_contiguous"
     seed: int = 0
     name: str = field(default="", compare=False)
     grade: str = ""
@@ -183,19 +185,21 @@ class Case:
         if IGNORED[self.ignored] != -100:
             options["ignore_index"] = IGNORED[self.ignored]
         if weight is not None:
-            options["weight"] = tensor(weight)
+            options["weight"] = laid_out(tensor(weight), self.weight_layout.removeprefix("weight_"))
         given = tensor(upstream)
         if self.reduction == "none":
             given = given.expand(self._row_sizes) if given.dim() == 0 else given.reshape(self._row_sizes)
+            given = laid_out(given, "strided") if self.upstream == "rows_strided" else given
         return Inputs(laid_out(tensor(self._shaped(logits)), self.layout), target, options, given)
 
     def direction(self, device: str = "cpu") -> Tensor:
-        """One of the logits, along which derivatives are taken: -2 to 2, which every format holds, as their products.
+        """One of the logits, along which derivatives are taken: from -2 to 2, with all the bits that the dtype holds.
 
-        Of the logits' sizes and dtype; the same numbers in each dtype, and under all options.
+        One that is rounded to fewer is another direction. Of the logits' sizes and dtype; the same numbers under all
+        options, and in each dtype, as it rounds them.
         """
         random = np.random.RandomState(zlib.crc32(repr(("direction", tuple(map(int, self.sizes)), self.seed)).encode()))
-        numbers = self._shaped(random.randint(-2, 3, size=(self.rows, self.classes)))
+        numbers = self._shaped(FORMATS[self.dtype].nearest(4 * random.random_sample((self.rows, self.classes)) - 2))
         return torch.from_numpy(np.array(numbers, order="C")).to(DTYPES[self.dtype]).to(device)
 
     @property
@@ -226,8 +230,10 @@ class Case:
         return np.where(some, -weight, weight) if self.weight == "weight_negative" else weight
 
     def _upstream(self, random: np.random.RandomState) -> Any:
-        if self.upstream == "rows":
+        if self.upstream in ("rows", "rows_strided"):
             return 4 * random.random_sample(self.rows) - 2
+        if self.upstream == "rows_large":
+            return np.ldexp(4 * random.random_sample(self.rows) - 2, random.randint(-10, 13, size=self.rows))
         number = 4 * random.random_sample() - 2
         return np.array({"one": 1.0, "zero": 0.0}.get(self.upstream, number))
 
@@ -278,7 +284,7 @@ def laid_out(tensor: Tensor, layout: str) -> Tensor:
     return tensor
 
 
-_OPTIONAL = ("weight", "ignored", "upstream", "layout", "target_layout")
+_OPTIONAL = ("weight", "ignored", "upstream", "layout", "target_layout", "weight_layout")
 _NUMBERED = (
     ("smooth", "label_smoothing", float),
     ("grade", "grade", str),
@@ -291,6 +297,9 @@ _PLAIN: dict[str, Callable[[Case], bool]] = {
     "a size is 0 or more": lambda case: min(case.sizes, default=-1) >= 0,
     "there are classes": lambda case: case.classes > 0,
     "label_smoothing is from 0 to 1": lambda case: 0 <= case.label_smoothing <= 1,
+    "there is a weight to lay out": lambda case: (
+        case.weight != "unweighted" or case.weight_layout == "weight_contiguous"
+    ),
     "a grade is A or B": lambda case: case.grade in ("", "A", "B"),
     "tiles are one or more": lambda case: case.tiled > 0,
     "tiles are a batch of class indices, contiguous or with the class axis last": lambda case: (
@@ -301,6 +310,9 @@ _PLAIN: dict[str, Callable[[Case], bool]] = {
             and case.layout in ("contiguous", "class_last")
             and case.target_layout == "target_contiguous"
         )
+    ),
+    "tiles have a plain upstream gradient": lambda case: (
+        case.tiled == 1 or case.upstream not in ("rows_strided", "rows_large")
     ),
     "tiles are reduced without weight and label_smoothing": lambda case: (
         case.tiled == 1 or case.reduction == "none" or (case.weight == "unweighted" and not case.label_smoothing)

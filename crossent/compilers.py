@@ -82,7 +82,7 @@ def unusable(backend: str, device: str) -> str:
 
     # Or what was given to torch.compile would come back, and be right.
     if getattr(torch._dynamo.config, "disable", False) or os.environ.get("TORCHDYNAMO_DISABLE") == "1":
-        return "torch.compile is disabled"
+        return "waits for torch.compile, which is disabled"
     if backend == CODE and device == "cpu":
         usual = {"win32": "cl", "darwin": "clang++"}.get(sys.platform, "g++")
         if shutil.which(os.environ.get("CXX", usual)) is None:

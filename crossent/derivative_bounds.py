@@ -22,7 +22,7 @@ from crossent.rounding import Array, Held, safe
 class DerivativeBounds(Bounds):
     """The bounds of one call's derivatives along one direction, under one contract. Infinite as those of the call are.
 
-    The direction is made of numbers that every format holds, (R, C).
+    The direction is made of numbers that the format of the result holds, (R, C).
     """
 
     def __init__(self, terms: Terms, contract: Contract, direction: Array) -> None:

@@ -1,9 +1,9 @@
 """Derivatives: the gradient's own, backward a second time, and the loss's in forward mode, each along a direction.
 
 Both are judged by their exact values, not by differences of the subject's own results as `torch.autograd.gradcheck`
-does it, which sees no error that loss and gradient share and needs float64 and a tolerance. A direction `u` of small
-integers takes the place of a whole matrix of second derivatives: it tells `p_c (u_c - Σ_k p_k u_k)` from anything else
-but by accident.
+does it, which sees no error that loss and gradient share and needs float64 and a tolerance. One direction `u`
+takes the place of a whole matrix of second derivatives: it tells `p_c (u_c - Σ_k p_k u_k)` from anything else but by
+accident, and, as its numbers fill their format, from that of a `u` that was rounded.
 """
 
 from __future__ import annotations

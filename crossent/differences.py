@@ -162,7 +162,7 @@ def not_judged(check: str, allowed: Array, exact: Ball, bounds: Bounds) -> dict[
     if not np.isinf(allowed).any():
         return {}
     unknown = np.isinf(exact.radius)
-    counts = {"no exact answer": int(unknown.sum())}
+    counts = {"there is no exact answer": int(unknown.sum())}
     # Which no input should reach: the soak has none of them.
     counts["the bound is not a number"] = int(np.isnan(getattr(bounds, check)).sum())
     for reason, where in bounds.open(check).items():

@@ -32,8 +32,50 @@ def _wide(dtypes: Iterable[str], widths: Iterable[int], rows: int = 4) -> tuple[
     )
 
 
+# Words of an axis, or sizes, that meet no others in the grid.
+ALONE = (
+    # A class that is false where Python asks for its truth.
+    Case("float32", weight="weighted", ignored="ignored_zero", label_smoothing=0.1, name="ignored_zero"),
+    Case("bfloat16", (3, 5, 4), reduction="none", ignored="ignored_zero", upstream="rows", name="ignored_zero"),
+    Case("float64", (17, 3), "nan_ignored", reduction="sum", ignored="ignored_zero", name="ignored_zero"),
+    # A smoothing that is hardly any, and one that leaves hardly anything of the target.
+    Case("float32", weight="weighted", ignored="ignored_default", label_smoothing=0.001, name="smoothing"),
+    Case("float64", (3, 5, 4), target="probabilities", reduction="sum", label_smoothing=0.001, name="smoothing"),
+    Case("float64", reduction="none", ignored="ignored", label_smoothing=0.9, upstream="rows", name="smoothing"),
+    Case("float32", target="probabilities", weight="weighted", label_smoothing=0.9, name="smoothing"),
+    # Upstream gradients with memory between them, and over orders of magnitude.
+    Case("float32", reduction="none", weight="weighted", upstream="rows_strided", name="upstream"),
+    Case("float64", (3, 5, 4), target="probabilities", reduction="none", upstream="rows_strided", name="upstream"),
+    Case("bfloat16", reduction="none", upstream="rows_large", name="upstream"),
+    Case("float32", (3, 5, 4), target="probabilities", reduction="none", upstream="rows_large", name="upstream"),
+    # Weights in memory that they share with others.
+    Case("float32", weight="weighted", weight_layout="weight_strided", name="weight_layout"),
+    Case("float64", (3, 5, 4), weight="weighted", weight_layout="weight_window", name="weight_layout"),
+    Case("bfloat16", reduction="sum", weight="weighted", weight_layout="weight_offset", name="weight_layout"),
+    Case(
+        *("float32", (7, 5), "normal", "probabilities", "none", "weighted"),
+        label_smoothing=0.1,
+        upstream="rows",
+        weight_layout="weight_strided",
+        name="weight_layout",
+    ),
+    # Axes of one that are not the classes, and one axis more.
+    Case("float32", (2, 5, 1), reduction="none", upstream="rows", name="axes"),
+    Case("float32", (1, 5, 4), reduction="none", upstream="rows", name="axes"),
+    Case("float64", (1, 5), reduction="none", upstream="rows", name="axes"),
+    Case("float64", (2, 5, 1), target="probabilities", weight="weighted", name="axes"),
+    Case("bfloat16", (1, 5, 4), ignored="ignored_first", name="axes"),
+    Case("float32", (2, 3, 2, 1, 2, 3), reduction="none", weight="weighted", upstream="rows", name="axes"),
+    Case("float64", (2, 3, 1, 2, 2, 3), target="probabilities", name="axes"),
+    # As many rows as bfloat16, and float16, have no number for, and weights whose sum neither has.
+    Case("float32", (1001, 3), name="denominator"),
+    Case("float32", (1001, 3), weight="weighted", name="denominator"),
+    Case("float32", (4001, 2), name="denominator"),
+    Case("float64", (1001, 3), weight="weighted", ignored="ignored_default", name="denominator"),
+)
 # What costs hardly anything.
 QUICK = (
+    *ALONE,
     # Sums of rows held in half precision: their block is not closed where the row is ignored that should close it.
     Case("bfloat16", (1000, 10), ignored="ignored_16th", name="half_partial_sums"),
     # A row whose exponentials add up to more than float16 holds.

@@ -39,11 +39,13 @@ VALUES = (
     *("wrong", "outlier", "offset", "negative_offset", "large_offset", "row_offsets", "subnormal"),
     *("inf_off_target", "inf_on_target", "inf_tiles", "positive_inf", "nan", "nan_ignored", "inf_ignored"),
 )
+# What else a word of an axis says stands in the edges and the corpus: these meet one another, and little with the rest.
 CHOICES: dict[str, tuple[Any, ...]] = {
     "sizes": SIZES,
-    **AXES,
+    **{axis: words for axis, words in AXES.items() if axis != "weight_layout"},
     "values": VALUES,
-    "ignored": tuple(word for word in IGNORED if word != "ignored_minus_one"),  # one more that is no class
+    "ignored": tuple(word for word in IGNORED if word not in ("ignored_minus_one", "ignored_zero")),
+    "upstream": ("one", "scalar", "rows", "stride0", "zero"),
     "label_smoothing": (0.0, 0.1, 1.0),
 }
 # What compilers and transforms look at: the structure of a call, and hardly its numbers.

@@ -136,7 +136,7 @@ def evaluate_tiled(loss: Loss, case: Case, device: str, gradient: bool, need: in
     """The act of a call with all tiles, where there is the memory for it."""
     have = available(device)
     if need > have:
-        return Waits(f"waits for {need / GIB:.1f} GiB of memory on {device}, it has {have / GIB:.1f}")
+        return Waits(f"waits for {need / GIB:.1f} GiB of memory on {device}, which has {have / GIB:.1f}")
     try:
         return evaluate(loss, tiled(case, device), gradient)
     except Exception as error:

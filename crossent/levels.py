@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from crossent.bad_inputs import BAD_INPUTS, BadInput
 from crossent.cases import Case
 from crossent.checks import SINGLE
+from crossent.circumstances import CIRCUMSTANCES
 from crossent.corpus import bugs
 from crossent.derivatives import DERIVATIVES
 from crossent.determinism import DETERMINISM
@@ -24,7 +25,8 @@ Checks = tuple[Check, ...]
 ALWAYS: Checks = (*SINGLE, *INVARIANTS)
 # In the order in which they run on a case, and stand in a report.
 CHECKS = {
-    check.name: check for check in (*ALWAYS, *RELATIONS, *DERIVATIVES, *DETERMINISM, *TRANSFORMS, *COMPILED, *LARGE)
+    check.name: check
+    for check in (*ALWAYS, *RELATIONS, *CIRCUMSTANCES, *DERIVATIVES, *DETERMINISM, *TRANSFORMS, *COMPILED, *LARGE)
 }
 # Code is made in seconds, and a dynamic graph in half of one. Below the level thorough, a bug that these find is asked
 # for on one case, in the graph before it is code, which is fast; and they themselves on a case with class indices or on
@@ -32,6 +34,8 @@ CHECKS = {
 SLOW_OF_INDICES, SLOW_OF_PROBABILITIES = ("compile", "trace_dynamic", "compiled_error"), ("compile_dynamic",)
 SLOW = (*SLOW_OF_INDICES, *SLOW_OF_PROBABILITIES)
 FAST = "trace"
+# Of what costs as much as all other relations, the structure of a call decides, and hardly its numbers.
+COSTLY = ("threads",)
 
 
 def plan(level: str, dtypes: Sequence[str], seed: int) -> dict[Case | BadInput, Checks]:
@@ -49,7 +53,8 @@ def plan(level: str, dtypes: Sequence[str], seed: int) -> dict[Case | BadInput, 
 
 
 def _sources(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[Case, Iterable[str]]]:
-    thorough, always, deep = level == "thorough", _names(ALWAYS), _names((*RELATIONS, *DERIVATIVES))
+    thorough, always = level == "thorough", _names(ALWAYS)
+    deep = {*_names((*RELATIONS, *CIRCUMSTANCES, *DERIVATIVES))} - {*COSTLY}
     for bug in bugs():  # first, so that a case that others have too keeps its name
         of_graphs = set(bug.checks) & {*SLOW, FAST}
         for at, case in enumerate(case for case in bug.cases if case.dtype in dtypes and case.tiled == 1):
@@ -64,7 +69,7 @@ def _sources(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[Cas
         yield from ((case, (*always, *deep)) for case in grid(dtypes, seed + at, "pairs"))
         yield from ((case, always) for case in grid(dtypes, seed + at, "triples"))
     transformed = list(grid(dtypes, seed, "transformed"))
-    yield from ((case, {*always, *_names((*DETERMINISM, *TRANSFORMS))} - {*SLOW}) for case in transformed)
+    yield from ((case, {*always, *COSTLY, *_names((*DETERMINISM, *TRANSFORMS))} - {*SLOW}) for case in transformed)
     if thorough:
         yield from ((case, SLOW) for case in transformed)
         yield from ((case, _names(LARGE)) for case in large(dtypes, seed))

@@ -30,14 +30,18 @@ def written(given: Inputs, before: Inputs) -> str:
     return ""
 
 
-def marked(argument: Tensor, wanted_gradient: bool) -> str:
-    """What a call has changed of an argument besides its numbers, or "".
+def marks(passed: dict[str, tuple[Tensor, bool]]) -> str:
+    """What a call has changed of its arguments besides their numbers, or "".
 
-    Its gradient is the caller's: a loss that goes backward by itself adds to it, behind the caller's back.
+    Of each it is known whether it wanted a gradient. That is the caller's: a loss that goes backward by itself adds to
+    it, behind the caller's back.
     """
-    if argument.is_leaf and argument.grad is not None:
-        return "it set the .grad"
-    return "it changed the requires_grad" if argument.requires_grad != wanted_gradient else ""
+    for name, (argument, wanted) in passed.items():
+        if argument.is_leaf and argument.grad is not None:
+            return f"it set the .grad of {name}"
+        if argument.requires_grad != wanted:
+            return f"it changed the requires_grad of {name}"
+    return ""
 
 
 def shared(results: dict[str, Tensor | None], given: Inputs) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from crossent import compilers, relations, snippets, steps, transforms, ways
+from crossent import circumstances, compilers, relations, snippets, steps, transforms, ways
+from crossent.agreement import PARTS
 from crossent.cases import Case, Inputs
 from crossent.large import GIB, needed
 from crossent.subjects import Subject
@@ -118,6 +119,20 @@ def _related(known: Ways, whole: str = "") -> Recipe:
     return Recipe(EITHER, AGAIN, (steps.RELATED,), steps.FOLLOWS, whole, numbers, wholes, values=values)
 
 
+def _called(step: str, *functions: str, kinds: tuple[str, ...] = EITHER, ways: Mapping[str, tuple[str, ...]]) -> Recipe:
+    """Of calls in several circumstances: `ways` says which parts of a result there are in each."""
+
+    def numbers(asked: Asked) -> Shapes:
+        known = parts(asked.inputs)
+        return {f"{part} {way}": known[part] for way, of in ways.items() for part in of if part in known}
+
+    def values(asked: Asked) -> dict[str, Any]:
+        other = asked.case.seeded(asked.case.seed + 1).build()
+        return {"ways": tuple(ways), "which": asked.way, "other": other}
+
+    return Recipe(kinds, (*AGAIN, *functions), (step,), steps.OF_A_WAY, numbers=numbers, values=values)
+
+
 def _derivative(step: str, *names: str) -> Recipe:
     """Of derivatives along the case's direction. Where one is cut off, it is 0."""
 
@@ -209,6 +224,27 @@ RECIPES = {
         (*AGAIN, snippets.BITS, snippets.BOTH),
         (steps.TWO_BACKWARDS,),
         values=lambda asked: {"other": relations.of_other_classes(asked.inputs)},
+    ),
+    "no_grad": _called(
+        steps.UNRECORDED,
+        *(snippets.MEMORY, snippets.UNTOUCHED),
+        kinds=("changed_input", *EITHER),
+        ways=dict.fromkeys(circumstances.UNRECORDED, ("loss",)),
+    ),
+    "non_leaf": Recipe(
+        ("changed_input", *EITHER),
+        (*AGAIN, snippets.MEMORY, snippets.CLONED),
+        (steps.NON_LEAF,),
+        steps.JUDGED,
+        numbers=_all,
+    ),
+    "alone": _called(
+        steps.ALONE,
+        ways=dict(zip(circumstances.ALONE, (("loss", "gradient"), ("loss", "target_gradient")), strict=True)),
+    ),
+    "threads": replace(
+        _called(steps.THREADS, snippets.AT_ONCE, ways=dict.fromkeys(circumstances.THREADS, PARTS)),
+        number=steps.OF_A_TRY,
     ),
     "double_backward": _derivative(steps.SECOND_ORDER, "second", "upstream_gradient"),
     "forward_ad": _derivative(steps.TANGENT, "tangent"),

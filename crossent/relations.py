@@ -46,7 +46,7 @@ def shift(trial: Trial) -> Iterator[Difference]:
     """
     ways = shifted(trial.question.fresh())
     if not ways:
-        raise NotRunError("the dtype has no room to shift these logits exactly")
+        raise NotRunError("gets logits that their dtype has no room to shift exactly")
     for way, (before, after) in ways.items():
         of_before, of_after = beside(trial, f"not {way}", before), beside(trial, way, after)
         moved = held(trial, further_call(trial, after), of_after)
@@ -187,7 +187,7 @@ def _parting(terms: Terms, size: int) -> tuple[int, tuple[Fraction, Fraction]]:
         one, other = _denominator(terms, slice(row)), _denominator(terms, slice(row, None))
         if one and other and one + other:
             return at, (one / (one + other), other / (one + other))
-    raise NotRunError("in no two parts of the batch is there something to divide by")
+    raise NotRunError("has nothing to divide by in one of any two parts of the batch")
 
 
 def _denominator(terms: Terms, rows: slice) -> Fraction:
@@ -270,8 +270,9 @@ def _tensor(rows: Array, like: Tensor) -> Tensor:
 
 
 def _has_layout(case: Case) -> bool:
-    spread = case.reduction == "none" and case.upstream != "rows" and case.rows > 1  # one number, with stride 0
-    return case.layout != "contiguous" or case.target_layout != "target_contiguous" or spread
+    spread = case.reduction == "none" and case.upstream not in ("rows", "rows_large") and case.rows > 1
+    plain = ("contiguous", "target_contiguous", "weight_contiguous")
+    return (case.layout, case.target_layout, case.weight_layout) != plain or spread  # upstream: of stride 0, or 2
 
 
 RELATIONS = (

@@ -123,7 +123,7 @@ def script(finding: Finding, device: str = "cpu", digest: str | None = None) -> 
     if not done[-1].rstrip().rpartition("\n")[2].startswith("verdict("):
         done.append('verdict(False, "as it should be")')
     code = "\n".join([*functions, *last, *done])
-    modules = ["base64", *(name for name in ("math", "subprocess", "sys") if f"{name}." in code), "zlib"]
+    modules = ["base64", *(name for name in ("math", "subprocess", "sys", "threading") if f"{name}." in code), "zlib"]
     title = printable(f"{finding.subject}: {finding.check} {finding.kind} on {finding.case}")
     text = SCRIPT.format(
         story=_inert("\n".join([title, "", *str(finding).splitlines()[1:-1]])),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from crossent.cases import Inputs, bits
-from crossent.memory import marked, poison, shared
+from crossent.memory import marks, poison, shared
 
 Loss = Callable[..., Tensor]
 
@@ -47,11 +47,7 @@ def evaluate(loss: Loss, inputs: Inputs, gradient: bool = True, *, target_gradie
     logits = inputs.logits.detach().requires_grad_(gradient)
     dense = gradient and target_gradient and inputs.target.is_floating_point()
     target = inputs.target.detach().requires_grad_(dense)
-    value = loss(logits, target, **inputs.options)
-    if not isinstance(value, Tensor) or value.layout != torch.strided:
-        raise TypeError(f"the loss is a {type(value).__name__}; wanted is a dense torch.Tensor")
-    if value.is_complex():
-        raise TypeError(f"the loss is {value.dtype}; wanted is a real number")
+    value = plain(loss(logits, target, **inputs.options))
     if gradient and not value.requires_grad:
         raise TypeError("the loss is cut off from the logits: it has no gradient")
     if not gradient or value.shape != inputs.upstream.shape:  # a wrong shape is for :func:`misshapen` to say
@@ -62,6 +58,19 @@ def evaluate(loss: Loss, inputs: Inputs, gradient: bool = True, *, target_gradie
         if one is None:
             raise TypeError(f"the loss is cut off from the {name}: it has no gradient")
     return Result(value.detach(), *gradients)
+
+
+def plain(value: object) -> Tensor:
+    """A loss, if it is one.
+
+    Raises:
+        TypeError: it is no dense tensor of real numbers, or of a class that may say of itself what it likes.
+    """
+    if type(value) is not Tensor or value.layout != torch.strided:
+        raise TypeError(f"the loss is a {type(value).__name__}; wanted is a dense torch.Tensor")
+    if value.is_complex():
+        raise TypeError(f"the loss is {value.dtype}; wanted is a real number")
+    return value
 
 
 @dataclass(frozen=True)
@@ -91,9 +100,8 @@ def called(loss: Loss, inputs: Inputs, gradient: bool) -> Called:
         return loss(input, target, **options)
 
     result = evaluate(watched, inputs, gradient)
-    marks = (f"{mark} of {name}" for name, (one, wanted) in passed.items() if (mark := marked(one, wanted)))
     parts = {"loss": result.loss, "gradient": result.gradient, "gradient of the target": result.target_gradient}
-    return Called(result, inputs, next(marks, ""), shared(parts, inputs))
+    return Called(result, inputs, marks(passed), shared(parts, inputs))
 
 
 def called_again(loss: Loss, inputs: Inputs, others: Inputs, gradient: bool) -> tuple[Result, Result, Result]:

@@ -241,3 +241,51 @@ def repeated(tile):
         rows.copy_(block[: len(rows)])
     return whole
 '''
+UNTOUCHED = '''
+def untouched(way, x, y, its_options, x_wanted, y_wanted):
+    """Stop where arguments, copies of the given ones, are no longer what they were."""
+    tensors = {"input": (x, logits, x_wanted), "target": (y, target, y_wanted)}
+    tensors |= {name: (its_options[name], one, False) for name, one in options.items() if torch.is_tensor(one)}
+    for name, (one, before, wanted) in tensors.items():
+        views = [(each.shape, each.stride(), each.storage_offset()) for each in (one, before)]
+        if views[0] != views[1] or not memory(one).equal(memory(before)):
+            verdict(True, f"{way}: it wrote into {name}")
+        if one.is_leaf and one.grad is not None:
+            verdict(True, f"{way}: it set the .grad of {name}")
+        if one.requires_grad != wanted:
+            verdict(True, f"{way}: it changed the requires_grad of {name}")
+'''
+CLONED = '''
+def cloned(input, target, **options):
+    """The loss of logits that an operation has made."""
+    input = input.clone()
+    made.append((input.detach(), input.detach().clone()))
+    return subject(input, target, **options)
+'''
+AT_ONCE = '''
+def at_once(*all_inputs):
+    """The result of each, in a thread each, all of which go forward before any goes back."""
+    barrier, results, errors = threading.Barrier(len(all_inputs)), {}, []
+
+    def forward(*arguments, **options):
+        barrier.wait()
+        loss = subject(*arguments, **options)
+        barrier.wait()
+        return loss
+
+    def work(at, inputs):
+        try:
+            results[at] = evaluate(*fresh(*inputs), forward)
+        except BaseException as error:
+            barrier.abort()
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=numbered) for numbered in enumerate(all_inputs)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for error in sorted(errors, key=lambda error: isinstance(error, threading.BrokenBarrierError)):
+        raise error
+    return [result for _, result in sorted(results.items())]
+'''

@@ -126,6 +126,59 @@ with torch.cuda.stream(side):
 poison(*inputs)
 side.synchronize()
 """
+UNRECORDED = """
+results = {}
+for way, mode, wanted in (
+    ("under no_grad", torch.no_grad(), True),
+    ("under inference_mode", torch.inference_mode(), False),
+    ("without requires_grad", torch.enable_grad(), False),
+):
+    with mode:
+        x, y, its_options, _ = fresh(*given)
+        x, y = x.detach().requires_grad_(wanted), y.detach().requires_grad_(wanted and y.is_floating_point())
+        loss = subject(x, y, **its_options)
+    shaped(loss, *given)
+    if loss.requires_grad:
+        verdict(True, f"{way}: the loss wants a gradient")
+    untouched(way, x, y, its_options, wanted, wanted and y.is_floating_point())
+    results[way] = {"loss": loss}
+"""
+NON_LEAF = """
+made = []
+result = evaluate(*fresh(*given), cloned)
+shaped(result["loss"], *given)
+if not memory(made[0][0]).equal(memory(made[0][1])):
+    verdict(True, "it wrote into input, which an operation has made")
+"""
+ALONE = """
+results = {}
+for way, of in (("of the logits alone", "gradient"), ("of the target alone", "target_gradient")):
+    x, y, its_options, g = fresh(*given)
+    wanted, other = (x, y) if of == "gradient" else (y, x)
+    wanted.requires_grad_()
+    loss = subject(x, y, **its_options)
+    shaped(loss, *given)
+    if not loss.requires_grad:
+        verdict(True, f"the loss is cut off: there is no gradient {way}")
+    loss.backward(g.to(loss.dtype))
+    if wanted.grad is None or other.grad is not None:
+        verdict(True, f"where the gradient {way} is wanted, they are {wanted.grad} and {other.grad}")
+    results[way] = {"loss": loss.detach(), of: wanted.grad}
+"""
+THREADS = """
+tries = []
+for _ in range(50):  # which of the two comes first is left to chance
+    results = [*at_once(given), *at_once(given, other)]
+    for result in results:
+        shaped(result["loss"], *given)
+    tries.append(dict(zip(ways, results)))
+"""
+OF_A_TRY = """
+verdict(*max(judged(results[which][part][index].item(), exact) for results in tries))
+"""
+OF_A_WAY = """
+verdict(*judged(results[which][part][index].item(), exact))
+"""
 SECOND_ORDER = """
 x, g = logits.detach().requires_grad_(), upstream.detach().requires_grad_()
 loss = subject(x, target, **options)

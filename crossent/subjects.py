@@ -117,7 +117,7 @@ TORCH_NLL = Subject(
     _torch_nll,
     not_applicable=_why_not_nll,
     promise="torch",
-    plain="is here for its layouts",
+    plain="is here for its layouts alone",
     grades=_IN_HALVES,
 )
 

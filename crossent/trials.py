@@ -36,7 +36,7 @@ class EndedError(Exception):
 
 
 class NotRunError(Exception):
-    """A check cannot run here; the message is why."""
+    """A check cannot run here; the message is why, and goes on after the name of the subject: "waits for …"."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ class Check:
         name: what the report calls it.
         run: yields what is wrong, and each number that was measured, right or wrong. It may raise the errors above.
         about: whether the check says anything about such a case.
-        why_not: why it does not run on a subject, or "".
+        why_not: why it does not run on a subject, as it goes on after its name, or "".
         versus: what a number is compared with: the exact one, or another result of the subject.
         asks: what it asks, in a sentence; that of `run` unless given.
     """

@@ -5,13 +5,15 @@ import torch
 from bugs import padded_with_zeros, padding_counts_as_one_each
 from defects import DEFECTS
 
+import crossent
 from crossent.axes import DTYPES
 from crossent.cases import Case
-from crossent.edges import EDGES, NORMAL, QUICK, THOROUGH, edges
+from crossent.edges import ALONE, EDGES, NORMAL, QUICK, THOROUGH, edges
 from crossent.findings import SubjectReport
 from crossent.judge import run_case
+from crossent.levels import ALWAYS, CIRCUMSTANCES, DERIVATIVES, RELATIONS
 from crossent.report import Report
-from crossent.subjects import Subject
+from crossent.subjects import FORMS, Subject
 
 DEFECT = {defect.name: defect for defect in DEFECTS}
 WIDTHS = {2**k + by for k in range(17) for by in (-1, 0, 1)} - {0}
@@ -70,7 +72,7 @@ def test_every_number_of_rows_is_there():
 def test_the_cost_of_a_level_in_logits():
     """What a case costs goes with its logits: about a microsecond each, and 5 milliseconds for a case."""
     logits = {name: sum(c.rows * c.classes for c in cases) for name, cases in (("quick", QUICK), ("normal", EDGES))}
-    assert len(QUICK) < 100
+    assert len(QUICK) < 120
     assert logits["quick"] < 300_000
     assert len(EDGES) < 250
     assert logits["normal"] < 7_000_000
@@ -126,3 +128,132 @@ def test_the_maximum_of_another_position_is_found(dtype):
         return (shifted.exp().sum(1).log() - shifted.gather(1, target[:, None])[:, 0]).to(input.dtype)
 
     assert caught(shifted_by_another, of("positions", QUICK, dtype)) >= {"loss", "gradient"}
+
+
+def zero_is_no_ignore_index(input, target, ignore_index=-100, **options):
+    return crossent.formula(input, target, ignore_index=ignore_index or -100, **options)
+
+
+def little_smoothing_is_none(input, target, label_smoothing=0.0, **options):
+    return crossent.formula(input, target, label_smoothing=label_smoothing * (label_smoothing > 0.01), **options)
+
+
+def smoothing_ends_halfway(input, target, label_smoothing=0.0, **options):
+    smoothing = 0.5 if 0.5 < label_smoothing < 1 else label_smoothing
+    return crossent.formula(input, target, label_smoothing=smoothing, **options)
+
+
+def contiguous_strides(tensor):
+    return torch.empty(tensor.shape, device="meta").stride()
+
+
+class Pass(torch.autograd.Function):
+    """What it is given, and back what it makes of the upstream gradient."""
+
+    @staticmethod
+    def forward(ctx, losses, make):
+        ctx.make = make
+        return losses.clone()
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return ctx.make(upstream), None
+
+
+def upstream_read_as_contiguous(input, target, **options):
+    def make(upstream):
+        return (
+            upstream.as_strided(upstream.shape, contiguous_strides(upstream))
+            if 0 not in upstream.stride()
+            else upstream
+        )
+
+    return Pass.apply(crossent.formula(input, target, **options), make)
+
+
+def upstream_clipped(input, target, **options):
+    return Pass.apply(crossent.formula(input, target, **options), lambda upstream: upstream.clamp(-8, 8))
+
+
+def weight_read_as_contiguous(input, target, weight=None, **options):
+    if weight is not None:
+        weight = weight.as_strided(weight.shape, (1,))
+    return crossent.formula(input, target, weight, **options)
+
+
+def weight_read_from_the_start(input, target, weight=None, **options):
+    if weight is not None:
+        weight = weight.as_strided(weight.shape, weight.stride(), 0)
+    return crossent.formula(input, target, weight, **options)
+
+
+def squeezed(input, target, **options):
+    return crossent.formula(input, target, **options).squeeze()
+
+
+def of_five_axes(input, target, **options):
+    if input.dim() > 5:
+        raise NotImplementedError("at most three further axes")
+    return crossent.formula(input, target, **options)
+
+
+def divided_in(dtype):
+    """The mean of float32 and float64 by a denominator of another dtype."""
+
+    def loss(input, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
+        options = {"weight": weight, "label_smoothing": label_smoothing, "ignore_index": ignore_index}
+        if reduction != "mean" or target.is_floating_point() or input.dtype.itemsize < 4:
+            return crossent.formula(input, target, reduction=reduction, **options)
+        kept = target.long() != ignore_index
+        index = torch.where(kept, target.long(), 0)
+        weights = (torch.ones_like(index, dtype=input.dtype) if weight is None else weight[index]) * kept
+        return crossent.formula(input, target, reduction="sum", **options) / weights.sum().to(dtype).to(input.dtype)
+
+    loss.__name__ = f"divided_in_{dtype}".replace("torch.", "")
+    return loss
+
+
+@pytest.mark.parametrize(
+    ("wrong", "ids"),
+    [
+        (zero_is_no_ignore_index, {"ignored_zero/float32-7x5-normal-int64-mean-weighted-ignored_zero-smooth0.1"}),
+        (little_smoothing_is_none, {"smoothing/float64-3x5x4-normal-probabilities-sum-smooth0.001"}),
+        (smoothing_ends_halfway, {"smoothing/float64-7x5-normal-int64-none-ignored-rows-smooth0.9"}),
+        (upstream_read_as_contiguous, {"upstream/float32-7x5-normal-int64-none-weighted-rows_strided"}),
+        (upstream_clipped, {"upstream/bfloat16-7x5-normal-int64-none-rows_large"}),
+        (weight_read_as_contiguous, {"weight_layout/float32-7x5-normal-int64-mean-weighted-weight_strided"}),
+        (
+            weight_read_from_the_start,
+            {
+                "weight_layout/float64-3x5x4-normal-int64-mean-weighted-weight_window",
+                "weight_layout/bfloat16-7x5-normal-int64-sum-weighted-weight_offset",
+            },
+        ),
+        (squeezed, {"axes/float32-2x5x1-normal-int64-none-rows", "axes/float32-1x5x4-normal-int64-none-rows"}),
+        (of_five_axes, {"axes/float32-2x3x2x1x2x3-normal-int64-none-weighted-rows"}),
+        (
+            divided_in(torch.bfloat16),
+            {"denominator/float32-1001x3-normal-int64-mean", "denominator/float32-1001x3-normal-int64-mean-weighted"},
+        ),
+        (
+            divided_in(torch.float16),
+            {"denominator/float32-4001x2-normal-int64-mean", "denominator/float32-1001x3-normal-int64-mean-weighted"},
+        ),
+    ],
+    ids=lambda one: getattr(one, "__name__", ""),
+)
+def test_a_word_that_stands_alone_finds_what_it_is_there_for(wrong, ids):
+    cases = [case for case in ALONE if case.id in ids]
+    assert {case.id for case in cases} == ids
+    for case in cases:
+        assert caught(wrong, [case])
+        assert not caught(crossent.formula, [case])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_relations_and_derivatives_hold_where_a_word_stands_alone(dtype):
+    report = Report({}, [SubjectReport("formula")])
+    for case in ALONE:
+        if case.dtype == dtype:
+            run_case(case, [FORMS["formula"]], report, "cpu", (*ALWAYS, *RELATIONS, *CIRCUMSTANCES, *DERIVATIVES))
+    assert not report.findings, report.findings

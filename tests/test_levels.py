@@ -2,7 +2,7 @@
 
 import pytest
 
-from crossent import checks, derivatives, determinism, invariants, large, levels, relations, transforms
+from crossent import checks, circumstances, derivatives, determinism, invariants, large, levels, relations, transforms
 from crossent.axes import DTYPES
 from crossent.bad_inputs import BAD_INPUTS
 from crossent.cases import Case
@@ -10,7 +10,7 @@ from crossent.corpus import bugs
 from crossent.levels import CHECKS, LEVELS, plan
 from crossent.trials import Check
 
-MODULES = (checks, derivatives, determinism, invariants, large, relations, transforms)
+MODULES = (checks, circumstances, derivatives, determinism, invariants, large, relations, transforms)
 
 
 @pytest.fixture(scope="module")

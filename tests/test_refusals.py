@@ -9,6 +9,7 @@ import torch
 
 import crossent
 from crossent import refusals
+from crossent.axes import DTYPES
 from crossent.bad_inputs import BAD_INPUTS
 from crossent.findings import SubjectReport
 from crossent.judge import run_case
@@ -63,9 +64,50 @@ def test_bad_inputs_have_names_of_their_own_and_no_dtype_but_theirs():
     assert len(BY_ID) == len(BAD_INPUTS)
     torch.set_default_dtype(torch.float64)
     try:
-        assert {bad.build().logits.dtype for bad in BAD_INPUTS if not bad.id.startswith("logits_")} == {torch.float32}
+        for bad in BAD_INPUTS:
+            assert bad.id.startswith("logits_") or bad.build().logits.dtype == DTYPES[bad.dtype]
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def clamps_where_there_is_a_weight(input, target, weight=None, **options):
+    if weight is not None:
+        target = target.clamp(0, 3) if target.dtype == torch.int64 else target
+    return crossent.formula(input, target, weight, **options)
+
+
+def widens_first(input, target, weight=None, **options):
+    if input.dtype in (torch.float16, torch.bfloat16):
+        return crossent.formula(input.float(), target, weight, **options).to(input.dtype)
+    return crossent.formula(input, target, weight, **options)
+
+
+def takes_int32_where_it_widens(input, target, *arguments, **options):
+    half = input.dtype in (torch.float16, torch.bfloat16)
+    return crossent.formula(input, target.long() if half and target.dim() < input.dim() else target, **options)
+
+
+def forgives_a_little(input, target, label_smoothing=0.0, **options):
+    tiny = -1e-6 < label_smoothing < 0
+    return crossent.formula(input, target, label_smoothing=0.0 if tiny else label_smoothing, **options)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "found"),
+    [
+        (
+            clamps_where_there_is_a_weight,
+            {"class_weighted", "class_negative_weighted", "class_weighted_unreduced", "class_weighted_smoothed"},
+        ),
+        (widens_first, {"weight_of_float32_of_float16", "weight_of_float32_of_bfloat16"}),
+        (takes_int32_where_it_widens, {"target_int32_of_float16", "target_int32_of_bfloat16"}),
+        (forgives_a_little, {"label_smoothing_negative_by_little"}),
+    ],
+    ids=lambda one: getattr(one, "__name__", ""),
+)
+def test_what_takes_some_bad_calls_is_found_by_these_and_no_others(wrong, found):
+    accepted = {bad.id for bad in BAD_INPUTS if "accepted" in problems(wrong, bad)}
+    assert accepted == found
 
 
 def test_what_is_no_error_is_accepted():

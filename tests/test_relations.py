@@ -236,7 +236,7 @@ def test_a_shift_without_room_is_not_run():
     large = (Case("float16", (1, 5), "large", reduction="sum", seed=seed) for seed in range(100))
     case = next(case for case in large if case.build().logits.abs().max() > 2**14)
     entry = run(FORMS["formula"], case, "shift")
-    assert entry.not_run == {"shift": {"the dtype has no room to shift these logits exactly": 1}}
+    assert entry.not_run == {"shift": {"gets logits that their dtype has no room to shift exactly": 1}}
 
 
 def of_the_first_row(probs, hot, upstream):
@@ -320,7 +320,7 @@ def test_a_sum_and_rows_that_depend_on_the_batch_are_caught():
 def test_parts_are_chosen_so_that_each_has_something_to_divide_by():
     case = Case.of("float32-7x5-normal-int64-mean-ignored_all")
     entry = run(FORMS["formula"], case, "split")
-    assert entry.not_run == {"split": {"in no two parts of the batch is there something to divide by": 1}}
+    assert entry.not_run == {"split": {"has nothing to divide by in one of any two parts of the batch": 1}}
     # Weights of both signs, so that a part's share is negative or above one.
     for seed in range(5):
         case = Case("float64", (7, 5), weight="weight_negative", ignored="ignored", upstream="scalar", seed=seed)

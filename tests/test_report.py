@@ -314,7 +314,7 @@ def test_the_counts_add_up():
         assert failed == sum(finding.expected is None for finding in part.findings)
         assert known == sum(finding.expected is not None for finding in part.findings)
     assert made.ran == sum(part.counts["ran"] for part in made.subjects)
-    assert made.subjects[0].counts["expected"] == 4  # half_sure, and a smoothing that is negative, twice, or NaN
+    assert made.subjects[0].counts["expected"] == 5  # half_sure, and a smoothing that is negative, three times, or NaN
     assert made.subjects[1].counts["ran"] == sum(bad.build().logits.dim() == 1 for bad in BAD_INPUTS)
     assert not made.ok
 

@@ -124,6 +124,7 @@ UNDER_GRAD = "torch._C._functorch.is_gradtrackingtensor(input)"
 UNDER_VMAP = "torch._C._functorch.is_batchedtensor(input)"
 UNDER_AUTOCAST = "(torch.ones(1, 1) @ torch.ones(1, 1)).dtype == torch.bfloat16"
 UNDER_DETERMINISM = "torch.are_deterministic_algorithms_enabled()"
+IN_A_THREAD = "__import__('threading').current_thread() is not __import__('threading').main_thread()"
 IS_TRACED = "torch.compiler.is_compiling()"
 TURNED_OFF = "options.get('weight') is not None and options['weight'].eq(1).all()"
 LARGER = "len(input) > 7"
@@ -147,6 +148,29 @@ class Old(torch.autograd.Function):
 
 def subject(input, target, **options):
     return Old.apply(input, target, options)
+"""
+# Keeps its gradient in one place for all calls.
+SHARES = """
+import torch, crossent
+
+kept = {}
+
+class Shares(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, input, target, options):
+        with torch.enable_grad():
+            leaf = input.detach().requires_grad_()
+            loss = crossent.formula(leaf, target, **options)
+        kept["pair"] = leaf, loss
+        return loss.detach()
+
+    @staticmethod
+    def backward(ctx, upstream):
+        leaf, loss = kept["pair"]
+        return torch.autograd.grad(loss, leaf, upstream, retain_graph=True)[0], None, None
+
+def subject(input, target, **options):
+    return Shares.apply(input, target, options)
 """
 ONLY_BACK_ONCE = source(
     "def hook(gradient):\n"
@@ -313,6 +337,30 @@ KINDS = {
     "two losses of the same logits": (GROWS, DENSE, "two_backwards disturbed"),
     "refused of other classes": (ONLY_ONCE, INDEX, "two_backwards refused"),
     "another shape of other classes": (ONCE_IN_SHAPE, INDEX, "two_backwards wrong"),
+    "under no_grad": (where("not torch.is_grad_enabled()"), DENSE, "no_grad wrong"),
+    "without requires_grad": (where("torch.is_grad_enabled() and not input.requires_grad"), INDEX, "no_grad wrong"),
+    "refused in inference mode": (where("torch.is_inference_mode_enabled()", REFUSE), INDEX, "no_grad refused"),
+    "another shape under no_grad": (where("not torch.is_grad_enabled()", MISSHAPE), INDEX, "no_grad wrong"),
+    "a gradient that is not wanted": (
+        where("not torch.is_grad_enabled()", "loss = loss.clone().requires_grad_()"),
+        INDEX,
+        "no_grad wrong",
+    ),
+    "asks for a gradient": (where("not input.requires_grad", "input.requires_grad_()"), INDEX, "no_grad changed_input"),
+    "writes under no_grad": (where("not torch.is_grad_enabled()", "input.zero_()"), INDEX, "no_grad changed_input"),
+    "of no leaf": (where("not input.is_leaf"), DENSE, "non_leaf wrong"),
+    "refused of no leaf": (where("not input.is_leaf", REFUSE), DENSE, "non_leaf refused"),
+    "another shape of no leaf": (where("not input.is_leaf", MISSHAPE), DENSE, "non_leaf wrong"),
+    "writes into no leaf": (where("not input.is_leaf", "input.data.zero_()"), INDEX, "non_leaf changed_input"),
+    "of the target alone": (where("not input.requires_grad"), DENSE, "alone wrong"),
+    "of the logits alone": (where("not target.requires_grad"), DENSE, "alone wrong"),
+    "cut off from the target alone": (where("not input.requires_grad", "loss = loss.detach()"), DENSE, "alone wrong"),
+    "refused of the target alone": (where("not input.requires_grad", REFUSE), DENSE, "alone refused"),
+    "another shape of the target alone": (where("not input.requires_grad", MISSHAPE), DENSE, "alone wrong"),
+    "in a thread": (where(IN_A_THREAD), DENSE, "threads wrong"),
+    "beside another thread": (SHARES, ROWS, "threads wrong"),
+    "refused in a thread": (where(IN_A_THREAD, REFUSE), DENSE, "threads refused"),
+    "another shape in a thread": (where(IN_A_THREAD, MISSHAPE), INDEX, "threads wrong"),
     "the second derivative": (CURVED, "float32-7x5-normal-int64-none-rows", "double_backward wrong"),
     "no second derivative": (OLD, INDEX, "double_backward wrong"),
     "refused backward twice": (ONLY_BACK_ONCE, INDEX, "double_backward refused"),

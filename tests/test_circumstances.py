@@ -1,0 +1,238 @@
+"""Circumstances: each check catches a cross-entropy that is wrong in its way and in no other, and right code passes."""
+
+import threading
+
+import pytest
+import torch
+
+import crossent
+from crossent import runner
+from crossent.axes import DTYPES
+from crossent.cases import Case
+from crossent.checks import SINGLE
+from crossent.circumstances import CIRCUMSTANCES, at_once
+from crossent.derivatives import DERIVATIVES
+from crossent.determinism import DETERMINISM
+from crossent.findings import SubjectReport
+from crossent.grid import grid
+from crossent.invariants import INVARIANTS
+from crossent.judge import run_case
+from crossent.relations import RELATIONS
+from crossent.report import Report
+from crossent.subjects import FORMS, TORCH, TORCH_NLL, Subject
+
+BEFORE = (*SINGLE, *INVARIANTS, *RELATIONS, *DERIVATIVES, *DETERMINISM)
+INDEX, ROWS = "float32-7x5-normal-int64-mean", "float32-7x5-normal-int64-none-weighted-rows"
+DENSE = "float32-7x5-normal-probabilities-none-weighted-rows"
+
+
+def found(loss, case, checks):
+    """What these checks say of a loss, by their names; right code passes on the case."""
+    reports = [Report({}, [SubjectReport("mine")]) for _ in range(2)]
+    with runner.ambient():
+        for made, of in zip(reports, (loss, crossent.formula), strict=True):
+            run_case(Case.of(case), [Subject("mine", of)], made, "cpu", checks)
+    assert not reports[1].findings, reports[1].findings
+    return {finding.check: (finding.kind, finding.message) for finding in reports[0].findings}
+
+
+def where(condition, change):
+    """A cross-entropy that is right unless a condition holds."""
+
+    def loss(input, target, **options):
+        result = crossent.formula(input, target, **options)
+        return change(result, input) if condition(input, target) else result
+
+    return loss
+
+
+def unrecorded(input, target):
+    return not torch.is_grad_enabled()
+
+
+def asks_nothing(input, target):
+    return torch.is_grad_enabled() and not (input.requires_grad or target.requires_grad)
+
+
+def asks_nothing_of_logits(input, target):
+    return not input.requires_grad
+
+
+def in_inference_mode(input, target):
+    return torch.is_inference_mode_enabled()
+
+
+def made(input, target):
+    return not input.is_leaf
+
+
+def off(loss, input):
+    return loss * 1.01
+
+
+def wants(loss, input):
+    return loss.clone().requires_grad_()
+
+
+def lengthens(loss, input):
+    return loss[None]
+
+
+def asks(loss, input):
+    input.requires_grad_()
+    return loss
+
+
+def writes(loss, input):
+    input.data[...] = 0
+    return loss
+
+
+def detaches(input, target, **options):
+    """Of its target too, where the logits want nothing."""
+    return crossent.formula(input, target if input.requires_grad else target.detach(), **options)
+
+
+class Both(torch.autograd.Function):
+    """A backward that takes for granted that both want a gradient."""
+
+    @staticmethod
+    def forward(ctx, input, target, options):
+        with torch.enable_grad():
+            ctx.leaves = input.detach().requires_grad_(), target.detach().requires_grad_(target.is_floating_point())
+            ctx.loss = crossent.formula(*ctx.leaves, **options)
+        return ctx.loss.detach()
+
+    @staticmethod
+    def backward(ctx, upstream):
+        wanted = [leaf for leaf in ctx.leaves if leaf.requires_grad]
+        gradients = torch.autograd.grad(ctx.loss, wanted, upstream, retain_graph=True)
+        if len(wanted) == 2 and not all(ctx.needs_input_grad[:2]):
+            gradients = gradients[::-1]
+        return *gradients, *[None] * (3 - len(gradients))
+
+
+def takes_both(input, target, **options):
+    return Both.apply(input, target, options)
+
+
+def adds_to_the_target(input, target, **options):
+    """A gradient of the target that nobody wants is put there."""
+    loss = crossent.formula(input, target, **options)
+    if target.is_floating_point() and not target.requires_grad:
+        target.grad = torch.ones_like(target)
+    return loss
+
+
+class Kept(torch.autograd.Function):
+    """What goes back is kept in one place for all calls."""
+
+    pair = None
+
+    @staticmethod
+    def forward(ctx, input, target, options):
+        with torch.enable_grad():
+            leaf = input.detach().requires_grad_()
+            loss = crossent.formula(leaf, target, **options)
+        Kept.pair = leaf, loss
+        return loss.detach()
+
+    @staticmethod
+    def backward(ctx, upstream):
+        leaf, loss = Kept.pair
+        return torch.autograd.grad(loss, leaf, upstream, retain_graph=True)[0], None, None
+
+
+def keeps(input, target, **options):
+    return Kept.apply(input, target, options)
+
+
+def in_another_thread(input, target):
+    return threading.current_thread() is not threading.main_thread()
+
+
+def without_a_thread(input, target, **options):
+    if in_another_thread(input, target):
+        raise AttributeError("'_thread._local' object has no attribute 'buffer'")
+    return crossent.formula(input, target, **options)
+
+
+WRONG = [
+    ("no_grad", where(unrecorded, off), ROWS, "wrong", "loss under no_grad:"),
+    ("no_grad", where(unrecorded, off), INDEX, "wrong", "loss under no_grad:"),
+    (
+        "no_grad",
+        where(in_inference_mode, off),
+        DENSE,
+        "wrong",
+        "loss under inference_mode:",
+    ),
+    ("no_grad", where(asks_nothing, off), ROWS, "wrong", "loss without requires_grad:"),
+    ("no_grad", where(unrecorded, wants), INDEX, "wrong", "under no_grad: the loss wants a gradient"),
+    ("no_grad", where(unrecorded, lengthens), INDEX, "wrong", "under no_grad: got "),
+    (
+        "no_grad",
+        where(asks_nothing_of_logits, asks),
+        INDEX,
+        "changed_input",
+        "under inference_mode: it changed the requires_grad of input",
+    ),
+    ("no_grad", where(unrecorded, writes), ROWS, "changed_input", "under no_grad: it wrote into input"),
+    ("non_leaf", where(made, off), INDEX, "wrong", "loss:"),
+    ("non_leaf", where(made, writes), ROWS, "changed_input", "it wrote into input, which an operation has made"),
+    ("alone", takes_both, DENSE, "wrong", "gradient of the logits alone:"),
+    ("alone", detaches, DENSE, "wrong", "the loss is cut off: there is no gradient of the target alone"),
+    ("alone", adds_to_the_target, DENSE, "wrong", "a gradient comes that nobody asked for"),
+    ("threads", keeps, ROWS, "wrong", "thread"),
+    ("threads", where(in_another_thread, off), INDEX, "wrong", "loss in a thread:"),
+    ("threads", without_a_thread, INDEX, "refused", "no attribute 'buffer'"),
+]
+
+
+@pytest.mark.parametrize(
+    ("check", "wrong", "case", "kind", "said"), WRONG, ids=lambda one: getattr(one, "__name__", str(one)[:40])
+)
+def test_a_wrong_cross_entropy_is_caught_by_its_check(check, wrong, case, kind, said):
+    of, message = found(wrong, case, (*SINGLE[:2], *(one for one in CIRCUMSTANCES if one.name == check)))[check]
+    assert of == kind
+    assert said in message
+
+
+@pytest.mark.parametrize(
+    ("check", "wrong", "case", "kind", "said"), WRONG, ids=lambda one: getattr(one, "__name__", str(one)[:40])
+)
+def test_no_other_check_of_plain_calls_finds_it(check, wrong, case, kind, said):
+    """But for what goes back from two losses, and for derivatives that a function of its own does not have."""
+    by = set(found(wrong, case, (*BEFORE, *CIRCUMSTANCES)))
+    assert check in by
+    assert not by & {other.name for other in BEFORE} - {"two_backwards", "double_backward", "forward_ad"}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_right_code_passes(dtype, seed):
+    few = [case for case in grid([dtype], seed, "pairs") if case.target != "uint8"][::9]
+    subjects = [*FORMS.values(), *([TORCH, TORCH_NLL] if dtype != "float16" else [])]
+    report = Report({}, [SubjectReport(subject.name) for subject in subjects])
+    with runner.ambient():
+        for case in few:
+            run_case(case, subjects, report, "cpu", (*SINGLE[:2], *CIRCUMSTANCES))
+    assert [f.id for f in report.findings if f.subject != "torch_nll" or f.check != "call"] == []  # pytorch#175084
+    ran = {check for entry in report.subjects for outcome in entry.outcomes.values() for check in outcome.checks}
+    assert ran >= {check.name for check in CIRCUMSTANCES}
+
+
+def test_what_one_thread_raises_is_raised_and_nobody_waits_for_the_other():
+    def loss(input, target, **options):
+        if input.shape == (7, 5):
+            raise KeyError("no")
+        return crossent.formula(input, target, **options)
+
+    inputs = [Case("float32", sizes).build() for sizes in ((3, 5), (7, 5), (4, 5))]
+    with pytest.raises(KeyError, match="no"):
+        at_once(loss, inputs, True)
+
+
+def test_threads_give_each_its_own():
+    inputs = [Case("float32", seed=seed).build() for seed in range(4)]
+    together = at_once(crossent.formula, inputs, True)
+    assert [one.digest for one in together] == [at_once(crossent.formula, [one], True)[0].digest for one in inputs]
