@@ -232,7 +232,6 @@ def _engine() -> jinja2.Environment:
         "name": _name,
         "command": _command,
         "counted": _counted,
-        "times": _times,
     }
     return engine
 
