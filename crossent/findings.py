@@ -202,15 +202,6 @@ class SubjectReport:
         return reasons
 
     @property
-    def not_run_by_reason(self) -> dict[tuple[str, int], list[str]]:
-        """The same the other way round: the checks that did not run for a reason, each on so many cases."""
-        checks: dict[tuple[str, int], list[str]] = {}
-        for check, reasons in self.not_run.items():
-            for reason, count in reasons.items():
-                checks.setdefault((reason, count), []).append(check)
-        return checks
-
-    @property
     def sorts(self) -> list[list[Finding]]:
         """The findings that nobody expected, those together that are of one sort: a reader wants one of each."""
         sorts: dict[tuple[str, str, str], list[Finding]] = {}

@@ -130,8 +130,8 @@ def verdict(report: Report) -> str:
 def covered(report: Report) -> Iterator[Figure]:
     """What the verdict is about."""
     names, compared = ", ".join(_name(subject.name) for subject in report.subjects), report.compared
-    yield Figure(f"{report.ran:,}", "calls checked", f"of {names}")
-    yield Figure(f"{report.cases:,}", "cases", f"level {report.level}, seed {report.seed}")
+    yield Figure(*_counted(report.ran, "call", "checked"), f"of {names}")
+    yield Figure(*_counted(report.cases, "case"), f"level {report.level}, seed {report.seed}")
     if report.triples:
         yield Figure(f"{report.triples:,}", "sets of three choices", "that stand together in a case")
     if compared.ran:
@@ -151,20 +151,19 @@ def gaps(report: Report) -> Iterator[Figure]:
     if report.level == "quick":
         yield Figure("Quick", "run, in which every two choices meet", "--level normal asks every three", loud=True)
     if report.left_out:
-        yield Figure(f"{len(report.left_out):,}", "checks not asked", f"at level {report.level}")
-    not_run = sum(count * len(of) for part in report.subjects for (_, count), of in part.not_run_by_reason.items())
-    if not_run:
-        yield Figure(f"{not_run:,}", "checks of a case not run", "for reasons that are listed below")
+        yield Figure(*_counted(len(report.left_out), "check", "not asked"), f"at level {report.level}")
+    if not_run := sum(len(outcome.not_run) for subject in report.subjects for outcome in subject.outcomes.values()):
+        yield Figure(*_counted(not_run, "check", "of a case not run"), "for reasons that are listed below")
     if skipped := sum(subject.counts["not_applicable"] for subject in report.subjects):
-        yield Figure(f"{skipped:,}", "cases not applicable", "to a subject, which takes no such arguments")
+        yield Figure(*_counted(skipped, "case", "not applicable"), "to a subject, which takes no such arguments")
     compared = report.compared
     if compared.vacuous:
-        what = f"of {compared.ran:,} comparisons are no evidence"
-        yield Figure(f"{compared.vacuous:,}", what, "zeros or a constant would pass them too")
+        what = f"of {compared.ran:,} comparisons no evidence"
+        yield Figure(f"{compared.vacuous:,}", what, "zeros or a constant would pass too")
     if unjudged := compared.not_judged.total():
         yield Figure(f"{unjudged:,}", f"of {compared.elements:,} numbers not judged", "nothing bounds them")
     if known := sum(subject.counts["expected"] for subject in report.subjects):
-        yield Figure(f"{known:,}", "cases fail as is known", "they do not count as findings")
+        yield Figure(*_counted(known, "case", "known to fail"), "not counted among the findings")
 
 
 def _part(subject: SubjectReport) -> Part:
@@ -188,14 +187,20 @@ def _part(subject: SubjectReport) -> Part:
 def _gaps(subject: SubjectReport, tallies: Iterable[Tally]) -> Iterator[Figure]:
     """What of a subject did not run, or was not judged, and why."""
     for reason, count in sorted(subject.not_applicable.items()):
-        yield Figure(f"{count:,}", "cases not applicable", reason)
-    for (reason, count), checks in subject.not_run_by_reason.items():
-        yield Figure(f"{count:,}", f"cases on which these did not run: {', '.join(checks)}", reason)
+        yield Figure(*_counted(count, "case", "not applicable"), reason)
+    not_run: dict[str, dict[str, int]] = {}
+    for check, reasons in subject.not_run.items():
+        for reason, count in reasons.items():
+            not_run.setdefault(reason, {})[check] = count
+    for reason, checks in not_run.items():
+        each = ", ".join(f"{check} {count:,}" for check, count in sorted(checks.items(), key=lambda one: -one[1]))
+        yield Figure(*_counted(sum(checks.values()), "check", f"of a case not run: {each}"), reason)
     compared = together(tally for tally in tallies if tally.ratio is not None)
     if compared.vacuous:
-        yield Figure(f"{compared.vacuous:,}", "comparisons are no evidence", "zeros or a constant would pass them too")
+        what = "that is no evidence" if compared.vacuous == 1 else "that are no evidence"
+        yield Figure(*_counted(compared.vacuous, "comparison", what), "zeros or a constant would pass too")
     for reason, count in sorted(compared.not_judged.items()):
-        yield Figure(f"{count:,}", "numbers not judged", reason)
+        yield Figure(*_counted(count, "number", "not judged"), reason)
 
 
 def _cell(tally: Tally | None, missing: int) -> Cell:
@@ -203,8 +208,7 @@ def _cell(tally: Tally | None, missing: int) -> Cell:
     if tally is None:
         return Cell("missing", "not run", [f"{missing:,}"]) if missing else Cell("absent")
     known = [f"{tally.expected:,} known"] if tally.expected else []
-    title = [] if tally.ulp is None else [f"worst: {short(tally.ulp)} ulp on {tally.case}"]
-    title += [f"not run on {missing:,}"] if missing else []
+    title = "" if tally.ulp is None else f"worst: {short(tally.ulp)} ulp on {tally.case}"
     held, evidence = tally.ran - tally.expected, tally.ran - tally.vacuous
     if tally.failed:
         worst = "" if tally.ratio is None else f" {share(tally.ratio)}"
@@ -219,7 +223,7 @@ def _cell(tally: Tally | None, missing: int) -> Cell:
     else:
         step = min(int(STEPS * tally.ratio), STEPS - 1)
         kind, says, below = f"step{step}", share(tally.ratio), f"{evidence:,}/{tally.ran:,}"
-    return Cell(kind, says, [below, *known], "; ".join(title))
+    return Cell(kind, says, [below, *known, *([f"{missing:,} not run"] if missing else [])], title)
 
 
 def _engine() -> jinja2.Environment:
@@ -231,7 +235,7 @@ def _engine() -> jinja2.Environment:
         "short": short,
         "name": _name,
         "command": _command,
-        "counted": _counted,
+        "counted": lambda count, noun: " ".join(_counted(count, noun)),
     }
     return engine
 
@@ -254,9 +258,9 @@ def _command(finding: Finding) -> Markup:
     return Markup.escape(command) if len(command) <= LONGEST_COMMAND else Markup("")
 
 
-def _counted(count: int, noun: str) -> str:
-    """`1 finding`, `2,243 findings`."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+def _counted(count: int, noun: str, what: str = "") -> tuple[str, str]:
+    """A number and what it counts: `1`, `finding`; `2,243`, `findings`."""
+    return f"{count:,}", f"{noun if count == 1 else noun + 's'} {what}".rstrip()
 
 
 def _hash(content: str) -> str:

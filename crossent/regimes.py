@@ -47,6 +47,13 @@ class Strip:
     check: str
     regimes: dict[str, list[Mark]]
 
+    @property
+    def worst(self) -> tuple[str, Mark] | None:
+        """The regime and the mark of the worst result that nobody expected; None where none is evidence."""
+        marks = [(regime, mark) for regime, of in self.regimes.items() for mark in of if mark.case]
+        unknown = [one for one in marks if one[1].kind != "known"]
+        return max(unknown, key=lambda one: one[1].ratio, default=None)
+
 
 @dataclass(frozen=True)
 class Scale:

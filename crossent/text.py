@@ -39,7 +39,11 @@ def rendered(subject: SubjectReport, most_findings: int) -> Iterator[RenderableT
         yield Text(f"  expected, {len(findings)} findings: {reason}; as {findings[0].id}")
     for reason, count in sorted(subject.not_applicable.items()):
         yield Text(f"  not applicable, {count} cases: {subject.name} {reason}")
-    for (reason, count), checks in subject.not_run_by_reason.items():
+    missing: dict[tuple[str, int], list[str]] = {}
+    for check, reasons in subject.not_run.items():
+        for reason, count in reasons.items():
+            missing.setdefault((reason, count), []).append(check)
+    for (reason, count), checks in missing.items():
         yield Text(f"  not run, {count} cases of {', '.join(checks)}: {subject.name} {reason}")
 
 

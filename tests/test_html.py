@@ -176,7 +176,7 @@ def test_beside_the_verdict_stands_what_it_does_not_cover():
         "2 checks not asked at level quick",
         "2 checks of a case not run",
         "1,030 cases not applicable",
-        "1 of 1 comparisons are no evidence",
+        "1 of 1 comparisons no evidence zeros or a constant would pass too",
         "2 of 7 numbers not judged",
     ):
         assert said in top
@@ -184,7 +184,7 @@ def test_beside_the_verdict_stands_what_it_does_not_cover():
     for said in (
         "Not asked at level quick: large, compile",
         "1,030 cases not applicable takes one row only",
-        "1 cases on which these did not run: stream, vmap waits for a CUDA device",
+        "2 checks of a case not run: stream 1, vmap 1 waits for a CUDA device",
         "2 numbers not judged overflow",
     ):
         assert said in rest
@@ -211,6 +211,7 @@ def test_a_cell_says_the_worst_share_and_how_much_of_it_is_evidence():
     [
         (Measured(), {}, None, ("held", "held <small>1</small>")),
         (None, {"loss": "waits"}, None, ("missing", "not run <small>1</small>")),
+        (Measured(), {"loss": "waits"}, None, ("held", "held <small>1</small> <small>1 not run</small>")),
         (Measured(False, 0.0, 0.0, True), {}, None, ("none", "no evidence <small>0/1</small>")),
         (Measured(False, 1.0, 1.0), {}, None, ("step4", "100% <small>1/1</small>")),
         (Measured(True, 9.0, 2.0), {}, "known", ("known", "known <small>1</small>")),
@@ -286,9 +287,12 @@ def test_a_strip_has_the_worst_of_each_regime_and_dtype_and_says_what_is_no_evid
         "sure": [("float32", "failed", 1, 7.0, 7.0)],
         "offset": [("float32", "none", 1, 0.0, 0.0)],
     }
+    assert (strip.worst[0], strip.worst[1].ratio) == ("sure", 7.0)
     case = next(case for case, outcome in part.outcomes.items() if outcome.checks["loss"].ratio == 7.0)
     part.findings = [Finding("mine", "loss", case, "wrong", "", expected="known")]
-    assert [mark.kind for mark in strips(part)[0].regimes["sure"]] == ["known"]
+    (strip,) = strips(part)
+    assert [mark.kind for mark in strip.regimes["sure"]] == ["known"]
+    assert (strip.worst[0], strip.worst[1].ratio) == ("normal", 0.75)
 
 
 def test_a_scale_puts_larger_ratios_further_right_and_the_bound_where_its_line_is():
