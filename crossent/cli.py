@@ -118,6 +118,7 @@ def crossent(context: click.Context) -> int:
     help="Seconds for a case, after which a subject is said to hang.",
 )
 @click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Write the whole report to this file.")
+@click.option("--html", "html_file", type=click.Path(dir_okay=False), help="Write a page for a browser to this file.")
 def check(
     subjects: tuple[str, ...],
     device: str,
@@ -127,6 +128,7 @@ def check(
     jobs: int | None,
     timeout: float,
     json_file: str | None,
+    html_file: str | None,
 ) -> int:
     """Hold each SUBJECT to the exact answer: the four forms and torch when none is named.
 
@@ -136,8 +138,11 @@ def check(
 
     Exit status: 0 all held, 1 findings, 2 wrong use, 3 nothing ran.
     """
-    if json_file is not None:
-        _writable(json_file)
+    files = {option: path for option, path in (("--json", json_file), ("--html", html_file)) if path is not None}
+    for option, path in files.items():
+        _writable(path, option)
+    if len(files) == 2 and not is_stream(path) and len(set(map(os.path.realpath, files.values()))) == 1:
+        raise click.BadParameter(f"got {path!r}, which is the file of --json too", param_hint="--html")
     with _one_line():
         chosen = dtypes or tuple(DTYPES)
         report = run_check(
@@ -151,12 +156,16 @@ def check(
             progress=_progress,
         )
     Output().show(report.render())
-    if json_file is not None:
+    write = {"--json": report.write_json, "--html": report.write_html}
+    failed = False
+    for option, path in files.items():
         try:
-            report.write_json(json_file)
+            write[option](path)
         except OSError as error:
-            click.echo(f"crossent: {json_file} cannot be written: {error.strerror}", err=True)
-            return NOT_WRITTEN
+            click.echo(f"crossent: {path} cannot be written: {error.strerror}", err=True)
+            failed = True
+    if failed:
+        return NOT_WRITTEN
     if not report.ran:
         return NOTHING_RAN
     return HELD if report.ok else FINDINGS
@@ -167,16 +176,18 @@ def _cores() -> int | None:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _writable(path: str) -> None:
+def _writable(path: str, option: str) -> None:
     """Say before the run, and not after it, that its report would have no place."""
     file = os.path.realpath(path)
     folder = os.path.dirname(file)
+    if not path or os.path.isdir(file):  # click asks the same of names that are there, and "" is none
+        raise click.BadParameter(f"got {path!r}; it is no file's name", param_hint=option)
     if not os.path.isdir(folder):
-        raise click.BadParameter(f"got {path!r}; {folder!r} is no folder", param_hint="--json")
+        raise click.BadParameter(f"got {path!r}; {folder!r} is no folder", param_hint=option)
     # A file is replaced as a whole, which is a matter of its folder too.
     needed = [path] if is_stream(path) else [folder, file] if os.path.exists(file) else [folder]
     if not all(os.access(place, os.W_OK) for place in needed):
-        raise click.BadParameter(f"got {path!r}; it cannot be written", param_hint="--json")
+        raise click.BadParameter(f"got {path!r}; it cannot be written", param_hint=option)
 
 
 @crossent.command("list")

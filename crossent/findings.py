@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from crossent.axes import DTYPES
@@ -49,6 +49,12 @@ class Finding:
         """Enough for `crossent repro` to repeat it."""
         return f"{self.subject}:{self.check}:{self.case}"
 
+    @property
+    def command(self) -> str:
+        """What repeats it, to be pasted into a shell."""
+        file = "" if self.named else " REPORT.json"
+        return f"crossent repro {_word(self.id)}{file}"
+
     def __str__(self) -> str:
         lines = [f"{self.subject}: {self.check} {self.kind} on {self.case}"]
         lines += [f"  {line}" for line in self.message.splitlines()]
@@ -57,8 +63,7 @@ class Finding:
             lines.append(f"  {self.numbers.versus:<7} {self.numbers.exact!r} ± {self.numbers.radius:.1g}")
         lines += [f"  torch   {self.torch}"] if self.torch else []
         lines += [f"  call    {self.call}"] if self.call else []
-        file = "" if self.named else " REPORT.json"
-        return "\n".join([*lines, f"  repeat  crossent repro {shlex.quote(self.id)}{file}"])
+        return "\n".join([*lines, f"  repeat  {self.command}"])
 
 
 @dataclass(frozen=True)
@@ -139,11 +144,25 @@ class Tally:
         self.expected += measured.failed and known
         self.vacuous += measured.vacuous
         self.elements += measured.elements
-        self.not_judged.update(measured.not_judged)
+        if measured.not_judged:
+            self.not_judged.update(measured.not_judged)
         if measured.failed and known:
             return
         if measured.ratio is not None and (self.ratio is None or measured.ratio > self.ratio):
             self.ulp, self.ratio, self.case = measured.ulp, measured.ratio, case
+
+
+def together(tallies: Iterable[Tally]) -> Tally:
+    """The counts of several in one; which was the worst is not told."""
+    whole = Tally()
+    for tally in tallies:
+        whole.ran += tally.ran
+        whole.failed += tally.failed
+        whole.expected += tally.expected
+        whole.vacuous += tally.vacuous
+        whole.elements += tally.elements
+        whole.not_judged.update(tally.not_judged)
+    return whole
 
 
 @dataclass
@@ -166,7 +185,9 @@ class SubjectReport:
         tallies: dict[tuple[str, str], Tally] = {}
         for case, outcome in self.outcomes.items():
             for check, measured in outcome.checks.items():
-                tallies.setdefault((check, outcome.dtype), Tally()).add(case, measured, (check, case) in known)
+                if (check, outcome.dtype) not in tallies:
+                    tallies[check, outcome.dtype] = Tally()
+                tallies[check, outcome.dtype].add(case, measured, (check, case) in known)
         order = list(dict.fromkeys((*self.order, *(check for check, _ in tallies))))
         dtypes = list(DTYPES)
         return dict(sorted(tallies.items(), key=lambda entry: (order.index(entry[0][0]), dtypes.index(entry[0][1]))))
@@ -179,6 +200,25 @@ class SubjectReport:
             for check, reason in outcome.not_run.items():
                 reasons.setdefault(check, Counter())[reason] += 1
         return reasons
+
+    @property
+    def sorts(self) -> list[list[Finding]]:
+        """The findings that nobody expected, those together that are of one sort: a reader wants one of each."""
+        sorts: dict[tuple[str, str, str], list[Finding]] = {}
+        for finding in self.findings:
+            if finding.expected is None:
+                told = "" if finding.numbers else finding.message
+                sorts.setdefault((finding.check, finding.kind, told), []).append(finding)
+        return list(sorts.values())
+
+    @property
+    def known(self) -> dict[str, list[Finding]]:
+        """The expected findings, by their reason."""
+        known: dict[str, list[Finding]] = {}
+        for finding in self.findings:
+            if finding.expected is not None:
+                known.setdefault(finding.expected, []).append(finding)
+        return known
 
     @property
     def grades(self) -> dict[str, str]:
@@ -220,6 +260,14 @@ class SubjectReport:
 def printable(text: str) -> str:
     """A text that does nothing to a terminal: its control characters are written out."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+def _word(text: str) -> str:
+    """A text as one word of a shell; where it could do something to a terminal, in the notation of bash and zsh."""
+    if text.isprintable():
+        return shlex.quote(text)
+    plain = text.replace("\\", "\\\\").replace("'", "\\'")
+    return "$'" + "".join(char if char.isprintable() else f"\\U{ord(char):08x}" for char in plain) + "'"
 
 
 def one_line(text: str) -> str:

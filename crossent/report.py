@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +13,8 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from crossent.document import SCHEMA, plain, subject_json, write_whole
-from crossent.findings import Finding, SubjectReport
+from crossent.findings import Finding, SubjectReport, Tally, together
+from crossent.html import page
 from crossent.text import rendered
 
 
@@ -55,6 +55,12 @@ class Report:
         """How many numbers were judged: of losses and gradients, of every subject."""
         tallies = (tally for subject in self.subjects for tally in subject.tallies.values())
         return sum(tally.elements - tally.not_judged.total() for tally in tallies)
+
+    @property
+    def compared(self) -> Tally:
+        """All comparisons in one: of the checks that measure numbers, on every case, of every subject."""
+        tallies = (tally for subject in self.subjects for tally in subject.tallies.values())
+        return together(tally for tally in tallies if tally.ratio is not None)
 
     @property
     def findings(self) -> list[Finding]:
@@ -108,13 +114,11 @@ class Report:
             yield "THIS WAS A QUICK RUN: of the choices, every two meet, and not every three; --level normal asks more"
         if self.left_out:
             yield f"not asked at level {self.level}: {', '.join(self.left_out)}"
-        tallies = [tally for subject in self.subjects for tally in subject.tallies.values() if tally.ratio is not None]
-        ran, vacuous = sum(tally.ran for tally in tallies), sum(tally.vacuous for tally in tallies)
-        if vacuous:
-            yield f"no evidence, since zeros or a constant would pass: {vacuous} of {ran} comparisons"
-        elements = sum(tally.elements for tally in tallies)
-        for reason, count in sorted(sum((tally.not_judged for tally in tallies), Counter()).items()):
-            yield f"not judged, since {reason}: {count} of {elements} numbers"
+        compared = self.compared
+        if compared.vacuous:
+            yield f"no evidence, since zeros or a constant would pass: {compared.vacuous} of {compared.ran} comparisons"
+        for reason, count in sorted(compared.not_judged.items()):
+            yield f"not judged, since {reason}: {count} of {compared.elements} numbers"
         for subject in self.subjects:
             for nothing in subject.without_evidence:
                 yield f"NO EVIDENCE: every comparison of {subject.name}'s {nothing} would let zeros or a constant pass"
@@ -147,3 +151,7 @@ class Report:
     def write_json(self, path: str | os.PathLike[str]) -> None:
         """Write it to a file: all of it or, where that fails, nothing."""
         write_whole(path, json.dumps(self.to_json(), indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+    def write_html(self, path: str | os.PathLike[str]) -> None:
+        """Write it to a file as one page for a browser: all of it or, where that fails, nothing."""
+        write_whole(path, page(self))

@@ -27,21 +27,16 @@ def rendered(subject: SubjectReport, most_findings: int) -> Iterator[RenderableT
     if subject.outcomes:
         yield Padding(_table(subject), (0, 0, 0, 2))
         yield from _nearest(subject)
-    surprising = [finding for finding in subject.findings if finding.expected is None]
-    # One of each sort before another of the same.
-    sorts = {(f.check, f.kind, "" if f.numbers else f.message): f for f in reversed(surprising)}
-    shown = list(reversed(sorts.values()))[:most_findings]
+    sorts = subject.sorts
+    shown = [findings[0] for findings in sorts[:most_findings]]
     for finding in shown:
         yield Text(f"\n{finding}\n")
+    surprising = [finding for findings in sorts for finding in findings]
     if len(surprising) > len(shown):
         kinds = Counter(f"{finding.check} {finding.kind}" for finding in surprising)
         yield Text(f"  … of {len(surprising)} findings: " + ", ".join(f"{n} {kind}" for kind, n in kinds.items()))
-    known: dict[str, list[str]] = {}
-    for finding in subject.findings:
-        if finding.expected:
-            known.setdefault(finding.expected, []).append(finding.id)
-    for reason, ids in known.items():
-        yield Text(f"  expected, {len(ids)} findings: {reason}; as {ids[0]}")
+    for reason, findings in subject.known.items():
+        yield Text(f"  expected, {len(findings)} findings: {reason}; as {findings[0].id}")
     for reason, count in sorted(subject.not_applicable.items()):
         yield Text(f"  not applicable, {count} cases: {subject.name} {reason}")
     missing: dict[tuple[str, int], list[str]] = {}
@@ -73,7 +68,7 @@ def _cell(tally: Tally | None) -> Text:
         return Text(f"{tally.failed} of {tally.ran} FAILED", "bold red")
     if tally.ratio is None:
         return Text(f"{tally.ran - tally.expected} held")
-    return Text(f"{tally.ran:<5}{_share(tally.ratio):>5}")
+    return Text(f"{tally.ran:<5}{share(tally.ratio):>5}")
 
 
 def _nearest(subject: SubjectReport) -> Iterator[Text]:
@@ -94,14 +89,15 @@ def _nearest(subject: SubjectReport) -> Iterator[Text]:
     yield Text(f"  {'nearest to a bound':<{width}} share      error  no evidence  case", "dim")
     for name, tally in of_all.items():
         if tally.ratio is not None and tally.ulp is not None:
-            error = f"{_short(tally.ulp)} ulp"
-            yield Text(f"  {name:<{width}} {_share(tally.ratio):>5} {error:>10} {vacuous[name]:>12}  {tally.case}")
+            error = f"{short(tally.ulp)} ulp"
+            yield Text(f"  {name:<{width}} {share(tally.ratio):>5} {error:>10} {vacuous[name]:>12}  {tally.case}")
 
 
-def _share(ratio: float) -> str:
+def share(ratio: float) -> str:
     """A ratio of error to bound as a percentage; beyond ten times the bound the number says no more."""
     return f"{100 * ratio:.0f}%" if ratio < 10 else ">10×"
 
 
-def _short(ulp: float) -> str:
+def short(ulp: float) -> str:
+    """A number of ulp in a few digits."""
     return f"{ulp:.1f}" if ulp < 1000 else f"{ulp:.0e}"

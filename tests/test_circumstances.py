@@ -189,18 +189,19 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(
+EACH = pytest.mark.parametrize(
     ("check", "wrong", "case", "kind", "said"), WRONG, ids=lambda one: getattr(one, "__name__", str(one)[:40])
 )
+
+
+@EACH
 def test_a_wrong_cross_entropy_is_caught_by_its_check(check, wrong, case, kind, said):
     of, message = found(wrong, case, (*SINGLE[:2], *(one for one in CIRCUMSTANCES if one.name == check)))[check]
     assert of == kind
     assert said in message
 
 
-@pytest.mark.parametrize(
-    ("check", "wrong", "case", "kind", "said"), WRONG, ids=lambda one: getattr(one, "__name__", str(one)[:40])
-)
+@EACH
 def test_no_other_check_of_plain_calls_finds_it(check, wrong, case, kind, said):
     """But for what goes back from two losses, and for derivatives that a function of its own does not have."""
     by = set(found(wrong, case, (*BEFORE, *CIRCUMSTANCES)))

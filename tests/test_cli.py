@@ -137,18 +137,21 @@ def test_json_is_written_beside_the_table(capsys, one_case, tmp_path):
 
 
 @pytest.mark.parametrize("path", ["missing/report.json", ".", "", "dangling.json"])
-def test_a_place_that_cannot_be_written_is_said_before_the_run(capsys, monkeypatch, tmp_path, path):
+@pytest.mark.parametrize("option", ["--json", "--html"])
+def test_a_place_that_cannot_be_written_is_said_before_the_run(capsys, monkeypatch, tmp_path, path, option):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "dangling.json").symlink_to("missing/report.json")
     monkeypatch.setattr(cli, "run_check", None)  # nothing is run
-    status, out, err = run(capsys, "check", "--json", path)
+    status, out, err = run(capsys, "check", option, path)
     assert (status, out) == (cli.WRONG_USE, "")
     assert err.startswith("crossent: ")
+    assert option in err
     assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize("forbidden", ["report.json", ""])
-def test_a_file_or_a_folder_without_permission_is_said_before_the_run(capsys, monkeypatch, tmp_path, forbidden):
+@pytest.mark.parametrize("option", ["--json", "--html"])
+def test_a_file_or_a_folder_without_permission_is_said_before_the_run(capsys, monkeypatch, tmp_path, forbidden, option):
     """As root everything may be written: so permission is asked of somebody else here."""
     path = tmp_path / "report.json"
     path.write_text("before")
@@ -156,18 +159,38 @@ def test_a_file_or_a_folder_without_permission_is_said_before_the_run(capsys, mo
     monkeypatch.setattr(
         os, "access", lambda at, mode: mode != os.W_OK or not os.path.samefile(at, tmp_path / forbidden)
     )
-    status, out, err = run(capsys, "check", "--json", str(path))
+    status, out, err = run(capsys, "check", option, str(path))
     assert (status, out) == (cli.WRONG_USE, "")
     assert "cannot be written" in err
     assert path.read_text() == "before"
 
 
 @pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="waits for a system with /dev/full")
-def test_a_full_disk_is_one_line_after_the_table(capsys, one_case):
-    status, out, err = run(capsys, "check", "formula", "--dtype", "float64", "--json", "/dev/full")
+@pytest.mark.parametrize("option", ["--json", "--html"])
+def test_a_full_disk_is_one_line_after_the_table(capsys, one_case, option):
+    status, out, err = run(capsys, "check", "formula", "--dtype", "float64", option, "/dev/full")
     assert status == cli.NOT_WRITTEN
     assert "1 calls checked" in out
     assert err == "crossent: /dev/full cannot be written: No space left on device\n"
+
+
+@pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="waits for a system with /dev/full")
+def test_a_page_is_written_beside_the_report_even_where_that_fails(capsys, one_case, tmp_path):
+    path = tmp_path / "report.html"
+    arguments = ("--dtype", "float64", "--json", "/dev/full", "--html", str(path))
+    status, _, err = run(capsys, "check", "formula", *arguments)
+    assert status == cli.NOT_WRITTEN
+    assert err.count("\n") == 1
+    assert path.read_text().startswith("<!doctype html>")
+
+
+def test_one_file_cannot_hold_both_the_report_and_the_page(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(cli, "run_check", None)  # nothing is run
+    (tmp_path / "link").symlink_to("report")
+    status, out, err = run(capsys, "check", "--json", str(tmp_path / "report"), "--html", str(tmp_path / "link"))
+    assert (status, out) == (cli.WRONG_USE, "")
+    assert "the file of --json too" in err
+    assert not (tmp_path / "report").exists()
 
 
 @pytest.mark.parametrize(

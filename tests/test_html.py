@@ -1,0 +1,469 @@
+"""The page of a report: what it says, that it obeys nobody, and, in a browser that is here, how it behaves."""
+
+import base64
+import hashlib
+import html
+import html.parser
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from importlib.resources import files
+
+import pytest
+
+from crossent.cases import Case
+from crossent.findings import Finding, Measured, Numbers, Outcome, SubjectReport
+from crossent.html import LONGEST_COMMAND, MOST_OF_A_SORT, MOST_SORTS, page
+from crossent.regimes import Scale, scale, strips
+from crossent.report import Report
+
+ENVIRONMENT = {"crossent": "0.1.0", "torch": "2.13.0", "device": "cpu"}
+CASE = "float32-7x5-normal-int64-mean"
+HOSTILE = [
+    "<script>document.title = 'obeyed'</script>",
+    "</pre></style></script><img src=x onerror=alert(1)>",
+    '" onmouseover="alert(1)" x=\'',
+    "{{ report }} {% raw %} {# #}",
+    "&lt;b&gt; &amp; &#x3c;",
+    "<!-- ]]> --> <![CDATA[",
+    "\x1b[31mred\x07 \x00 null \u2028 \u202e reversed \u200f",
+    "\u05d0\u05d1\u05d2 \u0627\u0628",
+    "\udc80 half a pair",
+    "two\nlines\r\nand three",
+    "x" * 100_000,
+    "x " * 50_000,
+    "",
+]
+
+
+def told(text, mine="mine"):
+    """A report in which everything that somebody else may say is this text."""
+    numbers = Numbers((1,), 0.5, text, 0.25, 1e-18, 1e-7, 2e6, 2.5e6)
+    findings = [
+        Finding(mine, "loss", text, "wrong", text, text, numbers, text, named=False),
+        Finding(mine, "call", text, "refused", text, text),
+        Finding(mine, "call", text, "refused", text, text),
+        Finding(mine, "gradient", text, "wrong", text, expected=text),
+    ]
+    part = SubjectReport(mine, findings=findings, not_applicable={text: 1})
+    part.outcomes[CASE] = Outcome("float32", "", checks={"loss": Measured(True, 2e6, 2.5e6)})
+    part.outcomes[text] = Outcome("float32", "", checks={"call": Measured(True)}, not_run={"loss": text})
+    return Report(ENVIRONMENT | {"platform": text}, [part], mended=[text], left_out=["large"], level="quick")
+
+
+def held(*measured, **options):
+    part = SubjectReport("mine", {CASE: Outcome("float32", "", grade="A", checks=dict(measured))})
+    return Report(ENVIRONMENT, [part], **options)
+
+
+class Document(html.parser.HTMLParser):
+    """Every tag with its attributes, the text, and whether all tags that were opened are closed."""
+
+    VOID = ("meta", "br", "rect", "line", "use", "circle", "path")
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.text, self.open = [], "", []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, attributes))
+        self.text += " " if tag in ("td", "th", "dt", "dd") else ""
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, attributes))
+
+    def handle_data(self, data):
+        if self.open[-1:] not in (["style"], ["script"]):
+            self.text += data
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=lambda text: ascii(text[:12]))
+@pytest.mark.parametrize("everywhere", [False, True], ids=["said", "named"])
+def test_what_somebody_says_changes_no_tag_and_no_attribute_but_texts(text, everywhere):
+    def shape(made):
+        return [
+            (tag, [(k, v) for k, v in attributes if k not in ("title", "aria-label")]) for tag, attributes in made.tags
+        ]
+
+    plain, hostile = Document(page(told("plain"))), Document(page(told(text, text if everywhere else "mine")))
+    if 0 < len(text) < LONGEST_COMMAND:  # else a row is missing, or there is a line in the place of a command
+        assert shape(hostile) == shape(plain)
+    assert hostile.open == []
+    assert all(char.isprintable() or char == "\n" for char in hostile.text)
+    assert len(hostile.text) < 60_000
+    if text.isprintable() and len(text) < 100:
+        assert text in hostile.text
+
+
+def test_a_page_asks_nothing_of_a_network_and_allows_only_its_own_style_and_script():
+    text = page(told("https://example.org/x.js"))
+    document = Document(text)
+    for tag, attributes in document.tags:
+        assert tag not in ("link", "img", "iframe", "object", "embed", "base", "form", "video", "audio", "source")
+        for name, value in attributes:
+            assert name not in ("src", "srcset", "style", "action")
+            assert not name.startswith("on")
+            assert name != "href" or value.startswith("#")
+    policies = [dict(a)["content"] for t, a in document.tags if dict(a).get("http-equiv") == "Content-Security-Policy"]
+    (policy,) = policies
+    for tag, directive in (("style", "style-src"), ("script", "script-src")):
+        (content,) = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.S)
+        own = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert f"{directive} 'sha256-{own}';" in policy
+    assert policy.startswith("default-src 'none';")
+    assert text.index("Content-Security-Policy") < text.index("<style>")
+    assert "url(" not in text
+    assert "@import" not in text
+
+
+def test_the_same_report_gives_the_same_page():
+    assert page(told("x")) == page(told("x"))
+
+
+def test_every_anchor_has_its_place():
+    document = Document(page(told("x")))
+    ids = [dict(attributes)["id"] for _, attributes in document.tags if "id" in dict(attributes)]
+    links = [dict(attributes)["href"][1:] for _, attributes in document.tags if "href" in dict(attributes)]
+    assert len(set(ids)) == len(ids)
+    assert links
+    assert set(links) <= set(ids)
+
+
+LOSS = ("loss", Measured(False, 1.0, 0.5, False, {}, 7))
+VACUOUS = ("loss", Measured(False, 0.0, 0.0, True, {"overflow": 2}, 7))
+
+
+@pytest.mark.parametrize(
+    ("report", "headline"),
+    [
+        (held(LOSS), "Held"),
+        (told("x"), "Failed"),
+        (held(VACUOUS), "Not proven"),
+        (Report(ENVIRONMENT), "Nothing ran"),
+        (Report({}), "Nothing ran"),
+        (Report(ENVIRONMENT, [SubjectReport("mine")]), "Nothing ran"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_verdict_comes_first(report, headline):
+    text = Document(page(report)).text
+    assert text.split()[: len(headline.split())] == f"{headline}:".split()  # the title
+    body = text[text.index("Cross-entropy held to the exact answer") :]
+    assert body.split("answer", 1)[1].split()[: len(headline.split())] == headline.split()
+
+
+def test_beside_the_verdict_stands_what_it_does_not_cover():
+    made = held(VACUOUS, level="quick", left_out=["large", "compile"])
+    made.subjects[0].not_applicable["takes one row only"] = 1030
+    made.subjects[0].outcomes[CASE].not_run = {"stream": "waits for a CUDA device", "vmap": "waits for a CUDA device"}
+    made.subjects.append(SubjectReport("other"))
+    text = Document(page(made)).text
+    top = " ".join(text[: text.index("Subjects")].split())
+    for said in (
+        "Not covered by this verdict",
+        "0 cases ran on other nothing is said about it",
+        "No evidence for the loss in float32 of mine",
+        "Quick run, in which every two choices meet",
+        "2 checks not asked at level quick",
+        "2 checks of a case not run",
+        "1,030 cases not applicable",
+        "1 of 1 comparisons no evidence zeros or a constant would pass too",
+        "2 of 7 numbers not judged",
+    ):
+        assert said in top
+    rest = " ".join(text[text.index("What did not run, and why") :].split())
+    for said in (
+        "Not asked at level quick: large, compile",
+        "1,030 cases not applicable takes one row only",
+        "2 checks of a case not run: stream 1, vmap 1 waits for a CUDA device",
+        "2 numbers not judged overflow",
+    ):
+        assert said in rest
+
+
+def cells(report):
+    """The cells of the heat map: check, colour, and what stands in them."""
+    found = re.findall(r'<tr><th scope="row">(\w+)</th>(<td class="cell .*?)</tr>', page(report), re.S)
+    return {check: re.findall(r'class="cell (\w+)"[^>]*>(.*?)</td>', row, re.S) for check, row in found}
+
+
+def test_a_cell_says_the_worst_share_and_how_much_of_it_is_evidence():
+    made = held(LOSS)
+    made.subjects[0].outcomes["b"] = Outcome("float32", "", checks=dict([VACUOUS]))
+    half = ("step2", "50% <small>1/2</small>")
+    assert cells(made) == {"loss": [half]}
+    made.subjects[0].outcomes["c"] = Outcome("float16", "", checks={"loss": Measured(True, 9.0, 12.0)})
+    made.subjects[0].findings = [Finding("mine", "loss", "c", "wrong", "")]
+    assert cells(made) == {"loss": [("failed", "✗ &gt;10× <small>1 failed</small> <small>of 1</small>"), half]}
+
+
+@pytest.mark.parametrize(
+    ("measured", "not_run", "expected", "cell"),
+    [
+        (Measured(), {}, None, ("held", "held <small>1</small>")),
+        (None, {"loss": "waits"}, None, ("missing", "not run <small>1</small>")),
+        (Measured(), {"loss": "waits"}, None, ("held", "held <small>1</small> <small>1 not run</small>")),
+        (Measured(False, 0.0, 0.0, True), {}, None, ("none", "no evidence <small>0/1</small>")),
+        (Measured(False, 1.0, 1.0), {}, None, ("step4", "100% <small>1/1</small>")),
+        (Measured(True, 9.0, 2.0), {}, "known", ("known", "known <small>1</small>")),
+        (Measured(True, float("inf"), float("inf")), {}, None, ("failed", "✗ &gt;10× <small>1 failed</small>")),
+        (Measured(True), {}, None, ("failed", "✗ <small>1 failed</small> <small>of 1</small>")),
+    ],
+)
+def test_every_kind_of_cell_has_its_colour_and_its_words(measured, not_run, expected, cell):
+    made = held(*([("loss", measured)] if measured else []))
+    made.subjects[0].outcomes[CASE].not_run = not_run
+    if measured and measured.failed:
+        made.subjects[0].findings = [Finding("mine", "loss", CASE, "wrong", "", expected=expected)]
+    ((kind, says),) = cells(made)["loss"]
+    assert kind == cell[0]
+    assert says.startswith(cell[1])
+
+
+def test_a_command_is_shown_whole_and_repeats_its_finding():
+    for name in ("mine", "<lambda>", 'a;b\'s "c"', "$(x) `y`"):
+        finding = Finding(name, "loss", CASE, "wrong", "x")
+        part = SubjectReport(name, {CASE: Outcome("float32", "")}, [finding])
+        (code,) = re.findall(r"<code tabindex[^>]*>(.*?)</code>", page(Report(ENVIRONMENT, [part])), re.S)
+        assert shlex.split(html.unescape(code)) == ["crossent", "repro", finding.id]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="waits for bash")
+def test_a_command_with_control_characters_has_none_and_gives_them_to_bash():
+    finding = Finding("a\x1b[31m\\'\u202e\x80\n", "loss", CASE, "wrong", "x")
+    assert finding.command.isprintable()
+    line = finding.command.replace("crossent repro", "printf %s")
+    utf8 = {**os.environ, "LC_ALL": "C.UTF-8"}
+    assert subprocess.run(["bash", "-c", line], capture_output=True, env=utf8, check=True).stdout.decode() == finding.id
+
+
+def test_a_page_shows_some_findings_of_each_sort_and_counts_the_others():
+    cases = [Case.of(CASE).seeded(seed).id for seed in range(2_000)]
+    part = SubjectReport("mine", {case: Outcome("float32", "") for case in cases})
+    part.findings = [Finding("mine", "loss", case, "refused", "the same") for case in cases]
+    part.findings += [Finding("mine", "call", case, "refused", f"{at} {'x' * 400}") for at, case in enumerate(cases)]
+    text = page(Report(ENVIRONMENT, [part] * 6))
+    said = " ".join(Document(text).text.split())
+    assert f"… and {2_000 - 1 - MOST_OF_A_SORT:,} that the page leaves out" in said
+    rest = 2_000 - MOST_SORTS + 1
+    assert f"… and {rest:,} findings of other sorts that the page leaves out: {rest:,} call refused" in said
+    assert len(text.encode()) < 500_000
+
+
+def measured_on(*regimes):
+    """A subject with these (regime, dtype, ratio, vacuous) in its loss."""
+    part = SubjectReport("mine")
+    for seed, (regime, dtype, ratio, vacuous) in enumerate(regimes):
+        case = Case(dtype, values=regime, seed=seed).id
+        part.outcomes[case] = Outcome(dtype, "", checks={"loss": Measured(ratio > 1, 3.0, ratio, vacuous)})
+    return part
+
+
+def test_a_strip_has_the_worst_of_each_regime_and_dtype_and_says_what_is_no_evidence():
+    part = measured_on(
+        ("normal", "float32", 0.25, False),
+        ("normal", "float32", 0.75, False),
+        ("normal", "float32", 0.9, True),
+        ("normal", "float16", 0.5, False),
+        ("offset", "float32", 0.5, True),
+        ("sure", "float32", 7.0, False),
+    )
+    part.outcomes["reduction_unknown"] = Outcome("float32", "", checks={"loss": Measured(False, 1.0, 0.1)})
+    (strip,) = strips(part)
+    assert strip.check == "loss"
+    assert {
+        regime: [(m.dtype, m.kind, m.count, m.ratio, m.median) for m in of] for regime, of in strip.regimes.items()
+    } == {
+        "normal": [("float16", "held", 1, 0.5, 0.5), ("float32", "held", 2, 0.75, 0.5)],
+        "sure": [("float32", "failed", 1, 7.0, 7.0)],
+        "offset": [("float32", "none", 1, 0.0, 0.0)],
+    }
+    assert (strip.worst[0], strip.worst[1].ratio) == ("sure", 7.0)
+    case = next(case for case, outcome in part.outcomes.items() if outcome.checks["loss"].ratio == 7.0)
+    part.findings = [Finding("mine", "loss", case, "wrong", "", expected="known")]
+    (strip,) = strips(part)
+    assert [mark.kind for mark in strip.regimes["sure"]] == ["known"]
+    assert (strip.worst[0], strip.worst[1].ratio) == ("normal", 0.75)
+
+
+def test_a_scale_puts_larger_ratios_further_right_and_the_bound_where_its_line_is():
+    for made in (Scale(0.01, 2.0), Scale(0.01, 100.0)):
+        places = [made.at(ratio) for ratio in (0.0, 0.01, 0.1, 0.99, 1.0, 1.01, 2.0)]
+        assert places == sorted(places)
+        assert 0 < places[0] == places[1] < places[2] < places[3] < places[4] < places[5] < places[6] < 100
+        assert made.at(float("inf")) == made.at(made.high)
+        assert (made.at(1.0), "100%") in made.ticks
+
+
+def test_the_scale_goes_beyond_the_bound_where_a_result_does():
+    assert scale(strips(measured_on(("normal", "float32", 1.0, False)))).high == 2.0
+    assert scale(strips(measured_on(("normal", "float32", 1.1, False)))).high == 100.0
+    assert scale([]).high == 2.0
+
+
+def colours(dark):
+    style = (files("crossent") / "report.css").read_text(encoding="utf-8")
+    blocks = re.findall(r":root \{(.*?)\}", style, re.S)
+    return dict(re.findall(r"--([\w-]+): (#\w+);", blocks[dark]))
+
+
+def luminance(colour):
+    digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
+    channels = [int(digits[at : at + 2], 16) / 255 for at in (0, 2, 4)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_every_text_can_be_read_on_its_ground(dark):
+    """4.5 is WCAG 2.2's contrast of a text (1.4.3), 3 that of a mark in a plot (1.4.11)."""
+    of = colours(dark) | {"white": "#ffffff"}
+    grounds = ["ground", "surface", "cell-held", "cell-known", *(f"step{step}" for step in range(5))]
+    texts = [("ink", ground) for ground in grounds]
+    texts += [(text, ground) for text in ("soft", "held", "failed", "warn") for ground in ("ground", "surface")]
+    texts += [("warn", "warn-ground"), ("failed", "failed-ground"), ("white", "cell-failed"), ("soft", "cell-held")]
+    marks = [(dtype, "surface") for dtype in ("float16", "bfloat16", "float32", "float64")]
+    for wanted, pairs in ((4.5, texts), (3.0, marks)):
+        for text, ground in pairs:
+            low, high = sorted((luminance(of[text]), luminance(of[ground])))
+            assert (high + 0.05) / (low + 0.05) >= wanted, (text, ground)
+
+
+def test_a_page_is_written_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "r.html"
+    path.write_text("before")
+
+    def no_space(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(OSError, match="No space"):
+        held(LOSS).write_html(path)
+    monkeypatch.undo()
+    assert path.read_text() == "before"
+    assert os.listdir(tmp_path) == ["r.html"]
+    held(LOSS).write_html(path)
+    assert path.read_text(encoding="utf-8") == page(held(LOSS))
+
+
+# Of a browser that must not ask anybody for anything.
+OFFLINE = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
+OFFLINE += ("--disable-sync", "--no-first-run")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="waits for Playwright: pip install -e '.[browser]'")
+    found = shutil.which("chromium")
+    if found is None:
+        pytest.skip("waits for a chromium: apt-get install chromium")
+    with playwright.sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=found, args=OFFLINE)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def shown(browser, tmp_path):
+    """Opens the page of a report; what it asks for and what it complains of is in `asked` and `said`."""
+    contexts = []
+
+    def show(report, width=375, **options):
+        report.write_html(tmp_path / "r.html")
+        context = browser.new_context(viewport={"width": width, "height": 800}, offline=True, **options)
+        contexts.append(context)
+        opened = context.new_page()
+        opened.asked, opened.said = [], []
+        opened.on("request", lambda request: opened.asked.append(request.url))
+        opened.on("console", lambda message: opened.said.append(message.text))
+        opened.on("pageerror", lambda error: opened.said.append(str(error)))
+        opened.goto((tmp_path / "r.html").as_uri())
+        return opened
+
+    yield show
+    for context in contexts:
+        context.close()
+
+
+def everything():
+    """A report with a subject for each text that somebody may say."""
+    made = told("plain")
+    made.subjects += [part for text in HOSTILE for part in told(text, text).subjects]
+    return made
+
+
+@pytest.mark.parametrize("report", [everything(), held(LOSS), Report(ENVIRONMENT)], ids=["failed", "held", "nothing"])
+@pytest.mark.parametrize("width", [320, 375, 1280])
+def test_a_page_is_never_wider_than_the_screen_and_asks_for_nothing(shown, report, width):
+    opened = shown(report, width)
+    opened.evaluate("for (const closed of document.querySelectorAll('details')) closed.open = true")
+    assert opened.evaluate("document.documentElement.scrollWidth") <= width
+    assert len(opened.asked) == 1
+    assert opened.said == []
+    assert opened.title().startswith(("Failed: ", "Held: ", "Nothing ran: "))
+
+
+def test_a_table_that_is_wider_than_a_phone_scrolls_in_itself(shown):
+    opened = shown(everything(), 320)
+    scrolled = opened.evaluate("""
+        [...document.querySelectorAll("table")].filter((table) => table.offsetWidth > innerWidth)
+            .map((table) => getComputedStyle(table.parentElement).overflowX)
+    """)
+    assert set(scrolled) == {"auto"}
+
+
+def test_a_dark_screen_gets_a_dark_page(shown):
+    grounds = [
+        shown(held(LOSS), color_scheme=scheme).evaluate("getComputedStyle(document.body).backgroundColor")
+        for scheme in ("light", "dark")
+    ]
+    light, dark = (sum(map(int, re.findall(r"\d+", ground))) for ground in grounds)
+    assert dark < 100 < 650 < light
+
+
+def test_a_button_copies_the_command_and_nothing_else(shown):
+    opened = shown(told("$(x)\n'y' <b>"), permissions=["clipboard-read", "clipboard-write"])
+    opened.click("details[open] > .command button")
+    assert opened.text_content("details[open] > .command button") == "Copied"
+    copied = opened.evaluate("navigator.clipboard.readText()")
+    assert copied == told("$(x)\n'y' <b>").subjects[0].findings[0].command
+    assert copied.endswith(" REPORT.json")
+
+
+def test_a_button_copies_where_a_browser_gives_no_clipboard(shown):
+    opened = shown(told("x"))
+    opened.evaluate("Object.defineProperty(navigator, 'clipboard', {value: undefined})")
+    opened.click("details[open] > .command button")
+    assert opened.text_content("details[open] > .command button") == "Copied"
+    assert opened.evaluate("getSelection().toString()") == told("x").subjects[0].findings[0].command
+
+
+def test_a_page_says_all_of_it_without_scripts(shown):
+    opened = shown(told("x"), java_script_enabled=False)
+    assert opened.locator("button").count() == 0
+    assert opened.locator("details[open] > .command").first.inner_text() == told("x").subjects[0].findings[0].command
+
+
+def test_the_policy_stops_what_would_get_past_the_escaping(shown):
+    opened = shown(held(LOSS))
+    stopped = []
+    opened.on("requestfailed", lambda request: stopped.append((request.url, request.failure)))
+    opened.evaluate("""
+        document.body.insertAdjacentHTML("beforeend", "<img src='https://example.org/x' onerror='obeyed = 1'>");
+        const script = document.createElement("script");
+        script.textContent = "obeyed = 1";
+        document.body.append(script);
+    """)
+    opened.wait_for_timeout(200)
+    assert opened.evaluate("'obeyed' in window") is False
+    assert stopped == [("https://example.org/x", "csp")]
+    assert sum("Content Security Policy" in line for line in opened.said) >= 2
