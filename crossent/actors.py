@@ -9,6 +9,7 @@ only the few classes that an act gives back, so that nothing of a subject runs i
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import io
 import os
 import pickle
@@ -40,6 +41,10 @@ MOST_HUNG = 3  # acts, after which a subject is not asked again: a time-out is m
 CLASSES = (Performed, Raised, Waits, Result, Called, Inputs, Answer)
 
 
+class NurseryError(Exception):
+    """A nursery has ended, and with it all actors. This process knows answers, and can make no other."""
+
+
 class Nursery:
     """A process that forks actors, and tells how they ended.
 
@@ -61,12 +66,18 @@ class Nursery:
 
     def start(self, subject: int, stream: socket.socket, output: int) -> int:
         """Fork an actor, which talks on one end of a stream and prints into a file; the number of its process."""
-        socket.send_fds(self._control, [f"start {subject}".encode()], [stream.fileno(), output])
+        try:
+            socket.send_fds(self._control, [f"start {subject}".encode()], [stream.fileno(), output])
+        except OSError as error:
+            raise NurseryError("it has ended") from error
         return self._answer()
 
     def status(self, pid: int) -> int:
         """How an actor ended, once it has."""
-        self._control.sendall(f"wait {pid}".encode())
+        try:
+            self._control.sendall(f"wait {pid}".encode())
+        except OSError as error:
+            raise NurseryError("it has ended") from error
         return self._answer()
 
     def close(self) -> None:
@@ -76,7 +87,7 @@ class Nursery:
     def _answer(self) -> int:
         answer = self._control.recv(64)
         if not answer:
-            raise RuntimeError("the process that starts subjects has ended")
+            raise NurseryError("it has ended")
         return int(answer)
 
 
@@ -94,19 +105,24 @@ def _nurse(control: socket.socket, loads: Sequence[Load]) -> NoReturn:
         child = os.fork()
         if child == 0:
             control.close()
-            stream, output = descriptors
-            _act(Connection(stream), output, loads[int(number)])
+            talk, output = descriptors
+            _act(talk, output, loads[int(number)])
         for descriptor in descriptors:
             os.close(descriptor)
         control.sendall(str(child).encode())
 
 
-def _act(stream: Connection, output: int, load: Load) -> NoReturn:
+def _act(talk: int, output: int, load: Load) -> NoReturn:
     """What an actor does: acts, one after another, until the judge is gone."""
     os.setpgid(0, 0)  # so that what it starts ends with it
     _die_with_parent()
+    faulthandler.disable()  # how it ended is in the report
+    talk = os.dup(talk)  # not one of these, whatever was closed before
     for descriptor in (1, 2):
         os.dup2(output, descriptor)
+    stream = Connection(os.dup2(talk, 3))
+    os.closerange(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0])  # the ends of other people's pipes
+    sys.stdout, sys.stderr = (open(one, "w", errors="replace", closefd=False) for one in (1, 2))  # noqa: SIM115
     # What is known of this package now, since the subject may change it.
     known = {(name, attribute): value for name, module in _own_modules() for attribute, value in vars(module).items()}
     loss: Loss | None = None
@@ -167,6 +183,7 @@ class Actor:
             performed = replace(performed, disturbed=(*performed.disturbed, f"the output, by {printed} bytes"))
         if printed:
             os.ftruncate(self._output.fileno(), 0)
+            os.lseek(self._output.fileno(), 0, os.SEEK_SET)  # which is the actor's place too
         made: Performed[T] = performed
         return made
 

@@ -105,7 +105,7 @@ def called(loss: Loss, inputs: Inputs, gradient: bool) -> Called:
 
 
 def called_again(loss: Loss, inputs: Inputs, others: Inputs, gradient: bool) -> tuple[Result, Result, Result]:
-    """The act of a second call: the result of a first, the same after a call with other data, and that of the second.
+    """The act of a second call: the result of a first, that after a call with other data, and that of the second.
 
     Before the second, memory is filled with NaN. What the call with other data raises is for another check to say.
     """
@@ -114,4 +114,4 @@ def called_again(loss: Loss, inputs: Inputs, others: Inputs, gradient: bool) -> 
     with suppress(Exception):
         evaluate(loss, others, gradient)
     poison(inputs)
-    return kept, first, evaluate(loss, inputs, gradient)
+    return kept, first.copy(), evaluate(loss, inputs, gradient)

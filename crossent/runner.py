@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import os
 import platform
 import re
 from collections import Counter
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 
 from crossent import expected_findings
-from crossent.actors import Actor, Nursery
+from crossent.actors import Actor, Nursery, NurseryError
 from crossent.acts import Host
 from crossent.axes import DTYPES
 from crossent.bad_inputs import BadInput
@@ -170,7 +171,10 @@ def _share(
         made = Report(report.environment, [SubjectReport(loaded[subject].name) for subject in part.subjects])
         of = {cases[at]: planned[cases[at]] for at in part.cases}
         hosts = [actors[subject] for subject in part.subjects] if part.apart else ()
-        _run(of, [loaded[subject] for subject in part.subjects], made, "cpu", hosts=hosts)
+        try:
+            _run(of, [loaded[subject] for subject in part.subjects], made, "cpu", hosts=hosts)
+        except NurseryError:  # a subject has ended more than itself
+            os._exit(1)
         return made
 
     apart = any(map(_is_foreign, loaded))

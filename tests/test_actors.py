@@ -1,0 +1,141 @@
+"""Actors: nothing that a subject does in its process makes it pass, or ends the run."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import hostile
+import pytest
+import torch
+
+import crossent
+from crossent import runner
+from crossent.actors import Actor, Nursery, _pickled, _returnable, _Unpickler
+from crossent.cases import Case
+from crossent.checks import SINGLE
+from crossent.findings import SubjectReport
+from crossent.judge import run_case
+from crossent.report import Report
+from crossent.subjects import Subject, load
+from crossent.workers import can_fork
+
+pytestmark = pytest.mark.skipif(not can_fork(), reason="waits for a system that forks")
+CASES = [
+    Case.of(name)
+    for name in (
+        "float32-7x5-normal-int64-none-rows",
+        "float32-7x5-normal-int64-mean-weighted-ignored",
+        "float32-257x5-normal-int64-none-rows",
+        "float32-7x5-normal-probabilities-sum-smooth0.1",
+        "float32-7x5-normal-int64-none-rows-transposed",
+    )
+]
+MEMORY = 4 * 2**30
+
+
+def report_of(subject, seconds=60.0, cases=CASES, memory=MEMORY):
+    """What is found of a subject that lives in an actor."""
+    report = Report({}, [SubjectReport(subject.name)])
+    with runner.ambient():
+        nursery = Nursery([lambda: subject.loss], memory)
+        actor = Actor(nursery, 0, seconds)
+        try:
+            for case in cases:
+                run_case(case, [subject], report, "cpu", SINGLE, [actor])
+        finally:
+            actor.close()
+            nursery.close()
+    return report
+
+
+@pytest.mark.parametrize(("loss", "said"), hostile.HOSTILE.items(), ids=lambda one: getattr(one, "__qualname__", None))
+def test_a_hostile_subject_is_found_out(loss, said):
+    (subject,) = load(loss)
+    report = report_of(subject, seconds=1.0 if "hung" in said else 60.0)
+    assert {f"{finding.check} {finding.kind}" for finding in report.findings} & set(said.split("|")), report
+    assert set(report.subjects[0].outcomes) | set(report.subjects[0].not_applicable) >= {CASES[0].id}
+    assert not Path("/tmp/crossent-was-here").exists()
+    assert torch.equal(torch.ones(1), torch.ones(1))
+    assert not torch.equal(torch.ones(1), torch.zeros(1))  # nothing is patched here
+
+
+@pytest.mark.parametrize("name", hostile.RIGHT)
+def test_right_code_passes(name):
+    subject = Subject(name, hostile.RIGHT[name])
+    assert report_of(subject).findings == []
+
+
+def test_what_ends_the_process_that_starts_others_has_a_finding_and_the_run_goes_on(monkeypatch):
+    for source, made in (("bugs", lambda: ()), ("edges", lambda *_: ()), ("grid", lambda *_: CASES[:2])):
+        monkeypatch.setattr(f"crossent.levels.{source}", made)
+    monkeypatch.setattr("crossent.levels.BAD_INPUTS", ())
+    options = {"level": "quick", "dtypes": ["float32"], "jobs": 1, "timeout": 30}
+    report = crossent.check(hostile.kills_what_started_it, hostile.right, **options)
+    wrong, right = report.subjects
+    assert {finding.kind for finding in wrong.findings} == {"crashed"}
+    assert set(wrong.outcomes) == set(right.outcomes) == {case.id for case in CASES[:2]}
+    assert not right.findings
+
+
+LOOKS = """
+import hostile, test_actors
+from crossent.subjects import Subject
+subject = Subject("looks", hostile.looks_for_the_answer)
+kinds = {(finding.check, finding.kind) for finding in test_actors.report_of(subject).findings}
+assert ("loss", "wrong") in kinds, kinds
+"""
+
+
+def test_there_is_no_answer_in_the_memory_of_a_subject():
+    """In a process of its own, since other tests have left answers in this one."""
+    subprocess.run([sys.executable, "-c", LOOKS], cwd=Path(__file__).parent, check=True, timeout=120)
+
+
+def test_a_subject_that_ends_its_process_on_one_case_is_asked_about_the_others():
+    def loss(input, target, **options):
+        if len(input) == 257:
+            os._exit(3)
+        return hostile.right(input, target, **options)
+
+    (finding,) = report_of(Subject("mine", loss)).findings
+    assert (finding.case, finding.kind) == (CASES[2].id, "crashed")
+    assert finding.message == "its process ended: exit status 3"
+
+
+def test_views_are_sent_with_all_of_the_memory_that_they_are_views_of():
+    inputs = Case.of("float32-17x3-normal-int64-none-weighted-stride0-window").build()
+    sent = _Unpickler(__import__("io").BytesIO(_pickled(inputs)), _returnable).load()
+    assert sent.digest == inputs.digest
+    assert sent.logits.stride() == inputs.logits.stride()
+    assert sent.logits.untyped_storage().nbytes() == inputs.logits.untyped_storage().nbytes()
+    assert sent.upstream.untyped_storage().nbytes() == inputs.upstream.untyped_storage().nbytes()
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="waits for Linux, where a child can end with its parent"
+)
+def test_an_actor_ends_with_its_judge():
+    code = """
+import sys, time, os
+from crossent.actors import Actor, Nursery
+from crossent.cases import Case
+from crossent.results import called
+def loss(*arguments, **options):
+    os.write(1, b"")
+    time.sleep(1000)
+nursery = Nursery([lambda: loss], 2**33)
+actor = Actor(nursery, 0, 1000.0)
+pid = os.getpid()
+import threading
+threading.Timer(2.0, lambda: (print(actor._pid, flush=True), os._exit(0))).start()
+actor.perform(called, Case("float32").build(), True)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    pid = int(done.stdout)
+    for _ in range(100):
+        status = Path(f"/proc/{pid}/status")
+        if not status.exists() or "zombie" in status.read_text():
+            return
+        __import__("time").sleep(0.05)
+    raise AssertionError("it is still there")
