@@ -24,8 +24,9 @@ from crossent.findings import SubjectReport
 from crossent.grid import met
 from crossent.judge import end_case, run_case
 from crossent.levels import CHECKS, LEVELS, Checks, plan
+from crossent.loading import load
 from crossent.report import Report
-from crossent.subjects import BY_NAME, NAMED, Subject, load
+from crossent.subjects import BY_NAME, NAMED, Subject
 from crossent.transforms import COMPILED
 from crossent.workers import Ended, can_fork, workers
 
@@ -39,6 +40,8 @@ def check(
     dtypes: str | Iterable[str] = tuple(DTYPES),
     level: str = "normal",
     seed: int = 0,
+    without: str | Iterable[str] = (),
+    grade: str = "A",
     jobs: int | None = None,
     timeout: float = 300.0,
     progress: Progress = iter,
@@ -46,21 +49,25 @@ def check(
     """Hold subjects to the exact answer over the built-in cases: loss and gradients, within rounding, and errors.
 
     Args:
-        subjects: forms by name, `torch`, or callables with the signature of `F.cross_entropy`; when none, every form
-            and torch.
+        subjects: forms by name, `torch`, `package.module:NAME` or `path/to/file.py:NAME`, each also with `+compile`;
+            callables with the signature of `F.cross_entropy`, classes with the constructor of `nn.CrossEntropyLoss`;
+            when none, every form and torch.
         device: where the tensors are put, "cpu" or "cuda:0".
         dtypes: of the logits.
         level: how much of all that can be asked: "quick", "normal" or "thorough".
         seed: another seed makes other numbers for the same options.
+        without: features that the subjects do without, as `crossent list features` names them.
+        grade: what a callable must reach in half precision: "A", float32 inside and one rounding, or "B", the
+            precision of the dtype inside.
         jobs: how many processes share the cases, so that a subject may end one; None for this process alone, as it is
             on CUDA, and on a system that cannot fork.
         timeout: seconds for a case in one of several processes, after which its subject is said to hang.
         progress: wraps the sequence of what is done one after another, to show how far the run is.
 
     Raises:
-        ValueError: a name that is no form's, an unknown dtype or level, a seed below 0, fewer than one job, or a
-            time-out that is not positive.
-        TypeError: a subject that is neither a name nor callable.
+        ValueError: a subject that cannot be had, an unknown dtype, level, feature or grade, a seed below 0, fewer than
+            one job, or a time-out that is not positive.
+        TypeError: a subject that is neither a name nor is called as one.
         RuntimeError: a device that is not here.
 
     Example:
@@ -82,8 +89,9 @@ def check(
     if not timeout > 0:
         raise ValueError(f"timeout: got {timeout}; allowed is more than 0 seconds")
     named = dict.fromkeys(subjects) or NAMED
-    loaded = _of_names_of_their_own(itertools.chain.from_iterable(map(load, named)))
     require_device(device)
+    each = (load(one, without=without, grade=grade, device=device) for one in named)
+    loaded = _of_names_of_their_own(itertools.chain.from_iterable(each))
     known = expected_findings.shipped()
     planned = plan(level, tuple(chosen), seed)
     parts = [SubjectReport(subject.name, order=(*CHECKS, "errors")) for subject in loaded]
@@ -93,13 +101,18 @@ def check(
     else:
         _run(planned, loaded, report, device, progress)
     for subject, part in zip(loaded, report.subjects, strict=True):
-        if BY_NAME.get(subject.name) is not subject:
+        if not _is_shipped(subject):
             part.findings = [replace(finding, named=False) for finding in part.findings]
     expected_findings.expect(report, known)
     asked = {check.name for checks in planned.values() for check in checks}
     report.left_out = [name for name in CHECKS if name not in asked]
     report.triples = met(case for case in planned if isinstance(case, Case))
     return report
+
+
+def _is_shipped(subject: Subject) -> bool:
+    """Whether it is one that its name stands for, with or without some features."""
+    return subject.name in BY_NAME and BY_NAME[subject.name].loss is subject.loss
 
 
 def _of_names_of_their_own(subjects: Iterable[Subject]) -> list[Subject]:

@@ -108,7 +108,9 @@ class Trial:
         Raises:
             RefusedError: it raised.
         """
-        return self.attempt(lambda: evaluate(loss or self.subject.loss, inputs, gradient=self.subject.differentiable))
+        subject = self.subject
+        gradients = {"gradient": subject.differentiable, "target_gradient": "target_gradient" not in subject.lacks}
+        return self.attempt(lambda: evaluate(loss or subject.loss, inputs, **gradients))
 
     def attempt(self, call: Callable[[], T]) -> T:
         """What a function that calls the subject returns.
