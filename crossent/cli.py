@@ -122,6 +122,11 @@ def crossent(context: click.Context) -> int:
     help="What your own must reach in half precision: float32 inside (A), or that precision itself (B).",
 )
 @click.option(
+    "--expected-findings",
+    metavar="FILE",
+    help="What is known to be wrong and why, written as crossent's own torch_findings.toml: shown, and no failure.",
+)
+@click.option(
     "--jobs", type=click.IntRange(1, 1024), help="How many processes share the cases. As many as there are cores."
 )
 @click.option(
@@ -140,6 +145,7 @@ def check(
     seed: int,
     without: tuple[str, ...],
     grade: str,
+    expected_findings: str | None,
     jobs: int | None,
     timeout: float,
     json_file: str | None,
@@ -168,6 +174,7 @@ def check(
             seed=seed,
             without=[*without, *more],
             grade=grade,
+            expected_findings=expected_findings,
             jobs=jobs or _cores(),
             timeout=timeout,
             progress=_progress,

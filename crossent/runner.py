@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import os
 import platform
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import torch
 
-from crossent import expected_findings
+from crossent import expected_findings as lists
 from crossent.axes import DTYPES
 from crossent.bad_inputs import BadInput
 from crossent.cases import Case
@@ -24,6 +26,7 @@ from crossent.findings import SubjectReport
 from crossent.grid import met
 from crossent.judge import end_case, run_case
 from crossent.levels import CHECKS, LEVELS, Checks, plan
+from crossent.loading import COMPILED as BY_COMPILER
 from crossent.loading import load
 from crossent.report import Report
 from crossent.subjects import BY_NAME, NAMED, Subject
@@ -42,6 +45,7 @@ def check(
     seed: int = 0,
     without: str | Iterable[str] = (),
     grade: str = "A",
+    expected_findings: str | os.PathLike[str] | None = None,
     jobs: int | None = None,
     timeout: float = 300.0,
     progress: Progress = iter,
@@ -59,6 +63,7 @@ def check(
         without: features that the subjects do without, as `crossent list features` names them.
         grade: what a callable must reach in half precision: "A", float32 inside and one rounding, or "B", the
             precision of the dtype inside.
+        expected_findings: a file of what is known to be wrong, written as `torch_findings.toml` is.
         jobs: how many processes share the cases, so that a subject may end one; None for this process alone, as it is
             on CUDA, and on a system that cannot fork.
         timeout: seconds for a case in one of several processes, after which its subject is said to hang.
@@ -66,7 +71,7 @@ def check(
 
     Raises:
         ValueError: a subject that cannot be had, an unknown dtype, level, feature or grade, a seed below 0, fewer than
-            one job, or a time-out that is not positive.
+            one job, a time-out that is not positive, or a file of expected findings that is none.
         TypeError: a subject that is neither a name nor is called as one.
         RuntimeError: a device that is not here.
 
@@ -92,8 +97,8 @@ def check(
     require_device(device)
     each = (load(one, without=without, grade=grade, device=device) for one in named)
     loaded = _of_names_of_their_own(itertools.chain.from_iterable(each))
-    known = expected_findings.shipped()
     planned = plan(level, tuple(chosen), seed)
+    known = known_findings(expected_findings, loaded, device, seed)
     parts = [SubjectReport(subject.name, order=(*CHECKS, "errors")) for subject in loaded]
     report = Report(environment(device), parts, level=level, seed=seed)
     if jobs is not None and device == "cpu" and can_fork():
@@ -101,18 +106,55 @@ def check(
     else:
         _run(planned, loaded, report, device, progress)
     for subject, part in zip(loaded, report.subjects, strict=True):
-        if not _is_shipped(subject):
+        if not _is_named(subject):
             part.findings = [replace(finding, named=False) for finding in part.findings]
-    expected_findings.expect(report, known)
+    mark(report, known, loaded)
     asked = {check.name for checks in planned.values() for check in checks}
     report.left_out = [name for name in CHECKS if name not in asked]
     report.triples = met(case for case in planned if isinstance(case, Case))
     return report
 
 
-def _is_shipped(subject: Subject) -> bool:
+Known = list[lists.ExpectedFinding]
+
+
+def known_findings(
+    path: str | os.PathLike[str] | None, subjects: Sequence[Subject], device: str, seed: int = 0
+) -> tuple[Known, Known]:
+    """What is known to be wrong: of torch itself, and what a file says of these subjects.
+
+    Raises:
+        ValueError: the file is none, or cannot be read, or has an entry that can match nothing.
+    """
+    if path is None:
+        return lists.shipped(), []
+    try:
+        own = lists.load(os.fspath(path))
+        here = [entry for entry in own if entry.applies(str(torch.__version__), device)]
+        names, checks = [subject.name for subject in subjects], (*CHECKS, "errors")
+        lists.require_about(here, names, checks, partial(_ids, seed))
+    except OSError as error:
+        raise ValueError(f"expected findings: {os.fspath(path)}: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"expected findings: {error}") from None
+    return lists.shipped(), own
+
+
+def _ids(seed: int) -> list[str]:
+    """Those of all cases that a run with this seed, or without one, may have."""
+    return list({case.id: None for at in {0, seed} for case in plan("thorough", tuple(DTYPES), at)})
+
+
+def mark(report: Report, known: tuple[Known, Known], subjects: Sequence[Subject]) -> None:
+    """Mark what is known; of torch, only of itself and of what torch.compile makes of it."""
+    shipped, own = known
+    lists.expect(report, shipped, [one.name for one in subjects if one.source.removesuffix(BY_COMPILER) in BY_NAME])
+    lists.expect(report, own)
+
+
+def _is_named(subject: Subject) -> bool:
     """Whether it is one that its name stands for, with or without some features."""
-    return subject.name in BY_NAME and BY_NAME[subject.name].loss is subject.loss
+    return subject.source == subject.name and subject.name in BY_NAME
 
 
 def _of_names_of_their_own(subjects: Iterable[Subject]) -> list[Subject]:
