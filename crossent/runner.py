@@ -8,10 +8,10 @@ import os
 import platform
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from typing import Any
 
@@ -108,7 +108,7 @@ def check(
     for subject, part in zip(loaded, report.subjects, strict=True):
         if not _is_named(subject):
             part.findings = [replace(finding, named=False) for finding in part.findings]
-    mark(report, known, loaded)
+    mark(report, known, shipped(loaded))
     asked = {check.name for checks in planned.values() for check in checks}
     report.left_out = [name for name in CHECKS if name not in asked]
     report.triples = met(case for case in planned if isinstance(case, Case))
@@ -119,9 +119,9 @@ Known = list[lists.ExpectedFinding]
 
 
 def known_findings(
-    path: str | os.PathLike[str] | None, subjects: Sequence[Subject], device: str, seed: int = 0
+    path: str | os.PathLike[str] | None, subjects: Sequence[Subject] | None, device: str, seed: int = 0
 ) -> tuple[Known, Known]:
-    """What is known to be wrong: of torch itself, and what a file says of these subjects.
+    """What is known to be wrong: of torch itself, and what a file says of these subjects, or of any.
 
     Raises:
         ValueError: the file is none, or cannot be read, or has an entry that can match nothing.
@@ -131,8 +131,8 @@ def known_findings(
     try:
         own = lists.load(os.fspath(path))
         here = [entry for entry in own if entry.applies(str(torch.__version__), device)]
-        names, checks = [subject.name for subject in subjects], (*CHECKS, "errors")
-        lists.require_about(here, names, checks, partial(_ids, seed))
+        names = None if subjects is None else [subject.name for subject in subjects]
+        lists.require_about(here, names, (*CHECKS, "errors"), partial(_ids, seed))
     except OSError as error:
         raise ValueError(f"expected findings: {os.fspath(path)}: {error.strerror}") from None
     except ValueError as error:
@@ -140,16 +140,22 @@ def known_findings(
     return lists.shipped(), own
 
 
+@cache
 def _ids(seed: int) -> list[str]:
     """Those of all cases that a run with this seed, or without one, may have."""
     return list({case.id: None for at in {0, seed} for case in plan("thorough", tuple(DTYPES), at)})
 
 
-def mark(report: Report, known: tuple[Known, Known], subjects: Sequence[Subject]) -> None:
-    """Mark what is known; of torch, only of itself and of what torch.compile makes of it."""
-    shipped, own = known
-    lists.expect(report, shipped, [one.name for one in subjects if one.source.removesuffix(BY_COMPILER) in BY_NAME])
-    lists.expect(report, own)
+def shipped(subjects: Iterable[Subject]) -> list[str]:
+    """The names of those that are crossent's own, and of what torch.compile makes of them."""
+    return [subject.name for subject in subjects if subject.source.removesuffix(BY_COMPILER) in BY_NAME]
+
+
+def mark(report: Report, known: tuple[Known, Known], own: Collection[str]) -> None:
+    """Mark what is known to be wrong: of torch, only with the subjects of these names."""
+    of_torch, of_all = known
+    lists.expect(report, of_torch, own)
+    lists.expect(report, of_all)
 
 
 def _is_named(subject: Subject) -> bool:
