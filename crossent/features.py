@@ -86,7 +86,11 @@ FEATURES = {
         *map(_reduction, ("none", "mean", "sum")),
         Feature("weight", "A weight for each class.", lambda inputs: inputs.options.get("weight") is not None),
         Feature("ignore_index", "Rows that are ignored, with the default of -100 too.", _ignores),
-        Feature("label_smoothing", "label_smoothing.", lambda inputs: inputs.options.get("label_smoothing", 0) != 0),
+        Feature(
+            "label_smoothing",
+            "A label_smoothing that is not 0.",
+            lambda inputs: inputs.options.get("label_smoothing", 0) != 0,
+        ),
         Feature("index_target", "Targets that are the index of a class.", lambda inputs: not _dense(inputs)),
         Feature("uint8_target", "Such targets in uint8.", lambda inputs: str(inputs.target.dtype) == "torch.uint8"),
         Feature("probability_target", "Targets that are a probability for each class.", _dense),
