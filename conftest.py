@@ -1,4 +1,7 @@
-"""Options and header of the test run: which devices, and what a reader must know to repeat it."""
+"""Options and header of the suite's own: --crossent-device, --crossent-level and --crossent-seed are the plugin's.
+
+Of devices, the suite takes all that there are where none is given.
+"""
 
 from __future__ import annotations
 
@@ -8,28 +11,20 @@ from collections import Counter
 import pytest
 import torch
 
-from crossent.levels import LEVELS
 from crossent.runner import device_name, require_device
 
 # `pytest .` looks for doctests in every module, and nox need not be installed for the tests.
 collect_ignore = ["noxfile.py"]
+# Where the package is installed, its entry point has brought the first of them already.
+pytest_plugins = ["crossent.plugin", "pytester"]
 
 
 def pytest_addoption(parser):
     group = parser.getgroup("crossent")
     group.addoption(
-        "--crossent-device",
-        action="append",
-        metavar="DEVICE",
-        help="cpu, cuda or cuda:N; may be given again. Default: cpu and every CUDA device present.",
-    )
-    group.addoption(
         "--crossent-write-figures",
         action="store_true",
         help="Count anew what the README's tables show, and write it there and into benchmarks/figures.",
-    )
-    group.addoption(
-        "--crossent-seed", type=int, default=0, metavar="N", help="Other numbers in the cases of the grid. Default: 0."
     )
     group.addoption(
         "--crossent-repetitions",
@@ -37,12 +32,6 @@ def pytest_addoption(parser):
         default=1,
         metavar="N",
         help="How often the forms are checked with other numbers. Default: 1; `nox -s repetitions` has 100.",
-    )
-    group.addoption(
-        "--crossent-level",
-        choices=LEVELS,
-        default="quick",
-        help="How much is asked in each repetition. Default: quick.",
     )
     group.addoption(
         "--crossent-exhaustive", action="store_true", help="Measure exp and log on every float32. Default: a sample."
@@ -63,7 +52,7 @@ def pytest_configure(config):
 
 def pytest_report_header(config):
     devices = ", ".join(device_name(d) if _missing(d) is None else f"{d} (missing)" for d in _devices(config))
-    return f"crossent: torch {torch.__version__}, device {devices}, seed {config.getoption('--crossent-seed')}"
+    return f"suite: torch {torch.__version__}, device {devices}, seed {config.getoption('--crossent-seed') or 0}"
 
 
 # Cases enough to come near the bounds of loss and gradient; each dtype's worst must then be half of its bound at least.
@@ -140,7 +129,7 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture
 def seed(request):
-    return request.config.getoption("--crossent-seed")
+    return request.config.getoption("--crossent-seed") or 0
 
 
 def _devices(config):

@@ -1,6 +1,26 @@
-"""Cross-entropy written out by hand, and held to `torch.nn.CrossEntropyLoss`."""
+"""Cross-entropy written out by hand, and held to `torch.nn.CrossEntropyLoss`.
 
-from crossent.forms import formula, log_softmax_nll, one_hot, scalar
-from crossent.runner import check
+What is here is imported when it is asked for: pytest looks at the plugin in every project, and most need no torch.
+"""
 
-__all__ = ["check", "formula", "log_softmax_nll", "one_hot", "scalar"]
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from crossent.asked import parametrize
+    from crossent.forms import formula, log_softmax_nll, one_hot, scalar
+    from crossent.runner import check
+
+__all__ = ["check", "formula", "log_softmax_nll", "one_hot", "parametrize", "scalar"]
+_FROM = {
+    "check": "runner",
+    "parametrize": "asked",
+    **dict.fromkeys(("formula", "log_softmax_nll", "one_hot", "scalar"), "forms"),
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _FROM:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(import_module(f"{__name__}.{_FROM[name]}"), name)
+    return found

@@ -73,9 +73,7 @@ def repeat(trial: Trial) -> Iterator[Problem]:
     The inputs are the same bits in other memory.
     """
     question = trial.question
-    kept, first, second = trial.perform(
-        called_again, question.fresh(), question.others.copy(), trial.subject.differentiable
-    )
+    kept, first, second = trial.perform(called_again, question.fresh(), question.others.copy(), trial.gradients)
     if {kept.digest, second.digest} != {trial.got.digest}:
         yield Problem("not_repeated", "a second call with the same arguments gives other bits")
     elif first.digest != kept.digest:

@@ -21,7 +21,7 @@ from crossent.cases import Case, Inputs, bits
 from crossent.checks import misshapen, no_gradient
 from crossent.differences import Difference
 from crossent.memory import marks, written
-from crossent.results import Loss, Result, evaluate, plain
+from crossent.results import Gradients, Loss, Result, evaluate, plain
 from crossent.trials import Check, Problem, Question, Trial
 
 Found = Iterator[Difference | Problem]
@@ -69,7 +69,7 @@ def evaluate_unrecorded(loss: Loss, inputs: Inputs, way: str) -> tuple[Tensor, b
 
 def non_leaf(trial: Trial) -> Found:
     """Logits that an operation has made stay as they were, and give the exact loss and gradients."""
-    got, made = trial.perform(evaluate_of_made, trial.question.fresh(), trial.subject.differentiable)
+    got, made = trial.perform(evaluate_of_made, trial.question.fresh(), trial.gradients)
     if problem := misshapen(trial, got.loss, trial.question.expected):
         yield problem
         return
@@ -79,7 +79,7 @@ def non_leaf(trial: Trial) -> Found:
     yield from trial.compare(got, trial.question.expected)
 
 
-def evaluate_of_made(loss: Loss, inputs: Inputs, gradient: bool) -> tuple[Result, Tensor]:
+def evaluate_of_made(loss: Loss, inputs: Inputs, gradients: Gradients) -> tuple[Result, Tensor]:
     """The act of a call on logits that an operation has made: the result, and what became of them."""
     kept: list[Tensor] = []
 
@@ -88,7 +88,7 @@ def evaluate_of_made(loss: Loss, inputs: Inputs, gradient: bool) -> tuple[Result
         kept.append(made.detach())
         return loss(made, target, **options)
 
-    return evaluate(of_made, inputs, gradient), kept[0]
+    return evaluate(of_made, inputs, gradients), kept[0]
 
 
 def alone(trial: Trial) -> Found:
@@ -131,7 +131,7 @@ def threads(trial: Trial) -> Found:
     """
     question, other = trial.question, _other(trial.question)
     for asked, ways in (((question,), THREADS[:1]), ((question, other), THREADS[1:])):
-        results = trial.perform(at_once, [one.fresh() for one in asked], trial.subject.differentiable)
+        results = trial.perform(at_once, [one.fresh() for one in asked], trial.gradients)
         for way, one, got in zip(ways, asked, results, strict=True):
             if problem := misshapen(trial, got.loss, one.expected):
                 yield replace(problem, message=f"{way}: {problem.message}")
@@ -139,7 +139,7 @@ def threads(trial: Trial) -> Found:
             yield from _named(trial.compare(got, one.expected), way)
 
 
-def at_once(loss: Loss, inputs: Sequence[Inputs], gradient: bool) -> list[Result]:
+def at_once(loss: Loss, inputs: Sequence[Inputs], gradients: Gradients) -> list[Result]:
     """The act of some calls at once, in a thread each, all of which go forward before any goes back.
 
     Raises:
@@ -156,7 +156,7 @@ def at_once(loss: Loss, inputs: Sequence[Inputs], gradient: bool) -> list[Result
 
     def work(at: int) -> None:
         try:
-            results[at] = evaluate(forward, inputs[at], gradient)
+            results[at] = evaluate(forward, inputs[at], gradients)
         except BaseException as error:  # raised again where they are waited for
             barrier.abort()
             results[at] = error

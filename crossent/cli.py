@@ -21,6 +21,7 @@ from crossent.bad_inputs import BadInput
 from crossent.cases import Case
 from crossent.corpus import bugs
 from crossent.document import find, is_stream, read_json
+from crossent.features import FEATURES
 from crossent.findings import printable
 from crossent.levels import CHECKS, LEVELS, plan
 from crossent.refusals import ERRORS
@@ -28,7 +29,7 @@ from crossent.repro import repeated, script
 from crossent.runner import check as run_check
 from crossent.subjects import NAMED
 
-LISTS = ("subjects", "checks", "cases", "bugs")
+LISTS = ("subjects", "checks", "cases", "features", "bugs")
 # 32 bits: what numpy's and torch's generators both take.
 SEED = click.IntRange(0, 2**32 - 1)
 # Two of them by the shell's habit: 128 and the number of the signal, SIGINT and SIGPIPE.
@@ -89,8 +90,8 @@ def crossent(context: click.Context) -> int:
     return HELD
 
 
-@crossent.command(short_help="Hold the forms and torch to the exact answer.")
-@click.argument("subjects", metavar="[SUBJECT ...]", nargs=-1, type=click.Choice(list(NAMED)))
+@crossent.command(short_help="Hold a cross-entropy to the exact answer: the forms, torch, or your own.")
+@click.argument("subjects", metavar="[SUBJECT ...]", nargs=-1)
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @click.option(
     "--dtype",
@@ -107,6 +108,24 @@ def crossent(context: click.Context) -> int:
     help="How much is asked: seconds, a minute, or what takes long.",
 )
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Other numbers for the same options.")
+@click.option(
+    "--without",
+    metavar="FEATURE ...",
+    multiple=True,
+    help="What the subjects do without, and are not asked: `crossent list features`.",
+)
+@click.option(
+    "--grade",
+    type=click.Choice(["A", "B"]),
+    default="A",
+    show_default=True,
+    help="What your own must reach in half precision: float32 inside (A), or that precision itself (B).",
+)
+@click.option(
+    "--expected-findings",
+    metavar="FILE",
+    help="What is known to be wrong and why, written as crossent's own torch_findings.toml: shown, and no failure.",
+)
 @click.option(
     "--jobs", type=click.IntRange(1, 1024), help="How many processes share the cases. As many as there are cores."
 )
@@ -125,6 +144,9 @@ def check(
     dtypes: tuple[str, ...],
     level: str,
     seed: int,
+    without: tuple[str, ...],
+    grade: str,
+    expected_findings: str | None,
     jobs: int | None,
     timeout: float,
     json_file: str | None,
@@ -134,7 +156,9 @@ def check(
 
     Compared are the loss and the gradients, over combinations of the options in which every three meet, and over inputs
     that bit somebody; bad input must be refused. A SUBJECT is formula, log_softmax_nll, one_hot, scalar, or torch:
-    nn.CrossEntropyLoss, and the pair of log_softmax and nll_loss.
+    nn.CrossEntropyLoss, and the pair of log_softmax and nll_loss. Or it is your own: package.module:NAME or
+    path/to/file.py:NAME, of a callable with the signature of F.cross_entropy, or of a class with the constructor of
+    nn.CrossEntropyLoss. With +compile behind it, it is what torch.compile makes of it.
 
     Exit status: 0 all held, 1 findings, 2 wrong use, 3 nothing ran.
     """
@@ -143,14 +167,19 @@ def check(
         _writable(path, option)
     if len(files) == 2 and not is_stream(path) and len(set(map(os.path.realpath, files.values()))) == 1:
         raise click.BadParameter(f"got {path!r}, which is the file of --json too", param_hint="--html")
+    # `--without weight vmap`: what comes behind the first is no subject, which no feature's name is.
+    more = [name for name in subjects if without and name in FEATURES]
     with _one_line():
         chosen = dtypes or tuple(DTYPES)
         report = run_check(
-            *subjects,
+            *(name for name in subjects if name not in more),
             device=device,
             dtypes=chosen,
             level=level,
             seed=seed,
+            without=[*without, *more],
+            grade=grade,
+            expected_findings=expected_findings,
             jobs=jobs or _cores(),
             timeout=timeout,
             progress=_progress,
@@ -194,9 +223,12 @@ def _writable(path: str, option: str) -> None:
 @click.argument("what", metavar="|".join(LISTS), type=click.Choice(LISTS))
 @click.option("--level", type=click.Choice(LEVELS), default="normal", show_default=True, help="Of the cases.")
 def list_(what: str, level: str) -> None:
-    """List what there is: subjects, checks with what they ask, the cases of a level, or bugs that somebody shipped.
+    """List what there is: subjects, checks with what they ask, the cases of a level, features, or bugs.
 
-    Of a bug: its number, what went wrong and where, and the cases that stand for it, or why none can.
+    A feature is what a subject may do without, as --without declares it.
+
+    Bugs are those that somebody shipped: its number, what went wrong and where, and the cases that stand for it, or why
+    none can.
     """
     if what == "subjects":
         lines = list(NAMED)
@@ -204,6 +236,9 @@ def list_(what: str, level: str) -> None:
         width = max(map(len, CHECKS))
         lines = [f"{name:<{width}}  {check.sentence}" for name, check in CHECKS.items()]
         lines.append(f"{'errors':<{width}}  {ERRORS}")
+    elif what == "features":
+        width = max(map(len, FEATURES))
+        lines = [f"{name:<{width}}  {feature.sentence}" for name, feature in FEATURES.items()]
     elif what == "cases":
         lines = [case.id for case in plan(level, tuple(DTYPES), 0)]
     else:

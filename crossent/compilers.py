@@ -22,7 +22,7 @@ from crossent.contracts import FUNCTIONS, Contract, contract
 from crossent.differences import Difference, compare_under
 from crossent.expected import Expected
 from crossent.memory import poison
-from crossent.results import Loss, Result, evaluate
+from crossent.results import Gradients, Loss, Result, evaluate
 from crossent.state import restore, snapshot
 from crossent.trials import RefusedError, Trial
 
@@ -31,7 +31,7 @@ TRACER, CODE = "aot_eager_decomp_partition", "inductor"
 
 
 def evaluate_compiled(
-    loss: Loss, gradient: bool, backend: str, dynamic: bool, calls: Sequence[Inputs]
+    loss: Loss, gradients: Gradients, backend: str, dynamic: bool, calls: Sequence[Inputs]
 ) -> list[Result | Raised] | Waits:
     """The act of some calls of a compiled loss, in memory full of NaN; none comes after one that raised."""
     if reason := unusable(backend, calls[0].logits.device.type):
@@ -41,7 +41,7 @@ def evaluate_compiled(
         for inputs in calls:
             poison(inputs)
             try:
-                made.append(evaluate(of_graph, inputs, gradient).copy())
+                made.append(evaluate(of_graph, inputs, gradients).copy())
             except Exception as error:
                 return [*made, Raised.of(error)]
     return made

@@ -17,7 +17,7 @@ from crossent.acts import Raised, Waits
 from crossent.cases import Inputs
 from crossent.differences import Difference
 from crossent.memory import memory, poison, tensors_of
-from crossent.results import Loss, Result, evaluate
+from crossent.results import Gradients, Loss, Result, evaluate
 from crossent.trials import Check, NotRunError, Problem, RefusedError, Trial
 
 CALLS = 10  # what pytorch#17350 shows differs in most pairs of calls
@@ -31,7 +31,7 @@ def deterministic(trial: Trial) -> Iterator[Problem]:
     Where an operation has no deterministic kernel, torch raises, as it documents: then there is nothing to ask.
     """
     try:
-        first, *others = trial.perform(evaluate_often, trial.question.fresh(), trial.subject.differentiable)
+        first, *others = trial.perform(evaluate_often, trial.question.fresh(), trial.gradients)
     except RefusedError as refusal:
         if missing := _without_kernel(refusal.raised):
             raise NotRunError(missing) from None
@@ -42,13 +42,13 @@ def deterministic(trial: Trial) -> Iterator[Problem]:
             return
 
 
-def evaluate_often(loss: Loss, inputs: Inputs, gradient: bool) -> list[Result]:
+def evaluate_often(loss: Loss, inputs: Inputs, gradients: Gradients) -> list[Result]:
     """The act of ten calls under `torch.use_deterministic_algorithms(True)`, in memory full of NaN."""
     results = []
     with _deterministic_algorithms():
         for _ in range(CALLS):
             poison(inputs)
-            results.append(evaluate(loss, inputs.copy(), gradient).copy())
+            results.append(evaluate(loss, inputs.copy(), gradients).copy())
     return results
 
 
@@ -61,11 +61,11 @@ def stream(trial: Trial) -> Iterator[Difference]:
     device = torch.device(trial.question.device)
     if device.type != "cuda":
         raise NotRunError("waits for a CUDA device: others have no streams")
-    got = trial.perform(evaluate_on_a_stream, trial.question.fresh(), trial.subject.differentiable)
+    got = trial.perform(evaluate_on_a_stream, trial.question.fresh(), trial.gradients)
     yield from trial.compare(got, trial.question.expected)
 
 
-def evaluate_on_a_stream(loss: Loss, inputs: Inputs, gradient: bool) -> Result | Waits:
+def evaluate_on_a_stream(loss: Loss, inputs: Inputs, gradients: Gradients) -> Result | Waits:
     """The act of a call on a stream of its own, on which its arguments come late."""
     sleep = getattr(torch.cuda, "_sleep", None)
     if sleep is None:
@@ -81,7 +81,7 @@ def evaluate_on_a_stream(loss: Loss, inputs: Inputs, gradient: bool) -> Result |
         sleep(CYCLES)
         for raw, value in zip(late, values, strict=True):
             raw.copy_(value)
-        got = evaluate(loss, inputs, gradient)
+        got = evaluate(loss, inputs, gradients)
     poison(inputs)
     side.synchronize()
     return got

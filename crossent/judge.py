@@ -38,7 +38,8 @@ def run_case(
         question = Question(case, device)
         inputs = question.inputs
     for subject, entry, host in zip(subjects, report.subjects, hosts or [None] * len(subjects), strict=True):
-        reason = subject.not_applicable(inputs) or (host.given_up if host else "")
+        reason = subject.not_applicable(inputs) or _not_asked(subject, case, inputs, checks)
+        reason = reason or (host.given_up if host else "")
         refused: dict[str, Problem | None] = {}
         if isinstance(case, BadInput) and not reason:
             try:
@@ -58,6 +59,13 @@ def run_case(
                 entry.findings.append(Finding(subject.name, check, case.id, problem.kind, problem.message, call))
 
 
+def _not_asked(subject: Subject, case: Case | BadInput, inputs: Inputs, checks: Sequence[Check]) -> str:
+    """Why nothing at all is asked of a subject on a case, or ""."""
+    names = ["errors"] if isinstance(case, BadInput) else [check.name for check in checks if check.about(case)]
+    reasons = [subject.not_asked(name, inputs) for name in names]
+    return reasons[0] if reasons and all(reasons) else ""
+
+
 def end_case(case: Case | BadInput, entry: SubjectReport, kind: str, message: str) -> None:
     """Enter that a subject came to no result on a case, since it ended its process or kept it."""
     inputs = case.build()
@@ -71,7 +79,7 @@ def _judgement(trial: Trial, checks: Sequence[Check], outcome: Outcome) -> Itera
     for at, check in enumerate(checks):
         if not check.about(trial.case):
             continue
-        if reason := check.why_not(trial.subject):
+        if reason := trial.subject.not_asked(check.name, trial.question.inputs) or check.why_not(trial.subject):
             outcome.not_run[check.name] = reason
             continue
         found: list[Difference | Problem]

@@ -27,7 +27,7 @@ from crossent.contracts import Contract, contract
 from crossent.corpus import bugs
 from crossent.differences import Difference, allowance, difference, not_judged
 from crossent.expected import expect, name_of
-from crossent.results import Loss, Result, evaluate
+from crossent.results import Gradients, Loss, Result, evaluate
 from crossent.rounding import FORMATS, Held, safe
 from crossent.subjects import Subject
 from crossent.trials import Check, Problem, Trial
@@ -109,7 +109,7 @@ def run(trial: Trial) -> Iterator[Difference | Problem]:
     """Loss and gradient of all tiles are those of one, within its bounds."""
     case, device = trial.case, trial.question.device
     need = needed(case, trial.subject)
-    got = trial.perform(evaluate_tiled, case, device, trial.subject.differentiable, need)
+    got = trial.perform(evaluate_tiled, case, device, trial.gradients, need)
     expected = trial.question.expected
     shape = (case.tiled * expected.shape[0], *expected.shape[1:]) if expected.shape else ()
     wanted = trial.subject.dtype or expected.dtype, shape
@@ -132,13 +132,13 @@ def _storing(promised: Contract, tensor: Tensor) -> Contract:
     return replace(promised, storage=FORMATS[name_of(tensor)])
 
 
-def evaluate_tiled(loss: Loss, case: Case, device: str, gradient: bool, need: int) -> Result | Waits:
+def evaluate_tiled(loss: Loss, case: Case, device: str, gradients: Gradients, need: int) -> Result | Waits:
     """The act of a call with all tiles, where there is the memory for it."""
     have = available(device)
     if need > have:
         return Waits(f"waits for {need / GIB:.1f} GiB of memory on {device}, which has {have / GIB:.1f}")
     try:
-        return evaluate(loss, tiled(case, device), gradient)
+        return evaluate(loss, tiled(case, device), gradients)
     except Exception as error:
         no_memory = isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or "allocate memory" in str(error)
         if no_memory:  # the last is how torch's CPU allocator says it

@@ -13,7 +13,7 @@ from crossent.agreement import PARTS, apart, beside, further_call, held
 from crossent.cases import Inputs
 from crossent.differences import Difference
 from crossent.expected import Expected, expect
-from crossent.results import Loss, Result, evaluate
+from crossent.results import Gradients, Loss, Result, evaluate
 from crossent.rounding import safe
 from crossent.trials import Problem, Trial
 
@@ -78,13 +78,13 @@ def _with_options_off(trial: Trial) -> Iterator[Difference]:
     yield from apart(trial, held(trial, got, beside(trial, "options off", other)), way="with options off")
 
 
-def evaluate_with(loss: Loss, inputs: Inputs, gradient: bool, passed: Sequence[str]) -> Result:
+def evaluate_with(loss: Loss, inputs: Inputs, gradients: Gradients, passed: Sequence[str]) -> Result:
     """The act of a call with these options alone."""
 
     def with_these(input: Tensor, target: Tensor, **options: Any) -> Tensor:
         return loss(input, target, **{name: options[name] for name in passed})
 
-    return evaluate(with_these, inputs, gradient)
+    return evaluate(with_these, inputs, gradients)
 
 
 def turned_off(given: Inputs, ignored: str) -> tuple[Inputs, list[str]] | None:

@@ -15,6 +15,8 @@ from crossent.cases import Inputs, bits
 from crossent.memory import marks, poison, shared
 
 Loss = Callable[..., Tensor]
+Gradients = tuple[str, ...]
+BOTH: Gradients = ("gradient", "target_gradient")
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,12 @@ class Result:
         return f"{checksum:08x}"
 
 
-def evaluate(loss: Loss, inputs: Inputs, gradient: bool = True, *, target_gradient: bool = True) -> Result:
-    """The loss and, where wanted, the gradients of logits and target probabilities under the upstream gradient."""
+def evaluate(loss: Loss, inputs: Inputs, gradients: Gradients = BOTH) -> Result:
+    """The loss and the gradients of logits and target probabilities that are wanted, under the upstream gradient."""
+    gradient = "gradient" in gradients
     # The same memory: :func:`called` sees a write.
     logits = inputs.logits.detach().requires_grad_(gradient)
-    dense = gradient and target_gradient and inputs.target.is_floating_point()
+    dense = gradient and "target_gradient" in gradients and inputs.target.is_floating_point()
     target = inputs.target.detach().requires_grad_(dense)
     value = plain(loss(logits, target, **inputs.options))
     if gradient and not value.requires_grad:
@@ -53,11 +56,11 @@ def evaluate(loss: Loss, inputs: Inputs, gradient: bool = True, *, target_gradie
     if not gradient or value.shape != inputs.upstream.shape:  # a wrong shape is for :func:`misshapen` to say
         return Result(value.detach())
     wanted = [logits, target] if dense else [logits]
-    gradients = torch.autograd.grad(value, wanted, inputs.upstream.to(value.dtype), allow_unused=True)
-    for name, one in zip(("logits", "target probabilities"), gradients, strict=False):
+    made = torch.autograd.grad(value, wanted, inputs.upstream.to(value.dtype), allow_unused=True)
+    for name, one in zip(("logits", "target probabilities"), made, strict=False):
         if one is None:
             raise TypeError(f"the loss is cut off from the {name}: it has no gradient")
-    return Result(value.detach(), *gradients)
+    return Result(value.detach(), *made)
 
 
 def plain(value: object) -> Tensor:
@@ -90,7 +93,7 @@ class Called:
     shared: str
 
 
-def called(loss: Loss, inputs: Inputs, gradient: bool) -> Called:
+def called(loss: Loss, inputs: Inputs, gradients: Gradients) -> Called:
     """The act of a first call: a result, and what becomes of the arguments."""
     passed: dict[str, tuple[Tensor, bool]] = {}
 
@@ -99,19 +102,19 @@ def called(loss: Loss, inputs: Inputs, gradient: bool) -> Called:
         passed.update((name, (one, one.requires_grad)) for name, one in tensors.items() if isinstance(one, Tensor))
         return loss(input, target, **options)
 
-    result = evaluate(watched, inputs, gradient)
+    result = evaluate(watched, inputs, gradients)
     parts = {"loss": result.loss, "gradient": result.gradient, "gradient of the target": result.target_gradient}
     return Called(result, inputs, marks(passed), shared(parts, inputs))
 
 
-def called_again(loss: Loss, inputs: Inputs, others: Inputs, gradient: bool) -> tuple[Result, Result, Result]:
+def called_again(loss: Loss, inputs: Inputs, others: Inputs, gradients: Gradients) -> tuple[Result, Result, Result]:
     """The act of a second call: the result of a first, that after a call with other data, and that of the second.
 
     Before the second, memory is filled with NaN. What the call with other data raises is for another check to say.
     """
-    first = evaluate(loss, inputs.copy(), gradient)
+    first = evaluate(loss, inputs.copy(), gradients)
     kept = first.copy()
     with suppress(Exception):
-        evaluate(loss, others, gradient)
+        evaluate(loss, others, gradients)
     poison(inputs)
-    return kept, first.copy(), evaluate(loss, inputs, gradient)
+    return kept, first.copy(), evaluate(loss, inputs, gradients)

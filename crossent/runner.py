@@ -8,10 +8,10 @@ import os
 import platform
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from random import SystemRandom
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from crossent import expected_findings
+from crossent import expected_findings as lists
 from crossent.actors import Actor, Nursery, NurseryError
 from crossent.acts import Host
 from crossent.axes import DTYPES
@@ -30,8 +30,10 @@ from crossent.grid import met
 from crossent.judge import end_case, run_case
 from crossent.large import available
 from crossent.levels import CHECKS, LEVELS, Checks, plan
+from crossent.loading import COMPILED as BY_COMPILER
+from crossent.loading import load
 from crossent.report import Report
-from crossent.subjects import BY_NAME, NAMED, Subject, load
+from crossent.subjects import BY_NAME, NAMED, Subject
 from crossent.transforms import COMPILED, TRANSFORMS
 from crossent.workers import Ended, can_fork, workers
 
@@ -45,6 +47,9 @@ def check(
     dtypes: str | Iterable[str] = tuple(DTYPES),
     level: str = "normal",
     seed: int = 0,
+    without: str | Iterable[str] = (),
+    grade: str = "A",
+    expected_findings: str | os.PathLike[str] | None = None,
     jobs: int | None = None,
     timeout: float = 300.0,
     progress: Progress = iter,
@@ -52,21 +57,26 @@ def check(
     """Hold subjects to the exact answer over the built-in cases: loss and gradients, within rounding, and errors.
 
     Args:
-        subjects: forms by name, `torch`, or callables with the signature of `F.cross_entropy`; when none, every form
-            and torch.
+        subjects: forms by name, `torch`, `package.module:NAME` or `path/to/file.py:NAME`, each also with `+compile`;
+            callables with the signature of `F.cross_entropy`, classes with the constructor of `nn.CrossEntropyLoss`;
+            when none, every form and torch.
         device: where the tensors are put, "cpu" or "cuda:0".
         dtypes: of the logits.
         level: how much of all that can be asked: "quick", "normal" or "thorough".
         seed: another seed makes other numbers for the same options.
+        without: features that the subjects do without, as `crossent list features` names them.
+        grade: what a callable must reach in half precision: "A", float32 inside and one rounding, or "B", the
+            precision of the dtype inside.
+        expected_findings: a file of what is known to be wrong, written as `torch_findings.toml` is.
         jobs: how many processes share the cases, so that a subject may end one; None for this process alone, as it is
             on CUDA, and on a system that cannot fork.
         timeout: seconds for a case in one of several processes, after which its subject is said to hang.
         progress: wraps the sequence of what is done one after another, to show how far the run is.
 
     Raises:
-        ValueError: a name that is no form's, an unknown dtype or level, a seed below 0, fewer than one job, or a
-            time-out that is not positive.
-        TypeError: a subject that is neither a name nor callable.
+        ValueError: a subject that cannot be had, an unknown dtype, level, feature or grade, a seed below 0, fewer than
+            one job, a time-out that is not positive, or a file of expected findings that is none.
+        TypeError: a subject that is neither a name nor is called as one.
         RuntimeError: a device that is not here.
 
     Example:
@@ -88,10 +98,11 @@ def check(
     if not timeout > 0:
         raise ValueError(f"timeout: got {timeout}; allowed is more than 0 seconds")
     named = dict.fromkeys(subjects) or NAMED
-    loaded = _of_names_of_their_own(itertools.chain.from_iterable(map(load, named)))
     require_device(device)
-    known = expected_findings.shipped()
+    each = (load(one, without=without, grade=grade, device=device) for one in named)
+    loaded = _of_names_of_their_own(itertools.chain.from_iterable(each))
     planned = plan(level, tuple(chosen), seed)
+    known = known_findings(expected_findings, loaded, device, seed)
     parts = [SubjectReport(subject.name, order=(*CHECKS, "errors")) for subject in loaded]
     report = Report(environment(device), parts, level=level, seed=seed)
     if jobs is not None and device == "cpu" and can_fork():
@@ -99,13 +110,61 @@ def check(
     else:
         _run(planned, loaded, report, device, progress)
     for subject, part in zip(loaded, report.subjects, strict=True):
-        if _is_foreign(subject):
+        if not _is_named(subject):
             part.findings = [replace(finding, named=False) for finding in part.findings]
-    expected_findings.expect(report, known)
+    mark(report, known, shipped(loaded))
     asked = {check.name for checks in planned.values() for check in checks}
     report.left_out = [name for name in CHECKS if name not in asked]
     report.triples = met(case for case in planned if isinstance(case, Case))
     return report
+
+
+Known = list[lists.ExpectedFinding]
+
+
+def known_findings(
+    path: str | os.PathLike[str] | None, subjects: Sequence[Subject] | None, device: str, seed: int = 0
+) -> tuple[Known, Known]:
+    """What is known to be wrong: of torch itself, and what a file says of these subjects, or of any.
+
+    Raises:
+        ValueError: the file is none, or cannot be read, or has an entry that can match nothing.
+    """
+    if path is None:
+        return lists.shipped(), []
+    try:
+        own = lists.load(os.fspath(path))
+        here = [entry for entry in own if entry.applies(str(torch.__version__), device)]
+        names = None if subjects is None else [subject.name for subject in subjects]
+        lists.require_about(here, names, (*CHECKS, "errors"), partial(_ids, seed))
+    except OSError as error:
+        raise ValueError(f"expected findings: {os.fspath(path)}: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"expected findings: {error}") from None
+    return lists.shipped(), own
+
+
+@cache
+def _ids(seed: int) -> list[str]:
+    """Those of all cases that a run with this seed, or without one, may have."""
+    return list({case.id: None for at in {0, seed} for case in plan("thorough", tuple(DTYPES), at)})
+
+
+def shipped(subjects: Iterable[Subject]) -> list[str]:
+    """The names of those that are crossent's own, and of what torch.compile makes of them."""
+    return [subject.name for subject in subjects if subject.source.removesuffix(BY_COMPILER) in BY_NAME]
+
+
+def mark(report: Report, known: tuple[Known, Known], own: Collection[str]) -> None:
+    """Mark what is known to be wrong: of torch, only with the subjects of these names."""
+    of_torch, of_all = known
+    lists.expect(report, of_torch, own)
+    lists.expect(report, of_all)
+
+
+def _is_named(subject: Subject) -> bool:
+    """Whether it is one that its name stands for, with or without some features."""
+    return subject.source == subject.name and subject.name in BY_NAME
 
 
 def _of_names_of_their_own(subjects: Iterable[Subject]) -> list[Subject]:
@@ -177,7 +236,7 @@ def _share(
             os._exit(1)
         return made
 
-    apart = any(map(_is_foreign, loaded))
+    apart = not all(map(_is_named, loaded))
     order = list(range(len(cases)))
     if apart:
         SystemRandom().shuffle(order)
@@ -200,10 +259,6 @@ def _share(
             else:
                 report.merge(made, part.subjects)
     report.sort([case.id for case in cases])
-
-
-def _is_foreign(subject: Subject) -> bool:
-    return BY_NAME.get(subject.name) is not subject
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from crossent import forms
 from crossent.cases import Inputs
 from crossent.contracts import Grade, Promise
+from crossent.features import FEATURES
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class Subject:
         promise: about its arithmetic; somebody's kernel unless it says otherwise.
         plain: why it is not transformed (compiled, vmapped, …), or "" where it is.
         grades: the grade that it must reach for a dtype, where that is not A.
+        source: what :func:`crossent.loading.load` finds it by in another process; "" of a plain callable.
+        lacks: the features that it does without, each with the reason.
     """
 
     name: str
@@ -37,6 +41,26 @@ class Subject:
     promise: Promise = "kernel"
     plain: str = ""
     grades: Mapping[str, Grade] = field(default_factory=dict)
+    source: str = ""
+    lacks: Mapping[str, str] = field(default_factory=dict)
+
+    def lacking(self, reasons: Mapping[str, str]) -> Subject:
+        """The same without these features, each of which has a reason."""
+        lacks = {**reasons, **self.lacks}
+        return replace(
+            self,
+            lacks=lacks,
+            differentiable=self.differentiable and "gradient" not in lacks,
+            not_applicable=partial(_not_applicable, self.not_applicable, reasons),
+        )
+
+    def not_asked(self, check: str, inputs: Inputs) -> str:
+        """Why a check is not asked of it on these inputs, for want of a feature, or ""."""
+        for name, reason in self.lacks.items():
+            needs = FEATURES[name].checks.get(check)
+            if needs is not None and needs(inputs):
+                return reason
+        return ""
 
     def grade(self, dtype: str) -> Grade:
         """The grade that it must reach."""
@@ -46,6 +70,11 @@ class Subject:
     def dtype_name(self) -> str | None:
         """`dtype` in a word."""
         return None if self.dtype is None else str(self.dtype).removeprefix("torch.")
+
+
+def _not_applicable(own: Callable[[Inputs], str | None], lacks: Mapping[str, str], inputs: Inputs) -> str | None:
+    reasons = (reason for name, reason in lacks.items() if FEATURES[name].needs(inputs))
+    return next(reasons, None) or own(inputs)
 
 
 def _scalar_on_tensors(input: Tensor, target: Tensor, **options: Any) -> Tensor:
@@ -67,9 +96,9 @@ def _torch(input: Tensor, target: Tensor, **options: Any) -> Tensor:
 FORMS = {
     subject.name: subject
     for subject in (
-        Subject("formula", forms.formula, promise="eager"),
-        Subject("log_softmax_nll", forms.log_softmax_nll, promise="eager"),
-        Subject("one_hot", forms.one_hot, promise="eager"),
+        Subject("formula", forms.formula, promise="eager", source="formula"),
+        Subject("log_softmax_nll", forms.log_softmax_nll, promise="eager", source="log_softmax_nll"),
+        Subject("one_hot", forms.one_hot, promise="eager", source="one_hot"),
         Subject(
             "scalar",
             _scalar_on_tensors,
@@ -78,6 +107,7 @@ FORMS = {
             dtype=torch.float64,
             promise="eager",
             plain="is made of Python's numbers",
+            source="scalar",
         ),
     )
 }
@@ -111,7 +141,7 @@ def _why_not_nll(inputs: Inputs) -> str | None:
 # nn.CrossEntropyLoss itself, and the pair of functions that it is made of. On a CPU they store the log-probabilities of
 # half precision in half precision.
 _IN_HALVES: dict[str, Grade] = {"float16": "B", "bfloat16": "B"}
-TORCH = Subject("torch", _torch, promise="torch", grades=_IN_HALVES)
+TORCH = Subject("torch", _torch, promise="torch", grades=_IN_HALVES, source="torch")
 TORCH_NLL = Subject(
     "torch_nll",
     _torch_nll,
@@ -119,25 +149,9 @@ TORCH_NLL = Subject(
     promise="torch",
     plain="is here for its layouts alone",
     grades=_IN_HALVES,
+    source="torch_nll",
 )
 
 # What a name stands for: torch is both of them.
 NAMED = {**{name: (form,) for name, form in FORMS.items()}, "torch": (TORCH, TORCH_NLL)}
 BY_NAME = {subject.name: subject for group in NAMED.values() for subject in group}
-
-
-def load(subject: str | Callable[..., Tensor]) -> tuple[Subject, ...]:
-    """A form by its name, `torch`, or any callable with the signature of `F.cross_entropy`.
-
-    Raises:
-        ValueError: a name that is neither.
-        TypeError: neither a name nor a callable.
-    """
-    if isinstance(subject, str):
-        if subject not in NAMED:
-            raise ValueError(f"subject: got {subject!r}; allowed are {', '.join(NAMED)}")
-        return NAMED[subject]
-    if not callable(subject):
-        raise TypeError(f"subject: got {type(subject).__name__}; allowed are a form's name and a callable")
-    name = getattr(subject, "__name__", None)
-    return (Subject(name if isinstance(name, str) else type(subject).__name__, subject),)

@@ -22,7 +22,7 @@ from crossent.cases import Case, Inputs
 from crossent.checks import misshapen
 from crossent.differences import Difference
 from crossent.expected import Expected, expect, name_of
-from crossent.results import Loss, Result, evaluate
+from crossent.results import Gradients, Loss, Result, evaluate
 from crossent.subjects import Subject
 from crossent.trials import Check, NotRunError, Problem, Question, Trial
 
@@ -112,14 +112,14 @@ def autocast(trial: Trial) -> Found:
     yield from trial.compare(got, expected)
 
 
-def evaluate_in_autocast(loss: Loss, inputs: Inputs, gradient: bool) -> Result:
+def evaluate_in_autocast(loss: Loss, inputs: Inputs, gradients: Gradients) -> Result:
     """The act of a call under torch.autocast, which goes backward outside of it."""
 
     def cast(*arguments: Any, **options: Any) -> Tensor:
         with torch.autocast(inputs.logits.device.type, dtype=torch.bfloat16):
             return loss(*arguments, **options)
 
-    return evaluate(cast, inputs, gradient)
+    return evaluate(cast, inputs, gradients)
 
 
 def meta(trial: Trial) -> Found:
@@ -158,7 +158,7 @@ def compiled(backend: str, dynamic: bool, trial: Trial) -> Found:
     other = Question(larger(trial.case), trial.question.device) if dynamic else trial.question
     asked = (trial.question, ""), (other, f" on {other.case.id}" if dynamic else " called again")
     calls = [question.fresh() for question, _ in asked]
-    made = trial.perform(compilers.evaluate_compiled, trial.subject.differentiable, backend, dynamic, calls)
+    made = trial.perform(compilers.evaluate_compiled, trial.gradients, backend, dynamic, calls)
     for (question, where), got in zip(asked, made, strict=False):
         if isinstance(got, Raised):
             raise compilers.refusal(got, where)
@@ -175,7 +175,7 @@ def compiled_error(trial: Trial) -> Iterator[Problem]:
     if inputs.logits.is_cuda:
         raise NotRunError("would be left with a device that is of no more use")
     wrong = no_classes(inputs)
-    made = trial.perform(answers_of_compiled, trial.subject.differentiable, compilers.CODE, inputs, wrong)
+    made = trial.perform(answers_of_compiled, trial.gradients, compilers.CODE, inputs, wrong)
     for index, answer in zip(wrong, made, strict=True):
         if isinstance(answer, Raised):
             if not answer.is_a(IndexError, RuntimeError):
@@ -187,7 +187,7 @@ def compiled_error(trial: Trial) -> Iterator[Problem]:
 
 
 def answers_of_compiled(
-    loss: Loss, gradient: bool, backend: str, inputs: Inputs, classes: Sequence[int]
+    loss: Loss, gradients: Gradients, backend: str, inputs: Inputs, classes: Sequence[int]
 ) -> list[Tensor | Raised] | Waits:
     """The act of some calls of a compiled loss, each with another class at the end of the target."""
     if reason := compilers.unusable(backend, inputs.logits.device.type):
@@ -195,14 +195,14 @@ def answers_of_compiled(
     made: list[Tensor | Raised] = []
     with compilers.compiled(loss, backend, dynamic=False) as of_graph:
         try:
-            evaluate(of_graph, inputs.copy(), gradient)
+            evaluate(of_graph, inputs.copy(), gradients)
         except Exception:  # or any error would do
             return Waits("waits for a right compile")
         for index in classes:
             given = inputs.copy()
             given.target[(-1,) * given.target.dim()] = index
             try:
-                made.append(evaluate(of_graph, given, gradient).loss)
+                made.append(evaluate(of_graph, given, gradients).loss)
             except Exception as error:
                 made.append(Raised.of(error))
     return made

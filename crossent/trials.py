@@ -12,7 +12,7 @@ from crossent.cases import Case, Inputs
 from crossent.contracts import Grade
 from crossent.differences import Difference, bounds_under, compare, contract_of
 from crossent.expected import Expected, ExpectedAlong, expect, expect_along
-from crossent.results import Called, Result, called, evaluate
+from crossent.results import BOTH, Called, Gradients, Result, called, evaluate
 from crossent.rounding import Array
 from crossent.subjects import Subject
 
@@ -108,7 +108,7 @@ class Trial:
             RefusedError: the subject raised.
             EndedError: it ended its process.
         """
-        return self.perform(called, self.question.fresh(), self.subject.differentiable)
+        return self.perform(called, self.question.fresh(), self.gradients)
 
     @property
     def got(self) -> Result:
@@ -122,7 +122,13 @@ class Trial:
             RefusedError: it raised.
             EndedError: it ended its process.
         """
-        return self.perform(act, inputs, self.subject.differentiable, *arguments)
+        return self.perform(act, inputs, self.gradients, *arguments)
+
+    @property
+    def gradients(self) -> Gradients:
+        """Those that are asked of the subject."""
+        lacks = {} if self.subject.differentiable else BOTH
+        return tuple(name for name in BOTH if name not in lacks and name not in self.subject.lacks)
 
     def perform(self, act: Callable[..., T | Waits], *arguments: Any) -> T:
         """What an act gives back that calls the subject: :mod:`crossent.acts`.

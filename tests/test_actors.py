@@ -16,8 +16,9 @@ from crossent.cases import Case
 from crossent.checks import SINGLE
 from crossent.findings import SubjectReport
 from crossent.judge import run_case
+from crossent.loading import load
 from crossent.report import Report
-from crossent.subjects import Subject, load
+from crossent.subjects import Subject
 from crossent.workers import can_fork
 
 pytestmark = pytest.mark.skipif(not can_fork(), reason="waits for a system that forks")

@@ -80,7 +80,7 @@ def known(dtype):
 def first_difference(loss, dtype, promise):
     """The first case on which a loss is not within the bounds of grade A, and the difference there, or None."""
     for case, inputs, expected in known(dtype):
-        got = evaluate(loss, inputs, target_gradient=False)
+        got = evaluate(loss, inputs, ("gradient",))
         assert (tuple(got.loss.shape), got.loss.dtype) == (expected.shape, expected.dtype), case.id
         for difference in compare(got, expected, "A", promise):
             if difference.ratio > 1:
@@ -158,11 +158,11 @@ def randn(dtype):
 
 def verdicts(loss, dtype):
     """Under each way of comparing, whether it passes each case."""
-    cases = [(inputs, expected, evaluate(loss, inputs, target_gradient=False)) for _, inputs, expected in known(dtype)]
+    cases = [(inputs, expected, evaluate(loss, inputs, ("gradient",))) for _, inputs, expected in known(dtype)]
     plain = randn(dtype)
     return {
         "exact": [close(got, exact(expected, got)) for _, expected, got in cases],
-        "torch": [close(got, evaluate(F.cross_entropy, inputs, target_gradient=False)) for inputs, _, got in cases],
+        "torch": [close(got, evaluate(F.cross_entropy, inputs, ("gradient",))) for inputs, _, got in cases],
         "randn": [close(evaluate(loss, plain), evaluate(F.cross_entropy, plain))],
     }
 

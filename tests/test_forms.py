@@ -22,7 +22,7 @@ KNOWN = expected_findings.shipped()
 def pytest_generate_tests(metafunc):
     # In a hook, not in a decorator: the seed is an option of the run.
     if "case" in metafunc.fixturenames:
-        seed = metafunc.config.getoption("--crossent-seed")
+        seed = metafunc.config.getoption("--crossent-seed") or 0
         metafunc.parametrize("case", [pytest.param(case, id=case.id) for case in grid(seed=seed, array="pairs")])
 
 

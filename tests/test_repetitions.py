@@ -5,12 +5,12 @@ import crossent
 
 def pytest_generate_tests(metafunc):
     if "repetition" in metafunc.fixturenames:
-        first = metafunc.config.getoption("--crossent-seed") + 1
+        first = (metafunc.config.getoption("--crossent-seed") or 0) + 1
         metafunc.parametrize("repetition", range(first, first + metafunc.config.getoption("--crossent-repetitions")))
 
 
 def test_the_forms_are_never_accused(repetition, request, figure):
-    level = request.config.getoption("--crossent-level")
+    level = request.config.getoption("--crossent-level") or "quick"
     report = crossent.check("formula", "log_softmax_nll", "one_hot", level=level, seed=repetition)
     figure(f"seed {repetition}, level {level}: {report.summary}")
     assert report.ok, report

@@ -1,0 +1,251 @@
+"""The plugin for pytest: options, the tests of `crossent.parametrize` and of `--crossent-subject`, and their summary.
+
+crossent itself, and torch with it, is imported only where one of its tests is to run.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Generator, Iterator
+from dataclasses import fields, replace
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from crossent.asked import Asked, Choices
+
+DEVICE, DTYPE, LEVEL, SEED = "--crossent-device", "--crossent-dtype", "--crossent-level", "--crossent-seed"
+SUBJECT, WITHOUT, EXPECTED = "--crossent-subject", "--crossent-without", "--crossent-expected-findings"
+JSON, MIN_CHECKS = "--crossent-json", "--crossent-min-checks"
+CAME = pytest.StashKey[list[str]]()
+SHOWN = pytest.StashKey[bool]()
+Wrong = (ValueError, TypeError, RuntimeError)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The options; a default is that of a test's own `crossent.parametrize`."""
+    group = parser.getgroup("crossent")
+
+    def option(name: str, text: str, **how: Any) -> None:
+        group.addoption(name, help=text, default=None, **how)
+
+    option(SUBJECT, "Test this too, as `crossent check` takes it; may be given again.", action="append", metavar="NAME")
+    option(DEVICE, "cpu, cuda or cuda:N; may be given again. Default: cpu.", action="append", metavar="DEVICE")
+    option(DTYPE, "Of the logits; may be given again. Default: all four.", action="append", metavar="DTYPE")
+    option(LEVEL, "How much is asked: quick, normal or thorough. Default: quick.", metavar="LEVEL")
+    option(SEED, "Other numbers for the same options. Default: 0.", type=int, metavar="N")
+    option(WITHOUT, "What the subjects do without; may be given again.", action="append", metavar="FEATURE")
+    option(EXPECTED, "What is known to be wrong, and why.", metavar="FILE")
+    option(JSON, "Write the report of crossent's tests to this file.", metavar="FILE")
+    option(MIN_CHECKS, "Fail where fewer checks ran. Default: 1, where there are any.", type=int, metavar="N")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Wrong use is an error before anything is collected."""
+    config.addinivalue_line("markers", "crossent(subject, **options): checks of a cross-entropy; crossent.parametrize")
+    config.stash[CAME], config.stash[SHOWN] = [], False
+    config.pluginmanager.register(Keeper(config))
+    if config.getoption(SUBJECT):
+        _of_subjects(config)
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """What a reader must know to repeat the run, where it is known to be one of crossent."""
+    if not any(config.getoption(name) is not None for name in (SUBJECT, LEVEL, DTYPE, WITHOUT, JSON, MIN_CHECKS)):
+        return None
+    config.stash[SHOWN] = True
+    return _header(config)
+
+
+def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> str | None:
+    """The same, where the tests that were collected say so."""
+    if config.stash[SHOWN] or not any(_asked(item) for item in items):
+        return None
+    return _header(config)
+
+
+def _header(config: pytest.Config) -> str:
+    devices, level = config.getoption(DEVICE) or ["cpu"], config.getoption(LEVEL) or "quick"
+    loud = f"QUICK, of which {LEVEL} asks more" if level == "quick" else level
+    seed = config.getoption(SEED) or 0
+    return f"crossent: torch {version('torch')}, device {', '.join(devices)}, seed {seed}, level {loud}"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One test for each check on each case, where a function is marked by `crossent.parametrize`."""
+    marks = list(metafunc.definition.iter_markers("crossent"))
+    if not marks:
+        return
+    if "check" not in metafunc.fixturenames:
+        raise pytest.Collector.CollectError("crossent.parametrize: the test takes no argument `check`")
+    from crossent.asked import asked
+
+    try:
+        made = [
+            one
+            for mark in marks
+            for choices in _choices(metafunc.config, dict(mark.kwargs))
+            for one in asked(mark.args[0], choices)
+        ]
+    except Wrong as error:
+        raise pytest.Collector.CollectError(f"crossent.parametrize: {error}") from None
+    metafunc.parametrize("check", made, ids=[one.id for one in made])
+
+
+def _choices(config: pytest.Config, own: dict[str, Any]) -> Iterator[Choices]:
+    """A test's own options, with those of the command line before them; for each device."""
+    from crossent.asked import Choices
+
+    given = {"dtypes": DTYPE, "level": LEVEL, "seed": SEED, "expected_findings": EXPECTED}
+    chosen = {name: config.getoption(option) for name, option in given.items()}
+    without = own.pop("without", ())
+    features = [*([without] if isinstance(without, str) else without), *(config.getoption(WITHOUT) or ())]
+    both = {**own, **{name: value for name, value in chosen.items() if value is not None}, "without": features}
+    choices = Choices(**{field.name: both[field.name] for field in fields(Choices) if field.name in both})
+    for device in config.getoption(DEVICE) or [choices.device]:
+        yield replace(choices, device=device)
+
+
+def _of_subjects(config: pytest.Config) -> list[Asked]:
+    """The tests of the command line's own subjects.
+
+    Raises:
+        UsageError: an option is wrong, in one line.
+    """
+    from crossent.asked import asked
+
+    names = config.getoption(SUBJECT) or ()
+    try:
+        return [
+            replace(one, id=f"{name}:{one.id}")
+            for name in dict.fromkeys(names)
+            for choices in _choices(config, {})
+            for one in asked(name, choices)
+        ]
+    except Wrong as error:
+        raise pytest.UsageError(f"crossent: {error}") from None
+
+
+class Subjects(pytest.Collector):
+    """The subjects of the command line, which stand in no file."""
+
+    def collect(self) -> Iterator[pytest.Item]:
+        """A test for each check on each case."""
+        for one in _of_subjects(self.config):
+            yield AskedItem.from_parent(self, name=one.id, asked=one)
+
+
+class AskedItem(pytest.Item):
+    """One of their tests."""
+
+    def __init__(self, *, asked: Asked, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.asked = asked
+
+    def runtest(self) -> None:
+        """Make the check."""
+        self.asked()
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
+        """The finding alone."""
+        return str(excinfo.value) if excinfo.errisinstance(AssertionError) else super().repr_failure(excinfo, style)
+
+    def reportinfo(self) -> tuple[Any, None, str]:
+        """It stands in no file."""
+        return self.path, None, self.name
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Add them to what was collected, before `-k` chooses."""
+    if config.getoption(SUBJECT):
+        collector = Subjects.from_parent(session, name="crossent", nodeid="crossent")
+        report = collector.ihook.pytest_make_collect_report(collector=collector)
+        collector.ihook.pytest_collectreport(report=report)  # or they would not be counted
+        items.extend(report.result)
+
+
+def _asked(item: pytest.Item) -> Asked | None:
+    """The check that a test is to make, if it is one of crossent's."""
+    module = sys.modules.get("crossent.asked")
+    if module is None:
+        return None
+    found = getattr(item, "asked", None) or getattr(getattr(item, "callspec", None), "params", {}).get("check")
+    return found if isinstance(found, module.Asked) else None
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, None]:
+    """Send what came along with the test's report, as pytest-xdist does from process to process."""
+    outcome = yield
+    asked = _asked(item)
+    if call.when == "call" and asked is not None and asked.came is not None:
+        outcome.get_result().crossent = asked.came.sent()
+
+
+class Keeper:
+    """Keeps what came, in the process that reports."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.came = config.stash[CAME]
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """With pytest-xdist, from whichever process."""
+        if (came := getattr(report, "crossent", None)) is not None:
+            self.came.append(came)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A run that asked for checks and made too few, as where all are skipped, has failed."""
+    config = session.config
+    if hasattr(config, "workerinput"):
+        return
+    ran, least = _ran(config), _least(config)
+    if ran < least and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _least(config: pytest.Config) -> int:
+    given: int | None = config.getoption(MIN_CHECKS)
+    if given is not None:
+        return given
+    return 1 if config.stash[CAME] or config.getoption(SUBJECT) else 0
+
+
+def _ran(config: pytest.Config) -> int:
+    if not config.stash[CAME]:
+        return 0
+    from crossent.asked import received
+
+    return sum(received(came).ran for came in config.stash[CAME])
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """How much ran, that a quick run was one, and the report."""
+    if hasattr(config, "workerinput") or not (config.stash[CAME] or _least(config)):
+        return
+    terminalreporter.section("crossent")
+    terminalreporter.line(_header(config))
+    ran, least = _ran(config), _least(config)
+    if ran < least:
+        terminalreporter.line(f"ERROR: {ran} checks ran; {least} or more must ({MIN_CHECKS})", red=True, bold=True)
+    if not config.stash[CAME]:
+        return
+    from crossent.asked import received, reported
+
+    report = reported([received(came) for came in config.stash[CAME]])
+    for part in report.subjects:
+        counts = ", ".join(f"{count} {word.replace('_', ' ')}" for word, count in part.counts.items())
+        terminalreporter.line(f"{part.name}: cases {counts}")
+        for reason, count in sorted(part.not_applicable.items()):
+            terminalreporter.line(f"  not applicable, {count} cases: {part.name} {reason}")
+    terminalreporter.line(f"{ran} checks ran; {report.summary}")
+    if report.level == "quick":
+        terminalreporter.line(f"THIS WAS A QUICK RUN: {LEVEL}=normal asks more", yellow=True, bold=True)
+    if path := config.getoption(JSON):
+        try:
+            report.write_json(path)
+        except OSError as error:
+            terminalreporter.line(f"ERROR: {path} cannot be written: {error.strerror}", red=True)

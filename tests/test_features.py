@@ -1,0 +1,233 @@
+"""Features: what a subject is declared to do without is not asked of it, and is counted; all else is asked."""
+
+import pytest
+import torch
+from torch import Tensor
+
+import crossent
+from crossent import judge
+from crossent.axes import DTYPES
+from crossent.bad_inputs import BAD_INPUTS
+from crossent.cases import Case
+from crossent.features import FEATURES, KEYWORDS, require_features
+from crossent.findings import SubjectReport
+from crossent.large import LARGE, ROWS
+from crossent.levels import CHECKS
+from crossent.loading import load
+from crossent.report import Report
+from crossent.transforms import COMPILED, TRANSFORMS
+
+CASES = [
+    *(Case(dtype) for dtype in DTYPES),
+    *(Case("float32", reduction=reduction) for reduction in ("sum", "none")),
+    Case("float32", (3, 4, 2), weight="weighted"),
+    Case("float32", label_smoothing=0.1),
+    Case("float32", ignored="ignored_default"),
+    Case("float32", ignored="ignored_class"),
+    Case("float32", target="uint8"),
+    Case("float32", target="probabilities"),
+    Case("float32", (4,)),
+    Case("float32", (0, 4), reduction="sum"),
+    Case("float32", layout="transposed"),
+    Case("float32", (3, 4, 2), target_layout="target_transposed"),
+]
+# All but what makes graphs and code, which takes seconds.
+GRAPHS = [*COMPILED, *LARGE, *(check for check in TRANSFORMS if check.name in ("export", "trace", "trace_dynamic"))]
+ASKED = tuple(check for check in CHECKS.values() if check not in GRAPHS)
+
+
+def judged(loss, without=(), cases=(*CASES, *BAD_INPUTS), checks=ASKED):
+    (subject,) = load(loss, without=without)
+    report = Report({}, [SubjectReport("mine")])
+    for case in cases:
+        judge.run_case(case, [subject], report, checks=checks)
+    return report.subjects[0]
+
+
+def refusing(needs):
+    """Right, but for calls that need what it lacks."""
+
+    def loss(input, target, **options):
+        if needs(input, target, options):
+            raise NotImplementedError("not in this kernel")
+        return crossent.formula(input, target, **options)
+
+    return loss
+
+
+def any_of(dtype):
+    return lambda x, y, options: dtype in (
+        x.dtype, y.dtype, *(one.dtype for one in options.values() if isinstance(one, Tensor))
+    )  # fmt: skip
+
+
+def ignores(input, target, options):
+    if "ignore_index" in options:
+        return True
+    return not (target.is_floating_point() or target.is_complex()) and bool((target.long() == -100).any())
+
+
+def not_contiguous(input, target, options):
+    tensors = (input, target, *(one for one in options.values() if isinstance(one, Tensor)))
+    return not all(tensor.is_contiguous() for tensor in tensors)
+
+
+NEEDS = {
+    **{name: any_of(dtype) for name, dtype in DTYPES.items()},
+    **{
+        f"reduction_{name}": lambda x, y, options, name=name: options.get("reduction", "mean") == name
+        for name in ("none", "mean", "sum")
+    },
+    "weight": lambda x, y, options: options.get("weight") is not None,
+    "ignore_index": ignores,
+    "label_smoothing": lambda x, y, options: options.get("label_smoothing", 0) != 0,
+    "index_target": lambda x, y, options: not y.is_floating_point(),
+    "uint8_target": lambda x, y, options: y.dtype == torch.uint8,
+    "probability_target": lambda x, y, options: y.is_floating_point(),
+    "unbatched": lambda x, y, options: x.dim() < 2,
+    "spatial": lambda x, y, options: x.dim() > 2,
+    "empty": lambda x, y, options: x.numel() == 0,
+    "strided": not_contiguous,
+}
+
+
+@pytest.mark.parametrize("feature", NEEDS)
+def test_a_kernel_that_lacks_something_is_right_where_that_is_declared_and_wrong_where_not(feature):
+    lacking = refusing(NEEDS[feature])
+    undeclared = judged(lacking, cases=CASES, checks=ASKED[:1])
+    assert any(finding.check == "call" for finding in undeclared.findings)
+    # Under vmap a sample is a view of the batch, and what it looks at here is not known.
+    by_data = ("vmap", "meta", "func_grad") if feature in ("strided", "ignore_index") else ()
+    part = judged(lacking, {feature}, checks=tuple(check for check in ASKED if check.name not in by_data))
+    assert [str(finding) for finding in part.findings] == []
+    assert part.not_applicable[f"is declared without {feature}"] > 0
+    assert len(part.outcomes) + part.not_applicable.total() == len(CASES) + len(BAD_INPUTS)
+
+
+class Once(torch.autograd.Function):
+    """Differentiable once, by the logits alone, in the way of kernels: the gradient is kept from the call."""
+
+    @staticmethod
+    def forward(ctx, input, target, options):
+        with torch.enable_grad():
+            logits = input.detach().requires_grad_()
+            whole = crossent.formula(logits, target.detach(), **options)
+        ctx.pull = whole, logits
+        return whole.detach()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, upstream):
+        whole, logits = ctx.pull
+        return *torch.autograd.grad(whole, logits, upstream, retain_graph=True), None, None
+
+
+def forward_only(input, target, **options):
+    with torch.no_grad():
+        return crossent.formula(input, target, **options)
+
+
+def once(input, target, **options):
+    return Once.apply(input, target, options)
+
+
+def by_chance(input, target, **options):
+    if input.dtype != torch.float32:
+        return crossent.formula(input, target, **options)
+    off = 2.0**-25 * torch.randint(3, (), generator=RANDOM)  # now and then in the last place
+    loss = crossent.formula(input, target, **options)
+    return loss - (off * loss).detach()
+
+
+RANDOM = torch.Generator()
+
+
+def in_autocast(input, target, **options):
+    if (torch.ones(1, 1) @ torch.ones(1, 1)).dtype == torch.bfloat16:
+        raise NotImplementedError("not in this kernel")
+    return crossent.formula(input, target, **options)
+
+
+def careless(input, target, **options):
+    """Takes whatever comes."""
+    try:
+        return crossent.formula(input, target, **options)
+    except (RuntimeError, ValueError, IndexError, TypeError):
+        return input.new_zeros(())
+
+
+@pytest.mark.parametrize(
+    ("loss", "without"),
+    [
+        (forward_only, {"gradient"}),
+        (once, {"target_gradient", "double_backward", "forward_ad", "vmap", "compile"}),
+        (by_chance, {"repeatable", "vmap"}),
+        (in_autocast, {"autocast"}),
+        (careless, {"errors"}),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_kernel_that_cannot_do_something_is_right_where_that_is_declared(loss, without):
+    undeclared = judged(loss)
+    assert undeclared.findings
+    part = judged(loss, without)
+    assert [str(finding) for finding in part.findings] == []
+    reasons = {reason for reasons in part.not_run.values() for reason in reasons} | set(part.not_applicable)
+    assert {f"is declared without {name}" for name in without} <= reasons
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+def test_each_feature_takes_something_away(feature):
+    (subject,) = load(crossent.formula, without={feature})
+    cases = [*CASES, ROWS[1]]
+    taken = [case for case in cases if subject.not_applicable(case.build())]
+    asked = [
+        (name, case) for name in (*CHECKS, "errors") for case in cases[-3:] if subject.not_asked(name, case.build())
+    ]
+    assert taken or asked
+
+
+def test_the_checks_that_features_take_away_are_checks():
+    named = {name for feature in FEATURES.values() for name in feature.checks}
+    assert named <= {*CHECKS, "errors"}
+
+
+def test_a_case_of_which_nothing_is_asked_does_not_apply():
+    part = judged(crossent.formula, {"large"}, [ROWS[1]], LARGE)
+    assert part.outcomes == {}
+    assert part.not_applicable == {"is declared without large": 1}
+
+
+def test_without_holds_of_the_forms_and_torch_too():
+    report = crossent.check(
+        "formula", "torch", level="quick", dtypes=["float64"], without={"weight", "spatial", "errors"}
+    )
+    for part in report.subjects:
+        assert part.not_applicable["is declared without weight"] > 0
+        assert part.not_applicable["is declared without spatial"] > 0
+    assert report.ok
+
+
+@pytest.mark.parametrize("keyword", KEYWORDS)
+def test_a_keyword_that_the_signature_lacks_is_a_feature_that_the_subject_lacks(keyword):
+    known = {
+        "weight": "weight=None",
+        "ignore_index": "ignore_index=-100",
+        "reduction": "reduction='mean'",
+        "label_smoothing": "label_smoothing=0.0",
+    }
+    rest = ", ".join(default for name, default in known.items() if name != keyword)
+    passed = ", ".join(f"{name}={name}" for name in known if name != keyword)
+    space = {"formula": crossent.formula}
+    exec(f"def loss(x, y, {rest}): return formula(x, y, {passed})", space)
+    part = judged(space["loss"], ["probability_target", "errors"])
+    assert [str(finding) for finding in part.findings] == []
+    assert part.not_applicable[f"has no {keyword}"] > 0
+
+
+def test_an_unknown_feature_is_named_with_those_that_there_are():
+    with pytest.raises(
+        ValueError, match=r"without: got 'wieght'; did you mean weight\?; allowed are float16, .*, large$"
+    ):
+        require_features(["wieght", "vmap"])
+    assert require_features("vmap") == ("vmap",)

@@ -1,0 +1,315 @@
+"""Loading: what can be a subject, by name or as it is, and one clear line for what cannot."""
+
+import functools
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import crossent
+from crossent import cli, judge, loading
+from crossent.adapting import adapted
+from crossent.cases import Case
+from crossent.findings import SubjectReport
+from crossent.levels import CHECKS
+from crossent.loading import load
+from crossent.report import Report
+from crossent.subjects import BY_NAME, NAMED
+
+MINE = """
+import torch.nn.functional as F
+from neighbour import cross_entropy
+
+print("a lot\\n" * 10_000)
+
+
+def loss(logits, labels, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
+    return cross_entropy(logits, labels, weight, None, ignore_index, None, reduction, label_smoothing)
+
+
+class Kernels:
+    fused = loss
+    number = 3
+
+
+def __getattr__(name):
+    if name == "broken":
+        raise ZeroDivisionError("no such thing\\nat all")
+    raise AttributeError(name)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """With a file, its neighbour and a package; Python knows none of it before and none of it after."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "neighbour.py").write_text("from torch.nn.functional import cross_entropy\n")
+    (tmp_path / "mine.py").write_text(MINE)
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "__init__.py").write_text("")
+    (tmp_path / "package" / "inside.py").write_text("import torch\nLoss = torch.nn.CrossEntropyLoss\n")
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+def gives_torchs_loss(subject):
+    given = Case("float64").build()
+    return subject.loss(given.logits, given.target, **given.options).equal(F.cross_entropy(given.logits, given.target))
+
+
+@pytest.mark.parametrize(
+    ("description", "name"),
+    [
+        ("mine.py:loss", "loss"),
+        ("./mine.py:loss", "loss"),
+        ("mine.py:Kernels.fused", "fused"),
+        ("mine:loss", "loss"),
+        ("package.inside:Loss", "Loss"),
+        ("package/inside.py:Loss", "Loss"),
+        ("torch.nn:functional.cross_entropy", "cross_entropy"),
+    ],
+)
+def test_a_description_is_loaded_and_its_source_loads_it_from_anywhere(folder, capfd, monkeypatch, description, name):
+    (subject,) = load(description)
+    assert subject.name == name
+    assert gives_torchs_loss(subject)
+    assert capfd.readouterr() == ("", "")  # stdout is the report's
+    monkeypatch.chdir("/") if ".py:" in description else None
+    (again,) = load(subject.source)
+    assert again.source == subject.source
+    assert gives_torchs_loss(again)
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_name_is_loaded_by_its_source(name):
+    for subject in load(name):
+        assert BY_NAME[subject.source] is BY_NAME[subject.name]
+        assert [one.name for one in load(subject.source)][-1] in (subject.name, "torch_nll")
+
+
+def test_a_loss_of_a_file_can_be_sent_to_another_process(folder):
+    (subject,) = load("mine.py:loss")
+    assert pickle.loads(pickle.dumps(subject.loss)) is subject.loss
+
+
+@pytest.mark.parametrize("name", ["random", "torch", "my-kernel", "json", "two.dots"])
+def test_a_file_hides_no_module_of_its_name(folder, name):
+    (folder / f"{name}.py").write_text(MINE)
+    before = sys.modules.get(name)
+    (subject,) = load(f"{name}.py:loss")
+    assert gives_torchs_loss(subject)
+    assert sys.modules.get(name) is before
+
+
+def test_a_file_is_loaded_once(folder):
+    assert load("mine.py:loss")[0].loss is load("mine.py:Kernels.fused")[0].loss
+
+
+BROKEN = {
+    "syntax": ("def loss(:\n", "syntax.py, line 1: SyntaxError: invalid syntax"),
+    "imports": ("\nimport no_such_thing\n", "imports.py, line 2, raises ModuleNotFoundError: No module named"),
+    "raises": ("x = 1\n\ndef f():\n    1 / 0\nf()\n", "raises.py, line 4, raises ZeroDivisionError: division by zero"),
+    "exits": (
+        "import sys\nprint('much\\n' * 1000)\nsys.exit(3)\n",
+        "exits.py, line 3, exits with 3 while it is loaded",
+    ),
+    "quits": ("raise SystemExit\n", "quits.py, line 1, exits with None while it is loaded"),
+    "worse": ("raise BaseException('a\\nb')\n", "worse.py, line 1, raises BaseException: a"),
+    "binary": (b"\x00\xff\x00", "SyntaxError: "),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+@pytest.mark.parametrize("form", ["{}.py:loss", "{}:loss"])
+def test_a_file_that_does_not_load_is_one_line_and_leaves_nothing(folder, capsys, name, form):
+    content, said = BROKEN[name]
+    (folder / f"{name}.py").write_bytes(content if isinstance(content, bytes) else content.encode())
+    modules, path = set(sys.modules), list(sys.path)
+    assert cli.main(["check", form.format(name)]) == cli.WRONG_USE
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"crossent: subject: got '{form.format(name)}'; ")
+    assert said in err
+    assert err.count("\n") == 1
+    assert set(sys.modules) == modules
+    assert sys.path == path
+
+
+@pytest.mark.parametrize(
+    ("description", "said"),
+    [
+        ("missing.py:loss", "there is no such file"),
+        (".:loss", "'.' is no module's name, nor a file's; allowed are formula,"),
+        ("a b:loss", "'a b' is no module's name, nor a file's; allowed are formula,"),
+        ("./:loss", "it is a folder"),
+        ("package/:loss", "it is a folder"),
+        ("./notes.txt:loss", "it is no .py file"),
+        ("mine.py", "which name in it? As in mine.py:NAME"),
+        ("mine.py:", "which name in it? As in mine.py:NAME"),
+        ("mine.py:los", "mine.py has no 'los'; did you mean loss?"),
+        ("mine.py:xyz", "mine.py has no 'xyz'; it has Kernels, cross_entropy, loss"),
+        ("mine.py:Kernels.fusd", "mine.py.Kernels has no 'fusd'; did you mean fused?"),
+        ("mine.py:Kernels..fused", "mine.py.Kernels has no ''"),
+        ("mine.py:broken", "'broken' of mine.py raises ZeroDivisionError: no such thing"),
+        ("mine.py:Kernels.number", "that is int; allowed are a callable with the signature of F.cross_entropy, and"),
+        ("mine.py:F", "that is module; allowed are"),
+        ("mine.py:Kernels", "that is the class Kernels, whose instances cannot be called"),
+        ("no.such.module:loss", "there is no module 'no'"),
+        ("package.outside:loss", "there is no module 'package.outside'"),
+        (":loss", "allowed are formula, log_softmax_nll, one_hot, scalar, torch, package.module:NAME and"),
+        ("", "allowed are formula, "),
+        ("formulae", "did you mean formula? allowed are formula, "),
+        ("formula+compiled", "did you mean formula? allowed are"),
+        ("scalar+compile", "scalar is made of Python's numbers, and is not compiled"),
+        ("mine.py:los+compile", "mine.py has no 'los'; did you mean loss?"),
+    ],
+)
+def test_what_cannot_be_had_is_one_line_with_what_came_and_what_is_allowed(folder, capsys, description, said):
+    (folder / "notes.txt").write_text("")
+    assert cli.main(["check", description]) == cli.WRONG_USE
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"crossent: subject: got {description!r}; ")
+    assert said in err
+    assert err.count("\n") == 1
+
+
+class Fixed(torch.nn.Module):
+    def forward(self, input, target):
+        return F.cross_entropy(input, target)
+
+
+class Callable:
+    def __init__(self, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
+        self.options = {"weight": weight, "ignore_index": ignore_index, "reduction": reduction}
+
+    def __call__(self, input, target):
+        return F.cross_entropy(input, target, **self.options)
+
+
+class Smaller(torch.nn.Module):
+    def __init__(self, weight=None, reduction="mean"):
+        super().__init__()
+        self.loss = torch.nn.CrossEntropyLoss(weight, reduction=reduction)
+
+    def forward(self, logits, labels):
+        return self.loss(logits, labels)
+
+
+def makes(reduction="mean"):
+    return torch.nn.CrossEntropyLoss(reduction=reduction)
+
+
+def only_positional(x, y, weight=None, /, *, reduction="mean"):
+    return F.cross_entropy(x, y, weight, reduction=reduction)
+
+
+OPTIONS = ["ignore_index", "label_smoothing", "reduction_none", "reduction_sum", "weight"]
+
+
+@pytest.mark.parametrize(
+    ("given", "lacks"),
+    [
+        (F.cross_entropy, []),
+        (torch.nn.CrossEntropyLoss, []),
+        (functools.partial(torch.nn.CrossEntropyLoss), []),
+        (lambda **options: torch.nn.CrossEntropyLoss(**options), []),
+        (lambda *arguments, **options: F.cross_entropy(*arguments, **options), []),
+        (lambda x, y, **options: F.cross_entropy(x, y, **options), []),
+        (lambda x, y: F.cross_entropy(x, y), OPTIONS),
+        (lambda x, y, other=3: F.cross_entropy(x, y), OPTIONS),
+        (makes, [name for name in OPTIONS if "reduction" not in name]),
+        (Callable, []),
+        (Smaller, ["ignore_index", "label_smoothing"]),
+        (only_positional, ["ignore_index", "label_smoothing", "weight"]),
+        (torch._C._nn.cross_entropy_loss, []),  # written in C++, without a signature
+    ],
+)
+def test_a_callable_or_a_class_is_called_with_the_options_that_it_has(given, lacks):
+    subject = adapted(given)
+    assert sorted(subject.lacks) == lacks
+    assert set(subject.lacks.values()) <= {
+        f"has no {name}" for name in ("weight", "ignore_index", "reduction", "label_smoothing")
+    }
+    if given is not torch._C._nn.cross_entropy_loss:
+        assert gives_torchs_loss(subject)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (3, "subject: got int; allowed are a callable"),
+        (None, "subject: got NoneType; allowed are a callable"),
+        (Fixed(), "subject: got an instance of Fixed, whose options are fixed; allowed is the class itself"),
+        (object, "subject: got the class object, whose instances cannot be called"),
+        (lambda: None, "which takes no input and target"),
+        (lambda x: x, "which takes no input and target"),
+        (lambda x, y, z: x, "which needs 'z' as well"),
+        (lambda x, y, *, scale: x, "which needs 'scale' as well"),
+        (torch.nn.Linear, "Linear, which needs 'in_features' as well"),
+    ],
+)
+def test_what_is_not_called_as_a_cross_entropy_is_refused_in_one_line(given, said):
+    with pytest.raises(TypeError) as caught:
+        load(given)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_grade_is_what_halves_must_reach_and_only_of_what_is_somebodys():
+    def stored(input, target, **options):
+        return -torch.log_softmax(input, 1).gather(1, target[:, None]).mean()
+
+    assert load(stored)[0].grade("bfloat16") == "A"
+    mine = load(stored, grade="B")[0]
+    assert [mine.grade(dtype) for dtype in ("float16", "bfloat16", "float32")] == ["B", "B", "A"]
+    assert load("formula", grade="B")[0].grade("float16") == "A"
+    with pytest.raises(ValueError, match="grade: got 'C'; allowed are A and B"):
+        load(stored, grade="C")
+
+
+def test_a_compiled_subject_is_compiled_for_every_call(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        loading, "_code", lambda loss: lambda *args, **options: seen.append(loss) or loss(*args, **options)
+    )
+    subjects = load("torch+compile")
+    assert [subject.name for subject in subjects] == ["torch+compile"]
+    assert all(gives_torchs_loss(subject) for subject in subjects)
+    assert len(seen) == 1
+    assert subjects[0].plain == "is compiled itself"
+    assert subjects[0].not_asked("double_backward", Case("float32").build())
+    assert load("formula+compile", device="cuda:0")[0].promise == "fast_kernel"
+
+
+def test_a_compiled_subject_is_right(folder):
+    if reason := loading.compilers.unusable("inductor", "cpu"):
+        pytest.skip(reason)
+    (folder / "formula.py").write_text("import crossent\nmine = crossent.formula\n")
+    (subject,) = load("formula.py:mine+compile")
+    cases = [Case("float32"), Case("float64", (3, 4, 2), reduction="sum", weight="weighted")]
+    report = Report({}, [SubjectReport(subject.name)])
+    for case in cases:
+        judge.run_case(case, [subject], report, checks=tuple(CHECKS[name] for name in ("call", "loss", "gradient")))
+    (part,) = report.subjects
+    assert set(part.outcomes) == {case.id for case in cases}
+    assert part.findings == []
+
+
+def test_a_command_finds_a_module_in_the_folder_where_it_runs(folder):
+    code = "import sys; sys.path.remove(''); from crossent.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "check", "package.inside:Loss", "--level", "quick", "--dtype", "float64"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+    assert "Loss: " in done.stdout, done.stderr
+
+
+def test_of_two_subjects_of_one_name_one_gets_a_number(folder):
+    report = crossent.check("mine.py:loss", "mine.py:Kernels.fused", "mine:loss", level="quick", dtypes="float64")
+    assert [part.name for part in report.subjects] == ["loss", "fused", "loss#2"]

@@ -1,0 +1,117 @@
+"""A user's list of expected findings: what it describes is shown and no failure, and it cannot be wrong silently."""
+
+import pytest
+
+import crossent
+from crossent import cli
+
+TABLE = """
+[[finding]]
+subject = "off*"
+checks = ["loss", "sign"]
+kind = "wrong"
+cases = ["*"]
+reason = "a percent too much"
+"""
+
+
+def off_by_a_percent(input, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
+    loss = crossent.formula(input, target, weight, ignore_index, reduction, label_smoothing)
+    return loss + 0.01 * loss.detach()
+
+
+def torch_like(input, target, **options):
+    return crossent.formula(input, target, **options) * 1.01
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    few = [crossent.runner.Case("float64"), crossent.runner.Case("float64", reduction="sum")]
+    monkeypatch.setattr("crossent.levels.bugs", lambda: ())
+    monkeypatch.setattr("crossent.levels.edges", lambda *_: ())
+    monkeypatch.setattr("crossent.levels.grid", lambda *_: few)
+
+    def check(text, *subjects, **options):
+        (tmp_path / "known.toml").write_text(text)
+        arguments = {"level": "quick", "dtypes": ["float64"], "expected_findings": tmp_path / "known.toml"}
+        return crossent.check(*subjects, **{**arguments, **options})
+
+    return check
+
+
+def test_a_finding_that_a_pattern_describes_is_expected(run):
+    report = run(TABLE, off_by_a_percent)
+    (part,) = report.subjects
+    assert {finding.expected for finding in part.findings} == {"a percent too much"}
+    assert report.ok
+    assert "expected, 2 findings: a percent too much" in str(report)
+
+
+def test_a_finding_is_described_by_its_id_alone(run):
+    (_, one) = run("", off_by_a_percent).findings
+    report = run(f'[[finding]]\nid = "{one.id}"\nreason = "known"', off_by_a_percent)
+    assert [finding.expected for finding in report.subjects[0].findings] == [None, "known"]
+    assert not report.ok
+
+
+def test_what_no_longer_happens_is_reported(run):
+    report = run(TABLE.replace("off*", "*"), "formula")
+    assert report.mended == ["a percent too much"]
+    assert "no longer happens: a percent too much" in str(report)
+
+
+def test_what_is_known_of_another_torch_says_nothing_here(run):
+    for line in ('torch = "<1"', 'device = "cuda*"'):
+        report = run(TABLE.replace('"off*"', '"nobody"') + line, off_by_a_percent)
+        assert len(report.findings) == 2
+        assert report.mended == []
+
+
+def test_what_is_known_of_torch_is_known_of_nobody_else(run, monkeypatch):
+    entry = crossent.runner.lists.ExpectedFinding("torch*", ("loss",), "wrong", ("*",), "known of torch")
+    monkeypatch.setattr("crossent.expected_findings.shipped", lambda: [entry])
+    (part,) = run("", torch_like).subjects
+    assert part.findings
+    assert {finding.expected for finding in part.findings} == {None}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (TABLE.replace("off*", "of"), "finding 'a percent too much': no subject is 'of'; here are off_by_a_percent"),
+        (
+            TABLE.replace('"loss"', '"lost"'),
+            "finding 'a percent too much': no check is 'lost'; allowed are call, result,",
+        ),
+        (TABLE.replace('["*"]', '["float63*"]'), "no case is 'float63*'; `crossent list cases` has them"),
+        (TABLE.replace("kind", "sort"), "finding 1: got 'sort'; allowed are subject, checks,"),
+        ("[[finding]]\nid = 'a:b'\nreason = 'c'", "finding 1: id: got 'a:b'; allowed is SUBJECT:CHECK:CASE"),
+        ("[[finding]]\nid = 3\nreason = 'c'", "finding 1: id: got 3; allowed is SUBJECT:CHECK:CASE"),
+        ("[[finding]]\nid = 'a:loss:c'", "finding 1: reason is missing"),
+        (
+            "[[finding]]\nid = 'a:loss:c'\ncases = ['x']\nreason = 'c'",
+            "id says which finding it is; cases is for a pattern",
+        ),
+        ("[[finding]", "known.toml: Expected"),
+    ],
+)
+def test_a_list_that_is_wrong_is_one_line_before_the_run(run, tmp_path, monkeypatch, text, said):
+    monkeypatch.setattr("crossent.runner._run", None)  # nothing is run
+    with pytest.raises(ValueError, match=r"^expected findings: ") as caught:
+        run(text, off_by_a_percent)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_entry_may_be_about_cases_of_another_dtype(run):
+    assert run(TABLE.replace('["*"]', '["class_negative"]'), off_by_a_percent).findings  # which is float32
+
+
+@pytest.mark.parametrize("name", ["missing.toml", "."])
+def test_a_list_that_cannot_be_read_is_wrong_use(tmp_path, capsys, name):
+    path = str(tmp_path / name)
+    assert cli.main(["check", "formula", "--expected-findings", path]) == cli.WRONG_USE
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"crossent: expected findings: {path}: ")
+    assert err.count("\n") == 1

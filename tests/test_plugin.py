@@ -1,0 +1,170 @@
+"""The plugin, in a folder that knows nothing of this repository: options, ids, summary and exit status."""
+
+import json
+import re
+
+import pytest
+
+from crossent.asked import Choices  # before a run in this process, which forgets what it imports
+
+TESTS = """
+import crossent
+
+def doubled(input, target, weight=None, ignore_index=-100, reduction="mean"):
+    return crossent.formula(input, target, weight, ignore_index, reduction) * 2
+
+@crossent.parametrize(crossent.formula, dtypes=["float64"], without={"double_backward"})
+def test_right(check):
+    check()
+
+@crossent.parametrize(doubled, dtypes=["float64"])
+def test_wrong(check):
+    check()
+"""
+KNOWN = """
+[[finding]]
+subject = "doubled"
+checks = ["loss", "gradient"]
+kind = "wrong"
+cases = ["*"]
+reason = "known to be doubled"
+"""
+
+
+@pytest.fixture
+def run(pytester, monkeypatch):
+    """pytest in a process and a folder of its own, with the plugin and without this repository's configuration."""
+    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    pytester.makepyfile(TESTS)
+
+    def run(*arguments, here=False):
+        start = pytester.runpytest_inprocess if here else pytester.runpytest_subprocess
+        return start("-p", "crossent.plugin", "-p", "no:cacheprovider", *arguments)
+
+    return run
+
+
+def test_a_test_is_a_check_on_a_case_and_a_finding_is_shown_in_full(run):
+    result = run("-k", "wrong and 7x5-normal-int64 and (gradient or loss)", "-rf")
+    out = result.stdout.str()
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert re.search(r"^FAILED \S+::test_wrong\[loss\[\S*float64-7x5-normal-int64-\S*\]\]", out, re.M)
+    assert "test_right[" not in out
+    for said in ("Greatest absolute difference", "got  ", "exact  ", "repeat  crossent repro doubled:loss:"):
+        assert said in out
+    assert "crossent/asked.py" not in out  # where the check was called is enough
+    assert re.search(r"^crossent: torch \S+, device cpu, seed 0, level QUICK", out, re.M)
+    assert "THIS WAS A QUICK RUN" in out
+
+
+def test_workers_run_the_same_tests_and_one_report_is_written(run, pytester):
+    ids, counts = [], []
+    for more in (["-n", "0"], ["-n", "2"]):
+        result = run("-k", "large_offset or 7x5-normal", "--crossent-json", "report.json", "-v", *more)
+        report = json.loads((pytester.path / "report.json").read_text())
+        counts.append([(part["name"], part["counts"], sorted(part["cases"])) for part in report["subjects"]])
+        ids.append(set(re.findall(r"test_\w+\[\S+\]\]", result.stdout.str())))
+    assert ids[0] == ids[1] != set()
+    assert sorted(counts[0], key=str) == sorted(counts[1], key=str)
+
+
+def test_what_is_expected_fails_as_expected(run, pytester):
+    (pytester.path / "known.toml").write_text(KNOWN)
+    result = run(
+        "-k",
+        "wrong and (loss or gradient) and 7x5-normal-int64",
+        "--crossent-expected-findings",
+        "known.toml",
+        "-rx",
+    )
+    assert result.ret == pytest.ExitCode.OK
+    assert "known to be doubled" in result.stdout.str()
+    assert result.parseoutcomes()["xfailed"] > 0
+
+
+def test_a_test_is_quick_unless_more_is_asked():
+    assert Choices().level == "quick"
+
+
+def test_the_command_line_comes_before_the_decorator(run):
+    chosen = ["--crossent-dtype", "float16", "--crossent-seed", "7", "--crossent-without", "gradient"]
+    result = run("--collect-only", "-q", *chosen, here=True)
+    ids = re.findall(r"^\S+::test_right\[(.*)\]$", result.stdout.str(), re.M)
+    assert ids
+    assert all("float16" in one and "seed7" in one for one in ids if not one.startswith("errors"))
+
+
+def test_a_subject_of_the_command_line_needs_no_file(run, pytester):
+    pytester.mkdir("empty")
+    result = run("empty", "--crossent-subject", "formula", "--crossent-dtype", "float64", "-k", "gradient and 7x5")
+    assert result.ret == pytest.ExitCode.OK
+    assert re.search(r"collected \d+ items / \d+ deselected / \d+ selected", result.stdout.str())
+    assert re.search(r"^formula: cases \d+ ran, 0 failed", result.stdout.str(), re.M)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--crossent-subject", "formulae"], "subject: got 'formulae'; did you mean formula?"),
+        (["--crossent-subject", "formula", "--crossent-level", "fast"], "level: got 'fast'; allowed are quick, normal"),
+        (["--crossent-subject", "formula", "--crossent-dtype", "float8"], "dtypes: got 'float8'; allowed are float16"),
+        (["--crossent-subject", "formula", "--crossent-without", "wings"], "without: got 'wings'; allowed are float16"),
+        (["--crossent-subject", "formula", "--crossent-device", "toaster"], "device: got 'toaster'; allowed are cpu"),
+        (["--crossent-subject", "formula", "--crossent-seed", "-1"], "seed: got -1; allowed is 0 or more"),
+        (["--crossent-subject", "formula", "--crossent-expected-findings", "no.toml"], "expected findings: no.toml: "),
+    ],
+)
+def test_wrong_use_is_one_line(run, arguments, said):
+    result = run(*arguments, here=True)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert f"ERROR: crossent: {said}" in result.stderr.str()
+    assert "Traceback" not in result.stderr.str()
+
+
+def test_a_green_run_in_which_nothing_ran_has_failed(run, pytester):
+    pytester.makepyfile(
+        test_skipped="""
+        import crossent
+
+        @crossent.parametrize(crossent.formula, dtypes=["float16"], without=["float16", "float32"])
+        def test_nothing(check):
+            check()
+        """
+    )
+    result = run("test_skipped.py", "-k", "7x5")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert "ERROR: 0 checks ran; 1 or more must (--crossent-min-checks)" in result.stdout.str()
+    assert run("test_skipped.py", "-k", "7x5", "--crossent-min-checks", "0").ret == pytest.ExitCode.OK
+    assert (
+        run("-k", "right and loss and 7x5-normal", "--crossent-min-checks", "100000").ret
+        == pytest.ExitCode.TESTS_FAILED
+    )
+
+
+def test_a_project_without_such_tests_hears_nothing_and_imports_no_torch(run, pytester):
+    pytester.makepyfile(test_other="import sys\n\ndef test_other():\n    assert 'torch' not in sys.modules\n")
+    result = run("test_other.py")
+    assert result.ret == pytest.ExitCode.OK
+    assert "crossent:" not in result.stdout.str()
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (
+            "@crossent.parametrize('formulae')\ndef test_it(check): check()",
+            "crossent.parametrize: subject: got 'formulae'",
+        ),
+        ("@crossent.parametrize(crossent.formula)\ndef test_it(): pass", "the test takes no argument `check`"),
+        (
+            "@crossent.parametrize(crossent.formula, levle='quick')\ndef test_it(check): check()",
+            "got 'levle'; allowed are",
+        ),
+    ],
+)
+def test_a_decorator_that_is_wrong_is_an_error_of_collection(run, pytester, code, said):
+    pytester.makepyfile(test_bad=f"import crossent\n\n{code}\n")
+    result = run("test_bad.py", here=True)
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    assert said in result.stdout.str()
