@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
+from typing import Any
 
 import click
 from rich.console import Console, RenderableType
@@ -26,6 +27,7 @@ from crossent.findings import printable
 from crossent.levels import CHECKS, LEVELS, plan
 from crossent.refusals import ERRORS
 from crossent.repro import repeated, script
+from crossent.runner import Interrupted
 from crossent.runner import check as run_check
 from crossent.subjects import NAMED
 
@@ -34,6 +36,16 @@ LISTS = ("subjects", "checks", "cases", "features", "bugs")
 SEED = click.IntRange(0, 2**32 - 1)
 # Two of them by the shell's habit: 128 and the number of the signal, SIGINT and SIGPIPE.
 HELD, FINDINGS, WRONG_USE, NOTHING_RAN, INTERRUPTED, NOT_WRITTEN = 0, 1, 2, 3, 130, 141
+
+
+class Seed(click.ParamType):  # type: ignore[type-arg]  # which click 8.1 does not have
+    """A seed, or the word for one that nobody knows."""
+
+    name = "integer or random"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> int | str:
+        """The number, or the word."""
+        return value if value == "random" else SEED.convert(value, parameter, context)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -107,7 +119,12 @@ def crossent(context: click.Context) -> int:
     show_default=True,
     help="How much is asked: seconds, a minute, or what takes long.",
 )
-@click.option("--seed", type=SEED, default=0, show_default=True, help="Other numbers for the same options.")
+@click.option(
+    "--seed",
+    type=Seed(),
+    help="Other numbers for the same options; random is a seed that nobody knows before the end."
+    "  [default: random for your own, else 0]",
+)
 @click.option(
     "--without",
     metavar="FEATURE ...",
@@ -143,7 +160,7 @@ def check(
     device: str,
     dtypes: tuple[str, ...],
     level: str,
-    seed: int,
+    seed: int | str | None,
     without: tuple[str, ...],
     grade: str,
     expected_findings: str | None,
@@ -160,7 +177,9 @@ def check(
     path/to/file.py:NAME, of a callable with the signature of F.cross_entropy, or of a class with the constructor of
     nn.CrossEntropyLoss. With +compile behind it, it is what torch.compile makes of it.
 
-    Exit status: 0 all held, 1 findings, 2 wrong use, 3 nothing ran.
+    Your own lives in processes of its own, which see inputs and no answers.
+
+    Exit status: 0 all held, 1 findings, 2 wrong use, 3 nothing ran, 130 interrupted.
     """
     files = {option: path for option, path in (("--json", json_file), ("--html", html_file)) if path is not None}
     for option, path in files.items():
@@ -169,21 +188,28 @@ def check(
         raise click.BadParameter(f"got {path!r}, which is the file of --json too", param_hint="--html")
     # `--without weight vmap`: what comes behind the first is no subject, which no feature's name is.
     more = [name for name in subjects if without and name in FEATURES]
+    if seed is None:
+        seed = 0 if all(name in NAMED for name in subjects) else "random"
+    status = None
     with _one_line():
         chosen = dtypes or tuple(DTYPES)
-        report = run_check(
-            *(name for name in subjects if name not in more),
-            device=device,
-            dtypes=chosen,
-            level=level,
-            seed=seed,
-            without=[*without, *more],
-            grade=grade,
-            expected_findings=expected_findings,
-            jobs=jobs or _cores(),
-            timeout=timeout,
-            progress=_progress,
-        )
+        try:
+            report = run_check(
+                *(name for name in subjects if name not in more),
+                device=device,
+                dtypes=chosen,
+                level=level,
+                seed=seed,
+                without=[*without, *more],
+                grade=grade,
+                expected_findings=expected_findings,
+                jobs=jobs or _cores(),
+                timeout=timeout,
+                progress=_progress,
+            )
+        except Interrupted as interrupt:
+            click.echo("crossent: interrupted", err=True)
+            report, status = interrupt.report, INTERRUPTED
     Output().show(report.render())
     write = {"--json": report.write_json, "--html": report.write_html}
     failed = False
@@ -195,6 +221,8 @@ def check(
             failed = True
     if failed:
         return NOT_WRITTEN
+    if status is not None:
+        return status
     if not report.ran:
         return NOTHING_RAN
     return HELD if report.ok else FINDINGS

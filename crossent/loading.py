@@ -235,7 +235,7 @@ def _compiled(subject: Subject, device: str) -> Subject:
         subject,
         name=f"{subject.name}{COMPILED}",
         loss=partial(_call_compiled, subject.loss),
-        not_applicable=partial(_unless_compiled, subject.not_applicable),
+        not_applicable=partial(unless_compiled, subject.not_applicable),
         plain="is compiled itself",
         # The code that is made for it is Triton's.
         promise="fast_kernel" if device.startswith("cuda") else subject.promise,
@@ -243,7 +243,8 @@ def _compiled(subject: Subject, device: str) -> Subject:
     ).lacking(_OF_COMPILED)
 
 
-def _unless_compiled(own: Callable[[Inputs], str | None], inputs: Inputs) -> str | None:
+def unless_compiled(own: Callable[[Inputs], str | None], inputs: Inputs) -> str | None:
+    """Why compiled code does not apply to inputs: for a reason of its own, or since torch compiles none."""
     return own(inputs) or compilers.unusable(compilers.CODE, inputs.logits.device.type) or None
 
 

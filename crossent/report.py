@@ -30,6 +30,7 @@ class Report:
         mended: expected findings whose cases ran and did not fail: each a line for the list that can go.
         triples: how many different sets of three choices stand together in the cases.
         left_out: the checks that the level does not ask.
+        planned: how many cases there would have been, of a run that was interrupted.
     """
 
     environment: dict[str, str]
@@ -39,6 +40,7 @@ class Report:
     mended: list[str] = field(default_factory=list)
     triples: int = 0
     left_out: Sequence[str] = ()
+    planned: int | None = None
 
     @property
     def ran(self) -> int:
@@ -69,12 +71,15 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether something ran, nothing unexpected was found, and none of it was without evidence."""
-        return self.ran > 0 and not self.findings and not any(subject.without_evidence for subject in self.subjects)
+        """Whether all of something ran, nothing unexpected was found, and none of it was without evidence."""
+        evident = self.ran > 0 and self.planned is None
+        return evident and not self.findings and not any(subject.without_evidence for subject in self.subjects)
 
     @property
     def summary(self) -> str:
         """The run in one line."""
+        if self.planned is not None:
+            return f"INTERRUPTED after {self.cases} of {self.planned} cases, with {len(self.findings)} findings"
         if not self.ran:
             return "nothing ran"
         if self.findings:
@@ -109,6 +114,7 @@ class Report:
 
     def _fine_print(self) -> Iterator[str]:
         """What the run looked at, and what it says nothing about."""
+        yield f"level {self.level}, seed {self.seed}"
         yield f"{self.cases} cases, in which {self.triples} sets of three choices meet; {self.elements} numbers judged"
         if self.level == "quick":
             yield "THIS WAS A QUICK RUN: of the choices, every two meet, and not every three; --level normal asks more"
@@ -141,6 +147,7 @@ class Report:
             "coverage": {"cases": self.cases, "triples": self.triples, "elements": self.elements},
             "left_out": list(self.left_out),
             "seed": self.seed,
+            "interrupted": self.planned is not None,
             "environment": self.environment,
             "subjects": [subject_json(subject) for subject in self.subjects],
             "mended": self.mended,

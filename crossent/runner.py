@@ -22,6 +22,7 @@ import torch
 from crossent import expected_findings as lists
 from crossent.actors import Actor, Nursery, NurseryError
 from crossent.acts import Host
+from crossent.apart import Elsewhere, load_apart
 from crossent.axes import DTYPES
 from crossent.bad_inputs import BadInput
 from crossent.cases import Case
@@ -33,6 +34,7 @@ from crossent.levels import CHECKS, LEVELS, Checks, plan
 from crossent.loading import COMPILED as BY_COMPILER
 from crossent.loading import load
 from crossent.report import Report
+from crossent.results import Loss
 from crossent.subjects import BY_NAME, NAMED, Subject
 from crossent.transforms import COMPILED, TRANSFORMS
 from crossent.workers import Ended, can_fork, workers
@@ -46,7 +48,7 @@ def check(
     device: str = "cpu",
     dtypes: str | Iterable[str] = tuple(DTYPES),
     level: str = "normal",
-    seed: int = 0,
+    seed: int | str = 0,
     without: str | Iterable[str] = (),
     grade: str = "A",
     expected_findings: str | os.PathLike[str] | None = None,
@@ -63,7 +65,7 @@ def check(
         device: where the tensors are put, "cpu" or "cuda:0".
         dtypes: of the logits.
         level: how much of all that can be asked: "quick", "normal" or "thorough".
-        seed: another seed makes other numbers for the same options.
+        seed: another seed makes other numbers for the same options; "random" is one that nobody knows before.
         without: features that the subjects do without, as `crossent list features` names them.
         grade: what a callable must reach in half precision: "A", float32 inside and one rounding, or "B", the
             precision of the dtype inside.
@@ -91,24 +93,52 @@ def check(
         raise ValueError(f"dtypes: got {unknown[0]!r}; allowed are {', '.join(DTYPES)}")
     if level not in LEVELS:
         raise ValueError(f"level: got {level!r}; allowed are {', '.join(LEVELS)}")
+    if isinstance(seed, str):
+        if seed != "random":
+            raise ValueError(f"seed: got {seed!r}; allowed are 0 or more, and random")
+        seed = SystemRandom().randrange(2**32)
     if seed < 0:
-        raise ValueError(f"seed: got {seed}; allowed is 0 or more")
+        raise ValueError(f"seed: got {seed}; allowed are 0 or more, and random")
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs: got {jobs}; allowed is 1 or more")
     if not timeout > 0:
         raise ValueError(f"timeout: got {timeout}; allowed is more than 0 seconds")
     named = dict.fromkeys(subjects) or NAMED
     require_device(device)
-    each = (load(one, without=without, grade=grade, device=device) for one in named)
+    shared = jobs is not None and device == "cpu" and can_fork()
+    without = list(without)
+    each = (
+        load_apart(one, timeout, without=without, grade=grade)
+        if shared and isinstance(one, str) and one.removesuffix(BY_COMPILER) not in {**NAMED, **BY_NAME}
+        else load(one, without=without, grade=grade, device=device)
+        for one in named
+    )
     loaded = _of_names_of_their_own(itertools.chain.from_iterable(each))
     planned = plan(level, tuple(chosen), seed)
     known = known_findings(expected_findings, loaded, device, seed)
     parts = [SubjectReport(subject.name, order=(*CHECKS, "errors")) for subject in loaded]
     report = Report(environment(device), parts, level=level, seed=seed)
-    if jobs is not None and device == "cpu" and can_fork():
-        _share(planned, loaded, report, jobs, timeout, progress)
-    else:
-        _run(planned, loaded, report, device, progress)
+    try:
+        if jobs is not None and shared:
+            _share(planned, loaded, report, jobs, timeout, progress)
+        else:
+            _run(planned, loaded, report, device, progress)
+    except KeyboardInterrupt:
+        report.planned = len(planned)
+        raise Interrupted(_finished(report, loaded, planned, known)) from None
+    return _finished(report, loaded, planned, known)
+
+
+class Interrupted(KeyboardInterrupt):  # as the interrupt that it is
+    """A run was interrupted; `report` has what had been done."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__("interrupted")
+        self.report = report
+
+
+def _finished(report: Report, loaded: Sequence[Subject], planned: Plan, known: tuple[Known, Known]) -> Report:
+    """The report with what is said of all of it."""
     for subject, part in zip(loaded, report.subjects, strict=True):
         if not _is_named(subject):
             part.findings = [replace(finding, named=False) for finding in part.findings]
@@ -165,6 +195,11 @@ def mark(report: Report, known: tuple[Known, Known], own: Collection[str]) -> No
 def _is_named(subject: Subject) -> bool:
     """Whether it is one that its name stands for, with or without some features."""
     return subject.source == subject.name and subject.name in BY_NAME
+
+
+def _loss_of(subject: Subject) -> Loss:
+    """A subject's loss in this process."""
+    return subject.loss.here() if isinstance(subject.loss, Elsewhere) else subject.loss
 
 
 def _of_names_of_their_own(subjects: Iterable[Subject]) -> list[Subject]:
@@ -225,7 +260,7 @@ def _share(
     def work(part: Part) -> Report:
         if not actors:  # before anything is judged
             with ambient():  # which the actors are in from then on
-                nursery = Nursery([partial(getattr, subject, "loss") for subject in loaded], most)
+                nursery = Nursery([partial(_loss_of, subject) for subject in loaded], most)
             actors.extend(Actor(nursery, at, seconds) for at in range(len(loaded)))
         made = Report(report.environment, [SubjectReport(loaded[subject].name) for subject in part.subjects])
         of = {cases[at]: planned[cases[at]] for at in part.cases}
@@ -241,24 +276,26 @@ def _share(
     if apart:
         SystemRandom().shuffle(order)
     count, every = min(jobs * PARTS, len(cases)), range(len(loaded))
-    with workers(work, jobs) as pool:
-        parts = [Part(order[at::count], every, apart) for at in range(count)]
-        futures = [(part, pool.submit(part, None if apart else seconds)) for part in parts]
-        again: list[Part] = []
-        for part, future in progress(futures):
-            made = pool.made(future)
-            if isinstance(made, Ended):
-                again += [Part([case], [subject], True) for case in part.cases for subject in part.subjects]
-            else:
-                report.merge(made, part.subjects)
-        for part, future in [(part, pool.submit(part)) for part in again]:
-            made = pool.made(future)
-            if isinstance(made, Ended):
-                (case,), (subject,) = part.cases, part.subjects
-                end_case(cases[case], report.subjects[subject], made.kind, made.message)
-            else:
-                report.merge(made, part.subjects)
-    report.sort([case.id for case in cases])
+    try:
+        with workers(work, jobs) as pool:
+            parts = [Part(order[at::count], every, apart) for at in range(count)]
+            futures = [(part, pool.submit(part, None if apart else seconds)) for part in parts]
+            again: list[Part] = []
+            for part, future in progress(futures):
+                made = pool.made(future)
+                if isinstance(made, Ended):
+                    again += [Part([case], [subject], True) for case in part.cases for subject in part.subjects]
+                else:
+                    report.merge(made, part.subjects)
+            for part, future in [(part, pool.submit(part)) for part in again]:
+                made = pool.made(future)
+                if isinstance(made, Ended):
+                    (case,), (subject,) = part.cases, part.subjects
+                    end_case(cases[case], report.subjects[subject], made.kind, made.message)
+                else:
+                    report.merge(made, part.subjects)
+    finally:
+        report.sort([case.id for case in cases])
 
 
 @contextmanager

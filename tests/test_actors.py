@@ -68,15 +68,63 @@ def test_right_code_passes(name):
 
 
 def test_what_ends_the_process_that_starts_others_has_a_finding_and_the_run_goes_on(monkeypatch):
-    for source, made in (("bugs", lambda: ()), ("edges", lambda *_: ()), ("grid", lambda *_: CASES[:2])):
-        monkeypatch.setattr(f"crossent.levels.{source}", made)
-    monkeypatch.setattr("crossent.levels.BAD_INPUTS", ())
+    some_cases(monkeypatch, CASES[:2])
     options = {"level": "quick", "dtypes": ["float32"], "jobs": 1, "timeout": 30}
     report = crossent.check(hostile.kills_what_started_it, hostile.right, **options)
     wrong, right = report.subjects
     assert {finding.kind for finding in wrong.findings} == {"crashed"}
     assert set(wrong.outcomes) == set(right.outcomes) == {case.id for case in CASES[:2]}
     assert not right.findings
+
+
+PATCHES = """
+import torch
+from crossent import differences, oracle, trials
+torch.allclose = torch.equal = lambda *arguments, **options: True
+differences.compare = trials.compare = lambda *arguments, **options: []
+oracle.answer = None
+print("x" * 100_000)
+
+def loss(input, target, **options):
+    axis = min(1, input.dim() - 1)
+    loss = input.sum(axis) * 0
+    return loss if options["reduction"] == "none" else loss.sum()
+"""
+
+
+def some_cases(monkeypatch, cases):
+    for source, made in (("bugs", lambda: ()), ("edges", lambda *_: ()), ("grid", lambda *_: cases)):
+        monkeypatch.setattr(f"crossent.levels.{source}", made)
+    monkeypatch.setattr("crossent.levels.BAD_INPUTS", ())
+
+
+def test_what_a_file_does_when_it_is_imported_is_not_done_to_the_judge(monkeypatch, tmp_path, capfd):
+    some_cases(monkeypatch, CASES)
+    (tmp_path / "patches.py").write_text(PATCHES, encoding="utf-8")
+    description = f"{tmp_path / 'patches.py'}:loss"
+    report = crossent.check(description, level="quick", dtypes=["float32"], jobs=1)
+    assert {finding.case for finding in report.findings} == {case.id for case in CASES}
+    assert capfd.readouterr().out == ""
+    assert not torch.equal(torch.ones(1), torch.zeros(1))
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("import os; os._exit(0)", "its process ended while it was loaded"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "its process ended while it was loaded"),
+        ("while True: pass", "it is not loaded within 1 s"),
+        ("import sys; sys.exit(3)", "line 1, exits with 3 while it is loaded"),
+        ("1 / 0", "line 1, raises ZeroDivisionError: division by zero"),
+        ("loss = 3", "that is int; allowed are a callable"),
+    ],
+)
+def test_a_file_that_cannot_be_loaded_is_one_line(tmp_path, code, said):
+    (tmp_path / "bad.py").write_text(code, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"^subject: got ") as raised:
+        crossent.check(f"{tmp_path / 'bad.py'}:loss", jobs=1, timeout=1 if "while" in code else 60)
+    assert said in str(raised.value)
+    assert "\n" not in str(raised.value)
 
 
 LOOKS = """

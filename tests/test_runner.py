@@ -1,6 +1,7 @@
 """The runner: one process or several, the report is the same."""
 
 import ctypes
+import json
 import os
 import shutil
 import signal
@@ -133,19 +134,48 @@ def processes(group):
 
 @pytest.mark.skipif(shutil.which("ps") is None, reason="waits for ps")
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM], ids=lambda stop: stop.name)
-def test_a_run_that_is_stopped_leaves_no_process_and_one_line(stop):
-    arguments = ["check", "formula", "--dtype", "float64", "--jobs", "2"]
-    process = subprocess.Popen([*COMMAND, *arguments], stderr=subprocess.PIPE, text=True, start_new_session=True)
+def test_a_run_that_is_stopped_leaves_no_process_one_line_and_a_report_of_what_was_done(stop, tmp_path):
+    arguments = ["check", "formula", "--dtype", "float64", "--jobs", "2", "--json", str(tmp_path / "report.json")]
+    process = subprocess.Popen(
+        [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     deadline = time.monotonic() + 120
     while processes(process.pid) < 3 and time.monotonic() < deadline:
         time.sleep(0.2)
     time.sleep(1)
     process.send_signal(stop)  # to the parent alone, as kill does
-    with process.stderr:
-        assert process.wait(20) == 130
-        assert process.stderr.read().strip() == "crossent: interrupted"  # click has ended the line of ^C
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err.strip() == "crossent: interrupted"  # click has ended the line of ^C
+    document = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert document["interrupted"] is True
+    (part,) = document["subjects"]
+    assert out.splitlines()[-1].startswith(f"INTERRUPTED after {len(part['cases'])} of ")
     time.sleep(0.5)
     assert processes(process.pid) == 0
+
+
+def test_an_interrupted_run_is_not_ok_and_has_what_was_done(few_cases):
+    def stops(cases):
+        for at, case in enumerate(cases):
+            if at == 20:
+                raise KeyboardInterrupt
+            yield case
+
+    with pytest.raises(KeyboardInterrupt) as raised:
+        crossent.check("formula", level="quick", progress=stops)
+    report = raised.value.report
+    assert report.ran == 20
+    assert not report.ok
+    assert report.summary == f"INTERRUPTED after 20 of {report.planned} cases, with 0 findings"
+
+
+def test_a_seed_that_nobody_knows_is_in_the_report(few_cases):
+    one, other = (crossent.check("formula", level="quick", seed="random") for _ in range(2))
+    assert one.seed != other.seed
+    assert f"seed {one.seed}" in str(one)
+    with pytest.raises(ValueError, match="seed: got 'dice'; allowed are 0 or more, and random"):
+        crossent.check("formula", seed="dice")
 
 
 def test_fewer_than_one_job_and_no_time_are_refused():
