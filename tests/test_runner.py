@@ -143,7 +143,8 @@ def test_a_run_that_is_stopped_leaves_no_process_and_one_line(stop):
     process.send_signal(stop)  # to the parent alone, as kill does
     with process.stderr:
         assert process.wait(20) == 130
-        assert process.stderr.read().strip() == "crossent: interrupted"  # click has ended the line of ^C
+        said = [line for line in process.stderr.read().splitlines() if line and "No CUDA runtime is found" not in line]
+        assert said == ["crossent: interrupted"]  # beside what torch says where there is a toolkit and no device
     time.sleep(0.5)
     assert processes(process.pid) == 0
 
