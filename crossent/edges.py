@@ -144,7 +144,7 @@ def edges(dtypes: Sequence[str] = tuple(DTYPES), seed: int = 0, level: str = "no
 
     Example:
         >>> [case.id for case in edges(["float64"], level="quick")]
-        ['rows/float64-2x2x2-normal-int64-none-rows']
+        ['positions/float64-2x3x67-row_offsets-int64-none-rows', 'rows/float64-2x2x2-normal-int64-none-rows']
     """
     chosen = dict.fromkeys({"quick": QUICK, "normal": EDGES, "thorough": (*EDGES, *THOROUGH)}[level])
     return (case.seeded(seed) for dtype in dtypes for case in chosen if case.dtype == dtype)

@@ -146,7 +146,8 @@ def test_a_run_that_is_stopped_leaves_no_process_one_line_and_a_report_of_what_w
     process.send_signal(stop)  # to the parent alone, as kill does
     out, err = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert err.strip() == "crossent: interrupted"  # click has ended the line of ^C
+    said = [line for line in err.splitlines() if line and "No CUDA runtime is found" not in line]
+    assert said == ["crossent: interrupted"]  # beside what torch says where there is a toolkit and no device
     document = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     assert document["interrupted"] is True
     (part,) = document["subjects"]
