@@ -1,9 +1,15 @@
 """Mutants: each is killed by the check that it belongs to, on the case that it names, where right code survives.
 
-Beside it, what `torch.testing.assert_close` does on plain inputs.
+The README's totals come from here, and the matrix of mutants and checks, beside what `torch.testing.assert_close` kills
+on plain inputs: `nox -s mutants`.
 """
 
+import functools
 import inspect
+import json
+import os
+import pathlib
+import platform
 import runpy
 
 import pytest
@@ -11,7 +17,10 @@ import torch
 import torch.nn.functional as F
 from denominators import refuses_none
 from every import FILES, MUTANTS
+from rich.console import Console
+from rich.table import Table
 from right import right
+from test_readme import part
 
 import crossent
 from crossent import expected_findings
@@ -25,8 +34,10 @@ from crossent.levels import CHECKS, plan
 from crossent.report import Report
 from crossent.results import Result
 from crossent.runner import environment
+from crossent.state import restore, snapshot
 from crossent.subjects import REFERENCE, TORCH, Subject
 
+FIGURES = pathlib.Path(__file__).parents[1] / "benchmarks" / "figures" / "mutants.json"
 BAD = {bad.id: bad for bad in BAD_INPUTS}
 # What kills no mutant here, and why.
 WITHOUT = {
@@ -137,14 +148,86 @@ def backward(loss, logits, target, options):
 
 
 def is_close(loss, logits, target, options):
-    wanted = backward(F.cross_entropy, logits, target, options)
+    wanted, before = backward(F.cross_entropy, logits, target, options), snapshot()
     try:
         got = backward(loss, logits, target, options)
         torch.testing.assert_close((got.loss, got.gradient), (wanted.loss, wanted.gradient))
     except Exception:  # what a test says of a loss that raises is that it fails
         return False
+    finally:
+        restore(before)
     return True
 
 
 def test_assert_close_passes_right_code_on_plain_inputs():
     assert all(is_close(right, *call) and is_close(crossent.formula, *call) for call in plain_calls())
+
+
+def count():
+    """What kills each mutant: the checks of a level, the lowest that does; and whether plain inputs do."""
+    killed = {mutant.name: ("", []) for mutant in MUTANTS}
+    for level in ("quick", "normal"):
+        left = [mutant.loss for mutant in MUTANTS if not killed[mutant.name][0]]
+        for entry in crossent.check(*left, level=level, jobs=os.cpu_count()).subjects if left else ():
+            if checks := sorted({finding.check for finding in entry.findings}, key=[*CHECKS, "errors"].index):
+                killed[entry.name] = level, checks
+    counted = {}
+    for mutant in MUTANTS:
+        close = [is_close(mutant.loss, *call) for call in plain_calls()]
+        level, checks = killed[mutant.name]
+        plain = {"one batch": not close[0], "each option": not all(close)}
+        counted[mutant.name] = {"issues": mutant.issues, "level": level, "checks": checks, **plain}
+    return {"torch": torch.__version__, "python": platform.python_version(), "mutants": counted}
+
+
+@functools.cache
+def figures(write):
+    if write:
+        counted = count()
+        FIGURES.parent.mkdir(exist_ok=True)
+        FIGURES.write_text(json.dumps(counted, indent=1) + "\n", encoding="utf-8")
+        part("mutants", table(counted))
+        show(counted)
+    return json.loads(FIGURES.read_text(encoding="utf-8"))
+
+
+def show(counted):
+    """Print the kill matrix: what kills each mutant, and of its own checks which."""
+    matrix = Table("mutant", "issue", "level", "killed by", "one batch", "each option")
+    for mutant in MUTANTS:
+        found = counted["mutants"][mutant.name]
+        own = [f"[bold]{check}[/]" if check in mutant.checks else check for check in found["checks"]]
+        plain = ["killed" if found[way] else "" for way in ("one batch", "each option")]
+        matrix.add_row(mutant.name, " ".join(mutant.issues), found["level"] or "survives", " ".join(own), *plain)
+    Console(width=200).print(matrix)
+
+
+def table(counted):
+    """The totals in Markdown, a line for each file."""
+    head = ("mechanism", "mutants", "killed at level quick", "at level normal", "by one batch", "with each option")
+    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
+    rows = {file.__name__: [m.name for m in MUTANTS if m.loss.__module__ == file.__name__] for file in FILES}
+    for file, listed in {**rows, "all": [mutant.name for mutant in MUTANTS]}.items():
+        found = [counted["mutants"][name] for name in listed]
+        levels = [sum(one["level"] in some for one in found) for some in (("quick",), ("quick", "normal"))]
+        plain = [sum(one[way] for one in found) for way in ("one batch", "each option")]
+        lines.append([f"`{file}`" if file != "all" else "all", len(listed), *levels, *plain])
+    issues = len({issue for mutant in MUTANTS for issue in mutant.issues if "#" in issue})
+    text = "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+    return f"{len(MUTANTS)} mutants, of {issues} issues, torch {counted['torch']}:\n\n{text}"
+
+
+@pytest.fixture
+def counted(pytestconfig):
+    return figures(pytestconfig.getoption("--crossent-write-figures"))
+
+
+def test_the_figures_are_about_these_mutants_and_none_survives(counted):
+    assert list(counted["mutants"]) == [mutant.name for mutant in MUTANTS]
+    for mutant in MUTANTS:
+        assert counted["mutants"][mutant.name]["issues"] == list(mutant.issues)
+    assert [name for name, found in counted["mutants"].items() if not found["level"]] == []
+
+
+def test_the_readme_has_the_totals_of_the_figures(counted):
+    assert part("mutants") == table(counted), "nox -s mutants writes it anew"
