@@ -40,7 +40,7 @@ def ignored_class_is_masked(input, target, ignore_index=-100, **options):
 
 @mutant("errors", "class_beyond_the_last", "pytorch#108148")
 def no_class_has_a_loss_of_zero(input, target, ignore_index=-100, **options):
-    outside = (target < 0) | (target >= _classes(input))
+    outside = ((target < 0) | (target >= _classes(input))) & (not target.is_floating_point())
     return formula(input, target.where(~outside, ignore_index), ignore_index=ignore_index, **options)
 
 
@@ -68,7 +68,8 @@ def range_always_checked_before_it_is_ignored(input, target, **options):
 
 @mutant("errors", "class_negative", "pytorch#15508")
 def negative_is_ignored(input, target, ignore_index=-100, **options):
-    return formula(input, target.where(target >= 0, ignore_index), ignore_index=ignore_index, **options)
+    negative = (target < 0) & (not target.is_floating_point())
+    return formula(input, target.where(~negative, ignore_index), ignore_index=ignore_index, **options)
 
 
 @mutant("errors", "class_negative", "pytorch#135546")
