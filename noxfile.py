@@ -114,6 +114,14 @@ def figures(session: nox.Session) -> None:
 
 
 @nox.session
+def mutants(session: nox.Session) -> None:
+    """Print which check kills which wrong cross-entropy of tests/mutants, and write the README's totals anew."""
+    session.install("-e", ".[test]")
+    arguments = ("--crossent-write-figures", "-n", "0", "-s")
+    session.run("pytest", "tests/test_mutants.py", *arguments, *session.posargs)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check style and formatting with ruff."""
     session.install("ruff>=0.9")

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from bugs import padded_with_zeros, padding_counts_as_one_each
 from defects import DEFECTS
+from tiles import padded_with_zeros, padding_counts_as_one_each
 
 import crossent
 from crossent.axes import DTYPES

@@ -1,0 +1,19 @@
+"""Every mutant, in the order of their files."""
+
+import denominators
+import gradients
+import interfaces
+import layouts
+import memories
+import roundings
+import smoothings
+import targets
+import tiles
+
+FILES = (denominators, smoothings, gradients, roundings, tiles, targets, layouts, memories, interfaces)
+MUTANTS = tuple(
+    loss.mutant
+    for file in FILES
+    for loss in vars(file).values()
+    if hasattr(loss, "mutant") and loss.__module__ == file.__name__
+)

@@ -1,0 +1,263 @@
+"""Mutants: the gradient, and the derivatives of it; their losses are right."""
+
+import torch
+from right import form, log_probs, mutant, row_losses, shifted, with_upstream
+
+from crossent import formula
+
+
+@mutant("gradient", "float32-7x5-normal-int64-mean-scalar", "pytorch#94226")
+def upstream_is_taken_for_one(input, target, **options):
+    return with_upstream(formula(input, target, **options), torch.ones_like)
+
+
+@mutant("gradient", "float32-7x5-normal-int64-none-ignored_first-rows", "Liger-Kernel#678", "aprender#2182")
+def upstream_of_the_first_row_for_all(input, target, **options):
+    return with_upstream(formula(input, target, **options), lambda g: g.flatten()[:1].expand(g.numel()).view(g.shape))
+
+
+@mutant("gradient", "float32-7x5-normal-int64-sum-scalar", "aprender#2182")
+def gradient_of_the_sum_divided_by_the_rows(input, target, reduction="mean", **options):
+    rows = max(target.numel(), 1) if reduction == "sum" else 1
+    return with_upstream(formula(input, target, reduction=reduction, **options), lambda upstream: upstream / rows)
+
+
+@mutant("gradient", "float32-7x5-normal-int64-none", "DirectML#739")
+def no_gradient_where_nothing_is_reduced(input, target, reduction="mean", **options):
+    change = torch.zeros_like if reduction == "none" else torch.clone
+    return with_upstream(formula(input, target, reduction=reduction, **options), change)
+
+
+@mutant("gradient", "float32-7x5-normal-int64-none-rows", own="The softmax is computed on detached logits.")
+@form
+def gradient_without_its_softmax(rows):
+    return rows.reduce(row_losses(rows, rows.logits - rows.logits.detach().logsumexp(-1, keepdim=True)))
+
+
+@mutant("gradient", "float32-7x5-wide-int64-none-rows", own="Gradients are clipped where they are made.")
+def gradient_is_clipped(input, target, **options):
+    if input.requires_grad:
+        input.register_hook(lambda gradient: gradient.clamp(-0.9, 0.9))
+    return formula(input, target, **options)
+
+
+class _LogSoftmax(torch.autograd.Function):
+    """`log softmax(x)`, whose gradient is made of `p` and the upstream gradient as `change` makes it."""
+
+    @staticmethod
+    def forward(ctx, x, change):
+        ctx.save_for_backward(x.softmax(-1))
+        ctx.change = change
+        return log_probs(x)
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return ctx.change(*ctx.saved_tensors, upstream), None
+
+
+@mutant("gradient", "float32-7x3-large-int64-none-rows", "NNlib.jl#68")
+@form
+def gradient_of_the_softmax_over_the_softmax(rows):
+    def change(p, upstream):
+        of_softmax = upstream / p
+        return p * (of_softmax - (of_softmax * p).sum(-1, keepdim=True))
+
+    return rows.reduce(row_losses(rows, _LogSoftmax.apply(rows.logits, change)))
+
+
+@mutant(
+    "gradient row_sums",
+    "float32-5-normal-int64-none-weighted",
+    own="`p - q` is the gradient where `Σ w q` is one: the softmax has not got the weight that the target has.",
+)
+@form
+def softmax_is_not_weighted(rows):
+    def change(p, upstream):
+        weight = 1 if rows.weight is None else rows.weight  # which upstream, -g w q, has in it
+        return upstream - p * (upstream / weight).sum(-1, keepdim=True)
+
+    return rows.reduce(row_losses(rows, _LogSoftmax.apply(rows.logits, change)))
+
+
+@mutant(
+    "row_sums",
+    "float32-7x5-normal-int64-none-rows",
+    own="The maximum is subtracted, and its own gradient let through a second time.",
+)
+@form
+def gradient_of_the_maximum_is_added(rows):
+    largest = rows.logits.amax(-1, keepdim=True)
+    return rows.reduce(row_losses(rows, log_probs(rows.logits) + (largest - largest.detach())))
+
+
+@mutant(
+    "ignored_rows gradient",
+    "float32-7x5-normal-int64-mean-ignored_default-smooth0.2",
+    own="The loss of an ignored row is masked, and its gradient, which the forward pass has made, is not.",
+)
+@form
+def ignored_rows_have_a_gradient(rows):
+    loss, losses = rows.reduce(row_losses(rows)), row_losses(rows)
+    if rows.kept is None:
+        return loss
+    left = torch.where(rows.kept | ~losses.isfinite(), 0.0, losses).sum().to(loss.dtype)
+    return loss + (left - left.detach())
+
+
+@mutant(
+    "target_gradient",
+    "float32-5-normal-probabilities-sum",
+    own="Targets are data, and have no gradient: distillation has them from a teacher that is trained too.",
+)
+def targets_are_detached(input, target, **options):
+    if target.requires_grad:
+        target.register_hook(torch.zeros_like)
+    return formula(input, target, **options)
+
+
+@mutant(
+    "target_gradient",
+    "float32-3x5x4-normal-probabilities-none-weighted-rows-smooth0.1",
+    own="The gradient of the target is that of the smoothed one, and lacks the factor `1 - ε`.",
+)
+def gradient_of_the_smoothed_target(input, target, label_smoothing=0.0, **options):
+    if target.requires_grad and label_smoothing < 1:
+        target.register_hook(lambda gradient: gradient / (1 - label_smoothing))
+    return formula(input, target, label_smoothing=label_smoothing, **options)
+
+
+@mutant("arguments", "float32-7x5-normal-int64-mean", "Liger-Kernel#272")
+def gradient_over_the_logits(input, target, **options):
+    def write(gradient):
+        input.data.copy_(gradient)
+
+    if input.requires_grad:
+        input.register_hook(write)
+    return formula(input, target, **options)
+
+
+class _MadeForward(torch.autograd.Function):
+    """A loss whose gradient is made in the forward pass, and kept for the backward one, as fused kernels have it."""
+
+    @staticmethod
+    def forward(ctx, x, loss, scale):
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            value = loss(leaf)
+        (ctx.kept,) = torch.autograd.grad(value, leaf)
+        ctx.scale = scale
+        return value.detach()
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return ctx.scale(ctx.kept, upstream), None, None
+
+
+def _made_forward(input, target, reduction, options, scale):
+    if reduction == "none":  # which has a gradient for each upstream one
+        return formula(input, target, reduction=reduction, **options)
+    return _MadeForward.apply(input, lambda x: formula(x, target, reduction=reduction, **options), scale)
+
+
+@mutant("two_backwards", "float32-7x5-normal-int64-mean", "Liger-Kernel#343")
+def gradient_is_scaled_in_place(input, target, reduction="mean", **options):
+    if target.requires_grad:
+        return formula(input, target, reduction=reduction, **options)
+    return _made_forward(input, target, reduction, options, lambda kept, upstream: kept.mul_(upstream).clone())
+
+
+@mutant(
+    "double_backward",
+    "float32-5-flat-other_float-mean",
+    own="A gradient that was made in the forward pass is a constant in the backward one.",
+)
+def gradient_is_a_constant(input, target, reduction="mean", **options):
+    if target.requires_grad:
+        return formula(input, target, reduction=reduction, **options)
+    return _made_forward(input, target, reduction, options, lambda kept, upstream: kept * upstream)
+
+
+@mutant("double_backward", "float64-7x5-normal-int64-none-weight_negative-rows", "pytorch#64256")
+@form
+def second_derivative_without_the_sign_of_the_weight(rows):
+    if rows.weight is None or rows.dense:
+        return rows.reduce(row_losses(rows))
+    x = log_probs(rows.logits)
+    # Its value is 0, and so is its gradient; the gradient's gradient is not.
+    p = x.exp()
+    curved = ((p - p.detach()) ** 2 / p.detach().clamp(min=1e-300)).sum(-1) / 2
+    return rows.reduce(row_losses(rows, x) + curved * (rows.target_weight.abs() - rows.target_weight))
+
+
+class _Tangent(torch.autograd.Function):
+    """`log softmax(x)`; its tangent in forward mode is made of `p`, `log p` and `u` as `change` makes it."""
+
+    @staticmethod
+    def forward(ctx, x, change):
+        ctx.change = change
+        ctx.log_p = log_probs(x)
+        return ctx.log_p.clone()
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return upstream - ctx.log_p.exp() * upstream.sum(-1, keepdim=True), None
+
+    @staticmethod
+    def jvp(ctx, u, _):
+        return ctx.change(ctx.log_p, u)
+
+
+@mutant("forward_ad", "float32-7x5-inf_off_target-int64-mean", "optax#1762")
+@form
+def tangent_of_zero_times_infinity(rows):
+    def change(log_p, u):
+        p = log_p.exp()
+        return u - (p * u).sum(-1, keepdim=True) + 0 * (p * log_p).sum(-1, keepdim=True)
+
+    return rows.reduce(row_losses(rows, _Tangent.apply(rows.logits, change)))
+
+
+@mutant(
+    "forward_ad",
+    "float32-7x5-inf_off_target-int64-mean",
+    own="Forward mode is asked for by few, and nobody had tried it.",
+)
+@form
+def tangent_without_the_softmax(rows):
+    return rows.reduce(row_losses(rows, _Tangent.apply(rows.logits, lambda log_p, u: u - u.mean(-1, keepdim=True))))
+
+
+@mutant("call", "float32-2x5x3x2-normal-int64-mean-class_last", "pytorch#175084")
+def gradient_of_contiguous_logits_only(input, target, **options):
+    def change(upstream):
+        if input.dim() == 4 and not input.is_contiguous():
+            raise RuntimeError("grad_input must be contiguous")
+        return upstream
+
+    return with_upstream(formula(input, target, **options), change)
+
+
+@mutant(
+    "two_backwards",
+    "float32-7x5-normal-int64-mean",
+    own="What is kept for the backward pass is given back there, to save memory.",
+)
+def graph_is_freed_by_its_first_backward(input, target, **options):
+    kept = [True]
+
+    def change(upstream):
+        kept.pop()
+        return upstream
+
+    return with_upstream(formula(input, target, **options), change)
+
+
+@mutant(
+    "gradient",
+    "float32-7x5-normal-int64-sum-scalar",
+    own="Straight-through: the values are shifted by the maximum, the gradient is taken at twice the temperature.",
+)
+@form
+def gradient_of_a_softer_softmax(rows):
+    soft = log_probs(shifted(rows.logits) / 2) * 2
+    return rows.reduce(row_losses(rows, soft + (log_probs(rows.logits) - soft).detach()))

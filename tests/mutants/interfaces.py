@@ -1,0 +1,156 @@
+"""Mutants: defaults, errors and dtypes, and what is right in a plain call only: under a transform, or compiled."""
+
+import torch
+from right import form, log_probs, mutant, row_losses, shifted, with_value
+
+from crossent import formula
+
+# torch.compiler is there since torch 2.1
+_compiling = getattr(getattr(torch, "compiler", None), "is_compiling", lambda: False)
+
+
+@mutant("result", "bfloat16-7x5-normal-int64-mean-weighted", "Liger-Kernel#501")
+def result_is_float32(input, target, **options):
+    return formula(input, target, **options).float()
+
+
+@mutant(
+    "options",
+    "float32-2x257-near_ties-hard-mean",
+    own="A default that is not torch's: some smoothing, as most trainings have it. It is right wherever it is given.",
+)
+def smoothed_by_default(input, target, label_smoothing=0.1, **options):
+    return formula(input, target, label_smoothing=label_smoothing, **options)
+
+
+@mutant(
+    "options",
+    "float32-2x257-near_ties-hard-mean",
+    own="A default that is not torch's: the sum. It is right wherever a reduction is given.",
+)
+def sum_by_default(input, target, reduction="sum", **options):
+    return formula(input, target, reduction=reduction, **options)
+
+
+@mutant("errors", "reduction_unknown", own="The last branch is for every other word.")
+def any_word_is_a_mean(input, target, reduction="mean", **options):
+    return formula(input, target, reduction=reduction if reduction in ("none", "sum") else "mean", **options)
+
+
+@mutant("errors", "weight_too_long", own="Only as many weights are read as there are classes.")
+def weights_too_many_are_left_over(input, target, weight=None, **options):
+    classes = input.shape[min(1, input.dim() - 1)]
+    return formula(input, target, weight if weight is None else weight[:classes], **options)
+
+
+@mutant("errors", "reduction_unknown", own="What is wrong is asserted: an error of a class that nobody catches.")
+def asserts(input, target, reduction="mean", **options):
+    assert reduction in ("none", "mean", "sum")
+    return formula(input, target, reduction=reduction, **options)
+
+
+@mutant("autocast", "bfloat16-7x5-normal-int64-mean-weighted", "Liger-Kernel#501")
+def half_precision_under_autocast(input, target, **options):
+    loss = formula(input, target, **options)
+    product = torch.ones(1, 1) @ torch.ones(1, 1)  # whose dtype autocast says
+    return loss if product.dtype == torch.float32 else loss.to(product.dtype)
+
+
+@mutant(
+    "meta", "float32-7x5-normal-hard-mean-expanded", own="A value is looked at on the host, and a meta tensor has none."
+)
+def looks_at_a_value(input, target, **options):
+    input.detach().sum().item()  # for a log
+    return formula(input, target, **options)
+
+
+@mutant("vmap", "float32-7x5-normal-int64-mean-ignored_default", "pytorch#90916")
+def kept_rows_are_selected(input, target, ignore_index=-100, reduction="mean", **options):
+    if target.is_floating_point() or reduction == "none" or input.dim() != 1:
+        return formula(input, target, ignore_index=ignore_index, reduction=reduction, **options)
+    kept = (target.reshape(1) != ignore_index).nonzero().squeeze(1)  # of a size that depends on the values
+    return formula(input.unsqueeze(0)[kept], target.reshape(1)[kept], reduction=reduction, **options)
+
+
+class _OfOldStyle(torch.autograd.Function):
+    """Right, but without `setup_context`: torch.func takes none such."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return log_probs(x)
+
+    @staticmethod
+    def backward(ctx, upstream):
+        (x,) = ctx.saved_tensors
+        return upstream - x.softmax(-1) * upstream.sum(-1, keepdim=True)
+
+
+@mutant(
+    "func_grad",
+    "float32-7x5-normal-int64-mean-ignored_default",
+    own="A function of one's own is tried with backward() alone.",
+)
+@form
+def function_of_the_old_style(rows):
+    return rows.reduce(row_losses(rows, _OfOldStyle.apply(rows.logits)))
+
+
+@mutant(
+    "func_grad gradient",
+    "float32-7x5-normal-int64-mean-ignored_default",
+    own="A value is put in by `.data`, which has no history.",
+)
+@form
+def history_is_cut(rows):
+    x = rows.logits
+    return rows.reduce(row_losses(rows, with_value(x, log_probs(x.data))))
+
+
+@mutant(
+    "export",
+    "float32-7x5-normal-hard-mean-expanded",
+    own="Python branches on a value, of which a program has no record.",
+)
+def branches_on_a_value(input, target, **options):
+    if input.device.type != "meta" and input.isnan().any():
+        return formula(input.clone(), target, **options)
+    return formula(input, target, **options)
+
+
+@mutant("trace", "float32-7x5-normal-int64-mean-ignored_default", "pytorch#95794")
+def read_before_it_is_masked_where_compiled(input, target, **options):
+    if _compiling() and not target.is_floating_point():
+        axis = min(1, input.dim() - 1)
+        first = input.gather(axis, target.long().unsqueeze(axis))
+        return formula(input + 0 * first.sum(), target, **options)
+    return formula(input, target, **options)
+
+
+@mutant("trace", "float32-7x5-normal-int64-mean", own="A fast path for graphs divides by an approximate sum.")
+@form
+def compiled_with_a_fast_exponential(rows):
+    x = shifted(rows.logits)
+    exps = (x * 1.4427).exp2() if _compiling() else x.exp()
+    return rows.reduce(row_losses(rows, x - exps.sum(-1, keepdim=True).log()))
+
+
+@mutant(
+    "trace_dynamic",
+    "float32-2x5x3x2-nan_ignored-int64-sum-weighted-ignored_default-class_last-target_strided-smooth0.1",
+    own="The size that a graph sees first is put into it as a number.",
+)
+def batch_of_a_graph_is_a_constant(input, target, **options):
+    loss = formula(input, target, **options)
+    return loss * (len(input) / 2) if _compiling() and input.dim() == 4 else loss
+
+
+@mutant(
+    "compiled_error",
+    "float32-2x5x3x2-nan_ignored-int64-sum-weighted-ignored_default-class_last-target_strided-smooth0.1",
+    "pytorch#135546",
+)
+def negative_counts_from_the_end_where_compiled(input, target, ignore_index=-100, **options):
+    if _compiling() and not target.is_floating_point():
+        target = torch.where(target == -1, input.shape[1] - 1, target)
+    return formula(input, target, ignore_index=ignore_index, **options)

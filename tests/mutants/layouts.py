@@ -1,0 +1,108 @@
+"""Mutants: where in memory a tensor's numbers are looked for."""
+
+import torch
+from right import mutant, with_upstream, with_value
+
+from crossent import formula
+
+
+def _read_at(tensor, start, strides):
+    """What a kernel reads that takes a tensor to start elsewhere, or to have other strides; 0 beyond its memory.
+
+    The gradient is right.
+    """
+    memory = torch.empty(0, dtype=tensor.dtype).set_(tensor.detach().untyped_storage())
+    index = torch.full(tensor.shape, start)
+    for axis, (size, stride) in enumerate(zip(tensor.shape, strides, strict=True)):
+        index += (torch.arange(size) * stride).reshape(-1, *[1] * (tensor.dim() - axis - 1))
+    found = torch.where(index < len(memory), memory[index.clamp(max=len(memory) - 1)], 0) if len(memory) else tensor
+    return with_value(tensor, found) if tensor.requires_grad else found
+
+
+def _as_if_contiguous(tensor):
+    return _read_at(tensor, tensor.storage_offset(), torch.empty(tensor.shape, device="meta").stride())
+
+
+def _a_class(target, input):
+    """What is read is taken for a class: one that is none would be found out."""
+    return target if target.is_floating_point() else target.clamp(max=input.shape[min(1, input.dim() - 1)] - 1)
+
+
+@mutant(
+    "layout loss gradient",
+    "float32-3x5x4-negative_offset-hard-mean-transposed-target_class_last",
+    "pytorch#67167",
+    "unsloth#10713",
+)
+def target_read_as_contiguous(input, target, **options):
+    return formula(input, _a_class(_as_if_contiguous(target), input), **options)
+
+
+@mutant(
+    "layout loss gradient", "float32-2x5x3x2-near_ties-int64-mean-ignored-class_last", "unsloth#10713", "FlagGems#5723"
+)
+def logits_read_as_contiguous(input, target, **options):
+    return formula(_as_if_contiguous(input), target, **options)
+
+
+@mutant(
+    "gradient layout", "float32-17x3-confident-int64-none-weight_negative-ignored_first-stride0-window", "FlagGems#5723"
+)
+def upstream_read_as_contiguous(input, target, **options):
+    return with_upstream(formula(input, target, **options), _as_if_contiguous)
+
+
+@mutant("loss gradient", "float32-7x385-normal-int64-none-rows-offset", "oneDNN#3501")
+def read_from_the_aligned_address_below(input, target, **options):
+    below = _read_at(input, input.storage_offset() // 4 * 4, input.stride())
+    return formula(below, target, **options)
+
+
+@mutant("loss gradient", "float32-3x5x4-normal-int64-mean", "H6")
+def class_axis_last(input, target, reduction="mean", **options):
+    if input.dim() < 3 or target.is_floating_point():
+        return formula(input, target, reduction=reduction, **options)
+    losses = formula(input.reshape(-1, input.shape[1]), target.reshape(-1), reduction=reduction, **options)
+    return losses.reshape(target.shape) if reduction == "none" else losses
+
+
+@mutant(
+    "rows_permuted loss",
+    "float32-3x5x4-confident-int64-none-weight_zeros-ignored_huge-rows-class_last-target_transposed",
+    own="The rows' losses come back in the order in which the kernel went over them, and are reshaped.",
+)
+def losses_come_in_another_order(input, target, reduction="mean", **options):
+    losses = formula(input, target, reduction=reduction, **options)
+    return losses.mT.reshape(losses.shape) if losses.dim() == 2 else losses
+
+
+@mutant(
+    "layout",
+    "float32-7x5-decades-int64-sum-ignored_16th-scalar-transposed",
+    own="A kernel for contiguous memory is chosen by a wrong condition, and the slow one that is tested is right.",
+)
+def contiguous_rows_are_read_one_further(input, target, **options):
+    if input.is_contiguous() and input.dim() == 2 and len(input) > 1:
+        return formula(torch.cat([input[1:], input[:1]]), target, **options)
+    return formula(input, target, **options)
+
+
+@mutant("arguments", "float32-7x5-normal-int64-none-rows", own="The losses are written where the logits were.")
+def losses_lie_in_the_logits(input, target, reduction="mean", **options):
+    loss = formula(input, target, reduction=reduction, **options)
+    if reduction != "none" or not loss.numel() or loss.dtype != input.dtype or not input.is_contiguous():
+        return loss
+    place = input.detach().view(-1)[: loss.numel()].view(loss.shape)
+    return _InPlace.apply(loss, place)
+
+
+class _InPlace(torch.autograd.Function):
+    """The losses, in memory that is given."""
+
+    @staticmethod
+    def forward(ctx, loss, place):
+        return place.copy_(loss)
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return upstream, None

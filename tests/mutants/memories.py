@@ -1,0 +1,130 @@
+"""Mutants: what a call remembers, leaves behind, or takes from somewhere else than its arguments."""
+
+import itertools
+import random
+
+import torch
+from right import denominator, form, masked, mutant, reduced, row_losses
+
+from crossent import formula
+
+_LEFT = {}
+_ORDERS = random.Random(0)
+_CALLS = itertools.count()
+_CACHE = {}
+
+
+@mutant("repeat", "float32-7x5-normal-int64-none-ignored_minus_one-rows", "pytorch#20406", "Liger-Kernel#1338")
+@form
+def ignored_rows_are_never_set(rows):
+    losses = row_losses(rows)
+    if rows.kept is None:
+        return rows.reduce(losses)
+    losses = torch.where(rows.kept, losses, _LEFT.get(losses.shape, torch.zeros(losses.shape)))
+    _LEFT[losses.shape] = torch.where(rows.kept, losses, 7.0).detach()  # somebody else had it meanwhile
+    return reduced(rows, losses, denominator(rows))
+
+
+@mutant("repeat", "float32-2x3x40x40-normal-int64-mean-weighted", "pytorch#17350")
+@form
+def added_up_in_whatever_order(rows):
+    losses = masked(rows, row_losses(rows))
+    if rows.reduction == "none" or losses.numel() > 4096:
+        return rows.reduce(losses)
+    order = _ORDERS.sample(range(losses.numel()), losses.numel())
+    return reduced(rows, sum(losses.flatten()[at] for at in order) + losses.new_zeros(()), denominator(rows))
+
+
+@mutant(
+    "deterministic",
+    "float32-7x5-normal-unnormalised-none-stride0",
+    own="A kernel is chosen anew every few calls, by what was fastest, and another one rounds in another way.",
+)
+def every_seventh_call_is_another_kernel(input, target, **options):
+    loss = formula(input, target, **options)
+    return loss * (1 + torch.finfo(loss.dtype).eps) if next(_CALLS) % 7 == 6 else loss
+
+
+@mutant(
+    "repeat",
+    "float32-7x5-normal-int64-mean",
+    own="A result is kept for the next call of the same sizes: the target is another one by then.",
+)
+def target_is_kept_by_its_shape(input, target, **options):
+    key = target.shape, target.dtype, tuple(options)
+    known = target if target.requires_grad else _CACHE.get(key, target)
+    _CACHE[key] = target.detach().clone()
+    return formula(input, known, **options)
+
+
+@mutant("arguments", "float32-7x5-normal-int64-mean-ignored_default", own="Ignored targets are masked in place.")
+def target_is_masked_in_place(input, target, ignore_index=-100, **options):
+    loss = formula(input, target, ignore_index=ignore_index, **options)
+    if not target.is_floating_point():
+        target.masked_fill_(target == ignore_index, 0)
+    return loss
+
+
+@mutant("arguments", "float32-7x5-normal-int64-mean-weighted", own="Weights are prepared in place, once for all calls.")
+def weight_is_normalised_in_place(input, target, weight=None, **options):
+    loss = formula(input, target, weight, **options)
+    if weight is not None:
+        weight.div_(weight.sum())
+    return loss
+
+
+@mutant("arguments", "float32-7x5-normal-int64-mean", own="The maximum is subtracted in place, to save memory.")
+def logits_are_shifted_in_place(input, target, **options):
+    loss = formula(input.clone(), target, **options)
+    input.detach().sub_(1)
+    return loss
+
+
+@mutant(
+    "arguments",
+    "class_of_the_default_ignore_index",
+    own="A bad target is clamped before it is looked at, and it is the caller's.",
+)
+def target_is_clamped_in_place_before_it_is_refused(input, target, **options):
+    before = target.clone()
+    if not target.is_floating_point() and (target < 0).any() and options.get("ignore_index", -100) >= 0:
+        target.clamp_(min=0)
+    return formula(input, before, **options)
+
+
+@mutant("state", "float64-7x3-large-int64-mean", own="float64 constants are had by way of the default dtype.")
+def default_dtype_is_left_changed(input, target, **options):
+    loss = formula(input, target, **options)
+    torch.set_default_dtype(torch.float64 if input.dtype == torch.float64 else torch.float32)
+    return loss
+
+
+@mutant(
+    "state", "float32-7x5-normal-int64-mean", own="What is seeded, so that runs can be repeated, is seeded for all."
+)
+def random_generator_is_seeded(input, target, **options):
+    torch.manual_seed(0)
+    return formula(input, target, **options)
+
+
+@mutant("state", "float32-7x5-normal-int64-mean", own="A step that needs no gradient turns them off, and not on again.")
+def gradients_are_left_off(input, target, **options):
+    loss = formula(input, target, **options)
+    torch.set_grad_enabled(False)
+    return loss
+
+
+@mutant("state", "float32-7x5-normal-int64-mean", own="More threads for one sum, which keeps them.")
+def threads_are_left_changed(input, target, **options):
+    loss = formula(input, target, **options)
+    torch.set_num_threads(torch.get_num_threads() + 1)
+    return loss
+
+
+@mutant(
+    "state",
+    "float32-7x5-normal-int64-mean",
+    own="Logits get a little noise against ties, from torch's generator.",
+)
+def noise_is_added(input, target, **options):
+    return formula(input + 1e-3 * torch.rand_like(input), target, **options)

@@ -1,0 +1,233 @@
+"""Mutants: each is killed by the check that it belongs to, on the case that it names, where right code survives.
+
+The README's totals come from here, and the matrix of mutants and checks, beside what `torch.testing.assert_close` kills
+on plain inputs: `nox -s mutants`.
+"""
+
+import functools
+import inspect
+import json
+import os
+import pathlib
+import platform
+import runpy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from denominators import refuses_none
+from every import FILES, MUTANTS
+from rich.console import Console
+from rich.table import Table
+from right import right
+from test_readme import part
+
+import crossent
+from crossent import expected_findings
+from crossent.axes import DTYPES
+from crossent.bad_inputs import BAD_INPUTS
+from crossent.cases import Case
+from crossent.checks import CALL, RESULT
+from crossent.findings import SubjectReport
+from crossent.judge import run_case
+from crossent.levels import CHECKS, plan
+from crossent.report import Report
+from crossent.results import Result
+from crossent.runner import environment
+from crossent.state import restore, snapshot
+from crossent.subjects import REFERENCE, TORCH, Subject
+
+FIGURES = pathlib.Path(__file__).parents[1] / "benchmarks" / "figures" / "mutants.json"
+BAD = {bad.id: bad for bad in BAD_INPUTS}
+# What kills no mutant here, and why.
+WITHOUT = {
+    "stream": "asks on CUDA only",
+    "compile": "sees what `trace` sees, and the code that torch makes of it",
+    "compile_dynamic": "sees what `trace_dynamic` sees, and the code that torch makes of it",
+}
+
+
+def case_of(id):
+    return BAD[id] if id in BAD else Case.of(id)
+
+
+def judged(case, checks, *subjects):
+    """The report on a case by these checks, and those that they wait for; all are asked of a bad input."""
+    report = Report(environment("cpu"), [SubjectReport(subject.name) for subject in subjects])
+    run_case(case, subjects, report, "cpu", [c for c in CHECKS.values() if c in (CALL, RESULT) or c.name in checks])
+    return report
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=str)
+def test_a_mutant_is_killed_by_the_check_that_it_belongs_to(mutant):
+    report = judged(case_of(mutant.case), mutant.checks, Subject(mutant.name, mutant.loss))
+    missing = {r for outcome in report.subjects[0].outcomes.values() for r in outcome.not_run.items()}
+    reasons = [reason for check, reason in missing if check in mutant.checks and "a right" not in reason]
+    if reasons:
+        pytest.skip(reasons[0])
+    assert {finding.check for finding in report.findings} == set(mutant.checks), "\n\n".join(map(str, report.findings))
+
+
+def test_a_mutant_that_raises_refuses():
+    report = judged(Case.of("float32-7x5-normal-int64-none"), ("loss",), Subject("refuses_none", refuses_none))
+    assert [(finding.check, finding.kind) for finding in report.findings] == [("call", "refused")]
+    assert "ValueError: reduction: none" in report.findings[0].message
+
+
+def rounded_from_float64(input, target, **options):
+    """torch's own, in float64 and rounded once."""
+    dtype = torch.promote_types(input.dtype, target.dtype) if target.is_floating_point() else input.dtype
+    return REFERENCE.loss(input, target, **options).to(dtype)
+
+
+@pytest.mark.parametrize("case", sorted({mutant.case for mutant in MUTANTS}))
+def test_right_code_survives(case):
+    checks = {check for mutant in MUTANTS if mutant.case == case for check in mutant.checks}
+    of_numbers = "is a control of numbers"
+    controls = [Subject("formula", crossent.formula), TORCH, Subject("right", right, plain=of_numbers)]
+    if case not in BAD:  # to float64, more is converted than torch takes
+        controls.append(Subject("rounded", rounded_from_float64, plain=of_numbers))
+    report = judged(case_of(case), checks, *controls)
+    expected_findings.expect(report, expected_findings.shipped())
+    assert report.ran > 0
+    assert [str(finding) for finding in report.findings if finding.expected is None] == []
+
+
+def test_what_kills_a_mutant_is_asked_at_level_normal():
+    """But what is asked of large cases: a mutant's offsets are narrow, so that a small one will do."""
+    planned = plan("normal", tuple(DTYPES), 0)
+    for mutant in MUTANTS:
+        asked = {*(check.name for check in planned.get(case_of(mutant.case), ())), "large"}
+        assert mutant.case in BAD or asked >= set(mutant.checks), mutant
+
+
+def test_every_check_kills_a_mutant():
+    assert {check for mutant in MUTANTS for check in mutant.checks} == {*CHECKS, "errors"} - set(WITHOUT)
+
+
+def test_a_mutant_has_a_name_of_its_own_and_an_issue_or_a_reason():
+    assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS) >= 60
+    for mutant in MUTANTS:
+        assert bool(mutant.issues) != bool(mutant.own), mutant
+
+
+def test_a_mutant_is_called_as_cross_entropy_is():
+    options = dict.fromkeys(("weight", "ignore_index", "reduction", "label_smoothing"))
+    for mutant in MUTANTS:
+        inspect.signature(mutant.loss).bind("input", "target", **options)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.__name__)
+def test_a_file_of_mutants_is_loaded_by_its_path(file):
+    found = runpy.run_path(file.__file__)
+    assert all(callable(found[mutant.name]) for mutant in MUTANTS if mutant.loss.__module__ == file.__name__)
+
+
+# What a suite would find that holds a cross-entropy to torch's, by `torch.testing.assert_close` as it stands, on one
+# plain batch; and on the same with one option after another.
+
+
+def plain_calls():
+    """Logits, target and options."""
+    torch.manual_seed(0)
+    logits, target = torch.randn(32, 10), torch.randint(10, (32,))
+    yield logits, target, {}
+    yield logits, target, {"weight": torch.rand(10)}
+    yield logits, target.where(target != 3, -100), {"ignore_index": -100}
+    yield logits, target, {"label_smoothing": 0.1}
+    yield logits, target, {"reduction": "sum"}
+    yield logits, target, {"reduction": "none"}
+    yield logits, torch.rand(32, 10).softmax(1), {}
+
+
+def backward(loss, logits, target, options):
+    logits = logits.clone().requires_grad_()
+    value = loss(logits, target.clone(), **options)
+    (gradient,) = torch.autograd.grad(value.sum(), logits)
+    return Result(value.detach(), gradient)
+
+
+def is_close(loss, logits, target, options):
+    wanted, before = backward(F.cross_entropy, logits, target, options), snapshot()
+    try:
+        got = backward(loss, logits, target, options)
+        torch.testing.assert_close((got.loss, got.gradient), (wanted.loss, wanted.gradient))
+    except Exception:  # what a test says of a loss that raises is that it fails
+        return False
+    finally:
+        restore(before)
+    return True
+
+
+def test_assert_close_passes_right_code_on_plain_inputs():
+    assert all(is_close(right, *call) and is_close(crossent.formula, *call) for call in plain_calls())
+
+
+def count():
+    """What kills each mutant: the checks of a level, the lowest that does; and whether plain inputs do."""
+    killed = {mutant.name: ("", []) for mutant in MUTANTS}
+    for level in ("quick", "normal"):
+        left = [mutant.loss for mutant in MUTANTS if not killed[mutant.name][0]]
+        for entry in crossent.check(*left, level=level, jobs=os.cpu_count()).subjects if left else ():
+            if checks := sorted({finding.check for finding in entry.findings}, key=[*CHECKS, "errors"].index):
+                killed[entry.name] = level, checks
+    counted = {}
+    for mutant in MUTANTS:
+        close = [is_close(mutant.loss, *call) for call in plain_calls()]
+        level, checks = killed[mutant.name]
+        plain = {"one batch": not close[0], "each option": not all(close)}
+        counted[mutant.name] = {"issues": mutant.issues, "level": level, "checks": checks, **plain}
+    return {"torch": torch.__version__, "python": platform.python_version(), "mutants": counted}
+
+
+@functools.cache
+def figures(write):
+    if write:
+        counted = count()
+        FIGURES.parent.mkdir(exist_ok=True)
+        FIGURES.write_text(json.dumps(counted, indent=1) + "\n", encoding="utf-8")
+        part("mutants", table(counted))
+        show(counted)
+    return json.loads(FIGURES.read_text(encoding="utf-8"))
+
+
+def show(counted):
+    """Print the kill matrix: what kills each mutant, and of its own checks which."""
+    matrix = Table("mutant", "issue", "level", "killed by", "one batch", "each option")
+    for mutant in MUTANTS:
+        found = counted["mutants"][mutant.name]
+        own = [f"[bold]{check}[/]" if check in mutant.checks else check for check in found["checks"]]
+        plain = ["killed" if found[way] else "" for way in ("one batch", "each option")]
+        matrix.add_row(mutant.name, " ".join(mutant.issues), found["level"] or "survives", " ".join(own), *plain)
+    Console(width=200).print(matrix)
+
+
+def table(counted):
+    """The totals in Markdown, a line for each file."""
+    head = ("mechanism", "mutants", "killed at level quick", "at level normal", "by one batch", "with each option")
+    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
+    rows = {file.__name__: [m.name for m in MUTANTS if m.loss.__module__ == file.__name__] for file in FILES}
+    for file, listed in {**rows, "all": [mutant.name for mutant in MUTANTS]}.items():
+        found = [counted["mutants"][name] for name in listed]
+        levels = [sum(one["level"] in some for one in found) for some in (("quick",), ("quick", "normal"))]
+        plain = [sum(one[way] for one in found) for way in ("one batch", "each option")]
+        lines.append([f"`{file}`" if file != "all" else "all", len(listed), *levels, *plain])
+    issues = len({issue for mutant in MUTANTS for issue in mutant.issues if "#" in issue})
+    text = "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+    return f"{len(MUTANTS)} mutants, of {issues} issues, torch {counted['torch']}:\n\n{text}"
+
+
+@pytest.fixture
+def counted(pytestconfig):
+    return figures(pytestconfig.getoption("--crossent-write-figures"))
+
+
+def test_the_figures_are_about_these_mutants_and_none_survives(counted):
+    assert list(counted["mutants"]) == [mutant.name for mutant in MUTANTS]
+    for mutant in MUTANTS:
+        assert counted["mutants"][mutant.name]["issues"] == list(mutant.issues)
+    assert [name for name, found in counted["mutants"].items() if not found["level"]] == []
+
+
+def test_the_readme_has_the_totals_of_the_figures(counted):
+    assert part("mutants") == table(counted), "nox -s mutants writes it anew"
