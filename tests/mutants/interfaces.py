@@ -1,5 +1,7 @@
 """Mutants: defaults, errors and dtypes, and what is right in a plain call only: under a transform, or compiled."""
 
+import threading
+
 import torch
 from right import form, log_probs, mutant, row_losses, shifted, with_value
 
@@ -154,3 +156,47 @@ def negative_counts_from_the_end_where_compiled(input, target, ignore_index=-100
     if _compiling() and not target.is_floating_point():
         target = torch.where(target == -1, input.shape[1] - 1, target)
     return formula(input, target, ignore_index=ignore_index, **options)
+
+
+@mutant(
+    "no_grad",
+    "float32-17x3-offset-int64-mean-weight_zeros-ignored_default-strided",
+    own="A second path is written for evaluation, where no gradient is wanted, and forgets the weights.",
+)
+def weights_are_for_training(input, target, weight=None, **options):
+    return formula(input, target, weight if torch.is_grad_enabled() else None, **options)
+
+
+@mutant(
+    "non_leaf",
+    "float32-3x5x4-equal-int64-mean-ignored",
+    own="What an operation has made is taken for memory to be used.",
+)
+def activations_are_overwritten(input, target, **options):
+    loss = formula(input.clone() if input.is_leaf else input, target, **options)
+    if not input.is_leaf:
+        input.data.sub_(1)
+    return loss
+
+
+@mutant(
+    "alone",
+    "float32-17x3-wide-other_float-none-rows-strided-target_expanded",
+    own="The gradient of soft labels is tied to that of the logits, as in training, and not in distillation.",
+)
+def target_is_detached_without_logits(input, target, **options):
+    return formula(input, target if input.requires_grad else target.detach(), **options)
+
+
+_WORKSPACE = threading.local()
+_WORKSPACE.losses = 0
+
+
+@mutant(
+    "threads",
+    "float32-7x5-normal-hard-mean-expanded",
+    own="A workspace is made for the thread that imports the module.",
+)
+def one_thread_has_a_workspace(input, target, **options):
+    _WORKSPACE.losses += 1
+    return formula(input, target, **options)
