@@ -14,12 +14,13 @@ from crossent.axes import DTYPES
 from crossent.bad_inputs import BadInput
 from crossent.cases import Case
 from crossent.checks import CALL, RESULT
+from crossent.environment import ambient, environment, require_device
 from crossent.findings import Finding, Outcome, SubjectReport
 from crossent.judge import run_case
+from crossent.known import known_findings, mark, shipped
 from crossent.levels import ALWAYS, CHECKS, LEVELS, Checks, plan
 from crossent.loading import load
 from crossent.report import Report
-from crossent.runner import ambient, environment, known_findings, mark, require_device, shipped
 from crossent.subjects import Subject
 
 

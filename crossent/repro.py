@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crossent import judge, runner, snippets, steps
+from crossent import judge, snippets, steps
 from crossent.bad_inputs import BAD_INPUTS, BadInput
 from crossent.cases import Case, Inputs, bits
 from crossent.checks import CALL, RESULT
+from crossent.environment import ambient, require_device
 from crossent.findings import Finding, Numbers, SubjectReport, printable
 from crossent.levels import CHECKS, Checks
 from crossent.recipes import RECIPES, REFUSALS, Asked, Recipe
@@ -61,9 +62,9 @@ def repeated(id: str, device: str = "cpu") -> Finding:
     if subject not in BY_NAME:
         raise ValueError(f"finding: got subject {subject!r}; without its report, allowed are {', '.join(BY_NAME)}")
     made = _case(case)
-    runner.require_device(device)
+    require_device(device)
     report = Report({}, [SubjectReport(subject)])
-    with runner.ambient():
+    with ambient():
         judge.run_case(made, [BY_NAME[subject]], report, device, _checks(check, made))
     (entry,) = report.subjects
     found = next((finding for finding in entry.findings if finding.check == check), None)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import crossent
-from crossent import runner
+from crossent import environment
 from crossent.actors import Actor, Nursery, _pickled, _returnable, _Unpickler
 from crossent.cases import Case
 from crossent.checks import SINGLE
@@ -38,7 +38,7 @@ MEMORY = 4 * 2**30
 def report_of(subject, seconds=60.0, cases=CASES, memory=MEMORY):
     """What is found of a subject that lives in an actor."""
     report = Report({}, [SubjectReport(subject.name)])
-    with runner.ambient():
+    with environment.ambient():
         nursery = Nursery([lambda: subject.loss], memory)
         actor = Actor(nursery, 0, seconds)
         try:

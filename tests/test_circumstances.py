@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import crossent
-from crossent import runner
+from crossent import environment
 from crossent.axes import DTYPES
 from crossent.cases import Case
 from crossent.checks import SINGLE
@@ -29,7 +29,7 @@ DENSE = "float32-7x5-normal-probabilities-none-weighted-rows"
 def found(loss, case, checks):
     """What these checks say of a loss, by their names; right code passes on the case."""
     reports = [Report({}, [SubjectReport("mine")]) for _ in range(2)]
-    with runner.ambient():
+    with environment.ambient():
         for made, of in zip(reports, (loss, crossent.formula), strict=True):
             run_case(Case.of(case), [Subject("mine", of)], made, "cpu", checks)
     assert not reports[1].findings, reports[1].findings
@@ -214,7 +214,7 @@ def test_right_code_passes(dtype, seed):
     few = [case for case in grid([dtype], seed, "pairs") if case.target != "uint8"][::9]
     subjects = [*FORMS.values(), *([TORCH, TORCH_NLL] if dtype != "float16" else [])]
     report = Report({}, [SubjectReport(subject.name) for subject in subjects])
-    with runner.ambient():
+    with environment.ambient():
         for case in few:
             run_case(case, subjects, report, "cpu", (*SINGLE[:2], *CIRCUMSTANCES))
     assert [f.id for f in report.findings if f.subject != "torch_nll" or f.check != "call"] == []  # pytorch#175084

@@ -12,7 +12,7 @@ import torch
 from waits import computes
 
 import crossent
-from crossent import determinism, runner, state
+from crossent import determinism, environment, state
 from crossent.axes import DTYPES
 from crossent.cases import Case, Inputs
 from crossent.determinism import DETERMINISM
@@ -270,7 +270,7 @@ def test_a_run_on_cuda_does_not_depend_on_its_autocast(monkeypatch):
     for available, kinds in ((False, ["cpu"]), (True, ["cpu", "cuda"])):
         entered.clear()
         monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
-        with runner.ambient():
+        with environment.ambient():
             assert entered == [(kind, False) for kind in kinds]
 
 

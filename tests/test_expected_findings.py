@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from crossent import judge, runner
+from crossent import environment, judge
 from crossent.axes import DTYPES
 from crossent.bad_inputs import BAD_INPUTS, BadInput
 from crossent.cases import Case
@@ -304,8 +304,8 @@ def chosen(known):
 def test_every_entry_of_the_shipped_list_happens_here(known):
     if not known.applies(torch.__version__, "cpu"):
         pytest.skip(f"waits for torch {known.torch or 'of any version'} on {known.device}")
-    made = Report(runner.environment("cpu"), [SubjectReport("torch"), SubjectReport("torch_nll")])
-    with runner.ambient():
+    made = Report(environment.environment("cpu"), [SubjectReport("torch"), SubjectReport("torch_nll")])
+    with environment.ambient():
         for case in chosen(known):
             judge.run_case(case, [TORCH, TORCH_NLL], made, "cpu", PLANNED[case])
     assert made.ran
@@ -328,9 +328,9 @@ def waiting(known, made):
 
 def test_the_shipped_list_leaves_nothing_of_torch_unexplained():
     """A twentieth of the grid; the whole of it is `crossent check torch`."""
-    made = Report(runner.environment("cpu"), [SubjectReport("torch"), SubjectReport("torch_nll")])
+    made = Report(environment.environment("cpu"), [SubjectReport("torch"), SubjectReport("torch_nll")])
     cases = [*list(grid())[::20], *BAD_INPUTS, *(case for case in EDGES if case.rows < 2000)]
-    with runner.ambient():
+    with environment.ambient():
         for case in cases:
             judge.run_case(case, [TORCH, TORCH_NLL], made, "cpu")
     expect(made, SHIPPED)

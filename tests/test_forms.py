@@ -9,11 +9,11 @@ import pytest
 
 from crossent import expected_findings
 from crossent.cases import Case
+from crossent.environment import environment
 from crossent.findings import SubjectReport
 from crossent.grid import grid
 from crossent.judge import run_case
 from crossent.report import Report
-from crossent.runner import environment
 from crossent.subjects import FORMS, REFERENCE
 
 KNOWN = expected_findings.shipped()

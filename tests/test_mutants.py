@@ -28,12 +28,12 @@ from crossent.axes import DTYPES
 from crossent.bad_inputs import BAD_INPUTS
 from crossent.cases import Case
 from crossent.checks import CALL, RESULT
+from crossent.environment import environment
 from crossent.findings import SubjectReport
 from crossent.judge import run_case
 from crossent.levels import CHECKS, plan
 from crossent.report import Report
 from crossent.results import Result
-from crossent.runner import environment
 from crossent.state import restore, snapshot
 from crossent.subjects import REFERENCE, TORCH, Subject
 

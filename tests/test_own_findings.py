@@ -26,7 +26,7 @@ def torch_like(input, target, **options):
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    few = [crossent.runner.Case("float64"), crossent.runner.Case("float64", reduction="sum")]
+    few = [crossent.cases.Case("float64"), crossent.cases.Case("float64", reduction="sum")]
     monkeypatch.setattr("crossent.levels.bugs", lambda: ())
     monkeypatch.setattr("crossent.levels.edges", lambda *_: ())
     monkeypatch.setattr("crossent.levels.grid", lambda *_: few)
@@ -68,7 +68,7 @@ def test_what_is_known_of_another_torch_says_nothing_here(run):
 
 
 def test_what_is_known_of_torch_is_known_of_nobody_else(run, monkeypatch):
-    entry = crossent.runner.lists.ExpectedFinding("torch*", ("loss",), "wrong", ("*",), "known of torch")
+    entry = crossent.expected_findings.ExpectedFinding("torch*", ("loss",), "wrong", ("*",), "known of torch")
     monkeypatch.setattr("crossent.expected_findings.shipped", lambda: [entry])
     (part,) = run("", torch_like).subjects
     assert part.findings
@@ -96,7 +96,7 @@ def test_what_is_known_of_torch_is_known_of_nobody_else(run, monkeypatch):
     ],
 )
 def test_a_list_that_is_wrong_is_one_line_before_the_run(run, tmp_path, monkeypatch, text, said):
-    monkeypatch.setattr("crossent.runner._run", None)  # nothing is run
+    monkeypatch.setattr("crossent.runner.run_here", None)  # nothing is run
     with pytest.raises(ValueError, match=r"^expected findings: ") as caught:
         run(text, off_by_a_percent)
     assert said in str(caught.value)

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import crossent
-from crossent import document, expected_findings, findings, runner
+from crossent import document, environment, expected_findings, findings
 from crossent.bad_inputs import BAD_INPUTS
 from crossent.cases import Case
 from crossent.cli import Output
@@ -42,8 +42,8 @@ ENVIRONMENT = {"crossent": "0.1.0", "torch": "2.13.0", "device": "cpu"}
 
 
 def run(*subjects, chosen=CASES):
-    made = Report(runner.environment("cpu"), [SubjectReport(subject.name) for subject in subjects])
-    with runner.ambient():
+    made = Report(environment.environment("cpu"), [SubjectReport(subject.name) for subject in subjects])
+    with environment.ambient():
         for case in chosen:
             run_case(case, subjects, made, "cpu")
     expected_findings.expect(made, expected_findings.shipped())

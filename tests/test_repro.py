@@ -19,7 +19,7 @@ import pytest
 import torch
 
 import crossent
-from crossent import cli, compilers, runner, transforms
+from crossent import cli, compilers, environment, transforms
 from crossent.bad_inputs import BAD_INPUTS
 from crossent.cases import Case, bits
 from crossent.checks import CALL, RESULT
@@ -210,7 +210,7 @@ def found(text, case, check):
     made = Report({}, [SubjectReport("mine")])
     case = next((bad for bad in BAD_INPUTS if bad.id == case), None) or Case.of(case)
     before = () if getattr(case, "tiled", 1) > 1 else (CALL, RESULT)
-    with runner.ambient():
+    with environment.ambient():
         run_case(case, [subject], made, "cpu", (*before, *([CHECKS[check]] if check in CHECKS else ())))
     (finding,) = made.findings
     assert finding.check == check
@@ -729,12 +729,12 @@ def document(tmp_path_factory):
         raise RuntimeError("not today")
 
     subjects = [Subject("off", off), Subject("refuses", refuses), Subject("unweighted", unweighted)]
-    made = Report(runner.environment("cpu"), [SubjectReport(subject.name) for subject in subjects])
+    made = Report(environment.environment("cpu"), [SubjectReport(subject.name) for subject in subjects])
     chosen = [
         Case.of("float32-3x5-normal-probabilities-none-weighted-rows"),
         *(b for b in BAD_INPUTS if b.id == "class_negative"),
     ]
-    with runner.ambient():
+    with environment.ambient():
         for case in chosen:
             run_case(case, subjects, made, "cpu", [CHECKS[check] for check in DOCUMENTED])
     made.write_json(folder / "report.json")

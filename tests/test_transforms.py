@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import crossent
-from crossent import compilers, runner, transforms
+from crossent import compilers, environment, transforms
 from crossent.axes import DTYPES
 from crossent.bounds import Bounds
 from crossent.cases import Case
@@ -34,7 +34,7 @@ RIGHT = [FORMS["formula"], FORMS["log_softmax_nll"], FORMS["one_hot"], TORCH, RE
 
 @pytest.fixture(autouse=True)
 def ambient():
-    with runner.ambient():
+    with environment.ambient():
         yield
 
 
@@ -361,7 +361,7 @@ def test_a_look_at_the_class_that_a_compiler_drops_is_found():
 
 
 def judged(subjects, chosen, checks):
-    made = Report(runner.environment("cpu"), [SubjectReport(subject.name) for subject in subjects])
+    made = Report(environment.environment("cpu"), [SubjectReport(subject.name) for subject in subjects])
     for case in chosen:
         run_case(case, subjects, made, "cpu", (*SINGLE, *checks))
     expect(made, shipped())

@@ -1,0 +1,63 @@
+"""Environment: the machine that a run is made on, its devices, and the state of torch that it is made in."""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
+
+import numpy as np
+import torch
+
+
+@contextmanager
+def ambient() -> Iterator[None]:
+    """The state of torch that a run is made in, whatever the caller's is: gradients on, no autocast, one thread.
+
+    The grid's tensors are tiny: on a busy machine a pool of threads made the run three times as long.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
+            for kind in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):  # torch warns of the other
+                stack.enter_context(torch.autocast(kind, enabled=False))
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def require_device(device: str) -> None:
+    """Raise RuntimeError, in one line, where torch cannot put a tensor on the device."""
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise RuntimeError(f"device: got {device!r}; allowed are cpu, cuda and cuda:N")
+    try:
+        torch.zeros(1, device=device).item()  # a meta tensor has no value
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0].split(". ")[0]  # torch goes on to list its backends
+        raise RuntimeError(f"device: got {device!r}; {reason}") from None
+
+
+def environment(device: str) -> dict[str, str]:
+    """What a reader must know to repeat the run."""
+    says = getattr(torch.backends, "cpu", None)  # since torch 2.1
+    found = {
+        "crossent": version("crossent"),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_capability": says.get_cpu_capability() if says else "unknown",
+        "threads": str(torch.get_num_threads()),
+        "device": device,
+    }
+    return {**found, "device_name": torch.cuda.get_device_name(device)} if device.startswith("cuda") else found
+
+
+def device_name(device: str) -> str:
+    """The device, with the model's name where it is a CUDA device."""
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.startswith("cuda") else device
