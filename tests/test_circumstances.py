@@ -19,6 +19,7 @@ from crossent.invariants import INVARIANTS
 from crossent.judge import run_case
 from crossent.relations import RELATIONS
 from crossent.report import Report
+from crossent.results import BOTH
 from crossent.subjects import FORMS, TORCH, TORCH_NLL, Subject
 
 BEFORE = (*SINGLE, *INVARIANTS, *RELATIONS, *DERIVATIVES, *DETERMINISM)
@@ -230,10 +231,10 @@ def test_what_one_thread_raises_is_raised_and_nobody_waits_for_the_other():
 
     inputs = [Case("float32", sizes).build() for sizes in ((3, 5), (7, 5), (4, 5))]
     with pytest.raises(KeyError, match="no"):
-        at_once(loss, inputs, True)
+        at_once(loss, inputs, BOTH)
 
 
 def test_threads_give_each_its_own():
     inputs = [Case("float32", seed=seed).build() for seed in range(4)]
-    together = at_once(crossent.formula, inputs, True)
-    assert [one.digest for one in together] == [at_once(crossent.formula, [one], True)[0].digest for one in inputs]
+    together = at_once(crossent.formula, inputs, BOTH)
+    assert [one.digest for one in together] == [at_once(crossent.formula, [one], BOTH)[0].digest for one in inputs]

@@ -91,6 +91,7 @@ def test_the_json_has_the_keys_of_schema_1(tmp_path):
         "coverage",
         "left_out",
         "seed",
+        "interrupted",
         "environment",
         "subjects",
         "mended",
