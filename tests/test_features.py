@@ -36,7 +36,10 @@ GRAPHS = [*COMPILED, *LARGE, *(check for check in TRANSFORMS if check.name in ("
 ASKED = tuple(check for check in CHECKS.values() if check not in GRAPHS)
 
 
-def judged(loss, without=(), cases=(*CASES, *BAD_INPUTS), checks=ASKED):
+BAD = BAD_INPUTS[::5]
+
+
+def judged(loss, without=(), cases=(*CASES, *BAD), checks=ASKED):
     (subject,) = load(loss, without=without)
     report = Report({}, [SubjectReport("mine")])
     for case in cases:
@@ -101,7 +104,7 @@ def test_a_kernel_that_lacks_something_is_right_where_that_is_declared_and_wrong
     part = judged(lacking, {feature}, checks=tuple(check for check in ASKED if check.name not in by_data))
     assert [str(finding) for finding in part.findings] == []
     assert part.not_applicable[f"is declared without {feature}"] > 0
-    assert len(part.outcomes) + part.not_applicable.total() == len(CASES) + len(BAD_INPUTS)
+    assert len(part.outcomes) + part.not_applicable.total() == len(CASES) + len(BAD)
 
 
 class Once(torch.autograd.Function):
