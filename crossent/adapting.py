@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crossent.features import KEYWORDS
+from crossent.features import KEYWORDS, require_features
 from crossent.subjects import Subject
 
 ALLOWED = (
@@ -26,6 +26,8 @@ def adapted(given: object, name: str = "", source: str = "") -> Subject:
     Input and target are given by position, whatever they are called. An option that is no keyword of the signature is
     not given: where it is at its default that is the same call, elsewhere the subject lacks what it is about. A
     signature that cannot be read, as of what is written in C++, is taken to have all of them.
+
+    An attribute `lacks` says what else it does without: a dict of reasons by features.
 
     A class is called with the options, and what it makes with input and target; and so is a function that takes options
     only. An instance of `nn.Module` is none: its options are fixed.
@@ -52,7 +54,22 @@ def adapted(given: object, name: str = "", source: str = "") -> Subject:
     if missing:
         loss = partial(_called_without, loss, tuple(missing))
     lacks = {feature: f"has no {keyword}" for keyword in missing for feature in KEYWORDS[keyword]}
-    return Subject(what, loss, source=source).lacking(lacks)
+    return Subject(what, loss, source=source).lacking({**lacks, **_declared(given)})
+
+
+def _declared(given: object) -> dict[str, str]:
+    """What it says of itself that it lacks, in its attribute `lacks`: reasons by features.
+
+    Raises:
+        TypeError: a feature that is none, or a reason that is no text, in one line.
+    """
+    says = getattr(given, "lacks", {})
+    if not isinstance(says, Mapping) or not all(isinstance(one, str) for one in says.values()):
+        raise TypeError("what has an attribute `lacks` that is no dict of reasons by features")
+    try:
+        return {name: says[name] for name in require_features(says)}
+    except ValueError as error:
+        raise TypeError(f"what lacks something that is no feature: {error}") from None
 
 
 def _name(given: object) -> str:

@@ -363,3 +363,22 @@ def test_a_huge_difference_is_a_difference_and_no_overflow():
     case = inputs([[0.0, 3.0]], [0], torch.float64)
     loss, _ = differences(lambda x, y, **options: F.cross_entropy(x, y, **options) * 1e300, case)
     assert loss.ratio == np.inf
+
+
+@pytest.mark.parametrize("values", ["nan_ignored", "inf_ignored"])
+@pytest.mark.parametrize(("given", "right"), [(float("nan"), True), (0.0, True), (1.0, False)])
+def test_the_gradient_of_an_ignored_row_without_a_softmax_is_zero_or_nan(values, given, right):
+    # torch has NaN, and its page says that the row does not contribute: Liger-Kernel has 0.
+    case = cases.Case.of(f"float32-7x5-{values}-int64-sum-ignored_default").build()
+    ignored = case.target == -100
+    result = evaluate(crossent.formula, case)
+    gradient = result.gradient.where(~ignored[:, None], given)
+    _, difference = compare(Result(result.loss, gradient), expect(case))
+    assert (difference.ratio <= 1) == right, str(difference)
+
+
+def test_the_gradient_of_a_kept_row_without_a_softmax_is_not_zero():
+    case = cases.Case.of("float32-7x5-nan-int64-sum").build()
+    result = evaluate(crossent.formula, case)
+    _, difference = compare(Result(result.loss, result.gradient.nan_to_num(0.0)), expect(case))
+    assert difference.ratio == np.inf

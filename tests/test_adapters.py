@@ -1,0 +1,281 @@
+"""Adapters, against the real packages where they are installed."""
+
+import importlib.util
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import crossent
+from crossent.adapters import from_jax, from_numpy, from_onnx
+from crossent.adapting import adapted
+from crossent.cases import Case, bits
+from crossent.judge import run_case
+from crossent.levels import CHECKS
+from crossent.loading import load
+from crossent.report import Report, SubjectReport
+from crossent.results import evaluate
+
+
+def needs(*packages):
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    return pytest.mark.skipif(bool(missing), reason=f"waits for the package {', '.join(missing)}")
+
+
+@np.errstate(all="ignore")
+def nll(logits, target, weight=None, ignore_index=-100, reduction="mean"):
+    """By numpy, for (N, C) and class indices; float32 inside."""
+    wide = logits.astype(np.promote_types(logits.dtype, np.float32) if logits.dtype.kind == "f" else np.float32)
+    shifted = wide - wide.max(1, keepdims=True)
+    log_sum = np.log(np.exp(shifted).sum(1))
+    kept = target != ignore_index
+    index = np.where(kept, target, 0)
+    of_rows = np.where(kept, 1 if weight is None else weight.astype(wide.dtype)[index], 0).astype(wide.dtype)
+    losses = np.where(kept, of_rows * (log_sum - np.take_along_axis(shifted, index[:, None], 1)[:, 0]), 0)
+    if reduction == "mean":
+        return (losses.sum() / of_rows.sum()).astype(logits.dtype)
+    return (losses if reduction == "none" else losses.sum()).astype(logits.dtype)
+
+
+@np.errstate(all="ignore")
+def gradient_of_nll(upstream, logits, target, ignore_index=-100, reduction="mean"):
+    """Of the same without weights."""
+    wide = logits.astype(np.float64)
+    p = np.exp(wide - wide.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    kept = (target != ignore_index)[:, None]
+    hot = np.arange(logits.shape[1]) == target[:, None]
+    scale = np.asarray(upstream, np.float64).reshape(-1, 1) / (max(int(kept.sum()), 1) if reduction == "mean" else 1)
+    return np.where(kept, scale * (p - hot), 0).astype(logits.dtype)
+
+
+def unweighted(logits, target, ignore_index=-100, reduction="mean"):
+    return nll(logits, target, None, ignore_index, reduction)
+
+
+ROWS = {"unbatched", "spatial", "probability_target", "empty", "errors", "uint8_target"}
+LOGITS = torch.tensor([[3.0, 1.0, -3.0], [0.0, 2.0, 1.0], [1.0, 1.0, 1.0]])
+TARGET = torch.tensor([0, 2, 1])
+
+
+def judged(loss, case, *checks):
+    """The findings of one case."""
+    (subject,) = load(loss)
+    report = Report({}, [SubjectReport(subject.name)])
+    run_case(Case.of(case), [subject], report, checks=[CHECKS[name] for name in checks])
+    return report
+
+
+def test_a_right_function_of_numpy_that_only_goes_forward_holds():
+    report = crossent.check(from_numpy(nll), dtypes=["float32", "float64"], level="quick", without=ROWS)
+    assert report.ok, report
+    assert report.subjects[0].tallies["loss", "float32"].ran > 50
+    assert report.subjects[0].not_run["gradient"].keys() == {"nll is a function of numpy that only goes forward"[4:]}
+
+
+def test_a_right_gradient_in_numpy_holds():
+    loss = from_numpy(unweighted, gradient=gradient_of_nll)
+    report = crossent.check(loss, dtypes="float32", level="quick", without=ROWS)
+    assert report.ok, report
+    assert report.subjects[0].tallies["gradient", "float32"].ran > 50
+
+
+def test_a_wrong_function_of_numpy_is_found():
+    def divides_by_all(logits, target, ignore_index=-100, reduction="mean"):
+        losses = unweighted(logits, target, ignore_index, "none")
+        return losses.mean() if reduction == "mean" else losses.sum() if reduction == "sum" else losses
+
+    report = judged(from_numpy(divides_by_all), "float32-7x5-normal-int64-mean-ignored_default", "loss")
+    assert [finding.check for finding in report.findings] == ["loss"]
+
+
+def test_a_wrong_gradient_in_numpy_is_found():
+    def forgets_the_upstream(upstream, *arguments, **options):
+        return gradient_of_nll(np.ones_like(upstream), *arguments, **options)
+
+    loss = from_numpy(unweighted, gradient=forgets_the_upstream)
+    report = judged(loss, "float32-7x5-normal-int64-none-rows", "loss", "gradient")
+    assert [finding.check for finding in report.findings] == ["gradient"]
+
+
+def test_a_function_of_numpy_that_writes_into_its_logits_is_found():
+    def in_place(logits, target):
+        logits -= logits.max(1, keepdims=True)
+        return nll(logits, target)
+
+    report = judged(from_numpy(in_place), "float32-7x5-normal-int64-mean", "arguments")
+    assert [finding.message for finding in report.findings] == ["it wrote into input"]
+
+
+@needs("ml_dtypes")
+def test_numpy_sees_the_bits_of_bfloat16():
+    seen = []
+    inputs = Case.of("bfloat16-3x5x4-wide-int64-none-class_last").build()
+    from_numpy(lambda logits, target: seen.append(logits) or logits.sum(1))(inputs.logits, inputs.target)
+    assert seen[0].dtype.name == "bfloat16"
+    assert np.array_equal(seen[0].view(np.uint16), bits(inputs.logits))
+
+
+def test_bfloat16_waits_for_its_package(monkeypatch):
+    monkeypatch.setattr("crossent.adapters.find_spec", lambda name: None)
+    assert adapted(from_numpy(nll)).lacks["bfloat16"] == "waits for the package ml_dtypes, since numpy has no bfloat16"
+
+
+def test_options_may_be_given_by_position():
+    expected = F.cross_entropy(LOGITS, TARGET, reduction="sum")
+    torch.testing.assert_close(from_numpy(nll)(LOGITS, TARGET, None, -100, "sum"), expected)
+
+
+@pytest.mark.parametrize("result", ["text", [None], 1j], ids=["text", "objects", "complex"])
+def test_what_is_no_array_of_real_numbers_is_refused(result):
+    with pytest.raises(TypeError, match="wanted is an array of real numbers"):
+        from_numpy(lambda logits, target: result)(LOGITS, TARGET)
+
+
+def test_a_function_of_numpy_has_the_options_of_its_signature_and_its_own_name():
+    subject = adapted(from_numpy(unweighted))
+    assert subject.name == "unweighted"
+    assert subject.lacks["weight"] == "has no weight"
+    assert "ignore_index" not in subject.lacks
+
+
+def test_what_a_callable_says_that_it_lacks_is_not_asked():
+    def mine(input, target):
+        return F.cross_entropy(input, target)
+
+    mine.lacks = {"bfloat16": "is for other cards"}
+    report = judged(mine, "bfloat16-7x5-normal-int64-mean", "loss")
+    assert report.subjects[0].not_applicable == {"is for other cards": 1}
+
+
+@pytest.mark.parametrize("lacks", [{"bfloat61": "why"}, ["bfloat16"], {"bfloat16": None}])
+def test_a_lack_that_is_none_is_wrong_use(lacks):
+    def mine(input, target):
+        return F.cross_entropy(input, target)
+
+    mine.lacks = lacks
+    with pytest.raises(TypeError, match="subject: got what "):
+        load(mine)
+
+
+def jax_mean(logits, target, weight=None, reduction="mean"):
+    import jax
+    import jax.numpy as jnp
+
+    log_probs = jax.nn.log_softmax(logits, 1)
+    losses = -jnp.take_along_axis(log_probs, target[:, None].astype(int), 1)[:, 0]
+    of_rows = jnp.ones_like(losses) if weight is None else weight[target]
+    losses = losses * of_rows
+    return {"none": losses, "sum": losses.sum(), "mean": losses.sum() / of_rows.sum()}[reduction]
+
+
+@needs("jax")
+@pytest.mark.parametrize(
+    "case",
+    [
+        "float64-7x5-normal-int64-none-weighted-rows",
+        "float32-7x5-normal-int64-mean-weighted-scalar-transposed",
+        "float32-7x5-large_offset-int64-sum-window",
+    ],
+)
+def test_a_right_function_of_jax_holds_with_its_gradient(case):
+    report = judged(from_jax(jax_mean), case, "call", "result", "arguments", "state", "loss", "gradient", "repeat")
+    assert not report.findings, report
+    assert set(report.subjects[0].outcomes[case].checks) >= {"loss", "gradient"}
+
+
+@needs("jax")
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_jax_keeps_the_dtype_and_its_own_setting(dtype):
+    import jax
+
+    before = jax.config.jax_enable_x64
+    inputs = Case.of(f"{dtype}-7x5-normal-int64-sum").build()
+    got = evaluate(adapted(from_jax(jax_mean)).loss, inputs)
+    assert got.loss.dtype == got.gradient.dtype == inputs.logits.dtype
+    assert jax.config.jax_enable_x64 == before
+
+
+@needs("jax")
+def test_jax_sees_the_integers_that_32_bits_do_not_hold():
+    def first(logits, target):
+        return logits.sum(1) * 0 + target
+
+    target = torch.tensor([2**32, 1, 2**40])
+    assert from_jax(first)(LOGITS, target).tolist() == target.tolist()
+
+
+@needs("jax")
+def test_jax_gives_the_gradient_of_target_probabilities():
+    def soft(logits, target, reduction="mean"):
+        import jax
+
+        losses = -(target * jax.nn.log_softmax(logits, 1)).sum(1)
+        return {"none": losses, "sum": losses.sum(), "mean": losses.mean()}[reduction]
+
+    case = "float32-7x5-normal-probabilities-none-rows"
+    report = judged(from_jax(soft), case, "loss", "gradient", "target_gradient")
+    assert not report.findings, report
+    assert "target_gradient" in report.subjects[0].outcomes[case].checks
+
+
+@needs("jax", "optax")
+def test_optax_takes_the_label_off_log_sum_exp_so_that_an_offset_drowns_the_loss():
+    def loss(logits, labels, reduction="mean"):
+        import optax
+
+        losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return {"none": losses, "sum": losses.sum(), "mean": losses.mean()}[reduction]
+
+    drowned = judged(from_jax(loss), "float32-7x5-large_offset-int64-none-rows", "loss", "gradient")
+    assert [(finding.check, finding.numbers.got) for finding in drowned.findings] == [("loss", 0.0)]
+    assert not judged(from_jax(loss), "float32-7x5-normal-int64-none-rows", "loss", "gradient").findings
+
+
+@needs("onnx")
+@pytest.mark.parametrize(
+    "case",
+    [
+        "float32-7x5-normal-int64-mean-weighted-ignored_default",
+        "float64-3x5x4-normal-int64-none-weighted-ignored",
+        "float32-2x3x2x2x3-normal-int64-sum-ignored_class-class_last",
+        "float32-7x5-normal-int64-mean-ignored_huge-window",
+    ],
+)
+def test_the_operator_of_onnx_holds_where_no_probability_underflows(case):
+    report = judged(from_onnx(), case, "call", "result", "arguments", "state", "loss", "gradient", "repeat")
+    assert not report.findings, report
+    assert report.subjects[0].outcomes[case].not_run == {"gradient": "is ONNX's reference, which only goes forward"}
+
+
+@needs("onnx")
+def test_the_operator_of_onnx_takes_the_logarithm_of_a_softmax_that_underflows():
+    with np.errstate(all="ignore"):
+        report = judged(from_onnx(), "float32-7x5-wide-int64-none-rows", "call", "result", "loss")
+    assert [finding.numbers.got for finding in report.findings] == [np.inf]
+
+
+@needs("onnx")
+def test_a_model_of_onnx_is_checked_with_the_options_that_it_has():
+    from onnx import TensorProto
+    from onnx.helper import make_graph, make_model, make_node, make_tensor_value_info
+
+    node = make_node("SoftmaxCrossEntropyLoss", ["x", "y"], ["loss"], reduction="mean")
+    inputs = [
+        make_tensor_value_info("x", TensorProto.FLOAT, ["N", "C"]),
+        make_tensor_value_info("y", TensorProto.INT64, ["N"]),
+    ]
+    graph = make_graph([node], "loss", inputs, [make_tensor_value_info("loss", TensorProto.FLOAT, [])])
+    loss = from_onnx(make_model(graph))
+    assert {"weight", "ignore_index", "reduction_sum", "gradient"} <= adapted(loss).lacks.keys()
+    torch.testing.assert_close(loss(LOGITS, TARGET), F.cross_entropy(LOGITS, TARGET))
+
+
+@pytest.mark.parametrize(("make", "package"), [(lambda: from_jax(jax_mean), "jax"), (from_onnx, "onnx")])
+def test_a_package_that_is_not_there_is_named(make, package, monkeypatch):
+    for name in (package, *(name for name in sys.modules if name.startswith(f"{package}."))):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ModuleNotFoundError, match=package):
+        make()
