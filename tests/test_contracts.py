@@ -298,8 +298,8 @@ def test_derivatives_of_correct_kernels_keep_their_contract(promise, dtype):
                 assert max(found) <= 1, (case.id, kernel, way)
                 largest = np.maximum(largest, found)
     print(f"largest share of a bound: tangent {largest[0]:.3f}, second derivative {largest[1]:.3f}")
-    # The errors of a tangent along a direction that fills its format partly cancel: 0.12 to 0.18 of float64's bound with
-    # twelve seeds. The soak comes nearer, where one class has all of the weight.
+    # The errors of a tangent along a direction that fills its format partly cancel: 0.12 to 0.18 of float64's bound
+    # with twelve seeds. The soak comes nearer, where one class has all of the weight.
     assert largest[0] > 0.1
     assert largest[1] > 0.3
 
