@@ -103,6 +103,24 @@ class Measured:
     elements: int = 0
 
 
+@dataclass(frozen=True)
+class Shown:
+    """One result of a call, as far as another run can be compared with it.
+
+    Attributes:
+        digest: a checksum of its bits, whatever NaN is made of.
+        dtype, shape: its own.
+        value: its number, where there is one alone.
+        special: how many of its numbers are "nan", "inf" and "-inf"; what there is none of is left out.
+    """
+
+    digest: str
+    dtype: str
+    shape: tuple[int, ...]
+    value: float | None = None
+    special: Mapping[str, int] = field(default_factory=dict)
+
+
 @dataclass
 class Outcome:
     """One case on one subject.
@@ -113,6 +131,8 @@ class Outcome:
         grade: what it reached; "" where that was not asked.
         checks: what was measured.
         not_run: why a check that says something about the case did not run.
+        results: of the first call, by "loss", "gradient" and "target_gradient"; empty where nothing came.
+        raised: the error with which a bad call was refused; "" of any other call.
     """
 
     dtype: str
@@ -121,6 +141,8 @@ class Outcome:
     grade: str = ""
     checks: dict[str, Measured] = field(default_factory=dict)
     not_run: dict[str, str] = field(default_factory=dict)
+    results: dict[str, Shown] = field(default_factory=dict)
+    raised: str = ""
 
 
 @dataclass

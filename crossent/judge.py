@@ -16,7 +16,7 @@ from crossent.checks import CALL, RESULT, SINGLE
 from crossent.contracts import Grade
 from crossent.differences import Difference, reached
 from crossent.findings import Finding, Measured, Numbers, Outcome, SubjectReport
-from crossent.refusals import refusal
+from crossent.refusals import answered, judgement
 from crossent.report import Report
 from crossent.results import evaluate
 from crossent.subjects import TORCH, Subject
@@ -41,15 +41,18 @@ def run_case(
         reason = subject.not_applicable(inputs) or _not_asked(subject, case, inputs, checks)
         reason = reason or (host.given_up if host else "")
         refused: dict[str, Problem | None] = {}
+        raised = ""
         if isinstance(case, BadInput) and not reason:
             try:
-                refused = refusal(case, subject, device, host=host)
+                answer = answered(case, subject, device, host=host)
+                refused = judgement(answer, case.allowed(device))
+                raised = answer.message if answer.raised else ""
             except NotRunError as missing:
                 reason = str(missing)
         if reason:
             entry.not_applicable[reason] += 1
             continue
-        outcome = entry.outcomes[case.id] = Outcome(case.dtype, inputs.digest)
+        outcome = entry.outcomes[case.id] = Outcome(case.dtype, inputs.digest, raised=raised)
         if not isinstance(case, BadInput):
             entry.findings += _judgement(Trial(question, subject, host), checks, outcome)
         for check, problem in refused.items():
@@ -106,7 +109,7 @@ def _judgement(trial: Trial, checks: Sequence[Check], outcome: Outcome) -> Itera
                     outcome.not_run[other.name] = f"waits for a right {check.name}"
             return
         if check is CALL:
-            outcome.digest = trial.got.digest
+            outcome.digest, outcome.results = trial.got.digest, trial.got.shown
         if check is RESULT:
             outcome.grade = _grade(trial)
 
