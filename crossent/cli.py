@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 
@@ -15,6 +15,7 @@ from rich.constrain import Constrain
 from rich.progress import track
 from rich.text import Text
 
+from crossent import baseline
 from crossent import explain as explanation
 from crossent.axes import DTYPES
 from crossent.bad_inputs import BadInput
@@ -162,11 +163,7 @@ def check(
 
     Exit status: 0 all held, 1 findings, 2 wrong use, 3 nothing ran.
     """
-    files = {option: path for option, path in (("--json", json_file), ("--html", html_file)) if path is not None}
-    for option, path in files.items():
-        _writable(path, option)
-    if len(files) == 2 and not is_stream(path) and len(set(map(os.path.realpath, files.values()))) == 1:
-        raise click.BadParameter(f"got {path!r}, which is the file of --json too", param_hint="--html")
+    files = _files(json_file, html_file)
     # `--without weight vmap`: what comes behind the first is no subject, which no feature's name is.
     more = [name for name in subjects if without and name in FEATURES]
     with _one_line():
@@ -185,15 +182,7 @@ def check(
             progress=_progress,
         )
     Output().show(report.render())
-    write = {"--json": report.write_json, "--html": report.write_html}
-    failed = False
-    for option, path in files.items():
-        try:
-            write[option](path)
-        except OSError as error:
-            click.echo(f"crossent: {path} cannot be written: {error.strerror}", err=True)
-            failed = True
-    if failed:
+    if not _write(files, {"--json": report.write_json, "--html": report.write_html}):
         return NOT_WRITTEN
     if not report.ran:
         return NOTHING_RAN
@@ -217,6 +206,56 @@ def _writable(path: str, option: str) -> None:
     needed = [path] if is_stream(path) else [folder, file] if os.path.exists(file) else [folder]
     if not all(os.access(place, os.W_OK) for place in needed):
         raise click.BadParameter(f"got {path!r}; it cannot be written", param_hint=option)
+
+
+@crossent.command("diff", short_help="What moved between two reports, as of two versions of torch.")
+@click.argument("old", type=click.Path(exists=True, dir_okay=False))
+@click.argument("new", type=click.Path(exists=True, dir_okay=False))
+@click.option("--strict", is_flag=True, help="Fail where an error became much larger within its bound, too.")
+@click.option("--force", is_flag=True, help="Compare runs that say little about each other, as of two devices.")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Write every move to this file.")
+@click.option("--html", "html_file", type=click.Path(dir_okay=False), help="Write a page for a browser to this file.")
+def diff(old: str, new: str, strict: bool, force: bool, json_file: str | None, html_file: str | None) -> int:
+    """What moved from OLD to NEW, two files that `crossent check --json` wrote. Nothing is run.
+
+    Compared is each check of each case that both have, on the same bits: the same bits came, or others within the
+    bounds, or it broke, was mended, is newly refused or accepted, or promises something else.
+
+    Exit status: 0 where nothing broke, is newly refused, or changed its contract; 1 where something did; 2 for wrong
+    use, and where the two cannot be compared.
+    """
+    files = _files(json_file, html_file)
+    with _one_line():
+        try:
+            made = baseline.diff(old, new, force=force)
+        except OSError as error:
+            raise ValueError(f"{error.filename}: {error.strerror}") from None
+    Output().show(made.render())
+    if not _write(files, {"--json": made.write_json, "--html": made.write_html}):
+        return NOT_WRITTEN
+    return HELD if (made.strictly_ok if strict else made.ok) else FINDINGS
+
+
+def _files(json_file: str | None, html_file: str | None) -> dict[str, str]:
+    """The files that are to be written, by option; which can be."""
+    files = {option: path for option, path in (("--json", json_file), ("--html", html_file)) if path is not None}
+    for option, path in files.items():
+        _writable(path, option)
+    if len(files) == 2 and not is_stream(path) and len(set(map(os.path.realpath, files.values()))) == 1:
+        raise click.BadParameter(f"got {path!r}, which is the file of --json too", param_hint="--html")
+    return files
+
+
+def _write(files: Mapping[str, str], by: Mapping[str, Callable[[str], None]]) -> bool:
+    """Whether all could be written; what could not is said."""
+    written = True
+    for option, path in files.items():
+        try:
+            by[option](path)
+        except OSError as error:
+            click.echo(f"crossent: {path} cannot be written: {error.strerror}", err=True)
+            written = False
+    return written
 
 
 @crossent.command("list")

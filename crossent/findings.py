@@ -53,7 +53,7 @@ class Finding:
     def command(self) -> str:
         """What repeats it, to be pasted into a shell."""
         file = "" if self.named else " REPORT.json"
-        return f"crossent repro {_word(self.id)}{file}"
+        return f"crossent repro {word(self.id)}{file}"
 
     def __str__(self) -> str:
         lines = [f"{self.subject}: {self.check} {self.kind} on {self.case}"]
@@ -284,7 +284,7 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
-def _word(text: str) -> str:
+def word(text: str) -> str:
     """A text as one word of a shell; where it could do something to a terminal, in the notation of bash and zsh."""
     if text.isprintable():
         return shlex.quote(text)

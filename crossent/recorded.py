@@ -74,7 +74,7 @@ def _subject(entry: Any) -> SubjectReport:
         raise ValueError(f"there is a finding on {min(unknown)!r}, which did not run")
     outcomes = {case: _outcome(one, case, failed.get(case, set())) for case, one in cases.items()}
     not_applicable = Counter(_each(int, part["not_applicable"], "not_applicable"))
-    return SubjectReport(name, outcomes, findings, not_applicable)
+    return SubjectReport(name, outcomes, findings, not_applicable, tuple(_a(dict, part["checks"], "checks")))
 
 
 def _outcome(entry: Any, case: str, failed: set[str]) -> Outcome:
