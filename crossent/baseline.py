@@ -33,13 +33,20 @@ SCHEMA = 1
 ABOUT = {"sign": ("loss",), "row_sums": ("gradient",), "ignored_rows": ("loss", "gradient")}
 
 
-def diff(old: Report | str | os.PathLike[str], new: Report | str | os.PathLike[str], *, force: bool = False) -> Diff:
+def diff(
+    old: Report | str | os.PathLike[str],
+    new: Report | str | os.PathLike[str],
+    *,
+    force: bool = False,
+    files: tuple[str, str] | None = None,
+) -> Diff:
     """What moved from one run to another: of each subject, case and check that both have, on the same bits.
 
     Args:
         old: a report, or a file that :meth:`Report.write_json` wrote. Nothing is run.
         new: another.
         force: whether runs are compared that say little about each other, as those of two devices.
+        files: their names, where they have been read already: what repeats a move names them.
 
     Raises:
         ValueError: a file is no report, or the two cannot be compared; in one line.
@@ -52,8 +59,8 @@ def diff(old: Report | str | os.PathLike[str], new: Report | str | os.PathLike[s
         '81 cases in both runs: 81 same bits'
     """
     runs = [run if isinstance(run, Report) else recorded(run) for run in (old, new)]
-    files = ["" if isinstance(run, Report) else os.fspath(run) for run in (old, new)]
-    made = Diff(runs[0], runs[1], files[0], files[1])
+    names = files or ["" if isinstance(run, Report) else os.fspath(run) for run in (old, new)]
+    made = Diff(runs[0], runs[1], names[0], names[1])
     if made.hindrances and not force:
         raise ValueError(f"these runs cannot be compared: {'; '.join(made.hindrances)}")
     return made

@@ -25,7 +25,9 @@ from crossent.document import find, is_stream, read_json
 from crossent.features import FEATURES
 from crossent.findings import printable
 from crossent.levels import CHECKS, LEVELS, plan
+from crossent.recorded import recorded
 from crossent.refusals import ERRORS
+from crossent.report import Report
 from crossent.repro import repeated, script
 from crossent.runner import check as run_check
 from crossent.subjects import NAMED
@@ -137,6 +139,14 @@ def crossent(context: click.Context) -> int:
     show_default=True,
     help="Seconds for a case, after which a subject is said to hang.",
 )
+@click.option(
+    "--baseline",
+    "baseline_file",
+    type=click.Path(exists=True, dir_okay=False),
+    help="A report that --json wrote before: show what has moved since, and fail where `crossent diff` would.",
+)
+@click.option("--strict", is_flag=True, help="With --baseline, as for `crossent diff`.")
+@click.option("--force", is_flag=True, help="With --baseline, as for `crossent diff`.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Write the whole report to this file.")
 @click.option("--html", "html_file", type=click.Path(dir_okay=False), help="Write a page for a browser to this file.")
 def check(
@@ -150,6 +160,9 @@ def check(
     expected_findings: str | None,
     jobs: int | None,
     timeout: float,
+    baseline_file: str | None,
+    strict: bool,
+    force: bool,
     json_file: str | None,
     html_file: str | None,
 ) -> int:
@@ -161,9 +174,12 @@ def check(
     path/to/file.py:NAME, of a callable with the signature of F.cross_entropy, or of a class with the constructor of
     nn.CrossEntropyLoss. With +compile behind it, it is what torch.compile makes of it.
 
-    Exit status: 0 all held, 1 findings, 2 wrong use, 3 nothing ran.
+    Exit status: 0 all held, 1 findings, or a move from the baseline that breaks, 2 wrong use, 3 nothing ran.
     """
     files = _files(json_file, html_file)
+    if (strict or force) and baseline_file is None:
+        raise click.UsageError("--strict and --force are about --baseline")
+    old = None if baseline_file is None else _recorded(baseline_file)  # before what takes long
     # `--without weight vmap`: what comes behind the first is no subject, which no feature's name is.
     more = [name for name in subjects if without and name in FEATURES]
     with _one_line():
@@ -186,7 +202,22 @@ def check(
         return NOT_WRITTEN
     if not report.ran:
         return NOTHING_RAN
-    return HELD if report.ok else FINDINGS
+    held = report.ok
+    if old is not None:
+        with _one_line():
+            moved = baseline.diff(old, report, force=force)
+        Output().show([Text(), *moved.render()])
+        held = held and (moved.strictly_ok if strict else moved.ok)
+    return HELD if held else FINDINGS
+
+
+def _recorded(path: str) -> Report:
+    """The run of a file, which may have none."""
+    with _one_line():
+        try:
+            return recorded(path)
+        except OSError as error:
+            raise ValueError(f"{path}: {error.strerror}") from None
 
 
 def _cores() -> int | None:
@@ -226,10 +257,7 @@ def diff(old: str, new: str, strict: bool, force: bool, json_file: str | None, h
     """
     files = _files(json_file, html_file)
     with _one_line():
-        try:
-            made = baseline.diff(old, new, force=force)
-        except OSError as error:
-            raise ValueError(f"{error.filename}: {error.strerror}") from None
+        made = baseline.diff(_recorded(old), _recorded(new), files=(old, new), force=force)
     Output().show(made.render())
     if not _write(files, {"--json": made.write_json, "--html": made.write_html}):
         return NOT_WRITTEN

@@ -513,3 +513,26 @@ def test_torch_answers_a_policy_as_the_forms_do(policy, value):
     for subject in (TORCH, FORMS["formula"]):
         loss = subject.loss(inputs.logits, inputs.target, **inputs.options)
         assert loss.equal(torch.tensor(value)) or loss.isnan() == torch.tensor(value).isnan()
+
+
+# The other doors
+
+
+def test_a_check_with_a_baseline_is_a_check_and_a_diff(tmp_path, capsys):
+    kept, arguments = (
+        tmp_path / "kept.json",
+        ["check", "scalar", "--level", "quick", "--dtype", "float64", "--jobs", "1"],
+    )
+    assert main([*arguments, "--json", str(kept)]) == 0
+    assert main([*arguments, "--baseline", str(kept), "--strict"]) == 0
+    assert re.search(r"^\d+ cases in both runs: \d+ same bits$", capsys.readouterr().out, re.M)
+    document = json.loads(kept.read_text(encoding="utf-8"))
+    case = next(case for case in document["subjects"][0]["cases"].values() if case["results"])
+    case["results"]["loss"]["dtype"] = "float32"
+    kept.write_text(json.dumps(document), encoding="utf-8")
+    assert main([*arguments, "--baseline", str(kept)]) == 1
+    assert "contract changed: scalar: " in capsys.readouterr().out
+    kept.write_text("{", encoding="utf-8")
+    assert main([*arguments, "--baseline", str(kept)]) == 2
+    assert capsys.readouterr().out == ""  # refused before anything ran
+    assert main([*arguments, "--strict"]) == 2
