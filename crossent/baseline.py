@@ -165,7 +165,10 @@ class Diff:
         """What repeats a move, to be pasted into a shell: in the run that found it, or in either where both held."""
         finding, file = move.new.finding or move.old.finding, self.new_file if move.new.finding else self.old_file
         if finding is None:
-            return Finding(move.subject, move.check, move.case, "held", "").command
+            # Of a check without a number, what it looks at has one.
+            check = move.check if move.new.measured.ulp is not None or move.check == "errors" else "loss"
+            check = "gradient" if check == "loss" and move.check in ABOUT else check
+            return f"crossent repro --held {word(f'{move.subject}:{check}:{move.case}')}"
         return replace(finding, named=True).command + (f" {word(file)}" if file else "")
 
     def render(self, most: int = 6) -> list[RenderableType]:

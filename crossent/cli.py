@@ -28,6 +28,7 @@ from crossent.levels import CHECKS, LEVELS, plan
 from crossent.recorded import recorded
 from crossent.refusals import ERRORS
 from crossent.report import Report
+from crossent.repro import held as holding
 from crossent.repro import repeated, script
 from crossent.runner import check as run_check
 from crossent.subjects import NAMED
@@ -317,7 +318,8 @@ def list_(what: str, level: str) -> None:
 @click.argument("finding")
 @click.argument("report", required=False, type=click.Path(exists=True, dir_okay=False))
 @click.option("--device", help="Where the case is run: cpu, cuda or cuda:N.  [default: cpu, or the report's]")
-def repro(finding: str, report: str | None, device: str | None) -> None:
+@click.option("--held", is_flag=True, help="Of what holds: the number nearest to its bound.")
+def repro(finding: str, report: str | None, device: str | None, held: bool) -> None:
     """Print a script that repeats a FINDING with torch and nothing else.
 
     It exits with 1 where the finding happens, 0 where not, and 2 where that cannot be asked.
@@ -327,10 +329,12 @@ def repro(finding: str, report: str | None, device: str | None) -> None:
     """
     if report is not None and device is not None:
         raise click.UsageError("--device is for a case that is run here: a report says where a finding was made")
+    if report is not None and held:
+        raise click.UsageError("--held is for a case that is run here")
     with _one_line():
         if report is None:
             here = device or "cpu"
-            text = script(repeated(finding, here), here)
+            text = script((holding if held else repeated)(finding, here), here, held=held)
         else:
             try:
                 document = read_json(report)

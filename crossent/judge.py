@@ -102,7 +102,7 @@ def _judgement(trial: Trial, checks: Sequence[Check], outcome: Outcome) -> Itera
         problems = [one for one in found if isinstance(one, Problem) or one.ratio > 1]
         outcome.checks[check.name] = _measured(found, bool(problems))
         for problem in problems[:1]:  # one finding of a check on a case: what its worst is
-            yield _finding(trial, check, problem)
+            yield as_finding(trial, check, problem)
         if problems and check in (CALL, RESULT):
             for other in checks[at + 1 :]:
                 if other.about(trial.case):
@@ -136,7 +136,8 @@ def _grade(trial: Trial) -> Grade:
     return reached(trial.got, trial.question.expected, trial.subject.promise, trial.subject.dtype_name)
 
 
-def _finding(trial: Trial, check: Check, problem: Difference | Problem) -> Finding:
+def as_finding(trial: Trial, check: Check, problem: Difference | Problem) -> Finding:
+    """What a check says is wrong, with the call and what torch itself gives there."""
     inputs = trial.question.inputs
 
     def finding(kind: str, message: str, numbers: Numbers | None = None, of_torch: str = "") -> Finding:

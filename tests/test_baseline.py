@@ -4,6 +4,9 @@ import copy
 import json
 import random
 import re
+import shlex
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -536,3 +539,25 @@ def test_a_check_with_a_baseline_is_a_check_and_a_diff(tmp_path, capsys):
     assert main([*arguments, "--baseline", str(kept)]) == 2
     assert capsys.readouterr().out == ""  # refused before anything ran
     assert main([*arguments, "--strict"]) == 2
+
+
+def test_the_command_of_a_move_that_holds_prints_a_script_that_shows_its_number(before, after, capsys):
+    moved_bits(altered(after, PLAIN, "gradient", ulp=0.9), "gradient")
+    made = baseline.diff(before, after)
+    command = shlex.split(made.command(only(made)))
+    assert command == ["crossent", "repro", "--held", f"formula:gradient:{PLAIN}"]
+    assert main(command[1:]) == 0
+    script = capsys.readouterr().out
+    done = subprocess.run([sys.executable, "-"], input=script, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "The number that is nearest to its bound" in script
+
+
+def test_the_command_of_another_error_prints_a_script_that_shows_the_error(before, after, capsys):
+    after.subjects[0].outcomes[BAD].raised = "RuntimeError: another"
+    made = baseline.diff(before, after)
+    command = shlex.split(made.command(only(made)))
+    assert command == ["crossent", "repro", "--held", f"formula:errors:{BAD}"]
+    assert main(command[1:]) == 0
+    assert "IndexError" in capsys.readouterr().out
+    assert main(["repro", "--held", f"formula:errors:{BAD}", __file__]) == 2
