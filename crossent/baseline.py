@@ -118,7 +118,9 @@ class Diff:
     @property
     def table(self) -> Counter[tuple[Kind, str, str]]:
         """How many checks of cases became what, by check and dtype; of the same bits, of all checks together."""
-        return Counter((move.kind, "" if move.kind is Kind.SAME else move.check, move.dtype) for move in self.compared)
+        return Counter(
+            (move.kind, "every check" if move.kind is Kind.SAME else move.check, move.dtype) for move in self.compared
+        )
 
     @cached_property
     def cases(self) -> Counter[Kind]:
@@ -164,6 +166,10 @@ class Diff:
     def command(self, move: Move) -> str:
         """What repeats a move, to be pasted into a shell: in the run that found it, or in either where both held."""
         finding, file = move.new.finding or move.old.finding, self.new_file if move.new.finding else self.old_file
+        if move.also:  # the first of what is wrong now
+            part = next(part for part in self.new.subjects if part.name == move.subject)
+            known = (one for one in part.findings if one.case == move.case)
+            finding, file = next(one for one in known if one.check in move.also), self.new_file
         if finding is None:
             # Of a check without a number, what it looks at has one.
             check = move.check if move.new.measured.ulp is not None or move.check == "errors" else "loss"
@@ -236,7 +242,12 @@ def _moves(old: SubjectReport, new: SubjectReport) -> Iterator[Move]:
             now_is = _side(check, now, findings[1].get((case, check)), both, alike)
             policy = NAMES.get(case, "")
             kind = kind_of(check, was, now_is, bool(policy))
-            yield Move(kind, new.name, check, case, now.dtype, was, now_is, policy)
+            also = tuple(name for name in now.checks if name not in both and (case, name) in findings[1])
+            if kind is Kind.ACCEPTED and check == "call" and also:
+                kind = Kind.BROKEN
+            else:
+                also = ()
+            yield Move(kind, new.name, check, case, now.dtype, was, now_is, policy, also)
 
 
 def _side(check: str, outcome: Outcome, finding: Finding | None, checked: Collection[str], alike: bool) -> Side:

@@ -27,7 +27,8 @@ def page(diff: Diff) -> str:
     )
     counts = diff.table
     dtypes = [dtype for dtype in DTYPES if any(dtype == met for _, _, met in counts)]
-    rows = sorted({(kind, check) for kind, check, _ in counts}, key=lambda row: list(Kind).index(row[0]))
+    met = dict.fromkeys((kind, check) for kind, check, _ in counts)  # in the order of the checks
+    rows = sorted(met, key=lambda row: list(Kind).index(row[0]))
     sorts: dict[Kind, list[list[Move]]] = {}
     for sort in diff.sorts:
         sorts.setdefault(sort[0].kind, []).append(sort)

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from crossent.axes import DTYPES
-from crossent.findings import printable
+from crossent.findings import NUMBERS, printable
 from crossent.moves import Kind, Move
 
 if TYPE_CHECKING:
@@ -56,18 +56,18 @@ def rendered(diff: Diff, most: int) -> Iterator[RenderableType]:
 
 def _table(diff: Diff) -> Table:
     """What became of each check, in each dtype."""
-    counts = Counter(
-        (move.kind, move.check if move.kind is not Kind.SAME else "", move.dtype) for move in diff.compared
-    )
-    met = {dtype for _, _, dtype in counts}
-    dtypes = [dtype for dtype in DTYPES if dtype in met]
+    counts: Counter[tuple[Kind, str, str]] = Counter()
+    for (kind, check, dtype), count in diff.table.items():
+        counts[kind, "other checks" if kind in QUIET and check not in NUMBERS else check, dtype] += count
+    dtypes = [dtype for dtype in DTYPES if any(dtype == met for _, _, met in counts)]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
     for name in ("what", "check", *dtypes):
         table.add_column(name, no_wrap=True, justify="right" if name in dtypes else "left")
-    rows = sorted({(kind, check) for kind, check, _ in counts}, key=lambda row: list(Kind).index(row[0]))
+    met = dict.fromkeys((kind, check) for kind, check, _ in counts)  # in the order of the checks
+    rows = sorted(met, key=lambda row: list(Kind).index(row[0]))
     for kind, check in rows:
         cells = [str(counts[kind, check, dtype] or "") for dtype in dtypes]
-        table.add_row(Text(kind, LOUD.get(kind, "")), check or "every check", *cells)
+        table.add_row(Text(kind, LOUD.get(kind, "")), check, *cells)
     return table
 
 

@@ -46,13 +46,13 @@ class Kind(StrEnum):
 
 
 MEANINGS = {
-    Kind.BROKEN: "It was within its bound, or held, and is not.",
+    Kind.BROKEN: "It was within its bound, or held, and is not; or it was refused, and is taken and wrong.",
     Kind.REFUSED: "The call was taken, and raises.",
     Kind.CONTRACT: "Another kind of value, as NaN, another dtype, shape or class of error, or other bits each time.",
     Kind.WORSE: "Within its bound, and more than twice as far off as it was, and by more than one ulp.",
     Kind.STILL: "It is wrong as it was, in other numbers.",
     Kind.MENDED: "It was wrong, and is not.",
-    Kind.ACCEPTED: "It was refused, and is not.",
+    Kind.ACCEPTED: "It was refused, and is right.",
     Kind.BETTER: "Within its bound, and less than half as far off as it was, by more than one ulp.",
     Kind.MOVED: "Other bits, within the bound.",
     Kind.WORDS: "Refused with the same class of error, in other words.",
@@ -92,7 +92,8 @@ class Side:
 class Move:
     """What became of one check of one case of one subject.
 
-    `policy` is the question that the case stands for, where it is one of :mod:`crossent.policies`.
+    `policy` is the question that the case stands for, where it is one of :mod:`crossent.policies`. `also` are the
+    checks that fail in the new run, of a case that the old one refused.
     """
 
     kind: Kind
@@ -103,6 +104,7 @@ class Move:
     old: Side
     new: Side
     policy: str = ""
+    also: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
@@ -120,6 +122,8 @@ class Move:
         errors = _errors(self.old, self.new)
         numbers = _numbers(self.old.measured, self.new.measured)
         grades = f"grade {self.old.grade} → {self.new.grade}" if self.old.grade != self.new.grade else ""
+        if self.also:
+            errors = f"{errors.removesuffix('right')}taken, and wrong in {', '.join(self.also)}"
         said = [*values, *(words for words in (errors, grades, numbers) if words)]
         return "; ".join(said) or "in other counts or other words"
 

@@ -187,6 +187,21 @@ def test_a_call_that_raises_is_newly_refused_and_one_that_raised_is_newly_accept
     assert other.ok
 
 
+def test_an_error_that_became_a_wrong_number_is_broken(before, after):
+    mine = before.subjects[2]
+    first = copy.deepcopy(before)
+    outcome = first.subjects[2].outcomes[PLAIN]
+    outcome.checks = {"call": Measured(failed=True)}
+    outcome.digest, outcome.results, outcome.grade = "", {}, ""
+    first.subjects[2].findings = [finding for finding in mine.findings if finding.case != PLAIN]
+    first.subjects[2].findings.append(Finding("mine", "call", PLAIN, "refused", "RuntimeError: not yet"))
+    made = baseline.diff(first, after)
+    assert only(made).kind is Kind.BROKEN
+    assert only(made).says == "RuntimeError: not yet → taken, and wrong in loss, gradient"
+    assert made.command(only(made)).startswith(f"crossent repro mine:loss:{PLAIN}")
+    assert not made.ok
+
+
 def test_another_class_of_error_is_another_contract_and_other_words_are_not(before, after):
     first = refused(copy.deepcopy(before))
     made = baseline.diff(first, refused(copy.deepcopy(before), message="IndexError: not for this"))
