@@ -31,9 +31,11 @@ import venv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 FIGURES = ROOT / "benchmarks" / "figures" / "upgrades.json"
+README = ROOT / "README.md"
 PLACE = ROOT / ".nox" / "upgrade"
 NEEDED = ("python-flint>=0.7", "click>=8.1", "rich>=13.4", "pebble>=5", "jinja2>=3.1", "packaging>=22", "setuptools")
 BLOCKS = 9  # odd, so that the median is one of them
@@ -139,15 +141,16 @@ def environment(spec: str, level: str, reuse: bool) -> Environment:
 
 
 def run(command: list[str], what: str, allowed: tuple[int, ...] = (0,), env: dict[str, str] | None = None) -> str:
-    """What a command prints; where it fails, its last line.
+    """What a command prints.
 
     Raises:
-        CannotError: it ended otherwise than is allowed.
+        CannotError: it ended otherwise than is allowed; with what it said.
     """
     done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
     if done.returncode not in allowed:
-        last = [line.strip() for line in (done.stderr.strip() or done.stdout.strip()).splitlines() if line.strip()]
-        raise CannotError(f"{what}: {last[-1] if last else f'exit status {done.returncode}'}")
+        lines = [line.strip() for line in (done.stderr.strip() or done.stdout.strip()).splitlines() if line.strip()]
+        told = [line for line in lines if line.startswith("ERROR: ")][:1] or lines[-1:]  # pip goes on with advice
+        raise CannotError(f"{what}: {told[0] if told else f'exit status {done.returncode}'}")
     return done.stdout
 
 
@@ -204,7 +207,7 @@ def waiting(one: Environment) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def compared(old: Environment, new: Environment, force: bool) -> tuple[int, dict[str, object]]:
+def compared(old: Environment, new: Environment, force: bool) -> tuple[int, dict[str, Any]]:
     """Show what moved; the exit status of `crossent diff`, and all of it."""
     files = {kind: PLACE / "reports" / f"{slug(old.spec)}..{slug(new.spec)}.{kind}" for kind in ("json", "html")}
     arguments = ["diff", str(old.report), str(new.report), *(["--force"] if force else [])]
@@ -217,16 +220,51 @@ def compared(old: Environment, new: Environment, force: bool) -> tuple[int, dict
     return done.returncode, json.loads(files["json"].read_text(encoding="utf-8"))
 
 
-def figures(moved: dict[str, object], ratios: dict[str, list[float]]) -> dict[str, object]:
+TOLD = ("crossent", "torch", "numpy", "python", "device", "cpu_capability")  # of an environment
+
+
+def figures(moved: dict[str, Any], ratios: dict[str, list[float]]) -> dict[str, Any]:
     """What is kept in the repository of two versions: what became of the cases, and what fails, by its first case."""
-    moves = [move for move in moved["moves"] if isinstance(move, dict)] if isinstance(moved["moves"], list) else []
-    told: dict[str, dict[str, object]] = {}
+    moves, environments = moved["moves"], {which: moved[which] for which in ("old", "new")}
+    told: dict[str, dict[str, Any]] = {}
     for move in moves:
         if move["kind"] in ("broken", "newly refused", "contract changed", "mended", "newly accepted"):
             key = f"{move['kind']} {move['subject']} {move['check']} {move['says']}"
             told.setdefault(key, {name: move[name] for name in ("kind", "id", "policy", "says")} | {"cases": 0})
-            told[key]["cases"] = int(str(told[key]["cases"])) + 1
-    return {"old": moved["old"], "new": moved["new"], "cases": moved["cases"], "moves": [*told.values()], "hot": ratios}
+            told[key]["cases"] += 1
+    versions = {which: {name: run.get(name, "") for name in TOLD} for which, run in environments.items()}
+    return {**versions, "cases": moved["cases"], "moves": [*told.values()], "hot": ratios}
+
+
+COLUMNS = {
+    "same bits": ("same bits", "same bits, judged anew"),
+    "within bounds": ("moved within bounds", "better", "worse within bounds"),
+    "mended or taken": ("mended", "newly accepted"),
+    "contract changed": ("contract changed",),
+    "broken or refused": ("broken", "newly refused"),
+    "others": ("other words", "still wrong"),
+}
+
+
+def table(kept: dict[str, Any]) -> str:
+    """The README's: what became of the cases, and what the hot path costs."""
+    names = [*COLUMNS, "time, of torch"]
+    lines = ["| torch | cases | " + " | ".join(names) + " |", "| --- |" + " ---: |" * (len(names) + 1)]
+    for pair in kept["pairs"]:
+        versions = " → ".join(pair[which]["torch"].partition("+")[0] for which in ("old", "new"))
+        counts = [sum(pair["cases"][kind] for kind in kinds) for kinds in COLUMNS.values()]
+        medians = [ratio[1] for name, ratio in pair["hot"].items() if name.startswith("torch ")]
+        time = f"{min(medians):.2f} to {max(medians):.2f}" if medians else ""
+        cells = [versions, *(f"{count:,}" for count in (sum(pair["cases"].values()), *counts)), time]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def write_table(kept: dict[str, Any]) -> None:
+    """Put it into the README."""
+    begin, end = "<!-- upgrades:begin -->\n", "<!-- upgrades:end -->\n"
+    before, rest = README.read_text(encoding="utf-8").split(begin)
+    README.write_text(before + begin + table(kept) + end + rest.split(end)[1], encoding="utf-8")
 
 
 def say(line: str) -> None:
@@ -248,7 +286,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--reuse", action="store_true", help="take environments and reports as they are")
     parser.add_argument("--force", action="store_true", help="as for crossent diff")
     parser.add_argument("--no-times", action="store_true", help="leave the hot path out")
-    parser.add_argument("--write-figures", action="store_true", help="into benchmarks/figures/upgrades.json")
+    parser.add_argument("--write-figures", action="store_true", help="into benchmarks/figures and the README")
     chosen = parser.parse_args(arguments)
     subjects = chosen.subjects or ["torch", "formula", "log_softmax_nll", "one_hot"]
     ready: list[Environment] = []
@@ -275,7 +313,9 @@ def main(arguments: list[str] | None = None) -> int:
             say(f"{name}: {median:.2f} of the time ({lower:.2f} to {upper:.2f}), forward and backward")
         all_figures.append(figures(moved, ratios))
     if chosen.write_figures and not failed:
-        FIGURES.write_text(json.dumps({"level": chosen.level, "pairs": all_figures}, indent=1) + "\n", encoding="utf-8")
+        kept = {"level": chosen.level, "subjects": subjects, "pairs": all_figures}
+        FIGURES.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_table(kept)
     return 2 if failed else status
 
 

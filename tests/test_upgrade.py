@@ -85,6 +85,12 @@ def test_the_hot_path_is_timed_in_turns(upgrade, here, monkeypatch):
     assert 0 < lower <= median <= upper
 
 
+def test_the_readme_has_the_table_of_the_figures(upgrade):
+    kept = json.loads(upgrade.FIGURES.read_text(encoding="utf-8"))
+    shown = upgrade.README.read_text(encoding="utf-8").split("<!-- upgrades:begin -->\n")[1]
+    assert shown.split("<!-- upgrades:end -->")[0] == upgrade.table(kept)
+
+
 def test_what_fails_is_kept_by_its_first_case(upgrade):
     move = {"kind": "broken", "subject": "torch", "check": "loss", "id": "torch:loss:a", "policy": "", "says": "0 → 1"}
     moved = {"old": {}, "new": {}, "cases": {"broken": 2}, "moves": [move, {**move, "id": "torch:loss:b"}]}
