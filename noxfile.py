@@ -113,6 +113,12 @@ def figures(session: nox.Session) -> None:
     session.run("pytest", *tests, "--crossent-write-figures", "-n", "0", *session.posargs)
 
 
+@nox.session(venv_backend="none")
+def upgrade(session: nox.Session) -> None:
+    """Show what moves from one torch to another: `nox -s upgrade -- 2.8.0 2.15.0`, or more; `--reuse`, `--level`, …."""
+    session.run(sys.executable, "benchmarks/upgrade.py", *session.posargs)
+
+
 @nox.session
 def mutants(session: nox.Session) -> None:
     """Print which check kills which wrong cross-entropy of tests/mutants, and write the README's totals anew."""

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from crossent.asked import parametrize
+    from crossent.baseline import diff
     from crossent.forms import formula, log_softmax_nll, one_hot, scalar
     from crossent.runner import check
 
-__all__ = ["check", "formula", "log_softmax_nll", "one_hot", "parametrize", "scalar"]
+__all__ = ["check", "diff", "formula", "log_softmax_nll", "one_hot", "parametrize", "scalar"]
 _FROM = {
     "check": "runner",
+    "diff": "baseline",
     "parametrize": "asked",
     **dict.fromkeys(("formula", "log_softmax_nll", "one_hot", "scalar"), "forms"),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from typing import Any
@@ -16,6 +16,7 @@ from rich.constrain import Constrain
 from rich.progress import track
 from rich.text import Text
 
+from crossent import baseline
 from crossent import explain as explanation
 from crossent.axes import DTYPES
 from crossent.bad_inputs import BadInput
@@ -25,7 +26,10 @@ from crossent.document import find, is_stream, read_json
 from crossent.features import FEATURES
 from crossent.findings import printable
 from crossent.levels import CHECKS, LEVELS, plan
+from crossent.recorded import recorded
 from crossent.refusals import ERRORS
+from crossent.report import Report
+from crossent.repro import held as holding
 from crossent.repro import repeated, script
 from crossent.runner import Interrupted
 from crossent.runner import check as run_check
@@ -153,6 +157,14 @@ def crossent(context: click.Context) -> int:
     show_default=True,
     help="Seconds for a case, after which a subject is said to hang.",
 )
+@click.option(
+    "--baseline",
+    "baseline_file",
+    type=click.Path(exists=True, dir_okay=False),
+    help="A report that --json wrote before: show what has moved since, and fail where `crossent diff` would.",
+)
+@click.option("--strict", is_flag=True, help="With --baseline, as for `crossent diff`.")
+@click.option("--force", is_flag=True, help="With --baseline, as for `crossent diff`.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Write the whole report to this file.")
 @click.option("--html", "html_file", type=click.Path(dir_okay=False), help="Write a page for a browser to this file.")
 def check(
@@ -166,6 +178,9 @@ def check(
     expected_findings: str | None,
     jobs: int | None,
     timeout: float,
+    baseline_file: str | None,
+    strict: bool,
+    force: bool,
     json_file: str | None,
     html_file: str | None,
 ) -> int:
@@ -179,16 +194,18 @@ def check(
 
     Your own lives in processes of its own, which see inputs and no answers.
 
-    Exit status: 0 all held, 1 findings, 2 wrong use, 3 nothing ran, 130 interrupted.
+    Exit status: 0 all held, 1 findings, or a move from the baseline that breaks, 2 wrong use, 3 nothing ran, 130
+    interrupted.
     """
-    files = {option: path for option, path in (("--json", json_file), ("--html", html_file)) if path is not None}
-    for option, path in files.items():
-        _writable(path, option)
-    if len(files) == 2 and not is_stream(path) and len(set(map(os.path.realpath, files.values()))) == 1:
-        raise click.BadParameter(f"got {path!r}, which is the file of --json too", param_hint="--html")
+    files = _files(json_file, html_file)
+    if (strict or force) and baseline_file is None:
+        raise click.UsageError("--strict and --force are about --baseline")
+    old = None if baseline_file is None else _recorded(baseline_file)  # before what takes long
     # `--without weight vmap`: what comes behind the first is no subject, which no feature's name is.
     more = [name for name in subjects if without and name in FEATURES]
-    if seed is None:
+    if seed is None and old is not None:
+        seed = old.seed  # or nothing could be compared
+    elif seed is None:
         seed = 0 if all(name in NAMED for name in subjects) else "random"
     status = None
     with _one_line():
@@ -211,21 +228,28 @@ def check(
             click.echo("crossent: interrupted", err=True)
             report, status = interrupt.report, INTERRUPTED
     Output().show(report.render())
-    write = {"--json": report.write_json, "--html": report.write_html}
-    failed = False
-    for option, path in files.items():
-        try:
-            write[option](path)
-        except OSError as error:
-            click.echo(f"crossent: {path} cannot be written: {error.strerror}", err=True)
-            failed = True
-    if failed:
+    if not _write(files, {"--json": report.write_json, "--html": report.write_html}):
         return NOT_WRITTEN
     if status is not None:
         return status
     if not report.ran:
         return NOTHING_RAN
-    return HELD if report.ok else FINDINGS
+    held = report.ok
+    if old is not None:
+        with _one_line():
+            moved = baseline.diff(old, report, force=force)
+        Output().show([Text(), *moved.render()])
+        held = held and (moved.strictly_ok if strict else moved.ok)
+    return HELD if held else FINDINGS
+
+
+def _recorded(path: str) -> Report:
+    """The run of a file, which may have none."""
+    with _one_line():
+        try:
+            return recorded(path)
+        except OSError as error:
+            raise ValueError(f"{path}: {error.strerror}") from None
 
 
 def _cores() -> int | None:
@@ -245,6 +269,53 @@ def _writable(path: str, option: str) -> None:
     needed = [path] if is_stream(path) else [folder, file] if os.path.exists(file) else [folder]
     if not all(os.access(place, os.W_OK) for place in needed):
         raise click.BadParameter(f"got {path!r}; it cannot be written", param_hint=option)
+
+
+@crossent.command("diff", short_help="What moved between two reports, as of two versions of torch.")
+@click.argument("old", type=click.Path(exists=True, dir_okay=False))
+@click.argument("new", type=click.Path(exists=True, dir_okay=False))
+@click.option("--strict", is_flag=True, help="Fail where an error became much larger within its bound, too.")
+@click.option("--force", is_flag=True, help="Compare runs that say little about each other, as of two devices.")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Write every move to this file.")
+@click.option("--html", "html_file", type=click.Path(dir_okay=False), help="Write a page for a browser to this file.")
+def diff(old: str, new: str, strict: bool, force: bool, json_file: str | None, html_file: str | None) -> int:
+    """What moved from OLD to NEW, two files that `crossent check --json` wrote. Nothing is run.
+
+    Compared is each check of each case that both have, on the same bits: the same bits came, or others within the
+    bounds, or it broke, was mended, is newly refused or accepted, or promises something else.
+
+    Exit status: 0 where nothing broke, is newly refused, or changed its contract; 1 where something did; 2 for wrong
+    use, and where the two cannot be compared.
+    """
+    files = _files(json_file, html_file)
+    with _one_line():
+        made = baseline.diff(_recorded(old), _recorded(new), files=(old, new), force=force)
+    Output().show(made.render())
+    if not _write(files, {"--json": made.write_json, "--html": made.write_html}):
+        return NOT_WRITTEN
+    return HELD if (made.strictly_ok if strict else made.ok) else FINDINGS
+
+
+def _files(json_file: str | None, html_file: str | None) -> dict[str, str]:
+    """The files that are to be written, by option; which can be."""
+    files = {option: path for option, path in (("--json", json_file), ("--html", html_file)) if path is not None}
+    for option, path in files.items():
+        _writable(path, option)
+    if len(files) == 2 and not is_stream(path) and len(set(map(os.path.realpath, files.values()))) == 1:
+        raise click.BadParameter(f"got {path!r}, which is the file of --json too", param_hint="--html")
+    return files
+
+
+def _write(files: Mapping[str, str], by: Mapping[str, Callable[[str], None]]) -> bool:
+    """Whether all could be written; what could not is said."""
+    written = True
+    for option, path in files.items():
+        try:
+            by[option](path)
+        except OSError as error:
+            click.echo(f"crossent: {path} cannot be written: {error.strerror}", err=True)
+            written = False
+    return written
 
 
 @crossent.command("list")
@@ -278,7 +349,8 @@ def list_(what: str, level: str) -> None:
 @click.argument("finding")
 @click.argument("report", required=False, type=click.Path(exists=True, dir_okay=False))
 @click.option("--device", help="Where the case is run: cpu, cuda or cuda:N.  [default: cpu, or the report's]")
-def repro(finding: str, report: str | None, device: str | None) -> None:
+@click.option("--held", is_flag=True, help="Of what holds: the number nearest to its bound.")
+def repro(finding: str, report: str | None, device: str | None, held: bool) -> None:
     """Print a script that repeats a FINDING with torch and nothing else.
 
     It exits with 1 where the finding happens, 0 where not, and 2 where that cannot be asked.
@@ -288,10 +360,12 @@ def repro(finding: str, report: str | None, device: str | None) -> None:
     """
     if report is not None and device is not None:
         raise click.UsageError("--device is for a case that is run here: a report says where a finding was made")
+    if report is not None and held:
+        raise click.UsageError("--held is for a case that is run here")
     with _one_line():
         if report is None:
             here = device or "cpu"
-            text = script(repeated(finding, here), here)
+            text = script((holding if held else repeated)(finding, here), here, held=held)
         else:
             try:
                 document = read_json(report)

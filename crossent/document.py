@@ -6,12 +6,14 @@ import json
 import math
 import os
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from crossent.findings import Finding, Numbers, SubjectReport, one_line
+from crossent.findings import Finding, Measured, Numbers, SubjectReport, one_line
 
 SCHEMA = 1
+LARGEST = 2**29  # bytes of a report that is read; a thorough one of five subjects has a tenth of it
 
 
 def subject_json(subject: SubjectReport) -> dict[str, Any]:
@@ -34,14 +36,15 @@ def subject_json(subject: SubjectReport) -> dict[str, Any]:
     for case, outcome in subject.outcomes.items():
         cases[case] = {
             "outcome": "held" if case not in failed else "expected" if failed[case] else "failed",
+            "dtype": outcome.dtype,
             "inputs": outcome.inputs,
             "digest": outcome.digest,
             "grade": outcome.grade,
-            **{
-                check: {"ulp": measured.ulp, "ratio": measured.ratio}
-                for check, measured in outcome.checks.items()
-                if measured.ratio is not None
-            },
+            "results": {name: asdict(shown) for name, shown in outcome.results.items()},
+            "raised": outcome.raised,
+            "held": [check for check, one in outcome.checks.items() if one.ratio is None and not one.failed],
+            "not_run": outcome.not_run,
+            **{check: _measured_json(one) for check, one in outcome.checks.items() if one.ratio is not None},
         }
     return {
         "name": subject.name,
@@ -53,6 +56,13 @@ def subject_json(subject: SubjectReport) -> dict[str, Any]:
         "findings": [_finding_json(finding) for finding in subject.findings],
         "cases": cases,
     }
+
+
+def _measured_json(measured: Measured) -> dict[str, Any]:
+    """What was measured; whether it failed is said by its finding."""
+    numbers = {"ulp": measured.ulp, "ratio": measured.ratio, "elements": measured.elements}
+    gaps = {"vacuous": measured.vacuous, "not_judged": dict(measured.not_judged)}
+    return numbers | {name: gap for name, gap in gaps.items() if gap}
 
 
 def _finding_json(finding: Finding) -> dict[str, Any]:
@@ -91,7 +101,11 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
         OSError: it cannot be read.
     """
     try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        with open(path, "rb") as file:
+            content = file.read(LARGEST + 1)  # a device may have no end
+        if len(content) > LARGEST:
+            raise ValueError(f"it has more than {LARGEST:,} bytes")
+        document = json.loads(content.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8
         raise ValueError(f"{path}: no report: {one_line(str(error))}") from None
     found = document.get("schema") if isinstance(document, dict) else None
@@ -101,6 +115,19 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(environment, dict) or not isinstance(environment.get("device"), str):
         raise ValueError(f"{path}: damaged: its environment names no device")
     return document
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of which no key stands twice: of two values, one would be read and the other shown."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {max(keys, key=keys.count)!r} stands twice in one object")
+    return made
+
+
+def _no_number(token: str) -> float:
+    raise ValueError(f"{token} is not JSON")
 
 
 def find(document: dict[str, Any], id: str) -> tuple[Finding, str | None]:
@@ -113,7 +140,7 @@ def find(document: dict[str, Any], id: str) -> tuple[Finding, str | None]:
         for subject in document["subjects"]:
             for entry in subject["findings"]:
                 if entry["id"] == id:
-                    finding = _finding(_string(subject, "name"), entry)
+                    finding = finding_of(_string(subject, "name"), entry)
                     if finding.id != id:
                         raise ValueError(f"it is {finding.id}")
                     return finding, _string(subject["cases"][finding.case], "inputs")
@@ -124,7 +151,12 @@ def find(document: dict[str, Any], id: str) -> tuple[Finding, str | None]:
     raise ValueError(f"finding: got {id!r}, which the report does not have; {known}")
 
 
-def _finding(subject: str, entry: dict[str, Any]) -> Finding:
+def finding_of(subject: str, entry: dict[str, Any]) -> Finding:
+    """The finding of a subject that an entry of the document tells.
+
+    Raises:
+        LookupError, TypeError, ValueError, ArithmeticError: it is none.
+    """
     numbers = None
     if entry["index"] is not None:
         reals = [_real(entry, name) for name in ("got", "exact", "radius", "bound", "ulp", "ratio")]

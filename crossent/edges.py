@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from crossent.axes import DTYPES
 from crossent.cases import Case
+from crossent.policies import POLICIES
 
 # Vocabularies of language models; 128256 and 129920 are no multiples of a tile of 1024 (verl#2899).
 VOCABULARIES = (32000, 50257, 128256, 129920, 151936)
@@ -75,6 +76,7 @@ ALONE = (
 )
 # What costs hardly anything.
 QUICK = (
+    *POLICIES.values(),
     *ALONE,
     # Sums of rows held in half precision: their block is not closed where the row is ignored that should close it.
     Case("bfloat16", (1000, 10), ignored="ignored_16th", name="half_partial_sums"),
@@ -143,8 +145,8 @@ def edges(dtypes: Sequence[str] = tuple(DTYPES), seed: int = 0, level: str = "no
     quick: well below a second for a subject. normal: seconds. thorough: minutes, and several GiB.
 
     Example:
-        >>> next(edges(["float64"], level="quick")).id
-        'ignored_zero/float64-17x3-nan_ignored-int64-sum-ignored_zero'
+        >>> [case.id for case in edges(["float64"], level="quick")][-1]
+        'rows/float64-2x2x2-normal-int64-none-rows'
     """
     chosen = dict.fromkeys({"quick": QUICK, "normal": EDGES, "thorough": (*EDGES, *THOROUGH)}[level])
     return (case.seeded(seed) for dtype in dtypes for case in chosen if case.dtype == dtype)

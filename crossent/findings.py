@@ -53,7 +53,7 @@ class Finding:
     def command(self) -> str:
         """What repeats it, to be pasted into a shell."""
         file = "" if self.named else " REPORT.json"
-        return f"crossent repro {_word(self.id)}{file}"
+        return f"crossent repro {word(self.id)}{file}"
 
     def __str__(self) -> str:
         lines = [f"{self.subject}: {self.check} {self.kind} on {self.case}"]
@@ -103,6 +103,24 @@ class Measured:
     elements: int = 0
 
 
+@dataclass(frozen=True)
+class Shown:
+    """One result of a call, as far as another run can be compared with it.
+
+    Attributes:
+        digest: a checksum of its bits, whatever NaN is made of.
+        dtype, shape: its own.
+        value: its number, where there is one alone.
+        special: how many of its numbers are "nan", "inf" and "-inf"; what there is none of is left out.
+    """
+
+    digest: str
+    dtype: str
+    shape: tuple[int, ...]
+    value: float | None = None
+    special: Mapping[str, int] = field(default_factory=dict)
+
+
 @dataclass
 class Outcome:
     """One case on one subject.
@@ -113,6 +131,8 @@ class Outcome:
         grade: what it reached; "" where that was not asked.
         checks: what was measured.
         not_run: why a check that says something about the case did not run.
+        results: of the first call, by "loss", "gradient" and "target_gradient"; empty where nothing came.
+        raised: the error with which a bad call was refused; "" of any other call.
     """
 
     dtype: str
@@ -121,6 +141,8 @@ class Outcome:
     grade: str = ""
     checks: dict[str, Measured] = field(default_factory=dict)
     not_run: dict[str, str] = field(default_factory=dict)
+    results: dict[str, Shown] = field(default_factory=dict)
+    raised: str = ""
 
 
 @dataclass
@@ -262,7 +284,7 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
-def _word(text: str) -> str:
+def word(text: str) -> str:
     """A text as one word of a shell; where it could do something to a terminal, in the notation of bash and zsh."""
     if text.isprintable():
         return shlex.quote(text)

@@ -99,7 +99,7 @@ def page(report: Report) -> str:
     parts = [_part(subject) for subject in report.subjects]
     said = verdict(report)
     return (
-        _engine()
+        engine()
         .from_string(template)
         .render(
             report=report,
@@ -114,8 +114,8 @@ def page(report: Report) -> str:
             open=OPEN,
             style=Markup(style),
             script=Markup(script),
-            style_hash=_hash(style),
-            script_hash=_hash(script),
+            style_hash=hash_of(style),
+            script_hash=hash_of(script),
         )
     )
 
@@ -226,7 +226,8 @@ def _cell(tally: Tally | None, missing: int) -> Cell:
     return Cell(kind, says, [below, *known, *([f"{missing:,} not run"] if missing else [])], title)
 
 
-def _engine() -> jinja2.Environment:
+def engine() -> jinja2.Environment:
+    """What makes a page of a template: all that is not markup is escaped, and its control characters written out."""
     engine = jinja2.Environment(
         autoescape=True, finalize=_shown, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -263,6 +264,6 @@ def _counted(count: int, noun: str, what: str = "") -> tuple[str, str]:
     return f"{count:,}", f"{noun if count == 1 else noun + 's'} {what}".rstrip()
 
 
-def _hash(content: str) -> str:
+def hash_of(content: str) -> str:
     """By which the page's policy knows its own style and script, so that it allows no other."""
     return f"sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}"

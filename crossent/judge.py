@@ -16,7 +16,7 @@ from crossent.checks import CALL, RESULT, SINGLE
 from crossent.contracts import Grade
 from crossent.differences import Difference, reached
 from crossent.findings import Finding, Measured, Numbers, Outcome, SubjectReport
-from crossent.refusals import refusal
+from crossent.refusals import answered, judgement
 from crossent.report import Report
 from crossent.results import evaluate
 from crossent.subjects import TORCH, Subject
@@ -41,15 +41,18 @@ def run_case(
         reason = subject.not_applicable(inputs) or _not_asked(subject, case, inputs, checks)
         reason = reason or (host.given_up if host else "")
         refused: dict[str, Problem | None] = {}
+        raised = ""
         if isinstance(case, BadInput) and not reason:
             try:
-                refused = refusal(case, subject, device, host=host)
+                answer = answered(case, subject, device, host=host)
+                refused = judgement(answer, case.allowed(device))
+                raised = answer.message if answer.raised else ""
             except NotRunError as missing:
                 reason = str(missing)
         if reason:
             entry.not_applicable[reason] += 1
             continue
-        outcome = entry.outcomes[case.id] = Outcome(case.dtype, inputs.digest)
+        outcome = entry.outcomes[case.id] = Outcome(case.dtype, inputs.digest, raised=raised)
         if not isinstance(case, BadInput):
             entry.findings += _judgement(Trial(question, subject, host), checks, outcome)
         for check, problem in refused.items():
@@ -99,14 +102,14 @@ def _judgement(trial: Trial, checks: Sequence[Check], outcome: Outcome) -> Itera
         problems = [one for one in found if isinstance(one, Problem) or one.ratio > 1]
         outcome.checks[check.name] = _measured(found, bool(problems))
         for problem in problems[:1]:  # one finding of a check on a case: what its worst is
-            yield _finding(trial, check, problem)
+            yield as_finding(trial, check, problem)
         if problems and check in (CALL, RESULT):
             for other in checks[at + 1 :]:
                 if other.about(trial.case):
                     outcome.not_run[other.name] = f"waits for a right {check.name}"
             return
         if check is CALL:
-            outcome.digest = trial.got.digest
+            outcome.digest, outcome.results = trial.got.digest, trial.got.shown
         if check is RESULT:
             outcome.grade = _grade(trial)
 
@@ -133,7 +136,8 @@ def _grade(trial: Trial) -> Grade:
     return reached(trial.got, trial.question.expected, trial.subject.promise, trial.subject.dtype_name)
 
 
-def _finding(trial: Trial, check: Check, problem: Difference | Problem) -> Finding:
+def as_finding(trial: Trial, check: Check, problem: Difference | Problem) -> Finding:
+    """What a check says is wrong, with the call and what torch itself gives there."""
     inputs = trial.question.inputs
 
     def finding(kind: str, message: str, numbers: Numbers | None = None, of_torch: str = "") -> Finding:

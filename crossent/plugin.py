@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 DEVICE, DTYPE, LEVEL, SEED = "--crossent-device", "--crossent-dtype", "--crossent-level", "--crossent-seed"
 SUBJECT, WITHOUT, EXPECTED = "--crossent-subject", "--crossent-without", "--crossent-expected-findings"
-JSON, MIN_CHECKS = "--crossent-json", "--crossent-min-checks"
+JSON, MIN_CHECKS, BASELINE = "--crossent-json", "--crossent-min-checks", "--crossent-baseline"
 CAME = pytest.StashKey[list[str]]()
 SHOWN = pytest.StashKey[bool]()
 Wrong = (ValueError, TypeError, RuntimeError)
@@ -39,6 +39,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     option(WITHOUT, "What the subjects do without; may be given again.", action="append", metavar="FEATURE")
     option(EXPECTED, "What is known to be wrong, and why.", metavar="FILE")
     option(JSON, "Write the report of crossent's tests to this file.", metavar="FILE")
+    option(
+        BASELINE,
+        "A report of --crossent-json: fail where something broke since, as `crossent diff`.",
+        metavar="FILE",
+    )
     option(MIN_CHECKS, "Fail where fewer checks ran. Default: 1, where there are any.", type=int, metavar="N")
 
 
@@ -203,8 +208,29 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if hasattr(config, "workerinput"):
         return
     ran, least = _ran(config), _least(config)
-    if ran < least and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+    if session.exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+        return
+    if ran < least or _moved(config)[1]:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _moved(config: pytest.Config) -> tuple[list[str], bool]:
+    """What has moved since the baseline, in lines, and whether that is a failure."""
+    path = config.getoption(BASELINE)
+    if not path:
+        return [], False
+    if not config.stash[CAME]:
+        return [f"ERROR: {path}: nothing ran that could be compared with it"], True
+    from crossent.asked import received, reported
+    from crossent.baseline import diff
+
+    try:
+        moved = diff(path, reported([received(came) for came in config.stash[CAME]]))
+    except OSError as error:
+        return [f"ERROR: {path}: {error.strerror}"], True
+    except ValueError as error:
+        return [f"ERROR: {error}"], True
+    return str(moved).splitlines(), not moved.ok
 
 
 def _least(config: pytest.Config) -> int:
@@ -224,13 +250,16 @@ def _ran(config: pytest.Config) -> int:
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """How much ran, that a quick run was one, and the report."""
-    if hasattr(config, "workerinput") or not (config.stash[CAME] or _least(config)):
+    if hasattr(config, "workerinput") or not (config.stash[CAME] or _least(config) or config.getoption(BASELINE)):
         return
     terminalreporter.section("crossent")
     terminalreporter.line(_header(config))
     ran, least = _ran(config), _least(config)
     if ran < least:
         terminalreporter.line(f"ERROR: {ran} checks ran; {least} or more must ({MIN_CHECKS})", red=True, bold=True)
+    moved, breaks = _moved(config)
+    for line in moved:
+        terminalreporter.line(line, red=breaks and line.startswith("ERROR"))
     if not config.stash[CAME]:
         return
     from crossent.asked import received, reported

@@ -17,6 +17,7 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,7 +62,7 @@ class Answer:
     unsent: str = ""
 
 
-def refusal(
+def answered(
     bad_input: BadInput,
     subject: Subject,
     device: str = "cpu",
@@ -69,8 +70,8 @@ def refusal(
     isolated: bool | None = None,
     seconds: float = SECONDS,
     host: Host | None = None,
-) -> dict[str, Problem | None]:
-    """What is wrong with a subject's answer to a bad call, or None, by the check that says it.
+) -> Answer:
+    """A subject's answer to a bad call.
 
     Args:
         bad_input: the call, one of `BAD_INPUTS` where it is isolated.
@@ -92,7 +93,12 @@ def refusal(
         answer = ask(subject.loss, bad_input, device)
     if answer.unsent:
         raise NotRunError(f"cannot be sent to a process of its own: {answer.unsent}")
-    return judgement(answer, bad_input.allowed(device))
+    return answer
+
+
+def refusal(bad_input: BadInput, subject: Subject, device: str = "cpu", **how: Any) -> dict[str, Problem | None]:
+    """What is wrong with a subject's answer to a bad call, or None, by the check that says it; as :func:`answered`."""
+    return judgement(answered(bad_input, subject, device, **how), bad_input.allowed(device))
 
 
 def judgement(answer: Answer, allowed: tuple[type[Exception], ...]) -> dict[str, Problem | None]:

@@ -147,7 +147,7 @@ class Report:
             "coverage": {"cases": self.cases, "triples": self.triples, "elements": self.elements},
             "left_out": list(self.left_out),
             "seed": self.seed,
-            "interrupted": self.planned is not None,
+            "planned": self.planned,
             "environment": self.environment,
             "subjects": [subject_json(subject) for subject in self.subjects],
             "mended": self.mended,

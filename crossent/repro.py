@@ -8,6 +8,7 @@ import re
 import sys
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from crossent import judge, snippets, steps
 from crossent.bad_inputs import BAD_INPUTS, BadInput
 from crossent.cases import Case, Inputs, bits
 from crossent.checks import CALL, RESULT
+from crossent.differences import Difference
 from crossent.environment import ambient, require_device
 from crossent.findings import Finding, Numbers, SubjectReport, printable
 from crossent.levels import CHECKS, Checks
@@ -25,6 +27,7 @@ from crossent.recipes import RECIPES, REFUSALS, Asked, Recipe
 from crossent.refusals import SECONDS
 from crossent.report import Report
 from crossent.subjects import BY_NAME, FORMS, Subject
+from crossent.trials import NotRunError, Question, RefusedError, Trial
 from crossent.ways import Shapes
 
 SCRIPT = '''\
@@ -76,19 +79,46 @@ def repeated(id: str, device: str = "cpu") -> Finding:
     return found
 
 
+def held(id: str, device: str = "cpu") -> Finding:
+    """What holds here, as if it were a finding: the number that is nearest to its bound, or how a bad call is refused.
+
+    Raises:
+        ValueError: no such subject or case, the check does not run on it, or it measures no number.
+        RuntimeError: no such device.
+    """
+    subject, name, case = _parts(id)
+    if subject not in BY_NAME:
+        raise ValueError(f"finding: got subject {subject!r}; with --held, allowed are {', '.join(BY_NAME)}")
+    made = _case(case)
+    require_device(device)
+    if isinstance(made, BadInput):
+        return Finding(subject, "errors", case, "wrong", "It is shown how it is refused.")
+    if name not in CHECKS:
+        raise ValueError(f"finding: got check {name!r}; allowed are {', '.join(CHECKS)}")
+    check, trial = CHECKS[name], Trial(Question(made, device), BY_NAME[subject])
+    found: list[Difference] = []
+    with ambient(), suppress(RefusedError, NotRunError):
+        found = [one for one in check.run(trial) if isinstance(one, Difference)]
+    if not found:
+        raise ValueError(f"finding: {id} does not run here, or has no number to be shown")
+    finding = judge.as_finding(trial, check, max(found, key=lambda one: one.ratio))
+    return replace(finding, message=f"The number that is nearest to its bound:\n{finding.message}")
+
+
 def _checks(name: str, case: Case | BadInput) -> Checks:
     """The check of this name, after those that must hold before any other; of tiles, it alone."""
     before = () if isinstance(case, Case) and case.tiled > 1 else (CALL, RESULT)
     return tuple(dict.fromkeys((*before, *([CHECKS[name]] if name in CHECKS else []))))
 
 
-def script(finding: Finding, device: str = "cpu", digest: str | None = None) -> str:
+def script(finding: Finding, device: str = "cpu", digest: str | None = None, *, held: bool = False) -> str:
     """A script that repeats a finding and exits with 1 where it happens, 0 where not, 2 where that cannot be asked.
 
     Args:
         finding: what a run found.
         device: where it was found.
         digest: of the inputs that it was found on, to be sure that these are the same.
+        held: whether the number is no finding, and not wrong where it comes again.
 
     Raises:
         ValueError: its case cannot be built, or not with the same bits; or it is of no kind that is known.
@@ -111,7 +141,7 @@ def script(finding: Finding, device: str = "cpu", digest: str | None = None) -> 
         if asked.of:
             values["part"] = asked.part
         if asked.index is not None and finding.numbers is not None:
-            values |= _numbers(finding.numbers, CHECKS[finding.check].versus)
+            values |= _numbers(finding.numbers, CHECKS[finding.check].versus) | ({"found": None} if held else {})
             functions.append(snippets.JUDGED)
             done.append(recipe.number)
         elif asked.of:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from crossent.cases import Inputs, bits
+from crossent.findings import Shown
 from crossent.memory import marks, poison, shared
 
 Loss = Callable[..., Tensor]
@@ -36,11 +37,33 @@ class Result:
     def digest(self) -> str:
         """A checksum of every bit of it, whatever NaN is made of."""
         checksum = 0
-        for tensor in (self.loss, self.gradient, self.target_gradient):
-            if tensor is not None:
-                checksum = zlib.crc32(f"{tensor.dtype}{tuple(tensor.shape)}".encode(), checksum)
-                checksum = zlib.crc32(bits(tensor.where(~tensor.isnan(), torch.nan)).tobytes(), checksum)
+        for tensor in self.parts.values():
+            checksum = _checksum(tensor, checksum)
         return f"{checksum:08x}"
+
+    @property
+    def parts(self) -> dict[str, Tensor]:
+        """Those that there are, by name."""
+        named = {"loss": self.loss, "gradient": self.gradient, "target_gradient": self.target_gradient}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    @property
+    def shown(self) -> dict[str, Shown]:
+        """Each of them, as far as another run can be compared with it."""
+        return {name: _shown(tensor) for name, tensor in self.parts.items()}
+
+
+def _checksum(tensor: Tensor, before: int = 0) -> int:
+    of_kind = zlib.crc32(f"{tensor.dtype}{tuple(tensor.shape)}".encode(), before)
+    return zlib.crc32(bits(tensor.where(~tensor.isnan(), torch.nan)).tobytes(), of_kind)
+
+
+def _shown(tensor: Tensor) -> Shown:
+    where = {"nan": tensor.isnan(), "inf": tensor.isposinf(), "-inf": tensor.isneginf()}
+    special = {name: count for name, at in where.items() if (count := int(at.sum()))}
+    value = float(tensor.item()) if tensor.numel() == 1 else None
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return Shown(f"{_checksum(tensor):08x}", dtype, tuple(tensor.shape), value, special)
 
 
 def evaluate(loss: Loss, inputs: Inputs, gradients: Gradients = BOTH) -> Result:

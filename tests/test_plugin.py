@@ -168,3 +168,27 @@ def test_a_decorator_that_is_wrong_is_an_error_of_collection(run, pytester, code
     result = run("test_bad.py", here=True)
     assert result.ret == pytest.ExitCode.INTERRUPTED
     assert said in result.stdout.str()
+
+
+def test_a_run_fails_where_something_broke_since_the_baseline(run, pytester):
+    kept = pytester.path / "kept.json"
+    options = (
+        "--crossent-subject=scalar",
+        "--crossent-dtype=float64",
+        "-n0",
+        "-k",
+        "not test_right and not test_wrong",
+    )
+    assert run(*options, f"--crossent-json={kept}").ret == 0
+    same = run(*options, f"--crossent-baseline={kept}")
+    assert same.ret == 0
+    assert re.search(r"^\d+ cases in both runs: \d+ same bits$", same.stdout.str(), re.M)
+    whole = kept.read_text(encoding="utf-8")
+    kept.write_text(whole.replace('"raised": ""', '"raised": "KeyError: 3"'), encoding="utf-8")
+    moved = run(*options, f"--crossent-baseline={kept}")
+    assert moved.ret == pytest.ExitCode.TESTS_FAILED
+    assert re.search(r"^contract changed: scalar: call on ", moved.stdout.str(), re.M)
+    kept.write_text("{", encoding="utf-8")
+    damaged = run(*options, f"--crossent-baseline={kept}")
+    assert damaged.ret == pytest.ExitCode.TESTS_FAILED
+    assert re.search(r"^ERROR: \S+kept.json: no report: ", damaged.stdout.str(), re.M)

@@ -13,7 +13,7 @@ from crossent.axes import DTYPES
 from crossent.bad_inputs import BAD_INPUTS
 from crossent.findings import SubjectReport
 from crossent.judge import run_case
-from crossent.refusals import Answer, ask_isolated, judgement, refusal
+from crossent.refusals import Answer, answered, ask_isolated, judgement, refusal
 from crossent.report import Report
 from crossent.subjects import FORMS, TORCH, TORCH_NLL, Subject
 from crossent.trials import NotRunError
@@ -229,7 +229,7 @@ def test_a_process_that_does_not_start_is_not_waited_for(monkeypatch):
 
 
 def test_a_subject_that_cannot_be_sent_is_not_applicable_and_counted(monkeypatch):
-    monkeypatch.setattr("crossent.judge.refusal", lambda *arguments, host: refusal(*arguments, isolated=True))
+    monkeypatch.setattr("crossent.judge.answered", lambda *arguments, host: answered(*arguments, isolated=True))
     report = Report({}, [SubjectReport("mine")])
     run_case(BEYOND, [Subject("mine", lambda *arguments, **options: None)], report)
     (reason,) = report.subjects[0].not_applicable

@@ -91,7 +91,7 @@ def test_the_json_has_the_keys_of_schema_1(tmp_path):
         "coverage",
         "left_out",
         "seed",
-        "interrupted",
+        "planned",
         "environment",
         "subjects",
         "mended",
@@ -114,10 +114,14 @@ def test_the_json_has_the_keys_of_schema_1(tmp_path):
             }
         assert set(part["cases"]) == {case.id for case in CASES}
         for case in part["cases"].values():
-            assert set(case) - {"loss", "gradient", "target_gradient"} == {"outcome", "inputs", "digest", "grade"}
+            assert set(case) - {"loss", "gradient", "target_gradient"} == {
+                *("outcome", "dtype", "inputs", "digest", "grade", "results", "raised", "held", "not_run"),
+            }
             assert case["outcome"] in ("held", "failed", "expected")
             for check in ("loss", "gradient", "target_gradient"):
-                assert check not in case or set(case[check]) == {"ulp", "ratio"}
+                assert check not in case or set(case[check]) - {"vacuous", "not_judged"} == {"ulp", "ratio", "elements"}
+            for shown in case["results"].values():
+                assert set(shown) == {"digest", "dtype", "shape", "value", "special"}
     outcomes = [[case["outcome"] for case in part["cases"].values()] for part in document["subjects"]]
     assert outcomes == [
         ["held"] * 4 + ["expected"],

@@ -1,0 +1,578 @@
+"""The guard: what moved between two runs, told truly; and a file that is damaged is never a run that is the same."""
+
+import copy
+import json
+import random
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+import crossent
+from crossent import baseline, environment, expected_findings
+from crossent.bad_inputs import BAD_INPUTS
+from crossent.cases import Case
+from crossent.cli import main
+from crossent.findings import Finding, Measured, Numbers, SubjectReport
+from crossent.judge import run_case
+from crossent.levels import plan
+from crossent.moves import Kind
+from crossent.policies import NAMES, POLICIES
+from crossent.recorded import recorded, report_of
+from crossent.report import Report
+from crossent.subjects import FORMS, TORCH, Subject
+
+PLAIN, PER_ROW = "float32-7x5-normal-int64-mean", "float32-3x5x4-normal-probabilities-none-rows"
+REFUSED = "policy/float32-3x4x5-normal-uint8-mean"  # by torch
+CASES = [
+    *(Case.of(name) for name in (PLAIN, PER_ROW, "bfloat16-7x5-normal-int64-mean", REFUSED)),
+    POLICIES["mean over no rows"],
+    POLICIES["-inf where a soft target is 0"],
+    Case.of("half_sure/bfloat16-4x2-sure-int64-mean-gradeA"),
+    *[bad for bad in BAD_INPUTS if bad.id in ("class_beyond_the_last", "label_smoothing_negative")],
+]
+NO_ROWS = POLICIES["mean over no rows"].id
+BAD = "class_beyond_the_last"
+
+
+def run(*subjects, chosen=CASES):
+    made = Report(environment.environment("cpu"), [SubjectReport(subject.name) for subject in subjects], level="quick")
+    with environment.ambient():
+        for case in chosen:
+            run_case(case, subjects, made, "cpu")
+    expected_findings.expect(made, expected_findings.shipped())
+    return made
+
+
+def off_by_a_percent(*args, **options):
+    return crossent.formula(*args, **options) * 1.01
+
+
+@pytest.fixture(scope="module")
+def before():
+    return run(FORMS["formula"], TORCH, Subject("mine", off_by_a_percent))
+
+
+@pytest.fixture
+def after(before):
+    return report_of(json.loads(json.dumps(before.to_json())))
+
+
+def told(made, kind):
+    """The moves of a kind, as (subject, check, case)."""
+    return {(move.subject, move.check, move.case) for move in made.moves if move.kind is kind}
+
+
+def only(made):
+    """The one move that there is."""
+    (move,) = made.moves
+    return move
+
+
+def altered(report, case, check, **changes):
+    """Another measurement of formula."""
+    outcome = report.subjects[0].outcomes[case]
+    outcome.checks[check] = replace(outcome.checks[check], **changes)
+    return outcome
+
+
+def moved_bits(outcome, of="loss", **changes):
+    outcome.digest = f"{int(outcome.digest, 16) ^ 1:08x}"
+    outcome.results[of] = replace(outcome.results[of], digest=outcome.digest, **changes)
+
+
+def found(check, case, kind="wrong", message="", numbers=None, **more):
+    return Finding("formula", check, case, kind, message, numbers=numbers, **more)
+
+
+WRONG = Numbers((), 0.5, "0x3f000000", 0.25, 0.0, 1e-7, 2e6, 2.5e6)
+
+
+def test_a_run_has_the_same_bits_as_itself(before, tmp_path, capsys):
+    before.write_json(tmp_path / "r.json")
+    made = baseline.diff(tmp_path / "r.json", tmp_path / "r.json")
+    assert made.ok
+    assert made.strictly_ok
+    assert not made.moves
+    assert not made.others
+    assert not made.notes
+    assert made.cases == {Kind.SAME: sum(len(part.outcomes) for part in before.subjects)}
+    assert main(["diff", str(tmp_path / "r.json"), str(tmp_path / "r.json"), "--strict"]) == 0
+    assert re.search(r"^27 cases in both runs: 27 same bits$", capsys.readouterr().out, re.M)
+
+
+def test_two_runs_of_one_torch_say_the_same(before):
+    made = baseline.diff(before, run(FORMS["formula"], TORCH, Subject("mine", off_by_a_percent)))
+    assert not made.moves, str(made)
+
+
+def test_a_run_that_is_read_back_is_the_run_that_was_written(before, tmp_path):
+    before.write_json(tmp_path / "r.json")
+    again = recorded(tmp_path / "r.json")
+    assert again.to_json() == before.to_json()
+    assert str(again).splitlines()[1:] == str(before).splitlines()[1:]
+
+
+def test_other_bits_within_the_bound_are_moved(before, after):
+    outcome = altered(after, PLAIN, "loss", ulp=0.9)
+    old = before.subjects[0].outcomes[PLAIN].checks["loss"].ulp
+    moved_bits(outcome)
+    made = baseline.diff(before, after)
+    move = only(made)
+    assert (move.kind, made.ok, made.strictly_ok) == (Kind.MOVED, True, True)
+    assert f"{old:.3g} → 0.9 ulp" in move.says
+
+
+@pytest.mark.parametrize(
+    ("ulp", "now", "kind"),
+    [
+        (1.0, 2.0, Kind.MOVED),
+        (1.0, 2.01, Kind.WORSE),
+        (0.1, 1.09, Kind.MOVED),  # many times as much, and less than a last place
+        (50.0, 99.0, Kind.MOVED),
+        (2.01, 1.0, Kind.BETTER),
+        (0.0, 1.5, Kind.WORSE),
+    ],
+)
+def test_worse_is_more_than_twice_and_more_than_one_ulp(before, after, ulp, now, kind):
+    moved_bits(altered(after, PLAIN, "gradient", ulp=now), "gradient")
+    first = copy.deepcopy(before)
+    altered(first, PLAIN, "gradient", ulp=ulp)
+    made = baseline.diff(first, after)
+    assert only(made).kind is kind
+    assert made.ok
+    assert made.strictly_ok is (kind is not Kind.WORSE)
+
+
+def test_what_held_and_does_not_is_broken(before, after):
+    moved_bits(altered(after, PLAIN, "loss", failed=True, ulp=2e6, ratio=2.5e6), value=0.5)
+    after.subjects[0].findings.append(found("loss", PLAIN, message="Mismatched", numbers=WRONG))
+    made = baseline.diff(before, after)
+    assert only(made).kind is Kind.BROKEN
+    assert not made.ok
+    assert re.search(r"→ 0.5; .* → 2e\+06 ulp, .* → >10× of the bound", only(made).says)
+    assert only(baseline.diff(after, before)).kind is Kind.MENDED
+    assert baseline.diff(after, before).ok
+
+
+def test_a_broken_one_that_is_known_is_broken_and_said_to_be_known(before, after):
+    moved_bits(altered(after, PLAIN, "loss", failed=True, ulp=2e6, ratio=2.5e6))
+    after.subjects[0].findings.append(found("loss", PLAIN, numbers=WRONG, expected="since torch 2.4"))
+    made = baseline.diff(before, after)
+    assert not made.ok
+    assert "  known: since torch 2.4" in str(made).splitlines()
+
+
+def refused(report, case=PLAIN, message="RuntimeError: not for this"):
+    outcome = report.subjects[0].outcomes[case]
+    outcome.checks = {"call": Measured(failed=True)}
+    outcome.not_run = dict.fromkeys(("result", "loss", "gradient"), "waits for a right call")
+    outcome.digest, outcome.results, outcome.grade = "", {}, ""
+    report.subjects[0].findings.append(found("call", case, "refused", message))
+    return report
+
+
+def test_a_call_that_raises_is_newly_refused_and_one_that_raised_is_newly_accepted(before, after):
+    made = baseline.diff(before, refused(after))
+    assert only(made).kind is Kind.REFUSED
+    assert only(made).says == "right → RuntimeError: not for this"
+    assert not made.ok
+    assert not made.notes  # that nothing else was asked goes without saying
+    other = baseline.diff(after, before)
+    assert only(other).kind is Kind.ACCEPTED
+    assert other.ok
+
+
+def test_an_error_that_became_a_wrong_number_is_broken(before, after):
+    mine = before.subjects[2]
+    first = copy.deepcopy(before)
+    outcome = first.subjects[2].outcomes[PLAIN]
+    outcome.checks = {"call": Measured(failed=True)}
+    outcome.digest, outcome.results, outcome.grade = "", {}, ""
+    first.subjects[2].findings = [finding for finding in mine.findings if finding.case != PLAIN]
+    first.subjects[2].findings.append(Finding("mine", "call", PLAIN, "refused", "RuntimeError: not yet"))
+    made = baseline.diff(first, after)
+    assert only(made).kind is Kind.BROKEN
+    assert only(made).says == "RuntimeError: not yet → taken, and wrong in loss, gradient"
+    assert made.command(only(made)).startswith(f"crossent repro mine:loss:{PLAIN}")
+    assert not made.ok
+
+
+def test_another_class_of_error_is_another_contract_and_other_words_are_not(before, after):
+    first = refused(copy.deepcopy(before))
+    made = baseline.diff(first, refused(copy.deepcopy(before), message="IndexError: not for this"))
+    assert only(made).kind is Kind.CONTRACT
+    made = baseline.diff(first, refused(after, message="RuntimeError: in other words"))
+    assert only(made).kind is Kind.WORDS
+    assert made.strictly_ok
+
+
+def test_a_bad_call_that_raises_another_error_is_another_contract(before, after):
+    outcome = after.subjects[0].outcomes[BAD]
+    assert outcome.raised.startswith("IndexError: ")
+    outcome.raised = "IndexError: in other words"
+    assert only(baseline.diff(before, after)).kind is Kind.WORDS
+    outcome.raised = "RuntimeError: another"
+    move = only(baseline.diff(before, after))
+    assert move.kind is Kind.CONTRACT
+    assert move.says.endswith(" → RuntimeError: another")
+
+
+def test_a_bad_call_that_is_let_pass_is_broken(before, after):
+    outcome = after.subjects[0].outcomes[BAD]
+    outcome.raised, outcome.checks["errors"] = "", Measured(failed=True)
+    after.subjects[0].findings.append(found("errors", BAD, "accepted", "returned 1.4; should have raised IndexError"))
+    made = baseline.diff(before, after)
+    assert only(made).kind is Kind.BROKEN
+    assert "→ returned 1.4; should have raised IndexError" in only(made).says
+
+
+def test_a_changed_policy_reads_as_one_line(before, after):
+    moved_bits(
+        altered(after, NO_ROWS, "loss", failed=True, ulp=float("inf"), ratio=float("inf")), value=0.0, special={}
+    )
+    zero = replace(WRONG, got=0.0, exact=float("nan"))
+    after.subjects[0].findings.append(found("loss", NO_ROWS, numbers=zero))
+    made = baseline.diff(before, after)
+    assert only(made).kind is Kind.CONTRACT
+    assert not made.ok
+    (line,) = [line for line in str(made).splitlines() if line.startswith("contract changed: ")]
+    assert line.startswith("contract changed: formula: mean over no rows, loss: NaN → 0; ")
+
+
+@pytest.mark.parametrize("change", [{"dtype": "float64"}, {"shape": (1,)}, {"special": {"nan": 1}}])
+def test_another_dtype_shape_or_kind_of_value_is_another_contract(before, after, change):
+    moved_bits(after.subjects[0].outcomes[PLAIN], **change)
+    assert only(baseline.diff(before, after)).kind is Kind.CONTRACT
+
+
+def test_bits_that_are_others_each_time_are_another_contract(before, after):
+    altered(after, PLAIN, "repeat", failed=True)
+    after.subjects[0].findings.append(found("repeat", PLAIN, "not_repeated", "a second call gives other bits"))
+    assert only(baseline.diff(before, after)).kind is Kind.CONTRACT
+
+
+def test_what_stays_wrong_in_other_numbers_is_still_wrong(before, after):
+    mine = after.subjects[2]
+    at = next(at for at, finding in enumerate(mine.findings) if (finding.check, finding.case) == ("loss", PLAIN))
+    mine.findings[at] = replace(mine.findings[at], numbers=replace(mine.findings[at].numbers, got=7.0))
+    moved_bits(mine.outcomes[PLAIN])
+    made = baseline.diff(before, after)
+    assert only(made).kind is Kind.STILL
+    assert made.strictly_ok
+
+
+def test_the_same_bits_with_another_bound_are_judged_anew(before, after):
+    altered(after, PLAIN, "loss", ratio=0.123)
+    made = baseline.diff(before, after)
+    assert only(made).kind is Kind.JUDGED
+    assert made.strictly_ok
+
+
+def test_a_lower_grade_is_worse(before, after):
+    after.subjects[0].outcomes[PLAIN].grade = "B"
+    made = baseline.diff(before, after)
+    assert only(made).kind is Kind.WORSE
+    assert only(made).says == "grade A → B"
+    assert only(baseline.diff(after, before)).kind is Kind.BETTER
+
+
+def test_what_one_run_has_alone_is_said_and_not_compared(before, after):
+    del after.subjects[0].outcomes[PLAIN]
+    after.subjects[1].outcomes[PLAIN].inputs = "00000000"
+    del after.subjects[1].outcomes[PER_ROW].checks["loss"]
+    after.subjects[2].name = "yours"
+    after.environment["numpy"], after.level = "0.1", "normal"
+    made = baseline.diff(before, after)
+    assert not made.moves
+    assert made.others == [
+        ("numpy", before.environment["numpy"], "0.1"),
+        ("level", "quick", "normal"),
+    ]
+    assert made.notes == [
+        "in the old run alone: subject mine",
+        "in the new run alone: subject yours",
+        f"in the old run alone: 1 case, as {PLAIN}, of formula",
+        f"not compared, since the inputs have other bits: 1 case, as {PLAIN}, of torch",
+        "asked in the old run alone, of torch: loss on 1",
+    ]
+    lines = str(made).splitlines()
+    assert all(f"  {note}" in lines for note in made.notes)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda run: run.environment.update(device="cuda:0"), "device was 'cpu' and is 'cuda:0'"),
+        (lambda run: run.environment.update(cpu_capability="ALTIVEC"), "is 'ALTIVEC'"),
+        (lambda run: setattr(run, "seed", 7), "seed was 0 and is 7"),
+        (lambda run: run.subjects.clear(), "no subject in common"),
+        (lambda run: [part.outcomes.clear() or part.findings.clear() for part in run.subjects], "no case in common"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_unless_forced(before, after, change, said, tmp_path, capsys):
+    change(after)
+    with pytest.raises(ValueError, match=f"^these runs cannot be compared: .*{said}"):
+        baseline.diff(before, after)
+    files = [str(tmp_path / "old"), str(tmp_path / "new")]
+    before.write_json(files[0])
+    after.write_json(files[1])
+    assert main(["diff", *files]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert said in err
+    assert err.count("\n") == 1
+    assert main(["diff", *files, "--force"]) == 0
+    assert "COMPARED ALL THE SAME: " in capsys.readouterr().out
+
+
+def test_a_processor_of_which_torch_says_nothing_is_no_hindrance(before, after):
+    after.environment["cpu_capability"] = "unknown"
+    assert baseline.diff(before, after).others == [
+        ("cpu_capability", before.environment["cpu_capability"], "unknown"),
+    ]
+
+
+def test_the_command_ends_as_its_help_says(before, after, tmp_path, capsys):
+    moved_bits(altered(after, PLAIN, "gradient", ulp=30.0), "gradient")
+    files = [str(tmp_path / "old"), str(tmp_path / "new")]
+    before.write_json(files[0])
+    after.write_json(files[1])
+    assert main(["diff", *files]) == 0
+    assert main(["diff", *files, "--strict"]) == 1
+    refused(after).write_json(files[1])
+    json_file, html_file = tmp_path / "d.json", tmp_path / "d.html"
+    assert main(["diff", *files, "--json", str(json_file), "--html", str(html_file)]) == 1
+    out = capsys.readouterr().out
+    assert f"crossent repro formula:call:{PLAIN} {files[1]}" in out
+    document = json.loads(json_file.read_text(encoding="utf-8"))
+    assert [move["kind"] for move in document["moves"]] == ["newly refused"]
+    assert document["moves"][0]["new"]["finding"]["message"] == "RuntimeError: not for this"
+    assert "<script>" in html_file.read_text(encoding="utf-8")
+
+
+def test_hostile_words_are_shown_and_not_obeyed(before, after, tmp_path):
+    evil = "ValueError: \x1b[31m</script><script>alert(1)</script>[bold]x[/bold]"
+    made = baseline.diff(before, refused(after, message=evil))
+    assert all(char.isprintable() or char == "\n" for char in str(made))
+    assert "[bold]x[/bold]" in str(made)
+    made.write_html(tmp_path / "d.html")
+    page = (tmp_path / "d.html").read_text(encoding="utf-8")
+    assert "alert(1)</script>" not in page
+    assert "\x1b" not in page
+
+
+# Damage
+
+
+def places(value, at=()):
+    """Where something stands in a document."""
+    yield at
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, entry in entries:
+        yield from places(entry, (*at, key))
+
+
+def damaged(document, at, way, dice):
+    """A copy with one thing in it damaged; None where this way of damaging it changes nothing."""
+    made = copy.deepcopy(document)
+    *path, last = at
+    parent = made
+    for key in path:
+        parent = parent[key]
+    value = parent[last]
+    if way == "gone":
+        del parent[last]
+    elif way == "another kind":
+        parent[last] = dice.choice(
+            [one for one in (None, True, 17, -3, 0.5, "x", [], {}, [1], {"x": 1}) if one != value]
+        )
+    elif way == "another name":
+        if not isinstance(last, str):
+            return None
+        parent[f"{last}x"] = parent.pop(last)
+    elif way == "twice":
+        if not isinstance(value, list) or not value:
+            return None
+        value.append(copy.deepcopy(value[-1]))
+    elif isinstance(value, bool):
+        parent[last] = not value
+    elif isinstance(value, int | float):
+        parent[last] = dice.choice([value + 1, -value - 1, value * 2 + 1])
+    elif isinstance(value, str):
+        digits = value and set(value) <= set("0123456789abcdef")
+        parent[last] = value[:-1] + ("1" if value[-1] == "0" else "0") if digits else f"{value}0"
+    else:
+        return None
+    return made
+
+
+def compared(good, bad):
+    """What is said of a file that cannot be compared, or what moved."""
+    try:
+        return "", baseline.diff(good, bad)
+    except ValueError as error:
+        return str(error), None
+
+
+def test_a_thousand_damaged_files_are_each_refused_in_one_line_or_seen(before, tmp_path):
+    bad = tmp_path / "bad.json"
+    before.write_json(bad)
+    document = json.loads(bad.read_text(encoding="utf-8"))
+    everywhere = [at for at in places(document) if at]
+    dice = random.Random(0)
+    dice.shuffle(everywhere)
+    ways = ("another value", "gone", "another kind", "another name", "twice")
+    made = refusals = 0
+    # Each field by its name once, and then as they come.
+    named = {tuple(key for key in at if isinstance(key, str) and key not in CASE_IDS): at for at in everywhere}
+    for at in (*named.values(), *everywhere):
+        for way in ways:
+            forged = damaged(document, at, way, dice)
+            if forged is None or forged == document:
+                continue
+            bad.write_text(json.dumps(forged), encoding="utf-8")
+            made += 1
+            said, seen = compared(before, bad)
+            refusals += bool(said)
+            assert said.isprintable(), (at, way)
+            assert said or seen.moves or seen.others or seen.notes, (at, way)
+        if made >= 1000:
+            break
+    assert made >= 1000
+    assert 0 < refusals < made
+
+
+CASE_IDS = {case.id for case in CASES}
+
+
+def test_a_file_that_is_cut_off_anywhere_or_has_another_byte_is_refused_or_seen(before, tmp_path):
+    bad = tmp_path / "bad.json"
+    before.write_json(bad)
+    whole = bad.read_bytes()
+    dice = random.Random(1)
+    for _ in range(50):
+        at = dice.choice([at for at, byte in enumerate(whole) if not bytes([byte]).isspace()][:-1])
+        for content in (whole[:at], whole[:at] + bytes([whole[at] ^ 1 << dice.randrange(8)]) + whole[at + 1 :]):
+            bad.write_bytes(content)
+            said, seen = compared(before, bad)
+            assert said.isprintable(), at
+            assert said or seen.moves or seen.others or seen.notes, at
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"null",
+        b"{",
+        b"[" * 100_000,
+        b'{"schema": 2}',
+        b'{"schema": 1, "environment": {"device": "cpu"}}',
+        b'{"schema": 1, "schema": 1, "environment": {"device": "cpu"}}',
+        b'{"schema": 1, "environment": {"device": "cpu"}, "seed": NaN}',
+        b"\x80\x04\x95cposix\nsystem\n(S'touch /tmp/crossent-was-here'\ntR.",
+        b"\xff\xfe",
+    ],
+)
+def test_what_is_no_report_is_one_line_and_status_2(before, content, tmp_path, capsys):
+    files = [str(tmp_path / "old"), str(tmp_path / "new")]
+    before.write_json(files[0])
+    (tmp_path / "new").write_bytes(content)
+    for arguments in (files, files[::-1]):
+        assert main(["diff", *arguments]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.count("\n") == 1
+        assert err.startswith("crossent: ")
+
+
+def test_a_device_without_an_end_is_not_read_for_ever(monkeypatch, before, tmp_path):
+    monkeypatch.setattr("crossent.document.LARGEST", 1000)
+    before.write_json(tmp_path / "old")
+    with pytest.raises(ValueError, match="more than 1,000 bytes"):
+        recorded(tmp_path / "old")
+
+
+def test_a_report_of_another_version_that_lacks_something_is_told_what(before, tmp_path):
+    before.write_json(tmp_path / "r")
+    document = json.loads((tmp_path / "r").read_text(encoding="utf-8"))
+    del document["subjects"][0]["cases"][PLAIN]["results"]
+    (tmp_path / "r").write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"damaged, or of another version of crossent: it lacks 'results'$"):
+        recorded(tmp_path / "r")
+
+
+# Policies
+
+
+def test_each_policy_is_a_case_of_the_quick_level_under_its_name():
+    ids = {case.id for case in plan("quick", ("float32",), 0)}
+    assert len(NAMES) == len(POLICIES)
+    assert ids >= set(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("policy", "value"),
+    [
+        ("mean over no rows", torch.nan),
+        ("mean over rows that are all ignored", torch.nan),
+        ("sum over rows that are all ignored", 0.0),
+        ("-inf on the true class", torch.inf),
+        ("-inf where a soft target is 0", torch.nan),
+    ],
+)
+def test_torch_answers_a_policy_as_the_forms_do(policy, value):
+    inputs = POLICIES[policy].build()
+    for subject in (TORCH, FORMS["formula"]):
+        loss = subject.loss(inputs.logits, inputs.target, **inputs.options)
+        assert loss.equal(torch.tensor(value)) or loss.isnan() == torch.tensor(value).isnan()
+
+
+# The other doors
+
+
+def test_a_check_with_a_baseline_is_a_check_and_a_diff(tmp_path, capsys):
+    kept, arguments = (
+        tmp_path / "kept.json",
+        ["check", "scalar", "--level", "quick", "--dtype", "float64", "--jobs", "1"],
+    )
+    assert main([*arguments, "--json", str(kept)]) == 0
+    assert main([*arguments, "--baseline", str(kept), "--strict"]) == 0
+    assert re.search(r"^\d+ cases in both runs: \d+ same bits$", capsys.readouterr().out, re.M)
+    document = json.loads(kept.read_text(encoding="utf-8"))
+    case = next(case for case in document["subjects"][0]["cases"].values() if case["results"])
+    case["results"]["loss"]["dtype"] = "float32"
+    kept.write_text(json.dumps(document), encoding="utf-8")
+    assert main([*arguments, "--baseline", str(kept)]) == 1
+    assert "contract changed: scalar: " in capsys.readouterr().out
+    kept.write_text("{", encoding="utf-8")
+    assert main([*arguments, "--baseline", str(kept)]) == 2
+    assert capsys.readouterr().out == ""  # refused before anything ran
+    assert main([*arguments, "--strict"]) == 2
+
+
+def test_the_command_of_a_move_that_holds_prints_a_script_that_shows_its_number(before, after, capsys):
+    moved_bits(altered(after, PLAIN, "gradient", ulp=0.9), "gradient")
+    made = baseline.diff(before, after)
+    command = shlex.split(made.command(only(made)))
+    assert command == ["crossent", "repro", "--held", f"formula:gradient:{PLAIN}"]
+    assert main(command[1:]) == 0
+    script = capsys.readouterr().out
+    done = subprocess.run([sys.executable, "-"], input=script, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "The number that is nearest to its bound" in script
+
+
+def test_the_command_of_another_error_prints_a_script_that_shows_the_error(before, after, capsys):
+    after.subjects[0].outcomes[BAD].raised = "RuntimeError: another"
+    made = baseline.diff(before, after)
+    command = shlex.split(made.command(only(made)))
+    assert command == ["crossent", "repro", "--held", f"formula:errors:{BAD}"]
+    assert main(command[1:]) == 0
+    assert "IndexError" in capsys.readouterr().out
+    assert main(["repro", "--held", f"formula:errors:{BAD}", __file__]) == 2
