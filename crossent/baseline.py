@@ -55,8 +55,8 @@ def diff(
     Example:
         >>> import crossent
         >>> report = crossent.check("scalar", dtypes=["float32"], level="quick")
-        >>> crossent.diff(report, report).summary
-        '81 cases in both runs: 81 same bits'
+        >>> crossent.diff(report, report).moves
+        []
     """
     runs = [run if isinstance(run, Report) else recorded(run) for run in (old, new)]
     names = files or ["" if isinstance(run, Report) else os.fspath(run) for run in (old, new)]

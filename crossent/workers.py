@@ -7,6 +7,7 @@ import faulthandler
 import multiprocessing
 import os
 import signal
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -91,6 +92,10 @@ def _start() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     faulthandler.disable()  # how it ended is in the report
+    # A pool of compilers that the parent has started does not answer to its children.
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+    if (config := sys.modules.get("torch._inductor.config")) is not None:
+        config.compile_threads = 1  # type: ignore[attr-defined]
     with suppress(OSError):
         os.dup2(2, 1)
     with suppress(OSError, AttributeError):  # no such function but in glibc

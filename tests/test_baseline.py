@@ -40,7 +40,8 @@ BAD = "class_beyond_the_last"
 
 
 def run(*subjects, chosen=CASES):
-    made = Report(environment.environment("cpu"), [SubjectReport(subject.name) for subject in subjects], level="quick")
+    known = {**environment.environment("cpu"), "cpu_capability": "AVX2"}  # of which torch 2.0 says nothing
+    made = Report(known, [SubjectReport(subject.name) for subject in subjects], level="quick")
     with environment.ambient():
         for case in chosen:
             run_case(case, subjects, made, "cpu")
@@ -461,7 +462,8 @@ def test_a_file_that_is_cut_off_anywhere_or_has_another_byte_is_refused_or_seen(
             bad.write_bytes(content)
             said, seen = compared(before, bad)
             assert said.isprintable(), at
-            assert said or seen.moves or seen.others or seen.notes, at
+            if not (said or seen.moves or seen.others or seen.notes):  # the 17th digit of a number may say nothing
+                assert json.loads(content) == json.loads(whole), content[at - 40 : at + 40]
 
 
 @pytest.mark.parametrize(
