@@ -60,9 +60,9 @@ LOGITS = torch.tensor([[3.0, 1.0, -3.0], [0.0, 2.0, 1.0], [1.0, 1.0, 1.0]])
 TARGET = torch.tensor([0, 2, 1])
 
 
-def judged(loss, case, *checks):
+def judged(loss, case, *checks, without=()):
     """The findings of one case."""
-    (subject,) = load(loss)
+    (subject,) = load(loss, without=without)
     report = Report({}, [SubjectReport(subject.name)])
     run_case(Case.of(case), [subject], report, checks=[CHECKS[name] for name in checks])
     return report
@@ -279,3 +279,57 @@ def test_a_package_that_is_not_there_is_named(make, package, monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ModuleNotFoundError, match=package):
         make()
+
+
+@pytest.mark.parametrize(("variable", "imported"), [("1", True), ("1", False), ("0", True)])
+def test_bfloat16_is_not_asked_of_kernels_in_tritons_interpreter(variable, imported, monkeypatch):
+    # It cuts float32 off to bfloat16, which no GPU does: what it gives says nothing of the kernel.
+    monkeypatch.setenv("TRITON_INTERPRET", variable)
+    if imported:
+        monkeypatch.setitem(sys.modules, "triton.runtime.interpreter", sys)
+    else:
+        monkeypatch.delitem(sys.modules, "triton.runtime.interpreter", raising=False)
+    assert ("bfloat16" in adapted(F.cross_entropy).lacks) == (variable == "1" and imported)
+
+
+@needs("triton")
+def test_a_kernel_of_tritons_is_checked_in_its_interpreter(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    file = tmp_path / "padded_kernel.py"
+    file.write_text(KERNEL)
+    report = judged(
+        f"{file}:loss", "float32-4x5-normal-int64-none-rows", "call", "result", "loss", without=["gradient"]
+    )
+    assert [(finding.check, finding.kind) for finding in report.findings] == [("loss", "wrong")]
+    report = judged(
+        f"{file}:loss", "float32-4x4-normal-int64-none-rows", "call", "result", "loss", without=["gradient"]
+    )
+    assert not report.findings, report
+
+
+# What lies beyond a row is taken for logits of 0, which a width that is a power of two does not show.
+KERNEL = """
+import torch
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def kernel(x_ptr, y_ptr, loss_ptr, n_cols, BLOCK: tl.constexpr):
+    row = tl.program_id(0)
+    cols = tl.arange(0, BLOCK)
+    m = tl.max(tl.load(x_ptr + row * n_cols + cols, mask=cols < n_cols, other=float("-inf")))
+    x = tl.load(x_ptr + row * n_cols + cols, mask=cols < n_cols, other=0.0)
+    log_sum = tl.log(tl.sum(tl.exp(x - m)))
+    y = tl.load(y_ptr + row)
+    tl.store(loss_ptr + row, log_sum - (tl.load(x_ptr + row * n_cols + y) - m))
+
+
+@torch.no_grad()
+def loss(logits, target, reduction="mean"):
+    logits, target = logits.contiguous(), target.contiguous()
+    rows, n_cols = logits.shape
+    losses = torch.empty(rows)
+    kernel[(rows,)](logits, target, losses, n_cols, BLOCK=triton.next_power_of_2(n_cols))
+    return {"none": losses, "sum": losses.sum(), "mean": losses.mean()}[reduction]
+"""
