@@ -1,7 +1,11 @@
 """Adapters, against the real packages where they are installed."""
 
+import importlib.metadata
 import importlib.util
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +26,13 @@ from crossent.results import evaluate
 def needs(*packages):
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     return pytest.mark.skipif(bool(missing), reason=f"waits for the package {', '.join(missing)}")
+
+
+def _has_interpreter():  # looked up in a way that does not import it: the interpreter must be on by then
+    try:
+        return int(importlib.metadata.version("triton").partition(".")[0]) >= 3
+    except importlib.metadata.PackageNotFoundError:
+        return False
 
 
 @np.errstate(all="ignore")
@@ -292,23 +303,31 @@ def test_bfloat16_is_not_asked_of_kernels_in_tritons_interpreter(variable, impor
     assert ("bfloat16" in adapted(F.cross_entropy).lacks) == (variable == "1" and imported)
 
 
-@needs("triton")
-def test_a_kernel_of_tritons_is_checked_in_its_interpreter(tmp_path, monkeypatch):
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    file = tmp_path / "padded_kernel.py"
+@pytest.mark.skipif(not _has_interpreter(), reason="waits for the package triton, of 3.0 or newer: its interpreter")
+def test_a_kernel_of_tritons_is_checked_in_its_interpreter(tmp_path):
+    # In a process of its own: Triton is interpreted where it is from its import on.
+    file = tmp_path / "padded.py"
     file.write_text(KERNEL)
-    report = judged(
-        f"{file}:loss", "float32-4x5-normal-int64-none-rows", "call", "result", "loss", without=["gradient"]
-    )
-    assert [(finding.check, finding.kind) for finding in report.findings] == [("loss", "wrong")]
-    report = judged(
-        f"{file}:loss", "float32-4x4-normal-int64-none-rows", "call", "result", "loss", without=["gradient"]
-    )
-    assert not report.findings, report
+    code = f"""
+from test_adapters import judged
+
+for width in 4, 5:
+    case = f"float32-4x{{width}}-normal-int64-none"
+    report = judged("{file}:loss", case, "call", "result", "loss", without=["gradient"])
+    print(width, [(finding.check, finding.kind) for finding in report.findings])
+"""
+    paths = os.pathsep.join(map(str, [Path(__file__).parent, Path(crossent.__file__).parents[1]]))
+    environment = {**os.environ, "PYTHONPATH": paths}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.stdout == "4 []\n5 [('loss', 'wrong')]\n", done.stderr
 
 
 # What lies beyond a row is taken for logits of 0, which a width that is a power of two does not show.
 KERNEL = """
+import os
+
+os.environ["TRITON_INTERPRET"] = "1"
+
 import torch
 import triton
 import triton.language as tl
