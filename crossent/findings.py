@@ -225,13 +225,24 @@ class SubjectReport:
 
     @property
     def sorts(self) -> list[list[Finding]]:
-        """The findings that nobody expected, those together that are of one sort: a reader wants one of each."""
+        """The findings that nobody expected, those together that are of one sort: a reader wants one of each.
+
+        What is wrong comes before what is refused, which may only be undeclared; one of each check and kind before a
+        second of any; then in the order of the checks.
+        """
         sorts: dict[tuple[str, str, str], list[Finding]] = {}
         for finding in self.findings:
             if finding.expected is None:
                 told = "" if finding.numbers else finding.message
                 sorts.setdefault((finding.check, finding.kind, told), []).append(finding)
-        return list(sorts.values())
+        order = {name: at for at, name in enumerate(self.order)}
+        seen: Counter[tuple[str, str]] = Counter()
+        places = {}
+        for check, kind, told in sorts:
+            refused = kind in ("refused", "accepted")
+            places[check, kind, told] = refused, seen[check, kind] > 0, order.get(check, len(order))
+            seen[check, kind] += 1
+        return [sorts[sort] for sort in sorted(sorts, key=places.__getitem__)]
 
     @property
     def known(self) -> dict[str, list[Finding]]:

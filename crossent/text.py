@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from crossent.axes import DTYPES
+from crossent.common import common
 from crossent.findings import NUMBERS, SubjectReport, Tally
 
 
@@ -28,9 +29,10 @@ def rendered(subject: SubjectReport, most_findings: int) -> Iterator[RenderableT
         yield Padding(_table(subject), (0, 0, 0, 2))
         yield from _nearest(subject)
     sorts = subject.sorts
-    shown = [findings[0] for findings in sorts[:most_findings]]
-    for finding in shown:
-        yield Text(f"\n{finding}\n")
+    shown = sorts[:most_findings]
+    for findings in shown:
+        says = common(subject, findings)
+        yield Text(f"\n{findings[0]}\n" + (f"  common  {says}\n" if says else ""))
     surprising = [finding for findings in sorts for finding in findings]
     if len(surprising) > len(shown):
         kinds = Counter(f"{finding.check} {finding.kind}" for finding in surprising)

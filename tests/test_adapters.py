@@ -1,7 +1,11 @@
 """Adapters, against the real packages where they are installed."""
 
+import importlib.metadata
 import importlib.util
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +26,13 @@ from crossent.results import evaluate
 def needs(*packages):
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     return pytest.mark.skipif(bool(missing), reason=f"waits for the package {', '.join(missing)}")
+
+
+def _has_interpreter():  # looked up in a way that does not import it: the interpreter must be on by then
+    try:
+        return int(importlib.metadata.version("triton").partition(".")[0]) >= 3
+    except importlib.metadata.PackageNotFoundError:
+        return False
 
 
 @np.errstate(all="ignore")
@@ -60,9 +71,9 @@ LOGITS = torch.tensor([[3.0, 1.0, -3.0], [0.0, 2.0, 1.0], [1.0, 1.0, 1.0]])
 TARGET = torch.tensor([0, 2, 1])
 
 
-def judged(loss, case, *checks):
+def judged(loss, case, *checks, without=()):
     """The findings of one case."""
-    (subject,) = load(loss)
+    (subject,) = load(loss, without=without)
     report = Report({}, [SubjectReport(subject.name)])
     run_case(Case.of(case), [subject], report, checks=[CHECKS[name] for name in checks])
     return report
@@ -279,3 +290,65 @@ def test_a_package_that_is_not_there_is_named(make, package, monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ModuleNotFoundError, match=package):
         make()
+
+
+@pytest.mark.parametrize(("variable", "imported"), [("1", True), ("1", False), ("0", True)])
+def test_bfloat16_is_not_asked_of_kernels_in_tritons_interpreter(variable, imported, monkeypatch):
+    # It cuts float32 off to bfloat16, which no GPU does: what it gives says nothing of the kernel.
+    monkeypatch.setenv("TRITON_INTERPRET", variable)
+    if imported:
+        monkeypatch.setitem(sys.modules, "triton.runtime.interpreter", sys)
+    else:
+        monkeypatch.delitem(sys.modules, "triton.runtime.interpreter", raising=False)
+    assert ("bfloat16" in adapted(F.cross_entropy).lacks) == (variable == "1" and imported)
+
+
+@pytest.mark.skipif(not _has_interpreter(), reason="waits for the package triton, of 3.0 or newer: its interpreter")
+def test_a_kernel_of_tritons_is_checked_in_its_interpreter(tmp_path):
+    # In a process of its own: Triton is interpreted where it is from its import on.
+    file = tmp_path / "padded.py"
+    file.write_text(KERNEL)
+    code = f"""
+from test_adapters import judged
+
+for width in 4, 5:
+    case = f"float32-4x{{width}}-normal-int64-none"
+    report = judged("{file}:loss", case, "call", "result", "loss", without=["gradient"])
+    print(width, [(finding.check, finding.kind) for finding in report.findings])
+"""
+    paths = os.pathsep.join(map(str, [Path(__file__).parent, Path(crossent.__file__).parents[1]]))
+    environment = {**os.environ, "PYTHONPATH": paths}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.stdout == "4 []\n5 [('loss', 'wrong')]\n", done.stderr
+
+
+# What lies beyond a row is taken for logits of 0, which a width that is a power of two does not show.
+KERNEL = """
+import os
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+import torch
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def kernel(x_ptr, y_ptr, loss_ptr, n_cols, BLOCK: tl.constexpr):
+    row = tl.program_id(0)
+    cols = tl.arange(0, BLOCK)
+    m = tl.max(tl.load(x_ptr + row * n_cols + cols, mask=cols < n_cols, other=float("-inf")))
+    x = tl.load(x_ptr + row * n_cols + cols, mask=cols < n_cols, other=0.0)
+    log_sum = tl.log(tl.sum(tl.exp(x - m)))
+    y = tl.load(y_ptr + row)
+    tl.store(loss_ptr + row, log_sum - (tl.load(x_ptr + row * n_cols + y) - m))
+
+
+@torch.no_grad()
+def loss(logits, target, reduction="mean"):
+    logits, target = logits.contiguous(), target.contiguous()
+    rows, n_cols = logits.shape
+    losses = torch.empty(rows)
+    kernel[(rows,)](logits, target, losses, n_cols, BLOCK=triton.next_power_of_2(n_cols))
+    return {"none": losses, "sum": losses.sum(), "mean": losses.mean()}[reduction]
+"""

@@ -149,7 +149,7 @@ def test_a_run_that_is_stopped_leaves_no_process_one_line_and_a_report_of_what_w
     said = [line for line in err.splitlines() if line and "No CUDA runtime is found" not in line]
     assert said == ["crossent: interrupted"]  # beside what torch says where there is a toolkit and no device
     document = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
-    assert document["planned"] > 1000
+    assert document["planned"] > 500
     (part,) = document["subjects"]
     assert out.splitlines()[-1].startswith(f"INTERRUPTED after {len(part['cases'])} of ")
     time.sleep(0.5)
