@@ -36,7 +36,7 @@ def small_grid(monkeypatch):
 
 
 def test_check_prints_a_row_for_each_form_and_dtype(capsys, small_grid):
-    status, out, err = run(capsys, "check", "--level", "quick")
+    status, out, err = run(capsys, "check")
     assert status == cli.HELD
     assert err == ""
     for subject in ("formula", "log_softmax_nll", "one_hot", "scalar", "torch", "torch_nll"):
