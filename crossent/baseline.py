@@ -6,7 +6,6 @@ until it is green: what broke stays broken, whatever is kept.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections import Counter
@@ -15,8 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from rich.console import Console, RenderableType
-from rich.text import Text
+from rich.console import RenderableType
 
 from crossent import conditions
 from crossent.document import plain, write_whole
@@ -27,6 +25,7 @@ from crossent.moves import Kind, Move, Side, kind_of
 from crossent.policies import NAMES
 from crossent.recorded import recorded
 from crossent.report import Report
+from crossent.text import plain_text
 
 SCHEMA = 1
 # The results of the first call that these checks look at, each of which has a check of its own too.
@@ -182,11 +181,7 @@ class Diff:
         return list(rendered(self, most))
 
     def __str__(self) -> str:
-        text = io.StringIO()
-        console = Console(file=text, width=100)
-        for part in self.render():
-            console.print(part, soft_wrap=isinstance(part, Text))
-        return "\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines())
+        return plain_text(self.render())
 
     def to_json(self) -> dict[str, Any]:
         """All of it, every move with both of its sides: numbers are JSON's, and "nan", "inf" and "-inf" are strings."""

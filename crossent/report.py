@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.text import Text
 
 from crossent.document import SCHEMA, plain, subject_json, write_whole
 from crossent.findings import Finding, SubjectReport, Tally, together
 from crossent.html import page
-from crossent.text import rendered
+from crossent.text import plain_text, rendered
 
 
 @dataclass
@@ -132,11 +131,7 @@ class Report:
             yield f"no longer happens: {line}"
 
     def __str__(self) -> str:
-        text = io.StringIO()
-        console = Console(file=text, width=100)
-        for part in self.render():
-            console.print(part, soft_wrap=isinstance(part, Text))
-        return "\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines())
+        return plain_text(self.render())
 
     def to_json(self) -> dict[str, Any]:
         """The report in schema 1: numbers are JSON's, and "nan", "inf" and "-inf" are strings."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from rich import box
-from rich.console import RenderableType
+from rich.console import Console, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -14,6 +15,15 @@ from rich.text import Text
 from crossent.axes import DTYPES
 from crossent.common import common
 from crossent.findings import NUMBERS, SubjectReport, Tally
+
+
+def plain_text(parts: Iterable[RenderableType]) -> str:
+    """Some parts as a text without colours, a hundred columns wide where a table can be narrower."""
+    text = io.StringIO()
+    console = Console(file=text, width=100)
+    for part in parts:
+        console.print(part, soft_wrap=isinstance(part, Text))
+    return "\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines())
 
 
 def rendered(subject: SubjectReport, most_findings: int) -> Iterator[RenderableType]:
