@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from crossent.asked import parametrize
     from crossent.baseline import diff
+    from crossent.blocks import blocked
     from crossent.forms import formula, log_softmax_nll, one_hot, scalar
     from crossent.runner import check
 
-__all__ = ["check", "diff", "formula", "log_softmax_nll", "one_hot", "parametrize", "scalar"]
+__all__ = ["blocked", "check", "diff", "formula", "log_softmax_nll", "one_hot", "parametrize", "scalar"]
 _FROM = {
+    "blocked": "blocks",
     "check": "runner",
     "diff": "baseline",
     "parametrize": "asked",

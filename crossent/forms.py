@@ -25,7 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crossent.rows import REDUCTIONS, as_float, as_int, lay_out
+from crossent.rows import lay_out
+from crossent.signature import REDUCTIONS, as_float, as_int
 
 
 def formula(

@@ -1,0 +1,257 @@
+r"""Cross-entropy block by block of rows: the formula once more, for the memory and the time it takes.
+
+    loss = -log p_y,   ∂loss/∂x = g (p - e_y),   p = softmax(x)
+
+torch allocates three buffers as large as the logits and passes over memory six times; two reads and one write are the
+least. Here a block of rows stays in the cache while it is worked on, in float32 where the logits are narrower, and one
+buffer is allocated, for the gradient (after Hsu et al., "Liger Kernel", arXiv:2410.10989, which writes it into the
+logits; no input is written here). The signature is that of `F.cross_entropy`, and one argument more.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from crossent.forms import formula
+from crossent.rows import Rows, arrange, compiling
+from crossent.signature import as_int
+
+
+def blocked(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    *,
+    block_size: int | None = None,
+) -> Tensor:
+    r"""Cross-entropy as `-log softmax(x)_y`, some rows at a time, with the gradient `g (p - e_y)` by hand.
+
+    On a CPU the gradient of a reduced loss is written during the forward, for an upstream gradient of one, which
+    `loss.backward()` has; the backward hands it out. Any other upstream, and a second backward, compute it from the
+    logits; so does CUDA, where to look at the upstream is to wait for the device. Only the gradient of the logits is
+    computed so: where target or weight want one, and wherever torch transforms, traces or compiles the call, or asks
+    for derivatives of the gradient, :func:`crossent.formula` is what is called.
+
+    Args:
+        input, target, weight, ignore_index, reduction, label_smoothing: those of :func:`crossent.formula`.
+        block_size: how many logits are worked on at a time, and at least one row; what fits the second-level cache,
+            unless given.
+
+    Returns:
+        As :func:`crossent.formula`.
+
+    Raises:
+        ValueError, TypeError: a `block_size` that is not a positive integer.
+        Exception: those of :func:`crossent.formula`.
+
+    Example:
+        >>> import torch, crossent
+        >>> loss = crossent.blocked(torch.tensor([[3.0, 1.0, -3.0]]), torch.tensor([0]))
+        >>> round(loss.item(), 4)
+        0.1291
+    """
+    if block_size is not None and (block_size := as_int("block_size", block_size)) < 1:
+        raise ValueError(f"block_size: got {block_size}; allowed is 1 or more")
+    options = ignore_index, reduction, label_smoothing
+    if not _plain(input, target, weight) or input.numel() == 0:
+        return formula(input, target, weight, *options)
+    recorded = torch.is_grad_enabled()
+    if recorded and (target.requires_grad or (weight is not None and weight.requires_grad)):
+        return formula(input, target, weight, *options)
+    if recorded and input.requires_grad:
+        loss: Tensor = _Blocked.apply(input, target, weight, options, block_size)
+        return loss
+    with torch.no_grad():
+        rows = arrange(input, target, weight, *options)
+        return rows.reduce(_losses(rows, block_size))
+
+
+class _Blocked(torch.autograd.Function):
+    """The loss with a gradient of the logits."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, input: Tensor, target: Tensor, weight: Tensor | None, options: Any, block_size: int | None
+    ) -> Tensor:
+        rows = arrange(input, target, weight, *options)
+        ctx.save_for_backward(input, target, weight)
+        ctx.options, ctx.block_size, ctx.gradient = options, block_size, None
+        if rows.reduction == "none" or input.device.type != "cpu":
+            return rows.reduce(_losses(rows, block_size))
+        ctx.gradient = torch.empty_like(input)
+        losses = torch.empty(rows.logits.shape[:-1], dtype=rows.compute, device=input.device)
+        _differentiate(rows, None, ctx.gradient, block_size, losses)
+        return rows.reduce(losses)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        gradient, ctx.gradient = ctx.gradient, None  # whoever gets it may write into it
+        if not torch.is_grad_enabled() and _plain(upstream):
+            if gradient is not None and upstream == 1:
+                return gradient, None, None, None, None
+            input, target, weight = ctx.saved_tensors
+            if _plain(input):
+                rows = arrange(input, target, weight, *ctx.options)
+                gradient = torch.empty_like(input) if gradient is None else gradient
+                _differentiate(rows, upstream, gradient, ctx.block_size)
+                return gradient, None, None, None, None
+        # Something differentiates the gradient.
+        input, target, weight = ctx.saved_tensors
+        with torch.enable_grad():
+            loss = formula(input, target, weight, *ctx.options)
+        (gradient,) = torch.autograd.grad(loss, input, upstream, create_graph=torch.is_grad_enabled())
+        return gradient, None, None, None, None
+
+
+def _losses(rows: Rows, block_size: int | None) -> Tensor:
+    """The loss of each row, (...)."""
+    losses = torch.empty(rows.logits.shape[:-1], dtype=rows.compute, device=rows.logits.device)
+    work = _Work(rows)
+    for at in _blocks(rows, block_size):
+        part = rows.part(at)
+        log_probs = work.apply(torch.log_softmax, work.logits(part))
+        if part.dense:
+            losses[at] = -part.widened().expect(log_probs)
+        else:
+            losses[at] = -part.weigh(part.pick(log_probs))
+    return losses
+
+
+def _differentiate(
+    rows: Rows, upstream: Tensor | None, gradient: Tensor, block_size: int | None, losses: Tensor | None = None
+) -> None:
+    """Write `g/D (p Σ_c v_c - v)` into `gradient`, `v_c = w_c q_c`; and the loss of each row into `losses`.
+
+    `upstream`: None is one.
+    """
+    scale = (
+        torch.ones((), dtype=rows.compute, device=gradient.device) if upstream is None else upstream.to(rows.compute)
+    )
+    if rows.reduction == "mean":
+        scale = scale / rows.divisor
+    scale = scale.expand(rows.logits.shape[:-1]) if rows.dense else rows.weigh(scale)
+    ignored = None
+    if rows.kept is not None and (gradient.device.type != "cpu" or not rows.kept.all()):
+        ignored = ~rows.kept  # whose logits may be NaN
+    gradients = gradient.movedim(1, -1) if gradient.dim() > 1 else gradient
+    work = _Work(rows)
+    for at in _blocks(rows, block_size):
+        part, out, factor = rows.part(at), gradients[at], scale[at].unsqueeze(-1)
+        x = work.logits(part)
+        if part.dense:
+            part = part.widened()
+            log_probs = work.apply(torch.log_softmax, x)
+            if losses is not None:
+                losses[at] = -part.expect(log_probs)
+            v = part.weighted(part.one_hot())
+            slope = log_probs.exp_().mul_(v.sum(-1, keepdim=True)).sub_(v).mul_(factor)
+        else:
+            assert part.index is not None
+            slope = work.apply(torch.softmax, x, out)
+            if losses is not None:
+                # The largest p is 1/Σ exp(x - max x): its own exponential is 1.
+                log_sum = -slope.amax(-1).log()
+                losses[at] = part.weigh(log_sum - (part.pick(x) - x.amax(-1)))
+            slope.mul_(factor)
+            slope.scatter_add_(-1, part.index.unsqueeze(-1), -factor)
+        if ignored is not None:
+            slope.masked_fill_(ignored[at].unsqueeze(-1), 0)
+        if slope is not out:
+            out.copy_(slope)
+
+
+class _Work:
+    """Two buffers of a block, for logits and for what is made of them, which come again in each block."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.compute = rows.compute
+        self._buffers: dict[str, Tensor] = {}
+
+    def logits(self, part: Rows) -> Tensor:
+        """The part's logits in the dtype that is computed in, dense: themselves, or a copy."""
+        x = part.logits
+        if x.dtype == self.compute and x.movedim(-1, _axis(x)).is_contiguous():
+            return x
+        return self._like("logits", x).copy_(x)
+
+    def apply(self, function: Any, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """A softmax over the classes, or its logarithm; in `out`, where that will do."""
+        axis = _axis(x)
+        if out is None or out.dtype != self.compute or out.stride() != x.stride():
+            out = self._like("made", x)
+        function(x.movedim(-1, axis), axis, out=out.movedim(-1, axis))
+        return out
+
+    def _like(self, name: str, x: Tensor) -> Tensor:
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.shape != x.shape:
+            buffer = self._buffers[name] = torch.empty_like(x, dtype=self.compute)
+        return buffer
+
+
+def _axis(x: Tensor) -> int:
+    """Where the class axis, the last one of x, stands in memory: torch's softmax wants it there."""
+    return sum(step > x.stride(-1) for step in x.stride()[:-1])
+
+
+def _blocks(rows: Rows, block_size: int | None) -> Iterator[tuple[int | slice, ...]]:
+    """Indices of blocks of rows, each of about `block_size` logits and at least one row."""
+    *shape, classes = rows.logits.shape
+    size = _fitting(rows) if block_size is None else block_size
+    most = max(1, size // classes)
+    axis, inner = len(shape), 1
+    while axis > 0 and inner * shape[axis - 1] <= most:
+        axis -= 1
+        inner *= shape[axis]
+    if axis == 0:
+        yield ()
+        return
+    step = most // inner
+    for outer in itertools.product(*map(range, shape[: axis - 1])):
+        for start in range(0, shape[axis - 1], step):
+            yield (*outer, slice(start, start + step))
+
+
+def _fitting(rows: Rows) -> int:
+    """How many logits fit the cache, and beside each what is made of it."""
+    return _cache(rows.logits.device, torch.get_num_threads()) // (2 * (torch.finfo(rows.compute).bits // 8))
+
+
+@functools.cache
+def _cache(device: torch.device, threads: int) -> int:
+    """Bytes of the second-level cache that a block has: on a CPU those of the cores that work."""
+    if device.type == "cuda":
+        return int(getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0)) or 2**23
+    size = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")  # Linux; elsewhere a size that is common
+    return threads * (int(size.read_text().strip().rstrip("K")) * 1024 if size.exists() else 2**20)
+
+
+def _plain(*tensors: Tensor | None) -> bool:
+    """Whether this is torch in eager mode on ordinary tensors: nothing transforms, traces, compiles or dualizes."""
+    if compiling() or _transforming() or _modes():
+        return False
+    return all(
+        tensor is None
+        or (
+            type(tensor) in (Tensor, torch.nn.Parameter)
+            and (forward_ad._current_level < 0 or forward_ad.unpack_dual(tensor).tangent is None)
+        )
+        for tensor in tensors
+    )
+
+
+# torch.func's transforms, and the modes that trace or fake tensors; of both torch says no more in public.
+_transforming = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
+_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)

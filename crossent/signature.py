@@ -1,0 +1,143 @@
+"""What the arguments of a form may be, and the line that a bad one gets.
+
+The errors are those of `F.cross_entropy`: TypeError, ValueError, RuntimeError, and NotImplementedError for dtypes that
+are no floats and layouts that are not dense. Each names the argument, what came, and what is allowed.
+"""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+HALVES = (torch.float16, torch.bfloat16)
+INDEX_DTYPES = (torch.int64, torch.uint8)
+REDUCTIONS = ("none", "mean", "sum")
+
+
+def as_float(name: str, value: object) -> float:
+    """A number given for an option: what has `__float__`, as a tensor of one has, and not a string."""
+    try:
+        if not hasattr(value, "__float__"):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # which one, for a tensor of several, varies
+        raise TypeError(f"{name}: got {type(value).__name__}; allowed is a float") from None
+
+
+def as_int(name: str, value: object) -> int:
+    """An integer given for an option: what has `__index__`, and not a bool."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)  # type: ignore[arg-type]  # it says itself what it cannot take
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name}: got {type(value).__name__}; allowed is an int") from None
+
+
+def check_options(
+    input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str, label_smoothing: float
+) -> tuple[int, float]:
+    """Types, options, layouts and devices; `ignore_index` as an int and `label_smoothing` as a float."""
+    for name, value in (("input", input), ("target", target), ("weight", weight)):
+        if not isinstance(value, Tensor) and not (name == "weight" and value is None):
+            raise TypeError(f"{name}: got {type(value).__name__}; allowed is a torch.Tensor")
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction: got {reduction!r}; allowed are 'none', 'mean' and 'sum'")
+    if type(ignore_index) is not int:  # as with label_smoothing
+        ignore_index = as_int("ignore_index", ignore_index)
+    if not -(2**63) <= ignore_index < 2**63:
+        raise ValueError(f"ignore_index: got {ignore_index}; allowed are 64-bit integers")
+    if type(label_smoothing) is not float:  # of a float that a compiler traces no more can be asked
+        label_smoothing = as_float("label_smoothing", label_smoothing)
+    if not 0 <= label_smoothing <= 1:  # NaN too, which torch lets pass together with negative values
+        raise RuntimeError(f"label_smoothing: got {label_smoothing}; allowed is 0 to 1")
+    for name, tensor in (("target", target), ("weight", weight)):
+        if tensor is not None and tensor.layout != torch.strided:
+            raise NotImplementedError(f"{name}: got layout {tensor.layout}; allowed is a dense tensor")
+        if tensor is not None and tensor.device != input.device:
+            raise RuntimeError(f"{name}: got a tensor on {tensor.device}; allowed is {input.device}, where input is")
+    return ignore_index, label_smoothing
+
+
+def check_target(input: Tensor, target: Tensor, dense: bool, ignore_index: int) -> None:
+    """Shape and dtype of the target. A wrong batch size is torch's ValueError, any other size its RuntimeError."""
+    if input.dim() == 0:
+        raise RuntimeError("input: got 0 dimensions; allowed are (C), (N, C) and (N, C, d1, …, dK)")
+    if dense:
+        if not target.dtype.is_floating_point:
+            raise RuntimeError(
+                f"target: got {_name(target.dtype)} of the logits' shape {tuple(target.shape)}, so class "
+                "probabilities; allowed for them is a floating-point dtype"
+            )
+        if ignore_index >= 0:
+            raise RuntimeError(
+                f"ignore_index: got {ignore_index} with class probabilities; allowed with them is a negative one, "
+                "which is not used"
+            )
+        return
+    rows = (input.shape[0], *input.shape[2:]) if input.dim() > 1 else ()
+    if tuple(target.shape) != rows and not (input.dim() == 1 and tuple(target.shape) == (1,)):
+        wrong_batch = target.dim() <= 1 if input.dim() == 1 else target.shape[:1] != input.shape[:1]
+        raise (ValueError if wrong_batch else RuntimeError)(
+            f"target: got shape {tuple(target.shape)} with logits {tuple(input.shape)}; allowed are {rows} for "
+            f"class indices and {tuple(input.shape)} for class probabilities"
+        )
+    if target.dtype not in INDEX_DTYPES:
+        raise RuntimeError(f"target: got {_name(target.dtype)}; allowed for class indices are int64 and uint8")
+
+
+def check_dtypes(input: Tensor, probabilities: Tensor | None, weight: Tensor | None) -> torch.dtype:
+    """The dtype of the result, once the dtypes are known to go together; `probabilities` where targets are such."""
+    classes = input.shape[min(1, input.dim() - 1)]
+    if input.dtype not in FLOATS:
+        allowed = ", ".join(map(_name, FLOATS))
+        raise NotImplementedError(f"input: got {_name(input.dtype)}; allowed are {allowed}")
+    if input.layout != torch.strided:
+        raise NotImplementedError(f"input: got layout {input.layout}; allowed is a dense tensor")
+    if weight is not None and tuple(weight.shape) != (classes,):
+        raise RuntimeError(f"weight: got shape {tuple(weight.shape)}; allowed is {(classes,)}, one for each class")
+    dtype = _lifted(input)
+    if probabilities is not None:
+        dtype = _promoted(dtype, _lifted(probabilities))
+        if weight is not None:
+            dtype = _promoted(dtype, _lifted(weight))
+        if dtype not in FLOATS:
+            raise RuntimeError(f"target, weight: promote the result to {_name(dtype)}; allowed are real floats")
+    elif weight is not None and _lifted(weight) != dtype:
+        raise RuntimeError(f"weight: got {_name(weight.dtype)}; allowed is {_name(dtype)}, the logits' dtype")
+    return dtype
+
+
+def _promoted(one: torch.dtype, other: torch.dtype) -> torch.dtype:
+    """As `torch.promote_types`, without a call of it for floats: Dynamo of torch 2.1 takes none."""
+    if one == other:
+        return one
+    if one in FLOATS and other in FLOATS:
+        return torch.float64 if torch.float64 in (one, other) else torch.float32
+    return torch.promote_types(one, other)
+
+
+def _lifted(tensor: Tensor) -> torch.dtype:
+    """The tensor's dtype; float32 for half precision under autocast, which computes this loss in float32."""
+    if tensor.dtype in HALVES and _autocasting(tensor.device.type):
+        return torch.float32
+    return tensor.dtype
+
+
+def _autocasting(device_type: str) -> bool:
+    if device_type == "meta":
+        return False
+    if device_type == "cpu":
+        return torch.is_autocast_cpu_enabled() if _OLD_AUTOCAST else torch.is_autocast_enabled("cpu")
+    return torch.is_autocast_enabled() if _OLD_AUTOCAST else torch.is_autocast_enabled(device_type)
+
+
+# torch before 2.4 asks each device by a function of its own.
+_OLD_AUTOCAST = tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 4)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
