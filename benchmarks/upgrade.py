@@ -288,7 +288,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--no-times", action="store_true", help="leave the hot path out")
     parser.add_argument("--write-figures", action="store_true", help="into benchmarks/figures and the README")
     chosen = parser.parse_args(arguments)
-    subjects = chosen.subjects or ["torch", "formula", "log_softmax_nll", "one_hot"]
+    subjects = chosen.subjects or ["torch", "formula", "log_softmax_nll", "one_hot", "blocked"]
     ready: list[Environment] = []
     failed = False
     for version in chosen.versions:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,23 +37,14 @@ def blocked(
 ) -> Tensor:
     r"""Cross-entropy as `-log softmax(x)_y`, some rows at a time, with the gradient `g (p - e_y)` by hand.
 
+    Arguments, result and errors are those of :func:`crossent.formula`. `block_size` is how many logits are worked on
+    at a time, and at least one row: a positive integer; what fits the second-level cache, unless given.
+
     On a CPU the gradient of a reduced loss is written during the forward, for an upstream gradient of one, which
-    `loss.backward()` has; the backward hands it out. Any other upstream, and a second backward, compute it from the
-    logits; so does CUDA, where to look at the upstream is to wait for the device. Only the gradient of the logits is
-    computed so: where target or weight want one, and wherever torch transforms, traces or compiles the call, or asks
-    for derivatives of the gradient, :func:`crossent.formula` is what is called.
-
-    Args:
-        input, target, weight, ignore_index, reduction, label_smoothing: those of :func:`crossent.formula`.
-        block_size: how many logits are worked on at a time, and at least one row; what fits the second-level cache,
-            unless given.
-
-    Returns:
-        As :func:`crossent.formula`.
-
-    Raises:
-        ValueError, TypeError: a `block_size` that is not a positive integer.
-        Exception: those of :func:`crossent.formula`.
+    `loss.backward()` has, and the backward hands it out. Any other upstream, and a second backward, compute it from
+    the logits; so does CUDA, where to look at the upstream is to wait for the device. Where target or weight want a
+    gradient, where torch transforms, traces or compiles the call, and where something differentiates the gradient,
+    it is :func:`crossent.formula` that computes.
 
     Example:
         >>> import torch, crossent
@@ -71,7 +61,7 @@ def blocked(
     if recorded and (target.requires_grad or (weight is not None and weight.requires_grad)):
         return formula(input, target, weight, *options)
     if recorded and input.requires_grad:
-        loss: Tensor = _Blocked.apply(input, target, weight, options, block_size)
+        loss: Tensor = _Blocked.apply(input, target, weight, options, block_size)  # type: ignore[no-untyped-call]
         return loss
     with torch.no_grad():
         rows = arrange(input, target, weight, *options)
@@ -82,36 +72,30 @@ class _Blocked(torch.autograd.Function):
     """The loss with a gradient of the logits."""
 
     @staticmethod
-    def forward(
-        ctx: Any, input: Tensor, target: Tensor, weight: Tensor | None, options: Any, block_size: int | None
-    ) -> Tensor:
-        rows = arrange(input, target, weight, *options)
-        ctx.save_for_backward(input, target, weight)
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        *tensors, options, block_size = arguments
+        rows = arrange(*tensors, *options)
+        ctx.save_for_backward(*tensors)
         ctx.options, ctx.block_size, ctx.gradient = options, block_size, None
-        if rows.reduction == "none" or input.device.type != "cpu":
+        if rows.reduction == "none" or rows.logits.device.type != "cpu":
             return rows.reduce(_losses(rows, block_size))
-        ctx.gradient = torch.empty_like(input)
-        losses = torch.empty(rows.logits.shape[:-1], dtype=rows.compute, device=input.device)
-        _differentiate(rows, None, ctx.gradient, block_size, losses)
-        return rows.reduce(losses)
+        ctx.gradient = torch.empty_like(tensors[0])
+        return rows.reduce(_differentiate(rows, None, ctx.gradient, block_size))
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *upstreams: Any) -> tuple[Tensor | None, ...]:
+        (upstream,) = upstreams
         gradient, ctx.gradient = ctx.gradient, None  # whoever gets it may write into it
-        if not torch.is_grad_enabled() and _plain(upstream):
-            if gradient is not None and upstream == 1:
-                return gradient, None, None, None, None
-            input, target, weight = ctx.saved_tensors
-            if _plain(input):
-                rows = arrange(input, target, weight, *ctx.options)
-                gradient = torch.empty_like(input) if gradient is None else gradient
-                _differentiate(rows, upstream, gradient, ctx.block_size)
-                return gradient, None, None, None, None
-        # Something differentiates the gradient.
-        input, target, weight = ctx.saved_tensors
-        with torch.enable_grad():
-            loss = formula(input, target, weight, *ctx.options)
-        (gradient,) = torch.autograd.grad(loss, input, upstream, create_graph=torch.is_grad_enabled())
+        constant = not torch.is_grad_enabled() and _plain(upstream)
+        if not (constant and gradient is not None and upstream == 1):
+            logits, *others = ctx.saved_tensors
+            if constant and _plain(logits):
+                gradient = torch.empty_like(logits) if gradient is None else gradient
+                _differentiate(arrange(logits, *others, *ctx.options), upstream, gradient, ctx.block_size)
+            else:  # something differentiates the gradient
+                with torch.enable_grad():
+                    loss = formula(logits, *others, *ctx.options)
+                (gradient,) = torch.autograd.grad(loss, logits, upstream, create_graph=torch.is_grad_enabled())
         return gradient, None, None, None, None
 
 
@@ -129,19 +113,17 @@ def _losses(rows: Rows, block_size: int | None) -> Tensor:
     return losses
 
 
-def _differentiate(
-    rows: Rows, upstream: Tensor | None, gradient: Tensor, block_size: int | None, losses: Tensor | None = None
-) -> None:
-    """Write `g/D (p Σ_c v_c - v)` into `gradient`, `v_c = w_c q_c`; and the loss of each row into `losses`.
+def _differentiate(rows: Rows, upstream: Tensor | None, gradient: Tensor, block_size: int | None) -> Tensor:
+    """Write `g/D (p Σ_c v_c - v)` into `gradient`, with `v_c = w_c q_c`; the loss of each row, (...).
 
     `upstream`: None is one.
     """
-    scale = (
-        torch.ones((), dtype=rows.compute, device=gradient.device) if upstream is None else upstream.to(rows.compute)
-    )
+    losses = torch.empty(rows.logits.shape[:-1], dtype=rows.compute, device=gradient.device)
+    scale = torch.ones_like(losses) if upstream is None else upstream.to(rows.compute).expand(losses.shape)
     if rows.reduction == "mean":
         scale = scale / rows.divisor
-    scale = scale.expand(rows.logits.shape[:-1]) if rows.dense else rows.weigh(scale)
+    if not rows.dense:
+        scale = rows.weigh(scale)
     ignored = None
     if rows.kept is not None and (gradient.device.type != "cpu" or not rows.kept.all()):
         ignored = ~rows.kept  # whose logits may be NaN
@@ -150,26 +132,24 @@ def _differentiate(
     for at in _blocks(rows, block_size):
         part, out, factor = rows.part(at), gradients[at], scale[at].unsqueeze(-1)
         x = work.logits(part)
-        if part.dense:
+        if part.index is None or part.dense:
             part = part.widened()
             log_probs = work.apply(torch.log_softmax, x)
-            if losses is not None:
-                losses[at] = -part.expect(log_probs)
+            losses[at] = -part.expect(log_probs)
             v = part.weighted(part.one_hot())
-            slope = log_probs.exp_().mul_(v.sum(-1, keepdim=True)).sub_(v).mul_(factor)
+            made = log_probs.exp_().mul_(v.sum(-1, keepdim=True)).sub_(v).mul_(factor)
         else:
-            assert part.index is not None
-            slope = work.apply(torch.softmax, x, out)
-            if losses is not None:
-                # The largest p is 1/Σ exp(x - max x): its own exponential is 1.
-                log_sum = -slope.amax(-1).log()
-                losses[at] = part.weigh(log_sum - (part.pick(x) - x.amax(-1)))
-            slope.mul_(factor)
-            slope.scatter_add_(-1, part.index.unsqueeze(-1), -factor)
+            made = work.apply(torch.softmax, x, out)
+            # log Σ exp(x - max x): the largest p is its reciprocal, as its own exponential is 1.
+            log_sum = -made.amax(-1).log()
+            losses[at] = part.weigh(log_sum - (part.pick(x) - x.amax(-1)))
+            # Scaled before the subtraction: that rounds the true class once less than after it.
+            made.mul_(factor).scatter_add_(-1, part.index.unsqueeze(-1), -factor)
         if ignored is not None:
-            slope.masked_fill_(ignored[at].unsqueeze(-1), 0)
-        if slope is not out:
-            out.copy_(slope)
+            made.masked_fill_(ignored[at].unsqueeze(-1), 0)
+        if made is not out:
+            out.copy_(made)
+    return losses
 
 
 class _Work:
@@ -180,16 +160,14 @@ class _Work:
         self._buffers: dict[str, Tensor] = {}
 
     def logits(self, part: Rows) -> Tensor:
-        """The part's logits in the dtype that is computed in, dense: themselves, or a copy."""
+        """The part's logits in the dtype that is computed in: themselves, or a copy."""
         x = part.logits
-        if x.dtype == self.compute and x.movedim(-1, _axis(x)).is_contiguous():
-            return x
-        return self._like("logits", x).copy_(x)
+        return x if x.dtype == self.compute else self._like("logits", x).copy_(x)
 
     def apply(self, function: Any, x: Tensor, out: Tensor | None = None) -> Tensor:
         """A softmax over the classes, or its logarithm; in `out`, where that will do."""
         axis = _axis(x)
-        if out is None or out.dtype != self.compute or out.stride() != x.stride():
+        if out is None or out.dtype != self.compute:
             out = self._like("made", x)
         function(x.movedim(-1, axis), axis, out=out.movedim(-1, axis))
         return out
@@ -209,8 +187,9 @@ def _axis(x: Tensor) -> int:
 def _blocks(rows: Rows, block_size: int | None) -> Iterator[tuple[int | slice, ...]]:
     """Indices of blocks of rows, each of about `block_size` logits and at least one row."""
     *shape, classes = rows.logits.shape
-    size = _fitting(rows) if block_size is None else block_size
-    most = max(1, size // classes)
+    if block_size is None:
+        block_size = _fitting(rows.logits.device, rows.compute, torch.get_num_threads())
+    most = max(1, block_size // classes)
     axis, inner = len(shape), 1
     while axis > 0 and inner * shape[axis - 1] <= most:
         axis -= 1
@@ -224,18 +203,15 @@ def _blocks(rows: Rows, block_size: int | None) -> Iterator[tuple[int | slice, .
             yield (*outer, slice(start, start + step))
 
 
-def _fitting(rows: Rows) -> int:
-    """How many logits fit the cache, and beside each what is made of it."""
-    return _cache(rows.logits.device, torch.get_num_threads()) // (2 * (torch.finfo(rows.compute).bits // 8))
-
-
 @functools.cache
-def _cache(device: torch.device, threads: int) -> int:
-    """Bytes of the second-level cache that a block has: on a CPU those of the cores that work."""
+def _fitting(device: torch.device, dtype: torch.dtype, threads: int) -> int:
+    """How many logits fit the second-level cache, and beside each what is made of it; of the cores that work."""
     if device.type == "cuda":
-        return int(getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0)) or 2**23
-    size = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")  # Linux; elsewhere a size that is common
-    return threads * (int(size.read_text().strip().rstrip("K")) * 1024 if size.exists() else 2**20)
+        cache = int(getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0)) or 2**23
+    else:
+        size = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")  # of Linux, "1024K"; a common size elsewhere
+        cache = threads * (int(size.read_text().strip().rstrip("K")) * 1024 if size.exists() else 2**20)
+    return cache // (2 * torch.finfo(dtype).bits // 8)
 
 
 def _plain(*tensors: Tensor | None) -> bool:
@@ -245,11 +221,15 @@ def _plain(*tensors: Tensor | None) -> bool:
     return all(
         tensor is None
         or (
-            type(tensor) in (Tensor, torch.nn.Parameter)
-            and (forward_ad._current_level < 0 or forward_ad.unpack_dual(tensor).tangent is None)
+            type(tensor) in (Tensor, torch.nn.Parameter) and (forward_ad._current_level < 0 or _tangent(tensor) is None)
         )
         for tensor in tensors
     )
+
+
+def _tangent(tensor: Tensor) -> Tensor | None:
+    tangent: Tensor | None = forward_ad.unpack_dual(tensor).tangent  # type: ignore[no-untyped-call]
+    return tangent
 
 
 # torch.func's transforms, and the modes that trace or fake tensors; of both torch says no more in public.

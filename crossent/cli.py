@@ -184,11 +184,11 @@ def check(
     json_file: str | None,
     html_file: str | None,
 ) -> int:
-    """Hold each SUBJECT to the exact answer: the four forms and torch when none is named.
+    """Hold each SUBJECT to the exact answer: the forms and torch when none is named.
 
     Compared are the loss and the gradients, over combinations of the options in which every three meet, and over inputs
-    that bit somebody; bad input must be refused. A SUBJECT is formula, log_softmax_nll, one_hot, scalar, or torch:
-    nn.CrossEntropyLoss, and the pair of log_softmax and nll_loss. Or it is your own: package.module:NAME or
+    that bit somebody; bad input must be refused. A SUBJECT is formula, log_softmax_nll, one_hot, blocked, scalar, or
+    torch: nn.CrossEntropyLoss, and the pair of log_softmax and nll_loss. Or it is your own: package.module:NAME or
     path/to/file.py:NAME, of a callable with the signature of F.cross_entropy, or of a class with the constructor of
     nn.CrossEntropyLoss. With +compile behind it, it is what torch.compile makes of it.
 

@@ -14,6 +14,7 @@ from rich.text import Text
 from torch import Tensor
 
 from crossent import forms
+from crossent.blocks import blocked
 
 # The row of the article that this project grew from.
 SEED_LOGITS = (3.0, 1.0, -3.0)
@@ -98,7 +99,7 @@ def explain(logits: Sequence[float] = SEED_LOGITS, target: int = SEED_TARGET) ->
             f"For these logits it is {_vector(p - torch.nn.functional.one_hot(y, len(logits)))}: a step against it "
             "raises the true class and lowers each of the others by its probability."
         ),
-        _step("6", "Four ways to write it down, beside torch", ""),
+        _step("6", "Five ways to write it down, beside torch", ""),
         Padding(_forms_table(logits, target), (0, 2)),
     )
 
@@ -144,6 +145,7 @@ def _forms_table(logits: Sequence[float], target: int) -> Table:
         ("formula", "-x_y + log Σ exp(x_i)", forms.formula(row, label).item()),
         ("log_softmax_nll", "-log_softmax(x)_y", forms.log_softmax_nll(row, label).item()),
         ("one_hot", "-Σ y'_i log softmax(x)_i", forms.one_hot(row, label).item()),
+        ("blocked", "the second, by blocks of rows", blocked(row, label).item()),
         ("scalar", "the first, by math alone", forms.scalar(list(logits), target)),
     ):
         table.add_row(name, formula, f"{loss:.10g}", f"{loss - torchs:.1g}" if formula else "")

@@ -54,7 +54,8 @@ def softmax(t: Terms, c: Contract) -> tuple[Held, Held, Held]:
     shifted = x.minus(Held.exactly(t.logits.max(1, keepdims=True, initial=-np.inf), c.storage), c.compute)
     exponentials = shifted.exp(c.compute, f.exp_ulps, f.exp_per_unit)
     exact = (in_blocks(shifted, t.logits, c) if c.fused else exponentials).sum(c.compute)
-    log_sum = c.keep(c.keep(exact).log(c.compute, f.log_ulps, t.log_sum, f.log_absolute))
+    total = inverted(exact, c.compute) if c.reciprocal else exact
+    log_sum = c.keep(c.keep(total).log(c.compute, f.log_ulps, t.log_sum, f.log_absolute))
     log_probs = shifted.minus(column(log_sum), c.compute)
     largest = offset(t.logits, c)
     once = c.compute.unit_roundoff * (np.abs(largest) + log_sum.largest)
@@ -66,6 +67,13 @@ def softmax(t: Terms, c: Contract) -> tuple[Held, Held, Held]:
     by_exp = log_probs.exp(c.compute, f.exp_ulps, f.exp_per_unit)
     quotient = exponentials.over(column(exact), c.compute, f.division_ulps)
     return log_probs, wider(by_exp, quotient), logsumexp
+
+
+def inverted(held: Held, format: Format) -> Held:
+    """A number of which the reciprocal is held: `1/fl(1/s)` is `s (1 + δ)` with `|δ| ≤ u/(1 - u)`, a power of two s."""
+    u = format.unit_roundoff
+    known = (held.error == 0) & (np.abs(np.frexp(held.value)[0]) == 0.5)
+    return Held(held.value, held.error + np.where(known, 0.0, u / (1 - u) * held.largest), format)
 
 
 def in_blocks(shifted: Held, logits: Array, c: Contract) -> Held:

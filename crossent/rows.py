@@ -73,7 +73,9 @@ class Rows:
         return self._with(self.logits.to(self.compute), self.index, self.kept, probabilities, self.target_weight)
 
     def part(self, at: tuple[int | slice, ...]) -> Rows:
-        """Some of the rows, `at` an index of `...`."""
+        """Some of the rows, `at` an index of `...`; all, where that is empty."""
+        if at == ():
+            return self
         index, kept, probabilities, target_weight = (
             None if one is None else one[at] for one in (self.index, self.kept, self.probabilities, self.target_weight)
         )
@@ -194,8 +196,10 @@ def arrange(
         index = torch.where(index < 0, 2**62, index)
     ones = _look_up(logits.new_ones(logits.shape[-1], dtype=compute), index, classes, ignore_index)
     kept = kept & (ones > 0)  # which each result is made of, so that no compiler drops the look
-    picked = ones if class_weight is None else _look_up(class_weight, index, classes, ignore_index)
-    target_weight = torch.where(kept, picked, 0.0)
+    if class_weight is None:
+        target_weight = kept.to(compute)
+    else:
+        target_weight = torch.where(kept, _look_up(class_weight, index, classes, ignore_index), 0.0)
     return Rows(logits, index, kept, None, class_weight, target_weight, label_smoothing, reduction, dtype)
 
 

@@ -100,7 +100,7 @@ FORMS = {
         Subject("formula", forms.formula, promise="eager", source="formula"),
         Subject("log_softmax_nll", forms.log_softmax_nll, promise="eager", source="log_softmax_nll"),
         Subject("one_hot", forms.one_hot, promise="eager", source="one_hot"),
-        Subject("blocked", blocked, promise="eager", source="blocked"),
+        Subject("blocked", blocked, promise="blocked", source="blocked"),
         Subject(
             "scalar",
             _scalar_on_tensors,

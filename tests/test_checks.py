@@ -51,7 +51,7 @@ def stored_in_half(input, target, **options):
 
 @pytest.mark.parametrize("dtype", axes.DTYPES)
 def test_the_forms_reach_grade_a(dtype):
-    for name in ("formula", "log_softmax_nll", "one_hot"):
+    for name in ("formula", "log_softmax_nll", "one_hot", "blocked"):
         report = run(FORMS[name], sample(dtype))
         assert report.ok, report
         assert report.subjects[0].grades == {dtype: "A"}

@@ -39,7 +39,7 @@ def test_check_prints_a_row_for_each_form_and_dtype(capsys, small_grid):
     status, out, err = run(capsys, "check")
     assert status == cli.HELD
     assert err == ""
-    for subject in ("formula", "log_softmax_nll", "one_hot", "scalar", "torch", "torch_nll"):
+    for subject in ("formula", "log_softmax_nll", "one_hot", "blocked", "scalar", "torch", "torch_nll"):
         assert re.search(rf"^{subject}: \d+ ran, 0 failed", out, re.M), out
     for check in ("loss", "gradient"):
         for dtype in axes.DTYPES:
@@ -235,7 +235,7 @@ def test_explain_walks_through_the_example_of_the_article(capsys):
     words = " ".join(out.split())
     for shown in ("0.8789", "0.1189", "0.002179", "= 0.1291", "0.1278", "0.6333", "0.12"):
         assert shown in words
-    for form in ("nn.CrossEntropyLoss", "formula", "log_softmax_nll", "one_hot", "scalar"):
+    for form in ("nn.CrossEntropyLoss", "formula", "log_softmax_nll", "one_hot", "blocked", "scalar"):
         assert re.search(rf"{re.escape(form)} .*0\.1291089088", out), out
 
 

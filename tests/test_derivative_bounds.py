@@ -18,7 +18,7 @@ from crossent.expected import expect_along, name_of, rows_of
 from crossent.rounding import FORMATS
 from crossent.subjects import FORMS, TORCH
 
-EAGER = [FORMS["formula"], FORMS["log_softmax_nll"], FORMS["one_hot"]]
+EAGER = [FORMS["formula"], FORMS["log_softmax_nll"], FORMS["one_hot"], FORMS["blocked"]]
 
 
 def inputs(logits, target, dtype="float32", weight=None, **options):

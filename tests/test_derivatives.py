@@ -28,7 +28,7 @@ from crossent.trials import Question, RefusedError, Trial
 
 FORWARD_AND_BACKWARD = [check for check in SINGLE if check.name in ("call", "result", "loss", "gradient")]
 CHECKS = {check.name: check for check in (*FORWARD_AND_BACKWARD, *DERIVATIVES)}
-EAGER = [FORMS["formula"], FORMS["log_softmax_nll"], FORMS["one_hot"]]
+EAGER = [FORMS["formula"], FORMS["log_softmax_nll"], FORMS["one_hot"], FORMS["blocked"]]
 PART = 250  # cases of the soak that one test runs
 
 

@@ -26,7 +26,7 @@ from crossent.trials import NotRunError, Problem, Question, RefusedError, Trial
 
 DETERMINISTIC, STREAM = DETERMINISM
 PLAIN = Case("float32", (7, 5), reduction="none", weight="weighted", ignored="ignored", upstream="rows")
-FORMS_AND_TORCH = [FORMS["formula"], FORMS["log_softmax_nll"], FORMS["one_hot"], TORCH]
+FORMS_AND_TORCH = [FORMS["formula"], FORMS["log_softmax_nll"], FORMS["one_hot"], FORMS["blocked"], TORCH]
 
 
 def run(check, loss, case=PLAIN, device="cpu"):

@@ -163,7 +163,7 @@ def test_a_file_that_does_not_load_is_one_line_and_leaves_nothing(folder, capsys
         ("mine.py:Kernels", "that is the class Kernels, whose instances cannot be called"),
         ("no.such.module:loss", "there is no module 'no'"),
         ("package.outside:loss", "there is no module 'package.outside'"),
-        (":loss", "allowed are formula, log_softmax_nll, one_hot, scalar, torch, package.module:NAME and"),
+        (":loss", "allowed are formula, log_softmax_nll, one_hot, blocked, scalar, torch, package.module:NAME and"),
         ("", "allowed are formula, "),
         ("formulae", "did you mean formula? allowed are formula, "),
         ("formula+compiled", "did you mean formula? allowed are"),

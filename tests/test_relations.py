@@ -81,7 +81,7 @@ def test_right_code_passes_every_check(dtype, seed):
     # torch refuses uint8 targets in some calls, and its float16 overflows.
     few = [case for case in pairs if case.target != "uint8" and (case.dtype, case.values) != ("float16", "large")][::9]
     every = set(CHECKS) - (set() if dtype in ("float16", "bfloat16") else {"widened"})
-    subjects = [FORMS["formula"], FORMS["log_softmax_nll"], FORMS["one_hot"]]
+    subjects = [FORMS["formula"], FORMS["log_softmax_nll"], FORMS["one_hot"], FORMS["blocked"]]
     subjects += [TORCH] if computes(dtype) else []
     assert ran(subjects, few) == {subject.name: every for subject in subjects}
 

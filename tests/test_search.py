@@ -23,7 +23,7 @@ from crossent.checks import RESULT
 from crossent.subjects import FORMS, Subject
 from crossent.trials import Question, RefusedError, Trial
 
-SUBJECTS = [FORMS[name] for name in ("formula", "log_softmax_nll", "one_hot")]
+SUBJECTS = [FORMS[name] for name in ("formula", "log_softmax_nll", "one_hot", "blocked")]
 # Here and in the lists of `AXES`, what is plain comes first: a case that fails shrinks towards it.
 PLAIN_DTYPES = ("float32", "float64", "bfloat16", "float16")
 # Targets and ignored rows before the values, since some of these are about ignored rows alone.

@@ -19,7 +19,7 @@ from crossent.results import Result, evaluate
 
 LOGITS = (3.0, 1.0, -3.0)
 TARGET = 0
-TENSOR_FORMS = (crossent.formula, crossent.log_softmax_nll, crossent.one_hot)
+TENSOR_FORMS = (crossent.formula, crossent.log_softmax_nll, crossent.one_hot, crossent.blocked)
 
 
 def row(dtype=torch.float64):
@@ -44,7 +44,7 @@ def test_softmax_of_the_example_as_the_text_rounds_it():
 
 def test_loss_of_the_example_and_why_the_text_prints_012():
     losses = [form(*row()).item() for form in TENSOR_FORMS] + [crossent.scalar(LOGITS, TARGET)]
-    assert [f"{loss:.4f}" for loss in losses] == ["0.1291"] * 4
+    assert [f"{loss:.4f}" for loss in losses] == ["0.1291"] * 5
     # The text takes the logarithm of the rounded probability, and cuts where it prints.
     assert f"{-math.log(0.88):.4f}" == "0.1278"
     assert math.floor(-math.log(0.88) * 100) / 100 == 0.12

@@ -19,14 +19,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from crossent import formula, log_softmax_nll, one_hot, scalar
+from crossent import blocked, formula, log_softmax_nll, one_hot, scalar
 from crossent.cases import Inputs
 from crossent.differences import compare
 from crossent.expected import expect
 from crossent.results import BOTH, evaluate
 
 INF, NAN = math.inf, math.nan
-FORMS = (formula, log_softmax_nll, one_hot)
+FORMS = (formula, log_softmax_nll, one_hot, blocked)
 REDUCTIONS = ("none", "mean", "sum")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 HALVES = (torch.float16, torch.bfloat16)

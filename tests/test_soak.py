@@ -28,7 +28,7 @@ from crossent.soak import soak
 from crossent.subjects import FORMS, TORCH
 from crossent.values import VALUES
 
-SUBJECTS = [FORMS["formula"], FORMS["log_softmax_nll"], FORMS["one_hot"], TORCH]
+SUBJECTS = [FORMS["formula"], FORMS["log_softmax_nll"], FORMS["one_hot"], FORMS["blocked"], TORCH]
 PART = 250  # cases that one test runs, so that processes can share them
 HALVES = ("float16", "bfloat16")
 RELEASE = Version(torch.__version__).release

@@ -29,7 +29,7 @@ CHECKS = {check.name: check for check in (*transforms.TRANSFORMS, *transforms.CO
 CASE = Case("float32", (7, 5), reduction="none", ignored="ignored_default", upstream="rows")
 ALL = [*grid(array="transformed")]
 INSTANT = ("func_grad", "vmap", "autocast", "meta")
-RIGHT = [FORMS["formula"], FORMS["log_softmax_nll"], FORMS["one_hot"], TORCH, REFERENCE]
+RIGHT = [FORMS["formula"], FORMS["log_softmax_nll"], FORMS["one_hot"], FORMS["blocked"], TORCH, REFERENCE]
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,199 @@
+"""The form that works on some rows at a time: `blocked`, in blocks of every size, and with each of its ways."""
+
+import functools
+import json
+import math
+
+import pytest
+import torch
+from torch.autograd import forward_ad
+
+import crossent
+from crossent import blocks
+from crossent.axes import DTYPES
+from crossent.cases import Inputs
+from crossent.differences import compare
+from crossent.environment import environment
+from crossent.expected import expect
+from crossent.findings import SubjectReport
+from crossent.grid import grid
+from crossent.judge import run_case
+from crossent.report import Report
+from crossent.results import Result
+from crossent.rows import arrange
+from crossent.subjects import Subject
+
+
+def batch(shape, dtype=torch.float32, seed=0):
+    random = torch.Generator().manual_seed(seed)
+    logits = (3 * torch.randn(shape, generator=random)).to(dtype)
+    return logits, torch.randint(shape[1], (shape[0], *shape[2:]), generator=random)
+
+
+@pytest.mark.parametrize("block_size", [1, 23])
+def test_in_small_blocks_every_number_is_right(block_size):
+    """The grid's cases have less than one block of the usual size."""
+    loss = functools.partial(crossent.blocked, block_size=block_size)
+    subject = Subject("in small blocks", loss, promise="blocked")
+    made = Report(environment("cpu"), [SubjectReport(subject.name)])
+    for case in grid(tuple(DTYPES), 1, "pairs"):
+        run_case(case, [subject], made)
+    assert not made.findings, made
+    assert all(made.subjects[0].tallies["gradient", dtype].ran > 20 for dtype in DTYPES)
+
+
+@pytest.mark.parametrize("block_size", [1, 5, 6, 29, 30, 31, 60, 119, 120, 121])
+@pytest.mark.parametrize("shape", [(5,), (8, 5), (2, 5, 3), (2, 5, 3, 4), (4, 5, 1, 2, 3)])
+def test_the_blocks_hold_each_row_once_and_no_more_than_they_may(shape, block_size):
+    target_shape = (shape[0], *shape[2:]) if len(shape) > 1 else ()
+    rows = arrange(torch.zeros(shape), torch.zeros(target_shape, dtype=torch.int64), None, -100, "sum", 0.0)
+    seen = torch.zeros(target_shape)
+    for at in blocks._blocks(rows, block_size):
+        seen[at] += 1
+        assert rows.logits[at].numel() <= max(block_size, 5)
+    assert (seen == 1).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("spread", [0.01, 1, 3, 10])
+def test_the_logarithm_of_a_probability_costs_what_the_contract_says(dtype, spread):
+    """Rows of few classes, one by one: in a sum over rows, each would have the others' room."""
+    worst = {"blocked": 0.0, "eager": 0.0}
+    for classes in (1, 2, 3, 4, 17):
+        logits, target = batch((2000, classes), torch.float64, seed=classes)
+        logits = (logits * (spread / 3)).to(dtype)
+        options = {"ignore_index": -100, "reduction": "none", "label_smoothing": 0.0}
+        expected = expect(Inputs(logits, target, options, torch.ones(2000, dtype=dtype)))
+        rows = arrange(logits, target, None, -100, "sum", 0.0)
+        losses = blocks._differentiate(rows, None, torch.empty_like(logits), None)
+        for promise in worst:
+            for difference in compare(Result(losses), expected, "A", promise):
+                worst[promise] = max(worst[promise], difference.ratio)
+    assert worst["blocked"] <= 1
+    if spread >= 3:  # where a row is sure, it shows that the sum itself is not held
+        assert worst["eager"] > 1
+
+
+def gradients_of(loss, logits, upstream=None):
+    return torch.autograd.grad(loss, logits, upstream, retain_graph=True)[0]
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_a_second_backward_gives_the_same_bits_though_the_first_was_written_into(reduction, dtype):
+    logits, target = batch((6, 5), dtype)
+    logits.requires_grad_()
+    loss = crossent.blocked(logits, target, reduction=reduction, block_size=10)
+    upstream = torch.full_like(loss, 1.0)
+    first = gradients_of(loss, logits, upstream)
+    kept = first.clone()
+    first.zero_()
+    second = gradients_of(loss, logits, upstream)
+    assert kept.any()
+    assert torch.equal(second, kept)
+    assert second.data_ptr() != first.data_ptr()
+
+
+def test_an_upstream_that_is_not_one_is_rounded_into_the_gradient_once():
+    """As loss scaling has it: in float16 the gradient of 1/N is a subnormal number, or none."""
+    logits, target = batch((512, 40), torch.float16)
+    logits.requires_grad_()
+    scaled = gradients_of(crossent.blocked(logits, target), logits, torch.tensor(2.0**10, dtype=torch.float16))
+    wide = logits.detach().double().requires_grad_()
+    exact = 2.0**10 * gradients_of(crossent.blocked(wide, target), wide)
+    plain = gradients_of(crossent.blocked(logits, target), logits)
+    # An ulp below 1 is 2^-11; what is rounded once is off by half of it, and the computation in float32 by less.
+    assert ((scaled.double() - exact).abs() <= 2.0**-11 * exact.abs() + 2.0**-25).all()
+    assert ((2.0**10 * plain.double() - exact).abs() > 2.0**-11 * exact.abs()).any()
+
+
+def test_the_logits_may_be_written_into_before_the_gradient_is_handed_out_and_not_before_it_is_computed():
+    logits, target = batch((6, 5))
+    leaf = logits.requires_grad_()
+    for upstream, refused in ((1.0, False), (2.0, True)):
+        made = leaf * 1
+        loss = crossent.blocked(made, target)
+        with torch.no_grad():
+            made.zero_()
+        if refused:
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                loss.backward(torch.tensor(upstream))
+        else:
+            (expected,) = torch.autograd.grad(crossent.formula(leaf, target), leaf)
+            (got,) = torch.autograd.grad(loss, leaf, torch.tensor(upstream))
+            assert torch.allclose(got, expected)
+
+
+def test_a_class_weight_or_a_target_that_wants_a_gradient_gets_it():
+    logits, target = batch((6, 5), torch.float64)
+    weight = torch.rand(5, dtype=torch.float64).requires_grad_()
+    probabilities = torch.softmax(logits, 1).detach().requires_grad_()
+    for arguments, wanted in (((logits, target, weight), weight), ((logits, probabilities), probabilities)):
+        (got,) = torch.autograd.grad(crossent.blocked(*arguments), wanted)
+        (expected,) = torch.autograd.grad(crossent.formula(*arguments), wanted)
+        assert torch.equal(got, expected)
+
+
+def test_the_gradient_has_derivatives_of_its_own():
+    logits, target = batch((4, 5), torch.float64)
+    logits.requires_grad_()
+    for options in ({}, {"label_smoothing": 0.1}, {"reduction": "none", "weight": torch.rand(5, dtype=torch.float64)}):
+        assert torch.autograd.gradgradcheck(lambda x, o=options: crossent.blocked(x, target, **o), logits)
+
+
+def test_a_tangent_of_the_upstream_is_carried_though_its_value_is_one():
+    logits, target = batch((4, 5), torch.float64)
+    logits.requires_grad_()
+    plain = gradients_of(crossent.blocked(logits, target), logits)
+    with forward_ad.dual_level():
+        one = forward_ad.make_dual(torch.ones((), dtype=torch.float64), torch.tensor(3.0, dtype=torch.float64))
+        carried = forward_ad.unpack_dual(gradients_of(crossent.blocked(logits, target), logits, one)).tangent
+    assert carried is not None
+    assert torch.allclose(carried, 3 * plain)
+
+
+@pytest.mark.parametrize(
+    ("block_size", "error"), [(0, ValueError), (-1, ValueError), (1.5, TypeError), ("8", TypeError), (True, TypeError)]
+)
+def test_a_block_size_that_is_no_positive_integer_is_refused(block_size, error):
+    with pytest.raises(error, match=r"^block_size: got"):
+        crossent.blocked(*batch((6, 5)), block_size=block_size)
+
+
+def allocated(call, tmp_path):
+    """Every piece of memory that torch takes on the CPU during a call, in bytes, and the most at a time."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        result = call()
+    trace = tmp_path / "trace.json"
+    profile.export_chrome_trace(str(trace))
+    del result
+    events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
+    changes = [event for event in events if event.get("name") == "[memory]"]
+    sizes = [int(event["args"]["Bytes"]) for event in sorted(changes, key=lambda event: event["ts"])]
+    held = most = 0
+    for size in sizes:
+        held += size
+        most = max(most, held)
+    return sizes, most
+
+
+@pytest.mark.parametrize("shape", [(256, 2000), (4, 21, 80, 80)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_one_buffer_is_as_large_as_the_logits_and_without_a_gradient_none(shape, dtype, tmp_path):
+    logits, target = batch(shape, dtype)
+    size, block = logits.nbytes, 2**13
+
+    def forward():
+        return crossent.blocked(logits, target, block_size=block)
+
+    def both():
+        return torch.autograd.grad(crossent.blocked(logits, target, block_size=block), logits)
+
+    crossent.blocked(logits, target, block_size=block)
+    _, most = allocated(forward, tmp_path)
+    rows = 8 * math.prod(target.shape)  # of some numbers for each row, that many bytes each
+    assert most <= 3 * 4 * block + 4 * rows
+    logits.requires_grad_()
+    sizes, most = allocated(both, tmp_path)
+    assert sum(one >= size for one in sizes) == 1
+    assert most <= size + 3 * 4 * block + 6 * rows
