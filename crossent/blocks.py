@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from torch.autograd import forward_ad
 from crossent.forms import formula
 from crossent.rows import Rows, arrange, compiling
 from crossent.signature import as_int
+
+Block = tuple[int | slice, ...]  # an index of rows
 
 
 def blocked(
@@ -65,7 +68,7 @@ def blocked(
         return loss
     with torch.no_grad():
         rows = arrange(input, target, weight, *options)
-        return rows.reduce(_losses(rows, block_size))
+        return _reduced(rows, _losses(rows, block_size))
 
 
 class _Blocked(torch.autograd.Function):
@@ -78,9 +81,15 @@ class _Blocked(torch.autograd.Function):
         ctx.save_for_backward(*tensors)
         ctx.options, ctx.block_size, ctx.gradient = options, block_size, None
         if rows.reduction == "none" or rows.logits.device.type != "cpu":
-            return rows.reduce(_losses(rows, block_size))
+            return _reduced(rows, _losses(rows, block_size))
         ctx.gradient = torch.empty_like(tensors[0])
-        return rows.reduce(_differentiate(rows, None, ctx.gradient, block_size))
+        losses = _differentiate(rows, None, ctx.gradient, block_size)
+        if not rows.dense:
+            # Of a probability that is hardly above the smallest, or 0, the logarithm has lost digits.
+            lost = losses > -math.log(torch.finfo(rows.compute).tiny) - 10
+            if lost.any():
+                losses = torch.where(lost, _losses(rows, block_size), losses)
+        return _reduced(rows, losses)
 
     @staticmethod
     def backward(ctx: Any, *upstreams: Any) -> tuple[Tensor | None, ...]:
@@ -99,75 +108,89 @@ class _Blocked(torch.autograd.Function):
         return gradient, None, None, None, None
 
 
+def _reduced(rows: Rows, losses: Tensor) -> Tensor:
+    return rows.reduce(losses if rows.dense else rows.weigh(losses))
+
+
 def _losses(rows: Rows, block_size: int | None) -> Tensor:
-    """The loss of each row, (...)."""
+    """The loss of each row, (...); without the weight of its true class, where no other counts."""
     losses = torch.empty(rows.logits.shape[:-1], dtype=rows.compute, device=rows.logits.device)
     work = _Work(rows)
     for at in _blocks(rows, block_size):
+        log_probs = work.apply(torch.log_softmax, work.logits(at))
         part = rows.part(at)
-        log_probs = work.apply(torch.log_softmax, work.logits(part))
-        if part.dense:
-            losses[at] = -part.widened().expect(log_probs)
-        else:
-            losses[at] = -part.weigh(part.pick(log_probs))
-    return losses
+        losses[at] = part.widened().expect(log_probs) if part.dense else part.pick(log_probs)
+    return -losses
 
 
 def _differentiate(rows: Rows, upstream: Tensor | None, gradient: Tensor, block_size: int | None) -> Tensor:
-    """Write `g/D (p Σ_c v_c - v)` into `gradient`, with `v_c = w_c q_c`; the loss of each row, (...).
+    """Write `g/D (p Σ_c v_c - v)` into `gradient`, with `v_c = w_c q_c`; the losses of :func:`_losses`.
 
     `upstream`: None is one.
     """
-    losses = torch.empty(rows.logits.shape[:-1], dtype=rows.compute, device=gradient.device)
-    scale = torch.ones_like(losses) if upstream is None else upstream.to(rows.compute).expand(losses.shape)
+    scale = torch.ones((), dtype=rows.compute, device=gradient.device) if upstream is None else upstream
     if rows.reduction == "mean":
-        scale = scale / rows.divisor
-    if not rows.dense:
-        scale = rows.weigh(scale)
+        scale = scale.to(rows.compute) / rows.divisor
+    gradient = gradient.movedim(1, -1) if gradient.dim() > 1 else gradient
+    scale = scale.expand(gradient.shape[:-1])
     ignored = None
     if rows.kept is not None and (gradient.device.type != "cpu" or not rows.kept.all()):
-        ignored = ~rows.kept  # whose logits may be NaN
-    gradients = gradient.movedim(1, -1) if gradient.dim() > 1 else gradient
+        ignored = ~rows.kept.unsqueeze(-1)  # whose logits may be NaN
+    if rows.dense:
+        return _differentiate_dense(rows, scale.unsqueeze(-1), ignored, gradient, block_size)
+    assert rows.index is not None
+    scale, index = rows.weigh(scale).unsqueeze(-1), rows.index.unsqueeze(-1)
+    picked = torch.empty_like(scale)
     work = _Work(rows)
     for at in _blocks(rows, block_size):
-        part, out, factor = rows.part(at), gradients[at], scale[at].unsqueeze(-1)
-        x = work.logits(part)
-        if part.index is None or part.dense:
-            part = part.widened()
-            log_probs = work.apply(torch.log_softmax, x)
-            losses[at] = -part.expect(log_probs)
-            v = part.weighted(part.one_hot())
-            made = log_probs.exp_().mul_(v.sum(-1, keepdim=True)).sub_(v).mul_(factor)
-        else:
-            made = work.apply(torch.softmax, x, out)
-            # log Σ exp(x - max x): the largest p is its reciprocal, as its own exponential is 1.
-            log_sum = -made.amax(-1).log()
-            losses[at] = part.weigh(log_sum - (part.pick(x) - x.amax(-1)))
-            # Scaled before the subtraction: that rounds the true class once less than after it.
-            made.mul_(factor).scatter_add_(-1, part.index.unsqueeze(-1), -factor)
-        if ignored is not None:
-            made.masked_fill_(ignored[at].unsqueeze(-1), 0)
-        if made is not out:
-            out.copy_(made)
-    return losses
+        out, y, factor = gradient[at], index[at], scale[at]
+        p = work.apply(torch.softmax, work.logits(at), out)
+        torch.gather(p, -1, y, out=picked[at])
+        # Scaled before the subtraction: that rounds the true class once less than after it.
+        p.mul_(factor).scatter_add_(-1, y, -factor)
+        _hand_over(p, out, None if ignored is None else ignored[at])
+    return -picked.log_().squeeze(-1)
+
+
+def _differentiate_dense(
+    rows: Rows, scale: Tensor, ignored: Tensor | None, gradient: Tensor, block_size: int | None
+) -> Tensor:
+    """The same where every class counts."""
+    losses = torch.empty(rows.logits.shape[:-1], dtype=rows.compute, device=gradient.device)
+    work = _Work(rows)
+    for at in _blocks(rows, block_size):
+        part = rows.part(at).widened()
+        log_probs = work.apply(torch.log_softmax, work.logits(at))
+        losses[at] = part.expect(log_probs)
+        v = part.weighted(part.one_hot())
+        slope = log_probs.exp_().mul_(v.sum(-1, keepdim=True)).sub_(v).mul_(scale[at])
+        _hand_over(slope, gradient[at], None if ignored is None else ignored[at])
+    return -losses
+
+
+def _hand_over(made: Tensor, out: Tensor, ignored: Tensor | None) -> None:
+    if ignored is not None:
+        made.masked_fill_(ignored, 0)
+    if made is not out:
+        out.copy_(made)
 
 
 class _Work:
     """Two buffers of a block, for logits and for what is made of them, which come again in each block."""
 
     def __init__(self, rows: Rows) -> None:
-        self.compute = rows.compute
+        self._logits, self._compute = rows.logits, rows.compute
         self._buffers: dict[str, Tensor] = {}
 
-    def logits(self, part: Rows) -> Tensor:
-        """The part's logits in the dtype that is computed in: themselves, or a copy."""
-        x = part.logits
-        return x if x.dtype == self.compute else self._like("logits", x).copy_(x)
+    def logits(self, at: Block) -> Tensor:
+        """The block's logits in the dtype that is computed in: themselves, or a copy."""
+        x = self._logits[at]
+        return x if x.dtype == self._compute else self._like("logits", x).copy_(x)
 
     def apply(self, function: Any, x: Tensor, out: Tensor | None = None) -> Tensor:
         """A softmax over the classes, or its logarithm; in `out`, where that will do."""
         axis = _axis(x)
-        if out is None or out.dtype != self.compute:
+        if out is None or out.dtype != self._compute:
             out = self._like("made", x)
         function(x.movedim(-1, axis), axis, out=out.movedim(-1, axis))
         return out
@@ -175,7 +198,7 @@ class _Work:
     def _like(self, name: str, x: Tensor) -> Tensor:
         buffer = self._buffers.get(name)
         if buffer is None or buffer.shape != x.shape:
-            buffer = self._buffers[name] = torch.empty_like(x, dtype=self.compute)
+            buffer = self._buffers[name] = torch.empty_like(x, dtype=self._compute)
         return buffer
 
 
@@ -184,7 +207,7 @@ def _axis(x: Tensor) -> int:
     return sum(step > x.stride(-1) for step in x.stride()[:-1])
 
 
-def _blocks(rows: Rows, block_size: int | None) -> Iterator[tuple[int | slice, ...]]:
+def _blocks(rows: Rows, block_size: int | None) -> Iterator[Block]:
     """Indices of blocks of rows, each of about `block_size` logits and at least one row."""
     *shape, classes = rows.logits.shape
     if block_size is None:

@@ -79,7 +79,7 @@ class Contract:
         fused: whether it may take the sum in blocks, each with its own maximum, and `max + log Σ` off the logits. What
             that costs depends on how far a row spreads, not on how far it is from zero:
         offset: whether it may depend on that too, where it is fused.
-        reciprocal: whether the sum of exponentials is held as its reciprocal, the largest probability.
+        of_probability: whether it may take the logarithm of a probability that is held, which is not near underflow.
         in_target_format: whether target probabilities are smoothed in their own dtype, as torch does it.
     """
 
@@ -91,7 +91,7 @@ class Contract:
     row_order: Order = ANY_ORDER
     fused: bool = False
     offset: bool = False
-    reciprocal: bool = False
+    of_probability: bool = False
     in_target_format: bool = False
 
     @property
@@ -108,7 +108,7 @@ class Contract:
 
 # Who promises what:
 #   eager       a form made of torch's operations, on the device where it runs
-#   blocked     the form made of blocks: the same, but that it takes the logarithm of a probability for that of the sum
+#   blocked     the form made of blocks: the same, and it may take the logarithm of the probability that it holds
 #   torch       nn.CrossEntropyLoss: on a CPU its own order of summation, on CUDA any, in half precision too
 #   kernel      somebody's kernel: float32 inside, any order and blocks, one rounding; exp and log as good as CUDA's
 #   fast_kernel the same with the hardware's approximate exp, log and division, as in Triton
@@ -138,7 +138,7 @@ def contract(promise: Promise, grade: Grade, dtype: str, *, device: str = "cpu",
     fused = promise in ("kernel", "fast_kernel")
     functions = FUNCTIONS[kind, compute.name]
     wide = Contract("A", storage, compute, functions, fused=fused)
-    wide = replace(wide, reciprocal=promise == "blocked", in_target_format=promise == "torch")
+    wide = replace(wide, of_probability=promise == "blocked", in_target_format=promise == "torch")
     if promise == "torch" and kind == "cpu" and storage is compute:
         wide = replace(wide, row_order=Order(max(_cascade_depth(rows), _sum_depth(rows))))
     if grade == "A":

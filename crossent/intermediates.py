@@ -54,8 +54,7 @@ def softmax(t: Terms, c: Contract) -> tuple[Held, Held, Held]:
     shifted = x.minus(Held.exactly(t.logits.max(1, keepdims=True, initial=-np.inf), c.storage), c.compute)
     exponentials = shifted.exp(c.compute, f.exp_ulps, f.exp_per_unit)
     exact = (in_blocks(shifted, t.logits, c) if c.fused else exponentials).sum(c.compute)
-    total = inverted(exact, c.compute) if c.reciprocal else exact
-    log_sum = c.keep(c.keep(total).log(c.compute, f.log_ulps, t.log_sum, f.log_absolute))
+    log_sum = c.keep(c.keep(exact).log(c.compute, f.log_ulps, t.log_sum, f.log_absolute))
     log_probs = shifted.minus(column(log_sum), c.compute)
     largest = offset(t.logits, c)
     once = c.compute.unit_roundoff * (np.abs(largest) + log_sum.largest)
@@ -63,17 +62,24 @@ def softmax(t: Terms, c: Contract) -> tuple[Held, Held, Held]:
     if c.fused:
         taken = Held(log_probs.value, logsumexp.error[:, None], None)
         log_probs = wider(log_probs, taken.rounded(c.compute))
+    quotient = exponentials.over(column(exact), c.compute, f.division_ulps)
+    if c.of_probability:
+        log_probs = wider(log_probs, logarithm(quotient, log_probs, c))
     log_probs = c.keep(log_probs)
     by_exp = log_probs.exp(c.compute, f.exp_ulps, f.exp_per_unit)
-    quotient = exponentials.over(column(exact), c.compute, f.division_ulps)
     return log_probs, wider(by_exp, quotient), logsumexp
 
 
-def inverted(held: Held, format: Format) -> Held:
-    """A number of which the reciprocal is held: `1/fl(1/s)` is `s (1 + δ)` with `|δ| ≤ u/(1 - u)`, a power of two s."""
-    u = format.unit_roundoff
-    known = (held.error == 0) & (np.abs(np.frexp(held.value)[0]) == 0.5)
-    return Held(held.value, held.error + np.where(known, 0.0, u / (1 - u) * held.largest), format)
+def logarithm(probs: Held, log_probs: Held, c: Contract) -> Held:
+    """`log p` of a probability that is held: `-log(1 - e/p)`, and the logarithm's own error.
+
+    Nothing more than of `log_probs` where p is near underflow, of which no logarithm is taken.
+    """
+    u = c.compute.unit_roundoff
+    ratio = np.where(probs.value < 8 * c.compute.smallest_normal, 0.0, probs.error / probs.value)
+    moved = -np.log1p(-np.minimum(ratio, 1 - 2.0**-52))
+    size = np.where(np.isfinite(log_probs.value), np.abs(log_probs.value), 0.0) + moved
+    return Held(log_probs.value, moved + 2 * c.functions.log_ulps * u * size, c.compute)
 
 
 def in_blocks(shifted: Held, logits: Array, c: Contract) -> Held:
