@@ -1,7 +1,9 @@
 """Sessions of this project: `nox -s NAME`; `nox -l` lists them."""
 
 import importlib.util
+import shutil
 import sys
+from collections import Counter
 
 import nox
 from packaging.requirements import Requirement
@@ -125,6 +127,36 @@ def mutants(session: nox.Session) -> None:
     session.install("-e", ".[test]")
     arguments = ("--crossent-write-figures", "-n", "0", "-s")
     session.run("pytest", "tests/test_mutants.py", *arguments, *session.posargs)
+
+
+@nox.session
+def mutate(session: nox.Session) -> None:
+    """Change bounds, oracle and checks of a single call in a thousand small ways, and show those that no test notices.
+
+    Half an hour on two busy cores. Why some changes make no difference is in tests/survivors.toml. Other modules are
+    changed by name, `nox -s mutate -- arithmetic`; nowhere what is decorated, nor what stands outside of functions.
+    """
+    modules = session.posargs or ["bounds", "oracle", "checks"]
+    session.install("-e", ".[test]", "mutmut>=3.8")
+    shutil.rmtree("mutants", ignore_errors=True)
+    session.run("mutmut", "run", *(f"crossent.{module}.*" for module in modules))
+    results = str(session.run("mutmut", "results", "--all", "true", silent=True))  # `crossent.bounds.NAME: killed`, …
+    outcomes = [(name, outcome) for name, _, outcome in (line.strip().partition(": ") for line in results.splitlines())]
+    survived: dict[str, str] = {}  # by the lines as they are then
+    for module in modules:
+        of_module = {name: outcome for name, outcome in outcomes if name.startswith(f"crossent.{module}.")}
+        session.log(f"{module}: {dict(Counter(of_module.values()))}")
+        for name in (name for name, outcome in of_module.items() if outcome not in ("killed", "timeout")):
+            diff = str(session.run("mutmut", "show", name, silent=True, log=False))
+            lines = [line for line in diff.splitlines() if line[:1] in "+-" and line[:3] not in ("+++", "---")]
+            survived["\n".join(line[1:].strip() for line in lines if line[0] == "+")] = f"{name}\n" + "\n".join(lines)
+    explained = {line for lines in nox.project.load_toml("tests/survivors.toml").values() for line in lines}
+    new, noticed = survived.keys() - explained, explained - survived.keys()
+    session.log(f"{len(survived)} lines survive, {len(survived) - len(new)} of them explained")
+    if new:
+        session.error("\n".join(["no test notices", *(survived[line] for line in sorted(new))]))
+    if noticed and not session.posargs:
+        session.error("\n".join(["tests/survivors.toml explains what tests notice", *sorted(noticed)]))
 
 
 @nox.session

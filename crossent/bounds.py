@@ -44,8 +44,11 @@ Reason = Literal[
 class Bounds:
     """The bounds of one call under one contract. Infinite where the contract promises nothing."""
 
+    # What is cached is the door to a method: mutmut, which `nox -s mutate` runs, changes nothing that is decorated.
+
     def __init__(self, terms: Terms, contract: Contract) -> None:
         self.terms, self.contract = terms, contract
+        self._dense = terms.index is None or terms.label_smoothing > 0  # all classes are terms of a row
         with np.errstate(all="ignore"):
             self._log_probs, self._probs, self._logsumexp = softmax(terms, contract)
             self._log_sizes = np.where(np.isfinite(self._log_probs.value), self._log_probs.largest, 0.0)
@@ -55,23 +58,22 @@ class Bounds:
     def _of_logits(self) -> Held:
         """`Σ w_c q_c · logsumexp - Σ w_c q_c x_c`, (R,): as kernels smooth that take the logits as they are."""
         c, t = self.contract, self.terms
-        moved = t.logits + (offset(t.logits, c) - t.logits.max(1, initial=-np.inf))[:, None]
+        moved = t.logits + (offset(t.logits, c) - t.logits.max(1))[:, None]
         q = coefficients(t, replace(c, stored=None))  # who does this has scalars for them, in compute
         logits = q.times(Held.exactly(moved, c.storage), c.compute).sum(c.compute)
         return q.sum(c.compute).times(self._logsumexp, c.compute).minus(logits, c.compute)
-
-    @property
-    def _dense(self) -> bool:
-        return self.terms.index is None or self.terms.label_smoothing > 0
 
     @cached_property
     def loss(self) -> Array:
         """Of each row's loss, (R,), under reduction "none"; of the one number, (), otherwise."""
         with np.errstate(all="ignore"):
-            rows, sizes = self._expected(-self._log_probs)
-            if self._dense and self.contract.fused:
-                rows = wider(rows, self._of_logits())
-            return self._reduced(rows, sizes, self._log_sizes)  # an infinite loss is no overflow
+            return self._loss()
+
+    def _loss(self) -> Array:
+        rows, sizes = self._expected(-self._log_probs)
+        if self._dense and self.contract.fused:
+            rows = wider(rows, self._of_logits())
+        return self._reduced(rows, sizes, self._log_sizes)  # an infinite loss is no overflow
 
     def _expected(self, values: Held) -> tuple[Held, Array]:
         """`Σ_c w_c q_c values_c` of each row, (R,), and the size of its terms."""
@@ -94,7 +96,7 @@ class Bounds:
         held, heads = c.stored or c.compute, self._heads(values)
         unscaled = heads
         if self._dense:
-            unscaled = heads.sum(-1) if t.label_smoothing else heads.max(-1, initial=0.0)
+            unscaled = heads.sum(-1) if t.label_smoothing else heads.max(-1)
         rows = c.keep(rows.unless(held.overflows(unscaled))).where(t.kept)
         if t.reduction == "none":
             return safe(rows.rounded(c.storage).error)
@@ -113,29 +115,32 @@ class Bounds:
 
     @cached_property
     def gradient(self) -> Array:
-        """Of each element of the gradient, (R, C).
+        """Of each element of the gradient, (R, C)."""
+        with np.errstate(all="ignore"):
+            return self._gradient()
 
-        `p_c Σ_k v_k s - v_c s`, in which the sum may be scaled, or its terms before it: the wider of the two. Where
-        terms cancel, the roundings of the latter do not.
+    def _gradient(self) -> Array:
+        """`p_c Σ_k v_k s - v_c s`, in which the sum may be scaled, or its terms before it: the wider of the two.
+
+        Where terms cancel, the roundings of the latter do not.
         """
         c, t = self.contract, self.terms
-        with np.errstate(all="ignore"):
-            scale = column(self._scale)
-            target = self._scaled(scale)
-            total, scaled = self._total(self._coefficients), self._total(target)
-            softmax = self._probs.times(column(c.keep(total)), c.compute).times(scale, c.compute)
-            # As autograd has it: what comes back to the softmax is the gradient of its logarithm, kept, then summed.
-            softmax = wider(softmax, self._probs.times(column(c.keep(scaled)), c.compute))
-            gradient = softmax.minus(target, c.compute)
-            # Scaled before the subtraction, or after it: where p is small, that rounds the true class once more.
-            unscaled = self._probs.times(column(total), c.compute).minus(self._coefficients, c.compute)
-            gradient = wider(gradient, unscaled.times(scale, c.compute))
-            if self._dense:
-                # The three parts, softmax, one-hot and uniform, are added in any order: one rounding more of each.
-                u = (c.stored or c.compute).unit_roundoff
-                once = u * (softmax.largest + target.largest)
-                gradient = Held(gradient.value, gradient.error + once, c.compute)
-            return safe(gradient.where(t.kept[:, None]).rounded(c.storage).error)
+        scale = column(self._scale())
+        target = self._scaled(scale)
+        total, scaled = self._total(self._coefficients), self._total(target)
+        softmax = self._probs.times(column(c.keep(total)), c.compute).times(scale, c.compute)
+        # As autograd has it: what comes back to the softmax is the gradient of its logarithm, kept, then summed.
+        softmax = wider(softmax, self._probs.times(column(c.keep(scaled)), c.compute))
+        gradient = softmax.minus(target, c.compute)
+        # Scaled before the subtraction, or after it: where p is small, that rounds the true class once more.
+        unscaled = self._probs.times(column(total), c.compute).minus(self._coefficients, c.compute)
+        gradient = wider(gradient, unscaled.times(scale, c.compute))
+        if self._dense:
+            # The three parts, softmax, one-hot and uniform, are added in any order: one rounding more of each.
+            u = (c.stored or c.compute).unit_roundoff
+            once = u * (softmax.largest + target.largest)
+            gradient = Held(gradient.value, gradient.error + once, c.compute)
+        return safe(gradient.where(t.kept[:, None]).rounded(c.storage).error)
 
     def open(self, check: str) -> dict[Reason, NDArray[np.bool_]]:
         """Where the bound is infinite, for each reason that there is."""
@@ -183,7 +188,7 @@ class Bounds:
     def _scaled(self, scale: Held) -> Held:
         """`w_c q_c s`, (R, C): the factors in any order, each partial product held."""
         t = self.terms
-        factors = self._scale_factors
+        factors = self._scale_factors()
         if t.weight is not None:
             factors.append(np.abs(t.weight[None]))
         if t.probabilities is not None:
@@ -193,7 +198,6 @@ class Bounds:
         product = self.contract.keep(self._coefficients.times(scale, self.contract.compute))
         return self._in_any_order(product, factors, products=2 if t.label_smoothing else 1)
 
-    @property
     def _scale_factors(self) -> list[Array]:
         """`|g|` and `1/|D|`, each of a shape that fits (R, C)."""
         factors = [np.abs(self.terms.upstream[:, None])]
@@ -224,29 +228,29 @@ class Bounds:
 
     @cached_property
     def target_gradient(self) -> Array:
-        """Of each element of the gradient of target probabilities, (R, C): `g/D · (1 - ε) w_c log p_c`.
-
-        The factors come in any order, and what is multiplied before one of them makes it smaller may overflow.
-        """
-        c, t = self.contract, self.terms
+        """Of each element of the gradient of target probabilities, (R, C): `g/D · (1 - ε) w_c log p_c`."""
         with np.errstate(all="ignore"):
-            factors = [*self._scale_factors, self._log_sizes]
-            product = c.keep(column(self._scale).times(-self._log_probs, c.compute))
-            if t.weight is not None:
-                factors.append(np.abs(t.weight[None]))
-                product = c.keep(product.times(Held.exactly(t.weight, c.storage), c.compute, known=False))
-            if t.label_smoothing:
-                factors.append(np.ones((1, 1)))  # 1 - ε is less
-                narrow = smoothing_format(t, c)
-                rest = constant(1 - t.label_smoothing, narrow, c)
-                product = c.keep(product.rounded(narrow).times(rest, narrow))
-            unscaled = np.ones((1, 1))
-            for factor in factors:
-                unscaled = unscaled * np.maximum(factor, 1.0)
-            product = self._in_any_order(product, factors).unless((c.stored or c.compute).overflows(unscaled))
-            return safe(product.rounded(c.storage).error)
+            return self._target_gradient()
 
-    @property
+    def _target_gradient(self) -> Array:
+        """The factors come in any order, and what is multiplied before one of them makes it smaller may overflow."""
+        c, t = self.contract, self.terms
+        factors = [*self._scale_factors(), self._log_sizes]
+        product = c.keep(column(self._scale()).times(-self._log_probs, c.compute))
+        if t.weight is not None:
+            factors.append(np.abs(t.weight[None]))
+            product = c.keep(product.times(Held.exactly(t.weight, c.storage), c.compute))
+        if t.label_smoothing:
+            factors.append(np.ones((1, 1)))  # 1 - ε is less
+            narrow = smoothing_format(t, c)
+            rest = constant(1 - t.label_smoothing, narrow, c)
+            product = c.keep(product.rounded(narrow).times(rest, narrow))
+        unscaled = np.ones((1, 1))
+        for factor in factors:
+            unscaled = unscaled * np.maximum(factor, 1.0)
+        product = self._in_any_order(product, factors).unless((c.stored or c.compute).overflows(unscaled))
+        return safe(product.rounded(c.storage).error)
+
     def _scale(self) -> Held:
         """`g/D`, (R,)."""
         c = self.contract

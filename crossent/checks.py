@@ -16,15 +16,15 @@ from crossent.axes import DENSE_TARGETS
 from crossent.differences import Difference
 from crossent.expected import Expected
 from crossent.memory import written
-from crossent.results import called_again
+from crossent.results import Result, called_again
 from crossent.subjects import Subject
 from crossent.trials import Check, Problem, Trial
 
 
 def call(trial: Trial) -> Iterator[Problem]:
     """The subject takes the arguments, and gives tensors that have bits, as a meta device has none."""
-    _ = trial.got.digest
-    yield from ()
+    if not _digest(trial.got):
+        yield Problem("refused", "it gives a loss without bits, as one on a meta device is")
 
 
 def result(trial: Trial) -> Iterator[Problem]:
@@ -45,13 +45,13 @@ def misshapen(trial: Trial, loss: object, expected: Expected, device: torch.devi
 
 def arguments(trial: Trial) -> Iterator[Problem]:
     """Not a bit of what is given has changed, nor of memory that it is a view of, nor its .grad; no result is there."""
-    call = trial.called
-    if name := written(call.given, trial.question.inputs):
+    first = trial.called
+    if name := written(first.given, trial.question.inputs):
         yield Problem("changed_input", f"it wrote into {name}")
-    elif call.marked:
-        yield Problem("changed_input", call.marked)
-    elif call.shared:
-        yield Problem("aliased", call.shared)
+    elif first.marked:
+        yield Problem("changed_input", first.marked)
+    elif first.shared:
+        yield Problem("aliased", first.shared)
 
 
 def state(trial: Trial) -> Iterator[Problem]:
@@ -74,7 +74,7 @@ def repeat(trial: Trial) -> Iterator[Problem]:
     """
     question = trial.question
     kept, first, second = trial.perform(called_again, question.fresh(), question.others.copy(), trial.gradients)
-    if {kept.digest, second.digest} != {trial.got.digest}:
+    if {_digest(kept), _digest(second)} != {trial.got.digest}:
         yield Problem("not_repeated", "a second call with the same arguments gives other bits")
     elif first.digest != kept.digest:
         yield Problem("not_repeated", "a second call writes into what the first gave")
@@ -83,6 +83,14 @@ def repeat(trial: Trial) -> Iterator[Problem]:
 def no_gradient(subject: Subject) -> str:
     """Why a check of gradients does not run on a subject, or ""."""
     return "" if subject.differentiable else "has no gradient to compare"
+
+
+def _digest(got: Result) -> str:
+    """That of its bits, or "" where it has none."""
+    try:
+        return got.digest
+    except RuntimeError:
+        return ""
 
 
 def _words(tensor: Tensor) -> str:

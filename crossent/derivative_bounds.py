@@ -96,8 +96,8 @@ class DerivativeBounds(Bounds):
         """
         c, t = self.contract, self.terms
         with np.errstate(all="ignore"):
-            scale = column(self._scale)
-            total = c.keep(self._total(self._coefficients)).times(self._scale, c.compute, known=False)
+            scale = column(self._scale())
+            total = c.keep(self._total(self._coefficients)).times(self._scale(), c.compute, known=False)
             factor = column(c.keep(wider(total, self._total(self._scaled(scale)))))
             scaled = c.keep(self._kept_probs.times(factor, c.compute, known=False))
             here = self._product(scaled.times(self._along, c.compute, known=False), self.direction)
@@ -135,7 +135,7 @@ class DerivativeBounds(Bounds):
     def _product(self, product: Held, last: Array) -> Held:
         """A product of scale, coefficients, p and another number, whose magnitude is `last`."""
         coefficients = self._coefficients.largest.sum(-1, keepdims=True)
-        factors = [*self._scale_factors, coefficients, self._kept_probs.largest, np.abs(last)]
+        factors = [*self._scale_factors(), coefficients, self._kept_probs.largest, np.abs(last)]
         return self._in_any_order(self.contract.keep(product), factors)
 
     @property
@@ -148,7 +148,7 @@ class DerivativeBounds(Bounds):
         with np.errstate(all="ignore"):
             kept, coefficients = self.terms.kept, self._coefficients.value
             if check == "second":
-                total = np.where(kept, coefficients.sum(-1) * self._scale.value, 0.0)
+                total = np.where(kept, coefficients.sum(-1) * self._scale().value, 0.0)
                 return [total[:, None] * self._kept_probs.value * self.direction]
             rows = np.where(kept, -(coefficients * self.direction).sum(-1), 0.0)
             if self.terms.reduction == "none":

@@ -15,7 +15,7 @@ Source: the page of `torch.nn.CrossEntropyLoss`, and what torch was measured to 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import flint
@@ -37,22 +37,19 @@ class Answer:
         losses: (R,), of each row before the reduction, 0 on ignored rows.
         loss: the result: (R,) for "none", otherwise 0-d.
         denominator: 0-d, what a mean divides by; 1 for the other reductions.
+        blocks: the rows in blocks, at each call, so that memory stays bounded.
     """
 
     losses: Ball
     loss: Ball
     denominator: Ball
-    _blocks: Callable[[int | None], Iterator[RowBlock]]
+    blocks: Callable[[], Iterable[RowBlock]]
     _reduced: Callable[[Ball], Ball]
     _shape: tuple[int, ...]
 
-    def blocks(self, block_rows: int | None = None) -> Iterator[RowBlock]:
-        """The rows in blocks of `block_rows`, so that memory stays bounded; by default of the size that is fastest."""
-        return self._blocks(block_rows)
-
-    def gradients(self, block_rows: int | None = None) -> Iterator[tuple[slice, Ball, Ball | None]]:
+    def gradients(self) -> Iterator[tuple[slice, Ball, Ball | None]]:
         """For each block its rows, its gradient, (r, C), and that of its target probabilities, (r, C) or None."""
-        for block in self.blocks(block_rows):
+        for block in self.blocks():
             yield block.rows, block.gradient(), block.target_gradient()
 
     def tangent(self, direction: Array) -> Ball:
@@ -84,14 +81,11 @@ class Answer:
         return direction
 
 
-def answer(arguments: Arguments, *, wanted: float | None = None) -> Answer:
+def answer(arguments: Arguments) -> Answer:
     """The exact loss; and the gradient, on demand.
 
-    Args:
-        arguments: the call.
-        wanted: an absolute radius: every radius is below 2^-20 of it, or as small as two float64 can express. By
-            default below 2^-73 of the size of the number's terms. For float64 inputs; with float32 inputs the radius
-            is what :class:`Formula` proves, about 2^-48 of the size.
+    Every radius is below 2^-73 of the size of the number's terms, or as small as two float64 can express, where inputs
+    are float64; with float32 inputs it is what :class:`Formula` proves, about 2^-48 of the size.
 
     Example:
         >>> exact = answer(Arguments(np.array([[3.0, 1.0, -3.0]]), index=np.array([0])))
@@ -102,21 +96,17 @@ def answer(arguments: Arguments, *, wanted: float | None = None) -> Answer:
     """
     total_rows, classes = arguments.logits.shape
     denominator = Denominator.of(arguments)
-    if wanted is not None and arguments.reduction != "none":  # the sum of all rows' radii over D
-        wanted *= min(1.0, abs(float(denominator.value)) / max(1, total_rows))
-    default_rows = max(1, (BLOCK if arguments.exact_in_float64 else BALL_BLOCK) // max(1, classes))
+    step = max(1, (BLOCK if arguments.exact_in_float64 else BALL_BLOCK) // max(1, classes))
 
-    def blocks(block_rows: int | None = None) -> Iterator[RowBlock]:
-        if block_rows is None and saved is not None:
-            yield from saved
-            return
-        step = block_rows or default_rows
+    def made() -> Iterator[RowBlock]:
         for start in range(0, total_rows, step):
-            yield RowBlock(arguments, denominator, wanted, slice(start, min(start + step, total_rows)))
+            yield RowBlock(arguments, denominator, slice(start, min(start + step, total_rows)))
 
-    saved: list[RowBlock] | None = None
-    if arguments.logits.size <= SAVED:
-        saved = list(blocks())
+    saved = list(made()) if arguments.logits.size <= SAVED else None
+
+    def blocks() -> Iterable[RowBlock]:
+        return made() if saved is None else saved
+
     losses = _joined([block.losses() for block in blocks()])
 
     def reduced(tangents: Ball) -> Ball:
@@ -145,14 +135,14 @@ def _reduced(arguments: Arguments, losses: Ball, denominator: Denominator) -> Ba
         with np.errstate(invalid="ignore"):
             value = special.sum() * np.sign(float(denominator.value))
         return _scalar(value, np.inf if np.isinf(losses.radius).any() else 0.0)
-    terms = [*losses.hi.tolist(), *losses.lo[losses.lo != 0].tolist()]
+    terms = [*losses.hi.tolist(), *losses.lo.tolist()]
     try:
         hi = math.fsum(terms)  # the exact sum, rounded once
         lo = math.fsum([*terms, -hi])
     except OverflowError:
         return _scalar(np.nan, np.inf)
-    # 2^-20 for the roundings of up to 2^30 additions of radii; the rest for the rounding of lo.
-    radius = float(losses.radius.sum()) * (1 + 2.0**-20) + (2.0**-52 * abs(lo) + 2.0**-1074 if lo else 0.0)
+    # 2^-20 for the roundings of up to 2^30 additions of radii; the rest for the rounding of lo, which never underflows.
+    radius = float(losses.radius.sum()) * (1 + 2.0**-20) + 2.0**-53 * abs(lo)
     if hi == radius == 0:  # every loss is exactly 0
         return _scalar(0.0, 0.0)
     exactly = Balls(EXACT_BITS)

@@ -32,8 +32,8 @@ class RowBlock:
         rows: which rows of the call these `r` are.
     """
 
-    def __init__(self, arguments: Arguments, denominator: Denominator, wanted: float | None, rows: slice) -> None:
-        self.rows, self._wanted, self._undefined = rows, wanted, denominator.undefined
+    def __init__(self, arguments: Arguments, denominator: Denominator, rows: slice) -> None:
+        self.rows, self._undefined = rows, denominator.undefined
         self._in_float64, self._classes = arguments.exact_in_float64, arguments.logits.shape[1]
 
         widened = self._widened
@@ -170,8 +170,7 @@ class RowBlock:
         """The numbers, in as many bits as it takes, with what is infinite, NaN or exactly 0 put in by `fixed`."""
         with self._float64.arithmetic.context():
             size = sizes(self._float64)
-            wanted = RELATIVE_RADIUS * size if self._wanted is None else np.full(size.shape, 2.0**-20 * self._wanted)
-            rounding = float64_radius(size, roundings)
+            wanted, rounding = RELATIVE_RADIUS * size, float64_radius(size, roundings)
         while True:
             with self._formula.arithmetic.context():
                 ball = fixed(self._formula.arithmetic.ball(numbers(self._formula), rounding))

@@ -260,6 +260,7 @@ KINDS = {
     "refused": (REFUSES, "float32-7x5-normal-int64-mean", "call refused"),
     "cut off from the target": (CUT_OFF, "float32-7x5-normal-probabilities-mean", "call refused"),
     "a list": (A_LIST, "float32-7x5-normal-int64-mean", "call refused"),
+    "on a meta device": (source("return (input.sum() * 0).to('meta')"), ROWS, "call refused"),
     "accepted": (ACCEPTS, "reduction_unknown", "errors accepted"),
     "wrong class of error": (WRONG_CLASS, "reduction_unknown", "errors wrong"),
     "changed logits": (WRITES, "float32-7x5-normal-int64-mean", "arguments changed_input"),

@@ -1,0 +1,482 @@
+"""Bounds of calls that are small enough to work out by hand: each rounding is written down where it happens.
+
+Two equal logits: their differences, exponentials and the sum of these are exact, 0, 1 and 2. What is off is the
+logarithm, by an ulp of torch's on a CPU, and whatever comes after it.
+"""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from test_bounds import inputs
+
+from crossent.bounds import Bounds
+from crossent.contracts import FUNCTIONS, contract
+from crossent.expected import terms_of
+from crossent.rounding import ANY_ORDER, FLOAT32, Held, Order, safe
+
+U = 2.0**-24
+INF = math.inf
+
+
+def rounded(value, error):
+    """The error after one more rounding to float32."""
+    return error + U * (value + error)
+
+
+def times(a, a_error, b, b_error):
+    """The error of a product, rounded."""
+    return rounded(abs(a * b), abs(a) * b_error + abs(b) * a_error + a_error * b_error)
+
+
+def added(*terms, sizes=None):
+    """The error of a sum, (value, error) each, in the worst order: the largest terms pass through all additions."""
+    sizes = sorted(sizes or [abs(value) + error for value, error in terms], reverse=True)
+    depth = len(terms) - 1
+    passed = sum(sum(sizes[: j + 1]) for j in range(1, len(terms)))
+    return sum(error for _, error in terms) + passed * U / (1 - depth * U)
+
+
+LOG2 = math.log(2)
+LOG = rounded(LOG2, 2 * U * LOG2)  # of log p: log 2 within an ulp, and 0 - log 2
+P = 0.5 * math.expm1(LOG) + 2 * U * 0.5 * math.exp(LOG)  # of p = exp(log p), within an ulp of what came
+# Under ε = 1/2: 1 - ε and ε/C are off by two roundings each.
+REST, UNIFORM = 2 * U * 0.5, 2 * U * 0.25
+TRUE, OTHER = rounded(0.75, rounded(0.5, REST) + UNIFORM), rounded(0.25, UNIFORM)  # of q
+
+
+def bounds_of(given, promise="eager", grade="A", **changes):
+    dtype = str(given.logits.dtype).removeprefix("torch.")
+    return Bounds(terms_of(given), replace(contract(promise, grade, dtype), **changes))
+
+
+def assert_is(bound, by_hand):
+    """Up to what covers the roundings of the bound's own arithmetic, 2^-30."""
+    by_hand = np.broadcast_to(by_hand, bound.shape)
+    assert ((by_hand <= bound) & (bound <= by_hand * (1 + 2.0**-29))).all(), (bound, by_hand)
+
+
+def equal(rows, target, upstream=1.0, **options):
+    """Rows of two equal logits."""
+    given = inputs([[0.0, 0.0]] * rows, target, **options)
+    return replace(given, upstream=torch.full_like(given.upstream, upstream))
+
+
+def test_the_loss_of_a_class_has_the_errors_of_its_logarithm_and_of_its_weight():
+    assert_is(bounds_of(equal(1, [0])).loss, LOG)
+    assert_is(bounds_of(equal(1, [0], weight=[3.0, 1.0])).loss, times(3, 0, LOG2, LOG))
+
+
+def test_a_weight_that_is_a_power_of_two_adds_no_rounding():
+    assert_is(bounds_of(equal(1, [0], weight=[4.0, 1.0])).loss, 4 * LOG)
+
+
+def test_an_ignored_row_has_no_error():
+    given = equal(2, [0, -100])
+    assert_is(bounds_of(given).loss, [LOG, 0.0])
+    assert (bounds_of(given).gradient[1] == 0).all()
+    assert_is(bounds_of(equal(2, [0, -100], reduction="sum")).loss, LOG)
+
+
+def test_a_sum_adds_the_errors_of_its_rows_and_one_of_its_own():
+    given = equal(2, [0, 1], reduction="sum")
+    assert_is(bounds_of(given).loss, added((LOG2, LOG), (LOG2, LOG)))
+    three = bounds_of(equal(3, [0, 1, 1], reduction="sum")).loss
+    assert_is(three, added((LOG2, LOG), (LOG2, LOG), (LOG2, LOG)))
+
+
+def test_a_mean_over_a_power_of_two_adds_no_rounding():
+    assert_is(bounds_of(equal(2, [0, 1], reduction="mean")).loss, added((LOG2, LOG), (LOG2, LOG)) / 2)
+
+
+def divided(value, error, by, ulps=0.5):
+    """The error of a quotient by a known number, rounded; float64, in which the bound is made, rounds it too."""
+    return error / by + (2 * ulps * U + 2.0**-52) * (abs(value) + error) / by
+
+
+def either_way(rows, by, ulps=0.5, sizes=None):
+    """The error of a mean: the sum of its rows divided, or the rows divided before they are summed."""
+    after = divided(sum(value for value, _ in rows), added(*rows, sizes=sizes), by, ulps)
+    each = [(value / by, divided(value, error, by, ulps)) for value, error in rows]
+    before = added(*each, sizes=sizes and [size / by for size in sizes])
+    return after, before
+
+
+def test_a_mean_may_be_divided_before_it_is_summed_or_after():
+    """Where its rows cancel, the former costs more."""
+    given = equal(2, [0, 1], weight=[3.0, 3.0], reduction="mean")
+    assert_is(bounds_of(given).loss, max(either_way([(3 * LOG2, times(3, 0, LOG2, LOG))] * 2, 6)))
+    given = equal(4, [0, 0, 0, 1], weight=[3.0, -4.0], reduction="mean")
+    after, before = either_way([(3 * LOG2, times(3, 0, LOG2, LOG))] * 3 + [(-4 * LOG2, 4 * LOG)], 5)
+    assert after < before
+    assert_is(bounds_of(given).loss, before)
+
+
+def test_the_division_of_a_fast_kernel_is_off_by_two_ulps_and_a_half():
+    """The log is off by 2^-21.41 at 2, and one more rounding is the kernel's."""
+    log = rounded(LOG2, rounded(LOG2, 2.0**-21.41))
+    given = equal(4, [0, 0, 0, 1], weight=[3.0, -4.0], reduction="mean")
+    after, before = either_way([(3 * LOG2, times(3, 0, LOG2, log))] * 3 + [(-4 * LOG2, 4 * log)], 5, 2.5)
+    assert after < before
+    assert_is(bounds_of(given, "fast_kernel").loss, before)
+    # At grade B a sum before the division costs more, since it is stored: two ulps more of a third of three losses.
+    given = equal(3, [0, 1, 1], dtype="bfloat16", reduction="mean")
+    accurate = replace(FUNCTIONS["fast", "float32"], division_ulps=0.5)
+    losses = [bounds_of(given, "fast_kernel", "B", **changes).loss for changes in ({}, {"functions": accurate})]
+    assert 4 * U * LOG2 <= losses[0] - losses[1] <= 5 * U * LOG2
+
+
+def parts(true=1.0, other=1.0):
+    """Value and error of the two terms of a smoothed loss, under weights of the true class and of the other."""
+    shares = ((0.75, TRUE, true), (0.25, OTHER, other))
+    # A power of two does not round.
+    weighted = [(q * w, times(q, e, w, 0) if math.frexp(abs(w))[0] != 0.5 else e * abs(w)) for q, e, w in shares]
+    return [(value * LOG2, times(value, error, LOG2, LOG)) for value, error in weighted]
+
+
+def of_smoothed_loss(true=1.0, other=1.0):
+    """Value and error of a smoothed loss, and its size: that of its parts."""
+    terms = parts(true, other)
+    return sum(value for value, _ in terms), added(*terms), sum(abs(value) + error for value, error in terms)
+
+
+@pytest.mark.parametrize("weight", [1.0, 3.0])
+def test_a_smoothed_loss_has_the_errors_of_its_shares_and_of_their_sum(weight):
+    options = {} if weight == 1 else {"weight": [weight, weight]}
+    _, by_hand, _ = of_smoothed_loss(weight, weight)
+    assert_is(bounds_of(equal(1, [0], label_smoothing=0.5, **options)).loss, by_hand)
+    # An ignored row adds nothing to a sum.
+    given = equal(2, [0, -100], label_smoothing=0.5, reduction="sum", **options)
+    assert_is(bounds_of(given).loss, by_hand)
+
+
+def test_the_parts_of_smoothed_rows_are_summed_apart_where_they_cancel():
+    """The weights are 1 and -3: each row comes to 0, and its parts do not."""
+    value, row, size = of_smoothed_loss(1, -3)
+    assert value == 0
+    given = equal(2, [0, 0], weight=[1.0, -3.0], label_smoothing=0.5, reduction="sum")
+    assert_is(bounds_of(given).loss, added((value, row), (value, row), sizes=[size, size]))
+
+
+def test_the_parts_of_a_smoothed_mean_may_be_divided_and_summed_apart():
+    """The weights are 3 and -4: three rows of one sign and one of the other, over a denominator of 5."""
+    value, row, size = of_smoothed_loss(3, -4)
+    last_value, last_row, last_size = of_smoothed_loss(-4, 3)
+    rows, sizes = [(value, row)] * 3 + [(last_value, last_row)], [size] * 3 + [last_size]
+    after, before = either_way(rows, 5, sizes=sizes)
+    assert after < before
+    given = equal(4, [0, 0, 0, 1], weight=[3.0, -4.0], label_smoothing=0.5, reduction="mean")
+    assert_is(bounds_of(given).loss, before)
+
+
+def test_the_loss_of_probabilities_has_the_errors_of_its_products_and_of_their_sum():
+    given = inputs([[0.0, 0.0]], [[0.75, 0.375]])
+    by_hand = added(*[(t * LOG2, times(t, 0, LOG2, LOG)) for t in (0.75, 0.375)])
+    assert_is(bounds_of(given).loss, by_hand)
+
+
+def of_gradient(p, scale, coefficient):
+    """Of `s·p - s·v` for the true class, of `s·p` for the other: scaled before they are subtracted, or after.
+
+    Scale and coefficient are known, and so is their product.
+    """
+    scaled = times(0.5, p, scale * coefficient, 0)
+    before = rounded(scale * coefficient / 2, scaled)
+    weighted = p * coefficient if coefficient == 1 else times(0.5, p, coefficient, 0)
+    subtracted = rounded(coefficient / 2, weighted)
+    after = times(coefficient / 2, subtracted, scale, 0)
+    both = rounded(scale * coefficient / 2, times(0.5 * coefficient, weighted, scale, 0))
+    return max(before, after, both)
+
+
+@pytest.mark.parametrize("scale", [3.0, 5.0])
+def test_a_gradient_has_the_errors_of_p_of_its_scale_and_of_the_subtraction(scale):
+    bound = bounds_of(equal(1, [0], upstream=scale)).gradient
+    assert_is(bound, of_gradient(P, scale, 1))
+
+
+def test_a_gradient_with_a_weight_has_one_rounding_more():
+    bound = bounds_of(equal(1, [0], upstream=3.0, weight=[5.0, 1.0])).gradient
+    assert_is(bound, of_gradient(P, 3, 5))
+
+
+def test_a_scale_that_is_a_power_of_two_adds_no_rounding():
+    """3/2: the denominator is the number of rows."""
+    given = equal(2, [0, 1], upstream=3.0, reduction="mean")
+    of_true, of_other = bounds_of(given).gradient[0]
+    assert_is(np.array([of_true, of_other]), of_gradient(P, 1.5, 1))
+
+
+@pytest.mark.parametrize(("promise", "ulps"), [("eager", 0.5), ("fast_kernel", 2.5)])
+def test_a_scale_has_the_error_of_its_division(promise, ulps):
+    """1/3, of which a bound knows no digits: the factors that meet may be others."""
+    bounds = bounds_of(equal(3, [0, 1, 1], reduction="mean"), promise)
+    scale = (2 * ulps * U + 2.0**-52) / 3
+    assert_is(safe(bounds._scale().error), scale)
+    if promise == "eager":
+        product, subtracted = times(0.5, P, 1 / 3, scale), rounded(0.5, P)
+        after = times(0.5, subtracted, 1 / 3, scale)
+        of_true, of_other = rounded(1 / 6, product + scale), rounded(1 / 6, product)
+        assert_is(bounds.gradient[0], [max(of_true, after), max(of_other, after)])
+
+
+def test_a_smoothed_gradient_adds_three_parts_in_any_order():
+    total = added((0.75, TRUE), (0.25, OTHER))
+    softmax = times(0.5, P, 1, total)
+    of_true = rounded(0.25, softmax + TRUE) + U * (0.5 + softmax + 0.75 + TRUE)
+    of_other = rounded(0.25, softmax + OTHER) + U * (0.5 + softmax + 0.25 + OTHER)
+    assert_is(bounds_of(equal(1, [0], label_smoothing=0.5)).gradient, [[of_true, of_other]])
+
+
+def test_the_gradient_of_a_target_has_the_errors_of_each_of_its_factors():
+    given = inputs([[0.0, 0.0]], [[0.5, 0.5]], weight=[3.0, 3.0], label_smoothing=0.5)
+    given = replace(given, upstream=torch.tensor([3.0]))
+    scaled = times(3, 0, LOG2, LOG)
+    weighted = times(3 * LOG2, scaled, 3, 0)
+    assert_is(bounds_of(given).target_gradient, times(9 * LOG2, weighted, 0.5, REST))
+    given = inputs([[0.0, 0.0]], [[0.5, 0.5]])
+    assert_is(bounds_of(replace(given, upstream=torch.tensor([3.0]))).target_gradient, scaled)
+
+
+def test_a_kernel_may_take_the_maximum_and_the_logarithm_off_its_logits():
+    """CUDA's log is within 1.5 ulp; its sum with the maximum rounds, and what is taken off it."""
+    log = rounded(LOG2, 3 * U * LOG2)
+    assert_is(bounds_of(equal(1, [0]), promise="kernel").loss, rounded(LOG2, log))
+
+
+def test_a_kernel_takes_the_logits_apart_before_it_weighs_them():
+    """`8 + log Σ` rounds by 8u and Σ by u; the weight makes 27u of it. Smoothed, 3·8 would round besides, and twice."""
+    given = inputs([[8.0, 0.0]], [0], weight=[3.0, 1.0])
+    (bound,) = bounds_of(given, "kernel").loss
+    assert 27 * U < bound < 28 * U
+
+
+def test_a_common_offset_costs_a_kernel_nothing_that_smooths_the_logits_as_they_are():
+    """Grade A moves each row so that it spans zero, by a number of its own; what it costs is that of the moved row."""
+    given = inputs(
+        [[3.0, 0.0, 1.0], [1003.0, 1000.0, 1001.0], [10003.0, 10000.0, 10001.0]], [0] * 3, label_smoothing=0.1
+    )
+    bound = bounds_of(given, "kernel").loss
+    assert bound[0] == bound[1] == bound[2] < 100 * U
+    # At grade B an offset may cost; but the coefficients, which are options, are not rounded to bfloat16 for it.
+    given = inputs([[4096.0, 4096.0]], [0], "bfloat16", label_smoothing=0.1)
+    assert 4096 * U < bounds_of(given, "kernel", "B").loss[0] < 4096 * 2.0**-9
+
+
+def test_a_kernel_may_smooth_the_logits_as_they_are():
+    """`Σ q · (max + log Σ) - Σ q x`, of which the latter is 0 here, and the difference still rounds."""
+    log = rounded(LOG2, 3 * U * LOG2)
+    shares = (0.75, TRUE), (0.25, OTHER)
+    of_rows = added(*[(q * LOG2, times(q, error, LOG2, rounded(LOG2, log))) for q, error in shares])
+    of_logits = rounded(LOG2, times(1, added(*shares), LOG2, log))
+    bound = bounds_of(equal(1, [0], label_smoothing=0.5), promise="kernel").loss
+    assert_is(bound, max(of_rows, of_logits))
+
+
+# --- Underflows that are multiplied -------------------------------------------------------------------------------
+
+ETA = 2.0**-149  # float32's smallest number; its normal ones begin at 2^-126
+
+
+def lost(product, *factors, of=None, **options):
+    """What a product's error grows by where partial products may be held, of any of its factors."""
+    held = Held(np.array([product]), np.zeros((1, len(product))), FLOAT32)
+    of = of or bounds_of(equal(1, [0]))
+    left = of._in_any_order(held, [np.reshape(factor, (1, -1)) for factor in factors], **options)
+    assert left.format is FLOAT32
+    return left.error[0].tolist()
+
+
+def test_of_three_factors_the_largest_multiplies_what_underflows_before_it():
+    """Where the product is above twice the smallest normal number times 2^10, the other two were no underflow."""
+    product = [2.0**-120, 2.0**-115, 2.0**-115 * (1 - 2.0**-24), 1.0]
+    by_hand = [ETA / 2 * 2.0**10, 0.0, ETA / 2 * 2.0**10, 0.0]
+    assert lost(product, 2.0**-3, 2.0**10, 2.0**4) == by_hand
+
+
+def test_of_four_factors_one_is_to_come_or_two():
+    product = [2.0**-120, 2.0**-113, 2.0**-111]
+    both, two = ETA / 2 * (2.0**10 + 2.0**14), ETA / 2 * 2.0**14
+    assert lost(product, 1.0, 2.0**4, 2.0**-3, 2.0**10) == [both, two, 0.0]
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_of_no_rows_there_is_nothing_to_multiply(reduction):
+    upstream = torch.ones(0 if reduction == "none" else ())
+    given = inputs([[0.0, 0.0]], [[0.5, 0.5]], reduction=reduction, weight=[1.0, 1.0], label_smoothing=0.5)
+    given = replace(given, logits=given.logits[:0], target=given.target[:0], upstream=upstream)
+    bounds = bounds_of(given)
+    assert bounds.gradient.shape == bounds.target_gradient.shape == (0, 2)
+
+
+def test_two_factors_and_a_product_of_zero_leave_nothing_to_multiply():
+    assert lost([2.0**-140], 2.0**10, 2.0**4) == [0.0]
+    assert lost([0.0, 2.0**-120], 2.0**-3, 2.0**10, 2.0**4) == [0.0, ETA / 2 * 2.0**10]
+    assert lost([0.0, 2.0**-120], 2.0**-3, 2.0**10, 2.0**4, products=2) == [0.0, ETA * 2.0**10]
+
+
+def test_each_number_has_its_own_largest_factor():
+    factors = 2.0**-3, [2.0**10, 2.0**2, 2.0**20], [2.0**4, 2.0**8, 2.0**6]
+    assert lost([2.0**-123] * 3, *factors) == [ETA / 2 * 2.0**10, ETA / 2 * 2.0**8, ETA / 2 * 2.0**20]
+
+
+def test_a_sum_of_two_products_says_nothing_of_either():
+    assert lost([1.0], 2.0**-3, 2.0**10, 2.0**4, products=2) == [2 * ETA / 2 * 2.0**10]
+
+
+def test_what_is_stored_underflows_earlier():
+    """To the eight bits of bfloat16: its smallest number is 2^-133."""
+    of = bounds_of(equal(1, [0], dtype="bfloat16"), grade="B")
+    assert lost([2.0**-120], 2.0**-3, 2.0**10, 2.0**4, of=of) == [2.0**-134 * 2.0**10]
+
+
+def test_smoothing_makes_two_products_of_which_either_may_underflow():
+    """ε/C·g and (1 - ε)·t·g are below float32's smallest number, and the weight comes after."""
+    given = equal(1, [0], upstream=2.0**-130, weight=[2.0**20, 2.0**20], label_smoothing=0.5)
+    bounds = bounds_of(given)
+    scaled = bounds._scaled(Held.exactly([[2.0**-130]], FLOAT32)).error[0]
+    assert_is(scaled, np.array([TRUE, OTHER]) * 2.0**-110 + 2 * ETA / 2 * 2.0**20)
+
+
+def test_a_scale_has_the_upstream_gradient_and_the_inverse_of_the_denominator_for_factors():
+    given = equal(2, [0, 1], upstream=-3.0, weight=[3.0, 5.0], reduction="mean")
+    upstream, inverse = bounds_of(given)._scale_factors()
+    assert (upstream.tolist(), inverse.tolist()) == ([[3.0], [3.0]], [[0.125]])
+    # The sum of these weights rounds, down perhaps: one over the denominator is larger then.
+    given = equal(2, [0, 1], weight=[1.0, 1.5 * U], reduction="mean")
+    _, inverse = bounds_of(given)._scale_factors()
+    assert inverse.item() > 1 / (1 + 1.5 * U)
+
+
+# --- Overflows on the way -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("upstream", "weight", "overflows"),
+    [
+        (2.0, 0.05, True),  # 2e38·2, before the weight is there
+        (0.05, 2.0, True),  # 2e38·2, before the upstream gradient is there
+        (0.5, 1.5, False),
+        (1.0, 1.0, False),
+    ],
+)
+def test_a_factor_that_makes_a_product_small_may_come_last(upstream, weight, overflows):
+    given = inputs([[2e38, 0.0]], [[0.0, 1.0]], weight=[1.0, weight])
+    given = replace(given, upstream=torch.tensor([upstream]))
+    assert np.isinf(bounds_of(given).target_gradient).tolist() == [[False, overflows]]
+
+
+def open_loss(*arguments, **options):
+    """Where the loss has no bound."""
+    return np.isinf(bounds_of(inputs(*arguments, **options)).loss).tolist()
+
+
+FAR, SHARE = [0.0, -2e38], 2.0**-100  # two logarithms of 2e38 overflow as a sum; and so small a smoothing
+
+
+def test_all_classes_are_summed_before_a_smoothing_makes_them_small():
+    assert open_loss([[0.0, -2e38, -2e38]], [0], label_smoothing=SHARE) == [True]
+    assert open_loss([FAR, FAR], [0, 0], label_smoothing=SHARE) == [False, False]
+    # Half each, as probabilities are, is none.
+    assert open_loss([[0.0, -2e38, -2e38]], [[0.0, 0.5, 0.5]]) == [False]
+
+
+def test_a_weight_that_is_large_may_come_before_a_probability_that_is_small():
+    assert open_loss([FAR], [[0.0, 0.1]], weight=[1.0, 3.0]) == [True]
+    assert open_loss([FAR], [[0.0, 0.1]], weight=[1.0, 0.5]) == [False]
+
+
+def test_all_rows_are_summed_before_a_smoothing_makes_them_small():
+    small = {"label_smoothing": SHARE, "reduction": "sum"}
+    assert open_loss([FAR, FAR], [0, 0], **small) is True
+    assert open_loss([FAR, FAR], [0, -100], **small) is False
+    # Of probabilities, only those of one class in one row.
+    assert open_loss([FAR, FAR], [[0.0, 0.001]] * 2, reduction="sum") is False
+
+
+def test_a_mean_may_be_divided_before_a_smoothing_makes_it_small():
+    """By a weight of 2^-24; and by 2 only after the sum of the rows, which is 4e38."""
+    small = {"label_smoothing": SHARE, "reduction": "mean"}
+    assert open_loss([[0.0, -1e35]], [0], weight=[U, 1.0], **small) is True
+    assert open_loss([[0.0, -1e35]], [0], weight=[1.0, 1.0], **small) is False
+    assert open_loss([FAR, FAR], [0, 0], **small) is True
+
+
+def test_a_mean_may_be_divided_by_the_least_that_its_denominator_may_be():
+    """1 - 1 + 2^-20 errs by 2^-22, in any order: a sum of 2^108 divided by the difference of these is beyond 2^128."""
+    weight = [1.0, -1.0, 2.0**-20 + 2.0**-40]
+    logits = [[0.0, 0.0, -(2.0**108) / 3]] * 3
+    assert open_loss(logits, [0, 1, 2], weight=weight, label_smoothing=SHARE, reduction="mean") is True
+    logits = [[0.0, 0.0, -(2.0**107) / 3]] * 3
+    assert open_loss(logits, [0, 1, 2], weight=weight, label_smoothing=SHARE, reduction="mean") is False
+
+
+# --- Where there is no bound --------------------------------------------------------------------------------------
+
+ZERO_TIMES_INFINITY, OVERFLOW = "zero times infinity", "an intermediate may overflow"
+TOO_SHORT, ZERO_DENOMINATOR = "the format is too short for so many terms", "the denominator may be zero"
+
+
+def opened(check, given, promise="eager", grade="A", **changes):
+    return {reason: where.tolist() for reason, where in bounds_of(given, promise, grade, **changes).open(check).items()}
+
+
+def test_each_row_has_a_reason_of_its_own():
+    """0·inf; a difference beyond float64; an infinite loss, which is right; and a row with nothing to say."""
+    logits = [[0.0, -INF], [1e308, -1e308], [0.0, -INF], [0.0, 1.0]]
+    given = inputs(logits, [[1.0, 0.0], [1.0, 0.0], [0.5, 0.5], [1.0, 0.0]], "float64")
+    found = opened("loss", given)
+    assert found == {OVERFLOW: [False, True, False, False], ZERO_TIMES_INFINITY: [True, False, False, False]}
+
+
+def test_each_element_has_a_reason_of_its_own():
+    """The derivative by a probability is the logarithm times the weight, 0·inf, of one class of three in one row."""
+    given = inputs([[0.0, -INF, 0.0], [0.0, 1.0, 2.0]], [[1.0, 0.0, 0.0]] * 2, weight=[1.0, 0.0, 1.0])
+    found = opened("target_gradient", given)
+    assert found == {ZERO_TIMES_INFINITY: [[False, True, False], [False, False, False]]}
+
+
+def test_an_infinity_in_an_ignored_row_is_no_reason():
+    given = inputs([[1e308, -1e308], [0.0, -INF]], [1, -100], "float64", reduction="sum")
+    assert opened("loss", given) == {OVERFLOW: True}
+
+
+@pytest.mark.parametrize("order", [ANY_ORDER, Order(1000)])
+def test_so_many_terms_that_the_format_is_too_short_are_counted(order):
+    """A running sum of 129 terms in eight bits may lose all of them; where 128 do not, something else is the reason."""
+    stored = {"promise": "torch", "grade": "B", "row_order": order}
+    given = inputs([[0.0, 1.0]] * 129, [[1.0, 0.0]] * 129, "bfloat16", reduction="sum")
+    assert opened("loss", given, **stored) == {TOO_SHORT: True}
+    logits, target = [[0.0, 1.0]] * 127 + [[0.0, -INF]], [[1.0, 0.0]] * 128
+    given = inputs(logits, target, "bfloat16", reduction="sum")
+    assert opened("loss", given, **stored) == {ZERO_TIMES_INFINITY: True}
+    # Rows that are not summed have no such reason, nor have few additions however many rows there are.
+    given = inputs([[0.0, 1.0], *logits], [[1.0, 0.0], *target], "bfloat16")
+    assert opened("loss", given, **stored).keys() == {ZERO_TIMES_INFINITY}
+    given = inputs([[0.0, 1.0], *logits], [[1.0, 0.0], *target], "bfloat16", reduction="sum")
+    assert opened("loss", given, **{**stored, "row_order": Order(20)}) == {ZERO_TIMES_INFINITY: True}
+
+
+def test_a_denominator_of_exactly_zero_may_be_zero():
+    given = inputs([[0.0, 1.0]] * 2, [0, 1], weight=[1.0, -1.0], reduction="mean")
+    assert opened("loss", given) == {ZERO_DENOMINATOR: True}
+
+
+# --- What is no evidence ------------------------------------------------------------------------------------------
+
+
+def test_the_part_of_a_gradient_that_the_target_makes_is_minus_its_scaled_coefficients():
+    given = equal(3, [0, 1, -100], upstream=6.0, weight=[5.0, 7.0], reduction="mean")
+    bounds = bounds_of(given)
+    (part,) = bounds.partial("gradient")
+    assert part.tolist() == [[-6 / 12 * 5, 0.0], [0.0, -6 / 12 * 7], [0.0, 0.0]]
+    (part,) = bounds_of(equal(1, [0], upstream=6.0, weight=[5.0, 7.0])).partial("gradient")
+    assert part.tolist() == [[-30.0, 0.0]]
+    assert bounds.partial("loss") == bounds.partial("target_gradient") == []
+
+
+def test_the_part_of_a_gradient_over_a_denominator_of_zero_is_made_without_a_warning():
+    (part,) = bounds_of(equal(2, [0, 1], weight=[1.0, -1.0], reduction="mean")).partial("gradient")
+    assert not np.isfinite(part).all()

@@ -1,0 +1,165 @@
+"""The checks of a single call, each asked alone: what it says, in its own words, and where it says nothing."""
+
+import pytest
+import torch
+
+import crossent
+from crossent.cases import Case
+from crossent.checks import SINGLE, misshapen
+from crossent.findings import SubjectReport
+from crossent.judge import run_case
+from crossent.report import Report
+from crossent.subjects import FORMS, Subject
+from crossent.trials import Problem, Question, Trial
+
+NONE = Case("float32", (7, 5), reduction="none")
+
+
+def said(check, loss, **promised):
+    """What one check has to say of a loss, asked alone."""
+    (asked,) = (one for one in SINGLE if one.name == check)
+    return list(asked.run(Trial(Question(NONE), Subject("mine", loss, **promised))))
+
+
+@pytest.mark.parametrize(
+    ("change", "got"),
+    [
+        (torch.Tensor.double, "torch.float64 (7,)"),
+        (lambda loss: loss[None], "torch.float32 (1, 7)"),
+        (torch.Tensor.sum, "torch.float32 ()"),
+    ],
+    ids=["dtype", "shape", "scalar"],
+)
+def test_a_loss_of_another_dtype_or_shape_is_said_beside_the_one_that_is_wanted(change, got):
+    problems = said("result", lambda *args, **options: change(crossent.formula(*args, **options)))
+    assert problems == [Problem("wrong", f"got {got}; expected torch.float32 (7,)")]
+
+
+def test_a_subject_that_promises_a_dtype_of_its_own_is_held_to_that():
+    doubled = lambda *args, **options: crossent.formula(*args, **options).double()  # noqa: E731
+    assert said("result", doubled, dtype=torch.float64) == []
+    problems = said("result", crossent.formula, dtype=torch.float64)
+    assert problems == [Problem("wrong", "got torch.float32 (7,); expected torch.float64 (7,)")]
+
+
+def test_a_loss_on_another_device_is_said_beside_the_one_that_is_wanted():
+    trial, meta = Trial(Question(NONE), FORMS["formula"]), torch.device("meta")
+    expected, there, here = trial.question.expected, torch.empty(7, device=meta), torch.empty(7)
+    found = misshapen(trial, there, expected)
+    assert found == Problem("wrong", "got torch.float32 (7,) on meta; expected torch.float32 (7,)")
+    found = misshapen(trial, here, expected, meta)
+    assert found == Problem("wrong", "got torch.float32 (7,); expected torch.float32 (7,) on meta")
+    assert misshapen(trial, there, expected, meta) is misshapen(trial, here, expected) is None
+
+
+@pytest.mark.parametrize(("loss", "kind"), [(0.5, "float"), (torch.zeros(7).to_sparse(), "Tensor")])
+def test_what_is_no_dense_tensor_is_said_by_its_class(loss, kind):
+    trial = Trial(Question(NONE), FORMS["formula"])
+    found = misshapen(trial, loss, trial.question.expected)
+    assert found == Problem("wrong", f"got a {kind}; expected a dense torch.Tensor")
+
+
+def on_meta(loss):
+    return loss.detach().to("meta")
+
+
+def test_a_loss_without_bits_is_a_finding_and_nothing_else_is_asked():
+    """There are no numbers to compare, whatever its shape."""
+    subject = Subject("mine", lambda *args, **options: on_meta(crossent.formula(*args, **options)), False)
+    report = Report({}, [SubjectReport("mine")])
+    run_case(NONE, [subject], report)
+    (finding,) = report.findings
+    assert (finding.check, finding.kind) == ("call", "refused")
+    assert finding.message == "it gives a loss without bits, as one on a meta device is"
+
+
+@pytest.mark.parametrize("last_right", [1, 3])
+def test_a_later_loss_without_bits_is_not_repeated(last_right):
+    """A first call, and in the act of repeating it a second, one with other data, and a last."""
+    calls = []
+
+    def some_times(*args, **options):
+        calls.append(1)
+        loss = crossent.formula(*args, **options).detach()
+        return loss if len(calls) <= last_right else on_meta(loss)
+
+    trial = Trial(Question(NONE), Subject("mine", some_times, differentiable=False))
+    assert trial.got.digest
+    problems = list(SINGLE[-1].run(trial))
+    assert problems == [Problem("not_repeated", "a second call with the same arguments gives other bits")]
+
+
+def writes(input, target, **options):
+    loss = crossent.formula(input, target, **options)
+    with torch.no_grad():
+        input.zero_()
+    return loss
+
+
+def sets_grad(input, target, **options):
+    input.grad = torch.ones_like(input)
+    return crossent.formula(input, target, **options)
+
+
+def first_logit(input, target, **options):
+    return input.flatten()[:7]
+
+
+@pytest.mark.parametrize(
+    ("loss", "problem"),
+    [
+        (writes, Problem("changed_input", "it wrote into input")),
+        (sets_grad, Problem("changed_input", "it set the .grad of input")),
+        (first_logit, Problem("aliased", "its loss shares the memory of input")),
+    ],
+)
+def test_what_becomes_of_the_arguments_is_said(loss, problem):
+    assert said("arguments", loss) == [problem]
+    assert said("arguments", crossent.formula) == []
+
+
+def test_what_a_subject_changes_of_the_state_is_named_once_however_often():
+    def sets_two(*args, **options):
+        torch.manual_seed(torch.initial_seed() + 1)
+        torch.set_num_threads(torch.get_num_threads() + 1)
+        return crossent.formula(*args, **options)
+
+    trial = Trial(Question(NONE), Subject("mine", sets_two))
+    (asked,) = (one for one in SINGLE if one.name == "state")
+    once = [Problem("changed_state", "it changed the number of threads, the random generator")]
+    assert list(asked.run(trial)) == once
+    assert said("state", crossent.formula) == []
+    trial.evaluate(trial.question.fresh())
+    assert list(asked.run(trial)) == once
+
+
+def test_numbers_that_a_subject_does_not_have_are_not_measured():
+    assert said("gradient", crossent.formula)[0].check == "gradient"
+    assert said("gradient", crossent.formula, differentiable=False) == []
+
+
+def test_a_second_call_with_other_bits_is_told_from_one_that_writes_into_the_first():
+    calls = []
+
+    def grows(*args, **options):
+        calls.append(1)
+        return crossent.formula(*args, **options) + len(calls)
+
+    buffer = torch.empty(7)
+
+    def one_buffer(*args, **options):
+        return buffer.copy_(crossent.formula(*args, **options))
+
+    assert said("repeat", crossent.formula) == []
+    problems = said("repeat", grows)
+    assert problems == [Problem("not_repeated", "a second call with the same arguments gives other bits")]
+    problems = said("repeat", one_buffer, differentiable=False)
+    assert problems == [Problem("not_repeated", "a second call writes into what the first gave")]
+
+
+def test_a_subject_without_gradients_is_not_asked_for_them_and_it_is_said_why():
+    asked = {check.name: check.why_not(Subject("mine", crossent.formula, differentiable=False)) for check in SINGLE}
+    of_gradients = {name for name, reason in asked.items() if reason == "has no gradient to compare"}
+    assert of_gradients == {"gradient", "target_gradient"}
+    assert {asked[name] for name in asked.keys() - of_gradients} == {""}
+    assert {check.why_not(FORMS["formula"]) for check in SINGLE} == {""}
