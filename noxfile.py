@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 
 import nox
+from nox.command import CommandFailed
 from packaging.requirements import Requirement
 
 nox.options.default_venv_backend = "venv"  # pip, so that its constraints and its indexes are used
@@ -118,7 +119,10 @@ def figures(session: nox.Session) -> None:
 @nox.session(venv_backend="none")
 def upgrade(session: nox.Session) -> None:
     """Show what moves from one torch to another: `nox -s upgrade -- 2.8.0 2.15.0`, or more; `--reuse`, `--level`, …."""
-    session.run(sys.executable, "benchmarks/upgrade.py", *session.posargs)
+    try:
+        session.run(sys.executable, "benchmarks/upgrade.py", *session.posargs, interrupt_timeout=30.0)
+    except CommandFailed as failed:  # nox would end with 1 whatever the status is; an old one does not know it
+        sys.exit(getattr(failed, "return_code", None) or 1)
 
 
 @nox.session

@@ -6,11 +6,10 @@
     PIP_PRE=1 PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/nightly/cpu nox -s upgrade -- 2.13.0 torch
 
 A version is what pip takes, `2.8.0`, a requirement, or the path of a wheel; or it is the folder of an environment that
-has torch and crossent. Reports are kept in `.nox/upgrade/reports`, environments beside them: `--reuse` takes both as
-they are. Exit status: that of `crossent diff`, the gravest of them, and 2 where a version could not be had.
-
-The hot path is timed in both versions at a time: two processes wait, and take turns in blocks of old, new, new, old. A
-block's ratio is new over old; shown is the median over the blocks with its quartiles. Times of two jobs are no ratio.
+has torch and what crossent needs. One that is named twice is run twice. Reports are kept in `.nox/upgrade/reports`,
+environments of some GB each beside them: `--reuse` takes environments as they are, and reports that are younger than
+crossent's own code. Exit status: that of `crossent diff`, the gravest of them; 2 where a version could not be had or
+compared, and 130 where it was interrupted. What is not whole, an environment or a report, is not kept.
 
 This needs Python alone; it must start where no torch is.
 """
@@ -21,203 +20,43 @@ import argparse
 import contextlib
 import itertools
 import json
-import math
-import os
-import re
-import statistics
+import signal
 import subprocess
 import sys
-import venv
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+import environments
+from environments import ROOT, SUBJECTS, CannotError, Environment, checked, environment, say
+from turns import timed
+
 FIGURES = ROOT / "benchmarks" / "figures" / "upgrades.json"
 README = ROOT / "README.md"
-PLACE = ROOT / ".nox" / "upgrade"
-NEEDED = ("python-flint>=0.7", "click>=8.1", "rich>=13.4", "pebble>=5", "jinja2>=3.1", "packaging>=22", "setuptools")
-BLOCKS = 9  # odd, so that the median is one of them
-# One thread: the ratio is of torch's code, and not of who else wants the cores. And one process that compiles: the
-# workers of the parent do not answer in a process that was forked from it.
-ALONE = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
-
-# Waits for a line, makes that many calls, and says how long they took.
-TURNS = """
-import sys, time
-import torch, crossent
-torch.set_num_threads(1)
-loss = {"torch": torch.nn.CrossEntropyLoss(), "formula": crossent.formula}
-made = {}
-def inputs(shape, dtype):
-    random = torch.Generator().manual_seed(0)
-    logits = (3 * torch.randn(shape, generator=random)).to(getattr(torch, dtype)).requires_grad_()
-    return logits, torch.randint(shape[1], (shape[0], *shape[2:]), generator=random)
-for line in sys.stdin:
-    name, dtype, calls, *shape = line.split()
-    key = dtype, tuple(map(int, shape))
-    if key not in made:
-        made.clear()
-        made[key] = inputs(key[1], dtype)
-    logits, target = made[key]
-    start = time.perf_counter()
-    for _ in range(int(calls)):
-        torch.autograd.grad(loss[name](logits, target), logits)
-    print(time.perf_counter() - start, flush=True)
-"""
-# Shapes as in test_hot_path.py, and how many calls make a tenth of a second or so.
-HOT = [
-    (name, dtype, calls, shape)
-    for name in ("torch", "formula")
-    for dtype in ("float32", "bfloat16")
-    for calls, shape in ((1000, (32, 10)), (5, (4096, 1000)), (1, (8, 21, 256, 256)))
-]
-
-
-class CannotError(Exception):
-    """An environment that cannot be made, or a run that cannot; in one line."""
-
-
-@dataclass(frozen=True)
-class Environment:
-    """One torch, and at what level it is asked."""
-
-    spec: str
-    python: Path
-    level: str
-
-    @property
-    def report(self) -> Path:
-        """Where its report is kept."""
-        return PLACE / "reports" / f"{slug(self.spec)}-{self.level}.json"
-
-    def command(self, *arguments: str) -> list[str]:
-        """What runs crossent of this repository in it."""
-        return [str(self.python), "-m", "crossent", *arguments]
-
-    @property
-    def variables(self) -> dict[str, str]:
-        """Of its processes."""
-        return {**os.environ, **ALONE, "PYTHONPATH": str(ROOT)}
-
-
-def slug(spec: str) -> str:
-    """A folder's name for a version.
-
-    >>> slug("torch>=2.14,<3")
-    'torch_2.14_3'
-    """
-    return re.sub(r"[^\w.+-]+", "_", spec.rstrip("/").rpartition("/")[2])
-
-
-def requirements(spec: str) -> list[str]:
-    """What pip is asked for: before torch 2.3 its tensors are no arrays of numpy 2.
-
-    >>> requirements("2.0.1")
-    ['torch==2.0.1', 'numpy<2']
-    >>> requirements("torch>=2.14")
-    ['torch>=2.14', 'numpy>=1.24']
-    """
-    if not re.fullmatch(r"\d+(\.\w+)*(\+\w+)?", spec):
-        return [spec, "numpy>=1.24"]
-    major, minor = (*map(int, re.findall(r"\d+", spec)[:2]), 0)[:2]
-    return [f"torch=={spec}", "numpy<2" if (major, minor) < (2, 3) else "numpy>=1.24"]
-
-
-def environment(spec: str, level: str, reuse: bool) -> Environment:
-    """The environment of a version, made where it is not there."""
-    if (found := Path(spec) / "bin" / "python").exists():
-        return Environment(spec, found.absolute(), level)
-    place = PLACE / slug(spec)
-    made = Environment(spec, place / "bin" / "python", level)
-    if not (reuse and made.python.exists()):
-        say(f"{spec}: making an environment in {place}")
-        venv.create(place, clear=True, with_pip=True)
-        pip = [str(made.python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        run([*pip, *requirements(spec), *NEEDED], f"{spec}: no environment")
-        run([*pip, "--no-deps", "-e", str(ROOT)], f"{spec}: no environment")
-    return made
-
-
-def run(command: list[str], what: str, allowed: tuple[int, ...] = (0,), env: dict[str, str] | None = None) -> str:
-    """What a command prints.
-
-    Raises:
-        CannotError: it ended otherwise than is allowed; with what it said.
-    """
-    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
-    if done.returncode not in allowed:
-        lines = [line.strip() for line in (done.stderr.strip() or done.stdout.strip()).splitlines() if line.strip()]
-        told = [line for line in lines if line.startswith("ERROR: ")][:1] or lines[-1:]  # pip goes on with advice
-        raise CannotError(f"{what}: {told[0] if told else f'exit status {done.returncode}'}")
-    return done.stdout
-
-
-def checked(of: Environment, subjects: list[str], reuse: bool) -> None:
-    """Make its report, unless one is there that is to be used again."""
-    if reuse and of.report.exists():
-        say(f"{of.spec}: {of.report} is there")
-        return
-    of.report.parent.mkdir(parents=True, exist_ok=True)
-    say(f"{of.spec}: crossent check {' '.join(subjects)} --level {of.level}")
-    arguments = ["check", *subjects, "--level", of.level, "--json", str(of.report)]
-    run(of.command(*arguments), f"{of.spec}: no report", (0, 1), of.variables)
-
-
-def timed(old: Environment, new: Environment) -> dict[str, list[float]]:
-    """For each call of the hot path the ratio of its times, new to old: lower quartile, median, upper quartile."""
-    ratios: dict[str, list[float]] = {}
-    with contextlib.ExitStack() as stack:
-        both = [stack.enter_context(waiting(one)) for one in (old, new)]
-
-        def seconds(at: int, line: str) -> float:
-            stdin, stdout = both[at].stdin, both[at].stdout
-            assert stdin is not None
-            assert stdout is not None
-            with contextlib.suppress(BrokenPipeError):
-                stdin.write(line)
-                stdin.flush()
-            if not (answer := stdout.readline()):
-                raise CannotError(f"{(old, new)[at].spec}: the hot path does not run")
-            return float(answer)
-
-        for name, dtype, calls, shape in HOT:
-            line = f"{name} {dtype} {calls} {' '.join(map(str, shape))}\n"
-            for at in (0, 1):  # libraries load, and memory is taken
-                seconds(at, line)
-            blocks = []
-            for _ in range(BLOCKS):
-                a, b, c, d = (seconds(at, line) for at in (0, 1, 1, 0))
-                blocks.append(math.sqrt(b * c / (a * d)))
-            quartiles = statistics.quantiles(blocks, n=4, method="inclusive")
-            ratios[f"{name} {'x'.join(map(str, shape))} {dtype}"] = [round(ratio, 3) for ratio in quartiles]
-    return ratios
-
-
-@contextlib.contextmanager
-def waiting(one: Environment) -> Iterator[subprocess.Popen[str]]:
-    """A process that waits for its turns."""
-    pipe, quiet = subprocess.PIPE, subprocess.DEVNULL
-    command = [str(one.python), "-c", TURNS]
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=quiet, text=True, env=one.variables) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
 
 
 def compared(old: Environment, new: Environment, force: bool) -> tuple[int, dict[str, Any]]:
     """Show what moved; the exit status of `crossent diff`, and all of it."""
-    files = {kind: PLACE / "reports" / f"{slug(old.spec)}..{slug(new.spec)}.{kind}" for kind in ("json", "html")}
-    arguments = ["diff", str(old.report), str(new.report), *(["--force"] if force else [])]
+    name = f"{old.name}..{new.name}-{new.asked}"
+    files = {kind: environments.PLACE / environments.REPORTS / f"{name}.{kind}" for kind in ("json", "html")}
+    was, now = (json.loads(one.report.read_bytes())["environment"].get("cpu_capability") for one in (old, new))
+    if was != now:  # of one machine it is torch that chooses otherwise
+        say(f"{old.spec} takes {was} and {new.spec} {now}, which moves bits: ATEN_CPU_CAPABILITY chooses for both")
+    arguments = ["diff", str(old.report), str(new.report), *(["--force"] if force or was != now else [])]
     for kind, file in files.items():
         arguments += [f"--{kind}", str(file)]
-    done = subprocess.run(new.command(*arguments), env=new.variables, check=False)
+    done = subprocess.run(new.command(*arguments), env=new.variables, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode not in (0, 1):
-        raise CannotError(f"{old.spec} and {new.spec} cannot be compared")
+        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise CannotError(f"{old.spec} and {new.spec}: {said[-1].removeprefix('crossent: ')}")
     say(f"kept: {', '.join(map(str, (old.report, new.report, *files.values())))}")
     return done.returncode, json.loads(files["json"].read_text(encoding="utf-8"))
+
+
+def total(cases: Iterable[dict[str, int]]) -> dict[str, int]:
+    """How many cases of several subjects became what."""
+    each = list(cases)
+    return {kind: sum(of[kind] for of in each) for kind in each[0]}
 
 
 TOLD = ("crossent", "torch", "numpy", "python", "device", "cpu_capability")  # of an environment
@@ -225,14 +64,13 @@ TOLD = ("crossent", "torch", "numpy", "python", "device", "cpu_capability")  # o
 
 def figures(moved: dict[str, Any], ratios: dict[str, list[float]]) -> dict[str, Any]:
     """What is kept in the repository of two versions: what became of the cases, and what fails, by its first case."""
-    moves, environments = moved["moves"], {which: moved[which] for which in ("old", "new")}
     told: dict[str, dict[str, Any]] = {}
-    for move in moves:
+    for move in moved["moves"]:
         if move["kind"] in ("broken", "newly refused", "contract changed", "mended", "newly accepted"):
             key = f"{move['kind']} {move['subject']} {move['check']} {move['says']}"
             told.setdefault(key, {name: move[name] for name in ("kind", "id", "policy", "says")} | {"cases": 0})
             told[key]["cases"] += 1
-    versions = {which: {name: run.get(name, "") for name in TOLD} for which, run in environments.items()}
+    versions = {which: {name: moved[which].get(name, "") for name in TOLD} for which in ("old", "new")}
     return {**versions, "cases": moved["cases"], "moves": [*told.values()], "hot": ratios}
 
 
@@ -248,14 +86,18 @@ COLUMNS = {
 
 def table(kept: dict[str, Any]) -> str:
     """The README's: what became of the cases, and what the hot path costs."""
-    names = [*COLUMNS, "time, of torch"]
-    lines = ["| torch | cases | " + " | ".join(names) + " |", "| --- |" + " ---: |" * (len(names) + 1)]
-    for pair in kept["pairs"]:
+    names = [*COLUMNS, "time"]
+    lines = ["| torch | of | cases | " + " | ".join(names) + " |", "| --- | --- |" + " ---: |" * (len(names) + 1)]
+    for pair, of in itertools.product(kept["pairs"], ("torch", "the forms")):
+        subjects = [cases for name, cases in pair["cases"].items() if name.startswith("torch") == (of == "torch")]
+        if not subjects:
+            continue
         versions = " → ".join(pair[which]["torch"].partition("+")[0] for which in ("old", "new"))
-        counts = [sum(pair["cases"][kind] for kind in kinds) for kinds in COLUMNS.values()]
-        medians = [ratio[1] for name, ratio in pair["hot"].items() if name.startswith("torch ")]
+        cases = total(subjects)
+        counts = [sum(cases[kind] for kind in kinds) for kinds in COLUMNS.values()]
+        medians = [ratio[1] for name, ratio in pair["hot"].items() if name.startswith("torch ") == (of == "torch")]
         time = f"{min(medians):.2f} to {max(medians):.2f}" if medians else ""
-        cells = [versions, *(f"{count:,}" for count in (sum(pair["cases"].values()), *counts)), time]
+        cells = [versions, of, *(f"{count:,}" for count in (sum(cases.values()), *counts)), time]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -267,9 +109,9 @@ def write_table(kept: dict[str, Any]) -> None:
     README.write_text(before + begin + table(kept) + end + rest.split(end)[1], encoding="utf-8")
 
 
-def say(line: str) -> None:
-    """Show how far it is."""
-    print(f"upgrade: {line}", flush=True)
+def complain(error: CannotError | OSError) -> None:
+    """Say in one line what cannot be."""
+    print(f"upgrade: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -282,38 +124,51 @@ def main(arguments: list[str] | None = None) -> int:
         help="2.8.0, a requirement, a wheel, an environment; of one alone the report is made",
     )
     parser.add_argument("--level", default="quick", choices=("quick", "normal", "thorough"))
-    parser.add_argument("--subject", action="append", dest="subjects", help="torch, and the forms, unless given")
-    parser.add_argument("--reuse", action="store_true", help="take environments and reports as they are")
+    parser.add_argument(
+        "--subject", action="append", dest="subjects", default=[], help=f"{', '.join(SUBJECTS)}, unless given"
+    )
+    parser.add_argument("--reuse", action="store_true", help="take the environments and reports that are there")
     parser.add_argument("--force", action="store_true", help="as for crossent diff")
     parser.add_argument("--no-times", action="store_true", help="leave the hot path out")
     parser.add_argument("--write-figures", action="store_true", help="into benchmarks/figures and the README")
     chosen = parser.parse_args(arguments)
-    subjects = chosen.subjects or ["torch", "formula", "log_softmax_nll", "one_hot", "blocked"]
+    with contextlib.suppress(ValueError):  # not in the main thread, where nobody's signal comes
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return upgraded(chosen)
+    except KeyboardInterrupt:
+        print("upgrade: interrupted", file=sys.stderr)
+        return 130
+
+
+def upgraded(chosen: argparse.Namespace) -> int:
+    """Do what was chosen; the exit status."""
     ready: list[Environment] = []
     failed = False
+    seen: Counter[str] = Counter()
     for version in chosen.versions:
+        seen[version] += 1
         try:
-            one = environment(version, chosen.level, chosen.reuse)
-            checked(one, subjects, chosen.reuse)
+            one = environment(version, chosen.level, chosen.reuse, tuple(chosen.subjects), seen[version])
+            checked(one, chosen.reuse)
             ready.append(one)
         except (CannotError, OSError) as error:
-            print(f"upgrade: {error}", file=sys.stderr)
+            complain(error)
             failed = True
     status, all_figures = 0, []
     for old, new in itertools.pairwise(ready):
         try:
             worst, moved = compared(old, new, chosen.force)
-            ratios = {} if chosen.no_times else timed(old, new)
+            status = max(status, worst)
+            all_figures.append(figures(moved, {} if chosen.no_times else timed(old, new)))
+            told = [f"{count} {kind}" for kind, count in total(moved["cases"].values()).items() if count]
+            verdict = "look before you upgrade" if worst else "nothing broke"
+            say(f"{old.spec} → {new.spec}: {verdict}: {', '.join(told)}")
         except (CannotError, OSError) as error:
-            print(f"upgrade: {error}", file=sys.stderr)
+            complain(error)
             failed = True
-            continue
-        status = max(status, worst)
-        for name, (lower, median, upper) in ratios.items():
-            say(f"{name}: {median:.2f} of the time ({lower:.2f} to {upper:.2f}), forward and backward")
-        all_figures.append(figures(moved, ratios))
     if chosen.write_figures and not failed:
-        kept = {"level": chosen.level, "subjects": subjects, "pairs": all_figures}
+        kept = {"level": chosen.level, "subjects": chosen.subjects or SUBJECTS, "pairs": all_figures}
         FIGURES.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         write_table(kept)
     return 2 if failed else status

@@ -122,14 +122,19 @@ class Diff:
         )
 
     @cached_property
-    def cases(self) -> Counter[Kind]:
-        """How many cases became what, by the gravest that became of one of their checks."""
+    def cases_of(self) -> dict[str, Counter[Kind]]:
+        """How many cases of each subject became what, by the gravest that became of one of their checks."""
         order = list(Kind)
-        gravest: dict[tuple[str, str], Kind] = {}
+        gravest: dict[str, dict[str, Kind]] = {part.name: {} for _, part in self.pairs}
         for move in self.compared:
-            at = move.subject, move.case
-            gravest[at] = min(gravest.get(at, Kind.SAME), move.kind, key=order.index)
-        return Counter(gravest.values())
+            of = gravest[move.subject]
+            of[move.case] = min(of.get(move.case, Kind.SAME), move.kind, key=order.index)
+        return {subject: Counter(of.values()) for subject, of in gravest.items()}
+
+    @property
+    def cases(self) -> Counter[Kind]:
+        """The same of all subjects together."""
+        return sum(self.cases_of.values(), Counter())
 
     @property
     def figures(self) -> list[tuple[Kind, int]]:
@@ -162,13 +167,25 @@ class Diff:
             sorts.setdefault((move.kind, move.subject, move.check, told), []).append(move)
         return list(sorts.values())
 
+    def found(self, move: Move) -> Finding | None:
+        """What is wrong now: of a call that was refused, the first that its result has."""
+        if not move.also:
+            return move.new.finding
+        part = next(part for part in self.new.subjects if part.name == move.subject)
+        return next(one for one in part.findings if one.case == move.case and one.check in move.also)
+
+    def known(self, move: Move) -> list[str]:
+        """What is known of it: why it was wrong, where it is not now or in another way, and why it is."""
+        now, before = self.found(move), move.old.finding
+        told = [f"known: {now.expected}"] if now is not None and now.expected is not None else []
+        if before is not None and before.expected is not None and f"known: {before.expected}" not in told:
+            told.insert(0, f"was known: {before.expected}")
+        return told
+
     def command(self, move: Move) -> str:
         """What repeats a move, to be pasted into a shell: in the run that found it, or in either where both held."""
-        finding, file = move.new.finding or move.old.finding, self.new_file if move.new.finding else self.old_file
-        if move.also:  # the first of what is wrong now
-            part = next(part for part in self.new.subjects if part.name == move.subject)
-            known = (one for one in part.findings if one.case == move.case)
-            finding, file = next(one for one in known if one.check in move.also), self.new_file
+        now = self.found(move)
+        finding, file = now or move.old.finding, self.new_file if now else self.old_file
         if finding is None:
             # Of a check without a number, what it looks at has one.
             check = move.check if move.new.measured.ulp is not None or move.check == "errors" else "loss"
@@ -193,7 +210,7 @@ class Diff:
             "hindrances": self.hindrances,
             "notes": self.notes,
             "ok": self.ok,
-            "cases": {str(kind): self.cases[kind] for kind in Kind},
+            "cases": {name: {str(kind): of[kind] for kind in Kind} for name, of in self.cases_of.items()},
             "moves": [
                 {
                     "kind": str(move.kind),
@@ -237,7 +254,9 @@ def _moves(old: SubjectReport, new: SubjectReport) -> Iterator[Move]:
             now_is = _side(check, now, findings[1].get((case, check)), both, alike)
             policy = NAMES.get(case, "")
             kind = kind_of(check, was, now_is, bool(policy))
-            also = tuple(name for name in now.checks if name not in both and (case, name) in findings[1])
+            found = ((name, findings[1].get((case, name))) for name in now.checks if name not in both)
+            # A call that is refused in another way, as under a transform, is no wrong result.
+            also = tuple(name for name, finding in found if finding is not None and finding.kind != "refused")
             if kind is Kind.ACCEPTED and check == "call" and also:
                 kind = Kind.BROKEN
             else:

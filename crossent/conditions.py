@@ -10,7 +10,7 @@ from crossent.report import Report
 
 # What makes other bits by itself: where it is another one, nothing that moved says anything of torch.
 MACHINE = ("device", "device_name", "cpu_capability")
-UNKNOWN = "unknown"  # as torch 2.0 says nothing of a processor
+UNKNOWN = "unknown"
 
 
 def hindrances(old: Report, new: Report) -> list[str]:
@@ -19,7 +19,8 @@ def hindrances(old: Report, new: Report) -> list[str]:
     for name in MACHINE:
         was, now = (run.environment.get(name, "") for run in (old, new))
         if was != now and UNKNOWN not in (was, now):
-            found.append(f"{name} was {was!r} and is {now!r}")
+            chosen = " (ATEN_CPU_CAPABILITY makes the choice)" if name == "cpu_capability" else ""
+            found.append(f"{name} was {was!r} and is {now!r}{chosen}")
     if old.seed != new.seed:
         found.append(f"seed was {old.seed} and is {new.seed}, which makes other numbers")
     return found
@@ -63,18 +64,24 @@ def notes(
     names = [{part.name for part in run.subjects} for run in (old, new)]
     for which, alone in (("old", names[0] - names[1]), ("new", names[1] - names[0])):
         yield from (f"in the {which} run alone: subject {name}" for name in sorted(alone))
+    whose: dict[tuple[str, str], list[str]] = {}
     for before, now in pairs:
-        yield from _of_one(before, now, explained)
+        for told in _of_one(before, now, explained):
+            whose.setdefault(told, []).append(now.name)
+    for (note, more), of in whose.items():
+        yield f"{note}, of {', '.join(of)}{more}"
 
 
-def _of_one(old: SubjectReport, new: SubjectReport, explained: Collection[tuple[str, str]]) -> Iterator[str]:
-    """The same of one subject."""
+def _of_one(
+    old: SubjectReport, new: SubjectReport, explained: Collection[tuple[str, str]]
+) -> Iterator[tuple[str, str]]:
+    """The same of one subject, before and behind its name: it is often to be said of others too."""
     for which, mine, other in (("old", old, new), ("new", new, old)):
         if alone := [case for case in mine.outcomes if case not in other.outcomes]:
-            yield f"in the {which} run alone: {_some(alone)}, of {new.name}"
+            yield f"in the {which} run alone: {_some(alone)}", ""
     shared = [case for case in new.outcomes if case in old.outcomes]
     if unlike := [case for case in shared if old.outcomes[case].inputs != new.outcomes[case].inputs]:
-        yield f"not compared, since the inputs have other bits: {_some(unlike)}, of {new.name}"
+        yield f"not compared, since the inputs have other bits: {_some(unlike)}", ""
     for which, mine, other in (("old", old, new), ("new", new, old)):
         asked = Counter(
             check
@@ -85,11 +92,11 @@ def _of_one(old: SubjectReport, new: SubjectReport, explained: Collection[tuple[
         )
         if asked:
             each = ", ".join(f"{check} on {count}" for check, count in asked.items())
-            yield f"asked in the {which} run alone, of {new.name}: {each}"
+            yield f"asked in the {which} run alone", f": {each}"
     for reason in sorted({*old.not_applicable, *new.not_applicable}):
         was, now = old.not_applicable[reason], new.not_applicable[reason]
         if was != now:
-            yield f"not applicable, {was} → {now} cases: {new.name} {reason}"
+            yield f"not applicable, {was} → {now} cases", f": {reason}"
 
 
 def _some(cases: Sequence[str]) -> str:

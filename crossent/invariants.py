@@ -36,7 +36,8 @@ def row_sums(trial: Trial) -> Iterator[Difference]:
     """The gradient of a row, `g/D (p_c Σ_k w_k q_k - w_c q_c)`, sums to 0 over the classes.
 
     Its numbers may be off by the sum of their bounds, and what is made of them here by what :func:`compensated_sum`
-    loses. A row with a number that has no bound says nothing, nor does one that has no softmax.
+    loses. A row with a number that has no bound says nothing, nor does one that has no softmax, or whose sum is beyond
+    float64. One that holds NaN or an infinity has no sum, which is not 0.
     """
     gradient = trial.got.gradient
     assert gradient is not None
@@ -45,8 +46,11 @@ def row_sums(trial: Trial) -> Iterator[Difference]:
         bound = trial.bounds(trial.got, trial.question.expected)["gradient"].sum(1)
         total, size = compensated_sum(numbers), np.abs(numbers).sum(1)
         lost = UNIT_ROUNDOFF * np.abs(total) + 2.0**-17 * UNIT_ROUNDOFF * size
-    asked = np.isfinite(bound) & _has_softmax(trial)
-    total, allowed = np.where(asked, total, 0.0), np.where(asked, safe(bound + lost), np.inf)
+        plain = numbers.sum(1)
+    finite = np.isfinite(numbers).all(1)
+    asked = np.isfinite(bound) & _has_softmax(trial) & (np.isfinite(lost) | ~finite)
+    total = np.where(asked, np.where(finite, total, plain), 0.0)
+    allowed = np.where(asked, safe(bound + np.where(finite, lost, 0.0)), np.inf)
     zeros = np.zeros((len(total), 1))
     found = difference("gradient", dtype, total[:, None], Ball(zeros, zeros, zeros), allowed[:, None])
     row = found.index[0]

@@ -99,7 +99,7 @@ def _judgement(trial: Trial, checks: Sequence[Check], outcome: Outcome) -> Itera
             if trial.host is None:
                 raise
             found = [Problem("crashed", f"its process gives back what is no answer: {said(error)}")]
-        problems = [one for one in found if isinstance(one, Problem) or one.ratio > 1]
+        problems = [one for one in found if isinstance(one, Problem) or not one.ratio <= 1]  # NaN is no evidence
         outcome.checks[check.name] = _measured(found, bool(problems))
         for problem in problems[:1]:  # one finding of a check on a case: what its worst is
             yield as_finding(trial, check, problem)

@@ -28,7 +28,9 @@ def page(diff: Diff) -> str:
     counts = diff.table
     dtypes = [dtype for dtype in DTYPES if any(dtype == met for _, _, met in counts)]
     met = dict.fromkeys((kind, check) for kind, check, _ in counts)  # in the order of the checks
-    rows = sorted(met, key=lambda row: list(Kind).index(row[0]))
+    rows: dict[Kind, list[tuple[str, list[int]]]] = {}
+    for kind, check in sorted(met, key=lambda row: list(Kind).index(row[0])):
+        rows.setdefault(kind, []).append((check, [counts[kind, check, dtype] for dtype in dtypes]))
     sorts: dict[Kind, list[list[Move]]] = {}
     for sort in diff.sorts:
         sorts.setdefault(sort[0].kind, []).append(sort)
@@ -40,7 +42,7 @@ def page(diff: Diff) -> str:
             headline="Nothing broke" if diff.ok else "Look before you upgrade",
             tone="held" if diff.strictly_ok else "unproven" if diff.ok else "failed",
             dtypes=dtypes,
-            rows=[(kind, check, [counts[kind, check, dtype] for dtype in dtypes]) for kind, check in rows],
+            rows=rows,
             sorts=sorts,
             tones=TONES,
             most=MOST,

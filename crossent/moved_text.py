@@ -82,9 +82,8 @@ def _sort(diff: Diff, sort: list[Move]) -> Iterator[Text]:
     yield Text(printable(line), LOUD.get(move.kind, ""))
     if not move.policy:
         yield Text(printable(f"  {move.says}"))
-    finding = move.new.finding or move.old.finding
-    if finding is not None and finding.expected is not None:
-        yield Text(printable(f"  {'known' if move.new.finding else 'was known'}: {finding.expected}"))
+    for known in diff.known(move):
+        yield Text(printable(f"  {known}"))
     yield Text(f"  {diff.command(move)}")
     if len(sort) > 1:
         dtypes = Counter(move.dtype for move in sort)

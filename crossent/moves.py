@@ -14,7 +14,9 @@ from enum import StrEnum
 from crossent.findings import Finding, Measured, Shown
 from crossent.text import share
 
-# What a share or an error must have grown to be worse: past the last bit, in which any other order of summation shows.
+# What an error and its share of the bound must have grown to be worse: past the last bit, in which any other order of
+# summation shows. Both, since the worst numbers of two runs need not be the same one: that which is closer to zero has
+# more ulps, and no larger error.
 TIMES, LAST_PLACES = 2.0, 1.0
 
 
@@ -49,14 +51,14 @@ MEANINGS = {
     Kind.BROKEN: "It was within its bound, or held, and is not; or it was refused, and is taken and wrong.",
     Kind.REFUSED: "The call was taken, and raises.",
     Kind.CONTRACT: "Another kind of value, as NaN, another dtype, shape or class of error, or other bits each time.",
-    Kind.WORSE: "Within its bound, and more than twice as far off as it was, and by more than one ulp.",
+    Kind.WORSE: "Within its bound, of which it takes over twice what it did, in ulp too, and by more than one ulp.",
     Kind.STILL: "It is wrong as it was, in other numbers.",
     Kind.MENDED: "It was wrong, and is not.",
     Kind.ACCEPTED: "It was refused, and is right.",
-    Kind.BETTER: "Within its bound, and less than half as far off as it was, by more than one ulp.",
+    Kind.BETTER: "Within its bound, of which it takes under half of what it did, in ulp too, and by more than one ulp.",
     Kind.MOVED: "Other bits, within the bound.",
     Kind.WORDS: "Refused with the same class of error, in other words.",
-    Kind.JUDGED: "The same bits, whose error or bound was computed with another numpy, or by another crossent.",
+    Kind.JUDGED: "The same bits, as far as is kept, whose error or bound was computed with another numpy or crossent.",
     Kind.SAME: "The same bits; of a check of several calls, the same error.",
 }
 
@@ -93,7 +95,7 @@ class Move:
     """What became of one check of one case of one subject.
 
     `policy` is the question that the case stands for, where it is one of :mod:`crossent.policies`. `also` are the
-    checks that fail in the new run, of a case that the old one refused.
+    checks that the new run found something wrong with, of a case that the old one refused.
     """
 
     kind: Kind
@@ -125,7 +127,8 @@ class Move:
         if self.also:
             errors = f"{errors.removesuffix('right')}taken, and wrong in {', '.join(self.also)}"
         said = [*values, *(words for words in (errors, grades, numbers) if words)]
-        return "; ".join(said) or "in other counts or other words"
+        other_bits = self.kind is Kind.MOVED and not _same_bits(self.old, self.new)
+        return "; ".join(said) or ("other bits" if other_bits else "in other counts or other words")
 
     @property
     def _alone(self) -> bool:
@@ -170,6 +173,17 @@ def _same_bits(old: Side, new: Side) -> bool:
     return bits[0] == bits[1] != ({}, "")
 
 
+def _same_error(old: Side, new: Side) -> bool:
+    """Whether the worst number is off by the same, of a check of several calls, whose bits are not kept.
+
+    A number of other bits is off by whole ulps more or less. What changes beyond the third place is what the exact
+    answer was computed with.
+    """
+    before, now = old.measured.ulp, new.measured.ulp
+    kept = any((old.shown, old.digest, new.shown, new.digest))
+    return not kept and before is not None and now is not None and f"{before:.3f}" == f"{now:.3f}"
+
+
 def _told(side: Side) -> Side:
     finding = side.finding and replace(side.finding, named=True)
     measured = replace(side.measured, not_judged=dict(sorted(side.measured.not_judged.items())))
@@ -201,14 +215,18 @@ def _within(old: Side, new: Side) -> Kind:
         return Kind.WORDS
     if old.grade != new.grade:
         return Kind.WORSE if new.grade > old.grade else Kind.BETTER
-    if _same_bits(old, new):
+    if _same_bits(old, new) or _same_error(old, new):
         return Kind.JUDGED
-    before, now = old.measured.ulp, new.measured.ulp
-    if before is None or now is None:
-        return Kind.MOVED
-    if now > TIMES * before and now > before + LAST_PLACES:
+    if _grown(old.measured, new.measured):
         return Kind.WORSE
-    return Kind.BETTER if before > TIMES * now and before > now + LAST_PLACES else Kind.MOVED
+    return Kind.BETTER if _grown(new.measured, old.measured) else Kind.MOVED
+
+
+def _grown(less: Measured, more: Measured) -> bool:
+    """Whether the one error is larger by so much that it is worth a word."""
+    if less.ulp is None or more.ulp is None or less.ratio is None or more.ratio is None:
+        return False
+    return more.ulp > TIMES * less.ulp and more.ulp > less.ulp + LAST_PLACES and more.ratio > TIMES * less.ratio
 
 
 def _between(old: Shown, new: Shown, alone: bool) -> str:

@@ -20,7 +20,7 @@ from crossent.cli import main
 from crossent.findings import Finding, Measured, Numbers, SubjectReport
 from crossent.judge import run_case
 from crossent.levels import plan
-from crossent.moves import Kind
+from crossent.moves import Kind, Move, Side, kind_of
 from crossent.policies import NAMES, POLICIES
 from crossent.recorded import recorded, report_of
 from crossent.report import Report
@@ -140,13 +140,22 @@ def test_other_bits_within_the_bound_are_moved(before, after):
     ],
 )
 def test_worse_is_more_than_twice_and_more_than_one_ulp(before, after, ulp, now, kind):
-    moved_bits(altered(after, PLAIN, "gradient", ulp=now), "gradient")
+    moved_bits(altered(after, PLAIN, "gradient", ulp=now, ratio=now / 100), "gradient")
     first = copy.deepcopy(before)
-    altered(first, PLAIN, "gradient", ulp=ulp)
+    altered(first, PLAIN, "gradient", ulp=ulp, ratio=ulp / 100)
     made = baseline.diff(first, after)
     assert only(made).kind is kind
     assert made.ok
     assert made.strictly_ok is (kind is not Kind.WORSE)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.33, 0.66])
+def test_more_ulps_of_a_number_close_to_zero_are_not_worse_where_no_more_of_the_bound_is_taken(before, after, share):
+    moved_bits(altered(after, PLAIN, "gradient", ulp=43.4, ratio=share), "gradient")
+    first = copy.deepcopy(before)
+    altered(first, PLAIN, "gradient", ulp=1.04, ratio=0.33)
+    assert only(baseline.diff(first, after)).kind is Kind.MOVED
+    assert only(baseline.diff(after, first)).kind is Kind.MOVED
 
 
 def test_what_held_and_does_not_is_broken(before, after):
@@ -201,6 +210,27 @@ def test_an_error_that_became_a_wrong_number_is_broken(before, after):
     assert only(made).says == "RuntimeError: not yet → taken, and wrong in loss, gradient"
     assert made.command(only(made)).startswith(f"crossent repro mine:loss:{PLAIN}")
     assert not made.ok
+
+
+def test_a_call_that_was_refused_and_is_refused_under_a_transform_alone_is_newly_accepted(before, after):
+    outcome = after.subjects[0].outcomes[PLAIN]
+    outcome.checks["vmap"] = Measured(failed=True)
+    after.subjects[0].findings.append(found("vmap", PLAIN, "refused", "RuntimeError: not under vmap"))
+    made = baseline.diff(refused(copy.deepcopy(before)), after)
+    assert only(made).kind is Kind.ACCEPTED
+    assert only(made).says == "RuntimeError: not for this → right"
+    assert made.ok
+
+
+def test_an_error_that_became_a_wrong_number_tells_what_is_known_of_both(before, after):
+    first = refused(copy.deepcopy(before))
+    first.subjects[0].findings[-1] = replace(first.subjects[0].findings[-1], expected="not before torch 2.2")
+    moved_bits(altered(after, PLAIN, "loss", failed=True, ulp=2e6, ratio=2.5e6))
+    after.subjects[0].findings.append(found("loss", PLAIN, numbers=WRONG, expected="since torch 2.4"))
+    made = baseline.diff(first, after)
+    assert only(made).kind is Kind.BROKEN
+    lines = str(made).splitlines()
+    assert lines[lines.index("  was known: not before torch 2.2") + 1] == "  known: since torch 2.4"
 
 
 def test_another_class_of_error_is_another_contract_and_other_words_are_not(before, after):
@@ -274,6 +304,26 @@ def test_the_same_bits_with_another_bound_are_judged_anew(before, after):
     assert made.strictly_ok
 
 
+@pytest.mark.parametrize(
+    ("now", "kind"),
+    [
+        (Side(Measured(ulp=12.20795170031488, ratio=0.221)), Kind.JUDGED),
+        (Side(Measured(ulp=13.20795169658959, ratio=0.239)), Kind.MOVED),
+        (Side(Measured(ulp=12.20795170031488, ratio=0.221), digest="1"), Kind.MOVED),
+    ],
+)
+def test_an_error_that_is_the_same_but_for_the_digits_of_another_numpy_is_judged_anew(now, kind):
+    """Of a check of several calls, whose bits no run keeps: other bits are off by whole ulps."""
+    before = Side(Measured(ulp=12.20795169658959, ratio=0.221), digest="0" if now.digest else "")
+    assert kind_of("func_grad", before, now) is kind
+
+
+def test_other_bits_without_a_number_are_said_to_be_other_bits():
+    sides = Side(Measured(), digest="0"), Side(Measured(), digest="1")
+    kind = kind_of("ignored_rows", *sides)
+    assert Move(kind, "torch", "ignored_rows", PLAIN, "float32", *sides).says == "other bits"
+
+
 def test_a_lower_grade_is_worse(before, after):
     after.subjects[0].outcomes[PLAIN].grade = "B"
     made = baseline.diff(before, after)
@@ -305,6 +355,17 @@ def test_what_one_run_has_alone_is_said_and_not_compared(before, after):
     assert all(f"  {note}" in lines for note in made.notes)
 
 
+def test_what_is_to_be_said_of_several_subjects_is_said_once(before, after):
+    for part in after.subjects:
+        del part.outcomes[PLAIN]
+    for part in after.subjects[:2]:
+        del part.outcomes[PER_ROW].checks["loss"]
+    assert baseline.diff(before, after).notes == [
+        f"in the old run alone: 1 case, as {PLAIN}, of formula, torch, mine",
+        "asked in the old run alone, of formula, torch: loss on 1",
+    ]
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -331,6 +392,15 @@ def test_what_cannot_be_compared_is_refused_unless_forced(before, after, change,
     assert "COMPARED ALL THE SAME: " in capsys.readouterr().out
 
 
+def test_torch_says_which_vector_instructions_it_uses_whatever_its_version(monkeypatch):
+    """Torch 2.0 says so in its configuration alone, and there takes AVX2 where later ones take AVX512."""
+    known = environment.cpu_capability()
+    monkeypatch.delattr(torch.backends, "cpu", raising=False)
+    told = {"DEFAULT": "NO AVX"}.get(known, known)
+    assert environment.cpu_capability() == told
+    assert told != "unknown"
+
+
 def test_a_processor_of_which_torch_says_nothing_is_no_hindrance(before, after):
     after.environment["cpu_capability"] = "unknown"
     assert baseline.diff(before, after).others == [
@@ -339,7 +409,7 @@ def test_a_processor_of_which_torch_says_nothing_is_no_hindrance(before, after):
 
 
 def test_the_command_ends_as_its_help_says(before, after, tmp_path, capsys):
-    moved_bits(altered(after, PLAIN, "gradient", ulp=30.0), "gradient")
+    moved_bits(altered(after, PLAIN, "gradient", ulp=30.0, ratio=0.99), "gradient")
     files = [str(tmp_path / "old"), str(tmp_path / "new")]
     before.write_json(files[0])
     after.write_json(files[1])

@@ -1,5 +1,6 @@
 """Checks without an oracle: each catches a cross-entropy that is wrong in its way, and right code passes."""
 
+import math
 from fractions import Fraction
 
 import numpy as np
@@ -118,6 +119,19 @@ def test_a_gradient_that_does_not_sum_to_zero_is_caught():
     rounded = by_hand(lambda probs, hot, upstream: (probs.bfloat16().float() - hot) * upstream[:, None])
     ((_, message),) = found("row_sums", rounded, "float32-7x5-normal-int64-none-rows")
     assert "gradient" in message
+
+
+@pytest.mark.parametrize("spoilt", [(math.inf, -math.inf), (math.inf, 0.0), (math.nan, 0.0)])
+def test_a_row_with_a_number_that_is_not_finite_does_not_sum_to_zero(spoilt):
+    """As log_softmax of further dimensions has it in bfloat16 before torch 2.8."""
+
+    def infinite(probs, hot, upstream):
+        gradient = (probs - hot) * upstream[:, None]
+        gradient[3, :2] = torch.tensor(spoilt)
+        return gradient
+
+    ((kind, _),) = found("row_sums", by_hand(infinite), "float32-7x5-normal-int64-none-rows")
+    assert kind == "wrong"
 
 
 def test_row_sums_name_the_row_of_a_tensor_with_further_dimensions():

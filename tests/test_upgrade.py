@@ -1,36 +1,60 @@
 """`nox -s upgrade`: what it asks pip for, what it keeps, and what it says where a version cannot be had."""
 
-import importlib.util
 import json
 import os
+import re
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
+import environments
 import pytest
+import turns
+import upgrade
 
-PATH = Path(__file__).parents[1] / "benchmarks" / "upgrade.py"
-
-
-@pytest.fixture(scope="module")
-def upgrade():
-    spec = importlib.util.spec_from_file_location("upgrade", PATH)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["upgrade"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+SCRIPT = Path(upgrade.__file__)
+on_posix = pytest.mark.skipif(os.name != "posix", reason="waits for a system with /bin/sh")
 
 
 @pytest.fixture
-def here(upgrade, tmp_path, monkeypatch):
-    """Two folders that look like environments, whose Python is this one; what is kept lies beside them."""
-    monkeypatch.setattr(upgrade, "PLACE", tmp_path / "kept")
+def kept(tmp_path, monkeypatch):
+    """Where environments and reports are kept."""
+    monkeypatch.setattr(environments, "PLACE", tmp_path / "kept")
+    return tmp_path / "kept"
+
+
+@pytest.fixture
+def here(kept, tmp_path):
+    """Two folders that look like environments, whose Python is this one."""
     for name in ("one", "other"):
         (tmp_path / name / "bin").mkdir(parents=True)
         python = tmp_path / name / "bin" / "python"
         python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
         python.chmod(0o755)
     return [str(tmp_path / name) for name in ("one", "other")]
+
+
+def pip_that(says, monkeypatch, status=1):
+    """A venv whose Python is a pip that says this, and ends so."""
+
+    def create(place, **how):
+        (place / "bin").mkdir(parents=True)
+        lines = "\n".join(f"echo '{line}'" for line in says)
+        (place / "bin" / "python").write_text(f"#!/bin/sh\n{lines}\nexit {status}\n")
+        (place / "bin" / "python").chmod(0o755)
+
+    monkeypatch.setattr(environments.venv, "create", create)
+
+
+def one_line(capsys):
+    """What is said on stderr, which is one line."""
+    err = capsys.readouterr().err
+    assert err.startswith("upgrade: ")
+    assert err.count("\n") == 1
+    return err
 
 
 @pytest.mark.parametrize(
@@ -44,56 +68,205 @@ def here(upgrade, tmp_path, monkeypatch):
         ("./wheels/torch-2.16.whl", ["./wheels/torch-2.16.whl", "numpy>=1.24"]),
     ],
 )
-def test_a_version_is_what_pip_takes(upgrade, spec, asked):
-    assert upgrade.requirements(spec) == asked
+def test_a_version_is_what_pip_takes(spec, asked):
+    assert environments.requirements(spec) == asked
 
 
-def test_a_version_that_is_none_is_one_line_and_status_2(upgrade, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(upgrade, "PLACE", tmp_path)
-    monkeypatch.setattr(upgrade.venv, "create", lambda place, **how: os.makedirs(place / "bin"))
+@on_posix
+@pytest.mark.parametrize(
+    ("says", "told"),
+    [
+        (
+            [
+                "ERROR: Could not find a version that satisfies the requirement torch==2.999 (from versions: 2.8.0)",
+                "ERROR: No matching distribution found for torch==2.999",
+            ],
+            r"Could not find a version that satisfies the requirement torch==2\.999 \(from versions: 2\.8\.0\)$",
+        ),
+        (
+            [
+                "WARNING: Retrying (Retry(total=0)) after connection broken by Error(<pip at 0x7f>: refused): /simple/",
+                "ERROR: Could not find a version that satisfies the requirement torch==2.999 (from versions: none)",
+                "    The user requested (constraint) torch<=2.14.1",
+            ],
+            r"\(from versions: none\); no connection: Error\(refused\): /simple/$",
+        ),
+        (
+            [
+                "ERROR: Cannot install torch==2.999 because these package versions have conflicting dependencies.",
+                "The conflict is caused by:",
+                "    The user requested torch==2.999",
+                "    The user requested (constraint) torch<=2.14.1",
+                "ERROR: ResolutionImpossible: for help visit a page",
+            ],
+            r"conflicting dependencies; The user requested \(constraint\) torch<=2\.14\.1$",
+        ),
+        ([], "exit status 1$"),
+    ],
+)
+def test_an_environment_that_cannot_be_made_is_one_line_and_status_2(kept, monkeypatch, capsys, says, told):
+    pip_that(says, monkeypatch)
     assert upgrade.main(["2.999", "--no-times"]) == 2
-    err = capsys.readouterr().err
-    assert err.startswith("upgrade: ")
-    assert err.count("\n") == 1
+    assert re.match(rf"upgrade: 2\.999: no environment of Python 3\.\d+: .*{told}", one_line(capsys))
+    assert list(kept.iterdir()) == []  # of which --reuse would take it for one
 
 
-@pytest.mark.skipif(os.name != "posix", reason="waits for a system with /bin/sh")
-def test_reports_are_kept_compared_and_used_again(upgrade, here, tmp_path, capfd):
+@pytest.mark.parametrize("spec", ["", "/", "no/such/..", "reports", "no/such/reports"])
+def test_a_version_whose_folder_would_be_that_of_others_clears_nothing(kept, capsys, spec):
+    (kept / "reports").mkdir(parents=True)
+    (kept / "reports" / "one.json").touch()
+    assert upgrade.main([spec, "--no-times"]) == 2
+    assert one_line(capsys) == f"upgrade: {spec!r}: no version\n"
+    assert (kept / "reports" / "one.json").exists()
+
+
+def test_a_wheel_that_is_not_there_is_one_line_and_status_2(kept, capsys):
+    assert upgrade.main(["./torch-2.999.whl", "--no-times"]) == 2
+    assert one_line(capsys) == "upgrade: ./torch-2.999.whl: no such file\n"
+    assert not kept.exists()
+
+
+@on_posix
+def test_of_what_pip_says_the_large_steps_are_shown(kept, monkeypatch, capsys):
+    says = [
+        "Collecting torch==2.8.0",
+        "  Downloading torch-2.8.0-cp311-cp311-manylinux_2_28_x86_64.whl (888.1 MB)",
+        "  Downloading sympy-1.14.0-py3-none-any.whl (6.3 MB)",
+        "Installing collected packages: sympy, torch",
+    ]
+    pip_that(says, monkeypatch, 0)
+    environments.environment("2.8.0", "quick", False)
+    lines = [line for line in capsys.readouterr().out.splitlines() if ": pip: " in line]
+    assert [line.rpartition(", ")[0] for line in lines[:2]] == [
+        "upgrade: 2.8.0: pip: torch-2.8.0 (888.1 MB)",
+        "upgrade: 2.8.0: pip: installing 2 packages",
+    ]
+    environments.environment("2.8.0", "quick", True)
+    assert capsys.readouterr().out == f"upgrade: 2.8.0: {kept / '2.8.0'} is there\n"
+
+
+@on_posix
+def test_an_environment_that_was_left_half_made_is_made_anew(kept, monkeypatch, capsys):
+    pip_that([], monkeypatch, 0)
+    environments.environment("2.8.0", "quick", False)
+    (kept / "2.8.0" / environments.MADE).unlink()
+    shutil.rmtree(kept / "2.8.0" / "bin")
+    monkeypatch.setattr(environments.venv, "create", lambda place, **how: (_ for _ in ()).throw(OSError("made anew")))
+    with pytest.raises(OSError, match="made anew"):
+        environments.environment("2.8.0", "quick", True)
+
+
+@on_posix
+def test_reports_are_kept_compared_and_used_again(here, kept, capfd):
     options = ["--subject", "scalar", "--no-times"]
     assert upgrade.main([here[0], *options]) == 0  # of one version, which has nothing beside it
-    reports = tmp_path / "kept" / "reports"
-    shutil.copy(reports / "one-quick.json", reports / "other-quick.json")
+    (first,) = (kept / "reports").iterdir()
+    other = environments.environment(here[1], "quick", True, ("scalar",)).report
+    shutil.copy(first, other)
     assert upgrade.main([*here, *options, "--reuse"]) == 0
-    kept = {path.name for path in (tmp_path / "kept" / "reports").iterdir()}
-    assert kept == {"one-quick.json", "other-quick.json", "one..other.json", "one..other.html"}
-    assert "same bits" in capfd.readouterr().out
-    report = tmp_path / "kept" / "reports" / "other-quick.json"
-    document = json.loads(report.read_text(encoding="utf-8"))
+    kinds = sorted(path.suffix for path in (kept / "reports").iterdir())
+    assert kinds == [".html", ".json", ".json", ".json"]
+    out, err = capfd.readouterr()
+    assert out.splitlines()[-1].endswith(" same bits")
+    assert "nothing broke: " in out.splitlines()[-1]
+    assert err == ""
+    document = json.loads(other.read_text(encoding="utf-8"))
     case = next(case for case in document["subjects"][0]["cases"].values() if case["results"])
     case["results"]["loss"]["shape"] = [1]
-    report.write_text(json.dumps(document), encoding="utf-8")
+    other.write_text(json.dumps(document), encoding="utf-8")
     assert upgrade.main([*here, *options, "--reuse"]) == 1
-    assert "contract changed" in capfd.readouterr().out
+    assert "look before you upgrade: 1 contract changed, " in capfd.readouterr().out
+    document["seed"] = 7
+    other.write_text(json.dumps(document), encoding="utf-8")
+    assert upgrade.main([*here, *options, "--reuse"]) == 2
+    assert "these runs cannot be compared: seed was 0 and is 7" in one_line(capfd)
 
 
-@pytest.mark.skipif(os.name != "posix", reason="waits for a system with /bin/sh")
-def test_the_hot_path_is_timed_in_turns(upgrade, here, monkeypatch):
-    monkeypatch.setattr(upgrade, "HOT", [("torch", "float32", 5, (32, 10))])
-    monkeypatch.setattr(upgrade, "BLOCKS", 3)
-    old, new = (upgrade.environment(name, "quick", True) for name in here)
-    (lower, median, upper) = upgrade.timed(old, new)["torch 32x10 float32"]
+def test_what_is_kept_has_a_name_of_its_own(here):
+    """Two environments called .venv would else be one, and be compared with themselves."""
+    (Path(here[0]) / ".venv" / "bin").mkdir(parents=True)
+    (Path(here[1]) / ".venv" / "bin").mkdir(parents=True)
+    made = [
+        environments.Environment(f"{here[0]}/.venv", Path(), "quick"),
+        environments.Environment(f"{here[1]}/.venv", Path(), "quick"),
+        environments.Environment("2.8.0", Path(), "quick"),
+        environments.Environment("2.8.0", Path(), "quick", nth=2),
+        environments.Environment("2.8.0", Path(), "normal"),
+        environments.Environment("2.8.0", Path(), "quick", ("torch",)),
+        environments.Environment("2.8.0", Path(), "quick", ("torch", "scalar")),
+    ]
+    assert len({one.report for one in made}) == len(made)
+
+
+@on_posix
+def test_a_report_that_is_older_than_crossent_is_made_anew(here, capsys, monkeypatch):
+    one = environments.environment(here[0], "quick", True)
+    one.report.parent.mkdir(parents=True)
+    one.report.write_text("{}")
+    asked = []
+    monkeypatch.setattr(environments, "follow", lambda command, *rest, **more: asked.append(command) or write(command))
+
+    def write(command):
+        Path(command[-1]).write_text("another")
+
+    environments.checked(one, True)
+    assert asked == []
+    os.utime(one.report, (0, 0))
+    environments.checked(one, True)
+    assert asked
+    assert one.report.read_text() == "another"
+    assert "is older than crossent's code" in capsys.readouterr().out
+
+
+@on_posix
+def test_an_interrupt_leaves_no_half_report_and_ends_with_130(here, tmp_path):
+    """`crossent check` writes what it has where it is interrupted, which is no report of the level that was asked."""
+    fake = Path(here[0]) / "bin" / "python"
+    fake.write_text(
+        '#!/bin/sh\nfor last; do :; done\ntrap \'echo "{}" > "$last"; touch "$last.was"; exit 130\' TERM INT\n'
+        f"touch {tmp_path}/began\nwhile :; do sleep 0.05; done\n"
+    )
+    code = f"import environments, upgrade, pathlib; environments.PLACE = pathlib.Path({str(tmp_path / 'kept')!r})"
+    code += f"; raise SystemExit(upgrade.main([{here[0]!r}]))"
+    command = [sys.executable, "-c", code]
+    env = {**os.environ, "PYTHONPATH": str(SCRIPT.parent)}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env, start_new_session=True) as process:
+        while not (tmp_path / "began").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        assert process.communicate(timeout=30)[1].splitlines() == ["upgrade: interrupted"]
+    assert process.returncode == 130
+    (left,) = (tmp_path / "kept" / "reports").iterdir()
+    assert left.suffix == ".was"
+
+
+@on_posix
+def test_the_hot_path_is_timed_in_turns(here, monkeypatch):
+    monkeypatch.setattr(turns, "HOT", [("torch", "float32", 5, (32, 10))])
+    monkeypatch.setattr(turns, "BLOCKS", 3)
+    old, new = (environments.environment(name, "quick", True) for name in here)
+    (lower, median, upper) = turns.timed(old, new)["torch 32x10 float32"]
     assert 0 < lower <= median <= upper
 
 
-def test_the_readme_has_the_table_of_the_figures(upgrade):
+@on_posix
+def test_a_hot_path_that_does_not_run_says_why(here):
+    (Path(here[1]) / "bin" / "python").write_text("#!/bin/sh\necho 'ImportError: no such torch' >&2\nexit 1\n")
+    old, new = (environments.environment(name, "quick", True) for name in here)
+    with pytest.raises(environments.CannotError, match=r": the hot path does not run: ImportError: no such torch$"):
+        turns.timed(old, new)
+
+
+def test_the_readme_has_the_table_of_the_figures():
     kept = json.loads(upgrade.FIGURES.read_text(encoding="utf-8"))
     shown = upgrade.README.read_text(encoding="utf-8").split("<!-- upgrades:begin -->\n")[1]
     assert shown.split("<!-- upgrades:end -->")[0] == upgrade.table(kept)
 
 
-def test_what_fails_is_kept_by_its_first_case(upgrade):
+def test_what_fails_is_kept_by_its_first_case():
     move = {"kind": "broken", "subject": "torch", "check": "loss", "id": "torch:loss:a", "policy": "", "says": "0 → 1"}
-    moved = {"old": {}, "new": {}, "cases": {"broken": 2}, "moves": [move, {**move, "id": "torch:loss:b"}]}
+    moved = {"old": {}, "new": {}, "cases": {"torch": {"broken": 2}}, "moves": [move, {**move, "id": "torch:loss:b"}]}
     assert upgrade.figures(moved, {})["moves"] == [
         {"kind": "broken", "id": "torch:loss:a", "policy": "", "says": "0 → 1", "cases": 2}
     ]
