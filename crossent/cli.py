@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from typing import Any
 
 import click
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.constrain import Constrain
 from rich.progress import track
 from rich.text import Text
@@ -22,10 +22,11 @@ from crossent.axes import DTYPES
 from crossent.bad_inputs import BadInput
 from crossent.cases import Case
 from crossent.corpus import bugs
-from crossent.document import find, is_stream, read_json
+from crossent.document import find, read_json
 from crossent.features import FEATURES
 from crossent.findings import printable
 from crossent.levels import CHECKS, LEVELS, plan
+from crossent.output import Output, chosen_files, write
 from crossent.recorded import recorded
 from crossent.refusals import ERRORS
 from crossent.report import Report
@@ -76,23 +77,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             click.echo(f"crossent: the output cannot be written: {error.strerror}", err=True)
         return NOT_WRITTEN
     return status if isinstance(status, int) else HELD
-
-
-class Output(Console):
-    """Prints tables to the terminal's width and leaves every other line whole, to be searched and copied."""
-
-    NARROWEST = 80  # a table loses digits before it loses a column
-
-    def show(self, parts: Iterable[RenderableType]) -> None:
-        """Print one after the other."""
-        self.width = max(self.width, self.NARROWEST)
-        for part in parts:
-            self.print(part, soft_wrap=isinstance(part, Text))
-        self.file.flush()
-
-    def on_broken_pipe(self) -> None:
-        """Leave it to :func:`main`."""
-        raise BrokenPipeError
 
 
 @click.group(no_args_is_help=False, invoke_without_command=True)
@@ -197,7 +181,7 @@ def check(
     Exit status: 0 all held, 1 findings, or a move from the baseline that breaks, 2 wrong use, 3 nothing ran, 130
     interrupted.
     """
-    files = _files(json_file, html_file)
+    files = chosen_files(json_file, html_file)
     if (strict or force) and baseline_file is None:
         raise click.UsageError("--strict and --force are about --baseline")
     old = None if baseline_file is None else _recorded(baseline_file)  # before what takes long
@@ -228,7 +212,7 @@ def check(
             click.echo("crossent: interrupted", err=True)
             report, status = interrupt.report, INTERRUPTED
     Output().show(report.render())
-    if not _write(files, {"--json": report.write_json, "--html": report.write_html}):
+    if not write(files, {"--json": report.write_json, "--html": report.write_html}):
         return NOT_WRITTEN
     if status is not None:
         return status
@@ -257,20 +241,6 @@ def _cores() -> int | None:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _writable(path: str, option: str) -> None:
-    """Say before the run, and not after it, that its report would have no place."""
-    file = os.path.realpath(path)
-    folder = os.path.dirname(file)
-    if not path or os.path.isdir(file):  # click asks the same of names that are there, and "" is none
-        raise click.BadParameter(f"got {path!r}; it is no file's name", param_hint=option)
-    if not os.path.isdir(folder):
-        raise click.BadParameter(f"got {path!r}; {folder!r} is no folder", param_hint=option)
-    # A file is replaced as a whole, which is a matter of its folder too.
-    needed = [path] if is_stream(path) else [folder, file] if os.path.exists(file) else [folder]
-    if not all(os.access(place, os.W_OK) for place in needed):
-        raise click.BadParameter(f"got {path!r}; it cannot be written", param_hint=option)
-
-
 @crossent.command("diff", short_help="What moved between two reports, as of two versions of torch.")
 @click.argument("old", type=click.Path(exists=True, dir_okay=False))
 @click.argument("new", type=click.Path(exists=True, dir_okay=False))
@@ -287,35 +257,13 @@ def diff(old: str, new: str, strict: bool, force: bool, json_file: str | None, h
     Exit status: 0 where nothing broke, is newly refused, or changed its contract; 1 where something did; 2 for wrong
     use, and where the two cannot be compared.
     """
-    files = _files(json_file, html_file)
+    files = chosen_files(json_file, html_file)
     with _one_line():
         made = baseline.diff(_recorded(old), _recorded(new), files=(old, new), force=force)
     Output().show(made.render())
-    if not _write(files, {"--json": made.write_json, "--html": made.write_html}):
+    if not write(files, {"--json": made.write_json, "--html": made.write_html}):
         return NOT_WRITTEN
     return HELD if (made.strictly_ok if strict else made.ok) else FINDINGS
-
-
-def _files(json_file: str | None, html_file: str | None) -> dict[str, str]:
-    """The files that are to be written, by option; which can be."""
-    files = {option: path for option, path in (("--json", json_file), ("--html", html_file)) if path is not None}
-    for option, path in files.items():
-        _writable(path, option)
-    if len(files) == 2 and not is_stream(path) and len(set(map(os.path.realpath, files.values()))) == 1:
-        raise click.BadParameter(f"got {path!r}, which is the file of --json too", param_hint="--html")
-    return files
-
-
-def _write(files: Mapping[str, str], by: Mapping[str, Callable[[str], None]]) -> bool:
-    """Whether all could be written; what could not is said."""
-    written = True
-    for option, path in files.items():
-        try:
-            by[option](path)
-        except OSError as error:
-            click.echo(f"crossent: {path} cannot be written: {error.strerror}", err=True)
-            written = False
-    return written
 
 
 @crossent.command("list")

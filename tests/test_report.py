@@ -20,10 +20,10 @@ import crossent
 from crossent import document, environment, expected_findings, findings
 from crossent.bad_inputs import BAD_INPUTS
 from crossent.cases import Case
-from crossent.cli import Output
 from crossent.document import find, read_json
 from crossent.findings import Finding, Measured, Numbers, Outcome, SubjectReport
 from crossent.judge import run_case
+from crossent.output import Output
 from crossent.report import Report
 from crossent.subjects import FORMS, TORCH, Subject
 
