@@ -117,8 +117,7 @@ def _losses(rows: Rows, block_size: int | None) -> Tensor:
     losses = torch.empty(rows.logits.shape[:-1], dtype=rows.compute, device=rows.logits.device)
     work = _Work(rows)
     for at in _blocks(rows, block_size):
-        log_probs = work.apply(torch.log_softmax, work.logits(at))
-        part = rows.part(at)
+        log_probs, part = work.softmax(at, log=True), rows.part(at)
         losses[at] = part.widened().expect(log_probs) if part.dense else part.pick(log_probs)
     return -losses
 
@@ -144,7 +143,7 @@ def _differentiate(rows: Rows, upstream: Tensor | None, gradient: Tensor, block_
     work = _Work(rows)
     for at in _blocks(rows, block_size):
         out, y, factor = gradient[at], index[at], scale[at]
-        p = work.apply(torch.softmax, work.logits(at), out)
+        p = work.softmax(at, out)
         torch.gather(p, -1, y, out=picked[at])
         # Scaled before the subtraction: that rounds the true class once less than after it.
         p.mul_(factor).scatter_add_(-1, y, -factor)
@@ -159,8 +158,7 @@ def _differentiate_dense(
     losses = torch.empty(rows.logits.shape[:-1], dtype=rows.compute, device=gradient.device)
     work = _Work(rows)
     for at in _blocks(rows, block_size):
-        part = rows.part(at).widened()
-        log_probs = work.apply(torch.log_softmax, work.logits(at))
+        log_probs, part = work.softmax(at, log=True), rows.part(at).widened()
         losses[at] = part.expect(log_probs)
         v = part.weighted(part.one_hot())
         slope = log_probs.exp_().mul_(v.sum(-1, keepdim=True)).sub_(v).mul_(scale[at])
@@ -176,30 +174,24 @@ def _hand_over(made: Tensor, out: Tensor, ignored: Tensor | None) -> None:
 
 
 class _Work:
-    """Two buffers of a block, for logits and for what is made of them, which come again in each block."""
+    """One buffer of a block, in the dtype that is computed in, which comes again in each block."""
 
     def __init__(self, rows: Rows) -> None:
         self._logits, self._compute = rows.logits, rows.compute
-        self._buffers: dict[str, Tensor] = {}
+        self._buffer: Tensor | None = None
 
-    def logits(self, at: Block) -> Tensor:
-        """The block's logits in the dtype that is computed in: themselves, or a copy."""
+    def softmax(self, at: Block, out: Tensor | None = None, *, log: bool = False) -> Tensor:
+        """The softmax of a block, or its logarithm; in `out`, where that has the dtype that is computed in."""
         x = self._logits[at]
-        return x if x.dtype == self._compute else self._like("logits", x).copy_(x)
-
-    def apply(self, function: Any, x: Tensor, out: Tensor | None = None) -> Tensor:
-        """A softmax over the classes, or its logarithm; in `out`, where that will do."""
-        axis = _axis(x)
         if out is None or out.dtype != self._compute:
-            out = self._like("made", x)
-        function(x.movedim(-1, axis), axis, out=out.movedim(-1, axis))
+            if self._buffer is None or self._buffer.shape != x.shape:
+                self._buffer = torch.empty_like(x, dtype=self._compute)
+            out = self._buffer
+        if x.dtype != self._compute:
+            x = out.copy_(x)  # and then in place: each number is written after it was read for the last time
+        axis = _axis(x)
+        (torch.log_softmax if log else torch.softmax)(x.movedim(-1, axis), axis, out=out.movedim(-1, axis))
         return out
-
-    def _like(self, name: str, x: Tensor) -> Tensor:
-        buffer = self._buffers.get(name)
-        if buffer is None or buffer.shape != x.shape:
-            buffer = self._buffers[name] = torch.empty_like(x, dtype=self._compute)
-        return buffer
 
 
 def _axis(x: Tensor) -> int:
