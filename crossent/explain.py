@@ -145,7 +145,7 @@ def _forms_table(logits: Sequence[float], target: int) -> Table:
         ("formula", "-x_y + log Σ exp(x_i)", forms.formula(row, label).item()),
         ("log_softmax_nll", "-log_softmax(x)_y", forms.log_softmax_nll(row, label).item()),
         ("one_hot", "-Σ y'_i log softmax(x)_i", forms.one_hot(row, label).item()),
-        ("blocked", "the second, by blocks of rows", blocked(row, label).item()),
+        ("blocked", "the second, in blocks", blocked(row, label).item()),
         ("scalar", "the first, by math alone", forms.scalar(list(logits), target)),
     ):
         table.add_row(name, formula, f"{loss:.10g}", f"{loss - torchs:.1g}" if formula else "")
