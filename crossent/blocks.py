@@ -220,13 +220,13 @@ def _blocks(rows: Rows, block_size: int | None) -> Iterator[Block]:
 
 @functools.cache
 def _fitting(device: torch.device, dtype: torch.dtype, threads: int) -> int:
-    """How many logits fit the second-level cache, and beside each what is made of it; of the cores that work."""
+    """How many logits fit the second-level caches of the cores that work, in the dtype that is computed in."""
     if device.type == "cuda":
         cache = int(getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0)) or 2**23
     else:
         size = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")  # of Linux, "1024K"; a common size elsewhere
         cache = threads * (int(size.read_text().strip().rstrip("K")) * 1024 if size.exists() else 2**20)
-    return cache // (2 * torch.finfo(dtype).bits // 8)
+    return cache * 8 // torch.finfo(dtype).bits
 
 
 def _plain(*tensors: Tensor | None) -> bool:
