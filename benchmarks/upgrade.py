@@ -1,6 +1,6 @@
 """What an upgrade of torch moves: an environment for each version, a report from each, what moved, and the hot path.
 
-    nox -s upgrade -- 2.8.0 2.15.0              # or: python benchmarks/upgrade.py 2.8.0 2.15.0
+    nox -s upgrade -- 2.8.0 2.15.0              # or: python -m benchmarks.upgrade 2.8.0 2.15.0
     nox -s upgrade -- 2.8.0 2.13.0 2.15.0       # each beside the one before it
     nox -s upgrade -- 2.13.0 ./torch-2.16.0.whl --level normal --reuse
     PIP_PRE=1 PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/nightly/cpu nox -s upgrade -- 2.13.0 torch
@@ -18,61 +18,26 @@ This needs Python alone; it must start where no torch is.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
 import json
-import math
 import os
 import re
-import statistics
 import subprocess
 import sys
 import venv
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from benchmarks.turns import ALONE, BLOCKS, EndedError, Side, hot, ratios
 
 ROOT = Path(__file__).resolve().parents[1]
 FIGURES = ROOT / "benchmarks" / "figures" / "upgrades.json"
 README = ROOT / "README.md"
 PLACE = ROOT / ".nox" / "upgrade"
 NEEDED = ("python-flint>=0.7", "click>=8.1", "rich>=13.4", "pebble>=5", "jinja2>=3.1", "packaging>=22", "setuptools")
-BLOCKS = 9  # odd, so that the median is one of them
-# One thread: the ratio is of torch's code, and not of who else wants the cores. And one process that compiles: the
-# workers of the parent do not answer in a process that was forked from it.
-ALONE = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
-
-# Waits for a line, makes that many calls, and says how long they took.
-TURNS = """
-import sys, time
-import torch, crossent
-torch.set_num_threads(1)
-loss = {"torch": torch.nn.CrossEntropyLoss(), "formula": crossent.formula}
-made = {}
-def inputs(shape, dtype):
-    random = torch.Generator().manual_seed(0)
-    logits = (3 * torch.randn(shape, generator=random)).to(getattr(torch, dtype)).requires_grad_()
-    return logits, torch.randint(shape[1], (shape[0], *shape[2:]), generator=random)
-for line in sys.stdin:
-    name, dtype, calls, *shape = line.split()
-    key = dtype, tuple(map(int, shape))
-    if key not in made:
-        made.clear()
-        made[key] = inputs(key[1], dtype)
-    logits, target = made[key]
-    start = time.perf_counter()
-    for _ in range(int(calls)):
-        torch.autograd.grad(loss[name](logits, target), logits)
-    print(time.perf_counter() - start, flush=True)
-"""
-# Shapes as in test_hot_path.py, and how many calls make a tenth of a second or so.
-HOT = [
-    (name, dtype, calls, shape)
-    for name in ("torch", "formula")
-    for dtype in ("float32", "bfloat16")
-    for calls, shape in ((1000, (32, 10)), (5, (4096, 1000)), (1, (8, 21, 256, 256)))
-]
+# Shapes as in the benchmarks, small enough to take turns.
+HOT = hot(("torch", "formula"))
 
 
 class CannotError(Exception):
@@ -95,6 +60,11 @@ class Environment:
     def command(self, *arguments: str) -> list[str]:
         """What runs crossent of this repository in it."""
         return [str(self.python), "-m", "crossent", *arguments]
+
+    @property
+    def side(self) -> Side:
+        """What takes its turns."""
+        return Side(self.spec, str(self.python), str(ROOT))
 
     @property
     def variables(self) -> dict[str, str]:
@@ -167,44 +137,10 @@ def checked(of: Environment, subjects: list[str], reuse: bool) -> None:
 
 def timed(old: Environment, new: Environment) -> dict[str, list[float]]:
     """For each call of the hot path the ratio of its times, new to old: lower quartile, median, upper quartile."""
-    ratios: dict[str, list[float]] = {}
-    with contextlib.ExitStack() as stack:
-        both = [stack.enter_context(waiting(one)) for one in (old, new)]
-
-        def seconds(at: int, line: str) -> float:
-            stdin, stdout = both[at].stdin, both[at].stdout
-            assert stdin is not None
-            assert stdout is not None
-            with contextlib.suppress(BrokenPipeError):
-                stdin.write(line)
-                stdin.flush()
-            if not (answer := stdout.readline()):
-                raise CannotError(f"{(old, new)[at].spec}: the hot path does not run")
-            return float(answer)
-
-        for name, dtype, calls, shape in HOT:
-            line = f"{name} {dtype} {calls} {' '.join(map(str, shape))}\n"
-            for at in (0, 1):  # libraries load, and memory is taken
-                seconds(at, line)
-            blocks = []
-            for _ in range(BLOCKS):
-                a, b, c, d = (seconds(at, line) for at in (0, 1, 1, 0))
-                blocks.append(math.sqrt(b * c / (a * d)))
-            quartiles = statistics.quantiles(blocks, n=4, method="inclusive")
-            ratios[f"{name} {'x'.join(map(str, shape))} {dtype}"] = [round(ratio, 3) for ratio in quartiles]
-    return ratios
-
-
-@contextlib.contextmanager
-def waiting(one: Environment) -> Iterator[subprocess.Popen[str]]:
-    """A process that waits for its turns."""
-    pipe, quiet = subprocess.PIPE, subprocess.DEVNULL
-    command = [str(one.python), "-c", TURNS]
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=quiet, text=True, env=one.variables) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
+    try:
+        return {str(call): of for call, of in ratios(old.side, new.side, HOT, BLOCKS)}
+    except EndedError as error:
+        raise CannotError(str(error)) from None
 
 
 def compared(old: Environment, new: Environment, force: bool) -> tuple[int, dict[str, Any]]:

@@ -1,24 +1,19 @@
 """`nox -s upgrade`: what it asks pip for, what it keeps, and what it says where a version cannot be had."""
 
-import importlib.util
 import json
 import os
 import shutil
 import sys
-from pathlib import Path
 
 import pytest
 
-PATH = Path(__file__).parents[1] / "benchmarks" / "upgrade.py"
+import benchmarks.upgrade
+from benchmarks.turns import Hot
 
 
 @pytest.fixture(scope="module")
 def upgrade():
-    spec = importlib.util.spec_from_file_location("upgrade", PATH)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["upgrade"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return benchmarks.upgrade
 
 
 @pytest.fixture
@@ -78,7 +73,7 @@ def test_reports_are_kept_compared_and_used_again(upgrade, here, tmp_path, capfd
 
 @pytest.mark.skipif(os.name != "posix", reason="waits for a system with /bin/sh")
 def test_the_hot_path_is_timed_in_turns(upgrade, here, monkeypatch):
-    monkeypatch.setattr(upgrade, "HOT", [("torch", "float32", 5, (32, 10))])
+    monkeypatch.setattr(upgrade, "HOT", [Hot("torch", "float32", 5, (32, 10))])
     monkeypatch.setattr(upgrade, "BLOCKS", 3)
     old, new = (upgrade.environment(name, "quick", True) for name in here)
     (lower, median, upper) = upgrade.timed(old, new)["torch 32x10 float32"]

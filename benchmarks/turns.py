@@ -1,0 +1,133 @@
+"""Turns: two processes wait, each with a torch or a crossent of its own, and call the hot path in turns.
+
+A block is old, new, new, old, and its ratio is new over old: a steady drift falls out of it. This needs Python alone, as :mod:`benchmarks.upgrade` does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import statistics
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+# One thread: the ratio is of the code, and not of who else wants the cores. And one process that compiles: the
+# workers of the parent do not answer in a process that was forked from it.
+ALONE = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+BLOCKS = 9  # odd, so that the median is one of them
+
+# Waits for a line, makes that many calls, and says how long they took; or "none" where there is no such form.
+WAITS = """
+import sys, time
+import torch, crossent
+torch.set_num_threads(1)
+made = {}
+def inputs(shape, dtype):
+    random = torch.Generator().manual_seed(0)
+    logits = (3 * torch.randn(shape, generator=random)).to(getattr(torch, dtype)).requires_grad_()
+    return logits, torch.randint(shape[1], (shape[0], *shape[2:]), generator=random)
+for line in sys.stdin:
+    name, dtype, calls, *shape = line.split()
+    loss = torch.nn.CrossEntropyLoss() if name == "torch" else getattr(crossent, name, None)
+    if loss is None:
+        print("none", flush=True)
+        continue
+    key = dtype, tuple(map(int, shape))
+    if key not in made:
+        made.clear()
+        made[key] = inputs(key[1], dtype)
+    logits, target = made[key]
+    start = time.perf_counter()
+    for _ in range(int(calls)):
+        torch.autograd.grad(loss(logits, target), logits)
+    print(time.perf_counter() - start, flush=True)
+"""
+
+
+class EndedError(Exception):
+    """A process that waits has ended, or does not start; the message is which."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two: a Python, and the folder that its crossent is in.
+
+    `waits`: what it runs; `-P` keeps the folder that it is run in from coming before.
+    """
+
+    name: str
+    python: str
+    folder: str
+    waits: str = WAITS
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[subprocess.Popen[str]]:
+        """A process that waits for its turns."""
+        pipe, quiet = subprocess.PIPE, subprocess.DEVNULL
+        env = {**os.environ, **ALONE, "PYTHONPATH": self.folder}
+        command = [self.python, "-P", "-c", self.waits]
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=quiet, text=True, env=env) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
+
+
+@dataclass(frozen=True)
+class Hot:
+    """One call of the hot path, and how often it is made in a turn."""
+
+    name: str
+    dtype: str
+    calls: int
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} {'x'.join(map(str, self.shape))} {self.dtype}"
+
+    @property
+    def line(self) -> str:
+        """What a process that waits is told."""
+        return f"{self.name} {self.dtype} {self.calls} {' '.join(map(str, self.shape))}\n"
+
+
+# How many calls make a tenth of a second or so.
+SHAPES = ((1000, (32, 10)), (5, (4096, 1000)), (1, (8, 21, 256, 256)))
+DTYPES = ("float32", "bfloat16")
+
+
+def hot(names: tuple[str, ...]) -> list[Hot]:
+    """Calls of each of these, in small shapes and large."""
+    return [Hot(name, dtype, calls, shape) for calls, shape in SHAPES for dtype in DTYPES for name in names]
+
+
+def ratios(old: Side, new: Side, calls: list[Hot], blocks: int = BLOCKS) -> Iterator[tuple[Hot, list[float]]]:
+    """Of each call the ratio of its times, new to old: lower quartile, median, upper quartile. None of what one lacks.
+
+    Raises:
+        EndedError: a call that does not run.
+    """
+    with contextlib.ExitStack() as stack:
+        both = [stack.enter_context(side.waiting()) for side in (old, new)]
+
+        def seconds(at: int, line: str) -> float | None:
+            stdin, stdout = both[at].stdin, both[at].stdout
+            assert stdin is not None
+            assert stdout is not None
+            with contextlib.suppress(BrokenPipeError):
+                stdin.write(line)
+                stdin.flush()
+            if not (answer := stdout.readline()):
+                raise EndedError(f"{(old, new)[at].name}: the hot path does not run")
+            return None if answer.strip() == "none" else float(answer)
+
+        for call in calls:
+            if None in [seconds(at, call.line) for at in (0, 1)]:  # libraries load, and memory is taken
+                continue
+            found = []
+            for _ in range(blocks):
+                a, b, c, d = (seconds(at, call.line) or math.nan for at in (0, 1, 1, 0))
+                found.append(math.sqrt(b * c / (a * d)))
+            yield call, [round(ratio, 3) for ratio in statistics.quantiles(found, n=4, method="inclusive")]
