@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     start = time.perf_counter()
     for part in chosen.parts or PARTS:
         counts = chosen.threads if part == "hot_path" else chosen.threads[-1:]
-        found = [_apart(part, threads, chosen) for threads in counts]
+        found = [_apart(part, threads, chosen, with_memory=threads == max(counts)) for threads in counts]
         if None in found:
             return 2
         _write(part, chosen, found)
@@ -73,16 +73,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     # A process that this starts itself.
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--no-memory", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path, help=argparse.SUPPRESS)
     return parser
 
 
-def _apart(part: str, threads: int, chosen: argparse.Namespace) -> dict[str, Any] | None:
+def _apart(part: str, threads: int, chosen: argparse.Namespace, *, with_memory: bool) -> dict[str, Any] | None:
     """A part in a process of its own, with so many threads; None where it fails, which it has said."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "found.json"
         command = [sys.executable, "-m", "benchmarks", part, "--here", "--json", str(path), "--device", chosen.device]
         command += ["--threads", str(threads), "--seconds", str(chosen.seconds)]
+        command += [] if with_memory else ["--no-memory"]
         for option, values in (("--shape", chosen.shapes), ("--dtype", chosen.dtypes)):
             command += [word for value in values or () for word in (option, value)]
         env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
@@ -106,30 +108,35 @@ def _here(chosen: argparse.Namespace) -> int:
         os.sched_setaffinity(0, allowed[-threads:])
     from benchmarks.limits import machine
 
-    found = {"machine": machine(chosen.device), **_measured(part, threads, chosen)}
+    of = machine(chosen.device)
+    found = {"machine": of, "title": _title(of), **_measured(part, chosen)}
     chosen.json.write_text(json.dumps(found), encoding="utf-8")
     return 0
 
 
-def _measured(part: str, threads: int, chosen: argparse.Namespace) -> dict[str, Any]:
+def _measured(part: str, chosen: argparse.Namespace) -> dict[str, Any]:
     if part == "hot_path":
         from benchmarks import hot_path
 
         shapes = tuple(tuple(map(int, shape.split("x"))) for shape in chosen.shapes or ()) or hot_path.SHAPES
         dtypes = tuple(chosen.dtypes or hot_path.DTYPES)
-        measured = hot_path.measure(shapes, dtypes, device=chosen.device, seconds=chosen.seconds)
+        measured = hot_path.measure(
+            shapes, dtypes, device=chosen.device, seconds=chosen.seconds, with_memory=not chosen.no_memory
+        )
         return {"cells": [*_told(measured, _of_cell)]}
     if part == "growth":
         from benchmarks import growth
 
         points = [*_told(growth.measure(device=chosen.device, seconds=chosen.seconds / 5), _of_point)]
-        title = "logits of float32, " + ("one thread" if threads == 1 else f"{threads} threads")
-        return {"points": points, "exponents": growth.exponents(points), "fixed": growth.FIXED, "title": title}
+        return {"points": points, "exponents": growth.exponents(points), "fixed": growth.FIXED}
     from benchmarks import verifier
 
     parts = [*_told(verifier.oracle(), _of_part), *_told(verifier.parts(), _of_part)]
-    whole = [*_told(verifier.whole(), _of_whole)]
-    return {"parts": parts, "whole": whole, "title": f"on {os.cpu_count()} cores"}
+    return {"parts": parts, "whole": [*_told(verifier.whole(), _of_whole)]}
+
+
+def _title(machine: dict[str, Any]) -> str:
+    return f"{machine['processor']}, {machine['cores']} cores, threads: {machine['threads']}, torch {machine['torch']}"
 
 
 def _told(found: Iterator[dict[str, Any]], words: Any) -> Iterator[dict[str, Any]]:

@@ -58,7 +58,8 @@ def forms() -> dict[str, Maker]:
 
 
 def limits(backward: bool) -> dict[str, Maker]:
-    """What bounds every implementation: to read all logits, and to write as many numbers into memory that is there.
+    """What bounds every implementation: to read all logits, and to write as many numbers, a copy into memory that is
+    there and a clone into memory that is asked for, as a gradient's is.
 
     The forward pass reads the logits once: maximum and sum of exponentials can be taken in one sweep (Milakov &
     Gimelshein, arXiv:1805.02867). The backward pass reads them again, as no cache keeps them in between, and writes a
@@ -72,7 +73,10 @@ def limits(backward: bool) -> dict[str, Maker]:
         out = torch.empty_like(logits).copy_(logits)
         return lambda: out.copy_(logits)
 
-    return {"sum": read, "copy": copy} if backward else {"sum": read}
+    def clone(logits: Tensor, target: Tensor, backward: bool) -> Call:
+        return lambda: logits.clone()
+
+    return {"sum": read, "copy": copy, "clone": clone} if backward else {"sum": read}
 
 
 def peers(shape: tuple[int, ...], device: str) -> dict[str, Maker | str]:

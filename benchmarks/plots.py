@@ -55,6 +55,7 @@ def growth(kept: dict[str, Any], path: Path) -> None:
                 end = last["seconds"]["median"] if kind == "seconds" else last["bytes"]
                 linear = [end * size / sizes[-1] for size in sizes]
                 panel.loglog(sizes, linear, ":", color=INK, linewidth=1, label="linear")
+                panel.minorticks_off()
                 panel.legend(fontsize=7.5, loc="upper left")
                 if column == 0:
                     panel.set_ylabel(label)

@@ -23,9 +23,10 @@ def hot_path(kept: dict[str, Any]) -> str:
     names = ["torch", *FORMS, *peers]
     parts = [
         f"Time over that of `nn.CrossEntropyLoss`, forward and backward, {_threads(most)}, medians; of `blocked` also "
-        "the quartiles, what it is to keep, and its share of what memory allows:",
+        "the quartiles, what it is to keep, and what share of its time it takes to sum the logits and to copy them, into "
+        "memory that is there or that is new:",
         _table(
-            ["logits", "dtype", "torch, ms", *FORMS, "quartiles", "at most", "of the limit", *peers],
+            ["logits", "dtype", "torch, ms", *FORMS, "quartiles", "at most", "of a copy", "of a clone", *peers],
             [
                 [*_which(cell), _ms(cell), *_ratios(cell, FORMS), *_of_blocked(cell), *_ratios(cell, peers)]
                 for cell in both
@@ -122,11 +123,11 @@ def _marked(ratio: dict[str, Any]) -> str:
 
 def _of_blocked(cell: dict[str, Any]) -> list[str]:
     if "blocked" not in cell["found"]:
-        return [NONE] * 3
+        return [NONE] * 4
     ratio, target = cell["found"]["blocked"]["ratio_to_torch"], TARGETS.get(tuple(cell["shape"]))
     allowed = f"{getattr(target, cell['dtype']):.2f}" if target else NONE
-    share = cell["found"]["blocked"]["share_of_limit"]
-    return [f"{ratio['lower']:.2f} to {ratio['upper']:.2f}", allowed, f"{share:.0%}"]
+    shares = [f"{cell['found']['blocked'][name]:.0%}" for name in ("share_of_limit", "share_in_new_memory")]
+    return [f"{ratio['lower']:.2f} to {ratio['upper']:.2f}", allowed, *shares]
 
 
 def _fewer(cells: list[dict[str, Any]], most: int) -> list[int]:
@@ -193,7 +194,7 @@ def _machine(kept: dict[str, Any], cells: list[dict[str, Any]]) -> str:
     missing = {name: reason for cell in cells for name, reason in cell["missing"].items() if name == "liger"}
     absent = "".join(f" {name} {reason}." for name, reason in missing.items())
     stars = (
-        " A star: other processes were running in most of the rounds."
+        " A star: in most of the rounds more threads wanted a core than there were."
         if any(one["disturbed"] for one in spreads)
         else ""
     )

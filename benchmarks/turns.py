@@ -1,6 +1,7 @@
 """Turns: two processes wait, each with a torch or a crossent of its own, and call the hot path in turns.
 
-A block is old, new, new, old, and its ratio is new over old: a steady drift falls out of it. This needs Python alone, as :mod:`benchmarks.upgrade` does.
+A block is old, new, new, old, and its ratio is new over old: a steady drift falls out of it. This needs Python alone,
+as :mod:`benchmarks.upgrade` does.
 """
 
 from __future__ import annotations
