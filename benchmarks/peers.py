@@ -58,9 +58,9 @@ def forms() -> dict[str, Maker]:
 
 
 def limits(backward: bool) -> dict[str, Maker]:
-    """What bounds every implementation: to read all logits, and to write as many numbers, a copy into memory that is
-    there and a clone into memory that is asked for, as a gradient's is.
+    """What bounds every implementation: to read all logits, and to write as many numbers.
 
+    A copy writes into memory that is there, a clone into memory that is asked for, as a gradient's is.
     The forward pass reads the logits once: maximum and sum of exponentials can be taken in one sweep (Milakov &
     Gimelshein, arXiv:1805.02867). The backward pass reads them again, as no cache keeps them in between, and writes a
     gradient of their size. Not counted: targets and losses, one number for a whole row.

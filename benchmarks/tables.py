@@ -22,9 +22,9 @@ def hot_path(kept: dict[str, Any]) -> str:
     peers = [name for name in PEERS if any(name in cell["found"] for cell in both)]
     names = ["torch", *FORMS, *peers]
     parts = [
-        f"Time over that of `nn.CrossEntropyLoss`, forward and backward, {_threads(most)}, medians; of `blocked` also "
-        "the quartiles, what it is to keep, and what share of its time it takes to sum the logits and to copy them, into "
-        "memory that is there or that is new:",
+        f"Time over that of `nn.CrossEntropyLoss`, forward and backward, {_threads(most)}, medians; of `blocked` "
+        "also the quartiles, what it is to keep, and what share of its time it takes to sum the logits and to copy "
+        "them, into memory that is there or that is new:",
         _table(
             ["logits", "dtype", "torch, ms", *FORMS, "quartiles", "at most", "of a copy", "of a clone", *peers],
             [
