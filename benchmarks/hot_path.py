@@ -125,7 +125,7 @@ def _cell(numbers: Numbers, of: Pass, seconds: float, with_memory: bool) -> dict
     rounds = paired.measure(fresh, seconds=seconds, wait=wait, least=ROUNDS)
     others = clock.others()
     size = logits.numel() * logits.element_size()
-    found = {
+    found: dict[str, dict[str, Any]] = {
         name: {
             "seconds": asdict(rounds.seconds(name)),
             "ratio_to_torch": asdict(rounds.ratio(name, "torch")),
@@ -187,6 +187,9 @@ def verdicts(cells: list[dict[str, Any]]) -> Iterator[tuple[str, float, float]]:
                 yield f"blocked {name}: extra memory", extra, target.extra
         if not backward and shape in FORWARD_TARGETS and "blocked" in found:
             yield f"blocked {name}: time", ratios["blocked"], FORWARD_TARGETS[shape]
+        for form, one in found.items():
+            if "host_waits" in one:
+                yield f"{form} {name}: waits of the host", bool(one["host_waits"]), bool(found["torch"]["host_waits"])
         if backward and shape[1] >= 1000 and cell["dtype"] == "float32":
             for form in ("formula", "log_softmax_nll", "one_hot"):
                 yield f"{form} {name}: time", ratios[form], OTHERS

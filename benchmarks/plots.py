@@ -18,7 +18,7 @@ COLOURS = {
 }
 MARKERS = {"torch": "o", "formula": "s", "log_softmax_nll": "^", "one_hot": "D", "blocked": "v"}
 INK = "#123456"  # stands for the reader's own, which `_adapt` puts in
-STYLE = {
+STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "crossent",  # the same file from the same figures
     "font.family": "sans-serif",

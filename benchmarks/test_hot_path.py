@@ -24,7 +24,7 @@ pytest.importorskip("pytest_benchmark", reason="the benchmarks wait for pip inst
 DEVICES = ("cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count())))
 NAMES = (*forms(), *peers((2, 2), "cpu"))
 # As many rounds as a few minutes allow: a call with the most logits takes up to a second and a half on two cores.
-ROUNDS = {(32, 10): 300, (4096, 1000): 20}
+ROUNDS: dict[tuple[int, ...], int] = {(32, 10): 300, (4096, 1000): 20}
 FEW = 5
 
 

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -100,7 +101,7 @@ def oracle(workloads: tuple[Workload, ...] = WORKLOADS, rounds: int = 2) -> Iter
     """Seconds that the oracle takes for a million logits."""
     for workload in workloads:
         arguments = workload.arguments()
-        seconds = _fastest(lambda w=workload, a=arguments: w.run(a), rounds)
+        seconds = _fastest(partial(workload.run, arguments), rounds)
         yield {
             "part": "oracle",
             "of": str(workload),
@@ -130,11 +131,11 @@ def _steps(case: Case, subject: Any, rounds: int) -> dict[str, float]:
     for _ in range(rounds):
         question = Question(case)
         trial = Trial(question, subject)
-        timed("inputs", lambda q=question: q.inputs)
-        timed("exact answer", lambda q=question: q.expected)
-        timed("call", lambda t=trial: t.got)
-        timed("bounds", lambda t=trial: t.bounds(t.got, t.question.expected))
-        timed("checks", lambda t=trial: _hold(t))
+        timed("inputs", partial(getattr, question, "inputs"))
+        timed("exact answer", partial(getattr, question, "expected"))
+        timed("call", partial(getattr, trial, "got"))
+        timed("bounds", partial(trial.bounds, trial.got, question.expected))
+        timed("checks", partial(_hold, trial))
     return found
 
 
