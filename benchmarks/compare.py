@@ -3,9 +3,9 @@
     python -m benchmarks --compare            # with the commit before this one
     python -m benchmarks --compare v0.1.0     # with any other, or a folder that has the package
 
-Worse is a call whose ratio, new over old, is off 1 by more than the ratio spreads, and by more than torch itself is off
-in the same two processes, whose code is the same in both. It must be so in a second pair of processes too: where memory
-comes to lie differs from one to the next. Times of two jobs are no ratio, so none is kept.
+Worse is a call whose ratio, new over old, is above 1 by more than it spreads, and by more than torch itself is off on
+such logits in the same two processes, whose code is the same in both. It must be so in a second pair of processes too:
+where memory comes to lie differs from one to the next. Times of two jobs are no ratio, so none is kept.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from benchmarks.paired import Spread
 from benchmarks.turns import BLOCKS, Hot, Side, hot, ratios
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,15 +52,15 @@ def compare(
 
 def _worse(old: Side, new: Side, calls: list[Hot], blocks: int, say: Callable[[str], None]) -> dict[Hot, str]:
     """What is worse in one pair of processes."""
-    found: dict[Hot, tuple[float, float, float]] = {}
-    for call, (lower, median, upper) in ratios(old, new, calls, blocks):
-        say(f"{call}: {median:.3f} of the time ({lower:.3f} to {upper:.3f})")
-        found[call] = lower, median, upper
-    noise = max((abs(m - 1) + u - lo for call, (lo, m, u) in found.items() if call.name == "torch"), default=0.0)
+    found: dict[Hot, Spread] = {}
+    for call, ratio in ratios(old, new, calls, blocks):
+        say(f"{call}: {ratio} of the time")
+        found[call] = ratio
+    noise = {call.logits: abs(ratio.median - 1) + ratio.width for call, ratio in found.items() if call.name == "torch"}
     return {
-        call: f"{median:.3f} of the time, where {allowed:.3f} is as far as it spreads"
-        for call, (lower, median, upper) in found.items()
-        if call.name != "torch" and median > (allowed := 1 + max(upper - lower, noise))
+        call: f"{ratio.median:.3f} of the time, where {allowed:.3f} is as far as it spreads"
+        for call, ratio in found.items()
+        if call.name != "torch" and ratio.median > (allowed := 1 + max(ratio.width, noise.get(call.logits, 0.0)))
     }
 
 

@@ -61,6 +61,11 @@ class Spread:
     thrown_out: int = 0
     disturbed: bool = False
 
+    @property
+    def width(self) -> float:
+        """From one quartile to the other."""
+        return self.upper - self.lower
+
     def __str__(self) -> str:
         """The median with its quartiles, to three digits."""
         return f"{self.median:.3g} ({self.lower:.3g} to {self.upper:.3g})" + (" disturbed" if self.disturbed else "")

@@ -1,7 +1,7 @@
 """Turns: two processes wait, each with a torch or a crossent of its own, and call the hot path in turns.
 
-A block is old, new, new, old, and its ratio is new over old: a steady drift falls out of it. This needs Python alone,
-as :mod:`benchmarks.upgrade` does.
+A block is old, new, new, old, and its ratio is new over old: a steady drift falls out of it. One in which the core was
+taken from either is thrown out, as in :mod:`benchmarks.paired`. This needs Python alone, as `upgrade.py` does.
 """
 
 from __future__ import annotations
@@ -9,20 +9,27 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import statistics
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+from benchmarks.paired import Spread, spread
 
 # One thread: the ratio is of the code, and not of who else wants the cores. And one process that compiles: the
 # workers of the parent do not answer in a process that was forked from it.
 ALONE = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
 BLOCKS = 9  # odd, so that the median is one of them
 
-# Waits for a line, makes that many calls, and says how long they took; or "none" where there is no such form.
+# Waits for a line, makes that many calls, and says how long they took, and how often the core was taken from it
+# meanwhile; or "none" where there is no such form.
 WAITS = """
 import sys, time
 import torch, crossent
+try:
+    from resource import RUSAGE_SELF, getrusage
+    switches = lambda: getrusage(RUSAGE_SELF).ru_nivcsw
+except ImportError:  # Windows
+    switches = lambda: 0
 torch.set_num_threads(1)
 made = {}
 def inputs(shape, dtype):
@@ -40,10 +47,10 @@ for line in sys.stdin:
         made.clear()
         made[key] = inputs(key[1], dtype)
     logits, target = made[key]
-    start = time.perf_counter()
+    before, start = switches(), time.perf_counter()
     for _ in range(int(calls)):
         torch.autograd.grad(loss(logits, target), logits)
-    print(time.perf_counter() - start, flush=True)
+    print(time.perf_counter() - start, switches() - before, flush=True)
 """
 
 
@@ -89,6 +96,11 @@ class Hot:
         return f"{self.name} {'x'.join(map(str, self.shape))} {self.dtype}"
 
     @property
+    def logits(self) -> tuple[str, tuple[int, ...]]:
+        """What it is called on."""
+        return self.dtype, self.shape
+
+    @property
     def line(self) -> str:
         """What a process that waits is told."""
         return f"{self.name} {self.dtype} {self.calls} {' '.join(map(str, self.shape))}\n"
@@ -104,8 +116,8 @@ def hot(names: tuple[str, ...]) -> list[Hot]:
     return [Hot(name, dtype, calls, shape) for calls, shape in SHAPES for dtype in DTYPES for name in names]
 
 
-def ratios(old: Side, new: Side, calls: list[Hot], blocks: int = BLOCKS) -> Iterator[tuple[Hot, list[float]]]:
-    """Of each call the ratio of its times, new to old: lower quartile, median, upper quartile. None of what one lacks.
+def ratios(old: Side, new: Side, calls: list[Hot], blocks: int = BLOCKS) -> Iterator[tuple[Hot, Spread]]:
+    """Of each call the ratio of its times, new to old; none of a call that one of them lacks.
 
     Raises:
         EndedError: a call that does not run.
@@ -113,7 +125,7 @@ def ratios(old: Side, new: Side, calls: list[Hot], blocks: int = BLOCKS) -> Iter
     with contextlib.ExitStack() as stack:
         both = [stack.enter_context(side.waiting()) for side in (old, new)]
 
-        def seconds(at: int, line: str) -> float | None:
+        def seconds(at: int, line: str) -> tuple[float, bool] | None:
             stdin, stdout = both[at].stdin, both[at].stdout
             assert stdin is not None
             assert stdout is not None
@@ -122,13 +134,17 @@ def ratios(old: Side, new: Side, calls: list[Hot], blocks: int = BLOCKS) -> Iter
                 stdin.flush()
             if not (answer := stdout.readline()):
                 raise EndedError(f"{(old, new)[at].name}: the hot path does not run")
-            return None if answer.strip() == "none" else float(answer)
+            if answer.strip() == "none":
+                return None
+            took, switches = answer.split()
+            return float(took), int(switches) > 0
 
         for call in calls:
             if None in [seconds(at, call.line) for at in (0, 1)]:  # libraries load, and memory is taken
                 continue
             found = []
             for _ in range(blocks):
-                a, b, c, d = (seconds(at, call.line) or math.nan for at in (0, 1, 1, 0))
-                found.append(math.sqrt(b * c / (a * d)))
-            yield call, [round(ratio, 3) for ratio in statistics.quantiles(found, n=4, method="inclusive")]
+                turns = [seconds(at, call.line) or (math.nan, True) for at in (0, 1, 1, 0)]
+                (a, _), (b, _), (c, _), (d, _) = turns
+                found.append((math.sqrt(b * c / (a * d)), any(disturbed for _, disturbed in turns)))
+            yield call, spread(found)

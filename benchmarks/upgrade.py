@@ -138,7 +138,10 @@ def checked(of: Environment, subjects: list[str], reuse: bool) -> None:
 def timed(old: Environment, new: Environment) -> dict[str, list[float]]:
     """For each call of the hot path the ratio of its times, new to old: lower quartile, median, upper quartile."""
     try:
-        return {str(call): of for call, of in ratios(old.side, new.side, HOT, BLOCKS)}
+        return {
+            str(call): [round(number, 3) for number in (ratio.lower, ratio.median, ratio.upper)]
+            for call, ratio in ratios(old.side, new.side, HOT, BLOCKS)
+        }
     except EndedError as error:
         raise CannotError(str(error)) from None
 

@@ -245,7 +245,8 @@ def side(name, **seconds):
 import sys
 seconds = {seconds}
 for line in sys.stdin:
-    print(seconds.get(line.split()[0], "none"), flush=True)
+    name = line.split()[0]
+    print(*[seconds[name], 0] if name in seconds else ["none"], flush=True)
 """
     return Side(name, sys.executable, "", waits)
 
@@ -280,7 +281,7 @@ import pathlib, sys
 first = not (kept := pathlib.Path({str(tmp_path / "kept")!r})).exists()
 kept.touch()
 for line in sys.stdin:
-    print(2.0 if first and line.startswith("formula") else 1.0, flush=True)
+    print(2.0 if first and line.startswith("formula") else 1.0, 0, flush=True)
 """
     new = Side("new", sys.executable, "", once)
     assert compare.compare(side("old", torch=1.0, formula=1.0), new, calls=CALLS, say=quiet) == []
