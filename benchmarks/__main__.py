@@ -76,6 +76,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--compare", nargs="?", const="HEAD~1", metavar="REF", help="a commit, the one before unless given, or a folder"
     )
+    parser.add_argument(
+        "--keep-memory",
+        action="store_true",
+        help="let glibc keep its memory: the arithmetic, without mapping; into hot_path-kept.json",
+    )
     # A process that this starts itself.
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--no-memory", action="store_true", help=argparse.SUPPRESS)
@@ -93,6 +98,10 @@ def _apart(part: str, threads: int, chosen: argparse.Namespace, *, with_memory: 
         for option, values in (("--shape", chosen.shapes), ("--dtype", chosen.dtypes)):
             command += [word for value in values or () for word in (option, value)]
         env = {**os.environ, "OMP_NUM_THREADS": str(threads), "TF_CPP_MIN_LOG_LEVEL": "3"}  # XLA warns at length
+        if part == "growth" or (part == "hot_path" and chosen.keep_memory):
+            from benchmarks.growth import KEEPING
+
+            env |= KEEPING
         done = subprocess.run(command, cwd=ROOT, env=env, check=False)
         if done.returncode or not path.exists():
             print(f"benchmarks: {part} with {threads} threads ended with {done.returncode}", file=sys.stderr)
@@ -185,6 +194,8 @@ def _write(part: str, chosen: argparse.Namespace, found: list[dict[str, Any]]) -
         kept["cells"] = [cell for one in found for cell in one["cells"]]
     chosen.into.mkdir(parents=True, exist_ok=True)
     name = part if chosen.device == "cpu" or part == "verifier" else f"{part}-cuda"
+    kept_memory = part == "hot_path" and chosen.keep_memory
+    name += "-kept" if kept_memory else ""
     (chosen.into / f"{name}.json").write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     say(f"written: {chosen.into / name}.json")
     if part != "hot_path":
@@ -193,7 +204,7 @@ def _write(part: str, chosen: argparse.Namespace, found: list[dict[str, Any]]) -
         for about, got, allowed in hot_path.verdicts(kept["cells"]):
             say(f"{'held' if got <= allowed else 'MISSED'}: {about}: {got:.3g}, at most {allowed:.3g}")
     partial = part == "hot_path" and (chosen.shapes or chosen.dtypes)
-    if chosen.into == RESULTS and chosen.device == "cpu" and not partial:
+    if chosen.into == RESULTS and chosen.device == "cpu" and not partial and not kept_memory:
         tables.write(part, getattr(tables, part)(kept))
 
 

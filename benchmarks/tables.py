@@ -159,9 +159,7 @@ def _alone(cells: list[dict[str, Any]], like: dict[str, Any], most: int) -> list
 
 def _memory(cell: dict[str, Any], name: str) -> str:
     extra = cell["found"].get(name, {}).get("extra_memory", {})
-    if "torch" not in extra and "resident" not in extra:
-        return NONE
-    return f"{extra.get('torch', extra.get('resident')):.2f}"
+    return f"{extra['torch']:.2f}" if "torch" in extra else NONE  # JAX keeps memory, so what is resident says little
 
 
 def _memories(cell: dict[str, Any], names: list[str]) -> list[str]:
