@@ -58,7 +58,7 @@ def growth(kept: dict[str, Any]) -> str:
         for name in next(iter(kept["exponents"].values()))
     ]
     axes = [f"{kind}, {axis}" for kind in ("time", "memory") for axis in kept["exponents"]]
-    return _table(["", *axes], rows)
+    return _table(["", *axes], rows) + f"\n{kept['title']}.\n"
 
 
 def verifier(kept: dict[str, Any]) -> str:
@@ -80,6 +80,7 @@ def verifier(kept: dict[str, Any]) -> str:
         _table(["part", "dtype", "s per million logits", "at most", "the slowest of"], parts)
         + "\n"
         + _table(["", "cases", "seconds"], whole)
+        + f"\n{kept['title']}.\n"
     )
 
 
