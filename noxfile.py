@@ -103,9 +103,13 @@ def search(session: nox.Session) -> None:
 
 @nox.session
 def benchmarks(session: nox.Session) -> None:
-    """Time every form beside nn.CrossEntropyLoss; arguments go to pytest-benchmark."""
-    session.install("-e", ".[bench]")
-    session.run("pytest", "benchmarks", "-o", "addopts=--import-mode=importlib", *session.posargs)
+    """Time the forms and their peers in turns, their growth and the verifier: results, plots and the README's tables.
+
+    Ten minutes or so on two cores. `nox -s benchmarks -- --compare REF` fails where a form has become slower than in
+    REF, the commit before this one unless given; `-- --help` says what else there is.
+    """
+    session.install("-e", ".[bench,peers]")
+    session.run("python", "-m", "benchmarks", *session.posargs)
 
 
 @nox.session
@@ -120,7 +124,7 @@ def figures(session: nox.Session) -> None:
 def upgrade(session: nox.Session) -> None:
     """Show what moves from one torch to another: `nox -s upgrade -- 2.8.0 2.15.0`, or more; `--reuse`, `--level`, …."""
     try:
-        session.run(sys.executable, "benchmarks/upgrade.py", *session.posargs, interrupt_timeout=30.0)
+        session.run(sys.executable, "-m", "benchmarks.upgrade", *session.posargs, interrupt_timeout=30.0)
     except CommandFailed as failed:  # nox would end with 1 whatever the status is; an old one does not know it
         sys.exit(getattr(failed, "return_code", None) or 1)
 

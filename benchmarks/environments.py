@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.turns import ALONE
+
 ROOT = Path(__file__).resolve().parents[1]
 PLACE = ROOT / ".nox" / "upgrade"
 REPORTS = "reports"  # a folder beside the environments
@@ -27,9 +29,6 @@ SUBJECTS = ("torch", "formula", "log_softmax_nll", "one_hot", "blocked")
 NEEDED = ("python-flint>=0.7", "click>=8.1", "rich>=13.4", "pebble>=5", "jinja2>=3.1", "packaging>=22", "setuptools")
 MADE = "crossent-upgrade"  # a file in an environment that is whole
 LARGE = 50  # MB, of which a download is worth a line
-# One thread: the ratio is of torch's code, and not of who else wants the cores. And one process that compiles: the
-# workers of the parent do not answer in a process that was forked from it.
-ALONE = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
 
 
 class CannotError(Exception):

@@ -1,29 +1,38 @@
-"""Turns: the hot path of two versions of torch, timed beside each other.
+"""Turns: two processes wait, each with a torch or a crossent of its own, and call the hot path in turns.
 
-Two processes wait, and take turns in blocks of old, new, new, old. A block's ratio is new over old; shown is the median
-over the blocks with its quartiles. Times of two jobs are no ratio.
+A block is old, new, new, old, and its ratio is new over old: a steady drift falls out of it. One in which the core was
+taken from either is thrown out, as in :mod:`benchmarks.paired`. This needs Python alone, as `upgrade.py` does.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-import statistics
+import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import IO
 
-from environments import CannotError, Environment, say
+from benchmarks.paired import Spread, spread
 
+# One thread: the ratio is of the code, and not of who else wants the cores. And one process that compiles: the
+# workers of the parent do not answer in a process that was forked from it.
+ALONE = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
 BLOCKS = 9  # odd, so that the median is one of them
 
-# Waits for a line, makes that many calls, and says how long they took.
-TURNS = """
+# Waits for a line, makes that many calls, and says how long they took, and how often the core was taken from it
+# meanwhile; or "none" where there is no such form.
+WAITS = """
 import sys, time
 import torch, crossent
+try:
+    from resource import RUSAGE_SELF, getrusage
+    switches = lambda: getrusage(RUSAGE_SELF).ru_nivcsw
+except ImportError:  # Windows
+    switches = lambda: 0
 torch.set_num_threads(1)
-loss = {"torch": torch.nn.CrossEntropyLoss(), "formula": crossent.formula}
 made = {}
 def inputs(shape, dtype):
     random = torch.Generator().manual_seed(0)
@@ -31,32 +40,99 @@ def inputs(shape, dtype):
     return logits, torch.randint(shape[1], (shape[0], *shape[2:]), generator=random)
 for line in sys.stdin:
     name, dtype, calls, *shape = line.split()
+    loss = torch.nn.CrossEntropyLoss() if name == "torch" else getattr(crossent, name, None)
+    if loss is None:
+        print("none", flush=True)
+        continue
     key = dtype, tuple(map(int, shape))
     if key not in made:
         made.clear()
         made[key] = inputs(key[1], dtype)
     logits, target = made[key]
-    start = time.perf_counter()
+    before, start = switches(), time.perf_counter()
     for _ in range(int(calls)):
-        torch.autograd.grad(loss[name](logits, target), logits)
-    print(time.perf_counter() - start, flush=True)
+        torch.autograd.grad(loss(logits, target), logits)
+    print(time.perf_counter() - start, switches() - before, flush=True)
 """
-# Shapes as in test_hot_path.py, and how many calls make a tenth of a second or so.
-HOT = [
-    (name, dtype, calls, shape)
-    for name in ("torch", "formula")
-    for dtype in ("float32", "bfloat16")
-    for calls, shape in ((1000, (32, 10)), (5, (4096, 1000)), (1, (8, 21, 256, 256)))
-]
 
 
-def timed(old: Environment, new: Environment) -> dict[str, list[float]]:
-    """For each call of the hot path the ratio of its times, new to old: lower quartile, median, upper quartile."""
-    ratios: dict[str, list[float]] = {}
+class EndedError(Exception):
+    """A process that waits has ended, or does not start; the message is which."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two: a Python, and the folder that its crossent is in.
+
+    `waits`: what it runs; `-P` keeps the folder that it is run in from coming before.
+    """
+
+    name: str
+    python: str
+    folder: str
+    waits: str = WAITS
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[tuple[subprocess.Popen[str], IO[str]]]:
+        """A process that waits for its turns, and what it says beside them."""
+        pipe = subprocess.PIPE
+        env = {**os.environ, **ALONE, "PYTHONPATH": self.folder}
+        command = [self.python, "-P", "-c", self.waits]
+        with (
+            tempfile.TemporaryFile("w+", errors="replace") as aside,
+            subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=aside, text=True, env=env) as process,
+        ):
+            try:
+                yield process, aside
+            finally:
+                process.kill()
+                with contextlib.suppress(BrokenPipeError):  # a line that it did not take
+                    process.communicate()
+
+
+@dataclass(frozen=True)
+class Hot:
+    """One call of the hot path, and how often it is made in a turn."""
+
+    name: str
+    dtype: str
+    calls: int
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} {'x'.join(map(str, self.shape))} {self.dtype}"
+
+    @property
+    def logits(self) -> tuple[str, tuple[int, ...]]:
+        """What it is called on."""
+        return self.dtype, self.shape
+
+    @property
+    def line(self) -> str:
+        """What a process that waits is told."""
+        return f"{self.name} {self.dtype} {self.calls} {' '.join(map(str, self.shape))}\n"
+
+
+# How many calls make a tenth of a second or so.
+SHAPES = ((1000, (32, 10)), (5, (4096, 1000)), (1, (8, 21, 256, 256)))
+DTYPES = ("float32", "bfloat16")
+
+
+def hot(names: tuple[str, ...]) -> list[Hot]:
+    """Calls of each of these, in small shapes and large."""
+    return [Hot(name, dtype, calls, shape) for calls, shape in SHAPES for dtype in DTYPES for name in names]
+
+
+def ratios(old: Side, new: Side, calls: list[Hot], blocks: int = BLOCKS) -> Iterator[tuple[Hot, Spread]]:
+    """Of each call the ratio of its times, new to old; none of a call that one of them lacks.
+
+    Raises:
+        EndedError: a call that does not run.
+    """
     with contextlib.ExitStack() as stack:
-        both = [stack.enter_context(waiting(one)) for one in (old, new)]
+        both = [stack.enter_context(side.waiting()) for side in (old, new)]
 
-        def seconds(at: int, line: str) -> float:
+        def seconds(at: int, line: str) -> tuple[float, bool] | None:
             process, aside = both[at]
             stdin, stdout = process.stdin, process.stdout
             assert stdin is not None
@@ -67,36 +143,18 @@ def timed(old: Environment, new: Environment) -> dict[str, list[float]]:
             if not (answer := stdout.readline()):
                 aside.seek(0)
                 said = [line.strip() for line in aside if line.strip()][-1:]
-                raise CannotError(": ".join([(old, new)[at].spec, "the hot path does not run", *said]))
-            return float(answer)
+                raise EndedError(": ".join([(old, new)[at].name, "the hot path does not run", *said]))
+            if answer.strip() == "none":
+                return None
+            took, switches = answer.split()
+            return float(took), int(switches) > 0
 
-        for name, dtype, calls, shape in HOT:
-            line = f"{name} {dtype} {calls} {' '.join(map(str, shape))}\n"
-            for at in (0, 1):  # libraries load, and memory is taken
-                seconds(at, line)
-            blocks = []
-            for _ in range(BLOCKS):
-                a, b, c, d = (seconds(at, line) for at in (0, 1, 1, 0))
-                blocks.append(math.sqrt(b * c / (a * d)))
-            quartiles = statistics.quantiles(blocks, n=4, method="inclusive")
-            lower, median, upper = ratio = [round(quartile, 3) for quartile in quartiles]
-            ratios[call := f"{name} {'x'.join(map(str, shape))} {dtype}"] = ratio
-            say(f"{call}: {median:.2f} of the time ({lower:.2f} to {upper:.2f}), forward and backward")
-    return ratios
-
-
-@contextlib.contextmanager
-def waiting(one: Environment) -> Iterator[tuple[subprocess.Popen[str], IO[str]]]:
-    """A process that waits for its turns, and what it says beside them."""
-    pipe = subprocess.PIPE
-    command = [str(one.python), "-c", TURNS]
-    with (
-        tempfile.TemporaryFile("w+", errors="replace") as aside,
-        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=aside, text=True, env=one.variables) as process,
-    ):
-        try:
-            yield process, aside
-        finally:
-            process.kill()
-            with contextlib.suppress(BrokenPipeError):  # a line that it did not take
-                process.communicate()
+        for call in calls:
+            if None in [seconds(at, call.line) for at in (0, 1)]:  # libraries load, and memory is taken
+                continue
+            found = []
+            for _ in range(blocks):
+                turns = [seconds(at, call.line) or (math.nan, True) for at in (0, 1, 1, 0)]
+                (a, _), (b, _), (c, _), (d, _) = turns
+                found.append((math.sqrt(b * c / (a * d)), any(disturbed for _, disturbed in turns)))
+            yield call, spread(found)

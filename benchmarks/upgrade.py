@@ -1,6 +1,6 @@
 """What an upgrade of torch moves: an environment for each version, a report from each, what moved, and the hot path.
 
-    nox -s upgrade -- 2.8.0 2.15.0              # or: python benchmarks/upgrade.py 2.8.0 2.15.0
+    nox -s upgrade -- 2.8.0 2.15.0              # or: python -m benchmarks.upgrade 2.8.0 2.15.0
     nox -s upgrade -- 2.8.0 2.13.0 2.15.0       # each beside the one before it
     nox -s upgrade -- 2.13.0 ./torch-2.16.0.whl --level normal --reuse
     PIP_PRE=1 PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/nightly/cpu nox -s upgrade -- 2.13.0 torch
@@ -27,12 +27,26 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-import environments
-from environments import ROOT, SUBJECTS, CannotError, Environment, checked, environment, say
-from turns import timed
+from benchmarks import environments
+from benchmarks.environments import ROOT, SUBJECTS, CannotError, Environment, checked, environment, say
+from benchmarks.turns import BLOCKS, EndedError, Side, hot, ratios
 
 FIGURES = ROOT / "benchmarks" / "figures" / "upgrades.json"
 README = ROOT / "README.md"
+HOT = hot(("torch", "formula"))
+
+
+def timed(old: Environment, new: Environment) -> dict[str, list[float]]:
+    """For each call of the hot path the ratio of its times, new to old: lower quartile, median, upper quartile."""
+    told: dict[str, list[float]] = {}
+    sides = (Side(one.spec, str(one.python), str(ROOT)) for one in (old, new))
+    try:
+        for call, ratio in ratios(*sides, HOT, BLOCKS):
+            lower, median, upper = told[str(call)] = [round(of, 3) for of in (ratio.lower, ratio.median, ratio.upper)]
+            say(f"{call}: {median:.2f} of the time ({lower:.2f} to {upper:.2f}), forward and backward")
+    except EndedError as error:
+        raise CannotError(str(error)) from None
+    return told
 
 
 def compared(old: Environment, new: Environment, force: bool) -> tuple[int, dict[str, Any]]:

@@ -10,10 +10,10 @@ import sys
 import time
 from pathlib import Path
 
-import environments
 import pytest
-import turns
-import upgrade
+
+from benchmarks import environments, upgrade
+from benchmarks.turns import Hot
 
 SCRIPT = Path(upgrade.__file__)
 on_posix = pytest.mark.skipif(os.name != "posix", reason="waits for a system with /bin/sh")
@@ -226,10 +226,11 @@ def test_an_interrupt_leaves_no_half_report_and_ends_with_130(here, tmp_path):
         '#!/bin/sh\nfor last; do :; done\ntrap \'echo "{}" > "$last"; touch "$last.was"; exit 130\' TERM INT\n'
         f"touch {tmp_path}/began\nwhile :; do sleep 0.05; done\n"
     )
-    code = f"import environments, upgrade, pathlib; environments.PLACE = pathlib.Path({str(tmp_path / 'kept')!r})"
+    code = "import pathlib; from benchmarks import environments, upgrade; "
+    code += f"environments.PLACE = pathlib.Path({str(tmp_path / 'kept')!r})"
     code += f"; raise SystemExit(upgrade.main([{here[0]!r}]))"
     command = [sys.executable, "-c", code]
-    env = {**os.environ, "PYTHONPATH": str(SCRIPT.parent)}
+    env = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env, start_new_session=True) as process:
         while not (tmp_path / "began").exists():
             assert process.poll() is None
@@ -243,10 +244,10 @@ def test_an_interrupt_leaves_no_half_report_and_ends_with_130(here, tmp_path):
 
 @on_posix
 def test_the_hot_path_is_timed_in_turns(here, monkeypatch):
-    monkeypatch.setattr(turns, "HOT", [("torch", "float32", 5, (32, 10))])
-    monkeypatch.setattr(turns, "BLOCKS", 3)
+    monkeypatch.setattr(upgrade, "HOT", [Hot("torch", "float32", 5, (32, 10))])
+    monkeypatch.setattr(upgrade, "BLOCKS", 3)
     old, new = (environments.environment(name, "quick", True) for name in here)
-    (lower, median, upper) = turns.timed(old, new)["torch 32x10 float32"]
+    (lower, median, upper) = upgrade.timed(old, new)["torch 32x10 float32"]
     assert 0 < lower <= median <= upper
 
 
@@ -255,7 +256,7 @@ def test_a_hot_path_that_does_not_run_says_why(here):
     (Path(here[1]) / "bin" / "python").write_text("#!/bin/sh\necho 'ImportError: no such torch' >&2\nexit 1\n")
     old, new = (environments.environment(name, "quick", True) for name in here)
     with pytest.raises(environments.CannotError, match=r": the hot path does not run: ImportError: no such torch$"):
-        turns.timed(old, new)
+        upgrade.timed(old, new)
 
 
 def test_the_readme_has_the_table_of_the_figures():

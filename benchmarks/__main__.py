@@ -1,0 +1,217 @@
+"""Time everything, or a part of it, and write results, plots and the README's tables.
+
+    python -m benchmarks                                     # all; ten minutes or so on two idle cores
+    python -m benchmarks hot_path --shape 4096x1000 --into /tmp/results
+    python -m benchmarks growth verifier
+    python -m benchmarks --device cuda
+    python -m benchmarks --compare REF                       # is a form slower than in another commit?
+
+Each number of threads is a process of its own. Where the results go into `benchmarks/results`, the README's tables are
+written anew, from what lies there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.turns import EndedError
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = Path(__file__).resolve().parent / "results"
+PARTS = ("hot_path", "growth", "verifier")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Time what is asked for; the exit status: 1 where something is slower than in what it is compared with."""
+    parser = _parser()
+    chosen = parser.parse_args(arguments)
+    if unknown := set(chosen.parts) - set(PARTS):
+        parser.error(f"got {', '.join(sorted(unknown))}; parts are {', '.join(PARTS)}")
+    if chosen.here:
+        return _here(chosen)
+    if chosen.compare is not None:
+        from benchmarks import compare
+
+        try:
+            return compare.run(chosen.compare, say)
+        except (ValueError, EndedError) as error:
+            print(f"benchmarks: {error}", file=sys.stderr)
+            return 2
+    start = time.perf_counter()
+    for part in chosen.parts or PARTS:
+        of_cores = part == "hot_path" and chosen.device == "cpu"
+        counts = chosen.threads if of_cores else chosen.threads[-1:]
+        apart = (_apart(part, threads, chosen, with_memory=threads == max(counts)) for threads in counts)
+        found = [one for one in apart if one is not None]
+        if len(found) < len(counts):
+            return 2
+        _write(part, chosen, found)
+    say(f"{(time.perf_counter() - start) / 60:.1f} minutes")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="What crossent costs, and what it saves.")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; all of them unless given")
+    parser.add_argument("--device", default="cpu", help="of the hot path and its growth: cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--threads", type=int, nargs="+", default=sorted({1, min(2, cores)}), help="one and two unless given"
+    )
+    parser.add_argument("--shape", action="append", dest="shapes", help="of the hot path, as 4096x1000; again for more")
+    parser.add_argument(
+        "--dtype", action="append", dest="dtypes", choices=("float32", "bfloat16", "float16", "float64")
+    )
+    parser.add_argument("--seconds", type=float, default=5.0, help="for each shape, dtype, pass and number of threads")
+    parser.add_argument("--into", type=Path, default=RESULTS, metavar="FOLDER", help="where results and plots go")
+    parser.add_argument(
+        "--compare", nargs="?", const="HEAD~1", metavar="REF", help="a commit, the one before unless given, or a folder"
+    )
+    parser.add_argument(
+        "--keep-memory",
+        action="store_true",
+        help="let glibc keep its memory: the arithmetic, without mapping; into hot_path-kept.json",
+    )
+    # A process that this starts itself.
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--no-memory", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--json", type=Path, help=argparse.SUPPRESS)
+    return parser
+
+
+def _apart(part: str, threads: int, chosen: argparse.Namespace, *, with_memory: bool) -> dict[str, Any] | None:
+    """A part in a process of its own, with so many threads; None where it fails, which it has said."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "found.json"
+        command = [sys.executable, "-m", "benchmarks", part, "--here", "--json", str(path), "--device", chosen.device]
+        command += ["--threads", str(threads), "--seconds", str(chosen.seconds)]
+        command += [] if with_memory else ["--no-memory"]
+        for option, values in (("--shape", chosen.shapes), ("--dtype", chosen.dtypes)):
+            command += [word for value in values or () for word in (option, value)]
+        env = {**os.environ, "OMP_NUM_THREADS": str(threads), "TF_CPP_MIN_LOG_LEVEL": "3"}  # XLA warns at length
+        if part == "growth" or (part == "hot_path" and chosen.keep_memory):
+            from benchmarks.growth import KEEPING
+
+            env |= KEEPING
+        done = subprocess.run(command, cwd=ROOT, env=env, check=False)
+        if done.returncode or not path.exists():
+            print(f"benchmarks: {part} with {threads} threads ended with {done.returncode}", file=sys.stderr)
+            return None
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+
+
+def _here(chosen: argparse.Namespace) -> int:
+    """One part in this process."""
+    (part,), (threads,) = chosen.parts, chosen.threads
+    import torch
+
+    torch.set_num_threads(threads)
+    if chosen.device != "cpu":
+        torch.cuda.set_device(chosen.device)
+    elif part != "verifier" and hasattr(os, "sched_setaffinity"):
+        # So that JAX, which asks for the cores that it may use, has as many threads; the first core has the interrupts.
+        allowed = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, allowed[-threads:])
+    from benchmarks.limits import machine
+
+    of = machine(chosen.device)
+    found = {"machine": of, "title": _title(of), **_measured(part, chosen)}
+    chosen.json.write_text(json.dumps(found), encoding="utf-8")
+    return 0
+
+
+def _measured(part: str, chosen: argparse.Namespace) -> dict[str, Any]:
+    if part == "hot_path":
+        from benchmarks import hot_path
+
+        shapes = tuple(tuple(map(int, shape.split("x"))) for shape in chosen.shapes or ()) or hot_path.SHAPES
+        dtypes = tuple(chosen.dtypes or hot_path.DTYPES)
+        measured = hot_path.measure(
+            shapes, dtypes, device=chosen.device, seconds=chosen.seconds, with_memory=not chosen.no_memory
+        )
+        return {"cells": [*_told(measured, _of_cell)]}
+    if part == "growth":
+        from benchmarks import growth
+
+        points = [*_told(growth.measure(device=chosen.device, seconds=chosen.seconds / 5), _of_point)]
+        return {"points": points, "exponents": growth.exponents(points), "fixed": growth.FIXED}
+    from benchmarks import verifier
+
+    parts = [*_told(verifier.oracle(), _of_part), *_told(verifier.parts(), _of_part)]
+    return {"parts": parts, "whole": [*_told(verifier.whole(), _of_whole)]}
+
+
+def _title(machine: dict[str, Any]) -> str:
+    return f"{machine['processor']}, {machine['cores']} cores, threads: {machine['threads']}, torch {machine['torch']}"
+
+
+def _told(found: Iterator[dict[str, Any]], words: Any) -> Iterator[dict[str, Any]]:
+    """Each of them, as it comes, with a line about it."""
+    for one in found:
+        say(words(one))
+        yield one
+
+
+def _of_cell(cell: dict[str, Any]) -> str:
+    ratios = {name: one["ratio_to_torch"] for name, one in cell["found"].items() if name != "torch"}
+    words = [f"{name} {ratio['median']:.2f}" + "*" * ratio["disturbed"] for name, ratio in ratios.items()]
+    words += [f"no {name}, which {reason}" for name, reason in cell["missing"].items()]
+    which = f"{'x'.join(map(str, cell['shape']))} {cell['dtype']} {cell['pass']}, threads: {cell['threads']}"
+    ms, rounds = 1000 * cell["found"]["torch"]["seconds"]["median"], cell["found"]["torch"]["seconds"]["rounds"]
+    return f"{which}: torch {ms:.3g} ms, {rounds} rounds; of that: {', '.join(words)}"
+
+
+def _of_point(point: dict[str, Any]) -> str:
+    times = ", ".join(f"{name} {1000 * one['seconds']['median']:.3g} ms" for name, one in point["found"].items())
+    return f"{point['size']} {point['axis']}: {times}"
+
+
+def _of_part(one: dict[str, Any]) -> str:
+    return f"{one['part']} of {one['of']}: {one['seconds_per_million_logits']:.3g} s per million logits"
+
+
+def _of_whole(one: dict[str, Any]) -> str:
+    return f"crossent {one['of']}: {one['cases']} cases, {one['seconds']:.1f} s"
+
+
+def _write(part: str, chosen: argparse.Namespace, found: list[dict[str, Any]]) -> None:
+    """Results, plots, and where the results are the repository's, the README's table."""
+    from benchmarks import hot_path, plots, tables
+
+    kept = {key: value for key, value in found[-1].items() if key != "cells"}
+    if part == "hot_path":
+        kept["machines"] = {str(one["machine"]["threads"]): one["machine"] for one in found}
+        kept["cells"] = [cell for one in found for cell in one["cells"]]
+    chosen.into.mkdir(parents=True, exist_ok=True)
+    name = part if chosen.device == "cpu" or part == "verifier" else f"{part}-cuda"
+    kept_memory = part == "hot_path" and chosen.keep_memory
+    name += "-kept" if kept_memory else ""
+    (chosen.into / f"{name}.json").write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    say(f"written: {chosen.into / name}.json")
+    if part != "hot_path":
+        getattr(plots, part)(kept, chosen.into / f"{name}.svg")
+    else:
+        for about, got, allowed in hot_path.verdicts(kept["cells"]):
+            say(f"{'held' if got <= allowed else 'MISSED'}: {about}: {got:.3g}, at most {allowed:.3g}")
+    partial = part == "hot_path" and (chosen.shapes or chosen.dtypes)
+    if chosen.into == RESULTS and chosen.device == "cpu" and not partial and not kept_memory:
+        tables.write(part, getattr(tables, part)(kept))
+
+
+def say(line: str) -> None:
+    """Show how far it is."""
+    print(f"benchmarks: {line}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""Peak memory: how many bytes a call has at most beyond those that were there before it.
+
+On a CPU torch's profiler tells each allocation with the total after it, and the kernel how much memory was ever
+resident: one does not know of memory that torch did not hand out, the other counts whole pages, libraries that load,
+and what malloc keeps. Each is held against the other by a test.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+
+
+def peak(call: Callable[[], object], device: str = "cpu") -> int:
+    """Of torch's memory on the device."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    return traced(call)
+
+
+def traced(call: Callable[[], object]) -> int:
+    """Of torch's memory on a CPU, by its profiler."""
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        with _no_words(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+            call()
+        profiled.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
+    ours = [one for one in events if one.get("name") == "[memory]" and one["args"].get("Device Type") == 0]
+    ours.sort(key=lambda one: one["ts"])
+    total = most = 0
+    for one in ours:  # the total of an event is all that torch has, with what it had before
+        total += one["args"]["Bytes"]
+        most = max(most, total)
+    return most
+
+
+def resident(call: Callable[[], object]) -> int | None:
+    """Of all memory of this process, by the kernel; None where it does not tell, as outside Linux."""
+    try:
+        CLEAR_REFS.write_text("5")  # the most so far is forgotten: proc_pid_clear_refs(5)
+        before = _status("VmRSS")
+        call()
+        return max(0, _status("VmHWM") - before)
+    except OSError:
+        return None
+
+
+@contextlib.contextmanager
+def _no_words() -> Iterator[None]:
+    """The profiler writes two lines into the standard error with each trace, from C++."""
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _status(name: str) -> int:
+    found = re.search(rf"^{name}:\s+(\d+) kB", STATUS.read_text(), re.M)
+    if not found:
+        raise OSError(f"{STATUS} has no {name}")
+    return int(found[1]) * 1024

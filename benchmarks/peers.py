@@ -1,0 +1,167 @@
+"""Who is timed: the forms, torch, and others' cross-entropies where they are installed; of the rest, why not.
+
+A maker takes logits, target and whether a gradient is wanted, and gives a call that does it and does not wait for the
+device.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import crossent
+from benchmarks.limits import summed
+
+Call = Callable[[], object]
+Maker = Callable[[Tensor, Tensor, bool], Call]
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+# More memory than an identity should take, which is C × C: at 32,000 classes it has 4 GB.
+IDENTITY = 2**28
+
+FORMS: dict[str, Loss] = {
+    "torch": torch.nn.CrossEntropyLoss(),
+    **{
+        name: getattr(crossent, name)
+        for name in ("formula", "log_softmax_nll", "one_hot", "blocked")
+        if hasattr(crossent, name)  # another checkout may be without
+    },
+}
+
+
+def of_torch(loss: Loss, copied: bool = False) -> Maker:
+    """The maker of a loss of tensors. `copied`: it writes into its logits, so it gets some of its own."""
+
+    def make(logits: Tensor, target: Tensor, backward: bool) -> Call:
+        # A view of the same numbers: an input that requires a gradient would make the forward pass keep a graph.
+        x = (logits.clone() if copied else logits.detach()).requires_grad_(backward)
+
+        def call() -> None:
+            result = loss(x, target)
+            if backward:
+                torch.autograd.grad(result, x)  # leaves no .grad for the next call to add to
+
+        return call
+
+    return make
+
+
+def forms() -> dict[str, Maker]:
+    """The forms, and torch."""
+    return {name: of_torch(loss) for name, loss in FORMS.items()}
+
+
+def limits(backward: bool) -> dict[str, Maker]:
+    """What bounds every implementation: to read all logits, and to write as many numbers.
+
+    A copy writes into memory that is there, a clone into memory that is asked for, as a gradient's is.
+    The forward pass reads the logits once: maximum and sum of exponentials can be taken in one sweep (Milakov &
+    Gimelshein, arXiv:1805.02867). The backward pass reads them again, as no cache keeps them in between, and writes a
+    gradient of their size. Not counted: targets and losses, one number for a whole row.
+    """
+
+    def read(logits: Tensor, target: Tensor, backward: bool) -> Call:
+        return lambda: summed(logits)
+
+    def copy(logits: Tensor, target: Tensor, backward: bool) -> Call:
+        out = torch.empty_like(logits).copy_(logits)
+        return lambda: out.copy_(logits)
+
+    def clone(logits: Tensor, target: Tensor, backward: bool) -> Call:
+        return lambda: logits.clone()
+
+    return {"sum": read, "copy": copy, "clone": clone} if backward else {"sum": read}
+
+
+def peers(shape: tuple[int, ...], device: str) -> dict[str, Maker | str]:
+    """Other people's, by name; of one that cannot be had for these logits, the reason."""
+    return {
+        "torch.compile": _compiled(),
+        "linear_cross_entropy": _linear(shape, device),
+        "liger": _liger(shape, device),
+        "optax": _optax(device),
+    }
+
+
+def tried(maker: Maker, logits: Tensor, target: Tensor, backward: bool) -> str:
+    """Why a call cannot be made, or ""."""
+    try:
+        maker(logits, target, backward)()
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        return f"raises {type(error).__name__}: {lines[0][:200]}"
+    return ""
+
+
+def host_waits(call: Call) -> str:
+    """Where a call makes the host wait for a CUDA device, which torch's own never does: what torch says, or ""."""
+    torch.cuda.synchronize()
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        call()
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+        torch.cuda.synchronize()
+    return ""
+
+
+def _compiled() -> Maker:
+    torch._dynamo.reset()  # what was compiled for other shapes does not count against this one
+    return of_torch(torch.compile(F.cross_entropy, dynamic=False))
+
+
+def _linear(shape: tuple[int, ...], device: str) -> Maker | str:
+    if not hasattr(F, "linear_cross_entropy"):
+        return "waits for torch 2.13 or so"
+    if len(shape) != 2:
+        return "takes (N, C) only"
+    if (size := 4 * shape[1] ** 2) > IDENTITY:
+        return f"would project by an identity of {size / 1e9:.1f} GB"
+
+    def make(logits: Tensor, target: Tensor, backward: bool) -> Call:
+        identity = torch.eye(shape[1], device=logits.device, dtype=logits.dtype)
+        return of_torch(lambda x, y: F.linear_cross_entropy(x, identity, y))(logits, target, backward)
+
+    return make
+
+
+def _liger(shape: tuple[int, ...], device: str) -> Maker | str:
+    if not device.startswith("cuda"):
+        return "waits for a CUDA device"
+    if importlib.util.find_spec("liger_kernel") is None:
+        return "waits for pip install liger-kernel"
+    if len(shape) != 2:
+        return "takes (N, C) only"
+    kernel = importlib.import_module("liger_kernel.ops.cross_entropy").LigerCrossEntropyFunction
+    return of_torch(lambda x, y: kernel.apply(x, y, None, -100, 0.0, 0.0, "mean")[0], copied=True)
+
+
+def _optax(device: str) -> Maker | str:
+    if any(importlib.util.find_spec(name) is None for name in ("jax", "optax")):
+        return "waits for pip install jax optax"
+    jax = importlib.import_module("jax")
+    optax = importlib.import_module("optax")
+    if device.startswith("cuda") and jax.default_backend() != "gpu":
+        return "waits for a JAX that sees the CUDA device"
+
+    def mean(logits: Any, labels: Any) -> Any:
+        return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels, axis=1).mean()
+
+    both, alone = jax.jit(jax.grad(mean)), jax.jit(mean)
+
+    def make(logits: Tensor, target: Tensor, backward: bool) -> Call:
+        # The very memory, for each knows the other's; JAX has no int64 unless told.
+        x, y = jax.dlpack.from_dlpack(logits.detach().contiguous()), jax.dlpack.from_dlpack(target.int())
+        function = both if backward else alone
+        return lambda: function(x, y).block_until_ready()
+
+    return make

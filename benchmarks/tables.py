@@ -1,0 +1,206 @@
+"""The README's tables, from the files of results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks.hot_path import TARGETS, Pass
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+FORMS = ("formula", "log_softmax_nll", "one_hot", "blocked")
+PEERS = ("torch.compile", "linear_cross_entropy", "liger", "optax")
+NONE = "–"
+
+
+def hot_path(kept: dict[str, Any]) -> str:
+    """Time over torch's, forward and backward and forward alone; and extra memory over the logits'."""
+    cells = kept["cells"]
+    most = max(cell["threads"] for cell in cells)
+    both = [cell for cell in cells if cell["threads"] == most and cell["pass"] == Pass.BOTH.value]
+    forward = [cell for cell in cells if cell["threads"] == most and cell["pass"] == Pass.FORWARD.value]
+    peers = [name for name in PEERS if any(name in cell["found"] for cell in both)]
+    names = ["torch", *FORMS, *peers]
+    parts = [
+        f"Time over that of `nn.CrossEntropyLoss`, forward and backward, {_threads(most)}, medians; of `blocked` "
+        "also the quartiles, what it is to keep, and what share of its time it takes to sum the logits and to copy "
+        "them, into memory that is there or that is new:",
+        _table(
+            ["logits", "dtype", "torch, ms", *FORMS, "quartiles", "at most", "of a copy", "of a clone", *peers],
+            [
+                [*_which(cell), _ms(cell), *_ratios(cell, FORMS), *_of_blocked(cell), *_ratios(cell, peers)]
+                for cell in both
+            ],
+        ),
+        f"The same of the forward pass alone, where no gradient is wanted{_others(cells, most)}:",
+        _table(
+            ["logits", "dtype", "torch, ms", *FORMS, *_heads(cells, most)],
+            [[*_which(cell), _ms(cell), *_ratios(cell, FORMS), *_alone(cells, cell, most)] for cell in forward],
+        ),
+        "Memory beyond the logits at the peak, over the logits' own, forward and backward; the last column is "
+        "`blocked`'s, forward alone:",
+        _table(
+            ["logits", "dtype", *names, "forward"],
+            [[*_which(cell), *_memories(cell, names), _forward_memory(forward, cell)] for cell in both],
+        ),
+        _machine(kept, cells),
+    ]
+    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+def growth(kept: dict[str, Any]) -> str:
+    """The exponents of time and memory."""
+    rows = [
+        [
+            name,
+            *(_fit(kept["exponents"][axis][name][kind]) for kind in ("seconds", "bytes") for axis in kept["exponents"]),
+        ]
+        for name in next(iter(kept["exponents"].values()))
+    ]
+    axes = [f"{kind}, {axis}" for kind in ("time", "memory") for axis in kept["exponents"]]
+    return _table(["", *axes], rows) + f"\n{kept['title']}.\n"
+
+
+def verifier(kept: dict[str, Any]) -> str:
+    """Seconds for a million logits of each part, and those of the whole command."""
+    worst: dict[tuple[str, str], dict[str, Any]] = {}
+    for one in kept["parts"]:
+        key = one["part"], one["of"].partition("-")[0]
+        without_limit = one["part"] == "oracle" and one["limit"] is None
+        slower = key not in worst or one["seconds_per_million_logits"] > worst[key]["seconds_per_million_logits"]
+        if slower and not without_limit:
+            worst[key] = one
+    parts = [
+        [part, dtype, f"{one['seconds_per_million_logits']:.2g}", str(one.get("limit") or NONE), f"`{one['of']}`"]
+        for (part, dtype), one in worst.items()
+        if part in ("oracle", "bounds", "checks")
+    ]
+    whole = [[f"`{one['of']}`", f"{one['cases']:,}", f"{one['seconds']:.1f}"] for one in kept["whole"]]
+    return (
+        _table(["part", "dtype", "s per million logits", "at most", "the slowest of"], parts)
+        + "\n"
+        + _table(["", "cases", "seconds"], whole)
+        + f"\n{kept['title']}.\n"
+    )
+
+
+def write(name: str, text: str, readme: Path = README) -> None:
+    """Put a table between its marks."""
+    begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->\n"
+    before, rest = readme.read_text(encoding="utf-8").split(begin)
+    readme.write_text(before + begin + text + end + rest.split(end)[1], encoding="utf-8")
+
+
+def shown(name: str, readme: Path = README) -> str:
+    """What stands between its marks."""
+    rest = readme.read_text(encoding="utf-8").split(f"<!-- {name}:begin -->\n")[1]
+    return rest.split(f"<!-- {name}:end -->\n")[0]
+
+
+def _table(heads: list[str], rows: list[list[str]]) -> str:
+    words = sum(head in ("", "logits", "dtype", "part", "the slowest of") for head in heads)
+    rules = [" --- " if at < words and heads[at] != "the slowest of" else " ---: " for at in range(len(heads))]
+    lines = [f"| {' | '.join(heads)} |", f"|{'|'.join(rules)}|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
+
+
+def _which(cell: dict[str, Any]) -> list[str]:
+    return ["×".join(map(str, cell["shape"])), cell["dtype"]]
+
+
+def _ms(cell: dict[str, Any]) -> str:
+    return f"{1000 * cell['found']['torch']['seconds']['median']:.3g}"
+
+
+def _ratios(cell: dict[str, Any], names: Any) -> list[str]:
+    found = cell["found"]
+    return [_marked(found[name]["ratio_to_torch"]) if name in found else NONE for name in names]
+
+
+def _marked(ratio: dict[str, Any]) -> str:
+    """A median; with a star where other processes were running in most of its rounds."""
+    return f"{ratio['median']:.2f}" + ("\\*" if ratio["disturbed"] else "")
+
+
+def _of_blocked(cell: dict[str, Any]) -> list[str]:
+    if "blocked" not in cell["found"]:
+        return [NONE] * 4
+    ratio, target = cell["found"]["blocked"]["ratio_to_torch"], TARGETS.get(tuple(cell["shape"]))
+    allowed = f"{getattr(target, cell['dtype']):.2f}" if target else NONE
+    shares = [f"{cell['found']['blocked'][name]:.0%}" for name in ("share_of_limit", "share_in_new_memory")]
+    return [f"{ratio['lower']:.2f} to {ratio['upper']:.2f}", allowed, *shares]
+
+
+def _fewer(cells: list[dict[str, Any]], most: int) -> list[int]:
+    return sorted({cell["threads"] for cell in cells} - {most})
+
+
+def _others(cells: list[dict[str, Any]], most: int) -> str:
+    fewer = _fewer(cells, most)
+    return f"; and `blocked` with {', '.join(map(_threads, fewer))}" if fewer else ""
+
+
+def _heads(cells: list[dict[str, Any]], most: int) -> list[str]:
+    return [f"{of.value}, {_threads(count)}" for count in _fewer(cells, most) for of in Pass]
+
+
+def _alone(cells: list[dict[str, Any]], like: dict[str, Any], most: int) -> list[str]:
+    found = []
+    for count in _fewer(cells, most):
+        for of in Pass:
+            same = ("shape", "dtype")
+            wanted = [
+                cell
+                for cell in cells
+                if cell["threads"] == count and cell["pass"] == of.value and all(cell[k] == like[k] for k in same)
+            ]
+            found += _ratios(wanted[0], ["blocked"]) if wanted else [NONE]
+    return found
+
+
+def _memory(cell: dict[str, Any], name: str) -> str:
+    extra = cell["found"].get(name, {}).get("extra_memory", {})
+    return f"{extra['torch']:.2f}" if "torch" in extra else NONE  # JAX keeps memory, so what is resident says little
+
+
+def _memories(cell: dict[str, Any], names: list[str]) -> list[str]:
+    return [_memory(cell, name) for name in names]
+
+
+def _forward_memory(forward: list[dict[str, Any]], like: dict[str, Any]) -> str:
+    same = [cell for cell in forward if cell["shape"] == like["shape"] and cell["dtype"] == like["dtype"]]
+    return _memory(same[0], "blocked") if same else NONE
+
+
+def _fit(fit: list[float]) -> str:
+    return f"{fit[0]:.2f} ± {fit[1]:.2f}"
+
+
+def _threads(count: int) -> str:
+    return "one thread" if count == 1 else f"{count} threads"
+
+
+def _machine(kept: dict[str, Any], cells: list[dict[str, Any]]) -> str:
+    """The machine, how undisturbed it was, and who is missing."""
+    machine = kept["machine"]
+    caches = ", ".join(f"{level} {size}" for level, size in machine["caches"].items())
+    rates = machine["gigabytes_per_second"]
+    spreads = [one["ratio_to_torch"] for cell in cells for name, one in cell["found"].items() if name != "torch"]
+    out, all_of_them = (
+        sum(one["thrown_out"] for one in spreads),
+        sum(one["rounds"] + one["thrown_out"] for one in spreads),
+    )
+    missing = {name: reason for cell in cells for name, reason in cell["missing"].items() if name == "liger"}
+    absent = "".join(f" {name} {reason}." for name, reason in missing.items())
+    stars = (
+        " A star: in most of the rounds more threads wanted a core than there were."
+        if any(one["disturbed"] for one in spreads)
+        else ""
+    )
+    device = "" if machine["device"] == "cpu" else f" {machine.get('device_name', machine['device'])},"
+    return (
+        f"{machine['processor']},{device} {machine['cores']} cores, {caches}; torch {machine['torch']}, Python "
+        f"{machine['python']}, memory by {machine['allocator']}; a sum reads {rates['sum']} GB/s, a copy moves "
+        f"{rates['copy']}, into new memory {rates['clone']}. {out:,} of {all_of_them:,} ratios were thrown out, since "
+        f"another process was running.{stars}{absent}"
+    )

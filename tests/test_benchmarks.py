@@ -1,0 +1,324 @@
+"""The benchmarks: what a ratio is made of, what memory is seen, who is missing, and when a form has become slower."""
+
+import itertools
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from benchmarks import compare, growth, hot_path, memory, paired, peers, tables
+from benchmarks.__main__ import RESULTS
+from benchmarks.turns import Hot, Side
+
+CALLS = [Hot("torch", "float32", 1, (2, 2)), Hot("formula", "float32", 1, (2, 2))]
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that goes on as it is told to, and an operating system that has never taken a core."""
+
+    class Clock:
+        now = 0.0
+        switches = 0
+
+        def takes(self, seconds, slower=0.0, switches=lambda: 0):
+            """A call that takes so long, and so much longer each second."""
+
+            def call():
+                self.now += seconds * (1 + slower * self.now)
+                self.switches += switches()
+
+            return call
+
+    made = Clock()
+    monkeypatch.setattr(paired.time, "perf_counter", lambda: made.now)
+    monkeypatch.setattr(paired, "_switches", lambda: made.switches)
+    monkeypatch.setattr(paired, "_waited", lambda: None)
+    return made
+
+
+def test_what_takes_twice_as_long_has_a_ratio_of_two_within_its_spread():
+    def spin(seconds):
+        until = paired.time.perf_counter() + seconds
+        while paired.time.perf_counter() < until:
+            pass
+
+    calls = {"once": lambda: spin(0.001), "twice": lambda: spin(0.002), "once more": lambda: spin(0.001)}
+    rounds = paired.measure(lambda: calls, seconds=0.2, least=9, most=31)
+    ratio, of_itself = rounds.ratio("twice", "once"), rounds.ratio("once more", "once")
+    spread = ratio.upper - ratio.lower + of_itself.upper - of_itself.lower + abs(of_itself.median - 1)
+    assert abs(ratio.median - 2) <= 2 * spread, f"{ratio}; of itself {of_itself}"
+
+
+def test_a_steady_drift_falls_out_of_the_ratio(clock):
+    calls = {"once": clock.takes(1, slower=1e-3), "twice": clock.takes(2, slower=1e-3)}
+    ratio = paired.measure(lambda: calls, seconds=1000, least=20, most=20).ratio("twice", "once")
+    assert ratio.rounds == 20
+    assert ratio.lower < 2 < ratio.upper
+
+
+def test_the_order_of_a_round_is_reversed_in_the_next(clock):
+    seen = []
+
+    def fresh():
+        seen.append([])
+        return {name: lambda name=name: (seen[-1].append(name), clock.takes(1)())[1] for name in "abcd"}
+
+    paired.measure(fresh, seconds=0, least=6, most=6)
+    rounds = seen[1:]  # the first calls are the warm-up
+    assert all(sorted(of) == list("abcd") for of in rounds)
+    assert rounds[1] == rounds[0][::-1]
+    assert rounds[3] == rounds[2][::-1]
+    assert len({tuple(of) for of in rounds[::2]}) > 1
+
+
+def test_every_round_has_inputs_of_its_own(clock):
+    made = []
+
+    def fresh():
+        made.append(object())
+        return {"one": clock.takes(1)}
+
+    paired.measure(fresh, seconds=0, least=5, most=5)
+    assert len(set(made)) == 6  # with those of the warm-up
+
+
+def test_a_round_is_thrown_out_and_counted_when_another_process_was_running(clock):
+    taken = itertools.count(-3)  # three calls of the warm-up and the first turn
+    calls = {"one": clock.takes(1), "other": clock.takes(1, switches=lambda: next(taken) in (0, 4))}
+    rounds = paired.measure(lambda: calls, seconds=0, least=9, most=9)
+    ratio = rounds.ratio("other", "one")
+    assert (ratio.rounds, ratio.thrown_out, ratio.disturbed) == (7, 2, False)
+    assert rounds.seconds("one").rounds == 9
+
+
+def test_all_rounds_are_taken_back_and_marked_when_too_few_are_left(clock):
+    calls = {"one": clock.takes(1), "other": clock.takes(1, switches=lambda: 1)}
+    ratio = paired.measure(lambda: calls, seconds=0, least=9, most=9).ratio("other", "one")
+    assert (ratio.rounds, ratio.thrown_out, ratio.disturbed) == (9, 0, True)
+    assert str(ratio).endswith("disturbed")
+
+
+def test_a_switch_that_cost_nothing_throws_nothing_out(clock, monkeypatch):
+    waited = itertools.count(0.0, paired.WAITED / 2)
+    monkeypatch.setattr(paired, "_waited", lambda: next(waited))
+    calls = {"one": clock.takes(1, switches=lambda: 1)}
+    assert paired.measure(lambda: calls, seconds=0, least=9, most=9).seconds("one").rounds == 9
+
+
+def test_a_turn_is_as_many_calls_as_a_clock_can_see(clock):
+    counted = []
+    calls = {"short": lambda: (counted.append(1), clock.takes(paired.TURN / 10)())}
+    paired.measure(lambda: calls, seconds=0, least=1, most=1)
+    assert len(counted) in (2 + 10, 2 + 11)  # and two of the warm-up
+
+
+def test_a_known_allocation_is_measured():
+    assert memory.traced(lambda: torch.empty(1_000_000)) == 4_000_000
+
+    def one_after_the_other():
+        for _ in range(3):
+            torch.empty(1_000_000)
+
+    assert memory.traced(one_after_the_other) == 4_000_000
+
+    def together():
+        return [torch.empty(1_000_000) for _ in range(3)]
+
+    assert memory.traced(together) == 12_000_000
+
+
+def test_both_ways_of_measuring_memory_see_as_many_buffers_of_the_largest_logits():
+    shape = (512, 128256)
+    logits, target = torch.randn(shape), torch.zeros(shape[0], dtype=torch.int64)
+    call = peers.forms()["torch"](logits, target, True)
+    call()
+    if (resident := memory.resident(call)) is None:
+        pytest.skip("waits for a kernel that tells the most memory, as Linux does")
+    size = logits.numel() * logits.element_size()
+    assert round(memory.traced(call) / size, 1) == round(resident / size, 1) == 3.0
+
+
+def test_the_numbers_of_a_call_are_new_each_time_and_stay_in_pairs():
+    fresh = hot_path.Numbers((50, 7), "float32").drawn()
+    (first, of_first), (second, of_second) = fresh(), fresh()
+    assert first.data_ptr() != second.data_ptr()
+    assert not torch.equal(first, second)
+
+    def rows(logits, target):
+        return {(*row, label) for row, label in zip(logits.tolist(), target.tolist(), strict=True)}
+
+    assert rows(first, of_first) == rows(second, of_second)
+
+
+def test_a_missing_peer_is_named_with_its_reason(monkeypatch):
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.delattr(torch.nn.functional, "linear_cross_entropy", raising=False)
+    found = peers.peers((4, 3), "cpu")
+    assert found["optax"] == "waits for pip install jax optax"
+    assert found["liger"] == "waits for a CUDA device"
+    assert found["linear_cross_entropy"].startswith("waits for torch")
+    assert peers.peers((4, 3), "cuda")["liger"] == "waits for pip install liger-kernel"
+
+
+def test_an_identity_that_no_machine_has_is_not_made():
+    if hasattr(torch.nn.functional, "linear_cross_entropy"):
+        reason = peers.peers((512, 128256), "cpu")["linear_cross_entropy"]
+        assert reason == "would project by an identity of 65.8 GB"
+
+
+def test_a_peer_that_raises_is_missing_for_what_it_said():
+    def broken(logits, target):
+        raise RuntimeError("no kernel here\nand a long story")
+
+    logits, target = torch.zeros(2, 3), torch.tensor([0, 1])
+    assert peers.tried(peers.of_torch(broken), logits, target, True) == "raises RuntimeError: no kernel here"
+    assert peers.tried(peers.forms()["formula"], logits, target, True) == ""
+
+
+@pytest.fixture
+def cells(monkeypatch):
+    """Cells of the hot path as they are kept, of logits that take no time."""
+    monkeypatch.setattr(hot_path, "peers", lambda shape, device: {"liger": "waits for a CUDA device"})
+    measured = hot_path.measure(((32, 10),), ("float32",), seconds=0)
+    return json.loads(json.dumps(list(measured)))
+
+
+def test_a_cell_has_every_form_its_memory_and_who_is_missing(cells):
+    for cell in cells:
+        assert {*peers.FORMS, "sum"} <= set(cell["found"])
+        assert cell["found"]["torch"]["ratio_to_torch"]["median"] == 1
+        assert all("torch" in cell["found"][name]["extra_memory"] for name in peers.FORMS)
+    forward, both = cells
+    assert (forward["missing"], both["missing"]) == ({}, {"liger": "waits for a CUDA device"})
+
+
+def test_a_target_is_beside_what_was_measured(cells):
+    both = cells[1]
+    both["found"]["blocked"]["ratio_to_torch"]["median"] = 2.5
+    told = {about.rpartition(": ")[2]: (got, allowed) for about, got, allowed in hot_path.verdicts([both])}
+    assert told == {"time": (2.5, 2.0)}
+
+
+def test_the_table_has_a_row_for_each_cell(cells):
+    machine = {
+        "device": "cpu",
+        "processor": "a processor",
+        "cores": 2,
+        "caches": {"L2": "1024K"},
+        "torch": "2.13.0",
+        "python": "3.11",
+        "allocator": "glibc",
+        "gigabytes_per_second": {"sum": 1.0, "copy": 1.0, "clone": 1.0},
+    }
+    fewer = [{**cell, "threads": 0} for cell in cells]
+    text = tables.hot_path({"machine": machine, "cells": [*fewer, *cells]})
+    parts = [[line for line in part.splitlines() if line.startswith("|")] for part in text.split("\n\n")]
+    of_lines = [part for part in parts if part]
+    assert [len(part) for part in of_lines] == [3, 3, 3]
+    assert all(len({line.count("|") for line in part}) == 1 for part in of_lines)
+    assert "liger waits for a CUDA device" in text
+
+
+@pytest.mark.parametrize("part", ["hot_path", "growth", "verifier"])
+def test_the_readme_has_the_tables_of_the_results(part):
+    path = RESULTS / f"{part}.json"
+    if not path.exists():
+        pytest.skip(f"waits for nox -s benchmarks, which writes {path.name}")
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    assert tables.shown(part) == getattr(tables, part)(kept), "nox -s benchmarks writes it anew"
+    assert {"processor", "threads", "torch", "python", "allocator"} <= set(kept["machine"])
+
+
+def test_an_exponent_is_the_slope_of_the_logarithms():
+    sizes = [10, 100, 1000]
+    assert growth.exponent(sizes, [2.0 * n for n in sizes]) == (1.0, 0.0)
+    assert growth.exponent(sizes, [3.0 * n**2 for n in sizes]) == (2.0, 0.0)
+    assert growth.exponent(sizes, [5.0 for _ in sizes]) == (0.0, 0.0)
+
+
+def side(name, **seconds):
+    """One that answers so many seconds for a call, and has none but these."""
+    waits = f"""
+import sys
+seconds = {seconds}
+for line in sys.stdin:
+    name = line.split()[0]
+    print(*[seconds[name], 0] if name in seconds else ["none"], flush=True)
+"""
+    return Side(name, sys.executable, "", waits)
+
+
+def quiet(line):
+    pass
+
+
+def test_a_planted_slowdown_is_worse():
+    (worse,) = compare.compare(
+        side("old", torch=1.0, formula=1.0), side("new", torch=1.01, formula=1.1), calls=CALLS, say=quiet
+    )
+    assert worse.startswith("formula 2x2 float32: 1.100 of the time, where 1.010 is as far as it spreads")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ({"torch": 1.0, "formula": 1.0}, {"torch": 1.0, "formula": 1.0}),  # the same code
+        ({"torch": 1.0, "formula": 1.0}, {"torch": 1.0, "formula": 0.5}),  # faster
+        ({"torch": 1.0, "formula": 1.0}, {"torch": 1.2, "formula": 1.1}),  # torch itself is off by more
+        ({"torch": 1.0}, {"torch": 1.0, "formula": 1.0}),  # a form that is new
+    ],
+)
+def test_nothing_else_is_worse(old, new):
+    assert compare.compare(side("old", **old), side("new", **new), calls=CALLS, say=quiet) == []
+
+
+def test_what_is_slow_in_one_pair_of_processes_only_is_not_worse(tmp_path):
+    once = f"""
+import pathlib, sys
+first = not (kept := pathlib.Path({str(tmp_path / "kept")!r})).exists()
+kept.touch()
+for line in sys.stdin:
+    print(2.0 if first and line.startswith("formula") else 1.0, 0, flush=True)
+"""
+    new = Side("new", sys.executable, "", once)
+    assert compare.compare(side("old", torch=1.0, formula=1.0), new, calls=CALLS, say=quiet) == []
+
+
+def test_the_exit_status_is_1_when_a_form_is_worse_than_in_a_folder(tmp_path, monkeypatch, capsys):
+    (tmp_path / "crossent").mkdir()
+    (tmp_path / "crossent" / "__init__.py").touch()
+    asked = []
+
+    def found(old, new, **how):
+        asked.append((old.folder, new.folder))
+        return ["formula: slower"]
+
+    monkeypatch.setattr(compare, "compare", found)
+    assert compare.run(str(tmp_path)) == 1
+    assert asked == [(str(tmp_path), str(compare.ROOT))]
+    assert "worse: formula: slower" in capsys.readouterr().out
+
+
+def test_a_commit_is_had_without_touching_the_checkout(tmp_path):
+    def git(*words):
+        who = ("-c", "user.name=nobody", "-c", "user.email=nobody@example.org")
+        subprocess.run(["git", "-C", str(tmp_path), *who, *words], check=True, capture_output=True)
+
+    try:
+        git("init")
+    except OSError:
+        pytest.skip("waits for git")
+    (tmp_path / "crossent").mkdir()
+    module = tmp_path / "crossent" / "__init__.py"
+    for text in ("old", "new"):
+        module.write_text(text, encoding="utf-8")
+        git("add", "-A")
+        git("commit", "-m", text)
+    with compare.checkout("HEAD~1", tmp_path) as folder, open(f"{folder}/crossent/__init__.py") as file:
+        assert file.read() == "old"
+    assert module.read_text(encoding="utf-8") == "new"
+    with pytest.raises(ValueError, match="nonesuch"), compare.checkout("nonesuch", tmp_path):
+        raise AssertionError("there is no such commit")
