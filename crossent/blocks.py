@@ -184,9 +184,9 @@ class _Work:
         """The softmax of a block, or its logarithm; in `out`, where that has the dtype that is computed in."""
         x = self._logits[at]
         if out is None or out.dtype != self._compute:
-            if self._buffer is None or self._buffer.shape != x.shape:
+            if self._buffer is None:
                 self._buffer = torch.empty_like(x, dtype=self._compute)
-            out = self._buffer
+            out = self._buffer[: len(x)] if x.dim() > 1 else self._buffer  # the last block may have fewer rows
         if x.dtype != self._compute:
             x = out.copy_(x)  # and then in place: each number is written after it was read for the last time
         axis = _axis(x)
