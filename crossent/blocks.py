@@ -58,7 +58,7 @@ def blocked(
     if block_size is not None and (block_size := as_int("block_size", block_size)) < 1:
         raise ValueError(f"block_size: got {block_size}; allowed is 1 or more")
     options = ignore_index, reduction, label_smoothing
-    if not _plain(input, target, weight) or input.numel() == 0:
+    if not _plain(input, target, *([] if weight is None else [weight])) or input.numel() == 0:
         return formula(input, target, weight, *options)
     recorded = torch.is_grad_enabled()
     if recorded and (target.requires_grad or (weight is not None and weight.requires_grad)):
@@ -229,17 +229,12 @@ def _fitting(device: torch.device, dtype: torch.dtype, threads: int) -> int:
     return cache * 8 // torch.finfo(dtype).bits
 
 
-def _plain(*tensors: Tensor | None) -> bool:
+def _plain(*tensors: Tensor) -> bool:
     """Whether this is torch in eager mode on ordinary tensors: nothing transforms, traces, compiles or dualizes."""
     if compiling() or _transforming() or _modes():
         return False
-    return all(
-        tensor is None
-        or (
-            type(tensor) in (Tensor, torch.nn.Parameter) and (forward_ad._current_level < 0 or _tangent(tensor) is None)
-        )
-        for tensor in tensors
-    )
+    ordinary = all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors)
+    return ordinary and (forward_ad._current_level < 0 or all(_tangent(tensor) is None for tensor in tensors))
 
 
 def _tangent(tensor: Tensor) -> Tensor | None:
