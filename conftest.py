@@ -5,7 +5,11 @@ Of devices, the suite takes all that there are where none is given.
 
 from __future__ import annotations
 
+import atexit
 import json
+import os
+import shutil
+import tempfile
 from collections import Counter
 
 import pytest
@@ -45,7 +49,19 @@ def pytest_addoption(parser):
     )
 
 
+def own_compile_cache():
+    """A cache of torch.compile's for this process and its children, gone at its end.
+
+    In the one that all share, a header that one process precompiles is not always good for another: its C++ then does
+    not know `at::vec`, and right code is refused.
+    """
+    cache, owner = tempfile.mkdtemp(prefix="crossent-compile-"), os.getpid()
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
+    atexit.register(lambda: os.getpid() == owner and shutil.rmtree(cache, ignore_errors=True))
+
+
 def pytest_configure(config):
+    own_compile_cache()
     # The tensors here are tiny: a pool of threads would only wait for itself, and fight with xdist's workers.
     torch.set_num_threads(1)
 
