@@ -1,7 +1,7 @@
 """Time everything, or a part of it, and write results, plots and the README's tables.
 
     python -m benchmarks                                     # all; ten minutes or so on two idle cores
-    python -m benchmarks hot_path --shape 4096x1000 --into /tmp/results
+    python -m benchmarks hot_path --shape 4096x1000 --into elsewhere
     python -m benchmarks growth verifier
     python -m benchmarks --device cuda
     python -m benchmarks --compare REF                       # is a form slower than in another commit?

@@ -74,6 +74,18 @@ def test_the_logarithm_of_a_probability_costs_what_the_contract_says(dtype, spre
         assert worst["eager"] > 1
 
 
+@pytest.mark.parametrize(("dtype", "gaps"), [(torch.float32, (70, 86, 90, 100, 200)), (torch.float64, (700, 740, 900))])
+def test_a_probability_near_underflow_is_not_what_the_loss_is_taken_of(dtype, gaps):
+    """Below exp(-87) float32 has subnormal numbers, whose logarithm has few digits, and then 0."""
+    for gap in gaps:
+        logits = torch.tensor([[0.3, -gap, -1.7]], dtype=dtype, requires_grad=True)
+        options = {"ignore_index": -100, "reduction": "sum", "label_smoothing": 0.0}
+        target = torch.tensor([1])
+        expected = expect(Inputs(logits.detach(), target, options, torch.ones((), dtype=dtype)))
+        loss = crossent.blocked(logits, target, reduction="sum").detach()
+        assert all(one.ratio <= 1 for one in compare(Result(loss), expected, "A", "blocked")), gap
+
+
 def gradients_of(loss, logits, upstream=None):
     return torch.autograd.grad(loss, logits, upstream, retain_graph=True)[0]
 
