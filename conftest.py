@@ -15,7 +15,7 @@ from collections import Counter
 import pytest
 import torch
 
-from crossent.environment import device_name, require_device
+from crossent.machine import device_name, require_device
 
 # `pytest .` looks for doctests in every module, and nox need not be installed for the tests.
 collect_ignore = ["noxfile.py"]

@@ -67,7 +67,7 @@ def minimum(session: nox.Session) -> None:
 def cover(session: nox.Session) -> None:
     """Make the arrays of cases anew, after an axis or a constraint has changed."""
     session.install("-e", ".", "covertable>=3.2")
-    session.run("python", "-m", "crossent.grid")
+    session.run("python", "-m", "crossent.cases.grid")
 
 
 @nox.session
@@ -141,14 +141,16 @@ def mutants(session: nox.Session) -> None:
 def mutate(session: nox.Session) -> None:
     """Change bounds, oracle and checks of a single call in a thousand small ways, and show those that no test notices.
 
-    Half an hour on two busy cores. Why some changes make no difference is in tests/survivors.toml. Other modules are
-    changed by name, `nox -s mutate -- arithmetic`; nowhere what is decorated, nor what stands outside of functions.
+    Half an hour on two busy cores. tests/survivors.toml explains the changes that make no difference. To change another
+    module, name it: `nox -s mutate -- numerics.oracle.arithmetic`. Decorated functions and module-level code stay.
     """
-    modules = session.posargs or ["bounds", "oracle", "checks"]
+    modules = session.posargs or ["numerics.bounds.loss", "numerics.oracle.answer", "checks.single"]
     session.install("-e", ".[test]", "mutmut>=3.8")
     shutil.rmtree("mutants", ignore_errors=True)
     session.run("mutmut", "run", *(f"crossent.{module}.*" for module in modules))
-    results = str(session.run("mutmut", "results", "--all", "true", silent=True))  # `crossent.bounds.NAME: killed`, …
+    results = str(
+        session.run("mutmut", "results", "--all", "true", silent=True)
+    )  # `crossent.numerics.bounds.loss.NAME: killed`, …
     outcomes = [(name, outcome) for name, _, outcome in (line.strip().partition(": ") for line in results.splitlines())]
     survived: dict[str, str] = {}  # by the lines as they are then
     for module in modules:
@@ -169,10 +171,11 @@ def mutate(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check style and formatting with ruff."""
-    session.install("ruff>=0.9")
+    """Check style and formatting with ruff, and which room imports which with import-linter."""
+    session.install("ruff>=0.9", "import-linter>=2.1")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
+    session.run("lint-imports", env={"PYTHONPATH": "."})
 
 
 @nox.session

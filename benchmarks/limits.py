@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crossent.environment import environment
+from crossent.machine import environment
 
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 

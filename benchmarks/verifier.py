@@ -19,14 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from crossent.arguments import Arguments
-from crossent.cases import Case
-from crossent.checks import SINGLE
-from crossent.differences import Difference
-from crossent.levels import plan
-from crossent.oracle import Answer, answer
-from crossent.subjects import FORMS
-from crossent.trials import Question, Trial
+from crossent.cases.case import Case
+from crossent.checks.single import SINGLE
+from crossent.numerics.oracle.answer import Answer, answer
+from crossent.numerics.oracle.arguments import Arguments
+from crossent.run.plan import plan
+from crossent.subjects.builtin import FORMS
+from crossent.trials.difference import Difference
+from crossent.trials.trial import Question, Trial
 
 # Seconds for a million logits, loss and gradient: the project's own limits, where float64 answers and where balls do.
 LIMITS = {"float32": 0.2, "float64": 2.0}

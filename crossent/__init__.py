@@ -7,19 +7,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from crossent.asked import parametrize
-    from crossent.baseline import diff
-    from crossent.blocks import blocked
-    from crossent.forms import formula, log_softmax_nll, one_hot, scalar
-    from crossent.runner import check
+    from crossent.forms.blocks import blocked
+    from crossent.forms.textbook import formula, log_softmax_nll, one_hot, scalar
+    from crossent.report.moves.diff import diff
+    from crossent.run.pytest_checks import parametrize
+    from crossent.run.runner import check
+
 
 __all__ = ["blocked", "check", "diff", "formula", "log_softmax_nll", "one_hot", "parametrize", "scalar"]
 _FROM = {
-    "blocked": "blocks",
-    "check": "runner",
-    "diff": "baseline",
-    "parametrize": "asked",
-    **dict.fromkeys(("formula", "log_softmax_nll", "one_hot", "scalar"), "forms"),
+    "blocked": "forms.blocks",
+    "check": "run.runner",
+    "diff": "report.moves.diff",
+    "parametrize": "run.pytest_checks",
+    **dict.fromkeys(("formula", "log_softmax_nll", "one_hot", "scalar"), "forms.textbook"),
 }
 
 

@@ -3,7 +3,7 @@
 Each takes tensors, hands arrays of the same bits to what it adapts, and makes tensors of what comes back. numpy sees
 the tensors' own memory, as they lie in it, so that what is written there is found; JAX and ONNX see copies. The options
 that a function has are those of its signature. What lies beyond its library, as torch's transforms do, is lacking, with
-the reason: :func:`crossent.adapting.adapted` reads it off the attribute `lacks`.
+the reason: :func:`crossent.subjects.callables.adapted` reads it off the attribute `lacks`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from crossent.rounding import Array
-
+Array = NDArray[Any]
 Function = Callable[..., Any]
 # Of the logits and, where the target is of floats and it is wanted, of the target.
 Pull = Callable[[Tensor], tuple[Tensor | None, Tensor | None]]

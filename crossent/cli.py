@@ -16,25 +16,26 @@ from rich.constrain import Constrain
 from rich.progress import track
 from rich.text import Text
 
-from crossent import baseline
-from crossent import explain as explanation
-from crossent.axes import DTYPES
-from crossent.bad_inputs import BadInput
-from crossent.cases import Case
-from crossent.corpus import bugs
-from crossent.document import find, read_json
-from crossent.features import FEATURES
-from crossent.findings import printable
-from crossent.levels import CHECKS, LEVELS, plan
-from crossent.output import Output, chosen_files, write
-from crossent.recorded import recorded
-from crossent.refusals import ERRORS
-from crossent.report import Report
-from crossent.repro import held as holding
-from crossent.repro import repeated, script
-from crossent.runner import Interrupted
-from crossent.runner import check as run_check
-from crossent.subjects import NAMED
+from crossent.cases.axes import DTYPES
+from crossent.cases.bad_inputs import BadInput
+from crossent.cases.case import Case
+from crossent.cases.corpus import bugs
+from crossent.checks import CHECKS
+from crossent.checks.refusals import ERRORS
+from crossent.console import Output, chosen_files, write
+from crossent.forms import explain as explanation
+from crossent.forms.explain import SEED_LOGITS, SEED_TARGET, random_row
+from crossent.report.moves.diff import diff as diff_of
+from crossent.report.reader import find, read_json, recorded
+from crossent.report.report import Report
+from crossent.repro.script import held as holding
+from crossent.repro.script import repeated, script
+from crossent.run.plan import LEVELS, plan
+from crossent.run.runner import Interrupted
+from crossent.run.runner import check as run_check
+from crossent.subjects.builtin import NAMED
+from crossent.subjects.features import FEATURES
+from crossent.words import printable
 
 LISTS = ("subjects", "checks", "cases", "features", "bugs")
 # 32 bits: what numpy's and torch's generators both take.
@@ -221,7 +222,7 @@ def check(
     held = report.ok
     if old is not None:
         with _one_line():
-            moved = baseline.diff(old, report, force=force)
+            moved = diff_of(old, report, force=force)
         Output().show([Text(), *moved.render()])
         held = held and (moved.strictly_ok if strict else moved.ok)
     return HELD if held else FINDINGS
@@ -259,7 +260,7 @@ def diff(old: str, new: str, strict: bool, force: bool, json_file: str | None, h
     """
     files = chosen_files(json_file, html_file)
     with _one_line():
-        made = baseline.diff(_recorded(old), _recorded(new), files=(old, new), force=force)
+        made = diff_of(_recorded(old), _recorded(new), files=(old, new), force=force)
     Output().show(made.render())
     if not write(files, {"--json": made.write_json, "--html": made.write_html}):
         return NOT_WRITTEN
@@ -339,9 +340,9 @@ def explain(logits: str | None, target: int | None, random: bool, classes: int |
     if not random and (classes is not None or seed is not None):
         raise click.UsageError("--classes and --seed belong to --random")
     if random:
-        row, label = explanation.random_row(classes or 5, seed or 0)
+        row, label = random_row(classes or 5, seed or 0)
     else:
-        row, label = explanation.SEED_LOGITS, explanation.SEED_TARGET
+        row, label = SEED_LOGITS, SEED_TARGET
         if logits is not None and target is not None:
             row, label = _numbers(logits), target
     with _one_line():

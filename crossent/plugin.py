@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from crossent.asked import Asked, Choices
+    from crossent.run.pytest_checks import Asked
+    from crossent.run.settings import Choices
+
 
 DEVICE, DTYPE, LEVEL, SEED = "--crossent-device", "--crossent-dtype", "--crossent-level", "--crossent-seed"
 SUBJECT, WITHOUT, EXPECTED = "--crossent-subject", "--crossent-without", "--crossent-expected-findings"
@@ -85,7 +87,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     if "check" not in metafunc.fixturenames:
         raise pytest.Collector.CollectError("crossent.parametrize: the test takes no argument `check`")
-    from crossent.asked import asked
+    from crossent.run.pytest_checks import asked
 
     try:
         made = [
@@ -101,7 +103,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def _choices(config: pytest.Config, own: dict[str, Any]) -> Iterator[Choices]:
     """A test's own options, with those of the command line before them; for each device."""
-    from crossent.asked import Choices
+    from crossent.run.settings import Choices
 
     given = {"dtypes": DTYPE, "level": LEVEL, "seed": SEED, "expected_findings": EXPECTED}
     chosen = {name: config.getoption(option) for name, option in given.items()}
@@ -119,7 +121,7 @@ def _of_subjects(config: pytest.Config) -> list[Asked]:
     Raises:
         UsageError: an option is wrong, in one line.
     """
-    from crossent.asked import asked
+    from crossent.run.pytest_checks import asked
 
     names = config.getoption(SUBJECT) or ()
     try:
@@ -174,7 +176,7 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
 
 def _asked(item: pytest.Item) -> Asked | None:
     """The check that a test is to make, if it is one of crossent's."""
-    module = sys.modules.get("crossent.asked")
+    module = sys.modules.get("crossent.run.pytest_checks")
     if module is None:
         return None
     found = getattr(item, "asked", None) or getattr(getattr(item, "callspec", None), "params", {}).get("check")
@@ -221,8 +223,8 @@ def _moved(config: pytest.Config) -> tuple[list[str], bool]:
         return [], False
     if not config.stash[CAME]:
         return [f"ERROR: {path}: nothing ran that could be compared with it"], True
-    from crossent.asked import received, reported
-    from crossent.baseline import diff
+    from crossent.report.moves.diff import diff
+    from crossent.run.pytest_checks import received, reported
 
     try:
         moved = diff(path, reported([received(came) for came in config.stash[CAME]]))
@@ -243,7 +245,7 @@ def _least(config: pytest.Config) -> int:
 def _ran(config: pytest.Config) -> int:
     if not config.stash[CAME]:
         return 0
-    from crossent.asked import received
+    from crossent.run.pytest_checks import received
 
     return sum(received(came).ran for came in config.stash[CAME])
 
@@ -262,7 +264,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.line(line, red=breaks and line.startswith("ERROR"))
     if not config.stash[CAME]:
         return
-    from crossent.asked import received, reported
+    from crossent.run.pytest_checks import received, reported
 
     report = reported([received(came) for came in config.stash[CAME]])
     for part in report.subjects:

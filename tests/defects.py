@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crossent.rows import lay_out
+from crossent.forms.rows import lay_out
 
 HALVES = ("float16", "bfloat16")
 WIDE = ("float32", "float64")

@@ -10,16 +10,16 @@ import pytest
 import torch
 
 import crossent
-from crossent import environment
-from crossent.actors import Actor, Nursery, _pickled, _returnable, _Unpickler
-from crossent.cases import Case
-from crossent.checks import SINGLE
-from crossent.findings import SubjectReport
-from crossent.judge import run_case
-from crossent.loading import load
-from crossent.report import Report
-from crossent.subjects import Subject
-from crossent.workers import can_fork
+from crossent.cases.case import Case
+from crossent.checks.single import SINGLE
+from crossent.machine import ambient
+from crossent.report.findings import SubjectReport
+from crossent.report.report import Report
+from crossent.run.actors import Actor, Nursery, _pickled, _returnable, _Unpickler
+from crossent.run.judge import run_case
+from crossent.run.parallel import can_fork
+from crossent.subjects.loader import load
+from crossent.subjects.subject import Subject
 
 pytestmark = pytest.mark.skipif(not can_fork(), reason="waits for a system that forks")
 CASES = [
@@ -38,7 +38,7 @@ MEMORY = 4 * 2**30
 def report_of(subject, seconds=60.0, cases=CASES, memory=MEMORY):
     """What is found of a subject that lives in an actor."""
     report = Report({}, [SubjectReport(subject.name)])
-    with environment.ambient():
+    with ambient():
         nursery = Nursery([lambda: subject.loss], memory)
         actor = Actor(nursery, 0, seconds)
         try:
@@ -94,8 +94,8 @@ def loss(input, target, **options):
 
 def some_cases(monkeypatch, cases):
     for source, made in (("bugs", lambda: ()), ("edges", lambda *_: ()), ("grid", lambda *_: cases)):
-        monkeypatch.setattr(f"crossent.levels.{source}", made)
-    monkeypatch.setattr("crossent.levels.BAD_INPUTS", ())
+        monkeypatch.setattr(f"crossent.run.plan.{source}", made)
+    monkeypatch.setattr("crossent.run.plan.BAD_INPUTS", ())
 
 
 def test_what_a_file_does_when_it_is_imported_is_not_done_to_the_judge(monkeypatch, tmp_path, capfd):
@@ -129,7 +129,7 @@ def test_a_file_that_cannot_be_loaded_is_one_line(tmp_path, code, said):
 
 LOOKS = """
 import hostile, test_actors
-from crossent.subjects import Subject
+from crossent.subjects.subject import Subject
 subject = Subject("looks", hostile.looks_for_the_answer)
 kinds = {(finding.check, finding.kind) for finding in test_actors.report_of(subject).findings}
 assert ("loss", "wrong") in kinds, kinds
@@ -167,9 +167,9 @@ def test_views_are_sent_with_all_of_the_memory_that_they_are_views_of():
 def test_an_actor_ends_with_its_judge():
     code = """
 import sys, time, os
-from crossent.actors import Actor, Nursery
-from crossent.cases import Case
-from crossent.results import called
+from crossent.run.actors import Actor, Nursery
+from crossent.cases.case import Case
+from crossent.trials.call import called
 def loss(*arguments, **options):
     os.write(1, b"")
     time.sleep(1000)

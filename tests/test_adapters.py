@@ -14,13 +14,14 @@ import torch.nn.functional as F
 
 import crossent
 from crossent.adapters import from_jax, from_numpy, from_onnx
-from crossent.adapting import adapted
-from crossent.cases import Case, bits
-from crossent.judge import run_case
-from crossent.levels import CHECKS
-from crossent.loading import load
-from crossent.report import Report, SubjectReport
-from crossent.results import evaluate
+from crossent.cases.case import Case
+from crossent.cases.inputs import bits
+from crossent.checks import CHECKS
+from crossent.report.report import Report, SubjectReport
+from crossent.run.judge import run_case
+from crossent.subjects.callables import adapted
+from crossent.subjects.loader import load
+from crossent.trials.call import evaluate
 
 
 def needs(*packages):

@@ -1,4 +1,4 @@
-"""What :data:`crossent.contracts.FUNCTIONS` assumes of exp and log, measured on the device at hand.
+"""What :data:`crossent.numerics.bounds.contracts.FUNCTIONS` assumes of exp and log, measured on the device at hand.
 
 Each function is measured where the subjects meet it: `torch.exp` and `torch.log`, which go through a vector library
 where torch has one, and the ones inside the kernels of log_softmax, which are others. By default every 101st float32,
@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from crossent import compilers
-from crossent.contracts import FUNCTIONS
-from crossent.rounding import FORMATS
+from crossent.numerics.bounds.contracts import FUNCTIONS
+from crossent.numerics.formats import FORMATS
+from crossent.subjects.compiler import CODE, unusable
 
 STRIDE = 101  # a prime: no pattern in the last bits meets it
 CHUNK = 2**21 + 13  # no multiple of a vector's width, so that every chunk has a tail
@@ -224,7 +224,7 @@ def test_short_and_odd_lengths_are_no_worse(device, dtype):
 
 def test_exp_and_log_in_compiled_code_are_as_near_as_assumed(device, stride):
     """Of torch's code for a CPU: whole vectors, and what is left of one, which the C library computes."""
-    if reason := compilers.unusable(compilers.CODE, device):
+    if reason := unusable(CODE, device):
         pytest.skip(reason)
     if device != "cpu":
         pytest.skip("waits for a bound of Triton's own: the one that is assumed is for its fastest functions")

@@ -13,18 +13,21 @@ import pytest
 import torch
 
 import crossent
-from crossent import baseline, environment, expected_findings
-from crossent.bad_inputs import BAD_INPUTS
-from crossent.cases import Case
+from crossent.cases.bad_inputs import BAD_INPUTS
+from crossent.cases.case import Case
+from crossent.cases.edges import POLICIES, POLICY_NAMES
 from crossent.cli import main
-from crossent.findings import Finding, Measured, Numbers, SubjectReport
-from crossent.judge import run_case
-from crossent.levels import plan
-from crossent.moves import Kind, Move, Side, kind_of
-from crossent.policies import NAMES, POLICIES
-from crossent.recorded import recorded, report_of
-from crossent.report import Report
-from crossent.subjects import FORMS, TORCH, Subject
+from crossent.machine import ambient, cpu_capability, environment
+from crossent.report.expected_findings import expect, shipped
+from crossent.report.findings import Finding, Measured, Numbers, SubjectReport
+from crossent.report.moves.diff import diff
+from crossent.report.moves.rules import Kind, Move, Side, kind_of
+from crossent.report.reader import recorded, report_of
+from crossent.report.report import Report
+from crossent.run.judge import run_case
+from crossent.run.plan import plan
+from crossent.subjects.builtin import FORMS, TORCH
+from crossent.subjects.subject import Subject
 
 PLAIN, PER_ROW = "float32-7x5-normal-int64-mean", "float32-3x5x4-normal-probabilities-none-rows"
 REFUSED = "policy/float32-3x4x5-normal-uint8-mean"  # by torch
@@ -40,12 +43,12 @@ BAD = "class_beyond_the_last"
 
 
 def run(*subjects, chosen=CASES):
-    known = {**environment.environment("cpu"), "cpu_capability": "AVX2"}  # of which torch 2.0 says nothing
+    known = {**environment("cpu"), "cpu_capability": "AVX2"}  # of which torch 2.0 says nothing
     made = Report(known, [SubjectReport(subject.name) for subject in subjects], level="quick")
-    with environment.ambient():
+    with ambient():
         for case in chosen:
             run_case(case, subjects, made, "cpu")
-    expected_findings.expect(made, expected_findings.shipped())
+    expect(made, shipped())
     return made
 
 
@@ -95,7 +98,7 @@ WRONG = Numbers((), 0.5, "0x3f000000", 0.25, 0.0, 1e-7, 2e6, 2.5e6)
 
 def test_a_run_has_the_same_bits_as_itself(before, tmp_path, capsys):
     before.write_json(tmp_path / "r.json")
-    made = baseline.diff(tmp_path / "r.json", tmp_path / "r.json")
+    made = diff(tmp_path / "r.json", tmp_path / "r.json")
     assert made.ok
     assert made.strictly_ok
     assert not made.moves
@@ -107,7 +110,7 @@ def test_a_run_has_the_same_bits_as_itself(before, tmp_path, capsys):
 
 
 def test_two_runs_of_one_torch_say_the_same(before):
-    made = baseline.diff(before, run(FORMS["formula"], TORCH, Subject("mine", off_by_a_percent)))
+    made = diff(before, run(FORMS["formula"], TORCH, Subject("mine", off_by_a_percent)))
     assert not made.moves, str(made)
 
 
@@ -122,7 +125,7 @@ def test_other_bits_within_the_bound_are_moved(before, after):
     outcome = altered(after, PLAIN, "loss", ulp=0.9)
     old = before.subjects[0].outcomes[PLAIN].checks["loss"].ulp
     moved_bits(outcome)
-    made = baseline.diff(before, after)
+    made = diff(before, after)
     move = only(made)
     assert (move.kind, made.ok, made.strictly_ok) == (Kind.MOVED, True, True)
     assert f"{old:.3g} → 0.9 ulp" in move.says
@@ -143,7 +146,7 @@ def test_worse_is_more_than_twice_and_more_than_one_ulp(before, after, ulp, now,
     moved_bits(altered(after, PLAIN, "gradient", ulp=now, ratio=now / 100), "gradient")
     first = copy.deepcopy(before)
     altered(first, PLAIN, "gradient", ulp=ulp, ratio=ulp / 100)
-    made = baseline.diff(first, after)
+    made = diff(first, after)
     assert only(made).kind is kind
     assert made.ok
     assert made.strictly_ok is (kind is not Kind.WORSE)
@@ -154,25 +157,25 @@ def test_more_ulps_of_a_number_close_to_zero_are_not_worse_where_no_more_of_the_
     moved_bits(altered(after, PLAIN, "gradient", ulp=43.4, ratio=share), "gradient")
     first = copy.deepcopy(before)
     altered(first, PLAIN, "gradient", ulp=1.04, ratio=0.33)
-    assert only(baseline.diff(first, after)).kind is Kind.MOVED
-    assert only(baseline.diff(after, first)).kind is Kind.MOVED
+    assert only(diff(first, after)).kind is Kind.MOVED
+    assert only(diff(after, first)).kind is Kind.MOVED
 
 
 def test_what_held_and_does_not_is_broken(before, after):
     moved_bits(altered(after, PLAIN, "loss", failed=True, ulp=2e6, ratio=2.5e6), value=0.5)
     after.subjects[0].findings.append(found("loss", PLAIN, message="Mismatched", numbers=WRONG))
-    made = baseline.diff(before, after)
+    made = diff(before, after)
     assert only(made).kind is Kind.BROKEN
     assert not made.ok
     assert re.search(r"→ 0.5; .* → 2e\+06 ulp, .* → >10× of the bound", only(made).says)
-    assert only(baseline.diff(after, before)).kind is Kind.MENDED
-    assert baseline.diff(after, before).ok
+    assert only(diff(after, before)).kind is Kind.MENDED
+    assert diff(after, before).ok
 
 
 def test_a_broken_one_that_is_known_is_broken_and_said_to_be_known(before, after):
     moved_bits(altered(after, PLAIN, "loss", failed=True, ulp=2e6, ratio=2.5e6))
     after.subjects[0].findings.append(found("loss", PLAIN, numbers=WRONG, expected="since torch 2.4"))
-    made = baseline.diff(before, after)
+    made = diff(before, after)
     assert not made.ok
     assert "  known: since torch 2.4" in str(made).splitlines()
 
@@ -187,12 +190,12 @@ def refused(report, case=PLAIN, message="RuntimeError: not for this"):
 
 
 def test_a_call_that_raises_is_newly_refused_and_one_that_raised_is_newly_accepted(before, after):
-    made = baseline.diff(before, refused(after))
+    made = diff(before, refused(after))
     assert only(made).kind is Kind.REFUSED
     assert only(made).says == "right → RuntimeError: not for this"
     assert not made.ok
     assert not made.notes  # that nothing else was asked goes without saying
-    other = baseline.diff(after, before)
+    other = diff(after, before)
     assert only(other).kind is Kind.ACCEPTED
     assert other.ok
 
@@ -205,7 +208,7 @@ def test_an_error_that_became_a_wrong_number_is_broken(before, after):
     outcome.digest, outcome.results, outcome.grade = "", {}, ""
     first.subjects[2].findings = [finding for finding in mine.findings if finding.case != PLAIN]
     first.subjects[2].findings.append(Finding("mine", "call", PLAIN, "refused", "RuntimeError: not yet"))
-    made = baseline.diff(first, after)
+    made = diff(first, after)
     assert only(made).kind is Kind.BROKEN
     assert only(made).says == "RuntimeError: not yet → taken, and wrong in loss, gradient"
     assert made.command(only(made)).startswith(f"crossent repro mine:loss:{PLAIN}")
@@ -216,7 +219,7 @@ def test_a_call_that_was_refused_and_is_refused_under_a_transform_alone_is_newly
     outcome = after.subjects[0].outcomes[PLAIN]
     outcome.checks["vmap"] = Measured(failed=True)
     after.subjects[0].findings.append(found("vmap", PLAIN, "refused", "RuntimeError: not under vmap"))
-    made = baseline.diff(refused(copy.deepcopy(before)), after)
+    made = diff(refused(copy.deepcopy(before)), after)
     assert only(made).kind is Kind.ACCEPTED
     assert only(made).says == "RuntimeError: not for this → right"
     assert made.ok
@@ -227,7 +230,7 @@ def test_an_error_that_became_a_wrong_number_tells_what_is_known_of_both(before,
     first.subjects[0].findings[-1] = replace(first.subjects[0].findings[-1], expected="not before torch 2.2")
     moved_bits(altered(after, PLAIN, "loss", failed=True, ulp=2e6, ratio=2.5e6))
     after.subjects[0].findings.append(found("loss", PLAIN, numbers=WRONG, expected="since torch 2.4"))
-    made = baseline.diff(first, after)
+    made = diff(first, after)
     assert only(made).kind is Kind.BROKEN
     lines = str(made).splitlines()
     assert lines[lines.index("  was known: not before torch 2.2") + 1] == "  known: since torch 2.4"
@@ -235,9 +238,9 @@ def test_an_error_that_became_a_wrong_number_tells_what_is_known_of_both(before,
 
 def test_another_class_of_error_is_another_contract_and_other_words_are_not(before, after):
     first = refused(copy.deepcopy(before))
-    made = baseline.diff(first, refused(copy.deepcopy(before), message="IndexError: not for this"))
+    made = diff(first, refused(copy.deepcopy(before), message="IndexError: not for this"))
     assert only(made).kind is Kind.CONTRACT
-    made = baseline.diff(first, refused(after, message="RuntimeError: in other words"))
+    made = diff(first, refused(after, message="RuntimeError: in other words"))
     assert only(made).kind is Kind.WORDS
     assert made.strictly_ok
 
@@ -246,9 +249,9 @@ def test_a_bad_call_that_raises_another_error_is_another_contract(before, after)
     outcome = after.subjects[0].outcomes[BAD]
     assert outcome.raised.startswith("IndexError: ")
     outcome.raised = "IndexError: in other words"
-    assert only(baseline.diff(before, after)).kind is Kind.WORDS
+    assert only(diff(before, after)).kind is Kind.WORDS
     outcome.raised = "RuntimeError: another"
-    move = only(baseline.diff(before, after))
+    move = only(diff(before, after))
     assert move.kind is Kind.CONTRACT
     assert move.says.endswith(" → RuntimeError: another")
 
@@ -257,7 +260,7 @@ def test_a_bad_call_that_is_let_pass_is_broken(before, after):
     outcome = after.subjects[0].outcomes[BAD]
     outcome.raised, outcome.checks["errors"] = "", Measured(failed=True)
     after.subjects[0].findings.append(found("errors", BAD, "accepted", "returned 1.4; should have raised IndexError"))
-    made = baseline.diff(before, after)
+    made = diff(before, after)
     assert only(made).kind is Kind.BROKEN
     assert "→ returned 1.4; should have raised IndexError" in only(made).says
 
@@ -268,7 +271,7 @@ def test_a_changed_policy_reads_as_one_line(before, after):
     )
     zero = replace(WRONG, got=0.0, exact=float("nan"))
     after.subjects[0].findings.append(found("loss", NO_ROWS, numbers=zero))
-    made = baseline.diff(before, after)
+    made = diff(before, after)
     assert only(made).kind is Kind.CONTRACT
     assert not made.ok
     (line,) = [line for line in str(made).splitlines() if line.startswith("contract changed: ")]
@@ -278,13 +281,13 @@ def test_a_changed_policy_reads_as_one_line(before, after):
 @pytest.mark.parametrize("change", [{"dtype": "float64"}, {"shape": (1,)}, {"special": {"nan": 1}}])
 def test_another_dtype_shape_or_kind_of_value_is_another_contract(before, after, change):
     moved_bits(after.subjects[0].outcomes[PLAIN], **change)
-    assert only(baseline.diff(before, after)).kind is Kind.CONTRACT
+    assert only(diff(before, after)).kind is Kind.CONTRACT
 
 
 def test_bits_that_are_others_each_time_are_another_contract(before, after):
     altered(after, PLAIN, "repeat", failed=True)
     after.subjects[0].findings.append(found("repeat", PLAIN, "not_repeated", "a second call gives other bits"))
-    assert only(baseline.diff(before, after)).kind is Kind.CONTRACT
+    assert only(diff(before, after)).kind is Kind.CONTRACT
 
 
 def test_what_stays_wrong_in_other_numbers_is_still_wrong(before, after):
@@ -292,14 +295,14 @@ def test_what_stays_wrong_in_other_numbers_is_still_wrong(before, after):
     at = next(at for at, finding in enumerate(mine.findings) if (finding.check, finding.case) == ("loss", PLAIN))
     mine.findings[at] = replace(mine.findings[at], numbers=replace(mine.findings[at].numbers, got=7.0))
     moved_bits(mine.outcomes[PLAIN])
-    made = baseline.diff(before, after)
+    made = diff(before, after)
     assert only(made).kind is Kind.STILL
     assert made.strictly_ok
 
 
 def test_the_same_bits_with_another_bound_are_judged_anew(before, after):
     altered(after, PLAIN, "loss", ratio=0.123)
-    made = baseline.diff(before, after)
+    made = diff(before, after)
     assert only(made).kind is Kind.JUDGED
     assert made.strictly_ok
 
@@ -326,10 +329,10 @@ def test_other_bits_without_a_number_are_said_to_be_other_bits():
 
 def test_a_lower_grade_is_worse(before, after):
     after.subjects[0].outcomes[PLAIN].grade = "B"
-    made = baseline.diff(before, after)
+    made = diff(before, after)
     assert only(made).kind is Kind.WORSE
     assert only(made).says == "grade A → B"
-    assert only(baseline.diff(after, before)).kind is Kind.BETTER
+    assert only(diff(after, before)).kind is Kind.BETTER
 
 
 def test_what_one_run_has_alone_is_said_and_not_compared(before, after):
@@ -338,7 +341,7 @@ def test_what_one_run_has_alone_is_said_and_not_compared(before, after):
     del after.subjects[1].outcomes[PER_ROW].checks["loss"]
     after.subjects[2].name = "yours"
     after.environment["numpy"], after.level = "0.1", "normal"
-    made = baseline.diff(before, after)
+    made = diff(before, after)
     assert not made.moves
     assert made.others == [
         ("numpy", before.environment["numpy"], "0.1"),
@@ -360,7 +363,7 @@ def test_what_is_to_be_said_of_several_subjects_is_said_once(before, after):
         del part.outcomes[PLAIN]
     for part in after.subjects[:2]:
         del part.outcomes[PER_ROW].checks["loss"]
-    assert baseline.diff(before, after).notes == [
+    assert diff(before, after).notes == [
         f"in the old run alone: 1 case, as {PLAIN}, of formula, torch, mine",
         "asked in the old run alone, of formula, torch: loss on 1",
     ]
@@ -379,7 +382,7 @@ def test_what_is_to_be_said_of_several_subjects_is_said_once(before, after):
 def test_what_cannot_be_compared_is_refused_unless_forced(before, after, change, said, tmp_path, capsys):
     change(after)
     with pytest.raises(ValueError, match=f"^these runs cannot be compared: .*{said}"):
-        baseline.diff(before, after)
+        diff(before, after)
     files = [str(tmp_path / "old"), str(tmp_path / "new")]
     before.write_json(files[0])
     after.write_json(files[1])
@@ -394,16 +397,16 @@ def test_what_cannot_be_compared_is_refused_unless_forced(before, after, change,
 
 def test_torch_says_which_vector_instructions_it_uses_whatever_its_version(monkeypatch):
     """Torch 2.0 says so in its configuration alone, and there takes AVX2 where later ones take AVX512."""
-    known = environment.cpu_capability()
+    known = cpu_capability()
     monkeypatch.delattr(torch.backends, "cpu", raising=False)
     told = {"DEFAULT": "NO AVX"}.get(known, known)
-    assert environment.cpu_capability() == told
+    assert cpu_capability() == told
     assert told != "unknown"
 
 
 def test_a_processor_of_which_torch_says_nothing_is_no_hindrance(before, after):
     after.environment["cpu_capability"] = "unknown"
-    assert baseline.diff(before, after).others == [
+    assert diff(before, after).others == [
         ("cpu_capability", before.environment["cpu_capability"], "unknown"),
     ]
 
@@ -428,7 +431,7 @@ def test_the_command_ends_as_its_help_says(before, after, tmp_path, capsys):
 
 def test_hostile_words_are_shown_and_not_obeyed(before, after, tmp_path):
     evil = "ValueError: \x1b[31m</script><script>alert(1)</script>[bold]x[/bold]"
-    made = baseline.diff(before, refused(after, message=evil))
+    made = diff(before, refused(after, message=evil))
     assert all(char.isprintable() or char == "\n" for char in str(made))
     assert "[bold]x[/bold]" in str(made)
     made.write_html(tmp_path / "d.html")
@@ -485,7 +488,7 @@ def damaged(document, at, way, dice):
 def compared(good, bad):
     """What is said of a file that cannot be compared, or what moved."""
     try:
-        return "", baseline.diff(good, bad)
+        return "", diff(good, bad)
     except ValueError as error:
         return str(error), None
 
@@ -564,7 +567,7 @@ def test_what_is_no_report_is_one_line_and_status_2(before, content, tmp_path, c
 
 
 def test_a_device_without_an_end_is_not_read_for_ever(monkeypatch, before, tmp_path):
-    monkeypatch.setattr("crossent.document.LARGEST", 1000)
+    monkeypatch.setattr("crossent.report.reader.LARGEST", 1000)
     before.write_json(tmp_path / "old")
     with pytest.raises(ValueError, match="more than 1,000 bytes"):
         recorded(tmp_path / "old")
@@ -584,8 +587,8 @@ def test_a_report_of_another_version_that_lacks_something_is_told_what(before, t
 
 def test_each_policy_is_a_case_of_the_quick_level_under_its_name():
     ids = {case.id for case in plan("quick", ("float32",), 0)}
-    assert len(NAMES) == len(POLICIES)
-    assert ids >= set(NAMES)
+    assert len(POLICY_NAMES) == len(POLICIES)
+    assert ids >= set(POLICY_NAMES)
 
 
 @pytest.mark.parametrize(
@@ -630,7 +633,7 @@ def test_a_check_with_a_baseline_is_a_check_and_a_diff(tmp_path, capsys):
 
 def test_the_command_of_a_move_that_holds_prints_a_script_that_shows_its_number(before, after, capsys):
     moved_bits(altered(after, PLAIN, "gradient", ulp=0.9), "gradient")
-    made = baseline.diff(before, after)
+    made = diff(before, after)
     command = shlex.split(made.command(only(made)))
     assert command == ["crossent", "repro", "--held", f"formula:gradient:{PLAIN}"]
     assert main(command[1:]) == 0
@@ -642,7 +645,7 @@ def test_the_command_of_a_move_that_holds_prints_a_script_that_shows_its_number(
 
 def test_the_command_of_another_error_prints_a_script_that_shows_the_error(before, after, capsys):
     after.subjects[0].outcomes[BAD].raised = "RuntimeError: another"
-    made = baseline.diff(before, after)
+    made = diff(before, after)
     command = shlex.split(made.command(only(made)))
     assert command == ["crossent", "repro", "--held", f"formula:errors:{BAD}"]
     assert main(command[1:]) == 0

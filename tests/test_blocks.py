@@ -9,19 +9,19 @@ import torch
 from torch.autograd import forward_ad
 
 import crossent
-from crossent import blocks
-from crossent.axes import DTYPES
-from crossent.cases import Inputs
-from crossent.differences import compare
-from crossent.environment import environment
-from crossent.expected import expect
-from crossent.findings import SubjectReport
-from crossent.grid import grid
-from crossent.judge import run_case
-from crossent.report import Report
-from crossent.results import Result
-from crossent.rows import arrange
-from crossent.subjects import Subject
+from crossent.cases.axes import DTYPES
+from crossent.cases.grid import grid
+from crossent.cases.inputs import Inputs
+from crossent.forms.blocks import _blocks, _differentiate
+from crossent.forms.rows import arrange
+from crossent.machine import environment
+from crossent.report.findings import SubjectReport
+from crossent.report.report import Report
+from crossent.run.judge import run_case
+from crossent.subjects.subject import Subject
+from crossent.trials.call import Result
+from crossent.trials.difference import compare
+from crossent.trials.exact import expect
 
 
 def batch(shape, dtype=torch.float32, seed=0):
@@ -48,7 +48,7 @@ def test_the_blocks_hold_each_row_once_and_no_more_than_they_may(shape, block_si
     target_shape = (shape[0], *shape[2:]) if len(shape) > 1 else ()
     rows = arrange(torch.zeros(shape), torch.zeros(target_shape, dtype=torch.int64), None, -100, "sum", 0.0)
     seen = torch.zeros(target_shape)
-    for at in blocks._blocks(rows, block_size):
+    for at in _blocks(rows, block_size):
         seen[at] += 1
         assert rows.logits[at].numel() <= max(block_size, 5)
     assert (seen == 1).all()
@@ -65,7 +65,7 @@ def test_the_logarithm_of_a_probability_costs_what_the_contract_says(dtype, spre
         options = {"ignore_index": -100, "reduction": "none", "label_smoothing": 0.0}
         expected = expect(Inputs(logits, target, options, torch.ones(2000, dtype=dtype)))
         rows = arrange(logits, target, None, -100, "sum", 0.0)
-        losses = blocks._differentiate(rows, None, torch.empty_like(logits), None)
+        losses = _differentiate(rows, None, torch.empty_like(logits), None)
         for promise in worst:
             for difference in compare(Result(losses), expected, "A", promise):
                 worst[promise] = max(worst[promise], difference.ratio)

@@ -9,16 +9,18 @@ import torch
 from waits import float16
 
 import crossent
-from crossent import bounds, intermediates
-from crossent.bounds import Bounds
-from crossent.cases import Case, Inputs
-from crossent.contracts import contract
-from crossent.differences import compare
-from crossent.expected import expect, terms_of
-from crossent.results import evaluate
-from crossent.rounding import ANY_ORDER, FLOAT32, Held
-from crossent.rows import lay_out
-from crossent.subjects import FORMS, TORCH
+from crossent.cases.case import Case
+from crossent.cases.inputs import Inputs
+from crossent.forms.rows import lay_out
+from crossent.numerics.bounds import intermediates, loss
+from crossent.numerics.bounds.contracts import contract
+from crossent.numerics.bounds.loss import Bounds
+from crossent.numerics.bounds.rounding import ANY_ORDER, Held
+from crossent.numerics.formats import FLOAT32
+from crossent.subjects.builtin import FORMS, TORCH
+from crossent.trials.call import evaluate
+from crossent.trials.difference import compare
+from crossent.trials.exact import expect, terms_of
 
 EAGER = [FORMS["formula"], FORMS["log_softmax_nll"], FORMS["one_hot"]]
 
@@ -48,7 +50,7 @@ def without(clause):
         "factors come in any order": lambda: patch.setattr(
             Bounds, "_heads", lambda self, sizes: np.zeros(sizes.shape[: 2 if self._dense else 1])
         ),
-        "terms are scaled before they are summed": lambda: patch.setattr(bounds, "wider", lambda a, b: a),
+        "terms are scaled before they are summed": lambda: patch.setattr(loss, "wider", lambda a, b: a),
         "an underflow is multiplied": lambda: patch.setattr(
             Bounds, "_in_any_order", lambda self, product, factors, products=1: product
         ),
@@ -64,7 +66,7 @@ def without(clause):
             lambda value, narrow, c: Held(np.asarray(value), np.asarray(2 * narrow.unit_roundoff * abs(value)), None),
         ),
         "weights are summed as losses are": lambda: patch.setattr(
-            bounds,
+            loss,
             "denominator",
             lambda t, c: c.keep(Held.exactly(np.where(t.kept, t.weight[t.index], 0.0), c.storage).sum(c.compute)),
         ),

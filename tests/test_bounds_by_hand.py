@@ -12,10 +12,11 @@ import pytest
 import torch
 from test_bounds import inputs
 
-from crossent.bounds import Bounds
-from crossent.contracts import FUNCTIONS, contract
-from crossent.expected import terms_of
-from crossent.rounding import ANY_ORDER, FLOAT32, Held, Order, safe
+from crossent.numerics.bounds.contracts import FUNCTIONS, contract
+from crossent.numerics.bounds.loss import Bounds
+from crossent.numerics.bounds.rounding import ANY_ORDER, Held, Order, safe
+from crossent.numerics.formats import FLOAT32
+from crossent.trials.exact import terms_of
 
 U = 2.0**-24
 INF = math.inf

@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from crossent import axes
-from crossent.axes import DTYPES
-from crossent.bad_inputs import BAD_INPUTS
-from crossent.cases import Case, Inputs, bits
-from crossent.corpus import corpus
-from crossent.edges import edges
-from crossent.grid import grid
-from crossent.rounding import FORMATS
-from crossent.values import VALUES
+from crossent.cases import axes
+from crossent.cases.axes import DENSE_TARGETS, DTYPES, IGNORED
+from crossent.cases.bad_inputs import BAD_INPUTS
+from crossent.cases.case import Case
+from crossent.cases.corpus import corpus
+from crossent.cases.edges import edges
+from crossent.cases.grid import grid
+from crossent.cases.inputs import Inputs, bits
+from crossent.cases.values import VALUES
+from crossent.numerics.formats import FORMATS
 
 AXES = {
     **axes.AXES,
@@ -204,7 +205,7 @@ def test_a_case_has_the_same_bits_on_an_older_processor():
         "bfloat16-40x5-nan_ignored-int64-mean-ignored",
         "float16-7x5-wide-int64-mean",
     ]
-    code = f"from crossent.cases import Case\nprint(*(Case.of(one).build().digest for one in {ids!r}))"
+    code = f"from crossent.cases.case import Case\nprint(*(Case.of(one).build().digest for one in {ids!r}))"
     plain = {**os.environ, "ATEN_CPU_CAPABILITY": "default"}
     said = subprocess.run([sys.executable, "-c", code], env=plain, capture_output=True, text=True, check=True).stdout
     assert said.split() == [Case.of(one).build().digest for one in ids]
@@ -441,7 +442,7 @@ def test_no_class_of_some_rows_is_possible():
 @pytest.mark.parametrize("ignored", ["ignored", "ignored_default", "ignored_huge", "ignored_first", "ignored_16th"])
 def test_special_ignored_rows_are_ignored_and_no_others(values, kind, ignored):
     inputs, logits = built(values, ignored=ignored)
-    rows = inputs.target.numpy() == axes.IGNORED[ignored]
+    rows = inputs.target.numpy() == IGNORED[ignored]
     assert rows.any()
     assert kind(logits[rows]).all()
     assert np.isfinite(logits[~rows]).all()
@@ -509,5 +510,5 @@ def test_the_inputs_are_what_torch_takes():
         assert inputs.logits.shape == case.sizes
         assert inputs.logits.is_contiguous() or case.layout != "contiguous"
         rows = torch.Size([*case.sizes[:1], *case.sizes[2:]] if len(case.sizes) > 1 else [])
-        assert inputs.target.shape == (case.sizes if case.target in axes.DENSE_TARGETS else rows)
+        assert inputs.target.shape == (case.sizes if case.target in DENSE_TARGETS else rows)
         assert inputs.upstream.shape == (rows if case.reduction == "none" else ())

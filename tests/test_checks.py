@@ -8,16 +8,18 @@ import torch
 import torch.nn.functional as F
 
 import crossent
-from crossent import axes, cases
-from crossent.cases import Inputs
-from crossent.differences import compare
-from crossent.expected import expect
-from crossent.findings import SubjectReport
-from crossent.grid import grid
-from crossent.judge import run_case
-from crossent.report import Report
-from crossent.results import Result, evaluate
-from crossent.subjects import FORMS, TORCH, Subject
+from crossent.cases.axes import DTYPES
+from crossent.cases.case import Case
+from crossent.cases.grid import grid
+from crossent.cases.inputs import Inputs
+from crossent.report.findings import SubjectReport
+from crossent.report.report import Report
+from crossent.run.judge import run_case
+from crossent.subjects.builtin import FORMS, TORCH
+from crossent.subjects.subject import Subject
+from crossent.trials.call import Result, evaluate
+from crossent.trials.difference import compare
+from crossent.trials.exact import expect
 
 
 def inputs(logits, target, dtype=torch.float32, **options):
@@ -49,7 +51,7 @@ def stored_in_half(input, target, **options):
     return crossent.formula(F.log_softmax(input, min(1, input.dim() - 1)), target, **options)
 
 
-@pytest.mark.parametrize("dtype", axes.DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_the_forms_reach_grade_a(dtype):
     for name in ("formula", "log_softmax_nll", "one_hot", "blocked"):
         report = run(FORMS[name], sample(dtype))
@@ -96,7 +98,7 @@ def test_a_difference_says_where_it_is_and_how_large():
 
 @pytest.mark.parametrize("sizes", [(5,), (7, 5), (3, 5, 4), (2, 3, 2, 2, 3)])
 def test_the_index_of_a_difference_is_one_of_the_result(sizes):
-    case = cases.Case("float64", sizes, reduction="none").build()
+    case = Case("float64", sizes, reduction="none").build()
     good = evaluate(crossent.formula, case)
     for check in ("loss", "gradient"):
         bad = {name: getattr(good, name).clone() for name in ("loss", "gradient")}
@@ -163,7 +165,7 @@ def test_a_run_without_evidence_is_not_ok():
 
 
 def test_every_dtype_has_evidence_for_loss_and_gradient():
-    for dtype in axes.DTYPES:
+    for dtype in DTYPES:
         tallies = run(FORMS["formula"], sample(dtype)).subjects[0].tallies
         for check in ("loss", "gradient"):
             assert tallies[check, dtype].vacuous < tallies[check, dtype].ran
@@ -234,9 +236,9 @@ ROWS, WEIGHTED = "float32-7x5-normal-int64-none-rows", "float32-7x5-normal-int64
     ids=lambda one: getattr(one, "__name__", None),
 )
 def test_what_a_subject_leaves_behind_in_what_it_was_given_is_found(loss, case, said):
-    found = {finding.check: finding.message for finding in run(loss, [cases.Case.of(case)]).findings}
+    found = {finding.check: finding.message for finding in run(loss, [Case.of(case)]).findings}
     assert found == {"arguments": said}
-    assert run(crossent.formula, [cases.Case.of(case)]).subjects[0].findings == []
+    assert run(crossent.formula, [Case.of(case)]).subjects[0].findings == []
 
 
 def _copied(value):
@@ -267,9 +269,9 @@ def test_whatever_a_subject_does_is_a_finding_in_one_line(loss, said):
 )
 def test_a_run_does_not_depend_on_the_state_that_it_is_called_in(state, monkeypatch):
     whole = grid
-    monkeypatch.setattr("crossent.levels.bugs", lambda: ())
-    monkeypatch.setattr("crossent.levels.edges", lambda dtypes, seed, level: ())
-    monkeypatch.setattr("crossent.levels.grid", lambda dtypes, seed, array: list(whole(dtypes, seed, array))[::97])
+    monkeypatch.setattr("crossent.run.plan.bugs", lambda: ())
+    monkeypatch.setattr("crossent.run.plan.edges", lambda dtypes, seed, level: ())
+    monkeypatch.setattr("crossent.run.plan.grid", lambda dtypes, seed, array: list(whole(dtypes, seed, array))[::97])
     threads = torch.get_num_threads()
     with state():
         report = crossent.check("formula", dtypes="bfloat16")
@@ -279,9 +281,9 @@ def test_a_run_does_not_depend_on_the_state_that_it_is_called_in(state, monkeypa
 
 def test_what_is_named_twice_runs_once(monkeypatch):
     whole = grid
-    monkeypatch.setattr("crossent.levels.bugs", lambda: ())
-    monkeypatch.setattr("crossent.levels.edges", lambda dtypes, seed, level: ())
-    monkeypatch.setattr("crossent.levels.grid", lambda dtypes, seed, array: list(whole(dtypes, seed, array))[::97])
+    monkeypatch.setattr("crossent.run.plan.bugs", lambda: ())
+    monkeypatch.setattr("crossent.run.plan.edges", lambda dtypes, seed, level: ())
+    monkeypatch.setattr("crossent.run.plan.grid", lambda dtypes, seed, array: list(whole(dtypes, seed, array))[::97])
     once = crossent.check("formula", dtypes=["float64"])
     assert crossent.check("formula", "formula", dtypes=iter(["float64", "float64"])).ran == once.ran > 0
 
@@ -353,7 +355,7 @@ def test_a_gradient_may_be_scaled_before_or_after_the_subtraction(dtype):
             scale = upstream.unsqueeze(-1)
             return ((probs - hot) * scale if ctx.after else probs * scale - hot * scale), None, None
 
-    case = cases.Case(dtype, (200, 10), reduction="none", upstream="rows").build()
+    case = Case(dtype, (200, 10), reduction="none", upstream="rows").build()
     for after in (False, True):
         _, gradient = differences(lambda x, y, after=after, **options: Scaled.apply(x, y, after), case)
         assert gradient.ratio <= 1, (after, str(gradient))
@@ -369,7 +371,7 @@ def test_a_huge_difference_is_a_difference_and_no_overflow():
 @pytest.mark.parametrize(("given", "right"), [(float("nan"), True), (0.0, True), (1.0, False)])
 def test_the_gradient_of_an_ignored_row_without_a_softmax_is_zero_or_nan(values, given, right):
     # torch has NaN, and its page says that the row does not contribute: Liger-Kernel has 0.
-    case = cases.Case.of(f"float32-7x5-{values}-int64-sum-ignored_default").build()
+    case = Case.of(f"float32-7x5-{values}-int64-sum-ignored_default").build()
     ignored = case.target == -100
     result = evaluate(crossent.formula, case)
     gradient = result.gradient.where(~ignored[:, None], given)
@@ -378,7 +380,7 @@ def test_the_gradient_of_an_ignored_row_without_a_softmax_is_zero_or_nan(values,
 
 
 def test_the_gradient_of_a_kept_row_without_a_softmax_is_not_zero():
-    case = cases.Case.of("float32-7x5-nan-int64-sum").build()
+    case = Case.of("float32-7x5-nan-int64-sum").build()
     result = evaluate(crossent.formula, case)
     _, difference = compare(Result(result.loss, result.gradient.nan_to_num(0.0)), expect(case))
     assert difference.ratio == np.inf

@@ -6,23 +6,24 @@ import pytest
 import torch
 
 import crossent
-from crossent import environment
-from crossent.axes import DTYPES
-from crossent.cases import Case
-from crossent.checks import SINGLE
-from crossent.circumstances import CIRCUMSTANCES, at_once
-from crossent.derivatives import DERIVATIVES
-from crossent.determinism import DETERMINISM
-from crossent.findings import SubjectReport
-from crossent.grid import grid
-from crossent.invariants import INVARIANTS
-from crossent.judge import run_case
-from crossent.relations import RELATIONS
-from crossent.report import Report
-from crossent.results import BOTH
-from crossent.subjects import FORMS, TORCH, TORCH_NLL, Subject
+from crossent.cases.axes import DTYPES
+from crossent.cases.case import Case
+from crossent.cases.grid import grid
+from crossent.checks.circumstances import CIRCUMSTANCES, at_once
+from crossent.checks.derivatives import DERIVATIVES
+from crossent.checks.determinism import DETERMINISM
+from crossent.checks.options import OPTIONS
+from crossent.checks.relations import RELATIONS, TWO_BACKWARDS
+from crossent.checks.single import INVARIANTS, SINGLE
+from crossent.machine import ambient
+from crossent.report.findings import SubjectReport
+from crossent.report.report import Report
+from crossent.run.judge import run_case
+from crossent.subjects.builtin import FORMS, TORCH, TORCH_NLL
+from crossent.subjects.subject import Subject
+from crossent.trials.call import BOTH
 
-BEFORE = (*SINGLE, *INVARIANTS, *RELATIONS, *DERIVATIVES, *DETERMINISM)
+BEFORE = (*SINGLE, *INVARIANTS, *RELATIONS, *OPTIONS, *TWO_BACKWARDS, *DERIVATIVES, *DETERMINISM)
 INDEX, ROWS = "float32-7x5-normal-int64-mean", "float32-7x5-normal-int64-none-weighted-rows"
 DENSE = "float32-7x5-normal-probabilities-none-weighted-rows"
 
@@ -30,7 +31,7 @@ DENSE = "float32-7x5-normal-probabilities-none-weighted-rows"
 def found(loss, case, checks):
     """What these checks say of a loss, by their names; right code passes on the case."""
     reports = [Report({}, [SubjectReport("mine")]) for _ in range(2)]
-    with environment.ambient():
+    with ambient():
         for made, of in zip(reports, (loss, crossent.formula), strict=True):
             run_case(Case.of(case), [Subject("mine", of)], made, "cpu", checks)
     assert not reports[1].findings, reports[1].findings
@@ -215,7 +216,7 @@ def test_right_code_passes(dtype, seed):
     few = [case for case in grid([dtype], seed, "pairs") if case.target != "uint8"][::9]
     subjects = [*FORMS.values(), *([TORCH, TORCH_NLL] if dtype != "float16" else [])]
     report = Report({}, [SubjectReport(subject.name) for subject in subjects])
-    with environment.ambient():
+    with ambient():
         for case in few:
             run_case(case, subjects, report, "cpu", (*SINGLE[:2], *CIRCUMSTANCES))
     assert [f.id for f in report.findings if f.subject != "torch_nll" or f.check != "call"] == []  # pytorch#175084

@@ -9,13 +9,16 @@ import sys
 
 import pytest
 
-from crossent import axes, cases, cli
-from crossent.edges import edges
-from crossent.grid import grid
+from crossent import cli
+from crossent.cases.axes import DTYPES
+from crossent.cases.case import Case
+from crossent.cases.edges import edges
+from crossent.cases.grid import grid
+from crossent.cli import HELD, INTERRUPTED, NOT_WRITTEN, NOTHING_RAN, WRONG_USE, main
 
 
 def run(capsys, *arguments):
-    status = cli.main(arguments)
+    status = main(arguments)
     captured = capsys.readouterr()
     return status, captured.out, captured.err
 
@@ -29,20 +32,20 @@ def one_job(monkeypatch):
 @pytest.fixture
 def small_grid(monkeypatch):
     """A handful of cases instead of the grid: these tests are about the door, not about what is behind it."""
-    monkeypatch.setattr("crossent.levels.bugs", lambda: ())
-    monkeypatch.setattr("crossent.levels.edges", lambda dtypes, seed, level: edges(dtypes, seed, "quick"))
-    monkeypatch.setattr("crossent.levels.grid", lambda dtypes, seed, array: list(grid(dtypes, seed, array))[::20])
-    monkeypatch.setattr("crossent.levels.edges", lambda dtypes, seed, *level: edges(dtypes, seed, "quick"))
+    monkeypatch.setattr("crossent.run.plan.bugs", lambda: ())
+    monkeypatch.setattr("crossent.run.plan.edges", lambda dtypes, seed, level: edges(dtypes, seed, "quick"))
+    monkeypatch.setattr("crossent.run.plan.grid", lambda dtypes, seed, array: list(grid(dtypes, seed, array))[::20])
+    monkeypatch.setattr("crossent.run.plan.edges", lambda dtypes, seed, *level: edges(dtypes, seed, "quick"))
 
 
 def test_check_prints_a_row_for_each_form_and_dtype(capsys, small_grid):
     status, out, err = run(capsys, "check")
-    assert status == cli.HELD
+    assert status == HELD
     assert err == ""
     for subject in ("formula", "log_softmax_nll", "one_hot", "blocked", "scalar", "torch", "torch_nll"):
         assert re.search(rf"^{subject}: \d+ ran, 0 failed", out, re.M), out
     for check in ("loss", "gradient"):
-        for dtype in axes.DTYPES:
+        for dtype in DTYPES:
             assert re.search(rf"^ +{check} {dtype} +\d+% +\S+ ulp +\d+  \S*{dtype}-", out, re.M), out
     assert "every number within what rounding allows of the exact one" in out
 
@@ -53,12 +56,15 @@ def test_check_says_what_did_not_apply_and_why(capsys, small_grid):
 
 
 def test_check_exits_1_and_shows_the_numbers_when_a_form_is_wrong(capsys, small_grid, monkeypatch):
-    from crossent import forms, subjects
+    from crossent.cli import FINDINGS
+    from crossent.forms.textbook import formula
+    from crossent.subjects.builtin import NAMED
+    from crossent.subjects.subject import Subject
 
-    wrong = subjects.Subject("formula", lambda *args, **options: forms.formula(*args, **options) * 1.01)
-    monkeypatch.setitem(subjects.NAMED, "formula", (wrong,))
+    wrong = Subject("formula", lambda *args, **options: formula(*args, **options) * 1.01)
+    monkeypatch.setitem(NAMED, "formula", (wrong,))
     status, out, _ = run(capsys, "check", "formula", "--dtype", "float64")
-    assert status == cli.FINDINGS
+    assert status == FINDINGS
     assert re.search(r"[1-9]\d* failed", out)
     for said in (
         "Mismatched elements",
@@ -73,10 +79,10 @@ def test_check_exits_1_and_shows_the_numbers_when_a_form_is_wrong(capsys, small_
 
 def test_check_exits_3_when_nothing_ran(capsys, monkeypatch):
     many_rows = [case for case in grid(["float16"]) if case.sizes == (7, 5)][:3]
-    monkeypatch.setattr("crossent.levels.bugs", lambda: ())
-    monkeypatch.setattr("crossent.levels.grid", lambda dtypes, seed, array: many_rows)
+    monkeypatch.setattr("crossent.run.plan.bugs", lambda: ())
+    monkeypatch.setattr("crossent.run.plan.grid", lambda dtypes, seed, array: many_rows)
     status, out, _ = run(capsys, "check", "scalar", "--dtype", "float16")  # bad inputs are of float32
-    assert status == cli.NOTHING_RAN
+    assert status == NOTHING_RAN
     assert "nothing ran" in out
 
 
@@ -113,7 +119,7 @@ def test_check_exits_3_when_nothing_ran(capsys, monkeypatch):
 )
 def test_wrong_use_is_one_line_on_stderr_and_status_2(capsys, arguments, named):
     status, out, err = run(capsys, *arguments)
-    assert status == cli.WRONG_USE
+    assert status == WRONG_USE
     assert out == ""
     assert err.startswith("crossent: ")
     assert err.count("\n") == 1
@@ -122,16 +128,16 @@ def test_wrong_use_is_one_line_on_stderr_and_status_2(capsys, arguments, named):
 
 @pytest.fixture
 def one_case(monkeypatch):
-    monkeypatch.setattr("crossent.levels.bugs", lambda: ())
-    monkeypatch.setattr("crossent.levels.edges", lambda dtypes, seed, level: [])
-    monkeypatch.setattr("crossent.levels.grid", lambda dtypes, seed, array: [cases.Case("float64")])
-    monkeypatch.setattr("crossent.levels.edges", lambda dtypes, seed, *level: [])
+    monkeypatch.setattr("crossent.run.plan.bugs", lambda: ())
+    monkeypatch.setattr("crossent.run.plan.edges", lambda dtypes, seed, level: [])
+    monkeypatch.setattr("crossent.run.plan.grid", lambda dtypes, seed, array: [Case("float64")])
+    monkeypatch.setattr("crossent.run.plan.edges", lambda dtypes, seed, *level: [])
 
 
 def test_json_is_written_beside_the_table(capsys, one_case, tmp_path):
     path = tmp_path / "report.json"
     status, out, err = run(capsys, "check", "formula", "--dtype", "float64", "--json", str(path))
-    assert (status, err) == (cli.HELD, "")
+    assert (status, err) == (HELD, "")
     assert out.startswith("crossent ")
     assert json.loads(path.read_text())["subjects"][0]["counts"]["ran"] == 1
 
@@ -143,7 +149,7 @@ def test_a_place_that_cannot_be_written_is_said_before_the_run(capsys, monkeypat
     (tmp_path / "dangling.json").symlink_to("missing/report.json")
     monkeypatch.setattr(cli, "run_check", None)  # nothing is run
     status, out, err = run(capsys, "check", option, path)
-    assert (status, out) == (cli.WRONG_USE, "")
+    assert (status, out) == (WRONG_USE, "")
     assert err.startswith("crossent: ")
     assert option in err
     assert err.count("\n") == 1
@@ -160,7 +166,7 @@ def test_a_file_or_a_folder_without_permission_is_said_before_the_run(capsys, mo
         os, "access", lambda at, mode: mode != os.W_OK or not os.path.samefile(at, tmp_path / forbidden)
     )
     status, out, err = run(capsys, "check", option, str(path))
-    assert (status, out) == (cli.WRONG_USE, "")
+    assert (status, out) == (WRONG_USE, "")
     assert "cannot be written" in err
     assert path.read_text() == "before"
 
@@ -169,7 +175,7 @@ def test_a_file_or_a_folder_without_permission_is_said_before_the_run(capsys, mo
 @pytest.mark.parametrize("option", ["--json", "--html"])
 def test_a_full_disk_is_one_line_after_the_table(capsys, one_case, option):
     status, out, err = run(capsys, "check", "formula", "--dtype", "float64", option, "/dev/full")
-    assert status == cli.NOT_WRITTEN
+    assert status == NOT_WRITTEN
     assert "1 calls checked" in out
     assert err == "crossent: /dev/full cannot be written: No space left on device\n"
 
@@ -179,7 +185,7 @@ def test_a_page_is_written_beside_the_report_even_where_that_fails(capsys, one_c
     path = tmp_path / "report.html"
     arguments = ("--dtype", "float64", "--json", "/dev/full", "--html", str(path))
     status, _, err = run(capsys, "check", "formula", *arguments)
-    assert status == cli.NOT_WRITTEN
+    assert status == NOT_WRITTEN
     assert err.count("\n") == 1
     assert path.read_text().startswith("<!doctype html>")
 
@@ -188,7 +194,7 @@ def test_one_file_cannot_hold_both_the_report_and_the_page(capsys, monkeypatch, 
     monkeypatch.setattr(cli, "run_check", None)  # nothing is run
     (tmp_path / "link").symlink_to("report")
     status, out, err = run(capsys, "check", "--json", str(tmp_path / "report"), "--html", str(tmp_path / "link"))
-    assert (status, out) == (cli.WRONG_USE, "")
+    assert (status, out) == (WRONG_USE, "")
     assert "the file of --json too" in err
     assert not (tmp_path / "report").exists()
 
@@ -203,7 +209,7 @@ def test_a_plain_or_narrow_terminal_gets_every_digit(capsys, one_case, monkeypat
         monkeypatch.setenv(name, value)
     status, out, _ = run(capsys, "check", "formula", "--dtype", "float64")
     plain = re.sub(r"\x1b\[[\d;]*m", "", out)
-    assert status == cli.HELD
+    assert status == HELD
     assert ("FORCE_COLOR" in setting) == (plain != out)
     assert re.search(r"^  check +float64: A", plain, re.M), plain
     assert re.search(r"^  loss +1 +\d+%", plain, re.M), plain
@@ -216,7 +222,7 @@ def test_a_progress_bar_needs_a_terminal(capsys, one_case):
 
 def test_no_command_prints_the_help(capsys):
     status, out, _ = run(capsys)
-    assert status == cli.WRONG_USE
+    assert status == WRONG_USE
     assert "explain" in out
 
 
@@ -226,12 +232,12 @@ def test_ctrl_c_is_one_line_and_status_130(capsys, monkeypatch):
 
     monkeypatch.setattr(cli, "run_check", interrupted)
     status, out, err = run(capsys, "check")
-    assert (status, out, err.strip()) == (cli.INTERRUPTED, "", "crossent: interrupted")
+    assert (status, out, err.strip()) == (INTERRUPTED, "", "crossent: interrupted")
 
 
 def test_explain_walks_through_the_example_of_the_article(capsys):
     status, out, _ = run(capsys, "explain")
-    assert status == cli.HELD
+    assert status == HELD
     words = " ".join(out.split())
     for shown in ("0.8789", "0.1189", "0.002179", "= 0.1291", "0.1278", "0.6333", "0.12"):
         assert shown in words
@@ -241,7 +247,7 @@ def test_explain_walks_through_the_example_of_the_article(capsys):
 
 def test_explain_takes_negative_logits_after_a_space(capsys):
     status, out, _ = run(capsys, "explain", "--logits", "-1,2", "--target", "1")
-    assert status == cli.HELD
+    assert status == HELD
     assert "(-1, 2)" in out
 
 
@@ -253,7 +259,7 @@ def test_explain_says_when_the_prediction_is_wrong(capsys):
 @pytest.mark.parametrize("logits", ["0", "5,5", "1000,-1000", "8e307,-8e307", "1e-320,0", "-1e8,-1e8,-1e8"])
 def test_explain_survives_extreme_logits(capsys, logits):
     status, out, err = run(capsys, "explain", "--logits", logits, "--target", "0")
-    assert (status, err) == (cli.HELD, "")
+    assert (status, err) == (HELD, "")
     assert "nan" not in out
 
 
@@ -265,7 +271,7 @@ def test_explain_random_repeats_with_its_seed(capsys):
 
 def test_explain_shortens_a_long_row_and_keeps_its_true_class(capsys):
     status, out, _ = run(capsys, "explain", "--random", "--classes", "100000")
-    assert status == cli.HELD
+    assert status == HELD
     assert "← the true class" in out
     assert len(out.splitlines()) < 80
 
@@ -277,7 +283,7 @@ def test_an_ascii_terminal_gets_question_marks_and_no_traceback():
         capture_output=True,
         check=False,
     )
-    assert process.returncode == cli.HELD, process.stderr
+    assert process.returncode == HELD, process.stderr
     assert b"Traceback" not in process.stderr
 
 
@@ -289,7 +295,7 @@ def test_a_closed_pipe_is_silent(arguments):
     process.stdout.close()
     error = process.stderr.read()
     process.stderr.close()
-    assert process.wait() == cli.NOT_WRITTEN
+    assert process.wait() == NOT_WRITTEN
     assert error == b""
 
 
@@ -299,7 +305,7 @@ def test_a_full_disk_is_one_line():
         process = subprocess.run(
             [sys.executable, "-m", "crossent", "explain"], stdout=full, stderr=subprocess.PIPE, check=False
         )
-    assert process.returncode == cli.NOT_WRITTEN
+    assert process.returncode == NOT_WRITTEN
     assert process.stderr.count(b"\n") == 1
 
 
@@ -329,5 +335,5 @@ def test_explain_says_what_is_true_of_ties_and_of_the_very_unlikely(capsys, logi
 )
 def test_what_there_is_can_be_listed(capsys, what, line):
     status, out, _ = run(capsys, "list", what)
-    assert status == cli.HELD
+    assert status == HELD
     assert re.search(line, out, re.M)

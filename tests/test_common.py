@@ -3,7 +3,7 @@
 import pytest
 
 import crossent
-from crossent.common import common
+from crossent.report.text import common
 
 
 def without_its_weights(input, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):

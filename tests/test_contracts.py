@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from crossent import intermediates
-from crossent.axes import DTYPES
-from crossent.cases import Case
-from crossent.contracts import FUNCTIONS, contract
-from crossent.differences import compare, worst
-from crossent.expected import expect, expect_along, rows_of, terms_of
-from crossent.results import Result
-from crossent.rounding import FLOAT32, Held, safe
+from crossent.cases.axes import DTYPES
+from crossent.cases.case import Case
+from crossent.numerics.bounds import intermediates
+from crossent.numerics.bounds.contracts import FUNCTIONS, contract
+from crossent.numerics.bounds.rounding import Held, safe
+from crossent.numerics.formats import FLOAT32
+from crossent.trials.call import Result
+from crossent.trials.difference import compare, worst
+from crossent.trials.exact import expect, expect_along, rows_of, terms_of
 
 NUMPY = {"float16": np.float32, "bfloat16": np.float32, "float32": np.float32, "float64": np.float64}
 

@@ -8,17 +8,18 @@ import torch
 from defects import DEFECTS
 from every import MUTANTS
 
-from crossent import forms
-from crossent.axes import DTYPES
-from crossent.bad_inputs import BAD_INPUTS
-from crossent.cases import Case
-from crossent.checks import CALL, RESULT, SINGLE
-from crossent.corpus import bugs, corpus
-from crossent.findings import SubjectReport
-from crossent.judge import run_case
-from crossent.levels import CHECKS
-from crossent.report import Report
-from crossent.subjects import FORMS, Subject
+from crossent.cases.axes import DTYPES
+from crossent.cases.bad_inputs import BAD_INPUTS
+from crossent.cases.case import Case
+from crossent.cases.corpus import bugs, corpus
+from crossent.checks import CHECKS
+from crossent.checks.single import CALL, RESULT, SINGLE
+from crossent.forms.textbook import formula
+from crossent.report.findings import SubjectReport
+from crossent.report.report import Report
+from crossent.run.judge import run_case
+from crossent.subjects.builtin import FORMS
+from crossent.subjects.subject import Subject
 
 # What the corpus must have, typed in here so that no entry goes unnoticed.
 IDS = [
@@ -228,4 +229,4 @@ def test_every_check_that_must_catch_a_bug_is_seen_to():
 
 @pytest.mark.parametrize("bug", BUGS.values(), ids=BUGS)
 def test_right_code_passes(bug):
-    assert found(bug, FORMS["formula"], FORMS["one_hot"], Subject("kernel", forms.formula)) == []
+    assert found(bug, FORMS["formula"], FORMS["one_hot"], Subject("kernel", formula)) == []

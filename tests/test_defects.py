@@ -17,13 +17,14 @@ import torch.nn.functional as F
 from defects import DEFECTS, RIGHT
 
 import crossent
-from crossent.axes import DTYPES
-from crossent.cases import Case, Inputs
-from crossent.differences import compare
-from crossent.expected import expect
-from crossent.grid import grid
-from crossent.results import Result, evaluate
-from crossent.rounding import FORMATS
+from crossent.cases.axes import DTYPES
+from crossent.cases.case import Case
+from crossent.cases.grid import grid
+from crossent.cases.inputs import Inputs
+from crossent.numerics.formats import FORMATS
+from crossent.trials.call import Result, evaluate
+from crossent.trials.difference import compare
+from crossent.trials.exact import expect
 
 ROOT = pathlib.Path(__file__).parent.parent
 FIGURES = ROOT / "benchmarks" / "figures" / "defects.json"

@@ -8,15 +8,16 @@ import pytest
 import torch
 from waits import float16
 
-from crossent import derivative_bounds
-from crossent.cases import Case, Inputs
-from crossent.contracts import contract
-from crossent.derivative_bounds import DerivativeBounds
-from crossent.derivatives import second_order
-from crossent.differences import worst
-from crossent.expected import expect_along, name_of, rows_of
-from crossent.rounding import FORMATS
-from crossent.subjects import FORMS, TORCH
+from crossent.cases.case import Case
+from crossent.cases.inputs import Inputs
+from crossent.checks.derivatives import second_order
+from crossent.numerics.bounds import derivatives
+from crossent.numerics.bounds.contracts import contract
+from crossent.numerics.bounds.derivatives import DerivativeBounds
+from crossent.numerics.formats import FORMATS
+from crossent.subjects.builtin import FORMS, TORCH
+from crossent.trials.difference import worst
+from crossent.trials.exact import expect_along, name_of, rows_of
 
 EAGER = [FORMS["formula"], FORMS["log_softmax_nll"], FORMS["one_hot"], FORMS["blocked"]]
 
@@ -50,7 +51,7 @@ def without(clause):
         "mean and direction are summed apart": ("_apart", lambda self: self._expected(mean_less_direction(self))),
     }
     if clause == "terms are scaled before they are summed":
-        patch.setattr(derivative_bounds, "wider", lambda a, b: a)
+        patch.setattr(derivatives, "wider", lambda a, b: a)
     else:
         patch.setattr(DerivativeBounds, *leave_out[clause])
     return patch
@@ -58,7 +59,7 @@ def without(clause):
 
 def mean_less_direction(bounds):
     c = bounds.contract
-    return c.keep(derivative_bounds.column(bounds._mean).minus(bounds._along, c.compute))
+    return c.keep(derivatives.column(bounds._mean).minus(bounds._along, c.compute))
 
 
 def assert_needed(clause, *compared, **promised):

@@ -9,22 +9,23 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from support.soak import soak
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from waits import computes
 
 import crossent
-from crossent.axes import DTYPES
-from crossent.cases import Case
-from crossent.checks import SINGLE
-from crossent.derivatives import DERIVATIVES, MOST_LOGITS
-from crossent.differences import Difference
-from crossent.grid import grid
-from crossent.rows import lay_out
-from crossent.soak import soak
-from crossent.subjects import FORMS, REFERENCE, TORCH, Subject
-from crossent.trials import Question, RefusedError, Trial
+from crossent.cases.axes import DTYPES
+from crossent.cases.case import Case
+from crossent.cases.grid import grid
+from crossent.checks.derivatives import DERIVATIVES, MOST_LOGITS
+from crossent.checks.single import SINGLE
+from crossent.forms.rows import lay_out
+from crossent.subjects.builtin import FORMS, REFERENCE, TORCH
+from crossent.subjects.subject import Subject
+from crossent.trials.difference import Difference
+from crossent.trials.trial import Question, RefusedError, Trial
 
 FORWARD_AND_BACKWARD = [check for check in SINGLE if check.name in ("call", "result", "loss", "gradient")]
 CHECKS = {check.name: check for check in (*FORWARD_AND_BACKWARD, *DERIVATIVES)}

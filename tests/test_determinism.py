@@ -12,17 +12,21 @@ import torch
 from waits import computes
 
 import crossent
-from crossent import determinism, environment, state
-from crossent.axes import DTYPES
-from crossent.cases import Case, Inputs
-from crossent.determinism import DETERMINISM
-from crossent.differences import Difference
-from crossent.findings import SubjectReport
-from crossent.grid import grid
-from crossent.judge import run_case
-from crossent.report import Report
-from crossent.subjects import FORMS, TORCH, Subject
-from crossent.trials import NotRunError, Problem, Question, RefusedError, Trial
+from crossent.cases.axes import DTYPES
+from crossent.cases.case import Case
+from crossent.cases.grid import grid
+from crossent.cases.inputs import Inputs
+from crossent.checks import determinism
+from crossent.checks.determinism import DETERMINISM
+from crossent.machine import ambient
+from crossent.report.findings import SubjectReport
+from crossent.report.report import Report
+from crossent.run.judge import run_case
+from crossent.state import STATES, restore, snapshot
+from crossent.subjects.builtin import FORMS, TORCH
+from crossent.subjects.subject import Subject
+from crossent.trials.difference import Difference
+from crossent.trials.trial import NotRunError, Problem, Question, RefusedError, Trial
 
 DETERMINISTIC, STREAM = DETERMINISM
 PLAIN = Case("float32", (7, 5), reduction="none", weight="weighted", ignored="ignored", upstream="rows")
@@ -270,7 +274,7 @@ def test_a_run_on_cuda_does_not_depend_on_its_autocast(monkeypatch):
     for available, kinds in ((False, ["cpu"]), (True, ["cpu", "cuda"])):
         entered.clear()
         monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
-        with environment.ambient():
+        with ambient():
             assert entered == [(kind, False) for kind in kinds]
 
 
@@ -279,22 +283,22 @@ def test_a_draw_from_a_generator_of_cuda_is_seen_and_set_back(monkeypatch):
     states = [torch.tensor([1, 2]), torch.tensor([3, 4])]
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: [one.clone() for one in states])
-    read, _ = state.STATES["the random generators of CUDA"]
+    read, _ = STATES["the random generators of CUDA"]
 
     def set_back(to):
         states[:] = to
 
-    monkeypatch.setitem(state.STATES, "the random generators of CUDA", (read, set_back))
-    before = state.snapshot()
-    assert state.restore(before) == []
+    monkeypatch.setitem(STATES, "the random generators of CUDA", (read, set_back))
+    before = snapshot()
+    assert restore(before) == []
     states[1].add_(1)
-    assert state.restore(before) == ["the random generators of CUDA"]
+    assert restore(before) == ["the random generators of CUDA"]
     assert states[1].tolist() == [3, 4]
 
 
 def test_a_cuda_that_is_initialised_in_a_call_is_no_change(monkeypatch):
-    before = state.snapshot()
+    before = snapshot()
     assert before["the random generators of CUDA"] == [] or torch.cuda.is_initialized()
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: [torch.tensor([1])] * 99)
-    assert state.restore(before) == []
+    assert restore(before) == []

@@ -6,14 +6,19 @@ from defects import DEFECTS
 from tiles import padded_with_zeros, padding_counts_as_one_each
 
 import crossent
-from crossent.axes import DTYPES
-from crossent.cases import Case
-from crossent.edges import ALONE, EDGES, NORMAL, QUICK, THOROUGH, edges
-from crossent.findings import SubjectReport
-from crossent.judge import run_case
-from crossent.levels import ALWAYS, CIRCUMSTANCES, DERIVATIVES, RELATIONS
-from crossent.report import Report
-from crossent.subjects import FORMS, Subject
+from crossent.cases.axes import DTYPES
+from crossent.cases.case import Case
+from crossent.cases.edges import ALONE, EDGES, NORMAL, QUICK, THOROUGH, edges
+from crossent.checks import ALWAYS
+from crossent.checks.circumstances import CIRCUMSTANCES
+from crossent.checks.derivatives import DERIVATIVES
+from crossent.checks.options import OPTIONS
+from crossent.checks.relations import RELATIONS, TWO_BACKWARDS
+from crossent.report.findings import SubjectReport
+from crossent.report.report import Report
+from crossent.run.judge import run_case
+from crossent.subjects.builtin import FORMS
+from crossent.subjects.subject import Subject
 
 DEFECT = {defect.name: defect for defect in DEFECTS}
 WIDTHS = {2**k + by for k in range(17) for by in (-1, 0, 1)} - {0}
@@ -255,5 +260,11 @@ def test_relations_and_derivatives_hold_where_a_word_stands_alone(dtype):
     report = Report({}, [SubjectReport("formula")])
     for case in ALONE:
         if case.dtype == dtype:
-            run_case(case, [FORMS["formula"]], report, "cpu", (*ALWAYS, *RELATIONS, *CIRCUMSTANCES, *DERIVATIVES))
+            run_case(
+                case,
+                [FORMS["formula"]],
+                report,
+                "cpu",
+                (*ALWAYS, *RELATIONS, *OPTIONS, *TWO_BACKWARDS, *CIRCUMSTANCES, *DERIVATIVES),
+            )
     assert not report.findings, report.findings

@@ -5,17 +5,18 @@ import re
 import pytest
 import torch
 
-from crossent import environment, judge
-from crossent.axes import DTYPES
-from crossent.bad_inputs import BAD_INPUTS, BadInput
-from crossent.cases import Case
-from crossent.edges import EDGES
-from crossent.expected_findings import ExpectedFinding, expect, load, shipped
-from crossent.findings import Finding, Measured, Outcome, SubjectReport
-from crossent.grid import grid
-from crossent.levels import plan
-from crossent.report import Report
-from crossent.subjects import TORCH, TORCH_NLL
+from crossent.cases.axes import DTYPES
+from crossent.cases.bad_inputs import BAD_INPUTS, BadInput
+from crossent.cases.case import Case
+from crossent.cases.edges import EDGES
+from crossent.cases.grid import grid
+from crossent.machine import ambient, environment
+from crossent.report.expected_findings import ExpectedFinding, expect, load, shipped
+from crossent.report.findings import Finding, Measured, Outcome, SubjectReport
+from crossent.report.report import Report
+from crossent.run.judge import run_case
+from crossent.run.plan import plan
+from crossent.subjects.builtin import TORCH, TORCH_NLL
 
 ENTRY = {"subject": "torch", "checks": ["loss"], "kind": "wrong", "cases": ["a*"], "reason": "known"}
 
@@ -304,10 +305,10 @@ def chosen(known):
 def test_every_entry_of_the_shipped_list_happens_here(known):
     if not known.applies(torch.__version__, "cpu"):
         pytest.skip(f"waits for torch {known.torch or 'of any version'} on {known.device}")
-    made = Report(environment.environment("cpu"), [SubjectReport("torch"), SubjectReport("torch_nll")])
-    with environment.ambient():
+    made = Report(environment("cpu"), [SubjectReport("torch"), SubjectReport("torch_nll")])
+    with ambient():
         for case in chosen(known):
-            judge.run_case(case, [TORCH, TORCH_NLL], made, "cpu", PLANNED[case])
+            run_case(case, [TORCH, TORCH_NLL], made, "cpu", PLANNED[case])
     assert made.ran
     expect(made, [known])
     assert made.mended == []
@@ -328,10 +329,10 @@ def waiting(known, made):
 
 def test_the_shipped_list_leaves_nothing_of_torch_unexplained():
     """A twentieth of the grid; the whole of it is `crossent check torch`."""
-    made = Report(environment.environment("cpu"), [SubjectReport("torch"), SubjectReport("torch_nll")])
+    made = Report(environment("cpu"), [SubjectReport("torch"), SubjectReport("torch_nll")])
     cases = [*list(grid())[::20], *BAD_INPUTS, *(case for case in EDGES if case.rows < 2000)]
-    with environment.ambient():
+    with ambient():
         for case in cases:
-            judge.run_case(case, [TORCH, TORCH_NLL], made, "cpu")
+            run_case(case, [TORCH, TORCH_NLL], made, "cpu")
     expect(made, SHIPPED)
     assert not made.findings, made

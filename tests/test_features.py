@@ -5,17 +5,19 @@ import torch
 from torch import Tensor
 
 import crossent
-from crossent import judge
-from crossent.axes import DTYPES
-from crossent.bad_inputs import BAD_INPUTS
-from crossent.cases import Case
-from crossent.features import FEATURES, KEYWORDS, require_features
-from crossent.findings import SubjectReport
-from crossent.large import LARGE, ROWS
-from crossent.levels import CHECKS
-from crossent.loading import load
-from crossent.report import Report
-from crossent.transforms import COMPILED, TRANSFORMS
+from crossent.cases.axes import DTYPES
+from crossent.cases.bad_inputs import BAD_INPUTS
+from crossent.cases.case import Case
+from crossent.cases.edges import ROWS
+from crossent.checks import CHECKS
+from crossent.checks.compiled_code import COMPILED_CODE
+from crossent.checks.large import LARGE
+from crossent.checks.transforms import TRANSFORMS
+from crossent.report.findings import SubjectReport
+from crossent.report.report import Report
+from crossent.run.judge import run_case
+from crossent.subjects.features import FEATURES, KEYWORDS, require_features
+from crossent.subjects.loader import load
 
 CASES = [
     *(Case(dtype) for dtype in DTYPES),
@@ -32,7 +34,11 @@ CASES = [
     Case("float32", (3, 4, 2), target_layout="target_transposed"),
 ]
 # All but what makes graphs and code, which takes seconds.
-GRAPHS = [*COMPILED, *LARGE, *(check for check in TRANSFORMS if check.name in ("export", "trace", "trace_dynamic"))]
+GRAPHS = [
+    *COMPILED_CODE,
+    *LARGE,
+    *(check for check in TRANSFORMS if check.name in ("export", "trace", "trace_dynamic")),
+]
 ASKED = tuple(check for check in CHECKS.values() if check not in GRAPHS)
 
 
@@ -43,7 +49,7 @@ def judged(loss, without=(), cases=(*CASES, *BAD), checks=ASKED):
     (subject,) = load(loss, without=without)
     report = Report({}, [SubjectReport("mine")])
     for case in cases:
-        judge.run_case(case, [subject], report, checks=checks)
+        run_case(case, [subject], report, checks=checks)
     return report.subjects[0]
 
 

@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 
-from crossent.axes import broken
-from crossent.grid import ARRAYS, CHOICES, SIZES, grid
+from crossent.cases.axes import broken
+from crossent.cases.grid import ARRAYS, CHOICES, SIZES, grid
 
 
 def possible(picked, choices, left=None):

@@ -13,11 +13,11 @@ from importlib.resources import files
 
 import pytest
 
-from crossent.cases import Case
-from crossent.findings import Finding, Measured, Numbers, Outcome, SubjectReport
-from crossent.html import LONGEST_COMMAND, MOST_OF_A_SORT, MOST_SORTS, page
-from crossent.regimes import Scale, scale, strips
-from crossent.report import Report
+from crossent.cases.case import Case
+from crossent.report.findings import Finding, Measured, Numbers, Outcome, SubjectReport
+from crossent.report.html import LONGEST_COMMAND, MOST_OF_A_SORT, MOST_SORTS, page
+from crossent.report.regimes import Scale, scale, strips
+from crossent.report.report import Report
 
 ENVIRONMENT = {"crossent": "0.1.0", "torch": "2.13.0", "device": "cpu"}
 CASE = "float32-7x5-normal-int64-mean"
@@ -311,7 +311,7 @@ def test_the_scale_goes_beyond_the_bound_where_a_result_does():
 
 
 def colours(dark):
-    style = (files("crossent") / "report.css").read_text(encoding="utf-8")
+    style = (files("crossent.report") / "report.css").read_text(encoding="utf-8")
     blocks = re.findall(r":root \{(.*?)\}", style, re.S)
     return dict(re.findall(r"--([\w-]+): (#\w+);", blocks[dark]))
 

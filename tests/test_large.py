@@ -6,14 +6,18 @@ import pytest
 import torch
 from waits import computes
 
-from crossent import forms, large
-from crossent.cases import Case
-from crossent.corpus import bugs
-from crossent.findings import SubjectReport
-from crossent.judge import run_case
-from crossent.large import GIB, LARGE, available, needed, tiled
-from crossent.report import Report
-from crossent.subjects import FORMS, TORCH, Subject
+from crossent.cases.case import Case
+from crossent.cases.corpus import bugs
+from crossent.cases.edges import ROWS, large
+from crossent.checks import large as large_check
+from crossent.checks.large import BLOCK, GIB, LARGE, needed, tiled
+from crossent.forms.textbook import formula
+from crossent.machine import available
+from crossent.report.findings import SubjectReport
+from crossent.report.report import Report
+from crossent.run.judge import run_case
+from crossent.subjects.builtin import FORMS, TORCH
+from crossent.subjects.subject import Subject
 
 # 61·7·160 is a little more than 2^16 logits.
 SMALL = Case("float32", (61, 7), reduction="none", upstream="rows", tiled=160)
@@ -68,10 +72,10 @@ def wrapped(*, forward=False, backward=False):
     return loss
 
 
-@pytest.fixture(params=[large.BLOCK, 1000, 1], ids=lambda block: f"block{block}")
+@pytest.fixture(params=[BLOCK, 1000, 1], ids=lambda block: f"block{block}")
 def block(request, monkeypatch):
     """In one block, in many, and each tile on its own."""
-    monkeypatch.setattr(large, "BLOCK", request.param)
+    monkeypatch.setattr(large_check, "BLOCK", request.param)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
@@ -93,7 +97,7 @@ def test_a_case_without_its_tiles_has_the_same_bits():
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_right_code_passes(case):
-    for subject in (*FORMS.values(), TORCH, Subject("kernel", forms.formula)):
+    for subject in (*FORMS.values(), TORCH, Subject("kernel", formula)):
         if subject is TORCH and not computes(case.dtype):
             continue
         if subject.not_applicable(case.build()) is None:
@@ -106,7 +110,7 @@ def test_right_code_passes(case):
 
 
 def test_the_whole_of_it_is_judged():
-    assert judged(SMALL, forms.formula)[1].checks["large"].elements == 61 * 160 * (7 + 1)
+    assert judged(SMALL, formula)[1].checks["large"].elements == 61 * 160 * (7 + 1)
 
 
 @pytest.mark.parametrize("case", [SMALL, dataclasses.replace(SMALL, sizes=(61, 7, 1, 1))], ids=lambda case: case.id)
@@ -129,7 +133,7 @@ def test_an_index_that_wraps_in_the_gradient_only_is_found_there(case, block):
 
 def test_the_worst_element_is_where_the_finding_says():
     def one_wrong(input, target, **options):
-        losses = forms.formula(input, target, **options)
+        losses = formula(input, target, **options)
         return losses.index_put((torch.tensor([61 * 77 + 5]),), torch.tensor([123.0]))
 
     (finding,), _ = judged(SMALL, one_wrong)
@@ -145,10 +149,10 @@ def test_the_scaffold_of_the_wrong_kernels_is_right():
 
 def test_a_result_of_another_shape_or_dtype_and_a_refusal_are_findings():
     def one_number(input, target, **options):
-        return forms.formula(input, target, **options).sum()
+        return formula(input, target, **options).sum()
 
     def double(input, target, **options):
-        return forms.formula(input, target, **options).double()
+        return formula(input, target, **options).double()
 
     def refuses(input, target, **options):
         raise ValueError("too large")
@@ -160,35 +164,35 @@ def test_a_result_of_another_shape_or_dtype_and_a_refusal_are_findings():
 
 def test_nan_is_no_excuse():
     def nothing(input, target, **options):
-        return forms.formula(input, target, **options) * torch.nan
+        return formula(input, target, **options) * torch.nan
 
     assert judged(SMALL, nothing)[0]
     assert judged(dataclasses.replace(SMALL, reduction="mean", upstream="one"), nothing)[0]
 
 
 def test_a_block_of_rows_that_is_not_closed_is_found_in_the_mean():
-    (case,) = (case for case in large.ROWS if case.dtype == "bfloat16")
+    (case,) = (case for case in ROWS if case.dtype == "bfloat16")
     (finding,), _ = judged(case, TORCH)
     assert finding.numbers.got < finding.numbers.exact / 10
 
 
 def test_a_mean_of_more_rows_than_the_format_can_count_is_not_judged():
     case = dataclasses.replace(SMALL, reduction="mean", upstream="one", sizes=(61, 1), tiled=150_000)
-    measured = judged(case, forms.formula)[1].checks["large"]
+    measured = judged(case, formula)[1].checks["large"]
     assert measured.not_judged == {"the format is too short for so many terms": 1}
     assert measured.vacuous
 
 
 def test_a_sum_that_float16_cannot_hold_is_not_judged_and_its_gradient_is():
     case = dataclasses.replace(IMAGE, values="wide", tiled=160)
-    measured = judged(case, forms.formula)[1].checks["large"]
+    measured = judged(case, formula)[1].checks["large"]
     assert measured.not_judged == {"an intermediate may overflow": 1}
     assert measured.ratio > 0
 
 
 def test_without_the_memory_it_does_not_run_and_says_what_it_waits_for(monkeypatch):
-    case = next(large.large(["float16"]))
-    monkeypatch.setattr(large, "available", lambda device: 5 * GIB)
+    case = next(large(["float16"]))
+    monkeypatch.setattr(large_check, "available", lambda device: 5 * GIB)
     findings, outcome = judged(case, TORCH)
     assert findings == []
     assert outcome.checks == {}
@@ -218,7 +222,7 @@ def test_memory_is_counted_and_there_is_some():
 
 
 def test_a_large_case_is_beyond_31_or_32_bits_and_its_tiles_hide_no_power_of_two():
-    cases = list(large.large())
+    cases = list(large())
     assert {case.dtype for case in cases} == {"float16", "bfloat16", "float32"}
     elements = {case: case.rows * case.classes * case.tiled for case in cases}
     for bug in bugs():
@@ -230,10 +234,10 @@ def test_a_large_case_is_beyond_31_or_32_bits_and_its_tiles_hide_no_power_of_two
     assert sum(many > 2**32 for many in elements.values()) >= 3
     sides = {(case.reduction, len(case.sizes)) for case, many in elements.items() if many > 2**31}
     assert sides >= {("none", 2), ("none", 4), ("sum", 4), ("none", 3)}
-    assert [case.seeded(4) for case in cases] == list(large.large(seed=4))
+    assert [case.seeded(4) for case in cases] == list(large(seed=4))
 
 
-@pytest.mark.parametrize("case", list(large.large()), ids=lambda case: case.id)
+@pytest.mark.parametrize("case", list(large()), ids=lambda case: case.id)
 def test_a_large_case_is_right_with_three_tiles(case):
     findings, outcome = judged(dataclasses.replace(case, tiled=3), FORMS["formula"])
     assert findings == []

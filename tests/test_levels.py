@@ -2,15 +2,37 @@
 
 import pytest
 
-from crossent import checks, circumstances, derivatives, determinism, invariants, large, levels, relations, transforms
-from crossent.axes import DTYPES
-from crossent.bad_inputs import BAD_INPUTS
-from crossent.cases import Case
-from crossent.corpus import bugs
-from crossent.levels import CHECKS, LEVELS, plan
-from crossent.trials import Check
+from crossent.cases.axes import DTYPES
+from crossent.cases.bad_inputs import BAD_INPUTS
+from crossent.cases.case import Case
+from crossent.cases.corpus import bugs
+from crossent.checks import (
+    CHECKS,
+    circumstances,
+    compiled_code,
+    derivatives,
+    determinism,
+    large,
+    options,
+    relations,
+    single,
+    transforms,
+)
+from crossent.run.plan import FAST, LEVELS, SLOW, plan
+from crossent.trials.trial import Check
 
-MODULES = (checks, circumstances, derivatives, determinism, invariants, large, relations, transforms)
+MODULES = (
+    single,
+    circumstances,
+    derivatives,
+    determinism,
+    single,
+    large,
+    options,
+    relations,
+    transforms,
+    compiled_code,
+)
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +49,9 @@ def test_every_check_that_a_module_exports_is_known_by_its_name():
 
 
 def test_every_check_runs_at_level_normal_but_for_large_ones(planned):
-    run = {check.name for checks in planned["normal"].values() for check in checks}
+    run = {check.name for single in planned["normal"].values() for check in single}
     assert set(CHECKS) - run == {"large"}
-    assert {check.name for checks in planned["thorough"].values() for check in checks} == set(CHECKS)
+    assert {check.name for single in planned["thorough"].values() for check in single} == set(CHECKS)
 
 
 def test_a_lower_level_asks_no_more_than_a_higher_one(planned):
@@ -46,10 +68,10 @@ def test_every_bug_of_the_corpus_has_its_checks_on_its_cases(planned, level):
             if case.tiled > 1:
                 continue
             names = {check.name for check in planned[level][case]} | {"errors"}  # of bad inputs, which every level has
-            graphs = set() if level == "thorough" else {*levels.SLOW, levels.FAST}
+            graphs = set() if level == "thorough" else {*SLOW, FAST}
             assert names >= set(bug.checks) - graphs, (bug.id, case.id)
-            if set(bug.checks) & set(levels.SLOW) and case is bug.cases[0]:
-                assert levels.FAST in names
+            if set(bug.checks) & set(SLOW) and case is bug.cases[0]:
+                assert FAST in names
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -10,14 +10,16 @@ import torch
 import torch.nn.functional as F
 
 import crossent
-from crossent import cli, judge, loading
-from crossent.adapting import adapted
-from crossent.cases import Case
-from crossent.findings import SubjectReport
-from crossent.levels import CHECKS
-from crossent.loading import load
-from crossent.report import Report
-from crossent.subjects import BY_NAME, NAMED
+from crossent.cases.case import Case
+from crossent.checks import CHECKS
+from crossent.cli import WRONG_USE, main
+from crossent.report.findings import SubjectReport
+from crossent.report.report import Report
+from crossent.run.judge import run_case
+from crossent.subjects import loader
+from crossent.subjects.builtin import BY_NAME, NAMED
+from crossent.subjects.callables import adapted
+from crossent.subjects.loader import load
 
 MINE = """
 import torch.nn.functional as F
@@ -132,7 +134,7 @@ def test_a_file_that_does_not_load_is_one_line_and_leaves_nothing(folder, capsys
     content, said = BROKEN[name]
     (folder / f"{name}.py").write_bytes(content if isinstance(content, bytes) else content.encode())
     modules, path = set(sys.modules), list(sys.path)
-    assert cli.main(["check", form.format(name)]) == cli.WRONG_USE
+    assert main(["check", form.format(name)]) == WRONG_USE
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith(f"crossent: subject: got '{form.format(name)}'; ")
@@ -173,7 +175,7 @@ def test_a_file_that_does_not_load_is_one_line_and_leaves_nothing(folder, capsys
 )
 def test_what_cannot_be_had_is_one_line_with_what_came_and_what_is_allowed(folder, capsys, description, said):
     (folder / "notes.txt").write_text("")
-    assert cli.main(["check", description]) == cli.WRONG_USE
+    assert main(["check", description]) == WRONG_USE
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith(f"crossent: subject: got {description!r}; ")
@@ -278,7 +280,7 @@ def test_a_grade_is_what_halves_must_reach_and_only_of_what_is_somebodys():
 def test_a_compiled_subject_is_compiled_for_every_call(monkeypatch):
     seen = []
     monkeypatch.setattr(
-        loading, "_code", lambda loss: lambda *args, **options: seen.append(loss) or loss(*args, **options)
+        loader, "_code", lambda loss: lambda *args, **options: seen.append(loss) or loss(*args, **options)
     )
     subjects = load("torch+compile")
     assert [subject.name for subject in subjects] == ["torch+compile"]
@@ -290,14 +292,14 @@ def test_a_compiled_subject_is_compiled_for_every_call(monkeypatch):
 
 
 def test_a_compiled_subject_is_right(folder):
-    if reason := loading.compilers.unusable("inductor", "cpu"):
+    if reason := loader.compilers.unusable("inductor", "cpu"):
         pytest.skip(reason)
     (folder / "formula.py").write_text("import crossent\nmine = crossent.formula\n")
     (subject,) = load("formula.py:mine+compile")
     cases = [Case("float32"), Case("float64", (3, 4, 2), reduction="sum", weight="weighted")]
     report = Report({}, [SubjectReport(subject.name)])
     for case in cases:
-        judge.run_case(case, [subject], report, checks=tuple(CHECKS[name] for name in ("call", "loss", "gradient")))
+        run_case(case, [subject], report, checks=tuple(CHECKS[name] for name in ("call", "loss", "gradient")))
     (part,) = report.subjects
     assert set(part.outcomes) == {case.id for case in cases}
     assert part.findings == []

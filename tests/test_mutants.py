@@ -23,19 +23,21 @@ from right import right
 from test_readme import part
 
 import crossent
-from crossent import expected_findings
-from crossent.axes import DTYPES
-from crossent.bad_inputs import BAD_INPUTS
-from crossent.cases import Case
-from crossent.checks import CALL, RESULT
-from crossent.environment import environment
-from crossent.findings import SubjectReport
-from crossent.judge import run_case
-from crossent.levels import CHECKS, plan
-from crossent.report import Report
-from crossent.results import Result
+from crossent.cases.axes import DTYPES
+from crossent.cases.bad_inputs import BAD_INPUTS
+from crossent.cases.case import Case
+from crossent.checks import CHECKS
+from crossent.checks.single import CALL, RESULT
+from crossent.machine import environment
+from crossent.report.expected_findings import expect, shipped
+from crossent.report.findings import SubjectReport
+from crossent.report.report import Report
+from crossent.run.judge import run_case
+from crossent.run.plan import plan
 from crossent.state import restore, snapshot
-from crossent.subjects import REFERENCE, TORCH, Subject
+from crossent.subjects.builtin import REFERENCE, TORCH
+from crossent.subjects.subject import Subject
+from crossent.trials.call import Result
 
 FIGURES = pathlib.Path(__file__).parents[1] / "benchmarks" / "figures" / "mutants.json"
 BAD = {bad.id: bad for bad in BAD_INPUTS}
@@ -88,7 +90,7 @@ def test_right_code_survives(case):
     if case not in BAD:  # to float64, more is converted than torch takes
         controls.append(Subject("rounded", rounded_from_float64, plain=of_numbers))
     report = judged(case_of(case), checks, *controls)
-    expected_findings.expect(report, expected_findings.shipped())
+    expect(report, shipped())
     assert report.ran > 0
     assert [str(finding) for finding in report.findings if finding.expected is None] == []
 

@@ -3,7 +3,7 @@
 import pytest
 
 import crossent
-from crossent import cli
+from crossent.cli import WRONG_USE, main
 
 TABLE = """
 [[finding]]
@@ -26,10 +26,10 @@ def torch_like(input, target, **options):
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    few = [crossent.cases.Case("float64"), crossent.cases.Case("float64", reduction="sum")]
-    monkeypatch.setattr("crossent.levels.bugs", lambda: ())
-    monkeypatch.setattr("crossent.levels.edges", lambda *_: ())
-    monkeypatch.setattr("crossent.levels.grid", lambda *_: few)
+    few = [crossent.cases.case.Case("float64"), crossent.cases.case.Case("float64", reduction="sum")]
+    monkeypatch.setattr("crossent.run.plan.bugs", lambda: ())
+    monkeypatch.setattr("crossent.run.plan.edges", lambda *_: ())
+    monkeypatch.setattr("crossent.run.plan.grid", lambda *_: few)
 
     def check(text, *subjects, **options):
         (tmp_path / "known.toml").write_text(text)
@@ -68,8 +68,8 @@ def test_what_is_known_of_another_torch_says_nothing_here(run):
 
 
 def test_what_is_known_of_torch_is_known_of_nobody_else(run, monkeypatch):
-    entry = crossent.expected_findings.ExpectedFinding("torch*", ("loss",), "wrong", ("*",), "known of torch")
-    monkeypatch.setattr("crossent.expected_findings.shipped", lambda: [entry])
+    entry = crossent.report.expected_findings.ExpectedFinding("torch*", ("loss",), "wrong", ("*",), "known of torch")
+    monkeypatch.setattr("crossent.report.expected_findings.shipped", lambda: [entry])
     (part,) = run("", torch_like).subjects
     assert part.findings
     assert {finding.expected for finding in part.findings} == {None}
@@ -96,7 +96,7 @@ def test_what_is_known_of_torch_is_known_of_nobody_else(run, monkeypatch):
     ],
 )
 def test_a_list_that_is_wrong_is_one_line_before_the_run(run, tmp_path, monkeypatch, text, said):
-    monkeypatch.setattr("crossent.runner.run_here", None)  # nothing is run
+    monkeypatch.setattr("crossent.run.runner.run_here", None)  # nothing is run
     with pytest.raises(ValueError, match=r"^expected findings: ") as caught:
         run(text, off_by_a_percent)
     assert said in str(caught.value)
@@ -110,7 +110,7 @@ def test_an_entry_may_be_about_cases_of_another_dtype(run):
 @pytest.mark.parametrize("name", ["missing.toml", "."])
 def test_a_list_that_cannot_be_read_is_wrong_use(tmp_path, capsys, name):
     path = str(tmp_path / name)
-    assert cli.main(["check", "formula", "--expected-findings", path]) == cli.WRONG_USE
+    assert main(["check", "formula", "--expected-findings", path]) == WRONG_USE
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith(f"crossent: expected findings: {path}: ")

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from crossent.asked import Choices  # before a run in this process, which forgets what it imports
+from crossent.run.settings import Choices
 
 TESTS = """
 import crossent

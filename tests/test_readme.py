@@ -10,14 +10,15 @@ import pytest
 import torch
 
 import crossent
-from crossent.axes import DTYPES
-from crossent.bad_inputs import BAD_INPUTS, INTEGERS
-from crossent.cases import Case
-from crossent.corpus import bugs
-from crossent.findings import NUMBERS
-from crossent.grid import met
-from crossent.levels import CHECKS, LEVELS, plan
-from crossent.refusals import ERRORS
+from crossent.cases.axes import DTYPES
+from crossent.cases.bad_inputs import BAD_INPUTS, INTEGERS
+from crossent.cases.case import Case
+from crossent.cases.corpus import bugs
+from crossent.cases.grid import met
+from crossent.checks import CHECKS
+from crossent.checks.refusals import ERRORS
+from crossent.report.findings import NUMBERS
+from crossent.run.plan import LEVELS, plan
 
 README = Path(__file__).parents[1] / "README.md"
 

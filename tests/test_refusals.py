@@ -8,15 +8,17 @@ import refusers
 import torch
 
 import crossent
-from crossent import refusals
-from crossent.axes import DTYPES
-from crossent.bad_inputs import BAD_INPUTS
-from crossent.findings import SubjectReport
-from crossent.judge import run_case
-from crossent.refusals import Answer, answered, ask_isolated, judgement, refusal
-from crossent.report import Report
-from crossent.subjects import FORMS, TORCH, TORCH_NLL, Subject
-from crossent.trials import NotRunError
+from crossent.cases.axes import DTYPES
+from crossent.cases.bad_inputs import BAD_INPUTS
+from crossent.checks.refusals import Answer, judgement
+from crossent.report.findings import SubjectReport
+from crossent.report.report import Report
+from crossent.run import fresh_process
+from crossent.run.fresh_process import answered, ask_isolated, refusal
+from crossent.run.judge import run_case
+from crossent.subjects.builtin import FORMS, TORCH, TORCH_NLL
+from crossent.subjects.subject import Subject
+from crossent.trials.trial import NotRunError
 
 BY_ID = {bad_input.id: bad_input for bad_input in BAD_INPUTS}
 BEYOND, SHORT_WEIGHT = BY_ID["class_beyond_the_last"], BY_ID["weight_too_short"]
@@ -223,13 +225,13 @@ def test_a_process_of_its_own_says_what_became_of_the_call(apart, name, expected
 
 
 def test_a_process_that_does_not_start_is_not_waited_for(monkeypatch):
-    monkeypatch.setattr(refusals, "STARTING", 0.05)
+    monkeypatch.setattr(fresh_process, "STARTING", 0.05)
     answer = ask_isolated(crossent.formula, BEYOND)
     assert answer == Answer(ended="its process did not start within 0.05 s", hung=True)
 
 
 def test_a_subject_that_cannot_be_sent_is_not_applicable_and_counted(monkeypatch):
-    monkeypatch.setattr("crossent.judge.answered", lambda *arguments, host: answered(*arguments, isolated=True))
+    monkeypatch.setattr("crossent.run.judge.answered", lambda *arguments, host: answered(*arguments, isolated=True))
     report = Report({}, [SubjectReport("mine")])
     run_case(BEYOND, [Subject("mine", lambda *arguments, **options: None)], report)
     (reason,) = report.subjects[0].not_applicable
@@ -250,8 +252,10 @@ def test_a_function_of_the_script_that_runs_cannot_be_sent(monkeypatch):
 
 def test_only_what_would_poison_a_device_is_asked_in_a_process_of_its_own(monkeypatch):
     asked = []
-    monkeypatch.setattr(refusals, "ask", lambda loss, bad, device: asked.append("here") or Answer())
-    monkeypatch.setattr(refusals, "ask_isolated", lambda loss, bad, device, seconds: asked.append("apart") or Answer())
+    monkeypatch.setattr(fresh_process, "ask", lambda loss, bad, device: asked.append("here") or Answer())
+    monkeypatch.setattr(
+        fresh_process, "ask_isolated", lambda loss, bad, device, seconds: asked.append("apart") or Answer()
+    )
     for bad_input in (BEYOND, SHORT_WEIGHT):
         for device in ("cpu", "cuda", "cuda:1"):
             refusal(bad_input, Subject("mine", crossent.formula), device)
@@ -270,7 +274,7 @@ def test_only_what_would_poison_a_device_is_asked_in_a_process_of_its_own(monkey
 )
 def test_a_device_side_assert_is_a_runtime_error(monkeypatch, raised, kinds):
     names = tuple(f"{error.__module__}.{error.__qualname__}" for error in raised.__mro__)
-    monkeypatch.setattr(refusals, "ask_isolated", lambda *arguments: Answer(names, "CUDA error"))
+    monkeypatch.setattr(fresh_process, "ask_isolated", lambda *arguments: Answer(names, "CUDA error"))
     found = refusal(BEYOND, Subject("mine", crossent.formula), "cuda")
     assert [p.kind for p in found.values() if p] == kinds
     on_a_cpu = judgement(Answer(names, "CUDA error"), BEYOND.allowed("cpu"))["errors"]

@@ -10,19 +10,24 @@ import torch.nn.functional as F
 from waits import computes, float16
 
 import crossent
-from crossent import agreement, trials
-from crossent.arithmetic import Ball
-from crossent.cases import Case
-from crossent.checks import CALL, RESULT, SINGLE
-from crossent.findings import SubjectReport
-from crossent.grid import grid
-from crossent.invariants import INVARIANTS
-from crossent.judge import run_case
-from crossent.relations import RELATIONS, shiftable
-from crossent.report import Report
-from crossent.rounding import FORMATS
-from crossent.subjects import FORMS, TORCH, Subject
+from crossent.cases.case import Case
+from crossent.cases.grid import grid
+from crossent.checks.options import OPTIONS
+from crossent.checks.relations import RELATIONS as OF_RELATIONS
+from crossent.checks.relations import TWO_BACKWARDS, shiftable
+from crossent.checks.single import CALL, INVARIANTS, RESULT, SINGLE
+from crossent.numerics.formats import FORMATS
+from crossent.numerics.oracle.arithmetic import Ball
+from crossent.report.findings import SubjectReport
+from crossent.report.report import Report
+from crossent.run.judge import run_case
+from crossent.subjects.builtin import FORMS, TORCH
+from crossent.subjects.subject import Subject
+from crossent.trials import agreement
+from crossent.trials.agreement import apart, plus
+from crossent.trials.trial import Question, Trial
 
+RELATIONS = (*OF_RELATIONS, *OPTIONS, *TWO_BACKWARDS)
 CHECKS = {check.name: check for check in (*INVARIANTS, *RELATIONS)}
 
 
@@ -108,7 +113,7 @@ def test_a_loss_may_be_below_zero_by_its_bound_and_no_more():
         return lambda logits, target, **options: crossent.formula(logits, target, **options) * 0 + value
 
     case = "float32-17x3-flat-int64-mean"
-    trial = trials.Trial(trials.Question(Case.of(case)), Subject("mine", crossent.formula))
+    trial = Trial(Question(Case.of(case)), Subject("mine", crossent.formula))
     bound = trial.bounds(trial.got, trial.question.expected)["loss"].item()
     assert 0 < bound < 1e-5
     assert not found("sign", constant(-0.99 * bound), case)
@@ -483,13 +488,13 @@ def test_a_check_is_silent_about_cases_of_which_it_says_nothing():
 
 def test_two_results_may_differ_by_both_of_their_bounds_and_no_more():
     case = Case.of("float32-7x5-normal-int64-sum")
-    question = trials.Question(case)
-    trial = trials.Trial(question, FORMS["formula"])
+    question = Question(case)
+    trial = Trial(question, FORMS["formula"])
     ball = agreement.held(trial, trial.got)["loss"]
     assert ball.radius > 0
     for times, agrees in ((1.99, True), (2.01, False)):
         moved = Ball(ball.hi + times * ball.radius, ball.lo, ball.radius)
-        (difference,) = [d for d in agreement.apart(trial, {"loss": moved}) if d.check == "loss"]
+        (difference,) = [d for d in apart(trial, {"loss": moved}) if d.check == "loss"]
         assert (difference.ratio <= 1) == agrees
 
 
@@ -521,7 +526,7 @@ def test_shares_and_sums_of_balls_hold_the_exact_ones(seed):
     one, other = ball(), ball()
     for made, exact in (
         (agreement.times(share, one), [share * Fraction(x) for x in one.hi]),
-        (agreement.plus(one, other), [Fraction(x) + Fraction(y) for x, y in zip(one.hi, other.hi, strict=True)]),
+        (plus(one, other), [Fraction(x) + Fraction(y) for x, y in zip(one.hi, other.hi, strict=True)]),
     ):
         for hi, lo, radius, value in zip(made.hi, made.lo, made.radius, exact, strict=True):
             assert abs(Fraction(hi) + Fraction(lo) - value) <= Fraction(radius)
@@ -540,7 +545,7 @@ def test_infinite_balls_add_up_to_what_is_known_of_them():
         (ball(inf, inf), ball(1.0), inf, inf),
         (ball(1.5e308), ball(1.5e308), inf, inf),  # beyond float64: nothing is known
     ):
-        made = agreement.plus(one, other)
+        made = plus(one, other)
         np.testing.assert_array_equal([made.hi[0], made.lo[0], made.radius[0]], [hi, 0.0, radius])
 
 

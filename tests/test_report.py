@@ -17,15 +17,19 @@ import pytest
 import torch
 
 import crossent
-from crossent import document, environment, expected_findings, findings
-from crossent.bad_inputs import BAD_INPUTS
-from crossent.cases import Case
-from crossent.document import find, read_json
-from crossent.findings import Finding, Measured, Numbers, Outcome, SubjectReport
-from crossent.judge import run_case
-from crossent.output import Output
-from crossent.report import Report
-from crossent.subjects import FORMS, TORCH, Subject
+from crossent.cases.bad_inputs import BAD_INPUTS
+from crossent.cases.case import Case
+from crossent.console import Output
+from crossent.machine import ambient, environment
+from crossent.report import document
+from crossent.report.expected_findings import expect, shipped
+from crossent.report.findings import Finding, Measured, Numbers, Outcome, SubjectReport
+from crossent.report.reader import find, read_json
+from crossent.report.report import Report
+from crossent.run.judge import run_case
+from crossent.subjects.builtin import FORMS, TORCH
+from crossent.subjects.subject import Subject
+from crossent.words import LONGEST_LINE
 
 CASES = [
     Case.of(name)
@@ -42,11 +46,11 @@ ENVIRONMENT = {"crossent": "0.1.0", "torch": "2.13.0", "device": "cpu"}
 
 
 def run(*subjects, chosen=CASES):
-    made = Report(environment.environment("cpu"), [SubjectReport(subject.name) for subject in subjects])
-    with environment.ambient():
+    made = Report(environment("cpu"), [SubjectReport(subject.name) for subject in subjects])
+    with ambient():
         for case in chosen:
             run_case(case, subjects, made, "cpu")
-    expected_findings.expect(made, expected_findings.shipped())
+    expect(made, shipped())
     return made
 
 
@@ -263,7 +267,7 @@ def test_stdout_is_written_into_even_where_it_is_a_file_and_is_never_replaced(tm
         print("first", flush=True)
         sys.modules["crossent"] = importlib.util.module_from_spec(importlib.machinery.ModuleSpec("crossent", None))
         sys.modules["crossent"].__path__ = [{str(pathlib.Path(document.__file__).parent)!r}]
-        from crossent.report import Report
+        from crossent.report.report import Report
         Report({{}}).write_json("/dev/stdout")
     """)
     with open(tmp_path / "out", "w") as out:
@@ -518,7 +522,7 @@ def test_what_an_exception_says_is_shown_and_not_obeyed(tmp_path, message):
     (finding,) = made.findings
     assert finding.message.startswith("ValueError")
     assert finding.message.isprintable()
-    assert len(finding.message) <= findings.LONGEST_LINE
+    assert len(finding.message) <= LONGEST_LINE
     text = rendered(made, 80)
     assert f"\n  {finding.message}\n" in text
     assert finding.message in str(made)

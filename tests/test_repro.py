@@ -19,20 +19,27 @@ import pytest
 import torch
 
 import crossent
-from crossent import cli, compilers, environment, transforms
-from crossent.bad_inputs import BAD_INPUTS
-from crossent.cases import Case, bits
-from crossent.checks import CALL, RESULT
-from crossent.document import find, read_json
-from crossent.findings import Finding, Numbers, SubjectReport
-from crossent.judge import run_case
-from crossent.levels import CHECKS
-from crossent.recipes import RECIPES, REFUSALS, nothing
-from crossent.refusals import judgement
-from crossent.report import Report
-from crossent.repro import repeated, script
+from crossent import cli
+from crossent.cases.bad_inputs import BAD_INPUTS
+from crossent.cases.case import Case
+from crossent.cases.inputs import bits
+from crossent.checks import CHECKS, compiled_code
+from crossent.checks.compiled_code import _why_no_error
+from crossent.checks.refusals import judgement
+from crossent.checks.single import CALL, RESULT
+from crossent.checks.transforms import _why_no_export
+from crossent.cli import HELD, WRONG_USE, main
+from crossent.machine import ambient, environment
+from crossent.report.findings import Finding, Numbers, SubjectReport
+from crossent.report.reader import find, read_json
+from crossent.report.report import Report
+from crossent.repro.recipes import RECIPES, REFUSALS, nothing
+from crossent.repro.script import repeated, script
+from crossent.run.judge import run_case
 from crossent.state import STATES, restore, snapshot
-from crossent.subjects import BY_NAME, Subject
+from crossent.subjects.builtin import BY_NAME
+from crossent.subjects.compiler import TRACER, unusable
+from crossent.subjects.subject import Subject
 
 RIGHT = "from crossent import formula as subject"
 TORCH_HALF = "torch:loss:half_sure/bfloat16-4x2-sure-int64-mean-gradeA"
@@ -210,7 +217,7 @@ def found(text, case, check):
     made = Report({}, [SubjectReport("mine")])
     case = next((bad for bad in BAD_INPUTS if bad.id == case), None) or Case.of(case)
     before = () if getattr(case, "tiled", 1) > 1 else (CALL, RESULT)
-    with environment.ambient():
+    with ambient():
         run_case(case, [subject], made, "cpu", (*before, *([CHECKS[check]] if check in CHECKS else ())))
     (finding,) = made.findings
     assert finding.check == check
@@ -226,8 +233,8 @@ def with_subject(text, subject):
 
 def graphs_work(check):
     """Skip where torch makes no graphs for a check."""
-    reason = compilers.unusable(compilers.TRACER, "cpu") if check.startswith("trace") else ""
-    if reason or (check == "export" and (reason := transforms._why_no_export())):
+    reason = unusable(TRACER, "cpu") if check.startswith("trace") else ""
+    if reason or (check == "export" and (reason := _why_no_export())):
         pytest.skip(reason)
 
 
@@ -449,9 +456,9 @@ def test_a_result_that_is_as_wrong_as_it_was_found_is_wrong():
 def test_a_script_shows_that_compiled_code_takes_what_is_no_class(monkeypatch):
     """In a graph that runs in torch's own kernels: making code takes seconds."""
     graphs_work("trace")
-    if reason := transforms._why_no_error():
+    if reason := _why_no_error():
         pytest.skip(reason)
-    monkeypatch.setattr(compilers, "CODE", compilers.TRACER)
+    monkeypatch.setattr(compiled_code, "CODE", TRACER)
     finding = found(CLAMPS, INDEX, "compiled_error")
     assert finding.kind == "accepted"
     text = script(finding)
@@ -677,7 +684,7 @@ def test_the_script_of_a_form_imports_that_form(name, check, versus, monkeypatch
     ],
 )
 def test_what_names_no_finding_is_one_line_and_status_2(capsys, id, said):
-    assert cli.main(["repro", "--", id]) == cli.WRONG_USE
+    assert main(["repro", "--", id]) == WRONG_USE
     captured = capsys.readouterr()
     assert captured.out == ""
     assert said in captured.err
@@ -695,7 +702,7 @@ def test_what_names_no_finding_is_one_line_and_status_2(capsys, id, said):
     ids=["missing", "nonsense", "report"],
 )
 def test_a_device_that_cannot_be_asked_is_one_line(capsys, arguments, said):
-    status = cli.main(["repro", *arguments])
+    status = main(["repro", *arguments])
     captured = capsys.readouterr()
     refused(status, captured.out, captured.err)
     assert said in captured.err
@@ -704,7 +711,7 @@ def test_a_device_that_cannot_be_asked_is_one_line(capsys, arguments, said):
 def test_a_case_is_run_on_the_device_that_is_named(capsys, monkeypatch):
     asked = []
     monkeypatch.setattr(cli, "repeated", lambda name, device: asked.append(device) or repeated(name))
-    assert cli.main(["repro", TORCH_HALF, "--device", "cuda:1"]) == cli.HELD
+    assert main(["repro", TORCH_HALF, "--device", "cuda:1"]) == HELD
     assert asked == ["cuda:1"]
     assert "\ndevice = 'cuda:1'\n" in capsys.readouterr().out
 
@@ -730,12 +737,12 @@ def document(tmp_path_factory):
         raise RuntimeError("not today")
 
     subjects = [Subject("off", off), Subject("refuses", refuses), Subject("unweighted", unweighted)]
-    made = Report(environment.environment("cpu"), [SubjectReport(subject.name) for subject in subjects])
+    made = Report(environment("cpu"), [SubjectReport(subject.name) for subject in subjects])
     chosen = [
         Case.of("float32-3x5-normal-probabilities-none-weighted-rows"),
         *(b for b in BAD_INPUTS if b.id == "class_negative"),
     ]
-    with environment.ambient():
+    with ambient():
         for case in chosen:
             run_case(case, subjects, made, "cpu", [CHECKS[check] for check in DOCUMENTED])
     made.write_json(folder / "report.json")
@@ -746,13 +753,13 @@ def repro(capsys, tmp_path, document, id):
     """`crossent repro` of a finding of a document."""
     path = tmp_path / "report.json"
     path.write_text(json.dumps(document))
-    status = cli.main(["repro", id, str(path)])
+    status = main(["repro", id, str(path)])
     captured = capsys.readouterr()
     return status, captured.out, captured.err
 
 
 def refused(status, out, err):
-    assert (status, out) == (cli.WRONG_USE, "")
+    assert (status, out) == (WRONG_USE, "")
     assert err.startswith("crossent: ")
     assert err.count("\n") == 1
     assert err.rstrip("\n").isprintable()
@@ -968,7 +975,7 @@ def test_a_finding_that_cannot_be_is_refused(check, kind, case):
 )
 def test_a_file_that_is_no_report_is_one_line(capsys, tmp_path, content, said):
     (tmp_path / "r").write_bytes(content)
-    status = cli.main(["repro", TORCH_HALF, str(tmp_path / "r")])
+    status = main(["repro", TORCH_HALF, str(tmp_path / "r")])
     captured = capsys.readouterr()
     refused(status, captured.out, captured.err)
     assert said in captured.err
@@ -976,6 +983,6 @@ def test_a_file_that_is_no_report_is_one_line(capsys, tmp_path, content, said):
 
 @pytest.mark.parametrize("path", ["", "missing", ".", "/proc/self/mem"])
 def test_a_file_that_cannot_be_read_is_one_line(capsys, path):
-    status = cli.main(["repro", TORCH_HALF, path])
+    status = main(["repro", TORCH_HALF, path])
     captured = capsys.readouterr()
     refused(status, captured.out, captured.err)

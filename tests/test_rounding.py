@@ -6,7 +6,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from crossent.rounding import ANY_ORDER, BFLOAT16, FLOAT16, FLOAT32, FLOAT64, FORMATS, Held, Order, safe
+from crossent.numerics.bounds.rounding import ANY_ORDER, Held, Order, safe
+from crossent.numerics.formats import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, FORMATS
 
 NUMPY = {"float16": np.float16, "float32": np.float32, "float64": np.float64}
 HALF_AND_SINGLE = (FLOAT16, BFLOAT16, FLOAT32)

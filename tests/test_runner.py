@@ -12,8 +12,8 @@ import time
 import pytest
 
 import crossent
-from crossent.actors import MOST_HUNG
-from crossent.cases import Case
+from crossent.cases.case import Case
+from crossent.run.actors import MOST_HUNG
 
 CASES = [
     Case("float32", (3, 5), values, reduction=reduction)
@@ -25,7 +25,7 @@ CASES = [
 @pytest.fixture
 def few_cases(monkeypatch):
     for source, made in (("bugs", lambda: ()), ("edges", lambda *_: ()), ("grid", lambda *_: CASES)):
-        monkeypatch.setattr(f"crossent.levels.{source}", made)
+        monkeypatch.setattr(f"crossent.run.plan.{source}", made)
 
 
 def off_by_a_percent(input, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):

@@ -17,11 +17,12 @@ from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
 import crossent
-from crossent.axes import AXES, broken
-from crossent.cases import Case
-from crossent.checks import RESULT
-from crossent.subjects import FORMS, Subject
-from crossent.trials import Question, RefusedError, Trial
+from crossent.cases.axes import AXES, broken
+from crossent.cases.case import Case
+from crossent.checks.single import RESULT
+from crossent.subjects.builtin import FORMS
+from crossent.subjects.subject import Subject
+from crossent.trials.trial import Question, RefusedError, Trial
 
 SUBJECTS = [FORMS[name] for name in ("formula", "log_softmax_nll", "one_hot", "blocked")]
 # Here and in the lists of `AXES`, what is plain comes first: a case that fails shrinks towards it.
@@ -166,7 +167,7 @@ def test_every_case_is_read_back_from_its_id(case, name, grade):
 # Says the digest of each case whose id comes in, made with as many threads as stand before it.
 REBUILDS = """
 import sys, torch
-from crossent.cases import Case
+from crossent.cases.case import Case
 for line in sys.stdin:
     threads, id = line.split()
     torch.set_num_threads(int(threads))

@@ -12,10 +12,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import crossent
-from crossent.cases import Inputs
-from crossent.differences import compare
-from crossent.expected import expect
-from crossent.results import Result, evaluate
+from crossent.cases.inputs import Inputs
+from crossent.trials.call import Result, evaluate
+from crossent.trials.difference import compare
+from crossent.trials.exact import expect
 
 LOGITS = (3.0, 1.0, -3.0)
 TARGET = 0

@@ -20,10 +20,10 @@ import torch
 import torch.nn.functional as F
 
 from crossent import blocked, formula, log_softmax_nll, one_hot, scalar
-from crossent.cases import Inputs
-from crossent.differences import compare
-from crossent.expected import expect
-from crossent.results import BOTH, evaluate
+from crossent.cases.inputs import Inputs
+from crossent.trials.call import BOTH, evaluate
+from crossent.trials.difference import compare
+from crossent.trials.exact import expect
 
 INF, NAN = math.inf, math.nan
 FORMS = (formula, log_softmax_nll, one_hot, blocked)

@@ -4,13 +4,14 @@ import pytest
 import torch
 
 import crossent
-from crossent.cases import Case
-from crossent.checks import SINGLE, misshapen
-from crossent.findings import SubjectReport
-from crossent.judge import run_case
-from crossent.report import Report
-from crossent.subjects import FORMS, Subject
-from crossent.trials import Problem, Question, Trial
+from crossent.cases.case import Case
+from crossent.checks.single import SINGLE
+from crossent.report.findings import SubjectReport
+from crossent.report.report import Report
+from crossent.run.judge import run_case
+from crossent.subjects.builtin import FORMS
+from crossent.subjects.subject import Subject
+from crossent.trials.trial import Problem, Question, Trial, misshapen
 
 NONE = Case("float32", (7, 5), reduction="none")
 

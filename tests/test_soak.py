@@ -14,19 +14,20 @@ import numpy as np
 import pytest
 import torch
 from packaging.version import Version
+from support.soak import soak
 from waits import computes, float16
 
-from crossent.axes import DTYPES, IGNORED
-from crossent.bounds import Bounds
-from crossent.cases import Case
-from crossent.contracts import contract
-from crossent.differences import compare, compare_under
-from crossent.expected import expect
-from crossent.results import evaluate
-from crossent.rounding import FORMATS, Order
-from crossent.soak import soak
-from crossent.subjects import FORMS, TORCH
-from crossent.values import VALUES
+from crossent.cases.axes import DTYPES, IGNORED
+from crossent.cases.case import Case
+from crossent.cases.values import VALUES
+from crossent.numerics.bounds.contracts import contract
+from crossent.numerics.bounds.loss import Bounds
+from crossent.numerics.bounds.rounding import Order
+from crossent.numerics.formats import FORMATS
+from crossent.subjects.builtin import FORMS, TORCH
+from crossent.trials.call import evaluate
+from crossent.trials.difference import compare, compare_under
+from crossent.trials.exact import expect
 
 SUBJECTS = [FORMS["formula"], FORMS["log_softmax_nll"], FORMS["one_hot"], FORMS["blocked"], TORCH]
 PART = 250  # cases that one test runs, so that processes can share them

@@ -8,13 +8,14 @@ import pytest
 import torch
 
 import crossent
-from crossent.cases import Case
-from crossent.checks import SINGLE
-from crossent.findings import SubjectReport
-from crossent.judge import run_case
-from crossent.report import Report
+from crossent.cases.case import Case
+from crossent.checks.single import SINGLE
+from crossent.report.findings import SubjectReport
+from crossent.report.report import Report
+from crossent.run.judge import run_case
 from crossent.state import STATES, restore, snapshot
-from crossent.subjects import FORMS, Subject
+from crossent.subjects.builtin import FORMS
+from crossent.subjects.subject import Subject
 
 CASE = Case("float32")
 

@@ -11,9 +11,9 @@ from packaging.version import Version
 from waits import computes, float16
 
 import crossent
-from crossent.bad_inputs import BAD_INPUTS
-from crossent.cases import Case
-from crossent.edges import EDGES
+from crossent.cases.bad_inputs import BAD_INPUTS
+from crossent.cases.case import Case
+from crossent.cases.edges import EDGES
 
 RELEASE = Version(torch.__version__).release
 # Cases as the grid has them that stand for a defect; the whole grid takes a quarter of a minute.
@@ -31,8 +31,8 @@ def report():
     """What `crossent check torch` says, on less of its grid."""
     chosen = [Case.of(one) for one in OF_THE_GRID]
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("crossent.levels.bugs", lambda: ())
-        patched.setattr("crossent.levels.grid", lambda dtypes, seed, array: chosen)
+        patched.setattr("crossent.run.plan.bugs", lambda: ())
+        patched.setattr("crossent.run.plan.grid", lambda dtypes, seed, array: chosen)
         return crossent.check("torch")
 
 

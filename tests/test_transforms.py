@@ -9,22 +9,27 @@ import torch
 import torch.nn.functional as F
 
 import crossent
-from crossent import compilers, environment, transforms
-from crossent.axes import DTYPES
-from crossent.bounds import Bounds
-from crossent.cases import Case
-from crossent.checks import SINGLE
-from crossent.contracts import contract
-from crossent.expected_findings import expect, shipped
-from crossent.findings import SubjectReport
-from crossent.grid import grid
-from crossent.judge import run_case
-from crossent.report import Report
+from crossent import machine
+from crossent.cases.axes import DTYPES
+from crossent.cases.case import Case
+from crossent.cases.grid import grid
+from crossent.checks.compiled_code import COMPILED_CODE, _why_no_error, promised
+from crossent.checks.single import SINGLE
+from crossent.checks.transforms import TRANSFORMS, _why_no_export
+from crossent.machine import environment
+from crossent.numerics.bounds.contracts import contract
+from crossent.numerics.bounds.loss import Bounds
+from crossent.report.expected_findings import expect, shipped
+from crossent.report.findings import SubjectReport
+from crossent.report.report import Report
+from crossent.run.judge import run_case
 from crossent.state import restore, snapshot
-from crossent.subjects import FORMS, REFERENCE, TORCH, Subject
-from crossent.trials import NotRunError, Problem, Question, RefusedError, Trial
+from crossent.subjects.builtin import FORMS, REFERENCE, TORCH
+from crossent.subjects.compiler import CODE, TRACER, _fails, quiet, unusable
+from crossent.subjects.subject import Subject
+from crossent.trials.trial import NotRunError, Problem, Question, RefusedError, Trial
 
-CHECKS = {check.name: check for check in (*transforms.TRANSFORMS, *transforms.COMPILED)}
+CHECKS = {check.name: check for check in (*TRANSFORMS, *COMPILED_CODE)}
 # What a test takes unless it is about something else: rows of both kinds, each with an upstream gradient of its own.
 CASE = Case("float32", (7, 5), reduction="none", ignored="ignored_default", upstream="rows")
 ALL = [*grid(array="transformed")]
@@ -34,14 +39,14 @@ RIGHT = [FORMS["formula"], FORMS["log_softmax_nll"], FORMS["one_hot"], FORMS["bl
 
 @pytest.fixture(autouse=True)
 def ambient():
-    with environment.ambient():
+    with machine.ambient():
         yield
 
 
 @pytest.fixture(autouse=True, scope="module")
 def scalar_code():
     """Looking for the machine's vector instructions takes longer than everything else here, and is not the matter."""
-    if compilers.unusable(compilers.TRACER, "cpu"):
+    if unusable(TRACER, "cpu"):
         yield
         return
     import torch._inductor.config
@@ -52,12 +57,12 @@ def scalar_code():
 
 def works(name):
     """Skip where a check cannot run."""
-    backend = {"trace": compilers.TRACER, "compile": compilers.CODE}.get(name.partition("_")[0].removesuffix("d"))
-    reason = compilers.unusable(backend, "cpu") if backend else ""
+    backend = {"trace": TRACER, "compile": CODE}.get(name.partition("_")[0].removesuffix("d"))
+    reason = unusable(backend, "cpu") if backend else ""
     if name == "export":
-        reason = transforms._why_no_export()
+        reason = _why_no_export()
     if name == "compiled_error":
-        reason = reason or transforms._why_no_error()
+        reason = reason or _why_no_error()
     if reason:
         pytest.skip(reason)
 
@@ -361,7 +366,7 @@ def test_a_look_at_the_class_that_a_compiler_drops_is_found():
 
 
 def judged(subjects, chosen, checks):
-    made = Report(environment.environment("cpu"), [SubjectReport(subject.name) for subject in subjects])
+    made = Report(environment("cpu"), [SubjectReport(subject.name) for subject in subjects])
     for case in chosen:
         run_case(case, subjects, made, "cpu", (*SINGLE, *checks))
     expect(made, shipped())
@@ -387,7 +392,7 @@ def test_the_forms_and_torch_are_right_where_a_graph_is_made(name, every):
 
 def test_compiled_code_of_the_forms_is_right():
     works("compile")
-    raising = [] if transforms._why_no_error() else ["compiled_error"]
+    raising = [] if _why_no_error() else ["compiled_error"]
     made = judged([FORMS["formula"]], [CASE], [CHECKS[name] for name in ("compile", "compile_dynamic", *raising)])
     assert not made.findings, made
     assert not made.subjects[0].not_run
@@ -433,11 +438,11 @@ def test_a_torch_that_does_not_compile_says_why(monkeypatch):
         raise RuntimeError("Python 3.11+ not yet supported for torch.compile")
 
     monkeypatch.setattr(torch, "compile", old)
-    compilers._fails.cache_clear()
+    _fails.cache_clear()
     try:
         assert "Python 3.11+ not yet supported for torch.compile" in not_run("trace")
     finally:
-        compilers._fails.cache_clear()
+        _fails.cache_clear()
 
 
 def test_a_torch_that_is_told_not_to_compile_is_not_asked(monkeypatch):
@@ -476,7 +481,7 @@ def test_what_torch_says_is_not_heard_and_what_others_say_is():
     loggers = [logging.getLogger("torch.fx"), logging.getLogger("torchvision"), logging.getLogger("crossent")]
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
-        with compilers.quiet():
+        with quiet():
             warnings.warn_explicit("of torch", UserWarning, "file", 1, module="torch._dynamo.variables")
             warnings.warn_explicit("of another", UserWarning, "file", 1, module="torchvision")
             assert [logger.disabled for logger in loggers] == [True, False, False]
@@ -504,9 +509,9 @@ def test_subnormal_numbers_that_a_subject_flushes_are_a_finding():
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_code_for_cuda_may_do_what_the_subject_may_and_what_triton_does(promise, grade, dtype):
     own = contract(promise, grade, dtype, device="cuda")
-    triton = compilers.promised(own, compilers.CODE, "cuda")
-    assert compilers.promised(own, compilers.TRACER, "cuda") == own
-    assert compilers.promised(own, compilers.CODE, "cpu") == own
+    triton = promised(own, CODE, "cuda")
+    assert promised(own, TRACER, "cuda") == own
+    assert promised(own, CODE, "cpu") == own
     for case in ALL[::9]:
         terms = Question(Case.of(case.id)).expected.terms
         wide, narrow = Bounds(terms, triton), Bounds(terms, own)

@@ -5,7 +5,7 @@ import functools
 import pytest
 import torch
 
-from crossent.axes import DTYPES
+from crossent.cases.axes import DTYPES
 
 
 @functools.cache

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crossent.rows import Rows, lay_out
+from crossent.forms.rows import Rows, lay_out
 
 Loss = Callable[..., Tensor]
 

@@ -1,0 +1,181 @@
+"""Bad inputs: calls that a cross-entropy must refuse, and the errors that are allowed to say so.
+
+What torch's documentation forbids is refused by torch with the class of error that stands here, unless it is a finding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crossent.cases.axes import DTYPES
+from crossent.cases.inputs import Inputs
+
+SIZES = (ValueError, RuntimeError)
+
+
+@dataclass(frozen=True)
+class BadInput:
+    """One call that must raise.
+
+    Attributes:
+        id: what is wrong with it.
+        raises: the errors that are allowed.
+        poisons: whether CUDA answers with a device-side assert, after which the process is of no more use.
+        dtype: of the call that is right but for one argument.
+    """
+
+    id: str
+    make: Callable[[], dict[str, Any]]
+    raises: tuple[type[Exception], ...] = (RuntimeError,)
+    poisons: bool = False
+    dtype: str = "float32"
+
+    def asserts(self, device: str) -> bool:
+        """Whether it is a device-side assert there."""
+        return self.poisons and torch.device(device).type == "cuda"
+
+    def allowed(self, device: str) -> tuple[type[Exception], ...]:
+        """The errors that are allowed there: an assert is a RuntimeError (torch.AcceleratorError since torch 2.8)."""
+        return (*self.raises, RuntimeError) if self.asserts(device) else self.raises
+
+    def build(self, device: str = "cpu") -> Inputs:
+        """The arguments: a call that is right, but for one of them."""
+        right: dict[str, Any] = {"logits": _zeros(3, 4), "target": torch.tensor([0, 1, 2])}
+        given = {**right, **self.make()}
+        placed = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in given.items()}
+        logits, target = placed.pop("logits"), placed.pop("target")
+        options = {"reduction": "mean", "label_smoothing": 0.0, **placed}
+        return Inputs(logits, target, options, torch.ones((), device=device))
+
+
+def _zeros(*sizes: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.zeros(sizes, dtype=dtype)  # whatever the default dtype is
+
+
+def _target(*classes: int, dtype: torch.dtype = torch.int64, **options: Any) -> Callable[[], dict[str, Any]]:
+    return lambda: {"target": torch.tensor(classes, dtype=dtype), **options}
+
+
+def _shapes(
+    logits: tuple[int, ...], target: tuple[int, ...], dtype: torch.dtype = torch.int64, *, fill: int = 0
+) -> Callable[[], dict[str, Any]]:
+    return lambda: {"logits": _zeros(*logits), "target": torch.full(target, fill, dtype=dtype)}
+
+
+def _probabilities(*sizes: int, **options: Any) -> Callable[[], dict[str, Any]]:
+    return lambda: {"target": _zeros(*(sizes or (3, 4))), **options}
+
+
+def _weight(
+    *sizes: int, dtype: torch.dtype = torch.float32, dense: bool = False, **options: Any
+) -> Callable[[], dict[str, Any]]:
+    target = _probabilities() if dense else dict
+    return lambda: {"weight": torch.ones(sizes, dtype=dtype), **target(), **options}
+
+
+def _logits(dtype: torch.dtype, *, dense: bool = False) -> Callable[[], dict[str, Any]]:
+    target = _probabilities() if dense else dict
+    return lambda: {"logits": _zeros(3, 4, dtype=dtype), **target()}
+
+
+def _option(**options: Any) -> Callable[[], dict[str, Any]]:
+    return lambda: options
+
+
+def _no_class(id: str, make: Callable[[], dict[str, Any]]) -> BadInput:
+    """A target that is no class, and not ignored."""
+    return BadInput(f"class_{id}", make, (IndexError,), poisons=True)
+
+
+def _half(id: str, dtype: str, make: Callable[[], dict[str, Any]]) -> BadInput:
+    """A call with logits of half precision, which an implementation may have widened before it looks at the others."""
+    return BadInput(f"{id}_of_{dtype}", lambda: {"logits": _zeros(3, 4, dtype=DTYPES[dtype]), **make()}, dtype=dtype)
+
+
+HALVES = ("float16", "bfloat16")
+INTEGERS = ("int8", "int16", "int32", "uint16", "uint32", "uint64")  # the unsigned ones since torch 2.3
+
+BAD_INPUTS = (
+    _no_class("beyond_the_last", _target(0, 1, 4)),
+    _no_class("negative", _target(0, -1, 2)),
+    _no_class("negative_other_than_ignore_index", _target(0, -99, 2)),
+    _no_class("huge", _target(0, 2**32, 2)),
+    # Each reduction has a kernel of its own; one that is not reduced took any negative class: pytorch#15508.
+    _no_class("negative_unreduced", _target(0, -4, 2, reduction="none", ignore_index=255)),
+    _no_class("of_the_default_ignore_index", _target(0, -100, 2, ignore_index=1)),
+    _no_class("of_uint8_that_equals_ignore_index", _target(0, 156, 2, dtype=torch.uint8)),  # 156 = 256 - 100
+    _no_class("smoothed", _target(0, 1, 4, reduction="sum", label_smoothing=0.1)),
+    # A weight is looked up by the class, before or after the logit, or where the weights are made a row.
+    _no_class("weighted", lambda: {**_target(0, 1, 4)(), **_weight(4)()}),
+    _no_class("negative_weighted", lambda: {**_target(0, -1, 2)(), **_weight(4)()}),
+    _no_class("weighted_unreduced", lambda: {**_target(0, 1, 4, reduction="none")(), **_weight(4)()}),
+    _no_class("weighted_smoothed", lambda: {**_target(0, 1, 4, label_smoothing=0.1)(), **_weight(4)()}),
+    _no_class("in_further_dimensions", _shapes((2, 4, 3), (2, 3), fill=4)),
+    _no_class("unbatched", _shapes((4,), (), fill=4)),
+    _no_class("among_none", _shapes((3, 0), (3,))),
+    *(BadInput(f"target_{of}", _target(0, 1, 2, dtype=getattr(torch, of))) for of in INTEGERS if hasattr(torch, of)),
+    BadInput("target_bool", _shapes((3, 4), (3,), torch.bool)),
+    BadInput("target_of_floats_without_classes", _shapes((3, 4), (3,), torch.float32)),
+    BadInput("probabilities_of_integers", _shapes((3, 4), (3, 4), torch.int64)),
+    BadInput("probabilities_of_uint8", _shapes((3, 4), (3, 4), torch.uint8)),
+    BadInput("probabilities_complex", _shapes((3, 4), (3, 4), torch.complex64)),
+    BadInput("target_of_another_batch", _target(0, 1), SIZES),
+    BadInput("target_of_a_batch_of_one", _target(0), SIZES),
+    BadInput("target_with_a_dimension_too_many", _shapes((3, 4), (3, 1))),
+    BadInput("target_without_a_dimension", _shapes((3, 4), ()), SIZES),
+    BadInput("target_of_another_size", _shapes((2, 4, 3), (2, 4)), SIZES),
+    BadInput("target_without_further_dimensions", _shapes((2, 4, 3), (2,)), SIZES),
+    BadInput("target_batched_of_unbatched_logits", _shapes((4,), (2,)), SIZES),
+    BadInput("logits_without_a_dimension", _shapes((), ()), SIZES),
+    BadInput("probabilities_of_another_width", _probabilities(3, 5), SIZES),
+    BadInput("probabilities_of_another_batch", _probabilities(2, 4), SIZES),
+    BadInput("probabilities_of_a_batch_of_one", _probabilities(1, 4), SIZES),
+    BadInput("probabilities_with_classes_last", _shapes((2, 4, 3), (2, 3, 4), torch.float32), SIZES),
+    BadInput("probabilities_of_another_width_unbatched", _shapes((4,), (3,), torch.float32), SIZES),
+    BadInput("probabilities_with_ignore_index", _probabilities(ignore_index=1)),
+    BadInput("probabilities_with_ignore_index_zero", _probabilities(ignore_index=0)),
+    BadInput("probabilities_with_ignore_index_255", _probabilities(ignore_index=255)),
+    BadInput("weight_too_short", _weight(3), SIZES),
+    BadInput("weight_too_long", _weight(5), SIZES),
+    BadInput("weight_of_one", _weight(1), SIZES),
+    BadInput("weight_without_a_dimension", _weight(), SIZES),
+    BadInput("weight_with_a_dimension_too_many", _weight(3, 4), SIZES),
+    BadInput("weight_too_short_smoothed", _weight(3, label_smoothing=0.1), SIZES),
+    BadInput("weight_too_short_unbatched", lambda: {**_shapes((4,), ())(), "weight": torch.ones(3)}, SIZES),
+    BadInput("weight_too_short_with_probabilities", _weight(3, dense=True), SIZES),
+    BadInput("weight_of_one_with_probabilities", _weight(1, dense=True), SIZES),
+    BadInput("weight_for_each_row_with_probabilities", _weight(3, 4, dense=True), SIZES),
+    BadInput("weight_of_another_dtype", _weight(4, dtype=torch.float64)),
+    BadInput("weight_of_another_dtype_smoothed", _weight(4, dtype=torch.float64, label_smoothing=0.1)),
+    BadInput("weight_of_half_precision", _weight(4, dtype=torch.float16)),
+    BadInput("weight_of_integers", _weight(4, dtype=torch.int64)),
+    *(_half("weight_of_float32", dtype, _weight(4)) for dtype in HALVES),
+    *(_half("target_int32", dtype, _target(0, 1, 2, dtype=torch.int32)) for dtype in HALVES),
+    BadInput("logits_of_integers", _logits(torch.int64)),
+    BadInput("logits_bool", _logits(torch.bool)),
+    BadInput("logits_complex", _logits(torch.complex64)),
+    BadInput("logits_of_integers_with_probabilities", _logits(torch.int64, dense=True)),
+    BadInput("logits_complex_with_probabilities", _logits(torch.complex64, dense=True)),
+    BadInput("reduction_unknown", _option(reduction="average"), (ValueError,)),
+    BadInput("reduction_unknown_with_probabilities", _probabilities(reduction="average"), (ValueError,)),
+    BadInput("reduction_in_capitals", _option(reduction="Mean"), (ValueError,)),
+    BadInput("reduction_empty", _option(reduction=""), (ValueError,)),
+    BadInput("reduction_that_is_none", _option(reduction=None), (ValueError,)),
+    BadInput("label_smoothing_above_one", _option(label_smoothing=1.5), SIZES),
+    BadInput("label_smoothing_above_one_by_an_ulp", _option(label_smoothing=1 + 2.0**-52), SIZES),
+    BadInput("label_smoothing_above_one_with_probabilities", _probabilities(label_smoothing=1.5), SIZES),
+    BadInput("label_smoothing_infinite", _option(label_smoothing=math.inf), SIZES),
+    BadInput("label_smoothing_negative", _option(label_smoothing=-0.1), SIZES),
+    BadInput("label_smoothing_negative_by_little", _option(label_smoothing=-1e-9), SIZES),
+    BadInput("label_smoothing_negative_with_probabilities", _probabilities(label_smoothing=-0.1), SIZES),
+    BadInput("label_smoothing_nan", _option(label_smoothing=math.nan), SIZES),
+    BadInput("label_smoothing_of_text", _option(label_smoothing="0.1"), (TypeError,)),
+    BadInput("ignore_index_of_a_fraction", _option(ignore_index=1.5), (TypeError,)),
+    BadInput("ignore_index_that_is_none", _option(ignore_index=None), (TypeError,)),
+)

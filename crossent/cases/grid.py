@@ -1,0 +1,146 @@
+"""The grid: cases in which every three choices that can stand together meet.
+
+Most real bugs sit where weight, ignored rows, smoothing and the reduction touch (pytorch#73205). The arrays of cases
+are made once by a library and kept in `pairs.txt`, `triples.txt` and `transformed.txt`, as ids; `nox -s cover` makes
+them anew.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crossent.cases.axes import AXES, CONSTRAINTS, DTYPES, IGNORED, Constraint
+from crossent.cases.case import Case
+
+# Each is one lesson: the class axis, its place among further dimensions, and the sizes that hide bugs.
+SIZES = (
+    (5,),
+    (7, 5),
+    (3, 5, 4),
+    (2, 5, 3, 2),
+    (2, 3, 2, 2, 3),
+    (4, 1),
+    (5, 5),  # N == C: an index vector must not be taken for a dense row
+    (0, 5),
+    (17, 3),  # more rows than torch's block of sums
+    (2, 257),  # one class more than a power of two
+)
+# The values that options may get wrong; the others are about rounding, and are for the soak.
+VALUES = (
+    *("flat", "equal", "normal", "tiny", "wide", "large", "decades", "integers", "near_ties", "confident", "sure"),
+    *("wrong", "outlier", "offset", "negative_offset", "large_offset", "row_offsets", "subnormal"),
+    *("inf_off_target", "inf_on_target", "inf_tiles", "positive_inf", "nan", "nan_ignored", "inf_ignored"),
+)
+# What else a word of an axis says stands in the edges and the corpus: these meet one another, and little with the rest.
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "sizes": SIZES,
+    **{axis: words for axis, words in AXES.items() if axis != "weight_layout"},
+    "values": VALUES,
+    "ignored": tuple(word for word in IGNORED if word not in ("ignored_minus_one", "ignored_zero")),
+    "upstream": ("one", "scalar", "rows", "stride0", "zero"),
+    "label_smoothing": (0.0, 0.1, 1.0),
+}
+# What compilers and transforms look at: the structure of a call, and hardly its numbers.
+TRANSFORMED: dict[str, tuple[Any, ...]] = {
+    **CHOICES,
+    "sizes": ((5,), (7, 5), (3, 5, 4), (2, 5, 3, 2), (0, 5)),
+    "values": ("normal", "inf_off_target", "nan_ignored"),
+    "weight": ("unweighted", "weighted"),
+    "ignored": ("kept", "ignored", "ignored_default", "ignored_class", "ignored_all"),
+    "label_smoothing": (0.0, 0.1),
+    "upstream": ("one", "rows", "stride0"),
+    "layout": ("contiguous", "class_last", "strided", "expanded"),
+    "target_layout": ("target_contiguous", "target_strided"),
+}
+
+
+@dataclass(frozen=True)
+class Array:
+    """A covering array: in its cases every `strength` of the choices meet that can stand together."""
+
+    strength: int
+    choices: dict[str, tuple[Any, ...]]
+
+
+# The file of each is its name.
+ARRAYS = {"pairs": Array(2, CHOICES), "triples": Array(3, CHOICES), "transformed": Array(2, TRANSFORMED)}
+
+
+def grid(dtypes: Iterable[str] = tuple(DTYPES), seed: int = 0, array: str = "triples") -> Iterator[Case]:
+    """The cases of an array that are of these dtypes, the dtype being one of the choices that meet."""
+    wanted = set(dtypes)
+    for line in (files("crossent.cases") / f"{array}.txt").read_text(encoding="utf-8").splitlines():
+        case = Case.of(line)
+        if case.dtype in wanted:
+            yield case.seeded(seed)
+
+
+def met(cases: Iterable[Case], strength: int = 3) -> int:
+    """How many different sets of `strength` choices stand together in these cases.
+
+    Example:
+        >>> met([Case("float32")])  # three of eleven axes
+        165
+    """
+    columns = [[getattr(case, axis) for axis in CHOICES] for case in cases]
+    codes = [
+        np.unique([repr(word) for word in column], return_inverse=True)[1] for column in zip(*columns, strict=True)
+    ]
+    return sum(len(np.unique(np.stack(some), axis=1).T) for some in itertools.combinations(codes, strength))
+
+
+def cover(array: Array) -> list[Case]:
+    """The cases of an array, made anew: needs covertable."""
+    from covertable import make
+
+    choices, strength = array.choices, array.strength
+
+    def rule(constraint: Constraint) -> dict[str, Any]:
+        def holds(row: Mapping[str, int]) -> bool:
+            return not constraint.forbids(*(choices[axis][row[axis]] for axis in constraint.axes))
+
+        return {"operator": "fn", "requires": list(constraint.axes), "evaluate": holds}
+
+    # Places in the lists instead of choices, which are all hashed and compared there.
+    factors = {name: list(range(len(of))) for name, of in choices.items()}
+    rows = make(factors, strength=strength, constraints=[rule(constraint) for constraint in CONSTRAINTS])
+    cases = (Case(**{name: choices[name][place] for name, place in row.items()}) for row in rows)
+    order = list(DTYPES)
+    return sorted(_balanced(list(cases), strength), key=lambda case: (order.index(case.dtype), case.id))
+
+
+def _balanced(cases: list[Case], strength: int) -> list[Case]:
+    """As many cases of each dtype as the cover allows: where any would do, the library takes the first."""
+    others = [axis for axis in CHOICES if axis != "dtype"]
+
+    def sets(case: Case) -> list[tuple[Any, ...]]:
+        of = [(axis, getattr(case, axis)) for axis in others]
+        return [(case.dtype, *chosen) for chosen in itertools.combinations(of, strength - 1)]
+
+    covered = Counter(chosen for case in cases for chosen in sets(case))
+    many = Counter(case.dtype for case in cases)
+    for at, case in enumerate(cases):
+        least = min(DTYPES, key=lambda dtype: many[dtype])
+        moved = replace(case, dtype=least)
+        if many[least] + 1 < many[case.dtype] and not moved.invalid and all(covered[s] > 1 for s in sets(case)):
+            covered.subtract(sets(case))
+            covered.update(sets(moved))
+            many[case.dtype] -= 1
+            many[least] += 1
+            cases[at] = moved
+    return cases
+
+
+if __name__ == "__main__":
+    for name, array in ARRAYS.items():
+        cases = cover(array)
+        Path(__file__).with_name(f"{name}.txt").write_text("".join(f"{case.id}\n" for case in cases), encoding="utf-8")
+        print(f"{name}.txt: {len(cases)} cases, {array.strength} choices")

@@ -1,0 +1,73 @@
+"""The tensors and options of one call, and how tensors lie in memory."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The tensors and options of one case, on one device."""
+
+    logits: Tensor
+    target: Tensor
+    options: dict[str, Any]
+    upstream: Tensor
+
+    def copy(self) -> Inputs:
+        """The same bits in memory of their own, laid out as they are, what lies between them included."""
+        options = {name: _copy(value) if isinstance(value, Tensor) else value for name, value in self.options.items()}
+        return Inputs(_copy(self.logits), _copy(self.target), options, _copy(self.upstream))
+
+    @property
+    def digest(self) -> str:
+        """A checksum of every bit of it: two runs that show the same one saw the same case."""
+        checksum = zlib.crc32(repr([(k, v) for k, v in self.options.items() if k != "weight"]).encode())
+        for tensor in (self.logits, self.target, self.options.get("weight"), self.upstream):
+            if tensor is not None:
+                checksum = zlib.crc32(f"{tensor.dtype}{tuple(tensor.shape)}{tensor.stride()}".encode(), checksum)
+                checksum = zlib.crc32(bits(tensor).tobytes(), checksum)
+        return f"{checksum:08x}"
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    whole = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(tensor.untyped_storage())
+    return whole.clone().as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+
+def bits(tensor: Tensor) -> Any:
+    """The tensor's bits as a numpy array of unsigned integers, of its shape."""
+    wide = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    array = tensor.detach().cpu().contiguous().view(wide).numpy()
+    return array.view(f"u{tensor.element_size()}")
+
+
+def laid_out(tensor: Tensor, layout: str) -> Tensor:
+    """The tensor in another memory layout; "expanded" repeats its first entry. NaN, or no class, lies between."""
+    axes = list(range(tensor.dim()))
+    orders = {"transposed": axes[::-1], "class_last": [*axes[:1], *axes[2:], *axes[1:2]]}
+    if layout in orders:
+        order = orders[layout]
+        back = [order.index(axis) for axis in axes]
+        return tensor.permute(order).contiguous().permute(back)
+    if layout == "expanded":
+        return tensor[:1].expand(tensor.shape) if axes else tensor
+    poison = float("nan") if tensor.is_floating_point() else 251
+    if layout == "window":  # of the class axis
+        axis = min(1, tensor.dim() - 1)
+        around = [tensor.new_full([*tensor.shape[:axis], n, *tensor.shape[axis + 1 :]], poison) for n in (1, 2)]
+        return torch.cat([around[0], tensor, around[1]], axis).narrow(axis, 1, tensor.shape[axis])
+    if layout == "strided":
+        wide = tensor.new_full([*tensor.shape, 2], poison)
+        wide[..., 0] = tensor
+        return wide[..., 0]
+    if layout == "offset":
+        flat = tensor.new_full([tensor.numel() + 1], poison)
+        flat[1:] = tensor.reshape(-1)
+        return flat[1:].view(tensor.shape)
+    return tensor

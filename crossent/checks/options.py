@@ -1,0 +1,117 @@
+"""Options: one that is given changes the result, and one that is off does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from crossent.cases.inputs import Inputs
+from crossent.numerics.bounds.rounding import safe
+from crossent.subjects.subject import Loss
+from crossent.trials.agreement import PARTS, apart, beside, further_call, held, relation
+from crossent.trials.call import Gradients, Result, evaluate
+from crossent.trials.difference import Difference
+from crossent.trials.exact import Expected, expect
+from crossent.trials.trial import Problem, Trial
+
+
+def options(trial: Trial) -> Iterator[Difference | Problem]:
+    """An option of the case changes the result, and one that is off does not.
+
+    Liger-Kernel#243: label_smoothing was dropped without a word. Where the exact answers with and without an option are
+    further apart than both bounds, no right results are the same. OLMo-core#702: a term that was off was added.
+    """
+    for way, without in left_out(trial.question.fresh()).items():
+        other = further_call(trial, without)
+        same = [name for name in PARTS if _same(getattr(trial.got, name), getattr(other, name))]
+        if same:
+            exact, option = expect(without), way.removeprefix("without ")
+            yield from (
+                Problem("wrong", f"{option} changes nothing: the {name} is the same without it", f"{name} {way}")
+                for name in same
+                if _must_differ(trial, name, other, exact)
+            )
+    yield from _with_options_off(trial)
+
+
+def left_out(given: Inputs) -> dict[str, Inputs]:
+    """The inputs without each option that there is. Without `ignore_index` a row that has it has a class."""
+    found = {}
+    if "weight" in given.options:
+        found["without weight"] = replace(given, options={k: v for k, v in given.options.items() if k != "weight"})
+    if smoothing := given.options["label_smoothing"]:
+        unsmoothed = {**given.options, "label_smoothing": 0.0}
+        found[f"without label_smoothing={smoothing}"] = replace(given, options=unsmoothed)
+    if not given.target.is_floating_point():
+        index, ignore_index = given.target.long(), given.options.get("ignore_index", -100)
+        ignored = index == ignore_index
+        if ignored.any():
+            a_class = 0 <= ignore_index < given.logits.shape[min(1, given.logits.dim() - 1)]
+            target = given.target if a_class else given.target.masked_fill(ignored, 0)
+            kept = {k: v for k, v in given.options.items() if k != "ignore_index"}
+            found[f"without ignore_index={ignore_index}"] = replace(given, target=target, options=kept)
+    return found
+
+
+def _must_differ(trial: Trial, name: str, other: Result, exact: Expected) -> bool:
+    """Whether the exact answers are further apart than both results may be off, and these are numbers there."""
+    one, two = getattr(trial.question.expected, name), getattr(exact, name)
+    room = np.abs(two.lo) + one.radius + two.radius
+    for got, expected in ((trial.got, trial.question.expected), (other, exact)):
+        bound = trial.bounds(got, expected)[name]
+        finite = np.isfinite(getattr(expected, name).hi)
+        room = room + np.where(finite, np.where(np.isnan(bound), np.inf, bound), 0.0)
+    numbers = held(trial, trial.got)[name].hi
+    return bool((np.isfinite(numbers) & (one.distance(two.hi) > safe(room))).any())
+
+
+def _with_options_off(trial: Trial) -> Iterator[Difference]:
+    """The case's options that are off, given where they were left out, and left out where they were given."""
+    if (made := turned_off(trial.question.fresh(), trial.case.ignored)) is None:
+        return
+    other, passed = made
+
+    got = further_call(trial, other, evaluate_with, passed)
+    yield from apart(trial, held(trial, got, beside(trial, "options off", other)), way="with options off")
+
+
+def evaluate_with(loss: Loss, inputs: Inputs, gradients: Gradients, passed: Sequence[str]) -> Result:
+    """The act of a call with these options alone."""
+
+    def with_these(input: Tensor, target: Tensor, **options: Any) -> Tensor:
+        return loss(input, target, **{name: options[name] for name in passed})
+
+    return evaluate(with_these, inputs, gradients)
+
+
+def turned_off(given: Inputs, ignored: str) -> tuple[Inputs, list[str]] | None:
+    """The inputs with every option that is off, and which are passed; None where these are the case's own.
+
+    `ignored` is the word of a case: "kept" where `ignore_index` is off. A `label_smoothing` of 0 and the reduction
+    "mean" are not passed.
+    """
+    classes = given.logits.shape[min(1, given.logits.dim() - 1)]
+    off: dict[str, Any] = {}
+    if "weight" not in given.options:
+        off["weight"] = given.logits.new_ones(classes)
+    if ignored == "kept":
+        off["ignore_index"] = -1
+        if not given.target.is_floating_point():  # a class that no row has, if there is one: its logits count
+            off["ignore_index"] = min(set(range(classes + 1)) - set(given.target.reshape(-1).tolist()))
+    options = {**given.options, **off}
+    left_out = {"label_smoothing": 0.0, "reduction": "mean"}  # as they are by default
+    passed = [name for name, value in options.items() if name not in left_out or value != left_out[name]]
+    return None if passed == list(given.options) else (replace(given, options=options), passed)
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return False
+    return bool(((one == other) | (one.isnan() & other.isnan())).all())
+
+
+OPTIONS = (relation(options),)

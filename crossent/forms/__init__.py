@@ -1,0 +1,1 @@
+"""The textbook: cross-entropy written out by hand."""

@@ -1,0 +1,194 @@
+"""The worked example: cross-entropy step by step, for somebody who has never met it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from rich import box
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+from crossent.forms import textbook
+from crossent.forms.blocks import blocked
+
+# The row of the article that this project grew from.
+SEED_LOGITS = (3.0, 1.0, -3.0)
+SEED_TARGET = 0
+# Tables longer than a screen show their first classes and the true one.
+MOST_CLASSES = 12
+
+
+def random_row(classes: int, seed: int) -> tuple[tuple[float, ...], int]:
+    """Random logits and a random label, as the article's listing draws them."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(classes, generator=generator).tolist()
+    target = int(torch.randint(classes, (), generator=generator))
+    return tuple(logits), target
+
+
+def explain(logits: Sequence[float] = SEED_LOGITS, target: int = SEED_TARGET) -> RenderableType:
+    """The steps from one row of logits to its loss, each with its numbers, and every form beside torch.
+
+    Args:
+        logits: one finite number for each class.
+        target: the true class, 0 to C - 1.
+
+    Raises:
+        ValueError: no logits, or one that is not finite.
+        IndexError: a target that is no class.
+
+    Example:
+        >>> from rich.console import Console
+        >>> Console(width=80).print(explain([3.0, 1.0, -3.0], 0))  # doctest: +ELLIPSIS
+        Cross-entropy, step by step
+        ...
+    """
+    if not logits or not all(math.isfinite(x) for x in logits):
+        raise ValueError(f"logits: got {list(logits)}; allowed is one finite number for each class")
+    if not 0 <= target < len(logits):
+        raise IndexError(f"target: got {target}; allowed are the classes 0 to {len(logits) - 1}")
+    if not math.isfinite(max(logits) - min(logits)):
+        raise ValueError("logits: got a difference that overflows; allowed are numbers whose differences are finite")
+    x = torch.tensor(logits, dtype=torch.float64)
+    y = torch.tensor(target)
+    p = x.softmax(0)
+    loss = torch.nn.CrossEntropyLoss()(x, y).item()
+    log_sum = loss + x[target].item()
+    twice = torch.nn.CrossEntropyLoss()(p, y).item()
+    return Group(
+        Text("Cross-entropy, step by step", "bold"),
+        _paragraph(
+            f"A network that tells {_count(len(logits), 'class', 'classes')} apart gives one number for each class, "
+            f"its logit: the larger, the more it believes in that class. Here the logits are {_vector(x)}, and the "
+            f"class that is really in the picture is class {target}. The loss says in one number how wrong the network "
+            "is."
+        ),
+        _step("1", "Softmax makes probabilities of the logits", "p_i = exp(x_i) / Σ_j exp(x_j)"),
+        _paragraph(
+            "The largest logit is taken off first. That changes no probability, since it cancels in the fraction, and "
+            "keeps exp from overflowing: exp(1000) is too large for a float, exp(1000 - 1000) is 1."
+        ),
+        Padding(_softmax_table(x, p, target), (0, 2)),
+        _paragraph(
+            f"Every probability lies between 0 and 1, and they sum to {p.sum().item():.6g}. {_prediction(x, p, target)}"
+        ),
+        _step("2", "The loss is the surprise at the true class", "H = -Σ_i y'_i log p_i = -log p_y"),
+        _paragraph(
+            f"The target as a vector, y', is one at class {target} and zero elsewhere, so a single term of the sum is "
+            f"left: -log p_{target} = {_log_of(p[target].item())} = {_number(loss)}. A sure and right network has "
+            "loss 0; a sure and wrong one is punished without limit."
+            + _rounded_by_hand(p[target].item(), loss, (tuple(logits), target) == (SEED_LOGITS, SEED_TARGET))
+        ),
+        _step("3", "The same, without the division", "H = -x_y + log Σ_j exp(x_j)"),
+        _paragraph(
+            f"The logarithm of a fraction is a difference: {_number(0.0 - x[target].item())} + {_number(log_sum)} = "
+            f"{_number(loss)}. This is how the loss is computed in practice."
+        ),
+        _step("4", "nn.CrossEntropyLoss applies the softmax itself", "its input is the logits"),
+        _paragraph(
+            f"Give it the logits, not the probabilities. With a softmax before it, the softmax is taken twice, and the "
+            f"loss comes out as {_number(twice)} instead of {_number(loss)}: {_twice(twice, loss)}"
+        ),
+        _step("5", "The gradient says what to change", "∂H/∂x_i = p_i - y'_i"),
+        _paragraph(
+            f"For these logits it is {_vector(p - torch.nn.functional.one_hot(y, len(logits)))}: a step against it "
+            "raises the true class and lowers each of the others by its probability."
+        ),
+        _step("6", "Five ways to write it down, beside torch", ""),
+        Padding(_forms_table(logits, target), (0, 2)),
+    )
+
+
+def _step(number: str, title: str, mathematics: str) -> Text:
+    return Text.assemble("\n", (f"{number}. {title}", "bold"), (f"   {mathematics}" if mathematics else "", "cyan"))
+
+
+def _paragraph(text: str) -> Padding:
+    return Padding(Text(text), (0, 3))
+
+
+def _shown(count: int, target: int) -> list[int]:
+    return sorted({*range(min(count, MOST_CLASSES)), target})
+
+
+def _softmax_table(x: Tensor, p: Tensor, target: int) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for heading in ("class", "logit x", "x - max", "exp(x - max)", "p"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("")
+    shifted = x - x.max()
+    shown = _shown(len(x), target)
+    for c in shown:
+        numbers = (x[c].item(), shifted[c].item(), shifted[c].exp().item(), p[c].item())
+        table.add_row(str(c), *map(_number, numbers), "← the true class" if c == target else "")
+    if len(x) > len(shown):
+        table.add_row("…", "", "", "", "", f"and {len(x) - len(shown)} more")
+    table.add_row("sum", "", "", _number(shifted.exp().sum().item()), _number(p.sum().item()), "")
+    return table
+
+
+def _forms_table(logits: Sequence[float], target: int) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("form", no_wrap=True)
+    table.add_column("formula", no_wrap=True)
+    table.add_column("loss", justify="right", no_wrap=True)
+    table.add_column("minus torch", justify="right", no_wrap=True)
+    row, label = torch.tensor([logits], dtype=torch.float64), torch.tensor([target])
+    torchs = torch.nn.CrossEntropyLoss()(row, label).item()
+    for name, formula, loss in (
+        ("nn.CrossEntropyLoss", "", torchs),
+        ("formula", "-x_y + log Σ exp(x_i)", textbook.formula(row, label).item()),
+        ("log_softmax_nll", "-log_softmax(x)_y", textbook.log_softmax_nll(row, label).item()),
+        ("one_hot", "-Σ y'_i log softmax(x)_i", textbook.one_hot(row, label).item()),
+        ("blocked", "the second, in blocks", blocked(row, label).item()),
+        ("scalar", "the first, by math alone", textbook.scalar(list(logits), target)),
+    ):
+        table.add_row(name, formula, f"{loss:.10g}", f"{loss - torchs:.1g}" if formula else "")
+    return table
+
+
+def _prediction(x: Tensor, p: Tensor, target: int) -> str:
+    predicted = int(x.argmax())
+    verdict = "which is right" if predicted == target else f"but the true class is {target}"
+    if (x == x.max()).sum() > 1:
+        return "Several classes share the largest logit, and softmax leaves them equal: there is no one prediction."
+    return (
+        f"The largest logit has the largest probability, so softmax does not move the prediction: "
+        f"class {predicted} both before and after it, {verdict}."
+    )
+
+
+def _rounded_by_hand(probability: float, loss: float, seed: bool) -> str:
+    rounded = round(probability, 2)
+    if not 0 < rounded < 1 or _number(-math.log(rounded)) == _number(loss):
+        return ""
+    text = f" Rounding comes last: from the rounded {rounded:.2f} the loss would be {_number(-math.log(rounded))}."
+    return text + (" (The article this example is from prints that as 0.12.)" if seed else "")
+
+
+def _log_of(probability: float) -> str:
+    return f"-log {_number(probability)}" if probability else "minus the logarithm of what is too small for a float"
+
+
+def _twice(twice: float, loss: float) -> str:
+    if twice == loss:
+        return "here the two agree, since all logits are equal."
+    return "a wrong number, and a wrong gradient with it."
+
+
+def _vector(values: Tensor) -> str:
+    shown = [_number(v) for v in values[:MOST_CLASSES].tolist()]
+    return f"({', '.join(shown)}{', …' if len(values) > MOST_CLASSES else ''})"
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}" if value == 0 or 1e-4 <= abs(value) < 1e6 else f"{value:.3e}"
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"

@@ -1,0 +1,101 @@
+"""Environment: the machine that a run is made on, its devices, and the state of torch that it is made in."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import resource
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+
+@contextmanager
+def ambient() -> Iterator[None]:
+    """The state of torch that a run is made in, whatever the caller's is: gradients on, no autocast, one thread.
+
+    The grid's tensors are tiny: on a busy machine a pool of threads made the run three times as long.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
+            for kind in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):  # torch warns of the other
+                stack.enter_context(torch.autocast(kind, enabled=False))
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def require_device(device: str) -> None:
+    """Raise RuntimeError, in one line, where torch cannot put a tensor on the device."""
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise RuntimeError(f"device: got {device!r}; allowed are cpu, cuda and cuda:N")
+    try:
+        torch.zeros(1, device=device).item()  # a meta tensor has no value
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0].split(". ")[0]  # torch goes on to list its backends
+        raise RuntimeError(f"device: got {device!r}; {reason}") from None
+
+
+def environment(device: str) -> dict[str, str]:
+    """What a reader must know to repeat the run."""
+    found = {
+        "crossent": version("crossent"),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_capability": cpu_capability(),
+        "threads": str(torch.get_num_threads()),
+        "device": device,
+    }
+    return {**found, "device_name": torch.cuda.get_device_name(device)} if device.startswith("cuda") else found
+
+
+def cpu_capability() -> str:
+    """Which vector instructions torch uses on this processor, as "AVX2".
+
+    It is torch's own choice, and another one makes other bits: on one machine torch 2.0 takes AVX2 where 2.8 takes
+    AVX512. ATEN_CPU_CAPABILITY chooses for both.
+    """
+    says = getattr(torch.backends, "cpu", None)  # since torch 2.1
+    if says is not None:
+        return str(says.get_cpu_capability())
+    found = re.search(r"CPU capability usage: (.+)", torch.__config__.show())
+    return found[1].strip() if found else "unknown"
+
+
+def device_name(device: str) -> str:
+    """The device, with the model's name where it is a CUDA device."""
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.startswith("cuda") else device
+
+
+def available(device: str) -> int:
+    """How many bytes of memory are free on a device."""
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()  # what torch keeps for later counts as used
+        return int(torch.cuda.mem_get_info(torch.device(device).index)[0])
+    free = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    if (most := resource.getrlimit(resource.RLIMIT_DATA)[0]) != resource.RLIM_INFINITY:
+        free.append(most)  # of an actor, or as the user has set it
+    try:
+        words = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
+        free.append(int(words["MemAvailable"].split()[0]) * 1024)
+    except (OSError, ValueError, KeyError):  # not Linux: what there is, used or not
+        return free[0]
+    try:  # what the container may have
+        group = Path("/sys/fs/cgroup")
+        free.append(
+            int((group / "memory.max").read_text(encoding="utf-8")) - int((group / "memory.current").read_text())
+        )
+    except (OSError, ValueError):  # no limit
+        return min(free)
+    return min(free)

@@ -1,0 +1,157 @@
+"""Bounds of derivatives along a direction: of the loss, in forward mode, and of the gradient, backward a second time.
+
+The formula of :mod:`crossent.numerics.bounds.loss` goes on here, for a direction `u` of the logits:
+
+    mean    = Σ_c p_c u_c
+    tangent = Σ_c w_c q_c (mean - u_c)                        of each row, reduced as the loss is
+    second  = g/D Σ_k w_k q_k · p_c (u_c - mean)              how the gradient of x_c changes along u
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+
+from crossent.numerics.bounds.contracts import Contract
+from crossent.numerics.bounds.intermediates import Terms, column, wider
+from crossent.numerics.bounds.loss import Bounds
+from crossent.numerics.bounds.rounding import Held, safe
+from crossent.numerics.formats import Array
+
+
+class DerivativeBounds(Bounds):
+    """The bounds of one call's derivatives along one direction, under one contract. Infinite as those of the call are.
+
+    The direction is made of numbers that the format of the result holds, (R, C).
+    """
+
+    def __init__(self, terms: Terms, contract: Contract, direction: Array) -> None:
+        super().__init__(terms, contract)
+        self.direction = direction
+        self._along = Held.exactly(direction, contract.storage)
+
+    def _under(self, contract: Contract) -> Bounds:
+        return DerivativeBounds(self.terms, contract, self.direction)
+
+    @cached_property
+    def _kept_probs(self) -> Held:
+        """p, (R, C), stored: the gradient's own kernel need not do that, what autograd makes of it does."""
+        return self.contract.keep(self._probs)
+
+    @cached_property
+    def _mean(self) -> Held:
+        """`Σ_c p_c u_c`, (R,), from each p, or as a quotient of two sums over exponentials, whichever errs more.
+
+        With every intermediate in compute, the former has all roundings of the latter. Where they are stored, the
+        exponentials are those of differences that were stored.
+        """
+        c, t, f = self.contract, self.terms, self.contract.functions
+        mean = c.keep(c.keep(self._kept_probs.times(self._along, c.compute)).sum(c.compute))
+        if c.stored is None:
+            return mean
+        x = Held.exactly(t.logits, c.storage)
+        shifted = c.keep(x.minus(Held.exactly(t.logits.max(1, keepdims=True, initial=-np.inf), c.storage), c.compute))
+        exponentials = c.keep(shifted.exp(c.compute, f.exp_ulps, f.exp_per_unit))
+        total = c.keep(c.keep(exponentials.times(self._along, c.compute)).sum(c.compute))
+        partition = c.keep(exponentials.sum(c.compute))
+        return wider(mean, c.keep(total.over(partition, c.compute, f.division_ulps)))
+
+    @cached_property
+    def tangent(self) -> Array:
+        """Of each row's tangent, (R,), under reduction "none"; of the one number, (), otherwise.
+
+        The tangent of each log-probability takes the place of the log-probability; or `Σ_c w_c q_c · mean` and
+        `Σ_c w_c q_c u_c` are summed apart, as backward a second time, to the upstream gradient; or a kernel takes the
+        product of gradient and direction.
+        """
+        c = self.contract
+        with np.errstate(all="ignore"):
+            rows, sizes = self._expected(c.keep(column(self._mean).minus(self._along, c.compute)))
+            for way, size in (self._apart(), self._of_gradient())[: 1 + c.fused]:
+                rows, sizes = wider(rows, way), np.maximum(sizes, size)
+            return self._reduced(rows, sizes, np.abs(self.direction) + column(self._mean).largest)
+
+    def _apart(self) -> tuple[Held, Array]:
+        """`Σ_c w_c q_c · mean - Σ_c w_c q_c u_c` of each row, (R,), and the size of what rows may sum apart."""
+        c = self.contract
+        total = c.keep(self._total(self._coefficients))
+        products = c.keep(self._coefficients.times(self._along, c.compute))
+        scaled = c.keep(total.times(self._mean, c.compute))
+        return scaled.minus(self._total(products), c.compute), scaled.largest + products.largest.sum(-1)
+
+    def _of_gradient(self) -> tuple[Held, Array]:
+        """`Σ_c (p_c Σ_k w_k q_k - w_c q_c) u_c` of each row, (R,), and the size of its terms."""
+        c = self.contract
+        total = column(c.keep(self._total(self._coefficients)))
+        gradient = c.keep(self._kept_probs.times(total, c.compute).minus(self._coefficients, c.compute))
+        terms = c.keep(gradient.times(self._along, c.compute))
+        return terms.sum(c.compute), terms.largest.sum(-1)
+
+    @cached_property
+    def second(self) -> Array:
+        """Of each element of the second derivative along the direction, (R, C).
+
+        `p_c u_c` and `p_c · mean` may be scaled and subtracted, or their scaled terms summed for the latter, as the
+        gradient of a log-softmax has it; or `u_c - mean` comes first. The factors come in any order.
+        """
+        c, t = self.contract, self.terms
+        with np.errstate(all="ignore"):
+            scale = column(self._scale())
+            total = c.keep(self._total(self._coefficients)).times(self._scale(), c.compute, known=False)
+            factor = column(c.keep(wider(total, self._total(self._scaled(scale)))))
+            scaled = c.keep(self._kept_probs.times(factor, c.compute, known=False))
+            here = self._product(scaled.times(self._along, c.compute, known=False), self.direction)
+            mean = column(self._mean)
+            there = self._product(scaled.times(mean, c.compute, known=False), mean.largest)
+            there = wider(there, c.keep(self._kept_probs.times(column(c.keep(here.sum(c.compute))), c.compute)))
+            second = here.minus(there, c.compute)
+            away = c.keep(self._along.minus(mean, c.compute))
+            second = wider(second, self._product(scaled.times(away, c.compute, known=False), away.largest))
+            if t.label_smoothing:
+                once = self._in_parts(np.abs(scale.value), np.abs(factor.value))
+                once = once * self._kept_probs.largest * (np.abs(self.direction) + mean.largest)
+                second = Held(second.value, second.error + once, c.compute)
+            return safe(second.where(t.kept[:, None]).rounded(c.storage).error)
+
+    def _in_parts(self, scale: Array, factor: Array) -> Array:
+        """What it may cost that a smoothed loss goes backward in parts, (R, 1), for each `p_c (|u_c| + |mean|)`.
+
+        Those of the target and of the uniform share are added last, which is one rounding more. Where they cancel, the
+        five roundings of each, of its products and of their difference, do not.
+        """
+        t = self.terms
+        if t.probabilities is not None:
+            hot = np.abs(t.probabilities)
+        else:
+            assert t.index is not None
+            hot = (np.arange(t.logits.shape[1]) == t.index[:, None]).astype(np.float64)
+        coefficients = (1 - t.label_smoothing) * hot + t.label_smoothing / t.logits.shape[1]
+        if t.weight is not None:
+            coefficients = coefficients * np.abs(t.weight)
+        parts = scale * coefficients.sum(-1, keepdims=True)
+        u = (self.contract.stored or self.contract.compute).unit_roundoff
+        return np.asarray(u * (parts + 5 * np.maximum(parts - factor, 0.0)))
+
+    def _product(self, product: Held, last: Array) -> Held:
+        """A product of scale, coefficients, p and another number, whose magnitude is `last`."""
+        coefficients = self._coefficients.largest.sum(-1, keepdims=True)
+        factors = [*self._scale_factors(), coefficients, self._kept_probs.largest, np.abs(last)]
+        return self._in_any_order(self.contract.keep(product), factors)
+
+    @property
+    def upstream_gradient(self) -> Array:
+        """Of the upstream gradient's own, backward a second time: it is the tangent."""
+        return self.tangent
+
+    def partial(self, check: str) -> list[Array]:
+        """What comes of it where p is taken for a constant: the terms without `mean`."""
+        with np.errstate(all="ignore"):
+            kept, coefficients = self.terms.kept, self._coefficients.value
+            if check == "second":
+                total = np.where(kept, coefficients.sum(-1) * self._scale().value, 0.0)
+                return [total[:, None] * self._kept_probs.value * self.direction]
+            rows = np.where(kept, -(coefficients * self.direction).sum(-1), 0.0)
+            if self.terms.reduction == "none":
+                return [rows[:, None]]
+            return [np.reshape(rows.sum() / (1.0 if self._denominator is None else self._denominator.value), (1, 1))]

@@ -1,0 +1,277 @@
+"""Bounds: how far from the exact result an implementation may be, from what it promises about its arithmetic.
+
+The formula stands here once, written in the algebra of :mod:`crossent.numerics.bounds.rounding`; a contract
+turns it into a bound for each row's loss, for the reduced loss and for each element of the gradient.
+
+    log p_c = (x_c - max x) - log Σ exp(x - max x)
+    loss    = -Σ_c w_c q_c log p_c,     q = (1 - ε)·target + ε/C
+    ∂loss/∂x_c = g/D (p_c Σ_k w_k q_k - w_c q_c)
+    ∂loss/∂target_c = -g/D (1 - ε) w_c log p_c
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossent.numerics.bounds.contracts import Contract
+from crossent.numerics.bounds.intermediates import (
+    Terms,
+    coefficients,
+    column,
+    constant,
+    denominator,
+    offset,
+    smoothing_format,
+    softmax,
+    wider,
+)
+from crossent.numerics.bounds.rounding import Held, safe
+from crossent.numerics.formats import Array
+
+# Why a contract may promise nothing of a number.
+Reason = Literal[
+    "an intermediate may overflow",
+    "the denominator may be zero",
+    "the format is too short for so many terms",
+    "zero times infinity",
+]
+
+
+class Bounds:
+    """The bounds of one call under one contract. Infinite where the contract promises nothing."""
+
+    # What is cached is the door to a method: mutmut, which `nox -s mutate` runs, changes nothing that is decorated.
+
+    def __init__(self, terms: Terms, contract: Contract) -> None:
+        self.terms, self.contract = terms, contract
+        self._dense = terms.index is None or terms.label_smoothing > 0  # all classes are terms of a row
+        with np.errstate(all="ignore"):
+            self._log_probs, self._probs, self._logsumexp = softmax(terms, contract)
+            self._log_sizes = np.where(np.isfinite(self._log_probs.value), self._log_probs.largest, 0.0)
+            self._coefficients = coefficients(terms, contract)
+            self._denominator = denominator(terms, contract)
+
+    def _of_logits(self) -> Held:
+        """`Σ w_c q_c · logsumexp - Σ w_c q_c x_c`, (R,): as kernels smooth that take the logits as they are."""
+        c, t = self.contract, self.terms
+        moved = t.logits + (offset(t.logits, c) - t.logits.max(1))[:, None]
+        q = coefficients(t, replace(c, stored=None))  # who does this has scalars for them, in compute
+        logits = q.times(Held.exactly(moved, c.storage), c.compute).sum(c.compute)
+        return q.sum(c.compute).times(self._logsumexp, c.compute).minus(logits, c.compute)
+
+    @cached_property
+    def loss(self) -> Array:
+        """Of each row's loss, (R,), under reduction "none"; of the one number, (), otherwise."""
+        with np.errstate(all="ignore"):
+            return self._loss()
+
+    def _loss(self) -> Array:
+        rows, sizes = self._expected(-self._log_probs)
+        if self._dense and self.contract.fused:
+            rows = wider(rows, self._of_logits())
+        return self._reduced(rows, sizes, self._log_sizes)  # an infinite loss is no overflow
+
+    def _expected(self, values: Held) -> tuple[Held, Array]:
+        """`Σ_c w_c q_c values_c` of each row, (R,), and the size of its terms."""
+        c = self.contract
+        if not self._dense:
+            rows = self._of_target(self._coefficients).times(self._of_target(values), c.compute)
+            return rows, rows.largest
+        products = c.keep(self._coefficients.times(values, c.compute))
+        return products.sum(c.compute), products.largest.sum(-1)
+
+    def _reduced(self, rows: Held, sizes: Array, values: Array) -> Array:
+        """The bound of a number for each row, `Σ_c w_c q_c values_c`, (R,), or of what the reduction makes of them.
+
+        With classes for terms, their sum may be taken in parts, the true class's and the uniform one, which cancel
+        where weights have both signs: a sum over rows errs by the size of the parts. And `ε/C` may come last, after
+        all sums and after the division by D: what is multiplied by it must not overflow. `values`, (R, C), are
+        magnitudes.
+        """
+        c, t = self.contract, self.terms
+        held, heads = c.stored or c.compute, self._heads(values)
+        unscaled = heads
+        if self._dense:
+            unscaled = heads.sum(-1) if t.label_smoothing else heads.max(-1)
+        rows = c.keep(rows.unless(held.overflows(unscaled))).where(t.kept)
+        if t.reduction == "none":
+            return safe(rows.rounded(c.storage).error)
+        sizes, unscaled = np.where(t.kept, sizes, 0.0), np.where(t.kept, unscaled, 0.0)
+        total = c.keep(rows.sum(held, c.row_order, sizes))
+        divided = np.ones(())
+        if self._denominator is not None:
+            # Rows may be divided before they are summed, or their sum after: the wider of the two.
+            ulps = c.functions.division_ulps
+            divided = np.abs(self._denominator.value) - self._denominator.error
+            first = rows.over(self._denominator, c.compute, ulps).sum(c.compute, c.row_order, sizes / divided)
+            total = wider(total.over(self._denominator, c.compute, ulps), first)
+        if self._dense and t.label_smoothing:
+            total = total.unless(held.overflows(unscaled.sum() / np.minimum(divided, 1.0)))
+        return safe(total.rounded(c.storage).error)
+
+    @cached_property
+    def gradient(self) -> Array:
+        """Of each element of the gradient, (R, C)."""
+        with np.errstate(all="ignore"):
+            return self._gradient()
+
+    def _gradient(self) -> Array:
+        """`p_c Σ_k v_k s - v_c s`, in which the sum may be scaled, or its terms before it: the wider of the two.
+
+        Where terms cancel, the roundings of the latter do not.
+        """
+        c, t = self.contract, self.terms
+        scale = column(self._scale())
+        target = self._scaled(scale)
+        total, scaled = self._total(self._coefficients), self._total(target)
+        softmax = self._probs.times(column(c.keep(total)), c.compute).times(scale, c.compute)
+        # As autograd has it: what comes back to the softmax is the gradient of its logarithm, kept, then summed.
+        softmax = wider(softmax, self._probs.times(column(c.keep(scaled)), c.compute))
+        gradient = softmax.minus(target, c.compute)
+        # Scaled before the subtraction, or after it: where p is small, that rounds the true class once more.
+        unscaled = self._probs.times(column(total), c.compute).minus(self._coefficients, c.compute)
+        gradient = wider(gradient, unscaled.times(scale, c.compute))
+        if self._dense:
+            # The three parts, softmax, one-hot and uniform, are added in any order: one rounding more of each.
+            u = (c.stored or c.compute).unit_roundoff
+            once = u * (softmax.largest + target.largest)
+            gradient = Held(gradient.value, gradient.error + once, c.compute)
+        return safe(gradient.where(t.kept[:, None]).rounded(c.storage).error)
+
+    def open(self, check: str) -> dict[Reason, NDArray[np.bool_]]:
+        """Where the bound is infinite, for each reason that there is."""
+        bound = getattr(self, check)
+        if not np.isinf(bound).any():
+            return {}
+        c, t = self.contract, self.terms
+        # What is judged where nothing overflows is not judged because something does.
+        left = np.isinf(getattr(self._under(c.unlimited), check))
+        found: dict[Reason, NDArray[np.bool_]] = {"an intermediate may overflow": np.isinf(bound) & ~left}
+        rows = len(t.logits)
+        depth = rows - 1 if c.row_order.depth is None else min(c.row_order.depth, rows - 1)
+        infinite = (np.isinf(t.logits).any(1) & t.kept).reshape(-1, *[1] * (bound.ndim - 1))
+        reason: Reason = "an intermediate may overflow"  # float64, in which the bound itself is computed
+        if t.reduction != "none" and depth * (c.stored or c.compute).unit_roundoff >= 0.5:
+            reason = "the format is too short for so many terms"
+        elif self._denominator is not None and not self._denominator.error < abs(self._denominator.value):
+            reason = "the denominator may be zero"
+        else:
+            here = infinite if bound.ndim else infinite.any()
+            found["zero times infinity"], left = left & here, left & ~here
+        found[reason] = found.get(reason, np.zeros_like(left)) | left
+        return {reason: where for reason, where in found.items() if where.any()}
+
+    def _under(self, contract: Contract) -> Bounds:
+        """The bounds of the same call under another contract."""
+        return Bounds(self.terms, contract)
+
+    def _total(self, held: Held) -> Held:
+        """The sum over the classes, (R,), of what is zero but for the true one, unless all classes are terms."""
+        return held.sum(self.contract.compute) if self._dense else self._of_target(held)
+
+    def _heads(self, sizes: Array) -> Array:
+        """What a row may hold of each term before all factors are there, (R, C); or (R,), of the true class alone.
+
+        `|w_c t_c| sizes_c` without those factors that make it smaller. ε/C is one of them.
+        """
+        t = self.terms
+        if t.probabilities is not None:
+            sizes = sizes * np.maximum(np.abs(t.probabilities), 1.0)
+        if t.weight is not None:
+            sizes = sizes * np.maximum(np.abs(t.weight), 1.0)
+        return sizes if self._dense else sizes[np.arange(len(sizes)), t.index]
+
+    def _scaled(self, scale: Held) -> Held:
+        """`w_c q_c s`, (R, C): the factors in any order, each partial product held."""
+        t = self.terms
+        factors = self._scale_factors()
+        if t.weight is not None:
+            factors.append(np.abs(t.weight[None]))
+        if t.probabilities is not None:
+            factors.append(np.abs(t.probabilities))
+        if t.label_smoothing:
+            factors.append(np.ones((1, 1)))  # 1 - ε and ε/C are less
+        product = self.contract.keep(self._coefficients.times(scale, self.contract.compute))
+        return self._in_any_order(product, factors, products=2 if t.label_smoothing else 1)
+
+    def _scale_factors(self) -> list[Array]:
+        """`|g|` and `1/|D|`, each of a shape that fits (R, C)."""
+        factors = [np.abs(self.terms.upstream[:, None])]
+        if self._denominator is not None:
+            factors.append(1 / (np.abs(self._denominator.value) - self._denominator.error)[..., None, None])
+        return factors
+
+    def _in_any_order(self, product: Held, factors: list[Array], products: int = 1) -> Held:
+        """A product of these factors, (R, C), of which any partial product may be held.
+
+        There are as many roundings in one order as in another, and each is relative. An underflow is not: its `η/2` is
+        multiplied by the factors still to come, all but two of them at first. Where the product is above twice the
+        smallest normal number times those factors, the partial one was no underflow; a sum of two products, as under
+        smoothing, says nothing of either.
+        """
+        held = self.contract.stored or self.contract.compute
+        to_come = len(factors) - 2
+        least = held.smallest_normal * 2.0**3 * np.prod([np.max(factor, initial=1.0) for factor in factors])
+        some = (product.largest > 0) & ((products > 1) | (product.largest < least))
+        if to_come <= 0 or not some.any():
+            return product
+        sizes = np.sort([np.broadcast_to(factor, some.shape)[some] for factor in factors], axis=0)[::-1]
+        lost = np.zeros(some.shape)
+        for amplified in np.cumprod(sizes, axis=0)[:to_come]:
+            under = (products > 1) | (product.largest[some] < 2 * held.smallest_normal * amplified)
+            lost[some] += np.where(under, products * held.smallest_subnormal / 2 * amplified, 0.0)
+        return Held(product.value, product.error + lost, product.format)
+
+    @cached_property
+    def target_gradient(self) -> Array:
+        """Of each element of the gradient of target probabilities, (R, C): `g/D · (1 - ε) w_c log p_c`."""
+        with np.errstate(all="ignore"):
+            return self._target_gradient()
+
+    def _target_gradient(self) -> Array:
+        """The factors come in any order, and what is multiplied before one of them makes it smaller may overflow."""
+        c, t = self.contract, self.terms
+        factors = [*self._scale_factors(), self._log_sizes]
+        product = c.keep(column(self._scale()).times(-self._log_probs, c.compute))
+        if t.weight is not None:
+            factors.append(np.abs(t.weight[None]))
+            product = c.keep(product.times(Held.exactly(t.weight, c.storage), c.compute))
+        if t.label_smoothing:
+            factors.append(np.ones((1, 1)))  # 1 - ε is less
+            narrow = smoothing_format(t, c)
+            rest = constant(1 - t.label_smoothing, narrow, c)
+            product = c.keep(product.rounded(narrow).times(rest, narrow))
+        unscaled = np.ones((1, 1))
+        for factor in factors:
+            unscaled = unscaled * np.maximum(factor, 1.0)
+        product = self._in_any_order(product, factors).unless((c.stored or c.compute).overflows(unscaled))
+        return safe(product.rounded(c.storage).error)
+
+    def _scale(self) -> Held:
+        """`g/D`, (R,)."""
+        c = self.contract
+        scale = Held.exactly(self.terms.upstream, c.storage)
+        if self._denominator is None:
+            return scale
+        return c.keep(scale.over(self._denominator, c.compute, c.functions.division_ulps, known=False))
+
+    def partial(self, check: str) -> list[Array]:
+        """A part of the formula that may be taken for the whole: of the gradient, what the target alone makes of it.
+
+        `-g/D · w_c q_c`, (R, C).
+        """
+        if check != "gradient":
+            return []
+        with np.errstate(all="ignore"):
+            scale = self.terms.upstream / (1.0 if self._denominator is None else self._denominator.value)
+            return [np.where(self.terms.kept[:, None], -scale[:, None] * self._coefficients.value, 0.0)]
+
+    def _of_target(self, held: Held) -> Held:
+        assert self.terms.index is not None
+        at = np.arange(len(self.terms.index)), self.terms.index
+        return Held(held.value[at], held.error[at], held.format)

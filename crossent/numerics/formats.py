@@ -1,0 +1,72 @@
+"""The binary floating-point formats: float16, bfloat16, float32, float64; precision, range, rounding to nearest."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A binary floating-point format: its precision in bits, the exponent of its smallest normal number, its range."""
+
+    name: str
+    precision: int
+    smallest_exponent: int
+    largest: float
+
+    @property
+    def unit_roundoff(self) -> float:
+        """`u`: rounding to nearest errs by at most `u|v|`."""
+        return 2.0**-self.precision
+
+    @property
+    def smallest_normal(self) -> float:
+        """Below it the spacing no longer shrinks."""
+        return 2.0**self.smallest_exponent
+
+    @property
+    def smallest_subnormal(self) -> float:
+        """The spacing of the subnormal numbers."""
+        return 2.0 ** (self.smallest_exponent - self.precision + 1)
+
+    def last_place(self, value: float) -> float:
+        """One unit in the last place of `value`; the smallest spacing where it is 0 or not finite."""
+        exponent = math.frexp(value)[1] if value and math.isfinite(value) else self.smallest_exponent
+        return 2.0 ** (max(exponent, self.smallest_exponent + 1) - self.precision)
+
+    def contains(self, other: Format | None) -> bool:
+        """Whether every number of the other format is one of this."""
+        return (
+            other is not None
+            and self.precision >= other.precision
+            and self.smallest_exponent - self.precision <= other.smallest_exponent - other.precision
+            and self.largest >= other.largest
+        )
+
+    def overflows(self, sizes: Array) -> NDArray[np.bool_]:
+        """Whether a number of this magnitude may become infinite; with room for float64's own roundings."""
+        return np.asarray(sizes > self.largest * (1 - 2.0**-20))
+
+    def nearest(self, values: Array) -> Array:
+        """`values` rounded to this format, ties to even, with gradual underflow: exact, as float64 holds them all."""
+        if self.precision == 53:
+            return values
+        mantissa, exponent = np.frexp(np.where(np.isfinite(values), values, 0.0))
+        place = np.maximum(exponent - self.precision, self.smallest_exponent - self.precision + 1)
+        rounded = np.ldexp(np.rint(np.ldexp(mantissa, exponent - place)), place)
+        rounded = np.where(np.abs(rounded) > self.largest, np.copysign(np.inf, rounded), rounded)
+        return np.where(np.isfinite(values), rounded, values)
+
+
+# IEEE 754-2019, table 3.5; bfloat16 has float32's exponents and eight bits of precision.
+FLOAT16 = Format("float16", 11, -14, 65504.0)
+BFLOAT16 = Format("bfloat16", 8, -126, 2.0**127 * (2 - 2.0**-7))
+FLOAT32 = Format("float32", 24, -126, 2.0**127 * (2 - 2.0**-23))
+FLOAT64 = Format("float64", 53, -1022, 2.0**1023 * (2 - 2.0**-52))
+FORMATS = {f.name: f for f in (FLOAT16, BFLOAT16, FLOAT32, FLOAT64)}

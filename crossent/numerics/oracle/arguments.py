@@ -1,0 +1,118 @@
+"""Arguments: one call as the oracle takes it, laid out as rows, and what its mean divides by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import flint
+import numpy as np
+from numpy.typing import NDArray
+
+from crossent.numerics.oracle.arithmetic import Ball, Balls, Mask
+
+EXACT_BITS = 2300  # sums of up to 2^63 float64 numbers are exact in it: their bits are worth 2^-1074 to 2^1087
+
+
+@dataclass(frozen=True, eq=False)
+class Arguments:
+    """The arguments of one call, laid out as `R` rows of `C` classes.
+
+    Attributes:
+        logits: (R, C), float64, or float32 where they were float32, bfloat16 or float16.
+        index: (R,), int64, the true classes; None where targets are probabilities.
+        probabilities: (R, C), float32 or float64, any finite numbers; None where targets are indices.
+        weight: (C,), float32 or float64, finite, of any sign; None for ones.
+        ignore_index: rows with this index have loss 0 and do not count. Not used with probabilities.
+        reduction: "none", "mean" or "sum".
+        label_smoothing: `ε` from 0 to 1, the real number that this float is.
+        upstream: the gradient of the result: (R,) for "none", otherwise a number.
+
+    Raises:
+        ValueError: sizes, dtypes and options that are not allowed; and weights, probabilities and upstream gradients
+            that are not finite, of which the contract says nothing.
+        IndexError: an index outside `[0, C)` that is not `ignore_index`.
+    """
+
+    logits: NDArray[Any]
+    index: NDArray[Any] | None = None
+    probabilities: NDArray[Any] | None = None
+    weight: NDArray[Any] | None = None
+    ignore_index: int = -100
+    reduction: str = "mean"
+    label_smoothing: float = 0.0
+    upstream: NDArray[Any] | float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.logits.ndim != 2:
+            raise ValueError(f"logits: got shape {self.logits.shape}; allowed is (R, C)")
+        if self.reduction not in ("none", "mean", "sum"):
+            raise ValueError(f"reduction: got {self.reduction!r}; allowed are 'none', 'mean' and 'sum'")
+        if not 0 <= self.label_smoothing <= 1:
+            raise ValueError(f"label_smoothing: got {self.label_smoothing}; allowed is 0 to 1")
+        if (self.index is None) == (self.probabilities is None):
+            raise ValueError("target: got both or none of index and probabilities; allowed is one of them")
+        if self.probabilities is not None and self.ignore_index >= 0:
+            raise ValueError(f"ignore_index: got {self.ignore_index} with probabilities; allowed is a negative one")
+        rows, classes = self.logits.shape
+        shapes = {"index": (rows,), "probabilities": (rows, classes), "weight": (classes,)}
+        shapes["upstream"] = (rows,) if self.reduction == "none" else ()
+        for name, shape in shapes.items():
+            value = getattr(self, name)
+            if value is not None and np.shape(value) != shape:
+                raise ValueError(f"{name}: got shape {np.shape(value)}; allowed is {shape}")
+            if value is not None and not np.isfinite(value).all():
+                raise ValueError(f"{name}: got a number that is not finite; allowed are finite ones")
+        for name in ("logits", "probabilities", "weight"):
+            value = getattr(self, name)
+            if value is not None and value.dtype not in (np.float32, np.float64):
+                raise ValueError(f"{name}: got {value.dtype}; allowed are float32 and float64")
+        if self.index is not None and self.index.dtype != np.int64:
+            raise ValueError(f"index: got {self.index.dtype}; allowed is int64")
+        if self.index is not None and ((self.index < 0) | (self.index >= classes))[self.kept].any():
+            raise IndexError(f"index: got a class outside 0 to {classes - 1} that is not ignore_index")
+
+    @cached_property
+    def kept(self) -> Mask:
+        """(R,): False on ignored rows."""
+        return np.ones(len(self.logits), bool) if self.index is None else self.index != self.ignore_index
+
+    @cached_property
+    def exact_in_float64(self) -> bool:
+        """Whether :class:`Formula`'s proof for float64 holds: all is float32, the upstream gradient within 2^128."""
+        arrays = (self.logits, self.probabilities, self.weight)
+        narrow = all(array is None or array.dtype == np.float32 for array in arrays)
+        return narrow and bool((np.abs(np.asarray(self.upstream, np.float64)) <= 2.0**128).all())
+
+
+@dataclass(frozen=True)
+class Denominator:
+    """What a mean divides by, exactly; or 1, where that is 0 and `undefined` is the radius of the NaN that results.
+
+    0/0 is NaN by contract: no kept rows, or all their weights 0. Where weights of both signs cancel, the contract says
+    nothing, and every rounding of their sum gives something else.
+    """
+
+    value: flint.arb
+    ball: Ball
+    undefined: float | None
+
+    @classmethod
+    def of(cls, arguments: Arguments) -> Denominator:
+        """That of a call."""
+        exactly, undefined = Balls(EXACT_BITS), None
+        with exactly.context():
+            value = np.array(flint.arb(1), object)
+            if arguments.reduction == "mean":
+                kept = arguments.kept
+                value = np.array(flint.arb(int(kept.sum())), object)
+                if arguments.index is not None and arguments.weight is not None:
+                    classes, counts = np.unique(arguments.index[kept], return_counts=True)
+                    weights = arguments.weight[classes]
+                    value = exactly.total(exactly.numbers(weights) * counts)
+                    undefined = np.inf if weights.any() else 0.0
+            ball = exactly.ball(value)
+        if value == 0:
+            return cls(flint.arb(1), ball, undefined or 0.0)
+        return cls(value.item(), ball, None)

@@ -1,0 +1,202 @@
+"""Expected findings: what is known to be wrong and why, so that a run shows it and does not fail for it.
+
+A list cleans itself: an entry whose checks ran on its cases without a finding is reported, unless it happens only
+sometimes. One that can describe no finding at all is an error in it. `torch_findings.toml`, which is shipped, says how
+a list is written; a user's may have the id of one finding in the place of subject, checks, kind and cases.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, fields, replace
+from fnmatch import fnmatchcase
+from glob import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.version import InvalidVersion, Version
+
+from crossent.report.findings import Finding, SubjectReport
+from crossent.report.report import Report
+from crossent.words import one_line
+
+
+@dataclass(frozen=True)
+class ExpectedFinding:
+    """One entry of a list.
+
+    Attributes:
+        subject, device: patterns, as in a shell.
+        checks, kind: of the finding; any kind where it is "", as with an id.
+        cases: patterns of the ids of its cases.
+        torch: the versions that have it, as in `>=2.1,<2.4`.
+        got: the numbers that come, as Python prints them.
+        sometimes: it may not happen in a run and be there still, as where the order of additions is left to chance.
+        reason, issue: what a reader is told.
+    """
+
+    subject: str
+    checks: tuple[str, ...]
+    kind: str
+    cases: tuple[str, ...]
+    reason: str
+    torch: str = ""
+    device: str = "*"
+    issue: str = ""
+    got: tuple[str, ...] = ()
+    sometimes: bool = False
+
+    def covers(self, subject: str, case: str) -> bool:
+        """Whether it says something about a subject's case."""
+        return fnmatchcase(subject, self.subject) and any(fnmatchcase(case, pattern) for pattern in self.cases)
+
+    def ran(self, subject: SubjectReport) -> bool:
+        """Whether one of its checks ran on a subject's case that it says something about."""
+        return any(
+            self.covers(subject.name, case) and not outcome.checks.keys().isdisjoint(self.checks)
+            for case, outcome in subject.outcomes.items()
+        )
+
+    def applies(self, torch: str, device: str) -> bool:
+        """Whether it says something about this torch on this device.
+
+        A nightly or a build with a local label counts as the release that it is of: 2.14.0a0+git1 as 2.14.0.
+        """
+        try:
+            release = Version(torch).base_version
+        except InvalidVersion:  # somebody's own name for a build: no specifier says anything about it
+            return not self.torch and fnmatchcase(device, self.device)
+        return SpecifierSet(self.torch).contains(release) and fnmatchcase(device, self.device)
+
+    def matches(self, finding: Finding) -> bool:
+        """Whether this is the finding that is expected."""
+        described = finding.check in self.checks and self.kind in ("", finding.kind)
+        if self.got:
+            described = described and finding.numbers is not None and str(finding.numbers.got) in self.got
+        return described and self.covers(finding.subject, finding.case)
+
+    def __str__(self) -> str:
+        return f"{self.reason} ({self.issue})" if self.issue else self.reason
+
+
+def load(path: str | Path) -> list[ExpectedFinding]:
+    """The entries of a file.
+
+    Raises:
+        ValueError: the file is none, in one line that says where it is wrong.
+        OSError: it cannot be read.
+    """
+    return list(_parsed(Path(path).read_bytes(), str(path)))
+
+
+def shipped() -> list[ExpectedFinding]:
+    """What is known of torch itself."""
+    name = "torch_findings.toml"
+    return list(_parsed((files("crossent.report") / name).read_bytes(), name))
+
+
+def require_about(
+    entries: Iterable[ExpectedFinding],
+    subjects: Collection[str] | None,
+    checks: Collection[str],
+    cases: Callable[[], list[str]],
+) -> None:
+    """See that each entry can describe a finding: of these subjects, or of any, these checks, and cases of these ids.
+
+    Raises:
+        ValueError: an entry that matches nothing, in one line.
+    """
+    known: list[str] = []
+    for entry in entries:
+        if subjects is not None and not any(fnmatchcase(name, entry.subject) for name in subjects):
+            raise ValueError(
+                f"finding {entry.reason!r}: no subject is {entry.subject!r}; here are {', '.join(subjects)}"
+            )
+        if unknown := [check for check in entry.checks if check not in checks]:
+            raise ValueError(f"finding {entry.reason!r}: no check is {unknown[0]!r}; allowed are {', '.join(checks)}")
+        known = known or cases()
+        if unknown := [one for one in entry.cases if not any(fnmatchcase(case, one) for case in known)]:
+            raise ValueError(f"finding {entry.reason!r}: no case is {unknown[0]!r}; `crossent list cases` has them")
+
+
+def expect(report: Report, entries: Iterable[ExpectedFinding], of: Collection[str] | None = None) -> None:
+    """Mark the findings of a report that are expected, and enter what no longer happens: of some subjects or of all."""
+    torch, device = report.environment["torch"], report.environment["device"]
+    known = [entry for entry in entries if entry.applies(torch, device)]
+    subjects = [subject for subject in report.subjects if of is None or subject.name in of]
+    met: set[ExpectedFinding] = set()
+    for subject in subjects:
+        for at, finding in enumerate(subject.findings):
+            matching = [entry for entry in known if entry.matches(finding)]
+            met.update(matching)
+            if matching:
+                subject.findings[at] = replace(finding, expected=str(matching[0]))
+    for entry in known:
+        if entry not in met and not entry.sometimes and any(entry.ran(subject) for subject in subjects):
+            report.mended.append(str(entry))
+
+
+_LISTS = ("checks", "cases", "got")
+_FLAGS = ("sometimes",)
+
+
+def _parsed(content: bytes, name: str) -> Iterator[ExpectedFinding]:
+    try:
+        document = tomllib.loads(content.decode())
+    except (ValueError, RecursionError) as error:  # not TOML, or not UTF-8
+        raise ValueError(f"{name}: {one_line(str(error))}") from None
+    entries = document.pop("finding", [])
+    if document or not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ValueError(
+            f"{name}: got {', '.join(map(repr, document)) or 'something else'}; allowed are [[finding]] tables"
+        )
+    for number, entry in enumerate(entries, 1):
+        try:
+            yield _entry(entry)
+        except ValueError as error:
+            raise ValueError(f"{name}: finding {number}: {error}") from None
+
+
+def _entry(entry: dict[str, Any]) -> ExpectedFinding:
+    known = [*(field.name for field in fields(ExpectedFinding)), "id"]
+    if unknown := [key for key in entry if key not in known]:
+        raise ValueError(f"got {unknown[0]!r}; allowed are {', '.join(known)}")
+    if "id" in entry:
+        entry = _of_id(entry)
+    elif missing := [key for key in ("subject", "checks", "kind", "cases") if not entry.get(key)]:
+        raise ValueError(f"{missing[0]} is missing")
+    if missing := [key for key in ("reason",) if not entry.get(key)]:
+        raise ValueError(f"{missing[0]} is missing")
+    for key, value in entry.items():
+        if key in _LISTS:
+            right, allowed = _strings(value), "a list of strings"
+        elif key in _FLAGS:
+            right, allowed = isinstance(value, bool), "true or false"
+        else:
+            right, allowed = isinstance(value, str), "a string"
+        if not right:
+            raise ValueError(f"{key}: got {value!r}; allowed is {allowed}")
+    try:
+        SpecifierSet(entry.get("torch", ""))
+    except InvalidSpecifier:
+        raise ValueError(f"torch: got {entry['torch']!r}; allowed are versions, as in '>=2.1,<2.4'") from None
+    arguments: dict[str, Any] = {key: tuple(value) if key in _LISTS else value for key, value in entry.items()}
+    return ExpectedFinding(**arguments)
+
+
+def _of_id(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry with the id of a finding as one that describes it."""
+    if other := [key for key in ("subject", "checks", "cases") if key in entry]:
+        raise ValueError(f"id says which finding it is; {other[0]} is for a pattern")
+    *_, subject, check, case = ["", "", *str(given := entry["id"]).rsplit(":", 2)]
+    if not (isinstance(given, str) and subject and check and case):
+        raise ValueError(f"id: got {given!r}; allowed is SUBJECT:CHECK:CASE")
+    rest = {key: value for key, value in entry.items() if key != "id"}
+    return {"kind": "", "subject": escape(subject), "checks": [check], "cases": [escape(case)], **rest}
+
+
+def _strings(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, str) for entry in value)

@@ -1,0 +1,185 @@
+"""What is expected: the exact answer to a call, and the terms that its bounds are made of.
+
+The exact answer is the oracle's, not torch's: bfloat16 logits with p = 0.999 give torch a loss of exactly 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from crossent.cases.inputs import Inputs
+from crossent.numerics.bounds.contracts import Contract
+from crossent.numerics.bounds.derivatives import DerivativeBounds
+from crossent.numerics.bounds.intermediates import Terms
+from crossent.numerics.bounds.loss import Bounds
+from crossent.numerics.formats import FORMATS, Array
+from crossent.numerics.oracle.answer import answer
+from crossent.numerics.oracle.arguments import Arguments
+from crossent.numerics.oracle.arithmetic import Ball
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a case should give, and what the bounds are made of.
+
+    Attributes:
+        shape: of the loss.
+        dtype: of the loss.
+        logits_dtype: the name of the logits' own.
+        loss: (R, 1), or (1, 1) where the reduction leaves one number.
+        gradient: (R, C).
+        target_gradient: (R, C), or None for index targets.
+        terms: the case as rows of float64 numbers.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    logits_dtype: str
+    loss: Ball
+    gradient: Ball
+    target_gradient: Ball | None
+    terms: Terms
+    _bounds: dict[Contract, Bounds] = field(default_factory=dict)
+
+    def bounds(self, contract: Contract) -> Bounds:
+        """What the contract allows: made once for all subjects that promise it."""
+        if contract not in self._bounds:
+            self._bounds[contract] = Bounds(self.terms, contract)
+        return self._bounds[contract]
+
+
+@dataclass(frozen=True)
+class ExpectedAlong:
+    """How a case's loss and gradient should change along a direction of its logits.
+
+    Attributes:
+        tangent: (R, 1), or (1, 1) where the reduction leaves one number.
+        second: (R, C).
+        direction: (R, C).
+        terms: the case as rows of float64 numbers.
+    """
+
+    tangent: Ball
+    second: Ball
+    direction: Array
+    terms: Terms
+    _bounds: dict[Contract, DerivativeBounds] = field(default_factory=dict)
+
+    def bounds(self, contract: Contract) -> DerivativeBounds:
+        """What the contract allows: made once for all subjects that promise it."""
+        if contract not in self._bounds:
+            self._bounds[contract] = DerivativeBounds(self.terms, contract, self.direction)
+        return self._bounds[contract]
+
+
+def expect_along(inputs: Inputs, direction: Tensor) -> ExpectedAlong:
+    """The exact derivatives of a case along a direction, a tensor of the logits' shape."""
+    terms, along = terms_of(inputs), rows_of(direction)
+    exact = answer(_arguments(inputs, terms))
+    return ExpectedAlong(_column(exact.tangent(along)), exact.second(along), along, terms)
+
+
+def expect(inputs: Inputs) -> Expected:
+    """The exact answer to a case."""
+    terms = terms_of(inputs)
+    exact = answer(_arguments(inputs, terms))
+    blocks = list(exact.gradients())
+    empty = np.empty((0, terms.logits.shape[1]))
+
+    def joined(balls: list[Ball]) -> Ball:
+        return Ball(*(np.concatenate([empty, *(getattr(b, name) for b in balls)]) for name in ("hi", "lo", "radius")))
+
+    gradient = joined([of_logits for _, of_logits, _ in blocks])
+    target_gradient = None
+    if terms.probabilities is not None:
+        target_gradient = joined([of_target for _, _, of_target in blocks if of_target is not None])
+    shape = tuple(inputs.upstream.shape)
+    return Expected(
+        shape, dtype_of(inputs), name_of(inputs.logits), _column(exact.loss), gradient, target_gradient, terms
+    )
+
+
+def dtype_of(inputs: Inputs) -> torch.dtype:
+    """That of the loss: the logits', or what target probabilities promote it to."""
+    dtype = inputs.logits.dtype
+    return torch.promote_types(dtype, inputs.target.dtype) if inputs.target.is_floating_point() else dtype
+
+
+def _column(ball: Ball) -> Ball:
+    return Ball(*(np.reshape(getattr(ball, name), (-1, 1)) for name in ("hi", "lo", "radius")))
+
+
+def _arguments(inputs: Inputs, terms: Terms) -> Arguments:
+    # float32 holds what half precision holds, and tells the oracle that float64 is enough for it.
+    narrow = np.float64 if torch.float64 in (inputs.logits.dtype, inputs.target.dtype) else np.float32
+    given = {"probabilities": terms.probabilities, "weight": terms.weight}
+    return Arguments(
+        terms.logits.astype(narrow),
+        index=None if inputs.target.is_floating_point() else _indices(inputs.target),
+        **{name: None if array is None else array.astype(narrow) for name, array in given.items()},
+        ignore_index=inputs.options.get("ignore_index", -100),
+        reduction=terms.reduction,
+        label_smoothing=terms.label_smoothing,
+        upstream=terms.upstream if terms.reduction == "none" else inputs.upstream.double().item(),
+    )
+
+
+def terms_of(inputs: Inputs) -> Terms:
+    """A case as rows of float64 numbers, which hold all of its values exactly."""
+    logits = rows_of(inputs.logits)
+    options = inputs.options
+    index = probabilities = None
+    kept = np.ones(len(logits), bool)
+    if inputs.target.is_floating_point():
+        probabilities = rows_of(inputs.target)
+    else:
+        index = _indices(inputs.target)
+        kept = index != options.get("ignore_index", -100)
+        index = np.where(kept, index, 0)
+    upstream = inputs.upstream.double().cpu().numpy().reshape(-1)
+    return Terms(
+        logits=logits,
+        log_sum=_log_sum(logits),
+        index=index,
+        kept=kept,
+        probabilities=probabilities,
+        weight=options["weight"].double().cpu().numpy() if "weight" in options else None,
+        label_smoothing=options["label_smoothing"],
+        reduction=options["reduction"],
+        upstream=np.broadcast_to(upstream, (len(logits),)),
+        target_format=FORMATS.get(name_of(inputs.target)),
+    )
+
+
+def _log_sum(logits: Array) -> Array:
+    """`log Σ exp(x - max x)`: the largest term is one, and log1p of the others keeps every digit of a small one."""
+    if logits.size == 0:
+        return np.zeros(len(logits))
+    with np.errstate(invalid="ignore", over="ignore"):  # a gap beyond float64 is -inf, and its exponential 0
+        at = np.arange(len(logits)), logits.argmax(1)
+        exponentials = np.exp(logits - logits[at][:, None])
+    exponentials[at] = np.where(np.isnan(exponentials[at]), np.nan, 0.0)
+    return np.asarray(np.log1p(exponentials.sum(1)))
+
+
+def rows_of(tensor: Tensor) -> Array:
+    """(…, C, …) to (R, C), in float64."""
+    classes = tensor.shape[min(1, tensor.dim() - 1)]
+    last = tensor.movedim(1, -1) if tensor.dim() > 1 else tensor
+    rows: Array = last.reshape(-1, classes).detach().double().cpu().numpy()
+    return rows
+
+
+def _indices(target: Tensor) -> NDArray[np.int64]:
+    indices: NDArray[np.int64] = target.long().cpu().numpy().reshape(-1)
+    return indices
+
+
+def name_of(tensor: Tensor) -> str:
+    """Its dtype in a word."""
+    return str(tensor.dtype).removeprefix("torch.")

@@ -1,0 +1,84 @@
+"""The soak: random and adversarial cases, as many as one has time for.
+
+The grid asks whether options meet; the soak asks whether a bound holds, and how nearly it is reached. Most cases are
+small, so that there can be many of them; some have 50,000 classes or 5,000 rows, where sums go wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from crossent.cases.axes import AXES, DTYPES
+from crossent.cases.case import Case
+
+MOST_CLASSES, MOST_ROWS = 50_000, 5_000
+
+
+def soak(count: int, dtypes: Sequence[str] = tuple(DTYPES), seed: int = 0, *, first: int = 0) -> Iterator[Case]:
+    """Cases number `first` to `first + count - 1`, each in every dtype.
+
+    A case depends on the seed and on its number only, so that any part of a soak can be run alone. It is the same one
+    in each dtype that can hold it: what float16, which ends at 65504, cannot is drawn again for it.
+
+    Example:
+        >>> [case.id for case in soak(1, ["float64"], first=23)]
+        ['float64-4-nan-uint8-mean-scalar-smooth0.0001-seed1788372932']
+    """
+    for number in range(first, first + count):
+        for dtype in dtypes:
+            random = np.random.RandomState([seed, number])
+            while (case := _choice(random, dtype)).invalid:
+                pass
+            yield case
+
+
+def _choice(random: np.random.RandomState, dtype: str) -> Case:
+    def one_of(table: Iterable[Any]) -> Any:
+        choices = tuple(table)
+        return choices[random.randint(len(choices))]
+
+    # A keyword's value is drawn where it stands: the order is part of the stream. What is usual is drawn more often.
+    return Case(
+        dtype,
+        sizes=_sizes(random),
+        values=one_of(AXES["values"]),
+        target=one_of(("int64", *AXES["target"])),
+        reduction=one_of(AXES["reduction"]),
+        weight=one_of(("unweighted", *AXES["weight"])),
+        ignored=one_of(("kept", "kept", *AXES["ignored"])),
+        label_smoothing=one_of((0.0, 0.0, 0.0, 0.1, 1.0, 0.0001, 0.5, 0.999, *[random.randint(1, 1000) / 1000] * 2)),
+        upstream=one_of(("scalar", *AXES["upstream"])),
+        layout=one_of((*["contiguous"] * 6, *AXES["layout"])),
+        target_layout=one_of((*["target_contiguous"] * 6, *AXES["target_layout"])),
+        seed=random.randint(2**31 - 1),
+    )
+
+
+def _sizes(random: np.random.RandomState) -> tuple[int, ...]:
+    """Nine in ten below a few thousand logits, all below a few hundred thousand; in every family of shapes."""
+    bits = min(random.randint(1, 20, size=2))
+    class_bits = max(random.randint(0, bits + 1, size=2))
+    classes = min(_width(random, class_bits), MOST_CLASSES)
+    rows = min(_width(random, bits - class_bits), MOST_ROWS)
+    family = random.randint(8)
+    if family == 0:
+        return (classes,)
+    if family < 5:
+        return (rows, classes)
+    if family == 5:
+        return (1, classes, rows)
+    # Two or three dimensions of rows; what does not divide is left out.
+    first = random.randint(1, 5)
+    if family == 6:
+        return (first, classes, max(1, rows // first))
+    second = random.randint(1, 4)
+    return (first, classes, second, max(1, rows // (first * second)))
+
+
+def _width(random: np.random.RandomState, bits: int) -> int:
+    """About `2^bits`: next to it, where vectors, blocks and tiles end, or anything up to twice as much."""
+    near = random.randint(2)
+    return max(1, int(2**bits + (random.randint(-1, 2) if near else random.randint(2**bits))))
