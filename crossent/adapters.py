@@ -3,7 +3,7 @@
 Each takes tensors, hands arrays of the same bits to what it adapts, and makes tensors of what comes back. numpy sees
 the tensors' own memory, as they lie in it, so that what is written there is found; JAX and ONNX see copies. The options
 that a function has are those of its signature. What lies beyond its library, as torch's transforms do, is lacking, with
-the reason: :func:`crossent.subjects.callables.adapted` reads it off the attribute `lacks`.
+the reason: :func:`crossent.subjects.callables.as_subject` reads it off the attribute `lacks`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-Array = NDArray[Any]
+_Array = NDArray[Any]
 Function = Callable[..., Any]
 # Of the logits and, where the target is of floats and it is wanted, of the target.
 Pull = Callable[[Tensor], tuple[Tensor | None, Tensor | None]]
 # Of logits, target, options, and whether a gradient is wanted: the loss, and how to pull an upstream gradient back.
-Run = Callable[[Tensor, Tensor, dict[str, Any], bool], tuple[Any, Pull | None]]
+Forward = Callable[[Tensor, Tensor, dict[str, Any], bool], tuple[Any, Pull | None]]
 # What torch does with its own operations, and cannot with another library's.
 _TRANSFORMS = ("double_backward", "forward_ad", "vmap", "compile", "autocast")
 _NO_BFLOAT16 = "waits for the package ml_dtypes, since numpy has no bfloat16"
@@ -147,12 +147,12 @@ def from_onnx(model: Any = None) -> Callable[..., Tensor]:
 
     whole = None if model is None else ReferenceEvaluator(model)
 
-    def of_model(logits: Array, target: Array) -> Any:
+    def of_model(logits: _Array, target: _Array) -> Any:
         assert whole is not None
         return whole.run(None, dict(zip(whole.input_names, (logits.copy(), target.copy()), strict=True)))[0]
 
     def operator(
-        logits: Array, target: Array, weight: Array | None = None, ignore_index: int = -100, reduction: str = "mean"
+        logits: _Array, target: _Array, weight: _Array | None = None, ignore_index: int = -100, reduction: str = "mean"
     ) -> Any:
         inputs = {"scores": logits.copy(), "labels": target.copy()}
         inputs |= {} if weight is None else {"weights": weight.copy()}
@@ -169,7 +169,7 @@ def from_onnx(model: Any = None) -> Callable[..., Tensor]:
     return _adapted(function, _through_numpy(function, None), reason, lacks)
 
 
-def _through_numpy(function: Function, gradient: Function | None) -> Run:
+def _through_numpy(function: Function, gradient: Function | None) -> Forward:
     def run(logits: Tensor, target: Tensor, options: dict[str, Any], wanted: bool) -> tuple[Any, Pull | None]:
         arrays = _array(logits), _array(target)
         given = {name: _array(one) if isinstance(one, Tensor) else one for name, one in options.items()}
@@ -183,7 +183,7 @@ def _through_numpy(function: Function, gradient: Function | None) -> Run:
     return run
 
 
-def _adapted(function: Function, run: Run, reason: str, lacks: dict[str, str]) -> Callable[..., Tensor]:
+def _adapted(function: Function, run: Forward, reason: str, lacks: dict[str, str]) -> Callable[..., Tensor]:
     """The callable, of `run`: with the signature of a function, and what it lacks."""
     without = {} if find_spec("ml_dtypes") else {"bfloat16": _NO_BFLOAT16}
 
@@ -231,14 +231,14 @@ def _is_wide(value: Any) -> bool:
     return isinstance(value, int) and not -(2**31) <= value < 2**31
 
 
-def _array(tensor: Tensor) -> Array:
+def _array(tensor: Tensor) -> _Array:
     """A tensor's own memory, where it is the CPU's, as an array; bfloat16 as ml_dtypes has it."""
     here = tensor.detach().cpu()
     if here.dtype != torch.bfloat16:
         return here.numpy()
     import ml_dtypes
 
-    made: Array = here.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    made: _Array = here.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
     return made
 
 

@@ -26,9 +26,9 @@ from crossent.console import Output, chosen_files, write
 from crossent.forms import explain as explanation
 from crossent.forms.explain import SEED_LOGITS, SEED_TARGET, random_row
 from crossent.report.moves.diff import diff as diff_of
-from crossent.report.reader import find, read_json, recorded
+from crossent.report.reader import find, read_json, read_report
 from crossent.report.report import Report
-from crossent.repro.script import held as holding
+from crossent.repro.script import nearest_to_bound as holding
 from crossent.repro.script import repeated, script
 from crossent.run.plan import LEVELS, plan
 from crossent.run.runner import Interrupted
@@ -39,7 +39,7 @@ from crossent.words import printable
 
 LISTS = ("subjects", "checks", "cases", "features", "bugs")
 # 32 bits: what numpy's and torch's generators both take.
-SEED = click.IntRange(0, 2**32 - 1)
+SEED_OPTION = click.IntRange(0, 2**32 - 1)
 # Two of them by the shell's habit: 128 and the number of the signal, SIGINT and SIGPIPE.
 HELD, FINDINGS, WRONG_USE, NOTHING_RAN, INTERRUPTED, NOT_WRITTEN = 0, 1, 2, 3, 130, 141
 
@@ -51,7 +51,7 @@ class Seed(click.ParamType):  # type: ignore[type-arg]  # which click 8.1 does n
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> int | str:
         """The number, or the word."""
-        return value if value == "random" else SEED.convert(value, parameter, context)
+        return value if value == "random" else SEED_OPTION.convert(value, parameter, context)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -232,7 +232,7 @@ def _recorded(path: str) -> Report:
     """The run of a file, which may have none."""
     with _one_line():
         try:
-            return recorded(path)
+            return read_report(path)
         except OSError as error:
             raise ValueError(f"{path}: {error.strerror}") from None
 
@@ -330,7 +330,7 @@ def repro(finding: str, report: str | None, device: str | None, held: bool) -> N
 @click.option("--target", type=int, help="The true class.  [default: 0]")
 @click.option("--random", is_flag=True, help="A random row and a random label instead.")
 @click.option("--classes", type=click.IntRange(1, 1_000_000), help="How many, with --random.  [default: 5]")
-@click.option("--seed", type=SEED, help="Of the random row.  [default: 0]")
+@click.option("--seed", type=SEED_OPTION, help="Of the random row.  [default: 0]")
 def explain(logits: str | None, target: int | None, random: bool, classes: int | None, seed: int | None) -> None:
     """Walk through the loss of one row, step by step."""
     if random and (logits is not None or target is not None):

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from crossent.run.pytest_checks import Asked
-    from crossent.run.settings import Choices
+    from crossent.run.pytest_checks import CheckTest
+    from crossent.run.settings import Settings
 
 
-DEVICE, DTYPE, LEVEL, SEED = "--crossent-device", "--crossent-dtype", "--crossent-level", "--crossent-seed"
-SUBJECT, WITHOUT, EXPECTED = "--crossent-subject", "--crossent-without", "--crossent-expected-findings"
+DEVICE, DTYPE, LEVEL, _SEED = "--crossent-device", "--crossent-dtype", "--crossent-level", "--crossent-seed"
+_SUBJECT, WITHOUT, EXPECTED = "--crossent-subject", "--crossent-without", "--crossent-expected-findings"
 JSON, MIN_CHECKS, BASELINE = "--crossent-json", "--crossent-min-checks", "--crossent-baseline"
-CAME = pytest.StashKey[list[str]]()
+RECORDS = pytest.StashKey[list[str]]()
 SHOWN = pytest.StashKey[bool]()
 Wrong = (ValueError, TypeError, RuntimeError)
 
@@ -33,11 +33,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     def option(name: str, text: str, **how: Any) -> None:
         group.addoption(name, help=text, default=None, **how)
 
-    option(SUBJECT, "Test this too, as `crossent check` takes it; may be given again.", action="append", metavar="NAME")
+    option(
+        _SUBJECT, "Test this too, as `crossent check` takes it; may be given again.", action="append", metavar="NAME"
+    )
     option(DEVICE, "cpu, cuda or cuda:N; may be given again. Default: cpu.", action="append", metavar="DEVICE")
     option(DTYPE, "Of the logits; may be given again. Default: all four.", action="append", metavar="DTYPE")
     option(LEVEL, "How much is asked: quick, normal or thorough. Default: quick.", metavar="LEVEL")
-    option(SEED, "Other numbers for the same options. Default: 0.", type=int, metavar="N")
+    option(_SEED, "Other numbers for the same options. Default: 0.", type=int, metavar="N")
     option(WITHOUT, "What the subjects do without; may be given again.", action="append", metavar="FEATURE")
     option(EXPECTED, "What is known to be wrong, and why.", metavar="FILE")
     option(JSON, "Write the report of crossent's tests to this file.", metavar="FILE")
@@ -52,15 +54,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Wrong use is an error before anything is collected."""
     config.addinivalue_line("markers", "crossent(subject, **options): checks of a cross-entropy; crossent.parametrize")
-    config.stash[CAME], config.stash[SHOWN] = [], False
+    config.stash[RECORDS], config.stash[SHOWN] = [], False
     config.pluginmanager.register(Keeper(config))
-    if config.getoption(SUBJECT):
+    if config.getoption(_SUBJECT):
         _of_subjects(config)
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
     """What a reader must know to repeat the run, where it is known to be one of crossent."""
-    if not any(config.getoption(name) is not None for name in (SUBJECT, LEVEL, DTYPE, WITHOUT, JSON, MIN_CHECKS)):
+    if not any(config.getoption(name) is not None for name in (_SUBJECT, LEVEL, DTYPE, WITHOUT, JSON, MIN_CHECKS)):
         return None
     config.stash[SHOWN] = True
     return _header(config)
@@ -68,7 +70,7 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 
 def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> str | None:
     """The same, where the tests that were collected say so."""
-    if config.stash[SHOWN] or not any(_asked(item) for item in items):
+    if config.stash[SHOWN] or not any(_check_of(item) for item in items):
         return None
     return _header(config)
 
@@ -76,7 +78,7 @@ def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Ite
 def _header(config: pytest.Config) -> str:
     devices, level = config.getoption(DEVICE) or ["cpu"], config.getoption(LEVEL) or "quick"
     loud = f"QUICK, of which {LEVEL} asks more" if level == "quick" else level
-    seed = config.getoption(SEED) or 0
+    seed = config.getoption(_SEED) or 0
     return f"crossent: torch {version('torch')}, device {', '.join(devices)}, seed {seed}, level {loud}"
 
 
@@ -87,49 +89,49 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     if "check" not in metafunc.fixturenames:
         raise pytest.Collector.CollectError("crossent.parametrize: the test takes no argument `check`")
-    from crossent.run.pytest_checks import asked
+    from crossent.run.pytest_checks import tests_of
 
     try:
         made = [
             one
             for mark in marks
             for choices in _choices(metafunc.config, dict(mark.kwargs))
-            for one in asked(mark.args[0], choices)
+            for one in tests_of(mark.args[0], choices)
         ]
     except Wrong as error:
         raise pytest.Collector.CollectError(f"crossent.parametrize: {error}") from None
     metafunc.parametrize("check", made, ids=[one.id for one in made])
 
 
-def _choices(config: pytest.Config, own: dict[str, Any]) -> Iterator[Choices]:
+def _choices(config: pytest.Config, own: dict[str, Any]) -> Iterator[Settings]:
     """A test's own options, with those of the command line before them; for each device."""
-    from crossent.run.settings import Choices
+    from crossent.run.settings import Settings
 
-    given = {"dtypes": DTYPE, "level": LEVEL, "seed": SEED, "expected_findings": EXPECTED}
+    given = {"dtypes": DTYPE, "level": LEVEL, "seed": _SEED, "expected_findings": EXPECTED}
     chosen = {name: config.getoption(option) for name, option in given.items()}
     without = own.pop("without", ())
     features = [*([without] if isinstance(without, str) else without), *(config.getoption(WITHOUT) or ())]
     both = {**own, **{name: value for name, value in chosen.items() if value is not None}, "without": features}
-    choices = Choices(**{field.name: both[field.name] for field in fields(Choices) if field.name in both})
+    choices = Settings(**{field.name: both[field.name] for field in fields(Settings) if field.name in both})
     for device in config.getoption(DEVICE) or [choices.device]:
         yield replace(choices, device=device)
 
 
-def _of_subjects(config: pytest.Config) -> list[Asked]:
+def _of_subjects(config: pytest.Config) -> list[CheckTest]:
     """The tests of the command line's own subjects.
 
     Raises:
         UsageError: an option is wrong, in one line.
     """
-    from crossent.run.pytest_checks import asked
+    from crossent.run.pytest_checks import tests_of
 
-    names = config.getoption(SUBJECT) or ()
+    names = config.getoption(_SUBJECT) or ()
     try:
         return [
             replace(one, id=f"{name}:{one.id}")
             for name in dict.fromkeys(names)
             for choices in _choices(config, {})
-            for one in asked(name, choices)
+            for one in tests_of(name, choices)
         ]
     except Wrong as error:
         raise pytest.UsageError(f"crossent: {error}") from None
@@ -141,19 +143,19 @@ class Subjects(pytest.Collector):
     def collect(self) -> Iterator[pytest.Item]:
         """A test for each check on each case."""
         for one in _of_subjects(self.config):
-            yield AskedItem.from_parent(self, name=one.id, asked=one)
+            yield AskedItem.from_parent(self, name=one.id, check=one)
 
 
 class AskedItem(pytest.Item):
     """One of their tests."""
 
-    def __init__(self, *, asked: Asked, **kwargs: Any) -> None:
+    def __init__(self, *, check: CheckTest, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.asked = asked
+        self.check = check
 
     def runtest(self) -> None:
         """Make the check."""
-        self.asked()
+        self.check()
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """The finding alone."""
@@ -167,19 +169,19 @@ class AskedItem(pytest.Item):
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
     """Add them to what was collected, before `-k` chooses."""
-    if config.getoption(SUBJECT):
+    if config.getoption(_SUBJECT):
         collector = Subjects.from_parent(session, name="crossent", nodeid="crossent")
         report = collector.ihook.pytest_make_collect_report(collector=collector)
         collector.ihook.pytest_collectreport(report=report)  # or they would not be counted
         items.extend(report.result)
 
 
-def _asked(item: pytest.Item) -> Asked | None:
+def _check_of(item: pytest.Item) -> CheckTest | None:
     """The check that a test is to make, if it is one of crossent's."""
     module = sys.modules.get("crossent.run.pytest_checks")
     if module is None:
         return None
-    found = getattr(item, "asked", None) or getattr(getattr(item, "callspec", None), "params", {}).get("check")
+    found = getattr(item, "check", None) or getattr(getattr(item, "callspec", None), "params", {}).get("check")
     return found if isinstance(found, module.Asked) else None
 
 
@@ -187,21 +189,21 @@ def _asked(item: pytest.Item) -> Asked | None:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, None]:
     """Send what came along with the test's report, as pytest-xdist does from process to process."""
     outcome = yield
-    asked = _asked(item)
-    if call.when == "call" and asked is not None and asked.came is not None:
-        outcome.get_result().crossent = asked.came.sent()
+    check = _check_of(item)
+    if call.when == "call" and check is not None and check.record is not None:
+        outcome.get_result().crossent = check.record.packed()
 
 
 class Keeper:
     """Keeps what came, in the process that reports."""
 
     def __init__(self, config: pytest.Config) -> None:
-        self.came = config.stash[CAME]
+        self.records = config.stash[RECORDS]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """With pytest-xdist, from whichever process."""
-        if (came := getattr(report, "crossent", None)) is not None:
-            self.came.append(came)
+        if (record := getattr(report, "crossent", None)) is not None:
+            self.records.append(record)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -221,13 +223,13 @@ def _moved(config: pytest.Config) -> tuple[list[str], bool]:
     path = config.getoption(BASELINE)
     if not path:
         return [], False
-    if not config.stash[CAME]:
+    if not config.stash[RECORDS]:
         return [f"ERROR: {path}: nothing ran that could be compared with it"], True
     from crossent.report.moves.diff import diff
-    from crossent.run.pytest_checks import received, reported
+    from crossent.run.pytest_checks import report_of_records, unpacked
 
     try:
-        moved = diff(path, reported([received(came) for came in config.stash[CAME]]))
+        moved = diff(path, report_of_records([unpacked(record) for record in config.stash[RECORDS]]))
     except OSError as error:
         return [f"ERROR: {path}: {error.strerror}"], True
     except ValueError as error:
@@ -239,20 +241,20 @@ def _least(config: pytest.Config) -> int:
     given: int | None = config.getoption(MIN_CHECKS)
     if given is not None:
         return given
-    return 1 if config.stash[CAME] or config.getoption(SUBJECT) else 0
+    return 1 if config.stash[RECORDS] or config.getoption(_SUBJECT) else 0
 
 
 def _ran(config: pytest.Config) -> int:
-    if not config.stash[CAME]:
+    if not config.stash[RECORDS]:
         return 0
-    from crossent.run.pytest_checks import received
+    from crossent.run.pytest_checks import unpacked
 
-    return sum(received(came).ran for came in config.stash[CAME])
+    return sum(unpacked(record).ran for record in config.stash[RECORDS])
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """How much ran, that a quick run was one, and the report."""
-    if hasattr(config, "workerinput") or not (config.stash[CAME] or _least(config) or config.getoption(BASELINE)):
+    if hasattr(config, "workerinput") or not (config.stash[RECORDS] or _least(config) or config.getoption(BASELINE)):
         return
     terminalreporter.section("crossent")
     terminalreporter.line(_header(config))
@@ -262,11 +264,11 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     moved, breaks = _moved(config)
     for line in moved:
         terminalreporter.line(line, red=breaks and line.startswith("ERROR"))
-    if not config.stash[CAME]:
+    if not config.stash[RECORDS]:
         return
-    from crossent.run.pytest_checks import received, reported
+    from crossent.run.pytest_checks import report_of_records, unpacked
 
-    report = reported([received(came) for came in config.stash[CAME]])
+    report = report_of_records([unpacked(record) for record in config.stash[RECORDS]])
     for part in report.subjects:
         counts = ", ".join(f"{count} {word.replace('_', ' ')}" for word, count in part.counts.items())
         terminalreporter.line(f"{part.name}: cases {counts}")

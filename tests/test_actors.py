@@ -169,7 +169,7 @@ def test_an_actor_ends_with_its_judge():
 import sys, time, os
 from crossent.run.actors import Actor, Nursery
 from crossent.cases.case import Case
-from crossent.trials.call import called
+from crossent.trials.call import make_call
 def loss(*arguments, **options):
     os.write(1, b"")
     time.sleep(1000)

@@ -19,7 +19,7 @@ from crossent.cases.inputs import bits
 from crossent.checks import CHECKS
 from crossent.report.report import Report, SubjectReport
 from crossent.run.judge import run_case
-from crossent.subjects.callables import adapted
+from crossent.subjects.callables import as_subject
 from crossent.subjects.loader import load
 from crossent.trials.call import evaluate
 
@@ -132,7 +132,9 @@ def test_numpy_sees_the_bits_of_bfloat16():
 
 def test_bfloat16_waits_for_its_package(monkeypatch):
     monkeypatch.setattr("crossent.adapters.find_spec", lambda name: None)
-    assert adapted(from_numpy(nll)).lacks["bfloat16"] == "waits for the package ml_dtypes, since numpy has no bfloat16"
+    assert (
+        as_subject(from_numpy(nll)).lacks["bfloat16"] == "waits for the package ml_dtypes, since numpy has no bfloat16"
+    )
 
 
 def test_options_may_be_given_by_position():
@@ -147,7 +149,7 @@ def test_what_is_no_array_of_real_numbers_is_refused(result):
 
 
 def test_a_function_of_numpy_has_the_options_of_its_signature_and_its_own_name():
-    subject = adapted(from_numpy(unweighted))
+    subject = as_subject(from_numpy(unweighted))
     assert subject.name == "unweighted"
     assert subject.lacks["weight"] == "has no weight"
     assert "ignore_index" not in subject.lacks
@@ -205,7 +207,7 @@ def test_jax_keeps_the_dtype_and_its_own_setting(dtype):
 
     before = jax.config.jax_enable_x64
     inputs = Case.of(f"{dtype}-7x5-normal-int64-sum").build()
-    got = evaluate(adapted(from_jax(jax_mean)).loss, inputs)
+    got = evaluate(as_subject(from_jax(jax_mean)).loss, inputs)
     assert got.loss.dtype == got.gradient.dtype == inputs.logits.dtype
     assert jax.config.jax_enable_x64 == before
 
@@ -281,7 +283,7 @@ def test_a_model_of_onnx_is_checked_with_the_options_that_it_has():
     ]
     graph = make_graph([node], "loss", inputs, [make_tensor_value_info("loss", TensorProto.FLOAT, [])])
     loss = from_onnx(make_model(graph))
-    assert {"weight", "ignore_index", "reduction_sum", "gradient"} <= adapted(loss).lacks.keys()
+    assert {"weight", "ignore_index", "reduction_sum", "gradient"} <= as_subject(loss).lacks.keys()
     torch.testing.assert_close(loss(LOGITS, TARGET), F.cross_entropy(LOGITS, TARGET))
 
 
@@ -301,7 +303,7 @@ def test_bfloat16_is_not_asked_of_kernels_in_tritons_interpreter(variable, impor
         monkeypatch.setitem(sys.modules, "triton.runtime.interpreter", sys)
     else:
         monkeypatch.delitem(sys.modules, "triton.runtime.interpreter", raising=False)
-    assert ("bfloat16" in adapted(F.cross_entropy).lacks) == (variable == "1" and imported)
+    assert ("bfloat16" in as_subject(F.cross_entropy).lacks) == (variable == "1" and imported)
 
 
 @pytest.mark.skipif(not _has_interpreter(), reason="waits for the package triton, of 3.0 or newer: its interpreter")

@@ -14,7 +14,7 @@ import torch
 
 from crossent.numerics.bounds.contracts import FUNCTIONS
 from crossent.numerics.formats import FORMATS
-from crossent.subjects.compiler import CODE, unusable
+from crossent.subjects.compiler import INDUCTOR, unusable
 
 STRIDE = 101  # a prime: no pattern in the last bits meets it
 CHUNK = 2**21 + 13  # no multiple of a vector's width, so that every chunk has a tail
@@ -224,7 +224,7 @@ def test_short_and_odd_lengths_are_no_worse(device, dtype):
 
 def test_exp_and_log_in_compiled_code_are_as_near_as_assumed(device, stride):
     """Of torch's code for a CPU: whole vectors, and what is left of one, which the C library computes."""
-    if reason := unusable(CODE, device):
+    if reason := unusable(INDUCTOR, device):
         pytest.skip(reason)
     if device != "cpu":
         pytest.skip("waits for a bound of Triton's own: the one that is assumed is for its fastest functions")

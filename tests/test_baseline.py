@@ -18,11 +18,11 @@ from crossent.cases.case import Case
 from crossent.cases.edges import POLICIES, POLICY_NAMES
 from crossent.cli import main
 from crossent.machine import ambient, cpu_capability, environment
-from crossent.report.expected_findings import expect, shipped
+from crossent.report.expected_findings import mark, torch_list
 from crossent.report.findings import Finding, Measured, Numbers, SubjectReport
 from crossent.report.moves.diff import diff
 from crossent.report.moves.rules import Kind, Move, Side, kind_of
-from crossent.report.reader import recorded, report_of
+from crossent.report.reader import read_report, report_of
 from crossent.report.report import Report
 from crossent.run.judge import run_case
 from crossent.run.plan import plan
@@ -48,7 +48,7 @@ def run(*subjects, chosen=CASES):
     with ambient():
         for case in chosen:
             run_case(case, subjects, made, "cpu")
-    expect(made, shipped())
+    mark(made, torch_list())
     return made
 
 
@@ -116,7 +116,7 @@ def test_two_runs_of_one_torch_say_the_same(before):
 
 def test_a_run_that_is_read_back_is_the_run_that_was_written(before, tmp_path):
     before.write_json(tmp_path / "r.json")
-    again = recorded(tmp_path / "r.json")
+    again = read_report(tmp_path / "r.json")
     assert again.to_json() == before.to_json()
     assert str(again).splitlines()[1:] == str(before).splitlines()[1:]
 
@@ -570,7 +570,7 @@ def test_a_device_without_an_end_is_not_read_for_ever(monkeypatch, before, tmp_p
     monkeypatch.setattr("crossent.report.reader.LARGEST", 1000)
     before.write_json(tmp_path / "old")
     with pytest.raises(ValueError, match="more than 1,000 bytes"):
-        recorded(tmp_path / "old")
+        read_report(tmp_path / "old")
 
 
 def test_a_report_of_another_version_that_lacks_something_is_told_what(before, tmp_path):
@@ -579,7 +579,7 @@ def test_a_report_of_another_version_that_lacks_something_is_told_what(before, t
     del document["subjects"][0]["cases"][PLAIN]["results"]
     (tmp_path / "r").write_text(json.dumps(document), encoding="utf-8")
     with pytest.raises(ValueError, match=r"damaged, or of another version of crossent: it lacks 'results'$"):
-        recorded(tmp_path / "r")
+        read_report(tmp_path / "r")
 
 
 # Policies

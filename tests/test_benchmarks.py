@@ -90,14 +90,14 @@ def test_a_round_is_thrown_out_and_counted_when_another_process_was_running(cloc
     calls = {"one": clock.takes(1), "other": clock.takes(1, switches=lambda: next(taken) in (0, 4))}
     rounds = paired.measure(lambda: calls, seconds=0, least=9, most=9)
     ratio = rounds.ratio("other", "one")
-    assert (ratio.rounds, ratio.thrown_out, ratio.disturbed) == (7, 2, False)
+    assert (ratio.rounds, ratio.thrown_out, ratio.changed_state) == (7, 2, False)
     assert rounds.seconds("one").rounds == 9
 
 
 def test_all_rounds_are_taken_back_and_marked_when_too_few_are_left(clock):
     calls = {"one": clock.takes(1), "other": clock.takes(1, switches=lambda: 1)}
     ratio = paired.measure(lambda: calls, seconds=0, least=9, most=9).ratio("other", "one")
-    assert (ratio.rounds, ratio.thrown_out, ratio.disturbed) == (9, 0, True)
+    assert (ratio.rounds, ratio.thrown_out, ratio.changed_state) == (9, 0, True)
     assert str(ratio).endswith("disturbed")
 
 

@@ -21,7 +21,7 @@ from crossent.run.judge import run_case
 from crossent.subjects.subject import Subject
 from crossent.trials.call import Result
 from crossent.trials.difference import compare
-from crossent.trials.exact import expect
+from crossent.trials.exact import solve
 
 
 def batch(shape, dtype=torch.float32, seed=0):
@@ -63,7 +63,7 @@ def test_the_logarithm_of_a_probability_costs_what_the_contract_says(dtype, spre
         logits, target = batch((2000, classes), torch.float64, seed=classes)
         logits = (logits * (spread / 3)).to(dtype)
         options = {"ignore_index": -100, "reduction": "none", "label_smoothing": 0.0}
-        expected = expect(Inputs(logits, target, options, torch.ones(2000, dtype=dtype)))
+        expected = solve(Inputs(logits, target, options, torch.ones(2000, dtype=dtype)))
         rows = arrange(logits, target, None, -100, "sum", 0.0)
         losses = _differentiate(rows, None, torch.empty_like(logits), None)
         for promise in worst:
@@ -81,7 +81,7 @@ def test_a_probability_near_underflow_is_not_what_the_loss_is_taken_of(dtype, ga
         logits = torch.tensor([[0.3, -gap, -1.7]], dtype=dtype, requires_grad=True)
         options = {"ignore_index": -100, "reduction": "sum", "label_smoothing": 0.0}
         target = torch.tensor([1])
-        expected = expect(Inputs(logits.detach(), target, options, torch.ones((), dtype=dtype)))
+        expected = solve(Inputs(logits.detach(), target, options, torch.ones((), dtype=dtype)))
         loss = crossent.blocked(logits, target, reduction="sum").detach()
         assert all(one.ratio <= 1 for one in compare(Result(loss), expected, "A", "blocked")), gap
 

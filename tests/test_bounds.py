@@ -20,7 +20,7 @@ from crossent.numerics.formats import FLOAT32
 from crossent.subjects.builtin import FORMS, TORCH
 from crossent.trials.call import evaluate
 from crossent.trials.difference import compare
-from crossent.trials.exact import expect, terms_of
+from crossent.trials.exact import solve, terms_of
 
 EAGER = [FORMS["formula"], FORMS["log_softmax_nll"], FORMS["one_hot"]]
 
@@ -38,8 +38,8 @@ def inputs(logits, target, dtype="float32", weight=None, **options):
 
 
 def differences(loss, given, grade="A", promise="eager"):
-    compared = compare(evaluate(loss, given), expect(given), grade, promise)
-    return {difference.check: difference for difference in compared}
+    compared = compare(evaluate(loss, given), solve(given), grade, promise)
+    return {difference.of: difference for difference in compared}
 
 
 def without(clause):
@@ -95,7 +95,7 @@ def test_a_difference_of_logits_may_overflow_where_the_loss_is_finite():
         assert difference.ratio <= 1
         assert difference.not_judged == {"an intermediate may overflow": 1}
         assert difference.elements == 2
-    expected = expect(given)
+    expected = solve(given)
     assert expected.loss.hi[0] == 0
     assert np.isfinite(Bounds(expected.terms, contract("eager", "A", "bfloat16").unlimited).loss).all()
 
@@ -165,7 +165,7 @@ def test_an_underflow_is_multiplied_by_the_factors_still_to_come():
         label_smoothing=3e-5,
     )
     assert (evaluate(TORCH.loss, given).gradient[:, 2] >= 0).all()
-    assert (expect(given).gradient.hi[:, 2] < -1e-5).all()
+    assert (solve(given).gradient.hi[:, 2] < -1e-5).all()
     assert_needed("an underflow is multiplied", TORCH.loss, "gradient", given, "B", "torch")
 
 
@@ -213,7 +213,7 @@ def test_a_common_offset_costs_nothing_where_the_maximum_comes_off_first(promise
         found = differences(crossent.formula, given, promise=promise)
         assert found["loss"].ratio <= 1
         assert found["gradient"].ratio <= 1
-        widths[offset] = expect(given).bounds(contract(promise, "A", "float32")).loss
+        widths[offset] = solve(given).bounds(contract(promise, "A", "float32")).loss
         assert (differences(lse_first, given, promise=promise)["loss"].ratio > 1) == (offset > 0)
     if promise == "eager":
         assert np.array_equal(widths[0.0], widths[1e4])
@@ -226,7 +226,7 @@ def reasons(check, given, **promised):
     of_dtype = str(given.logits.dtype).removeprefix("torch.")
     return {
         reason: int(where.sum())
-        for reason, where in Bounds(terms, contract(dtype=of_dtype, **promised)).open(check).items()
+        for reason, where in Bounds(terms, contract(dtype=of_dtype, **promised)).unbounded(check).items()
     }
 
 

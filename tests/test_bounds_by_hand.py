@@ -421,7 +421,9 @@ TOO_SHORT, ZERO_DENOMINATOR = "the format is too short for so many terms", "the 
 
 
 def opened(check, given, promise="eager", grade="A", **changes):
-    return {reason: where.tolist() for reason, where in bounds_of(given, promise, grade, **changes).open(check).items()}
+    return {
+        reason: where.tolist() for reason, where in bounds_of(given, promise, grade, **changes).unbounded(check).items()
+    }
 
 
 def test_each_row_has_a_reason_of_its_own():
@@ -471,13 +473,13 @@ def test_a_denominator_of_exactly_zero_may_be_zero():
 def test_the_part_of_a_gradient_that_the_target_makes_is_minus_its_scaled_coefficients():
     given = equal(3, [0, 1, -100], upstream=6.0, weight=[5.0, 7.0], reduction="mean")
     bounds = bounds_of(given)
-    (part,) = bounds.partial("gradient")
+    (part,) = bounds.vacuous_answers("gradient")
     assert part.tolist() == [[-6 / 12 * 5, 0.0], [0.0, -6 / 12 * 7], [0.0, 0.0]]
-    (part,) = bounds_of(equal(1, [0], upstream=6.0, weight=[5.0, 7.0])).partial("gradient")
+    (part,) = bounds_of(equal(1, [0], upstream=6.0, weight=[5.0, 7.0])).vacuous_answers("gradient")
     assert part.tolist() == [[-30.0, 0.0]]
-    assert bounds.partial("loss") == bounds.partial("target_gradient") == []
+    assert bounds.vacuous_answers("loss") == bounds.vacuous_answers("target_gradient") == []
 
 
 def test_the_part_of_a_gradient_over_a_denominator_of_zero_is_made_without_a_warning():
-    (part,) = bounds_of(equal(2, [0, 1], weight=[1.0, -1.0], reduction="mean")).partial("gradient")
+    (part,) = bounds_of(equal(2, [0, 1], weight=[1.0, -1.0], reduction="mean")).vacuous_answers("gradient")
     assert not np.isfinite(part).all()

@@ -19,7 +19,7 @@ from crossent.subjects.builtin import FORMS, TORCH
 from crossent.subjects.subject import Subject
 from crossent.trials.call import Result, evaluate
 from crossent.trials.difference import compare
-from crossent.trials.exact import expect
+from crossent.trials.exact import solve
 
 
 def inputs(logits, target, dtype=torch.float32, **options):
@@ -30,7 +30,7 @@ def inputs(logits, target, dtype=torch.float32, **options):
 
 
 def differences(loss, case, grade="A", promise="eager"):
-    return compare(evaluate(loss, case), expect(case), grade, promise)
+    return compare(evaluate(loss, case), solve(case), grade, promise)
 
 
 def run(loss, chosen):
@@ -104,7 +104,7 @@ def test_the_index_of_a_difference_is_one_of_the_result(sizes):
         bad = {name: getattr(good, name).clone() for name in ("loss", "gradient")}
         at = tuple(size - 1 for size in bad[check].shape)
         bad[check][at] += 1
-        found = {d.check: d for d in compare(Result(**bad), expect(case))}
+        found = {d.of: d for d in compare(Result(**bad), solve(case))}
         assert found[check].index == at
         assert bad[check][at].item() == found[check].got
 
@@ -112,21 +112,21 @@ def test_the_index_of_a_difference_is_one_of_the_result(sizes):
 @pytest.mark.parametrize("got", [float("nan"), float("inf"), 0.0])
 def test_nan_is_never_a_wildcard(got):
     case = inputs([[1.0, 2.0]], [0])
-    (loss,) = compare(Result(torch.tensor([got]), None), expect(case))
+    (loss,) = compare(Result(torch.tensor([got]), None), solve(case))
     assert loss.ratio > 1
 
 
 @pytest.mark.parametrize("got", [0.0, 1.0, float("inf"), -float("inf")])
 def test_a_number_is_no_answer_where_nan_is_right(got):
     case = inputs([[1.0, float("nan")]], [0])
-    (loss,) = compare(Result(torch.tensor([got]), None), expect(case))
+    (loss,) = compare(Result(torch.tensor([got]), None), solve(case))
     assert loss.ratio == np.inf
 
 
 def test_an_infinite_answer_must_be_that_infinity():
     case = inputs([[1.0, -float("inf")]], [1])
     for got, ratio in ((float("inf"), 0.0), (-float("inf"), np.inf), (3e38, np.inf), (float("nan"), np.inf)):
-        (loss,) = compare(Result(torch.tensor([got]), None), expect(case))
+        (loss,) = compare(Result(torch.tensor([got]), None), solve(case))
         assert loss.ratio == ratio
 
 
@@ -375,12 +375,12 @@ def test_the_gradient_of_an_ignored_row_without_a_softmax_is_zero_or_nan(values,
     ignored = case.target == -100
     result = evaluate(crossent.formula, case)
     gradient = result.gradient.where(~ignored[:, None], given)
-    _, difference = compare(Result(result.loss, gradient), expect(case))
+    _, difference = compare(Result(result.loss, gradient), solve(case))
     assert (difference.ratio <= 1) == right, str(difference)
 
 
 def test_the_gradient_of_a_kept_row_without_a_softmax_is_not_zero():
     case = Case.of("float32-7x5-nan-int64-sum").build()
     result = evaluate(crossent.formula, case)
-    _, difference = compare(Result(result.loss, result.gradient.nan_to_num(0.0)), expect(case))
+    _, difference = compare(Result(result.loss, result.gradient.nan_to_num(0.0)), solve(case))
     assert difference.ratio == np.inf

@@ -21,7 +21,7 @@ from crossent.report.report import Report
 from crossent.run.judge import run_case
 from crossent.subjects.builtin import FORMS, TORCH, TORCH_NLL
 from crossent.subjects.subject import Subject
-from crossent.trials.call import BOTH
+from crossent.trials.call import BOTH_GRADIENTS
 
 BEFORE = (*SINGLE, *INVARIANTS, *RELATIONS, *OPTIONS, *TWO_BACKWARDS, *DERIVATIVES, *DETERMINISM)
 INDEX, ROWS = "float32-7x5-normal-int64-mean", "float32-7x5-normal-int64-none-weighted-rows"
@@ -232,10 +232,12 @@ def test_what_one_thread_raises_is_raised_and_nobody_waits_for_the_other():
 
     inputs = [Case("float32", sizes).build() for sizes in ((3, 5), (7, 5), (4, 5))]
     with pytest.raises(KeyError, match="no"):
-        at_once(loss, inputs, BOTH)
+        at_once(loss, inputs, BOTH_GRADIENTS)
 
 
 def test_threads_give_each_its_own():
     inputs = [Case("float32", seed=seed).build() for seed in range(4)]
-    together = at_once(crossent.formula, inputs, BOTH)
-    assert [one.digest for one in together] == [at_once(crossent.formula, [one], BOTH)[0].digest for one in inputs]
+    together = at_once(crossent.formula, inputs, BOTH_GRADIENTS)
+    assert [one.digest for one in together] == [
+        at_once(crossent.formula, [one], BOTH_GRADIENTS)[0].digest for one in inputs
+    ]

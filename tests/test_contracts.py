@@ -19,7 +19,7 @@ from crossent.numerics.bounds.rounding import Held, safe
 from crossent.numerics.formats import FLOAT32
 from crossent.trials.call import Result
 from crossent.trials.difference import compare, worst
-from crossent.trials.exact import expect, expect_along, rows_of, terms_of
+from crossent.trials.exact import rows_of, solve, solve_along, terms_of
 
 NUMPY = {"float16": np.float32, "bfloat16": np.float32, "float32": np.float32, "float64": np.float64}
 
@@ -244,7 +244,7 @@ def cases(dtype, values):
 @functools.cache
 def expected(case):
     """The exact answer, which takes longer than a kernel."""
-    return expect(case.build())
+    return solve(case.build())
 
 
 def ratios(kernel, case, promise, grade="A"):
@@ -257,7 +257,7 @@ def ratios(kernel, case, promise, grade="A"):
 @functools.cache
 def expected_along(case):
     """The exact derivatives along the case's direction."""
-    return expect_along(case.build(), case.direction())
+    return solve_along(case.build(), case.direction())
 
 
 def ratios_along(kernel, case, promise, way):

@@ -24,7 +24,7 @@ from crossent.cases.inputs import Inputs
 from crossent.numerics.formats import FORMATS
 from crossent.trials.call import Result, evaluate
 from crossent.trials.difference import compare
-from crossent.trials.exact import expect
+from crossent.trials.exact import solve
 
 ROOT = pathlib.Path(__file__).parent.parent
 FIGURES = ROOT / "benchmarks" / "figures" / "defects.json"
@@ -75,7 +75,7 @@ OF_THE_GRID = [
 def known(dtype):
     """The cases of one dtype, with their inputs and exact answers."""
     chosen = [replace(case, dtype=dtype) for case in (*ADVERSARIAL, *OF_THE_GRID)]
-    return [(case, inputs, expect(inputs)) for case in chosen for inputs in [case.build()]]
+    return [(case, inputs, solve(inputs)) for case in chosen for inputs in [case.build()]]
 
 
 def first_difference(loss, dtype, promise):
@@ -85,7 +85,7 @@ def first_difference(loss, dtype, promise):
         assert (tuple(got.loss.shape), got.loss.dtype) == (expected.shape, expected.dtype), case.id
         for difference in compare(got, expected, "A", promise):
             if difference.ratio > 1:
-                return f"{difference.check} on {case.id}: {difference}"
+                return f"{difference.of} on {case.id}: {difference}"
     return None
 
 

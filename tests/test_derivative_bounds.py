@@ -17,7 +17,7 @@ from crossent.numerics.bounds.derivatives import DerivativeBounds
 from crossent.numerics.formats import FORMATS
 from crossent.subjects.builtin import FORMS, TORCH
 from crossent.trials.difference import worst
-from crossent.trials.exact import expect_along, name_of, rows_of
+from crossent.trials.exact import name_of, rows_of, solve_along
 
 EAGER = [FORMS["formula"], FORMS["log_softmax_nll"], FORMS["one_hot"], FORMS["blocked"]]
 
@@ -36,7 +36,7 @@ def inputs(logits, target, dtype="float32", weight=None, **options):
 
 def difference(of, got, given, direction, promise="eager", grade="A"):
     """How far a derivative is off, (R, C), (R,) or a number, under a contract."""
-    exact = expect_along(given, direction)
+    exact = solve_along(given, direction)
     promised = contract(promise, grade, name_of(given.logits), rows=len(rows_of(given.logits)))
     bounds = exact.bounds(replace(promised, storage=FORMATS[name_of(got)]))
     return worst(of, got, exact.second if of == "second" else exact.tangent, bounds)

@@ -56,7 +56,7 @@ def differences(subject, case):
     """All that both checks measure, by what it is of."""
     found = [one for check in ("double_backward", "forward_ad") for one in asked(check, subject, case)]
     assert all(isinstance(one, Difference) for one in found), (case, found)
-    return {one.check: one for one in found}
+    return {one.of: one for one in found}
 
 
 def accusations(subject, cases):
@@ -69,7 +69,7 @@ def accusations(subject, cases):
                     if not isinstance(one, Difference):
                         found.setdefault(name, []).append(f"{one.kind}: {one.message}")
                     elif one.ratio > 1:
-                        found.setdefault(name, []).append(f"{one.check}: {one}")
+                        found.setdefault(name, []).append(f"{one.of}: {one}")
             except RefusedError as refusal:
                 found.setdefault(name, []).append(f"refused: {refusal}")
     return found
@@ -109,7 +109,7 @@ def test_no_correct_derivative_is_accused(part, seed):
     alarms = []
     for case in soak(count, [dtype], seed, first=first):
         question.cache_clear()
-        if not DERIVATIVES[0].about(case):
+        if not DERIVATIVES[0].applies(case):
             continue
         for subject in subjects:
             if takes(subject, case):
@@ -477,7 +477,7 @@ def test_what_changes_the_state_of_torch_is_noticed_and_undone():
     for check in DERIVATIVES:
         trial = Trial(question(CASES[1]), Subject("mine", loss))
         list(check.run(trial))
-        assert set(trial.disturbed) == {"the default dtype"}
+        assert set(trial.changed_state) == {"the default dtype"}
         assert torch.get_default_dtype() == torch.float32
 
 
@@ -495,10 +495,10 @@ def test_a_subject_that_writes_into_its_arguments_spoils_nobody():
 
 def test_both_are_silent_about_large_cases_and_do_not_run_without_a_gradient():
     for check in DERIVATIVES:
-        assert check.about(Case("float32", (1, MOST_LOGITS)))
-        assert not check.about(Case("float32", (1, MOST_LOGITS + 1)))
-        assert check.why_not(FORMS["scalar"]) == "has no gradient to compare"
-        assert check.why_not(FORMS["formula"]) == ""
+        assert check.applies(Case("float32", (1, MOST_LOGITS)))
+        assert not check.applies(Case("float32", (1, MOST_LOGITS + 1)))
+        assert check.not_run(FORMS["scalar"]) == "has no gradient to compare"
+        assert check.not_run(FORMS["formula"]) == ""
 
 
 def test_zeros_and_a_constant_p_are_no_evidence_where_they_would_pass():

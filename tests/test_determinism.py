@@ -220,7 +220,7 @@ def test_the_arguments_get_their_values_late_on_the_side_stream(pretended):
         return crossent.formula(input, target, **options)
 
     found = run(STREAM, loss, device="cuda:0")
-    assert [(one.check, one.ratio <= 1) for one in found] == [("loss", True), ("gradient", True)]
+    assert [(one.of, one.ratio <= 1) for one in found] == [("loss", True), ("gradient", True)]
     assert seen == [PLAIN.build().digest]
     assert pretended == [
         "side waits for default",

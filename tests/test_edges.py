@@ -8,7 +8,7 @@ from tiles import padded_with_zeros, padding_counts_as_one_each
 import crossent
 from crossent.cases.axes import DTYPES
 from crossent.cases.case import Case
-from crossent.cases.edges import ALONE, EDGES, NORMAL, QUICK, THOROUGH, edges
+from crossent.cases.edges import _ALONE, EDGES, NORMAL, QUICK, THOROUGH, edges
 from crossent.checks import ALWAYS
 from crossent.checks.circumstances import CIRCUMSTANCES
 from crossent.checks.derivatives import DERIVATIVES
@@ -248,7 +248,7 @@ def divided_in(dtype):
     ids=lambda one: getattr(one, "__name__", ""),
 )
 def test_a_word_that_stands_alone_finds_what_it_is_there_for(wrong, ids):
-    cases = [case for case in ALONE if case.id in ids]
+    cases = [case for case in _ALONE if case.id in ids]
     assert {case.id for case in cases} == ids
     for case in cases:
         assert caught(wrong, [case])
@@ -258,7 +258,7 @@ def test_a_word_that_stands_alone_finds_what_it_is_there_for(wrong, ids):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_relations_and_derivatives_hold_where_a_word_stands_alone(dtype):
     report = Report({}, [SubjectReport("formula")])
-    for case in ALONE:
+    for case in _ALONE:
         if case.dtype == dtype:
             run_case(
                 case,

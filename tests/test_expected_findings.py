@@ -11,7 +11,7 @@ from crossent.cases.case import Case
 from crossent.cases.edges import EDGES
 from crossent.cases.grid import grid
 from crossent.machine import ambient, environment
-from crossent.report.expected_findings import ExpectedFinding, expect, load, shipped
+from crossent.report.expected_findings import ExpectedFinding, mark, read_list, torch_list
 from crossent.report.findings import Finding, Measured, Outcome, SubjectReport
 from crossent.report.report import Report
 from crossent.run.judge import run_case
@@ -93,10 +93,10 @@ def test_a_list_is_refused_in_one_line_that_says_where(tmp_path, content, said):
     path = tmp_path / "list.toml"
     path.write_bytes(content if isinstance(content, bytes) else content.replace("'\\n'", "''").encode())
     if said is None:  # no versions are all of them
-        assert len(load(path)) == 1
+        assert len(read_list(path)) == 1
         return
     with pytest.raises(ValueError, match=re.escape(said)) as caught:
-        load(path)
+        read_list(path)
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
 
@@ -104,21 +104,21 @@ def test_a_list_is_refused_in_one_line_that_says_where(tmp_path, content, said):
 def test_a_list_that_cannot_be_read_is_an_os_error(tmp_path):
     for path in (tmp_path, tmp_path / "missing.toml"):
         with pytest.raises(OSError, match=re.escape(str(path))):
-            load(path)
+            read_list(path)
 
 
 def test_an_empty_list_expects_nothing(tmp_path):
     (tmp_path / "list.toml").write_text("# nothing is known to be wrong\n")
-    assert load(tmp_path / "list.toml") == []
+    assert read_list(tmp_path / "list.toml") == []
 
 
 def test_a_list_is_read_as_it_is_written(tmp_path):
     path = tmp_path / "list.toml"
     path.write_text(toml(torch=">=2.1,<3", device="cuda*", issue="https://example.org/1"))
-    assert load(path) == [entry(torch=">=2.1,<3", device="cuda*", issue="https://example.org/1")]
-    assert str(load(path)[0]) == "known (https://example.org/1)"
+    assert read_list(path) == [entry(torch=">=2.1,<3", device="cuda*", issue="https://example.org/1")]
+    assert str(read_list(path)[0]) == "known (https://example.org/1)"
     path.write_text(f"{toml()}\nsometimes = true")
-    assert load(path) == [entry(sometimes=True)]
+    assert read_list(path) == [entry(sometimes=True)]
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_a_list_is_read_as_it_is_written(tmp_path):
 )
 def test_an_entry_describes_a_finding_by_subject_check_kind_and_case(changed, matches):
     made = report(finding())
-    expect(made, [entry(**changed)])
+    mark(made, [entry(**changed)])
     (found,) = made.subjects[0].findings
     assert found.expected == ("known" if matches else None)
     assert len(made.findings) == (not matches)
@@ -176,7 +176,7 @@ def test_an_entry_describes_a_finding_by_subject_check_kind_and_case(changed, ma
 )
 def test_an_entry_is_about_the_versions_of_torch_that_it_names(versions, torch, applies):
     made = report(finding(), torch=torch)
-    expect(made, [entry(torch=versions)])
+    mark(made, [entry(torch=versions)])
     assert bool(made.findings) != applies
     assert made.mended == []  # about another torch it says nothing, so it is not mended there
 
@@ -187,21 +187,21 @@ def test_an_entry_is_about_the_versions_of_torch_that_it_names(versions, torch, 
 )
 def test_an_entry_is_about_the_devices_that_it_names(pattern, here, applies):
     made = report(finding(), device=here)
-    expect(made, [entry(device=pattern)])
+    mark(made, [entry(device=pattern)])
     assert bool(made.findings) != applies
     assert made.mended == []
 
 
 def test_another_check_or_kind_on_the_same_case_stays_a_finding():
     made = report(finding(), finding(check="gradient"), finding(kind="refused"))
-    expect(made, [entry()])
+    mark(made, [entry()])
     assert [(found.check, found.kind) for found in made.findings] == [("gradient", "wrong"), ("loss", "refused")]
     assert not made.ok
 
 
 def test_another_subject_with_the_same_finding_keeps_it():
     made = report(finding(), finding(subject="mine"))
-    expect(made, [entry()])
+    mark(made, [entry()])
     assert [found.subject for found in made.findings] == ["mine"]
 
 
@@ -215,7 +215,7 @@ def test_what_no_longer_happens_is_reported_if_its_cases_ran():
         ([], []),
     ):
         made = report(ran=ran)
-        expect(made, [gone])
+        mark(made, [gone])
         assert made.mended == mended
         assert str(made).count("no longer happens: known (pytorch#1)") == len(mended)
         assert made.to_json()["mended"] == mended
@@ -223,10 +223,10 @@ def test_what_no_longer_happens_is_reported_if_its_cases_ran():
 
 def test_what_happens_only_sometimes_is_not_reported_where_it_did_not():
     made = report(ran=[("torch", "a1")])
-    expect(made, [entry(sometimes=True)])
+    mark(made, [entry(sometimes=True)])
     assert made.mended == []
     made = report(finding())
-    expect(made, [entry(sometimes=True)])
+    mark(made, [entry(sometimes=True)])
     assert made.subjects[0].findings[0].expected == "known"
 
 
@@ -251,31 +251,31 @@ def test_sums_of_torch_on_cuda_may_differ_from_call_to_call(sums):
 
 def test_what_no_check_looked_for_is_not_mended():
     made = report(ran=[("torch", "a1")])
-    expect(made, [entry(checks=["vmap"]), entry(checks=["vmap", "compile"], reason="another")])
+    mark(made, [entry(checks=["vmap"]), entry(checks=["vmap", "compile"], reason="another")])
     assert made.mended == []
 
 
 def test_one_case_that_still_fails_keeps_an_entry():
     made = report(finding(), ran=[("torch", "a2"), ("torch", "a3")])
-    expect(made, [entry()])
+    mark(made, [entry()])
     assert made.mended == []
 
 
 def test_a_finding_of_another_check_does_not_keep_an_entry():
     made = report(finding(check="gradient"))
-    expect(made, [entry()])
+    mark(made, [entry()])
     assert made.mended == ["known"]
     assert made.findings
 
 
 def test_an_entry_that_describes_what_an_earlier_one_does_is_not_mended():
     made = report(finding())
-    expect(made, [entry(reason="first"), entry(reason="second")])
+    mark(made, [entry(reason="first"), entry(reason="second")])
     assert made.subjects[0].findings[0].expected == "first"
     assert made.mended == []
 
 
-SHIPPED = shipped()
+SHIPPED = torch_list()
 PLANNED = plan("normal", tuple(DTYPES), 0)
 
 
@@ -310,7 +310,7 @@ def test_every_entry_of_the_shipped_list_happens_here(known):
         for case in chosen(known):
             run_case(case, [TORCH, TORCH_NLL], made, "cpu", PLANNED[case])
     assert made.ran
-    expect(made, [known])
+    mark(made, [known])
     assert made.mended == []
     described = [found for part in made.subjects for found in part.findings if found.expected == str(known)]
     if not described and (reasons := waiting(known, made)):
@@ -334,5 +334,5 @@ def test_the_shipped_list_leaves_nothing_of_torch_unexplained():
     with ambient():
         for case in cases:
             run_case(case, [TORCH, TORCH_NLL], made, "cpu")
-    expect(made, SHIPPED)
+    mark(made, SHIPPED)
     assert not made.findings, made

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from crossent.cases.axes import broken
-from crossent.cases.grid import ARRAYS, CHOICES, SIZES, grid
+from crossent.cases.grid import _SIZES, ARRAYS, CHOICES, grid
 
 
 def possible(picked, choices, left=None):
@@ -39,7 +39,7 @@ def test_all_choices_meet_that_can(name, figure):
 
 def test_the_arrays_are_of_these_choices():
     for case in grid():
-        assert case.sizes in SIZES
+        assert case.sizes in _SIZES
 
 
 def test_a_dtype_has_its_own_cases_and_no_others():

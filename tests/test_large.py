@@ -8,9 +8,9 @@ from waits import computes
 
 from crossent.cases.case import Case
 from crossent.cases.corpus import bugs
-from crossent.cases.edges import ROWS, large
-from crossent.checks import large as large_check
-from crossent.checks.large import BLOCK, GIB, LARGE, needed, tiled
+from crossent.cases.edges import MANY_ROWS, large_cases
+from crossent.checks import large_cases as large_check
+from crossent.checks.large import GIB, LARGE, TILE_BLOCK, needed, tiled
 from crossent.forms.textbook import formula
 from crossent.machine import available
 from crossent.report.findings import SubjectReport
@@ -72,7 +72,7 @@ def wrapped(*, forward=False, backward=False):
     return loss
 
 
-@pytest.fixture(params=[BLOCK, 1000, 1], ids=lambda block: f"block{block}")
+@pytest.fixture(params=[TILE_BLOCK, 1000, 1], ids=lambda block: f"block{block}")
 def block(request, monkeypatch):
     """In one block, in many, and each tile on its own."""
     monkeypatch.setattr(large_check, "BLOCK", request.param)
@@ -171,7 +171,7 @@ def test_nan_is_no_excuse():
 
 
 def test_a_block_of_rows_that_is_not_closed_is_found_in_the_mean():
-    (case,) = (case for case in ROWS if case.dtype == "bfloat16")
+    (case,) = (case for case in MANY_ROWS if case.dtype == "bfloat16")
     (finding,), _ = judged(case, TORCH)
     assert finding.numbers.got < finding.numbers.exact / 10
 
@@ -191,7 +191,7 @@ def test_a_sum_that_float16_cannot_hold_is_not_judged_and_its_gradient_is():
 
 
 def test_without_the_memory_it_does_not_run_and_says_what_it_waits_for(monkeypatch):
-    case = next(large(["float16"]))
+    case = next(large_cases(["float16"]))
     monkeypatch.setattr(large_check, "available", lambda device: 5 * GIB)
     findings, outcome = judged(case, TORCH)
     assert findings == []
@@ -222,7 +222,7 @@ def test_memory_is_counted_and_there_is_some():
 
 
 def test_a_large_case_is_beyond_31_or_32_bits_and_its_tiles_hide_no_power_of_two():
-    cases = list(large())
+    cases = list(large_cases())
     assert {case.dtype for case in cases} == {"float16", "bfloat16", "float32"}
     elements = {case: case.rows * case.classes * case.tiled for case in cases}
     for bug in bugs():
@@ -234,10 +234,10 @@ def test_a_large_case_is_beyond_31_or_32_bits_and_its_tiles_hide_no_power_of_two
     assert sum(many > 2**32 for many in elements.values()) >= 3
     sides = {(case.reduction, len(case.sizes)) for case, many in elements.items() if many > 2**31}
     assert sides >= {("none", 2), ("none", 4), ("sum", 4), ("none", 3)}
-    assert [case.seeded(4) for case in cases] == list(large(seed=4))
+    assert [case.seeded(4) for case in cases] == list(large_cases(seed=4))
 
 
-@pytest.mark.parametrize("case", list(large()), ids=lambda case: case.id)
+@pytest.mark.parametrize("case", list(large_cases()), ids=lambda case: case.id)
 def test_a_large_case_is_right_with_three_tiles(case):
     findings, outcome = judged(dataclasses.replace(case, tiled=3), FORMS["formula"])
     assert findings == []

@@ -18,7 +18,7 @@ from crossent.report.report import Report
 from crossent.run.judge import run_case
 from crossent.subjects import loader
 from crossent.subjects.builtin import BY_NAME, NAMED
-from crossent.subjects.callables import adapted
+from crossent.subjects.callables import as_subject
 from crossent.subjects.loader import load
 
 MINE = """
@@ -235,7 +235,7 @@ OPTIONS = ["ignore_index", "label_smoothing", "reduction_none", "reduction_sum",
     ],
 )
 def test_a_callable_or_a_class_is_called_with_the_options_that_it_has(given, lacks):
-    subject = adapted(given)
+    subject = as_subject(given)
     assert sorted(subject.lacks) == lacks
     assert set(subject.lacks.values()) <= {
         f"has no {name}" for name in ("weight", "ignore_index", "reduction", "label_smoothing")
@@ -286,8 +286,8 @@ def test_a_compiled_subject_is_compiled_for_every_call(monkeypatch):
     assert [subject.name for subject in subjects] == ["torch+compile"]
     assert all(gives_torchs_loss(subject) for subject in subjects)
     assert len(seen) == 1
-    assert subjects[0].plain == "is compiled itself"
-    assert subjects[0].not_asked("double_backward", Case("float32").build())
+    assert subjects[0].not_transformed == "is compiled itself"
+    assert subjects[0].not_run("double_backward", Case("float32").build())
     assert load("formula+compile", device="cuda:0")[0].promise == "fast_kernel"
 
 

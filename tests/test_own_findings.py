@@ -69,7 +69,7 @@ def test_what_is_known_of_another_torch_says_nothing_here(run):
 
 def test_what_is_known_of_torch_is_known_of_nobody_else(run, monkeypatch):
     entry = crossent.report.expected_findings.ExpectedFinding("torch*", ("loss",), "wrong", ("*",), "known of torch")
-    monkeypatch.setattr("crossent.report.expected_findings.shipped", lambda: [entry])
+    monkeypatch.setattr("crossent.report.expected_findings.torch_list", lambda: [entry])
     (part,) = run("", torch_like).subjects
     assert part.findings
     assert {finding.expected for finding in part.findings} == {None}

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from crossent.run.settings import Choices
+from crossent.run.settings import Settings
 
 TESTS = """
 import crossent
@@ -84,7 +84,7 @@ def test_what_is_expected_fails_as_expected(run, pytester):
 
 
 def test_a_test_is_quick_unless_more_is_asked():
-    assert Choices().level == "quick"
+    assert Settings().level == "quick"
 
 
 def test_the_command_line_comes_before_the_decorator(run):

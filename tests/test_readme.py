@@ -62,7 +62,7 @@ def table():
     lines = ["| check | asks | " + " | ".join(LEVELS) + " |", "| --- | --- |" + " ---: |" * len(LEVELS)]
     for name, check in CHECKS.items():
         asked = ((level, case, of) for level in LEVELS for case, of in planned[level].items())
-        on = Counter(level for level, case, of in asked if check in of and check.about(case))
+        on = Counter(level for level, case, of in asked if check in of and check.applies(case))
         counts = [on[level] for level in LEVELS]
         lines.append(f"| `{name}` | {check.sentence} | " + " | ".join(f"{count:,}" for count in counts) + " |")
     bad = len(BAD_INPUTS) + sum(not hasattr(torch, of) for of in INTEGERS)  # of any torch: the newest has them all

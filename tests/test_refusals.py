@@ -10,7 +10,7 @@ import torch
 import crossent
 from crossent.cases.axes import DTYPES
 from crossent.cases.bad_inputs import BAD_INPUTS
-from crossent.checks.refusals import Answer, judgement
+from crossent.checks.refusals import Reaction, judge_reaction
 from crossent.report.findings import SubjectReport
 from crossent.report.report import Report
 from crossent.run import fresh_process
@@ -227,7 +227,7 @@ def test_a_process_of_its_own_says_what_became_of_the_call(apart, name, expected
 def test_a_process_that_does_not_start_is_not_waited_for(monkeypatch):
     monkeypatch.setattr(fresh_process, "STARTING", 0.05)
     answer = ask_isolated(crossent.formula, BEYOND)
-    assert answer == Answer(ended="its process did not start within 0.05 s", hung=True)
+    assert answer == Reaction(ended="its process did not start within 0.05 s", hung=True)
 
 
 def test_a_subject_that_cannot_be_sent_is_not_applicable_and_counted(monkeypatch):
@@ -252,9 +252,9 @@ def test_a_function_of_the_script_that_runs_cannot_be_sent(monkeypatch):
 
 def test_only_what_would_poison_a_device_is_asked_in_a_process_of_its_own(monkeypatch):
     asked = []
-    monkeypatch.setattr(fresh_process, "ask", lambda loss, bad, device: asked.append("here") or Answer())
+    monkeypatch.setattr(fresh_process, "ask", lambda loss, bad, device: asked.append("here") or Reaction())
     monkeypatch.setattr(
-        fresh_process, "ask_isolated", lambda loss, bad, device, seconds: asked.append("apart") or Answer()
+        fresh_process, "ask_isolated", lambda loss, bad, device, seconds: asked.append("apart") or Reaction()
     )
     for bad_input in (BEYOND, SHORT_WEIGHT):
         for device in ("cpu", "cuda", "cuda:1"):
@@ -274,8 +274,8 @@ def test_only_what_would_poison_a_device_is_asked_in_a_process_of_its_own(monkey
 )
 def test_a_device_side_assert_is_a_runtime_error(monkeypatch, raised, kinds):
     names = tuple(f"{error.__module__}.{error.__qualname__}" for error in raised.__mro__)
-    monkeypatch.setattr(fresh_process, "ask_isolated", lambda *arguments: Answer(names, "CUDA error"))
+    monkeypatch.setattr(fresh_process, "ask_isolated", lambda *arguments: Reaction(names, "CUDA error"))
     found = refusal(BEYOND, Subject("mine", crossent.formula), "cuda")
     assert [p.kind for p in found.values() if p] == kinds
-    on_a_cpu = judgement(Answer(names, "CUDA error"), BEYOND.allowed("cpu"))["errors"]
+    on_a_cpu = judge_reaction(Reaction(names, "CUDA error"), BEYOND.allowed("cpu"))["errors"]
     assert (on_a_cpu is None) == (raised is IndexError)

@@ -24,7 +24,7 @@ from crossent.run.judge import run_case
 from crossent.subjects.builtin import FORMS, TORCH
 from crossent.subjects.subject import Subject
 from crossent.trials import agreement
-from crossent.trials.agreement import apart, plus
+from crossent.trials.agreement import compare_results, plus
 from crossent.trials.trial import Question, Trial
 
 RELATIONS = (*OF_RELATIONS, *OPTIONS, *TWO_BACKWARDS)
@@ -114,7 +114,7 @@ def test_a_loss_may_be_below_zero_by_its_bound_and_no_more():
 
     case = "float32-17x3-flat-int64-mean"
     trial = Trial(Question(Case.of(case)), Subject("mine", crossent.formula))
-    bound = trial.bounds(trial.got, trial.question.expected)["loss"].item()
+    bound = trial.bounds(trial.got, trial.question.exact)["loss"].item()
     assert 0 < bound < 1e-5
     assert not found("sign", constant(-0.99 * bound), case)
     assert found("sign", constant(-1.01 * bound), case)
@@ -490,11 +490,11 @@ def test_two_results_may_differ_by_both_of_their_bounds_and_no_more():
     case = Case.of("float32-7x5-normal-int64-sum")
     question = Question(case)
     trial = Trial(question, FORMS["formula"])
-    ball = agreement.held(trial, trial.got)["loss"]
+    ball = agreement.with_radius(trial, trial.got)["loss"]
     assert ball.radius > 0
     for times, agrees in ((1.99, True), (2.01, False)):
         moved = Ball(ball.hi + times * ball.radius, ball.lo, ball.radius)
-        (difference,) = [d for d in apart(trial, {"loss": moved}) if d.check == "loss"]
+        (difference,) = [d for d in compare_results(trial, {"loss": moved}) if d.of == "loss"]
         assert (difference.ratio <= 1) == agrees
 
 

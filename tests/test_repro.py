@@ -25,7 +25,7 @@ from crossent.cases.case import Case
 from crossent.cases.inputs import bits
 from crossent.checks import CHECKS, compiled_code
 from crossent.checks.compiled_code import _why_no_error
-from crossent.checks.refusals import judgement
+from crossent.checks.refusals import judge_reaction
 from crossent.checks.single import CALL, RESULT
 from crossent.checks.transforms import _why_no_export
 from crossent.cli import HELD, WRONG_USE, main
@@ -572,7 +572,10 @@ def test_every_check_has_a_recipe_for_each_kind_of_finding(name):
 def test_every_recipe_is_of_a_check():
     assert list(RECIPES) == list(CHECKS)
     assert set(REFUSALS) == {"errors", "arguments", "state"}
-    assert set().union(*(recipe.kinds for recipe in REFUSALS.values())) == kinds_of(judgement) | {"crashed", "hung"}
+    assert set().union(*(recipe.kinds for recipe in REFUSALS.values())) == kinds_of(judge_reaction) | {
+        "crashed",
+        "hung",
+    }
 
 
 def test_every_recipe_is_shown_to_work():

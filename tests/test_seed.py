@@ -15,7 +15,7 @@ import crossent
 from crossent.cases.inputs import Inputs
 from crossent.trials.call import Result, evaluate
 from crossent.trials.difference import compare
-from crossent.trials.exact import expect
+from crossent.trials.exact import solve
 
 LOGITS = (3.0, 1.0, -3.0)
 TARGET = 0
@@ -30,7 +30,7 @@ def assert_equal_to_torch(loss, logits, target):
     """The loss and its gradient are the exact ones within rounding, and so are those of nn.CrossEntropyLoss."""
     options = {"reduction": "mean", "label_smoothing": 0.0}
     inputs = Inputs(logits, target, options, torch.tensor(1.0))
-    expected = expect(inputs)
+    expected = solve(inputs)
     for held in (loss, lambda x, y, **options: nn.CrossEntropyLoss(**options)(x, y)):
         for difference in compare(evaluate(held, inputs), expected):
             assert difference.ratio <= 1, difference
@@ -102,7 +102,7 @@ def test_the_listing_equals_torch_on_a_random_row(seed):
 
     for loss in (listing, crossent.scalar(output[0].tolist(), label.item())):
         got = Result(torch.tensor(loss, dtype=torch.float64), None)
-        (difference,) = compare(got, expect(inputs))
+        (difference,) = compare(got, solve(inputs))
         assert difference.ratio <= 1, difference
     for form in (*TENSOR_FORMS, F.cross_entropy):
         assert_equal_to_torch(form, output, label)

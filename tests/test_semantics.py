@@ -21,9 +21,9 @@ import torch.nn.functional as F
 
 from crossent import blocked, formula, log_softmax_nll, one_hot, scalar
 from crossent.cases.inputs import Inputs
-from crossent.trials.call import BOTH, evaluate
+from crossent.trials.call import BOTH_GRADIENTS, evaluate
 from crossent.trials.difference import compare
-from crossent.trials.exact import expect
+from crossent.trials.exact import solve
 
 INF, NAN = math.inf, math.nan
 FORMS = (formula, log_softmax_nll, one_hot, blocked)
@@ -60,14 +60,14 @@ def exactly(got, expected):
 
 def hold(loss, inputs, gradient=True):
     """The loss and its gradient are the exact ones, within the engine's bounds."""
-    expected = expect(inputs)
-    got = evaluate(loss, inputs, BOTH if gradient else ())
+    expected = solve(inputs)
+    got = evaluate(loss, inputs, BOTH_GRADIENTS if gradient else ())
     assert tuple(got.loss.shape) == expected.shape
     differences = compare(got, expected)
     dense = inputs.target.is_floating_point()  # then the target has a gradient too
     assert len(differences) == 1 + gradient * (1 + dense)
     for difference in differences:
-        assert difference.ratio <= 1, f"{difference.check}: {difference}"
+        assert difference.ratio <= 1, f"{difference.of}: {difference}"
 
 
 def inputs_of(logits, target, upstream=None, **options):

@@ -45,7 +45,7 @@ def test_a_subject_that_promises_a_dtype_of_its_own_is_held_to_that():
 
 def test_a_loss_on_another_device_is_said_beside_the_one_that_is_wanted():
     trial, meta = Trial(Question(NONE), FORMS["formula"]), torch.device("meta")
-    expected, there, here = trial.question.expected, torch.empty(7, device=meta), torch.empty(7)
+    expected, there, here = trial.question.exact, torch.empty(7, device=meta), torch.empty(7)
     found = misshapen(trial, there, expected)
     assert found == Problem("wrong", "got torch.float32 (7,) on meta; expected torch.float32 (7,)")
     found = misshapen(trial, here, expected, meta)
@@ -56,7 +56,7 @@ def test_a_loss_on_another_device_is_said_beside_the_one_that_is_wanted():
 @pytest.mark.parametrize(("loss", "kind"), [(0.5, "float"), (torch.zeros(7).to_sparse(), "Tensor")])
 def test_what_is_no_dense_tensor_is_said_by_its_class(loss, kind):
     trial = Trial(Question(NONE), FORMS["formula"])
-    found = misshapen(trial, loss, trial.question.expected)
+    found = misshapen(trial, loss, trial.question.exact)
     assert found == Problem("wrong", f"got a {kind}; expected a dense torch.Tensor")
 
 
@@ -159,8 +159,8 @@ def test_a_second_call_with_other_bits_is_told_from_one_that_writes_into_the_fir
 
 
 def test_a_subject_without_gradients_is_not_asked_for_them_and_it_is_said_why():
-    asked = {check.name: check.why_not(Subject("mine", crossent.formula, differentiable=False)) for check in SINGLE}
+    asked = {check.name: check.not_run(Subject("mine", crossent.formula, differentiable=False)) for check in SINGLE}
     of_gradients = {name for name, reason in asked.items() if reason == "has no gradient to compare"}
     assert of_gradients == {"gradient", "target_gradient"}
     assert {asked[name] for name in asked.keys() - of_gradients} == {""}
-    assert {check.why_not(FORMS["formula"]) for check in SINGLE} == {""}
+    assert {check.not_run(FORMS["formula"]) for check in SINGLE} == {""}

@@ -27,7 +27,7 @@ from crossent.numerics.formats import FORMATS
 from crossent.subjects.builtin import FORMS, TORCH
 from crossent.trials.call import evaluate
 from crossent.trials.difference import compare, compare_under
-from crossent.trials.exact import expect
+from crossent.trials.exact import solve
 
 SUBJECTS = [FORMS["formula"], FORMS["log_softmax_nll"], FORMS["one_hot"], FORMS["blocked"], TORCH]
 PART = 250  # cases that one test runs, so that processes can share them
@@ -57,7 +57,7 @@ def test_no_correct_cross_entropy_is_accused_and_bounds_are_reached(part, seed, 
     alarms = []
     for case in soak(count, [dtype], seed, first=first):
         inputs = case.build()
-        expected = expect(inputs)
+        expected = solve(inputs)
         for subject in SUBJECTS:
             if subject is TORCH and refused_by_torch(case):
                 figures["known"]["it refuses uint8 targets"] += 1
@@ -72,9 +72,9 @@ def test_no_correct_cross_entropy_is_accused_and_bounds_are_reached(part, seed, 
                     known = subject is TORCH and defect_of_torch(case, difference, got, expected)
                     figures["known"][known or "none"] += 1
                     if not known:
-                        alarms.append(f"{subject.name}, {difference.check} of {case.id}: {difference}")
+                        alarms.append(f"{subject.name}, {difference.of} of {case.id}: {difference}")
                     continue
-                enter(figures[difference.check], difference, subject, case)
+                enter(figures[difference.of], difference, subject, case)
     record_property("soak", json.dumps(figures))  # text goes from process to process, and into JUnit's XML
     assert not alarms, "\n".join(alarms)
 
@@ -96,7 +96,7 @@ def refused_by_torch(case):
 
 def defect_of_torch(case, difference, got, expected):
     """Which known defect of torch explains a difference, or None."""
-    infinite = difference.check == "loss" and math.isinf(difference.exact) and math.isnan(difference.got)
+    infinite = difference.of == "loss" and math.isinf(difference.exact) and math.isnan(difference.got)
     if infinite and loses_a_coefficient(case, expected.terms):
         return "it multiplies an infinite loss by zero"
     if case.dtype in HALVES and takes_another_maximum(case, expected.terms.logits):
@@ -112,8 +112,8 @@ def defect_of_torch(case, difference, got, expected):
         causes["what it sums overflows float16"] = overflows
         causes["what it sums overflows float16, and skips a flush"] = replace(overflows, row_order=skips.row_order)
     for reason, cause in causes.items():
-        under = {d.check: d for d in compare_under(cause, got, expected)}
-        if under[difference.check].ratio <= 1:
+        under = {d.of: d for d in compare_under(cause, got, expected)}
+        if under[difference.of].ratio <= 1:
             return reason
     return None
 
@@ -225,12 +225,12 @@ SHARP = {
 def test_a_bound_is_no_wider_than_twice_what_a_correct_form_needs(dtype):
     for check, case in zip(("loss", "gradient"), map(Case.of, SHARP[dtype]), strict=True):
         inputs = case.build()
-        expected = expect(inputs)
+        expected = solve(inputs)
         ratios = [
             difference.ratio
             for name in ("formula", "log_softmax_nll", "one_hot")
             for difference in compare(evaluate(FORMS[name].loss, inputs), expected)
-            if difference.check == check
+            if difference.of == check
         ]
         assert 0.5 <= max(ratios) <= 1, case.id
 

@@ -19,13 +19,13 @@ from crossent.checks.transforms import TRANSFORMS, _why_no_export
 from crossent.machine import environment
 from crossent.numerics.bounds.contracts import contract
 from crossent.numerics.bounds.loss import Bounds
-from crossent.report.expected_findings import expect, shipped
+from crossent.report.expected_findings import mark, torch_list
 from crossent.report.findings import SubjectReport
 from crossent.report.report import Report
 from crossent.run.judge import run_case
 from crossent.state import restore, snapshot
 from crossent.subjects.builtin import FORMS, REFERENCE, TORCH
-from crossent.subjects.compiler import CODE, TRACER, _fails, quiet, unusable
+from crossent.subjects.compiler import INDUCTOR, TRACER, _fails, quiet, unusable
 from crossent.subjects.subject import Subject
 from crossent.trials.trial import NotRunError, Problem, Question, RefusedError, Trial
 
@@ -57,7 +57,7 @@ def scalar_code():
 
 def works(name):
     """Skip where a check cannot run."""
-    backend = {"trace": TRACER, "compile": CODE}.get(name.partition("_")[0].removesuffix("d"))
+    backend = {"trace": TRACER, "compile": INDUCTOR}.get(name.partition("_")[0].removesuffix("d"))
     reason = unusable(backend, "cpu") if backend else ""
     if name == "export":
         reason = _why_no_export()
@@ -73,9 +73,9 @@ def wrong(name, loss, case=CASE):
     subject = loss if isinstance(loss, Subject) else Subject("mine", loss, promise="eager")
     trial = Trial(Question(case), subject)
     for check in SINGLE:
-        found = list(check.run(trial)) if check.about(case) else []
+        found = list(check.run(trial)) if check.applies(case) else []
         assert not [one for one in found if isinstance(one, Problem) or one.ratio > 1], check.name
-    assert CHECKS[name].about(case)
+    assert CHECKS[name].applies(case)
     try:
         found = list(CHECKS[name].run(trial))
     except RefusedError as refusal:
@@ -157,7 +157,7 @@ def test_a_gradient_that_is_wrong_under_torch_func_is_found():
         value = crossent.formula(input, target, **options)
         return value * 1.0 if not torch._C._functorch.is_gradtrackingtensor(input) else value.detach() + 0 * value
 
-    assert {found.check for found in wrong("func_grad", loss)} == {"gradient"}
+    assert {found.of for found in wrong("func_grad", loss)} == {"gradient"}
 
 
 def test_a_pair_instead_of_a_loss_is_found():
@@ -175,8 +175,8 @@ def test_an_ignored_class_that_vmap_gathers_is_found():
 
     found = wrong("vmap", loss)
     ignored = (CASE.build().target == -100).nonzero().squeeze(1).tolist()
-    assert {one.index for one in found if one.check == "loss"} == {(row,) for row in ignored}
-    assert {one.index[0] for one in found if one.check == "gradient"} == set(ignored)
+    assert {one.index for one in found if one.of == "loss"} == {(row,) for row in ignored}
+    assert {one.index[0] for one in found if one.of == "gradient"} == set(ignored)
 
 
 def test_python_that_asks_a_row_is_refused_by_vmap():
@@ -194,7 +194,7 @@ def test_a_rule_of_vmap_that_takes_the_first_axis_is_found_where_it_is_the_last(
         return F.nll_loss(log_probs, target, reduction=reduction)
 
     assert not wrong("vmap", loss, Case("float32", (7, 5), reduction="none"))
-    assert {found.check for found in wrong("vmap", loss, Case("float32", (3, 5, 4), reduction="none"))} == {
+    assert {found.of for found in wrong("vmap", loss, Case("float32", (3, 5, 4), reduction="none"))} == {
         "loss",
         "gradient",
     }
@@ -225,7 +225,7 @@ def test_a_precision_that_autocast_takes_is_found_though_the_dtype_is_right():
         return with_matrices(input, target, **options).to(input.dtype)
 
     # The gradient of the product is zeros and ones, which bfloat16 has.
-    assert [found.check for found in wrong("autocast", loss, Case("float32", reduction="none"))] == ["loss"]
+    assert [found.of for found in wrong("autocast", loss, Case("float32", reduction="none"))] == ["loss"]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -243,7 +243,7 @@ def test_a_half_precision_that_is_float32_in_name_alone_is_found_under_autocast(
         one = torch.ones(1, 1)
         return value.to(input.dtype).float() if (one @ one).dtype == torch.bfloat16 else value.to(input.dtype)
 
-    assert {found.check for found in wrong("autocast", loss, Case("bfloat16", reduction="none"))} == {"loss"}
+    assert {found.of for found in wrong("autocast", loss, Case("bfloat16", reduction="none"))} == {"loss"}
 
 
 def test_a_loss_that_looks_at_its_target_is_refused_without_data():
@@ -287,7 +287,7 @@ def when_compiled(function):
 def test_an_ignored_class_that_is_not_masked_in_a_graph_is_found(name):
     # As torch's own decomposition once did: pytorch#95794.
     found = wrong(name, when_compiled(counts_an_ignored_row))
-    assert {one.check.split(" ")[0] for one in found} == ({"loss"} if name == "export" else {"loss", "gradient"})
+    assert {one.of.split(" ")[0] for one in found} == ({"loss"} if name == "export" else {"loss", "gradient"})
 
 
 @pytest.mark.parametrize(("name", "said"), [("export", "data-dependent"), ("trace", "Data-dependent branching")])
@@ -309,7 +309,7 @@ def test_what_compiled_code_never_sets_is_found():
 
     # What it gets is for the allocator to say: the memory that was filled with NaN, now and then another piece.
     found = [one for _ in range(8) for one in wrong("trace", loss)]
-    assert {one.check.partition(" ")[0] for one in found} == {"loss"}
+    assert {one.of.partition(" ")[0] for one in found} == {"loss"}
 
 
 def constant_for(rows):
@@ -325,9 +325,7 @@ def test_a_size_that_is_no_variable_is_found_at_the_next_size(backend):
     case = Case("float32", (7, 5))
     assert not wrong(backend, constant_for(7), case)
     found = wrong(f"{backend}_dynamic", constant_for(7), case)
-    assert {one.check for one in found} == {
-        f"{of} on float32-11x5-normal-int64-mean-seed1" for of in ("loss", "gradient")
-    }
+    assert {one.of for one in found} == {f"{of} on float32-11x5-normal-int64-mean-seed1" for of in ("loss", "gradient")}
 
 
 def test_a_refusal_at_the_next_size_says_which_it_is():
@@ -369,7 +367,7 @@ def judged(subjects, chosen, checks):
     made = Report(environment("cpu"), [SubjectReport(subject.name) for subject in subjects])
     for case in chosen:
         run_case(case, subjects, made, "cpu", (*SINGLE, *checks))
-    expect(made, shipped())
+    mark(made, torch_list())
     return made
 
 
@@ -509,11 +507,11 @@ def test_subnormal_numbers_that_a_subject_flushes_are_a_finding():
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_code_for_cuda_may_do_what_the_subject_may_and_what_triton_does(promise, grade, dtype):
     own = contract(promise, grade, dtype, device="cuda")
-    triton = promised(own, CODE, "cuda")
+    triton = promised(own, INDUCTOR, "cuda")
     assert promised(own, TRACER, "cuda") == own
-    assert promised(own, CODE, "cpu") == own
+    assert promised(own, INDUCTOR, "cpu") == own
     for case in ALL[::9]:
-        terms = Question(Case.of(case.id)).expected.terms
+        terms = Question(Case.of(case.id)).exact.terms
         wide, narrow = Bounds(terms, triton), Bounds(terms, own)
         for of in ("loss", "gradient"):
             assert (getattr(wide, of) >= getattr(narrow, of)).all(), (case.id, of)

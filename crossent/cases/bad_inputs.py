@@ -16,7 +16,7 @@ from torch import Tensor
 from crossent.cases.axes import DTYPES
 from crossent.cases.inputs import Inputs
 
-SIZES = (ValueError, RuntimeError)
+SIZE_ERRORS = (ValueError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def _half(id: str, dtype: str, make: Callable[[], dict[str, Any]]) -> BadInput:
     return BadInput(f"{id}_of_{dtype}", lambda: {"logits": _zeros(3, 4, dtype=DTYPES[dtype]), **make()}, dtype=dtype)
 
 
-HALVES = ("float16", "bfloat16")
+_HALVES = ("float16", "bfloat16")
 INTEGERS = ("int8", "int16", "int32", "uint16", "uint32", "uint64")  # the unsigned ones since torch 2.3
 
 BAD_INPUTS = (
@@ -125,38 +125,38 @@ BAD_INPUTS = (
     BadInput("probabilities_of_integers", _shapes((3, 4), (3, 4), torch.int64)),
     BadInput("probabilities_of_uint8", _shapes((3, 4), (3, 4), torch.uint8)),
     BadInput("probabilities_complex", _shapes((3, 4), (3, 4), torch.complex64)),
-    BadInput("target_of_another_batch", _target(0, 1), SIZES),
-    BadInput("target_of_a_batch_of_one", _target(0), SIZES),
+    BadInput("target_of_another_batch", _target(0, 1), SIZE_ERRORS),
+    BadInput("target_of_a_batch_of_one", _target(0), SIZE_ERRORS),
     BadInput("target_with_a_dimension_too_many", _shapes((3, 4), (3, 1))),
-    BadInput("target_without_a_dimension", _shapes((3, 4), ()), SIZES),
-    BadInput("target_of_another_size", _shapes((2, 4, 3), (2, 4)), SIZES),
-    BadInput("target_without_further_dimensions", _shapes((2, 4, 3), (2,)), SIZES),
-    BadInput("target_batched_of_unbatched_logits", _shapes((4,), (2,)), SIZES),
-    BadInput("logits_without_a_dimension", _shapes((), ()), SIZES),
-    BadInput("probabilities_of_another_width", _probabilities(3, 5), SIZES),
-    BadInput("probabilities_of_another_batch", _probabilities(2, 4), SIZES),
-    BadInput("probabilities_of_a_batch_of_one", _probabilities(1, 4), SIZES),
-    BadInput("probabilities_with_classes_last", _shapes((2, 4, 3), (2, 3, 4), torch.float32), SIZES),
-    BadInput("probabilities_of_another_width_unbatched", _shapes((4,), (3,), torch.float32), SIZES),
+    BadInput("target_without_a_dimension", _shapes((3, 4), ()), SIZE_ERRORS),
+    BadInput("target_of_another_size", _shapes((2, 4, 3), (2, 4)), SIZE_ERRORS),
+    BadInput("target_without_further_dimensions", _shapes((2, 4, 3), (2,)), SIZE_ERRORS),
+    BadInput("target_batched_of_unbatched_logits", _shapes((4,), (2,)), SIZE_ERRORS),
+    BadInput("logits_without_a_dimension", _shapes((), ()), SIZE_ERRORS),
+    BadInput("probabilities_of_another_width", _probabilities(3, 5), SIZE_ERRORS),
+    BadInput("probabilities_of_another_batch", _probabilities(2, 4), SIZE_ERRORS),
+    BadInput("probabilities_of_a_batch_of_one", _probabilities(1, 4), SIZE_ERRORS),
+    BadInput("probabilities_with_classes_last", _shapes((2, 4, 3), (2, 3, 4), torch.float32), SIZE_ERRORS),
+    BadInput("probabilities_of_another_width_unbatched", _shapes((4,), (3,), torch.float32), SIZE_ERRORS),
     BadInput("probabilities_with_ignore_index", _probabilities(ignore_index=1)),
     BadInput("probabilities_with_ignore_index_zero", _probabilities(ignore_index=0)),
     BadInput("probabilities_with_ignore_index_255", _probabilities(ignore_index=255)),
-    BadInput("weight_too_short", _weight(3), SIZES),
-    BadInput("weight_too_long", _weight(5), SIZES),
-    BadInput("weight_of_one", _weight(1), SIZES),
-    BadInput("weight_without_a_dimension", _weight(), SIZES),
-    BadInput("weight_with_a_dimension_too_many", _weight(3, 4), SIZES),
-    BadInput("weight_too_short_smoothed", _weight(3, label_smoothing=0.1), SIZES),
-    BadInput("weight_too_short_unbatched", lambda: {**_shapes((4,), ())(), "weight": torch.ones(3)}, SIZES),
-    BadInput("weight_too_short_with_probabilities", _weight(3, dense=True), SIZES),
-    BadInput("weight_of_one_with_probabilities", _weight(1, dense=True), SIZES),
-    BadInput("weight_for_each_row_with_probabilities", _weight(3, 4, dense=True), SIZES),
+    BadInput("weight_too_short", _weight(3), SIZE_ERRORS),
+    BadInput("weight_too_long", _weight(5), SIZE_ERRORS),
+    BadInput("weight_of_one", _weight(1), SIZE_ERRORS),
+    BadInput("weight_without_a_dimension", _weight(), SIZE_ERRORS),
+    BadInput("weight_with_a_dimension_too_many", _weight(3, 4), SIZE_ERRORS),
+    BadInput("weight_too_short_smoothed", _weight(3, label_smoothing=0.1), SIZE_ERRORS),
+    BadInput("weight_too_short_unbatched", lambda: {**_shapes((4,), ())(), "weight": torch.ones(3)}, SIZE_ERRORS),
+    BadInput("weight_too_short_with_probabilities", _weight(3, dense=True), SIZE_ERRORS),
+    BadInput("weight_of_one_with_probabilities", _weight(1, dense=True), SIZE_ERRORS),
+    BadInput("weight_for_each_row_with_probabilities", _weight(3, 4, dense=True), SIZE_ERRORS),
     BadInput("weight_of_another_dtype", _weight(4, dtype=torch.float64)),
     BadInput("weight_of_another_dtype_smoothed", _weight(4, dtype=torch.float64, label_smoothing=0.1)),
     BadInput("weight_of_half_precision", _weight(4, dtype=torch.float16)),
     BadInput("weight_of_integers", _weight(4, dtype=torch.int64)),
-    *(_half("weight_of_float32", dtype, _weight(4)) for dtype in HALVES),
-    *(_half("target_int32", dtype, _target(0, 1, 2, dtype=torch.int32)) for dtype in HALVES),
+    *(_half("weight_of_float32", dtype, _weight(4)) for dtype in _HALVES),
+    *(_half("target_int32", dtype, _target(0, 1, 2, dtype=torch.int32)) for dtype in _HALVES),
     BadInput("logits_of_integers", _logits(torch.int64)),
     BadInput("logits_bool", _logits(torch.bool)),
     BadInput("logits_complex", _logits(torch.complex64)),
@@ -167,14 +167,14 @@ BAD_INPUTS = (
     BadInput("reduction_in_capitals", _option(reduction="Mean"), (ValueError,)),
     BadInput("reduction_empty", _option(reduction=""), (ValueError,)),
     BadInput("reduction_that_is_none", _option(reduction=None), (ValueError,)),
-    BadInput("label_smoothing_above_one", _option(label_smoothing=1.5), SIZES),
-    BadInput("label_smoothing_above_one_by_an_ulp", _option(label_smoothing=1 + 2.0**-52), SIZES),
-    BadInput("label_smoothing_above_one_with_probabilities", _probabilities(label_smoothing=1.5), SIZES),
-    BadInput("label_smoothing_infinite", _option(label_smoothing=math.inf), SIZES),
-    BadInput("label_smoothing_negative", _option(label_smoothing=-0.1), SIZES),
-    BadInput("label_smoothing_negative_by_little", _option(label_smoothing=-1e-9), SIZES),
-    BadInput("label_smoothing_negative_with_probabilities", _probabilities(label_smoothing=-0.1), SIZES),
-    BadInput("label_smoothing_nan", _option(label_smoothing=math.nan), SIZES),
+    BadInput("label_smoothing_above_one", _option(label_smoothing=1.5), SIZE_ERRORS),
+    BadInput("label_smoothing_above_one_by_an_ulp", _option(label_smoothing=1 + 2.0**-52), SIZE_ERRORS),
+    BadInput("label_smoothing_above_one_with_probabilities", _probabilities(label_smoothing=1.5), SIZE_ERRORS),
+    BadInput("label_smoothing_infinite", _option(label_smoothing=math.inf), SIZE_ERRORS),
+    BadInput("label_smoothing_negative", _option(label_smoothing=-0.1), SIZE_ERRORS),
+    BadInput("label_smoothing_negative_by_little", _option(label_smoothing=-1e-9), SIZE_ERRORS),
+    BadInput("label_smoothing_negative_with_probabilities", _probabilities(label_smoothing=-0.1), SIZE_ERRORS),
+    BadInput("label_smoothing_nan", _option(label_smoothing=math.nan), SIZE_ERRORS),
     BadInput("label_smoothing_of_text", _option(label_smoothing="0.1"), (TypeError,)),
     BadInput("ignore_index_of_a_fraction", _option(ignore_index=1.5), (TypeError,)),
     BadInput("ignore_index_that_is_none", _option(ignore_index=None), (TypeError,)),

@@ -34,7 +34,7 @@ def _wide(dtypes: Iterable[str], widths: Iterable[int], rows: int = 4) -> tuple[
 
 
 # Words of an axis, or sizes, that meet no others in the grid.
-ALONE = (
+_ALONE = (
     # A class that is false where Python asks for its truth.
     Case("float32", weight="weighted", ignored="ignored_zero", label_smoothing=0.1, name="ignored_zero"),
     Case("bfloat16", (3, 5, 4), reduction="none", ignored="ignored_zero", upstream="rows", name="ignored_zero"),
@@ -114,7 +114,7 @@ POLICY_NAMES = {case.id: name for name, case in POLICIES.items()}
 # What costs hardly anything.
 QUICK = (
     *POLICIES.values(),
-    *ALONE,
+    *_ALONE,
     # Sums of rows held in half precision: their block is not closed where the row is ignored that should close it.
     Case("bfloat16", (1000, 10), ignored="ignored_16th", name="half_partial_sums"),
     # A row whose exponentials add up to more than float16 holds.
@@ -175,7 +175,7 @@ THOROUGH = (
 )
 EDGES = (*QUICK, *NORMAL)
 # Sums over millions of rows, in little memory: a block that is not closed shows in float32 too.
-ROWS = (
+MANY_ROWS = (
     # 75 million of them (pytorch#55657). It is judged of who promises more than any order of summation.
     Case("float32", (1, 2, 768, 768), tiled=128, name="pytorch-55657"),
     Case("float32", (64, 3), ignored="ignored_16th", tiled=65536, name="partial_sums"),
@@ -196,7 +196,7 @@ def edges(dtypes: Sequence[str] = tuple(DTYPES), seed: int = 0, level: str = "no
     return (case.seeded(seed) for dtype in dtypes for case in chosen if case.dtype == dtype)
 
 
-def large(dtypes: Sequence[str] = tuple(DTYPES), seed: int = 0) -> Iterator[Case]:
+def large_cases(dtypes: Sequence[str] = tuple(DTYPES), seed: int = 0) -> Iterator[Case]:
     """The large cases of these dtypes, those of the corpus first, in numbers of their own for each seed."""
     known = [case for bug in bugs() for case in bug.cases if case.tiled > 1]
-    return (case.seeded(seed) for case in (*known, *ROWS) if case.dtype in dtypes)
+    return (case.seeded(seed) for case in (*known, *MANY_ROWS) if case.dtype in dtypes)

@@ -21,7 +21,7 @@ from crossent.cases.axes import AXES, CONSTRAINTS, DTYPES, IGNORED, Constraint
 from crossent.cases.case import Case
 
 # Each is one lesson: the class axis, its place among further dimensions, and the sizes that hide bugs.
-SIZES = (
+_SIZES = (
     (5,),
     (7, 5),
     (3, 5, 4),
@@ -34,16 +34,16 @@ SIZES = (
     (2, 257),  # one class more than a power of two
 )
 # The values that options may get wrong; the others are about rounding, and are for the soak.
-VALUES = (
+_VALUES = (
     *("flat", "equal", "normal", "tiny", "wide", "large", "decades", "integers", "near_ties", "confident", "sure"),
     *("wrong", "outlier", "offset", "negative_offset", "large_offset", "row_offsets", "subnormal"),
     *("inf_off_target", "inf_on_target", "inf_tiles", "positive_inf", "nan", "nan_ignored", "inf_ignored"),
 )
 # What else a word of an axis says stands in the edges and the corpus: these meet one another, and little with the rest.
 CHOICES: dict[str, tuple[Any, ...]] = {
-    "sizes": SIZES,
+    "sizes": _SIZES,
     **{axis: words for axis, words in AXES.items() if axis != "weight_layout"},
-    "values": VALUES,
+    "values": _VALUES,
     "ignored": tuple(word for word in IGNORED if word not in ("ignored_minus_one", "ignored_zero")),
     "upstream": ("one", "scalar", "rows", "stride0", "zero"),
     "label_smoothing": (0.0, 0.1, 1.0),
@@ -63,7 +63,7 @@ TRANSFORMED: dict[str, tuple[Any, ...]] = {
 
 
 @dataclass(frozen=True)
-class Array:
+class CoveringArray:
     """A covering array: in its cases every `strength` of the choices meet that can stand together."""
 
     strength: int
@@ -71,7 +71,11 @@ class Array:
 
 
 # The file of each is its name.
-ARRAYS = {"pairs": Array(2, CHOICES), "triples": Array(3, CHOICES), "transformed": Array(2, TRANSFORMED)}
+ARRAYS = {
+    "pairs": CoveringArray(2, CHOICES),
+    "triples": CoveringArray(3, CHOICES),
+    "transformed": CoveringArray(2, TRANSFORMED),
+}
 
 
 def grid(dtypes: Iterable[str] = tuple(DTYPES), seed: int = 0, array: str = "triples") -> Iterator[Case]:
@@ -97,7 +101,7 @@ def met(cases: Iterable[Case], strength: int = 3) -> int:
     return sum(len(np.unique(np.stack(some), axis=1).T) for some in itertools.combinations(codes, strength))
 
 
-def cover(array: Array) -> list[Case]:
+def cover(array: CoveringArray) -> list[Case]:
     """The cases of an array, made anew: needs covertable."""
     from covertable import make
 

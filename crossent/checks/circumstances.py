@@ -20,7 +20,7 @@ from crossent.cases.axes import DENSE_TARGETS
 from crossent.cases.case import Case
 from crossent.cases.inputs import Inputs, bits
 from crossent.subjects.subject import Loss
-from crossent.trials.call import Gradients, Result, evaluate, plain
+from crossent.trials.call import Gradients, Result, as_loss, evaluate
 from crossent.trials.difference import Difference
 from crossent.trials.memory import marks, written
 from crossent.trials.trial import Check, Problem, Question, Trial, misshapen, no_gradient
@@ -44,7 +44,7 @@ def no_grad(trial: Trial) -> Found:
     question = trial.question
     for way in UNRECORDED:
         loss, wants, given, mark = trial.perform(evaluate_unrecorded, question.fresh(), way)
-        if problem := misshapen(trial, loss, question.expected):
+        if problem := misshapen(trial, loss, question.exact):
             yield replace(problem, message=f"{way}: {problem.message}")
             return
         if wants:
@@ -54,7 +54,7 @@ def no_grad(trial: Trial) -> Found:
         if change := f"it wrote into {changed}" if changed else mark:
             yield Problem("changed_input", f"{way}: {change}")
             return
-        yield from _named(trial.compare(Result(loss), question.expected), way)
+        yield from _named(trial.compare(Result(loss), question.exact), way)
 
 
 def evaluate_unrecorded(loss: Loss, inputs: Inputs, way: str) -> tuple[Tensor, bool, Inputs, str]:
@@ -64,20 +64,20 @@ def evaluate_unrecorded(loss: Loss, inputs: Inputs, way: str) -> tuple[Tensor, b
         given = _wanting(inputs.copy(), logits=wanted, target=wanted)
         tensors = {"input": given.logits, "target": given.target, **given.options}
         passed = {name: (one, one.requires_grad) for name, one in tensors.items() if isinstance(one, Tensor)}
-        value = plain(loss(given.logits, given.target, **given.options))
+        value = as_loss(loss(given.logits, given.target, **given.options))
     return value.detach(), value.requires_grad, given, marks(passed)
 
 
 def non_leaf(trial: Trial) -> Found:
     """Logits that an operation has made stay as they were, and give the exact loss and gradients."""
     got, made = trial.perform(evaluate_of_made, trial.question.fresh(), trial.gradients)
-    if problem := misshapen(trial, got.loss, trial.question.expected):
+    if problem := misshapen(trial, got.loss, trial.question.exact):
         yield problem
         return
     if (bits(made) != bits(trial.question.inputs.logits)).any():
         yield Problem("changed_input", "it wrote into input, which an operation has made")
         return
-    yield from trial.compare(got, trial.question.expected)
+    yield from trial.compare(got, trial.question.exact)
 
 
 def evaluate_of_made(loss: Loss, inputs: Inputs, gradients: Gradients) -> tuple[Result, Tensor]:
@@ -96,7 +96,7 @@ def alone(trial: Trial) -> Found:
     """Where logits or target probabilities alone want a gradient, `backward` gives it to them and none to the other."""
     for way, (logits, target) in ALONE.items():
         loss, wants, *gradients = trial.perform(backward_alone, trial.question.fresh(), logits, target)
-        if problem := misshapen(trial, loss, trial.question.expected):
+        if problem := misshapen(trial, loss, trial.question.exact):
             yield problem
             return
         if not wants:
@@ -108,7 +108,7 @@ def alone(trial: Trial) -> Found:
             yield Problem("wrong", f"{said}, where that {way} is wanted")
             return
         got = Result(loss, wanted) if logits else Result(loss, None, wanted)
-        yield from _named(trial.compare(got, trial.question.expected), way)
+        yield from _named(trial.compare(got, trial.question.exact), way)
 
 
 def backward_alone(
@@ -119,7 +119,7 @@ def backward_alone(
     A wrong shape has no gradients, and is for :func:`misshapen` to say.
     """
     given = _wanting(inputs, logits=logits, target=target)
-    value = plain(loss(given.logits, given.target, **given.options))
+    value = as_loss(loss(given.logits, given.target, **given.options))
     if value.requires_grad and value.shape == inputs.upstream.shape:
         value.backward(inputs.upstream.to(value.dtype))  # type: ignore[no-untyped-call]  # as torch leaves it
     return value.detach(), value.requires_grad, given.logits.grad, given.target.grad
@@ -134,10 +134,10 @@ def threads(trial: Trial) -> Found:
     for asked, ways in (((question,), THREADS[:1]), ((question, other), THREADS[1:])):
         results = trial.perform(at_once, [one.fresh() for one in asked], trial.gradients)
         for way, one, got in zip(ways, asked, results, strict=True):
-            if problem := misshapen(trial, got.loss, one.expected):
+            if problem := misshapen(trial, got.loss, one.exact):
                 yield replace(problem, message=f"{way}: {problem.message}")
                 return
-            yield from _named(trial.compare(got, one.expected), way)
+            yield from _named(trial.compare(got, one.exact), way)
 
 
 def at_once(loss: Loss, inputs: Sequence[Inputs], gradients: Gradients) -> list[Result]:
@@ -190,7 +190,7 @@ def _wanting(given: Inputs, *, logits: bool, target: bool) -> Inputs:
 
 
 def _named(differences: list[Difference], way: str) -> list[Difference]:
-    return [replace(difference, check=f"{difference.check} {way}") for difference in differences]
+    return [replace(difference, of=f"{difference.of} {way}") for difference in differences]
 
 
 def _dense(case: Case) -> bool:
@@ -199,7 +199,7 @@ def _dense(case: Case) -> bool:
 
 CIRCUMSTANCES = (
     Check("no_grad", no_grad),
-    Check("non_leaf", non_leaf, why_not=no_gradient),
-    Check("alone", alone, about=_dense, why_not=no_gradient),
+    Check("non_leaf", non_leaf, not_run=no_gradient),
+    Check("alone", alone, applies=_dense, not_run=no_gradient),
     Check("threads", threads),
 )

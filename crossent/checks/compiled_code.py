@@ -15,22 +15,22 @@ from crossent.cases.axes import INDEX_TARGETS
 from crossent.cases.case import Case
 from crossent.cases.inputs import Inputs
 from crossent.numerics.bounds.contracts import FUNCTIONS, Contract, contract
-from crossent.subjects.compiler import CODE, TRACER, compile_loss, unusable
+from crossent.subjects.compiler import INDUCTOR, TRACER, compile_loss, unusable
 from crossent.subjects.subject import Loss, Subject
-from crossent.trials.act import Raised, Waits
+from crossent.trials.act import NotRun, Raised
 from crossent.trials.call import Gradients, Result, evaluate
 from crossent.trials.difference import Difference, compare_under
-from crossent.trials.exact import Expected
+from crossent.trials.exact import Exact
 from crossent.trials.memory import poison
 from crossent.trials.trial import Check, NotRunError, Problem, Question, RefusedError, Trial, misshapen
 
 
 def evaluate_compiled(
     loss: Loss, gradients: Gradients, backend: str, dynamic: bool, calls: Sequence[Inputs]
-) -> list[Result | Raised] | Waits:
+) -> list[Result | Raised] | NotRun:
     """The act of some calls of a compiled loss, in memory full of NaN; none comes after one that raised."""
     if reason := unusable(backend, calls[0].logits.device.type):
-        return Waits(reason)
+        return NotRun(reason)
     made: list[Result | Raised] = []
     with compile_loss(loss, backend, dynamic=dynamic) as of_graph:
         for inputs in calls:
@@ -42,7 +42,7 @@ def evaluate_compiled(
     return made
 
 
-def refusal(raised: Raised, where: str) -> RefusedError:
+def refused_when_compiled(raised: Raised, where: str) -> RefusedError:
     """That a compiled loss raised; the message has the error that was the first, since Dynamo's says there was one."""
     message = raised.message
     if raised.first not in message:  # of the last one a few words: there may be addresses in the rest
@@ -50,7 +50,7 @@ def refusal(raised: Raised, where: str) -> RefusedError:
     return RefusedError(raised, f"{message}{where}")
 
 
-def compare_compiled(trial: Trial, backend: str, got: Result, expected: Expected) -> list[Difference]:
+def compare_compiled(trial: Trial, backend: str, got: Result, expected: Exact) -> list[Difference]:
     """The differences of a result of compiled code under what the subject promises, as far as the compiler keeps it."""
     device = got.loss.device.type
     dtype = trial.subject.dtype_name or expected.logits_dtype
@@ -90,12 +90,12 @@ def compiled(backend: str, dynamic: bool, trial: Trial) -> Iterator[Difference |
     made = trial.perform(evaluate_compiled, trial.gradients, backend, dynamic, calls)
     for (question, where), got in zip(asked, made, strict=False):
         if isinstance(got, Raised):
-            raise refusal(got, where)
-        if problem := misshapen(trial, got.loss, question.expected):
+            raise refused_when_compiled(got, where)
+        if problem := misshapen(trial, got.loss, question.exact):
             yield replace(problem, message=f"{problem.message}{where}")
             return
-        for found in compare_compiled(trial, backend, got, question.expected):
-            yield replace(found, check=f"{found.check}{where}")
+        for found in compare_compiled(trial, backend, got, question.exact):
+            yield replace(found, of=f"{found.of}{where}")
 
 
 def compiled_error(trial: Trial) -> Iterator[Problem]:
@@ -104,7 +104,7 @@ def compiled_error(trial: Trial) -> Iterator[Problem]:
     if inputs.logits.is_cuda:
         raise NotRunError("would be left with a device that is of no more use")
     wrong = no_classes(inputs)
-    made = trial.perform(answers_of_compiled, trial.gradients, CODE, inputs, wrong)
+    made = trial.perform(answers_of_compiled, trial.gradients, INDUCTOR, inputs, wrong)
     for index, answer in zip(wrong, made, strict=True):
         if isinstance(answer, Raised):
             if not answer.is_a(IndexError, RuntimeError):
@@ -117,18 +117,18 @@ def compiled_error(trial: Trial) -> Iterator[Problem]:
 
 def answers_of_compiled(
     loss: Loss, gradients: Gradients, backend: str, inputs: Inputs, classes: Sequence[int]
-) -> list[Tensor | Raised] | Waits:
+) -> list[Tensor | Raised] | NotRun:
     """The act of some calls of a compiled loss, each with another class at the end of the target."""
     if reason := unusable(backend, inputs.logits.device.type):
-        return Waits(reason)
+        return NotRun(reason)
     made: list[Tensor | Raised] = []
     with compile_loss(loss, backend, dynamic=False) as of_graph:
         try:
             evaluate(of_graph, inputs.copy(), gradients)
         except Exception:  # or any error would do
-            return Waits("waits for a right compile")
+            return NotRun("waits for a right compile")
         if reason := _why_no_error():
-            return Waits(reason)
+            return NotRun(reason)
         for index in classes:
             given = inputs.copy()
             given.target[(-1,) * given.target.dim()] = index
@@ -162,7 +162,7 @@ def larger(case: Case) -> Case:
 
 
 def _plain(subject: Subject) -> str:
-    return subject.plain
+    return subject.not_transformed
 
 
 # Those that make code take seconds a case.
@@ -170,31 +170,31 @@ COMPILED_CODE = (
     Check(
         "trace",
         partial(compiled, TRACER, False),
-        why_not=_plain,
+        not_run=_plain,
         asks="As the graph that torch.compile makes, before it is code, it gives the loss and its gradients.",
     ),
     Check(
         "trace_dynamic",
         partial(compiled, TRACER, True),
-        why_not=_plain,
+        not_run=_plain,
         asks="So does one graph for all sizes, on two of them.",
     ),
     Check(
         "compile",
-        partial(compiled, CODE, False),
-        why_not=_plain,
+        partial(compiled, INDUCTOR, False),
+        not_run=_plain,
         asks="Compiled, it gives the loss and its gradients: pytorch#95794, #121173, #155247, #182399.",
     ),
     Check(
         "compile_dynamic",
-        partial(compiled, CODE, True),
-        why_not=_plain,
+        partial(compiled, INDUCTOR, True),
+        not_run=_plain,
         asks="So does code that is compiled once for all sizes, on two of them.",
     ),
     Check(
         "compiled_error",
         compiled_error,
-        about=lambda case: case.target in INDEX_TARGETS and case.rows > 0,
-        why_not=_plain,
+        applies=lambda case: case.target in INDEX_TARGETS and case.rows > 0,
+        not_run=_plain,
     ),
 )

@@ -40,7 +40,7 @@ def double_backward(trial: Trial) -> Iterator[Difference | Problem]:
     """
     inputs, direction = trial.question.fresh(), trial.case.direction(trial.question.device)
     second, upstream = trial.perform(second_order, inputs, direction)
-    exact = trial.question.along
+    exact = trial.question.exact_along
     yield from _measured("second", second, exact.second, trial)
     yield from _measured("upstream_gradient", upstream, exact.tangent, trial)
 
@@ -53,7 +53,7 @@ def forward_mode(trial: Trial) -> Iterator[Difference | Problem]:
     """
     inputs, direction = trial.question.fresh(), trial.case.direction(trial.question.device)
     tangent = trial.perform(tangent_of, inputs, direction)
-    yield from _measured("tangent", tangent, trial.question.along.tangent, trial)
+    yield from _measured("tangent", tangent, trial.question.exact_along.tangent, trial)
 
 
 def second_order(loss: Loss, inputs: Inputs, direction: Tensor) -> tuple[Tensor | None, ...]:
@@ -98,7 +98,7 @@ def _measured(of: str, got: Tensor | None, exact: Ball, trial: Trial) -> Iterato
         return
     subject, dtype = trial.subject, trial.subject.dtype_name or trial.case.dtype
     promised = contract(subject.promise, trial.wanted, dtype, device=got.device.type, rows=trial.case.rows)
-    bounds = trial.question.along.bounds(replace(promised, storage=FORMATS[name_of(got)]))
+    bounds = trial.question.exact_along.bounds(replace(promised, storage=FORMATS[name_of(got)]))
     yield worst(of, got.detach(), exact, bounds)
 
 
@@ -118,6 +118,6 @@ def _no_gradient(subject: Subject) -> str:
 
 
 DERIVATIVES = (
-    Check("double_backward", double_backward, about=_is_small, why_not=_no_gradient),
-    Check("forward_ad", forward_mode, about=_is_small, why_not=_no_gradient),
+    Check("double_backward", double_backward, applies=_is_small, not_run=_no_gradient),
+    Check("forward_ad", forward_mode, applies=_is_small, not_run=_no_gradient),
 )

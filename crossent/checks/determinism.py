@@ -15,7 +15,7 @@ import torch
 
 from crossent.cases.inputs import Inputs
 from crossent.subjects.subject import Loss
-from crossent.trials.act import Raised, Waits
+from crossent.trials.act import NotRun, Raised
 from crossent.trials.call import Gradients, Result, evaluate
 from crossent.trials.difference import Difference
 from crossent.trials.memory import memory, poison, tensors_of
@@ -63,14 +63,14 @@ def stream(trial: Trial) -> Iterator[Difference]:
     if device.type != "cuda":
         raise NotRunError("waits for a CUDA device: others have no streams")
     got = trial.perform(evaluate_on_a_stream, trial.question.fresh(), trial.gradients)
-    yield from trial.compare(got, trial.question.expected)
+    yield from trial.compare(got, trial.question.exact)
 
 
-def evaluate_on_a_stream(loss: Loss, inputs: Inputs, gradients: Gradients) -> Result | Waits:
+def evaluate_on_a_stream(loss: Loss, inputs: Inputs, gradients: Gradients) -> Result | NotRun:
     """The act of a call on a stream of its own, on which its arguments come late."""
     sleep = getattr(torch.cuda, "_sleep", None)
     if sleep is None:
-        return Waits("waits for a torch with torch.cuda._sleep, which makes a stream late")
+        return NotRun("waits for a torch with torch.cuda._sleep, which makes a stream late")
     device = inputs.logits.device
     late = [memory(tensor) for tensor in tensors_of(inputs).values()]
     values = [raw.clone() for raw in late]

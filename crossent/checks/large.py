@@ -25,13 +25,13 @@ from crossent.numerics.bounds.rounding import Held, safe
 from crossent.numerics.formats import FORMATS
 from crossent.numerics.oracle.arithmetic import Ball
 from crossent.subjects.subject import Loss, Subject
-from crossent.trials.act import Waits
+from crossent.trials.act import NotRun
 from crossent.trials.call import Gradients, Result, evaluate
 from crossent.trials.difference import Difference, allowance, difference, not_judged
-from crossent.trials.exact import expect, name_of
+from crossent.trials.exact import name_of, solve
 from crossent.trials.trial import Check, NotRunError, Problem, Trial
 
-BLOCK = 2**24  # elements copied or judged at once: far from 2^31, where that itself could go wrong
+TILE_BLOCK = 2**24  # elements copied or judged at once: far from 2^31, where that itself could go wrong
 GIB = 2**30
 
 
@@ -60,7 +60,7 @@ def needed(case: Case, subject: Subject) -> int:
     widest = max(4, size if subject.dtype is None else _bytes(subject.dtype))
     work = logits * 5 * widest + rows * 32 if subject.promise == "eager" else logits * 3 * size + rows * 16
     copy = logits * size if case.layout == "class_last" else 0
-    compared = 8 * BLOCK * 8  # float64 numbers of a block, a few times over
+    compared = 8 * TILE_BLOCK * 8  # float64 numbers of a block, a few times over
     return inputs + work + copy + rows * size + compared
 
 
@@ -75,7 +75,7 @@ def run(trial: Trial) -> Iterator[Difference | Problem]:
         raise NotRunError("lives in a process of its own, from which results of this size are not sent: see README")
     need = needed(case, trial.subject)
     got = trial.perform(evaluate_tiled, case, device, trial.gradients, need)
-    expected = trial.question.expected
+    expected = trial.question.exact
     shape = (case.tiled * expected.shape[0], *expected.shape[1:]) if expected.shape else ()
     wanted = trial.subject.dtype or expected.dtype, shape
     if (got.loss.dtype, tuple(got.loss.shape)) != wanted:
@@ -97,17 +97,17 @@ def _storing(promised: Contract, tensor: Tensor) -> Contract:
     return replace(promised, storage=FORMATS[name_of(tensor)])
 
 
-def evaluate_tiled(loss: Loss, case: Case, device: str, gradients: Gradients, need: int) -> Result | Waits:
+def evaluate_tiled(loss: Loss, case: Case, device: str, gradients: Gradients, need: int) -> Result | NotRun:
     """The act of a call with all tiles, where there is the memory for it."""
     have = available(device)
     if need > have:
-        return Waits(f"waits for {need / GIB:.1f} GiB of memory on {device}, which has {have / GIB:.1f}")
+        return NotRun(f"waits for {need / GIB:.1f} GiB of memory on {device}, which has {have / GIB:.1f}")
     try:
         return evaluate(loss, tiled(case, device), gradients)
     except Exception as error:
         no_memory = isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or "allocate memory" in str(error)
         if no_memory:  # the last is how torch's CPU allocator says it
-            return Waits(f"ran out of memory on {device}")
+            return NotRun(f"ran out of memory on {device}")
         raise
 
 
@@ -125,7 +125,7 @@ def _repeated(tile: Tensor, times: int) -> Tensor:
 
 
 def _tiles_at_once(elements: int) -> int:
-    return max(1, BLOCK // max(elements, 1))
+    return max(1, TILE_BLOCK // max(elements, 1))
 
 
 def _of_tiles(check: str, got: Tensor, exact: Ball, bounds: Bounds, times: int) -> Difference:
@@ -166,7 +166,7 @@ def _rows_beyond(got: Tensor, check: str) -> tuple[int, ...]:
 
 def _reduced(trial: Trial, got: Tensor, promised: Contract) -> Difference:
     """The mean of all tiles, which is the mean of one; or their sum, which is so many times the sum of one."""
-    exact, times = trial.question.expected.loss, float(trial.case.tiled)
+    exact, times = trial.question.exact.loss, float(trial.case.tiled)
     if trial.case.reduction == "sum":  # 2^-51: for the roundings of these products
         exact = Ball(exact.hi * times, exact.lo * times, exact.radius * times + 2.0**-51 * np.abs(exact.hi * times))
     bound, reason = _bound_of_sum(trial, promised)
@@ -188,7 +188,7 @@ def _bound_of_sum(trial: Trial, promised: Contract) -> tuple[float, Reason]:
     every_row = replace(
         one, options={**one.options, "reduction": "none"}, upstream=torch.ones_like(one.target).double()
     )
-    expected = expect(every_row)
+    expected = solve(every_row)
     held, times = promised.stored or promised.compute, float(trial.case.tiled)
     count = float(expected.terms.kept.sum() * times)
     depth = count - 1 if promised.row_order.depth is None else promised.row_order.depth
@@ -207,4 +207,4 @@ def _bound_of_sum(trial: Trial, promised: Contract) -> tuple[float, Reason]:
     return bound, short if roundings >= 0.5 else "an intermediate may overflow"
 
 
-LARGE = (Check("large", run, about=lambda case: case.tiled > 1),)
+LARGE = (Check("large", run, applies=lambda case: case.tiled > 1),)

@@ -12,10 +12,10 @@ from torch import Tensor
 from crossent.cases.inputs import Inputs
 from crossent.numerics.bounds.rounding import safe
 from crossent.subjects.subject import Loss
-from crossent.trials.agreement import PARTS, apart, beside, further_call, held, relation
+from crossent.trials.agreement import RESULT_PARTS, compare_results, exact_for, further_call, relation, with_radius
 from crossent.trials.call import Gradients, Result, evaluate
 from crossent.trials.difference import Difference
-from crossent.trials.exact import Expected, expect
+from crossent.trials.exact import Exact, solve
 from crossent.trials.trial import Problem, Trial
 
 
@@ -27,9 +27,9 @@ def options(trial: Trial) -> Iterator[Difference | Problem]:
     """
     for way, without in left_out(trial.question.fresh()).items():
         other = further_call(trial, without)
-        same = [name for name in PARTS if _same(getattr(trial.got, name), getattr(other, name))]
+        same = [name for name in RESULT_PARTS if _same(getattr(trial.got, name), getattr(other, name))]
         if same:
-            exact, option = expect(without), way.removeprefix("without ")
+            exact, option = solve(without), way.removeprefix("without ")
             yield from (
                 Problem("wrong", f"{option} changes nothing: the {name} is the same without it", f"{name} {way}")
                 for name in same
@@ -57,15 +57,15 @@ def left_out(given: Inputs) -> dict[str, Inputs]:
     return found
 
 
-def _must_differ(trial: Trial, name: str, other: Result, exact: Expected) -> bool:
+def _must_differ(trial: Trial, name: str, other: Result, exact: Exact) -> bool:
     """Whether the exact answers are further apart than both results may be off, and these are numbers there."""
-    one, two = getattr(trial.question.expected, name), getattr(exact, name)
+    one, two = getattr(trial.question.exact, name), getattr(exact, name)
     room = np.abs(two.lo) + one.radius + two.radius
-    for got, expected in ((trial.got, trial.question.expected), (other, exact)):
+    for got, expected in ((trial.got, trial.question.exact), (other, exact)):
         bound = trial.bounds(got, expected)[name]
         finite = np.isfinite(getattr(expected, name).hi)
         room = room + np.where(finite, np.where(np.isnan(bound), np.inf, bound), 0.0)
-    numbers = held(trial, trial.got)[name].hi
+    numbers = with_radius(trial, trial.got)[name].hi
     return bool((np.isfinite(numbers) & (one.distance(two.hi) > safe(room))).any())
 
 
@@ -76,7 +76,9 @@ def _with_options_off(trial: Trial) -> Iterator[Difference]:
     other, passed = made
 
     got = further_call(trial, other, evaluate_with, passed)
-    yield from apart(trial, held(trial, got, beside(trial, "options off", other)), way="with options off")
+    yield from compare_results(
+        trial, with_radius(trial, got, exact_for(trial, "options off", other)), way="with options off"
+    )
 
 
 def evaluate_with(loss: Loss, inputs: Inputs, gradients: Gradients, passed: Sequence[str]) -> Result:

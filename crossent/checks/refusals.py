@@ -19,14 +19,14 @@ ERRORS = "A bad call is refused, with an error of the class that torch documents
 
 
 @dataclass(frozen=True)
-class Answer:
+class Reaction:
     """What became of one bad call.
 
     Attributes:
         raised: the names of the error's class and of its bases, with their modules; empty where nothing was raised.
         message: the error's first line, or the value that was returned.
         wrote: the argument that it wrote into, or ""; None where nothing can be read from the device any more.
-        disturbed: what of the global state it left changed.
+        changed_state: what of the global state it left changed.
         ended: how its process ended, or "" where it is alive.
         hung: whether it was ended for taking too long.
         unsent: why it could not be sent to another process, or "".
@@ -35,13 +35,13 @@ class Answer:
     raised: tuple[str, ...] = ()
     message: str = ""
     wrote: str | None = ""
-    disturbed: tuple[str, ...] = ()
+    changed_state: tuple[str, ...] = ()
     ended: str = ""
     hung: bool = False
     unsent: str = ""
 
 
-def judgement(answer: Answer, allowed: tuple[type[Exception], ...]) -> dict[str, Problem | None]:
+def judge_reaction(answer: Reaction, allowed: tuple[type[Exception], ...]) -> dict[str, Problem | None]:
     """What is wrong with an answer, where these errors are allowed."""
     wanted = " or ".join(error.__name__ for error in allowed)
     if answer.ended:
@@ -56,12 +56,12 @@ def judgement(answer: Answer, allowed: tuple[type[Exception], ...]) -> dict[str,
         found["errors"] = Problem("wrong", f"raised {answer.message}; allowed is {wanted}")
     if answer.wrote:
         found["arguments"] = Problem("changed_input", f"it wrote into {answer.wrote}")
-    if answer.disturbed:
-        found["state"] = Problem("changed_state", f"it changed {', '.join(answer.disturbed)}")
+    if answer.changed_state:
+        found["state"] = Problem("changed_state", f"it changed {', '.join(answer.changed_state)}")
     return found
 
 
-def ask(loss: Loss, bad_input: BadInput, device: str = "cpu") -> Answer:
+def react(loss: Loss, bad_input: BadInput, device: str = "cpu") -> Reaction:
     """The answer to a bad call in this process."""
     given, before = bad_input.build(device), bad_input.build(device)
     state = snapshot()
@@ -69,19 +69,19 @@ def ask(loss: Loss, bad_input: BadInput, device: str = "cpu") -> Answer:
         got = loss(given.logits, given.target, **given.options)
         if given.logits.is_cuda:
             torch.cuda.synchronize(given.logits.device)  # an assert is raised where the host waits for the device
-        answer = Answer(message=_value(got))
+        answer = Reaction(message=_value(got))
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # whatever a subject raises is looked at, and the run goes on
-        answer = Answer(tuple(map(name_of_class, type(error).__mro__)), said(error))
+        answer = Reaction(tuple(map(name_of_class, type(error).__mro__)), said(error))
     finally:
         disturbed = restore(state)
-    return replace(answer, wrote=_wrote(given, before), disturbed=tuple(disturbed))
+    return replace(answer, wrote=_wrote(given, before), changed_state=tuple(disturbed))
 
 
-def ask_named(loss: Loss, name: str, device: str) -> Answer:
+def react_by_name(loss: Loss, name: str, device: str) -> Reaction:
     """The act of the bad call with this id."""
-    return ask(loss, next(one for one in BAD_INPUTS if one.id == name), device)
+    return react(loss, next(one for one in BAD_INPUTS if one.id == name), device)
 
 
 def _wrote(given: Inputs, before: Inputs) -> str | None:

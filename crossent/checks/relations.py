@@ -20,7 +20,18 @@ from crossent.cases.inputs import Inputs
 from crossent.numerics.bounds.intermediates import Terms
 from crossent.numerics.formats import FORMATS, Array
 from crossent.subjects.subject import Loss
-from crossent.trials.agreement import PARTS, Held, apart, beneath, beside, further_call, held, plus, relation, times
+from crossent.trials.agreement import (
+    RESULT_PARTS,
+    PartBalls,
+    compare_results,
+    exact_for,
+    further_call,
+    plus,
+    relation,
+    stacked,
+    times,
+    with_radius,
+)
 from crossent.trials.call import Result
 from crossent.trials.difference import Difference
 from crossent.trials.exact import name_of, rows_of
@@ -32,7 +43,7 @@ def layout(trial: Trial) -> Iterator[Difference]:
 
     pytorch#67167 and unsloth#10713: a target, and logits, that are read as if they were contiguous.
     """
-    yield from apart(trial, held(trial, further_call(trial, contiguous(trial.question.fresh()))))
+    yield from compare_results(trial, with_radius(trial, further_call(trial, contiguous(trial.question.fresh()))))
 
 
 def contiguous(given: Inputs) -> Inputs:
@@ -49,9 +60,9 @@ def shift(trial: Trial) -> Iterator[Difference]:
     if not ways:
         raise NotRunError("gets logits that their dtype has no room to shift exactly")
     for way, (before, after) in ways.items():
-        of_before, of_after = beside(trial, f"not {way}", before), beside(trial, way, after)
-        moved = held(trial, further_call(trial, after), of_after)
-        yield from apart(trial, moved, further_call(trial, before), of_before, way=way)
+        of_before, of_after = exact_for(trial, f"not {way}", before), exact_for(trial, way, after)
+        moved = with_radius(trial, further_call(trial, after), of_after)
+        yield from compare_results(trial, moved, further_call(trial, before), of_before, way=way)
 
 
 def shifted(given: Inputs) -> dict[str, tuple[Inputs, Inputs]]:
@@ -98,7 +109,7 @@ def rows_permuted(trial: Trial) -> Iterator[Difference]:
     for axis in rows_axes(inputs):
         other = rows_turned(trial.question.fresh(), axis)
         back = _mapped(partial(_row_turned, axis=axis, dim=dim), further_call(trial, other))
-        yield from apart(trial, held(trial, back), way=f"turned along {axis}")
+        yield from compare_results(trial, with_radius(trial, back), way=f"turned along {axis}")
 
 
 def rows_axes(given: Inputs) -> list[int]:
@@ -125,7 +136,7 @@ def classes_permuted(trial: Trial) -> Iterator[Difference]:
         return tensor.flip(min(1, dim - 1)) if tensor.dim() == dim else tensor
 
     other = classes_turned(trial.question.fresh())
-    yield from apart(trial, held(trial, _mapped(turned, further_call(trial, other))))
+    yield from compare_results(trial, with_radius(trial, _mapped(turned, further_call(trial, other))))
 
 
 def classes_turned(given: Inputs) -> Inputs:
@@ -151,17 +162,17 @@ def split(trial: Trial) -> Iterator[Difference]:
     The mean is that of the parts' means by their denominators, `L = (D₁L₁ + D₂L₂)/D`, and the gradient of a part is
     multiplied by `D_i/D`. pytorch#185167 and Automodel#3803: an average of averages, and a sum of them.
     """
-    parts: list[Held] = []
+    parts: list[PartBalls] = []
     for name, (share, part) in zip(
-        ("one part", "the other"), parted(trial.question.fresh(), trial.question.expected.terms), strict=True
+        ("one part", "the other"), parted(trial.question.fresh(), trial.question.exact.terms), strict=True
     ):
-        result = held(trial, further_call(trial, part), beside(trial, name, part))
+        result = with_radius(trial, further_call(trial, part), exact_for(trial, name, part))
         parts.append({name: times(share, ball) for name, ball in result.items()})
     one, other = parts
-    whole = {name: beneath(one[name], other[name]) for name in one}
+    whole = {name: stacked(one[name], other[name]) for name in one}
     if trial.case.reduction != "none":
         whole["loss"] = plus(one["loss"], other["loss"])
-    yield from apart(trial, whole)
+    yield from compare_results(trial, whole)
 
 
 def parted(given: Inputs, terms: Terms) -> list[tuple[Fraction, Inputs]]:
@@ -206,7 +217,9 @@ def widened(trial: Trial) -> Iterator[Difference]:
     TransformerEngine#3193: a gradient that was kept in the bfloat16 memory of the logits before the loss was final.
     """
     other = wide(trial.question.fresh())
-    yield from apart(trial, held(trial, further_call(trial, other), beside(trial, "widened", other)))
+    yield from compare_results(
+        trial, with_radius(trial, further_call(trial, other), exact_for(trial, "widened", other))
+    )
 
 
 def wide(given: Inputs) -> Inputs:
@@ -256,7 +269,7 @@ def _each(given: Inputs, by: Callable[[Tensor], Tensor]) -> Inputs:
 
 
 def _mapped(by: Callable[[Tensor], Tensor], result: Result) -> Result:
-    parts = ((name, getattr(result, name)) for name in PARTS)
+    parts = ((name, getattr(result, name)) for name in RESULT_PARTS)
     return replace(result, **{name: by(part) for name, part in parts if part is not None})
 
 
@@ -284,4 +297,4 @@ RELATIONS = (
     relation(split, lambda case: len(case.sizes) > 1 and case.sizes[0] > 1),
     relation(widened, lambda case: case.dtype in ("float16", "bfloat16")),
 )
-TWO_BACKWARDS = (relation(two_backwards, why_not=no_gradient),)
+TWO_BACKWARDS = (relation(two_backwards, not_run=no_gradient),)

@@ -20,7 +20,7 @@ from crossent.cases.case import Case
 from crossent.numerics.bounds.rounding import safe
 from crossent.numerics.formats import FORMATS
 from crossent.numerics.oracle.arithmetic import UNIT_ROUNDOFF, Ball, compensated_sum
-from crossent.trials.call import Result, called_again
+from crossent.trials.call import Result, repeat_call
 from crossent.trials.difference import Difference, difference
 from crossent.trials.exact import name_of, rows_of
 from crossent.trials.memory import written
@@ -35,13 +35,13 @@ def call(trial: Trial) -> Iterator[Problem]:
 
 def result(trial: Trial) -> Iterator[Problem]:
     """Shape, dtype and device of the loss are those of the contract."""
-    if problem := misshapen(trial, trial.got.loss, trial.question.expected):
+    if problem := misshapen(trial, trial.got.loss, trial.question.exact):
         yield problem
 
 
 def arguments(trial: Trial) -> Iterator[Problem]:
     """Not a bit of what is given has changed, nor of memory that it is a view of, nor its .grad; no result is there."""
-    first = trial.called
+    first = trial.first_call
     if name := written(first.given, trial.question.inputs):
         yield Problem("changed_input", f"it wrote into {name}")
     elif first.marked:
@@ -53,8 +53,8 @@ def arguments(trial: Trial) -> Iterator[Problem]:
 def state(trial: Trial) -> Iterator[Problem]:
     """The call leaves what is global of torch, numpy and Python as it was."""
     _ = trial.got
-    if trial.disturbed:
-        yield Problem("changed_state", f"it changed {', '.join(dict.fromkeys(trial.disturbed))}")
+    if trial.changed_state:
+        yield Problem("changed_state", f"it changed {', '.join(dict.fromkeys(trial.changed_state))}")
 
 
 def numbers(of: str, trial: Trial) -> Iterator[Difference]:
@@ -69,7 +69,7 @@ def repeat(trial: Trial) -> Iterator[Problem]:
     The inputs are the same bits in other memory.
     """
     question = trial.question
-    kept, first, second = trial.perform(called_again, question.fresh(), question.others.copy(), trial.gradients)
+    kept, first, second = trial.perform(repeat_call, question.fresh(), question.others.copy(), trial.gradients)
     if {_digest(kept), _digest(second)} != {trial.got.digest}:
         yield Problem("not_repeated", "a second call with the same arguments gives other bits")
     elif first.digest != kept.digest:
@@ -96,14 +96,14 @@ SINGLE = (
     Check(
         "gradient",
         partial(numbers, "gradient"),
-        why_not=no_gradient,
+        not_run=no_gradient,
         asks="The gradient of the logits, under the upstream gradient, is the exact one within what rounding allows.",
     ),
     Check(
         "target_gradient",
         partial(numbers, "target_gradient"),
-        about=lambda case: case.target in DENSE_TARGETS,
-        why_not=no_gradient,
+        applies=lambda case: case.target in DENSE_TARGETS,
+        not_run=no_gradient,
         asks="The gradient of target probabilities is the exact one within what rounding allows.",
     ),
     Check("repeat", repeat),
@@ -119,7 +119,7 @@ def sign(trial: Trial) -> Iterator[Difference]:
     zeros = np.zeros_like(loss)
     # How far it is from the nearest number that it may be.
     allowed = Ball(np.where(loss < 0, 0.0, loss), zeros, zeros)
-    yield from trial.compare(Result(trial.got.loss), replace(trial.question.expected, loss=allowed))
+    yield from trial.compare(Result(trial.got.loss), replace(trial.question.exact, loss=allowed))
 
 
 def row_sums(trial: Trial) -> Iterator[Difference]:
@@ -133,7 +133,7 @@ def row_sums(trial: Trial) -> Iterator[Difference]:
     assert gradient is not None
     numbers, dtype = rows_of(gradient), name_of(gradient)
     with np.errstate(all="ignore"):  # a result may be infinite
-        bound = trial.bounds(trial.got, trial.question.expected)["gradient"].sum(1)
+        bound = trial.bounds(trial.got, trial.question.exact)["gradient"].sum(1)
         total, size = compensated_sum(numbers), np.abs(numbers).sum(1)
         lost = UNIT_ROUNDOFF * np.abs(total) + 2.0**-17 * UNIT_ROUNDOFF * size
         plain = numbers.sum(1)
@@ -182,7 +182,7 @@ def _not_zero(name: str, result: Tensor, rows: Tensor) -> Iterator[Problem]:
 
 def _has_softmax(trial: Trial) -> NDArray[np.bool_]:
     """(R,): False for a row that holds NaN or +inf, or nothing but -inf."""
-    return np.asarray(np.isfinite(trial.question.expected.terms.logits.max(1)))
+    return np.asarray(np.isfinite(trial.question.exact.terms.logits.max(1)))
 
 
 def _row_sizes(case: Case) -> tuple[int, ...]:
@@ -190,7 +190,7 @@ def _row_sizes(case: Case) -> tuple[int, ...]:
 
 
 INVARIANTS = (
-    Check("sign", sign, about=lambda case: case.weight != "weight_negative" and case.target != "unnormalised"),
-    Check("row_sums", row_sums, about=lambda case: case.rows > 0, why_not=no_gradient),
-    Check("ignored_rows", ignored_rows, about=lambda case: case.ignored != "kept"),
+    Check("sign", sign, applies=lambda case: case.weight != "weight_negative" and case.target != "unnormalised"),
+    Check("row_sums", row_sums, applies=lambda case: case.rows > 0, not_run=no_gradient),
+    Check("ignored_rows", ignored_rows, applies=lambda case: case.ignored != "kept"),
 )

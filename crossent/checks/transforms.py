@@ -18,20 +18,20 @@ from crossent.cases.case import Case
 from crossent.cases.inputs import Inputs
 from crossent.subjects.compiler import quiet
 from crossent.subjects.subject import Loss, Subject
-from crossent.trials.act import Waits
+from crossent.trials.act import NotRun
 from crossent.trials.call import Gradients, Result, evaluate
 from crossent.trials.difference import Difference
-from crossent.trials.exact import Expected, expect, name_of
+from crossent.trials.exact import Exact, name_of, solve
 from crossent.trials.trial import Check, Problem, Trial, misshapen
 from crossent.words import said
 
 Found = Iterator[Difference | Problem]
-HALVES = (torch.float16, torch.bfloat16)
+_HALVES = (torch.float16, torch.bfloat16)
 
 
 def func_grad(trial: Trial) -> Found:
     """torch.func.vjp, on which torch.func.grad and jacrev are built, gives the loss and its gradients."""
-    got, expected = trial.perform(evaluate_by_vjp, trial.question.fresh()), trial.question.expected
+    got, expected = trial.perform(evaluate_by_vjp, trial.question.fresh()), trial.question.exact
     if problem := misshapen(trial, got.loss, expected):
         yield problem
         return
@@ -53,7 +53,7 @@ def vmap(trial: Trial) -> Found:
     ones: a call has one dimension fewer. Under every reduction a sample's answer is that of a call with it alone. Of an
     empty batch there is none, and torch's own rules fail there: those of reshape(-1) and of gather with one index.
     """
-    inputs, wanted = trial.question.fresh(), trial.question.expected
+    inputs, wanted = trial.question.fresh(), trial.question.exact
     axis, each = _samples_axis(inputs), inputs.options["reduction"] == "none"
     losses = trial.perform(losses_by_vmap, inputs)
     if problem := misshapen(trial, losses, wanted if each else replace(wanted, shape=(inputs.logits.shape[axis],))):
@@ -103,7 +103,7 @@ def autocast(trial: Trial) -> Found:
     computed = dtype = _widened(inputs.logits)
     if inputs.target.is_floating_point():
         dtype = torch.promote_types(dtype, _widened(inputs.target))
-    expected = replace(trial.question.expected, dtype=dtype, logits_dtype=name_of(torch.empty(0, dtype=computed)))
+    expected = replace(trial.question.exact, dtype=dtype, logits_dtype=name_of(torch.empty(0, dtype=computed)))
     got = trial.evaluate(inputs, evaluate_in_autocast)
     if problem := misshapen(trial, got.loss, expected):
         yield problem
@@ -124,23 +124,23 @@ def evaluate_in_autocast(loss: Loss, inputs: Inputs, gradients: Gradients) -> Re
 def meta(trial: Trial) -> Found:
     """Tensors without data give a loss, and gradients, without data: of the right shape and dtype."""
     got = trial.evaluate(trial.case.build("meta"))
-    if problem := misshapen(trial, got.loss, trial.question.expected, torch.device("meta")):
+    if problem := misshapen(trial, got.loss, trial.question.exact, torch.device("meta")):
         yield problem
 
 
 def export(trial: Trial) -> Found:
     """The program that torch.export.export makes of a module with this loss gives the loss."""
-    loss, expected = trial.perform(evaluate_exported, trial.question.fresh()), trial.question.expected
+    loss, expected = trial.perform(evaluate_exported, trial.question.fresh()), trial.question.exact
     if problem := misshapen(trial, loss, expected):
         yield problem
         return
     yield from trial.compare(Result(loss), expected)
 
 
-def evaluate_exported(loss: Loss, inputs: Inputs) -> Tensor | Waits:
+def evaluate_exported(loss: Loss, inputs: Inputs) -> Tensor | NotRun:
     """The act of a call of what torch.export.export makes."""
     if reason := _why_no_export():
-        return Waits(reason)
+        return NotRun(reason)
     tensors = {name: option for name, option in inputs.options.items() if isinstance(option, Tensor)}
     numbers = {name: option for name, option in inputs.options.items() if name not in tensors}
     arguments = inputs.logits, inputs.target, *tensors.values()
@@ -162,7 +162,7 @@ def _samples_axis(inputs: Inputs) -> int:
 
 
 @functools.lru_cache(maxsize=1)  # every subject is asked about a case before the next one comes
-def _samples(case: Case, device: str) -> tuple[Expected, ...]:
+def _samples(case: Case, device: str) -> tuple[Exact, ...]:
     """The exact answer to a call with each sample alone."""
     inputs = case.build(device)
     axis = _samples_axis(inputs)
@@ -171,11 +171,11 @@ def _samples(case: Case, device: str) -> tuple[Expected, ...]:
         upstream = inputs.upstream.select(axis, at) if case.reduction == "none" else inputs.upstream
         return Inputs(inputs.logits.select(axis, at), inputs.target.select(axis, at), inputs.options, upstream)
 
-    return tuple(expect(sample(at)) for at in range(inputs.logits.shape[axis]))
+    return tuple(solve(sample(at)) for at in range(inputs.logits.shape[axis]))
 
 
 def _widened(tensor: Tensor) -> torch.dtype:
-    return torch.float32 if tensor.dtype in HALVES else tensor.dtype
+    return torch.float32 if tensor.dtype in _HALVES else tensor.dtype
 
 
 class _Module(torch.nn.Module):
@@ -208,17 +208,17 @@ def _why_no_export() -> str:
 
 
 def _plain(subject: Subject) -> str:
-    return subject.plain
+    return subject.not_transformed
 
 
 def _no_gradient(subject: Subject) -> str:
-    return subject.plain or ("" if subject.differentiable else "has no gradient to compare")
+    return subject.not_transformed or ("" if subject.differentiable else "has no gradient to compare")
 
 
 TRANSFORMS = (
-    Check("func_grad", func_grad, why_not=_no_gradient),
-    Check("vmap", vmap, about=lambda case: len(case.sizes) > 1 and case.rows > 0, why_not=_plain),
-    Check("autocast", autocast, why_not=_plain),
-    Check("meta", meta, why_not=_plain),
-    Check("export", export, why_not=_plain),
+    Check("func_grad", func_grad, not_run=_no_gradient),
+    Check("vmap", vmap, applies=lambda case: len(case.sizes) > 1 and case.rows > 0, not_run=_plain),
+    Check("autocast", autocast, not_run=_plain),
+    Check("meta", meta, not_run=_plain),
+    Check("export", export, not_run=_plain),
 )

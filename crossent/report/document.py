@@ -80,12 +80,12 @@ def _finding_json(finding: Finding) -> dict[str, Any]:
     }
 
 
-def plain(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
     """With a string for each number that JSON does not have."""
     if isinstance(value, dict):
-        return {key: plain(entry) for key, entry in value.items()}
+        return {key: jsonable(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(entry) for entry in value]
+        return [jsonable(entry) for entry in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value

@@ -82,7 +82,7 @@ class ExpectedFinding:
         return f"{self.reason} ({self.issue})" if self.issue else self.reason
 
 
-def load(path: str | Path) -> list[ExpectedFinding]:
+def read_list(path: str | Path) -> list[ExpectedFinding]:
     """The entries of a file.
 
     Raises:
@@ -92,7 +92,7 @@ def load(path: str | Path) -> list[ExpectedFinding]:
     return list(_parsed(Path(path).read_bytes(), str(path)))
 
 
-def shipped() -> list[ExpectedFinding]:
+def torch_list() -> list[ExpectedFinding]:
     """What is known of torch itself."""
     name = "torch_findings.toml"
     return list(_parsed((files("crossent.report") / name).read_bytes(), name))
@@ -122,7 +122,7 @@ def require_about(
             raise ValueError(f"finding {entry.reason!r}: no case is {unknown[0]!r}; `crossent list cases` has them")
 
 
-def expect(report: Report, entries: Iterable[ExpectedFinding], of: Collection[str] | None = None) -> None:
+def mark(report: Report, entries: Iterable[ExpectedFinding], of: Collection[str] | None = None) -> None:
     """Mark the findings of a report that are expected, and enter what no longer happens: of some subjects or of all."""
     torch, device = report.environment["torch"], report.environment["device"]
     known = [entry for entry in entries if entry.applies(torch, device)]

@@ -103,7 +103,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Shown:
+class ResultSummary:
     """One result of a call, as far as another run can be compared with it.
 
     Attributes:
@@ -140,7 +140,7 @@ class Outcome:
     grade: str = ""
     checks: dict[str, Measured] = field(default_factory=dict)
     not_run: dict[str, str] = field(default_factory=dict)
-    results: dict[str, Shown] = field(default_factory=dict)
+    results: dict[str, ResultSummary] = field(default_factory=dict)
     raised: str = ""
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 MOST_SORTS = 12
 MOST_OF_A_SORT = 12
 OPEN = 3  # of its sorts; the others are a line each, to be unfolded
-LONGEST_TEXT = 1000
+_LONGEST_TEXT = 1000
 LONGEST_NAME = 80
 LONGEST_COMMAND = 4000
 STEPS = 5  # of the heat map's colours, from 0 to the bound
@@ -74,7 +74,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Part:
+class SubjectPart:
     """One subject's part of the page."""
 
     subject: SubjectReport
@@ -168,7 +168,7 @@ def gaps(report: Report) -> Iterator[Figure]:
         yield Figure(*_counted(known, "case", "known to fail"), "not counted among the findings")
 
 
-def _part(subject: SubjectReport) -> Part:
+def _part(subject: SubjectReport) -> SubjectPart:
     tallies = subject.tallies
     missing = Counter((check, outcome.dtype) for outcome in subject.outcomes.values() for check in outcome.not_run)
     met = {dtype for _, dtype in (*tallies, *missing)}
@@ -183,7 +183,9 @@ def _part(subject: SubjectReport) -> Part:
         said = "nothing"
     else:
         said = "failed" if sorts else "unproven" if subject.without_evidence else "held"
-    return Part(subject, said, dtypes, rows, strips(subject), shown, hidden, list(_gaps(subject, tallies.values())))
+    return SubjectPart(
+        subject, said, dtypes, rows, strips(subject), shown, hidden, list(_gaps(subject, tallies.values()))
+    )
 
 
 def _gaps(subject: SubjectReport, tallies: Iterable[Tally]) -> Iterator[Figure]:
@@ -248,7 +250,7 @@ def _shown(value: Any) -> Any:
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
     text = "\n".join(map(printable, value.split("\n")))
-    return text if len(text) <= LONGEST_TEXT else f"{text[: LONGEST_TEXT - 1]}…"
+    return text if len(text) <= _LONGEST_TEXT else f"{text[: _LONGEST_TEXT - 1]}…"
 
 
 def _name(name: str) -> str:

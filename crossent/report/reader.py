@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from crossent.cases.axes import DTYPES
 from crossent.report.document import SCHEMA
-from crossent.report.findings import Finding, Measured, Numbers, Outcome, Shown, SubjectReport
+from crossent.report.findings import Finding, Measured, Numbers, Outcome, ResultSummary, SubjectReport
 from crossent.report.report import Report
 from crossent.words import one_line
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 OF_A_CASE = ("outcome", "dtype", "inputs", "digest", "grade", "results", "raised", "held", "not_run")
 
 
-def recorded(path: str | os.PathLike[str]) -> Report:
+def read_report(path: str | os.PathLike[str]) -> Report:
     """The run that :meth:`Report.write_json` wrote to a file.
 
     Raises:
@@ -115,12 +115,12 @@ def _measured(entry: Any, case: str, failed: bool) -> Measured:
     return Measured(failed, ulp, ratio, vacuous, not_judged, elements)
 
 
-def _shown(entry: Any, case: str) -> Shown:
+def _shown(entry: Any, case: str) -> ResultSummary:
     told = _a(dict, entry, f"{case}: a result")
     shape = tuple(_a(int, size, f"{case}: a size") for size in _list(told["shape"], f"{case}: shape"))
     value = None if told["value"] is None else _real(told["value"], f"{case}: value")
     special = _each(int, told["special"], f"{case}: special")
-    return Shown(_checksum(told["digest"], case), _a(str, told["dtype"], case), shape, value, special)
+    return ResultSummary(_checksum(told["digest"], case), _a(str, told["dtype"], case), shape, value, special)
 
 
 def _a(kind: type[T], value: Any, what: str) -> T:

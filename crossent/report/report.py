@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import RenderableType
 from rich.text import Text
 
-from crossent.report.document import SCHEMA, plain, subject_json, write_whole
+from crossent.report.document import SCHEMA, jsonable, subject_json, write_whole
 from crossent.report.findings import Finding, SubjectReport, Tally, together
 from crossent.report.html import page
 from crossent.report.text import plain_text, rendered
@@ -147,7 +147,7 @@ class Report:
             "subjects": [subject_json(subject) for subject in self.subjects],
             "mended": self.mended,
         }
-        made: dict[str, Any] = plain(document)
+        made: dict[str, Any] = jsonable(document)
         return made
 
     def write_json(self, path: str | os.PathLike[str]) -> None:

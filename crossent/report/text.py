@@ -116,7 +116,7 @@ def short(ulp: float) -> str:
     return f"{ulp:.1f}" if ulp < 1000 else f"{ulp:.0e}"
 
 
-MOST_WORDS = 3  # words: more would be the case itself
+_MOST_WORDS = 3  # words: more would be the case itself
 
 
 def common(subject: SubjectReport, findings: Sequence[Finding]) -> str:
@@ -133,7 +133,7 @@ def common(subject: SubjectReport, findings: Sequence[Finding]) -> str:
     if len(failing) < 2 or not holding:
         return ""
     said, most = "", 0.5
-    for count in range(1, MOST_WORDS + 1):
+    for count in range(1, _MOST_WORDS + 1):
         for chosen in combinations(words, count):
             fail, hold = (len(set.intersection(*(having[word] for word in chosen))) for having in (bad, good))
             above = fail / len(failing) - hold / len(holding)

@@ -17,7 +17,7 @@ Followed = tuple[tuple[int, float, Index], ...]
 
 
 @dataclass(frozen=True)
-class Way:
+class Equation:
     """How a result follows from others.
 
     Attributes:
@@ -30,7 +30,7 @@ class Way:
     followed: Callable[[str, Index], Followed] | None = lambda part, index: ((1, 1.0, index),)
 
 
-Ways = Callable[[Case, Inputs], Mapping[str, Way]]
+Equations = Callable[[Case, Inputs], Mapping[str, Equation]]
 
 
 def parts(given: Inputs) -> Shapes:
@@ -41,44 +41,44 @@ def parts(given: Inputs) -> Shapes:
     return {name: tuple(shape) for name, shape in shapes.items()}
 
 
-def of_the_same(by: Callable[[Inputs], Inputs]) -> Ways:
+def of_the_same(by: Callable[[Inputs], Inputs]) -> Equations:
     """From inputs that are made of the case's own, and give the same."""
-    return lambda case, given: {"": Way((given, by(given)))}
+    return lambda case, given: {"": Equation((given, by(given)))}
 
 
-def of_moved_logits(case: Case, given: Inputs) -> dict[str, Way]:
+def of_moved_logits(case: Case, given: Inputs) -> dict[str, Equation]:
     """By how they are moved; the result is that of the logits as they were rounded for it."""
-    return {way: Way(inputs) for way, inputs in relations.shifted(given).items()}
+    return {way: Equation(inputs) for way, inputs in relations.shifted(given).items()}
 
 
-def of_turned_rows(case: Case, given: Inputs) -> dict[str, Way]:
+def of_turned_rows(case: Case, given: Inputs) -> dict[str, Equation]:
     """By the dimension along which they are turned round."""
 
-    def way(axis: int) -> Way:
+    def way(axis: int) -> Equation:
         def followed(part: str, index: Index) -> Followed:
             of_rows = max(0, axis - 1) if part == "loss" else axis  # the loss has no class axis
             return ((1, 1.0, _turned(index, parts(given)[part], of_rows)),)
 
-        return Way((given, relations.rows_turned(given, axis)), followed)
+        return Equation((given, relations.rows_turned(given, axis)), followed)
 
     return {f"turned along {axis}": way(axis) for axis in relations.rows_axes(given)}
 
 
-def of_turned_classes(case: Case, given: Inputs) -> dict[str, Way]:
+def of_turned_classes(case: Case, given: Inputs) -> dict[str, Equation]:
     """From the classes the other way round."""
 
     def followed(part: str, index: Index) -> Followed:
         axis = min(1, given.logits.dim() - 1)
         return ((1, 1.0, index if part == "loss" else _turned(index, parts(given)[part], axis)),)
 
-    return {"": Way((given, relations.classes_turned(given)), followed)}
+    return {"": Equation((given, relations.classes_turned(given)), followed)}
 
 
 def _turned(index: Index, shape: Index, axis: int) -> Index:
     return (*index[:axis], shape[axis] - 1 - index[axis], *index[axis + 1 :]) if index else ()
 
 
-def of_two_parts(case: Case, given: Inputs) -> dict[str, Way]:
+def of_two_parts(case: Case, given: Inputs) -> dict[str, Equation]:
     """From two parts of the batch; none where there are no two that have something to divide by."""
     try:
         parted = relations.parted(given, terms_of(given))
@@ -93,13 +93,15 @@ def of_two_parts(case: Case, given: Inputs) -> dict[str, Way]:
         row, *further = index
         return ((1, one, index) if row < at else (2, other, (row - at, *further)),)
 
-    return {"": Way((given, of_one, of_other), followed)}
+    return {"": Equation((given, of_one, of_other), followed)}
 
 
-def of_options(case: Case, given: Inputs) -> dict[str, Way]:
+def of_options(case: Case, given: Inputs) -> dict[str, Equation]:
     """From the inputs without an option, which differ, and with those that are off."""
-    ways = {way: Way((given, without), None) for way, without in options.left_out(given).items()}
+    ways = {way: Equation((given, without), None) for way, without in options.left_out(given).items()}
     if off := options.turned_off(given, case.ignored):
         other, passed = off
-        ways["with options off"] = Way((given, replace(other, options={name: other.options[name] for name in passed})))
+        ways["with options off"] = Equation(
+            (given, replace(other, options={name: other.options[name] for name in passed}))
+        )
     return ways

@@ -12,14 +12,14 @@ from crossent.cases.inputs import Inputs
 from crossent.checks import circumstances, compiled_code, relations
 from crossent.checks.large import GIB, needed
 from crossent.repro import equations, snippets, steps
-from crossent.repro.equations import Index, Shapes, Ways, parts
+from crossent.repro.equations import Equations, Index, Shapes, parts
 from crossent.subjects import compiler
 from crossent.subjects.subject import Subject
-from crossent.trials.agreement import PARTS
+from crossent.trials.agreement import RESULT_PARTS
 
 
 @dataclass(frozen=True)
-class Asked:
+class Focus:
     """What a script is to show.
 
     Attributes:
@@ -44,7 +44,7 @@ class Asked:
         return self.of.partition(" ")[2]
 
 
-def nothing(asked: Asked) -> dict[str, Any]:
+def nothing(asked: Focus) -> dict[str, Any]:
     """No values, and no results."""
     return {}
 
@@ -70,10 +70,10 @@ class Recipe:
     steps: tuple[str, ...]
     number: str = ""
     whole: str = ""
-    numbers: Callable[[Asked], Shapes] = nothing
-    wholes: Callable[[Asked], Shapes] = nothing
+    numbers: Callable[[Focus], Shapes] = nothing
+    wholes: Callable[[Focus], Shapes] = nothing
     numbered: bool = False
-    values: Callable[[Asked], dict[str, Any]] = nothing
+    values: Callable[[Focus], dict[str, Any]] = nothing
 
 
 EITHER = ("wrong", "refused")
@@ -84,33 +84,33 @@ ARGUMENTS = (snippets.MEMORY, snippets.ARGUMENTS, snippets.CHANGED)
 STATE = (snippets.STATE, snippets.CHANGED)
 
 
-def _all(asked: Asked) -> Shapes:
+def _all(asked: Focus) -> Shapes:
     return parts(asked.inputs)
 
 
-def _only(part: str) -> Callable[[Asked], Shapes]:
+def _only(part: str) -> Callable[[Focus], Shapes]:
     return lambda asked: {part: parts(asked.inputs)[part]}
 
 
-def _rows(asked: Asked) -> Shapes:
+def _rows(asked: Focus) -> Shapes:
     sizes = asked.inputs.logits.shape
     return {"gradient": (sizes[0], *sizes[2:]) if len(sizes) > 1 else ()}
 
 
-def _number(numbers: Callable[[Asked], Shapes], number: str = steps.JUDGED) -> Recipe:
+def _number(numbers: Callable[[Focus], Shapes], number: str = steps.JUDGED) -> Recipe:
     """Of a number of the first call."""
     return Recipe(("wrong",), ONCE, (steps.ONCE,), number, numbers=numbers, numbered=True)
 
 
-def _related(known: Ways, whole: str = "") -> Recipe:
+def _related(known: Equations, whole: str = "") -> Recipe:
     """Of a result that follows from others."""
 
-    def named(asked: Asked, *, whole: bool) -> Shapes:
+    def named(asked: Focus, *, whole: bool) -> Shapes:
         found = known(asked.case, asked.inputs).items()
         names = [name for name, way in found if (way.followed is None) == whole]
         return {f"{part} {name}".rstrip(): shape for name in names for part, shape in parts(asked.inputs).items()}
 
-    def values(asked: Asked) -> dict[str, Any]:
+    def values(asked: Focus) -> dict[str, Any]:
         found = known(asked.case, asked.inputs)
         if not asked.of:
             return {"ways": [way.inputs for way in found.values()]}
@@ -125,11 +125,11 @@ def _related(known: Ways, whole: str = "") -> Recipe:
 def _called(step: str, *functions: str, kinds: tuple[str, ...] = EITHER, ways: Mapping[str, tuple[str, ...]]) -> Recipe:
     """Of calls in several circumstances: `ways` says which parts of a result there are in each."""
 
-    def numbers(asked: Asked) -> Shapes:
+    def numbers(asked: Focus) -> Shapes:
         known = parts(asked.inputs)
         return {f"{part} {way}": known[part] for way, of in ways.items() for part in of if part in known}
 
-    def values(asked: Asked) -> dict[str, Any]:
+    def values(asked: Focus) -> dict[str, Any]:
         other = asked.case.seeded(asked.case.seed + 1).build()
         return {"ways": tuple(ways), "which": asked.way, "other": other}
 
@@ -139,11 +139,11 @@ def _called(step: str, *functions: str, kinds: tuple[str, ...] = EITHER, ways: M
 def _derivative(step: str, *names: str) -> Recipe:
     """Of derivatives along the case's direction. Where one is cut off, it is 0."""
 
-    def shapes(asked: Asked) -> Shapes:
+    def shapes(asked: Focus) -> Shapes:
         known = parts(asked.inputs)
         return {name: known["gradient" if name == "second" else "loss"] for name in names}
 
-    def values(asked: Asked) -> dict[str, Any]:
+    def values(asked: Focus) -> dict[str, Any]:
         along = {"direction": asked.case.direction()}
         return {**along, "shape": shapes(asked)[asked.of]} if asked.of else along
 
@@ -151,28 +151,28 @@ def _derivative(step: str, *names: str) -> Recipe:
 
 
 def _transform(
-    step: str, *functions: str, numbers: Callable[[Asked], Shapes] = _all, number: str = steps.JUDGED
+    step: str, *functions: str, numbers: Callable[[Focus], Shapes] = _all, number: str = steps.JUDGED
 ) -> Recipe:
     """Of one call under a transform."""
     return Recipe(EITHER, (snippets.EVALUATE, snippets.SHAPED, *functions), (step,), number, numbers=numbers)
 
 
-def _of_samples(asked: Asked) -> Shapes:
+def _of_samples(asked: Focus) -> Shapes:
     logits = asked.inputs.logits
     reduced = {} if asked.inputs.upstream.dim() else {"loss": (logits.shape[0 if logits.dim() == 2 else -1],)}
     return {**parts(asked.inputs), **reduced}
 
 
 def _compiled(backend: str, *, dynamic: bool) -> Recipe:
-    def second(asked: Asked) -> tuple[str, Inputs]:
+    def second(asked: Focus) -> tuple[str, Inputs]:
         larger = compiled_code.larger(asked.case)
         return (f"on {larger.id}", larger.build()) if dynamic else ("called again", asked.inputs)
 
-    def numbers(asked: Asked) -> Shapes:
+    def numbers(asked: Focus) -> Shapes:
         way, other = second(asked)
         return {**parts(asked.inputs), **{f"{part} {way}": shape for part, shape in parts(other).items()}}
 
-    def values(asked: Asked) -> dict[str, Any]:
+    def values(asked: Focus) -> dict[str, Any]:
         return {"backend": backend, "dynamic": dynamic, "other": second(asked)[1], "which": int(asked.way != "")}
 
     functions = (*AGAIN, snippets.POISON, snippets.UNASKED, snippets.CALL)
@@ -180,16 +180,16 @@ def _compiled(backend: str, *, dynamic: bool) -> Recipe:
     return Recipe(EITHER, functions, steps_of_it, steps.OF_EITHER_CALL, numbers=numbers, values=values)
 
 
-def _no_classes(asked: Asked) -> dict[str, Any]:
-    return {"backend": compiler.CODE, "dynamic": False, "classes": compiled_code.no_classes(asked.inputs)}
+def _no_classes(asked: Focus) -> dict[str, Any]:
+    return {"backend": compiler.INDUCTOR, "dynamic": False, "classes": compiled_code.no_classes(asked.inputs)}
 
 
-def _of_tiles(asked: Asked) -> Shapes:
+def _of_tiles(asked: Focus) -> Shapes:
     times = asked.case.tiled
     return {name: (times * shape[0], *shape[1:]) if shape else () for name, shape in parts(asked.inputs).items()}
 
 
-def _tiles(asked: Asked) -> dict[str, Any]:
+def _tiles(asked: Focus) -> dict[str, Any]:
     gib = needed(asked.case, asked.subject) / GIB
     return {"times": asked.case.tiled, "each_row": asked.case.upstream == "rows", "gib": gib}
 
@@ -246,7 +246,7 @@ RECIPES = {
         ways=dict(zip(circumstances.ALONE, (("loss", "gradient"), ("loss", "target_gradient")), strict=True)),
     ),
     "threads": replace(
-        _called(steps.THREADS, snippets.AT_ONCE, ways=dict.fromkeys(circumstances.THREADS, PARTS)),
+        _called(steps.THREADS, snippets.AT_ONCE, ways=dict.fromkeys(circumstances.THREADS, RESULT_PARTS)),
         number=steps.OF_A_TRY,
     ),
     "double_backward": _derivative(steps.SECOND_ORDER, "second", "upstream_gradient"),
@@ -272,8 +272,8 @@ RECIPES = {
     "export": _transform(steps.EXPORT, snippets.UNASKED, snippets.MODULE, numbers=_only("loss")),
     "trace": _compiled(compiler.TRACER, dynamic=False),
     "trace_dynamic": _compiled(compiler.TRACER, dynamic=True),
-    "compile": _compiled(compiler.CODE, dynamic=False),
-    "compile_dynamic": _compiled(compiler.CODE, dynamic=True),
+    "compile": _compiled(compiler.INDUCTOR, dynamic=False),
+    "compile_dynamic": _compiled(compiler.INDUCTOR, dynamic=True),
     "compiled_error": Recipe(
         ("accepted", "wrong"),
         (*ONCE, snippets.FRESH, snippets.UNASKED, snippets.CALL),

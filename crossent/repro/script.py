@@ -25,7 +25,7 @@ from crossent.report.findings import Finding, Numbers, SubjectReport
 from crossent.report.report import Report
 from crossent.repro import snippets, steps
 from crossent.repro.equations import Shapes
-from crossent.repro.recipes import RECIPES, REFUSALS, Asked, Recipe
+from crossent.repro.recipes import RECIPES, REFUSALS, Focus, Recipe
 from crossent.run import judge
 from crossent.run.fresh_process import SECONDS
 from crossent.run.plan import Checks
@@ -84,7 +84,7 @@ def repeated(id: str, device: str = "cpu") -> Finding:
     return found
 
 
-def held(id: str, device: str = "cpu") -> Finding:
+def nearest_to_bound(id: str, device: str = "cpu") -> Finding:
     """What holds here, as if it were a finding: the number that is nearest to its bound, or how a bad call is refused.
 
     Raises:
@@ -141,7 +141,7 @@ def script(finding: Finding, device: str = "cpu", digest: str | None = None, *, 
         values = {"raises": case.allowed(device)}
     else:
         subject = BY_NAME.get(finding.subject, ANOTHER)
-        asked = _asked(finding, recipe, Asked(case, inputs, subject))
+        asked = _asked(finding, recipe, Focus(case, inputs, subject))
         values = {"own_dtype": subject.dtype, **recipe.values(asked)}
         if asked.of:
             values["part"] = asked.part
@@ -185,12 +185,12 @@ def _recipe(finding: Finding, case: Case | BadInput, device: str) -> Recipe:
     there = torch.device(device).type
     if isinstance(case, Case):
         check, subject = CHECKS[finding.check], BY_NAME.get(finding.subject, ANOTHER)
-        if not check.about(case) or check.why_not(subject) or (check.name == "stream" and there != "cuda"):
+        if not check.applies(case) or check.not_run(subject) or (check.name == "stream" and there != "cuda"):
             raise ValueError(f"finding: {finding.subject} has no {finding.check} on {finding.case} and {device}")
     return recipe
 
 
-def _asked(finding: Finding, recipe: Recipe, asked: Asked) -> Asked:
+def _asked(finding: Finding, recipe: Recipe, asked: Focus) -> Focus:
     """With the result that the finding is about, and with the index of the number in it, where there is one."""
     n = finding.numbers
     shapes: Shapes = {"": ()}

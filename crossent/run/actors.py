@@ -28,10 +28,10 @@ import torch
 from torch import Tensor
 
 from crossent.cases.inputs import Inputs
-from crossent.checks.refusals import Answer
+from crossent.checks.refusals import Reaction
 from crossent.subjects.subject import Loss
-from crossent.trials.act import Performed, Raised, Waits, perform
-from crossent.trials.call import Called, Result
+from crossent.trials.act import NotRun, Performed, Raised, perform
+from crossent.trials.call import Call, Result
 from crossent.trials.memory import memory
 
 T = TypeVar("T")
@@ -39,7 +39,7 @@ Load = Callable[[], Loss]
 FLOOD = 2**20  # bytes that a subject may print in one act
 MOST_HUNG = 3  # acts, after which a subject is not asked again: a time-out is minutes
 # What may come back.
-CLASSES = (Performed, Raised, Waits, Result, Called, Inputs, Answer)
+CLASSES = (Performed, Raised, NotRun, Result, Call, Inputs, Reaction)
 
 
 class NurseryError(Exception):
@@ -154,7 +154,7 @@ class Actor:
         self._pid = self._hung = 0
 
     @property
-    def given_up(self) -> str:
+    def not_run(self) -> str:
         """Why it is not asked any more, or ""."""
         return "hung so often that it is not asked again" if self._hung >= MOST_HUNG else ""
 
@@ -181,7 +181,7 @@ class Actor:
             return Performed(ended="crashed", how="it broke the protocol that its process talks by")
         printed = os.fstat(self._output.fileno()).st_size
         if printed > FLOOD:
-            performed = replace(performed, disturbed=(*performed.disturbed, f"the output, by {printed} bytes"))
+            performed = replace(performed, changed_state=(*performed.changed_state, f"the output, by {printed} bytes"))
         if printed:
             os.ftruncate(self._output.fileno(), 0)
             os.lseek(self._output.fileno(), 0, os.SEEK_SET)  # which is the actor's place too

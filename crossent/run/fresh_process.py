@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from crossent.cases.bad_inputs import BAD_INPUTS, BadInput
-from crossent.checks.refusals import Answer, ask, ask_named, judgement
+from crossent.checks.refusals import Reaction, judge_reaction, react, react_by_name
 from crossent.subjects.subject import Loss, Subject
 from crossent.trials.act import Host, Raised
 from crossent.trials.trial import NotRunError, Problem
@@ -41,7 +41,7 @@ def answered(
     isolated: bool | None = None,
     seconds: float = SECONDS,
     host: Host | None = None,
-) -> Answer:
+) -> Reaction:
     """A subject's answer to a bad call.
 
     Args:
@@ -61,7 +61,7 @@ def answered(
     elif host is not None:
         answer = _ask_at(host, bad_input, device)
     else:
-        answer = ask(subject.loss, bad_input, device)
+        answer = react(subject.loss, bad_input, device)
     if answer.unsent:
         raise NotRunError(f"cannot be sent to a process of its own: {answer.unsent}")
     return answer
@@ -69,20 +69,20 @@ def answered(
 
 def refusal(bad_input: BadInput, subject: Subject, device: str = "cpu", **how: Any) -> dict[str, Problem | None]:
     """What is wrong with a subject's answer to a bad call, or None, by the check that says it; as :func:`answered`."""
-    return judgement(answered(bad_input, subject, device, **how), bad_input.allowed(device))
+    return judge_reaction(answered(bad_input, subject, device, **how), bad_input.allowed(device))
 
 
-def _ask_at(host: Host, bad_input: BadInput, device: str) -> Answer:
-    performed = host.perform(ask_named, bad_input.id, device)
+def _ask_at(host: Host, bad_input: BadInput, device: str) -> Reaction:
+    performed = host.perform(react_by_name, bad_input.id, device)
     if performed.ended:
-        return Answer(ended=performed.how, hung=performed.ended == "hung")
+        return Reaction(ended=performed.how, hung=performed.ended == "hung")
     if performed.value is None:
         raised = performed.raised or Raised("gave no answer")
-        return Answer(raised.classes, raised.message)
+        return Reaction(raised.classes, raised.message)
     return performed.value
 
 
-def ask_isolated(loss: Loss, bad_input: BadInput, device: str = "cpu", seconds: float = SECONDS) -> Answer:
+def ask_isolated(loss: Loss, bad_input: BadInput, device: str = "cpu", seconds: float = SECONDS) -> Reaction:
     """The answer in a process of its own, which may die or hang.
 
     Not by multiprocessing: it imports the caller's main module anew, which may be a script that starts a run.
@@ -90,7 +90,7 @@ def ask_isolated(loss: Loss, bad_input: BadInput, device: str = "cpu", seconds: 
     try:
         call = pickle.dumps((loss, bad_input.id, device))
     except Exception as error:  # pickle has no class of error for it: PicklingError, AttributeError, TypeError, …
-        return Answer(unsent=said(error))
+        return Reaction(unsent=said(error))
     with tempfile.TemporaryDirectory(prefix="crossent-") as folder:
         Path(folder, CALL).write_bytes(call)
         process = subprocess.Popen(
@@ -107,9 +107,9 @@ def ask_isolated(loss: Loss, bad_input: BadInput, device: str = "cpu", seconds: 
             status = process.wait()
         reply = Path(folder, ANSWER)
         if reply.exists():
-            answer = Answer(**json.loads(reply.read_text(encoding="utf-8")))
-            return replace(answer, raised=tuple(answer.raised), disturbed=tuple(answer.disturbed))
-    return Answer(ended=late, hung=True) if late else Answer(ended=f"its process died: {_status(status)}")
+            answer = Reaction(**json.loads(reply.read_text(encoding="utf-8")))
+            return replace(answer, raised=tuple(answer.raised), changed_state=tuple(answer.changed_state))
+    return Reaction(ended=late, hung=True) if late else Reaction(ended=f"its process died: {_status(status)}")
 
 
 CALL, STARTED, ANSWER = "call", "started", "answer"  # files in the folder that the two processes share
@@ -133,12 +133,12 @@ def main(folder: str) -> None:
     try:
         loss, name, device = pickle.loads(Path(folder, CALL).read_bytes())
     except Exception as error:  # whatever an import may raise: here the caller's main module is another one
-        answer = Answer(unsent=said(error))
+        answer = Reaction(unsent=said(error))
     else:
         bad_input = next(one for one in BAD_INPUTS if one.id == name)
         bad_input.build(device)  # which wakes the device
         Path(folder, STARTED).touch()
-        answer = ask(loss, bad_input, device)
+        answer = react(loss, bad_input, device)
     whole = Path(folder, "whole")  # of the answer's name only when all of it is there
     whole.write_text(json.dumps(asdict(answer)), encoding="utf-8")
     whole.rename(Path(folder, ANSWER))

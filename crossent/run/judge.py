@@ -12,16 +12,16 @@ from crossent.cases.axes import DTYPES
 from crossent.cases.bad_inputs import BadInput
 from crossent.cases.case import Case
 from crossent.cases.inputs import Inputs, bits
-from crossent.checks.refusals import judgement
+from crossent.checks.refusals import judge_reaction
 from crossent.checks.single import CALL, RESULT, SINGLE
 from crossent.numerics.bounds.contracts import Grade
-from crossent.report.findings import Finding, Measured, Numbers, Outcome, SubjectReport
+from crossent.report.findings import Finding, Measured, Numbers, Outcome, ResultSummary, SubjectReport
 from crossent.report.report import Report
 from crossent.run.fresh_process import answered
 from crossent.subjects.builtin import TORCH
 from crossent.subjects.subject import Subject
 from crossent.trials.act import Host
-from crossent.trials.call import evaluate
+from crossent.trials.call import checksum, evaluate
 from crossent.trials.difference import Difference, reached
 from crossent.trials.trial import Check, EndedError, NotRunError, Problem, Question, RefusedError, Trial
 from crossent.words import said
@@ -43,13 +43,13 @@ def run_case(
         inputs = question.inputs
     for subject, entry, host in zip(subjects, report.subjects, hosts or [None] * len(subjects), strict=True):
         reason = subject.not_applicable(inputs) or _not_asked(subject, case, inputs, checks)
-        reason = reason or (host.given_up if host else "")
+        reason = reason or (host.not_run if host else "")
         refused: dict[str, Problem | None] = {}
         raised = ""
         if isinstance(case, BadInput) and not reason:
             try:
                 answer = answered(case, subject, device, host=host)
-                refused = judgement(answer, case.allowed(device))
+                refused = judge_reaction(answer, case.allowed(device))
                 raised = answer.message if answer.raised else ""
             except NotRunError as missing:
                 reason = str(missing)
@@ -68,8 +68,8 @@ def run_case(
 
 def _not_asked(subject: Subject, case: Case | BadInput, inputs: Inputs, checks: Sequence[Check]) -> str:
     """Why nothing at all is asked of a subject on a case, or ""."""
-    names = ["errors"] if isinstance(case, BadInput) else [check.name for check in checks if check.about(case)]
-    reasons = [subject.not_asked(name, inputs) for name in names]
+    names = ["errors"] if isinstance(case, BadInput) else [check.name for check in checks if check.applies(case)]
+    reasons = [subject.not_run(name, inputs) for name in names]
     return reasons[0] if reasons and all(reasons) else ""
 
 
@@ -84,9 +84,9 @@ def end_case(case: Case | BadInput, entry: SubjectReport, kind: str, message: st
 def _judgement(trial: Trial, checks: Sequence[Check], outcome: Outcome) -> Iterator[Finding]:
     """What is wrong with a subject on a case."""
     for at, check in enumerate(checks):
-        if not check.about(trial.case):
+        if not check.applies(trial.case):
             continue
-        if reason := trial.subject.not_asked(check.name, trial.question.inputs) or check.why_not(trial.subject):
+        if reason := trial.subject.not_run(check.name, trial.question.inputs) or check.not_run(trial.subject):
             outcome.not_run[check.name] = reason
             continue
         found: list[Difference | Problem]
@@ -109,11 +109,14 @@ def _judgement(trial: Trial, checks: Sequence[Check], outcome: Outcome) -> Itera
             yield as_finding(trial, check, problem)
         if problems and check in (CALL, RESULT):
             for other in checks[at + 1 :]:
-                if other.about(trial.case):
+                if other.applies(trial.case):
                     outcome.not_run[other.name] = f"waits for a right {check.name}"
             return
         if check is CALL:
-            outcome.digest, outcome.results = trial.got.digest, trial.got.shown
+            outcome.digest, outcome.results = (
+                trial.got.digest,
+                {name: _summary(part) for name, part in trial.got.parts.items()},
+            )
         if check is RESULT:
             outcome.grade = _grade(trial)
 
@@ -137,7 +140,7 @@ def _grade(trial: Trial) -> Grade:
     held = all(difference.ratio <= 1 for difference in trial.differences.values())
     if held and trial.wanted == "A":
         return "A"
-    return reached(trial.got, trial.question.expected, trial.subject.promise, trial.subject.dtype_name)
+    return reached(trial.got, trial.question.exact, trial.subject.promise, trial.subject.dtype_name)
 
 
 def as_finding(trial: Trial, check: Check, problem: Difference | Problem) -> Finding:
@@ -146,13 +149,13 @@ def as_finding(trial: Trial, check: Check, problem: Difference | Problem) -> Fin
 
     def finding(kind: str, message: str, numbers: Numbers | None = None, of_torch: str = "") -> Finding:
         call = describe(inputs)
-        of = problem.of if isinstance(problem, Problem) else problem.check
+        of = problem.of
         return Finding(trial.subject.name, check.name, trial.case.id, kind, message, call, numbers, of_torch, of=of)
 
     if isinstance(problem, Problem):
         return finding(problem.kind, problem.message)
-    if problem.check != check.name:
-        return finding("wrong", f"{problem.check}:\n{problem}", _numbers(problem, check.versus))
+    if problem.of != check.name:
+        return finding("wrong", f"{problem.of}:\n{problem}", _numbers(problem, check.versus))
     own_value = "" if trial.subject is TORCH else _of_torch(trial.case, problem, inputs)
     return finding("wrong", str(problem), _numbers(problem), own_value)
 
@@ -172,7 +175,7 @@ def _of_torch(case: Case, difference: Difference, inputs: Inputs) -> str:
         result = evaluate(TORCH.loss, case.build(str(inputs.logits.device)))
     except Exception as error:
         return f"refuses it: {said(error)}"
-    tensor: Tensor = getattr(result, difference.check)
+    tensor: Tensor = getattr(result, difference.of)
     value = tensor[difference.index].item()
     off = abs(value - difference.exact) if value != difference.exact else 0.0
     name = str(tensor.dtype).removeprefix("torch.")
@@ -188,3 +191,11 @@ def describe(inputs: Inputs) -> str:
 
     options = [f"{k}={of(v) if isinstance(v, Tensor) else repr(v)}" for k, v in inputs.options.items()]
     return ", ".join([f"logits {of(inputs.logits)}", f"target {of(inputs.target)}", *options])
+
+
+def _summary(tensor: Tensor) -> ResultSummary:
+    where = {"nan": tensor.isnan(), "inf": tensor.isposinf(), "-inf": tensor.isneginf()}
+    special = {name: count for name, at in where.items() if (count := int(at.sum()))}
+    value = float(tensor.item()) if tensor.numel() == 1 else None
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return ResultSummary(f"{checksum(tensor):08x}", dtype, tuple(tensor.shape), value, special)

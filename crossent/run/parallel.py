@@ -31,7 +31,7 @@ from crossent.run.actors import Actor, Nursery, NurseryError, how
 from crossent.run.judge import end_case, run_case
 from crossent.run.plan import Checks
 from crossent.subjects.builtin import BY_NAME
-from crossent.subjects.remote import Elsewhere
+from crossent.subjects.remote import RemoteLoss
 from crossent.subjects.subject import Loss, Subject
 from crossent.trials.act import Host
 
@@ -53,8 +53,8 @@ def run_here(
             run_case(case, loaded, report, device, planned[case], hosts)
 
 
-PARTS = 8  # for each process, so that none waits long for another
-TOGETHER = 8  # subjects at a time that live in processes of their own: each of them takes memory
+PARTS_PER_WORKER = 8  # for each process, so that none waits long for another
+SUBJECTS_AT_ONCE = 8  # subjects at a time that live in processes of their own: each of them takes memory
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,8 @@ def run_shared(
     order = list(range(len(cases)))
     if apart:
         SystemRandom().shuffle(order)
-    count, every = min(jobs * PARTS, len(cases)), range(len(loaded))
-    groups = [every[at : at + TOGETHER] for at in every[::TOGETHER]] if apart else [every]
+    count, every = min(jobs * PARTS_PER_WORKER, len(cases)), range(len(loaded))
+    groups = [every[at : at + SUBJECTS_AT_ONCE] for at in every[::SUBJECTS_AT_ONCE]] if apart else [every]
     try:
         with workers(work, jobs) as pool:
             parts = [Part(order[at::count], group, apart) for group in groups for at in range(count)]
@@ -139,7 +139,7 @@ def is_named(subject: Subject) -> bool:
 
 def _loss_of(subject: Subject) -> Loss:
     """A subject's loss in this process."""
-    return subject.loss.here() if isinstance(subject.loss, Elsewhere) else subject.loss
+    return subject.loss.here() if isinstance(subject.loss, RemoteLoss) else subject.loss
 
 
 Task = TypeVar("Task")

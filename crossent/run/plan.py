@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from crossent.cases.bad_inputs import BAD_INPUTS, BadInput
 from crossent.cases.case import Case
 from crossent.cases.corpus import bugs
-from crossent.cases.edges import edges, large
+from crossent.cases.edges import edges, large_cases
 from crossent.cases.grid import grid
 from crossent.checks import ALWAYS, CHECKS
 from crossent.checks.circumstances import CIRCUMSTANCES
@@ -67,7 +67,7 @@ def _sources(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[Cas
     yield from ((case, {*always, *COSTLY, *_names((*DETERMINISM, *TRANSFORMS))} - {*SLOW}) for case in transformed)
     if thorough:
         yield from ((case, SLOW) for case in transformed)
-        yield from ((case, _names(LARGE)) for case in large(dtypes, seed))
+        yield from ((case, _names(LARGE)) for case in large_cases(dtypes, seed))
     else:
         some = [case for case in transformed if case.rows and case.weight != "unweighted" and case.target != "uint8"]
         yield from ((case, SLOW_OF_INDICES) for case in [case for case in some if case.target == "int64"][:1])

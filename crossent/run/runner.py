@@ -20,11 +20,11 @@ from crossent.report.findings import SubjectReport
 from crossent.report.report import Report
 from crossent.run.parallel import Plan, Progress, can_fork, is_named, run_here, run_shared
 from crossent.run.plan import LEVELS, plan
-from crossent.run.settings import Known, known_findings, mark, shipped
+from crossent.run.settings import ExpectedList, expected_lists, mark_expected, own_names
 from crossent.subjects.builtin import BY_NAME, NAMED
 from crossent.subjects.compiler import COMPILE_SUFFIX
 from crossent.subjects.loader import load
-from crossent.subjects.remote import load_apart
+from crossent.subjects.remote import load_remote
 from crossent.subjects.subject import Subject
 
 
@@ -93,14 +93,14 @@ def check(
     shared = jobs is not None and device == "cpu" and can_fork()
     without = list(without)
     each = (
-        load_apart(one, timeout, without=without, grade=grade)
+        load_remote(one, timeout, without=without, grade=grade)
         if shared and isinstance(one, str) and one.removesuffix(COMPILE_SUFFIX) not in {**NAMED, **BY_NAME}
         else load(one, without=without, grade=grade, device=device)
         for one in named
     )
     loaded = _of_names_of_their_own(itertools.chain.from_iterable(each))
     planned = plan(level, tuple(chosen), seed)
-    known = known_findings(expected_findings, loaded, device, seed)
+    known = expected_lists(expected_findings, loaded, device, seed)
     parts = [SubjectReport(subject.name, order=(*CHECKS, "errors")) for subject in loaded]
     report = Report(environment(device), parts, level=level, seed=seed)
     try:
@@ -122,12 +122,14 @@ class Interrupted(KeyboardInterrupt):  # as the interrupt that it is
         self.report = report
 
 
-def _finished(report: Report, loaded: Sequence[Subject], planned: Plan, known: tuple[Known, Known]) -> Report:
+def _finished(
+    report: Report, loaded: Sequence[Subject], planned: Plan, known: tuple[ExpectedList, ExpectedList]
+) -> Report:
     """The report with what is said of all of it."""
     for subject, part in zip(loaded, report.subjects, strict=True):
         if not is_named(subject):
             part.findings = [replace(finding, named=False) for finding in part.findings]
-    mark(report, known, shipped(loaded))
+    mark_expected(report, known, own_names(loaded))
     asked = {check.name for checks in planned.values() for check in checks}
     report.left_out = [name for name in CHECKS if name not in asked]
     report.triples = met(case for case in planned if isinstance(case, Case))

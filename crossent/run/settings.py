@@ -19,21 +19,21 @@ from crossent.subjects.builtin import BY_NAME
 from crossent.subjects.compiler import COMPILE_SUFFIX
 from crossent.subjects.subject import Subject
 
-Known = list[lists.ExpectedFinding]
+ExpectedList = list[lists.ExpectedFinding]
 
 
-def known_findings(
+def expected_lists(
     path: str | os.PathLike[str] | None, subjects: Sequence[Subject] | None, device: str, seed: int = 0
-) -> tuple[Known, Known]:
+) -> tuple[ExpectedList, ExpectedList]:
     """What is known to be wrong: of torch itself, and what a file says of these subjects, or of any.
 
     Raises:
         ValueError: the file is none, or cannot be read, or has an entry that can match nothing.
     """
     if path is None:
-        return lists.shipped(), []
+        return lists.torch_list(), []
     try:
-        own = lists.load(os.fspath(path))
+        own = lists.read_list(os.fspath(path))
         here = [entry for entry in own if entry.applies(str(torch.__version__), device)]
         names = None if subjects is None else [subject.name for subject in subjects]
         lists.require_about(here, names, (*CHECKS, "errors"), partial(_ids, seed))
@@ -41,7 +41,7 @@ def known_findings(
         raise ValueError(f"expected findings: {os.fspath(path)}: {error.strerror}") from None
     except ValueError as error:
         raise ValueError(f"expected findings: {error}") from None
-    return lists.shipped(), own
+    return lists.torch_list(), own
 
 
 @cache
@@ -50,20 +50,20 @@ def _ids(seed: int) -> list[str]:
     return list({case.id: None for at in {0, seed} for case in plan("thorough", tuple(DTYPES), at)})
 
 
-def shipped(subjects: Iterable[Subject]) -> list[str]:
+def own_names(subjects: Iterable[Subject]) -> list[str]:
     """The names of those that are crossent's own, and of what torch.compile makes of them."""
     return [subject.name for subject in subjects if subject.source.removesuffix(COMPILE_SUFFIX) in BY_NAME]
 
 
-def mark(report: Report, known: tuple[Known, Known], own: Collection[str]) -> None:
+def mark_expected(report: Report, known: tuple[ExpectedList, ExpectedList], own: Collection[str]) -> None:
     """Mark what is known to be wrong: of torch, only with the subjects of these names."""
     of_torch, of_all = known
-    lists.expect(report, of_torch, own)
-    lists.expect(report, of_all)
+    lists.mark(report, of_torch, own)
+    lists.mark(report, of_all)
 
 
 @dataclass(frozen=True)
-class Choices:
+class Settings:
     """What is asked, and how; as in :func:`crossent.check`."""
 
     device: str = "cpu"

@@ -44,7 +44,7 @@ FORMS = {
             not_applicable=_why_not_scalar,
             dtype=torch.float64,
             promise="eager",
-            plain="is made of Python's numbers",
+            not_transformed="is made of Python's numbers",
             source="scalar",
         ),
     )
@@ -85,7 +85,7 @@ TORCH_NLL = Subject(
     _torch_nll,
     not_applicable=_why_not_nll,
     promise="torch",
-    plain="is here for its layouts alone",
+    not_transformed="is here for its layouts alone",
     grades=_IN_HALVES,
     source="torch_nll",
 )

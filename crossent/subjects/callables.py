@@ -15,14 +15,14 @@ from torch import Tensor
 from crossent.subjects.features import KEYWORDS, require_features
 from crossent.subjects.subject import Subject
 
-ALLOWED = (
+_ALLOWED = (
     "a callable with the signature of F.cross_entropy, and a class with the constructor of nn.CrossEntropyLoss"
     " or what makes its instances"
 )
 Parameter = inspect.Parameter
 
 
-def adapted(given: object, name: str = "", source: str = "") -> Subject:
+def as_subject(given: object, name: str = "", source: str = "") -> Subject:
     """A subject that is called with the options that its signature has.
 
     Input and target are given by position, whatever they are called. An option that is no keyword of the signature is
@@ -41,16 +41,16 @@ def adapted(given: object, name: str = "", source: str = "") -> Subject:
     if isinstance(given, torch.nn.Module):
         raise TypeError(f"an instance of {type(given).__name__}, whose options are fixed; allowed is the class itself")
     if isinstance(given, type) and not any("__call__" in vars(one) for one in given.__mro__):
-        raise TypeError(f"the class {given.__name__}, whose instances cannot be called; allowed are {ALLOWED}")
+        raise TypeError(f"the class {given.__name__}, whose instances cannot be called; allowed are {_ALLOWED}")
     if not callable(given):
-        raise TypeError(f"{type(given).__name__}; allowed are {ALLOWED}")
+        raise TypeError(f"{type(given).__name__}; allowed are {_ALLOWED}")
     try:
         parameters = inspect.signature(given).parameters
     except (TypeError, ValueError):
         parameters = _anything.parameters
     makes = isinstance(given, type) or _takes_options_only(parameters)
     if reason := _unfit(parameters, 0 if makes else 2):
-        raise TypeError(f"{what}, which {reason}; allowed are {ALLOWED}")
+        raise TypeError(f"{what}, which {reason}; allowed are {_ALLOWED}")
     loss = partial(_made, given) if makes else given
     missing = [keyword for keyword in KEYWORDS if not _has(parameters, keyword)]
     if missing:

@@ -23,7 +23,7 @@ from crossent.subjects.subject import Loss, Subject
 from crossent.words import said
 
 # Dynamo, AOTAutograd and the decompositions, whose operations run in torch's own kernels; and the same with code made.
-TRACER, CODE = "aot_eager_decomp_partition", "inductor"
+TRACER, INDUCTOR = "aot_eager_decomp_partition", "inductor"
 
 
 @contextmanager
@@ -54,7 +54,7 @@ def unusable(backend: str, device: str) -> str:
     # Or what was given to torch.compile would come back, and be right.
     if getattr(torch._dynamo.config, "disable", False) or os.environ.get("TORCHDYNAMO_DISABLE") == "1":
         return "waits for torch.compile, which is disabled"
-    if backend == CODE and device == "cpu":
+    if backend == INDUCTOR and device == "cpu":
         usual = {"win32": "cl", "darwin": "clang++"}.get(sys.platform, "g++")
         if shutil.which(os.environ.get("CXX", usual)) is None:
             return "waits for a C++ compiler"
@@ -110,7 +110,7 @@ def as_compiled(subject: Subject, device: str) -> Subject:
         name=f"{subject.name}{COMPILE_SUFFIX}",
         loss=partial(_call_compiled, subject.loss),
         not_applicable=partial(unless_compiled, subject.not_applicable),
-        plain="is compiled itself",
+        not_transformed="is compiled itself",
         # The code that is made for it is Triton's.
         promise="fast_kernel" if device.startswith("cuda") else subject.promise,
         source=f"{subject.source}{COMPILE_SUFFIX}",
@@ -119,7 +119,7 @@ def as_compiled(subject: Subject, device: str) -> Subject:
 
 def unless_compiled(own: Callable[[Inputs], str | None], inputs: Inputs) -> str | None:
     """Why compiled code does not apply to inputs: for a reason of its own, or since torch compiles none."""
-    return own(inputs) or unusable(CODE, inputs.logits.device.type) or None
+    return own(inputs) or unusable(INDUCTOR, inputs.logits.device.type) or None
 
 
 @cache
@@ -127,7 +127,7 @@ def _code(loss: Callable[..., Any]) -> Callable[..., Any]:
     def call(*arguments: Any, **options: Any) -> Any:  # in no file of torch's, which Dynamo would skip
         return loss(*arguments, **options)
 
-    made: Callable[..., Any] = torch.compile(call, backend=CODE, fullgraph=True)
+    made: Callable[..., Any] = torch.compile(call, backend=INDUCTOR, fullgraph=True)
     return made
 
 

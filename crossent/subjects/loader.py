@@ -20,13 +20,13 @@ from typing import Any
 
 from crossent.numerics.bounds.contracts import Grade
 from crossent.subjects.builtin import BY_NAME, NAMED
-from crossent.subjects.callables import adapted
+from crossent.subjects.callables import as_subject
 from crossent.subjects.compiler import COMPILE_SUFFIX, as_compiled
 from crossent.subjects.features import require_features
 from crossent.subjects.subject import Subject
 from crossent.words import one_line, said
 
-ALLOWED = f"{', '.join(NAMED)}, package.module:NAME and path/to/file.py:NAME, each also with {COMPILE_SUFFIX}"
+_ALLOWED = f"{', '.join(NAMED)}, package.module:NAME and path/to/file.py:NAME, each also with {COMPILE_SUFFIX}"
 
 
 def load(
@@ -36,7 +36,7 @@ def load(
 
     Args:
         subject: a form's name; `torch`; `package.module:NAME` or `path/to/file.py:NAME`, where the name may have dots;
-            each of them with `+compile`; or what :func:`crossent.subjects.callables.adapted` takes.
+            each of them with `+compile`; or what :func:`crossent.subjects.callables.as_subject` takes.
         without: features that it does without, as declared.
         grade: what it must reach in half precision, where it is somebody's own.
         device: that it is for: code that is made for a CUDA device has approximate functions.
@@ -52,7 +52,7 @@ def load(
         found = [_described(description, device) for description in _each(subject)]
     else:
         try:
-            found = [adapted(subject)]
+            found = [as_subject(subject)]
         except TypeError as error:
             raise TypeError(f"subject: got {one_line(str(error))}") from None
     halves: dict[str, Grade] = {"float16": "B", "bfloat16": "B"} if grade == "B" else {}
@@ -66,9 +66,9 @@ def _each(description: str) -> list[str]:
     base = description.removesuffix(COMPILE_SUFFIX)
     if base not in NAMED:
         return [description]
-    names = [one.name for one in NAMED[base] if base == description or not one.plain]
+    names = [one.name for one in NAMED[base] if base == description or not one.not_transformed]
     if not names:
-        raise ValueError(f"subject: got {description!r}; {base} {NAMED[base][0].plain}, and is not compiled")
+        raise ValueError(f"subject: got {description!r}; {base} {NAMED[base][0].not_transformed}, and is not compiled")
     return [name + description.removeprefix(base) for name in names]
 
 
@@ -79,7 +79,7 @@ def _described(description: str, device: str) -> Subject:
     if subject is None:
         try:
             found, source = _found(base)
-            subject = adapted(found, base.rpartition(":")[2].rpartition(".")[2], source)
+            subject = as_subject(found, base.rpartition(":")[2].rpartition(".")[2], source)
         except (ValueError, TypeError) as error:
             # What the file raised is the cause, and is no part of the line.
             because = error.__cause__
@@ -100,7 +100,7 @@ def _found(description: str) -> tuple[object, str]:
         if description.endswith(".py"):
             raise ValueError(f"which name in it? As in {description}:NAME")
         near = get_close_matches(description, NAMED, n=1)
-        raise ValueError(f"{f'did you mean {near[0]}? ' if near else ''}allowed are {ALLOWED}")
+        raise ValueError(f"{f'did you mean {near[0]}? ' if near else ''}allowed are {_ALLOWED}")
     if not attribute:
         raise ValueError(f"which name in it? As in {place}:NAME")
     if is_file:
@@ -108,7 +108,7 @@ def _found(description: str) -> tuple[object, str]:
         with _importing(str(path.parent), place, path):
             module, source = _of_file(path), f"{path}:{attribute}"
     elif not all(name.isidentifier() for name in place.split(".")):
-        raise ValueError(f"{place!r} is no module's name, nor a file's; allowed are {ALLOWED}")
+        raise ValueError(f"{place!r} is no module's name, nor a file's; allowed are {_ALLOWED}")
     else:
         with _importing(os.getcwd(), place, None):
             module, source = importlib.import_module(place), description

@@ -25,7 +25,7 @@ LONGEST = 2**20  # bytes of what is told
 
 
 @dataclass(frozen=True)
-class Elsewhere:
+class RemoteLoss:
     """A loss that is loaded in the process that calls it, and when it does.
 
     Attributes:
@@ -43,7 +43,7 @@ class Elsewhere:
         return load(self.description)[0].loss
 
 
-def load_apart(
+def load_remote(
     description: str, seconds: float, *, without: Iterable[str] = (), grade: str = "A"
 ) -> tuple[Subject, ...]:
     """What :func:`crossent.subjects.loader.load` makes of a file's or a module's name, with its loss elsewhere.
@@ -57,7 +57,7 @@ def load_apart(
     Raises:
         ValueError: what `load` raises; or its process ended, or took too long; in one line.
     """
-    told = _told(lambda: _facts(description, without, grade), description, seconds)
+    told = _ask_process(lambda: _describe(description, without, grade), description, seconds)
     if "error" in told:
         raise ValueError(str(told["error"]))
     try:
@@ -66,12 +66,12 @@ def load_apart(
         raise ValueError(f"subject: got {description!r}; its process says what cannot be: {error}") from None
 
 
-def _facts(description: str, without: Iterable[str], grade: str) -> dict[str, Any]:
+def _describe(description: str, without: Iterable[str], grade: str) -> dict[str, Any]:
     try:
         found = load(description, without=without, grade=grade)
     except (ValueError, TypeError) as error:
         return {"error": str(error)}
-    fields = ("name", "source", "promise", "plain")
+    fields = ("name", "source", "promise", "not_transformed")
     return {
         "subjects": [
             {**{name: getattr(one, name) for name in fields}, "lacks": dict(one.lacks), "grades": dict(one.grades)}
@@ -81,8 +81,10 @@ def _facts(description: str, without: Iterable[str], grade: str) -> dict[str, An
 
 
 def _subject(facts: Mapping[str, Any]) -> Subject:
-    name, source, promise, plain = (str(facts[field]) for field in ("name", "source", "promise", "plain"))
-    bare = Subject(name, Elsewhere(source), source=source, plain=plain, grades=facts["grades"])
+    name, source, promise, not_transformed = (
+        str(facts[field]) for field in ("name", "source", "promise", "not_transformed")
+    )
+    bare = Subject(name, RemoteLoss(source), source=source, not_transformed=not_transformed, grades=facts["grades"])
     if promise != bare.promise:
         raise TypeError(f"the promise {promise!r}")
     if source.endswith(COMPILE_SUFFIX):
@@ -90,7 +92,7 @@ def _subject(facts: Mapping[str, Any]) -> Subject:
     return bare.lacking({str(feature): str(reason) for feature, reason in facts["lacks"].items()})
 
 
-def _told(tell: Callable[[], dict[str, Any]], description: str, seconds: float) -> dict[str, Any]:
+def _ask_process(tell: Callable[[], dict[str, Any]], description: str, seconds: float) -> dict[str, Any]:
     """What a process says that does it, as JSON.
 
     Raises:

@@ -27,7 +27,7 @@ class Subject:
         not_applicable: why a case does not apply to it, or None where it does.
         dtype: of its results, where that is not the one that the logits call for.
         promise: about its arithmetic; somebody's kernel unless it says otherwise.
-        plain: why it is not transformed (compiled, vmapped, …), or "" where it is.
+        not_transformed: why it is not transformed (compiled, vmapped, …), or "" where it is.
         grades: the grade that it must reach for a dtype, where that is not A.
         source: what :func:`crossent.subjects.loader.load` finds it by in another process; "" of a plain callable.
         lacks: the features that it does without, each with the reason.
@@ -39,7 +39,7 @@ class Subject:
     not_applicable: Callable[[Inputs], str | None] = lambda inputs: None
     dtype: torch.dtype | None = None
     promise: Promise = "kernel"
-    plain: str = ""
+    not_transformed: str = ""
     grades: Mapping[str, Grade] = field(default_factory=dict)
     source: str = ""
     lacks: Mapping[str, str] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class Subject:
             not_applicable=partial(_not_applicable, self.not_applicable, reasons),
         )
 
-    def not_asked(self, check: str, inputs: Inputs) -> str:
+    def not_run(self, check: str, inputs: Inputs) -> str:
         """Why a check is not asked of it on these inputs, for want of a feature, or ""."""
         for name, reason in self.lacks.items():
             needs = FEATURES[name].checks.get(check)

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Waits:
+class NotRun:
     """What an act gives back where it cannot be performed here: the reason."""
 
     reason: str
@@ -62,21 +62,21 @@ class Performed(Generic[T]):
         value: what it gave back; None where there is an error.
         raised: the exception that ended it.
         ended, how: the kind of finding, "crashed" or "hung", and how, where its process was ended by it.
-        disturbed: what of the global state it left changed, and has been set back.
+        changed_state: what of the global state it left changed, and has been set back.
     """
 
     value: T | None = None
     raised: Raised | None = None
     ended: str = ""
     how: str = ""
-    disturbed: tuple[str, ...] = ()
+    changed_state: tuple[str, ...] = ()
 
 
 class Host(Protocol):
     """Where a subject lives."""
 
     @property
-    def given_up(self) -> str:
+    def not_run(self) -> str:
         """Why it is not asked any more, or ""."""
         ...
 
@@ -90,7 +90,7 @@ class Here:
     """A subject in this process."""
 
     loss: Loss
-    given_up: str = ""
+    not_run: str = ""
 
     def perform(self, act: Callable[..., T], *arguments: Any) -> Performed[T]:
         """Do that with the subject, and say what came of it.
@@ -112,4 +112,4 @@ def perform(act: Callable[..., T], loss: Loss, *arguments: Any) -> Performed[T]:
         made = Performed(raised=Raised.of(error))
     finally:
         disturbed = restore(before)
-    return replace(made, disturbed=tuple(disturbed))
+    return replace(made, changed_state=tuple(disturbed))

@@ -23,12 +23,12 @@ from crossent.numerics.oracle.arithmetic import UNIT_ROUNDOFF, Ball, two_sum
 from crossent.subjects.subject import Subject
 from crossent.trials.call import Result, evaluate
 from crossent.trials.difference import Difference
-from crossent.trials.exact import Expected, dtype_of, name_of, rows_of, terms_of
+from crossent.trials.exact import Exact, dtype_of, name_of, rows_of, terms_of
 from crossent.trials.trial import Check, NotRunError, Problem, Question, Trial
 
-PARTS = ("loss", "gradient", "target_gradient")
+RESULT_PARTS = ("loss", "gradient", "target_gradient")
 # A result as numbers, by what they are of: for radius they have how far each may be off.
-Held = dict[str, Ball]
+PartBalls = dict[str, Ball]
 
 
 class MisshapenError(Exception):
@@ -53,7 +53,7 @@ def further_call(trial: Trial, inputs: Inputs, act: Callable[..., Result] = eval
     return got
 
 
-def beside(trial: Trial, name: str, inputs: Inputs) -> Expected:
+def exact_for(trial: Trial, name: str, inputs: Inputs) -> Exact:
     """What the bounds for other inputs are made of; its answers are those of the case, and stand for nothing.
 
     Made once for all subjects: inputs of one name, made of one question, are the same ones.
@@ -61,25 +61,25 @@ def beside(trial: Trial, name: str, inputs: Inputs) -> Expected:
     known = _BESIDE.setdefault(trial.question, {})
     if name not in known:
         terms, dtype = terms_of(inputs), name_of(inputs.logits)
-        known[name] = replace(trial.question.expected, terms=terms, logits_dtype=dtype, _bounds={})
+        known[name] = replace(trial.question.exact, terms=terms, logits_dtype=dtype, _bounds={})
     return known[name]
 
 
-_BESIDE: WeakKeyDictionary[Question, dict[str, Expected]] = WeakKeyDictionary()
+_BESIDE: WeakKeyDictionary[Question, dict[str, Exact]] = WeakKeyDictionary()
 
 
-def held(trial: Trial, got: Result, of: Expected | None = None) -> Held:
+def with_radius(trial: Trial, got: Result, of: Exact | None = None) -> PartBalls:
     """The numbers of a result, with the bounds that are made of `of`, or of the case itself."""
     found = {}
-    for name, bound in trial.bounds(got, of or trial.question.expected).items():
+    for name, bound in trial.bounds(got, of or trial.question.exact).items():
         tensor = getattr(got, name)
         numbers = tensor.reshape(-1, 1).double().cpu().numpy() if name == "loss" else rows_of(tensor)
         found[name] = Ball(numbers, np.zeros_like(numbers), np.where(np.isnan(bound), np.inf, bound))
     return found
 
 
-def apart(
-    trial: Trial, other: Held, got: Result | None = None, of: Expected | None = None, *, way: str = ""
+def compare_results(
+    trial: Trial, other: PartBalls, got: Result | None = None, of: Exact | None = None, *, way: str = ""
 ) -> list[Difference]:
     """How far a result is from another that should be the same.
 
@@ -87,7 +87,7 @@ def apart(
     differences it is what came, and the other stands where the exact answer stands elsewhere. `way` says how the other
     was made, where a check makes several.
     """
-    right = trial.question.expected
+    right = trial.question.exact
     answers: dict[str, Any] = {}
     for name, ball in other.items():
         exact = getattr(right, name)  # no bound is an excuse where NaN is right
@@ -99,7 +99,7 @@ def apart(
 def _named(difference: Difference, way: str) -> Difference:
     reasons = {"there is no exact answer": "the other result has no bound"}
     not_judged = {reasons.get(reason, reason): count for reason, count in difference.not_judged.items()}
-    return replace(difference, check=f"{difference.check} {way}".rstrip(), not_judged=not_judged)
+    return replace(difference, of=f"{difference.of} {way}".rstrip(), not_judged=not_judged)
 
 
 def times(factor: Fraction, ball: Ball) -> Ball:
@@ -118,7 +118,7 @@ def plus(a: Ball, b: Ball) -> Ball:
         return _made(*two_sum(a.hi, b.hi), safe(a.radius + b.radius), a, b)
 
 
-def beneath(a: Ball, b: Ball) -> Ball:
+def stacked(a: Ball, b: Ball) -> Ball:
     """The rows of one, then those of the other."""
     return Ball(*(np.concatenate([getattr(a, name), getattr(b, name)]) for name in ("hi", "lo", "radius")))
 
@@ -134,8 +134,8 @@ def _made(hi: Array, lo: Array, radius: Array, *of: Ball) -> Ball:
 
 def relation(
     run: Callable[[Trial], Iterator[Difference | Problem]],
-    about: Callable[[Case], bool] = lambda case: True,
-    why_not: Callable[[Subject], str] = lambda subject: "",
+    applies: Callable[[Case], bool] = lambda case: True,
+    not_run: Callable[[Subject], str] = lambda subject: "",
 ) -> Check:
     """The check of this name. A further call that gives a misshapen loss is what is wrong."""
 
@@ -146,4 +146,4 @@ def relation(
         except MisshapenError as error:
             yield Problem("wrong", str(error))
 
-    return Check(run.__name__, guarded, about, why_not, versus="other")
+    return Check(run.__name__, guarded, applies, not_run, versus="other")

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from crossent.cases.inputs import Inputs, bits
-from crossent.report.findings import Shown
 from crossent.subjects.subject import Loss
 from crossent.trials.memory import marks, poison, shared
 
 Gradients = tuple[str, ...]
-BOTH: Gradients = ("gradient", "target_gradient")
+BOTH_GRADIENTS: Gradients = ("gradient", "target_gradient")
 
 
 @dataclass(frozen=True)
@@ -35,10 +34,10 @@ class Result:
     @property
     def digest(self) -> str:
         """A checksum of every bit of it, whatever NaN is made of."""
-        checksum = 0
+        bits = 0
         for tensor in self.parts.values():
-            checksum = _checksum(tensor, checksum)
-        return f"{checksum:08x}"
+            bits = checksum(tensor, bits)
+        return f"{bits:08x}"
 
     @property
     def parts(self) -> dict[str, Tensor]:
@@ -46,33 +45,21 @@ class Result:
         named = {"loss": self.loss, "gradient": self.gradient, "target_gradient": self.target_gradient}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
-    @property
-    def shown(self) -> dict[str, Shown]:
-        """Each of them, as far as another run can be compared with it."""
-        return {name: _shown(tensor) for name, tensor in self.parts.items()}
 
-
-def _checksum(tensor: Tensor, before: int = 0) -> int:
+def checksum(tensor: Tensor, before: int = 0) -> int:
+    """The CRC-32 of a tensor's dtype, shape and bits; every NaN counts as the same one."""
     of_kind = zlib.crc32(f"{tensor.dtype}{tuple(tensor.shape)}".encode(), before)
     return zlib.crc32(bits(tensor.where(~tensor.isnan(), torch.nan)).tobytes(), of_kind)
 
 
-def _shown(tensor: Tensor) -> Shown:
-    where = {"nan": tensor.isnan(), "inf": tensor.isposinf(), "-inf": tensor.isneginf()}
-    special = {name: count for name, at in where.items() if (count := int(at.sum()))}
-    value = float(tensor.item()) if tensor.numel() == 1 else None
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    return Shown(f"{_checksum(tensor):08x}", dtype, tuple(tensor.shape), value, special)
-
-
-def evaluate(loss: Loss, inputs: Inputs, gradients: Gradients = BOTH) -> Result:
+def evaluate(loss: Loss, inputs: Inputs, gradients: Gradients = BOTH_GRADIENTS) -> Result:
     """The loss and the gradients of logits and target probabilities that are wanted, under the upstream gradient."""
     gradient = "gradient" in gradients
-    # The same memory: :func:`called` sees a write.
+    # The same memory: :func:`make_call` sees a write.
     logits = inputs.logits.detach().requires_grad_(gradient)
     dense = gradient and "target_gradient" in gradients and inputs.target.is_floating_point()
     target = inputs.target.detach().requires_grad_(dense)
-    value = plain(loss(logits, target, **inputs.options))
+    value = as_loss(loss(logits, target, **inputs.options))
     if gradient and not value.requires_grad:
         raise TypeError("the loss is cut off from the logits: it has no gradient")
     if not gradient or value.shape != inputs.upstream.shape:  # a wrong shape is for :func:`misshapen` to say
@@ -85,7 +72,7 @@ def evaluate(loss: Loss, inputs: Inputs, gradients: Gradients = BOTH) -> Result:
     return Result(value.detach(), *made)
 
 
-def plain(value: object) -> Tensor:
+def as_loss(value: object) -> Tensor:
     """A loss, if it is one.
 
     Raises:
@@ -99,7 +86,7 @@ def plain(value: object) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Called:
+class Call:
     """A call, and what became of what it was given.
 
     Attributes:
@@ -115,7 +102,7 @@ class Called:
     shared: str
 
 
-def called(loss: Loss, inputs: Inputs, gradients: Gradients) -> Called:
+def make_call(loss: Loss, inputs: Inputs, gradients: Gradients) -> Call:
     """The act of a first call: a result, and what becomes of the arguments."""
     passed: dict[str, tuple[Tensor, bool]] = {}
 
@@ -126,10 +113,10 @@ def called(loss: Loss, inputs: Inputs, gradients: Gradients) -> Called:
 
     result = evaluate(watched, inputs, gradients)
     parts = {"loss": result.loss, "gradient": result.gradient, "gradient of the target": result.target_gradient}
-    return Called(result, inputs, marks(passed), shared(parts, inputs))
+    return Call(result, inputs, marks(passed), shared(parts, inputs))
 
 
-def called_again(loss: Loss, inputs: Inputs, others: Inputs, gradients: Gradients) -> tuple[Result, Result, Result]:
+def repeat_call(loss: Loss, inputs: Inputs, others: Inputs, gradients: Gradients) -> tuple[Result, Result, Result]:
     """The act of a second call: the result of a first, that after a call with other data, and that of the second.
 
     Before the second, memory is filled with NaN. What the call with other data raises is for another check to say.

@@ -13,7 +13,7 @@ from crossent.numerics.bounds.loss import Bounds
 from crossent.numerics.formats import FORMATS, Array
 from crossent.numerics.oracle.arithmetic import Ball
 from crossent.trials.call import Result
-from crossent.trials.exact import Expected, name_of, rows_of
+from crossent.trials.exact import Exact, name_of, rows_of
 
 # What has a number for each row, or one in all; the others have one for each logit.
 BY_ROW = ("loss", "tangent", "upstream_gradient")
@@ -24,7 +24,7 @@ class Difference:
     """How far one result is from the exact one: the worst element, its index, and the bound there.
 
     Attributes:
-        check: what is compared: "loss", "gradient", "target_gradient", or a derivative of these.
+        of: what is compared: "loss", "gradient", "target_gradient", or a derivative of these.
         dtype: of the result.
         index: of the worst element in the result.
         radius: what the exact answer itself may be off by.
@@ -37,7 +37,7 @@ class Difference:
         vacuous: whether zeros, a constant, or the gradient without its softmax would pass too: no evidence.
     """
 
-    check: str
+    of: str
     dtype: str
     index: tuple[int, ...]
     got: float
@@ -63,7 +63,7 @@ class Difference:
 
 
 def compare(
-    got: Result, expected: Expected, grade: Grade = "A", promise: Promise = "eager", dtype: str | None = None
+    got: Result, expected: Exact, grade: Grade = "A", promise: Promise = "eager", dtype: str | None = None
 ) -> list[Difference]:
     """The worst difference of the loss and of each gradient that there is, under the contract of a grade.
 
@@ -72,13 +72,13 @@ def compare(
     return compare_under(contract_of(got, expected, grade, promise, dtype), got, expected)
 
 
-def contract_of(got: Result, expected: Expected, grade: Grade, promise: Promise, dtype: str | None = None) -> Contract:
+def contract_of(got: Result, expected: Exact, grade: Grade, promise: Promise, dtype: str | None = None) -> Contract:
     """The contract of a grade that such a result falls under."""
     device, rows = got.loss.device.type, len(expected.terms.logits)
     return contract(promise, grade, dtype or expected.logits_dtype, device=device, rows=rows)
 
 
-def compare_under(promised: Contract, got: Result, expected: Expected) -> list[Difference]:
+def compare_under(promised: Contract, got: Result, expected: Exact) -> list[Difference]:
     """The same under any contract."""
     each = bounds_under(promised, got, expected)
     exact = {check: getattr(expected, check) for check in each}
@@ -96,7 +96,7 @@ def _or_zero(exact: Ball, kept: NDArray[np.bool_], got: Array) -> Ball:
     return Ball(*(np.where(zero, 0.0, part) for part in (exact.hi, exact.lo, exact.radius))) if zero.any() else exact
 
 
-def bounds_under(promised: Contract, got: Result, expected: Expected) -> dict[str, Bounds]:
+def bounds_under(promised: Contract, got: Result, expected: Exact) -> dict[str, Bounds]:
     """Those of each part of a result: it is stored in its own dtype, which need not be the logits'."""
     found = {}
     for check in ("loss", "gradient", "target_gradient"):
@@ -106,7 +106,7 @@ def bounds_under(promised: Contract, got: Result, expected: Expected) -> dict[st
     return found
 
 
-def reached(got: Result, expected: Expected, promise: Promise = "eager", dtype: str | None = None) -> Grade:
+def reached(got: Result, expected: Exact, promise: Promise = "eager", dtype: str | None = None) -> Grade:
     """The grade that a result reaches: that of the tightest contract that it keeps."""
     for grade in ("A", "B"):
         if all(difference.ratio <= 1 for difference in compare(got, expected, grade, promise, dtype)):
@@ -140,7 +140,7 @@ def allowance(check: str, exact: Ball, bounds: Bounds) -> tuple[Array, bool]:
         answers = [np.zeros_like(exact.hi)]
         if exact.hi.size > 1 and not special.all():
             answers.append(np.full_like(exact.hi, np.median(exact.hi[~special])))
-        answers += bounds.partial(check)
+        answers += bounds.vacuous_answers(check)
         return allowed, any((exact.distance(answer) <= allowed).all() for answer in answers)
 
 
@@ -178,7 +178,7 @@ def not_judged(check: str, allowed: Array, exact: Ball, bounds: Bounds) -> dict[
     counts = {"there is no exact answer": int(unknown.sum())}
     # Which no input should reach: the soak has none of them.
     counts["the bound is not a number"] = int(np.isnan(getattr(bounds, check)).sum())
-    for reason, where in bounds.open(check).items():
+    for reason, where in bounds.unbounded(check).items():
         counts[reason] = int((where.reshape(allowed.shape) & np.isinf(allowed) & ~unknown).sum())
     return {reason: count for reason, count in counts.items() if count}
 

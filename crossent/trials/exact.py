@@ -24,7 +24,7 @@ from crossent.numerics.oracle.arithmetic import Ball
 
 
 @dataclass(frozen=True)
-class Expected:
+class Exact:
     """What a case should give, and what the bounds are made of.
 
     Attributes:
@@ -54,7 +54,7 @@ class Expected:
 
 
 @dataclass(frozen=True)
-class ExpectedAlong:
+class ExactAlong:
     """How a case's loss and gradient should change along a direction of its logits.
 
     Attributes:
@@ -77,14 +77,14 @@ class ExpectedAlong:
         return self._bounds[contract]
 
 
-def expect_along(inputs: Inputs, direction: Tensor) -> ExpectedAlong:
+def solve_along(inputs: Inputs, direction: Tensor) -> ExactAlong:
     """The exact derivatives of a case along a direction, a tensor of the logits' shape."""
     terms, along = terms_of(inputs), rows_of(direction)
     exact = answer(_arguments(inputs, terms))
-    return ExpectedAlong(_column(exact.tangent(along)), exact.second(along), along, terms)
+    return ExactAlong(_column(exact.tangent(along)), exact.second(along), along, terms)
 
 
-def expect(inputs: Inputs) -> Expected:
+def solve(inputs: Inputs) -> Exact:
     """The exact answer to a case."""
     terms = terms_of(inputs)
     exact = answer(_arguments(inputs, terms))
@@ -99,9 +99,7 @@ def expect(inputs: Inputs) -> Expected:
     if terms.probabilities is not None:
         target_gradient = joined([of_target for _, _, of_target in blocks if of_target is not None])
     shape = tuple(inputs.upstream.shape)
-    return Expected(
-        shape, dtype_of(inputs), name_of(inputs.logits), _column(exact.loss), gradient, target_gradient, terms
-    )
+    return Exact(shape, dtype_of(inputs), name_of(inputs.logits), _column(exact.loss), gradient, target_gradient, terms)
 
 
 def dtype_of(inputs: Inputs) -> torch.dtype:

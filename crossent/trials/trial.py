@@ -15,10 +15,10 @@ from crossent.cases.inputs import Inputs
 from crossent.numerics.bounds.contracts import Grade
 from crossent.numerics.formats import Array
 from crossent.subjects.subject import Subject
-from crossent.trials.act import Here, Host, Raised, Waits
-from crossent.trials.call import BOTH, Called, Gradients, Result, called, evaluate
+from crossent.trials.act import Here, Host, NotRun, Raised
+from crossent.trials.call import BOTH_GRADIENTS, Call, Gradients, Result, evaluate, make_call
 from crossent.trials.difference import Difference, bounds_under, compare, contract_of
-from crossent.trials.exact import Expected, ExpectedAlong, expect, expect_along
+from crossent.trials.exact import Exact, ExactAlong, solve, solve_along
 
 T = TypeVar("T")
 
@@ -80,14 +80,14 @@ class Question:
         return self.case.seeded(self.case.seed + 1).build(self.device)
 
     @cached_property
-    def expected(self) -> Expected:
+    def exact(self) -> Exact:
         """The exact answer and its bounds."""
-        return expect(self.inputs)
+        return solve(self.inputs)
 
     @cached_property
-    def along(self) -> ExpectedAlong:
+    def exact_along(self) -> ExactAlong:
         """The exact derivatives along the case's direction and their bounds."""
-        return expect_along(self.inputs, self.case.direction(self.device))
+        return solve_along(self.inputs, self.case.direction(self.device))
 
 
 @dataclass(eq=False)
@@ -97,7 +97,7 @@ class Trial:
     question: Question
     subject: Subject
     host: Host | None = None  # where it lives; here unless given
-    disturbed: list[str] = field(default_factory=list)  # global state that it left changed, and that was set back
+    changed_state: list[str] = field(default_factory=list)  # global state that it left changed, and that was set back
 
     @property
     def case(self) -> Case:
@@ -105,19 +105,19 @@ class Trial:
         return self.question.case
 
     @cached_property
-    def called(self) -> Called:
+    def first_call(self) -> Call:
         """The first call.
 
         Raises:
             RefusedError: the subject raised.
             EndedError: it ended its process.
         """
-        return self.perform(called, self.question.fresh(), self.gradients)
+        return self.perform(make_call, self.question.fresh(), self.gradients)
 
     @property
     def got(self) -> Result:
         """The result of the first call. It raises what that does."""
-        return self.called.result
+        return self.first_call.result
 
     def evaluate(self, inputs: Inputs, act: Callable[..., Result] = evaluate, *arguments: Any) -> Result:
         """What the subject gives for these inputs; by another act, `act(loss, inputs, gradient, *arguments)`.
@@ -131,10 +131,10 @@ class Trial:
     @property
     def gradients(self) -> Gradients:
         """Those that are asked of the subject."""
-        lacks = {} if self.subject.differentiable else BOTH
-        return tuple(name for name in BOTH if name not in lacks and name not in self.subject.lacks)
+        lacks = {} if self.subject.differentiable else BOTH_GRADIENTS
+        return tuple(name for name in BOTH_GRADIENTS if name not in lacks and name not in self.subject.lacks)
 
-    def perform(self, act: Callable[..., T | Waits], *arguments: Any) -> T:
+    def perform(self, act: Callable[..., T | NotRun], *arguments: Any) -> T:
         """What an act gives back that calls the subject: :mod:`crossent.trials.act`.
 
         Raises:
@@ -144,12 +144,12 @@ class Trial:
         """
         host = self.host or Here(self.subject.loss)
         performed = host.perform(act, *arguments)
-        self.disturbed += performed.disturbed
+        self.changed_state += performed.changed_state
         if performed.raised is not None:
             raise RefusedError(performed.raised)
         if performed.ended:
             raise EndedError(performed.ended, performed.how)
-        if isinstance(performed.value, Waits):
+        if isinstance(performed.value, NotRun):
             raise NotRunError(performed.value.reason)
         return performed.value  # type: ignore[return-value]  # a value, where there is neither of these
 
@@ -161,11 +161,11 @@ class Trial:
     def _wanted_in(self, dtype: str) -> Grade:
         return "A" if (self.case.grade or self.subject.grade(dtype)) == "A" else "B"
 
-    def compare(self, got: Result, expected: Expected) -> list[Difference]:
+    def compare(self, got: Result, expected: Exact) -> list[Difference]:
         """The differences of a result under the contract that the subject is held to."""
         return compare(got, expected, self.wanted, self.subject.promise, self.subject.dtype_name)
 
-    def bounds(self, got: Result, expected: Expected) -> dict[str, Array]:
+    def bounds(self, got: Result, expected: Exact) -> dict[str, Array]:
         """How far each number of a result may be off: (R, 1) or (1, 1) for the loss, (R, C) for a gradient.
 
         The logits need not be of the case's dtype: the grade is that of theirs. NaN is no bound, as inf is none.
@@ -178,7 +178,7 @@ class Trial:
     @cached_property
     def differences(self) -> dict[str, Difference]:
         """Those of the first call, by what they are of: loss, gradient and target_gradient."""
-        return {difference.check: difference for difference in self.compare(self.got, self.question.expected)}
+        return {difference.of: difference for difference in self.compare(self.got, self.question.exact)}
 
 
 @dataclass(frozen=True)
@@ -188,16 +188,16 @@ class Check:
     Attributes:
         name: what the report calls it.
         run: yields what is wrong, and each number that was measured, right or wrong. It may raise the errors above.
-        about: whether the check says anything about such a case.
-        why_not: why it does not run on a subject, as it goes on after its name, or "".
+        applies: whether the check says anything about such a case.
+        not_run: why it does not run on a subject, as it goes on after its name, or "".
         versus: what a number is compared with: the exact one, or another result of the subject.
         asks: what it asks, in a sentence; that of `run` unless given.
     """
 
     name: str
     run: Callable[[Trial], Iterable[Difference | Problem]]
-    about: Callable[[Case], bool] = lambda case: True
-    why_not: Callable[[Subject], str] = lambda subject: ""
+    applies: Callable[[Case], bool] = lambda case: True
+    not_run: Callable[[Subject], str] = lambda subject: ""
     versus: str = "exact"
     asks: str = ""
 
@@ -207,7 +207,7 @@ class Check:
         return self.asks or (self.run.__doc__ or "").strip().partition("\n")[0]
 
 
-def misshapen(trial: Trial, loss: object, expected: Expected, device: torch.device | None = None) -> Problem | None:
+def misshapen(trial: Trial, loss: object, expected: Exact, device: torch.device | None = None) -> Problem | None:
     """What is wrong with a loss of the subject before its numbers are looked at: its kind, shape, dtype and device."""
     if not isinstance(loss, Tensor) or loss.layout != torch.strided:
         return Problem("wrong", f"got a {type(loss).__name__}; expected a dense torch.Tensor")

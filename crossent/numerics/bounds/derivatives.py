@@ -144,7 +144,7 @@ class DerivativeBounds(Bounds):
         """Of the upstream gradient's own, backward a second time: it is the tangent."""
         return self.tangent
 
-    def partial(self, check: str) -> list[Array]:
+    def vacuous_answers(self, check: str) -> list[Array]:
         """What comes of it where p is taken for a constant: the terms without `mean`."""
         with np.errstate(all="ignore"):
             kept, coefficients = self.terms.kept, self._coefficients.value

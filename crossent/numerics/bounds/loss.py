@@ -143,7 +143,7 @@ class Bounds:
             gradient = Held(gradient.value, gradient.error + once, c.compute)
         return safe(gradient.where(t.kept[:, None]).rounded(c.storage).error)
 
-    def open(self, check: str) -> dict[Reason, NDArray[np.bool_]]:
+    def unbounded(self, check: str) -> dict[Reason, NDArray[np.bool_]]:
         """Where the bound is infinite, for each reason that there is."""
         bound = getattr(self, check)
         if not np.isinf(bound).any():
@@ -260,7 +260,7 @@ class Bounds:
             return scale
         return c.keep(scale.over(self._denominator, c.compute, c.functions.division_ulps, known=False))
 
-    def partial(self, check: str) -> list[Array]:
+    def vacuous_answers(self, check: str) -> list[Array]:
         """A part of the formula that may be taken for the whole: of the gradient, what the target alone makes of it.
 
         `-g/D · w_c q_c`, (R, C).

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
-Numbers = NDArray[Any]  # float64, or objects that are flint.arb
+Elements = NDArray[Any]  # float64, or objects that are flint.arb
 
 UNIT_ROUNDOFF = 2.0**-53
 # Assumed of numpy's exp and log1p, for normal results. numpy's own tests allow 1; tests/test_oracle.py measures it.
@@ -106,7 +106,7 @@ class Float64:
         """To compute under. inf and NaN that the caller will replace must not warn on their way."""
         return np.errstate(all="ignore")
 
-    def numbers(self, values: NDArray[Any]) -> Numbers:
+    def numbers(self, values: NDArray[Any]) -> Elements:
         """The float32 or float64 numbers, exactly."""
         return np.asarray(values, np.float64)
 
@@ -114,7 +114,7 @@ class Float64:
         """An exact number, off by 1 ulp."""
         return float(value)
 
-    def shifted_exp(self, logits: Array, largest: Array) -> tuple[Numbers, Numbers]:
+    def shifted_exp(self, logits: Array, largest: Array) -> tuple[Elements, Elements]:
         """`a = logits - largest`, which is at most 0, and exp(a).
 
         `a` is off by `u |a|` at most. exp(a) is not: what the subtraction lost, `l`, is put back as `exp(a)·(1 + l)`.
@@ -125,11 +125,11 @@ class Float64:
         exps[np.isneginf(shifted)] = 0  # where `lost` is NaN
         return shifted, exps
 
-    def total(self, terms: Numbers) -> Numbers:
+    def total(self, terms: Elements) -> Elements:
         """The sum over the last axis."""
         return compensated_sum(terms)
 
-    def ball(self, values: Numbers, radius: Array) -> Ball:
+    def ball(self, values: Elements, radius: Array) -> Ball:
         """The values with the radius that the caller has proven."""
         return Ball(values, np.broadcast_to(0.0, values.shape), radius)
 
@@ -148,7 +148,7 @@ class Balls:
         """To compute under. flint's precision is global, so this is not for threads."""
         return flint.ctx.workprec(self.bits)
 
-    def numbers(self, values: NDArray[Any]) -> Numbers:
+    def numbers(self, values: NDArray[Any]) -> Elements:
         """The numbers, exactly, whatever the precision."""
         return np.asarray(_ARB(np.asarray(values, np.float64)), object)
 
@@ -156,16 +156,16 @@ class Balls:
         """An exact number as it is."""
         return value
 
-    def shifted_exp(self, logits: Array, largest: Array) -> tuple[Numbers, Numbers]:
+    def shifted_exp(self, logits: Array, largest: Array) -> tuple[Elements, Elements]:
         """`a = logits - largest`, and exp(a)."""
         shifted = logits - self.numbers(largest)  # a float64 and a ball: exact until it is rounded to `bits`, and fast
         return shifted, np.asarray(_EXP(shifted), object)
 
-    def total(self, terms: Numbers) -> Numbers:
+    def total(self, terms: Elements) -> Elements:
         """The sum over the last axis."""
         return np.asarray(np.add.reduce(terms, -1, initial=flint.arb(0)), object)
 
-    def ball(self, values: Numbers, radius: Array | None = None) -> Ball:
+    def ball(self, values: Elements, radius: Array | None = None) -> Ball:
         """The values with their own radius, cut into hi and lo. What no float64 can hold has the radius inf.
 
         A float64 taken from a midpoint is off by at most 2^-52 of itself, or by 2^-1074: it is one of the two

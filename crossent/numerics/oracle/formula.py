@@ -22,7 +22,7 @@ import flint
 import numpy as np
 from numpy.typing import NDArray
 
-from crossent.numerics.oracle.arithmetic import UNIT_ROUNDOFF, Array, Balls, Float64, Mask, Numbers
+from crossent.numerics.oracle.arithmetic import UNIT_ROUNDOFF, Array, Balls, Elements, Float64, Mask
 
 ROUNDINGS, SECOND_ROUNDINGS = 28, 41  # proven in Formula, as is
 UNDERFLOW = 2.0**-200
@@ -115,27 +115,27 @@ class Formula:
             self.smoothing = arithmetic.numbers(np.array([rows.label_smoothing]))
 
     @property
-    def neg_log_probs(self) -> Numbers:
+    def neg_log_probs(self) -> Elements:
         """(r, C): `-lp`."""
         return np.asarray(self.log_partition[:, None] - self.shifted)
 
     @cached_property
-    def scale(self) -> Numbers:
+    def scale(self) -> Elements:
         """(r,): `s`, the upstream gradient over the denominator."""
         return np.asarray(self.arithmetic.numbers(self.rows.upstream) / self.arithmetic.number(self.rows.denominator))
 
     @cached_property
-    def coefficients(self) -> Numbers:
+    def coefficients(self) -> Elements:
         """`v`, (r, C); or (r,), that of the true class, where it is the only term. 0 on ignored rows."""
         return self._coefficients(self.rows.probabilities)
 
     @cached_property
-    def magnitudes(self) -> Numbers:
+    def magnitudes(self) -> Elements:
         """`|v|`, in which nothing cancels."""
         t = self.rows.probabilities
         return np.abs(self.coefficients if t is None or (t >= 0).all() else self._coefficients(np.abs(t)))
 
-    def _coefficients(self, t: NDArray[Any] | None) -> Numbers:
+    def _coefficients(self, t: NDArray[Any] | None) -> Elements:
         rows, numbers = self.rows, self.arithmetic.numbers
         uniform = self.smoothing / rows.logits.shape[1]
         if t is not None:
@@ -149,24 +149,24 @@ class Formula:
         v[rows.true] += (1 - self.smoothing) * true
         return v
 
-    def _weighted(self, values: Numbers) -> Numbers:
+    def _weighted(self, values: Elements) -> Elements:
         """`w_c · values_c`."""
         weight = self.rows.weight
         return values if weight is None else np.asarray(self.arithmetic.numbers(weight) * values)
 
     @cached_property
-    def total_coefficients(self) -> Numbers:
+    def total_coefficients(self) -> Elements:
         """(r,): `Σ v`, where every class is a term."""
         return self.arithmetic.total(self.coefficients)
 
-    def losses(self) -> Numbers:
+    def losses(self) -> Elements:
         """(r,): `-Σ v lp = log S·Σ v - Σ v a`."""
         if self.rows.dense:
             weighted_shifts = self.arithmetic.total(self.coefficients * self.shifted)
             return np.asarray(self.log_partition * self.total_coefficients - weighted_shifts)
         return np.asarray(self.coefficients * (self.log_partition - self.shifted[self.rows.true]))
 
-    def gradient(self) -> Numbers:
+    def gradient(self) -> Elements:
         """(r, C): `s·(p Σ v - v)`."""
         if self.rows.dense:
             factor = self.scale * self.total_coefficients / self.partition
@@ -177,25 +177,25 @@ class Formula:
         gradient[self.rows.true] = -factor * others
         return gradient
 
-    def target_gradient(self) -> Numbers:
+    def target_gradient(self) -> Elements:
         """(r, C): `-s·(1 - ε)·w·lp`."""
         return np.asarray(self._weighted((self.scale * (1 - self.smoothing))[:, None]) * self.neg_log_probs)
 
-    def tangents(self, direction: Array) -> Numbers:
+    def tangents(self, direction: Array) -> Elements:
         """(r,): `Σ v (m - u)`, of a direction `u`, (r, C)."""
         u, mean = self.arithmetic.numbers(direction), self._mean(direction)
         if self.rows.dense:
             return np.asarray(mean * self.total_coefficients - self.arithmetic.total(self.coefficients * u))
         return np.asarray(self.coefficients * (mean - u[self.rows.true]))
 
-    def second(self, direction: Array) -> Numbers:
+    def second(self, direction: Array) -> Elements:
         """(r, C): `s·Σ v·p (u - m)`, of a direction `u`, (r, C)."""
         total = self.total_coefficients if self.rows.dense else self.coefficients
         factor = self.scale * total / self.partition
         away = self.arithmetic.numbers(direction) - self._mean(direction)[:, None]
         return np.asarray(factor[:, None] * self.exps * away)
 
-    def _mean(self, direction: Array) -> Numbers:
+    def _mean(self, direction: Array) -> Elements:
         """(r,): `m = Σ p u`."""
         return np.asarray(self.arithmetic.total(self.exps * self.arithmetic.numbers(direction)) / self.partition)
 

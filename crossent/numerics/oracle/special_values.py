@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossent.numerics.oracle.arguments import Arguments, Denominator
-from crossent.numerics.oracle.arithmetic import Array, Ball, Balls, Float64, Mask, Numbers
+from crossent.numerics.oracle.arithmetic import Array, Ball, Balls, Elements, Float64, Mask
 from crossent.numerics.oracle.formula import ROUNDINGS, SECOND_ROUNDINGS, FiniteRows, Formula, float64_radius
 
 RELATIVE_RADIUS = 2.0**-73  # of the size of a number's terms: 2^-20 of float64's unit roundoff
@@ -155,14 +155,14 @@ class RowBlock:
                 ball = ball.replaced(kept, np.nan, self._undefined)
             return ball.replaced(self._broken[:, None], np.nan)
 
-        def numbers(formula: Formula) -> Numbers:
+        def numbers(formula: Formula) -> Elements:
             return formula.second(u)
 
         return self._ball(numbers, lambda formula: formula.second_sizes(u), fixed, SECOND_ROUNDINGS)
 
     def _ball(
         self,
-        numbers: Callable[[Formula], Numbers],
+        numbers: Callable[[Formula], Elements],
         sizes: Callable[[Formula], Array],
         fixed: Callable[[Ball], Ball],
         roundings: int = ROUNDINGS,

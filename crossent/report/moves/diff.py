@@ -17,18 +17,18 @@ from typing import Any
 from rich.console import RenderableType
 
 from crossent.cases.edges import POLICY_NAMES
-from crossent.report.document import plain, write_whole
+from crossent.report.document import jsonable, write_whole
 from crossent.report.findings import Finding, Outcome, SubjectReport
 from crossent.report.moves import conditions
 from crossent.report.moves.html import page
 from crossent.report.moves.rules import Kind, Move, Side, kind_of
 from crossent.report.moves.text import rendered
-from crossent.report.reader import recorded
+from crossent.report.reader import read_report
 from crossent.report.report import Report
 from crossent.report.text import plain_text
 from crossent.words import word
 
-SCHEMA = 1
+DIFF_SCHEMA = 1
 # The results of the first call that these checks look at, each of which has a check of its own too.
 ABOUT = {"sign": ("loss",), "row_sums": ("gradient",), "ignored_rows": ("loss", "gradient")}
 
@@ -58,7 +58,7 @@ def diff(
         >>> crossent.diff(report, report).moves
         []
     """
-    runs = [run if isinstance(run, Report) else recorded(run) for run in (old, new)]
+    runs = [run if isinstance(run, Report) else read_report(run) for run in (old, new)]
     names = files or ["" if isinstance(run, Report) else os.fspath(run) for run in (old, new)]
     made = Diff(runs[0], runs[1], names[0], names[1])
     if made.hindrances and not force:
@@ -204,7 +204,7 @@ class Diff:
     def to_json(self) -> dict[str, Any]:
         """All of it, every move with both of its sides: numbers are JSON's, and "nan", "inf" and "-inf" are strings."""
         document = {
-            "schema": SCHEMA,
+            "schema": DIFF_SCHEMA,
             "old": self.old.environment,
             "new": self.new.environment,
             "others": [{"what": what, "old": old, "new": new} for what, old, new in self.others],
@@ -229,7 +229,7 @@ class Diff:
                 for move in self.moves
             ],
         }
-        made: dict[str, Any] = plain(document)
+        made: dict[str, Any] = jsonable(document)
         return made
 
     def write_html(self, path: str | os.PathLike[str]) -> None:

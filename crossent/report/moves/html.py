@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from crossent.report.moves.diff import Diff
 
 
-MOST = 40  # sorts of a kind
-MOST_OF_A_SORT = 60
+_MOST = 40  # sorts of a kind
+_MOST_OF_A_SORT = 60
 TONES = {kind: "failed" for kind in Kind if kind.fails} | {Kind.WORSE: "known", Kind.STILL: "known"}
 
 
@@ -46,8 +46,8 @@ def page(diff: Diff) -> str:
             rows=rows,
             sorts=sorts,
             tones=TONES,
-            most=MOST,
-            most_of_a_sort=MOST_OF_A_SORT,
+            most=_MOST,
+            most_of_a_sort=_MOST_OF_A_SORT,
             command=lambda move: _command(diff, move),
             style=Markup(style),
             script=Markup(script),

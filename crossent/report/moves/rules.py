@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from crossent.report.findings import Finding, Measured, Shown
+from crossent.report.findings import Finding, Measured, ResultSummary
 from crossent.report.text import share
 
 # What an error and its share of the bound must have grown to be worse: past the last bit, in which any other order of
@@ -78,7 +78,7 @@ class Side:
 
     measured: Measured
     finding: Finding | None = None
-    shown: Mapping[str, Shown] = field(default_factory=dict)
+    shown: Mapping[str, ResultSummary] = field(default_factory=dict)
     raised: str = ""
     digest: str = ""
     grade: str = ""
@@ -229,7 +229,7 @@ def _grown(less: Measured, more: Measured) -> bool:
     return more.ulp > TIMES * less.ulp and more.ulp > less.ulp + LAST_PLACES and more.ratio > TIMES * less.ratio
 
 
-def _between(old: Shown, new: Shown, alone: bool) -> str:
+def _between(old: ResultSummary, new: ResultSummary, alone: bool) -> str:
     """What one result was and is, where that is more than other bits: "NaN → 0"."""
     if (old.dtype, old.shape) != (new.dtype, new.shape):
         return f"{old.dtype} {old.shape} → {new.dtype} {new.shape}"
@@ -242,7 +242,7 @@ def _between(old: Shown, new: Shown, alone: bool) -> str:
     return ""
 
 
-def _special(shown: Shown) -> str:
+def _special(shown: ResultSummary) -> str:
     return ", ".join(f"{count} {'NaN' if name == 'nan' else name}" for name, count in shown.special.items()) or "finite"
 
 
