@@ -74,14 +74,16 @@ def cover(session: nox.Session) -> None:
 def assumptions(session: nox.Session) -> None:
     """Measure exp and log on every float32 and on millions of float64 numbers, and print the worst."""
     session.install("-e", ".[test]")
-    session.run("pytest", "tests/test_assumptions.py", "--crossent-exhaustive", "-s", "-n", "0", *session.posargs)
+    session.run(
+        "pytest", "tests/numerics/test_assumptions.py", "--crossent-exhaustive", "-s", "-n", "0", *session.posargs
+    )
 
 
 @nox.session
 def soak(session: nox.Session) -> None:
     """Soak the bounds in 20,000 cases in each dtype, derivatives in a quarter: half an hour on two cores."""
     session.install("-e", ".[test]")
-    tests = ("tests/test_soak.py", "tests/test_derivatives.py")
+    tests = ("tests/run/test_soak.py", "tests/checks/test_derivatives.py")
     session.run("pytest", *tests, "--crossent-soak", "20000", *session.posargs)
 
 
@@ -90,7 +92,7 @@ def repetitions(session: nox.Session) -> None:
     """Check the forms a hundred times over with other numbers, which takes an hour on two cores."""
     session.install("-e", ".[test]")
     arguments = ("--crossent-repetitions", "100", "--crossent-level", "normal")
-    session.run("pytest", "tests/test_repetitions.py", *arguments, *session.posargs)
+    session.run("pytest", "tests/run/test_repetitions.py", *arguments, *session.posargs)
 
 
 @nox.session
@@ -98,7 +100,7 @@ def search(session: nox.Session) -> None:
     """Search for a case that breaks a form, for some minutes, and show how near to its bound the worst comes."""
     session.install("-e", ".[test]")
     profile = ("--hypothesis-profile=thorough", "--hypothesis-show-statistics", "-s")
-    session.run("pytest", "tests/test_search.py", *profile, *session.posargs)
+    session.run("pytest", "tests/run/test_search.py", *profile, *session.posargs)
 
 
 @nox.session
@@ -116,7 +118,7 @@ def benchmarks(session: nox.Session) -> None:
 def figures(session: nox.Session) -> None:
     """Write the README's tables anew: which subtle defects are found and by whom, and what is asked at each level."""
     session.install("-e", ".[test]")
-    tests = ("tests/test_defects.py", "tests/test_readme.py")
+    tests = ("tests/checks/test_defects.py", "tests/test_readme.py")
     session.run("pytest", *tests, "--crossent-write-figures", "-n", "0", *session.posargs)
 
 
@@ -134,7 +136,7 @@ def mutants(session: nox.Session) -> None:
     """Print which check kills which wrong cross-entropy of tests/mutants, and write the README's totals anew."""
     session.install("-e", ".[test]")
     arguments = ("--crossent-write-figures", "-n", "0", "-s")
-    session.run("pytest", "tests/test_mutants.py", *arguments, *session.posargs)
+    session.run("pytest", "tests/checks/test_mutants.py", *arguments, *session.posargs)
 
 
 @nox.session

@@ -11,14 +11,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from support.running import judged
 
 import crossent
 from crossent.adapters import from_jax, from_numpy, from_onnx
 from crossent.cases.case import Case
 from crossent.cases.inputs import bits
-from crossent.checks import CHECKS
-from crossent.report.report import Report, SubjectReport
-from crossent.run.judge import run_case
 from crossent.subjects.callables import as_subject
 from crossent.subjects.loader import load
 from crossent.trials.call import evaluate
@@ -70,14 +68,6 @@ def unweighted(logits, target, ignore_index=-100, reduction="mean"):
 ROWS = {"unbatched", "spatial", "probability_target", "empty", "errors", "uint8_target"}
 LOGITS = torch.tensor([[3.0, 1.0, -3.0], [0.0, 2.0, 1.0], [1.0, 1.0, 1.0]])
 TARGET = torch.tensor([0, 2, 1])
-
-
-def judged(loss, case, *checks, without=()):
-    """The findings of one case."""
-    (subject,) = load(loss, without=without)
-    report = Report({}, [SubjectReport(subject.name)])
-    run_case(Case.of(case), [subject], report, checks=[CHECKS[name] for name in checks])
-    return report
 
 
 def test_a_right_function_of_numpy_that_only_goes_forward_holds():
@@ -312,7 +302,7 @@ def test_a_kernel_of_tritons_is_checked_in_its_interpreter(tmp_path):
     file = tmp_path / "padded.py"
     file.write_text(KERNEL)
     code = f"""
-from test_adapters import judged
+from support.running import judged
 
 for width in 4, 5:
     case = f"float32-4x{{width}}-normal-int64-none"

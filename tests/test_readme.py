@@ -4,10 +4,10 @@ import contextlib
 import io
 import re
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
+from support.readme import README, part
 
 import crossent
 from crossent.cases.axes import DTYPES
@@ -19,18 +19,6 @@ from crossent.checks import CHECKS
 from crossent.checks.refusals import ERRORS
 from crossent.report.findings import NUMBERS
 from crossent.run.plan import LEVELS, plan
-
-README = Path(__file__).parents[1] / "README.md"
-
-
-def part(name, written=None):
-    """What stands between two marks of the README; where that is given, it is written there."""
-    begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->\n"
-    before, rest = README.read_text(encoding="utf-8").split(begin)
-    shown, after = rest.split(end)
-    if written is not None:
-        README.write_text(before + begin + written + end + after, encoding="utf-8")
-    return shown
 
 
 def sample():

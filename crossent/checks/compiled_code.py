@@ -65,7 +65,7 @@ def promised(own: Contract, backend: str, device: str) -> Contract:
     On a CPU that is the subject's own contract. Decompositions are made of torch's operations, as the forms are. The
     code that is made for a CPU adds, multiplies and divides as IEEE 754 has it (torch passes the compiler
     `-fno-unsafe-math-optimizations`); its exp and log are the vector library's, and the C library's for what is left of
-    a vector, each within one unit in the last place (tests/test_assumptions.py measures them). Where steps are fused it
+    a vector, each within one unit in the last place (tests/numerics/test_assumptions.py). Where steps are fused it
     leaves out roundings to half precision that separate kernels make, and makes none of its own, which any contract
     allows. Sums of half precision are taken in float32 in any order: over at most 2^13 rows that errs by
     `2^13 · 2^-24 Σ|t|`, no more than a single addition in float16, of which every contract of grade B allows one.

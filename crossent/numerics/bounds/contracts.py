@@ -42,7 +42,7 @@ class Functions:
 _CPU = Functions(1.0, 1.0, "SLEEF's u10 functions, in which torch's CPU kernels compute, and oneMKL's VML HA: 1 ulp")
 # NVIDIA states the distance from the correctly rounded result, which itself is off by half an ulp.
 _CUDA_DOUBLE = Functions(1.5, 1.5, "CUDA C++ Programming Guide, Mathematical Functions: exp 1 and log 1 ulp, + 1/2")
-# What is assumed on a device, in the format that is computed in. tests/test_assumptions.py measures exp and log.
+# What is assumed on a device, in the format that is computed in; tests/numerics/test_assumptions.py measures it.
 FUNCTIONS = {
     ("cpu", "float32"): _CPU,
     ("cpu", "float64"): _CPU,

@@ -19,7 +19,7 @@ Mask = NDArray[np.bool_]
 Elements = NDArray[Any]  # float64, or objects that are flint.arb
 
 UNIT_ROUNDOFF = 2.0**-53
-# Assumed of numpy's exp and log1p, for normal results. numpy's own tests allow 1; tests/test_oracle.py measures it.
+# Assumed of numpy's exp and log1p, for normal results. numpy's own tests allow 1; test_oracle.py measures it.
 EXP_LOG_ULP = 2
 
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from waits import float16
+from support.calls import inputs
+from support.waits import float16
 
 import crossent
 from crossent.cases.case import Case
-from crossent.cases.inputs import Inputs
 from crossent.forms.rows import lay_out
 from crossent.numerics.bounds import intermediates, loss
 from crossent.numerics.bounds.contracts import contract
@@ -23,18 +23,6 @@ from crossent.trials.difference import compare
 from crossent.trials.exact import solve, terms_of
 
 EAGER = [FORMS["formula"], FORMS["log_softmax_nll"], FORMS["one_hot"]]
-
-
-def inputs(logits, target, dtype="float32", weight=None, **options):
-    options = {"reduction": "none", "label_smoothing": 0.0, **options}
-    of_dtype = getattr(torch, dtype)
-    logits, target = torch.tensor(logits, dtype=of_dtype), torch.tensor(target)
-    if weight is not None:
-        options["weight"] = torch.tensor(weight, dtype=of_dtype)
-    if target.is_floating_point():
-        target = target.to(of_dtype)
-    upstream = torch.ones(len(logits) if options["reduction"] == "none" else (), dtype=of_dtype)
-    return Inputs(logits, target, options, upstream)
 
 
 def differences(loss, given, grade="A", promise="eager"):

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 from packaging.version import Version
-from waits import computes, float16
+from support.waits import computes, float16
 
 import crossent
 from crossent.cases.bad_inputs import BAD_INPUTS

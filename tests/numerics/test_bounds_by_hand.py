@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_bounds import inputs
+from support.calls import inputs
 
 from crossent.numerics.bounds.contracts import FUNCTIONS, contract
 from crossent.numerics.bounds.loss import Bounds

@@ -15,7 +15,7 @@ import pytest
 import torch
 from packaging.version import Version
 from support.soak import soak
-from waits import computes, float16
+from support.waits import computes, float16
 
 from crossent.cases.axes import DTYPES, IGNORED
 from crossent.cases.case import Case

@@ -5,8 +5,8 @@ from collections import Counter
 
 import pytest
 import torch
-from defects import DEFECTS
 from every import MUTANTS
+from support.defects import DEFECTS
 
 from crossent.cases.axes import DTYPES
 from crossent.cases.bad_inputs import BAD_INPUTS

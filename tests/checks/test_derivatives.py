@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from support.soak import soak
+from support.waits import computes
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
-from waits import computes
 
 import crossent
 from crossent.cases.axes import DTYPES

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from waits import computes
+from support.waits import computes
 
 from crossent.cases.case import Case
 from crossent.cases.corpus import bugs

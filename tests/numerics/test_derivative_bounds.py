@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from waits import float16
+from support.waits import float16
 
 from crossent.cases.case import Case
 from crossent.cases.inputs import Inputs

@@ -135,7 +135,7 @@ def test_what_a_subject_changes_of_the_state_is_named_once_however_often():
 
 
 def test_numbers_that_a_subject_does_not_have_are_not_measured():
-    assert said("gradient", crossent.formula)[0].check == "gradient"
+    assert said("gradient", crossent.formula)[0].of == "gradient"
     assert said("gradient", crossent.formula, differentiable=False) == []
 
 

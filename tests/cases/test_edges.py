@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from defects import DEFECTS
+from support.defects import DEFECTS
 from tiles import padded_with_zeros, padding_counts_as_one_each
 
 import crossent

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from waits import computes, float16
+from support.waits import computes, float16
 
 import crossent
 from crossent.cases.case import Case

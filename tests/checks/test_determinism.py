@@ -9,7 +9,7 @@ import itertools
 
 import pytest
 import torch
-from waits import computes
+from support.waits import computes
 
 import crossent
 from crossent.cases.axes import DTYPES

@@ -20,7 +20,7 @@ from every import FILES, MUTANTS
 from rich.console import Console
 from rich.table import Table
 from right import right
-from test_readme import part
+from support.readme import part
 
 import crossent
 from crossent.cases.axes import DTYPES
@@ -39,7 +39,7 @@ from crossent.subjects.builtin import REFERENCE, TORCH
 from crossent.subjects.subject import Subject
 from crossent.trials.call import Result
 
-FIGURES = pathlib.Path(__file__).parents[1] / "benchmarks" / "figures" / "mutants.json"
+FIGURES = pathlib.Path(__file__).parents[2] / "benchmarks" / "figures" / "mutants.json"
 BAD = {bad.id: bad for bad in BAD_INPUTS}
 # What kills no mutant here, and why.
 WITHOUT = {

@@ -5,55 +5,25 @@ import subprocess
 import sys
 from pathlib import Path
 
-import hostile
 import pytest
 import torch
+from support import hostile
+from support.running import CASES, run_isolated
 
 import crossent
 from crossent.cases.case import Case
-from crossent.checks.single import SINGLE
-from crossent.machine import ambient
-from crossent.report.findings import SubjectReport
-from crossent.report.report import Report
-from crossent.run.actors import Actor, Nursery, _pickled, _returnable, _Unpickler
-from crossent.run.judge import run_case
+from crossent.run.actors import _pickled, _returnable, _Unpickler
 from crossent.run.parallel import can_fork
 from crossent.subjects.loader import load
 from crossent.subjects.subject import Subject
 
 pytestmark = pytest.mark.skipif(not can_fork(), reason="waits for a system that forks")
-CASES = [
-    Case.of(name)
-    for name in (
-        "float32-7x5-normal-int64-none-rows",
-        "float32-7x5-normal-int64-mean-weighted-ignored",
-        "float32-257x5-normal-int64-none-rows",
-        "float32-7x5-normal-probabilities-sum-smooth0.1",
-        "float32-7x5-normal-int64-none-rows-transposed",
-    )
-]
-MEMORY = 4 * 2**30
-
-
-def report_of(subject, seconds=60.0, cases=CASES, memory=MEMORY):
-    """What is found of a subject that lives in an actor."""
-    report = Report({}, [SubjectReport(subject.name)])
-    with ambient():
-        nursery = Nursery([lambda: subject.loss], memory)
-        actor = Actor(nursery, 0, seconds)
-        try:
-            for case in cases:
-                run_case(case, [subject], report, "cpu", SINGLE, [actor])
-        finally:
-            actor.close()
-            nursery.close()
-    return report
 
 
 @pytest.mark.parametrize(("loss", "said"), hostile.HOSTILE.items(), ids=lambda one: getattr(one, "__qualname__", None))
 def test_a_hostile_subject_is_found_out(loss, said):
     (subject,) = load(loss)
-    report = report_of(subject, seconds=1.0 if "hung" in said else 60.0)
+    report = run_isolated(subject, seconds=1.0 if "hung" in said else 60.0)
     assert {f"{finding.check} {finding.kind}" for finding in report.findings} & set(said.split("|")), report
     assert set(report.subjects[0].outcomes) | set(report.subjects[0].not_applicable) >= {CASES[0].id}
     assert not Path("/tmp/crossent-was-here").exists()
@@ -64,7 +34,7 @@ def test_a_hostile_subject_is_found_out(loss, said):
 @pytest.mark.parametrize("name", hostile.RIGHT)
 def test_right_code_passes(name):
     subject = Subject(name, hostile.RIGHT[name])
-    assert report_of(subject).findings == []
+    assert run_isolated(subject).findings == []
 
 
 def test_what_ends_the_process_that_starts_others_has_a_finding_and_the_run_goes_on(monkeypatch):
@@ -128,17 +98,18 @@ def test_a_file_that_cannot_be_loaded_is_one_line(tmp_path, code, said):
 
 
 LOOKS = """
-import hostile, test_actors
+from support import hostile
+from support.running import CASES, run_isolated
 from crossent.subjects.subject import Subject
 subject = Subject("looks", hostile.looks_for_the_answer)
-kinds = {(finding.check, finding.kind) for finding in test_actors.report_of(subject).findings}
+kinds = {(finding.check, finding.kind) for finding in run_isolated(subject).findings}
 assert ("loss", "wrong") in kinds, kinds
 """
 
 
 def test_there_is_no_answer_in_the_memory_of_a_subject():
     """In a process of its own, since other tests have left answers in this one."""
-    subprocess.run([sys.executable, "-c", LOOKS], cwd=Path(__file__).parent, check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", LOOKS], cwd=Path(__file__).parents[1], check=True, timeout=120)
 
 
 def test_a_subject_that_ends_its_process_on_one_case_is_asked_about_the_others():
@@ -147,7 +118,7 @@ def test_a_subject_that_ends_its_process_on_one_case_is_asked_about_the_others()
             os._exit(3)
         return hostile.right(input, target, **options)
 
-    (finding,) = report_of(Subject("mine", loss)).findings
+    (finding,) = run_isolated(Subject("mine", loss)).findings
     assert (finding.case, finding.kind) == (CASES[2].id, "crashed")
     assert finding.message == "its process ended: exit status 3"
 

@@ -4,8 +4,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import refusers
 import torch
+from support import refusers
 
 import crossent
 from crossent.cases.axes import DTYPES

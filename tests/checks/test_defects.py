@@ -2,7 +2,7 @@
 
 The figures in the README, how many of them `torch.testing.assert_close` finds, come from here:
 
-    pytest tests/test_defects.py --crossent-write-figures
+    pytest tests/checks/test_defects.py --crossent-write-figures
 """
 
 import functools
@@ -14,7 +14,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from defects import DEFECTS, RIGHT
+from support.defects import DEFECTS, RIGHT
 
 import crossent
 from crossent.cases.axes import DTYPES
@@ -26,7 +26,7 @@ from crossent.trials.call import Result, evaluate
 from crossent.trials.difference import compare
 from crossent.trials.exact import solve
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 FIGURES = ROOT / "benchmarks" / "figures" / "defects.json"
 BEGIN, END = "<!-- defects:begin -->\n", "<!-- defects:end -->\n"
 

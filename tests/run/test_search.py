@@ -1,6 +1,6 @@
 """The search: Hypothesis draws a case, climbs to where a form needs most of its bound, and shrinks what fails.
 
-    pytest tests/test_search.py --hypothesis-profile=thorough --hypothesis-show-statistics
+    pytest tests/run/test_search.py --hypothesis-profile=thorough --hypothesis-show-statistics
 
 searches for minutes and says how near to its bound the worst case of each dtype comes.
 """
