@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import platform
 import re
@@ -58,6 +59,11 @@ def environment(device: str) -> dict[str, str]:
         "device": device,
     }
     return {**found, "device_name": torch.cuda.get_device_name(device)} if device.startswith("cuda") else found
+
+
+def can_fork() -> bool:
+    """Whether this system can fork a process. A subject may be a function that a new process could not import."""
+    return "fork" in multiprocessing.get_all_start_methods()
 
 
 def cpu_capability() -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Generator, Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -112,9 +112,12 @@ def _choices(config: pytest.Config, own: dict[str, Any]) -> Iterator[Settings]:
     without = own.pop("without", ())
     features = [*([without] if isinstance(without, str) else without), *(config.getoption(WITHOUT) or ())]
     both = {**own, **{name: value for name, value in chosen.items() if value is not None}, "without": features}
-    choices = Settings(**{field.name: both[field.name] for field in fields(Settings) if field.name in both})
-    for device in config.getoption(DEVICE) or [choices.device]:
-        yield replace(choices, device=device)
+    # A seed that each process drew for itself would give each process of pytest-xdist other tests.
+    if both.get("seed") == "random":
+        raise ValueError("seed: got 'random'; allowed is 0 or more: every process of a test run draws the same cases")
+    settings = {"level": "quick", **both}
+    for device in config.getoption(DEVICE) or [settings.get("device", "cpu")]:
+        yield Settings(**{**settings, "device": device})
 
 
 def _of_subjects(config: pytest.Config) -> list[CheckTest]:

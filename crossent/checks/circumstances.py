@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -17,15 +17,14 @@ import torch
 from torch import Tensor
 
 from crossent.cases.axes import DENSE_TARGETS
-from crossent.cases.case import Case
 from crossent.cases.inputs import Inputs, bits
 from crossent.subjects.subject import Loss
 from crossent.trials.call import Gradients, Result, as_loss, evaluate
+from crossent.trials.check import Cost, Found, check
 from crossent.trials.difference import Difference
 from crossent.trials.memory import marks, written
-from crossent.trials.trial import Check, Problem, Question, Trial, misshapen, no_gradient
+from crossent.trials.trial import Problem, Question, Trial, misshapen
 
-Found = Iterator[Difference | Problem]
 # How a loss is asked for without its gradient: in which mode, and whether logits and probabilities want one all the
 # same. In inference mode all tensors are made there.
 UNRECORDED: dict[str, tuple[Callable[[], AbstractContextManager[Any]], bool]] = {
@@ -39,6 +38,7 @@ ALONE = {"of the logits alone": (True, False), "of the target alone": (False, Tr
 THREADS = ("in a thread", "beside another thread", "in the other thread")
 
 
+@check(cost=Cost.CALLS)
 def no_grad(trial: Trial) -> Found:
     """Where no gradient is wanted, under no_grad, inference_mode or by the logits, the loss is right and has none."""
     question = trial.question
@@ -68,6 +68,7 @@ def evaluate_unrecorded(loss: Loss, inputs: Inputs, way: str) -> tuple[Tensor, b
     return value.detach(), value.requires_grad, given, marks(passed)
 
 
+@check("gradient", cost=Cost.CALLS)
 def non_leaf(trial: Trial) -> Found:
     """Logits that an operation has made stay as they were, and give the exact loss and gradients."""
     got, made = trial.perform(evaluate_of_made, trial.question.fresh(), trial.gradients)
@@ -92,6 +93,7 @@ def evaluate_of_made(loss: Loss, inputs: Inputs, gradients: Gradients) -> tuple[
     return evaluate(of_made, inputs, gradients), kept[0]
 
 
+@check("gradient", dense_needs=["target_gradient"], cost=Cost.CALLS, applies=lambda case: case.target in DENSE_TARGETS)
 def alone(trial: Trial) -> Found:
     """Where logits or target probabilities alone want a gradient, `backward` gives it to them and none to the other."""
     for way, (logits, target) in ALONE.items():
@@ -125,6 +127,7 @@ def backward_alone(
     return value.detach(), value.requires_grad, given.logits.grad, given.target.grad
 
 
+@check(cost=Cost.STRUCTURE)
 def threads(trial: Trial) -> Found:
     """In another thread the result is right, and so are those of other inputs in two threads at once.
 
@@ -191,15 +194,3 @@ def _wanting(given: Inputs, *, logits: bool, target: bool) -> Inputs:
 
 def _named(differences: list[Difference], way: str) -> list[Difference]:
     return [replace(difference, of=f"{difference.of} {way}") for difference in differences]
-
-
-def _dense(case: Case) -> bool:
-    return case.target in DENSE_TARGETS
-
-
-CIRCUMSTANCES = (
-    Check("no_grad", no_grad),
-    Check("non_leaf", non_leaf, not_run=no_gradient),
-    Check("alone", alone, applies=_dense, not_run=no_gradient),
-    Check("threads", threads),
-)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -11,18 +11,19 @@ import torch
 from packaging.version import Version
 from torch import Tensor
 
-from crossent.cases.axes import INDEX_TARGETS
+from crossent.cases.axes import DENSE_TARGETS, INDEX_TARGETS
 from crossent.cases.case import Case
 from crossent.cases.inputs import Inputs
-from crossent.numerics.bounds.contracts import FUNCTIONS, Contract, contract
+from crossent.numerics.bounds.contracts import FUNCTIONS, Contract
 from crossent.subjects.compiler import INDUCTOR, TRACER, compile_loss, unusable
-from crossent.subjects.subject import Loss, Subject
+from crossent.subjects.subject import Loss
 from crossent.trials.act import NotRun, Raised
 from crossent.trials.call import Gradients, Result, evaluate
-from crossent.trials.difference import Difference, compare_under
+from crossent.trials.check import Check, Cost, Found, check
+from crossent.trials.difference import Difference, compare
 from crossent.trials.exact import Exact
 from crossent.trials.memory import poison
-from crossent.trials.trial import Check, NotRunError, Problem, Question, RefusedError, Trial, misshapen
+from crossent.trials.trial import NotRunError, Problem, Question, RefusedError, Trial, misshapen
 
 
 def evaluate_compiled(
@@ -50,13 +51,10 @@ def refused_when_compiled(raised: Raised, where: str) -> RefusedError:
     return RefusedError(raised, f"{message}{where}")
 
 
-def compare_compiled(trial: Trial, backend: str, got: Result, expected: Exact) -> list[Difference]:
+def compare_compiled(trial: Trial, backend: str, got: Result, exact: Exact) -> list[Difference]:
     """The differences of a result of compiled code under what the subject promises, as far as the compiler keeps it."""
-    device = got.loss.device.type
-    dtype = trial.subject.dtype_name or expected.logits_dtype
-    rows = len(expected.terms.logits)
-    own = contract(trial.subject.promise, trial.wanted, dtype, device=device, rows=rows)
-    return compare_under(promised(own, backend, device), got, expected)
+    own = trial.contract(exact.logits_dtype, len(exact.terms.logits))
+    return compare(promised(own, backend, got.loss.device.type), got, exact)
 
 
 def promised(own: Contract, backend: str, device: str) -> Contract:
@@ -78,7 +76,15 @@ def promised(own: Contract, backend: str, device: str) -> Contract:
     return replace(own, functions=FUNCTIONS["fast", own.compute.name], fused=True)
 
 
-def compiled(backend: str, dynamic: bool, trial: Trial) -> Iterator[Difference | Problem]:
+def _has_indices(case: Case) -> bool:
+    return case.target == "int64"
+
+
+def _has_probabilities(case: Case) -> bool:
+    return case.target in DENSE_TARGETS
+
+
+def compiled(backend: str, dynamic: bool, trial: Trial) -> Found:
     """Compiled, it gives the loss and its gradients: pytorch#95794, #121173, #155247, #182399.
 
     It is called twice: in memory full of NaN, since what is never set is found so (Liger-Kernel#1338); and what is
@@ -98,6 +104,54 @@ def compiled(backend: str, dynamic: bool, trial: Trial) -> Iterator[Difference |
             yield replace(found, of=f"{found.of}{where}")
 
 
+def _compiled(
+    name: str, backend: str, cost: Cost, sentence: str, *, dynamic: bool, sample: Callable[[Case], bool]
+) -> Check:
+    body = partial(compiled, backend, dynamic)
+    return check("compile", name=name, cost=cost, transforms=True, sample=sample, sentence=sentence)(body)
+
+
+trace = _compiled(
+    "trace",
+    TRACER,
+    Cost.STRUCTURE,
+    "As the graph that torch.compile makes, before it is code, it gives the loss and its gradients.",
+    dynamic=False,
+    sample=_has_indices,
+)
+trace_dynamic = _compiled(
+    "trace_dynamic",
+    TRACER,
+    Cost.CODE,
+    "So does one graph for all sizes, on two of them.",
+    dynamic=True,
+    sample=_has_indices,
+)
+fixed_code = _compiled(
+    "compile",
+    INDUCTOR,
+    Cost.CODE,
+    "Compiled, it gives the loss and its gradients: pytorch#95794, #121173, #155247, #182399.",
+    dynamic=False,
+    sample=_has_indices,
+)
+dynamic_code = _compiled(
+    "compile_dynamic",
+    INDUCTOR,
+    Cost.CODE,
+    "So does code that is compiled once for all sizes, on two of them.",
+    dynamic=True,
+    sample=_has_probabilities,
+)
+
+
+@check(
+    "compile",
+    cost=Cost.CODE,
+    transforms=True,
+    applies=lambda case: case.target in INDEX_TARGETS and case.rows > 0,
+    sample=_has_indices,
+)
 def compiled_error(trial: Trial) -> Iterator[Problem]:
     """Compiled code does not let a class pass that is none: pytorch#135546, where -1 counted from the end."""
     inputs = trial.question.fresh()
@@ -159,42 +213,3 @@ def larger(case: Case) -> Case:
     """
     sizes = tuple(size + 4 if size == case.sizes[0] else size for size in case.sizes)
     return replace(case, sizes=sizes, seed=case.seed + 1)
-
-
-def _plain(subject: Subject) -> str:
-    return subject.not_transformed
-
-
-# Those that make code take seconds a case.
-COMPILED_CODE = (
-    Check(
-        "trace",
-        partial(compiled, TRACER, False),
-        not_run=_plain,
-        asks="As the graph that torch.compile makes, before it is code, it gives the loss and its gradients.",
-    ),
-    Check(
-        "trace_dynamic",
-        partial(compiled, TRACER, True),
-        not_run=_plain,
-        asks="So does one graph for all sizes, on two of them.",
-    ),
-    Check(
-        "compile",
-        partial(compiled, INDUCTOR, False),
-        not_run=_plain,
-        asks="Compiled, it gives the loss and its gradients: pytorch#95794, #121173, #155247, #182399.",
-    ),
-    Check(
-        "compile_dynamic",
-        partial(compiled, INDUCTOR, True),
-        not_run=_plain,
-        asks="So does code that is compiled once for all sizes, on two of them.",
-    ),
-    Check(
-        "compiled_error",
-        compiled_error,
-        applies=lambda case: case.target in INDEX_TARGETS and case.rows > 0,
-        not_run=_plain,
-    ),
-)

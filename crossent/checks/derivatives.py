@@ -15,23 +15,28 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
+from torch.autograd import forward_ad as dual_numbers
 
 from crossent.cases.case import Case
 from crossent.cases.inputs import Inputs
-from crossent.numerics.bounds.contracts import contract
 from crossent.numerics.formats import FORMATS
 from crossent.numerics.oracle.arithmetic import Ball
-from crossent.subjects.subject import Loss, Subject
+from crossent.subjects.subject import Loss
+from crossent.trials.check import Cost, check
 from crossent.trials.difference import Difference, worst
 from crossent.trials.exact import name_of
-from crossent.trials.trial import Check, Problem, Trial
+from crossent.trials.trial import Problem, Trial
 
 # Logits of a case that is asked for its derivatives. Long sums are asked of loss and gradient, whose bounds grow with
 # them in the same way; what is asked here is the formula, which a few thousand logits show as well as a million.
 MOST_LOGITS = 4096
 
 
+def _is_small(case: Case) -> bool:
+    return case.rows * case.classes <= MOST_LOGITS
+
+
+@check("gradient", "double_backward", cost=Cost.CALLS, applies=_is_small)
 def double_backward(trial: Trial) -> Iterator[Difference | Problem]:
     """The gradient of `<gradient, u>`, with respect to the logits, and to the upstream gradient.
 
@@ -45,7 +50,8 @@ def double_backward(trial: Trial) -> Iterator[Difference | Problem]:
     yield from _measured("upstream_gradient", upstream, exact.tangent, trial)
 
 
-def forward_mode(trial: Trial) -> Iterator[Difference | Problem]:
+@check("gradient", "forward_ad", cost=Cost.CALLS, applies=_is_small)
+def forward_ad(trial: Trial) -> Iterator[Difference | Problem]:
     """The loss's derivative along `u`, `Σ_c w_c q_c (Σ_k p_k u_k - u_c)` of each row, by dual numbers.
 
     It is finite where a logit of -inf has its class left out, or has made the loss infinite: a tangent of `0·-inf` is a
@@ -73,15 +79,15 @@ def _dual(primal: Tensor, tangent: Tensor) -> Tensor:
     with warnings.catch_warnings():
         # The first one loads torch's decompositions, some of which warn of torch's own deprecations.
         warnings.simplefilter("ignore")
-        dual: Tensor = forward_ad.make_dual(primal, tangent)  # type: ignore[no-untyped-call]
+        dual: Tensor = dual_numbers.make_dual(primal, tangent)  # type: ignore[no-untyped-call]
         return dual
 
 
 def tangent_of(loss: Loss, inputs: Inputs, direction: Tensor) -> Tensor | None:
     """The tangent of the loss along a direction; None where it has none."""
-    with forward_ad.dual_level():
+    with dual_numbers.dual_level():
         value = loss(_dual(inputs.logits.detach(), direction), inputs.target, **inputs.options)
-        tangent: Tensor | None = forward_ad.unpack_dual(value).tangent  # type: ignore[no-untyped-call]
+        tangent: Tensor | None = dual_numbers.unpack_dual(value).tangent  # type: ignore[no-untyped-call]
     return tangent
 
 
@@ -96,8 +102,7 @@ def _measured(of: str, got: Tensor | None, exact: Ball, trial: Trial) -> Iterato
     if got.shape != wanted:
         yield Problem("wrong", f"{_WORDS[of]} is {tuple(got.shape)}; expected {tuple(wanted)}", of)
         return
-    subject, dtype = trial.subject, trial.subject.dtype_name or trial.case.dtype
-    promised = contract(subject.promise, trial.wanted, dtype, device=got.device.type, rows=trial.case.rows)
+    promised = trial.contract(trial.case.dtype, trial.case.rows)
     bounds = trial.question.exact_along.bounds(replace(promised, storage=FORMATS[name_of(got)]))
     yield worst(of, got.detach(), exact, bounds)
 
@@ -107,17 +112,3 @@ _WORDS = {
     "upstream_gradient": "the gradient's dependence on the upstream gradient",
     "tangent": "the loss's tangent",
 }
-
-
-def _is_small(case: Case) -> bool:
-    return case.rows * case.classes <= MOST_LOGITS
-
-
-def _no_gradient(subject: Subject) -> str:
-    return "" if subject.differentiable else "has no gradient to compare"
-
-
-DERIVATIVES = (
-    Check("double_backward", double_backward, applies=_is_small, not_run=_no_gradient),
-    Check("forward_ad", forward_mode, applies=_is_small, not_run=_no_gradient),
-)

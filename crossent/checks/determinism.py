@@ -17,15 +17,17 @@ from crossent.cases.inputs import Inputs
 from crossent.subjects.subject import Loss
 from crossent.trials.act import NotRun, Raised
 from crossent.trials.call import Gradients, Result, evaluate
+from crossent.trials.check import Cost, check
 from crossent.trials.difference import Difference
 from crossent.trials.memory import memory, poison, tensors_of
-from crossent.trials.trial import Check, NotRunError, Problem, RefusedError, Trial
+from crossent.trials.trial import NotRunError, Problem, RefusedError, Trial
 
 CALLS = 10  # what pytorch#17350 shows differs in most pairs of calls
 # Some milliseconds, in which the host starts all that a call does on a device.
 CYCLES = 2**23
 
 
+@check("repeatable", cost=Cost.STRUCTURE)
 def deterministic(trial: Trial) -> Iterator[Problem]:
     """Under `torch.use_deterministic_algorithms(True)`, ten calls give the same bits.
 
@@ -53,6 +55,7 @@ def evaluate_often(loss: Loss, inputs: Inputs, gradients: Gradients) -> list[Res
     return results
 
 
+@check(cost=Cost.STRUCTURE)
 def stream(trial: Trial) -> Iterator[Difference]:
     """On a stream of the caller's, the result is the exact one: on CUDA only.
 
@@ -105,6 +108,3 @@ def _without_kernel(raised: Raised) -> str:
         return ""
     operation = re.match(r"\s*([\w:.]+) does not have a deterministic implementation", message)
     return f"has no deterministic kernel, as torch says of {operation[1] if operation else 'one of its operations'}"
-
-
-DETERMINISM = (Check("deterministic", deterministic), Check("stream", stream))

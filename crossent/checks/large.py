@@ -19,7 +19,7 @@ from crossent.cases.axes import DTYPES
 from crossent.cases.case import Case
 from crossent.cases.inputs import Inputs
 from crossent.machine import available
-from crossent.numerics.bounds.contracts import Contract, contract
+from crossent.numerics.bounds.contracts import Contract
 from crossent.numerics.bounds.loss import Bounds, Reason
 from crossent.numerics.bounds.rounding import Held, safe
 from crossent.numerics.formats import FORMATS
@@ -27,9 +27,10 @@ from crossent.numerics.oracle.arithmetic import Ball
 from crossent.subjects.subject import Loss, Subject
 from crossent.trials.act import NotRun
 from crossent.trials.call import Gradients, Result, evaluate
+from crossent.trials.check import Cost, check
 from crossent.trials.difference import Difference, allowance, difference, not_judged
 from crossent.trials.exact import name_of, solve
-from crossent.trials.trial import Check, NotRunError, Problem, Trial
+from crossent.trials.trial import NotRunError, Problem, Trial
 
 TILE_BLOCK = 2**24  # elements copied or judged at once: far from 2^31, where that itself could go wrong
 GIB = 2**30
@@ -68,10 +69,11 @@ def _bytes(dtype: torch.dtype) -> int:
     return torch.finfo(dtype).bits // 8  # torch 2.0 has no itemsize
 
 
-def run(trial: Trial) -> Iterator[Difference | Problem]:
+@check("large", cost=Cost.TILES, applies=lambda case: case.tiled > 1)
+def large(trial: Trial) -> Iterator[Difference | Problem]:
     """Loss and gradient of all tiles are those of one, within its bounds."""
     case, device = trial.case, trial.question.device
-    if trial.host is not None:
+    if trial.host.isolated:
         raise NotRunError("lives in a process of its own, from which results of this size are not sent: see README")
     need = needed(case, trial.subject)
     got = trial.perform(evaluate_tiled, case, device, trial.gradients, need)
@@ -81,9 +83,7 @@ def run(trial: Trial) -> Iterator[Difference | Problem]:
     if (got.loss.dtype, tuple(got.loss.shape)) != wanted:
         yield Problem("wrong", f"got {got.loss.dtype} {tuple(got.loss.shape)}; expected {wanted[0]} {wanted[1]}")
         return
-    dtype = trial.subject.dtype_name or case.dtype
-    rows = case.rows * case.tiled
-    promised = contract(trial.subject.promise, trial.wanted, dtype, device=got.loss.device.type, rows=rows)
+    promised = trial.contract(case.dtype, case.rows * case.tiled)
     if case.reduction == "none":
         yield _of_tiles("loss", got.loss, expected.loss, expected.bounds(_storing(promised, got.loss)), case.tiled)
     else:
@@ -205,6 +205,3 @@ def _bound_of_sum(trial: Trial, promised: Contract) -> tuple[float, Reason]:
         bound = float(safe(total.rounded(promised.storage).error))
     short: Reason = "the format is too short for so many terms"
     return bound, short if roundings >= 0.5 else "an intermediate may overflow"
-
-
-LARGE = (Check("large", run, applies=lambda case: case.tiled > 1),)

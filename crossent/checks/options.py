@@ -12,13 +12,15 @@ from torch import Tensor
 from crossent.cases.inputs import Inputs
 from crossent.numerics.bounds.rounding import safe
 from crossent.subjects.subject import Loss
-from crossent.trials.agreement import RESULT_PARTS, compare_results, exact_for, further_call, relation, with_radius
+from crossent.trials.agreement import RESULT_PARTS, compare_results, exact_for, further_call, with_radius
 from crossent.trials.call import Gradients, Result, evaluate
+from crossent.trials.check import Cost, check
 from crossent.trials.difference import Difference
 from crossent.trials.exact import Exact, solve
 from crossent.trials.trial import Problem, Trial
 
 
+@check(cost=Cost.CALLS, versus="other")
 def options(trial: Trial) -> Iterator[Difference | Problem]:
     """An option of the case changes the result, and one that is off does not.
 
@@ -114,6 +116,3 @@ def _same(one: Tensor | None, other: Tensor | None) -> bool:
     if one is None or other is None:
         return False
     return bool(((one == other) | (one.isnan() & other.isnan())).all())
-
-
-OPTIONS = (relation(options),)

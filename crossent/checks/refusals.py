@@ -1,4 +1,4 @@
-"""What a subject does with a bad input: it must refuse it with the right class of error, and write nothing."""
+"""Bad calls: a subject must refuse each with the right class of error, and write into no argument."""
 
 from __future__ import annotations
 
@@ -9,79 +9,84 @@ from torch import Tensor
 
 from crossent.cases.bad_inputs import BAD_INPUTS, BadInput
 from crossent.cases.inputs import Inputs
-from crossent.state import restore, snapshot
 from crossent.subjects.subject import Loss
+from crossent.trials.act import Host, NotRun, Raised
 from crossent.trials.memory import written
-from crossent.trials.trial import Problem
-from crossent.words import name_of_class, said
+from crossent.trials.trial import NotRunError, Problem
 
 ERRORS = "A bad call is refused, with an error of the class that torch documents, before anything is written."
 
 
 @dataclass(frozen=True)
 class Reaction:
-    """What became of one bad call.
+    """What a subject did with a bad call.
 
     Attributes:
-        raised: the names of the error's class and of its bases, with their modules; empty where nothing was raised.
-        message: the error's first line, or the value that was returned.
-        wrote: the argument that it wrote into, or ""; None where nothing can be read from the device any more.
-        changed_state: what of the global state it left changed.
-        ended: how its process ended, or "" where it is alive.
-        hung: whether it was ended for taking too long.
-        unsent: why it could not be sent to another process, or "".
+        raised: the exception, or None where the call returned.
+        returned: the value that was returned, in words; "" where it is too long.
+        wrote: the argument that the call wrote into, or ""; None where the device can no longer be read.
+        changed_state: the global state that the call left changed.
+        ended, how: "crashed" or "hung", and how, where the call ended its process; "" otherwise.
     """
 
-    raised: tuple[str, ...] = ()
-    message: str = ""
+    raised: Raised | None = None
+    returned: str = ""
     wrote: str | None = ""
     changed_state: tuple[str, ...] = ()
     ended: str = ""
-    hung: bool = False
-    unsent: str = ""
+    how: str = ""
 
 
-def judge_reaction(answer: Reaction, allowed: tuple[type[Exception], ...]) -> dict[str, Problem | None]:
-    """What is wrong with an answer, where these errors are allowed."""
-    wanted = " or ".join(error.__name__ for error in allowed)
-    if answer.ended:
-        kind = "hung" if answer.hung else "crashed"
-        return {"errors": Problem(kind, f"{answer.ended}; should have raised {wanted}")}
-    found: dict[str, Problem | None] = dict.fromkeys(("errors", "arguments", "state"))
-    if answer.wrote is None:
-        del found["arguments"]
-    if not answer.raised:
-        found["errors"] = Problem("accepted", f"returned{answer.message}; should have raised {wanted}")
-    elif not set(map(name_of_class, allowed)) & set(answer.raised):
-        found["errors"] = Problem("wrong", f"raised {answer.message}; allowed is {wanted}")
-    if answer.wrote:
-        found["arguments"] = Problem("changed_input", f"it wrote into {answer.wrote}")
-    if answer.changed_state:
-        found["state"] = Problem("changed_state", f"it changed {', '.join(answer.changed_state)}")
-    return found
+def react(host: Host, bad: BadInput, device: str) -> Reaction:
+    """Make a bad call where the subject lives.
+
+    Raises:
+        NotRunError: the host cannot make the call.
+    """
+    performed = host.perform(call_badly, bad.id, device)
+    if isinstance(performed.value, NotRun):
+        raise NotRunError(performed.value.reason)
+    if performed.ended:
+        return Reaction(ended=performed.ended, how=performed.how)
+    if performed.value is None:
+        return Reaction(performed.raised or Raised("gave no answer"), changed_state=performed.changed_state)
+    return replace(performed.value, changed_state=performed.changed_state)
 
 
-def react(loss: Loss, bad_input: BadInput, device: str = "cpu") -> Reaction:
-    """The answer to a bad call in this process."""
-    given, before = bad_input.build(device), bad_input.build(device)
-    state = snapshot()
+def call_badly(loss: Loss, name: str, device: str) -> Reaction:
+    """The act: make the bad call of this id, and see what came of it and of its arguments."""
+    bad = next(one for one in BAD_INPUTS if one.id == name)
+    given, before = bad.build(device), bad.build(device)
+    raised, returned = None, ""
     try:
         got = loss(given.logits, given.target, **given.options)
         if given.logits.is_cuda:
             torch.cuda.synchronize(given.logits.device)  # an assert is raised where the host waits for the device
-        answer = Reaction(message=_value(got))
+        returned = _value(got)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # whatever a subject raises is looked at, and the run goes on
-        answer = Reaction(tuple(map(name_of_class, type(error).__mro__)), said(error))
-    finally:
-        disturbed = restore(state)
-    return replace(answer, wrote=_wrote(given, before), changed_state=tuple(disturbed))
+        raised = Raised.of(error)
+    return Reaction(raised, returned, _wrote(given, before))
 
 
-def react_by_name(loss: Loss, name: str, device: str) -> Reaction:
-    """The act of the bad call with this id."""
-    return react(loss, next(one for one in BAD_INPUTS if one.id == name), device)
+def judge_reaction(reaction: Reaction, allowed: tuple[type[Exception], ...]) -> dict[str, Problem | None]:
+    """Return the problem with a reaction for each check that looks at one, or None; these errors are allowed."""
+    wanted = " or ".join(error.__name__ for error in allowed)
+    if reaction.ended:
+        return {"errors": Problem(reaction.ended, f"{reaction.how}; should have raised {wanted}")}
+    found: dict[str, Problem | None] = dict.fromkeys(("errors", "arguments", "state"))
+    if reaction.wrote is None:
+        del found["arguments"]
+    if reaction.raised is None:
+        found["errors"] = Problem("accepted", f"returned{reaction.returned}; should have raised {wanted}")
+    elif not reaction.raised.is_a(*allowed):
+        found["errors"] = Problem("wrong", f"raised {reaction.raised.message}; allowed is {wanted}")
+    if reaction.wrote:
+        found["arguments"] = Problem("changed_input", f"it wrote into {reaction.wrote}")
+    if reaction.changed_state:
+        found["state"] = Problem("changed_state", f"it changed {', '.join(reaction.changed_state)}")
+    return found
 
 
 def _wrote(given: Inputs, before: Inputs) -> str | None:

@@ -27,17 +27,24 @@ from crossent.trials.agreement import (
     exact_for,
     further_call,
     plus,
-    relation,
     stacked,
     times,
     with_radius,
 )
 from crossent.trials.call import Result
+from crossent.trials.check import Cost, check
 from crossent.trials.difference import Difference
 from crossent.trials.exact import name_of, rows_of
-from crossent.trials.trial import NotRunError, Problem, Trial, no_gradient
+from crossent.trials.trial import NotRunError, Problem, Trial
 
 
+def _has_layout(case: Case) -> bool:
+    spread = case.reduction == "none" and case.upstream not in ("rows", "rows_large") and case.rows > 1
+    plain = ("contiguous", "target_contiguous", "weight_contiguous")
+    return (case.layout, case.target_layout, case.weight_layout) != plain or spread  # upstream: of stride 0, or 2
+
+
+@check(cost=Cost.CALLS, versus="other", applies=_has_layout)
 def layout(trial: Trial) -> Iterator[Difference]:
     """Contiguous copies of logits, target, weight and upstream gradient give the same as the views of the case.
 
@@ -51,6 +58,7 @@ def contiguous(given: Inputs) -> Inputs:
     return _each(given, lambda tensor: tensor.clone(memory_format=torch.contiguous_format))
 
 
+@check(cost=Cost.CALLS, versus="other", applies=lambda case: case.rows > 0)
 def shift(trial: Trial) -> Iterator[Difference]:
     """Logits that are all moved by a constant give the same: by one for all rows, and by another in each row.
 
@@ -99,6 +107,7 @@ def shiftable(logits: Array, dtype: str, *, common: bool) -> tuple[Array, Array]
     return rounded, np.where(possible, signs * np.ldexp(1.0, s), 0.0)
 
 
+@check(cost=Cost.CALLS, versus="other", applies=lambda case: case.rows > 1)
 def rows_permuted(trial: Trial) -> Iterator[Difference]:
     """Rows that come in another order give the same: turned round along the batch, and along each further dimension.
 
@@ -128,6 +137,7 @@ def _row_turned(tensor: Tensor, axis: int, dim: int) -> Tensor:
     return tensor.flip(axis if tensor.dim() == dim else max(0, axis - 1)) if tensor.dim() else tensor
 
 
+@check(cost=Cost.CALLS, versus="other", applies=lambda case: case.classes > 1)
 def classes_permuted(trial: Trial) -> Iterator[Difference]:
     """Classes that come in another order give the same: turned round, and weights and true classes with them."""
     dim = trial.question.inputs.logits.dim()
@@ -156,6 +166,7 @@ def classes_turned(given: Inputs) -> Inputs:
     return replace(given, logits=given.logits.flip(axis), target=turned.to(given.target.dtype), options=options)
 
 
+@check(cost=Cost.CALLS, versus="other", applies=lambda case: len(case.sizes) > 1 and case.sizes[0] > 1)
 def split(trial: Trial) -> Iterator[Difference]:
     """A batch in two uneven parts gives what it gives as a whole: rows one after another, a sum of sums, a mean.
 
@@ -211,6 +222,7 @@ def _denominator(terms: Terms, rows: slice) -> Fraction:
     return sum((count * Fraction(w) for count, w in zip(counts, terms.weight.tolist(), strict=True)), Fraction())
 
 
+@check(cost=Cost.CALLS, versus="other", applies=lambda case: case.dtype in ("float16", "bfloat16"))
 def widened(trial: Trial) -> Iterator[Difference]:
     """Half precision, widened to float32, gives the same.
 
@@ -227,6 +239,7 @@ def wide(given: Inputs) -> Inputs:
     return _each(given, lambda tensor: tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor)
 
 
+@check("gradient", "repeatable", dense_needs=["target_gradient"], cost=Cost.CALLS, versus="other")
 def two_backwards(trial: Trial) -> Iterator[Problem]:
     """A graph can be differentiated twice, and two losses of the same logits do not disturb each other.
 
@@ -281,20 +294,3 @@ def _tensor(rows: Array, like: Tensor) -> Tensor:
     else:
         made = torch.from_numpy(rows.reshape(like.shape))
     return made.to(like.dtype).contiguous().to(like.device)
-
-
-def _has_layout(case: Case) -> bool:
-    spread = case.reduction == "none" and case.upstream not in ("rows", "rows_large") and case.rows > 1
-    plain = ("contiguous", "target_contiguous", "weight_contiguous")
-    return (case.layout, case.target_layout, case.weight_layout) != plain or spread  # upstream: of stride 0, or 2
-
-
-RELATIONS = (
-    relation(layout, _has_layout),
-    relation(shift, lambda case: case.rows > 0),
-    relation(rows_permuted, lambda case: case.rows > 1),
-    relation(classes_permuted, lambda case: case.classes > 1),
-    relation(split, lambda case: len(case.sizes) > 1 and case.sizes[0] > 1),
-    relation(widened, lambda case: case.dtype in ("float16", "bfloat16")),
-)
-TWO_BACKWARDS = (relation(two_backwards, not_run=no_gradient),)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import torch
@@ -21,24 +20,28 @@ from crossent.numerics.bounds.rounding import safe
 from crossent.numerics.formats import FORMATS
 from crossent.numerics.oracle.arithmetic import UNIT_ROUNDOFF, Ball, compensated_sum
 from crossent.trials.call import Result, repeat_call
+from crossent.trials.check import check
 from crossent.trials.difference import Difference, difference
 from crossent.trials.exact import name_of, rows_of
 from crossent.trials.memory import written
-from crossent.trials.trial import Check, Problem, Trial, misshapen, no_gradient
+from crossent.trials.trial import Problem, Trial, misshapen
 
 
+@check()
 def call(trial: Trial) -> Iterator[Problem]:
     """The subject takes the arguments, and gives tensors that have bits, as a meta device has none."""
     if not _digest(trial.got):
         yield Problem("refused", "it gives a loss without bits, as one on a meta device is")
 
 
+@check()
 def result(trial: Trial) -> Iterator[Problem]:
     """Shape, dtype and device of the loss are those of the contract."""
     if problem := misshapen(trial, trial.got.loss, trial.question.exact):
         yield problem
 
 
+@check()
 def arguments(trial: Trial) -> Iterator[Problem]:
     """Not a bit of what is given has changed, nor of memory that it is a view of, nor its .grad; no result is there."""
     first = trial.first_call
@@ -50,6 +53,7 @@ def arguments(trial: Trial) -> Iterator[Problem]:
         yield Problem("aliased", first.shared)
 
 
+@check()
 def state(trial: Trial) -> Iterator[Problem]:
     """The call leaves what is global of torch, numpy and Python as it was."""
     _ = trial.got
@@ -57,12 +61,27 @@ def state(trial: Trial) -> Iterator[Problem]:
         yield Problem("changed_state", f"it changed {', '.join(dict.fromkeys(trial.changed_state))}")
 
 
-def numbers(of: str, trial: Trial) -> Iterator[Difference]:
-    """The loss, or a gradient, is the exact one within what rounding allows."""
-    if of in trial.differences:
-        yield trial.differences[of]
+@check()
+def loss(trial: Trial) -> Iterator[Difference]:
+    """The loss is the exact one within what rounding allows."""
+    yield trial.differences["loss"]
 
 
+@check("gradient")
+def gradient(trial: Trial) -> Iterator[Difference]:
+    """The gradient of the logits, under the upstream gradient, is the exact one within what rounding allows."""
+    if "gradient" in trial.differences:
+        yield trial.differences["gradient"]
+
+
+@check("gradient", "target_gradient", applies=lambda case: case.target in DENSE_TARGETS)
+def target_gradient(trial: Trial) -> Iterator[Difference]:
+    """The gradient of target probabilities is the exact one within what rounding allows."""
+    if "target_gradient" in trial.differences:
+        yield trial.differences["target_gradient"]
+
+
+@check("repeatable")
 def repeat(trial: Trial) -> Iterator[Problem]:
     """A second call gives the same bits, though other data came between and memory is full of NaN; the first keeps its.
 
@@ -84,44 +103,20 @@ def _digest(got: Result) -> str:
         return ""
 
 
-CALL = Check("call", call)
-RESULT = Check("result", result)
-# In the order in which they run: where the first does not hold, nothing else can be asked, nor after the second.
-SINGLE = (
-    CALL,
-    RESULT,
-    Check("arguments", arguments),
-    Check("state", state),
-    Check("loss", partial(numbers, "loss"), asks="The loss is the exact one within what rounding allows."),
-    Check(
-        "gradient",
-        partial(numbers, "gradient"),
-        not_run=no_gradient,
-        asks="The gradient of the logits, under the upstream gradient, is the exact one within what rounding allows.",
-    ),
-    Check(
-        "target_gradient",
-        partial(numbers, "target_gradient"),
-        applies=lambda case: case.target in DENSE_TARGETS,
-        not_run=no_gradient,
-        asks="The gradient of target probabilities is the exact one within what rounding allows.",
-    ),
-    Check("repeat", repeat),
-)
-
-
+@check(applies=lambda case: case.weight != "weight_negative" and case.target != "unnormalised")
 def sign(trial: Trial) -> Iterator[Difference]:
     """No loss is below zero, by more than its bound, where no `w_c q_c` is: it is a sum of `-log p_c`.
 
     apple/ml-cross-entropy#52: losses far too low, and negative, of which no test said anything.
     """
-    loss = trial.got.loss.reshape(-1, 1).double().cpu().numpy()
-    zeros = np.zeros_like(loss)
+    losses = trial.got.loss.reshape(-1, 1).double().cpu().numpy()
+    zeros = np.zeros_like(losses)
     # How far it is from the nearest number that it may be.
-    allowed = Ball(np.where(loss < 0, 0.0, loss), zeros, zeros)
+    allowed = Ball(np.where(losses < 0, 0.0, losses), zeros, zeros)
     yield from trial.compare(Result(trial.got.loss), replace(trial.question.exact, loss=allowed))
 
 
+@check("gradient", applies=lambda case: case.rows > 0)
 def row_sums(trial: Trial) -> Iterator[Difference]:
     """The gradient of a row, `g/D (p_c Σ_k w_k q_k - w_c q_c)`, sums to 0 over the classes.
 
@@ -129,9 +124,9 @@ def row_sums(trial: Trial) -> Iterator[Difference]:
     loses. A row with a number that has no bound says nothing, nor does one that has no softmax, or whose sum is beyond
     float64. One that holds NaN or an infinity has no sum, which is not 0.
     """
-    gradient = trial.got.gradient
-    assert gradient is not None
-    numbers, dtype = rows_of(gradient), name_of(gradient)
+    of_logits = trial.got.gradient
+    assert of_logits is not None
+    numbers, dtype = rows_of(of_logits), name_of(of_logits)
     with np.errstate(all="ignore"):  # a result may be infinite
         bound = trial.bounds(trial.got, trial.question.exact)["gradient"].sum(1)
         total, size = compensated_sum(numbers), np.abs(numbers).sum(1)
@@ -152,6 +147,7 @@ def row_sums(trial: Trial) -> Iterator[Difference]:
     )
 
 
+@check(applies=lambda case: case.ignored != "kept")
 def ignored_rows(trial: Trial) -> Iterator[Problem]:
     """An ignored row has a loss of exactly 0, and a gradient of exactly 0.
 
@@ -168,15 +164,15 @@ def ignored_rows(trial: Trial) -> Iterator[Problem]:
         yield from _not_zero("gradient", trial.got.gradient.movedim(axis, -1), ignored & with_softmax)
 
 
-def _not_zero(name: str, result: Tensor, rows: Tensor) -> Iterator[Problem]:
+def _not_zero(name: str, got: Tensor, rows: Tensor) -> Iterator[Problem]:
     """What is wrong with a result, (N, d1, …) or (N, d1, …, C), that should be 0 in some rows."""
-    wrong = rows & (result != 0 if result.dim() == rows.dim() else (result != 0).any(-1))
+    wrong = rows & (got != 0 if got.dim() == rows.dim() else (got != 0).any(-1))
     if wrong.any():
         first = tuple(wrong.nonzero()[0].tolist())
         yield Problem(
             "wrong",
             f"the {name} of {int(wrong.sum())} of {int(rows.sum())} ignored rows is not 0, "
-            f"the first at index {first}: {result[first].tolist()}",
+            f"the first at index {first}: {got[first].tolist()}",
         )
 
 
@@ -187,10 +183,3 @@ def _has_softmax(trial: Trial) -> NDArray[np.bool_]:
 
 def _row_sizes(case: Case) -> tuple[int, ...]:
     return (case.sizes[0], *case.sizes[2:]) if len(case.sizes) > 1 else ()
-
-
-INVARIANTS = (
-    Check("sign", sign, applies=lambda case: case.weight != "weight_negative" and case.target != "unnormalised"),
-    Check("row_sums", row_sums, applies=lambda case: case.rows > 0, not_run=no_gradient),
-    Check("ignored_rows", ignored_rows, applies=lambda case: case.ignored != "kept"),
-)

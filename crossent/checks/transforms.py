@@ -7,7 +7,6 @@ answer, not to the plain one: a subject that is wrong in both would else be righ
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,18 +16,18 @@ from torch import Tensor
 from crossent.cases.case import Case
 from crossent.cases.inputs import Inputs
 from crossent.subjects.compiler import quiet
-from crossent.subjects.subject import Loss, Subject
+from crossent.subjects.subject import Loss
 from crossent.trials.act import NotRun
 from crossent.trials.call import Gradients, Result, evaluate
-from crossent.trials.difference import Difference
+from crossent.trials.check import Cost, Found, check
 from crossent.trials.exact import Exact, name_of, solve
-from crossent.trials.trial import Check, Problem, Trial, misshapen
+from crossent.trials.trial import Trial, misshapen
 from crossent.words import said
 
-Found = Iterator[Difference | Problem]
 _HALVES = (torch.float16, torch.bfloat16)
 
 
+@check("gradient", "vmap", dense_needs=["target_gradient"], cost=Cost.STRUCTURE, transforms=True)
 def func_grad(trial: Trial) -> Found:
     """torch.func.vjp, on which torch.func.grad and jacrev are built, gives the loss and its gradients."""
     got, expected = trial.perform(evaluate_by_vjp, trial.question.fresh()), trial.question.exact
@@ -46,6 +45,14 @@ def evaluate_by_vjp(loss: Loss, inputs: Inputs) -> Result:
     return Result(value.detach(), *pull(inputs.upstream.to(value.dtype)))
 
 
+@check(
+    "vmap",
+    dense_needs=["target_gradient"],
+    other_needs={"unbatched": lambda inputs: inputs.logits.dim() == 2},
+    applies=lambda case: len(case.sizes) > 1 and case.rows > 0,
+    cost=Cost.STRUCTURE,
+    transforms=True,
+)
 def vmap(trial: Trial) -> Found:
     """torch.func.vmap of the loss, and of its gradients, gives each sample's own: pytorch#90916, #105736.
 
@@ -92,6 +99,7 @@ def gradients_by_vmap(loss: Loss, inputs: Inputs) -> tuple[Tensor, ...]:
     return made
 
 
+@check("autocast", cost=Cost.STRUCTURE, transforms=True)
 def autocast(trial: Trial) -> Found:
     """Under torch.autocast the loss of half precision is computed in float32 and is float32; others stay as they are.
 
@@ -121,6 +129,7 @@ def evaluate_in_autocast(loss: Loss, inputs: Inputs, gradients: Gradients) -> Re
     return evaluate(cast, inputs, gradients)
 
 
+@check("compile", cost=Cost.STRUCTURE, transforms=True)
 def meta(trial: Trial) -> Found:
     """Tensors without data give a loss, and gradients, without data: of the right shape and dtype."""
     got = trial.evaluate(trial.case.build("meta"))
@@ -128,6 +137,7 @@ def meta(trial: Trial) -> Found:
         yield problem
 
 
+@check("compile", cost=Cost.STRUCTURE, transforms=True)
 def export(trial: Trial) -> Found:
     """The program that torch.export.export makes of a module with this loss gives the loss."""
     loss, expected = trial.perform(evaluate_exported, trial.question.fresh()), trial.question.exact
@@ -205,20 +215,3 @@ def _why_no_export() -> str:
     except Exception as error:  # there is none before torch 2.1, and none for a Python that is too new
         return f"waits for a torch.export that works: {said(error)}"
     return ""
-
-
-def _plain(subject: Subject) -> str:
-    return subject.not_transformed
-
-
-def _no_gradient(subject: Subject) -> str:
-    return subject.not_transformed or ("" if subject.differentiable else "has no gradient to compare")
-
-
-TRANSFORMS = (
-    Check("func_grad", func_grad, not_run=_no_gradient),
-    Check("vmap", vmap, applies=lambda case: len(case.sizes) > 1 and case.rows > 0, not_run=_plain),
-    Check("autocast", autocast, not_run=_plain),
-    Check("meta", meta, not_run=_plain),
-    Check("export", export, not_run=_plain),
-)

@@ -186,6 +186,16 @@ def together(tallies: Iterable[Tally]) -> Tally:
     return whole
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """The judge's word on one subject and one case: an outcome with its findings, or why the case does not apply."""
+
+    case: str
+    outcome: Outcome | None = None
+    findings: Sequence[Finding] = ()
+    not_applicable: str = ""
+
+
 @dataclass
 class SubjectReport:
     """One subject's part: what came of each case, what was found, and why the rest did not run.
@@ -198,6 +208,14 @@ class SubjectReport:
     findings: list[Finding] = field(default_factory=list)
     not_applicable: Counter[str] = field(default_factory=Counter)
     order: Sequence[str] = ()
+
+    def enter(self, verdict: Verdict) -> None:
+        """Add a verdict."""
+        if verdict.outcome is None:
+            self.not_applicable[verdict.not_applicable] += 1
+            return
+        self.outcomes[verdict.case] = verdict.outcome
+        self.findings += verdict.findings
 
     @property
     def tallies(self) -> dict[tuple[str, str], Tally]:

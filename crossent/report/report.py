@@ -89,13 +89,6 @@ class Report:
         but = f", but for {known} known findings" if known else ""
         return f"{self.ran} calls checked, every number within what rounding allows of the exact one{but}"
 
-    def merge(self, other: Report, of: Sequence[int]) -> None:
-        """Enter what another run found on other cases, its subjects being these of this one's."""
-        for own, part in zip([self.subjects[at] for at in of], other.subjects, strict=True):
-            own.outcomes |= part.outcomes
-            own.findings += part.findings
-            own.not_applicable += part.not_applicable
-
     def sort(self, cases: list[str]) -> None:
         """Put outcomes and findings in the order of these ids, which are all of its cases."""
         places = {case: at for at, case in enumerate(cases)}

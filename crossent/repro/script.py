@@ -18,19 +18,19 @@ from torch import Tensor
 from crossent.cases.bad_inputs import BAD_INPUTS, BadInput
 from crossent.cases.case import Case
 from crossent.cases.inputs import Inputs, bits
-from crossent.checks import CHECKS
-from crossent.checks.single import CALL, RESULT
+from crossent.checks import CHECKS, single
 from crossent.machine import ambient, require_device
 from crossent.report.findings import Finding, Numbers, SubjectReport
-from crossent.report.report import Report
 from crossent.repro import snippets, steps
 from crossent.repro.equations import Shapes
 from crossent.repro.recipes import RECIPES, REFUSALS, Focus, Recipe
-from crossent.run import judge
 from crossent.run.fresh_process import SECONDS
-from crossent.run.plan import Checks
+from crossent.run.judge import as_finding
+from crossent.run.parallel import judge_each
 from crossent.subjects.builtin import BY_NAME, FORMS
 from crossent.subjects.subject import Subject
+from crossent.trials.act import Here
+from crossent.trials.check import Check
 from crossent.trials.difference import Difference
 from crossent.trials.trial import NotRunError, Question, RefusedError, Trial
 from crossent.words import printable
@@ -71,10 +71,10 @@ def repeated(id: str, device: str = "cpu") -> Finding:
         raise ValueError(f"finding: got subject {subject!r}; without its report, allowed are {', '.join(BY_NAME)}")
     made = _case(case)
     require_device(device)
-    report = Report({}, [SubjectReport(subject)])
+    entry, host = SubjectReport(subject), Here(BY_NAME[subject].loss)
     with ambient():
-        judge.run_case(made, [BY_NAME[subject]], report, device, _checks(check, made))
-    (entry,) = report.subjects
+        for verdict in judge_each(made, _checks(check, made), [BY_NAME[subject]], [host], device):
+            entry.enter(verdict)
     found = next((finding for finding in entry.findings if finding.check == check), None)
     if found is None:
         here = f"torch {torch.__version__} on {device}"
@@ -100,19 +100,20 @@ def nearest_to_bound(id: str, device: str = "cpu") -> Finding:
         return Finding(subject, "errors", case, "wrong", "It is shown how it is refused.")
     if name not in CHECKS:
         raise ValueError(f"finding: got check {name!r}; allowed are {', '.join(CHECKS)}")
-    check, trial = CHECKS[name], Trial(Question(made, device), BY_NAME[subject])
+    named = BY_NAME[subject]
+    check, trial = CHECKS[name], Trial(Question(made, device), named, Here(named.loss))
     found: list[Difference] = []
     with ambient(), suppress(RefusedError, NotRunError):
         found = [one for one in check.run(trial) if isinstance(one, Difference)]
     if not found:
         raise ValueError(f"finding: {id} does not run here, or has no number to be shown")
-    finding = judge.as_finding(trial, check, max(found, key=lambda one: one.ratio))
+    finding = as_finding(trial, check, max(found, key=lambda one: one.ratio))
     return replace(finding, message=f"The number that is nearest to its bound:\n{finding.message}")
 
 
-def _checks(name: str, case: Case | BadInput) -> Checks:
+def _checks(name: str, case: Case | BadInput) -> tuple[Check, ...]:
     """The check of this name, after those that must hold before any other; of tiles, it alone."""
-    before = () if isinstance(case, Case) and case.tiled > 1 else (CALL, RESULT)
+    before = () if isinstance(case, Case) and case.tiled > 1 else (single.call, single.result)
     return tuple(dict.fromkeys((*before, *([CHECKS[name]] if name in CHECKS else []))))
 
 
@@ -185,7 +186,11 @@ def _recipe(finding: Finding, case: Case | BadInput, device: str) -> Recipe:
     there = torch.device(device).type
     if isinstance(case, Case):
         check, subject = CHECKS[finding.check], BY_NAME.get(finding.subject, ANOTHER)
-        if not check.applies(case) or check.not_run(subject) or (check.name == "stream" and there != "cuda"):
+        if (
+            not check.applies(case)
+            or check.not_run(subject, case.build())
+            or (check.name == "stream" and there != "cuda")
+        ):
             raise ValueError(f"finding: {finding.subject} has no {finding.check} on {finding.case} and {device}")
     return recipe
 

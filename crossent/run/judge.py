@@ -1,9 +1,9 @@
-"""The judge: one case, each subject, and what is wrong."""
+"""The judge: one subject on one case. Run the checks, and return the verdict for the report."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,113 +12,93 @@ from crossent.cases.axes import DTYPES
 from crossent.cases.bad_inputs import BadInput
 from crossent.cases.case import Case
 from crossent.cases.inputs import Inputs, bits
-from crossent.checks.refusals import judge_reaction
-from crossent.checks.single import CALL, RESULT, SINGLE
-from crossent.numerics.bounds.contracts import Grade
-from crossent.report.findings import Finding, Measured, Numbers, Outcome, ResultSummary, SubjectReport
-from crossent.report.report import Report
-from crossent.run.fresh_process import answered
+from crossent.checks import refusals, single
+from crossent.report.findings import Finding, Measured, Numbers, Outcome, ResultSummary, Verdict
 from crossent.subjects.builtin import TORCH
 from crossent.subjects.subject import Subject
 from crossent.trials.act import Host
 from crossent.trials.call import checksum, evaluate
-from crossent.trials.difference import Difference, reached
-from crossent.trials.trial import Check, EndedError, NotRunError, Problem, Question, RefusedError, Trial
+from crossent.trials.check import Check
+from crossent.trials.difference import Difference
+from crossent.trials.trial import EndedError, NotRunError, Problem, Question, RefusedError, Trial
 from crossent.words import said
 
+# Without a loss of the right shape and dtype, no other check has anything to look at.
+_FIRST = (single.call, single.result)
 
-def run_case(
-    case: Case | BadInput,
-    subjects: Sequence[Subject],
-    report: Report,
-    device: str = "cpu",
-    checks: Sequence[Check] = SINGLE,
-    hosts: Sequence[Host | None] = (),
-) -> None:
-    """Judge one case on each subject, which lives at a host of `hosts`, and enter the outcome into the report."""
-    if isinstance(case, BadInput):
-        inputs = case.build(device)
-    else:
-        question = Question(case, device)
-        inputs = question.inputs
-    for subject, entry, host in zip(subjects, report.subjects, hosts or [None] * len(subjects), strict=True):
-        reason = subject.not_applicable(inputs) or _not_asked(subject, case, inputs, checks)
-        reason = reason or (host.not_run if host else "")
-        refused: dict[str, Problem | None] = {}
-        raised = ""
-        if isinstance(case, BadInput) and not reason:
-            try:
-                answer = answered(case, subject, device, host=host)
-                refused = judge_reaction(answer, case.allowed(device))
-                raised = answer.message if answer.raised else ""
-            except NotRunError as missing:
-                reason = str(missing)
+
+def judge_case(question: Question, subject: Subject, host: Host, checks: Sequence[Check]) -> Verdict:
+    """Run checks on one case of a subject, which lives at a host."""
+    trial, case = Trial(question, subject, host), question.case
+    checks = [check for check in checks if check.applies(case)]
+    reasons = [check.not_run(subject, question.inputs) for check in checks]
+    lacking = reasons[0] if reasons and all(reasons) else ""
+    if reason := subject.not_applicable(question.inputs) or lacking or host.not_run:
+        return Verdict(case.id, not_applicable=reason)
+    outcome = Outcome(case.dtype, question.inputs.digest)
+    findings: list[Finding] = []
+    for at, (check, reason) in enumerate(zip(checks, reasons, strict=True)):
         if reason:
-            entry.not_applicable[reason] += 1
-            continue
-        outcome = entry.outcomes[case.id] = Outcome(case.dtype, inputs.digest, raised=raised)
-        if not isinstance(case, BadInput):
-            entry.findings += _judgement(Trial(question, subject, host), checks, outcome)
-        for check, problem in refused.items():
-            outcome.checks[check] = Measured(failed=problem is not None)
-            if problem:
-                call = describe(inputs)
-                entry.findings.append(Finding(subject.name, check, case.id, problem.kind, problem.message, call))
-
-
-def _not_asked(subject: Subject, case: Case | BadInput, inputs: Inputs, checks: Sequence[Check]) -> str:
-    """Why nothing at all is asked of a subject on a case, or ""."""
-    names = ["errors"] if isinstance(case, BadInput) else [check.name for check in checks if check.applies(case)]
-    reasons = [subject.not_run(name, inputs) for name in names]
-    return reasons[0] if reasons and all(reasons) else ""
-
-
-def end_case(case: Case | BadInput, entry: SubjectReport, kind: str, message: str) -> None:
-    """Enter that a subject came to no result on a case, since it ended its process or kept it."""
-    inputs = case.build()
-    check = "errors" if isinstance(case, BadInput) else CALL.name
-    entry.outcomes[case.id] = Outcome(case.dtype, inputs.digest, checks={check: Measured(failed=True)})
-    entry.findings.append(Finding(entry.name, check, case.id, kind, message, describe(inputs)))
-
-
-def _judgement(trial: Trial, checks: Sequence[Check], outcome: Outcome) -> Iterator[Finding]:
-    """What is wrong with a subject on a case."""
-    for at, check in enumerate(checks):
-        if not check.applies(trial.case):
-            continue
-        if reason := trial.subject.not_run(check.name, trial.question.inputs) or check.not_run(trial.subject):
             outcome.not_run[check.name] = reason
             continue
-        found: list[Difference | Problem]
         try:
-            found = list(check.run(trial))
-        except NotRunError as missing:
-            outcome.not_run[check.name] = str(missing)
+            found = _found(trial, check)
+        except NotRunError as error:
+            outcome.not_run[check.name] = str(error)
             continue
-        except RefusedError as refusal:
-            found = [Problem("refused", str(refusal))]
-        except EndedError as end:
-            found = [Problem(end.kind, str(end))]
-        except (AttributeError, TypeError, ValueError) as error:
-            if trial.host is None:
-                raise
-            found = [Problem("crashed", f"its process gives back what is no answer: {said(error)}")]
         problems = [one for one in found if isinstance(one, Problem) or not one.ratio <= 1]  # NaN is no evidence
         outcome.checks[check.name] = _measured(found, bool(problems))
-        for problem in problems[:1]:  # one finding of a check on a case: what its worst is
-            yield as_finding(trial, check, problem)
-        if problems and check in (CALL, RESULT):
-            for other in checks[at + 1 :]:
-                if other.applies(trial.case):
-                    outcome.not_run[other.name] = f"waits for a right {check.name}"
-            return
-        if check is CALL:
-            outcome.digest, outcome.results = (
-                trial.got.digest,
-                {name: _summary(part) for name, part in trial.got.parts.items()},
-            )
-        if check is RESULT:
-            outcome.grade = _grade(trial)
+        findings += [as_finding(trial, check, problem) for problem in problems[:1]]
+        if problems and check in _FIRST:
+            outcome.not_run |= {other.name: f"waits for a right {check.name}" for other in checks[at + 1 :]}
+            break
+        if check is single.call:
+            outcome.digest = trial.got.digest
+            outcome.results = {name: _summary(part) for name, part in trial.got.parts.items()}
+    result = outcome.checks.get(single.result.name)
+    if result is not None and not result.failed:
+        outcome.grade = trial.grade
+    return Verdict(case.id, outcome, findings)
+
+
+def _found(trial: Trial, check: Check) -> list[Difference | Problem]:
+    """Run a check, and turn the ways in which a subject can fail to return into problems."""
+    try:
+        return list(check.run(trial))
+    except RefusedError as error:
+        return [Problem("refused", str(error))]
+    except EndedError as error:
+        return [Problem(error.kind, str(error))]
+    except (AttributeError, TypeError, ValueError) as error:
+        if not trial.host.isolated:
+            raise
+        return [Problem("crashed", f"its process gives back what is no answer: {said(error)}")]
+
+
+def judge_bad_input(bad: BadInput, subject: Subject, host: Host, device: str) -> Verdict:
+    """Make a bad call of a subject, which must refuse it."""
+    inputs = bad.build(device)
+    if reason := subject.not_applicable(inputs) or subject.lacks.get("errors") or host.not_run:
+        return Verdict(bad.id, not_applicable=reason)
+    try:
+        reaction = refusals.react(host, bad, device)
+    except NotRunError as error:
+        return Verdict(bad.id, not_applicable=str(error))
+    outcome = Outcome(bad.dtype, inputs.digest, raised=reaction.raised.message if reaction.raised else "")
+    findings = []
+    for check, problem in refusals.judge_reaction(reaction, bad.allowed(device)).items():
+        outcome.checks[check] = Measured(failed=problem is not None)
+        if problem is not None:
+            findings.append(Finding(subject.name, check, bad.id, problem.kind, problem.message, describe(inputs)))
+    return Verdict(bad.id, outcome, findings)
+
+
+def judge_ended(case: Case | BadInput, subject: str, kind: str, message: str) -> Verdict:
+    """The verdict on a subject that ended or blocked the process of its judge: `kind` is "crashed" or "hung"."""
+    inputs = case.build()
+    check = "errors" if isinstance(case, BadInput) else single.call.name
+    outcome = Outcome(case.dtype, inputs.digest, checks={check: Measured(failed=True)})
+    return Verdict(case.id, outcome, [Finding(subject, check, case.id, kind, message, describe(inputs))])
 
 
 def _measured(found: Sequence[Difference | Problem], failed: bool) -> Measured:
@@ -136,28 +116,18 @@ def _measured(found: Sequence[Difference | Problem], failed: bool) -> Measured:
     )
 
 
-def _grade(trial: Trial) -> Grade:
-    held = all(difference.ratio <= 1 for difference in trial.differences.values())
-    if held and trial.wanted == "A":
-        return "A"
-    return reached(trial.got, trial.question.exact, trial.subject.promise, trial.subject.dtype_name)
-
-
 def as_finding(trial: Trial, check: Check, problem: Difference | Problem) -> Finding:
-    """What a check says is wrong, with the call and what torch itself gives there."""
-    inputs = trial.question.inputs
-
-    def finding(kind: str, message: str, numbers: Numbers | None = None, of_torch: str = "") -> Finding:
-        call = describe(inputs)
-        of = problem.of
-        return Finding(trial.subject.name, check.name, trial.case.id, kind, message, call, numbers, of_torch, of=of)
-
-    if isinstance(problem, Problem):
-        return finding(problem.kind, problem.message)
-    if problem.of != check.name:
-        return finding("wrong", f"{problem.of}:\n{problem}", _numbers(problem, check.versus))
-    own_value = "" if trial.subject is TORCH else _of_torch(trial.case, problem, inputs)
-    return finding("wrong", str(problem), _numbers(problem), own_value)
+    """Describe a problem, with the call and with the value that torch itself gives there."""
+    inputs, of, numbers, of_torch = trial.question.inputs, problem.of, None, ""
+    kind, message = (problem.kind, problem.message) if isinstance(problem, Problem) else ("wrong", str(problem))
+    if isinstance(problem, Difference):
+        if of != check.name:
+            message, numbers = f"{of}:\n{message}", _numbers(problem, check.versus)
+        else:
+            numbers = _numbers(problem)
+            of_torch = "" if trial.subject is TORCH else _of_torch(trial.case, problem, inputs)
+    call = describe(inputs)
+    return Finding(trial.subject.name, check.name, trial.case.id, kind, message, call, numbers, of_torch, of=of)
 
 
 def _numbers(d: Difference, versus: str = "exact") -> Numbers:
@@ -170,7 +140,7 @@ def _bits(value: float, dtype: str) -> str:
 
 
 def _of_torch(case: Case, difference: Difference, inputs: Inputs) -> str:
-    """What torch itself gives at the worst element of somebody else's result."""
+    """The value that torch gives at the worst element of a subject's result."""
     try:
         result = evaluate(TORCH.loss, case.build(str(inputs.logits.device)))
     except Exception as error:

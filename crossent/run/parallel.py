@@ -1,4 +1,4 @@
-"""Sharing: the cases of a plan in this process, or in several of which each has a share."""
+"""The cases of a plan in this process, or in several worker processes of which each takes a share."""
 
 from __future__ import annotations
 
@@ -10,218 +10,249 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from random import SystemRandom
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
 
 from crossent.cases.bad_inputs import BadInput
 from crossent.cases.case import Case
-from crossent.checks.compiled_code import COMPILED_CODE
-from crossent.checks.transforms import TRANSFORMS
 from crossent.machine import ambient, available
-from crossent.report.findings import SubjectReport
+from crossent.report.findings import Verdict
 from crossent.report.report import Report
-from crossent.run.actors import Actor, Nursery, NurseryError, how
-from crossent.run.judge import end_case, run_case
-from crossent.run.plan import Checks
-from crossent.subjects.builtin import BY_NAME
+from crossent.run.fresh_process import FreshProcess
+from crossent.run.isolation import ForkServer, ForkServerError, IsolatedProcess, status_in_words
+from crossent.run.judge import judge_bad_input, judge_case, judge_ended
+from crossent.run.plan import Plan
+from crossent.run.settings import Settings, is_named
 from crossent.subjects.remote import RemoteLoss
 from crossent.subjects.subject import Loss, Subject
-from crossent.trials.act import Host
+from crossent.trials.act import Here, Host
+from crossent.trials.check import Check, Cost
+from crossent.trials.trial import Question
 
 Progress = Callable[[Sequence[Any]], Iterable[Any]]
-Plan = Mapping[Case | BadInput, Checks]
+Placed = tuple[int, Verdict]  # a subject by its place, and the verdict on it
+
+PARTS_PER_WORKER = 8  # so that no worker waits long for another
+SUBJECTS_AT_ONCE = 8  # foreign subjects whose isolated processes a worker keeps at a time: each takes memory
 
 
-def run_here(
-    planned: Plan,
-    loaded: Sequence[Subject],
-    report: Report,
-    device: str,
-    progress: Progress = iter,
-    hosts: Sequence[Host | None] = (),
-) -> None:
-    """Enter the outcome of every case into the report."""
+def run(planned: Plan, subjects: Sequence[Subject], report: Report, settings: Settings, progress: Progress) -> None:
+    """Run the cases of a plan on subjects, and enter the verdicts into a report."""
+    if settings.in_workers:
+        _run_in_workers(planned, subjects, report, settings, progress)
+        return
+    hosts = [Here(subject.loss) for subject in subjects]
     with ambient():
         for case in progress(list(planned)):
-            run_case(case, loaded, report, device, planned[case], hosts)
+            for verdict, part in zip(
+                judge_each(case, planned[case], subjects, hosts, settings.device), report.subjects, strict=True
+            ):
+                part.enter(verdict)
 
 
-PARTS_PER_WORKER = 8  # for each process, so that none waits long for another
-SUBJECTS_AT_ONCE = 8  # subjects at a time that live in processes of their own: each of them takes memory
+def judge_each(
+    case: Case | BadInput, checks: Sequence[Check], subjects: Sequence[Subject], hosts: Sequence[Host], device: str
+) -> Iterator[Verdict]:
+    """Judge each subject on a case: the inputs and the exact value are made once for all of them."""
+    fresh: Host
+    if isinstance(case, BadInput):
+        for subject, host in zip(subjects, hosts, strict=True):
+            fresh = FreshProcess(subject.loss, device) if case.asserts(device) else host
+            yield judge_bad_input(case, subject, fresh, device)
+        return
+    question = Question(case, device)
+    for subject, host in zip(subjects, hosts, strict=True):
+        yield judge_case(question, subject, host, checks)
 
 
 @dataclass(frozen=True)
 class Part:
-    """Which cases, on which subjects, and whether these live apart from the judge: in actors."""
+    """A share of the work: cases and subjects, by their places, and whether the subjects run in isolated processes."""
 
     cases: Sequence[int]
     subjects: Sequence[int]
-    apart: bool
+    isolated: bool
 
 
-def run_shared(
-    planned: Plan, loaded: Sequence[Subject], report: Report, jobs: int, seconds: float, progress: Progress
-) -> None:
-    """The same in several processes, each of which gets every so many cases; the report is in the order of the plan.
+@dataclass
+class _Work:
+    """The work of a run, as every forked worker has it in memory."""
 
-    What is no subject of this package lives in an actor, and meets the cases in no order that it could know. Others are
-    called where they are judged, which is faster; where one of them ends that process, or keeps it, the part is done
-    again, each case on each subject by itself, and apart.
-    """
-    cases = list(planned)
-    asked = {check for checks in planned.values() for check in checks}
-    for needed, by in (("torch._dynamo", TRANSFORMS), ("torch._inductor.compile_fx", COMPILED_CODE)):
-        if asked & set(by):
-            with suppress(ImportError):
-                importlib.import_module(needed)  # once, and not in every process
-    nurseries: list[Nursery] = []  # of each process, one
-    actors: dict[int, Actor] = {}
-    most = available("cpu") // jobs
+    planned: Plan
+    subjects: Sequence[Subject]
+    settings: Settings
+    server: ForkServer | None = None
+    processes: dict[int, IsolatedProcess] = field(default_factory=dict)
 
-    def hosts(subjects: Sequence[int]) -> list[Actor]:
-        if not nurseries:  # before anything is judged of what is not of this package
-            with ambient():  # which the actors are in from then on
-                nurseries.append(Nursery([partial(_loss_of, subject) for subject in loaded], most))
-        for at in actors.keys() - set(subjects):
-            actors.pop(at).close()
-        actors.update((at, Actor(nurseries[0], at, seconds)) for at in subjects if at not in actors)
-        return [actors[at] for at in subjects]
-
-    def work(part: Part) -> Report:
-        made = Report(report.environment, [SubjectReport(loaded[subject].name) for subject in part.subjects])
-        of = {cases[at]: planned[cases[at]] for at in part.cases}
+    def share(self, part: Part) -> list[Placed]:
+        """Judge the cases of a part on its subjects."""
+        cases = list(self.planned)
+        subjects = [self.subjects[at] for at in part.subjects]
         try:
-            lives = hosts(part.subjects) if part.apart else ()
-            run_here(of, [loaded[subject] for subject in part.subjects], made, "cpu", hosts=lives)
-        except NurseryError:  # a subject has ended more than itself
+            hosts = self._isolated(part.subjects) if part.isolated else [Here(subject.loss) for subject in subjects]
+            with ambient():
+                return [
+                    placed
+                    for at in part.cases
+                    for placed in zip(
+                        part.subjects,
+                        judge_each(cases[at], self.planned[cases[at]], subjects, hosts, "cpu"),
+                        strict=True,
+                    )
+                ]
+        except ForkServerError:  # a subject has ended more than its own process
             os._exit(1)
-        return made
 
-    apart = not all(map(is_named, loaded))
-    order = list(range(len(cases)))
-    if apart:
+    def _isolated(self, subjects: Sequence[int]) -> Sequence[Host]:
+        """The isolated processes of these subjects; those of others are closed."""
+        if self.server is None:  # before the first verdict, so that no isolated process inherits an exact value
+            memory = available("cpu") // (self.settings.jobs or 1)
+            with ambient():
+                self.server = ForkServer([partial(_loss_of, subject) for subject in self.subjects], memory)
+        for at in self.processes.keys() - set(subjects):
+            self.processes.pop(at).close()
+        for at in subjects:
+            if at not in self.processes:
+                self.processes[at] = IsolatedProcess(self.server, at, self.settings.timeout)
+        return [self.processes[at] for at in subjects]
+
+
+def _run_in_workers(
+    planned: Plan, subjects: Sequence[Subject], report: Report, settings: Settings, progress: Progress
+) -> None:
+    """Share the cases out among worker processes. The report is in the order of the plan.
+
+    If every subject is this package's own, the workers call the subjects themselves, which is faster. A part whose
+    worker crashes or hangs runs again, each case on each subject by itself, in an isolated process. Foreign subjects
+    always run in isolated processes, and see the cases in random order.
+    """
+    _import_compilers(planned)
+    cases, jobs = list(planned), settings.jobs or 1
+    isolated = not all(map(is_named, subjects))
+    order, every = list(range(len(cases))), range(len(subjects))
+    if isolated:
         SystemRandom().shuffle(order)
-    count, every = min(jobs * PARTS_PER_WORKER, len(cases)), range(len(loaded))
-    groups = [every[at : at + SUBJECTS_AT_ONCE] for at in every[::SUBJECTS_AT_ONCE]] if apart else [every]
+    count = min(jobs * PARTS_PER_WORKER, len(cases))
+    groups = [every[at : at + SUBJECTS_AT_ONCE] for at in every[::SUBJECTS_AT_ONCE]] if isolated else [every]
+    parts = [Part(order[at::count], group, isolated) for group in groups for at in range(count)]
+
+    def enter(verdicts: Sequence[Placed]) -> None:
+        for at, verdict in verdicts:
+            report.subjects[at].enter(verdict)
+
     try:
-        with workers(work, jobs) as pool:
-            parts = [Part(order[at::count], group, apart) for group in groups for at in range(count)]
-            futures = [(part, pool.submit(part, None if apart else seconds)) for part in parts]
+        with _workers(_Work(planned, subjects, settings), jobs) as submit:
             again: list[Part] = []
+            futures = [(part, submit(part, None if isolated else settings.timeout)) for part in parts]
             for part, future in progress(futures):
-                made = pool.made(future)
-                if isinstance(made, Ended):
+                made = _made(future)
+                if isinstance(made, _Ended):
                     again += [Part([case], [subject], True) for case in part.cases for subject in part.subjects]
                 else:
-                    report.merge(made, part.subjects)
-            for part, future in [(part, pool.submit(part)) for part in again]:
-                made = pool.made(future)
-                if isinstance(made, Ended):
+                    enter(made)
+            for part, future in [(part, submit(part, None)) for part in again]:
+                made = _made(future)
+                if isinstance(made, _Ended):
                     (case,), (subject,) = part.cases, part.subjects
-                    end_case(cases[case], report.subjects[subject], made.kind, made.message)
+                    enter([(subject, judge_ended(cases[case], subjects[subject].name, made.kind, made.message))])
                 else:
-                    report.merge(made, part.subjects)
+                    enter(made)
     finally:
         report.sort([case.id for case in cases])
 
 
-def is_named(subject: Subject) -> bool:
-    """Whether it is one that its name stands for, with or without some features."""
-    return subject.source == subject.name and subject.name in BY_NAME
+def _import_compilers(planned: Plan) -> None:
+    """Import torch's compilers once, before the fork, if a check of the plan uses them."""
+    checks = {check for checks in planned.values() for check in checks}
+    costs = {check.cost for check in checks if "compile" in check.needs}
+    if any(check.transforms for check in checks):
+        _import("torch._dynamo")
+    if Cost.CODE in costs:
+        _import("torch._inductor.compile_fx")
+
+
+def _import(module: str) -> None:
+    with suppress(ImportError):
+        importlib.import_module(module)
 
 
 def _loss_of(subject: Subject) -> Loss:
-    """A subject's loss in this process."""
+    """The loss of a subject, loaded in this process."""
     return subject.loss.here() if isinstance(subject.loss, RemoteLoss) else subject.loss
 
 
-Task = TypeVar("Task")
-Made = TypeVar("Made")
-
-
 @dataclass(frozen=True)
-class Ended:
+class _Ended:
     """How a worker ended without a result: `kind` is that of a finding, "crashed" or "hung"."""
 
     kind: str
     message: str
 
 
-@dataclass(frozen=True)
-class Workers(Generic[Task, Made]):
-    """Some processes that work on tasks. One that ends is replaced by another."""
-
-    pool: ProcessPool
-
-    def submit(self, task: Task, seconds: float | None = None) -> Future[Made]:
-        """Put a task at the end of the queue, which may take so many seconds, or any number."""
-        future: Future[Made] = self.pool.schedule(_forked, args=[task], timeout=seconds)
-        return future
-
-    def made(self, future: Future[Made]) -> Made | Ended:
-        """What came of a task, once it is done."""
-        try:
-            return future.result()
-        except TimeoutError:
-            return Ended("hung", "no answer within the time that it was given")
-        except ProcessExpired as death:
-            return Ended("crashed", f"its process ended: {how(death.exitcode)}")
+def _made(future: Future[list[Placed]]) -> list[Placed] | _Ended:
+    """Wait for a part, and return its verdicts, or how its worker ended."""
+    try:
+        return future.result()
+    except TimeoutError:
+        return _Ended("hung", "no answer within the time that it was given")
+    except ProcessExpired as death:
+        return _Ended("crashed", f"its process ended: {status_in_words(death.exitcode)}")
 
 
-def can_fork() -> bool:
-    """Whether there can be workers: they are forked, since a subject may be a function that no process could import."""
-    return "fork" in multiprocessing.get_all_start_methods()
+Submit = Callable[[Part, "float | None"], "Future[list[Placed]]"]
 
 
 @contextmanager
-def workers(work: Callable[[Task], Made], jobs: int) -> Iterator[Workers[Task, Made]]:
-    """Processes that do `work`; whatever happens, none is left running."""
-    _FORKED.append(work)
+def _workers(work: _Work, jobs: int) -> Iterator[Submit]:
+    """Forked processes that share out some work. A worker that ends is replaced, and none outlives the block."""
+    global _WORK
+    _WORK = work
     pool = ProcessPool(jobs, initializer=_start, context=multiprocessing.get_context("fork"))
     try:
-        # Python 3.12 warns of threads that are not there in a child, which sets torch to one before it needs any.
+        # Python 3.12 warns of a fork among threads; a child has none, and sets torch to one thread before it needs any.
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
-            yield Workers(pool)
+            yield lambda part, seconds: pool.schedule(_share, args=[part], timeout=seconds)
     finally:
-        pool.stop()  # type: ignore[no-untyped-call]  # Pebble annotates it in part
+        pool.stop()  # type: ignore[no-untyped-call]  # Pebble annotates only a part of it
         pool.join()
-        _FORKED.pop()
+        _WORK = None
 
 
-# What a forked process finds there: a function that it could not be sent.
-_FORKED: list[Callable[[Any], Any]] = []
+# A worker finds the work here, since a subject may be a function that cannot be pickled.
+_WORK: _Work | None = None
 
 
-def _forked(task: Any) -> Any:
+def _share(part: Part) -> list[Placed]:
+    assert _WORK is not None
     try:
-        return _FORKED[-1](task)
-    except KeyboardInterrupt:  # a subject's own, since the signal is ignored; to the parent it would be the user's
+        return _WORK.share(part)
+    except KeyboardInterrupt:  # a subject's own, since the signal is ignored; the parent would take it for the user's
         os._exit(128 + signal.SIGINT)
 
 
 def _start() -> None:
-    """What a worker does first: leave Ctrl-C to the parent, stdout to the report, and keep its memory.
+    """Prepare a worker: leave Ctrl-C to the parent and stdout to the report, and keep freed memory.
 
     Arrays come and go, and a tenth of the time went into new pages for them.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    faulthandler.disable()  # how it ended is in the report
-    # A pool of compilers that the parent has started does not answer to its children.
+    faulthandler.disable()  # the report says how a worker ended
+    # A pool of compilers that the parent has started does not answer its children.
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
     if (config := sys.modules.get("torch._inductor.config")) is not None:
         config.compile_threads = 1  # type: ignore[attr-defined]
     with suppress(OSError):
         os.dup2(2, 1)
-    with suppress(OSError, AttributeError):  # no such function but in glibc
+    with suppress(OSError, AttributeError):  # glibc alone has this function
         mallopt = ctypes.CDLL(None).mallopt
         for option in (-1, -3):  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
             mallopt(option, 2**30)

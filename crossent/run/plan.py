@@ -1,78 +1,96 @@
-"""Levels: how much of all that can be asked is asked; which cases, and which checks on each."""
+"""The plan of a run: the cases of a level, and the checks that run on each.
+
+    level      source        costs of the checks that run on the cases
+    quick      corpus        CALL, and the checks that a bug names
+               edges         CALL
+               pairs         CALL
+    normal     and pairs     CALL, CALLS
+               triples       CALL
+               transformed   CALL, STRUCTURE
+               samples       CODE: each check on one case
+    thorough   and pairs, triples: four times, with other numbers
+               transformed   CALL, STRUCTURE, CODE
+               large         TILES
+
+Bad inputs run at every level.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 
 from crossent.cases.bad_inputs import BAD_INPUTS, BadInput
 from crossent.cases.case import Case
 from crossent.cases.corpus import bugs
 from crossent.cases.edges import edges, large_cases
 from crossent.cases.grid import grid
-from crossent.checks import ALWAYS, CHECKS
-from crossent.checks.circumstances import CIRCUMSTANCES
-from crossent.checks.derivatives import DERIVATIVES
-from crossent.checks.determinism import DETERMINISM
-from crossent.checks.large import LARGE
-from crossent.checks.options import OPTIONS
-from crossent.checks.relations import RELATIONS, TWO_BACKWARDS
-from crossent.checks.transforms import TRANSFORMS
-from crossent.trials.trial import Check
+from crossent.checks import CHECKS, compiled_code
+from crossent.trials.check import Check, Cost
 
 LEVELS = ("quick", "normal", "thorough")
-Checks = tuple[Check, ...]
+Plan = Mapping[Case | BadInput, tuple[Check, ...]]
+# How often the pairs and triples run, each time with other numbers.
+_REPETITIONS = {"quick": 1, "normal": 1, "thorough": 4}
 
 
-# Code is made in seconds, and a dynamic graph in half of one. Below the level thorough, a bug that these find is asked
-# for on one case, in the graph before it is code, which is fast; and they themselves on a case with class indices or on
-# one with probabilities.
-SLOW_OF_INDICES, SLOW_OF_PROBABILITIES = ("compile", "trace_dynamic", "compiled_error"), ("compile_dynamic",)
-SLOW = (*SLOW_OF_INDICES, *SLOW_OF_PROBABILITIES)
-FAST = "trace"
-# Of what costs as much as all other relations, the structure of a call decides, and hardly its numbers.
-COSTLY = ("threads",)
-
-
-def plan(level: str, dtypes: Sequence[str], seed: int) -> dict[Case | BadInput, Checks]:
-    """The cases of a level in these dtypes, each with the checks that run on it.
+def plan(level: str, dtypes: Sequence[str], seed: int) -> Plan:
+    """Return the cases of a level in these dtypes, each with the checks that run on it.
 
     quick: every two choices meet. normal: every three, and the checks that cost more calls where every two do.
-    thorough: the same with other numbers four times over, and what takes minutes.
+    thorough: the same with other numbers four times over, and checks that take minutes.
     """
-    planned: dict[Case | BadInput, set[str]] = {}
-    for case, checks in _sources(level, dtypes, seed):
+    planned: dict[Case | BadInput, set[Check]] = {}
+    for case, checks in _planned(level, dtypes, seed):
         planned.setdefault(case, set()).update(checks)
-    bad = [bad_input for bad_input in BAD_INPUTS if bad_input.dtype in dtypes]
-    ordered = {case: tuple(CHECKS[name] for name in CHECKS if name in names) for case, names in planned.items()}
-    return ordered | dict.fromkeys(bad, ())
+    ordered = {case: tuple(check for check in CHECKS.values() if check in checks) for case, checks in planned.items()}
+    return {**ordered, **{bad: () for bad in BAD_INPUTS if bad.dtype in dtypes}}
 
 
-def _sources(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[Case, Iterable[str]]]:
-    thorough, always = level == "thorough", _names(ALWAYS)
-    deep = {*_names((*RELATIONS, *OPTIONS, *TWO_BACKWARDS, *CIRCUMSTANCES, *DERIVATIVES))} - {*COSTLY}
-    for bug in bugs():  # first, so that a case that others have too keeps its name
-        of_graphs = set(bug.checks) & {*SLOW, FAST}
-        for at, case in enumerate(case for case in bug.cases if case.dtype in dtypes and case.tiled == 1):
-            yield case.seeded(seed), {*always, *bug.checks} - of_graphs
-            if of_graphs and (thorough or at == 0):
-                yield case.seeded(seed), {FAST, *(of_graphs if thorough else ())}
-    yield from ((case, always) for case in edges(dtypes, seed, level))
+@cache
+def of_cost(*costs: Cost) -> tuple[Check, ...]:
+    """Return the checks of these costs."""
+    return tuple(check for check in CHECKS.values() if check.cost in costs)
+
+
+def _planned(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[Case, Iterable[Check]]]:
+    yield from _of_corpus(level, dtypes, seed)  # first, so that a case of two sources keeps the name of its bug
+    for case in edges(dtypes, seed, level):
+        yield case, of_cost(Cost.CALL)
+    for at in range(_REPETITIONS[level]):
+        for case in grid(dtypes, seed + at, "pairs"):
+            yield case, of_cost(Cost.CALL) if level == "quick" else of_cost(Cost.CALL, Cost.CALLS)
+        for case in grid(dtypes, seed + at, "triples") if level != "quick" else ():
+            yield case, of_cost(Cost.CALL)
     if level == "quick":
-        yield from ((case, always) for case in grid(dtypes, seed, "pairs"))
         return
-    for at in range(4 if thorough else 1):
-        yield from ((case, (*always, *deep)) for case in grid(dtypes, seed + at, "pairs"))
-        yield from ((case, always) for case in grid(dtypes, seed + at, "triples"))
     transformed = list(grid(dtypes, seed, "transformed"))
-    yield from ((case, {*always, *COSTLY, *_names((*DETERMINISM, *TRANSFORMS))} - {*SLOW}) for case in transformed)
-    if thorough:
-        yield from ((case, SLOW) for case in transformed)
-        yield from ((case, _names(LARGE)) for case in large_cases(dtypes, seed))
+    for case in transformed:
+        yield case, of_cost(Cost.CALL, Cost.STRUCTURE)
+    if level == "thorough":
+        yield from ((case, of_cost(Cost.CODE)) for case in transformed)
+        yield from ((case, of_cost(Cost.TILES)) for case in large_cases(dtypes, seed))
     else:
-        some = [case for case in transformed if case.rows and case.weight != "unweighted" and case.target != "uint8"]
-        yield from ((case, SLOW_OF_INDICES) for case in [case for case in some if case.target == "int64"][:1])
-        yield from ((case, SLOW_OF_PROBABILITIES) for case in [case for case in some if case.target != "int64"][:1])
+        yield from _samples(transformed)
 
 
-def _names(checks: Checks) -> tuple[str, ...]:
-    return tuple(check.name for check in checks)
+def _of_corpus(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[Case, Iterable[Check]]]:
+    """The cases of each bug, with the checks that it names.
+
+    Below level thorough, a bug that only a graph shows runs `trace` on the first of its cases: a traced graph takes
+    half a second, and code takes several.
+    """
+    graphs = {compiled_code.trace, *of_cost(Cost.CODE)}
+    for bug in bugs():
+        named = {CHECKS[name] for name in bug.checks if name in CHECKS}
+        for at, case in enumerate(case for case in bug.cases if case.dtype in dtypes and case.tiled == 1):
+            yield case.seeded(seed), {*of_cost(Cost.CALL), *named} - (named & graphs)
+            if named & graphs and (level == "thorough" or at == 0):
+                yield case.seeded(seed), {compiled_code.trace, *(named & graphs if level == "thorough" else ())}
+
+
+def _samples(cases: Sequence[Case]) -> Iterator[tuple[Case, Iterable[Check]]]:
+    """For each check that makes code the first of the cases that may stand for the others."""
+    some = [case for case in cases if case.rows and case.weight != "unweighted" and case.target != "uint8"]
+    for check in of_cost(Cost.CODE):
+        yield from ((case, [check]) for case in [case for case in some if check.sample(case)][:1])

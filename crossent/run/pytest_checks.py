@@ -1,51 +1,57 @@
-"""Asked: one check of one subject on one case, as a test that pytest runs, and what comes back from it."""
+"""One check of one subject on one case as a test that pytest runs, and the report of all such tests."""
 
 from __future__ import annotations
 
 import base64
 import pickle
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any
 
-from crossent.cases.axes import DTYPES
 from crossent.cases.bad_inputs import BadInput
 from crossent.cases.case import Case
-from crossent.checks import ALWAYS, CHECKS
-from crossent.checks.single import CALL, RESULT
-from crossent.machine import ambient, environment, require_device
+from crossent.checks import CHECKS, single
+from crossent.machine import ambient, environment
 from crossent.report.findings import Finding, Outcome, SubjectReport
 from crossent.report.report import Report
-from crossent.run.judge import run_case
-from crossent.run.plan import LEVELS, Checks, plan
-from crossent.run.settings import Settings, expected_lists, mark_expected, own_names
+from crossent.run.parallel import judge_each
+from crossent.run.settings import Settings, is_named, mark_expected, own_names
 from crossent.subjects.loader import load
 from crossent.subjects.subject import Subject
+from crossent.trials.act import Here
+from crossent.trials.check import Check, Cost
+
+# A test makes its own processes, if any: pytest-xdist's.
+_OPTIONS = [option.name for option in fields(Settings) if option.name not in ("jobs", "timeout")]
 
 
 def parametrize(
     subject: str | Callable[..., Any], **options: Any
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """A decorator: the test is run for each check on each case of a level, with a `check` to call.
+    """Return a decorator that runs a test once for each check on each case, with an argument `check` to call.
 
-    `check()` raises AssertionError with the finding in full, and skips what does not apply. The ids of the tests are
-    `check[case]`. What stands on the command line, as `--crossent-level`, comes before what stands here.
+    `check()` raises AssertionError with the finding if the check fails, and skips the test if the check does not
+    apply. The test ids are `check[case]`. Options of the command line, such as `--crossent-level`, override these.
 
     Args:
-        subject: as :func:`crossent.check` takes it.
-        options: device, dtypes, level ("quick" unless given), seed, without, grade and expected_findings, as there.
+        subject: the function to check, as :func:`crossent.check` takes it.
+        options: device, dtypes, level (default "quick"), seed, without, grade and expected_findings, as
+            :func:`crossent.check` takes them.
+
+    Raises:
+        TypeError: an unknown option.
 
     Example:
         @crossent.parametrize(my_loss, without={"double_backward"})
         def test_my_loss(check):
             check()
     """
-    import pytest  # needed by nobody else
+    import pytest  # only tests need it
 
-    if unknown := sorted(options.keys() - Settings.__dataclass_fields__.keys()):
-        raise TypeError(f"parametrize: got {unknown[0]!r}; allowed are {', '.join(Settings.__dataclass_fields__)}")
-    return pytest.mark.crossent.with_args(subject, **options)  # a call would take it for the function to mark
+    if unknown := sorted(options.keys() - set(_OPTIONS)):
+        raise TypeError(f"parametrize: got {unknown[0]!r}; allowed are {', '.join(_OPTIONS)}")
+    return pytest.mark.crossent.with_args(subject, **options)  # a call would take the subject for the function to mark
 
 
 @dataclass(eq=False)
@@ -54,19 +60,19 @@ class CaseRun:
 
     subject: Subject
     case: Case | BadInput
-    checks: Checks
+    checks: tuple[Check, ...]
     settings: Settings
     known: Any
 
     @cached_property
     def part(self) -> SubjectReport:
         """What came of it."""
-        report = Report(environment(self.settings.device), [SubjectReport(self.subject.name)])
+        part, device = SubjectReport(self.subject.name), self.settings.device
         with ambient():
-            run_case(self.case, [self.subject], report, self.settings.device, self.checks)
-        mark_expected(report, self.known, own_names([self.subject]))
-        (part,) = report.subjects
-        if self.subject.source != self.subject.name:
+            for verdict in judge_each(self.case, self.checks, [self.subject], [Here(self.subject.loss)], device):
+                part.enter(verdict)
+        mark_expected(Report(environment(device), [part]), self.known, own_names([self.subject]))
+        if not is_named(self.subject):
             part.findings = [replace(finding, named=False) for finding in part.findings]
         return part
 
@@ -142,39 +148,27 @@ def unpacked(text: str) -> CheckRecord:
     return record
 
 
-_planned = lru_cache(plan)
-
-
 def tests_of(subject: str | Callable[..., Any], settings: Settings) -> Iterator[CheckTest]:
-    """Each check of a level on each of its cases.
+    """Yield a test for each check of a level on each of its cases.
 
     Raises:
-        ValueError, TypeError, RuntimeError: as :func:`crossent.check` raises them.
+        ValueError, TypeError: as :func:`crossent.check` raises them.
     """
-    dtypes = tuple([settings.dtypes] if isinstance(settings.dtypes, str) else settings.dtypes)
-    if unknown := [dtype for dtype in dtypes if dtype not in DTYPES]:
-        raise ValueError(f"dtypes: got {unknown[0]!r}; allowed are {', '.join(DTYPES)}")
-    if settings.level not in LEVELS:
-        raise ValueError(f"level: got {settings.level!r}; allowed are {', '.join(LEVELS)}")
-    if settings.seed < 0:
-        raise ValueError(f"seed: got {settings.seed}; allowed is 0 or more")
-    require_device(settings.device)
     subjects = load(subject, without=settings.without, grade=settings.grade, device=settings.device)
-    # A list of the command line is of all subjects, of which this is one.
-    known = expected_lists(settings.expected_findings, None, settings.device, settings.seed)
-    sent = replace(settings, dtypes=dtypes, without=tuple(settings.without))
+    known = settings.expected(None)  # a list on the command line is about all subjects, of which this is one
     where = "" if settings.device == "cpu" else f"@{settings.device}"
     for one in subjects:
         whose = f"{one.name}:" if len(subjects) > 1 else ""
-        for case, checks in _planned(settings.level, dtypes, settings.seed).items():
+        for case, checks in settings.plan().items():
             if isinstance(case, BadInput):
-                yield CheckTest("errors", CaseRun(one, case, (), sent, known), f"{whose}errors[{case.id}]{where}")
+                yield CheckTest("errors", CaseRun(one, case, (), settings, known), f"{whose}errors[{case.id}]{where}")
                 continue
-            about = [check for check in checks if check.applies(case)]
-            together = CaseRun(one, case, tuple(check for check in about if check in ALWAYS), sent, known)
-            before = () if case.tiled > 1 else (CALL, RESULT)
-            for check in about:
-                run = together if check in ALWAYS else CaseRun(one, case, (*before, check), sent, known)
+            applying = [check for check in checks if check.applies(case)]
+            cheap = tuple(check for check in applying if check.cost is Cost.CALL)
+            together = CaseRun(one, case, cheap, settings, known)
+            before = () if case.tiled > 1 else (single.call, single.result)
+            for check in applying:
+                run = together if check in cheap else CaseRun(one, case, (*before, check), settings, known)
                 yield CheckTest(check.name, run, f"{whose}{check.name}[{case.id}]{where}")
 
 
@@ -182,6 +176,7 @@ def report_of_records(records: Iterable[CheckRecord]) -> Report:
     """One report of all tests, of which there is one or more, in whichever process each ran."""
     all_records = list(records)
     settings = all_records[0].settings
+    assert isinstance(settings.seed, int)
     report = Report(environment(settings.device), level=settings.level, seed=settings.seed)
     parts: dict[str, SubjectReport] = {}
     skipped: set[tuple[str, str]] = set()

@@ -1,75 +1,152 @@
-"""Known: what of a run's findings is known: of torch itself, and what a user's list says."""
+"""What a run is asked for: one validated object for `crossent.check`, `crossent.parametrize` and the command."""
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache, partial
-from os import PathLike
+from random import SystemRandom
+from typing import Any
 
 import torch
 
 from crossent.cases.axes import DTYPES
 from crossent.checks import CHECKS
+from crossent.machine import can_fork, require_device
 from crossent.report import expected_findings as lists
 from crossent.report.report import Report
-from crossent.run.plan import plan
-from crossent.subjects.builtin import BY_NAME
+from crossent.run.plan import LEVELS, Plan, plan
+from crossent.subjects.builtin import BY_NAME, NAMED
 from crossent.subjects.compiler import COMPILE_SUFFIX
+from crossent.subjects.loader import load
+from crossent.subjects.remote import load_remote
 from crossent.subjects.subject import Subject
 
 ExpectedList = list[lists.ExpectedFinding]
 
 
-def expected_lists(
-    path: str | os.PathLike[str] | None, subjects: Sequence[Subject] | None, device: str, seed: int = 0
-) -> tuple[ExpectedList, ExpectedList]:
-    """What is known to be wrong: of torch itself, and what a file says of these subjects, or of any.
+@dataclass(frozen=True)
+class Settings:
+    """The options of a run, as :func:`crossent.check` documents them. Making the object validates them.
+
+    `dtypes` and `without` become tuples, and the seed "random" becomes a number.
 
     Raises:
-        ValueError: the file is none, or cannot be read, or has an entry that can match nothing.
+        ValueError: an unknown dtype or level, a seed below 0, fewer than one job, or a time-out that is not positive.
+        RuntimeError: a device that this machine does not have.
     """
-    if path is None:
-        return lists.torch_list(), []
-    try:
-        own = lists.read_list(os.fspath(path))
-        here = [entry for entry in own if entry.applies(str(torch.__version__), device)]
-        names = None if subjects is None else [subject.name for subject in subjects]
-        lists.require_about(here, names, (*CHECKS, "errors"), partial(_ids, seed))
-    except OSError as error:
-        raise ValueError(f"expected findings: {os.fspath(path)}: {error.strerror}") from None
-    except ValueError as error:
-        raise ValueError(f"expected findings: {error}") from None
-    return lists.torch_list(), own
+
+    device: str = "cpu"
+    dtypes: str | Iterable[str] = tuple(DTYPES)
+    level: str = "normal"
+    seed: int | str = 0
+    without: str | Iterable[str] = ()
+    grade: str = "A"
+    expected_findings: str | os.PathLike[str] | None = None
+    jobs: int | None = None
+    timeout: float = 300.0
+
+    def __post_init__(self) -> None:
+        dtypes = tuple(dict.fromkeys([self.dtypes] if isinstance(self.dtypes, str) else self.dtypes))
+        if unknown := [dtype for dtype in dtypes if dtype not in DTYPES]:
+            raise ValueError(f"dtypes: got {unknown[0]!r}; allowed are {', '.join(DTYPES)}")
+        if self.level not in LEVELS:
+            raise ValueError(f"level: got {self.level!r}; allowed are {', '.join(LEVELS)}")
+        seed = SystemRandom().randrange(2**32) if self.seed == "random" else self.seed
+        if not isinstance(seed, int) or seed < 0:
+            raise ValueError(f"seed: got {seed!r}; allowed are 0 or more, and random")
+        if self.jobs is not None and self.jobs < 1:
+            raise ValueError(f"jobs: got {self.jobs}; allowed is 1 or more")
+        if not self.timeout > 0:
+            raise ValueError(f"timeout: got {self.timeout}; allowed is more than 0 seconds")
+        require_device(self.device)
+        without = (self.without,) if isinstance(self.without, str) else tuple(self.without)
+        for name, value in (("dtypes", dtypes), ("seed", seed), ("without", without)):
+            object.__setattr__(self, name, value)
+
+    @property
+    def in_workers(self) -> bool:
+        """Whether the cases run in worker processes, and foreign subjects in isolated ones: on a CPU, with `jobs`."""
+        return self.jobs is not None and self.device == "cpu" and can_fork()
+
+    def plan(self) -> Plan:
+        """The cases of the level, each with its checks."""
+        assert isinstance(self.seed, int)
+        return _plan(self.level, tuple(self.dtypes), self.seed)
+
+    def load(self, *subjects: str | Callable[..., Any]) -> list[Subject]:
+        """Load subjects, each under a name of its own; every form and torch when none is given.
+
+        Raises:
+            ValueError: a subject that cannot be loaded, or an unknown feature or grade.
+            TypeError: a subject that is neither a name nor callable.
+        """
+        each = (self._load(one) for one in dict.fromkeys(subjects) or NAMED)
+        return _numbered(itertools.chain.from_iterable(each))
+
+    def _load(self, subject: str | Callable[..., Any]) -> Sequence[Subject]:
+        known = {**NAMED, **BY_NAME}
+        if self.in_workers and isinstance(subject, str) and subject.removesuffix(COMPILE_SUFFIX) not in known:
+            return load_remote(subject, self.timeout, without=self.without, grade=self.grade)
+        return load(subject, without=self.without, grade=self.grade, device=self.device)
+
+    def expected(self, names: Collection[str] | None) -> tuple[ExpectedList, ExpectedList]:
+        """The known failures of torch, and those of the user's file, which must be about subjects of these names.
+
+        Raises:
+            ValueError: the file cannot be read, is damaged, or has an entry that can match nothing.
+        """
+        path = self.expected_findings
+        if path is None:
+            return lists.torch_list(), []
+        try:
+            own = lists.read_list(os.fspath(path))
+            here = [entry for entry in own if entry.applies(str(torch.__version__), self.device)]
+            lists.require_about(here, names, (*CHECKS, "errors"), partial(_ids, self.seed))
+        except OSError as error:
+            raise ValueError(f"expected findings: {os.fspath(path)}: {error.strerror}") from None
+        except ValueError as error:
+            raise ValueError(f"expected findings: {error}") from None
+        return lists.torch_list(), own
+
+
+@cache
+def _plan(level: str, dtypes: tuple[str, ...], seed: int) -> Plan:
+    return plan(level, dtypes, seed)
 
 
 @cache
 def _ids(seed: int) -> list[str]:
-    """Those of all cases that a run with this seed, or without one, may have."""
+    """The ids of all cases that a run with this seed, or without one, may have."""
     return list({case.id: None for at in {0, seed} for case in plan("thorough", tuple(DTYPES), at)})
 
 
+def is_named(subject: Subject) -> bool:
+    """Whether the subject is one of this package, found by its name, with or without some features."""
+    return subject.source == subject.name and subject.name in BY_NAME
+
+
 def own_names(subjects: Iterable[Subject]) -> list[str]:
-    """The names of those that are crossent's own, and of what torch.compile makes of them."""
+    """Return the names of the subjects that are this package's own, or compiled from one of them."""
     return [subject.name for subject in subjects if subject.source.removesuffix(COMPILE_SUFFIX) in BY_NAME]
 
 
 def mark_expected(report: Report, known: tuple[ExpectedList, ExpectedList], own: Collection[str]) -> None:
-    """Mark what is known to be wrong: of torch, only with the subjects of these names."""
-    of_torch, of_all = known
+    """Mark known failures in a report. The list of torch's failures is about the subjects of these names only."""
+    of_torch, of_user = known
     lists.mark(report, of_torch, own)
-    lists.mark(report, of_all)
+    lists.mark(report, of_user)
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What is asked, and how; as in :func:`crossent.check`."""
-
-    device: str = "cpu"
-    dtypes: str | Iterable[str] = tuple(DTYPES)
-    level: str = "quick"
-    seed: int = 0
-    without: str | Iterable[str] = ()
-    grade: str = "A"
-    expected_findings: str | PathLike[str] | None = None
+def _numbered(subjects: Iterable[Subject]) -> list[Subject]:
+    """The subjects, with a number behind a name that an earlier one has: every lambda has the same name."""
+    seen: Counter[str] = Counter()
+    made = []
+    for subject in subjects:
+        seen[subject.name] += 1
+        number = seen[subject.name]
+        made.append(subject if number == 1 else replace(subject, name=f"{subject.name}#{number}"))
+    return made

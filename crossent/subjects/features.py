@@ -7,7 +7,7 @@ signature has no such keyword or since somebody declares it, is counted with the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from difflib import get_close_matches
 
 from torch import Tensor
@@ -22,10 +22,6 @@ def _never(inputs: Inputs) -> bool:
     return False
 
 
-def _always(inputs: Inputs) -> bool:
-    return True
-
-
 @dataclass(frozen=True)
 class Feature:
     """One thing that a cross-entropy may or may not do.
@@ -34,13 +30,11 @@ class Feature:
         name: as in `--without NAME`.
         sentence: what it is.
         needs: whether inputs cannot be had without it.
-        checks: the names of those that cannot be had without it, and on which inputs.
     """
 
     name: str
     sentence: str
     needs: Needs = _never
-    checks: dict[str, Needs] = field(default_factory=dict)
 
 
 def _dtype(name: str) -> Feature:
@@ -56,27 +50,20 @@ def _reduction(name: str) -> Feature:
     )
 
 
-def _checks(*names: str) -> dict[str, Needs]:
-    return dict.fromkeys(names, _always)
-
-
 def _tensors(inputs: Inputs) -> list[Tensor]:
     options = [value for value in inputs.options.values() if isinstance(value, Tensor)]
     return [inputs.logits, inputs.target, *options]
 
 
-def _dense(inputs: Inputs) -> bool:
+def is_dense(inputs: Inputs) -> bool:
+    """Whether the target is a tensor of floats: a probability for each class."""
     return inputs.target.is_floating_point() or inputs.target.is_complex()
 
 
 def _ignores(inputs: Inputs) -> bool:
     """Whether the option is given, or a row has what it is by default."""
     given = inputs.options.get("ignore_index", -100)
-    return given != -100 or (not _dense(inputs) and bool((inputs.target.long() == -100).any()))
-
-
-def _gradient(name: str, sentence: str, *checks: str) -> Feature:
-    return Feature(name, sentence, checks=_checks(*checks))
+    return given != -100 or (not is_dense(inputs) and bool((inputs.target.long() == -100).any()))
 
 
 FEATURES = {
@@ -91,14 +78,13 @@ FEATURES = {
             "A label_smoothing that is not 0.",
             lambda inputs: inputs.options.get("label_smoothing", 0) != 0,
         ),
-        Feature("index_target", "Targets that are the index of a class.", lambda inputs: not _dense(inputs)),
+        Feature("index_target", "Targets that are the index of a class.", lambda inputs: not is_dense(inputs)),
         Feature("uint8_target", "Such targets in uint8.", lambda inputs: str(inputs.target.dtype) == "torch.uint8"),
-        Feature("probability_target", "Targets that are a probability for each class.", _dense),
+        Feature("probability_target", "Targets that are a probability for each class.", is_dense),
         Feature(
             "unbatched",
             "Logits of (C), without a batch.",
             lambda inputs: inputs.logits.dim() < 2,
-            {"vmap": lambda inputs: inputs.logits.dim() == 2},  # whose samples are the rows
         ),
         Feature("spatial", "Logits of (N, C, d1, …).", lambda inputs: inputs.logits.dim() > 2),
         Feature("empty", "A batch of no rows.", lambda inputs: inputs.logits.numel() == 0),
@@ -107,47 +93,16 @@ FEATURES = {
             "Tensors that are not contiguous, an expanded upstream gradient among them.",
             lambda inputs: not all(tensor.is_contiguous() for tensor in (*_tensors(inputs), inputs.upstream)),
         ),
-        _gradient(
-            "gradient",
-            "A gradient at all: without it, a kernel that only goes forward.",
-            "gradient",
-            "target_gradient",
-            "row_sums",
-            "two_backwards",
-            "non_leaf",
-            "alone",
-            "double_backward",
-            "forward_ad",
-            "func_grad",
-        ),
-        Feature(
-            "target_gradient",
-            "A gradient of target probabilities.",
-            checks={
-                "target_gradient": _always,
-                **dict.fromkeys(
-                    ("two_backwards", "alone", "func_grad", "vmap"), _dense
-                ),  # which take it with the other
-            },
-        ),
-        _gradient("double_backward", "The gradient's own gradient.", "double_backward"),
-        _gradient("forward_ad", "Dual numbers: derivatives forward.", "forward_ad"),
-        _gradient("vmap", "torch.func: vmap, and the gradients that grad and jacrev are made of.", "vmap", "func_grad"),
-        _gradient(
-            "compile",
-            "torch.compile, torch.export, and tensors without data.",
-            "meta",
-            "export",
-            "trace",
-            "trace_dynamic",
-            "compile",
-            "compile_dynamic",
-            "compiled_error",
-        ),
-        _gradient("autocast", "torch.autocast.", "autocast"),
-        _gradient("errors", "An error for a bad call.", "errors"),
-        _gradient("repeatable", "The same bits from call to call.", "repeat", "two_backwards", "deterministic"),
-        _gradient("large", "More elements than 31 or 32 bits count.", "large"),
+        Feature("gradient", "A gradient at all: without it, a kernel that only goes forward."),
+        Feature("target_gradient", "A gradient of target probabilities."),
+        Feature("double_backward", "The gradient's own gradient."),
+        Feature("forward_ad", "Dual numbers: derivatives forward."),
+        Feature("vmap", "torch.func: vmap, and the gradients that grad and jacrev are made of."),
+        Feature("compile", "torch.compile, torch.export, and tensors without data."),
+        Feature("autocast", "torch.autocast."),
+        Feature("errors", "An error for a bad call."),
+        Feature("repeatable", "The same bits from call to call."),
+        Feature("large", "More elements than 31 or 32 bits count."),
     )
 }
 # The features that are a keyword of `F.cross_entropy`; `reduction` is those reductions that are not the default.

@@ -54,14 +54,6 @@ class Subject:
             not_applicable=partial(_not_applicable, self.not_applicable, reasons),
         )
 
-    def not_run(self, check: str, inputs: Inputs) -> str:
-        """Why a check is not asked of it on these inputs, for want of a feature, or ""."""
-        for name, reason in self.lacks.items():
-            needs = FEATURES[name].checks.get(check)
-            if needs is not None and needs(inputs):
-                return reason
-        return ""
-
     def grade(self, dtype: str) -> Grade:
         """The grade that it must reach."""
         return self.grades.get(dtype, "A")

@@ -73,36 +73,38 @@ class Performed(Generic[T]):
 
 
 class Host(Protocol):
-    """Where a subject lives."""
+    """Where a subject lives: in this process, in an isolated one, or in a fresh one for each call."""
+
+    @property
+    def isolated(self) -> bool:
+        """Whether the subject lives in another process, whose replies are not to be trusted."""
+        ...
 
     @property
     def not_run(self) -> str:
-        """Why it is not asked any more, or ""."""
+        """Why the subject is called no more, or ""."""
         ...
 
     def perform(self, act: Callable[..., T], *arguments: Any) -> Performed[T]:
-        """Do that with the subject, and say what came of it."""
+        """Call `act(loss, *arguments)` where the subject lives, and return what it returned, raised or changed."""
         ...
 
 
 @dataclass(frozen=True)
 class Here:
-    """A subject in this process."""
+    """The host of a subject in this process."""
 
     loss: Loss
+    isolated: bool = False
     not_run: str = ""
 
     def perform(self, act: Callable[..., T], *arguments: Any) -> Performed[T]:
-        """Do that with the subject, and say what came of it.
-
-        Raises:
-            KeyboardInterrupt: the user's.
-        """
+        """Call `act(loss, *arguments)`. A KeyboardInterrupt is the user's, and goes on."""
         return perform(act, self.loss, *arguments)
 
 
 def perform(act: Callable[..., T], loss: Loss, *arguments: Any) -> Performed[T]:
-    """An act, with what it raises and what it leaves changed."""
+    """Call `act(loss, *arguments)`, catch what it raises, and set back the global state that it changed."""
     before = snapshot()
     try:
         made = Performed(act(loss, *arguments))
@@ -111,5 +113,5 @@ def perform(act: Callable[..., T], loss: Loss, *arguments: Any) -> Performed[T]:
     except BaseException as error:  # whatever a subject raises is a finding, and the run goes on
         made = Performed(raised=Raised.of(error))
     finally:
-        disturbed = restore(before)
-    return replace(made, changed_state=tuple(disturbed))
+        changed = restore(before)
+    return replace(made, changed_state=tuple(changed))

@@ -6,8 +6,7 @@ the sum of both. Where one has no bound, nothing is judged; what is NaN by contr
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
@@ -15,24 +14,18 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from crossent.cases.case import Case
 from crossent.cases.inputs import Inputs
 from crossent.numerics.bounds.rounding import safe
 from crossent.numerics.formats import Array
 from crossent.numerics.oracle.arithmetic import UNIT_ROUNDOFF, Ball, two_sum
-from crossent.subjects.subject import Subject
 from crossent.trials.call import Result, evaluate
 from crossent.trials.difference import Difference
 from crossent.trials.exact import Exact, dtype_of, name_of, rows_of, terms_of
-from crossent.trials.trial import Check, NotRunError, Problem, Question, Trial
+from crossent.trials.trial import MisshapenError, NotRunError, Question, Trial
 
 RESULT_PARTS = ("loss", "gradient", "target_gradient")
 # A result as numbers, by what they are of: for radius they have how far each may be off.
 PartBalls = dict[str, Ball]
-
-
-class MisshapenError(Exception):
-    """A call gave a loss of another shape or dtype than it should."""
 
 
 def further_call(trial: Trial, inputs: Inputs, act: Callable[..., Result] = evaluate, *arguments: Any) -> Result:
@@ -130,20 +123,3 @@ def _made(hi: Array, lo: Array, radius: Array, *of: Ball) -> Ball:
     of_special = np.where(exact & infinite, 0.0, np.inf)
     special = ~np.isfinite(hi)
     return Ball(hi, np.where(special, 0.0, lo), np.where(special, of_special, radius))
-
-
-def relation(
-    run: Callable[[Trial], Iterator[Difference | Problem]],
-    applies: Callable[[Case], bool] = lambda case: True,
-    not_run: Callable[[Subject], str] = lambda subject: "",
-) -> Check:
-    """The check of this name. A further call that gives a misshapen loss is what is wrong."""
-
-    @functools.wraps(run)
-    def guarded(trial: Trial) -> Iterator[Difference | Problem]:
-        try:
-            yield from run(trial)
-        except MisshapenError as error:
-            yield Problem("wrong", str(error))
-
-    return Check(run.__name__, guarded, applies, not_run, versus="other")

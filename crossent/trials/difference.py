@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from crossent.numerics.bounds.contracts import Contract, Grade, Promise, contract
+from crossent.numerics.bounds.contracts import Contract
 from crossent.numerics.bounds.loss import Bounds
 from crossent.numerics.formats import FORMATS, Array
 from crossent.numerics.oracle.arithmetic import Ball
@@ -62,29 +62,26 @@ class Difference:
         )
 
 
-def compare(
-    got: Result, expected: Exact, grade: Grade = "A", promise: Promise = "eager", dtype: str | None = None
-) -> list[Difference]:
-    """The worst difference of the loss and of each gradient that there is, under the contract of a grade.
+def compare(contract: Contract, got: Result, exact: Exact) -> list[Difference]:
+    """Return the worst difference of the loss and of each gradient of a result, under a contract.
 
-    The result must have passed :func:`misshapen`. `dtype` is what is computed in, where that is not the logits'.
+    The result has the shape and dtype that it should have: see `misshapen` in :mod:`crossent.trials.trial`.
     """
-    return compare_under(contract_of(got, expected, grade, promise, dtype), got, expected)
+    each = bounds_of(contract, got, exact)
+    values = {part: getattr(exact, part) for part in each}
+    if "gradient" in values and got.gradient is not None:
+        values["gradient"] = _or_zero(values["gradient"], exact.terms.kept, rows_of(got.gradient))
+    return [worst(part, getattr(got, part), values[part], bounds) for part, bounds in each.items()]
 
 
-def contract_of(got: Result, expected: Exact, grade: Grade, promise: Promise, dtype: str | None = None) -> Contract:
-    """The contract of a grade that such a result falls under."""
-    device, rows = got.loss.device.type, len(expected.terms.logits)
-    return contract(promise, grade, dtype or expected.logits_dtype, device=device, rows=rows)
-
-
-def compare_under(promised: Contract, got: Result, expected: Exact) -> list[Difference]:
-    """The same under any contract."""
-    each = bounds_under(promised, got, expected)
-    exact = {check: getattr(expected, check) for check in each}
-    if "gradient" in exact and got.gradient is not None:
-        exact["gradient"] = _or_zero(exact["gradient"], expected.terms.kept, rows_of(got.gradient))
-    return [worst(check, getattr(got, check), exact[check], bounds) for check, bounds in each.items()]
+def bounds_of(contract: Contract, got: Result, exact: Exact) -> dict[str, Bounds]:
+    """Return the bounds of each part of a result. A part is stored in its own dtype, which need not be the logits'."""
+    found = {}
+    for part in ("loss", "gradient", "target_gradient"):
+        tensor, value = getattr(got, part), getattr(exact, part)
+        if tensor is not None and value is not None:
+            found[part] = exact.bounds(replace(contract, storage=FORMATS[name_of(tensor)]))
+    return found
 
 
 def _or_zero(exact: Ball, kept: NDArray[np.bool_], got: Array) -> Ball:
@@ -94,24 +91,6 @@ def _or_zero(exact: Ball, kept: NDArray[np.bool_], got: Array) -> Ball:
     """
     zero = np.reshape(~kept & np.isnan(exact.hi).all(axis=1) & (got == 0).all(axis=1), (-1, 1))
     return Ball(*(np.where(zero, 0.0, part) for part in (exact.hi, exact.lo, exact.radius))) if zero.any() else exact
-
-
-def bounds_under(promised: Contract, got: Result, expected: Exact) -> dict[str, Bounds]:
-    """Those of each part of a result: it is stored in its own dtype, which need not be the logits'."""
-    found = {}
-    for check in ("loss", "gradient", "target_gradient"):
-        tensor, exact = getattr(got, check), getattr(expected, check)
-        if tensor is not None and exact is not None:
-            found[check] = expected.bounds(replace(promised, storage=FORMATS[name_of(tensor)]))
-    return found
-
-
-def reached(got: Result, expected: Exact, promise: Promise = "eager", dtype: str | None = None) -> Grade:
-    """The grade that a result reaches: that of the tightest contract that it keeps."""
-    for grade in ("A", "B"):
-        if all(difference.ratio <= 1 for difference in compare(got, expected, grade, promise, dtype)):
-            return grade
-    return "F"
 
 
 def worst(check: str, tensor: Tensor, exact: Ball, bounds: Bounds) -> Difference:

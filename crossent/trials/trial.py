@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
@@ -12,12 +12,12 @@ from torch import Tensor
 
 from crossent.cases.case import Case
 from crossent.cases.inputs import Inputs
-from crossent.numerics.bounds.contracts import Grade
+from crossent.numerics.bounds.contracts import Contract, Grade, contract
 from crossent.numerics.formats import Array
 from crossent.subjects.subject import Subject
-from crossent.trials.act import Here, Host, NotRun, Raised
+from crossent.trials.act import Host, NotRun, Raised
 from crossent.trials.call import BOTH_GRADIENTS, Call, Gradients, Result, evaluate, make_call
-from crossent.trials.difference import Difference, bounds_under, compare, contract_of
+from crossent.trials.difference import Difference, bounds_of, compare
 from crossent.trials.exact import Exact, ExactAlong, solve, solve_along
 
 T = TypeVar("T")
@@ -29,6 +29,10 @@ class RefusedError(Exception):
     def __init__(self, raised: Raised, message: str = "") -> None:
         super().__init__(message or raised.message)
         self.raised = raised
+
+
+class MisshapenError(Exception):
+    """A further call gave a loss of another shape or dtype than it should."""
 
 
 class EndedError(Exception):
@@ -96,7 +100,7 @@ class Trial:
 
     question: Question
     subject: Subject
-    host: Host | None = None  # where it lives; here unless given
+    host: Host
     changed_state: list[str] = field(default_factory=list)  # global state that it left changed, and that was set back
 
     @property
@@ -142,8 +146,7 @@ class Trial:
             EndedError: it ended its process.
             NotRunError: it cannot be performed here.
         """
-        host = self.host or Here(self.subject.loss)
-        performed = host.perform(act, *arguments)
+        performed = self.host.perform(act, *arguments)
         self.changed_state += performed.changed_state
         if performed.raised is not None:
             raise RefusedError(performed.raised)
@@ -161,50 +164,43 @@ class Trial:
     def _wanted_in(self, dtype: str) -> Grade:
         return "A" if (self.case.grade or self.subject.grade(dtype)) == "A" else "B"
 
-    def compare(self, got: Result, expected: Exact) -> list[Difference]:
-        """The differences of a result under the contract that the subject is held to."""
-        return compare(got, expected, self.wanted, self.subject.promise, self.subject.dtype_name)
+    def contract(self, dtype: str, rows: int, grade: Grade | None = None) -> Contract:
+        """Return the contract of the subject for logits of a dtype and so many rows, at the grade to reach."""
+        subject = self.subject
+        of_dtype = subject.dtype_name or dtype
+        return contract(subject.promise, grade or self.wanted, of_dtype, device=self.question.device, rows=rows)
 
-    def bounds(self, got: Result, expected: Exact) -> dict[str, Array]:
-        """How far each number of a result may be off: (R, 1) or (1, 1) for the loss, (R, C) for a gradient.
+    def compare(self, got: Result, exact: Exact) -> list[Difference]:
+        """Compare a result with the exact values, under the contract of the subject."""
+        return compare(self.contract(exact.logits_dtype, len(exact.terms.logits)), got, exact)
 
-        The logits need not be of the case's dtype: the grade is that of theirs. NaN is no bound, as inf is none.
+    def bounds(self, got: Result, exact: Exact) -> dict[str, Array]:
+        """Return the bound of each number of a result: (R, 1) or (1, 1) for the loss, (R, C) for a gradient.
+
+        The logits need not be of the case's dtype: the grade is that of their dtype. NaN and inf mean no bound.
         """
-        wanted = self._wanted_in(expected.logits_dtype)
-        under = contract_of(got, expected, wanted, self.subject.promise, self.subject.dtype_name)
-        found = {name: getattr(bounds, name) for name, bounds in bounds_under(under, got, expected).items()}
+        grade = self._wanted_in(exact.logits_dtype)
+        promised = self.contract(exact.logits_dtype, len(exact.terms.logits), grade)
+        found = {name: getattr(bounds, name) for name, bounds in bounds_of(promised, got, exact).items()}
         return {name: bound.reshape(-1, 1) if name == "loss" else bound for name, bound in found.items()}
+
+    @property
+    def grade(self) -> Grade:
+        """The grade that the first result reaches: the tightest contract that it keeps, or F."""
+        exact = self.question.exact
+        for grade in ("A", "B"):
+            if grade == self.wanted:
+                found = list(self.differences.values())
+            else:
+                found = compare(self.contract(exact.logits_dtype, len(exact.terms.logits), grade), self.got, exact)
+            if all(difference.ratio <= 1 for difference in found):
+                return grade
+        return "F"
 
     @cached_property
     def differences(self) -> dict[str, Difference]:
         """Those of the first call, by what they are of: loss, gradient and target_gradient."""
         return {difference.of: difference for difference in self.compare(self.got, self.question.exact)}
-
-
-@dataclass(frozen=True)
-class Check:
-    """One property of a subject on a case.
-
-    Attributes:
-        name: what the report calls it.
-        run: yields what is wrong, and each number that was measured, right or wrong. It may raise the errors above.
-        applies: whether the check says anything about such a case.
-        not_run: why it does not run on a subject, as it goes on after its name, or "".
-        versus: what a number is compared with: the exact one, or another result of the subject.
-        asks: what it asks, in a sentence; that of `run` unless given.
-    """
-
-    name: str
-    run: Callable[[Trial], Iterable[Difference | Problem]]
-    applies: Callable[[Case], bool] = lambda case: True
-    not_run: Callable[[Subject], str] = lambda subject: ""
-    versus: str = "exact"
-    asks: str = ""
-
-    @property
-    def sentence(self) -> str:
-        """What it asks."""
-        return self.asks or (self.run.__doc__ or "").strip().partition("\n")[0]
 
 
 def misshapen(trial: Trial, loss: object, expected: Exact, device: torch.device | None = None) -> Problem | None:
@@ -215,11 +211,6 @@ def misshapen(trial: Trial, loss: object, expected: Exact, device: torch.device 
     if (loss.dtype, tuple(loss.shape), loss.device) == wanted:
         return None
     return Problem("wrong", f"got {_words(loss)}; expected {wanted[0]} {wanted[1]}{_on(wanted[2])}")
-
-
-def no_gradient(subject: Subject) -> str:
-    """Why a check of gradients does not run on a subject, or ""."""
-    return "" if subject.differentiable else "has no gradient to compare"
 
 
 def _words(tensor: Tensor) -> str:
