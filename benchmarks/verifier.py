@@ -142,7 +142,7 @@ def _steps(case: Case, subject: Any, rounds: int) -> dict[str, float]:
 def _hold(trial: Trial) -> None:
     """The checks of a single call, which must hold: to say what is wrong takes time of its own."""
     for check in SINGLE:
-        for one in check.run(trial) if check.about(trial.case) else ():
+        for one in check.run(trial) if check.applies(trial.case) else ():
             if not isinstance(one, Difference) or one.ratio > 1:
                 raise AssertionError(one)
 

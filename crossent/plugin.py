@@ -95,15 +95,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         made = [
             one
             for mark in marks
-            for choices in _choices(metafunc.config, dict(mark.kwargs))
-            for one in tests_of(mark.args[0], choices)
+            for settings in _settings_of(metafunc.config, dict(mark.kwargs))
+            for one in tests_of(mark.args[0], settings)
         ]
     except Wrong as error:
         raise pytest.Collector.CollectError(f"crossent.parametrize: {error}") from None
     metafunc.parametrize("check", made, ids=[one.id for one in made])
 
 
-def _choices(config: pytest.Config, own: dict[str, Any]) -> Iterator[Settings]:
+def _settings_of(config: pytest.Config, own: dict[str, Any]) -> Iterator[Settings]:
     """A test's own options, with those of the command line before them; for each device."""
     from crossent.run.settings import Settings
 
@@ -115,9 +115,8 @@ def _choices(config: pytest.Config, own: dict[str, Any]) -> Iterator[Settings]:
     # A seed that each process drew for itself would give each process of pytest-xdist other tests.
     if both.get("seed") == "random":
         raise ValueError("seed: got 'random'; allowed is 0 or more: every process of a test run draws the same cases")
-    settings = {"level": "quick", **both}
-    for device in config.getoption(DEVICE) or [settings.get("device", "cpu")]:
-        yield Settings(**{**settings, "device": device})
+    for device in config.getoption(DEVICE) or [both.get("device", "cpu")]:
+        yield Settings(**{"level": "quick", **both, "device": device})
 
 
 def _of_subjects(config: pytest.Config) -> list[CheckTest]:
@@ -133,8 +132,8 @@ def _of_subjects(config: pytest.Config) -> list[CheckTest]:
         return [
             replace(one, id=f"{name}:{one.id}")
             for name in dict.fromkeys(names)
-            for choices in _choices(config, {})
-            for one in tests_of(name, choices)
+            for settings in _settings_of(config, {})
+            for one in tests_of(name, settings)
         ]
     except Wrong as error:
         raise pytest.UsageError(f"crossent: {error}") from None

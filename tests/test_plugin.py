@@ -2,10 +2,11 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 
-from crossent.run.settings import Settings
+from crossent import plugin
 
 TESTS = """
 import crossent
@@ -84,7 +85,9 @@ def test_what_is_expected_fails_as_expected(run, pytester):
 
 
 def test_a_test_is_quick_unless_more_is_asked():
-    assert Settings().level == "quick"
+    options = SimpleNamespace(getoption=lambda name: None)
+    (settings,) = plugin._settings_of(options, {})
+    assert settings.level == "quick"
 
 
 def test_the_command_line_comes_before_the_decorator(run):

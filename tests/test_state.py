@@ -6,13 +6,13 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from support.checks import SINGLE
+from support.running import run_case
 
 import crossent
 from crossent.cases.case import Case
-from crossent.checks.single import SINGLE
 from crossent.report.findings import SubjectReport
 from crossent.report.report import Report
-from crossent.run.judge import run_case
 from crossent.state import STATES, restore, snapshot
 from crossent.subjects.builtin import FORMS
 from crossent.subjects.subject import Subject

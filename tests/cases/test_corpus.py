@@ -6,18 +6,18 @@ from collections import Counter
 import pytest
 import torch
 from every import MUTANTS
+from support.checks import CALL, RESULT, SINGLE
 from support.defects import DEFECTS
+from support.running import run_case
 
 from crossent.cases.axes import DTYPES
 from crossent.cases.bad_inputs import BAD_INPUTS
 from crossent.cases.case import Case
 from crossent.cases.corpus import bugs, corpus
 from crossent.checks import CHECKS
-from crossent.checks.single import CALL, RESULT, SINGLE
 from crossent.forms.textbook import formula
 from crossent.report.findings import SubjectReport
 from crossent.report.report import Report
-from crossent.run.judge import run_case
 from crossent.subjects.builtin import FORMS
 from crossent.subjects.subject import Subject
 

@@ -2,21 +2,17 @@
 
 import pytest
 import torch
+from support.checks import ALWAYS, CIRCUMSTANCES, DERIVATIVES, OPTIONS, RELATIONS, TWO_BACKWARDS
 from support.defects import DEFECTS
+from support.running import run_case
 from tiles import padded_with_zeros, padding_counts_as_one_each
 
 import crossent
 from crossent.cases.axes import DTYPES
 from crossent.cases.case import Case
 from crossent.cases.edges import _ALONE, EDGES, NORMAL, QUICK, THOROUGH, edges
-from crossent.checks import ALWAYS
-from crossent.checks.circumstances import CIRCUMSTANCES
-from crossent.checks.derivatives import DERIVATIVES
-from crossent.checks.options import OPTIONS
-from crossent.checks.relations import RELATIONS, TWO_BACKWARDS
 from crossent.report.findings import SubjectReport
 from crossent.report.report import Report
-from crossent.run.judge import run_case
 from crossent.subjects.builtin import FORMS
 from crossent.subjects.subject import Subject
 

@@ -4,21 +4,26 @@ import threading
 
 import pytest
 import torch
+from support.checks import (
+    CIRCUMSTANCES,
+    DERIVATIVES,
+    DETERMINISM,
+    INVARIANTS,
+    OPTIONS,
+    RELATIONS,
+    SINGLE,
+    TWO_BACKWARDS,
+)
+from support.running import run_case
 
 import crossent
 from crossent.cases.axes import DTYPES
 from crossent.cases.case import Case
 from crossent.cases.grid import grid
-from crossent.checks.circumstances import CIRCUMSTANCES, at_once
-from crossent.checks.derivatives import DERIVATIVES
-from crossent.checks.determinism import DETERMINISM
-from crossent.checks.options import OPTIONS
-from crossent.checks.relations import RELATIONS, TWO_BACKWARDS
-from crossent.checks.single import INVARIANTS, SINGLE
+from crossent.checks.circumstances import at_once
 from crossent.machine import ambient
 from crossent.report.findings import SubjectReport
 from crossent.report.report import Report
-from crossent.run.judge import run_case
 from crossent.subjects.builtin import FORMS, TORCH, TORCH_NLL
 from crossent.subjects.subject import Subject
 from crossent.trials.call import BOTH_GRADIENTS

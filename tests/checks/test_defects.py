@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.defects import DEFECTS, RIGHT
+from support.running import compare
 
 import crossent
 from crossent.cases.axes import DTYPES
@@ -23,7 +24,6 @@ from crossent.cases.grid import grid
 from crossent.cases.inputs import Inputs
 from crossent.numerics.formats import FORMATS
 from crossent.trials.call import Result, evaluate
-from crossent.trials.difference import compare
 from crossent.trials.exact import solve
 
 ROOT = pathlib.Path(__file__).parents[2]

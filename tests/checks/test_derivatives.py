@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from support.checks import DERIVATIVES, SINGLE
+from support.running import trial_of
 from support.soak import soak
 from support.waits import computes
 from torch import Tensor
@@ -19,13 +21,12 @@ import crossent
 from crossent.cases.axes import DTYPES
 from crossent.cases.case import Case
 from crossent.cases.grid import grid
-from crossent.checks.derivatives import DERIVATIVES, MOST_LOGITS
-from crossent.checks.single import SINGLE
+from crossent.checks.derivatives import MOST_LOGITS
 from crossent.forms.rows import lay_out
 from crossent.subjects.builtin import FORMS, REFERENCE, TORCH
 from crossent.subjects.subject import Subject
 from crossent.trials.difference import Difference
-from crossent.trials.trial import Question, RefusedError, Trial
+from crossent.trials.trial import Question, RefusedError
 
 FORWARD_AND_BACKWARD = [check for check in SINGLE if check.name in ("call", "result", "loss", "gradient")]
 CHECKS = {check.name: check for check in (*FORWARD_AND_BACKWARD, *DERIVATIVES)}
@@ -49,7 +50,7 @@ def question(case):
 
 def asked(check, subject, case):
     """What a check yields of a subject on a case."""
-    return list(CHECKS[check].run(Trial(question(case), subject)))
+    return list(CHECKS[check].run(trial_of(question(case), subject)))
 
 
 def differences(subject, case):
@@ -475,7 +476,7 @@ def test_what_changes_the_state_of_torch_is_noticed_and_undone():
         return crossent.formula(input, target, **options)
 
     for check in DERIVATIVES:
-        trial = Trial(question(CASES[1]), Subject("mine", loss))
+        trial = trial_of(question(CASES[1]), Subject("mine", loss))
         list(check.run(trial))
         assert set(trial.changed_state) == {"the default dtype"}
         assert torch.get_default_dtype() == torch.float32
@@ -489,7 +490,7 @@ def test_a_subject_that_writes_into_its_arguments_spoils_nobody():
 
     before = question(CASES[1]).inputs.target.clone()
     for check in DERIVATIVES:
-        list(check.run(Trial(question(CASES[1]), Subject("mine", loss))))
+        list(check.run(trial_of(question(CASES[1]), Subject("mine", loss))))
     assert question(CASES[1]).inputs.target.equal(before)
 
 
@@ -497,8 +498,8 @@ def test_both_are_silent_about_large_cases_and_do_not_run_without_a_gradient():
     for check in DERIVATIVES:
         assert check.applies(Case("float32", (1, MOST_LOGITS)))
         assert not check.applies(Case("float32", (1, MOST_LOGITS + 1)))
-        assert check.not_run(FORMS["scalar"]) == "has no gradient to compare"
-        assert check.not_run(FORMS["formula"]) == ""
+        assert check.not_run(FORMS["scalar"], CASES[0].build()) == "has no gradient to compare"
+        assert check.not_run(FORMS["formula"], CASES[0].build()) == ""
 
 
 def test_zeros_and_a_constant_p_are_no_evidence_where_they_would_pass():

@@ -9,6 +9,8 @@ import itertools
 
 import pytest
 import torch
+from support.checks import DETERMINISM
+from support.running import run_case, trial_of
 from support.waits import computes
 
 import crossent
@@ -17,16 +19,14 @@ from crossent.cases.case import Case
 from crossent.cases.grid import grid
 from crossent.cases.inputs import Inputs
 from crossent.checks import determinism
-from crossent.checks.determinism import DETERMINISM
 from crossent.machine import ambient
 from crossent.report.findings import SubjectReport
 from crossent.report.report import Report
-from crossent.run.judge import run_case
 from crossent.state import STATES, restore, snapshot
 from crossent.subjects.builtin import FORMS, TORCH
 from crossent.subjects.subject import Subject
 from crossent.trials.difference import Difference
-from crossent.trials.trial import NotRunError, Problem, Question, RefusedError, Trial
+from crossent.trials.trial import NotRunError, Problem, Question, RefusedError
 
 DETERMINISTIC, STREAM = DETERMINISM
 PLAIN = Case("float32", (7, 5), reduction="none", weight="weighted", ignored="ignored", upstream="rows")
@@ -35,7 +35,7 @@ FORMS_AND_TORCH = [FORMS["formula"], FORMS["log_softmax_nll"], FORMS["one_hot"],
 
 def run(check, loss, case=PLAIN, device="cpu"):
     subject = loss if isinstance(loss, Subject) else Subject("mine", loss, promise="eager")
-    return list(check.run(Trial(Question(case, device), subject)))
+    return list(check.run(trial_of(Question(case, device), subject)))
 
 
 def every_nth_is_off(n):

@@ -4,18 +4,19 @@ import dataclasses
 
 import pytest
 import torch
+from support.checks import LARGE
+from support.running import run_case
 from support.waits import computes
 
 from crossent.cases.case import Case
 from crossent.cases.corpus import bugs
 from crossent.cases.edges import MANY_ROWS, large_cases
 from crossent.checks import large_cases as large_check
-from crossent.checks.large import GIB, LARGE, TILE_BLOCK, needed, tiled
+from crossent.checks.large import GIB, TILE_BLOCK, needed, tiled
 from crossent.forms.textbook import formula
 from crossent.machine import available
 from crossent.report.findings import SubjectReport
 from crossent.report.report import Report
-from crossent.run.judge import run_case
 from crossent.subjects.builtin import FORMS, TORCH
 from crossent.subjects.subject import Subject
 

@@ -20,19 +20,19 @@ from every import FILES, MUTANTS
 from rich.console import Console
 from rich.table import Table
 from right import right
+from support.checks import CALL, RESULT
 from support.readme import part
+from support.running import run_case
 
 import crossent
 from crossent.cases.axes import DTYPES
 from crossent.cases.bad_inputs import BAD_INPUTS
 from crossent.cases.case import Case
 from crossent.checks import CHECKS
-from crossent.checks.single import CALL, RESULT
 from crossent.machine import environment
 from crossent.report.expected_findings import mark, torch_list
 from crossent.report.findings import SubjectReport
 from crossent.report.report import Report
-from crossent.run.judge import run_case
 from crossent.run.plan import plan
 from crossent.state import restore, snapshot
 from crossent.subjects.builtin import REFERENCE, TORCH

@@ -1,31 +1,26 @@
 """Refusals: a subject must refuse a bad call with an error that is allowed, having written nothing, and alive."""
 
-import sys
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
 import torch
 from support import refusers
+from support.running import run_case
 
 import crossent
 from crossent.cases.axes import DTYPES
 from crossent.cases.bad_inputs import BAD_INPUTS
-from crossent.checks.refusals import Reaction, judge_reaction
+from crossent.checks.refusals import judge_reaction, react
 from crossent.report.findings import SubjectReport
 from crossent.report.report import Report
-from crossent.run import fresh_process
-from crossent.run.fresh_process import answered, ask_isolated, refusal
-from crossent.run.judge import run_case
 from crossent.subjects.builtin import FORMS, TORCH, TORCH_NLL
 from crossent.subjects.subject import Subject
-from crossent.trials.trial import NotRunError
+from crossent.trials.act import Here
 
 BY_ID = {bad_input.id: bad_input for bad_input in BAD_INPUTS}
 BEYOND, SHORT_WEIGHT = BY_ID["class_beyond_the_last"], BY_ID["weight_too_short"]
 
 
-def problems(loss, bad_input=BEYOND, **options):
-    found = refusal(bad_input, Subject("mine", loss), **options)
+def problems(loss, bad_input=BEYOND):
+    found = judge_reaction(react(Here(loss), bad_input, "cpu"), bad_input.allowed("cpu"))
     return {p.kind: p.message for p in found.values() if p}
 
 
@@ -183,99 +178,3 @@ def test_each_thing_that_is_wrong_is_a_finding_of_its_own():
         ("state", "changed_state"),
     ]
     assert all(measured.failed for measured in report.subjects[0].outcomes[BEYOND.id].checks.values())
-
-
-# --- In a process of its own ----------------------------------------------------------------------------------------
-
-APART = {
-    "right": crossent.formula,
-    "writes": refusers.writes_and_accepts,
-    "exits": refusers.exits,
-    "segfaults": refusers.segfaults,
-    "hangs": refusers.hangs,
-}
-
-
-@pytest.fixture(scope="module")
-def apart():
-    """What became of each, all at once: most of the time goes into starting."""
-    with ThreadPoolExecutor(4) as pool:
-        runs = {name: pool.submit(problems, loss, isolated=True, seconds=1) for name, loss in APART.items()}
-        return {name: run.result() for name, run in runs.items()}
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("right", {}),
-        (
-            "writes",
-            {
-                "accepted": "returned 0.0; should have raised IndexError",
-                "changed_input": "it wrote into target",
-            },
-        ),
-        ("exits", {"crashed": "its process died: exit code 0; should have raised IndexError"}),
-        ("segfaults", {"crashed": "its process died: exit code -11 (SIGSEGV); should have raised IndexError"}),
-        ("hangs", {"hung": "its process gave no answer within 1 s; should have raised IndexError"}),
-    ],
-)
-def test_a_process_of_its_own_says_what_became_of_the_call(apart, name, expected):
-    assert apart[name] == expected
-
-
-def test_a_process_that_does_not_start_is_not_waited_for(monkeypatch):
-    monkeypatch.setattr(fresh_process, "STARTING", 0.05)
-    answer = ask_isolated(crossent.formula, BEYOND)
-    assert answer == Reaction(ended="its process did not start within 0.05 s", hung=True)
-
-
-def test_a_subject_that_cannot_be_sent_is_not_applicable_and_counted(monkeypatch):
-    monkeypatch.setattr("crossent.run.judge.answered", lambda *arguments, host: answered(*arguments, isolated=True))
-    report = Report({}, [SubjectReport("mine")])
-    run_case(BEYOND, [Subject("mine", lambda *arguments, **options: None)], report)
-    (reason,) = report.subjects[0].not_applicable
-    assert reason.startswith("cannot be sent to a process of its own: ")
-    assert "lambda" in reason
-    assert not report.ran
-
-
-def test_a_function_of_the_script_that_runs_cannot_be_sent(monkeypatch):
-    def main(*arguments, **options):  # a name that the other process must not have either
-        raise IndexError
-
-    main.__module__, main.__qualname__ = "__main__", "main"
-    monkeypatch.setattr(sys.modules["__main__"], "main", main, raising=False)
-    with pytest.raises(NotRunError, match=r"cannot be sent to a process of its own: AttributeError: .*main"):
-        problems(main, isolated=True)
-
-
-def test_only_what_would_poison_a_device_is_asked_in_a_process_of_its_own(monkeypatch):
-    asked = []
-    monkeypatch.setattr(fresh_process, "ask", lambda loss, bad, device: asked.append("here") or Reaction())
-    monkeypatch.setattr(
-        fresh_process, "ask_isolated", lambda loss, bad, device, seconds: asked.append("apart") or Reaction()
-    )
-    for bad_input in (BEYOND, SHORT_WEIGHT):
-        for device in ("cpu", "cuda", "cuda:1"):
-            refusal(bad_input, Subject("mine", crossent.formula), device)
-    assert asked == ["here", "apart", "apart", "here", "here", "here"]
-
-
-@pytest.mark.parametrize(
-    ("raised", "kinds"),
-    [
-        (RuntimeError, []),
-        (getattr(torch, "AcceleratorError", RuntimeError), []),  # since torch 2.8
-        (IndexError, []),  # who looks at the target first, may say it better
-        (ValueError, ["wrong"]),
-    ],
-    ids=["RuntimeError", "AcceleratorError", "IndexError", "ValueError"],
-)
-def test_a_device_side_assert_is_a_runtime_error(monkeypatch, raised, kinds):
-    names = tuple(f"{error.__module__}.{error.__qualname__}" for error in raised.__mro__)
-    monkeypatch.setattr(fresh_process, "ask_isolated", lambda *arguments: Reaction(names, "CUDA error"))
-    found = refusal(BEYOND, Subject("mine", crossent.formula), "cuda")
-    assert [p.kind for p in found.values() if p] == kinds
-    on_a_cpu = judge_reaction(Reaction(names, "CUDA error"), BEYOND.allowed("cpu"))["errors"]
-    assert (on_a_cpu is None) == (raised is IndexError)

@@ -7,25 +7,24 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from support.checks import CALL, INVARIANTS, OPTIONS, RESULT, SINGLE, TWO_BACKWARDS
+from support.checks import RELATIONS as OF_RELATIONS
+from support.running import run_case, trial_of
 from support.waits import computes, float16
 
 import crossent
 from crossent.cases.case import Case
 from crossent.cases.grid import grid
-from crossent.checks.options import OPTIONS
-from crossent.checks.relations import RELATIONS as OF_RELATIONS
-from crossent.checks.relations import TWO_BACKWARDS, shiftable
-from crossent.checks.single import CALL, INVARIANTS, RESULT, SINGLE
+from crossent.checks.relations import shiftable
 from crossent.numerics.formats import FORMATS
 from crossent.numerics.oracle.arithmetic import Ball
 from crossent.report.findings import SubjectReport
 from crossent.report.report import Report
-from crossent.run.judge import run_case
 from crossent.subjects.builtin import FORMS, TORCH
 from crossent.subjects.subject import Subject
 from crossent.trials import agreement
 from crossent.trials.agreement import compare_results, plus
-from crossent.trials.trial import Question, Trial
+from crossent.trials.trial import Question
 
 RELATIONS = (*OF_RELATIONS, *OPTIONS, *TWO_BACKWARDS)
 CHECKS = {check.name: check for check in (*INVARIANTS, *RELATIONS)}
@@ -113,7 +112,7 @@ def test_a_loss_may_be_below_zero_by_its_bound_and_no_more():
         return lambda logits, target, **options: crossent.formula(logits, target, **options) * 0 + value
 
     case = "float32-17x3-flat-int64-mean"
-    trial = Trial(Question(Case.of(case)), Subject("mine", crossent.formula))
+    trial = trial_of(Question(Case.of(case)), Subject("mine", crossent.formula))
     bound = trial.bounds(trial.got, trial.question.exact)["loss"].item()
     assert 0 < bound < 1e-5
     assert not found("sign", constant(-0.99 * bound), case)
@@ -489,7 +488,7 @@ def test_a_check_is_silent_about_cases_of_which_it_says_nothing():
 def test_two_results_may_differ_by_both_of_their_bounds_and_no_more():
     case = Case.of("float32-7x5-normal-int64-sum")
     question = Question(case)
-    trial = Trial(question, FORMS["formula"])
+    trial = trial_of(question, FORMS["formula"])
     ball = agreement.with_radius(trial, trial.got)["loss"]
     assert ball.radius > 0
     for times, agrees in ((1.99, True), (2.01, False)):

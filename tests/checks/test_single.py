@@ -2,16 +2,16 @@
 
 import pytest
 import torch
+from support.checks import SINGLE
+from support.running import run_case, trial_of
 
 import crossent
 from crossent.cases.case import Case
-from crossent.checks.single import SINGLE
 from crossent.report.findings import SubjectReport
 from crossent.report.report import Report
-from crossent.run.judge import run_case
 from crossent.subjects.builtin import FORMS
 from crossent.subjects.subject import Subject
-from crossent.trials.trial import Problem, Question, Trial, misshapen
+from crossent.trials.trial import Problem, Question, misshapen
 
 NONE = Case("float32", (7, 5), reduction="none")
 
@@ -19,7 +19,7 @@ NONE = Case("float32", (7, 5), reduction="none")
 def said(check, loss, **promised):
     """What one check has to say of a loss, asked alone."""
     (asked,) = (one for one in SINGLE if one.name == check)
-    return list(asked.run(Trial(Question(NONE), Subject("mine", loss, **promised))))
+    return list(asked.run(trial_of(Question(NONE), Subject("mine", loss, **promised))))
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_a_subject_that_promises_a_dtype_of_its_own_is_held_to_that():
 
 
 def test_a_loss_on_another_device_is_said_beside_the_one_that_is_wanted():
-    trial, meta = Trial(Question(NONE), FORMS["formula"]), torch.device("meta")
+    trial, meta = trial_of(Question(NONE), FORMS["formula"]), torch.device("meta")
     expected, there, here = trial.question.exact, torch.empty(7, device=meta), torch.empty(7)
     found = misshapen(trial, there, expected)
     assert found == Problem("wrong", "got torch.float32 (7,) on meta; expected torch.float32 (7,)")
@@ -55,7 +55,7 @@ def test_a_loss_on_another_device_is_said_beside_the_one_that_is_wanted():
 
 @pytest.mark.parametrize(("loss", "kind"), [(0.5, "float"), (torch.zeros(7).to_sparse(), "Tensor")])
 def test_what_is_no_dense_tensor_is_said_by_its_class(loss, kind):
-    trial = Trial(Question(NONE), FORMS["formula"])
+    trial = trial_of(Question(NONE), FORMS["formula"])
     found = misshapen(trial, loss, trial.question.exact)
     assert found == Problem("wrong", f"got a {kind}; expected a dense torch.Tensor")
 
@@ -84,7 +84,7 @@ def test_a_later_loss_without_bits_is_not_repeated(last_right):
         loss = crossent.formula(*args, **options).detach()
         return loss if len(calls) <= last_right else on_meta(loss)
 
-    trial = Trial(Question(NONE), Subject("mine", some_times, differentiable=False))
+    trial = trial_of(Question(NONE), Subject("mine", some_times, differentiable=False))
     assert trial.got.digest
     problems = list(SINGLE[-1].run(trial))
     assert problems == [Problem("not_repeated", "a second call with the same arguments gives other bits")]
@@ -125,7 +125,7 @@ def test_what_a_subject_changes_of_the_state_is_named_once_however_often():
         torch.set_num_threads(torch.get_num_threads() + 1)
         return crossent.formula(*args, **options)
 
-    trial = Trial(Question(NONE), Subject("mine", sets_two))
+    trial = trial_of(Question(NONE), Subject("mine", sets_two))
     (asked,) = (one for one in SINGLE if one.name == "state")
     once = [Problem("changed_state", "it changed the number of threads, the random generator")]
     assert list(asked.run(trial)) == once
@@ -159,8 +159,11 @@ def test_a_second_call_with_other_bits_is_told_from_one_that_writes_into_the_fir
 
 
 def test_a_subject_without_gradients_is_not_asked_for_them_and_it_is_said_why():
-    asked = {check.name: check.not_run(Subject("mine", crossent.formula, differentiable=False)) for check in SINGLE}
+    asked = {
+        check.name: check.not_run(Subject("mine", crossent.formula, differentiable=False), NONE.build())
+        for check in SINGLE
+    }
     of_gradients = {name for name, reason in asked.items() if reason == "has no gradient to compare"}
     assert of_gradients == {"gradient", "target_gradient"}
     assert {asked[name] for name in asked.keys() - of_gradients} == {""}
-    assert {check.not_run(FORMS["formula"]) for check in SINGLE} == {""}
+    assert {check.not_run(FORMS["formula"], NONE.build()) for check in SINGLE} == {""}

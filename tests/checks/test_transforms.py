@@ -7,27 +7,27 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
+from support.checks import COMPILED_CODE, SINGLE, TRANSFORMS
+from support.running import run_case, trial_of
 
 import crossent
 from crossent import machine
 from crossent.cases.axes import DTYPES
 from crossent.cases.case import Case
 from crossent.cases.grid import grid
-from crossent.checks.compiled_code import COMPILED_CODE, _why_no_error, promised
-from crossent.checks.single import SINGLE
-from crossent.checks.transforms import TRANSFORMS, _why_no_export
+from crossent.checks.compiled_code import _why_no_error, promised
+from crossent.checks.transforms import _why_no_export
 from crossent.machine import environment
 from crossent.numerics.bounds.contracts import contract
 from crossent.numerics.bounds.loss import Bounds
 from crossent.report.expected_findings import mark, torch_list
 from crossent.report.findings import SubjectReport
 from crossent.report.report import Report
-from crossent.run.judge import run_case
 from crossent.state import restore, snapshot
 from crossent.subjects.builtin import FORMS, REFERENCE, TORCH
 from crossent.subjects.compiler import INDUCTOR, TRACER, _fails, quiet, unusable
 from crossent.subjects.subject import Subject
-from crossent.trials.trial import NotRunError, Problem, Question, RefusedError, Trial
+from crossent.trials.trial import NotRunError, Problem, Question, RefusedError
 
 CHECKS = {check.name: check for check in (*TRANSFORMS, *COMPILED_CODE)}
 # What a test takes unless it is about something else: rows of both kinds, each with an upstream gradient of its own.
@@ -71,7 +71,7 @@ def wrong(name, loss, case=CASE):
     """What a check finds of a loss that is right in a plain call."""
     works(name)
     subject = loss if isinstance(loss, Subject) else Subject("mine", loss, promise="eager")
-    trial = Trial(Question(case), subject)
+    trial = trial_of(Question(case), subject)
     for check in SINGLE:
         found = list(check.run(trial)) if check.applies(case) else []
         assert not [one for one in found if isinstance(one, Problem) or one.ratio > 1], check.name
@@ -421,7 +421,7 @@ def test_a_subject_that_is_not_transformed_says_why():
 
 def not_run(name, subject=FORMS["formula"], case=CASE):
     with pytest.raises(NotRunError) as caught:
-        list(CHECKS[name].run(Trial(Question(case), subject)))
+        list(CHECKS[name].run(trial_of(Question(case), subject)))
     return str(caught.value)
 
 
@@ -469,7 +469,7 @@ def test_a_check_leaves_the_state_as_it_was():
     before = sys.getrecursionlimit(), list(warnings.filters)
     states = snapshot()
     for name in ("func_grad", "vmap", "autocast", "meta", "export", "trace", "compile"):
-        list(CHECKS[name].run(Trial(Question(CASE), FORMS["formula"])))
+        list(CHECKS[name].run(trial_of(Question(CASE), FORMS["formula"])))
     assert (sys.getrecursionlimit(), list(warnings.filters)) == before
     assert restore(states) == []
     assert {name: logging.getLogger(name).disabled for name in loggers} == loggers

@@ -1,20 +1,20 @@
-"""The article that this project grew from, claim by claim.
+"""The claims of the article from which this project grew, one test for each.
 
-It takes the logits (3, 1, -3) of an image of class 0, explains softmax and cross-entropy on them, and compares a
-formula in a loop with `nn.CrossEntropyLoss` on one random row.
+The article takes the logits (3, 1, -3) of an image of class 0, and explains softmax and cross-entropy with these
+numbers. It then compares a formula in a loop with `nn.CrossEntropyLoss` on one random row.
 """
 
 import math
 
 import pytest
 import torch
+from support.running import compare
 from torch import nn
 from torch.nn import functional as F
 
 import crossent
 from crossent.cases.inputs import Inputs
 from crossent.trials.call import Result, evaluate
-from crossent.trials.difference import compare
 from crossent.trials.exact import solve
 
 LOGITS = (3.0, 1.0, -3.0)
@@ -27,12 +27,12 @@ def row(dtype=torch.float64):
 
 
 def assert_equal_to_torch(loss, logits, target):
-    """The loss and its gradient are the exact ones within rounding, and so are those of nn.CrossEntropyLoss."""
+    """Compare loss and gradient, and those of nn.CrossEntropyLoss, with the exact values within the error bounds."""
     options = {"reduction": "mean", "label_smoothing": 0.0}
     inputs = Inputs(logits, target, options, torch.tensor(1.0))
-    expected = solve(inputs)
-    for held in (loss, lambda x, y, **options: nn.CrossEntropyLoss(**options)(x, y)):
-        for difference in compare(evaluate(held, inputs), expected):
+    exact = solve(inputs)
+    for function in (loss, lambda x, y, **options: nn.CrossEntropyLoss(**options)(x, y)):
+        for difference in compare(evaluate(function, inputs), exact):
             assert difference.ratio <= 1, difference
 
 
@@ -45,7 +45,7 @@ def test_softmax_of_the_example_as_the_text_rounds_it():
 def test_loss_of_the_example_and_why_the_text_prints_012():
     losses = [form(*row()).item() for form in TENSOR_FORMS] + [crossent.scalar(LOGITS, TARGET)]
     assert [f"{loss:.4f}" for loss in losses] == ["0.1291"] * 5
-    # The text takes the logarithm of the rounded probability, and cuts where it prints.
+    # The article takes the logarithm of the rounded probability, and truncates the result.
     assert f"{-math.log(0.88):.4f}" == "0.1278"
     assert math.floor(-math.log(0.88) * 100) / 100 == 0.12
 
@@ -81,7 +81,7 @@ def test_softmax_is_a_distribution_that_keeps_the_predicted_class(seed):
     p = x.softmax(1)
     assert ((p > 0) & (p < 1)).all()
     assert p.argmax(1).equal(x.argmax(1))
-    # Five quotients, each rounded once after a sum of five and one more rounding in each exponential.
+    # Five quotients. Each has one rounding of its own, five of its sum, and two of its exponential.
     roundings = 5 * (1 + 5 + 2)
     assert ((p.sum(1) - 1).abs() <= roundings * 2.0**-53).all()
 
@@ -93,7 +93,7 @@ def test_the_listing_equals_torch_on_a_random_row(seed):
     label = torch.randint(5, (1,), generator=generator)
     inputs = Inputs(output.double(), label, {"reduction": "mean", "label_smoothing": 0.0}, torch.tensor(1.0))
 
-    # The listing, as it stands in the text.
+    # The listing of the article, unchanged.
     first = -output[0, label.item()].item()
     second = 0.0
     for i in range(5):

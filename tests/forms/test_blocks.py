@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from support.running import compare, run_case
 from torch.autograd import forward_ad
 
 import crossent
@@ -17,10 +18,8 @@ from crossent.forms.rows import arrange
 from crossent.machine import environment
 from crossent.report.findings import SubjectReport
 from crossent.report.report import Report
-from crossent.run.judge import run_case
 from crossent.subjects.subject import Subject
 from crossent.trials.call import Result
-from crossent.trials.difference import compare
 from crossent.trials.exact import solve
 
 

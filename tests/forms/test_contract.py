@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from support.running import compare
 
 from crossent import blocked, formula, log_softmax_nll, one_hot, scalar
 from crossent.cases.inputs import Inputs
 from crossent.trials.call import BOTH_GRADIENTS, evaluate
-from crossent.trials.difference import compare
 from crossent.trials.exact import solve
 
 INF, NAN = math.inf, math.nan

@@ -6,6 +6,7 @@
 from dataclasses import replace
 
 import pytest
+from support.running import run_case
 
 from crossent.cases.case import Case
 from crossent.cases.grid import grid
@@ -13,7 +14,6 @@ from crossent.machine import environment
 from crossent.report.expected_findings import mark, torch_list
 from crossent.report.findings import SubjectReport
 from crossent.report.report import Report
-from crossent.run.judge import run_case
 from crossent.subjects.builtin import FORMS, REFERENCE
 
 KNOWN = torch_list()

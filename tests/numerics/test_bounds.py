@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from support.calls import inputs
+from support.running import compare
 from support.waits import float16
 
 import crossent
@@ -19,7 +20,6 @@ from crossent.numerics.bounds.rounding import ANY_ORDER, Held
 from crossent.numerics.formats import FLOAT32
 from crossent.subjects.builtin import FORMS, TORCH
 from crossent.trials.call import evaluate
-from crossent.trials.difference import compare
 from crossent.trials.exact import solve, terms_of
 
 EAGER = [FORMS["formula"], FORMS["log_softmax_nll"], FORMS["one_hot"]]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from support.running import compare
 
 from crossent.cases.axes import DTYPES
 from crossent.cases.case import Case
@@ -18,7 +19,7 @@ from crossent.numerics.bounds.contracts import FUNCTIONS, contract
 from crossent.numerics.bounds.rounding import Held, safe
 from crossent.numerics.formats import FLOAT32
 from crossent.trials.call import Result
-from crossent.trials.difference import compare, worst
+from crossent.trials.difference import worst
 from crossent.trials.exact import rows_of, solve, solve_along, terms_of
 
 NUMPY = {"float16": np.float32, "bfloat16": np.float32, "float32": np.float32, "float64": np.float64}

@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from support.running import run_case
 
 from crossent.cases.axes import DTYPES
 from crossent.cases.bad_inputs import BAD_INPUTS, BadInput
@@ -14,7 +15,6 @@ from crossent.machine import ambient, environment
 from crossent.report.expected_findings import ExpectedFinding, mark, read_list, torch_list
 from crossent.report.findings import Finding, Measured, Outcome, SubjectReport
 from crossent.report.report import Report
-from crossent.run.judge import run_case
 from crossent.run.plan import plan
 from crossent.subjects.builtin import TORCH, TORCH_NLL
 

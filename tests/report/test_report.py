@@ -15,6 +15,7 @@ import textwrap
 
 import pytest
 import torch
+from support.running import run_case
 
 import crossent
 from crossent.cases.bad_inputs import BAD_INPUTS
@@ -26,7 +27,6 @@ from crossent.report.expected_findings import mark, torch_list
 from crossent.report.findings import Finding, Measured, Numbers, Outcome, SubjectReport
 from crossent.report.reader import find, read_json
 from crossent.report.report import Report
-from crossent.run.judge import run_case
 from crossent.subjects.builtin import FORMS, TORCH
 from crossent.subjects.subject import Subject
 from crossent.words import LONGEST_LINE

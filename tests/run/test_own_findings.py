@@ -96,7 +96,7 @@ def test_what_is_known_of_torch_is_known_of_nobody_else(run, monkeypatch):
     ],
 )
 def test_a_list_that_is_wrong_is_one_line_before_the_run(run, tmp_path, monkeypatch, text, said):
-    monkeypatch.setattr("crossent.run.runner.run_here", None)  # nothing is run
+    monkeypatch.setattr("crossent.run.parallel.run", None)  # nothing is run
     with pytest.raises(ValueError, match=r"^expected findings: ") as caught:
         run(text, off_by_a_percent)
     assert said in str(caught.value)

@@ -1,6 +1,7 @@
 """Levels: everything that there is to ask is asked at some level, and a lower level asks no more than a higher one."""
 
 import pytest
+from support.checks import FAST, SLOW
 
 from crossent.cases.axes import DTYPES
 from crossent.cases.bad_inputs import BAD_INPUTS
@@ -18,15 +19,14 @@ from crossent.checks import (
     single,
     transforms,
 )
-from crossent.run.plan import FAST, LEVELS, SLOW, plan
-from crossent.trials.trial import Check
+from crossent.run.plan import LEVELS, plan
+from crossent.trials.check import Check
 
 MODULES = (
     single,
     circumstances,
     derivatives,
     determinism,
-    single,
     large,
     options,
     relations,
@@ -41,10 +41,7 @@ def planned():
 
 
 def test_every_check_that_a_module_exports_is_known_by_its_name():
-    exported = [
-        one for module in MODULES for value in vars(module).values() if isinstance(value, tuple) for one in value
-    ]
-    found = {check.name: check for check in exported if isinstance(check, Check)}
+    found = {check.name: check for module in MODULES for check in vars(module).values() if isinstance(check, Check)}
     assert found == CHECKS
 
 

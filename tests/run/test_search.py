@@ -15,14 +15,15 @@ import hypothesis
 import pytest
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
+from support.checks import RESULT
+from support.running import trial_of
 
 import crossent
 from crossent.cases.axes import AXES, broken
 from crossent.cases.case import Case
-from crossent.checks.single import RESULT
 from crossent.subjects.builtin import FORMS
 from crossent.subjects.subject import Subject
-from crossent.trials.trial import Question, RefusedError, Trial
+from crossent.trials.trial import Question, RefusedError
 
 SUBJECTS = [FORMS[name] for name in ("formula", "log_softmax_nll", "one_hot", "blocked")]
 # Here and in the lists of `AXES`, what is plain comes first: a case that fails shrinks towards it.
@@ -59,7 +60,7 @@ def cases(draw, dtypes=PLAIN_DTYPES):
 
 def judged(question, subject):
     """What is wrong with a subject's answer, or "", and the share of its bound that each of its results needs."""
-    trial = Trial(question, subject)
+    trial = trial_of(question, subject)
     try:
         problems = [problem.message for problem in RESULT.run(trial)]
     except RefusedError as refusal:

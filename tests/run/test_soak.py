@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from packaging.version import Version
+from support.running import compare
 from support.soak import soak
 from support.waits import computes, float16
 
@@ -25,8 +26,8 @@ from crossent.numerics.bounds.loss import Bounds
 from crossent.numerics.bounds.rounding import Order
 from crossent.numerics.formats import FORMATS
 from crossent.subjects.builtin import FORMS, TORCH
+from crossent.trials import difference as differences
 from crossent.trials.call import evaluate
-from crossent.trials.difference import compare, compare_under
 from crossent.trials.exact import solve
 
 SUBJECTS = [FORMS["formula"], FORMS["log_softmax_nll"], FORMS["one_hot"], FORMS["blocked"], TORCH]
@@ -112,7 +113,7 @@ def defect_of_torch(case, difference, got, expected):
         causes["what it sums overflows float16"] = overflows
         causes["what it sums overflows float16, and skips a flush"] = replace(overflows, row_order=skips.row_order)
     for reason, cause in causes.items():
-        under = {d.of: d for d in compare_under(cause, got, expected)}
+        under = {d.of: d for d in differences.compare(cause, got, expected)}
         if under[difference.of].ratio <= 1:
             return reason
     return None

@@ -8,14 +8,15 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from support.running import run_case
 
 import crossent
 from crossent.cases.case import Case
 from crossent.checks import CHECKS
+from crossent.checks.derivatives import double_backward
 from crossent.cli import WRONG_USE, main
 from crossent.report.findings import SubjectReport
 from crossent.report.report import Report
-from crossent.run.judge import run_case
 from crossent.subjects import loader
 from crossent.subjects.builtin import BY_NAME, NAMED
 from crossent.subjects.callables import as_subject
@@ -287,7 +288,7 @@ def test_a_compiled_subject_is_compiled_for_every_call(monkeypatch):
     assert all(gives_torchs_loss(subject) for subject in subjects)
     assert len(seen) == 1
     assert subjects[0].not_transformed == "is compiled itself"
-    assert subjects[0].not_run("double_backward", Case("float32").build())
+    assert double_backward.not_run(subjects[0], Case("float32").build())
     assert load("formula+compile", device="cuda:0")[0].promise == "fast_kernel"
 
 

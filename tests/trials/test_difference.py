@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from support.running import compare, run_case
 
 import crossent
 from crossent.cases.axes import DTYPES
@@ -14,11 +15,9 @@ from crossent.cases.grid import grid
 from crossent.cases.inputs import Inputs
 from crossent.report.findings import SubjectReport
 from crossent.report.report import Report
-from crossent.run.judge import run_case
 from crossent.subjects.builtin import FORMS, TORCH
 from crossent.subjects.subject import Subject
 from crossent.trials.call import Result, evaluate
-from crossent.trials.difference import compare
 from crossent.trials.exact import solve
 
 

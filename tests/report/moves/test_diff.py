@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.running import run_case
 
 import crossent
 from crossent.cases.bad_inputs import BAD_INPUTS
@@ -24,7 +25,6 @@ from crossent.report.moves.diff import diff
 from crossent.report.moves.rules import Kind, Move, Side, kind_of
 from crossent.report.reader import read_report, report_of
 from crossent.report.report import Report
-from crossent.run.judge import run_case
 from crossent.run.plan import plan
 from crossent.subjects.builtin import FORMS, TORCH
 from crossent.subjects.subject import Subject

@@ -12,8 +12,8 @@ from support.running import CASES, run_isolated
 
 import crossent
 from crossent.cases.case import Case
-from crossent.run.actors import _pickled, _returnable, _Unpickler
-from crossent.run.parallel import can_fork
+from crossent.machine import can_fork
+from crossent.run import wire
 from crossent.subjects.loader import load
 from crossent.subjects.subject import Subject
 
@@ -125,7 +125,7 @@ def test_a_subject_that_ends_its_process_on_one_case_is_asked_about_the_others()
 
 def test_views_are_sent_with_all_of_the_memory_that_they_are_views_of():
     inputs = Case.of("float32-17x3-normal-int64-none-weighted-stride0-window").build()
-    sent = _Unpickler(__import__("io").BytesIO(_pickled(inputs)), _returnable).load()
+    sent = wire.read_reply(wire.write(inputs))
     assert sent.digest == inputs.digest
     assert sent.logits.stride() == inputs.logits.stride()
     assert sent.logits.untyped_storage().nbytes() == inputs.logits.untyped_storage().nbytes()
@@ -138,18 +138,18 @@ def test_views_are_sent_with_all_of_the_memory_that_they_are_views_of():
 def test_an_actor_ends_with_its_judge():
     code = """
 import sys, time, os
-from crossent.run.actors import Actor, Nursery
+from crossent.run.isolation import ForkServer, IsolatedProcess
 from crossent.cases.case import Case
 from crossent.trials.call import make_call
 def loss(*arguments, **options):
     os.write(1, b"")
     time.sleep(1000)
-nursery = Nursery([lambda: loss], 2**33)
-actor = Actor(nursery, 0, 1000.0)
+server = ForkServer([lambda: loss], 2**33)
+process = IsolatedProcess(server, 0, 1000.0)
 pid = os.getpid()
 import threading
-threading.Timer(2.0, lambda: (print(actor._pid, flush=True), os._exit(0))).start()
-actor.perform(called, Case("float32").build(), True)
+threading.Timer(2.0, lambda: (print(process._pid, flush=True), os._exit(0))).start()
+process.perform(called, Case("float32").build(), True)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     pid = int(done.stdout)

@@ -1,0 +1,122 @@
+"""Fresh processes: a bad call may end its process or make its device useless, and is still a finding."""
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from support import refusers
+from support.running import run_case
+
+import crossent
+from crossent.cases.bad_inputs import BAD_INPUTS, BadInput
+from crossent.checks.refusals import Reaction, call_badly, judge_reaction, react
+from crossent.report.findings import SubjectReport, Verdict
+from crossent.report.report import Report
+from crossent.run import fresh_process, parallel
+from crossent.run.fresh_process import FreshProcess
+from crossent.subjects.subject import Subject
+from crossent.trials.act import Here, Performed, Raised
+from crossent.trials.trial import NotRunError
+
+BY_ID = {bad_input.id: bad_input for bad_input in BAD_INPUTS}
+BEYOND, SHORT_WEIGHT = BY_ID["class_beyond_the_last"], BY_ID["weight_too_short"]
+SUBJECTS = {
+    "right": crossent.formula,
+    "writes": refusers.writes_and_accepts,
+    "exits": refusers.exits,
+    "segfaults": refusers.segfaults,
+    "hangs": refusers.hangs,
+}
+
+
+def problems(loss):
+    found = judge_reaction(react(FreshProcess(loss, seconds=1), BEYOND, "cpu"), BEYOND.allowed("cpu"))
+    return {problem.kind: problem.message for problem in found.values() if problem}
+
+
+@pytest.fixture(scope="module")
+def reactions():
+    """The problems of each subject, all at once: most of the time goes into starting."""
+    with ThreadPoolExecutor(4) as pool:
+        runs = {name: pool.submit(problems, loss) for name, loss in SUBJECTS.items()}
+        return {name: run.result() for name, run in runs.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("right", {}),
+        (
+            "writes",
+            {
+                "accepted": "returned 0.0; should have raised IndexError",
+                "changed_input": "it wrote into target",
+            },
+        ),
+        ("exits", {"crashed": "its process ended: exit status 0; should have raised IndexError"}),
+        ("segfaults", {"crashed": "its process ended: SIGSEGV; should have raised IndexError"}),
+        ("hangs", {"hung": "its process gave no answer within 1 s; should have raised IndexError"}),
+    ],
+)
+def test_a_fresh_process_says_what_the_call_did(reactions, name, expected):
+    assert reactions[name] == expected
+
+
+def test_a_process_that_does_not_start_is_given_up(monkeypatch):
+    monkeypatch.setattr(fresh_process, "_STARTING", 0.05)
+    performed = FreshProcess(crossent.formula).perform(call_badly, BEYOND.id, "cpu")
+    assert performed == Performed(ended="hung", how="its process did not start within 0.05 s")
+
+
+def test_a_subject_that_cannot_be_sent_is_not_applicable_and_counted(monkeypatch):
+    monkeypatch.setattr(BadInput, "asserts", lambda self, device: True)
+    report = Report({}, [SubjectReport("mine")])
+    run_case(BEYOND, [Subject("mine", lambda *arguments, **options: None)], report)
+    (reason,) = report.subjects[0].not_applicable
+    assert reason.startswith("cannot be sent to a process of its own: ")
+    assert "lambda" in reason
+    assert not report.ran
+
+
+def test_a_function_of_the_script_that_runs_cannot_be_sent(monkeypatch):
+    def main(*arguments, **options):  # a name that the other process must not have either
+        raise IndexError
+
+    main.__module__, main.__qualname__ = "__main__", "main"
+    monkeypatch.setattr(sys.modules["__main__"], "main", main, raising=False)
+    with pytest.raises(NotRunError, match=r"cannot be sent to a process of its own: AttributeError: .*main"):
+        problems(main)
+
+
+def test_only_a_call_that_would_poison_a_device_has_a_fresh_process(monkeypatch):
+    hosts = []
+
+    def recorded(bad, subject, host, device):
+        hosts.append(type(host))
+        return Verdict(bad.id, not_applicable="is not judged here")
+
+    monkeypatch.setattr(parallel, "judge_bad_input", recorded)
+    for bad_input in (BEYOND, SHORT_WEIGHT):
+        for device in ("cpu", "cuda", "cuda:1"):
+            subject = Subject("mine", crossent.formula)
+            list(parallel.judge_each(bad_input, (), [subject], [Here(subject.loss)], device))
+    assert hosts == [Here, FreshProcess, FreshProcess, Here, Here, Here]
+
+
+@pytest.mark.parametrize(
+    ("raised", "kinds"),
+    [
+        (RuntimeError, []),
+        (getattr(torch, "AcceleratorError", RuntimeError), []),  # since torch 2.8
+        (IndexError, []),  # a subject that looks at the target first may say it better
+        (ValueError, ["wrong"]),
+    ],
+    ids=["RuntimeError", "AcceleratorError", "IndexError", "ValueError"],
+)
+def test_a_device_side_assert_is_a_runtime_error(raised, kinds):
+    names = tuple(f"{error.__module__}.{error.__qualname__}" for error in raised.__mro__)
+    reaction = Reaction(Raised("CUDA error", classes=names))
+    found = judge_reaction(reaction, BEYOND.allowed("cuda"))
+    assert [problem.kind for problem in found.values() if problem] == kinds
+    assert (judge_reaction(reaction, BEYOND.allowed("cpu"))["errors"] is None) == (raised is IndexError)

@@ -1,0 +1,38 @@
+"""The checks in groups, by the modules that declare them."""
+
+from crossent.checks import (
+    CHECKS,
+    circumstances,
+    compiled_code,
+    derivatives,
+    determinism,
+    large,
+    options,
+    relations,
+    single,
+    transforms,
+)
+from crossent.trials.check import Cost
+
+
+def checks_of(*modules):
+    """The checks that these modules declare, in the order of a report."""
+    declared = [value for module in modules for value in vars(module).values()]
+    return tuple(check for check in CHECKS.values() if any(check is one for one in declared))
+
+
+CALL, RESULT = single.call, single.result
+INVARIANTS = (single.sign, single.row_sums, single.ignored_rows)
+SINGLE = tuple(check for check in checks_of(single) if check not in INVARIANTS)
+ALWAYS = (*SINGLE, *INVARIANTS)
+TWO_BACKWARDS = (relations.two_backwards,)
+OPTIONS = checks_of(options)
+RELATIONS = tuple(check for check in checks_of(relations) if check not in TWO_BACKWARDS)
+CIRCUMSTANCES = checks_of(circumstances)
+DERIVATIVES = checks_of(derivatives)
+DETERMINISM = checks_of(determinism)
+TRANSFORMS = (*checks_of(transforms), compiled_code.trace, compiled_code.trace_dynamic)
+COMPILED_CODE = (compiled_code.fixed_code, compiled_code.dynamic_code, compiled_code.compiled_error)
+LARGE = checks_of(large)
+SLOW = tuple(check.name for check in CHECKS.values() if check.cost is Cost.CODE)
+FAST = compiled_code.trace.name
