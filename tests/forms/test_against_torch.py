@@ -1,0 +1,100 @@
+"""Each form against `torch.nn.CrossEntropyLoss`, called with the same arguments: loss and gradient. Start here.
+
+Two correct implementations round differently, so their results differ in the last digits. A rounding-error analysis of
+each call bounds how far each result may be from the exact value. A form passes if it differs from torch by no more than
+the sum of the two bounds. The bounds follow from the numbers of the call: no test has a tolerance such as `rtol`.
+"""
+
+import pytest
+import torch
+from support.against_torch import COUNTS_IN_FLOAT16, assert_within_bounds, evaluate, in_float64, readable, scalar
+
+import crossent
+
+AXES = {
+    "form": [crossent.formula, crossent.log_softmax_nll, crossent.one_hot, crossent.blocked],
+    "shape": [(10,), (32, 10), (5, 1000), (4, 10, 3, 2)],  # (C), (N, C) or (N, C, d1, d2)
+    "dtype": [torch.float16, torch.bfloat16, torch.float32, torch.float64],
+    "reduction": ["none", "mean", "sum"],
+}
+
+
+def pytest_generate_tests(metafunc):
+    """Run a test with every combination of the AXES that the test uses; conftest.py adds the devices."""
+    for name, values in AXES.items():
+        if name in metafunc.fixturenames:
+            metafunc.parametrize(name, values, ids=readable)
+
+
+@pytest.fixture
+def logits(shape, dtype, device, seed):
+    return (3 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))).to(device, dtype)
+
+
+@pytest.fixture
+def target(logits):
+    """The true class of each row: the class of its second largest logit."""
+    axis = min(1, logits.dim() - 1)
+    return logits.topk(2, axis).indices.select(axis, 1).contiguous()
+
+
+@pytest.fixture
+def weight(logits):
+    return torch.linspace(0.5, 2, logits.shape[min(1, logits.dim() - 1)]).to(logits)
+
+
+def torch_loss(input, target, **options):
+    return torch.nn.CrossEntropyLoss(**options)(input, target)
+
+
+def compare(form, logits, target, **options):
+    """Compare with torch in float64 and in the dtype of the logits: torch rounds half precision more than a form."""
+    result = evaluate(form, logits, target, **options)
+    assert_within_bounds(result, evaluate(torch_loss, **in_float64(logits, target, **options)))
+    assert_within_bounds(result, evaluate(torch_loss, logits, target, **options))
+
+
+def test_class_indices(form, logits, target, reduction):
+    compare(form, logits, target, reduction=reduction)
+
+
+def test_large_logits(form, logits, target, reduction):
+    compare(form, 1000 * logits, target, reduction=reduction)  # exp(1000) is infinite in every dtype
+
+
+def test_weight(form, logits, target, weight, reduction):
+    compare(form, logits, target, weight=weight, reduction=reduction)
+
+
+def test_ignore_index(form, logits, target, reduction):
+    target.view(-1)[1::2] = -1
+    compare(form, logits, target, ignore_index=-1, reduction=reduction)
+
+
+def test_label_smoothing(form, logits, target, reduction):
+    compare(form, logits, target, label_smoothing=0.1, reduction=reduction)
+
+
+def test_all_options(form, logits, target, weight, reduction):
+    target.view(-1)[1::2] = -1
+    compare(form, logits, target, weight=weight, ignore_index=-1, label_smoothing=0.1, reduction=reduction)
+
+
+def test_class_probabilities(form, logits, weight, reduction):
+    target = logits.flip(0).softmax(min(1, logits.dim() - 1))
+    compare(form, logits, target, weight=weight, label_smoothing=0.1, reduction=reduction)
+
+
+@pytest.mark.parametrize("loss", [*AXES["form"], pytest.param(torch_loss, marks=COUNTS_IN_FLOAT16)], ids=readable)
+def test_mean_of_70000_rows_in_float16(loss, device):
+    """The forms count the rows in float32, and equal torch in float64. torch counts the rows in float16: infinity."""
+    call = torch.zeros(70_000, 2, dtype=torch.float16, device=device), torch.zeros(70_000, dtype=int, device=device)
+    assert_within_bounds(evaluate(loss, *call), evaluate(torch_loss, **in_float64(*call)))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_scalar(reduction, smoothing):
+    """The form for one row of Python numbers, which are float64; its result has no gradient."""
+    call = {"logits": torch.tensor([3.0, 1.0, -3.0]).double(), "target": torch.tensor(1), "reduction": reduction}
+    call |= {"weight": torch.tensor([0.5, 2.0, 1.0]).double(), "label_smoothing": smoothing}
+    assert_within_bounds(evaluate(scalar, **call), evaluate(torch_loss, **call), parts=["loss"])

@@ -1,0 +1,101 @@
+"""Helpers of tests/forms/test_against_torch.py: evaluate a loss, and bound the rounding error of its evaluation."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from crossent.cases.inputs import Inputs
+from crossent.numerics.bounds.contracts import contract
+from crossent.numerics.bounds.loss import Bounds
+from crossent.numerics.bounds.rounding import safe
+from crossent.subjects.builtin import FORMS, TORCH
+from crossent.trials.exact import name_of, rows_of, terms_of
+
+from .waits import computes
+
+COUNTS_IN_FLOAT16 = pytest.mark.xfail(
+    torch.__version__ >= "2.4", reason="pytorch#85791: torch counts the rows in float16, where 70,000 is infinity"
+)
+
+
+@dataclass
+class Evaluated:
+    """The loss of one call and the gradient of its logits, with an error bound for each of their numbers.
+
+    Attributes:
+        loss, gradient: the results, in their own dtype.
+        bounds: how far rounding may move each number from its exact value; attributes `loss` and `gradient`.
+    """
+
+    loss: Tensor
+    gradient: Tensor
+    bounds: Bounds
+
+
+def evaluate(function, logits, target, **options):
+    """Call a form or `torch_loss`, differentiate the sum of the losses, and derive the error bounds of both results.
+
+    The test is skipped if this version of torch does not compute the loss in this dtype on this device.
+    """
+    if function.__name__ == "torch_loss" and not computes(name_of(logits), str(logits.device)):
+        pytest.skip(f"this torch does not compute the loss of {name_of(logits)} logits on {logits.device}")
+    leaf = logits.detach().requires_grad_()
+    loss = function(leaf, target, **options)
+    assert loss.dtype == logits.dtype
+    gradient = torch.autograd.grad(loss.sum(), leaf)[0] if function is not scalar else None
+    return Evaluated(loss.detach(), gradient, error_bounds(function, logits, target, loss, options))
+
+
+def error_bounds(function, logits, target, loss, options):
+    """Derive the error bounds of a form or of torch from the numbers of a call and from the arithmetic of the function.
+
+    The arithmetic is the format of the intermediates, the order of summation, and the accuracy of exp and log.
+    """
+    subject = {**FORMS, "torch_loss": TORCH}[function.__name__]
+    options = {"reduction": "mean", "label_smoothing": 0.0, **options}
+    terms = terms_of(Inputs(logits, target, options, torch.ones_like(loss)))
+    dtype, device, rows = name_of(logits), str(logits.device), len(terms.logits)
+    return Bounds(terms, contract(subject.promise, subject.grade(dtype), dtype, device=device, rows=rows))
+
+
+def scalar(input, target, **options):
+    """Call `crossent.scalar` with the tensors of a call turned into Python numbers, and its result into a tensor."""
+    return FORMS["scalar"].loss(input, target, **options)
+
+
+def in_float64(logits, target, **options):
+    """Return the arguments of the same call in float64, which holds every number of the narrower formats exactly."""
+    arguments = {"logits": logits, "target": target, **options}
+    floats = {n: v for n, v in arguments.items() if isinstance(v, Tensor) and v.is_floating_point()}
+    return {**arguments, **{name: value.double() for name, value in floats.items()}}
+
+
+def assert_within_bounds(result, expected, parts=("loss", "gradient")):
+    """Assert that two results differ by no more than the sum of their error bounds, in every number of each part."""
+    for part in parts:
+        got, wanted = getattr(result, part), getattr(expected, part)
+        assert (got.shape, got.device) == (wanted.shape, wanted.device), part
+        limits = safe(getattr(result.bounds, part) + getattr(expected.bounds, part))
+        got, wanted = (_numbers(tensor, limits.shape, part) for tensor in (got, wanted))
+        assert np.isfinite([got, wanted, limits]).all(), f"{part}: a number or its bound is infinite or NaN"
+        excess = abs(got - wanted) - limits
+        worst = np.unravel_index(excess.argmax(), excess.shape)
+        assert excess[worst] <= 0, (
+            f"{part}: got {got[worst]!r}, and {wanted[worst]!r} from torch; "
+            f"they differ by {abs(got - wanted)[worst]:.3g}, where rounding explains {limits[worst]:.3g}"
+        )
+
+
+def _numbers(tensor, shape, part):
+    """Return the numbers of a part as its bounds are laid out: a row of classes for each loss."""
+    return rows_of(tensor) if part == "gradient" else tensor.double().cpu().numpy().reshape(shape)
+
+
+def readable(value):
+    """Return the name of a parameter, as it stands in the id of a test: `formula`, `32x10`, `float32`, `mean`."""
+    if isinstance(value, tuple):
+        return "x".join(map(str, value))
+    return str(getattr(value, "__name__", value)).removeprefix("torch.")
