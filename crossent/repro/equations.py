@@ -1,4 +1,4 @@
-"""Ways: how a result follows from those of other inputs, number by number, as the relations have it."""
+"""Equations: from which numbers of other results a number of a result follows, as the checks of relations have it."""
 
 from __future__ import annotations
 
@@ -13,95 +13,95 @@ from crossent.trials.trial import NotRunError
 
 Index = tuple[int, ...]
 Shapes = Mapping[str, Index]  # of results, by name
-Followed = tuple[tuple[int, float, Index], ...]
+Terms = tuple[tuple[int, float, Index], ...]
 
 
 @dataclass(frozen=True)
 class Equation:
-    """How a result follows from others.
+    """How a result follows from other results of the subject.
 
     Attributes:
-        inputs: of the result, and of the others.
-        followed: which numbers a number of it is the sum of, by its part and index: of which of the others, what share,
-            and the index there. None where the two results must differ.
+        inputs: the inputs of the result, and after them those of the others.
+        terms: by the part and the index of a number, the terms that it is the sum of. A term is the position of another
+            result in `inputs`, a factor, and an index in that result. None where the two results must differ.
     """
 
     inputs: tuple[Inputs, ...]
-    followed: Callable[[str, Index], Followed] | None = lambda part, index: ((1, 1.0, index),)
+    terms: Callable[[str, Index], Terms] | None = lambda part, index: ((1, 1.0, index),)
 
 
+# The equations that a check asks of a case, by the name of the call whose result they are about.
 Equations = Callable[[Case, Inputs], Mapping[str, Equation]]
 
 
 def parts(given: Inputs) -> Shapes:
-    """The sizes of loss and gradients."""
+    """Return the shapes of loss and gradients."""
     shapes = {"loss": given.upstream.shape, "gradient": given.logits.shape}
     if given.target.is_floating_point():
         shapes["target_gradient"] = given.target.shape
     return {name: tuple(shape) for name, shape in shapes.items()}
 
 
-def of_the_same(by: Callable[[Inputs], Inputs]) -> Equations:
-    """From inputs that are made of the case's own, and give the same."""
-    return lambda case, given: {"": Equation((given, by(given)))}
+def equal_to(change: Callable[[Inputs], Inputs]) -> Equations:
+    """Return the equation of inputs with changed inputs that give the same result."""
+    return lambda case, given: {"": Equation((given, change(given)))}
 
 
-def of_moved_logits(case: Case, given: Inputs) -> dict[str, Equation]:
-    """By how they are moved; the result is that of the logits as they were rounded for it."""
-    return {way: Equation(inputs) for way, inputs in relations.shifted(given).items()}
+def of_shifted_logits(case: Case, given: Inputs) -> dict[str, Equation]:
+    """Return the equations of logits with the same logits shifted. Both are rounded, so that the shift is exact."""
+    return {call: Equation(inputs) for call, inputs in relations.shifted(given).items()}
 
 
-def of_turned_rows(case: Case, given: Inputs) -> dict[str, Equation]:
-    """By the dimension along which they are turned round."""
+def of_reversed_rows(case: Case, given: Inputs) -> dict[str, Equation]:
+    """Return the equations with the rows in reverse order, by the dimension that is reversed."""
 
-    def way(axis: int) -> Equation:
-        def followed(part: str, index: Index) -> Followed:
+    def along(axis: int) -> Equation:
+        def terms(part: str, index: Index) -> Terms:
             of_rows = max(0, axis - 1) if part == "loss" else axis  # the loss has no class axis
-            return ((1, 1.0, _turned(index, parts(given)[part], of_rows)),)
+            return ((1, 1.0, _reversed(index, parts(given)[part], of_rows)),)
 
-        return Equation((given, relations.rows_turned(given, axis)), followed)
+        return Equation((given, relations.rows_turned(given, axis)), terms)
 
-    return {f"turned along {axis}": way(axis) for axis in relations.rows_axes(given)}
+    return {f"turned along {axis}": along(axis) for axis in relations.rows_axes(given)}
 
 
-def of_turned_classes(case: Case, given: Inputs) -> dict[str, Equation]:
-    """From the classes the other way round."""
+def of_reversed_classes(case: Case, given: Inputs) -> dict[str, Equation]:
+    """Return the equation with the classes in reverse order."""
 
-    def followed(part: str, index: Index) -> Followed:
+    def terms(part: str, index: Index) -> Terms:
         axis = min(1, given.logits.dim() - 1)
-        return ((1, 1.0, index if part == "loss" else _turned(index, parts(given)[part], axis)),)
+        return ((1, 1.0, index if part == "loss" else _reversed(index, parts(given)[part], axis)),)
 
-    return {"": Equation((given, relations.classes_turned(given)), followed)}
+    return {"": Equation((given, relations.classes_turned(given)), terms)}
 
 
-def _turned(index: Index, shape: Index, axis: int) -> Index:
+def _reversed(index: Index, shape: Index, axis: int) -> Index:
     return (*index[:axis], shape[axis] - 1 - index[axis], *index[axis + 1 :]) if index else ()
 
 
-def of_two_parts(case: Case, given: Inputs) -> dict[str, Equation]:
-    """From two parts of the batch; none where there are no two that have something to divide by."""
+def of_two_batches(case: Case, given: Inputs) -> dict[str, Equation]:
+    """Return the equation with two parts of the batch; none where a part has nothing to divide its mean by."""
     try:
         parted = relations.parted(given, terms_of(given))
     except NotRunError:
         return {}
-    (one, of_one), (other, of_other) = ((float(share), inputs) for share, inputs in parted)
-    at = len(of_one.logits)
+    (first, of_first), (second, of_second) = ((float(share), inputs) for share, inputs in parted)
+    size = len(of_first.logits)
 
-    def followed(part: str, index: Index) -> Followed:
+    def terms(part: str, index: Index) -> Terms:
         if not index:  # a sum, or a mean of means
-            return (1, one, ()), (2, other, ())
+            return (1, first, ()), (2, second, ())
         row, *further = index
-        return ((1, one, index) if row < at else (2, other, (row - at, *further)),)
+        return ((1, first, index) if row < size else (2, second, (row - size, *further)),)
 
-    return {"": Equation((given, of_one, of_other), followed)}
+    return {"": Equation((given, of_first, of_second), terms)}
 
 
 def of_options(case: Case, given: Inputs) -> dict[str, Equation]:
-    """From the inputs without an option, which differ, and with those that are off."""
-    ways = {way: Equation((given, without), None) for way, without in options.left_out(given).items()}
+    """Return the equations without an option, where the result differs, and with options that are off."""
+    equations = {call: Equation((given, without), None) for call, without in options.left_out(given).items()}
     if off := options.turned_off(given, case.ignored):
         other, passed = off
-        ways["with options off"] = Equation(
-            (given, replace(other, options={name: other.options[name] for name in passed}))
-        )
-    return ways
+        chosen = replace(other, options={name: other.options[name] for name in passed})
+        equations["with options off"] = Equation((given, chosen))
+    return equations

@@ -1,4 +1,4 @@
-"""Recipes: how a script repeats what a check found, made of `snippets` and `steps`."""
+"""Recipes: which functions of `scripts` repeat what a check found, and what they need besides the case."""
 
 from __future__ import annotations
 
@@ -9,11 +9,17 @@ from typing import Any
 
 from crossent.cases.case import Case
 from crossent.cases.inputs import Inputs
-from crossent.checks import circumstances, compiled_code, relations
+from crossent.checks import compiled_code, relations
+from crossent.checks.circumstances import ALONE, THREADS, UNRECORDED
 from crossent.checks.large import GIB, needed
-from crossent.repro import equations, snippets, steps
+from crossent.repro import equations
+from crossent.repro.composer import Function
 from crossent.repro.equations import Equations, Index, Shapes, parts
-from crossent.subjects import compiler
+from crossent.repro.scripts import circumstances, derivatives, determinism, refusals, single, transforms
+from crossent.repro.scripts.compiled_code import call_compiled, check_compiled_errors
+from crossent.repro.scripts.relations import call_each, check_two_backwards, judge_terms, judge_unchanged
+from crossent.repro.scripts.single import call_once, judge_number
+from crossent.subjects.compiler import INDUCTOR, TRACER
 from crossent.subjects.subject import Subject
 from crossent.trials.agreement import RESULT_PARTS
 
@@ -23,8 +29,9 @@ class Focus:
     """What a script is to show.
 
     Attributes:
-        case, inputs, subject: what was called with what; the tensors are on the CPU.
-        of, index: the result that the finding is about, and the number in it; "" and None where it is none.
+        case, inputs, subject: the case, and the subject that is called with the inputs. The tensors are on the CPU.
+        of: the result that the finding is about, as in a `Finding`; "" where it is about none.
+        index: the number in that result; None where the finding is about no number.
     """
 
     case: Case
@@ -35,17 +42,17 @@ class Focus:
 
     @property
     def part(self) -> str:
-        """Which part of a result it is: the loss or a gradient."""
+        """The part of the result: the loss, a gradient or a derivative."""
         return self.of.partition(" ")[0]
 
     @property
-    def way(self) -> str:
-        """How it came about, where there are several ways."""
+    def call(self) -> str:
+        """The name of the call that gave the result, where a check makes several calls; "" for the first."""
         return self.of.partition(" ")[2]
 
 
-def nothing(asked: Focus) -> dict[str, Any]:
-    """No values, and no results."""
+def nothing(focus: Focus) -> dict[str, Any]:
+    """Return no values, and no results."""
     return {}
 
 
@@ -54,22 +61,20 @@ class Recipe:
     """How a script repeats what a check found.
 
     Attributes:
-        kinds: of its findings.
-        functions: what the steps call, but for what judges numbers.
-        steps: what is done with the subject. They end the script where something is wrong that is no number.
-        number: how the number of a finding is judged after them.
-        whole: what is looked at after them where a finding is about a result, but about no number of it.
-        numbers: the results that a number may be of, by the words of a finding, and their sizes.
-        wholes: the same for what may be wrong as a whole.
-        numbered: whether all that is "wrong" is a number.
-        values: what the steps need besides the case, by name.
+        kinds: the kinds of the check's findings.
+        step: calls the subject. It ends the script where something is wrong that is no number.
+        number: judges the number of a finding, in what `step` returns.
+        whole: judges a result as a whole, for a finding about a result that is about no number of it.
+        numbers: the results that a number may be in, by the words of a finding, and their shapes.
+        wholes: the results that may be wrong as a whole, in the same way.
+        numbered: whether each finding of kind "wrong" is about a number.
+        values: what the functions need besides the case, by name.
     """
 
     kinds: tuple[str, ...]
-    functions: tuple[str, ...]
-    steps: tuple[str, ...]
-    number: str = ""
-    whole: str = ""
+    step: Function
+    number: Function | None = None
+    whole: Function | None = None
     numbers: Callable[[Focus], Shapes] = nothing
     wholes: Callable[[Focus], Shapes] = nothing
     numbered: bool = False
@@ -77,214 +82,187 @@ class Recipe:
 
 
 EITHER = ("wrong", "refused")
-ONCE = (snippets.EVALUATE,)
-AGAIN = (snippets.EVALUATE, snippets.SHAPED, snippets.FRESH)
-BITWISE = (*AGAIN, snippets.POISON, snippets.BITS)
-ARGUMENTS = (snippets.MEMORY, snippets.ARGUMENTS, snippets.CHANGED)
-STATE = (snippets.STATE, snippets.CHANGED)
 
 
-def _all(asked: Focus) -> Shapes:
-    return parts(asked.inputs)
+def _all(focus: Focus) -> Shapes:
+    return parts(focus.inputs)
 
 
 def _only(part: str) -> Callable[[Focus], Shapes]:
-    return lambda asked: {part: parts(asked.inputs)[part]}
+    return lambda focus: {part: parts(focus.inputs)[part]}
 
 
-def _rows(asked: Focus) -> Shapes:
-    sizes = asked.inputs.logits.shape
+def _rows(focus: Focus) -> Shapes:
+    sizes = focus.inputs.logits.shape
     return {"gradient": (sizes[0], *sizes[2:]) if len(sizes) > 1 else ()}
 
 
-def _number(numbers: Callable[[Focus], Shapes], number: str = steps.JUDGED) -> Recipe:
-    """Of a number of the first call."""
-    return Recipe(("wrong",), ONCE, (steps.ONCE,), number, numbers=numbers, numbered=True)
+def _number(numbers: Callable[[Focus], Shapes], number: Function = judge_number) -> Recipe:
+    """Return the recipe of a number of the first call."""
+    return Recipe(("wrong",), call_once, number, numbers=numbers, numbered=True)
 
 
-def _related(known: Equations, whole: str = "") -> Recipe:
-    """Of a result that follows from others."""
+def _equal(equations_of: Equations, whole: Function | None = None) -> Recipe:
+    """Return the recipe of a result that follows from other results."""
 
-    def named(asked: Focus, *, whole: bool) -> Shapes:
-        found = known(asked.case, asked.inputs).items()
-        names = [name for name, way in found if (way.followed is None) == whole]
-        return {f"{part} {name}".rstrip(): shape for name in names for part, shape in parts(asked.inputs).items()}
+    def named(focus: Focus, *, whole: bool) -> Shapes:
+        found = equations_of(focus.case, focus.inputs).items()
+        calls = [call for call, equation in found if (equation.terms is None) == whole]
+        return {f"{part} {call}".rstrip(): shape for call in calls for part, shape in parts(focus.inputs).items()}
 
-    def values(asked: Focus) -> dict[str, Any]:
-        found = known(asked.case, asked.inputs)
-        if not asked.of:
-            return {"ways": [way.inputs for way in found.values()]}
-        way = found[asked.way]
-        followed = way.followed(asked.part, asked.index) if way.followed and asked.index is not None else ()
-        return {"ways": [way.inputs], "followed": followed}
+    def values(focus: Focus) -> dict[str, Any]:
+        found = equations_of(focus.case, focus.inputs)
+        if not focus.of:
+            return {"equations": [equation.inputs for equation in found.values()]}
+        equation = found[focus.call]
+        terms = equation.terms(focus.part, focus.index) if equation.terms and focus.index is not None else ()
+        return {"equations": [equation.inputs], "terms": terms}
 
     numbers, wholes = partial(named, whole=False), partial(named, whole=True)
-    return Recipe(EITHER, AGAIN, (steps.RELATED,), steps.FOLLOWS, whole, numbers, wholes, values=values)
+    return Recipe(EITHER, call_each, judge_terms, whole, numbers, wholes, values=values)
 
 
-def _called(step: str, *functions: str, kinds: tuple[str, ...] = EITHER, ways: Mapping[str, tuple[str, ...]]) -> Recipe:
-    """Of calls in several circumstances: `ways` says which parts of a result there are in each."""
+def _called(
+    step: Function,
+    calls: Mapping[str, tuple[str, ...]],
+    *,
+    number: Function = circumstances.judge_one_call,
+    kinds: tuple[str, ...] = EITHER,
+) -> Recipe:
+    """Return the recipe of several calls. `calls` has the parts of the result of each call, by its name."""
 
-    def numbers(asked: Focus) -> Shapes:
-        known = parts(asked.inputs)
-        return {f"{part} {way}": known[part] for way, of in ways.items() for part in of if part in known}
+    def numbers(focus: Focus) -> Shapes:
+        known = parts(focus.inputs)
+        return {f"{part} {call}": known[part] for call, names in calls.items() for part in names if part in known}
 
-    def values(asked: Focus) -> dict[str, Any]:
-        other = asked.case.seeded(asked.case.seed + 1).build()
-        return {"ways": tuple(ways), "which": asked.way, "other": other}
+    def values(focus: Focus) -> dict[str, Any]:
+        return {"calls": tuple(calls), "which_call": focus.call, **_others(focus)}
 
-    return Recipe(kinds, (*AGAIN, *functions), (step,), steps.OF_A_WAY, numbers=numbers, values=values)
+    return Recipe(kinds, step, number, numbers=numbers, values=values)
 
 
-def _derivative(step: str, *names: str) -> Recipe:
-    """Of derivatives along the case's direction. Where one is cut off, it is 0."""
+def _others(focus: Focus) -> dict[str, Any]:
+    """Return other numbers for the same case."""
+    return {"other": focus.case.seeded(focus.case.seed + 1).build()}
 
-    def shapes(asked: Focus) -> Shapes:
-        known = parts(asked.inputs)
+
+def _derivative(step: Function, *names: str) -> Recipe:
+    """Return the recipe of derivatives along the direction of the case. A derivative may be missing."""
+
+    def shapes(focus: Focus) -> Shapes:
+        known = parts(focus.inputs)
         return {name: known["gradient" if name == "second" else "loss"] for name in names}
 
-    def values(asked: Focus) -> dict[str, Any]:
-        along = {"direction": asked.case.direction()}
-        return {**along, "shape": shapes(asked)[asked.of]} if asked.of else along
+    def values(focus: Focus) -> dict[str, Any]:
+        along = {"direction": focus.case.direction()}
+        return {**along, "shape": shapes(focus)[focus.of]} if focus.of else along
 
-    return Recipe(EITHER, (), (step,), steps.DERIVATIVE, steps.CUT_OFF, shapes, shapes, values=values)
-
-
-def _transform(
-    step: str, *functions: str, numbers: Callable[[Focus], Shapes] = _all, number: str = steps.JUDGED
-) -> Recipe:
-    """Of one call under a transform."""
-    return Recipe(EITHER, (snippets.EVALUATE, snippets.SHAPED, *functions), (step,), number, numbers=numbers)
+    number, whole = derivatives.judge_derivative, derivatives.judge_presence
+    return Recipe(EITHER, step, number, whole, shapes, shapes, values=values)
 
 
-def _of_samples(asked: Focus) -> Shapes:
-    logits = asked.inputs.logits
-    reduced = {} if asked.inputs.upstream.dim() else {"loss": (logits.shape[0 if logits.dim() == 2 else -1],)}
-    return {**parts(asked.inputs), **reduced}
+def _transform(step: Function, numbers: Callable[[Focus], Shapes] = _all, *, number: Function = judge_number) -> Recipe:
+    """Return the recipe of one call under a transform."""
+    return Recipe(EITHER, step, number, numbers=numbers)
+
+
+def _of_samples(focus: Focus) -> Shapes:
+    logits = focus.inputs.logits
+    reduced = {} if focus.inputs.upstream.dim() else {"loss": (logits.shape[0 if logits.dim() == 2 else -1],)}
+    return {**parts(focus.inputs), **reduced}
 
 
 def _compiled(backend: str, *, dynamic: bool) -> Recipe:
-    def second(asked: Focus) -> tuple[str, Inputs]:
-        larger = compiled_code.larger(asked.case)
-        return (f"on {larger.id}", larger.build()) if dynamic else ("called again", asked.inputs)
+    """Return the recipe of two calls of the compiled subject."""
 
-    def numbers(asked: Focus) -> Shapes:
-        way, other = second(asked)
-        return {**parts(asked.inputs), **{f"{part} {way}": shape for part, shape in parts(other).items()}}
+    def second(focus: Focus) -> tuple[str, Inputs]:
+        larger = compiled_code.larger(focus.case)
+        return (f"on {larger.id}", larger.build()) if dynamic else ("called again", focus.inputs)
 
-    def values(asked: Focus) -> dict[str, Any]:
-        return {"backend": backend, "dynamic": dynamic, "other": second(asked)[1], "which": int(asked.way != "")}
+    def numbers(focus: Focus) -> Shapes:
+        call, other = second(focus)
+        return {**parts(focus.inputs), **{f"{part} {call}": shape for part, shape in parts(other).items()}}
 
-    functions = (*AGAIN, snippets.POISON, snippets.UNASKED, snippets.CALL)
-    steps_of_it = (steps.COMPILED, steps.CALLED_TWICE)
-    return Recipe(EITHER, functions, steps_of_it, steps.OF_EITHER_CALL, numbers=numbers, values=values)
+    def values(focus: Focus) -> dict[str, Any]:
+        which = {"other": second(focus)[1], "which_call": int(focus.call != "")}
+        return {"backend": backend, "dynamic": dynamic, **which}
 
-
-def _no_classes(asked: Focus) -> dict[str, Any]:
-    return {"backend": compiler.INDUCTOR, "dynamic": False, "classes": compiled_code.no_classes(asked.inputs)}
+    return Recipe(EITHER, call_compiled, circumstances.judge_one_call, numbers=numbers, values=values)
 
 
-def _of_tiles(asked: Focus) -> Shapes:
-    times = asked.case.tiled
-    return {name: (times * shape[0], *shape[1:]) if shape else () for name, shape in parts(asked.inputs).items()}
+def _no_classes(focus: Focus) -> dict[str, Any]:
+    return {"backend": INDUCTOR, "dynamic": False, "classes": compiled_code.no_classes(focus.inputs)}
 
 
-def _tiles(asked: Focus) -> dict[str, Any]:
-    gib = needed(asked.case, asked.subject) / GIB
-    return {"times": asked.case.tiled, "each_row": asked.case.upstream == "rows", "gib": gib}
+def _of_tiles(focus: Focus) -> Shapes:
+    times = focus.case.tiled
+    return {name: (times * shape[0], *shape[1:]) if shape else () for name, shape in parts(focus.inputs).items()}
 
 
+def _tiles(focus: Focus) -> dict[str, Any]:
+    gib = needed(focus.case, focus.subject) / GIB
+    return {"times": focus.case.tiled, "each_row": focus.case.upstream == "rows", "gib": gib}
+
+
+# By the name of the check.
 RECIPES = {
-    "call": Recipe(("refused",), (*ONCE, snippets.BITS), (steps.CALL,)),
-    "result": Recipe(("wrong",), (*ONCE, snippets.SHAPED), (steps.ONCE, steps.SHAPED)),
-    "arguments": Recipe(
-        ("changed_input", "aliased"),
-        (*ONCE, *ARGUMENTS, snippets.WATCHED),
-        (steps.ARGUMENTS, steps.WATCHED, steps.SAME_ARGUMENTS, steps.UNMARKED, steps.ALIASED),
-    ),
-    "state": Recipe(("changed_state",), (*ONCE, *STATE), (steps.STATE, steps.ONCE, steps.SAME_STATE)),
+    "call": Recipe(("refused",), single.show_call),
+    "result": Recipe(("wrong",), single.check_shape),
+    "arguments": Recipe(("changed_input", "aliased"), single.check_arguments),
+    "state": Recipe(("changed_state",), single.check_state),
     "loss": _number(_only("loss")),
     "gradient": _number(_only("gradient")),
     "target_gradient": _number(_only("target_gradient")),
-    "repeat": Recipe(
-        ("not_repeated", "refused"),
-        BITWISE,
-        (steps.REPEAT,),
-        values=lambda asked: {"other": asked.case.seeded(asked.case.seed + 1).build()},
-    ),
-    "sign": _number(_only("loss"), steps.SIGN),
-    "row_sums": _number(_rows, steps.ROW_SUM),
-    "ignored_rows": Recipe(("wrong",), ONCE, (steps.ONCE, steps.IGNORED_ROWS)),
-    "layout": _related(equations.of_the_same(relations.contiguous)),
-    "shift": _related(equations.of_moved_logits),
-    "rows_permuted": _related(equations.of_turned_rows),
-    "classes_permuted": _related(equations.of_turned_classes),
-    "split": _related(equations.of_two_parts),
-    "widened": _related(equations.of_the_same(relations.wide)),
-    "options": _related(equations.of_options, steps.UNCHANGED),
+    "repeat": Recipe(("not_repeated", "refused"), single.check_repeat, values=_others),
+    "sign": _number(_only("loss"), single.judge_sign),
+    "row_sums": _number(_rows, single.judge_row_sum),
+    "ignored_rows": Recipe(("wrong",), single.check_ignored_rows),
+    "layout": _equal(equations.equal_to(relations.contiguous)),
+    "shift": _equal(equations.of_shifted_logits),
+    "rows_permuted": _equal(equations.of_reversed_rows),
+    "classes_permuted": _equal(equations.of_reversed_classes),
+    "split": _equal(equations.of_two_batches),
+    "widened": _equal(equations.equal_to(relations.wide)),
+    "options": _equal(equations.of_options, judge_unchanged),
     "two_backwards": Recipe(
         ("disturbed", "not_repeated", *EITHER),
-        (*AGAIN, snippets.BITS, snippets.BOTH),
-        (steps.TWO_BACKWARDS,),
-        values=lambda asked: {"other": relations.of_other_classes(asked.inputs)},
+        check_two_backwards,
+        values=lambda focus: {"other": relations.of_other_classes(focus.inputs)},
     ),
     "no_grad": _called(
-        steps.UNRECORDED,
-        *(snippets.MEMORY, snippets.UNTOUCHED),
+        circumstances.call_without_gradients,
+        dict.fromkeys(UNRECORDED, ("loss",)),
         kinds=("changed_input", *EITHER),
-        ways=dict.fromkeys(circumstances.UNRECORDED, ("loss",)),
     ),
-    "non_leaf": Recipe(
-        ("changed_input", *EITHER),
-        (*AGAIN, snippets.MEMORY, snippets.CLONED),
-        (steps.NON_LEAF,),
-        steps.JUDGED,
-        numbers=_all,
-    ),
+    "non_leaf": Recipe(("changed_input", *EITHER), circumstances.call_on_non_leaf, judge_number, numbers=_all),
     "alone": _called(
-        steps.ALONE,
-        ways=dict(zip(circumstances.ALONE, (("loss", "gradient"), ("loss", "target_gradient")), strict=True)),
+        circumstances.call_for_one_gradient,
+        dict(zip(ALONE, (("loss", "gradient"), ("loss", "target_gradient")), strict=True)),
     ),
-    "threads": replace(
-        _called(steps.THREADS, snippets.AT_ONCE, ways=dict.fromkeys(circumstances.THREADS, RESULT_PARTS)),
-        number=steps.OF_A_TRY,
+    "threads": _called(
+        circumstances.call_in_threads,
+        dict.fromkeys(THREADS, RESULT_PARTS),
+        number=circumstances.judge_every_try,
     ),
-    "double_backward": _derivative(steps.SECOND_ORDER, "second", "upstream_gradient"),
-    "forward_ad": _derivative(steps.TANGENT, "tangent"),
-    "deterministic": Recipe(("not_repeated", "refused"), (*BITWISE, snippets.UNASKED), (steps.DETERMINISTIC,)),
-    "stream": Recipe(
-        EITHER,
-        (*ONCE, snippets.FRESH, snippets.MEMORY, snippets.POISON),
-        (steps.STREAM,),
-        steps.JUDGED,
-        numbers=_all,
-        numbered=True,
-    ),
-    "func_grad": _transform(steps.VJP, snippets.LOSS_OF, snippets.PULL),
-    "vmap": _transform(
-        steps.VMAP,
-        *(snippets.LOSS_OF, snippets.PULL, snippets.GRADIENTS_OF),
-        numbers=_of_samples,
-        number=steps.OF_SAMPLES,
-    ),
-    "autocast": _transform(steps.AUTOCAST, snippets.UNDER_AUTOCAST),
-    "meta": _transform(steps.META, snippets.EMPTY, numbers=nothing),
-    "export": _transform(steps.EXPORT, snippets.UNASKED, snippets.MODULE, numbers=_only("loss")),
-    "trace": _compiled(compiler.TRACER, dynamic=False),
-    "trace_dynamic": _compiled(compiler.TRACER, dynamic=True),
-    "compile": _compiled(compiler.INDUCTOR, dynamic=False),
-    "compile_dynamic": _compiled(compiler.INDUCTOR, dynamic=True),
-    "compiled_error": Recipe(
-        ("accepted", "wrong"),
-        (*ONCE, snippets.FRESH, snippets.UNASKED, snippets.CALL),
-        (steps.COMPILED, steps.NO_CLASSES),
-        values=_no_classes,
-    ),
-    "large": replace(_transform(steps.TILED, snippets.UNASKED, snippets.REPEATED, numbers=_of_tiles), values=_tiles),
+    "double_backward": _derivative(derivatives.differentiate_twice, "second", "upstream_gradient"),
+    "forward_ad": _derivative(derivatives.differentiate_forward, "tangent"),
+    "deterministic": Recipe(("not_repeated", "refused"), determinism.check_deterministic),
+    "stream": Recipe(EITHER, determinism.call_on_stream, judge_number, numbers=_all, numbered=True),
+    "func_grad": _transform(transforms.call_under_vjp),
+    "vmap": _transform(transforms.call_under_vmap, _of_samples, number=transforms.judge_samples),
+    "autocast": _transform(transforms.call_under_autocast),
+    "meta": Recipe(EITHER, transforms.call_on_meta),
+    "export": _transform(transforms.call_exported, _only("loss")),
+    "trace": _compiled(TRACER, dynamic=False),
+    "trace_dynamic": _compiled(TRACER, dynamic=True),
+    "compile": _compiled(INDUCTOR, dynamic=False),
+    "compile_dynamic": _compiled(INDUCTOR, dynamic=True),
+    "compiled_error": Recipe(("accepted", "wrong"), check_compiled_errors, values=_no_classes),
+    "large": replace(_transform(single.call_on_repeated, _of_tiles), values=_tiles),
 }
-# Of bad input.
+# For bad inputs.
 REFUSALS = {
-    "errors": Recipe(("accepted", "wrong", "crashed", "hung"), (), (steps.REFUSED,)),
-    "arguments": Recipe(("changed_input",), ARGUMENTS, (steps.ARGUMENTS, steps.TRIED, steps.SAME_ARGUMENTS)),
-    "state": Recipe(("changed_state",), STATE, (steps.STATE, steps.TRIED, steps.SAME_STATE)),
+    "errors": Recipe(("accepted", "wrong", "crashed", "hung"), refusals.check_refused),
+    "arguments": Recipe(("changed_input",), refusals.check_arguments_of_bad_call),
+    "state": Recipe(("changed_state",), refusals.check_state_after_bad_call),
 }

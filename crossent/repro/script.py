@@ -1,33 +1,35 @@
-"""Repro: a finding as a script that needs torch and nothing else, with the very bits of its case."""
+"""A finding as a script that needs torch and nothing else, with the very bits of its case."""
 
 from __future__ import annotations
 
-import base64
+import inspect
 import math
-import re
 import sys
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from crossent.cases.bad_inputs import BAD_INPUTS, BadInput
 from crossent.cases.case import Case
-from crossent.cases.inputs import Inputs, bits
 from crossent.checks import CHECKS, single
 from crossent.machine import ambient, require_device
 from crossent.report.findings import Finding, Numbers, SubjectReport
-from crossent.repro import snippets, steps
+from crossent.repro.composer import Code, Function
 from crossent.repro.equations import Shapes
+from crossent.repro.literals import assignments, docstring
 from crossent.repro.recipes import RECIPES, REFUSALS, Focus, Recipe
+from crossent.repro.scripts import subjects
+from crossent.repro.scripts.compiled_code import compiled
+from crossent.repro.scripts.functions import cannot_run, evaluate_loss, tensor, verdict
+from crossent.repro.scripts.refusals import isolate
 from crossent.run.fresh_process import SECONDS
 from crossent.run.judge import as_finding
 from crossent.run.parallel import judge_each
 from crossent.subjects.builtin import BY_NAME, FORMS
+from crossent.subjects.compiler import COMPILE_SUFFIX, as_compiled
 from crossent.subjects.subject import Subject
 from crossent.trials.act import Here
 from crossent.trials.check import Check
@@ -54,9 +56,15 @@ device = {device}
 
 {steps}
 '''
-ENDS = ("crashed", "hung")  # of what may be done in any check: the process that did it
-# Somebody's, of which no more is known than its name.
+ENDS = ("crashed", "hung")  # kinds of findings of every check: a call ended its process, or did not return
+# A subject of which no more is known than its name.
 ANOTHER = Subject("another", torch.nn.functional.cross_entropy)
+# The subjects that a script defines itself.
+DEFINED: dict[str, Function] = {
+    "torch": subjects.torch_loss,
+    "torch_nll": subjects.torch_nll,
+    "scalar": subjects.scalar_on_tensors,
+}
 
 
 def repeated(id: str, device: str = "cpu") -> Finding:
@@ -67,13 +75,12 @@ def repeated(id: str, device: str = "cpu") -> Finding:
         RuntimeError: no such device.
     """
     subject, check, case = _parts(id)
-    if subject not in BY_NAME:
-        raise ValueError(f"finding: got subject {subject!r}; without its report, allowed are {', '.join(BY_NAME)}")
+    named = _own_subject(subject, device, "without its report")
     made = _case(case)
     require_device(device)
-    entry, host = SubjectReport(subject), Here(BY_NAME[subject].loss)
+    entry, host = SubjectReport(subject), Here(named.loss)
     with ambient():
-        for verdict in judge_each(made, _checks(check, made), [BY_NAME[subject]], [host], device):
+        for verdict in judge_each(made, _checks(check, made), [named], [host], device):
             entry.enter(verdict)
     found = next((finding for finding in entry.findings if finding.check == check), None)
     if found is None:
@@ -92,16 +99,16 @@ def nearest_to_bound(id: str, device: str = "cpu") -> Finding:
         RuntimeError: no such device.
     """
     subject, name, case = _parts(id)
-    if subject not in BY_NAME:
-        raise ValueError(f"finding: got subject {subject!r}; with --held, allowed are {', '.join(BY_NAME)}")
+    named = _own_subject(subject, device, "with --held")
     made = _case(case)
     require_device(device)
     if isinstance(made, BadInput):
         return Finding(subject, "errors", case, "wrong", "It is shown how it is refused.")
     if name not in CHECKS:
         raise ValueError(f"finding: got check {name!r}; allowed are {', '.join(CHECKS)}")
-    named = BY_NAME[subject]
     check, trial = CHECKS[name], Trial(Question(made, device), named, Here(named.loss))
+    if not check.applies(made) or check.not_run(named, trial.question.inputs):
+        raise ValueError(f"finding: {subject} has no {name} on {case}")
     found: list[Difference] = []
     with ambient(), suppress(RefusedError, NotRunError):
         found = [one for one in check.run(trial) if isinstance(one, Difference)]
@@ -130,52 +137,68 @@ def script(finding: Finding, device: str = "cpu", digest: str | None = None, *, 
         ValueError: its case cannot be built, or not with the same bits; or it is of no kind that is known.
         RuntimeError: no such device.
     """
-    case = _case(finding.case)
-    recipe = _recipe(finding, case, device)
+    case, subject = _case(finding.case), _subject(finding.subject, device)
+    recipe = _recipe(finding, case, subject, device)
     inputs = case.build()
     if digest is not None and inputs.digest != digest:
         raise ValueError(f"finding: {finding.case} has other bits here: inputs {inputs.digest}, in the report {digest}")
-    functions, done = [snippets.TENSOR, snippets.VERDICT, *recipe.functions], [*recipe.steps]
-    last = [_subject(finding.subject)]
-    values: dict[str, Any]
+    ending, values = None, dict[str, Any]()
     if isinstance(case, BadInput):
         values = {"raises": case.allowed(device)}
     else:
-        subject = BY_NAME.get(finding.subject, ANOTHER)
-        asked = _asked(finding, recipe, Focus(case, inputs, subject))
-        values = {"own_dtype": subject.dtype, **recipe.values(asked)}
-        if asked.of:
-            values["part"] = asked.part
-        if asked.index is not None and finding.numbers is not None:
+        focus = _focused(finding, recipe, Focus(case, inputs, subject))
+        values = {"own_dtype": subject.dtype, **recipe.values(focus)}
+        if focus.of:
+            values["part"], ending = focus.part, recipe.whole
+        if focus.index is not None and finding.numbers is not None:
+            ending = recipe.number
             values |= _numbers(finding.numbers, CHECKS[finding.check].versus) | ({"found": None} if held else {})
-            functions.append(snippets.JUDGED)
-            done.append(recipe.number)
-        elif asked.of:
-            done.append(recipe.whole)
-        if not subject.differentiable:
-            functions = [snippets.LOSS_ALONE if one == snippets.EVALUATE else one for one in functions]
-    if finding.kind in ENDS or (isinstance(case, BadInput) and case.asserts(device)):
-        last.append(f"seconds = {SECONDS:g}\n{steps.ISOLATED.lstrip()}")
-        done.insert(0, steps.STARTED)
-    if not done[-1].rstrip().rpartition("\n")[2].startswith("verdict("):
-        done.append('verdict(False, "as it should be")')
-    code = "\n".join([*functions, *last, *done])
-    modules = ["base64", *(name for name in ("math", "subprocess", "sys", "threading") if f"{name}." in code), "zlib"]
+    code = Code({} if subject.differentiable else {"evaluate": evaluate_loss})
+    code.add(tensor)
+    isolated = finding.kind in ENDS or (isinstance(case, BadInput) and case.asserts(device))
+    main = _main(code, recipe.step, ending, refusable=isinstance(case, Case) and finding.kind != "refused")
+    if ending is None or ending is not recipe.number:
+        code.add(verdict)
+        main.append('verdict(False, "as it should be")')
+    before = [*_subject_lines(code, finding.subject)]
+    if isolated:
+        code.add(isolate)
+        before.append(f"seconds = {SECONDS:g}\nisolate()")
+        main.insert(0, 'print("started", flush=True)')
     title = printable(f"{finding.subject}: {finding.check} {finding.kind} on {finding.case}")
     text = SCRIPT.format(
-        story=_inert("\n".join([title, "", *str(finding).splitlines()[1:-1]])),
-        imports="\n".join(f"import {module}" for module in modules),
+        story=docstring("\n".join([title, "", *str(finding).splitlines()[1:-1]])),
+        imports="\n".join(f"import {module}" for module in sorted(code.imports)),
         device=ascii(device),
-        functions="\n\n\n".join(one.strip() for one in [*functions, *last]),
-        values="\n".join(_values(inputs, values, code)),
-        steps="\n".join(one.strip() for one in done),
+        functions="\n\n\n".join([*code.functions.values(), *before]),
+        values="\n".join(assignments(inputs, {name: value for name, value in values.items() if name in code.values})),
+        steps="\n".join(main),
     )
     assert text.isascii()  # it may be piped to Python through a terminal that knows no Unicode
     return text
 
 
-def _recipe(finding: Finding, case: Case | BadInput, device: str) -> Recipe:
-    """How such a finding is repeated."""
+def _main(code: Code, step: Function, ending: Function | None, *, refusable: bool) -> list[str]:
+    """Return the lines that call a step, and the function that judges its result.
+
+    refusable: whether the script ends with status 2 where the subject raises. A finding that it raises needs no more
+    than the traceback, with which Python ends with status 1.
+    """
+    code.add(step)
+    lines = [f"{step.__name__}()"]
+    if ending is not None:
+        code.add(ending)
+        (result,) = inspect.signature(ending).parameters
+        lines = [f"{result} = {step.__name__}()", f"{ending.__name__}({result})"]
+    if refusable:
+        code.add(cannot_run)
+        told = '    cannot_run(f"{type(error).__name__}: {error}")'
+        lines = ["try:", *(f"    {line}" for line in lines), "except Exception as error:", told]
+    return lines
+
+
+def _recipe(finding: Finding, case: Case | BadInput, subject: Subject, device: str) -> Recipe:
+    """Return the recipe for a finding of this check and kind."""
     recipes = REFUSALS if isinstance(case, BadInput) else RECIPES
     recipe = recipes.get(finding.check)
     if recipe is None:
@@ -185,7 +208,7 @@ def _recipe(finding: Finding, case: Case | BadInput, device: str) -> Recipe:
         raise ValueError(f"finding: got kind {finding.kind!r} of {finding.check}; allowed are {allowed}")
     there = torch.device(device).type
     if isinstance(case, Case):
-        check, subject = CHECKS[finding.check], BY_NAME.get(finding.subject, ANOTHER)
+        check = CHECKS[finding.check]
         if (
             not check.applies(case)
             or check.not_run(subject, case.build())
@@ -195,56 +218,35 @@ def _recipe(finding: Finding, case: Case | BadInput, device: str) -> Recipe:
     return recipe
 
 
-def _asked(finding: Finding, recipe: Recipe, asked: Focus) -> Focus:
-    """With the result that the finding is about, and with the index of the number in it, where there is one."""
+def _focused(finding: Finding, recipe: Recipe, focus: Focus) -> Focus:
+    """Return the focus with the result that the finding is about, and with the index of the number in it, if any."""
     n = finding.numbers
     shapes: Shapes = {"": ()}
     if finding.kind != "wrong":
         n = None
     elif n is not None:
-        shapes = recipe.numbers(asked)
+        shapes = recipe.numbers(focus)
     elif finding.of or recipe.numbered:
-        shapes = recipe.wholes(asked)
+        shapes = recipe.wholes(focus)
     shape = shapes.get(finding.of)
     if shape is None:
         known = ", ".join(map(repr, shapes)) or "none without numbers"
         raise ValueError(f"finding: it is of {finding.of!r}; allowed are {known}")
     if n is None:
-        return replace(asked, of=finding.of)
+        return replace(focus, of=finding.of)
     if len(n.index) != len(shape) or not all(map(int.__lt__, n.index, shape)):
         raise ValueError(f"finding: got index {n.index}; allowed is one within {shape}")
-    return replace(asked, of=finding.of, index=n.index)
+    return replace(focus, of=finding.of, index=n.index)
 
 
 def _numbers(n: Numbers, versus: str) -> dict[str, Any]:
-    """A finding's numbers as the script has them."""
+    """Return the numbers of a finding as the script has them."""
     if versus == "exact":
         return {"index": n.index, "found": n.got, "exact": n.exact, "allowed": n.bound, "versus": versus}
-    # The other result is another one there: what was found is not wrong by itself. And where it was infinite or NaN,
-    # no more was allowed than it had for itself: what happens is that one of the two is, and the other not.
+    # Where the script runs, the other result may differ: the number that was found is not wrong by itself. And where
+    # the other result was infinite or NaN, any finite distance is allowed: the finding is that only one of them is.
     allowed = n.bound if math.isfinite(n.exact) else sys.float_info.max
     return {"index": n.index, "found": None, "allowed": allowed, "versus": versus}
-
-
-def _values(inputs: Inputs, values: Mapping[str, Any], code: str) -> Iterator[str]:
-    """What the script is about, a line each: the case, and what else its code names."""
-    tensors = {"logits": inputs.logits, "target": inputs.target, "upstream": inputs.upstream}
-    tensors |= {name: value for name, value in inputs.options.items() if isinstance(value, Tensor)}
-    for name, tensor in tensors.items():
-        yield f"{name} = {_tensor(tensor)}"
-    options = [f"{name}={name if name in tensors else _literal(value)}" for name, value in inputs.options.items()]
-    yield f"options = dict({', '.join(options)})"
-    yield "given = logits, target, options, upstream"
-    for name, value in values.items():
-        if re.search(rf"\b{name}\b", code):
-            yield f"{name} = {_literal(value, inputs)}"
-
-
-def _inert(text: str) -> str:
-    """A text as the inside of a docstring, in ASCII: nothing in it ends that."""
-    lines = "\n".join(map(printable, text.replace("±", "+-").split("\n")))
-    escaped = lines.replace("\\", "\\\\").replace('"', '\\"')
-    return escaped.encode("ascii", "backslashreplace").decode()
 
 
 def _parts(id: str) -> tuple[str, str, str]:
@@ -260,38 +262,32 @@ def _case(id: str) -> Case | BadInput:
     return next((bad_input for bad_input in BAD_INPUTS if bad_input.id == id), None) or Case.of(id)
 
 
-def _subject(name: str) -> str:
-    if name in snippets.SUBJECTS:
-        return snippets.SUBJECTS[name]
-    if name in FORMS:
-        return f"from crossent import {name} as subject  # all but torch that this needs"
-    missing = ascii(f"import {printable(name)} here as subject, and take these two lines out")
-    return f"print({missing})\nraise SystemExit(2)"
+def _subject(name: str, device: str) -> Subject:
+    """Return the subject of the package with this name, or `ANOTHER`; compiled where the name says so."""
+    base = name.removesuffix(COMPILE_SUFFIX)
+    subject = BY_NAME.get(base, ANOTHER)
+    return subject if base == name else as_compiled(subject, device)
 
 
-def _tensor(tensor: Tensor) -> str:
-    """Its memory, with the view that it is of it."""
-    storage = tensor.detach().untyped_storage()
-    flat = torch.empty(0, dtype=tensor.dtype).set_(storage)
-    packed = base64.b85encode(zlib.compress(bits(flat).tobytes(), 9)).decode()
-    view = f"{tuple(tensor.shape)}, {tensor.stride()}, {tensor.storage_offset()}"
-    return f"tensor({packed!r}, {tensor.dtype}, {view})"
+def _own_subject(name: str, device: str, given: str) -> Subject:
+    base = name.removesuffix(COMPILE_SUFFIX)
+    if base not in BY_NAME or (base != name and BY_NAME[base].not_transformed):
+        allowed = f"{', '.join(BY_NAME)}, and all but scalar with {COMPILE_SUFFIX}"
+        raise ValueError(f"finding: got subject {name!r}; {given}, allowed are {allowed}")
+    return _subject(name, device)
 
 
-def _literal(value: Any, given: Inputs | None = None) -> str:
-    """A value as Python writes it; arguments as a tuple, those of the case by their name."""
-    if value is given is not None:
-        return "given"
-    if isinstance(value, Tensor):
-        return _tensor(value)
-    if isinstance(value, Inputs):
-        return _literal((value.logits, value.target, value.options, value.upstream))
-    if isinstance(value, dict):
-        return f"dict({', '.join(f'{name}={_literal(one)}' for name, one in value.items())})"
-    if isinstance(value, tuple | list):
-        items = ", ".join(_literal(one, given) for one in value)
-        return f"({items},)" if len(value) == 1 else f"({items})"
-    if isinstance(value, type):
-        return value.__name__
-    special = isinstance(value, float) and not math.isfinite(value)
-    return f"float('{value}')" if special else repr(value)
+def _subject_lines(code: Code, name: str) -> Iterator[str]:
+    """Yield the lines that define the subject where a script does not define it as a function."""
+    base = name.removesuffix(COMPILE_SUFFIX)
+    if base != name:
+        code.add(compiled)
+    if base in DEFINED:
+        code.add(DEFINED[base], "subject")
+    elif base in FORMS:
+        yield f"from crossent import {base} as subject  # all but torch that this needs"
+    else:
+        missing = ascii(f"import {printable(base)} here as subject, and take these two lines out")
+        yield f"print({missing})\nraise SystemExit(2)"
+    if base != name:
+        yield "subject = compiled(subject)"

@@ -1,0 +1,89 @@
+"""Copy functions of `scripts` into a script, with the functions, imports and values that they use."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import symtable
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from crossent.repro.scripts import case
+
+Function = Callable[..., Any]
+
+
+@dataclass
+class Code:
+    """The code of a script, as far as it is copied.
+
+    Attributes:
+        instead: for the name of a function, the function that the script has under that name.
+        functions: the text of each function by its name. A function stands after those that it uses.
+        imports: the modules that the functions use, without torch.
+        values: the names of `case` that the functions use.
+    """
+
+    instead: Mapping[str, Function] = field(default_factory=dict)
+    functions: dict[str, str] = field(default_factory=dict)
+    imports: set[str] = field(default_factory=set)
+    values: set[str] = field(default_factory=set)
+
+    def add(self, function: Function, name: str = "") -> None:
+        """Copy a function or class, and what it uses. The script knows it by another name where one is given."""
+        name = name or function.__name__
+        function = self.instead.get(name, function)
+        if name in self.functions:
+            return
+        file = _read(function.__module__)
+        text, used = file.definitions[function.__name__]
+        for other in sorted(used - {function.__name__}):
+            if other in file.definitions or file.origins.get(other, case.__name__) != case.__name__:
+                self.add(getattr(sys.modules[function.__module__], other))
+            elif other in file.origins:
+                self.values.add(other)
+            elif other in file.modules:
+                self.imports.add(other)
+        self.functions[name] = text.replace(f"def {function.__name__}(", f"def {name}(", 1)
+
+
+@dataclass(frozen=True)
+class _File:
+    """What a file of `scripts` defines and imports.
+
+    Attributes:
+        definitions: for each function and class, its text and the names in it.
+        origins: for each name that is imported from a module, that module.
+        modules: the modules that are imported as such, without torch.
+    """
+
+    definitions: Mapping[str, tuple[str, frozenset[str]]]
+    origins: Mapping[str, str]
+    modules: frozenset[str]
+
+
+@cache
+def _read(module: str) -> _File:
+    lines = inspect.getsource(sys.modules[module]).splitlines()
+    body = ast.parse("\n".join(lines)).body
+    definitions = {}
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            text = "\n".join(lines[node.lineno - 1 : node.end_lineno])
+            definitions[node.name] = text, frozenset(_globals(symtable.symtable(text, module, "exec")))
+    origins = {name.name: node.module or "" for node in body if isinstance(node, ast.ImportFrom) for name in node.names}
+    modules = {name.name for node in body if isinstance(node, ast.Import) for name in node.names}
+    return _File(definitions, origins, frozenset(modules - {"torch"}))
+
+
+def _globals(table: symtable.SymbolTable) -> Iterator[str]:
+    """Yield the names that a piece of code takes from its module, in any scope."""
+    at_top = table.get_type() == "module"
+    for symbol in table.get_symbols():
+        if symbol.is_global() or (at_top and symbol.is_referenced()):
+            yield symbol.get_name()
+    for child in table.get_children():
+        yield from _globals(child)

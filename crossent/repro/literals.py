@@ -1,0 +1,63 @@
+"""Values and texts as the Python code of a script."""
+
+from __future__ import annotations
+
+import base64
+import math
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crossent.cases.inputs import Inputs, bits
+from crossent.words import printable
+
+
+def assignments(inputs: Inputs, values: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line for each value of the script: those of the case, and further ones."""
+    tensors = {"logits": inputs.logits, "target": inputs.target, "upstream": inputs.upstream}
+    tensors |= {name: value for name, value in inputs.options.items() if isinstance(value, Tensor)}
+    for name, value in tensors.items():
+        yield f"{name} = {_tensor(value)}"
+    options = [f"{name}={name if name in tensors else _literal(value)}" for name, value in inputs.options.items()]
+    yield f"options = dict({', '.join(options)})"
+    yield "given = logits, target, options, upstream"
+    for name, value in values.items():
+        yield f"{name} = {_literal(value, inputs)}"
+
+
+def docstring(text: str) -> str:
+    """Return a text as the inside of a docstring, in ASCII, which nothing in the text can end."""
+    lines = "\n".join(map(printable, text.replace("±", "+-").split("\n")))
+    escaped = lines.replace("\\", "\\\\").replace('"', '\\"')
+    return escaped.encode("ascii", "backslashreplace").decode()
+
+
+def _tensor(tensor: Tensor) -> str:
+    """Return the expression that makes a tensor: from the bytes of its memory, and the view that it is."""
+    storage = tensor.detach().untyped_storage()
+    flat = torch.empty(0, dtype=tensor.dtype).set_(storage)
+    packed = base64.b85encode(zlib.compress(bits(flat).tobytes(), 9)).decode()
+    view = f"{tuple(tensor.shape)}, {tensor.stride()}, {tensor.storage_offset()}"
+    return f"tensor({packed!r}, {tensor.dtype}, {view})"
+
+
+def _literal(value: Any, given: Inputs | None = None) -> str:
+    """Return a value as Python writes it. Inputs are a tuple; the inputs of the case have a name."""
+    if value is given is not None:
+        return "given"
+    if isinstance(value, Tensor):
+        return _tensor(value)
+    if isinstance(value, Inputs):
+        return _literal((value.logits, value.target, value.options, value.upstream))
+    if isinstance(value, dict):
+        return f"dict({', '.join(f'{name}={_literal(one)}' for name, one in value.items())})"
+    if isinstance(value, tuple | list):
+        items = ", ".join(_literal(one, given) for one in value)
+        return f"({items},)" if len(value) == 1 else f"({items})"
+    if isinstance(value, type):
+        return value.__name__
+    special = isinstance(value, float) and not math.isfinite(value)
+    return f"float('{value}')" if special else repr(value)

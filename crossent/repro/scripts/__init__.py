@@ -1,0 +1,20 @@
+"""The functions that a printed script is made of, as Python files that ruff, mypy and the tests read.
+
+`composer.py` copies the functions that a script calls, and those that they call, into the script. A function may use
+torch, the standard library, functions of this folder and the values of `case`; a printed script needs nothing else.
+
+    case           the values that a script is about
+    functions      one call, one number, and how a script ends
+    subjects       the subjects that a script defines itself
+    single         checks of one call
+    relations      checks of several calls, whose results follow from each other
+    circumstances  without gradients, on non-leaves, in threads
+    determinism    the same bits each time; on a CUDA stream
+    derivatives    double backward and forward mode
+    transforms     torch.func, autocast, the meta device, torch.export
+    compiled_code  torch.compile
+    refusals       bad calls, and a process of its own
+
+A step is a function that a recipe names. It takes no argument; where it returns a result, one of the functions
+`judge_…` may look at one number of it.
+"""

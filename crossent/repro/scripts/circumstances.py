@@ -1,0 +1,139 @@
+"""Scripts of the checks that call the subject as programs do: without gradients, on non-leaves, in threads."""
+
+# mypy: allow-untyped-defs, allow-untyped-calls
+# ruff: noqa: B905  # a script may run on Python 3.9, whose zip has no `strict`
+
+import threading
+
+import torch
+
+from crossent.repro.scripts.case import (
+    calls,
+    exact,
+    given,
+    index,
+    logits,
+    options,
+    other,
+    part,
+    subject,
+    target,
+    which_call,
+)
+from crossent.repro.scripts.functions import evaluate, fresh, judged, memory, shaped, verdict
+
+
+def judge_one_call(results):
+    """Compare one number of the result of one call with the exact value."""
+    verdict(*judged(results[which_call][part][index].item(), exact))
+
+
+def judge_every_try(tries):
+    """Compare one number of the result of one call with the exact value. The worst of all tries counts."""
+    verdict(*max(judged(results[which_call][part][index].item(), exact) for results in tries))
+
+
+def untouched(call, x, y, its_options, x_wanted, y_wanted):
+    """Stop where a call has changed its arguments, which are copies of the given ones."""
+    tensors = {"input": (x, logits, x_wanted), "target": (y, target, y_wanted)}
+    tensors |= {name: (its_options[name], one, False) for name, one in options.items() if torch.is_tensor(one)}
+    for name, (one, before, wanted) in tensors.items():
+        views = [(each.shape, each.stride(), each.storage_offset()) for each in (one, before)]
+        if views[0] != views[1] or not memory(one).equal(memory(before)):
+            verdict(True, f"{call}: it wrote into {name}")
+        if one.is_leaf and one.grad is not None:
+            verdict(True, f"{call}: it set the .grad of {name}")
+        if one.requires_grad != wanted:
+            verdict(True, f"{call}: it changed the requires_grad of {name}")
+
+
+def call_without_gradients():
+    """Call the subject in the three ways in which no gradient is wanted."""
+    results = {}
+    for call, mode, wanted in (
+        ("under no_grad", torch.no_grad(), True),
+        ("under inference_mode", torch.inference_mode(), False),
+        ("without requires_grad", torch.enable_grad(), False),
+    ):
+        with mode:
+            x, y, its_options, _ = fresh(*given)
+            x, y = x.detach().requires_grad_(wanted), y.detach().requires_grad_(wanted and y.is_floating_point())
+            loss = subject(x, y, **its_options)
+        shaped(loss, *given)
+        if loss.requires_grad:
+            verdict(True, f"{call}: the loss wants a gradient")
+        untouched(call, x, y, its_options, wanted, wanted and y.is_floating_point())
+        results[call] = {"loss": loss}
+    return results
+
+
+def call_on_non_leaf():
+    """Call the subject on logits that are the result of an operation."""
+    made = []
+
+    def cloned(input, target, **options):
+        clone = input.clone()
+        made.append((clone.detach(), clone.detach().clone()))
+        return subject(clone, target, **options)
+
+    result = evaluate(*fresh(*given), loss_of=cloned)
+    shaped(result["loss"], *given)
+    if not memory(made[0][0]).equal(memory(made[0][1])):
+        verdict(True, "it wrote into input, which an operation has made")
+    return result
+
+
+def call_for_one_gradient():
+    """Call the subject where logits or probabilities alone want a gradient, and take it with `backward`."""
+    results = {}
+    for call, of in (("of the logits alone", "gradient"), ("of the target alone", "target_gradient")):
+        x, y, its_options, g = fresh(*given)
+        wanted, unwanted = (x, y) if of == "gradient" else (y, x)
+        wanted.requires_grad_()
+        loss = subject(x, y, **its_options)
+        shaped(loss, *given)
+        if not loss.requires_grad:
+            verdict(True, f"the loss is cut off: there is no gradient {call}")
+        loss.backward(g.to(loss.dtype))
+        if wanted.grad is None or unwanted.grad is not None:
+            verdict(True, f"where the gradient {call} is wanted, they are {wanted.grad} and {unwanted.grad}")
+        results[call] = {"loss": loss.detach(), of: wanted.grad}
+    return results
+
+
+def at_once(*all_inputs):
+    """Call the subject in one thread for each of the inputs. All go forward before any goes back."""
+    barrier, results, errors = threading.Barrier(len(all_inputs)), {}, []
+
+    def forward(*arguments, **options):
+        barrier.wait()
+        loss = subject(*arguments, **options)
+        barrier.wait()
+        return loss
+
+    def work(at, inputs):
+        try:
+            results[at] = evaluate(*fresh(*inputs), loss_of=forward)
+        except BaseException as error:
+            barrier.abort()
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=numbered) for numbered in enumerate(all_inputs)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for error in sorted(errors, key=lambda error: isinstance(error, threading.BrokenBarrierError)):
+        raise error
+    return [result for _, result in sorted(results.items())]
+
+
+def call_in_threads():
+    """Call the subject in a thread, and beside another thread, 50 times: which thread comes first is left to chance."""
+    tries = []
+    for _ in range(50):
+        results = [*at_once(given), *at_once(given, other)]
+        for result in results:
+            shaped(result["loss"], *given)
+        tries.append(dict(zip(calls, results)))
+    return tries

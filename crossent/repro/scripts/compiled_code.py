@@ -1,0 +1,53 @@
+"""Scripts of the checks of torch.compile."""
+
+# mypy: allow-untyped-defs, allow-untyped-calls
+
+import torch
+
+from crossent.repro.scripts.case import backend, classes, device, dynamic, given, other, subject, target
+from crossent.repro.scripts.functions import cannot_run, evaluate, fresh, poison, shaped, verdict
+
+
+def compiled(loss, backend="inductor", dynamic=None):
+    """Compile a loss as one graph. The script ends with status 2 where torch compiles nothing."""
+    try:
+        torch.compile(torch.sin, backend=backend)(torch.ones(2, device=device))
+    except Exception as error:
+        cannot_run(f"{type(error).__name__}: {error}")
+
+    def call(*arguments, **options):  # torch.compile skips a function that is in a file of torch's
+        return loss(*arguments, **options)
+
+    return torch.compile(call, backend=backend, fullgraph=True, dynamic=dynamic)
+
+
+def call_compiled():
+    """Call the compiled subject twice, the second time with other arguments where one graph is for all sizes."""
+    loss_of = compiled(subject, backend, dynamic)
+    results = []
+    for arguments in (given, other):
+        inputs = fresh(*arguments)
+        poison(*inputs)
+        results.append(evaluate(*inputs, loss_of=loss_of))
+        shaped(results[-1]["loss"], *inputs)
+    return results
+
+
+def check_compiled_errors():
+    """Check that the compiled subject refuses a class that is out of range."""
+    loss_of = compiled(subject, backend, dynamic)
+    try:
+        evaluate(*fresh(*given), loss_of=loss_of)
+    except Exception as error:
+        cannot_run(f"a right call fails: {error!r}")
+    for index in classes:
+        inputs = fresh(*given)
+        inputs[1][(-1,) * target.dim()] = index
+        try:
+            loss = evaluate(*inputs, loss_of=loss_of)["loss"]
+        except (IndexError, RuntimeError) as error:
+            print(f"class {index}: refused, as it should: {type(error).__name__}")
+        except (Exception, SystemExit) as error:
+            verdict(True, f"class {index} raised {error!r}; allowed is IndexError or RuntimeError")
+        else:
+            verdict(True, f"class {index} is none, and gave {loss}; should have raised IndexError or RuntimeError")

@@ -1,0 +1,44 @@
+"""Scripts of the checks that want the same bits each time, and the result on a CUDA stream."""
+
+# mypy: allow-untyped-defs, allow-untyped-calls
+# ruff: noqa: B905  # a script may run on Python 3.9, whose zip has no `strict`
+
+import torch
+
+from crossent.repro.scripts.case import device, given
+from crossent.repro.scripts.functions import bits, cannot_run, evaluate, fresh, memory, poison, verdict
+
+
+def check_deterministic():
+    """Check that ten calls give the same bits in torch's deterministic mode."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        first = bits(evaluate(*fresh(*given)))
+    except RuntimeError as error:
+        if "deterministic" in str(error) and "use_deterministic_algorithms" in str(error):
+            cannot_run(error)
+        raise
+    for call in range(2, 11):
+        poison(*given)
+        if bits(evaluate(*fresh(*given))) != first:
+            verdict(True, f"call {call} of 10 with the same arguments gives other bits")
+
+
+def call_on_stream():
+    """Call the subject on a stream of the caller's, where its arguments are not ready yet."""
+    inputs = fresh(*given)
+    tensors = [one for one in (inputs[0], inputs[1], inputs[3], *inputs[2].values()) if torch.is_tensor(one)]
+    late = [memory(one) for one in tensors]
+    values = [raw.clone() for raw in late]
+    for raw in late:
+        raw.zero_()  # of an index too, where zero is a class
+    side = torch.cuda.Stream(torch.device(device))
+    side.wait_stream(torch.cuda.current_stream(torch.device(device)))
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(2**23)  # some milliseconds, in which the host starts all that the call does
+        for raw, value in zip(late, values):
+            raw.copy_(value)
+        result = evaluate(*inputs)
+    poison(*inputs)
+    side.synchronize()
+    return result

@@ -1,0 +1,103 @@
+"""What most scripts use: one call of the subject, one number of its result, and how the script ends."""
+
+# mypy: allow-untyped-defs, allow-untyped-calls
+# ruff: noqa: B905  # a script may run on Python 3.9, whose zip has no `strict`
+
+import base64
+import zlib
+
+import torch
+
+from crossent.repro.scripts.case import allowed, device, found, own_dtype, subject, versus
+
+
+def tensor(bits, dtype, sizes, strides, offset):
+    """Make a tensor from the compressed bytes of its memory."""
+    raw = bytearray(zlib.decompress(base64.b85decode(bits)))
+    flat = torch.frombuffer(raw, dtype=dtype) if raw else torch.empty(0, dtype=dtype)
+    return flat.to(device).as_strided(sizes, strides, offset)
+
+
+def verdict(wrong, message):
+    """End the script with status 1 where the subject is wrong, and 0 where it is right."""
+    print(f"torch {torch.__version__}: {message}")
+    print("wrong" if wrong else "right", flush=True)
+    raise SystemExit(wrong)
+
+
+def cannot_run(message):
+    """End the script with status 2: what it shows cannot be run here."""
+    first_line = str(message).partition("\n")[0]
+    print(f"torch {torch.__version__}: it cannot be asked here: {first_line}", flush=True)
+    raise SystemExit(2)
+
+
+def evaluate(logits, target, options, upstream, *, loss_of=None):
+    """Call the subject, and return its loss and the gradients of logits and of probabilities."""
+    logits = logits.detach().requires_grad_()
+    target = target.detach().requires_grad_(target.is_floating_point())
+    loss = (loss_of or subject)(logits, target, **options)
+    is_dense = torch.is_tensor(loss) and loss.layout == torch.strided and not loss.is_complex()
+    assert is_dense, type(loss)
+    assert loss.requires_grad, "the loss is cut off from the logits"
+    result = {"loss": loss.detach()}
+    if loss.shape == upstream.shape:
+        wanted = {"gradient": logits, "target_gradient": target}
+        wanted = {name: of for name, of in wanted.items() if of.requires_grad}
+        result |= zip(wanted, torch.autograd.grad(loss, list(wanted.values()), upstream.to(loss.dtype)))
+    return result
+
+
+def evaluate_loss(logits, target, options, upstream, *, loss_of=None):
+    """Call the subject, which has no gradient, and return its loss."""
+    loss = (loss_of or subject)(logits, target, **options)
+    is_dense = torch.is_tensor(loss) and loss.layout == torch.strided and not loss.is_complex()
+    assert is_dense, type(loss)
+    return {"loss": loss}
+
+
+def shaped(loss, logits, target, options, upstream):
+    """Stop where the loss has not the dtype, shape and device that its arguments call for."""
+    dtype = torch.promote_types(logits.dtype, target.dtype) if target.is_floating_point() else logits.dtype
+    due = own_dtype or dtype, upstream.shape, logits.device
+    if (loss.dtype, loss.shape, loss.device) != due:
+        got = f"{loss.dtype} {tuple(loss.shape)} on {loss.device}"
+        verdict(True, f"got {got}; expected {due[0]} {tuple(due[1])} on {due[2]}")
+
+
+def judged(got, exact):
+    """Return whether a number is wrong, and how far it is off."""
+    same = got == exact or (got != got and exact != exact)
+    off = 0.0 if same else abs(got - exact)
+    wrong = not same and (got == found or not off <= allowed)
+    return wrong, f"got {got!r}, {versus} {exact!r}, off by {off:.6g}, allowed {allowed:.6g}"
+
+
+def fresh(logits, target, options, upstream):
+    """Copy the arguments with their memory, and keep their strides."""
+
+    def copy(value):
+        if not torch.is_tensor(value):
+            return value
+        whole = torch.empty(0, dtype=value.dtype, device=value.device).set_(value.untyped_storage())
+        return whole.clone().as_strided(value.shape, value.stride(), value.storage_offset())
+
+    return copy(logits), copy(target), {name: copy(value) for name, value in options.items()}, copy(upstream)
+
+
+def poison(logits, target, options, upstream):
+    """Fill memory of the sizes that the results will have with NaN, and free it."""
+    for like in (logits, upstream, target):
+        held = [torch.full(like.shape, torch.nan, dtype=logits.dtype, device=logits.device) for _ in range(8)]
+        del held
+
+
+def bits(result):
+    """Return every bit of a result. All NaN are the same."""
+    plain = {name: part.where(~part.isnan(), torch.nan).flatten() for name, part in result.items()}
+    return {name: (result[name].shape, part.dtype, part.view(torch.uint8).tolist()) for name, part in plain.items()}
+
+
+def memory(tensor):
+    """Return all bytes of the storage of a tensor."""
+    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.detach().untyped_storage())

@@ -1,0 +1,73 @@
+"""Scripts of bad calls, and of calls that may end their process."""
+
+# mypy: allow-untyped-defs, allow-untyped-calls
+
+import subprocess
+import sys
+
+import torch
+
+from crossent.repro.scripts.case import logits, options, raises, seconds, subject, target
+from crossent.repro.scripts.functions import verdict
+from crossent.repro.scripts.single import arguments, changed, state
+
+
+def isolate():
+    """Run the script again in a process of its own, which the call may end, and report how that process ended."""
+    if sys.argv[1:] == ["here"]:  # this is that process
+        return
+    if "__file__" not in globals():
+        print("save this script as a file: it starts itself again")
+        raise SystemExit(2)
+    child = subprocess.Popen([sys.executable, __file__, "here"], stdout=subprocess.PIPE, bufsize=0)
+    assert child.stdout is not None
+    child.stdout.readline()  # it has started
+    try:
+        told = child.communicate(timeout=seconds)[0].decode()
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.communicate()
+        verdict(True, f"no answer within {seconds:g} s")
+    print(told, end="")
+    last = told.splitlines()[-1:]
+    if child.returncode == 2 and "it cannot be asked here: " in "".join(last):
+        raise SystemExit(2)
+    if last not in (["right"], ["wrong"]):
+        verdict(True, f"its process died: exit code {child.returncode}")
+    raise SystemExit(last == ["wrong"])
+
+
+def check_refused():
+    """Check that a bad call raises one of the errors that torch documents."""
+    names = ", ".join(error.__name__ for error in raises)
+    try:
+        loss = subject(logits, target, **options)
+        if logits.is_cuda:
+            torch.cuda.synchronize()  # an assert is raised where the host waits for the device
+    except raises as error:
+        verdict(False, f"refused, as it should: {error!r}")
+    except (Exception, SystemExit) as error:
+        verdict(True, f"raised {error!r}; allowed is {names}")
+    verdict(True, f"accepted, and gave {loss}; should have raised {names}")
+
+
+def try_bad_call():
+    """Make a bad call, and print the error that it raises."""
+    try:
+        subject(logits, target, **options)
+    except (Exception, SystemExit) as error:
+        print(f"raised {error!r}")
+
+
+def check_arguments_of_bad_call():
+    """Check that a bad call leaves its arguments as they were."""
+    before = arguments()
+    try_bad_call()
+    changed(before, arguments())
+
+
+def check_state_after_bad_call():
+    """Check that a bad call leaves the global state as it was."""
+    before = state()
+    try_bad_call()
+    changed(before, state())

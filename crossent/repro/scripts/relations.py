@@ -1,0 +1,55 @@
+"""Scripts of the checks that compare the results of several calls of the subject."""
+
+# mypy: allow-untyped-defs, allow-untyped-calls
+# ruff: noqa: B905  # a script may run on Python 3.9, whose zip has no `strict`
+
+import torch
+
+from crossent.repro.scripts.case import equations, given, index, other, part, subject, terms, upstream
+from crossent.repro.scripts.functions import bits, evaluate, fresh, judged, shaped, verdict
+
+
+def call_each():
+    """Call the subject with the arguments of each equation. The first result of each follows from its others."""
+    results = []
+    for equation in equations:
+        results = [evaluate(*fresh(*inputs)) for inputs in equation]
+        for result, inputs in zip(results, equation):
+            shaped(result["loss"], *inputs)
+    return results
+
+
+def judge_terms(results):
+    """Compare one number of the first result with the sum of its terms, which are numbers of the other results."""
+    total = sum(factor * results[which][part][place].item() for which, factor, place in terms)
+    verdict(*judged(results[0][part][index].item(), total))
+
+
+def judge_unchanged(results):
+    """Stop where an option changes nothing."""
+    one, without = (result[part] for result in results)
+    if ((one == without) | (one.isnan() & without.isnan())).all():
+        verdict(True, f"an option changes nothing: the {part} is the same without it")
+
+
+def check_two_backwards():
+    """Check that a graph can be differentiated twice, and that two losses of the same logits leave each other alone."""
+    seen = []
+
+    def both(input, target, **options):
+        another = other[1].detach().requires_grad_(target.requires_grad)
+        one, two = subject(input, target, **options), subject(input, another, **other[2])
+        for loss, of, by in ((one, target, upstream), (two, another, upstream), (one, target, -2 * upstream)):
+            wanted = {"gradient": input, "target_gradient": of}
+            wanted = {name: tensor for name, tensor in wanted.items() if tensor.requires_grad}
+            gradients = torch.autograd.grad(loss, list(wanted.values()), by.to(loss.dtype), retain_graph=True)
+            seen.append(bits({"loss": loss.detach(), **dict(zip(wanted, gradients))}))
+        return one  # which evaluate differentiates once more
+
+    first, alone = evaluate(*fresh(*given)), evaluate(*fresh(*other))
+    shaped(alone["loss"], *other)
+    last = evaluate(*fresh(*given), loss_of=both)
+    if bits(last) != seen[0]:
+        verdict(True, "the same graph, differentiated again, gives another gradient")
+    if seen[:2] != [bits(first), bits(alone)]:
+        verdict(True, "two losses of the same logits have other bits than each of them alone")

@@ -1,0 +1,225 @@
+"""Scripts of the checks that look at one call, and at one number of its result."""
+
+# mypy: allow-untyped-defs, allow-untyped-calls
+
+import math
+
+import torch
+
+from crossent.repro.scripts.case import (
+    each_row,
+    exact,
+    gib,
+    given,
+    index,
+    logits,
+    options,
+    other,
+    part,
+    subject,
+    target,
+    times,
+    upstream,
+)
+from crossent.repro.scripts.functions import (
+    bits,
+    cannot_run,
+    evaluate,
+    fresh,
+    judged,
+    memory,
+    poison,
+    shaped,
+    verdict,
+)
+
+
+def call_once():
+    """Call the subject once."""
+    return evaluate(*given)
+
+
+def judge_number(result):
+    """Compare one number of a result with the exact value."""
+    verdict(*judged(result[part][index].item(), exact))
+
+
+def judge_sign(result):
+    """Compare a loss with 0 where it is negative. No loss may be."""
+    got = result[part][index].item()
+    verdict(*judged(got, 0.0 if got < 0 else got))
+
+
+def judge_row_sum(result):
+    """Compare the sum of one row of the gradient with the exact value."""
+    row = result[part].movedim(min(1, logits.dim() - 1), -1)[index].tolist()
+    verdict(*judged(math.fsum(row) if all(map(math.isfinite, row)) else sum(row), exact))
+
+
+def show_call():
+    """Call the subject, read its result, and print the loss."""
+    try:
+        result = evaluate(*given)
+    except SystemExit as error:
+        verdict(True, f"raised {error!r}")
+    bits(result)  # which a meta device has none of
+    print(f"loss {result['loss']}")
+
+
+def check_shape():
+    """Check dtype, shape and device of the loss."""
+    shaped(evaluate(*given)["loss"], *given)
+
+
+def arguments():
+    """Return every bit of the arguments, and of the memory that they are views of."""
+    tensors = {"input": logits, "target": target, "the upstream gradient": upstream}
+    tensors |= {name: value for name, value in options.items() if torch.is_tensor(value)}
+    views = {name: (one.shape, one.stride(), one.storage_offset()) for name, one in tensors.items()}
+    return {name: (view, memory(tensors[name]).tolist()) for name, view in views.items()}
+
+
+def changed(before, after):
+    """Stop where a value after the call differs from the value before it."""
+    names = [name for name in before if before[name] not in (after[name], [])]
+    if names:
+        verdict(True, f"it changed {', '.join(names)}")
+
+
+def check_arguments():
+    """Check that a call leaves its arguments as they were, and that its results have memory of their own."""
+    passed = []
+
+    def watched(input, target, **options):
+        tensors = {"input": input, "target": target, **options}
+        for name, one in tensors.items():
+            if torch.is_tensor(one):
+                passed.append((name, one, one.requires_grad))
+        return subject(input, target, **options)
+
+    before = arguments()
+    result = evaluate(*given, loss_of=watched)
+    changed(before, arguments())
+    for name, argument, wanted in passed:
+        if argument.is_leaf and argument.grad is not None:
+            verdict(True, f"it set the .grad of {name}")
+        if argument.requires_grad != wanted:
+            verdict(True, f"it changed the requires_grad of {name}")
+    for name, tensor in result.items():
+        for argument in (logits, target, *filter(torch.is_tensor, options.values())):
+            if tensor.numel() and tensor.untyped_storage().data_ptr() == argument.untyped_storage().data_ptr():
+                of = f"{argument.dtype} {tuple(argument.shape)}"
+                verdict(True, f"its {name} shares the memory of an argument, {of}")
+
+
+def numpy_state():
+    """Return the state of numpy's random generator, and what numpy does on floating-point errors."""
+    try:
+        import numpy
+    except ImportError:
+        return None, None
+    return [numpy.array(one).tolist() for one in numpy.random.get_state()], numpy.geterr()
+
+
+def state():
+    """Return the global state of torch, Python and numpy, by name."""
+    import random
+    import warnings
+
+    subnormal = torch.tensor(2.0**-149, dtype=torch.float32, device="cpu")
+    generators = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    if hasattr(torch, "get_autocast_dtype"):
+        autocast = [(torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")]
+    else:
+        autocast = [
+            (torch.is_autocast_cpu_enabled(), torch.get_autocast_cpu_dtype()),
+            (torch.is_autocast_enabled(), torch.get_autocast_gpu_dtype()),
+        ]
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda tracing: None)
+    numpy_generator, numpy_errors = numpy_state()
+    return {
+        "the default dtype": torch.get_default_dtype(),
+        "the default device": torch.empty(0).device,
+        "the gradient mode": torch.is_grad_enabled(),
+        "autocast": autocast,
+        "the deterministic mode": (torch.are_deterministic_algorithms_enabled(), warn_only),
+        "the number of threads": torch.get_num_threads(),
+        "the threads of autograd": getattr(torch._C, "_is_multithreading_enabled", lambda: None)(),
+        "anomaly detection": torch.is_anomaly_enabled(),
+        "the hooks of saved tensors": hooks(True),
+        "the precision of float32 products": torch.get_float32_matmul_precision(),
+        "the flush of subnormal numbers": bool(subnormal * 1 == 0),
+        "the random generator": torch.random.get_rng_state().tolist(),
+        "the random generators of CUDA": [generator.tolist() for generator in generators],
+        "Python's random generator": random.getstate(),
+        "numpy's random generator": numpy_generator,
+        "numpy's answer to floating-point errors": numpy_errors,
+        "the filters of warnings": tuple(one for one in warnings.filters if one[2].__module__ == "builtins"),
+    }
+
+
+def check_state():
+    """Check that a call leaves the global state as it was."""
+    before = state()
+    evaluate(*given)
+    changed(before, state())
+
+
+def check_ignored_rows():
+    """Check that loss and gradient of ignored rows are 0."""
+    axis = min(1, logits.dim() - 1)
+    x = logits.movedim(axis, -1)
+    ignored = target.long() == options.get("ignore_index", -100)
+    has_softmax = x.amax(-1).isfinite()  # the gradient of another row is NaN
+    rows = {"gradient": ignored & has_softmax}
+    if options["reduction"] == "none":
+        rows["loss"] = ignored
+    result = evaluate(*given)
+    for name, those in rows.items():
+        numbers = result[name] if name == "loss" else result[name].movedim(axis, -1)
+        if (numbers[those] != 0).any():
+            message = f"the {name} of {int(those.sum())} ignored rows is not 0: {numbers[those].tolist()}"
+            verdict(True, message)
+
+
+def check_repeat():
+    """Check that a second call gives the same bits, after a call with other numbers."""
+    first = bits(evaluate(*fresh(*given)))
+    try:
+        evaluate(*other)
+    except Exception as error:
+        print(f"of other numbers: {error!r}")
+    poison(*given)
+    if bits(evaluate(*fresh(*given))) != first:
+        verdict(True, "a second call with the same arguments gives other bits")
+
+
+def repeated(tile):
+    """Repeat a tensor along its first axis, and keep its strides."""
+    sizes = times * len(tile), *tile.shape[1:]
+    whole = torch.empty_strided(sizes, tile.stride(), dtype=tile.dtype, device=tile.device)
+    block = tile.repeat(min(times, max(1, 2**24 // max(1, tile.numel()))), *[1] * (tile.dim() - 1))
+    for start in range(0, len(whole), len(block)):
+        rows = whole[start : start + len(block)]
+        rows.copy_(block[: len(rows)])
+    return whole
+
+
+def call_on_repeated():
+    """Call the subject on logits that are repeated along the batch."""
+    print(f"about {gib:.1f} GiB of memory are needed")
+    every = upstream
+    if upstream.dim():
+        sizes = times * len(upstream), *upstream.shape[1:]
+        every = repeated(upstream) if each_row else upstream.flatten()[0].expand(sizes)
+    try:
+        whole = repeated(logits), repeated(target), options, every
+        result = evaluate(*whole)
+    except (RuntimeError, MemoryError) as error:
+        no_memory = isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or "allocate memory" in str(error)
+        if no_memory:
+            cannot_run(f"{type(error).__name__}: {error}")
+        raise
+    shaped(result["loss"], *whole)
+    return result

@@ -1,0 +1,26 @@
+"""Subjects of the package that a script defines itself. A printed script has one of them, and calls it `subject`."""
+
+# mypy: allow-untyped-defs, allow-untyped-calls
+
+import torch
+
+
+def torch_loss(input, target, **options):
+    """Call torch.nn.CrossEntropyLoss."""
+    return torch.nn.CrossEntropyLoss(**options)(input, target)
+
+
+def torch_nll(input, target, weight=None, label_smoothing=0.0, **options):
+    """Call log_softmax and nll_loss, with the classes along the last axis until the loss is taken."""
+    axis = min(1, input.dim() - 1)
+    log_probs = torch.log_softmax(input.movedim(axis, -1), -1).movedim(-1, axis)
+    return torch.nn.functional.nll_loss(log_probs, target, weight, **options)
+
+
+def scalar_on_tensors(*arguments, **options):
+    """Call crossent.scalar, which takes Python's numbers. The script needs crossent for this alone."""
+    from crossent import scalar
+
+    given = [tensor.tolist() for tensor in arguments]
+    options = {k: v.tolist() if torch.is_tensor(v) else v for k, v in options.items()}
+    return torch.tensor(scalar(*given, **options), dtype=torch.float64)

@@ -1,0 +1,103 @@
+"""Scripts of the checks of torch.func, autocast, the meta device and torch.export."""
+
+# mypy: allow-untyped-defs, allow-untyped-calls
+# ruff: noqa: B905  # a script may run on Python 3.9, whose zip has no `strict`
+
+import torch
+
+from crossent.repro.scripts.case import exact, given, index, logits, options, part, subject, target, upstream
+from crossent.repro.scripts.functions import cannot_run, evaluate, judged, shaped, verdict
+
+
+def loss_of(logits, target):
+    """Call the subject with the options of the case."""
+    return subject(logits, target, **options)
+
+
+def pull(logits, target):
+    """Return the loss, and the function that takes an upstream gradient back."""
+    if target.is_floating_point():
+        return torch.func.vjp(loss_of, logits, target)
+    return torch.func.vjp(lambda logits: loss_of(logits, target), logits)
+
+
+def gradients_of(logits, target, upstream):
+    """Return the loss and its gradients."""
+    loss, back = pull(logits, target)
+    return loss, *back(upstream.to(loss.dtype))
+
+
+def call_under_vjp():
+    """Call the subject under torch.func.vjp."""
+    loss, back = pull(logits, target)
+    shaped(loss, *given)
+    return dict(zip(("loss", "gradient", "target_gradient"), (loss.detach(), *back(upstream.to(loss.dtype)))))
+
+
+def call_under_vmap():
+    """Call the subject under torch.func.vmap, by itself and within a vjp."""
+    axis = 0 if logits.dim() == 2 else -1
+    each = options["reduction"] == "none"
+    losses = torch.func.vmap(loss_of, axis, axis)(logits, target)
+    shaped(losses, logits, target, options, upstream if each else upstream.expand(logits.shape[axis]))
+    mapped = torch.func.vmap(gradients_of, (axis, axis, axis if each else None), axis)(logits, target, upstream)
+    return [{"loss": losses}, dict(zip(("loss", "gradient", "target_gradient"), mapped))]
+
+
+def judge_samples(results):
+    """Compare one number of each result that has it with the exact value. The worst counts."""
+    verdict(*max(judged(result[part].detach()[index].item(), exact) for result in results if part in result))
+
+
+def call_under_autocast():
+    """Call the subject under autocast, which widens half precision to float32."""
+
+    def under_autocast(*arguments, **options):
+        with torch.autocast(logits.device.type, dtype=torch.bfloat16):
+            return subject(*arguments, **options)
+
+    result = evaluate(*given, loss_of=under_autocast)
+    x, y = (one.float() if one.dtype in (torch.float16, torch.bfloat16) else one for one in (logits, target))
+    shaped(result["loss"], x, y, options, upstream)
+    return result
+
+
+def empty(value):
+    """Return a tensor of the meta device with the same shape, strides and dtype. Another value stays as it is."""
+    if not torch.is_tensor(value):
+        return value
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+
+
+def call_on_meta():
+    """Call the subject on the meta device, and check the shape of the loss."""
+    meta = empty(logits), empty(target), {name: empty(value) for name, value in options.items()}, empty(upstream)
+    shaped(evaluate(*meta)["loss"], *meta)
+
+
+class Module(torch.nn.Module):
+    """A loss with its options, as torch.export takes it. `names` are the options that are tensors."""
+
+    def __init__(self, loss, names, options):
+        super().__init__()
+        self.loss, self.names, self.options = loss, names, options
+
+    def forward(self, logits, target, *tensors):
+        """Call the loss."""
+        return self.loss(logits, target, **self.options, **dict(zip(self.names, tensors)))
+
+
+def call_exported():
+    """Export the subject with torch.export, and call what comes of it."""
+    try:
+        from torch.export import export
+
+        export(Module(torch.add, (), {}), (torch.ones(2), torch.ones(2)))
+    except Exception as error:
+        cannot_run(f"{type(error).__name__}: {error}")
+    tensors = {name: value for name, value in options.items() if torch.is_tensor(value)}
+    others = {name: value for name, value in options.items() if name not in tensors}
+    arguments = logits, target, *tensors.values()
+    loss = export(Module(subject, tuple(tensors), others), arguments).module()(*arguments)
+    shaped(loss, *given)
+    return {"loss": loss.detach()}
