@@ -1,6 +1,6 @@
-"""The plugin for pytest: options, the tests of `crossent.parametrize` and of `--crossent-subject`, and their summary.
+"""The pytest plugin: options, the tests of `crossent.parametrize` and `--crossent-subject`, and a summary.
 
-crossent itself, and torch with it, is imported only where one of its tests is to run.
+The plugin imports crossent's engine, and torch with it, only when one of its tests runs.
 """
 
 from __future__ import annotations
@@ -27,32 +27,32 @@ Wrong = (ValueError, TypeError, RuntimeError)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """The options; a default is that of a test's own `crossent.parametrize`."""
+    """Add the options. They override the arguments of `crossent.parametrize`."""
     group = parser.getgroup("crossent")
 
     def option(name: str, text: str, **how: Any) -> None:
         group.addoption(name, help=text, default=None, **how)
 
     option(
-        _SUBJECT, "Test this too, as `crossent check` takes it; may be given again.", action="append", metavar="NAME"
+        _SUBJECT, "Also test this subject, as `crossent check` takes it. Repeatable.", action="append", metavar="NAME"
     )
-    option(DEVICE, "cpu, cuda or cuda:N; may be given again. Default: cpu.", action="append", metavar="DEVICE")
-    option(DTYPE, "Of the logits; may be given again. Default: all four.", action="append", metavar="DTYPE")
-    option(LEVEL, "How much is asked: quick, normal or thorough. Default: quick.", metavar="LEVEL")
-    option(_SEED, "Other numbers for the same options. Default: 0.", type=int, metavar="N")
-    option(WITHOUT, "What the subjects do without; may be given again.", action="append", metavar="FEATURE")
-    option(EXPECTED, "What is known to be wrong, and why.", metavar="FILE")
+    option(DEVICE, "Device: cpu, cuda or cuda:N. Repeatable. Default: cpu.", action="append", metavar="DEVICE")
+    option(DTYPE, "Dtype of the logits. Repeatable. Default: all four.", action="append", metavar="DTYPE")
+    option(LEVEL, "How many cases and checks run: quick, normal or thorough. Default: quick.", metavar="LEVEL")
+    option(_SEED, "Seed of the numbers in the cases. Default: 0.", type=int, metavar="N")
+    option(WITHOUT, "Feature that the subjects lack. Repeatable.", action="append", metavar="FEATURE")
+    option(EXPECTED, "TOML file of known failures with their reasons.", metavar="FILE")
     option(JSON, "Write the report of crossent's tests to this file.", metavar="FILE")
     option(
         BASELINE,
-        "A report of --crossent-json: fail where something broke since, as `crossent diff`.",
+        "Report of --crossent-json: fail on a regression since, as `crossent diff` does.",
         metavar="FILE",
     )
-    option(MIN_CHECKS, "Fail where fewer checks ran. Default: 1, where there are any.", type=int, metavar="N")
+    option(MIN_CHECKS, "Fail if fewer checks ran. Default: 1 if there are any.", type=int, metavar="N")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Wrong use is an error before anything is collected."""
+    """Register the marker, and report wrong use before collection."""
     config.addinivalue_line("markers", "crossent(subject, **options): checks of a cross-entropy; crossent.parametrize")
     config.stash[RECORDS], config.stash[SHOWN] = [], False
     config.pluginmanager.register(Keeper(config))
@@ -61,7 +61,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
-    """What a reader must know to repeat the run, where it is known to be one of crossent."""
+    """Show what repeats the run, if an option says that the run has checks of crossent."""
     if not any(config.getoption(name) is not None for name in (_SUBJECT, LEVEL, DTYPE, WITHOUT, JSON, MIN_CHECKS)):
         return None
     config.stash[SHOWN] = True
@@ -69,7 +69,7 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 
 
 def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> str | None:
-    """The same, where the tests that were collected say so."""
+    """Show it after collection, if only the collected tests say so."""
     if config.stash[SHOWN] or not any(_check_of(item) for item in items):
         return None
     return _header(config)
@@ -77,13 +77,13 @@ def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Ite
 
 def _header(config: pytest.Config) -> str:
     devices, level = config.getoption(DEVICE) or ["cpu"], config.getoption(LEVEL) or "quick"
-    loud = f"QUICK, of which {LEVEL} asks more" if level == "quick" else level
+    loud = f"QUICK ({LEVEL}=normal runs more)" if level == "quick" else level
     seed = config.getoption(_SEED) or 0
     return f"crossent: torch {version('torch')}, device {', '.join(devices)}, seed {seed}, level {loud}"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One test for each check on each case, where a function is marked by `crossent.parametrize`."""
+    """Generate a test for each check on each case, for a function with `crossent.parametrize`."""
     marks = list(metafunc.definition.iter_markers("crossent"))
     if not marks:
         return
@@ -104,7 +104,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def _settings_of(config: pytest.Config, own: dict[str, Any]) -> Iterator[Settings]:
-    """A test's own options, with those of the command line before them; for each device."""
+    """The settings for each device: a test's arguments, overridden by the command line."""
     from crossent.run.settings import Settings
 
     given = {"dtypes": DTYPE, "level": LEVEL, "seed": _SEED, "expected_findings": EXPECTED}
@@ -120,7 +120,7 @@ def _settings_of(config: pytest.Config, own: dict[str, Any]) -> Iterator[Setting
 
 
 def _of_subjects(config: pytest.Config) -> list[CheckTest]:
-    """The tests of the command line's own subjects.
+    """The tests of `--crossent-subject`.
 
     Raises:
         UsageError: an option is wrong, in one line.
@@ -140,56 +140,56 @@ def _of_subjects(config: pytest.Config) -> list[CheckTest]:
 
 
 class Subjects(pytest.Collector):
-    """The subjects of the command line, which stand in no file."""
+    """The collector of `--crossent-subject`, whose tests are in no file."""
 
     def collect(self) -> Iterator[pytest.Item]:
-        """A test for each check on each case."""
+        """Yield a test for each check on each case."""
         for one in _of_subjects(self.config):
-            yield AskedItem.from_parent(self, name=one.id, check=one)
+            yield CheckItem.from_parent(self, name=one.id, check=one)
 
 
-class AskedItem(pytest.Item):
-    """One of their tests."""
+class CheckItem(pytest.Item):
+    """A test of `--crossent-subject`."""
 
     def __init__(self, *, check: CheckTest, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.check = check
 
     def runtest(self) -> None:
-        """Make the check."""
+        """Run the check."""
         self.check()
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
-        """The finding alone."""
+        """Show the finding without a traceback."""
         return str(excinfo.value) if excinfo.errisinstance(AssertionError) else super().repr_failure(excinfo, style)
 
     def reportinfo(self) -> tuple[Any, None, str]:
-        """It stands in no file."""
+        """Return the name alone: the test is in no file."""
         return self.path, None, self.name
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Add them to what was collected, before `-k` chooses."""
+    """Add the tests of `--crossent-subject` before `-k` selects."""
     if config.getoption(_SUBJECT):
         collector = Subjects.from_parent(session, name="crossent", nodeid="crossent")
         report = collector.ihook.pytest_make_collect_report(collector=collector)
-        collector.ihook.pytest_collectreport(report=report)  # or they would not be counted
+        collector.ihook.pytest_collectreport(report=report)  # so that pytest counts the tests
         items.extend(report.result)
 
 
 def _check_of(item: pytest.Item) -> CheckTest | None:
-    """The check that a test is to make, if it is one of crossent's."""
+    """The check that a test runs, if the test is crossent's."""
     module = sys.modules.get("crossent.run.pytest_checks")
     if module is None:
         return None
     found = getattr(item, "check", None) or getattr(getattr(item, "callspec", None), "params", {}).get("check")
-    return found if isinstance(found, module.Asked) else None
+    return found if isinstance(found, module.CheckTest) else None
 
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, None]:
-    """Send what came along with the test's report, as pytest-xdist does from process to process."""
+    """Attach the record of a check to the test's report, which pytest-xdist sends to the main process."""
     outcome = yield
     check = _check_of(item)
     if call.when == "call" and check is not None and check.record is not None:
@@ -197,19 +197,19 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 
 class Keeper:
-    """Keeps what came, in the process that reports."""
+    """Keeps the records, in the process that reports."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.records = config.stash[RECORDS]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """With pytest-xdist, from whichever process."""
+        """Keep a record, from whichever process of pytest-xdist."""
         if (record := getattr(report, "crossent", None)) is not None:
             self.records.append(record)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """A run that asked for checks and made too few, as where all are skipped, has failed."""
+    """Fail a run in which too few checks ran, as when all are skipped."""
     config = session.config
     if hasattr(config, "workerinput"):
         return
@@ -221,12 +221,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def _moved(config: pytest.Config) -> tuple[list[str], bool]:
-    """What has moved since the baseline, in lines, and whether that is a failure."""
+    """The changes since the baseline, in lines, and whether they are a failure."""
     path = config.getoption(BASELINE)
     if not path:
         return [], False
     if not config.stash[RECORDS]:
-        return [f"ERROR: {path}: nothing ran that could be compared with it"], True
+        return [f"ERROR: {path}: no check ran, so nothing can be compared with it"], True
     from crossent.report.moves.diff import diff
     from crossent.run.pytest_checks import report_of_records, unpacked
 
@@ -255,7 +255,7 @@ def _ran(config: pytest.Config) -> int:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """How much ran, that a quick run was one, and the report."""
+    """Show how many checks ran, warn after a quick run, and write the report."""
     if hasattr(config, "workerinput") or not (config.stash[RECORDS] or _least(config) or config.getoption(BASELINE)):
         return
     terminalreporter.section("crossent")
@@ -278,7 +278,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
             terminalreporter.line(f"  not applicable, {count} cases: {part.name} {reason}")
     terminalreporter.line(f"{ran} checks ran; {report.summary}")
     if report.level == "quick":
-        terminalreporter.line(f"THIS WAS A QUICK RUN: {LEVEL}=normal asks more", yellow=True, bold=True)
+        terminalreporter.line(f"THIS WAS A QUICK RUN: {LEVEL}=normal runs more", yellow=True, bold=True)
     if path := config.getoption(JSON):
         try:
             report.write_json(path)

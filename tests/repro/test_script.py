@@ -29,7 +29,7 @@ from crossent.checks import CHECKS, compiled_code
 from crossent.checks.compiled_code import _why_no_error
 from crossent.checks.refusals import judge_reaction
 from crossent.checks.transforms import _why_no_export
-from crossent.cli import HELD, WRONG_USE, main
+from crossent.cli import PASSED, WRONG_USE, main
 from crossent.machine import ambient, environment
 from crossent.report.findings import Finding, Numbers, SubjectReport
 from crossent.report.reader import find, read_json
@@ -713,7 +713,7 @@ def test_a_device_that_cannot_be_asked_is_one_line(capsys, arguments, said):
 def test_a_case_is_run_on_the_device_that_is_named(capsys, monkeypatch):
     asked = []
     monkeypatch.setattr(cli, "repeated", lambda name, device: asked.append(device) or repeated(name))
-    assert main(["repro", TORCH_HALF, "--device", "cuda:1"]) == HELD
+    assert main(["repro", TORCH_HALF, "--device", "cuda:1"]) == PASSED
     assert asked == ["cuda:1"]
     assert "\ndevice = 'cuda:1'\n" in capsys.readouterr().out
 

@@ -1,18 +1,25 @@
-"""Run a subject on a few cases, as the command does."""
+"""Run subjects on cases as `crossent check` does. Only this module of tests/ calls the judge or replaces the plan."""
 
 from support.checks import SINGLE
 
+from crossent.cases.bad_inputs import BAD_INPUTS, BadInput
 from crossent.cases.case import Case
 from crossent.checks import CHECKS
-from crossent.machine import ambient
+from crossent.machine import ambient, environment
 from crossent.numerics.bounds.contracts import contract
+from crossent.report.expected_findings import mark
 from crossent.report.findings import SubjectReport
 from crossent.report.report import Report
 from crossent.run.isolation import ForkServer, IsolatedProcess
 from crossent.run.parallel import judge_each
+from crossent.run.plan import of_cost
+from crossent.run.runner import run
+from crossent.run.settings import Settings
 from crossent.subjects.loader import load
+from crossent.subjects.subject import Subject
 from crossent.trials import difference
 from crossent.trials.act import Here
+from crossent.trials.check import Cost
 from crossent.trials.trial import Trial
 
 CASES = [
@@ -28,12 +35,56 @@ CASES = [
 MEMORY = 4 * 2**30
 
 
+def run(subjects, cases, checks=SINGLE, device="cpu", *, known=(), hosts=None):
+    """Return the report of one or several subjects on one or several cases.
+
+    Args:
+        subjects: a subject or several; a function stands for a subject that is called "mine".
+        cases: a case or several; a case may be given by its id, and may be a bad input.
+        checks: the checks to run, or a function from a case to its checks.
+        device: the device of the tensors.
+        known: the known failures to mark in the report.
+        hosts: where each subject runs, in this process by default.
+    """
+    subjects = [one if isinstance(one, Subject) else Subject("mine", one) for one in _several(subjects)]
+    report = Report(environment(device), [SubjectReport(subject.name) for subject in subjects])
+    with ambient():
+        for case in _several(cases):
+            case = Case.of(case) if isinstance(case, str) else case
+            run_case(case, subjects, report, device, checks(case) if callable(checks) else checks, hosts)
+    if known:
+        mark(report, known)
+    return report
+
+
 def run_case(case, subjects, report, device="cpu", checks=SINGLE, hosts=None):
     """Judge subjects on a case, and enter the verdicts into a report."""
     hosts = hosts or [Here(subject.loss) for subject in subjects]
-    verdicts = judge_each(case, checks, subjects, hosts, device)
-    for verdict, part in zip(verdicts, report.subjects, strict=True):
+    for verdict, part in zip(judge_each(case, checks, subjects, hosts, device), report.subjects, strict=True):
         part.enter(verdict)
+
+
+def _several(one_or_more):
+    """Return a list of one or more subjects or cases."""
+    single = callable(one_or_more) or isinstance(one_or_more, str | Subject | Case | BadInput)
+    return [one_or_more] if single else list(one_or_more)
+
+
+def planned(monkeypatch, cases, *, edges=False, bad_inputs=True):
+    """Let `crossent.check` run these cases in place of the built-in ones.
+
+    Args:
+        monkeypatch: what undoes the change.
+        cases: the cases, each with the checks of its level.
+        edges: whether the edges of the level run too.
+        bad_inputs: whether the bad inputs run too.
+    """
+    monkeypatch.setattr("crossent.run.plan.bugs", lambda: ())
+    monkeypatch.setattr("crossent.run.plan.grid", lambda *_: cases)
+    if not edges:
+        monkeypatch.setattr("crossent.run.plan.edges", lambda *_: ())
+    if not bad_inputs:
+        monkeypatch.setattr("crossent.run.plan.BAD_INPUTS", ())
 
 
 def trial_of(question, subject, host=None):
@@ -42,26 +93,34 @@ def trial_of(question, subject, host=None):
 
 
 def run_isolated(subject, seconds=60.0, cases=CASES, memory=MEMORY):
-    """The report of a subject that runs in an isolated process."""
-    report = Report({}, [SubjectReport(subject.name)])
+    """Return the report of a subject that runs in an isolated process."""
     with ambient():
         server = ForkServer([lambda: subject.loss], memory)
         process = IsolatedProcess(server, 0, seconds)
         try:
-            for case in cases:
-                run_case(case, [subject], report, hosts=[process])
+            return run(subject, cases, hosts=[process])
         finally:
             process.close()
             server.close()
-    return report
 
 
 def judged(loss, case, *checks, without=()):
-    """The report of one case."""
-    (subject,) = load(loss, without=without)
-    report = Report({}, [SubjectReport(subject.name)])
-    run_case(Case.of(case), [subject], report, checks=[CHECKS[name] for name in checks])
-    return report
+    """Return the report of a function, or of a description of one, on a case; checks are given by name."""
+    return run(load(loss, without=without), case, [CHECKS[name] for name in checks])
+
+
+def check_on(cases, bad_inputs=BAD_INPUTS):
+    """`crossent.check` on these cases instead of a level's, with every check that costs no compiling."""
+    checks = of_cost(Cost.CALL, Cost.CALLS, Cost.STRUCTURE)
+
+    def check(*subjects, progress=iter, **options):
+        settings = Settings(**options)
+        chosen = [case.seeded(settings.seed) for case in cases if case.dtype in settings.dtypes]
+        bad = [one for one in bad_inputs if one.dtype in settings.dtypes]
+        planned = {**dict.fromkeys(chosen, checks), **dict.fromkeys(bad, ())}
+        return run(settings, settings.load(*subjects), planned, progress)
+
+    return check
 
 
 def compare(got, exact, grade="A", promise="eager", dtype=None):
