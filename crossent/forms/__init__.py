@@ -1,1 +1,29 @@
-"""The textbook: cross-entropy written out by hand."""
+"""The forms: cross-entropy written out by hand, five times.
+
+This room owns the reference implementations and the checks of their arguments. Its modules import torch, and no other
+room of the package. (`explain` also imports rich, which prints the worked example.)
+
+textbook    formula, log_softmax_nll, one_hot and scalar: each form is its formula
+blocks      blocked: the same loss, computed some rows at a time, with a gradient written by hand
+rows        Rows: the arguments of one call, laid out as rows of logits
+validation  the checks of the arguments, and the error messages
+explain     the worked example: one loss, step by step
+
+The public forms are also attributes of this package. `FORMS` lists them by name.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from crossent.forms.blocks import blocked
+from crossent.forms.textbook import formula, log_softmax_nll, one_hot, scalar
+
+__all__ = ["FORMS", "blocked", "formula", "log_softmax_nll", "one_hot", "scalar"]
+
+FORMS: dict[str, Callable[..., Any]] = {
+    "formula": formula,
+    "log_softmax_nll": log_softmax_nll,
+    "one_hot": one_hot,
+    "blocked": blocked,
+    "scalar": scalar,
+}

@@ -1,11 +1,13 @@
-r"""Cross-entropy block by block of rows: the formula once more, for the memory and the time it takes.
+r"""Cross-entropy on blocks of rows, with a gradient written by hand: less memory and less time.
 
     loss = -log p_y,   ∂loss/∂x = g (p - e_y),   p = softmax(x)
 
-torch allocates three buffers as large as the logits and passes over memory six times; two reads and one write are the
-least. Here a block of rows stays in the cache while it is worked on, in float32 where the logits are narrower, and one
-buffer is allocated, for the gradient (after Hsu et al., "Liger Kernel", arXiv:2410.10989, which writes it into the
-logits; no input is written here). The signature is that of `F.cross_entropy`, and one argument more.
+Here `g` is the upstream gradient and `e_y` the one-hot vector of the true class. For loss and gradient, torch allocates
+three buffers of the logits' size and passes over memory six times. Two reads and one write are the least possible.
+
+This form keeps a block of rows in the cache while computing on the block, in float32 for float16 and bfloat16 logits.
+The form allocates one buffer of the logits' size, for the gradient. The idea is from Hsu et al., "Liger Kernel",
+arXiv:2410.10989. That kernel writes the gradient into the logits; this form writes into no argument.
 """
 
 from __future__ import annotations
@@ -38,16 +40,35 @@ def blocked(
     *,
     block_size: int | None = None,
 ) -> Tensor:
-    r"""Cross-entropy as `-log softmax(x)_y`, some rows at a time, with the gradient `g (p - e_y)` by hand.
+    r"""Compute the cross-entropy as `-log softmax(x)_y` on blocks of rows, with the gradient written by hand.
 
-    Arguments, result and errors are those of :func:`crossent.formula`. `block_size` is how many logits are worked on
-    at a time, and at least one row: a positive integer; what fits the second-level cache, unless given.
+    The loss is that of :func:`crossent.formula`. The gradient of a row without class weights and smoothing is
+    `g (softmax(x) - e_y)`, where `g` is the upstream gradient and `e_y` the one-hot vector of the true class.
 
-    On a CPU the gradient of a reduced loss is written during the forward, for an upstream gradient of one, which
-    `loss.backward()` has, and the backward hands it out. Any other upstream, and a second backward, compute it from
-    the logits; so does CUDA, where to look at the upstream is to wait for the device. Where target or weight want a
-    gradient, where torch transforms, traces or compiles the call, and where something differentiates the gradient,
-    it is :func:`crossent.formula` that computes.
+    On a CPU, the forward pass of a reduced loss also writes the gradient for an upstream gradient of one. This is the
+    upstream gradient of `loss.backward()`, and the backward pass then returns the gradient that is already there. For
+    any other upstream gradient, and for a second backward pass, the gradient is computed from the logits. On CUDA,
+    the backward pass always computes the gradient, because reading the upstream gradient would wait for the device.
+
+    The function calls :func:`crossent.formula` instead in three cases: `target` or `weight` requires a gradient;
+    torch transforms, traces or compiles the call; or the gradient itself is differentiated.
+
+    Args:
+        input: Logits, as for :func:`crossent.formula`.
+        target: Class indices or class probabilities, as for :func:`crossent.formula`.
+        weight: A factor for each class, as for :func:`crossent.formula`.
+        ignore_index: The target of ignored rows, as for :func:`crossent.formula`.
+        reduction: `"none"`, `"mean"` or `"sum"`, as for :func:`crossent.formula`.
+        label_smoothing: `ε`, from 0 to 1, as for :func:`crossent.formula`.
+        block_size: The number of logits in a block, 1 or more. A block has at least one row. The default is the
+            number that fits the second-level cache of the device.
+
+    Returns:
+        The loss, with the shape and dtype of :func:`crossent.formula`'s.
+
+    Raises:
+        TypeError: `block_size` is no int. All other errors are those of :func:`crossent.formula`.
+        ValueError: `block_size` is below 1.
 
     Example:
         >>> import torch, crossent
@@ -72,7 +93,7 @@ def blocked(
 
 
 class _Blocked(torch.autograd.Function):
-    """The loss with a gradient of the logits."""
+    """The loss as an autograd function, with a gradient of the logits."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
@@ -85,7 +106,7 @@ class _Blocked(torch.autograd.Function):
         ctx.gradient = torch.empty_like(tensors[0])
         losses = _differentiate(rows, None, ctx.gradient, block_size)
         if not rows.dense:
-            # Of a probability that is hardly above the smallest, or 0, the logarithm has lost digits.
+            # The logarithm of a probability that is 0 or near the smallest normal number has lost digits.
             lost = losses > -math.log(torch.finfo(rows.compute).tiny) - 10
             if lost.any():
                 losses = torch.where(lost, _losses(rows, block_size), losses)
@@ -94,14 +115,14 @@ class _Blocked(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstreams: Any) -> tuple[Tensor | None, ...]:
         (upstream,) = upstreams
-        gradient, ctx.gradient = ctx.gradient, None  # whoever gets it may write into it
+        gradient, ctx.gradient = ctx.gradient, None  # handed out once: the caller may write into the gradient
         constant = not torch.is_grad_enabled() and _plain(upstream)
         if not (constant and gradient is not None and upstream == 1):
             logits, *others = ctx.saved_tensors
             if constant and _plain(logits):
                 gradient = torch.empty_like(logits) if gradient is None else gradient
                 _differentiate(arrange(logits, *others, *ctx.options), upstream, gradient, ctx.block_size)
-            else:  # something differentiates the gradient
+            else:  # the gradient itself is differentiated
                 with torch.enable_grad():
                     loss = formula(logits, *others, *ctx.options)
                 (gradient,) = torch.autograd.grad(loss, logits, upstream, create_graph=torch.is_grad_enabled())
@@ -113,7 +134,7 @@ def _reduced(rows: Rows, losses: Tensor) -> Tensor:
 
 
 def _losses(rows: Rows, block_size: int | None) -> Tensor:
-    """The loss of each row, (...); without the weight of its true class, where no other counts."""
+    """Return the loss of each row, (...). Where only the true class has a term, its weight is left out."""
     losses = torch.empty(rows.logits.shape[:-1], dtype=rows.compute, device=rows.logits.device)
     work = _Work(rows)
     for at in _blocks(rows, block_size):
@@ -123,9 +144,9 @@ def _losses(rows: Rows, block_size: int | None) -> Tensor:
 
 
 def _differentiate(rows: Rows, upstream: Tensor | None, gradient: Tensor, block_size: int | None) -> Tensor:
-    """Write `g/D (p Σ_c v_c - v)` into `gradient`, with `v_c = w_c q_c`; the losses of :func:`_losses`.
+    """Write `g/D (p Σ_c v_c - v)` into `gradient`, where `v_c = w_c q_c`; return the losses as :func:`_losses` does.
 
-    `upstream`: None is one.
+    `g` is the upstream gradient, where None stands for one, and `D` is the divisor of the reduction.
     """
     scale = torch.ones((), dtype=rows.compute, device=gradient.device) if upstream is None else upstream
     if rows.reduction == "mean":
@@ -134,7 +155,7 @@ def _differentiate(rows: Rows, upstream: Tensor | None, gradient: Tensor, block_
     scale = scale.expand(gradient.shape[:-1])
     ignored = None
     if rows.kept is not None and (gradient.device.type != "cpu" or not rows.kept.all()):
-        ignored = ~rows.kept.unsqueeze(-1)  # whose logits may be NaN
+        ignored = ~rows.kept.unsqueeze(-1)  # the logits of an ignored row may be NaN
     if rows.dense:
         return _differentiate_dense(rows, scale.unsqueeze(-1), ignored, gradient, block_size)
     assert rows.index is not None
@@ -145,7 +166,7 @@ def _differentiate(rows: Rows, upstream: Tensor | None, gradient: Tensor, block_
         out, y, factor = gradient[at], index[at], scale[at]
         p = work.softmax(at, out)
         torch.gather(p, -1, y, out=picked[at])
-        # Scaled before the subtraction: that rounds the true class once less than after it.
+        # The scaling comes before the subtraction: the true class then has one rounding less.
         p.mul_(factor).scatter_add_(-1, y, -factor)
         _hand_over(p, out, None if ignored is None else ignored[at])
     return -picked.log_().squeeze(-1)
@@ -154,7 +175,7 @@ def _differentiate(rows: Rows, upstream: Tensor | None, gradient: Tensor, block_
 def _differentiate_dense(
     rows: Rows, scale: Tensor, ignored: Tensor | None, gradient: Tensor, block_size: int | None
 ) -> Tensor:
-    """The same where every class counts."""
+    """Do the work of :func:`_differentiate` where every class has a term."""
     losses = torch.empty(rows.logits.shape[:-1], dtype=rows.compute, device=gradient.device)
     work = _Work(rows)
     for at in _blocks(rows, block_size):
@@ -167,6 +188,7 @@ def _differentiate_dense(
 
 
 def _hand_over(made: Tensor, out: Tensor, ignored: Tensor | None) -> None:
+    """Write the gradient of a block into `out`, with 0 on ignored rows."""
     if ignored is not None:
         made.masked_fill_(ignored, 0)
     if made is not out:
@@ -174,33 +196,33 @@ def _hand_over(made: Tensor, out: Tensor, ignored: Tensor | None) -> None:
 
 
 class _Work:
-    """One buffer of a block, in the dtype that is computed in, which comes again in each block."""
+    """The softmax of each block, in one buffer that all blocks reuse, in the dtype of the computation."""
 
     def __init__(self, rows: Rows) -> None:
         self._logits, self._compute = rows.logits, rows.compute
         self._buffer: Tensor | None = None
 
     def softmax(self, at: Block, out: Tensor | None = None, *, log: bool = False) -> Tensor:
-        """The softmax of a block, or its logarithm; in `out`, where that has the dtype that is computed in."""
+        """Return the softmax of a block, or the log-softmax; in `out` if `out` has the dtype of the computation."""
         x = self._logits[at]
         if out is None or out.dtype != self._compute:
             if self._buffer is None:
                 self._buffer = torch.empty_like(x, dtype=self._compute)
             out = self._buffer[: len(x)] if x.dim() > 1 else self._buffer  # the last block may have fewer rows
         if x.dtype != self._compute:
-            x = out.copy_(x)  # and then in place: each number is written after it was read for the last time
+            x = out.copy_(x)  # softmax then works in place: it writes each number after the last read of it
         axis = _axis(x)
         (torch.log_softmax if log else torch.softmax)(x.movedim(-1, axis), axis, out=out.movedim(-1, axis))
         return out
 
 
 def _axis(x: Tensor) -> int:
-    """Where the class axis, the last one of x, stands in memory: torch's softmax wants it there."""
+    """Return the place of the class axis, the last axis of x, in memory order. torch's softmax is fast there."""
     return sum(step > x.stride(-1) for step in x.stride()[:-1])
 
 
 def _blocks(rows: Rows, block_size: int | None) -> Iterator[Block]:
-    """Indices of blocks of rows, each of about `block_size` logits and at least one row."""
+    """Yield the indices of blocks of rows; a block has about `block_size` logits, and at least one row."""
     *shape, classes = rows.logits.shape
     if block_size is None:
         block_size = _fitting(rows.logits.device, rows.compute, torch.get_num_threads())
@@ -220,17 +242,20 @@ def _blocks(rows: Rows, block_size: int | None) -> Iterator[Block]:
 
 @functools.cache
 def _fitting(device: torch.device, dtype: torch.dtype, threads: int) -> int:
-    """How many logits fit the second-level caches of the cores that work, in the dtype that is computed in."""
+    """Return the number of logits, in the dtype of the computation, that fit the working cores' second-level caches."""
     if device.type == "cuda":
         cache = int(getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0)) or 2**23
     else:
-        size = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")  # of Linux, "1024K"; a common size elsewhere
+        size = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")  # Linux has "1024K"; other systems get 1 MiB
         cache = threads * (int(size.read_text().strip().rstrip("K")) * 1024 if size.exists() else 2**20)
     return cache * 8 // torch.finfo(dtype).bits
 
 
 def _plain(*tensors: Tensor) -> bool:
-    """Whether this is torch in eager mode on ordinary tensors: nothing transforms, traces, compiles or dualizes."""
+    """Whether the call is in eager mode on ordinary tensors.
+
+    False where torch transforms, traces or compiles the call, or where a tensor has a tangent of forward mode.
+    """
     if compiling() or _transforming() or _modes():
         return False
     ordinary = all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors)
@@ -242,6 +267,7 @@ def _tangent(tensor: Tensor) -> Tensor | None:
     return tangent
 
 
-# torch.func's transforms, and the modes that trace or fake tensors; of both torch says no more in public.
+# These private functions report torch.func's transforms, and the modes that trace or fake tensors. torch has no public
+# function for either.
 _transforming = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
 _modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)

@@ -1,4 +1,4 @@
-"""The worked example: cross-entropy step by step, for somebody who has never met it."""
+"""The worked example: one loss computed step by step, for readers who are new to cross-entropy."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from torch import Tensor
 from crossent.forms import textbook
 from crossent.forms.blocks import blocked
 
-# The row of the article that this project grew from.
+# The example of the article from which this project grew.
 SEED_LOGITS = (3.0, 1.0, -3.0)
 SEED_TARGET = 0
-# Tables longer than a screen show their first classes and the true one.
+# Longer tables show their first classes and the true class, to fit a screen.
 MOST_CLASSES = 12
 
 
 def random_row(classes: int, seed: int) -> tuple[tuple[float, ...], int]:
-    """Random logits and a random label, as the article's listing draws them."""
+    """Return random logits and a random label, drawn as in the article's listing."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(classes, generator=generator).tolist()
     target = int(torch.randint(classes, (), generator=generator))
@@ -32,15 +32,17 @@ def random_row(classes: int, seed: int) -> tuple[tuple[float, ...], int]:
 
 
 def explain(logits: Sequence[float] = SEED_LOGITS, target: int = SEED_TARGET) -> RenderableType:
-    """The steps from one row of logits to its loss, each with its numbers, and every form beside torch.
+    """Return the steps from one row of logits to the loss, with all numbers, as text for a rich console.
+
+    The last step is a table of every form's loss next to torch's.
 
     Args:
-        logits: one finite number for each class.
-        target: the true class, 0 to C - 1.
+        logits: One finite number for each class.
+        target: The true class, from 0 to C - 1.
 
     Raises:
-        ValueError: no logits, or one that is not finite.
-        IndexError: a target that is no class.
+        ValueError: There are no logits, a logit is not finite, or a difference of two logits overflows.
+        IndexError: The target is no class.
 
     Example:
         >>> from rich.console import Console
@@ -63,43 +65,43 @@ def explain(logits: Sequence[float] = SEED_LOGITS, target: int = SEED_TARGET) ->
     return Group(
         Text("Cross-entropy, step by step", "bold"),
         _paragraph(
-            f"A network that tells {_count(len(logits), 'class', 'classes')} apart gives one number for each class, "
-            f"its logit: the larger, the more it believes in that class. Here the logits are {_vector(x)}, and the "
-            f"class that is really in the picture is class {target}. The loss says in one number how wrong the network "
-            "is."
+            f"A classifier of {_count(len(logits), 'class', 'classes')} returns one number for each class, the logit. "
+            f"Here the logits are {_vector(x)}, and the true class is {target}. A larger logit means more confidence "
+            "in the class. The loss is one number that says how wrong the classifier is."
         ),
-        _step("1", "Softmax makes probabilities of the logits", "p_i = exp(x_i) / Σ_j exp(x_j)"),
+        _step("1", "Softmax turns the logits into probabilities", "p_i = exp(x_i) / Σ_j exp(x_j)"),
         _paragraph(
-            "The largest logit is taken off first. That changes no probability, since it cancels in the fraction, and "
-            "keeps exp from overflowing: exp(1000) is too large for a float, exp(1000 - 1000) is 1."
+            "The largest logit is subtracted first. The subtraction cancels in the fraction, so no probability "
+            "changes. And exp cannot overflow: exp(1000) is too large for a float, exp(1000 - 1000) is 1."
         ),
         Padding(_softmax_table(x, p, target), (0, 2)),
         _paragraph(
             f"Every probability lies between 0 and 1, and they sum to {p.sum().item():.6g}. {_prediction(x, p, target)}"
         ),
-        _step("2", "The loss is the surprise at the true class", "H = -Σ_i y'_i log p_i = -log p_y"),
+        _step("2", "The loss is minus the log of a probability", "H = -Σ_i y'_i log p_i = -log p_y"),
         _paragraph(
-            f"The target as a vector, y', is one at class {target} and zero elsewhere, so a single term of the sum is "
-            f"left: -log p_{target} = {_log_of(p[target].item())} = {_number(loss)}. A sure and right network has "
-            "loss 0; a sure and wrong one is punished without limit."
+            f"The target as a vector, y', is 1 at class {target} and 0 at all other classes. One term of the sum is "
+            f"left: -log p_{target} = {_log_of(p[target].item())} = {_number(loss)}. The loss is 0 where the true "
+            "class has probability 1, and grows without limit as that probability goes to 0."
             + _rounded_by_hand(p[target].item(), loss, (tuple(logits), target) == (SEED_LOGITS, SEED_TARGET))
         ),
-        _step("3", "The same, without the division", "H = -x_y + log Σ_j exp(x_j)"),
+        _step("3", "The same loss without the division", "H = -x_y + log Σ_j exp(x_j)"),
         _paragraph(
             f"The logarithm of a fraction is a difference: {_number(0.0 - x[target].item())} + {_number(log_sum)} = "
-            f"{_number(loss)}. This is how the loss is computed in practice."
+            f"{_number(loss)}. Software computes the loss in this way."
         ),
         _step("4", "nn.CrossEntropyLoss applies the softmax itself", "its input is the logits"),
         _paragraph(
-            f"Give it the logits, not the probabilities. With a softmax before it, the softmax is taken twice, and the "
-            f"loss comes out as {_number(twice)} instead of {_number(loss)}: {_twice(twice, loss)}"
+            f"Pass logits to nn.CrossEntropyLoss, not probabilities. If you pass probabilities, softmax is applied "
+            f"twice, and the loss is {_number(twice)} instead of {_number(loss)}: {_twice(twice, loss)}"
         ),
         _step("5", "The gradient says what to change", "∂H/∂x_i = p_i - y'_i"),
         _paragraph(
-            f"For these logits it is {_vector(p - torch.nn.functional.one_hot(y, len(logits)))}: a step against it "
-            "raises the true class and lowers each of the others by its probability."
+            f"For these logits the gradient is {_vector(p - torch.nn.functional.one_hot(y, len(logits)))}. A step "
+            "against the gradient raises the logit of the true class, and lowers each other logit in proportion to its "
+            "probability."
         ),
-        _step("6", "Five ways to write it down, beside torch", ""),
+        _step("6", "Five forms of the loss, compared with torch", ""),
         Padding(_forms_table(logits, target), (0, 2)),
     )
 
@@ -145,8 +147,8 @@ def _forms_table(logits: Sequence[float], target: int) -> Table:
         ("formula", "-x_y + log Σ exp(x_i)", textbook.formula(row, label).item()),
         ("log_softmax_nll", "-log_softmax(x)_y", textbook.log_softmax_nll(row, label).item()),
         ("one_hot", "-Σ y'_i log softmax(x)_i", textbook.one_hot(row, label).item()),
-        ("blocked", "the second, in blocks", blocked(row, label).item()),
-        ("scalar", "the first, by math alone", textbook.scalar(list(logits), target)),
+        ("blocked", "-log_softmax(x)_y in blocks", blocked(row, label).item()),
+        ("scalar", "-x_y + log Σ exp(x_i)", textbook.scalar(list(logits), target)),
     ):
         table.add_row(name, formula, f"{loss:.10g}", f"{loss - torchs:.1g}" if formula else "")
     return table
@@ -156,10 +158,10 @@ def _prediction(x: Tensor, p: Tensor, target: int) -> str:
     predicted = int(x.argmax())
     verdict = "which is right" if predicted == target else f"but the true class is {target}"
     if (x == x.max()).sum() > 1:
-        return "Several classes share the largest logit, and softmax leaves them equal: there is no one prediction."
+        return "Several classes share the largest logit and the largest probability: there is no one prediction."
     return (
-        f"The largest logit has the largest probability, so softmax does not move the prediction: "
-        f"class {predicted} both before and after it, {verdict}."
+        f"The largest logit has the largest probability, so softmax does not change the prediction: class {predicted}, "
+        f"{verdict}."
     )
 
 
@@ -167,18 +169,18 @@ def _rounded_by_hand(probability: float, loss: float, seed: bool) -> str:
     rounded = round(probability, 2)
     if not 0 < rounded < 1 or _number(-math.log(rounded)) == _number(loss):
         return ""
-    text = f" Rounding comes last: from the rounded {rounded:.2f} the loss would be {_number(-math.log(rounded))}."
-    return text + (" (The article this example is from prints that as 0.12.)" if seed else "")
+    text = f" Round last: with the rounded probability {rounded:.2f}, the loss would be {_number(-math.log(rounded))}."
+    return text + (" (The article that this example is from prints this as 0.12.)" if seed else "")
 
 
 def _log_of(probability: float) -> str:
-    return f"-log {_number(probability)}" if probability else "minus the logarithm of what is too small for a float"
+    return f"-log {_number(probability)}" if probability else "minus the logarithm of a number too small for a float"
 
 
 def _twice(twice: float, loss: float) -> str:
     if twice == loss:
-        return "here the two agree, since all logits are equal."
-    return "a wrong number, and a wrong gradient with it."
+        return "here the two are equal, since all logits are equal."
+    return "a wrong loss, and also a wrong gradient."
 
 
 def _vector(values: Tensor) -> str:

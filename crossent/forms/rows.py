@@ -1,9 +1,11 @@
-"""A call to cross-entropy, checked and laid out as rows: what the forms share.
+"""The arguments of one call, checked and laid out as rows of logits; all forms on tensors share this code.
 
-Every form starts with :func:`lay_out`, which refuses bad arguments, moves the class axis last and widens
-half precision to float32, and ends with :meth:`Rows.reduce`, which drops the ignored rows, applies the
-reduction and rounds once to the dtype of the result. Between the two a form is only its formula. A form that
-takes some rows at a time starts with :func:`arrange` and widens these: :meth:`Rows.part`.
+Each form starts with :func:`lay_out`. The function refuses bad arguments, moves the class axis last and widens half
+precision to float32. Each form ends with :meth:`Rows.reduce`, which sets the loss of ignored rows to 0, applies the
+reduction and rounds once to the dtype of the result. Between these two calls, a form is only its formula.
+
+A form that works on some rows at a time starts with :func:`arrange`, which does not widen. The form then takes some
+rows by :meth:`Rows.part` and widens them by :meth:`Rows.widened`.
 """
 
 from __future__ import annotations
@@ -17,21 +19,24 @@ from torch import Tensor
 from crossent.forms.validation import HALVES, check_dtypes, check_options, check_target
 
 
-@dataclass  # not frozen: up to torch 2.2, Dynamo makes no object of a class that has its own __setattr__
+@dataclass  # not frozen: Dynamo of torch 2.2 and older cannot build objects of a class with its own __setattr__
 class Rows:
-    """The rows of one call. `...` stands for the batch and every further dimension, `C` for the classes.
+    """The arguments of one call, laid out as rows.
+
+    In shapes, `...` stands for the batch and every further dimension, and `C` for the classes.
 
     Attributes:
-        logits: (..., C), float32 or float64; as they came until they are widened.
-        index: (...), int64, the true class of each row and 0 on ignored rows; None for probability targets.
-        kept: (...), bool, False on ignored rows; None for probability targets.
-        probabilities: (..., C), `(1 - ε)·target + ε/C`; the target as it came until it is widened; None for index
-            targets.
+        logits: (..., C), float32 or float64. Before :meth:`widened`, the caller's dtype.
+        index: (...), int64, the true class of each row, and 0 on ignored rows. None for class probabilities.
+        kept: (...), bool, False on ignored rows. None for class probabilities.
+        probabilities: (..., C), the smoothed target `(1 - ε)·target + ε/C`. Before :meth:`widened`, the caller's
+            target. None for class indices.
         weight: (C,), or None where every weight is one.
-        target_weight: (...), the weight of each row's true class, 0 on ignored rows; None for probability targets.
-        label_smoothing: ε, from 0 to 1.
+        target_weight: (...), the weight of each row's true class, and 0 on ignored rows. None for class
+            probabilities.
+        label_smoothing: `ε`, from 0 to 1.
         reduction: "none", "mean" or "sum".
-        dtype: dtype of the result.
+        dtype: The dtype of the result.
     """
 
     logits: Tensor
@@ -46,34 +51,35 @@ class Rows:
 
     @property
     def dense(self) -> bool:
-        """Whether every class counts in a row's loss, and not the true one alone."""
+        """Whether the loss of a row has a term for every class, and not for the true class alone."""
         return self.index is None or self.label_smoothing > 0
 
     @property
     def compute(self) -> torch.dtype:
-        """What is computed in: float32 for half precision."""
+        """The dtype of all computation: float32 for half precision, otherwise the dtype of the result."""
         return torch.float32 if self.dtype in HALVES else self.dtype
 
     @property
     def divisor(self) -> Tensor | int:
-        """What `mean` divides by: the weight of the kept rows' true classes, NaN where that is 0; or the rows.
+        """The divisor of `mean`: the total weight of the kept rows' true classes, or the number of rows.
 
-        A divisor of NaN, and not a result of NaN that is chosen: its derivatives are NaN too, and not a sure 0.
+        The number of rows is the divisor for class probabilities. A total weight of 0 gives the divisor NaN. If the
+        result were set to NaN instead, its derivatives would be 0, and they must be NaN too.
         """
         if self.target_weight is None:
             return math.prod(self.logits.shape[:-1])
         weight = self.target_weight.sum()
-        return torch.where(weight == 0, torch.nan, weight)  # smoothing may have left something to divide
+        return torch.where(weight == 0, torch.nan, weight)  # with smoothing, x/0 could be infinite instead of NaN
 
     def widened(self) -> Rows:
-        """The same in the dtype that is computed in, and probabilities smoothed."""
+        """Return these rows in the dtype of the computation, with the class probabilities smoothed."""
         probabilities = self.probabilities
         if probabilities is not None:
             probabilities = _smooth(probabilities.to(self.compute), self.label_smoothing)
         return self._with(self.logits.to(self.compute), self.index, self.kept, probabilities, self.target_weight)
 
     def part(self, at: tuple[int | slice, ...]) -> Rows:
-        """Some of the rows, `at` an index of `...`; all, where that is empty."""
+        """Return the rows at the index `at` into the dimensions `...`; all rows for an empty index."""
         if at == ():
             return self
         index, kept, probabilities, target_weight = (
@@ -93,30 +99,30 @@ class Rows:
         return Rows(logits, index, kept, probabilities, self.weight, target_weight, *options)
 
     def pick(self, values: Tensor) -> Tensor:
-        """The entry of each row's true class: (..., C) to (...)."""
+        """Return the entry of each row's true class: (..., C) to (...)."""
         assert self.index is not None
         return values.gather(-1, self.index.unsqueeze(-1)).squeeze(-1)
 
     def weigh(self, values: Tensor) -> Tensor:
-        """`w_y · values`: (...) to (...)."""
+        """Return `w_y · values`, the values times the weight of each row's true class: (...) to (...)."""
         assert self.target_weight is not None
         return self.target_weight * values
 
     def weighted(self, values: Tensor) -> Tensor:
-        """`w_c · values_c`: (..., C) to (..., C)."""
+        """Return `w_c · values_c`, the values times the weight of each class: (..., C) to (..., C)."""
         return values if self.weight is None else self.weight * values
 
     def expect(self, values: Tensor) -> Tensor:
-        """`Σ_c w_c q_c values_c`, with `q` the smoothed target: (..., C) to (...)."""
+        """Return `Σ_c w_c q_c values_c`, where `q` is the smoothed target: (..., C) to (...)."""
         if self.probabilities is not None:
             return self.weighted(self.probabilities * values).sum(-1)
         uniform = self.weighted(values).sum(-1) * (self.label_smoothing / values.shape[-1])
-        if self.label_smoothing == 1:  # q is uniform; 0 · inf of the true class must not enter
+        if self.label_smoothing == 1:  # q is uniform, and a term 0 · inf of the true class would be NaN
             return uniform
         return (1 - self.label_smoothing) * self.weigh(self.pick(values)) + uniform
 
     def one_hot(self) -> Tensor:
-        """The dense target `q`, (..., C): probabilities, or the smoothed one-hot of the index."""
+        """Return the dense target `q`, (..., C): the class probabilities, or the smoothed one-hot vectors."""
         if self.probabilities is not None:
             return self.probabilities
         assert self.index is not None
@@ -124,13 +130,14 @@ class Rows:
         return _smooth(hot, self.label_smoothing)
 
     def reduce(self, losses: Tensor) -> Tensor:
-        """The result from the loss of each row, (...): 0 on ignored rows, reduced, rounded once.
+        """Return the result of the call from the loss of each row, (...).
 
-        `mean` divides by the weight of the kept rows' true classes, and by the number of rows where targets
-        are probabilities. Over no rows that is 0/0, NaN.
+        The loss of ignored rows is set to 0. Then the losses are reduced, and the result is rounded once to its
+        dtype. `mean` divides by the total weight of the kept rows' true classes; with class probabilities, by the
+        number of rows. The mean over no rows is 0/0, NaN.
         """
         if self.kept is not None:
-            losses = torch.where(self.kept, losses, 0.0)  # not a product: an ignored row may hold NaN
+            losses = torch.where(self.kept, losses, 0.0)  # a product would keep NaN of an ignored row
         if self.reduction != "none":
             losses = losses.sum()
             if self.reduction == "mean":
@@ -146,11 +153,13 @@ def lay_out(
     reduction: str,
     label_smoothing: float,
 ) -> Rows:
-    """Check the arguments of a form, and lay them out as :class:`Rows` that are widened.
+    """Check the arguments of a form, and return them as widened :class:`Rows`.
 
-    Raises what `F.cross_entropy` raises: TypeError, ValueError, RuntimeError, NotImplementedError for dtypes
-    that are no floats, IndexError for a target outside `[0, C)` that is not ignored. On CUDA that last one is
-    a device-side assert, as torch's own is: nothing here makes the host wait for the device.
+    Raises:
+        TypeError, ValueError, RuntimeError: As `F.cross_entropy` does.
+        NotImplementedError: `input` has no floating-point dtype, or a tensor is not dense.
+        IndexError: A target is outside `[0, C)` and is not `ignore_index`. On CUDA this is a device-side assert, as
+            in torch: the host never waits for the device.
     """
     return arrange(input, target, weight, ignore_index, reduction, label_smoothing).widened()
 
@@ -163,7 +172,7 @@ def arrange(
     reduction: str,
     label_smoothing: float,
 ) -> Rows:
-    """As :func:`lay_out`, with logits and probabilities as they came: views of them."""
+    """Check the arguments as :func:`lay_out` does; logits and class probabilities stay views of the caller's."""
     ignore_index, label_smoothing = check_options(input, target, weight, ignore_index, reduction, label_smoothing)
     dense = target.shape == input.shape
     check_target(input, target, dense, ignore_index)
@@ -181,7 +190,7 @@ def arrange(
         target = target.reshape(())
     classes = input.shape[min(1, input.dim() - 1)]
     if classes == 0:
-        # No classes: an empty sum, so a loss of 0. One class with a logit of 0 has that loss too, and a maximum.
+        # Without classes the loss is an empty sum, 0. One class with logit 0 has the same loss, and has a maximum.
         logits = logits.sum(-1, keepdim=True)
         target = target.sum(-1, keepdim=True) if dense else target
         class_weight = None
@@ -189,13 +198,13 @@ def arrange(
     if dense:
         return Rows(logits, None, None, target, class_weight, None, label_smoothing, reduction, dtype)
 
-    index = target.to(torch.int64)  # before the comparison: as uint8, -100 would be 156
+    index = target.to(torch.int64)  # before the comparison: in uint8, -100 is 156
     kept = index != ignore_index
-    index = torch.where(kept, index if classes else 1, 0)  # without classes, no kept row has one
-    if compiling():  # and some versions of torch compile a gather that counts -1 from the end (pytorch#135546)
+    index = torch.where(kept, index if classes else 1, 0)  # without classes, every kept target is out of range
+    if compiling():  # some versions of torch compile a gather that takes -1 for the last class (pytorch#135546)
         index = torch.where(index < 0, 2**62, index)
     ones = _look_up(logits.new_ones(logits.shape[-1], dtype=compute), index, classes, ignore_index)
-    kept = kept & (ones > 0)  # which each result is made of, so that no compiler drops the look
+    kept = kept & (ones > 0)  # always True; the result depends on the look-up, so that no compiler drops it
     if class_weight is None:
         target_weight = kept.to(compute)
     else:
@@ -204,17 +213,17 @@ def arrange(
 
 
 def _smooth(probabilities: Tensor, label_smoothing: float) -> Tensor:
-    """`(1 - ε)·q + ε/C`."""
+    """Return the smoothed target, `(1 - ε)·q + ε/C`."""
     if label_smoothing == 0:
         return probabilities
     return (1 - label_smoothing) * probabilities + label_smoothing / probabilities.shape[-1]
 
 
 def _look_up(table: Tensor, index: Tensor, classes: int, ignore_index: int) -> Tensor:
-    """`table[y]`, and the one place where a target outside `[0, C)` is caught.
+    """Return `table[y]`. Only this function catches a target outside `[0, C)`.
 
-    It is the gather that looks: in eager mode, under vmap and in compiled code on CPU alike, and on CUDA
-    without a copy to the host. A check in Python could do none of the last three (pytorch#135546).
+    The gather checks the range of its index: in eager mode, under vmap, in compiled code on a CPU, and on CUDA
+    without a copy to the host. A check in Python works in eager mode alone (pytorch#135546).
     """
     try:
         return table.gather(0, index.reshape(-1)).reshape(index.shape)
@@ -226,5 +235,5 @@ def _look_up(table: Tensor, index: Tensor, classes: int, ignore_index: int) -> T
         ) from None
 
 
-# Asked of a function that torch's tracers know; the first versions that compile have none.
+# torch's tracers replace this function by True. The first versions of torch that compile do not have the function.
 compiling = getattr(getattr(torch, "compiler", None), "is_compiling", lambda: False)

@@ -1,19 +1,18 @@
-r"""Cross-entropy written out by hand, in the forms people know.
+r"""Cross-entropy written out by hand, in four forms that people know.
 
-One row of logits `x` over `C` classes, with the true class `y`, has the loss
+A row of logits `x` over `C` classes, with true class `y`, has the loss
 
     -log softmax(x)_y  =  -x_y + log Σ_i exp(x_i)
 
-The functions below are ways to write that down. All have the signature of `torch.nn.functional.cross_entropy`
-and its contract: rows from `(C)`, `(N, C)` or `(N, C, d1, …, dK)`, class indices or class probabilities,
-`weight`, `ignore_index`, `label_smoothing` and `reduction`. With class weights `w` and the smoothed target
-`q = (1 - ε)·target + ε/C`, the loss of a row is
+With class weights `w`, label smoothing `ε` and the smoothed target `q = (1 - ε)·target + ε/C`, the loss of a row is
 
     -Σ_c w_c q_c log softmax(x)_c
 
-Source: the page of `torch.nn.CrossEntropyLoss` in torch's documentation; the shift by the maximum is
-Blanchard, Higham & Higham, "Accurately computing the log-sum-exp and softmax functions", IMA J. Numer. Anal.
-41(4), 2021, algorithm 4.1.
+`formula`, `log_softmax_nll` and `one_hot` have the signature and the contract of `torch.nn.functional.cross_entropy`.
+`scalar` computes one row with Python floats. The fifth form, `blocked`, is in :mod:`crossent.forms.blocks`.
+
+Sources: the documentation of `torch.nn.CrossEntropyLoss`. The shift by the maximum is algorithm 4.1 of Blanchard,
+Higham & Higham, "Accurately computing the log-sum-exp and softmax functions", IMA J. Numer. Anal. 41(4), 2021.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crossent.forms.rows import lay_out
-from crossent.forms.validation import REDUCTIONS, as_float, as_int
+from crossent.forms.validation import check_row
 
 
 def formula(
@@ -37,36 +36,50 @@ def formula(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    r"""Cross-entropy as `-x_y + log Σ_i exp(x_i)`.
+    r"""Compute the cross-entropy between logits and targets as `-x_y + log Σ_i exp(x_i)`.
 
-    The row's maximum is taken off `x` first, before the logarithm meets `x_y`: nothing overflows, and where
-    every logit is 1e8 the loss still is `log C` (pytorch#38839).
+    The signature, the result and the errors are those of :func:`torch.nn.functional.cross_entropy`. For a row of
+    logits `x` over `C` classes, with class weights `w` and `ε = label_smoothing`, the loss is
+
+        loss = -Σ_c w_c q_c log p_c,    log p_c = x_c - log Σ_i exp(x_i),    q = (1 - ε)·target + ε/C
+
+    in nats (`log` is the natural logarithm). For a class index `y` without smoothing, only the term of `y` is left:
+    `w_y (-x_y + log Σ_i exp(x_i))`.
+
+    The maximum of the row is subtracted from the logits before anything else, so `exp` never overflows. A row whose
+    logits are all 1e8 still has the loss `log C` (pytorch#38839).
 
     Args:
-        input: logits, `(C)`, `(N, C)` or `(N, C, d1, …, dK)`; float16, bfloat16, float32 or float64. Half
-            precision is computed in float32 and rounded once.
-        target: class indices, int64 or uint8, of the logits' shape without `C`; or class probabilities, of the
-            logits' shape and any of the four dtypes.
-        weight: `(C)`, a factor for each class; the logits' dtype where targets are indices.
-        ignore_index: rows with this target have loss 0 and are not counted by `mean`; need not be a class. With
-            probabilities it must be negative and is not used.
-        reduction: "none", "mean" (over the weight of the kept rows; over the rows where targets are
-            probabilities) or "sum".
-        label_smoothing: `ε` from 0 to 1, the share of the target that is spread evenly over all classes.
+        input: Logits, in float16, bfloat16, float32 or float64. For float16 and bfloat16 all computation is in
+            float32, and the result is rounded once.
+        target: Class indices from 0 to C - 1, in int64 or uint8; or class probabilities, in any of the four
+            floating-point dtypes. A target of the shape of `input` holds probabilities.
+        weight: A factor for each class. With class indices its dtype is that of `input`.
+        ignore_index: Rows with this target have the loss 0 and do not count in the mean. The number need not be a
+            class. With class probabilities it must be negative and has no effect.
+        reduction: `"none"` returns the loss of each row and `"sum"` their sum. `"mean"` divides the sum by the total
+            weight of the true classes of the rows that are not ignored; with class probabilities, by the number of
+            rows. A mean over no rows is NaN.
+        label_smoothing: `ε`, from 0 to 1: the share of the target that is spread evenly over all classes.
+
+    Shape:
+        - input: `(C)`, `(N, C)` or `(N, C, d1, …, dK)`.
+        - target: with class indices `()`, `(N)` or `(N, d1, …, dK)`; with class probabilities the shape of `input`.
+        - weight: `(C)`.
+        - result: `()`; with `reduction="none"`, `()`, `(N)` or `(N, d1, …, dK)`.
 
     Returns:
-        A scalar, or the rows' losses in the target's shape under "none". It has the dtype of the logits; that of
-        their promotion with target and weight where targets are probabilities; float32 for half precision under
-        autocast.
+        The loss, in the dtype of `input`. With class probabilities the dtype is promoted with those of `target` and
+        `weight`. Under autocast, float16 and bfloat16 inputs give float32.
 
     Raises:
-        TypeError: an argument of the wrong Python type.
-        ValueError: an unknown reduction, or a wrong batch size.
-        RuntimeError: any other wrong shape, a wrong dtype of target or weight, two devices, `label_smoothing`
-            outside 0 to 1, or `ignore_index >= 0` with probabilities.
-        NotImplementedError: logits that are not one of the four dtypes, or not dense.
-        IndexError: a target outside `[0, C)` that is not `ignore_index`. Compiled code raises RuntimeError, and
-            on CUDA it is a device-side assert, both as in torch: no form makes the host wait for the device.
+        TypeError: An argument has the wrong Python type.
+        ValueError: `reduction` is unknown, `ignore_index` exceeds 64 bits, or the batch sizes differ.
+        RuntimeError: Another size, the dtype of `target` or `weight`, or a device does not match. Or
+            `label_smoothing` is outside 0 to 1, or `ignore_index >= 0` comes with class probabilities.
+        NotImplementedError: `input` has none of the four dtypes, or a tensor is not dense.
+        IndexError: A target is outside 0 to C - 1 and is not `ignore_index`. As in torch, compiled code raises
+            RuntimeError, and CUDA stops with a device-side assert: no form makes the host wait for the device.
 
     Example:
         >>> import torch, crossent
@@ -90,11 +103,13 @@ def log_softmax_nll(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    r"""Cross-entropy as the negative log-likelihood of the log-softmax: `-log softmax(x)_y`.
+    r"""Compute the cross-entropy as the negative log-likelihood of the log-softmax, `-log softmax(x)_y`.
 
-    `F.log_softmax`, then `F.nll_loss`: what `nn.CrossEntropyLoss` says it is. Probability targets and label
-    smoothing, which `F.nll_loss` does not have, are the sum over classes by hand. Arguments, result and errors
-    are those of :func:`formula`.
+    The form calls `F.log_softmax` and then `F.nll_loss`, which is how torch's documentation describes
+    `nn.CrossEntropyLoss`. `F.nll_loss` has no class probabilities and no label smoothing. With these the loss is
+    `-Σ_c w_c q_c log softmax(x)_c`, summed over the classes by hand.
+
+    The arguments, their shapes and dtypes, the result and the errors are those of :func:`crossent.formula`.
 
     Example:
         >>> import torch, crossent
@@ -106,9 +121,9 @@ def log_softmax_nll(
     log_probs = F.log_softmax(rows.logits, -1)
     if rows.dense:
         return rows.reduce(-rows.expect(log_probs))
-    assert rows.index is not None  # or every class would count
-    # Reduced by rows.reduce: F.nll_loss's own sums skip a flush where every 16th row is ignored, and its
-    # backward refuses some views of four dimensions (pytorch#175084), so it gets rows, one loss for each.
+    assert rows.index is not None  # because rows.dense is False
+    # F.nll_loss gets flat rows and no reduction. Its own sums lose accuracy where every 16th row is ignored, and
+    # its backward refuses some four-dimensional views (pytorch#175084).
     losses = F.nll_loss(
         log_probs.reshape(-1, log_probs.shape[-1]), rows.index.reshape(-1), rows.weight, reduction="none"
     )
@@ -123,11 +138,13 @@ def one_hot(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    r"""Cross-entropy as `-Σ_i y'_i log softmax(x)_i` over a dense target `y'`.
+    r"""Compute the cross-entropy as `-Σ_i w_i y'_i log softmax(x)_i` over a dense target `y'`.
 
-    An index becomes its one-hot vector. Its zeros are no terms at all, so `-inf` logits of other classes do not
-    make NaN of the sum (optax#896); a zero among class probabilities is a term, and `0·-inf` is NaN, as in torch.
-    Arguments, result and errors are those of :func:`formula`.
+    A class index becomes its one-hot vector, and label smoothing makes `y' = (1 - ε)·target + ε/C`. Where a one-hot
+    vector is 0, the sum has no term: a logit of `-inf` of another class does not make the loss NaN (optax#896). Where
+    a class probability is 0, the sum has a term, and `0 · -inf` is NaN, as in torch.
+
+    The arguments, their shapes and dtypes, the result and the errors are those of :func:`crossent.formula`.
 
     Example:
         >>> import torch, crossent
@@ -151,26 +168,29 @@ def scalar(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> float:
-    r"""Cross-entropy of one row with Python's `math` alone: `-x_y + log Σ_i exp(x_i)`, one term after another.
+    r"""Compute the cross-entropy of one row with Python floats, as `-x_y + log Σ_i exp(x_i)`.
 
-    The listing that this project grew from, with the maximum taken off first, so that a logit of 1000 does not
-    overflow. No torch, no gradient: for reading, and for checking by hand.
+    This is the loop from which this project grew, for reading and for checking by hand. It uses `math` alone: no
+    tensors, no gradient. The maximum is subtracted first, so a logit of 1000 does not overflow. The result is in
+    nats.
 
     Args:
-        input: the logits of one row, a sequence of `C` numbers.
-        target: the true class, 0 to C - 1, or `C` class probabilities.
-        weight: a factor for each class.
-        ignore_index: as a target, it makes the loss 0, and the mean 0/0, NaN.
-        reduction: "none" and "sum" give the row's loss, "mean" divides it by the true class's weight (by one
-            where the target is probabilities).
-        label_smoothing: `ε` from 0 to 1.
+        input: The logits of one row, a sequence of `C` numbers.
+        target: The true class, from 0 to C - 1; or a sequence of `C` class probabilities.
+        weight: A sequence of `C` numbers, a factor for each class.
+        ignore_index: If the target is this number, the loss is 0 and the mean is 0/0, NaN. With class probabilities
+            it must be negative and has no effect.
+        reduction: `"none"` and `"sum"` return the loss of the row. `"mean"` divides the loss by the weight of the
+            true class; with class probabilities, by one.
+        label_smoothing: `ε`, from 0 to 1: the share of the target that is spread evenly over all classes.
 
     Returns:
         The loss, a Python float (binary64).
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type or length, or an option out of its range.
-        IndexError: a target outside `[0, C)` that is not `ignore_index`.
+        TypeError: An argument has the wrong type.
+        ValueError: A sequence has the wrong length, or an option is out of its range.
+        IndexError: The target is outside 0 to C - 1 and is not `ignore_index`.
 
     Example:
         >>> import crossent
@@ -179,42 +199,17 @@ def scalar(
         >>> crossent.scalar([1000, 1000], 0) == crossent.scalar([0, 0], 0)
         True
     """
-    x = _numbers("input", input)
-    w = [1.0] * len(x) if weight is None else _numbers("weight", weight, len(x))
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction: got {reduction!r}; allowed are 'none', 'mean' and 'sum'")
-    label_smoothing = as_float("label_smoothing", label_smoothing)
-    ignore_index = as_int("ignore_index", ignore_index)
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"label_smoothing: got {label_smoothing}; allowed is 0 to 1")
-    smooth = label_smoothing / len(x)
-
-    if isinstance(target, Sequence):
-        if ignore_index >= 0:
-            raise ValueError(f"ignore_index: got {ignore_index} with class probabilities; allowed is a negative one")
-        q = {c: (1 - label_smoothing) * t + smooth for c, t in enumerate(_numbers("target", target, len(x)))}
-        denominator = 1.0
-    elif (target := as_int("target", target)) == ignore_index:
+    x, y, w, smoothing = check_row(input, target, weight, ignore_index, reduction, label_smoothing)
+    if y is None:  # the row is ignored
         return math.nan if reduction == "mean" else 0.0
-    elif 0 <= target < len(x):
-        # A one-hot target without smoothing needs one term only; the others are no terms at all.
-        q = {c: (1 - label_smoothing) * (c == target) + smooth for c in range(len(x))} if smooth else {target: 1.0}
-        denominator = w[target]
-    else:
-        raise IndexError(f"target: got {target}; allowed are the classes 0 to {len(x) - 1} and ignore_index")
-
+    t = y if isinstance(y, list) else [float(c == y) for c in range(len(x))]
+    smooth = smoothing / len(x)
+    # A class index without smoothing has one term: the others would be 0·inf, NaN, at logits of -inf.
+    terms = [y] if isinstance(y, int) and not smooth else range(len(x))
     largest = max(x)
-    second = math.log(math.fsum(math.exp(x_i - largest) for x_i in x)) if largest > -math.inf else math.nan
-    loss = sum(w[c] * q_c * (-(x[c] - largest) + second) for c, q_c in q.items())
+    log_sum = math.log(math.fsum(math.exp(x_i - largest) for x_i in x)) if largest > -math.inf else math.nan
+    loss = sum(w[c] * ((1 - smoothing) * t[c] + smooth) * (-(x[c] - largest) + log_sum) for c in terms)
     if reduction != "mean":
         return loss
+    denominator = w[y] if isinstance(y, int) else 1.0
     return loss / denominator if denominator else math.nan
-
-
-def _numbers(name: str, values: Sequence[float], length: int | None = None) -> list[float]:
-    if not isinstance(values, Sequence) or isinstance(values, str | bytes):
-        raise TypeError(f"{name}: got {type(values).__name__}; allowed is a sequence of numbers")
-    numbers = [as_float(name, value) for value in values]
-    if not numbers or len(numbers) != (length or len(numbers)):
-        raise ValueError(f"{name}: got {len(numbers)} numbers; allowed is {length or 'at least 1'}, one for each class")
-    return numbers

@@ -1,12 +1,14 @@
-"""What the arguments of a form may be, and the line that a bad one gets.
+"""The checks of the arguments of a form, and the error messages.
 
-The errors are those of `F.cross_entropy`: TypeError, ValueError, RuntimeError, and NotImplementedError for dtypes that
-are no floats and layouts that are not dense. Each names the argument, what came, and what is allowed.
+The classes of the errors are those of `F.cross_entropy`: TypeError, ValueError, RuntimeError, and NotImplementedError
+for an input that has no floating-point dtype and for tensors that are not dense. Each message names the argument, says
+what was given, and says what is allowed.
 """
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -18,21 +20,21 @@ REDUCTIONS = ("none", "mean", "sum")
 
 
 def as_float(name: str, value: object) -> float:
-    """A number given for an option: what has `__float__`, as a tensor of one has, and not a string."""
+    """Return an option as a float: any value with `__float__`, such as a tensor of one element, but no string."""
     try:
         if not hasattr(value, "__float__"):
             raise TypeError
         return float(value)
-    except (TypeError, ValueError, RuntimeError, OverflowError):  # which one, for a tensor of several, varies
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # a tensor of several elements raises any of these
         raise TypeError(f"{name}: got {type(value).__name__}; allowed is a float") from None
 
 
 def as_int(name: str, value: object) -> int:
-    """An integer given for an option: what has `__index__`, and not a bool."""
+    """Return an option as an int: any value with `__index__`, but no bool."""
     try:
         if isinstance(value, bool):
             raise TypeError
-        return operator.index(value)  # type: ignore[arg-type]  # it says itself what it cannot take
+        return operator.index(value)  # type: ignore[arg-type]  # raises TypeError for a value without __index__
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"{name}: got {type(value).__name__}; allowed is an int") from None
 
@@ -40,19 +42,19 @@ def as_int(name: str, value: object) -> int:
 def check_options(
     input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str, label_smoothing: float
 ) -> tuple[int, float]:
-    """Types, options, layouts and devices; `ignore_index` as an int and `label_smoothing` as a float."""
+    """Check types, options, layouts and devices. Return `ignore_index` as an int, `label_smoothing` as a float."""
     for name, value in (("input", input), ("target", target), ("weight", weight)):
         if not isinstance(value, Tensor) and not (name == "weight" and value is None):
             raise TypeError(f"{name}: got {type(value).__name__}; allowed is a torch.Tensor")
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction: got {reduction!r}; allowed are 'none', 'mean' and 'sum'")
-    if type(ignore_index) is not int:  # as with label_smoothing
+    if type(ignore_index) is not int:  # for the reason given below for label_smoothing
         ignore_index = as_int("ignore_index", ignore_index)
     if not -(2**63) <= ignore_index < 2**63:
         raise ValueError(f"ignore_index: got {ignore_index}; allowed are 64-bit integers")
-    if type(label_smoothing) is not float:  # of a float that a compiler traces no more can be asked
+    if type(label_smoothing) is not float:  # Dynamo cannot trace as_float on a float that it traces
         label_smoothing = as_float("label_smoothing", label_smoothing)
-    if not 0 <= label_smoothing <= 1:  # NaN too, which torch lets pass together with negative values
+    if not 0 <= label_smoothing <= 1:  # refuses NaN and negative numbers, which torch accepts
         raise RuntimeError(f"label_smoothing: got {label_smoothing}; allowed is 0 to 1")
     for name, tensor in (("target", target), ("weight", weight)):
         if tensor is not None and tensor.layout != torch.strided:
@@ -63,7 +65,10 @@ def check_options(
 
 
 def check_target(input: Tensor, target: Tensor, dense: bool, ignore_index: int) -> None:
-    """Shape and dtype of the target. A wrong batch size is torch's ValueError, any other size its RuntimeError."""
+    """Check the shape and the dtype of the target; `dense` targets are class probabilities.
+
+    As in torch, a wrong batch size raises ValueError, and any other wrong size raises RuntimeError.
+    """
     if input.dim() == 0:
         raise RuntimeError("input: got 0 dimensions; allowed are (C), (N, C) and (N, C, d1, …, dK)")
     if dense:
@@ -90,7 +95,10 @@ def check_target(input: Tensor, target: Tensor, dense: bool, ignore_index: int) 
 
 
 def check_dtypes(input: Tensor, probabilities: Tensor | None, weight: Tensor | None) -> torch.dtype:
-    """The dtype of the result, once the dtypes are known to go together; `probabilities` where targets are such."""
+    """Check that the dtypes go together, and return the dtype of the result.
+
+    `probabilities` is the target, or None where the target holds class indices.
+    """
     classes = input.shape[min(1, input.dim() - 1)]
     if input.dtype not in FLOATS:
         allowed = ", ".join(map(_name, FLOATS))
@@ -111,8 +119,49 @@ def check_dtypes(input: Tensor, probabilities: Tensor | None, weight: Tensor | N
     return dtype
 
 
+def check_row(
+    input: Sequence[float],
+    target: int | Sequence[float],
+    weight: Sequence[float] | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+) -> tuple[list[float], int | list[float] | None, list[float], float]:
+    """Check the arguments of :func:`crossent.scalar`; return logits, target, weights and `label_smoothing`.
+
+    The target is a class, or a list of class probabilities, or None where the row is ignored. Weights that were not
+    given are ones.
+    """
+    x = _numbers("input", input)
+    w = [1.0] * len(x) if weight is None else _numbers("weight", weight, len(x))
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction: got {reduction!r}; allowed are 'none', 'mean' and 'sum'")
+    label_smoothing = as_float("label_smoothing", label_smoothing)
+    ignore_index = as_int("ignore_index", ignore_index)
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing: got {label_smoothing}; allowed is 0 to 1")
+    if isinstance(target, Sequence):
+        if ignore_index >= 0:
+            raise ValueError(f"ignore_index: got {ignore_index} with class probabilities; allowed is a negative one")
+        return x, _numbers("target", target, len(x)), w, label_smoothing
+    if (target := as_int("target", target)) == ignore_index:
+        return x, None, w, label_smoothing
+    if 0 <= target < len(x):
+        return x, target, w, label_smoothing
+    raise IndexError(f"target: got {target}; allowed are the classes 0 to {len(x) - 1} and ignore_index")
+
+
+def _numbers(name: str, values: Sequence[float], length: int | None = None) -> list[float]:
+    if not isinstance(values, Sequence) or isinstance(values, str | bytes):
+        raise TypeError(f"{name}: got {type(values).__name__}; allowed is a sequence of numbers")
+    numbers = [as_float(name, value) for value in values]
+    if not numbers or len(numbers) != (length or len(numbers)):
+        raise ValueError(f"{name}: got {len(numbers)} numbers; allowed is {length or 'at least 1'}, one for each class")
+    return numbers
+
+
 def _promoted(one: torch.dtype, other: torch.dtype) -> torch.dtype:
-    """As `torch.promote_types`, without a call of it for floats: Dynamo of torch 2.1 takes none."""
+    """Return `torch.promote_types(one, other)`. For floats no torch function is called: Dynamo of 2.1 cannot."""
     if one == other:
         return one
     if one in FLOATS and other in FLOATS:
@@ -121,7 +170,7 @@ def _promoted(one: torch.dtype, other: torch.dtype) -> torch.dtype:
 
 
 def _lifted(tensor: Tensor) -> torch.dtype:
-    """The tensor's dtype; float32 for half precision under autocast, which computes this loss in float32."""
+    """Return the tensor's dtype, or float32 for half precision under autocast, which runs this loss in float32."""
     if tensor.dtype in HALVES and _autocasting(tensor.device.type):
         return torch.float32
     return tensor.dtype
@@ -135,7 +184,7 @@ def _autocasting(device_type: str) -> bool:
     return torch.is_autocast_enabled() if _OLD_AUTOCAST else torch.is_autocast_enabled(device_type)
 
 
-# torch before 2.4 asks each device by a function of its own.
+# Before torch 2.4, each type of device has a function of its own.
 _OLD_AUTOCAST = tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 4)
 
 
