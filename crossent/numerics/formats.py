@@ -1,4 +1,4 @@
-"""The binary floating-point formats: float16, bfloat16, float32, float64; precision, range, rounding to nearest."""
+"""The binary floating-point formats float16, bfloat16, float32 and float64: precision, range, rounding to nearest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Format:
-    """A binary floating-point format: its precision in bits, the exponent of its smallest normal number, its range."""
+    """A binary floating-point format.
+
+    Attributes:
+        name: The name of the dtype, such as "float32".
+        precision: The number of bits of the significand, with the implicit bit.
+        smallest_exponent: The exponent of the smallest normal number.
+        largest: The largest finite number.
+    """
 
     name: str
     precision: int
@@ -22,26 +29,26 @@ class Format:
 
     @property
     def unit_roundoff(self) -> float:
-        """`u`: rounding to nearest errs by at most `u|v|`."""
+        """The unit roundoff `u`: rounding a normal number `v` to nearest errs by at most `u|v|`."""
         return 2.0**-self.precision
 
     @property
     def smallest_normal(self) -> float:
-        """Below it the spacing no longer shrinks."""
+        """The smallest normal number. Below this number, the spacing is constant."""
         return 2.0**self.smallest_exponent
 
     @property
     def smallest_subnormal(self) -> float:
-        """The spacing of the subnormal numbers."""
+        """The smallest subnormal number, which is the spacing of the subnormal numbers."""
         return 2.0 ** (self.smallest_exponent - self.precision + 1)
 
     def last_place(self, value: float) -> float:
-        """One unit in the last place of `value`; the smallest spacing where it is 0 or not finite."""
+        """Return one unit in the last place of `value`; the smallest spacing where `value` is 0 or not finite."""
         exponent = math.frexp(value)[1] if value and math.isfinite(value) else self.smallest_exponent
         return 2.0 ** (max(exponent, self.smallest_exponent + 1) - self.precision)
 
     def contains(self, other: Format | None) -> bool:
-        """Whether every number of the other format is one of this."""
+        """Return whether every number of the other format is a number of this format."""
         return (
             other is not None
             and self.precision >= other.precision
@@ -50,11 +57,14 @@ class Format:
         )
 
     def overflows(self, sizes: Array) -> NDArray[np.bool_]:
-        """Whether a number of this magnitude may become infinite; with room for float64's own roundings."""
+        """Return whether numbers of these magnitudes may overflow, with a margin for float64's roundings."""
         return np.asarray(sizes > self.largest * (1 - 2.0**-20))
 
     def nearest(self, values: Array) -> Array:
-        """`values` rounded to this format, ties to even, with gradual underflow: exact, as float64 holds them all."""
+        """Return `values` rounded to this format: ties to even, gradual underflow, overflow to infinity.
+
+        The result is exact, because float64 contains every number of the format.
+        """
         if self.precision == 53:
             return values
         mantissa, exponent = np.frexp(np.where(np.isfinite(values), values, 0.0))
@@ -64,7 +74,7 @@ class Format:
         return np.where(np.isfinite(values), rounded, values)
 
 
-# IEEE 754-2019, table 3.5; bfloat16 has float32's exponents and eight bits of precision.
+# IEEE 754-2019, table 3.5. bfloat16 has the exponents of float32, and eight bits of precision.
 FLOAT16 = Format("float16", 11, -14, 65504.0)
 BFLOAT16 = Format("bfloat16", 8, -126, 2.0**127 * (2 - 2.0**-7))
 FLOAT32 = Format("float32", 24, -126, 2.0**127 * (2 - 2.0**-23))

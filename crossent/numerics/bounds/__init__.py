@@ -1,1 +1,10 @@
-"""The bounds."""
+"""The error bounds: the largest error that rounding can cause, for an implementation that keeps a contract.
+
+This room imports numpy and `crossent.numerics.formats`. It imports neither torch nor `crossent.numerics.oracle`.
+
+rounding       Held: a computed number with its error bound, and the rules of rounding-error analysis
+contracts      Contract: what an implementation promises about its arithmetic
+intermediates  softmax, coefficients of the target, and denominator, with their error bounds
+loss           Bounds: the error bounds of the loss and of the gradients
+derivatives    DerivativeBounds: the error bounds of the derivatives along a direction
+"""

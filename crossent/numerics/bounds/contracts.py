@@ -1,7 +1,8 @@
-"""Contracts: what an implementation promises about its arithmetic.
+"""Contracts: the promises of an implementation about its arithmetic.
 
-In which format it computes, how far its exp, log and division may be off, in which orders it may sum and what it stores
-in between. :mod:`crossent.numerics.bounds.loss` turns a contract into the bounds of a call.
+A contract says in which format an implementation computes, and to which format it rounds intermediates. The contract
+also says how far exp, log and division may err, and in which orders sums may be computed.
+:mod:`crossent.numerics.bounds.loss` turns a contract into the error bounds of a call.
 """
 
 from __future__ import annotations
@@ -14,21 +15,22 @@ import numpy as np
 from crossent.numerics.bounds.rounding import ANY_ORDER, Held, Order
 from crossent.numerics.formats import FLOAT32, FLOAT64, FORMATS, Format
 
-# What a subject is held to, and what it reaches: A, float32 or better inside; B, the precision of its dtype inside; F,
-# neither.
+# The grade that a subject promises, and the grade that a run finds. A: all computation in float32 or better. B: the
+# intermediates have the precision of the logits' dtype. F: the results keep neither bound.
 Grade = Literal["A", "B", "F"]
 
 
 @dataclass(frozen=True)
 class Functions:
-    """How far exp, log and division may be off in one format, in units in the last place, and whose word that is.
+    """The largest errors of exp, log and division in one format, in ulps (units in the last place).
 
     Attributes:
-        exp_ulps, log_ulps: of the exact result, not of the correctly rounded one.
-        source: who says so.
-        exp_per_unit: exp scales its argument first, by a rounded constant: by how many roundings it is then off.
-        log_absolute: how far log may be off where its argument is below two, whatever the result.
-        division_ulps: one half where division is correctly rounded.
+        exp_ulps, log_ulps: The largest distance from the exact result, not from the correctly rounded result.
+        source: The documentation that states the errors.
+        exp_per_unit: For an exp that first multiplies its argument by a rounded constant: the relative error of that
+            product, in units of the unit roundoff.
+        log_absolute: The largest absolute error of log where its argument is below two.
+        division_ulps: The error of a division; one half where divisions are correctly rounded.
     """
 
     exp_ulps: float
@@ -40,9 +42,9 @@ class Functions:
 
 
 _CPU = Functions(1.0, 1.0, "SLEEF's u10 functions, in which torch's CPU kernels compute, and oneMKL's VML HA: 1 ulp")
-# NVIDIA states the distance from the correctly rounded result, which itself is off by half an ulp.
+# NVIDIA states the distance from the correctly rounded result, which itself errs by half an ulp.
 _CUDA_DOUBLE = Functions(1.5, 1.5, "CUDA C++ Programming Guide, Mathematical Functions: exp 1 and log 1 ulp, + 1/2")
-# What is assumed on a device, in the format that is computed in; tests/numerics/test_assumptions.py measures it.
+# The assumed errors on a device, by the format of the computation. tests/numerics/test_assumptions.py measures them.
 FUNCTIONS = {
     ("cpu", "float32"): _CPU,
     ("cpu", "float64"): _CPU,
@@ -50,8 +52,8 @@ FUNCTIONS = {
         2.5, 1.5, "CUDA C++ Programming Guide, Mathematical Functions: expf 2 and logf 1 ulp, + 1/2"
     ),
     ("cuda", "float64"): _CUDA_DOUBLE,
-    # __expf, and Triton's tl.exp, are ex2.approx of fl(x · fl(log2 e)). The constant is off by 0.224 u and the product
-    # by u: 1.2241 u. Triton's `/` is div.full.
+    # __expf, and Triton's tl.exp, are ex2.approx of fl(x · fl(log2 e)). The constant errs by 0.224 u and the product by
+    # u: 1.2241 u together. Triton's `/` is div.full.
     ("fast", "float32"): Functions(
         2.5,
         3.5,
@@ -61,27 +63,29 @@ FUNCTIONS = {
         log_absolute=2.0**-21.41,
         division_ulps=2.5,
     ),
-    ("fast", "float64"): _CUDA_DOUBLE,  # there are no approximate instructions
+    ("fast", "float64"): _CUDA_DOUBLE,  # float64 has no approximate instructions
 }
 
 
 @dataclass(frozen=True)
 class Contract:
-    """What an implementation promises about its arithmetic.
+    """The promises of an implementation about its arithmetic.
 
     Attributes:
-        grade: what a subject reaches that keeps it.
-        storage: the format of the logits, and of the results, which are rounded to it once.
-        compute: the format of every intermediate.
-        functions: how far its exp and log may be off.
-        stored: the precision to which intermediates are rounded as well, or None where they are not. It has float32's
-            range: to overflow in a count or in a sum whose mean is small is no matter of precision.
-        row_order: in which orders the rows' losses may be summed.
-        fused: whether it may take the sum in blocks, each with its own maximum, and `max + log Σ` off the logits. What
-            that costs depends on how far a row spreads, not on how far it is from zero:
-        offset: whether it may depend on that too, where it is fused.
-        of_probability: whether it may take the logarithm of a probability that is held, which is not near underflow.
-        in_target_format: whether target probabilities are smoothed in their own dtype, as torch does it.
+        grade: The grade of a subject that keeps this contract.
+        storage: The format of the logits and of the results. Results are rounded to this format once.
+        compute: The format of every intermediate.
+        functions: The largest errors of exp, log and division.
+        stored: The precision to which intermediates are also rounded, or None. This format has the range of float32: an
+            overflow in a count, or in a sum whose mean is small, is an error of the implementation and not of its
+            precision.
+        row_order: The orders in which the losses of the rows may be summed.
+        fused: Whether the implementation may sum in blocks, each with its own maximum, and may subtract `max + log Σ`
+            from the logits. The cost may depend on the spread of a row, not on the distance of the row from zero.
+        offset: Whether the cost of `fused` may depend on the row's distance from zero, too.
+        of_probability: Whether the implementation may take the logarithm of a computed probability that is not near
+            underflow.
+        in_target_format: Whether class probabilities are smoothed in their own dtype, as in torch.
     """
 
     grade: Grade
@@ -97,41 +101,50 @@ class Contract:
 
     @property
     def unlimited(self) -> Contract:
-        """The same in formats in which nothing overflows."""
+        """A copy of this contract with formats of unlimited range, where nothing overflows."""
         storage, compute = replace(self.storage, largest=np.inf), replace(self.compute, largest=np.inf)
         stored = None if self.stored is None else replace(self.stored, largest=np.inf)
         return replace(self, storage=storage, compute=compute, stored=stored)
 
     def keep(self, held: Held) -> Held:
-        """An intermediate, as it is held between two steps."""
+        """Return an intermediate as the implementation stores it between two steps."""
         return held if self.stored is None else held.rounded(self.stored)
 
 
-# Who promises what:
-#   eager       a form made of torch's operations, on the device where it runs
-#   blocked     the form made of blocks: the same, and it may take the logarithm of the probability that it holds
-#   torch       nn.CrossEntropyLoss: on a CPU its own order of summation, on CUDA any, in half precision too
-#   kernel      somebody's kernel: float32 inside, any order and blocks, one rounding; exp and log as good as CUDA's
-#   fast_kernel the same with the hardware's approximate exp, log and division, as in Triton
+# The promises of a kind of implementation:
+#   eager        a form made of torch's operations, on the device where it runs
+#   blocked      eager, and the form may take the logarithm of a probability that it has computed
+#   torch        nn.CrossEntropyLoss: on a CPU torch's order of summation, on CUDA any order, also in half precision
+#   kernel       a kernel: computes in float32 or better, sums in any order and in blocks, rounds once; exp and log are
+#                as accurate as CUDA's
+#   fast_kernel  kernel, with the hardware's approximate exp, log and division, as in Triton
 Promise = Literal["eager", "blocked", "torch", "kernel", "fast_kernel"]
 
 
 def contract(promise: Promise, grade: Grade, dtype: str, *, device: str = "cpu", rows: int = 0) -> Contract:
-    """What `promise` means for one dtype of logits, at grade A or B.
+    """Return the contract of a promise for one dtype of logits, at grade A or B.
 
-    Grade A: intermediates in at least float32, any order of summation, one rounding to the result's dtype.
+    Grade A: intermediates in float32 or better, sums in any order, one rounding to the dtype of the result.
 
-    Grade B: intermediates rounded to the dtype of the logits.
+    Grade B: intermediates are also rounded to the precision of the logits' dtype.
 
-    torch on a CPU adds up blocks of `2^p` rows, `p = max(4, log2(rows)/8)`, then blocks of such sums, in eight levels
-    (aten/src/ATen/native/cpu/LossNLL.cpp). That is what it is held to: where a row that should close a block is
-    ignored, the block goes on growing, which is a finding. With smoothing and with probabilities it is the sum of
-    SumKernel.cpp, in four levels. On CUDA, where blocks of rows are added to the result in storage precision as they
-    come, any order.
+    Order of summation. On a CPU, torch adds blocks of `2^p` rows, with `p = max(4, log2(rows)/8)`, then blocks of these
+    sums, in eight levels (aten/src/ATen/native/cpu/LossNLL.cpp). The contract of torch has this order. If a row that
+    ends a block is ignored, torch lets the block grow. The depth then exceeds the contract, and the check may fail.
+    With smoothing and with class probabilities, the sum is that of SumKernel.cpp, in four levels. On CUDA any order is
+    allowed, because torch adds blocks of rows to the result in storage precision, in the order in which blocks finish.
 
-    Most kernels take `max + log Σ` off the logits, which rounds by `u |max|`: no more than if each logit were known to
-    a rounding only, but a common offset drowns the row. At grade A that may cost what it does where a row spans zero,
-    and an offset nothing; at grade B it may cost what it does.
+    Offset. Most kernels subtract `max + log Σ` from the logits, which rounds by `u |max|`. This error is no larger than
+    the error of logits that are known to one rounding only. But if all logits of a row have a large common offset, the
+    error can exceed the loss. At grade A, the error may be as large as in a row that spans zero, and an offset may add
+    nothing. At grade B, the full error is allowed.
+
+    Args:
+        promise: The kind of implementation.
+        grade: "A" or "B".
+        dtype: The dtype of the logits.
+        device: The device, such as "cpu" or "cuda:0".
+        rows: The number of rows.
     """
     storage = FORMATS[dtype]
     kind = {"kernel": "cuda", "fast_kernel": "fast"}.get(promise, "cuda" if device.startswith("cuda") else "cpu")
@@ -146,26 +159,29 @@ def contract(promise: Promise, grade: Grade, dtype: str, *, device: str = "cpu",
         return wide
     wide = replace(wide, grade="B", offset=fused)
     if storage.precision >= FLOAT32.precision:
-        return wide  # nothing is narrower than what it computes in
+        return wide  # the format of the computation is not wider than the logits
     stored = replace(storage, name=f"{dtype} precision", largest=FLOAT32.largest)
     order = Order(_cascade_depth(rows)) if kind == "cpu" else ANY_ORDER
     return replace(wide, stored=stored, row_order=order)
 
 
 def _cascade_depth(rows: int) -> int:
+    """Return the depth of the sum over rows in torch's nll_loss on a CPU."""
     levels, block = 8, 2 ** max(4, rows.bit_length() // 8)
     depth = used = 0
     while rows > 1 and used < levels:
         depth += min(block, rows)
         rows = -(-rows // block)
         used += 1
-    return depth + rows + used  # what is left at the top, and the levels' own sum at the end
+    return depth + rows + used  # the rest at the top level, and the sum over the levels
 
 
 def _sum_depth(rows: int) -> int:
-    """Of torch's sum on a CPU: blocks of `2^p` terms in three levels, `p = max(4, log2(rows)/4)`, and the rest.
+    """Return the depth of torch's sum on a CPU.
 
-    Then come the four levels, the four accumulators, the lanes of a vector, 16 at most, and what fills none of these.
+    The sum has blocks of `2^p` terms in three levels, with `p = max(4, log2(rows)/4)`, and a fourth level for the rest.
+    Then torch adds the four levels, the four accumulators, the lanes of a vector (16 at most), and the terms that fill
+    no vector.
     """
     block = 1 << max(4, max(rows - 1, 1).bit_length() // 4)
     return 3 * block + -(-rows // block**3) + 3 + (3 + 3) + (16 + 16)

@@ -1,10 +1,11 @@
-"""Bounds of derivatives along a direction: of the loss, in forward mode, and of the gradient, backward a second time.
+"""The error bounds of derivatives along a direction: the tangent of the loss, and the derivative of the gradient.
 
-The formula of :mod:`crossent.numerics.bounds.loss` goes on here, for a direction `u` of the logits:
+Forward-mode differentiation computes the tangent. A second backward pass computes the derivative of the gradient. This
+module continues the formula of :mod:`crossent.numerics.bounds.loss` for a direction `u` of the logits:
 
     mean    = Σ_c p_c u_c
-    tangent = Σ_c w_c q_c (mean - u_c)                        of each row, reduced as the loss is
-    second  = g/D Σ_k w_k q_k · p_c (u_c - mean)              how the gradient of x_c changes along u
+    tangent = Σ_c w_c q_c (mean - u_c)                        for each row, reduced as the loss is
+    second  = g/D Σ_k w_k q_k · p_c (u_c - mean)              the derivative of the gradient of x_c along u
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from crossent.numerics.formats import Array
 
 
 class DerivativeBounds(Bounds):
-    """The bounds of one call's derivatives along one direction, under one contract. Infinite as those of the call are.
+    """The error bounds of one call's derivatives along one direction, under one contract.
 
-    The direction is made of numbers that the format of the result holds, (R, C).
+    A bound is infinite where the contract promises nothing. The direction, (R, C), has numbers of the result's format.
     """
 
     def __init__(self, terms: Terms, contract: Contract, direction: Array) -> None:
@@ -36,15 +37,19 @@ class DerivativeBounds(Bounds):
 
     @cached_property
     def _kept_probs(self) -> Held:
-        """p, (R, C), stored: the gradient's own kernel need not do that, what autograd makes of it does."""
+        """`p`, (R, C), as a stored intermediate.
+
+        A kernel for the gradient need not store `p`. The derivative that autograd makes of the gradient does.
+        """
         return self.contract.keep(self._probs)
 
     @cached_property
     def _mean(self) -> Held:
-        """`Σ_c p_c u_c`, (R,), from each p, or as a quotient of two sums over exponentials, whichever errs more.
+        """The mean `Σ_c p_c u_c`, (R,).
 
-        With every intermediate in compute, the former has all roundings of the latter. Where they are stored, the
-        exponentials are those of differences that were stored.
+        An implementation may sum `p_c u_c`, or divide two sums over exponentials. The larger of the two errors counts.
+        Where every intermediate is in compute, the first way has all roundings of the second. Where intermediates are
+        stored in a narrower format, the second way has the exponentials of stored differences.
         """
         c, t, f = self.contract, self.terms, self.contract.functions
         mean = c.keep(c.keep(self._kept_probs.times(self._along, c.compute)).sum(c.compute))
@@ -59,11 +64,14 @@ class DerivativeBounds(Bounds):
 
     @cached_property
     def tangent(self) -> Array:
-        """Of each row's tangent, (R,), under reduction "none"; of the one number, (), otherwise.
+        """The bound of each row's tangent, (R,), for reduction "none"; otherwise that of the reduced tangent, ().
 
-        The tangent of each log-probability takes the place of the log-probability; or `Σ_c w_c q_c · mean` and
-        `Σ_c w_c q_c u_c` are summed apart, as backward a second time, to the upstream gradient; or a kernel takes the
-        product of gradient and direction.
+        An implementation may compute the tangent in three ways, and the largest error counts:
+
+        * The tangent of each log-probability takes the place of the log-probability.
+        * `Σ_c w_c q_c · mean` and `Σ_c w_c q_c u_c` are summed separately. The second backward pass does this for the
+          upstream gradient.
+        * A fused kernel multiplies the gradient by the direction.
         """
         c = self.contract
         with np.errstate(all="ignore"):
@@ -73,7 +81,7 @@ class DerivativeBounds(Bounds):
             return self._reduced(rows, sizes, np.abs(self.direction) + column(self._mean).largest)
 
     def _apart(self) -> tuple[Held, Array]:
-        """`Σ_c w_c q_c · mean - Σ_c w_c q_c u_c` of each row, (R,), and the size of what rows may sum apart."""
+        """Return `Σ_c w_c q_c · mean - Σ_c w_c q_c u_c` of each row, (R,), and the magnitude of the two sums, (R,)."""
         c = self.contract
         total = c.keep(self._total(self._coefficients))
         products = c.keep(self._coefficients.times(self._along, c.compute))
@@ -81,7 +89,7 @@ class DerivativeBounds(Bounds):
         return scaled.minus(self._total(products), c.compute), scaled.largest + products.largest.sum(-1)
 
     def _of_gradient(self) -> tuple[Held, Array]:
-        """`Σ_c (p_c Σ_k w_k q_k - w_c q_c) u_c` of each row, (R,), and the size of its terms."""
+        """Return `Σ_c (p_c Σ_k w_k q_k - w_c q_c) u_c` of each row, (R,), and the magnitude of its terms, (R,)."""
         c = self.contract
         total = column(c.keep(self._total(self._coefficients)))
         gradient = c.keep(self._kept_probs.times(total, c.compute).minus(self._coefficients, c.compute))
@@ -90,10 +98,15 @@ class DerivativeBounds(Bounds):
 
     @cached_property
     def second(self) -> Array:
-        """Of each element of the second derivative along the direction, (R, C).
+        """The bound of each element of the second derivative along the direction, (R, C).
 
-        `p_c u_c` and `p_c · mean` may be scaled and subtracted, or their scaled terms summed for the latter, as the
-        gradient of a log-softmax has it; or `u_c - mean` comes first. The factors come in any order.
+        An implementation may compute the second derivative in three ways, and the largest error counts:
+
+        * It scales `p_c u_c` and `p_c · mean`, and subtracts.
+        * It scales `p_c u_c`, and sums the scaled terms for `p_c · mean`, as the gradient of log-softmax does.
+        * It computes `u_c - mean` first.
+
+        The factors may have any order.
         """
         c, t = self.contract, self.terms
         with np.errstate(all="ignore"):
@@ -115,10 +128,11 @@ class DerivativeBounds(Bounds):
             return safe(second.where(t.kept[:, None]).rounded(c.storage).error)
 
     def _in_parts(self, scale: Array, factor: Array) -> Array:
-        """What it may cost that a smoothed loss goes backward in parts, (R, 1), for each `p_c (|u_c| + |mean|)`.
+        """Return the error of the backward pass of a smoothed loss in two parts, (R, 1), per `p_c (|u_c| + |mean|)`.
 
-        Those of the target and of the uniform share are added last, which is one rounding more. Where they cancel, the
-        five roundings of each, of its products and of their difference, do not.
+        The backward pass may compute the part of the target and the uniform part separately, and add them last. The
+        addition is one more rounding. Where the parts cancel, the five roundings of each part do not cancel: those of
+        its products and of its difference.
         """
         t = self.terms
         if t.probabilities is not None:
@@ -134,18 +148,18 @@ class DerivativeBounds(Bounds):
         return np.asarray(u * (parts + 5 * np.maximum(parts - factor, 0.0)))
 
     def _product(self, product: Held, last: Array) -> Held:
-        """A product of scale, coefficients, p and another number, whose magnitude is `last`."""
+        """Return a product of scale, coefficients, `p` and another number, whose magnitude is `last`."""
         coefficients = self._coefficients.largest.sum(-1, keepdims=True)
         factors = [*self._scale_factors(), coefficients, self._kept_probs.largest, np.abs(last)]
         return self._in_any_order(self.contract.keep(product), factors)
 
     @property
     def upstream_gradient(self) -> Array:
-        """Of the upstream gradient's own, backward a second time: it is the tangent."""
+        """The bound of the upstream gradient's gradient in a second backward pass, which equals the tangent."""
         return self.tangent
 
     def vacuous_answers(self, check: str) -> list[Array]:
-        """What comes of it where p is taken for a constant: the terms without `mean`."""
+        """Return the derivatives for a constant `p`: the terms without `mean`."""
         with np.errstate(all="ignore"):
             kept, coefficients = self.terms.kept, self._coefficients.value
             if check == "second":

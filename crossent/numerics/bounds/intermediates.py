@@ -1,7 +1,8 @@
-"""Intermediates: what every cross-entropy holds on its way, each number with the error that a contract allows.
+"""The intermediates of a cross-entropy, each with the error bound that a contract allows.
 
-Softmax and its logarithm, the coefficients `w_c q_c` of the target, and what a mean divides by: written once, in the
-algebra of :mod:`crossent.numerics.bounds.rounding`, for loss, gradients and what is derived from these.
+The intermediates are softmax and its logarithm, the coefficients `w_c q_c` of the target, and the denominator of a
+mean. This module writes them once, with the operations of :mod:`crossent.numerics.bounds.rounding`. The error bounds of
+the loss, of the gradients and of their derivatives use them.
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ from crossent.numerics.formats import FLOAT32, Array, Format
 
 @dataclass(frozen=True)
 class Terms:
-    """A call as R rows of C classes, all in float64 and exact, unless said otherwise.
+    """The arguments of a call as R rows of C classes. All numbers are float64 and exact, unless stated otherwise.
 
     Attributes:
         logits: (R, C).
-        log_sum: (R,), `log Σ exp(x - max x)`, to float64's precision.
-        index: (R,), 0 on ignored rows; None for probability targets.
+        log_sum: (R,), `log Σ exp(x - max x)`, with the precision of float64.
+        index: (R,), the true classes, and 0 on ignored rows; None for class probabilities.
         kept: (R,), False on ignored rows.
-        probabilities: (R, C), or None for index targets.
-        weight: (C,), or None.
-        label_smoothing, reduction: as given.
-        upstream: (R,), the upstream gradient of each row, or of the reduced loss.
-        target_format: of the probabilities, or None for index targets.
+        probabilities: (R, C), or None for class indices.
+        weight: (C,), or None for ones.
+        label_smoothing, reduction: The options of the call.
+        upstream: (R,), the upstream gradient of each row, or that of the reduced loss in each row.
+        target_format: The format of the class probabilities, or None for class indices.
     """
 
     logits: Array
@@ -45,10 +46,13 @@ class Terms:
 
 
 def softmax(t: Terms, c: Contract) -> tuple[Held, Held, Held]:
-    """The logarithm of p, and p, (R, C): as the exponential of the former or as a quotient, whichever errs more.
+    """Return `log p`, (R, C), `p`, (R, C), and the log-sum-exp `m + log s`, (R,).
 
-    And `m + log s`, (R,), m the maximum: a fused kernel may take that from x. It rounds once more, by `u |m + log s|`,
-    of which :func:`offset` says how much it may.
+    An implementation may compute `p` as the exponential of `log p`, or as a quotient. The larger of the two errors
+    counts.
+
+    `m` is the maximum of a row and `s = Σ exp(x - m)`. A fused kernel may subtract `m + log s` from the logits. This
+    adds one rounding, of `u |m + log s|`, and :func:`offset` says how large `|m|` may count.
     """
     f = c.functions
     x = Held.exactly(t.logits, c.storage)
@@ -72,9 +76,9 @@ def softmax(t: Terms, c: Contract) -> tuple[Held, Held, Held]:
 
 
 def logarithm(probs: Held, log_probs: Held, c: Contract) -> Held:
-    """`log p` of a probability that is held: `-log(1 - e/p)`, and the logarithm's own error.
+    """Return `log p` computed from a computed probability: the error is `-log(1 - e/p)`, and that of the logarithm.
 
-    Nothing more than of `log_probs` where p is near underflow, of which no logarithm is taken.
+    Where p is near underflow, the implementation must not take the logarithm of p, and the error of `p` does not count.
     """
     u = c.compute.unit_roundoff
     ratio = np.where(probs.value < 8 * c.compute.smallest_normal, 0.0, probs.error / probs.value)
@@ -84,12 +88,12 @@ def logarithm(probs: Held, log_probs: Held, c: Contract) -> Held:
 
 
 def in_blocks(shifted: Held, logits: Array, c: Contract) -> Held:
-    """The exponentials as terms of a sum that is taken in blocks, each shifted by the largest logit so far.
+    """Return the exponentials as terms of a sum in blocks, where each block is shifted by the largest logit so far.
 
-    Where a later block has a larger one, the sum up to there is scaled by `exp(before - after)`: an exponential and a
-    product, `(2 ulps + 1) u`. The shifts of a term add up to `x - max`, and so do their roundings, to `u |x - max|`.
-    How often a term is scaled depends on blocks and order; each time the largest logit grows, so that it is no more
-    often than there are different logits above the term's.
+    If a later block has a larger logit, the sum so far is scaled by `exp(before - after)`: one exponential and one
+    product, with the relative error `(2 ulps + 1) u`. The shifts of a term add up to `x - max`, and the roundings of
+    the shifts add up to at most `u |x - max|`. Blocks and order decide how often a term is scaled. The largest logit
+    grows at each scaling, so a term is scaled at most once for each different logit above its own.
     """
     u, f = c.compute.unit_roundoff, c.functions
     size = np.where(np.isinf(shifted.value), 0.0, np.abs(shifted.value))
@@ -104,24 +108,24 @@ def in_blocks(shifted: Held, logits: Array, c: Contract) -> Held:
 
 
 def offset(logits: Array, c: Contract) -> Array:
-    """What is taken for the largest logit of a row where its magnitude costs precision, (R,).
+    """Return the largest logit of each row, (R,), as far as its magnitude may cost precision.
 
-    As it is, where the contract lets a common offset cost: with every logit 1e8, `1e8 + log C` is 1e8 (pytorch#38839).
-    Otherwise no more than `max - min`, as if the row were moved so that it reaches or spans zero: cross-entropy does
-    not see the move.
+    With `contract.offset` it is the largest logit itself. A common offset may then cost precision: where every logit is
+    1e8, `1e8 + log C` rounds to 1e8 (pytorch#38839). Otherwise the magnitude is at most `max - min`, as if the row were
+    shifted to reach or span zero. Cross-entropy does not change under this shift.
     """
     largest = logits.max(1, initial=-np.inf)
     if c.offset:
         return np.asarray(largest)
-    least = np.where(np.isneginf(logits), np.inf, logits).min(1, initial=np.inf)  # -inf is a class that is not there
+    least = np.where(np.isneginf(logits), np.inf, logits).min(1, initial=np.inf)  # -inf does not widen the row
     return np.asarray(np.clip(largest, least - largest, largest - least))
 
 
 def coefficients(t: Terms, c: Contract) -> Held:
-    """`w_c q_c`, (R, C): each product and sum rounded, in whichever order the factors come."""
+    """Return the coefficients `w_c q_c`, (R, C). Each product and sum is rounded; the factors may have any order."""
     rows, classes = t.logits.shape
     if t.probabilities is not None:
-        q = Held.exactly(t.probabilities, None).rounded(c.compute)  # of another dtype, they may be converted first
+        q = Held.exactly(t.probabilities, None).rounded(c.compute)  # a target of another dtype may be converted first
     else:
         assert t.index is not None
         hot = np.zeros((rows, classes))
@@ -137,20 +141,29 @@ def coefficients(t: Terms, c: Contract) -> Held:
 
 
 def smoothing_format(t: Terms, c: Contract) -> Format:
-    """What the target is smoothed in: float32 for float32 probabilities beside float64 logits, where it is torch's.
+    """Return the format in which the target is smoothed.
 
-    In half precision, to keep an intermediate is to round to it.
+    torch smooths float32 class probabilities in float32, also with float64 logits. Probabilities in half precision need
+    no rule: :meth:`Contract.keep` already rounds intermediates to half precision.
     """
     return FLOAT32 if c.in_target_format and t.target_format is FLOAT32 else c.compute
 
 
 def constant(value: float, format: Format, c: Contract) -> Held:
-    """A number made of the options: rounded where ε enters, and once more where it is used; and held as others are."""
+    """Return a number computed from the options, such as `1 - ε`.
+
+    `ε` may be rounded when the implementation reads it, and the number once more when the number is used. The number is
+    stored as other intermediates are.
+    """
     return c.keep(Held(np.asarray(value), np.asarray(2 * format.unit_roundoff * abs(value)), None))
 
 
 def denominator(t: Terms, c: Contract) -> Held | None:
-    """What `mean` divides by: the weight of the kept rows, summed as their losses are; or the number of rows."""
+    """Return the denominator of a mean, or None for other reductions.
+
+    The denominator is the total weight of the kept rows' true classes, summed in the order of the losses. Without class
+    weights, and with class probabilities, it is the number of rows that are kept.
+    """
     if t.reduction != "mean":
         return None
     if t.index is None or t.weight is None:
@@ -160,10 +173,10 @@ def denominator(t: Terms, c: Contract) -> Held | None:
 
 
 def wider(a: Held, b: Held) -> Held:
-    """The number with the larger of two errors: it may be held in either way."""
+    """Return `a` with the larger of the two errors; an implementation may compute `a` or `b` for the same number."""
     return Held(a.value, np.maximum(a.error, b.error), a.format)
 
 
 def column(held: Held) -> Held:
-    """(R,) as (R, 1)."""
+    """Return a number for each row, (R,), as a column, (R, 1)."""
     return Held(held.value[..., None], held.error[..., None], held.format)

@@ -1,7 +1,8 @@
-"""Bounds: how far from the exact result an implementation may be, from what it promises about its arithmetic.
+"""The error bounds of the loss and of the gradients, for an implementation that keeps a contract.
 
-The formula stands here once, written in the algebra of :mod:`crossent.numerics.bounds.rounding`; a contract
-turns it into a bound for each row's loss, for the reduced loss and for each element of the gradient.
+This module writes the formula once, with the operations of :mod:`crossent.numerics.bounds.rounding`. Together with a
+contract, the formula gives an error bound for each row's loss, for the reduced loss and for each element of the
+gradients.
 
     log p_c = (x_c - max x) - log Σ exp(x - max x)
     loss    = -Σ_c w_c q_c log p_c,     q = (1 - ε)·target + ε/C
@@ -33,7 +34,7 @@ from crossent.numerics.bounds.intermediates import (
 from crossent.numerics.bounds.rounding import Held, safe
 from crossent.numerics.formats import Array
 
-# Why a contract may promise nothing of a number.
+# The reasons for an infinite bound: the contract promises nothing about such a number.
 Reason = Literal[
     "an intermediate may overflow",
     "the denominator may be zero",
@@ -43,13 +44,13 @@ Reason = Literal[
 
 
 class Bounds:
-    """The bounds of one call under one contract. Infinite where the contract promises nothing."""
+    """The error bounds of one call under one contract. A bound is infinite where the contract promises nothing."""
 
-    # What is cached is the door to a method: mutmut, which `nox -s mutate` runs, changes nothing that is decorated.
+    # Each cached property only calls a method: mutmut, which `nox -s mutate` runs, does not mutate decorated functions.
 
     def __init__(self, terms: Terms, contract: Contract) -> None:
         self.terms, self.contract = terms, contract
-        self._dense = terms.index is None or terms.label_smoothing > 0  # all classes are terms of a row
+        self._dense = terms.index is None or terms.label_smoothing > 0  # a row has a term for every class
         with np.errstate(all="ignore"):
             self._log_probs, self._probs, self._logsumexp = softmax(terms, contract)
             self._log_sizes = np.where(np.isfinite(self._log_probs.value), self._log_probs.largest, 0.0)
@@ -57,16 +58,16 @@ class Bounds:
             self._denominator = denominator(terms, contract)
 
     def _of_logits(self) -> Held:
-        """`Σ w_c q_c · logsumexp - Σ w_c q_c x_c`, (R,): as kernels smooth that take the logits as they are."""
+        """Return `Σ w_c q_c · logsumexp - Σ w_c q_c x_c`, (R,), as in kernels that smooth with unshifted logits."""
         c, t = self.contract, self.terms
         moved = t.logits + (offset(t.logits, c) - t.logits.max(1))[:, None]
-        q = coefficients(t, replace(c, stored=None))  # who does this has scalars for them, in compute
+        q = coefficients(t, replace(c, stored=None))  # such kernels keep the coefficients as scalars in compute
         logits = q.times(Held.exactly(moved, c.storage), c.compute).sum(c.compute)
         return q.sum(c.compute).times(self._logsumexp, c.compute).minus(logits, c.compute)
 
     @cached_property
     def loss(self) -> Array:
-        """Of each row's loss, (R,), under reduction "none"; of the one number, (), otherwise."""
+        """The bound of each row's loss, (R,), for reduction "none"; otherwise the bound of the reduced loss, ()."""
         with np.errstate(all="ignore"):
             return self._loss()
 
@@ -74,10 +75,10 @@ class Bounds:
         rows, sizes = self._expected(-self._log_probs)
         if self._dense and self.contract.fused:
             rows = wider(rows, self._of_logits())
-        return self._reduced(rows, sizes, self._log_sizes)  # an infinite loss is no overflow
+        return self._reduced(rows, sizes, self._log_sizes)  # the sizes are 0 where the loss is infinite: no overflow
 
     def _expected(self, values: Held) -> tuple[Held, Array]:
-        """`Σ_c w_c q_c values_c` of each row, (R,), and the size of its terms."""
+        """Return `Σ_c w_c q_c values_c` of each row, (R,), and the sum of the magnitudes of its terms, (R,)."""
         c = self.contract
         if not self._dense:
             rows = self._of_target(self._coefficients).times(self._of_target(values), c.compute)
@@ -86,12 +87,17 @@ class Bounds:
         return products.sum(c.compute), products.largest.sum(-1)
 
     def _reduced(self, rows: Held, sizes: Array, values: Array) -> Array:
-        """The bound of a number for each row, `Σ_c w_c q_c values_c`, (R,), or of what the reduction makes of them.
+        """Return the bound of `Σ_c w_c q_c values_c` for each row, (R,), or of the reduced number, ().
 
-        With classes for terms, their sum may be taken in parts, the true class's and the uniform one, which cancel
-        where weights have both signs: a sum over rows errs by the size of the parts. And `ε/C` may come last, after
-        all sums and after the division by D: what is multiplied by it must not overflow. `values`, (R, C), are
-        magnitudes.
+        Where every class has a term, an implementation may sum two parts of a row separately: the part of the true
+        class and the uniform part. The parts cancel where weights have both signs, so the error of a sum over rows
+        depends on the sizes of the parts. An implementation may also multiply by `ε/C` last, after all sums and after
+        the division by D. The unscaled sum must then not overflow.
+
+        Args:
+            rows: `Σ_c w_c q_c values_c`, (R,).
+            sizes: The sum of the magnitudes of each row's terms, (R,).
+            values: The magnitudes of the values, (R, C).
         """
         c, t = self.contract, self.terms
         held, heads = c.stored or c.compute, self._heads(values)
@@ -105,7 +111,7 @@ class Bounds:
         total = c.keep(rows.sum(held, c.row_order, sizes))
         divided = np.ones(())
         if self._denominator is not None:
-            # Rows may be divided before they are summed, or their sum after: the wider of the two.
+            # An implementation may divide the rows before it sums them, or divide the sum: the larger error counts.
             ulps = c.functions.division_ulps
             divided = np.abs(self._denominator.value) - self._denominator.error
             first = rows.over(self._denominator, c.compute, ulps).sum(c.compute, c.row_order, sizes / divided)
@@ -116,46 +122,48 @@ class Bounds:
 
     @cached_property
     def gradient(self) -> Array:
-        """Of each element of the gradient, (R, C)."""
+        """The bound of each element of the gradient of the logits, (R, C)."""
         with np.errstate(all="ignore"):
             return self._gradient()
 
     def _gradient(self) -> Array:
-        """`p_c Σ_k v_k s - v_c s`, in which the sum may be scaled, or its terms before it: the wider of the two.
+        """Return the bound of `p_c Σ_k v_k s - v_c s`, with `v = w q` and `s = g/D`.
 
-        Where terms cancel, the roundings of the latter do not.
+        An implementation may scale the sum over k, or scale its terms before the sum. The larger error counts: where
+        the terms cancel, their roundings do not cancel.
         """
         c, t = self.contract, self.terms
         scale = column(self._scale())
         target = self._scaled(scale)
         total, scaled = self._total(self._coefficients), self._total(target)
         softmax = self._probs.times(column(c.keep(total)), c.compute).times(scale, c.compute)
-        # As autograd has it: what comes back to the softmax is the gradient of its logarithm, kept, then summed.
+        # As in autograd: the gradient of log p is stored, then summed, then multiplied by p.
         softmax = wider(softmax, self._probs.times(column(c.keep(scaled)), c.compute))
         gradient = softmax.minus(target, c.compute)
-        # Scaled before the subtraction, or after it: where p is small, that rounds the true class once more.
+        # An implementation may scale before or after the subtraction. After it, the true class has one more rounding
+        # where p is small.
         unscaled = self._probs.times(column(total), c.compute).minus(self._coefficients, c.compute)
         gradient = wider(gradient, unscaled.times(scale, c.compute))
         if self._dense:
-            # The three parts, softmax, one-hot and uniform, are added in any order: one rounding more of each.
+            # The three parts, softmax, one-hot and uniform, may be added in any order: one more rounding of each.
             u = (c.stored or c.compute).unit_roundoff
             once = u * (softmax.largest + target.largest)
             gradient = Held(gradient.value, gradient.error + once, c.compute)
         return safe(gradient.where(t.kept[:, None]).rounded(c.storage).error)
 
     def unbounded(self, check: str) -> dict[Reason, NDArray[np.bool_]]:
-        """Where the bound is infinite, for each reason that there is."""
+        """Return a mask of the infinite bounds for each reason that occurs; `check` names the bound."""
         bound = getattr(self, check)
         if not np.isinf(bound).any():
             return {}
         c, t = self.contract, self.terms
-        # What is judged where nothing overflows is not judged because something does.
+        # A bound that is finite once overflow is ruled out was infinite because of overflow.
         left = np.isinf(getattr(self._under(c.unlimited), check))
         found: dict[Reason, NDArray[np.bool_]] = {"an intermediate may overflow": np.isinf(bound) & ~left}
         rows = len(t.logits)
         depth = rows - 1 if c.row_order.depth is None else min(c.row_order.depth, rows - 1)
         infinite = (np.isinf(t.logits).any(1) & t.kept).reshape(-1, *[1] * (bound.ndim - 1))
-        reason: Reason = "an intermediate may overflow"  # float64, in which the bound itself is computed
+        reason: Reason = "an intermediate may overflow"  # of float64, in which the bound itself is computed
         if t.reduction != "none" and depth * (c.stored or c.compute).unit_roundoff >= 0.5:
             reason = "the format is too short for so many terms"
         elif self._denominator is not None and not self._denominator.error < abs(self._denominator.value):
@@ -167,17 +175,17 @@ class Bounds:
         return {reason: where for reason, where in found.items() if where.any()}
 
     def _under(self, contract: Contract) -> Bounds:
-        """The bounds of the same call under another contract."""
+        """Return the bounds of the same call under another contract."""
         return Bounds(self.terms, contract)
 
     def _total(self, held: Held) -> Held:
-        """The sum over the classes, (R,), of what is zero but for the true one, unless all classes are terms."""
+        """Return the sum over the classes, (R,); where only the true class has a term, that term."""
         return held.sum(self.contract.compute) if self._dense else self._of_target(held)
 
     def _heads(self, sizes: Array) -> Array:
-        """What a row may hold of each term before all factors are there, (R, C); or (R,), of the true class alone.
+        """Return the largest partial product of each term, (R, C), or of the true class's term alone, (R,).
 
-        `|w_c t_c| sizes_c` without those factors that make it smaller. ε/C is one of them.
+        The largest partial product is `|w_c t_c| sizes_c` without the factors below one. `ε/C` is below one.
         """
         t = self.terms
         if t.probabilities is not None:
@@ -187,7 +195,7 @@ class Bounds:
         return sizes if self._dense else sizes[np.arange(len(sizes)), t.index]
 
     def _scaled(self, scale: Held) -> Held:
-        """`w_c q_c s`, (R, C): the factors in any order, each partial product held."""
+        """Return `w_c q_c s`, (R, C). The factors may have any order, and each partial product is stored."""
         t = self.terms
         factors = self._scale_factors()
         if t.weight is not None:
@@ -195,24 +203,30 @@ class Bounds:
         if t.probabilities is not None:
             factors.append(np.abs(t.probabilities))
         if t.label_smoothing:
-            factors.append(np.ones((1, 1)))  # 1 - ε and ε/C are less
+            factors.append(np.ones((1, 1)))  # 1 - ε and ε/C are at most one
         product = self.contract.keep(self._coefficients.times(scale, self.contract.compute))
         return self._in_any_order(product, factors, products=2 if t.label_smoothing else 1)
 
     def _scale_factors(self) -> list[Array]:
-        """`|g|` and `1/|D|`, each of a shape that fits (R, C)."""
+        """Return `|g|` and `1/|D|`, each with a shape that broadcasts to (R, C)."""
         factors = [np.abs(self.terms.upstream[:, None])]
         if self._denominator is not None:
             factors.append(1 / (np.abs(self._denominator.value) - self._denominator.error)[..., None, None])
         return factors
 
     def _in_any_order(self, product: Held, factors: list[Array], products: int = 1) -> Held:
-        """A product of these factors, (R, C), of which any partial product may be held.
+        """Return a product of these factors, (R, C), where an implementation may store any partial product.
 
-        There are as many roundings in one order as in another, and each is relative. An underflow is not: its `η/2` is
-        multiplied by the factors still to come, all but two of them at first. Where the product is above twice the
-        smallest normal number times those factors, the partial one was no underflow; a sum of two products, as under
-        smoothing, says nothing of either.
+        Every order has the same number of roundings, and each rounding error is relative. The error of an underflow is
+        absolute: `η/2`, multiplied by the remaining factors. After the first product, all factors but two remain. If
+        the product is above twice the smallest normal number times the remaining factors, the partial product did not
+        underflow. The size of a sum of two products, as with smoothing, says nothing about the two products, so both
+        may underflow.
+
+        Args:
+            product: The product or the sum of products, with its relative rounding errors.
+            factors: The magnitudes of the factors, which broadcast to (R, C).
+            products: The number of products in `product`, 1 or 2.
         """
         held = self.contract.stored or self.contract.compute
         to_come = len(factors) - 2
@@ -229,12 +243,15 @@ class Bounds:
 
     @cached_property
     def target_gradient(self) -> Array:
-        """Of each element of the gradient of target probabilities, (R, C): `g/D · (1 - ε) w_c log p_c`."""
+        """The bound of each element of the class probabilities' gradient, (R, C): `-g/D · (1 - ε) w_c log p_c`."""
         with np.errstate(all="ignore"):
             return self._target_gradient()
 
     def _target_gradient(self) -> Array:
-        """The factors come in any order, and what is multiplied before one of them makes it smaller may overflow."""
+        """Return the bound of :attr:`target_gradient`.
+
+        The factors may have any order. A partial product may overflow before a factor below one.
+        """
         c, t = self.contract, self.terms
         factors = [*self._scale_factors(), self._log_sizes]
         product = c.keep(column(self._scale()).times(-self._log_probs, c.compute))
@@ -242,7 +259,7 @@ class Bounds:
             factors.append(np.abs(t.weight[None]))
             product = c.keep(product.times(Held.exactly(t.weight, c.storage), c.compute))
         if t.label_smoothing:
-            factors.append(np.ones((1, 1)))  # 1 - ε is less
+            factors.append(np.ones((1, 1)))  # 1 - ε is at most one
             narrow = smoothing_format(t, c)
             rest = constant(1 - t.label_smoothing, narrow, c)
             product = c.keep(product.rounded(narrow).times(rest, narrow))
@@ -253,7 +270,7 @@ class Bounds:
         return safe(product.rounded(c.storage).error)
 
     def _scale(self) -> Held:
-        """`g/D`, (R,)."""
+        """Return `g/D`, (R,)."""
         c = self.contract
         scale = Held.exactly(self.terms.upstream, c.storage)
         if self._denominator is None:
@@ -261,9 +278,9 @@ class Bounds:
         return c.keep(scale.over(self._denominator, c.compute, c.functions.division_ulps, known=False))
 
     def vacuous_answers(self, check: str) -> list[Array]:
-        """A part of the formula that may be taken for the whole: of the gradient, what the target alone makes of it.
+        """Return results that are wrong but part of the formula: a comparison that they pass is no evidence.
 
-        `-g/D · w_c q_c`, (R, C).
+        For the gradient, this is the part of the target alone: `-g/D · w_c q_c`, (R, C).
         """
         if check != "gradient":
             return []
@@ -272,6 +289,7 @@ class Bounds:
             return [np.where(self.terms.kept[:, None], -scale[:, None] * self._coefficients.value, 0.0)]
 
     def _of_target(self, held: Held) -> Held:
+        """Return the entry of each row's true class, (R,)."""
         assert self.terms.index is not None
         at = np.arange(len(self.terms.index)), self.terms.index
         return Held(held.value[at], held.error[at], held.format)

@@ -1,16 +1,18 @@
-"""A running-error algebra: numbers that an implementation holds, each with the error it may have.
+"""Running rounding-error analysis: computed numbers, each with a bound on its error.
 
-A :class:`Held` stands for any computed number within `error` of the exact `value`. Each operation returns what every
-implementation of it may hold that the stated rules allow, so that a formula, written once with these operations, is
-its own error bound: composition is the triangle inequality. Nothing is assumed about how errors are distributed, and
-no term of second order is dropped.
+A :class:`Held` stands for every computed number within `error` of the exact `value`. An operation on such numbers
+returns a :class:`Held` that contains the result of every implementation that the stated rules allow. So a formula that
+is written once with these operations is its own error bound: the errors compose by the triangle inequality. The rules
+assume no distribution of the errors, and they drop no term of second order.
 
-Model: IEEE 754 arithmetic rounded to nearest, `fl(a ∘ b) = (a ∘ b)(1 + δ)`, `|δ| ≤ u`, with gradual underflow an
-absolute error of half the smallest subnormal number instead (Higham, Accuracy and Stability of Numerical Algorithms,
-2nd ed., sec. 2.2). A wider format or a fused multiply-add only leaves roundings out. Where a number may overflow its
-format its error is infinite: nothing is promised of it.
+Model: IEEE 754 arithmetic rounded to nearest, `fl(a ∘ b) = (a ∘ b)(1 + δ)` with `|δ| ≤ u`. Where the result underflows
+gradually, the error is instead at most half the smallest subnormal number, absolutely (Higham, Accuracy and Stability
+of Numerical Algorithms, 2nd ed., sec. 2.2). A wider format or a fused multiply-add only leaves roundings out, so the
+bounds cover both. Where a number may overflow its format, its error is infinite: the rules promise nothing.
 
-The errors are themselves computed in float64. :func:`safe` widens the last one by more than that can have lost.
+In the formulas, `u` is the unit roundoff and `η` the smallest subnormal number of the format. `e` is the error of the
+operand and `v` its value. The errors are themselves computed in float64. :func:`safe` widens the final error by more
+than the roundings of this computation.
 """
 
 from __future__ import annotations
@@ -25,9 +27,9 @@ from crossent.numerics.formats import FLOAT64, Array, Format
 
 @dataclass(frozen=True)
 class Order:
-    """In which orders a sum may be taken: any binary tree in which no term passes through more than `depth` additions.
+    """The orders in which a sum may be computed: the binary trees where a term passes at most `depth` additions.
 
-    `depth=None` is every tree: any order, any association, any number of accumulators.
+    `depth=None` allows every tree: any order, any association, any number of accumulators.
     """
 
     depth: int | None = None
@@ -38,7 +40,13 @@ ANY_ORDER = Order()
 
 @dataclass(frozen=True)
 class Held:
-    """Any number of `format` within `error` of `value`; `format` is None where it is not known to be of any."""
+    """A computed number: any number of `format` within `error` of the exact `value`.
+
+    Attributes:
+        value: The exact value.
+        error: The error bound, of the shape of `value`. An infinite error promises nothing.
+        format: The format of the computed number, or None where no format is known.
+    """
 
     value: Array
     error: Array
@@ -46,7 +54,7 @@ class Held:
 
     @staticmethod
     def exactly(value: Array | float, format: Format | None) -> Held:
-        """A known number."""
+        """Return a known number: the computed number is the exact value, and the error is 0."""
         value = np.asarray(value, dtype=np.float64)
         return Held(value, np.zeros_like(value), format)
 
@@ -55,21 +63,22 @@ class Held:
 
     @property
     def largest(self) -> Array:
-        """The largest magnitude that may be held."""
+        """The largest magnitude that the computed number can have, `|v| + e`."""
         return np.abs(self.value) + self.error
 
     def where(self, mask: NDArray[np.bool_]) -> Held:
-        """The number where the mask holds, an exact zero elsewhere."""
+        """Return the number where the mask is True, and an exact zero where the mask is False."""
         return Held(np.where(mask, self.value, 0.0), np.where(mask, self.error, 0.0), self.format)
 
     def unless(self, mask: NDArray[np.bool_]) -> Held:
-        """The number, of which nothing is promised where the mask holds; what is infinite stays so."""
+        """Return the number with an infinite error where the mask is True; infinite values keep their error."""
         return Held(self.value, np.where(mask & np.isfinite(self.value), np.inf, self.error), self.format)
 
     def rounded(self, format: Format) -> Held:
-        """Rounded to `format`: `e + max(u(|v| + e), η/2)`, the second below twice the smallest normal number.
+        """Return the number rounded to `format`, with the error `e + max(u(|v| + e), η/2)`.
 
-        A number that is known is rounded to the nearest, so that its error is known too: 0 where it fits.
+        The term `η/2` counts only where `|v| + e` is below twice the smallest normal number. A known number rounds to
+        the nearest number of the format, so its error is known exactly: 0 where the format contains the number.
         """
         if format.contains(self.format):
             return self
@@ -83,9 +92,10 @@ class Held:
         return Held(self.value, self.error + once, format)._bounded()
 
     def _bounded(self, *operands: Held) -> Held:
-        """An infinite error where the format may overflow; none where the value itself is infinite.
+        """Return the number with an infinite error where the format may overflow, and error 0 at infinite values.
 
-        A value that is infinite though its operands are not is none: float64, which computes it here, overflowed.
+        A value that is infinite though all operands are finite is no exact infinity: float64, which computes the value
+        here, overflowed. Such a value becomes the largest float64, with an infinite error.
         """
         assert self.format is not None
         error = np.where(self.format.overflows(self.largest), np.inf, self.error)
@@ -99,10 +109,13 @@ class Held:
         return Held(value, np.where(here, np.inf, np.where(infinite, 0.0, error)), self.format)
 
     def plus(self, other: Held, format: Format) -> Held:
-        """`a + b`: the errors add up, and the sum is rounded once. Exact where two known numbers have no rounding."""
+        """Return `a + b`: the errors are added, and the sum is rounded once.
+
+        The sum of two known numbers has error 0 where the format contains the sum.
+        """
         with np.errstate(all="ignore"):
             value = self.value + other.value
-            # What float64 itself lost of the sum of two known numbers (Knuth's two-sum: exact).
+            # The rounding error of this float64 addition, exactly (Knuth's two-sum).
             back = value - self.value
             lost = np.abs((self.value - (value - back)) + (other.value - back))
             lost = np.where(np.isfinite(lost), lost, 0.0)
@@ -115,17 +128,18 @@ class Held:
             return Held(value, rounded.error + lost, format)._bounded(self, other)
 
     def minus(self, other: Held, format: Format) -> Held:
-        """`a - b`."""
+        """Return `a - b`, by the rule of :meth:`plus`."""
         return self.plus(-other, format)
 
     def times(self, other: Held, format: Format, *, known: bool = True) -> Held:
-        """`a b`: `|a| e_b + |b| e_a + e_a e_b`, rounded once; a known power of two does not round.
+        """Return `a b` with the error `|a| e_b + |b| e_a + e_a e_b`, and one rounding.
 
-        The rounding of two known numbers is known, unless `known` is False: among more factors, which come in any
-        order, it may be two others that meet first.
+        A factor that is a known power of two adds no rounding. The rounding error of a product of two known numbers is
+        known exactly. Pass `known=False` where the product has more factors, in any order: the implementation may then
+        multiply two other factors first, and the worst rounding counts.
 
-        Zero times what may have overflowed, or times an infinity, is NaN in one implementation and zero in another:
-        nothing is promised.
+        Zero times an infinity, or times a number that may have overflowed, is NaN in one implementation and zero in
+        another. The error is then infinite.
         """
         with np.errstate(all="ignore"):
             value = self.value * other.value
@@ -143,17 +157,18 @@ class Held:
         return held._bounded(self, other)
 
     def over(self, other: Held, format: Format, ulps: float = 0.5, *, known: bool = True) -> Held:
-        """`a / b`: `(e_a + |a/b| e_b) / (|b| - e_b)`, within `ulps`; nothing is promised where `b` may be zero.
+        """Return `a / b` with the error `(e_a + |a/b| e_b) / (|b| - e_b)`, and a division that errs by `ulps`.
 
-        Half an ulp is correctly rounded: the error of a known quotient is known, unless `known` is False, as in
-        :meth:`times`. Other divisions may err by `2 ulps` roundings wherever the quotient is not 0.
+        The error is infinite where `b` may be zero. A division with half an ulp is correctly rounded: the rounding
+        error of a known quotient is then known, unless `known` is False, as in :meth:`times`. Other divisions err by
+        `2 ulps` roundings wherever the quotient is not 0.
         """
         with np.errstate(all="ignore"):
             value = self.value / other.value
             room = np.abs(other.value) - other.error
             error = np.where(room > 0, (self.error + np.abs(value) * other.error) / room, np.inf)
             error = np.where((self.value == 0) & (self.error == 0) & (room > 0), 0.0, error)
-            # float64 rounds the quotient of two known numbers, so that its error is not known to the last bit.
+            # float64 has rounded the quotient here, so the error of a known quotient is not known to the last bit.
             largest = np.abs(value) + error
             once = _one_rounding(value, error, format)
             if ulps > 0.5 or not known:
@@ -165,12 +180,16 @@ class Held:
         return Held(np.where(np.isnan(value), 0.0, value), error, format)._bounded(self, other)
 
     def exp(self, format: Format, ulps: float, per_unit: float = 0.0) -> Held:
-        """`e^x` within `ulps`, where x may have been scaled to another base by a product that is off by `per_unit` u.
+        """Return `exp(x)`, where the implementation of exp errs by at most `ulps`.
 
-        `|exp(x ± e) - exp(x)| ≤ exp(x + e)(1 - exp(-e))`. A scaled argument, `y = fl(x · fl(log2 e))`, is
-        `x log2 e (1 + δ)` with `|δ| ≤ per_unit u`, so that `2^y = exp(x + δx)`: `per_unit u |x|` more of e.
+        The error of the argument enters by `|exp(x ± e) - exp(x)| ≤ exp(x + e)(1 - exp(-e))`.
 
-        `exp(0) = 1` and `exp(-inf) = 0` are exact. Near underflow the result may be flushed to zero.
+        An implementation may scale the argument to base 2 first. The scaled argument `y = fl(x · fl(log2 e))` is
+        `x log2 e (1 + δ)` with `|δ| ≤ per_unit u`. Then `2^y = exp(x + δx)`, and the scaling adds `per_unit u |x|` to
+        the error of the argument.
+
+        `exp(0) = 1` and `exp(-inf) = 0` are exact. Near underflow, an implementation may flush the result to zero, so
+        the smallest normal number is added to the error.
         """
         with np.errstate(all="ignore"):
             u = format.unit_roundoff
@@ -184,14 +203,18 @@ class Held:
         return Held(value, np.where(known, 0.0, error), format)._bounded()
 
     def log(self, format: Format, ulps: float, value: Array, absolute: float = 0.0) -> Held:
-        """`log s` within `ulps` of a number known to be at least one, as a sum of exponentials is that has `exp(0)`.
+        """Return `log s` for `s ≥ 1`, where the implementation of log errs by at most `ulps`.
 
-        `value` is the exact logarithm, which the caller has with more digits than `log(s)` gives near one. Upwards the
-        error is `log(1 + e/s)`, downwards `-log(1 - e/s)` and never more than `log s`. `log 1 = 0` is exact.
+        The number `s` and every computed number that it stands for are at least one. A sum of exponentials that
+        contains `exp(0)` has this property. `value` is the exact logarithm from the caller, who has more digits of it
+        than `log(s)` gives near one.
 
-        A hardware logarithm is off by `absolute` where its argument is below two, in ulps only above: near one its
-        result has no digit right, and `log 1` need not be 0. What is held may be on either side of two where
-        `s - e ≤ 2`, and the larger of the two errors counts.
+        Upwards, the error of the argument moves the logarithm by `log(1 + e/s)`. Downwards, it moves the logarithm by
+        `-log(1 - e/s)`, and never by more than `log s`. `log 1 = 0` is exact.
+
+        A hardware logarithm errs by `absolute` where its argument is below two, and by `ulps` above. Near one, no digit
+        of its result is right, and `log 1` need not be 0. Where `s - e ≤ 2`, the computed argument may be on either
+        side of two, and the larger of the two errors counts.
         """
         with np.errstate(all="ignore"):
             ratio = self.error / self.value
@@ -205,29 +228,42 @@ class Held:
         return Held(value, moved + once, format)
 
     def sum(self, format: Format, order: Order = ANY_ORDER, sizes: Array | None = None) -> Held:
-        """The sum over the last axis, in every order that is allowed: `Σ e_i + u/(1 - hu) · max Σ_i t_i depth_i`.
+        """Return the sum over the last axis, with the error of the worst order that `order` allows.
 
-        A term passes through as many roundings as it has additions above it. With magnitudes `t_1 ≥ t_2 ≥ …` every
-        binary tree has `Σ t_i depth_i ≤ Ω = Σ_{j ≥ 2} (t_1 + … + t_j)`, which the caterpillar attains that has the
-        largest terms deepest: for k leaves and `c_v` of them below node v, the sum of their depths is `Σ_v c_v`; the
-        k-1 nodes where they meet count at most `k + (k-1) + … + 2`, the other n-k at most k each; the caterpillar
-        attains both for all k at once, and Abel summation against the falling t gives the claim. An order of bounded
-        depth has `depth · Σ t` too.
+        The error is `Σ e_i + u/(1 - hu) · max Σ_i t_i depth_i`. Here `t_i` is the magnitude of a term, `depth_i` the
+        number of additions that the term passes, `h` the largest depth, and the maximum is over the allowed trees. Each
+        addition that a term passes rounds the term once.
 
-        Two refinements. Big and small: where K terms are above `u Σ t`, and σ is what the others sum to, a node that
-        joins both kinds errs by no more than its smaller side, which is a sum of small terms, and these sides are
-        disjoint: `u (Ω_K + (K-1) σ + (n-K) σ) + σ`. Exact sums: where all terms are known multiples of a power of two
-        and `Σ t` needs no more bits than the format has, no order rounds at all.
+        Any order. Sort the magnitudes, `t_1 ≥ t_2 ≥ … ≥ t_n`. Every binary tree has `Σ t_i depth_i ≤ Ω`, with
+        `Ω = Σ_{j ≥ 2} (t_1 + … + t_j)`. The caterpillar tree with the largest terms deepest attains `Ω`.
+        Proof. Take any k leaves, and let `c_v` of them be below the inner node v. The sum of their depths is `Σ_v c_v`.
+        The k-1 nodes where these leaves meet contribute at most `k + (k-1) + … + 2`. The other n-k nodes contribute at
+        most k each. The caterpillar attains both for all k at once, so no tree has a larger sum of its k largest
+        depths. Abel summation against the decreasing t gives the claim. ∎
 
-        A partial sum of terms of both signs may be as large as `Σ t`, and overflow though the sum does not.
+        Bounded depth. An order of bounded depth also has `Σ t_i depth_i ≤ depth · Σ t`.
 
-        `sizes`: what stands for `t` where a term is itself a sum whose parts may be summed apart; at least `|t|`.
+        Big and small terms. Let K terms be above `u Σ t`, and let the others sum to σ. A node that joins a sum with big
+        terms and a sum of small terms errs by at most its smaller side. This is at most the sum of the small terms, and
+        the sides of different nodes are disjoint. The error is then at most `u (Ω_K + (K-1) σ + (n-K) σ) + σ`.
+
+        Exact sums. Where all terms are known multiples of a power of two, and `Σ t` fits the precision of the format,
+        no order rounds.
+
+        Overflow. A partial sum of terms of both signs may be as large as `Σ t`, and may overflow though the sum does
+        not. The error is then infinite.
+
+        Args:
+            format: The format of the sum.
+            order: The orders that the implementation may use.
+            sizes: Numbers to use in place of `t_i`, at least `t_i`. Needed where a term is itself a sum whose parts the
+                implementation may sum separately.
         """
         with np.errstate(all="ignore"):
             terms = self.largest if sizes is None else np.fmax(sizes, self.largest)
             count = (terms > 0).sum(-1)
             total, size = self.value.sum(-1), terms.sum(-1)
-            here = np.isinf(total) & np.isfinite(self.value).all(-1)  # float64 overflowed, and not the sum
+            here = np.isinf(total) & np.isfinite(self.value).all(-1)  # the float64 computation overflowed
             total = np.where(here, np.copysign(FLOAT64.largest, total), total)
             depth = np.maximum(count - 1, 0)
             if terms.shape[-1] > 1:
@@ -254,6 +290,7 @@ class Held:
         return Held(np.where(np.isnan(total), 0.0, total), error, format)._bounded()
 
     def _sums_exactly(self, format: Format, size: Array) -> NDArray[np.bool_]:
+        """Return whether every order sums exactly: all terms are known, and `size` fits above their lowest bit."""
         mantissa, exponent = np.frexp(self.value)
         bits = np.abs(np.ldexp(mantissa, 53)).astype(np.int64)
         lowest = exponent - 53 + np.log2(np.maximum(bits & -bits, 1)).astype(np.int64)
@@ -263,11 +300,15 @@ class Held:
 
 
 def safe(error: Array) -> Array:
-    """Widened by 2^-30, more than float64 can have lost in computing it: at most 2^20 roundings of 2^-53 each."""
+    """Return the error widened by the factor 1 + 2^-30.
+
+    The widening covers the float64 roundings in the computation of the error: at most 2^20 roundings of 2^-53 each.
+    """
     return error * (1 + 2.0**-30)
 
 
 def _one_rounding(value: Array, error: Array, format: Format) -> Array:
+    """Return the error that one rounding adds. In formats below float64, that of a known number is known exactly."""
     if format.precision == 53:
         largest = np.abs(value) + error
         return np.where(largest == 0, 0.0, np.maximum(format.unit_roundoff * largest, format.smallest_subnormal))
@@ -276,7 +317,7 @@ def _one_rounding(value: Array, error: Array, format: Format) -> Array:
 
 
 def _most(largest: Array, format: Format) -> Array:
-    """The most that rounding a number of this size may cost."""
+    """Return the largest error of rounding a number of this magnitude."""
     once = np.maximum(format.unit_roundoff * largest, format.smallest_subnormal / 2)
     return np.where(largest == 0, 0.0, once)
 

@@ -1,1 +1,11 @@
-"""The exact answer."""
+"""The oracle: the exact value of every loss and every gradient element, with a proven error radius.
+
+This room imports numpy, flint and `crossent.numerics.formats`. It imports neither torch nor `crossent.numerics.bounds`,
+so that exact values do not depend on error bounds.
+
+arguments       Arguments: one call as numpy arrays; Denominator: the exact denominator of a mean
+arithmetic      Ball: numbers with an error radius; float64 and ball arithmetic behind one interface
+formula         the formula on finite rows, with the proof of its error in float64
+special_values  the rules for values that are infinite, NaN or exactly 0
+answer          answer(): the exact loss and gradients of a call; the reduction
+"""

@@ -1,15 +1,19 @@
-r"""The exact answer to a case: every loss and every gradient element, each with a proven radius.
+r"""The exact value of a call: every loss and every gradient element, each with a proven error radius.
 
-The oracle must not trust the torch that it judges: it imports numpy and flint only, and shares no code with the forms.
-:mod:`crossent.numerics.oracle.formula` has the formula. It runs in float64 where logits, targets and weights are
-float32 (float16 and bfloat16 are, once widened), and otherwise in flint's balls, whose precision is doubled until the
-radius is small enough. :mod:`crossent.numerics.oracle.special_values` has what is infinite or NaN, which follows the
-contract by rule. Here stand the reduction, and how a call is answered in blocks.
+The oracle must not depend on the torch that it judges. It imports numpy and flint only, and shares no code with the
+forms. The work is divided as follows:
 
-A radius of inf, which claims nothing, is left for numbers beyond float64, for means over weights that cancel to exactly
-0, and for the tangent of a mean over no rows.
+* :mod:`crossent.numerics.oracle.formula` has the formula on finite rows. The formula runs in float64 where logits,
+  targets and weights are float32. (float16 and bfloat16 are widened to float32.) Otherwise it runs in the ball
+  arithmetic of flint, whose precision is doubled until the radius is small enough.
+* :mod:`crossent.numerics.oracle.special_values` has the rules for results that are infinite, NaN or exactly 0.
+* This module has the reduction, and computes a call in blocks of rows.
 
-Source: the page of `torch.nn.CrossEntropyLoss`, and what torch was measured to do where that page is silent.
+A radius of inf makes no claim about the exact value. The radius is inf in three cases only: the number is beyond the
+range of float64; the weights of a mean cancel to exactly 0; the tangent of a mean over no rows.
+
+Sources: the documentation of `torch.nn.CrossEntropyLoss`, and measurements of torch where the documentation says
+nothing.
 """
 
 from __future__ import annotations
@@ -21,23 +25,26 @@ from dataclasses import dataclass
 import flint
 import numpy as np
 
+from crossent.numerics.formats import Array
 from crossent.numerics.oracle.arguments import EXACT_BITS, Arguments, Denominator
-from crossent.numerics.oracle.arithmetic import Array, Ball, Balls
+from crossent.numerics.oracle.arithmetic import Ball, Balls
 from crossent.numerics.oracle.special_values import RowBlock
 
-BLOCK, BALL_BLOCK = 2**16, 2**12  # logits worked on at once: 0.5 MiB an array of float64, 0.3 MiB one of balls
-SAVED = 2**20  # of so many logits the exponentials are kept from loss to gradient: up to 300 MiB where they are balls
+# The number of logits in a block: an array then has 0.5 MiB in float64, and 0.3 MiB in ball arithmetic.
+BLOCK, BALL_BLOCK = 2**16, 2**12
+# Up to this number of logits, the exponentials are kept from loss to gradient: up to 300 MiB in ball arithmetic.
+SAVED = 2**20
 
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What a case comes to.
+    """The exact values of a call, each with an error radius.
 
     Attributes:
-        losses: (R,), of each row before the reduction, 0 on ignored rows.
-        loss: the result: (R,) for "none", otherwise 0-d.
-        denominator: 0-d, what a mean divides by; 1 for the other reductions.
-        blocks: the rows in blocks, at each call, so that memory stays bounded.
+        losses: (R,), the loss of each row before the reduction, and 0 on ignored rows.
+        loss: The result of the call: (R,) for "none", otherwise 0-d.
+        denominator: 0-d, the denominator of a mean; 1 for the other reductions.
+        blocks: A function that returns the rows in blocks, so that memory stays bounded.
     """
 
     losses: Ball
@@ -48,44 +55,48 @@ class Answer:
     _shape: tuple[int, ...]
 
     def gradients(self) -> Iterator[tuple[slice, Ball, Ball | None]]:
-        """For each block its rows, its gradient, (r, C), and that of its target probabilities, (r, C) or None."""
+        """Yield for each block its rows, the gradient of the logits, (r, C), and of the target, (r, C) or None.
+
+        The gradient of the target is None for class indices.
+        """
         for block in self.blocks():
             yield block.rows, block.gradient(), block.target_gradient()
 
     def tangent(self, direction: Array) -> Ball:
-        """How the loss changes along a direction, (R, C), of finite numbers: (R,) for "none", otherwise 0-d.
+        """Return the derivative of the loss along a direction, (R, C): (R,) for "none", otherwise 0-d.
 
-        It is finite where a logit of -inf makes the loss infinite, as the gradient is. A mean over no kept rows is NaN
-        whatever the logits, and has the gradient 0 by contract: nothing is claimed of its tangent.
+        The tangent is finite where a logit of -inf makes the loss infinite, as the gradient is. The tangent of a mean
+        over no kept rows has the radius inf: such a mean is NaN for all logits, but its gradient is 0 by contract.
 
         Raises:
-            ValueError: a direction of another shape, or with a number that is not below 2^128, as float32's are.
+            ValueError: The direction has another shape, or a number that is not finite or not below 2^128, the bound of
+                float32.
         """
         u = self._checked(direction)
-        return self._reduced(_joined([block.tangents(u[block.rows]) for block in self.blocks()]))
+        return self._reduced(Ball.joined([block.tangents(u[block.rows]) for block in self.blocks()]))
 
     def second(self, direction: Array) -> Ball:
-        """(R, C), how the gradient changes along a direction: its product with the matrix of second derivatives.
+        """Return the derivative of the gradient along a direction, (R, C): a Hessian-vector product.
 
         Raises:
-            ValueError: as :meth:`tangent`.
+            ValueError: As for :meth:`tangent`.
         """
         u = self._checked(direction)
-        return _joined([block.second(u[block.rows]) for block in self.blocks()], u.shape[1:])
+        return Ball.joined([block.second(u[block.rows]) for block in self.blocks()], u.shape[1:])
 
     def _checked(self, direction: Array) -> Array:
         if direction.shape != self._shape:
             raise ValueError(f"direction: got shape {direction.shape}; allowed is {self._shape}")
         if not (np.abs(direction) < 2.0**128).all():
-            raise ValueError("direction: got a number that is not finite or too large; allowed are those below 2^128")
+            raise ValueError("direction: got a number that is not finite or too large; allowed is less than 2^128")
         return direction
 
 
 def answer(arguments: Arguments) -> Answer:
-    """The exact loss; and the gradient, on demand.
+    """Return the exact loss of a call; the gradients are computed on demand.
 
-    Every radius is below 2^-73 of the size of the number's terms, or as small as two float64 can express, where inputs
-    are float64; with float32 inputs it is what :class:`Formula` proves, about 2^-48 of the size.
+    With float64 inputs, every error radius is below 2^-73 of the size of the number's terms, or as small as two float64
+    can express. With float32 inputs, the radius is the radius that :class:`Formula` proves, about 2^-48 of the size.
 
     Example:
         >>> exact = answer(Arguments(np.array([[3.0, 1.0, -3.0]]), index=np.array([0])))
@@ -107,7 +118,7 @@ def answer(arguments: Arguments) -> Answer:
     def blocks() -> Iterable[RowBlock]:
         return made() if saved is None else saved
 
-    losses = _joined([block.losses() for block in blocks()])
+    losses = Ball.joined([block.losses() for block in blocks()])
 
     def reduced(tangents: Ball) -> Ball:
         if arguments.reduction == "mean" and not arguments.kept.any():
@@ -118,14 +129,8 @@ def answer(arguments: Arguments) -> Answer:
     return Answer(losses, loss, denominator.ball, blocks, reduced, arguments.logits.shape)
 
 
-def _joined(balls: list[Ball], columns: tuple[int, ...] = ()) -> Ball:
-    """The rows of all blocks in one; each number, or each row of `columns` numbers."""
-    empty = np.empty((0, *columns))
-    return Ball(*(np.concatenate([empty, *(getattr(b, name) for b in balls)]) for name in ("hi", "lo", "radius")))
-
-
 def _reduced(arguments: Arguments, losses: Ball, denominator: Denominator) -> Ball:
-    """The sum of the losses over the denominator: exact arithmetic on hi and lo, and the sum of the radii."""
+    """Return the reduced loss. The sum of hi and lo is exact, and the error radii are added."""
     if arguments.reduction == "none":
         return losses
     if denominator.undefined is not None:
@@ -141,7 +146,8 @@ def _reduced(arguments: Arguments, losses: Ball, denominator: Denominator) -> Ba
         lo = math.fsum([*terms, -hi])
     except OverflowError:
         return _scalar(np.nan, np.inf)
-    # 2^-20 for the roundings of up to 2^30 additions of radii; the rest for the rounding of lo, which never underflows.
+    # 2^-20 covers the roundings of up to 2^30 additions of radii. The last term is the rounding of lo, which never
+    # underflows.
     radius = float(losses.radius.sum()) * (1 + 2.0**-20) + 2.0**-53 * abs(lo)
     if hi == radius == 0:  # every loss is exactly 0
         return _scalar(0.0, 0.0)

@@ -1,4 +1,4 @@
-"""Arguments: one call as the oracle takes it, laid out as rows, and what its mean divides by."""
+"""The arguments of one call as numpy arrays, laid out as rows, and the exact denominator of a mean."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from crossent.numerics.oracle.arithmetic import Ball, Balls, Mask
 
-EXACT_BITS = 2300  # sums of up to 2^63 float64 numbers are exact in it: their bits are worth 2^-1074 to 2^1087
+# A precision in which sums of up to 2^63 float64 numbers are exact: their bits range from 2^-1074 to 2^1087.
+EXACT_BITS = 2300
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,19 +21,19 @@ class Arguments:
     """The arguments of one call, laid out as `R` rows of `C` classes.
 
     Attributes:
-        logits: (R, C), float64, or float32 where they were float32, bfloat16 or float16.
-        index: (R,), int64, the true classes; None where targets are probabilities.
-        probabilities: (R, C), float32 or float64, any finite numbers; None where targets are indices.
+        logits: (R, C), float64; or float32 where the call had float32, bfloat16 or float16 logits.
+        index: (R,), int64, the true classes; None for class probabilities.
+        probabilities: (R, C), float32 or float64, any finite numbers; None for class indices.
         weight: (C,), float32 or float64, finite, of any sign; None for ones.
-        ignore_index: rows with this index have loss 0 and do not count. Not used with probabilities.
+        ignore_index: Rows with this index have the loss 0 and do not count. Has no effect with class probabilities.
         reduction: "none", "mean" or "sum".
-        label_smoothing: `ε` from 0 to 1, the real number that this float is.
-        upstream: the gradient of the result: (R,) for "none", otherwise a number.
+        label_smoothing: `ε` from 0 to 1, exactly the real number that this float is.
+        upstream: The upstream gradient of the result: (R,) for "none", otherwise a number.
 
     Raises:
-        ValueError: sizes, dtypes and options that are not allowed; and weights, probabilities and upstream gradients
-            that are not finite, of which the contract says nothing.
-        IndexError: an index outside `[0, C)` that is not `ignore_index`.
+        ValueError: A size, a dtype or an option is not allowed. Or a weight, a class probability or an upstream
+            gradient is not finite: the contract does not define the loss then.
+        IndexError: An index is outside `[0, C)` and is not `ignore_index`.
     """
 
     logits: NDArray[Any]
@@ -52,9 +53,9 @@ class Arguments:
         if not 0 <= self.label_smoothing <= 1:
             raise ValueError(f"label_smoothing: got {self.label_smoothing}; allowed is 0 to 1")
         if (self.index is None) == (self.probabilities is None):
-            raise ValueError("target: got both or none of index and probabilities; allowed is one of them")
+            raise ValueError("target: got both or none of index and probabilities; allowed is exactly one of the two")
         if self.probabilities is not None and self.ignore_index >= 0:
-            raise ValueError(f"ignore_index: got {self.ignore_index} with probabilities; allowed is a negative one")
+            raise ValueError(f"ignore_index: got {self.ignore_index} with probabilities; allowed is a negative integer")
         rows, classes = self.logits.shape
         shapes = {"index": (rows,), "probabilities": (rows, classes), "weight": (classes,)}
         shapes["upstream"] = (rows,) if self.reduction == "none" else ()
@@ -63,7 +64,7 @@ class Arguments:
             if value is not None and np.shape(value) != shape:
                 raise ValueError(f"{name}: got shape {np.shape(value)}; allowed is {shape}")
             if value is not None and not np.isfinite(value).all():
-                raise ValueError(f"{name}: got a number that is not finite; allowed are finite ones")
+                raise ValueError(f"{name}: got a number that is not finite; allowed are finite numbers")
         for name in ("logits", "probabilities", "weight"):
             value = getattr(self, name)
             if value is not None and value.dtype not in (np.float32, np.float64):
@@ -75,12 +76,15 @@ class Arguments:
 
     @cached_property
     def kept(self) -> Mask:
-        """(R,): False on ignored rows."""
+        """The mask of the rows that count, (R,): False on ignored rows."""
         return np.ones(len(self.logits), bool) if self.index is None else self.index != self.ignore_index
 
     @cached_property
     def exact_in_float64(self) -> bool:
-        """Whether :class:`Formula`'s proof for float64 holds: all is float32, the upstream gradient within 2^128."""
+        """Whether the proof of :class:`Formula` for float64 applies to this call.
+
+        The proof needs float32 arrays and an upstream gradient of at most 2^128.
+        """
         arrays = (self.logits, self.probabilities, self.weight)
         narrow = all(array is None or array.dtype == np.float32 for array in arrays)
         return narrow and bool((np.abs(np.asarray(self.upstream, np.float64)) <= 2.0**128).all())
@@ -88,10 +92,16 @@ class Arguments:
 
 @dataclass(frozen=True)
 class Denominator:
-    """What a mean divides by, exactly; or 1, where that is 0 and `undefined` is the radius of the NaN that results.
+    """The exact denominator of a mean, and 1 for the other reductions.
 
-    0/0 is NaN by contract: no kept rows, or all their weights 0. Where weights of both signs cancel, the contract says
-    nothing, and every rounding of their sum gives something else.
+    A denominator of 0 makes the result NaN. With no kept rows, or with all their weights 0, the result is 0/0, NaN by
+    contract, with radius 0. Where weights of both signs cancel, the contract does not define the result, and each
+    rounding of the weights' sum gives another result. The radius of the NaN is then inf.
+
+    Attributes:
+        value: The exact denominator, or 1 where the exact denominator is 0.
+        ball: The exact denominator with an error radius.
+        undefined: The radius of the NaN where the exact denominator is 0; otherwise None.
     """
 
     value: flint.arb
@@ -100,7 +110,7 @@ class Denominator:
 
     @classmethod
     def of(cls, arguments: Arguments) -> Denominator:
-        """That of a call."""
+        """Return the denominator of a call."""
         exactly, undefined = Balls(EXACT_BITS), None
         with exactly.context():
             value = np.array(flint.arb(1), object)

@@ -1,11 +1,13 @@
-"""The two arithmetics in which the oracle computes: float64 with compensated sums, and flint's balls.
+"""The two arithmetics in which the oracle computes: float64 with compensated sums, and the ball arithmetic of flint.
 
-Both offer the same few operations on arrays, so that a formula is written once and runs in either. Exact numbers come
-out of both as a :class:`Ball`. Nothing here knows what is computed.
+Both classes, :class:`Float64` and :class:`Balls`, have the same few operations on arrays. A formula is therefore
+written once and runs in either arithmetic. Both return their results as a :class:`Ball`: numbers, each with an error
+radius. This module does not depend on the formula.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -14,20 +16,23 @@ import flint
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Array = NDArray[np.float64]
+from crossent.numerics.formats import Array
+
 Mask = NDArray[np.bool_]
 Elements = NDArray[Any]  # float64, or objects that are flint.arb
 
 UNIT_ROUNDOFF = 2.0**-53
-# Assumed of numpy's exp and log1p, for normal results. numpy's own tests allow 1; test_oracle.py measures it.
+# The assumed error of numpy's exp and log1p, in ulps, where the result is a normal number. numpy's own tests allow 1
+# ulp, and test_oracle.py measures the error.
 EXP_LOG_ULP = 2
 
 
 @dataclass(frozen=True)
 class Ball:
-    """Real numbers, each within `radius` of `hi + lo`; or ±inf and NaN, exactly. Three arrays of one shape.
+    """Numbers with an error radius: each exact value is within `radius` of `hi + lo`.
 
-    A radius of inf claims nothing.
+    The three arrays have the same shape. Where `hi` is ±inf or NaN and the radius is 0, the exact value is ±inf or NaN.
+    A radius of inf makes no claim about the exact value.
 
     Example:
         >>> exact = Ball(np.array([2.0, np.inf]), np.array([2.0**-60, 0.0]), np.zeros(2))
@@ -40,10 +45,13 @@ class Ball:
     radius: Array
 
     def distance(self, got: ArrayLike) -> Array:
-        """`|got - exact|`; 0 where both are the same infinity or both NaN, inf where one of them only is.
+        """Return `|got - exact|`.
 
-        `got - hi` is exact where the two are within a factor of two of each other (Sterbenz), so that no digits of a
-        small difference are lost; elsewhere the result is off by `2 u` of itself.
+        The distance is 0 where both numbers are the same infinity or both are NaN. The distance is inf where only one
+        of the two is infinite or NaN.
+
+        `got - hi` is exact where the two numbers are within a factor of two of each other (Sterbenz), so that a small
+        difference loses no digits. Otherwise the relative error of the distance is at most `2 u`.
         """
         got = np.asarray(got, np.float64)
         with np.errstate(all="ignore"):
@@ -52,15 +60,32 @@ class Ball:
         return np.where(np.isnan(distance), np.where(same, 0.0, np.inf), distance)
 
     def replaced(self, where: Mask | np.bool_, value: Array | float, radius: float = 0.0) -> Ball:
-        """With `value` where `where` holds."""
+        """Return a copy with `value` and `radius` where the mask is True."""
         if not where.any():
             return self
         news = ((value, self.hi), (0.0, self.lo), (radius, self.radius))
         return Ball(*(np.where(where, new, old) for new, old in news))
 
+    @staticmethod
+    def joined(balls: Sequence[Ball], columns: tuple[int, ...] = ()) -> Ball:
+        """Return the rows of all balls, one after another, as one ball.
+
+        `columns` is the shape of a row. Only an empty sequence needs `columns`: the result then has no rows.
+
+        Example:
+            >>> ball = Ball(np.ones((2, 3)), np.zeros((2, 3)), np.zeros((2, 3)))
+            >>> Ball.joined([ball, ball]).hi.shape, Ball.joined([], (3,)).hi.shape
+            ((4, 3), (0, 3))
+        """
+        if not balls:
+            return Ball(*np.empty((3, 0, *columns)))
+        return Ball(*(np.concatenate([getattr(ball, name) for ball in balls]) for name in ("hi", "lo", "radius")))
+
 
 def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
-    """`s + e = a + b` exactly, `s` being the rounded sum (Knuth; Higham, Accuracy and Stability, section 4.3).
+    """Return the rounded sum `s = fl(a + b)` and its error `e`, where `s + e = a + b` exactly.
+
+    Source: Knuth; Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 4.3.
 
     Example:
         >>> two_sum(1.0, 2.0**-60) == (1.0, 2.0**-60)
@@ -72,15 +97,17 @@ def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
 
 
 def compensated_sum(terms: Array) -> Array:
-    r"""The sum over the last axis, as good as rounded once: (..., n) to (...).
+    r"""Sum over the last axis, nearly as accurately as with one rounding: (..., n) to (...).
 
-    Halves are added by :func:`two_sum`, level by level. The errors of all levels are summed plainly, and added at the
-    end. For `n <= 2^30` terms the result is off by at most `u |Σ terms| + 2^-17 u Σ |terms|`.
+    The function adds the two halves of the terms by :func:`two_sum`, level by level. It sums the errors of all levels
+    without compensation and adds them at the end. For `n <= 2^30` terms the error of the result is at most
+    `u |Σ terms| + 2^-17 u Σ |terms|`.
 
-    Proof. A level and its errors add up to the level before, exactly, so the root and all errors add up to Σ terms.
-    Level l commits at most `u (1 + u)^l Σ|terms|` of errors, and there are at most 30 levels. Summing the errors, in
-    whatever order, is off by at most `n u` of their absolute values (Higham, section 4.2): `2^30·30 u² (1 + u)^31
-    Σ|terms|`, less than `2^-18 u Σ|terms|`. The last addition rounds once more. Additions that underflow are exact. ∎
+    Proof. The sums of a level and the errors of the level add up to the terms of the level, exactly. So the root and
+    all errors add up to `Σ terms`. The absolute errors of level l sum to at most `u (1 + u)^l Σ|terms|`, and there are
+    at most 30 levels. Summing the errors, in any order, has an error of at most `n u` times the sum of their absolute
+    values (Higham, section 4.2). This is at most `2^30·30 u² (1 + u)^31 Σ|terms|`, less than `2^-18 u Σ|terms|`. The
+    last addition adds one rounding. Additions that underflow are exact. ∎
 
     Example:
         >>> float(compensated_sum(np.array([1.0, 2.0**-70, -1.0]))) == 2.0**-70
@@ -96,86 +123,92 @@ def compensated_sum(terms: Array) -> Array:
 
 
 class Float64:
-    """float64 rounds every operation; whoever uses it proves by how much the result is off.
+    """float64 arithmetic, which rounds every operation. The caller proves the error radius of a result.
 
-    Assumed: `+ - × ÷` round correctly (IEEE 754); exp and log1p are within `EXP_LOG_ULP` ulp, so relatively within
-    `2·EXP_LOG_ULP u`, or within 2^-1022 where the result may be flushed to zero.
+    Assumptions: `+ - × ÷` round correctly (IEEE 754). The error of exp and log1p is at most `EXP_LOG_ULP` ulp, hence
+    at most `2·EXP_LOG_ULP u` relative to the result; or at most 2^-1022 where the result may be flushed to zero.
     """
 
     def context(self) -> AbstractContextManager[Any]:
-        """To compute under. inf and NaN that the caller will replace must not warn on their way."""
+        """Return the context to compute in. numpy gives no warnings, because the caller replaces inf and NaN."""
         return np.errstate(all="ignore")
 
     def numbers(self, values: NDArray[Any]) -> Elements:
-        """The float32 or float64 numbers, exactly."""
+        """Return float32 or float64 numbers in this arithmetic, exactly."""
         return np.asarray(values, np.float64)
 
     def number(self, value: flint.arb) -> float:
-        """An exact number, off by 1 ulp."""
+        """Return an exact number in this arithmetic, with an error of at most 1 ulp."""
         return float(value)
 
     def shifted_exp(self, logits: Array, largest: Array) -> tuple[Elements, Elements]:
-        """`a = logits - largest`, which is at most 0, and exp(a).
+        """Return `a = logits - largest`, which is at most 0, and exp(a).
 
-        `a` is off by `u |a|` at most. exp(a) is not: what the subtraction lost, `l`, is put back as `exp(a)·(1 + l)`.
+        The error of `a` is at most `u |a|`. The exponential does not have this error: it is `exp(a)·(1 + l)`, where
+        `l` is the rounding error of the subtraction.
         """
         shifted, lost = two_sum(logits, -largest)
         exps = np.exp(shifted)
         exps += exps * lost
-        exps[np.isneginf(shifted)] = 0  # where `lost` is NaN
+        exps[np.isneginf(shifted)] = 0  # here `lost` is NaN
         return shifted, exps
 
     def total(self, terms: Elements) -> Elements:
-        """The sum over the last axis."""
+        """Return the sum over the last axis."""
         return compensated_sum(terms)
 
     def ball(self, values: Elements, radius: Array) -> Ball:
-        """The values with the radius that the caller has proven."""
+        """Return the values with the radius that the caller has proven."""
         return Ball(values, np.broadcast_to(0.0, values.shape), radius)
 
 
 class Balls:
-    """flint's balls carry midpoint and radius through every operation and contain the exact result, by Arb's theorem.
+    """The ball arithmetic of flint, with a precision of `bits`.
+
+    A ball is a midpoint and a radius. Every operation returns a ball that contains the exact result, by the inclusion
+    property that Arb proves. The operations are those of :class:`Float64`, on arrays of `flint.arb` objects.
 
     Source: F. Johansson, "Arb: efficient arbitrary-precision midpoint-radius interval arithmetic", IEEE Transactions
-    on Computers 66(8), 2017. The operations are those of :class:`Float64`, on arrays of objects.
+    on Computers 66(8), 2017.
     """
 
     def __init__(self, bits: int) -> None:
         self.bits = bits
 
     def context(self) -> AbstractContextManager[Any]:
-        """To compute under. flint's precision is global, so this is not for threads."""
+        """Return the context to compute in. flint's precision is global, so threads cannot share this arithmetic."""
         return flint.ctx.workprec(self.bits)
 
     def numbers(self, values: NDArray[Any]) -> Elements:
-        """The numbers, exactly, whatever the precision."""
+        """Return float32 or float64 numbers as balls, exactly, at any precision."""
         return np.asarray(_ARB(np.asarray(values, np.float64)), object)
 
     def number(self, value: flint.arb) -> flint.arb:
-        """An exact number as it is."""
+        """Return an exact number unchanged."""
         return value
 
     def shifted_exp(self, logits: Array, largest: Array) -> tuple[Elements, Elements]:
-        """`a = logits - largest`, and exp(a)."""
-        shifted = logits - self.numbers(largest)  # a float64 and a ball: exact until it is rounded to `bits`, and fast
+        """Return `a = logits - largest` and exp(a)."""
+        # float64 minus ball: flint converts the float64 exactly and rounds the difference to `bits`. This is fast.
+        shifted = logits - self.numbers(largest)
         return shifted, np.asarray(_EXP(shifted), object)
 
     def total(self, terms: Elements) -> Elements:
-        """The sum over the last axis."""
+        """Return the sum over the last axis."""
         return np.asarray(np.add.reduce(terms, -1, initial=flint.arb(0)), object)
 
     def ball(self, values: Elements, radius: Array | None = None) -> Ball:
-        """The values with their own radius, cut into hi and lo. What no float64 can hold has the radius inf.
+        """Return the values as hi, lo and radius. The radius is inf for values beyond the range of float64.
 
-        A float64 taken from a midpoint is off by at most 2^-52 of itself, or by 2^-1074: it is one of the two
-        neighbours. `values - hi` is a ball again, so the error of hi is in it, and only that of lo is to be added.
+        A float64 made from a midpoint is one of the midpoint's two neighbours. The relative error is at most 2^-52, or
+        the absolute error at most 2^-1074. `values - hi` is a ball and so contains the error of hi. Only the error of
+        lo has to be added to the radius.
         """
         hi = np.asarray(values.astype(np.float64))
         left = np.asarray(values - hi, object)
         lo = left.astype(np.float64)
         radius = np.asarray(_RADIUS(left), np.float64) + 2.0**-52 * np.abs(lo)
-        radius = radius * (1 + 2.0**-50) + 2.0**-1072  # for the roundings of this line and the one before
+        radius = radius * (1 + 2.0**-50) + 2.0**-1072  # covers the roundings of this line and the line above
         too_large = np.isinf(hi)
         return Ball(hi, np.where(too_large, 0.0, lo), np.where(too_large, np.inf, radius))
 

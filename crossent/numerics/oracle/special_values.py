@@ -1,6 +1,7 @@
-"""Row blocks: the exact numbers of some rows, and what is infinite, NaN or exactly 0 among them.
+"""The exact values of a block of rows, with the rules for values that are infinite, NaN or exactly 0.
 
-That follows the contract by rule, never passes through :mod:`crossent.numerics.oracle.formula`, and has radius 0.
+These special values follow from the contract of cross-entropy by rule. They replace the result of
+:mod:`crossent.numerics.oracle.formula`, and have the radius 0.
 """
 
 from __future__ import annotations
@@ -13,23 +14,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crossent.numerics.formats import Array
 from crossent.numerics.oracle.arguments import Arguments, Denominator
-from crossent.numerics.oracle.arithmetic import Array, Ball, Balls, Elements, Float64, Mask
+from crossent.numerics.oracle.arithmetic import Ball, Balls, Elements, Float64, Mask
 from crossent.numerics.oracle.formula import ROUNDINGS, SECOND_ROUNDINGS, FiniteRows, Formula, float64_radius
 
-RELATIVE_RADIUS = 2.0**-73  # of the size of a number's terms: 2^-20 of float64's unit roundoff
-BITS = 128  # what the balls start with: two machine words, and flint is hardly faster with less
+RELATIVE_RADIUS = 2.0**-73  # relative to the size of a number's terms: 2^-20 of float64's unit roundoff
+BITS = 128  # the first precision of ball arithmetic: two machine words, and flint is hardly faster with fewer bits
 
 
 class RowBlock:
-    """Some rows: their exact gradients, and in float64 what a bound is made of.
+    """The exact losses and gradients of `r` rows of a call.
 
-    The float64 arrays are as good as :class:`Formula` proves for float32 inputs; with float64 inputs they may overflow
-    and underflow besides. A logit of -inf is -inf in `shifted` and `log_probs`. Rows that hold NaN or +inf, or nothing
-    but -inf, are broken: NaN in all but `coefficients`.
+    A row is broken if the row has NaN or +inf, or has only -inf. Its gradients are NaN. Its loss is NaN too, unless the
+    row is ignored.
 
     Attributes:
-        rows: which rows of the call these `r` are.
+        rows: The slice of the call's rows.
     """
 
     def __init__(self, arguments: Arguments, denominator: Denominator, rows: slice) -> None:
@@ -53,7 +54,10 @@ class RowBlock:
         )
 
     def _widened(self, values: NDArray[Any] | None) -> Any:
-        """The values of each class. No classes are an empty sum, and so is one class that has no weight."""
+        """Return the values of each class; with no classes, one class with value 0.
+
+        The loss over no classes is an empty sum. The loss over one class of weight 0 is 0, too.
+        """
         return values if values is None or self._classes else np.zeros((*values.shape[:-1], 1))
 
     @cached_property
@@ -64,38 +68,8 @@ class RowBlock:
     def _formula(self) -> Formula:
         return self._float64 if self._in_float64 else Formula(self._finite, Balls(BITS))
 
-    @property
-    def shifted(self) -> Array:
-        """(r, C), `x - max x`."""
-        logits = self._finite.logits
-        with np.errstate(over="ignore"):
-            return self._shown(logits - logits.max(1, keepdims=True))
-
-    @property
-    def log_probs(self) -> Array:
-        """(r, C), `lp`."""
-        return self.shifted - self._float64.log_partition[:, None]
-
-    @property
-    def probs(self) -> Array:
-        """(r, C), `p`."""
-        return self._shown(self._float64.exps / self._float64.partition[:, None])
-
-    @property
-    def coefficients(self) -> Array:
-        """(r, C), `v = w·q`; 0 on ignored rows."""
-        v = self._float64.coefficients
-        if not self._finite.dense:
-            v = self._one_hot() * v[:, None]
-        return np.asarray(v[:, : self._classes])
-
-    @property
-    def scale(self) -> Array:
-        """(r,), `s`: the upstream gradient over the denominator, which is 1 here where it is 0."""
-        return np.asarray(self._float64.scale)
-
     def losses(self) -> Ball:
-        """(r,), of each row before the reduction."""
+        """Return the loss of each row before the reduction, (r,)."""
         kept, infinite, values = self._finite.kept, np.zeros_like(self._infinite), np.zeros(len(self._broken))
         if self._infinite.any():
             infinite = self._infinite & kept[:, None] & (self._finite.dense or self._one_hot())
@@ -109,12 +83,15 @@ class RowBlock:
         return self._ball(Formula.losses, Formula.loss_sizes, fixed)
 
     def gradient(self) -> Ball:
-        """(r, C), with respect to the logits. NaN in broken rows, ignored ones too: torch does it, and the contract."""
+        """Return the gradient of the logits, (r, C).
+
+        The gradient of a broken row is NaN, also where the row is ignored: torch does this, and so does the contract.
+        """
         kept = self._finite.kept[:, None]
 
         def fixed(ball: Ball) -> Ball:
             ball = ball.replaced(~kept | (self._classes <= 1), 0.0)
-            if self._infinite.any():  # no probability and no coefficient: nothing to be rounded
+            if self._infinite.any():  # probability and coefficient are exactly 0 here
                 ball = ball.replaced(self._infinite & (self._signs() == 0), 0.0)
             if self._undefined is not None:
                 ball = ball.replaced(kept, np.nan, self._undefined)
@@ -123,7 +100,7 @@ class RowBlock:
         return self._ball(Formula.gradient, Formula.gradient_sizes, fixed)
 
     def target_gradient(self) -> Ball | None:
-        """(r, C), with respect to the target probabilities; None for index targets."""
+        """Return the gradient of the class probabilities, (r, C); None for class indices."""
         if self._finite.probabilities is None:
             return None
         sign = np.sign(self._finite.upstream)[:, None] * (self._finite.label_smoothing < 1) * self._weight_signs
@@ -137,7 +114,7 @@ class RowBlock:
         return self._ball(Formula.target_gradient, Formula.target_gradient_sizes, fixed)
 
     def tangents(self, direction: Array) -> Ball:
-        """(r,), of each row's loss before the reduction, along a direction, (r, C)."""
+        """Return the derivative of each row's loss along a direction, (r, C), before the reduction: (r,)."""
         kept, u = self._finite.kept, np.asarray(self._widened(direction), np.float64)
 
         def fixed(ball: Ball) -> Ball:
@@ -146,7 +123,7 @@ class RowBlock:
         return self._ball(lambda formula: formula.tangents(u), lambda formula: formula.tangent_sizes(u), fixed)
 
     def second(self, direction: Array) -> Ball:
-        """(r, C), of the gradient along a direction, (r, C). NaN where the gradient is."""
+        """Return the derivative of the gradient along a direction, (r, C): (r, C). NaN where the gradient is NaN."""
         kept, u = self._finite.kept[:, None], np.asarray(self._widened(direction), np.float64)
 
         def fixed(ball: Ball) -> Ball:
@@ -167,7 +144,7 @@ class RowBlock:
         fixed: Callable[[Ball], Ball],
         roundings: int = ROUNDINGS,
     ) -> Ball:
-        """The numbers, in as many bits as it takes, with what is infinite, NaN or exactly 0 put in by `fixed`."""
+        """Return the numbers, computed with enough bits; `fixed` puts in values that are infinite, NaN or exactly 0."""
         with self._float64.arithmetic.context():
             size = sizes(self._float64)
             wanted, rounding = RELATIVE_RADIUS * size, float64_radius(size, roundings)
@@ -176,7 +153,7 @@ class RowBlock:
                 ball = fixed(self._formula.arithmetic.ball(numbers(self._formula), rounding))
             if isinstance(self._formula.arithmetic, Float64):
                 break
-            # What two float64 cannot express is no reason for more bits, nor is a size that overflowed to NaN.
+            # Stop at the precision of two float64, and where the size overflowed to NaN: more bits change nothing.
             enough = np.fmax(wanted, np.fmax(2.0**-104 * np.abs(ball.hi), 2.0**-1070))
             if not (np.isfinite(ball.hi) & (ball.radius > enough)).any():
                 break
@@ -184,7 +161,10 @@ class RowBlock:
         return ball if self._classes or ball.hi.ndim == 1 else Ball(*np.empty((3, len(self._broken), 0)))
 
     def _signs(self) -> Array:
-        """(r, C): the sign of each `v_c` at infinite logits, exactly: in float64 it might underflow or cancel to 0."""
+        """Return the exact sign of each `v_c` at infinite logits, (r, C).
+
+        A `v_c` computed in float64 could underflow or cancel to 0, and its sign would be lost.
+        """
         smoothing, t = self._finite.label_smoothing, self._finite.probabilities
         if t is None:
             return self._weight_signs * (self._one_hot() | (smoothing > 0))
@@ -196,15 +176,11 @@ class RowBlock:
 
     @property
     def _weight_signs(self) -> Array:
-        """(C,)."""
+        """The sign of each class weight, (C,)."""
         weight = self._finite.weight
         return np.ones(self._infinite.shape[1]) if weight is None else np.sign(weight, dtype=np.float64)
 
     def _one_hot(self) -> Mask:
-        """(r, C): True at the true classes."""
+        """Return a mask of the true classes, (r, C)."""
         assert self._finite.index is not None
         return np.asarray(np.arange(self._infinite.shape[1]) == self._finite.index[:, None])
-
-    def _shown(self, values: Array) -> Array:
-        """The values, NaN in broken rows, without the class that stands for none."""
-        return np.where(self._broken[:, None], np.nan, values)[:, : self._classes]
