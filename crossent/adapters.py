@@ -1,9 +1,11 @@
-"""Adapters: functions of numpy, JAX and ONNX as callables with the signature of `F.cross_entropy`.
+"""Adapters: loss functions written in numpy, JAX or ONNX, as callables with the signature of `F.cross_entropy`.
 
-Each takes tensors, hands arrays of the same bits to what it adapts, and makes tensors of what comes back. numpy sees
-the tensors' own memory, as they lie in it, so that what is written there is found; JAX and ONNX see copies. The options
-that a function has are those of its signature. What lies beyond its library, as torch's transforms do, is lacking, with
-the reason: :func:`crossent.subjects.callables.as_subject` reads it off the attribute `lacks`.
+An adapter converts the tensors of a call to arrays with the same bits, calls the function, and converts the result to a
+tensor. A numpy function gets the memory of the tensors themselves, with their strides, so that a check finds a function
+that writes into its arguments. JAX and ONNX get copies. A function has the options of its own signature.
+
+The adapted callable has an attribute `lacks`: a dict from each feature that the callable does not have, such as torch's
+transforms, to the reason. :func:`crossent.subjects.callables.as_subject` reads this attribute.
 """
 
 from __future__ import annotations
@@ -22,29 +24,33 @@ from torch import Tensor
 
 _Array = NDArray[Any]
 Function = Callable[..., Any]
-# Of the logits and, where the target is of floats and it is wanted, of the target.
+# From the upstream gradient to the gradient of the logits and, for class probabilities, of the target; None where the
+# function has no such gradient.
 Pull = Callable[[Tensor], tuple[Tensor | None, Tensor | None]]
-# Of logits, target, options, and whether a gradient is wanted: the loss, and how to pull an upstream gradient back.
+# From logits, target, options, and whether a gradient is needed, to the loss and its Pull.
 Forward = Callable[[Tensor, Tensor, dict[str, Any], bool], tuple[Any, Pull | None]]
-# What torch does with its own operations, and cannot with another library's.
+# The features that need torch to see the operations of the loss.
 _TRANSFORMS = ("double_backward", "forward_ad", "vmap", "compile", "autocast")
 _NO_BFLOAT16 = "waits for the package ml_dtypes, since numpy has no bfloat16"
 
 
 def from_numpy(function: Function, *, gradient: Function | None = None) -> Callable[..., Tensor]:
-    """A function of numpy arrays: `function(logits, target, **options) -> array`.
+    """Adapt a numpy loss function, so that you can call and check it like `torch.nn.functional.cross_entropy`.
 
     Args:
-        function: gets (C), (N, C) or (N, C, d1, …) logits, a target of class indices or probabilities, and the options
-            that its signature has; a `weight` is an array too.
-        gradient: `gradient(upstream, logits, target, **options) -> array`, of the logits' shape: how the loss, times
-            the upstream gradient, changes with the logits. None of what only goes forward.
+        function: The loss, `function(logits, target, **options) -> array`. `logits` is an array of shape (C), (N, C) or
+            (N, C, d1, …, dK). `target` is an array of class indices, or of class probabilities in the shape of
+            `logits`. The options are those in the signature of `function`: `weight`, an array of shape (C),
+            `ignore_index`, `reduction` and `label_smoothing`, as for :func:`crossent.formula`.
+        gradient: The gradient of the logits, `gradient(upstream, logits, target, **options) -> array`, in the shape of
+            `logits`. `upstream` is the gradient of the function's result. None for a loss without a gradient.
 
     Returns:
-        The callable. Its result has the dtype that the function's has. bfloat16 is that of the package ml_dtypes.
+        A callable on tensors, `loss(input, target, **options)`. Its result is a tensor with the dtype and shape of the
+        function's result. bfloat16 tensors need the package ml_dtypes, and become arrays of `ml_dtypes.bfloat16`.
 
     Raises:
-        TypeError: from a call, where the function gives no array of real numbers.
+        TypeError: On a call, if the result of the function is no array of real numbers.
 
     Example:
         >>> import numpy as np
@@ -65,20 +71,20 @@ def from_numpy(function: Function, *, gradient: Function | None = None) -> Calla
 
 
 def from_jax(function: Function) -> Callable[..., Tensor]:
-    """A function of JAX arrays: `function(logits, target, **options) -> array`, with gradients by `jax.vjp`.
+    """Adapt a JAX loss function, so that you can call and check it like `torch.nn.functional.cross_entropy`.
 
     Args:
-        function: gets the arguments as :func:`from_numpy` hands them out, as arrays of JAX. A jitted one needs
-            `reduction` among its `static_argnames`.
+        function: The loss, `function(logits, target, **options) -> array`, with the arguments of :func:`from_numpy` as
+            JAX arrays. A function under `jax.jit` needs `reduction` among its `static_argnames`.
 
     Returns:
-        The callable. Gradients are those of the logits, and of target probabilities. JAX computes in 64 bits in the
-        calls that need it, with float64 or with integers that 32 bits do not hold, in others as it is set; a call
-        leaves the setting as it was.
+        A callable on tensors, `loss(input, target, **options)`, with gradients of the logits and of class probabilities
+        by `jax.vjp`. A call with float64, or with integers beyond 32 bits, computes with JAX's 64-bit mode on. Any
+        other call uses the mode that you have set. No call changes your setting.
 
     Raises:
-        ModuleNotFoundError: there is no JAX: `pip install 'crossent[jax]'`.
-        TypeError: from a call, where the function gives no array of real numbers.
+        ModuleNotFoundError: JAX is not installed. Run `pip install 'crossent[jax]'`.
+        TypeError: On a call, if the result of the function is no array of real numbers.
 
     Example:
         >>> def mean(logits, target):
@@ -94,13 +100,13 @@ def from_jax(function: Function) -> Callable[..., Tensor]:
         wide = any(map(_is_wide, (logits, target, *options.values())))
 
         def bits() -> AbstractContextManager[Any]:
-            # Of this thread alone; it stood in another place before JAX 0.8.
+            # This context changes one thread only. Before JAX 0.8 it is in jax.experimental.
             enable = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
             made: AbstractContextManager[Any] = enable(wide or jax.config.jax_enable_x64)
             return made
 
         def jaxs(tensor: Tensor) -> Any:
-            return jax.numpy.array(_array(tensor))  # a copy: JAX takes numpy's memory for its own
+            return jax.numpy.array(_array(tensor))  # a copy: JAX may keep and reuse numpy's memory
 
         with bits():
             given = {name: jaxs(one) if isinstance(one, Tensor) else one for name, one in options.items()}
@@ -123,19 +129,21 @@ def from_jax(function: Function) -> Callable[..., Tensor]:
 
 
 def from_onnx(model: Any = None) -> Callable[..., Tensor]:
-    """ONNX's operator SoftmaxCrossEntropyLoss, or a model, in its reference evaluator, which only goes forward.
+    """Adapt ONNX's operator SoftmaxCrossEntropyLoss, or a model, run by ONNX's reference evaluator.
+
+    The reference evaluator computes no gradients.
 
     Args:
-        model: what `onnx.reference.ReferenceEvaluator` takes: a `ModelProto`, or the name of its file. Its inputs are
-            the logits and the target, and its first output is the loss; its options are fixed. Without one, the
-            operator, which has `weight`, `ignore_index` and `reduction`.
+        model: A `ModelProto`, or the name of its file, as for `onnx.reference.ReferenceEvaluator`. The two inputs of
+            the model are the logits and the target, and the first output is the loss. The options of a model are fixed.
+            Without `model`, the operator is called with the options `weight`, `ignore_index` and `reduction`.
 
     Returns:
-        The callable.
+        A callable on tensors, `loss(input, target, **options)`.
 
     Raises:
-        ModuleNotFoundError: there is no ONNX: `pip install 'crossent[onnx]'`.
-        TypeError: from a call, where there comes no array of real numbers.
+        ModuleNotFoundError: ONNX is not installed. Run `pip install 'crossent[onnx]'`.
+        TypeError: On a call, if the result is no array of real numbers.
 
     Example:
         >>> loss = from_onnx()  # doctest: +SKIP
@@ -184,7 +192,7 @@ def _through_numpy(function: Function, gradient: Function | None) -> Forward:
 
 
 def _adapted(function: Function, run: Forward, reason: str, lacks: dict[str, str]) -> Callable[..., Tensor]:
-    """The callable, of `run`: with the signature of a function, and what it lacks."""
+    """Return a callable that computes by `run`, with the signature of `function` and the attribute `lacks`."""
     without = {} if find_spec("ml_dtypes") else {"bfloat16": _NO_BFLOAT16}
 
     @functools.wraps(function)
@@ -193,13 +201,13 @@ def _adapted(function: Function, run: Forward, reason: str, lacks: dict[str, str
         made: Tensor = _Foreign.apply(input, target, run, given, "gradient" not in lacks)  # type: ignore[no-untyped-call]
         return made
 
-    foreign = f"{reason}, which torch does not see into"
+    foreign = f"{reason}, whose operations torch cannot see"
     loss.lacks = {**dict.fromkeys(_TRANSFORMS, foreign), **without, **lacks}  # type: ignore[attr-defined]
     return loss
 
 
 class _Foreign(torch.autograd.Function):
-    """A call of something that torch does not see into."""
+    """A call of a function of another library, as an operation of autograd."""
 
     @staticmethod
     def forward(
@@ -218,12 +226,12 @@ class _Foreign(torch.autograd.Function):
 
 
 def _options(function: Function) -> list[str]:
-    """The names of what comes after logits and target by position."""
+    """Return the names of the parameters after logits and target."""
     return list(inspect.signature(function).parameters)[2:]
 
 
 def _is_wide(value: Any) -> bool:
-    """Whether 32 bits do not hold it."""
+    """Return whether an argument of a call needs 64 bits."""
     if isinstance(value, Tensor):
         if value.is_floating_point() or not value.numel():
             return value.dtype == torch.float64
@@ -232,7 +240,7 @@ def _is_wide(value: Any) -> bool:
 
 
 def _array(tensor: Tensor) -> _Array:
-    """A tensor's own memory, where it is the CPU's, as an array; bfloat16 as ml_dtypes has it."""
+    """Return a tensor as an array; a CPU tensor shares its memory. bfloat16 becomes `ml_dtypes.bfloat16`."""
     here = tensor.detach().cpu()
     if here.dtype != torch.bfloat16:
         return here.numpy()
@@ -243,10 +251,10 @@ def _array(tensor: Tensor) -> _Array:
 
 
 def _tensor(value: Any, device: torch.device) -> Tensor:
-    """An array, or a number of numpy's, as a tensor of the same dtype; in the same memory, where that is possible."""
+    """Return an array or a numpy number as a tensor of the same dtype, in the same memory if possible."""
     array = np.asarray(value)
     if array.dtype.kind in "OUSMmVc" and array.dtype.name != "bfloat16":
-        raise TypeError(f"the function gave {array.dtype}; wanted is an array of real numbers")
+        raise TypeError(f"the function returned {array.dtype}; wanted is an array of real numbers")
     if not array.flags.writeable:
         array = array.copy()
     if array.dtype.name == "bfloat16":

@@ -1,4 +1,4 @@
-"""State: what is global, of torch, numpy and Python, and must be after a call what it was before."""
+"""The global state of torch, numpy and Python, which a call must not change: read all of it, and set it back."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ _SUBNORMAL = torch.tensor(2.0**-149)
 
 
 def _flushes() -> bool:
-    # There is nothing to ask. Libraries set it too: of gcc before 13, those that are made with -ffast-math, by being
-    # loaded, as the compiled code of older versions of torch is.
+    # torch has no function to read this mode, so a multiplication tests it. Loading a library can set the mode too, if
+    # the library is built with -ffast-math by gcc before 13. The compiled code of older versions of torch is.
     return bool(_SUBNORMAL * 1 == 0)
 
 
 def _cuda_generators() -> list[torch.Tensor]:
-    """The state of each CUDA device's generator; none before CUDA is initialised, which reading would do."""
-    initialised = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch annotates it in part
+    """Return the state of each CUDA device's generator; none before CUDA is initialised.
+
+    Reading a state would initialise CUDA.
+    """
+    initialised = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch annotates this module in part
     return torch.cuda.get_rng_state_all() if initialised else []
 
 
@@ -30,8 +33,8 @@ def _deterministic() -> tuple[bool, bool]:
 
 
 def _autocast() -> tuple[Any, ...]:
-    """Whether autocast is on, and to what, on a CPU and on CUDA."""
-    if hasattr(torch, "get_autocast_dtype"):  # since torch 2.4, which warns of the others
+    """Return whether autocast is on, and its dtype, for a CPU and for CUDA."""
+    if hasattr(torch, "get_autocast_dtype"):  # torch 2.4 and newer, where the other functions warn
         return tuple((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda"))
     return (
         (torch.is_autocast_cpu_enabled(), torch.get_autocast_cpu_dtype()),
@@ -53,22 +56,23 @@ def _set_autocast(to: tuple[Any, ...]) -> None:
 
 
 def _set_default_device(to: torch.device) -> None:
-    torch.set_default_device(None)  # as it is where nobody has chosen one: a chosen one is a mode, which costs
+    torch.set_default_device(None)  # a default device is a mode, which costs time: None removes the mode
     if torch.empty(0).device != to:
         torch.set_default_device(to)
 
 
 def _filters() -> list[Any]:
-    """Those of Python's own warnings. A library has others of its own, from when it is first imported, as sympy has.
+    """Return the warning filters for Python's own categories.
 
-    Torch imports it when a size is first looked at that autograd knows of.
+    Some libraries add filters for their own categories when they are first imported, as sympy does. torch imports sympy
+    in the middle of a call: when a size that autograd tracks is first read.
     """
     return [one for one in _all_filters() if _is_pythons(one[2])]
 
 
 def _set_filters(to: list[Any]) -> None:
     others = [one for one in _all_filters() if not _is_pythons(one[2])]
-    warnings.resetwarnings()  # which says that they have changed
+    warnings.resetwarnings()  # tells Python that the filters have changed
     _all_filters()[:] = [*others, *to]
 
 
@@ -77,10 +81,10 @@ def _all_filters() -> Any:
 
 
 def _is_pythons(category: Any) -> bool:
-    return getattr(category, "__module__", "builtins") == "builtins"  # there may be a tuple of several
+    return getattr(category, "__module__", "builtins") == "builtins"  # a category can be a tuple of classes
 
 
-# Those since torch 2.1, and what is threaded of autograd, have no public name.
+# These functions have no public name. The hooks exist since torch 2.1.
 _autograd: Any = torch._C._autograd
 _threaded = getattr(torch._C, "_is_multithreading_enabled", lambda: None)
 _set_threaded = getattr(torch._C, "_set_multithreading_enabled", lambda to: None)
@@ -88,18 +92,18 @@ _HAS_HOOKS = hasattr(_autograd, "_top_saved_tensors_default_hooks")
 
 
 def _hooks() -> Any:
-    """The functions that saved tensors are packed and unpacked by: the last that were installed, or None."""
+    """Return the hooks that pack and unpack saved tensors: the pair that was installed last, or None."""
     return _autograd._top_saved_tensors_default_hooks(True) if _HAS_HOOKS else None
 
 
 def _set_hooks(to: Any) -> None:
     while (top := _hooks()) is not None and top != to:
         _autograd._pop_saved_tensors_default_hooks()
-    if top != to:  # it has taken away those of its caller
+    if top != to:  # the call removed its caller's hooks
         _autograd._push_saved_tensors_default_hooks(*to)
 
 
-# What can be read, and how it is set back.
+# Each part of the global state: how to read it, and how to set it back.
 STATES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "the default dtype": (torch.get_default_dtype, torch.set_default_dtype),
     "the default device": (lambda: torch.empty(0).device, _set_default_device),
@@ -125,12 +129,12 @@ STATES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
 
 
 def snapshot() -> dict[str, Any]:
-    """All of it, as it is."""
+    """Return the whole global state, by name."""
     return {name: read() for name, (read, _) in STATES.items()}
 
 
 def restore(before: dict[str, Any]) -> list[str]:
-    """Set back what is no longer as it was; the names of that."""
+    """Set back all state that differs from `before`, and return the names of the parts that differed."""
     names = [name for name, (read, _) in STATES.items() if not _same(read(), before[name])]
     for name in names:
         STATES[name][1](before[name])
@@ -139,7 +143,8 @@ def restore(before: dict[str, Any]) -> list[str]:
 
 def _same(one: Any, other: Any) -> bool:
     if isinstance(one, list) and all(isinstance(each, torch.Tensor) for each in one + other):
-        # As many as there are devices; none where CUDA has been initialised in between, and nothing is known.
+        # The list has one state for each CUDA device. Two lengths differ only where the call initialised CUDA: the
+        # state before is then unknown, and counts as the same.
         return len(one) != len(other) or all(map(torch.equal, one, other))
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(_same(one[name], other[name]) for name in one)
