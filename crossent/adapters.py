@@ -100,7 +100,7 @@ def from_jax(function: Function) -> Callable[..., Tensor]:
         wide = any(map(_is_wide, (logits, target, *options.values())))
 
         def bits() -> AbstractContextManager[Any]:
-            # This context changes one thread only. Before JAX 0.8 it is in jax.experimental.
+            # This context changes one thread only. Before JAX 0.8, the context is in jax.experimental.
             enable = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
             made: AbstractContextManager[Any] = enable(wide or jax.config.jax_enable_x64)
             return made

@@ -252,9 +252,10 @@ def _fitting(device: torch.device, dtype: torch.dtype, threads: int) -> int:
 
 
 def _plain(*tensors: Tensor) -> bool:
-    """Whether the call is in eager mode on ordinary tensors.
+    """Return whether the call is in eager mode on ordinary tensors.
 
-    False where torch transforms, traces or compiles the call, or where a tensor has a tangent of forward mode.
+    The result is False where torch transforms, traces or compiles the call. It is also False where a tensor has a
+    forward-mode tangent.
     """
     if compiling() or _transforming() or _modes():
         return False

@@ -51,7 +51,7 @@ class Rows:
 
     @property
     def dense(self) -> bool:
-        """Whether the loss of a row has a term for every class, and not for the true class alone."""
+        """True if the loss of a row has a term for every class, False if for the true class alone."""
         return self.index is None or self.label_smoothing > 0
 
     @property

@@ -38,8 +38,8 @@ def formula(
 ) -> Tensor:
     r"""Compute the cross-entropy between logits and targets as `-x_y + log Σ_i exp(x_i)`.
 
-    The signature, the result and the errors are those of :func:`torch.nn.functional.cross_entropy`. For a row of
-    logits `x` over `C` classes, with class weights `w` and `ε = label_smoothing`, the loss is
+    The signature and the contract are those of :func:`torch.nn.functional.cross_entropy`. For a row of logits `x` over
+    `C` classes, with class weights `w` and `ε = label_smoothing`, the loss is
 
         loss = -Σ_c w_c q_c log p_c,    log p_c = x_c - log Σ_i exp(x_i),    q = (1 - ε)·target + ε/C
 
@@ -47,7 +47,8 @@ def formula(
     `w_y (-x_y + log Σ_i exp(x_i))`.
 
     The maximum of the row is subtracted from the logits before anything else, so `exp` never overflows. A row whose
-    logits are all 1e8 still has the loss `log C` (pytorch#38839).
+    logits are all 1e8 still has the loss `log C` (pytorch#38839). Source: algorithm 4.1 of Blanchard, Higham & Higham,
+    "Accurately computing the log-sum-exp and softmax functions", IMA J. Numer. Anal. 41(4), 2021.
 
     Args:
         input: Logits, in float16, bfloat16, float32 or float64. For float16 and bfloat16 all computation is in
@@ -59,7 +60,7 @@ def formula(
             class. With class probabilities it must be negative and has no effect.
         reduction: `"none"` returns the loss of each row and `"sum"` their sum. `"mean"` divides the sum by the total
             weight of the true classes of the rows that are not ignored; with class probabilities, by the number of
-            rows. A mean over no rows is NaN.
+            rows. A mean over no rows, or over a total weight of 0, is NaN.
         label_smoothing: `ε`, from 0 to 1: the share of the target that is spread evenly over all classes.
 
     Shape:

@@ -110,9 +110,9 @@ def in_blocks(shifted: Held, logits: Array, c: Contract) -> Held:
 def offset(logits: Array, c: Contract) -> Array:
     """Return the largest logit of each row, (R,), as far as its magnitude may cost precision.
 
-    With `contract.offset` it is the largest logit itself. A common offset may then cost precision: where every logit is
-    1e8, `1e8 + log C` rounds to 1e8 (pytorch#38839). Otherwise the magnitude is at most `max - min`, as if the row were
-    shifted to reach or span zero. Cross-entropy does not change under this shift.
+    With `contract.offset`, the result is the largest logit itself. A common offset may then cost precision: where every
+    logit is 1e8, `1e8 + log C` rounds to 1e8 (pytorch#38839). Otherwise the magnitude is at most `max - min`, as if the
+    row were shifted to reach or span zero. Cross-entropy does not change under this shift.
     """
     largest = logits.max(1, initial=-np.inf)
     if c.offset:
@@ -162,7 +162,7 @@ def denominator(t: Terms, c: Contract) -> Held | None:
     """Return the denominator of a mean, or None for other reductions.
 
     The denominator is the total weight of the kept rows' true classes, summed in the order of the losses. Without class
-    weights, and with class probabilities, it is the number of rows that are kept.
+    weights, and with class probabilities, the denominator is the number of kept rows.
     """
     if t.reduction != "mean":
         return None

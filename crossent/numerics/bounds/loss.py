@@ -111,7 +111,7 @@ class Bounds:
         total = c.keep(rows.sum(held, c.row_order, sizes))
         divided = np.ones(())
         if self._denominator is not None:
-            # An implementation may divide the rows before it sums them, or divide the sum: the larger error counts.
+            # An implementation may divide each row before the sum, or divide the sum: the larger error counts.
             ulps = c.functions.division_ulps
             divided = np.abs(self._denominator.value) - self._denominator.error
             first = rows.over(self._denominator, c.compute, ulps).sum(c.compute, c.row_order, sizes / divided)

@@ -205,12 +205,11 @@ class Held:
     def log(self, format: Format, ulps: float, value: Array, absolute: float = 0.0) -> Held:
         """Return `log s` for `s ≥ 1`, where the implementation of log errs by at most `ulps`.
 
-        The number `s` and every computed number that it stands for are at least one. A sum of exponentials that
-        contains `exp(0)` has this property. `value` is the exact logarithm from the caller, who has more digits of it
-        than `log(s)` gives near one.
+        The exact `s` and every computed `s` are at least one. A sum of exponentials that contains `exp(0)` has this
+        property. `value` is the exact logarithm from the caller, who knows more digits than `log(s)` gives near one.
 
-        Upwards, the error of the argument moves the logarithm by `log(1 + e/s)`. Downwards, it moves the logarithm by
-        `-log(1 - e/s)`, and never by more than `log s`. `log 1 = 0` is exact.
+        Upwards, the error of the argument moves the logarithm by `log(1 + e/s)`. Downwards, the error moves the
+        logarithm by `-log(1 - e/s)`, and never by more than `log s`. `log 1 = 0` is exact.
 
         A hardware logarithm errs by `absolute` where its argument is below two, and by `ulps` above. Near one, no digit
         of its result is right, and `log 1` need not be 0. Where `s - e ≤ 2`, the computed argument may be on either

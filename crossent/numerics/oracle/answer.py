@@ -4,8 +4,8 @@ The oracle must not depend on the torch that it judges. It imports numpy and fli
 forms. The work is divided as follows:
 
 * :mod:`crossent.numerics.oracle.formula` has the formula on finite rows. The formula runs in float64 where logits,
-  targets and weights are float32. (float16 and bfloat16 are widened to float32.) Otherwise it runs in the ball
-  arithmetic of flint, whose precision is doubled until the radius is small enough.
+  targets and weights are float32. (float16 and bfloat16 are widened to float32.) Otherwise the formula runs in
+  the ball arithmetic of flint, whose precision is doubled until the radius is small enough.
 * :mod:`crossent.numerics.oracle.special_values` has the rules for results that are infinite, NaN or exactly 0.
 * This module has the reduction, and computes a call in blocks of rows.
 

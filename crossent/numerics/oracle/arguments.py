@@ -81,7 +81,7 @@ class Arguments:
 
     @cached_property
     def exact_in_float64(self) -> bool:
-        """Whether the proof of :class:`Formula` for float64 applies to this call.
+        """True if the proof of :class:`Formula` for float64 applies to this call.
 
         The proof needs float32 arrays and an upstream gradient of at most 2^128.
         """

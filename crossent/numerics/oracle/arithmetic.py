@@ -144,8 +144,8 @@ class Float64:
     def shifted_exp(self, logits: Array, largest: Array) -> tuple[Elements, Elements]:
         """Return `a = logits - largest`, which is at most 0, and exp(a).
 
-        The error of `a` is at most `u |a|`. The exponential does not have this error: it is `exp(a)·(1 + l)`, where
-        `l` is the rounding error of the subtraction.
+        The error of `a` is at most `u |a|`. The exponential does not have this error: the code computes
+        `exp(a)·(1 + l)`, where `l` is the rounding error of the subtraction.
         """
         shifted, lost = two_sum(logits, -largest)
         exps = np.exp(shifted)

@@ -58,7 +58,7 @@ class FiniteRows:
 
     @property
     def dense(self) -> bool:
-        """Whether the loss of a row has a term for every class, and not for the true class alone."""
+        """True if the loss of a row has a term for every class, False if for the true class alone."""
         return self.index is None or self.label_smoothing > 0
 
     @property
@@ -111,9 +111,9 @@ class Formula:
     * `second`: 23 for `s·Σv/S·e`, as above. `u - m`: 15 + 1 = 16. The product: 23 + 16 + 1 = 40.
 
     Underflow. Each operation errs by at most 2^-1022 where it underflows. This error enters one result in at most
-    `16 C² <= 2^64` places. In each place, it is multiplied at most by three factors below 2^130 (`|w|`, `|t|`, and
-    `|lp|` or `|u|`), by `|g| <= 2^128`, and by `1/|D| <= 2^149`, since D is a multiple of the smallest float32 number.
-    Less than 2^-290 is left, and UNDERFLOW is 2^-200.
+    `16 C² <= 2^64` places. In each place, the error is multiplied at most by three factors below 2^130 (`|w|`, `|t|`,
+    and `|lp|` or `|u|`), by `|g| <= 2^128`, and by `1/|D| <= 2^149`, since D is a multiple of the smallest float32
+    number. Less than 2^-290 is left, and UNDERFLOW is 2^-200.
 
     Overflow. No result exceeds 2^(64 + 3·130 + 277), so nothing overflows. ∎
     """
