@@ -1,0 +1,100 @@
+"""Find what is wrong with a subject, put the subject into a script, and run the script."""
+
+import ast
+import contextlib
+import io
+import re
+
+import pytest
+from support.checks import CALL, RESULT
+from support.running import run_case
+
+from crossent.cases.bad_inputs import BAD_INPUTS
+from crossent.cases.case import Case
+from crossent.checks import CHECKS
+from crossent.checks.transforms import _why_no_export
+from crossent.cli import WRONG_USE
+from crossent.machine import ambient
+from crossent.report.findings import SubjectReport
+from crossent.report.report import Report
+from crossent.state import restore, snapshot
+from crossent.subjects.compiler import TRACER, unusable
+from crossent.subjects.subject import Subject
+
+RIGHT = "from crossent import formula as subject"
+TORCH_HALF = "torch:loss:half_sure/bfloat16-4x2-sure-int64-mean-gradeA"
+
+
+def found(text, case, check):
+    """The finding of one check on one case, on the subject that a text defines."""
+    names = {}
+    exec(text, names)
+    subject = Subject("mine", names["subject"])
+    made = Report({}, [SubjectReport("mine")])
+    case = next((bad for bad in BAD_INPUTS if bad.id == case), None) or Case.of(case)
+    before = () if getattr(case, "tiled", 1) > 1 else (CALL, RESULT)
+    with ambient():
+        run_case(case, [subject], made, "cpu", (*before, *([CHECKS[check]] if check in CHECKS else ())))
+    (finding,) = made.findings
+    assert finding.check == check
+    return finding
+
+
+def with_subject(text, subject):
+    """The script with the subject put where it asks for it."""
+    asks = re.compile(r"^print\('import mine here as subject, .*\nraise SystemExit\(2\)$", re.M)
+    assert len(asks.findall(text)) == 1
+    return asks.sub(lambda match: subject, text)
+
+
+def graphs_work(check):
+    """Skip where torch makes no graphs for a check."""
+    reason = unusable(TRACER, "cpu") if check.startswith("trace") else ""
+    if reason or (check == "export" and (reason := _why_no_export())):
+        pytest.skip(reason)
+
+
+def play(text, path=None):
+    """Run a script here: its names, exit status and what it printed. A process of its own takes two seconds."""
+    names = {"__name__": "__main__"} | ({"__file__": path} if path else {})
+    out, before = io.StringIO(), snapshot()
+    with contextlib.redirect_stdout(out), contextlib.ExitStack() as stack:
+        stack.callback(restore, before)
+        try:
+            exec(compile(text, "repro.py", "exec"), names)
+        except SystemExit as end:
+            status = int(end.code)
+        except Exception as error:
+            status = 1  # Python's own for an exception that nobody catches
+            print(f"{type(error).__name__}: {error}")
+        else:
+            status = 0
+    return names, status, out.getvalue()
+
+
+def refused(status, out, err):
+    assert (status, out) == (WRONG_USE, "")
+    assert err.startswith("crossent: ")
+    assert err.count("\n") == 1
+    assert err.rstrip("\n").isprintable()
+    assert len(err) < 2000
+
+
+class _Skeleton(ast.NodeTransformer):
+    def visit_Constant(self, node):
+        return ast.Constant(None)
+
+    def visit_UnaryOp(self, node):
+        return ast.Constant(None)  # -0.5
+
+    def visit_Call(self, node):
+        if isinstance(node.func, ast.Name) and node.func.id == "float":
+            return ast.Constant(None)  # float('nan')
+        return self.generic_visit(node)
+
+
+def skeleton(text):
+    """What a script does, whatever its docstring and its constants are."""
+    tree = ast.parse(text)
+    assert isinstance(tree.body[0].value.value, str)
+    return ast.dump(_Skeleton().visit(ast.Module(tree.body[1:], [])))

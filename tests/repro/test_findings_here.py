@@ -1,0 +1,157 @@
+"""Scripts of findings that are made here: of torch, and of the forms; and ids that name no finding."""
+
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+
+import pytest
+from repro.playing import RIGHT, TORCH_HALF, play, refused
+
+from crossent import cli
+from crossent.cli import WRONG_USE, main
+from crossent.repro.script import repeated, script
+from crossent.subjects.builtin import BY_NAME
+
+IDS = {
+    "torch:loss:half_sure/bfloat16-4x2-sure-int64-mean-gradeA": "got 0.0, exact 0.001",
+    "torch_nll:gradient:half_sure/bfloat16-4x2-sure-int64-mean-gradeA": "got ",
+    "torch:loss:half_partial_sums/bfloat16-1000x10-normal-int64-mean-ignored_16th": "got ",
+    "torch:call:float32-5-normal-uint8-mean-weighted-scalar-smooth1": "RuntimeError",
+    "torch_nll:call:float64-2x5x3x2-normal-int64-mean-scalar": "must be contiguous",
+    "torch:errors:label_smoothing_nan": "accepted, and gave",
+    "torch:row_sums:half_sure/bfloat16-4x2-sure-int64-mean-gradeA": "got ",
+    "torch:large:half_partial_sums/bfloat16-64x3-normal-int64-mean-ignored_16th-tiled1024": "got ",
+    "torch:vmap:float32-7x5-normal-uint8-mean": "RuntimeError: gather",
+}
+
+
+@pytest.fixture(scope="module")
+def scripts(tmp_path_factory):
+    """Files with the scripts of torch's own findings."""
+    folder = tmp_path_factory.mktemp("scripts")
+    for at, finding in enumerate(IDS):
+        (folder / f"{at}.py").write_text(script(repeated(finding)), encoding="ascii")
+    return folder
+
+
+def test_the_scripts_of_torch_need_no_crossent(scripts):
+    """All of them in one process in which crossent cannot be imported, since torch's import takes its time."""
+    code = textwrap.dedent("""
+        import runpy, sys, traceback
+        sys.modules["crossent"] = None
+        for path in sys.argv[1:]:
+            try:
+                runpy.run_path(path, run_name="__main__")
+            except SystemExit as exit:
+                print("status", int(exit.code))
+            except Exception:
+                print(traceback.format_exc(), "status 1", sep="")
+            print("end")
+    """)
+    paths = [str(scripts / f"{at}.py") for at in range(len(IDS))]
+    clear = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    process = subprocess.run(
+        [sys.executable, "-c", code, *paths], env=clear, capture_output=True, text=True, check=True
+    )
+    told = process.stdout.split("end\n")
+    for (finding, said), text in zip(IDS.items(), told, strict=False):
+        assert said in text, (finding, text)
+        assert text.endswith("status 1\n"), (finding, text)
+    assert len(told) == len(IDS) + 1
+
+
+@pytest.mark.parametrize("finding", IDS)
+def test_the_script_of_a_finding_of_torch_says_right_of_a_right_subject(finding):
+    text = script(repeated(finding))
+    start, end = text.index("def subject("), text.index("\n\n\nlogits = ")
+    _, status, out = play(text[:start] + RIGHT + text[end:])
+    assert status == 0, out
+    assert out.endswith("right\n")
+
+
+@pytest.mark.parametrize(("check", "versus"), [("loss", "exact"), ("shift", "other")])
+@pytest.mark.parametrize("name", ["formula", "log_softmax_nll", "one_hot", "blocked", "scalar"])
+def test_the_script_of_a_form_imports_that_form(name, check, versus, monkeypatch):
+    case = "float64-5-normal-int64-sum"
+    known, right = BY_NAME[name], BY_NAME["formula"].loss
+
+    def wrong(input, target, **options):
+        return right(input, target, **options).to(known.dtype) + input[0].detach()
+
+    monkeypatch.setitem(BY_NAME, name, replace(known, loss=wrong))
+    text = script(repeated(f"{name}:{check}:{case}"))
+    assert "crossent import" in text
+    _, status, out = play(text)
+    assert status == 0
+    assert re.fullmatch(rf"torch \S+: got \S+, {versus} \S+, off by \S+, allowed \S+\nright\n", out)
+
+
+@pytest.mark.parametrize(
+    ("id", "said"),
+    [
+        ("", "allowed is SUBJECT:CHECK:CASE"),
+        ("torch", "allowed is SUBJECT:CHECK:CASE"),
+        ("torch:loss", "allowed is SUBJECT:CHECK:CASE"),
+        ("::", "got subject ''"),
+        ("mine:loss:float32-7x5-normal-int64-mean", "got subject 'mine'; without its report"),
+        ("torch:loss:nonsense", "no case's id"),
+        ("torch:loss:float32-7x5-normal-int64-mean", "does not happen with torch"),
+        ("torch:nonsense:float32-7x5-normal-int64-mean", "does not happen"),
+        ("torch:loss:label_smoothing_nan", "does not happen"),
+        ("torch:errors:float32-7x5-normal-int64-mean", "does not happen"),
+        ("scalar:loss:float32-7x5-normal-int64-mean", "does not happen"),
+        ("torch:loss:float32-99999999999999x99999999999-normal-int64-mean", "crossent: "),
+        ("torch:loss:float32-7x5-normal-int64-mean\x1b[31m\n", r"\x1b[31m"),
+        ("torch:stream:float32-7x5-normal-int64-mean", "where torch waits for a CUDA device"),
+        ("scalar:gradient:float32-5-normal-int64-mean", "where scalar has no gradient to compare"),
+        ("torch:compile:reduction_unknown", "does not happen"),
+        ("torch+compile:errors:label_smoothing_nan", "where torch+compile is compiled"),
+        ("mine+compile:loss:float32-7x5-normal-int64-mean", "got subject 'mine+compile'; without its report"),
+        ("scalar+compile:loss:float64-5-normal-int64-sum", "all but scalar with +compile"),
+        ("torch:large:float32-7x5-normal-int64-mean", "does not happen"),
+    ],
+)
+def test_what_names_no_finding_is_one_line_and_status_2(capsys, id, said):
+    assert main(["repro", "--", id]) == WRONG_USE
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert said in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.err.rstrip("\n").isprintable()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--device", "cuda:99", TORCH_HALF], "device: got 'cuda:99'; "),
+        (["--device", "nonsense", TORCH_HALF], "device: got 'nonsense'; "),
+        (["--device", "cpu", TORCH_HALF, __file__], "--device is for a case that is run here"),
+    ],
+    ids=["missing", "nonsense", "report"],
+)
+def test_a_device_that_cannot_be_asked_is_one_line(capsys, arguments, said):
+    status = main(["repro", *arguments])
+    captured = capsys.readouterr()
+    refused(status, captured.out, captured.err)
+    assert said in captured.err
+
+
+def test_a_case_is_run_on_the_device_that_is_named(capsys, monkeypatch):
+    asked = []
+    monkeypatch.setattr(cli, "repeated", lambda name, device: asked.append(device) or repeated(name))
+    assert main(["repro", TORCH_HALF, "--device", "cuda:1"]) == 0
+    assert asked == ["cuda:1"]
+    assert "\ndevice = 'cuda:1'\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "id", [f"{check}:float64-5-normal-int64-sum" for check in ("formula:split", "scalar:gradient")]
+)
+def test_a_check_that_says_nothing_of_a_case_is_one_line_where_it_holds(capsys, id):
+    status = main(["repro", "--held", id])
+    captured = capsys.readouterr()
+    refused(status, captured.out, captured.err)
+    assert " has no " in captured.err

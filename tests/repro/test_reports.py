@@ -1,0 +1,263 @@
+"""Scripts of findings in a report, which may be damaged or forged. A report injects nothing into a script."""
+
+import ast
+import copy
+import json
+
+import pytest
+from repro.playing import TORCH_HALF, play, refused, skeleton
+from support.running import run_case
+
+import crossent
+from crossent.cases.bad_inputs import BAD_INPUTS
+from crossent.cases.case import Case
+from crossent.checks import CHECKS
+from crossent.cli import main
+from crossent.machine import ambient, environment
+from crossent.report.findings import Finding, Numbers, SubjectReport
+from crossent.report.reader import find, read_json
+from crossent.report.report import Report
+from crossent.repro.script import script
+from crossent.subjects.subject import Subject
+
+DOCUMENTED = ("call", "result", "loss", "gradient", "target_gradient", "rows_permuted", "options")
+
+
+@pytest.fixture(scope="module")
+def document(tmp_path_factory):
+    """A report with findings of each shape, as they stand in its file."""
+    folder = tmp_path_factory.mktemp("report")
+
+    def unweighted(input, target, weight=None, **options):
+        return crossent.formula(input, target, **options) * (1 + 0.01 * input.detach()[0, 0])
+
+    def off(*args, **options):
+        return crossent.formula(*args, **options) * 1.01
+
+    def refuses(*args, **options):
+        raise RuntimeError("not today")
+
+    subjects = [Subject("off", off), Subject("refuses", refuses), Subject("unweighted", unweighted)]
+    made = Report(environment("cpu"), [SubjectReport(subject.name) for subject in subjects])
+    chosen = [
+        Case.of("float32-3x5-normal-probabilities-none-weighted-rows"),
+        *(b for b in BAD_INPUTS if b.id == "class_negative"),
+    ]
+    with ambient():
+        for case in chosen:
+            run_case(case, subjects, made, "cpu", [CHECKS[check] for check in DOCUMENTED])
+    made.write_json(folder / "report.json")
+    return read_json(folder / "report.json")
+
+
+def repro(capsys, tmp_path, document, id):
+    """`crossent repro` of a finding of a document."""
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(document))
+    status = main(["repro", id, str(path)])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_a_script_from_a_report_is_the_one_from_the_run(capsys, tmp_path, document):
+    for part in document["subjects"]:
+        assert part["findings"]
+        for entry in part["findings"]:
+            status, out, err = repro(capsys, tmp_path, document, entry["id"])
+            assert (status, err) == (0, "")
+            assert out == script(find(document, entry["id"])[0])
+            assert entry["message"].splitlines()[0] in ast.get_docstring(ast.parse(out))
+
+
+def test_other_bits_than_the_report_saw_are_refused(capsys, tmp_path, document):
+    other = copy.deepcopy(document)
+    case = other["subjects"][0]["findings"][0]["case"]
+    other["subjects"][0]["cases"][case]["inputs"] = "00000000"
+    status, out, err = repro(capsys, tmp_path, other, other["subjects"][0]["findings"][0]["id"])
+    refused(status, out, err)
+    assert "has other bits here" in err
+
+
+DAMAGE = [
+    None,
+    True,
+    -1,
+    3,
+    1.5,
+    10**400,
+    "",
+    "x",
+    "nan",
+    "a\nb",
+    [],
+    [[]],
+    ["x"],
+    [-1],
+    [1.5],
+    [10**30],
+    [0] * 9,
+    {},
+    {"x": 1},
+]
+
+
+def _benign(entry, subject="mine"):
+    """The same kind of finding without a word of the report."""
+    numbers = None
+    if entry["index"] is not None:
+        numbers = Numbers(tuple(0 for _ in entry["index"]), 1.0, "", 2.0, 0.0, 0.5, 1.0, 2.0)
+    _, check, case = entry["id"].rsplit(":", 2)
+    return Finding(subject, check, case, entry["kind"], "", numbers=numbers, of=entry["of"])
+
+
+def test_a_report_with_any_field_of_a_finding_damaged_is_one_line_or_the_same_script(capsys, tmp_path, document):
+    statuses = []
+    for p, part in enumerate(document["subjects"]):
+        for f, entry in enumerate(part["findings"]):
+            whole = part["name"] != "unweighted" and "gradient" not in entry["check"]
+            benign = {}
+            for name in entry if whole else ("index", "check", "of"):
+                for damage in [*DAMAGE, "gone"]:
+                    other = copy.deepcopy(document)
+                    there = other["subjects"][p]["findings"][f]
+                    there.pop(name) if damage == "gone" else there.update({name: damage})
+                    status, out, err = repro(capsys, tmp_path, other, entry["id"])
+                    statuses.append(status)
+                    if status:
+                        refused(status, out, err)
+                    else:
+                        # An option that changes nothing becomes a result of the wrong shape, which has no name.
+                        of = "" if (name, damage) == ("of", "") else entry["of"]
+                        if of not in benign:
+                            benign[of] = skeleton(script(_benign({**entry, "of": of})))
+                        assert skeleton(out) == benign[of], (name, damage)
+    assert set(statuses) == {0, 2}  # another message is a message
+    assert len(statuses) > 900
+
+
+@pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: ascii(damage)[:12])
+def test_a_report_that_is_damaged_around_a_finding_is_one_line(capsys, tmp_path, document, damage):
+    entry = document["subjects"][0]["findings"][0]
+
+    def part(other):
+        return other["subjects"][0]
+
+    places = {
+        "schema": lambda other: (other, "schema"),
+        "environment": lambda other: (other, "environment"),
+        "device": lambda other: (other["environment"], "device"),
+        "subjects": lambda other: (other, "subjects"),
+        "subject": lambda other: (other["subjects"], 0),
+        "name": lambda other: (part(other), "name"),
+        "findings": lambda other: (part(other), "findings"),
+        "finding": lambda other: (part(other)["findings"], 0),
+        "cases": lambda other: (part(other), "cases"),
+        "case": lambda other: (part(other)["cases"], entry["case"]),
+        "inputs": lambda other: (part(other)["cases"][entry["case"]], "inputs"),
+    }
+    for place in places.values():
+        other = copy.deepcopy(document)
+        holder, key = place(other)
+        holder[key] = damage
+        refused(*repro(capsys, tmp_path, other, entry["id"]))
+
+
+INJECTIONS = [
+    '"""\nraise SystemExit(77)\n"""',
+    "'''\nraise SystemExit(77)\n'''",
+    '\\"""\nraise SystemExit(77)\n\\"""',
+    '\\\\"""\nraise SystemExit(77)\n"""',
+    '"',
+    '""',
+    "\\",
+    "x\nraise SystemExit(77)",
+    "x\rraise SystemExit(77)\r",
+    "x\x0craise SystemExit(77)\x0b",
+    "x\u2028raise SystemExit(77)\u2029\x85\x1c\x1d\x1e",
+    "');raise SystemExit(77)#",
+    "{body} {0} {device!r} %s",
+    "\\N{no such name} \\x \\u12 \\U99999999",
+    "\x00\x1a\x1b[31m",
+    "\udc80 ünï ± 猫",
+    "# -*- coding: utf-7 -*-\n+AGE-",
+    "')\nraise SystemExit(77)\n#+compile",
+]
+
+
+@pytest.mark.parametrize("injection", INJECTIONS, ids=ascii)
+def test_what_a_hostile_report_says_is_inert_in_the_script(capsys, tmp_path, document, injection):
+    """Into every text of it, and checked by what Python makes of the script, not by how it looks."""
+    for p, part in enumerate(document["subjects"]):
+        for f, entry in enumerate(part["findings"]):
+            other = copy.deepcopy(document)
+            there = other["subjects"][p]["findings"][f]
+            other["subjects"][p]["name"] = injection
+            there.update(dict.fromkeys(("message", "call", "torch", "expected"), injection))
+            there["bits"] = injection if there["bits"] is not None else None
+            there["id"] = f"{injection}:{entry['check']}:{entry['case']}"
+            status, out, err = repro(capsys, tmp_path, other, there["id"])
+            assert (status, err) == (0, "")
+            assert out.isascii()
+            subject = "mine+compile" if injection.endswith("+compile") else "mine"
+            assert skeleton(out) == skeleton(script(_benign(entry, subject)))
+            names, status, printed = play(out)
+            assert status == 2  # where it asks for the subject
+            assert not {"logits", "result"} & set(names)
+            assert printed.rstrip("\n").isprintable()
+    for name in ("check", "case", "kind", "of"):
+        other = copy.deepcopy(document)
+        entry = other["subjects"][0]["findings"][0]
+        entry[name] = injection
+        entry["id"] = f"off:{entry['check']}:{entry['case']}"
+        refused(*repro(capsys, tmp_path, other, entry["id"]))
+    other = copy.deepcopy(document)
+    other["environment"]["device"] = injection
+    refused(*repro(capsys, tmp_path, other, document["subjects"][0]["findings"][0]["id"]))
+
+
+@pytest.mark.parametrize(
+    ("check", "kind", "case"),
+    [
+        ("loss", "wrong", "reduction_unknown"),
+        ("errors", "accepted", "float32-7x5-normal-int64-mean"),
+        ("loss", "refused", "float32-7x5-normal-int64-mean"),
+        ("call", "wrong", "float32-7x5-normal-int64-mean"),
+        ("loss", "wrong", "float32-7x5-normal-int64-mean"),  # without numbers
+        ("target_gradient", "wrong", "float32-7x5-normal-int64-mean"),
+        ("__class__", "wrong", "float32-7x5-normal-int64-mean"),
+    ],
+)
+def test_a_finding_that_cannot_be_is_refused(check, kind, case):
+    with pytest.raises(ValueError, match=r"^finding: "):
+        script(Finding("mine", check, case, kind, ""))
+    with pytest.raises(ValueError, match=r"^finding: "):
+        script(
+            Finding(
+                "scalar",
+                "gradient",
+                "float32-5-normal-int64-mean",
+                "wrong",
+                "",
+                numbers=Numbers((0,), 1.0, "", 2.0, 0.0, 0.0, 0.0, 2.0),
+            )
+        )
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"\x7fELF\x00\x01\xff", "no report"), (b"[" * 100_000, "no report"), (b"", "no report"), (b"{}", "schema None")],
+    ids=["binary", "nested", "empty", "another"],
+)
+def test_a_file_that_is_no_report_is_one_line(capsys, tmp_path, content, said):
+    (tmp_path / "r").write_bytes(content)
+    status = main(["repro", TORCH_HALF, str(tmp_path / "r")])
+    captured = capsys.readouterr()
+    refused(status, captured.out, captured.err)
+    assert said in captured.err
+
+
+@pytest.mark.parametrize("path", ["", "missing", ".", "/proc/self/mem"])
+def test_a_file_that_cannot_be_read_is_one_line(capsys, path):
+    status = main(["repro", TORCH_HALF, path])
+    captured = capsys.readouterr()
+    refused(status, captured.out, captured.err)

@@ -1,0 +1,167 @@
+"""Subjects that are wrong in one way each, as the text that a user puts into a script."""
+
+import textwrap
+
+
+def source(body):
+    """A subject as the text that a user puts into the script."""
+    return "import torch, crossent\ndef subject(input, target, **options):\n" + textwrap.indent(body, "    ")
+
+
+OFF = source("return crossent.formula(input, target, **options) * 1.01")
+OFF_TARGET = source("return crossent.formula(input, 2 * target - target.detach(), **options)")
+CONSTANT = source(
+    "return crossent.formula(input, target, **options).detach().zero_() + 0 * input.nan_to_num(0, 0, 0).sum()"
+)
+REFUSES = source("raise RuntimeError('not today')")
+CUT_OFF = source("return crossent.formula(input, target.detach(), **options)")
+A_LIST = source("return [crossent.formula(input, target, **options)]")
+WRITES = source("input.data[...] = 0\nreturn crossent.formula(input, target, **options)")
+WRITES_WEIGHT = source("loss = crossent.formula(input, target, **options)\noptions['weight'].zero_()\nreturn loss")
+WRITES_BACKWARD = source(
+    "loss = crossent.formula(input, target, **options)\n"
+    "loss.register_hook(lambda gradient: (input.data.zero_(), gradient)[1])\n"
+    "return loss"
+)
+SCALES_UPSTREAM = source(
+    "loss = crossent.formula(input, target, **options)\n"
+    "loss.register_hook(lambda upstream: upstream.mul_(3).clone().div_(3))\n"
+    "return loss"
+)
+SETS_GRAD = source(
+    "loss = crossent.formula(input, target, **options)\n"
+    "(input.grad,) = torch.autograd.grad(loss.sum(), input, retain_graph=True)\n"
+    "return loss"
+)
+WANTS_MORE = source("options['weight'].requires_grad_()\nreturn crossent.formula(input, target, **options)")
+DOUBLE = source("return crossent.formula(input, target, **options).double()")
+LONGER = source("return crossent.formula(input, target, **options)[None]")
+ACCEPTS = source("return input.sum()")
+WRONG_CLASS = source("raise KeyError('average')")
+ALIASED = source("return input.flatten()[0]")
+ROLLS_DICE = source("torch.rand(1)\nreturn crossent.formula(input, target, **options)")
+WRITES_AND_REFUSES = source("input.data.fill_(1)\nraise ValueError('average')")
+ROLLS_DICE_AND_REFUSES = source("torch.rand(1)\nraise ValueError('average')")
+NEGATIVE = source("return crossent.formula(input, target, **options) - 1")
+LEAKS = source(
+    "ignored = target == options.get('ignore_index', -100)\n"
+    "leak = (input - input.detach()).sum(1) * ignored\n"
+    "return crossent.formula(input, target, **options) + leak + 0.25 * ignored"
+)
+# The gradient of one logit; the derivative of the gradient.
+KICKED = source(
+    "kick = torch.zeros_like(input)\n"
+    "kick[(0, 1) if input.dim() == 2 else (slice(None), 1, 0)] = 0.01\n"
+    "return crossent.formula(input, target, **options) + ((input - input.detach()) * kick).sum()"
+)
+CURVED = source("return crossent.formula(input, target, **options) + ((input - input.detach()) ** 2).sum()")
+
+
+def later(change):
+    """A subject that is right when it is called first."""
+    count = "subject.calls = getattr(subject, 'calls', -1) + 1"
+    return source(f"{count}\nloss = crossent.formula(input, target, **options)\n{change}\nreturn loss")
+
+
+GROWS = later("loss = loss * (1 + subject.calls / 100)")
+GOES_BACK_ANEW = later(
+    "back = dict(calls=0)\n"
+    "def hook(gradient):\n"
+    "    back['calls'] += 1\n"
+    "    return gradient * back['calls']\n"
+    "loss.register_hook(hook)"
+)
+ONLY_ONCE = later("if subject.calls:\n    raise ValueError('only once')")
+ONCE_IN_SHAPE = later("loss = loss[None] if subject.calls else loss")
+
+
+def where(condition, change="loss = loss * 1.01"):
+    """A subject that is right unless a condition holds."""
+    change = textwrap.indent(change, "    ")
+    return source(f"loss = crossent.formula(input, target, **options)\nif {condition}:\n{change}\nreturn loss")
+
+
+REFUSE = "raise ValueError('not so')"
+MISSHAPE = "loss = loss[None]"
+STRIDED = "not input.is_contiguous()"
+IS_DUAL = "torch.autograd.forward_ad.unpack_dual(input).tangent is not None"
+UNDER_GRAD = "torch._C._functorch.is_gradtrackingtensor(input)"
+UNDER_VMAP = "torch._C._functorch.is_batchedtensor(input)"
+UNDER_AUTOCAST = "(torch.ones(1, 1) @ torch.ones(1, 1)).dtype == torch.bfloat16"
+UNDER_DETERMINISM = "torch.are_deterministic_algorithms_enabled()"
+IN_A_THREAD = "__import__('threading').current_thread() is not __import__('threading').main_thread()"
+IS_TRACED = "torch.compiler.is_compiling()"
+TURNED_OFF = "options.get('weight') is not None and options['weight'].eq(1).all()"
+LARGER = "len(input) > 7"
+# As extensions have it that know of no transforms: a backward that cannot go back itself, nor forward.
+OLD = """
+import torch, crossent
+
+class Old(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, input, target, options):
+        with torch.enable_grad():
+            leaf = input.detach().requires_grad_()
+            loss = crossent.formula(leaf, target, **options)
+        ctx.pair = leaf, loss
+        return loss.detach()
+
+    @staticmethod
+    def backward(ctx, upstream):
+        leaf, loss = ctx.pair
+        return torch.autograd.grad(loss, leaf, upstream.detach(), retain_graph=True)[0], None, None
+
+def subject(input, target, **options):
+    return Old.apply(input, target, options)
+"""
+# Keeps its gradient in one place for all calls.
+SHARES = """
+import torch, crossent
+
+kept = {}
+
+class Shares(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, input, target, options):
+        with torch.enable_grad():
+            leaf = input.detach().requires_grad_()
+            loss = crossent.formula(leaf, target, **options)
+        kept["pair"] = leaf, loss
+        return loss.detach()
+
+    @staticmethod
+    def backward(ctx, upstream):
+        leaf, loss = kept["pair"]
+        return torch.autograd.grad(loss, leaf, upstream, retain_graph=True)[0], None, None
+
+def subject(input, target, **options):
+    return Shares.apply(input, target, options)
+"""
+ONLY_BACK_ONCE = source(
+    "def hook(gradient):\n"
+    "    if gradient.requires_grad:\n"
+    "        raise ValueError('only once')\n"
+    "loss = crossent.formula(input, target, **options)\n"
+    "loss.register_hook(hook)\n"
+    "return loss"
+)
+IN_HALVES = source("return torch.nn.functional.cross_entropy(input, target, **options)")
+IN_CHUNKS = source(  # Automodel#3803
+    "pairs = zip(input.split(2), target.split(2))\n"
+    "return torch.stack([crossent.formula(x, y, **options) for x, y in pairs]).mean()"
+)
+BY_THE_BATCH = source("return crossent.formula(input, target, **options) * (1 + len(input) / 1000)")
+DROWNED = source(  # pytorch#38839
+    "losses = torch.logsumexp(input, 1) - input.gather(1, target[:, None])[:, 0]\n"
+    "return dict(none=losses, sum=losses.sum(), mean=losses.mean())[options['reduction']]"
+)
+UNWEIGHTED = source("return crossent.formula(input, target, **{**options, 'weight': None})")
+CLAMPS = source("return crossent.formula(input, target.clamp(0, 4), **options)")
+LAST_ROWS = source(
+    "loss = crossent.formula(input, target, **options)\n"
+    "return loss * torch.where(torch.arange(len(loss)) > 7, 1.01, 1.0).reshape(-1, *[1] * (loss.dim() - 1))"
+)
+LAST_GRADIENTS = source(
+    "kick = (torch.arange(len(input)) == 10)[:, None] * 0.01\n"
+    "return crossent.formula(input, target, **options) + ((input - input.detach()) * kick).sum(1)"
+)
