@@ -1,13 +1,13 @@
-"""Time everything, or a part of it, and write results, plots and the README's tables.
+"""Time everything, or a part of it, and write results, plots and the tables of benchmarks/README.md.
 
-    python -m benchmarks                                     # all; ten minutes or so on two idle cores
-    python -m benchmarks hot_path --shape 4096x1000 --into elsewhere
+    python -m benchmarks                                     # everything: about ten minutes on two idle cores
+    python -m benchmarks hot_path --shape 4096x1000 --into FOLDER
     python -m benchmarks growth verifier
     python -m benchmarks --device cuda
     python -m benchmarks --compare REF                       # is a form slower than in another commit?
 
-Each number of threads is a process of its own. Where the results go into `benchmarks/results`, the README's tables are
-written anew, from what lies there.
+Each number of threads runs in a separate process. When the results go into `benchmarks/results`, the tables are written
+again from the files there.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks import readme
+from benchmarks.readme import RESULTS, ROOT
 from benchmarks.turns import EndedError
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = Path(__file__).resolve().parent / "results"
 PARTS = ("hot_path", "growth", "verifier")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Time what is asked for; the exit status: 1 where something is slower than in what it is compared with."""
+    """Time the chosen parts, and return the exit status: 1 when a form is slower than in the other commit."""
     parser = _parser()
     chosen = parser.parse_args(arguments)
     if unknown := set(chosen.parts) - set(PARTS):
-        parser.error(f"got {', '.join(sorted(unknown))}; parts are {', '.join(PARTS)}")
+        parser.error(f"PART: got {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}")
     if chosen.here:
         return _here(chosen)
     if chosen.compare is not None:
@@ -50,8 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
     for part in chosen.parts or PARTS:
         of_cores = part == "hot_path" and chosen.device == "cpu"
         counts = chosen.threads if of_cores else chosen.threads[-1:]
-        apart = (_apart(part, threads, chosen, with_memory=threads == max(counts)) for threads in counts)
-        found = [one for one in apart if one is not None]
+        runs = (_in_process(part, threads, chosen, with_memory=threads == max(counts)) for threads in counts)
+        found = [run for run in runs if run is not None]
         if len(found) < len(counts):
             return 2
         _write(part, chosen, found)
@@ -60,36 +60,34 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="What crossent costs, and what it saves.")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Time the forms and crossent check.")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; all of them unless given")
-    parser.add_argument("--device", default="cpu", help="of the hot path and its growth: cpu, cuda or cuda:N")
-    parser.add_argument(
-        "--threads", type=int, nargs="+", default=sorted({1, min(2, cores)}), help="one and two unless given"
-    )
-    parser.add_argument("--shape", action="append", dest="shapes", help="of the hot path, as 4096x1000; again for more")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; default: all")
+    parser.add_argument("--device", default="cpu", help="of hot_path and growth: cpu, cuda or cuda:N")
+    parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, min(2, cores)}), help="default: 1 2")
+    parser.add_argument("--shape", action="append", dest="shapes", help="of hot_path, as 4096x1000; repeatable")
     parser.add_argument(
         "--dtype", action="append", dest="dtypes", choices=("float32", "bfloat16", "float16", "float64")
     )
     parser.add_argument("--seconds", type=float, default=5.0, help="for each shape, dtype, pass and number of threads")
-    parser.add_argument("--into", type=Path, default=RESULTS, metavar="FOLDER", help="where results and plots go")
+    parser.add_argument("--into", type=Path, default=RESULTS, metavar="FOLDER", help="folder of results and plots")
     parser.add_argument(
-        "--compare", nargs="?", const="HEAD~1", metavar="REF", help="a commit, the one before unless given, or a folder"
+        "--compare", nargs="?", const="HEAD~1", metavar="REF", help="another commit or a folder; default: HEAD~1"
     )
     parser.add_argument(
         "--keep-memory",
         action="store_true",
-        help="let glibc keep its memory: the arithmetic, without mapping; into hot_path-kept.json",
+        help="let glibc keep its memory, so that the times have no mapping; writes hot_path-kept.json",
     )
-    # A process that this starts itself.
+    # Options for the processes that this command starts.
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--no-memory", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path, help=argparse.SUPPRESS)
     return parser
 
 
-def _apart(part: str, threads: int, chosen: argparse.Namespace, *, with_memory: bool) -> dict[str, Any] | None:
-    """A part in a process of its own, with so many threads; None where it fails, which it has said."""
+def _in_process(part: str, threads: int, chosen: argparse.Namespace, *, with_memory: bool) -> dict[str, Any] | None:
+    """Time a part in a separate process with this number of threads; return None after an error message."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "found.json"
         command = [sys.executable, "-m", "benchmarks", part, "--here", "--json", str(path), "--device", chosen.device]
@@ -111,7 +109,7 @@ def _apart(part: str, threads: int, chosen: argparse.Namespace, *, with_memory: 
 
 
 def _here(chosen: argparse.Namespace) -> int:
-    """One part in this process."""
+    """Time a part in this process."""
     (part,), (threads,) = chosen.parts, chosen.threads
     import torch
 
@@ -119,7 +117,7 @@ def _here(chosen: argparse.Namespace) -> int:
     if chosen.device != "cpu":
         torch.cuda.set_device(chosen.device)
     elif part != "verifier" and hasattr(os, "sched_setaffinity"):
-        # So that JAX, which asks for the cores that it may use, has as many threads; the first core has the interrupts.
+        # JAX takes as many threads as there are cores in the affinity. The first core serves interrupts.
         allowed = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, allowed[-threads:])
     from benchmarks.limits import machine
@@ -139,36 +137,36 @@ def _measured(part: str, chosen: argparse.Namespace) -> dict[str, Any]:
         measured = hot_path.measure(
             shapes, dtypes, device=chosen.device, seconds=chosen.seconds, with_memory=not chosen.no_memory
         )
-        return {"cells": [*_told(measured, _of_cell)]}
+        return {"cells": [*_shown(measured, _of_cell)]}
     if part == "growth":
         from benchmarks import growth
 
-        points = [*_told(growth.measure(device=chosen.device, seconds=chosen.seconds / 5), _of_point)]
+        points = [*_shown(growth.measure(device=chosen.device, seconds=chosen.seconds / 5), _of_point)]
         return {"points": points, "exponents": growth.exponents(points), "fixed": growth.FIXED}
     from benchmarks import verifier
 
-    parts = [*_told(verifier.oracle(), _of_part), *_told(verifier.parts(), _of_part)]
-    return {"parts": parts, "whole": [*_told(verifier.whole(), _of_whole)]}
+    parts = [*_shown(verifier.oracle(), _of_part), *_shown(verifier.parts(), _of_part)]
+    return {"parts": parts, "whole": [*_shown(verifier.whole(), _of_whole)]}
 
 
 def _title(machine: dict[str, Any]) -> str:
     return f"{machine['processor']}, {machine['cores']} cores, threads: {machine['threads']}, torch {machine['torch']}"
 
 
-def _told(found: Iterator[dict[str, Any]], words: Any) -> Iterator[dict[str, Any]]:
-    """Each of them, as it comes, with a line about it."""
-    for one in found:
-        say(words(one))
-        yield one
+def _shown(found: Iterator[dict[str, Any]], words: Any) -> Iterator[dict[str, Any]]:
+    """Yield each result, and print a line about it."""
+    for result in found:
+        say(words(result))
+        yield result
 
 
 def _of_cell(cell: dict[str, Any]) -> str:
     ratios = {name: one["ratio_to_torch"] for name, one in cell["found"].items() if name != "torch"}
     words = [f"{name} {ratio['median']:.2f}" + "*" * ratio["disturbed"] for name, ratio in ratios.items()]
-    words += [f"no {name}, which {reason}" for name, reason in cell["missing"].items()]
+    words += [f"{name} is missing, since it {reason}" for name, reason in cell["missing"].items()]
     which = f"{'x'.join(map(str, cell['shape']))} {cell['dtype']} {cell['pass']}, threads: {cell['threads']}"
     ms, rounds = 1000 * cell["found"]["torch"]["seconds"]["median"], cell["found"]["torch"]["seconds"]["rounds"]
-    return f"{which}: torch {ms:.3g} ms, {rounds} rounds; of that: {', '.join(words)}"
+    return f"{which}: torch {ms:.3g} ms, {rounds} rounds; over torch's time: {', '.join(words)}"
 
 
 def _of_point(point: dict[str, Any]) -> str:
@@ -185,7 +183,7 @@ def _of_whole(one: dict[str, Any]) -> str:
 
 
 def _write(part: str, chosen: argparse.Namespace, found: list[dict[str, Any]]) -> None:
-    """Results, plots, and where the results are the repository's, the README's table."""
+    """Write results and plots, and the table when the results are the repository's."""
     from benchmarks import hot_path, plots, tables
 
     kept = {key: value for key, value in found[-1].items() if key != "cells"}
@@ -202,14 +200,14 @@ def _write(part: str, chosen: argparse.Namespace, found: list[dict[str, Any]]) -
         getattr(plots, part)(kept, chosen.into / f"{name}.svg")
     else:
         for about, got, allowed in hot_path.verdicts(kept["cells"]):
-            say(f"{'held' if got <= allowed else 'MISSED'}: {about}: {got:.3g}, at most {allowed:.3g}")
+            say(f"{'met' if got <= allowed else 'MISSED'}: {about}: {got:.3g}, target {allowed:.3g}")
     partial = part == "hot_path" and (chosen.shapes or chosen.dtypes)
     if chosen.into == RESULTS and chosen.device == "cpu" and not partial and not kept_memory:
-        tables.write(part, getattr(tables, part)(kept))
+        readme.part(part, getattr(tables, part)(kept))
 
 
 def say(line: str) -> None:
-    """Show how far it is."""
+    """Show how far the run is."""
     print(f"benchmarks: {line}", flush=True)
 
 

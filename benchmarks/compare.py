@@ -1,11 +1,11 @@
-"""Whether a form has become slower: this checkout and another one take turns in the same job.
+"""Find the forms that are slower than in another commit: both versions take turns in one job.
 
-    python -m benchmarks --compare            # with the commit before this one
-    python -m benchmarks --compare v0.1.0     # with any other, or a folder that has the package
+    python -m benchmarks --compare            # with the previous commit
+    python -m benchmarks --compare v0.1.0     # with any other commit, or a folder that has the package
 
-Worse is a call whose ratio, new over old, is above 1 by more than it spreads, and by more than torch itself is off on
-such logits in the same two processes, whose code is the same in both. It must be so in a second pair of processes too:
-where memory comes to lie differs from one to the next. Times of two jobs are no ratio, so none is kept.
+A call is slower when its ratio, new / old, exceeds 1 by more than the ratio spreads, and by more than torch's ratio
+differs from 1 on the same logits: torch is the same code on both sides. A second pair of processes must confirm a
+slower call, since memory addresses differ between processes. Times of two jobs make no ratio, so no time is kept.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks.paired import Spread
+from benchmarks.peers import LOSSES
 from benchmarks.turns import BLOCKS, Hot, Side, hot, ratios
 
 ROOT = Path(__file__).resolve().parents[1]
-FORMS = ("formula", "log_softmax_nll", "one_hot", "blocked")
 
 
 def compare(
@@ -34,31 +34,31 @@ def compare(
     blocks: int = BLOCKS,
     say: Callable[[str], None] = print,
 ) -> list[str]:
-    """What has become worse, in words, each time that it was measured.
+    """Return a line for each call that is slower in two pairs of processes. A form that a side lacks is left out.
 
     Raises:
-        EndedError: a side on which the hot path does not run.
+        EndedError: the hot path does not run on one of the sides.
     """
-    asked = hot(("torch", *FORMS)) if calls is None else calls
-    first = _worse(old, new, asked, blocks, say)
+    wanted = hot(tuple(LOSSES)) if calls is None else calls
+    first = _worse(old, new, wanted, blocks, say)
     if not first:
         return []
-    say("once more, what seems worse, in new processes")
-    controls = [call for call in asked if call.name == "torch"]
-    again = [call for call in asked if call in controls or call in first]
+    say("measuring again what seems slower, in new processes")
+    controls = [call for call in wanted if call.name == "torch"]
+    again = [call for call in wanted if call in controls or call in first]
     second = _worse(old, new, again, blocks, say)
     return [f"{call}: {first[call]}; {second[call]}" for call in first if call in second]
 
 
 def _worse(old: Side, new: Side, calls: list[Hot], blocks: int, say: Callable[[str], None]) -> dict[Hot, str]:
-    """What is worse in one pair of processes."""
+    """Return what is slower in one pair of processes."""
     found: dict[Hot, Spread] = {}
     for call, ratio in ratios(old, new, calls, blocks):
         say(f"{call}: {ratio} of the time")
         found[call] = ratio
     noise = {call.logits: abs(ratio.median - 1) + ratio.width for call, ratio in found.items() if call.name == "torch"}
     return {
-        call: f"{ratio.median:.3f} of the time, where {allowed:.3f} is as far as it spreads"
+        call: f"{ratio.median:.3f} of the time, and the spread reaches {allowed:.3f}"
         for call, ratio in found.items()
         if call.name != "torch" and ratio.median > (allowed := 1 + max(ratio.width, noise.get(call.logits, 0.0)))
     }
@@ -66,10 +66,10 @@ def _worse(old: Side, new: Side, calls: list[Hot], blocks: int, say: Callable[[s
 
 @contextlib.contextmanager
 def checkout(ref: str, root: Path = ROOT) -> Iterator[str]:
-    """The folder that has the package as it is in a commit; or the folder itself that is named.
+    """Yield a folder that has the package of a commit, or the folder that `ref` names.
 
     Raises:
-        ValueError: there is none, with what git says.
+        ValueError: git has no such commit; with git's message.
     """
     if (Path(ref) / "crossent" / "__init__.py").exists():
         yield str(Path(ref).resolve())
@@ -87,10 +87,10 @@ def checkout(ref: str, root: Path = ROOT) -> Iterator[str]:
 
 
 def run(ref: str, say: Callable[[str], None] = print) -> int:
-    """Compare with a commit, and say what is worse; the exit status."""
+    """Compare with a commit, print what is slower, and return the exit status."""
     with checkout(ref) as folder:
         worse = compare(Side(ref, sys.executable, folder), Side("this", sys.executable, str(ROOT)), say=say)
     for line in worse:
-        say(f"worse: {line}")
-    say(f"{len(worse)} worse than {ref}" if worse else f"nothing is worse than in {ref} by more than it spreads")
+        say(f"slower: {line}")
+    say(f"{len(worse)} calls are slower than in {ref}" if worse else f"no call is slower than in {ref}")
     return 1 if worse else 0

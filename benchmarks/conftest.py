@@ -1,4 +1,4 @@
-"""The threads that the benchmarks run on, and what is said before pytest-benchmark's tables."""
+"""The number of threads of the benchmarks, and the header above pytest-benchmark's tables."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.limits import allocator, processor
 
-# What torch, or OMP_NUM_THREADS, chose: `pytest benchmarks` reads this before the tests' conftest.py goes down to one.
+# The number that torch or OMP_NUM_THREADS chose, read before the root conftest.py sets one thread.
 THREADS = torch.get_num_threads()
 
 
@@ -23,8 +23,8 @@ def threads_as_torch_chose_them() -> Iterator[None]:
 
 def pytest_report_header() -> list[str]:
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    cuda = f"CUDA: {', '.join(devices)}" if devices else "no CUDA device, so nothing is timed on one"
+    cuda = f"CUDA: {', '.join(devices)}" if devices else "no CUDA device"
     return [
         f"benchmarks: torch {torch.__version__}, {processor()}, threads: {THREADS}, allocator: {allocator()}, {cuda}",
-        "benchmarks: these times come one after another; python -m benchmarks takes the ratios, from calls in turns",
+        "benchmarks: take no ratios of these times; python -m benchmarks takes ratios, from calls in turns",
     ]

@@ -1,43 +1,44 @@
-"""Environments for `nox -s upgrade`: one for each torch, how far pip is with it, and the report of a check in it.
+"""Environments for `nox -s upgrade`: one for each version of torch, and the report of `crossent check` in each.
 
-This needs Python alone; it must start where no torch is.
+nox cannot make them: a session has one environment, and the versions come from the command line. Here a test also sees
+what becomes of an environment or a report that fails half-way. This module needs Python alone.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import queue
 import re
 import shutil
 import subprocess
 import sys
-import threading
+import tempfile
 import time
+import tomllib
 import venv
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from benchmarks.readme import ROOT
 from benchmarks.turns import ALONE
 
-ROOT = Path(__file__).resolve().parents[1]
 PLACE = ROOT / ".nox" / "upgrade"
 REPORTS = "reports"  # a folder beside the environments
-SUBJECTS = ("torch", "formula", "log_softmax_nll", "one_hot", "blocked")
-NEEDED = ("python-flint>=0.7", "click>=8.1", "rich>=13.4", "pebble>=5", "jinja2>=3.1", "packaging>=22", "setuptools")
-MADE = "crossent-upgrade"  # a file in an environment that is whole
-LARGE = 50  # MB, of which a download is worth a line
+SUBJECTS = ("torch", "formula", "log_softmax_nll", "one_hot", "blocked")  # a test compares these with FORMS
+MADE = "crossent-upgrade"  # a file in a finished environment
+LARGE = 50  # MB; a smaller download is not worth a line
 
 
 class CannotError(Exception):
-    """An environment that cannot be made, or a run that cannot; in one line."""
+    """An environment cannot be made, or a run cannot be done; the message is one line."""
 
 
 @dataclass(frozen=True)
 class Environment:
-    """One torch, and what is asked of it: some subjects, or torch and the forms, at a level, for the nth time."""
+    """A Python with one version of torch; the subjects and the level of its report; `nth`: which run of the version."""
 
     spec: str
     python: Path
@@ -47,49 +48,49 @@ class Environment:
 
     @property
     def name(self) -> str:
-        """Its own among those of a run."""
+        """A file name that no other run of the same command has."""
         return slug(self.spec) + (f"-run{self.nth}" if self.nth > 1 else "")
 
     @property
-    def asked(self) -> str:
-        """The part of a file's name that says what was asked."""
+    def options(self) -> str:
+        """The part of a report's file name that depends on the options."""
         capability = os.environ.get("ATEN_CPU_CAPABILITY", "")  # with which torch gives other bits
         return "-".join([self.level, *map(slug, self.subjects), *([slug(capability)] if capability else [])])
 
     @property
     def report(self) -> Path:
-        """Where its report is kept."""
-        return PLACE / REPORTS / f"{self.name}-{self.asked}.json"
+        """The path of the report."""
+        return PLACE / REPORTS / f"{self.name}-{self.options}.json"
 
     def command(self, *arguments: str) -> list[str]:
-        """What runs crossent of this repository in it."""
+        """Return the command line that runs this repository's crossent in the environment."""
         return [str(self.python), "-m", "crossent", *arguments]
 
     @property
     def variables(self) -> dict[str, str]:
-        """Of its processes."""
+        """The environment variables of its processes."""
         return {**os.environ, **ALONE, "PYTHONPATH": str(ROOT)}
 
 
 def slug(spec: str) -> str:
-    """A folder's name for a version.
+    """Return a folder name for a version.
 
     >>> slug("torch>=2.14,<3")
     'torch_2.14_3'
 
-    Of a path it is that of its last part, and a checksum of all of it: many an environment is called `.venv`.
+    For a path: its last part and a checksum of the whole path, since many environments are called `.venv`.
 
     Raises:
-        CannotError: there is none, or it is that of what is kept beside environments, which would be cleared for one.
+        CannotError: the name would be empty, or would be the name of the reports' folder.
     """
     name = re.sub(r"[^\w.+-]+", "_", spec.rstrip("/").rpartition("/")[2]).strip(".")
     if not name or name == REPORTS:
-        raise CannotError(f"{spec!r}: no version")
+        raise CannotError(f"{spec!r}: not a version; give 2.8.0, a requirement, a wheel or an environment")
     return f"{name}-{zlib.crc32(os.path.abspath(spec).encode()):08x}" if os.path.exists(spec) else name
 
 
 def requirements(spec: str) -> list[str]:
-    """What pip is asked for: before torch 2.3 its tensors are no arrays of numpy 2.
+    """Return the requirements on torch and numpy: before torch 2.3, tensors do not convert to arrays of numpy 2.
 
     >>> requirements("2.0.1")
     ['torch==2.0.1', 'numpy<2']
@@ -102,8 +103,14 @@ def requirements(spec: str) -> list[str]:
     return [f"torch=={spec}", "numpy<2" if (major, minor) < (2, 3) else "numpy>=1.24"]
 
 
+def other_requirements() -> list[str]:
+    """Return crossent's other dependencies, and setuptools, which torch's C++ backend imports."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return [*(one for one in project["dependencies"] if not re.match(r"(torch|numpy)\b", one)), "setuptools"]
+
+
 def environment(spec: str, level: str, reuse: bool, subjects: tuple[str, ...] = (), nth: int = 1) -> Environment:
-    """The environment of a version, made where it is not there as a whole."""
+    """Return the environment of a version, and make it unless a finished one may be reused."""
     if (found := Path(spec) / "bin" / "python").exists():
         return Environment(spec, found.absolute(), level, subjects, nth)
     if spec.endswith(".whl") and "://" not in spec and not os.path.exists(spec):
@@ -111,61 +118,99 @@ def environment(spec: str, level: str, reuse: bool, subjects: tuple[str, ...] = 
     place = PLACE / slug(spec)
     made = Environment(spec, place / "bin" / "python", level, subjects, nth)
     if (reuse or nth > 1) and (place / MADE).exists():
-        say(f"{spec}: {place} is there")
+        say(f"{spec}: reusing {place}")
         return made
     say(f"{spec}: making an environment in {place}")
-    what = f"{spec}: no environment of Python {'.'.join(map(str, sys.version_info[:2]))}"
+    failure = f"{spec}: no environment of Python {'.'.join(map(str, sys.version_info[:2]))}"
     try:
         venv.create(place, clear=True, with_pip=True)
         pip = [str(made.python), "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "off"]
-        follow([*pip, *requirements(spec), *NEEDED], f"{spec}: pip", what)
-        follow([*pip, "--no-deps", "-e", str(ROOT)], f"{spec}: pip", what)
+        follow([*pip, *requirements(spec), *other_requirements()], f"{spec}: pip", failure)
+        follow([*pip, "--no-deps", "-e", str(ROOT)], f"{spec}: pip", failure)
         (place / MADE).write_text(f"{spec}\n", encoding="utf-8")
-    except subprocess.CalledProcessError as error:  # venv's own
-        raise CannotError(f"{what}: venv has no pip: {error}") from None
+    except subprocess.CalledProcessError as error:  # raised by venv.create
+        raise CannotError(f"{failure}: venv has no pip: {error}") from None
     finally:
         if not (place / MADE).exists():
             shutil.rmtree(place, ignore_errors=True)
     return made
 
 
+def checked(of: Environment, reuse: bool) -> None:
+    """Make the report of an environment, unless a report that is younger than crossent's code may be reused."""
+    if reuse and of.report.exists():
+        code = (path for path in (ROOT / "crossent").rglob("*.*") if "__pycache__" not in path.parts)
+        if of.report.stat().st_mtime > max(path.stat().st_mtime for path in code):
+            say(f"{of.spec}: reusing {of.report}")
+            return
+        say(f"{of.spec}: {of.report} is older than crossent's code")
+    of.report.parent.mkdir(parents=True, exist_ok=True)
+    subjects = of.subjects or SUBJECTS
+    say(f"{of.spec}: crossent check {' '.join(subjects)} --level {of.level}")
+    unfinished = of.report.with_suffix(".part")  # an interrupted check writes an unfinished report
+    try:
+        command = of.command("check", *subjects, "--level", of.level, "--json", str(unfinished))
+        bar = sys.stderr.isatty()  # the command shows its own progress there
+        failure = f"{of.spec}: no report"
+        lines = follow(command, f"{of.spec}: crossent check", failure, (0, 1), of.variables, bar)
+        if not unfinished.exists():  # Python exits with 1 too, after a traceback
+            raise CannotError(f"{failure}: {reason(lines)}")
+        os.replace(unfinished, of.report)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
 def follow(
     command: list[str],
     doing: str,
-    what: str,
-    *,
+    failure: str,
     allowed: tuple[int, ...] = (0,),
     env: dict[str, str] | None = None,
     bar: bool = False,
-) -> None:
-    """Run a command, and show what goes on: a line at each step, and one each half minute.
+) -> list[str]:
+    """Run a command, and return the lines of its output.
 
-    A `bar` is the command's own, on stderr: nothing else is shown where that is a terminal.
+    Each large step of pip is shown, and the time each half minute, unless the command shows a `bar` itself.
 
     Raises:
-        CannotError: it ended otherwise than is allowed; with what it said.
+        CannotError: the exit status is not `allowed`; with the reason that the command printed.
     """
-    bar = bar and sys.stderr.isatty()
-    lines: list[str] = []
     begun = shown = time.monotonic()
-    now = ""  # what pip is at
-    with started(command, env, None if bar else subprocess.STDOUT) as (process, coming):
-        while (line := next_of(coming, 1.0)) is not None:
-            lines += [line] if line else []
-            new = step(line)
-            now = new or now
-            if not bar and (new or time.monotonic() > shown + 30):
-                shown = time.monotonic()
-                seconds = int(shown - begun)
-                say(f"{doing}: {now}{', ' if now else ''}{seconds // 60}:{seconds % 60:02}")
-        process.wait()
+    steps: list[str] = []
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "output"  # a file never makes the command wait, as a full pipe does
+        with log.open("w") as output, started(command, output, None if bar else subprocess.STDOUT, env) as process:
+            while process.poll() is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(1.0)
+                seen, lines = len(steps), log.read_text(errors="replace").splitlines()
+                steps = [short for line in lines if (short := step(line))]
+                late = time.monotonic() > shown + 30 and not bar
+                for new in steps[seen:] or (steps[-1:] or [""]) * late:
+                    shown = time.monotonic()
+                    say(f"{doing}: {new}{', ' if new else ''}{int(shown - begun) // 60}:{int(shown - begun) % 60:02}")
+        lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     if process.returncode not in allowed:
-        said = "" if bar else reason(lines)
-        raise CannotError(f"{what}: {said or f'exit status {process.returncode}'}")
+        raise CannotError(f"{failure}: {reason(lines) or f'exit status {process.returncode}'}")
+    return lines
+
+
+@contextlib.contextmanager
+def started(command: list[str], output: Any, stderr: int | None, env: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a process that ends with the block: at an interrupt it has five seconds to delete unfinished files."""
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=stderr, env=env)
+    try:
+        yield process
+    finally:
+        for end in (lambda: None, process.terminate, process.kill):  # a terminal interrupts the process too
+            end()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(5)
+                break
 
 
 def step(line: str) -> str:
-    """What a line of pip's says that is worth one here, or "".
+    """Return the large step that a line of pip's output names, in short, or "".
 
     >>> step("  Downloading torch-2.8.0-cp311-cp311-manylinux_2_28_x86_64.whl (888.1 MB)")
     'torch-2.8.0 (888.1 MB)'
@@ -181,75 +226,14 @@ def step(line: str) -> str:
 
 
 def reason(lines: list[str]) -> str:
-    """Why a command failed, by what it said: pip goes on with advice, and says in other lines what was in the way."""
+    """Return why a command failed: pip prints the reason, then advice, and the cause of the reason in other lines."""
     errors = [line.removeprefix("ERROR: ").rstrip(".") for line in lines if line.startswith("ERROR: ")][:1]
     more = [line for line in lines if line.startswith("The user requested (constraint)")]
     if cut := [line for line in lines if "Retry(total=0" in line and "connection broken by " in line]:
-        said = cut[-1].partition("connection broken by ")[2]
-        more = [f"no connection: {re.sub('<[^>]*>: ', '', said)}"]
+        more = [f"no connection: {re.sub('<[^>]*>: ', '', cut[-1].partition('connection broken by ')[2])}"]
     return "; ".join([*(errors or lines[-1:]), *more])
 
 
-@contextlib.contextmanager
-def started(
-    command: list[str], env: dict[str, str] | None, stderr: int | None
-) -> Iterator[tuple[subprocess.Popen[str], queue.Queue[str | None]]]:
-    """A process, and the lines that it prints as they come, None behind them; it ends with the block."""
-    coming: queue.Queue[str | None] = queue.Queue()
-    process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, text=True, errors="replace", env=env
-    )
-
-    def read() -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            coming.put(line.strip())
-        coming.put(None)
-
-    reader = threading.Thread(target=read, daemon=True)
-    reader.start()
-    try:
-        yield process, coming
-    finally:
-        # At an interrupt from the keyboard it has had its own, and puts away what it has begun.
-        for end in (lambda: None, process.terminate, process.kill):
-            end()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(5)
-                break
-        reader.join(5)
-        if process.stdout is not None and not reader.is_alive():
-            process.stdout.close()
-
-
-def next_of(coming: queue.Queue[str | None], seconds: float) -> str | None:
-    """The next line, "" where none has come by then, None where none will."""
-    try:
-        return coming.get(timeout=seconds)
-    except queue.Empty:
-        return ""
-
-
-def checked(of: Environment, reuse: bool) -> None:
-    """Make its report, unless one is there that is to be used again."""
-    if reuse and of.report.exists():
-        if of.report.stat().st_mtime > max(path.stat().st_mtime for path in (ROOT / "crossent").glob("*.*")):
-            say(f"{of.spec}: {of.report} is there")
-            return
-        say(f"{of.spec}: {of.report} is older than crossent's code")
-    of.report.parent.mkdir(parents=True, exist_ok=True)
-    subjects = of.subjects or SUBJECTS
-    say(f"{of.spec}: crossent check {' '.join(subjects)} --level {of.level}")
-    unfinished = of.report.with_suffix(".part")  # an interrupted check writes what it has
-    try:
-        command = of.command("check", *subjects, "--level", of.level, "--json", str(unfinished))
-        doing, what = f"{of.spec}: crossent check", f"{of.spec}: no report"
-        follow(command, doing, what, allowed=(0, 1), env=of.variables, bar=True)
-        os.replace(unfinished, of.report)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
 def say(line: str) -> None:
-    """Show how far it is."""
+    """Show how far the run is."""
     print(f"upgrade: {line}", flush=True)

@@ -2,10 +2,9 @@
 
     python -m benchmarks growth
 
-Linear is the limit: an exponent is the slope of a straight line through the logarithms, by least squares. At the small
-end a call costs something that no logits do, which makes it smaller; where results outgrow a cache it is larger for a
-while. torch is measured in the same rounds. glibc maps what is larger than 32 MB afresh in each call, which would be
-one more step: here it keeps its memory.
+An exponent is the slope of a straight line through the logarithms, by least squares; 1 is linear. The fixed cost of a
+call makes the exponent smaller at the small end. The exponent is larger where results outgrow a cache. torch is
+measured in the same rounds. glibc keeps its memory here: otherwise it maps allocations above 32 MB afresh in each call.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ from benchmarks import memory, paired
 from benchmarks.hot_path import Numbers
 from benchmarks.peers import forms
 
-# Of the axis that grows, while the other one is FIXED: from 40 thousand logits, which fit a cache, to 40 million.
+# The sizes of the axis that grows while the other one is FIXED: 40 thousand logits, which fit a cache, to 40 million.
 SIZES = (160, 500, 1600, 5000, 16000, 50000, 160000)
 FIXED = 256
 AXES = ("rows", "classes")
-# Of the process, before it starts: glibc maps nothing by itself, and gives nothing back.
+# An environment variable that must be set before the process starts: glibc never maps an allocation, and keeps memory.
 KEEPING = {"GLIBC_TUNABLES": f"glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold={2**40}"}
 
 
@@ -37,7 +36,7 @@ def measure(
     device: str = "cpu",
     seconds: float,
 ) -> Iterator[dict[str, Any]]:
-    """Each axis and size: forward and backward of the forms and torch; `seconds` for each."""
+    """Yield times and memory of the forms and torch, forward and backward, for each axis and size."""
     for axis in AXES:
         for size in sizes:
             shape = (size, fixed) if axis == "rows" else (fixed, size)
@@ -57,7 +56,7 @@ def measure(
 
 
 def exponents(points: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, list[float]]]]:
-    """For each axis and form, of its seconds and of its bytes: the exponent, and its standard error."""
+    """Return the exponents of seconds and bytes with their standard errors, for each axis and form."""
     found: dict[str, dict[str, dict[str, list[float]]]] = {}
     for axis in dict.fromkeys(point["axis"] for point in points):
         of_axis = [point for point in points if point["axis"] == axis]
@@ -73,7 +72,7 @@ def exponents(points: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, lis
 
 
 def exponent(sizes: list[int], values: list[float]) -> tuple[float, float]:
-    """`k` of `value ∝ size^k`, and its standard error, by least squares on the logarithms.
+    """Return `k` of `value ∝ size^k`, and its standard error, by least squares on the logarithms.
 
     >>> exponent([1, 10, 100], [3.0, 30.0, 300.0])
     (1.0, 0.0)

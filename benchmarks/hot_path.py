@@ -1,8 +1,8 @@
-"""The hot path: time and memory of each form and each peer beside `torch.nn.CrossEntropyLoss`, and beside the limit.
+"""The hot path: time and memory of each form and each peer, over those of `torch.nn.CrossEntropyLoss` and of the limit.
 
     python -m benchmarks hot_path
 
-A cell is a shape, a dtype, a pass, and a number of threads, each of which is a process of its own.
+A cell is a shape, a dtype, a pass, and a number of threads. Each number of threads runs in a separate process.
 """
 
 from __future__ import annotations
@@ -17,39 +17,39 @@ from torch import Tensor
 
 from benchmarks import memory, paired
 from benchmarks.limits import Clock
-from benchmarks.peers import Call, Maker, forms, host_waits, limits, peers, tried
+from benchmarks.peers import NAMES, Call, Maker, forms, host_waits, limits, peers, tried
 
-# All overhead; a batch of image classification; tokens of a language model with LLaMA's vocabulary, and with Llama 3's;
-# segmentation with Pascal VOC's classes, where the class axis is not the last.
+# Pure overhead; image classification; a language model with LLaMA's vocabulary, and with Llama 3's; segmentation with
+# Pascal VOC's classes, where the class axis is not the last.
 SHAPES = ((32, 10), (4096, 1000), (1024, 32000), (512, 128256), (8, 21, 256, 256))
 DTYPES = ("float32", "bfloat16")
-# Beneath, memory that comes resident is more of the interpreter than of the call.
+# Below this size in bytes, resident memory is more the interpreter's than the call's.
 LARGE = 2**24
 
 
 class Pass(enum.Enum):
-    """What is timed."""
+    """The pass that is timed."""
 
     FORWARD = "forward"
     BOTH = "forward+backward"
 
     @property
     def backward(self) -> bool:
-        """Whether a gradient is wanted."""
+        """Whether a gradient is needed."""
         return self is Pass.BOTH
 
 
 @dataclass(frozen=True)
 class Target:
-    """What the form `blocked` is to keep, forward and backward: ratios to torch, and extra memory over the logits'."""
+    """The targets of `blocked`, forward and backward: time over torch's, and extra memory over the logits' size."""
 
     float32: float
     bfloat16: float
     extra: float | None = None
 
 
-# At 32,000 classes and more two reads and a write are a third of what torch moves; with few classes there is work left
-# that is not memory's, and at 320 logits there is nothing but calls.
+# With 32,000 classes or more, two reads and a write are a third of the memory that torch moves. With few classes
+# arithmetic counts too, and with 320 logits the calls are all of the time.
 TARGETS = {
     (1024, 32000): Target(0.50, 0.55, 1.05),
     (512, 128256): Target(0.50, 0.55, 1.05),
@@ -57,26 +57,26 @@ TARGETS = {
     (8, 21, 256, 256): Target(0.70, 1.0, 1.1),
     (32, 10): Target(2.0, 2.0),
 }
-# Forward alone, in any dtype.
+# The targets of the forward pass alone, in any dtype.
 FORWARD_TARGETS = {(1024, 32000): 0.5, (512, 128256): 0.5, (4096, 1000): 1.1}
-# The least that a pass takes, over its time: what has to be moved, and the same where the gradient's memory is new.
+# The time to move the memory that a pass must move, over the time of the pass; also with new memory for the gradient.
 SHARES = {"share_of_limit": ("sum", "copy"), "share_in_new_memory": ("sum", "clone")}
-# No fewer rounds than this, which leaves enough where one or two are thrown out.
+# The least number of rounds: enough are left when one or two are discarded.
 ROUNDS = 7
-# The other forms, in float32, at a thousand classes and more.
+# The target of the other forms, in float32, with a thousand classes or more.
 OTHERS = 2.0
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """Logits and targets of one shape and dtype; each call for them gives others, in new memory."""
+    """Logits and targets of one shape and dtype."""
 
     shape: tuple[int, ...]
     dtype: str
     device: str = "cpu"
 
     def drawn(self) -> Callable[[], tuple[Tensor, Tensor]]:
-        """What makes new ones: the same rows, of `3 randn`, in another order; to draw them would take longer."""
+        """Return a function that makes new inputs: the same rows of `3 randn` in another order, which is fast."""
         random = torch.Generator().manual_seed(0)  # each dtype and device rounds the same numbers
         logits = (3 * torch.randn(self.shape, generator=random)).to(self.device, getattr(torch, self.dtype))
         target = torch.randint(self.shape[1], (self.shape[0], *self.shape[2:]), generator=random).to(self.device)
@@ -96,7 +96,7 @@ def measure(
     seconds: float,
     with_memory: bool = True,
 ) -> Iterator[dict[str, Any]]:
-    """Each cell, as it is written into the results; `seconds` for each."""
+    """Yield each cell as the results have it, after `seconds` of measurement each."""
     for shape in shapes:
         for dtype in dtypes:
             for of in Pass:
@@ -148,7 +148,7 @@ def _cell(numbers: Numbers, of: Pass, seconds: float, with_memory: bool) -> dict
         "pass": of.value,
         "device": numbers.device,
         "threads": torch.get_num_threads(),
-        "share_of_others": others,  # of the machine, while this was measured
+        "share_of_others": others,  # the share of the machine that other processes had meanwhile
         "bytes": size,
         "bytes_moved_at_least": size * (3 if of.backward else 1),
         "found": found,
@@ -159,7 +159,7 @@ def _cell(numbers: Numbers, of: Pass, seconds: float, with_memory: bool) -> dict
 def _memories(
     known: dict[str, Maker], logits: Tensor, target: Tensor, of: Pass, device: str
 ) -> dict[str, dict[str, int]]:
-    """The peak of each, as far as each way of seeing it sees: torch does not know what JAX takes."""
+    """Return the peak memory of each call, by torch and by the kernel; torch does not see JAX's memory."""
     found: dict[str, dict[str, int]] = {}
     for name, make in known.items():
         call = make(logits, target, of.backward)
@@ -172,7 +172,7 @@ def _memories(
 
 
 def verdicts(cells: list[dict[str, Any]]) -> Iterator[tuple[str, float, float]]:
-    """What each target is about, what was measured with the most threads, and what is allowed."""
+    """Yield the name of each target, the figure measured with the most threads, and the target."""
     most = max(cell["threads"] for cell in cells)
     for cell in cells:
         if cell["threads"] != most:
@@ -191,5 +191,5 @@ def verdicts(cells: list[dict[str, Any]]) -> Iterator[tuple[str, float, float]]:
             if "host_waits" in one:
                 yield f"{form} {name}: waits of the host", bool(one["host_waits"]), bool(found["torch"]["host_waits"])
         if backward and shape[1] >= 1000 and cell["dtype"] == "float32":
-            for form in ("formula", "log_softmax_nll", "one_hot"):
+            for form in (name for name in NAMES if name != "blocked"):
                 yield f"{form} {name}: time", ratios[form], OTHERS

@@ -1,4 +1,4 @@
-"""What the machine is, and what it can do at best: its caches, its allocator, how fast it copies and sums."""
+"""The machine: its caches, its allocator, and the speed at which it copies and sums."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
-    """What a reader must know of a figure: versions, processor, caches, threads, allocator, and the measured rates."""
+    """Return the conditions of a measurement: versions, processor, caches, threads, allocator, measured rates."""
     return {
         **environment(device),
         "processor": processor(),
@@ -33,7 +33,7 @@ def machine(device: str = "cpu") -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Clock:
-    """Seconds by the clock, of all processes on all cores, which may not be told, and of this process."""
+    """Seconds by the clock, of all processes (None where unknown), and of this process."""
 
     wall: float
     everyone: float | None
@@ -41,7 +41,7 @@ class Clock:
 
     @staticmethod
     def now() -> Clock:
-        """What Linux counts in hundredths of a second."""
+        """Read the counters; Linux counts in hundredths of a second."""
         own = os.times()
         counted = [int(field) for field in _read(Path("/proc/stat")).partition("\n")[0].split()[1:9]]
         idle = counted[3] + counted[4] if counted else 0
@@ -49,7 +49,7 @@ class Clock:
         return Clock(time.perf_counter(), everyone, own.user + own.system + own.children_user + own.children_system)
 
     def others(self) -> float | None:
-        """The share of the machine that other processes have had since."""
+        """Return the share of the machine that other processes have had since."""
         now = Clock.now()
         if now.everyone is None or self.everyone is None:
             return None
@@ -58,26 +58,26 @@ class Clock:
 
 
 def processor() -> str:
-    """The processor's name."""
+    """Return the name of the processor."""
     found = re.search(r"^model name\s*:\s*(.+)", _read(Path("/proc/cpuinfo")), re.M)
     return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def caches() -> dict[str, str]:
-    """The size of each level's cache of data, of one core, as the kernel writes it: `{"L1": "48K"}`."""
+    """Return the size of each data cache of a core, in the kernel's words: `{"L1": "48K"}`."""
     levels = [index for index in sorted(CACHES.glob("index*")) if _read(index / "type").strip() != "Instruction"]
     return {f"L{_read(index / 'level').strip()}": _read(index / "size").strip() for index in levels}
 
 
 def allocator(device: str = "cpu") -> str:
-    """Name what hands out the memory on the device, as far as it can be seen.
+    """Return the name of the memory allocator of a device, as far as it is visible.
 
-    glibc's maps every large result afresh, which may take longer than to compute it; another one through LD_PRELOAD, or
-    GLIBC_TUNABLES with high mmap_threshold and trim_threshold, shows the arithmetic.
+    glibc maps every large result afresh, which may take longer than to compute the result. Another allocator through
+    LD_PRELOAD, or GLIBC_TUNABLES with a high mmap_threshold and trim_threshold, shows the time of the arithmetic.
     """
     if device.startswith("cuda"):
         return f"torch.cuda {torch.cuda.get_allocator_backend()}"
-    # A malloc that was put in front of libc's, by LD_PRELOAD as a rule, is among the mapped files; only Linux tells.
+    # On Linux, an allocator from LD_PRELOAD is among the mapped files.
     if preloaded := re.search(r"/lib(jemalloc|tcmalloc|mimalloc)", _read(Path("/proc/self/maps"))):
         return preloaded[1]
     libc = " ".join(filter(None, (*platform.libc_ver(), os.environ.get("GLIBC_TUNABLES"))))
@@ -85,9 +85,9 @@ def allocator(device: str = "cpu") -> str:
 
 
 def rates(device: str = "cpu", size: int = 2**28) -> dict[str, float]:
-    """Bytes that pass a second at best: read in a sum; read and written in a copy, to memory in use and to new memory.
+    """Return the bytes per second of a sum (read), and of a copy to allocated memory and to new memory (read, written).
 
-    `size`: bytes of the tensor, far more than a cache has.
+    `size` is the size of the tensor in bytes, far larger than a cache.
     """
     x = torch.ones(size // 4, device=device)
     out = torch.empty_like(x).copy_(x)
@@ -100,7 +100,7 @@ def rates(device: str = "cpu", size: int = 2**28) -> dict[str, float]:
 
 
 def summed(x: Tensor) -> Tensor:
-    """Every byte of x read once: half precision is summed as if it were float32, which no processor is slow at."""
+    """Read every byte of x once: half precision is summed as if it were float32, which every processor does fast."""
     as_float32 = x.dtype.itemsize < 4 and x.is_contiguous() and x.shape[-1] % 2 == 0
     return (x.view(torch.float32) if as_float32 else x).sum()
 

@@ -1,8 +1,7 @@
-"""Peak memory: how many bytes a call has at most beyond those that were there before it.
+"""Peak memory: the most bytes that a call has allocated at a time.
 
-On a CPU torch's profiler tells each allocation with the total after it, and the kernel how much memory was ever
-resident: one does not know of memory that torch did not hand out, the other counts whole pages, libraries that load,
-and what malloc keeps. Each is held against the other by a test.
+On a CPU there are two sources. torch's profiler reports each allocation, but only torch's own. The kernel reports the
+peak of resident memory, with whole pages, loaded libraries and memory that malloc keeps. A test compares the two.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 def peak(call: Callable[[], object], device: str = "cpu") -> int:
-    """Of torch's memory on the device."""
+    """Return the peak of torch's memory on a device."""
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -34,7 +33,7 @@ def peak(call: Callable[[], object], device: str = "cpu") -> int:
 
 
 def traced(call: Callable[[], object]) -> int:
-    """Of torch's memory on a CPU, by its profiler."""
+    """Return the peak of torch's memory on a CPU, by the profiler."""
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace.json"
         with _no_words(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
@@ -44,16 +43,16 @@ def traced(call: Callable[[], object]) -> int:
     ours = [one for one in events if one.get("name") == "[memory]" and one["args"].get("Device Type") == 0]
     ours.sort(key=lambda one: one["ts"])
     total = most = 0
-    for one in ours:  # the total of an event is all that torch has, with what it had before
+    for one in ours:  # an event's own total would include memory from before the call
         total += one["args"]["Bytes"]
         most = max(most, total)
     return most
 
 
 def resident(call: Callable[[], object]) -> int | None:
-    """Of all memory of this process, by the kernel; None where it does not tell, as outside Linux."""
+    """Return the peak of this process's resident memory, by the kernel, or None outside Linux."""
     try:
-        CLEAR_REFS.write_text("5")  # the most so far is forgotten: proc_pid_clear_refs(5)
+        CLEAR_REFS.write_text("5")  # resets the peak: proc_pid_clear_refs(5)
         before = _status("VmRSS")
         call()
         return max(0, _status("VmHWM") - before)
@@ -63,7 +62,7 @@ def resident(call: Callable[[], object]) -> int | None:
 
 @contextlib.contextmanager
 def _no_words() -> Iterator[None]:
-    """The profiler writes two lines into the standard error with each trace, from C++."""
+    """Hide the two lines that the profiler writes to stderr from C++."""
     kept = os.dup(2)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)

@@ -1,12 +1,11 @@
-"""Ratios: several calls take turns, round after round, and a ratio is of two turns of one round.
+"""Ratios of times: several calls take turns, round after round, and each ratio compares two turns of one round.
 
-Times taken one after another lie by several percent: the clock drifts, and neighbours come and go. Here all calls of a
-round get the same new inputs and run in a shuffled order, which the next round reverses, so that a steady drift falls
-out of two rounds; what remains is an interruption. The operating system says when somebody else had the core: such a
-turn is thrown out with its ratios, and counted. Shown is the median over the rounds, with its quartiles.
+Times measured one after another are off by several percent: the clock drifts, and other processes start and stop. Here
+all calls of a round get the same new inputs and run in a shuffled order. The next round reverses the order, so that a
+steady drift cancels. The operating system reports when another process had the core: the ratios of such a turn are
+discarded and counted. The result is the median over the rounds, with its quartiles.
 
-pytest-benchmark, pyperf and asv time one benchmark to its end before the next one, and no library for Python was found
-that does it so.
+pytest-benchmark, pyperf and asv time each benchmark to its end before the next, and no Python library takes turns.
 """
 
 from __future__ import annotations
@@ -23,22 +22,22 @@ from pathlib import Path
 
 try:
     import resource
-except ImportError:  # Windows, where no turn is seen to be disturbed
+except ImportError:  # on Windows no turn counts as disturbed
     resource = None  # type: ignore[assignment]
 
 Call = Callable[[], object]
 
-# A turn is as many calls as take this long: below it the clock, and the look at it, are a part of what is measured.
+# The least seconds of a turn, which is one or more calls: in shorter turns the clock itself would count.
 TURN = 1e-3
-# A turn that waited for its core for less than this share of its time cannot move a ratio by more.
+# The share of a turn that may pass in waiting for a core: a ratio cannot be off by more than this share.
 WAITED = 0.01
-# With fewer rounds there are no quartiles to speak of: then all are kept, and the ratio says that it was disturbed.
+# The least undisturbed rounds for quartiles. With fewer, all rounds count and the ratio is marked as disturbed.
 LEAST = 5
 
 
 @dataclass(frozen=True)
 class Turn:
-    """How long a call took, and whether another process had a core meanwhile that this one wanted."""
+    """The seconds of a call, and whether another process took a core meanwhile."""
 
     seconds: float
     disturbed: bool
@@ -49,9 +48,9 @@ class Spread:
     """A median with its quartiles.
 
     Attributes:
-        rounds: how many it is of.
-        thrown_out: how many more there were, in which another process was running.
-        disturbed: so many were thrown out that all have been taken back.
+        rounds: the number of rounds that count.
+        thrown_out: the number of discarded rounds, in which another process was running.
+        disturbed: whether too few rounds were undisturbed, so that all of them count.
     """
 
     lower: float
@@ -63,7 +62,7 @@ class Spread:
 
     @property
     def width(self) -> float:
-        """From one quartile to the other."""
+        """The distance between the quartiles."""
         return self.upper - self.lower
 
     def __str__(self) -> str:
@@ -78,17 +77,17 @@ class Rounds:
     turns: dict[str, list[Turn]] = field(default_factory=dict)
 
     def ratio(self, name: str, to: str) -> Spread:
-        """Of the times of two calls, each ratio from one round."""
+        """Return the ratio of the times of two calls, each ratio from one round."""
         pairs = zip(self.turns[name], self.turns[to], strict=True)
         return spread([(a.seconds / b.seconds, a.disturbed or b.disturbed) for a, b in pairs])
 
     def seconds(self, name: str) -> Spread:
-        """The time of a call."""
+        """Return the time of a call."""
         return spread([(turn.seconds, turn.disturbed) for turn in self.turns[name]])
 
 
 def spread(values: Sequence[tuple[float, bool]]) -> Spread:
-    """The median of some values with its quartiles, without those that were disturbed where enough are left."""
+    """Return the median and quartiles of the undisturbed values, or of all values when too few are undisturbed."""
     kept = [value for value, disturbed in values if not disturbed]
     thrown_out = len(values) - len(kept)
     if too_few := thrown_out > 0 and len(kept) < LEAST:
@@ -106,15 +105,15 @@ def measure(
     wait: Call = lambda: None,
     seed: int = 0,
 ) -> Rounds:
-    """Let calls take turns for so many seconds, and for no fewer rounds than `least`.
+    """Let calls take turns for some seconds, and for `least` rounds or more.
 
     Args:
-        fresh: makes the calls of a round, by name, on inputs that none has seen; it is not timed.
-        seconds: for all rounds, with what `fresh` takes.
-        least: rounds, however long they take.
-        most: rounds, however short.
-        wait: waits until the device has done what a call asked of it.
-        seed: of the order.
+        fresh: makes the calls of a round, by name, on new inputs; its own time does not count.
+        seconds: the time for all rounds, including `fresh`.
+        least: the least number of rounds.
+        most: the largest number of rounds.
+        wait: waits until the device has finished a call.
+        seed: the seed of the order.
     """
     order = random.Random(seed)
     calls = _calibrated(fresh(), wait)
@@ -137,7 +136,7 @@ def measure(
 
 
 def turn(call: Call, calls: int, wait: Call = lambda: None) -> Turn:
-    """One turn: so many calls."""
+    """Time one turn of several calls."""
     wait()
     switches, waited = _switches(), _waited()
     start = time.perf_counter()
@@ -145,14 +144,14 @@ def turn(call: Call, calls: int, wait: Call = lambda: None) -> Turn:
         call()
     wait()
     took = time.perf_counter() - start
-    # A switch alone may have cost nothing; where the kernel tells the time, that counts.
+    # A switch may have cost nothing; the time that the kernel reports decides, where the kernel reports a time.
     lost = None if waited is None else (_waited() or 0.0) - waited
     disturbed = _switches() > switches and (lost is None or lost > WAITED * took)
     return Turn(took / calls, disturbed)
 
 
 def _calibrated(made: Mapping[str, Call], wait: Call) -> dict[str, int]:
-    """How many calls make a turn of each. The first is the warm-up: libraries load, code is made, memory is had."""
+    """Return how many calls make a turn. The first call warms up: it loads libraries, compiles, allocates memory."""
     calls = {}
     for name, call in made.items():
         turn(call, 1, wait)
@@ -162,7 +161,7 @@ def _calibrated(made: Mapping[str, Call], wait: Call) -> dict[str, int]:
 
 @contextlib.contextmanager
 def _no_collector() -> Iterator[None]:
-    """Python's collector of garbage comes after so many allocations, in whosever turn that is."""
+    """Switch off garbage collection, which would interrupt any turn."""
     enabled = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -174,15 +173,15 @@ def _no_collector() -> Iterator[None]:
 
 
 def _switches() -> int:
-    """How often a core was taken from a thread of this process."""
+    """Return how often a thread of this process lost its core."""
     return 0 if resource is None else resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 def _waited() -> float | None:
-    """Seconds that the threads of this process waited for a core, where the kernel says so; Linux does."""
+    """Return the seconds that the threads of this process waited for a core, or None outside Linux."""
     total, told = 0.0, False
     for task in Path("/proc/self/task").glob("*/schedstat"):
-        with contextlib.suppress(OSError):  # a thread that has just ended
+        with contextlib.suppress(OSError):  # the thread has just ended
             total += int(task.read_text().split()[1]) / 1e9
             told = True
     return total if told else None

@@ -1,7 +1,6 @@
-"""Who is timed: the forms, torch, and others' cross-entropies where they are installed; of the rest, why not.
+"""The functions that are timed: torch, the forms, and other libraries' cross-entropies, or why one is missing.
 
-A maker takes logits, target and whether a gradient is wanted, and gives a call that does it and does not wait for the
-device.
+A maker takes logits, target and whether a gradient is needed. It returns a call, which does not wait for the device.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import crossent
 from benchmarks.limits import summed
+from crossent.forms import FORMS
 
 Call = Callable[[], object]
 Maker = Callable[[Tensor, Tensor, bool], Call]
@@ -25,18 +24,13 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 # More memory than an identity should take, which is C × C: at 32,000 classes it has 4 GB.
 IDENTITY = 2**28
 
-FORMS: dict[str, Loss] = {
-    "torch": torch.nn.CrossEntropyLoss(),
-    **{
-        name: getattr(crossent, name)
-        for name in ("formula", "log_softmax_nll", "one_hot", "blocked")
-        if hasattr(crossent, name)  # another checkout may be without
-    },
-}
+# The forms that take tensors.
+NAMES = tuple(name for name in FORMS if name != "scalar")
+LOSSES: dict[str, Loss] = {"torch": torch.nn.CrossEntropyLoss(), **{name: FORMS[name] for name in NAMES}}
 
 
 def of_torch(loss: Loss, copied: bool = False) -> Maker:
-    """The maker of a loss of tensors. `copied`: it writes into its logits, so it gets some of its own."""
+    """Return the maker of a loss on tensors. `copied`: the loss writes into its logits, so each call gets a copy."""
 
     def make(logits: Tensor, target: Tensor, backward: bool) -> Call:
         # A view of the same numbers: an input that requires a gradient would make the forward pass keep a graph.
@@ -53,14 +47,14 @@ def of_torch(loss: Loss, copied: bool = False) -> Maker:
 
 
 def forms() -> dict[str, Maker]:
-    """The forms, and torch."""
-    return {name: of_torch(loss) for name, loss in FORMS.items()}
+    """Return the makers of torch and of the forms."""
+    return {name: of_torch(loss) for name, loss in LOSSES.items()}
 
 
 def limits(backward: bool) -> dict[str, Maker]:
-    """What bounds every implementation: to read all logits, and to write as many numbers.
+    """Return the makers of a lower limit for every implementation: read all logits, and write as many numbers.
 
-    A copy writes into memory that is there, a clone into memory that is asked for, as a gradient's is.
+    A copy writes into allocated memory; a clone writes into new memory, as a gradient does.
     The forward pass reads the logits once: maximum and sum of exponentials can be taken in one sweep (Milakov &
     Gimelshein, arXiv:1805.02867). The backward pass reads them again, as no cache keeps them in between, and writes a
     gradient of their size. Not counted: targets and losses, one number for a whole row.
@@ -80,7 +74,7 @@ def limits(backward: bool) -> dict[str, Maker]:
 
 
 def peers(shape: tuple[int, ...], device: str) -> dict[str, Maker | str]:
-    """Other people's, by name; of one that cannot be had for these logits, the reason."""
+    """Return the makers of other libraries' functions, or the reason why one does not run on these logits."""
     return {
         "torch.compile": _compiled(),
         "linear_cross_entropy": _linear(shape, device),
@@ -90,7 +84,7 @@ def peers(shape: tuple[int, ...], device: str) -> dict[str, Maker | str]:
 
 
 def tried(maker: Maker, logits: Tensor, target: Tensor, backward: bool) -> str:
-    """Why a call cannot be made, or ""."""
+    """Return why a call fails, or ""."""
     try:
         maker(logits, target, backward)()
     except Exception as error:
@@ -100,7 +94,7 @@ def tried(maker: Maker, logits: Tensor, target: Tensor, backward: bool) -> str:
 
 
 def host_waits(call: Call) -> str:
-    """Where a call makes the host wait for a CUDA device, which torch's own never does: what torch says, or ""."""
+    """Return torch's message when a call makes the host wait for a CUDA device, or ""."""
     torch.cuda.synchronize()
     mode = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
@@ -121,7 +115,7 @@ def _compiled() -> Maker:
 
 def _linear(shape: tuple[int, ...], device: str) -> Maker | str:
     if not hasattr(F, "linear_cross_entropy"):
-        return "waits for torch 2.13 or so"
+        return "needs torch 2.13 or newer"
     if len(shape) != 2:
         return "takes (N, C) only"
     if (size := 4 * shape[1] ** 2) > IDENTITY:
@@ -136,9 +130,9 @@ def _linear(shape: tuple[int, ...], device: str) -> Maker | str:
 
 def _liger(shape: tuple[int, ...], device: str) -> Maker | str:
     if not device.startswith("cuda"):
-        return "waits for a CUDA device"
+        return "needs a CUDA device"
     if importlib.util.find_spec("liger_kernel") is None:
-        return "waits for pip install liger-kernel"
+        return "needs pip install liger-kernel"
     if len(shape) != 2:
         return "takes (N, C) only"
     kernel = importlib.import_module("liger_kernel.ops.cross_entropy").LigerCrossEntropyFunction
@@ -147,11 +141,11 @@ def _liger(shape: tuple[int, ...], device: str) -> Maker | str:
 
 def _optax(device: str) -> Maker | str:
     if any(importlib.util.find_spec(name) is None for name in ("jax", "optax")):
-        return "waits for pip install jax optax"
+        return "needs pip install jax optax"
     jax = importlib.import_module("jax")
     optax = importlib.import_module("optax")
     if device.startswith("cuda") and jax.default_backend() != "gpu":
-        return "waits for a JAX that sees the CUDA device"
+        return "needs a JAX that sees the CUDA device"
 
     def mean(logits: Any, labels: Any) -> Any:
         return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels, axis=1).mean()

@@ -1,4 +1,4 @@
-"""Plots: how cost grows, as SVG that is read on white and on black."""
+"""Plots of time and memory, as SVG that is legible on white and on black."""
 
 from __future__ import annotations
 
@@ -8,16 +8,13 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-# Tones that stand out from white and from black, and tell apart without red beside green; Okabe and Ito's, darkened.
-COLOURS = {
-    "torch": "#808080",
-    "formula": "#d55e00",
-    "log_softmax_nll": "#b8860b",
-    "one_hot": "#a8589b",
-    "blocked": "#0f86c1",
-}
-MARKERS = {"torch": "o", "formula": "s", "log_softmax_nll": "^", "one_hot": "D", "blocked": "v"}
-INK = "#123456"  # stands for the reader's own, which `_adapt` puts in
+from benchmarks.peers import LOSSES
+
+# Okabe and Ito's colours, darkened: legible on white and on black, and without red beside green.
+TONES = ("#808080", "#d55e00", "#b8860b", "#a8589b", "#0f86c1")
+COLOURS = dict(zip(LOSSES, TONES, strict=True))
+MARKERS = dict(zip(LOSSES, "os^Dv", strict=True))
+INK = "#123456"  # a placeholder: `_adapt` replaces it with the reader's text colour
 STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "crossent",  # the same file from the same figures
@@ -34,7 +31,7 @@ STYLE: Any = {
 
 
 def growth(kept: dict[str, Any], path: Path) -> None:
-    """Time and memory against rows and classes, with a line of exponent one through torch's last point."""
+    """Plot time and memory against rows and classes, with a line of exponent 1 through torch's last point."""
     kinds = {"seconds": "seconds, forward and backward", "bytes": "bytes beyond the logits, at the peak"}
     axes = list(kept["exponents"])
     with rc_context(STYLE):
@@ -66,7 +63,7 @@ def growth(kept: dict[str, Any], path: Path) -> None:
 
 
 def verifier(kept: dict[str, Any], path: Path) -> None:
-    """Seconds of `crossent check` against its cases."""
+    """Plot the seconds of `crossent check` against the number of cases."""
     with rc_context(STYLE):
         figure = Figure(figsize=(6, 3.6))
         panel = figure.subplots()
@@ -92,7 +89,7 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def _adapt(svg: str) -> str:
-    """The ink is dark where the page is light, and light where it is dark; what knows neither gets grey."""
+    """Make the text dark on a light page and light on a dark page, or grey where the viewer has no colour scheme."""
     style = "<style>:root{--ink:#24292f}@media(prefers-color-scheme:dark){:root{--ink:#e6edf3}}</style>"
     head, tag, rest = svg.partition("<defs>")
     lines = (head + style + tag + rest).replace(INK, "var(--ink,#808080)").splitlines()

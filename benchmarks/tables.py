@@ -1,44 +1,42 @@
-"""The README's tables, from the files of results."""
+"""The tables of time and memory in benchmarks/README.md, from the files of results."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from benchmarks.hot_path import TARGETS, Pass
+from benchmarks.peers import NAMES
 
-README = Path(__file__).resolve().parents[1] / "README.md"
-FORMS = ("formula", "log_softmax_nll", "one_hot", "blocked")
 PEERS = ("torch.compile", "linear_cross_entropy", "liger", "optax")
 NONE = "–"
 
 
 def hot_path(kept: dict[str, Any]) -> str:
-    """Time over torch's, forward and backward and forward alone; and extra memory over the logits'."""
+    """Return the tables of times over torch's, and of extra memory over the logits' size."""
     cells = kept["cells"]
     most = max(cell["threads"] for cell in cells)
     both = [cell for cell in cells if cell["threads"] == most and cell["pass"] == Pass.BOTH.value]
     forward = [cell for cell in cells if cell["threads"] == most and cell["pass"] == Pass.FORWARD.value]
     peers = [name for name in PEERS if any(name in cell["found"] for cell in both)]
-    names = ["torch", *FORMS, *peers]
+    names = ["torch", *NAMES, *peers]
     parts = [
-        f"Time over that of `nn.CrossEntropyLoss`, forward and backward, {_threads(most)}, medians; of `blocked` "
-        "also the quartiles, what it is to keep, and what share of its time it takes to sum the logits and to copy "
-        "them, into memory that is there or that is new:",
+        f"Time over the time of `nn.CrossEntropyLoss`, forward and backward, {_threads(most)}, medians. For `blocked` "
+        "also the quartiles, the target, and the share of its time in which a sum and a copy of the logits run, into "
+        "allocated memory (copy) or into new memory (clone):",
         _table(
-            ["logits", "dtype", "torch, ms", *FORMS, "quartiles", "at most", "of a copy", "of a clone", *peers],
+            ["logits", "dtype", "torch, ms", *NAMES, "quartiles", "target", "copy", "clone", *peers],
             [
-                [*_which(cell), _ms(cell), *_ratios(cell, FORMS), *_of_blocked(cell), *_ratios(cell, peers)]
+                [*_which(cell), _ms(cell), *_ratios(cell, NAMES), *_of_blocked(cell), *_ratios(cell, peers)]
                 for cell in both
             ],
         ),
-        f"The same of the forward pass alone, where no gradient is wanted{_others(cells, most)}:",
+        f"The same for the forward pass alone, without a gradient{_others(cells, most)}:",
         _table(
-            ["logits", "dtype", "torch, ms", *FORMS, *_heads(cells, most)],
-            [[*_which(cell), _ms(cell), *_ratios(cell, FORMS), *_alone(cells, cell, most)] for cell in forward],
+            ["logits", "dtype", "torch, ms", *NAMES, *_heads(cells, most)],
+            [[*_which(cell), _ms(cell), *_ratios(cell, NAMES), *_alone(cells, cell, most)] for cell in forward],
         ),
-        "Memory beyond the logits at the peak, over the logits' own, forward and backward; the last column is "
-        "`blocked`'s, forward alone:",
+        "Peak memory beyond the logits, over the size of the logits, forward and backward; the last column is "
+        "`blocked`, forward alone:",
         _table(
             ["logits", "dtype", *names, "forward"],
             [[*_which(cell), *_memories(cell, names), _forward_memory(forward, cell)] for cell in both],
@@ -49,7 +47,7 @@ def hot_path(kept: dict[str, Any]) -> str:
 
 
 def growth(kept: dict[str, Any]) -> str:
-    """The exponents of time and memory."""
+    """Return the table of the exponents of time and memory."""
     rows = [
         [
             name,
@@ -62,7 +60,7 @@ def growth(kept: dict[str, Any]) -> str:
 
 
 def verifier(kept: dict[str, Any]) -> str:
-    """Seconds for a million logits of each part, and those of the whole command."""
+    """Return the tables of seconds per million logits of each part, and of seconds of the whole command."""
     worst: dict[tuple[str, str], dict[str, Any]] = {}
     for one in kept["parts"]:
         key = one["part"], one["of"].partition("-")[0]
@@ -77,29 +75,15 @@ def verifier(kept: dict[str, Any]) -> str:
     ]
     whole = [[f"`{one['of']}`", f"{one['cases']:,}", f"{one['seconds']:.1f}"] for one in kept["whole"]]
     return (
-        _table(["part", "dtype", "s per million logits", "at most", "the slowest of"], parts)
+        _table(["part", "dtype", "s per million logits", "target", "slowest workload"], parts)
         + "\n"
         + _table(["", "cases", "seconds"], whole)
         + f"\n{kept['title']}.\n"
     )
 
 
-def write(name: str, text: str, readme: Path = README) -> None:
-    """Put a table between its marks."""
-    begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->\n"
-    before, rest = readme.read_text(encoding="utf-8").split(begin)
-    readme.write_text(before + begin + text + end + rest.split(end)[1], encoding="utf-8")
-
-
-def shown(name: str, readme: Path = README) -> str:
-    """What stands between its marks."""
-    rest = readme.read_text(encoding="utf-8").split(f"<!-- {name}:begin -->\n")[1]
-    return rest.split(f"<!-- {name}:end -->\n")[0]
-
-
 def _table(heads: list[str], rows: list[list[str]]) -> str:
-    words = sum(head in ("", "logits", "dtype", "part", "the slowest of") for head in heads)
-    rules = [" --- " if at < words and heads[at] != "the slowest of" else " ---: " for at in range(len(heads))]
+    rules = [" --- " if head in ("", "logits", "dtype", "part", "slowest workload") else " ---: " for head in heads]
     lines = [f"| {' | '.join(heads)} |", f"|{'|'.join(rules)}|"]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
 
@@ -118,7 +102,7 @@ def _ratios(cell: dict[str, Any], names: Any) -> list[str]:
 
 
 def _marked(ratio: dict[str, Any]) -> str:
-    """A median; with a star where other processes were running in most of its rounds."""
+    """Return a median, with a star when other processes ran in most of its rounds."""
     return f"{ratio['median']:.2f}" + ("\\*" if ratio["disturbed"] else "")
 
 
@@ -137,7 +121,7 @@ def _fewer(cells: list[dict[str, Any]], most: int) -> list[int]:
 
 def _others(cells: list[dict[str, Any]], most: int) -> str:
     fewer = _fewer(cells, most)
-    return f"; and `blocked` with {', '.join(map(_threads, fewer))}" if fewer else ""
+    return f", and `blocked` with {', '.join(map(_threads, fewer))}" if fewer else ""
 
 
 def _heads(cells: list[dict[str, Any]], most: int) -> list[str]:
@@ -160,7 +144,7 @@ def _alone(cells: list[dict[str, Any]], like: dict[str, Any], most: int) -> list
 
 def _memory(cell: dict[str, Any], name: str) -> str:
     extra = cell["found"].get(name, {}).get("extra_memory", {})
-    return f"{extra['torch']:.2f}" if "torch" in extra else NONE  # JAX keeps memory, so what is resident says little
+    return f"{extra['torch']:.2f}" if "torch" in extra else NONE  # resident memory says little, since JAX keeps memory
 
 
 def _memories(cell: dict[str, Any], names: list[str]) -> list[str]:
@@ -181,7 +165,7 @@ def _threads(count: int) -> str:
 
 
 def _machine(kept: dict[str, Any], cells: list[dict[str, Any]]) -> str:
-    """The machine, how undisturbed it was, and who is missing."""
+    """Return a line on the machine, the discarded ratios and the missing peers."""
     machine = kept["machine"]
     caches = ", ".join(f"{level} {size}" for level, size in machine["caches"].items())
     rates = machine["gigabytes_per_second"]
@@ -193,14 +177,14 @@ def _machine(kept: dict[str, Any], cells: list[dict[str, Any]]) -> str:
     missing = {name: reason for cell in cells for name, reason in cell["missing"].items() if name == "liger"}
     absent = "".join(f" {name} {reason}." for name, reason in missing.items())
     stars = (
-        " A star: in most of the rounds more threads wanted a core than there were."
+        " A star: in most rounds more threads were ready to run than there were cores."
         if any(one["disturbed"] for one in spreads)
         else ""
     )
     device = "" if machine["device"] == "cpu" else f" {machine.get('device_name', machine['device'])},"
     return (
         f"{machine['processor']},{device} {machine['cores']} cores, {caches}; torch {machine['torch']}, Python "
-        f"{machine['python']}, memory by {machine['allocator']}; a sum reads {rates['sum']} GB/s, a copy moves "
-        f"{rates['copy']}, into new memory {rates['clone']}. {out:,} of {all_of_them:,} ratios were thrown out, since "
+        f"{machine['python']}, allocator {machine['allocator']}; a sum reads {rates['sum']} GB/s, a copy moves "
+        f"{rates['copy']}, into new memory {rates['clone']}. {out:,} of {all_of_them:,} ratios were discarded, since "
         f"another process was running.{stars}{absent}"
     )

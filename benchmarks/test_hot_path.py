@@ -1,11 +1,11 @@
-"""The table that anyone can run: how long each form and each peer takes, forward, and forward with backward.
+"""pytest-benchmark's table of the forms and the peers, forward, and forward with backward.
 
     pytest benchmarks                       # a few minutes on two CPU cores
     pytest benchmarks --benchmark-disable   # each benchmark once, without timing
     pytest benchmarks --benchmark-json=out.json
 
-These times come minutes apart; on a machine with neighbours they are no basis for a ratio, which `python -m benchmarks`
-takes from calls in turns. Threads and allocator move them, and no turns take that out: the header names both.
+Do not take ratios of these times, which are measured minutes after one another: `python -m benchmarks` takes ratios
+from calls in turns. Times also depend on the threads and the allocator, which the header names.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from benchmarks.hot_path import DTYPES, SHAPES, Numbers, Pass
 from benchmarks.limits import allocator
 from benchmarks.peers import forms, peers, tried
 
-pytest.importorskip("pytest_benchmark", reason="the benchmarks wait for pip install -e '.[bench]'")
+pytest.importorskip("pytest_benchmark", reason="needs pip install -e '.[bench]'")
 
 DEVICES = ("cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count())))
 NAMES = (*forms(), *peers((2, 2), "cpu"))
-# As many rounds as a few minutes allow: a call with the most logits takes up to a second and a half on two cores.
+# The rounds that fit into a few minutes: the largest call takes up to a second and a half on two cores.
 ROUNDS: dict[tuple[int, ...], int] = {(32, 10): 300, (4096, 1000): 20}
 FEW = 5
 
 
 @pytest.fixture(
-    scope="module",  # pytest runs all tests of one input together, so one input at a time is in memory
+    scope="module",  # pytest runs all tests of an input together, so only one input is in memory
     params=[(shape, dtype, device) for device in DEVICES for shape in SHAPES for dtype in DTYPES],
     ids=lambda param: f"{'x'.join(map(str, param[0]))}-{param[1]}-{param[2]}",
 )
@@ -55,7 +55,7 @@ def test_a_cross_entropy_is_timed(benchmark: Any, numbers: tuple[Numbers, Any], 
             torch.cuda.synchronize(device)
 
     benchmark.group = f"{of.value} {'x'.join(map(str, shape))} {numbers[0].dtype} {device}"
-    benchmark.name = name  # the rest of the test's name is the group's
+    benchmark.name = name  # the group has the rest of the test's name
     benchmark.extra_info |= {
         "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),

@@ -1,4 +1,4 @@
-"""Seconds that the oracle takes for a million logits, within the project's limits.
+"""The seconds of the oracle for a million logits, against the targets.
 
 pytest benchmarks/test_verifier.py
 """
@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.verifier import WORKLOADS, Workload
 
-pytest.importorskip("pytest_benchmark", reason="the benchmarks wait for pip install -e '.[bench]'")
+pytest.importorskip("pytest_benchmark", reason="needs pip install -e '.[bench]'")
 
 
 @pytest.mark.benchmark(timer=time.process_time)

@@ -1,7 +1,7 @@
-"""Turns: two processes wait, each with a torch or a crossent of its own, and call the hot path in turns.
+"""Turns: two processes, each with another torch or another crossent, call the hot path in turns.
 
-A block is old, new, new, old, and its ratio is new over old: a steady drift falls out of it. One in which the core was
-taken from either is thrown out, as in :mod:`benchmarks.paired`. This needs Python alone, as `upgrade.py` does.
+A block is old, new, new, old, and its ratio is new / old, so that a steady drift cancels. A block in which a process
+lost its core is discarded, as in :mod:`benchmarks.paired`. This module needs Python alone, as `upgrade.py` does.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import IO
 
 from benchmarks.paired import Spread, spread
 
-# One thread: the ratio is of the code, and not of who else wants the cores. And one process that compiles: the
-# workers of the parent do not answer in a process that was forked from it.
+# One thread, so that the ratio does not depend on other processes. One process that compiles: the compile workers of a
+# parent do not serve a process that was forked from the parent.
 ALONE = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
-BLOCKS = 9  # odd, so that the median is one of them
+BLOCKS = 9  # odd, so that the median is a measured ratio
 
-# Waits for a line, makes that many calls, and says how long they took, and how often the core was taken from it
-# meanwhile; or "none" where there is no such form.
+# Read a line, make that many calls, and print the seconds and how often the process lost its core; or print "none" when
+# there is no such form.
 WAITS = """
 import sys, time
 import torch, crossent
@@ -57,14 +57,14 @@ for line in sys.stdin:
 
 
 class EndedError(Exception):
-    """A process that waits has ended, or does not start; the message is which."""
+    """A process has ended or does not start; the message names the process."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two: a Python, and the folder that its crossent is in.
+    """One of the two sides: a Python, and the folder that has its crossent.
 
-    `waits`: what it runs; `-P` keeps the folder that it is run in from coming before.
+    `waits` is the code that the process runs. `-P` keeps the current folder off the import path.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Side:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[tuple[subprocess.Popen[str], IO[str]]]:
-        """A process that waits for its turns, and what it says beside them."""
+        """Start the process, and yield it with its stderr."""
         pipe = subprocess.PIPE
         env = {**os.environ, **ALONE, "PYTHONPATH": self.folder}
         command = [self.python, "-P", "-c", self.waits]
@@ -86,13 +86,13 @@ class Side:
                 yield process, aside
             finally:
                 process.kill()
-                with contextlib.suppress(BrokenPipeError):  # a line that it did not take
+                with contextlib.suppress(BrokenPipeError):  # the process did not read the last line
                     process.communicate()
 
 
 @dataclass(frozen=True)
 class Hot:
-    """One call of the hot path, and how often it is made in a turn."""
+    """One call of the hot path, and the number of calls in a turn."""
 
     name: str
     dtype: str
@@ -104,30 +104,30 @@ class Hot:
 
     @property
     def logits(self) -> tuple[str, tuple[int, ...]]:
-        """What it is called on."""
+        """The dtype and the shape of the logits."""
         return self.dtype, self.shape
 
     @property
     def line(self) -> str:
-        """What a process that waits is told."""
+        """The line that the process reads."""
         return f"{self.name} {self.dtype} {self.calls} {' '.join(map(str, self.shape))}\n"
 
 
-# How many calls make a tenth of a second or so.
+# The number of calls that take about a tenth of a second, and the shape.
 SHAPES = ((1000, (32, 10)), (5, (4096, 1000)), (1, (8, 21, 256, 256)))
 DTYPES = ("float32", "bfloat16")
 
 
 def hot(names: tuple[str, ...]) -> list[Hot]:
-    """Calls of each of these, in small shapes and large."""
+    """Return the calls of these forms, on small and large shapes."""
     return [Hot(name, dtype, calls, shape) for calls, shape in SHAPES for dtype in DTYPES for name in names]
 
 
 def ratios(old: Side, new: Side, calls: list[Hot], blocks: int = BLOCKS) -> Iterator[tuple[Hot, Spread]]:
-    """Of each call the ratio of its times, new to old; none of a call that one of them lacks.
+    """Yield the ratio of times, new / old, of each call that both sides have.
 
     Raises:
-        EndedError: a call that does not run.
+        EndedError: a call does not run.
     """
     with contextlib.ExitStack() as stack:
         both = [stack.enter_context(side.waiting()) for side in (old, new)]
@@ -140,17 +140,17 @@ def ratios(old: Side, new: Side, calls: list[Hot], blocks: int = BLOCKS) -> Iter
             with contextlib.suppress(BrokenPipeError):
                 stdin.write(line)
                 stdin.flush()
-            if not (answer := stdout.readline()):
+            if not (reply := stdout.readline()):
                 aside.seek(0)
                 said = [line.strip() for line in aside if line.strip()][-1:]
                 raise EndedError(": ".join([(old, new)[at].name, "the hot path does not run", *said]))
-            if answer.strip() == "none":
+            if reply.strip() == "none":
                 return None
-            took, switches = answer.split()
+            took, switches = reply.split()
             return float(took), int(switches) > 0
 
         for call in calls:
-            if None in [seconds(at, call.line) for at in (0, 1)]:  # libraries load, and memory is taken
+            if None in [seconds(at, call.line) for at in (0, 1)]:  # warm up: load libraries, allocate memory
                 continue
             found = []
             for _ in range(blocks):

@@ -1,17 +1,17 @@
-"""What an upgrade of torch moves: an environment for each version, a report from each, what moved, and the hot path.
+"""Compare versions of torch: an environment and a report for each, what moved between them, and the hot path's times.
 
     nox -s upgrade -- 2.8.0 2.15.0              # or: python -m benchmarks.upgrade 2.8.0 2.15.0
-    nox -s upgrade -- 2.8.0 2.13.0 2.15.0       # each beside the one before it
+    nox -s upgrade -- 2.8.0 2.13.0 2.15.0       # each version is compared with the one before it
     nox -s upgrade -- 2.13.0 ./torch-2.16.0.whl --level normal --reuse
     PIP_PRE=1 PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/nightly/cpu nox -s upgrade -- 2.13.0 torch
 
-A version is what pip takes, `2.8.0`, a requirement, or the path of a wheel; or it is the folder of an environment that
-has torch and what crossent needs. One that is named twice is run twice. Reports are kept in `.nox/upgrade/reports`,
-environments of some GB each beside them: `--reuse` takes environments as they are, and reports that are younger than
-crossent's own code. Exit status: that of `crossent diff`, the gravest of them; 2 where a version could not be had or
-compared, and 130 where it was interrupted. What is not whole, an environment or a report, is not kept.
+A version is anything that pip accepts (`2.8.0`, a requirement, the path of a wheel), or the folder of an environment
+that has torch and crossent's dependencies. A version that is named twice runs twice. Environments take some GB each in
+`.nox/upgrade`, and reports stand in `.nox/upgrade/reports`. `--reuse` keeps environments, and reports that are younger
+than crossent's code. An unfinished environment or report is deleted.
 
-This needs Python alone; it must start where no torch is.
+Exit status: the largest status of the `crossent diff` runs; 2 where a version cannot be installed or compared; 130 when
+interrupted. This module needs Python alone, since no torch may be installed where it starts.
 """
 
 from __future__ import annotations
@@ -28,34 +28,34 @@ from collections.abc import Iterable
 from typing import Any
 
 from benchmarks import environments
-from benchmarks.environments import ROOT, SUBJECTS, CannotError, Environment, checked, environment, say
+from benchmarks.environments import SUBJECTS, CannotError, Environment, checked, environment, say
+from benchmarks.readme import RESULTS, ROOT, part
 from benchmarks.turns import BLOCKS, EndedError, Side, hot, ratios
 
-FIGURES = ROOT / "benchmarks" / "figures" / "upgrades.json"
-README = ROOT / "README.md"
+FIGURES = RESULTS / "upgrades.json"
 HOT = hot(("torch", "formula"))
 
 
 def timed(old: Environment, new: Environment) -> dict[str, list[float]]:
-    """For each call of the hot path the ratio of its times, new to old: lower quartile, median, upper quartile."""
-    told: dict[str, list[float]] = {}
-    sides = (Side(one.spec, str(one.python), str(ROOT)) for one in (old, new))
+    """Return the quartiles of the ratio of times, new / old, for each call of the hot path."""
+    found: dict[str, list[float]] = {}
+    sides = (Side(side.spec, str(side.python), str(ROOT)) for side in (old, new))
     try:
         for call, ratio in ratios(*sides, HOT, BLOCKS):
-            lower, median, upper = told[str(call)] = [round(of, 3) for of in (ratio.lower, ratio.median, ratio.upper)]
+            lower, median, upper = found[str(call)] = [round(of, 3) for of in (ratio.lower, ratio.median, ratio.upper)]
             say(f"{call}: {median:.2f} of the time ({lower:.2f} to {upper:.2f}), forward and backward")
     except EndedError as error:
         raise CannotError(str(error)) from None
-    return told
+    return found
 
 
 def compared(old: Environment, new: Environment, force: bool) -> tuple[int, dict[str, Any]]:
-    """Show what moved; the exit status of `crossent diff`, and all of it."""
-    name = f"{old.name}..{new.name}-{new.asked}"
+    """Show what moved, and return the exit status of `crossent diff` and its JSON."""
+    name = f"{old.name}..{new.name}-{new.options}"
     files = {kind: environments.PLACE / environments.REPORTS / f"{name}.{kind}" for kind in ("json", "html")}
-    was, now = (json.loads(one.report.read_bytes())["environment"].get("cpu_capability") for one in (old, new))
-    if was != now:  # of one machine it is torch that chooses otherwise
-        say(f"{old.spec} takes {was} and {new.spec} {now}, which moves bits: ATEN_CPU_CAPABILITY chooses for both")
+    was, now = (json.loads(side.report.read_bytes())["environment"].get("cpu_capability") for side in (old, new))
+    if was != now:  # on one machine, only torch can have chosen differently
+        say(f"{old.spec} uses {was} and {new.spec} uses {now}, so bits differ; ATEN_CPU_CAPABILITY sets one for both")
     arguments = ["diff", str(old.report), str(new.report), *(["--force"] if force or was != now else [])]
     for kind, file in files.items():
         arguments += [f"--{kind}", str(file)]
@@ -63,45 +63,43 @@ def compared(old: Environment, new: Environment, force: bool) -> tuple[int, dict
     if done.returncode not in (0, 1):
         said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
         raise CannotError(f"{old.spec} and {new.spec}: {said[-1].removeprefix('crossent: ')}")
-    say(f"kept: {', '.join(map(str, (old.report, new.report, *files.values())))}")
+    say(f"written: {', '.join(map(str, (old.report, new.report, *files.values())))}")
     return done.returncode, json.loads(files["json"].read_text(encoding="utf-8"))
 
 
 def total(cases: Iterable[dict[str, int]]) -> dict[str, int]:
-    """How many cases of several subjects became what."""
+    """Return how many cases of several subjects there are of each kind of move."""
     each = list(cases)
     return {kind: sum(of[kind] for of in each) for kind in each[0]}
 
 
-TOLD = ("crossent", "torch", "numpy", "python", "device", "cpu_capability")  # of an environment
-
-
 def figures(moved: dict[str, Any], ratios: dict[str, list[float]]) -> dict[str, Any]:
-    """What is kept in the repository of two versions: what became of the cases, and what fails, by its first case."""
-    told: dict[str, dict[str, Any]] = {}
+    """Return the part of `upgrades.json` on two versions: the counts, and the first case of each kind of failure."""
+    first: dict[str, dict[str, Any]] = {}
     for move in moved["moves"]:
         if move["kind"] in ("broken", "newly refused", "contract changed", "mended", "newly accepted"):
             key = f"{move['kind']} {move['subject']} {move['check']} {move['says']}"
-            told.setdefault(key, {name: move[name] for name in ("kind", "id", "policy", "says")} | {"cases": 0})
-            told[key]["cases"] += 1
-    versions = {which: {name: moved[which].get(name, "") for name in TOLD} for which in ("old", "new")}
-    return {**versions, "cases": moved["cases"], "moves": [*told.values()], "hot": ratios}
+            first.setdefault(key, {name: move[name] for name in ("kind", "id", "policy", "says")} | {"cases": 0})
+            first[key]["cases"] += 1
+    names = ("crossent", "torch", "numpy", "python", "device", "cpu_capability")
+    versions = {which: {name: moved[which].get(name, "") for name in names} for which in ("old", "new")}
+    return {**versions, "cases": moved["cases"], "moves": [*first.values()], "hot": ratios}
 
 
 COLUMNS = {
     "same bits": ("same bits", "same bits, judged anew"),
     "within bounds": ("moved within bounds", "better", "worse within bounds"),
-    "mended or taken": ("mended", "newly accepted"),
+    "fixed or accepted": ("mended", "newly accepted"),
     "contract changed": ("contract changed",),
-    "broken or refused": ("broken", "newly refused"),
+    "regression or refused": ("broken", "newly refused"),
     "others": ("other words", "still wrong"),
 }
 
 
 def table(kept: dict[str, Any]) -> str:
-    """The README's: what became of the cases, and what the hot path costs."""
+    """Return the table of benchmarks/README.md: the moves of the cases, and the times of the hot path."""
     names = [*COLUMNS, "time"]
-    lines = ["| torch | of | cases | " + " | ".join(names) + " |", "| --- | --- |" + " ---: |" * (len(names) + 1)]
+    lines = ["| torch | subjects | cases | " + " | ".join(names) + " |", "| --- | --- |" + " ---: |" * (len(names) + 1)]
     for pair, of in itertools.product(kept["pairs"], ("torch", "the forms")):
         subjects = [cases for name, cases in pair["cases"].items() if name.startswith("torch") == (of == "torch")]
         if not subjects:
@@ -116,37 +114,26 @@ def table(kept: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_table(kept: dict[str, Any]) -> None:
-    """Put it into the README."""
-    begin, end = "<!-- upgrades:begin -->\n", "<!-- upgrades:end -->\n"
-    before, rest = README.read_text(encoding="utf-8").split(begin)
-    README.write_text(before + begin + table(kept) + end + rest.split(end)[1], encoding="utf-8")
-
-
 def complain(error: CannotError | OSError) -> None:
-    """Say in one line what cannot be."""
+    """Print an error as one line."""
     print(f"upgrade: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Make the environments, run, compare, time; the exit status."""
-    parser = argparse.ArgumentParser(description="What moves between versions of torch, each beside the one before it.")
-    parser.add_argument(
-        "versions",
-        nargs="+",
-        metavar="VERSION",
-        help="2.8.0, a requirement, a wheel, an environment; of one alone the report is made",
-    )
+    """Make environments and reports, compare them, time the hot path; return the exit status."""
+    parser = argparse.ArgumentParser(description="Compare each version of torch with the version before it.")
+    version_help = "2.8.0, a requirement, a wheel, or an environment; for a single version only the report is made"
+    parser.add_argument("versions", nargs="+", metavar="VERSION", help=version_help)
     parser.add_argument("--level", default="quick", choices=("quick", "normal", "thorough"))
     parser.add_argument(
-        "--subject", action="append", dest="subjects", default=[], help=f"{', '.join(SUBJECTS)}, unless given"
+        "--subject", action="append", dest="subjects", default=[], help=f"default: {', '.join(SUBJECTS)}"
     )
-    parser.add_argument("--reuse", action="store_true", help="take the environments and reports that are there")
+    parser.add_argument("--reuse", action="store_true", help="keep environments and up-to-date reports of earlier runs")
     parser.add_argument("--force", action="store_true", help="as for crossent diff")
-    parser.add_argument("--no-times", action="store_true", help="leave the hot path out")
-    parser.add_argument("--write-figures", action="store_true", help="into benchmarks/figures and the README")
+    parser.add_argument("--no-times", action="store_true", help="do not time the hot path")
+    parser.add_argument("--write-figures", action="store_true", help="write upgrades.json and the table of it")
     chosen = parser.parse_args(arguments)
-    with contextlib.suppress(ValueError):  # not in the main thread, where nobody's signal comes
+    with contextlib.suppress(ValueError):  # only the main thread receives signals
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return upgraded(chosen)
@@ -156,16 +143,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def upgraded(chosen: argparse.Namespace) -> int:
-    """Do what was chosen; the exit status."""
+    """Do what the options say, and return the exit status."""
     ready: list[Environment] = []
     failed = False
     seen: Counter[str] = Counter()
     for version in chosen.versions:
         seen[version] += 1
         try:
-            one = environment(version, chosen.level, chosen.reuse, tuple(chosen.subjects), seen[version])
-            checked(one, chosen.reuse)
-            ready.append(one)
+            made = environment(version, chosen.level, chosen.reuse, tuple(chosen.subjects), seen[version])
+            checked(made, chosen.reuse)
+            ready.append(made)
         except (CannotError, OSError) as error:
             complain(error)
             failed = True
@@ -175,16 +162,16 @@ def upgraded(chosen: argparse.Namespace) -> int:
             worst, moved = compared(old, new, chosen.force)
             status = max(status, worst)
             all_figures.append(figures(moved, {} if chosen.no_times else timed(old, new)))
-            told = [f"{count} {kind}" for kind, count in total(moved["cases"].values()).items() if count]
-            verdict = "look before you upgrade" if worst else "nothing broke"
-            say(f"{old.spec} → {new.spec}: {verdict}: {', '.join(told)}")
+            counts = [f"{count} {kind}" for kind, count in total(moved["cases"].values()).items() if count]
+            verdict = "look before you upgrade" if worst else "no regression"
+            say(f"{old.spec} → {new.spec}: {verdict}: {', '.join(counts)}")
         except (CannotError, OSError) as error:
             complain(error)
             failed = True
     if chosen.write_figures and not failed:
         kept = {"level": chosen.level, "subjects": chosen.subjects or SUBJECTS, "pairs": all_figures}
         FIGURES.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        write_table(kept)
+        part("upgrades", table(kept))
     return 2 if failed else status
 
 

@@ -1,10 +1,9 @@
-"""The verifier: what it costs to know the exact answer, to bound the error, to check, and to run all of it.
+"""The verifier: the time to compute the exact value, to bound the error, to run the checks, and of the whole command.
 
     python -m benchmarks verifier
 
-One core works on a case, so what is timed of the parts is the processor's time, and the fastest round counts:
-neighbours only ever make a round slower. `crossent check` is timed as it is run, on all cores, against the number
-of its cases.
+One core works on a case. So the time of a part is processor time, in the fastest round: other processes can only make a
+round slower. `crossent check` is timed by the clock, on all cores, against the number of its cases.
 """
 
 from __future__ import annotations
@@ -20,21 +19,27 @@ from typing import Any
 import numpy as np
 
 from crossent.cases.case import Case
-from crossent.checks.single import SINGLE
+from crossent.checks import single
 from crossent.numerics.oracle.answer import Answer, answer
 from crossent.numerics.oracle.arguments import Arguments
 from crossent.run.plan import plan
-from crossent.subjects.builtin import FORMS
+from crossent.subjects.builtin import BY_NAME
+from crossent.trials.act import Here
 from crossent.trials.difference import Difference
 from crossent.trials.trial import Question, Trial
 
-# Seconds for a million logits, loss and gradient: the project's own limits, where float64 answers and where balls do.
+# Targets in seconds for a million logits, loss and gradient: by float64 arithmetic, and by interval arithmetic.
 LIMITS = {"float32": 0.2, "float64": 2.0}
+# The checks that are timed: those of a single call.
+TIMED = (
+    *(single.call, single.result, single.arguments, single.state),
+    *(single.loss, single.gradient, single.target_gradient, single.repeat),
+)
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Logits of one shape, and what is asked of the oracle."""
+    """Logits of one shape, and the options of the call that the oracle solves."""
 
     rows: int
     classes: int
@@ -50,11 +55,11 @@ class Workload:
 
     @property
     def limit(self) -> float | None:
-        """In seconds; a gradient of target probabilities is a million numbers more, and has none for balls."""
+        """The target in seconds; none for target gradients in interval arithmetic, a million numbers more."""
         return None if self.target_gradient and self.dtype == "float64" else LIMITS[self.dtype]
 
     def arguments(self) -> Arguments:
-        """The same numbers every time."""
+        """Return the same numbers every time."""
         rng = np.random.default_rng(0)
         shape = self.rows, self.classes
         options: dict[str, Any] = {"index": rng.integers(0, self.classes, self.rows)}
@@ -64,7 +69,7 @@ class Workload:
         return Arguments(logits, label_smoothing=self.label_smoothing, **options)
 
     def run(self, arguments: Arguments) -> Answer:
-        """What is timed: the loss, and the gradient with respect to every number."""
+        """Compute the exact loss and the gradient of every number: the part that is timed."""
         exact = answer(arguments)
         for block in exact.blocks():
             block.gradient()
@@ -76,21 +81,21 @@ class Workload:
 WORKLOADS = (
     Workload(1000, 1000, "float32"),
     Workload(8, 128_256, "float32"),  # Llama 3's vocabulary
-    Workload(32, 128_256, "float32"),  # too many for their exponentials to be kept from loss to gradient
+    Workload(32, 128_256, "float32"),  # too many logits to keep their exponentials from loss to gradient
     Workload(100_000, 10, "float32"),
-    Workload(500_000, 2, "float32"),  # all rows and no classes
+    Workload(500_000, 2, "float32"),  # many rows, few classes
     Workload(1000, 1000, "float32", label_smoothing=0.1),
     Workload(1000, 1000, "float32", "probabilities", 0.1, target_gradient=True),
     Workload(1000, 1000, "float64"),
     Workload(8, 128_256, "float64"),
     Workload(100_000, 10, "float64"),
-    Workload(16, 128_256, "float64"),  # too many, again
+    Workload(16, 128_256, "float64"),  # too many to keep, again
     Workload(1000, 1000, "float64", label_smoothing=0.1),
     Workload(1000, 1000, "float64", "probabilities", 0.1),
     Workload(1000, 1000, "float64", "probabilities", 0.1, target_gradient=True),
 )
 
-# Of bounds and checks: a case with every option, of half a million logits.
+# The cases for bounds and checks: half a million logits, with every option.
 CASES = tuple(
     Case(dtype, (500, 1000), reduction="mean", weight="weighted", ignored="ignored_16th", label_smoothing=0.1)
     for dtype in ("float32", "bfloat16", "float64")
@@ -98,7 +103,7 @@ CASES = tuple(
 
 
 def oracle(workloads: tuple[Workload, ...] = WORKLOADS, rounds: int = 2) -> Iterator[dict[str, Any]]:
-    """Seconds that the oracle takes for a million logits."""
+    """Yield the seconds that the oracle takes for a million logits."""
     for workload in workloads:
         arguments = workload.arguments()
         seconds = _fastest(partial(workload.run, arguments), rounds)
@@ -111,8 +116,8 @@ def oracle(workloads: tuple[Workload, ...] = WORKLOADS, rounds: int = 2) -> Iter
 
 
 def parts(cases: tuple[Case, ...] = CASES, rounds: int = 3) -> Iterator[dict[str, Any]]:
-    """Seconds for a million logits of each step of a case, once those before it are done."""
-    subject = FORMS["formula"]
+    """Yield the seconds for a million logits of each step of a case."""
+    subject = BY_NAME["formula"]
     for case in cases:
         for name, seconds in _steps(case, subject, rounds).items():
             million = seconds / (case.rows * case.classes) * 1e6
@@ -130,25 +135,25 @@ def _steps(case: Case, subject: Any, rounds: int) -> dict[str, float]:
 
     for _ in range(rounds):
         question = Question(case)
-        trial = Trial(question, subject)
+        trial = Trial(question, subject, Here(subject.loss))
         timed("inputs", partial(getattr, question, "inputs"))
-        timed("exact answer", partial(getattr, question, "expected"))
+        timed("exact value", partial(getattr, question, "exact"))
         timed("call", partial(getattr, trial, "got"))
-        timed("bounds", partial(trial.bounds, trial.got, question.expected))
-        timed("checks", partial(_hold, trial))
+        timed("bounds", partial(trial.bounds, trial.got, question.exact))
+        timed("checks", partial(_run_checks, trial))
     return found
 
 
-def _hold(trial: Trial) -> None:
-    """The checks of a single call, which must hold: to say what is wrong takes time of its own."""
-    for check in SINGLE:
-        for one in check.run(trial) if check.applies(trial.case) else ():
-            if not isinstance(one, Difference) or one.ratio > 1:
-                raise AssertionError(one)
+def _run_checks(trial: Trial) -> None:
+    """Run the checks, which must pass: a failure would add the time to describe it."""
+    for check in TIMED:
+        for found in check.run(trial) if check.applies(trial.case) else ():
+            if not isinstance(found, Difference) or found.ratio > 1:
+                raise AssertionError(found)
 
 
 def whole(levels: tuple[str, ...] = ("quick", "normal"), subject: str = "formula") -> Iterator[dict[str, Any]]:
-    """Seconds of a whole `crossent check`, by the clock, against the number of its cases."""
+    """Yield the seconds of whole runs of `crossent check`, by the clock, with the number of cases."""
     for level in levels:
         for of in (("--dtype", "float32"), ()):
             command = [sys.executable, "-m", "crossent", "check", subject, "--level", level, *of]

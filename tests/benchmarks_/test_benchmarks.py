@@ -1,4 +1,4 @@
-"""The benchmarks: what a ratio is made of, what memory is seen, who is missing, and when a form has become slower."""
+"""The benchmarks: ratios, peak memory, missing peers, and forms that are slower than in another commit."""
 
 import itertools
 import json
@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 
-from benchmarks import compare, growth, hot_path, memory, paired, peers, tables
-from benchmarks.__main__ import RESULTS
+from benchmarks import compare, growth, hot_path, memory, paired, peers, tables, verifier
+from benchmarks.readme import RESULTS, part
 from benchmarks.turns import Hot, Side
 
 CALLS = [Hot("torch", "float32", 1, (2, 2)), Hot("formula", "float32", 1, (2, 2))]
@@ -17,14 +17,14 @@ CALLS = [Hot("torch", "float32", 1, (2, 2)), Hot("formula", "float32", 1, (2, 2)
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that goes on as it is told to, and an operating system that has never taken a core."""
+    """A clock that a test moves, and an operating system that never takes a core away."""
 
     class Clock:
         now = 0.0
         switches = 0
 
         def takes(self, seconds, slower=0.0, switches=lambda: 0):
-            """A call that takes so long, and so much longer each second."""
+            """Return a call that takes `seconds`, and is `slower` by this share with each second of the clock."""
 
             def call():
                 self.now += seconds * (1 + slower * self.now)
@@ -90,14 +90,14 @@ def test_a_round_is_thrown_out_and_counted_when_another_process_was_running(cloc
     calls = {"one": clock.takes(1), "other": clock.takes(1, switches=lambda: next(taken) in (0, 4))}
     rounds = paired.measure(lambda: calls, seconds=0, least=9, most=9)
     ratio = rounds.ratio("other", "one")
-    assert (ratio.rounds, ratio.thrown_out, ratio.changed_state) == (7, 2, False)
+    assert (ratio.rounds, ratio.thrown_out, ratio.disturbed) == (7, 2, False)
     assert rounds.seconds("one").rounds == 9
 
 
 def test_all_rounds_are_taken_back_and_marked_when_too_few_are_left(clock):
     calls = {"one": clock.takes(1), "other": clock.takes(1, switches=lambda: 1)}
     ratio = paired.measure(lambda: calls, seconds=0, least=9, most=9).ratio("other", "one")
-    assert (ratio.rounds, ratio.thrown_out, ratio.changed_state) == (9, 0, True)
+    assert (ratio.rounds, ratio.thrown_out, ratio.disturbed) == (9, 0, True)
     assert str(ratio).endswith("disturbed")
 
 
@@ -136,7 +136,7 @@ def test_both_ways_of_measuring_memory_see_as_many_buffers_of_the_largest_logits
     call = peers.forms()["torch"](logits, target, True)
     call()
     if (resident := memory.resident(call)) is None:
-        pytest.skip("waits for a kernel that tells the most memory, as Linux does")
+        pytest.skip("needs a kernel that reports the peak memory, as Linux does")
     size = logits.numel() * logits.element_size()
     assert round(memory.traced(call) / size, 1) == round(resident / size, 1) == 3.0
 
@@ -157,10 +157,10 @@ def test_a_missing_peer_is_named_with_its_reason(monkeypatch):
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
     monkeypatch.delattr(torch.nn.functional, "linear_cross_entropy", raising=False)
     found = peers.peers((4, 3), "cpu")
-    assert found["optax"] == "waits for pip install jax optax"
-    assert found["liger"] == "waits for a CUDA device"
-    assert found["linear_cross_entropy"].startswith("waits for torch")
-    assert peers.peers((4, 3), "cuda")["liger"] == "waits for pip install liger-kernel"
+    assert found["optax"] == "needs pip install jax optax"
+    assert found["liger"] == "needs a CUDA device"
+    assert found["linear_cross_entropy"].startswith("needs torch")
+    assert peers.peers((4, 3), "cuda")["liger"] == "needs pip install liger-kernel"
 
 
 def test_an_identity_that_no_machine_has_is_not_made():
@@ -180,19 +180,19 @@ def test_a_peer_that_raises_is_missing_for_what_it_said():
 
 @pytest.fixture
 def cells(monkeypatch):
-    """Cells of the hot path as they are kept, of logits that take no time."""
-    monkeypatch.setattr(hot_path, "peers", lambda shape, device: {"liger": "waits for a CUDA device"})
+    """Cells of the hot path as the results have them, measured on small logits."""
+    monkeypatch.setattr(hot_path, "peers", lambda shape, device: {"liger": "needs a CUDA device"})
     measured = hot_path.measure(((32, 10),), ("float32",), seconds=0)
     return json.loads(json.dumps(list(measured)))
 
 
 def test_a_cell_has_every_form_its_memory_and_who_is_missing(cells):
     for cell in cells:
-        assert {*peers.FORMS, "sum"} <= set(cell["found"])
+        assert {*peers.LOSSES, "sum"} <= set(cell["found"])
         assert cell["found"]["torch"]["ratio_to_torch"]["median"] == 1
-        assert all("torch" in cell["found"][name]["extra_memory"] for name in peers.FORMS)
+        assert all("torch" in cell["found"][name]["extra_memory"] for name in peers.LOSSES)
     forward, both = cells
-    assert (forward["missing"], both["missing"]) == ({}, {"liger": "waits for a CUDA device"})
+    assert (forward["missing"], both["missing"]) == ({}, {"liger": "needs a CUDA device"})
 
 
 def test_a_target_is_beside_what_was_measured(cells):
@@ -219,17 +219,25 @@ def test_the_table_has_a_row_for_each_cell(cells):
     of_lines = [part for part in parts if part]
     assert [len(part) for part in of_lines] == [3, 3, 3]
     assert all(len({line.count("|") for line in part}) == 1 for part in of_lines)
-    assert "liger waits for a CUDA device" in text
+    assert "liger needs a CUDA device" in text
 
 
-@pytest.mark.parametrize("part", ["hot_path", "growth", "verifier"])
-def test_the_readme_has_the_tables_of_the_results(part):
-    path = RESULTS / f"{part}.json"
+@pytest.mark.parametrize("name", ["hot_path", "growth", "verifier"])
+def test_the_readme_has_the_tables_of_the_results(name):
+    path = RESULTS / f"{name}.json"
     if not path.exists():
-        pytest.skip(f"waits for nox -s benchmarks, which writes {path.name}")
+        pytest.skip(f"needs {path.name}, which nox -s benchmarks writes")
     kept = json.loads(path.read_text(encoding="utf-8"))
-    assert tables.shown(part) == getattr(tables, part)(kept), "nox -s benchmarks writes it anew"
+    assert part(name) == getattr(tables, name)(kept), "nox -s benchmarks writes the table again"
     assert {"processor", "threads", "torch", "python", "allocator"} <= set(kept["machine"])
+
+
+def test_every_part_of_the_verifier_is_timed():
+    (of_oracle,) = verifier.oracle((verifier.Workload(5, 3, "float32"),), rounds=1)
+    assert of_oracle["seconds_per_million_logits"] > 0
+    case = verifier.Case("float32", (5, 3), reduction="mean", weight="weighted")
+    parts = {part["part"] for part in verifier.parts((case,), rounds=1)}
+    assert parts == {"inputs", "exact value", "call", "bounds", "checks"}
 
 
 def test_an_exponent_is_the_slope_of_the_logarithms():
@@ -240,7 +248,7 @@ def test_an_exponent_is_the_slope_of_the_logarithms():
 
 
 def side(name, **seconds):
-    """One that answers so many seconds for a call, and has none but these."""
+    """Return a side that reports these seconds for each call, and has no other calls."""
     waits = f"""
 import sys
 seconds = {seconds}
@@ -259,7 +267,7 @@ def test_a_planted_slowdown_is_worse():
     (worse,) = compare.compare(
         side("old", torch=1.0, formula=1.0), side("new", torch=1.01, formula=1.1), calls=CALLS, say=quiet
     )
-    assert worse.startswith("formula 2x2 float32: 1.100 of the time, where 1.010 is as far as it spreads")
+    assert worse.startswith("formula 2x2 float32: 1.100 of the time, and the spread reaches 1.010")
 
 
 @pytest.mark.parametrize(
@@ -290,16 +298,16 @@ for line in sys.stdin:
 def test_the_exit_status_is_1_when_a_form_is_worse_than_in_a_folder(tmp_path, monkeypatch, capsys):
     (tmp_path / "crossent").mkdir()
     (tmp_path / "crossent" / "__init__.py").touch()
-    asked = []
+    folders = []
 
     def found(old, new, **how):
-        asked.append((old.folder, new.folder))
+        folders.append((old.folder, new.folder))
         return ["formula: slower"]
 
     monkeypatch.setattr(compare, "compare", found)
     assert compare.run(str(tmp_path)) == 1
-    assert asked == [(str(tmp_path), str(compare.ROOT))]
-    assert "worse: formula: slower" in capsys.readouterr().out
+    assert folders == [(str(tmp_path), str(compare.ROOT))]
+    assert "slower: formula: slower" in capsys.readouterr().out
 
 
 def test_a_commit_is_had_without_touching_the_checkout(tmp_path):
@@ -310,7 +318,7 @@ def test_a_commit_is_had_without_touching_the_checkout(tmp_path):
     try:
         git("init")
     except OSError:
-        pytest.skip("waits for git")
+        pytest.skip("needs git")
     (tmp_path / "crossent").mkdir()
     module = tmp_path / "crossent" / "__init__.py"
     for text in ("old", "new"):

@@ -1,4 +1,4 @@
-"""`nox -s upgrade`: what it asks pip for, what it keeps, and what it says where a version cannot be had."""
+"""`nox -s upgrade`: the requirements that pip gets, the files that are kept, and the messages when a version fails."""
 
 import json
 import os
@@ -13,22 +13,24 @@ from pathlib import Path
 import pytest
 
 from benchmarks import environments, upgrade
+from benchmarks.readme import part
 from benchmarks.turns import Hot
+from crossent.forms import FORMS
 
 SCRIPT = Path(upgrade.__file__)
-on_posix = pytest.mark.skipif(os.name != "posix", reason="waits for a system with /bin/sh")
+on_posix = pytest.mark.skipif(os.name != "posix", reason="needs a system with /bin/sh")
 
 
 @pytest.fixture
 def kept(tmp_path, monkeypatch):
-    """Where environments and reports are kept."""
+    """The folder of environments and reports."""
     monkeypatch.setattr(environments, "PLACE", tmp_path / "kept")
     return tmp_path / "kept"
 
 
 @pytest.fixture
 def here(kept, tmp_path):
-    """Two folders that look like environments, whose Python is this one."""
+    """Two folders that look like environments and run this Python."""
     for name in ("one", "other"):
         (tmp_path / name / "bin").mkdir(parents=True)
         python = tmp_path / name / "bin" / "python"
@@ -38,7 +40,7 @@ def here(kept, tmp_path):
 
 
 def pip_that(says, monkeypatch, status=1):
-    """A venv whose Python is a pip that says this, and ends so."""
+    """Make a venv whose Python is a pip that prints these lines and exits with this status."""
 
     def create(place, **how):
         (place / "bin").mkdir(parents=True)
@@ -50,7 +52,7 @@ def pip_that(says, monkeypatch, status=1):
 
 
 def one_line(capsys):
-    """What is said on stderr, which is one line."""
+    """Return stderr, which is one line."""
     err = capsys.readouterr().err
     assert err.startswith("upgrade: ")
     assert err.count("\n") == 1
@@ -58,7 +60,7 @@ def one_line(capsys):
 
 
 @pytest.mark.parametrize(
-    ("spec", "asked"),
+    ("spec", "expected"),
     [
         ("2.0.1", ["torch==2.0.1", "numpy<2"]),
         ("2.2", ["torch==2.2", "numpy<2"]),
@@ -68,8 +70,19 @@ def one_line(capsys):
         ("./wheels/torch-2.16.whl", ["./wheels/torch-2.16.whl", "numpy>=1.24"]),
     ],
 )
-def test_a_version_is_what_pip_takes(spec, asked):
-    assert environments.requirements(spec) == asked
+def test_a_version_is_a_requirement_of_pip(spec, expected):
+    assert environments.requirements(spec) == expected
+
+
+def test_the_other_requirements_are_those_of_the_package():
+    needed = environments.other_requirements()
+    assert {"python-flint>=0.7", "rich>=13.4", "setuptools"} <= set(needed)
+    assert not [one for one in needed if one.startswith(("torch", "numpy"))]
+
+
+def test_the_subjects_are_torch_and_the_forms_on_tensors():
+    forms = [name for name in FORMS if name != "scalar"]
+    assert list(environments.SUBJECTS) == ["torch", *forms]
 
 
 @on_posix
@@ -108,15 +121,15 @@ def test_an_environment_that_cannot_be_made_is_one_line_and_status_2(kept, monke
     pip_that(says, monkeypatch)
     assert upgrade.main(["2.999", "--no-times"]) == 2
     assert re.match(rf"upgrade: 2\.999: no environment of Python 3\.\d+: .*{told}", one_line(capsys))
-    assert list(kept.iterdir()) == []  # of which --reuse would take it for one
+    assert list(kept.iterdir()) == []  # --reuse would take a folder for an environment
 
 
 @pytest.mark.parametrize("spec", ["", "/", "no/such/..", "reports", "no/such/reports"])
-def test_a_version_whose_folder_would_be_that_of_others_clears_nothing(kept, capsys, spec):
+def test_a_version_without_a_folder_of_its_own_deletes_nothing(kept, capsys, spec):
     (kept / "reports").mkdir(parents=True)
     (kept / "reports" / "one.json").touch()
     assert upgrade.main([spec, "--no-times"]) == 2
-    assert one_line(capsys) == f"upgrade: {spec!r}: no version\n"
+    assert one_line(capsys).startswith(f"upgrade: {spec!r}: not a version; give ")
     assert (kept / "reports" / "one.json").exists()
 
 
@@ -127,7 +140,7 @@ def test_a_wheel_that_is_not_there_is_one_line_and_status_2(kept, capsys):
 
 
 @on_posix
-def test_of_what_pip_says_the_large_steps_are_shown(kept, monkeypatch, capsys):
+def test_the_large_steps_of_pip_are_shown(kept, monkeypatch, capsys):
     says = [
         "Collecting torch==2.8.0",
         "  Downloading torch-2.8.0-cp311-cp311-manylinux_2_28_x86_64.whl (888.1 MB)",
@@ -142,7 +155,7 @@ def test_of_what_pip_says_the_large_steps_are_shown(kept, monkeypatch, capsys):
         "upgrade: 2.8.0: pip: installing 2 packages",
     ]
     environments.environment("2.8.0", "quick", True)
-    assert capsys.readouterr().out == f"upgrade: 2.8.0: {kept / '2.8.0'} is there\n"
+    assert capsys.readouterr().out == f"upgrade: 2.8.0: reusing {kept / '2.8.0'}\n"
 
 
 @on_posix
@@ -168,7 +181,7 @@ def test_reports_are_kept_compared_and_used_again(here, kept, capfd):
     assert kinds == [".html", ".json", ".json", ".json"]
     out, err = capfd.readouterr()
     assert out.splitlines()[-1].endswith(" same bits")
-    assert "nothing broke: " in out.splitlines()[-1]
+    assert "no regression: " in out.splitlines()[-1]
     assert err == ""
     document = json.loads(other.read_text(encoding="utf-8"))
     case = next(case for case in document["subjects"][0]["cases"].values() if case["results"])
@@ -183,7 +196,7 @@ def test_reports_are_kept_compared_and_used_again(here, kept, capfd):
 
 
 def test_what_is_kept_has_a_name_of_its_own(here):
-    """Two environments called .venv would else be one, and be compared with themselves."""
+    """Otherwise two environments that are called .venv would share a report."""
     (Path(here[0]) / ".venv" / "bin").mkdir(parents=True)
     (Path(here[1]) / ".venv" / "bin").mkdir(parents=True)
     made = [
@@ -203,24 +216,36 @@ def test_a_report_that_is_older_than_crossent_is_made_anew(here, capsys, monkeyp
     one = environments.environment(here[0], "quick", True)
     one.report.parent.mkdir(parents=True)
     one.report.write_text("{}")
-    asked = []
-    monkeypatch.setattr(environments, "follow", lambda command, *rest, **more: asked.append(command) or write(command))
+    commands = []
+    monkeypatch.setattr(
+        environments, "follow", lambda command, *rest, **more: commands.append(command) or write(command)
+    )
 
     def write(command):
         Path(command[-1]).write_text("another")
 
     environments.checked(one, True)
-    assert asked == []
-    os.utime(one.report, (0, 0))
+    assert commands == []
+    (newest,) = sorted((environments.ROOT / "crossent").rglob("*.py"), key=lambda path: path.stat().st_mtime)[-1:]
+    older = newest.stat().st_mtime - 1  # than a module of a room, which lies in a folder of the package
+    os.utime(one.report, (older, older))
     environments.checked(one, True)
-    assert asked
+    assert commands
     assert one.report.read_text() == "another"
     assert "is older than crossent's code" in capsys.readouterr().out
 
 
 @on_posix
+def test_a_traceback_is_no_report_and_its_last_line_is_shown(here, capsys):
+    """Python exits with 1, as `crossent check` does when there are findings."""
+    (Path(here[0]) / "bin" / "python").write_text("#!/bin/sh\necho 'ImportError: no such torch' >&2\nexit 1\n")
+    assert upgrade.main([here[0], "--no-times"]) == 2
+    assert one_line(capsys) == f"upgrade: {here[0]}: no report: ImportError: no such torch\n"
+
+
+@on_posix
 def test_an_interrupt_leaves_no_half_report_and_ends_with_130(here, tmp_path):
-    """`crossent check` writes what it has where it is interrupted, which is no report of the level that was asked."""
+    """An interrupted `crossent check` writes an unfinished report."""
     fake = Path(here[0]) / "bin" / "python"
     fake.write_text(
         '#!/bin/sh\nfor last; do :; done\ntrap \'echo "{}" > "$last"; touch "$last.was"; exit 130\' TERM INT\n'
@@ -261,8 +286,7 @@ def test_a_hot_path_that_does_not_run_says_why(here):
 
 def test_the_readme_has_the_table_of_the_figures():
     kept = json.loads(upgrade.FIGURES.read_text(encoding="utf-8"))
-    shown = upgrade.README.read_text(encoding="utf-8").split("<!-- upgrades:begin -->\n")[1]
-    assert shown.split("<!-- upgrades:end -->")[0] == upgrade.table(kept)
+    assert part("upgrades") == upgrade.table(kept)
 
 
 def test_what_fails_is_kept_by_its_first_case():

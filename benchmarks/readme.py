@@ -1,0 +1,31 @@
+"""The tables that code writes into README.md and benchmarks/README.md, each between two marks that bear its name.
+
+This module needs Python alone: `nox -s upgrade` starts where torch may be missing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+PAGES = (README, ROOT / "benchmarks" / "README.md")
+RESULTS = ROOT / "benchmarks" / "results"  # the files that the tables are made from
+
+
+def part(name: str, written: str | None = None) -> str:
+    """Return the text between the two marks of this name, and replace it where new text is given.
+
+    Raises:
+        ValueError: no page, or more than one, has such a mark.
+    """
+    begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->\n"
+    pages = [page for page in PAGES if begin in page.read_text(encoding="utf-8")]
+    if len(pages) != 1:
+        found = ", ".join(map(str, pages)) or "none"
+        raise ValueError(f"the mark {begin.strip()} must stand in exactly one of {', '.join(map(str, PAGES))}: {found}")
+    before, rest = pages[0].read_text(encoding="utf-8").split(begin)
+    shown, after = rest.split(end)
+    if written is not None:
+        pages[0].write_text(before + begin + written + end + after, encoding="utf-8")
+    return shown
