@@ -13,7 +13,7 @@ from typing import Any
 
 from crossent.repro.scripts import case
 
-Function = Callable[..., Any]
+ScriptFunction = Callable[..., Any]
 
 
 @dataclass
@@ -27,12 +27,12 @@ class Code:
         values: the names of `case` that the functions use.
     """
 
-    instead: Mapping[str, Function] = field(default_factory=dict)
+    instead: Mapping[str, ScriptFunction] = field(default_factory=dict)
     functions: dict[str, str] = field(default_factory=dict)
     imports: set[str] = field(default_factory=set)
     values: set[str] = field(default_factory=set)
 
-    def add(self, function: Function, name: str = "") -> None:
+    def add(self, function: ScriptFunction, name: str = "") -> None:
         """Copy a function or class, and what it uses. The script knows it by another name where one is given."""
         name = name or function.__name__
         function = self.instead.get(name, function)

@@ -13,7 +13,7 @@ from crossent.trials.trial import NotRunError
 
 Index = tuple[int, ...]
 Shapes = Mapping[str, Index]  # of results, by name
-Terms = tuple[tuple[int, float, Index], ...]
+EquationTerms = tuple[tuple[int, float, Index], ...]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Equation:
     """
 
     inputs: tuple[Inputs, ...]
-    terms: Callable[[str, Index], Terms] | None = lambda part, index: ((1, 1.0, index),)
+    terms: Callable[[str, Index], EquationTerms] | None = lambda part, index: ((1, 1.0, index),)
 
 
 # The equations that a check asks of a case, by the name of the call whose result they are about.
@@ -56,7 +56,7 @@ def of_reversed_rows(case: Case, given: Inputs) -> dict[str, Equation]:
     """Return the equations with the rows in reverse order, by the dimension that is reversed."""
 
     def along(axis: int) -> Equation:
-        def terms(part: str, index: Index) -> Terms:
+        def terms(part: str, index: Index) -> EquationTerms:
             of_rows = max(0, axis - 1) if part == "loss" else axis  # the loss has no class axis
             return ((1, 1.0, _reversed(index, parts(given)[part], of_rows)),)
 
@@ -68,7 +68,7 @@ def of_reversed_rows(case: Case, given: Inputs) -> dict[str, Equation]:
 def of_reversed_classes(case: Case, given: Inputs) -> dict[str, Equation]:
     """Return the equation with the classes in reverse order."""
 
-    def terms(part: str, index: Index) -> Terms:
+    def terms(part: str, index: Index) -> EquationTerms:
         axis = min(1, given.logits.dim() - 1)
         return ((1, 1.0, index if part == "loss" else _reversed(index, parts(given)[part], axis)),)
 
@@ -88,7 +88,7 @@ def of_two_batches(case: Case, given: Inputs) -> dict[str, Equation]:
     (first, of_first), (second, of_second) = ((float(share), inputs) for share, inputs in parted)
     size = len(of_first.logits)
 
-    def terms(part: str, index: Index) -> Terms:
+    def terms(part: str, index: Index) -> EquationTerms:
         if not index:  # a sum, or a mean of means
             return (1, first, ()), (2, second, ())
         row, *further = index

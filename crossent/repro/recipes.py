@@ -13,7 +13,7 @@ from crossent.checks import compiled_code, relations
 from crossent.checks.circumstances import ALONE, THREADS, UNRECORDED
 from crossent.checks.large import GIB, needed
 from crossent.repro import equations
-from crossent.repro.composer import Function
+from crossent.repro.composer import ScriptFunction
 from crossent.repro.equations import Equations, Index, Shapes, parts
 from crossent.repro.scripts import circumstances, derivatives, determinism, refusals, single, transforms
 from crossent.repro.scripts.compiled_code import call_compiled, check_compiled_errors
@@ -72,9 +72,9 @@ class Recipe:
     """
 
     kinds: tuple[str, ...]
-    step: Function
-    number: Function | None = None
-    whole: Function | None = None
+    step: ScriptFunction
+    number: ScriptFunction | None = None
+    whole: ScriptFunction | None = None
     numbers: Callable[[Focus], Shapes] = nothing
     wholes: Callable[[Focus], Shapes] = nothing
     numbered: bool = False
@@ -97,12 +97,12 @@ def _rows(focus: Focus) -> Shapes:
     return {"gradient": (sizes[0], *sizes[2:]) if len(sizes) > 1 else ()}
 
 
-def _number(numbers: Callable[[Focus], Shapes], number: Function = judge_number) -> Recipe:
+def _number(numbers: Callable[[Focus], Shapes], number: ScriptFunction = judge_number) -> Recipe:
     """Return the recipe of a number of the first call."""
     return Recipe(("wrong",), call_once, number, numbers=numbers, numbered=True)
 
 
-def _equal(equations_of: Equations, whole: Function | None = None) -> Recipe:
+def _equal(equations_of: Equations, whole: ScriptFunction | None = None) -> Recipe:
     """Return the recipe of a result that follows from other results."""
 
     def named(focus: Focus, *, whole: bool) -> Shapes:
@@ -123,10 +123,10 @@ def _equal(equations_of: Equations, whole: Function | None = None) -> Recipe:
 
 
 def _called(
-    step: Function,
+    step: ScriptFunction,
     calls: Mapping[str, tuple[str, ...]],
     *,
-    number: Function = circumstances.judge_one_call,
+    number: ScriptFunction = circumstances.judge_one_call,
     kinds: tuple[str, ...] = EITHER,
 ) -> Recipe:
     """Return the recipe of several calls. `calls` has the parts of the result of each call, by its name."""
@@ -146,7 +146,7 @@ def _others(focus: Focus) -> dict[str, Any]:
     return {"other": focus.case.seeded(focus.case.seed + 1).build()}
 
 
-def _derivative(step: Function, *names: str) -> Recipe:
+def _derivative(step: ScriptFunction, *names: str) -> Recipe:
     """Return the recipe of derivatives along the direction of the case. A derivative may be missing."""
 
     def shapes(focus: Focus) -> Shapes:
@@ -161,7 +161,9 @@ def _derivative(step: Function, *names: str) -> Recipe:
     return Recipe(EITHER, step, number, whole, shapes, shapes, values=values)
 
 
-def _transform(step: Function, numbers: Callable[[Focus], Shapes] = _all, *, number: Function = judge_number) -> Recipe:
+def _transform(
+    step: ScriptFunction, numbers: Callable[[Focus], Shapes] = _all, *, number: ScriptFunction = judge_number
+) -> Recipe:
     """Return the recipe of one call under a transform."""
     return Recipe(EITHER, step, number, numbers=numbers)
 

@@ -17,7 +17,7 @@ from crossent.cases.case import Case
 from crossent.checks import CHECKS, single
 from crossent.machine import ambient, require_device
 from crossent.report.findings import Finding, Numbers, SubjectReport
-from crossent.repro.composer import Code, Function
+from crossent.repro.composer import Code, ScriptFunction
 from crossent.repro.equations import Shapes
 from crossent.repro.literals import assignments, docstring
 from crossent.repro.recipes import RECIPES, REFUSALS, Focus, Recipe
@@ -60,7 +60,7 @@ ENDS = ("crashed", "hung")  # kinds of findings of every check: a call ended its
 # A subject of which no more is known than its name.
 ANOTHER = Subject("another", torch.nn.functional.cross_entropy)
 # The subjects that a script defines itself.
-DEFINED: dict[str, Function] = {
+DEFINED: dict[str, ScriptFunction] = {
     "torch": subjects.torch_loss,
     "torch_nll": subjects.torch_nll,
     "scalar": subjects.scalar_on_tensors,
@@ -68,10 +68,10 @@ DEFINED: dict[str, Function] = {
 
 
 def repeated(id: str, device: str = "cpu") -> Finding:
-    """The finding with this id, as it happens here and now: its check runs, after those that must hold before it.
+    """Run a check on a case here, and return its finding. The checks that must pass first run before it.
 
     Raises:
-        ValueError: no such subject or case, or it does not happen.
+        ValueError: there is no such subject or case, or the finding does not happen here.
         RuntimeError: no such device.
     """
     subject, check, case = _parts(id)
@@ -92,10 +92,10 @@ def repeated(id: str, device: str = "cpu") -> Finding:
 
 
 def nearest_to_bound(id: str, device: str = "cpu") -> Finding:
-    """What holds here, as if it were a finding: the number that is nearest to its bound, or how a bad call is refused.
+    """Return a check that passes here as a finding: the number nearest to its error bound, or the error of a bad call.
 
     Raises:
-        ValueError: no such subject or case, the check does not run on it, or it measures no number.
+        ValueError: there is no such subject or case, the check does not run on it, or the check measures no number.
         RuntimeError: no such device.
     """
     subject, name, case = _parts(id)
@@ -119,22 +119,24 @@ def nearest_to_bound(id: str, device: str = "cpu") -> Finding:
 
 
 def _checks(name: str, case: Case | BadInput) -> tuple[Check, ...]:
-    """The check of this name, after those that must hold before any other; of tiles, it alone."""
+    """Return the check of this name after those that must pass first. On a tiled case it runs alone."""
     before = () if isinstance(case, Case) and case.tiled > 1 else (single.call, single.result)
     return tuple(dict.fromkeys((*before, *([CHECKS[name]] if name in CHECKS else []))))
 
 
 def script(finding: Finding, device: str = "cpu", digest: str | None = None, *, held: bool = False) -> str:
-    """A script that repeats a finding and exits with 1 where it happens, 0 where not, 2 where that cannot be asked.
+    """Return a script that repeats a finding.
+
+    The script exits with 1 where the finding happens, with 0 where it does not, and with 2 where the call cannot run.
 
     Args:
-        finding: what a run found.
-        device: where it was found.
-        digest: of the inputs that it was found on, to be sure that these are the same.
-        held: whether the number is no finding, and not wrong where it comes again.
+        finding: the finding of a run.
+        device: the device of that run.
+        digest: the digest of the inputs in that run, which the inputs here must have.
+        held: whether the number is right, so that the script does not call the same number wrong.
 
     Raises:
-        ValueError: its case cannot be built, or not with the same bits; or it is of no kind that is known.
+        ValueError: the case cannot be built, or has other bits here; or its check has no such finding.
         RuntimeError: no such device.
     """
     case, subject = _case(finding.case), _subject(finding.subject, device)
@@ -178,11 +180,11 @@ def script(finding: Finding, device: str = "cpu", digest: str | None = None, *, 
     return text
 
 
-def _main(code: Code, step: Function, ending: Function | None, *, refusable: bool) -> list[str]:
+def _main(code: Code, step: ScriptFunction, ending: ScriptFunction | None, *, refusable: bool) -> list[str]:
     """Return the lines that call a step, and the function that judges its result.
 
-    refusable: whether the script ends with status 2 where the subject raises. A finding that it raises needs no more
-    than the traceback, with which Python ends with status 1.
+    refusable: whether the script ends with status 2 where the subject raises. Where the finding is that the subject
+        raises, the traceback says enough, and Python ends with status 1.
     """
     code.add(step)
     lines = [f"{step.__name__}()"]
