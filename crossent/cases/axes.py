@@ -1,4 +1,4 @@
-"""Axes: what can be chosen for a case, and what cannot stand together."""
+"""The axes of a case: the choices on each axis, and the combinations of choices that are impossible."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ DTYPES = {
     "float64": torch.float64,
 }
 INDEX_TARGETS = {"int64": torch.int64, "uint8": torch.uint8}
-# Probabilities that add up to one, in the logits' dtype and in another; one class with all of it, in floats; numbers of
-# either sign that add up to anything.
+# Probabilities that add up to one, in the logits' dtype or in another dtype; one-hot rows of floats; and numbers of
+# either sign whose sum is arbitrary.
 DENSE_TARGETS = ("probabilities", "other_float", "hard", "unnormalised")
 OTHER_FLOAT = {"float16": "float32", "bfloat16": "float64", "float32": "float64", "float64": "float32"}
-# What `ignore_index` is, and how many rows have it. 255 is no class, but fits into uint8.
+# The value of `ignore_index` for each choice. The choice also says which rows are ignored. 255 is not a class, but fits
+# into uint8.
 IGNORED = {
     "kept": -100,
     "ignored": 255,
@@ -30,16 +31,17 @@ IGNORED = {
     "ignored_class": 1,
     "ignored_huge": 2**32,
     "ignored_first": -100,  # row 0; Liger-Kernel#678
-    "ignored_16th": -100,  # rows 0, 16, 32, …: torch's blocks of rows end there
+    "ignored_16th": -100,  # rows 0, 16, 32, …: torch closes a block of rows there
     "ignored_all": 255,
     "ignored_minus_one": -1,
-    "ignored_zero": 0,  # a class, and false
+    "ignored_zero": 0,  # a class, and false in Python
 }
-# How a tensor lies in memory: as it is read; backwards; with the class axis last, as channels_last has it; a window of
-# a wider one; every second element; one element into its storage; the same entry for the whole batch.
+# The memory layout of a tensor: contiguous; with its axes reversed; with the class axis last, as in channels_last; a
+# window of a wider tensor; every second element of its storage; starting at the second element of its storage; and one
+# entry expanded to the whole batch.
 LAYOUTS = ("contiguous", "transposed", "class_last", "window", "strided", "offset", "expanded")
-# The choices that there are, for each attribute of a case that is one of a few words. All words differ, so an id needs
-# no more than the word. The first of a list is the usual one.
+# The words to choose from, for each attribute of a case that is a word. No word stands on two axes, so an id contains
+# the word without the name of its axis. The first word of each axis is the default.
 AXES: dict[str, tuple[str, ...]] = {
     "dtype": tuple(DTYPES),
     "values": tuple(VALUES),
@@ -47,19 +49,22 @@ AXES: dict[str, tuple[str, ...]] = {
     "reduction": ("mean", "sum", "none"),
     "weight": ("unweighted", "weighted", "weight_decades", "weight_zeros", "weight_negative"),
     "ignored": tuple(IGNORED),
-    # The upstream gradient: 1, one number, a number for each row, one number at every row with stride 0, 0; a number
-    # for each row at every second place in memory; one for each that may be large or small.
+    # The upstream gradient: 1; one random number; one number per row; one number expanded to every row with stride 0;
+    # 0; one number per row at every second element of the storage; one number per row over orders of magnitude.
     "upstream": ("one", "scalar", "rows", "stride0", "zero", "rows_strided", "rows_large"),
     "layout": LAYOUTS,
     "target_layout": tuple(f"target_{layout}" for layout in LAYOUTS if layout != "window"),
     "weight_layout": tuple(f"weight_{layout}" for layout in ("contiguous", "window", "strided", "offset")),
 }
-OF_ROWS = ("rows", "stride0", "rows_strided", "rows_large")  # upstream gradients that need a loss for each row
+OF_ROWS = ("rows", "stride0", "rows_strided", "rows_large")  # upstream gradients that need one loss per row
 
 
 @dataclass(frozen=True)
 class Constraint:
-    """What cannot stand together: `axes` are the attributes of a case that `forbids` looks at."""
+    """A rule that forbids combinations of choices.
+
+    `axes` are attributes of a case. `forbids` takes the choices on these axes.
+    """
 
     reason: str
     axes: tuple[str, ...]
@@ -72,7 +77,7 @@ def _classes(sizes: tuple[int, ...]) -> int:
 
 CONSTRAINTS = (
     Constraint(
-        "class probabilities have no ignored rows",
+        "a target of class probabilities cannot have ignored rows",
         ("target", "ignored"),
         lambda target, ignored: target in DENSE_TARGETS and ignored != "kept",
     ),
@@ -87,7 +92,7 @@ CONSTRAINTS = (
         lambda target, sizes: target == "uint8" and _classes(sizes) > 256,
     ),
     Constraint(
-        "255 is a class",
+        "255 must not be a class",
         ("ignored", "sizes"),
         lambda ignored, sizes: ignored in ("ignored", "ignored_all") and _classes(sizes) > 255,
     ),
@@ -97,7 +102,7 @@ CONSTRAINTS = (
         lambda reduction, upstream: reduction != "none" and upstream in OF_ROWS,
     ),
     Constraint(
-        "the values are about ignored rows",
+        "these values need ignored rows",
         ("values", "ignored"),
         lambda values, ignored: VALUES[values].ignored_only and ignored == "kept",
     ),
@@ -107,14 +112,14 @@ CONSTRAINTS = (
         lambda values, dtype: VALUES[values].largest > FORMATS[dtype].largest,
     ),
     Constraint(
-        "one axis lies in memory in one way",
+        "this layout needs more axes",
         ("layout", "sizes"),
         lambda layout, sizes: (
             layout in ("transposed", "class_last") and len(sizes) < (2 if layout == "transposed" else 3)
         ),
     ),
     Constraint(
-        "one axis lies in memory in one way",
+        "this layout needs more axes",
         ("target_layout", "sizes", "target"),
         lambda layout, sizes, target: (
             layout in ("target_transposed", "target_class_last")
@@ -122,17 +127,17 @@ CONSTRAINTS = (
         ),
     ),
     Constraint(
-        "no batch to repeat an entry of",
+        "an expanded tensor needs a batch",
         ("layout", "sizes"),
         lambda layout, sizes: layout == "expanded" and (len(sizes) < 2 or sizes[0] == 0),
     ),
     Constraint(
-        "no batch to repeat an entry of",
+        "an expanded tensor needs a batch",
         ("target_layout", "sizes"),
         lambda layout, sizes: layout == "target_expanded" and (len(sizes) < 2 or sizes[0] == 0),
     ),
     Constraint(
-        "the same entry everywhere ignores all rows or none",
+        "an expanded target has all rows ignored or none",
         ("target_layout", "ignored"),
         lambda layout, ignored: layout == "target_expanded" and ignored not in ("kept", "ignored_all"),
     ),
@@ -140,7 +145,7 @@ CONSTRAINTS = (
 
 
 def broken(choices: Mapping[str, Any]) -> str | None:
-    """The reason of a constraint that these choices break, all of a case's or some of them, or None."""
+    """Return the reason of a constraint that these choices break, or None. Constraints on missing axes are ignored."""
     for constraint in CONSTRAINTS:
         chosen = [choices[axis] for axis in constraint.axes if axis in choices]
         if len(chosen) == len(constraint.axes) and constraint.forbids(*chosen):

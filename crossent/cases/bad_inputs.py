@@ -1,6 +1,6 @@
-"""Bad inputs: calls that a cross-entropy must refuse, and the errors that are allowed to say so.
+"""Bad inputs: calls that a cross-entropy must refuse, and the errors that it may raise.
 
-What torch's documentation forbids is refused by torch with the class of error that stands here, unless it is a finding.
+The documentation of torch forbids these calls. torch raises the errors listed here, except in its known failures.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ class BadInput:
     """One call that must raise.
 
     Attributes:
-        id: what is wrong with it.
+        id: a name that says what is wrong with the call.
+        make: a function that returns the wrong argument, with others that it needs, by name.
         raises: the errors that are allowed.
-        poisons: whether CUDA answers with a device-side assert, after which the process is of no more use.
-        dtype: of the call that is right but for one argument.
+        poisons: whether the call causes a device-side assert on CUDA. The process cannot use the device after that.
+        dtype: the dtype of the logits, under which the report counts the call.
     """
 
     id: str
@@ -37,15 +38,18 @@ class BadInput:
     dtype: str = "float32"
 
     def asserts(self, device: str) -> bool:
-        """Whether it is a device-side assert there."""
+        """Whether the call causes a device-side assert on this device."""
         return self.poisons and torch.device(device).type == "cuda"
 
     def allowed(self, device: str) -> tuple[type[Exception], ...]:
-        """The errors that are allowed there: an assert is a RuntimeError (torch.AcceleratorError since torch 2.8)."""
+        """Return the errors that are allowed on this device.
+
+        A device-side assert raises a RuntimeError (torch.AcceleratorError since torch 2.8).
+        """
         return (*self.raises, RuntimeError) if self.asserts(device) else self.raises
 
     def build(self, device: str = "cpu") -> Inputs:
-        """The arguments: a call that is right, but for one of them."""
+        """Return the arguments of the call. All arguments but one are right."""
         right: dict[str, Any] = {"logits": _zeros(3, 4), "target": torch.tensor([0, 1, 2])}
         given = {**right, **self.make()}
         placed = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in given.items()}
@@ -55,7 +59,7 @@ class BadInput:
 
 
 def _zeros(*sizes: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.zeros(sizes, dtype=dtype)  # whatever the default dtype is
+    return torch.zeros(sizes, dtype=dtype)  # do not depend on torch's default dtype
 
 
 def _target(*classes: int, dtype: torch.dtype = torch.int64, **options: Any) -> Callable[[], dict[str, Any]]:
@@ -89,29 +93,29 @@ def _option(**options: Any) -> Callable[[], dict[str, Any]]:
 
 
 def _no_class(id: str, make: Callable[[], dict[str, Any]]) -> BadInput:
-    """A target that is no class, and not ignored."""
+    """Return a call whose target has an index that is neither a class nor ignored."""
     return BadInput(f"class_{id}", make, (IndexError,), poisons=True)
 
 
 def _half(id: str, dtype: str, make: Callable[[], dict[str, Any]]) -> BadInput:
-    """A call with logits of half precision, which an implementation may have widened before it looks at the others."""
+    """Return a call with logits in half precision: code may widen them before it checks the other dtypes."""
     return BadInput(f"{id}_of_{dtype}", lambda: {"logits": _zeros(3, 4, dtype=DTYPES[dtype]), **make()}, dtype=dtype)
 
 
 _HALVES = ("float16", "bfloat16")
-INTEGERS = ("int8", "int16", "int32", "uint16", "uint32", "uint64")  # the unsigned ones since torch 2.3
+INTEGERS = ("int8", "int16", "int32", "uint16", "uint32", "uint64")  # uint16 to uint64 exist since torch 2.3
 
 BAD_INPUTS = (
     _no_class("beyond_the_last", _target(0, 1, 4)),
     _no_class("negative", _target(0, -1, 2)),
     _no_class("negative_other_than_ignore_index", _target(0, -99, 2)),
     _no_class("huge", _target(0, 2**32, 2)),
-    # Each reduction has a kernel of its own; one that is not reduced took any negative class: pytorch#15508.
+    # torch has a kernel for each reduction. The kernel for "none" accepted any negative class: pytorch#15508.
     _no_class("negative_unreduced", _target(0, -4, 2, reduction="none", ignore_index=255)),
     _no_class("of_the_default_ignore_index", _target(0, -100, 2, ignore_index=1)),
     _no_class("of_uint8_that_equals_ignore_index", _target(0, 156, 2, dtype=torch.uint8)),  # 156 = 256 - 100
     _no_class("smoothed", _target(0, 1, 4, reduction="sum", label_smoothing=0.1)),
-    # A weight is looked up by the class, before or after the logit, or where the weights are made a row.
+    # Code may read weight[target] before the logit, after the logit, or for all rows at once.
     _no_class("weighted", lambda: {**_target(0, 1, 4)(), **_weight(4)()}),
     _no_class("negative_weighted", lambda: {**_target(0, -1, 2)(), **_weight(4)()}),
     _no_class("weighted_unreduced", lambda: {**_target(0, 1, 4, reduction="none")(), **_weight(4)()}),

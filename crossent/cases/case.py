@@ -1,7 +1,7 @@
-"""Cases: concrete inputs of a cross-entropy, each rebuilt bit for bit from its id.
+"""Case: one input of a cross-entropy with its options, rebuilt bit for bit from its id.
 
-A case is a choice on each of a few axes (:mod:`crossent.cases.axes`). Whoever makes cases (:mod:`crossent.cases.grid`,
-:mod:`crossent.cases.edges`, :mod:`crossent.cases.corpus`, :mod:`crossent.SOAK`) only chooses.
+A case is one choice on each axis of :mod:`crossent.cases.axes`. The modules :mod:`crossent.cases.grid`,
+:mod:`crossent.cases.edges` and :mod:`crossent.cases.corpus` list cases.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from crossent.numerics.formats import FORMATS
 
 @dataclass(frozen=True)
 class Case:
-    """One concrete input of a cross-entropy; :meth:`build` makes the tensors.
+    """One input of a cross-entropy with its options; :meth:`build` makes the tensors.
 
     Attributes:
-        dtype: of the logits, the weights and the upstream gradient.
-        sizes: of the logits, with the class axis where torch has it: (C), (N, C) or (N, C, d1, …).
-        values, target, weight, ignored, upstream, layout, target_layout, weight_layout: a word from
+        dtype: the dtype of the logits, the weights and the upstream gradient.
+        sizes: the sizes of the logits, with the class axis as in torch: (C), (N, C) or (N, C, d1, …).
+        values, target, weight, ignored, upstream, layout, target_layout, weight_layout: a word of that axis in
             `AXES`.
-        reduction, label_smoothing: the options of that name.
-        seed: another one makes other numbers.
-        name: of a case that stands for something, as in `pytorch-38839`.
-        grade: what every subject must reach on it, where that is more than is asked of it elsewhere.
-        tiled: how often its batch is repeated by :mod:`crossent.checks.large`; all else here is about one tile.
+        reduction, label_smoothing: the options of `F.cross_entropy` with that name.
+        seed: the seed of the random numbers.
+        name: the name of a case that stands for a bug or a limit, for example `pytorch-38839`; "" for other cases.
+        grade: the grade that every subject must reach on this case; "" for the grade that the subject promises.
+        tiled: how often :mod:`crossent.checks.large` repeats the batch. All other attributes describe one tile.
     """
 
     dtype: str
@@ -56,19 +56,19 @@ class Case:
     tiled: int = 1
 
     def seeded(self, seed: int) -> Case:
-        """The same choices with other numbers."""
+        """Return the case with the same choices and another seed."""
         return replace(self, seed=seed)
 
     @property
     def id(self) -> str:
-        """The case in words, enough to build it again; what is as usual is left out.
+        """The choices of the case as words: enough to build it again. Most choices at their default are left out.
 
         >>> Case("float32", (3, 5, 4), "wide", reduction="sum", label_smoothing=0.1).id
         'float32-3x5x4-wide-int64-sum-smooth0.1'
         """
         words = [self.dtype, "x".join(map(str, self.sizes)), self.values, self.target, self.reduction]
         words += [word for name in _OPTIONAL if (word := getattr(self, name)) != AXES[name][0]]
-        # All of its digits, and no exponent: a minus would part the words.
+        # All digits and no exponent: the minus of an exponent would separate words.
         smoothing = np.format_float_positional(self.label_smoothing, trim="-")
         words += [f"smooth{smoothing}"] if self.label_smoothing else []
         words += [f"grade{self.grade}"] if self.grade else []
@@ -78,10 +78,10 @@ class Case:
 
     @staticmethod
     def of(id: str) -> Case:
-        """The case with this id.
+        """Return the case with this id.
 
         Raises:
-            ValueError: an id that no case has.
+            ValueError: no case has this id.
 
         >>> Case.of("float32-3x5x4-wide-int64-sum-smooth0.1").sizes
         (3, 5, 4)
@@ -99,16 +99,16 @@ class Case:
             case = None
         if case is None or case.id != id or case.invalid:
             reason = f": {case.invalid}" if case is not None and case.invalid else ""
-            raise ValueError(f"case: got {id!r}, which is no case's id{reason}")
+            raise ValueError(f"case: got {id!r}, which is not the id of a case{reason}")
         return case
 
     @property
     def invalid(self) -> str | None:
-        """Why its choices cannot stand together, or None."""
+        """The reason why these choices are impossible together, or None."""
         choices = {field.name: getattr(self, field.name) for field in fields(self)}
         for axis, words in AXES.items():
             if choices[axis] not in words:
-                return f"{axis} is one of {', '.join(words)}"
+                return f"{axis} must be one of {', '.join(words)}"
         for reason, holds in _PLAIN.items():
             if not holds(self):
                 return reason
@@ -116,18 +116,18 @@ class Case:
 
     @property
     def classes(self) -> int:
-        """C."""
+        """The number of classes, C."""
         return self.sizes[min(1, len(self.sizes) - 1)]
 
     @property
     def rows(self) -> int:
-        """R = N·d1·…·dK; 1 where there is no batch."""
+        """The number of rows, R = N·d1·…·dK; 1 for logits without a batch."""
         return int(np.prod((self.sizes[0], *self.sizes[2:]))) if len(self.sizes) > 1 else 1
 
     def build(self, device: str = "cpu") -> Inputs:
-        """The case's inputs, one tile of them: the same bits wherever it is called."""
-        # dtype and upstream gradient are left out of the stream: the same numbers in each dtype.
-        sizes, smoothing = tuple(map(int, self.sizes)), float(self.label_smoothing)  # 1 and 1.0 are one choice
+        """Return the inputs of the case, one tile of them. The bits are the same on every machine."""
+        # The random stream does not depend on the dtype and the upstream gradient: each dtype has the same numbers.
+        sizes, smoothing = tuple(map(int, self.sizes)), float(self.label_smoothing)  # 1 and 1.0 are the same choice
         stream = (sizes, self.values, self.target, self.reduction, self.weight, self.ignored, smoothing, self.seed)
         random = np.random.RandomState(zlib.crc32(repr(stream).encode()))
         rows, classes = self.rows, self.classes
@@ -137,15 +137,15 @@ class Case:
         logits = VALUES[self.values].draw(draw)
         weight = self._weight(random)
         probabilities = None if self.target in INDEX_TARGETS else self._probabilities(draw)
-        upstream = self._upstream(random)  # the last, since its choices take unlike many numbers
+        upstream = self._upstream(random)  # drawn last, because its choices draw different amounts of numbers
 
         def tensor(array: Any, dtype: torch.dtype | None = None) -> Tensor:
             if dtype is None:
                 dtype = DTYPES[self.dtype]
-            if dtype.is_floating_point:  # rounded here, so that torch's conversion has nothing to round
+            if dtype.is_floating_point:  # round here, so that the conversion in torch is exact
                 array = FORMATS[str(dtype).removeprefix("torch.")].nearest(np.asarray(array))
             made = torch.from_numpy(np.array(array, order="C")).to(dtype)
-            # One NaN for all: which one bfloat16 gets depends on the processor's vectors.
+            # Write one NaN everywhere: the bits of a bfloat16 NaN depend on the vector instructions of the processor.
             made = made.where(~made.isnan(), torch.nan) if dtype.is_floating_point else made
             return made.to(device)
 
@@ -169,10 +169,10 @@ class Case:
         return Inputs(laid_out(tensor(self._shaped(logits)), self.layout), target, options, given)
 
     def direction(self, device: str = "cpu") -> Tensor:
-        """One of the logits, along which derivatives are taken: from -2 to 2, with all the bits that the dtype holds.
+        """Return the direction along which derivatives are taken: a tensor like the logits, with entries from -2 to 2.
 
-        One that is rounded to fewer is another direction. Of the logits' sizes and dtype; the same numbers under all
-        options, and in each dtype, as it rounds them.
+        The entries use all bits of the dtype, so code that rounds the direction to fewer bits takes another derivative.
+        The entries do not depend on the options. Each dtype has the same numbers, rounded to that dtype.
         """
         random = np.random.RandomState(zlib.crc32(repr(("direction", tuple(map(int, self.sizes)), self.seed)).encode()))
         numbers = self._shaped(FORMATS[self.dtype].nearest(4 * random.random_sample((self.rows, self.classes)) - 2))
@@ -183,7 +183,7 @@ class Case:
         return (self.sizes[0], *self.sizes[2:]) if len(self.sizes) > 1 else ()
 
     def _shaped(self, rows: Any) -> Any:
-        """(R, C) to the sizes of the logits, (R,) to those of the rows."""
+        """Reshape (R, C) to the sizes of the logits, or (R,) to the sizes of an unreduced loss."""
         if rows.ndim == 1:
             return rows.reshape(self._row_sizes)
         return np.moveaxis(rows.reshape(*self._row_sizes, self.classes), -1, min(1, len(self.sizes) - 1))
@@ -232,15 +232,15 @@ _NUMBERED = (
 
 
 _PLAIN: dict[str, Callable[[Case], bool]] = {
-    "a size is 0 or more": lambda case: min(case.sizes, default=-1) >= 0,
-    "there are classes": lambda case: case.classes > 0,
-    "label_smoothing is from 0 to 1": lambda case: 0 <= case.label_smoothing <= 1,
-    "there is a weight to lay out": lambda case: (
+    "sizes must be 0 or more": lambda case: min(case.sizes, default=-1) >= 0,
+    "the number of classes must be 1 or more": lambda case: case.classes > 0,
+    "label_smoothing must be from 0 to 1": lambda case: 0 <= case.label_smoothing <= 1,
+    "a weight_layout needs a weight": lambda case: (
         case.weight != "unweighted" or case.weight_layout == "weight_contiguous"
     ),
-    "a grade is A or B": lambda case: case.grade in ("", "A", "B"),
-    "tiles are one or more": lambda case: case.tiled > 0,
-    "tiles are a batch of class indices, contiguous or with the class axis last": lambda case: (
+    "the grade must be A or B": lambda case: case.grade in ("", "A", "B"),
+    "tiled must be 1 or more": lambda case: case.tiled > 0,
+    "tiles need a batch, class indices, and a layout that is contiguous or class_last": lambda case: (
         case.tiled == 1
         or (
             len(case.sizes) > 1
@@ -249,11 +249,11 @@ _PLAIN: dict[str, Callable[[Case], bool]] = {
             and case.target_layout == "target_contiguous"
         )
     ),
-    "tiles have a plain upstream gradient": lambda case: (
+    "tiles cannot have the upstream gradients rows_strided and rows_large": lambda case: (
         case.tiled == 1 or case.upstream not in ("rows_strided", "rows_large")
     ),
-    "tiles are reduced without weight and label_smoothing": lambda case: (
+    "tiles with a reduction cannot have a weight or label_smoothing": lambda case: (
         case.tiled == 1 or case.reduction == "none" or (case.weight == "unweighted" and not case.label_smoothing)
     ),
-    "a name is made of letters, digits, _ and -": lambda case: re.fullmatch(r"[\w-]*", case.name, re.ASCII) is not None,
+    "the name may have letters, digits, _ and -": lambda case: re.fullmatch(r"[\w-]*", case.name, re.ASCII) is not None,
 }

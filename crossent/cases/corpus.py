@@ -1,19 +1,18 @@
-"""The corpus: bugs of cross-entropies that somebody shipped, and the cases that stand for each.
+"""The corpus: bugs in cross-entropies that other projects shipped, and the cases that trigger each bug.
 
-`corpus.toml` has the table. A bug comes with the names of the checks that must catch it, some of which cost more calls
-than those that run on every case; or with the reason why no case can stand for it.
+The table is in `corpus.toml`. Each bug lists the checks that must catch it, or the reason why no case can trigger it.
+Some of these checks cost more calls than the checks that run on every case.
 """
 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from crossent.cases.axes import DTYPES
 from crossent.cases.case import Case
 
 
@@ -22,13 +21,13 @@ class Bug:
     """One entry of the corpus.
 
     Attributes:
-        id: a letter for what goes wrong, and a number.
-        breaks: what goes wrong, in a sentence.
-        issues: where it was reported, as in `pytorch/pytorch#73205`; none where it was met in a user's code.
-        cases: that have what triggers it, all of one name.
-        bad_inputs: ids of calls that must be refused and were not.
-        checks: the names of those that must catch it on these.
-        why_not: why nothing can stand for it, or "".
+        id: a letter for the kind of bug, and a number.
+        breaks: the bug, in a sentence.
+        issues: the issues that report it, for example `pytorch/pytorch#73205`; empty for a bug found in a user's code.
+        cases: the cases that trigger it. All have the same name.
+        bad_inputs: the ids of calls that must be refused, and that the buggy code accepts.
+        checks: the names of the checks that must catch it on these cases and calls.
+        why_not: the reason why no case can trigger it, or "".
     """
 
     id: str
@@ -48,22 +47,9 @@ class Bug:
 
 @cache
 def bugs() -> tuple[Bug, ...]:
-    """All of the corpus, in the order of its ids."""
+    """Return all bugs of the corpus, in the order of their ids."""
     document = tomllib.loads((files("crossent.cases") / "corpus.toml").read_text(encoding="utf-8"))
     return tuple(_bug(**entry) for entry in document["bug"])
-
-
-def corpus(dtypes: Iterable[str] = tuple(DTYPES), seed: int = 0) -> Iterator[Case]:
-    """The cases of all bugs that are of these dtypes, in numbers of their own for each seed; not the large ones.
-
-    Two bugs may share a case, under two names; cases are equal whatever they are called.
-
-    Example:
-        >>> next(corpus()).id
-        'pytorch-73205/float32-7x5-normal-int64-mean-ignored_default-smooth0.2'
-    """
-    wanted = set(dtypes)
-    return (case.seeded(seed) for bug in bugs() for case in bug.cases if case.dtype in wanted and case.tiled == 1)
 
 
 def _bug(issues: list[str], name: str = "", cases: Iterable[str] = (), **entry: Any) -> Bug:
@@ -73,5 +59,5 @@ def _bug(issues: list[str], name: str = "", cases: Iterable[str] = (), **entry: 
 
 
 def _name(issue: str) -> str:
-    """`linkedin/Liger-Kernel#678` to `liger-kernel-678`."""
+    """Turn an issue such as `linkedin/Liger-Kernel#678` into a name, `liger-kernel-678`."""
     return issue.rpartition("/")[2].replace("#", "-").replace(".", "-").lower()

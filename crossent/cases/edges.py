@@ -1,7 +1,7 @@
-"""Edges: cases that stand alone, where something ends: a vector, a block, a format, a batch, or torch's own code.
+"""Cases at limits: the end of a vector, a block, a number format or a batch, and special paths in torch's own code.
 
-The name of each is that of its issue, or says what breaks. Their numbers are all that counts; how options meet is for
-:mod:`crossent.cases.grid`.
+The name of a case is that of its issue, or says what breaks. These cases test sizes and numbers; the cases of
+:mod:`crossent.cases.grid` test combinations of options.
 """
 
 from __future__ import annotations
@@ -12,19 +12,21 @@ from crossent.cases.axes import DTYPES
 from crossent.cases.case import Case
 from crossent.cases.corpus import bugs
 
-# Vocabularies of language models; 128256 and 129920 are no multiples of a tile of 1024 (verl#2899).
+# Vocabulary sizes of language models. 128256 and 129920 are not multiples of 1024, a common tile width (verl#2899).
 VOCABULARIES = (32000, 50257, 128256, 129920, 151936)
 
 
 def _powers(exponents: Iterable[int]) -> tuple[int, ...]:
-    """One less than these powers of two, each of them, and one more: where vectors, blocks and tiles end."""
+    """Return 2^k - 1, 2^k and 2^k + 1 for each exponent k: vectors, blocks and tiles end at these sizes."""
     return tuple(sorted({2**k + by for k in exponents for by in (-1, 0, 1)} - {0}))
 
 
 def _wide(dtypes: Iterable[str], widths: Iterable[int], rows: int = 4) -> tuple[Case, ...]:
-    """Cases of these many classes; four rows are a normal one, a peaked one, a flat one and one far below zero.
+    """Return cases with these numbers of classes.
 
-    Columns beyond the last class hide from flat rows, and an accumulator that is too short from all others.
+    Of four rows, one is normal, one has one class far above the others, one is flat, and one is far below zero.
+    Flat rows hide the error of a kernel that reads columns beyond the last class. The other rows hide an accumulator
+    with too few bits.
     """
     return tuple(
         Case(dtype, (rows, width), "assorted", reduction="none", upstream="rows", name="width")
@@ -33,23 +35,23 @@ def _wide(dtypes: Iterable[str], widths: Iterable[int], rows: int = 4) -> tuple[
     )
 
 
-# Words of an axis, or sizes, that meet no others in the grid.
+# Choices and sizes that the grid does not have.
 _ALONE = (
-    # A class that is false where Python asks for its truth.
+    # ignore_index=0, which is a class and is false in Python.
     Case("float32", weight="weighted", ignored="ignored_zero", label_smoothing=0.1, name="ignored_zero"),
     Case("bfloat16", (3, 5, 4), reduction="none", ignored="ignored_zero", upstream="rows", name="ignored_zero"),
     Case("float64", (17, 3), "nan_ignored", reduction="sum", ignored="ignored_zero", name="ignored_zero"),
-    # A smoothing that is hardly any, and one that leaves hardly anything of the target.
+    # A label_smoothing close to 0, and one close to 1.
     Case("float32", weight="weighted", ignored="ignored_default", label_smoothing=0.001, name="smoothing"),
     Case("float64", (3, 5, 4), target="probabilities", reduction="sum", label_smoothing=0.001, name="smoothing"),
     Case("float64", reduction="none", ignored="ignored", label_smoothing=0.9, upstream="rows", name="smoothing"),
     Case("float32", target="probabilities", weight="weighted", label_smoothing=0.9, name="smoothing"),
-    # Upstream gradients with memory between them, and over orders of magnitude.
+    # A strided upstream gradient, and one whose entries differ by orders of magnitude.
     Case("float32", reduction="none", weight="weighted", upstream="rows_strided", name="upstream"),
     Case("float64", (3, 5, 4), target="probabilities", reduction="none", upstream="rows_strided", name="upstream"),
     Case("bfloat16", reduction="none", upstream="rows_large", name="upstream"),
     Case("float32", (3, 5, 4), target="probabilities", reduction="none", upstream="rows_large", name="upstream"),
-    # Weights in memory that they share with others.
+    # Weights that are views of a larger tensor.
     Case("float32", weight="weighted", weight_layout="weight_strided", name="weight_layout"),
     Case("float64", (3, 5, 4), weight="weighted", weight_layout="weight_window", name="weight_layout"),
     Case("bfloat16", reduction="sum", weight="weighted", weight_layout="weight_offset", name="weight_layout"),
@@ -60,7 +62,7 @@ _ALONE = (
         weight_layout="weight_strided",
         name="weight_layout",
     ),
-    # Axes of one that are not the classes, and one axis more.
+    # Axes of size 1 other than the class axis, and an axis more than the grid has.
     Case("float32", (2, 5, 1), reduction="none", upstream="rows", name="axes"),
     Case("float32", (1, 5, 4), reduction="none", upstream="rows", name="axes"),
     Case("float64", (1, 5), reduction="none", upstream="rows", name="axes"),
@@ -68,7 +70,7 @@ _ALONE = (
     Case("bfloat16", (1, 5, 4), ignored="ignored_first", name="axes"),
     Case("float32", (2, 3, 2, 1, 2, 3), reduction="none", weight="weighted", upstream="rows", name="axes"),
     Case("float64", (2, 3, 1, 2, 2, 3), target="probabilities", name="axes"),
-    # As many rows as bfloat16, and float16, have no number for, and weights whose sum neither has.
+    # Numbers of rows that bfloat16 or float16 cannot represent, and weights whose sum neither can represent.
     Case("float32", (1001, 3), name="denominator"),
     Case("float32", (1001, 3), weight="weighted", name="denominator"),
     Case("float32", (4001, 2), name="denominator"),
@@ -81,7 +83,7 @@ def _policy(values: str = "normal", target: str = "int64", reduction: str = "mea
     return Case("float32", values=values, target=target, reduction=reduction, name="policy", **sizes)  # type: ignore[arg-type]
 
 
-# The questions, in the words in which a change of their answers is told.
+# Inputs whose result is a decision of torch, by the name that `crossent diff` prints when the result changes.
 POLICIES = {
     "mean over no rows": _policy(sizes=(0, 4)),
     "sum over no rows": _policy(sizes=(0, 4), reduction="sum"),
@@ -111,21 +113,21 @@ POLICIES = {
     "an ignore_index beyond 32 bits": _policy(ignored="ignored_huge"),
 }
 POLICY_NAMES = {case.id: name for name, case in POLICIES.items()}
-# What costs hardly anything.
+# Level quick: together well below a second for a subject.
 QUICK = (
     *POLICIES.values(),
     *_ALONE,
-    # Sums of rows held in half precision: their block is not closed where the row is ignored that should close it.
+    # torch sums up the rows in blocks, in half precision. It does not close a block whose last row is ignored.
     Case("bfloat16", (1000, 10), ignored="ignored_16th", name="half_partial_sums"),
-    # A row whose exponentials add up to more than float16 holds.
+    # A row whose sum of exponentials overflows float16.
     Case("float16", (2, 65520), "flat", name="float16_row_sum"),
-    # p = 0.999: log p vanishes where the sum 1.001 is rounded to half precision, which is no better than zeros.
+    # p = 0.999: if the sum 1.001 is rounded to half precision, log p becomes 0, and the loss is no better than zeros.
     Case("bfloat16", (4, 2), "sure", name="half_sure", grade="A"),
     Case("float16", (4, 2), "sure", name="half_sure", grade="A"),
     *_wide(("bfloat16", "float32"), (*_powers(range(11)), 781)),
-    # Vectors of positions and some that are left over, each row with a maximum far from its neighbours'.
+    # Vectors of positions and a remainder. The maximum of each row is far from the maxima of its neighbours.
     *(Case(dtype, (2, 3, 67), "row_offsets", reduction="none", upstream="rows", name="positions") for dtype in DTYPES),
-    # The number of rows: none, one, as many as classes; and one class, of one row and of several.
+    # No rows, one row, and as many rows as classes; one class, with one row and with several.
     Case("float32", (0, 5), weight="weighted", label_smoothing=0.1, name="rows"),
     Case("bfloat16", (0, 5), target="probabilities", reduction="sum", name="rows"),
     Case("float32", (1, 5), weight="weighted", name="rows"),
@@ -135,21 +137,21 @@ QUICK = (
     Case("float32", (1, 1), name="rows"),
     Case("float32", (17, 1), target="unnormalised", weight="weighted", name="rows"),
 )
-# What takes seconds, all together.
+# Level normal: together seconds for a subject.
 NORMAL = (
-    # The number of rows, beyond float16's 65504: the denominator of the mean overflows.
+    # More than 65504 rows, the largest float16: the denominator of the mean overflows.
     Case("float16", (70000, 2), "flat", name="pytorch-85791"),
     Case("float16", (70000, 3), name="pytorch-85791"),
-    Case("float16", (65504, 2), "flat", name="rows"),  # the last that fits
-    Case("float16", (65520, 2), "flat", name="pytorch-29429"),  # the first that does not
+    Case("float16", (65504, 2), "flat", name="rows"),  # the largest number of rows that fits
+    Case("float16", (65520, 2), "flat", name="pytorch-29429"),  # the smallest number of rows that overflows
     Case("bfloat16", (65520, 2), "flat", name="rows"),
     Case("float32", (70000, 2), weight="weighted", name="rows"),
-    Case("float32", (131_072, 3), ignored="ignored_16th", name="partial_sums"),  # in float32 too, with enough of them
+    Case("float32", (131_072, 3), ignored="ignored_16th", name="partial_sums"),  # enough rows to see it in float32 too
     Case("bfloat16", (5000, 10), ignored="ignored_16th", name="half_partial_sums"),
     Case("bfloat16", (50000, 10), ignored="ignored_16th", name="half_partial_sums"),
     Case("float16", (5000, 10), ignored="ignored_16th", name="half_partial_sums"),
     Case("float16", (50000, 10), name="half_partial_sums"),
-    # The last row that adds up to what float16 holds.
+    # The widest flat row whose sum of exponentials does not overflow float16.
     Case("float16", (2, 65519), "flat", name="float16_row_sum"),
     *_wide(("float16", "float64"), (*_powers(range(11)), 781)),
     *_wide(DTYPES, _powers(range(11, 13))),
@@ -159,14 +161,14 @@ NORMAL = (
     *_wide(("float32",), (50257,), rows=2),
     *_wide(("float16",), (65519, 65520), rows=2),
 )
-# What takes minutes, and up to 7 GiB of memory.
+# Level thorough: together minutes for a subject, and up to 7 GiB of memory.
 THOROUGH = (
     *_wide(("bfloat16", "float64"), (*_powers(range(13, 17)), *VOCABULARIES, 65519, 65520)),
     *_wide(("float32",), (*VOCABULARIES, 65519, 65520)),
-    # In float16 a flat row is beyond the format from 65520 classes on, which float16_row_sum is about.
+    # From 65520 classes on, the sum of a flat row overflows float16. The cases named float16_row_sum are about that.
     *_wide(("float16",), (*_powers(range(13, 16)), 2**16 - 17)),
     *_wide(("float16",), (2**16 - 1, 2**16, 2**16 + 1, *VOCABULARIES), rows=2),
-    # A block of rows that is not closed shows in float32 too, once there are enough of them.
+    # With enough rows, a block that torch does not close causes an error in float32 too.
     Case("float32", (4_194_304, 3), ignored="ignored_16th", name="partial_sums"),
     Case("float64", (1_000_000, 2), ignored="ignored_16th", name="partial_sums"),
     Case("float32", (10_000_000, 2), name="rows"),
@@ -174,9 +176,9 @@ THOROUGH = (
     Case("float32", (70000, 2), reduction="none", upstream="rows", name="rows"),
 )
 EDGES = (*QUICK, *NORMAL)
-# Sums over millions of rows, in little memory: a block that is not closed shows in float32 too.
+# Sums over millions of rows, in little memory: a block that torch does not close causes an error in float32 too.
 MANY_ROWS = (
-    # 75 million of them (pytorch#55657). It is judged of who promises more than any order of summation.
+    # 75 million rows (pytorch#55657). Only a subject that promises more than an arbitrary order of summation is judged.
     Case("float32", (1, 2, 768, 768), tiled=128, name="pytorch-55657"),
     Case("float32", (64, 3), ignored="ignored_16th", tiled=65536, name="partial_sums"),
     Case("bfloat16", (64, 3), ignored="ignored_16th", tiled=1024, name="half_partial_sums"),
@@ -184,9 +186,10 @@ MANY_ROWS = (
 
 
 def edges(dtypes: Sequence[str] = tuple(DTYPES), seed: int = 0, level: str = "normal") -> Iterator[Case]:
-    """The edges of these dtypes up to a level, in numbers of their own for each seed.
+    """Return the cases of this module with these dtypes, up to a level. Each seed has its own random numbers.
 
-    quick: well below a second for a subject. normal: seconds. thorough: minutes, and several GiB.
+    For one subject, level quick takes well below a second, normal takes seconds, and thorough takes minutes and several
+    GiB of memory.
 
     Example:
         >>> [case.id for case in edges(["float64"], level="quick")][-1]
@@ -197,6 +200,6 @@ def edges(dtypes: Sequence[str] = tuple(DTYPES), seed: int = 0, level: str = "no
 
 
 def large_cases(dtypes: Sequence[str] = tuple(DTYPES), seed: int = 0) -> Iterator[Case]:
-    """The large cases of these dtypes, those of the corpus first, in numbers of their own for each seed."""
+    """Return the large cases with these dtypes, those of the corpus first. Each seed has its own random numbers."""
     known = [case for bug in bugs() for case in bug.cases if case.tiled > 1]
     return (case.seeded(seed) for case in (*known, *MANY_ROWS) if case.dtype in dtypes)

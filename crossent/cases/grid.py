@@ -1,8 +1,8 @@
-"""The grid: cases in which every three choices that can stand together meet.
+"""Cases from covering arrays: every possible pair, or every possible combination of three choices, occurs in a case.
 
-Most real bugs sit where weight, ignored rows, smoothing and the reduction touch (pytorch#73205). The arrays of cases
-are made once by a library and kept in `pairs.txt`, `triples.txt` and `transformed.txt`, as ids; `nox -s cover` makes
-them anew.
+Most real bugs need a combination of weight, ignored rows, label smoothing and reduction (pytorch#73205). The files
+`pairs.txt`, `triples.txt` and `transformed.txt` hold the ids of the cases. `nox -s cover` computes the files again,
+with the library covertable.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from crossent.cases.axes import AXES, CONSTRAINTS, DTYPES, IGNORED, Constraint
 from crossent.cases.case import Case
 
-# Each is one lesson: the class axis, its place among further dimensions, and the sizes that hide bugs.
+# The sizes of the logits: the class axis alone, among further dimensions, and sizes that hide bugs.
 _SIZES = (
     (5,),
     (7, 5),
@@ -28,18 +28,18 @@ _SIZES = (
     (2, 5, 3, 2),
     (2, 3, 2, 2, 3),
     (4, 1),
-    (5, 5),  # N == C: an index vector must not be taken for a dense row
+    (5, 5),  # N == C: a vector of class indices must not be read as one row of probabilities
     (0, 5),
-    (17, 3),  # more rows than torch's block of sums
+    (17, 3),  # more rows than torch sums up in one block
     (2, 257),  # one class more than a power of two
 )
-# The values that options may get wrong; the others are about rounding, and are for the soak.
+# The values that code for an option may get wrong. The other values are about rounding; the soak test has them.
 _VALUES = (
     *("flat", "equal", "normal", "tiny", "wide", "large", "decades", "integers", "near_ties", "confident", "sure"),
     *("wrong", "outlier", "offset", "negative_offset", "large_offset", "row_offsets", "subnormal"),
     *("inf_off_target", "inf_on_target", "inf_tiles", "positive_inf", "nan", "nan_ignored", "inf_ignored"),
 )
-# What else a word of an axis says stands in the edges and the corpus: these meet one another, and little with the rest.
+# The choices that the covering arrays combine. The edges and the corpus have the other words of the axes.
 CHOICES: dict[str, tuple[Any, ...]] = {
     "sizes": _SIZES,
     **{axis: words for axis, words in AXES.items() if axis != "weight_layout"},
@@ -48,7 +48,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "upstream": ("one", "scalar", "rows", "stride0", "zero"),
     "label_smoothing": (0.0, 0.1, 1.0),
 }
-# What compilers and transforms look at: the structure of a call, and hardly its numbers.
+# The choices for compilers and transforms, which depend on the structure of a call and hardly on its numbers.
 TRANSFORMED: dict[str, tuple[Any, ...]] = {
     **CHOICES,
     "sizes": ((5,), (7, 5), (3, 5, 4), (2, 5, 3, 2), (0, 5)),
@@ -64,13 +64,13 @@ TRANSFORMED: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class CoveringArray:
-    """A covering array: in its cases every `strength` of the choices meet that can stand together."""
+    """A covering array: each possible combination of `strength` choices occurs in one of its cases."""
 
     strength: int
     choices: dict[str, tuple[Any, ...]]
 
 
-# The file of each is its name.
+# The array with the name NAME is kept in NAME.txt.
 ARRAYS = {
     "pairs": CoveringArray(2, CHOICES),
     "triples": CoveringArray(3, CHOICES),
@@ -79,7 +79,7 @@ ARRAYS = {
 
 
 def grid(dtypes: Iterable[str] = tuple(DTYPES), seed: int = 0, array: str = "triples") -> Iterator[Case]:
-    """The cases of an array that are of these dtypes, the dtype being one of the choices that meet."""
+    """Return the cases of a covering array that have these dtypes. The dtype is one of the choices it combines."""
     wanted = set(dtypes)
     for line in (files("crossent.cases") / f"{array}.txt").read_text(encoding="utf-8").splitlines():
         case = Case.of(line)
@@ -88,7 +88,7 @@ def grid(dtypes: Iterable[str] = tuple(DTYPES), seed: int = 0, array: str = "tri
 
 
 def met(cases: Iterable[Case], strength: int = 3) -> int:
-    """How many different sets of `strength` choices stand together in these cases.
+    """Return how many different combinations of `strength` choices occur in these cases.
 
     Example:
         >>> met([Case("float32")])  # three of eleven axes
@@ -102,7 +102,7 @@ def met(cases: Iterable[Case], strength: int = 3) -> int:
 
 
 def cover(array: CoveringArray) -> list[Case]:
-    """The cases of an array, made anew: needs covertable."""
+    """Compute the cases of a covering array again. Needs the package covertable."""
     from covertable import make
 
     choices, strength = array.choices, array.strength
@@ -113,7 +113,7 @@ def cover(array: CoveringArray) -> list[Case]:
 
         return {"operator": "fn", "requires": list(constraint.axes), "evaluate": holds}
 
-    # Places in the lists instead of choices, which are all hashed and compared there.
+    # Give the library positions in the lists instead of choices: it hashes and compares them all.
     factors = {name: list(range(len(of))) for name, of in choices.items()}
     rows = make(factors, strength=strength, constraints=[rule(constraint) for constraint in CONSTRAINTS])
     cases = (Case(**{name: choices[name][place] for name, place in row.items()}) for row in rows)
@@ -122,7 +122,7 @@ def cover(array: CoveringArray) -> list[Case]:
 
 
 def _balanced(cases: list[Case], strength: int) -> list[Case]:
-    """As many cases of each dtype as the cover allows: where any would do, the library takes the first."""
+    """Balance the dtypes of the cases as far as the cover allows: for a free choice the library takes the first."""
     others = [axis for axis in CHOICES if axis != "dtype"]
 
     def sets(case: Case) -> list[tuple[Any, ...]]:

@@ -1,4 +1,4 @@
-"""The tensors and options of one call, and how tensors lie in memory."""
+"""Inputs: the tensors and options of one call, and the memory layouts of tensors."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Inputs:
     upstream: Tensor
 
     def copy(self) -> Inputs:
-        """The same bits in memory of their own, laid out as they are, what lies between them included."""
+        """Return a copy in new memory, with the same layouts. The memory between strided elements is copied too."""
         options = {name: _copy(value) if isinstance(value, Tensor) else value for name, value in self.options.items()}
         return Inputs(_copy(self.logits), _copy(self.target), options, _copy(self.upstream))
 
     @property
     def digest(self) -> str:
-        """A checksum of every bit of it: two runs that show the same one saw the same case."""
+        """A checksum of every bit of the inputs. Two runs with the same digest used the same inputs."""
         checksum = zlib.crc32(repr([(k, v) for k, v in self.options.items() if k != "weight"]).encode())
         for tensor in (self.logits, self.target, self.options.get("weight"), self.upstream):
             if tensor is not None:
@@ -41,14 +41,17 @@ def _copy(tensor: Tensor) -> Tensor:
 
 
 def bits(tensor: Tensor) -> Any:
-    """The tensor's bits as a numpy array of unsigned integers, of its shape."""
+    """Return the bits of the tensor as a numpy array of unsigned integers, in the tensor's shape."""
     wide = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
     array = tensor.detach().cpu().contiguous().view(wide).numpy()
     return array.view(f"u{tensor.element_size()}")
 
 
 def laid_out(tensor: Tensor, layout: str) -> Tensor:
-    """The tensor in another memory layout; "expanded" repeats its first entry. NaN, or no class, lies between."""
+    """Return the tensor in another memory layout. "expanded" repeats the first entry of the batch.
+
+    The memory between the elements holds NaN, or 251, which is not a class.
+    """
     axes = list(range(tensor.dim()))
     orders = {"transposed": axes[::-1], "class_last": [*axes[:1], *axes[2:], *axes[1:2]]}
     if layout in orders:
@@ -58,7 +61,7 @@ def laid_out(tensor: Tensor, layout: str) -> Tensor:
     if layout == "expanded":
         return tensor[:1].expand(tensor.shape) if axes else tensor
     poison = float("nan") if tensor.is_floating_point() else 251
-    if layout == "window":  # of the class axis
+    if layout == "window":  # along the class axis
         axis = min(1, tensor.dim() - 1)
         around = [tensor.new_full([*tensor.shape[:axis], n, *tensor.shape[axis + 1 :]], poison) for n in (1, 2)]
         return torch.cat([around[0], tensor, around[1]], axis).narrow(axis, 1, tensor.shape[axis])

@@ -1,7 +1,8 @@
-"""Values: what the logits of a case look like, each kind one lesson about what goes wrong with numbers.
+"""The kinds of logits: each kind shows one way in which numbers go wrong.
 
-Every number is made of uniform integers by operations that IEEE 754 rounds correctly, never by a library's exp or log:
-so a case has the same bits on every machine, and on every version of numpy, whose `RandomState` is frozen (NEP 19).
+Every number comes from uniform random integers, by operations that IEEE 754 rounds correctly. No library's exp or log
+is used. So a case has the same bits on every machine and with every version of numpy, whose `RandomState` is frozen
+(NEP 19).
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ LN2 = 0.6931471805599453
 
 @dataclass(frozen=True)
 class Draw:
-    """What the values of a case may depend on.
+    """The data that a kind of values may use to draw the logits.
 
     Attributes:
-        random: where the numbers come from.
-        rows, classes: the shape of what is wanted.
-        hot: (R,), the true class, or the class with the largest target probability.
+        random: the source of random numbers.
+        rows, classes: the shape of the logits as rows, (R, C).
+        hot: (R,), the true class, also of a one-hot target. It is a random class for other class probabilities.
         ignored: (R,), True on ignored rows.
-        format: of the logits.
+        format: the floating-point format of the logits.
     """
 
     random: np.random.RandomState
@@ -38,33 +39,33 @@ class Draw:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(R, C)."""
+        """The shape of the logits as rows, (R, C)."""
         return self.rows, self.classes
 
     def bell(self) -> Array:
-        """(R, C), nearly normal with variance 1: the sum of four uniform numbers."""
+        """Return (R, C) numbers that are nearly normal, with variance 1: sums of four uniform numbers."""
         total = np.zeros(self.shape)
         for _ in range(4):
             total += self.random.random_sample(self.shape) - 0.5
         return total * 1.7320508075688772
 
     def row(self, low: int, high: int) -> Array:
-        """(R, 1), an integer for each row, `low` to `high`."""
+        """Return (R, 1) integers from `low` to `high`, one per row."""
         return self.random.randint(low, high + 1, size=(self.rows, 1)).astype(np.float64)
 
     @property
     def is_hot(self) -> NDArray[np.bool_]:
-        """(R, C), True at the true class."""
+        """A mask of shape (R, C), True at the true class."""
         return np.asarray(np.arange(self.classes) == self.hot[:, None])
 
 
 def _confident(draw: Draw) -> Array:
-    # The others are exactly equal: p = 1/(1 + (C-1)·2^-(k+b)), where 2^b ≥ C-1, so 1-p is up to 2^-k.
+    # The other logits are exactly equal. So p = 1/(1 + (C-1)·2^-(k+b)), where 2^b ≥ C-1, and 1-p is at most 2^-k.
     return np.where(draw.is_hot, LN2 * (draw.row(0, 20) + max(draw.classes - 1, 0).bit_length()), 0.0)
 
 
 def _near_ties(draw: Draw) -> Array:
-    # Differences of a few last places of one of the formats: ties in the narrower ones.
+    # The logits differ by a few units in the last place of one format. They are ties in narrower formats.
     last_place = np.ldexp(1.0, -draw.random.choice([7, 10, 23, 52], size=(draw.rows, 1)))
     return np.asarray(1.0 + draw.random.randint(0, 4, size=draw.shape) * last_place)
 
@@ -86,43 +87,43 @@ def _outlier(draw: Draw) -> Array:
 
 
 def _scales(draw: Draw) -> Array:
-    # 0.001 to 8000, another one in each row: a mean is made of rows that have nothing in common.
+    # Each row has its own scale, from 0.001 to 8000: the mean adds up rows of very different sizes.
     return np.ldexp(draw.bell(), draw.random.randint(-10, 14, size=(draw.rows, 1)))
 
 
 def _offsets(draw: Draw) -> Array:
-    # 1 to 7e7 of either sign; from 2^24 on, most float32 logits of a row are ties.
+    # Offsets of either sign, from 1 to 7e7. From 2^24 on, most float32 logits of a row are ties.
     signs = draw.random.choice([-1.0, 1.0], size=(draw.rows, 1))
     return np.asarray(np.ldexp(signs, draw.random.randint(0, 27, size=(draw.rows, 1))) + draw.bell())
 
 
 def _extreme(draw: Draw) -> Array:
-    # Up to the largest number of the format, whose differences and sums overflow; some rows stay far below it.
+    # Logits up to the largest number of the format: their differences and sums overflow. Some rows stay far below it.
     down = draw.random.randint(2, min(60, -draw.format.smallest_exponent), size=(draw.rows, 1))
     return np.asarray(np.ldexp(draw.bell(), -down) * draw.format.largest)
 
 
 def _ramp(draw: Draw) -> Array:
-    # Steps of a power of two: every exponential is a known power of e, and their sum a geometric one.
+    # Equal steps of a power of two: the exponentials are powers of one number, and their sum is a geometric series.
     step = np.ldexp(1.0, -draw.random.randint(0, 13, size=(draw.rows, 1)))
     return np.asarray(-step * np.arange(draw.classes))
 
 
 def _biased(draw: Draw) -> Array:
-    # All but one class equally far below it: each addition of a running sum rounds the same way as the one before.
+    # All classes but one are equally far below that class: each addition of a running sum rounds in the same direction.
     at = draw.random.randint(0, max(draw.classes, 1), size=(draw.rows, 1))
     return np.where(np.arange(draw.classes) == at, 0.0, -draw.row(1, 256) / 64)
 
 
 def _pair(draw: Draw) -> Array:
-    # Two classes tie far above the others, or one class is drawn twice: the sum is hardly more than two, or than one.
+    # Two classes tie far above the others: the sum of exponentials is about 2, or about 1 if one class is drawn twice.
     at = draw.random.randint(0, max(draw.classes, 1), size=(draw.rows, 2))
     top = (np.arange(draw.classes) == at[:, :1]) | (np.arange(draw.classes) == at[:, 1:])
     return np.where(top, draw.row(20, 200), draw.bell())
 
 
 def _assorted(draw: Draw) -> Array:
-    # In turn: normal, one class far above the others, all equal, and far below zero.
+    # The rows take turns: normal, one class far above the others, all classes equal, far below zero.
     kinds = (3.0 * draw.bell(), _outlier(draw), np.zeros(draw.shape), 3.0 * draw.bell() - 1e4)
     return np.asarray(np.choose(np.arange(draw.rows)[:, None] % 4, kinds))
 
@@ -136,7 +137,7 @@ def _off_target(draw: Draw) -> NDArray[np.bool_]:
 
 
 def _leading_tile(draw: Draw) -> NDArray[np.bool_]:
-    # All but the last eighth, and never the true class: a kernel's first tiles hold nothing but -inf.
+    # All classes but the last eighth, and never the true class: the first tiles of a kernel hold only -inf.
     return ~draw.is_hot & (np.arange(draw.classes) < draw.classes - max(1, draw.classes // 8))
 
 
@@ -153,9 +154,9 @@ class Values:
     """One kind of logits.
 
     Attributes:
-        draw: makes them, (R, C).
-        largest: their magnitude stays below it; a case fits a dtype that reaches so far. 0 where they follow the dtype.
-        ignored_only: whether it says something about ignored rows, and nothing without them.
+        draw: the function that makes the logits, (R, C).
+        largest: an upper bound of their magnitude, which the dtype must hold. 0 if the logits scale with the dtype.
+        ignored_only: whether the kind needs ignored rows: it is about the logits in them.
     """
 
     draw: Callable[[Draw], Array]
@@ -168,7 +169,7 @@ VALUES = {
     "equal": Values(lambda d: np.broadcast_to(d.row(-9, 9), d.shape)),
     "normal": Values(lambda d: 3.0 * d.bell()),
     "tiny": Values(lambda d: 1e-3 * d.bell()),
-    "wide": Values(lambda d: 60.0 * d.bell()),  # gaps over 100: every other exponential underflows in float32
+    "wide": Values(lambda d: 60.0 * d.bell()),  # gaps over 100: exponentials underflow in float32
     "large": Values(lambda d: 1e4 * d.bell(), 4e4),
     "decades": Values(_decades, 2e3),
     "scales": Values(_scales, 3e4),
@@ -176,12 +177,12 @@ VALUES = {
     "integers": Values(lambda d: d.random.randint(-3, 4, size=d.shape).astype(np.float64)),  # exact ties
     "near_ties": Values(_near_ties),
     "confident": Values(_confident),
-    "sure": Values(lambda d: np.where(d.is_hot, 6.90625, 0.0)),  # p = 0.999 of two classes, exact in every format
+    "sure": Values(lambda d: np.where(d.is_hot, 6.90625, 0.0)),  # p = 0.999 with two classes; exact in every format
     "wrong": Values(lambda d: d.bell() - d.is_hot * d.row(20, 90)),  # the true class is the least likely
     "outlier": Values(_outlier),  # one class far above the others
     "pair": Values(_pair),
     "ramp": Values(_ramp, 5e4),
-    "ascending": Values(lambda d: np.sort(3.0 * d.bell(), 1)),  # a running maximum moves with every class
+    "ascending": Values(lambda d: np.sort(3.0 * d.bell(), 1)),  # a running maximum changes at every class
     "biased": Values(_biased),
     "offset": Values(lambda d: 3.0 * d.bell() + 1e4, 1.1e4),
     "negative_offset": Values(lambda d: 3.0 * d.bell() - 1e4, 1.1e4),
@@ -197,5 +198,5 @@ VALUES = {
     "nan_ignored": Values(_with(np.nan, lambda d: np.broadcast_to(d.ignored[:, None], d.shape)), ignored_only=True),
     "inf_ignored": Values(_with(-np.inf, lambda d: np.broadcast_to(d.ignored[:, None], d.shape)), ignored_only=True),
     "assorted": Values(_assorted, 1.1e4),
-    "inf_rows": Values(_with(-np.inf, _some_rows)),  # no class is possible: NaN at every width, mlx#1467
+    "inf_rows": Values(_with(-np.inf, _some_rows)),  # no class has a probability: NaN at every width, mlx#1467
 }

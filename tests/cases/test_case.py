@@ -10,12 +10,12 @@ import sys
 import numpy as np
 import pytest
 import torch
+from support.corpus import corpus
 
 from crossent.cases import axes
 from crossent.cases.axes import DENSE_TARGETS, DTYPES, IGNORED
 from crossent.cases.bad_inputs import BAD_INPUTS
 from crossent.cases.case import Case
-from crossent.cases.corpus import corpus
 from crossent.cases.edges import edges
 from crossent.cases.grid import grid
 from crossent.cases.inputs import Inputs, bits
@@ -136,16 +136,16 @@ def test_no_two_cases_share_an_id():
     ],
 )
 def test_what_is_no_id_is_refused_in_one_line(id):
-    with pytest.raises(ValueError, match="no case's id") as caught:
+    with pytest.raises(ValueError, match="not the id of a case") as caught:
         Case.of(id)
     assert "\n" not in str(caught.value)
 
 
 def test_a_refusal_says_what_cannot_stand_together():
     for refused, reason in (
-        ("float32-7x5-normal-probabilities-mean-ignored", "class probabilities have no ignored rows"),
+        ("float32-7x5-normal-probabilities-mean-ignored", "a target of class probabilities cannot have ignored rows"),
         ("float16-7x5-large_offset-int64-mean", "the values overflow the dtype"),
-        ("float32-7x0-normal-int64-mean", "there are classes"),
+        ("float32-7x0-normal-int64-mean", "the number of classes must be 1 or more"),
     ):
         with pytest.raises(ValueError, match=reason):
             Case.of(refused)

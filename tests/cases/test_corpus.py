@@ -7,17 +7,16 @@ import pytest
 import torch
 from every import MUTANTS
 from support.checks import CALL, RESULT, SINGLE
+from support.corpus import corpus
 from support.defects import DEFECTS
-from support.running import run_case
+from support.running import run
 
 from crossent.cases.axes import DTYPES
 from crossent.cases.bad_inputs import BAD_INPUTS
 from crossent.cases.case import Case
-from crossent.cases.corpus import bugs, corpus
+from crossent.cases.corpus import bugs
 from crossent.checks import CHECKS
 from crossent.forms.textbook import formula
-from crossent.report.findings import SubjectReport
-from crossent.report.report import Report
 from crossent.subjects.builtin import FORMS
 from crossent.subjects.subject import Subject
 
@@ -67,12 +66,9 @@ WRONG = list(wrong_ones())
 
 def found(bug, *subjects):
     """The findings on a bug's own cases and calls."""
-    report = Report({}, [SubjectReport(subject.name) for subject in subjects])
     small = [case for case in bug.cases if case.tiled == 1]
     checks = [check for name, check in CHECKS.items() if name in SEEN & {CALL.name, RESULT.name, *bug.checks}]
-    for case in [*small, *map(BAD.get, bug.bad_inputs)]:
-        run_case(case, subjects, report, checks=checks)
-    return report.findings
+    return run(subjects, [*small, *map(BAD.get, bug.bad_inputs)], checks).findings
 
 
 def test_every_known_bug_has_cases_or_a_reason(figure):
