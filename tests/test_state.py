@@ -7,15 +7,12 @@ import numpy as np
 import pytest
 import torch
 from support.checks import SINGLE
-from support.running import run_case
+from support.running import run
 
 import crossent
 from crossent.cases.case import Case
-from crossent.report.findings import SubjectReport
-from crossent.report.report import Report
 from crossent.state import STATES, restore, snapshot
 from crossent.subjects.builtin import FORMS
-from crossent.subjects.subject import Subject
 
 CASE = Case("float32")
 
@@ -70,10 +67,9 @@ def test_a_state_that_a_subject_changes_is_a_finding_and_is_set_back(name):
         CHANGES[name]()
         return result
 
-    report = Report({}, [SubjectReport("mine")])
     before = snapshot()
     try:
-        run_case(CASE, [Subject("mine", loss)], report, "cpu", SINGLE)
+        report = run(loss, CASE, SINGLE)
     finally:
         left = restore(before)
     assert left == []
@@ -101,9 +97,7 @@ def test_a_default_device_that_the_caller_chose_is_put_back():
 
 
 def test_right_code_changes_nothing():
-    report = Report({}, [SubjectReport(name) for name in FORMS])
-    run_case(Case("float32", (5,)), list(FORMS.values()), report, "cpu", SINGLE)
-    assert not report.findings
+    assert not run(FORMS.values(), Case("float32", (5,)), SINGLE).findings
 
 
 def test_a_filter_that_a_library_has_for_its_own_warnings_is_its_own():

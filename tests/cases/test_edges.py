@@ -4,15 +4,13 @@ import pytest
 import torch
 from support.checks import ALWAYS, CIRCUMSTANCES, DERIVATIVES, OPTIONS, RELATIONS, TWO_BACKWARDS
 from support.defects import DEFECTS
-from support.running import run_case
+from support.running import run
 from tiles import padded_with_zeros, padding_counts_as_one_each
 
 import crossent
 from crossent.cases.axes import DTYPES
 from crossent.cases.case import Case
 from crossent.cases.edges import _ALONE, EDGES, NORMAL, QUICK, THOROUGH, edges
-from crossent.report.findings import SubjectReport
-from crossent.report.report import Report
 from crossent.subjects.builtin import FORMS
 from crossent.subjects.subject import Subject
 
@@ -26,11 +24,7 @@ def of(name, cases, dtype=None):
 
 
 def caught(loss, cases):
-    subject = Subject("wrong", loss)
-    report = Report({}, [SubjectReport(subject.name)])
-    for case in cases:
-        run_case(case, [subject], report)
-    return {finding.check for finding in report.findings}
+    return {finding.check for finding in run(Subject("wrong", loss), cases).findings}
 
 
 def test_a_level_has_what_the_one_below_it_has_and_nothing_twice():
@@ -253,14 +247,6 @@ def test_a_word_that_stands_alone_finds_what_it_is_there_for(wrong, ids):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_relations_and_derivatives_hold_where_a_word_stands_alone(dtype):
-    report = Report({}, [SubjectReport("formula")])
-    for case in _ALONE:
-        if case.dtype == dtype:
-            run_case(
-                case,
-                [FORMS["formula"]],
-                report,
-                "cpu",
-                (*ALWAYS, *RELATIONS, *OPTIONS, *TWO_BACKWARDS, *CIRCUMSTANCES, *DERIVATIVES),
-            )
+    checks = (*ALWAYS, *RELATIONS, *OPTIONS, *TWO_BACKWARDS, *CIRCUMSTANCES, *DERIVATIVES)
+    report = run(FORMS["formula"], [case for case in _ALONE if case.dtype == dtype], checks)
     assert not report.findings, report.findings

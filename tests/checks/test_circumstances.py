@@ -14,18 +14,14 @@ from support.checks import (
     SINGLE,
     TWO_BACKWARDS,
 )
-from support.running import run_case
+from support.running import run
 
 import crossent
 from crossent.cases.axes import DTYPES
 from crossent.cases.case import Case
 from crossent.cases.grid import grid
 from crossent.checks.circumstances import at_once
-from crossent.machine import ambient
-from crossent.report.findings import SubjectReport
-from crossent.report.report import Report
 from crossent.subjects.builtin import FORMS, TORCH, TORCH_NLL
-from crossent.subjects.subject import Subject
 from crossent.trials.call import BOTH_GRADIENTS
 
 BEFORE = (*SINGLE, *INVARIANTS, *RELATIONS, *OPTIONS, *TWO_BACKWARDS, *DERIVATIVES, *DETERMINISM)
@@ -35,12 +31,9 @@ DENSE = "float32-7x5-normal-probabilities-none-weighted-rows"
 
 def found(loss, case, checks):
     """What these checks say of a loss, by their names; right code passes on the case."""
-    reports = [Report({}, [SubjectReport("mine")]) for _ in range(2)]
-    with ambient():
-        for made, of in zip(reports, (loss, crossent.formula), strict=True):
-            run_case(Case.of(case), [Subject("mine", of)], made, "cpu", checks)
-    assert not reports[1].findings, reports[1].findings
-    return {finding.check: (finding.kind, finding.message) for finding in reports[0].findings}
+    report, right = (run(of, case, checks) for of in (loss, crossent.formula))
+    assert not right.findings, right.findings
+    return {finding.check: (finding.kind, finding.message) for finding in report.findings}
 
 
 def where(condition, change):
@@ -220,10 +213,7 @@ def test_no_other_check_of_plain_calls_finds_it(check, wrong, case, kind, said):
 def test_right_code_passes(dtype, seed):
     few = [case for case in grid([dtype], seed, "pairs") if case.target != "uint8"][::9]
     subjects = [*FORMS.values(), *([TORCH, TORCH_NLL] if dtype != "float16" else [])]
-    report = Report({}, [SubjectReport(subject.name) for subject in subjects])
-    with ambient():
-        for case in few:
-            run_case(case, subjects, report, "cpu", (*SINGLE[:2], *CIRCUMSTANCES))
+    report = run(subjects, few, (*SINGLE[:2], *CIRCUMSTANCES))
     assert [f.id for f in report.findings if f.subject != "torch_nll" or f.check != "call"] == []  # pytorch#175084
     ran = {check for entry in report.subjects for outcome in entry.outcomes.values() for check in outcome.checks}
     assert ran >= {check.name for check in CIRCUMSTANCES}

@@ -9,8 +9,9 @@ import itertools
 
 import pytest
 import torch
+from support import running
 from support.checks import DETERMINISM
-from support.running import run_case, trial_of
+from support.running import trial_of
 from support.waits import computes
 
 import crossent
@@ -20,8 +21,6 @@ from crossent.cases.grid import grid
 from crossent.cases.inputs import Inputs
 from crossent.checks import determinism
 from crossent.machine import ambient
-from crossent.report.findings import SubjectReport
-from crossent.report.report import Report
 from crossent.state import STATES, restore, snapshot
 from crossent.subjects.builtin import FORMS, TORCH
 from crossent.subjects.subject import Subject
@@ -90,8 +89,7 @@ def test_an_operation_without_a_deterministic_kernel_is_counted_and_no_finding()
 
     with pytest.raises(NotRunError, match=r"^has no deterministic kernel, as torch says of put_$"):
         run(DETERMINISTIC, puts)
-    report = Report({}, [SubjectReport("mine")])
-    run_case(PLAIN, [Subject("mine", puts)], report, checks=[DETERMINISTIC])
+    report = running.run(puts, PLAIN, [DETERMINISTIC])
     assert report.subjects[0].not_run == {"deterministic": {"has no deterministic kernel, as torch says of put_": 1}}
     assert not report.findings
 
@@ -131,8 +129,7 @@ def test_any_other_error_in_deterministic_mode_is_a_refusal(error):
 
     with pytest.raises(RefusedError):
         run(DETERMINISTIC, raises)
-    report = Report({}, [SubjectReport("mine")])
-    run_case(PLAIN, [Subject("mine", raises)], report, checks=[DETERMINISTIC])
+    report = running.run(raises, PLAIN, [DETERMINISTIC])
     assert [(finding.check, finding.kind) for finding in report.findings] == [("deterministic", "refused")]
 
 
@@ -154,8 +151,7 @@ def test_the_deterministic_mode_is_afterwards_what_it_was(mode, warn_only):
 def test_a_device_without_streams_is_counted_and_not_asked():
     with pytest.raises(NotRunError, match="waits for a CUDA device"):
         run(STREAM, FORMS["formula"])
-    report = Report({}, [SubjectReport("formula")])
-    run_case(PLAIN, [FORMS["formula"]], report, checks=[STREAM])
+    report = running.run(FORMS["formula"], PLAIN, [STREAM])
     assert report.subjects[0].not_run == {"stream": {"waits for a CUDA device: others have no streams": 1}}
 
 

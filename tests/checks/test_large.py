@@ -5,18 +5,16 @@ import dataclasses
 import pytest
 import torch
 from support.checks import LARGE
-from support.running import run_case
+from support.running import run
 from support.waits import computes
 
 from crossent.cases.case import Case
 from crossent.cases.corpus import bugs
 from crossent.cases.edges import MANY_ROWS, large_cases
-from crossent.checks import large_cases as large_check
+from crossent.checks import large as large_check
 from crossent.checks.large import GIB, TILE_BLOCK, needed, tiled
 from crossent.forms.textbook import formula
 from crossent.machine import available
-from crossent.report.findings import SubjectReport
-from crossent.report.report import Report
 from crossent.subjects.builtin import FORMS, TORCH
 from crossent.subjects.subject import Subject
 
@@ -38,9 +36,7 @@ CASES = (
 
 
 def judged(case, loss):
-    subject = loss if isinstance(loss, Subject) else Subject("mine", loss)
-    report = Report({}, [SubjectReport(subject.name)])
-    run_case(case, [subject], report, "cpu", LARGE)
+    report = run(loss, case, LARGE)
     (outcome,) = report.subjects[0].outcomes.values()
     return report.findings, outcome
 
@@ -76,7 +72,7 @@ def wrapped(*, forward=False, backward=False):
 @pytest.fixture(params=[TILE_BLOCK, 1000, 1], ids=lambda block: f"block{block}")
 def block(request, monkeypatch):
     """In one block, in many, and each tile on its own."""
-    monkeypatch.setattr(large_check, "BLOCK", request.param)
+    monkeypatch.setattr(large_check, "TILE_BLOCK", request.param)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)

@@ -22,17 +22,14 @@ from rich.table import Table
 from right import right
 from support.checks import CALL, RESULT
 from support.readme import part
-from support.running import run_case
+from support.running import run
 
 import crossent
 from crossent.cases.axes import DTYPES
 from crossent.cases.bad_inputs import BAD_INPUTS
 from crossent.cases.case import Case
 from crossent.checks import CHECKS
-from crossent.machine import environment
 from crossent.report.expected_findings import mark, torch_list
-from crossent.report.findings import SubjectReport
-from crossent.report.report import Report
 from crossent.run.plan import plan
 from crossent.state import restore, snapshot
 from crossent.subjects.builtin import REFERENCE, TORCH
@@ -55,9 +52,7 @@ def case_of(id):
 
 def judged(case, checks, *subjects):
     """The report on a case by these checks, and those that they wait for; all are asked of a bad input."""
-    report = Report(environment("cpu"), [SubjectReport(subject.name) for subject in subjects])
-    run_case(case, subjects, report, "cpu", [c for c in CHECKS.values() if c in (CALL, RESULT) or c.name in checks])
-    return report
+    return run(subjects, case, [c for c in CHECKS.values() if c in (CALL, RESULT) or c.name in checks])
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=str)

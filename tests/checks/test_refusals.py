@@ -3,16 +3,13 @@
 import pytest
 import torch
 from support import refusers
-from support.running import run_case
+from support.running import run
 
 import crossent
 from crossent.cases.axes import DTYPES
 from crossent.cases.bad_inputs import BAD_INPUTS
 from crossent.checks.refusals import judge_reaction, react
-from crossent.report.findings import SubjectReport
-from crossent.report.report import Report
 from crossent.subjects.builtin import FORMS, TORCH, TORCH_NLL
-from crossent.subjects.subject import Subject
 from crossent.trials.act import Here
 
 BY_ID = {bad_input.id: bad_input for bad_input in BAD_INPUTS}
@@ -40,8 +37,7 @@ def test_the_forms_and_torch_refuse_every_bad_input_before_they_write(bad_input,
     if bad_input.asserts(device) and bad_input is not BEYOND:
         pytest.skip("waits for `crossent check --device`: six processes, each of which wakes the device")
     subjects = [*FORMS.values(), TORCH, TORCH_NLL]
-    report = Report({}, [SubjectReport(subject.name) for subject in subjects])
-    run_case(bad_input, subjects, report, device)
+    report = run(subjects, bad_input, device=device)
     found = [(finding.subject, finding.kind) for finding in report.findings]
     known = bad_input.id.startswith(("label_smoothing_negative", "label_smoothing_nan"))
     assert found == ([("torch", "accepted")] if known else []), report
@@ -170,8 +166,7 @@ def test_each_thing_that_is_wrong_is_a_finding_of_its_own():
         input.add_(1)
         torch.rand(1)
 
-    report = Report({}, [SubjectReport("mine")])
-    run_case(BEYOND, [Subject("mine", everything)], report)
+    report = run(everything, BEYOND)
     assert [(finding.check, finding.kind) for finding in report.findings] == [
         ("errors", "accepted"),
         ("arguments", "changed_input"),

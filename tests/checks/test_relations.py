@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from support.checks import CALL, INVARIANTS, OPTIONS, RESULT, SINGLE, TWO_BACKWARDS
 from support.checks import RELATIONS as OF_RELATIONS
-from support.running import run_case, trial_of
+from support.running import run, trial_of
 from support.waits import computes, float16
 
 import crossent
@@ -18,8 +18,6 @@ from crossent.cases.grid import grid
 from crossent.checks.relations import shiftable
 from crossent.numerics.formats import FORMATS
 from crossent.numerics.oracle.arithmetic import Ball
-from crossent.report.findings import SubjectReport
-from crossent.report.report import Report
 from crossent.subjects.builtin import FORMS, TORCH
 from crossent.subjects.subject import Subject
 from crossent.trials import agreement
@@ -30,20 +28,18 @@ RELATIONS = (*OF_RELATIONS, *OPTIONS, *TWO_BACKWARDS)
 CHECKS = {check.name: check for check in (*INVARIANTS, *RELATIONS)}
 
 
-def run(subject, case, *names):
-    """What one subject's part of a report says, after no other checks than these."""
-    report = Report({}, [SubjectReport(subject.name)])
-    run_case(case, [subject], report, "cpu", (CALL, RESULT, *(CHECKS[name] for name in names)))
-    return report.subjects[0]
+def part_of(subject, case, *names):
+    """Return the part of the report about a subject, after these checks and the two that they wait for."""
+    return run(subject, case, (CALL, RESULT, *(CHECKS[name] for name in names))).subjects[0]
 
 
 def found(name, loss, case):
     """The kind and the message of what a check finds; right code passes on the case."""
     case = Case.of(case)
-    right = run(FORMS["formula"], case, name)
+    right = part_of(FORMS["formula"], case, name)
     assert not right.findings, right.findings
     assert name in right.outcomes[case.id].checks
-    findings = run(Subject("mine", loss), case, name).findings
+    findings = part_of(Subject("mine", loss), case, name).findings
     assert {finding.check for finding in findings} <= {name}, findings
     return [(finding.kind, finding.message) for finding in findings]
 
@@ -71,9 +67,7 @@ def reduced(losses, reduction):
 
 def ran(subjects, chosen):
     """Which checks ran on each subject, all of which passed."""
-    report = Report({}, [SubjectReport(subject.name) for subject in subjects])
-    for case in chosen:
-        run_case(case, subjects, report, "cpu", (CALL, RESULT, *CHECKS.values()))
+    report = run(subjects, chosen, (CALL, RESULT, *CHECKS.values()))
     assert not report.findings, report.findings[0]
     of = {entry.name: [set(outcome.checks) for outcome in entry.outcomes.values()] for entry in report.subjects}
     return {name: set().union(*checks) & set(CHECKS) for name, checks in of.items()}
@@ -145,13 +139,13 @@ def test_row_sums_name_the_row_of_a_tensor_with_further_dimensions():
         return crossent.formula(logits, target, **options) + ((logits - logits.detach()) * kick).sum()
 
     case = Case.of("float64-3x5x4-normal-int64-sum")
-    (finding,) = run(Subject("mine", wrong), case, "row_sums").findings
+    (finding,) = part_of(Subject("mine", wrong), case, "row_sums").findings
     assert finding.numbers.index == (2, 1)
 
 
 def test_a_row_without_a_softmax_and_one_without_a_bound_say_nothing_about_sums():
     case = Case.of("float32-7x5-nan_ignored-int64-sum-ignored")
-    measured = run(FORMS["formula"], case, "row_sums").outcomes[case.id].checks["row_sums"]
+    measured = part_of(FORMS["formula"], case, "row_sums").outcomes[case.id].checks["row_sums"]
     ignored = int((case.build().target == 255).sum())
     assert 0 < ignored < 7
     assert measured.not_judged == {"a number of the row has no bound": ignored}
@@ -253,7 +247,7 @@ def bits_equal(one, other):
 def test_a_shift_without_room_is_not_run():
     large = (Case("float16", (1, 5), "large", reduction="sum", seed=seed) for seed in range(100))
     case = next(case for case in large if case.build().logits.abs().max() > 2**14)
-    entry = run(FORMS["formula"], case, "shift")
+    entry = part_of(FORMS["formula"], case, "shift")
     assert entry.not_run == {"shift": {"gets logits that their dtype has no room to shift exactly": 1}}
 
 
@@ -300,7 +294,7 @@ def test_a_loss_that_depends_on_the_order_of_classes_is_caught(case):
 def test_an_ignored_class_is_turned_round_with_the_others():
     for ignored in ("ignored_class", "ignored", "ignored_huge", "ignored_default"):
         case = Case("float64", (7, 5), ignored=ignored, weight="weighted")
-        assert not run(FORMS["formula"], case, "classes_permuted").findings
+        assert not part_of(FORMS["formula"], case, "classes_permuted").findings
 
 
 def in_chunks(logits, target, reduction="mean", ignore_index=-100, **options):
@@ -337,12 +331,12 @@ def test_a_sum_and_rows_that_depend_on_the_batch_are_caught():
 
 def test_parts_are_chosen_so_that_each_has_something_to_divide_by():
     case = Case.of("float32-7x5-normal-int64-mean-ignored_all")
-    entry = run(FORMS["formula"], case, "split")
+    entry = part_of(FORMS["formula"], case, "split")
     assert entry.not_run == {"split": {"has nothing to divide by in one of any two parts of the batch": 1}}
     # Weights of both signs, so that a part's share is negative or above one.
     for seed in range(5):
         case = Case("float64", (7, 5), weight="weight_negative", ignored="ignored", upstream="scalar", seed=seed)
-        assert not run(FORMS["formula"], case, "split").findings
+        assert not part_of(FORMS["formula"], case, "split").findings
 
 
 @pytest.mark.parametrize("dtype", [pytest.param("float16", marks=float16), "bfloat16"])
@@ -452,9 +446,9 @@ def test_a_further_call_that_raises_or_gives_the_wrong_shape_is_a_finding(name):
         raise ValueError("only once")
 
     case = Case.of("bfloat16-7x5-normal-int64-none-rows-transposed")
-    (refused,) = run(only_once(refuses), case, name).findings
+    (refused,) = part_of(only_once(refuses), case, name).findings
     assert (refused.check, refused.kind, refused.message) == (name, "refused", "ValueError: only once")
-    (wrong,) = run(only_once(lambda *args, **options: crossent.formula(*args, **options)[:0]), case, name).findings
+    (wrong,) = part_of(only_once(lambda *args, **options: crossent.formula(*args, **options)[:0]), case, name).findings
     assert (wrong.check, wrong.kind) == (name, "wrong")
     assert wrong.message.startswith("got torch.")
 
@@ -465,7 +459,9 @@ def test_a_further_call_that_does_not_apply_to_the_subject_is_counted():
         crossent.formula,
         not_applicable=lambda inputs: "has no weight" if "weight" in inputs.options else None,
     )
-    assert run(picky, Case.of("float32-7x5-normal-int64-mean"), "options").not_run == {"options": {"has no weight": 1}}
+    assert part_of(picky, Case.of("float32-7x5-normal-int64-mean"), "options").not_run == {
+        "options": {"has no weight": 1}
+    }
 
 
 def test_a_check_is_silent_about_cases_of_which_it_says_nothing():
@@ -481,7 +477,7 @@ def test_a_check_is_silent_about_cases_of_which_it_says_nothing():
         "widened": "float32-7x5-normal-int64-mean",
     }
     for name, case in silent.items():
-        assert name not in run(FORMS["formula"], Case.of(case), name).outcomes[case].checks
+        assert name not in part_of(FORMS["formula"], Case.of(case), name).outcomes[case].checks
     assert set(CHECKS) - set(silent) == {"options", "two_backwards"}
 
 
@@ -509,7 +505,7 @@ def test_no_bound_is_an_excuse_for_a_number_where_nan_is_right():
 
 def test_a_difference_that_cannot_be_judged_is_counted():
     case = Case.of("float16-7x5-large-int64-sum-transposed")
-    measured = run(FORMS["formula"], case, "layout").outcomes[case.id].checks["layout"]
+    measured = part_of(FORMS["formula"], case, "layout").outcomes[case.id].checks["layout"]
     assert measured.not_judged == {"the other result has no bound": 1}
 
 
@@ -561,7 +557,6 @@ def test_what_one_subject_does_to_its_arguments_is_nothing_to_the_next():
 
     cases = [case for case in grid(["bfloat16"], array="pairs") if case.weight != "unweighted" and case.rows]
     for case in cases[::4]:
-        report = Report({}, [SubjectReport("spoils"), SubjectReport("right")])
-        run_case(case, [Subject("spoils", spoils), Subject("right", right)], report, "cpu", (*SINGLE, *RELATIONS))
+        report = run([Subject("spoils", spoils), Subject("right", right)], case, (*SINGLE, *RELATIONS))
         assert report.subjects[0].findings
         assert not report.subjects[1].findings, report

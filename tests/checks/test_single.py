@@ -3,12 +3,10 @@
 import pytest
 import torch
 from support.checks import SINGLE
-from support.running import run_case, trial_of
+from support.running import run, trial_of
 
 import crossent
 from crossent.cases.case import Case
-from crossent.report.findings import SubjectReport
-from crossent.report.report import Report
 from crossent.subjects.builtin import FORMS
 from crossent.subjects.subject import Subject
 from crossent.trials.trial import Problem, Question, misshapen
@@ -67,9 +65,7 @@ def on_meta(loss):
 def test_a_loss_without_bits_is_a_finding_and_nothing_else_is_asked():
     """There are no numbers to compare, whatever its shape."""
     subject = Subject("mine", lambda *args, **options: on_meta(crossent.formula(*args, **options)), False)
-    report = Report({}, [SubjectReport("mine")])
-    run_case(NONE, [subject], report)
-    (finding,) = report.findings
+    (finding,) = run(subject, NONE).findings
     assert (finding.check, finding.kind) == ("call", "refused")
     assert finding.message == "it gives a loss without bits, as one on a meta device is"
 

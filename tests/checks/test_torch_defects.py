@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from packaging.version import Version
+from support.running import planned
 from support.waits import computes, float16
 
 import crossent
@@ -31,8 +32,7 @@ def report():
     """What `crossent check torch` says, on less of its grid."""
     chosen = [Case.of(one) for one in OF_THE_GRID]
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("crossent.run.plan.bugs", lambda: ())
-        patched.setattr("crossent.run.plan.grid", lambda dtypes, seed, array: chosen)
+        planned(patched, chosen, edges=True)
         return crossent.check("torch")
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.checks import COMPILED_CODE, SINGLE, TRANSFORMS
-from support.running import run_case, trial_of
+from support.running import run, trial_of
 
 import crossent
 from crossent import machine
@@ -17,12 +17,9 @@ from crossent.cases.case import Case
 from crossent.cases.grid import grid
 from crossent.checks.compiled_code import _why_no_error, promised
 from crossent.checks.transforms import _why_no_export
-from crossent.machine import environment
 from crossent.numerics.bounds.contracts import contract
 from crossent.numerics.bounds.loss import Bounds
-from crossent.report.expected_findings import mark, torch_list
-from crossent.report.findings import SubjectReport
-from crossent.report.report import Report
+from crossent.report.expected_findings import torch_list
 from crossent.state import restore, snapshot
 from crossent.subjects.builtin import FORMS, REFERENCE, TORCH
 from crossent.subjects.compiler import INDUCTOR, TRACER, _fails, quiet, unusable
@@ -364,11 +361,8 @@ def test_a_look_at_the_class_that_a_compiler_drops_is_found():
 
 
 def judged(subjects, chosen, checks):
-    made = Report(environment("cpu"), [SubjectReport(subject.name) for subject in subjects])
-    for case in chosen:
-        run_case(case, subjects, made, "cpu", (*SINGLE, *checks))
-    mark(made, torch_list())
-    return made
+    """Return the report of the checks of a single call and of these checks, with the known failures of torch marked."""
+    return run(subjects, chosen, (*SINGLE, *checks), known=torch_list())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from support.running import compare, run_case
+from support.running import compare, run
 from torch.autograd import forward_ad
 
 import crossent
@@ -15,9 +15,6 @@ from crossent.cases.grid import grid
 from crossent.cases.inputs import Inputs
 from crossent.forms.blocks import _blocks, _differentiate
 from crossent.forms.rows import arrange
-from crossent.machine import environment
-from crossent.report.findings import SubjectReport
-from crossent.report.report import Report
 from crossent.subjects.subject import Subject
 from crossent.trials.call import Result
 from crossent.trials.exact import solve
@@ -34,9 +31,7 @@ def test_in_small_blocks_every_number_is_right(block_size):
     """The grid's cases have less than one block of the usual size."""
     loss = functools.partial(crossent.blocked, block_size=block_size)
     subject = Subject("in small blocks", loss, promise="blocked")
-    made = Report(environment("cpu"), [SubjectReport(subject.name)])
-    for case in grid(tuple(DTYPES), 1, "pairs"):
-        run_case(case, [subject], made)
+    made = run(subject, grid(tuple(DTYPES), 1, "pairs"))
     assert not made.findings, made
     assert all(made.subjects[0].tallies["gradient", dtype].ran > 20 for dtype in DTYPES)
 

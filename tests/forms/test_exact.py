@@ -6,14 +6,11 @@
 from dataclasses import replace
 
 import pytest
-from support.running import run_case
+from support.running import run
 
 from crossent.cases.case import Case
 from crossent.cases.grid import grid
-from crossent.machine import environment
-from crossent.report.expected_findings import mark, torch_list
-from crossent.report.findings import SubjectReport
-from crossent.report.report import Report
+from crossent.report.expected_findings import torch_list
 from crossent.subjects.builtin import FORMS, REFERENCE
 
 KNOWN = torch_list()
@@ -28,9 +25,7 @@ def pytest_generate_tests(metafunc):
 
 def test_every_form_and_torch_have_the_exact_loss_and_gradient(case, device):
     subjects = [*FORMS.values(), REFERENCE]
-    report = Report(environment(device), [SubjectReport(subject.name) for subject in subjects])
-    run_case(case, subjects, report, device)
-    mark(report, KNOWN)  # torch in float64 is torch still
+    report = run(subjects, case, device=device, known=KNOWN)  # torch in float64 has the known failures of torch
     assert not any(finding.expected for form in report.subjects[:-1] for finding in form.findings)
     assert report.ran  # one case may be no evidence; what a whole run's evidence is, test_checks.py asks
     assert not report.findings, "\n".join(f"{form.name}: {f}" for form in report.subjects for f in form.findings)

@@ -748,43 +748,6 @@ def test_memory_does_not_grow_with_the_rows(seed):
     assert peaks[0] + 4096 * 200 < 512 * 2**20
 
 
-@each_dtype
-@mp.workdps(100)
-def test_a_block_shows_what_a_bound_is_made_of(dtype, seed):
-    rng = np.random.default_rng(seed)
-    x = (3 * rng.standard_normal((4, 5))).astype(dtype)
-    x[1, 2], x[2, 0] = -INF, NAN
-    weight = rng.standard_normal(5).astype(dtype)
-    for label_smoothing, options in (
-        (0.0, {"index": np.array([1, 0, 2, -100])}),
-        (0.1, {"index": np.array([1, 0, 2, -100])}),
-        (0.1, {"probabilities": rng.random((4, 5)).astype(dtype)}),
-    ):
-        answered = answer(Arguments(x, weight=weight, label_smoothing=label_smoothing, upstream=-3.0, **options))
-        (block,) = answered.blocks()
-        assert block.rows == slice(0, 4)
-        for r in (0, 1, 3):
-            shifted = [mpf(float(value)) - float(x[r].max()) for value in x[r]]
-            lse = mp.log(mp.fsum(map(mp.exp, shifted)))
-            for c in range(5):
-                t = options["probabilities"][r, c] if "probabilities" in options else options["index"][r] == c
-                kept = "probabilities" in options or options["index"][r] != -100
-                v = kept * mpf(float(weight[c])) * ((1 - mpf(label_smoothing)) * float(t) + mpf(label_smoothing) / 5)
-                log_prob = shifted[c] - lse
-                for got, exact in (
-                    (block.shifted, shifted[c]),
-                    (block.log_probs, log_prob),
-                    (block.probs, mp.exp(log_prob)),
-                    (block.coefficients, v),
-                ):
-                    assert got.dtype == np.float64
-                    assert got[r, c] == exact or abs(got[r, c] - exact) <= 28 * 2.0**-53 * abs(exact)
-        for values in (block.shifted, block.log_probs, block.probs):
-            assert np.isnan(values[2]).all()
-        assert np.isfinite(block.coefficients).all()
-        np.testing.assert_array_equal(block.scale, np.full(4, -3 / answered.denominator.hi))
-
-
 def test_a_difference_keeps_its_digits():
     ball = Ball(np.array([1.0, 1.0, 0.0]), np.array([2.0**-80, -(2.0**-80), 0.0]), np.zeros(3))
     assert ball.distance([1.0, 1 + 2.0**-52, -0.0]).tolist() == [2.0**-80, 2.0**-52 + 2.0**-80, 0.0]

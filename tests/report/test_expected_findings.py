@@ -4,14 +4,13 @@ import re
 
 import pytest
 import torch
-from support.running import run_case
+from support.running import run
 
 from crossent.cases.axes import DTYPES
 from crossent.cases.bad_inputs import BAD_INPUTS, BadInput
 from crossent.cases.case import Case
 from crossent.cases.edges import EDGES
 from crossent.cases.grid import grid
-from crossent.machine import ambient, environment
 from crossent.report.expected_findings import ExpectedFinding, mark, read_list, torch_list
 from crossent.report.findings import Finding, Measured, Outcome, SubjectReport
 from crossent.report.report import Report
@@ -305,12 +304,8 @@ def chosen(known):
 def test_every_entry_of_the_shipped_list_happens_here(known):
     if not known.applies(torch.__version__, "cpu"):
         pytest.skip(f"waits for torch {known.torch or 'of any version'} on {known.device}")
-    made = Report(environment("cpu"), [SubjectReport("torch"), SubjectReport("torch_nll")])
-    with ambient():
-        for case in chosen(known):
-            run_case(case, [TORCH, TORCH_NLL], made, "cpu", PLANNED[case])
+    made = run([TORCH, TORCH_NLL], chosen(known), PLANNED.get, known=[known])
     assert made.ran
-    mark(made, [known])
     assert made.mended == []
     described = [found for part in made.subjects for found in part.findings if found.expected == str(known)]
     if not described and (reasons := waiting(known, made)):
@@ -329,10 +324,6 @@ def waiting(known, made):
 
 def test_the_shipped_list_leaves_nothing_of_torch_unexplained():
     """A twentieth of the grid; the whole of it is `crossent check torch`."""
-    made = Report(environment("cpu"), [SubjectReport("torch"), SubjectReport("torch_nll")])
     cases = [*list(grid())[::20], *BAD_INPUTS, *(case for case in EDGES if case.rows < 2000)]
-    with ambient():
-        for case in cases:
-            run_case(case, [TORCH, TORCH_NLL], made, "cpu")
-    mark(made, SHIPPED)
+    made = run([TORCH, TORCH_NLL], cases, known=SHIPPED)
     assert not made.findings, made

@@ -15,15 +15,15 @@ import textwrap
 
 import pytest
 import torch
-from support.running import run_case
+from support.running import run
+from support.subjects import off_by_a_percent
 
 import crossent
 from crossent.cases.bad_inputs import BAD_INPUTS
 from crossent.cases.case import Case
 from crossent.console import Output
-from crossent.machine import ambient, environment
 from crossent.report import document
-from crossent.report.expected_findings import mark, torch_list
+from crossent.report.expected_findings import torch_list
 from crossent.report.findings import Finding, Measured, Numbers, Outcome, SubjectReport
 from crossent.report.reader import find, read_json
 from crossent.report.report import Report
@@ -45,21 +45,13 @@ NAN, INF = math.nan, math.inf
 ENVIRONMENT = {"crossent": "0.1.0", "torch": "2.13.0", "device": "cpu"}
 
 
-def run(*subjects, chosen=CASES):
-    made = Report(environment("cpu"), [SubjectReport(subject.name) for subject in subjects])
-    with ambient():
-        for case in chosen:
-            run_case(case, subjects, made, "cpu")
-    mark(made, torch_list())
-    return made
+def report_on(*subjects, chosen=CASES):
+    """Return the report of these subjects, with the known failures of torch marked."""
+    return run(subjects, chosen, known=torch_list())
 
 
 def subject(loss, name="mine"):
     return Subject(name, loss)
-
-
-def off_by_a_percent(*args, **options):
-    return crossent.formula(*args, **options) * 1.01
 
 
 def writes_into_its_input(input, target, **options):
@@ -86,7 +78,9 @@ def written(tmp_path, *findings):
 
 
 def test_the_json_has_the_keys_of_schema_1(tmp_path):
-    run(TORCH, FORMS["formula"], subject(off_by_a_percent), subject(raises("no"), "no")).write_json(tmp_path / "r")
+    report_on(TORCH, FORMS["formula"], subject(off_by_a_percent), subject(raises("no"), "no")).write_json(
+        tmp_path / "r"
+    )
     document = json.loads((tmp_path / "r").read_text(encoding="utf-8"))
     assert set(document) == {
         "schema",
@@ -172,7 +166,7 @@ def test_a_finding_is_read_back_as_it_was_written(tmp_path, finding):
 
 
 def test_a_run_and_its_json_tell_the_same_findings(tmp_path):
-    made = run(TORCH, subject(off_by_a_percent), subject(raises("no"), "no"))
+    made = report_on(TORCH, subject(off_by_a_percent), subject(raises("no"), "no"))
     made.write_json(tmp_path / "r")
     document = read_json(tmp_path / "r")
     findings = [finding for part in made.subjects for finding in part.findings]
@@ -309,7 +303,9 @@ def test_what_is_no_report_is_refused_in_one_line(tmp_path, content, said):
 
 def test_the_counts_add_up():
     scalar = FORMS["scalar"]
-    made = run(TORCH, scalar, subject(off_by_a_percent), subject(raises("no"), "no"), chosen=[*CASES, *BAD_INPUTS])
+    made = report_on(
+        TORCH, scalar, subject(off_by_a_percent), subject(raises("no"), "no"), chosen=[*CASES, *BAD_INPUTS]
+    )
     for part in made.subjects:
         counts = part.counts
         held = sum(
@@ -409,7 +405,7 @@ def test_a_wrong_number_is_told_in_the_words_of_torch_testing():
     with pytest.raises(AssertionError) as caught:
         torch.testing.assert_close(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 3.0]))
     theirs = str(caught.value).splitlines()
-    ours = next(f for f in run(subject(off_by_a_percent)).findings if f.numbers.index).message
+    ours = next(f for f in report_on(subject(off_by_a_percent)).findings if f.numbers.index).message
     assert MISMATCH.fullmatch(ours)
     for line, other in zip(theirs[2:4], ours.splitlines(), strict=False):
         assert line.partition(":")[0] == other.partition(":")[0]
@@ -421,7 +417,7 @@ def test_every_kind_of_finding_has_its_text():
         return crossent.formula(*args, **options)[None]
 
     def of(loss, chosen=CASES[:1], name="mine"):
-        return [str(finding) for finding in run(subject(loss, name), chosen=chosen).findings]
+        return [str(finding) for finding in report_on(subject(loss, name), chosen=chosen).findings]
 
     loss, gradient = of(off_by_a_percent)
     number = r"-?\d\S*"
@@ -460,11 +456,11 @@ def test_every_kind_of_finding_has_its_text():
 
 def test_what_torch_gives_is_told_of_every_subject_but_torch():
     half_sure = CASES[-1:]
-    assert all(not finding.torch for finding in run(TORCH, chosen=half_sure).subjects[0].findings)
-    (zero, _) = run(subject(lambda *args, **options: TORCH.loss(*args, **options)), chosen=half_sure).findings
+    assert all(not finding.torch for finding in report_on(TORCH, chosen=half_sure).subjects[0].findings)
+    (zero, _) = report_on(subject(lambda *args, **options: TORCH.loss(*args, **options)), chosen=half_sure).findings
     assert zero.torch.startswith("0.0  (0x0000), off by 0.001, ")
     uint8 = [Case.of("float32-3x5x4-normal-uint8-mean")]
-    for finding in run(subject(off_by_a_percent), chosen=uint8).findings:
+    for finding in report_on(subject(off_by_a_percent), chosen=uint8).findings:
         assert finding.torch.startswith("refuses it: RuntimeError: ")
 
 
@@ -476,7 +472,7 @@ def rendered(made, width):
 
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_no_line_that_is_to_be_copied_is_wrapped_at_any_width(width):
-    made = run(subject(off_by_a_percent, "a_subject_with_a_name_that_is_longer_than_most_names_of_subjects"))
+    made = report_on(subject(off_by_a_percent, "a_subject_with_a_name_that_is_longer_than_most_names_of_subjects"))
     text = rendered(made, width)
     shown = re.findall(r"^  repeat  crossent repro (\S+)$", text, re.M)
     assert len(shown) == 3
@@ -488,7 +484,7 @@ def test_no_line_that_is_to_be_copied_is_wrapped_at_any_width(width):
 
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_the_table_keeps_its_digits_at_any_width(width):
-    made = run(FORMS["formula"], TORCH)
+    made = report_on(FORMS["formula"], TORCH)
     text = rendered(made, width)
     assert "…" not in text
     for part in made.subjects:
@@ -518,7 +514,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("message", HOSTILE, ids=lambda message: ascii(message[:12]))
 def test_what_an_exception_says_is_shown_and_not_obeyed(tmp_path, message):
-    made = run(subject(raises(message)), chosen=CASES[:1])
+    made = report_on(subject(raises(message)), chosen=CASES[:1])
     (finding,) = made.findings
     assert finding.message.startswith("ValueError")
     assert finding.message.isprintable()
@@ -532,7 +528,7 @@ def test_what_an_exception_says_is_shown_and_not_obeyed(tmp_path, message):
 
 
 def test_brackets_are_shown_as_they_are():
-    (finding,) = run(subject(raises("[bold]bold[/bold] [/]")), chosen=CASES[:1]).findings
+    (finding,) = report_on(subject(raises("[bold]bold[/bold] [/]")), chosen=CASES[:1]).findings
     assert finding.message == "ValueError: [bold]bold[/bold] [/]"
     made = SubjectReport("[bold]mine[/bold]", not_applicable={"[red]reason": 2})
     made.outcomes["[/]"] = Outcome("float32", "", checks={"loss": Measured(False, 1.0, 0.5)})
@@ -549,7 +545,7 @@ def test_an_exception_that_cannot_be_told_is_a_finding_too():
     def loss(*args, **options):
         raise MuteError
 
-    (finding,) = run(subject(loss), chosen=CASES[:1]).findings
+    (finding,) = report_on(subject(loss), chosen=CASES[:1]).findings
     assert finding.message == "MuteError: and its message raises RuntimeError"
 
 
@@ -564,19 +560,19 @@ def test_an_exception_that_cannot_be_told_is_a_finding_too():
     ids=["complex", "meta", "none", "resized"],
 )
 def test_no_result_ends_the_run(loss, said):
-    findings = run(subject(loss), chosen=CASES[:1]).findings
+    findings = report_on(subject(loss), chosen=CASES[:1]).findings
     assert any(said in finding.message for finding in findings), findings
 
 
 def test_the_repeat_line_can_be_pasted_into_a_shell():
     for name in ("mine", "<lambda>", "file name.py:attr", "a;b", "$(x)"):
-        (finding,) = run(subject(raises("no"), name), chosen=CASES[:1]).findings
+        (finding,) = report_on(subject(raises("no"), name), chosen=CASES[:1]).findings
         repeat = str(finding).splitlines()[-1]
         assert shlex.split(repeat) == ["repeat", "crossent", "repro", finding.id]
 
 
 def test_a_report_shows_one_finding_of_each_sort_and_counts_the_others():
-    made = run(subject(off_by_a_percent))
+    made = report_on(subject(off_by_a_percent))
     text = str(made)
     assert text.count("repeat  crossent repro") == 3  # loss, gradient and target gradient
     assert re.search(rf"… of {len(made.findings)} findings: \d loss wrong, \d gradient wrong, 1 target_gradient", text)

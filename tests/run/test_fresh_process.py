@@ -6,13 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from support import refusers
-from support.running import run_case
+from support.running import run
 
 import crossent
 from crossent.cases.bad_inputs import BAD_INPUTS, BadInput
 from crossent.checks.refusals import Reaction, call_badly, judge_reaction, react
-from crossent.report.findings import SubjectReport, Verdict
-from crossent.report.report import Report
+from crossent.report.findings import Verdict
 from crossent.run import fresh_process, parallel
 from crossent.run.fresh_process import FreshProcess
 from crossent.subjects.subject import Subject
@@ -71,8 +70,7 @@ def test_a_process_that_does_not_start_is_given_up(monkeypatch):
 
 def test_a_subject_that_cannot_be_sent_is_not_applicable_and_counted(monkeypatch):
     monkeypatch.setattr(BadInput, "asserts", lambda self, device: True)
-    report = Report({}, [SubjectReport("mine")])
-    run_case(BEYOND, [Subject("mine", lambda *arguments, **options: None)], report)
+    report = run(lambda *arguments, **options: None, BEYOND)
     (reason,) = report.subjects[0].not_applicable
     assert reason.startswith("cannot be sent to a process of its own: ")
     assert "lambda" in reason

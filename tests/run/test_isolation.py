@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from support import hostile
-from support.running import CASES, run_isolated
+from support.running import CASES, planned, run_isolated
 
 import crossent
 from crossent.cases.case import Case
@@ -38,7 +38,7 @@ def test_right_code_passes(name):
 
 
 def test_what_ends_the_process_that_starts_others_has_a_finding_and_the_run_goes_on(monkeypatch):
-    some_cases(monkeypatch, CASES[:2])
+    planned(monkeypatch, CASES[:2], bad_inputs=False)
     options = {"level": "quick", "dtypes": ["float32"], "jobs": 1, "timeout": 30}
     report = crossent.check(hostile.kills_what_started_it, hostile.right, **options)
     wrong, right = report.subjects
@@ -49,10 +49,11 @@ def test_what_ends_the_process_that_starts_others_has_a_finding_and_the_run_goes
 
 PATCHES = """
 import torch
-from crossent import differences, oracle, trials
+from crossent.numerics.oracle import answer
+from crossent.trials import difference, trial
 torch.allclose = torch.equal = lambda *arguments, **options: True
-differences.compare = trials.compare = lambda *arguments, **options: []
-oracle.answer = None
+difference.compare = trial.compare = lambda *arguments, **options: []
+answer.answer = None
 print("x" * 100_000)
 
 def loss(input, target, **options):
@@ -62,14 +63,8 @@ def loss(input, target, **options):
 """
 
 
-def some_cases(monkeypatch, cases):
-    for source, made in (("bugs", lambda: ()), ("edges", lambda *_: ()), ("grid", lambda *_: cases)):
-        monkeypatch.setattr(f"crossent.run.plan.{source}", made)
-    monkeypatch.setattr("crossent.run.plan.BAD_INPUTS", ())
-
-
 def test_what_a_file_does_when_it_is_imported_is_not_done_to_the_judge(monkeypatch, tmp_path, capfd):
-    some_cases(monkeypatch, CASES)
+    planned(monkeypatch, CASES, bad_inputs=False)
     (tmp_path / "patches.py").write_text(PATCHES, encoding="utf-8")
     description = f"{tmp_path / 'patches.py'}:loss"
     report = crossent.check(description, level="quick", dtypes=["float32"], jobs=1)

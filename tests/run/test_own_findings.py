@@ -1,6 +1,8 @@
 """A user's list of expected findings: what it describes is shown and no failure, and it cannot be wrong silently."""
 
 import pytest
+from support.running import planned
+from support.subjects import off_in_the_loss
 
 import crossent
 from crossent.cli import WRONG_USE, main
@@ -15,11 +17,6 @@ reason = "a percent too much"
 """
 
 
-def off_by_a_percent(input, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
-    loss = crossent.formula(input, target, weight, ignore_index, reduction, label_smoothing)
-    return loss + 0.01 * loss.detach()
-
-
 def torch_like(input, target, **options):
     return crossent.formula(input, target, **options) * 1.01
 
@@ -27,9 +24,7 @@ def torch_like(input, target, **options):
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     few = [crossent.cases.case.Case("float64"), crossent.cases.case.Case("float64", reduction="sum")]
-    monkeypatch.setattr("crossent.run.plan.bugs", lambda: ())
-    monkeypatch.setattr("crossent.run.plan.edges", lambda *_: ())
-    monkeypatch.setattr("crossent.run.plan.grid", lambda *_: few)
+    planned(monkeypatch, few)
 
     def check(text, *subjects, **options):
         (tmp_path / "known.toml").write_text(text)
@@ -40,7 +35,7 @@ def run(tmp_path, monkeypatch):
 
 
 def test_a_finding_that_a_pattern_describes_is_expected(run):
-    report = run(TABLE, off_by_a_percent)
+    report = run(TABLE, off_in_the_loss)
     (part,) = report.subjects
     assert {finding.expected for finding in part.findings} == {"a percent too much"}
     assert report.ok
@@ -48,8 +43,8 @@ def test_a_finding_that_a_pattern_describes_is_expected(run):
 
 
 def test_a_finding_is_described_by_its_id_alone(run):
-    (_, one) = run("", off_by_a_percent).findings
-    report = run(f'[[finding]]\nid = "{one.id}"\nreason = "known"', off_by_a_percent)
+    (_, one) = run("", off_in_the_loss).findings
+    report = run(f'[[finding]]\nid = "{one.id}"\nreason = "known"', off_in_the_loss)
     assert [finding.expected for finding in report.subjects[0].findings] == [None, "known"]
     assert not report.ok
 
@@ -62,7 +57,7 @@ def test_what_no_longer_happens_is_reported(run):
 
 def test_what_is_known_of_another_torch_says_nothing_here(run):
     for line in ('torch = "<1"', 'device = "cuda*"'):
-        report = run(TABLE.replace('"off*"', '"nobody"') + line, off_by_a_percent)
+        report = run(TABLE.replace('"off*"', '"nobody"') + line, off_in_the_loss)
         assert len(report.findings) == 2
         assert report.mended == []
 
@@ -78,7 +73,7 @@ def test_what_is_known_of_torch_is_known_of_nobody_else(run, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (TABLE.replace("off*", "of"), "finding 'a percent too much': no subject is 'of'; here are off_by_a_percent"),
+        (TABLE.replace("off*", "of"), "finding 'a percent too much': no subject is 'of'; here are off_in_the_loss"),
         (
             TABLE.replace('"loss"', '"lost"'),
             "finding 'a percent too much': no check is 'lost'; allowed are call, result,",
@@ -98,13 +93,13 @@ def test_what_is_known_of_torch_is_known_of_nobody_else(run, monkeypatch):
 def test_a_list_that_is_wrong_is_one_line_before_the_run(run, tmp_path, monkeypatch, text, said):
     monkeypatch.setattr("crossent.run.parallel.run", None)  # nothing is run
     with pytest.raises(ValueError, match=r"^expected findings: ") as caught:
-        run(text, off_by_a_percent)
+        run(text, off_in_the_loss)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_an_entry_may_be_about_cases_of_another_dtype(run):
-    assert run(TABLE.replace('["*"]', '["class_negative"]'), off_by_a_percent).findings  # which is float32
+    assert run(TABLE.replace('["*"]', '["class_negative"]'), off_in_the_loss).findings  # which is float32
 
 
 @pytest.mark.parametrize("name", ["missing.toml", "."])

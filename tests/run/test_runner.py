@@ -10,10 +10,12 @@ import sys
 import time
 
 import pytest
+from support.running import planned
+from support.subjects import off_by_a_percent
 
 import crossent
 from crossent.cases.case import Case
-from crossent.run.actors import MOST_HUNG
+from crossent.run.isolation import _MOST_HUNG
 
 CASES = [
     Case("float32", (3, 5), values, reduction=reduction)
@@ -24,12 +26,7 @@ CASES = [
 
 @pytest.fixture
 def few_cases(monkeypatch):
-    for source, made in (("bugs", lambda: ()), ("edges", lambda *_: ()), ("grid", lambda *_: CASES)):
-        monkeypatch.setattr(f"crossent.run.plan.{source}", made)
-
-
-def off_by_a_percent(input, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
-    return crossent.formula(input, target, weight, ignore_index, reduction, label_smoothing) * 1.01
+    planned(monkeypatch, CASES)
 
 
 @pytest.mark.parametrize("jobs", [1, 3, 12])
@@ -97,7 +94,7 @@ def test_a_subject_that_hangs_everywhere_is_asked_a_few_times(few_cases):
         lambda *args, **options: time.sleep(1000), level="quick", dtypes=["float32"], jobs=2, timeout=0.5
     )
     part = report.subjects[0]
-    assert MOST_HUNG <= sum(one.kind == "hung" for one in part.findings) <= 2 * MOST_HUNG
+    assert _MOST_HUNG <= sum(one.kind == "hung" for one in part.findings) <= 2 * _MOST_HUNG
     assert part.not_applicable["hung so often that it is not asked again"] > 50
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from support.checks import COMPILED_CODE, LARGE, TRANSFORMS
-from support.running import run_case
+from support.running import run
 from torch import Tensor
 
 import crossent
@@ -12,8 +12,6 @@ from crossent.cases.bad_inputs import BAD_INPUTS
 from crossent.cases.case import Case
 from crossent.cases.edges import MANY_ROWS
 from crossent.checks import CHECKS
-from crossent.report.findings import SubjectReport
-from crossent.report.report import Report
 from crossent.subjects.features import FEATURES, KEYWORDS, require_features
 from crossent.subjects.loader import load
 
@@ -44,11 +42,7 @@ BAD = BAD_INPUTS[::5]
 
 
 def judged(loss, without=(), cases=(*CASES, *BAD), checks=ASKED):
-    (subject,) = load(loss, without=without)
-    report = Report({}, [SubjectReport("mine")])
-    for case in cases:
-        run_case(case, [subject], report, checks=checks)
-    return report.subjects[0]
+    return run(load(loss, without=without), cases, checks).subjects[0]
 
 
 def refusing(needs):

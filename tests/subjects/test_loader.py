@@ -8,15 +8,13 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from support.running import run_case
+from support.running import run
 
 import crossent
 from crossent.cases.case import Case
 from crossent.checks import CHECKS
 from crossent.checks.derivatives import double_backward
 from crossent.cli import WRONG_USE, main
-from crossent.report.findings import SubjectReport
-from crossent.report.report import Report
 from crossent.subjects import loader
 from crossent.subjects.builtin import BY_NAME, NAMED
 from crossent.subjects.callables import as_subject
@@ -298,10 +296,7 @@ def test_a_compiled_subject_is_right(folder):
     (folder / "formula.py").write_text("import crossent\nmine = crossent.formula\n")
     (subject,) = load("formula.py:mine+compile")
     cases = [Case("float32"), Case("float64", (3, 4, 2), reduction="sum", weight="weighted")]
-    report = Report({}, [SubjectReport(subject.name)])
-    for case in cases:
-        run_case(case, [subject], report, checks=tuple(CHECKS[name] for name in ("call", "loss", "gradient")))
-    (part,) = report.subjects
+    (part,) = run(subject, cases, [CHECKS[name] for name in ("call", "loss", "gradient")]).subjects
     assert set(part.outcomes) == {case.id for case in cases}
     assert part.findings == []
 

@@ -10,10 +10,10 @@ from crossent.numerics.bounds.contracts import contract
 from crossent.report.expected_findings import mark
 from crossent.report.findings import SubjectReport
 from crossent.report.report import Report
+from crossent.run import runner
 from crossent.run.isolation import ForkServer, IsolatedProcess
 from crossent.run.parallel import judge_each
 from crossent.run.plan import of_cost
-from crossent.run.runner import run
 from crossent.run.settings import Settings
 from crossent.subjects.loader import load
 from crossent.subjects.subject import Subject
@@ -118,7 +118,7 @@ def check_on(cases, bad_inputs=BAD_INPUTS):
         chosen = [case.seeded(settings.seed) for case in cases if case.dtype in settings.dtypes]
         bad = [one for one in bad_inputs if one.dtype in settings.dtypes]
         planned = {**dict.fromkeys(chosen, checks), **dict.fromkeys(bad, ())}
-        return run(settings, settings.load(*subjects), planned, progress)
+        return runner.run(settings, settings.load(*subjects), planned, progress)
 
     return check
 

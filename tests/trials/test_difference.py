@@ -6,15 +6,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from support.running import compare, run_case
+from support.running import compare, planned, run
 
 import crossent
 from crossent.cases.axes import DTYPES
 from crossent.cases.case import Case
 from crossent.cases.grid import grid
 from crossent.cases.inputs import Inputs
-from crossent.report.findings import SubjectReport
-from crossent.report.report import Report
 from crossent.subjects.builtin import FORMS, TORCH
 from crossent.subjects.subject import Subject
 from crossent.trials.call import Result, evaluate
@@ -30,14 +28,6 @@ def inputs(logits, target, dtype=torch.float32, **options):
 
 def differences(loss, case, grade="A", promise="eager"):
     return compare(evaluate(loss, case), solve(case), grade, promise)
-
-
-def run(loss, chosen):
-    subject = loss if isinstance(loss, Subject) else Subject("mine", loss)
-    report = Report({}, [SubjectReport(subject.name)])
-    for case in chosen:
-        run_case(case, [subject], report, "cpu")
-    return report
 
 
 def sample(dtype, every=23):
@@ -182,10 +172,8 @@ def test_a_subject_that_writes_into_its_arguments_is_found_and_spoils_nobody():
         return Subject(name, loss)
 
     subjects = [*map(zeroes, ("input", "target", "weight")), FORMS["formula"]]
-    report = Report({}, [SubjectReport(subject.name) for subject in subjects])
     case = next(c for c in sample("float32", 1) if c.weight == "weighted" and c.sizes == (7, 5) and c.target == "int64")
-    run_case(case, subjects, report, "cpu")
-    *wrote, innocent = report.subjects
+    *wrote, innocent = run(subjects, case).subjects
     for entry in wrote:
         kinds = {finding.kind: finding.message for finding in entry.findings}
         assert kinds["changed_input"] == f"it wrote into {entry.name}"
@@ -267,10 +255,7 @@ def test_whatever_a_subject_does_is_a_finding_in_one_line(loss, said):
     ids=["no_grad", "inference_mode", "autocast"],
 )
 def test_a_run_does_not_depend_on_the_state_that_it_is_called_in(state, monkeypatch):
-    whole = grid
-    monkeypatch.setattr("crossent.run.plan.bugs", lambda: ())
-    monkeypatch.setattr("crossent.run.plan.edges", lambda dtypes, seed, level: ())
-    monkeypatch.setattr("crossent.run.plan.grid", lambda dtypes, seed, array: list(whole(dtypes, seed, array))[::97])
+    planned(monkeypatch, list(grid(["bfloat16"]))[::97])
     threads = torch.get_num_threads()
     with state():
         report = crossent.check("formula", dtypes="bfloat16")
@@ -279,10 +264,7 @@ def test_a_run_does_not_depend_on_the_state_that_it_is_called_in(state, monkeypa
 
 
 def test_what_is_named_twice_runs_once(monkeypatch):
-    whole = grid
-    monkeypatch.setattr("crossent.run.plan.bugs", lambda: ())
-    monkeypatch.setattr("crossent.run.plan.edges", lambda dtypes, seed, level: ())
-    monkeypatch.setattr("crossent.run.plan.grid", lambda dtypes, seed, array: list(whole(dtypes, seed, array))[::97])
+    planned(monkeypatch, list(grid(["float64"]))[::97])
     once = crossent.check("formula", dtypes=["float64"])
     assert crossent.check("formula", "formula", dtypes=iter(["float64", "float64"])).ran == once.ran > 0
 

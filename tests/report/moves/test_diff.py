@@ -11,20 +11,19 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.running import run_case
+from support.running import run
+from support.subjects import off_by_a_percent
 
-import crossent
 from crossent.cases.bad_inputs import BAD_INPUTS
 from crossent.cases.case import Case
 from crossent.cases.edges import POLICIES, POLICY_NAMES
 from crossent.cli import main
-from crossent.machine import ambient, cpu_capability, environment
-from crossent.report.expected_findings import mark, torch_list
-from crossent.report.findings import Finding, Measured, Numbers, SubjectReport
+from crossent.machine import cpu_capability
+from crossent.report.expected_findings import torch_list
+from crossent.report.findings import Finding, Measured, Numbers
 from crossent.report.moves.diff import diff
 from crossent.report.moves.rules import Kind, Move, Side, kind_of
 from crossent.report.reader import read_report, report_of
-from crossent.report.report import Report
 from crossent.run.plan import plan
 from crossent.subjects.builtin import FORMS, TORCH
 from crossent.subjects.subject import Subject
@@ -42,23 +41,17 @@ NO_ROWS = POLICIES["mean over no rows"].id
 BAD = "class_beyond_the_last"
 
 
-def run(*subjects, chosen=CASES):
-    known = {**environment("cpu"), "cpu_capability": "AVX2"}  # of which torch 2.0 says nothing
-    made = Report(known, [SubjectReport(subject.name) for subject in subjects], level="quick")
-    with ambient():
-        for case in chosen:
-            run_case(case, subjects, made, "cpu")
-    mark(made, torch_list())
+def report_on(*subjects, chosen=CASES):
+    """Return the report of these subjects at level quick, with the known failures of torch marked."""
+    made = run(subjects, chosen, known=torch_list())
+    made.environment["cpu_capability"] = "AVX2"  # torch 2.0 does not name this entry
+    made.level = "quick"
     return made
-
-
-def off_by_a_percent(*args, **options):
-    return crossent.formula(*args, **options) * 1.01
 
 
 @pytest.fixture(scope="module")
 def before():
-    return run(FORMS["formula"], TORCH, Subject("mine", off_by_a_percent))
+    return report_on(FORMS["formula"], TORCH, Subject("mine", off_by_a_percent))
 
 
 @pytest.fixture
@@ -110,7 +103,7 @@ def test_a_run_has_the_same_bits_as_itself(before, tmp_path, capsys):
 
 
 def test_two_runs_of_one_torch_say_the_same(before):
-    made = diff(before, run(FORMS["formula"], TORCH, Subject("mine", off_by_a_percent)))
+    made = diff(before, report_on(FORMS["formula"], TORCH, Subject("mine", off_by_a_percent)))
     assert not made.moves, str(made)
 
 
