@@ -7,7 +7,6 @@ The figures in the README, how many of them `torch.testing.assert_close` finds, 
 
 import functools
 import json
-import pathlib
 import platform
 from dataclasses import replace
 
@@ -15,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.defects import DEFECTS, RIGHT
+from support.readme import RESULTS, part
 from support.running import compare
 
 import crossent
@@ -26,9 +26,7 @@ from crossent.numerics.formats import FORMATS
 from crossent.trials.call import Result, evaluate
 from crossent.trials.exact import solve
 
-ROOT = pathlib.Path(__file__).parents[2]
-FIGURES = ROOT / "benchmarks" / "figures" / "defects.json"
-BEGIN, END = "<!-- defects:begin -->\n", "<!-- defects:end -->\n"
+FIGURES = RESULTS / "defects.json"
 
 
 def rows(name, sizes, values, **options):
@@ -195,18 +193,9 @@ def figures(pytestconfig):
     if pytestconfig.getoption("--crossent-write-figures"):
         counted = {dtype: count(dtype) for dtype in DTYPES}
         written = {"torch": torch.__version__, "python": platform.python_version(), "dtypes": counted}
-        FIGURES.parent.mkdir(exist_ok=True)
         FIGURES.write_text(json.dumps(written, indent=1) + "\n")
-        before, _, after = split_readme()
-        (ROOT / "README.md").write_text(before + table(written) + after)
+        part("defects", table(written))
     return json.loads(FIGURES.read_text())
-
-
-def split_readme():
-    """What comes before the table, the table, and what comes after it."""
-    readme = (ROOT / "README.md").read_text()
-    start, end = readme.index(BEGIN) + len(BEGIN), readme.index(END)
-    return readme[:start], readme[start:end], readme[end:]
 
 
 def table(figures):
@@ -242,4 +231,4 @@ def test_the_figures_are_about_these_defects(figures):
 
 
 def test_the_readme_has_the_table_of_the_figures(figures):
-    assert split_readme()[1] == table(figures)
+    assert part("defects") == table(figures)

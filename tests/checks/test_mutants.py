@@ -8,7 +8,6 @@ import functools
 import inspect
 import json
 import os
-import pathlib
 import platform
 import runpy
 
@@ -21,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from right import right
 from support.checks import CALL, RESULT
-from support.readme import part
+from support.readme import RESULTS, part
 from support.running import run
 
 import crossent
@@ -36,7 +35,7 @@ from crossent.subjects.builtin import REFERENCE, TORCH
 from crossent.subjects.subject import Subject
 from crossent.trials.call import Result
 
-FIGURES = pathlib.Path(__file__).parents[2] / "benchmarks" / "figures" / "mutants.json"
+FIGURES = RESULTS / "mutants.json"
 BAD = {bad.id: bad for bad in BAD_INPUTS}
 # What kills no mutant here, and why.
 WITHOUT = {
@@ -181,7 +180,6 @@ def count():
 def figures(write):
     if write:
         counted = count()
-        FIGURES.parent.mkdir(exist_ok=True)
         FIGURES.write_text(json.dumps(counted, indent=1) + "\n", encoding="utf-8")
         part("mutants", table(counted))
         show(counted)
@@ -227,4 +225,4 @@ def test_the_figures_are_about_these_mutants_and_none_survives(counted):
 
 
 def test_the_readme_has_the_totals_of_the_figures(counted):
-    assert part("mutants") == table(counted), "nox -s mutants writes it anew"
+    assert part("mutants") == table(counted), "nox -s mutants writes the table again"
