@@ -1,4 +1,4 @@
-"""Adapting: whatever can be called as `F.cross_entropy`, or made as `nn.CrossEntropyLoss`, as a subject."""
+"""A subject from a callable like `F.cross_entropy`, or from a class with the options of `nn.CrossEntropyLoss`."""
 
 from __future__ import annotations
 
@@ -16,34 +16,33 @@ from crossent.subjects.features import KEYWORDS, require_features
 from crossent.subjects.subject import Subject
 
 _ALLOWED = (
-    "a callable with the signature of F.cross_entropy, and a class with the constructor of nn.CrossEntropyLoss"
-    " or what makes its instances"
+    "a callable with the signature of F.cross_entropy, and a class or a factory with the options of nn.CrossEntropyLoss"
 )
 Parameter = inspect.Parameter
 
 
 def as_subject(given: object, name: str = "", source: str = "") -> Subject:
-    """A subject that is called with the options that its signature has.
+    """Return a subject from a callable, which is called with the options that its signature has.
 
-    Input and target are given by position, whatever they are called. An option that is no keyword of the signature is
-    not given: where it is at its default that is the same call, elsewhere the subject lacks what it is about. A
-    signature that cannot be read, as of what is written in C++, is taken to have all of them.
+    Input and target are passed by position, so their names do not matter. The subject lacks the features of the options
+    that its signature does not have, and it is called without these options. A signature that Python cannot read, as of
+    a function written in C++, counts as one with all options.
 
-    An attribute `lacks` says what else it does without: a dict of reasons by features.
+    An attribute `lacks` of the callable names more features that it lacks: a dict from features to reasons.
 
-    A class is called with the options, and what it makes with input and target; and so is a function that takes options
-    only. An instance of `nn.Module` is none: its options are fixed.
+    A class, or a function that takes only options, is called with the options. The result is called with input and
+    target. An instance of `nn.Module` is not a subject, because its options are fixed.
 
     Raises:
-        TypeError: it is neither, in one line.
+        TypeError: the object is not a subject. The message is one line.
     """
     what = name or _name(given)
     if isinstance(given, torch.nn.Module):
-        raise TypeError(f"an instance of {type(given).__name__}, whose options are fixed; allowed is the class itself")
-    if isinstance(given, type) and not any("__call__" in vars(one) for one in given.__mro__):
+        raise TypeError(f"an instance of {type(given).__name__}, whose options are fixed; pass the class itself")
+    if isinstance(given, type) and not any("__call__" in vars(base) for base in given.__mro__):
         raise TypeError(f"the class {given.__name__}, whose instances cannot be called; allowed are {_ALLOWED}")
     if not callable(given):
-        raise TypeError(f"{type(given).__name__}; allowed are {_ALLOWED}")
+        raise TypeError(f"an object of type {type(given).__name__}, which is not callable; allowed are {_ALLOWED}")
     try:
         parameters = inspect.signature(given).parameters
     except (TypeError, ValueError):
@@ -60,27 +59,27 @@ def as_subject(given: object, name: str = "", source: str = "") -> Subject:
 
 
 def _declared(given: object) -> dict[str, str]:
-    """What it says of itself that it lacks, in its attribute `lacks`: reasons by features.
+    """Return the attribute `lacks` of the object: reasons by features.
 
     Raises:
-        TypeError: a feature that is none, or a reason that is no text, in one line.
+        TypeError: the attribute is not a dict, has an unknown feature, or has a reason that is not a string.
     """
     says = getattr(given, "lacks", {})
-    if not isinstance(says, Mapping) or not all(isinstance(one, str) for one in says.values()):
-        raise TypeError("what has an attribute `lacks` that is no dict of reasons by features")
+    if not isinstance(says, Mapping) or not all(isinstance(reason, str) for reason in says.values()):
+        raise TypeError("an object whose attribute `lacks` is not a dict from features to reasons")
     try:
         return {name: says[name] for name in require_features(says)}
     except ValueError as error:
-        raise TypeError(f"what lacks something that is no feature: {error}") from None
+        raise TypeError(f"an object whose attribute `lacks` has an unknown feature: {error}") from None
 
 
 def _interpreted() -> dict[str, str]:
-    """What a subject lacks where Triton's kernels run in Python, as TRITON_INTERPRET=1 has them.
+    """Return the features that every subject lacks while TRITON_INTERPRET=1 runs Triton's kernels in Python.
 
-    Seen in Triton 3.9: 2.311 becomes 2.297 in bfloat16, and not 2.3125.
+    The interpreter of Triton 3.9 truncates: 2.311 becomes 2.297 in bfloat16, instead of 2.3125.
     """
     if os.environ.get("TRITON_INTERPRET") == "1" and "triton.runtime.interpreter" in sys.modules:
-        return {"bfloat16": "is loaded beside Triton's interpreter, which cuts off what a GPU rounds to bfloat16"}
+        return {"bfloat16": "is loaded with Triton's interpreter, which truncates to bfloat16 where a GPU rounds"}
     return {}
 
 
@@ -105,7 +104,7 @@ _BY_POSITION = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 
 
 def _has(parameters: Mapping[str, Parameter], keyword: str) -> bool:
-    if any(one.kind is Parameter.VAR_KEYWORD for one in parameters.values()):
+    if any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values()):
         return True
     return keyword in parameters and parameters[keyword].kind in (
         Parameter.POSITIONAL_OR_KEYWORD,
@@ -114,18 +113,20 @@ def _has(parameters: Mapping[str, Parameter], keyword: str) -> bool:
 
 
 def _takes_options_only(parameters: Mapping[str, Parameter]) -> bool:
-    """Whether it makes a loss: no place for input and target, or an option in the first."""
-    if any(one.kind is Parameter.VAR_POSITIONAL for one in parameters.values()):
+    """Whether a function takes options and no input and target, so that its result is the loss to call."""
+    if any(parameter.kind is Parameter.VAR_POSITIONAL for parameter in parameters.values()):
         return False
-    places = [one.name for one in parameters.values() if one.kind in _BY_POSITION]
+    places = [parameter.name for parameter in parameters.values() if parameter.kind in _BY_POSITION]
     return any(_has(parameters, keyword) for keyword in KEYWORDS) and (len(places) < 2 or places[0] in KEYWORDS)
 
 
 def _unfit(parameters: Mapping[str, Parameter], places: int) -> str:
-    """Why it cannot be called with that many arguments by position and any options, or ""."""
-    by_position = [one for one in parameters.values() if one.kind in _BY_POSITION]
-    if len(by_position) < places and not any(one.kind is Parameter.VAR_POSITIONAL for one in parameters.values()):
-        return "takes no input and target"
-    others = [*by_position[places:], *(one for one in parameters.values() if one.kind is Parameter.KEYWORD_ONLY)]
-    needed = [one.name for one in others if one.default is Parameter.empty and one.name not in KEYWORDS]
-    return f"needs {needed[0]!r} as well" if needed else ""
+    """Return why a signature does not accept `places` positional arguments and the options, or ""."""
+    kinds = [parameter.kind for parameter in parameters.values()]
+    by_position = [parameter for parameter in parameters.values() if parameter.kind in _BY_POSITION]
+    if len(by_position) < places and Parameter.VAR_POSITIONAL not in kinds:
+        return "does not take input and target"
+    by_keyword = [parameter for parameter in parameters.values() if parameter.kind is Parameter.KEYWORD_ONLY]
+    others = [*by_position[places:], *by_keyword]
+    needed = [other.name for other in others if other.default is Parameter.empty and other.name not in KEYWORDS]
+    return f"also requires {needed[0]!r}" if needed else ""

@@ -1,4 +1,4 @@
-"""How torch compiles a loss here, or why it cannot; `SUBJECT+compile`."""
+"""torch.compile: a loss as compiled code, `SUBJECT+compile`, or the reason why torch cannot compile here."""
 
 from __future__ import annotations
 
@@ -22,22 +22,23 @@ from crossent.state import restore, snapshot
 from crossent.subjects.subject import Loss, Subject
 from crossent.words import said
 
-# Dynamo, AOTAutograd and the decompositions, whose operations run in torch's own kernels; and the same with code made.
+# TRACER runs Dynamo, AOTAutograd and the decompositions; the operations of the graph run in torch's own kernels.
+# INDUCTOR does the same and generates code for the graph.
 TRACER, INDUCTOR = "aot_eager_decomp_partition", "inductor"
 
 
 @contextmanager
 def compile_loss(loss: Loss, backend: str, *, dynamic: bool) -> Iterator[Loss]:
-    """A loss as it is compiled when it is called: one graph, for the sizes that it sees or for any.
+    """Yield a loss that torch compiles at its first call: one graph, for the sizes of that call or for any sizes.
 
-    Nothing is known of what was compiled before, which would count towards torch's limit of graphs, nor is anything
-    left: what others have compiled is compiled again at their next call.
+    The compiler starts without earlier graphs, which would count towards torch's limit, and leaves none. Functions that
+    other code has compiled are compiled again at their next call.
     """
 
-    def call(*arguments: Any, **options: Any) -> Any:  # in no file of torch's, which Dynamo would skip
+    def call(*arguments: Any, **options: Any) -> Any:  # defined here, because Dynamo skips functions in torch's files
         return loss(*arguments, **options)
 
-    limit = sys.getrecursionlimit()  # which is raised by torch._inductor
+    limit = sys.getrecursionlimit()  # torch._inductor raises this limit
     torch._dynamo.reset()
     try:
         with quiet():
@@ -48,28 +49,31 @@ def compile_loss(loss: Loss, backend: str, *, dynamic: bool) -> Iterator[Loss]:
 
 
 def unusable(backend: str, device: str) -> str:
-    """Why torch cannot compile for a type of device here, or ""."""
-    import torch._dynamo  # takes a second, which only who compiles should wait
+    """Return why torch cannot compile for this type of device here, or ""."""
+    import torch._dynamo  # this import takes a second, so only a run that compiles pays for it
 
-    # Or what was given to torch.compile would come back, and be right.
+    # If disabled, torch.compile returns the loss itself, and every check would pass.
     if getattr(torch._dynamo.config, "disable", False) or os.environ.get("TORCHDYNAMO_DISABLE") == "1":
-        return "waits for torch.compile, which is disabled"
+        return "needs torch.compile, which is disabled"
     if backend == INDUCTOR and device == "cpu":
         usual = {"win32": "cl", "darwin": "clang++"}.get(sys.platform, "g++")
         if shutil.which(os.environ.get("CXX", usual)) is None:
-            return "waits for a C++ compiler"
+            return "needs a C++ compiler"
     return _fails(backend, device)
 
 
 @functools.cache
 def _fails(backend: str, device: str) -> str:
-    """Why torch compiles nothing, or "": "Python 3.11+ not yet supported for torch.compile", in torch 2.0.1."""
+    """Return why torch cannot compile a one-line function, or "".
+
+    For example, torch 2.0.1 says "Python 3.11+ not yet supported for torch.compile".
+    """
     before = snapshot()
     try:
         with quiet():
             torch.compile(torch.sin, backend=backend)(torch.ones(2, device=device))
     except Exception as error:
-        return f"waits for a torch.compile that works: {said(error)}"
+        return f"needs a torch.compile that works: {said(error)}"
     finally:
         restore(before)
     return ""
@@ -77,25 +81,25 @@ def _fails(backend: str, device: str) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without what torch's own modules warn of and log: of a refusal, the error says enough. Others are heard."""
+    """Silence the warnings and log messages of torch's own modules: an error of the compiler says enough."""
     named = logging.root.manager.loggerDict.items()
-    loggers = [one for name, one in named if name.split(".")[0] == "torch" and isinstance(one, logging.Logger)]
-    heard = [logger for logger in loggers if not logger.disabled]
-    for logger in heard:
+    loggers = [logger for name, logger in named if name.split(".")[0] == "torch" and isinstance(logger, logging.Logger)]
+    enabled = [logger for logger in loggers if not logger.disabled]
+    for logger in enabled:
         logger.disabled = True
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"torch\b")
             yield
     finally:
-        for logger in heard:
+        for logger in enabled:
             logger.disabled = False
 
 
 COMPILE_SUFFIX = "+compile"
 
 
-# What is not asked of compiled code: torch makes none for it, or has errors of its own.
+# Features that compiled code lacks, with the reasons.
 _OF_COMPILED = {
     "double_backward": "is compiled, and torch compiles no second derivative",
     "forward_ad": "is compiled, and torch compiles no forward mode",
@@ -104,39 +108,39 @@ _OF_COMPILED = {
 
 
 def as_compiled(subject: Subject, device: str) -> Subject:
-    """A subject's loss as torch.compile makes it, one graph for each kind of call that comes."""
+    """Return the subject with its loss compiled by torch.compile: one graph for each kind of call."""
     return replace(
         subject,
         name=f"{subject.name}{COMPILE_SUFFIX}",
         loss=partial(_call_compiled, subject.loss),
         not_applicable=partial(unless_compiled, subject.not_applicable),
         not_transformed="is compiled itself",
-        # The code that is made for it is Triton's.
+        # On CUDA, torch.compile generates Triton code.
         promise="fast_kernel" if device.startswith("cuda") else subject.promise,
         source=f"{subject.source}{COMPILE_SUFFIX}",
     ).lacking(_OF_COMPILED)
 
 
 def unless_compiled(own: Callable[[Inputs], str | None], inputs: Inputs) -> str | None:
-    """Why compiled code does not apply to inputs: for a reason of its own, or since torch compiles none."""
+    """Return why a compiled subject cannot take these inputs: the subject's own reason, or that of torch.compile."""
     return own(inputs) or unusable(INDUCTOR, inputs.logits.device.type) or None
 
 
 @cache
 def _code(loss: Callable[..., Any]) -> Callable[..., Any]:
-    def call(*arguments: Any, **options: Any) -> Any:  # in no file of torch's, which Dynamo would skip
+    def call(*arguments: Any, **options: Any) -> Any:  # defined here, because Dynamo skips functions in torch's files
         return loss(*arguments, **options)
 
     made: Callable[..., Any] = torch.compile(call, backend=INDUCTOR, fullgraph=True)
     return made
 
 
-# How many graphs torch makes of one function before it runs it as it is, without a word.
+# The limits on the graphs of one function. Beyond a limit, torch runs the function uncompiled and does not say so.
 _LIMITS = ("cache_size_limit", "accumulated_cache_size_limit", "recompile_limit", "accumulated_recompile_limit")
 
 
 def _call_compiled(loss: Callable[..., Any], input: Tensor, target: Tensor, **options: Any) -> Any:
-    import torch._dynamo  # takes a second, which only who compiles should wait
+    import torch._dynamo  # this import takes a second, so only a run that compiles pays for it
 
     config = torch._dynamo.config
     limits = {name: 2**30 for name in _LIMITS if hasattr(config, name)}

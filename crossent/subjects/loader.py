@@ -1,11 +1,11 @@
-"""Loading: a subject by its name, or by where it is; or why it cannot be had, in one line."""
+"""Load a subject by its name, by package.module:NAME or by path/to/file.py:NAME, or say why not in one line."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-import io
 import os
+import pkgutil
 import re
 import sys
 import traceback
@@ -32,18 +32,18 @@ _ALLOWED = f"{', '.join(NAMED)}, package.module:NAME and path/to/file.py:NAME, e
 def load(
     subject: str | Callable[..., Any], *, without: Iterable[str] = (), grade: str = "A", device: str = "cpu"
 ) -> tuple[Subject, ...]:
-    """A subject, or those that a name stands for.
+    """Return the subjects that a description names. A description may stand for two subjects, as `torch` does.
 
     Args:
-        subject: a form's name; `torch`; `package.module:NAME` or `path/to/file.py:NAME`, where the name may have dots;
-            each of them with `+compile`; or what :func:`crossent.subjects.callables.as_subject` takes.
-        without: features that it does without, as declared.
-        grade: what it must reach in half precision, where it is somebody's own.
-        device: that it is for: code that is made for a CUDA device has approximate functions.
+        subject: the name of a form; `torch`; `package.module:NAME` or `path/to/file.py:NAME`, where NAME may have dots;
+            any of these with `+compile`; or an object that :func:`crossent.subjects.callables.as_subject` accepts.
+        without: the features that the subject lacks, as declared by the user.
+        grade: the grade that the subject must reach in half precision. The forms and torch have their own grades.
+        device: the device that runs the subject. Code compiled for CUDA has functions of lower accuracy.
 
     Raises:
-        ValueError: a description of something that cannot be had, a feature or a grade that is none; in one line.
-        TypeError: neither a description nor a callable that is called as it should be.
+        ValueError: the subject cannot be loaded, or the feature or grade does not exist. The message is one line.
+        TypeError: the object is not a description and cannot be called as a cross-entropy.
     """
     declared = {name: f"is declared without {name}" for name in require_features(without)}
     if grade not in ("A", "B"):
@@ -62,7 +62,7 @@ def load(
 
 
 def _each(description: str) -> list[str]:
-    """The descriptions of single subjects: `torch` is two, and compiled those that torch compiles."""
+    """Return a description for each subject: `torch` stands for two, of which torch.compile compiles one."""
     base = description.removesuffix(COMPILE_SUFFIX)
     if base not in NAMED:
         return [description]
@@ -81,77 +81,72 @@ def _described(description: str, device: str) -> Subject:
             found, source = _found(base)
             subject = as_subject(found, base.rpartition(":")[2].rpartition(".")[2], source)
         except (ValueError, TypeError) as error:
-            # What the file raised is the cause, and is no part of the line.
-            because = error.__cause__
-            reason = f"that is {error}" if isinstance(error, TypeError) else str(error)
-            raise ValueError(f"subject: got {description!r}; {one_line(reason)}") from because
+            # An exception of the user's file is kept as the cause. The message has only one line of it.
+            reason = f"it is {error}" if isinstance(error, TypeError) else str(error)
+            raise ValueError(f"subject: got {description!r}; {one_line(reason)}") from error.__cause__
     return subject if base == description else as_compiled(subject, device)
 
 
 def _found(description: str) -> tuple[object, str]:
-    """What is described, and a description that holds in another folder.
+    """Return the object that a description names, and a description that works in any current directory.
 
     Raises:
-        ValueError: it cannot be had.
+        ValueError: there is no such object.
     """
-    place, colon, attribute = description.rpartition(":")
-    is_file = place.endswith(".py") or "/" in place or os.sep in place
-    if not colon or not place:
-        if description.endswith(".py"):
-            raise ValueError(f"which name in it? As in {description}:NAME")
+    place, _, attribute = description.rpartition(":")
+    if (place and not attribute) or (not place and attribute.endswith(".py")):
+        raise ValueError(f"the name of the function or class is missing; write {place or attribute}:NAME")
+    if not place:
         near = get_close_matches(description, NAMED, n=1)
         raise ValueError(f"{f'did you mean {near[0]}? ' if near else ''}allowed are {_ALLOWED}")
-    if not attribute:
-        raise ValueError(f"which name in it? As in {place}:NAME")
-    if is_file:
-        path = Path(place).resolve()
+    if place.endswith(".py") or "/" in place or os.sep in place:
+        path = _file(place)
         with _importing(str(path.parent), place, path):
-            module, source = _of_file(path), f"{path}:{attribute}"
-    elif not all(name.isidentifier() for name in place.split(".")):
-        raise ValueError(f"{place!r} is no module's name, nor a file's; allowed are {_ALLOWED}")
-    else:
-        with _importing(os.getcwd(), place, None):
-            module, source = importlib.import_module(place), description
-    found: object = module
-    for at, name in enumerate(names := attribute.split(".")):
-        try:
-            found = getattr(found, name)
-        except Exception as error:  # whatever somebody's own raises
-            where = ".".join([Path(place).name if is_file else place, *names[:at]])
-            if not isinstance(error, AttributeError):
-                raise ValueError(f"{name!r} of {where} raises {said(error)}") from error
-            raise ValueError(f"{where} has no {name!r}{_nearest(name, found)}") from None
-    return found, source
+            module = _module_of(path)
+        return _attribute(module, attribute, path.name), f"{path}:{attribute}"
+    if not all(name.isidentifier() for name in place.split(".")):
+        raise ValueError(f"{place!r} is neither a module nor a file; allowed are {_ALLOWED}")
+    with _importing(os.getcwd(), place):
+        importlib.import_module(place)
+    return _attribute(place, attribute, place), description
 
 
-def _nearest(name: str, of: object) -> str:
-    public = [one for one in dir(of) if not one.startswith("_")]
+def _attribute(module: str, attribute: str, where: str) -> object:
+    """Return the object with a dotted name in an imported module, which messages call `where`."""
+    if not all(name.isidentifier() for name in attribute.split(".")):
+        raise ValueError(f"{attribute!r} is not a name in {where}")
+    try:
+        return pkgutil.resolve_name(f"{module}:{attribute}")
+    except AttributeError as error:
+        lacking = error.obj if error.name in attribute.split(".") else None
+        raise ValueError(f"{where} has no {attribute!r}{_nearest(str(error.name), lacking)}") from None
+    except Exception as error:  # the module may run any code for an attribute
+        raise ValueError(f"{attribute!r} of {where} raises {said(error)}") from error
+
+
+def _nearest(name: str, lacking: object) -> str:
+    """Return similar names of an object that lacks a name, or some of its callables, as the end of a message."""
+    public = [one for one in dir(lacking) if not one.startswith("_")]
     if near := get_close_matches(name, public, n=3):
         return f"; did you mean {' or '.join(near)}?"
-    callables = [one for one in public if callable(getattr(of, one, None))]
+    callables = [one for one in public if callable(getattr(lacking, one, None))]
     return f"; it has {', '.join(callables[:5])}{', …' if len(callables) > 5 else ''}" if callables else ""
 
 
-class _Nowhere(io.TextIOBase):
-    """Takes what a module prints while it is loaded: stdout is the report's."""
-
-    def write(self, text: str) -> int:
-        return len(text)
-
-
 @contextmanager
-def _importing(folder: str, place: str, path: Path | None) -> Iterator[None]:
-    """With a folder first where modules are looked for, as Python has it for a script; not where that fails.
+def _importing(folder: str, place: str, path: Path | None = None) -> Iterator[None]:
+    """Put a folder first in sys.path, as Python does for a script; set sys.path back if the import fails.
 
     Raises:
-        ValueError: a module, or what it imports, raised.
+        ValueError: the module, or a module that it imports, raised. The message is one line.
     """
     before = list(sys.path)
     if folder not in sys.path:
         sys.path.insert(0, folder)
     importlib.invalidate_caches()
     try:
-        with redirect_stdout(_Nowhere()):
+        # stdout is for the report, so the output of the import is discarded.
+        with open(os.devnull, "w", encoding="utf-8", errors="replace") as nowhere, redirect_stdout(nowhere):
             yield
     except BaseException as error:
         sys.path[:] = before
@@ -160,16 +155,26 @@ def _importing(folder: str, place: str, path: Path | None) -> Iterator[None]:
         raise ValueError(_why_not(error, place, path)) from error
 
 
-def _of_file(path: Path) -> ModuleType:
-    """A file as the module of its name; where that is another module's, under a name of its own."""
-    if not path.exists():
-        raise FileNotFoundError("there is no such file")
-    if path.is_dir() or path.suffix != ".py":
-        raise IsADirectoryError("it is a folder" if path.is_dir() else "it is no .py file")
-    own = f"{re.sub(r'[^0-9A-Za-z_]', '_', path.stem)}_{zlib.crc32(str(path).encode()):08x}"
+def _file(place: str) -> Path:
+    """Return the full path of a Python file.
+
+    Raises:
+        ValueError: there is no such file, or it is not a Python file.
+    """
+    path = Path(place).resolve()
+    if path.is_dir() or not path.exists():
+        raise ValueError("it is a folder" if path.is_dir() else "there is no such file")
+    if path.suffix != ".py":
+        raise ValueError("it is not a .py file")
+    return path
+
+
+def _module_of(path: Path) -> str:
+    """Import a file, and return the name of its module: the name of the file, or another name if that is taken."""
+    own = f"_{re.sub(r'[^0-9A-Za-z_]', '_', path.stem)}_{zlib.crc32(str(path).encode()):08x}"
     for name in (path.stem, own):
         if _file_of(sys.modules.get(name)) == path:
-            return sys.modules[name]
+            return name
     spec = importlib.util.spec_from_file_location(own if _is_taken(path) else path.stem, path)
     if spec is None or spec.loader is None:
         raise ImportError("Python has no loader for it")
@@ -180,7 +185,7 @@ def _of_file(path: Path) -> ModuleType:
     except BaseException:
         sys.modules.pop(spec.name, None)
         raise
-    return module
+    return spec.name
 
 
 def _file_of(module: ModuleType | None) -> Path | None:
@@ -189,7 +194,7 @@ def _file_of(module: ModuleType | None) -> Path | None:
 
 
 def _is_taken(path: Path) -> bool:
-    """Whether a file's name is that of a module that would be hidden."""
+    """Whether a module with the name of this file would hide another module."""
     name = path.stem
     if not name.isidentifier() or name in sys.modules or name in sys.stdlib_module_names:
         return True
@@ -200,11 +205,9 @@ def _is_taken(path: Path) -> bool:
 
 
 def _why_not(error: BaseException, place: str, path: Path | None) -> str:
-    """What came of an import, and where, in one line."""
-    if isinstance(error, FileNotFoundError | IsADirectoryError) and error.errno is None:
-        return str(error)
+    """Return in one line what an import raised, and where."""
     if isinstance(error, ModuleNotFoundError) and error.name and f"{place}.".startswith(f"{error.name}."):
-        return f"there is no module {error.name!r}; of a file, path/to/file.py:NAME"
+        return f"there is no module {error.name!r}; for a file, write path/to/file.py:NAME"
     if isinstance(error, SyntaxError):
         at = f"{Path(error.filename).name}, line {error.lineno}" if error.filename else place
         return f"{at}: {type(error).__name__}: {error.msg}"

@@ -1,6 +1,7 @@
-"""Apart: what a file or a module has is found out in a process of its own, and loaded where it is called.
+"""A subject that is loaded only in the process that calls it: another process loads it first and describes it.
 
-So nothing that it does while it is imported, to torch, to numpy or to this package, is done to the judge.
+The import of a file may change torch, numpy or this package. The judge's process never imports the file, so the import
+cannot change how the judge works.
 """
 
 from __future__ import annotations
@@ -21,49 +22,49 @@ from crossent.subjects.compiler import COMPILE_SUFFIX, unless_compiled
 from crossent.subjects.loader import load
 from crossent.subjects.subject import Subject
 
-LONGEST = 2**20  # bytes of what is told
+LONGEST = 2**20  # bytes of a description
 
 
 @dataclass(frozen=True)
 class RemoteLoss:
-    """A loss that is loaded in the process that calls it, and when it does.
+    """A loss that the calling process loads at the first call.
 
     Attributes:
-        description: as :func:`crossent.subjects.loader.load` takes it.
+        description: a description for :func:`crossent.subjects.loader.load`.
     """
 
     description: str
 
     def __call__(self, *arguments: Any, **options: Any) -> Tensor:
-        """What the loss gives."""
+        """Return the result of the loss."""
         return self.here()(*arguments, **options)
 
     def here(self) -> Callable[..., Tensor]:
-        """The loss, loaded in this process."""
+        """Load the loss in this process, and return it."""
         return load(self.description)[0].loss
 
 
 def load_remote(
     description: str, seconds: float, *, without: Iterable[str] = (), grade: str = "A"
 ) -> tuple[Subject, ...]:
-    """What :func:`crossent.subjects.loader.load` makes of a file's or a module's name, with its loss elsewhere.
+    """Return the subjects that :func:`crossent.subjects.loader.load` returns, without loading them in this process.
 
     Args:
-        description: one that is no shipped subject's.
-        seconds: how long it may take to be loaded.
-        without: features, as there.
-        grade: as there.
+        description: package.module:NAME or path/to/file.py:NAME, not the name of a built-in subject.
+        seconds: the time in which the subject must be loaded.
+        without: as for `load`.
+        grade: as for `load`.
 
     Raises:
-        ValueError: what `load` raises; or its process ended, or took too long; in one line.
+        ValueError: `load` raised, its process ended, or loading took too long. The message is one line.
     """
-    told = _ask_process(lambda: _describe(description, without, grade), description, seconds)
-    if "error" in told:
-        raise ValueError(str(told["error"]))
+    answer = _ask_process(lambda: _describe(description, without, grade), description, seconds)
+    if "error" in answer:
+        raise ValueError(str(answer["error"]))
     try:
-        return tuple(_subject(facts) for facts in told["subjects"])
+        return tuple(_subject(facts) for facts in answer["subjects"])
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"subject: got {description!r}; its process says what cannot be: {error}") from None
+        raise ValueError(f"subject: got {description!r}; its process sent an invalid description: {error}") from None
 
 
 def _describe(description: str, without: Iterable[str], grade: str) -> dict[str, Any]:
@@ -74,8 +75,9 @@ def _describe(description: str, without: Iterable[str], grade: str) -> dict[str,
     fields = ("name", "source", "promise", "not_transformed")
     return {
         "subjects": [
-            {**{name: getattr(one, name) for name in fields}, "lacks": dict(one.lacks), "grades": dict(one.grades)}
-            for one in found
+            {name: getattr(subject, name) for name in fields}
+            | {"lacks": dict(subject.lacks), "grades": dict(subject.grades)}
+            for subject in found
         ]
     }
 
@@ -93,30 +95,30 @@ def _subject(facts: Mapping[str, Any]) -> Subject:
 
 
 def _ask_process(tell: Callable[[], dict[str, Any]], description: str, seconds: float) -> dict[str, Any]:
-    """What a process says that does it, as JSON.
+    """Call `tell` in a new process, and return its result, which is sent as JSON.
 
     Raises:
-        ValueError: it says nothing, or not in time.
+        ValueError: the process sends no result, or not in time.
     """
     ours, theirs = os.pipe()
     child = os.fork()
     if child == 0:
         try:
             os.close(ours)
-            os.setpgid(0, 0)  # so that what it starts ends with it
-            os.dup2(2, 1)  # stdout is the report's
+            os.setpgid(0, 0)  # so that the processes that it starts are killed with it
+            os.dup2(2, 1)  # stdout is for the report
             os.write(theirs, json.dumps(tell()).encode())
         finally:
             os._exit(0)
     os.close(theirs)
-    end, said = time.monotonic() + seconds, b""
+    end, received = time.monotonic() + seconds, b""
     try:
-        while len(said) < LONGEST:
+        while len(received) < LONGEST:
             if not select.select([ours], [], [], max(0.0, end - time.monotonic()))[0]:
                 raise ValueError(f"subject: got {description!r}; it is not loaded within {seconds:g} s")
             if not (more := os.read(ours, 2**16)):
                 break
-            said += more
+            received += more
     finally:
         os.close(ours)
         for kill in (os.killpg, os.kill):
@@ -126,9 +128,9 @@ def _ask_process(tell: Callable[[], dict[str, Any]], description: str, seconds: 
                 continue
         os.waitpid(child, 0)
     try:
-        told = json.loads(said)
+        answer = json.loads(received)
     except ValueError:
-        told = None
-    if not isinstance(told, dict):
+        answer = None
+    if not isinstance(answer, dict):
         raise ValueError(f"subject: got {description!r}; its process ended while it was loaded")
-    return told
+    return answer

@@ -1,4 +1,4 @@
-"""A subject: a cross-entropy under test, what it promises about its arithmetic and what it lacks."""
+"""Subject: one loss function under test, with its promise about its arithmetic and the features that it lacks."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ class Subject:
     """One cross-entropy under test.
 
     Attributes:
-        name: what the report calls it.
+        name: the name in the report.
         loss: a callable with the signature of `F.cross_entropy`.
-        differentiable: whether its result has a gradient.
-        not_applicable: why a case does not apply to it, or None where it does.
-        dtype: of its results, where that is not the one that the logits call for.
-        promise: about its arithmetic; somebody's kernel unless it says otherwise.
-        not_transformed: why it is not transformed (compiled, vmapped, …), or "" where it is.
-        grades: the grade that it must reach for a dtype, where that is not A.
-        source: what :func:`crossent.subjects.loader.load` finds it by in another process; "" of a plain callable.
-        lacks: the features that it does without, each with the reason.
+        differentiable: whether the result has a gradient.
+        not_applicable: a function that returns the reason why the subject cannot take some inputs, or None.
+        dtype: the dtype of the results, if it differs from the dtype that the logits imply.
+        promise: what the subject promises about its arithmetic. By default, it promises as much as a fused kernel.
+        not_transformed: the reason why the subject is not transformed (compiled, vmapped, …), or "".
+        grades: the grade that the subject must reach for a dtype, if that is not A.
+        source: the description from which :func:`crossent.subjects.loader.load` loads the subject in another process;
+            "" for a plain callable.
+        lacks: the features that the subject lacks, each with the reason.
     """
 
     name: str
@@ -45,7 +46,7 @@ class Subject:
     lacks: Mapping[str, str] = field(default_factory=dict)
 
     def lacking(self, reasons: Mapping[str, str]) -> Subject:
-        """The same without these features, each of which has a reason."""
+        """Return the subject without these features. `reasons` gives the reason for each feature."""
         lacks = {**reasons, **self.lacks}
         return replace(
             self,
@@ -55,12 +56,12 @@ class Subject:
         )
 
     def grade(self, dtype: str) -> Grade:
-        """The grade that it must reach."""
+        """Return the grade that the subject must reach in this dtype."""
         return self.grades.get(dtype, "A")
 
     @property
     def dtype_name(self) -> str | None:
-        """`dtype` in a word."""
+        """The name of `dtype`, or None."""
         return None if self.dtype is None else str(self.dtype).removeprefix("torch.")
 
 

@@ -15,7 +15,7 @@ from crossent.cases.case import Case
 from crossent.checks import CHECKS
 from crossent.checks.derivatives import double_backward
 from crossent.cli import WRONG_USE, main
-from crossent.subjects import loader
+from crossent.subjects import compiler
 from crossent.subjects.builtin import BY_NAME, NAMED
 from crossent.subjects.callables import as_subject
 from crossent.subjects.loader import load
@@ -147,22 +147,25 @@ def test_a_file_that_does_not_load_is_one_line_and_leaves_nothing(folder, capsys
     ("description", "said"),
     [
         ("missing.py:loss", "there is no such file"),
-        (".:loss", "'.' is no module's name, nor a file's; allowed are formula,"),
-        ("a b:loss", "'a b' is no module's name, nor a file's; allowed are formula,"),
+        (".:loss", "'.' is neither a module nor a file; allowed are formula,"),
+        ("a b:loss", "'a b' is neither a module nor a file; allowed are formula,"),
         ("./:loss", "it is a folder"),
         ("package/:loss", "it is a folder"),
-        ("./notes.txt:loss", "it is no .py file"),
-        ("mine.py", "which name in it? As in mine.py:NAME"),
-        ("mine.py:", "which name in it? As in mine.py:NAME"),
+        ("./notes.txt:loss", "it is not a .py file"),
+        ("mine.py", "the name of the function or class is missing; write mine.py:NAME"),
+        ("mine.py:", "the name of the function or class is missing; write mine.py:NAME"),
         ("mine.py:los", "mine.py has no 'los'; did you mean loss?"),
         ("mine.py:xyz", "mine.py has no 'xyz'; it has Kernels, cross_entropy, loss"),
-        ("mine.py:Kernels.fusd", "mine.py.Kernels has no 'fusd'; did you mean fused?"),
-        ("mine.py:Kernels..fused", "mine.py.Kernels has no ''"),
+        ("mine.py:Kernels.fusd", "mine.py has no 'Kernels.fusd'; did you mean fused?"),
+        ("mine.py:Kernels..fused", "'Kernels..fused' is not a name in mine.py"),
         ("mine.py:broken", "'broken' of mine.py raises ZeroDivisionError: no such thing"),
-        ("mine.py:Kernels.number", "that is int; allowed are a callable with the signature of F.cross_entropy, and"),
-        ("mine.py:F", "that is module; allowed are"),
-        ("mine.py:Kernels", "that is the class Kernels, whose instances cannot be called"),
-        ("no.such.module:loss", "there is no module 'no'"),
+        (
+            "mine.py:Kernels.number",
+            "it is an object of type int, which is not callable; allowed are a callable with the signature of",
+        ),
+        ("mine.py:F", "it is an object of type module, which is not callable; allowed are"),
+        ("mine.py:Kernels", "it is the class Kernels, whose instances cannot be called; allowed are"),
+        ("no.such.module:loss", "there is no module 'no'; for a file, write path/to/file.py:NAME"),
         ("package.outside:loss", "there is no module 'package.outside'"),
         (":loss", "allowed are formula, log_softmax_nll, one_hot, blocked, scalar, torch, package.module:NAME and"),
         ("", "allowed are formula, "),
@@ -246,15 +249,15 @@ def test_a_callable_or_a_class_is_called_with_the_options_that_it_has(given, lac
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (3, "subject: got int; allowed are a callable"),
-        (None, "subject: got NoneType; allowed are a callable"),
-        (Fixed(), "subject: got an instance of Fixed, whose options are fixed; allowed is the class itself"),
+        (3, "subject: got an object of type int, which is not callable; allowed are a callable"),
+        (None, "subject: got an object of type NoneType, which is not callable; allowed are a callable"),
+        (Fixed(), "subject: got an instance of Fixed, whose options are fixed; pass the class itself"),
         (object, "subject: got the class object, whose instances cannot be called"),
-        (lambda: None, "which takes no input and target"),
-        (lambda x: x, "which takes no input and target"),
-        (lambda x, y, z: x, "which needs 'z' as well"),
-        (lambda x, y, *, scale: x, "which needs 'scale' as well"),
-        (torch.nn.Linear, "Linear, which needs 'in_features' as well"),
+        (lambda: None, "which does not take input and target"),
+        (lambda x: x, "which does not take input and target"),
+        (lambda x, y, z: x, "which also requires 'z'"),
+        (lambda x, y, *, scale: x, "which also requires 'scale'"),
+        (torch.nn.Linear, "Linear, which also requires 'in_features'"),
     ],
 )
 def test_what_is_not_called_as_a_cross_entropy_is_refused_in_one_line(given, said):
@@ -279,7 +282,7 @@ def test_a_grade_is_what_halves_must_reach_and_only_of_what_is_somebodys():
 def test_a_compiled_subject_is_compiled_for_every_call(monkeypatch):
     seen = []
     monkeypatch.setattr(
-        loader, "_code", lambda loss: lambda *args, **options: seen.append(loss) or loss(*args, **options)
+        compiler, "_code", lambda loss: lambda *args, **options: seen.append(loss) or loss(*args, **options)
     )
     subjects = load("torch+compile")
     assert [subject.name for subject in subjects] == ["torch+compile"]
@@ -291,7 +294,7 @@ def test_a_compiled_subject_is_compiled_for_every_call(monkeypatch):
 
 
 def test_a_compiled_subject_is_right(folder):
-    if reason := loader.compilers.unusable("inductor", "cpu"):
+    if reason := compiler.unusable("inductor", "cpu"):
         pytest.skip(reason)
     (folder / "formula.py").write_text("import crossent\nmine = crossent.formula\n")
     (subject,) = load("formula.py:mine+compile")
