@@ -1,6 +1,36 @@
-"""Cross-entropy written out by hand, and held to `torch.nn.CrossEntropyLoss`.
+"""Cross-entropy written out by hand, and a checker for any implementation of `torch.nn.CrossEntropyLoss`.
 
-What is here is imported when it is asked for: pytest looks at the plugin in every project, and most need no torch.
+The loss, in five forms (crossent/forms/textbook.py and crossent/forms/blocks.py):
+
+    formula          -log softmax(x)[y], step by step
+    log_softmax_nll  log_softmax, then the negative log-likelihood
+    one_hot          the target as a row of zeros with a one
+    scalar           one row of Python numbers
+    blocked          some rows at a time, with the gradient written by hand
+
+The checker:
+
+    check        check functions against the exact value; returns a report
+    parametrize  a pytest decorator: one test for each check on each case
+    diff         what changed between two reports, as of two versions of torch
+    adapters     functions of numpy, JAX and ONNX as subjects
+
+The rooms of the package, from the bottom to the top; each room's `__init__` lists its modules:
+
+    words, machine, state   text made harmless; devices and versions; the global state of torch
+    forms                   the textbook: the five forms
+    numerics                the mathematics: the exact value (oracle), and the error bounds (bounds)
+    cases                   the inputs, each rebuilt bit for bit from its id
+    report                  the findings of a run: as text, HTML and JSON; the changes between two runs
+    subjects                the functions under test
+    trials                  one subject on one case: its result, the exact value, the difference
+    checks                  the properties that are tested
+    run                     from a level to a report
+    repro                   a finding as a script that needs torch alone
+    cli, console, plugin    the command, its output, and the pytest plugin
+    adapters                public: from_numpy, from_jax, from_onnx
+
+Names are imported on first use: pytest loads the plugin in every project, and most projects need no torch.
 """
 
 from importlib import import_module

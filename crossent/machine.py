@@ -1,4 +1,4 @@
-"""Environment: the machine that a run is made on, its devices, and the state of torch that it is made in."""
+"""The machine: its devices, versions and free memory, and the state of torch in which a run takes place."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ import torch
 
 @contextmanager
 def ambient() -> Iterator[None]:
-    """The state of torch that a run is made in, whatever the caller's is: gradients on, no autocast, one thread.
+    """Set the state of torch for a run, whatever the caller's state is: gradients on, no autocast, one thread.
 
-    The grid's tensors are tiny: on a busy machine a pool of threads made the run three times as long.
+    The tensors of most cases are tiny: on a busy machine a pool of threads made a run three times as long.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -47,7 +47,7 @@ def require_device(device: str) -> None:
 
 
 def environment(device: str) -> dict[str, str]:
-    """What a reader must know to repeat the run."""
+    """Return what a reader must know to repeat a run: versions, platform, device."""
     found = {
         "crossent": version("crossent"),
         "torch": str(torch.__version__),
@@ -67,10 +67,10 @@ def can_fork() -> bool:
 
 
 def cpu_capability() -> str:
-    """Which vector instructions torch uses on this processor, as "AVX2".
+    """Return the vector instructions that torch uses on this processor, such as "AVX2".
 
-    It is torch's own choice, and another one makes other bits: on one machine torch 2.0 takes AVX2 where 2.8 takes
-    AVX512. ATEN_CPU_CAPABILITY chooses for both.
+    torch chooses them, and other instructions give other bits: on one machine torch 2.0 takes AVX2 where torch 2.8
+    takes AVX512. The variable ATEN_CPU_CAPABILITY overrides the choice.
     """
     says = getattr(torch.backends, "cpu", None)  # since torch 2.1
     if says is not None:
@@ -80,24 +80,24 @@ def cpu_capability() -> str:
 
 
 def device_name(device: str) -> str:
-    """The device, with the model's name where it is a CUDA device."""
+    """Return the device, with the name of its model if it is a CUDA device."""
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.startswith("cuda") else device
 
 
 def available(device: str) -> int:
-    """How many bytes of memory are free on a device."""
+    """Return the bytes of free memory of a device."""
     if device.startswith("cuda"):
-        torch.cuda.empty_cache()  # what torch keeps for later counts as used
+        torch.cuda.empty_cache()  # memory that torch keeps for later counts as used
         return int(torch.cuda.mem_get_info(torch.device(device).index)[0])
     free = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     if (most := resource.getrlimit(resource.RLIMIT_DATA)[0]) != resource.RLIM_INFINITY:
-        free.append(most)  # of an actor, or as the user has set it
+        free.append(most)  # the limit of an isolated process, or the user's own
     try:
         words = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
         free.append(int(words["MemAvailable"].split()[0]) * 1024)
-    except (OSError, ValueError, KeyError):  # not Linux: what there is, used or not
+    except (OSError, ValueError, KeyError):  # not Linux: all of the memory, used or not
         return free[0]
-    try:  # what the container may have
+    try:  # the limit of the container
         group = Path("/sys/fs/cgroup")
         free.append(
             int((group / "memory.max").read_text(encoding="utf-8")) - int((group / "memory.current").read_text())

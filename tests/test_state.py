@@ -12,7 +12,7 @@ from support.running import run
 import crossent
 from crossent.cases.case import Case
 from crossent.state import STATES, restore, snapshot
-from crossent.subjects.builtin import FORMS
+from crossent.subjects.builtin import FORM_SUBJECTS
 
 CASE = Case("float32")
 
@@ -97,7 +97,7 @@ def test_a_default_device_that_the_caller_chose_is_put_back():
 
 
 def test_right_code_changes_nothing():
-    assert not run(FORMS.values(), Case("float32", (5,)), SINGLE).findings
+    assert not run(FORM_SUBJECTS.values(), Case("float32", (5,)), SINGLE).findings
 
 
 def test_a_filter_that_a_library_has_for_its_own_warnings_is_its_own():

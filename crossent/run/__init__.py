@@ -1,1 +1,15 @@
-"""The run."""
+"""WHO MEETS WHOM, AND WHERE: from a level to a report.
+
+This room owns the plan of a run, the judge's verdicts, and the processes in which subjects run. Its modules import
+every room but `crossent.repro`.
+
+settings        Settings: the options of a run, validated once; subjects, plan and known failures from them
+plan            the cases of a level, and the checks that run on each
+runner          check() and run(): from settings to a report
+parallel        the cases in this process, or shared out among worker processes
+judge           one subject on one case: run the checks, return a verdict
+isolation       isolated processes: a subject sees inputs, and never an exact value
+fresh_process   a new process for one bad call that may make its device useless
+wire            the pickles that these processes send each other
+pytest_checks   one check on one case as a pytest test; parametrize()
+"""

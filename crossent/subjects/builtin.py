@@ -1,4 +1,4 @@
-"""Subjects: the implementations under test, and what does not apply to one of them and why."""
+"""The subjects of this package by name: the forms, and torch."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 
 from crossent.cases.inputs import Inputs
-from crossent.forms import textbook
-from crossent.forms.blocks import blocked
-from crossent.numerics.bounds.contracts import Grade
+from crossent.forms import FORMS, scalar
+from crossent.numerics.bounds.contracts import Grade, Promise
 from crossent.subjects.subject import Subject
 
 
 def _scalar_on_tensors(input: Tensor, target: Tensor, **options: Any) -> Tensor:
+    """Call `scalar`, which takes one row of Python numbers, with the tensors of a case."""
     if isinstance(weight := options.get("weight"), Tensor):
         options["weight"] = weight.tolist()
-    loss = textbook.scalar(input.tolist(), target.tolist(), **options)
+    loss = scalar(input.tolist(), target.tolist(), **options)
     return torch.tensor(loss, dtype=torch.float64, device=input.device)
 
 
@@ -30,40 +30,29 @@ def _torch(input: Tensor, target: Tensor, **options: Any) -> Tensor:
     return loss
 
 
-FORMS = {
-    subject.name: subject
-    for subject in (
-        Subject("formula", textbook.formula, promise="eager", source="formula"),
-        Subject("log_softmax_nll", textbook.log_softmax_nll, promise="eager", source="log_softmax_nll"),
-        Subject("one_hot", textbook.one_hot, promise="eager", source="one_hot"),
-        Subject("blocked", blocked, promise="blocked", source="blocked"),
-        Subject(
-            "scalar",
-            _scalar_on_tensors,
-            differentiable=False,
-            not_applicable=_why_not_scalar,
-            dtype=torch.float64,
-            promise="eager",
-            not_transformed="is made of Python's numbers",
-            source="scalar",
-        ),
-    )
+# The forms promise the arithmetic of torch's operations, but for these.
+_PROMISES: dict[str, Promise] = {"blocked": "blocked"}
+_SCALAR = Subject(
+    "scalar",
+    _scalar_on_tensors,
+    differentiable=False,
+    not_applicable=_why_not_scalar,
+    dtype=torch.float64,
+    promise="eager",
+    not_transformed="is made of Python's numbers",
+    source="scalar",
+)
+FORM_SUBJECTS = {
+    name: _SCALAR if form is scalar else Subject(name, form, promise=_PROMISES.get(name, "eager"), source=name)
+    for name, form in FORMS.items()
 }
 
 
-def _torch_in_float64(input: Tensor, target: Tensor, **options: Any) -> Tensor:
-    # uint8 is widened too: torch takes it in some calls and refuses it in others.
-    wide = {name: value.double() if isinstance(value, Tensor) else value for name, value in options.items()}
-    return _torch(input.double(), target.double() if target.is_floating_point() else target.long(), **wide)
-
-
-# What the forms are said to equal: nn.CrossEntropyLoss on the same values, without the rounding of their dtype.
-REFERENCE = Subject("torch in float64", _torch_in_float64, dtype=torch.float64, promise="eager")
-
-
 def _torch_nll(input: Tensor, target: Tensor, weight: Tensor | None = None, **options: Any) -> Tensor:
-    # As networks use it that have the class axis last: nll_loss sees a view, and not the contiguous tensor that
-    # cross_entropy hands to it (pytorch#175084).
+    """log_softmax and nll_loss, as networks with the class axis last call them.
+
+    nll_loss then gets a view, where cross_entropy hands it a contiguous tensor (pytorch#175084).
+    """
     options.pop("label_smoothing", None)
     axis = min(1, input.dim() - 1)
     log_probs = torch.log_softmax(input.movedim(axis, -1), -1).movedim(-1, axis)
@@ -76,8 +65,7 @@ def _why_not_nll(inputs: Inputs) -> str | None:
     return "has no label_smoothing" if inputs.options["label_smoothing"] != 0 else None
 
 
-# nn.CrossEntropyLoss itself, and the pair of functions that it is made of. On a CPU they store the log-probabilities of
-# half precision in half precision.
+# On a CPU torch stores the log-probabilities of float16 and bfloat16 in that dtype, so it cannot reach grade A there.
 _IN_HALVES: dict[str, Grade] = {"float16": "B", "bfloat16": "B"}
 TORCH = Subject("torch", _torch, promise="torch", grades=_IN_HALVES, source="torch")
 TORCH_NLL = Subject(
@@ -90,6 +78,6 @@ TORCH_NLL = Subject(
     source="torch_nll",
 )
 
-# What a name stands for: torch is both of them.
-NAMED = {**{name: (form,) for name, form in FORMS.items()}, "torch": (TORCH, TORCH_NLL)}
+# The subjects that a name stands for: "torch" stands for both of torch's.
+NAMED = {**{name: (form,) for name, form in FORM_SUBJECTS.items()}, "torch": (TORCH, TORCH_NLL)}
 BY_NAME = {subject.name: subject for group in NAMED.values() for subject in group}

@@ -1,7 +1,7 @@
-"""Features: what a cross-entropy may do without, and what is then not asked of it.
+"""The features that a subject may lack. A subject that lacks a feature skips the inputs and checks that need it.
 
-A feature is a row of one table: it takes away the inputs that need it, and checks. What a subject lacks, since its
-signature has no such keyword or since somebody declares it, is counted with the reason and never passed over.
+A feature here says which inputs need it; a check declares the features that it needs itself. A subject lacks a feature
+because its signature has no such keyword, or because the user declares so. Every skip is counted with its reason.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ def _never(inputs: Inputs) -> bool:
 
 @dataclass(frozen=True)
 class Feature:
-    """One thing that a cross-entropy may or may not do.
+    """One thing that a loss function may not support.
 
     Attributes:
         name: as in `--without NAME`.
-        sentence: what it is.
-        needs: whether inputs cannot be had without it.
+        sentence: a description, as `crossent list features` prints it.
+        needs: whether a call with these inputs needs the feature.
     """
 
     name: str
@@ -41,7 +41,7 @@ def _dtype(name: str) -> Feature:
     def needs(inputs: Inputs) -> bool:
         return any(tensor.dtype == DTYPES[name] for tensor in _tensors(inputs))
 
-    return Feature(name, f"Logits, and whatever else of a call is a tensor of floats, in {name}.", needs)
+    return Feature(name, f"Logits, weights and target probabilities in {name}.", needs)
 
 
 def _reduction(name: str) -> Feature:
@@ -61,7 +61,7 @@ def is_dense(inputs: Inputs) -> bool:
 
 
 def _ignores(inputs: Inputs) -> bool:
-    """Whether the option is given, or a row has what it is by default."""
+    """Whether ignore_index is given, or a row has its default, -100."""
     given = inputs.options.get("ignore_index", -100)
     return given != -100 or (not is_dense(inputs) and bool((inputs.target.long() == -100).any()))
 
@@ -72,40 +72,40 @@ FEATURES = {
         *map(_dtype, DTYPES),
         *map(_reduction, ("none", "mean", "sum")),
         Feature("weight", "A weight for each class.", lambda inputs: inputs.options.get("weight") is not None),
-        Feature("ignore_index", "Rows that are ignored, with the default of -100 too.", _ignores),
+        Feature("ignore_index", "Ignored rows, also those with the default index -100.", _ignores),
         Feature(
             "label_smoothing",
-            "A label_smoothing that is not 0.",
+            "A label_smoothing other than 0.",
             lambda inputs: inputs.options.get("label_smoothing", 0) != 0,
         ),
-        Feature("index_target", "Targets that are the index of a class.", lambda inputs: not is_dense(inputs)),
-        Feature("uint8_target", "Such targets in uint8.", lambda inputs: str(inputs.target.dtype) == "torch.uint8"),
-        Feature("probability_target", "Targets that are a probability for each class.", is_dense),
+        Feature("index_target", "Targets that are class indices.", lambda inputs: not is_dense(inputs)),
+        Feature("uint8_target", "Class indices in uint8.", lambda inputs: str(inputs.target.dtype) == "torch.uint8"),
+        Feature("probability_target", "Targets that are class probabilities.", is_dense),
         Feature(
             "unbatched",
-            "Logits of (C), without a batch.",
+            "Logits of shape (C), without a batch.",
             lambda inputs: inputs.logits.dim() < 2,
         ),
-        Feature("spatial", "Logits of (N, C, d1, …).", lambda inputs: inputs.logits.dim() > 2),
-        Feature("empty", "A batch of no rows.", lambda inputs: inputs.logits.numel() == 0),
+        Feature("spatial", "Logits of shape (N, C, d1, …).", lambda inputs: inputs.logits.dim() > 2),
+        Feature("empty", "An empty batch.", lambda inputs: inputs.logits.numel() == 0),
         Feature(
             "strided",
-            "Tensors that are not contiguous, an expanded upstream gradient among them.",
+            "Tensors that are not contiguous; also an expanded upstream gradient.",
             lambda inputs: not all(tensor.is_contiguous() for tensor in (*_tensors(inputs), inputs.upstream)),
         ),
-        Feature("gradient", "A gradient at all: without it, a kernel that only goes forward."),
-        Feature("target_gradient", "A gradient of target probabilities."),
-        Feature("double_backward", "The gradient's own gradient."),
-        Feature("forward_ad", "Dual numbers: derivatives forward."),
-        Feature("vmap", "torch.func: vmap, and the gradients that grad and jacrev are made of."),
-        Feature("compile", "torch.compile, torch.export, and tensors without data."),
+        Feature("gradient", "A gradient. A loss without this feature only computes the forward pass."),
+        Feature("target_gradient", "A gradient of the target probabilities."),
+        Feature("double_backward", "The gradient of the gradient."),
+        Feature("forward_ad", "Forward-mode derivatives, by dual numbers."),
+        Feature("vmap", "torch.func: vmap, grad and jacrev."),
+        Feature("compile", "torch.compile, torch.export, and meta tensors."),
         Feature("autocast", "torch.autocast."),
-        Feature("errors", "An error for a bad call."),
-        Feature("repeatable", "The same bits from call to call."),
-        Feature("large", "More elements than 31 or 32 bits count."),
+        Feature("errors", "An error for bad input."),
+        Feature("repeatable", "The same bits in every call."),
+        Feature("large", "More elements than a 31-bit or 32-bit number can count."),
     )
 }
-# The features that are a keyword of `F.cross_entropy`; `reduction` is those reductions that are not the default.
+# The features that a keyword of `F.cross_entropy` provides. Every subject has the default reduction.
 KEYWORDS = {
     "weight": ("weight",),
     "ignore_index": ("ignore_index",),
@@ -115,10 +115,10 @@ KEYWORDS = {
 
 
 def require_features(names: Iterable[str]) -> tuple[str, ...]:
-    """Each name once, in the order of the table.
+    """Return each name once, in the order of the table.
 
     Raises:
-        ValueError: a name that is no feature's.
+        ValueError: a name that no feature has.
 
     >>> require_features({"vmap", "gradient"})
     ('gradient', 'vmap')

@@ -17,7 +17,7 @@ from crossent.cases.case import Case
 from crossent.cases.corpus import bugs
 from crossent.checks import CHECKS
 from crossent.forms.textbook import formula
-from crossent.subjects.builtin import FORMS
+from crossent.subjects.builtin import FORM_SUBJECTS
 from crossent.subjects.subject import Subject
 
 # What the corpus must have, typed in here so that no entry goes unnoticed.
@@ -225,4 +225,4 @@ def test_every_check_that_must_catch_a_bug_is_seen_to():
 
 @pytest.mark.parametrize("bug", BUGS.values(), ids=BUGS)
 def test_right_code_passes(bug):
-    assert found(bug, FORMS["formula"], FORMS["one_hot"], Subject("kernel", formula)) == []
+    assert found(bug, FORM_SUBJECTS["formula"], FORM_SUBJECTS["one_hot"], Subject("kernel", formula)) == []

@@ -11,7 +11,7 @@ import crossent
 from crossent.cases.axes import DTYPES
 from crossent.cases.case import Case
 from crossent.cases.edges import _ALONE, EDGES, NORMAL, QUICK, THOROUGH, edges
-from crossent.subjects.builtin import FORMS
+from crossent.subjects.builtin import FORM_SUBJECTS
 from crossent.subjects.subject import Subject
 
 DEFECT = {defect.name: defect for defect in DEFECTS}
@@ -248,5 +248,5 @@ def test_a_word_that_stands_alone_finds_what_it_is_there_for(wrong, ids):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_relations_and_derivatives_hold_where_a_word_stands_alone(dtype):
     checks = (*ALWAYS, *RELATIONS, *OPTIONS, *TWO_BACKWARDS, *CIRCUMSTANCES, *DERIVATIVES)
-    report = run(FORMS["formula"], [case for case in _ALONE if case.dtype == dtype], checks)
+    report = run(FORM_SUBJECTS["formula"], [case for case in _ALONE if case.dtype == dtype], checks)
     assert not report.findings, report.findings

@@ -21,7 +21,7 @@ from crossent.cases.axes import DTYPES
 from crossent.cases.case import Case
 from crossent.cases.grid import grid
 from crossent.checks.circumstances import at_once
-from crossent.subjects.builtin import FORMS, TORCH, TORCH_NLL
+from crossent.subjects.builtin import FORM_SUBJECTS, TORCH, TORCH_NLL
 from crossent.trials.call import BOTH_GRADIENTS
 
 BEFORE = (*SINGLE, *INVARIANTS, *RELATIONS, *OPTIONS, *TWO_BACKWARDS, *DERIVATIVES, *DETERMINISM)
@@ -212,7 +212,7 @@ def test_no_other_check_of_plain_calls_finds_it(check, wrong, case, kind, said):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_right_code_passes(dtype, seed):
     few = [case for case in grid([dtype], seed, "pairs") if case.target != "uint8"][::9]
-    subjects = [*FORMS.values(), *([TORCH, TORCH_NLL] if dtype != "float16" else [])]
+    subjects = [*FORM_SUBJECTS.values(), *([TORCH, TORCH_NLL] if dtype != "float16" else [])]
     report = run(subjects, few, (*SINGLE[:2], *CIRCUMSTANCES))
     assert [f.id for f in report.findings if f.subject != "torch_nll" or f.check != "call"] == []  # pytorch#175084
     ran = {check for entry in report.subjects for outcome in entry.outcomes.values() for check in outcome.checks}

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from support.checks import DERIVATIVES, SINGLE
+from support.reference import REFERENCE
 from support.running import trial_of
 from support.soak import soak
 from support.waits import computes
@@ -23,14 +24,14 @@ from crossent.cases.case import Case
 from crossent.cases.grid import grid
 from crossent.checks.derivatives import MOST_LOGITS
 from crossent.forms.rows import lay_out
-from crossent.subjects.builtin import FORMS, REFERENCE, TORCH
+from crossent.subjects.builtin import FORM_SUBJECTS, TORCH
 from crossent.subjects.subject import Subject
 from crossent.trials.difference import Difference
 from crossent.trials.trial import Question, RefusedError
 
 FORWARD_AND_BACKWARD = [check for check in SINGLE if check.name in ("call", "result", "loss", "gradient")]
 CHECKS = {check.name: check for check in (*FORWARD_AND_BACKWARD, *DERIVATIVES)}
-EAGER = [FORMS["formula"], FORMS["log_softmax_nll"], FORMS["one_hot"], FORMS["blocked"]]
+EAGER = [FORM_SUBJECTS["formula"], FORM_SUBJECTS["log_softmax_nll"], FORM_SUBJECTS["one_hot"], FORM_SUBJECTS["blocked"]]
 PART = 250  # cases of the soak that one test runs
 
 
@@ -498,17 +499,17 @@ def test_both_are_silent_about_large_cases_and_do_not_run_without_a_gradient():
     for check in DERIVATIVES:
         assert check.applies(Case("float32", (1, MOST_LOGITS)))
         assert not check.applies(Case("float32", (1, MOST_LOGITS + 1)))
-        assert check.not_run(FORMS["scalar"], CASES[0].build()) == "has no gradient to compare"
-        assert check.not_run(FORMS["formula"], CASES[0].build()) == ""
+        assert check.not_run(FORM_SUBJECTS["scalar"], CASES[0].build()) == "has no gradient to compare"
+        assert check.not_run(FORM_SUBJECTS["formula"], CASES[0].build()) == ""
 
 
 def test_zeros_and_a_constant_p_are_no_evidence_where_they_would_pass():
     """Upstream gradients of 0 say nothing of second derivatives, and a sure row of one class nothing of either."""
-    no_upstream = differences(FORMS["formula"], Case("float32", upstream="zero"))
+    no_upstream = differences(FORM_SUBJECTS["formula"], Case("float32", upstream="zero"))
     assert no_upstream["second"].vacuous
     assert not no_upstream["tangent"].vacuous
-    assert not differences(FORMS["formula"], Case("float32"))["second"].vacuous
-    assert all(one.vacuous for one in differences(FORMS["formula"], Case("float32", (4, 1))).values())
+    assert not differences(FORM_SUBJECTS["formula"], Case("float32"))["second"].vacuous
+    assert all(one.vacuous for one in differences(FORM_SUBJECTS["formula"], Case("float32", (4, 1))).values())
 
 
 def test_a_direction_fills_its_format_and_depends_on_sizes_and_seed_only():

@@ -22,14 +22,20 @@ from crossent.cases.inputs import Inputs
 from crossent.checks import determinism
 from crossent.machine import ambient
 from crossent.state import STATES, restore, snapshot
-from crossent.subjects.builtin import FORMS, TORCH
+from crossent.subjects.builtin import FORM_SUBJECTS, TORCH
 from crossent.subjects.subject import Subject
 from crossent.trials.difference import Difference
 from crossent.trials.trial import NotRunError, Problem, Question, RefusedError
 
 DETERMINISTIC, STREAM = DETERMINISM
 PLAIN = Case("float32", (7, 5), reduction="none", weight="weighted", ignored="ignored", upstream="rows")
-FORMS_AND_TORCH = [FORMS["formula"], FORMS["log_softmax_nll"], FORMS["one_hot"], FORMS["blocked"], TORCH]
+FORMS_AND_TORCH = [
+    FORM_SUBJECTS["formula"],
+    FORM_SUBJECTS["log_softmax_nll"],
+    FORM_SUBJECTS["one_hot"],
+    FORM_SUBJECTS["blocked"],
+    TORCH,
+]
 
 
 def run(check, loss, case=PLAIN, device="cpu"):
@@ -137,7 +143,7 @@ def test_any_other_error_in_deterministic_mode_is_a_refusal(error):
 def test_the_deterministic_mode_is_afterwards_what_it_was(mode, warn_only):
     torch.use_deterministic_algorithms(mode, warn_only=warn_only)
     try:
-        run(DETERMINISTIC, FORMS["formula"])
+        run(DETERMINISTIC, FORM_SUBJECTS["formula"])
         run(DETERMINISTIC, every_nth_is_off(2))
         assert torch.are_deterministic_algorithms_enabled() == mode
         assert torch.is_deterministic_algorithms_warn_only_enabled() == warn_only
@@ -150,8 +156,8 @@ def test_the_deterministic_mode_is_afterwards_what_it_was(mode, warn_only):
 
 def test_a_device_without_streams_is_counted_and_not_asked():
     with pytest.raises(NotRunError, match="waits for a CUDA device"):
-        run(STREAM, FORMS["formula"])
-    report = running.run(FORMS["formula"], PLAIN, [STREAM])
+        run(STREAM, FORM_SUBJECTS["formula"])
+    report = running.run(FORM_SUBJECTS["formula"], PLAIN, [STREAM])
     assert report.subjects[0].not_run == {"stream": {"waits for a CUDA device: others have no streams": 1}}
 
 
@@ -233,7 +239,7 @@ def test_every_layout_gets_its_values_back(pretended):
     """Each argument is made zero and set again by the bytes of its memory, whatever lies between them."""
     cases = [case for case in grid(["float32"], array="pairs") if case.target != "uint8"]
     for case in cases[::2]:
-        for difference in run(STREAM, FORMS["formula"], case, "cuda:0"):
+        for difference in run(STREAM, FORM_SUBJECTS["formula"], case, "cuda:0"):
             assert difference.ratio <= 1, case.id
 
 
@@ -252,7 +258,7 @@ def test_who_reads_the_arguments_before_they_are_there_is_found(pretended):
 def test_a_torch_that_cannot_be_late_is_counted(pretended, monkeypatch):
     monkeypatch.delattr(torch.cuda, "_sleep")
     with pytest.raises(NotRunError, match="waits for a torch with"):
-        run(STREAM, FORMS["formula"], device="cuda:0")
+        run(STREAM, FORM_SUBJECTS["formula"], device="cuda:0")
     assert pretended == []
 
 

@@ -15,7 +15,7 @@ from crossent.checks import large as large_check
 from crossent.checks.large import GIB, TILE_BLOCK, needed, tiled
 from crossent.forms.textbook import formula
 from crossent.machine import available
-from crossent.subjects.builtin import FORMS, TORCH
+from crossent.subjects.builtin import FORM_SUBJECTS, TORCH
 from crossent.subjects.subject import Subject
 
 # 61·7·160 is a little more than 2^16 logits.
@@ -94,7 +94,7 @@ def test_a_case_without_its_tiles_has_the_same_bits():
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_right_code_passes(case):
-    for subject in (*FORMS.values(), TORCH, Subject("kernel", formula)):
+    for subject in (*FORM_SUBJECTS.values(), TORCH, Subject("kernel", formula)):
         if subject is TORCH and not computes(case.dtype):
             continue
         if subject.not_applicable(case.build()) is None:
@@ -214,7 +214,7 @@ def test_memory_is_counted_and_there_is_some():
     rows = 61_000
     compared = GIB
     assert needed(case, TORCH) == logits * 2 * 4 + rows * (8 + 2 + 2 + 16) + compared
-    assert needed(case, FORMS["formula"]) == logits * (2 + 5 * 4) + rows * (8 + 2 + 2 + 32) + compared
+    assert needed(case, FORM_SUBJECTS["formula"]) == logits * (2 + 5 * 4) + rows * (8 + 2 + 2 + 32) + compared
     assert needed(dataclasses.replace(case, sizes=(61, 1000, 1), layout="class_last"), TORCH) > needed(case, TORCH)
 
 
@@ -236,6 +236,6 @@ def test_a_large_case_is_beyond_31_or_32_bits_and_its_tiles_hide_no_power_of_two
 
 @pytest.mark.parametrize("case", list(large_cases()), ids=lambda case: case.id)
 def test_a_large_case_is_right_with_three_tiles(case):
-    findings, outcome = judged(dataclasses.replace(case, tiled=3), FORMS["formula"])
+    findings, outcome = judged(dataclasses.replace(case, tiled=3), FORM_SUBJECTS["formula"])
     assert findings == []
     assert outcome.checks["large"].ratio > 0

@@ -21,6 +21,7 @@ from rich.table import Table
 from right import right
 from support.checks import CALL, RESULT
 from support.readme import RESULTS, part
+from support.reference import REFERENCE
 from support.running import run
 
 import crossent
@@ -31,7 +32,7 @@ from crossent.checks import CHECKS
 from crossent.report.expected_findings import mark, torch_list
 from crossent.run.plan import plan
 from crossent.state import restore, snapshot
-from crossent.subjects.builtin import REFERENCE, TORCH
+from crossent.subjects.builtin import TORCH
 from crossent.subjects.subject import Subject
 from crossent.trials.call import Result
 

@@ -9,7 +9,7 @@ import crossent
 from crossent.cases.axes import DTYPES
 from crossent.cases.bad_inputs import BAD_INPUTS
 from crossent.checks.refusals import judge_reaction, react
-from crossent.subjects.builtin import FORMS, TORCH, TORCH_NLL
+from crossent.subjects.builtin import FORM_SUBJECTS, TORCH, TORCH_NLL
 from crossent.trials.act import Here
 
 BY_ID = {bad_input.id: bad_input for bad_input in BAD_INPUTS}
@@ -36,7 +36,7 @@ def refusing(before):
 def test_the_forms_and_torch_refuse_every_bad_input_before_they_write(bad_input, device):
     if bad_input.asserts(device) and bad_input is not BEYOND:
         pytest.skip("waits for `crossent check --device`: six processes, each of which wakes the device")
-    subjects = [*FORMS.values(), TORCH, TORCH_NLL]
+    subjects = [*FORM_SUBJECTS.values(), TORCH, TORCH_NLL]
     report = run(subjects, bad_input, device=device)
     found = [(finding.subject, finding.kind) for finding in report.findings]
     known = bad_input.id.startswith(("label_smoothing_negative", "label_smoothing_nan"))

@@ -18,7 +18,7 @@ from crossent.cases.grid import grid
 from crossent.checks.relations import shiftable
 from crossent.numerics.formats import FORMATS
 from crossent.numerics.oracle.arithmetic import Ball
-from crossent.subjects.builtin import FORMS, TORCH
+from crossent.subjects.builtin import FORM_SUBJECTS, TORCH
 from crossent.subjects.subject import Subject
 from crossent.trials import agreement
 from crossent.trials.agreement import compare_results, plus
@@ -36,7 +36,7 @@ def part_of(subject, case, *names):
 def found(name, loss, case):
     """The kind and the message of what a check finds; right code passes on the case."""
     case = Case.of(case)
-    right = part_of(FORMS["formula"], case, name)
+    right = part_of(FORM_SUBJECTS["formula"], case, name)
     assert not right.findings, right.findings
     assert name in right.outcomes[case.id].checks
     findings = part_of(Subject("mine", loss), case, name).findings
@@ -80,7 +80,12 @@ def test_right_code_passes_every_check(dtype, seed):
     # torch refuses uint8 targets in some calls, and its float16 overflows.
     few = [case for case in pairs if case.target != "uint8" and (case.dtype, case.values) != ("float16", "large")][::9]
     every = set(CHECKS) - (set() if dtype in ("float16", "bfloat16") else {"widened"})
-    subjects = [FORMS["formula"], FORMS["log_softmax_nll"], FORMS["one_hot"], FORMS["blocked"]]
+    subjects = [
+        FORM_SUBJECTS["formula"],
+        FORM_SUBJECTS["log_softmax_nll"],
+        FORM_SUBJECTS["one_hot"],
+        FORM_SUBJECTS["blocked"],
+    ]
     subjects += [TORCH] if computes(dtype) else []
     assert ran(subjects, few) == {subject.name: every for subject in subjects}
 
@@ -88,7 +93,7 @@ def test_right_code_passes_every_check(dtype, seed):
 def test_what_has_no_gradient_is_compared_by_its_loss(seed):
     one_row = [case for case in grid(array="pairs", seed=seed) if case.sizes == (5,)]
     of_rows_and_gradients = {"rows_permuted", "split", "row_sums", "two_backwards"}
-    assert ran([FORMS["scalar"]], one_row) == {"scalar": set(CHECKS) - of_rows_and_gradients}
+    assert ran([FORM_SUBJECTS["scalar"]], one_row) == {"scalar": set(CHECKS) - of_rows_and_gradients}
 
 
 def test_a_negative_loss_is_caught():
@@ -145,7 +150,7 @@ def test_row_sums_name_the_row_of_a_tensor_with_further_dimensions():
 
 def test_a_row_without_a_softmax_and_one_without_a_bound_say_nothing_about_sums():
     case = Case.of("float32-7x5-nan_ignored-int64-sum-ignored")
-    measured = part_of(FORMS["formula"], case, "row_sums").outcomes[case.id].checks["row_sums"]
+    measured = part_of(FORM_SUBJECTS["formula"], case, "row_sums").outcomes[case.id].checks["row_sums"]
     ignored = int((case.build().target == 255).sum())
     assert 0 < ignored < 7
     assert measured.not_judged == {"a number of the row has no bound": ignored}
@@ -247,7 +252,7 @@ def bits_equal(one, other):
 def test_a_shift_without_room_is_not_run():
     large = (Case("float16", (1, 5), "large", reduction="sum", seed=seed) for seed in range(100))
     case = next(case for case in large if case.build().logits.abs().max() > 2**14)
-    entry = part_of(FORMS["formula"], case, "shift")
+    entry = part_of(FORM_SUBJECTS["formula"], case, "shift")
     assert entry.not_run == {"shift": {"gets logits that their dtype has no room to shift exactly": 1}}
 
 
@@ -294,7 +299,7 @@ def test_a_loss_that_depends_on_the_order_of_classes_is_caught(case):
 def test_an_ignored_class_is_turned_round_with_the_others():
     for ignored in ("ignored_class", "ignored", "ignored_huge", "ignored_default"):
         case = Case("float64", (7, 5), ignored=ignored, weight="weighted")
-        assert not part_of(FORMS["formula"], case, "classes_permuted").findings
+        assert not part_of(FORM_SUBJECTS["formula"], case, "classes_permuted").findings
 
 
 def in_chunks(logits, target, reduction="mean", ignore_index=-100, **options):
@@ -331,12 +336,12 @@ def test_a_sum_and_rows_that_depend_on_the_batch_are_caught():
 
 def test_parts_are_chosen_so_that_each_has_something_to_divide_by():
     case = Case.of("float32-7x5-normal-int64-mean-ignored_all")
-    entry = part_of(FORMS["formula"], case, "split")
+    entry = part_of(FORM_SUBJECTS["formula"], case, "split")
     assert entry.not_run == {"split": {"has nothing to divide by in one of any two parts of the batch": 1}}
     # Weights of both signs, so that a part's share is negative or above one.
     for seed in range(5):
         case = Case("float64", (7, 5), weight="weight_negative", ignored="ignored", upstream="scalar", seed=seed)
-        assert not part_of(FORMS["formula"], case, "split").findings
+        assert not part_of(FORM_SUBJECTS["formula"], case, "split").findings
 
 
 @pytest.mark.parametrize("dtype", [pytest.param("float16", marks=float16), "bfloat16"])
@@ -477,14 +482,14 @@ def test_a_check_is_silent_about_cases_of_which_it_says_nothing():
         "widened": "float32-7x5-normal-int64-mean",
     }
     for name, case in silent.items():
-        assert name not in part_of(FORMS["formula"], Case.of(case), name).outcomes[case].checks
+        assert name not in part_of(FORM_SUBJECTS["formula"], Case.of(case), name).outcomes[case].checks
     assert set(CHECKS) - set(silent) == {"options", "two_backwards"}
 
 
 def test_two_results_may_differ_by_both_of_their_bounds_and_no_more():
     case = Case.of("float32-7x5-normal-int64-sum")
     question = Question(case)
-    trial = trial_of(question, FORMS["formula"])
+    trial = trial_of(question, FORM_SUBJECTS["formula"])
     ball = agreement.with_radius(trial, trial.got)["loss"]
     assert ball.radius > 0
     for times, agrees in ((1.99, True), (2.01, False)):
@@ -505,7 +510,7 @@ def test_no_bound_is_an_excuse_for_a_number_where_nan_is_right():
 
 def test_a_difference_that_cannot_be_judged_is_counted():
     case = Case.of("float16-7x5-large-int64-sum-transposed")
-    measured = part_of(FORMS["formula"], case, "layout").outcomes[case.id].checks["layout"]
+    measured = part_of(FORM_SUBJECTS["formula"], case, "layout").outcomes[case.id].checks["layout"]
     assert measured.not_judged == {"the other result has no bound": 1}
 
 

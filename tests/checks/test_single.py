@@ -7,7 +7,7 @@ from support.running import run, trial_of
 
 import crossent
 from crossent.cases.case import Case
-from crossent.subjects.builtin import FORMS
+from crossent.subjects.builtin import FORM_SUBJECTS
 from crossent.subjects.subject import Subject
 from crossent.trials.trial import Problem, Question, misshapen
 
@@ -42,7 +42,7 @@ def test_a_subject_that_promises_a_dtype_of_its_own_is_held_to_that():
 
 
 def test_a_loss_on_another_device_is_said_beside_the_one_that_is_wanted():
-    trial, meta = trial_of(Question(NONE), FORMS["formula"]), torch.device("meta")
+    trial, meta = trial_of(Question(NONE), FORM_SUBJECTS["formula"]), torch.device("meta")
     expected, there, here = trial.question.exact, torch.empty(7, device=meta), torch.empty(7)
     found = misshapen(trial, there, expected)
     assert found == Problem("wrong", "got torch.float32 (7,) on meta; expected torch.float32 (7,)")
@@ -53,7 +53,7 @@ def test_a_loss_on_another_device_is_said_beside_the_one_that_is_wanted():
 
 @pytest.mark.parametrize(("loss", "kind"), [(0.5, "float"), (torch.zeros(7).to_sparse(), "Tensor")])
 def test_what_is_no_dense_tensor_is_said_by_its_class(loss, kind):
-    trial = trial_of(Question(NONE), FORMS["formula"])
+    trial = trial_of(Question(NONE), FORM_SUBJECTS["formula"])
     found = misshapen(trial, loss, trial.question.exact)
     assert found == Problem("wrong", f"got a {kind}; expected a dense torch.Tensor")
 
@@ -162,4 +162,4 @@ def test_a_subject_without_gradients_is_not_asked_for_them_and_it_is_said_why():
     of_gradients = {name for name, reason in asked.items() if reason == "has no gradient to compare"}
     assert of_gradients == {"gradient", "target_gradient"}
     assert {asked[name] for name in asked.keys() - of_gradients} == {""}
-    assert {check.not_run(FORMS["formula"], NONE.build()) for check in SINGLE} == {""}
+    assert {check.not_run(FORM_SUBJECTS["formula"], NONE.build()) for check in SINGLE} == {""}

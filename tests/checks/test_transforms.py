@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.checks import COMPILED_CODE, SINGLE, TRANSFORMS
+from support.reference import REFERENCE
 from support.running import run, trial_of
 
 import crossent
@@ -21,7 +22,7 @@ from crossent.numerics.bounds.contracts import contract
 from crossent.numerics.bounds.loss import Bounds
 from crossent.report.expected_findings import torch_list
 from crossent.state import restore, snapshot
-from crossent.subjects.builtin import FORMS, REFERENCE, TORCH
+from crossent.subjects.builtin import FORM_SUBJECTS, TORCH
 from crossent.subjects.compiler import INDUCTOR, TRACER, _fails, quiet, unusable
 from crossent.subjects.subject import Subject
 from crossent.trials.trial import NotRunError, Problem, Question, RefusedError
@@ -31,7 +32,14 @@ CHECKS = {check.name: check for check in (*TRANSFORMS, *COMPILED_CODE)}
 CASE = Case("float32", (7, 5), reduction="none", ignored="ignored_default", upstream="rows")
 ALL = [*grid(array="transformed")]
 INSTANT = ("func_grad", "vmap", "autocast", "meta")
-RIGHT = [FORMS["formula"], FORMS["log_softmax_nll"], FORMS["one_hot"], FORMS["blocked"], TORCH, REFERENCE]
+RIGHT = [
+    FORM_SUBJECTS["formula"],
+    FORM_SUBJECTS["log_softmax_nll"],
+    FORM_SUBJECTS["one_hot"],
+    FORM_SUBJECTS["blocked"],
+    TORCH,
+    REFERENCE,
+]
 
 
 @pytest.fixture(autouse=True)
@@ -201,7 +209,7 @@ def test_a_rule_of_vmap_that_takes_the_first_axis_is_found_where_it_is_the_last(
 @pytest.mark.parametrize("sizes", [(7, 5), (3, 5, 4), (2, 3, 2, 2, 3)])
 def test_under_vmap_every_reduction_of_a_sample_is_that_of_a_call_with_it_alone(sizes, reduction):
     case = Case("float64", sizes, reduction=reduction, ignored="ignored", weight="weighted")
-    made = judged([FORMS["formula"], TORCH], [case], [CHECKS["vmap"]])
+    made = judged([FORM_SUBJECTS["formula"], TORCH], [case], [CHECKS["vmap"]])
     assert not made.findings, made
     assert not made.subjects[0].findings
 
@@ -377,7 +385,7 @@ def test_the_forms_and_torch_are_right_under_the_transforms_that_cost_little(dty
 @pytest.mark.parametrize(("name", "every"), [("export", 11), ("trace", 22), ("trace_dynamic", 44)])
 def test_the_forms_and_torch_are_right_where_a_graph_is_made(name, every):
     works(name)
-    made = judged([FORMS["formula"], FORMS["one_hot"], TORCH], ALL[26 % every :: every], [CHECKS[name]])
+    made = judged([FORM_SUBJECTS["formula"], FORM_SUBJECTS["one_hot"], TORCH], ALL[26 % every :: every], [CHECKS[name]])
     assert not made.findings, made
     assert all(part.tallies[name, "float32"].ran for part in made.subjects)
 
@@ -385,7 +393,9 @@ def test_the_forms_and_torch_are_right_where_a_graph_is_made(name, every):
 def test_compiled_code_of_the_forms_is_right():
     works("compile")
     raising = [] if _why_no_error() else ["compiled_error"]
-    made = judged([FORMS["formula"]], [CASE], [CHECKS[name] for name in ("compile", "compile_dynamic", *raising)])
+    made = judged(
+        [FORM_SUBJECTS["formula"]], [CASE], [CHECKS[name] for name in ("compile", "compile_dynamic", *raising)]
+    )
     assert not made.findings, made
     assert not made.subjects[0].not_run
 
@@ -403,7 +413,7 @@ def test_uint8_targets_are_refused_by_torch_where_a_graph_is_made_and_that_is_ex
 
 
 def test_a_subject_that_is_not_transformed_says_why():
-    made = judged([FORMS["scalar"]], [Case("float32", (5,))], CHECKS.values())
+    made = judged([FORM_SUBJECTS["scalar"]], [Case("float32", (5,))], CHECKS.values())
     reasons = {check: dict(why) for check, why in made.subjects[0].not_run.items()}
     assert {reason for check in CHECKS.keys() - {"vmap"} for reason in reasons[check]} == {
         "is made of Python's numbers"
@@ -413,7 +423,7 @@ def test_a_subject_that_is_not_transformed_says_why():
 # --- What cannot be asked here ------------------------------------------------------------------------------------
 
 
-def not_run(name, subject=FORMS["formula"], case=CASE):
+def not_run(name, subject=FORM_SUBJECTS["formula"], case=CASE):
     with pytest.raises(NotRunError) as caught:
         list(CHECKS[name].run(trial_of(Question(case), subject)))
     return str(caught.value)
@@ -463,7 +473,7 @@ def test_a_check_leaves_the_state_as_it_was():
     before = sys.getrecursionlimit(), list(warnings.filters)
     states = snapshot()
     for name in ("func_grad", "vmap", "autocast", "meta", "export", "trace", "compile"):
-        list(CHECKS[name].run(trial_of(Question(CASE), FORMS["formula"])))
+        list(CHECKS[name].run(trial_of(Question(CASE), FORM_SUBJECTS["formula"])))
     assert (sys.getrecursionlimit(), list(warnings.filters)) == before
     assert restore(states) == []
     assert {name: logging.getLogger(name).disabled for name in loggers} == loggers

@@ -6,12 +6,13 @@
 from dataclasses import replace
 
 import pytest
+from support.reference import REFERENCE
 from support.running import run
 
 from crossent.cases.case import Case
 from crossent.cases.grid import grid
 from crossent.report.expected_findings import torch_list
-from crossent.subjects.builtin import FORMS, REFERENCE
+from crossent.subjects.builtin import FORM_SUBJECTS
 
 KNOWN = torch_list()
 
@@ -24,7 +25,7 @@ def pytest_generate_tests(metafunc):
 
 
 def test_every_form_and_torch_have_the_exact_loss_and_gradient(case, device):
-    subjects = [*FORMS.values(), REFERENCE]
+    subjects = [*FORM_SUBJECTS.values(), REFERENCE]
     report = run(subjects, case, device=device, known=KNOWN)  # torch in float64 has the known failures of torch
     assert not any(finding.expected for form in report.subjects[:-1] for finding in form.findings)
     assert report.ran  # one case may be no evidence; what a whole run's evidence is, test_checks.py asks

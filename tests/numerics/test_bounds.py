@@ -18,11 +18,11 @@ from crossent.numerics.bounds.contracts import contract
 from crossent.numerics.bounds.loss import Bounds
 from crossent.numerics.bounds.rounding import ANY_ORDER, Held
 from crossent.numerics.formats import FLOAT32
-from crossent.subjects.builtin import FORMS, TORCH
+from crossent.subjects.builtin import FORM_SUBJECTS, TORCH
 from crossent.trials.call import evaluate
 from crossent.trials.exact import solve, terms_of
 
-EAGER = [FORMS["formula"], FORMS["log_softmax_nll"], FORMS["one_hot"]]
+EAGER = [FORM_SUBJECTS["formula"], FORM_SUBJECTS["log_softmax_nll"], FORM_SUBJECTS["one_hot"]]
 
 
 def differences(loss, given, grade="A", promise="eager"):
@@ -94,9 +94,9 @@ def test_a_sum_over_the_classes_may_overflow_before_smoothing_makes_it_small(cla
     logits = [[0.0] + [-1e39 / classes] * (classes - 1)]
     given = inputs(logits, [0], label_smoothing=0.1)
     for name, finite in (("formula", False), ("log_softmax_nll", False), ("one_hot", True)):
-        got = evaluate(FORMS[name].loss, given).loss
+        got = evaluate(FORM_SUBJECTS[name].loss, given).loss
         assert bool(got.isfinite().all()) == finite
-        assert differences(FORMS[name].loss, given)["loss"].not_judged == {"an intermediate may overflow": 1}
+        assert differences(FORM_SUBJECTS[name].loss, given)["loss"].not_judged == {"an intermediate may overflow": 1}
     assert_needed("factors come in any order", crossent.formula, "loss", given)
     # A thousandth of it does not overflow, and is judged.
     given = inputs((np.array(logits) / 1000).tolist(), [0], label_smoothing=0.1)

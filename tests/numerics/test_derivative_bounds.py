@@ -15,11 +15,11 @@ from crossent.numerics.bounds import derivatives
 from crossent.numerics.bounds.contracts import contract
 from crossent.numerics.bounds.derivatives import DerivativeBounds
 from crossent.numerics.formats import FORMATS
-from crossent.subjects.builtin import FORMS, TORCH
+from crossent.subjects.builtin import FORM_SUBJECTS, TORCH
 from crossent.trials.difference import worst
 from crossent.trials.exact import name_of, rows_of, solve_along
 
-EAGER = [FORMS["formula"], FORMS["log_softmax_nll"], FORMS["one_hot"], FORMS["blocked"]]
+EAGER = [FORM_SUBJECTS["formula"], FORM_SUBJECTS["log_softmax_nll"], FORM_SUBJECTS["one_hot"], FORM_SUBJECTS["blocked"]]
 
 
 def inputs(logits, target, dtype="float32", weight=None, **options):
@@ -112,7 +112,9 @@ def test_the_parts_of_a_smoothed_loss_may_go_backward_apart_though_they_cancel()
     """The weights are 1 and about -3: the uniform half nearly takes back what the true class gives."""
 
     def apart(input, target, **options):
-        hard, smooth = (FORMS["formula"].loss(input, target, **{**options, "label_smoothing": s}) for s in (0.0, 1.0))
+        hard, smooth = (
+            FORM_SUBJECTS["formula"].loss(input, target, **{**options, "label_smoothing": s}) for s in (0.0, 1.0)
+        )
         return 0.5 * hard + 0.5 * smooth
 
     random = np.random.RandomState(0)

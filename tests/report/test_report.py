@@ -27,7 +27,7 @@ from crossent.report.expected_findings import torch_list
 from crossent.report.findings import Finding, Measured, Numbers, Outcome, SubjectReport
 from crossent.report.reader import find, read_json
 from crossent.report.report import Report
-from crossent.subjects.builtin import FORMS, TORCH
+from crossent.subjects.builtin import FORM_SUBJECTS, TORCH
 from crossent.subjects.subject import Subject
 from crossent.words import LONGEST_LINE
 
@@ -78,7 +78,7 @@ def written(tmp_path, *findings):
 
 
 def test_the_json_has_the_keys_of_schema_1(tmp_path):
-    report_on(TORCH, FORMS["formula"], subject(off_by_a_percent), subject(raises("no"), "no")).write_json(
+    report_on(TORCH, FORM_SUBJECTS["formula"], subject(off_by_a_percent), subject(raises("no"), "no")).write_json(
         tmp_path / "r"
     )
     document = json.loads((tmp_path / "r").read_text(encoding="utf-8"))
@@ -302,7 +302,7 @@ def test_what_is_no_report_is_refused_in_one_line(tmp_path, content, said):
 
 
 def test_the_counts_add_up():
-    scalar = FORMS["scalar"]
+    scalar = FORM_SUBJECTS["scalar"]
     made = report_on(
         TORCH, scalar, subject(off_by_a_percent), subject(raises("no"), "no"), chosen=[*CASES, *BAD_INPUTS]
     )
@@ -484,7 +484,7 @@ def test_no_line_that_is_to_be_copied_is_wrapped_at_any_width(width):
 
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_the_table_keeps_its_digits_at_any_width(width):
-    made = report_on(FORMS["formula"], TORCH)
+    made = report_on(FORM_SUBJECTS["formula"], TORCH)
     text = rendered(made, width)
     assert "…" not in text
     for part in made.subjects:

@@ -21,11 +21,11 @@ from support.running import trial_of
 import crossent
 from crossent.cases.axes import AXES, broken
 from crossent.cases.case import Case
-from crossent.subjects.builtin import FORMS
+from crossent.subjects.builtin import FORM_SUBJECTS
 from crossent.subjects.subject import Subject
 from crossent.trials.trial import Question, RefusedError
 
-SUBJECTS = [FORMS[name] for name in ("formula", "log_softmax_nll", "one_hot", "blocked")]
+SUBJECTS = [FORM_SUBJECTS[name] for name in ("formula", "log_softmax_nll", "one_hot", "blocked")]
 # Here and in the lists of `AXES`, what is plain comes first: a case that fails shrinks towards it.
 PLAIN_DTYPES = ("float32", "float64", "bfloat16", "float16")
 # Targets and ignored rows before the values, since some of these are about ignored rows alone.

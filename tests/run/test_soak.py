@@ -25,12 +25,18 @@ from crossent.numerics.bounds.contracts import contract
 from crossent.numerics.bounds.loss import Bounds
 from crossent.numerics.bounds.rounding import Order
 from crossent.numerics.formats import FORMATS
-from crossent.subjects.builtin import FORMS, TORCH
+from crossent.subjects.builtin import FORM_SUBJECTS, TORCH
 from crossent.trials import difference as differences
 from crossent.trials.call import evaluate
 from crossent.trials.exact import solve
 
-SUBJECTS = [FORMS["formula"], FORMS["log_softmax_nll"], FORMS["one_hot"], FORMS["blocked"], TORCH]
+SUBJECTS = [
+    FORM_SUBJECTS["formula"],
+    FORM_SUBJECTS["log_softmax_nll"],
+    FORM_SUBJECTS["one_hot"],
+    FORM_SUBJECTS["blocked"],
+    TORCH,
+]
 PART = 250  # cases that one test runs, so that processes can share them
 HALVES = ("float16", "bfloat16")
 RELEASE = Version(torch.__version__).release
@@ -230,7 +236,7 @@ def test_a_bound_is_no_wider_than_twice_what_a_correct_form_needs(dtype):
         ratios = [
             difference.ratio
             for name in ("formula", "log_softmax_nll", "one_hot")
-            for difference in compare(evaluate(FORMS[name].loss, inputs), expected)
+            for difference in compare(evaluate(FORM_SUBJECTS[name].loss, inputs), expected)
             if difference.of == check
         ]
         assert 0.5 <= max(ratios) <= 1, case.id
@@ -267,7 +273,7 @@ EXCUSED = [
 def test_what_the_soak_excuses_is_a_defect_by_another_computation(id):
     case = Case.of(id)
     inputs, exact = case.build(), exact_loss(Case.of(id))
-    by_form = evaluate(FORMS["formula"].loss, inputs).loss.item()
+    by_form = evaluate(FORM_SUBJECTS["formula"].loss, inputs).loss.item()
     by_torch = evaluate(TORCH.loss, inputs).loss.item()
     assert by_form == exact or abs(by_form - exact) <= FORMATS[case.dtype].unit_roundoff * 1.01 * abs(exact)
     assert not abs(by_torch - exact) <= abs(exact) / 10

@@ -11,7 +11,7 @@ from crossent.cases.inputs import Inputs
 from crossent.numerics.bounds.contracts import contract
 from crossent.numerics.bounds.loss import Bounds
 from crossent.numerics.bounds.rounding import safe
-from crossent.subjects.builtin import FORMS, TORCH
+from crossent.subjects.builtin import FORM_SUBJECTS, TORCH
 from crossent.trials.exact import name_of, rows_of, terms_of
 
 from .waits import computes
@@ -54,7 +54,7 @@ def error_bounds(function, logits, target, loss, options):
 
     The arithmetic is the format of the intermediates, the order of summation, and the accuracy of exp and log.
     """
-    subject = {**FORMS, "torch_loss": TORCH}[function.__name__]
+    subject = {**FORM_SUBJECTS, "torch_loss": TORCH}[function.__name__]
     options = {"reduction": "mean", "label_smoothing": 0.0, **options}
     terms = terms_of(Inputs(logits, target, options, torch.ones_like(loss)))
     dtype, device, rows = name_of(logits), str(logits.device), len(terms.logits)
@@ -63,7 +63,7 @@ def error_bounds(function, logits, target, loss, options):
 
 def scalar(input, target, **options):
     """Call `crossent.scalar` with the tensors of a call turned into Python numbers, and its result into a tensor."""
-    return FORMS["scalar"].loss(input, target, **options)
+    return FORM_SUBJECTS["scalar"].loss(input, target, **options)
 
 
 def in_float64(logits, target, **options):

@@ -13,7 +13,7 @@ from crossent.cases.axes import DTYPES
 from crossent.cases.case import Case
 from crossent.cases.grid import grid
 from crossent.cases.inputs import Inputs
-from crossent.subjects.builtin import FORMS, TORCH
+from crossent.subjects.builtin import FORM_SUBJECTS, TORCH
 from crossent.subjects.subject import Subject
 from crossent.trials.call import Result, evaluate
 from crossent.trials.exact import solve
@@ -43,7 +43,7 @@ def stored_in_half(input, target, **options):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_forms_reach_grade_a(dtype):
     for name in ("formula", "log_softmax_nll", "one_hot", "blocked"):
-        report = run(FORMS[name], sample(dtype))
+        report = run(FORM_SUBJECTS[name], sample(dtype))
         assert report.ok, report
         assert report.subjects[0].grades == {dtype: "A"}
 
@@ -147,7 +147,7 @@ def test_a_run_without_evidence_is_not_ok():
     nothing = [
         case for case in grid() if case.classes == 1 and case.reduction == "sum" and case.values in ("normal", "flat")
     ]
-    report = run(FORMS["formula"], nothing)
+    report = run(FORM_SUBJECTS["formula"], nothing)
     assert not report.findings
     assert not report.ok
     assert "NO EVIDENCE" in str(report)
@@ -155,7 +155,7 @@ def test_a_run_without_evidence_is_not_ok():
 
 def test_every_dtype_has_evidence_for_loss_and_gradient():
     for dtype in DTYPES:
-        tallies = run(FORMS["formula"], sample(dtype)).subjects[0].tallies
+        tallies = run(FORM_SUBJECTS["formula"], sample(dtype)).subjects[0].tallies
         for check in ("loss", "gradient"):
             assert tallies[check, dtype].vacuous < tallies[check, dtype].ran
 
@@ -171,7 +171,7 @@ def test_a_subject_that_writes_into_its_arguments_is_found_and_spoils_nobody():
 
         return Subject(name, loss)
 
-    subjects = [*map(zeroes, ("input", "target", "weight")), FORMS["formula"]]
+    subjects = [*map(zeroes, ("input", "target", "weight")), FORM_SUBJECTS["formula"]]
     case = next(c for c in sample("float32", 1) if c.weight == "weighted" and c.sizes == (7, 5) and c.target == "int64")
     *wrote, innocent = run(subjects, case).subjects
     for entry in wrote:

@@ -25,7 +25,7 @@ from crossent.report.moves.diff import diff
 from crossent.report.moves.rules import Kind, Move, Side, kind_of
 from crossent.report.reader import read_report, report_of
 from crossent.run.plan import plan
-from crossent.subjects.builtin import FORMS, TORCH
+from crossent.subjects.builtin import FORM_SUBJECTS, TORCH
 from crossent.subjects.subject import Subject
 
 PLAIN, PER_ROW = "float32-7x5-normal-int64-mean", "float32-3x5x4-normal-probabilities-none-rows"
@@ -51,7 +51,7 @@ def report_on(*subjects, chosen=CASES):
 
 @pytest.fixture(scope="module")
 def before():
-    return report_on(FORMS["formula"], TORCH, Subject("mine", off_by_a_percent))
+    return report_on(FORM_SUBJECTS["formula"], TORCH, Subject("mine", off_by_a_percent))
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_a_run_has_the_same_bits_as_itself(before, tmp_path, capsys):
 
 
 def test_two_runs_of_one_torch_say_the_same(before):
-    made = diff(before, report_on(FORMS["formula"], TORCH, Subject("mine", off_by_a_percent)))
+    made = diff(before, report_on(FORM_SUBJECTS["formula"], TORCH, Subject("mine", off_by_a_percent)))
     assert not made.moves, str(made)
 
 
@@ -596,7 +596,7 @@ def test_each_policy_is_a_case_of_the_quick_level_under_its_name():
 )
 def test_torch_answers_a_policy_as_the_forms_do(policy, value):
     inputs = POLICIES[policy].build()
-    for subject in (TORCH, FORMS["formula"]):
+    for subject in (TORCH, FORM_SUBJECTS["formula"]):
         loss = subject.loss(inputs.logits, inputs.target, **inputs.options)
         assert loss.equal(torch.tensor(value)) or loss.isnan() == torch.tensor(value).isnan()
 
