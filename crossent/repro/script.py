@@ -28,7 +28,7 @@ from crossent.repro.scripts.refusals import isolate
 from crossent.run.fresh_process import SECONDS
 from crossent.run.judge import as_finding
 from crossent.run.parallel import judge_each
-from crossent.subjects.builtin import BY_NAME, FORMS
+from crossent.subjects.builtin import BY_NAME, FORM_SUBJECTS
 from crossent.subjects.compiler import COMPILE_SUFFIX, as_compiled
 from crossent.subjects.subject import Subject
 from crossent.trials.act import Here
@@ -286,7 +286,7 @@ def _subject_lines(code: Code, name: str) -> Iterator[str]:
         code.add(compiled)
     if base in DEFINED:
         code.add(DEFINED[base], "subject")
-    elif base in FORMS:
+    elif base in FORM_SUBJECTS:
         yield f"from crossent import {base} as subject  # all but torch that this needs"
     else:
         missing = ascii(f"import {printable(base)} here as subject, and take these two lines out")
