@@ -1,12 +1,12 @@
 """The defects that the checks must catch, each a correct cross-entropy with one imprecise step.
 
-A defect stays hidden on easy inputs. Examples of inputs that show defects are a large gap between logits, a sure row, an
-odd number of classes, many rows, and label smoothing. An error that rounding allows is no defect: another order of
+Easy inputs do not show a defect. Inputs that do have a large gap between logits, a sure row, an odd number of classes,
+many rows, or label smoothing. An error that rounding allows is no defect: another order of
 summation, `log(1 + s)` in place of `log1p(s)`, or any shift that does not overflow.
 """
 
 import torch
-from support.steps import HALVES, WIDE, CrossEntropy, bfloat, cut, half, running, single, where_true
+from support.stepwise_cross_entropy import HALVES, WIDE, CrossEntropy, bfloat, cut, half, running, single, where_true
 
 RIGHT = CrossEntropy("right", "Nothing is wrong.")
 
