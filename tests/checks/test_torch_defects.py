@@ -8,10 +8,9 @@ import math
 import pytest
 import torch
 from packaging.version import Version
-from support.running import planned
+from support.running import check_on
 from support.waits import computes, float16
 
-import crossent
 from crossent.cases.bad_inputs import BAD_INPUTS
 from crossent.cases.case import Case
 from crossent.cases.edges import EDGES
@@ -31,9 +30,7 @@ OF_THE_GRID = (
 def report():
     """What `crossent check torch` says, on less of its grid."""
     chosen = [Case.of(one) for one in OF_THE_GRID]
-    with pytest.MonkeyPatch.context() as patched:
-        planned(patched, chosen, edges=True)
-        return crossent.check("torch")
+    return check_on(chosen, with_edges=True)("torch")
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from support import hostile
-from support.running import CASES, planned, run_isolated
+from support.running import CASES, check_on, run_isolated
 
 import crossent
 from crossent.cases.case import Case
@@ -37,10 +37,9 @@ def test_right_code_passes(name):
     assert run_isolated(subject).findings == []
 
 
-def test_what_ends_the_process_that_starts_others_has_a_finding_and_the_run_goes_on(monkeypatch):
-    planned(monkeypatch, CASES[:2], bad_inputs=False)
+def test_what_ends_the_process_that_starts_others_has_a_finding_and_the_run_goes_on():
     options = {"level": "quick", "dtypes": ["float32"], "jobs": 1, "timeout": 30}
-    report = crossent.check(hostile.kills_what_started_it, hostile.right, **options)
+    report = check_on(CASES[:2], bad_inputs=False)(hostile.kills_what_started_it, hostile.right, **options)
     wrong, right = report.subjects
     assert {finding.kind for finding in wrong.findings} == {"crashed"}
     assert set(wrong.outcomes) == set(right.outcomes) == {case.id for case in CASES[:2]}
@@ -63,11 +62,10 @@ def loss(input, target, **options):
 """
 
 
-def test_what_a_file_does_when_it_is_imported_is_not_done_to_the_judge(monkeypatch, tmp_path, capfd):
-    planned(monkeypatch, CASES, bad_inputs=False)
+def test_what_a_file_does_when_it_is_imported_is_not_done_to_the_judge(tmp_path, capfd):
     (tmp_path / "patches.py").write_text(PATCHES, encoding="utf-8")
     description = f"{tmp_path / 'patches.py'}:loss"
-    report = crossent.check(description, level="quick", dtypes=["float32"], jobs=1)
+    report = check_on(CASES, bad_inputs=False)(description, level="quick", dtypes=["float32"], jobs=1)
     assert {finding.case for finding in report.findings} == {case.id for case in CASES}
     assert capfd.readouterr().out == ""
     assert not torch.equal(torch.ones(1), torch.zeros(1))

@@ -1,7 +1,7 @@
 """A user's list of expected findings: what it describes is shown and no failure, and it cannot be wrong silently."""
 
 import pytest
-from support.running import planned
+from support.running import check_on
 from support.subjects import off_in_the_loss
 
 import crossent
@@ -22,14 +22,13 @@ def torch_like(input, target, **options):
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
+def run(tmp_path):
     few = [crossent.cases.case.Case("float64"), crossent.cases.case.Case("float64", reduction="sum")]
-    planned(monkeypatch, few)
 
     def check(text, *subjects, **options):
         (tmp_path / "known.toml").write_text(text)
         arguments = {"level": "quick", "dtypes": ["float64"], "expected_findings": tmp_path / "known.toml"}
-        return crossent.check(*subjects, **{**arguments, **options})
+        return check_on(few)(*subjects, **{**arguments, **options})
 
     return check
 

@@ -10,7 +10,7 @@ import sys
 import time
 
 import pytest
-from support.running import planned
+from support.running import check_on
 from support.subjects import off_by_a_percent
 
 import crossent
@@ -24,27 +24,24 @@ CASES = [
 ]
 
 
-@pytest.fixture
-def few_cases(monkeypatch):
-    planned(monkeypatch, CASES)
+check_few = check_on(CASES)
 
 
 @pytest.mark.parametrize("jobs", [1, 3, 12])
-def test_several_processes_give_the_report_of_one(few_cases, jobs):
+def test_several_processes_give_the_report_of_one(jobs):
     one, several = (
-        crossent.check("formula", off_by_a_percent, level="quick", dtypes="float32", jobs=n).to_json()
-        for n in (1, jobs)
+        check_few("formula", off_by_a_percent, level="quick", dtypes="float32", jobs=n).to_json() for n in (1, jobs)
     )
     assert one["subjects"][1]["findings"]
     assert several == one
 
 
-def test_a_local_function_can_be_shared_too(few_cases):
-    report = crossent.check(lambda *args, **options: off_by_a_percent(*args, **options), level="quick", jobs=2)
+def test_a_local_function_can_be_shared_too():
+    report = check_few(lambda *args, **options: off_by_a_percent(*args, **options), level="quick", jobs=2)
     assert len(report.findings) >= len(CASES)
 
 
-def test_progress_is_of_what_is_done(few_cases):
+def test_progress_is_of_what_is_done():
     seen = []
 
     def progress(steps):
@@ -52,7 +49,7 @@ def test_progress_is_of_what_is_done(few_cases):
             yield step
             seen.append(len(steps))
 
-    crossent.check("formula", level="quick", jobs=2, progress=progress)
+    check_few("formula", level="quick", jobs=2, progress=progress)
     assert len(seen) == seen[0] > 1
 
 
@@ -78,19 +75,17 @@ def only_on(values, does):
     ids=["exits", "dies", "reads at 0", "hangs"],
 )
 @pytest.mark.parametrize("jobs", [2])
-def test_a_subject_that_ends_or_keeps_its_process_has_a_finding_there_and_the_run_goes_on(
-    few_cases, does, kind, said, jobs
-):
+def test_a_subject_that_ends_or_keeps_its_process_has_a_finding_there_and_the_run_goes_on(does, kind, said, jobs):
     options = {"level": "quick", "dtypes": ["float32"], "jobs": jobs, "timeout": 6 if kind == "hung" else 100}
-    report = crossent.check("formula", only_on("wide", does), **options)
+    report = check_few("formula", only_on("wide", does), **options)
     right, wrong = report.subjects
     assert [(one.case, one.kind, one.message) for one in wrong.findings] == [("float32-3x5-wide-int64-sum", kind, said)]
     assert not right.findings
     assert set(right.outcomes) == set(wrong.outcomes)
 
 
-def test_a_subject_that_hangs_everywhere_is_asked_a_few_times(few_cases):
-    report = crossent.check(
+def test_a_subject_that_hangs_everywhere_is_asked_a_few_times():
+    report = check_few(
         lambda *args, **options: time.sleep(1000), level="quick", dtypes=["float32"], jobs=2, timeout=0.5
     )
     part = report.subjects[0]
@@ -104,19 +99,19 @@ class OwnError(BaseException):
 
 
 @pytest.mark.parametrize("jobs", [None, 1])
-def test_whatever_a_subject_raises_is_a_finding(few_cases, jobs):
+def test_whatever_a_subject_raises_is_a_finding(jobs):
     def raises(input, target, **options):
         raise OwnError("no", "way")
 
-    report = crossent.check(raises, level="quick", dtypes=["float32"], jobs=jobs)
+    report = check_few(raises, level="quick", dtypes=["float32"], jobs=jobs)
     assert {one.message for one in report.findings if one.check == "call"} == {"OwnError: no"}
 
 
-def test_an_interrupt_that_a_subject_raises_does_not_end_the_run(few_cases):
+def test_an_interrupt_that_a_subject_raises_does_not_end_the_run():
     def interrupts():
         raise KeyboardInterrupt
 
-    report = crossent.check(only_on("wide", interrupts), level="quick", dtypes=["float32"], jobs=1)
+    report = check_few(only_on("wide", interrupts), level="quick", dtypes=["float32"], jobs=1)
     assert [one.message for one in report.findings] == ["KeyboardInterrupt"]
 
 
@@ -153,7 +148,7 @@ def test_a_run_that_is_stopped_leaves_no_process_one_line_and_a_report_of_what_w
     assert processes(process.pid) == 0
 
 
-def test_an_interrupted_run_is_not_ok_and_has_what_was_done(few_cases):
+def test_an_interrupted_run_is_not_ok_and_has_what_was_done():
     def stops(cases):
         for at, case in enumerate(cases):
             if at == 20:
@@ -161,15 +156,15 @@ def test_an_interrupted_run_is_not_ok_and_has_what_was_done(few_cases):
             yield case
 
     with pytest.raises(KeyboardInterrupt) as raised:
-        crossent.check("formula", level="quick", progress=stops)
+        check_few("formula", level="quick", progress=stops)
     report = raised.value.report
     assert report.ran == 20
     assert not report.ok
     assert report.summary == f"INTERRUPTED after 20 of {report.planned} cases, with 0 findings"
 
 
-def test_a_seed_that_nobody_knows_is_in_the_report(few_cases):
-    one, other = (crossent.check("formula", level="quick", seed="random") for _ in range(2))
+def test_a_seed_that_nobody_knows_is_in_the_report():
+    one, other = (check_few("formula", level="quick", seed="random") for _ in range(2))
     assert one.seed != other.seed
     assert f"seed {one.seed}" in str(one)
     with pytest.raises(ValueError, match="seed: got 'dice'; allowed are 0 or more, and random"):

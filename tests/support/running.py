@@ -1,9 +1,10 @@
-"""Run subjects on cases as `crossent check` does. Only this module of tests/ calls the judge or replaces the plan."""
+"""Run subjects on cases as `crossent check` does. Only this module of tests/ calls the judge."""
 
 from support.checks import SINGLE
 
 from crossent.cases.bad_inputs import BAD_INPUTS, BadInput
 from crossent.cases.case import Case
+from crossent.cases.edges import edges
 from crossent.checks import CHECKS
 from crossent.machine import ambient, environment
 from crossent.numerics.bounds.contracts import contract
@@ -70,23 +71,6 @@ def _several(one_or_more):
     return [one_or_more] if single else list(one_or_more)
 
 
-def planned(monkeypatch, cases, *, edges=False, bad_inputs=True):
-    """Let `crossent.check` run these cases in place of the built-in ones.
-
-    Args:
-        monkeypatch: what undoes the change.
-        cases: the cases, each with the checks of its level.
-        edges: whether the edges of the level run too.
-        bad_inputs: whether the bad inputs run too.
-    """
-    monkeypatch.setattr("crossent.run.plan.bugs", lambda: ())
-    monkeypatch.setattr("crossent.run.plan.grid", lambda *_: cases)
-    if not edges:
-        monkeypatch.setattr("crossent.run.plan.edges", lambda *_: ())
-    if not bad_inputs:
-        monkeypatch.setattr("crossent.run.plan.BAD_INPUTS", ())
-
-
 def trial_of(question, subject, host=None):
     """A subject on a case, in this process unless a host is given."""
     return Trial(question, subject, host or Here(subject.loss))
@@ -109,16 +93,27 @@ def judged(loss, case, *checks, without=()):
     return run(load(loss, without=without), case, [CHECKS[name] for name in checks])
 
 
-def check_on(cases, bad_inputs=BAD_INPUTS):
-    """`crossent.check` on these cases instead of a level's, with every check that costs no compiling."""
-    checks = of_cost(Cost.CALL, Cost.CALLS, Cost.STRUCTURE)
+def check_on(cases, *, with_edges=False, bad_inputs=True):
+    """Return `crossent.check` on some cases instead of a level's.
+
+    Args:
+        cases: the cases. At level quick they run the checks of a call, else all checks that compile nothing.
+        with_edges: whether the edges of the level run too, with the checks of a call.
+        bad_inputs: whether the bad inputs run too.
+    """
 
     def check(*subjects, progress=iter, **options):
         settings = Settings(**options)
+        costs = [Cost.CALL] if settings.level == "quick" else [Cost.CALL, Cost.CALLS, Cost.STRUCTURE]
         chosen = [case.seeded(settings.seed) for case in cases if case.dtype in settings.dtypes]
-        bad = [one for one in bad_inputs if one.dtype in settings.dtypes]
-        planned = {**dict.fromkeys(chosen, checks), **dict.fromkeys(bad, ())}
-        return runner.run(settings, settings.load(*subjects), planned, progress)
+        more = edges(settings.dtypes, settings.seed, settings.level) if with_edges else ()
+        bad = [one for one in BAD_INPUTS if bad_inputs and one.dtype in settings.dtypes]
+        plan = {
+            **dict.fromkeys(more, of_cost(Cost.CALL)),
+            **dict.fromkeys(chosen, of_cost(*costs)),
+            **dict.fromkeys(bad, ()),
+        }
+        return runner.run(settings, settings.load(*subjects), plan, progress)
 
     return check
 

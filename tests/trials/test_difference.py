@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from support.running import compare, planned, run
+from support.running import check_on, compare, run
 
 import crossent
 from crossent.cases.axes import DTYPES
@@ -254,19 +254,19 @@ def test_whatever_a_subject_does_is_a_finding_in_one_line(loss, said):
     [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", dtype=torch.bfloat16)],
     ids=["no_grad", "inference_mode", "autocast"],
 )
-def test_a_run_does_not_depend_on_the_state_that_it_is_called_in(state, monkeypatch):
-    planned(monkeypatch, list(grid(["bfloat16"]))[::97])
+def test_a_run_does_not_depend_on_the_state_that_it_is_called_in(state):
+    check = check_on(list(grid(["bfloat16"]))[::97])
     threads = torch.get_num_threads()
     with state():
-        report = crossent.check("formula", dtypes="bfloat16")
+        report = check("formula", dtypes="bfloat16")
     assert not report.findings, report
     assert torch.get_num_threads() == threads
 
 
-def test_what_is_named_twice_runs_once(monkeypatch):
-    planned(monkeypatch, list(grid(["float64"]))[::97])
-    once = crossent.check("formula", dtypes=["float64"])
-    assert crossent.check("formula", "formula", dtypes=iter(["float64", "float64"])).ran == once.ran > 0
+def test_what_is_named_twice_runs_once():
+    check = check_on(list(grid(["float64"]))[::97])
+    once = check("formula", dtypes=["float64"])
+    assert check("formula", "formula", dtypes=iter(["float64", "float64"])).ran == once.ran > 0
 
 
 @pytest.mark.parametrize(
