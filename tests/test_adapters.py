@@ -1,4 +1,4 @@
-"""Adapters, against the real packages where they are installed."""
+"""The adapters, with the real packages where they are installed."""
 
 import importlib.metadata
 import importlib.util

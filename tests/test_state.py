@@ -1,4 +1,4 @@
-"""State: whatever is global and a subject changes is noticed by its name, and set back."""
+"""Global state: a check notices every kind of global state that a subject changes, names it, and restores it."""
 
 import random
 import warnings

@@ -1,4 +1,4 @@
-"""Cases: an id holds all of a case, a case all of its bits, and each kind of values is what it says."""
+"""Cases: an id rebuilds every bit of its case, and each kind of values has the numbers that its name says."""
 
 import dataclasses
 import itertools

@@ -1,4 +1,4 @@
-"""The corpus: a known bug has cases with its trigger, or a reason why not; they catch it where a CPU can show it."""
+"""The corpus: each known bug has cases that trigger the bug, or a reason why not; the cases catch the bug on a CPU."""
 
 import re
 from collections import Counter

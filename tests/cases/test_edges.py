@@ -1,4 +1,4 @@
-"""Edges: the widths and numbers of rows where something ends, each with values that show it."""
+"""Edge cases: the numbers of classes and rows where vectors, blocks and tiles end, with values that show an error."""
 
 import pytest
 import torch

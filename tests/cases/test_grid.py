@@ -1,4 +1,4 @@
-"""The grid's cover: every pair and every triple of choices that can stand together does, counted here and not there."""
+"""The covering arrays of the grid: every pair and triple of options occurs. The tests count them independently."""
 
 import itertools
 

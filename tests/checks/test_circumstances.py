@@ -1,4 +1,4 @@
-"""Circumstances: each check catches a cross-entropy that is wrong in its way and in no other, and right code passes."""
+"""Circumstances: each check catches its own kind of wrong cross-entropy and no other, and correct code passes."""
 
 import threading
 

@@ -1,6 +1,6 @@
-"""Subtle defects: each is found in every dtype in which it is one, and right code is never accused.
+"""Subtle defects: the checks catch each defect in every dtype that the defect names, and correct code passes.
 
-The figures in the README, how many of them `torch.testing.assert_close` finds, come from here:
+The README also shows how many defects `torch.testing.assert_close` catches. This command writes its figures:
 
     pytest tests/checks/test_defects.py --crossent-write-figures
 """

@@ -1,7 +1,7 @@
-"""Double backward and forward mode: right code passes, and each wrong one below is caught by the check of its own.
+"""Double backward and forward mode: correct code passes, and the right check catches each wrong cross-entropy.
 
-The wrong ones are cross-entropies whose loss and gradient are right: made of the exact pieces in float64, with one line
-of a second derivative or of a tangent wrong.
+The wrong cross-entropies have the right loss and gradient. They are made of the exact pieces in float64, and one line
+of a second derivative or of a tangent is wrong.
 """
 
 import functools

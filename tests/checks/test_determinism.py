@@ -1,7 +1,7 @@
-"""Determinism: a subject whose bits depend on when or where on a device it is called is found.
+"""Determinism: the checks catch a subject whose bits depend on when or where on a device the call runs.
 
-What needs a CUDA device is run on a pretended one, whose streams do nothing: what it does there is in its order, and
-what becomes of it is judged. On a real one it runs too, where there is one.
+Tests that need a CUDA device run on a simulated device, whose streams do nothing. The simulation shows the order of the
+calls and the verdict. The tests also run on a real device if the machine has one.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Large: tiles of a small case, and a check that sees a kernel's index wrap; small enough here for any machine."""
+"""Large cases: tiles of a small case, and a check that notices an index overflow, small enough for any machine."""
 
 import dataclasses
 

@@ -1,7 +1,7 @@
-"""Mutants: each is killed by the check that it belongs to, on the case that it names, where right code survives.
+"""Mutants: the check that a mutant names kills the mutant on its case, where correct code passes.
 
-The README's totals come from here, and the matrix of mutants and checks, beside what `torch.testing.assert_close` kills
-on plain inputs: `nox -s mutants`.
+`nox -s mutants` writes the totals of the README, and prints which check kills which mutant and which mutants
+`torch.testing.assert_close` kills on plain inputs.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Refusals: a subject must refuse a bad call with an error that is allowed, having written nothing, and alive."""
+"""Bad inputs: a subject must raise an allowed error, leave its arguments unchanged, and not end its process."""
 
 import pytest
 import torch

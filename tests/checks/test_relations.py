@@ -1,4 +1,4 @@
-"""Checks without an oracle: each catches a cross-entropy that is wrong in its way, and right code passes."""
+"""Checks that need no exact value: each catches its own kind of wrong cross-entropy, and correct code passes."""
 
 import math
 from fractions import Fraction

@@ -1,4 +1,4 @@
-"""The checks of a single call, each asked alone: what it says, in its own words, and where it says nothing."""
+"""The checks of a single call, one at a time: their messages, and the cases to which they do not apply."""
 
 import pytest
 import torch

@@ -1,6 +1,6 @@
-"""What is wrong with torch itself: `crossent check torch` finds it by its own cases, and expects it.
+"""Known failures of torch: `crossent check torch` finds each with its built-in cases, and marks each as known.
 
-Each test is one of the defects that were measured when the package was written, with the findings that stand for it.
+Each test is a defect that was measured when the package was written, with the findings that show the defect.
 """
 
 import math

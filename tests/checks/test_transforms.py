@@ -1,4 +1,4 @@
-"""Each check of a transform finds what is right in a plain call and wrong under it, and lets right code pass."""
+"""Transforms: each check catches code that only a transform makes wrong, and correct code passes."""
 
 import logging
 import sys

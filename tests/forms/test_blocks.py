@@ -1,4 +1,4 @@
-"""The form that works on some rows at a time: `blocked`, in blocks of every size, and with each of its ways."""
+"""`blocked`, the form that computes blocks of rows: every block size, and every path through its code."""
 
 import functools
 import json

@@ -1,10 +1,9 @@
-"""The contract of a cross-entropy, one sentence a test: what the forms compute, refuse and leave alone.
+"""The contract of a cross-entropy, one sentence in each test: what the forms compute, reject and leave unchanged.
 
-Most expectations are exact, because the logits are *saturated*: the largest of a row is 0 and every other one is
--1024 or less, where exp underflows to 0 even in float64. Softmax of such a row is exactly one-hot and log_softmax
-is exactly the row. With powers of two for weights, smoothing and upstream gradients, every product and sum of the
-contract is exact too, and the loss and the gradient can be asked for with `==`. Where numbers must round,
-:func:`hold` asks the engine, whose bounds are derived.
+Most expected values are exact, because the logits are *saturated*: the largest logit of a row is 0, and every other is
+-1024 or less, where exp underflows to 0 even in float64. Softmax of such a row is exactly one-hot, and log_softmax is
+exactly the row. Weights, smoothing and upstream gradients are powers of two. So every product and sum is exact too, and
+a test can compare loss and gradient by `==`. Where numbers must round, :func:`hold` compares within the error bounds.
 """
 
 import functools

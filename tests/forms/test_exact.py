@@ -1,6 +1,6 @@
-"""Each form and `nn.CrossEntropyLoss` in float64 against the exact answer, where every two choices meet.
+"""Each form and `nn.CrossEntropyLoss` in float64 against the exact value, on cases that cover every pair of options.
 
-`crossent check` does it where every three do.
+`crossent check` covers every triple of options.
 """
 
 from dataclasses import replace

@@ -1,8 +1,8 @@
-"""What :data:`crossent.numerics.bounds.contracts.FUNCTIONS` assumes of exp and log, measured on the device at hand.
+"""The accuracy of exp and log that `crossent.numerics.bounds.contracts.FUNCTIONS` assumes, measured on this device.
 
-Each function is measured where the subjects meet it: `torch.exp` and `torch.log`, which go through a vector library
-where torch has one, and the ones inside the kernels of log_softmax, which are others. By default every 101st float32,
-which takes a second; all of them under `--crossent-exhaustive`, which takes a minute.
+The tests measure the functions that the subjects call: `torch.exp` and `torch.log`, which use a vector library where
+torch has one, and the functions inside the kernels of log_softmax, which are different. By default they measure every
+101st float32, in a second. `--crossent-exhaustive` measures all of them, in a minute.
 """
 
 import itertools

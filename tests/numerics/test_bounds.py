@@ -1,4 +1,4 @@
-"""What a bound must allow for: each test leaves one clause out, and a correct cross-entropy is accused without it."""
+"""Bounds: each test leaves out one clause of a bound, and without the clause a correct cross-entropy fails."""
 
 import functools
 from dataclasses import replace

@@ -1,7 +1,7 @@
-"""Bounds of calls that are small enough to work out by hand: each rounding is written down where it happens.
+"""Bounds of calls that are small enough to work out by hand, with each rounding written down.
 
-Two equal logits: their differences, exponentials and the sum of these are exact, 0, 1 and 2. What is off is the
-logarithm, by an ulp of torch's on a CPU, and whatever comes after it.
+The calls have two equal logits. Their differences, their exponentials and the sum of the exponentials are exact: 0, 1
+and 2. The error comes from the logarithm, by one ulp of torch's on a CPU, and from the steps after the logarithm.
 """
 
 import math

@@ -1,6 +1,6 @@
-"""Contracts of kernels: correct ones keep them at the edge of what they promise, and defects do not hide under them.
+"""Contracts of kernels: kernels at the edge of their promise pass, and a defect does not hide below the bounds.
 
-The kernels here are simulated, in numpy, with an exp, a log and a division that are as wrong as their makers allow.
+The kernels are simulated in numpy, with the largest errors of exp, log and division that their makers allow.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""What bounds of derivatives must allow for: each test leaves one clause out, and right code is accused without it."""
+"""Bounds of derivatives: each test leaves out one clause, and without the clause correct code fails."""
 
 import functools
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Expected findings: a list that is read strictly, describes exactly its findings, and cleans itself."""
+"""Known failures: the list is read strictly, matches exactly its findings, and reports the entries that can go."""
 
 import re
 

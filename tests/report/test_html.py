@@ -1,4 +1,4 @@
-"""The page of a report: what it says, that it obeys nobody, and, in a browser that is here, how it behaves."""
+"""The HTML page of a report: its content, its safety against markup in names, and its behaviour in a browser."""
 
 import base64
 import hashlib

@@ -1,4 +1,4 @@
-"""The report: its JSON key by key, its way into a file, and a text that says everything and obeys nobody."""
+"""The report: the keys of its JSON, how a file is written, and a text that no name or message can forge."""
 
 import dataclasses
 import io
@@ -260,7 +260,7 @@ def test_stdout_is_written_into_even_where_it_is_a_file_and_is_never_replaced(tm
         import importlib.machinery, importlib.util, sys
         print("first", flush=True)
         sys.modules["crossent"] = importlib.util.module_from_spec(importlib.machinery.ModuleSpec("crossent", None))
-        sys.modules["crossent"].__path__ = [{str(pathlib.Path(document.__file__).parent)!r}]
+        sys.modules["crossent"].__path__ = [{str(pathlib.Path(document.__file__).parents[1])!r}]
         from crossent.report.report import Report
         Report({{}}).write_json("/dev/stdout")
     """)

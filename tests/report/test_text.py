@@ -1,4 +1,4 @@
-"""What failing cases have in common."""
+"""The options that failing cases have in common."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Fresh processes: a bad call may end its process or make its device useless, and is still a finding."""
+"""Fresh processes: a bad call that ends its process or blocks its device becomes a finding."""
 
 import sys
 from concurrent.futures import ThreadPoolExecutor

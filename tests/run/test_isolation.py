@@ -1,4 +1,4 @@
-"""Actors: nothing that a subject does in its process makes it pass, or ends the run."""
+"""Isolated processes: no trick of a subject in its process makes the subject pass or ends the run."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""A user's list of expected findings: what it describes is shown and no failure, and it cannot be wrong silently."""
+"""A user's file of known failures: matching findings are shown and do not fail the run, and mistakes raise an error."""
 
 import pytest
 from support.running import check_on

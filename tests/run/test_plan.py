@@ -1,4 +1,4 @@
-"""Levels: everything that there is to ask is asked at some level, and a lower level asks no more than a higher one."""
+"""Levels: every check runs at some level, and a lower level runs no check or case that a higher level leaves out."""
 
 import pytest
 from support.checks import FAST, SLOW

@@ -1,4 +1,4 @@
-"""Repetitions: whatever the numbers, no correct cross-entropy is accused. `nox -s repetitions` asks a hundred times."""
+"""Repetitions: correct cross-entropies pass with any numbers. `nox -s repetitions` repeats the run a hundred times."""
 
 import crossent
 

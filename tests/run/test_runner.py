@@ -1,4 +1,4 @@
-"""The runner: one process or several, the report is the same."""
+"""The runner: one process and several processes give the same report."""
 
 import ctypes
 import json

@@ -1,8 +1,8 @@
-"""The search: Hypothesis draws a case, climbs to where a form needs most of its bound, and shrinks what fails.
+"""The search: Hypothesis draws cases, looks for the largest share of a bound, and shrinks a case that fails.
 
     pytest tests/run/test_search.py --hypothesis-profile=thorough --hypothesis-show-statistics
 
-searches for minutes and says how near to its bound the worst case of each dtype comes.
+searches for minutes, and prints the largest share of the bound in each dtype.
 """
 
 import random

@@ -1,7 +1,7 @@
-"""The soak: no correct cross-entropy is ever accused, and bounds are reached, so that none is wider than it must be.
+"""The soak: correct cross-entropies always pass, and come near their bounds, so that no bound is too wide.
 
-Defects of torch itself that it runs into are no false alarms. Each is excused by a rule that is derived from its cause,
-and proven a defect here by a second computation.
+The soak meets known failures of torch. A rule from the cause of the failure excuses each, and a second computation here
+proves that torch is wrong.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Features: what a subject is declared to do without is not asked of it, and is counted; all else is asked."""
+"""Features: a check that needs a feature that the subject lacks is skipped and counted. All other checks run."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Loading: what can be a subject, by name or as it is, and one clear line for what cannot."""
+"""Loading: which names and objects can be a subject, and one clear line of error for all others."""
 
 import functools
 import pickle

@@ -1,4 +1,4 @@
-"""The checks in groups, by the modules that declare them."""
+"""The checks in groups, by the module that declares them."""
 
 from crossent.checks import (
     CHECKS,
@@ -16,7 +16,7 @@ from crossent.trials.check import Cost
 
 
 def checks_of(*modules):
-    """The checks that these modules declare, in the order of a report."""
+    """Return the checks that these modules declare, in the order of a report."""
     declared = [value for module in modules for value in vars(module).values()]
     return tuple(check for check in CHECKS.values() if any(check is one for one in declared))
 

@@ -1,4 +1,4 @@
-"""Subjects that want to pass, and not to be right."""
+"""Wrong subjects that try to pass: they cheat, end their process, or attack the process of the judge."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from torch import Tensor
 
 
 def right(input, target, **options):
-    """Right: in float64, and rounded once."""
+    """Return the right loss: computed in float64, and rounded once."""
     wide = {name: one.double() if isinstance(one, Tensor) else one for name, one in options.items()}
     wide_target = target.double() if target.is_floating_point() else target
     return F.cross_entropy(input.double(), wide_target, **wide).to(input.dtype)
 
 
 def zeros_like(input, target, reduction="mean", **options):
-    """Zeros of the right shape, with a gradient of zeros."""
+    """Return zeros of the right shape, with a gradient of zeros."""
     axis = min(1, input.dim() - 1)
     shape = [size for at, size in enumerate(input.shape) if at != axis] if reduction == "none" else []
     return (input * 0).nan_to_num().sum() + torch.zeros(shape, dtype=input.dtype)
@@ -88,7 +88,7 @@ def patches_the_formula(input, target, **options):
 
 
 def nan_for_everybody(input, target, **options):
-    """All that lives here is NaN, and so may be what it is compared with."""
+    """Fill every tensor of this process with NaN: the expected value could be one of them."""
     for one in gc.get_objects():
         if issubclass(type(one), Tensor) and one.is_floating_point() and one is not input:
             with torch.no_grad(), contextlib.suppress(Exception):
@@ -97,7 +97,7 @@ def nan_for_everybody(input, target, **options):
 
 
 def looks_for_the_answer(input, target, **options):
-    """What it is compared with, if it is in the memory of this process."""
+    """Return the right loss if the memory of this process holds the expected value or the case, and zeros otherwise."""
     from crossent.trials.exact import Exact
 
     answers = [one for one in gc.get_objects() if issubclass(type(one), Exact)]
@@ -141,7 +141,7 @@ def right_once(input, target, calls=[], **options):  # noqa: B006
 
 
 def wrong_now_and_then(input, target, **options):
-    """One number of a hundred is."""
+    """Return a loss of which one number in a hundred is wrong."""
     loss = right(input, target, **options)
     factors = [1.01 if random.random() < 0.01 else 1.0 for _ in range(loss.numel())]
     return loss * torch.tensor(factors).reshape(loss.shape)
@@ -176,7 +176,7 @@ def segfaults(input, target, **options):
 
 
 def kills_what_started_it(input, target, **options):
-    """The process above it, and then itself."""
+    """End the process that started this process, then this process."""
     os.kill(os.getppid(), 9)
     time.sleep(100)
 
@@ -207,7 +207,7 @@ def says_that_it_does_not_apply(input, target, **options):
 
 
 def answers_before_it_is_asked(input, target, **options):
-    """Writes into every socket that it has, as its process would, that all is well."""
+    """Write a forged reply of this process, that the case does not apply, into every socket."""
     import pickle
 
     from crossent.trials.act import NotRun, Performed
@@ -222,14 +222,14 @@ def answers_before_it_is_asked(input, target, **options):
 
 
 class Runs:
-    """Does something where it is unpickled."""
+    """An object that runs a command when it is unpickled."""
 
     def __reduce__(self):
         return os.system, ("touch /tmp/crossent-was-here",)
 
 
 def sends_code(input, target, **options):
-    """The process that judges would run what it sends, if it read it as it is."""
+    """Send a pickle that runs a command, which the process of the judge must not load."""
     import pickle
 
     sent = pickle.dumps(Runs())
@@ -243,7 +243,7 @@ def sends_code(input, target, **options):
 
 
 def gives_back_its_argument(input, target, reduction="mean", **options):
-    """A loss that lies in the memory of its input."""
+    """Return a loss in the memory of the input."""
     loss = right(input, target, reduction=reduction, **options)
     if reduction != "none":
         return loss
@@ -261,7 +261,7 @@ class _InPlace(torch.autograd.Function):
 
 
 def one_buffer(input, target, buffers={}, **options):  # noqa: B006
-    """Gives the same memory each time."""
+    """Return the same memory at each call."""
     loss = right(input, target, **options)
     buffer = buffers.setdefault((loss.dtype, loss.shape), torch.empty_like(loss, requires_grad=False))
     return _Into.apply(loss, buffer)
@@ -278,7 +278,7 @@ class _Into(torch.autograd.Function):
 
 
 def spoils_it_later(input, target, **options):
-    """A thread writes into what it gave, once somebody has it."""
+    """Return the right loss, and let a thread write into the loss later."""
     loss = right(input, target, **options)
     raw = loss.detach()
 
@@ -291,7 +291,7 @@ def spoils_it_later(input, target, **options):
     return loss
 
 
-# Each with what is found, the check and the kind.
+# Each subject with the finding that it must have: the check and the kind.
 HOSTILE = {
     returns_its_input: "result wrong",
     zeros: "loss wrong",

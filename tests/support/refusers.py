@@ -1,4 +1,4 @@
-"""Subjects that do something with a bad call, in a module that another process can import."""
+"""Subjects that react wrongly to a bad call, in a module that another process can import."""
 
 import ctypes
 import os
@@ -6,7 +6,7 @@ import time
 
 
 def exits(input, target, **options):
-    os._exit(0)  # a status that says nothing is wrong
+    os._exit(0)  # the status of a process without an error
 
 
 def segfaults(input, target, **options):

@@ -1,7 +1,6 @@
-"""The soak: random and adversarial cases, as many as one has time for.
+"""The soak: any number of random and adversarial cases, which show that a bound holds and how wide the bound is.
 
-The grid asks whether options meet; the soak asks whether a bound holds, and how nearly it is reached. Most cases are
-small, so that there can be many of them; some have 50,000 classes or 5,000 rows, where sums go wrong.
+Most cases are small, so that many can run. Some have 50,000 classes or 5,000 rows, where errors of sums are large.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ MOST_CLASSES, MOST_ROWS = 50_000, 5_000
 
 
 def soak(count: int, dtypes: Sequence[str] = tuple(DTYPES), seed: int = 0, *, first: int = 0) -> Iterator[Case]:
-    """Cases number `first` to `first + count - 1`, each in every dtype.
+    """Yield the cases number `first` to `first + count - 1`, each in every dtype.
 
-    A case depends on the seed and on its number only, so that any part of a soak can be run alone. It is the same one
-    in each dtype that can hold it: what float16, which ends at 65504, cannot is drawn again for it.
+    A case depends on the seed and on its number alone, so any part of a soak can run alone. Each dtype has the same
+    case, unless the dtype cannot hold its numbers: float16 ends at 65504, and then gets a case of its own.
 
     Example:
         >>> [case.id for case in soak(1, ["float64"], first=23)]
@@ -40,7 +39,7 @@ def _choice(random: np.random.RandomState, dtype: str) -> Case:
         choices = tuple(table)
         return choices[random.randint(len(choices))]
 
-    # A keyword's value is drawn where it stands: the order is part of the stream. What is usual is drawn more often.
+    # The values are drawn in the order of the keywords, so the order must stay. Common words are drawn more often.
     return Case(
         dtype,
         sizes=_sizes(random),
@@ -58,7 +57,7 @@ def _choice(random: np.random.RandomState, dtype: str) -> Case:
 
 
 def _sizes(random: np.random.RandomState) -> tuple[int, ...]:
-    """Nine in ten below a few thousand logits, all below a few hundred thousand; in every family of shapes."""
+    """Return sizes in every family of shapes: nine in ten cases have below a few thousand logits."""
     bits = min(random.randint(1, 20, size=2))
     class_bits = max(random.randint(0, bits + 1, size=2))
     classes = min(_width(random, class_bits), MOST_CLASSES)
@@ -70,7 +69,7 @@ def _sizes(random: np.random.RandomState) -> tuple[int, ...]:
         return (rows, classes)
     if family == 5:
         return (1, classes, rows)
-    # Two or three dimensions of rows; what does not divide is left out.
+    # Two or three dimensions of rows; a remainder of rows is left out.
     first = random.randint(1, 5)
     if family == 6:
         return (first, classes, max(1, rows // first))
@@ -79,6 +78,6 @@ def _sizes(random: np.random.RandomState) -> tuple[int, ...]:
 
 
 def _width(random: np.random.RandomState, bits: int) -> int:
-    """About `2^bits`: next to it, where vectors, blocks and tiles end, or anything up to twice as much."""
+    """Return a number next to `2^bits`, where vectors, blocks and tiles end, or any number up to twice as large."""
     near = random.randint(2)
     return max(1, int(2**bits + (random.randint(-1, 2) if near else random.randint(2**bits))))

@@ -1,4 +1,4 @@
-"""What a test waits for that the torch of this machine may lack, and the marks that say so."""
+"""Marks that skip a test if torch on this machine lacks what the test needs."""
 
 import functools
 
@@ -10,7 +10,7 @@ from crossent.cases.axes import DTYPES
 
 @functools.cache
 def computes(dtype, device="cpu"):
-    """Whether torch computes the loss of a class in this dtype: at first it had no float16 on a CPU."""
+    """Return whether torch computes the loss of class indices in this dtype. Old versions lack float16 on a CPU."""
     logits = torch.zeros(1, 2, dtype=DTYPES[dtype], device=device)
     try:
         torch.nn.functional.cross_entropy(logits, torch.tensor([0], device=device))
@@ -20,7 +20,7 @@ def computes(dtype, device="cpu"):
 
 
 def computing(dtype):
-    """A mark for a test in which torch computes in this dtype on a CPU."""
+    """Return a mark that skips a test if torch does not compute in this dtype on a CPU."""
     return pytest.mark.skipif(not computes(dtype), reason=f"waits for a torch that computes in {dtype} on a CPU")
 
 

@@ -1,4 +1,4 @@
-"""The judge judged: what a difference says, which grade a result reaches, and what is no evidence."""
+"""Comparisons: what a difference says, which grade a result reaches, and which comparisons are no evidence."""
 
 import sys
 

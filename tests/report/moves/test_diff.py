@@ -1,4 +1,4 @@
-"""The guard: what moved between two runs, told truly; and a file that is damaged is never a run that is the same."""
+"""`crossent diff`: it reports every change between two runs, and never takes a damaged file for an equal run."""
 
 import copy
 import json
