@@ -1,1 +1,15 @@
-"""Trials."""
+"""Trials: one subject on one case.
+
+This room owns the calls of a subject, the exact values and error bounds of a case, and the comparison of both. It also
+owns the declaration of a check. Its modules import torch, numpy, `crossent.subjects`, `crossent.cases`,
+`crossent.numerics`, `crossent.words` and `crossent.state`. They never import `crossent.report` or a check.
+
+call        one call of a subject: its loss, its gradients, and its effects on the arguments
+act         functions that call a subject and return plain data, and the hosts on which they run
+check       Check: one property of a subject on a case, declared with its cost and its needs
+memory      writes into arguments, memory that results share with arguments, and freed memory filled with NaN
+exact       the exact values of a case, and the terms from which its error bounds are computed
+difference  Difference: the worst error of a result, compared with its error bound
+trial       Question: a case with its exact values. Trial: one subject on one case
+agreement   the comparison of two results of one subject that should be equal up to rounding
+"""

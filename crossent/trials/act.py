@@ -1,8 +1,8 @@
-"""Acts: what is done with a subject where it lives, and what comes of it.
+"""Acts, and the hosts that perform them.
 
-An act is a function of a module here, `act(loss, *arguments)`: it calls the subject, and gives back plain numbers. It
-knows neither the case nor its exact answer, so that it can be performed in a process of the subject's own
-(:mod:`crossent.run.actors`); what it gives back is judged elsewhere.
+An act is a module-level function `act(loss, *arguments)` that calls the subject and returns plain data. An act sees
+neither the case nor the exact values, so that it can run in an isolated process (:mod:`crossent.run.isolation`). The
+process of the checks compares the returned data with the exact values.
 """
 
 from __future__ import annotations
@@ -20,20 +20,24 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class NotRun:
-    """What an act gives back where it cannot be performed here: the reason."""
+    """The return value of an act that cannot run on this machine.
+
+    Attributes:
+        reason: the reason, as a phrase that follows the name of the subject.
+    """
 
     reason: str
 
 
 @dataclass(frozen=True)
 class Raised:
-    """An exception in words, which outlive its process.
+    """The description of an exception, in strings that can be sent from another process.
 
     Attributes:
-        message: its class and its first line.
-        first: the same of the exception that led to it, where another did.
-        text: all that it says, as far as that is of use.
-        classes: the names of its class and of its bases, with their modules.
+        message: the class and the first line of the exception.
+        first: the class and the first line of the exception at the start of the chain of causes.
+        text: the whole message, shortened if it is very long.
+        classes: the full names of the class and of its base classes.
     """
 
     message: str
@@ -43,26 +47,27 @@ class Raised:
 
     @staticmethod
     def of(error: BaseException) -> Raised:
-        """What there is to say of an exception."""
+        """Return the description of an exception."""
         first = error
         while (before := first.__cause__ or first.__context__) is not None and before is not error:
             first = before
         return Raised(said(error), said(first), text_of(error), tuple(map(name_of_class, type(error).__mro__)))
 
     def is_a(self, *errors: type[BaseException]) -> bool:
-        """Whether it is of one of these classes."""
+        """Whether the exception is an instance of one of these classes."""
         return bool(set(map(name_of_class, errors)) & set(self.classes))
 
 
 @dataclass(frozen=True)
 class Performed(Generic[T]):
-    """What came of an act.
+    """The outcome of an act.
 
     Attributes:
-        value: what it gave back; None where there is an error.
-        raised: the exception that ended it.
-        ended, how: the kind of finding, "crashed" or "hung", and how, where its process was ended by it.
-        changed_state: what of the global state it left changed, and has been set back.
+        value: the return value of the act; None if the act did not return.
+        raised: the exception that ended the act, if there is one.
+        ended: "crashed" or "hung" if the act ended or blocked its process; "" otherwise.
+        how: how the process ended, if the act ended or blocked its process.
+        changed_state: the names of the global state that the act changed. The state has been restored.
     """
 
     value: T | None = None
@@ -73,44 +78,44 @@ class Performed(Generic[T]):
 
 
 class Host(Protocol):
-    """Where a subject lives: in this process, in an isolated one, or in a fresh one for each call."""
+    """The place where a subject runs: this process, an isolated process, or a fresh process for each call."""
 
     @property
     def isolated(self) -> bool:
-        """Whether the subject lives in another process, whose replies are not to be trusted."""
+        """Whether the subject runs in another process, whose replies cannot be trusted."""
         ...
 
     @property
     def not_run(self) -> str:
-        """Why the subject is called no more, or ""."""
+        """The reason why the subject is no longer called; "" while it is."""
         ...
 
     def perform(self, act: Callable[..., T], *arguments: Any) -> Performed[T]:
-        """Call `act(loss, *arguments)` where the subject lives, and return what it returned, raised or changed."""
+        """Call `act(loss, *arguments)` where the subject runs, and return the outcome."""
         ...
 
 
 @dataclass(frozen=True)
 class Here:
-    """The host of a subject in this process."""
+    """The host of a subject that runs in this process."""
 
     loss: Loss
     isolated: bool = False
     not_run: str = ""
 
     def perform(self, act: Callable[..., T], *arguments: Any) -> Performed[T]:
-        """Call `act(loss, *arguments)`. A KeyboardInterrupt is the user's, and goes on."""
+        """Call `act(loss, *arguments)`, and return the outcome. A KeyboardInterrupt propagates."""
         return perform(act, self.loss, *arguments)
 
 
 def perform(act: Callable[..., T], loss: Loss, *arguments: Any) -> Performed[T]:
-    """Call `act(loss, *arguments)`, catch what it raises, and set back the global state that it changed."""
+    """Call `act(loss, *arguments)`, catch any exception but KeyboardInterrupt, and restore the global state."""
     before = snapshot()
     try:
         made = Performed(act(loss, *arguments))
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # whatever a subject raises is a finding, and the run goes on
+    except BaseException as error:  # any exception of a subject, SystemExit too, becomes a finding
         made = Performed(raised=Raised.of(error))
     finally:
         changed = restore(before)

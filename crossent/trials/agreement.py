@@ -1,7 +1,8 @@
-"""Agreement: whether two results of one subject are the same, as nearly as its contract promises.
+"""The comparison of two results of one subject that should be equal up to rounding.
 
-No exact answer enters. Each result may be off by its own bound, so two that should be the same differ by no more than
-the sum of both. Where one has no bound, nothing is judged; what is NaN by contract must be NaN in both.
+The comparison does not use the exact values. Each result may have an error up to its own error bound, so two results
+may differ by the sum of both bounds. A number without a bound in one of the results is not judged. A number that must
+be NaN by contract must be NaN in both results.
 """
 
 from __future__ import annotations
@@ -24,21 +25,23 @@ from crossent.trials.exact import Exact, dtype_of, name_of, rows_of, terms_of
 from crossent.trials.trial import MisshapenError, NotRunError, Question, Trial
 
 RESULT_PARTS = ("loss", "gradient", "target_gradient")
-# A result as numbers, by what they are of: for radius they have how far each may be off.
+# The loss and the gradients by name, as float64 numbers. The radius of each number is its error bound.
 PartBalls = dict[str, Ball]
 
 
 def further_call(trial: Trial, inputs: Inputs, act: Callable[..., Result] = evaluate, *arguments: Any) -> Result:
-    """What the subject gives for other inputs than the case's; by another act as in :meth:`Trial.evaluate`.
+    """Return the result of the subject for other inputs than the inputs of the case.
+
+    `act` and `arguments` are those of :meth:`Trial.evaluate`.
 
     Raises:
-        RefusedError: it raised.
-        NotRunError: it says of itself that they do not apply to it.
-        MisshapenError: its loss is of the wrong shape or dtype.
+        RefusedError: the subject raised an exception.
+        NotRunError: the inputs are not applicable to the subject.
+        MisshapenError: the loss has the wrong shape or dtype.
     """
     if reason := trial.subject.not_applicable(inputs):
         raise NotRunError(reason)
-    # A copy: what is made of them for all subjects must not be what one has seen.
+    # A copy: `exact_for` reads the inputs themselves, which no subject may change.
     got = trial.evaluate(inputs.copy(), act, *arguments)
     shape, dtype = inputs.upstream.shape, trial.subject.dtype or dtype_of(inputs)
     if (got.loss.shape, got.loss.dtype) != (shape, dtype):
@@ -47,24 +50,29 @@ def further_call(trial: Trial, inputs: Inputs, act: Callable[..., Result] = eval
 
 
 def exact_for(trial: Trial, name: str, inputs: Inputs) -> Exact:
-    """What the bounds for other inputs are made of; its answers are those of the case, and stand for nothing.
+    """Return the terms from which bounds for changed inputs are computed.
 
-    Made once for all subjects: inputs of one name, made of one question, are the same ones.
+    The exact values in the returned object are those of the unchanged case: do not read them.
+
+    The object is computed once for all subjects: inputs with the same name and question are equal.
     """
-    known = _BESIDE.setdefault(trial.question, {})
+    known = _FOR_CHANGED_INPUTS.setdefault(trial.question, {})
     if name not in known:
         terms, dtype = terms_of(inputs), name_of(inputs.logits)
         known[name] = replace(trial.question.exact, terms=terms, logits_dtype=dtype, _bounds={})
     return known[name]
 
 
-_BESIDE: WeakKeyDictionary[Question, dict[str, Exact]] = WeakKeyDictionary()
+_FOR_CHANGED_INPUTS: WeakKeyDictionary[Question, dict[str, Exact]] = WeakKeyDictionary()
 
 
-def with_radius(trial: Trial, got: Result, of: Exact | None = None) -> PartBalls:
-    """The numbers of a result, with the bounds that are made of `of`, or of the case itself."""
+def with_radius(trial: Trial, got: Result, exact: Exact | None = None) -> PartBalls:
+    """Return the numbers of a result, with their error bounds as radii.
+
+    The bounds are computed from the terms of `exact`, or of the case if there is none.
+    """
     found = {}
-    for name, bound in trial.bounds(got, of or trial.question.exact).items():
+    for name, bound in trial.bounds(got, exact or trial.question.exact).items():
         tensor = getattr(got, name)
         numbers = tensor.reshape(-1, 1).double().cpu().numpy() if name == "loss" else rows_of(tensor)
         found[name] = Ball(numbers, np.zeros_like(numbers), np.where(np.isnan(bound), np.inf, bound))
@@ -72,31 +80,34 @@ def with_radius(trial: Trial, got: Result, of: Exact | None = None) -> PartBalls
 
 
 def compare_results(
-    trial: Trial, other: PartBalls, got: Result | None = None, of: Exact | None = None, *, way: str = ""
+    trial: Trial, other: PartBalls, got: Result | None = None, exact: Exact | None = None, *, way: str = ""
 ) -> list[Difference]:
-    """How far a result is from another that should be the same.
+    """Compare `got` with `other`, which takes the place of the exact values in the differences.
 
-    The first is the case's own, unless another one, `got`, is given, with what its bounds are made of. In the
-    differences it is what came, and the other stands where the exact answer stands elsewhere. `way` says how the other
-    was made, where a check makes several.
+    Args:
+        trial: the subject on the case.
+        other: another result that should be equal to `got`, with error bounds as radii.
+        got: the result to compare; the result of the first call unless given.
+        exact: the terms for the bounds of `got`, if `got` is given.
+        way: how `other` was computed, if a check computes several results.
     """
-    right = trial.question.exact
-    answers: dict[str, Any] = {}
+    of_case = trial.question.exact
+    parts: dict[str, Any] = {}
     for name, ball in other.items():
-        exact = getattr(right, name)  # no bound is an excuse where NaN is right
-        answers[name] = replace(ball, radius=np.where(np.isnan(exact.hi), exact.radius, ball.radius))
-    compared = trial.compare(got or trial.got, replace(of or right, **answers))
+        value = getattr(of_case, name)  # where the exact value is NaN, even an infinite bound allows NaN alone
+        parts[name] = replace(ball, radius=np.where(np.isnan(value.hi), value.radius, ball.radius))
+    compared = trial.compare(got or trial.got, replace(exact or of_case, **parts))
     return [_named(difference, way) for difference in compared]
 
 
 def _named(difference: Difference, way: str) -> Difference:
-    reasons = {"there is no exact answer": "the other result has no bound"}
+    reasons = {"there is no exact value": "the other result has no bound"}
     not_judged = {reasons.get(reason, reason): count for reason, count in difference.not_judged.items()}
     return replace(difference, of=f"{difference.of} {way}".rstrip(), not_judged=not_judged)
 
 
 def times(factor: Fraction, ball: Ball) -> Ball:
-    """`factor · ball`. The factor is rounded, and the product: by less than 3 u of it, or by an underflow."""
+    """Return `factor · ball`. Rounding factor and product costs less than 3 u of the product, or an underflow."""
     if factor == 1:
         return ball
     with np.errstate(all="ignore"):
@@ -106,20 +117,24 @@ def times(factor: Fraction, ball: Ball) -> Ball:
 
 
 def plus(a: Ball, b: Ball) -> Ball:
-    """`a + b`, which is not rounded."""
+    """Return `a + b`, without a rounding error."""
     with np.errstate(all="ignore"):
         return _made(*two_sum(a.hi, b.hi), safe(a.radius + b.radius), a, b)
 
 
 def stacked(a: Ball, b: Ball) -> Ball:
-    """The rows of one, then those of the other."""
+    """Return the rows of `a`, followed by the rows of `b`."""
     return Ball(*(np.concatenate([getattr(a, name), getattr(b, name)]) for name in ("hi", "lo", "radius")))
 
 
-def _made(hi: Array, lo: Array, radius: Array, *of: Ball) -> Ball:
-    """A ball made of others. What is infinite is exact where one of them is, and all are exact."""
-    exact = np.logical_and.reduce([np.isfinite(ball.radius) for ball in of])
-    infinite = np.logical_or.reduce([~np.isfinite(ball.hi) for ball in of])  # elsewhere float64 overflowed
-    of_special = np.where(exact & infinite, 0.0, np.inf)
+def _made(hi: Array, lo: Array, radius: Array, *operands: Ball) -> Ball:
+    """Return a ball computed from others, with the right radius where the result is infinite or NaN.
+
+    Such a number is exact if an operand is infinite or NaN and all operands have a finite radius. Otherwise float64
+    overflowed, and the radius is infinite.
+    """
+    bounded = np.logical_and.reduce([np.isfinite(ball.radius) for ball in operands])
+    infinite = np.logical_or.reduce([~np.isfinite(ball.hi) for ball in operands])
+    of_special = np.where(bounded & infinite, 0.0, np.inf)
     special = ~np.isfinite(hi)
     return Ball(hi, np.where(special, 0.0, lo), np.where(special, of_special, radius))

@@ -1,4 +1,4 @@
-"""Results: what a cross-entropy gives for a call, its loss and its gradients, and what it leaves of the arguments."""
+"""One call of a subject: its loss and gradients, and any change that the call made to its arguments."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ BOTH_GRADIENTS: Gradients = ("gradient", "target_gradient")
 
 @dataclass(frozen=True)
 class Result:
-    """What a cross-entropy gave for one case."""
+    """The loss and the gradients that a call returned."""
 
     loss: Tensor
     gradient: Tensor | None = None
     target_gradient: Tensor | None = None
 
     def copy(self) -> Result:
-        """The same numbers in memory of their own."""
+        """Return a copy of the result, in new memory."""
         parts = (self.loss, self.gradient, self.target_gradient)
         return Result(*(None if part is None else part.clone() for part in parts))  # type: ignore[arg-type]
 
     @property
     def digest(self) -> str:
-        """A checksum of every bit of it, whatever NaN is made of."""
+        """A checksum of every bit of the result. All NaN count as equal, whatever their payload bits."""
         bits = 0
         for tensor in self.parts.values():
             bits = checksum(tensor, bits)
@@ -41,59 +41,66 @@ class Result:
 
     @property
     def parts(self) -> dict[str, Tensor]:
-        """Those that there are, by name."""
+        """The loss and the gradients by name, without those that are None."""
         named = {"loss": self.loss, "gradient": self.gradient, "target_gradient": self.target_gradient}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
 
 def checksum(tensor: Tensor, before: int = 0) -> int:
-    """The CRC-32 of a tensor's dtype, shape and bits; every NaN counts as the same one."""
-    of_kind = zlib.crc32(f"{tensor.dtype}{tuple(tensor.shape)}".encode(), before)
-    return zlib.crc32(bits(tensor.where(~tensor.isnan(), torch.nan)).tobytes(), of_kind)
+    """Return the CRC-32 of the dtype, shape and bits of a tensor. All NaN count as equal.
+
+    `before` is the checksum of the tensors before this tensor, if there are any.
+    """
+    so_far = zlib.crc32(f"{tensor.dtype}{tuple(tensor.shape)}".encode(), before)
+    return zlib.crc32(bits(tensor.where(~tensor.isnan(), torch.nan)).tobytes(), so_far)
 
 
 def evaluate(loss: Loss, inputs: Inputs, gradients: Gradients = BOTH_GRADIENTS) -> Result:
-    """The loss and the gradients of logits and target probabilities that are wanted, under the upstream gradient."""
+    """Return the loss, and the requested gradients under the upstream gradient.
+
+    Raises:
+        TypeError: the loss is no dense real tensor, or does not depend on a tensor whose gradient is requested.
+    """
     gradient = "gradient" in gradients
-    # The same memory: :func:`make_call` sees a write.
+    # `detach` keeps the memory, so that `make_call` can see a write into it.
     logits = inputs.logits.detach().requires_grad_(gradient)
     dense = gradient and "target_gradient" in gradients and inputs.target.is_floating_point()
     target = inputs.target.detach().requires_grad_(dense)
     value = as_loss(loss(logits, target, **inputs.options))
     if gradient and not value.requires_grad:
-        raise TypeError("the loss is cut off from the logits: it has no gradient")
-    if not gradient or value.shape != inputs.upstream.shape:  # a wrong shape is for :func:`misshapen` to say
+        raise TypeError("the loss is cut off from the logits, so there is no gradient")
+    if not gradient or value.shape != inputs.upstream.shape:  # `misshapen` reports a wrong shape
         return Result(value.detach())
     wanted = [logits, target] if dense else [logits]
     made = torch.autograd.grad(value, wanted, inputs.upstream.to(value.dtype), allow_unused=True)
-    for name, one in zip(("logits", "target probabilities"), made, strict=False):
-        if one is None:
-            raise TypeError(f"the loss is cut off from the {name}: it has no gradient")
+    for name, computed in zip(("logits", "target probabilities"), made, strict=False):
+        if computed is None:
+            raise TypeError(f"the loss is cut off from the {name}, so there is no gradient")
     return Result(value.detach(), *made)
 
 
 def as_loss(value: object) -> Tensor:
-    """A loss, if it is one.
+    """Return the value that a subject returned, if it can be a loss: a dense tensor of real numbers.
 
     Raises:
-        TypeError: it is no dense tensor of real numbers, or of a class that may say of itself what it likes.
+        TypeError: the value is anything else. A subclass of Tensor is refused too: its methods could return anything.
     """
     if type(value) is not Tensor or value.layout != torch.strided:
-        raise TypeError(f"the loss is a {type(value).__name__}; wanted is a dense torch.Tensor")
+        raise TypeError(f"the loss is a {type(value).__name__}; expected a dense torch.Tensor")
     if value.is_complex():
-        raise TypeError(f"the loss is {value.dtype}; wanted is a real number")
+        raise TypeError(f"the loss is {value.dtype}; expected a real dtype")
     return value
 
 
 @dataclass(frozen=True)
 class Call:
-    """A call, and what became of what it was given.
+    """A call, with its effects on its arguments.
 
     Attributes:
-        result: what it gave.
-        given: the inputs, as it left them.
-        marked: what it changed of an argument besides its numbers, or "".
-        shared: which result lies in the memory of which argument, or "".
+        result: the loss and the gradients.
+        given: the inputs after the call.
+        marked: the change to the .grad or the requires_grad of an argument, in words; "" if there is none.
+        shared: the result that shares memory with an argument, in words; "" if there is none.
     """
 
     result: Result
@@ -103,12 +110,12 @@ class Call:
 
 
 def make_call(loss: Loss, inputs: Inputs, gradients: Gradients) -> Call:
-    """The act of a first call: a result, and what becomes of the arguments."""
+    """Make the first call, and record its effects on its arguments. An act."""
     passed: dict[str, tuple[Tensor, bool]] = {}
 
     def watched(input: Tensor, target: Tensor, **options: Any) -> Tensor:
         tensors = {"input": input, "target": target, **options}
-        passed.update((name, (one, one.requires_grad)) for name, one in tensors.items() if isinstance(one, Tensor))
+        passed.update((name, (each, each.requires_grad)) for name, each in tensors.items() if isinstance(each, Tensor))
         return loss(input, target, **options)
 
     result = evaluate(watched, inputs, gradients)
@@ -117,9 +124,13 @@ def make_call(loss: Loss, inputs: Inputs, gradients: Gradients) -> Call:
 
 
 def repeat_call(loss: Loss, inputs: Inputs, others: Inputs, gradients: Gradients) -> tuple[Result, Result, Result]:
-    """The act of a second call: the result of a first, that after a call with other data, and that of the second.
+    """Call twice with the same inputs, and once in between with other data. An act.
 
-    Before the second, memory is filled with NaN. What the call with other data raises is for another check to say.
+    Before the second call, freed memory is filled with NaN. An exception of the call with other data is ignored, since
+    other checks report it.
+
+    Returns:
+        A copy of the first result made at once, a copy made after the call with other data, and the second result.
     """
     first = evaluate(loss, inputs.copy(), gradients)
     kept = first.copy()

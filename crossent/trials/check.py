@@ -1,4 +1,4 @@
-"""What a check is: one property of a subject on a case, and everything that the rest of the package knows about it."""
+"""The declaration of a check: one property of a subject on a case, its cost, and the features that it needs."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Body = Callable[[Trial], Iterable[Difference | Problem]]
 
 
 class Cost(Enum):
-    """What a check costs. :mod:`crossent.run.plan` decides by it on which cases of a level the check runs."""
+    """The cost of a check. :mod:`crossent.run.plan` uses the cost to choose the cases on which the check runs."""
 
-    CALL = "the first call of a case, or a second one"
-    CALLS = "a few more calls, whose numbers matter"
-    STRUCTURE = "many calls, or a traced graph: the options and the layout of a call matter, its numbers hardly"
-    CODE = "seconds of compiling"
-    TILES = "gigabytes, since the case has more elements than 31 bits count"
+    CALL = "the first call of a case, or one more call"
+    CALLS = "a few more calls; the values of the logits matter"
+    STRUCTURE = "many calls, or a traced graph; options and memory layout matter, the values of the logits hardly do"
+    CODE = "seconds of compilation"
+    TILES = "gigabytes of memory, for more than 2^31 elements"
 
 
 def _always(inputs: Inputs) -> bool:
@@ -37,15 +37,16 @@ class Check:
 
     Attributes:
         name: the name of the check in a report.
-        body: yields each problem, and each number that was measured, right or wrong. It may raise the errors of
-            :mod:`crossent.trials.trial`.
-        cost: what the check costs.
-        needs: for each feature that the check cannot do without, on which inputs it needs the feature.
-        applies: whether the check says anything about a case.
+        body: the function that runs the check. It yields each problem and each difference, within the bound or not.
+            It may raise the errors of :mod:`crossent.trials.trial`.
+        cost: the cost of the check.
+        needs: the features that the check needs, each with a function that says for which inputs.
+        applies: whether the check applies to a case.
         transforms: whether the check transforms the subject, as torch.compile and vmap do.
-        versus: what a number is compared with: the "exact" value, or "other", another result of the subject.
-        sample: for a check of cost `CODE`, whether a case may be the one that stands for all below level thorough.
-        sentence: the property in a sentence.
+        versus: "exact" if the check compares numbers with exact values, "other" if with another result of the subject.
+        sample: for a check of cost `CODE`: whether a case may be the sample of its kind. Below level thorough, only
+            samples are compiled.
+        sentence: the property, as one sentence.
     """
 
     name: str
@@ -59,21 +60,21 @@ class Check:
     sentence: str = ""
 
     def run(self, trial: Trial) -> Found:
-        """Yield each problem and each number that was measured. A misshapen loss of a further call is a problem."""
+        """Yield each problem and each difference. A loss of wrong shape or dtype in a further call is a problem."""
         try:
             yield from self.body(trial)
         except MisshapenError as error:
             yield Problem("wrong", str(error))
 
     def not_run(self, subject: Subject, inputs: Inputs) -> str:
-        """Return why the check does not run on a subject, as the sentence goes on after the subject's name, or ""."""
+        """Return the reason why the check skips a subject, as a phrase that follows the subject's name, or ""."""
         for feature, reason in subject.lacks.items():
             if feature in self.needs and self.needs[feature](inputs):
                 return reason
         if self.transforms and subject.not_transformed:
             return subject.not_transformed
         if "gradient" in self.needs and not subject.differentiable:
-            return "has no gradient to compare"
+            return "is not differentiable"
         return ""
 
 
@@ -89,19 +90,19 @@ def check(
     sample: Callable[[Case], bool] = lambda case: True,
     sentence: str = "",
 ) -> Callable[[Body], Check]:
-    """Declare a function to be a check. Its name is the check's, and the first line of its docstring the sentence.
+    """Turn a function into a check. The first line of the function's docstring becomes the sentence of the check.
 
     Args:
-        needs: features that the check cannot do without.
-        dense_needs: features that the check cannot do without where the target is probabilities.
-        other_needs: features that the check cannot do without on some inputs.
-        cost: as in :class:`Check`, as are the others.
-        name: another name than the function's.
+        needs: the features that the check always needs.
+        dense_needs: the features that the check needs if the target holds probabilities.
+        other_needs: further features, each with a function that says for which inputs the check needs the feature.
+        cost: see :class:`Check`.
+        name: the name of the check, if it differs from the function's name.
         applies: see :class:`Check`.
         transforms: see :class:`Check`.
         versus: see :class:`Check`.
         sample: see :class:`Check`.
-        sentence: another sentence than the docstring's first line.
+        sentence: the sentence of the check, if it differs from the first line of the docstring.
     """
     required = {**dict.fromkeys(needs, _always), **dict.fromkeys(dense_needs, is_dense), **(other_needs or {})}
 

@@ -1,4 +1,4 @@
-"""Differences: how far a result is from the expected one, and how far rounding allows it to be."""
+"""The errors of a result: its differences from the exact values, compared with the error bounds."""
 
 from __future__ import annotations
 
@@ -15,26 +15,30 @@ from crossent.numerics.oracle.arithmetic import Ball
 from crossent.trials.call import Result
 from crossent.trials.exact import Exact, name_of, rows_of
 
-# What has a number for each row, or one in all; the others have one for each logit.
+# The results with one number for each row, or with a single number. The other results have one for each logit.
 BY_ROW = ("loss", "tangent", "upstream_gradient")
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How far one result is from the exact one: the worst element, its index, and the bound there.
+    """The element of a result with the largest share of its error bound, and counts over all elements.
 
     Attributes:
-        of: what is compared: "loss", "gradient", "target_gradient", or a derivative of these.
-        dtype: of the result.
-        index: of the worst element in the result.
-        radius: what the exact answer itself may be off by.
-        bound: what rounding allows there, and the radius.
-        error: 0 for equal infinities and for two NaN, infinite for NaN against a number.
-        ratio: error ÷ bound, so 1 is the limit.
-        ulp: the error in units of the result's last place at the exact value.
-        elements, mismatched: how many there are, and how many of them are beyond their bound.
-        not_judged: how many of them have no bound, for each reason.
-        vacuous: whether zeros, a constant, or the gradient without its softmax would pass too: no evidence.
+        of: the name of the result: "loss", "gradient", "target_gradient", or a derivative of these.
+        dtype: the name of the dtype of the result.
+        index: the index of the worst element.
+        got: the worst element.
+        exact: the exact value there.
+        radius: the error radius of the exact value.
+        bound: the error bound there: the largest error that rounding can cause, plus the radius.
+        error: the distance of `got` from `exact`: 0 for equal infinities and for two NaN, infinite if only one is NaN.
+        ratio: the share of the bound, error ÷ bound. The check fails above 1.
+        ulp: the error in units in the last place of the result's dtype at the exact value.
+        elements: the number of elements.
+        mismatched: the number of elements whose error exceeds their bound.
+        not_judged: the number of elements without a finite bound, for each reason.
+        vacuous: whether zeros, a constant, or the gradient without its softmax would pass as well, so that passing is
+            no evidence.
     """
 
     of: str
@@ -65,7 +69,7 @@ class Difference:
 def compare(contract: Contract, got: Result, exact: Exact) -> list[Difference]:
     """Return the worst difference of the loss and of each gradient of a result, under a contract.
 
-    The result has the shape and dtype that it should have: see `misshapen` in :mod:`crossent.trials.trial`.
+    The result must have the right shape and dtype: see `misshapen` in :mod:`crossent.trials.trial`.
     """
     each = bounds_of(contract, got, exact)
     values = {part: getattr(exact, part) for part in each}
@@ -75,7 +79,7 @@ def compare(contract: Contract, got: Result, exact: Exact) -> list[Difference]:
 
 
 def bounds_of(contract: Contract, got: Result, exact: Exact) -> dict[str, Bounds]:
-    """Return the bounds of each part of a result. A part is stored in its own dtype, which need not be the logits'."""
+    """Return the bounds of the loss and of each gradient, with the rounding to the dtype of each tensor."""
     found = {}
     for part in ("loss", "gradient", "target_gradient"):
         tensor, value = getattr(got, part), getattr(exact, part)
@@ -85,18 +89,19 @@ def bounds_of(contract: Contract, got: Result, exact: Exact) -> dict[str, Bounds
 
 
 def _or_zero(exact: Ball, kept: NDArray[np.bool_], got: Array) -> Ball:
-    """The exact gradient, which is 0 in an ignored row without a softmax where that is what came.
+    """Return the exact gradient, with 0 for NaN in those ignored rows without a softmax where the result is 0.
 
-    There torch has NaN, and its page says that such a row does not contribute (pytorch#11551): either is right.
+    For such a row torch returns NaN, and its documentation says that the row does not contribute (pytorch#11551). Both
+    0 and NaN are right.
     """
     zero = np.reshape(~kept & np.isnan(exact.hi).all(axis=1) & (got == 0).all(axis=1), (-1, 1))
     return Ball(*(np.where(zero, 0.0, part) for part in (exact.hi, exact.lo, exact.radius))) if zero.any() else exact
 
 
 def worst(check: str, tensor: Tensor, exact: Ball, bounds: Bounds) -> Difference:
-    """The element with the largest ratio; a bound is no excuse where the answer is NaN or infinite.
+    """Return the element with the largest share of its bound. An infinite or NaN exact value must be met exactly.
 
-    `check` is an attribute of the bounds.
+    `check` is the name of an attribute of the bounds.
     """
     by_row = check in BY_ROW
     got = tensor.reshape(-1, 1).double().cpu().numpy() if by_row else rows_of(tensor)
@@ -111,23 +116,23 @@ def worst(check: str, tensor: Tensor, exact: Ball, bounds: Bounds) -> Difference
 
 
 def allowance(check: str, exact: Ball, bounds: Bounds) -> tuple[Array, bool]:
-    """What each number may be off by, as large as the exact ones; and whether what is no evidence would pass."""
+    """Return the error bound of each exact value, and whether a result that shows nothing would pass (`vacuous`)."""
     with np.errstate(all="ignore"):
         special = ~np.isfinite(exact.hi)
         bound = getattr(bounds, check).reshape(exact.hi.shape)
         allowed = np.where(special, 0.0, np.where(np.isnan(bound), np.inf, bound)) + exact.radius
-        answers = [np.zeros_like(exact.hi)]
+        candidates = [np.zeros_like(exact.hi)]
         if exact.hi.size > 1 and not special.all():
-            answers.append(np.full_like(exact.hi, np.median(exact.hi[~special])))
-        answers += bounds.vacuous_answers(check)
-        return allowed, any((exact.distance(answer) <= allowed).all() for answer in answers)
+            candidates.append(np.full_like(exact.hi, np.median(exact.hi[~special])))
+        candidates += bounds.vacuous_answers(check)
+        return allowed, any((exact.distance(candidate) <= allowed).all() for candidate in candidates)
 
 
 def difference(check: str, dtype: str, got: Array, exact: Ball, allowed: Array) -> Difference:
-    """The worst of some numbers, (R, K), that may be off by what is allowed; its index is that row and column."""
+    """Return the worst of (R, K) numbers, for given error bounds. The index holds its row and its column."""
     if got.size == 0:
         return Difference(check, dtype, (), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0, {}, vacuous=True)
-    with np.errstate(all="ignore"):  # a quotient may overflow: an error of 1e308 where 1e-16 is allowed
+    with np.errstate(all="ignore"):  # the ratio may overflow: 1e308 / 1e-16
         error = exact.distance(got)
         ratio = np.where(error > 0, np.where(np.isinf(allowed), 0.0, error / allowed), 0.0)
     at = row, column = tuple(map(int, np.unravel_index(int(ratio.argmax()), ratio.shape)))
@@ -150,12 +155,12 @@ def difference(check: str, dtype: str, got: Array, exact: Ball, allowed: Array) 
 
 
 def not_judged(check: str, allowed: Array, exact: Ball, bounds: Bounds) -> dict[str, int]:
-    """How many numbers have no bound, for each reason."""
+    """Return the number of elements without a finite bound, for each reason."""
     if not np.isinf(allowed).any():
         return {}
     unknown = np.isinf(exact.radius)
-    counts = {"there is no exact answer": int(unknown.sum())}
-    # Which no input should reach: the soak has none of them.
+    counts = {"there is no exact value": int(unknown.sum())}
+    # No input should lead to a NaN bound: the soak test has found none.
     counts["the bound is not a number"] = int(np.isnan(getattr(bounds, check)).sum())
     for reason, where in bounds.unbounded(check).items():
         counts[reason] = int((where.reshape(allowed.shape) & np.isinf(allowed) & ~unknown).sum())
@@ -163,7 +168,7 @@ def not_judged(check: str, allowed: Array, exact: Ball, bounds: Bounds) -> dict[
 
 
 def _index(tensor: Tensor, row: int, column: int) -> tuple[int, ...]:
-    """Where the element of a row and a class stands in a tensor with the class axis where torch has it."""
+    """Return the index, in a tensor with the class axis where torch has it, of the element of a row and a class."""
     if tensor.dim() == 1:
         return (column,)
     first, *further = _unravelled(row, (tensor.shape[0], *tensor.shape[2:]))

@@ -1,6 +1,6 @@
-"""What is expected: the exact answer to a call, and the terms that its bounds are made of.
+"""The exact values of a call, and the terms from which its error bounds are computed.
 
-The exact answer is the oracle's, not torch's: bfloat16 logits with p = 0.999 give torch a loss of exactly 0.
+The exact values come from the oracle and not from torch: for bfloat16 logits with p = 0.999, torch's loss is exactly 0.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from crossent.numerics.oracle.arithmetic import Ball
 
 @dataclass(frozen=True)
 class Exact:
-    """What a case should give, and what the bounds are made of.
+    """The exact values of a case, and the terms from which the error bounds are computed.
 
     Attributes:
-        shape: of the loss.
-        dtype: of the loss.
-        logits_dtype: the name of the logits' own.
-        loss: (R, 1), or (1, 1) where the reduction leaves one number.
-        gradient: (R, C).
-        target_gradient: (R, C), or None for index targets.
+        shape: the shape of the loss.
+        dtype: the dtype of the loss.
+        logits_dtype: the name of the dtype of the logits.
+        loss: the exact loss, (R, 1); (1, 1) for the reductions "mean" and "sum".
+        gradient: the exact gradient of the logits, (R, C).
+        target_gradient: the exact gradient of the target probabilities, (R, C); None for index targets.
         terms: the case as rows of float64 numbers.
     """
 
@@ -47,7 +47,7 @@ class Exact:
     _bounds: dict[Contract, Bounds] = field(default_factory=dict)
 
     def bounds(self, contract: Contract) -> Bounds:
-        """What the contract allows: made once for all subjects that promise it."""
+        """Return the error bounds under a contract. All subjects with the same contract share them."""
         if contract not in self._bounds:
             self._bounds[contract] = Bounds(self.terms, contract)
         return self._bounds[contract]
@@ -55,12 +55,12 @@ class Exact:
 
 @dataclass(frozen=True)
 class ExactAlong:
-    """How a case's loss and gradient should change along a direction of its logits.
+    """The exact derivatives of the loss and of the gradient along a direction of the logits.
 
     Attributes:
-        tangent: (R, 1), or (1, 1) where the reduction leaves one number.
-        second: (R, C).
-        direction: (R, C).
+        tangent: the derivative of the loss, (R, 1); (1, 1) for the reductions "mean" and "sum".
+        second: the derivative of the gradient, (R, C).
+        direction: the direction, (R, C).
         terms: the case as rows of float64 numbers.
     """
 
@@ -71,21 +71,21 @@ class ExactAlong:
     _bounds: dict[Contract, DerivativeBounds] = field(default_factory=dict)
 
     def bounds(self, contract: Contract) -> DerivativeBounds:
-        """What the contract allows: made once for all subjects that promise it."""
+        """Return the error bounds under a contract. All subjects with the same contract share them."""
         if contract not in self._bounds:
             self._bounds[contract] = DerivativeBounds(self.terms, contract, self.direction)
         return self._bounds[contract]
 
 
 def solve_along(inputs: Inputs, direction: Tensor) -> ExactAlong:
-    """The exact derivatives of a case along a direction, a tensor of the logits' shape."""
+    """Return the exact derivatives of a case along a direction, a tensor of the shape of the logits."""
     terms, along = terms_of(inputs), rows_of(direction)
     exact = answer(_arguments(inputs, terms))
     return ExactAlong(_column(exact.tangent(along)), exact.second(along), along, terms)
 
 
 def solve(inputs: Inputs) -> Exact:
-    """The exact answer to a case."""
+    """Return the exact values of a case."""
     terms = terms_of(inputs)
     exact = answer(_arguments(inputs, terms))
     blocks = list(exact.gradients())
@@ -103,7 +103,7 @@ def solve(inputs: Inputs) -> Exact:
 
 
 def dtype_of(inputs: Inputs) -> torch.dtype:
-    """That of the loss: the logits', or what target probabilities promote it to."""
+    """Return the dtype of the loss: the dtype of the logits, promoted with the dtype of target probabilities."""
     dtype = inputs.logits.dtype
     return torch.promote_types(dtype, inputs.target.dtype) if inputs.target.is_floating_point() else dtype
 
@@ -113,7 +113,7 @@ def _column(ball: Ball) -> Ball:
 
 
 def _arguments(inputs: Inputs, terms: Terms) -> Arguments:
-    # float32 holds what half precision holds, and tells the oracle that float64 is enough for it.
+    # float32 represents every float16 and bfloat16 value, and tells the oracle that float64 arithmetic is sufficient.
     narrow = np.float64 if torch.float64 in (inputs.logits.dtype, inputs.target.dtype) else np.float32
     given = {"probabilities": terms.probabilities, "weight": terms.weight}
     return Arguments(
@@ -128,7 +128,7 @@ def _arguments(inputs: Inputs, terms: Terms) -> Arguments:
 
 
 def terms_of(inputs: Inputs) -> Terms:
-    """A case as rows of float64 numbers, which hold all of its values exactly."""
+    """Return a case as rows of float64 numbers. The conversion is exact."""
     logits = rows_of(inputs.logits)
     options = inputs.options
     index = probabilities = None
@@ -155,10 +155,13 @@ def terms_of(inputs: Inputs) -> Terms:
 
 
 def _log_sum(logits: Array) -> Array:
-    """`log Σ exp(x - max x)`: the largest term is one, and log1p of the others keeps every digit of a small one."""
+    """Return `log Σ exp(x - max x)` of each row.
+
+    The largest term of the sum is 1. log1p of the sum of the other terms keeps all digits if that sum is small.
+    """
     if logits.size == 0:
         return np.zeros(len(logits))
-    with np.errstate(invalid="ignore", over="ignore"):  # a gap beyond float64 is -inf, and its exponential 0
+    with np.errstate(invalid="ignore", over="ignore"):  # a difference beyond float64 becomes -inf, its exponential 0
         at = np.arange(len(logits)), logits.argmax(1)
         exponentials = np.exp(logits - logits[at][:, None])
     exponentials[at] = np.where(np.isnan(exponentials[at]), np.nan, 0.0)
@@ -166,7 +169,7 @@ def _log_sum(logits: Array) -> Array:
 
 
 def rows_of(tensor: Tensor) -> Array:
-    """(…, C, …) to (R, C), in float64."""
+    """Return a tensor with the class axis where torch has it as an (R, C) array of float64 numbers."""
     classes = tensor.shape[min(1, tensor.dim() - 1)]
     last = tensor.movedim(1, -1) if tensor.dim() > 1 else tensor
     rows: Array = last.reshape(-1, classes).detach().double().cpu().numpy()
@@ -179,5 +182,5 @@ def _indices(target: Tensor) -> NDArray[np.int64]:
 
 
 def name_of(tensor: Tensor) -> str:
-    """Its dtype in a word."""
+    """Return the name of the dtype of a tensor, such as "float32"."""
     return str(tensor.dtype).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""Memory: what lies in the storage of tensors, what a call has changed of it, and what is poisoned beforehand."""
+"""The memory of tensors: detect writes into arguments and shared memory, and fill freed memory with NaN."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from torch import Tensor
 
 from crossent.cases.inputs import Inputs
 
-UPSTREAM = "the upstream gradient"  # is no argument, and what a loss goes back from: a view of it may come back
+UPSTREAM = "the upstream gradient"  # not an argument of the loss: a gradient may be a view of it
 
 
 def tensors_of(inputs: Inputs) -> dict[str, Tensor]:
-    """What a call is given, by what a message calls it."""
+    """Return the tensors of a call, by their names in messages."""
     weight = inputs.options.get("weight")
     tensors = {"input": inputs.logits, "target": inputs.target, UPSTREAM: inputs.upstream}
     return tensors if weight is None else {**tensors, "weight": weight}
 
 
 def memory(tensor: Tensor) -> Tensor:
-    """All bytes of the storage that it is a view of."""
+    """Return the whole storage of a tensor as bytes, even if the tensor is a view of a part."""
     return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.detach().untyped_storage())
 
 
 def written(given: Inputs, before: Inputs) -> str:
-    """The first argument that is no longer what it was, or whose memory is not; "" where there is none."""
+    """Return the name of the first tensor whose storage, shape, strides or offset changed, or ""."""
     for (name, tensor), old in zip(tensors_of(given).items(), tensors_of(before).values(), strict=True):
         if _view(tensor) != _view(old) or not memory(tensor).equal(memory(old)):
             return name
@@ -31,38 +31,41 @@ def written(given: Inputs, before: Inputs) -> str:
 
 
 def marks(passed: dict[str, tuple[Tensor, bool]]) -> str:
-    """What a call has changed of its arguments besides their numbers, or "".
+    """Return a sentence about the first argument whose .grad or requires_grad the call changed, or "".
 
-    Of each it is known whether it wanted a gradient. That is the caller's: a loss that goes backward by itself adds to
-    it, behind the caller's back.
+    Only the caller may change these attributes. A loss that runs backward itself adds to the caller's .grad.
+
+    Args:
+        passed: the arguments, each with its requires_grad before the call.
     """
-    for name, (argument, wanted) in passed.items():
+    for name, (argument, required) in passed.items():
         if argument.is_leaf and argument.grad is not None:
-            return f"it set the .grad of {name}"
-        if argument.requires_grad != wanted:
-            return f"it changed the requires_grad of {name}"
+            return f"the call set the .grad of {name}"
+        if argument.requires_grad != required:
+            return f"the call changed the requires_grad of {name}"
     return ""
 
 
 def shared(results: dict[str, Tensor | None], given: Inputs) -> str:
-    """Which result lies in the memory of which argument, or ""."""
+    """Return a sentence about the first result that shares memory with an argument, or ""."""
     arguments = {name: argument for name, argument in tensors_of(given).items() if name != UPSTREAM}
-    for of, part in results.items():
+    for part, tensor in results.items():
         for name, argument in arguments.items():
-            if part is not None and part.numel() and _place(part) == _place(argument):
-                return f"its {of} shares the memory of {name}"
+            if tensor is not None and tensor.numel() and _place(tensor) == _place(argument):
+                return f"the {part} shares memory with {name}"
     return ""
 
 
 def poison(inputs: Inputs) -> None:
-    """Fill with NaN, and give back, memory of the sizes that results will have: pytorch#20406, of what is never set.
+    """Fill memory of the sizes of the results with NaN, and free it.
 
-    Several pieces of each, all held at a time, since what is given back is what is taken next.
+    An allocator hands out recently freed memory first. A result with elements that are never written then shows NaN:
+    pytorch#20406. Several blocks of each size are allocated together, so that they lie in different memory.
     """
     dtype, device = inputs.logits.dtype, inputs.logits.device
     for shape in (inputs.logits.shape, inputs.upstream.shape, inputs.target.shape):
-        held = [torch.full(shape, torch.nan, dtype=dtype, device=device) for _ in range(8)]
-        del held
+        blocks = [torch.full(shape, torch.nan, dtype=dtype, device=device) for _ in range(8)]
+        del blocks
 
 
 def _view(tensor: Tensor) -> tuple[object, ...]:

@@ -1,4 +1,4 @@
-"""Trials: one subject on one case, and what a check of it is."""
+"""One subject on one case: its calls, its results, and their comparison with the exact values."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class RefusedError(Exception):
-    """The subject raised; the message is what it said."""
+    """The subject raised an exception. The message is the class and the first line of that exception."""
 
     def __init__(self, raised: Raised, message: str = "") -> None:
         super().__init__(message or raised.message)
@@ -32,11 +32,11 @@ class RefusedError(Exception):
 
 
 class MisshapenError(Exception):
-    """A further call gave a loss of another shape or dtype than it should."""
+    """A further call returned a loss of the wrong shape or dtype."""
 
 
 class EndedError(Exception):
-    """The subject ended its process, or was ended for taking too long; the message is how."""
+    """The subject crashed its process, or was stopped at the time limit. The message says how the process ended."""
 
     def __init__(self, kind: str, how: str) -> None:
         super().__init__(how)
@@ -44,17 +44,17 @@ class EndedError(Exception):
 
 
 class NotRunError(Exception):
-    """A check cannot run here; the message is why, and goes on after the name of the subject: "waits for …"."""
+    """A check cannot run here. The message is the reason, as a phrase that follows the subject's name: "needs …"."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong, where it is no number that is too far off.
+    """A failure of a check other than a number beyond its error bound.
 
     Attributes:
-        kind: as in a `Finding`.
-        message: in one line or a few.
-        of: the result that it is about, where a check looks at several; as in a `Finding`.
+        kind: the kind of the failure, as in a `Finding`.
+        message: the description, in one line or a few.
+        of: the name of the result that is wrong, if the check looks at several results; as in a `Finding`.
     """
 
     kind: str
@@ -64,87 +64,99 @@ class Problem:
 
 @dataclass(eq=False)
 class Question:
-    """A case on a device and what it should give: the same for all subjects, which see copies of it."""
+    """A case on a device, with its exact values. All subjects share one question, and each call gets a copy."""
 
     case: Case
     device: str = "cpu"
 
     def fresh(self) -> Inputs:
-        """The inputs in memory of their own, for a subject."""
+        """Return a copy of the inputs, in new memory, for a subject."""
         return self.inputs.copy()
 
     @cached_property
     def inputs(self) -> Inputs:
-        """The inputs that no subject has seen."""
+        """The inputs of the case. Subjects only get copies of them."""
         return self.case.build(self.device)
 
     @cached_property
     def others(self) -> Inputs:
-        """Other numbers for the same choices, to come between two calls."""
+        """Inputs of the same choices with other numbers, for a call between two calls with the case's own inputs."""
         return self.case.seeded(self.case.seed + 1).build(self.device)
 
     @cached_property
     def exact(self) -> Exact:
-        """The exact answer and its bounds."""
+        """The exact values and their error bounds."""
         return solve(self.inputs)
 
     @cached_property
     def exact_along(self) -> ExactAlong:
-        """The exact derivatives along the case's direction and their bounds."""
+        """The exact derivatives along the direction of the case, and their error bounds."""
         return solve_along(self.inputs, self.case.direction(self.device))
 
 
 @dataclass(eq=False)
 class Trial:
-    """One subject on one case: what it was given and what came, each made once and looked at by every check."""
+    """One subject on one case. The checks share the first call and its differences.
+
+    Attributes:
+        question: the case, with its exact values.
+        subject: the subject.
+        host: the host on which the subject runs.
+        changed_state: the names of the global state that the subject changed. The state has been restored.
+    """
 
     question: Question
     subject: Subject
     host: Host
-    changed_state: list[str] = field(default_factory=list)  # global state that it left changed, and that was set back
+    changed_state: list[str] = field(default_factory=list)
 
     @property
     def case(self) -> Case:
-        """The case."""
+        """The case of the question."""
         return self.question.case
 
     @cached_property
     def first_call(self) -> Call:
-        """The first call.
+        """The first call of the subject, made when first read.
 
         Raises:
-            RefusedError: the subject raised.
-            EndedError: it ended its process.
+            RefusedError: the subject raised an exception.
+            EndedError: the subject crashed or blocked its process.
         """
         return self.perform(make_call, self.question.fresh(), self.gradients)
 
     @property
     def got(self) -> Result:
-        """The result of the first call. It raises what that does."""
+        """The result of the first call. Reading it raises the same errors as `first_call`."""
         return self.first_call.result
 
     def evaluate(self, inputs: Inputs, act: Callable[..., Result] = evaluate, *arguments: Any) -> Result:
-        """What the subject gives for these inputs; by another act, `act(loss, inputs, gradient, *arguments)`.
+        """Return the result of the subject for these inputs.
+
+        Args:
+            inputs: the inputs.
+            act: another act to make the call with, `act(loss, inputs, gradients, *arguments)`.
+            arguments: further arguments of the act.
 
         Raises:
-            RefusedError: it raised.
-            EndedError: it ended its process.
+            RefusedError: the subject raised an exception.
+            EndedError: the subject crashed or blocked its process.
         """
         return self.perform(act, inputs, self.gradients, *arguments)
 
     @property
     def gradients(self) -> Gradients:
-        """Those that are asked of the subject."""
+        """The gradients that the subject can compute."""
         lacks = {} if self.subject.differentiable else BOTH_GRADIENTS
         return tuple(name for name in BOTH_GRADIENTS if name not in lacks and name not in self.subject.lacks)
 
     def perform(self, act: Callable[..., T | NotRun], *arguments: Any) -> T:
-        """What an act gives back that calls the subject: :mod:`crossent.trials.act`.
+        """Perform an act (:mod:`crossent.trials.act`) on the host of the subject, and return its value.
 
         Raises:
-            RefusedError: it raised.
-            EndedError: it ended its process.
-            NotRunError: it cannot be performed here.
+            RefusedError: the subject raised an exception.
+            EndedError: the subject crashed or blocked its process.
+            NotRunError: the act cannot run here.
         """
         performed = self.host.perform(act, *arguments)
         self.changed_state += performed.changed_state
@@ -154,7 +166,7 @@ class Trial:
             raise EndedError(performed.ended, performed.how)
         if isinstance(performed.value, NotRun):
             raise NotRunError(performed.value.reason)
-        return performed.value  # type: ignore[return-value]  # a value, where there is neither of these
+        return performed.value  # type: ignore[return-value]  # not None, since the act returned
 
     @property
     def wanted(self) -> Grade:
@@ -165,19 +177,23 @@ class Trial:
         return "A" if (self.case.grade or self.subject.grade(dtype)) == "A" else "B"
 
     def contract(self, dtype: str, rows: int, grade: Grade | None = None) -> Contract:
-        """Return the contract of the subject for logits of a dtype and so many rows, at the grade to reach."""
+        """Return the contract of the subject for a dtype of the logits and a number of rows.
+
+        `grade` is the grade to reach, unless given.
+        """
         subject = self.subject
-        of_dtype = subject.dtype_name or dtype
-        return contract(subject.promise, grade or self.wanted, of_dtype, device=self.question.device, rows=rows)
+        name = subject.dtype_name or dtype
+        return contract(subject.promise, grade or self.wanted, name, device=self.question.device, rows=rows)
 
     def compare(self, got: Result, exact: Exact) -> list[Difference]:
         """Compare a result with the exact values, under the contract of the subject."""
         return compare(self.contract(exact.logits_dtype, len(exact.terms.logits)), got, exact)
 
     def bounds(self, got: Result, exact: Exact) -> dict[str, Array]:
-        """Return the bound of each number of a result: (R, 1) or (1, 1) for the loss, (R, C) for a gradient.
+        """Return the error bound of each number of a result: (R, 1) or (1, 1) for the loss, (R, C) for a gradient.
 
-        The logits need not be of the case's dtype: the grade is that of their dtype. NaN and inf mean no bound.
+        The logits may have another dtype than the case has. The contract then has the grade to reach in that dtype. A
+        bound of NaN or inf means that there is no bound.
         """
         grade = self._wanted_in(exact.logits_dtype)
         promised = self.contract(exact.logits_dtype, len(exact.terms.logits), grade)
@@ -186,7 +202,7 @@ class Trial:
 
     @property
     def grade(self) -> Grade:
-        """The grade that the first result reaches: the tightest contract that it keeps, or F."""
+        """The best grade whose error bounds the result of the first call keeps, or F."""
         exact = self.question.exact
         for grade in ("A", "B"):
             if grade == self.wanted:
@@ -199,12 +215,19 @@ class Trial:
 
     @cached_property
     def differences(self) -> dict[str, Difference]:
-        """Those of the first call, by what they are of: loss, gradient and target_gradient."""
+        """The differences of the first call by name: loss, gradient and target_gradient."""
         return {difference.of: difference for difference in self.compare(self.got, self.question.exact)}
 
 
 def misshapen(trial: Trial, loss: object, expected: Exact, device: torch.device | None = None) -> Problem | None:
-    """What is wrong with a loss of the subject before its numbers are looked at: its kind, shape, dtype and device."""
+    """Return the problem with the type, shape, dtype or device of a loss, or None.
+
+    Args:
+        trial: the subject on the case.
+        loss: the value that the subject returned.
+        expected: the exact values, with the shape and the dtype of the loss.
+        device: the device where the loss must be, if that is not the device of the question.
+    """
     if not isinstance(loss, Tensor) or loss.layout != torch.strided:
         return Problem("wrong", f"got a {type(loss).__name__}; expected a dense torch.Tensor")
     wanted = trial.subject.dtype or expected.dtype, expected.shape, device or torch.device(trial.question.device)

@@ -175,7 +175,7 @@ WRONG = [
         where(asks_nothing_of_logits, asks),
         INDEX,
         "changed_input",
-        "under inference_mode: it changed the requires_grad of input",
+        "under inference_mode: the call changed the requires_grad of input",
     ),
     ("no_grad", where(unrecorded, writes), ROWS, "changed_input", "under no_grad: it wrote into input"),
     ("non_leaf", where(made, off), INDEX, "wrong", "loss:"),

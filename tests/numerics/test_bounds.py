@@ -239,4 +239,4 @@ def test_what_has_no_bound_has_a_reason():
     assert differences(crossent.formula, given)["loss"].not_judged == {}
     # Weights that cancel to nothing: 0/0 or x/0, whatever their sum was rounded to.
     given = inputs([[0.0, 1.0]] * 2, [0, 1], weight=[1.0, -1.0], reduction="mean")
-    assert differences(crossent.formula, given)["gradient"].not_judged == {"there is no exact answer": 4}
+    assert differences(crossent.formula, given)["gradient"].not_judged == {"there is no exact value": 4}

@@ -106,7 +106,7 @@ def test_the_script_of_a_form_imports_that_form(name, check, versus, monkeypatch
         ("torch:loss:float32-99999999999999x99999999999-normal-int64-mean", "crossent: "),
         ("torch:loss:float32-7x5-normal-int64-mean\x1b[31m\n", r"\x1b[31m"),
         ("torch:stream:float32-7x5-normal-int64-mean", "where torch waits for a CUDA device"),
-        ("scalar:gradient:float32-5-normal-int64-mean", "where scalar has no gradient to compare"),
+        ("scalar:gradient:float32-5-normal-int64-mean", "where scalar is not differentiable"),
         ("torch:compile:reduction_unknown", "does not happen"),
         ("torch+compile:errors:label_smoothing_nan", "where torch+compile is compiled"),
         ("mine+compile:loss:float32-7x5-normal-int64-mean", "got subject 'mine+compile'; without its report"),

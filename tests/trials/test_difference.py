@@ -216,9 +216,9 @@ ROWS, WEIGHTED = "float32-7x5-normal-int64-none-rows", "float32-7x5-normal-int64
     [
         (scales_upstream, ROWS, "it wrote into the upstream gradient"),
         (scales_upstream, "float64-3x5x4-normal-int64-sum-scalar", "it wrote into the upstream gradient"),
-        (sets_grad, ROWS, "it set the .grad of input"),
-        (goes_backward, WEIGHTED, "it set the .grad of input"),
-        (asks_for_a_gradient_of_weight, WEIGHTED, "it changed the requires_grad of weight"),
+        (sets_grad, ROWS, "the call set the .grad of input"),
+        (goes_backward, WEIGHTED, "the call set the .grad of input"),
+        (asks_for_a_gradient_of_weight, WEIGHTED, "the call changed the requires_grad of weight"),
     ],
     ids=lambda one: getattr(one, "__name__", None),
 )
