@@ -86,7 +86,7 @@ def run(
         Interrupted: a KeyboardInterrupt, with the report as far as it had come.
     """
     planned = settings.plan() if planned is None else planned
-    known = settings.expected([subject.name for subject in subjects])
+    known = settings.expected([subject.name for subject in subjects], [case.id for case in planned])
     parts = [SubjectReport(subject.name, order=(*CHECKS, "errors")) for subject in subjects]
     assert isinstance(settings.seed, int)
     report = Report(environment(settings.device), parts, level=settings.level, seed=settings.seed)

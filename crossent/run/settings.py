@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from random import SystemRandom
 from typing import Any
 
@@ -93,8 +93,12 @@ class Settings:
             return load_remote(subject, self.timeout, without=self.without, grade=self.grade)
         return load(subject, without=self.without, grade=self.grade, device=self.device)
 
-    def expected(self, names: Collection[str] | None) -> tuple[ExpectedList, ExpectedList]:
-        """The known failures of torch, and those of the user's file, which must be about subjects of these names.
+    def expected(self, names: Collection[str] | None, cases: Sequence[str] = ()) -> tuple[ExpectedList, ExpectedList]:
+        """The known failures of torch, and those of the user's file.
+
+        Args:
+            names: the subjects that the file may be about; None for any.
+            cases: the ids of cases that it may be about, besides those of all levels.
 
         Raises:
             ValueError: the file cannot be read, is damaged, or has an entry that can match nothing.
@@ -105,7 +109,7 @@ class Settings:
         try:
             own = lists.read_list(os.fspath(path))
             here = [entry for entry in own if entry.applies(str(torch.__version__), self.device)]
-            lists.require_about(here, names, (*CHECKS, "errors"), partial(_ids, self.seed))
+            lists.require_about(here, names, (*CHECKS, "errors"), lambda: [*_ids(self.seed), *cases])
         except OSError as error:
             raise ValueError(f"expected findings: {os.fspath(path)}: {error.strerror}") from None
         except ValueError as error:
