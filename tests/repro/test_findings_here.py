@@ -8,7 +8,7 @@ import textwrap
 from dataclasses import replace
 
 import pytest
-from repro.playing import RIGHT, TORCH_HALF, play, refused
+from support.repro.playing import RIGHT, TORCH_HALF, play, refused
 
 from crossent import cli
 from crossent.cli import WRONG_USE, main

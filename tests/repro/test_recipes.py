@@ -6,7 +6,7 @@ import textwrap
 from functools import partial
 
 import pytest
-from repro.wrong_findings import KINDS
+from support.repro.wrong_findings import KINDS
 
 from crossent.cases.bad_inputs import BAD_INPUTS
 from crossent.checks import CHECKS

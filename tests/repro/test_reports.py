@@ -5,7 +5,7 @@ import copy
 import json
 
 import pytest
-from repro.playing import TORCH_HALF, play, refused, skeleton
+from support.repro.playing import TORCH_HALF, play, refused, skeleton
 from support.running import run_case
 
 import crossent

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from repro.playing import RIGHT, found, graphs_work, play, skeleton, with_subject
-from repro.wrong_findings import INDEX, KINDS, ROWS
-from repro.wrong_subjects import (
+from support.repro.playing import RIGHT, found, graphs_work, play, skeleton, with_subject
+from support.repro.wrong_findings import INDEX, KINDS, ROWS
+from support.repro.wrong_subjects import (
     A_LIST,
     CLAMPS,
     DOUBLE,

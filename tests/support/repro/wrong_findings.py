@@ -1,6 +1,6 @@
 """A wrong subject, a case and the finding, for each kind of finding."""
 
-from repro.wrong_subjects import (
+from support.repro.wrong_subjects import (
     A_LIST,
     ACCEPTS,
     ALIASED,
