@@ -1,1 +1,15 @@
-"""The report."""
+"""The report: everything that a run found, as text, as an HTML page and as JSON.
+
+This room owns the data of a report, its output formats, and the lists of known failures. Its modules import of this
+package only `crossent.cases`, `crossent.numerics.formats` and `crossent.words`; they do not run a subject.
+
+findings           Finding, Outcome and SubjectReport: the failed checks and all results of one subject
+report             Report: one run, with a part for each subject
+expected_findings  lists of known failures, with their reasons (torch_findings.toml)
+document           a report as JSON, schema 1; files that are written completely or not at all
+reader             a report from JSON, with strict checks
+text               a report as text for a terminal
+html               a report as an HTML page (report.html.jinja, report.css, report.js)
+regimes            the error for each kind of values, and the marks of its plot
+moves              the differences between two runs
+"""

@@ -1,4 +1,4 @@
-"""Documents: a report as JSON of schema 1, written whole and read strictly."""
+"""A report as a JSON document of schema 1, and files that are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SCHEMA = 1
 
 
 def subject_json(subject: SubjectReport) -> dict[str, Any]:
-    """One subject's part of the document."""
+    """Return the part of the document for one subject."""
     checks: dict[str, dict[str, Any]] = {}
     for (check, dtype), tally in subject.tallies.items():
         worst = None if tally.ratio is None else {"ratio": tally.ratio, "ulp": tally.ulp, "case": tally.case}
@@ -57,7 +57,7 @@ def subject_json(subject: SubjectReport) -> dict[str, Any]:
 
 
 def _measured_json(measured: Measured) -> dict[str, Any]:
-    """What was measured; whether it failed is said by its finding."""
+    """Return the numbers of a check. The findings say whether the check failed."""
     numbers = {"ulp": measured.ulp, "ratio": measured.ratio, "elements": measured.elements}
     gaps = {"vacuous": measured.vacuous, "not_judged": dict(measured.not_judged)}
     return numbers | {name: gap for name, gap in gaps.items() if gap}
@@ -81,7 +81,7 @@ def _finding_json(finding: Finding) -> dict[str, Any]:
 
 
 def jsonable(value: Any) -> Any:
-    """With a string for each number that JSON does not have."""
+    """Return a copy of the value in which NaN and infinities are strings."""
     if isinstance(value, dict):
         return {key: jsonable(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
@@ -92,17 +92,17 @@ def jsonable(value: Any) -> Any:
 
 
 def write_whole(path: str | os.PathLike[str], text: str) -> None:
-    """Put a text into a file in one step: whoever reads it sees the old one or all of the new one.
+    """Write a text to a file in one step: a reader sees the old content or the complete new content.
 
     Raises:
-        OSError: it cannot be written; what was there before is still there.
+        OSError: the file cannot be written. It still has its old content.
     """
-    content = text.encode("utf-8", "backslashreplace")  # half a surrogate pair, as JSON writes it
+    content = text.encode("utf-8", "backslashreplace")  # a lone surrogate becomes an escape, as in JSON
     if is_stream(path):
-        with open(path, "ab") as stream:  # /dev/stdout may be a file that holds something already
+        with open(path, "ab") as stream:  # append, because /dev/stdout may be a file with content
             stream.write(content)
         return
-    target = Path(path).resolve()  # a link stays one
+    target = Path(path).resolve()  # write to the target of a symbolic link, so that the link is kept
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:100]}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -111,7 +111,7 @@ def write_whole(path: str | os.PathLike[str], text: str) -> None:
             os.fsync(file.fileno())
         if target.exists():
             mode = target.stat().st_mode & 0o777
-        else:  # mkstemp's own is for nobody else to read
+        else:  # mkstemp makes a file that only its owner can read
             mask = os.umask(0)
             os.umask(mask)
             mode = 0o666 & ~mask
@@ -123,6 +123,6 @@ def write_whole(path: str | os.PathLike[str], text: str) -> None:
 
 
 def is_stream(path: str | os.PathLike[str]) -> bool:
-    """Whether it is a device, a pipe, or another name of an open file, as /dev/stdout is: no place in a folder."""
+    """Whether the path is a device, a pipe, or a name of an open file such as /dev/stdout: not a file in a folder."""
     exists = os.path.exists(path) and not os.path.isdir(path)
     return exists and (not os.path.isfile(path) or os.path.abspath(path).startswith(("/dev/", "/proc/")))

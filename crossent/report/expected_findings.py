@@ -1,8 +1,8 @@
-"""Expected findings: what is known to be wrong and why, so that a run shows it and does not fail for it.
+"""Lists of known failures, with their reasons. A run shows a known failure, but does not fail because of it.
 
-A list cleans itself: an entry whose checks ran on its cases without a finding is reported, unless it happens only
-sometimes. One that can describe no finding at all is an error in it. `torch_findings.toml`, which is shipped, says how
-a list is written; a user's may have the id of one finding in the place of subject, checks, kind and cases.
+A run reports an entry that no longer happens: its checks ran on its cases without a finding. Entries marked `sometimes`
+are excepted. An entry that cannot match any finding is an error. The built-in list, `torch_findings.toml`, documents
+the format. An entry of a user's list may have the id of one finding instead of subject, checks, kind and cases.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from crossent.words import one_line
 
 @dataclass(frozen=True)
 class ExpectedFinding:
-    """One entry of a list.
+    """One entry of a list: a known failure.
 
     Attributes:
-        subject, device: patterns, as in a shell.
-        checks, kind: of the finding; any kind where it is "", as with an id.
-        cases: patterns of the ids of its cases.
-        torch: the versions that have it, as in `>=2.1,<2.4`.
-        got: the numbers that come, as Python prints them.
-        sometimes: it may not happen in a run and be there still, as where the order of additions is left to chance.
-        reason, issue: what a reader is told.
+        subject, device: patterns for the names, as in a shell.
+        checks, kind: the checks and the kind of the findings. The kind "", which an entry with an id has, matches any.
+        cases: patterns for the ids of the cases.
+        torch: the versions of torch with this failure, for example `>=2.1,<2.4`.
+        got: the values of the worst element, as Python prints them; any value if empty.
+        sometimes: whether the failure may be absent from a run, for example because the order of additions is random.
+        reason, issue: the explanation for the reader of a report.
     """
 
     subject: str
@@ -50,29 +50,29 @@ class ExpectedFinding:
     sometimes: bool = False
 
     def covers(self, subject: str, case: str) -> bool:
-        """Whether it says something about a subject's case."""
+        """Whether the entry is about this subject and this case."""
         return fnmatchcase(subject, self.subject) and any(fnmatchcase(case, pattern) for pattern in self.cases)
 
     def ran(self, subject: SubjectReport) -> bool:
-        """Whether one of its checks ran on a subject's case that it says something about."""
+        """Whether one of the entry's checks ran on one of its cases, for this subject."""
         return any(
             self.covers(subject.name, case) and not outcome.checks.keys().isdisjoint(self.checks)
             for case, outcome in subject.outcomes.items()
         )
 
     def applies(self, torch: str, device: str) -> bool:
-        """Whether it says something about this torch on this device.
+        """Whether the entry is about this version of torch on this device.
 
-        A nightly or a build with a local label counts as the release that it is of: 2.14.0a0+git1 as 2.14.0.
+        A nightly build, or a build with a local label, counts as its release: 2.14.0a0+git1 counts as 2.14.0.
         """
         try:
             release = Version(torch).base_version
-        except InvalidVersion:  # somebody's own name for a build: no specifier says anything about it
+        except InvalidVersion:  # a custom name for a build, which no version specifier matches
             return not self.torch and fnmatchcase(device, self.device)
         return SpecifierSet(self.torch).contains(release) and fnmatchcase(device, self.device)
 
     def matches(self, finding: Finding) -> bool:
-        """Whether this is the finding that is expected."""
+        """Whether the finding is this known failure."""
         described = finding.check in self.checks and self.kind in ("", finding.kind)
         if self.got:
             described = described and finding.numbers is not None and str(finding.numbers.got) in self.got
@@ -83,17 +83,17 @@ class ExpectedFinding:
 
 
 def read_list(path: str | Path) -> list[ExpectedFinding]:
-    """The entries of a file.
+    """Return the entries of a file.
 
     Raises:
-        ValueError: the file is none, in one line that says where it is wrong.
-        OSError: it cannot be read.
+        ValueError: the file is not a list of known failures. The message is one line that says where the error is.
+        OSError: the file cannot be read.
     """
     return list(_parsed(Path(path).read_bytes(), str(path)))
 
 
 def torch_list() -> list[ExpectedFinding]:
-    """What is known of torch itself."""
+    """Return the known failures of torch itself."""
     name = "torch_findings.toml"
     return list(_parsed((files("crossent.report") / name).read_bytes(), name))
 
@@ -104,26 +104,31 @@ def require_about(
     checks: Collection[str],
     cases: Callable[[], list[str]],
 ) -> None:
-    """See that each entry can describe a finding: of these subjects, or of any, these checks, and cases of these ids.
+    """Check that each entry can match a finding of these subjects (or of any, if None), checks and cases.
 
     Raises:
-        ValueError: an entry that matches nothing, in one line.
+        ValueError: an entry cannot match a finding. The message is one line.
     """
     known: list[str] = []
     for entry in entries:
         if subjects is not None and not any(fnmatchcase(name, entry.subject) for name in subjects):
             raise ValueError(
-                f"finding {entry.reason!r}: no subject is {entry.subject!r}; here are {', '.join(subjects)}"
+                f"finding {entry.reason!r}: no subject matches {entry.subject!r}; this run has {', '.join(subjects)}"
             )
         if unknown := [check for check in entry.checks if check not in checks]:
             raise ValueError(f"finding {entry.reason!r}: no check is {unknown[0]!r}; allowed are {', '.join(checks)}")
         known = known or cases()
-        if unknown := [one for one in entry.cases if not any(fnmatchcase(case, one) for case in known)]:
-            raise ValueError(f"finding {entry.reason!r}: no case is {unknown[0]!r}; `crossent list cases` has them")
+        if unknown := [pattern for pattern in entry.cases if not any(fnmatchcase(case, pattern) for case in known)]:
+            raise ValueError(
+                f"finding {entry.reason!r}: no case matches {unknown[0]!r}; `crossent list cases` prints all cases"
+            )
 
 
 def mark(report: Report, entries: Iterable[ExpectedFinding], of: Collection[str] | None = None) -> None:
-    """Mark the findings of a report that are expected, and enter what no longer happens: of some subjects or of all."""
+    """Mark the known failures among the findings, and add the entries that no longer happen to the report.
+
+    `of` names the subjects to look at; None means all subjects.
+    """
     torch, device = report.environment["torch"], report.environment["device"]
     known = [entry for entry in entries if entry.applies(torch, device)]
     subjects = [subject for subject in report.subjects if of is None or subject.name in of]
@@ -151,7 +156,7 @@ def _parsed(content: bytes, name: str) -> Iterator[ExpectedFinding]:
     entries = document.pop("finding", [])
     if document or not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ValueError(
-            f"{name}: got {', '.join(map(repr, document)) or 'something else'}; allowed are [[finding]] tables"
+            f"{name}: got {', '.join(map(repr, document)) or 'another kind of value'}; allowed are [[finding]] tables"
         )
     for number, entry in enumerate(entries, 1):
         try:
@@ -188,9 +193,9 @@ def _entry(entry: dict[str, Any]) -> ExpectedFinding:
 
 
 def _of_id(entry: dict[str, Any]) -> dict[str, Any]:
-    """An entry with the id of a finding as one that describes it."""
+    """Turn an entry with the id of a finding into an entry with subject, checks and cases."""
     if other := [key for key in ("subject", "checks", "cases") if key in entry]:
-        raise ValueError(f"id says which finding it is; {other[0]} is for a pattern")
+        raise ValueError(f"got both id and {other[0]}; remove one of them")
     *_, subject, check, case = ["", "", *str(given := entry["id"]).rsplit(":", 2)]
     if not (isinstance(given, str) and subject and check and case):
         raise ValueError(f"id: got {given!r}; allowed is SUBJECT:CHECK:CASE")

@@ -1,4 +1,4 @@
-"""Findings, and the outcomes that they are among: everything that one subject's part of a report is made of."""
+"""The results of a run: findings, outcomes, and the report of one subject, which holds both."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from crossent.cases.axes import DTYPES
 from crossent.words import word
 
-# The checks that hold what a call gives to the exact answer.
+# The checks that compare the results of a call with the exact values.
 NUMBERS = ("loss", "gradient", "target_gradient")
 
 
@@ -18,17 +18,18 @@ class Finding:
     """A failed check, with its numbers.
 
     Attributes:
-        subject, check, case: whose result, which property of it, on which input.
-        kind: "wrong", "refused" where the subject raised, "accepted" where it should have, "changed_input", "aliased",
-            "changed_state", "not_repeated", "disturbed"; "crashed" and "hung" of what runs in a process of its own.
-        message: what is wrong, in one line or a few.
-        call: the arguments in words.
-        numbers: of the worst element; None where the finding is not about a number.
-        torch: what torch itself gives there, and how far that is off; "" where torch is the subject.
-        expected: why it is known and no surprise, or None.
-        of: the result that it is about, where a check looks at several: "gradient", "gradient turned along 2", …;
-            "" where that is none of them, as where the subject raised.
-        named: whether the subject is found by its name; else repeating it takes the report and the subject's import.
+        subject, check, case: the names of the subject, the check and the case.
+        kind: "wrong", "refused" (the subject raised), "accepted" (the subject must raise, but did not),
+            "changed_input", "aliased", "changed_state", "not_repeated", "disturbed"; for an isolated process also
+            "crashed" and "hung".
+        message: what is wrong, in one or a few lines.
+        call: a description of the arguments.
+        numbers: the worst element; None if the finding is not about a number.
+        torch: torch's own result for the same element, and its error; "" if torch is the subject.
+        expected: the reason of a known failure, or None.
+        of: the result that the finding is about, if a check compares several: "gradient", "gradient turned along 2",
+            …; "" if the finding is about no single result, for example because the subject raised.
+        named: whether the command can load the subject by its name. If not, repeating the finding needs the report.
     """
 
     subject: str
@@ -45,12 +46,12 @@ class Finding:
 
     @property
     def id(self) -> str:
-        """Enough for `crossent repro` to repeat it."""
+        """The id of the finding, which `crossent repro` takes."""
         return f"{self.subject}:{self.check}:{self.case}"
 
     @property
     def command(self) -> str:
-        """What repeats it, to be pasted into a shell."""
+        """The shell command that repeats the finding."""
         file = "" if self.named else " REPORT.json"
         return f"crossent repro {word(self.id)}{file}"
 
@@ -67,9 +68,9 @@ class Finding:
 
 @dataclass(frozen=True)
 class Numbers:
-    """The worst element of a result: where, what came, what is right, and what was allowed.
+    """The worst element of a result: its index, its value, the exact value with its radius, and the error bound.
 
-    `exact` is what is right: the exact number or, where `versus` is "other", what another call of the subject gave.
+    If `versus` is "other", `exact` is the result of another call of the subject instead of the exact value.
     """
 
     index: tuple[int, ...]
@@ -85,13 +86,15 @@ class Numbers:
 
 @dataclass(frozen=True)
 class Measured:
-    """One check on one case.
+    """The result of one check on one case.
 
     Attributes:
-        ulp, ratio: of the worst element; None where the check is not about numbers.
-        vacuous: whether zeros or a constant would pass too.
-        not_judged: elements whose bound is infinite, by reason.
-        elements: how many there are.
+        failed: whether the check failed.
+        ulp, ratio: the error of the worst element, in ulp and as a share of its bound; None for a check without
+            numbers.
+        vacuous: whether zeros or a constant would pass too. Such a result is no evidence.
+        not_judged: the numbers of elements without a finite bound, by reason.
+        elements: the number of elements.
     """
 
     failed: bool = False
@@ -104,13 +107,13 @@ class Measured:
 
 @dataclass(frozen=True)
 class ResultSummary:
-    """One result of a call, as far as another run can be compared with it.
+    """One result of a call: what a report keeps of it, for comparison with another run.
 
     Attributes:
-        digest: a checksum of its bits, whatever NaN is made of.
-        dtype, shape: its own.
-        value: its number, where there is one alone.
-        special: how many of its numbers are "nan", "inf" and "-inf"; what there is none of is left out.
+        digest: a checksum of the bits. All NaN count as equal.
+        dtype, shape: the dtype and shape of the result.
+        value: the number, if the result has exactly one element.
+        special: the counts of "nan", "inf" and "-inf" that are not 0.
     """
 
     digest: str
@@ -122,16 +125,16 @@ class ResultSummary:
 
 @dataclass
 class Outcome:
-    """One case on one subject.
+    """The results of one subject on one case.
 
     Attributes:
-        dtype: of the logits.
-        inputs, digest: checksums of the inputs' and of the results' bits; the latter is "" where nothing came.
-        grade: what it reached; "" where that was not asked.
-        checks: what was measured.
-        not_run: why a check that says something about the case did not run.
-        results: of the first call, by "loss", "gradient" and "target_gradient"; empty where nothing came.
-        raised: the error with which a bad call was refused; "" of any other call.
+        dtype: the dtype of the logits.
+        inputs, digest: checksums of the bits of the inputs and of the results; `digest` is "" if there is no result.
+        grade: the grade that the subject reached; "" if no grade was computed.
+        checks: the result of each check that ran.
+        not_run: the checks that were skipped, each with the reason.
+        results: the results of the first call, by "loss", "gradient" and "target_gradient"; empty if there are none.
+        raised: the error that refused a bad call; "" for any other call.
     """
 
     dtype: str
@@ -146,7 +149,7 @@ class Outcome:
 
 @dataclass
 class Tally:
-    """One check on one dtype: what ran, and where it came nearest to its bound."""
+    """The results of one check in one dtype: the counts, and the case with the largest share of its bound."""
 
     ran: int = 0
     failed: int = 0
@@ -159,7 +162,7 @@ class Tally:
     case: str = ""
 
     def add(self, case: str, measured: Measured, known: bool) -> None:
-        """Enter one case; where it is known to fail, not as the worst."""
+        """Add the result of one case. A known failure is counted, but never is the worst case."""
         self.ran += 1
         self.failed += measured.failed and not known
         self.expected += measured.failed and known
@@ -174,7 +177,7 @@ class Tally:
 
 
 def together(tallies: Iterable[Tally]) -> Tally:
-    """The counts of several in one; which was the worst is not told."""
+    """Return a tally with the sums of all counts, without a worst case."""
     whole = Tally()
     for tally in tallies:
         whole.ran += tally.ran
@@ -188,7 +191,7 @@ def together(tallies: Iterable[Tally]) -> Tally:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The judge's word on one subject and one case: an outcome with its findings, or why the case does not apply."""
+    """The verdict on one subject and one case: an outcome with its findings, or why the case is not applicable."""
 
     case: str
     outcome: Outcome | None = None
@@ -198,9 +201,9 @@ class Verdict:
 
 @dataclass
 class SubjectReport:
-    """One subject's part: what came of each case, what was found, and why the rest did not run.
+    """The report of one subject: the outcome of each case, the findings, and the reasons why other cases did not run.
 
-    `order` is that of the checks in its tables.
+    `order` is the order of the checks in tables.
     """
 
     name: str
@@ -210,7 +213,7 @@ class SubjectReport:
     order: Sequence[str] = ()
 
     def enter(self, verdict: Verdict) -> None:
-        """Add a verdict."""
+        """Add the verdict on one case."""
         if verdict.outcome is None:
             self.not_applicable[verdict.not_applicable] += 1
             return
@@ -219,7 +222,7 @@ class SubjectReport:
 
     @property
     def tallies(self) -> dict[tuple[str, str], Tally]:
-        """For each check and dtype, check by check."""
+        """The tally of each check and dtype, in the order of the checks."""
         known = {(finding.check, finding.case) for finding in self.findings if finding.expected is not None}
         tallies: dict[tuple[str, str], Tally] = {}
         for case, outcome in self.outcomes.items():
@@ -233,7 +236,7 @@ class SubjectReport:
 
     @property
     def not_run(self) -> dict[str, Counter[str]]:
-        """For each check how often it did not run, by reason."""
+        """For each check, the number of cases on which it was skipped, by reason."""
         reasons: dict[str, Counter[str]] = {}
         for outcome in self.outcomes.values():
             for check, reason in outcome.not_run.items():
@@ -241,11 +244,20 @@ class SubjectReport:
         return reasons
 
     @property
-    def sorts(self) -> list[list[Finding]]:
-        """The findings that nobody expected, those together that are of one sort: a reader wants one of each.
+    def skipped(self) -> dict[str, dict[str, int]]:
+        """For each reason, the number of cases on which each check was skipped, the largest number first."""
+        checks: dict[str, dict[str, int]] = {}
+        for check, reasons in self.not_run.items():
+            for reason, count in reasons.items():
+                checks.setdefault(reason, {})[check] = count
+        return {reason: dict(Counter(counts).most_common()) for reason, counts in checks.items()}
 
-        What is wrong comes before what is refused, which may only be undeclared; one of each check and kind before a
-        second of any; then in the order of the checks.
+    @property
+    def sorts(self) -> list[list[Finding]]:
+        """The findings that are not known failures, in groups of similar findings: reports show one of each group.
+
+        Wrong results come before refused calls, which may only lack a declaration. The first group of each check and
+        kind comes before a second group of any. Otherwise groups are in the order of the checks.
         """
         sorts: dict[tuple[str, str, str], list[Finding]] = {}
         for finding in self.findings:
@@ -263,7 +275,7 @@ class SubjectReport:
 
     @property
     def known(self) -> dict[str, list[Finding]]:
-        """The expected findings, by their reason."""
+        """The known failures, by their reason."""
         known: dict[str, list[Finding]] = {}
         for finding in self.findings:
             if finding.expected is not None:
@@ -272,7 +284,7 @@ class SubjectReport:
 
     @property
     def grades(self) -> dict[str, str]:
-        """For each dtype the lowest that a case reached, known findings aside: A comes before B and F."""
+        """For each dtype, the lowest grade of a case, where A is above B and B above F. Known failures do not count."""
         known = {finding.case for finding in self.findings if finding.expected is not None}
         grades: dict[str, str] = {}
         for case, outcome in self.outcomes.items():
@@ -282,7 +294,7 @@ class SubjectReport:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many cases ran, failed, failed as expected, and did not apply."""
+        """The numbers of cases that ran, that failed, that are known failures, and that are not applicable."""
         failed = {finding.case for finding in self.findings if finding.expected is None}
         known = {finding.case for finding in self.findings if finding.expected is not None}
         return {
@@ -294,9 +306,10 @@ class SubjectReport:
 
     @property
     def without_evidence(self) -> list[str]:
-        """The dtypes in which every case would let a constant pass, for the loss and for each gradient.
+        """The results, such as "loss in float16", for which zeros or a constant would pass on every case.
 
-        Not where most cases of a dtype are refused, as is known: float16 by torch 2.0 on a CPU, but for empty ones.
+        A dtype does not count if most of its cases are refused and known failures. For example, torch 2.0 refuses
+        float16 on a CPU, except for an empty batch.
         """
         tallies = self.tallies
         refused = {dtype: tally.expected for (check, dtype), tally in tallies.items() if check == "call"}

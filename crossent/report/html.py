@@ -1,8 +1,8 @@
-"""A page: a report as one HTML file that asks nothing of a network.
+"""A report as one HTML page that needs no network.
 
-What the page shows is worked out here; how it looks is in `report.html.jinja`, `report.css` and `report.js`. All that a
-subject may have said, its name and its exceptions, is escaped by the template engine, its control characters are
-written out; and by the page's own policy a browser runs and loads nothing but what is in this package.
+This module computes the content of the page. Its look is in `report.html.jinja`, `report.css` and `report.js`. The
+template engine escapes all texts from outside, such as the name and the exceptions of a subject, and their control
+characters are written out. The content security policy of the page allows only the style and script of this package.
 """
 
 from __future__ import annotations
@@ -28,20 +28,23 @@ if TYPE_CHECKING:
     from crossent.report.report import Report
 
 
-# What is shown of each subject; a page is to be read, the rest is in the JSON.
-MOST_SORTS = 12
-MOST_OF_A_SORT = 12
-OPEN = 3  # of its sorts; the others are a line each, to be unfolded
+# The page shows a part of many findings. The JSON report has all of them.
+MOST_SORTS = 12  # groups of similar findings per subject
+MOST_OF_A_SORT = 12  # further findings of a group
+OPEN = 3  # groups per subject that are unfolded at first
 _LONGEST_TEXT = 1000
 LONGEST_NAME = 80
 LONGEST_COMMAND = 4000
-STEPS = 5  # of the heat map's colours, from 0 to the bound
-HEADLINES = {"held": "Held", "failed": "Failed", "unproven": "Not proven", "nothing": "Nothing ran"}
+STEPS = 5  # colours of the heat map, from 0 to the bound
+HEADLINES = {"passed": "Passed", "failed": "Failed", "unproven": "Not proven", "nothing": "Nothing ran"}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One check in one dtype: `kind` is its colour; `says` is its first line, `below` are the small ones."""
+    """A cell of the heat map: one check in one dtype.
+
+    `kind` is the colour, `says` the first line, and `below` the lines below it.
+    """
 
     kind: str
     says: str = ""
@@ -51,7 +54,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Sort:
-    """Findings of one sort: the first in full, some more by their case, and how many there are."""
+    """A group of similar findings: the first is shown in full, some more by their command, the rest as a count."""
 
     first: Finding
     more: Sequence[Finding]
@@ -59,13 +62,13 @@ class Sort:
 
     @property
     def rest(self) -> int:
-        """How many are not shown."""
+        """The number of findings that are not shown."""
         return self.count - 1 - len(self.more)
 
 
 @dataclass(frozen=True)
 class Figure:
-    """What the verdict covers or, more often, does not: a number, what it counts, and why."""
+    """A number about the coverage or the gaps of a run: the count, the things that it counts, and an explanation."""
 
     count: str
     what: str
@@ -75,7 +78,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class SubjectPart:
-    """One subject's part of the page."""
+    """The part of the page for one subject."""
 
     subject: SubjectReport
     verdict: str
@@ -88,27 +91,27 @@ class SubjectPart:
 
     @property
     def failed(self) -> int:
-        """How many findings nobody expected."""
+        """The number of findings that are not known failures."""
         return sum(finding.expected is None for finding in self.subject.findings)
 
 
 def page(report: Report) -> str:
-    """The report as a whole HTML document; the same for the same report."""
+    """Return the report as an HTML document. The same report gives the same document."""
     folder = files("crossent.report")
     style, script, template = (
         (folder / name).read_text(encoding="utf-8") for name in ("report.css", "report.js", "report.html.jinja")
     )
     parts = [_part(subject) for subject in report.subjects]
-    said = verdict(report)
+    result = verdict(report)
     return (
         engine()
         .from_string(template)
         .render(
             report=report,
             parts=parts,
-            verdict=said,
-            headline=HEADLINES[said],
-            summary=report.summary if report.ran else "No case was judged: this says nothing about any subject.",
+            verdict=result,
+            headline=HEADLINES[result],
+            summary=report.summary if report.ran else "No case ran, so the report says nothing about any subject.",
             covered=list(covered(report)) if report.ran else [],
             gaps=list(gaps(report)),
             scale=scale(strip for part in parts for strip in part.strips),
@@ -123,105 +126,102 @@ def page(report: Report) -> str:
 
 
 def verdict(report: Report) -> str:
-    """A key of `HEADLINES`."""
+    """Return the verdict on a run, a key of `HEADLINES`."""
     if not report.ran:
         return "nothing"
-    return "held" if report.ok else "failed" if report.findings else "unproven"
+    return "passed" if report.ok else "failed" if report.findings else "unproven"
 
 
 def covered(report: Report) -> Iterator[Figure]:
-    """What the verdict is about."""
+    """Yield the coverage of the verdict."""
     names, compared = ", ".join(_name(subject.name) for subject in report.subjects), report.compared
     yield Figure(*_counted(report.ran, "call", "checked"), f"of {names}")
     yield Figure(*_counted(report.cases, "case"), f"level {report.level}, seed {report.seed}")
     if report.triples:
-        yield Figure(f"{report.triples:,}", "sets of three choices", "that stand together in a case")
+        yield Figure(f"{report.triples:,}", "combinations of three choices", "that occur in a case")
     if compared.ran:
         yield Figure(f"{compared.ran - compared.vacuous:,}", "comparisons that are evidence", f"of {compared.ran:,}")
         judged = compared.elements - compared.not_judged.total()
-        yield Figure(f"{judged:,}", "numbers judged", "of losses, of gradients, and of other results")
+        yield Figure(f"{judged:,}", "numbers judged", "of losses, gradients and other results")
 
 
 def gaps(report: Report) -> Iterator[Figure]:
-    """What the verdict does not cover, the gravest first."""
+    """Yield the gaps of the verdict, the most serious gap first."""
     for subject in report.subjects:
         if not subject.outcomes:
-            yield Figure("0", f"cases ran on {_name(subject.name)}", "nothing is said about it", loud=True)
-        for nothing in subject.without_evidence:
-            why = "every comparison would let zeros or a constant pass"
-            yield Figure("No", f"evidence for the {nothing} of {_name(subject.name)}", why, loud=True)
+            yield Figure("0", f"cases ran on {_name(subject.name)}", "the report says nothing about it", loud=True)
+        for result in subject.without_evidence:
+            why = "zeros or a constant would pass every comparison"
+            yield Figure("No", f"evidence for the {result} of {_name(subject.name)}", why, loud=True)
     if report.level == "quick":
-        yield Figure("Quick", "run, in which every two choices meet", "--level normal asks every three", loud=True)
+        why = "--level normal combines every three choices"
+        yield Figure("Quick", "run, whose cases combine every two choices", why, loud=True)
     if report.left_out:
-        yield Figure(*_counted(len(report.left_out), "check", "not asked"), f"at level {report.level}")
-    if not_run := sum(len(outcome.not_run) for subject in report.subjects for outcome in subject.outcomes.values()):
-        yield Figure(*_counted(not_run, "check", "of a case not run"), "for reasons that are listed below")
-    if skipped := sum(subject.counts["not_applicable"] for subject in report.subjects):
-        yield Figure(*_counted(skipped, "case", "not applicable"), "to a subject, which takes no such arguments")
+        yield Figure(*_counted(len(report.left_out), "check", "not run"), f"at level {report.level}")
+    if skipped := sum(len(outcome.not_run) for subject in report.subjects for outcome in subject.outcomes.values()):
+        yield Figure(*_counted(skipped, "skipped check"), "counted for each case, with the reasons below")
+    if not_applicable := sum(subject.counts["not_applicable"] for subject in report.subjects):
+        yield Figure(*_counted(not_applicable, "case", "not applicable"), "the subject lacks a feature that they need")
     compared = report.compared
     if compared.vacuous:
-        what = f"of {compared.ran:,} comparisons no evidence"
+        what = f"of {compared.ran:,} comparisons without evidence"
         yield Figure(f"{compared.vacuous:,}", what, "zeros or a constant would pass too")
     if unjudged := compared.not_judged.total():
-        yield Figure(f"{unjudged:,}", f"of {compared.elements:,} numbers not judged", "nothing bounds them")
+        yield Figure(f"{unjudged:,}", f"of {compared.elements:,} numbers not judged", "they have no error bound")
     if known := sum(subject.counts["expected"] for subject in report.subjects):
-        yield Figure(*_counted(known, "case", "known to fail"), "not counted among the findings")
+        yield Figure(*_counted(known, "case", "with known failures"), "not counted among the findings")
 
 
 def _part(subject: SubjectReport) -> SubjectPart:
     tallies = subject.tallies
     missing = Counter((check, outcome.dtype) for outcome in subject.outcomes.values() for check in outcome.not_run)
-    met = {dtype for _, dtype in (*tallies, *missing)}
-    dtypes = [dtype for dtype in DTYPES if dtype in met]
-    asked = dict.fromkeys(check for check, _ in (*tallies, *missing))
-    checks = dict.fromkeys((*(check for check in subject.order if check in asked), *asked))
+    used = {dtype for _, dtype in (*tallies, *missing)}
+    dtypes = [dtype for dtype in DTYPES if dtype in used]
+    planned = dict.fromkeys(check for check, _ in (*tallies, *missing))
+    checks = dict.fromkeys((*(check for check in subject.order if check in planned), *planned))
     rows = {check: [_cell(tallies.get((check, dtype)), missing[check, dtype]) for dtype in dtypes] for check in checks}
     sorts = subject.sorts
     shown = [Sort(of[0], of[1 : 1 + MOST_OF_A_SORT], len(of)) for of in sorts[:MOST_SORTS]]
     hidden = Counter(f"{finding.check} {finding.kind}" for of in sorts[MOST_SORTS:] for finding in of)
     if not subject.outcomes:
-        said = "nothing"
+        result = "nothing"
     else:
-        said = "failed" if sorts else "unproven" if subject.without_evidence else "held"
+        result = "failed" if sorts else "unproven" if subject.without_evidence else "passed"
     return SubjectPart(
-        subject, said, dtypes, rows, strips(subject), shown, hidden, list(_gaps(subject, tallies.values()))
+        subject, result, dtypes, rows, strips(subject), shown, hidden, list(_gaps(subject, tallies.values()))
     )
 
 
 def _gaps(subject: SubjectReport, tallies: Iterable[Tally]) -> Iterator[Figure]:
-    """What of a subject did not run, or was not judged, and why."""
+    """Yield the cases and checks of a subject that did not run, and the numbers that were not judged, with reasons."""
     for reason, count in sorted(subject.not_applicable.items()):
         yield Figure(*_counted(count, "case", "not applicable"), reason)
-    not_run: dict[str, dict[str, int]] = {}
-    for check, reasons in subject.not_run.items():
-        for reason, count in reasons.items():
-            not_run.setdefault(reason, {})[check] = count
-    for reason, checks in not_run.items():
-        each = ", ".join(f"{check} {count:,}" for check, count in sorted(checks.items(), key=lambda one: -one[1]))
-        yield Figure(*_counted(sum(checks.values()), "check", f"of a case not run: {each}"), reason)
+    for reason, checks in subject.skipped.items():
+        each = ", ".join(f"{check} {count:,}" for check, count in checks.items())
+        yield Figure(*_counted(sum(checks.values()), "skipped check", f"({each})"), reason)
     compared = together(tally for tally in tallies if tally.ratio is not None)
     if compared.vacuous:
-        what = "that is no evidence" if compared.vacuous == 1 else "that are no evidence"
+        what = "without evidence"
         yield Figure(*_counted(compared.vacuous, "comparison", what), "zeros or a constant would pass too")
     for reason, count in sorted(compared.not_judged.items()):
         yield Figure(*_counted(count, "number", "not judged"), reason)
 
 
 def _cell(tally: Tally | None, missing: int) -> Cell:
-    """The worst share of a bound, and how many of the results that ran are evidence for it."""
+    """Return the cell of a check in a dtype: the largest share of a bound, and how many results are evidence."""
     if tally is None:
         return Cell("missing", "not run", [f"{missing:,}"]) if missing else Cell("absent")
     known = [f"{tally.expected:,} known"] if tally.expected else []
     title = "" if tally.ulp is None else f"worst: {short(tally.ulp)} ulp on {tally.case}"
-    held, evidence = tally.ran - tally.expected, tally.ran - tally.vacuous
+    passed, evidence = tally.ran - tally.expected, tally.ran - tally.vacuous
     if tally.failed:
         worst = "" if tally.ratio is None else f" {share(tally.ratio)}"
         kind, says, below = "failed", f"✗{worst}", f"{tally.failed:,} failed"
         known = [f"of {tally.ran:,}", *known]
-    elif not held:
+    elif not passed:
         kind, says, below, known = "known", "known", f"{tally.ran:,}", []
     elif tally.ratio is None:
-        kind, says, below = "held", "held", f"{held:,}"
+        kind, says, below = "passed", "passed", f"{passed:,}"
     elif not evidence:
         kind, says, below = "none", "no evidence", f"0/{tally.ran:,}"
     else:
@@ -231,7 +231,7 @@ def _cell(tally: Tally | None, missing: int) -> Cell:
 
 
 def engine() -> jinja2.Environment:
-    """What makes a page of a template: all that is not markup is escaped, and its control characters written out."""
+    """Return the template engine. It escapes every text that is not markup, and writes out its control characters."""
     engine = jinja2.Environment(
         autoescape=True, finalize=_shown, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -246,7 +246,7 @@ def engine() -> jinja2.Environment:
 
 
 def _shown(value: Any) -> Any:
-    """What the page says of a value: with its control characters written out, and not endless."""
+    """Return a text with its control characters written out, cut to a limited length. Other values are unchanged."""
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
     text = "\n".join(map(printable, value.split("\n")))
@@ -258,16 +258,16 @@ def _name(name: str) -> str:
 
 
 def _command(finding: Finding) -> Markup:
-    """What repeats a finding, escaped and whole; "" where it is too long to be copied by anybody."""
+    """Return the command that repeats a finding, escaped; "" if the command is too long to copy."""
     command = finding.command
     return Markup.escape(command) if len(command) <= LONGEST_COMMAND else Markup("")
 
 
 def _counted(count: int, noun: str, what: str = "") -> tuple[str, str]:
-    """A number and what it counts: `1`, `finding`; `2,243`, `findings`."""
+    """Return a number and its noun: `1`, `finding`; `2,243`, `findings`."""
     return f"{count:,}", f"{noun if count == 1 else noun + 's'} {what}".rstrip()
 
 
 def hash_of(content: str) -> str:
-    """By which the page's policy knows its own style and script, so that it allows no other."""
+    """Return the hash of a style or script for the content security policy, which allows no other style or script."""
     return f"sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}"

@@ -1,7 +1,7 @@
-"""Recorded: a run read back from its file, which may be damaged, or made by somebody who means no good.
+"""Read a report back from its JSON file, which may be damaged or hostile.
 
-Nothing in it is run, imported or looked up. What a report says twice must agree: from the cases and findings that were
-read the whole document is made anew, and has to be the one that was read.
+The reader does not run, import or look up anything that the file names. A report has some facts twice, and they must
+agree: from the cases and findings, the reader makes the document again and compares it with the file.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from crossent.report.report import Report
 from crossent.words import one_line
 
 T = TypeVar("T")
-# The keys of a case that name no check.
+# The keys of a case that are not names of checks.
 OF_A_CASE = ("outcome", "dtype", "inputs", "digest", "grade", "results", "raised", "held", "not_run")
 
 
 def read_report(path: str | os.PathLike[str]) -> Report:
-    """The run that :meth:`Report.write_json` wrote to a file.
+    """Return the report that :meth:`Report.write_json` wrote to a file.
 
     Raises:
-        ValueError: the file is no such report, or damaged, in one line.
-        OSError: it cannot be read.
+        ValueError: the file is not a report, or it is damaged. The message is one line.
+        OSError: the file cannot be read.
     """
     document = read_json(path)
     try:
         return report_of(document)
     except (LookupError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
-        said = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-        raise ValueError(f"{path}: damaged, or of another version of crossent: {one_line(said)}") from None
+        reason = f"the key {error} is missing" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"{path}: damaged, or from another version of crossent: {one_line(reason)}") from None
 
 
 def report_of(document: dict[str, Any]) -> Report:
-    """The run that a document tells.
+    """Return the report of a document.
 
     Raises:
-        LookupError, TypeError, ValueError, ArithmeticError: it lacks something, or says what no report does.
+        LookupError, TypeError, ValueError, ArithmeticError: a key is missing, or a value is impossible.
     """
     made = Report(
         _each(str, document["environment"], "environment"),
@@ -56,9 +56,9 @@ def report_of(document: dict[str, Any]) -> Report:
     )
     names = [part.name for part in made.subjects]
     if len(set(names)) < len(names):
-        raise ValueError(f"two subjects are called {max(names, key=names.count)!r}")
-    for where in _unlike(document, made.to_json()):
-        raise ValueError(f"what it says of {where} does not agree with its cases")
+        raise ValueError(f"two subjects have the name {max(names, key=names.count)!r}")
+    for place in _unlike(document, made.to_json()):
+        raise ValueError(f"the value of {place} contradicts the cases and findings")
     return made
 
 
@@ -70,63 +70,63 @@ def _subject(entry: Any) -> SubjectReport:
     for finding in findings:
         failed.setdefault(finding.case, set()).add(finding.check)
     if sum(map(len, failed.values())) < len(findings):
-        raise ValueError("there are two findings of one check on one case")
+        raise ValueError("a check has two findings on one case")
     cases = _a(dict, part["cases"], "cases")
     if unknown := failed.keys() - cases.keys():
-        raise ValueError(f"there is a finding on {min(unknown)!r}, which did not run")
+        raise ValueError(f"a finding is on the case {min(unknown)!r}, which did not run")
     outcomes = {case: _outcome(one, case, failed.get(case, set())) for case, one in cases.items()}
     not_applicable = Counter(_each(int, part["not_applicable"], "not_applicable"))
     return SubjectReport(name, outcomes, findings, not_applicable, tuple(_a(dict, part["checks"], "checks")))
 
 
 def _outcome(entry: Any, case: str, failed: set[str]) -> Outcome:
-    """One case's; these checks have failed on it."""
-    told = _a(dict, entry, case)
-    dtype = _a(str, told["dtype"], f"{case}: dtype")
+    """Return the outcome of a case. `failed` are the checks with findings on it."""
+    data = _a(dict, entry, case)
+    dtype = _a(str, data["dtype"], f"{case}: dtype")
     if dtype not in DTYPES:
         raise ValueError(f"{case}: dtype is {dtype!r}")
-    checks = {check: _measured(one, case, check in failed) for check, one in told.items() if check not in OF_A_CASE}
-    for check in _strings(told["held"], f"{case}: held"):
+    checks = {check: _measured(one, case, check in failed) for check, one in data.items() if check not in OF_A_CASE}
+    for check in _strings(data["held"], f"{case}: held"):
         if check in checks or check in failed:
-            raise ValueError(f"{case}: {check} is said to have held, and otherwise")
+            raise ValueError(f"{case}: {check} is listed as passed, and also has numbers or a finding")
         checks[check] = Measured()
     checks |= {check: Measured(failed=True) for check in failed - checks.keys()}
-    if str(told["grade"]) not in ("", "A", "B", "F"):
-        raise ValueError(f"{case}: grade is {told['grade']!r}")
+    if str(data["grade"]) not in ("", "A", "B", "F"):
+        raise ValueError(f"{case}: grade is {data['grade']!r}")
     return Outcome(
         dtype,
-        _checksum(told["inputs"], f"{case}: inputs"),
-        _checksum(told["digest"], f"{case}: digest", or_none=True),
-        told["grade"],
+        _checksum(data["inputs"], f"{case}: inputs"),
+        _checksum(data["digest"], f"{case}: digest", or_none=True),
+        data["grade"],
         checks,
-        _each(str, told["not_run"], f"{case}: not_run"),
-        {name: _shown(one, case) for name, one in _a(dict, told["results"], f"{case}: results").items()},
-        _a(str, told["raised"], f"{case}: raised"),
+        _each(str, data["not_run"], f"{case}: not_run"),
+        {name: _shown(one, case) for name, one in _a(dict, data["results"], f"{case}: results").items()},
+        _a(str, data["raised"], f"{case}: raised"),
     )
 
 
 def _measured(entry: Any, case: str, failed: bool) -> Measured:
-    told = _a(dict, entry, case)
-    elements, vacuous = _a(int, told["elements"], case), _a(bool, told.get("vacuous", False), case)
-    not_judged = _each(int, told.get("not_judged", {}), case)
-    ulp, ratio = _real(told["ulp"], case), _real(told["ratio"], case)
+    data = _a(dict, entry, case)
+    elements, vacuous = _a(int, data["elements"], case), _a(bool, data.get("vacuous", False), case)
+    not_judged = _each(int, data.get("not_judged", {}), case)
+    ulp, ratio = _real(data["ulp"], case), _real(data["ratio"], case)
     if elements < 0 or ulp < 0 or ratio < 0 or min(not_judged.values(), default=0) < 0:
         raise ValueError(f"{case}: a number is negative")
     return Measured(failed, ulp, ratio, vacuous, not_judged, elements)
 
 
 def _shown(entry: Any, case: str) -> ResultSummary:
-    told = _a(dict, entry, f"{case}: a result")
-    shape = tuple(_a(int, size, f"{case}: a size") for size in _list(told["shape"], f"{case}: shape"))
-    value = None if told["value"] is None else _real(told["value"], f"{case}: value")
-    special = _each(int, told["special"], f"{case}: special")
-    return ResultSummary(_checksum(told["digest"], case), _a(str, told["dtype"], case), shape, value, special)
+    data = _a(dict, entry, f"{case}: a result")
+    shape = tuple(_a(int, size, f"{case}: a size") for size in _list(data["shape"], f"{case}: shape"))
+    value = None if data["value"] is None else _real(data["value"], f"{case}: value")
+    special = _each(int, data["special"], f"{case}: special")
+    return ResultSummary(_checksum(data["digest"], case), _a(str, data["dtype"], case), shape, value, special)
 
 
 def _a(kind: type[T], value: Any, what: str) -> T:
-    """A value, if it is of this very kind: True is no number here."""
+    """Return the value if it has exactly this type. True does not count as an int."""
     if type(value) is not kind:
-        raise TypeError(f"{what} is {value!r}; wanted is {'an' if kind is int else 'a'} {kind.__name__}")
+        raise TypeError(f"{what} is {value!r}; it must be {'an' if kind is int else 'a'} {kind.__name__}")
     return value
 
 
@@ -136,78 +136,78 @@ def _list(value: Any, what: str) -> list[Any]:
 
 
 def _strings(value: Any, what: str) -> list[str]:
-    return [_a(str, one, what) for one in _list(value, what)]
+    return [_a(str, entry, what) for entry in _list(value, what)]
 
 
 def _each(kind: type[T], value: Any, what: str) -> dict[str, T]:
-    """An object whose values are all of one kind."""
-    return {key: _a(kind, one, f"{what}: {key}") for key, one in _a(dict, value, what).items()}
+    """Return an object if all its values have this type."""
+    return {key: _a(kind, entry, f"{what}: {key}") for key, entry in _a(dict, value, what).items()}
 
 
 def _real(value: Any, what: str) -> float:
     if type(value) not in (int, float) and value not in ("nan", "inf", "-inf"):
-        raise TypeError(f"{what} is {value!r}; wanted is a number")
+        raise TypeError(f"{what} is {value!r}; it must be a number")
     return float(value)
 
 
 def _checksum(value: Any, what: str, *, or_none: bool = False) -> str:
-    """Eight hexadecimal digits, as a file has them."""
+    """Return a checksum if it has eight hexadecimal digits, or is "" and `or_none` is true."""
     text = _a(str, value, what)
     if not (or_none and text == "") and not (len(text) == 8 and set(text) <= set("0123456789abcdef")):
-        raise ValueError(f"{what} is {text!r}; wanted are eight hexadecimal digits")
+        raise ValueError(f"{what} is {text!r}; it must be eight hexadecimal digits")
     return text
 
 
-def _unlike(told: Any, made: Any, where: str = "") -> Iterator[str]:
-    """The places at which two documents are not the same."""
-    if isinstance(told, dict) and isinstance(made, dict):
-        for key in {**told, **made}:
+def _unlike(data: Any, made: Any, where: str = "") -> Iterator[str]:
+    """Yield the places where two documents differ."""
+    if isinstance(data, dict) and isinstance(made, dict):
+        for key in {**data, **made}:
             place = f"{where}.{key}" if where else key
-            if (key in told) != (key in made):
+            if (key in data) != (key in made):
                 yield place
             else:
-                yield from _unlike(told[key], made[key], place)
-    elif isinstance(told, list) and isinstance(made, list) and len(told) == len(made):
-        for at, (one, other) in enumerate(zip(told, made, strict=True)):
+                yield from _unlike(data[key], made[key], place)
+    elif isinstance(data, list) and isinstance(made, list) and len(data) == len(made):
+        for at, (one, other) in enumerate(zip(data, made, strict=True)):
             yield from _unlike(one, other, f"{where}[{at}]")
-    # 1 and 1.0 are one number, as other programs write them; True is none.
-    elif told != made or isinstance(told, bool) != isinstance(made, bool):
-        yield f"{where}, {json.dumps(told)[:80]},"
+    # 1 and 1.0 are equal, since other programs may write either; True is not equal to 1.
+    elif data != made or isinstance(data, bool) != isinstance(made, bool):
+        yield f"{where}, {json.dumps(data)[:80]},"
 
 
-LARGEST = 2**29  # bytes of a report that is read; a thorough one of five subjects has a tenth of it
+LARGEST = 2**29  # bytes of a report; a thorough report of five subjects has a tenth of this size
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The document of a report that :meth:`Report.write_json` wrote, as far as its outline goes.
+    """Return the document of a report file. Only the schema and the environment are checked.
 
     Raises:
-        ValueError: the file is no such report, in one line.
-        OSError: it cannot be read.
+        ValueError: the file is not a report. The message is one line.
+        OSError: the file cannot be read.
     """
     try:
         with open(path, "rb") as file:
-            content = file.read(LARGEST + 1)  # a device may have no end
+            content = file.read(LARGEST + 1)  # limited, because a device may be endless
         if len(content) > LARGEST:
-            raise ValueError(f"it has more than {LARGEST:,} bytes")
+            raise ValueError(f"the file has more than {LARGEST:,} bytes")
         document = json.loads(content.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8
-        raise ValueError(f"{path}: no report: {one_line(str(error))}") from None
+        raise ValueError(f"{path}: not a report: {one_line(str(error))}") from None
     found = document.get("schema") if isinstance(document, dict) else None
     if not isinstance(document, dict) or isinstance(found, bool) or found != SCHEMA:
         raise ValueError(f"{path}: got schema {one_line(repr(found))}; allowed is a report of schema {SCHEMA}")
     environment = document.get("environment")
     if not isinstance(environment, dict) or not isinstance(environment.get("device"), str):
-        raise ValueError(f"{path}: damaged: its environment names no device")
+        raise ValueError(f"{path}: damaged: the environment has no device")
     return document
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of which no key stands twice: of two values, one would be read and the other shown."""
+    """Return an object if no key occurs twice: programs differ in which of two values they read."""
     made = dict(pairs)
     if len(made) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {max(keys, key=keys.count)!r} stands twice in one object")
+        raise ValueError(f"the key {max(keys, key=keys.count)!r} occurs twice in one object")
     return made
 
 
@@ -216,10 +216,10 @@ def _no_number(token: str) -> float:
 
 
 def find(document: dict[str, Any], id: str) -> tuple[Finding, str | None]:
-    """A finding of a report by its id, and the digest of its inputs.
+    """Return the finding of a report that has this id, and the digest of its inputs.
 
     Raises:
-        ValueError: the report has no such finding, or not what one is made of.
+        ValueError: the report has no finding with this id, or it is damaged.
     """
     try:
         for subject in document["subjects"]:
@@ -227,7 +227,7 @@ def find(document: dict[str, Any], id: str) -> tuple[Finding, str | None]:
                 if entry["id"] == id:
                     finding = finding_of(_string(subject, "name"), entry)
                     if finding.id != id:
-                        raise ValueError(f"it is {finding.id}")
+                        raise ValueError(f"the finding with the id {id} is {finding.id}")
                     return finding, _string(subject["cases"][finding.case], "inputs")
         ids = [_string(entry, "id") for subject in document["subjects"] for entry in subject["findings"]]
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
@@ -237,10 +237,10 @@ def find(document: dict[str, Any], id: str) -> tuple[Finding, str | None]:
 
 
 def finding_of(subject: str, entry: dict[str, Any]) -> Finding:
-    """The finding of a subject that an entry of the document tells.
+    """Return the finding of a subject from an entry of the document.
 
     Raises:
-        LookupError, TypeError, ValueError, ArithmeticError: it is none.
+        LookupError, TypeError, ValueError, ArithmeticError: the entry is not a finding.
     """
     numbers = None
     if entry["index"] is not None:

@@ -1,7 +1,7 @@
-"""Regimes: how near to its bound a subject came on each kind of values, and where a plot of it has its marks.
+"""The error for each regime, as a share of its bound, and the marks of its plot.
 
-A regime is what the logits of a case look like, the word on its axis `values`: a bound that holds on normal logits says
-nothing about rows with an offset of 1e8.
+The regime of a case is its kind of logits, the word on the axis `values`. A small error on normal logits says nothing
+about rows with an offset of 1e8.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ PLOTTED = ("loss", "gradient")
 
 @dataclass(frozen=True)
 class Mark:
-    """The worst of the results of a regime and a dtype.
+    """The worst result of a regime in a dtype.
 
     Attributes:
-        kind: "held", "failed", "known" of a failure that is expected, or "none" where no result is evidence.
-        ratio, ulp, case: the worst one's; 0 and "" where there is no evidence.
-        median: of all their ratios.
-        count: how many results there are.
+        kind: "passed", "failed", "known" for a known failure, or "none" if no result is evidence.
+        ratio, ulp, case: the share of the bound, the error and the case of the worst result; 0 and "" without evidence.
+        median: the median share of the bound over all results.
+        count: the number of results.
     """
 
     dtype: str
@@ -42,28 +42,28 @@ class Mark:
 
 @dataclass(frozen=True)
 class Strip:
-    """One check of a subject: for each regime that it met, the marks, dtype by dtype."""
+    """The plot of one check of a subject: for each regime, the marks in the order of the dtypes."""
 
     check: str
     regimes: dict[str, list[Mark]]
 
     @property
     def worst(self) -> tuple[str, Mark] | None:
-        """The regime and the mark of the worst result that nobody expected; None where none is evidence."""
+        """The regime and the mark of the worst result, known failures aside; None if no result is evidence."""
         marks = [(regime, mark) for regime, of in self.regimes.items() for mark in of if mark.case]
-        unknown = [one for one in marks if one[1].kind != "known"]
-        return max(unknown, key=lambda one: one[1].ratio, default=None)
+        candidates = [(regime, mark) for regime, mark in marks if mark.kind != "known"]
+        return max(candidates, key=lambda candidate: candidate[1].ratio, default=None)
 
 
 @dataclass(frozen=True)
 class Scale:
-    """From a ratio to a place on a logarithmic axis, in percent of its length; what is beyond an end stands on it."""
+    """A logarithmic axis: from a share of the bound to a position, in percent of its length, clipped at the ends."""
 
     low: float
     high: float
 
     def at(self, ratio: float) -> float:
-        """The place of a ratio; most of the axis is inside the bound, where right results are told apart."""
+        """Return the position of a share of the bound. Most of the axis is below 100%, where right results are."""
         bound = 72.0 if self.high > 10 else 88.0
         if ratio <= 1:
             return round(3 + (bound - 3) * (1 - math.log(max(ratio, self.low)) / math.log(self.low)), 2)
@@ -71,19 +71,22 @@ class Scale:
 
     @property
     def ticks(self) -> list[tuple[float, str]]:
-        """The powers of ten on it, and what is written there."""
+        """The positions of the ticks, and their labels."""
         names = {0.01: "≤1%", 0.1: "10%", 1.0: "100%", 100.0: "≥100×"}
         return [(self.at(ratio), name) for ratio, name in names.items() if ratio <= self.high]
 
 
 def scale(strips: Iterable[Strip]) -> Scale:
-    """One for all of them, so that they can be compared; it goes beyond the bound as far as there is something."""
+    """Return one scale for all plots, so that they can be compared.
+
+    The scale ends at 100 times the bound if a result exceeds its bound, and at twice the bound otherwise.
+    """
     worst = max((mark.ratio for strip in strips for marks in strip.regimes.values() for mark in marks), default=0.0)
     return Scale(0.01, 100.0 if worst > 1 else 2.0)
 
 
 def strips(subject: SubjectReport) -> list[Strip]:
-    """The regimes of a subject's loss and gradient."""
+    """Return the plots of the subject's loss and gradient."""
     known = {(finding.check, finding.case) for finding in subject.findings if finding.expected is not None}
     found: dict[tuple[str, str, str], list[tuple[str, Measured]]] = {}
     for case, outcome in subject.outcomes.items():
@@ -105,7 +108,7 @@ def strips(subject: SubjectReport) -> list[Strip]:
 
 @cache
 def regime_of(case: str) -> str | None:
-    """The regime of the case with this id; None where it is no case's, as a bad input's."""
+    """Return the regime of the case with this id, or None for a bad input."""
     try:
         return Case.of(case).values
     except ValueError:
@@ -115,19 +118,19 @@ def regime_of(case: str) -> str | None:
 def _marks(
     check: str, dtype: str, results: Sequence[tuple[str, Measured]], known: set[tuple[str, str]]
 ) -> Iterable[Mark]:
-    """One of what nobody expected, and one of what is known to fail."""
+    """Yield a mark for the known failures, if there are any, and a mark for the other results."""
     expected = [(case, of) for case, of in results if of.failed and (check, case) in known]
     if expected:
         yield _worst(dtype, "known", expected)
-    others = [one for one in results if one not in expected]
+    others = [result for result in results if result not in expected]
     evidence = [(case, of) for case, of in others if of.failed or not of.vacuous]
     if evidence:
-        yield _worst(dtype, "failed" if any(of.failed for _, of in evidence) else "held", evidence)
+        yield _worst(dtype, "failed" if any(of.failed for _, of in evidence) else "passed", evidence)
     elif others:
         yield Mark(dtype, "none", len(others))
 
 
 def _worst(dtype: str, kind: str, results: Sequence[tuple[str, Measured]]) -> Mark:
     ratios = [of.ratio or 0.0 for _, of in results]
-    case, worst = max(results, key=lambda one: one[1].ratio or 0.0)
+    case, worst = max(results, key=lambda result: result[1].ratio or 0.0)
     return Mark(dtype, kind, len(results), max(ratios), worst.ulp or 0.0, case, statistics.median(ratios))

@@ -1,5 +1,5 @@
 "use strict";
-// Without scripts the page lacks these buttons and nothing else: a command is selected whole by a click.
+// Without scripts, only these buttons are missing: a click on a command selects all of it.
 for (const line of document.querySelectorAll(".command")) {
   const code = line.querySelector("code");
   const button = document.createElement("button");

@@ -1,4 +1,4 @@
-"""Reports: everything that one run found, and everything that it did not run."""
+"""Report: one run, with everything that it found and everything that it did not run."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ from crossent.report.text import plain_text, rendered
 
 @dataclass
 class Report:
-    """One run: its environment and a part for each subject.
+    """One run: its environment, and a part for each subject.
 
-    `str(report)` is the readable table; `report.ok` is True where something ran and nothing unexpected was found.
+    `str(report)` is the report as text. `report.ok` is True if a case ran and there are no findings except known
+    failures.
 
     Attributes:
-        environment: what a reader must know to repeat the run.
-        level, seed: of the cases.
-        mended: expected findings whose cases ran and did not fail: each a line for the list that can go.
-        triples: how many different sets of three choices stand together in the cases.
-        left_out: the checks that the level does not ask.
-        planned: how many cases there would have been, of a run that was interrupted.
+        environment: the versions and the device, which a reader needs to repeat the run.
+        level, seed: the level and the seed of the cases.
+        mended: known failures that no longer happen, though their cases ran. Their entries in the list can be removed.
+        triples: the number of different combinations of three choices that occur in the cases.
+        left_out: the checks that the level does not run.
+        planned: the number of planned cases, if the run was interrupted; otherwise None.
     """
 
     environment: dict[str, str]
@@ -43,36 +44,36 @@ class Report:
 
     @property
     def ran(self) -> int:
-        """How many calls were judged: cases, times the subjects that they apply to."""
+        """The number of checked calls: each case counts once for each subject to which it is applicable."""
         return sum(len(subject.outcomes) for subject in self.subjects)
 
     @property
     def cases(self) -> int:
-        """How many cases ran on a subject or more."""
+        """The number of cases that ran on at least one subject."""
         return len({case for subject in self.subjects for case in subject.outcomes})
 
     @property
     def elements(self) -> int:
-        """How many numbers were judged: of losses and gradients, of every subject."""
+        """The number of elements of results that were compared and have an error bound, over all subjects."""
         tallies = (tally for subject in self.subjects for tally in subject.tallies.values())
         return sum(tally.elements - tally.not_judged.total() for tally in tallies)
 
     @property
     def compared(self) -> Tally:
-        """All comparisons in one: of the checks that measure numbers, on every case, of every subject."""
+        """The sum of the tallies of all checks that compare numbers, over all subjects."""
         tallies = (tally for subject in self.subjects for tally in subject.tallies.values())
         return together(tally for tally in tallies if tally.ratio is not None)
 
     @property
     def findings(self) -> list[Finding]:
-        """Those of every subject that nobody expected."""
+        """The findings of all subjects, without known failures."""
         return [finding for subject in self.subjects for finding in subject.findings if finding.expected is None]
 
     @property
     def ok(self) -> bool:
-        """Whether all of something ran, nothing unexpected was found, and none of it was without evidence."""
-        evident = self.ran > 0 and self.planned is None
-        return evident and not self.findings and not any(subject.without_evidence for subject in self.subjects)
+        """Whether cases ran to the end, without findings except known failures, and with evidence for every result."""
+        complete = self.ran > 0 and self.planned is None
+        return complete and not self.findings and not any(subject.without_evidence for subject in self.subjects)
 
     @property
     def summary(self) -> str:
@@ -84,20 +85,20 @@ class Report:
         if self.findings:
             return f"{len(self.findings)} findings in {self.ran} checked calls"
         if not self.ok:
-            return f"{self.ran} calls checked and nothing found, but not everything has evidence"
+            return f"{self.ran} calls checked without findings, but not everything has evidence"
         known = sum(subject.counts["expected"] for subject in self.subjects)
-        but = f", but for {known} known findings" if known else ""
-        return f"{self.ran} calls checked, every number within what rounding allows of the exact one{but}"
+        failures = f", except in {known} known failures" if known else ""
+        return f"{self.ran} calls checked, every number within its error bound{failures}"
 
     def sort(self, cases: list[str]) -> None:
-        """Put outcomes and findings in the order of these ids, which are all of its cases."""
+        """Put the outcomes and findings into the order of these ids, which must be the ids of all cases."""
         places = {case: at for at, case in enumerate(cases)}
         for subject in self.subjects:
             subject.outcomes = dict(sorted(subject.outcomes.items(), key=lambda entry: places[entry[0]]))
             subject.findings.sort(key=lambda finding: places[finding.case])
 
     def render(self, most_findings: int = 4) -> list[RenderableType]:
-        """A table for each subject, the findings, and what did not run and why."""
+        """Return the text of the report in parts: for each subject a table, the findings, and what did not run."""
         parts: list[RenderableType] = [Text("  ".join(f"{k} {v}" for k, v in self.environment.items()))]
         for subject in self.subjects:
             parts += rendered(subject, most_findings)
@@ -105,29 +106,29 @@ class Report:
         return parts
 
     def _fine_print(self) -> Iterator[str]:
-        """What the run looked at, and what it says nothing about."""
+        """Yield the coverage of the run, and its gaps."""
         yield f"level {self.level}, seed {self.seed}"
-        yield f"{self.cases} cases, in which {self.triples} sets of three choices meet; {self.elements} numbers judged"
+        yield f"{self.cases} cases cover {self.triples} combinations of three choices; {self.elements} numbers judged"
         if self.level == "quick":
-            yield "THIS WAS A QUICK RUN: of the choices, every two meet, and not every three; --level normal asks more"
+            yield "THIS WAS A QUICK RUN: its cases combine every two choices, not every three; --level normal runs more"
         if self.left_out:
-            yield f"not asked at level {self.level}: {', '.join(self.left_out)}"
+            yield f"not run at level {self.level}: {', '.join(self.left_out)}"
         compared = self.compared
         if compared.vacuous:
             yield f"no evidence, since zeros or a constant would pass: {compared.vacuous} of {compared.ran} comparisons"
         for reason, count in sorted(compared.not_judged.items()):
             yield f"not judged, since {reason}: {count} of {compared.elements} numbers"
         for subject in self.subjects:
-            for nothing in subject.without_evidence:
-                yield f"NO EVIDENCE: every comparison of {subject.name}'s {nothing} would let zeros or a constant pass"
+            for result in subject.without_evidence:
+                yield f"NO EVIDENCE: zeros or a constant would pass every comparison of {subject.name}'s {result}"
         for line in self.mended:
-            yield f"no longer happens: {line}"
+            yield f"known failure no longer happens: {line}"
 
     def __str__(self) -> str:
         return plain_text(self.render())
 
     def to_json(self) -> dict[str, Any]:
-        """The report in schema 1: numbers are JSON's, and "nan", "inf" and "-inf" are strings."""
+        """Return the report as a JSON document, schema 1. Numbers that JSON lacks are strings: "nan", "inf", "-inf"."""
         document = {
             "schema": SCHEMA,
             "crossent": self.environment.get("crossent", ""),
@@ -144,9 +145,9 @@ class Report:
         return made
 
     def write_json(self, path: str | os.PathLike[str]) -> None:
-        """Write it to a file: all of it or, where that fails, nothing."""
+        """Write the report to a JSON file. If writing fails, the file is not changed."""
         write_whole(path, json.dumps(self.to_json(), indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
     def write_html(self, path: str | os.PathLike[str]) -> None:
-        """Write it to a file as one page for a browser: all of it or, where that fails, nothing."""
+        """Write the report to an HTML file, a single page. If writing fails, the file is not changed."""
         write_whole(path, page(self))

@@ -1,4 +1,4 @@
-"""Text: a report as a terminal shows it."""
+"""A report as text for a terminal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from crossent.report.findings import NUMBERS, Finding, SubjectReport, Tally
 
 
 def plain_text(parts: Iterable[RenderableType]) -> str:
-    """Some parts as a text without colours, a hundred columns wide where a table can be narrower."""
+    """Return the parts as text without colours. Tables are at most 100 columns wide, if their content permits it."""
     text = io.StringIO()
     console = Console(file=text, width=100)
     for part in parts:
@@ -28,12 +28,12 @@ def plain_text(parts: Iterable[RenderableType]) -> str:
 
 
 def rendered(subject: SubjectReport, most_findings: int) -> Iterator[RenderableType]:
-    """One subject's part: its table, the first findings, and what did not run."""
+    """Yield the part of one subject: its table, the first findings, and the checks and cases that did not run."""
     counts = subject.counts
     title = Text(f"{subject.name}: ", "bold")
     title.append(f"{counts['ran']} ran, ")
     title.append(f"{counts['failed']} failed", "bold red" if counts["failed"] else "green")
-    title.append(f", {counts['expected']} expected, {counts['not_applicable']} not applicable")
+    title.append(f", {counts['expected']} known failures, {counts['not_applicable']} not applicable")
     yield Text()
     yield title
     if subject.outcomes:
@@ -44,24 +44,22 @@ def rendered(subject: SubjectReport, most_findings: int) -> Iterator[RenderableT
     for findings in shown:
         says = common(subject, findings)
         yield Text(f"\n{findings[0]}\n" + (f"  common  {says}\n" if says else ""))
-    surprising = [finding for findings in sorts for finding in findings]
-    if len(surprising) > len(shown):
-        kinds = Counter(f"{finding.check} {finding.kind}" for finding in surprising)
-        yield Text(f"  … of {len(surprising)} findings: " + ", ".join(f"{n} {kind}" for kind, n in kinds.items()))
+    unexpected = [finding for findings in sorts for finding in findings]
+    if len(unexpected) > len(shown):
+        kinds = Counter(f"{finding.check} {finding.kind}" for finding in unexpected)
+        yield Text(f"  … of {len(unexpected)} findings: " + ", ".join(f"{n} {kind}" for kind, n in kinds.items()))
     for reason, findings in subject.known.items():
-        yield Text(f"  expected, {len(findings)} findings: {reason}; as {findings[0].id}")
+        yield Text(f"  known failure, {len(findings)} findings: {reason}; for example {findings[0].id}")
     for reason, count in sorted(subject.not_applicable.items()):
         yield Text(f"  not applicable, {count} cases: {subject.name} {reason}")
-    missing: dict[tuple[str, int], list[str]] = {}
-    for check, reasons in subject.not_run.items():
-        for reason, count in reasons.items():
-            missing.setdefault((reason, count), []).append(check)
-    for (reason, count), checks in missing.items():
-        yield Text(f"  not run, {count} cases of {', '.join(checks)}: {subject.name} {reason}")
+    for reason, counts in subject.skipped.items():
+        for count in dict.fromkeys(counts.values()):
+            checks = ", ".join(check for check, of_check in counts.items() if of_check == count)
+            yield Text(f"  not run, {count} cases of {checks}: {subject.name} {reason}")
 
 
 def _table(subject: SubjectReport) -> Table:
-    """A row for each check and a column for each dtype."""
+    """Return the table of a subject, with a row for each check and a column for each dtype."""
     tallies, grades = subject.tallies, subject.grades
     dtypes = [dtype for dtype in DTYPES if any(of == dtype for _, of in tallies)]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
@@ -74,20 +72,20 @@ def _table(subject: SubjectReport) -> Table:
 
 
 def _cell(tally: Tally | None) -> Text:
-    """How often it ran, and the largest share of a bound."""
+    """Return the cell of a check in a dtype: how often the check ran, and the largest share of a bound."""
     if tally is None:
         return Text("")
     if tally.failed:
         return Text(f"{tally.failed} of {tally.ran} FAILED", "bold red")
     if tally.ratio is None:
-        return Text(f"{tally.ran - tally.expected} held")
+        return Text(f"{tally.ran - tally.expected} passed")
     return Text(f"{tally.ran:<5}{share(tally.ratio):>5}")
 
 
 def _nearest(subject: SubjectReport) -> Iterator[Text]:
-    """Where each number came nearest to its bound, and how often zeros or a constant would have passed too.
+    """Yield a table of the cases nearest to a bound, with the number of comparisons that are no evidence.
 
-    For the loss and the gradients in each dtype, for every other check in all of them.
+    The loss and the gradients have a line for each dtype. Every other check has one line for all dtypes.
     """
     of_all: dict[str, Tally] = {}
     vacuous: Counter[str] = Counter()
@@ -107,45 +105,46 @@ def _nearest(subject: SubjectReport) -> Iterator[Text]:
 
 
 def share(ratio: float) -> str:
-    """A ratio of error to bound as a percentage; beyond ten times the bound the number says no more."""
+    """Return a share of a bound as a percentage, or ">10×" if the error is more than ten times the bound."""
     return f"{100 * ratio:.0f}%" if ratio < 10 else ">10×"
 
 
 def short(ulp: float) -> str:
-    """A number of ulp in a few digits."""
+    """Return a number of ulp in a few digits."""
     return f"{ulp:.1f}" if ulp < 1000 else f"{ulp:.0e}"
 
 
-_MOST_WORDS = 3  # words: more would be the case itself
+_MOST_WORDS = 3  # more words would describe the case itself
 
 
 def common(subject: SubjectReport, findings: Sequence[Finding]) -> str:
-    """What the first of these findings of one check has in common with most others, and with few cases that hold.
+    """Return what the first of these findings has in common with most other findings, but with few passing cases.
 
-    It is the words for which the share of failing cases that have them is the most above the share of those that hold;
-    "" where that is not more than one half. A case that holds and lets zeros pass is not counted.
+    All findings are of one check. The result names the words for which the share of failing cases with these words is
+    furthest above the share of passing cases with them. It is "" if the difference is at most one half. A passing case
+    is not counted if it is no evidence.
     """
     check, failing = findings[0].check, [finding.case for finding in findings]
     measured = {case: outcome.checks[check] for case, outcome in subject.outcomes.items() if check in outcome.checks}
-    holding = [case for case, one in measured.items() if not one.failed and not one.vacuous]
+    passing = [case for case, result in measured.items() if not result.failed and not result.vacuous]
     words = _words(failing[0])
-    bad, good = _having(words, failing), _having(words, holding)
-    if len(failing) < 2 or not holding:
+    bad, good = _having(words, failing), _having(words, passing)
+    if len(failing) < 2 or not passing:
         return ""
-    said, most = "", 0.5
+    best, most = "", 0.5
     for count in range(1, _MOST_WORDS + 1):
         for chosen in combinations(words, count):
-            fail, hold = (len(set.intersection(*(having[word] for word in chosen))) for having in (bad, good))
-            above = fail / len(failing) - hold / len(holding)
+            fails, passes = (len(set.intersection(*(having[word] for word in chosen))) for having in (bad, good))
+            above = fails / len(failing) - passes / len(passing)
             if above > most:
                 most = above
-                of = f"{hold or 'none'} of {len(holding)} that hold"
-                said = f"{', '.join(chosen)}: {fail} of {len(failing)} cases of this, and {of}"
-    return said
+                shares = f"{fails} of {len(failing)} failing cases, {passes or 'none'} of {len(passing)} passing cases"
+                best = f"{', '.join(chosen)}: {shares}"
+    return best
 
 
 def _having(words: Sequence[str], cases: Iterable[str]) -> dict[str, set[str]]:
-    """The cases that have each word."""
+    """Return, for each word, the cases that have it."""
     found: dict[str, set[str]] = {word: set() for word in words}
     for case in cases:
         for word in _words(case):
@@ -155,13 +154,13 @@ def _having(words: Sequence[str], cases: Iterable[str]) -> dict[str, set[str]]:
 
 
 def _words(id: str) -> list[str]:
-    """What a reader may want to know of a case, without options at their default; of a bad input, nothing."""
+    """Return the words that describe a case, without options at their default; nothing for a bad input."""
     try:
         case = Case.of(id)
     except ValueError:
         return []
     shape = {1: "logits of (C)", 2: "logits of (N, C)"}.get(len(case.sizes), "logits of (N, C, d1, …)")
-    told = {
+    described = {
         shape: True,
         "a weight": case.weight != "unweighted",
         "label_smoothing": case.label_smoothing > 0,
@@ -171,9 +170,9 @@ def _words(id: str) -> list[str]:
         f"reduction={case.reduction!r}": True,
         case.dtype: True,
         "no rows": case.rows == 0,
-        f"C {'a' if case.classes & (case.classes - 1) == 0 else 'no'} power of two": True,
+        f"C {'' if case.classes & (case.classes - 1) == 0 else 'not '}a power of two": True,
         f"values {case.values}": True,
         f"logits that are {'contiguous' if case.layout in ('contiguous', 'offset') else 'strided'}": True,
         "an upstream gradient other than 1": case.upstream != "one",
     }
-    return [word for word, holds in told.items() if holds]
+    return [word for word, applies in described.items() if applies]

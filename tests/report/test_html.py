@@ -145,7 +145,7 @@ VACUOUS = ("loss", Measured(False, 0.0, 0.0, True, {"overflow": 2}, 7))
 @pytest.mark.parametrize(
     ("report", "headline"),
     [
-        (held(LOSS), "Held"),
+        (held(LOSS), "Passed"),
         (told("x"), "Failed"),
         (held(VACUOUS), "Not proven"),
         (Report(ENVIRONMENT), "Nothing ran"),
@@ -157,34 +157,34 @@ VACUOUS = ("loss", Measured(False, 0.0, 0.0, True, {"overflow": 2}, 7))
 def test_the_verdict_comes_first(report, headline):
     text = Document(page(report)).text
     assert text.split()[: len(headline.split())] == f"{headline}:".split()  # the title
-    body = text[text.index("Cross-entropy held to the exact answer") :]
-    assert body.split("answer", 1)[1].split()[: len(headline.split())] == headline.split()
+    body = text[text.index("Cross-entropy tested against the exact value") :]
+    assert body.split("value", 1)[1].split()[: len(headline.split())] == headline.split()
 
 
 def test_beside_the_verdict_stands_what_it_does_not_cover():
     made = held(VACUOUS, level="quick", left_out=["large", "compile"])
     made.subjects[0].not_applicable["takes one row only"] = 1030
-    made.subjects[0].outcomes[CASE].not_run = {"stream": "waits for a CUDA device", "vmap": "waits for a CUDA device"}
+    made.subjects[0].outcomes[CASE].not_run = {"stream": "needs a CUDA device", "vmap": "needs a CUDA device"}
     made.subjects.append(SubjectReport("other"))
     text = Document(page(made)).text
     top = " ".join(text[: text.index("Subjects")].split())
     for said in (
         "Not covered by this verdict",
-        "0 cases ran on other nothing is said about it",
+        "0 cases ran on other the report says nothing about it",
         "No evidence for the loss in float32 of mine",
-        "Quick run, in which every two choices meet",
-        "2 checks not asked at level quick",
-        "2 checks of a case not run",
+        "Quick run, whose cases combine every two choices",
+        "2 checks not run at level quick",
+        "2 skipped checks counted for each case",
         "1,030 cases not applicable",
-        "1 of 1 comparisons no evidence zeros or a constant would pass too",
+        "1 of 1 comparisons without evidence zeros or a constant would pass too",
         "2 of 7 numbers not judged",
     ):
         assert said in top
     rest = " ".join(text[text.index("What did not run, and why") :].split())
     for said in (
-        "Not asked at level quick: large, compile",
+        "Not run at level quick: large, compile",
         "1,030 cases not applicable takes one row only",
-        "2 checks of a case not run: stream 1, vmap 1 waits for a CUDA device",
+        "2 skipped checks (stream 1, vmap 1) needs a CUDA device",
         "2 numbers not judged overflow",
     ):
         assert said in rest
@@ -209,9 +209,9 @@ def test_a_cell_says_the_worst_share_and_how_much_of_it_is_evidence():
 @pytest.mark.parametrize(
     ("measured", "not_run", "expected", "cell"),
     [
-        (Measured(), {}, None, ("held", "held <small>1</small>")),
-        (None, {"loss": "waits"}, None, ("missing", "not run <small>1</small>")),
-        (Measured(), {"loss": "waits"}, None, ("held", "held <small>1</small> <small>1 not run</small>")),
+        (Measured(), {}, None, ("passed", "passed <small>1</small>")),
+        (None, {"loss": "skipped"}, None, ("missing", "not run <small>1</small>")),
+        (Measured(), {"loss": "skipped"}, None, ("passed", "passed <small>1</small> <small>1 not run</small>")),
         (Measured(False, 0.0, 0.0, True), {}, None, ("none", "no evidence <small>0/1</small>")),
         (Measured(False, 1.0, 1.0), {}, None, ("step4", "100% <small>1/1</small>")),
         (Measured(True, 9.0, 2.0), {}, "known", ("known", "known <small>1</small>")),
@@ -253,9 +253,9 @@ def test_a_page_shows_some_findings_of_each_sort_and_counts_the_others():
     part.findings += [Finding("mine", "call", case, "refused", f"{at} {'x' * 400}") for at, case in enumerate(cases)]
     text = page(Report(ENVIRONMENT, [part] * 6))
     said = " ".join(Document(text).text.split())
-    assert f"… and {2_000 - 1 - MOST_OF_A_SORT:,} that the page leaves out" in said
+    assert f"… and {2_000 - 1 - MOST_OF_A_SORT:,} that this page does not show" in said
     rest = 2_000 - MOST_SORTS + 1
-    assert f"… and {rest:,} findings of other sorts that the page leaves out: {rest:,} call refused" in said
+    assert f"… and {rest:,} findings of other groups that this page does not show: {rest:,} call refused" in said
     assert len(text.encode()) < 500_000
 
 
@@ -283,7 +283,7 @@ def test_a_strip_has_the_worst_of_each_regime_and_dtype_and_says_what_is_no_evid
     assert {
         regime: [(m.dtype, m.kind, m.count, m.ratio, m.median) for m in of] for regime, of in strip.regimes.items()
     } == {
-        "normal": [("float16", "held", 1, 0.5, 0.5), ("float32", "held", 2, 0.75, 0.5)],
+        "normal": [("float16", "passed", 1, 0.5, 0.5), ("float32", "passed", 2, 0.75, 0.5)],
         "sure": [("float32", "failed", 1, 7.0, 7.0)],
         "offset": [("float32", "none", 1, 0.0, 0.0)],
     }
@@ -327,10 +327,10 @@ def luminance(colour):
 def test_every_text_can_be_read_on_its_ground(dark):
     """4.5 is WCAG 2.2's contrast of a text (1.4.3), 3 that of a mark in a plot (1.4.11)."""
     of = colours(dark) | {"white": "#ffffff"}
-    grounds = ["ground", "surface", "cell-held", "cell-known", *(f"step{step}" for step in range(5))]
+    grounds = ["ground", "surface", "cell-passed", "cell-known", *(f"step{step}" for step in range(5))]
     texts = [("ink", ground) for ground in grounds]
-    texts += [(text, ground) for text in ("soft", "held", "failed", "warn") for ground in ("ground", "surface")]
-    texts += [("warn", "warn-ground"), ("failed", "failed-ground"), ("white", "cell-failed"), ("soft", "cell-held")]
+    texts += [(text, ground) for text in ("soft", "passed", "failed", "warn") for ground in ("ground", "surface")]
+    texts += [("warn", "warn-ground"), ("failed", "failed-ground"), ("white", "cell-failed"), ("soft", "cell-passed")]
     marks = [(dtype, "surface") for dtype in ("float16", "bfloat16", "float32", "float64")]
     for wanted, pairs in ((4.5, texts), (3.0, marks)):
         for text, ground in pairs:
@@ -401,7 +401,7 @@ def everything():
     return made
 
 
-@pytest.mark.parametrize("report", [everything(), held(LOSS), Report(ENVIRONMENT)], ids=["failed", "held", "nothing"])
+@pytest.mark.parametrize("report", [everything(), held(LOSS), Report(ENVIRONMENT)], ids=["failed", "passed", "nothing"])
 @pytest.mark.parametrize("width", [320, 375, 1280])
 def test_a_page_is_never_wider_than_the_screen_and_asks_for_nothing(shown, report, width):
     opened = shown(report, width)
@@ -409,7 +409,7 @@ def test_a_page_is_never_wider_than_the_screen_and_asks_for_nothing(shown, repor
     assert opened.evaluate("document.documentElement.scrollWidth") <= width
     assert len(opened.asked) == 1
     assert opened.said == []
-    assert opened.title().startswith(("Failed: ", "Held: ", "Nothing ran: "))
+    assert opened.title().startswith(("Failed: ", "Passed: ", "Nothing ran: "))
 
 
 def test_a_table_that_is_wider_than_a_phone_scrolls_in_itself(shown):

@@ -275,12 +275,12 @@ def test_stdout_is_written_into_even_where_it_is_a_file_and_is_never_replaced(tm
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "no report"),
-        (b"{", "no report"),
-        (b"\x7fELF\x00\xff", "no report"),
-        (b"[" * 100_000, "no report"),
+        (b"", "not a report"),
+        (b"{", "not a report"),
+        (b"\x7fELF\x00\xff", "not a report"),
+        (b"[" * 100_000, "not a report"),
         (b"[" * 100 + b"]" * 100, "schema None"),
-        (b"9" * 10_000, "no report"),
+        (b"9" * 10_000, "not a report"),
         (b"null", "schema None"),
         (b"[]", "schema None"),
         (b"{}", "schema None"),
@@ -359,8 +359,8 @@ def test_known_findings_are_aside_for_grade_count_and_verdict():
     assert made.counts == {"ran": 2, "failed": 0, "expected": 1, "not_applicable": 0}
     assert whole.ok
     assert not whole.findings
-    assert whole.summary.endswith("but for 1 known findings")
-    assert "expected, 1 findings: known" in str(whole)
+    assert whole.summary.endswith("except in 1 known failures")
+    assert "known failure, 1 findings: known" in str(whole)
 
 
 def test_a_case_with_a_known_and_another_finding_has_failed():
@@ -381,7 +381,7 @@ def test_a_check_whose_every_case_zeros_would_pass_is_no_evidence_and_not_ok():
     whole = Report({}, [made])
     assert made.without_evidence == ["loss in float32"]
     assert not whole.ok
-    assert "NO EVIDENCE: every comparison of mine's loss in float32" in str(whole)
+    assert "NO EVIDENCE: zeros or a constant would pass every comparison of mine's loss in float32" in str(whole)
     assert "not everything has evidence" in whole.summary
     made.outcomes["b"].checks["loss"] = Measured(False, 1.0, 0.5)
     assert whole.ok

@@ -38,7 +38,7 @@ def test_the_choices_that_the_bug_needs_are_told(subject, check):
 def test_how_many_cases_have_them_is_counted(subject):
     findings = next(of for of in subject.sorts if of[0].check == "loss")
     with_both = sum("-weight" in finding.case and "-smooth" in finding.case for finding in findings)
-    assert f": {with_both} of {len(findings)} cases of this, and " in common(subject, findings)
+    assert f": {with_both} of {len(findings)} failing cases, " in common(subject, findings)
 
 
 def test_of_a_single_case_nothing_is_told(subject):

@@ -1,4 +1,4 @@
-"""Conditions: under which two runs were made, what is another one about them, and what only one of them has."""
+"""The conditions of two runs: differences in machine, versions and options, and results that only one run has."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from collections.abc import Collection, Iterator, Sequence
 from crossent.report.findings import SubjectReport
 from crossent.report.report import Report
 
-# What makes other bits by itself: where it is another one, nothing that moved says anything of torch.
+# Entries of the environment that change the bits of results. If they differ, the diff says nothing about torch.
 MACHINE = ("device", "device_name", "cpu_capability")
 UNKNOWN = "unknown"
 
 
 def hindrances(old: Report, new: Report) -> list[str]:
-    """Why the two say little about each other."""
+    """Return the reasons why the two runs cannot be compared."""
     found = []
     for name in MACHINE:
         was, now = (run.environment.get(name, "") for run in (old, new))
         if was != now and UNKNOWN not in (was, now):
-            chosen = " (ATEN_CPU_CAPABILITY makes the choice)" if name == "cpu_capability" else ""
+            chosen = " (set ATEN_CPU_CAPABILITY to choose it)" if name == "cpu_capability" else ""
             found.append(f"{name} was {was!r} and is {now!r}{chosen}")
     if old.seed != new.seed:
-        found.append(f"seed was {old.seed} and is {new.seed}, which makes other numbers")
+        found.append(f"seed was {old.seed} and is {new.seed}, so the inputs differ")
     return found
 
 
 def others(old: Report, new: Report) -> list[tuple[str, str, str]]:
-    """What is another one about the runs: its name, what it was, and what it is; "" where there was none."""
-    was, now = _told(old), _told(new)
+    """Return the differences between the runs: a name, the old value and the new value, "" if there is none."""
+    was, now = _described(old), _described(new)
     return [
         (name, was.get(name, ""), now.get(name, ""))
         for name in {**was, **now}
@@ -36,13 +36,13 @@ def others(old: Report, new: Report) -> list[tuple[str, str, str]]:
     ]
 
 
-def _told(run: Report) -> dict[str, str]:
+def _described(run: Report) -> dict[str, str]:
     more = {
         "level": run.level,
         "seed": str(run.seed),
-        "checks not asked": ", ".join(run.left_out),
-        "sets of three choices": str(run.triples),
-        "expected findings that no longer happen": "; ".join(run.mended),
+        "checks not run": ", ".join(run.left_out),
+        "combinations of three choices": str(run.triples),
+        "known failures that no longer happen": "; ".join(run.mended),
     }
     return {**run.environment, **more}
 
@@ -53,46 +53,46 @@ def notes(
     pairs: Sequence[tuple[SubjectReport, SubjectReport]],
     explained: Collection[tuple[str, str]],
 ) -> Iterator[str]:
-    """What only one run has, a line each.
+    """Yield a line for each subject, case or check that only one run has.
 
     Args:
-        old: a run.
-        new: another.
-        pairs: the parts of the subjects that both have.
-        explained: subjects and cases of which it is said elsewhere why one run asked less.
+        old: the old run.
+        new: the new run.
+        pairs: the old and the new report of each subject that both runs have.
+        explained: subjects and cases for which a change explains why a run has fewer checks.
     """
     names = [{part.name for part in run.subjects} for run in (old, new)]
     for which, alone in (("old", names[0] - names[1]), ("new", names[1] - names[0])):
-        yield from (f"in the {which} run alone: subject {name}" for name in sorted(alone))
-    whose: dict[tuple[str, str], list[str]] = {}
+        yield from (f"only in the {which} run: subject {name}" for name in sorted(alone))
+    subjects: dict[tuple[str, str], list[str]] = {}
     for before, now in pairs:
-        for told in _of_one(before, now, explained):
-            whose.setdefault(told, []).append(now.name)
-    for (note, more), of in whose.items():
-        yield f"{note}, of {', '.join(of)}{more}"
+        for parts in _notes_on(before, now, explained):
+            subjects.setdefault(parts, []).append(now.name)
+    for (note, details), of in subjects.items():
+        yield f"{note}, of {', '.join(of)}{details}"
 
 
-def _of_one(
+def _notes_on(
     old: SubjectReport, new: SubjectReport, explained: Collection[tuple[str, str]]
 ) -> Iterator[tuple[str, str]]:
-    """The same of one subject, before and behind its name: it is often to be said of others too."""
+    """Yield the notes on one subject, each as a text before and a text after the names of all subjects it is about."""
     for which, mine, other in (("old", old, new), ("new", new, old)):
         if alone := [case for case in mine.outcomes if case not in other.outcomes]:
-            yield f"in the {which} run alone: {_some(alone)}", ""
+            yield f"only in the {which} run: {_some(alone)}", ""
     shared = [case for case in new.outcomes if case in old.outcomes]
     if unlike := [case for case in shared if old.outcomes[case].inputs != new.outcomes[case].inputs]:
-        yield f"not compared, since the inputs have other bits: {_some(unlike)}", ""
+        yield f"not compared, because the bits of the inputs differ: {_some(unlike)}", ""
     for which, mine, other in (("old", old, new), ("new", new, old)):
-        asked = Counter(
+        checks = Counter(
             check
             for case in shared
             if (new.name, case) not in explained
             for check in mine.outcomes[case].checks
             if check not in other.outcomes[case].checks
         )
-        if asked:
-            each = ", ".join(f"{check} on {count}" for check, count in asked.items())
-            yield f"asked in the {which} run alone", f": {each}"
+        if checks:
+            each = ", ".join(f"{check} on {count}" for check, count in checks.items())
+            yield f"checks that ran only in the {which} run", f": {each}"
     for reason in sorted({*old.not_applicable, *new.not_applicable}):
         was, now = old.not_applicable[reason], new.not_applicable[reason]
         if was != now:
@@ -100,5 +100,5 @@ def _of_one(
 
 
 def _some(cases: Sequence[str]) -> str:
-    """How many, and one of them."""
-    return f"{len(cases)} case{'s' if len(cases) > 1 else ''}, as {cases[0]}"
+    """Return how many cases there are, and the id of the first."""
+    return f"{len(cases)} case{'s' if len(cases) > 1 else ''}, for example {cases[0]}"

@@ -1,7 +1,7 @@
-"""Baseline: a run that was kept, and what has moved since: another torch, another machine, or another day.
+"""diff() and Diff: two runs, for example with two versions of torch, and the changes between them.
 
-Measurements are kept and rules are written (:mod:`crossent.report.moves.rules`), so that nobody is tempted to make
-a baseline anew until it is green: what broke stays broken, whatever is kept.
+A report keeps measurements, and :mod:`crossent.report.moves.rules` has the rules that name a change. A new baseline
+therefore hides nothing: a check that fails in the new run also fails in the next baseline.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from rich.console import RenderableType
 
+from crossent.cases.axes import DTYPES
 from crossent.cases.edges import POLICY_NAMES
 from crossent.report.document import jsonable, write_whole
 from crossent.report.findings import Finding, Outcome, SubjectReport
@@ -29,7 +30,7 @@ from crossent.report.text import plain_text
 from crossent.words import word
 
 DIFF_SCHEMA = 1
-# The results of the first call that these checks look at, each of which has a check of its own too.
+# For checks that use results of the first call: the names of these results, which are also names of checks.
 ABOUT = {"sign": ("loss",), "row_sums": ("gradient",), "ignored_rows": ("loss", "gradient")}
 
 
@@ -40,16 +41,16 @@ def diff(
     force: bool = False,
     files: tuple[str, str] | None = None,
 ) -> Diff:
-    """What moved from one run to another: of each subject, case and check that both have, on the same bits.
+    """Compare two runs: each check on each case of each subject that both runs have, if the inputs have the same bits.
 
     Args:
-        old: a report, or a file that :meth:`Report.write_json` wrote. Nothing is run.
-        new: another.
-        force: whether runs are compared that say little about each other, as those of two devices.
-        files: their names, where they have been read already: what repeats a move names them.
+        old: a report, or a file that :meth:`Report.write_json` wrote. No check is run.
+        new: another report or file.
+        force: whether to compare runs on different devices, machines or seeds.
+        files: the names of the files of two reports. The commands that repeat a change contain these names.
 
     Raises:
-        ValueError: a file is no report, or the two cannot be compared; in one line.
+        ValueError: a file is not a report, or the two runs cannot be compared. The message is one line.
         OSError: a file cannot be read.
 
     Example:
@@ -68,9 +69,10 @@ def diff(
 
 @dataclass(eq=False)
 class Diff:
-    """Two runs, and what moved from one to the other.
+    """Two runs, and the changes between them.
 
-    `str(diff)` is the readable table; `diff.ok` is True where nothing broke, is newly refused, or promises otherwise.
+    `str(diff)` is the comparison as text. `diff.ok` is True if there is no regression, no new refusal and no changed
+    contract.
     """
 
     old: Report
@@ -80,129 +82,149 @@ class Diff:
 
     @cached_property
     def hindrances(self) -> list[str]:
-        """Why the two say little about each other."""
+        """The reasons why the two runs cannot be compared."""
         found = conditions.hindrances(self.old, self.new)
         if not self.pairs:
             return [*found, "they have no subject in common"]
-        return found if self.compared else [*found, "they have no case in common that has the same bits"]
+        return found if self.compared else [*found, "they have no case in common whose inputs have the same bits"]
 
     @cached_property
     def others(self) -> list[tuple[str, str, str]]:
-        """What else is another one about the runs: its name, what it was, and what it is."""
+        """The other differences between the runs: a name, the old value and the new value."""
         return conditions.others(self.old, self.new)
 
     @cached_property
     def notes(self) -> list[str]:
-        """What only one run has, a line each: nothing is said about it."""
+        """A line for each subject, case or check that only one run has, and that is not compared."""
         of_calls = {(move.subject, move.case) for move in self.moves if move.check in ("call", "result")}
         return list(conditions.notes(self.old, self.new, self.pairs, of_calls))
 
     @cached_property
     def pairs(self) -> list[tuple[SubjectReport, SubjectReport]]:
-        """The parts of the subjects that both runs have."""
+        """The old and the new report of each subject that both runs have."""
         old = {part.name: part for part in self.old.subjects}
         return [(old[part.name], part) for part in self.new.subjects if part.name in old]
 
     @cached_property
     def compared(self) -> list[Move]:
-        """Every check of every case that both runs have, the same bits among them."""
+        """The comparison of every check on every case that both runs have, also of equal results."""
         return [move for old, new in self.pairs for move in _moves(old, new)]
 
     @cached_property
     def moves(self) -> list[Move]:
-        """Those of them that are not the same, the gravest first."""
+        """The comparisons with a change, the most serious change first."""
         order = list(Kind)
         moved = [move for move in self.compared if move.kind is not Kind.SAME]
         return sorted(moved, key=lambda move: (order.index(move.kind), not move.policy, -move.growth))
 
     @property
     def table(self) -> Counter[tuple[Kind, str, str]]:
-        """How many checks of cases became what, by check and dtype; of the same bits, of all checks together."""
+        """The number of comparisons of each kind, check and dtype. Same bits are counted for all checks together."""
         return Counter(
             (move.kind, "every check" if move.kind is Kind.SAME else move.check, move.dtype) for move in self.compared
         )
 
+    def rows(
+        self, name: Callable[[Kind, str], str] = lambda kind, check: check
+    ) -> tuple[list[str], dict[Kind, list[tuple[str, list[int]]]]]:
+        """Return the table as its dtypes and, for each kind, rows of a name with a count for each dtype.
+
+        `name` gives the name of the row of a kind and a check. Checks with the same name share a row.
+        """
+        counts: Counter[tuple[Kind, str, str]] = Counter()
+        for (kind, check, dtype), count in self.table.items():
+            counts[kind, name(kind, check), dtype] += count
+        dtypes = [dtype for dtype in DTYPES if any(dtype == used for _, _, used in counts)]
+        rows: dict[Kind, list[tuple[str, list[int]]]] = {}
+        names = dict.fromkeys((kind, row) for kind, row, _ in counts)  # in the order of the checks
+        for kind, row in sorted(names, key=lambda kind_and_row: list(Kind).index(kind_and_row[0])):
+            rows.setdefault(kind, []).append((row, [counts[kind, row, dtype] for dtype in dtypes]))
+        return dtypes, rows
+
     @cached_property
     def cases_of(self) -> dict[str, Counter[Kind]]:
-        """How many cases of each subject became what, by the gravest that became of one of their checks."""
+        """For each subject, the number of cases of each kind. A case has the most serious kind of its checks."""
         order = list(Kind)
-        gravest: dict[str, dict[str, Kind]] = {part.name: {} for _, part in self.pairs}
+        worst: dict[str, dict[str, Kind]] = {part.name: {} for _, part in self.pairs}
         for move in self.compared:
-            of = gravest[move.subject]
+            of = worst[move.subject]
             of[move.case] = min(of.get(move.case, Kind.SAME), move.kind, key=order.index)
-        return {subject: Counter(of.values()) for subject, of in gravest.items()}
+        return {subject: Counter(of.values()) for subject, of in worst.items()}
 
     @property
     def cases(self) -> Counter[Kind]:
-        """The same of all subjects together."""
+        """The number of cases of each kind, over all subjects."""
         return sum(self.cases_of.values(), Counter())
 
     @property
     def figures(self) -> list[tuple[Kind, int]]:
-        """The same, without what there is none of, the gravest first."""
+        """The kinds that occur, with their numbers of cases, the most serious kind first."""
         return [(kind, self.cases[kind]) for kind in Kind if self.cases[kind]]
 
     @property
     def ok(self) -> bool:
-        """Whether nothing broke, is newly refused, or changed its contract."""
+        """Whether there is no regression, no new refusal and no changed contract."""
         return not any(move.kind.fails for move in self.compared)
 
     @property
     def strictly_ok(self) -> bool:
-        """Whether nothing became worse either."""
+        """Whether `ok` is true, and no error is worse within its bound."""
         return self.ok and not any(move.kind is Kind.WORSE for move in self.compared)
 
     @property
     def summary(self) -> str:
-        """It all in one line."""
-        each = ", ".join(f"{count} {kind}" for kind, count in self.figures)
+        """The comparison in one line."""
+        each = ", ".join(kind.counted(count) for kind, count in self.figures)
         return f"{self.cases.total()} cases in both runs: {each}"
 
     @property
-    def sorts(self) -> list[list[Move]]:
-        """The moves, those together that are of one sort: a reader wants one of each. A policy is one by itself."""
-        sorts: dict[tuple[str, ...], list[Move]] = {}
+    def sorts(self) -> dict[Kind, list[list[Move]]]:
+        """The changes of each kind, in groups of similar changes. A decision of torch is a group by itself."""
+        groups: dict[tuple[Kind, str, str, str], list[Move]] = {}
         for move in self.moves:
             numeric = move.new.measured.ulp is not None and not move.kind.fails
-            told = move.policy or ("" if numeric else move.says if move.new.measured.ulp is None else "numbers")
-            sorts.setdefault((move.kind, move.subject, move.check, told), []).append(move)
-        return list(sorts.values())
+            words = move.policy or ("" if numeric else move.says if move.new.measured.ulp is None else "numbers")
+            groups.setdefault((move.kind, move.subject, move.check, words), []).append(move)
+        sorts: dict[Kind, list[list[Move]]] = {}
+        for (kind, *_), group in groups.items():
+            sorts.setdefault(kind, []).append(group)
+        return sorts
 
     def found(self, move: Move) -> Finding | None:
-        """What is wrong now: of a call that was refused, the first that its result has."""
+        """Return the finding of the new run; for a call that was refused before, the first finding on its result."""
         if not move.also:
             return move.new.finding
         part = next(part for part in self.new.subjects if part.name == move.subject)
-        return next(one for one in part.findings if one.case == move.case and one.check in move.also)
+        return next(finding for finding in part.findings if finding.case == move.case and finding.check in move.also)
 
     def known(self, move: Move) -> list[str]:
-        """What is known of it: why it was wrong, where it is not now or in another way, and why it is."""
+        """Return the reasons of the known failure in the old run, if another, and in the new run, as lines."""
         now, before = self.found(move), move.old.finding
-        told = [f"known: {now.expected}"] if now is not None and now.expected is not None else []
-        if before is not None and before.expected is not None and f"known: {before.expected}" not in told:
-            told.insert(0, f"was known: {before.expected}")
-        return told
+        lines = [f"known failure: {now.expected}"] if now is not None and now.expected is not None else []
+        if before is not None and before.expected is not None and f"known failure: {before.expected}" not in lines:
+            lines.insert(0, f"known failure before: {before.expected}")
+        return lines
 
     def command(self, move: Move) -> str:
-        """What repeats a move, to be pasted into a shell: in the run that found it, or in either where both held."""
+        """Return the shell command that repeats the change: the finding of a run, or the number if both runs passed."""
         now = self.found(move)
         finding, file = now or move.old.finding, self.new_file if now else self.old_file
         if finding is None:
-            # Of a check without a number, what it looks at has one.
+            # A check without numbers is repeated by a check with numbers, of the result that it uses.
             check = move.check if move.new.measured.ulp is not None or move.check == "errors" else "loss"
             check = "gradient" if check == "loss" and move.check in ABOUT else check
             return f"crossent repro --held {word(f'{move.subject}:{check}:{move.case}')}"
         return replace(finding, named=True).command + (f" {word(file)}" if file else "")
 
     def render(self, most: int = 6) -> list[RenderableType]:
-        """What is another one about the runs, a table, and the moves; of each sort this many."""
+        """Return the text in parts: differences of the runs, a table, and at most `most` groups of each kind."""
         return list(rendered(self, most))
 
     def __str__(self) -> str:
         return plain_text(self.render())
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, every move with both of its sides: numbers are JSON's, and "nan", "inf" and "-inf" are strings."""
+        """Return the comparison as a JSON document. Numbers that JSON lacks are strings: "nan", "inf", "-inf"."""
         document = {
             "schema": DIFF_SCHEMA,
             "old": self.old.environment,
@@ -233,16 +255,16 @@ class Diff:
         return made
 
     def write_html(self, path: str | os.PathLike[str]) -> None:
-        """Write it to a file as one page for a browser: all of it or, where that fails, nothing."""
+        """Write the comparison to an HTML file, a single page. If writing fails, the file is not changed."""
         write_whole(path, page(self))
 
     def write_json(self, path: str | os.PathLike[str]) -> None:
-        """Write it to a file: all of it or, where that fails, nothing."""
+        """Write the comparison to a JSON file. If writing fails, the file is not changed."""
         write_whole(path, json.dumps(self.to_json(), indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def _moves(old: SubjectReport, new: SubjectReport) -> Iterator[Move]:
-    """What became of each check of each case that both have, on the same bits."""
+    """Yield the comparison of each check on each case that both runs have with the same bits."""
     findings = [{(finding.case, finding.check): finding for finding in part.findings} for part in (old, new)]
     for case, now in new.outcomes.items():
         before = old.outcomes.get(case)
@@ -256,7 +278,7 @@ def _moves(old: SubjectReport, new: SubjectReport) -> Iterator[Move]:
             policy = POLICY_NAMES.get(case, "")
             kind = kind_of(check, was, now_is, bool(policy))
             found = ((name, findings[1].get((case, name))) for name in now.checks if name not in both)
-            # A call that is refused in another way, as under a transform, is no wrong result.
+            # A call that is refused under a transform only does not have a wrong result.
             also = tuple(name for name, finding in found if finding is not None and finding.kind != "refused")
             if kind is Kind.ACCEPTED and check == "call" and also:
                 kind = Kind.BROKEN
@@ -266,10 +288,13 @@ def _moves(old: SubjectReport, new: SubjectReport) -> Iterator[Move]:
 
 
 def _side(check: str, outcome: Outcome, finding: Finding | None, checked: Collection[str], alike: bool) -> Side:
-    """What a check says in one run; these are in both, and the results are alike in both or not."""
+    """Return one side of a comparison.
+
+    `checked` are the checks that both runs have on the case. `alike` is whether the results are equal in both runs.
+    """
     whose = {name: shown for name, shown in outcome.results.items() if name == check}
     digest = "-".join(outcome.results[name].digest for name in ABOUT.get(check, ()) if name in outcome.results)
-    if check == "call":  # a result of which no check speaks, as of a loss of the wrong shape
+    if check == "call":  # results that no other check is about, for example a loss of the wrong shape
         whose = {name: shown for name, shown in outcome.results.items() if name not in checked}
     return Side(
         outcome.checks[check],

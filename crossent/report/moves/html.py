@@ -1,4 +1,4 @@
-"""Moved page: what moved between two runs as one HTML file, made as the page of a report is."""
+"""The differences between two runs, as an HTML page with the style and script of a report's page."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from crossent.cases.axes import DTYPES
 from crossent.report.html import LONGEST_COMMAND, engine, hash_of
 from crossent.report.moves.rules import Kind, Move
 
@@ -15,36 +14,28 @@ if TYPE_CHECKING:
     from crossent.report.moves.diff import Diff
 
 
-_MOST = 40  # sorts of a kind
-_MOST_OF_A_SORT = 60
+_MOST = 40  # groups of a kind
+_MOST_OF_A_SORT = 60  # changes of a group
 TONES = {kind: "failed" for kind in Kind if kind.fails} | {Kind.WORSE: "known", Kind.STILL: "known"}
 
 
 def page(diff: Diff) -> str:
-    """What moved as a whole HTML document; the same for the same two runs."""
+    """Return the comparison as an HTML document. The same two runs give the same document."""
     folder = files("crossent.report")
     style, script, template = (
         (folder / name).read_text(encoding="utf-8") for name in ("report.css", "report.js", "moves/diff.html.jinja")
     )
-    counts = diff.table
-    dtypes = [dtype for dtype in DTYPES if any(dtype == met for _, _, met in counts)]
-    met = dict.fromkeys((kind, check) for kind, check, _ in counts)  # in the order of the checks
-    rows: dict[Kind, list[tuple[str, list[int]]]] = {}
-    for kind, check in sorted(met, key=lambda row: list(Kind).index(row[0])):
-        rows.setdefault(kind, []).append((check, [counts[kind, check, dtype] for dtype in dtypes]))
-    sorts: dict[Kind, list[list[Move]]] = {}
-    for sort in diff.sorts:
-        sorts.setdefault(sort[0].kind, []).append(sort)
+    dtypes, rows = diff.rows()
     return (
         engine()
         .from_string(template)
         .render(
             diff=diff,
-            headline="Nothing broke" if diff.ok else "Look before you upgrade",
-            tone="held" if diff.strictly_ok else "unproven" if diff.ok else "failed",
+            headline="No regression" if diff.ok else "Look before you upgrade",
+            tone="passed" if diff.strictly_ok else "unproven" if diff.ok else "failed",
             dtypes=dtypes,
             rows=rows,
-            sorts=sorts,
+            sorts=diff.sorts,
             tones=TONES,
             most=_MOST,
             most_of_a_sort=_MOST_OF_A_SORT,

@@ -1,7 +1,7 @@
-"""Moves: what became of one check of one case from one run to another, by rules that are written here.
+"""The rules that name a change: what happened to one check on one case between two runs.
 
-No rule is a tolerance for a result: both runs were held to the exact answer when they were made. What is asked here is
-what changed between them.
+No rule is a tolerance for a result. Both runs were compared with the exact values when they ran; these rules only
+describe the difference between the runs.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from enum import StrEnum
 from crossent.report.findings import Finding, Measured, ResultSummary
 from crossent.report.text import share
 
-# What an error and its share of the bound must have grown to be worse: past the last bit, in which any other order of
-# summation shows. Both, since the worst numbers of two runs need not be the same one: that which is closer to zero has
-# more ulps, and no larger error.
+# An error counts as worse if it grew by more than this factor and by more than this number of ulp: any other order of
+# summation changes the last bit. Its share of the bound must have grown by the same factor. The worst elements of two
+# runs may differ, and an element closer to zero has an error of more ulp, but not a larger error.
 TIMES, LAST_PLACES = 2.0, 1.0
 
 
 class Kind(StrEnum):
-    """What became of it, the gravest first."""
+    """The kinds of changes, the most serious first. The values are those in JSON."""
 
     BROKEN = "broken"
     REFUSED = "newly refused"
@@ -38,42 +38,59 @@ class Kind(StrEnum):
 
     @property
     def fails(self) -> bool:
-        """Whether nobody should upgrade without a look at it."""
+        """Whether a user should look at the change before an upgrade."""
         return self in (Kind.BROKEN, Kind.REFUSED, Kind.CONTRACT)
 
     @property
+    def label(self) -> str:
+        """The name of the kind in text and on the page."""
+        return _LABELS.get(self, self.value)
+
+    def counted(self, count: int) -> str:
+        """Return a number and the label: "2 regressions", "1 fixed"."""
+        return f"{count} {self.label}{'s' if self is Kind.BROKEN and count != 1 else ''}"
+
+    @property
     def meaning(self) -> str:
-        """What it says, in a sentence."""
+        """The meaning of the kind, in a sentence."""
         return MEANINGS[self]
 
 
+# The labels that differ from the value in JSON.
+_LABELS = {
+    Kind.BROKEN: "regression",
+    Kind.MENDED: "fixed",
+    Kind.MOVED: "changed within bounds",
+    Kind.WORDS: "other error message",
+    Kind.JUDGED: "same bits, judged again",
+}
 MEANINGS = {
-    Kind.BROKEN: "It was within its bound, or held, and is not; or it was refused, and is taken and wrong.",
-    Kind.REFUSED: "The call was taken, and raises.",
-    Kind.CONTRACT: "Another kind of value, as NaN, another dtype, shape or class of error, or other bits each time.",
-    Kind.WORSE: "Within its bound, of which it takes over twice what it did, in ulp too, and by more than one ulp.",
-    Kind.STILL: "It is wrong as it was, in other numbers.",
-    Kind.MENDED: "It was wrong, and is not.",
-    Kind.ACCEPTED: "It was refused, and is right.",
-    Kind.BETTER: "Within its bound, of which it takes under half of what it did, in ulp too, and by more than one ulp.",
-    Kind.MOVED: "Other bits, within the bound.",
-    Kind.WORDS: "Refused with the same class of error, in other words.",
-    Kind.JUDGED: "The same bits, as far as is kept, whose error or bound was computed with another numpy or crossent.",
-    Kind.SAME: "The same bits; of a check of several calls, the same error.",
+    Kind.BROKEN: "The check passed and now fails; or the call was refused and now returns a wrong result.",
+    Kind.REFUSED: "The call returned a result and now raises.",
+    Kind.CONTRACT: "The kind of value (such as NaN), dtype, shape or class of error changed, or bits differ each time.",
+    Kind.WORSE: "Within its bound; the error grew by more than one ulp, to more than twice in ulp and in its share.",
+    Kind.STILL: "The check failed before and still fails, with other numbers.",
+    Kind.MENDED: "The check failed and now passes.",
+    Kind.ACCEPTED: "The call was refused and now returns a right result.",
+    Kind.BETTER: "Within its bound; the error shrank by more than one ulp, to less than half in ulp and in its share.",
+    Kind.MOVED: "The bits changed, and the error is within its bound.",
+    Kind.WORDS: "The call is refused with the same class of error and another message.",
+    Kind.JUDGED: "The kept bits are the same; another version of numpy or crossent computed the error or the bound.",
+    Kind.SAME: "The bits are the same; for a check of several calls, the error is the same.",
 }
 
 
 @dataclass(frozen=True)
 class Side:
-    """One check of one case in one run.
+    """One check on one case in one run.
 
     Attributes:
-        measured: what it measured.
-        finding: what it found, or None where it held.
-        shown: the results of the first call that it is about; a check of several calls has none.
-        raised: the error with which a bad call was refused, or "".
-        digest: of other results that it is about.
-        grade: what was reached, where it is the check that says so.
+        measured: the numbers of the check.
+        finding: the finding, or None if the check passed.
+        shown: the results of the first call that the check is about; empty for a check of several calls.
+        raised: the error that refused a bad call, or "".
+        digest: the digest of further results that the check is about.
+        grade: the grade that the subject reached, for the check "result"; otherwise "".
     """
 
     measured: Measured
@@ -85,17 +102,17 @@ class Side:
 
     @property
     def error(self) -> str:
-        """The class of the error that it raised, or ""."""
+        """The class of the error that the call raised, or ""."""
         raised = self.finding.message if self.finding and self.finding.kind == "refused" else self.raised
         return raised.partition(":")[0]
 
 
 @dataclass(frozen=True)
 class Move:
-    """What became of one check of one case of one subject.
+    """The change of one check on one case of one subject.
 
-    `policy` is the question that the case stands for, where it is one of :mod:`crossent.cases.edges`. `also` are the
-    checks that the new run found something wrong with, of a case that the old one refused.
+    `policy` is the name of the case among the decisions of torch in :mod:`crossent.cases.edges`, or "". `also` are the
+    checks that fail in the new run, for a call that was refused in the old run.
     """
 
     kind: Kind
@@ -110,12 +127,12 @@ class Move:
 
     @property
     def id(self) -> str:
-        """As a finding's."""
+        """The id of the change, in the format of a finding's id."""
         return f"{self.subject}:{self.check}:{self.case}"
 
     @property
     def says(self) -> str:
-        """What it was and what it is, in one line."""
+        """The old and the new result, in one line."""
         if self.old.shown.keys() == self.new.shown.keys():
             pairs = [(self.old.shown[name], self.new.shown[name]) for name in self.old.shown]
             values = [words for old, new in pairs if (words := _between(old, new, self._alone))]
@@ -125,25 +142,25 @@ class Move:
         numbers = _numbers(self.old.measured, self.new.measured)
         grades = f"grade {self.old.grade} → {self.new.grade}" if self.old.grade != self.new.grade else ""
         if self.also:
-            errors = f"{errors.removesuffix('right')}taken, and wrong in {', '.join(self.also)}"
-        said = [*values, *(words for words in (errors, grades, numbers) if words)]
+            errors = f"{errors.removesuffix('right')}returns a result, which is wrong in {', '.join(self.also)}"
+        parts = [*values, *(words for words in (errors, grades, numbers) if words)]
         other_bits = self.kind is Kind.MOVED and not _same_bits(self.old, self.new)
-        return "; ".join(said) or ("other bits" if other_bits else "in other counts or other words")
+        return "; ".join(parts) or ("other bits" if other_bits else "other counts or another message")
 
     @property
     def _alone(self) -> bool:
-        """Whether values are told that are numbers like any other."""
+        """Whether the line shows the values of results that are ordinary numbers."""
         return bool(self.policy) or self.kind in (Kind.BROKEN, Kind.CONTRACT, Kind.MENDED)
 
     @property
     def growth(self) -> float:
-        """How much the share of the bound has changed, in ulp: what comes first among others of its kind."""
+        """The change of the error in ulp, by which changes of one kind are sorted."""
         old, new = self.old.measured.ulp or 0.0, self.new.measured.ulp or 0.0
         return math.inf if math.isnan(new - old) else abs(new - old)
 
 
 def kind_of(check: str, old: Side, new: Side, policy: bool = False) -> Kind:
-    """The one rule that holds for a check, of which both runs asked the same."""
+    """Return the kind of change of a check on a case whose inputs have the same bits in both runs."""
     before, now = old.finding, new.finding
     if _same(old, new):
         return Kind.SAME
@@ -163,54 +180,55 @@ def kind_of(check: str, old: Side, new: Side, policy: bool = False) -> Kind:
 
 
 def _same(old: Side, new: Side) -> bool:
-    """Not a bit, not a number and not a word is another one; NaN is NaN."""
-    return repr(_told(old)) == repr(_told(new))
+    """Whether all bits, numbers and messages are equal. NaN equals NaN."""
+    return repr(_comparable(old)) == repr(_comparable(new))
 
 
 def _same_bits(old: Side, new: Side) -> bool:
-    """Whether it is known that the same bits came."""
+    """Whether the results are known to have the same bits."""
     bits = [({name: shown.digest for name, shown in side.shown.items()}, side.digest) for side in (old, new)]
     return bits[0] == bits[1] != ({}, "")
 
 
 def _same_error(old: Side, new: Side) -> bool:
-    """Whether the worst number is off by the same, of a check of several calls, whose bits are not kept.
+    """Whether the worst error is the same, for a check of several calls, whose bits a report does not keep.
 
-    A number of other bits is off by whole ulps more or less. What changes beyond the third place is what the exact
-    answer was computed with.
+    If the bits differ, the error differs by whole ulps. A difference beyond the third decimal comes from the library
+    that computed the exact value.
     """
     before, now = old.measured.ulp, new.measured.ulp
     kept = any((old.shown, old.digest, new.shown, new.digest))
     return not kept and before is not None and now is not None and f"{before:.3f}" == f"{now:.3f}"
 
 
-def _told(side: Side) -> Side:
+def _comparable(side: Side) -> Side:
+    """Return the side without parts that may differ between equal results."""
     finding = side.finding and replace(side.finding, named=True)
     measured = replace(side.measured, not_judged=dict(sorted(side.measured.not_judged.items())))
     return replace(side, finding=finding, measured=measured)
 
 
 def _contract(check: str, old: Side, new: Side, policy: bool) -> bool:
-    """Whether something is promised otherwise: a kind of value, a shape, a dtype, an error's class, the same bits."""
-    held, holds = old.finding is None, new.finding is None
-    if held and new.finding is not None and (check == "result" or new.finding.kind == "not_repeated"):
+    """Whether the contract changed: a kind of value, a shape, a dtype, the class of an error, or repeatable bits."""
+    passed, passes = old.finding is None, new.finding is None
+    if passed and new.finding is not None and (check == "result" or new.finding.kind == "not_repeated"):
         return True
-    if held == holds and old.error != new.error:
+    if passed == passes and old.error != new.error:
         return True
     if old.shown.keys() != new.shown.keys():
-        return held == holds
+        return passed == passes
     for name, before in old.shown.items():
         now = new.shown[name]
         if (before.dtype, before.shape) != (now.dtype, now.shape):
             return True
         if dict(before.special) != dict(now.special):
-            # A number that was right and is NaN is broken, and NaN that was wrong and is a number is mended.
-            return held == holds or (held and (policy or bool(before.special)))
+            # A right number that became NaN is a regression. A wrong NaN that became a right number is fixed.
+            return passed == passes or (passed and (policy or bool(before.special)))
     return False
 
 
 def _within(old: Side, new: Side) -> Kind:
-    """Of what held in both runs, and is not the same."""
+    """Return the kind of change of a check that passed in both runs with different results."""
     if old.raised != new.raised:
         return Kind.WORDS
     if old.grade != new.grade:
@@ -223,14 +241,14 @@ def _within(old: Side, new: Side) -> Kind:
 
 
 def _grown(less: Measured, more: Measured) -> bool:
-    """Whether the one error is larger by so much that it is worth a word."""
+    """Whether the error grew enough to count as worse."""
     if less.ulp is None or more.ulp is None or less.ratio is None or more.ratio is None:
         return False
     return more.ulp > TIMES * less.ulp and more.ulp > less.ulp + LAST_PLACES and more.ratio > TIMES * less.ratio
 
 
 def _between(old: ResultSummary, new: ResultSummary, alone: bool) -> str:
-    """What one result was and is, where that is more than other bits: "NaN → 0"."""
+    """Return the old and the new value of a result, such as "NaN → 0"; "" if only bits changed."""
     if (old.dtype, old.shape) != (new.dtype, new.shape):
         return f"{old.dtype} {old.shape} → {new.dtype} {new.shape}"
     if old.value is not None and new.value is not None:
@@ -247,14 +265,12 @@ def _special(shown: ResultSummary) -> str:
 
 
 def _errors(old: Side, new: Side) -> str:
-    """What was raised, or not, and what is: in the words of a finding where there is one."""
-    told = [_words(side) for side in (old, new)]
-    if not any(told) or told[0] == told[1]:
-        return ""
-    return f"{told[0] or 'right'} → {told[1] or 'right'}"
+    """Return the old and the new error, or the first lines of findings without numbers."""
+    was, now = _message(old), _message(new)
+    return "" if was == now else f"{was or 'right'} → {now or 'right'}"
 
 
-def _words(side: Side) -> str:
+def _message(side: Side) -> str:
     if side.finding is not None and side.finding.numbers is None:
         return side.finding.message.partition("\n")[0]
     return side.raised
@@ -267,5 +283,5 @@ def _numbers(old: Measured, new: Measured) -> str:
 
 
 def number(value: float) -> str:
-    """A value in a few digits: "NaN", "0", "0.4517"."""
+    """Return a value in a few digits: "NaN", "0", "0.4517"."""
     return "NaN" if math.isnan(value) else f"{value:.5g}"

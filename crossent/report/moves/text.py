@@ -1,4 +1,4 @@
-"""Moved text: what moved between two runs, as a terminal shows it."""
+"""The differences between two runs, as text for a terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from crossent.cases.axes import DTYPES
 from crossent.report.findings import NUMBERS
 from crossent.report.moves.rules import Kind, Move
 from crossent.words import printable
@@ -22,11 +21,11 @@ if TYPE_CHECKING:
 
 
 LOUD = {kind: "bold red" for kind in Kind if kind.fails} | {Kind.WORSE: "yellow", Kind.STILL: "yellow"}
-QUIET = (Kind.BETTER, Kind.MOVED, Kind.WORDS, Kind.JUDGED)  # of which one is enough: the table counts the others
+QUIET = (Kind.BETTER, Kind.MOVED, Kind.WORDS, Kind.JUDGED)  # one example is enough: the table counts the others
 
 
 def rendered(diff: Diff, most: int) -> Iterator[RenderableType]:
-    """What is another one about the runs, a table, and the moves: of each sort the first, of each kind this many."""
+    """Yield the differences of the runs, a table, and the first change of at most `most` groups of each kind."""
     for which, run, file in (("old", diff.old, diff.old_file), ("new", diff.new, diff.new_file)):
         environment = run.environment
         words = [f"torch {environment.get('torch', '?')}", f"crossent {environment.get('crossent', '?')}"]
@@ -36,51 +35,43 @@ def rendered(diff: Diff, most: int) -> Iterator[RenderableType]:
         if what not in ("torch",):
             yield Text(printable(f"  {what}: {old or 'none'} → {new or 'none'}"))
     for hindrance in diff.hindrances:
-        yield Text(printable(f"  COMPARED ALL THE SAME: {hindrance}"), "bold red")
+        yield Text(printable(f"  COMPARED ANYWAY: {hindrance}"), "bold red")
     for note in diff.notes:
         yield Text(printable(f"  {note}"))
     yield Text()
     yield Padding(_table(diff), (0, 0, 0, 2))
-    by_kind: dict[Kind, list[list[Move]]] = {}
-    for sort in diff.sorts:
-        by_kind.setdefault(sort[0].kind, []).append(sort)
-    for kind, sorts in by_kind.items():
+    for kind, sorts in diff.sorts.items():
         policies = [sort for sort in sorts if sort[0].policy and kind not in QUIET]
         others = [sort for sort in sorts if sort not in policies]
         shown = others[: 1 if kind in QUIET else most]
         for sort in (*policies, *shown):
             yield from _sort(diff, sort)
         if hidden := sum(len(sort) for sort in others[len(shown) :]):
-            yield Text(f"\n… and {hidden} more checks of cases, {kind}: --json has all of them", "dim")
+            yield Text(f"\n… and {hidden} more checks, {kind.label}: --json has all of them", "dim")
     yield Text()
     yield Text(diff.summary)
 
 
 def _table(diff: Diff) -> Table:
-    """What became of each check, in each dtype."""
-    counts: Counter[tuple[Kind, str, str]] = Counter()
-    for (kind, check, dtype), count in diff.table.items():
-        counts[kind, "other checks" if kind in QUIET and check not in NUMBERS else check, dtype] += count
-    dtypes = [dtype for dtype in DTYPES if any(dtype == met for _, _, met in counts)]
+    """Return the table of the numbers of comparisons, by kind, check and dtype."""
+    dtypes, rows = diff.rows(lambda kind, check: "other checks" if kind in QUIET and check not in NUMBERS else check)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
-    for name in ("what", "check", *dtypes):
+    for name in ("change", "check", *dtypes):
         table.add_column(name, no_wrap=True, justify="right" if name in dtypes else "left")
-    met = dict.fromkeys((kind, check) for kind, check, _ in counts)  # in the order of the checks
-    rows = sorted(met, key=lambda row: list(Kind).index(row[0]))
-    for kind, check in rows:
-        cells = [str(counts[kind, check, dtype] or "") for dtype in dtypes]
-        table.add_row(Text(kind, LOUD.get(kind, "")), check, *cells)
+    for kind, checks in rows.items():
+        for check, counts in checks:
+            table.add_row(Text(kind.label, LOUD.get(kind, "")), check, *(str(count or "") for count in counts))
     return table
 
 
 def _sort(diff: Diff, sort: list[Move]) -> Iterator[Text]:
-    """The first of some moves in full, which is that of the largest numbers, and how many others there are."""
+    """Yield the first change of a group in full, which has the largest numbers, and the number of similar changes."""
     move = sort[0]
     yield Text()
     if move.policy:
-        line = f"{move.kind}: {move.subject}: {move.policy}, {move.check}: {move.says}"
+        line = f"{move.kind.label}: {move.subject}: {move.policy}, {move.check}: {move.says}"
     else:
-        line = f"{move.kind}: {move.subject}: {move.check} on {move.case}"
+        line = f"{move.kind.label}: {move.subject}: {move.check} on {move.case}"
     yield Text(printable(line), LOUD.get(move.kind, ""))
     if not move.policy:
         yield Text(printable(f"  {move.says}"))
@@ -90,4 +81,4 @@ def _sort(diff: Diff, sort: list[Move]) -> Iterator[Text]:
     if len(sort) > 1:
         dtypes = Counter(move.dtype for move in sort)
         each = ", ".join(f"{count} {dtype}" for dtype, count in dtypes.items())
-        yield Text(printable(f"  and {len(sort) - 1} more like it ({each})"))
+        yield Text(printable(f"  and {len(sort) - 1} similar changes ({each} in total)"))

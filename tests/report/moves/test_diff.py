@@ -170,13 +170,13 @@ def test_a_broken_one_that_is_known_is_broken_and_said_to_be_known(before, after
     after.subjects[0].findings.append(found("loss", PLAIN, numbers=WRONG, expected="since torch 2.4"))
     made = diff(before, after)
     assert not made.ok
-    assert "  known: since torch 2.4" in str(made).splitlines()
+    assert "  known failure: since torch 2.4" in str(made).splitlines()
 
 
 def refused(report, case=PLAIN, message="RuntimeError: not for this"):
     outcome = report.subjects[0].outcomes[case]
     outcome.checks = {"call": Measured(failed=True)}
-    outcome.not_run = dict.fromkeys(("result", "loss", "gradient"), "waits for a right call")
+    outcome.not_run = dict.fromkeys(("result", "loss", "gradient"), "needs a right call")
     outcome.digest, outcome.results, outcome.grade = "", {}, ""
     report.subjects[0].findings.append(found("call", case, "refused", message))
     return report
@@ -203,7 +203,7 @@ def test_an_error_that_became_a_wrong_number_is_broken(before, after):
     first.subjects[2].findings.append(Finding("mine", "call", PLAIN, "refused", "RuntimeError: not yet"))
     made = diff(first, after)
     assert only(made).kind is Kind.BROKEN
-    assert only(made).says == "RuntimeError: not yet → taken, and wrong in loss, gradient"
+    assert only(made).says == "RuntimeError: not yet → returns a result, which is wrong in loss, gradient"
     assert made.command(only(made)).startswith(f"crossent repro mine:loss:{PLAIN}")
     assert not made.ok
 
@@ -226,7 +226,7 @@ def test_an_error_that_became_a_wrong_number_tells_what_is_known_of_both(before,
     made = diff(first, after)
     assert only(made).kind is Kind.BROKEN
     lines = str(made).splitlines()
-    assert lines[lines.index("  was known: not before torch 2.2") + 1] == "  known: since torch 2.4"
+    assert lines[lines.index("  known failure before: not before torch 2.2") + 1] == "  known failure: since torch 2.4"
 
 
 def test_another_class_of_error_is_another_contract_and_other_words_are_not(before, after):
@@ -341,11 +341,11 @@ def test_what_one_run_has_alone_is_said_and_not_compared(before, after):
         ("level", "quick", "normal"),
     ]
     assert made.notes == [
-        "in the old run alone: subject mine",
-        "in the new run alone: subject yours",
-        f"in the old run alone: 1 case, as {PLAIN}, of formula",
-        f"not compared, since the inputs have other bits: 1 case, as {PLAIN}, of torch",
-        "asked in the old run alone, of torch: loss on 1",
+        "only in the old run: subject mine",
+        "only in the new run: subject yours",
+        f"only in the old run: 1 case, for example {PLAIN}, of formula",
+        f"not compared, because the bits of the inputs differ: 1 case, for example {PLAIN}, of torch",
+        "checks that ran only in the old run, of torch: loss on 1",
     ]
     lines = str(made).splitlines()
     assert all(f"  {note}" in lines for note in made.notes)
@@ -357,8 +357,8 @@ def test_what_is_to_be_said_of_several_subjects_is_said_once(before, after):
     for part in after.subjects[:2]:
         del part.outcomes[PER_ROW].checks["loss"]
     assert diff(before, after).notes == [
-        f"in the old run alone: 1 case, as {PLAIN}, of formula, torch, mine",
-        "asked in the old run alone, of formula, torch: loss on 1",
+        f"only in the old run: 1 case, for example {PLAIN}, of formula, torch, mine",
+        "checks that ran only in the old run, of formula, torch: loss on 1",
     ]
 
 
@@ -385,7 +385,7 @@ def test_what_cannot_be_compared_is_refused_unless_forced(before, after, change,
     assert said in err
     assert err.count("\n") == 1
     assert main(["diff", *files, "--force"]) == 0
-    assert "COMPARED ALL THE SAME: " in capsys.readouterr().out
+    assert "COMPARED ANYWAY: " in capsys.readouterr().out
 
 
 def test_torch_says_which_vector_instructions_it_uses_whatever_its_version(monkeypatch):
@@ -571,7 +571,7 @@ def test_a_report_of_another_version_that_lacks_something_is_told_what(before, t
     document = json.loads((tmp_path / "r").read_text(encoding="utf-8"))
     del document["subjects"][0]["cases"][PLAIN]["results"]
     (tmp_path / "r").write_text(json.dumps(document), encoding="utf-8")
-    with pytest.raises(ValueError, match=r"damaged, or of another version of crossent: it lacks 'results'$"):
+    with pytest.raises(ValueError, match=r"damaged, or from another version of crossent: the key 'results' is missing$"):
         read_report(tmp_path / "r")
 
 
