@@ -75,7 +75,7 @@ def to_keep(case, wrong):
     """What a failure says."""
     return (
         f"{wrong}\non {case.id}\nThis is to become a named case: add Case.of('NAME/{case.id}') to EDGES in "
-        "crossent/edges.py, with the name of its issue or of what breaks."
+        "crossent/cases/edges.py, with the name of its issue or of what breaks."
     )
 
 
@@ -148,7 +148,7 @@ def test_a_failure_names_its_case_and_where_it_is_to_be_kept():
         if wrong:
             raise AssertionError(to_keep(case, wrong))
 
-    with pytest.raises(AssertionError, match=r"in crossent/edges\.py") as failure:
+    with pytest.raises(AssertionError, match=r"in crossent/cases/edges\.py") as failure:
         search()
     kept = re.search(r"Case\.of\('(NAME/.*?)'\)", str(failure.value))[1]
     assert "half, loss:\nMismatched elements" in str(failure.value)
