@@ -438,7 +438,10 @@ def test_every_kind_of_finding_has_its_text():
     (changed,) = of(lambda x, y, **o: (writes_into_its_input(x.detach(), y, **o), crossent.formula(x * 0, y, **o))[1])[
         :1
     ]
-    assert changed.splitlines()[:2] == [f"mine: arguments changed_input on {CASES[0].id}", "  it wrote into input"]
+    assert changed.splitlines()[:2] == [
+        f"mine: arguments changed_input on {CASES[0].id}",
+        "  the call wrote into input",
+    ]
     (shape,) = of(wrong_shape)
     assert shape.splitlines()[1] == "  got torch.float32 (1,); expected torch.float32 ()"
     bad = next(bad_input for bad_input in BAD_INPUTS if bad_input.id == "reduction_unknown")
@@ -450,7 +453,7 @@ def test_every_kind_of_finding_has_its_text():
     (wrong,) = of(lambda *args, **options: {}["average"], [bad])
     assert wrong.splitlines()[:2] == [
         "mine: errors wrong on reduction_unknown",
-        "  raised KeyError: 'average'; allowed is ValueError",
+        "  raised KeyError: 'average'; should have raised ValueError",
     ]
 
 

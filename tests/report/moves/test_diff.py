@@ -571,7 +571,9 @@ def test_a_report_of_another_version_that_lacks_something_is_told_what(before, t
     document = json.loads((tmp_path / "r").read_text(encoding="utf-8"))
     del document["subjects"][0]["cases"][PLAIN]["results"]
     (tmp_path / "r").write_text(json.dumps(document), encoding="utf-8")
-    with pytest.raises(ValueError, match=r"damaged, or from another version of crossent: the key 'results' is missing$"):
+    with pytest.raises(
+        ValueError, match=r"damaged, or from another version of crossent: the key 'results' is missing$"
+    ):
         read_report(tmp_path / "r")
 
 
