@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from typing import Any
@@ -272,17 +272,20 @@ def list_(what: str, level: str) -> None:
     if what == "subjects":
         lines = list(NAMED)
     elif what == "checks":
-        width = max(map(len, CHECKS))
-        lines = [f"{name:<{width}}  {check.sentence}" for name, check in CHECKS.items()]
-        lines.append(f"{'errors':<{width}}  {ERRORS}")
+        lines = _aligned({name: check.sentence for name, check in CHECKS.items()} | {"errors": ERRORS})
     elif what == "features":
-        width = max(map(len, FEATURES))
-        lines = [f"{name:<{width}}  {feature.sentence}" for name, feature in FEATURES.items()]
+        lines = _aligned({name: feature.sentence for name, feature in FEATURES.items()})
     elif what == "cases":
         lines = [case.id for case in plan(level, tuple(DTYPES), 0)]
     else:
         lines = list(map(str, bugs()))
     click.echo("\n".join(lines))
+
+
+def _aligned(sentences: Mapping[str, str]) -> list[str]:
+    """Lines of a name and its sentence."""
+    width = max(map(len, sentences))
+    return [f"{name:<{width}}  {sentence}" for name, sentence in sentences.items()]
 
 
 @crossent.command()

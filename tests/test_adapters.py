@@ -108,7 +108,7 @@ def test_a_function_of_numpy_that_writes_into_its_logits_is_found():
         return nll(logits, target)
 
     report = judged(from_numpy(in_place), "float32-7x5-normal-int64-mean", "arguments")
-    assert [finding.message for finding in report.findings] == ["it wrote into input"]
+    assert [finding.message for finding in report.findings] == ["the call wrote into input"]
 
 
 @needs("ml_dtypes")
@@ -160,7 +160,7 @@ def test_a_lack_that_is_none_is_wrong_use(lacks):
         return F.cross_entropy(input, target)
 
     mine.lacks = lacks
-    with pytest.raises(TypeError, match="subject: got what "):
+    with pytest.raises(TypeError, match="subject: got an object whose "):
         load(mine)
 
 

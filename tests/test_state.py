@@ -73,7 +73,7 @@ def test_a_state_that_a_subject_changes_is_a_finding_and_is_set_back(name):
     finally:
         left = restore(before)
     assert left == []
-    assert [f.message for f in report.findings if f.check == "state"] == [f"it changed {name}"]
+    assert [f.message for f in report.findings if f.check == "state"] == [f"the call changed {name}"]
 
 
 def test_hooks_that_a_subject_takes_away_are_put_back():

@@ -392,7 +392,7 @@ def test_a_wrong_derivative_is_caught_by_its_check_where_loss_and_gradient_are_r
 def test_what_is_said_of_a_gradient_that_does_not_depend_on_the_logits():
     for wrong in (*(without_a_graph("mine", gradient) for gradient in (saved, not_recorded)), subject("mine", Once)):
         (first, *_) = accusations(wrong, CASES)["double_backward"]
-        assert first == "wrong: the gradient's dependence on the logits is cut off"
+        assert first == "wrong: the derivative of the gradient by the logits is missing"
     (first, *_) = accusations(subject("mine", Once), CASES)["forward_ad"]
     assert first.startswith("refused: ")
 
@@ -410,7 +410,7 @@ def test_a_tangent_that_is_lost_is_found():
         return crossent.formula(plain, target, **options)
 
     found = accusations(Subject("mine", detached), CASES[:1])
-    assert found == {"forward_ad": ["wrong: the loss's tangent is cut off"]}
+    assert found == {"forward_ad": ["wrong: the tangent of the loss is missing"]}
 
 
 # --- Single cases -------------------------------------------------------------------------------------------------

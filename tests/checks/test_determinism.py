@@ -67,7 +67,7 @@ def test_the_forms_and_torch_give_the_same_bits_ten_times(dtype, device):
 @pytest.mark.parametrize("n", [2, 3, 10])
 def test_other_bits_in_any_of_ten_calls_are_found(n):
     (problem,) = run(DETERMINISTIC, every_nth_is_off(n))
-    assert problem == Problem("not_repeated", f"call {n} of 10 with the same arguments gives other bits")
+    assert problem == Problem("not_repeated", f"call {n} of 10 with the same arguments gives different bits")
 
 
 def test_other_bits_of_the_gradient_alone_are_found():
@@ -93,10 +93,10 @@ def test_an_operation_without_a_deterministic_kernel_is_counted_and_no_finding()
         torch.zeros(3).put_(torch.tensor([0]), torch.tensor([1.0]))
         return crossent.formula(input, target, **options)
 
-    with pytest.raises(NotRunError, match=r"^has no deterministic kernel, as torch says of put_$"):
+    with pytest.raises(NotRunError, match=r"^uses put_, which has no deterministic kernel in torch$"):
         run(DETERMINISTIC, puts)
     report = running.run(puts, PLAIN, [DETERMINISTIC])
-    assert report.subjects[0].not_run == {"deterministic": {"has no deterministic kernel, as torch says of put_": 1}}
+    assert report.subjects[0].not_run == {"deterministic": {"uses put_, which has no deterministic kernel in torch": 1}}
     assert not report.findings
 
 
@@ -106,13 +106,13 @@ def test_an_operation_without_a_deterministic_kernel_is_counted_and_no_finding()
         (
             "nll_loss2d_forward_out_cuda_template does not have a deterministic implementation, but you set "
             "'torch.use_deterministic_algorithms(True)'. You can turn off determinism just for this operation",
-            "has no deterministic kernel, as torch says of nll_loss2d_forward_out_cuda_template",
+            "uses nll_loss2d_forward_out_cuda_template, which has no deterministic kernel in torch",
         ),
         (
             "Deterministic behavior was enabled with either `torch.use_deterministic_algorithms(True)` or "
             "`at::Context::setDeterministicAlgorithms(true)`, but this operation is not deterministic because it uses "
             "CuBLAS and you have CUDA >= 10.2.",
-            "has no deterministic kernel, as torch says of one of its operations",
+            "uses an operation, which has no deterministic kernel in torch",
         ),
     ],
     ids=["nll_loss2d", "CuBLAS"],
@@ -155,10 +155,10 @@ def test_the_deterministic_mode_is_afterwards_what_it_was(mode, warn_only):
 
 
 def test_a_device_without_streams_is_counted_and_not_asked():
-    with pytest.raises(NotRunError, match="waits for a CUDA device"):
+    with pytest.raises(NotRunError, match="needs a CUDA device"):
         run(STREAM, FORM_SUBJECTS["formula"])
     report = running.run(FORM_SUBJECTS["formula"], PLAIN, [STREAM])
-    assert report.subjects[0].not_run == {"stream": {"waits for a CUDA device: others have no streams": 1}}
+    assert report.subjects[0].not_run == {"stream": {"needs a CUDA device: other devices have no streams": 1}}
 
 
 def on_cuda(device):
@@ -257,7 +257,7 @@ def test_who_reads_the_arguments_before_they_are_there_is_found(pretended):
 
 def test_a_torch_that_cannot_be_late_is_counted(pretended, monkeypatch):
     monkeypatch.delattr(torch.cuda, "_sleep")
-    with pytest.raises(NotRunError, match="waits for a torch with"):
+    with pytest.raises(NotRunError, match="needs a torch with"):
         run(STREAM, FORM_SUBJECTS["formula"], device="cuda:0")
     assert pretended == []
 

@@ -193,7 +193,7 @@ def test_without_the_memory_it_does_not_run_and_says_what_it_waits_for(monkeypat
     findings, outcome = judged(case, TORCH)
     assert findings == []
     assert outcome.checks == {}
-    assert outcome.not_run["large"] == f"waits for {needed(case, TORCH) / GIB:.1f} GiB of memory on cpu, which has 5.0"
+    assert outcome.not_run["large"] == f"needs {needed(case, TORCH) / GIB:.1f} GiB of memory on cpu, which has 5.0"
 
 
 @pytest.mark.parametrize(

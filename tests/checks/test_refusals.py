@@ -115,7 +115,7 @@ def test_an_error_of_another_class_is_wrong(error):
 
     (message,) = [message for kind, message in problems(raises).items() if kind == "wrong"]
     assert message.startswith(f"raised {type(error).__name__}: ")
-    assert message.endswith("; allowed is IndexError")
+    assert message.endswith("; should have raised IndexError")
 
 
 def test_an_error_of_a_derived_class_is_right():
@@ -141,7 +141,7 @@ def test_an_error_of_a_derived_class_is_right():
 )
 def test_a_bad_call_leaves_its_arguments_as_they_were(write, name):
     found = problems(refusing(write), SHORT_WEIGHT)
-    assert found == {"changed_input": f"it wrote into {name}"}
+    assert found == {"changed_input": f"the call wrote into {name}"}
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_a_bad_call_leaves_its_arguments_as_they_were(write, name):
 def test_a_bad_call_leaves_the_global_state_as_it_was(change, name):
     before = torch.get_default_dtype(), torch.is_grad_enabled(), torch.random.get_rng_state()
     found = problems(refusing(lambda *arguments, **options: change()))
-    assert found == {"changed_state": f"it changed {name}"}
+    assert found == {"changed_state": f"the call changed {name}"}
     assert (torch.get_default_dtype(), torch.is_grad_enabled()) == before[:2]
     assert torch.random.get_rng_state().equal(before[2])
 

@@ -253,7 +253,7 @@ def test_a_shift_without_room_is_not_run():
     large = (Case("float16", (1, 5), "large", reduction="sum", seed=seed) for seed in range(100))
     case = next(case for case in large if case.build().logits.abs().max() > 2**14)
     entry = part_of(FORM_SUBJECTS["formula"], case, "shift")
-    assert entry.not_run == {"shift": {"gets logits that their dtype has no room to shift exactly": 1}}
+    assert entry.not_run == {"shift": {"receives logits that cannot be shifted exactly in their dtype": 1}}
 
 
 def of_the_first_row(probs, hot, upstream):
@@ -337,7 +337,7 @@ def test_a_sum_and_rows_that_depend_on_the_batch_are_caught():
 def test_parts_are_chosen_so_that_each_has_something_to_divide_by():
     case = Case.of("float32-7x5-normal-int64-mean-ignored_all")
     entry = part_of(FORM_SUBJECTS["formula"], case, "split")
-    assert entry.not_run == {"split": {"has nothing to divide by in one of any two parts of the batch": 1}}
+    assert entry.not_run == {"split": {"would divide by 0 in one part, wherever the batch is split": 1}}
     # Weights of both signs, so that a part's share is negative or above one.
     for seed in range(5):
         case = Case("float64", (7, 5), weight="weight_negative", ignored="ignored", upstream="scalar", seed=seed)
@@ -377,7 +377,7 @@ def without(*dropped):
 def test_an_option_that_changes_nothing_is_caught(loss, case, said):
     ((kind, message),) = found("options", loss, case)
     assert kind == "wrong"
-    assert message == f"{said} changes nothing: the loss is the same without it"
+    assert message == f"{said} has no effect: the loss is the same without it"
 
 
 def test_an_option_may_change_nothing_where_it_should_not():

@@ -67,7 +67,7 @@ def test_a_loss_without_bits_is_a_finding_and_nothing_else_is_asked():
     subject = Subject("mine", lambda *args, **options: on_meta(crossent.formula(*args, **options)), False)
     (finding,) = run(subject, NONE).findings
     assert (finding.check, finding.kind) == ("call", "refused")
-    assert finding.message == "it gives a loss without bits, as one on a meta device is"
+    assert finding.message == "the loss holds no data, like a tensor on the meta device"
 
 
 @pytest.mark.parametrize("last_right", [1, 3])
@@ -83,7 +83,7 @@ def test_a_later_loss_without_bits_is_not_repeated(last_right):
     trial = trial_of(Question(NONE), Subject("mine", some_times, differentiable=False))
     assert trial.got.digest
     problems = list(SINGLE[-1].run(trial))
-    assert problems == [Problem("not_repeated", "a second call with the same arguments gives other bits")]
+    assert problems == [Problem("not_repeated", "a second call with the same arguments gives different bits")]
 
 
 def writes(input, target, **options):
@@ -105,7 +105,7 @@ def first_logit(input, target, **options):
 @pytest.mark.parametrize(
     ("loss", "problem"),
     [
-        (writes, Problem("changed_input", "it wrote into input")),
+        (writes, Problem("changed_input", "the call wrote into input")),
         (sets_grad, Problem("changed_input", "the call set the .grad of input")),
         (first_logit, Problem("aliased", "the loss shares memory with input")),
     ],
@@ -123,7 +123,7 @@ def test_what_a_subject_changes_of_the_state_is_named_once_however_often():
 
     trial = trial_of(Question(NONE), Subject("mine", sets_two))
     (asked,) = (one for one in SINGLE if one.name == "state")
-    once = [Problem("changed_state", "it changed the number of threads, the random generator")]
+    once = [Problem("changed_state", "the call changed the number of threads, the random generator")]
     assert list(asked.run(trial)) == once
     assert said("state", crossent.formula) == []
     trial.evaluate(trial.question.fresh())
@@ -149,9 +149,9 @@ def test_a_second_call_with_other_bits_is_told_from_one_that_writes_into_the_fir
 
     assert said("repeat", crossent.formula) == []
     problems = said("repeat", grows)
-    assert problems == [Problem("not_repeated", "a second call with the same arguments gives other bits")]
+    assert problems == [Problem("not_repeated", "a second call with the same arguments gives different bits")]
     problems = said("repeat", one_buffer, differentiable=False)
-    assert problems == [Problem("not_repeated", "a second call writes into what the first gave")]
+    assert problems == [Problem("not_repeated", "a later call writes into the result of the first call")]
 
 
 def test_a_subject_without_gradients_is_not_asked_for_them_and_it_is_said_why():

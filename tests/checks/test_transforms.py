@@ -432,7 +432,7 @@ def not_run(name, subject=FORM_SUBJECTS["formula"], case=CASE):
 def test_no_compiler_is_no_finding(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     for name in ("compile", "compile_dynamic", "compiled_error"):
-        assert not_run(name) == "waits for a C++ compiler"
+        assert not_run(name) == "needs a C++ compiler"
 
 
 def test_a_torch_that_does_not_compile_says_why(monkeypatch):
@@ -452,15 +452,15 @@ def test_a_torch_that_is_told_not_to_compile_is_not_asked(monkeypatch):
     import torch._dynamo
 
     with torch._dynamo.config.patch(disable=True):
-        assert not_run("trace") == "waits for torch.compile, which is disabled"
+        assert not_run("trace") == "needs torch.compile, which is disabled"
     monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
-    assert not_run("trace") == "waits for torch.compile, which is disabled"
+    assert not_run("trace") == "needs torch.compile, which is disabled"
 
 
 def test_a_class_out_of_range_waits_for_a_right_compile():
     works("compile")
     uint8 = Case("float32", (7, 5), target="uint8")
-    assert not_run("compiled_error", TORCH, uint8) == "waits for a right compile"
+    assert not_run("compiled_error", TORCH, uint8) == "needs a correct `compile` first"
 
 
 # --- What is left behind ------------------------------------------------------------------------------------------
@@ -499,7 +499,7 @@ def test_subnormal_numbers_that_a_subject_flushes_are_a_finding():
     if not torch.set_flush_denormal(False):
         pytest.skip("waits for a processor that flushes")
     made = judged([Subject("mine", loss)], [CASE], [])
-    assert [finding.message for finding in made.findings] == ["it changed the flush of subnormal numbers"]
+    assert [finding.message for finding in made.findings] == ["the call changed the flush of subnormal numbers"]
     assert torch.tensor(2.0**-149) * 1 > 0
 
 

@@ -319,7 +319,7 @@ def waiting(known, made):
         return set()
     outcomes = [outcome for part in made.subjects for outcome in part.outcomes.values()]
     reasons = {outcome.not_run.get(check, "") for outcome in outcomes for check in known.checks}
-    return {reason for reason in reasons if reason.startswith(("needs a torch", "waits for a torch"))}
+    return {reason for reason in reasons if reason.startswith(("needs a torch", "needs torch"))}
 
 
 def test_the_shipped_list_leaves_nothing_of_torch_unexplained():

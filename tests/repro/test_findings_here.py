@@ -105,7 +105,7 @@ def test_the_script_of_a_form_imports_that_form(name, check, versus, monkeypatch
         ("scalar:loss:float32-7x5-normal-int64-mean", "does not happen"),
         ("torch:loss:float32-99999999999999x99999999999-normal-int64-mean", "crossent: "),
         ("torch:loss:float32-7x5-normal-int64-mean\x1b[31m\n", r"\x1b[31m"),
-        ("torch:stream:float32-7x5-normal-int64-mean", "where torch waits for a CUDA device"),
+        ("torch:stream:float32-7x5-normal-int64-mean", "where torch needs a CUDA device"),
         ("scalar:gradient:float32-5-normal-int64-mean", "where scalar is not differentiable"),
         ("torch:compile:reduction_unknown", "does not happen"),
         ("torch+compile:errors:label_smoothing_nan", "where torch+compile is compiled"),

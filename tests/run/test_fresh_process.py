@@ -50,7 +50,7 @@ def reactions():
             "writes",
             {
                 "accepted": "returned 0.0; should have raised IndexError",
-                "changed_input": "it wrote into target",
+                "changed_input": "the call wrote into target",
             },
         ),
         ("exits", {"crashed": "its process ended: exit status 0; should have raised IndexError"}),

@@ -79,7 +79,7 @@ def test_what_a_file_does_when_it_is_imported_is_not_done_to_the_judge(tmp_path,
         ("while True: pass", "it is not loaded within 1 s"),
         ("import sys; sys.exit(3)", "line 1, exits with 3 while it is loaded"),
         ("1 / 0", "line 1, raises ZeroDivisionError: division by zero"),
-        ("loss = 3", "that is int; allowed are a callable"),
+        ("loss = 3", "it is an object of type int, which is not callable; allowed are a callable"),
     ],
 )
 def test_a_file_that_cannot_be_loaded_is_one_line(tmp_path, code, said):

@@ -38,7 +38,7 @@ def test_a_finding_that_a_pattern_describes_is_expected(run):
     (part,) = report.subjects
     assert {finding.expected for finding in part.findings} == {"a percent too much"}
     assert report.ok
-    assert "expected, 2 findings: a percent too much" in str(report)
+    assert "known failure, 2 findings: a percent too much" in str(report)
 
 
 def test_a_finding_is_described_by_its_id_alone(run):
@@ -72,19 +72,19 @@ def test_what_is_known_of_torch_is_known_of_nobody_else(run, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (TABLE.replace("off*", "of"), "finding 'a percent too much': no subject is 'of'; here are off_in_the_loss"),
+        (TABLE.replace("off*", "of"), "finding 'a percent too much': no subject matches 'of'; this run has off_in_the_loss"),
         (
             TABLE.replace('"loss"', '"lost"'),
             "finding 'a percent too much': no check is 'lost'; allowed are call, result,",
         ),
-        (TABLE.replace('["*"]', '["float63*"]'), "no case is 'float63*'; `crossent list cases` has them"),
+        (TABLE.replace('["*"]', '["float63*"]'), "no case matches 'float63*'; `crossent list cases` prints all cases"),
         (TABLE.replace("kind", "sort"), "finding 1: got 'sort'; allowed are subject, checks,"),
         ("[[finding]]\nid = 'a:b'\nreason = 'c'", "finding 1: id: got 'a:b'; allowed is SUBJECT:CHECK:CASE"),
         ("[[finding]]\nid = 3\nreason = 'c'", "finding 1: id: got 3; allowed is SUBJECT:CHECK:CASE"),
         ("[[finding]]\nid = 'a:loss:c'", "finding 1: reason is missing"),
         (
             "[[finding]]\nid = 'a:loss:c'\ncases = ['x']\nreason = 'c'",
-            "id says which finding it is; cases is for a pattern",
+            "got both id and cases; remove one of them",
         ),
         ("[[finding]", "known.toml: Expected"),
     ],
