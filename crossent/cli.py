@@ -21,6 +21,7 @@ from crossent.checks.refusals import ERRORS
 from crossent.console import Output, chosen_files, one_line, progress, write
 from crossent.forms import explain as explanation
 from crossent.forms.explain import SEED_LOGITS, SEED_TARGET, random_row
+from crossent.machine import cores
 from crossent.report.moves.diff import diff as diff_of
 from crossent.report.reader import find, read_json, read_report
 from crossent.report.report import Report
@@ -37,6 +38,11 @@ _LISTS = ("subjects", "checks", "cases", "features", "bugs")
 SEED_OPTION = click.IntRange(0, 2**32 - 1)
 # The last two follow the shell: 128 plus the number of SIGINT and of SIGPIPE.
 PASSED, FAILED, WRONG_USE, NOTHING_RAN, INTERRUPTED, NOT_WRITTEN = 0, 1, 2, 3, 130, 141
+
+
+_FILE = click.Path(dir_okay=False)
+_json = click.option("--json", "json_file", type=_FILE, help="Write all of the report to this file.")
+_html = click.option("--html", "html_file", type=_FILE, help="Write the report as a page for a browser to this file.")
 
 
 class Seed(click.ParamType):  # type: ignore[type-arg]  # which click 8.1 does not have
@@ -144,8 +150,8 @@ def crossent(context: click.Context) -> int:
 )
 @click.option("--strict", is_flag=True, help="With --baseline: see `crossent diff`.")
 @click.option("--force", is_flag=True, help="With --baseline: see `crossent diff`.")
-@click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Write the whole report to this file.")
-@click.option("--html", "html_file", type=click.Path(dir_okay=False), help="Write a page for a browser to this file.")
+@_json
+@_html
 def check(
     subjects: tuple[str, ...],
     device: str,
@@ -198,7 +204,7 @@ def check(
                 without=[*without, *more],
                 grade=grade,
                 expected_findings=expected_findings,
-                jobs=jobs or _cores(),
+                jobs=jobs or cores(),
                 timeout=timeout,
                 progress=progress,
             )
@@ -230,18 +236,13 @@ def _recorded(path: str) -> Report:
             raise ValueError(f"{path}: {error.strerror}") from None
 
 
-def _cores() -> int | None:
-    """The number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 @crossent.command("diff", short_help="Show what changed between two reports, as of two versions of torch.")
 @click.argument("old", type=click.Path(exists=True, dir_okay=False))
 @click.argument("new", type=click.Path(exists=True, dir_okay=False))
 @click.option("--strict", is_flag=True, help="Fail also where an error grew much, but stays within its bound.")
 @click.option("--force", is_flag=True, help="Compare runs of different devices or instruction sets as well.")
-@click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Write every change to this file.")
-@click.option("--html", "html_file", type=click.Path(dir_okay=False), help="Write a page for a browser to this file.")
+@_json
+@_html
 def diff(old: str, new: str, strict: bool, force: bool, json_file: str | None, html_file: str | None) -> int:
     """Compare two reports that `crossent check --json` wrote. Nothing runs.
 

@@ -61,6 +61,11 @@ def environment(device: str) -> dict[str, str]:
     return {**found, "device_name": torch.cuda.get_device_name(device)} if device.startswith("cuda") else found
 
 
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def can_fork() -> bool:
     """Whether this system can fork a process. A subject may be a function that a new process could not import."""
     return "fork" in multiprocessing.get_all_start_methods()

@@ -26,7 +26,7 @@ def run(capsys, *arguments):
 @pytest.fixture(autouse=True)
 def one_job(monkeypatch):
     """Most of these runs are over before another process would have started."""
-    monkeypatch.setattr(cli, "_cores", lambda: None)
+    monkeypatch.setattr(cli, "cores", lambda: None)
 
 
 @pytest.fixture
