@@ -8,7 +8,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
-from typing import Any
 
 import click
 from rich.constrain import Constrain
@@ -18,7 +17,7 @@ from crossent.cases.axes import DTYPES
 from crossent.cases.corpus import bugs
 from crossent.checks import CHECKS
 from crossent.checks.refusals import ERRORS
-from crossent.console import Output, chosen_files, one_line, progress, write
+from crossent.console import SEED_OPTION, Output, Seed, chosen_files, one_line, progress, write
 from crossent.forms import explain as explanation
 from crossent.forms.explain import SEED_LOGITS, SEED_TARGET, random_row
 from crossent.machine import cores
@@ -34,8 +33,6 @@ from crossent.subjects.features import FEATURES
 from crossent.words import printable
 
 _LISTS = ("subjects", "checks", "cases", "features", "bugs")
-# numpy and torch both accept seeds of 32 bits.
-SEED_OPTION = click.IntRange(0, 2**32 - 1)
 # The last two follow the shell: 128 plus the number of SIGINT and of SIGPIPE.
 PASSED, FAILED, WRONG_USE, NOTHING_RAN, INTERRUPTED, NOT_WRITTEN = 0, 1, 2, 3, 130, 141
 
@@ -43,16 +40,6 @@ PASSED, FAILED, WRONG_USE, NOTHING_RAN, INTERRUPTED, NOT_WRITTEN = 0, 1, 2, 3, 1
 _FILE = click.Path(dir_okay=False)
 _json = click.option("--json", "json_file", type=_FILE, help="Write all of the report to this file.")
 _html = click.option("--html", "html_file", type=_FILE, help="Write the report as a page for a browser to this file.")
-
-
-class Seed(click.ParamType):  # type: ignore[type-arg]  # which click 8.1 does not have
-    """A number, or the word "random"."""
-
-    name = "integer or random"
-
-    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> int | str:
-        """Return the number, or the word."""
-        return value if value == "random" else SEED_OPTION.convert(value, parameter, context)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

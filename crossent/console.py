@@ -1,10 +1,11 @@
-"""The output of a command: tables on stdout, and the files that it writes."""
+"""What a command reads and writes: option types, tables on stdout, files, a progress bar, errors in one line."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import click
 from rich.console import Console, RenderableType
@@ -14,6 +15,19 @@ from rich.text import Text
 from crossent.cases.bad_inputs import BadInput
 from crossent.cases.case import Case
 from crossent.report.document import is_stream
+
+# numpy and torch both accept seeds of 32 bits.
+SEED_OPTION = click.IntRange(0, 2**32 - 1)
+
+
+class Seed(click.ParamType):  # type: ignore[type-arg]  # which click 8.1 does not have
+    """A number, or the word "random"."""
+
+    name = "integer or random"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> int | str:
+        """Return the number, or the word."""
+        return value if value == "random" else SEED_OPTION.convert(value, parameter, context)
 
 
 class Output(Console):
