@@ -1,18 +1,24 @@
-"""WHAT MUST HOLD: the checks, each one property of a subject on a case. No check imports another.
+"""The checks: each tests one property of a subject on a case.
 
-    single          of one call: loss, gradients, arguments, global state, the same bits twice, signs, sums of rows
-    relations       of two calls: other layouts, shifted logits, permuted rows and classes, parts of a batch
-    options         an option that is given changes the result; one that is off does not
-    circumstances   as programs call a loss: under no_grad, on tensors that are no leaves, in threads
-    derivatives     double backward and forward mode
-    determinism     the same bits each time, also on a CUDA stream
-    transforms      func_grad, vmap, autocast, meta tensors, export
-    compiled_code   traced, compiled for one size and for any, and a class out of range
-    large           more elements than 31 or 32 bits count
-    refusals        a bad call raises the right error; not in `CHECKS`, since it runs on bad inputs, not on cases
+A check compares results with exact values, or with other results of the subject. Two numbers match if their distance
+is within the error bound, and "the exact loss" is a loss that matches the exact value.
 
-A check declares everything about itself where it is defined, by `@check` of :mod:`crossent.trials.check`. `CHECKS`
-gives each check its place in a report.
+This room owns the checks. Its modules import torch, numpy, `crossent.trials` and the rooms below it, and
+`crossent.machine`. They never import `crossent.report`, `crossent.run` or each other.
+
+single         one call: loss, gradients, arguments, global state, identical bits, signs, row sums, ignored rows
+relations      two or more calls: memory layouts, shifted logits, reversed rows and classes, parts of a batch, dtypes
+options        the effect of an option, and options with a neutral value
+circumstances  no_grad, logits that are no leaves, one gradient of two, threads
+derivatives    double backward and forward mode
+determinism    identical bits in ten calls, and CUDA streams
+transforms     torch.func.vjp, torch.func.vmap, autocast, meta tensors, torch.export
+compiled_code  torch.compile: traced graphs, compiled code, and class indices out of range
+large          more elements than 31 or 32 bits can count
+refusals       a bad call raises the right error; not in `CHECKS`, since it runs on bad inputs and not on cases
+
+The decorator `check` of :mod:`crossent.trials.check` declares a check. `CHECKS` lists all checks in the order of a
+report.
 """
 
 from __future__ import annotations
@@ -29,7 +35,7 @@ from crossent.checks import (
     transforms,
 )
 
-# In the order in which they run on a case and stand in a report. After a failed `call` or `result` no other check runs.
+# Checks run in this order, and a report lists them in this order. After a failed `call` or `result`, no check runs.
 CHECKS = {
     check.name: check
     for check in (

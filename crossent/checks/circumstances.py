@@ -1,7 +1,7 @@
-"""Circumstances: a subject as programs call it, and not only on leaves that want gradients, in the main thread.
+"""Checks of calls in other circumstances: without gradients, on logits that are no leaves, and in other threads.
 
-An implementation may take another path where no gradient is wanted, so what it gives is held to the exact answer and
-not to its own bits.
+An implementation may take a different path if no gradient is required. So the checks compare each result with the
+exact values, and not with the bits of the first call.
 """
 
 from __future__ import annotations
@@ -25,64 +25,72 @@ from crossent.trials.difference import Difference
 from crossent.trials.memory import marks, written
 from crossent.trials.trial import Problem, Question, Trial, misshapen
 
-# How a loss is asked for without its gradient: in which mode, and whether logits and probabilities want one all the
-# same. In inference mode all tensors are made there.
+# The ways to compute a loss without gradients: the mode, and whether logits and target probabilities have
+# requires_grad=True nevertheless. In inference mode, the check also creates the tensors in that mode.
 UNRECORDED: dict[str, tuple[Callable[[], AbstractContextManager[Any]], bool]] = {
     "under no_grad": (torch.no_grad, True),
     "under inference_mode": (torch.inference_mode, False),
     "without requires_grad": (nullcontext, False),
 }
 
-# Whose gradient is wanted: of logits, of probabilities.
+# Whether the logits, and whether the target probabilities, require a gradient.
 ALONE = {"of the logits alone": (True, False), "of the target alone": (False, True)}
 THREADS = ("in a thread", "beside another thread", "in the other thread")
 
 
 @check(cost=Cost.CALLS)
 def no_grad(trial: Trial) -> Found:
-    """Where no gradient is wanted, under no_grad, inference_mode or by the logits, the loss is right and has none."""
+    """Under no_grad, under inference_mode and without requires_grad, the loss is exact and requires no gradient."""
     question = trial.question
     for way in UNRECORDED:
-        loss, wants, given, mark = trial.perform(evaluate_unrecorded, question.fresh(), way)
+        loss, requires_grad, given, mark = trial.perform(evaluate_unrecorded, question.fresh(), way)
         if problem := misshapen(trial, loss, question.exact):
             yield replace(problem, message=f"{way}: {problem.message}")
             return
-        if wants:
-            yield Problem("wrong", f"{way}: the loss wants a gradient")
+        if requires_grad:
+            yield Problem("wrong", f"{way}: the loss requires a gradient")
             return
         changed = written(given, question.inputs)
-        if change := f"it wrote into {changed}" if changed else mark:
+        if change := f"the call wrote into {changed}" if changed else mark:
             yield Problem("changed_input", f"{way}: {change}")
             return
         yield from _named(trial.compare(Result(loss), question.exact), way)
 
 
 def evaluate_unrecorded(loss: Loss, inputs: Inputs, way: str) -> tuple[Tensor, bool, Inputs, str]:
-    """The act of a call without gradients: the loss, whether it wants one, and what became of the arguments."""
-    mode, wanted = UNRECORDED[way]
+    """Call the subject in one of the ways of `UNRECORDED`. An act.
+
+    Returns:
+        The loss, its requires_grad, the inputs after the call, and any change of a .grad or requires_grad in words.
+    """
+    mode, required = UNRECORDED[way]
     with mode():
-        given = _wanting(inputs.copy(), logits=wanted, target=wanted)
+        given = _requiring(inputs.copy(), logits=required, target=required)
         tensors = {"input": given.logits, "target": given.target, **given.options}
-        passed = {name: (one, one.requires_grad) for name, one in tensors.items() if isinstance(one, Tensor)}
+        passed = {name: (each, each.requires_grad) for name, each in tensors.items() if isinstance(each, Tensor)}
         value = as_loss(loss(given.logits, given.target, **given.options))
     return value.detach(), value.requires_grad, given, marks(passed)
 
 
 @check("gradient", cost=Cost.CALLS)
 def non_leaf(trial: Trial) -> Found:
-    """Logits that an operation has made stay as they were, and give the exact loss and gradients."""
+    """Logits that are the output of an operation stay unchanged, and give the exact loss and gradients."""
     got, made = trial.perform(evaluate_of_made, trial.question.fresh(), trial.gradients)
     if problem := misshapen(trial, got.loss, trial.question.exact):
         yield problem
         return
     if (bits(made) != bits(trial.question.inputs.logits)).any():
-        yield Problem("changed_input", "it wrote into input, which an operation has made")
+        yield Problem("changed_input", "the call wrote into input, the output of an operation")
         return
     yield from trial.compare(got, trial.question.exact)
 
 
 def evaluate_of_made(loss: Loss, inputs: Inputs, gradients: Gradients) -> tuple[Result, Tensor]:
-    """The act of a call on logits that an operation has made: the result, and what became of them."""
+    """Call the subject on logits that are the output of an operation. An act.
+
+    Returns:
+        The result, and the logits after the call.
+    """
     kept: list[Tensor] = []
 
     def of_made(input: Tensor, target: Tensor, **options: Any) -> Tensor:
@@ -95,59 +103,66 @@ def evaluate_of_made(loss: Loss, inputs: Inputs, gradients: Gradients) -> tuple[
 
 @check("gradient", dense_needs=["target_gradient"], cost=Cost.CALLS, applies=lambda case: case.target in DENSE_TARGETS)
 def alone(trial: Trial) -> Found:
-    """Where logits or target probabilities alone want a gradient, `backward` gives it to them and none to the other."""
+    """A gradient for the logits alone, or for target probabilities alone, is exact, and the other tensor gets none."""
     for way, (logits, target) in ALONE.items():
-        loss, wants, *gradients = trial.perform(backward_alone, trial.question.fresh(), logits, target)
+        loss, requires_grad, *gradients = trial.perform(backward_alone, trial.question.fresh(), logits, target)
         if problem := misshapen(trial, loss, trial.question.exact):
             yield problem
             return
-        if not wants:
+        if not requires_grad:
             yield Problem("wrong", f"the loss is cut off: there is no gradient {way}")
             return
-        wanted, other = gradients if logits else reversed(gradients)
-        if wanted is None or other is not None:
-            said = "no gradient comes" if wanted is None else "a gradient comes that nobody asked for"
-            yield Problem("wrong", f"{said}, where that {way} is wanted")
+        required, other = gradients if logits else reversed(gradients)
+        if required is None or other is not None:
+            name, rest = ("logits", "target") if logits else ("target", "logits")
+            said = f"the {name} got no gradient" if required is None else f"the {rest} got a gradient"
+            yield Problem("wrong", f"{said}, though a gradient is required for the {name} alone")
             return
-        got = Result(loss, wanted) if logits else Result(loss, None, wanted)
+        got = Result(loss, required) if logits else Result(loss, None, required)
         yield from _named(trial.compare(got, trial.question.exact), way)
 
 
 def backward_alone(
     loss: Loss, inputs: Inputs, logits: bool, target: bool
 ) -> tuple[Tensor, bool, Tensor | None, Tensor | None]:
-    """The act of a call where one of the two wants a gradient: the loss, whether it has one, and what came to each.
+    """Call the subject, and run backward, with a gradient required for the logits or for the target alone. An act.
 
-    A wrong shape has no gradients, and is for :func:`misshapen` to say.
+    If the loss has a wrong shape, there is no backward pass: :func:`misshapen` reports the shape.
+
+    Returns:
+        The loss, its requires_grad, and the gradients of the logits and of the target.
     """
-    given = _wanting(inputs, logits=logits, target=target)
+    given = _requiring(inputs, logits=logits, target=target)
     value = as_loss(loss(given.logits, given.target, **given.options))
     if value.requires_grad and value.shape == inputs.upstream.shape:
-        value.backward(inputs.upstream.to(value.dtype))  # type: ignore[no-untyped-call]  # as torch leaves it
+        value.backward(inputs.upstream.to(value.dtype))  # type: ignore[no-untyped-call]  # torch has no type for it
     return value.detach(), value.requires_grad, given.logits.grad, given.target.grad
 
 
 @check(cost=Cost.STRUCTURE)
 def threads(trial: Trial) -> Found:
-    """In another thread the result is right, and so are those of other inputs in two threads at once.
+    """The result is exact in another thread, and in two threads that run at the same time with different inputs.
 
-    Both go forward before either goes back: what one call leaves in a place of the module's is the other's.
+    Both threads finish the forward pass before either runs backward. A subject that keeps data of a call in a global
+    variable then mixes up the two calls.
     """
     question, other = trial.question, _other(trial.question)
-    for asked, ways in (((question,), THREADS[:1]), ((question, other), THREADS[1:])):
-        results = trial.perform(at_once, [one.fresh() for one in asked], trial.gradients)
-        for way, one, got in zip(ways, asked, results, strict=True):
-            if problem := misshapen(trial, got.loss, one.exact):
+    for questions, ways in (((question,), THREADS[:1]), ((question, other), THREADS[1:])):
+        results = trial.perform(at_once, [each.fresh() for each in questions], trial.gradients)
+        for way, of_thread, got in zip(ways, questions, results, strict=True):
+            if problem := misshapen(trial, got.loss, of_thread.exact):
                 yield replace(problem, message=f"{way}: {problem.message}")
                 return
-            yield from _named(trial.compare(got, one.exact), way)
+            yield from _named(trial.compare(got, of_thread.exact), way)
 
 
 def at_once(loss: Loss, inputs: Sequence[Inputs], gradients: Gradients) -> list[Result]:
-    """The act of some calls at once, in a thread each, all of which go forward before any goes back.
+    """Call the subject in several threads at once. An act.
+
+    All threads finish the forward pass before any thread runs backward.
 
     Raises:
-        BaseException: what it raised in one of them.
+        BaseException: the exception of a thread, if there is one.
     """
     barrier = threading.Barrier(len(inputs))
     results: list[Any] = [None] * len(inputs)
@@ -161,7 +176,7 @@ def at_once(loss: Loss, inputs: Sequence[Inputs], gradients: Gradients) -> list[
     def work(at: int) -> None:
         try:
             results[at] = evaluate(forward, inputs[at], gradients)
-        except BaseException as error:  # raised again where they are waited for
+        except BaseException as error:  # raised again below, in the calling thread
             barrier.abort()
             results[at] = error
 
@@ -170,20 +185,20 @@ def at_once(loss: Loss, inputs: Sequence[Inputs], gradients: Gradients) -> list[
         thread.start()
     for thread in running:
         thread.join()
-    # Who waited for one that raised has a broken barrier to tell of, and no more.
-    errors = [one for one in results if isinstance(one, BaseException)]
-    for error in sorted(errors, key=lambda one: isinstance(one, threading.BrokenBarrierError)):
+    # BrokenBarrierError comes last: it only says that another thread raised.
+    errors = [result for result in results if isinstance(result, BaseException)]
+    for error in sorted(errors, key=lambda error: isinstance(error, threading.BrokenBarrierError)):
         raise error
     return results
 
 
-@functools.lru_cache(maxsize=1)  # every subject is asked about a case before the next one comes
+@functools.lru_cache(maxsize=1)  # all subjects run on a case before the next case starts
 def _other(question: Question) -> Question:
-    """Other numbers for the same choices."""
+    """Return the question of a case of the same choices with other numbers."""
     return Question(question.case.seeded(question.case.seed + 1), question.device)
 
 
-def _wanting(given: Inputs, *, logits: bool, target: bool) -> Inputs:
+def _requiring(given: Inputs, *, logits: bool, target: bool) -> Inputs:
     dense = given.target.is_floating_point()
     return replace(
         given,

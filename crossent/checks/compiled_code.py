@@ -1,4 +1,4 @@
-"""Checks of compiled code: a traced graph, and code made of it, for fixed sizes and for any."""
+"""Checks of compiled code: graphs that torch.compile traces, and code compiled for fixed or for dynamic sizes."""
 
 from __future__ import annotations
 
@@ -29,46 +29,53 @@ from crossent.trials.trial import NotRunError, Problem, Question, RefusedError, 
 def evaluate_compiled(
     loss: Loss, gradients: Gradients, backend: str, dynamic: bool, calls: Sequence[Inputs]
 ) -> list[Result | Raised] | NotRun:
-    """The act of some calls of a compiled loss, in memory full of NaN; none comes after one that raised."""
+    """Compile the loss, and call the compiled loss once for each of the inputs. An act.
+
+    Before each call, freed memory is filled with NaN. The first call that raises is the last call.
+    """
     if reason := unusable(backend, calls[0].logits.device.type):
         return NotRun(reason)
     made: list[Result | Raised] = []
-    with compile_loss(loss, backend, dynamic=dynamic) as of_graph:
+    with compile_loss(loss, backend, dynamic=dynamic) as compiled_loss:
         for inputs in calls:
             poison(inputs)
             try:
-                made.append(evaluate(of_graph, inputs, gradients).copy())
+                made.append(evaluate(compiled_loss, inputs, gradients).copy())
             except Exception as error:
                 return [*made, Raised.of(error)]
     return made
 
 
 def refused_when_compiled(raised: Raised, where: str) -> RefusedError:
-    """That a compiled loss raised; the message has the error that was the first, since Dynamo's says there was one."""
+    """Return the error for a compiled loss that raised.
+
+    The message names the first exception of the chain: Dynamo's own exception only says that there was another.
+    """
     message = raised.message
-    if raised.first not in message:  # of the last one a few words: there may be addresses in the rest
+    if raised.first not in message:  # shortened, since the rest may contain memory addresses
         message = f"{textwrap.shorten(message, 80, placeholder=' …')} ({raised.first})"
     return RefusedError(raised, f"{message}{where}")
 
 
 def compare_compiled(trial: Trial, backend: str, got: Result, exact: Exact) -> list[Difference]:
-    """The differences of a result of compiled code under what the subject promises, as far as the compiler keeps it."""
+    """Compare a result of compiled code with the exact values, under the contract that compilation leaves."""
     own = trial.contract(exact.logits_dtype, len(exact.terms.logits))
     return compare(promised(own, backend, got.loss.device.type), got, exact)
 
 
 def promised(own: Contract, backend: str, device: str) -> Contract:
-    """What compiled code promises of a subject that promises `own`.
+    """Return the contract of compiled code for a subject with the contract `own`.
 
-    On a CPU that is the subject's own contract. Decompositions are made of torch's operations, as the forms are. The
-    code that is made for a CPU adds, multiplies and divides as IEEE 754 has it (torch passes the compiler
-    `-fno-unsafe-math-optimizations`); its exp and log are the vector library's, and the C library's for what is left of
-    a vector, each within one unit in the last place (tests/numerics/test_assumptions.py). Where steps are fused it
-    leaves out roundings to half precision that separate kernels make, and makes none of its own, which any contract
-    allows. Sums of half precision are taken in float32 in any order: over at most 2^13 rows that errs by
-    `2^13 · 2^-24 Σ|t|`, no more than a single addition in float16, of which every contract of grade B allows one.
+    On a CPU, compiled code has the subject's own contract. Decompositions consist of torch's operations, as the forms
+    do. Code for a CPU adds, multiplies and divides by IEEE 754: torch passes `-fno-unsafe-math-optimizations` to the
+    compiler. Its exp and log come from the vector library, and from the C library for the elements that do not fill a
+    vector. Both are within one unit in the last place (tests/numerics/test_assumptions.py). Fused steps leave out
+    roundings to half precision that separate kernels make, and add no rounding, which every contract allows. Sums of
+    half-precision numbers are computed in float32, in any order. Over at most 2^13 rows, such a sum has an error of
+    `2^13 · 2^-24 Σ|t|`. This is no more than the error of a single addition in float16, and every contract of grade B
+    allows one such addition.
 
-    The code for a CUDA device is Triton's: its exp, log and division are approximate, and a softmax may be taken in
+    Code for a CUDA device comes from Triton. Its exp, log and division are approximate, and it may compute a softmax in
     blocks.
     """
     if backend == TRACER or device == "cpu":
@@ -85,16 +92,16 @@ def _has_probabilities(case: Case) -> bool:
 
 
 def compiled(backend: str, dynamic: bool, trial: Trial) -> Found:
-    """Compiled, it gives the loss and its gradients: pytorch#95794, #121173, #155247, #182399.
+    """Check that the compiled subject gives the exact loss and gradients in two calls.
 
-    It is called twice: in memory full of NaN, since what is never set is found so (Liger-Kernel#1338); and what is
-    compiled for any size, on a larger batch of other numbers.
+    Freed memory is filled with NaN before each call, to find elements that are never written (Liger-Kernel#1338). If
+    the code is compiled for dynamic sizes, the second call gets a larger batch of other numbers.
     """
     other = Question(larger(trial.case), trial.question.device) if dynamic else trial.question
-    asked = (trial.question, ""), (other, f" on {other.case.id}" if dynamic else " called again")
-    calls = [question.fresh() for question, _ in asked]
+    questions = (trial.question, ""), (other, f" on {other.case.id}" if dynamic else " called again")
+    calls = [question.fresh() for question, _ in questions]
     made = trial.perform(evaluate_compiled, trial.gradients, backend, dynamic, calls)
-    for (question, where), got in zip(asked, made, strict=False):
+    for (question, where), got in zip(questions, made, strict=False):
         if isinstance(got, Raised):
             raise refused_when_compiled(got, where)
         if problem := misshapen(trial, got.loss, question.exact):
@@ -115,7 +122,7 @@ trace = _compiled(
     "trace",
     TRACER,
     Cost.STRUCTURE,
-    "As the graph that torch.compile makes, before it is code, it gives the loss and its gradients.",
+    "The graph traced by torch.compile, run without code generation, gives the exact loss and gradients.",
     dynamic=False,
     sample=_has_indices,
 )
@@ -123,7 +130,7 @@ trace_dynamic = _compiled(
     "trace_dynamic",
     TRACER,
     Cost.CODE,
-    "So does one graph for all sizes, on two of them.",
+    "One graph traced by torch.compile for all sizes, run without code generation, gives exact results for two sizes.",
     dynamic=True,
     sample=_has_indices,
 )
@@ -131,7 +138,7 @@ fixed_code = _compiled(
     "compile",
     INDUCTOR,
     Cost.CODE,
-    "Compiled, it gives the loss and its gradients: pytorch#95794, #121173, #155247, #182399.",
+    "Code compiled by torch.compile gives the exact loss and gradients: pytorch#95794, #121173, #155247, #182399.",
     dynamic=False,
     sample=_has_indices,
 )
@@ -139,7 +146,7 @@ dynamic_code = _compiled(
     "compile_dynamic",
     INDUCTOR,
     Cost.CODE,
-    "So does code that is compiled once for all sizes, on two of them.",
+    "Code compiled once by torch.compile for all sizes gives the exact loss and gradients for two sizes.",
     dynamic=True,
     sample=_has_probabilities,
 )
@@ -153,18 +160,19 @@ dynamic_code = _compiled(
     sample=_has_indices,
 )
 def compiled_error(trial: Trial) -> Iterator[Problem]:
-    """Compiled code does not let a class pass that is none: pytorch#135546, where -1 counted from the end."""
+    """Compiled code raises an error for a class index out of range: pytorch#135546, where -1 counted from the end."""
     inputs = trial.question.fresh()
     if inputs.logits.is_cuda:
-        raise NotRunError("would be left with a device that is of no more use")
+        raise NotRunError("could make the CUDA device unusable")
     wrong = no_classes(inputs)
     made = trial.perform(answers_of_compiled, trial.gradients, INDUCTOR, inputs, wrong)
-    for index, answer in zip(wrong, made, strict=True):
-        if isinstance(answer, Raised):
-            if not answer.is_a(IndexError, RuntimeError):
-                yield Problem("wrong", f"class {index} raised {answer.message}; allowed is IndexError or RuntimeError")
+    for index, reaction in zip(wrong, made, strict=True):
+        if isinstance(reaction, Raised):
+            if not reaction.is_a(IndexError, RuntimeError):
+                message = f"class {index} raised {reaction.message}; should have raised IndexError or RuntimeError"
+                yield Problem("wrong", message)
         else:
-            value = f" {answer.tolist()}" if answer.numel() < 10 else ""
+            value = f" {reaction.tolist()}" if reaction.numel() < 10 else ""
             returned = f"class {index} of {trial.case.classes} returned{value}"
             yield Problem("accepted", f"{returned}; should have raised IndexError or RuntimeError")
 
@@ -172,44 +180,51 @@ def compiled_error(trial: Trial) -> Iterator[Problem]:
 def answers_of_compiled(
     loss: Loss, gradients: Gradients, backend: str, inputs: Inputs, classes: Sequence[int]
 ) -> list[Tensor | Raised] | NotRun:
-    """The act of some calls of a compiled loss, each with another class at the end of the target."""
+    """Call a compiled loss once for each of `classes`, with that class as the last element of the target. An act."""
     if reason := unusable(backend, inputs.logits.device.type):
         return NotRun(reason)
     made: list[Tensor | Raised] = []
-    with compile_loss(loss, backend, dynamic=False) as of_graph:
+    with compile_loss(loss, backend, dynamic=False) as compiled_loss:
         try:
-            evaluate(of_graph, inputs.copy(), gradients)
-        except Exception:  # or any error would do
-            return NotRun("waits for a right compile")
+            evaluate(compiled_loss, inputs.copy(), gradients)
+        except Exception:  # code that raises for every input would pass this check
+            return NotRun("needs a correct `compile` first")
         if reason := _why_no_error():
             return NotRun(reason)
         for index in classes:
             given = inputs.copy()
             given.target[(-1,) * given.target.dim()] = index
             try:
-                made.append(evaluate(of_graph, given, gradients).loss)
+                made.append(evaluate(compiled_loss, given, gradients).loss)
             except Exception as error:
                 made.append(Raised.of(error))
     return made
 
 
 def _why_no_error() -> str:
-    """Why compiled code cannot be given what is no class, or "": 2.1 reads beyond a tensor, 2.4 ends the process."""
+    """Return the reason why compiled code cannot get a class index out of range, or "".
+
+    Code of torch 2.1 reads outside of a tensor, and code of torch 2.4 ends the process.
+    """
     old = Version(torch.__version__).release < (2, 6)
-    return "waits for a torch whose compiled code raises, which before 2.6 it does not" if old else ""
+    return "needs torch 2.6 or newer: older compiled code does not raise for a class index out of range" if old else ""
 
 
 def no_classes(inputs: Inputs) -> list[int]:
-    """The class after the last one, and the one before the first where the target holds it; none that is ignored."""
+    """Return class indices just out of range: the number of classes, and -1 if the target can hold -1.
+
+    An index that is the ignore_index is left out.
+    """
     classes = inputs.logits.shape[min(1, inputs.logits.dim() - 1)]
     wrong = (classes, -1) if inputs.target.dtype.is_signed else (classes,)
     return [index for index in wrong if index != inputs.options.get("ignore_index", -100)]
 
 
 def larger(case: Case) -> Case:
-    """The same choices in other numbers, for four more samples; or for four more classes, where there is one.
+    """Return a case of the same choices with other numbers and four more samples.
 
-    Sizes that are equal stay so: torch takes them for one, and compiles anew where they are not.
+    Every size that equals the size of the batch grows as well: torch traces equal sizes as one symbol, and compiles
+    again if the sizes differ later. For unbatched logits, the number of classes grows.
     """
     sizes = tuple(size + 4 if size == case.sizes[0] else size for size in case.sizes)
     return replace(case, sizes=sizes, seed=case.seed + 1)

@@ -1,9 +1,11 @@
-"""Derivatives: the gradient's own, backward a second time, and the loss's in forward mode, each along a direction.
+"""Checks of derivatives along a direction: the gradient's by double backward, the loss's by forward-mode AD.
 
-Both are judged by their exact values, not by differences of the subject's own results as `torch.autograd.gradcheck`
-does it, which sees no error that loss and gradient share and needs float64 and a tolerance. One direction `u`
-takes the place of a whole matrix of second derivatives: it tells `p_c (u_c - Σ_k p_k u_k)` from anything else but by
-accident, and, as its numbers fill their format, from that of a `u` that was rounded.
+The checks compare both derivatives with exact values. `torch.autograd.gradcheck` compares with finite differences of
+the subject's own results: it misses an error that loss and gradient share, and it needs float64 and a tolerance.
+
+One direction `u` takes the place of the whole matrix of second derivatives. Another formula agrees with
+`p_c (u_c - Σ_k p_k u_k)` along `u` only by accident. The numbers of `u` use all digits of their format, so the checks
+also find a `u` that was rounded.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ from crossent.trials.difference import Difference, worst
 from crossent.trials.exact import name_of
 from crossent.trials.trial import Problem, Trial
 
-# Logits of a case that is asked for its derivatives. Long sums are asked of loss and gradient, whose bounds grow with
-# them in the same way; what is asked here is the formula, which a few thousand logits show as well as a million.
+# The most logits of a case on which these checks run. They test the formula, and a few thousand logits suffice. The
+# checks of loss and gradient cover long sums.
 MOST_LOGITS = 4096
 
 
@@ -38,10 +40,11 @@ def _is_small(case: Case) -> bool:
 
 @check("gradient", "double_backward", cost=Cost.CALLS, applies=_is_small)
 def double_backward(trial: Trial) -> Iterator[Difference | Problem]:
-    """The gradient of `<gradient, u>`, with respect to the logits, and to the upstream gradient.
+    """The derivatives of `<gradient, u>` by the logits and by the upstream gradient equal their exact values.
 
-    The former is `g/D Σ_k w_k q_k · p_c (u_c - Σ_k p_k u_k)`, and 0 on ignored rows; the latter is the loss's own
-    derivative along `u`. A gradient that does not depend on the logits any more, though it should, is a finding.
+    The derivative by the logits is `g/D Σ_k w_k q_k · p_c (u_c - Σ_k p_k u_k)`, and 0 in ignored rows. The derivative
+    by the upstream gradient is the derivative of the loss along `u`. A gradient that is cut off from the logits fails,
+    unless its derivative is 0.
     """
     inputs, direction = trial.question.fresh(), trial.case.direction(trial.question.device)
     second, upstream = trial.perform(second_order, inputs, direction)
@@ -52,10 +55,10 @@ def double_backward(trial: Trial) -> Iterator[Difference | Problem]:
 
 @check("gradient", "forward_ad", cost=Cost.CALLS, applies=_is_small)
 def forward_ad(trial: Trial) -> Iterator[Difference | Problem]:
-    """The loss's derivative along `u`, `Σ_c w_c q_c (Σ_k p_k u_k - u_c)` of each row, by dual numbers.
+    """The derivative of the loss along `u`, `Σ_c w_c q_c (Σ_k p_k u_k - u_c)` of each row, is exact in forward mode.
 
-    It is finite where a logit of -inf has its class left out, or has made the loss infinite: a tangent of `0·-inf` is a
-    finding (optax#1762).
+    The derivative is finite even if a logit is -inf, whether the target leaves its class out or the loss is infinite. A
+    tangent of `0·-inf` fails (optax#1762).
     """
     inputs, direction = trial.question.fresh(), trial.case.direction(trial.question.device)
     tangent = trial.perform(tangent_of, inputs, direction)
@@ -63,7 +66,10 @@ def forward_ad(trial: Trial) -> Iterator[Difference | Problem]:
 
 
 def second_order(loss: Loss, inputs: Inputs, direction: Tensor) -> tuple[Tensor | None, ...]:
-    """The gradients of `<gradient, direction>`, for the logits and for upstream; None where it depends on neither."""
+    """Return the derivatives of `<gradient, direction>` by the logits and by the upstream gradient. An act.
+
+    A derivative is None if autograd finds no dependence.
+    """
     logits, upstream = (tensor.detach().requires_grad_() for tensor in (inputs.logits, inputs.upstream))
     value = loss(logits, inputs.target, **inputs.options)
     (gradient,) = torch.autograd.grad(value, logits, upstream.to(value.dtype), create_graph=True)
@@ -73,18 +79,21 @@ def second_order(loss: Loss, inputs: Inputs, direction: Tensor) -> tuple[Tensor 
 
 
 def _dual(primal: Tensor, tangent: Tensor) -> Tensor:
-    """A dual number, in the primal's layout; one that repeats an entry is written out, as torch makes no dual of it."""
+    """Return a dual tensor with the memory layout of the primal.
+
+    An expanded primal becomes contiguous first, since torch cannot make a dual tensor of it.
+    """
     if any(stride == 0 and size > 1 for size, stride in zip(primal.shape, primal.stride(), strict=True)):
         primal = primal.contiguous()
     with warnings.catch_warnings():
-        # The first one loads torch's decompositions, some of which warn of torch's own deprecations.
+        # The first dual tensor loads torch's decompositions. Some of them raise torch's own deprecation warnings.
         warnings.simplefilter("ignore")
         dual: Tensor = dual_numbers.make_dual(primal, tangent)  # type: ignore[no-untyped-call]
         return dual
 
 
 def tangent_of(loss: Loss, inputs: Inputs, direction: Tensor) -> Tensor | None:
-    """The tangent of the loss along a direction; None where it has none."""
+    """Return the tangent of the loss along a direction, or None if the loss has no tangent. An act."""
     with dual_numbers.dual_level():
         value = loss(_dual(inputs.logits.detach(), direction), inputs.target, **inputs.options)
         tangent: Tensor | None = dual_numbers.unpack_dual(value).tangent  # type: ignore[no-untyped-call]
@@ -92,15 +101,15 @@ def tangent_of(loss: Loss, inputs: Inputs, direction: Tensor) -> Tensor | None:
 
 
 def _measured(of: str, got: Tensor | None, exact: Ball, trial: Trial) -> Iterator[Difference | Problem]:
-    """How far one derivative is off, under the contract of the subject; none at all is right where it should be 0."""
+    """Compare a derivative with its exact value. No derivative (None) passes if the exact derivative is 0."""
     inputs = trial.question.inputs
-    wanted = inputs.logits.shape if of == "second" else inputs.upstream.shape
+    expected = inputs.logits.shape if of == "second" else inputs.upstream.shape
     if got is None:
         if (exact.distance(np.zeros_like(exact.hi)) > exact.radius).any():
-            yield Problem("wrong", f"{_WORDS[of]} is cut off", of)
+            yield Problem("wrong", f"{_WORDS[of]} is missing", of)
         return
-    if got.shape != wanted:
-        yield Problem("wrong", f"{_WORDS[of]} is {tuple(got.shape)}; expected {tuple(wanted)}", of)
+    if got.shape != expected:
+        yield Problem("wrong", f"{_WORDS[of]} has shape {tuple(got.shape)}; expected {tuple(expected)}", of)
         return
     promised = trial.contract(trial.case.dtype, trial.case.rows)
     bounds = trial.question.exact_along.bounds(replace(promised, storage=FORMATS[name_of(got)]))
@@ -108,7 +117,7 @@ def _measured(of: str, got: Tensor | None, exact: Ball, trial: Trial) -> Iterato
 
 
 _WORDS = {
-    "second": "the gradient's dependence on the logits",
-    "upstream_gradient": "the gradient's dependence on the upstream gradient",
-    "tangent": "the loss's tangent",
+    "second": "the derivative of the gradient by the logits",
+    "upstream_gradient": "the derivative of the gradient by the upstream gradient",
+    "tangent": "the tangent of the loss",
 }

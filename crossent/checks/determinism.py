@@ -1,8 +1,8 @@
-"""Determinism: the same bits whenever and wherever on a device a subject is called.
+"""Checks of determinism: identical bits in every call, and the right result on every CUDA stream.
 
-What sums with atomic additions, as torch does over the rows of `(N, C, d1, …)` on CUDA, gives other bits from call to
-call (pytorch#17350, pytorch#46024, pytorch#71367); what starts its work on another stream than the caller's reads
-arguments that are not there yet.
+A sum by atomic additions gives different bits from call to call. torch computes such sums over the rows of
+`(N, C, d1, …)` on CUDA (pytorch#17350, pytorch#46024, pytorch#71367). A kernel that starts on another stream than the
+caller's stream may read arguments before their values are written.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from crossent.trials.difference import Difference
 from crossent.trials.memory import memory, poison, tensors_of
 from crossent.trials.trial import NotRunError, Problem, RefusedError, Trial
 
-CALLS = 10  # what pytorch#17350 shows differs in most pairs of calls
-# Some milliseconds, in which the host starts all that a call does on a device.
+CALLS = 10  # the results of pytorch#17350 differ in most pairs of calls
+# Some milliseconds: in this time, the host starts all kernels of a call.
 CYCLES = 2**23
 
 
 @check("repeatable", cost=Cost.STRUCTURE)
 def deterministic(trial: Trial) -> Iterator[Problem]:
-    """Under `torch.use_deterministic_algorithms(True)`, ten calls give the same bits.
+    """Under `torch.use_deterministic_algorithms(True)`, ten calls give identical bits.
 
-    Where an operation has no deterministic kernel, torch raises, as it documents: then there is nothing to ask.
+    If an operation has no deterministic kernel, torch raises the error that it documents, and the check is skipped.
     """
     try:
         first, *others = trial.perform(evaluate_often, trial.question.fresh(), trial.gradients)
@@ -41,12 +41,15 @@ def deterministic(trial: Trial) -> Iterator[Problem]:
         raise
     for call, other in enumerate(others, 2):
         if other.digest != first.digest:
-            yield Problem("not_repeated", f"call {call} of {CALLS} with the same arguments gives other bits")
+            yield Problem("not_repeated", f"call {call} of {CALLS} with the same arguments gives different bits")
             return
 
 
 def evaluate_often(loss: Loss, inputs: Inputs, gradients: Gradients) -> list[Result]:
-    """The act of ten calls under `torch.use_deterministic_algorithms(True)`, in memory full of NaN."""
+    """Call ten times under `torch.use_deterministic_algorithms(True)`. An act.
+
+    Before each call, freed memory is filled with NaN.
+    """
     results = []
     with _deterministic_algorithms():
         for _ in range(CALLS):
@@ -57,29 +60,30 @@ def evaluate_often(loss: Loss, inputs: Inputs, gradients: Gradients) -> list[Res
 
 @check(cost=Cost.STRUCTURE)
 def stream(trial: Trial) -> Iterator[Difference]:
-    """On a stream of the caller's, the result is the exact one: on CUDA only.
+    """On a CUDA stream other than the default stream, the call gives the exact loss and gradients.
 
-    The arguments get their values late on that stream, and are zeros until then; the default stream meanwhile fills
-    memory with NaN. Who works on another stream than the current one, without waiting for it, computes from zeros.
+    The arguments hold zeros until that stream writes their values, some milliseconds later. Meanwhile the default
+    stream fills freed memory with NaN. A subject that uses another stream than the current stream, and does not wait
+    for the current stream, computes from zeros.
     """
     device = torch.device(trial.question.device)
     if device.type != "cuda":
-        raise NotRunError("waits for a CUDA device: others have no streams")
+        raise NotRunError("needs a CUDA device: other devices have no streams")
     got = trial.perform(evaluate_on_a_stream, trial.question.fresh(), trial.gradients)
     yield from trial.compare(got, trial.question.exact)
 
 
 def evaluate_on_a_stream(loss: Loss, inputs: Inputs, gradients: Gradients) -> Result | NotRun:
-    """The act of a call on a stream of its own, on which its arguments come late."""
+    """Call the subject on a new CUDA stream, on which its arguments get their values late. An act."""
     sleep = getattr(torch.cuda, "_sleep", None)
     if sleep is None:
-        return NotRun("waits for a torch with torch.cuda._sleep, which makes a stream late")
+        return NotRun("needs a torch with torch.cuda._sleep, which delays a stream")
     device = inputs.logits.device
     late = [memory(tensor) for tensor in tensors_of(inputs).values()]
     values = [raw.clone() for raw in late]
     for raw in late:
-        raw.zero_()  # of an index too, where zero is a class
-    side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch annotates it in part
+        raw.zero_()  # a valid index too: class 0
+    side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch annotates Stream only in part
     side.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(side):
         sleep(CYCLES)
@@ -102,9 +106,9 @@ def _deterministic_algorithms() -> Iterator[None]:
 
 
 def _without_kernel(raised: Raised) -> str:
-    """Which operation it says has no deterministic kernel; "" for any other error."""
+    """Return the reason to skip if torch's error says that an operation has no deterministic kernel, or ""."""
     message = raised.text if raised.is_a(RuntimeError) else ""
     if "deterministic" not in message or "use_deterministic_algorithms" not in message:
         return ""
     operation = re.match(r"\s*([\w:.]+) does not have a deterministic implementation", message)
-    return f"has no deterministic kernel, as torch says of {operation[1] if operation else 'one of its operations'}"
+    return f"uses {operation[1] if operation else 'an operation'}, which has no deterministic kernel in torch"

@@ -1,9 +1,9 @@
-"""Large: more elements than 31 or 32 bits count, made of a small case whose batch is repeated.
+"""The check of inputs with more elements than 31 or 32 bits can count. The inputs repeat the batch of a small case.
 
-The exact answer and the bounds are those of one tile, so that neither costs more than a small case does. A kernel that
-counts elements in 32 bits reads, or writes, what lies `2^31` or `2^32` elements away. The number of elements of a tile
-has an odd prime factor, that of its rows, so that it divides no power of two: that is another place of another tile,
-which holds another number.
+Each repetition of the small case is a tile. The exact values and the error bounds are those of one tile, so they cost
+no more than for a small case. A kernel that counts elements in 32 bits reads or writes an element that is `2^31` or
+`2^32` elements away. The number of rows of a tile has an odd prime factor, so the number of elements of a tile divides
+no power of two. The wrong element therefore has another place in its tile, where the number is different.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ from crossent.trials.difference import Difference, allowance, difference, not_ju
 from crossent.trials.exact import name_of, solve
 from crossent.trials.trial import NotRunError, Problem, Trial
 
-TILE_BLOCK = 2**24  # elements copied or judged at once: far from 2^31, where that itself could go wrong
+TILE_BLOCK = 2**24  # elements to copy or compare at once; far below 2^31, where torch itself could be wrong
 GIB = 2**30
 
 
 def tiled(case: Case, device: str = "cpu") -> Inputs:
-    """The inputs of a case, with all of its tiles: built on the device, in copies of one block."""
-    one = case.build(device)
-    upstream = one.upstream
+    """Return the inputs of a case with all of its tiles, built on the device."""
+    tile = case.build(device)
+    upstream = tile.upstream
     if upstream.dim():
-        every = (case.tiled * len(upstream), *upstream.shape[1:])
-        stays = case.upstream == "stride0" or case.upstream != "rows"
-        upstream = upstream.flatten()[0].expand(every) if stays else _repeated(upstream, case.tiled)
-    return Inputs(_repeated(one.logits, case.tiled), _repeated(one.target, case.tiled), one.options, upstream)
+        shape = (case.tiled * len(upstream), *upstream.shape[1:])
+        constant = case.upstream == "stride0" or case.upstream != "rows"
+        upstream = upstream.flatten()[0].expand(shape) if constant else _repeated(upstream, case.tiled)
+    return Inputs(_repeated(tile.logits, case.tiled), _repeated(tile.target, case.tiled), tile.options, upstream)
 
 
 def needed(case: Case, subject: Subject) -> int:
-    """How many bytes a subject needs for a case: inputs, loss, gradient, and what lies between.
+    """Return the number of bytes that a subject needs for a case: inputs, loss, gradient and intermediate results.
 
-    torch keeps the log-probabilities and has their gradient, both as large as the logits and in their dtype; a kernel
-    needs no more. Forms were measured to hold up to five such tensors in what they compute in, with their gradient,
-    and some numbers for each row.
+    torch keeps the log-probabilities and their gradient, both with the size and the dtype of the logits. A kernel needs
+    no more. Measurements of the forms found up to five such tensors in the dtype of their arithmetic, with the gradient
+    included, and some numbers for each row.
     """
     size = _bytes(DTYPES[case.dtype])
     rows = case.rows * case.tiled
@@ -61,7 +61,7 @@ def needed(case: Case, subject: Subject) -> int:
     widest = max(4, size if subject.dtype is None else _bytes(subject.dtype))
     work = logits * 5 * widest + rows * 32 if subject.promise == "eager" else logits * 3 * size + rows * 16
     copy = logits * size if case.layout == "class_last" else 0
-    compared = 8 * TILE_BLOCK * 8  # float64 numbers of a block, a few times over
+    compared = 8 * TILE_BLOCK * 8  # the comparison: eight float64 tensors of one block
     return inputs + work + copy + rows * size + compared
 
 
@@ -71,24 +71,25 @@ def _bytes(dtype: torch.dtype) -> int:
 
 @check("large", cost=Cost.TILES, applies=lambda case: case.tiled > 1)
 def large(trial: Trial) -> Iterator[Difference | Problem]:
-    """Loss and gradient of all tiles are those of one, within its bounds."""
+    """A small case repeated to more than 2^31 elements gives the exact loss and gradient."""
     case, device = trial.case, trial.question.device
     if trial.host.isolated:
-        raise NotRunError("lives in a process of its own, from which results of this size are not sent: see README")
+        raise NotRunError("runs in an isolated process, which cannot return results of this size: see README")
     need = needed(case, trial.subject)
     got = trial.perform(evaluate_tiled, case, device, trial.gradients, need)
     expected = trial.question.exact
     shape = (case.tiled * expected.shape[0], *expected.shape[1:]) if expected.shape else ()
-    wanted = trial.subject.dtype or expected.dtype, shape
-    if (got.loss.dtype, tuple(got.loss.shape)) != wanted:
-        yield Problem("wrong", f"got {got.loss.dtype} {tuple(got.loss.shape)}; expected {wanted[0]} {wanted[1]}")
+    dtype = trial.subject.dtype or expected.dtype
+    if (got.loss.dtype, tuple(got.loss.shape)) != (dtype, shape):
+        yield Problem("wrong", f"got {got.loss.dtype} {tuple(got.loss.shape)}; expected {dtype} {shape}")
         return
     promised = trial.contract(case.dtype, case.rows * case.tiled)
     if case.reduction == "none":
         yield _of_tiles("loss", got.loss, expected.loss, expected.bounds(_storing(promised, got.loss)), case.tiled)
     else:
         yield _reduced(trial, got.loss, _storing(promised, got.loss))
-    if got.gradient is not None and case.reduction != "mean":  # whose bounds are about as many rows as there are
+    # The bounds of the gradient of a mean depend on the number of rows, so those of one tile are not valid.
+    if got.gradient is not None and case.reduction != "mean":
         bounds = expected.bounds(_storing(promised, got.gradient))
         yield _of_tiles("gradient", got.gradient, expected.gradient, bounds, case.tiled)
 
@@ -98,21 +99,25 @@ def _storing(promised: Contract, tensor: Tensor) -> Contract:
 
 
 def evaluate_tiled(loss: Loss, case: Case, device: str, gradients: Gradients, need: int) -> Result | NotRun:
-    """The act of a call with all tiles, where there is the memory for it."""
+    """Call the subject with all tiles of a case, if the device has enough memory. An act."""
     have = available(device)
     if need > have:
-        return NotRun(f"waits for {need / GIB:.1f} GiB of memory on {device}, which has {have / GIB:.1f}")
+        return NotRun(f"needs {need / GIB:.1f} GiB of memory on {device}, which has {have / GIB:.1f}")
     try:
         return evaluate(loss, tiled(case, device), gradients)
     except Exception as error:
+        # torch's CPU allocator raises a RuntimeError with "allocate memory" in its message.
         no_memory = isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or "allocate memory" in str(error)
-        if no_memory:  # the last is how torch's CPU allocator says it
+        if no_memory:
             return NotRun(f"ran out of memory on {device}")
         raise
 
 
 def _repeated(tile: Tensor, times: int) -> Tensor:
-    """The tile so many times along its first axis, laid out as it is: allocated once, and filled block by block."""
+    """Return a tile repeated along its first axis, with the strides of the tile.
+
+    The tensor is allocated once and filled block by block.
+    """
     whole = torch.empty_strided(
         (times * len(tile), *tile.shape[1:]), tile.stride(), dtype=tile.dtype, device=tile.device
     )
@@ -129,11 +134,13 @@ def _tiles_at_once(elements: int) -> int:
 
 
 def _of_tiles(check: str, got: Tensor, exact: Ball, bounds: Bounds, times: int) -> Difference:
-    """The worst element of all tiles, each of which should be the same: compared in float64, where the result lies."""
+    """Return the worst element of all tiles, each of which should have the exact values of one tile.
+
+    The comparison runs in float64, on the device of the result.
+    """
     allowed, vacuous = allowance(check, exact, bounds)
-    hi, lo, limit = (
-        torch.from_numpy(np.ascontiguousarray(one)).flatten().to(got.device) for one in (exact.hi, exact.lo, allowed)
-    )
+    arrays = exact.hi, exact.lo, allowed
+    hi, lo, limit = (torch.from_numpy(np.ascontiguousarray(array)).flatten().to(got.device) for array in arrays)
     many, length = _tiles_at_once(hi.numel()), len(got) // times
     worst, place, mismatched = -1.0, 0, 0
     for start in range(0, times, many):
@@ -146,28 +153,32 @@ def _of_tiles(check: str, got: Tensor, exact: Ball, bounds: Bounds, times: int) 
         ratio = torch.where((error > 0) & ~limit.isinf(), error / limit, 0.0)
         mismatched += int((ratio > 1).sum())
         at = int(ratio.argmax())
-        if (here := ratio.flatten()[at].item()) > worst:
-            worst, place = here, start * hi.numel() + at
+        if (largest := ratio.flatten()[at].item()) > worst:
+            worst, place = largest, start * hi.numel() + at
     tile, at = divmod(place, hi.numel())
     row, column = divmod(at, exact.hi.shape[1])
     first, *further = np.unravel_index(row, (length, *_rows_beyond(got, check)))
     index = (tile * length + int(first), *([column] if check == "gradient" else []), *map(int, further))
-    there = row, column
-    of_it = Ball(*(np.reshape(one[there], (1, 1)) for one in (exact.hi, exact.lo, exact.radius)))
-    found = difference(check, name_of(got), np.array([[got[index].item()]]), of_it, np.reshape(allowed[there], (1, 1)))
+    in_tile = row, column
+    value = Ball(*(np.reshape(array[in_tile], (1, 1)) for array in (exact.hi, exact.lo, exact.radius)))
+    bound = np.reshape(allowed[in_tile], (1, 1))
+    found = difference(check, name_of(got), np.array([[got[index].item()]]), value, bound)
     left = {reason: count * times for reason, count in not_judged(check, allowed, exact, bounds).items()}
     return replace(found, index=index, elements=got.numel(), mismatched=mismatched, not_judged=left, vacuous=vacuous)
 
 
 def _rows_beyond(got: Tensor, check: str) -> tuple[int, ...]:
-    """The sizes of the rows' further dimensions."""
+    """Return the sizes of the dimensions of rows after the batch."""
     return tuple(got.shape[2:] if check == "gradient" else got.shape[1:])
 
 
 def _reduced(trial: Trial, got: Tensor, promised: Contract) -> Difference:
-    """The mean of all tiles, which is the mean of one; or their sum, which is so many times the sum of one."""
+    """Compare a mean or a sum over all tiles with the exact value.
+
+    The mean is the mean of one tile. The sum is the sum of one tile times the number of tiles.
+    """
     exact, times = trial.question.exact.loss, float(trial.case.tiled)
-    if trial.case.reduction == "sum":  # 2^-51: for the roundings of these products
+    if trial.case.reduction == "sum":  # 2^-51 covers the rounding errors of these products
         exact = Ball(exact.hi * times, exact.lo * times, exact.radius * times + 2.0**-51 * np.abs(exact.hi * times))
     bound, reason = _bound_of_sum(trial, promised)
     allowed = np.where(np.isfinite(exact.hi), bound, 0.0) + exact.radius
@@ -178,27 +189,25 @@ def _reduced(trial: Trial, got: Tensor, promised: Contract) -> Difference:
 
 
 def _bound_of_sum(trial: Trial, promised: Contract) -> tuple[float, Reason]:
-    """What the mean or the sum of all tiles may be off by, and why it may be infinite.
+    """Return the error bound of the mean or the sum over all tiles, and the reason if the bound is infinite.
 
-    Each row is off by `e`, as without a reduction. A term that passes through h roundings at most adds
-    `(|l| + e)·h u/(1 - h u)`; the mean may divide each term before it is added, which is one rounding more, and divides
-    by a number of rows that is rounded too.
+    Each row has an error of at most `e`, as without a reduction. A term that passes through at most h roundings adds
+    `(|l| + e)·h u/(1 - h u)`. The mean may divide each term before the addition, which is one more rounding. The number
+    of rows, by which the mean divides, is rounded as well.
     """
-    one = trial.question.inputs
-    every_row = replace(
-        one, options={**one.options, "reduction": "none"}, upstream=torch.ones_like(one.target).double()
-    )
-    expected = solve(every_row)
-    held, times = promised.stored or promised.compute, float(trial.case.tiled)
+    tile = trial.question.inputs
+    ones = torch.ones_like(tile.target).double()
+    expected = solve(replace(tile, options={**tile.options, "reduction": "none"}, upstream=ones))
+    stored, times = promised.stored or promised.compute, float(trial.case.tiled)
     count = float(expected.terms.kept.sum() * times)
     depth = count - 1 if promised.row_order.depth is None else promised.row_order.depth
-    roundings = (max(depth, 0) + 1) * held.unit_roundoff
+    roundings = (max(depth, 0) + 1) * stored.unit_roundoff
     with np.errstate(all="ignore"):
         losses = expected.loss.hi[:, 0]
         errors = expected.bounds(promised).loss + expected.loss.radius[:, 0]
         size = (np.abs(losses) + errors).sum() * times
         once = size * roundings / (1 - roundings) if roundings < 0.5 else np.inf
-        total = promised.keep(Held(losses.sum() * times, errors.sum() * times + once, held))
+        total = promised.keep(Held(losses.sum() * times, errors.sum() * times + once, stored))
         if trial.case.reduction == "mean":
             divisor = promised.keep(Held.exactly(count, None).rounded(promised.compute))
             total = total.over(divisor, promised.compute, promised.functions.division_ulps)

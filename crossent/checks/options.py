@@ -1,4 +1,4 @@
-"""Options: one that is given changes the result, and one that is off does not."""
+"""The check of options: weight, label_smoothing and ignore_index."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from crossent.trials.trial import Problem, Trial
 
 @check(cost=Cost.CALLS, versus="other")
 def options(trial: Trial) -> Iterator[Difference | Problem]:
-    """An option of the case changes the result, and one that is off does not.
+    """Leaving out an option of the case changes the result, and passing an option with its neutral value does not.
 
-    Liger-Kernel#243: label_smoothing was dropped without a word. Where the exact answers with and without an option are
-    further apart than both bounds, no right results are the same. OLMo-core#702: a term that was off was added.
+    The result must change if the exact values with and without the option differ by more than both error bounds.
+    Liger-Kernel#243: label_smoothing was silently ignored. OLMo-core#702: a term was added although it was off.
     """
     for way, without in left_out(trial.question.fresh()).items():
         other = further_call(trial, without)
@@ -33,7 +33,7 @@ def options(trial: Trial) -> Iterator[Difference | Problem]:
         if same:
             exact, option = solve(without), way.removeprefix("without ")
             yield from (
-                Problem("wrong", f"{option} changes nothing: the {name} is the same without it", f"{name} {way}")
+                Problem("wrong", f"{option} has no effect: the {name} is the same without it", f"{name} {way}")
                 for name in same
                 if _must_differ(trial, name, other, exact)
             )
@@ -41,7 +41,10 @@ def options(trial: Trial) -> Iterator[Difference | Problem]:
 
 
 def left_out(given: Inputs) -> dict[str, Inputs]:
-    """The inputs without each option that there is. Without `ignore_index` a row that has it has a class."""
+    """Return, for each option of the case that is on, the inputs without the option.
+
+    Without `ignore_index`, the ignored rows get a class.
+    """
     found = {}
     if "weight" in given.options:
         found["without weight"] = replace(given, options={k: v for k, v in given.options.items() if k != "weight"})
@@ -60,19 +63,19 @@ def left_out(given: Inputs) -> dict[str, Inputs]:
 
 
 def _must_differ(trial: Trial, name: str, other: Result, exact: Exact) -> bool:
-    """Whether the exact answers are further apart than both results may be off, and these are numbers there."""
-    one, two = getattr(trial.question.exact, name), getattr(exact, name)
-    room = np.abs(two.lo) + one.radius + two.radius
+    """Whether the exact values differ by more than both error bounds at an element where the result is finite."""
+    with_option, without = getattr(trial.question.exact, name), getattr(exact, name)
+    room = np.abs(without.lo) + with_option.radius + without.radius
     for got, expected in ((trial.got, trial.question.exact), (other, exact)):
         bound = trial.bounds(got, expected)[name]
         finite = np.isfinite(getattr(expected, name).hi)
         room = room + np.where(finite, np.where(np.isnan(bound), np.inf, bound), 0.0)
     numbers = with_radius(trial, trial.got)[name].hi
-    return bool((np.isfinite(numbers) & (one.distance(two.hi) > safe(room))).any())
+    return bool((np.isfinite(numbers) & (with_option.distance(without.hi) > safe(room))).any())
 
 
 def _with_options_off(trial: Trial) -> Iterator[Difference]:
-    """The case's options that are off, given where they were left out, and left out where they were given."""
+    """Compare with a call that passes the left-out options at neutral values, and leaves out the neutral options."""
     if (made := turned_off(trial.question.fresh(), trial.case.ignored)) is None:
         return
     other, passed = made
@@ -84,7 +87,7 @@ def _with_options_off(trial: Trial) -> Iterator[Difference]:
 
 
 def evaluate_with(loss: Loss, inputs: Inputs, gradients: Gradients, passed: Sequence[str]) -> Result:
-    """The act of a call with these options alone."""
+    """Call the subject with only the options named in `passed`. An act."""
 
     def with_these(input: Tensor, target: Tensor, **options: Any) -> Tensor:
         return loss(input, target, **{name: options[name] for name in passed})
@@ -93,10 +96,10 @@ def evaluate_with(loss: Loss, inputs: Inputs, gradients: Gradients, passed: Sequ
 
 
 def turned_off(given: Inputs, ignored: str) -> tuple[Inputs, list[str]] | None:
-    """The inputs with every option that is off, and which are passed; None where these are the case's own.
+    """Return the inputs with every neutral option, and the names of the options to pass.
 
-    `ignored` is the word of a case: "kept" where `ignore_index` is off. A `label_smoothing` of 0 and the reduction
-    "mean" are not passed.
+    Returns None if these are the options that the case passes. A `label_smoothing` of 0 and the reduction "mean" are
+    not passed. `ignored` is the choice of the case: "kept" if no row is ignored.
     """
     classes = given.logits.shape[min(1, given.logits.dim() - 1)]
     off: dict[str, Any] = {}
@@ -104,11 +107,11 @@ def turned_off(given: Inputs, ignored: str) -> tuple[Inputs, list[str]] | None:
         off["weight"] = given.logits.new_ones(classes)
     if ignored == "kept":
         off["ignore_index"] = -1
-        if not given.target.is_floating_point():  # a class that no row has, if there is one: its logits count
+        if not given.target.is_floating_point():  # a class that no row has, if there is one; else a number after them
             off["ignore_index"] = min(set(range(classes + 1)) - set(given.target.reshape(-1).tolist()))
     options = {**given.options, **off}
-    left_out = {"label_smoothing": 0.0, "reduction": "mean"}  # as they are by default
-    passed = [name for name, value in options.items() if name not in left_out or value != left_out[name]]
+    defaults = {"label_smoothing": 0.0, "reduction": "mean"}
+    passed = [name for name, value in options.items() if name not in defaults or value != defaults[name]]
     return None if passed == list(given.options) else (replace(given, options=options), passed)
 
 

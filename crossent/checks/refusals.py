@@ -1,4 +1,4 @@
-"""Bad calls: a subject must refuse each with the right class of error, and write into no argument."""
+"""The check of bad calls: a subject must raise an error of the right class, and must not write into an argument."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from crossent.trials.act import Host, NotRun, Raised
 from crossent.trials.memory import written
 from crossent.trials.trial import NotRunError, Problem
 
-ERRORS = "A bad call is refused, with an error of the class that torch documents, before anything is written."
+ERRORS = "A bad call raises an error of the class that torch documents, before anything is written."
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class Reaction:
         returned: the value that was returned, in words; "" where it is too long.
         wrote: the argument that the call wrote into, or ""; None where the device can no longer be read.
         changed_state: the global state that the call left changed.
-        ended, how: "crashed" or "hung", and how, where the call ended its process; "" otherwise.
+        ended: "crashed" or "hung" if the call ended or blocked its process; "" otherwise.
+        how: how the process ended, if the call ended or blocked its process.
     """
 
     raised: Raised | None = None
@@ -38,7 +39,7 @@ class Reaction:
 
 
 def react(host: Host, bad: BadInput, device: str) -> Reaction:
-    """Make a bad call where the subject lives.
+    """Make a bad call on the host of a subject, and return the reaction.
 
     Raises:
         NotRunError: the host cannot make the call.
@@ -49,43 +50,45 @@ def react(host: Host, bad: BadInput, device: str) -> Reaction:
     if performed.ended:
         return Reaction(ended=performed.ended, how=performed.how)
     if performed.value is None:
-        return Reaction(performed.raised or Raised("gave no answer"), changed_state=performed.changed_state)
+        return Reaction(
+            performed.raised or Raised("nothing and returned nothing"), changed_state=performed.changed_state
+        )
     return replace(performed.value, changed_state=performed.changed_state)
 
 
 def call_badly(loss: Loss, name: str, device: str) -> Reaction:
-    """The act: make the bad call of this id, and see what came of it and of its arguments."""
-    bad = next(one for one in BAD_INPUTS if one.id == name)
+    """Make the bad call with this id, and return the reaction of the subject. An act."""
+    bad = next(each for each in BAD_INPUTS if each.id == name)
     given, before = bad.build(device), bad.build(device)
     raised, returned = None, ""
     try:
         got = loss(given.logits, given.target, **given.options)
         if given.logits.is_cuda:
-            torch.cuda.synchronize(given.logits.device)  # an assert is raised where the host waits for the device
+            torch.cuda.synchronize(given.logits.device)  # a failed device assert raises when the host synchronizes
         returned = _value(got)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # whatever a subject raises is looked at, and the run goes on
+    except BaseException as error:  # any exception of a subject, SystemExit too, is part of the reaction
         raised = Raised.of(error)
     return Reaction(raised, returned, _wrote(given, before))
 
 
 def judge_reaction(reaction: Reaction, allowed: tuple[type[Exception], ...]) -> dict[str, Problem | None]:
-    """Return the problem with a reaction for each check that looks at one, or None; these errors are allowed."""
-    wanted = " or ".join(error.__name__ for error in allowed)
+    """Return the problem, or None, of each check that judges a reaction. `allowed` are the right classes of error."""
+    names = " or ".join(error.__name__ for error in allowed)
     if reaction.ended:
-        return {"errors": Problem(reaction.ended, f"{reaction.how}; should have raised {wanted}")}
+        return {"errors": Problem(reaction.ended, f"{reaction.how}; should have raised {names}")}
     found: dict[str, Problem | None] = dict.fromkeys(("errors", "arguments", "state"))
     if reaction.wrote is None:
         del found["arguments"]
     if reaction.raised is None:
-        found["errors"] = Problem("accepted", f"returned{reaction.returned}; should have raised {wanted}")
+        found["errors"] = Problem("accepted", f"returned{reaction.returned}; should have raised {names}")
     elif not reaction.raised.is_a(*allowed):
-        found["errors"] = Problem("wrong", f"raised {reaction.raised.message}; allowed is {wanted}")
+        found["errors"] = Problem("wrong", f"raised {reaction.raised.message}; should have raised {names}")
     if reaction.wrote:
-        found["arguments"] = Problem("changed_input", f"it wrote into {reaction.wrote}")
+        found["arguments"] = Problem("changed_input", f"the call wrote into {reaction.wrote}")
     if reaction.changed_state:
-        found["state"] = Problem("changed_state", f"it changed {', '.join(reaction.changed_state)}")
+        found["state"] = Problem("changed_state", f"the call changed {', '.join(reaction.changed_state)}")
     return found
 
 

@@ -1,7 +1,6 @@
-"""Relations: what a subject must give for other inputs, going by what it gave for these.
+"""Checks of relations between calls: a known change of the inputs causes a known change of the result.
 
-Of each it is known how the two results follow from one another; :mod:`crossent.trials.agreement` says how nearly
-they must.
+:mod:`crossent.trials.agreement` compares the results: they must be equal up to the sum of their error bounds.
 """
 
 from __future__ import annotations
@@ -41,32 +40,34 @@ from crossent.trials.trial import NotRunError, Problem, Trial
 def _has_layout(case: Case) -> bool:
     spread = case.reduction == "none" and case.upstream not in ("rows", "rows_large") and case.rows > 1
     plain = ("contiguous", "target_contiguous", "weight_contiguous")
-    return (case.layout, case.target_layout, case.weight_layout) != plain or spread  # upstream: of stride 0, or 2
+    # `spread`: the upstream gradient has a stride of 0 or 2.
+    return (case.layout, case.target_layout, case.weight_layout) != plain or spread
 
 
 @check(cost=Cost.CALLS, versus="other", applies=_has_layout)
 def layout(trial: Trial) -> Iterator[Difference]:
-    """Contiguous copies of logits, target, weight and upstream gradient give the same as the views of the case.
+    """Strided logits, target, weight and upstream gradient give the same result as contiguous copies, up to rounding.
 
-    pytorch#67167 and unsloth#10713: a target, and logits, that are read as if they were contiguous.
+    pytorch#67167 and unsloth#10713: a kernel read a target, and logits, as if they were contiguous.
     """
     yield from compare_results(trial, with_radius(trial, further_call(trial, contiguous(trial.question.fresh()))))
 
 
 def contiguous(given: Inputs) -> Inputs:
-    """Copies that lie in memory as they are read."""
+    """Return the inputs with a contiguous copy of each tensor."""
     return _each(given, lambda tensor: tensor.clone(memory_format=torch.contiguous_format))
 
 
 @check(cost=Cost.CALLS, versus="other", applies=lambda case: case.rows > 0)
 def shift(trial: Trial) -> Iterator[Difference]:
-    """Logits that are all moved by a constant give the same: by one for all rows, and by another in each row.
+    """Adding a constant to all logits, or a different constant to each row, gives the same result up to rounding.
 
-    pytorch#38839: `m + log Σ` drowns what the row is about. The logits are rounded first, so that moving them is exact.
+    pytorch#38839: in `m + log Σ`, a large maximum m absorbs the digits of `log Σ`. The logits are rounded first, so
+    that adding the constant is exact.
     """
     ways = shifted(trial.question.fresh())
     if not ways:
-        raise NotRunError("gets logits that their dtype has no room to shift exactly")
+        raise NotRunError("receives logits that cannot be shifted exactly in their dtype")
     for way, (before, after) in ways.items():
         of_before, of_after = exact_for(trial, f"not {way}", before), exact_for(trial, way, after)
         moved = with_radius(trial, further_call(trial, after), of_after)
@@ -74,25 +75,36 @@ def shift(trial: Trial) -> Iterator[Difference]:
 
 
 def shifted(given: Inputs) -> dict[str, tuple[Inputs, Inputs]]:
-    """Inputs with the rounded logits, and with the same ones moved, by how; none where the dtype has no room."""
+    """Return, for each kind of shift, the inputs with rounded logits and the inputs with rounded and shifted logits.
+
+    The result is empty if the dtype leaves no room for an exact shift.
+    """
     logits, dtype = rows_of(given.logits), name_of(given.logits)
     ways = {"shifted": True, "shifted row by row": False}
     moves = {way: shiftable(logits, dtype, common=common) for way, common in ways.items()}
     if not any(by.any() for _, by in moves.values()):
         return {}
 
-    def of(rows: Array) -> Inputs:
+    def with_logits(rows: Array) -> Inputs:
         return replace(given, logits=_tensor(rows, given.logits))
 
-    return {way: (of(rounded), of(rounded + by[:, None])) for way, (rounded, by) in moves.items()}
+    return {way: (with_logits(rounded), with_logits(rounded + by[:, None])) for way, (rounded, by) in moves.items()}
 
 
 def shiftable(logits: Array, dtype: str, *, common: bool) -> tuple[Array, Array]:
-    """The logits, (R, C), rounded so that a shift is exact, and the shift of each row, (R,); 0 where there is none.
+    """Return the logits, (R, C), rounded so that a shift is exact, and the shift of each row, (R,).
 
-    Magnitudes below `2^e` and a shift of `2^s`, `s >= e`, are rounded to multiples of `δ = 2^(s+1-p)`. Then they and
-    their sums with the shift are multiples of δ up to `2^(s+1) = 2^p δ`, which a format of p bits holds as long as it
-    reaches so far. `s = e + p/2` gives half of the bits to the logits and half to the shift.
+    The shift of a row is 0 if no shift is possible.
+
+    Let the magnitudes be below `2^e`, and the shift be `2^s` with `s >= e`. The logits are rounded to multiples of
+    `δ = 2^(s+1-p)`. Then the logits, and their sums with the shift, are multiples of δ up to `2^(s+1) = 2^p δ`. A
+    format of p bits represents these numbers exactly if its range includes them. `s = e + p/2` leaves half of the bits
+    to the logits and half to the shift.
+
+    Args:
+        logits: the logits.
+        dtype: the name of their dtype.
+        common: whether all rows have the same shift.
     """
     p = FORMATS[dtype].precision
     size = np.where(np.isfinite(logits), np.abs(logits), 0.0).max(1, initial=1.0)
@@ -109,27 +121,31 @@ def shiftable(logits: Array, dtype: str, *, common: bool) -> tuple[Array, Array]
 
 @check(cost=Cost.CALLS, versus="other", applies=lambda case: case.rows > 1)
 def rows_permuted(trial: Trial) -> Iterator[Difference]:
-    """Rows that come in another order give the same: turned round along the batch, and along each further dimension.
+    """Reversing the rows, along the batch or along a further dimension, only reverses the result, up to rounding.
 
-    One at a time: a kernel that mixes up two dimensions does so as well when both are turned.
+    The check reverses one dimension at a time: a kernel that confuses two dimensions could pass if both were reversed.
     """
     inputs = trial.question.inputs
     dim = inputs.logits.dim()
     for axis in rows_axes(inputs):
-        other = rows_turned(trial.question.fresh(), axis)
-        back = _mapped(partial(_row_turned, axis=axis, dim=dim), further_call(trial, other))
+        reversed_rows = rows_turned(trial.question.fresh(), axis)
+        back = _mapped(partial(_row_turned, axis=axis, dim=dim), further_call(trial, reversed_rows))
         yield from compare_results(trial, with_radius(trial, back), way=f"turned along {axis}")
 
 
 def rows_axes(given: Inputs) -> list[int]:
-    """The dimensions of the logits along which there are rows to turn round."""
+    """Return the dimensions of the logits, other than the class axis, with more than one entry."""
     return [axis for axis, size in enumerate(given.logits.shape) if axis != 1 and size > 1]
 
 
 def rows_turned(given: Inputs, axis: int) -> Inputs:
-    """The rows turned round along a dimension of the logits, each with its target and its upstream gradient."""
+    """Return the inputs with the rows reversed along a dimension of the logits.
+
+    The targets and the upstream gradient are reversed with the rows.
+    """
     dim = given.logits.dim()
-    logits, target, upstream = (_row_turned(one, axis, dim) for one in (given.logits, given.target, given.upstream))
+    tensors = given.logits, given.target, given.upstream
+    logits, target, upstream = (_row_turned(tensor, axis, dim) for tensor in tensors)
     return Inputs(logits, target, given.options, upstream)
 
 
@@ -139,18 +155,18 @@ def _row_turned(tensor: Tensor, axis: int, dim: int) -> Tensor:
 
 @check(cost=Cost.CALLS, versus="other", applies=lambda case: case.classes > 1)
 def classes_permuted(trial: Trial) -> Iterator[Difference]:
-    """Classes that come in another order give the same: turned round, and weights and true classes with them."""
+    """Reversing the classes, with weights and targets, keeps the loss and reverses the gradients, up to rounding."""
     dim = trial.question.inputs.logits.dim()
 
     def turned(tensor: Tensor) -> Tensor:
         return tensor.flip(min(1, dim - 1)) if tensor.dim() == dim else tensor
 
-    other = classes_turned(trial.question.fresh())
-    yield from compare_results(trial, with_radius(trial, _mapped(turned, further_call(trial, other))))
+    reversed_classes = classes_turned(trial.question.fresh())
+    yield from compare_results(trial, with_radius(trial, _mapped(turned, further_call(trial, reversed_classes))))
 
 
 def classes_turned(given: Inputs) -> Inputs:
-    """The classes turned round, with weights, targets and an ignore_index that is one of them."""
+    """Return the inputs with the classes reversed. Weights, targets and an ignore_index that is a class follow."""
     axis, options = min(1, given.logits.dim() - 1), dict(given.options)
     if "weight" in options:
         options["weight"] = options["weight"].flip(0)
@@ -168,10 +184,11 @@ def classes_turned(given: Inputs) -> Inputs:
 
 @check(cost=Cost.CALLS, versus="other", applies=lambda case: len(case.sizes) > 1 and case.sizes[0] > 1)
 def split(trial: Trial) -> Iterator[Difference]:
-    """A batch in two uneven parts gives what it gives as a whole: rows one after another, a sum of sums, a mean.
+    """Two unequal parts of a batch, computed separately, combine to the result of the whole batch up to rounding.
 
-    The mean is that of the parts' means by their denominators, `L = (D₁L₁ + D₂L₂)/D`, and the gradient of a part is
-    multiplied by `D_i/D`. pytorch#185167 and Automodel#3803: an average of averages, and a sum of them.
+    The losses of the parts are concatenated without a reduction and added under "sum". Under "mean", the loss is
+    `L = (D₁L₁ + D₂L₂)/D` with the denominators of the parts, and the gradient of a part is multiplied by `D_i/D`.
+    pytorch#185167 and Automodel#3803: a mean was computed as an average of averages, and as a sum of averages.
     """
     parts: list[PartBalls] = []
     for name, (share, part) in zip(
@@ -179,18 +196,18 @@ def split(trial: Trial) -> Iterator[Difference]:
     ):
         result = with_radius(trial, further_call(trial, part), exact_for(trial, name, part))
         parts.append({name: times(share, ball) for name, ball in result.items()})
-    one, other = parts
-    whole = {name: stacked(one[name], other[name]) for name in one}
+    first, second = parts
+    whole = {name: stacked(first[name], second[name]) for name in first}
     if trial.case.reduction != "none":
-        whole["loss"] = plus(one["loss"], other["loss"])
+        whole["loss"] = plus(first["loss"], second["loss"])
     yield from compare_results(trial, whole)
 
 
 def parted(given: Inputs, terms: Terms) -> list[tuple[Fraction, Inputs]]:
-    """The two parts of a batch, and what their results are multiplied by.
+    """Return the two parts of a batch, each with the factor of its results.
 
     Raises:
-        NotRunError: there are no two that have something to divide by.
+        NotRunError: wherever the batch is split, the denominator of a part is 0.
     """
     at, shares = _parting(terms, len(given.logits))
     parts = []
@@ -202,19 +219,19 @@ def parted(given: Inputs, terms: Terms) -> list[tuple[Fraction, Inputs]]:
 
 
 def _parting(terms: Terms, size: int) -> tuple[int, tuple[Fraction, Fraction]]:
-    """Where the batch is parted, at about a third, and what the parts' results are multiplied by."""
+    """Return the size of the first part, about a third of the batch, and the factors of the results of both parts."""
     for at in sorted(range(1, size), key=lambda at: abs(3 * at - size)):
         if terms.reduction != "mean":
             return at, (Fraction(1), Fraction(1))
         row = at * len(terms.kept) // size
-        one, other = _denominator(terms, slice(row)), _denominator(terms, slice(row, None))
-        if one and other and one + other:
-            return at, (one / (one + other), other / (one + other))
-    raise NotRunError("has nothing to divide by in one of any two parts of the batch")
+        first, second = _denominator(terms, slice(row)), _denominator(terms, slice(row, None))
+        if first and second and first + second:
+            return at, (first / (first + second), second / (first + second))
+    raise NotRunError("would divide by 0 in one part, wherever the batch is split")
 
 
 def _denominator(terms: Terms, rows: slice) -> Fraction:
-    """What the mean of some rows divides by, exactly."""
+    """Return the exact denominator of the mean of some rows."""
     kept = terms.kept[rows]
     if terms.index is None or terms.weight is None:
         return Fraction(int(kept.sum()))
@@ -224,54 +241,57 @@ def _denominator(terms: Terms, rows: slice) -> Fraction:
 
 @check(cost=Cost.CALLS, versus="other", applies=lambda case: case.dtype in ("float16", "bfloat16"))
 def widened(trial: Trial) -> Iterator[Difference]:
-    """Half precision, widened to float32, gives the same.
+    """Half-precision inputs, and the same inputs converted to float32, give the same result up to rounding.
 
-    TransformerEngine#3193: a gradient that was kept in the bfloat16 memory of the logits before the loss was final.
+    TransformerEngine#3193: a gradient was stored in the bfloat16 memory of the logits before the loss was final.
     """
-    other = wide(trial.question.fresh())
-    yield from compare_results(
-        trial, with_radius(trial, further_call(trial, other), exact_for(trial, "widened", other))
-    )
+    widened_inputs = wide(trial.question.fresh())
+    result = further_call(trial, widened_inputs)
+    yield from compare_results(trial, with_radius(trial, result, exact_for(trial, "widened", widened_inputs)))
 
 
 def wide(given: Inputs) -> Inputs:
-    """Half precision as float32, which holds the same numbers."""
+    """Return the inputs with float16 and bfloat16 tensors converted to float32, which is exact."""
     return _each(given, lambda tensor: tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor)
 
 
 @check("gradient", "repeatable", dense_needs=["target_gradient"], cost=Cost.CALLS, versus="other")
 def two_backwards(trial: Trial) -> Iterator[Problem]:
-    """A graph can be differentiated twice, and two losses of the same logits do not disturb each other.
+    """A graph can be differentiated twice, and two losses of the same logits do not change each other's results.
 
-    Liger-Kernel#272 and #343: a loss that writes its gradient into the logits, and scales it there when it goes back.
+    Liger-Kernel#272 and #343: a loss stored its gradient in the logits, and scaled the gradient there in the backward
+    pass.
     """
     other = of_other_classes(trial.question.fresh())
     alone = further_call(trial, other)
-    one, two, last = trial.perform(backwards, trial.question.fresh(), other.copy())
-    if last.digest != one.digest:
-        yield Problem("not_repeated", "the same graph, differentiated again, gives another gradient")
-    elif (one.digest, two.digest) != (trial.got.digest, alone.digest):
-        yield Problem("disturbed", "two losses of the same logits have other bits than each of them alone")
+    first, second, again = trial.perform(backwards, trial.question.fresh(), other.copy())
+    if again.digest != first.digest:
+        yield Problem("not_repeated", "a second backward pass through the same graph gives a different gradient")
+    elif (first.digest, second.digest) != (trial.got.digest, alone.digest):
+        yield Problem("disturbed", "two losses of the same logits have different bits than each loss computed alone")
 
 
 def backwards(loss: Loss, inputs: Inputs, other: Inputs) -> tuple[Result, Result, Result]:
-    """The act: two losses of the same logits, one after the other differentiated, and the first of them again."""
+    """Compute two losses of the same logits, run backward for each, then for the first loss again. An act."""
     logits, dense = inputs.logits.detach().requires_grad_(), inputs.target.is_floating_point()
     targets = [given.target.detach().requires_grad_(dense) for given in (inputs, other)]
-    one, two = (loss(logits, target, **given.options) for target, given in zip(targets, (inputs, other), strict=True))
+    first, second = (
+        loss(logits, target, **given.options) for target, given in zip(targets, (inputs, other), strict=True)
+    )
 
     def backward(value: Tensor, target: Tensor, upstream: Tensor) -> Result:
         wanted = [logits, target] if dense else [logits]
         gradients = torch.autograd.grad(value, wanted, upstream.to(value.dtype), retain_graph=True)
-        return Result(value.detach(), *gradients).copy()  # at once: their memory may be written again
+        return Result(value.detach(), *gradients).copy()  # a copy, since a later pass may write into these gradients
 
-    results = backward(one, targets[0], inputs.upstream), backward(two, targets[1], inputs.upstream)
-    backward(one, targets[0], -2 * inputs.upstream)  # what is scaled in place now is seen, where it was by 1 before
-    return *results, backward(one, targets[0], inputs.upstream)
+    results = backward(first, targets[0], inputs.upstream), backward(second, targets[1], inputs.upstream)
+    # The factor -2 shows a loss that scales a stored gradient in place: an upstream gradient of 1 would hide it.
+    backward(first, targets[0], -2 * inputs.upstream)
+    return *results, backward(first, targets[0], inputs.upstream)
 
 
 def of_other_classes(given: Inputs) -> Inputs:
-    """The same logits, with targets and weights of the classes turned round."""
+    """Return the inputs with the targets and weights of the reversed classes, but with unchanged logits."""
     turned = classes_turned(given)
     return replace(given, target=turned.target, options=turned.options)
 
@@ -287,7 +307,7 @@ def _mapped(by: Callable[[Tensor], Tensor], result: Result) -> Result:
 
 
 def _tensor(rows: Array, like: Tensor) -> Tensor:
-    """(R, C) as a tensor of another's shape, dtype and device: the inverse of :func:`rows_of`."""
+    """Return (R, C) numbers as a tensor of the shape, dtype and device of `like`: the inverse of :func:`rows_of`."""
     if like.dim() > 1:
         shape = like.shape[0], *like.shape[2:], like.shape[1]
         made = torch.from_numpy(rows.reshape(shape)).movedim(-1, 1)

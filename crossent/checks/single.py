@@ -1,7 +1,6 @@
-"""Checks: the properties that a subject must have on a case.
+"""Checks of a single call: its loss and gradients, and its effects on arguments and global state.
 
-Here are those of a single call, which run on every case; `RELATIONS`, `DERIVATIVES` and `TRANSFORMS` have modules of
-their own, and cost more calls.
+These checks run on every case to which they apply. Only `repeat` makes further calls.
 """
 
 from __future__ import annotations
@@ -29,24 +28,28 @@ from crossent.trials.trial import Problem, Trial, misshapen
 
 @check()
 def call(trial: Trial) -> Iterator[Problem]:
-    """The subject takes the arguments, and gives tensors that have bits, as a meta device has none."""
+    """The call raises no error, and returns a loss and gradients that hold data."""
     if not _digest(trial.got):
-        yield Problem("refused", "it gives a loss without bits, as one on a meta device is")
+        yield Problem("refused", "the loss holds no data, like a tensor on the meta device")
 
 
 @check()
 def result(trial: Trial) -> Iterator[Problem]:
-    """Shape, dtype and device of the loss are those of the contract."""
+    """The loss is a dense tensor of the right shape, dtype and device."""
     if problem := misshapen(trial, trial.got.loss, trial.question.exact):
         yield problem
 
 
 @check()
 def arguments(trial: Trial) -> Iterator[Problem]:
-    """Not a bit of what is given has changed, nor of memory that it is a view of, nor its .grad; no result is there."""
+    """The call leaves its arguments, their .grad and all their memory unchanged; no result shares memory with them.
+
+    If an argument is a view, "all their memory" includes the elements outside of the view. A result may share memory
+    with the upstream gradient.
+    """
     first = trial.first_call
     if name := written(first.given, trial.question.inputs):
-        yield Problem("changed_input", f"it wrote into {name}")
+        yield Problem("changed_input", f"the call wrote into {name}")
     elif first.marked:
         yield Problem("changed_input", first.marked)
     elif first.shared:
@@ -55,48 +58,49 @@ def arguments(trial: Trial) -> Iterator[Problem]:
 
 @check()
 def state(trial: Trial) -> Iterator[Problem]:
-    """The call leaves what is global of torch, numpy and Python as it was."""
+    """The call leaves the global state of torch, numpy and Python unchanged."""
     _ = trial.got
     if trial.changed_state:
-        yield Problem("changed_state", f"it changed {', '.join(dict.fromkeys(trial.changed_state))}")
+        yield Problem("changed_state", f"the call changed {', '.join(dict.fromkeys(trial.changed_state))}")
 
 
 @check()
 def loss(trial: Trial) -> Iterator[Difference]:
-    """The loss is the exact one within what rounding allows."""
+    """The loss equals the exact value within the error bound."""
     yield trial.differences["loss"]
 
 
 @check("gradient")
 def gradient(trial: Trial) -> Iterator[Difference]:
-    """The gradient of the logits, under the upstream gradient, is the exact one within what rounding allows."""
+    """The gradient of the logits, under the upstream gradient, equals the exact value within the error bound."""
     if "gradient" in trial.differences:
         yield trial.differences["gradient"]
 
 
 @check("gradient", "target_gradient", applies=lambda case: case.target in DENSE_TARGETS)
 def target_gradient(trial: Trial) -> Iterator[Difference]:
-    """The gradient of target probabilities is the exact one within what rounding allows."""
+    """The gradient of the target probabilities equals the exact value within the error bound."""
     if "target_gradient" in trial.differences:
         yield trial.differences["target_gradient"]
 
 
 @check("repeatable")
 def repeat(trial: Trial) -> Iterator[Problem]:
-    """A second call gives the same bits, though other data came between and memory is full of NaN; the first keeps its.
+    """Calling twice gives identical bits, even after a call with other data and with freed memory filled with NaN.
 
-    The inputs are the same bits in other memory.
+    The second call gets the same inputs in other memory. The calls after the first call also leave its result
+    unchanged.
     """
     question = trial.question
     kept, first, second = trial.perform(repeat_call, question.fresh(), question.others.copy(), trial.gradients)
     if {_digest(kept), _digest(second)} != {trial.got.digest}:
-        yield Problem("not_repeated", "a second call with the same arguments gives other bits")
+        yield Problem("not_repeated", "a second call with the same arguments gives different bits")
     elif first.digest != kept.digest:
-        yield Problem("not_repeated", "a second call writes into what the first gave")
+        yield Problem("not_repeated", "a later call writes into the result of the first call")
 
 
 def _digest(got: Result) -> str:
-    """That of its bits, or "" where it has none."""
+    """Return the checksum of a result, or "" if the result holds no data."""
     try:
         return got.digest
     except RuntimeError:
@@ -105,37 +109,38 @@ def _digest(got: Result) -> str:
 
 @check(applies=lambda case: case.weight != "weight_negative" and case.target != "unnormalised")
 def sign(trial: Trial) -> Iterator[Difference]:
-    """No loss is below zero, by more than its bound, where no `w_c q_c` is: it is a sum of `-log p_c`.
+    """Where no weight or target probability is negative, no loss is negative by more than its error bound.
 
-    apple/ml-cross-entropy#52: losses far too low, and negative, of which no test said anything.
+    The loss is a sum of terms `-w_c q_c log p_c`, and no `-log p_c` is negative. apple/ml-cross-entropy#52: losses were
+    far too low and negative, and no test noticed.
     """
     losses = trial.got.loss.reshape(-1, 1).double().cpu().numpy()
     zeros = np.zeros_like(losses)
-    # How far it is from the nearest number that it may be.
+    # The nearest number that is not negative.
     allowed = Ball(np.where(losses < 0, 0.0, losses), zeros, zeros)
     yield from trial.compare(Result(trial.got.loss), replace(trial.question.exact, loss=allowed))
 
 
 @check("gradient", applies=lambda case: case.rows > 0)
 def row_sums(trial: Trial) -> Iterator[Difference]:
-    """The gradient of a row, `g/D (p_c Σ_k w_k q_k - w_c q_c)`, sums to 0 over the classes.
+    """The gradient of each row, `g/D (p_c Σ_k w_k q_k - w_c q_c)`, sums to 0 over the classes, up to rounding.
 
-    Its numbers may be off by the sum of their bounds, and what is made of them here by what :func:`compensated_sum`
-    loses. A row with a number that has no bound says nothing, nor does one that has no softmax, or whose sum is beyond
-    float64. One that holds NaN or an infinity has no sum, which is not 0.
+    The sum may be off by the sum of the error bounds of its numbers, plus the error of :func:`compensated_sum`. The
+    check does not judge a row with a number without a bound, a row without a softmax, or a row whose sum overflows
+    float64. A row that holds NaN or an infinity fails.
     """
     of_logits = trial.got.gradient
     assert of_logits is not None
     numbers, dtype = rows_of(of_logits), name_of(of_logits)
-    with np.errstate(all="ignore"):  # a result may be infinite
+    with np.errstate(all="ignore"):  # the gradient of the subject may be infinite
         bound = trial.bounds(trial.got, trial.question.exact)["gradient"].sum(1)
         total, size = compensated_sum(numbers), np.abs(numbers).sum(1)
         lost = UNIT_ROUNDOFF * np.abs(total) + 2.0**-17 * UNIT_ROUNDOFF * size
         plain = numbers.sum(1)
     finite = np.isfinite(numbers).all(1)
-    asked = np.isfinite(bound) & _has_softmax(trial) & (np.isfinite(lost) | ~finite)
-    total = np.where(asked, np.where(finite, total, plain), 0.0)
-    allowed = np.where(asked, safe(bound + np.where(finite, lost, 0.0)), np.inf)
+    judged = np.isfinite(bound) & _has_softmax(trial) & (np.isfinite(lost) | ~finite)
+    total = np.where(judged, np.where(finite, total, plain), 0.0)
+    allowed = np.where(judged, safe(bound + np.where(finite, lost, 0.0)), np.inf)
     zeros = np.zeros((len(total), 1))
     found = difference("gradient", dtype, total[:, None], Ball(zeros, zeros, zeros), allowed[:, None])
     row = found.index[0]
@@ -143,16 +148,16 @@ def row_sums(trial: Trial) -> Iterator[Difference]:
         found,
         index=tuple(map(int, np.unravel_index(row, _row_sizes(trial.case)))),
         ulp=found.error / FORMATS[dtype].last_place(float(np.abs(numbers[row]).max())),
-        not_judged={"a number of the row has no bound": int((~asked).sum())} if not asked.all() else {},
+        not_judged={"a number of the row has no bound": int((~judged).sum())} if not judged.all() else {},
     )
 
 
 @check(applies=lambda case: case.ignored != "kept")
 def ignored_rows(trial: Trial) -> Iterator[Problem]:
-    """An ignored row has a loss of exactly 0, and a gradient of exactly 0.
+    """The loss and the gradient of an ignored row are exactly 0.
 
-    pytorch#20406 and Liger-Kernel#1338: what is skipped is left as it was in memory. Of a row without a softmax the
-    gradient is NaN, in torch and by contract.
+    pytorch#20406 and Liger-Kernel#1338: skipped rows kept what was in memory before. The gradient of an ignored row
+    without a softmax is not checked here: torch returns NaN, and the contract allows NaN.
     """
     index = trial.question.inputs.target.long()  # as uint8, -100 would be 156
     ignored = index == trial.question.inputs.options.get("ignore_index", -100)
@@ -165,7 +170,7 @@ def ignored_rows(trial: Trial) -> Iterator[Problem]:
 
 
 def _not_zero(name: str, got: Tensor, rows: Tensor) -> Iterator[Problem]:
-    """What is wrong with a result, (N, d1, …) or (N, d1, …, C), that should be 0 in some rows."""
+    """Yield a problem if a result, (N, d1, …) or (N, d1, …, C), is not 0 in each of the given rows."""
     wrong = rows & (got != 0 if got.dim() == rows.dim() else (got != 0).any(-1))
     if wrong.any():
         first = tuple(wrong.nonzero()[0].tolist())
@@ -177,7 +182,7 @@ def _not_zero(name: str, got: Tensor, rows: Tensor) -> Iterator[Problem]:
 
 
 def _has_softmax(trial: Trial) -> NDArray[np.bool_]:
-    """(R,): False for a row that holds NaN or +inf, or nothing but -inf."""
+    """Return (R,) booleans: False for a row that holds NaN or +inf, or only -inf."""
     return np.asarray(np.isfinite(trial.question.exact.terms.logits.max(1)))
 
 

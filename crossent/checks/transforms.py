@@ -1,7 +1,7 @@
-"""Transforms: the checks that ask whether a subject stays right under torch's transforms of functions.
+"""Checks of a subject under torch's transforms: torch.func, autocast, the meta device and torch.export.
 
-Right in a plain call and wrong when it is compiled is a class of bugs of its own. Each result is held to the exact
-answer, not to the plain one: a subject that is wrong in both would else be right.
+Some functions are right in a plain call and wrong under a transform. The checks compare each result with the exact
+values, and not with the result of a plain call, which may be wrong in the same way.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _HALVES = (torch.float16, torch.bfloat16)
 
 @check("gradient", "vmap", dense_needs=["target_gradient"], cost=Cost.STRUCTURE, transforms=True)
 def func_grad(trial: Trial) -> Found:
-    """torch.func.vjp, on which torch.func.grad and jacrev are built, gives the loss and its gradients."""
+    """torch.func.vjp, on which torch.func.grad and jacrev are built, gives the exact loss and gradients."""
     got, expected = trial.perform(evaluate_by_vjp, trial.question.fresh()), trial.question.exact
     if problem := misshapen(trial, got.loss, expected):
         yield problem
@@ -38,7 +38,10 @@ def func_grad(trial: Trial) -> Found:
 
 
 def evaluate_by_vjp(loss: Loss, inputs: Inputs) -> Result:
-    """The act of a call under torch.func.vjp. A wrong shape has no gradients, and is for :func:`misshapen` to say."""
+    """Call the subject under torch.func.vjp. An act.
+
+    If the loss has a wrong shape, no gradient is computed: :func:`misshapen` reports the shape.
+    """
     value, pull = torch.func.vjp(*_primals(loss, inputs))[:2]
     if getattr(value, "shape", None) != inputs.upstream.shape:
         return Result(value)
@@ -54,16 +57,17 @@ def evaluate_by_vjp(loss: Loss, inputs: Inputs) -> Result:
     transforms=True,
 )
 def vmap(trial: Trial) -> Found:
-    """torch.func.vmap of the loss, and of its gradients, gives each sample's own: pytorch#90916, #105736.
+    """torch.func.vmap of the loss and of its gradients gives the exact result of each sample: pytorch#90916, #105736.
 
-    The samples are the rows of (N, C), and the slices (N, C, d1, …) along the last dimension where there are further
-    ones: a call has one dimension fewer. Under every reduction a sample's answer is that of a call with it alone. Of an
-    empty batch there is none, and torch's own rules fail there: those of reshape(-1) and of gather with one index.
+    The samples of (N, C) are its rows. The samples of (N, C, d1, …) are its slices along the last dimension. Each call
+    under vmap has one dimension fewer. Under every reduction, the result of a sample is the result of a call with that
+    sample alone. The check does not apply to an empty batch, where torch's own batching rules of reshape(-1) and of
+    gather with one index fail.
     """
-    inputs, wanted = trial.question.fresh(), trial.question.exact
-    axis, each = _samples_axis(inputs), inputs.options["reduction"] == "none"
+    inputs, exact = trial.question.fresh(), trial.question.exact
+    axis, by_row = _samples_axis(inputs), inputs.options["reduction"] == "none"
     losses = trial.perform(losses_by_vmap, inputs)
-    if problem := misshapen(trial, losses, wanted if each else replace(wanted, shape=(inputs.logits.shape[axis],))):
+    if problem := misshapen(trial, losses, exact if by_row else replace(exact, shape=(inputs.logits.shape[axis],))):
         yield problem
         return
     results: list[tuple[Tensor, ...]] = [(losses,)]
@@ -76,36 +80,37 @@ def vmap(trial: Trial) -> Found:
 
 
 def losses_by_vmap(loss: Loss, inputs: Inputs) -> Tensor:
-    """The act of a call under torch.func.vmap."""
+    """Call the subject under torch.func.vmap, and return the losses. An act."""
     axis = _samples_axis(inputs)
 
-    def of_one(logits: Tensor, target: Tensor) -> Tensor:
+    def loss_of_sample(logits: Tensor, target: Tensor) -> Tensor:
         return loss(logits, target, **inputs.options)
 
-    losses: Tensor = torch.func.vmap(of_one, axis, axis)(inputs.logits, inputs.target)
+    losses: Tensor = torch.func.vmap(loss_of_sample, axis, axis)(inputs.logits, inputs.target)
     return losses
 
 
 def gradients_by_vmap(loss: Loss, inputs: Inputs) -> tuple[Tensor, ...]:
-    """The act of a call under torch.func.vjp under vmap: the losses and their gradients."""
+    """Call the subject under torch.func.vjp under vmap, and return the losses and their gradients. An act."""
     axis = _samples_axis(inputs)
 
-    def of_one(logits: Tensor, target: Tensor, upstream: Tensor) -> tuple[Tensor, ...]:
+    def gradients_of_sample(logits: Tensor, target: Tensor, upstream: Tensor) -> tuple[Tensor, ...]:
         value, pull = torch.func.vjp(*_primals(loss, replace(inputs, logits=logits, target=target)))[:2]
         return value, *pull(upstream.to(value.dtype))
 
     axes = axis, axis, axis if inputs.options["reduction"] == "none" else None
-    made: tuple[Tensor, ...] = torch.func.vmap(of_one, axes, axis)(inputs.logits, inputs.target, inputs.upstream)
+    vmapped = torch.func.vmap(gradients_of_sample, axes, axis)
+    made: tuple[Tensor, ...] = vmapped(inputs.logits, inputs.target, inputs.upstream)
     return made
 
 
 @check("autocast", cost=Cost.STRUCTURE, transforms=True)
 def autocast(trial: Trial) -> Found:
-    """Under torch.autocast the loss of half precision is computed in float32 and is float32; others stay as they are.
+    """Under torch.autocast, half-precision inputs give a float32 loss computed in float32; other dtypes do not change.
 
-    As torch documents it, whatever half the context is for: cross_entropy_loss is on its lists of operations that
-    autocast to float32. A product of matrices instead becomes bfloat16. Gradients have the dtype of what they are of.
-    Weights may be of another dtype than what is computed in: Liger-Kernel#501.
+    torch documents cross_entropy_loss as an operation that autocasts to float32, for an autocast dtype of float16 and
+    of bfloat16. A matrix product would become bfloat16 instead. Each gradient has the dtype of its input. The weights
+    may have another dtype than the arithmetic: Liger-Kernel#501.
     """
     inputs = trial.question.fresh()
     computed = dtype = _widened(inputs.logits)
@@ -120,7 +125,7 @@ def autocast(trial: Trial) -> Found:
 
 
 def evaluate_in_autocast(loss: Loss, inputs: Inputs, gradients: Gradients) -> Result:
-    """The act of a call under torch.autocast, which goes backward outside of it."""
+    """Call the subject under torch.autocast, and run backward outside of autocast. An act."""
 
     def cast(*arguments: Any, **options: Any) -> Tensor:
         with torch.autocast(inputs.logits.device.type, dtype=torch.bfloat16):
@@ -131,7 +136,7 @@ def evaluate_in_autocast(loss: Loss, inputs: Inputs, gradients: Gradients) -> Re
 
 @check("compile", cost=Cost.STRUCTURE, transforms=True)
 def meta(trial: Trial) -> Found:
-    """Tensors without data give a loss, and gradients, without data: of the right shape and dtype."""
+    """On the meta device, where tensors hold no data, forward and backward run, and loss shape and dtype are right."""
     got = trial.evaluate(trial.case.build("meta"))
     if problem := misshapen(trial, got.loss, trial.question.exact, torch.device("meta")):
         yield problem
@@ -139,7 +144,7 @@ def meta(trial: Trial) -> Found:
 
 @check("compile", cost=Cost.STRUCTURE, transforms=True)
 def export(trial: Trial) -> Found:
-    """The program that torch.export.export makes of a module with this loss gives the loss."""
+    """A module with this loss, exported by torch.export.export, gives the exact loss."""
     loss, expected = trial.perform(evaluate_exported, trial.question.fresh()), trial.question.exact
     if problem := misshapen(trial, loss, expected):
         yield problem
@@ -148,7 +153,7 @@ def export(trial: Trial) -> Found:
 
 
 def evaluate_exported(loss: Loss, inputs: Inputs) -> Tensor | NotRun:
-    """The act of a call of what torch.export.export makes."""
+    """Export a module with the loss by torch.export.export, and call the exported program. An act."""
     if reason := _why_no_export():
         return NotRun(reason)
     tensors = {name: option for name, option in inputs.options.items() if isinstance(option, Tensor)}
@@ -159,21 +164,21 @@ def evaluate_exported(loss: Loss, inputs: Inputs) -> Tensor | NotRun:
 
 
 def _primals(loss: Loss, inputs: Inputs) -> tuple[Any, ...]:
-    """The loss as a function of what it has gradients of, and these."""
+    """Return the loss as a function of the differentiable tensors, followed by these tensors."""
 
-    def of_both(logits: Tensor, target: Tensor = inputs.target) -> Tensor:
+    def of_primals(logits: Tensor, target: Tensor = inputs.target) -> Tensor:
         return loss(logits, target, **inputs.options)
 
-    return of_both, inputs.logits, *([inputs.target] if inputs.target.is_floating_point() else [])
+    return of_primals, inputs.logits, *([inputs.target] if inputs.target.is_floating_point() else [])
 
 
 def _samples_axis(inputs: Inputs) -> int:
     return 0 if inputs.logits.dim() == 2 else -1
 
 
-@functools.lru_cache(maxsize=1)  # every subject is asked about a case before the next one comes
+@functools.lru_cache(maxsize=1)  # all subjects run on a case before the next case starts
 def _samples(case: Case, device: str) -> tuple[Exact, ...]:
-    """The exact answer to a call with each sample alone."""
+    """Return the exact values of a call with each sample alone."""
     inputs = case.build(device)
     axis = _samples_axis(inputs)
 
@@ -189,7 +194,10 @@ def _widened(tensor: Tensor) -> torch.dtype:
 
 
 class _Module(torch.nn.Module):
-    """A loss, its options, and the names of those that are tensors: arguments, as logits and target are."""
+    """A module that calls a loss with fixed options.
+
+    Options that are tensors are arguments of `forward`, as logits and target are. `names` holds their names.
+    """
 
     def __init__(self, loss: Loss, names: tuple[str, ...], options: dict[str, Any]) -> None:
         super().__init__()
@@ -212,6 +220,6 @@ def _why_no_export() -> str:
     try:
         with quiet():
             _exported(_Module(torch.add, (), {}), (torch.ones(2), torch.ones(2)))
-    except Exception as error:  # there is none before torch 2.1, and none for a Python that is too new
-        return f"waits for a torch.export that works: {said(error)}"
+    except Exception as error:  # torch before 2.1 has no torch.export; older torch may lack it for a newer Python
+        return f"needs a torch.export that works: {said(error)}"
     return ""
