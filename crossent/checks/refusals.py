@@ -19,7 +19,7 @@ ERRORS = "A bad call raises an error of the class that torch documents, before a
 
 @dataclass(frozen=True)
 class Reaction:
-    """What a subject did with a bad call.
+    """The reaction of a subject to a bad call.
 
     Attributes:
         raised: the exception, or None where the call returned.

@@ -192,7 +192,7 @@ def split(trial: Trial) -> Iterator[Difference]:
     """
     parts: list[PartBalls] = []
     for name, (share, part) in zip(
-        ("one part", "the other"), parted(trial.question.fresh(), trial.question.exact.terms), strict=True
+        ("first part", "second part"), parted(trial.question.fresh(), trial.question.exact.terms), strict=True
     ):
         result = with_radius(trial, further_call(trial, part), exact_for(trial, name, part))
         parts.append({name: times(share, ball) for name, ball in result.items()})
@@ -280,8 +280,8 @@ def backwards(loss: Loss, inputs: Inputs, other: Inputs) -> tuple[Result, Result
     )
 
     def backward(value: Tensor, target: Tensor, upstream: Tensor) -> Result:
-        wanted = [logits, target] if dense else [logits]
-        gradients = torch.autograd.grad(value, wanted, upstream.to(value.dtype), retain_graph=True)
+        leaves = [logits, target] if dense else [logits]
+        gradients = torch.autograd.grad(value, leaves, upstream.to(value.dtype), retain_graph=True)
         return Result(value.detach(), *gradients).copy()  # a copy, since a later pass may write into these gradients
 
     results = backward(first, targets[0], inputs.upstream), backward(second, targets[1], inputs.upstream)

@@ -71,8 +71,8 @@ def evaluate(loss: Loss, inputs: Inputs, gradients: Gradients = BOTH_GRADIENTS) 
         raise TypeError("the loss is cut off from the logits, so there is no gradient")
     if not gradient or value.shape != inputs.upstream.shape:  # `misshapen` reports a wrong shape
         return Result(value.detach())
-    wanted = [logits, target] if dense else [logits]
-    made = torch.autograd.grad(value, wanted, inputs.upstream.to(value.dtype), allow_unused=True)
+    leaves = [logits, target] if dense else [logits]
+    made = torch.autograd.grad(value, leaves, inputs.upstream.to(value.dtype), allow_unused=True)
     for name, computed in zip(("logits", "target probabilities"), made, strict=False):
         if computed is None:
             raise TypeError(f"the loss is cut off from the {name}, so there is no gradient")

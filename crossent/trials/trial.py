@@ -230,10 +230,10 @@ def misshapen(trial: Trial, loss: object, expected: Exact, device: torch.device 
     """
     if not isinstance(loss, Tensor) or loss.layout != torch.strided:
         return Problem("wrong", f"got a {type(loss).__name__}; expected a dense torch.Tensor")
-    wanted = trial.subject.dtype or expected.dtype, expected.shape, device or torch.device(trial.question.device)
-    if (loss.dtype, tuple(loss.shape), loss.device) == wanted:
+    dtype, device = trial.subject.dtype or expected.dtype, device or torch.device(trial.question.device)
+    if (loss.dtype, tuple(loss.shape), loss.device) == (dtype, expected.shape, device):
         return None
-    return Problem("wrong", f"got {_words(loss)}; expected {wanted[0]} {wanted[1]}{_on(wanted[2])}")
+    return Problem("wrong", f"got {_words(loss)}; expected {dtype} {expected.shape}{_on(device)}")
 
 
 def _words(tensor: Tensor) -> str:
