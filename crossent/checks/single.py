@@ -1,6 +1,7 @@
 """Checks of a single call: its loss and gradients, and its effects on arguments and global state.
 
-These checks run on every case to which they apply. Only `repeat` makes further calls.
+These checks run on every case to which they apply. Only `repeat` makes further calls. A check that does more than look
+up a result calls a plain function, because mutation testing (`nox -s mutate`) changes no decorated function.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ from crossent.trials.trial import Problem, Trial, misshapen
 @check()
 def call(trial: Trial) -> Iterator[Problem]:
     """The call raises no error, and returns a loss and gradients that hold data."""
+    yield from _call(trial)
+
+
+def _call(trial: Trial) -> Iterator[Problem]:
     if not _digest(trial.got):
         yield Problem("refused", "the loss holds no data, like a tensor on the meta device")
 
@@ -47,6 +52,10 @@ def arguments(trial: Trial) -> Iterator[Problem]:
     If an argument is a view, "all their memory" includes the elements outside of the view. A result may share memory
     with the upstream gradient.
     """
+    yield from _arguments(trial)
+
+
+def _arguments(trial: Trial) -> Iterator[Problem]:
     first = trial.first_call
     if name := written(first.given, trial.question.inputs):
         yield Problem("changed_input", f"the call wrote into {name}")
@@ -91,6 +100,10 @@ def repeat(trial: Trial) -> Iterator[Problem]:
     The second call gets the same inputs in other memory. The calls after the first call also leave its result
     unchanged.
     """
+    yield from _repeat(trial)
+
+
+def _repeat(trial: Trial) -> Iterator[Problem]:
     question = trial.question
     kept, first, second = trial.perform(repeat_call, question.fresh(), question.others.copy(), trial.gradients)
     if {_digest(kept), _digest(second)} != {trial.got.digest}:
@@ -114,6 +127,10 @@ def sign(trial: Trial) -> Iterator[Difference]:
     The loss is a sum of terms `-w_c q_c log p_c`, and no `-log p_c` is negative. apple/ml-cross-entropy#52: losses were
     far too low and negative, and no test noticed.
     """
+    yield from _sign(trial)
+
+
+def _sign(trial: Trial) -> Iterator[Difference]:
     losses = trial.got.loss.reshape(-1, 1).double().cpu().numpy()
     zeros = np.zeros_like(losses)
     # The nearest number that is not negative.
@@ -129,6 +146,10 @@ def row_sums(trial: Trial) -> Iterator[Difference]:
     check does not judge a row with a number without a bound, a row without a softmax, or a row whose sum overflows
     float64. A row that holds NaN or an infinity fails.
     """
+    yield from _row_sums(trial)
+
+
+def _row_sums(trial: Trial) -> Iterator[Difference]:
     of_logits = trial.got.gradient
     assert of_logits is not None
     numbers, dtype = rows_of(of_logits), name_of(of_logits)
@@ -159,6 +180,10 @@ def ignored_rows(trial: Trial) -> Iterator[Problem]:
     pytorch#20406 and Liger-Kernel#1338: skipped rows kept what was in memory before. The gradient of an ignored row
     without a softmax is not checked here: torch returns NaN, and the contract allows NaN.
     """
+    yield from _ignored_rows(trial)
+
+
+def _ignored_rows(trial: Trial) -> Iterator[Problem]:
     index = trial.question.inputs.target.long()  # as uint8, -100 would be 156
     ignored = index == trial.question.inputs.options.get("ignore_index", -100)
     if trial.case.reduction == "none":
