@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 from importlinter import cli
 
+import crossent
+from crossent.forms import FORMS
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "crossent"
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -55,3 +58,8 @@ def test_a_room_is_small_and_lists_its_modules(folder):
 )
 def test_a_module_is_short(module):
     assert len(module.read_text(encoding="utf-8").splitlines()) <= MOST_LINES
+
+
+def test_every_form_is_a_public_name():
+    assert set(FORMS) < set(crossent.__all__)
+    assert all(getattr(crossent, name) is form for name, form in FORMS.items())

@@ -191,12 +191,13 @@ class Case:
     def _ignored_rows(self, random: np.random.RandomState) -> Any:
         some = random.random_sample(self.rows) < 0.4
         at = np.arange(self.rows)
-        special = {"kept": at < 0, "ignored_first": at == 0, "ignored_16th": at % 16 == 0, "ignored_all": at >= 0}
-        return special.get(self.ignored, some)
+        rows = {"kept": at < 0, "ignored_first": at == 0, "ignored_16th": at % 16 == 0, "ignored_all": at >= 0}
+        some_of = ("ignored", "ignored_default", "ignored_class", "ignored_huge", "ignored_minus_one", "ignored_zero")
+        return {**dict.fromkeys(some_of, some), **rows}[self.ignored]
 
     def _weight(self, random: np.random.RandomState) -> Any:
         spread = {"weighted": 4, "weight_decades": 10, "weight_zeros": 2, "weight_negative": 2}
-        if self.weight not in spread:
+        if self.weight == "unweighted":
             return None
         k = spread[self.weight]
         weight = np.ldexp(1 + random.random_sample(self.classes), random.randint(-k, k, size=self.classes))
@@ -211,7 +212,7 @@ class Case:
         if self.upstream == "rows_large":
             return np.ldexp(4 * random.random_sample(self.rows) - 2, random.randint(-10, 13, size=self.rows))
         number = 4 * random.random_sample() - 2
-        return np.array({"one": 1.0, "zero": 0.0}.get(self.upstream, number))
+        return np.array({"one": 1.0, "zero": 0.0, "scalar": number, "stride0": number}[self.upstream])
 
     def _probabilities(self, draw: Draw) -> Any:
         if self.target == "hard":
@@ -219,6 +220,8 @@ class Case:
         raw = draw.random.random_sample(draw.shape) ** 2
         if self.target == "unnormalised":
             return 3 * raw - 0.5
+        if self.target not in ("probabilities", "other_float"):
+            raise ValueError(f"target: got {self.target!r}, which no code here makes; add it to _probabilities")
         return raw / raw.sum(1, keepdims=True) if draw.classes else raw
 
 

@@ -89,7 +89,7 @@ def formula(
         0.1291
     """
     rows = lay_out(input, target, weight, ignore_index, reduction, label_smoothing)
-    x = rows.logits - rows.logits.detach().amax(-1, keepdim=True)
+    x = rows.logits - rows.logits.detach().amax(-1, keepdim=True)  # the shift cancels, so it needs no gradient
     log_sum = x.exp().sum(-1, keepdim=True).log()
     if rows.dense:
         return rows.reduce(rows.expect(-x + log_sum))

@@ -4,11 +4,11 @@ This room owns the data of a report, its output formats, and the lists of known 
 package only `crossent.cases`, `crossent.numerics.formats` and `crossent.words`; they do not run a subject.
 
 findings           Finding, Outcome and SubjectReport: the failed checks and all results of one subject
-report             Report: one run, with a part for each subject
+report             Report: one run; its first and last lines as text
 expected_findings  lists of known failures, with their reasons (torch_findings.toml)
 document           a report as JSON, schema 1; files that are written completely or not at all
 reader             a report from JSON, with strict checks
-text               a report as text for a terminal
+text               the part of one subject as text for a terminal
 html               a report as an HTML page (report.html.jinja, report.css, report.js)
 regimes            the error for each kind of values, and the marks of its plot
 moves              the differences between two runs

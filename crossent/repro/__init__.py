@@ -1,4 +1,6 @@
-"""A FINDING AS A SCRIPT that needs torch and nothing else.
+"""The repro scripts: a finding as a script that needs torch alone.
+
+This room owns the script of each check. Its modules import `crossent.run` and the rooms below it.
 
 script     the finding, the bits of its case, and the script
 recipes    which script repeats which check

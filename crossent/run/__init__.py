@@ -1,4 +1,4 @@
-"""WHO MEETS WHOM, AND WHERE: from a level to a report.
+"""The run: from a level to a report.
 
 This room owns the plan of a run, the judge's verdicts, and the processes in which subjects run. Its modules import
 every room but `crossent.repro`.

@@ -512,3 +512,30 @@ def test_the_inputs_are_what_torch_takes():
         rows = torch.Size([*case.sizes[:1], *case.sizes[2:]] if len(case.sizes) > 1 else [])
         assert inputs.target.shape == (case.sizes if case.target in DENSE_TARGETS else rows)
         assert inputs.upstream.shape == (rows if case.reduction == "none" else ())
+
+
+def having(**choices):
+    """A valid case with these choices."""
+    others = {
+        "sizes": ((7, 5), (3, 5, 4)),
+        "reduction": ("mean", "none"),
+        "weight": ("unweighted", "weighted"),
+        "ignored": ("kept", "ignored"),
+        "target": ("int64", "probabilities"),
+    }
+    for words in itertools.product(*others.values()):
+        case = dataclasses.replace(Case("float32"), **{**dict(zip(others, words, strict=True)), **choices})
+        if case.invalid is None:
+            return case
+    raise AssertionError(f"no case has {choices}")
+
+
+@pytest.mark.parametrize(("axis", "word"), [(axis, word) for axis, words in axes.AXES.items() for word in words])
+def test_every_word_of_an_axis_has_code_that_builds_it(axis, word):
+    having(**{axis: word}).build()
+
+
+@pytest.mark.parametrize("axis", ["values", "target", "weight", "ignored", "upstream", "layout", "target_layout"])
+def test_a_word_without_code_is_an_error_and_not_another_input(axis):
+    with pytest.raises((KeyError, ValueError), match="unheard_of"):
+        dataclasses.replace(having(), **{axis: "unheard_of"}).build()

@@ -245,7 +245,12 @@ def test_a_finding_that_cannot_be_is_refused(check, kind, case):
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(b"\x7fELF\x00\x01\xff", "not a report"), (b"[" * 100_000, "not a report"), (b"", "not a report"), (b"{}", "schema None")],
+    [
+        (b"\x7fELF\x00\x01\xff", "not a report"),
+        (b"[" * 100_000, "not a report"),
+        (b"", "not a report"),
+        (b"{}", "schema None"),
+    ],
     ids=["binary", "nested", "empty", "another"],
 )
 def test_a_file_that_is_no_report_is_one_line(capsys, tmp_path, content, said):

@@ -72,7 +72,10 @@ def test_what_is_known_of_torch_is_known_of_nobody_else(run, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (TABLE.replace("off*", "of"), "finding 'a percent too much': no subject matches 'of'; this run has off_in_the_loss"),
+        (
+            TABLE.replace("off*", "of"),
+            "finding 'a percent too much': no subject matches 'of'; this run has off_in_the_loss",
+        ),
         (
             TABLE.replace('"loss"', '"lost"'),
             "finding 'a percent too much': no check is 'lost'; allowed are call, result,",

@@ -7,4 +7,7 @@ contracts      Contract: what an implementation promises about its arithmetic
 intermediates  softmax, coefficients of the target, and denominator, with their error bounds
 loss           Bounds: the error bounds of the loss and of the gradients
 derivatives    DerivativeBounds: the error bounds of the derivatives along a direction
+
+To allow one more rounding, change the formula in `intermediates` or `loss`. A permission for some implementations only
+is a field of `Contract`. A new operation is a method of `Held`.
 """

@@ -15,6 +15,6 @@ torch, the standard library, functions of this folder and the values of `case`; 
     compiled_code  torch.compile
     refusals       bad calls, and a process of its own
 
-A step is a function that a recipe names. It takes no argument; where it returns a result, one of the functions
-`judge_…` may look at one number of it.
+A step is a function that `repro/recipes.py` names. It takes no argument; where it returns a result, one of the
+functions `judge_…` may look at one number of it.
 """
