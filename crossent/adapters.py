@@ -31,7 +31,7 @@ Pull = Callable[[Tensor], tuple[Tensor | None, Tensor | None]]
 Forward = Callable[[Tensor, Tensor, dict[str, Any], bool], tuple[Any, Pull | None]]
 # The features that need torch to see the operations of the loss.
 _TRANSFORMS = ("double_backward", "forward_ad", "vmap", "compile", "autocast")
-_NO_BFLOAT16 = "waits for the package ml_dtypes, since numpy has no bfloat16"
+_NO_BFLOAT16 = "needs the package ml_dtypes, since numpy has no bfloat16"
 
 
 def from_numpy(function: Function, *, gradient: Function | None = None) -> Callable[..., Tensor]:

@@ -28,7 +28,7 @@ from crossent.subjects.subject import Loss, Subject
 from crossent.trials.act import NotRun
 from crossent.trials.call import Gradients, Result, evaluate
 from crossent.trials.check import Cost, check
-from crossent.trials.difference import Difference, allowance, difference, not_judged
+from crossent.trials.difference import Difference, largest_errors, difference, not_judged
 from crossent.trials.exact import name_of, solve
 from crossent.trials.trial import NotRunError, Problem, Trial
 
@@ -138,7 +138,7 @@ def _of_tiles(check: str, got: Tensor, exact: Ball, bounds: Bounds, times: int) 
 
     The comparison runs in float64, on the device of the result.
     """
-    allowed, vacuous = allowance(check, exact, bounds)
+    allowed, vacuous = largest_errors(check, exact, bounds)
     arrays = exact.hi, exact.lo, allowed
     hi, lo, limit = (torch.from_numpy(np.ascontiguousarray(array)).flatten().to(got.device) for array in arrays)
     many, length = _tiles_at_once(hi.numel()), len(got) // times

@@ -148,7 +148,7 @@ class IsolatedProcess:
     @property
     def not_run(self) -> str:
         """Why the subject is called no more, or ""."""
-        return "hung so often that it is not asked again" if self._hung >= _MOST_HUNG else ""
+        return "hung too often to be called again" if self._hung >= _MOST_HUNG else ""
 
     def perform(self, act: Callable[..., T], *arguments: Any) -> Performed[T]:
         """Call `act(loss, *arguments)` in the isolated process, and return what came of it."""

@@ -50,7 +50,7 @@ def judge_case(question: Question, subject: Subject, host: Host, checks: Sequenc
         outcome.checks[check.name] = _measured(found, bool(problems))
         findings += [as_finding(trial, check, problem) for problem in problems[:1]]
         if problems and check in _FIRST:
-            outcome.not_run |= {other.name: f"waits for a right {check.name}" for other in checks[at + 1 :]}
+            outcome.not_run |= {other.name: f"needs a correct `{check.name}` first" for other in checks[at + 1 :]}
             break
         if check is single.call:
             outcome.digest = trial.got.digest
@@ -72,7 +72,7 @@ def _found(trial: Trial, check: Check) -> list[Difference | Problem]:
     except (AttributeError, TypeError, ValueError) as error:
         if not trial.host.isolated:
             raise
-        return [Problem("crashed", f"its process gives back what is no answer: {said(error)}")]
+        return [Problem("crashed", f"its process returned a damaged reply: {said(error)}")]
 
 
 def judge_bad_input(bad: BadInput, subject: Subject, host: Host, device: str) -> Verdict:
@@ -149,7 +149,7 @@ def _of_torch(case: Case, difference: Difference, inputs: Inputs) -> str:
     value = tensor[difference.index].item()
     off = abs(value - difference.exact) if value != difference.exact else 0.0
     name = str(tensor.dtype).removeprefix("torch.")
-    share = f", {off / difference.bound:.3g} of what is allowed" if difference.bound else ""
+    share = f", {off / difference.bound:.3g} of its error bound" if difference.bound else ""
     return f"{value!r}  ({_bits(value, name)}), off by {off:.3g}{share}"
 
 

@@ -1,4 +1,4 @@
-"""What a run is asked for: one validated object for `crossent.check`, `crossent.parametrize` and the command."""
+"""The settings of a run: one validated object for `crossent.check`, `crossent.parametrize` and the command."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ def worst(check: str, tensor: Tensor, exact: Ball, bounds: Bounds) -> Difference
     """
     by_row = check in BY_ROW
     got = tensor.reshape(-1, 1).double().cpu().numpy() if by_row else rows_of(tensor)
-    allowed, vacuous = allowance(check, exact, bounds)
+    allowed, vacuous = largest_errors(check, exact, bounds)
     found = difference(check, name_of(tensor), got, exact, allowed)
     index = (
         (_unravelled(found.index[0], tuple(tensor.shape)) if by_row else _index(tensor, *found.index))
@@ -115,7 +115,7 @@ def worst(check: str, tensor: Tensor, exact: Ball, bounds: Bounds) -> Difference
     return replace(found, index=index, vacuous=vacuous, not_judged=not_judged(check, allowed, exact, bounds))
 
 
-def allowance(check: str, exact: Ball, bounds: Bounds) -> tuple[Array, bool]:
+def largest_errors(check: str, exact: Ball, bounds: Bounds) -> tuple[Array, bool]:
     """Return the error bound of each exact value, and whether a result that shows nothing would pass (`vacuous`)."""
     with np.errstate(all="ignore"):
         special = ~np.isfinite(exact.hi)

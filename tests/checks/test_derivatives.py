@@ -438,7 +438,7 @@ def test_derivatives_are_finite_and_right_where_a_logit_is_minus_infinity(values
         for one in differences(correct, case).values():
             assert one.ratio <= 1, one
             assert not one.not_judged
-    for exact in (question(case).along.second, question(case).along.tangent):
+    for exact in (question(case).exact_along.second, question(case).exact_along.tangent):
         assert torch.from_numpy(exact.hi).isfinite().all()
 
 
@@ -448,7 +448,7 @@ def test_derivatives_of_broken_rows_are_those_of_torch(values):
     case = Case("float32", (7, 5), values, reduction="none", ignored="ignored")
     for correct in (*EAGER, TORCH):
         assert accusations(correct, [case]) == {}
-    assert torch.from_numpy(question(case).along.second.hi).isnan().any()
+    assert torch.from_numpy(question(case).exact_along.second.hi).isnan().any()
 
 
 @pytest.mark.parametrize("layout", ["expanded", "transposed", "strided", "window", "offset"])

@@ -28,7 +28,7 @@ class Kind(StrEnum):
     CONTRACT = "contract changed"
     WORSE = "worse within bounds"
     STILL = "still wrong"
-    MENDED = "mended"
+    FIXED = "mended"
     ACCEPTED = "newly accepted"
     BETTER = "better"
     MOVED = "moved within bounds"
@@ -59,7 +59,7 @@ class Kind(StrEnum):
 # The labels that differ from the value in JSON.
 _LABELS = {
     Kind.BROKEN: "regression",
-    Kind.MENDED: "fixed",
+    Kind.FIXED: "fixed",
     Kind.MOVED: "changed within bounds",
     Kind.WORDS: "other error message",
     Kind.JUDGED: "same bits, judged again",
@@ -70,7 +70,7 @@ MEANINGS = {
     Kind.CONTRACT: "The kind of value (such as NaN), dtype, shape or class of error changed, or bits differ each time.",
     Kind.WORSE: "Within its bound; the error grew by more than one ulp, to more than twice in ulp and in its share.",
     Kind.STILL: "The check failed before and still fails, with other numbers.",
-    Kind.MENDED: "The check failed and now passes.",
+    Kind.FIXED: "The check failed and now passes.",
     Kind.ACCEPTED: "The call was refused and now returns a right result.",
     Kind.BETTER: "Within its bound; the error shrank by more than one ulp, to less than half in ulp and in its share.",
     Kind.MOVED: "The bits changed, and the error is within its bound.",
@@ -150,7 +150,7 @@ class Move:
     @property
     def _alone(self) -> bool:
         """Whether the line shows the values of results that are ordinary numbers."""
-        return bool(self.policy) or self.kind in (Kind.BROKEN, Kind.CONTRACT, Kind.MENDED)
+        return bool(self.policy) or self.kind in (Kind.BROKEN, Kind.CONTRACT, Kind.FIXED)
 
     @property
     def growth(self) -> float:
@@ -171,7 +171,7 @@ def kind_of(check: str, old: Side, new: Side, policy: bool = False) -> Kind:
             return _within(old, new)
         if now is not None:
             return Kind.REFUSED if now.kind == "refused" else Kind.BROKEN
-        return Kind.ACCEPTED if before is not None and before.kind == "refused" else Kind.MENDED
+        return Kind.ACCEPTED if before is not None and before.kind == "refused" else Kind.FIXED
     if (before.kind == "refused") != (now.kind == "refused"):
         return Kind.REFUSED if now.kind == "refused" else Kind.ACCEPTED
     if now.kind == "refused":

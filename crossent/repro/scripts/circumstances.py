@@ -40,11 +40,11 @@ def untouched(call, x, y, its_options, x_wanted, y_wanted):
     for name, (one, before, wanted) in tensors.items():
         views = [(each.shape, each.stride(), each.storage_offset()) for each in (one, before)]
         if views[0] != views[1] or not memory(one).equal(memory(before)):
-            verdict(True, f"{call}: it wrote into {name}")
+            verdict(True, f"{call}: the call wrote into {name}")
         if one.is_leaf and one.grad is not None:
-            verdict(True, f"{call}: it set the .grad of {name}")
+            verdict(True, f"{call}: the call set the .grad of {name}")
         if one.requires_grad != wanted:
-            verdict(True, f"{call}: it changed the requires_grad of {name}")
+            verdict(True, f"{call}: the call changed the requires_grad of {name}")
 
 
 def call_without_gradients():
@@ -61,7 +61,7 @@ def call_without_gradients():
             loss = subject(x, y, **its_options)
         shaped(loss, *given)
         if loss.requires_grad:
-            verdict(True, f"{call}: the loss wants a gradient")
+            verdict(True, f"{call}: the loss requires a gradient")
         untouched(call, x, y, its_options, wanted, wanted and y.is_floating_point())
         results[call] = {"loss": loss}
     return results
@@ -79,7 +79,7 @@ def call_on_non_leaf():
     result = evaluate(*fresh(*given), loss_of=cloned)
     shaped(result["loss"], *given)
     if not memory(made[0][0]).equal(memory(made[0][1])):
-        verdict(True, "it wrote into input, which an operation has made")
+        verdict(True, "the call wrote into input, the output of an operation")
     return result
 
 

@@ -48,6 +48,6 @@ def check_compiled_errors():
         except (IndexError, RuntimeError) as error:
             print(f"class {index}: refused, as it should: {type(error).__name__}")
         except (Exception, SystemExit) as error:
-            verdict(True, f"class {index} raised {error!r}; allowed is IndexError or RuntimeError")
+            verdict(True, f"class {index} raised {error!r}; should have raised IndexError or RuntimeError")
         else:
             verdict(True, f"class {index} is none, and gave {loss}; should have raised IndexError or RuntimeError")

@@ -43,11 +43,11 @@ def check_refused():
     try:
         loss = subject(logits, target, **options)
         if logits.is_cuda:
-            torch.cuda.synchronize()  # an assert is raised where the host waits for the device
+            torch.cuda.synchronize()  # a device-side assert is raised when the host synchronizes
     except raises as error:
         verdict(False, f"refused, as it should: {error!r}")
     except (Exception, SystemExit) as error:
-        verdict(True, f"raised {error!r}; allowed is {names}")
+        verdict(True, f"raised {error!r}; should have raised {names}")
     verdict(True, f"accepted, and gave {loss}; should have raised {names}")
 
 

@@ -29,7 +29,7 @@ def judge_unchanged(results):
     """Stop where an option changes nothing."""
     one, without = (result[part] for result in results)
     if ((one == without) | (one.isnan() & without.isnan())).all():
-        verdict(True, f"an option changes nothing: the {part} is the same without it")
+        verdict(True, f"an option has no effect: the {part} is the same without it")
 
 
 def check_two_backwards():
@@ -50,6 +50,6 @@ def check_two_backwards():
     shaped(alone["loss"], *other)
     last = evaluate(*fresh(*given), loss_of=both)
     if bits(last) != seen[0]:
-        verdict(True, "the same graph, differentiated again, gives another gradient")
+        verdict(True, "a second backward pass through the same graph gives a different gradient")
     if seen[:2] != [bits(first), bits(alone)]:
-        verdict(True, "two losses of the same logits have other bits than each of them alone")
+        verdict(True, "two losses of the same logits have different bits than each loss computed alone")

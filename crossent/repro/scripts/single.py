@@ -83,7 +83,7 @@ def changed(before, after):
     """Stop where a value after the call differs from the value before it."""
     names = [name for name in before if before[name] not in (after[name], [])]
     if names:
-        verdict(True, f"it changed {', '.join(names)}")
+        verdict(True, f"the call changed {', '.join(names)}")
 
 
 def check_arguments():
@@ -102,14 +102,14 @@ def check_arguments():
     changed(before, arguments())
     for name, argument, wanted in passed:
         if argument.is_leaf and argument.grad is not None:
-            verdict(True, f"it set the .grad of {name}")
+            verdict(True, f"the call set the .grad of {name}")
         if argument.requires_grad != wanted:
-            verdict(True, f"it changed the requires_grad of {name}")
+            verdict(True, f"the call changed the requires_grad of {name}")
     for name, tensor in result.items():
         for argument in (logits, target, *filter(torch.is_tensor, options.values())):
             if tensor.numel() and tensor.untyped_storage().data_ptr() == argument.untyped_storage().data_ptr():
                 of = f"{argument.dtype} {tuple(argument.shape)}"
-                verdict(True, f"its {name} shares the memory of an argument, {of}")
+                verdict(True, f"the {name} shares memory with an argument, {of}")
 
 
 def numpy_state():
@@ -192,7 +192,7 @@ def check_repeat():
         print(f"of other numbers: {error!r}")
     poison(*given)
     if bits(evaluate(*fresh(*given))) != first:
-        verdict(True, "a second call with the same arguments gives other bits")
+        verdict(True, "a second call with the same arguments gives different bits")
 
 
 def repeated(tile):

@@ -161,7 +161,7 @@ def test_what_held_and_does_not_is_broken(before, after):
     assert only(made).kind is Kind.BROKEN
     assert not made.ok
     assert re.search(r"→ 0.5; .* → 2e\+06 ulp, .* → >10× of the bound", only(made).says)
-    assert only(diff(after, before)).kind is Kind.MENDED
+    assert only(diff(after, before)).kind is Kind.FIXED
     assert diff(after, before).ok
 
 
@@ -176,7 +176,7 @@ def test_a_broken_one_that_is_known_is_broken_and_said_to_be_known(before, after
 def refused(report, case=PLAIN, message="RuntimeError: not for this"):
     outcome = report.subjects[0].outcomes[case]
     outcome.checks = {"call": Measured(failed=True)}
-    outcome.not_run = dict.fromkeys(("result", "loss", "gradient"), "needs a right call")
+    outcome.not_run = dict.fromkeys(("result", "loss", "gradient"), "needs a correct `call` first")
     outcome.digest, outcome.results, outcome.grade = "", {}, ""
     report.subjects[0].findings.append(found("call", case, "refused", message))
     return report
