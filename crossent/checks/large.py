@@ -28,7 +28,7 @@ from crossent.subjects.subject import Loss, Subject
 from crossent.trials.act import NotRun
 from crossent.trials.call import Gradients, Result, evaluate
 from crossent.trials.check import Cost, check
-from crossent.trials.difference import Difference, largest_errors, difference, not_judged
+from crossent.trials.difference import Difference, difference, largest_errors, not_judged
 from crossent.trials.exact import name_of, solve
 from crossent.trials.trial import NotRunError, Problem, Trial
 
