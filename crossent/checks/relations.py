@@ -18,6 +18,7 @@ from crossent.cases.case import Case
 from crossent.cases.inputs import Inputs
 from crossent.numerics.bounds.intermediates import Terms
 from crossent.numerics.formats import FORMATS, Array
+from crossent.numerics.oracle.arithmetic import Ball
 from crossent.subjects.subject import Loss
 from crossent.trials.agreement import (
     RESULT_PARTS,
@@ -26,7 +27,6 @@ from crossent.trials.agreement import (
     exact_for,
     further_call,
     plus,
-    stacked,
     times,
     with_radius,
 )
@@ -197,7 +197,7 @@ def split(trial: Trial) -> Iterator[Difference]:
         result = with_radius(trial, further_call(trial, part), exact_for(trial, name, part))
         parts.append({name: times(share, ball) for name, ball in result.items()})
     first, second = parts
-    whole = {name: stacked(first[name], second[name]) for name in first}
+    whole = {name: Ball.joined([first[name], second[name]]) for name in first}
     if trial.case.reduction != "none":
         whole["loss"] = plus(first["loss"], second["loss"])
     yield from compare_results(trial, whole)

@@ -122,11 +122,6 @@ def plus(a: Ball, b: Ball) -> Ball:
         return _made(*two_sum(a.hi, b.hi), safe(a.radius + b.radius), a, b)
 
 
-def stacked(a: Ball, b: Ball) -> Ball:
-    """Return the rows of `a`, followed by the rows of `b`."""
-    return Ball(*(np.concatenate([getattr(a, name), getattr(b, name)]) for name in ("hi", "lo", "radius")))
-
-
 def _made(hi: Array, lo: Array, radius: Array, *operands: Ball) -> Ball:
     """Return a ball computed from others, with the right radius where the result is infinite or NaN.
 

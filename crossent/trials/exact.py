@@ -89,15 +89,11 @@ def solve(inputs: Inputs) -> Exact:
     terms = terms_of(inputs)
     exact = answer(_arguments(inputs, terms))
     blocks = list(exact.gradients())
-    empty = np.empty((0, terms.logits.shape[1]))
-
-    def joined(balls: list[Ball]) -> Ball:
-        return Ball(*(np.concatenate([empty, *(getattr(b, name) for b in balls)]) for name in ("hi", "lo", "radius")))
-
-    gradient = joined([of_logits for _, of_logits, _ in blocks])
+    columns = terms.logits.shape[1:]
+    gradient = Ball.joined([of_logits for _, of_logits, _ in blocks], columns)
     target_gradient = None
     if terms.probabilities is not None:
-        target_gradient = joined([of_target for _, _, of_target in blocks if of_target is not None])
+        target_gradient = Ball.joined([of_target for _, _, of_target in blocks if of_target is not None], columns)
     shape = tuple(inputs.upstream.shape)
     return Exact(shape, dtype_of(inputs), name_of(inputs.logits), _column(exact.loss), gradient, target_gradient, terms)
 

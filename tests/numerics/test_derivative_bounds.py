@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from support.calls import inputs
 from support.waits import float16
 
 from crossent.cases.case import Case
-from crossent.cases.inputs import Inputs
 from crossent.checks.derivatives import second_order
 from crossent.numerics.bounds import derivatives
 from crossent.numerics.bounds.contracts import contract
@@ -20,18 +20,6 @@ from crossent.trials.difference import worst
 from crossent.trials.exact import name_of, rows_of, solve_along
 
 EAGER = [FORM_SUBJECTS["formula"], FORM_SUBJECTS["log_softmax_nll"], FORM_SUBJECTS["one_hot"], FORM_SUBJECTS["blocked"]]
-
-
-def inputs(logits, target, dtype="float32", weight=None, **options):
-    options = {"reduction": "none", "label_smoothing": 0.0, **options}
-    of_dtype = getattr(torch, dtype)
-    logits, target = torch.tensor(logits, dtype=of_dtype), torch.tensor(target)
-    if weight is not None:
-        options["weight"] = torch.tensor(weight, dtype=of_dtype)
-    if target.is_floating_point():
-        target = target.to(of_dtype)
-    upstream = torch.ones(len(logits) if options["reduction"] == "none" else (), dtype=of_dtype)
-    return Inputs(logits, target, options, upstream)
 
 
 def difference(of, got, given, direction, promise="eager", grade="A"):
