@@ -14,7 +14,7 @@ import tempfile
 import pytest
 import torch
 
-from crossent.machine import device_name, require_device
+from crossent.machine import require_device
 
 # `pytest .` looks for doctests in every module, and the tests do not need nox.
 collect_ignore = ["noxfile.py"]
@@ -39,8 +39,12 @@ def pytest_configure(config):
     torch.set_num_threads(1)
 
 
+def _device_name(device):
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.startswith("cuda") else device
+
+
 def pytest_report_header(config):
-    devices = ", ".join(device_name(d) if _missing(d) is None else f"{d} (missing)" for d in _devices(config))
+    devices = ", ".join(_device_name(d) if _missing(d) is None else f"{d} (missing)" for d in _devices(config))
     return f"suite: torch {torch.__version__}, device {devices}, seed {config.getoption('--crossent-seed') or 0}"
 
 

@@ -84,11 +84,6 @@ def cpu_capability() -> str:
     return found[1].strip() if found else "unknown"
 
 
-def device_name(device: str) -> str:
-    """Return the device, with the name of its model if it is a CUDA device."""
-    return f"{device} ({torch.cuda.get_device_name(device)})" if device.startswith("cuda") else device
-
-
 def available(device: str) -> int:
     """Return the bytes of free memory of a device."""
     if device.startswith("cuda"):
