@@ -251,7 +251,9 @@ def test_an_interrupt_leaves_no_half_report_and_ends_with_130(here, tmp_path):
         '#!/bin/sh\nfor last; do :; done\ntrap \'echo "{}" > "$last"; touch "$last.was"; exit 130\' TERM INT\n'
         f"touch {tmp_path}/began\nwhile :; do sleep 0.05; done\n"
     )
-    code = "import pathlib; from benchmarks import environments, upgrade; "
+    # A shell that starts the tests in the background ignores SIGINT, and so would every process that they start.
+    code = "import pathlib, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code += "from benchmarks import environments, upgrade; "
     code += f"environments.PLACE = pathlib.Path({str(tmp_path / 'kept')!r})"
     code += f"; raise SystemExit(upgrade.main([{here[0]!r}]))"
     command = [sys.executable, "-c", code]

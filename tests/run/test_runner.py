@@ -115,7 +115,13 @@ def test_an_interrupt_that_a_subject_raises_does_not_end_the_run():
     assert [one.message for one in report.findings] == ["KeyboardInterrupt"]
 
 
-COMMAND = [sys.executable, "-c", "import sys; from crossent.cli import main; sys.exit(main())"]
+# A shell that starts the tests in the background ignores SIGINT, and so would every process that they start.
+COMMAND = [
+    sys.executable,
+    "-c",
+    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from crossent.cli import main; sys.exit(main())",
+]
 
 
 def processes(group):
