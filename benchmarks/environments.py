@@ -180,9 +180,11 @@ def follow(
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "output"  # a file never makes the command wait, as a full pipe does
         with log.open("w") as output, started(command, output, None if bar else subprocess.STDOUT, env) as process:
-            while process.poll() is None:
+            ended = False
+            while not ended:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(1.0)
+                ended = process.poll() is not None
                 seen, lines = len(steps), log.read_text(errors="replace").splitlines()
                 steps = [short for line in lines if (short := step(line))]
                 late = time.monotonic() > shown + 30 and not bar

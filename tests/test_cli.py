@@ -321,7 +321,7 @@ def test_explain_says_what_is_true_of_ties_and_of_the_very_unlikely(capsys, logi
     ("what", "line"),
     [
         ("subjects", r"^torch$"),
-        ("checks", r"^target_gradient +The gradient of target probabilities is the exact one"),
+        ("checks", r"^target_gradient +The gradient of the target probabilities equals the exact value"),
         ("cases", r"^pytorch-73205/float32-7x5-normal-int64-mean-ignored_default-smooth0.2$"),
         ("bugs", r"^G15 +\S.* pytorch/pytorch#11551$"),
     ],
