@@ -13,6 +13,7 @@ from support.running import check_on
 from crossent import cli
 from crossent.cases.axes import DTYPES
 from crossent.cases.case import Case
+from crossent.cases.edges import edges
 from crossent.cases.grid import grid
 from crossent.cli import INTERRUPTED, NOT_WRITTEN, NOTHING_RAN, PASSED, WRONG_USE, main
 
@@ -32,7 +33,8 @@ def one_job(monkeypatch):
 @pytest.fixture
 def small_grid(monkeypatch):
     """A few cases instead of a level's: these tests are about the command."""
-    monkeypatch.setattr(cli, "run_check", check_on(list(grid(tuple(DTYPES), 0, "pairs"))[::20]))
+    quick = list(edges(tuple(DTYPES), 0, "quick"))  # enough for evidence of every check
+    monkeypatch.setattr(cli, "run_check", check_on(list(grid(tuple(DTYPES), 0, "pairs"))[::20], more=quick))
 
 
 def test_check_prints_a_row_for_each_form_and_dtype(capsys, small_grid):

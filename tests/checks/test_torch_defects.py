@@ -13,7 +13,7 @@ from support.waits import computes, float16
 
 from crossent.cases.bad_inputs import BAD_INPUTS
 from crossent.cases.case import Case
-from crossent.cases.edges import EDGES
+from crossent.cases.edges import EDGES, edges
 
 RELEASE = Version(torch.__version__).release
 # Cases as the grid has them that stand for a defect; the whole grid takes a quarter of a minute.
@@ -30,7 +30,7 @@ OF_THE_GRID = (
 def report():
     """What `crossent check torch` says, on less of its grid."""
     chosen = [Case.of(one) for one in OF_THE_GRID]
-    return check_on(chosen, with_edges=True)("torch")
+    return check_on(chosen, more=list(edges()))("torch")
 
 
 @pytest.fixture

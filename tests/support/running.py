@@ -4,7 +4,6 @@ from support.checks import SINGLE
 
 from crossent.cases.bad_inputs import BAD_INPUTS, BadInput
 from crossent.cases.case import Case
-from crossent.cases.edges import edges
 from crossent.checks import CHECKS
 from crossent.machine import ambient, environment
 from crossent.numerics.bounds.contracts import contract
@@ -93,23 +92,24 @@ def judged(loss, case, *checks, without=()):
     return run(load(loss, without=without), case, [CHECKS[name] for name in checks])
 
 
-def check_on(cases, *, with_edges=False, bad_inputs=True):
+def check_on(cases, *, more=(), bad_inputs=True):
     """Return `crossent.check` on some cases instead of a level's.
 
     Args:
         cases: the cases. At level quick they run the checks of a call, else all checks that compile nothing.
-        with_edges: whether the edges of the level run too, with the checks of a call.
+        more: more cases, which run the checks of a call alone.
         bad_inputs: whether the bad inputs run too.
     """
 
     def check(*subjects, progress=iter, **options):
         settings = Settings(**options)
         costs = [Cost.CALL] if settings.level == "quick" else [Cost.CALL, Cost.CALLS, Cost.STRUCTURE]
-        chosen = [case.seeded(settings.seed) for case in cases if case.dtype in settings.dtypes]
-        more = edges(settings.dtypes, settings.seed, settings.level) if with_edges else ()
+        chosen, others = (
+            [case.seeded(settings.seed) for case in group if case.dtype in settings.dtypes] for group in (cases, more)
+        )
         bad = [one for one in BAD_INPUTS if bad_inputs and one.dtype in settings.dtypes]
         plan = {
-            **dict.fromkeys(more, of_cost(Cost.CALL)),
+            **dict.fromkeys(others, of_cost(Cost.CALL)),
             **dict.fromkeys(chosen, of_cost(*costs)),
             **dict.fromkeys(bad, ()),
         }
