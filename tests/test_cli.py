@@ -33,8 +33,9 @@ def one_job(monkeypatch):
 @pytest.fixture
 def small_grid(monkeypatch):
     """A few cases instead of a level's: these tests are about the command."""
-    quick = list(edges(tuple(DTYPES), 0, "quick"))  # enough for evidence of every check
-    monkeypatch.setattr(cli, "run_check", check_on(list(grid(tuple(DTYPES), 0, "pairs"))[::20], more=quick))
+    dtypes = tuple(DTYPES)
+    more = [*edges(dtypes, 0, "quick"), *list(grid(dtypes, 0, "triples"))[::20]]  # for evidence of every check
+    monkeypatch.setattr(cli, "run_check", check_on(list(grid(dtypes, 0, "pairs"))[::20], more=more))
 
 
 def test_check_prints_a_row_for_each_form_and_dtype(capsys, small_grid):
