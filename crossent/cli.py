@@ -38,8 +38,8 @@ PASSED, FAILED, WRONG_USE, NOTHING_RAN, INTERRUPTED, NOT_WRITTEN = 0, 1, 2, 3, 1
 
 
 _FILE = click.Path(dir_okay=False)
-_json = click.option("--json", "json_file", type=_FILE, help="Write all of the report to this file.")
-_html = click.option("--html", "html_file", type=_FILE, help="Write the report as a page for a browser to this file.")
+_json = click.option("--json", "json_file", type=_FILE, help="Write the whole report to this file, as JSON.")
+_html = click.option("--html", "html_file", type=_FILE, help="Write the report to this file, as an HTML page.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,7 +79,7 @@ def crossent(context: click.Context) -> int:
     return PASSED
 
 
-@crossent.command(short_help="Check cross-entropy functions: the forms, torch, or yours.")
+@crossent.command(short_help="Check your cross-entropy function, torch, or the forms.")
 @click.argument("subjects", metavar="[SUBJECT ...]", nargs=-1)
 @click.option("--device", default="cpu", show_default=True, help="Device of the tensors: cpu, cuda or cuda:N.")
 @click.option(
@@ -223,7 +223,7 @@ def _recorded(path: str) -> Report:
             raise ValueError(f"{path}: {error.strerror}") from None
 
 
-@crossent.command("diff", short_help="Show what changed between two reports, as of two versions of torch.")
+@crossent.command("diff", short_help="Show the changes between two reports, for example of two versions of torch.")
 @click.argument("old", type=click.Path(exists=True, dir_okay=False))
 @click.argument("new", type=click.Path(exists=True, dir_okay=False))
 @click.option("--strict", is_flag=True, help="Fail also where an error grew much, but stays within its bound.")

@@ -122,7 +122,7 @@ def _digest(got: Result) -> str:
 
 @check(applies=lambda case: case.weight != "weight_negative" and case.target != "unnormalised")
 def sign(trial: Trial) -> Iterator[Difference]:
-    """Without negative weights and target probabilities, no loss is below 0 by more than its error bound.
+    """If no weight and no target probability is negative, no loss is below 0 by more than its error bound.
 
     The loss is a sum of terms `-w_c q_c log p_c`, and no `-log p_c` is negative. apple/ml-cross-entropy#52: losses were
     far too low and negative, and no test noticed.

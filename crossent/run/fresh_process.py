@@ -1,4 +1,4 @@
-"""A fresh process for one call: the host of a call that may leave its device of no more use.
+"""A fresh process for one call: the host of a call that may make its device unusable.
 
 A class out of range makes a CUDA kernel assert, and then no later call on that device works in the same process. The
 call is therefore made in a new Python, to which the loss is pickled.

@@ -1,4 +1,4 @@
-"""Isolated processes: a subject runs in a process of its own, which sees inputs and never an exact value.
+"""Isolated processes: a subject runs in a separate process, which sees inputs and never an exact value.
 
 The judge sends an act to the process and reads a reply. There the subject may raise, exit, crash, hang, print without
 end, or change whatever it finds: the process holds nothing that decides a verdict. Isolated processes are forked by a
@@ -151,7 +151,7 @@ class IsolatedProcess:
         return "hung too often to be called again" if self._hung >= _MOST_HUNG else ""
 
     def perform(self, act: Callable[..., T], *arguments: Any) -> Performed[T]:
-        """Call `act(loss, *arguments)` in the isolated process, and return what came of it."""
+        """Call `act(loss, *arguments)` in the isolated process, and return the result, or how the process ended."""
         connection = self._connection = self._connection or self._start()
         nonce = os.urandom(16)  # a reply that was written before the request cannot hold it
         try:

@@ -28,7 +28,7 @@ _FIRST = (single.call, single.result)
 
 
 def judge_case(question: Question, subject: Subject, host: Host, checks: Sequence[Check]) -> Verdict:
-    """Run checks on one case of a subject, which lives at a host."""
+    """Run the checks on one case of a subject. The host calls the subject."""
     trial, case = Trial(question, subject, host), question.case
     checks = [check for check in checks if check.applies(case)]
     reasons = [check.not_run(subject, question.inputs) for check in checks]

@@ -74,7 +74,7 @@ def judge_each(
 
 @dataclass(frozen=True)
 class Part:
-    """A share of the work: cases and subjects, by their places, and whether the subjects run in isolated processes."""
+    """A part of a run: the indices of its cases and subjects, and whether the subjects run in isolated processes."""
 
     cases: Sequence[int]
     subjects: Sequence[int]
@@ -211,7 +211,7 @@ Submit = Callable[[Part, "float | None"], "Future[list[Placed]]"]
 
 @contextmanager
 def _workers(work: _Work, jobs: int) -> Iterator[Submit]:
-    """Forked processes that share out some work. A worker that ends is replaced, and none outlives the block."""
+    """Fork worker processes for the work. A worker that ends is replaced, and all workers end with the block."""
     global _WORK
     _WORK = work
     pool = ProcessPool(jobs, initializer=_start, context=multiprocessing.get_context("fork"))

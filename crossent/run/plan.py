@@ -1,16 +1,18 @@
-"""The plan of a run: the cases of a level, and the checks that run on each.
+"""The plan of a run: the cases of a level, and the checks that run on each case.
 
-    level      source        costs of the checks that run on the cases
-    quick      corpus        CALL, and the checks that a bug names
-               edges         CALL
-               pairs         CALL
-    normal     and pairs     CALL, CALLS
-               triples       CALL
-               transformed   CALL, STRUCTURE
-               samples       CODE: each check on one case
-    thorough   and pairs, triples: four times, with other numbers
-               transformed   CALL, STRUCTURE, CODE
-               large         TILES
+Each level also runs everything in the levels above it. :class:`crossent.trials.check.Cost` explains the costs.
+
+    level      cases            costs of the checks
+    quick      corpus           CALL, and the checks that the bug names
+               edges            CALL
+               pairs            CALL
+    normal     pairs            CALL, CALLS
+               triples          CALL
+               transformed      CALL, STRUCTURE
+               samples          CODE: each check on one case
+    thorough   pairs, triples   as at level normal, four times with other numbers
+               transformed      CALL, STRUCTURE, CODE
+               large            TILES
 
 Bad inputs run at every level.
 """
@@ -37,8 +39,8 @@ _REPETITIONS = {"quick": 1, "normal": 1, "thorough": 4}
 def plan(level: str, dtypes: Sequence[str], seed: int) -> Plan:
     """Return the cases of a level in these dtypes, each with the checks that run on it.
 
-    quick: every two choices meet. normal: every three, and the checks that cost more calls where every two do.
-    thorough: the same with other numbers four times over, and checks that take minutes.
+    quick: the cases cover all pairs of choices. normal: the cases cover all triples, and checks that need several calls
+    run on the pairwise cases. thorough: like normal, four times with other numbers, and checks that take minutes.
     """
     planned: dict[Case | BadInput, set[Check]] = {}
     for case, checks in _planned(level, dtypes, seed):

@@ -1,4 +1,4 @@
-"""One check of one subject on one case as a test that pytest runs, and the report of all such tests."""
+"""Run each check on each case as a pytest test, and make one report of all these tests."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class CaseRun:
 
     @cached_property
     def part(self) -> SubjectReport:
-        """What came of it."""
+        """The results of the checks."""
         part, device = SubjectReport(self.subject.name), self.settings.device
         with ambient():
             for verdict in judge_each(self.case, self.checks, [self.subject], [Here(self.subject.loss)], device):
@@ -83,7 +83,7 @@ class CheckTest:
 
     Attributes:
         id: `check[case]`.
-        record: what came of it, once it was called.
+        record: the result, or None before the test ran.
     """
 
     check: str
@@ -92,7 +92,7 @@ class CheckTest:
     record: CheckRecord | None = None
 
     def __call__(self) -> None:
-        """Make the check.
+        """Run the check.
 
         Raises:
             AssertionError: the finding in full.
@@ -122,7 +122,7 @@ class CheckTest:
 
 @dataclass
 class CheckRecord:
-    """What came of one test: sent from the process that ran it to the one that reports."""
+    """The result of one test. The process that ran the test sends the record to the process that reports."""
 
     subject: str
     source: str
@@ -134,11 +134,11 @@ class CheckRecord:
 
     @property
     def ran(self) -> bool:
-        """Whether something was measured."""
+        """Whether the test ran a check."""
         return self.outcome is not None and bool(self.outcome.checks)
 
     def packed(self) -> str:
-        """As a string, which is all that may be sent."""
+        """Return the record as a string, because pytest-xdist sends only plain data."""
         return base64.b64encode(pickle.dumps(self)).decode()
 
 
@@ -173,7 +173,7 @@ def tests_of(subject: str | Callable[..., Any], settings: Settings) -> Iterator[
 
 
 def report_of_records(records: Iterable[CheckRecord]) -> Report:
-    """One report of all tests, of which there is one or more, in whichever process each ran."""
+    """Return one report of all tests, from all processes."""
     all_records = list(records)
     settings = all_records[0].settings
     assert isinstance(settings.seed, int)

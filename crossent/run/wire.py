@@ -1,4 +1,4 @@
-"""What processes send each other: acts and their arguments one way, results the other, as pickles.
+"""The messages between processes: acts and arguments to the subject's process, results back, as pickles.
 
 A reply comes from a process in which a subject may have done anything. :func:`read_reply` therefore finds only the few
 classes that an act returns, so that nothing of a subject runs in the process that reads.
@@ -34,7 +34,7 @@ def read(content: bytes, known: Mapping[tuple[str, str], Any]) -> Any:
 
 
 def read_reply(content: bytes) -> Any:
-    """Read what a subject's process sent. It may use only the classes that an act returns."""
+    """Read the reply of a subject's process. The reply may use only the classes that an act returns."""
     return read(content, _RETURNABLE)
 
 
@@ -63,7 +63,7 @@ def _tensor(
 
 
 class _Unpickler(pickle.Unpickler):
-    """Reads what is sent, and finds no name but those that it is given."""
+    """Unpickles a message that may use only the given names."""
 
     def __init__(self, file: io.BytesIO, find: Callable[[str, str], Any]) -> None:
         super().__init__(file)

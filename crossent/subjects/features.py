@@ -72,7 +72,7 @@ FEATURES = {
         *map(_dtype, DTYPES),
         *map(_reduction, ("none", "mean", "sum")),
         Feature("weight", "A weight for each class.", lambda inputs: inputs.options.get("weight") is not None),
-        Feature("ignore_index", "Ignored rows, also those with the default index -100.", _ignores),
+        Feature("ignore_index", "Ignored rows, also with the default ignore_index of -100.", _ignores),
         Feature(
             "label_smoothing",
             "A label_smoothing other than 0.",
@@ -102,7 +102,7 @@ FEATURES = {
         Feature("autocast", "torch.autocast."),
         Feature("errors", "An error for bad input."),
         Feature("repeatable", "The same bits in every call."),
-        Feature("large", "More elements than a 31-bit or 32-bit number can count."),
+        Feature("large", "Tensors of more than 2^31 elements."),
     )
 }
 # The features that a keyword of `F.cross_entropy` provides. Every subject has the default reduction.
