@@ -13,7 +13,7 @@ from crossent.repro.scripts.single import arguments, changed, state
 
 
 def isolate():
-    """Run the script again in a process of its own, which the call may end, and report how that process ended."""
+    """Run the script again in a separate process, because the call may end it, and report the exit status."""
     if sys.argv[1:] == ["here"]:  # this is that process
         return
     if "__file__" not in globals():
