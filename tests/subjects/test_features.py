@@ -229,3 +229,26 @@ def test_an_unknown_feature_is_named_with_those_that_there_are():
     ):
         require_features(["wieght", "vmap"])
     assert require_features("vmap") == ("vmap",)
+
+
+def test_each_feature_takes_away_the_checks_that_need_it():
+    """The whole table, for class indices and for class probabilities: a need that is lost accuses a correct subject."""
+    compiled = {"meta", "export", "trace", "trace_dynamic", "compile", "compile_dynamic", "compiled_error"}
+    of_gradient = {"gradient", "target_gradient", "row_sums", "two_backwards", "non_leaf", "alone", "func_grad"}
+    of_both = {"two_backwards", "alone", "func_grad", "vmap"}
+    expected = {
+        "gradient": [of_gradient | {"double_backward", "forward_ad"}] * 2,
+        "target_gradient": [{"target_gradient"}, {"target_gradient"} | of_both],
+        "unbatched": [{"vmap"}] * 2,
+        "vmap": [{"vmap", "func_grad"}] * 2,
+        "compile": [compiled] * 2,
+        "repeatable": [{"repeat", "two_backwards", "deterministic"}] * 2,
+        **{name: [{name}] * 2 for name in ("double_backward", "forward_ad", "autocast", "large")},
+    }
+    calls = [Case("float32", target=target).build() for target in ("int64", "probabilities")]
+    for name in FEATURES:
+        taken = [
+            {check.name for check in CHECKS.values() if name in check.needs and check.needs[name](call)}
+            for call in calls
+        ]
+        assert taken == expected.get(name, [set(), set()]), name
