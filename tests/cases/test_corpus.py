@@ -22,15 +22,16 @@ from crossent.subjects.subject import Subject
 
 # What the corpus must have, typed in here so that no entry goes unnoticed.
 IDS = [
-    *("A1", "A3", "A4", "A5", "A6", "A9", "A10", "A11", "A13", "A14", "A15"),
-    *("B1", "B3", "B4", "B5", "B7", "B8"),
+    *("A1", "A3", "A4", "A5", "A6", "A9", "A10", "A11", "A13", "A14", "A15", "A16", "A17", "A18"),
+    *("B1", "B3", "B4", "B5", "B7", "B8", "B10"),
     *("C1", "C2", "C3", "C6", "C7", "C8", "C9", "C10", "C11", "C12", "C13", "C15", "C16"),
-    *("D1", "D2", "D4", "D5", "D6", "D6b", "D7", "D8", "D10", "D11", "D12", "D14"),
-    *("E1", "E2", "E3", "E4", "E7", "E8", "E9"),
+    *("C17", "C18", "C19", "C20", "C21", "C22", "C23"),
+    *("D1", "D2", "D4", "D5", "D6", "D6b", "D7", "D8", "D10", "D11", "D12", "D14", "D15"),
+    *("E1", "E2", "E3", "E4", "E7", "E8", "E9", "E10"),
     *("F1", "F2", "F3", "F4", "F5"),
     *("G1", "G2", "G3", "G4", "G5", "G6", "G7", "G9", "G10", "G12", "G13", "G14", "G15", "G16", "G17", "G18"),
     *("H1", "H3", "H4", "H5", "H6"),
-    *("I1", "I2", "I3", "I4", "I5", "I6"),
+    *("I1", "I2", "I3", "I4", "I5", "I6", "I7"),
 ]
 # Those that are seen to catch what they must; compiled code takes too long, and large cases too much memory.
 SEEN = {*(check.name for check in SINGLE), "errors", "sign", "split", "options", "widened", "two_backwards"}
@@ -147,6 +148,12 @@ def losses(inputs):
     return logits_last(inputs).logsumexp(1) - of_target(inputs)
 
 
+def stored_outside(inputs):
+    """Whether the address of class ignore_index of each row but the first is the true class of the row before."""
+    kept_before, last = kept(inputs)[:-1], inputs.logits.shape[1] - 1
+    return (inputs.options["ignore_index"] == -1) & kept_before & (inputs.target[:-1] == last) & ~kept(inputs)[1:]
+
+
 # What some case of the bug must have for it to show, where inputs can tell.
 TRIGGERS = {
     "A1": lambda i: some_ignored(i) and i.options["label_smoothing"] > 0 and i.options["reduction"] != "none",
@@ -157,8 +164,12 @@ TRIGGERS = {
     "A10": lambda i: not kept(i).any() and i.options["reduction"] == "mean",
     "A11": lambda i: not kept(i).any() and i.options["reduction"] == "mean",
     "A13": lambda i: i.options["label_smoothing"] > 0 and gap(i) > 104,  # exp(-104) is 0 in float32
+    "A16": lambda i: some_ignored(i) and len(weight_of(i)) and i.options["ignore_index"] == 0,
+    "A17": lambda i: some_ignored(i) and (i.target == i.logits.shape[1] - 1).any(),
+    "A18": lambda i: weight_of(i).unique().numel() > 1,
     "B3": lambda i: i.options["label_smoothing"] > 0 and "weight" in i.options,
     "B5": lambda i: some_ignored(i) and i.options["label_smoothing"] > 0,
+    "B10": lambda i: i.options["label_smoothing"] > 0,
     "B7": lambda i: i.logits.isneginf().any() and i.options["label_smoothing"] == 0,
     "C1": lambda i: i.upstream.item() != 1,
     "C2": lambda i: not kept(i)[0] and at_odds(i),
@@ -168,6 +179,13 @@ TRIGGERS = {
     "C13": lambda i: len(i.target) > 1000 and i.logits.element_size() == 2,
     "C15": lambda i: gap(i) > 746,  # exp(-746) is 0 in float64
     "C16": lambda i: i.logits.isneginf().any(),
+    "C17": lambda i: i.logits.dtype == torch.float32,
+    "C18": lambda i: i.upstream.dim() == 0 and i.upstream.item() != 1,
+    "C19": lambda i: i.logits.element_size() == 2 and losses(i).min() < 2**-8,
+    "C20": lambda i: i.logits.element_size() == 2 and gap(i) > 9,  # 2^-12 is exp(-8.3)
+    "C21": lambda i: stored_outside(i).any(),
+    "C22": lambda i: i.logits.shape[1] > 1,
+    "C23": lambda i: (i.target.sum(1) - 1).abs().max() > 0.1,
     "D1": lambda i: (i.logits > 9e7).all(),
     "D2": lambda i: i.logits.dtype == torch.bfloat16 and i.logits.shape[1] >= 32 and i.logits.max() > 89,
     "D4": lambda i: losses(i).max() > 16.2,  # -log 1e-7
@@ -179,11 +197,13 @@ TRIGGERS = {
     "D11": lambda i: i.logits.isneginf().any() and losses(i).isfinite().all(),
     "D12": lambda i: i.logits.isneginf().all(1).any() and i.logits.shape[1] == 128,
     "D14": lambda i: gap(i) > 104,
+    "D15": lambda i: i.logits.max() < -104,
     "E1": lambda i: i.logits.shape[1] % 256 and i.logits.max() < -9e3,
     "E2": lambda i: i.logits.shape[1] % 1024 and i.logits.max() < -9e3,
     "E3": lambda i: some_ignored(i) and i.options["ignore_index"] == i.logits.shape[1],
     "E8": lambda i: i.logits.shape[1] % 2 and i.logits.dtype == torch.float16,
     "E9": lambda i: i.logits.is_contiguous() and i.logits.storage_offset() == 1,
+    "E10": lambda i: i.logits.shape[1] * 4 > 48 * 1024,
     "G2": lambda i: (i.target[~kept(i)] >= i.logits.shape[1]).any(),
     "G4": lambda i: some_ignored(i) and i.options["ignore_index"] == -1 and i.options["reduction"] == "none",
     "G6": lambda i: some_ignored(i) and i.options["ignore_index"] == 255 and i.options["reduction"] == "none",

@@ -5,12 +5,13 @@ import gradients
 import interfaces
 import layouts
 import memories
+import published
 import roundings
 import smoothings
 import targets
 import tiles
 
-FILES = (denominators, smoothings, gradients, roundings, tiles, targets, layouts, memories, interfaces)
+FILES = (denominators, smoothings, gradients, roundings, tiles, targets, layouts, memories, interfaces, published)
 MUTANTS = tuple(
     loss.mutant
     for file in FILES
