@@ -8,6 +8,7 @@ import pytest
 import torch
 from support.checks import SINGLE
 from support.running import run
+from support.waits import waits_for_reading
 
 import crossent
 from crossent.cases.case import Case
@@ -46,21 +47,13 @@ CHANGES = {
 APART = {"the flush of subnormal numbers", "the random generators of CUDA"}  # have tests of their own
 
 
-def waits_for(name):
-    """Skip where torch cannot be asked for it."""
-    if STATES[name][0]() is None and name == "the threads of autograd":
-        pytest.skip("waits for a torch that says whether autograd has threads")
-    if name == "the hooks of saved tensors" and not hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks"):
-        pytest.skip("waits for a torch that says which hooks are installed")
-
-
 def test_every_state_is_asked_for():
     assert CHANGES.keys() | APART == STATES.keys()
 
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_state_that_a_subject_changes_is_a_finding_and_is_set_back(name):
-    waits_for(name)
+    waits_for_reading(name)
 
     def loss(input, target, **options):
         result = crossent.formula(input, target, **options)
@@ -77,7 +70,7 @@ def test_a_state_that_a_subject_changes_is_a_finding_and_is_set_back(name):
 
 
 def test_hooks_that_a_subject_takes_away_are_put_back():
-    waits_for("the hooks of saved tensors")
+    waits_for_reading("the hooks of saved tensors")
     with torch.autograd.graph.saved_tensors_hooks(doubled, doubled):
         before = snapshot()
         torch._C._autograd._pop_saved_tensors_default_hooks()

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.waits import waits_for_reading
 
 import crossent.repro.scripts
 from crossent.cases.case import Case
@@ -115,7 +116,7 @@ CHANGES = {
     "the default dtype": lambda: torch.set_default_dtype(torch.float64),
     "the default device": lambda: torch.set_default_device("meta"),
     "the gradient mode": lambda: torch._C._set_grad_enabled(False),
-    "autocast": lambda: torch.set_autocast_enabled("cpu", True),
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16).__enter__(),
     "the deterministic mode": lambda: torch.use_deterministic_algorithms(True, warn_only=True),
     "the number of threads": lambda: torch.set_num_threads(torch.get_num_threads() + 1),
     "the threads of autograd": lambda: torch._C._set_multithreading_enabled(False),
@@ -133,6 +134,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("name", [name for name in STATES if name != "the random generators of CUDA"])
 def test_scripts_see_a_change_of_state_that_the_package_sees(name):
+    waits_for_reading(name)
     before, kept = snapshot(), state()
     try:
         CHANGES[name]()

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from crossent.cases.axes import DTYPES
+from crossent.state import STATES
 
 
 @functools.cache
@@ -25,3 +26,11 @@ def computing(dtype):
 
 
 float16 = computing("float16")
+
+
+def waits_for_reading(name):
+    """Skip a test if torch cannot read this state, which a test may then not change: nothing sets the state back."""
+    if name == "the threads of autograd" and STATES[name][0]() is None:
+        pytest.skip("waits for a torch that says whether autograd has threads")
+    if name == "the hooks of saved tensors" and not hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks"):
+        pytest.skip("waits for a torch that says which hooks are installed")
