@@ -101,7 +101,7 @@ def rates(device: str = "cpu", size: int = 2**28) -> dict[str, float]:
 
 def summed(x: Tensor) -> Tensor:
     """Read every byte of x once: half precision is summed as if it were float32, which every processor does fast."""
-    as_float32 = x.dtype.itemsize < 4 and x.is_contiguous() and x.shape[-1] % 2 == 0
+    as_float32 = x.element_size() < 4 and x.is_contiguous() and x.shape[-1] % 2 == 0
     return (x.view(torch.float32) if as_float32 else x).sum()
 
 

@@ -163,6 +163,15 @@ def test_a_missing_peer_is_named_with_its_reason(monkeypatch):
     assert peers.peers((4, 3), "cuda")["liger"] == "needs pip install liger-kernel"
 
 
+def test_a_torch_that_cannot_compile_is_missing_with_its_reason(monkeypatch):
+    def old(*arguments, **options):
+        raise RuntimeError("Python 3.11+ not yet supported for torch.compile")
+
+    monkeypatch.setattr(torch, "compile", old)
+    reason = "needs a torch.compile that works: Python 3.11+ not yet supported for torch.compile"
+    assert peers.peers((4, 3), "cpu")["torch.compile"] == reason
+
+
 def test_an_identity_that_no_machine_has_is_not_made():
     if hasattr(torch.nn.functional, "linear_cross_entropy"):
         reason = peers.peers((512, 128256), "cpu")["linear_cross_entropy"]

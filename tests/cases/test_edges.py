@@ -197,7 +197,7 @@ def divided_in(dtype):
 
     def loss(input, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
         options = {"weight": weight, "label_smoothing": label_smoothing, "ignore_index": ignore_index}
-        if reduction != "mean" or target.is_floating_point() or input.dtype.itemsize < 4:
+        if reduction != "mean" or target.is_floating_point() or input.element_size() < 4:
             return crossent.formula(input, target, reduction=reduction, **options)
         kept = target.long() != ignore_index
         index = torch.where(kept, target.long(), 0)

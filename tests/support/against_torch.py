@@ -40,13 +40,18 @@ def evaluate(function, logits, target, **options):
 
     The test is skipped if this version of torch does not compute the loss in this dtype on this device.
     """
-    if function.__name__ == "torch_loss" and not computes(name_of(logits), str(logits.device)):
+    if function.__name__ == "torch_loss" and not torch_computes(logits):
         pytest.skip(f"this torch does not compute the loss of {name_of(logits)} logits on {logits.device}")
     leaf = logits.detach().requires_grad_()
     loss = function(leaf, target, **options)
     assert loss.dtype == logits.dtype
     gradient = torch.autograd.grad(loss.sum(), leaf)[0] if function is not scalar else None
     return Evaluated(loss.detach(), gradient, error_bounds(function, logits, target, loss, options))
+
+
+def torch_computes(logits):
+    """Return whether this version of torch computes the loss of logits of this dtype on this device."""
+    return computes(name_of(logits), str(logits.device))
 
 
 def error_bounds(function, logits, target, loss, options):
