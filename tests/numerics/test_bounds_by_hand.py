@@ -97,10 +97,15 @@ def divided(value, error, by, ulps=0.5):
     return error / by + (2 * ulps * U + 2.0**-52) * (abs(value) + error) / by
 
 
-def either_way(rows, by, ulps=0.5, sizes=None):
+def inverted(value, error, by, ulps=0.5):
+    """The error of a product with the inverse of a known number, which is rounded too."""
+    return times(value, error, 1 / by, (2 * ulps * U + 2.0**-52) / by)
+
+
+def either_way(rows, by, ulps=0.5, sizes=None, divide=divided):
     """The error of a mean: the sum of its rows divided, or the rows divided before they are summed."""
-    after = divided(sum(value for value, _ in rows), added(*rows, sizes=sizes), by, ulps)
-    each = [(value / by, divided(value, error, by, ulps)) for value, error in rows]
+    after = divide(sum(value for value, _ in rows), added(*rows, sizes=sizes), by, ulps)
+    each = [(value / by, divide(value, error, by, ulps)) for value, error in rows]
     before = added(*each, sizes=sizes and [size / by for size in sizes])
     return after, before
 
@@ -116,10 +121,12 @@ def test_a_mean_may_be_divided_before_it_is_summed_or_after():
 
 
 def test_the_division_of_a_fast_kernel_is_off_by_two_ulps_and_a_half():
-    """The log is off by 2^-21.41 at 2, and one more rounding is the kernel's."""
+    """The log is off by 2^-21.41 at 2, and one more rounding is the kernel's. A product with 1/5 rounds once more."""
     log = rounded(LOG2, rounded(LOG2, 2.0**-21.41))
     given = equal(4, [0, 0, 0, 1], weight=[3.0, -4.0], reduction="mean")
-    after, before = either_way([(3 * LOG2, times(3, 0, LOG2, log))] * 3 + [(-4 * LOG2, 4 * log)], 5, 2.5)
+    rows = [(3 * LOG2, times(3, 0, LOG2, log))] * 3 + [(-4 * LOG2, 4 * log)]
+    assert max(either_way(rows, 5, 2.5)) < max(either_way(rows, 5, 2.5, divide=inverted))
+    after, before = either_way(rows, 5, 2.5, divide=inverted)
     assert after < before
     assert_is(bounds_of(given, "fast_kernel").loss, before)
     # At grade B a sum before the division costs more, since it is stored: two ulps more of a third of three losses.
@@ -210,6 +217,24 @@ def test_a_scale_that_is_a_power_of_two_adds_no_rounding():
     assert_is(np.array([of_true, of_other]), of_gradient(P, 1.5, 1))
 
 
+def test_a_kernel_may_subtract_one_from_p_before_it_multiplies_by_any_factor():
+    """Of sixteen equal logits, `s (p - 1)` rounds the true class more often than `s p - s`, where s is `g w`."""
+    log16 = 4 * LOG2
+    log = rounded(log16, rounded(log16, 3 * U * log16))  # CUDA's log is within 1.5 ulp; `max + log s` may round
+    p = (math.expm1(log) + 5 * U * math.exp(log)) / 16  # and exp within 2.5
+    upstream, weight = 1 + 2.0**-12, 1 + 2.0**-13
+    lost = abs(float(np.float32(upstream * weight)) - upstream * weight)  # by the product, which is known
+    given = inputs([[0.0] * 16], [0], weight=[weight] + [1.0] * 15)
+    given = replace(given, upstream=torch.tensor([upstream]))
+    in_turn = times(weight / 16, times(1 / 16, p, weight, 0), upstream, 0)  # p w, and then g
+    at_once = times(1 / 16, p, upstream * weight, lost)
+    before = rounded(15 / 16 * upstream * weight, max(in_turn, at_once) + lost)
+    after = times(15 / 16, rounded(15 / 16, p), upstream * weight, lost)
+    assert after > before + U / 2
+    other = rounded(upstream * weight / 16, max(in_turn, at_once))  # a difference from 0 counts as a rounding here
+    assert_is(bounds_of(given, "kernel").gradient[0], [after] + [other] * 15)
+
+
 @pytest.mark.parametrize(("promise", "ulps"), [("eager", 0.5), ("fast_kernel", 2.5)])
 def test_a_scale_has_the_error_of_its_division(promise, ulps):
     """1/3, of which a bound knows no digits: the factors that meet may be others."""
@@ -269,7 +294,8 @@ def test_a_common_offset_costs_a_kernel_nothing_that_smooths_the_logits_as_they_
 def test_a_kernel_may_smooth_the_logits_as_they_are():
     """`Σ q · (max + log Σ) - Σ q x`, of which the latter is 0 here, and the difference still rounds."""
     log = rounded(LOG2, 3 * U * LOG2)
-    shares = (0.75, TRUE), (0.25, OTHER)
+    true = rounded(0.75, rounded(0.5, REST + U / 2) + UNIFORM)  # a kernel rounds ε, too
+    shares = (0.75, true), (0.25, OTHER)
     of_rows = added(*[(q * LOG2, times(q, error, LOG2, rounded(LOG2, log))) for q, error in shares])
     of_logits = rounded(LOG2, times(1, added(*shares), LOG2, log))
     bound = bounds_of(equal(1, [0], label_smoothing=0.5), promise="kernel").loss
@@ -337,7 +363,7 @@ def test_smoothing_makes_two_products_of_which_either_may_underflow():
     """ε/C·g and (1 - ε)·t·g are below float32's smallest number, and the weight comes after."""
     given = equal(1, [0], upstream=2.0**-130, weight=[2.0**20, 2.0**20], label_smoothing=0.5)
     bounds = bounds_of(given)
-    scaled = bounds._scaled(Held.exactly([[2.0**-130]], FLOAT32)).error[0]
+    scaled = bounds._scaled(bounds._coefficients, Held.exactly([[2.0**-130]], FLOAT32)).error[0]
     assert_is(scaled, np.array([TRUE, OTHER]) * 2.0**-110 + 2 * ETA / 2 * 2.0**20)
 
 

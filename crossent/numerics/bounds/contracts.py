@@ -80,8 +80,10 @@ class Contract:
             overflow in a count, or in a sum whose mean is small, is an error of the implementation and not of its
             precision.
         row_order: The orders in which the losses of the rows may be summed.
-        fused: Whether the implementation may sum in blocks, each with its own maximum, and may subtract `max + log Σ`
-            from the logits. The cost may depend on the spread of a row, not on the distance of the row from zero.
+        fused: Whether the implementation is a kernel. A kernel may sum in blocks, each with its own maximum, and may
+            subtract `max + log Σ` from the logits. The cost may depend on the spread of a row, not on the distance of
+            the row from zero. A kernel writes the gradient by hand, so it may multiply by the factors in any order,
+            before the difference `p - q` or after it, and may multiply by a reciprocal where torch divides.
         offset: Whether the cost of `fused` may depend on the row's distance from zero, too.
         of_probability: Whether the implementation may take the logarithm of a computed probability that is not near
             underflow.

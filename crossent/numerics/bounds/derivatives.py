@@ -112,7 +112,7 @@ class DerivativeBounds(Bounds):
         with np.errstate(all="ignore"):
             scale = column(self._scale())
             total = c.keep(self._total(self._coefficients)).times(self._scale(), c.compute, known=False)
-            factor = column(c.keep(wider(total, self._total(self._scaled(scale)))))
+            factor = column(c.keep(wider(total, self._total(self._scaled(self._coefficients, scale)))))
             scaled = c.keep(self._kept_probs.times(factor, c.compute, known=False))
             here = self._product(scaled.times(self._along, c.compute, known=False), self.direction)
             mean = column(self._mean)

@@ -7,7 +7,7 @@ the loss, of the gradients and of their derivatives use them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,8 +48,8 @@ class Terms:
 def softmax(t: Terms, c: Contract) -> tuple[Held, Held, Held]:
     """Return `log p`, (R, C), `p`, (R, C), and the log-sum-exp `m + log s`, (R,).
 
-    An implementation may compute `p` as the exponential of `log p`, or as a quotient. The larger of the two errors
-    counts.
+    An implementation may compute `p` as the exponential of `log p`, or as a quotient; a kernel also as a product with
+    `1/s`. The largest error counts.
 
     `m` is the maximum of a row and `s = Σ exp(x - m)`. A fused kernel may subtract `m + log s` from the logits. This
     adds one rounding, of `u |m + log s|`, and :func:`offset` says how large `|m|` may count.
@@ -68,6 +68,9 @@ def softmax(t: Terms, c: Contract) -> tuple[Held, Held, Held]:
         taken = Held(log_probs.value, logsumexp.error[:, None], None)
         log_probs = wider(log_probs, taken.rounded(c.compute))
     quotient = exponentials.over(column(exact), c.compute, f.division_ulps)
+    if c.fused:
+        inverse = Held.exactly(1.0, c.storage).over(column(exact), c.compute, f.division_ulps)
+        quotient = wider(quotient, exponentials.times(inverse, c.compute))
     if c.of_probability:
         log_probs = wider(log_probs, logarithm(quotient, log_probs, c))
     log_probs = c.keep(log_probs)
@@ -121,6 +124,13 @@ def offset(logits: Array, c: Contract) -> Array:
     return np.asarray(np.clip(largest, least - largest, largest - least))
 
 
+def parts(t: Terms, c: Contract) -> tuple[Held, Held]:
+    """Return the coefficients of the target and the uniform coefficients without smoothing, `w_c t_c` and `w_c`."""
+    target = coefficients(replace(t, label_smoothing=0.0), c)
+    uniform = np.ones_like(t.logits) if t.weight is None else np.broadcast_to(t.weight, t.logits.shape)
+    return target, Held.exactly(uniform, c.storage)
+
+
 def coefficients(t: Terms, c: Contract) -> Held:
     """Return the coefficients `w_c q_c`, (R, C). Each product and sum is rounded; the factors may have any order."""
     rows, classes = t.logits.shape
@@ -133,7 +143,7 @@ def coefficients(t: Terms, c: Contract) -> Held:
         q = Held.exactly(hot, c.storage)
     if t.label_smoothing:
         narrow = smoothing_format(t, c)
-        rest = constant(1 - t.label_smoothing, narrow, c)
+        rest = unsmoothed_share(t, c)
         q = c.keep(c.keep(q.times(rest, narrow)).plus(constant(t.label_smoothing / classes, narrow, c), narrow))
     if t.weight is not None:
         q = c.keep(q.times(Held.exactly(t.weight, c.storage), c.compute, known=False))
@@ -147,6 +157,19 @@ def smoothing_format(t: Terms, c: Contract) -> Format:
     no rule: :meth:`Contract.keep` already rounds intermediates to half precision.
     """
     return FLOAT32 if c.in_target_format and t.target_format is FLOAT32 else c.compute
+
+
+def unsmoothed_share(t: Terms, c: Contract) -> Held:
+    """Return `1 - ε`.
+
+    A kernel takes `ε` as a number in compute. The rounding error of `ε`, `u ε`, is then an error of `1 - ε`. Where `ε`
+    is near one, this error is many roundings of `1 - ε`.
+    """
+    narrow = smoothing_format(t, c)
+    share = constant(1 - t.label_smoothing, narrow, c)
+    if not c.fused or t.label_smoothing == 1:
+        return share
+    return Held(share.value, share.error + narrow.unit_roundoff * t.label_smoothing, share.format)
 
 
 def constant(value: float, format: Format, c: Contract) -> Held:

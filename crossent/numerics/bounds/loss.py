@@ -27,8 +27,10 @@ from crossent.numerics.bounds.intermediates import (
     constant,
     denominator,
     offset,
+    parts,
     smoothing_format,
     softmax,
+    unsmoothed_share,
     wider,
 )
 from crossent.numerics.bounds.rounding import Held, safe
@@ -81,7 +83,7 @@ class Bounds:
         """Return `Σ_c w_c q_c values_c` of each row, (R,), and the sum of the magnitudes of its terms, (R,)."""
         c = self.contract
         if not self._dense:
-            rows = self._of_target(self._coefficients).times(self._of_target(values), c.compute)
+            rows = self._of_target(self._coefficients).times(self._of_target(values), c.compute, known=not c.fused)
             return rows, rows.largest
         products = c.keep(self._coefficients.times(values, c.compute))
         return products.sum(c.compute), products.largest.sum(-1)
@@ -112,10 +114,9 @@ class Bounds:
         divided = np.ones(())
         if self._denominator is not None:
             # An implementation may divide each row before the sum, or divide the sum: the larger error counts.
-            ulps = c.functions.division_ulps
             divided = np.abs(self._denominator.value) - self._denominator.error
-            first = rows.over(self._denominator, c.compute, ulps).sum(c.compute, c.row_order, sizes / divided)
-            total = wider(total.over(self._denominator, c.compute, ulps), first)
+            first = self._divided(rows, known=True).sum(c.compute, c.row_order, sizes / divided)
+            total = wider(self._divided(total, known=True), first)
         if self._dense and t.label_smoothing:
             total = total.unless(held.overflows(unscaled.sum() / np.minimum(divided, 1.0)))
         return safe(total.rounded(c.storage).error)
@@ -127,29 +128,70 @@ class Bounds:
             return self._gradient()
 
     def _gradient(self) -> Array:
-        """Return the bound of `p_c Σ_k v_k s - v_c s`, with `v = w q` and `s = g/D`.
+        """Return the bound of `s (p_c Σ_k v_k - v_c)`, with `v = w q` and `s = g/D`.
 
-        An implementation may scale the sum over k, or scale its terms before the sum. The larger error counts: where
-        the terms cancel, their roundings do not cancel.
+        With smoothing, an implementation may add the three terms softmax, one-hot and uniform in any order. This is one
+        more rounding of each. A kernel may also compute the part of the target and the uniform part separately, and add
+        the two parts. The larger error counts. To scale the sum of the two parts costs no more than to scale each part.
         """
         c, t = self.contract, self.terms
         scale = column(self._scale())
-        target = self._scaled(scale)
-        total, scaled = self._total(self._coefficients), self._total(target)
-        softmax = self._probs.times(column(c.keep(total)), c.compute).times(scale, c.compute)
-        # As in autograd: the gradient of log p is stored, then summed, then multiplied by p.
-        softmax = wider(softmax, self._probs.times(column(c.keep(scaled)), c.compute))
-        gradient = softmax.minus(target, c.compute)
-        # An implementation may scale before or after the subtraction. After it, the true class has one more rounding
-        # where p is small.
-        unscaled = self._probs.times(column(total), c.compute).minus(self._coefficients, c.compute)
-        gradient = wider(gradient, unscaled.times(scale, c.compute))
+        gradient, sizes = self._part(self._coefficients, scale, hot=not self._dense)
         if self._dense:
-            # The three parts, softmax, one-hot and uniform, may be added in any order: one more rounding of each.
-            u = (c.stored or c.compute).unit_roundoff
-            once = u * (softmax.largest + target.largest)
+            once = (c.stored or c.compute).unit_roundoff * sizes
             gradient = Held(gradient.value, gradient.error + once, c.compute)
+        if t.label_smoothing and c.fused:
+            of_target, uniform = parts(t, c)
+            share = scale.times(unsmoothed_share(t, c), c.compute, known=False)
+            spread = scale.times(constant(t.label_smoothing / t.logits.shape[1], c.compute, c), c.compute, known=False)
+            one, _ = self._part(of_target, c.keep(share), hot=t.index is not None)
+            two, _ = self._part(uniform, c.keep(spread), hot=False)
+            gradient = wider(gradient, one.plus(two, c.compute))
         return safe(gradient.where(t.kept[:, None]).rounded(c.storage).error)
+
+    def _part(self, coefficients: Held, scale: Held, *, hot: bool) -> tuple[Held, Array]:
+        """Return `s (p_c Σ_k v_k - v_c)`, (R, C), in any association, and the sizes of its two terms, (R, C).
+
+        An implementation may multiply both terms by a factor before the difference, or multiply the difference. With m
+        factors, of which `a` come before the difference `d`, the roundings are:
+
+            u (a |s p_c Σ v| + a |s v_c| + (1 + m - a) |d|)
+
+        This is linear in `a`, so its largest value is at an end: every factor comes before the difference, or none.
+        Where only the true class has a coefficient v (`hot`), v is a factor too, and the term `s v` has one rounding
+        less for `a ≥ 1`. The error of the true class then increases with `a` from 1 on:
+
+            u (a s v p + (a - 1) s v + (1 + m - a) s v (1 - p)) = u s v (m + (2a - 1 - m) p)
+
+        For `a = 0`, as in `s v (p - 1)`, the error is `u (1 + m) s v (1 - p)`. Again the two ends count. Automatic
+        differentiation multiplies by v before the difference; a kernel need not. A fused multiply-add leaves a rounding
+        out.
+
+        Before the difference, an implementation may scale the sum over k, or scale its terms. The larger error counts:
+        where the terms cancel, their roundings do not cancel.
+        """
+        c, t = self.contract, self.terms
+        known = not c.fused  # the factors of a kernel may have any order
+        scaled = self._scaled(coefficients, scale)
+        total, of_scaled = (self._of_target(v) if hot else v.sum(c.compute) for v in (coefficients, scaled))
+        factor = column(c.keep(of_scaled))
+        softmax = self._probs.times(column(c.keep(total)), c.compute, known=known).times(scale, c.compute, known=known)
+        # As in autograd: the gradient of log p is stored, then summed, then multiplied by p.
+        softmax = wider(softmax, self._probs.times(factor, c.compute, known=known))
+        if c.fused:
+            softmax = self._in_any_order(softmax, [*self._scale_factors(), column(total).largest, self._probs.largest])
+        before = softmax.minus(scaled, c.compute)
+        if hot and c.fused:
+            is_hot = np.arange(t.logits.shape[1]) == np.reshape(np.asarray(t.index), (-1, 1))
+            minus_one = self._probs.minus(Held.exactly(1.0, c.compute), c.compute)
+            difference = Held.chosen(is_hot, minus_one, self._probs)
+            after = difference.times(factor, c.compute, known=False)
+        else:
+            difference = self._probs.times(column(total), c.compute, known=known).minus(coefficients, c.compute)
+            after = difference.times(scale, c.compute, known=known)
+        if c.fused:
+            after = self._in_any_order(after, [*self._scale_factors(), column(total).largest, difference.largest])
+        return wider(before, after), softmax.largest + scaled.largest
 
     def unbounded(self, check: str) -> dict[Reason, NDArray[np.bool_]]:
         """Return a mask of the infinite bounds for each reason that occurs; `check` names the bound."""
@@ -194,7 +236,7 @@ class Bounds:
             sizes = sizes * np.maximum(np.abs(t.weight), 1.0)
         return sizes if self._dense else sizes[np.arange(len(sizes)), t.index]
 
-    def _scaled(self, scale: Held) -> Held:
+    def _scaled(self, coefficients: Held, scale: Held) -> Held:
         """Return `w_c q_c s`, (R, C). The factors may have any order, and each partial product is stored."""
         t = self.terms
         factors = self._scale_factors()
@@ -204,7 +246,7 @@ class Bounds:
             factors.append(np.abs(t.probabilities))
         if t.label_smoothing:
             factors.append(np.ones((1, 1)))  # 1 - ε and ε/C are at most one
-        product = self.contract.keep(self._coefficients.times(scale, self.contract.compute))
+        product = self.contract.keep(coefficients.times(scale, self.contract.compute))
         return self._in_any_order(product, factors, products=2 if t.label_smoothing else 1)
 
     def _scale_factors(self) -> list[Array]:
@@ -260,8 +302,7 @@ class Bounds:
             product = c.keep(product.times(Held.exactly(t.weight, c.storage), c.compute))
         if t.label_smoothing:
             factors.append(np.ones((1, 1)))  # 1 - ε is at most one
-            narrow = smoothing_format(t, c)
-            rest = constant(1 - t.label_smoothing, narrow, c)
+            narrow, rest = smoothing_format(t, c), unsmoothed_share(t, c)
             product = c.keep(product.rounded(narrow).times(rest, narrow))
         unscaled = np.ones((1, 1))
         for factor in factors:
@@ -271,11 +312,18 @@ class Bounds:
 
     def _scale(self) -> Held:
         """Return `g/D`, (R,)."""
-        c = self.contract
-        scale = Held.exactly(self.terms.upstream, c.storage)
-        if self._denominator is None:
-            return scale
-        return c.keep(scale.over(self._denominator, c.compute, c.functions.division_ulps, known=False))
+        scale = Held.exactly(self.terms.upstream, self.contract.storage)
+        return scale if self._denominator is None else self.contract.keep(self._divided(scale, known=False))
+
+    def _divided(self, held: Held, *, known: bool) -> Held:
+        """Return a number divided by D. A kernel may multiply the number by `1/D`: the larger error counts."""
+        c, divisor = self.contract, self._denominator
+        assert divisor is not None
+        divided = held.over(divisor, c.compute, c.functions.division_ulps, known=known)
+        if not c.fused:
+            return divided
+        inverse = c.keep(Held.exactly(1.0, c.storage).over(divisor, c.compute, c.functions.division_ulps))
+        return wider(divided, held.times(inverse, c.compute, known=False))
 
     def vacuous_answers(self, check: str) -> list[Array]:
         """Return results that are wrong but part of the formula: a comparison that they pass is no evidence.

@@ -70,6 +70,11 @@ class Held:
         """Return the number where the mask is True, and an exact zero where the mask is False."""
         return Held(np.where(mask, self.value, 0.0), np.where(mask, self.error, 0.0), self.format)
 
+    @staticmethod
+    def chosen(mask: NDArray[np.bool_], a: Held, b: Held) -> Held:
+        """Return `a` where the mask is True, and `b` where the mask is False, in the format of `a`."""
+        return Held(np.where(mask, a.value, b.value), np.where(mask, a.error, b.error), a.format)
+
     def unless(self, mask: NDArray[np.bool_]) -> Held:
         """Return the number with an infinite error where the mask is True; infinite values keep their error."""
         return Held(self.value, np.where(mask & np.isfinite(self.value), np.inf, self.error), self.format)

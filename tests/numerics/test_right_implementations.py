@@ -1,0 +1,128 @@
+"""The error bounds of a kernel accuse no right implementation, and random right implementations come near them.
+
+`nox -s soak` takes 20,000 cases in each dtype. Each case judges some of two hundred implementations.
+"""
+
+import json
+
+import numpy as np
+import pytest
+from support.right_implementations import RightImplementation
+from support.soak import soak
+
+from crossent.cases.axes import DTYPES
+from crossent.cases.case import Case
+from crossent.numerics.bounds.contracts import contract
+from crossent.trials.difference import largest_errors
+from crossent.trials.exact import solve, solve_along
+
+IMPLEMENTATIONS = 200
+OF_A_CASE = 10  # implementations that are judged on one case
+PART = 250  # cases that one test runs, so that processes can share them
+LARGEST = 60_000  # logits: two hundred implementations of a larger case take long
+PARTS = ("loss", "gradient", "target_gradient", "tangent", "second")
+
+
+def pytest_generate_tests(metafunc):
+    if "part" in metafunc.fixturenames:
+        count = metafunc.config.getoption("--crossent-soak")
+        parts = [(dtype, start, min(PART, count - start)) for dtype in DTYPES for start in range(0, count, PART)]
+        metafunc.parametrize("part", parts, ids=lambda part: f"{part[0]}-{part[1]}")
+
+
+def is_judged(case):
+    """Whether the rules of an implementation are about this case: its numbers are finite, and it is not too large.
+
+    An implementation here has no rules for infinities. It returns one dtype, and does not convert a target of another.
+    """
+    if case.target == "other_float" or case.rows * case.classes > LARGEST:
+        return False
+    inputs = case.build()
+    return bool(inputs.logits.isfinite().all()) and bool(np.isfinite(solve(inputs).loss.hi).all())
+
+
+def shares(case, implementations):
+    """Yield each implementation, the name of a result, and the largest share of the bound among its numbers."""
+    inputs = case.build()
+    exact, along = solve(inputs), solve_along(inputs, case.direction())
+    promised = contract("kernel", "A", case.dtype)
+    bounds, allowed = (exact.bounds(promised), along.bounds(promised)), {}
+    for name in PARTS:
+        value, of = (getattr(along, name), bounds[1]) if hasattr(along, name) else (getattr(exact, name), bounds[0])
+        if value is not None:
+            allowed[name] = value, largest_errors(name, value, of)[0]
+    for implementation in implementations:
+        results = implementation(exact.terms, along.direction)
+        for name, (value, bound) in allowed.items():
+            error = value.distance(getattr(results, name).reshape(value.hi.shape))
+            with np.errstate(all="ignore"):
+                share = np.where(error > 0, np.where(np.isinf(bound), 0.0, error / bound), 0.0)
+            yield implementation, name, float(share.max(initial=0.0))
+
+
+def test_no_right_implementation_is_accused(part, seed, record_property):
+    dtype, first, count = part
+    worst, alarms, judged = dict.fromkeys(PARTS, (0.0, -1, "")), [], 0
+    for number, case in enumerate(soak(count, [dtype], seed, first=first), first):
+        if not is_judged(case):
+            continue
+        judged += 1
+        some = np.random.RandomState([seed, number]).choice(IMPLEMENTATIONS, OF_A_CASE, replace=False)
+        for made, name, share in shares(case, [RightImplementation(int(drawn), dtype) for drawn in some]):
+            worst[name] = max(worst[name], (share, made.seed, case.id))
+            if not share <= 1:
+                alarms.append(f"implementation {made.seed}, {name} of {case.id}: {share} of the bound")
+    record_property("right", json.dumps({"dtype": dtype, "cases": judged, "worst": worst}))
+    assert judged > count / 3
+    assert not alarms, "\n".join(alarms)
+
+
+# Cases that a gradient written as `s (p - 1)`, with `s = g w` multiplied first, was accused on.
+ACCUSED = (
+    "float32-2x3x2x2x3-integers-int64-none-weight_decades-ignored_class-window-target_strided-seed12",
+    "float32-17x3-offset-int64-sum-weighted-ignored_16th-transposed-target_strided-seed15",
+)
+
+
+@pytest.mark.parametrize("id", ACCUSED)
+def test_every_implementation_is_right_where_a_right_kernel_was_accused(id):
+    made = [RightImplementation(number, "float32") for number in range(IMPLEMENTATIONS)]
+    found = [(share, one.seed, name) for one, name, share in shares(Case.of(id), made)]
+    assert max(found)[0] <= 1
+    assert len(found) == IMPLEMENTATIONS * 4
+
+
+def test_two_hundred_implementations_make_every_choice():
+    for dtype in DTYPES:
+        made = [RightImplementation(number, dtype) for number in range(IMPLEMENTATIONS)]
+        for choice, least in {"_order": 6, "_side": 4, "_softmax_by": 4, "_smooths_by": 3, "_late": 8}.items():
+            assert len({getattr(one, choice) for one in made}) == least, choice
+        assert {one._fuses for one in made} == ({False} if dtype == "float64" else {False, True})
+        assert {one._compute for one in made} == ({np.float64} if dtype == "float64" else {np.float32, np.float64})
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_implementation_is_the_same_in_every_run(dtype):
+    case = Case.of(f"{dtype}-7x5-normal-int64-mean-weighted-smooth0.1")
+    exact = solve(case.build())
+    one, two = (RightImplementation(3, dtype)(exact.terms, np.ones((7, 5))) for _ in range(2))
+    assert (one.gradient == two.gradient).all()
+    assert one.loss == two.loss
+
+
+class Late(RightImplementation):
+    """An implementation that rounds `p` to 8 bits less than it computes in."""
+
+    def _results(self, t, direction):
+        plain, self._function = self._function, lambda of, values: of(values).astype(np.float16).astype(self._compute)
+        try:
+            return super()._results(t, direction)
+        finally:
+            self._function = plain
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_wrong_implementation_is_accused(dtype):
+    case = Case.of(f"{dtype}-17x3-normal-int64-sum-weighted")
+    found = [share for _, name, share in shares(case, [Late(0, dtype)]) if name in ("loss", "gradient")]
+    assert min(found) > 1
