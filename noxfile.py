@@ -82,7 +82,11 @@ def assumptions(session: nox.Session) -> None:
 def soak(session: nox.Session) -> None:
     """Test the error bounds on 20,000 random cases in each dtype; half an hour on two cores."""
     session.install("-e", ".[test]")
-    tests = ("tests/run/test_soak.py", "tests/checks/test_derivatives.py")
+    tests = (
+        "tests/run/test_soak.py",
+        "tests/numerics/test_right_implementations.py",
+        "tests/checks/test_derivatives.py",
+    )
     session.run("pytest", *tests, "--crossent-soak", "20000", *session.posargs)
 
 

@@ -57,7 +57,7 @@ class RightImplementation:
         self._fuses = bool(draw.randint(2)) and narrow  # float64 computes the fused multiply-add of float32
         self._order = draw.choice(["ascending", "descending", "pairs", "lanes", "blocks", "shuffled"])
         self._lanes = int(draw.choice([2, 4, 8, 32]))
-        self._side = draw.choice(["nearest", "down", "up", "either"])
+        self._side = draw.choice(["nearest", "down", "up", "either", "far down", "far up"])
         self._log_probs_by = draw.choice(["shift", "logsumexp"])
         self._softmax_by = draw.choice(["quotient", "reciprocal", "log", "logsumexp"])
         self._block = int(draw.choice([0, 0, 1, 3, 16, 1024]))  # classes of an online softmax; 0 without
@@ -84,9 +84,16 @@ class RightImplementation:
         return self._in(a.astype(np.float64) * b.astype(np.float64) + c.astype(np.float64))
 
     def _function(self, of: Callable[..., Any], values: Numbers) -> Numbers:
-        """Return exp or log with an error below one unit in the last place, on the side that is drawn."""
+        """Return exp or log with an error below one unit in the last place, on the side that is drawn.
+
+        An error that is drawn far has two units more of exp and one more of log, as CUDA's documentation allows.
+        """
         exact = of(values.astype(np.float64))
         if self._compute is np.float64:
+            return self._in(exact)
+        if self._side.startswith("far"):
+            units = (1 if of is np.log else 2) * (1 if self._side == "far up" else -1)
+            exact = np.where(exact == np.rint(exact), exact, exact + units * np.spacing(exact.astype(np.float32)))
             return self._in(exact)
         near = exact.astype(np.float32)
         below = np.where(near > exact, np.nextafter(near, np.float32(-np.inf)), near)
