@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import version
 
@@ -29,10 +29,11 @@ from crossent.run.plan import LEVELS, plan
 from crossent.run.runner import Interrupted
 from crossent.run.runner import check as run_check
 from crossent.subjects.builtin import NAMED
+from crossent.subjects.contracts import CONTRACTS
 from crossent.subjects.features import FEATURES
 from crossent.words import printable
 
-_LISTS = ("subjects", "checks", "cases", "features", "bugs")
+_LISTS = ("subjects", "checks", "cases", "features", "contracts", "bugs")
 # The last two follow the shell: 128 plus the number of SIGINT and of SIGPIPE.
 PASSED, FAILED, WRONG_USE, NOTHING_RAN, INTERRUPTED, NOT_WRITTEN = 0, 1, 2, 3, 130, 141
 
@@ -108,11 +109,14 @@ def crossent(context: click.Context) -> int:
     help="Skip checks of features that the subjects lack; see `crossent list features`.",
 )
 @click.option(
+    "--contract",
+    type=click.Choice(list(CONTRACTS)),
+    help="What the subjects promise: see `crossent list contracts`. For F.cross_entropy: torch.  [default: kernel]",
+)
+@click.option(
     "--grade",
     type=click.Choice(["A", "B"]),
-    default="A",
-    show_default=True,
-    help="Precision required in float16 and bfloat16: A computes in float32 and rounds once, B in the dtype itself.",
+    help="Grade in float16 and bfloat16. A: float32 inside. B: the dtype itself.  [default: A; with torch: B]",
 )
 @click.option(
     "--expected-findings",
@@ -146,7 +150,8 @@ def check(
     level: str,
     seed: int | str | None,
     without: tuple[str, ...],
-    grade: str,
+    contract: str | None,
+    grade: str | None,
     expected_findings: str | None,
     jobs: int | None,
     timeout: float,
@@ -179,6 +184,9 @@ def check(
         seed = old.seed  # other numbers could not be compared
     elif seed is None:
         seed = 0 if all(name in NAMED for name in subjects) else "random"
+    if contract is None and old is not None:
+        contracts = {part.contract for part in old.subjects} & CONTRACTS.keys()
+        contract = contracts.pop() if len(contracts) == 1 else None
     status = None
     with one_line():
         try:
@@ -189,6 +197,7 @@ def check(
                 level=level,
                 seed=seed,
                 without=[*without, *more],
+                contract=contract,
                 grade=grade,
                 expected_findings=expected_findings,
                 jobs=jobs or cores(),
@@ -252,28 +261,27 @@ def diff(old: str, new: str, strict: bool, force: bool, json_file: str | None, h
 @click.argument("what", metavar="|".join(_LISTS), type=click.Choice(_LISTS))
 @click.option("--level", type=click.Choice(LEVELS), default="normal", show_default=True, help="Level of the cases.")
 def list_(what: str, level: str) -> None:
-    """List subjects, checks, the cases of a level, features, or bugs.
+    """List subjects, checks, the cases of a level, features, contracts, or bugs.
 
-    A feature is something that a subject may lack; declare it with --without. A bug is one that somebody published: its
-    issue, what went wrong, and the cases that show it, or why no case can.
+    A feature is something that a subject may lack; declare it with --without. A contract is a promise about arithmetic;
+    choose it with --contract. A bug is one that somebody published: its issue, what went wrong, and the cases that show
+    it, or why no case can.
     """
-    if what == "subjects":
+    sentences = {
+        "checks": {name: check.sentence for name, check in CHECKS.items()} | {"errors": ERRORS},
+        "features": {name: feature.sentence for name, feature in FEATURES.items()},
+        "contracts": {name: contract.sentence for name, contract in CONTRACTS.items()},
+    }
+    if what in sentences:
+        width = max(map(len, sentences[what]))
+        lines = [f"{name:<{width}}  {sentence}" for name, sentence in sentences[what].items()]
+    elif what == "subjects":
         lines = list(NAMED)
-    elif what == "checks":
-        lines = _aligned({name: check.sentence for name, check in CHECKS.items()} | {"errors": ERRORS})
-    elif what == "features":
-        lines = _aligned({name: feature.sentence for name, feature in FEATURES.items()})
     elif what == "cases":
         lines = [case.id for case in plan(level, tuple(DTYPES), 0)]
     else:
         lines = list(map(str, bugs()))
     click.echo("\n".join(lines))
-
-
-def _aligned(sentences: Mapping[str, str]) -> list[str]:
-    """Lines of a name and its sentence."""
-    width = max(map(len, sentences))
-    return [f"{name:<{width}}  {sentence}" for name, sentence in sentences.items()]
 
 
 @crossent.command()

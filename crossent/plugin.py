@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 DEVICE, DTYPE, LEVEL, _SEED = "--crossent-device", "--crossent-dtype", "--crossent-level", "--crossent-seed"
 _SUBJECT, WITHOUT, EXPECTED = "--crossent-subject", "--crossent-without", "--crossent-expected-findings"
+CONTRACT = "--crossent-contract"
 JSON, MIN_CHECKS, BASELINE = "--crossent-json", "--crossent-min-checks", "--crossent-baseline"
 RECORDS = pytest.StashKey[list[str]]()
 SHOWN = pytest.StashKey[bool]()
@@ -41,6 +42,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     option(LEVEL, "How many cases and checks run: quick, normal or thorough. Default: quick.", metavar="LEVEL")
     option(_SEED, "Seed of the numbers in the cases. Default: 0.", type=int, metavar="N")
     option(WITHOUT, "Feature that the subjects lack. Repeatable.", action="append", metavar="FEATURE")
+    option(CONTRACT, "Contract of the subjects: kernel, fast, eager or torch. Default: their own.", metavar="NAME")
     option(EXPECTED, "TOML file of known failures with their reasons.", metavar="FILE")
     option(JSON, "Write the report of crossent's tests to this file.", metavar="FILE")
     option(
@@ -107,7 +109,7 @@ def _settings_of(config: pytest.Config, own: dict[str, Any]) -> Iterator[Setting
     """The settings for each device: a test's arguments, overridden by the command line."""
     from crossent.run.settings import Settings
 
-    given = {"dtypes": DTYPE, "level": LEVEL, "seed": _SEED, "expected_findings": EXPECTED}
+    given = {"dtypes": DTYPE, "level": LEVEL, "seed": _SEED, "contract": CONTRACT, "expected_findings": EXPECTED}
     chosen = {name: config.getoption(option) for name, option in given.items()}
     without = own.pop("without", ())
     features = [*([without] if isinstance(without, str) else without), *(config.getoption(WITHOUT) or ())]
@@ -273,7 +275,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     report = report_of_records([unpacked(record) for record in config.stash[RECORDS]])
     for part in report.subjects:
         counts = ", ".join(f"{count} {word.replace('_', ' ')}" for word, count in part.counts.items())
-        terminalreporter.line(f"{part.name}: cases {counts}")
+        terminalreporter.line(f"{part.name}: cases {counts}{part.contract and f', under the contract {part.contract}'}")
         for reason, count in sorted(part.not_applicable.items()):
             terminalreporter.line(f"  not applicable, {count} cases: {part.name} {reason}")
     terminalreporter.line(f"{ran} checks ran; {report.summary}")

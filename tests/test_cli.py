@@ -92,6 +92,8 @@ def test_check_exits_3_when_nothing_ran(capsys, monkeypatch):
         (("check", "--dtype", "float8"), "float8"),
         (("check", "--device", "cuda:99"), "cuda:99"),
         (("check", "--device", "toaster"), "toaster"),
+        (("check", "--contract", "tensorflow"), "'tensorflow' is not one of 'kernel', 'fast', 'eager', 'torch'"),
+        (("check", "--contract", "torch", "--grade", "A"), "got 'A', but the contract 'torch' has grade B"),
         (("check", "--seed", "x"), "--seed"),
         (("check", "--seed", "-1"), "--seed"),
         (("check", "--nonsense"), "--nonsense"),
@@ -326,6 +328,7 @@ def test_explain_says_what_is_true_of_ties_and_of_the_very_unlikely(capsys, logi
         ("subjects", r"^torch$"),
         ("checks", r"^target_gradient +The gradient of the target probabilities equals the exact value"),
         ("cases", r"^pytorch-73205/float32-7x5-normal-int64-mean-ignored_default-smooth0.2$"),
+        ("contracts", r"^torch +As nn.CrossEntropyLoss: "),
         ("bugs", r"^G15 +\S.* pytorch/pytorch#11551$"),
     ],
 )

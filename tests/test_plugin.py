@@ -115,6 +115,7 @@ def test_a_subject_of_the_command_line_needs_no_file(run, pytester):
         (["--crossent-subject", "formula", "--crossent-without", "wings"], "without: got 'wings'; allowed are float16"),
         (["--crossent-subject", "formula", "--crossent-device", "toaster"], "device: got 'toaster'; allowed are cpu"),
         (["--crossent-subject", "formula", "--crossent-seed", "-1"], "seed: got -1; allowed are 0 or more"),
+        (["--crossent-subject", "formula", "--crossent-contract", "jax"], "contract: got 'jax'; allowed are kernel"),
         (["--crossent-subject", "formula", "--crossent-expected-findings", "no.toml"], "expected findings: no.toml: "),
     ],
 )

@@ -46,6 +46,7 @@ def subject_json(subject: SubjectReport) -> dict[str, Any]:
         }
     return {
         "name": subject.name,
+        **({"contract": subject.contract} if subject.contract else {}),
         "counts": subject.counts,
         "grades": subject.grades,
         "not_applicable": dict(subject.not_applicable),

@@ -8,7 +8,7 @@ the format. An entry of a user's list may have the id of one finding instead of 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 from glob import escape
@@ -71,12 +71,12 @@ class ExpectedFinding:
             return not self.torch and fnmatchcase(device, self.device)
         return SpecifierSet(self.torch).contains(release) and fnmatchcase(device, self.device)
 
-    def matches(self, finding: Finding) -> bool:
-        """Whether the finding is this known failure."""
+    def matches(self, finding: Finding, subject: str) -> bool:
+        """Whether the finding is this known failure, of a subject with this name in the list."""
         described = finding.check in self.checks and self.kind in ("", finding.kind)
         if self.got:
             described = described and finding.numbers is not None and str(finding.numbers.got) in self.got
-        return described and self.covers(finding.subject, finding.case)
+        return described and self.covers(subject, finding.case)
 
     def __str__(self) -> str:
         return f"{self.reason} ({self.issue})" if self.issue else self.reason
@@ -124,23 +124,29 @@ def require_about(
             )
 
 
-def mark(report: Report, entries: Iterable[ExpectedFinding], of: Collection[str] | None = None) -> None:
+def mark(report: Report, entries: Iterable[ExpectedFinding], names: Mapping[str, str] | None = None) -> None:
     """Mark the known failures among the findings, and add the entries that no longer happen to the report.
 
-    `of` names the subjects to look at; None means all subjects.
+    Args:
+        report: the report.
+        entries: a list of known failures.
+        names: for each subject to look at, the name that the subject has in the list; None for all subjects by their
+            own names. Only subjects with their own names show that an entry no longer happens.
     """
     torch, device = report.environment["torch"], report.environment["device"]
     known = [entry for entry in entries if entry.applies(torch, device)]
-    subjects = [subject for subject in report.subjects if of is None or subject.name in of]
+    names = {subject.name: subject.name for subject in report.subjects} if names is None else names
+    subjects = [subject for subject in report.subjects if subject.name in names]
     met: set[ExpectedFinding] = set()
     for subject in subjects:
         for at, finding in enumerate(subject.findings):
-            matching = [entry for entry in known if entry.matches(finding)]
+            matching = [entry for entry in known if entry.matches(finding, names[subject.name])]
             met.update(matching)
             if matching:
                 subject.findings[at] = replace(finding, expected=str(matching[0]))
+    by_own_name = [subject for subject in subjects if subject.name == names[subject.name]]
     for entry in known:
-        if entry not in met and not entry.sometimes and any(entry.ran(subject) for subject in subjects):
+        if entry not in met and not entry.sometimes and any(entry.ran(subject) for subject in by_own_name):
             report.mended.append(str(entry))
 
 

@@ -203,7 +203,7 @@ class Verdict:
 class SubjectReport:
     """The report of one subject: the outcome of each case, the findings, and the reasons why other cases did not run.
 
-    `order` is the order of the checks in tables.
+    `order` is the order of the checks in tables. `contract` is the contract that the user chose; "" for the default.
     """
 
     name: str
@@ -211,6 +211,7 @@ class SubjectReport:
     findings: list[Finding] = field(default_factory=list)
     not_applicable: Counter[str] = field(default_factory=Counter)
     order: Sequence[str] = ()
+    contract: str = ""
 
     def enter(self, verdict: Verdict) -> None:
         """Add the verdict on one case."""

@@ -76,7 +76,8 @@ def _subject(entry: Any) -> SubjectReport:
         raise ValueError(f"a finding is on the case {min(unknown)!r}, which did not run")
     outcomes = {case: _outcome(one, case, failed.get(case, set())) for case, one in cases.items()}
     not_applicable = Counter(_each(int, part["not_applicable"], "not_applicable"))
-    return SubjectReport(name, outcomes, findings, not_applicable, tuple(_a(dict, part["checks"], "checks")))
+    checks, contract = tuple(_a(dict, part["checks"], "checks")), _a(str, part.get("contract", ""), "contract")
+    return SubjectReport(name, outcomes, findings, not_applicable, checks, contract)
 
 
 def _outcome(entry: Any, case: str, failed: set[str]) -> Outcome:

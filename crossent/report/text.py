@@ -36,6 +36,8 @@ def rendered(subject: SubjectReport, most_findings: int) -> Iterator[RenderableT
     title.append(f", {counts['expected']} known failures, {counts['not_applicable']} not applicable")
     yield Text()
     yield title
+    if subject.contract:
+        yield Text(f"  judged under the contract {subject.contract}")
     if subject.outcomes:
         yield Padding(_table(subject), (0, 0, 0, 2))
         yield from _nearest(subject)

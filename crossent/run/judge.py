@@ -25,6 +25,7 @@ from crossent.words import said
 
 # Without a loss of the right shape and dtype, no other check has anything to look at.
 _FIRST = (single.call, single.result)
+_AS_TORCH = "\nThe result has torch's bits: judge this subject with --contract torch, in Python with contract='torch'."
 
 
 def judge_case(question: Question, subject: Subject, host: Host, checks: Sequence[Check]) -> Verdict:
@@ -125,7 +126,8 @@ def as_finding(trial: Trial, check: Check, problem: Difference | Problem) -> Fin
             message, numbers = f"{of}:\n{message}", _numbers(problem, check.versus)
         else:
             numbers = _numbers(problem)
-            of_torch = "" if trial.subject is TORCH else _of_torch(trial.case, problem, inputs)
+            of_torch, hint = ("", "") if trial.subject is TORCH else _of_torch(trial, problem)
+            message += hint
     call = describe(inputs)
     return Finding(trial.subject.name, check.name, trial.case.id, kind, message, call, numbers, of_torch, of=of)
 
@@ -139,18 +141,20 @@ def _bits(value: float, dtype: str) -> str:
     return f"0x{int(bits(tensor)):0{2 * tensor.element_size()}x}"
 
 
-def _of_torch(case: Case, difference: Difference, inputs: Inputs) -> str:
-    """The value that torch gives at the worst element of a subject's result."""
+def _of_torch(trial: Trial, difference: Difference) -> tuple[str, str]:
+    """Return the value that torch gives at the worst element, and a hint if a wrong result has torch's very bits."""
     try:
-        result = evaluate(TORCH.loss, case.build(str(inputs.logits.device)))
+        result = evaluate(TORCH.loss, trial.case.build(trial.question.device))
     except Exception as error:
-        return f"refuses it: {said(error)}"
+        return f"refuses it: {said(error)}", ""
     tensor: Tensor = getattr(result, difference.of)
     value = tensor[difference.index].item()
     off = abs(value - difference.exact) if value != difference.exact else 0.0
     name = str(tensor.dtype).removeprefix("torch.")
     share = f", {off / difference.bound:.3g} of its error bound" if difference.bound else ""
-    return f"{value!r}  ({_bits(value, name)}), off by {off:.3g}{share}"
+    alike = checksum(tensor) == checksum(getattr(trial.got, difference.of))
+    hint = _AS_TORCH if alike and trial.subject.contract != TORCH.contract and not difference.ratio <= 1 else ""
+    return f"{value!r}  ({_bits(value, name)}), off by {off:.3g}{share}", hint
 
 
 def describe(inputs: Inputs) -> str:

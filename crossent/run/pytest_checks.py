@@ -16,7 +16,8 @@ from crossent.machine import ambient, environment
 from crossent.report.findings import Finding, Outcome, SubjectReport
 from crossent.report.report import Report
 from crossent.run.parallel import judge_each
-from crossent.run.settings import Settings, is_named, mark_expected, own_names
+from crossent.run.settings import Settings, mark_expected, needs_report
+from crossent.subjects.builtin import chosen_contract
 from crossent.subjects.loader import load
 from crossent.subjects.subject import Subject
 from crossent.trials.act import Here
@@ -36,7 +37,7 @@ def parametrize(
 
     Args:
         subject: the function to check, as :func:`crossent.check` takes it.
-        options: device, dtypes, level (default "quick"), seed, without, grade and expected_findings, as
+        options: device, dtypes, level (default "quick"), seed, without, contract, grade and expected_findings, as
             :func:`crossent.check` takes them.
 
     Raises:
@@ -71,8 +72,8 @@ class CaseRun:
         with ambient():
             for verdict in judge_each(self.case, self.checks, [self.subject], [Here(self.subject.loss)], device):
                 part.enter(verdict)
-        mark_expected(Report(environment(device), [part]), self.known, own_names([self.subject]))
-        if not is_named(self.subject):
+        mark_expected(Report(environment(device), [part]), self.known, [self.subject])
+        if needs_report(self.subject):
             part.findings = [replace(finding, named=False) for finding in part.findings]
         return part
 
@@ -101,7 +102,7 @@ class CheckTest:
         import pytest
 
         subject, case, part = self.run.subject, self.run.case, self.run.part
-        self.record = CheckRecord(subject.name, subject.source, case.id, self.run.settings)
+        self.record = CheckRecord(subject.name, case.id, self.run.settings, chosen_contract(subject))
         if case.id not in part.outcomes:
             (self.record.not_applicable,) = part.not_applicable
             pytest.skip(f"{subject.name} {self.record.not_applicable}")
@@ -125,9 +126,9 @@ class CheckRecord:
     """The result of one test. The process that ran the test sends the record to the process that reports."""
 
     subject: str
-    source: str
     case: str
     settings: Settings
+    contract: str = ""
     outcome: Outcome | None = None
     findings: list[Finding] = field(default_factory=list)
     not_applicable: str = ""
@@ -154,7 +155,8 @@ def tests_of(subject: str | Callable[..., Any], settings: Settings) -> Iterator[
     Raises:
         ValueError, TypeError: as :func:`crossent.check` raises them.
     """
-    subjects = load(subject, without=settings.without, grade=settings.grade, device=settings.device)
+    options: dict[str, Any] = {"without": settings.without, "contract": settings.contract, "grade": settings.grade}
+    subjects = load(subject, **options, device=settings.device)
     known = settings.expected(None)  # a list on the command line is about all subjects, of which this is one
     where = "" if settings.device == "cpu" else f"@{settings.device}"
     for one in subjects:
@@ -179,9 +181,11 @@ def report_of_records(records: Iterable[CheckRecord]) -> Report:
     assert isinstance(settings.seed, int)
     report = Report(environment(settings.device), level=settings.level, seed=settings.seed)
     parts: dict[str, SubjectReport] = {}
+    contracts: dict[str, set[str]] = {}
     skipped: set[tuple[str, str]] = set()
     for one in all_records:
         part = parts.setdefault(one.subject, SubjectReport(one.subject, order=(*CHECKS, "errors")))
+        contracts.setdefault(one.subject, set()).add(one.contract)
         if one.outcome is None:
             if (one.subject, one.case) not in skipped:  # a case that does not apply is one, for all of its checks
                 part.not_applicable[one.not_applicable] += 1
@@ -192,5 +196,7 @@ def report_of_records(records: Iterable[CheckRecord]) -> Report:
         outcome.not_run.update(one.outcome.not_run)
         outcome.grade = max(outcome.grade, one.outcome.grade)
         part.findings += one.findings
+    for name, chosen in contracts.items():  # several, where tests of one subject have other contracts
+        parts[name].contract = " and ".join(word or "the default" for word in sorted(chosen)) if any(chosen) else ""
     report.subjects = list(parts.values())
     return report

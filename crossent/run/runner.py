@@ -18,7 +18,8 @@ from crossent.report.report import Report
 from crossent.run import parallel
 from crossent.run.parallel import Progress
 from crossent.run.plan import Plan
-from crossent.run.settings import ExpectedList, Settings, is_named, mark_expected, own_names
+from crossent.run.settings import ExpectedList, Settings, mark_expected, needs_report
+from crossent.subjects.builtin import chosen_contract
 from crossent.subjects.subject import Subject
 
 
@@ -29,7 +30,8 @@ def check(
     level: str = "normal",
     seed: int | str = 0,
     without: str | Iterable[str] = (),
-    grade: str = "A",
+    contract: str | None = None,
+    grade: str | None = None,
     expected_findings: str | os.PathLike[str] | None = None,
     jobs: int | None = None,
     timeout: float = 300.0,
@@ -50,8 +52,12 @@ def check(
         level: how many cases and checks run: "quick", "normal" or "thorough".
         seed: the seed of the numbers; the options of the cases stay the same. "random" draws a seed.
         without: features that the subjects lack, by the names of `crossent list features`.
+        contract: what each subject promises about its arithmetic, by the names of `crossent list contracts`. "torch"
+            judges a subject as `nn.CrossEntropyLoss`, with torch's known failures. None stands for the contracts of the
+            forms and of torch, and for "kernel".
         grade: the precision that a callable must reach in float16 and bfloat16: "A" computes in float32 and rounds
-            once, "B" computes in the dtype itself.
+            once, "B" computes in the dtype itself. None stands for "B" under the contract "torch", otherwise "A". With
+            a contract, the grade is also that of the forms and of torch.
         expected_findings: a TOML file of known failures, in the format of `crossent/report/torch_findings.toml`.
         jobs: the number of worker processes. A subject may then crash or hang without ending the run. None runs all
             cases in this process, as does a CUDA device, or a system without fork.
@@ -62,8 +68,9 @@ def check(
         The report. `report.ok` is True if every check passed or is a known failure; `print(report)` shows the tables.
 
     Raises:
-        ValueError: a subject that cannot be loaded; an unknown dtype, level, feature or grade; a seed below 0; fewer
-            than one job; a time-out that is not positive; a file of known failures that is damaged.
+        ValueError: a subject that cannot be loaded; an unknown dtype, level, feature, contract or grade; a grade that
+            contradicts the contract; a seed below 0; fewer than one job; a time-out that is not positive; a file of
+            known failures that is damaged.
         TypeError: a subject that is neither a name nor callable.
         RuntimeError: a device that this machine does not have.
 
@@ -73,7 +80,7 @@ def check(
         >>> report.ok
         True
     """
-    settings = Settings(device, dtypes, level, seed, without, grade, expected_findings, jobs, timeout)
+    settings = Settings(device, dtypes, level, seed, without, contract, grade, expected_findings, jobs, timeout)
     return run(settings, settings.load(*subjects), progress=progress)
 
 
@@ -87,7 +94,8 @@ def run(
     """
     planned = settings.plan() if planned is None else planned
     known = settings.expected([subject.name for subject in subjects], [case.id for case in planned])
-    parts = [SubjectReport(subject.name, order=(*CHECKS, "errors")) for subject in subjects]
+    order = (*CHECKS, "errors")
+    parts = [SubjectReport(one.name, order=order, contract=chosen_contract(one)) for one in subjects]
     assert isinstance(settings.seed, int)
     report = Report(environment(settings.device), parts, level=settings.level, seed=settings.seed)
     try:
@@ -111,9 +119,9 @@ def _finished(
 ) -> Report:
     """Mark the known failures, and enter what the run covered."""
     for subject, part in zip(subjects, report.subjects, strict=True):
-        if not is_named(subject):
+        if needs_report(subject):
             part.findings = [replace(finding, named=False) for finding in part.findings]
-    mark_expected(report, known, own_names(subjects))
+    mark_expected(report, known, subjects)
     ran = {check.name for checks in planned.values() for check in checks}
     report.left_out = [name for name in CHECKS if name not in ran]
     report.triples = met(case for case in planned if isinstance(case, Case))

@@ -19,8 +19,9 @@ from crossent.machine import can_fork, require_device
 from crossent.report import expected_findings as lists
 from crossent.report.report import Report
 from crossent.run.plan import LEVELS, Plan, plan
-from crossent.subjects.builtin import BY_NAME, NAMED
+from crossent.subjects.builtin import BY_NAME, NAMED, TORCH, chosen_contract, own_subject
 from crossent.subjects.compiler import COMPILE_SUFFIX
+from crossent.subjects.contracts import TORCH_CONTRACT, require_contract
 from crossent.subjects.loader import load
 from crossent.subjects.remote import load_remote
 from crossent.subjects.subject import Subject
@@ -35,7 +36,8 @@ class Settings:
     `dtypes` and `without` become tuples, and the seed "random" becomes a number.
 
     Raises:
-        ValueError: an unknown dtype or level, a seed below 0, fewer than one job, or a time-out that is not positive.
+        ValueError: an unknown dtype, level, contract or grade, a grade that contradicts the contract, a seed below 0,
+            fewer than one job, or a time-out that is not positive.
         RuntimeError: a device that this machine does not have.
     """
 
@@ -44,7 +46,8 @@ class Settings:
     level: str = "normal"
     seed: int | str = 0
     without: str | Iterable[str] = ()
-    grade: str = "A"
+    contract: str | None = None
+    grade: str | None = None
     expected_findings: str | os.PathLike[str] | None = None
     jobs: int | None = None
     timeout: float = 300.0
@@ -62,6 +65,7 @@ class Settings:
             raise ValueError(f"jobs: got {self.jobs}; allowed is 1 or more")
         if not self.timeout > 0:
             raise ValueError(f"timeout: got {self.timeout}; allowed is more than 0 seconds")
+        require_contract(self.contract, self.grade)
         require_device(self.device)
         without = (self.without,) if isinstance(self.without, str) else tuple(self.without)
         for name, value in (("dtypes", dtypes), ("seed", seed), ("without", without)):
@@ -81,7 +85,7 @@ class Settings:
         """Load subjects, each under a name of its own; every form and torch when none is given.
 
         Raises:
-            ValueError: a subject that cannot be loaded, or an unknown feature or grade.
+            ValueError: a subject that cannot be loaded, or an unknown feature.
             TypeError: a subject that is neither a name nor callable.
         """
         each = (self._load(one) for one in dict.fromkeys(subjects) or NAMED)
@@ -89,9 +93,10 @@ class Settings:
 
     def _load(self, subject: str | Callable[..., Any]) -> Sequence[Subject]:
         known = {**NAMED, **BY_NAME}
+        options: dict[str, Any] = {"without": self.without, "contract": self.contract, "grade": self.grade}
         if self.in_workers and isinstance(subject, str) and subject.removesuffix(COMPILE_SUFFIX) not in known:
-            return load_remote(subject, self.timeout, without=self.without, grade=self.grade)
-        return load(subject, without=self.without, grade=self.grade, device=self.device)
+            return load_remote(subject, self.timeout, **options)
+        return load(subject, **options, device=self.device)
 
     def expected(self, names: Collection[str] | None, cases: Sequence[str] = ()) -> tuple[ExpectedList, ExpectedList]:
         """The known failures of torch, and those of the user's file.
@@ -133,16 +138,24 @@ def is_named(subject: Subject) -> bool:
     return subject.source == subject.name and subject.name in BY_NAME
 
 
-def own_names(subjects: Iterable[Subject]) -> list[str]:
-    """Return the names of the subjects that are this package's own, or compiled from one of them."""
-    return [subject.name for subject in subjects if subject.source.removesuffix(COMPILE_SUFFIX) in BY_NAME]
+def needs_report(subject: Subject) -> bool:
+    """Whether a finding is repeated from its report: the name does not say what the subject is, or which contract."""
+    return not is_named(subject) or chosen_contract(subject) != ""
 
 
-def mark_expected(report: Report, known: tuple[ExpectedList, ExpectedList], own: Collection[str]) -> None:
-    """Mark known failures in a report. The list of torch's failures is about the subjects of these names only."""
+def mark_expected(report: Report, known: tuple[ExpectedList, ExpectedList], subjects: Iterable[Subject]) -> None:
+    """Mark known failures in a report. The list of torch's failures is about the subjects under torch's contract."""
     of_torch, of_user = known
-    lists.mark(report, of_torch, own)
+    as_torch = {subject.name: _name_in_list(subject) for subject in subjects if subject.contract == TORCH_CONTRACT}
+    lists.mark(report, of_torch, as_torch)
     lists.mark(report, of_user)
+
+
+def _name_in_list(subject: Subject) -> str:
+    """Return the name of a subject in the list of torch's failures: that of `nn.CrossEntropyLoss`, if not its own."""
+    if own_subject(subject) in NAMED["torch"]:
+        return subject.name
+    return f"{TORCH.name}{COMPILE_SUFFIX if subject.source.endswith(COMPILE_SUFFIX) else ''}"
 
 
 def _numbered(subjects: Iterable[Subject]) -> list[Subject]:

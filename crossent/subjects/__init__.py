@@ -6,6 +6,7 @@ its arithmetic, and which features it lacks. Its modules import torch, and of th
 oracle.
 
 subject    Subject: one loss function under test, with its promise and the features that it lacks
+contracts  the contracts that a user can choose, by name
 builtin    the forms and torch, by name
 features   the features that a subject may lack
 callables  a subject from a callable or a class with the options of nn.CrossEntropyLoss

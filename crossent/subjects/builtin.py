@@ -9,8 +9,10 @@ from torch import Tensor
 
 from crossent.cases.inputs import Inputs
 from crossent.forms import FORMS, scalar
-from crossent.numerics.bounds.contracts import Grade, Promise
-from crossent.subjects.subject import Subject
+from crossent.numerics.bounds.contracts import Promise
+from crossent.subjects.compiler import COMPILE_SUFFIX
+from crossent.subjects.contracts import DEFAULT, TORCH_CONTRACT, in_halves
+from crossent.subjects.subject import Loss, Subject
 
 
 def _scalar_on_tensors(input: Tensor, target: Tensor, **options: Any) -> Tensor:
@@ -32,6 +34,13 @@ def _torch(input: Tensor, target: Tensor, **options: Any) -> Tensor:
 
 # The forms promise the arithmetic of torch's operations, but for these.
 _PROMISES: dict[str, Promise] = {"blocked": "blocked"}
+
+
+def _form(name: str, loss: Loss) -> Subject:
+    promise = _PROMISES.get(name, "eager")
+    return Subject(name, loss, promise=promise, source=name, contract=promise)
+
+
 _SCALAR = Subject(
     "scalar",
     _scalar_on_tensors,
@@ -41,11 +50,9 @@ _SCALAR = Subject(
     promise="eager",
     not_transformed="is made of Python's numbers",
     source="scalar",
+    contract="eager",
 )
-FORM_SUBJECTS = {
-    name: _SCALAR if form is scalar else Subject(name, form, promise=_PROMISES.get(name, "eager"), source=name)
-    for name, form in FORMS.items()
-}
+FORM_SUBJECTS = {name: _SCALAR if form is scalar else _form(name, form) for name, form in FORMS.items()}
 
 
 def _torch_nll(input: Tensor, target: Tensor, weight: Tensor | None = None, **options: Any) -> Tensor:
@@ -66,18 +73,28 @@ def _why_not_nll(inputs: Inputs) -> str | None:
 
 
 # On a CPU torch stores the log-probabilities of float16 and bfloat16 in that dtype, so it cannot reach grade A there.
-_IN_HALVES: dict[str, Grade] = {"float16": "B", "bfloat16": "B"}
-TORCH = Subject("torch", _torch, promise="torch", grades=_IN_HALVES, source="torch")
+_AS_TORCH: dict[str, Any] = {"promise": "torch", "grades": in_halves("B"), "contract": TORCH_CONTRACT}
+TORCH = Subject("torch", _torch, source="torch", **_AS_TORCH)
 TORCH_NLL = Subject(
     "torch_nll",
     _torch_nll,
     not_applicable=_why_not_nll,
-    promise="torch",
     not_transformed="is here for its layouts alone",
-    grades=_IN_HALVES,
     source="torch_nll",
+    **_AS_TORCH,
 )
 
 # The subjects that a name stands for: "torch" stands for both of torch's.
 NAMED = {**{name: (form,) for name, form in FORM_SUBJECTS.items()}, "torch": (TORCH, TORCH_NLL)}
 BY_NAME = {subject.name: subject for group in NAMED.values() for subject in group}
+
+
+def own_subject(subject: Subject) -> Subject | None:
+    """Return the subject of this package that a subject is, or is compiled from; None for a subject from outside."""
+    return BY_NAME.get(subject.source.removesuffix(COMPILE_SUFFIX))
+
+
+def chosen_contract(subject: Subject) -> str:
+    """Return the name of the contract that the user chose for a subject; "" for the contract that it has by default."""
+    own = own_subject(subject)
+    return "" if subject.contract == (DEFAULT if own is None else own.contract) else subject.contract

@@ -12,16 +12,15 @@ import traceback
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
-from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from crossent.numerics.bounds.contracts import Grade
-from crossent.subjects.builtin import BY_NAME, NAMED
+from crossent.subjects.builtin import BY_NAME, NAMED, own_subject
 from crossent.subjects.callables import as_subject
 from crossent.subjects.compiler import COMPILE_SUFFIX, as_compiled
+from crossent.subjects.contracts import require_contract, under_contract
 from crossent.subjects.features import require_features
 from crossent.subjects.subject import Subject
 from crossent.words import one_line, said
@@ -30,7 +29,12 @@ _ALLOWED = f"{', '.join(NAMED)}, package.module:NAME and path/to/file.py:NAME, e
 
 
 def load(
-    subject: str | Callable[..., Any], *, without: Iterable[str] = (), grade: str = "A", device: str = "cpu"
+    subject: str | Callable[..., Any],
+    *,
+    without: Iterable[str] = (),
+    contract: str | None = None,
+    grade: str | None = None,
+    device: str = "cpu",
 ) -> tuple[Subject, ...]:
     """Return the subjects that a description names. A description may stand for two subjects, as `torch` does.
 
@@ -38,16 +42,19 @@ def load(
         subject: the name of a form; `torch`; `package.module:NAME` or `path/to/file.py:NAME`, where NAME may have dots;
             any of these with `+compile`; or an object that :func:`crossent.subjects.callables.as_subject` accepts.
         without: the features that the subject lacks, as declared by the user.
-        grade: the grade that the subject must reach in half precision. The forms and torch have their own grades.
+        contract: the contract under which the subject is judged, of :mod:`crossent.subjects.contracts`. None stands for
+            the contracts of the forms and of torch, and for "kernel".
+        grade: the grade that the subject must reach in half precision, if not the grade of the contract. Without a
+            contract, the forms and torch keep their own grades.
         device: the device that runs the subject. Code compiled for CUDA has functions of lower accuracy.
 
     Raises:
-        ValueError: the subject cannot be loaded, or the feature or grade does not exist. The message is one line.
+        ValueError: the subject cannot be loaded; the feature, contract or grade does not exist; or the grade
+            contradicts the contract. The message is one line.
         TypeError: the object is not a description and cannot be called as a cross-entropy.
     """
     declared = {name: f"is declared without {name}" for name in require_features(without)}
-    if grade not in ("A", "B"):
-        raise ValueError(f"grade: got {grade!r}; allowed are A and B")
+    require_contract(contract, grade)
     if isinstance(subject, str):
         found = [_described(description, device) for description in _each(subject)]
     else:
@@ -55,10 +62,11 @@ def load(
             found = [as_subject(subject)]
         except TypeError as error:
             raise TypeError(f"subject: got {one_line(str(error))}") from None
-    halves: dict[str, Grade] = {"float16": "B", "bfloat16": "B"} if grade == "B" else {}
-    return tuple(
-        (one if one.promise in ("eager", "torch") else replace(one, grades=halves)).lacking(declared) for one in found
+    judged = (
+        one if contract is None and own_subject(one) is not None else under_contract(one, contract, grade)
+        for one in found
     )
+    return tuple(one.lacking(declared) for one in judged)
 
 
 def _each(description: str) -> list[str]:
@@ -78,8 +86,7 @@ def _described(description: str, device: str) -> Subject:
     subject = next((one for one in group if one.name == base), None) or BY_NAME.get(base)
     if subject is None:
         try:
-            found, source = _found(base)
-            subject = as_subject(found, base.rpartition(":")[2].rpartition(".")[2], source)
+            subject = as_subject(_found(base), base.rpartition(":")[2].rpartition(".")[2], source_of(base))
         except (ValueError, TypeError) as error:
             # An exception of the user's file is kept as the cause. The message has only one line of it.
             reason = f"it is {error}" if isinstance(error, TypeError) else str(error)
@@ -87,8 +94,8 @@ def _described(description: str, device: str) -> Subject:
     return subject if base == description else as_compiled(subject, device)
 
 
-def _found(description: str) -> tuple[object, str]:
-    """Return the object that a description names, and a description that works in any current directory.
+def _found(description: str) -> object:
+    """Return the object that a description names.
 
     Raises:
         ValueError: there is no such object.
@@ -99,16 +106,26 @@ def _found(description: str) -> tuple[object, str]:
     if not place:
         near = get_close_matches(description, NAMED, n=1)
         raise ValueError(f"{f'did you mean {near[0]}? ' if near else ''}allowed are {_ALLOWED}")
-    if place.endswith(".py") or "/" in place or os.sep in place:
+    if _is_file(place):
         path = _file(place)
         with _importing(str(path.parent), place, path):
             module = _module_of(path)
-        return _attribute(module, attribute, path.name), f"{path}:{attribute}"
+        return _attribute(module, attribute, path.name)
     if not all(name.isidentifier() for name in place.split(".")):
         raise ValueError(f"{place!r} is neither a module nor a file; allowed are {_ALLOWED}")
     with _importing(os.getcwd(), place):
         importlib.import_module(place)
-    return _attribute(place, attribute, place), description
+    return _attribute(place, attribute, place)
+
+
+def source_of(description: str) -> str:
+    """Return a description that names the same subject in any current directory."""
+    place, colon, attribute = description.rpartition(":")
+    return f"{Path(place).resolve()}:{attribute}" if colon and _is_file(place) else description
+
+
+def _is_file(place: str) -> bool:
+    return place.endswith(".py") or "/" in place or os.sep in place
 
 
 def _attribute(module: str, attribute: str, where: str) -> object:

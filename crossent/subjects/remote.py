@@ -19,7 +19,8 @@ from typing import Any
 from torch import Tensor
 
 from crossent.subjects.compiler import COMPILE_SUFFIX, unless_compiled
-from crossent.subjects.loader import load
+from crossent.subjects.contracts import require_contract, under_contract
+from crossent.subjects.loader import load, source_of
 from crossent.subjects.subject import Subject
 
 LONGEST = 2**20  # bytes of a description
@@ -45,50 +46,54 @@ class RemoteLoss:
 
 
 def load_remote(
-    description: str, seconds: float, *, without: Iterable[str] = (), grade: str = "A"
+    description: str,
+    seconds: float,
+    *,
+    without: Iterable[str] = (),
+    contract: str | None = None,
+    grade: str | None = None,
 ) -> tuple[Subject, ...]:
     """Return the subjects that :func:`crossent.subjects.loader.load` returns, without loading them in this process.
+
+    The other process says what a subject lacks. This process alone decides the contract, the grade and the source.
 
     Args:
         description: package.module:NAME or path/to/file.py:NAME, not the name of a built-in subject.
         seconds: the time in which the subject must be loaded.
         without: as for `load`.
+        contract: as for `load`.
         grade: as for `load`.
 
     Raises:
         ValueError: `load` raised, its process ended, or loading took too long. The message is one line.
     """
-    answer = _ask_process(lambda: _describe(description, without, grade), description, seconds)
+    require_contract(contract, grade)
+    answer = _ask_process(lambda: _describe(description, without), description, seconds)
     if "error" in answer:
         raise ValueError(str(answer["error"]))
     try:
-        return tuple(_subject(facts) for facts in answer["subjects"])
+        described = [_subject(facts, source_of(description)) for facts in answer["subjects"]]
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"subject: got {description!r}; its process sent an invalid description: {error}") from None
+    return tuple(under_contract(subject, contract, grade) for subject in described)
 
 
-def _describe(description: str, without: Iterable[str], grade: str) -> dict[str, Any]:
+def _describe(description: str, without: Iterable[str]) -> dict[str, Any]:
     try:
-        found = load(description, without=without, grade=grade)
+        found = load(description, without=without)
     except (ValueError, TypeError) as error:
         return {"error": str(error)}
-    fields = ("name", "source", "promise", "not_transformed")
     return {
         "subjects": [
-            {name: getattr(subject, name) for name in fields}
-            | {"lacks": dict(subject.lacks), "grades": dict(subject.grades)}
+            {"name": subject.name, "not_transformed": subject.not_transformed, "lacks": dict(subject.lacks)}
             for subject in found
         ]
     }
 
 
-def _subject(facts: Mapping[str, Any]) -> Subject:
-    name, source, promise, not_transformed = (
-        str(facts[field]) for field in ("name", "source", "promise", "not_transformed")
-    )
-    bare = Subject(name, RemoteLoss(source), source=source, not_transformed=not_transformed, grades=facts["grades"])
-    if promise != bare.promise:
-        raise TypeError(f"the promise {promise!r}")
+def _subject(facts: Mapping[str, Any], source: str) -> Subject:
+    name, not_transformed = (str(facts[field]) for field in ("name", "not_transformed"))
+    bare = Subject(name, RemoteLoss(source), source=source, not_transformed=not_transformed)
     if source.endswith(COMPILE_SUFFIX):
         bare = replace(bare, not_applicable=partial(unless_compiled, bare.not_applicable))
     return bare.lacking({str(feature): str(reason) for feature, reason in facts["lacks"].items()})

@@ -32,6 +32,7 @@ class Subject:
         source: the description from which :func:`crossent.subjects.loader.load` loads the subject in another process;
             "" for a plain callable.
         lacks: the features that the subject lacks, each with the reason.
+        contract: the name of the contract under which the subject is judged, in :mod:`crossent.subjects.contracts`.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Subject:
     grades: Mapping[str, Grade] = field(default_factory=dict)
     source: str = ""
     lacks: Mapping[str, str] = field(default_factory=dict)
+    contract: str = "kernel"
 
     def lacking(self, reasons: Mapping[str, str]) -> Subject:
         """Return the subject without these features. `reasons` gives the reason for each feature."""

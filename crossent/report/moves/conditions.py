@@ -11,6 +11,7 @@ from crossent.report.report import Report
 # Entries of the environment that change the bits of results. If they differ, the diff says nothing about torch.
 MACHINE = ("device", "device_name", "cpu_capability")
 UNKNOWN = "unknown"
+_BY_DEFAULT = "the default"
 
 
 def hindrances(old: Report, new: Report) -> list[str]:
@@ -29,10 +30,16 @@ def hindrances(old: Report, new: Report) -> list[str]:
 def others(old: Report, new: Report) -> list[tuple[str, str, str]]:
     """Return the differences between the runs: a name, the old value and the new value, "" if there is none."""
     was, now = _described(old), _described(new)
-    return [
+    different = [
         (name, was.get(name, ""), now.get(name, ""))
         for name in {**was, **now}
         if was.get(name, "") != now.get(name, "") or (name in was) != (name in now)
+    ]
+    before = {part.name: part.contract for part in old.subjects}
+    shared = [(part.name, before[part.name], part.contract) for part in new.subjects if part.name in before]
+    return [
+        *different,
+        *((f"contract of {name}", was or _BY_DEFAULT, now or _BY_DEFAULT) for name, was, now in shared if was != now),
     ]
 
 

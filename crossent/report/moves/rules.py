@@ -67,7 +67,8 @@ _LABELS = {
 MEANINGS = {
     Kind.BROKEN: "The check passed and now fails; or the call was refused and now returns a wrong result.",
     Kind.REFUSED: "The call returned a result and now raises.",
-    Kind.CONTRACT: "The kind of value (such as NaN), dtype, shape or class of error changed, or bits differ each time.",
+    Kind.CONTRACT: "The kind of value (such as NaN), dtype, shape or class of error changed, or bits differ each time; "
+    "or the two runs judged the subject under different contracts.",
     Kind.WORSE: "Within its bound; the error grew by more than one ulp, to more than twice in ulp and in its share.",
     Kind.STILL: "The check failed before and still fails, with other numbers.",
     Kind.FIXED: "The check failed and now passes.",

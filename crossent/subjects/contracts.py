@@ -1,0 +1,90 @@
+"""The contracts by name: what a subject must keep to pass, as the user chooses with `--contract`.
+
+The judge gives a subject its contract. A subject cannot choose: no file and no attribute of a callable names one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from crossent.numerics.bounds.contracts import Grade, Promise
+from crossent.subjects.subject import Subject
+
+
+@dataclass(frozen=True)
+class NamedContract:
+    """A contract that a user can choose.
+
+    Attributes:
+        promise: the promise about the arithmetic, from which :mod:`crossent.numerics.bounds.contracts` derives bounds.
+        grade: the grade in float16 and bfloat16, unless the user chooses another.
+        sentence: the promise in words.
+        only_grade: whether no other grade can be chosen.
+    """
+
+    promise: Promise
+    grade: Grade
+    sentence: str
+    only_grade: bool = False
+
+
+# The contract of torch, which also makes the known failures of torch known failures of the subject.
+TORCH_CONTRACT = "torch"
+# The contract of a subject from outside of this package, unless the user chooses another.
+DEFAULT = "kernel"
+CONTRACTS = {
+    "kernel": NamedContract(
+        "kernel", "A", "Computes in float32 or wider, sums in any order and in blocks, and rounds once."
+    ),
+    "fast": NamedContract(
+        "fast_kernel", "A", "As kernel, with the hardware's approximate exp, log and division, as in Triton."
+    ),
+    "eager": NamedContract(
+        "eager", "A", "Consists of torch's operations in float32 or wider, and never computes max + log Σ."
+    ),
+    TORCH_CONTRACT: NamedContract(
+        "torch",
+        "B",
+        "As nn.CrossEntropyLoss: torch's order of sums, grade B in float16 and bfloat16, and torch's known failures.",
+        only_grade=True,
+    ),
+}
+
+
+def require_contract(contract: str | None, grade: str | None) -> None:
+    """Check the names of a contract and a grade. None stands for the default.
+
+    Raises:
+        ValueError: an unknown contract or grade, or a grade that contradicts the contract. The message is one line.
+    """
+    if contract is not None and contract not in CONTRACTS:
+        raise ValueError(f"contract: got {contract!r}; allowed are {', '.join(CONTRACTS)}")
+    if grade not in (None, "A", "B"):
+        raise ValueError(f"grade: got {grade!r}; allowed are A and B")
+    if contract is None or grade is None:
+        return
+    named = CONTRACTS[contract]
+    if named.only_grade and grade != named.grade:
+        raise ValueError(
+            f"grade: got {grade!r}, but the contract {contract!r} has grade {named.grade} in float16 and bfloat16; "
+            f"leave out one of the two"
+        )
+
+
+def under_contract(subject: Subject, contract: str | None, grade: str | None) -> Subject:
+    """Return the subject under a contract and a grade, or under the defaults where they are None.
+
+    Code that torch.compile made for CUDA keeps the approximate functions that it uses, under every contract.
+    """
+    require_contract(contract, grade)
+    name = contract or DEFAULT
+    named = CONTRACTS[name]
+    promise: Promise = "fast_kernel" if subject.promise == "fast_kernel" else named.promise
+    halves: Grade = named.grade if grade is None else "B" if grade == "B" else "A"
+    return replace(subject, contract=name, promise=promise, grades=in_halves(halves))
+
+
+def in_halves(grade: Grade) -> Mapping[str, Grade]:
+    """Return the grades that are not A, for a subject with this grade in float16 and bfloat16."""
+    return {} if grade == "A" else {"float16": grade, "bfloat16": grade}
