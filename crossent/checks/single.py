@@ -19,6 +19,7 @@ from crossent.cases.case import Case
 from crossent.numerics.bounds.rounding import safe
 from crossent.numerics.formats import FORMATS
 from crossent.numerics.oracle.arithmetic import UNIT_ROUNDOFF, Ball, compensated_sum
+from crossent.report.findings import DEPENDS
 from crossent.trials.call import Result, repeat_call
 from crossent.trials.check import check
 from crossent.trials.difference import Difference, difference
@@ -58,7 +59,9 @@ def arguments(trial: Trial) -> Iterator[Problem]:
 def _arguments(trial: Trial) -> Iterator[Problem]:
     first = trial.first_call
     if name := written(first.given, trial.question.inputs):
-        yield Problem("changed_input", f"the call wrote into {name}")
+        # The checks trust their own copy of the inputs alone. The subject's process only tells one pass from the other.
+        which = "forward" if first.written_forward else "backward"
+        yield Problem("changed_input", f"the call wrote into {name} in the {which} pass")
     elif first.marked:
         yield Problem("changed_input", first.marked)
     elif first.shared:
@@ -104,10 +107,12 @@ def repeat(trial: Trial) -> Iterator[Problem]:
 
 
 def _repeat(trial: Trial) -> Iterator[Problem]:
-    question = trial.question
+    question, got = trial.question, trial.got.digest
     kept, first, second = trial.perform(repeat_call, question.fresh(), question.others.copy(), trial.gradients)
-    if {_digest(kept), _digest(second)} != {trial.got.digest}:
-        yield Problem("not_repeated", "a second call with the same arguments gives different bits")
+    if {_digest(kept), _digest(second)} != {got}:
+        alike = _digest(kept) == _digest(second) == _digest(first) != ""
+        why = f": {DEPENDS}" if alike else ""  # these calls do not differ, so that earlier calls must matter
+        yield Problem("not_repeated", f"a second call with the same arguments gives different bits{why}")
     elif first.digest != kept.digest:
         yield Problem("not_repeated", "a later call writes into the result of the first call")
 

@@ -7,10 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from crossent.cases.axes import DTYPES
+from crossent.report.clarity import doubt, same_trigger, size_of_error
 from crossent.words import word
 
 # The checks that compare the results of a call with the exact values.
 NUMBERS = ("loss", "gradient", "target_gradient")
+# Part of the message of a finding that a call in a new process may not show.
+DEPENDS = "the result depends on earlier calls"
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,8 @@ class Finding:
             lines.append(f"  {self.numbers.versus:<7} {self.numbers.exact!r} ± {self.numbers.radius:.1g}")
         lines += [f"  torch   {self.torch}"] if self.torch else []
         lines += [f"  call    {self.call}"] if self.call else []
+        trigger = same_trigger(self.check, self.case)
+        lines += [f"  corpus  {trigger}"] if trigger else []
         return "\n".join([*lines, f"  repeat  {self.command}"])
 
 
@@ -257,8 +262,10 @@ class SubjectReport:
     def sorts(self) -> list[list[Finding]]:
         """The findings that are not known failures, in groups of similar findings: reports show one of each group.
 
-        Wrong results come before refused calls, which may only lack a declaration. The first group of each check and
-        kind comes before a second group of any. Otherwise groups are in the order of the checks.
+        The first finding of a group is the plainest. Wrong results come before refused calls, which may only lack a
+        declaration. The first group of each check and kind comes before a second group of any. Findings against the
+        exact value come before findings against another result. Larger errors come first, by powers of ten. Otherwise
+        groups are in the order of the checks.
         """
         sorts: dict[tuple[str, str, str], list[Finding]] = {}
         for finding in self.findings:
@@ -268,9 +275,12 @@ class SubjectReport:
         order = {name: at for at, name in enumerate(self.order)}
         seen: Counter[tuple[str, str]] = Counter()
         places = {}
-        for check, kind, told in sorts:
-            refused = kind in ("refused", "accepted")
-            places[check, kind, told] = refused, seen[check, kind] > 0, order.get(check, len(order))
+        for (check, kind, told), findings in sorts.items():
+            findings.sort(key=doubt)
+            first, refused = findings[0], kind in ("refused", "accepted")
+            relative = first.numbers is not None and first.numbers.versus != "exact"
+            plain = -size_of_error(first)
+            places[check, kind, told] = refused, seen[check, kind] > 0, relative, plain, order.get(check, len(order))
             seen[check, kind] += 1
         return [sorts[sort] for sort in sorted(sorts, key=places.__getitem__)]
 

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from crossent.cases.axes import DENSE_TARGETS, DTYPES
 from crossent.cases.case import Case
-from crossent.report.findings import NUMBERS, Finding, SubjectReport, Tally
+from crossent.report.findings import DEPENDS, NUMBERS, Finding, SubjectReport, Tally
 
 
 def plain_text(parts: Iterable[RenderableType]) -> str:
@@ -133,7 +133,7 @@ def common(subject: SubjectReport, findings: Sequence[Finding]) -> str:
     bad, good = _having(words, failing), _having(words, passing)
     if len(failing) < 2 or not passing:
         return ""
-    best, most = "", 0.5
+    best, most = _by_earlier_calls(subject, check, failing, passing)
     for count in range(1, _MOST_WORDS + 1):
         for chosen in combinations(words, count):
             fails, passes = (len(set.intersection(*(having[word] for word in chosen))) for having in (bad, good))
@@ -143,6 +143,23 @@ def common(subject: SubjectReport, findings: Sequence[Finding]) -> str:
                 shares = f"{fails} of {len(failing)} failing cases, {passes or 'none'} of {len(passing)} passing cases"
                 best = f"{', '.join(chosen)}: {shares}"
     return best
+
+
+def _by_earlier_calls(
+    subject: SubjectReport, check: str, failing: Sequence[str], passing: Sequence[str]
+) -> tuple[str, float]:
+    """Return the words for cases on which a second call gives different bits, and how much more of them fail.
+
+    Return "" and one half if the difference is at most one half. `repeat` itself is about a second call.
+    """
+    steady = [case for case, outcome in subject.outcomes.items() if "repeat" in outcome.checks]
+    unsteady = {case for case in steady if subject.outcomes[case].checks["repeat"].failed}
+    fails, passes = len(unsteady.intersection(failing)), len(unsteady.intersection(passing))
+    above = fails / len(failing) - passes / len(passing)
+    if check == "repeat" or above <= 0.5:
+        return "", 0.5
+    shares = f"{fails} of {len(failing)} failing cases, {passes or 'none'} of {len(passing)} passing cases"
+    return f"{DEPENDS}: {shares}", above
 
 
 def _having(words: Sequence[str], cases: Iterable[str]) -> dict[str, set[str]]:

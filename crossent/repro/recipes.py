@@ -142,8 +142,12 @@ def _called(
 
 
 def _others(focus: Focus) -> dict[str, Any]:
-    """Return other numbers for the same case."""
-    return {"other": focus.case.seeded(focus.case.seed + 1).build()}
+    return of_other_numbers(focus.case)
+
+
+def of_other_numbers(case: Case) -> dict[str, Any]:
+    """Return the arguments of the same case with other numbers, as the value `other` of a script."""
+    return {"other": case.seeded(case.seed + 1).build()}
 
 
 def _derivative(step: ScriptFunction, *names: str) -> Recipe:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -16,14 +16,23 @@ from crossent.cases.bad_inputs import BAD_INPUTS, BadInput
 from crossent.cases.case import Case
 from crossent.checks import CHECKS, single
 from crossent.machine import ambient, require_device
-from crossent.report.findings import Finding, Numbers, SubjectReport
+from crossent.report.findings import DEPENDS, Finding, Numbers, SubjectReport
 from crossent.repro.composer import Code, ScriptFunction
 from crossent.repro.equations import Shapes
 from crossent.repro.literals import assignments, docstring
-from crossent.repro.recipes import RECIPES, REFUSALS, Focus, Recipe
+from crossent.repro.recipes import RECIPES, REFUSALS, Focus, Recipe, of_other_numbers
 from crossent.repro.scripts import subjects
 from crossent.repro.scripts.compiled_code import compiled
-from crossent.repro.scripts.functions import cannot_run, evaluate_loss, tensor, verdict
+from crossent.repro.scripts.functions import (
+    call_others,
+    cannot_run,
+    end_right,
+    end_unknown,
+    evaluate_loss,
+    tensor,
+    verdict,
+    verdict_of_attempt,
+)
 from crossent.repro.scripts.refusals import isolate
 from crossent.run.fresh_process import SECONDS
 from crossent.run.judge import as_finding
@@ -56,6 +65,7 @@ device = {device}
 
 {steps}
 '''
+ATTEMPTS = 20  # how often a script makes the calls of a finding that may need earlier calls
 ENDS = ("crashed", "hung")  # kinds of findings of every check: a call ended its process, or did not return
 # A subject of which no more is known than its name.
 ANOTHER = Subject("another", torch.nn.functional.cross_entropy)
@@ -144,7 +154,7 @@ def script(finding: Finding, device: str = "cpu", digest: str | None = None, *, 
     inputs = case.build()
     if digest is not None and inputs.digest != digest:
         raise ValueError(f"finding: {finding.case} has other bits here: inputs {inputs.digest}, in the report {digest}")
-    ending, values = None, dict[str, Any]()
+    ending, values, needs_calls = None, dict[str, Any](), False
     if isinstance(case, BadInput):
         values = {"raises": case.allowed(device)}
     else:
@@ -155,11 +165,17 @@ def script(finding: Finding, device: str = "cpu", digest: str | None = None, *, 
         if focus.index is not None and finding.numbers is not None:
             ending = recipe.number
             values |= _numbers(finding.numbers, CHECKS[finding.check].versus) | ({"found": None} if held else {})
-    code = Code({} if subject.differentiable else {"evaluate": evaluate_loss})
+        needs_calls = not held and _needs_earlier_calls(finding)
+        if needs_calls:
+            values = {**of_other_numbers(case), **values}
+    instead = {} if subject.differentiable else {"evaluate": evaluate_loss}
+    code = Code({**instead, **({"verdict": verdict_of_attempt} if needs_calls else {})})
     code.add(tensor)
     isolated = finding.kind in ENDS or (isinstance(case, BadInput) and case.asserts(device))
     main = _main(code, recipe.step, ending, refusable=isinstance(case, Case) and finding.kind != "refused")
-    if ending is None or ending is not recipe.number:
+    if needs_calls:
+        main = _attempts(code, main, end_unknown if DEPENDS in finding.message else end_right)
+    elif ending is None or ending is not recipe.number:
         code.add(verdict)
         main.append('verdict(False, "as it should be")')
     before = [*_subject_lines(code, finding.subject)]
@@ -197,6 +213,19 @@ def _main(code: Code, step: ScriptFunction, ending: ScriptFunction | None, *, re
         told = '    cannot_run(f"{type(error).__name__}: {error}")'
         lines = ["try:", *(f"    {line}" for line in lines), "except Exception as error:", told]
     return lines
+
+
+def _needs_earlier_calls(finding: Finding) -> bool:
+    """Whether a single attempt in a new process may not show the finding."""
+    return finding.kind in ("not_repeated", "disturbed") or (finding.kind == "wrong" and DEPENDS in finding.message)
+
+
+def _attempts(code: Code, lines: Sequence[str], end: ScriptFunction) -> list[str]:
+    """Return the lines that repeat `lines`, with other calls in between. The first wrong result ends the script."""
+    code.add(call_others)
+    code.add(end)
+    repeated = [*(f"    {line}" for line in lines), "    call_others(attempt)"]
+    return [f"for attempt in range({ATTEMPTS}):", *repeated, f"{end.__name__}()"]
 
 
 def _recipe(finding: Finding, case: Case | BadInput, subject: Subject, device: str) -> Recipe:

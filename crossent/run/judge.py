@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from crossent.cases.bad_inputs import BadInput
 from crossent.cases.case import Case
 from crossent.cases.inputs import Inputs, bits
 from crossent.checks import refusals, single
-from crossent.report.findings import Finding, Measured, Numbers, Outcome, ResultSummary, Verdict
+from crossent.report.findings import DEPENDS, Finding, Measured, Numbers, Outcome, ResultSummary, Verdict
 from crossent.subjects.builtin import TORCH
 from crossent.subjects.subject import Subject
 from crossent.trials.act import Host
@@ -59,7 +60,21 @@ def judge_case(question: Question, subject: Subject, host: Host, checks: Sequenc
     result = outcome.checks.get(single.result.name)
     if result is not None and not result.failed:
         outcome.grade = trial.grade
-    return Verdict(case.id, outcome, findings)
+    return Verdict(case.id, outcome, _with_dependence(findings))
+
+
+def _with_dependence(findings: Sequence[Finding]) -> list[Finding]:
+    """Return the findings of a case. If `repeat` fails, those about results say that they may need earlier calls."""
+    if not any((finding.check, finding.kind) == (single.repeat.name, "not_repeated") for finding in findings):
+        return list(findings)
+    why = f"\nThe check `{single.repeat.name}` fails too: {DEPENDS}."
+    about_results = ("wrong", "not_repeated", "disturbed")
+    return [
+        replace(one, message=one.message + why)
+        if one.kind in about_results and one.check != single.repeat.name
+        else one
+        for one in findings
+    ]
 
 
 def _found(trial: Trial, check: Check) -> list[Difference | Problem]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from crossent.cases.inputs import Inputs, bits
 from crossent.subjects.subject import Loss
-from crossent.trials.memory import marks, poison, shared
+from crossent.trials.memory import marks, poison, shared, written
 
 Gradients = tuple[str, ...]
 BOTH_GRADIENTS: Gradients = ("gradient", "target_gradient")
@@ -99,12 +99,14 @@ class Call:
     Attributes:
         result: the loss and the gradients.
         given: the inputs after the call.
+        written_forward: the argument into which the forward pass wrote, by its name; "" if there is none.
         marked: the change to the .grad or the requires_grad of an argument, in words; "" if there is none.
         shared: the result that shares memory with an argument, in words; "" if there is none.
     """
 
     result: Result
     given: Inputs
+    written_forward: str
     marked: str
     shared: str
 
@@ -112,15 +114,19 @@ class Call:
 def make_call(loss: Loss, inputs: Inputs, gradients: Gradients) -> Call:
     """Make the first call, and record its effects on its arguments. An act."""
     passed: dict[str, tuple[Tensor, bool]] = {}
+    before, written_forward = inputs.copy(), ""
 
     def watched(input: Tensor, target: Tensor, **options: Any) -> Tensor:
+        nonlocal written_forward
         tensors = {"input": input, "target": target, **options}
         passed.update((name, (each, each.requires_grad)) for name, each in tensors.items() if isinstance(each, Tensor))
-        return loss(input, target, **options)
+        value = loss(input, target, **options)
+        written_forward = written(inputs, before)  # `evaluate` runs the backward pass after this
+        return value
 
     result = evaluate(watched, inputs, gradients)
     parts = {"loss": result.loss, "gradient": result.gradient, "gradient of the target": result.target_gradient}
-    return Call(result, inputs, marks(passed), shared(parts, inputs))
+    return Call(result, inputs, written_forward, marks(passed), shared(parts, inputs))
 
 
 def repeat_call(loss: Loss, inputs: Inputs, others: Inputs, gradients: Gradients) -> tuple[Result, Result, Result]:

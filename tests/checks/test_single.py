@@ -7,6 +7,7 @@ from support.running import run, trial_of
 
 import crossent
 from crossent.cases.case import Case
+from crossent.report.findings import DEPENDS
 from crossent.subjects.builtin import FORM_SUBJECTS
 from crossent.subjects.subject import Subject
 from crossent.trials.trial import Problem, Question, misshapen
@@ -93,6 +94,13 @@ def writes(input, target, **options):
     return loss
 
 
+def writes_backward(input, target, **options):
+    loss = crossent.formula(input, target, **options)
+    if input.requires_grad:
+        input.register_hook(lambda gradient: (input.data.zero_(), gradient)[1])
+    return loss
+
+
 def sets_grad(input, target, **options):
     input.grad = torch.ones_like(input)
     return crossent.formula(input, target, **options)
@@ -105,7 +113,8 @@ def first_logit(input, target, **options):
 @pytest.mark.parametrize(
     ("loss", "problem"),
     [
-        (writes, Problem("changed_input", "the call wrote into input")),
+        (writes, Problem("changed_input", "the call wrote into input in the forward pass")),
+        (writes_backward, Problem("changed_input", "the call wrote into input in the backward pass")),
         (sets_grad, Problem("changed_input", "the call set the .grad of input")),
         (first_logit, Problem("aliased", "the loss shares memory with input")),
     ],
@@ -147,9 +156,18 @@ def test_a_second_call_with_other_bits_is_told_from_one_that_writes_into_the_fir
     def one_buffer(*args, **options):
         return buffer.copy_(crossent.formula(*args, **options))
 
+    first = []
+
+    def right_once(*args, **options):
+        first.append(1)
+        return crossent.formula(*args, **options) + min(len(first) - 1, 1)
+
     assert said("repeat", crossent.formula) == []
     problems = said("repeat", grows)
     assert problems == [Problem("not_repeated", "a second call with the same arguments gives different bits")]
+    problems = said("repeat", right_once, differentiable=False)
+    earlier = "a second call with the same arguments gives different bits: the result depends on earlier calls"
+    assert problems == [Problem("not_repeated", earlier)]
     problems = said("repeat", one_buffer, differentiable=False)
     assert problems == [Problem("not_repeated", "a later call writes into the result of the first call")]
 
@@ -163,3 +181,19 @@ def test_a_subject_without_gradients_is_not_asked_for_them_and_it_is_said_why():
     assert of_gradients == {"gradient", "target_gradient"}
     assert {asked[name] for name in asked.keys() - of_gradients} == {""}
     assert {check.not_run(FORM_SUBJECTS["formula"], NONE.build()) for check in SINGLE} == {""}
+
+
+def test_other_findings_of_a_case_say_that_the_result_depends_on_earlier_calls():
+    calls = []
+
+    def wrong_at_first(*args, **options):
+        calls.append(1)
+        return crossent.formula(*args, **options) * (1.01 if len(calls) == 1 else 1)
+
+    messages = {finding.check: finding.message for finding in run(Subject("mine", wrong_at_first), NONE).findings}
+    assert {"loss", "gradient", "repeat"} <= set(messages)
+    for message in messages.values():
+        assert message.count(DEPENDS) == 1
+    always = run(Subject("mine", lambda *args, **options: crossent.formula(*args, **options) * 1.01), NONE).findings
+    assert always
+    assert not any(DEPENDS in finding.message for finding in always)

@@ -3,6 +3,7 @@
 import pytest
 
 import crossent
+from crossent.report.findings import DEPENDS
 from crossent.report.text import common
 
 
@@ -49,3 +50,18 @@ def test_where_it_holds_nowhere_nothing_is_told():
     report = crossent.check(lambda x, y: x.sum() * 0 - 1, dtypes="float32", level="quick", without={"errors"})
     findings = next(of for of in report.subjects[0].sorts if of[0].check == "loss")
     assert common(report.subjects[0], findings) == ""
+
+
+def test_that_the_result_depends_on_earlier_calls_is_told():
+    """Every case that fails `repeat` too has its own result from a call before."""
+    calls = []
+
+    def counts(input, target, **options):
+        calls.append(1)
+        return crossent.formula(input, target, **options) * (1.01 if len(calls) % 5 == 0 else 1)
+
+    without = {"unbatched", "spatial", "probability_target", "empty", "errors", "compile", "vmap"}
+    report = crossent.check(counts, dtypes="float32", level="quick", without=without)
+    groups = {of[0].check: of for of in report.subjects[0].sorts}
+    assert common(report.subjects[0], groups["loss"]).startswith(f"{DEPENDS}: ")
+    assert DEPENDS not in common(report.subjects[0], groups["repeat"])

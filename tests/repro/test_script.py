@@ -18,18 +18,21 @@ from support.repro.wrong_subjects import (
     REFUSE,
     REFUSES,
     UNDER_DETERMINISM,
+    later,
     source,
     where,
 )
+from support.running import run
 
 from crossent.cases.bad_inputs import BAD_INPUTS
 from crossent.cases.case import Case
 from crossent.cases.inputs import bits
-from crossent.checks import compiled_code
+from crossent.checks import CHECKS, compiled_code
 from crossent.checks.compiled_code import _why_no_error
-from crossent.report.findings import Finding, Numbers
+from crossent.report.findings import DEPENDS, Finding, Numbers
 from crossent.repro.script import script
 from crossent.subjects.compiler import TRACER
+from crossent.subjects.subject import Subject
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -189,3 +192,59 @@ def test_a_finding_of_compiled_torch_asks_for_no_subject():
     assert "\ndef subject(input, target, **options):\n" in text
     assert text.index("\ndef subject(") < text.index("\nsubject = compiled(subject)\n") < text.index("\nlogits = ")
     assert "take these two lines out" not in text
+
+
+# A target that is kept for the next call of its shape; one call of many; and what only a run with more classes shows.
+KEEPS_TARGET = """
+import crossent
+
+kept = {}
+
+def subject(input, target, **options):
+    known = kept.get(target.shape, target)
+    kept[target.shape] = target.detach().clone()
+    return crossent.formula(input, known, **options)
+"""
+EACH_SIXTH = later("if subject.calls % 6 == 4:\n    loss = loss * 1.01")
+AFTER_MORE_CLASSES = source(
+    "subject.wide = getattr(subject, 'wide', False) or input.shape[-1] > 5\n"
+    "wrong, subject.wide = subject.wide and input.shape[-1] <= 5, input.shape[-1] > 5\n"
+    "return crossent.formula(input, target, **options) * (1.01 if wrong else 1)"
+)
+
+
+def found_after(text, before, case):
+    """The findings on a case, by check, of the subject that a text defines, after a call on another case."""
+    names = {}
+    exec(text, names)
+    checks = [CHECKS[name] for name in ("call", "result", "loss", "repeat")]
+    report = run([Subject("mine", names["subject"])], [Case.of(before), Case.of(case)], checks)
+    return {finding.check: finding for finding in report.findings if finding.case == case}
+
+
+@pytest.mark.parametrize("check", ["loss", "repeat"])
+@pytest.mark.parametrize(("subject", "before"), [(KEEPS_TARGET, INDEX + "-seed1"), (EACH_SIXTH, INDEX + "-seed1")])
+def test_a_script_makes_other_calls_where_the_result_depends_on_them(subject, before, check):
+    finding = found_after(subject, before, INDEX)[check]
+    text = script(finding)
+    _, status, out = play(with_subject(text, subject))
+    assert (status, out.splitlines()[-1]) == (1, "wrong"), out
+
+
+@pytest.mark.parametrize("check", ["loss", "repeat"])
+def test_a_script_says_that_it_does_not_know_the_calls_that_matter(check):
+    finding = found_after(AFTER_MORE_CLASSES, "float32-7x11-normal-int64-mean", INDEX)[check]
+    assert DEPENDS in finding.message
+    text = script(finding)
+    for subject in (AFTER_MORE_CLASSES, RIGHT):
+        _, status, out = play(with_subject(text, subject))
+        assert status == 2, out
+        assert "right" not in out.split()
+        assert "depends on calls that the run made before" in out
+
+
+@pytest.mark.parametrize(("name", "which"), [("changed logits", "forward"), ("changed in the backward", "backward")])
+def test_a_script_says_which_pass_writes_into_an_argument(name, which):
+    subject, case, _ = KINDS[name]
+    _, _, out = play(with_subject(script(found(subject, case, "arguments")), subject))
+    assert f": the call changed input in the {which} pass\n" in out

@@ -8,7 +8,7 @@ import zlib
 
 import torch
 
-from crossent.repro.scripts.case import allowed, device, found, own_dtype, subject, versus
+from crossent.repro.scripts.case import allowed, device, found, other, own_dtype, subject, versus
 
 
 def tensor(bits, dtype, sizes, strides, offset):
@@ -23,6 +23,29 @@ def verdict(wrong, message):
     print(f"torch {torch.__version__}: {message}")
     print("wrong" if wrong else "right", flush=True)
     raise SystemExit(wrong)
+
+
+def verdict_of_attempt(wrong, message):
+    """End the script with status 1 where the subject is wrong. Otherwise the script makes another attempt."""
+    if wrong:
+        print(f"torch {torch.__version__}: {message}")
+        print("wrong", flush=True)
+        raise SystemExit(1)
+
+
+def end_right():
+    """End the script with status 0: no attempt shows the finding."""
+    print(f"torch {torch.__version__}: as it should be, in every attempt")
+    print("right", flush=True)
+    raise SystemExit(0)
+
+
+def end_unknown():
+    """End the script with status 2: the calls that matter are not known here."""
+    print(f"torch {torch.__version__}: no attempt shows the finding.")
+    print("The result depends on calls that the run made before, and this script does not have them.")
+    print("Repeat the run with its level and seed: crossent check --level LEVEL --seed SEED", flush=True)
+    raise SystemExit(2)
 
 
 def cannot_run(message):
@@ -83,6 +106,20 @@ def fresh(logits, target, options, upstream):
         return whole.clone().as_strided(value.shape, value.stride(), value.storage_offset())
 
     return copy(logits), copy(target), {name: copy(value) for name, value in options.items()}, copy(upstream)
+
+
+def call_others(attempt):
+    """Call the subject as a run does: with other numbers, with other reductions, and with a batch of one."""
+    logits, target, options, upstream = fresh(*other)
+    calls = [(logits, target, options, upstream)]
+    calls += [(logits, target, {**options, "reduction": word}, upstream) for word in ("none", "mean", "sum")]
+    if logits.dim() > 1:
+        calls.append((logits[:1], target[:1], options, upstream[:1] if upstream.dim() else upstream))
+    for at in range(attempt):  # each attempt makes one call more: a subject may count its calls
+        try:
+            evaluate(*calls[at % len(calls)])
+        except Exception as error:
+            print(f"another call: {error!r}")
 
 
 def poison(logits, target, options, upstream):

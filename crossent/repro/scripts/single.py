@@ -79,11 +79,11 @@ def arguments():
     return {name: (view, memory(tensors[name]).tolist()) for name, view in views.items()}
 
 
-def changed(before, after):
-    """Stop where a value after the call differs from the value before it."""
+def changed(before, after, when=""):
+    """Stop where a value after the call differs from the value before it. `when` names the part of the call."""
     names = [name for name in before if before[name] not in (after[name], [])]
     if names:
-        verdict(True, f"the call changed {', '.join(names)}")
+        verdict(True, f"the call changed {', '.join(names)}{when}")
 
 
 def check_arguments():
@@ -95,11 +95,13 @@ def check_arguments():
         for name, one in tensors.items():
             if torch.is_tensor(one):
                 passed.append((name, one, one.requires_grad))
-        return subject(input, target, **options)
+        loss = subject(input, target, **options)
+        changed(before, arguments(), " in the forward pass")
+        return loss
 
     before = arguments()
     result = evaluate(*given, loss_of=watched)
-    changed(before, arguments())
+    changed(before, arguments(), " in the backward pass")
     for name, argument, wanted in passed:
         if argument.is_leaf and argument.grad is not None:
             verdict(True, f"the call set the .grad of {name}")
