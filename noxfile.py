@@ -24,6 +24,30 @@ print(f"torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices"
 # The oldest torch that is supported, and the numpy versions that it works with.
 MINIMUM = ("torch==2.0.1", "numpy<2")
 
+# The packages whose losses `nox -s world` checks, with what they import.
+WORLD = (
+    "transformers==5.23.0",
+    "keras==3.15.1",
+    "optax==0.2.8",
+    "jax==0.10.2",
+    "ml_dtypes==0.6.0",  # bfloat16 for JAX
+    *("accelerate==1.15.0", "datasets==5.2.0", "pandas==3.1.1", "pyarrow==26.0.1"),  # for trl
+    *("einops==0.8.2", "hjson==3.1.0", "msgpack==1.2.4", "ninja==1.13.2", "psutil==7.2.2"),  # for deepspeed
+    *("py-cpuinfo==9.0.0", "pydantic==2.14.4", "setuptools==84.2.1", "wheel==0.48.0"),
+)
+# Installed without their dependencies, among them torchvision and others that bring another torch.
+WORLD_ALONE = (
+    "deepspeed==0.19.8",
+    "kornia==0.9.0",
+    "megatron-core==0.16.1",
+    "monai==1.6.1",
+    "segmentation-models-pytorch==0.6.0",
+    "timm==1.0.31",
+    "torchtune==0.6.1",
+    "trl==1.16.0",
+    "unsloth-zoo==2026.10.9",
+)
+
 
 @nox.session(python=["3.11", "3.12", "3.13", "3.14"])
 def tests(session: nox.Session) -> None:
@@ -104,6 +128,18 @@ def search(session: nox.Session) -> None:
     session.install("-e", ".[test]")
     profile = ("--hypothesis-profile=thorough", "--hypothesis-show-statistics", "-s")
     session.run("pytest", "tests/run/test_search.py", *profile, *session.posargs)
+
+
+@nox.session(python="3.11")
+def world(session: nox.Session) -> None:
+    """Check the losses of other packages, such as timm and optax; fail on a finding without a reason.
+
+    Some minutes to install 2 GB, and a quarter of an hour on two cores. tests/world/findings.toml has the reasons.
+    `nox -s world -- -k keras` checks the losses of one package.
+    """
+    session.install("torch==2.13.0", "-e", ".[test]", *WORLD)
+    session.install("--no-deps", "--no-build-isolation", *WORLD_ALONE)
+    session.run("pytest", "tests/world/test_world.py", "-n", "0", *session.posargs)
 
 
 @nox.session

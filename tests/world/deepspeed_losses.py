@@ -1,0 +1,22 @@
+"""DeepSpeed: the loss of logits whose classes are split over processes: here all classes are in one process."""
+
+import deepspeed  # noqa: F401  # the module below cannot be the first import
+from deepspeed.sequence.cross_entropy import vocab_parallel_cross_entropy
+from packages import lacks
+
+LAST = "takes logits with the classes last"
+FUNCTION = "is a torch.autograd.Function with a backward alone"
+
+
+@lacks(
+    probability_target="takes class indices",
+    spatial=LAST,
+    float64="computes in float32",
+    forward_ad=FUNCTION,
+    vmap=FUNCTION,
+    compile="reads a number of the target, for its own error",
+    errors="raises ValueError where torch raises other errors",
+)
+def deepspeed_vocab_parallel(logits, target, ignore_index=-100, reduction="mean"):
+    loss = vocab_parallel_cross_entropy(logits, target, ignore_index=ignore_index, reduction=reduction)
+    return loss.to(logits.dtype)

@@ -1,0 +1,26 @@
+"""keras on torch: its losses of class indices and of probabilities."""
+
+import os
+
+os.environ["KERAS_BACKEND"] = "torch"
+import keras
+from packages import lacks
+
+REDUCTIONS = {"none": None, "mean": "sum_over_batch_size", "sum": "sum"}
+
+
+def options(logits, reduction):
+    dtype = str(logits.dtype).removeprefix("torch.")
+    return {"from_logits": True, "axis": min(1, logits.dim() - 1), "reduction": REDUCTIONS[reduction], "dtype": dtype}
+
+
+@lacks(probability_target="takes class indices", errors="leaves errors to torch")
+def keras_sparse(logits, target, ignore_index=-100, reduction="mean"):
+    loss = keras.losses.SparseCategoricalCrossentropy(ignore_class=ignore_index, **options(logits, reduction))
+    return loss(target, logits)
+
+
+@lacks(index_target="takes class probabilities", errors="leaves errors to torch")
+def keras_categorical(logits, target, reduction="mean", label_smoothing=0.0):
+    loss = keras.losses.CategoricalCrossentropy(label_smoothing=label_smoothing, **options(logits, reduction))
+    return loss(target, logits)

@@ -1,0 +1,28 @@
+"""Megatron-LM: the loss of logits whose classes are split over processes: here all classes are in one process."""
+
+import torch
+from packages import lacks, without_init
+
+without_init("megatron.core", "megatron.core.tensor_parallel")
+from megatron.core import parallel_state  # noqa: E402
+from megatron.core.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy  # noqa: E402
+
+LAST = "takes logits with the classes last"
+
+if not torch.distributed.is_initialized():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    parallel_state.initialize_model_parallel()
+
+
+@lacks(
+    probability_target="takes class indices",
+    unbatched=LAST,
+    spatial=LAST,
+    float64="computes in float32",
+    errors="takes a class out of range for a class of another process",
+)
+def megatron_vocab_parallel(logits, target, reduction="mean", label_smoothing=0.0):
+    classes = logits.size(-1)
+    smoothing = label_smoothing * (classes - 1) / classes  # Megatron-LM gives no part of it to the true class
+    losses = vocab_parallel_cross_entropy(logits.clone(), target, smoothing)
+    return {"none": lambda: losses, "mean": losses.mean, "sum": losses.sum}[reduction]().to(logits.dtype)

@@ -1,0 +1,20 @@
+"""torchtune: cross-entropy of a list of chunks of tokens."""
+
+from packages import lacks, without_init
+
+without_init("torchtune", "torchtune.modules")
+from torchtune.modules.loss import CEWithChunkedOutputLoss  # noqa: E402
+
+LAST = "takes logits with the classes last"
+
+
+@lacks(
+    probability_target="takes class indices",
+    unbatched=LAST,
+    spatial=LAST,
+    float64="computes in float32",
+    errors="leaves errors to torch",
+)
+def torchtune_chunked(logits, target, ignore_index=-100):
+    loss = CEWithChunkedOutputLoss(num_output_chunks=3, ignore_index=ignore_index)
+    return loss(logits.unsqueeze(0).chunk(3, dim=1), target.unsqueeze(0)).to(logits.dtype)

@@ -1,0 +1,33 @@
+"""Unsloth: the loss of each row, with its gradient by hand, and the loss of each row with label smoothing."""
+
+import torch
+from packages import lacks, without_init
+
+without_init("unsloth_zoo", "unsloth_zoo.fused_losses", "unsloth_zoo.temporary_patches")
+from unsloth_zoo.fused_losses.stable_softmax import cross_entropy_rows, smoothed_nll  # noqa: E402
+
+ROWS = "takes logits of shape (N, C)"
+FUNCTION = "is a torch.autograd.Function with a backward alone"
+
+
+@lacks(
+    probability_target="takes class indices",
+    uint8_target="calls gather, which refuses uint8",
+    unbatched=ROWS,
+    spatial=ROWS,
+    forward_ad=FUNCTION,
+    vmap=FUNCTION,
+    errors="leaves errors to torch",
+)
+def unsloth_rows(logits, target, ignore_index=-100, reduction="mean"):
+    losses = cross_entropy_rows(logits, target, ignore_index)
+    kept = (target != ignore_index).sum()
+    reduced = {"none": lambda: losses, "mean": lambda: losses.sum() / kept, "sum": lambda: losses.sum()}[reduction]()
+    return reduced.to(logits.dtype)
+
+
+@lacks(probability_target="takes class indices", unbatched=ROWS, spatial=ROWS, errors="leaves errors to torch")
+def unsloth_smoothed(logits, target, reduction="mean", label_smoothing=0.0):
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    losses = smoothed_nll(wide, target, label_smoothing)
+    return {"none": lambda: losses, "mean": losses.mean, "sum": losses.sum}[reduction]().to(logits.dtype)
