@@ -51,7 +51,8 @@ def blocked(
     the backward pass always computes the gradient, because reading the upstream gradient would wait for the device.
 
     The function calls :func:`crossent.formula` instead in three cases: `target` or `weight` requires a gradient;
-    torch transforms, traces or compiles the call; or the gradient itself is differentiated.
+    torch transforms, traces or compiles the call; or the gradient itself is differentiated, or computed for a batch of
+    upstream gradients.
 
     Args:
         input: Logits, as for :func:`crossent.formula`.
@@ -122,7 +123,7 @@ class _Blocked(torch.autograd.Function):
             if constant and _plain(logits):
                 gradient = torch.empty_like(logits) if gradient is None else gradient
                 _differentiate(arrange(logits, *others, *ctx.options), upstream, gradient, ctx.block_size)
-            else:  # the gradient itself is differentiated
+            else:  # the gradient itself is differentiated, or the upstream gradient is a batch
                 with torch.enable_grad():
                     loss = formula(logits, *others, *ctx.options)
                 (gradient,) = torch.autograd.grad(loss, logits, upstream, create_graph=torch.is_grad_enabled())
@@ -255,9 +256,9 @@ def _plain(*tensors: Tensor) -> bool:
     """Return whether the call is in eager mode on ordinary tensors.
 
     The result is False where torch transforms, traces or compiles the call. It is also False where a tensor has a
-    forward-mode tangent.
+    forward-mode tangent, or stands for a batch of upstream gradients.
     """
-    if compiling() or _transforming() or _modes():
+    if compiling() or _transforming() or _modes() or any(map(_is_batched, tensors)):
         return False
     ordinary = all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors)
     return ordinary and (forward_ad._current_level < 0 or all(_tangent(tensor) is None for tensor in tensors))
@@ -268,7 +269,10 @@ def _tangent(tensor: Tensor) -> Tensor | None:
     return tangent
 
 
-# These private functions report torch.func's transforms, and the modes that trace or fake tensors. torch has no public
-# function for either.
+# These private functions report torch.func's transforms, the modes that trace or fake tensors, and the tensors that
+# stand for a batch under torch.autograd.grad(is_grads_batched=True). torch has no public function for them.
 _transforming = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
 _modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
+_is_batched = getattr(
+    torch._C._functorch, "is_legacy_batchedtensor", lambda tensor: "Batched" in str(torch._C._dispatch_keys(tensor))
+)
