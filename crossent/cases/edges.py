@@ -51,6 +51,8 @@ _ALONE = (
     Case("float64", (3, 5, 4), target="probabilities", reduction="none", upstream="rows_strided", name="upstream"),
     Case("bfloat16", reduction="none", upstream="rows_large", name="upstream"),
     Case("float32", (3, 5, 4), target="probabilities", reduction="none", upstream="rows_large", name="upstream"),
+    # The upstream gradient times the weight overflows float16, and the gradient does not.
+    Case("float16", (64, 50), "flat", "int64", "none", "weight_decades", upstream="rows_large", name="upstream"),
     # Weights that are views of a larger tensor.
     Case("float32", weight="weighted", weight_layout="weight_strided", name="weight_layout"),
     Case("float64", (3, 5, 4), weight="weighted", weight_layout="weight_window", name="weight_layout"),
@@ -119,11 +121,15 @@ QUICK = (
     *_ALONE,
     # torch sums up the rows in blocks, in half precision. It does not close a block whose last row is ignored.
     Case("bfloat16", (1000, 10), ignored="ignored_16th", name="half_partial_sums"),
+    # The sum of the rows' weights overflows float16.
+    Case("float16", (1000, 10), weight="weight_decades", name="weight_overflow"),
     # A row whose sum of exponentials overflows float16.
     Case("float16", (2, 65520), "flat", name="float16_row_sum"),
     # p = 0.999: if the sum 1.001 is rounded to half precision, log p becomes 0, and the loss is no better than zeros.
     Case("bfloat16", (4, 2), "sure", name="half_sure", grade="A"),
     Case("float16", (4, 2), "sure", name="half_sure", grade="A"),
+    # With label smoothing, the sum of all log-probabilities overflows float16. The loss is `ε/C` times this sum.
+    Case("float16", (8, 1000), label_smoothing=0.1, name="half_smoothing"),
     *_wide(("bfloat16", "float32"), (*_powers(range(11)), 781)),
     # Vectors of positions and a remainder. The maximum of each row is far from the maxima of its neighbours.
     *(Case(dtype, (2, 3, 67), "row_offsets", reduction="none", upstream="rows", name="positions") for dtype in DTYPES),
@@ -151,6 +157,17 @@ NORMAL = (
     Case("bfloat16", (50000, 10), ignored="ignored_16th", name="half_partial_sums"),
     Case("float16", (5000, 10), ignored="ignored_16th", name="half_partial_sums"),
     Case("float16", (50000, 10), name="half_partial_sums"),
+    # The denominator of a weighted mean is a sum of the same kind, and scales the gradient too.
+    Case("bfloat16", (5000, 10), "normal", "int64", "mean", "weighted", "ignored_16th", name="half_weight_sum"),
+    Case("float16", (5000, 10), "normal", "int64", "mean", "weighted", "ignored_16th", name="half_weight_sum"),
+    Case("float32", (131_072, 3), "normal", "int64", "mean", "weighted", "ignored_16th", name="partial_weight_sum"),
+    Case("float16", (2000, 5), "wide", "probabilities", name="half_partial_sums"),
+    # The sum of all log-probabilities overflows float16 in one row, in many rows, by the weights, and with more axes.
+    Case("float16", (1, 8000), "flat", reduction="none", label_smoothing=0.1, upstream="rows", name="half_smoothing"),
+    Case("float16", (4000, 10), label_smoothing=0.1, name="half_smoothing"),
+    Case("float16", (257, 65), "normal", "int64", "sum", "weighted", "ignored_default", 0.1, name="half_smoothing"),
+    Case("float16", (2, 1000, 8), ignored="ignored_class", label_smoothing=0.001, name="half_smoothing"),
+    Case("float16", (8, 1000), target="probabilities", label_smoothing=0.1, name="half_smoothing"),
     # The widest flat row whose sum of exponentials does not overflow float16.
     Case("float16", (2, 65519), "flat", name="float16_row_sum"),
     *_wide(("float16", "float64"), (*_powers(range(11)), 781)),

@@ -98,6 +98,71 @@ def test_the_loss_of_65520_equal_float16_logits_is_infinite_and_of_one_less_it_i
     assert not any(measured.failed for measured in checks.values())
 
 
+@pytest.mark.skipif(RELEASE < (2, 4), reason="torch 2.4 is the first with nll_loss of float16 on a CPU")
+@pytest.mark.parametrize(
+    "case",
+    [
+        "half_smoothing/float16-8x1000-normal-int64-mean-smooth0.1",
+        "half_smoothing/float16-4000x10-normal-int64-mean-smooth0.1",
+        "half_smoothing/float16-1x8000-flat-int64-none-rows-smooth0.1",
+        "half_smoothing/float16-2x1000x8-normal-int64-mean-ignored_class-smooth0.001",
+        "half_smoothing/float16-257x65-normal-int64-sum-weighted-ignored_default-smooth0.1",
+    ],
+)
+def test_a_float16_loss_with_label_smoothing_is_infinite_and_its_gradient_is_right(found, report, case):
+    loss = found(f"torch:loss:{case}").numbers
+    assert loss.got == math.inf
+    assert loss.exact < 10_000
+    (torch_part,) = (part for part in report.subjects if part.name == "torch")
+    assert not torch_part.outcomes[case].checks["gradient"].failed
+
+
+@float16
+def test_float16_probabilities_with_label_smoothing_have_the_right_loss(report):
+    """Here torch multiplies by ε/C before the sum."""
+    (torch_part,) = (part for part in report.subjects if part.name == "torch")
+    checks = torch_part.outcomes["half_smoothing/float16-8x1000-normal-probabilities-mean-smooth0.1"].checks
+    assert not any(measured.failed for measured in checks.values())
+
+
+@pytest.mark.parametrize("subject", ["torch", "torch_nll"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=float16)])
+def test_a_weighted_mean_with_every_16th_row_ignored_has_a_gradient_that_is_too_large(found, subject, dtype):
+    case = f"half_weight_sum/{dtype}-5000x10-normal-int64-mean-weighted-ignored_16th"
+    gradient = found(f"{subject}:gradient:{case}").numbers
+    assert gradient.got / gradient.exact > {"float16": 1.05, "bfloat16": 2}[dtype]
+
+
+@pytest.mark.parametrize("subject", ["torch", "torch_nll"])
+def test_a_float32_weighted_mean_with_every_16th_row_ignored_is_off(found, subject):
+    found(f"{subject}:loss:partial_weight_sum/float32-131072x3-normal-int64-mean-weighted-ignored_16th")
+    found(f"{subject}:gradient:partial_weight_sum/float32-131072x3-normal-int64-mean-weighted-ignored_16th")
+
+
+@pytest.mark.skipif(RELEASE < (2, 4), reason="torch 2.4 is the first with nll_loss of float16 on a CPU")
+@pytest.mark.parametrize("subject", ["torch", "torch_nll"])
+def test_a_float16_mean_whose_weights_sum_to_more_than_65504_has_a_gradient_of_0(found, subject):
+    case = "weight_overflow/float16-1000x10-normal-int64-mean-weight_decades"
+    assert found(f"{subject}:gradient:{case}").numbers.got == 0.0
+    assert not math.isfinite(found(f"{subject}:loss:{case}").numbers.got)
+
+
+@pytest.mark.skipif(RELEASE < (2, 4), reason="torch 2.4 is the first with nll_loss of float16 on a CPU")
+@pytest.mark.parametrize("subject", ["torch", "torch_nll"])
+def test_a_float16_upstream_gradient_times_a_weight_overflows(found, subject):
+    case = "upstream/float16-64x50-flat-int64-none-weight_decades-rows_large"
+    gradient = found(f"{subject}:gradient:{case}").numbers
+    assert not math.isfinite(gradient.got)
+    assert abs(gradient.exact) < 65504
+
+
+@float16
+def test_a_float16_mean_over_probabilities_of_2000_rows_is_infinite(found):
+    loss = found("torch:loss:half_partial_sums/float16-2000x5-wide-probabilities-mean").numbers
+    assert loss.got == math.inf
+    assert loss.exact < 100
+
+
 @pytest.mark.parametrize("bad", ["label_smoothing_negative", "label_smoothing_nan"])
 def test_a_negative_or_nan_label_smoothing_is_accepted_and_smooths_nothing(found, bad):
     finding = found(f"torch:errors:{bad}")

@@ -1,0 +1,63 @@
+"""The page of torch's failures: every script prints what the page says, and every known failure stands on the page."""
+
+import contextlib
+import io
+import re
+
+import pytest
+import torch
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+from support.readme import ROOT
+
+from crossent.report.expected_findings import torch_list
+
+PAGE = ROOT / "docs" / "torch-findings.md"
+TEXT = PAGE.read_text(encoding="utf-8")
+# Each section with a script: its heading and its text.
+SECTIONS = [part for part in re.split(r"^### ", TEXT, flags=re.M)[1:] if "```python" in part]
+SCRIPTS = [(section, script) for section in SECTIONS for script in re.findall(r"```python\n(.*?)```", section, re.S)]
+RELEASE = Version(torch.__version__).base_version
+
+
+def run_script(script):
+    """Return the lines that a script prints, and the exception that ends the script as the last line."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        try:
+            exec(compile(script, "script", "exec"), {"__name__": "script"})
+        except Exception as error:
+            print(f"{type(error).__name__}: {error}")
+    return out.getvalue().splitlines()
+
+
+def expected(script):
+    """Return the comments that say what the lines of a script print or raise."""
+    return re.findall(r"  # (.+)$", script, re.M)
+
+
+@pytest.mark.parametrize(("section", "script"), SCRIPTS, ids=[section.splitlines()[0] for section, _ in SCRIPTS])
+def test_a_script_prints_what_the_page_says(section, script):
+    versions = re.search(r"^- Versions: (?:all|`([^`]+)`)", section, re.M)
+    assert versions, "a section with a script names the versions of torch"
+    if not SpecifierSet(versions[1] or "").contains(RELEASE):
+        pytest.skip(f"the page shows the output of torch {versions[1]}")
+    got, said = run_script(script), expected(script)
+    assert len(got) >= len(said) > 0
+    for line, comment in zip(got, said, strict=False):
+        assert line.startswith(comment) if "Error: " in comment else line == comment
+
+
+def test_a_script_that_prints_something_else_is_noticed():
+    assert run_script("print(1)\nraise ValueError('bad')") == ["1", "ValueError: bad"]
+    assert expected("x = 1  # a comment\nprint(x)  # 1\n") == ["a comment", "1"]
+
+
+def test_the_page_has_every_known_failure_and_no_other():
+    prose = re.sub(r"```.*?```|`[^`]*`", "", TEXT, flags=re.S)
+    named = re.findall(r"\*([^*]+)\*", re.sub(r"\s+", " ", prose))
+    assert sorted(named) == sorted(known.reason for known in torch_list())
+
+
+def test_the_page_links_the_issue_of_every_known_failure():
+    assert [known.issue for known in torch_list() if known.issue and known.issue not in TEXT] == []
