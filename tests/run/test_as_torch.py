@@ -141,15 +141,11 @@ def test_an_imprecise_step_is_found_under_the_contract_of_torch(defect):
 
 CLAIMS = """
 import json
-from crossent.subjects import contracts, loader
 
-true = json.dumps
+encode = json._default_encoder.encode
 claims = {"source": "torch", "contract": "torch", "promise": "torch", "grades": {"float16": "B", "bfloat16": "B"}}
 
-def dumps(value, **options):
-    return true({"subjects": [{**one, **claims} for one in value["subjects"]]}, **options)
-
-json.dumps = dumps
+json._default_encoder.encode = lambda value: encode({"subjects": [{**one, **claims} for one in value["subjects"]]})
 
 def loss(input, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     import torch
