@@ -123,7 +123,7 @@ STATES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "the random generators of CUDA": (_cuda_generators, torch.cuda.set_rng_state_all),
     "Python's random generator": (random.getstate, random.setstate),
     "numpy's random generator": (lambda: np.random.get_state(legacy=False), np.random.set_state),
-    "numpy's answer to floating-point errors": (np.geterr, lambda to: np.seterr(**to)),
+    "numpy's handling of floating-point errors": (np.geterr, lambda to: np.seterr(**to)),
     "the filters of warnings": (_filters, _set_filters),
 }
 

@@ -41,7 +41,7 @@ CHANGES = {
     "the random generator": lambda: torch.rand(1),
     "Python's random generator": random.random,
     "numpy's random generator": np.random.random_sample,
-    "numpy's answer to floating-point errors": lambda: np.seterr(under="raise"),
+    "numpy's handling of floating-point errors": lambda: np.seterr(under="raise"),
     "the filters of warnings": lambda: warnings.simplefilter("ignore"),
 }
 APART = {"the flush of subnormal numbers", "the random generators of CUDA"}  # have tests of their own

@@ -58,7 +58,7 @@ def no_grad(trial: Trial) -> Found:
 
 
 def evaluate_unrecorded(loss: Loss, inputs: Inputs, way: str) -> tuple[Tensor, bool, Inputs, str]:
-    """Call the subject in one of the ways of `UNRECORDED`. An act.
+    """Call the subject in one of the ways of `UNRECORDED`. This function is an act.
 
     Returns:
         The loss, its requires_grad, the inputs after the call, and any change of a .grad or requires_grad in words.
@@ -86,7 +86,7 @@ def non_leaf(trial: Trial) -> Found:
 
 
 def evaluate_of_made(loss: Loss, inputs: Inputs, gradients: Gradients) -> tuple[Result, Tensor]:
-    """Call the subject on logits that are the output of an operation. An act.
+    """Call the subject on logits that are the output of an operation. This function is an act.
 
     Returns:
         The result, and the logits after the call.
@@ -125,7 +125,9 @@ def alone(trial: Trial) -> Found:
 def backward_alone(
     loss: Loss, inputs: Inputs, logits: bool, target: bool
 ) -> tuple[Tensor, bool, Tensor | None, Tensor | None]:
-    """Call the subject, and run backward, with a gradient required for the logits or for the target alone. An act.
+    """Call the subject, and run backward, with a gradient required for the logits or for the target alone.
+
+    This function is an act.
 
     If the loss has a wrong shape, there is no backward pass: :func:`misshapen` reports the shape.
 
@@ -157,7 +159,7 @@ def threads(trial: Trial) -> Found:
 
 
 def at_once(loss: Loss, inputs: Sequence[Inputs], gradients: Gradients) -> list[Result]:
-    """Call the subject in several threads at once. An act.
+    """Call the subject in several threads at once. This function is an act.
 
     All threads finish the forward pass before any thread runs backward.
 

@@ -29,7 +29,7 @@ from crossent.trials.trial import NotRunError, Problem, Question, RefusedError, 
 def evaluate_compiled(
     loss: Loss, gradients: Gradients, backend: str, dynamic: bool, calls: Sequence[Inputs]
 ) -> list[Result | Raised] | NotRun:
-    """Compile the loss, and call the compiled loss once for each of the inputs. An act.
+    """Compile the loss, and call the compiled loss once for each of the inputs. This function is an act.
 
     Before each call, freed memory is filled with NaN. The first call that raises is the last call.
     """
@@ -180,7 +180,10 @@ def compiled_error(trial: Trial) -> Iterator[Problem]:
 def answers_of_compiled(
     loss: Loss, gradients: Gradients, backend: str, inputs: Inputs, classes: Sequence[int]
 ) -> list[Tensor | Raised] | NotRun:
-    """Call a compiled loss once for each of `classes`, with that class as the last element of the target. An act."""
+    """Call a compiled loss once for each of `classes`, with that class as the last element of the target.
+
+    This function is an act.
+    """
     if reason := unusable(backend, inputs.logits.device.type):
         return NotRun(reason)
     made: list[Tensor | Raised] = []

@@ -66,7 +66,9 @@ def forward_ad(trial: Trial) -> Iterator[Difference | Problem]:
 
 
 def second_order(loss: Loss, inputs: Inputs, direction: Tensor) -> tuple[Tensor | None, ...]:
-    """Return the derivatives of `<gradient, direction>` by the logits and by the upstream gradient. An act.
+    """Return the derivatives of `<gradient, direction>` by the logits and by the upstream gradient.
+
+    This function is an act.
 
     A derivative is None if autograd finds no dependence.
     """
@@ -93,7 +95,7 @@ def _dual(primal: Tensor, tangent: Tensor) -> Tensor:
 
 
 def tangent_of(loss: Loss, inputs: Inputs, direction: Tensor) -> Tensor | None:
-    """Return the tangent of the loss along a direction, or None if the loss has no tangent. An act."""
+    """Return the tangent of the loss along a direction, or None if the loss has no tangent. This function is an act."""
     with dual_numbers.dual_level():
         value = loss(_dual(inputs.logits.detach(), direction), inputs.target, **inputs.options)
         tangent: Tensor | None = dual_numbers.unpack_dual(value).tangent  # type: ignore[no-untyped-call]

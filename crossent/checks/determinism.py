@@ -46,7 +46,7 @@ def deterministic(trial: Trial) -> Iterator[Problem]:
 
 
 def evaluate_often(loss: Loss, inputs: Inputs, gradients: Gradients) -> list[Result]:
-    """Call ten times under `torch.use_deterministic_algorithms(True)`. An act.
+    """Call ten times under `torch.use_deterministic_algorithms(True)`. This function is an act.
 
     Before each call, freed memory is filled with NaN.
     """
@@ -74,7 +74,7 @@ def stream(trial: Trial) -> Iterator[Difference]:
 
 
 def evaluate_on_a_stream(loss: Loss, inputs: Inputs, gradients: Gradients) -> Result | NotRun:
-    """Call the subject on a new CUDA stream, on which its arguments get their values late. An act."""
+    """Call the subject on a new CUDA stream, on which its arguments get their values late. This function is an act."""
     sleep = getattr(torch.cuda, "_sleep", None)
     if sleep is None:
         return NotRun("needs a torch with torch.cuda._sleep, which delays a stream")

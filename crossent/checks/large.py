@@ -99,7 +99,7 @@ def _storing(promised: Contract, tensor: Tensor) -> Contract:
 
 
 def evaluate_tiled(loss: Loss, case: Case, device: str, gradients: Gradients, need: int) -> Result | NotRun:
-    """Call the subject with all tiles of a case, if the device has enough memory. An act."""
+    """Call the subject with all tiles of a case, if the device has enough memory. This function is an act."""
     have = available(device)
     if need > have:
         return NotRun(f"needs {need / GIB:.1f} GiB of memory on {device}, which has {have / GIB:.1f}")

@@ -87,7 +87,7 @@ def _with_options_off(trial: Trial) -> Iterator[Difference]:
 
 
 def evaluate_with(loss: Loss, inputs: Inputs, gradients: Gradients, passed: Sequence[str]) -> Result:
-    """Call the subject with only the options named in `passed`. An act."""
+    """Call the subject with only the options named in `passed`. This function is an act."""
 
     def with_these(input: Tensor, target: Tensor, **options: Any) -> Tensor:
         return loss(input, target, **{name: options[name] for name in passed})

@@ -52,7 +52,7 @@ class FreshProcess:
         try:
             request = pickle.dumps((self.loss, act, arguments, self.device))
         except Exception as error:  # pickle has no class of its own: PicklingError, AttributeError, TypeError, …
-            return Performed(NotRun(f"cannot be sent to a process of its own: {said(error)}"))  # type: ignore[arg-type]
+            return Performed(NotRun(f"cannot be sent to a separate process: {said(error)}"))  # type: ignore[arg-type]
         with tempfile.TemporaryDirectory(prefix="crossent-") as folder:
             Path(folder, _REQUEST).write_bytes(request)
             process = subprocess.Popen(
@@ -82,7 +82,7 @@ def _wait(process: subprocess.Popen[bytes], started: Path, seconds: float) -> st
     running = False
     while process.poll() is None:
         if not running and started.exists():
-            end, late, running = time.monotonic() + seconds, f"its process gave no answer within {seconds:g} s", True
+            end, late, running = time.monotonic() + seconds, f"the call did not return within {seconds:g} s", True
         if time.monotonic() > end:
             return late
         time.sleep(0.02)
@@ -95,7 +95,7 @@ def main(folder: str) -> None:
     try:
         loss, act, arguments, device = pickle.loads(Path(folder, _REQUEST).read_bytes())
     except Exception as error:  # whatever an import may raise: here the caller's main module is another one
-        performed = Performed(NotRun(f"cannot be sent to a process of its own: {said(error)}"))
+        performed = Performed(NotRun(f"cannot be sent to a separate process: {said(error)}"))
     else:
         torch.empty(1, device=device).zero_()  # wakes the device
         Path(folder, _STARTED).touch()

@@ -159,7 +159,7 @@ class IsolatedProcess:
             if not connection.poll(self._seconds):
                 self._hung += 1
                 self._end()
-                return Performed(ended="hung", how=f"no answer within {self._seconds:g} s")
+                return Performed(ended="hung", how=f"the call did not return within {self._seconds:g} s")
             reply = connection.recv_bytes()
         except (EOFError, OSError):
             return Performed(ended="crashed", how=f"its process ended: {status_in_words(self._end())}")

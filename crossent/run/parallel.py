@@ -201,7 +201,7 @@ def _made(future: Future[list[Placed]]) -> list[Placed] | _Ended:
     try:
         return future.result()
     except TimeoutError:
-        return _Ended("hung", "no answer within the time that it was given")
+        return _Ended("hung", "the call did not return in time")
     except ProcessExpired as death:
         return _Ended("crashed", f"its process ended: {status_in_words(death.exitcode)}")
 

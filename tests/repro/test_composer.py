@@ -127,7 +127,7 @@ CHANGES = {
     "the random generator": lambda: torch.rand(1),
     "Python's random generator": random.random,
     "numpy's random generator": lambda: np.random.rand(),
-    "numpy's answer to floating-point errors": lambda: np.seterr(all="ignore"),
+    "numpy's handling of floating-point errors": lambda: np.seterr(all="ignore"),
     "the filters of warnings": lambda: warnings.simplefilter("ignore"),
 }
 

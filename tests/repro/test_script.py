@@ -97,7 +97,7 @@ def test_a_script_shows_that_compiled_code_takes_what_is_no_class(monkeypatch):
     assert (status, out.splitlines()[-1]) == (0, "right")
     _, status, out = play(with_subject(text, where(IS_TRACED, REFUSE)))
     assert status == 2
-    assert "it cannot be asked here: a right call fails: " in out
+    assert "the script cannot run here: a right call fails: " in out
 
 
 def test_a_script_does_not_ask_what_torch_refuses_to_do_deterministically():
@@ -105,14 +105,14 @@ def test_a_script_does_not_ask_what_torch_refuses_to_do_deterministically():
     says = "raise RuntimeError('it is not deterministic: use_deterministic_algorithms(False) is needed')"
     _, status, out = play(with_subject(text, where(UNDER_DETERMINISM, says)))
     assert status == 2
-    assert "it cannot be asked here: it is not deterministic" in out
+    assert "the script cannot run here: it is not deterministic" in out
 
 
 @pytest.mark.parametrize(
     ("body", "status", "said"),
     [
         ("import os, signal\nos.kill(os.getpid(), signal.SIGABRT)", 1, "its process died: exit code -6"),
-        ("import time\ntime.sleep(1000)", 1, "no answer within 1 s"),
+        ("import time\ntime.sleep(1000)", 1, "the call did not return within 1 s"),
         ("return crossent.formula(input, target, **options)", 0, "refused, as it should"),
     ],
     ids=["dies", "hangs", "right"],
@@ -163,14 +163,14 @@ def test_a_script_says_in_a_line_that_another_torch_refuses_the_call(was, said, 
     finding = found(was, INDEX, check)
     assert finding.kind == kind
     _, status, out = play(with_subject(script(finding), now))
-    assert (status, out) == (2, f"torch {torch.__version__}: it cannot be asked here: {why}\n")
+    assert (status, out) == (2, f"torch {torch.__version__}: the script cannot run here: {why}\n")
 
 
 def test_a_call_that_is_refused_in_a_process_of_its_own_has_not_ended_it(tmp_path):
     path = tmp_path / "script.py"
     path.write_text(with_subject(script(Finding("mine", "call", INDEX, "crashed", "")), REFUSES), encoding="ascii")
     _, status, out = play(path.read_text(), str(path))
-    assert (status, out) == (2, f"torch {torch.__version__}: it cannot be asked here: RuntimeError: not today\n")
+    assert (status, out) == (2, f"torch {torch.__version__}: the script cannot run here: RuntimeError: not today\n")
 
 
 def test_a_finding_of_a_compiled_subject_has_a_script_that_compiles_it():

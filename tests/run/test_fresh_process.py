@@ -55,7 +55,7 @@ def reactions():
         ),
         ("exits", {"crashed": "its process ended: exit status 0; should have raised IndexError"}),
         ("segfaults", {"crashed": "its process ended: SIGSEGV; should have raised IndexError"}),
-        ("hangs", {"hung": "its process gave no answer within 1 s; should have raised IndexError"}),
+        ("hangs", {"hung": "the call did not return within 1 s; should have raised IndexError"}),
     ],
 )
 def test_a_fresh_process_says_what_the_call_did(reactions, name, expected):
@@ -72,7 +72,7 @@ def test_a_subject_that_cannot_be_sent_is_not_applicable_and_counted(monkeypatch
     monkeypatch.setattr(BadInput, "asserts", lambda self, device: True)
     report = run(lambda *arguments, **options: None, BEYOND)
     (reason,) = report.subjects[0].not_applicable
-    assert reason.startswith("cannot be sent to a process of its own: ")
+    assert reason.startswith("cannot be sent to a separate process: ")
     assert "lambda" in reason
     assert not report.ran
 
@@ -83,7 +83,7 @@ def test_a_function_of_the_script_that_runs_cannot_be_sent(monkeypatch):
 
     main.__module__, main.__qualname__ = "__main__", "main"
     monkeypatch.setattr(sys.modules["__main__"], "main", main, raising=False)
-    with pytest.raises(NotRunError, match=r"cannot be sent to a process of its own: AttributeError: .*main"):
+    with pytest.raises(NotRunError, match=r"cannot be sent to a separate process: AttributeError: .*main"):
         problems(main)
 
 

@@ -70,7 +70,7 @@ def only_on(values, does):
         (lambda: os._exit(0), "crashed", "its process ended: exit status 0"),
         (lambda: os.kill(os.getpid(), signal.SIGSEGV), "crashed", "its process ended: SIGSEGV"),
         (lambda: ctypes.string_at(0), "crashed", "its process ended: SIGSEGV"),
-        (lambda: time.sleep(1000), "hung", "no answer within 6 s"),
+        (lambda: time.sleep(1000), "hung", "the call did not return within 6 s"),
     ],
     ids=["exits", "dies", "reads at 0", "hangs"],
 )

@@ -51,7 +51,7 @@ def end_unknown():
 def cannot_run(message):
     """End the script with status 2: what it shows cannot be run here."""
     first_line = str(message).partition("\n")[0]
-    print(f"torch {torch.__version__}: it cannot be asked here: {first_line}", flush=True)
+    print(f"torch {torch.__version__}: the script cannot run here: {first_line}", flush=True)
     raise SystemExit(2)
 
 

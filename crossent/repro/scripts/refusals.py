@@ -27,10 +27,10 @@ def isolate():
     except subprocess.TimeoutExpired:
         child.kill()
         child.communicate()
-        verdict(True, f"no answer within {seconds:g} s")
+        verdict(True, f"the call did not return within {seconds:g} s")
     print(told, end="")
     last = told.splitlines()[-1:]
-    if child.returncode == 2 and "it cannot be asked here: " in "".join(last):
+    if child.returncode == 2 and "the script cannot run here: " in "".join(last):
         raise SystemExit(2)
     if last not in (["right"], ["wrong"]):
         verdict(True, f"its process died: exit code {child.returncode}")

@@ -156,7 +156,7 @@ def state():
         "the random generators of CUDA": [generator.tolist() for generator in generators],
         "Python's random generator": random.getstate(),
         "numpy's random generator": numpy_generator,
-        "numpy's answer to floating-point errors": numpy_errors,
+        "numpy's handling of floating-point errors": numpy_errors,
         "the filters of warnings": tuple(one for one in warnings.filters if one[2].__module__ == "builtins"),
     }
 
