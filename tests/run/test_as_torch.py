@@ -8,7 +8,7 @@ from every import MUTANTS
 from support.defects import DEFECTS
 from support.running import check_on, run
 
-from crossent import cli
+import crossent
 from crossent.cases.axes import DTYPES
 from crossent.cases.bad_inputs import BAD_INPUTS
 from crossent.cases.case import Case
@@ -56,7 +56,7 @@ def few(monkeypatch):
     dtypes = tuple(DTYPES)
     cases = [*list(edges(dtypes, 0, "quick"))[::4], *list(grid(dtypes, 0, "pairs"))[::4], HALF_SURE]
     cases = [case for case in cases if case.rows * case.classes < 10_000]
-    monkeypatch.setattr(cli, "run_check", check_on([], more=cases))
+    monkeypatch.setattr("crossent.run.runner.check", check_on([], more=cases))
 
 
 @pytest.mark.skipif(not can_fork(), reason="needs a system that forks")
@@ -181,6 +181,16 @@ def test_a_form_is_judged_under_the_contract_of_torch(name):
     assert "judged under the contract torch" in str(report)
 
 
+def torch_like(input, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
+    return crossent.formula(input, target, weight, ignore_index, reduction, label_smoothing)
+
+
+def test_a_right_function_with_torchs_name_does_not_say_that_torch_is_fixed():
+    report = check_on([HALF_SURE], bad_inputs=False)(torch_like, level="quick", dtypes=["bfloat16"], contract="torch")
+    assert report.ran == 1
+    assert (report.findings, report.mended) == ([], [])
+
+
 def test_a_finding_under_another_contract_is_repeated_from_its_report(tmp_path, capsys):
     report = check_on([HALF], bad_inputs=False)("torch", level="quick", dtypes=["bfloat16"], contract="kernel")
     part, _ = report.subjects
@@ -229,7 +239,7 @@ def test_a_baseline_gives_a_run_its_contract(tmp_path, monkeypatch, capsys, cont
     (tmp_path / "mine.py").write_text(WRAPPER, encoding="utf-8")
     description = f"{tmp_path / 'mine.py'}:loss"
     few = check_on([HALF, PLAIN], bad_inputs=False)
-    monkeypatch.setattr(cli, "run_check", few)
+    monkeypatch.setattr("crossent.run.runner.check", few)
     few(description, level="quick", contract=contract, jobs=1).write_json(tmp_path / "r.json")
     new, options = tmp_path / "new.json", ("--level", "quick", "--jobs", "1", *more)
     status = main(["check", description, "--baseline", str(tmp_path / "r.json"), "--json", str(new), *options])
