@@ -31,7 +31,6 @@ WORLD = (
     "optax==0.2.8",
     "jax==0.10.2",
     "ml_dtypes==0.6.0",  # bfloat16 for JAX
-    *("accelerate==1.15.0", "datasets==5.2.0", "pandas==3.1.1", "pyarrow==26.0.1"),  # for trl
     *("einops==0.8.2", "hjson==3.1.0", "msgpack==1.2.4", "ninja==1.13.2", "psutil==7.2.2"),  # for deepspeed
     *("py-cpuinfo==9.0.0", "pydantic==2.14.4", "setuptools==84.2.1", "wheel==0.48.0"),
 )

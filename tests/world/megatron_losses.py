@@ -8,6 +8,7 @@ from megatron.core import parallel_state  # noqa: E402
 from megatron.core.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy  # noqa: E402
 
 LAST = "takes logits with the classes last"
+FUNCTION = "is a torch.autograd.Function with a backward alone"
 
 if not torch.distributed.is_initialized():
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
@@ -16,13 +17,17 @@ if not torch.distributed.is_initialized():
 
 @lacks(
     probability_target="takes class indices",
+    uint8_target="indexes with the target, and uint8 is a mask",
     unbatched=LAST,
     spatial=LAST,
     float64="computes in float32",
+    forward_ad=FUNCTION,
+    vmap=FUNCTION,
     errors="takes a class out of range for a class of another process",
 )
 def megatron_vocab_parallel(logits, target, reduction="mean", label_smoothing=0.0):
     classes = logits.size(-1)
     smoothing = label_smoothing * (classes - 1) / classes  # Megatron-LM gives no part of it to the true class
+    # The loss overwrites float32 logits, to save memory.
     losses = vocab_parallel_cross_entropy(logits.clone(), target, smoothing)
     return {"none": lambda: losses, "mean": losses.mean, "sum": losses.sum}[reduction]().to(logits.dtype)

@@ -1,9 +1,15 @@
-"""TRL: the log-probability of each token, whose negative is the loss of a row."""
+"""TRL: the log-probability of each token, whose negative is the loss of a row.
 
-from packages import lacks
-from trl.trainer.utils import selective_log_softmax
+The file with the function imports datasets, pandas and accelerate, so the glue takes the function alone.
+"""
 
+import torch
+from packages import function_of, lacks
+from torch.nn import functional
+
+NAMES = {"torch": torch, "F": functional, "is_triton_available": lambda: False}
 LAST = "takes logits with the classes last"
+selective_log_softmax = function_of("trl", "trainer/utils.py", "selective_log_softmax", **NAMES)
 
 
 @lacks(
@@ -11,6 +17,7 @@ LAST = "takes logits with the classes last"
     uint8_target="calls gather, which refuses uint8",
     unbatched=LAST,
     spatial=LAST,
+    empty="stacks the rows, of which there must be one",
     errors="leaves errors to torch",
 )
 def trl_selective(logits, target, reduction="mean"):
