@@ -17,7 +17,8 @@ The checker:
 
 The rooms of the package, from the bottom to the top; each room's `__init__` lists its modules:
 
-    words, machine, state   text made harmless; devices and versions; the global state of torch
+    words, files, choices   text made harmless; files written whole; the words that options accept
+    machine, state          devices and versions; the global state of torch
     forms                   the textbook: the five forms
     numerics                the mathematics: the exact value (oracle), and the error bounds (bounds)
     cases                   the inputs, each rebuilt bit for bit from its id
@@ -27,7 +28,8 @@ The rooms of the package, from the bottom to the top; each room's `__init__` lis
     checks                  the properties that are tested
     run                     from a level to a report
     repro                   a finding as a script that needs torch alone
-    cli, console, plugin    the command, its output, and the pytest plugin
+    cli, options, console   the command, its options, and its output
+    plugin                  the pytest plugin
     adapters                public: from_numpy, from_jax, from_onnx
 
 Names are imported on first use: pytest loads the plugin in every project, and most projects need no torch.

@@ -7,31 +7,17 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 import click
-from rich.constrain import Constrain
-from rich.text import Text
 
-from crossent.cases.axes import DTYPES
-from crossent.cases.corpus import bugs
-from crossent.checks import CHECKS
-from crossent.checks.refusals import ERRORS
-from crossent.console import SEED_OPTION, Output, Seed, chosen_files, one_line, progress, write
-from crossent.forms import explain as explanation
-from crossent.forms.explain import SEED_LOGITS, SEED_TARGET, random_row
-from crossent.machine import cores
-from crossent.report.moves.diff import diff as diff_of
-from crossent.report.reader import find, read_json, read_report
-from crossent.report.report import Report
-from crossent.repro.script import nearest_to_bound, repeated, script
-from crossent.run.plan import LEVELS, plan
-from crossent.run.runner import Interrupted
-from crossent.run.runner import check as run_check
-from crossent.subjects.builtin import NAMED
-from crossent.subjects.contracts import CONTRACTS
-from crossent.subjects.features import FEATURES
+from crossent.choices import CONTRACT_NAMES, DTYPE_NAMES, LEVELS
+from crossent.options import SEED_OPTION, Numbers, Seed, chosen_files, one_line, write
 from crossent.words import printable
+
+# A command imports what it needs when it runs: `crossent --help` and a misspelt option wait for no import of torch.
+if TYPE_CHECKING:
+    from crossent.report.report import Report
 
 _LISTS = ("subjects", "checks", "cases", "features", "contracts", "bugs")
 # The last two follow the shell: 128 plus the number of SIGINT and of SIGPIPE.
@@ -71,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @click.group(no_args_is_help=False, invoke_without_command=True)
 @click.pass_context
-@click.version_option(version("crossent"), message="crossent %(version)s")
+@click.version_option(package_name="crossent", message="crossent %(version)s")
 def crossent(context: click.Context) -> int:
     """Check cross-entropy implementations against torch.nn.CrossEntropyLoss and the exact value."""
     if context.invoked_subcommand is None:
@@ -87,7 +73,7 @@ def crossent(context: click.Context) -> int:
     "--dtype",
     "dtypes",
     multiple=True,
-    type=click.Choice(list(DTYPES)),
+    type=click.Choice(DTYPE_NAMES),
     help="Dtype of the logits. Repeat the option for several.  [default: all four]",
 )
 @click.option(
@@ -110,7 +96,7 @@ def crossent(context: click.Context) -> int:
 )
 @click.option(
     "--contract",
-    type=click.Choice(list(CONTRACTS)),
+    type=click.Choice(CONTRACT_NAMES),
     help="What the subjects promise: see `crossent list contracts`. For F.cross_entropy: torch.  [default: kernel]",
 )
 @click.option(
@@ -177,6 +163,16 @@ def check(
     files = chosen_files(json_file, html_file)
     if (strict or force) and baseline_file is None:
         raise click.UsageError("--strict and --force need --baseline")
+    from rich.text import Text
+
+    from crossent.console import Output, progress
+    from crossent.machine import cores
+    from crossent.report.moves.diff import diff as diff_of
+    from crossent.run.runner import Interrupted
+    from crossent.run.runner import check as run_check
+    from crossent.subjects.builtin import NAMED
+    from crossent.subjects.features import FEATURES
+
     old = None if baseline_file is None else _recorded(baseline_file)  # before the run, which takes long
     # `--without weight vmap`: click takes `vmap` for a subject, and no subject has the name of a feature.
     more = [name for name in subjects if without and name in FEATURES]
@@ -185,7 +181,7 @@ def check(
     elif seed is None:
         seed = 0 if all(name in NAMED for name in subjects) else "random"
     if contract is None and old is not None:
-        contracts = {part.contract for part in old.subjects} & CONTRACTS.keys()
+        contracts = {part.contract for part in old.subjects} & set(CONTRACT_NAMES)
         contract = contracts.pop() if len(contracts) == 1 else None
     status = None
     with one_line():
@@ -193,7 +189,7 @@ def check(
             report = run_check(
                 *(name for name in subjects if name not in more),
                 device=device,
-                dtypes=dtypes or tuple(DTYPES),
+                dtypes=dtypes or DTYPE_NAMES,
                 level=level,
                 seed=seed,
                 without=[*without, *more],
@@ -225,6 +221,8 @@ def check(
 
 def _recorded(path: str) -> Report:
     """Read a report, or say in one line why that fails."""
+    from crossent.report.reader import read_report
+
     with one_line():
         try:
             return read_report(path)
@@ -249,6 +247,9 @@ def diff(old: str, new: str, strict: bool, force: bool, json_file: str | None, h
     be compared.
     """
     files = chosen_files(json_file, html_file)
+    from crossent.console import Output
+    from crossent.report.moves.diff import diff as diff_of
+
     with one_line():
         made = diff_of(_recorded(old), _recorded(new), files=(old, new), force=force)
     Output().show(made.render())
@@ -267,21 +268,9 @@ def list_(what: str, level: str) -> None:
     choose it with --contract. A bug is one that somebody published: its issue, what went wrong, and the cases that show
     it, or why no case can.
     """
-    sentences = {
-        "checks": {name: check.sentence for name, check in CHECKS.items()} | {"errors": ERRORS},
-        "features": {name: feature.sentence for name, feature in FEATURES.items()},
-        "contracts": {name: contract.sentence for name, contract in CONTRACTS.items()},
-    }
-    if what in sentences:
-        width = max(map(len, sentences[what]))
-        lines = [f"{name:<{width}}  {sentence}" for name, sentence in sentences[what].items()]
-    elif what == "subjects":
-        lines = list(NAMED)
-    elif what == "cases":
-        lines = [case.id for case in plan(level, tuple(DTYPES), 0)]
-    else:
-        lines = list(map(str, bugs()))
-    click.echo("\n".join(lines))
+    from crossent.console import listed
+
+    click.echo("\n".join(listed(what, level)))
 
 
 @crossent.command()
@@ -301,6 +290,9 @@ def repro(finding: str, report: str | None, device: str | None, held: bool) -> N
         raise click.UsageError("--device is for a case that is run here: a report names the device of its findings")
     if report is not None and held:
         raise click.UsageError("--held is for a case that is run here")
+    from crossent.report.reader import find, read_json
+    from crossent.repro.script import nearest_to_bound, repeated, script
+
     with one_line():
         if report is None:
             here = device or "cpu"
@@ -316,12 +308,16 @@ def repro(finding: str, report: str | None, device: str | None, held: bool) -> N
 
 
 @crossent.command()
-@click.option("--logits", help="Logits of one row, separated by commas.  [default: 3,1,-3]")
+@click.option(
+    "--logits", type=Numbers(), metavar="TEXT", help="Logits of one row, separated by commas.  [default: 3,1,-3]"
+)
 @click.option("--target", type=int, help="True class.  [default: 0]")
 @click.option("--random", is_flag=True, help="Use a random row and a random class.")
 @click.option("--classes", type=click.IntRange(1, 1_000_000), help="Number of classes, with --random.  [default: 5]")
 @click.option("--seed", type=SEED_OPTION, help="Seed of the random row.  [default: 0]")
-def explain(logits: str | None, target: int | None, random: bool, classes: int | None, seed: int | None) -> None:
+def explain(
+    logits: tuple[float, ...] | None, target: int | None, random: bool, classes: int | None, seed: int | None
+) -> None:
     """Explain the loss of one row, step by step."""
     if random and (logits is not None or target is not None):
         raise click.UsageError("--random draws the logits and the target: give it without --logits and --target")
@@ -329,22 +325,18 @@ def explain(logits: str | None, target: int | None, random: bool, classes: int |
         raise click.UsageError("--logits and --target go together: give both or neither")
     if not random and (classes is not None or seed is not None):
         raise click.UsageError("--classes and --seed belong to --random")
+    from rich.constrain import Constrain
+
+    from crossent.console import Output
+    from crossent.forms import explain as explanation
+
     if random:
-        row, label = random_row(classes or 5, seed or 0)
+        row, label = explanation.random_row(classes or 5, seed or 0)
     else:
-        row, label = SEED_LOGITS, SEED_TARGET
+        row, label = explanation.SEED_LOGITS, explanation.SEED_TARGET
         if logits is not None and target is not None:
-            row, label = _numbers(logits), target
+            row, label = logits, target
     with one_line():
         text = explanation.explain(row, label)
     console = Output()
     console.show([Constrain(text, min(console.width, 100))])
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(number) for number in text.split(","))
-    except ValueError:
-        raise click.BadParameter(
-            f"got {text!r}; allowed are numbers separated by commas, as in 3,1,-3", param_hint="--logits"
-        ) from None

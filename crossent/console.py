@@ -1,33 +1,23 @@
-"""What a command reads and writes: option types, tables on stdout, files, a progress bar, errors in one line."""
+"""What a command prints: tables and lists on stdout, and a progress bar on stderr."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
-import click
 from rich.console import Console, RenderableType
 from rich.progress import track
 from rich.text import Text
 
 from crossent.cases.bad_inputs import BadInput
 from crossent.cases.case import Case
-from crossent.report.document import is_stream
-
-# numpy and torch both accept seeds of 32 bits.
-SEED_OPTION = click.IntRange(0, 2**32 - 1)
-
-
-class Seed(click.ParamType):  # type: ignore[type-arg]  # which click 8.1 does not have
-    """A number, or the word "random"."""
-
-    name = "integer or random"
-
-    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> int | str:
-        """Return the number, or the word."""
-        return value if value == "random" else SEED_OPTION.convert(value, parameter, context)
+from crossent.cases.corpus import bugs
+from crossent.checks import CHECKS
+from crossent.checks.refusals import ERRORS
+from crossent.choices import DTYPE_NAMES
+from crossent.run.plan import plan
+from crossent.subjects.builtin import NAMED
+from crossent.subjects.contracts import CONTRACTS
+from crossent.subjects.features import FEATURES
 
 
 class Output(Console):
@@ -47,52 +37,24 @@ class Output(Console):
         raise BrokenPipeError
 
 
-def chosen_files(json_file: str | None, html_file: str | None) -> dict[str, str]:
-    """Return the files to be written, by option. Raise BadParameter if one cannot be written."""
-    files = {option: path for option, path in (("--json", json_file), ("--html", html_file)) if path is not None}
-    for option, path in files.items():
-        _writable(path, option)
-    if len(files) == 2 and not is_stream(path) and len(set(map(os.path.realpath, files.values()))) == 1:
-        raise click.BadParameter(f"got {path!r}, which is also the file of --json", param_hint="--html")
-    return files
-
-
-def _writable(path: str, option: str) -> None:
-    """Raise BadParameter before the run if its report could not be written after it."""
-    file = os.path.realpath(path)
-    folder = os.path.dirname(file)
-    if not path or os.path.isdir(file):  # click checks names that exist; "" is no name
-        raise click.BadParameter(f"got {path!r}; it is not the name of a file", param_hint=option)
-    if not os.path.isdir(folder):
-        raise click.BadParameter(f"got {path!r}; the folder {folder!r} does not exist", param_hint=option)
-    # A file is replaced as a whole, so its folder must be writable too.
-    needed = [path] if is_stream(path) else [folder, file] if os.path.exists(file) else [folder]
-    if not all(os.access(place, os.W_OK) for place in needed):
-        raise click.BadParameter(f"got {path!r}; it cannot be written", param_hint=option)
-
-
-def write(files: Mapping[str, str], by: Mapping[str, Callable[[str], None]]) -> bool:
-    """Write the files. Print a line for each that cannot be written, and return whether all could."""
-    written = True
-    for option, path in files.items():
-        try:
-            by[option](path)
-        except OSError as error:
-            click.echo(f"crossent: {path} cannot be written: {error.strerror}", err=True)
-            written = False
-    return written
-
-
-@contextmanager
-def one_line() -> Iterator[None]:
-    """Turn the errors that the package raises for bad input into one line of wrong use."""
-    try:
-        yield
-    except (ValueError, IndexError, TypeError, RuntimeError, MemoryError) as error:
-        raise click.UsageError(str(error)) from None
-
-
 def progress(cases: Sequence[Case | BadInput]) -> Iterator[Case | BadInput]:
     """Show a progress bar on stderr, if stderr is a terminal."""
     console = Console(stderr=True)
     yield from track(cases, description="checking", console=console, transient=True, disable=not console.is_interactive)
+
+
+def listed(what: str, level: str) -> list[str]:
+    """Return the lines of `crossent list`."""
+    sentences = {
+        "checks": {name: check.sentence for name, check in CHECKS.items()} | {"errors": ERRORS},
+        "features": {name: feature.sentence for name, feature in FEATURES.items()},
+        "contracts": {name: contract.sentence for name, contract in CONTRACTS.items()},
+    }
+    if what in sentences:
+        width = max(map(len, sentences[what]))
+        return [f"{name:<{width}}  {sentence}" for name, sentence in sentences[what].items()]
+    if what == "subjects":
+        return list(NAMED)
+    if what == "cases":
+        return [case.id for case in plan(level, DTYPE_NAMES, 0)]
+    return list(map(str, bugs()))

@@ -15,10 +15,11 @@ import torch
 
 from crossent.cases.axes import DTYPES
 from crossent.checks import CHECKS
+from crossent.choices import LEVELS
 from crossent.machine import can_fork, require_device
 from crossent.report import expected_findings as lists
 from crossent.report.report import Report
-from crossent.run.plan import LEVELS, Plan, plan
+from crossent.run.plan import Plan, plan
 from crossent.subjects.builtin import BY_NAME, NAMED, TORCH, chosen_contract, own_subject
 from crossent.subjects.compiler import COMPILE_SUFFIX
 from crossent.subjects.contracts import TORCH_CONTRACT, require_contract

@@ -187,7 +187,7 @@ class RightImplementation:
             at = self._random.randint(len(factors))
             factors[at] = self._over(factors[at], divisor)
             of_target = self._stored(self._product(factors))
-        tangent, second = self._derivatives(t, probs, target, weight, upstream, divisor, along)
+        tangent, second = self._derivatives(t, probs, target, weight, self._over(upstream, divisor), along)
         return Results(
             self._reduced(t, losses, divisor),
             np.where(kept, self._stored(gradient), 0.0),
@@ -331,14 +331,7 @@ class RightImplementation:
         return self._product([self._fused(probs, total, -scaled), *after])
 
     def _derivatives(
-        self,
-        t: Terms,
-        probs: Numbers,
-        target: Numbers,
-        weight: Numbers | None,
-        upstream: Numbers,
-        divisor: Numbers | None,
-        along: Numbers,
+        self, t: Terms, probs: Numbers, target: Numbers, weight: Numbers | None, scale: Numbers, along: Numbers
     ) -> tuple[Numbers, Numbers]:
         """Return the tangent of each row, (R,), and `g/D Σ_k v_k · p_c (u_c - mean)`, (R, C)."""
         coefficients = self._coefficients(t, target, weight)
@@ -350,7 +343,6 @@ class RightImplementation:
         else:
             total = self._sum(coefficients)[:, None]
             tangent = self._sum(self._in(coefficients * self._in(mean - along)))
-        scale = self._over(upstream, divisor)
         if self._second_by == "difference":
             return tangent, self._product([probs, self._in(along - mean), total, scale])
         factor = self._product([probs, total, scale])

@@ -18,7 +18,8 @@ from rich.console import RenderableType
 
 from crossent.cases.axes import DTYPES
 from crossent.cases.edges import POLICY_NAMES
-from crossent.report.document import jsonable, write_whole
+from crossent.files import write_whole
+from crossent.report.document import jsonable
 from crossent.report.findings import Finding, Outcome, SubjectReport
 from crossent.report.moves import conditions
 from crossent.report.moves.html import page

@@ -1,0 +1,44 @@
+"""Files that are written completely or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+
+def write_whole(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text to a file in one step: a reader sees the old content or the complete new content.
+
+    Raises:
+        OSError: the file cannot be written. It still has its old content.
+    """
+    content = text.encode("utf-8", "backslashreplace")  # a lone surrogate becomes an escape, as in JSON
+    if is_stream(path):
+        with open(path, "ab") as stream:  # append, because /dev/stdout may be a file with content
+            stream.write(content)
+        return
+    target = Path(path).resolve()  # write to the target of a symbolic link, so that the link is kept
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:100]}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if target.exists():
+            mode = target.stat().st_mode & 0o777
+        else:  # mkstemp makes a file that only its owner can read
+            mask = os.umask(0)
+            os.umask(mask)
+            mode = 0o666 & ~mask
+        os.chmod(name, mode)
+        os.replace(name, target)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def is_stream(path: str | os.PathLike[str]) -> bool:
+    """Whether the path is a device, a pipe, or a name of an open file such as /dev/stdout: not a file in a folder."""
+    exists = os.path.exists(path) and not os.path.isdir(path)
+    return exists and (not os.path.isfile(path) or os.path.abspath(path).startswith(("/dev/", "/proc/")))

@@ -1,0 +1,88 @@
+"""The options of a command: their types, the files that they name, and errors in one line.
+
+This module imports no torch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from crossent.files import is_stream
+
+# numpy and torch both accept seeds of 32 bits.
+SEED_OPTION = click.IntRange(0, 2**32 - 1)
+
+
+class Seed(click.ParamType):  # type: ignore[type-arg]  # which click 8.1 does not have
+    """A number, or the word "random"."""
+
+    name = "integer or random"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> int | str:
+        """Return the number, or the word."""
+        return value if value == "random" else SEED_OPTION.convert(value, parameter, context)
+
+
+class Numbers(click.ParamType):  # type: ignore[type-arg]
+    """Numbers separated by commas."""
+
+    name = "numbers"
+
+    def convert(
+        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
+    ) -> tuple[float, ...]:
+        """Return the numbers."""
+        try:
+            return tuple(float(number) for number in value.split(","))
+        except ValueError:
+            self.fail(f"got {value!r}; allowed are numbers separated by commas, as in 3,1,-3", parameter, context)
+
+
+def chosen_files(json_file: str | None, html_file: str | None) -> dict[str, str]:
+    """Return the files to be written, by option. Raise BadParameter if one cannot be written."""
+    files = {option: path for option, path in (("--json", json_file), ("--html", html_file)) if path is not None}
+    for option, path in files.items():
+        _writable(path, option)
+    if len(files) == 2 and not is_stream(path) and len(set(map(os.path.realpath, files.values()))) == 1:
+        raise click.BadParameter(f"got {path!r}, which is also the file of --json", param_hint="--html")
+    return files
+
+
+def _writable(path: str, option: str) -> None:
+    """Raise BadParameter before the run if its report could not be written after it."""
+    file = os.path.realpath(path)
+    folder = os.path.dirname(file)
+    if not path or os.path.isdir(file):  # click checks names that exist; "" is no name
+        raise click.BadParameter(f"got {path!r}; it is not the name of a file", param_hint=option)
+    if not os.path.isdir(folder):
+        raise click.BadParameter(f"got {path!r}; the folder {folder!r} does not exist", param_hint=option)
+    # A file is replaced as a whole, so its folder must be writable too.
+    needed = [path] if is_stream(path) else [folder, file] if os.path.exists(file) else [folder]
+    if not all(os.access(place, os.W_OK) for place in needed):
+        raise click.BadParameter(f"got {path!r}; it cannot be written", param_hint=option)
+
+
+def write(files: Mapping[str, str], by: Mapping[str, Callable[[str], None]]) -> bool:
+    """Write the files. Print a line for each that cannot be written, and return whether all could."""
+    written = True
+    for option, path in files.items():
+        try:
+            by[option](path)
+        except OSError as error:
+            click.echo(f"crossent: {path} cannot be written: {error.strerror}", err=True)
+            written = False
+    return written
+
+
+@contextmanager
+def one_line() -> Iterator[None]:
+    """Turn the errors that the package raises for bad input into one line of wrong use."""
+    try:
+        yield
+    except (ValueError, IndexError, TypeError, RuntimeError, MemoryError) as error:
+        raise click.UsageError(str(error)) from None
