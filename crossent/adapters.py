@@ -30,7 +30,7 @@ Pull = Callable[[Tensor], tuple[Tensor | None, Tensor | None]]
 # From logits, target, options, and whether a gradient is needed, to the loss and its Pull.
 Forward = Callable[[Tensor, Tensor, dict[str, Any], bool], tuple[Any, Pull | None]]
 # The features that need torch to see the operations of the loss.
-_TRANSFORMS = ("double_backward", "forward_ad", "vmap", "compile", "autocast")
+_TRANSFORMS = ("double_backward", "forward_ad", "batched_gradient", "vmap", "compile", "autocast")
 _NO_BFLOAT16 = "needs the package ml_dtypes, since numpy has no bfloat16"
 
 

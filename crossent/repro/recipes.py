@@ -178,6 +178,10 @@ def _of_samples(focus: Focus) -> Shapes:
     return {**parts(focus.inputs), **reduced}
 
 
+def _of_batch(focus: Focus) -> Shapes:
+    return {name: (2, *shape) for name, shape in parts(focus.inputs).items() if name != "loss"}
+
+
 def _compiled(backend: str, *, dynamic: bool) -> Recipe:
     """Return the recipe of two calls of the compiled subject."""
 
@@ -256,6 +260,7 @@ RECIPES = {
     "stream": Recipe(EITHER, determinism.call_on_stream, judge_number, numbers=_all, numbered=True),
     "func_grad": _transform(transforms.call_under_vjp),
     "vmap": _transform(transforms.call_under_vmap, _of_samples, number=transforms.judge_samples),
+    "batched_gradient": _transform(transforms.differentiate_batch, _of_batch),
     "autocast": _transform(transforms.call_under_autocast),
     "meta": Recipe(EITHER, transforms.call_on_meta),
     "export": _transform(transforms.call_exported, _only("loss")),

@@ -68,7 +68,8 @@ def _declared(given: object) -> dict[str, str]:
     if not isinstance(says, Mapping) or not all(isinstance(reason, str) for reason in says.values()):
         raise TypeError("an object whose attribute `lacks` is not a dict from features to reasons")
     try:
-        return {name: says[name] for name in require_features(says)}
+        # The features may imply `reduction`, which then has the reason of one of its values.
+        return {name: says[name if name in says else "reduction_sum"] for name in require_features(says)}
     except ValueError as error:
         raise TypeError(f"an object whose attribute `lacks` has an unknown feature: {error}") from None
 

@@ -71,6 +71,11 @@ FEATURES = {
     for feature in (
         *map(_dtype, DTYPES),
         *map(_reduction, ("none", "mean", "sum")),
+        Feature(
+            "reduction",
+            "The option reduction. A loss without this feature returns the mean, whatever the value of the option.",
+            lambda inputs: inputs.options.get("reduction", "mean") != "mean",
+        ),
         Feature("weight", "A weight for each class.", lambda inputs: inputs.options.get("weight") is not None),
         Feature("ignore_index", "Ignored rows, also with the default ignore_index of -100.", _ignores),
         Feature(
@@ -96,6 +101,10 @@ FEATURES = {
         Feature("gradient", "A gradient. A loss without this feature only computes the forward pass."),
         Feature("target_gradient", "A gradient of the target probabilities."),
         Feature("double_backward", "The gradient of the gradient."),
+        Feature(
+            "batched_gradient",
+            "Gradients for several upstream gradients at once, as gradcheck(check_batched_grad=True) requires.",
+        ),
         Feature("forward_ad", "Forward-mode derivatives, by dual numbers."),
         Feature("vmap", "torch.func: vmap, grad and jacrev."),
         Feature("compile", "torch.compile, torch.export, and meta tensors."),
@@ -109,13 +118,15 @@ FEATURES = {
 KEYWORDS = {
     "weight": ("weight",),
     "ignore_index": ("ignore_index",),
-    "reduction": ("reduction_none", "reduction_sum"),
+    "reduction": ("reduction", "reduction_none", "reduction_sum"),
     "label_smoothing": ("label_smoothing",),
 }
 
 
 def require_features(names: Iterable[str]) -> tuple[str, ...]:
     """Return each name once, in the order of the table.
+
+    A loss that lacks the reductions "none" and "sum" may ignore the option, so that it lacks `reduction` as well.
 
     Raises:
         ValueError: a name that no feature has.
@@ -128,4 +139,6 @@ def require_features(names: Iterable[str]) -> tuple[str, ...]:
         near = get_close_matches(unknown[0], FEATURES, n=1)
         meant = f"; did you mean {near[0]}?" if near else ""
         raise ValueError(f"without: got {unknown[0]!r}{meant}; allowed are {', '.join(FEATURES)}")
+    if given >= {"reduction_none", "reduction_sum"}:
+        given.add("reduction")
     return tuple(name for name in FEATURES if name in given)

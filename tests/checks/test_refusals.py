@@ -1,5 +1,7 @@
 """Bad inputs: a subject must raise an allowed error, leave its arguments unchanged, and not end its process."""
 
+import itertools
+
 import pytest
 import torch
 from support import refusers
@@ -10,6 +12,7 @@ from crossent.cases.axes import DTYPES
 from crossent.cases.bad_inputs import BAD_INPUTS
 from crossent.checks.refusals import judge_reaction, react
 from crossent.subjects.builtin import FORM_SUBJECTS, TORCH, TORCH_NLL
+from crossent.subjects.loader import load
 from crossent.trials.act import Here
 
 BY_ID = {bad_input.id: bad_input for bad_input in BAD_INPUTS}
@@ -173,3 +176,55 @@ def test_each_thing_that_is_wrong_is_a_finding_of_its_own():
         ("state", "changed_state"),
     ]
     assert all(measured.failed for measured in report.subjects[0].outcomes[BEYOND.id].checks.values())
+
+
+DEFAULTS = {"weight": None, "ignore_index": -100, "reduction": "mean", "label_smoothing": 0.0}
+SIGNATURES = [names for count in range(5) for names in itertools.combinations(DEFAULTS, count)]
+
+
+def with_parameters(loss, names):
+    """Return the loss as a function that has these options alone in its signature."""
+    space = {"loss": loss}
+    parameters = ", ".join(f"{name}={DEFAULTS[name]!r}" for name in names)
+    passed = ", ".join(f"{name}={name}" for name in names)
+    exec(f"def mine(x, y, {parameters}): return loss(x, y, {passed})", space)
+    return space["mine"]
+
+
+def forgives(input, target, **options):
+    """Return zeros for each call that the formula refuses."""
+    try:
+        return crossent.formula(input, target, **options)
+    except (RuntimeError, ValueError, IndexError, TypeError):
+        return input.new_zeros(())
+
+
+def given_options(bad):
+    """Return the names of the options with another value than the default, wrong values too."""
+    options = bad.build().options
+    return {name for name, value in options.items() if isinstance(value, torch.Tensor) or value != DEFAULTS[name]}
+
+
+@pytest.mark.parametrize("names", SIGNATURES, ids="-".join)
+def test_a_bad_value_of_an_option_that_the_signature_lacks_is_not_applicable(names):
+    right = run(load(with_parameters(crossent.formula, names)), BAD_INPUTS)
+    assert [str(finding) for finding in right.findings] == []
+    applicable = {bad.id for bad in BAD_INPUTS if given_options(bad) <= set(names)}
+    assert set(right.subjects[0].outcomes) == applicable
+    wrong = run(load(with_parameters(forgives, names)), BAD_INPUTS)
+    assert {finding.case for finding in wrong.findings if finding.kind == "accepted"} == applicable
+
+
+@pytest.mark.parametrize("keyword", DEFAULTS)
+def test_a_bad_value_of_an_option_in_the_signature_is_found(keyword):
+    """A wrong function that has one option, and takes every value of the option. A wrong class still raises."""
+
+    def takes_every_value(x, y, **options):
+        try:
+            return crossent.formula(x, y, **options)
+        except (RuntimeError, ValueError, TypeError):
+            return crossent.formula(x, y)
+
+    found = run(load(with_parameters(takes_every_value, (keyword,))), BAD_INPUTS).findings
+    of_keyword = {bad.id for bad in BAD_INPUTS if given_options(bad) == {keyword}}
+    assert {finding.case for finding in found} == {name for name in of_keyword if not name.startswith("class_")}

@@ -109,6 +109,28 @@ def history_is_cut(rows):
     return rows.reduce(row_losses(rows, with_value(x, log_probs(x.data))))
 
 
+class _AsksForOne(torch.autograd.Function):
+    """Right, but the backward pass reads the value of the upstream gradient."""
+
+    @staticmethod
+    def forward(ctx, loss):
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return upstream if upstream.dim() or upstream == 1 else upstream * 1
+
+
+@mutant(
+    "batched_gradient",
+    "float32-7x5-normal-int64-mean-ignored_default",
+    own="An upstream gradient of one has a path of its own, and a batch of upstream gradients has no single value.",
+)
+def reads_the_upstream_gradient(input, target, **options):
+    loss = formula(input, target, **options)
+    return _AsksForOne.apply(loss) if loss.requires_grad else loss
+
+
 @mutant(
     "export",
     "float32-7x5-normal-hard-mean-expanded",

@@ -79,10 +79,11 @@ NEEDS = {
         f"reduction_{name}": lambda x, y, options, name=name: options.get("reduction", "mean") == name
         for name in ("none", "mean", "sum")
     },
+    "reduction": lambda x, y, options: options.get("reduction", "mean") != "mean",
     "weight": lambda x, y, options: options.get("weight") is not None,
     "ignore_index": ignores,
     "label_smoothing": lambda x, y, options: options.get("label_smoothing", 0) != 0,
-    "index_target": lambda x, y, options: not y.is_floating_point(),
+    "index_target": lambda x, y, options: not (y.is_floating_point() or y.is_complex()),
     "uint8_target": lambda x, y, options: y.dtype == torch.uint8,
     "probability_target": lambda x, y, options: y.is_floating_point(),
     "unbatched": lambda x, y, options: x.dim() < 2,
@@ -103,6 +104,43 @@ def test_a_kernel_that_lacks_something_is_right_where_that_is_declared_and_wrong
     assert [str(finding) for finding in part.findings] == []
     assert part.not_applicable[f"is declared without {feature}"] > 0
     assert len(part.outcomes) + part.not_applicable.total() == len(CASES) + len(BAD)
+
+
+def forgiving(needs):
+    """Right, but it returns zeros for any call, bad or not, that needs what it lacks."""
+
+    def loss(input, target, **options):
+        if needs(input, target, options):
+            return input.new_zeros(())
+        return crossent.formula(input, target, **options)
+
+    return loss
+
+
+@pytest.mark.parametrize("feature", NEEDS)
+def test_a_bad_input_that_needs_a_feature_declared_missing_is_not_applicable(feature):
+    part = judged(forgiving(NEEDS[feature]), {feature}, cases=BAD_INPUTS, checks=())
+    assert [str(finding) for finding in part.findings] == []
+
+
+def test_a_loss_without_two_reductions_may_ignore_the_option():
+    """It returns the mean whatever the value of the option, as a function with `**options` may."""
+
+    def loss(input, target, reduction="mean", **options):
+        return crossent.formula(input, target, **options)
+
+    lacks = {"reduction_none", "reduction_sum"}
+    assert judged(loss, lacks, cases=BAD_INPUTS, checks=()).findings == []
+    loss.lacks = dict.fromkeys(lacks, "is a mean")
+    part = judged(loss, cases=BAD_INPUTS, checks=())
+    assert part.findings == []
+    taken = [bad for bad in BAD_INPUTS if bad.build().options["reduction"] != "mean"]
+    assert part.not_applicable == {"is a mean": len(taken)}
+    for feature in lacks:  # a function that has another reduction must refuse what is none
+        del loss.lacks
+        found = judged(loss, {feature}, cases=BAD_INPUTS, checks=()).findings
+        assert {finding.kind for finding in found} == {"accepted"}
+        loss.lacks = {}
 
 
 class Once(torch.autograd.Function):
@@ -235,6 +273,7 @@ def test_each_feature_takes_away_the_checks_that_need_it():
     """The whole table, for class indices and for class probabilities: a need that is lost accuses a correct subject."""
     compiled = {"meta", "export", "trace", "trace_dynamic", "compile", "compile_dynamic", "compiled_error"}
     of_gradient = {"gradient", "target_gradient", "row_sums", "two_backwards", "non_leaf", "alone", "func_grad"}
+    of_gradient |= {"batched_gradient"}
     of_both = {"two_backwards", "alone", "func_grad", "vmap"}
     expected = {
         "gradient": [of_gradient | {"double_backward", "forward_ad"}] * 2,
@@ -243,7 +282,7 @@ def test_each_feature_takes_away_the_checks_that_need_it():
         "vmap": [{"vmap", "func_grad"}] * 2,
         "compile": [compiled] * 2,
         "repeatable": [{"repeat", "two_backwards", "deterministic"}] * 2,
-        **{name: [{name}] * 2 for name in ("double_backward", "forward_ad", "autocast", "large")},
+        **{name: [{name}] * 2 for name in ("double_backward", "batched_gradient", "forward_ad", "autocast", "large")},
     }
     calls = [Case("float32", target=target).build() for target in ("int64", "probabilities")]
     for name in FEATURES:

@@ -215,7 +215,7 @@ def only_positional(x, y, weight=None, /, *, reduction="mean"):
     return F.cross_entropy(x, y, weight, reduction=reduction)
 
 
-OPTIONS = ["ignore_index", "label_smoothing", "reduction_none", "reduction_sum", "weight"]
+OPTIONS = ["ignore_index", "label_smoothing", "reduction", "reduction_none", "reduction_sum", "weight"]
 
 
 @pytest.mark.parametrize(

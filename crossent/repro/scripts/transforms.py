@@ -49,6 +49,18 @@ def judge_samples(results):
     verdict(*max(judged(result[part].detach()[index].item(), exact) for result in results if part in result))
 
 
+def differentiate_batch():
+    """Compute the gradients for two upstream gradients at once: the given one, and the same times -2."""
+    leaves = [logits.detach().requires_grad_()]
+    if target.is_floating_point():
+        leaves.append(target.detach().requires_grad_())
+    loss = subject(leaves[0], leaves[1] if len(leaves) > 1 else target, **options)
+    shaped(loss, *given)
+    batch = torch.stack([upstream, -2 * upstream]).to(loss.dtype)
+    gradients = torch.autograd.grad(loss, leaves, batch, is_grads_batched=True, allow_unused=True)
+    return dict(zip(("gradient", "target_gradient"), gradients))
+
+
 def call_under_autocast():
     """Call the subject under autocast, which widens half precision to float32."""
 

@@ -81,12 +81,23 @@ def where(condition, change="loss = loss * 1.01"):
     return source(f"loss = crossent.formula(input, target, **options)\nif {condition}:\n{change}\nreturn loss")
 
 
+def backward_where(condition, change="gradient = gradient * 1.01"):
+    """A subject whose backward pass is right unless a condition holds for the upstream gradient."""
+    change = textwrap.indent(change, "        ")
+    hook = f"def hook(gradient):\n    if {condition}:\n{change}\n    return gradient\n"
+    return source(
+        f"loss = crossent.formula(input, target, **options)\n{hook}"
+        "if loss.requires_grad:\n    loss.register_hook(hook)\nreturn loss"
+    )
+
+
 REFUSE = "raise ValueError('not so')"
 MISSHAPE = "loss = loss[None]"
 STRIDED = "not input.is_contiguous()"
 IS_DUAL = "torch.autograd.forward_ad.unpack_dual(input).tangent is not None"
 UNDER_GRAD = "torch._C._functorch.is_gradtrackingtensor(input)"
 UNDER_VMAP = "torch._C._functorch.is_batchedtensor(input)"
+BATCHED = "'Batched' in str(torch._C._dispatch_keys(gradient))"
 UNDER_AUTOCAST = "(torch.ones(1, 1) @ torch.ones(1, 1)).dtype == torch.bfloat16"
 UNDER_DETERMINISM = "torch.are_deterministic_algorithms_enabled()"
 IN_A_THREAD = "__import__('threading').current_thread() is not __import__('threading').main_thread()"
