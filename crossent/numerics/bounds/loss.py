@@ -65,7 +65,13 @@ class Bounds:
         moved = t.logits + (offset(t.logits, c) - t.logits.max(1))[:, None]
         q = coefficients(t, replace(c, stored=None))  # such kernels keep the coefficients as scalars in compute
         logits = q.times(Held.exactly(moved, c.storage), c.compute).sum(c.compute)
-        return q.sum(c.compute).times(self._logsumexp, c.compute).minus(logits, c.compute)
+        rows = q.sum(c.compute).times(self._logsumexp, c.compute).minus(logits, c.compute)
+        if not t.label_smoothing:
+            return rows
+        # Such a kernel may multiply by ε/C last, so `Σ w_c · logsumexp` and `Σ w_c x_c` must not overflow.
+        weights = float(t.logits.shape[1]) if t.weight is None else np.abs(t.weight).sum()
+        largest = np.where(np.isfinite(t.logits), np.abs(t.logits), 0.0).max(1, initial=0.0) + np.abs(t.log_sum)
+        return rows.unless(c.compute.overflows(weights * largest))
 
     @cached_property
     def loss(self) -> Array:
