@@ -4,7 +4,6 @@ This room owns the data of a report, its output formats, and the lists of known 
 package only `crossent.cases`, `crossent.numerics.formats` and `crossent.words`; they do not run a subject.
 
 findings           Finding, Outcome and SubjectReport: the failed checks and all results of one subject
-clarity            how plain a finding is, and the published bug with the same trigger
 report             Report: one run; its first and last lines as text
 expected_findings  lists of known failures, with their reasons (torch_findings.toml)
 clarity            which finding of a group shows the failure best

@@ -176,7 +176,7 @@ def test_a_subject_that_writes_into_its_arguments_is_found_and_spoils_nobody():
     *wrote, innocent = run(subjects, case).subjects
     for entry in wrote:
         kinds = {finding.kind: finding.message for finding in entry.findings}
-        assert kinds["changed_input"] == f"the call wrote into {entry.name}"
+        assert kinds["changed_input"] == f"the call wrote into {entry.name} in the forward pass"
     assert not innocent.findings
 
 
@@ -214,8 +214,12 @@ ROWS, WEIGHTED = "float32-7x5-normal-int64-none-rows", "float32-7x5-normal-int64
 @pytest.mark.parametrize(
     ("loss", "case", "said"),
     [
-        (scales_upstream, ROWS, "the call wrote into the upstream gradient"),
-        (scales_upstream, "float64-3x5x4-normal-int64-sum-scalar", "the call wrote into the upstream gradient"),
+        (scales_upstream, ROWS, "the call wrote into the upstream gradient in the backward pass"),
+        (
+            scales_upstream,
+            "float64-3x5x4-normal-int64-sum-scalar",
+            "the call wrote into the upstream gradient in the backward pass",
+        ),
         (sets_grad, ROWS, "the call set the .grad of input"),
         (goes_backward, WEIGHTED, "the call set the .grad of input"),
         (asks_for_a_gradient_of_weight, WEIGHTED, "the call changed the requires_grad of weight"),
