@@ -90,7 +90,7 @@ def minimum(session: nox.Session) -> None:
 def cover(session: nox.Session) -> None:
     """Generate the covering arrays again, after a change of an axis or a constraint."""
     session.install("-e", ".", "covertable>=3.2")
-    session.run("python", "-m", "crossent.cases.grid")
+    session.run("python", "-m", "crossent.cases.cover")
 
 
 @nox.session

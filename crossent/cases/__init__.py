@@ -7,8 +7,9 @@ axes        the axes of a case, the choices on each axis, and the combinations o
 values      the kinds of logits: each kind shows one way in which numbers go wrong
 case        Case: its id, and the tensors that it builds
 inputs      Inputs: the tensors and options of one call, and their memory layouts
-grid        cases from covering arrays, pairwise and 3-way (pairs.txt, triples.txt, transformed.txt);
-            `nox -s cover` computes the arrays again
+grid        cases from covering arrays, pairwise and 3-way: of options (pairs.txt, triples.txt, transformed.txt), and of
+            options with classes of sizes (sizes.txt, size_triples.txt)
+cover       computes the covering arrays again, for `nox -s cover`
 edges       cases at the limits of sizes, formats and torch's own code
 corpus      cases for bugs that other projects shipped (corpus.toml)
 bad_inputs  calls that a cross-entropy must refuse

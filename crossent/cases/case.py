@@ -16,7 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crossent.cases.axes import AXES, DTYPES, IGNORED, INDEX_TARGETS, OTHER_FLOAT, broken
+from crossent.cases.axes import (
+    AXES,
+    CLASS_LIMITS,
+    DTYPES,
+    IGNORED,
+    INDEX_TARGETS,
+    OTHER_FLOAT,
+    ROW_LIMITS,
+    broken,
+    size_class,
+)
 from crossent.cases.inputs import Inputs, laid_out
 from crossent.cases.values import VALUES, Draw
 from crossent.numerics.formats import FORMATS
@@ -123,6 +133,21 @@ class Case:
     def rows(self) -> int:
         """The number of rows, R = N·d1·…·dK; 1 for logits without a batch."""
         return int(np.prod((self.sizes[0], *self.sizes[2:]))) if len(self.sizes) > 1 else 1
+
+    @property
+    def class_size(self) -> str:
+        """The class of sizes of the number of classes, such as "257 to 1024 classes"."""
+        return size_class(self.classes, CLASS_LIMITS, "classes")
+
+    @property
+    def row_size(self) -> str:
+        """The class of sizes of the number of rows, such as "17 to 32 rows"."""
+        return size_class(self.rows, ROW_LIMITS, "rows")
+
+    @property
+    def dimensions(self) -> int:
+        """The number of dimensions of the logits."""
+        return len(self.sizes)
 
     def build(self, device: str = "cpu") -> Inputs:
         """Return the inputs of the case, one tile of them. The bits are the same on every machine."""

@@ -1,23 +1,24 @@
 """Cases from covering arrays: every possible pair, or every possible combination of three choices, occurs in a case.
 
-Most real bugs need a combination of weight, ignored rows, label smoothing and reduction (pytorch#73205). The files
-`pairs.txt`, `triples.txt` and `transformed.txt` hold the ids of the cases. `nox -s cover` computes the files again,
-with the library covertable.
+Most real bugs need a combination of weight, ignored rows, label smoothing and reduction (pytorch#73205). Others need
+an option and a wide row or many rows, since kernels change their code path with the size. The arrays `sizes` and
+`size_triples` combine the classes of sizes with the options.
+
+The files NAME.txt hold the ids of the cases of the array NAME. `nox -s cover` computes the files again.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from crossent.cases.axes import AXES, CONSTRAINTS, DTYPES, IGNORED, Constraint
+from crossent.cases.axes import AXES, CLASS_SIZES, DTYPES, IGNORED, ROW_SIZES, Constraint, broken
 from crossent.cases.case import Case
 
 # The sizes of the logits: the class axis alone, among further dimensions, and sizes that hide bugs.
@@ -61,13 +62,102 @@ TRANSFORMED: dict[str, tuple[Any, ...]] = {
     "target_layout": ("target_contiguous", "target_strided"),
 }
 
+# The choices that meet each class of sizes. The numbers of a class of sizes take turns. The numbers of classes and of
+# rows are axes of their own, and so is the number of dimensions, in which the rows lie.
+SIZED: dict[str, tuple[Any, ...]] = {
+    "class_size": tuple(CLASS_SIZES),
+    "row_size": tuple(ROW_SIZES),
+    "dimensions": (1, 2, 3, 4),
+    "dtype": CHOICES["dtype"],
+    "values": ("normal", "assorted", "outlier", "negative_offset", "inf_off_target", "nan_ignored"),
+    "target": CHOICES["target"],
+    "reduction": CHOICES["reduction"],
+    "weight": CHOICES["weight"],
+    "ignored": ("kept", "ignored", "ignored_default", "ignored_class", "ignored_16th", "ignored_all"),
+    "label_smoothing": (0.0, 0.1, 1.0),
+    "upstream": ("one", "scalar", "rows", "stride0"),
+    "layout": ("contiguous", "transposed", "class_last", "strided"),
+    "target_layout": ("target_contiguous", "target_strided"),
+}
+SIZE_AXES = ("class_size", "row_size", "dimensions")
+SIZED_OPTIONS = tuple(axis for axis in SIZED if axis not in (*SIZE_AXES, "dtype"))
+# The widest rows cost as much as a dozen other cases: they meet each choice, but not every two choices.
+WIDEST = "more than 65535 classes"
+SIZED_TRIPLES = {**SIZED, "class_size": tuple(size for size in SIZED["class_size"] if size != WIDEST)}
+_MOST_LOGITS = {1: 2**20, 2: 33_000}  # the most logits of a case with one row and with two rows
+_MOST_OF_ROWS = 12_300  # the most logits of a case with more rows
+
+
+@cache
+def numbers_of(class_size: str, row_size: str) -> list[tuple[int, int]]:
+    """Return the numbers of classes and rows in these classes of sizes that a case can afford."""
+    return [
+        (classes, rows)
+        for classes, rows in itertools.product(CLASS_SIZES[class_size], ROW_SIZES[row_size])
+        if classes * rows <= _MOST_LOGITS.get(rows, _MOST_OF_ROWS)
+    ]
+
+
+@cache
+def sizes_of(classes: int, rows: int, dimensions: int) -> tuple[int, ...]:
+    """Return sizes of logits with these numbers of classes, rows and dimensions. Each axis takes a factor of the rows.
+
+    >>> sizes_of(300, 12, 2), sizes_of(300, 12, 3), sizes_of(300, 12, 4), sizes_of(300, 1, 1)
+    ((12, 300), (3, 300, 4), (2, 300, 2, 3), (300,))
+    """
+    axes = []
+    for left in range(dimensions - 1, 1, -1):
+        axes.append(max(n for n in range(1, rows + 1) if rows % n == 0 and n**left <= rows))
+        rows //= axes[-1]
+    return (classes,) if dimensions == 1 else tuple((*axes[:1], classes, *axes[1:], rows) if axes else (rows, classes))
+
+
+SIZE_CONSTRAINTS = (
+    Constraint(
+        "the case would cost too much",
+        ("class_size", "row_size"),
+        lambda classes, rows: not numbers_of(classes, rows),
+    ),
+    Constraint(
+        "logits without a batch are one row",
+        ("dimensions", "row_size"),
+        lambda dimensions, rows: dimensions == 1 and rows != "1 row",
+    ),
+)
+
 
 @dataclass(frozen=True)
 class CoveringArray:
-    """A covering array: each possible combination of `strength` choices occurs in one of its cases."""
+    """A covering array: each possible combination of `strength` choices occurs in one of its cases.
+
+    If `around` names axes, only combinations with a choice on one of them count.
+    """
 
     strength: int
     choices: dict[str, tuple[Any, ...]]
+    around: tuple[str, ...] = ()
+
+    @property
+    def combined(self) -> list[tuple[str, ...]]:
+        """The combinations of axes whose choices meet."""
+        every = itertools.combinations(self.choices, self.strength)
+        return [axes for axes in every if not self.around or set(self.around) & set(axes)]
+
+    def forbids(self, chosen: Mapping[str, Any]) -> bool:
+        """Return whether no case has these choices, as far as they alone tell."""
+        for constraint in SIZE_CONSTRAINTS:
+            if set(constraint.axes) <= chosen.keys() and constraint.forbids(
+                *(chosen[axis] for axis in constraint.axes)
+            ):
+                return True
+        if set(SIZE_AXES) <= chosen.keys():
+            chosen = {**chosen, "sizes": self.sizes(chosen)}
+        return broken(chosen) is not None
+
+    @staticmethod
+    def sizes(chosen: Mapping[str, Any]) -> tuple[int, ...]:
+        """Return the smallest sizes of logits in the chosen classes of sizes."""
+        return sizes_of(*numbers_of(chosen["class_size"], chosen["row_size"])[0], chosen["dimensions"])
 
 
 # The array with the name NAME is kept in NAME.txt.
@@ -75,6 +165,8 @@ ARRAYS = {
     "pairs": CoveringArray(2, CHOICES),
     "triples": CoveringArray(3, CHOICES),
     "transformed": CoveringArray(2, TRANSFORMED),
+    "sizes": CoveringArray(2, SIZED),
+    "size_triples": CoveringArray(3, SIZED_TRIPLES, ("class_size", "row_size")),
 }
 
 
@@ -101,50 +193,12 @@ def met(cases: Iterable[Case], strength: int = 3) -> int:
     return sum(len(np.unique(np.stack(some), axis=1).T) for some in itertools.combinations(codes, strength))
 
 
-def cover(array: CoveringArray) -> list[Case]:
-    """Compute the cases of a covering array again. Needs the package covertable."""
-    from covertable import make
+def sized_triples(case: Case) -> set[tuple[str, str, str]]:
+    """Return the combinations of a class of sizes, a choice of an option and the dtype that occur in a case.
 
-    choices, strength = array.choices, array.strength
-
-    def rule(constraint: Constraint) -> dict[str, Any]:
-        def holds(row: Mapping[str, int]) -> bool:
-            return not constraint.forbids(*(choices[axis][row[axis]] for axis in constraint.axes))
-
-        return {"operator": "fn", "requires": list(constraint.axes), "evaluate": holds}
-
-    # Give the library positions in the lists instead of choices: it hashes and compares them all.
-    factors = {name: list(range(len(of))) for name, of in choices.items()}
-    rows = make(factors, strength=strength, constraints=[rule(constraint) for constraint in CONSTRAINTS])
-    cases = (Case(**{name: choices[name][place] for name, place in row.items()}) for row in rows)
-    order = list(DTYPES)
-    return sorted(_balanced(list(cases), strength), key=lambda case: (order.index(case.dtype), case.id))
-
-
-def _balanced(cases: list[Case], strength: int) -> list[Case]:
-    """Balance the dtypes of the cases as far as the cover allows: for a free choice the library takes the first."""
-    others = [axis for axis in CHOICES if axis != "dtype"]
-
-    def sets(case: Case) -> list[tuple[Any, ...]]:
-        of = [(axis, getattr(case, axis)) for axis in others]
-        return [(case.dtype, *chosen) for chosen in itertools.combinations(of, strength - 1)]
-
-    covered = Counter(chosen for case in cases for chosen in sets(case))
-    many = Counter(case.dtype for case in cases)
-    for at, case in enumerate(cases):
-        least = min(DTYPES, key=lambda dtype: many[dtype])
-        moved = replace(case, dtype=least)
-        if many[least] + 1 < many[case.dtype] and not moved.invalid and all(covered[s] > 1 for s in sets(case)):
-            covered.subtract(sets(case))
-            covered.update(sets(moved))
-            many[case.dtype] -= 1
-            many[least] += 1
-            cases[at] = moved
-    return cases
-
-
-if __name__ == "__main__":
-    for name, array in ARRAYS.items():
-        cases = cover(array)
-        Path(__file__).with_name(f"{name}.txt").write_text("".join(f"{case.id}\n" for case in cases), encoding="utf-8")
-        print(f"{name}.txt: {len(cases)} cases, {array.strength} choices")
+    Example:
+        >>> ("257 to 1024 classes", "reduction sum", "float32") in sized_triples(Case.of("float32-300-flat-int64-sum"))
+        True
+    """
+    options = [f"{axis} {getattr(case, axis)}" for axis in (*SIZED_OPTIONS, "dimensions")]
+    return {(size, option, case.dtype) for size in (case.class_size, case.row_size) for option in options}

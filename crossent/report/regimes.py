@@ -106,11 +106,17 @@ def strips(subject: SubjectReport) -> list[Strip]:
     return made
 
 
-@cache
 def regime_of(case: str) -> str | None:
     """Return the regime of the case with this id, or None for a bad input."""
+    found = case_or_none(case)
+    return None if found is None else found.values
+
+
+@cache
+def case_or_none(id: str) -> Case | None:
+    """Return the case with this id, or None for a bad input."""
     try:
-        return Case.of(case).values
+        return Case.of(id)
     except ValueError:
         return None
 

@@ -11,9 +11,11 @@ from typing import Any
 from rich.console import RenderableType
 from rich.text import Text
 
+from crossent.cases.grid import sized_triples
 from crossent.report.document import SCHEMA, jsonable, subject_json, write_whole
 from crossent.report.findings import Finding, SubjectReport, Tally, together
 from crossent.report.html import page
+from crossent.report.regimes import case_or_none
 from crossent.report.text import plain_text, rendered
 
 
@@ -51,6 +53,13 @@ class Report:
     def cases(self) -> int:
         """The number of cases that ran on at least one subject."""
         return len({case for subject in self.subjects for case in subject.outcomes})
+
+    @property
+    def sized(self) -> tuple[int, int]:
+        """The numbers of combinations of a size and an option, and of the same with the dtype, in cases that ran."""
+        ids = dict.fromkeys(case for subject in self.subjects for case in subject.outcomes)
+        triples = {triple for case in map(case_or_none, ids) if case is not None for triple in sized_triples(case)}
+        return len({(size, option) for size, option, _ in triples}), len(triples)
 
     @property
     def elements(self) -> int:
@@ -109,6 +118,8 @@ class Report:
         """Yield the coverage of the run, and its gaps."""
         yield f"level {self.level}, seed {self.seed}"
         yield f"{self.cases} cases cover {self.triples} combinations of three choices; {self.elements} numbers judged"
+        pairs, triples = self.sized
+        yield f"sizes of classes and rows: {pairs} combinations with an option, {triples} with an option and a dtype"
         if self.level == "quick":
             yield "THIS WAS A QUICK RUN: its cases combine every two choices, not every three; --level normal runs more"
         if self.left_out:

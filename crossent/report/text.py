@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from functools import reduce
 from itertools import combinations
+from operator import and_
 
 from rich import box
 from rich.console import Console, RenderableType
@@ -13,9 +15,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from crossent.cases.axes import DENSE_TARGETS, DTYPES
-from crossent.cases.case import Case
+from crossent.cases.axes import CLASS_LIMITS, DENSE_TARGETS, DTYPES, IGNORED, ROW_LIMITS
 from crossent.report.findings import DEPENDS, NUMBERS, Finding, SubjectReport, Tally
+from crossent.report.regimes import case_or_none
 
 
 def plain_text(parts: Iterable[RenderableType]) -> str:
@@ -116,6 +118,9 @@ def short(ulp: float) -> str:
     return f"{ulp:.1f}" if ulp < 1000 else f"{ulp:.0e}"
 
 
+# The kinds of logits with rows far below zero, and how many other rows may come before such a row. The kinds
+# "row_offsets" and "offsets" draw the sign of each row.
+_FAR_BELOW = {"negative_offset": 0, "assorted": 3, "row_offsets": 1, "offsets": 1}
 _MOST_WORDS = 3  # more words would describe the case itself
 
 
@@ -136,7 +141,7 @@ def common(subject: SubjectReport, findings: Sequence[Finding]) -> str:
     best, most = _by_earlier_calls(subject, check, failing, passing)
     for count in range(1, _MOST_WORDS + 1):
         for chosen in combinations(words, count):
-            fails, passes = (len(set.intersection(*(having[word] for word in chosen))) for having in (bad, good))
+            fails, passes = (reduce(and_, (having[word] for word in chosen)).bit_count() for having in (bad, good))
             above = fails / len(failing) - passes / len(passing)
             if above > most:
                 most = above
@@ -162,21 +167,19 @@ def _by_earlier_calls(
     return f"{DEPENDS}: {shares}", above
 
 
-def _having(words: Sequence[str], cases: Iterable[str]) -> dict[str, set[str]]:
-    """Return, for each word, the cases that have it."""
-    found: dict[str, set[str]] = {word: set() for word in words}
-    for case in cases:
-        for word in _words(case):
-            if word in found:
-                found[word].add(case)
+def _having(words: Sequence[str], cases: Iterable[str]) -> dict[str, int]:
+    """Return, for each word, the cases that have it: one bit for each case."""
+    found = dict.fromkeys(words, 0)
+    for at, case in enumerate(cases):
+        for word in found.keys() & _words(case):
+            found[word] |= 1 << at
     return found
 
 
 def _words(id: str) -> list[str]:
     """Return the words that describe a case, without options at their default; nothing for a bad input."""
-    try:
-        case = Case.of(id)
-    except ValueError:
+    case = case_or_none(id)
+    if case is None:
         return []
     shape = {1: "logits of (C)", 2: "logits of (N, C)"}.get(len(case.sizes), "logits of (N, C, d1, …)")
     described = {
@@ -184,13 +187,19 @@ def _words(id: str) -> list[str]:
         "a weight": case.weight != "unweighted",
         "label_smoothing": case.label_smoothing > 0,
         "ignored rows": case.ignored != "kept",
+        "an ignore_index that is a class": case.ignored != "kept" and 0 <= IGNORED[case.ignored] < case.classes,
         "class probabilities": case.target in DENSE_TARGETS,
+        "a target whose sum is not 1": case.target == "unnormalised",
         "uint8 targets": case.target == "uint8",
         f"reduction={case.reduction!r}": True,
         case.dtype: True,
-        "no rows": case.rows == 0,
+        **{f"more than {limit} classes": case.classes > limit for limit in CLASS_LIMITS},
+        **{f"more than {limit} rows": case.rows > limit for limit in ROW_LIMITS if limit},
+        case.class_size: True,
+        case.row_size: True,
         f"C {'' if case.classes & (case.classes - 1) == 0 else 'not '}a power of two": True,
         f"values {case.values}": True,
+        "a row of logits far below zero": case.rows > _FAR_BELOW.get(case.values, case.rows),
         f"logits that are {'contiguous' if case.layout in ('contiguous', 'offset') else 'strided'}": True,
         "an upstream gradient other than 1": case.upstream != "one",
     }

@@ -6,11 +6,16 @@ Each level also runs everything in the levels above it. :class:`crossent.trials.
     quick      corpus           CALL, and the checks that the bug names
                edges            CALL
                pairs            CALL
+               sizes            CALL, without the widest rows
     normal     pairs            CALL, CALLS
                triples          CALL
+               sizes            CALL
+               size_triples     CALL
                transformed      CALL, STRUCTURE
                samples          CODE: each check on one case
     thorough   pairs, triples   as at level normal, four times with other numbers
+               sizes            as at level normal, four times with other numbers
+               size_triples     as at level normal, four times with other numbers
                transformed      CALL, STRUCTURE, CODE
                large            TILES
 
@@ -26,13 +31,13 @@ from crossent.cases.bad_inputs import BAD_INPUTS, BadInput
 from crossent.cases.case import Case
 from crossent.cases.corpus import bugs
 from crossent.cases.edges import edges, large_cases
-from crossent.cases.grid import grid
+from crossent.cases.grid import WIDEST, grid
 from crossent.checks import CHECKS, compiled_code
 from crossent.trials.check import Check, Cost
 
 LEVELS = ("quick", "normal", "thorough")
 Plan = Mapping[Case | BadInput, tuple[Check, ...]]
-# How often the pairs and triples run, each time with other numbers.
+# How often the covering arrays run, each time with other numbers.
 _REPETITIONS = {"quick": 1, "normal": 1, "thorough": 4}
 
 
@@ -40,7 +45,9 @@ def plan(level: str, dtypes: Sequence[str], seed: int) -> Plan:
     """Return the cases of a level in these dtypes, each with the checks that run on it.
 
     quick: the cases cover all pairs of choices. normal: the cases cover all triples, and checks that need several calls
-    run on the pairwise cases. thorough: like normal, four times with other numbers, and checks that take minutes.
+    run on the pairwise cases. thorough: like normal, four times with other numbers, and checks that take minutes. The
+    sizes of classes and rows are among the choices, but the widest rows are in no case of level quick, and in pairs
+    alone at the other levels.
     """
     planned: dict[Case | BadInput, set[Check]] = {}
     for case, checks in _planned(level, dtypes, seed):
@@ -62,7 +69,7 @@ def _planned(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[Cas
     for at in range(_REPETITIONS[level]):
         for case in grid(dtypes, seed + at, "pairs"):
             yield case, of_cost(Cost.CALL) if level == "quick" else of_cost(Cost.CALL, Cost.CALLS)
-        for case in grid(dtypes, seed + at, "triples") if level != "quick" else ():
+        for case in _grids(level, dtypes, seed + at):
             yield case, of_cost(Cost.CALL)
     if level == "quick":
         return
@@ -74,6 +81,15 @@ def _planned(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[Cas
         yield from ((case, of_cost(Cost.TILES)) for case in large_cases(dtypes, seed))
     else:
         yield from _samples(transformed)
+
+
+def _grids(level: str, dtypes: Sequence[str], seed: int) -> Iterator[Case]:
+    """Yield the cases of the covering arrays that have the checks of cost CALL at this level."""
+    quick = level == "quick"
+    yield from (case for case in grid(dtypes, seed, "sizes") if not quick or case.class_size != WIDEST)
+    if not quick:
+        yield from grid(dtypes, seed, "triples")
+        yield from grid(dtypes, seed, "size_triples")
 
 
 def _of_corpus(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[Case, Iterable[Check]]]:

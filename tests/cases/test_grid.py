@@ -4,12 +4,30 @@ import itertools
 
 import pytest
 
-from crossent.cases.axes import broken
-from crossent.cases.grid import _SIZES, ARRAYS, CHOICES, grid
+from crossent.cases.axes import CLASS_LIMITS, CLASS_SIZES, DTYPES, ROW_LIMITS, ROW_SIZES, broken, size_class
+from crossent.cases.case import Case
+from crossent.cases.grid import (
+    _SIZES,
+    ARRAYS,
+    SIZE_AXES,
+    SIZE_CONSTRAINTS,
+    SIZED_OPTIONS,
+    WIDEST,
+    grid,
+    numbers_of,
+    sized_triples,
+    sizes_of,
+)
 
 
 def possible(picked, choices, left=None):
     """Whether some case has these choices: tried out, choice by choice."""
+    rules = [rule for rule in SIZE_CONSTRAINTS if set(rule.axes) <= picked.keys()]
+    if any(rule.forbids(*(picked[axis] for axis in rule.axes)) for rule in rules):
+        return False
+    if set(SIZE_AXES) <= picked.keys():
+        classes, rows = numbers_of(picked["class_size"], picked["row_size"])[0]
+        picked = {**picked, "sizes": sizes_of(classes, rows, picked["dimensions"])}
     if broken(picked):
         return False
     left = [axis for axis in choices if axis not in picked] if left is None else left
@@ -20,11 +38,12 @@ def possible(picked, choices, left=None):
 
 @pytest.mark.parametrize("name", ARRAYS)
 def test_all_choices_meet_that_can(name, figure):
-    strength, choices_of = ARRAYS[name].strength, ARRAYS[name].choices
+    array = ARRAYS[name]
+    strength, choices_of = array.strength, array.choices
     met = list(grid(array=name))
     assert all(case.invalid is None for case in met)
     covered = valid = 0
-    for axes in itertools.combinations(CHOICES, strength):
+    for axes in array.combined:
         together = {tuple(getattr(case, axis) for axis in axes) for case in met}
         for choices in itertools.product(*(choices_of[axis] for axis in axes)):
             if choices in together:
@@ -37,9 +56,88 @@ def test_all_choices_meet_that_can(name, figure):
     assert covered == valid > 100
 
 
+def test_the_arrays_of_options_combine_every_axis_and_that_of_sizes_every_size():
+    for name in ("pairs", "triples", "transformed", "sizes"):
+        array = ARRAYS[name]
+        assert array.combined == list(itertools.combinations(array.choices, array.strength))
+    combined = ARRAYS["size_triples"].combined
+    assert all({"class_size", "row_size"} & set(axes) for axes in combined)
+    others = [axis for axis in ARRAYS["size_triples"].choices if axis not in ("class_size", "row_size")]
+    pairs = list(itertools.combinations(others, 2))
+    assert {frozenset(axes) for axes in combined} == {
+        *(frozenset((size, *pair)) for size in ("class_size", "row_size") for pair in pairs),
+        *(frozenset(("class_size", "row_size", other)) for other in others),
+    }
+
+
 def test_the_arrays_are_of_these_choices():
     for case in grid():
         assert case.sizes in _SIZES
+
+
+def test_each_number_of_a_class_of_sizes_takes_its_turn():
+    cases = list(grid(array="size_triples"))
+    for words, number in ((CLASS_SIZES, "classes"), (ROW_SIZES, "rows")):
+        chosen = {size for word, numbers in words.items() if word != WIDEST for size in numbers}
+        assert {getattr(case, number) for case in cases} == chosen
+
+
+@pytest.mark.parametrize(
+    ("words", "limits", "of"), [(CLASS_SIZES, CLASS_LIMITS, "classes"), (ROW_SIZES, ROW_LIMITS, "rows")]
+)
+def test_a_class_of_sizes_holds_its_numbers_and_ends_at_a_limit(words, limits, of):
+    for word, numbers in words.items():
+        assert {size_class(number, limits, of) for number in numbers} == {word}
+    ends = [size_class(number, limits, of) for limit in limits for number in (limit, limit + 1)]
+    assert list(dict.fromkeys(ends)) == [*(["no rows"] if of == "rows" else []), *words]
+
+
+def test_sizes_have_the_numbers_of_classes_and_rows_that_they_are_made_of():
+    for classes, rows, dimensions in itertools.product((1, 521, 32000), (1, 2, 17, 130, 4100), (2, 3, 4)):
+        case = Case("float32", sizes_of(classes, rows, dimensions))
+        assert (case.classes, case.rows, case.dimensions) == (classes, rows, dimensions)
+    assert sizes_of(521, 1, 1) == (521,)
+
+
+# What a kernel may do on another path, and the code path that many kernels change at these sizes.
+WIDE_OR_TALL = {
+    "more than 257 classes": lambda case: case.classes > 257,
+    "more than 4096 classes": lambda case: case.classes > 4096,
+    "more than 128 rows": lambda case: case.rows > 128,
+    "more than 1024 rows": lambda case: case.rows > 1024,
+}
+WITH = {
+    "a weight": lambda case: case.weight != "unweighted",
+    "ignored rows": lambda case: case.ignored != "kept",
+    "label_smoothing": lambda case: case.label_smoothing > 0,
+    "probabilities": lambda case: case.target not in ("int64", "uint8"),
+    "sum": lambda case: case.reduction == "sum",
+    "none": lambda case: case.reduction == "none",
+    "further dimensions": lambda case: case.dimensions > 2,
+}
+
+
+@pytest.mark.parametrize("size", WIDE_OR_TALL)
+@pytest.mark.parametrize("option", WITH)
+def test_a_wide_row_and_many_rows_meet_each_option(size, option):
+    """In each dtype at level normal, and at level quick up to 1024 rows and 4096 classes; in some dtype beyond."""
+    for name, limits in (("sizes", ("257", "128 ")), ("size_triples", ("",))):
+        met = {
+            case.dtype
+            for case in grid(array=name)
+            if case.class_size != WIDEST and WIDE_OR_TALL[size](case) and WITH[option](case)
+        }
+        assert met == set(DTYPES) if any(limit in size for limit in limits) else met, name
+
+
+def test_the_combinations_of_size_option_and_dtype_are_counted(figure):
+    case = Case.of("float32-2x300-flat-int64-sum")
+    assert len(sized_triples(case)) == 2 * (len(SIZED_OPTIONS) + 1)
+    assert ("257 to 1024 classes", "reduction sum", "float32") in sized_triples(case)
+    assert ("2 to 16 rows", "weight unweighted", "float32") in sized_triples(case)
+    counts = {name: {triple for case in grid(array=name) for triple in sized_triples(case)} for name in ARRAYS}
+    figure("; ".join(f"{name}: {len(triples)} of size, option and dtype" for name, triples in counts.items()))
+    assert len(counts["sizes"]) > 1500 > len(counts["pairs"])
 
 
 def test_a_dtype_has_its_own_cases_and_no_others():

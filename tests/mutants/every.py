@@ -7,11 +7,12 @@ import layouts
 import memories
 import published
 import roundings
+import sizes
 import smoothings
 import targets
 import tiles
 
-FILES = (denominators, smoothings, gradients, roundings, tiles, targets, layouts, memories, interfaces, published)
+FILES = (denominators, smoothings, gradients, roundings, tiles, sizes, targets, layouts, memories, interfaces, published)
 MUTANTS = tuple(
     loss.mutant
     for file in FILES

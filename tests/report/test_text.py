@@ -1,9 +1,11 @@
 """The options that failing cases have in common."""
 
 import pytest
+import torch
 
 import crossent
-from crossent.report.findings import DEPENDS
+from crossent.cases.grid import grid
+from crossent.report.findings import DEPENDS, Finding, Measured, Outcome, SubjectReport
 from crossent.report.text import common
 
 
@@ -65,3 +67,54 @@ def test_that_the_result_depends_on_earlier_calls_is_told():
     groups = {of[0].check: of for of in report.subjects[0].sorts}
     assert common(report.subjects[0], groups["loss"]).startswith(f"{DEPENDS}: ")
     assert DEPENDS not in common(report.subjects[0], groups["repeat"])
+
+
+def classes_of(input):
+    return input.shape[min(1, input.dim() - 1)]
+
+
+def has_low_row(input, target, ignore_index):
+    return bool((input < -100).all(min(1, input.dim() - 1)).any())
+
+
+def is_unnormalised(input, target, ignore_index):
+    axis = min(1, input.dim() - 1)
+    return target.is_floating_point() and bool(((target.sum(axis) - 1).abs() > 0.01).any())
+
+
+def reported(condition):
+    """The report of a subject that is wrong where a condition holds on the logits, the target and ignore_index."""
+    subject = SubjectReport("mine")
+    for case in [*grid(["float32"], array="pairs"), *list(grid(["float32"], array="size_triples"))[::2]]:
+        inputs = case.build()
+        failed = condition(inputs.logits, inputs.target, inputs.options.get("ignore_index", -100))
+        subject.outcomes[case.id] = Outcome(case.dtype, inputs.digest, checks={"loss": Measured(failed)})
+        subject.findings += [Finding("mine", "loss", case.id, "wrong", "")] if failed else []
+    return subject
+
+
+@pytest.mark.parametrize(
+    ("condition", "told"),
+    [
+        (lambda x, y, ignored: classes_of(x) > 256, ["more than 256 classes"]),
+        (lambda x, y, ignored: classes_of(x) > 4096, ["more than 4096 classes"]),
+        (lambda x, y, ignored: 256 < classes_of(x) <= 1024, ["257 to 1024 classes"]),
+        (lambda x, y, ignored: x.numel() > 128 * classes_of(x), ["more than 128 rows"]),
+        (lambda x, y, ignored: 16 < x.numel() / classes_of(x) <= 32, ["17 to 32 rows"]),
+        (
+            lambda x, y, ignored: classes_of(x) > 256 and y.is_floating_point(),
+            ["more than 256 classes", "class probabilities"],
+        ),
+        (
+            lambda x, y, ignored: x.numel() > 128 * classes_of(x) and y.dtype == torch.uint8,
+            ["more than 128 rows", "uint8 targets"],
+        ),
+        (has_low_row, ["a row of logits far below zero"]),
+        (lambda x, y, ignored: 0 <= ignored < classes_of(x), ["an ignore_index that is a class"]),
+        (is_unnormalised, ["a target whose sum is not 1"]),
+    ],
+)
+def test_the_size_and_the_inputs_that_a_bug_needs_are_told(condition, told):
+    subject = reported(condition)
+    words = common(subject, subject.findings).partition(":")[0].split(", ")
+    assert set(words) >= set(told)

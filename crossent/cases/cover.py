@@ -1,0 +1,165 @@
+"""Compute the covering arrays of :mod:`crossent.cases.grid` again: `nox -s cover`.
+
+The library covertable computes the arrays of options. It would take hours for the arrays of sizes, whose constraints
+join many axes. A greedy search takes a minute for them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from crossent.cases.axes import CONSTRAINTS, DTYPES, Constraint
+from crossent.cases.case import Case
+from crossent.cases.grid import ARRAYS, CHOICES, SIZED_OPTIONS, CoveringArray, numbers_of, sized_triples, sizes_of
+
+_CANDIDATES = 12  # of so many cases that the search makes, it takes the case that covers most
+
+Chosen = dict[str, Any]
+Left = Mapping[tuple[str, ...], set[tuple[Any, ...]]]
+
+
+def cover(array: CoveringArray) -> list[Case]:
+    """Compute the cases of a covering array."""
+    cases = _of_sizes(array) if "class_size" in array.choices else _of_options(array)
+    order = list(DTYPES)
+    return sorted(cases, key=lambda case: (order.index(case.dtype), case.id))
+
+
+def _of_options(array: CoveringArray) -> list[Case]:
+    """Compute the cases of an array of options. Needs the package covertable."""
+    from covertable import make
+
+    choices, strength = array.choices, array.strength
+
+    def rule(constraint: Constraint) -> dict[str, Any]:
+        def holds(row: Mapping[str, int]) -> bool:
+            return not constraint.forbids(*(choices[axis][row[axis]] for axis in constraint.axes))
+
+        return {"operator": "fn", "requires": list(constraint.axes), "evaluate": holds}
+
+    # Give the library positions in the lists instead of choices: it hashes and compares them all.
+    factors = {name: list(range(len(of))) for name, of in choices.items()}
+    rows = make(factors, strength=strength, constraints=[rule(constraint) for constraint in CONSTRAINTS])
+    return _balanced([Case(**{name: choices[name][place] for name, place in row.items()}) for row in rows], array)
+
+
+def _balanced(cases: list[Case], array: CoveringArray) -> list[Case]:
+    """Balance the dtypes of the cases as far as the cover allows: for a free choice the library takes the first."""
+    covered = Counter(chosen for case in cases for chosen in _sets(case, array))
+    many = Counter(case.dtype for case in cases)
+    for at, case in enumerate(cases):
+        least = min(DTYPES, key=lambda dtype: many[dtype])
+        moved = replace(case, dtype=least)
+        if many[least] + 1 < many[case.dtype] and not moved.invalid and _can_move(case, moved, covered, array):
+            covered.subtract(_sets(case, array))
+            covered.update(_sets(moved, array))
+            many[case.dtype] -= 1
+            many[least] += 1
+            cases[at] = moved
+    return cases
+
+
+def _of_sizes(array: CoveringArray) -> list[Case]:
+    """Compute the cases of an array of sizes.
+
+    Each case starts with a combination of choices that is left. The other choices are made in random order, each such
+    that it completes most of the combinations that are left.
+    """
+    random = Random(0)
+    left: Left = {axes: set(itertools.product(*(array.choices[axis] for axis in axes))) for axes in array.combined}
+    cases = []
+    for axes in array.combined:
+        for words in itertools.product(*(array.choices[axis] for axis in axes)):
+            start = dict(zip(axes, words, strict=True))
+            if words not in left[axes] or not _is_possible(start, array):
+                continue
+            grown: list[tuple[int, Chosen]] = []
+            while len(grown) < _CANDIDATES:
+                grown += _grown(start, array, left, random)
+            _, best = max(grown, key=lambda candidate: candidate[0])
+            for some, of_axes in left.items():
+                of_axes.discard(tuple(best[axis] for axis in some))
+            cases.append(Case(sizes=array.sizes(best), **{field: best[field] for field in CHOICES if field in best}))
+    return list(_numbered(_enriched(cases, array)))
+
+
+def _grown(start: Chosen, array: CoveringArray, left: Left, random: Random) -> Iterator[tuple[int, Chosen]]:
+    """Yield a case with these choices, and how many combinations it completes; nothing where the search ends early."""
+    chosen, completed = dict(start), 1
+    axes = [axis for axis in array.choices if axis not in start]
+    random.shuffle(axes)
+    for axis in axes:
+        words = [word for word in array.choices[axis] if not array.forbids({**chosen, axis: word})]
+        if not words:
+            return
+        joined = [of for of in left if axis in of and chosen.keys() >= {*of} - {axis}]
+        random.shuffle(words)
+        tried = [{**chosen, axis: word} for word in words]
+        gains = [sum(tuple(map(one.__getitem__, of)) in left[of] for of in joined) for one in tried]
+        completed += max(gains)
+        chosen = tried[gains.index(max(gains))]
+    yield completed, chosen
+
+
+def _is_possible(chosen: Chosen, array: CoveringArray) -> bool:
+    """Return whether a case has these choices: try the other choices out."""
+    if array.forbids(chosen):
+        return False
+    axis = next((axis for axis in array.choices if axis not in chosen), None)
+    return axis is None or any(_is_possible({**chosen, axis: word}, array) for word in array.choices[axis])
+
+
+def _enriched(cases: list[Case], array: CoveringArray) -> list[Case]:
+    """Spend the free choices on combinations of a size, an option and a dtype that no case has yet."""
+    covered = Counter(chosen for case in cases for chosen in _sets(case, array))
+    met = Counter(chosen for case in cases for chosen in sized_triples(case))
+    improved = True
+    while improved:
+        improved = False
+        for (at, _), axis in itertools.product(enumerate(cases), ("dtype", *SIZED_OPTIONS)):
+            for word in array.choices[axis]:
+                case, moved = cases[at], replace(cases[at], **{axis: word})
+                before, after = sized_triples(case), sized_triples(moved)
+                gain = sum(met[new] == 0 for new in after - before) - sum(met[old] == 1 for old in before - after)
+                if gain > 0 and not moved.invalid and _can_move(case, moved, covered, array):
+                    covered.subtract(_sets(case, array))
+                    covered.update(_sets(moved, array))
+                    met.subtract(before)
+                    met.update(after)
+                    cases[at], improved = moved, True
+    return cases
+
+
+def _can_move(case: Case, moved: Case, covered: Counter[Any], array: CoveringArray) -> bool:
+    """Return whether other cases have all combinations of choices that a change of this case gives up."""
+    return all(covered[chosen] > 1 for chosen in set(_sets(case, array)) - set(_sets(moved, array)))
+
+
+def _sets(case: Case, array: CoveringArray) -> list[tuple[Any, ...]]:
+    """Return the combinations of choices of a case that the array counts."""
+    return [tuple((axis, getattr(case, axis)) for axis in axes) for axes in array.combined]
+
+
+def _numbered(cases: Iterable[Case]) -> Iterator[Case]:
+    """Give the cases numbers of classes and rows: the numbers of a class of sizes take turns."""
+    used: Counter[tuple[str, int]] = Counter()
+    for case in cases:
+        classes, rows = min(
+            numbers_of(case.class_size, case.row_size),
+            key=lambda numbers: used["classes", numbers[0]] + used["rows", numbers[1]],
+        )
+        used.update([("classes", classes), ("rows", rows)])
+        yield replace(case, sizes=sizes_of(classes, rows, case.dimensions))
+
+
+if __name__ == "__main__":
+    for name, array in ARRAYS.items():
+        made = cover(array)
+        Path(__file__).with_name(f"{name}.txt").write_text("".join(f"{case.id}\n" for case in made), encoding="utf-8")
+        print(f"{name}.txt: {len(made)} cases, {array.strength} choices")
