@@ -17,8 +17,9 @@ from crossent.cases.corpus import bugs
 from crossent.cases.grid import met
 from crossent.checks import CHECKS
 from crossent.checks.refusals import ERRORS
+from crossent.choices import LEVELS
 from crossent.report.findings import NUMBERS
-from crossent.run.plan import LEVELS, plan
+from crossent.run.plan import plan
 
 
 def sample():

@@ -12,7 +12,8 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from crossent.cases.grid import sized_triples
-from crossent.report.document import SCHEMA, jsonable, subject_json, write_whole
+from crossent.files import write_whole
+from crossent.report.document import SCHEMA, jsonable, subject_json
 from crossent.report.findings import Finding, SubjectReport, Tally, together
 from crossent.report.html import page
 from crossent.report.regimes import case_or_none

@@ -35,7 +35,6 @@ from crossent.cases.grid import WIDEST, grid
 from crossent.checks import CHECKS, compiled_code
 from crossent.trials.check import Check, Cost
 
-LEVELS = ("quick", "normal", "thorough")
 Plan = Mapping[Case | BadInput, tuple[Check, ...]]
 # How often the covering arrays run, each time with other numbers.
 _REPETITIONS = {"quick": 1, "normal": 1, "thorough": 4}

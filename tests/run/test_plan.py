@@ -19,7 +19,8 @@ from crossent.checks import (
     single,
     transforms,
 )
-from crossent.run.plan import LEVELS, plan
+from crossent.choices import LEVELS
+from crossent.run.plan import plan
 from crossent.trials.check import Check
 
 MODULES = (
