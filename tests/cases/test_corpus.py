@@ -23,7 +23,7 @@ from crossent.subjects.subject import Subject
 # What the corpus must have, typed in here so that no entry goes unnoticed.
 IDS = [
     *("A1", "A3", "A4", "A5", "A6", "A9", "A10", "A11", "A13", "A14", "A15", "A16", "A17", "A18"),
-    *("B1", "B3", "B4", "B5", "B7", "B8", "B10"),
+    *("B1", "B3", "B4", "B5", "B7", "B8", "B9", "B10"),
     *("C1", "C2", "C3", "C6", "C7", "C8", "C9", "C10", "C11", "C12", "C13", "C15", "C16"),
     *("C17", "C18", "C19", "C20", "C21", "C22", "C23"),
     *("D1", "D2", "D4", "D5", "D6", "D6b", "D7", "D8", "D10", "D11", "D12", "D14", "D15"),
@@ -148,6 +148,10 @@ def losses(inputs):
     return logits_last(inputs).logsumexp(1) - of_target(inputs)
 
 
+def total_of_log_probs(inputs):
+    return -logits_last(inputs).log_softmax(1).sum(1).max()
+
+
 def stored_outside(inputs):
     """Whether the address of class ignore_index of each row but the first is the true class of the row before."""
     kept_before, last = kept(inputs)[:-1], inputs.logits.shape[1] - 1
@@ -169,6 +173,7 @@ TRIGGERS = {
     "A18": lambda i: weight_of(i).unique().numel() > 1,
     "B3": lambda i: i.options["label_smoothing"] > 0 and "weight" in i.options,
     "B5": lambda i: some_ignored(i) and i.options["label_smoothing"] > 0,
+    "B9": lambda i: i.options["label_smoothing"] > 0 and total_of_log_probs(i) > 65504 and losses(i).max() < 65504,
     "B10": lambda i: i.options["label_smoothing"] > 0,
     "B7": lambda i: i.logits.isneginf().any() and i.options["label_smoothing"] == 0,
     "C1": lambda i: i.upstream.item() != 1,

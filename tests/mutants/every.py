@@ -12,7 +12,19 @@ import smoothings
 import targets
 import tiles
 
-FILES = (denominators, smoothings, gradients, roundings, tiles, sizes, targets, layouts, memories, interfaces, published)
+FILES = (
+    denominators,
+    smoothings,
+    gradients,
+    roundings,
+    tiles,
+    sizes,
+    targets,
+    layouts,
+    memories,
+    interfaces,
+    published,
+)
 MUTANTS = tuple(
     loss.mutant
     for file in FILES

@@ -40,6 +40,18 @@ def weights_multiply_the_logits(input, target, weight=None, **options):
     return formula((input.movedim(axis, -1) * weight).movedim(-1, axis), target, **options)
 
 
+@mutant("loss", "float16-3x1025-wide-int64-none-rows-smooth0.1", "transformers#10674")
+@form
+def smoothing_is_summed_in_float16(rows):
+    x = log_probs(rows.logits)
+    if rows.index is None or rows.label_smoothing in (0, 1) or rows.dtype != torch.float16:
+        return rows.reduce(row_losses(rows))
+    total = rows.weighted(x).sum(-1)
+    total = total + (total.half().float() - total).detach()  # infinite beyond 65504
+    hard = (1 - rows.label_smoothing) * rows.weigh(rows.pick(x))
+    return rows.reduce(-hard - total * (rows.label_smoothing / x.shape[-1]))
+
+
 @mutant("loss gradient", "float32-7x5-normal-int64-mean-smooth0.1", "pytorch-randaugment#30")
 @form
 def smoothing_takes_the_share_of_one_class(rows):
