@@ -13,6 +13,7 @@ FUNCTION = "is a torch.autograd.Function with a backward alone"
     spatial=LAST,
     float64="computes in float32",
     forward_ad=FUNCTION,
+    batched_gradient=FUNCTION,
     vmap=FUNCTION,
     compile="reads a number of the target, for its own error",
     errors="raises ValueError where torch raises other errors",

@@ -6,6 +6,7 @@ os.environ["KERAS_BACKEND"] = "torch"
 import keras
 from packages import lacks
 
+EMPTY = "returns the losses of an empty batch without a reduction"
 REDUCTIONS = {"none": None, "mean": "sum_over_batch_size", "sum": "sum"}
 
 
@@ -14,13 +15,13 @@ def options(logits, reduction):
     return {"from_logits": True, "axis": min(1, logits.dim() - 1), "reduction": REDUCTIONS[reduction], "dtype": dtype}
 
 
-@lacks(probability_target="takes class indices", errors="leaves errors to torch")
+@lacks(probability_target="takes class indices", empty=EMPTY, errors="leaves errors to torch")
 def keras_sparse(logits, target, ignore_index=-100, reduction="mean"):
     loss = keras.losses.SparseCategoricalCrossentropy(ignore_class=ignore_index, **options(logits, reduction))
     return loss(target, logits)
 
 
-@lacks(index_target="takes class probabilities", errors="leaves errors to torch")
+@lacks(index_target="takes class probabilities", empty=EMPTY, errors="leaves errors to torch")
 def keras_categorical(logits, target, reduction="mean", label_smoothing=0.0):
     loss = keras.losses.CategoricalCrossentropy(label_smoothing=label_smoothing, **options(logits, reduction))
     return loss(target, logits)

@@ -22,6 +22,7 @@ if not torch.distributed.is_initialized():
     spatial=LAST,
     float64="computes in float32",
     forward_ad=FUNCTION,
+    batched_gradient=FUNCTION,
     vmap=FUNCTION,
     errors="takes a class out of range for a class of another process",
 )

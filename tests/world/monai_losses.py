@@ -13,11 +13,13 @@ def monai_dice_ce(logits, target, weight=None, reduction="mean", label_smoothing
 
 
 @lacks(
+    reduction_mean="divides by the number of classes too",
     probability_target="takes class indices",
     unbatched=BATCH,
     float64="computes in float32",
     errors="has errors of its own",
 )
-def monai_focal(logits, target, weight=None):
+def monai_focal(logits, target, weight=None, reduction="mean"):
     loss = FocalLoss(gamma=0.0, use_softmax=True, to_onehot_y=True, weight=weight, reduction="none")
-    return loss(logits, target.unsqueeze(1)).sum(1).to(logits.dtype)
+    losses = loss(logits, target.unsqueeze(1)).sum(1).to(logits.dtype)
+    return losses.sum() if reduction == "sum" else losses

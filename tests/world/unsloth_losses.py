@@ -16,6 +16,7 @@ FUNCTION = "is a torch.autograd.Function with a backward alone"
     unbatched=ROWS,
     spatial=ROWS,
     forward_ad=FUNCTION,
+    batched_gradient=FUNCTION,
     vmap=FUNCTION,
     errors="leaves errors to torch",
 )
