@@ -22,7 +22,7 @@ def rows_of(input):
     own="A second kernel for rows that exceed a block was written before the options, and returns its zeros for them.",
 )
 def zero_on_wide_rows_with_an_option(input, target, weight=None, ignore_index=-100, reduction="mean", **options):
-    given = weight is not None or reduction != "mean" or target.is_floating_point() or input.dim() != 2
+    given = weight is not None or reduction == "sum" or target.is_floating_point() or input.dim() != 2
     given = given or bool((target == ignore_index).any()) or options.get("label_smoothing", 0.0) > 0
     loss = formula(input, target, weight, ignore_index, reduction, **options)
     return loss * 0 if given and classes_of(input) > WIDE else loss
