@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from crossent.choices import CONTRACT_NAMES, DTYPE_NAMES, LEVELS
-from crossent.options import SEED_OPTION, Numbers, Seed, chosen_files, one_line, write
+from crossent.options import SEED_OPTION, Row, Seed, chosen_files, one_line, write
 from crossent.words import printable
 
 # A command imports what it needs when it runs: `crossent --help` and a misspelt option wait for no import of torch.
@@ -309,7 +309,7 @@ def repro(finding: str, report: str | None, device: str | None, held: bool) -> N
 
 @crossent.command()
 @click.option(
-    "--logits", type=Numbers(), metavar="TEXT", help="Logits of one row, separated by commas.  [default: 3,1,-3]"
+    "--logits", type=Row(), metavar="TEXT", help="Logits of one row, separated by commas.  [default: 3,1,-3]"
 )
 @click.option("--target", type=int, help="True class.  [default: 0]")
 @click.option("--random", is_flag=True, help="Use a random row and a random class.")

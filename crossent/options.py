@@ -28,10 +28,10 @@ class Seed(click.ParamType):  # type: ignore[type-arg]  # which click 8.1 does n
         return value if value == "random" else SEED_OPTION.convert(value, parameter, context)
 
 
-class Numbers(click.ParamType):  # type: ignore[type-arg]
-    """Numbers separated by commas."""
+class Row(click.ParamType):  # type: ignore[type-arg]
+    """A row of numbers, separated by commas."""
 
-    name = "numbers"
+    name = "row"
 
     def convert(
         self, value: Any, parameter: click.Parameter | None, context: click.Context | None
