@@ -6,7 +6,7 @@ from packages import lacks
 BATCH = "takes a batch with a channel for the target"
 
 
-@lacks(unbatched=BATCH)
+@lacks(reduction_none="returns a sum or a mean", unbatched=BATCH, errors="converts any target to int64")
 def monai_dice_ce(logits, target, weight=None, reduction="mean", label_smoothing=0.0):
     loss = DiceCELoss(softmax=True, weight=weight, reduction=reduction, label_smoothing=label_smoothing)
     return loss.ce(logits, target if target.is_floating_point() else target.unsqueeze(1))
