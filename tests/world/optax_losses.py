@@ -1,4 +1,4 @@
-"""optax: the losses of class indices and of probabilities, with gradients by JAX."""
+"""optax: the loss of probabilities, with gradients by JAX."""
 
 import optax
 from packages import lacks
@@ -18,6 +18,4 @@ def adapted(loss, name, **lacking):
     return lacks(**made.lacks, **lacking, errors="leaves errors to JAX")(made)
 
 
-integer = optax.softmax_cross_entropy_with_integer_labels
-optax_integer = adapted(integer, "optax_integer", probability_target="takes class indices")
 optax_dense = adapted(optax.softmax_cross_entropy, "optax_dense", index_target="takes class probabilities")
