@@ -123,7 +123,7 @@ class _AsksForOne(torch.autograd.Function):
 
 @mutant(
     "batched_gradient",
-    "float32-7x5-normal-int64-mean-ignored_default",
+    "float32-7x5-normal-hard-mean-expanded",
     own="An upstream gradient of one has a path of its own, and a batch of upstream gradients has no single value.",
 )
 def reads_the_upstream_gradient(input, target, **options):
