@@ -258,9 +258,9 @@ def _plain(*tensors: Tensor) -> bool:
     The result is False where torch transforms, traces or compiles the call. It is also False where a tensor has a
     forward-mode tangent, or stands for a batch of upstream gradients.
     """
-    if compiling() or _transforming() or _modes() or any(map(_is_batched, tensors)):
+    if compiling() or _transforming() or _modes():
         return False
-    ordinary = all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors)
+    ordinary = all(type(tensor) in (Tensor, torch.nn.Parameter) and not _is_batched(tensor) for tensor in tensors)
     return ordinary and (forward_ad._current_level < 0 or all(_tangent(tensor) is None for tensor in tensors))
 
 

@@ -35,7 +35,7 @@ def subject():
 @pytest.mark.parametrize("check", ["loss", "gradient"])
 def test_the_choices_that_the_bug_needs_are_told(subject, check):
     findings = next(of for of in subject.sorts if of[0].check == check)
-    assert common(subject, findings).startswith("a weight, label_smoothing: ")
+    assert common(subject, findings).startswith("a weight, label_smoothing")
 
 
 def test_how_many_cases_have_them_is_counted(subject):
