@@ -10,7 +10,6 @@ import sys
 import pytest
 from support.running import check_on
 
-from crossent import cli
 from crossent.cases.axes import DTYPES
 from crossent.cases.case import Case
 from crossent.cases.edges import edges
@@ -27,7 +26,7 @@ def run(capsys, *arguments):
 @pytest.fixture(autouse=True)
 def one_job(monkeypatch):
     """Most of these runs are over before another process would have started."""
-    monkeypatch.setattr(cli, "cores", lambda: None)
+    monkeypatch.setattr("crossent.machine.cores", lambda: None)
 
 
 @pytest.fixture
@@ -35,7 +34,7 @@ def small_grid(monkeypatch):
     """A few cases instead of a level's: these tests are about the command."""
     dtypes = tuple(DTYPES)
     more = [*edges(dtypes, 0, "quick"), *list(grid(dtypes, 0, "triples"))[::20]]  # for evidence of every check
-    monkeypatch.setattr(cli, "run_check", check_on(list(grid(dtypes, 0, "pairs"))[::20], more=more))
+    monkeypatch.setattr("crossent.run.runner.check", check_on(list(grid(dtypes, 0, "pairs"))[::20], more=more))
 
 
 def test_check_prints_a_row_for_each_form_and_dtype(capsys, small_grid):
@@ -79,7 +78,7 @@ def test_check_exits_1_and_shows_the_numbers_when_a_form_is_wrong(capsys, small_
 
 def test_check_exits_3_when_nothing_ran(capsys, monkeypatch):
     many_rows = [case for case in grid(["float16"]) if case.sizes == (7, 5)][:3]
-    monkeypatch.setattr(cli, "run_check", check_on(many_rows))
+    monkeypatch.setattr("crossent.run.runner.check", check_on(many_rows))
     status, out, _ = run(capsys, "check", "scalar", "--dtype", "float16")  # bad inputs are of float32
     assert status == NOTHING_RAN
     assert "nothing ran" in out
@@ -129,7 +128,7 @@ def test_wrong_use_is_one_line_on_stderr_and_status_2(capsys, arguments, named):
 
 @pytest.fixture
 def one_case(monkeypatch):
-    monkeypatch.setattr(cli, "run_check", check_on([Case("float64")]))
+    monkeypatch.setattr("crossent.run.runner.check", check_on([Case("float64")]))
 
 
 def test_json_is_written_beside_the_table(capsys, one_case, tmp_path):
@@ -145,7 +144,7 @@ def test_json_is_written_beside_the_table(capsys, one_case, tmp_path):
 def test_a_place_that_cannot_be_written_is_said_before_the_run(capsys, monkeypatch, tmp_path, path, option):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "dangling.json").symlink_to("missing/report.json")
-    monkeypatch.setattr(cli, "run_check", None)  # nothing is run
+    monkeypatch.setattr("crossent.run.runner.check", None)  # nothing is run
     status, out, err = run(capsys, "check", option, path)
     assert (status, out) == (WRONG_USE, "")
     assert err.startswith("crossent: ")
@@ -159,7 +158,7 @@ def test_a_file_or_a_folder_without_permission_is_said_before_the_run(capsys, mo
     """As root everything may be written: so permission is asked of somebody else here."""
     path = tmp_path / "report.json"
     path.write_text("before")
-    monkeypatch.setattr(cli, "run_check", None)
+    monkeypatch.setattr("crossent.run.runner.check", None)
     monkeypatch.setattr(
         os, "access", lambda at, mode: mode != os.W_OK or not os.path.samefile(at, tmp_path / forbidden)
     )
@@ -189,7 +188,7 @@ def test_a_page_is_written_beside_the_report_even_where_that_fails(capsys, one_c
 
 
 def test_one_file_cannot_hold_both_the_report_and_the_page(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(cli, "run_check", None)  # nothing is run
+    monkeypatch.setattr("crossent.run.runner.check", None)  # nothing is run
     (tmp_path / "link").symlink_to("report")
     status, out, err = run(capsys, "check", "--json", str(tmp_path / "report"), "--html", str(tmp_path / "link"))
     assert (status, out) == (WRONG_USE, "")
@@ -228,7 +227,7 @@ def test_ctrl_c_is_one_line_and_status_130(capsys, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "run_check", interrupted)
+    monkeypatch.setattr("crossent.run.runner.check", interrupted)
     status, out, err = run(capsys, "check")
     assert (status, out, err.strip()) == (INTERRUPTED, "", "crossent: interrupted")
 
