@@ -308,9 +308,7 @@ def repro(finding: str, report: str | None, device: str | None, held: bool) -> N
 
 
 @crossent.command()
-@click.option(
-    "--logits", type=Row(), metavar="TEXT", help="Logits of one row, separated by commas.  [default: 3,1,-3]"
-)
+@click.option("--logits", type=Row(), metavar="TEXT", help="Logits of one row, separated by commas.  [default: 3,1,-3]")
 @click.option("--target", type=int, help="True class.  [default: 0]")
 @click.option("--random", is_flag=True, help="Use a random row and a random class.")
 @click.option("--classes", type=click.IntRange(1, 1_000_000), help="Number of classes, with --random.  [default: 5]")
