@@ -54,30 +54,9 @@ AXES: dict[str, tuple[str, ...]] = {
     "weight_layout": tuple(f"weight_{layout}" for layout in ("contiguous", "window", "strided", "offset")),
 }
 # Kernels change their code path with the number of classes and of rows: at a vector, a block, a tile, a chunk of the
-# vocabulary. Each class of sizes ends at one of these limits, and has the numbers next to them.
+# vocabulary. Each class of sizes ends at one of these limits.
 CLASS_LIMITS = (1, 2, 7, 32, 256, 1024, 4096, 16384, 65535)
 ROW_LIMITS = (0, 1, 16, 32, 128, 1024, 4096)
-CLASS_SIZES: dict[str, tuple[int, ...]] = {
-    "1 class": (1,),
-    "2 classes": (2,),
-    "3 to 7 classes": (3, 5, 7),
-    "8 to 32 classes": (8, 15, 16, 31, 32),
-    "33 to 256 classes": (33, 64, 100, 127, 129, 255),  # 255 is the largest number for which 255 is not a class
-    "257 to 1024 classes": (257, 300, 511, 513, 521, 1000, 1009, 1023, 1024),
-    "1025 to 4096 classes": (1025, 1031, 2047, 2049, 3000, 4096),
-    "4097 to 16384 classes": (4097, 4099, 5000, 8193),
-    "16385 to 65535 classes": (16385, 32000, 50257),
-    "more than 65535 classes": (65537, 128256),
-}
-ROW_SIZES: dict[str, tuple[int, ...]] = {
-    "1 row": (1,),
-    "2 to 16 rows": (2, 3, 8, 15, 16),
-    "17 to 32 rows": (17, 31, 32),
-    "33 to 128 rows": (33, 64, 100, 127, 128),
-    "129 to 1024 rows": (129, 130, 256, 1000, 1023, 1024),
-    "1025 to 4096 rows": (1025, 1030, 2049, 4095, 4096),
-    "more than 4096 rows": (4097, 4100, 6000),
-}
 
 
 def size_class(number: int, limits: Sequence[int], of: str) -> str:
@@ -95,6 +74,33 @@ def size_class(number: int, limits: Sequence[int], of: str) -> str:
     return {0: f"no {of}", 1: f"1 {'class' if of == 'classes' else 'row'}"}.get(high, f"{high} {of}")
 
 
+def _by_size_class(numbers: Sequence[int], limits: Sequence[int], of: str) -> dict[str, tuple[int, ...]]:
+    """Return the numbers of each class of sizes."""
+    found: dict[str, tuple[int, ...]] = {}
+    for number in numbers:
+        name = size_class(number, limits, of)
+        found[name] = (*found.get(name, ()), number)
+    return found
+
+
+# Of 33 to 256 classes, 255 is the largest number for which 255 is not a class.
+CLASS_SIZES = _by_size_class(
+    (
+        *(1, 2, 3, 5, 7, 8, 15, 16, 31, 32, 33, 64, 100, 127, 129, 255),
+        *(257, 300, 511, 513, 521, 1000, 1009, 1023, 1024, 1025, 1031, 2047, 2049, 3000, 4096),
+        *(4097, 4099, 5000, 8193, 16385, 32000, 50257, 65537, 128256),
+    ),
+    CLASS_LIMITS,
+    "classes",
+)
+ROW_SIZES = _by_size_class(
+    (
+        *(1, 2, 3, 8, 15, 16, 17, 31, 32, 33, 64, 100, 127, 128, 129, 130, 256, 1000, 1023, 1024),
+        *(1025, 1030, 2049, 4095, 4096, 4097, 4100, 6000),
+    ),
+    ROW_LIMITS,
+    "rows",
+)
 OF_ROWS = ("rows", "stride0", "rows_strided", "rows_large")  # upstream gradients that need one loss per row
 
 

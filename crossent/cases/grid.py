@@ -82,7 +82,7 @@ SIZED: dict[str, tuple[Any, ...]] = {
 SIZE_AXES = ("class_size", "row_size", "dimensions")
 SIZED_OPTIONS = tuple(axis for axis in SIZED if axis not in (*SIZE_AXES, "dtype"))
 # The widest rows cost as much as a dozen other cases: they meet each choice, but not every two choices.
-WIDEST = "more than 65535 classes"
+WIDEST = tuple(CLASS_SIZES)[-1]
 SIZED_TRIPLES = {**SIZED, "class_size": tuple(size for size in SIZED["class_size"] if size != WIDEST)}
 _MOST_LOGITS = {1: 2**20, 2: 33_000}  # the most logits of a case with one row and with two rows
 _MOST_OF_ROWS = 12_300  # the most logits of a case with more rows

@@ -130,7 +130,7 @@ def batched_gradient(trial: Trial) -> Found:
 
 
 def gradients_of_batch(loss: Loss, inputs: Inputs, upstreams: Tensor, wanted: Gradients) -> tuple[Tensor, ...]:
-    """Return the loss and its gradients for a batch of upstream gradients. An act.
+    """Return the loss and its gradients for a batch of upstream gradients. This function is an act.
 
     If the loss has a wrong shape, no gradient is computed: :func:`misshapen` reports the shape.
     """

@@ -1,7 +1,8 @@
 """The report: everything that a run found, as text, as an HTML page and as JSON.
 
 This room owns the data of a report, its output formats, and the lists of known failures. Its modules import of this
-package only `crossent.cases`, `crossent.numerics.formats` and `crossent.words`; they do not run a subject.
+package only `crossent.cases`, `crossent.numerics.formats`, `crossent.files` and `crossent.words`; no module runs a
+subject.
 
 findings           Finding, Outcome and SubjectReport: the failed checks and all results of one subject
 report             Report: one run; its first and last lines as text

@@ -19,8 +19,8 @@ _SMALL = 64  # logits, which a reader can look at
 _MOST_OTHERS = 2
 
 
-def doubt(finding: Finding) -> tuple[int, int, float, int]:
-    """Return a sort key of a finding: the smaller, the plainer.
+def by_plainness(finding: Finding) -> tuple[int, int, float, int]:
+    """Return a sort key of a finding: the plainest finding has the smallest key.
 
     In this order: how many times larger than its bound the error is, by powers of ten up to 1000; the size of the
     case, by powers of two above 64 logits; the share of the numbers that are wrong; how many choices of the case are

@@ -147,7 +147,7 @@ def mark(report: Report, entries: Iterable[ExpectedFinding], names: Mapping[str,
     by_own_name = [subject for subject in subjects if subject.name == names[subject.name]]
     for entry in known:
         if entry not in met and not entry.sometimes and any(entry.ran(subject) for subject in by_own_name):
-            report.mended.append(str(entry))
+            report.fixed.append(str(entry))
 
 
 _LISTS = ("checks", "cases", "got")

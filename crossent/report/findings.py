@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from crossent.cases.axes import DTYPES
-from crossent.report.clarity import doubt, same_trigger, size_of_error
+from crossent.report.clarity import by_plainness, same_trigger, size_of_error
 from crossent.words import word
 
 # The checks that compare the results of a call with the exact values.
@@ -276,7 +276,7 @@ class SubjectReport:
         seen: Counter[tuple[str, str]] = Counter()
         places = {}
         for (check, kind, told), findings in sorts.items():
-            findings.sort(key=doubt)
+            findings.sort(key=by_plainness)
             first, refused = findings[0], kind in ("refused", "accepted")
             relative = first.numbers is not None and first.numbers.versus != "exact"
             plain = -size_of_error(first)

@@ -49,7 +49,7 @@ def report_of(document: dict[str, Any]) -> Report:
         [_subject(part) for part in _list(document["subjects"], "subjects")],
         level=_a(str, document["level"], "level"),
         seed=_a(int, document["seed"], "seed"),
-        mended=_strings(document["mended"], "mended"),
+        fixed=_strings(document["mended"], "mended"),
         triples=_a(int, _a(dict, document["coverage"], "coverage")["triples"], "triples"),
         left_out=_strings(document["left_out"], "left_out"),
         planned=None if document["planned"] is None else _a(int, document["planned"], "planned"),

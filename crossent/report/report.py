@@ -30,7 +30,7 @@ class Report:
     Attributes:
         environment: the versions and the device, which a reader needs to repeat the run.
         level, seed: the level and the seed of the cases.
-        mended: known failures that no longer happen, though their cases ran. Their entries in the list can be removed.
+        fixed: known failures that no longer happen, though their cases ran. Their entries in the list can be removed.
         triples: the number of different combinations of three choices that occur in the cases.
         left_out: the checks that the level does not run.
         planned: the number of planned cases, if the run was interrupted; otherwise None.
@@ -40,7 +40,7 @@ class Report:
     subjects: list[SubjectReport] = field(default_factory=list)
     level: str = "normal"
     seed: int = 0
-    mended: list[str] = field(default_factory=list)
+    fixed: list[str] = field(default_factory=list)
     triples: int = 0
     left_out: Sequence[str] = ()
     planned: int | None = None
@@ -133,7 +133,7 @@ class Report:
         for subject in self.subjects:
             for result in subject.without_evidence:
                 yield f"NO EVIDENCE: zeros or a constant would pass every comparison of {subject.name}'s {result}"
-        for line in self.mended:
+        for line in self.fixed:
             yield f"known failure no longer happens: {line}"
 
     def __str__(self) -> str:
@@ -151,7 +151,7 @@ class Report:
             "planned": self.planned,
             "environment": self.environment,
             "subjects": [subject_json(subject) for subject in self.subjects],
-            "mended": self.mended,
+            "mended": self.fixed,
         }
         made: dict[str, Any] = jsonable(document)
         return made

@@ -157,8 +157,10 @@ def _by_earlier_calls(
 
     Return "" and one half if the difference is at most one half. `repeat` itself is about a second call.
     """
-    steady = [case for case, outcome in subject.outcomes.items() if "repeat" in outcome.checks]
-    unsteady = {case for case in steady if subject.outcomes[case].checks["repeat"].failed}
+    repeated = {
+        case: outcome.checks["repeat"] for case, outcome in subject.outcomes.items() if "repeat" in outcome.checks
+    }
+    unsteady = {case for case, measured in repeated.items() if measured.failed}
     fails, passes = len(unsteady.intersection(failing)), len(unsteady.intersection(passing))
     above = fails / len(failing) - passes / len(passing)
     if check == "repeat" or above <= 0.5:

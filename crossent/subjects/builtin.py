@@ -11,7 +11,7 @@ from crossent.cases.inputs import Inputs
 from crossent.forms import FORMS, scalar
 from crossent.numerics.bounds.contracts import Promise
 from crossent.subjects.compiler import COMPILE_SUFFIX
-from crossent.subjects.contracts import DEFAULT, TORCH_CONTRACT, in_halves
+from crossent.subjects.contracts import DEFAULT_CONTRACT, TORCH_CONTRACT, in_halves
 from crossent.subjects.subject import Loss, Subject
 
 
@@ -97,4 +97,4 @@ def own_subject(subject: Subject) -> Subject | None:
 def chosen_contract(subject: Subject) -> str:
     """Return the name of the contract that the user chose for a subject; "" for the contract that it has by default."""
     own = own_subject(subject)
-    return "" if subject.contract == (DEFAULT if own is None else own.contract) else subject.contract
+    return "" if subject.contract == (DEFAULT_CONTRACT if own is None else own.contract) else subject.contract

@@ -32,7 +32,7 @@ class NamedContract:
 # The contract of torch, which also makes the known failures of torch known failures of the subject.
 TORCH_CONTRACT = "torch"
 # The contract of a subject from outside of this package, unless the user chooses another.
-DEFAULT = "kernel"
+DEFAULT_CONTRACT = "kernel"
 CONTRACTS = {
     "kernel": NamedContract(
         "kernel", "A", "Computes in float32 or wider, sums in any order and in blocks, and rounds once."
@@ -78,7 +78,7 @@ def under_contract(subject: Subject, contract: str | None, grade: str | None) ->
     Code that torch.compile made for CUDA keeps the approximate functions that it uses, under every contract.
     """
     require_contract(contract, grade)
-    name = contract or DEFAULT
+    name = contract or DEFAULT_CONTRACT
     named = CONTRACTS[name]
     promise: Promise = "fast_kernel" if subject.promise == "fast_kernel" else named.promise
     halves: Grade = named.grade if grade is None else "B" if grade == "B" else "A"

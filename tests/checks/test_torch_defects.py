@@ -218,7 +218,7 @@ def test_uint8_targets_are_refused_in_some_calls(found, id):
 
 def test_torch_is_right_wherever_no_defect_is_known(report):
     assert not report.findings, report
-    assert report.mended == []
+    assert report.fixed == []
     outcomes = {part.name: part.outcomes for part in report.subjects}
     ids = {*OF_THE_GRID, *(case.id for case in EDGES), *(bad.id for bad in BAD_INPUTS)}
     assert set(outcomes["torch"]) == ids

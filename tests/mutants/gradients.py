@@ -1,7 +1,7 @@
 """Mutants: the gradient, and the derivatives of it; their losses are right."""
 
 import torch
-from right import form, log_probs, mutant, row_losses, shifted, with_upstream
+from right import LogSoftmax, form, log_probs, mutant, row_losses, shifted, with_upstream
 
 from crossent import formula
 
@@ -41,20 +41,6 @@ def gradient_is_clipped(input, target, **options):
     return formula(input, target, **options)
 
 
-class _LogSoftmax(torch.autograd.Function):
-    """`log softmax(x)`, whose gradient is made of `p` and the upstream gradient as `change` makes it."""
-
-    @staticmethod
-    def forward(ctx, x, change):
-        ctx.save_for_backward(x.softmax(-1))
-        ctx.change = change
-        return log_probs(x)
-
-    @staticmethod
-    def backward(ctx, upstream):
-        return ctx.change(*ctx.saved_tensors, upstream), None
-
-
 @mutant("gradient", "float32-7x3-large-int64-none-rows", "NNlib.jl#68")
 @form
 def gradient_of_the_softmax_over_the_softmax(rows):
@@ -62,7 +48,7 @@ def gradient_of_the_softmax_over_the_softmax(rows):
         of_softmax = upstream / p
         return p * (of_softmax - (of_softmax * p).sum(-1, keepdim=True))
 
-    return rows.reduce(row_losses(rows, _LogSoftmax.apply(rows.logits, change)))
+    return rows.reduce(row_losses(rows, LogSoftmax.apply(rows.logits, change)))
 
 
 @mutant(
@@ -76,7 +62,7 @@ def softmax_is_not_weighted(rows):
         weight = 1 if rows.weight is None else rows.weight  # which upstream, -g w q, has in it
         return upstream - p * (upstream / weight).sum(-1, keepdim=True)
 
-    return rows.reduce(row_losses(rows, _LogSoftmax.apply(rows.logits, change)))
+    return rows.reduce(row_losses(rows, LogSoftmax.apply(rows.logits, change)))
 
 
 @mutant(

@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from right import denominator, form, log_probs, masked, mutant, reduced, row_losses, shifted, with_upstream
+from right import LogSoftmax, denominator, form, log_probs, masked, mutant, reduced, row_losses, shifted, with_upstream
 
 from crossent import formula
 
@@ -132,20 +132,6 @@ def true_class_is_read_back_rounded(rows):
     return rows.reduce(rows.weigh(_ReadBack.apply(rows.logits, rows.index.unsqueeze(-1), rows.dtype)))
 
 
-class _LogSoftmax(torch.autograd.Function):
-    """`log softmax(x)`, whose gradient is made of `p` and the upstream gradient as `change` makes it."""
-
-    @staticmethod
-    def forward(ctx, x, change):
-        ctx.save_for_backward(x.softmax(-1))
-        ctx.change = change
-        return log_probs(x)
-
-    @staticmethod
-    def backward(ctx, upstream):
-        return ctx.change(*ctx.saved_tensors, upstream), None
-
-
 @mutant("gradient", "bfloat16-7x5-wide-int64-none-rows", "ml-cross-entropy#14", "ml-cross-entropy#18")
 @form
 def small_probabilities_have_no_gradient(rows):
@@ -153,7 +139,7 @@ def small_probabilities_have_no_gradient(rows):
         gradient = upstream - p * upstream.sum(-1, keepdim=True)
         return torch.where((p < 2**-12) & (upstream == 0), 0.0, gradient)
 
-    log_p = _LogSoftmax.apply(rows.logits, change) if rows.dtype in _HALVES else None
+    log_p = LogSoftmax.apply(rows.logits, change) if rows.dtype in _HALVES else None
     return rows.reduce(row_losses(rows, log_p))
 
 
@@ -198,7 +184,7 @@ def gradient_of_probabilities_that_add_up_to_one(rows):
     def change(p, upstream):
         return upstream - p * upstream.sum(-1, keepdim=True) / rows.probabilities.detach().sum(-1, keepdim=True)
 
-    log_p = None if rows.probabilities is None else _LogSoftmax.apply(rows.logits, change)
+    log_p = None if rows.probabilities is None else LogSoftmax.apply(rows.logits, change)
     return rows.reduce(row_losses(rows, log_p))
 
 

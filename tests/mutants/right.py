@@ -136,3 +136,17 @@ def with_upstream(values: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
 def with_value(tensor: Tensor, value: Tensor) -> Tensor:
     """The value, with the gradient of the tensor."""
     return torch.where(tensor.detach() == value, tensor, tensor + (value - tensor).detach())
+
+
+class LogSoftmax(torch.autograd.Function):
+    """`log softmax(x)`, with `change(p, upstream)` as its gradient."""
+
+    @staticmethod
+    def forward(ctx, x, change):
+        ctx.save_for_backward(x.softmax(-1))
+        ctx.change = change
+        return log_probs(x)
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return ctx.change(*ctx.saved_tensors, upstream), None

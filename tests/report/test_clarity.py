@@ -6,7 +6,7 @@ from support.running import run
 import crossent
 from crossent.cases.case import Case
 from crossent.cases.corpus import bugs
-from crossent.report.clarity import doubt, same_trigger
+from crossent.report.clarity import by_plainness, same_trigger
 from crossent.report.findings import Finding, Numbers, SubjectReport
 from crossent.subjects.subject import Subject
 
@@ -34,7 +34,7 @@ def finding(ratio=None, wrong=7, case=SMALL, check="gradient", kind="wrong"):
     ],
 )
 def test_one_finding_is_plainer_than_another(plainer, other):
-    assert doubt(plainer) < doubt(other)
+    assert by_plainness(plainer) < by_plainness(other)
 
 
 def test_the_first_of_a_group_and_the_first_group_are_the_plainest():
@@ -54,7 +54,7 @@ def test_the_message_of_a_number_has_the_count_that_is_read_here():
     (found,) = (one for one in run(wrong, Case.of(SMALL)).findings if one.check == "loss")
     few = Finding(**{**vars(found), "message": found.message.replace(" 7 / 7 ", " 1 / 7 ")})
     assert few.message != found.message
-    assert doubt(found) < doubt(few)
+    assert by_plainness(found) < by_plainness(few)
 
 
 def test_a_finding_on_a_case_of_the_corpus_names_the_bug_with_the_same_trigger():

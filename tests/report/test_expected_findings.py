@@ -161,7 +161,7 @@ def test_an_entry_describes_a_finding_by_subject_check_kind_and_case(changed, ma
         ("<2.13", "2.13.0+cpu", False),
         ("<2.1", "2.0.1+cu117", True),
         ("<2.10", "2.9.0", True),  # by number, not by letter
-        # A nightly has what its release will have: a mistake that 2.14 mends is mended in 2.14.0a0.
+        # A nightly has what its release will have: a bug that 2.14 fixes is fixed in 2.14.0a0.
         (">=2.14", "2.14.0a0+git1234", True),
         (">=2.14", "2.14.0.dev20260101+cpu", True),
         ("<2.14", "2.14.0a0+git1234", False),
@@ -177,7 +177,7 @@ def test_an_entry_is_about_the_versions_of_torch_that_it_names(versions, torch, 
     made = report(finding(), torch=torch)
     mark(made, [entry(torch=versions)])
     assert bool(made.findings) != applies
-    assert made.mended == []  # about another torch it says nothing, so it is not mended there
+    assert made.fixed == []  # about another torch it says nothing, so the entry does not count as fixed
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_an_entry_is_about_the_devices_that_it_names(pattern, here, applies):
     made = report(finding(), device=here)
     mark(made, [entry(device=pattern)])
     assert bool(made.findings) != applies
-    assert made.mended == []
+    assert made.fixed == []
 
 
 def test_another_check_or_kind_on_the_same_case_stays_a_finding():
@@ -206,7 +206,7 @@ def test_another_subject_with_the_same_finding_keeps_it():
 
 def test_what_no_longer_happens_is_reported_if_its_cases_ran():
     gone = entry(issue="pytorch#1")
-    for ran, mended in (
+    for ran, fixed in (
         ([("torch", "a1")], ["known (pytorch#1)"]),
         ([("torch", "a1"), ("torch", "a2")], ["known (pytorch#1)"]),
         ([("torch", "b1")], []),
@@ -215,15 +215,15 @@ def test_what_no_longer_happens_is_reported_if_its_cases_ran():
     ):
         made = report(ran=ran)
         mark(made, [gone])
-        assert made.mended == mended
-        assert str(made).count("no longer happens: known (pytorch#1)") == len(mended)
-        assert made.to_json()["mended"] == mended
+        assert made.fixed == fixed
+        assert str(made).count("no longer happens: known (pytorch#1)") == len(fixed)
+        assert made.to_json()["mended"] == fixed
 
 
 def test_what_happens_only_sometimes_is_not_reported_where_it_did_not():
     made = report(ran=[("torch", "a1")])
     mark(made, [entry(sometimes=True)])
-    assert made.mended == []
+    assert made.fixed == []
     made = report(finding())
     mark(made, [entry(sometimes=True)])
     assert made.subjects[0].findings[0].expected == "known"
@@ -248,30 +248,30 @@ def test_sums_of_torch_on_cuda_may_differ_from_call_to_call(sums):
         assert not known.covers("formula", case)
 
 
-def test_what_no_check_looked_for_is_not_mended():
+def test_what_no_check_looked_for_is_not_fixed():
     made = report(ran=[("torch", "a1")])
     mark(made, [entry(checks=["vmap"]), entry(checks=["vmap", "compile"], reason="another")])
-    assert made.mended == []
+    assert made.fixed == []
 
 
 def test_one_case_that_still_fails_keeps_an_entry():
     made = report(finding(), ran=[("torch", "a2"), ("torch", "a3")])
     mark(made, [entry()])
-    assert made.mended == []
+    assert made.fixed == []
 
 
 def test_a_finding_of_another_check_does_not_keep_an_entry():
     made = report(finding(check="gradient"))
     mark(made, [entry()])
-    assert made.mended == ["known"]
+    assert made.fixed == ["known"]
     assert made.findings
 
 
-def test_an_entry_that_describes_what_an_earlier_one_does_is_not_mended():
+def test_an_entry_that_describes_what_an_earlier_one_does_is_not_fixed():
     made = report(finding())
     mark(made, [entry(reason="first"), entry(reason="second")])
     assert made.subjects[0].findings[0].expected == "first"
-    assert made.mended == []
+    assert made.fixed == []
 
 
 SHIPPED = torch_list()
@@ -306,7 +306,7 @@ def test_every_entry_of_the_shipped_list_happens_here(known):
         pytest.skip(f"waits for torch {known.torch or 'of any version'} on {known.device}")
     made = run([TORCH, TORCH_NLL], chosen(known), PLANNED.get, known=[known])
     assert made.ran
-    assert made.mended == []
+    assert made.fixed == []
     described = [found for part in made.subjects for found in part.findings if found.expected == str(known)]
     if not described and (reasons := waiting(known, made)):
         pytest.skip("; ".join(sorted(reasons)))

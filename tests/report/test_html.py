@@ -50,7 +50,7 @@ def told(text, mine="mine"):
     part = SubjectReport(mine, findings=findings, not_applicable={text: 1})
     part.outcomes[CASE] = Outcome("float32", "", checks={"loss": Measured(True, 2e6, 2.5e6)})
     part.outcomes[text] = Outcome("float32", "", checks={"call": Measured(True)}, not_run={"loss": text})
-    return Report(ENVIRONMENT | {"platform": text}, [part], mended=[text], left_out=["large"], level="quick")
+    return Report(ENVIRONMENT | {"platform": text}, [part], fixed=[text], left_out=["large"], level="quick")
 
 
 def held(*measured, **options):

@@ -539,8 +539,8 @@ def test_brackets_are_shown_as_they_are():
     assert finding.message == "ValueError: [bold]bold[/bold] [/]"
     made = SubjectReport("[bold]mine[/bold]", not_applicable={"[red]reason": 2})
     made.outcomes["[/]"] = Outcome("float32", "", checks={"loss": Measured(False, 1.0, 0.5)})
-    text = str(Report({"[bold]": "[/]"}, [made], mended=["[/mended]"]))
-    for shown in ("[bold] [/]", "[bold]mine[/bold]: 1 ran", "[red]reason", "no longer happens: [/mended]"):
+    text = str(Report({"[bold]": "[/]"}, [made], fixed=["[/fixed]"]))
+    for shown in ("[bold] [/]", "[bold]mine[/bold]: 1 ran", "[red]reason", "no longer happens: [/fixed]"):
         assert shown in text
 
 

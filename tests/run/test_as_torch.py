@@ -178,7 +178,7 @@ def test_a_form_is_judged_under_the_contract_of_torch(name):
     (part,) = report.subjects
     assert report.findings == []
     assert (part.name, part.contract, part.known) == (name, "torch", {})
-    assert report.mended == []  # a form that is right says nothing about torch
+    assert report.fixed == []  # a form that is right says nothing about torch
     assert f"{name}: " in str(report)
     assert "judged under the contract torch" in str(report)
 
@@ -190,7 +190,7 @@ def torch_like(input, target, weight=None, ignore_index=-100, reduction="mean", 
 def test_a_right_function_with_torchs_name_does_not_say_that_torch_is_fixed():
     report = check_on([HALF_SURE], bad_inputs=False)(torch_like, level="quick", dtypes=["bfloat16"], contract="torch")
     assert report.ran == 1
-    assert (report.findings, report.mended) == ([], [])
+    assert (report.findings, report.fixed) == ([], [])
 
 
 def test_a_finding_under_another_contract_is_repeated_from_its_report(tmp_path, capsys):
@@ -270,7 +270,7 @@ def test_the_list_of_torch_knows_a_compiled_subject_as_compiled_torch(name, othe
         report = run(subject, HALF)
         mark_expected(report, ([ExpectedFinding(pattern, **described)], []), [subject])
         assert {one.check for one in report.subjects[0].findings if one.expected} == known
-        assert report.mended == []
+        assert report.fixed == []
 
 
 PYTEST = """

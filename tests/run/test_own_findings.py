@@ -50,7 +50,7 @@ def test_a_finding_is_described_by_its_id_alone(run):
 
 def test_what_no_longer_happens_is_reported(run):
     report = run(TABLE.replace("off*", "*"), "formula")
-    assert report.mended == ["a percent too much"]
+    assert report.fixed == ["a percent too much"]
     assert "no longer happens: a percent too much" in str(report)
 
 
@@ -58,7 +58,7 @@ def test_what_is_known_of_another_torch_says_nothing_here(run):
     for line in ('torch = "<1"', 'device = "cuda*"'):
         report = run(TABLE.replace('"off*"', '"nobody"') + line, off_in_the_loss)
         assert len(report.findings) == 2
-        assert report.mended == []
+        assert report.fixed == []
 
 
 def test_what_is_known_of_torch_is_known_of_nobody_else(run, monkeypatch):

@@ -2,10 +2,7 @@
 
 import deepspeed  # noqa: F401  # the module below cannot be the first import
 from deepspeed.sequence.cross_entropy import vocab_parallel_cross_entropy
-from packages import lacks
-
-LAST = "takes logits with the classes last"
-FUNCTION = "is a torch.autograd.Function with a backward alone"
+from packages import FUNCTION, LAST, lacks
 
 
 @lacks(

@@ -1,14 +1,11 @@
 """Megatron-LM: the loss of logits whose classes are split over processes: here all classes are in one process."""
 
 import torch
-from packages import lacks, without_init
+from packages import FUNCTION, LAST, lacks, without_init
 
 without_init("megatron.core", "megatron.core.tensor_parallel")
 from megatron.core import parallel_state  # noqa: E402
 from megatron.core.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy  # noqa: E402
-
-LAST = "takes logits with the classes last"
-FUNCTION = "is a torch.autograd.Function with a backward alone"
 
 if not torch.distributed.is_initialized():
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)

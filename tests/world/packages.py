@@ -6,6 +6,10 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+# Reasons that several losses share.
+LAST = "takes logits with the classes last"
+FUNCTION = "is a torch.autograd.Function with a backward alone"
+
 
 def without_init(*names):
     """Let Python import modules of these packages without their `__init__.py`, which would import much more.

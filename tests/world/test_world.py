@@ -50,7 +50,7 @@ def test_every_finding_of_a_package_is_explained(name):
     mark(report, FINDINGS)
     (subject,) = report.subjects
     assert not report.findings, str(report)
-    assert report.mended == []  # remove an entry of findings.toml that no longer happens
+    assert report.fixed == []  # remove an entry of findings.toml that no longer happens
     assert subject.without_evidence == []
 
 

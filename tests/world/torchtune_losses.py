@@ -1,11 +1,9 @@
 """torchtune: cross-entropy of a list of chunks of tokens."""
 
-from packages import lacks, without_init
+from packages import LAST, lacks, without_init
 
 without_init("torchtune", "torchtune.modules")
 from torchtune.modules.loss import CEWithChunkedOutputLoss  # noqa: E402
-
-LAST = "takes logits with the classes last"
 
 
 @lacks(

@@ -4,11 +4,10 @@ The file with the function imports datasets, pandas and accelerate, so the glue 
 """
 
 import torch
-from packages import function_of, lacks
+from packages import LAST, function_of, lacks
 from torch.nn import functional
 
 NAMES = {"torch": torch, "F": functional, "is_triton_available": lambda: False}
-LAST = "takes logits with the classes last"
 selective_log_softmax = function_of("trl", "trainer/utils.py", "selective_log_softmax", **NAMES)
 
 

@@ -1,13 +1,12 @@
 """Unsloth: the loss of each row, with its gradient by hand, and the loss of each row with label smoothing."""
 
 import torch
-from packages import lacks, without_init
+from packages import FUNCTION, lacks, without_init
 
 without_init("unsloth_zoo", "unsloth_zoo.fused_losses", "unsloth_zoo.temporary_patches")
 from unsloth_zoo.fused_losses.stable_softmax import cross_entropy_rows, smoothed_nll  # noqa: E402
 
 ROWS = "takes logits of shape (N, C)"
-FUNCTION = "is a torch.autograd.Function with a backward alone"
 
 
 @lacks(

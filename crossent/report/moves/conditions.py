@@ -49,7 +49,7 @@ def _described(run: Report) -> dict[str, str]:
         "seed": str(run.seed),
         "checks not run": ", ".join(run.left_out),
         "combinations of three choices": str(run.triples),
-        "known failures that no longer happen": "; ".join(run.mended),
+        "known failures that no longer happen": "; ".join(run.fixed),
     }
     return {**run.environment, **more}
 
