@@ -18,7 +18,7 @@ from crossent.cases.axes import CONSTRAINTS, DTYPES, Constraint
 from crossent.cases.case import Case
 from crossent.cases.grid import ARRAYS, CHOICES, SIZED_OPTIONS, CoveringArray, numbers_of, sized_triples, sizes_of
 
-_CANDIDATES = 12  # of so many cases that the search makes, it takes the case that covers most
+_CANDIDATES = 12  # the search makes so many candidates for each case, and takes the one that covers most
 
 Chosen = dict[str, Any]
 Left = Mapping[tuple[str, ...], set[tuple[Any, ...]]]
@@ -68,8 +68,8 @@ def _balanced(cases: list[Case], array: CoveringArray) -> list[Case]:
 def _of_sizes(array: CoveringArray) -> list[Case]:
     """Compute the cases of an array of sizes.
 
-    Each case starts with a combination of choices that is left. The other choices are made in random order, each such
-    that it completes most of the combinations that are left.
+    Each case starts with a combination of choices that no case has yet. Then the search makes the other choices in
+    random order. Each choice completes as many missing combinations as possible.
     """
     random = Random(0)
     left: Left = {axes: set(itertools.product(*(array.choices[axis] for axis in axes))) for axes in array.combined}

@@ -59,7 +59,7 @@ def arguments(trial: Trial) -> Iterator[Problem]:
 def _arguments(trial: Trial) -> Iterator[Problem]:
     first = trial.first_call
     if name := written(first.given, trial.question.inputs):
-        # The checks trust their own copy of the inputs alone. The subject's process only tells one pass from the other.
+        # The judge's own copy of the inputs decides that this is a finding. The subject's process only names the pass.
         which = "forward" if first.written_forward else "backward"
         yield Problem("changed_input", f"the call wrote into {name} in the {which} pass")
     elif first.marked:
@@ -111,7 +111,7 @@ def _repeat(trial: Trial) -> Iterator[Problem]:
     kept, first, second = trial.perform(repeat_call, question.fresh(), question.others.copy(), trial.gradients)
     if {_digest(kept), _digest(second)} != {got}:
         alike = _digest(kept) == _digest(second) == _digest(first) != ""
-        why = f": {DEPENDS}" if alike else ""  # these calls do not differ, so that earlier calls must matter
+        why = f": {DEPENDS}" if alike else ""  # only the first call of the case differs from these three
         yield Problem("not_repeated", f"a second call with the same arguments gives different bits{why}")
     elif first.digest != kept.digest:
         yield Problem("not_repeated", "a later call writes into the result of the first call")

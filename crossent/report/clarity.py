@@ -44,7 +44,7 @@ def size_of_error(finding: Finding) -> int:
 
 
 def same_trigger(check: str, case: str) -> str:
-    """Return a sentence about a bug of the corpus with this case that this check must find, or ""."""
+    """Return a sentence about the published bug that this case shows and this check must find; "" for no bug."""
     try:
         of = Case.of(case)
         key, name = of.seeded(0).id.rpartition("/")[2], of.name

@@ -64,7 +64,7 @@ def judge_case(question: Question, subject: Subject, host: Host, checks: Sequenc
 
 
 def _with_dependence(findings: Sequence[Finding]) -> list[Finding]:
-    """Return the findings of a case. If `repeat` fails, those about results say that they may need earlier calls."""
+    """Return the findings of a case. If `repeat` fails, findings about results say that earlier calls may matter."""
     if not any((finding.check, finding.kind) == (single.repeat.name, "not_repeated") for finding in findings):
         return list(findings)
     why = f"\nThe check `{single.repeat.name}` fails too: {DEPENDS}."

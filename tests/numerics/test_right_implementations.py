@@ -88,7 +88,7 @@ ACCUSED = (
 def test_every_implementation_is_right_where_a_right_kernel_was_accused(id):
     made = [RightImplementation(number, "float32") for number in range(IMPLEMENTATIONS)]
     found = [(share, one.seed, name) for one, name, share in shares(Case.of(id), made)]
-    assert max(found)[0] <= 1
+    assert max(found)[0] <= 1, "share of the bound, implementation and result: {}, {}, {}".format(*max(found))
     assert len(found) == IMPLEMENTATIONS * 4
 
 
@@ -110,8 +110,8 @@ def test_an_implementation_is_the_same_in_every_run(dtype):
     assert one.loss == two.loss
 
 
-class Late(RightImplementation):
-    """An implementation that rounds `p` to 8 bits less than it computes in."""
+class Imprecise(RightImplementation):
+    """An implementation whose exp and log have the precision of float16."""
 
     def _results(self, t, direction):
         plain, self._function = self._function, lambda of, values: of(values).astype(np.float16).astype(self._compute)
@@ -124,5 +124,5 @@ class Late(RightImplementation):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_wrong_implementation_is_accused(dtype):
     case = Case.of(f"{dtype}-17x3-normal-int64-sum-weighted")
-    found = [share for _, name, share in shares(case, [Late(0, dtype)]) if name in ("loss", "gradient")]
+    found = [share for _, name, share in shares(case, [Imprecise(0, dtype)]) if name in ("loss", "gradient")]
     assert min(found) > 1
