@@ -118,24 +118,18 @@ def wrong_in_a_corner(input, target, weight=None, ignore_index=-100, reduction="
 def test_a_defect_in_a_narrow_corner_is_found_and_shrunk():
     """After 11 to 339 examples, with ten seeds, where this was written."""
     subject = Subject("wrong_in_a_corner", wrong_in_a_corner, promise="eager")
-    case = hypothesis.find(
-        cases(),
-        lambda case: judged(Question(case), subject)[0] != "",
-        settings=settings(max_examples=3000),
-        random=random.Random(0),
-    )
+
+    def fails(case):
+        return judged(Question(case), subject)[0] != ""
+
+    case = hypothesis.find(cases(), fails, settings=settings(max_examples=3000), random=random.Random(0))
     assert (case.weight, case.target_layout, case.label_smoothing) == ("weight_zeros", "target_strided", 0.1)
     assert case.classes % 2 == 1
     assert case.rows * case.classes < 30
-    # What does not belong to the corner is as usual.
-    assert (case.dtype, case.reduction, case.ignored, case.upstream, case.layout, case.seed) == (
-        "float32",
-        "mean",
-        "kept",
-        "one",
-        "contiguous",
-        0,
-    )
+    # What does not belong to the corner is as usual, unless the case would pass: with seed 0, all weights may be 0.
+    usual = dict(dtype="float32", reduction="mean", ignored="kept", upstream="one", layout="contiguous", seed=0)
+    for axis, value in usual.items():
+        assert getattr(case, axis) == value or not fails(replace(case, **{axis: value})), f"{axis} of {case.id}"
 
 
 def test_a_failure_names_its_case_and_where_it_is_to_be_kept():
