@@ -11,3 +11,13 @@ DTYPE_NAMES = ("float16", "bfloat16", "float32", "float64")
 LEVELS = ("quick", "normal", "thorough")
 # The contracts that a user can choose; see crossent.subjects.contracts.
 CONTRACT_NAMES = ("kernel", "fast", "eager", "torch")
+# The checks, in the order of a report; see crossent.checks. `errors` runs on bad inputs alone.
+# fmt: off
+CHECK_NAMES = (
+    "call", "result", "arguments", "state", "loss", "gradient", "target_gradient", "repeat", "sign", "row_sums",
+    "ignored_rows", "layout", "shift", "rows_permuted", "classes_permuted", "split", "widened", "options",
+    "two_backwards", "no_grad", "non_leaf", "alone", "threads", "double_backward", "forward_ad", "deterministic",
+    "stream", "func_grad", "vmap", "batched_gradient", "autocast", "meta", "export", "trace", "trace_dynamic",
+    "compile", "compile_dynamic", "compiled_error", "large", "errors",
+)
+# fmt: on

@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from crossent.cases.axes import DTYPES
-from crossent.choices import CONTRACT_NAMES, DTYPE_NAMES, LEVELS
+from crossent.checks import CHECKS
+from crossent.choices import CHECK_NAMES, CONTRACT_NAMES, DTYPE_NAMES, LEVELS
 from crossent.numerics.formats import FORMATS
 from crossent.run.plan import plan
 from crossent.subjects.contracts import CONTRACTS
@@ -15,6 +16,7 @@ from crossent.subjects.contracts import CONTRACTS
 def test_the_words_of_the_options_are_those_of_the_rooms():
     assert tuple(DTYPES) == tuple(FORMATS) == DTYPE_NAMES
     assert tuple(CONTRACTS) == CONTRACT_NAMES
+    assert (*CHECKS, "errors") == CHECK_NAMES
     sizes = [len(plan(level, ("float32",), 0)) for level in LEVELS]
     assert sizes == sorted(set(sizes))
 

@@ -53,6 +53,8 @@ def report_of(document: dict[str, Any]) -> Report:
         triples=_a(int, _a(dict, document["coverage"], "coverage")["triples"], "triples"),
         left_out=_strings(document["left_out"], "left_out"),
         planned=None if document["planned"] is None else _a(int, document["planned"], "planned"),
+        stopped=_a(bool, document.get("stopped", False), "stopped"),
+        only={what: _strings(names, what) for what, names in _a(dict, document.get("only", {}), "only").items()},
     )
     names = [part.name for part in made.subjects]
     if len(set(names)) < len(names):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,7 +33,9 @@ class Report:
         fixed: known failures that no longer happen, though their cases ran. Their entries in the list can be removed.
         triples: the number of different combinations of three choices that occur in the cases.
         left_out: the checks that the level does not run.
-        planned: the number of planned cases, if the run was interrupted; otherwise None.
+        planned: the number of planned cases, if the run was interrupted or stopped early; otherwise None.
+        stopped: whether the run stopped early because of its findings.
+        only: the chosen "checks" and "cases", if only a part of the level ran; otherwise empty.
     """
 
     environment: dict[str, str]
@@ -44,6 +46,8 @@ class Report:
     triples: int = 0
     left_out: Sequence[str] = ()
     planned: int | None = None
+    stopped: bool = False
+    only: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def ran(self) -> int:
@@ -81,15 +85,20 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether cases ran to the end, without findings except known failures, and with evidence for every result."""
+        """Whether cases ran to the end, without findings except known failures, and with evidence for every result.
+
+        A part of the cases needs no evidence for every result.
+        """
         complete = self.ran > 0 and self.planned is None
-        return complete and not self.findings and not any(subject.without_evidence for subject in self.subjects)
+        evidence = bool(self.only) or not any(subject.without_evidence for subject in self.subjects)
+        return complete and not self.findings and evidence
 
     @property
     def summary(self) -> str:
         """The run in one line."""
         if self.planned is not None:
-            return f"INTERRUPTED after {self.cases} of {self.planned} cases, with {len(self.findings)} findings"
+            word = "STOPPED EARLY" if self.stopped else "INTERRUPTED"
+            return f"{word} after {self.cases} of {self.planned} cases, with {len(self.findings)} findings"
         if not self.ran:
             return "nothing ran"
         if self.findings:
@@ -123,6 +132,8 @@ class Report:
         yield f"sizes of classes and rows: {pairs} combinations with an option, {triples} with an option and a dtype"
         if self.level == "quick":
             yield "THIS WAS A QUICK RUN: its cases combine every two choices, not every three; --level normal runs more"
+        for what, names in self.only.items():
+            yield f"ONLY A PART RAN: only {what} {words(names)}"
         if self.left_out:
             yield f"not run at level {self.level}: {', '.join(self.left_out)}"
         compared = self.compared
@@ -153,6 +164,8 @@ class Report:
             "subjects": [subject_json(subject) for subject in self.subjects],
             "mended": self.fixed,
         }
+        document |= {"stopped": True} if self.stopped else {}
+        document |= {"only": {what: list(names) for what, names in self.only.items()}} if self.only else {}
         made: dict[str, Any] = jsonable(document)
         return made
 
@@ -163,3 +176,9 @@ class Report:
     def write_html(self, path: str | os.PathLike[str]) -> None:
         """Write the report to an HTML file, a single page. If writing fails, the file is not changed."""
         write_whole(path, page(self))
+
+
+def words(names: Sequence[str], most: int = 5) -> str:
+    """Return the first names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

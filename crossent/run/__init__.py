@@ -5,6 +5,8 @@ every room but `crossent.repro`.
 
 settings        Settings: the options of a run, validated once; subjects, plan and known failures from them
 plan            the cases of a level, and the checks that run on each
+selection       a part of a plan: chosen cases and chosen checks
+order           what runs first, and parts of equal cost
 runner          check() and run(): from settings to a report
 parallel        the cases in this process, or shared out among worker processes
 judge           one subject on one case: run the checks, return a verdict

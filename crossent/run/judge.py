@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -24,13 +24,17 @@ from crossent.trials.difference import Difference
 from crossent.trials.trial import EndedError, NotRunError, Problem, Question, RefusedError, Trial
 from crossent.words import said
 
+Enough = Callable[[Sequence[Finding]], bool]  # whether the run can end with these findings
+
 # Without a loss of the right shape and dtype, no other check has anything to look at.
 _FIRST = (single.call, single.result)
 _AS_TORCH = "\nThe result has torch's bits: judge this subject with --contract torch, in Python with contract='torch'."
 
 
-def judge_case(question: Question, subject: Subject, host: Host, checks: Sequence[Check]) -> Verdict:
-    """Run the checks on one case of a subject. The host calls the subject."""
+def judge_case(
+    question: Question, subject: Subject, host: Host, checks: Sequence[Check], enough: Enough = lambda findings: False
+) -> Verdict:
+    """Run the checks on one case of a subject, as long as its findings are not enough. The host calls the subject."""
     trial, case = Trial(question, subject, host), question.case
     checks = [check for check in checks if check.applies(case)]
     reasons = [check.not_run(subject, question.inputs) for check in checks]
@@ -51,6 +55,8 @@ def judge_case(question: Question, subject: Subject, host: Host, checks: Sequenc
         problems = [one for one in found if isinstance(one, Problem) or not one.ratio <= 1]  # NaN is no evidence
         outcome.checks[check.name] = _measured(found, bool(problems))
         findings += [as_finding(trial, check, problem) for problem in problems[:1]]
+        if problems and enough(findings):
+            break
         if problems and check in _FIRST:
             outcome.not_run |= {other.name: f"needs a correct `{check.name}` first" for other in checks[at + 1 :]}
             break

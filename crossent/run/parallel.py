@@ -5,16 +5,17 @@ from __future__ import annotations
 import ctypes
 import faulthandler
 import importlib
+import itertools
 import multiprocessing
 import os
 import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from random import SystemRandom
 from typing import Any
 
@@ -22,45 +23,97 @@ from pebble import ProcessExpired, ProcessPool
 
 from crossent.cases.bad_inputs import BadInput
 from crossent.cases.case import Case
+from crossent.checks.derivatives import forward_ad
 from crossent.machine import ambient, available
-from crossent.report.findings import Verdict
+from crossent.report.findings import Finding, Verdict
 from crossent.report.report import Report
 from crossent.run.fresh_process import FreshProcess
 from crossent.run.isolation import ForkServer, ForkServerError, IsolatedProcess, status_in_words
 from crossent.run.judge import judge_bad_input, judge_case, judge_ended
+from crossent.run.order import Part, Step, Steps, cost, ordered, parts
 from crossent.run.plan import Plan
-from crossent.run.settings import Settings, is_named
+from crossent.run.settings import ExpectedList, Settings, is_named, unexpected
 from crossent.subjects.remote import RemoteLoss
 from crossent.subjects.subject import Loss, Subject
 from crossent.trials.act import Here, Host
 from crossent.trials.check import Check, Cost
 from crossent.trials.trial import Question
 
-Progress = Callable[[Sequence[Any]], Iterable[Any]]
+Progress = Callable[[Any], Iterable[Any]]
 Placed = tuple[int, Verdict]  # a subject by its place, and the verdict on it
+Known = tuple[ExpectedList, ExpectedList]
+_LOOK = 0.5  # seconds after which a progress bar says again what is running
+Enter = Callable[[Sequence[Placed]], list[Finding]]  # enters verdicts into the report, and returns new findings
 
-PARTS_PER_WORKER = 8  # so that no worker waits long for another
-SUBJECTS_AT_ONCE = 8  # foreign subjects whose isolated processes a worker keeps at a time: each takes memory
+
+def run(
+    planned: Plan,
+    subjects: Sequence[Subject],
+    report: Report,
+    settings: Settings,
+    progress: Progress,
+    known: Known = ([], []),
+) -> bool:
+    """Run the cases of a plan on subjects, and enter the verdicts into a report, in the order of the plan.
+
+    Return whether the run went to its end: it stops at `settings.max_findings` findings that are not known failures.
+    """
+
+    def enough(subject: Subject, findings: Sequence[Finding]) -> bool:
+        most = settings.max_findings
+        if most is None or len(findings) < most:
+            return False
+        return len(unexpected({subject.name: findings}, report.environment, known, [subject])) >= most
+
+    def enter(verdicts: Sequence[Placed]) -> list[Finding]:
+        new: dict[str, list[Finding]] = {}
+        for at, verdict in verdicts:
+            report.subjects[at].enter(verdict)
+            if verdict.findings:
+                new.setdefault(report.subjects[at].name, []).extend(verdict.findings)
+        return unexpected(new, report.environment, known, subjects) if new else []
+
+    in_workers = _steps_in_workers if settings.in_workers else _steps_here
+    found = 0
+    try:
+        with in_workers(_Work(planned, subjects, settings, enough), enter) as steps:
+            for step in progress(steps):
+                found += len(step.findings)
+                if settings.max_findings is not None and found >= settings.max_findings:
+                    return False
+        return True
+    finally:
+        report.sort([case.id for case in planned])
 
 
-def run(planned: Plan, subjects: Sequence[Subject], report: Report, settings: Settings, progress: Progress) -> None:
-    """Run the cases of a plan on subjects, and enter the verdicts into a report."""
-    if settings.in_workers:
-        _run_in_workers(planned, subjects, report, settings, progress)
-        return
-    hosts = [Here(subject.loss) for subject in subjects]
+@contextmanager
+def _steps_here(work: _Work, enter: Enter) -> Iterator[Steps]:
+    """The cases in this process, one case a step."""
+    hosts = [Here(subject.loss) for subject in work.subjects]
+    costs = [cost(case, checks) for case, checks in work.planned.items()]
+
+    def judged() -> Iterator[Step]:
+        for at in itertools.chain(*ordered(work.planned)):
+            steps.running = f"{costs[at][1]} on {work.cases[at].id}"
+            yield Step(costs[at][0], enter(list(enumerate(work.judge(at, work.subjects, hosts, work.settings.device)))))
+
+    steps = Steps(judged(), len(costs), sum(seconds for seconds, _ in costs))
     with ambient():
-        for case in progress(list(planned)):
-            for verdict, part in zip(
-                judge_each(case, planned[case], subjects, hosts, settings.device), report.subjects, strict=True
-            ):
-                part.enter(verdict)
+        yield steps
 
 
 def judge_each(
-    case: Case | BadInput, checks: Sequence[Check], subjects: Sequence[Subject], hosts: Sequence[Host], device: str
+    case: Case | BadInput,
+    checks: Sequence[Check],
+    subjects: Sequence[Subject],
+    hosts: Sequence[Host],
+    device: str,
+    enough: Callable[[Subject, Sequence[Finding]], bool] = lambda subject, findings: False,
 ) -> Iterator[Verdict]:
-    """Judge each subject on a case: the inputs and the exact value are made once for all of them."""
+    """Judge each subject on a case: the inputs and the exact value are made once for all of them.
+
+    `enough` says whether the findings of a subject on the case are enough to end the run.
+    """
     fresh: Host
     if isinstance(case, BadInput):
         for subject, host in zip(subjects, hosts, strict=True):
@@ -69,16 +122,7 @@ def judge_each(
         return
     question = Question(case, device)
     for subject, host in zip(subjects, hosts, strict=True):
-        yield judge_case(question, subject, host, checks)
-
-
-@dataclass(frozen=True)
-class Part:
-    """A part of a run: the indices of its cases and subjects, and whether the subjects run in isolated processes."""
-
-    cases: Sequence[int]
-    subjects: Sequence[int]
-    isolated: bool
+        yield judge_case(question, subject, host, checks, partial(enough, subject))
 
 
 @dataclass
@@ -88,12 +132,22 @@ class _Work:
     planned: Plan
     subjects: Sequence[Subject]
     settings: Settings
+    enough: Callable[[Subject, Sequence[Finding]], bool]
     server: ForkServer | None = None
     processes: dict[int, IsolatedProcess] = field(default_factory=dict)
 
+    @cached_property
+    def cases(self) -> list[Case | BadInput]:
+        """The cases of the plan."""
+        return list(self.planned)
+
+    def judge(self, at: int, subjects: Sequence[Subject], hosts: Sequence[Host], device: str = "cpu") -> list[Verdict]:
+        """Judge subjects on one case."""
+        case = self.cases[at]
+        return list(judge_each(case, self.planned[case], subjects, hosts, device, self.enough))
+
     def share(self, part: Part) -> list[Placed]:
         """Judge the cases of a part on its subjects."""
-        cases = list(self.planned)
         subjects = [self.subjects[at] for at in part.subjects]
         try:
             hosts = self._isolated(part.subjects) if part.isolated else [Here(subject.loss) for subject in subjects]
@@ -101,11 +155,7 @@ class _Work:
                 return [
                     placed
                     for at in part.cases
-                    for placed in zip(
-                        part.subjects,
-                        judge_each(cases[at], self.planned[cases[at]], subjects, hosts, "cpu"),
-                        strict=True,
-                    )
+                    for placed in zip(part.subjects, self.judge(at, subjects, hosts), strict=True)
                 ]
         except ForkServerError:  # a subject has ended more than its own process
             os._exit(1)
@@ -124,55 +174,57 @@ class _Work:
         return [self.processes[at] for at in subjects]
 
 
-def _run_in_workers(
-    planned: Plan, subjects: Sequence[Subject], report: Report, settings: Settings, progress: Progress
-) -> None:
-    """Share the cases out among worker processes. The report is in the order of the plan.
+@contextmanager
+def _steps_in_workers(work: _Work, enter: Enter) -> Iterator[Steps]:
+    """The cases, shared out among worker processes.
 
     If every subject is this package's own, the workers call the subjects themselves, which is faster. A part whose
     worker crashes or hangs runs again, each case on each subject by itself, in an isolated process. Foreign subjects
-    always run in isolated processes, and see the cases in random order.
+    always run in isolated processes.
     """
-    _import_compilers(planned)
-    cases, jobs = list(planned), settings.jobs or 1
+    subjects, jobs = work.subjects, work.settings.jobs or 1
+    _import("torch.fx.experimental.symbolic_shapes")  # every backward pass imports it, in half a second
+    if work.settings.max_findings is None:  # a run that may end at once leaves this to the process that needs it
+        _import_compilers(work.planned)
     isolated = not all(map(is_named, subjects))
-    order, every = list(range(len(cases))), range(len(subjects))
-    if isolated:
-        SystemRandom().shuffle(order)
-    count = min(jobs * PARTS_PER_WORKER, len(cases))
-    groups = [every[at : at + SUBJECTS_AT_ONCE] for at in every[::SUBJECTS_AT_ONCE]] if isolated else [every]
-    parts = [Part(order[at::count], group, isolated) for group in groups for at in range(count)]
+    shares = parts(work.planned, len(subjects), jobs, isolated, SystemRandom())
 
-    def enter(verdicts: Sequence[Placed]) -> None:
-        for at, verdict in verdicts:
-            report.subjects[at].enter(verdict)
+    def judged() -> Iterator[Step]:
+        seconds = None if isolated else work.settings.timeout
+        futures = {submit(part, seconds): part for part in shares}
+        again: list[Part] = []
 
-    try:
-        with _workers(_Work(planned, subjects, settings), jobs) as submit:
-            again: list[Part] = []
-            futures = [(part, submit(part, None if isolated else settings.timeout)) for part in parts]
-            for part, future in progress(futures):
-                made = _made(future)
-                if isinstance(made, _Ended):
-                    again += [Part([case], [subject], True) for case in part.cases for subject in part.subjects]
-                else:
-                    enter(made)
-            for part, future in [(part, submit(part, None)) for part in again]:
-                made = _made(future)
-                if isinstance(made, _Ended):
-                    (case,), (subject,) = part.cases, part.subjects
-                    enter([(subject, judge_ended(cases[case], subjects[subject].name, made.kind, made.message))])
-                else:
-                    enter(made)
-    finally:
-        report.sort([case.id for case in cases])
+        def done() -> Iterator[Future[list[Placed]]]:
+            """Yield the futures as they end, and say in between what is running."""
+            left = set(futures)
+            while left:
+                running = [futures[future] for future in futures if future in left and future.running()]
+                steps.running = max(running, key=lambda part: part.cost).what if running else ""
+                ended, left = wait(left, _LOOK, FIRST_COMPLETED)
+                yield from ended
+
+        for future in done():
+            part, made = futures[future], _made(future)
+            if isinstance(made, _Ended):
+                again += [Part([case], [subject], True) for case in part.cases for subject in part.subjects]
+            yield Step(part.cost, [] if isinstance(made, _Ended) else enter(made))
+        for part, future in [(part, submit(part, None)) for part in again]:
+            made = _made(future)
+            if isinstance(made, _Ended):
+                (case,), (subject,) = part.cases, part.subjects
+                made = [(subject, judge_ended(work.cases[case], subjects[subject].name, made.kind, made.message))]
+            yield Step(0.0, enter(made))
+
+    steps = Steps(judged(), len(shares), sum(part.cost for part in shares))
+    with _workers(work, jobs) as submit:
+        yield steps
 
 
 def _import_compilers(planned: Plan) -> None:
     """Import torch's compilers once, before the fork, if a check of the plan uses them."""
     checks = {check for checks in planned.values() for check in checks}
     costs = {check.cost for check in checks if "compile" in check.needs}
-    if any(check.transforms for check in checks):
+    if any(check.transforms or check is forward_ad for check in checks):  # forward mode imports it for log_softmax
         _import("torch._dynamo")
     if Cost.CODE in costs:
         _import("torch._inductor.compile_fx")

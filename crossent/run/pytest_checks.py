@@ -23,8 +23,8 @@ from crossent.subjects.subject import Subject
 from crossent.trials.act import Here
 from crossent.trials.check import Check, Cost
 
-# A test makes its own processes, if any: pytest-xdist's.
-_OPTIONS = [option.name for option in fields(Settings) if option.name not in ("jobs", "timeout")]
+# pytest itself has processes, by pytest-xdist, and ends early, by -x.
+_OPTIONS = [option.name for option in fields(Settings) if option.name not in ("jobs", "timeout", "max_findings")]
 
 
 def parametrize(
@@ -37,8 +37,8 @@ def parametrize(
 
     Args:
         subject: the function to check, as :func:`crossent.check` takes it.
-        options: device, dtypes, level (default "quick"), seed, without, contract, grade and expected_findings, as
-            :func:`crossent.check` takes them.
+        options: device, dtypes, level (default "quick"), seed, without, contract, grade, expected_findings, checks and
+            cases, as :func:`crossent.check` takes them.
 
     Raises:
         TypeError: an unknown option.
@@ -179,7 +179,7 @@ def report_of_records(records: Iterable[CheckRecord]) -> Report:
     all_records = list(records)
     settings = all_records[0].settings
     assert isinstance(settings.seed, int)
-    report = Report(environment(settings.device), level=settings.level, seed=settings.seed)
+    report = Report(environment(settings.device), level=settings.level, seed=settings.seed, only=settings.only)
     parts: dict[str, SubjectReport] = {}
     contracts: dict[str, set[str]] = {}
     skipped: set[tuple[str, str]] = set()

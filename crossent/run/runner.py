@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -35,6 +35,9 @@ def check(
     expected_findings: str | os.PathLike[str] | None = None,
     jobs: int | None = None,
     timeout: float = 300.0,
+    checks: str | Iterable[str] = (),
+    cases: str | Iterable[str] | Mapping[str, Iterable[str]] = (),
+    max_findings: int | None = None,
     progress: Progress = iter,
 ) -> Report:
     """Check cross-entropy functions against the exact value, and return a report.
@@ -62,15 +65,22 @@ def check(
         jobs: the number of worker processes. A subject may then crash or hang without ending the run. None runs all
             cases in this process, as does a CUDA device, or a system without fork.
         timeout: seconds that one case may take in a worker process; a subject that takes longer hangs.
-        progress: a function that wraps the sequence of work, for a progress bar.
+        checks: the checks to run, by the names of `crossent list checks`; all if empty. `call` and `result` always
+            run, since the other checks need them.
+        cases: the cases to run, by their ids or by patterns such as "*smooth0.1*"; all if empty. A case with a full id
+            runs even if the level lacks it. A mapping gives each case checks of its own.
+        max_findings: the number of findings after which the run ends; known failures do not count. The report then
+            has the cases that were done, and is not ok.
+        progress: a function that wraps the sequence of work, for a progress bar: it has a length, and iterating over it
+            does the work.
 
     Returns:
         The report. `report.ok` is True if every check passed or is a known failure; `print(report)` shows the tables.
 
     Raises:
-        ValueError: a subject that cannot be loaded; an unknown dtype, level, feature, contract or grade; a grade that
-            contradicts the contract; a seed below 0; fewer than one job; a time-out that is not positive; a file of
-            known failures that is damaged.
+        ValueError: a subject that cannot be loaded; an unknown dtype, level, feature, contract, grade or check; cases
+            that do not exist; a grade that contradicts the contract; a seed below 0; fewer than one job or finding; a
+            time-out that is not positive; a file of known failures that is damaged.
         TypeError: a subject that is neither a name nor callable.
         RuntimeError: a device that this machine does not have.
 
@@ -80,7 +90,8 @@ def check(
         >>> report.ok
         True
     """
-    settings = Settings(device, dtypes, level, seed, without, contract, grade, expected_findings, jobs, timeout)
+    judging = Settings(device, dtypes, level, seed, without, contract, grade, expected_findings, jobs, timeout)
+    settings = replace(judging, checks=checks, cases=cases, max_findings=max_findings)
     return run(settings, settings.load(*subjects), progress=progress)
 
 
@@ -92,14 +103,15 @@ def run(
     Raises:
         Interrupted: a KeyboardInterrupt, with the report as far as it had come.
     """
-    planned = settings.plan() if planned is None else planned
+    planned = settings.plan() if planned is None else settings.select(planned)
     known = settings.expected([subject.name for subject in subjects], [case.id for case in planned])
     order = (*CHECKS, "errors")
     parts = [SubjectReport(one.name, order=order, contract=chosen_contract(one)) for one in subjects]
     assert isinstance(settings.seed, int)
-    report = Report(environment(settings.device), parts, level=settings.level, seed=settings.seed)
+    report = Report(environment(settings.device), parts, level=settings.level, seed=settings.seed, only=settings.only)
     try:
-        parallel.run(planned, subjects, report, settings, progress)
+        if not parallel.run(planned, subjects, report, settings, progress, known):
+            report.planned, report.stopped = len(planned), True
     except KeyboardInterrupt:
         report.planned = len(planned)
         raise Interrupted(_finished(report, subjects, planned, known)) from None
@@ -122,7 +134,11 @@ def _finished(
         if needs_report(subject):
             part.findings = [replace(finding, named=False) for finding in part.findings]
     mark_expected(report, known, subjects)
+    if report.only or report.planned is not None:
+        report.fixed = []  # a case that did not run may still show the failure
     ran = {check.name for checks in planned.values() for check in checks}
-    report.left_out = [name for name in CHECKS if name not in ran]
+    report.left_out = [name for name in report.only.get("checks", CHECKS) if name in CHECKS and name not in ran]
+    if "cases" in report.only:
+        report.left_out = []  # it is not the level that left them out
     report.triples = met(case for case in planned if isinstance(case, Case))
     return report

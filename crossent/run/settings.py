@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from random import SystemRandom
@@ -15,11 +15,13 @@ import torch
 
 from crossent.cases.axes import DTYPES
 from crossent.checks import CHECKS
-from crossent.choices import LEVELS
+from crossent.choices import CHECK_NAMES, LEVELS
 from crossent.machine import can_fork, require_device
 from crossent.report import expected_findings as lists
+from crossent.report.findings import Finding, SubjectReport
 from crossent.report.report import Report
 from crossent.run.plan import Plan, plan
+from crossent.run.selection import select
 from crossent.subjects.builtin import BY_NAME, NAMED, TORCH, chosen_contract, own_subject
 from crossent.subjects.compiler import COMPILE_SUFFIX
 from crossent.subjects.contracts import TORCH_CONTRACT, require_contract
@@ -34,11 +36,11 @@ ExpectedList = list[lists.ExpectedFinding]
 class Settings:
     """The options of a run, as :func:`crossent.check` documents them. Making the object validates them.
 
-    `dtypes` and `without` become tuples, and the seed "random" becomes a number.
+    `dtypes`, `without` and `checks` become tuples, `cases` becomes a dict, and the seed "random" becomes a number.
 
     Raises:
-        ValueError: an unknown dtype, level, contract or grade, a grade that contradicts the contract, a seed below 0,
-            fewer than one job, or a time-out that is not positive.
+        ValueError: an unknown dtype, level, contract, grade or check, a grade that contradicts the contract, a seed
+            below 0, fewer than one job or finding, or a time-out that is not positive.
         RuntimeError: a device that this machine does not have.
     """
 
@@ -52,9 +54,12 @@ class Settings:
     expected_findings: str | os.PathLike[str] | None = None
     jobs: int | None = None
     timeout: float = 300.0
+    checks: str | Iterable[str] = ()
+    cases: str | Iterable[str] | Mapping[str, Iterable[str]] = ()
+    max_findings: int | None = None
 
     def __post_init__(self) -> None:
-        dtypes = tuple(dict.fromkeys([self.dtypes] if isinstance(self.dtypes, str) else self.dtypes))
+        dtypes = _several(self.dtypes)
         if unknown := [dtype for dtype in dtypes if dtype not in DTYPES]:
             raise ValueError(f"dtypes: got {unknown[0]!r}; allowed are {', '.join(DTYPES)}")
         if self.level not in LEVELS:
@@ -68,8 +73,15 @@ class Settings:
             raise ValueError(f"timeout: got {self.timeout}; allowed is more than 0 seconds")
         require_contract(self.contract, self.grade)
         require_device(self.device)
-        without = (self.without,) if isinstance(self.without, str) else tuple(self.without)
-        for name, value in (("dtypes", dtypes), ("seed", seed), ("without", without)):
+        if self.max_findings is not None and self.max_findings < 1:
+            raise ValueError(f"max_findings: got {self.max_findings}; allowed is 1 or more")
+        without, checks = _several(self.without), _several(self.checks)
+        cases = self.cases if isinstance(self.cases, Mapping) else dict.fromkeys(_several(self.cases), ())
+        cases = {case: _several(names) for case, names in cases.items()}
+        if unknown := [name for name in (*checks, *itertools.chain(*cases.values())) if name not in CHECK_NAMES]:
+            raise ValueError(f"checks: got {unknown[0]!r}; allowed are {', '.join(CHECK_NAMES)}")
+        chosen = {"dtypes": dtypes, "seed": seed, "without": without, "checks": checks, "cases": cases}
+        for name, value in chosen.items():
             object.__setattr__(self, name, value)
 
     @property
@@ -78,9 +90,26 @@ class Settings:
         return self.jobs is not None and self.device == "cpu" and can_fork()
 
     def plan(self) -> Plan:
-        """The cases of the level, each with its checks."""
+        """The chosen cases of the level, each with its chosen checks.
+
+        Raises:
+            ValueError: nothing is chosen.
+        """
         assert isinstance(self.seed, int)
-        return _plan(self.level, tuple(self.dtypes), self.seed)
+        return self.select(_plan(self.level, tuple(self.dtypes), self.seed))
+
+    def select(self, planned: Plan) -> Plan:
+        """The chosen part of a plan."""
+        assert isinstance(self.cases, Mapping)
+        return select(planned, self.level, tuple(self.checks), self.cases) if self.only else planned
+
+    @property
+    def only(self) -> dict[str, list[str]]:
+        """The chosen checks and cases, as a report names them; empty if the run is whole."""
+        assert isinstance(self.cases, Mapping)
+        named = {name for names in self.cases.values() for name in names}.union(self.checks)
+        chosen = {"checks": [name for name in CHECK_NAMES if name in named], "cases": list(self.cases)}
+        return {what: names for what, names in chosen.items() if names}
 
     def load(self, *subjects: str | Callable[..., Any]) -> list[Subject]:
         """Load subjects, each under a name of its own; every form and torch when none is given.
@@ -123,6 +152,11 @@ class Settings:
         return lists.torch_list(), own
 
 
+def _several(words: str | Iterable[str]) -> tuple[str, ...]:
+    """One word, or several words without repetitions."""
+    return (words,) if isinstance(words, str) else tuple(dict.fromkeys(words))
+
+
 @cache
 def _plan(level: str, dtypes: tuple[str, ...], seed: int) -> Plan:
     return plan(level, dtypes, seed)
@@ -150,6 +184,18 @@ def mark_expected(report: Report, known: tuple[ExpectedList, ExpectedList], subj
     as_torch = {subject.name: _name_in_list(subject) for subject in subjects if subject.contract == TORCH_CONTRACT}
     lists.mark(report, of_torch, as_torch)
     lists.mark(report, of_user)
+
+
+def unexpected(
+    findings: Mapping[str, Sequence[Finding]],
+    environment: dict[str, str],
+    known: tuple[ExpectedList, ExpectedList],
+    subjects: Iterable[Subject],
+) -> list[Finding]:
+    """The findings, given by subject, that are not known failures."""
+    marked = Report(environment, [SubjectReport(name, findings=list(of)) for name, of in findings.items()])
+    mark_expected(marked, known, [subject for subject in subjects if subject.name in findings])
+    return marked.findings
 
 
 def _name_in_list(subject: Subject) -> str:

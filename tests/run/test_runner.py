@@ -3,6 +3,7 @@
 import ctypes
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from support.subjects import off_by_a_percent
 
 import crossent
 from crossent.cases.case import Case
+from crossent.report.reader import report_of
 from crossent.run.isolation import _MOST_HUNG
 
 CASES = [
@@ -51,6 +53,22 @@ def test_progress_is_of_what_is_done():
 
     check_few("formula", level="quick", jobs=2, progress=progress)
     assert len(seen) == seen[0] > 1
+
+
+def test_a_step_has_its_cost_and_its_findings():
+    seen = []
+
+    def progress(steps):
+        for step in steps:
+            seen.append((step.cost, len(step.findings), steps.running))
+            yield step
+        assert sum(cost for cost, _, _ in seen) == pytest.approx(steps.cost)
+
+    for jobs in (None, 2):
+        seen.clear()
+        report = check_few(off_by_a_percent, level="quick", jobs=jobs, progress=progress)
+        assert sum(count for _, count, _ in seen) == len(report.findings) > 0
+        assert any(re.match(r"\w+ on \S+$", running) for _, _, running in seen)
 
 
 def only_on(values, does):
@@ -157,7 +175,7 @@ def test_a_run_that_is_stopped_leaves_no_process_one_line_and_a_report_of_what_w
 def test_an_interrupted_run_is_not_ok_and_has_what_was_done():
     def stops(cases):
         for at, case in enumerate(cases):
-            if at == 20:
+            if at == 19:  # a step comes when it is done
                 raise KeyboardInterrupt
             yield case
 
@@ -167,6 +185,50 @@ def test_an_interrupted_run_is_not_ok_and_has_what_was_done():
     assert report.ran == 20
     assert not report.ok
     assert report.summary == f"INTERRUPTED after 20 of {report.planned} cases, with 0 findings"
+
+
+@pytest.mark.parametrize("jobs", [None, 2])
+def test_a_run_ends_at_its_most_findings_and_says_how_far_it_came(jobs):
+    report = check_few("formula", off_by_a_percent, level="quick", max_findings=1, jobs=jobs)
+    assert not report.ok
+    assert len(report.findings) == 1
+    assert 0 < report.cases < report.planned / 2
+    assert report.summary == f"STOPPED EARLY after {report.cases} of {report.planned} cases, with 1 findings"
+    assert read_back(report) == report.to_json()
+    assert (report.to_json()["stopped"], report.fixed) == (True, [])
+    whole = check_few("formula", off_by_a_percent, level="quick", jobs=jobs)
+    for part, other in zip(report.subjects, whole.subjects, strict=True):  # in the order of the plan
+        assert list(part.outcomes) == [case for case in other.outcomes if case in part.outcomes]
+
+
+def test_known_failures_do_not_end_a_run(tmp_path):
+    known = tmp_path / "known.toml"
+    known.write_text(
+        '[[finding]]\nsubject = "off_by_a_percent"\nchecks = ["loss"]\n'
+        'kind = "wrong"\ncases = ["*"]\nreason = "a percent too large"\n'
+    )
+    options = {"level": "quick", "dtypes": "float32", "expected_findings": known}
+    whole = check_few(off_by_a_percent, **options)
+    kinds = {finding.check for finding in whole.findings}
+    assert "gradient" in kinds
+    assert "loss" not in kinds
+    report = check_few(off_by_a_percent, **options, max_findings=1)
+    assert [finding.check in kinds for finding in report.findings] == [True]
+    two = check_few(off_by_a_percent, **options, max_findings=len(whole.findings) + 1)
+    assert two.to_json() == whole.to_json()
+
+
+def test_a_run_that_stopped_is_compared_on_the_cases_that_it_has():
+    whole = check_few(off_by_a_percent, level="quick")
+    moved = crossent.diff(whole, check_few(off_by_a_percent, level="quick", max_findings=1))
+    assert moved.ok
+    (note,) = moved.notes
+    assert re.match(r"the new run ended after \d+ of \d+ cases; only these are compared$", note)
+    assert not [what for what, _, _ in moved.others if what != "seed"]
+
+
+def read_back(report):
+    return report_of(json.loads(json.dumps(report.to_json()))).to_json()
 
 
 def test_a_seed_that_nobody_knows_is_in_the_report():

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 
 from crossent.report.findings import SubjectReport
-from crossent.report.report import Report
+from crossent.report.report import Report, words
 
 # Entries of the environment that change the bits of results. If they differ, the diff says nothing about torch.
 MACHINE = ("device", "device_name", "cpu_capability")
@@ -29,7 +29,8 @@ def hindrances(old: Report, new: Report) -> list[str]:
 
 def others(old: Report, new: Report) -> list[tuple[str, str, str]]:
     """Return the differences between the runs: a name, the old value and the new value, "" if there is none."""
-    was, now = _described(old), _described(new)
+    partial = is_partial(old) or is_partial(new)
+    was, now = _described(old, partial), _described(new, partial)
     different = [
         (name, was.get(name, ""), now.get(name, ""))
         for name in {**was, **now}
@@ -43,15 +44,18 @@ def others(old: Report, new: Report) -> list[tuple[str, str, str]]:
     ]
 
 
-def _described(run: Report) -> dict[str, str]:
+def _described(run: Report, partial: bool) -> dict[str, str]:
     more = {
-        "level": run.level,
-        "seed": str(run.seed),
         "checks not run": ", ".join(run.left_out),
         "combinations of three choices": str(run.triples),
         "known failures that no longer happen": "; ".join(run.fixed),
     }
-    return {**run.environment, **more}
+    return {**run.environment, "level": run.level, "seed": str(run.seed), **({} if partial else more)}
+
+
+def is_partial(run: Report) -> bool:
+    """Whether a run has only a part of its cases or checks: their absence is no change."""
+    return bool(run.only) or run.planned is not None
 
 
 def notes(
@@ -71,25 +75,36 @@ def notes(
     names = [{part.name for part in run.subjects} for run in (old, new)]
     for which, alone in (("old", names[0] - names[1]), ("new", names[1] - names[0])):
         yield from (f"only in the {which} run: subject {name}" for name in sorted(alone))
+    for which, run in (("old", old), ("new", new)):
+        chosen = ", ".join(f"only {what} {words(names)}" for what, names in run.only.items())
+        if chosen:
+            yield f"the {which} run is only a part: {chosen}; only this part is compared"
+        if run.planned is not None:
+            yield f"the {which} run ended after {run.cases} of {run.planned} cases; only these are compared"
     subjects: dict[tuple[str, str], list[str]] = {}
     for before, now in pairs:
-        for parts in _notes_on(before, now, explained):
+        for parts in _notes_on(before, now, explained, (is_partial(new), is_partial(old))):
             subjects.setdefault(parts, []).append(now.name)
     for (note, details), of in subjects.items():
         yield f"{note}, of {', '.join(of)}{details}"
 
 
 def _notes_on(
-    old: SubjectReport, new: SubjectReport, explained: Collection[tuple[str, str]]
+    old: SubjectReport, new: SubjectReport, explained: Collection[tuple[str, str]], partial: tuple[bool, bool]
 ) -> Iterator[tuple[str, str]]:
-    """Yield the notes on one subject, each as a text before and a text after the names of all subjects it is about."""
-    for which, mine, other in (("old", old, new), ("new", new, old)):
+    """Yield the notes on one subject, each as a text before and a text after the names of all subjects it is about.
+
+    `partial` is whether the new run, and whether the old run, may lack something because only a part of it ran.
+    """
+    both = (("old", old, new), ("new", new, old))
+    sides = [side for side, is_part in zip(both, partial, strict=True) if not is_part]
+    for which, mine, other in sides:
         if alone := [case for case in mine.outcomes if case not in other.outcomes]:
             yield f"only in the {which} run: {_some(alone)}", ""
     shared = [case for case in new.outcomes if case in old.outcomes]
     if unlike := [case for case in shared if old.outcomes[case].inputs != new.outcomes[case].inputs]:
         yield f"not compared, because the bits of the inputs differ: {_some(unlike)}", ""
-    for which, mine, other in (("old", old, new), ("new", new, old)):
+    for which, mine, other in sides:
         checks = Counter(
             check
             for case in shared
@@ -102,7 +117,7 @@ def _notes_on(
             yield f"checks that ran only in the {which} run", f": {each}"
     for reason in sorted({*old.not_applicable, *new.not_applicable}):
         was, now = old.not_applicable[reason], new.not_applicable[reason]
-        if was != now:
+        if was != now and not any(partial):
             yield f"not applicable, {was} → {now} cases", f": {reason}"
 
 

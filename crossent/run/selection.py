@@ -1,0 +1,122 @@
+"""A part of a plan: the chosen cases, and the chosen checks on them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
+
+from crossent.cases.bad_inputs import BAD_INPUTS, BadInput
+from crossent.cases.case import Case
+from crossent.checks import CHECKS, single
+from crossent.run.plan import Plan, of_cost
+from crossent.trials.check import Check, Cost
+
+# Every other check needs a loss of the right shape and dtype, which these two find out.
+BEFORE = (single.call, single.result)
+_COSTS = {
+    "quick": (Cost.CALL,),
+    "normal": (Cost.CALL, Cost.CALLS, Cost.STRUCTURE),
+    "thorough": (Cost.CALL, Cost.CALLS, Cost.STRUCTURE, Cost.CODE),
+}
+_ERRORS = "errors"  # the check of bad inputs
+
+
+def select(planned: Plan, level: str, checks: Collection[str], cases: Mapping[str, Collection[str]]) -> Plan:
+    """Return a part of a plan.
+
+    Args:
+        planned: the plan.
+        level: the level of the plan.
+        checks: the names of checks; the checks `call` and `result` run too. If empty, all checks of the plan run.
+        cases: ids of cases, or patterns such as `*smooth0.1*`, each with checks of its own; no checks stand for
+            `checks`. A pattern matches ids of the plan, with or without their seed. A case with a full id also runs
+            if the plan lacks it, and then runs any check that is named. If empty, all cases of the plan run.
+
+    Raises:
+        ValueError: an id is not the id of a case, a pattern matches no case, or no chosen check runs on a chosen case.
+    """
+    wanted: dict[Case | BadInput, set[str]] = {}
+    whole: set[Case | BadInput] = set()  # cases that are named by a full id
+    for word, own in cases.items():
+        full = not _is_pattern(word)
+        for case in [_case(word)] if full else _matching(planned, word):
+            wanted.setdefault(case, set()).update(own or checks)
+            whole |= {case} if full else set()
+    if not cases:
+        wanted = {case: set(checks) for case in planned}
+    by_id = {case: case for case in planned}  # a case of the plan has the name of its bug
+    part = {
+        by_id.get(case, case): tuple(_checks(case, names, planned.get(case), case in whole, level))
+        for case, names in wanted.items()
+        if _runs(case, names, planned.get(case), case in whole)
+    }
+    if not part:
+        what = f"no case of level {level} runs {', '.join(checks)}" if checks else "no check runs on these cases"
+        raise ValueError(f"checks: {what}; choose another level or dtype, or name a case by its full id")
+    order = {case: at for at, case in enumerate(planned)}
+    return dict(sorted(part.items(), key=lambda entry: order.get(entry[0], len(order))))
+
+
+def _is_pattern(word: str) -> bool:
+    return any(sign in word for sign in "*?[")
+
+
+def _case(id: str) -> Case | BadInput:
+    """Return the case or the bad input with this id.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for bad in BAD_INPUTS:
+        if bad.id == id:
+            return bad
+    try:
+        return Case.of(id)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; `crossent list cases` shows ids, and a pattern has a *, as in '*smooth0.1*'"
+        ) from None
+
+
+def _matching(planned: Iterable[Case | BadInput], pattern: str) -> list[Case | BadInput]:
+    found = [case for case in planned if any(fnmatchcase(name, pattern) for name in _ids(case))]
+    if not found:
+        raise ValueError(
+            f"case: got {pattern!r}, which matches no case of this level and these dtypes; see `crossent list cases`"
+        )
+    return found
+
+
+def _ids(case: Case | BadInput) -> Iterator[str]:
+    """Yield the id of a case, and the id without its seed: the seed of a run may be random."""
+    yield case.id
+    if isinstance(case, Case):
+        yield case.seeded(0).id
+
+
+def _runs(case: Case | BadInput, names: Collection[str], planned: Collection[Check] | None, whole: bool) -> bool:
+    """Whether a check that is named, or any check if none is, runs on a case."""
+    if isinstance(case, BadInput):
+        return not names or _ERRORS in names
+    return not names or any(
+        check.name in names for check in _checks(case, names, planned, whole, "") if check.applies(case)
+    )
+
+
+def _checks(
+    case: Case | BadInput, names: Collection[str], planned: Collection[Check] | None, whole: bool, level: str
+) -> Iterator[Check]:
+    """Yield the checks of a case that is part of a run."""
+    if isinstance(case, BadInput):
+        return
+    if not names and planned is not None:
+        yield from planned
+        return
+    if not names:
+        yield from of_cost(Cost.TILES) if case.tiled > 1 else of_cost(*_COSTS[level])
+        return
+    possible = of_cost(Cost.TILES) if case.tiled > 1 else CHECKS.values()
+    before = () if case.tiled > 1 else BEFORE
+    for check in possible:
+        if check in before or (check.name in names and (whole or check in (planned or ()))):
+            yield check

@@ -1,0 +1,148 @@
+"""A part of a run: chosen checks and chosen cases, and what its report says of that."""
+
+import json
+
+import pytest
+from support.running import check_on
+from support.subjects import off_by_a_percent
+
+import crossent
+from crossent.cases.axes import DTYPES
+from crossent.cases.bad_inputs import BadInput
+from crossent.cases.case import Case
+from crossent.checks import CHECKS
+from crossent.report.reader import report_of
+from crossent.run.plan import of_cost, plan
+from crossent.run.selection import select
+from crossent.run.settings import Settings
+from crossent.trials.check import Cost
+
+SEED = 11
+CASES = [Case("float32", (3, 5), label_smoothing=smoothing) for smoothing in (0.0, 0.1)]
+LARGE = "float16-2049x1048577-normal-int64-none-tiled2"
+
+
+@pytest.fixture(scope="module")
+def planned():
+    return {level: plan(level, tuple(DTYPES), SEED) for level in ("quick", "normal")}
+
+
+def names(checks):
+    return [check.name for check in checks]
+
+
+def test_a_chosen_check_runs_where_the_level_has_it_with_the_checks_that_it_needs(planned):
+    whole = planned["normal"]
+    part = select(whole, "normal", ["vmap"], {})
+    assert set(part) == {
+        case for case, checks in whole.items() if CHECKS["vmap"] in checks and CHECKS["vmap"].applies(case)
+    }
+    assert {tuple(names(checks)) for checks in part.values()} == {("call", "result", "vmap")}
+
+
+def test_a_check_runs_on_no_case_to_which_it_does_not_apply(planned):
+    part = select(planned["quick"], "quick", ["target_gradient"], {})
+    assert part
+    assert all(CHECKS["target_gradient"].applies(case) for case in part)
+
+
+def test_the_check_of_bad_inputs_can_be_chosen_too(planned):
+    assert {type(case) for case in select(planned["quick"], "quick", ["errors"], {})} == {BadInput}
+    assert not any(isinstance(case, BadInput) for case in select(planned["quick"], "quick", ["loss"], {}))
+
+
+def test_a_pattern_selects_cases_of_the_plan_in_their_order_whatever_the_seed(planned):
+    whole = planned["quick"]
+    part = select(whole, "quick", [], {"pytorch-73205/*smooth0.2": ()})
+    assert part
+    assert all(case.id.startswith("pytorch-73205/") and case.seed == SEED for case in part)
+    assert part == {case: whole[case] for case in part}
+    assert list(part) == [case for case in whole if case in part]
+
+
+def test_a_full_id_runs_even_if_the_level_lacks_the_case_or_the_check(planned):
+    wanted = "float32-7x6-normal-int64-mean-seed5"
+    assert Case.of(wanted) not in planned["quick"]
+    (case,) = part = select(planned["quick"], "quick", [], {wanted: ()})
+    assert (case.id, part[case]) == (wanted, of_cost(Cost.CALL))
+    ((case, checks),) = select(planned["quick"], "quick", ["vmap", "trace"], {wanted: ()}).items()
+    assert names(checks) == ["call", "result", "vmap", "trace"]
+    ((case, checks),) = select(planned["quick"], "quick", ["loss"], {LARGE: ["large"]}).items()
+    assert names(checks) == ["large"]
+    assert names(select(planned["quick"], "quick", [], {LARGE: ()})[case]) == ["large"]
+
+
+def test_a_full_id_of_the_plan_runs_the_checks_of_the_plan(planned):
+    case = list(planned["normal"])[100]
+    assert select(planned["normal"], "normal", [], {case.id: ()}) == {case: planned["normal"][case]}
+
+
+def test_a_case_may_have_checks_of_its_own(planned):
+    one, other = (Case("float32", (3, n)).id for n in (5, 6))
+    part = select(planned["quick"], "quick", [], {one: ["repeat"], other: ["sign"], "class_negative": ["errors"]})
+    assert {case.id.rpartition("/")[2]: names(checks) for case, checks in part.items()} == {
+        one: ["call", "result", "repeat"],
+        other: ["call", "result", "sign"],
+        "class_negative": [],
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"checks": "los"}, "checks: got 'los'; allowed are call, result"),
+        ({"cases": {"*": ["los"]}}, "checks: got 'los'; allowed are call, result"),
+        (
+            {"checks": ["trace_dynamic"]},
+            "checks: no case of level quick runs trace_dynamic; choose another level or dtype",
+        ),
+        ({"cases": "*nothing*"}, r"case: got '\*nothing\*', which matches no case of this level and these dtypes"),
+        (
+            {"cases": "float32-7x5"},
+            "case: got 'float32-7x5', which is not the id of a case; `crossent list cases` shows",
+        ),
+        (
+            {"cases": "float32-7x5-normal-int64-mean", "checks": "target_gradient"},
+            "checks: no case of level quick runs",
+        ),
+    ],
+)
+def test_what_selects_nothing_is_wrong_use(options, said):
+    with pytest.raises(ValueError, match=said):
+        Settings(level="quick", dtypes="float32", **options).plan()
+
+
+def test_the_report_says_that_only_a_part_ran():
+    report = check_on(CASES)("formula", level="quick", dtypes="float32", checks=["loss"], cases="*smooth0.1")
+    assert report.ok
+    assert [*report.subjects[0].outcomes] == ["float32-3x5-normal-int64-mean-smooth0.1"]
+    assert "ONLY A PART RAN: only checks loss\n" in str(report)
+    assert "ONLY A PART RAN: only cases *smooth0.1\n" in str(report)
+    document = report.to_json()
+    assert document["only"] == {"checks": ["loss"], "cases": ["*smooth0.1"]}
+    assert report_of(json.loads(json.dumps(document))).to_json() == document
+
+
+def test_a_whole_run_says_nothing_of_parts():
+    report = check_on(CASES)("formula", level="quick", dtypes="float32")
+    assert "ONLY" not in str(report)
+    assert not {"only", "stopped"} & report.to_json().keys()
+
+
+def test_a_part_without_evidence_for_a_result_may_pass():
+    zero = Case("float32", (1, 1))  # a single class: the loss is zero
+    part = check_on([zero], bad_inputs=False)("formula", level="quick", checks=["loss"])
+    assert (part.ok, part.subjects[0].without_evidence) == (True, ["loss in float32"])
+    assert "NO EVIDENCE" in str(part)
+    assert not check_on([zero], bad_inputs=False)("formula", level="quick").ok
+
+
+def test_a_part_is_compared_on_what_it_has_and_the_rest_is_no_change():
+    options = {"level": "quick", "dtypes": "float32"}
+    whole = check_on(CASES)(off_by_a_percent, **options)
+    part = check_on(CASES)(off_by_a_percent, **options, checks=["loss"])
+    for old, new, which in ((whole, part, "new"), (part, whole, "old")):
+        moved = crossent.diff(old, new)
+        assert moved.ok
+        assert moved.notes == [f"the {which} run is only a part: only checks loss; only this part is compared"]
+        assert moved.others == []
