@@ -20,8 +20,9 @@ from crossent.cases.case import Case
 from crossent.cases.inputs import Inputs
 from crossent.machine import available
 from crossent.numerics.bounds.contracts import Contract
-from crossent.numerics.bounds.loss import Bounds, Reason
+from crossent.numerics.bounds.loss import Bounds
 from crossent.numerics.bounds.rounding import Held, safe
+from crossent.numerics.bounds.unbounded import Reason
 from crossent.numerics.formats import FORMATS
 from crossent.numerics.oracle.arithmetic import Ball
 from crossent.subjects.subject import Loss, Subject

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from crossent.cases.case import Case
 from crossent.cases.inputs import Inputs
-from crossent.numerics.bounds.intermediates import Terms
+from crossent.numerics.bounds.terms import Terms
 from crossent.numerics.formats import FORMATS, Array
 from crossent.numerics.oracle.arithmetic import Ball
 from crossent.subjects.subject import Loss

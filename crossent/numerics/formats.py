@@ -67,11 +67,30 @@ class Format:
         """
         if self.precision == 53:
             return values
-        mantissa, exponent = np.frexp(np.where(np.isfinite(values), values, 0.0))
-        place = np.maximum(exponent - self.precision, self.smallest_exponent - self.precision + 1)
-        rounded = np.ldexp(np.rint(np.ldexp(mantissa, exponent - place)), place)
-        rounded = np.where(np.abs(rounded) > self.largest, np.copysign(np.inf, rounded), rounded)
-        return np.where(np.isfinite(values), rounded, values)
+        if self == FLOAT32:
+            with np.errstate(all="ignore"):
+                return values.astype(np.float32).astype(np.float64)
+        # In the bits of a float64 number, adding just under half a unit in the last kept place, and one more where that
+        # place is odd, carries exactly when rounding goes up. The rest of the bits is then cut off.
+        values = np.asarray(values, dtype=np.float64)
+        bits, dropped = values.view(np.int64), 53 - self.precision
+        rounded = bits >> dropped
+        rounded &= 1
+        rounded += 2 ** (dropped - 1) - 1
+        rounded += bits
+        rounded &= -(2**dropped)
+        nearest, size = rounded.view(np.float64), np.abs(values)
+        with np.errstate(invalid="ignore"):
+            under = size < self.smallest_normal
+            if (
+                under.any()
+            ):  # adding a number whose last place is the spacing of subnormal numbers rounds to the spacing
+                spaced = 1.5 * 2.0**52 * self.smallest_subnormal
+                nearest = np.where(under, np.copysign((size + spaced) - spaced, values), nearest)
+            if not size.max(initial=0.0) < self.largest * (1 - self.unit_roundoff):
+                over = np.abs(nearest) > self.largest
+                nearest = np.where(np.isfinite(values), np.where(over, np.copysign(np.inf, values), nearest), values)
+        return nearest
 
 
 # IEEE 754-2019, table 3.5. bfloat16 has the exponents of float32, and eight bits of precision.

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from crossent.numerics.bounds.contracts import Contract
 from crossent.numerics.bounds.loss import Bounds
+from crossent.numerics.bounds.unbounded import unbounded
 from crossent.numerics.formats import FORMATS, Array
 from crossent.numerics.oracle.arithmetic import Ball
 from crossent.trials.call import Result
@@ -162,7 +163,7 @@ def not_judged(check: str, allowed: Array, exact: Ball, bounds: Bounds) -> dict[
     counts = {"there is no exact value": int(unknown.sum())}
     # No input should lead to a NaN bound: the soak test has found none.
     counts["the bound is not a number"] = int(np.isnan(getattr(bounds, check)).sum())
-    for reason, where in bounds.unbounded(check).items():
+    for reason, where in unbounded(bounds, check).items():
         counts[reason] = int((where.reshape(allowed.shape) & np.isinf(allowed) & ~unknown).sum())
     return {reason: count for reason, count in counts.items() if count}
 

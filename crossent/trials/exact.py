@@ -15,8 +15,8 @@ from torch import Tensor
 from crossent.cases.inputs import Inputs
 from crossent.numerics.bounds.contracts import Contract
 from crossent.numerics.bounds.derivatives import DerivativeBounds
-from crossent.numerics.bounds.intermediates import Terms
 from crossent.numerics.bounds.loss import Bounds
+from crossent.numerics.bounds.terms import Terms
 from crossent.numerics.formats import FORMATS, Array
 from crossent.numerics.oracle.answer import answer
 from crossent.numerics.oracle.arguments import Arguments
@@ -118,7 +118,7 @@ def _arguments(inputs: Inputs, terms: Terms) -> Arguments:
         **{name: None if array is None else array.astype(narrow) for name, array in given.items()},
         ignore_index=inputs.options.get("ignore_index", -100),
         reduction=terms.reduction,
-        label_smoothing=terms.label_smoothing,
+        label_smoothing=inputs.options["label_smoothing"],
         upstream=terms.upstream if terms.reduction == "none" else inputs.upstream.double().item(),
     )
 

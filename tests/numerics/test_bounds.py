@@ -13,10 +13,11 @@ from support.waits import float16
 import crossent
 from crossent.cases.case import Case
 from crossent.forms.rows import lay_out
-from crossent.numerics.bounds import intermediates, loss
+from crossent.numerics.bounds import call, intermediates, loss
 from crossent.numerics.bounds.contracts import contract
 from crossent.numerics.bounds.loss import Bounds
 from crossent.numerics.bounds.rounding import ANY_ORDER, Held
+from crossent.numerics.bounds.unbounded import unbounded
 from crossent.numerics.formats import FLOAT32
 from crossent.subjects.builtin import FORM_SUBJECTS, TORCH
 from crossent.trials.call import evaluate
@@ -54,9 +55,9 @@ def without(clause):
             lambda value, narrow, c: Held(np.asarray(value), np.asarray(2 * narrow.unit_roundoff * abs(value)), None),
         ),
         "weights are summed as losses are": lambda: patch.setattr(
-            loss,
+            call,
             "denominator",
-            lambda t, c: c.keep(Held.exactly(np.where(t.kept, t.weight[t.index], 0.0), c.storage).sum(c.compute)),
+            lambda t, c: c.keep(Held.exactly(np.where(t.kept, t.weight[t.index], 0.0), c.storage)[None].sum(c.compute)),
         ),
     }
     leave_out[clause]()
@@ -214,7 +215,7 @@ def reasons(check, given, **promised):
     of_dtype = str(given.logits.dtype).removeprefix("torch.")
     return {
         reason: int(where.sum())
-        for reason, where in Bounds(terms, contract(dtype=of_dtype, **promised)).unbounded(check).items()
+        for reason, where in unbounded(Bounds(terms, contract(dtype=of_dtype, **promised)), check).items()
     }
 
 

@@ -72,9 +72,15 @@ def of_torch(id):
 
 @float16
 def test_autograd_stores_p_where_the_kernel_of_the_gradient_does_not():
-    """p is 6e-7, a multiple of 6e-8 in float16."""
-    case = "float16-3x180-nan-int64-mean-weight_decades-ignored-scalar-offset-target_offset-smooth0.11-seed592695238"
-    assert_needed("p is stored", "second", *of_torch(case), **IN_TORCH)
+    """p is 6.8e-7, between two multiples of 6e-8 in float16, and g, the weight and the direction are all large."""
+    given = inputs([[0.0, -14.2]], [0], "float16", weight=[8.0, 8.0])
+    given = replace(given, upstream=torch.tensor([8.0], dtype=torch.float16))
+    direction = torch.tensor([[4.0, -4.0]], dtype=torch.float16)
+    p = given.logits.float().softmax(1)
+    stored, along = p.half().float(), direction.float()
+    assert abs(stored - p)[0, 1] > 2.0**-26  # over a quarter of the spacing
+    second = (64 * stored * (along - (stored * along).sum(1, keepdim=True))).half()
+    assert_needed("p is stored", "second", second, given, direction, **IN_TORCH)
 
 
 @float16

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossent.numerics.bounds.intermediates import Terms
+from crossent.numerics.bounds.terms import Terms
 from crossent.numerics.formats import FORMATS, Array
 
 Numbers = NDArray[Any]  # float32 or float64

@@ -4,9 +4,12 @@ This room imports numpy and `crossent.numerics.formats`. It imports neither torc
 
 rounding       Held: a computed number with its error bound, and the rules of rounding-error analysis
 contracts      Contract: what an implementation promises about its arithmetic
+terms          Terms: the arguments of a call, or of several calls of the same structure, as rows of numbers
 intermediates  softmax, coefficients of the target, and denominator, with their error bounds
+call           CallBounds: what all bounds of a call share, and the bounds of several calls together
 loss           Bounds: the error bounds of the loss and of the gradients
 derivatives    DerivativeBounds: the error bounds of the derivatives along a direction
+unbounded      the reasons for infinite bounds
 
 To allow one more rounding, change the formula in `intermediates` or `loss`. A permission for some implementations only
 is a field of `Contract`. A new operation is a method of `Held`.

@@ -10,14 +10,17 @@ module continues the formula of :mod:`crossent.numerics.bounds.loss` for a direc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 
 from crossent.numerics.bounds.contracts import Contract
-from crossent.numerics.bounds.intermediates import Terms, column, wider
+from crossent.numerics.bounds.intermediates import column, wider
 from crossent.numerics.bounds.loss import Bounds
 from crossent.numerics.bounds.rounding import Held, safe
+from crossent.numerics.bounds.terms import Terms, stacked
 from crossent.numerics.formats import Array
 
 
@@ -32,8 +35,13 @@ class DerivativeBounds(Bounds):
         self.direction = direction
         self._along = Held.exactly(direction, contract.storage)
 
-    def _under(self, contract: Contract) -> Bounds:
-        return DerivativeBounds(self.terms, contract, self.direction)
+    def _stacked(self, calls: Sequence[Self]) -> Self:
+        terms, direction = stacked([call.terms for call in calls]), np.concatenate([call.direction for call in calls])
+        return type(self)(terms, self.contract, direction)
+
+    def under(self, contract: Contract) -> Self:
+        """Return the bounds of the same call under another contract."""
+        return type(self)(self.terms, contract, self.direction)
 
     @cached_property
     def _kept_probs(self) -> Held:
@@ -121,7 +129,7 @@ class DerivativeBounds(Bounds):
             second = here.minus(there, c.compute)
             away = c.keep(self._along.minus(mean, c.compute))
             second = wider(second, self._product(scaled.times(away, c.compute, known=False), away.largest))
-            if t.label_smoothing:
+            if t.smooths:
                 once = self._in_parts(np.abs(scale.value), np.abs(factor.value))
                 once = once * self._kept_probs.largest * (np.abs(self.direction) + mean.largest)
                 second = Held(second.value, second.error + once, c.compute)

@@ -7,42 +7,14 @@ the loss, of the gradients and of their derivatives use them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from crossent.numerics.bounds.contracts import Contract
-from crossent.numerics.bounds.rounding import Held
+from crossent.numerics.bounds.rounding import Held, either
+from crossent.numerics.bounds.terms import Terms
 from crossent.numerics.formats import FLOAT32, Array, Format
-
-
-@dataclass(frozen=True)
-class Terms:
-    """The arguments of a call as R rows of C classes. All numbers are float64 and exact, unless stated otherwise.
-
-    Attributes:
-        logits: (R, C).
-        log_sum: (R,), `log Σ exp(x - max x)`, with the precision of float64.
-        index: (R,), the true classes, and 0 on ignored rows; None for class probabilities.
-        kept: (R,), False on ignored rows.
-        probabilities: (R, C), or None for class indices.
-        weight: (C,), or None for ones.
-        label_smoothing, reduction: The options of the call.
-        upstream: (R,), the upstream gradient of each row, or that of the reduced loss in each row.
-        target_format: The format of the class probabilities, or None for class indices.
-    """
-
-    logits: Array
-    log_sum: Array
-    index: NDArray[np.int64] | None
-    kept: NDArray[np.bool_]
-    probabilities: Array | None
-    weight: Array | None
-    label_smoothing: float
-    reduction: str
-    upstream: Array
-    target_format: Format | None = None
 
 
 def softmax(t: Terms, c: Contract) -> tuple[Held, Held, Held]:
@@ -84,9 +56,9 @@ def logarithm(probs: Held, log_probs: Held, c: Contract) -> Held:
     Where p is near underflow, the implementation must not take the logarithm of p, and the error of `p` does not count.
     """
     u = c.compute.unit_roundoff
-    ratio = np.where(probs.value < 8 * c.compute.smallest_normal, 0.0, probs.error / probs.value)
+    ratio = either(probs.value < 8 * c.compute.smallest_normal, 0.0, probs.error / probs.value)
     moved = -np.log1p(-np.minimum(ratio, 1 - 2.0**-52))
-    size = np.where(np.isfinite(log_probs.value), np.abs(log_probs.value), 0.0) + moved
+    size = either(~np.isfinite(log_probs.value), 0.0, np.abs(log_probs.value)) + moved
     return Held(log_probs.value, moved + 2 * c.functions.log_ulps * u * size, c.compute)
 
 
@@ -99,7 +71,7 @@ def in_blocks(shifted: Held, logits: Array, c: Contract) -> Held:
     grows at each scaling, so a term is scaled at most once for each different logit above its own.
     """
     u, f = c.compute.unit_roundoff, c.functions
-    size = np.where(np.isinf(shifted.value), 0.0, np.abs(shifted.value))
+    size = either(np.isinf(shifted.value), 0.0, np.abs(shifted.value))
     moved = Held(shifted.value, np.maximum(shifted.error, u * size), c.compute)
     terms = moved.exp(c.compute, f.exp_ulps, f.exp_per_unit)
     order = np.argsort(-logits, axis=1)
@@ -141,7 +113,7 @@ def coefficients(t: Terms, c: Contract) -> Held:
         hot = np.zeros((rows, classes))
         hot[np.arange(rows), t.index] = 1.0
         q = Held.exactly(hot, c.storage)
-    if t.label_smoothing:
+    if t.smooths:
         narrow = smoothing_format(t, c)
         rest = unsmoothed_share(t, c)
         q = c.keep(c.keep(q.times(rest, narrow)).plus(constant(t.label_smoothing / classes, narrow, c), narrow))
@@ -167,22 +139,24 @@ def unsmoothed_share(t: Terms, c: Contract) -> Held:
     """
     narrow = smoothing_format(t, c)
     share = constant(1 - t.label_smoothing, narrow, c)
-    if not c.fused or t.label_smoothing == 1:
+    if not c.fused:
         return share
-    return Held(share.value, share.error + narrow.unit_roundoff * t.label_smoothing, share.format)
+    # 1 - 1 is exactly 0.
+    of_smoothing = np.where(np.equal(t.label_smoothing, 1), 0.0, narrow.unit_roundoff * t.label_smoothing)
+    return Held(share.value, share.error + of_smoothing, share.format)
 
 
-def constant(value: float, format: Format, c: Contract) -> Held:
+def constant(value: Array | float, format: Format, c: Contract) -> Held:
     """Return a number computed from the options, such as `1 - ε`.
 
     `ε` may be rounded when the implementation reads it, and the number once more when the number is used. The number is
     stored as other intermediates are.
     """
-    return c.keep(Held(np.asarray(value), np.asarray(2 * format.unit_roundoff * abs(value)), None))
+    return c.keep(Held(np.asarray(value), np.asarray(2 * format.unit_roundoff * np.abs(value)), None))
 
 
 def denominator(t: Terms, c: Contract) -> Held | None:
-    """Return the denominator of a mean, or None for other reductions.
+    """Return the denominator of a mean for each call, (B,), or None for other reductions.
 
     The denominator is the total weight of the kept rows' true classes, summed in the order of the losses. Without class
     weights, and with class probabilities, the denominator is the number of kept rows.
@@ -190,9 +164,10 @@ def denominator(t: Terms, c: Contract) -> Held | None:
     if t.reduction != "mean":
         return None
     if t.index is None or t.weight is None:
-        return c.keep(Held.exactly(float(t.kept.sum()), None).rounded(c.compute))
-    weights = Held.exactly(np.where(t.kept, t.weight[t.index], 0.0), c.storage)
-    return c.keep(weights.sum(c.stored or c.compute, c.row_order))
+        count = t.by_call(t.kept.astype(np.float64)).sum(-1)
+        return c.keep(Held.exactly(count, None).rounded(c.compute))
+    weights = np.where(t.kept, t.of_target(np.broadcast_to(t.weight, t.logits.shape)), 0.0)
+    return c.keep(Held.exactly(t.by_call(weights), c.storage).sum(c.stored or c.compute, c.row_order))
 
 
 def wider(a: Held, b: Held) -> Held:

@@ -58,6 +58,10 @@ class Held:
         value = np.asarray(value, dtype=np.float64)
         return Held(value, np.zeros_like(value), format)
 
+    def __getitem__(self, rows: slice) -> Held:
+        """Return the numbers of some rows."""
+        return Held(self.value[rows], self.error[rows], self.format)
+
     def __neg__(self) -> Held:
         return Held(-self.value, self.error, self.format)
 
@@ -88,12 +92,11 @@ class Held:
         if format.contains(self.format):
             return self
         with np.errstate(all="ignore"):
-            largest = self.largest
-            under = np.where(largest < 2 * format.smallest_normal, format.smallest_subnormal / 2, 0.0)
-            once = np.where(largest == 0, 0.0, np.maximum(format.unit_roundoff * largest, under))
-            if format.precision < 53:
-                known = np.abs(format.nearest(self.value) - self.value)
-                once = np.where((self.error == 0) & np.isfinite(known), known, once)
+            once = _rounding(self.largest, format, under=2 * format.smallest_normal)
+            known = self.error == 0
+            if format.precision < 53 and known.any():
+                lost = np.abs(format.nearest(self.value) - self.value)
+                once = either(known & np.isfinite(lost), lost, once)
         return Held(self.value, self.error + once, format)._bounded()
 
     def _bounded(self, *operands: Held) -> Held:
@@ -103,7 +106,7 @@ class Held:
         here, overflowed. Such a value becomes the largest float64, with an infinite error.
         """
         assert self.format is not None
-        error = np.where(self.format.overflows(self.largest), np.inf, self.error)
+        error = either(self.format.overflows(self.largest), np.inf, self.error)
         infinite = np.isinf(self.value)
         if not infinite.any():
             return Held(self.value, error, self.format)
@@ -123,11 +126,11 @@ class Held:
             # The rounding error of this float64 addition, exactly (Knuth's two-sum).
             back = value - self.value
             lost = np.abs((self.value - (value - back)) + (other.value - back))
-            lost = np.where(np.isfinite(lost), lost, 0.0)
+            lost = either(~np.isfinite(lost), 0.0, lost)
             error = self.error + other.error
             total = Held(value, error, None)
             if format.precision == 53:
-                once = np.where(error == 0, lost, format.unit_roundoff * total.largest)
+                once = either(error == 0, lost, format.unit_roundoff * total.largest)
                 return Held(value, error + once, format)._bounded(self, other)
             rounded = total.rounded(format)
             return Held(value, rounded.error + lost, format)._bounded(self, other)
@@ -150,16 +153,17 @@ class Held:
             value = self.value * other.value
             error = np.abs(self.value) * other.error + np.abs(other.value) * self.error + self.error * other.error
             zero = ((self.value == 0) & (self.error == 0)) | ((other.value == 0) & (other.error == 0))
-            open_ = np.isinf(self.error) | np.isinf(other.error) | np.isnan(value)
-            error = np.where(zero, 0.0, error)
-            once = _one_rounding(value, error, format) if known else _most(np.abs(value) + error, format)
+            nan = np.isnan(value)
+            open_ = np.isinf(self.error) | np.isinf(other.error) | nan
+            error = either(zero, 0.0, error)
+            once = _one_rounding(value, error, format) if known else _rounding(np.abs(value) + error, format)
             for one, two in ((self, other), (other, self)):
-                free = (one.error == 0) & _power_of_two(one.value) & format.contains(two.format)
-                once = np.where(free & (np.abs(value) + error > 4 * format.smallest_normal), 0.0, once)
-            error = np.where(zero, 0.0, error + once)
-            error = np.where(np.isinf(value), 0.0, error)
-        held = Held(np.where(np.isnan(value), 0.0, value), np.where(open_, np.inf, error), format)
-        return held._bounded(self, other)
+                if format.contains(two.format) and (exact := one.error == 0).any():
+                    free = exact & _power_of_two(one.value) & (np.abs(value) + error > 4 * format.smallest_normal)
+                    once = either(free, 0.0, once)
+            error = either(zero, 0.0, error + once)
+            error = either(np.isinf(value), 0.0, error)
+        return Held(either(nan, 0.0, value), either(open_, np.inf, error), format)._bounded(self, other)
 
     def over(self, other: Held, format: Format, ulps: float = 0.5, *, known: bool = True) -> Held:
         """Return `a / b` with the error `(e_a + |a/b| e_b) / (|b| - e_b)`, and a division that errs by `ulps`.
@@ -171,18 +175,19 @@ class Held:
         with np.errstate(all="ignore"):
             value = self.value / other.value
             room = np.abs(other.value) - other.error
-            error = np.where(room > 0, (self.error + np.abs(value) * other.error) / room, np.inf)
-            error = np.where((self.value == 0) & (self.error == 0) & (room > 0), 0.0, error)
+            error = either(~(room > 0), np.inf, (self.error + np.abs(value) * other.error) / room)
+            error = either((self.value == 0) & (self.error == 0) & (room > 0), 0.0, error)
             # float64 has rounded the quotient here, so the error of a known quotient is not known to the last bit.
             largest = np.abs(value) + error
-            once = _one_rounding(value, error, format)
-            if ulps > 0.5 or not known:
-                once = 2 * ulps * _most(largest, format)
+            inexact = ulps > 0.5 or not known
+            once = 2 * ulps * _rounding(largest, format) if inexact else _one_rounding(value, error, format)
             once = once + 2.0**-52 * largest
-            free = (ulps == 0.5) & (other.error == 0) & _power_of_two(other.value) & format.contains(self.format)
-            once = np.where(free & (np.abs(value) + error > 4 * format.smallest_normal), 0.0, once)
-            error = np.where(np.isnan(value), np.inf, error + once)
-        return Held(np.where(np.isnan(value), 0.0, value), error, format)._bounded(self, other)
+            if ulps == 0.5 and format.contains(self.format) and (exact := other.error == 0).any():
+                free = exact & _power_of_two(other.value) & (largest > 4 * format.smallest_normal)
+                once = either(free, 0.0, once)
+            nan = np.isnan(value)
+            error = either(nan, np.inf, error + once)
+        return Held(either(nan, 0.0, value), error, format)._bounded(self, other)
 
     def exp(self, format: Format, ulps: float, per_unit: float = 0.0) -> Held:
         """Return `exp(x)`, where the implementation of exp errs by at most `ulps`.
@@ -200,12 +205,12 @@ class Held:
             u = format.unit_roundoff
             moved = self.error
             if per_unit:
-                moved = moved + np.where(np.isinf(self.value), 0.0, per_unit * u * self.largest)
+                moved = moved + either(np.isinf(self.value), 0.0, per_unit * u * self.largest)
             value, top = np.exp(self.value), np.exp(self.value + moved)
-            error = top * -np.expm1(-moved) + np.where(top == 0, 0.0, 2 * ulps * u * top)
-            error = error + np.where(value < 8 * format.smallest_normal, format.smallest_normal, 0.0)
+            error = top * -np.expm1(-moved) + 2 * ulps * u * top
+            error = either(value < 8 * format.smallest_normal, error + format.smallest_normal, error)
             known = (self.error == 0) & ((self.value == 0) | np.isneginf(self.value))
-        return Held(value, np.where(known, 0.0, error), format)._bounded()
+        return Held(value, either(known, 0.0, error), format)._bounded()
 
     def log(self, format: Format, ulps: float, value: Array, absolute: float = 0.0) -> Held:
         """Return `log s` for `s ≥ 1`, where the implementation of log errs by at most `ulps`.
@@ -222,13 +227,13 @@ class Held:
         """
         with np.errstate(all="ignore"):
             ratio = self.error / self.value
-            down = np.where(ratio < 1, -np.log1p(-np.minimum(ratio, 1 - 2.0**-52)), np.inf)
+            down = either(~(ratio < 1), np.inf, -np.log1p(-np.minimum(ratio, 1 - 2.0**-52)))
             moved = np.maximum(np.log1p(ratio), np.minimum(down, value))
             once = 2 * ulps * format.unit_roundoff * (np.abs(value) + moved)
             if absolute:
-                once = np.where(self.value - self.error <= 2, np.maximum(once, absolute), once)
+                once = either(self.value - self.error <= 2, np.maximum(once, absolute), once)
             else:
-                once = np.where((self.value == 1) & (self.error == 0), 0.0, once)
+                once = either((self.value == 1) & (self.error == 0), 0.0, once)
         return Held(value, moved + once, format)
 
     def sum(self, format: Format, order: Order = ANY_ORDER, sizes: Array | None = None) -> Held:
@@ -271,7 +276,7 @@ class Held:
             total = np.where(here, np.copysign(FLOAT64.largest, total), total)
             depth = np.maximum(count - 1, 0)
             if terms.shape[-1] > 1:
-                sort = -np.sort(-terms, axis=-1)
+                sort = np.sort(terms, axis=-1)[..., ::-1]
                 running = np.cumsum(sort, -1)
                 passed = np.where(sort[..., 1:] > 0, running[..., 1:], 0.0).sum(-1)
                 big = np.maximum((sort > format.unit_roundoff * size[..., None]).sum(-1), 1)
@@ -295,12 +300,25 @@ class Held:
 
     def _sums_exactly(self, format: Format, size: Array) -> NDArray[np.bool_]:
         """Return whether every order sums exactly: all terms are known, and `size` fits above their lowest bit."""
-        mantissa, exponent = np.frexp(self.value)
-        bits = np.abs(np.ldexp(mantissa, 53)).astype(np.int64)
-        lowest = exponent - 53 + np.log2(np.maximum(bits & -bits, 1)).astype(np.int64)
-        place = np.where(self.value == 0, 10**6, lowest).min(-1, initial=10**6)
-        fits = size <= np.ldexp(1.0, np.clip(place + format.precision, -1070, 1020))
-        return np.asarray((self.error == 0).all(-1) & np.isfinite(size) & fits)
+        known = np.asarray((self.error == 0).all(-1) & np.isfinite(size))
+        if known.any():
+            values = self.value[known]
+            mantissa, exponent = np.frexp(values)
+            bits = np.abs(np.ldexp(mantissa, 53)).astype(np.int64)
+            lowest = exponent - 53 + np.log2(np.maximum(bits & -bits, 1)).astype(np.int64)
+            place = np.where(values == 0, 10**6, lowest).min(-1, initial=10**6)
+            known[known] = size[known] <= np.ldexp(1.0, np.clip(place + format.precision, -1070, 1020))
+        return known
+
+
+def either(mask: NDArray[np.bool_], a: Array | float, b: Array) -> Array:
+    """Return `a` where the mask is True, and `b` where the mask is False, as `np.where` does.
+
+    Most masks here mark rare numbers and are False everywhere, and then the result is `b` itself.
+    """
+    if mask.any() or mask.shape != b.shape:
+        return np.where(mask, a, b)
+    return b
 
 
 def safe(error: Array) -> Array:
@@ -315,15 +333,16 @@ def _one_rounding(value: Array, error: Array, format: Format) -> Array:
     """Return the error that one rounding adds. In formats below float64, that of a known number is known exactly."""
     if format.precision == 53:
         largest = np.abs(value) + error
-        return np.where(largest == 0, 0.0, np.maximum(format.unit_roundoff * largest, format.smallest_subnormal))
+        return either(largest == 0, 0.0, np.maximum(format.unit_roundoff * largest, format.smallest_subnormal))
     rounded = Held(value, error, None).rounded(format).error
-    return np.where(np.isinf(error), 0.0, rounded - error)
+    return either(np.isinf(error), 0.0, rounded - error)
 
 
-def _most(largest: Array, format: Format) -> Array:
-    """Return the largest error of rounding a number of this magnitude."""
-    once = np.maximum(format.unit_roundoff * largest, format.smallest_subnormal / 2)
-    return np.where(largest == 0, 0.0, once)
+def _rounding(largest: Array, format: Format, under: float = np.inf) -> Array:
+    """Return the largest error of rounding a number of this magnitude; an underflow counts only below `under`."""
+    once = format.unit_roundoff * largest
+    small = (largest < under) & (largest > 0)
+    return either(small, np.maximum(once, format.smallest_subnormal / 2), once)
 
 
 def _power_of_two(values: Array) -> NDArray[np.bool_]:

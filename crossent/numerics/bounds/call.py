@@ -1,0 +1,151 @@
+"""What all error bounds of a call share: the intermediates, the scale of the gradients, and stacks of several calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import Self
+
+import numpy as np
+
+from crossent.numerics.bounds.contracts import Contract
+from crossent.numerics.bounds.intermediates import coefficients, denominator, softmax, wider
+from crossent.numerics.bounds.rounding import Held, either
+from crossent.numerics.bounds.terms import Terms, stacked
+from crossent.numerics.formats import Array, Format
+
+
+class CallBounds:
+    """The intermediates of a call, or of several calls of one structure, under one contract."""
+
+    def __init__(self, terms: Terms, contract: Contract) -> None:
+        self.terms, self.contract = terms, contract
+        self._dense = terms.index is None or terms.smooths  # a row has a term for every class
+
+    @classmethod
+    def of_calls(cls, calls: Sequence[Self], names: Iterable[str]) -> None:
+        """Compute the bounds of these names for calls of one structure and one contract, all together.
+
+        Each call keeps its bounds. They are those that the call computes by itself, but for the order of the float64
+        sums over rows. A single call computes its bounds when they are read.
+        """
+        if len(calls) == 1:
+            return
+        together = calls[0]._stacked(calls)
+        ends = np.cumsum([len(call.terms.logits) for call in calls])
+        with np.errstate(all="ignore"):
+            kept = {name: getattr(together, name) for name in names}
+            coefficients, divisor = together._coefficients, together._denominator
+        for at, (call, end) in enumerate(zip(calls, ends, strict=True)):
+            rows = slice(end - len(call.terms.logits), end)
+            by_call = {name: bound.ndim == 1 and call.terms.reduction != "none" for name, bound in kept.items()}
+            own: dict[str, object] = {name: kept[name][at if by_call[name] else rows] for name in kept}
+            own["_coefficients"] = coefficients[rows]
+            own["_denominator"] = None if divisor is None else divisor[at : at + 1]
+            call.__dict__.update(own)  # as cached properties do
+
+    def _stacked(self, calls: Sequence[Self]) -> Self:
+        return type(self)(stacked([call.terms for call in calls]), self.contract)
+
+    @cached_property
+    def _softmax(self) -> tuple[Held, Held, Held]:
+        return softmax(self.terms, self.contract)
+
+    @property
+    def _log_probs(self) -> Held:
+        return self._softmax[0]
+
+    @property
+    def _probs(self) -> Held:
+        return self._softmax[1]
+
+    @cached_property
+    def _log_sizes(self) -> Array:
+        return either(~np.isfinite(self._log_probs.value), 0.0, self._log_probs.largest)
+
+    @cached_property
+    def _coefficients(self) -> Held:
+        return coefficients(self.terms, self.contract)
+
+    @cached_property
+    def _denominator(self) -> Held | None:
+        return denominator(self.terms, self.contract)
+
+    @property
+    def may_divide_by_zero(self) -> bool:
+        """Whether the computed denominator of a mean may be zero."""
+        divisor = self._denominator
+        return divisor is not None and not bool((divisor.error < np.abs(divisor.value)).all())
+
+    def under(self, contract: Contract) -> Self:
+        """Return the bounds of the same call under another contract."""
+        return type(self)(self.terms, contract)
+
+    def _total(self, held: Held) -> Held:
+        """Return the sum over the classes, (R,); where only the true class has a term, that term."""
+        return held.sum(self.contract.compute) if self._dense else self._of_target(held)
+
+    def _scale_factors(self) -> list[Array]:
+        """Return `|g|` and `1/|D|`, each with a shape that broadcasts to (R, C)."""
+        factors = [np.abs(self.terms.upstream[:, None])]
+        if self._denominator is not None:
+            factors.append(1 / self.terms.by_row(np.abs(self._denominator.value) - self._denominator.error)[:, None])
+        return factors
+
+    def _in_any_order(self, product: Held, factors: list[Array], products: int = 1) -> Held:
+        """Return a product of these factors, (R, C), where an implementation may store any partial product.
+
+        Every order has the same number of roundings, and each rounding error is relative. The error of an underflow is
+        absolute: `η/2`, multiplied by the remaining factors. After the first product, all factors but two remain. If
+        the product is above twice the smallest normal number times the remaining factors, the partial product did not
+        underflow. The size of a sum of two products, as with smoothing, says nothing about the two products, so both
+        may underflow.
+
+        Args:
+            product: The product or the sum of products, with its relative rounding errors.
+            factors: The magnitudes of the factors, which broadcast to (R, C).
+            products: The number of products in `product`, 1 or 2.
+        """
+        held = self.contract.stored or self.contract.compute
+        to_come = len(factors) - 2
+        most = [np.fmax.reduce(factor, axis=None, initial=1.0) for factor in factors]  # some rows may be NaN
+        least = held.smallest_normal * 2.0**3 * np.prod(most)
+        some = (product.largest > 0) & ((products > 1) | (product.largest < least))
+        if to_come <= 0 or not some.any():
+            return product
+        sizes = np.sort([np.broadcast_to(factor, some.shape)[some] for factor in factors], axis=0)[::-1]
+        lost = np.zeros(some.shape)
+        for amplified in np.cumprod(sizes, axis=0)[:to_come]:
+            under = (products > 1) | (product.largest[some] < 2 * held.smallest_normal * amplified)
+            lost[some] += np.where(under, products * held.smallest_subnormal / 2 * amplified, 0.0)
+        return Held(product.value, product.error + lost, product.format)
+
+    def _scale(self) -> Held:
+        """Return `g/D`, (R,)."""
+        scale = Held.exactly(self.terms.upstream, self.contract.storage)
+        if self._denominator is None:
+            return scale
+        return self.contract.keep(self._divided(scale, self._of_rows(self._denominator), known=False))
+
+    def _divided(self, held: Held, divisor: Held, *, known: bool) -> Held:
+        """Return a number divided by D. A kernel may multiply the number by `1/D`: the larger error counts."""
+        c = self.contract
+        divided = held.over(divisor, c.compute, c.functions.division_ulps, known=known)
+        if not c.fused:
+            return divided
+        inverse = c.keep(Held.exactly(1.0, c.storage).over(divisor, c.compute, c.functions.division_ulps))
+        return wider(divided, held.times(inverse, c.compute, known=False))
+
+    def _sum_of_rows(self, rows: Held, format: Format, sizes: Array) -> Held:
+        """Return the sum over the rows of each call, (B,), in the order of the contract."""
+        t = self.terms
+        lines = Held(t.by_call(rows.value), t.by_call(rows.error), rows.format)
+        return lines.sum(format, self.contract.row_order, t.by_call(sizes))
+
+    def _of_rows(self, calls: Held) -> Held:
+        """Return the numbers of the calls, (B,), for each row, (R,)."""
+        return Held(self.terms.by_row(calls.value), self.terms.by_row(calls.error), calls.format)
+
+    def _of_target(self, held: Held) -> Held:
+        """Return the entry of each row's true class, (R,)."""
+        return Held(self.terms.of_target(held.value), self.terms.of_target(held.error), held.format)

@@ -1,0 +1,41 @@
+"""The reasons for infinite error bounds: where a contract promises nothing, and why."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossent.numerics.bounds.loss import Bounds
+
+Reason = Literal[
+    "an intermediate may overflow",
+    "the denominator may be zero",
+    "the format is too short for so many terms",
+    "zero times infinity",
+]
+
+
+def unbounded(bounds: Bounds, check: str) -> dict[Reason, NDArray[np.bool_]]:
+    """Return a mask of the infinite bounds of a call for each reason that occurs; `check` names the bound."""
+    bound = getattr(bounds, check)
+    if not np.isinf(bound).any():
+        return {}
+    c, t = bounds.contract, bounds.terms
+    # A bound that is finite once overflow is ruled out was infinite because of overflow.
+    left = np.isinf(getattr(bounds.under(c.unlimited), check))
+    found: dict[Reason, NDArray[np.bool_]] = {"an intermediate may overflow": np.isinf(bound) & ~left}
+    rows = len(t.logits)
+    depth = rows - 1 if c.row_order.depth is None else min(c.row_order.depth, rows - 1)
+    infinite = (np.isinf(t.logits).any(1) & t.kept).reshape(-1, *[1] * (bound.ndim - 1))
+    reason: Reason = "an intermediate may overflow"  # of float64, in which the bound itself is computed
+    if t.reduction != "none" and depth * (c.stored or c.compute).unit_roundoff >= 0.5:
+        reason = "the format is too short for so many terms"
+    elif bounds.may_divide_by_zero:
+        reason = "the denominator may be zero"
+    else:
+        here = infinite if bound.ndim else infinite.any()
+        found["zero times infinity"], left = left & here, left & ~here
+    found[reason] = found.get(reason, np.zeros_like(left)) | left
+    return {reason: where for reason, where in found.items() if where.any()}

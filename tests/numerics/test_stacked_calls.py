@@ -1,0 +1,72 @@
+"""Bounds of several calls that are computed together: the same as those of each call by itself."""
+
+from collections import defaultdict
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from crossent.cases.case import Case
+from crossent.cases.grid import grid
+from crossent.numerics.bounds.contracts import contract
+from crossent.numerics.bounds.derivatives import DerivativeBounds
+from crossent.numerics.bounds.loss import Bounds
+from crossent.trials.trial import Question
+
+# Sums over rows are float64 sums in another order. Each is of fewer than 2^10 terms.
+REORDERED = 2.0**-43
+
+
+def assert_same(of, together, alone):
+    together, alone = np.asarray(together), np.asarray(alone)
+    assert together.shape == alone.shape, of
+    with np.errstate(invalid="ignore"):
+        near = np.abs(together - alone) <= REORDERED * np.abs(alone)
+    assert (near | (together == alone) | (np.isnan(together) & np.isnan(alone))).all(), of
+
+
+@pytest.mark.parametrize(("promise", "grade"), [("eager", "A"), ("torch", "B"), ("kernel", "B")])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_bounds_of_stacked_calls_are_those_of_each_call(dtype, promise, grade):
+    groups = defaultdict(list)
+    for case in grid([dtype], 0, "pairs"):
+        exact = Question(case).exact_along
+        groups[exact.terms.structure].append((case, exact))
+    assert max(map(len, groups.values())) > 3
+    for group in groups.values():
+        promised = contract(promise, grade, dtype, rows=7)
+        names = ["loss", "gradient"] + (["target_gradient"] if group[0][1].terms.probabilities is not None else [])
+        for kind, of, along in ((Bounds, names, ()), (DerivativeBounds, ["tangent", "second"], ("direction",))):
+            calls, alone = (
+                [kind(exact.terms, promised, *(getattr(exact, name) for name in along)) for _, exact in group]
+                for _ in range(2)
+            )
+            kind.of_calls(calls, of)
+            for one, other, (case, _) in zip(calls, alone, group, strict=True):
+                for name in of:
+                    assert_same(f"{name} of {case.id}", getattr(one, name), getattr(other, name))
+                    for a, b in zip(one.vacuous_answers(name), other.vacuous_answers(name), strict=True):
+                        assert_same(f"vacuous {name} of {case.id}", a, b)
+
+
+def test_a_row_of_nan_changes_no_bound_of_other_rows():
+    """An underflow of a product of scale, weight and coefficient counts where a factor of another row is NaN, too."""
+    promised = contract("eager", "B", "float16", rows=4)
+    rows = Question(Case.of("float16-4x5-normal-probabilities-mean-weight_decades-smooth0.1")).exact.terms
+    rows = replace(rows, upstream=np.full(4, 2.0**-20))
+    spoilt = replace(rows, upstream=np.array([np.nan, 1.0, 1.0, 1.0]))
+    bounds = Bounds(rows, promised)
+    together = [Bounds(terms, promised) for terms in (rows, spoilt)]
+    Bounds.of_calls(together, ["gradient"])
+    assert_same("gradient", together[0].gradient, bounds.gradient)
+
+
+def test_zero_rows_and_calls_of_different_lengths_have_bounds_of_their_own():
+    calls = [Question(Case.of(f"float32-{rows}x3-normal-int64-mean-weighted")).exact.terms for rows in (0, 1, 4)]
+    promised = contract("eager", "A", "float32", rows=4)
+    together, alone = ([Bounds(terms, promised) for terms in calls] for _ in range(2))
+    Bounds.of_calls(together, ["loss", "gradient"])
+    for one, other in zip(together, alone, strict=True):
+        assert one.loss.shape == ()
+        assert_same("loss", one.loss, other.loss)
+        assert_same("gradient", one.gradient, other.gradient)
