@@ -7,18 +7,15 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
 from crossent.choices import CONTRACT_NAMES, DTYPE_NAMES, LEVELS
-from crossent.options import SEED_OPTION, Row, Seed, chosen_files, one_line, write
+from crossent.options import SEED_OPTION, Row, Seed, chosen_files, chosen_part, one_line, part_options, recorded, write
 from crossent.words import printable
 
 # A command imports what it needs when it runs: `crossent --help` and a misspelt option wait for no import of torch.
-if TYPE_CHECKING:
-    from crossent.report.report import Report
-
 _LISTS = ("subjects", "checks", "cases", "features", "contracts", "bugs")
 # The last two follow the shell: 128 plus the number of SIGINT and of SIGPIPE.
 PASSED, FAILED, WRONG_USE, NOTHING_RAN, INTERRUPTED, NOT_WRITTEN = 0, 1, 2, 3, 130, 141
@@ -119,11 +116,13 @@ def crossent(context: click.Context) -> int:
     show_default=True,
     help="Seconds for one case. A subject that takes longer counts as hung.",
 )
+@part_options
 @click.option(
     "--baseline",
     "baseline_file",
     type=click.Path(exists=True, dir_okay=False),
-    help="Report of an earlier run (--json). Show what changed since, and fail where `crossent diff` would.",
+    help="Report of an earlier run (--json). Show what changed since, and fail where `crossent diff` would. What only "
+    "one run has is not compared.",
 )
 @click.option("--strict", is_flag=True, help="With --baseline: see `crossent diff`.")
 @click.option("--force", is_flag=True, help="With --baseline: see `crossent diff`.")
@@ -146,6 +145,8 @@ def check(
     force: bool,
     json_file: str | None,
     html_file: str | None,
+    no_cache: bool,
+    **part: Any,
 ) -> int:
     """Check each SUBJECT against the exact value. Without a SUBJECT, check the forms and torch.
 
@@ -167,27 +168,29 @@ def check(
 
     from crossent.console import Output, progress
     from crossent.machine import cores
+    from crossent.report.kept import keep
     from crossent.report.moves.diff import diff as diff_of
     from crossent.run.runner import Interrupted
     from crossent.run.runner import check as run_check
     from crossent.subjects.builtin import NAMED
     from crossent.subjects.features import FEATURES
 
-    old = None if baseline_file is None else _recorded(baseline_file)  # before the run, which takes long
+    old = None if baseline_file is None else recorded(baseline_file)  # before the run, which takes long
     # `--without weight vmap`: click takes `vmap` for a subject, and no subject has the name of a feature.
     more = [name for name in subjects if without and name in FEATURES]
+    subjects = tuple(name for name in subjects if name not in more)
     if seed is None and old is not None:
         seed = old.seed  # other numbers could not be compared
     elif seed is None:
         seed = 0 if all(name in NAMED for name in subjects) else "random"
     if contract is None and old is not None:
-        contracts = {part.contract for part in old.subjects} & set(CONTRACT_NAMES)
+        contracts = {one.contract for one in old.subjects} & set(CONTRACT_NAMES)
         contract = contracts.pop() if len(contracts) == 1 else None
-    status = None
+    status, chosen = None, chosen_part(subjects, **part)
     with one_line():
         try:
             report = run_check(
-                *(name for name in subjects if name not in more),
+                *subjects,
                 device=device,
                 dtypes=dtypes or DTYPE_NAMES,
                 level=level,
@@ -199,10 +202,13 @@ def check(
                 jobs=jobs or cores(),
                 timeout=timeout,
                 progress=progress,
+                **chosen,
             )
         except Interrupted as interrupt:
             click.echo("crossent: interrupted", err=True)
             report, status = interrupt.report, INTERRUPTED
+    if not no_cache:
+        keep(report, subjects)
     Output().show(report.render())
     if not write(files, {"--json": report.write_json, "--html": report.write_html}):
         return NOT_WRITTEN
@@ -217,17 +223,6 @@ def check(
         Output().show([Text(), *moved.render()])
         passed = passed and (moved.strictly_ok if strict else moved.ok)
     return PASSED if passed else FAILED
-
-
-def _recorded(path: str) -> Report:
-    """Read a report, or say in one line why that fails."""
-    from crossent.report.reader import read_report
-
-    with one_line():
-        try:
-            return read_report(path)
-        except OSError as error:
-            raise ValueError(f"{path}: {error.strerror}") from None
 
 
 @crossent.command("diff", short_help="Show the changes between two reports, for example of two versions of torch.")
@@ -251,7 +246,7 @@ def diff(old: str, new: str, strict: bool, force: bool, json_file: str | None, h
     from crossent.report.moves.diff import diff as diff_of
 
     with one_line():
-        made = diff_of(_recorded(old), _recorded(new), files=(old, new), force=force)
+        made = diff_of(recorded(old), recorded(new), files=(old, new), force=force)
     Output().show(made.render())
     if not write(files, {"--json": made.write_json, "--html": made.write_html}):
         return NOT_WRITTEN

@@ -1,19 +1,19 @@
-"""What a command prints: tables and lists on stdout, and a progress bar on stderr."""
+"""What a command prints: tables and lists on stdout, and a progress bar with the findings on stderr."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 from rich.console import Console, RenderableType
-from rich.progress import track
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn
+from rich.table import Column
 from rich.text import Text
 
-from crossent.cases.bad_inputs import BadInput
-from crossent.cases.case import Case
 from crossent.cases.corpus import bugs
 from crossent.checks import CHECKS
 from crossent.checks.refusals import ERRORS
 from crossent.choices import DTYPE_NAMES
+from crossent.run.order import Step, Steps
 from crossent.run.plan import plan
 from crossent.subjects.builtin import NAMED
 from crossent.subjects.contracts import CONTRACTS
@@ -37,10 +37,47 @@ class Output(Console):
         raise BrokenPipeError
 
 
-def progress(cases: Sequence[Case | BadInput]) -> Iterator[Case | BadInput]:
-    """Show a progress bar on stderr, if stderr is a terminal."""
+def progress(steps: Steps) -> Iterator[Step]:
+    """Show a progress bar and each finding on stderr, if stderr is a terminal."""
     console = Console(stderr=True)
-    yield from track(cases, description="checking", console=console, transient=True, disable=not console.is_interactive)
+    if not console.is_interactive:
+        yield from steps
+        return
+    running = Running(steps, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"))
+    columns = ("checking", BarColumn(20), TaskProgressColumn(), Remaining(), running)
+    with Progress(*columns, console=console, transient=True, expand=True) as bar:
+        task = bar.add_task("", total=steps.cost)
+        for step in steps:
+            bar.advance(task, step.cost)
+            for finding in step.findings:
+                bar.print(Text(finding.headline, "red"), soft_wrap=True)
+            yield step
+
+
+class Running(ProgressColumn):
+    """What is running now."""
+
+    def __init__(self, steps: Steps, table_column: Column) -> None:
+        super().__init__(table_column)
+        self._steps = steps
+
+    def render(self, task: Task) -> Text:
+        """Return the check and the case."""
+        return Text(self._steps.running, "dim")
+
+
+class Remaining(ProgressColumn):
+    """The remaining time, from the cost of what is done; nothing as long as too little is done to tell."""
+
+    LEAST = 0.05  # of the cost
+
+    def render(self, task: Task) -> Text:
+        """Return the time in words."""
+        done = task.completed / task.total if task.total else 0.0
+        if done < self.LEAST or task.elapsed is None:
+            return Text("")
+        seconds = round(task.elapsed * (1 - done) / done)
+        return Text(f"{seconds // 60} min {seconds % 60} s left" if seconds >= 60 else f"{seconds} s left")
 
 
 def listed(what: str, level: str) -> list[str]:

@@ -6,13 +6,17 @@ This module imports no torch.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from crossent.choices import CHECK_NAMES
 from crossent.files import is_stream
+
+if TYPE_CHECKING:
+    from crossent.report.report import Report
 
 # numpy and torch both accept seeds of 32 bits.
 SEED_OPTION = click.IntRange(0, 2**32 - 1)
@@ -86,3 +90,81 @@ def one_line() -> Iterator[None]:
         yield
     except (ValueError, IndexError, TypeError, RuntimeError, MemoryError) as error:
         raise click.UsageError(str(error)) from None
+
+
+_PART = (
+    click.option(
+        "--check",
+        "checks",
+        metavar="NAME",
+        multiple=True,
+        type=click.Choice(CHECK_NAMES),
+        help="Run this check only; see `crossent list checks`. `call` and `result` run with it. Repeatable.",
+    ),
+    click.option(
+        "--case",
+        "cases",
+        metavar="ID_OR_PATTERN",
+        multiple=True,
+        help="Run this case only. A full id runs at any level; a pattern such as '*smooth0.1*' selects from the "
+        "level, with or without the seed. Repeatable.",
+    ),
+    click.option(
+        "--last-failed",
+        is_flag=True,
+        help="Run only what failed in the last run on these subjects, here in this folder; everything if nothing did.",
+    ),
+    click.option("-x", "--exitfirst", is_flag=True, help="Stop at the first finding: --max-findings 1."),
+    click.option(
+        "--max-findings",
+        metavar="N",
+        type=click.IntRange(1),
+        help="Stop after this many findings. Known failures do not count.",
+    ),
+    click.option("--no-cache", is_flag=True, help="Keep no report in .crossent_cache for --last-failed."),
+)
+
+
+def part_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that choose a part of a run."""
+    for option in reversed(_PART):
+        command = option(command)
+    return command
+
+
+def chosen_part(
+    subjects: Sequence[str],
+    checks: tuple[str, ...],
+    cases: tuple[str, ...],
+    last_failed: bool,
+    exitfirst: bool,
+    max_findings: int | None,
+) -> dict[str, Any]:
+    """Return the arguments of `crossent.check` for a part of a run. Say so if nothing failed in the last run.
+
+    Raises:
+        UsageError: two options contradict each other.
+    """
+    if exitfirst and max_findings is not None:
+        raise click.UsageError("-x is --max-findings 1: give one of the two")
+    if last_failed and (checks or cases):
+        raise click.UsageError("--last-failed names its checks and cases: give it without --check and --case")
+    chosen: dict[str, Any] = {"checks": checks, "cases": cases, "max_findings": 1 if exitfirst else max_findings}
+    if last_failed:
+        from crossent.report.kept import last_failed as failed_in_last_run
+
+        chosen["cases"] = failed_in_last_run(subjects)
+        if not chosen["cases"]:
+            click.echo("crossent: no finding of the last run on these subjects is kept: everything runs", err=True)
+    return chosen
+
+
+def recorded(path: str) -> Report:
+    """Read a report, or say in one line why that fails."""
+    from crossent.report.reader import read_report
+
+    with one_line():
+        try:
+            return read_report(path)
+        except OSError as error:
+            raise ValueError(f"{path}: {error.strerror}") from None

@@ -24,9 +24,10 @@ def run(capsys, *arguments):
 
 
 @pytest.fixture(autouse=True)
-def one_job(monkeypatch):
-    """Most of these runs are over before another process would have started."""
+def one_job(monkeypatch, tmp_path):
+    """Most of these runs are over before another process would have started. Their reports are kept elsewhere."""
     monkeypatch.setattr("crossent.machine.cores", lambda: None)
+    monkeypatch.setattr("crossent.report.kept.FOLDER", str(tmp_path / "cache"))
 
 
 @pytest.fixture

@@ -58,8 +58,13 @@ class Finding:
         file = "" if self.named else " REPORT.json"
         return f"crossent repro {word(self.id)}{file}"
 
+    @property
+    def headline(self) -> str:
+        """The finding in one line."""
+        return f"{self.subject}: {self.check} {self.kind} on {self.case}"
+
     def __str__(self) -> str:
-        lines = [f"{self.subject}: {self.check} {self.kind} on {self.case}"]
+        lines = [self.headline]
         lines += [f"  {line}" for line in self.message.splitlines()]
         if self.numbers:
             lines.append(f"  got     {self.numbers.got!r}  ({self.numbers.bits})")

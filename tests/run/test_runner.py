@@ -153,7 +153,12 @@ def processes(group):
 def test_a_run_that_is_stopped_leaves_no_process_one_line_and_a_report_of_what_was_done(stop, tmp_path):
     arguments = ["check", "formula", "--dtype", "float64", "--jobs", "2", "--json", str(tmp_path / "report.json")]
     process = subprocess.Popen(
-        [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [*COMMAND, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        cwd=tmp_path,
     )
     deadline = time.monotonic() + 120
     while processes(process.pid) < 3 and time.monotonic() < deadline:

@@ -1,0 +1,58 @@
+"""The last reports of the command, kept in a folder beside the work, so that a later run can repeat what failed.
+
+There is one file for each set of subjects: the last run on these subjects replaces it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from crossent.cases.bad_inputs import BAD_INPUTS
+from crossent.files import write_whole
+from crossent.report.reader import read_report
+from crossent.report.regimes import case_or_none
+from crossent.report.report import Report
+
+FOLDER = ".crossent_cache"
+_README = "The last reports of `crossent check`, for --last-failed. You can delete this folder at any time.\n"
+
+
+def path_of(subjects: Sequence[str]) -> Path:
+    """Return the file of these subjects, given as on the command line; none stand for the forms and torch."""
+    names = sorted(set(subjects))
+    readable = re.sub(r"\W+", "-", names[0] if names else "all").strip("-")[-40:]
+    return Path(FOLDER, f"{readable}-{zlib.crc32(repr(names).encode('utf-8', 'backslashreplace')):08x}.json")
+
+
+def keep(report: Report, subjects: Sequence[str]) -> None:
+    """Write a report into the folder. A folder that cannot be written is no error of the run."""
+    path = path_of(subjects)
+    with suppress(OSError):
+        path.parent.mkdir(exist_ok=True)
+        for name, text in ((".gitignore", "*\n"), ("README", _README)):
+            if not (path.parent / name).exists():
+                write_whole(path.parent / name, text)
+        write_whole(path, json.dumps(report.to_json(), allow_nan=False, ensure_ascii=False))
+
+
+def last_failed(subjects: Sequence[str]) -> dict[str, list[str]]:
+    """Return the cases of the findings of the last run on these subjects, each with its failed checks.
+
+    Known failures, and cases that this version does not have, are left out. The result is empty if nothing failed, or
+    if there is no report.
+    """
+    try:
+        report = read_report(path_of(subjects))
+    except (OSError, ValueError):
+        return {}
+    bad_inputs = {bad.id for bad in BAD_INPUTS}
+    failed: dict[str, list[str]] = {}
+    for finding in report.findings:
+        if finding.case in bad_inputs or case_or_none(finding.case) is not None:
+            failed.setdefault(finding.case, []).append(finding.check)
+    return failed
