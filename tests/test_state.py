@@ -107,3 +107,18 @@ def test_a_filter_that_a_library_has_for_its_own_warnings_is_its_own():
         assert restore(before) == ["the filters of warnings"]
         assert any(one[2] is Deprecated for one in warnings.filters)
         assert restore(before) == []
+
+
+def test_numpys_generator_is_read_again_where_a_second_normal_number_is_kept():
+    """The first of two draws changes the numbers of the generator; the second only takes the number that was kept."""
+    rng = np.random.RandomState(0)  # a generator like the global one, whose state the test may use
+    before = np.random.get_state(legacy=False)
+    try:
+        rng.standard_normal()
+        np.random.set_state(rng.get_state(legacy=False))
+        kept = snapshot()
+        np.random.standard_normal()
+        assert restore(kept) == ["numpy's random generator"]
+        assert np.random.get_state(legacy=False)["has_gauss"] == 1
+    finally:
+        np.random.set_state(before)

@@ -21,7 +21,7 @@ from crossent.numerics.formats import FORMATS
 from crossent.numerics.oracle.arithmetic import UNIT_ROUNDOFF, Ball, compensated_sum
 from crossent.report.findings import DEPENDS
 from crossent.trials.call import Result, repeat_call
-from crossent.trials.check import check
+from crossent.trials.check import Cost, check
 from crossent.trials.difference import Difference, difference
 from crossent.trials.exact import name_of, rows_of
 from crossent.trials.memory import written
@@ -96,7 +96,7 @@ def target_gradient(trial: Trial) -> Iterator[Difference]:
         yield trial.differences["target_gradient"]
 
 
-@check("repeatable")
+@check("repeatable", cost=Cost.AGAIN)
 def repeat(trial: Trial) -> Iterator[Problem]:
     """Calling twice gives identical bits, even after a call with other data and with freed memory filled with NaN.
 

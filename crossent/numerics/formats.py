@@ -60,6 +60,12 @@ class Format:
         """Return whether numbers of these magnitudes may overflow, with a margin for float64's roundings."""
         return np.asarray(sizes > self.largest * (1 - 2.0**-20))
 
+    def rounding_error(self, largest: Array, under: float = np.inf) -> Array:
+        """Return the largest error of rounding a number of this magnitude; an underflow counts only below `under`."""
+        once = self.unit_roundoff * largest
+        small = (largest < under) & (largest > 0)
+        return either(small, np.maximum(once, self.smallest_subnormal / 2), once)
+
     def nearest(self, values: Array) -> Array:
         """Return `values` rounded to this format: ties to even, gradual underflow, overflow to infinity.
 
@@ -99,3 +105,18 @@ BFLOAT16 = Format("bfloat16", 8, -126, 2.0**127 * (2 - 2.0**-7))
 FLOAT32 = Format("float32", 24, -126, 2.0**127 * (2 - 2.0**-23))
 FLOAT64 = Format("float64", 53, -1022, 2.0**1023 * (2 - 2.0**-52))
 FORMATS = {f.name: f for f in (FLOAT16, BFLOAT16, FLOAT32, FLOAT64)}
+
+
+def either(mask: NDArray[np.bool_], a: Array | float, b: Array) -> Array:
+    """Return `a` where the mask is True, and `b` where the mask is False, as `np.where` does.
+
+    Most masks here mark rare numbers and are False everywhere, and then the result is `b` itself.
+    """
+    if mask.any() or mask.shape != b.shape:
+        return np.where(mask, a, b)
+    return b
+
+
+def is_power_of_two(values: Array) -> NDArray[np.bool_]:
+    """Return whether the magnitude of each number is a power of two."""
+    return np.asarray(np.abs(np.frexp(values)[0]) == 0.5)

@@ -1,13 +1,15 @@
 """The order of the cases of a run: first the cases that find most bugs, then parts of equal cost.
 
 `first_cases.txt` lists the ids of the first cases, without seeds. Together they find the wrong cross-entropies of
-`tests/mutants/`; each finds the most of those that the cases above it do not find. `nox -s mutants` writes the file.
+`tests/mutants/`; each finds the most of those that the cases above it do not find. `nox -s mutants` writes the file. An
+id that a plan does not have is ignored.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
@@ -15,17 +17,19 @@ from random import Random
 
 from crossent.cases.bad_inputs import BadInput
 from crossent.cases.case import Case
+from crossent.checks.derivatives import forward_ad
 from crossent.report.findings import Finding
 from crossent.run.plan import Plan
 from crossent.trials.check import Check, Cost
 
 FIRST_CASES = "first_cases.txt"
-PARTS_PER_WORKER = 32  # so that no worker waits long for another
+PARTS_PER_WORKER = 32  # at most, so that no worker waits long for another
+SECONDS_OF_A_PART = 0.5  # at least: the error bounds of the cases of a part are computed together
 SUBJECTS_AT_ONCE = 8  # foreign subjects whose isolated processes a worker keeps at a time: each takes memory
-# CPU seconds of a check on a small case, by cost, as `crossent check --level normal` takes them; a rough figure
-# is enough, since the parts are many. The second figure is for a check that makes a graph of the subject.
-_SECONDS = {Cost.CALL: 0.001, Cost.CALLS: 0.003, Cost.STRUCTURE: 0.03, Cost.CODE: 4.0, Cost.TILES: 60.0}
-_GRAPH = 0.4
+# CPU seconds of a check on a small case, by cost, as measured at level normal. Rough figures are enough: there are many
+# parts.
+_SECONDS = {"CALL": 0.001, "AGAIN": 0.004, "CALLS": 0.006, "STRUCTURE": 0.015, "CODE": 3.0, "TILES": 60.0}
+_GRAPH = 0.3  # for a check of cost STRUCTURE that makes a graph of the subject
 _ELEMENT = 4e-8  # CPU seconds of a check for each element of the logits
 _BAD_INPUT = 0.001
 
@@ -63,18 +67,27 @@ def first_cases() -> tuple[str, ...]:
     return tuple((files("crossent.run") / FIRST_CASES).read_text(encoding="utf-8").split())
 
 
-def ordered(planned: Plan) -> tuple[list[int], list[int]]:
-    """Return the indices of the cases that run first, and of the others in the order of the plan.
+def imports_compilers(checks: Iterable[Check]) -> bool:
+    """Whether torch imports its compilers for one of these checks, which takes seconds.
 
-    A case on which a check transforms the subject is never first: torch imports its compilers for seconds.
+    A check that transforms the subject needs them, and forward mode needs them for log_softmax.
     """
+    return any(check.transforms or check is forward_ad for check in checks)
+
+
+def ordered(planned: Plan) -> tuple[list[int], list[int], list[int]]:
+    """Return the indices of the cases that run first, of the others, and of those that need torch's compilers."""
     places = {name: at for at, name in enumerate(first_cases())}
     first: dict[int, int] = {}
+    others: tuple[list[int], list[int]] = [], []
     for at, (case, checks) in enumerate(planned.items()):
         name = case.seeded(0).id if isinstance(case, Case) else case.id
-        if name in places and not any(check.transforms for check in checks):
+        compiling = imports_compilers(checks)
+        if name in places and not compiling:
             first[at] = places[name]
-    return sorted(first, key=first.__getitem__), [at for at in range(len(planned)) if at not in first]
+        else:
+            others[compiling].append(at)
+    return sorted(first, key=first.__getitem__), *others
 
 
 def cost(case: Case | BadInput, checks: Sequence[Check]) -> tuple[float, str]:
@@ -86,22 +99,35 @@ def cost(case: Case | BadInput, checks: Sequence[Check]) -> tuple[float, str]:
 
 
 def _seconds(check: Check) -> float:
-    return _GRAPH if check.cost is Cost.STRUCTURE and "compile" in check.needs else _SECONDS[check.cost]
+    makes_graph = check.cost is Cost.STRUCTURE and not check.needs.keys().isdisjoint(("compile", "export"))
+    return _GRAPH if makes_graph else _SECONDS[check.cost.name]
 
 
-def parts(planned: Plan, subjects: int, jobs: int, isolated: bool, random: Random) -> list[Part]:
+def parts(planned: Plan, subjects: int, jobs: int, isolated: bool, brief: bool, random: Random) -> list[Part]:
     """Return the parts of a run, in the order in which they start.
 
     Each of the first cases is a part of its own, so that its findings come at once. The other parts have equal cost,
-    and the most expensive cases start first. Foreign subjects run in isolated processes, and see the other cases
-    in random order.
+    and the most expensive cases start first. In a run that may end soon, the cases that need torch's compilers come
+    last. Foreign subjects run in isolated processes, and see all but the first cases in random order.
+
+    Args:
+        planned: the plan.
+        subjects: the number of subjects.
+        jobs: the number of worker processes.
+        isolated: whether the subjects are foreign.
+        brief: whether the run may end soon.
+        random: draws the order.
     """
     cases, every = list(planned.items()), list(range(subjects))
-    first, others = ordered(planned)
-    if isolated:
-        random.shuffle(others)
     costs = [cost(case, checks) for case, checks in cases]
-    bins = _bins(others, [seconds for seconds, _ in costs], jobs * PARTS_PER_WORKER)
+    first, others, compiling = ordered(planned)
+    bins: list[list[int]] = []
+    for items in (others, compiling) if brief else ([*others, *compiling],):
+        if isolated:
+            random.shuffle(items)
+        total = subjects * sum(costs[at][0] for at in items)
+        most = jobs * min(PARTS_PER_WORKER, math.ceil(total / jobs / SECONDS_OF_A_PART))
+        bins += _bins(items, [seconds for seconds, _ in costs], most)
     if isolated:
         for one in bins:
             random.shuffle(one)

@@ -23,14 +23,13 @@ from pebble import ProcessExpired, ProcessPool
 
 from crossent.cases.bad_inputs import BadInput
 from crossent.cases.case import Case
-from crossent.checks.derivatives import forward_ad
 from crossent.machine import ambient, available
 from crossent.report.findings import Finding, Verdict
 from crossent.report.report import Report
 from crossent.run.fresh_process import FreshProcess
 from crossent.run.isolation import ForkServer, ForkServerError, IsolatedProcess, status_in_words
 from crossent.run.judge import judge_bad_input, judge_case, judge_ended
-from crossent.run.order import Part, Step, Steps, cost, ordered, parts
+from crossent.run.order import Part, Step, Steps, cost, imports_compilers, ordered, parts
 from crossent.run.plan import Plan
 from crossent.run.settings import ExpectedList, Settings, is_named, unexpected
 from crossent.subjects.remote import RemoteLoss
@@ -183,11 +182,12 @@ def _steps_in_workers(work: _Work, enter: Enter) -> Iterator[Steps]:
     always run in isolated processes.
     """
     subjects, jobs = work.subjects, work.settings.jobs or 1
+    brief = work.settings.max_findings is not None
     _import("torch.fx.experimental.symbolic_shapes")  # every backward pass imports it, in half a second
-    if work.settings.max_findings is None:  # a run that may end at once leaves this to the process that needs it
+    if not brief:  # a run that may end soon leaves this to the process that needs it
         _import_compilers(work.planned)
     isolated = not all(map(is_named, subjects))
-    shares = parts(work.planned, len(subjects), jobs, isolated, SystemRandom())
+    shares = parts(work.planned, len(subjects), jobs, isolated, brief, SystemRandom())
 
     def judged() -> Iterator[Step]:
         seconds = None if isolated else work.settings.timeout
@@ -224,7 +224,7 @@ def _import_compilers(planned: Plan) -> None:
     """Import torch's compilers once, before the fork, if a check of the plan uses them."""
     checks = {check for checks in planned.values() for check in checks}
     costs = {check.cost for check in checks if "compile" in check.needs}
-    if any(check.transforms or check is forward_ad for check in checks):  # forward mode imports it for log_softmax
+    if imports_compilers(checks):
         _import("torch._dynamo")
     if Cost.CODE in costs:
         _import("torch._inductor.compile_fx")

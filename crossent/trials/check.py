@@ -20,7 +20,8 @@ Body = Callable[[Trial], Iterable[Difference | Problem]]
 class Cost(Enum):
     """The cost of a check. :mod:`crossent.run.plan` uses the cost to choose the cases on which the check runs."""
 
-    CALL = "the first call of a case, or one more call"
+    CALL = "the first call of a case"
+    AGAIN = "the same call again, after a call with other numbers"
     CALLS = "a few more calls; the values of the logits matter"
     STRUCTURE = "many calls, or a traced graph; options and memory layout matter, the values of the logits hardly do"
     CODE = "seconds of compilation"

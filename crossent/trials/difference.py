@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,14 +107,26 @@ def worst(check: str, tensor: Tensor, exact: Ball, bounds: Bounds) -> Difference
     """
     by_row = check in BY_ROW
     got = tensor.reshape(-1, 1).double().cpu().numpy() if by_row else rows_of(tensor)
-    allowed, vacuous = largest_errors(check, exact, bounds)
+    allowed, vacuous, without_bound = _compared_with(check, exact, bounds)
     found = difference(check, name_of(tensor), got, exact, allowed)
     index = (
         (_unravelled(found.index[0], tuple(tensor.shape)) if by_row else _index(tensor, *found.index))
         if got.size
         else ()
     )
-    return replace(found, index=index, vacuous=vacuous, not_judged=not_judged(check, allowed, exact, bounds))
+    return replace(found, index=index, vacuous=vacuous, not_judged=without_bound)
+
+
+def _compared_with(check: str, exact: Ball, bounds: Bounds) -> tuple[Array, bool, dict[str, int]]:
+    """Return what a comparison with exact values uses. All subjects with the same contract share it."""
+    known = _SHARED.setdefault(bounds, {})
+    if check not in known or known[check][0] is not exact:
+        allowed, vacuous = largest_errors(check, exact, bounds)
+        known[check] = exact, (allowed, vacuous, not_judged(check, allowed, exact, bounds))
+    return known[check][1]
+
+
+_SHARED: WeakKeyDictionary[Bounds, dict[str, tuple[Ball, tuple[Array, bool, dict[str, int]]]]] = WeakKeyDictionary()
 
 
 def largest_errors(check: str, exact: Ball, bounds: Bounds) -> tuple[Array, bool]:

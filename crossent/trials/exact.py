@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from crossent.cases.inputs import Inputs
+from crossent.numerics.bounds.call import effective
 from crossent.numerics.bounds.contracts import Contract
 from crossent.numerics.bounds.derivatives import DerivativeBounds
 from crossent.numerics.bounds.loss import Bounds
@@ -48,6 +49,7 @@ class Exact:
 
     def bounds(self, contract: Contract) -> Bounds:
         """Return the error bounds under a contract. All subjects with the same contract share them."""
+        contract = effective(contract, self.terms)
         if contract not in self._bounds:
             self._bounds[contract] = Bounds(self.terms, contract)
         return self._bounds[contract]
@@ -72,6 +74,7 @@ class ExactAlong:
 
     def bounds(self, contract: Contract) -> DerivativeBounds:
         """Return the error bounds under a contract. All subjects with the same contract share them."""
+        contract = effective(contract, self.terms)
         if contract not in self._bounds:
             self._bounds[contract] = DerivativeBounds(self.terms, contract, self.direction)
         return self._bounds[contract]

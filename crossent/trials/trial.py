@@ -12,6 +12,7 @@ from torch import Tensor
 
 from crossent.cases.case import Case
 from crossent.cases.inputs import Inputs
+from crossent.numerics.bounds.call import effective
 from crossent.numerics.bounds.contracts import Contract, Grade, contract
 from crossent.numerics.formats import Array
 from crossent.subjects.subject import Subject
@@ -204,11 +205,13 @@ class Trial:
     def grade(self) -> Grade:
         """The best grade whose error bounds the result of the first call keeps, or F."""
         exact = self.question.exact
+        wanted = self.contract(exact.logits_dtype, len(exact.terms.logits))
         for grade in ("A", "B"):
-            if grade == self.wanted:
+            promised = self.contract(exact.logits_dtype, len(exact.terms.logits), grade)
+            if effective(promised, exact.terms) == effective(wanted, exact.terms):
                 found = list(self.differences.values())
             else:
-                found = compare(self.contract(exact.logits_dtype, len(exact.terms.logits), grade), self.got, exact)
+                found = compare(promised, self.got, exact)
             if all(difference.ratio <= 1 for difference in found):
                 return grade
         return "F"

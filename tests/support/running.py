@@ -103,13 +103,13 @@ def check_on(cases, *, more=(), bad_inputs=True):
 
     def check(*subjects, progress=iter, **options):
         settings = Settings(**options)
-        costs = [Cost.CALL] if settings.level == "quick" else [Cost.CALL, Cost.CALLS, Cost.STRUCTURE]
+        costs = [Cost.CALL, Cost.AGAIN] if settings.level == "quick" else [Cost.CALL, Cost.AGAIN, Cost.CALLS, Cost.STRUCTURE]
         chosen, others = (
             [case.seeded(settings.seed) for case in group if case.dtype in settings.dtypes] for group in (cases, more)
         )
         bad = [one for one in BAD_INPUTS if bad_inputs and one.dtype in settings.dtypes]
         plan = {
-            **dict.fromkeys(others, of_cost(Cost.CALL)),
+            **dict.fromkeys(others, of_cost(Cost.CALL, Cost.AGAIN)),
             **dict.fromkeys(chosen, of_cost(*costs)),
             **dict.fromkeys(bad, ()),
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Self
 
@@ -10,9 +11,9 @@ import numpy as np
 
 from crossent.numerics.bounds.contracts import Contract
 from crossent.numerics.bounds.intermediates import coefficients, denominator, softmax, wider
-from crossent.numerics.bounds.rounding import Held, either
+from crossent.numerics.bounds.rounding import ANY_ORDER, Held
 from crossent.numerics.bounds.terms import Terms, stacked
-from crossent.numerics.formats import Array, Format
+from crossent.numerics.formats import FLOAT32, Array, Format, either
 
 
 class CallBounds:
@@ -149,3 +150,16 @@ class CallBounds:
     def _of_target(self, held: Held) -> Held:
         """Return the entry of each row's true class, (R,)."""
         return Held(self.terms.of_target(held.value), self.terms.of_target(held.error), held.format)
+
+
+def effective(contract: Contract, terms: Terms) -> Contract:
+    """Return the contract without what makes no difference to a call, so that equal bounds are computed once."""
+    rows, depth = len(terms.logits), contract.row_order.depth
+    any_order = terms.reduction == "none" or (depth is not None and depth >= rows - 1)
+    in_target_format = contract.in_target_format and terms.smooths and terms.target_format is FLOAT32
+    return replace(
+        contract,
+        grade="A",
+        row_order=ANY_ORDER if any_order else contract.row_order,
+        in_target_format=in_target_format and contract.compute is not FLOAT32,
+    )

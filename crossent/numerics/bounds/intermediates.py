@@ -12,9 +12,9 @@ from dataclasses import replace
 import numpy as np
 
 from crossent.numerics.bounds.contracts import Contract
-from crossent.numerics.bounds.rounding import Held, either
+from crossent.numerics.bounds.rounding import Held
 from crossent.numerics.bounds.terms import Terms
-from crossent.numerics.formats import FLOAT32, Array, Format
+from crossent.numerics.formats import FLOAT32, Array, Format, either
 
 
 def softmax(t: Terms, c: Contract) -> tuple[Held, Held, Held]:

@@ -18,11 +18,12 @@ than the roundings of this computation.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crossent.numerics.formats import FLOAT64, Array, Format
+from crossent.numerics.formats import FLOAT64, Array, Format, either, is_power_of_two
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Held:
     def __neg__(self) -> Held:
         return Held(-self.value, self.error, self.format)
 
-    @property
+    @cached_property
     def largest(self) -> Array:
         """The largest magnitude that the computed number can have, `|v| + e`."""
         return np.abs(self.value) + self.error
@@ -92,7 +93,7 @@ class Held:
         if format.contains(self.format):
             return self
         with np.errstate(all="ignore"):
-            once = _rounding(self.largest, format, under=2 * format.smallest_normal)
+            once = format.rounding_error(self.largest, under=2 * format.smallest_normal)
             known = self.error == 0
             if format.precision < 53 and known.any():
                 lost = np.abs(format.nearest(self.value) - self.value)
@@ -106,6 +107,9 @@ class Held:
         here, overflowed. Such a value becomes the largest float64, with an infinite error.
         """
         assert self.format is not None
+        top = self.largest.max(initial=0.0)
+        if np.isfinite(top) and not self.format.overflows(top):
+            return self
         error = either(self.format.overflows(self.largest), np.inf, self.error)
         infinite = np.isinf(self.value)
         if not infinite.any():
@@ -152,18 +156,22 @@ class Held:
         with np.errstate(all="ignore"):
             value = self.value * other.value
             error = np.abs(self.value) * other.error + np.abs(other.value) * self.error + self.error * other.error
-            zero = ((self.value == 0) & (self.error == 0)) | ((other.value == 0) & (other.error == 0))
-            nan = np.isnan(value)
-            open_ = np.isinf(self.error) | np.isinf(other.error) | nan
-            error = either(zero, 0.0, error)
-            once = _one_rounding(value, error, format) if known else _rounding(np.abs(value) + error, format)
+            finite = bool(np.isfinite(value).all() and np.isfinite(error).all())
+            if not finite:
+                zero = ((self.value == 0) & (self.error == 0)) | ((other.value == 0) & (other.error == 0))
+                error = either(zero, 0.0, error)
+            once = _one_rounding(value, error, format) if known else format.rounding_error(np.abs(value) + error)
             for one, two in ((self, other), (other, self)):
                 if format.contains(two.format) and (exact := one.error == 0).any():
-                    free = exact & _power_of_two(one.value) & (np.abs(value) + error > 4 * format.smallest_normal)
+                    free = exact & is_power_of_two(one.value) & (np.abs(value) + error > 4 * format.smallest_normal)
                     once = either(free, 0.0, once)
-            error = either(zero, 0.0, error + once)
-            error = either(np.isinf(value), 0.0, error)
-        return Held(either(nan, 0.0, value), either(open_, np.inf, error), format)._bounded(self, other)
+            error = error + once
+            if not finite:
+                nan = np.isnan(value)
+                error = either(zero | np.isinf(value), 0.0, error)
+                error = either(np.isinf(self.error) | np.isinf(other.error) | nan, np.inf, error)
+                value = either(nan, 0.0, value)
+        return Held(value, error, format)._bounded(self, other)
 
     def over(self, other: Held, format: Format, ulps: float = 0.5, *, known: bool = True) -> Held:
         """Return `a / b` with the error `(e_a + |a/b| e_b) / (|b| - e_b)`, and a division that errs by `ulps`.
@@ -180,10 +188,10 @@ class Held:
             # float64 has rounded the quotient here, so the error of a known quotient is not known to the last bit.
             largest = np.abs(value) + error
             inexact = ulps > 0.5 or not known
-            once = 2 * ulps * _rounding(largest, format) if inexact else _one_rounding(value, error, format)
+            once = 2 * ulps * format.rounding_error(largest) if inexact else _one_rounding(value, error, format)
             once = once + 2.0**-52 * largest
             if ulps == 0.5 and format.contains(self.format) and (exact := other.error == 0).any():
-                free = exact & _power_of_two(other.value) & (largest > 4 * format.smallest_normal)
+                free = exact & is_power_of_two(other.value) & (largest > 4 * format.smallest_normal)
                 once = either(free, 0.0, once)
             nan = np.isnan(value)
             error = either(nan, np.inf, error + once)
@@ -311,16 +319,6 @@ class Held:
         return known
 
 
-def either(mask: NDArray[np.bool_], a: Array | float, b: Array) -> Array:
-    """Return `a` where the mask is True, and `b` where the mask is False, as `np.where` does.
-
-    Most masks here mark rare numbers and are False everywhere, and then the result is `b` itself.
-    """
-    if mask.any() or mask.shape != b.shape:
-        return np.where(mask, a, b)
-    return b
-
-
 def safe(error: Array) -> Array:
     """Return the error widened by the factor 1 + 2^-30.
 
@@ -336,14 +334,3 @@ def _one_rounding(value: Array, error: Array, format: Format) -> Array:
         return either(largest == 0, 0.0, np.maximum(format.unit_roundoff * largest, format.smallest_subnormal))
     rounded = Held(value, error, None).rounded(format).error
     return either(np.isinf(error), 0.0, rounded - error)
-
-
-def _rounding(largest: Array, format: Format, under: float = np.inf) -> Array:
-    """Return the largest error of rounding a number of this magnitude; an underflow counts only below `under`."""
-    once = format.unit_roundoff * largest
-    small = (largest < under) & (largest > 0)
-    return either(small, np.maximum(once, format.smallest_subnormal / 2), once)
-
-
-def _power_of_two(values: Array) -> NDArray[np.bool_]:
-    return np.asarray(np.abs(np.frexp(values)[0]) == 0.5)
