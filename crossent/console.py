@@ -37,8 +37,11 @@ class Output(Console):
         raise BrokenPipeError
 
 
+MOST_FINDINGS = 20  # that are shown as they come; the report has all
+
+
 def progress(steps: Steps) -> Iterator[Step]:
-    """Show a progress bar and each finding on stderr, if stderr is a terminal."""
+    """Show a progress bar and the first findings as they come on stderr, if stderr is a terminal."""
     console = Console(stderr=True)
     if not console.is_interactive:
         yield from steps
@@ -46,11 +49,14 @@ def progress(steps: Steps) -> Iterator[Step]:
     running = Running(steps, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"))
     columns = ("checking", BarColumn(20), TaskProgressColumn(), Remaining(), running)
     with Progress(*columns, console=console, transient=True, expand=True) as bar:
-        task = bar.add_task("", total=steps.cost)
+        task, shown = bar.add_task("", total=steps.cost), 0
         for step in steps:
             bar.advance(task, step.cost)
-            for finding in step.findings:
+            for finding in step.findings[: MOST_FINDINGS - shown]:
                 bar.print(Text(finding.headline, "red"), soft_wrap=True)
+            if shown < MOST_FINDINGS <= shown + len(step.findings):
+                bar.print(Text("more findings are in the report", "dim"))
+            shown = min(MOST_FINDINGS, shown + len(step.findings))
             yield step
 
 

@@ -121,7 +121,7 @@ _PART = (
         type=click.IntRange(1),
         help="Stop after this many findings. Known failures do not count.",
     ),
-    click.option("--no-cache", is_flag=True, help="Keep no report in .crossent_cache for --last-failed."),
+    click.option("--no-cache", is_flag=True, help="Keep no findings in .crossent_cache for --last-failed."),
 )
 
 

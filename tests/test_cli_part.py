@@ -13,6 +13,7 @@ from support.running import check_on
 from crossent.cases.case import Case
 from crossent.cli import FAILED, PASSED, WRONG_USE, main
 from crossent.report.kept import FOLDER, last_failed, path_of
+from crossent.report.reader import find, read_json
 from crossent.run.order import Step, Steps
 
 WRONG = """
@@ -124,6 +125,15 @@ def test_the_folder_says_what_it_is_and_git_ignores_it(check):
     assert [one.name for one in folder.glob("*.json")] == [path_of(["wrong.py:loss"]).name]
 
 
+def test_the_kept_report_has_the_cases_with_findings_and_their_inputs(check):
+    check()
+    document = read_json(path_of(["wrong.py:loss"]))
+    (part,) = document["subjects"]
+    assert set(part["cases"]) == set(last_failed(["wrong.py:loss"]))
+    finding, digest = find(document, part["findings"][0]["id"])
+    assert (finding.check, bool(digest)) == ("loss", True)
+
+
 def test_no_cache_keeps_nothing(check):
     assert check("--no-cache")[0] == FAILED
     assert not Path(FOLDER).exists()
@@ -177,6 +187,12 @@ def test_a_terminal_shows_what_runs_and_each_finding_as_it_comes(monkeypatch, fi
     assert text.count(f"loss: {finding.check} wrong on {finding.case}") == 1
     assert "vmap on float32-3x5-normal-int64-mean" in text
     assert "100%" in text
+
+
+def test_a_terminal_shows_the_first_of_many_findings(monkeypatch, findings):
+    _, text = shown(monkeypatch, findings * 50, True)
+    assert text.count(findings[0].headline) == 20
+    assert text.count("more findings are in the report") == 1
 
 
 def test_a_pipe_gets_no_progress_and_no_findings(monkeypatch, findings):

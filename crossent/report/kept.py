@@ -1,4 +1,4 @@
-"""The last reports of the command, kept in a folder beside the work, so that a later run can repeat what failed.
+"""The findings of the last runs of the command, kept in a folder, so that a later run can repeat what failed.
 
 There is one file for each set of subjects: the last run on these subjects replaces it.
 """
@@ -10,16 +10,20 @@ import re
 import zlib
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from crossent.cases.bad_inputs import BAD_INPUTS
 from crossent.files import write_whole
+from crossent.report.findings import SubjectReport
 from crossent.report.reader import read_report
 from crossent.report.regimes import case_or_none
 from crossent.report.report import Report
 
 FOLDER = ".crossent_cache"
-_README = "The last reports of `crossent check`, for --last-failed. You can delete this folder at any time.\n"
+_README = "What failed in the last runs of `crossent check`, for --last-failed. You can delete this folder.\n"
+    "The findings of the last runs of `crossent check`, for --last-failed. You can delete this folder at any time.\n"
+)
 
 
 def path_of(subjects: Sequence[str]) -> Path:
@@ -30,14 +34,23 @@ def path_of(subjects: Sequence[str]) -> Path:
 
 
 def keep(report: Report, subjects: Sequence[str]) -> None:
-    """Write a report into the folder. A folder that cannot be written is no error of the run."""
+    """Write a report into the folder, with the cases that have findings. Failing to write is no error of the run.
+
+    To write all cases of a long run takes seconds.
+    """
     path = path_of(subjects)
+    kept = replace(report, subjects=[_with_findings(part) for part in report.subjects])
     with suppress(OSError):
         path.parent.mkdir(exist_ok=True)
         for name, text in ((".gitignore", "*\n"), ("README", _README)):
             if not (path.parent / name).exists():
                 write_whole(path.parent / name, text)
-        write_whole(path, json.dumps(report.to_json(), allow_nan=False, ensure_ascii=False))
+        write_whole(path, json.dumps(kept.to_json(), allow_nan=False, ensure_ascii=False))
+
+
+def _with_findings(part: SubjectReport) -> SubjectReport:
+    cases = {finding.case for finding in part.findings}
+    return replace(part, outcomes={case: outcome for case, outcome in part.outcomes.items() if case in cases})
 
 
 def last_failed(subjects: Sequence[str]) -> dict[str, list[str]]:

@@ -35,12 +35,14 @@ from crossent.run.settings import ExpectedList, Settings, is_named, unexpected
 from crossent.subjects.remote import RemoteLoss
 from crossent.subjects.subject import Loss, Subject
 from crossent.trials.act import Here, Host
+from crossent.trials.ahead import prepare
 from crossent.trials.check import Check, Cost
 from crossent.trials.trial import Question
 
 Progress = Callable[[Any], Iterable[Any]]
 Placed = tuple[int, Verdict]  # a subject by its place, and the verdict on it
 Known = tuple[ExpectedList, ExpectedList]
+_CASES_AT_ONCE = 100  # cases whose error bounds are computed together
 _LOOK = 0.5  # seconds after which a progress bar says again what is running
 Enter = Callable[[Sequence[Placed]], list[Finding]]  # enters verdicts into the report, and returns new findings
 
@@ -92,9 +94,10 @@ def _steps_here(work: _Work, enter: Enter) -> Iterator[Steps]:
     costs = [cost(case, checks) for case, checks in work.planned.items()]
 
     def judged() -> Iterator[Step]:
-        for at in itertools.chain(*ordered(work.planned)):
+        places = itertools.chain(*ordered(work.planned))
+        for at, verdicts in work.judge(places, work.subjects, hosts, work.settings.device):
             steps.running = f"{costs[at][1]} on {work.cases[at].id}"
-            yield Step(costs[at][0], enter(list(enumerate(work.judge(at, work.subjects, hosts, work.settings.device)))))
+            yield Step(costs[at][0], enter(list(enumerate(verdicts))))
 
     steps = Steps(judged(), len(costs), sum(seconds for seconds, _ in costs))
     with ambient():
@@ -108,10 +111,12 @@ def judge_each(
     hosts: Sequence[Host],
     device: str,
     enough: Callable[[Subject, Sequence[Finding]], bool] = lambda subject, findings: False,
+    question: Question | None = None,
 ) -> Iterator[Verdict]:
     """Judge each subject on a case: the inputs and the exact value are made once for all of them.
 
-    `enough` says whether the findings of a subject on the case are enough to end the run.
+    `enough` says whether the findings of a subject on the case are enough to end the run. `question` is the case with
+    what has been computed ahead.
     """
     fresh: Host
     if isinstance(case, BadInput):
@@ -119,7 +124,7 @@ def judge_each(
             fresh = FreshProcess(subject.loss, device) if case.asserts(device) else host
             yield judge_bad_input(case, subject, fresh, device)
         return
-    question = Question(case, device)
+    question = question or Question(case, device)
     for subject, host in zip(subjects, hosts, strict=True):
         yield judge_case(question, subject, host, checks, partial(enough, subject))
 
@@ -140,22 +145,36 @@ class _Work:
         """The cases of the plan."""
         return list(self.planned)
 
-    def judge(self, at: int, subjects: Sequence[Subject], hosts: Sequence[Host], device: str = "cpu") -> list[Verdict]:
-        """Judge subjects on one case."""
-        case = self.cases[at]
-        return list(judge_each(case, self.planned[case], subjects, hosts, device, self.enough))
+    def judge(
+        self, places: Iterable[int], subjects: Sequence[Subject], hosts: Sequence[Host], device: str = "cpu"
+    ) -> Iterator[tuple[int, Iterator[Verdict]]]:
+        """Yield the places of cases in the plan, each with the verdicts on the subjects.
+
+        The exact values and the error bounds of some cases are computed ahead, together.
+        """
+        left = iter(places)
+        while some := list(itertools.islice(left, _CASES_AT_ONCE)):
+            cases = {at: self.cases[at] for at in some}
+            questions = {at: Question(case, device) for at, case in cases.items() if isinstance(case, Case)}
+            prepare(list(questions.values()), subjects)
+            for at, case in cases.items():
+                known = questions.pop(at, None)  # so that its arrays are freed
+                checks = self.planned[case]
+                yield at, judge_each(case, checks, subjects, hosts, device, self.enough, known)
 
     def share(self, part: Part) -> list[Placed]:
-        """Judge the cases of a part on its subjects."""
+        """Judge the cases of a part on its subjects, until the findings of one case are enough."""
         subjects = [self.subjects[at] for at in part.subjects]
         try:
             hosts = self._isolated(part.subjects) if part.isolated else [Here(subject.loss) for subject in subjects]
+            placed: list[Placed] = []
             with ambient():
-                return [
-                    placed
-                    for at in part.cases
-                    for placed in zip(part.subjects, self.judge(at, subjects, hosts), strict=True)
-                ]
+                for _, verdicts in self.judge(part.cases, subjects, hosts):
+                    for at, verdict in zip(part.subjects, verdicts, strict=True):
+                        placed.append((at, verdict))
+                        if verdict.findings and self.enough(self.subjects[at], verdict.findings):
+                            return placed
+            return placed
         except ForkServerError:  # a subject has ended more than its own process
             os._exit(1)
 
