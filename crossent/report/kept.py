@@ -22,8 +22,6 @@ from crossent.report.report import Report
 
 FOLDER = ".crossent_cache"
 _README = "What failed in the last runs of `crossent check`, for --last-failed. You can delete this folder.\n"
-    "The findings of the last runs of `crossent check`, for --last-failed. You can delete this folder at any time.\n"
-)
 
 
 def path_of(subjects: Sequence[str]) -> Path:
