@@ -10,7 +10,7 @@ The files NAME.txt hold the ids of the cases of the array NAME. `nox -s cover` c
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -177,6 +177,35 @@ def grid(dtypes: Iterable[str] = tuple(DTYPES), seed: int = 0, array: str = "tri
         case = Case.of(line)
         if case.dtype in wanted:
             yield case.seeded(seed)
+
+
+def each_choice(cases: Sequence[Case], others: Iterable[Case] = ()) -> list[Case]:
+    """Return some of these cases: with the other cases, they have each choice of `TRANSFORMED` that one of them has.
+
+    The next case is always the one with most missing choices. Of two with equally many, the one with rows is next: the
+    graph of an empty batch can hardly be wrong. Then the one with more missing pairs of choices is next.
+
+    Example:
+        >>> some = each_choice([*grid(array="transformed")])
+        >>> len(some), {case.target for case in some} == set(TRANSFORMED["target"])
+        (8, True)
+    """
+    had = [choice for case in others for choice in _pairs(case)]
+    left = {choice for case in cases for choice in _choices(case)} - {one for pair in had for one in pair}
+    pairs, some = set(had), list[Case]()
+    while left:
+        some.append(max(cases, key=lambda case: (len(left & _choices(case)), case.rows > 0, len(_pairs(case) - pairs))))
+        left -= _choices(some[-1])
+        pairs |= _pairs(some[-1])
+    return some
+
+
+def _choices(case: Case) -> set[tuple[str, Any]]:
+    return {(axis, getattr(case, axis)) for axis in TRANSFORMED}
+
+
+def _pairs(case: Case) -> set[tuple[tuple[str, Any], ...]]:
+    return set(itertools.combinations(sorted(_choices(case), key=lambda choice: choice[0]), 2))
 
 
 def met(cases: Iterable[Case], strength: int = 3) -> int:

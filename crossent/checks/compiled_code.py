@@ -83,12 +83,17 @@ def promised(own: Contract, backend: str, device: str) -> Contract:
     return replace(own, functions=FUNCTIONS["fast", own.compute.name], fused=True)
 
 
-def _has_indices(case: Case) -> bool:
-    return case.target == "int64"
+def _weighted_indices(case: Case) -> bool:
+    return case.target == "int64" and case.weight != "unweighted"
 
 
-def _has_probabilities(case: Case) -> bool:
-    return case.target in DENSE_TARGETS
+def _weighted_probabilities(case: Case) -> bool:
+    return case.target in DENSE_TARGETS and case.weight != "unweighted"
+
+
+def _ignored_indices(case: Case) -> bool:
+    """Return whether a case has ignored rows and two dimensions. Each size is a symbol, and four take torch long."""
+    return case.target == "int64" and case.ignored != "kept" and case.dimensions == 2
 
 
 def compiled(backend: str, dynamic: bool, trial: Trial) -> Found:
@@ -112,7 +117,13 @@ def compiled(backend: str, dynamic: bool, trial: Trial) -> Found:
 
 
 def _compiled(
-    name: str, backend: str, cost: Cost, sentence: str, *, dynamic: bool, sample: Callable[[Case], bool]
+    name: str,
+    backend: str,
+    cost: Cost,
+    sentence: str,
+    *,
+    dynamic: bool,
+    sample: Callable[[Case], bool] = lambda case: True,
 ) -> Check:
     body = partial(compiled, backend, dynamic)
     return check("compile", name=name, cost=cost, transforms=True, sample=sample, sentence=sentence)(body)
@@ -124,7 +135,6 @@ trace = _compiled(
     Cost.STRUCTURE,
     "The graph traced by torch.compile, run without code generation, gives the exact loss and gradients.",
     dynamic=False,
-    sample=_has_indices,
 )
 trace_dynamic = _compiled(
     "trace_dynamic",
@@ -132,7 +142,7 @@ trace_dynamic = _compiled(
     Cost.CODE,
     "One graph traced by torch.compile for all sizes, run without code generation, gives exact results for two sizes.",
     dynamic=True,
-    sample=_has_indices,
+    sample=_ignored_indices,
 )
 fixed_code = _compiled(
     "compile",
@@ -140,7 +150,7 @@ fixed_code = _compiled(
     Cost.CODE,
     "Code compiled by torch.compile gives the exact loss and gradients: pytorch#95794, #121173, #155247, #182399.",
     dynamic=False,
-    sample=_has_indices,
+    sample=_weighted_indices,
 )
 dynamic_code = _compiled(
     "compile_dynamic",
@@ -148,7 +158,7 @@ dynamic_code = _compiled(
     Cost.CODE,
     "Code compiled once by torch.compile for all sizes gives the exact loss and gradients for two sizes.",
     dynamic=True,
-    sample=_has_probabilities,
+    sample=_weighted_probabilities,
 )
 
 
@@ -157,7 +167,7 @@ dynamic_code = _compiled(
     cost=Cost.CODE,
     transforms=True,
     applies=lambda case: case.target in INDEX_TARGETS and case.rows > 0,
-    sample=_has_indices,
+    sample=_weighted_indices,
 )
 def compiled_error(trial: Trial) -> Iterator[Problem]:
     """Compiled code raises an error for a class index out of range: pytorch#135546, where -1 counted from the end."""

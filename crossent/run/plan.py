@@ -3,20 +3,22 @@
 Each level also runs everything in the levels above it. :class:`crossent.trials.check.Cost` explains the costs.
 
     level      cases            costs of the checks
-    quick      corpus           CALL, and the checks that the bug names
-               edges            CALL
-               pairs            CALL
-               sizes            CALL, without the widest rows
-    normal     pairs            CALL, CALLS
+    quick      corpus           CALL, AGAIN, and the checks that the bug names; one graph in all
+               edges            CALL, AGAIN
+               pairs            CALL, AGAIN
+               sizes            CALL, AGAIN, without the widest rows
+    normal     pairs            CALL, AGAIN, CALLS
                triples          CALL
-               sizes            CALL
+               sizes            CALL, AGAIN
                size_triples     CALL
-               transformed      CALL, STRUCTURE
+               corpus           one graph of each bug of compiled code
+               transformed      CALL, AGAIN, STRUCTURE; graphs of some cases, with each choice
                samples          CODE: each check on one case
     thorough   pairs, triples   as at level normal, four times with other numbers
                sizes            as at level normal, four times with other numbers
                size_triples     as at level normal, four times with other numbers
-               transformed      CALL, STRUCTURE, CODE
+               corpus           all checks that the bug names
+               transformed      CALL, AGAIN, STRUCTURE, CODE; graphs of all cases
                large            TILES
 
 Bad inputs run at every level.
@@ -29,24 +31,33 @@ from functools import cache
 
 from crossent.cases.bad_inputs import BAD_INPUTS, BadInput
 from crossent.cases.case import Case
-from crossent.cases.corpus import bugs
+from crossent.cases.corpus import Bug, bugs
 from crossent.cases.edges import edges, large_cases
-from crossent.cases.grid import WIDEST, grid
-from crossent.checks import CHECKS, compiled_code
+from crossent.cases.grid import WIDEST, each_choice, grid
+from crossent.checks import CHECKS, compiled_code, transforms
 from crossent.trials.check import Check, Cost
 
 Plan = Mapping[Case | BadInput, tuple[Check, ...]]
 # How often the covering arrays run, each time with other numbers.
 _REPETITIONS = {"quick": 1, "normal": 1, "thorough": 4}
+# A result that depends on earlier calls shows on any numbers, so the long arrays need no second call.
+_TWICE = (Cost.CALL, Cost.AGAIN)
+# The checks that trace a graph for a tenth of a second or more. Level normal traces a graph with each choice, and level
+# thorough with each two choices.
+_GRAPHS = (compiled_code.trace, transforms.export)
+_OF_CODE = {compiled_code.trace, *(check for check in CHECKS.values() if check.cost is Cost.CODE)}
+# The graph of level quick. A wrong graph may read the ignore_index -1 as the last class, or read before it masks.
+_QUICK_GRAPH = Case.of("float32-7x5-normal-int64-none-ignored_minus_one-rows")
 
 
 def plan(level: str, dtypes: Sequence[str], seed: int) -> Plan:
     """Return the cases of a level in these dtypes, each with the checks that run on it.
 
-    quick: the cases cover all pairs of choices. normal: the cases cover all triples, and checks that need several calls
-    run on the pairwise cases. thorough: like normal, four times with other numbers, and checks that take minutes. The
-    sizes of classes and rows are among the choices, but the widest rows are in no case of level quick, and in pairs
-    alone at the other levels.
+    quick: the cases cover all pairs of choices. normal: the cases cover all triples, checks that need several calls run
+    on the pairwise cases, and graphs are traced of cases with each choice. thorough: like normal, four times with other
+    numbers, and checks that take minutes; graphs are traced of cases with all pairs of choices. The sizes of classes
+    and rows are among the choices, but the widest rows are in no case of level quick, and in pairs alone at the other
+    levels.
     """
     planned: dict[Case | BadInput, set[Check]] = {}
     for case, checks in _planned(level, dtypes, seed):
@@ -64,50 +75,57 @@ def of_cost(*costs: Cost) -> tuple[Check, ...]:
 def _planned(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[Case, Iterable[Check]]]:
     yield from _of_corpus(level, dtypes, seed)  # first, so that a case of two sources keeps the name of its bug
     for case in edges(dtypes, seed, level):
-        yield case, of_cost(Cost.CALL)
+        yield case, of_cost(*_TWICE)
     for at in range(_REPETITIONS[level]):
         for case in grid(dtypes, seed + at, "pairs"):
-            yield case, of_cost(Cost.CALL) if level == "quick" else of_cost(Cost.CALL, Cost.CALLS)
-        for case in _grids(level, dtypes, seed + at):
-            yield case, of_cost(Cost.CALL)
+            yield case, of_cost(*_TWICE) if level == "quick" else of_cost(*_TWICE, Cost.CALLS)
+        for case in grid(dtypes, seed + at, "sizes"):
+            if level != "quick" or case.class_size != WIDEST:
+                yield case, of_cost(*_TWICE)
+        if level != "quick":
+            for array in ("triples", "size_triples"):
+                yield from ((case, of_cost(Cost.CALL)) for case in grid(dtypes, seed + at, array))
     if level == "quick":
         return
     transformed = list(grid(dtypes, seed, "transformed"))
-    for case in transformed:
-        yield case, of_cost(Cost.CALL, Cost.STRUCTURE)
     if level == "thorough":
-        yield from ((case, of_cost(Cost.CODE)) for case in transformed)
+        yield from ((case, of_cost(*_TWICE, Cost.STRUCTURE, Cost.CODE)) for case in transformed)
         yield from ((case, of_cost(Cost.TILES)) for case in large_cases(dtypes, seed))
-    else:
-        yield from _samples(transformed)
-
-
-def _grids(level: str, dtypes: Sequence[str], seed: int) -> Iterator[Case]:
-    """Yield the cases of the covering arrays that have the checks of cost CALL at this level."""
-    quick = level == "quick"
-    yield from (case for case in grid(dtypes, seed, "sizes") if not quick or case.class_size != WIDEST)
-    if not quick:
-        yield from grid(dtypes, seed, "triples")
-        yield from grid(dtypes, seed, "size_triples")
+        return
+    for case in transformed:
+        yield case, [check for check in of_cost(*_TWICE, Cost.STRUCTURE) if check not in _GRAPHS]
+    of_corpus = [case for bug in bugs() for case in _of_bug(bug, dtypes, seed)[:1] if _OF_CODE & _named(bug)]
+    yield from ((case, [compiled_code.trace]) for case in each_choice(transformed, of_corpus))
+    yield from ((case, [transforms.export]) for case in each_choice(transformed))
+    yield from _samples([*of_corpus, *transformed])
 
 
 def _of_corpus(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[Case, Iterable[Check]]]:
     """The cases of each bug, with the checks that it names.
 
-    Below level thorough, a bug that only a graph shows runs `trace` on the first of its cases: a traced graph takes
-    half a second, and code takes several.
+    A bug that only compiled code has names checks that take seconds. Below level thorough, `trace` runs instead, on the
+    first case of such a bug at level normal, and on one case in all at level quick.
     """
-    graphs = {compiled_code.trace, *of_cost(Cost.CODE)}
     for bug in bugs():
-        named = {CHECKS[name] for name in bug.checks if name in CHECKS}
-        for at, case in enumerate(case for case in bug.cases if case.dtype in dtypes and case.tiled == 1):
-            yield case.seeded(seed), {*of_cost(Cost.CALL), *named} - (named & graphs)
-            if named & graphs and (level == "thorough" or at == 0):
-                yield case.seeded(seed), {compiled_code.trace, *(named & graphs if level == "thorough" else ())}
+        of_code = _OF_CODE & _named(bug)
+        for at, case in enumerate(_of_bug(bug, dtypes, seed)):
+            yield case, {*of_cost(*_TWICE), *_named(bug)} - of_code
+            if of_code and level == "thorough":
+                yield case, {compiled_code.trace, *of_code}
+            elif of_code and at == 0 and (level == "normal" or case.seeded(0) == _QUICK_GRAPH):
+                yield case, [compiled_code.trace]
+
+
+def _named(bug: Bug) -> set[Check]:
+    return {CHECKS[name] for name in bug.checks if name in CHECKS}
+
+
+def _of_bug(bug: Bug, dtypes: Sequence[str], seed: int) -> list[Case]:
+    return [case.seeded(seed) for case in bug.cases if case.dtype in dtypes and case.tiled == 1]
 
 
 def _samples(cases: Sequence[Case]) -> Iterator[tuple[Case, Iterable[Check]]]:
     """For each check that makes code the first of the cases that may stand for the others."""
-    some = [case for case in cases if case.rows and case.weight != "unweighted" and case.target != "uint8"]
+    some = [case for case in cases if case.rows and case.target != "uint8"]
     for check in of_cost(Cost.CODE):
         yield from ((case, [check]) for case in [case for case in some if check.sample(case)][:1])

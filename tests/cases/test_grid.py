@@ -12,7 +12,9 @@ from crossent.cases.grid import (
     SIZE_AXES,
     SIZE_CONSTRAINTS,
     SIZED_OPTIONS,
+    TRANSFORMED,
     WIDEST,
+    each_choice,
     grid,
     numbers_of,
     sized_triples,
@@ -143,6 +145,17 @@ def test_the_combinations_of_size_option_and_dtype_are_counted(figure):
 def test_a_dtype_has_its_own_cases_and_no_others():
     whole = list(grid())
     assert [case for case in whole if case.dtype == "bfloat16"] == list(grid(["bfloat16"]))
+
+
+def test_few_cases_have_each_choice_and_the_choices_of_other_cases_need_no_case():
+    cases = list(grid(array="transformed"))
+    some = each_choice(cases)
+    assert len(some) == len(set(some)) < len(cases) / 4
+    for axis in TRANSFORMED:
+        assert {getattr(case, axis) for case in some} == {getattr(case, axis) for case in cases}
+    assert sum(case.rows == 0 for case in some) == 1  # as few as the choices allow
+    assert each_choice(cases, some) == []
+    assert each_choice(cases, some[1:])[0] == some[0]
 
 
 def test_ids_are_unique():

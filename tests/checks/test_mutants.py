@@ -98,6 +98,26 @@ def test_what_kills_a_mutant_is_asked_at_level_normal():
         assert mutant.case in BAD or asked >= set(mutant.checks), mutant
 
 
+def only_under_transforms():
+    """Each mutant that no check of a plain call finds, by the figures, with its level and the checks that find it."""
+    for mutant in MUTANTS:
+        found = json.loads(FIGURES.read_text(encoding="utf-8"))["mutants"][mutant.name]
+        if found["checks"] and all(name in CHECKS and CHECKS[name].transforms for name in found["checks"]):
+            yield pytest.param(mutant, found["level"], found["checks"], id=mutant.name)
+
+
+@pytest.mark.parametrize(("mutant", "level", "names"), list(only_under_transforms()))
+def test_a_mutant_that_only_a_transform_shows_is_found_by_the_plan_of_its_level(mutant, level, names):
+    """A level traces few graphs: they still show each mutant that they showed when the figures were written."""
+    planned = plan(level, tuple(DTYPES), 0)
+    assert any(
+        finding.check in names
+        for case, checks in planned.items()
+        if (of := [check.name for check in checks if check.name in names])
+        for finding in judged(case, of, Subject(mutant.name, mutant.loss)).findings
+    ), names
+
+
 def test_every_check_kills_a_mutant():
     assert {check for mutant in MUTANTS for check in mutant.checks} == {*CHECKS, "errors"} - set(WITHOUT)
 

@@ -479,6 +479,21 @@ def test_a_check_leaves_the_state_as_it_was():
     assert {name: logging.getLogger(name).disabled for name in loggers} == loggers
 
 
+def test_torch_does_not_time_the_guards_of_a_graph_and_does_again_afterwards(monkeypatch):
+    works("trace")
+    import torch._dynamo.guards
+
+    timed = []
+    if not hasattr(torch._dynamo.guards, "profile_guard_manager"):
+        pytest.skip("this torch never times guards")
+    monkeypatch.setattr(torch._dynamo.guards, "profile_guard_manager", lambda *guards: timed.append(guards) or 0.0)
+    assert not judged([FORM_SUBJECTS["formula"]], [CASE], [CHECKS["trace"]]).findings
+    assert timed == []
+    torch._dynamo.reset()
+    torch.compile(torch.sin, backend=TRACER)(torch.ones(3))
+    assert timed
+
+
 def test_what_torch_says_is_not_heard_and_what_others_say_is():
     loggers = [logging.getLogger("torch.fx"), logging.getLogger("torchvision"), logging.getLogger("crossent")]
     with warnings.catch_warnings(record=True) as heard:

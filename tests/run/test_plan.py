@@ -1,5 +1,7 @@
 """Levels: every check runs at some level, and a lower level runs no check or case that a higher level leaves out."""
 
+import itertools
+
 import pytest
 from support.checks import FAST, SLOW
 
@@ -7,6 +9,7 @@ from crossent.cases.axes import DTYPES
 from crossent.cases.bad_inputs import BAD_INPUTS
 from crossent.cases.case import Case
 from crossent.cases.corpus import bugs
+from crossent.cases.grid import TRANSFORMED, grid
 from crossent.checks import (
     CHECKS,
     circumstances,
@@ -60,7 +63,7 @@ def test_a_lower_level_asks_no_more_than_a_higher_one(planned):
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_every_bug_of_the_corpus_has_its_checks_on_its_cases(planned, level):
-    """Below thorough, compiled code is looked at as the graph that it is made of, on the first case of a bug."""
+    """Below thorough, a graph stands for compiled code: at level normal on the first case of a bug."""
     for bug in bugs():
         for case in bug.cases:
             if case.tiled > 1:
@@ -68,8 +71,51 @@ def test_every_bug_of_the_corpus_has_its_checks_on_its_cases(planned, level):
             names = {check.name for check in planned[level][case]} | {"errors"}  # of bad inputs, which every level has
             graphs = set() if level == "thorough" else {*SLOW, FAST}
             assert names >= set(bug.checks) - graphs, (bug.id, case.id)
-            if set(bug.checks) & set(SLOW) and case is bug.cases[0]:
+            if level != "quick" and set(bug.checks) & set(SLOW) and case is bug.cases[0]:
                 assert FAST in names
+
+
+def cases_of(planned, name):
+    return [case for case, checks in planned.items() if name in {check.name for check in checks}]
+
+
+def test_level_quick_traces_one_graph_of_rows_that_are_ignored_by_minus_one(planned):
+    (case,) = cases_of(planned["quick"], "trace")
+    assert (case.target, case.ignored) == ("int64", "ignored_minus_one")
+    assert not [name for name in (*SLOW, "export") if cases_of(planned["quick"], name)]
+
+
+@pytest.mark.parametrize("name", ["trace", "export"])
+def test_graphs_have_each_choice_at_level_normal_and_each_two_at_level_thorough(planned, name, figure):
+    array = list(grid(array="transformed"))
+    few, all_of_them = (cases_of(planned[level], name) for level in ("normal", "thorough"))
+    for axis, words in TRANSFORMED.items():
+        assert {getattr(case, axis) for case in few} >= set(words), axis
+    assert len(few) <= 12 < len(array) <= len(all_of_them)
+    assert set(all_of_them) >= {*few, *array}
+
+    def pairs(cases):
+        axes = list(itertools.combinations(TRANSFORMED, 2))
+        return {(pair, *(getattr(case, axis) for axis in pair)) for case in cases for pair in axes}
+
+    possible = pairs(array)
+    figure(f"{name}: {len(few)} cases at level normal have {len(pairs(few) & possible)} of {len(possible)} pairs")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_each_dtype_alone_has_graphs_of_each_choice_of_its_cases(dtype):
+    array, planned = list(grid([dtype], array="transformed")), plan("normal", (dtype,), 0)
+    for axis in TRANSFORMED:
+        assert {getattr(case, axis) for case in cases_of(planned, "export")} == {getattr(case, axis) for case in array}
+
+
+def test_code_of_dynamic_sizes_is_made_of_a_batch_without_further_dimensions(planned):
+    """Each size is a symbol, and torch takes four times as long for four of them."""
+    (case,) = cases_of(planned["normal"], "trace_dynamic")
+    assert (case.dimensions, case.target, case.reduction) == (2, "int64", "mean")
+    assert case.ignored != "kept"
+    (case,) = cases_of(planned["normal"], "compile_dynamic")
+    assert (case.dimensions, case.target, case.weight) == (2, "probabilities", "weighted")
 
 
 @pytest.mark.parametrize("level", LEVELS)
