@@ -20,7 +20,7 @@ from crossent.numerics.bounds.rounding import safe
 from crossent.numerics.formats import FORMATS
 from crossent.numerics.oracle.arithmetic import UNIT_ROUNDOFF, Ball, compensated_sum
 from crossent.report.findings import DEPENDS
-from crossent.trials.call import Result, repeat_call
+from crossent.trials.call import Result, digest_of, repeat_call
 from crossent.trials.check import Cost, check
 from crossent.trials.difference import Difference, difference
 from crossent.trials.exact import name_of, rows_of
@@ -35,7 +35,7 @@ def call(trial: Trial) -> Iterator[Problem]:
 
 
 def _call(trial: Trial) -> Iterator[Problem]:
-    if not _digest(trial.got):
+    if not trial.digest:
         yield Problem("refused", "the loss holds no data, like a tensor on the meta device")
 
 
@@ -107,22 +107,14 @@ def repeat(trial: Trial) -> Iterator[Problem]:
 
 
 def _repeat(trial: Trial) -> Iterator[Problem]:
-    question, got = trial.question, trial.got.digest
+    question, got = trial.question, trial.digest
     kept, first, second = trial.perform(repeat_call, question.fresh(), question.others.copy(), trial.gradients)
-    if {_digest(kept), _digest(second)} != {got}:
-        alike = _digest(kept) == _digest(second) == _digest(first) != ""
+    if {digest_of(kept), digest_of(second)} != {got}:
+        alike = digest_of(kept) == digest_of(second) == digest_of(first) != ""
         why = f": {DEPENDS}" if alike else ""  # only the first call of the case differs from these three
         yield Problem("not_repeated", f"a second call with the same arguments gives different bits{why}")
     elif first.digest != kept.digest:
         yield Problem("not_repeated", "a later call writes into the result of the first call")
-
-
-def _digest(got: Result) -> str:
-    """Return the checksum of a result, or "" if the result holds no data."""
-    try:
-        return got.digest
-    except RuntimeError:
-        return ""
 
 
 @check(applies=lambda case: case.weight != "weight_negative" and case.target != "unnormalised")
@@ -140,7 +132,10 @@ def _sign(trial: Trial) -> Iterator[Difference]:
     zeros = np.zeros_like(losses)
     # The nearest number that is not negative.
     allowed = Ball(np.where(losses < 0, 0.0, losses), zeros, zeros)
-    yield from trial.compare(Result(trial.got.loss), replace(trial.question.exact, loss=allowed))
+    if (losses < 0).any():
+        yield from trial.compare(Result(trial.got.loss), replace(trial.question.exact, loss=allowed))
+    else:
+        yield difference("loss", name_of(trial.got.loss), losses, allowed, zeros)
 
 
 @check("gradient", applies=lambda case: case.rows > 0)

@@ -61,7 +61,7 @@ def judge_case(
             outcome.not_run |= {other.name: f"needs a correct `{check.name}` first" for other in checks[at + 1 :]}
             break
         if check is single.call:
-            outcome.digest = trial.got.digest
+            outcome.digest = trial.digest
             outcome.results = {name: _summary(part) for name, part in trial.got.parts.items()}
     result = outcome.checks.get(single.result.name)
     if result is not None and not result.failed:
@@ -127,6 +127,9 @@ def _measured(found: Sequence[Difference | Problem], failed: bool) -> Measured:
     differences = [one for one in found if isinstance(one, Difference)]
     if not differences:
         return Measured(failed)
+    if len(differences) == 1:
+        (one,) = differences
+        return Measured(failed, one.ulp, one.ratio, one.vacuous, Counter(one.not_judged), one.elements)
     worst = max(differences, key=lambda difference: difference.ratio)
     return Measured(
         failed,
@@ -189,8 +192,10 @@ def describe(inputs: Inputs) -> str:
 
 
 def _summary(tensor: Tensor) -> ResultSummary:
-    where = {"nan": tensor.isnan(), "inf": tensor.isposinf(), "-inf": tensor.isneginf()}
-    special = {name: count for name, at in where.items() if (count := int(at.sum()))}
+    special = {}
+    if not tensor.isfinite().all():
+        where = {"nan": tensor.isnan(), "inf": tensor.isposinf(), "-inf": tensor.isneginf()}
+        special = {name: count for name, at in where.items() if (count := int(at.sum()))}
     value = float(tensor.item()) if tensor.numel() == 1 else None
     dtype = str(tensor.dtype).removeprefix("torch.")
     return ResultSummary(f"{checksum(tensor):08x}", dtype, tuple(tensor.shape), value, special)

@@ -7,7 +7,6 @@ id that a plan does not have is ignored.
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from functools import cache
 from importlib.resources import files
 from random import Random
 
+from crossent.cases.axes import INDEX_TARGETS
 from crossent.cases.bad_inputs import BadInput
 from crossent.cases.case import Case
 from crossent.checks.derivatives import forward_ad
@@ -76,18 +76,31 @@ def imports_compilers(checks: Iterable[Check]) -> bool:
 
 
 def ordered(planned: Plan) -> tuple[list[int], list[int], list[int]]:
-    """Return the indices of the cases that run first, of the others, and of those that need torch's compilers."""
+    """Return the indices of the cases that run first, of the others, and of those that need torch's compilers.
+
+    Cases that are alike are side by side, because their error bounds are computed together.
+    """
     places = {name: at for at, name in enumerate(first_cases())}
     first: dict[int, int] = {}
     others: tuple[list[int], list[int]] = [], []
     for at, (case, checks) in enumerate(planned.items()):
         name = case.seeded(0).id if isinstance(case, Case) else case.id
-        compiling = imports_compilers(checks)
-        if name in places and not compiling:
+        compiles = imports_compilers(checks)
+        if name in places and not compiles:
             first[at] = places[name]
         else:
-            others[compiling].append(at)
-    return sorted(first, key=first.__getitem__), *others
+            others[compiles].append(at)
+    structures = [_structure(case) for case in planned]
+    rest, compiling = (sorted(group, key=structures.__getitem__) for group in others)
+    return sorted(first, key=first.__getitem__), rest, compiling
+
+
+def _structure(case: Case | BadInput) -> tuple[object, ...]:
+    """Return what cases have in common whose error bounds are computed together."""
+    if isinstance(case, BadInput):
+        return ("no case",)
+    of_target = case.target in INDEX_TARGETS, case.weight == "unweighted", case.label_smoothing > 0
+    return ("case", case.dtype, case.classes, *of_target, case.reduction, case.target)
 
 
 def cost(case: Case | BadInput, checks: Sequence[Check]) -> tuple[float, str]:
@@ -108,7 +121,8 @@ def parts(planned: Plan, subjects: int, jobs: int, isolated: bool, brief: bool, 
 
     Each of the first cases is a part of its own, so that its findings come at once. The other parts have equal cost,
     and the most expensive cases start first. In a run that may end soon, the cases that need torch's compilers come
-    last. Foreign subjects run in isolated processes, and see all but the first cases in random order.
+    last. Cases that are alike are in one part, because their error bounds are computed together. Foreign subjects run
+    in isolated processes, and see all but the first cases in random order.
 
     Args:
         planned: the plan.
@@ -121,10 +135,13 @@ def parts(planned: Plan, subjects: int, jobs: int, isolated: bool, brief: bool, 
     cases, every = list(planned.items()), list(range(subjects))
     costs = [cost(case, checks) for case, checks in cases]
     first, others, compiling = ordered(planned)
+    alike = {at: _structure(case) for at, (case, _) in enumerate(cases)}
     bins: list[list[int]] = []
     for items in (others, compiling) if brief else ([*others, *compiling],):
         if isolated:
             random.shuffle(items)
+            ranks = {structure: random.random() for structure in alike.values()}
+            items.sort(key=lambda at: ranks[alike[at]])
         total = subjects * sum(costs[at][0] for at in items)
         most = jobs * min(PARTS_PER_WORKER, math.ceil(total / jobs / SECONDS_OF_A_PART))
         bins += _bins(items, [seconds for seconds, _ in costs], most)
@@ -142,17 +159,21 @@ def parts(planned: Plan, subjects: int, jobs: int, isolated: bool, brief: bool, 
 
 
 def _bins(items: Sequence[int], costs: Sequence[float], count: int) -> list[list[int]]:
-    """Share items out among bins of about equal cost: the most expensive item first, into the cheapest bin.
+    """Cut items into about `count` bins of about equal cost. The bins with the most expensive items come first.
 
-    The bins with the most expensive items come first.
+    An item that costs nearly as much as a bin is a bin of its own.
     """
-    bins: list[list[int]] = [[] for _ in range(min(count, len(items)))]
-    heap = [(0.0, at) for at in range(len(bins))]
-    for item in sorted(items, key=lambda item: -costs[item]):
-        filled, at = heap[0]
-        bins[at].append(item)
-        heapq.heapreplace(heap, (filled + costs[item], at))
-    return bins
+    most = sum(costs[item] for item in items) / max(count, 1)
+    bins = [[item] for item in items if costs[item] > most / 3]
+    filled = most
+    for item in items:
+        if costs[item] <= most / 3:
+            if filled + costs[item] / 2 > most:
+                bins.append([])
+                filled = 0.0
+            bins[-1].append(item)
+            filled += costs[item]
+    return sorted(bins, key=lambda items: -max(costs[item] for item in items))
 
 
 class Steps:

@@ -166,7 +166,7 @@ def tests_of(subject: str | Callable[..., Any], settings: Settings) -> Iterator[
                 yield CheckTest("errors", CaseRun(one, case, (), settings, known), f"{whose}errors[{case.id}]{where}")
                 continue
             applying = [check for check in checks if check.applies(case)]
-            cheap = tuple(check for check in applying if check.cost is Cost.CALL)
+            cheap = tuple(check for check in applying if check.cost in (Cost.CALL, Cost.AGAIN))
             together = CaseRun(one, case, cheap, settings, known)
             before = () if case.tiled > 1 else (single.call, single.result)
             for check in applying:

@@ -14,9 +14,9 @@ from crossent.trials.check import Check, Cost
 # Every other check needs a loss of the right shape and dtype, which these two find out.
 BEFORE = (single.call, single.result)
 _COSTS = {
-    "quick": (Cost.CALL,),
-    "normal": (Cost.CALL, Cost.CALLS, Cost.STRUCTURE),
-    "thorough": (Cost.CALL, Cost.CALLS, Cost.STRUCTURE, Cost.CODE),
+    "quick": (Cost.CALL, Cost.AGAIN),
+    "normal": (Cost.CALL, Cost.AGAIN, Cost.CALLS, Cost.STRUCTURE),
+    "thorough": (Cost.CALL, Cost.AGAIN, Cost.CALLS, Cost.STRUCTURE, Cost.CODE),
 }
 _ERRORS = "errors"  # the check of bad inputs
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 from crossent.numerics.bounds.contracts import Contract
 from crossent.numerics.bounds.loss import Bounds
@@ -45,9 +44,9 @@ def _asked(question: Question, subject: Subject) -> Iterator[tuple[Contract, tup
         formats["target_gradient"] = name_of(question.inputs.target)
     for grade in sorted({"A", trial.wanted}):
         contract = trial.contract(exact.logits_dtype, len(exact.terms.logits), grade)
-        for format in dict.fromkeys(formats.values()):
-            names = tuple(name for name, own in formats.items() if own == format)
-            yield replace(contract, storage=FORMATS[format]), names
+        for storage in dict.fromkeys(formats.values()):
+            names = tuple(name for name, own in formats.items() if own == storage)
+            yield contract.storing(FORMATS[storage]), names
 
 
 def _stacks(calls: Sequence[Bounds]) -> Iterator[list[Bounds]]:

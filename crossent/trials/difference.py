@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary
 
@@ -12,7 +14,7 @@ from torch import Tensor
 from crossent.numerics.bounds.contracts import Contract
 from crossent.numerics.bounds.loss import Bounds
 from crossent.numerics.bounds.unbounded import unbounded
-from crossent.numerics.formats import FORMATS, Array
+from crossent.numerics.formats import FORMATS, Array, either
 from crossent.numerics.oracle.arithmetic import Ball
 from crossent.trials.call import Result
 from crossent.trials.exact import Exact, name_of, rows_of
@@ -86,7 +88,7 @@ def bounds_of(contract: Contract, got: Result, exact: Exact) -> dict[str, Bounds
     for part in ("loss", "gradient", "target_gradient"):
         tensor, value = getattr(got, part), getattr(exact, part)
         if tensor is not None and value is not None:
-            found[part] = exact.bounds(replace(contract, storage=FORMATS[name_of(tensor)]))
+            found[part] = exact.bounds(contract.storing(FORMATS[name_of(tensor)]))
     return found
 
 
@@ -134,12 +136,20 @@ def largest_errors(check: str, exact: Ball, bounds: Bounds) -> tuple[Array, bool
     with np.errstate(all="ignore"):
         special = ~np.isfinite(exact.hi)
         bound = getattr(bounds, check).reshape(exact.hi.shape)
-        allowed = np.where(special, 0.0, np.where(np.isnan(bound), np.inf, bound)) + exact.radius
-        candidates = [np.zeros_like(exact.hi)]
-        if exact.hi.size > 1 and not special.all():
-            candidates.append(np.full_like(exact.hi, np.median(exact.hi[~special])))
-        candidates += bounds.vacuous_answers(check)
+        allowed = either(special, 0.0, either(np.isnan(bound), np.inf, bound)) + exact.radius
+        candidates = itertools.chain(_constants(exact, allowed, special), bounds.vacuous_answers(check))
         return allowed, any((exact.distance(candidate) <= allowed).all() for candidate in candidates)
+
+
+def _constants(exact: Ball, allowed: Array, special: NDArray[np.bool_]) -> Iterator[Array]:
+    """Yield zero and, for several numbers, their median, unless no constant is within the bound of every number."""
+    if exact.hi.size and not special.any():
+        least, most = (exact.hi - allowed).max(), (exact.hi + allowed).min()
+        if least - most > 2.0**-50 * (abs(least) + abs(most)):  # more than the roundings here
+            return
+    yield np.zeros_like(exact.hi)
+    if exact.hi.size > 1 and not special.all():
+        yield np.full_like(exact.hi, np.median(exact.hi[~special]))
 
 
 def difference(check: str, dtype: str, got: Array, exact: Ball, allowed: Array) -> Difference:
@@ -148,7 +158,7 @@ def difference(check: str, dtype: str, got: Array, exact: Ball, allowed: Array) 
         return Difference(check, dtype, (), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0, {}, vacuous=True)
     with np.errstate(all="ignore"):  # the ratio may overflow: 1e308 / 1e-16
         error = exact.distance(got)
-        ratio = np.where(error > 0, np.where(np.isinf(allowed), 0.0, error / allowed), 0.0)
+        ratio = either(~(error > 0) | np.isinf(allowed), 0.0, error / allowed)
     at = row, column = tuple(map(int, np.unravel_index(int(ratio.argmax()), ratio.shape)))
     return Difference(
         check,

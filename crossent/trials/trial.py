@@ -17,7 +17,7 @@ from crossent.numerics.bounds.contracts import Contract, Grade, contract
 from crossent.numerics.formats import Array
 from crossent.subjects.subject import Subject
 from crossent.trials.act import Host, NotRun, Raised
-from crossent.trials.call import BOTH_GRADIENTS, Call, Gradients, Result, evaluate, make_call
+from crossent.trials.call import BOTH_GRADIENTS, Call, Gradients, Result, digest_of, evaluate, make_call
 from crossent.trials.difference import Difference, bounds_of, compare
 from crossent.trials.exact import Exact, ExactAlong, solve, solve_along
 
@@ -130,6 +130,11 @@ class Trial:
     def got(self) -> Result:
         """The result of the first call. Reading it raises the same errors as `first_call`."""
         return self.first_call.result
+
+    @cached_property
+    def digest(self) -> str:
+        """The checksum of the first result, or "" if the result holds no data."""
+        return digest_of(self.got)
 
     def evaluate(self, inputs: Inputs, act: Callable[..., Result] = evaluate, *arguments: Any) -> Result:
         """Return the result of the subject for these inputs.

@@ -122,7 +122,7 @@ def test_the_parts_have_equal_cost_and_the_most_expensive_cases_start_first(plan
     cases = list(planned)
     rest = parts(planned, 4, JOBS, False, False, Random(1))[len(ordered(planned)[0]) :]
     costs = [part.cost for part in rest if len(part.cases) > 1]  # a case cannot be split
-    assert len(costs) > 1.8 * PARTS_PER_WORKER
+    assert len(costs) > 1.5 * PARTS_PER_WORKER
     assert max(costs) < 1.3 * sum(costs) / len(costs)
     tops = [max(cost(cases[at], planned[cases[at]])[0] for at in part.cases) for part in rest]
     assert tops == sorted(tops, reverse=True)

@@ -127,8 +127,9 @@ def test_a_defect_in_a_narrow_corner_is_found_and_shrunk():
     assert case.classes % 2 == 1
     assert case.rows * case.classes < 30
     # What does not belong to the corner is as usual, unless the case would pass: with seed 0, all weights may be 0.
-    usual = dict(dtype="float32", reduction="mean", ignored="kept", upstream="one", layout="contiguous", seed=0)
-    for axis, value in usual.items():
+    usual = Case.of("float32-7x5-normal-int64-mean")
+    for axis in ("dtype", "reduction", "ignored", "upstream", "layout", "seed"):
+        value = getattr(usual, axis)
         assert getattr(case, axis) == value or not fails(replace(case, **{axis: value})), f"{axis} of {case.id}"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Self
 
 import numpy as np
@@ -156,10 +156,11 @@ def effective(contract: Contract, terms: Terms) -> Contract:
     """Return the contract without what makes no difference to a call, so that equal bounds are computed once."""
     rows, depth = len(terms.logits), contract.row_order.depth
     any_order = terms.reduction == "none" or (depth is not None and depth >= rows - 1)
-    in_target_format = contract.in_target_format and terms.smooths and terms.target_format is FLOAT32
-    return replace(
-        contract,
-        grade="A",
-        row_order=ANY_ORDER if any_order else contract.row_order,
-        in_target_format=in_target_format and contract.compute is not FLOAT32,
-    )
+    narrow = contract.in_target_format and terms.target_format is FLOAT32 and terms.smooths
+    return _effective(contract, any_order, narrow and contract.compute is not FLOAT32)
+
+
+@cache
+def _effective(contract: Contract, any_order: bool, in_target_format: bool) -> Contract:
+    row_order = ANY_ORDER if any_order else contract.row_order
+    return replace(contract, grade="A", row_order=row_order, in_target_format=in_target_format)

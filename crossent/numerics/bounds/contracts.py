@@ -7,7 +7,8 @@ also says how far exp, log and division may err, and in which orders sums may be
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import cache, cached_property
 from typing import Literal
 
 import numpy as np
@@ -101,6 +102,18 @@ class Contract:
     of_probability: bool = False
     in_target_format: bool = False
 
+    def __hash__(self) -> int:
+        return self._hash  # contracts are keys of many dictionaries
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(tuple(getattr(self, field.name) for field in fields(self)))
+
+    @cache  # noqa: B019  # there are few contracts
+    def storing(self, format: Format) -> Contract:
+        """Return a copy of this contract for results of another format."""
+        return replace(self, storage=format)
+
     @property
     def unlimited(self) -> Contract:
         """A copy of this contract with formats of unlimited range, where nothing overflows."""
@@ -123,6 +136,7 @@ class Contract:
 Promise = Literal["eager", "blocked", "torch", "kernel", "fast_kernel"]
 
 
+@cache
 def contract(promise: Promise, grade: Grade, dtype: str, *, device: str = "cpu", rows: int = 0) -> Contract:
     """Return the contract of a promise for one dtype of logits, at grade A or B.
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from crossent.numerics.formats import Array, Format
 
-Numbers = TypeVar("Numbers", Array, NDArray[np.bool_])
+Entries = TypeVar("Entries", Array, NDArray[np.bool_])
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,10 @@ class Terms:
         given = (self.index is None, self.weight is None, self.smooths, self.reduction, self.target_format)
         return (self.logits.shape[1], *given)
 
-    def of_target(self, numbers: Numbers) -> Numbers:
+    def of_target(self, numbers: Entries) -> Entries:
         """Return the entry of each row's true class, (R,), of (R, C) numbers."""
         assert self.index is not None
-        taken: Numbers = numbers[np.arange(len(self.index)), self.index]
+        taken: Entries = numbers[np.arange(len(self.index)), self.index]
         return taken
 
     def by_call(self, numbers: Array) -> Array:

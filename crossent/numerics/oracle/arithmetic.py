@@ -56,6 +56,8 @@ class Ball:
         got = np.asarray(got, np.float64)
         with np.errstate(all="ignore"):
             distance = np.abs((got - self.hi) - self.lo)
+        if not np.isnan(distance).any():
+            return distance
         same = (got == self.hi) | (np.isnan(got) & np.isnan(self.hi))
         return np.where(np.isnan(distance), np.where(same, 0.0, np.inf), distance)
 
