@@ -51,7 +51,8 @@ class Exact:
         """Return the error bounds under a contract. All subjects with the same contract share them."""
         contract = effective(contract, self.terms)
         if contract not in self._bounds:
-            self._bounds[contract] = Bounds(self.terms, contract)
+            like = (known for other, known in self._bounds.items() if other.in_any_order == contract.in_any_order)
+            self._bounds[contract] = Bounds(self.terms, contract, next(like, None))
         return self._bounds[contract]
 
 

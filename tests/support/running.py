@@ -103,7 +103,7 @@ def check_on(cases, *, more=(), bad_inputs=True):
 
     def check(*subjects, progress=iter, **options):
         settings = Settings(**options)
-        costs = [Cost.CALL, Cost.AGAIN] if settings.level == "quick" else [Cost.CALL, Cost.AGAIN, Cost.CALLS, Cost.STRUCTURE]
+        costs = [Cost.CALL, Cost.AGAIN] + ([] if settings.level == "quick" else [Cost.CALLS, Cost.STRUCTURE])
         chosen, others = (
             [case.seeded(settings.seed) for case in group if case.dtype in settings.dtypes] for group in (cases, more)
         )

@@ -17,10 +17,14 @@ from crossent.numerics.formats import FLOAT32, Array, Format, either
 
 
 class CallBounds:
-    """The intermediates of a call, or of several calls of one structure, under one contract."""
+    """The intermediates of a call, or of several calls of one structure, under one contract.
 
-    def __init__(self, terms: Terms, contract: Contract) -> None:
-        self.terms, self.contract = terms, contract
+    `like` holds the bounds of the same call under a contract that differs only in the order of sums over rows. What does
+    not depend on that order is computed once for both.
+    """
+
+    def __init__(self, terms: Terms, contract: Contract, like: CallBounds | None = None) -> None:
+        self.terms, self.contract, self._like = terms, contract, like
         self._dense = terms.index is None or terms.smooths  # a row has a term for every class
 
     @classmethod
@@ -50,7 +54,7 @@ class CallBounds:
 
     @cached_property
     def _softmax(self) -> tuple[Held, Held, Held]:
-        return softmax(self.terms, self.contract)
+        return self._like._softmax if self._like else softmax(self.terms, self.contract)
 
     @property
     def _log_probs(self) -> Held:
@@ -66,11 +70,18 @@ class CallBounds:
 
     @cached_property
     def _coefficients(self) -> Held:
-        return coefficients(self.terms, self.contract)
+        return self._like._coefficients if self._like else coefficients(self.terms, self.contract)
 
     @cached_property
     def _denominator(self) -> Held | None:
         return denominator(self.terms, self.contract)
+
+    def _divides_as(self, other: CallBounds) -> bool:
+        """Whether the denominators have the same bounds."""
+        mine, its = self._denominator, other._denominator
+        if mine is None or its is None:
+            return mine is its
+        return np.array_equal(mine.value, its.value) and np.array_equal(mine.error, its.error)
 
     @property
     def may_divide_by_zero(self) -> bool:

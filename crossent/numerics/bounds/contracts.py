@@ -114,6 +114,11 @@ class Contract:
         """Return a copy of this contract for results of another format."""
         return replace(self, storage=format)
 
+    @cached_property
+    def in_any_order(self) -> Contract:
+        """A copy of this contract that allows every order of the sums over rows."""
+        return self if self.row_order == ANY_ORDER else replace(self, row_order=ANY_ORDER)
+
     @property
     def unlimited(self) -> Contract:
         """A copy of this contract with formats of unlimited range, where nothing overflows."""

@@ -117,7 +117,10 @@ class Bounds(CallBounds):
     @cached_property
     def gradient(self) -> Array:
         """The bound of each element of the gradient of the logits, (R, C)."""
+        like = self._like
         with np.errstate(all="ignore"):
+            if isinstance(like, Bounds) and self._divides_as(like):
+                return like.gradient
             return self._gradient()
 
     def _gradient(self) -> Array:
@@ -214,7 +217,10 @@ class Bounds(CallBounds):
     @cached_property
     def target_gradient(self) -> Array:
         """The bound of each element of the class probabilities' gradient, (R, C): `-g/D · (1 - ε) w_c log p_c`."""
+        like = self._like
         with np.errstate(all="ignore"):
+            if isinstance(like, Bounds) and self._divides_as(like):
+                return like.target_gradient
             return self._target_gradient()
 
     def _target_gradient(self) -> Array:
