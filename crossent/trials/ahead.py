@@ -21,32 +21,42 @@ from crossent.trials.trial import Question, Trial
 _MOST = 2**14
 
 
-def prepare(questions: Sequence[Question], subjects: Sequence[Subject]) -> None:
-    """Compute the exact values of questions, and the error bounds with which the results of subjects are compared."""
+def prepare(
+    questions: Sequence[Question], subjects: Sequence[Subject], differentiated: Sequence[Question] = ()
+) -> None:
+    """Compute the exact values of questions, and the error bounds with which the results of subjects are compared.
+
+    For the questions `differentiated`, these include the derivatives along a direction.
+    """
     together: dict[object, dict[int, Bounds]] = defaultdict(dict)
     for question in questions:
         terms = question.exact.terms
         for subject in subjects:
             if terms.logits.size <= _MOST and not subject.not_applicable(question.inputs):
-                for contract, names in _asked(question, subject):
-                    bounds = question.exact.bounds(contract)
+                for contract, names in _asked(question, subject, question in differentiated):
+                    along = "second" in names or "tangent" in names
+                    bounds = (question.exact_along if along else question.exact).bounds(contract)
                     together[bounds.contract, terms.structure, names][id(bounds)] = bounds
     for (_, _, names), group in together.items():  # type: ignore[misc]
         for calls in _stacks(list(group.values())):
-            Bounds.of_calls(calls, names)
+            type(calls[0]).of_calls(calls, names)
 
 
-def _asked(question: Question, subject: Subject) -> Iterator[tuple[Contract, tuple[str, ...]]]:
+def _asked(question: Question, subject: Subject, along: bool) -> Iterator[tuple[Contract, tuple[str, ...]]]:
     """Yield each contract under which a subject is compared, with the names of the results in its format."""
     exact, trial = question.exact, Trial(question, subject, Here(subject.loss))
-    formats = {"loss": subject.dtype_name or str(exact.dtype).removeprefix("torch."), "gradient": exact.logits_dtype}
+    of_loss = subject.dtype_name or str(exact.dtype).removeprefix("torch.")
+    formats = {"loss": of_loss, "gradient": exact.logits_dtype}
     if exact.target_gradient is not None:
         formats["target_gradient"] = name_of(question.inputs.target)
-    for grade in sorted({"A", trial.wanted}):
+    grades = sorted({"A", trial.wanted})
+    asked = [(formats, grade) for grade in grades]
+    if along:
+        asked.append(({"tangent": of_loss, "second": exact.logits_dtype}, trial.wanted))
+    for of, grade in asked:
         contract = trial.contract(exact.logits_dtype, len(exact.terms.logits), grade)
-        for storage in dict.fromkeys(formats.values()):
-            names = tuple(name for name, own in formats.items() if own == storage)
-            yield contract.storing(FORMATS[storage]), names
+        for storage in dict.fromkeys(of.values()):
+            yield contract.storing(FORMATS[storage]), tuple(name for name, own in of.items() if own == storage)
 
 
 def _stacks(calls: Sequence[Bounds]) -> Iterator[list[Bounds]]:
