@@ -13,9 +13,7 @@ arXiv:2410.10989. That kernel writes the gradient into the logits; this form wri
 from __future__ import annotations
 
 import functools
-import itertools
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +24,6 @@ from torch.autograd import forward_ad
 from crossent.forms.rows import Rows, arrange, compiling
 from crossent.forms.textbook import formula
 from crossent.forms.validation import as_int
-
-Block = tuple[int | slice, ...]  # an index of rows
 
 
 def blocked(
@@ -89,7 +85,7 @@ def blocked(
         loss: Tensor = _Blocked.apply(input, target, weight, options, block_size)  # type: ignore[no-untyped-call]
         return loss
     with torch.no_grad():
-        rows = arrange(input, target, weight, *options)
+        rows = arrange(input, target, weight, *options, eager=input.device.type == "cpu")
         return _reduced(rows, _losses(rows, block_size))
 
 
@@ -99,18 +95,19 @@ class _Blocked(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         *tensors, options, block_size = arguments
-        rows = arrange(*tensors, *options)
+        on_cpu = tensors[0].device.type == "cpu"
+        rows = arrange(*tensors, *options, eager=on_cpu)
         ctx.save_for_backward(*tensors)
         ctx.options, ctx.block_size, ctx.gradient = options, block_size, None
-        if rows.reduction == "none" or rows.logits.device.type != "cpu":
+        if rows.reduction == "none" or not on_cpu:
             return _reduced(rows, _losses(rows, block_size))
         ctx.gradient = torch.empty_like(tensors[0])
-        losses = _differentiate(rows, None, ctx.gradient, block_size)
+        losses = _differentiate(rows, 1.0, ctx.gradient, block_size)
         if not rows.dense:
             # The logarithm of a probability that is 0 or near the smallest normal number has lost digits.
-            lost = losses > -math.log(torch.finfo(rows.compute).tiny) - 10
-            if lost.any():
-                losses = torch.where(lost, _losses(rows, block_size), losses)
+            most = -math.log(torch.finfo(rows.compute).tiny) - 10
+            if not losses.amax().item() <= most:  # the maximum is NaN where a loss is
+                losses = torch.where(losses > most, _losses(rows, block_size), losses)
         return _reduced(rows, losses)
 
     @staticmethod
@@ -118,11 +115,12 @@ class _Blocked(torch.autograd.Function):
         (upstream,) = upstreams
         gradient, ctx.gradient = ctx.gradient, None  # handed out once: the caller may write into the gradient
         constant = not torch.is_grad_enabled() and _plain(upstream)
-        if not (constant and gradient is not None and upstream == 1):
+        if not (constant and gradient is not None and upstream.item() == 1):
             logits, *others = ctx.saved_tensors
             if constant and _plain(logits):
                 gradient = torch.empty_like(logits) if gradient is None else gradient
-                _differentiate(arrange(logits, *others, *ctx.options), upstream, gradient, ctx.block_size)
+                rows = arrange(logits, *others, *ctx.options, eager=logits.device.type == "cpu")
+                _differentiate(rows, upstream, gradient, ctx.block_size)
             else:  # the gradient itself is differentiated, or the upstream gradient is a batch
                 with torch.enable_grad():
                     loss = formula(logits, *others, *ctx.options)
@@ -137,108 +135,89 @@ def _reduced(rows: Rows, losses: Tensor) -> Tensor:
 def _losses(rows: Rows, block_size: int | None) -> Tensor:
     """Return the loss of each row, (...). Where only the true class has a term, its weight is left out."""
     losses = torch.empty(rows.logits.shape[:-1], dtype=rows.compute, device=rows.logits.device)
-    work = _Work(rows)
-    for at in _blocks(rows, block_size):
-        log_probs, part = work.softmax(at, log=True), rows.part(at)
-        losses[at] = part.widened().expect(log_probs) if part.dense else part.pick(log_probs)
-    return -losses
+    work = _Work(rows.compute)
+    for block, log_p in rows.blocks(_most_rows(rows, block_size), losses):
+        log_probs = work.softmax(block.logits, log=True)
+        log_p.copy_(block.widened().expect(log_probs) if block.dense else block.pick(log_probs))
+    return losses.neg_()
 
 
-def _differentiate(rows: Rows, upstream: Tensor | None, gradient: Tensor, block_size: int | None) -> Tensor:
+def _differentiate(rows: Rows, upstream: Tensor | float, gradient: Tensor, block_size: int | None) -> Tensor:
     """Write `g/D (p Σ_c v_c - v)` into `gradient`, where `v_c = w_c q_c`; return the losses as :func:`_losses` does.
 
-    `g` is the upstream gradient, where None stands for one, and `D` is the divisor of the reduction.
+    `g` is the upstream gradient, and `D` is the divisor of the reduction.
     """
-    scale = torch.ones((), dtype=rows.compute, device=gradient.device) if upstream is None else upstream
+    if gradient.dim() > 2:
+        gradient = gradient.movedim(1, -1)
+    losses = torch.empty(gradient.shape[:-1], dtype=rows.compute, device=gradient.device)
+    ignored = rows.kept is not None and (gradient.device.type != "cpu" or not rows.kept.all())
+    scale, work = _scale(rows, upstream), _Work(rows.compute)
+    for block, out, log_p, factor in rows.blocks(_most_rows(rows, block_size), gradient, losses, scale):
+        if block.dense:
+            log_probs, wide = work.softmax(block.logits, log=True), block.widened()
+            log_p.copy_(wide.expect(log_probs))
+            v = wide.weighted(wide.one_hot())
+            slope = log_probs.exp_().mul_(v.sum(-1, keepdim=True)).sub_(v).mul_(factor)
+        else:
+            p, y = work.softmax(block.logits, out), block.index.unsqueeze(-1)
+            p_y = p.gather(-1, y)
+            torch.log(p_y.squeeze(-1), out=log_p)
+            # The scaling comes before the subtraction: the true class then has one rounding less.
+            slope = p.mul_(factor).scatter_(-1, y, p_y.mul_(factor).sub_(factor))
+        if ignored:
+            slope.masked_fill_(~block.kept.unsqueeze(-1), 0)  # the logits of an ignored row may be NaN
+        if slope is not out:
+            out.copy_(slope)
+    return losses.neg_()
+
+
+def _scale(rows: Rows, upstream: Tensor | float) -> Tensor | float:
+    """Return `g/D`, one number or (..., 1). Where only the true class has a term, its weight is a factor."""
+    scale = upstream
+    if isinstance(upstream, Tensor):  # a single number on a CPU becomes a float, which needs fewer calls of torch
+        scale = upstream.item() if upstream.dim() == 0 and upstream.device.type == "cpu" else upstream.to(rows.compute)
     if rows.reduction == "mean":
-        scale = scale.to(rows.compute) / rows.divisor
-    gradient = gradient.movedim(1, -1) if gradient.dim() > 1 else gradient
-    scale = scale.expand(gradient.shape[:-1])
-    ignored = None
-    if rows.kept is not None and (gradient.device.type != "cpu" or not rows.kept.all()):
-        ignored = ~rows.kept.unsqueeze(-1)  # the logits of an ignored row may be NaN
-    if rows.dense:
-        return _differentiate_dense(rows, scale.unsqueeze(-1), ignored, gradient, block_size)
-    assert rows.index is not None
-    scale, index = rows.weigh(scale).unsqueeze(-1), rows.index.unsqueeze(-1)
-    picked = torch.empty_like(scale)
-    work = _Work(rows)
-    for at in _blocks(rows, block_size):
-        out, y, factor = gradient[at], index[at], scale[at]
-        p = work.softmax(at, out)
-        torch.gather(p, -1, y, out=picked[at])
-        # The scaling comes before the subtraction: the true class then has one rounding less.
-        p.mul_(factor).scatter_add_(-1, y, -factor)
-        _hand_over(p, out, None if ignored is None else ignored[at])
-    return -picked.log_().squeeze(-1)
+        scale = scale / (rows.divisor if isinstance(scale, Tensor) else float(rows.divisor))
+    if not rows.dense and rows.target_weight is not None:
+        scale = rows.target_weight * scale
+    return scale.unsqueeze(-1) if isinstance(scale, Tensor) and scale.dim() > 0 else scale
 
 
-def _differentiate_dense(
-    rows: Rows, scale: Tensor, ignored: Tensor | None, gradient: Tensor, block_size: int | None
-) -> Tensor:
-    """Do the work of :func:`_differentiate` where every class has a term."""
-    losses = torch.empty(rows.logits.shape[:-1], dtype=rows.compute, device=gradient.device)
-    work = _Work(rows)
-    for at in _blocks(rows, block_size):
-        log_probs, part = work.softmax(at, log=True), rows.part(at).widened()
-        losses[at] = part.expect(log_probs)
-        v = part.weighted(part.one_hot())
-        slope = log_probs.exp_().mul_(v.sum(-1, keepdim=True)).sub_(v).mul_(scale[at])
-        _hand_over(slope, gradient[at], None if ignored is None else ignored[at])
-    return -losses
-
-
-def _hand_over(made: Tensor, out: Tensor, ignored: Tensor | None) -> None:
-    """Write the gradient of a block into `out`, with 0 on ignored rows."""
-    if ignored is not None:
-        made.masked_fill_(ignored, 0)
-    if made is not out:
-        out.copy_(made)
+def _most_rows(rows: Rows, block_size: int | None) -> int:
+    """Return the number of rows of a block, which has about `block_size` logits, and at least one row."""
+    if block_size is None:
+        block_size = _fitting(rows.logits.device, rows.compute, torch.get_num_threads())
+    return max(1, block_size // rows.logits.shape[-1])
 
 
 class _Work:
     """The softmax of each block, in one buffer that all blocks reuse, in the dtype of the computation."""
 
-    def __init__(self, rows: Rows) -> None:
-        self._logits, self._compute = rows.logits, rows.compute
+    def __init__(self, compute: torch.dtype) -> None:
+        self._compute = compute
         self._buffer: Tensor | None = None
 
-    def softmax(self, at: Block, out: Tensor | None = None, *, log: bool = False) -> Tensor:
+    def softmax(self, x: Tensor, out: Tensor | None = None, *, log: bool = False) -> Tensor:
         """Return the softmax of a block, or the log-softmax; in `out` if `out` has the dtype of the computation."""
-        x = self._logits[at]
         if out is None or out.dtype != self._compute:
             if self._buffer is None:
                 self._buffer = torch.empty_like(x, dtype=self._compute)
-            out = self._buffer[: len(x)] if x.dim() > 1 else self._buffer  # the last block may have fewer rows
+            out = self._buffer
+            if x.dim() > 1 and len(x) < len(out):  # the last block may have fewer rows
+                out = out[: len(x)]
         if x.dtype != self._compute:
             x = out.copy_(x)  # softmax then works in place: it writes each number after the last read of it
-        axis = _axis(x)
-        (torch.log_softmax if log else torch.softmax)(x.movedim(-1, axis), axis, out=out.movedim(-1, axis))
+        softmax = torch.log_softmax if log else torch.softmax
+        # torch's softmax is fast where the class axis is at its place in memory order.
+        axis = sum(step > x.stride(-1) for step in x.stride()[:-1])
+        if axis == x.dim() - 1:
+            return softmax(x, -1, out=out)
+        softmax(x.movedim(-1, axis), axis, out=out.movedim(-1, axis))
         return out
 
 
-def _axis(x: Tensor) -> int:
-    """Return the place of the class axis, the last axis of x, in memory order. torch's softmax is fast there."""
-    return sum(step > x.stride(-1) for step in x.stride()[:-1])
-
-
-def _blocks(rows: Rows, block_size: int | None) -> Iterator[Block]:
-    """Yield the indices of blocks of rows; a block has about `block_size` logits, and at least one row."""
-    *shape, classes = rows.logits.shape
-    if block_size is None:
-        block_size = _fitting(rows.logits.device, rows.compute, torch.get_num_threads())
-    most = max(1, block_size // classes)
-    axis, inner = len(shape), 1
-    while axis > 0 and inner * shape[axis - 1] <= most:
-        axis -= 1
-        inner *= shape[axis]
-    if axis == 0:
-        yield ()
-        return
-    step = most // inner
-    for outer in itertools.product(*map(range, shape[: axis - 1])):
-        for start in range(0, shape[axis - 1], step):
-            yield (*outer, slice(start, start + step))
+# In a smaller block, the time of the calls weighs more than a second-level cache that the block exceeds.
+_LEAST = 2**19
 
 
 @functools.cache
@@ -249,7 +228,7 @@ def _fitting(device: torch.device, dtype: torch.dtype, threads: int) -> int:
     else:
         size = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")  # Linux has "1024K"; other systems get 1 MiB
         cache = threads * (int(size.read_text().strip().rstrip("K")) * 1024 if size.exists() else 2**20)
-    return cache * 8 // torch.finfo(dtype).bits
+    return max(_LEAST, cache * 8 // torch.finfo(dtype).bits)
 
 
 def _plain(*tensors: Tensor) -> bool:

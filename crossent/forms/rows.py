@@ -5,13 +5,16 @@ precision to float32. Each form ends with :meth:`Rows.reduce`, which sets the lo
 reduction and rounds once to the dtype of the result. Between these two calls, a form is only its formula.
 
 A form that works on some rows at a time starts with :func:`arrange`, which does not widen. The form then takes some
-rows by :meth:`Rows.part` and widens them by :meth:`Rows.widened`.
+rows by :meth:`Rows.blocks` and widens them by :meth:`Rows.widened`.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,12 +31,13 @@ class Rows:
     Attributes:
         logits: (..., C), float32 or float64. Before :meth:`widened`, the caller's dtype.
         index: (...), int64, the true class of each row, and 0 on ignored rows. None for class probabilities.
-        kept: (...), bool, False on ignored rows. None for class probabilities.
+        kept: (...), bool, False on ignored rows. None for class probabilities, and where every row is known to be
+            kept.
         probabilities: (..., C), the smoothed target `(1 - ε)·target + ε/C`. Before :meth:`widened`, the caller's
             target. None for class indices.
         weight: (C,), or None where every weight is one.
         target_weight: (...), the weight of each row's true class, and 0 on ignored rows. None for class
-            probabilities.
+            probabilities, and where every weight is known to be one.
         label_smoothing: `ε`, from 0 to 1.
         reduction: "none", "mean" or "sum".
         dtype: The dtype of the result.
@@ -63,8 +67,9 @@ class Rows:
     def divisor(self) -> Tensor | int:
         """The divisor of `mean`: the total weight of the kept rows' true classes, or the number of rows.
 
-        The number of rows is the divisor for class probabilities. A total weight of 0 gives the divisor NaN. If the
-        result were set to NaN instead, its derivatives would be 0, and they must be NaN too.
+        The number of rows is the divisor for class probabilities, and where every weight is one. A total weight of 0
+        gives the divisor NaN. If the result were set to NaN instead, its derivatives would be 0, and they must be NaN
+        too.
         """
         if self.target_weight is None:
             return math.prod(self.logits.shape[:-1])
@@ -78,14 +83,29 @@ class Rows:
             probabilities = _smooth(probabilities.to(self.compute), self.label_smoothing)
         return self._with(self.logits.to(self.compute), self.index, self.kept, probabilities, self.target_weight)
 
-    def part(self, at: tuple[int | slice, ...]) -> Rows:
-        """Return the rows at the index `at` into the dimensions `...`; all rows for an empty index."""
-        if at == ():
-            return self
-        index, kept, probabilities, target_weight = (
-            None if one is None else one[at] for one in (self.index, self.kept, self.probabilities, self.target_weight)
+    def blocks(self, most: int, *others: Tensor | float) -> Iterator[tuple[Any, ...]]:
+        """Yield blocks of at most `most` rows, each with the same rows of the others.
+
+        The others are tensors, (...) or (..., K), or single numbers, which all blocks share.
+        """
+        count = math.prod(self.logits.shape[:-1])
+        if count <= most:
+            yield self, *others
+            return
+        step = most // (count // len(self.logits))  # how many entries of the first dimension make a block
+        tensors = self.logits, self.index, self.kept, self.probabilities, self.target_weight, *others
+        pieces = (
+            (torch.split(tensor, step) if step else tensor.unbind())
+            if isinstance(tensor, Tensor) and tensor.dim() > 0
+            else itertools.repeat(tensor)
+            for tensor in tensors
         )
-        return self._with(self.logits[at], index, kept, probabilities, target_weight)
+        for logits, index, kept, probabilities, target_weight, *rest in zip(*pieces, strict=False):
+            block = self._with(logits, index, kept, probabilities, target_weight)
+            if step:
+                yield block, *rest
+            else:
+                yield from block.blocks(most, *rest)
 
     def _with(
         self,
@@ -105,8 +125,7 @@ class Rows:
 
     def weigh(self, values: Tensor) -> Tensor:
         """Return `w_y · values`, the values times the weight of each row's true class: (...) to (...)."""
-        assert self.target_weight is not None
-        return self.target_weight * values
+        return values if self.target_weight is None else self.target_weight * values
 
     def weighted(self, values: Tensor) -> Tensor:
         """Return `w_c · values_c`, the values times the weight of each class: (..., C) to (..., C)."""
@@ -171,8 +190,14 @@ def arrange(
     ignore_index: int,
     reduction: str,
     label_smoothing: float,
+    *,
+    eager: bool = False,
 ) -> Rows:
-    """Check the arguments as :func:`lay_out` does; logits and class probabilities stay views of the caller's."""
+    """Check the arguments as :func:`lay_out` does; logits and class probabilities stay views of the caller's.
+
+    `eager` says that Python may read the targets: no transform or tracer sees the call, and the tensors are on a CPU.
+    A call without ignored rows then takes a short path.
+    """
     ignore_index, label_smoothing = check_options(input, target, weight, ignore_index, reduction, label_smoothing)
     dense = target.shape == input.shape
     check_target(input, target, dense, ignore_index)
@@ -181,10 +206,10 @@ def arrange(
 
     logits = input
     class_weight = None if weight is None else weight.to(compute)
-    if input.dim() > 1:
+    if input.dim() > 2:
         logits = logits.movedim(1, -1)
     if dense:
-        if target.dim() > 1:
+        if target.dim() > 2:
             target = target.movedim(1, -1)
     elif input.dim() == 1:
         target = target.reshape(())
@@ -199,6 +224,9 @@ def arrange(
         return Rows(logits, None, None, target, class_weight, None, label_smoothing, reduction, dtype)
 
     index = target.to(torch.int64)  # before the comparison: in uint8, -100 is 156
+    if eager and _all_kept(index, classes, ignore_index):
+        target_weight = None if class_weight is None else _look_up(class_weight, index, classes, ignore_index)
+        return Rows(logits, index, None, None, class_weight, target_weight, label_smoothing, reduction, dtype)
     kept = index != ignore_index
     index = torch.where(kept, index if classes else 1, 0)  # without classes, every kept target is out of range
     if compiling():  # some versions of torch compile a gather that takes -1 for the last class (pytorch#135546)
@@ -210,6 +238,12 @@ def arrange(
     else:
         target_weight = torch.where(kept, _look_up(class_weight, index, classes, ignore_index), 0.0)
     return Rows(logits, index, kept, None, class_weight, target_weight, label_smoothing, reduction, dtype)
+
+
+def _all_kept(index: Tensor, classes: int, ignore_index: int) -> bool:
+    """Return whether every target is a class and none can be ignored, by one pass over the targets."""
+    lowest, highest = (int(number) for number in index.aminmax())
+    return lowest >= 0 and highest < classes and not lowest <= ignore_index <= highest
 
 
 def _smooth(probabilities: Tensor, label_smoothing: float) -> Tensor:

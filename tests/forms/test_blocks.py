@@ -13,7 +13,7 @@ import crossent
 from crossent.cases.axes import DTYPES
 from crossent.cases.grid import grid
 from crossent.cases.inputs import Inputs
-from crossent.forms.blocks import _blocks, _differentiate
+from crossent.forms.blocks import _differentiate, _most_rows
 from crossent.forms.rows import arrange
 from crossent.subjects.subject import Subject
 from crossent.trials.call import Result
@@ -42,9 +42,10 @@ def test_the_blocks_hold_each_row_once_and_no_more_than_they_may(shape, block_si
     target_shape = (shape[0], *shape[2:]) if len(shape) > 1 else ()
     rows = arrange(torch.zeros(shape), torch.zeros(target_shape, dtype=torch.int64), None, -100, "sum", 0.0)
     seen = torch.zeros(target_shape)
-    for at in _blocks(rows, block_size):
-        seen[at] += 1
-        assert rows.logits[at].numel() <= max(block_size, 5)
+    for block, part in rows.blocks(_most_rows(rows, block_size), seen):
+        part += 1
+        assert block.logits.shape == (*part.shape, 5)
+        assert block.logits.numel() <= max(block_size, 5)
     assert (seen == 1).all()
 
 
@@ -59,7 +60,7 @@ def test_the_logarithm_of_a_probability_costs_what_the_contract_says(dtype, spre
         options = {"ignore_index": -100, "reduction": "none", "label_smoothing": 0.0}
         expected = solve(Inputs(logits, target, options, torch.ones(2000, dtype=dtype)))
         rows = arrange(logits, target, None, -100, "sum", 0.0)
-        losses = _differentiate(rows, None, torch.empty_like(logits), None)
+        losses = _differentiate(rows, 1.0, torch.empty_like(logits), None)
         for promise in worst:
             for difference in compare(Result(losses), expected, "A", promise):
                 worst[promise] = max(worst[promise], difference.ratio)
