@@ -191,28 +191,28 @@ def _most_rows(rows: Rows, block_size: int | None) -> int:
 
 
 class _Work:
-    """The softmax of each block, in one buffer that all blocks reuse, in the dtype of the computation."""
+    """The softmax of each block, in the dtype of the computation, in memory that all blocks reuse."""
 
     def __init__(self, compute: torch.dtype) -> None:
         self._compute = compute
-        self._buffer: Tensor | None = None
+        self._memory: Tensor | None = None
 
     def softmax(self, x: Tensor, out: Tensor | None = None, *, log: bool = False) -> Tensor:
-        """Return the softmax of a block, or the log-softmax; in `out` if `out` has the dtype of the computation."""
-        if out is None or out.dtype != self._compute:
-            if self._buffer is None:
-                self._buffer = torch.empty_like(x, dtype=self._compute)
-            out = self._buffer
-            if x.dim() > 1 and len(x) < len(out):  # the last block may have fewer rows
-                out = out[: len(x)]
-        if x.dtype != self._compute:
-            x = out.copy_(x)  # softmax then works in place: it writes each number after the last read of it
-        softmax = torch.log_softmax if log else torch.softmax
-        # torch's softmax is fast where the class axis is at its place in memory order.
+        """Return the softmax of a block, or the log-softmax; in `out` if torch can compute there without a copy."""
+        # torch's softmax is fast where the class axis, the last axis of x, is at its place in memory order.
         axis = sum(step > x.stride(-1) for step in x.stride()[:-1])
-        if axis == x.dim() - 1:
-            return softmax(x, -1, out=out)
-        softmax(x.movedim(-1, axis), axis, out=out.movedim(-1, axis))
+        moved = axis < x.dim() - 1
+        x = x.movedim(-1, axis) if moved else x
+        result = out.movedim(-1, axis) if moved and out is not None else out
+        if result is None or result.dtype != self._compute or not result.is_contiguous():
+            if self._memory is None:  # the first block is the largest
+                self._memory = torch.empty(x.numel(), dtype=self._compute, device=x.device)
+            result = self._memory[: x.numel()].view(x.shape)
+            out = result.movedim(axis, -1) if moved else result
+        if x.dtype != self._compute or not x.is_contiguous():
+            x = result.copy_(x)  # softmax then works in place: it writes each number after the last read of it
+        (torch.log_softmax if log else torch.softmax)(x, axis, out=result)
+        assert out is not None
         return out
 
 

@@ -92,7 +92,9 @@ class Rows:
         if count <= most:
             yield self, *others
             return
-        step = most // (count // len(self.logits))  # how many entries of the first dimension make a block
+        length = len(self.logits)
+        step = most // (count // length)  # how many entries of the first dimension make a block
+        step = step and math.ceil(length / math.ceil(length / step))  # blocks of nearly the same length
         tensors = self.logits, self.index, self.kept, self.probabilities, self.target_weight, *others
         pieces = (
             (torch.split(tensor, step) if step else tensor.unbind())
