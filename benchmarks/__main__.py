@@ -146,7 +146,9 @@ def _measured(part: str, chosen: argparse.Namespace) -> dict[str, Any]:
     from benchmarks import verifier
 
     parts = [*_shown(verifier.oracle(), _of_part), *_shown(verifier.parts(), _of_part)]
-    return {"parts": parts, "whole": [*_shown(verifier.whole(), _of_whole)]}
+    whole, commands = [*_shown(verifier.whole(), _of_whole)], [*_shown(verifier.commands(), _of_command)]
+    (bare,) = _shown(iter([verifier.bare()]), _of_bare)
+    return {"parts": parts, "whole": whole, "commands": commands, "bare": bare}
 
 
 def _title(machine: dict[str, Any]) -> str:
@@ -180,6 +182,14 @@ def _of_part(one: dict[str, Any]) -> str:
 
 def _of_whole(one: dict[str, Any]) -> str:
     return f"crossent {one['of']}: {one['cases']} cases, {one['seconds']:.1f} s"
+
+
+def _of_command(one: dict[str, Any]) -> str:
+    return f"crossent {one['of']}: {one['cpu']:.2f} s of CPU, {one['seconds']:.2f} s, status {one['status']}"
+
+
+def _of_bare(one: dict[str, Any]) -> str:
+    return f"{one['calls']} calls of {one['cases']} cases: {one['ratio']:.2f} of a bare loop's CPU"
 
 
 def _write(part: str, chosen: argparse.Namespace, found: list[dict[str, Any]]) -> None:

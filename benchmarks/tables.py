@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from benchmarks.hot_path import TARGETS, Pass
@@ -74,12 +75,42 @@ def verifier(kept: dict[str, Any]) -> str:
         if part in ("oracle", "bounds", "checks")
     ]
     whole = [[f"`{one['of']}`", f"{one['cases']:,}", f"{one['seconds']:.1f}"] for one in kept["whole"]]
+    commands = [
+        [f"`crossent {one['of']}`", *(_with_target(one[name], one[limit]) for name, limit in _COLUMNS)]
+        for one in kept["commands"]
+    ]
+    bare = kept["bare"]
     return (
         _table(["part", "dtype", "s per million logits", "target", "slowest workload"], parts)
         + "\n"
         + _table(["", "cases", "seconds"], whole)
+        + "\n"
+        + _table(["", "CPU seconds (target)", "seconds (target)"], commands)
+        + f"\nA run of {bare['cases']:,} cases of level normal, without the checks that transform a subject, takes "
+        f"{bare['ratio']:.1f} times the CPU of its {bare['calls']:,} calls in a bare loop (target 3).\n"
         + f"\n{kept['title']}.\n"
     )
+
+
+_COLUMNS = (("cpu", "cpu_limit"), ("seconds", "limit"))
+
+
+def _with_target(got: float, limit: float | None) -> str:
+    return f"{got:.3g}" if limit is None else f"{got:.3g} ({limit:g})"
+
+
+def times(kept: dict[str, Any]) -> str:
+    """Return the README's sentence on the time that `crossent check` takes."""
+    seconds = {one["of"]: one["seconds"] for one in kept["commands"]}
+    quick, normal = (_about(seconds[of]) for of in ("check --level quick", "check"))
+    return f"`--level quick` takes about {quick} on two cores, `normal`, the default, about {normal}."
+
+
+def _about(seconds: float) -> str:
+    """Return a time in words, rounded up to five seconds or half a minute."""
+    if seconds < 90:
+        return f"{5 * math.ceil(seconds / 5)} seconds"
+    return f"{math.ceil(seconds / 30) / 2:g} minutes"
 
 
 def _table(heads: list[str], rows: list[list[str]]) -> str:

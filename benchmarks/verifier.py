@@ -8,23 +8,35 @@ round slower. `crossent check` is timed by the clock, on all cores, against the 
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from crossent.cases.bad_inputs import BadInput
 from crossent.cases.case import Case
 from crossent.checks import single
 from crossent.numerics.oracle.answer import Answer, answer
 from crossent.numerics.oracle.arguments import Arguments
+from crossent.run.order import imports_compilers
 from crossent.run.plan import plan
+from crossent.run.runner import run
+from crossent.run.settings import Settings
 from crossent.subjects.builtin import BY_NAME
+from crossent.subjects.subject import Subject
 from crossent.trials.act import Here
+from crossent.trials.call import evaluate
+from crossent.trials.check import Check
 from crossent.trials.difference import Difference
 from crossent.trials.trial import Question, Trial
 
@@ -170,6 +182,85 @@ def whole(levels: tuple[str, ...] = ("quick", "normal"), subject: str = "formula
                 "seconds": seconds,
                 "status": done.returncode,
             }
+
+
+RIGHT = """
+from torch.nn.functional import cross_entropy
+def loss(input, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
+    options = {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing}
+    return cross_entropy(input, target, weight, **options)
+"""
+WRONG = RIGHT.replace('"ignore_index": ignore_index, ', "")
+# Commands, each with its targets: CPU seconds, and seconds on two idle cores.
+COMMANDS: tuple[tuple[str, float | None, float | None], ...] = (
+    ("check", 110.0, 60.0),
+    ("check --level quick", 16.0, 10.0),
+    ("check right.py:loss --contract torch --level quick", None, 6.0),
+    ("check wrong.py:loss --contract torch --level quick -x", None, 5.0),
+    ("--help", 0.15, 0.15),
+    ("check --levle quick", 0.15, 0.15),
+)
+
+
+def commands(of: tuple[tuple[str, float | None, float | None], ...] = COMMANDS) -> Iterator[dict[str, Any]]:
+    """Yield the CPU seconds and the seconds by the clock of commands, of which none reads an earlier report."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in (("right", RIGHT), ("wrong", WRONG)):
+            (Path(folder) / f"{name}.py").write_text(text, encoding="utf-8")
+        for words, cpu_limit, limit in of:
+            before, start = os.times(), time.perf_counter()
+            command = [sys.executable, "-m", "crossent", *words.split()]
+            done = subprocess.run(command, capture_output=True, check=False, cwd=folder)
+            seconds, after = time.perf_counter() - start, os.times()
+            cpu = after.children_user + after.children_system - before.children_user - before.children_system
+            limits = {"cpu_limit": cpu_limit, "limit": limit}
+            yield {"part": "command", "of": words, "cpu": cpu, "seconds": seconds, **limits, "status": done.returncode}
+
+
+def bare(every: int = 16) -> dict[str, Any]:
+    """Return the CPU seconds of a run, and those of the same number of calls in a bare loop.
+
+    The run has every n-th case of level normal, without the checks that transform a subject. The bare loop makes the
+    inputs of a case once, and calls the subject and its backward pass as often as the run does.
+    """
+    settings = Settings(level="normal")
+    subjects = settings.load()
+    planned: dict[Case | BadInput, tuple[Check, ...]] = {
+        case: tuple(check for check in checks if not imports_compilers([check]) and check.name not in _COMPILERS)
+        for case, checks in [*settings.plan().items()][::every]
+        if isinstance(case, Case)
+    }
+    counts: Counter[tuple[str, Case]] = Counter()
+    now: list[Case] = []
+
+    def counting(subject: Subject) -> Subject:
+        def loss(*arguments: Any, **options: Any) -> Any:
+            counts[subject.name, now[-1]] += 1
+            return subject.loss(*arguments, **options)
+
+        return replace(subject, loss=loss)
+
+    counted = [counting(subject) for subject in subjects]
+    for case, checks in planned.items():  # not timed
+        now.append(case)
+        run(settings, counted, {case: checks})
+    start = time.process_time()
+    run(settings, subjects, planned)
+    of_run = time.process_time() - start
+    start = time.process_time()
+    for case in planned:
+        inputs = case.build()
+        for subject in subjects:
+            for _ in range(counts[subject.name, case]):
+                with suppress(Exception):
+                    evaluate(subject.loss, inputs)
+    of_loop = time.process_time() - start
+    calls = sum(counts.values())
+    return {"cases": len(planned), "calls": calls, "run": of_run, "loop": of_loop, "ratio": of_run / of_loop}
+
+
+# These checks make torch import its compilers, as those that transform a subject do.
+_COMPILERS = ("deterministic",)
 
 
 def _fastest(call: Callable[[], object], rounds: int) -> float:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import compare, growth, hot_path, memory, paired, peers, tables, verifier
-from benchmarks.readme import RESULTS, part
+from benchmarks.readme import README, RESULTS, part
 from benchmarks.turns import Hot, Side
 
 CALLS = [Hot("torch", "float32", 1, (2, 2)), Hot("formula", "float32", 1, (2, 2))]
@@ -247,6 +247,27 @@ def test_every_part_of_the_verifier_is_timed():
     case = verifier.Case("float32", (5, 3), reduction="mean", weight="weighted")
     parts = {part["part"] for part in verifier.parts((case,), rounds=1)}
     assert parts == {"inputs", "exact value", "call", "bounds", "checks"}
+
+
+def test_a_command_is_timed_with_its_own_processes():
+    (of_help,) = verifier.commands((("--help", 0.15, None),))
+    assert (of_help["status"], of_help["cpu_limit"], of_help["limit"]) == (0, 0.15, None)
+    assert 0 < of_help["cpu"] < of_help["seconds"] * 2
+    (stopped,) = verifier.commands(
+        (("check wrong.py:loss --contract torch --level quick --dtype float32 -x", None, 5.0),)
+    )
+    assert stopped["status"] == 1
+
+
+def test_a_run_is_compared_with_its_own_calls_in_a_bare_loop():
+    found = verifier.bare(every=400)
+    assert found["calls"] > 4 * found["cases"] > 0
+    assert found["ratio"] == found["run"] / found["loop"] > 1
+
+
+def test_the_readme_says_how_long_a_run_takes():
+    kept = json.loads((RESULTS / "verifier.json").read_text(encoding="utf-8"))
+    assert tables.times(kept) in " ".join(README.read_text(encoding="utf-8").split())
 
 
 def test_an_exponent_is_the_slope_of_the_logarithms():
