@@ -58,7 +58,7 @@ def blocked(
         reduction: `"none"`, `"mean"` or `"sum"`, as for :func:`crossent.formula`.
         label_smoothing: `ε`, from 0 to 1, as for :func:`crossent.formula`.
         block_size: The number of logits in a block, 1 or more. A block has at least one row. The default is the
-            number that fits the second-level cache of the device.
+            number that fits the second-level cache of the device, or 2^19 where fewer fit.
 
     Returns:
         The loss, with the shape and dtype of :func:`crossent.formula`'s.
@@ -222,7 +222,7 @@ _LEAST = 2**19
 
 @functools.cache
 def _fitting(device: torch.device, dtype: torch.dtype, threads: int) -> int:
-    """Return the number of logits, in the dtype of the computation, that fit the working cores' second-level caches."""
+    """Return the number of logits, in the dtype of the computation, that fit the second-level caches, or `_LEAST`."""
     if device.type == "cuda":
         cache = int(getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0)) or 2**23
     else:
