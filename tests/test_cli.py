@@ -35,7 +35,7 @@ def small_grid(monkeypatch):
     """A few cases instead of a level's: these tests are about the command."""
     dtypes = tuple(DTYPES)
     more = [*edges(dtypes, 0, "quick"), *list(grid(dtypes, 0, "triples"))[::20]]  # for evidence of every check
-    monkeypatch.setattr("crossent.run.runner.check", check_on(list(grid(dtypes, 0, "pairs"))[::20], more=more))
+    monkeypatch.setattr("crossent.run.runner.check", check_on(list(grid(dtypes, 0, "pairs"))[::40], more=more))
 
 
 def test_check_prints_a_row_for_each_form_and_dtype(capsys, small_grid):
