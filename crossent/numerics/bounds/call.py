@@ -19,8 +19,8 @@ from crossent.numerics.formats import FLOAT32, Array, Format, either
 class CallBounds:
     """The intermediates of a call, or of several calls of one structure, under one contract.
 
-    `like` holds the bounds of the same call under a contract that differs only in the order of sums over rows. What does
-    not depend on that order is computed once for both.
+    `like` holds the bounds of the same call under a contract that differs only in the order of sums over rows. What
+    does not depend on that order is computed once for both.
     """
 
     def __init__(self, terms: Terms, contract: Contract, like: CallBounds | None = None) -> None:
