@@ -157,6 +157,16 @@ def test_a_part_is_compared_with_a_baseline_on_what_it_has(check, capsys):
     assert "only in the old run" not in out
 
 
+def test_a_case_that_this_version_lacks_is_not_repeated(check):
+    check()
+    path = path_of(["wrong.py:loss"])
+    failed = last_failed(["wrong.py:loss"])
+    assert len(failed) == 2
+    gone = next(iter(failed))
+    path.write_text(path.read_text().replace(gone, gone.replace("-normal-", "-gone-")))
+    assert [*last_failed(["wrong.py:loss"])] == [case for case in failed if case != gone]
+
+
 class Work(Steps):
     """Three steps; the second has a finding."""
 

@@ -69,3 +69,18 @@ def test_zero_rows_and_calls_of_different_lengths_have_bounds_of_their_own():
         assert one.loss.shape == ()
         assert_same("loss", one.loss, other.loss)
         assert_same("gradient", one.gradient, other.gradient)
+
+
+@pytest.mark.parametrize("id", ["float32-2000x3-normal-int64-mean-weight_decades", "float32-2000x3-normal-int64-sum"])
+def test_bounds_that_are_shared_are_those_of_each_contract(id):
+    """The sum of the weights, and so the gradient of a mean, has another bound in another order of the rows."""
+    case = Case.of(id)
+    exact = Question(case).exact
+    promises = [(promise, grade) for promise in ("eager", "torch") for grade in "AB"]
+    contracts = [contract(promise, grade, case.dtype, rows=case.rows) for promise, grade in promises]
+    shared = [exact.bounds(promised) for promised in contracts]
+    alone = [Bounds(exact.terms, promised) for promised in contracts]
+    for mine, its, promised in zip(shared, alone, contracts, strict=True):
+        for name in ("loss", "gradient"):
+            assert np.array_equal(getattr(mine, name), getattr(its, name)), f"{name} of {promised.row_order}"
+    assert len({its.loss.tobytes() for its in alone}) > 1
