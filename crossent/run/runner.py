@@ -140,5 +140,9 @@ def _finished(
     report.left_out = [name for name in report.only.get("checks", CHECKS) if name in CHECKS and name not in ran]
     if "cases" in report.only:
         report.left_out = []  # it is not the level that left them out
-    report.triples = met(case for case in planned if isinstance(case, Case))
+    cases = [case for case in planned if isinstance(case, Case)]
+    if report.planned is not None:  # the run did not come to its end
+        done = {case for part in report.subjects for case in part.outcomes}
+        cases = [case for case in cases if case.id in done]
+    report.triples = met(cases)
     return report

@@ -16,7 +16,9 @@ from support.subjects import off_by_a_percent
 
 import crossent
 from crossent.cases.case import Case
+from crossent.cases.grid import met
 from crossent.report.reader import report_of
+from crossent.report.regimes import case_or_none
 from crossent.run.isolation import _MOST_HUNG
 
 CASES = [
@@ -202,6 +204,8 @@ def test_a_run_ends_at_its_most_findings_and_says_how_far_it_came(jobs):
     assert read_back(report) == report.to_json()
     assert (report.to_json()["stopped"], report.fixed) == (True, [])
     whole = check_few("formula", off_by_a_percent, level="quick", jobs=jobs)
+    done = {case for part in report.subjects for case in part.outcomes}
+    assert report.triples == met(filter(None, map(case_or_none, done))) < whole.triples
     for part, other in zip(report.subjects, whole.subjects, strict=True):  # in the order of the plan
         assert list(part.outcomes) == [case for case in other.outcomes if case in part.outcomes]
 
