@@ -96,7 +96,7 @@ def ordered(planned: Plan) -> tuple[list[int], list[int], list[int]]:
 
 
 def _structure(case: Case | BadInput) -> tuple[object, ...]:
-    """Return what cases have in common whose error bounds are computed together."""
+    """Return the properties shared by cases whose error bounds are computed together."""
     if isinstance(case, BadInput):
         return ("no case",)
     of_target = case.target in INDEX_TARGETS, case.weight == "unweighted", case.label_smoothing > 0

@@ -33,7 +33,7 @@ def prepare(
         terms = question.exact.terms
         for subject in subjects:
             if terms.logits.size <= _MOST and not subject.not_applicable(question.inputs):
-                for contract, names in _asked(question, subject, question in differentiated):
+                for contract, names in _contracts(question, subject, question in differentiated):
                     along = "second" in names or "tangent" in names
                     bounds = (question.exact_along if along else question.exact).bounds(contract)
                     together[bounds.contract, terms.structure, names][id(bounds)] = bounds
@@ -42,7 +42,7 @@ def prepare(
             type(calls[0]).of_calls(calls, names)
 
 
-def _asked(question: Question, subject: Subject, along: bool) -> Iterator[tuple[Contract, tuple[str, ...]]]:
+def _contracts(question: Question, subject: Subject, along: bool) -> Iterator[tuple[Contract, tuple[str, ...]]]:
     """Yield each contract under which a subject is compared, with the names of the results in its format."""
     exact, trial = question.exact, Trial(question, subject, Here(subject.loss))
     of_loss = subject.dtype_name or str(exact.dtype).removeprefix("torch.")
@@ -50,10 +50,10 @@ def _asked(question: Question, subject: Subject, along: bool) -> Iterator[tuple[
     if exact.target_gradient is not None:
         formats["target_gradient"] = name_of(question.inputs.target)
     grades = sorted({"A", trial.wanted})
-    asked = [(formats, grade) for grade in grades]
+    needed = [(formats, grade) for grade in grades]
     if along:
-        asked.append(({"tangent": of_loss, "second": exact.logits_dtype}, trial.wanted))
-    for of, grade in asked:
+        needed.append(({"tangent": of_loss, "second": exact.logits_dtype}, trial.wanted))
+    for of, grade in needed:
         contract = trial.contract(exact.logits_dtype, len(exact.terms.logits), grade)
         for storage in dict.fromkeys(of.values()):
             yield contract.storing(FORMATS[storage]), tuple(name for name, own in of.items() if own == storage)

@@ -120,7 +120,10 @@ def worst(check: str, tensor: Tensor, exact: Ball, bounds: Bounds) -> Difference
 
 
 def _compared_with(check: str, exact: Ball, bounds: Bounds) -> tuple[Array, bool, dict[str, int]]:
-    """Return what a comparison with exact values uses. All subjects with the same contract share it."""
+    """Return the error bounds, whether passing is no evidence, and the counts of numbers without a bound.
+
+    All subjects with the same contract share them.
+    """
     known = _SHARED.setdefault(bounds, {})
     if check not in known or known[check][0] is not exact:
         allowed, vacuous = largest_errors(check, exact, bounds)

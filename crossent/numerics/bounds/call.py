@@ -1,4 +1,4 @@
-"""What all error bounds of a call share: the intermediates, the scale of the gradients, and stacks of several calls."""
+"""The common part of all error bounds of a call: the intermediates, the scale of the gradients, stacks of calls."""
 
 from __future__ import annotations
 
@@ -164,7 +164,10 @@ class CallBounds:
 
 
 def effective(contract: Contract, terms: Terms) -> Contract:
-    """Return the contract without what makes no difference to a call, so that equal bounds are computed once."""
+    """Return an equivalent contract for a call: fields that do not change its bounds get fixed values.
+
+    Equal bounds are then computed once.
+    """
     rows, depth = len(terms.logits), contract.row_order.depth
     any_order = terms.reduction == "none" or (depth is not None and depth >= rows - 1)
     narrow = contract.in_target_format and terms.target_format is FLOAT32 and terms.smooths

@@ -55,7 +55,7 @@ class Terms:
 
     @property
     def structure(self) -> tuple[object, ...]:
-        """What the calls of a stack have in common."""
+        """The properties that all calls of a stack must share."""
         given = (self.index is None, self.weight is None, self.smooths, self.reduction, self.target_format)
         return (self.logits.shape[1], *given)
 
