@@ -19,7 +19,7 @@ from typing import Any
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion, Version
 
-from crossent.report.findings import Finding, SubjectReport
+from crossent.report.findings import NUMBERS, Finding, SubjectReport
 from crossent.report.report import Report
 from crossent.words import one_line
 
@@ -31,6 +31,8 @@ class ExpectedFinding:
     Attributes:
         subject, device: patterns for the names, as in a shell.
         checks, kind: the checks and the kind of the findings. The kind "", which an entry with an id has, matches any.
+        results: the results, such as "loss", that any check finds wrong. A check that calls the loss in another way,
+            for example under no_grad, finds the same wrong number.
         cases: patterns for the ids of the cases.
         torch: the versions of torch with this failure, for example `>=2.1,<2.4`.
         got: the values of the worst element, as Python prints them; any value if empty.
@@ -48,15 +50,16 @@ class ExpectedFinding:
     issue: str = ""
     got: tuple[str, ...] = ()
     sometimes: bool = False
+    results: tuple[str, ...] = ()
 
     def covers(self, subject: str, case: str) -> bool:
         """Whether the entry is about this subject and this case."""
         return fnmatchcase(subject, self.subject) and any(fnmatchcase(case, pattern) for pattern in self.cases)
 
     def ran(self, subject: SubjectReport) -> bool:
-        """Whether one of the entry's checks ran on one of its cases, for this subject."""
+        """Whether one of the entry's checks, or the check of one of its results, ran on one of its cases."""
         return any(
-            self.covers(subject.name, case) and not outcome.checks.keys().isdisjoint(self.checks)
+            self.covers(subject.name, case) and not outcome.checks.keys().isdisjoint((*self.checks, *self.results))
             for case, outcome in subject.outcomes.items()
         )
 
@@ -73,9 +76,11 @@ class ExpectedFinding:
 
     def matches(self, finding: Finding, subject: str) -> bool:
         """Whether the finding is this known failure, of a subject with this name in the list."""
-        described = finding.check in self.checks and self.kind in ("", finding.kind)
+        numbers, result = finding.numbers, finding.of.partition(" ")[0]
+        again = result in self.results and numbers is not None and numbers.versus == "exact"
+        described = (finding.check in self.checks or again) and self.kind in ("", finding.kind)
         if self.got:
-            described = described and finding.numbers is not None and str(finding.numbers.got) in self.got
+            described = described and numbers is not None and str(numbers.got) in self.got
         return described and self.covers(subject, finding.case)
 
     def __str__(self) -> str:
@@ -117,6 +122,8 @@ def require_about(
             )
         if unknown := [check for check in entry.checks if check not in checks]:
             raise ValueError(f"finding {entry.reason!r}: no check is {unknown[0]!r}; allowed are {', '.join(checks)}")
+        if unknown := [result for result in entry.results if result not in NUMBERS]:
+            raise ValueError(f"finding {entry.reason!r}: no result is {unknown[0]!r}; allowed are {', '.join(NUMBERS)}")
         known = known or cases()
         if unknown := [pattern for pattern in entry.cases if not any(fnmatchcase(case, pattern) for case in known)]:
             raise ValueError(
@@ -150,7 +157,7 @@ def mark(report: Report, entries: Iterable[ExpectedFinding], names: Mapping[str,
             report.fixed.append(str(entry))
 
 
-_LISTS = ("checks", "cases", "got")
+_LISTS = ("checks", "results", "cases", "got")
 _FLAGS = ("sometimes",)
 
 
@@ -177,8 +184,10 @@ def _entry(entry: dict[str, Any]) -> ExpectedFinding:
         raise ValueError(f"got {unknown[0]!r}; allowed are {', '.join(known)}")
     if "id" in entry:
         entry = _of_id(entry)
-    elif missing := [key for key in ("subject", "checks", "kind", "cases") if not entry.get(key)]:
+    elif missing := [key for key in ("subject", "kind", "cases") if not entry.get(key)]:
         raise ValueError(f"{missing[0]} is missing")
+    elif not (entry.get("checks") or entry.get("results")):
+        raise ValueError("checks is missing, and so is results; give one of them")
     if missing := [key for key in ("reason",) if not entry.get(key)]:
         raise ValueError(f"{missing[0]} is missing")
     for key, value in entry.items():
@@ -194,13 +203,15 @@ def _entry(entry: dict[str, Any]) -> ExpectedFinding:
         SpecifierSet(entry.get("torch", ""))
     except InvalidSpecifier:
         raise ValueError(f"torch: got {entry['torch']!r}; allowed are versions, as in '>=2.1,<2.4'") from None
-    arguments: dict[str, Any] = {key: tuple(value) if key in _LISTS else value for key, value in entry.items()}
+    arguments: dict[str, Any] = {"checks": ()} | {
+        key: tuple(value) if key in _LISTS else value for key, value in entry.items()
+    }
     return ExpectedFinding(**arguments)
 
 
 def _of_id(entry: dict[str, Any]) -> dict[str, Any]:
     """Turn an entry with the id of a finding into an entry with subject, checks and cases."""
-    if other := [key for key in ("subject", "checks", "cases") if key in entry]:
+    if other := [key for key in ("subject", "checks", "results", "cases") if key in entry]:
         raise ValueError(f"got both id and {other[0]}; remove one of them")
     *_, subject, check, case = ["", "", *str(given := entry["id"]).rsplit(":", 2)]
     if not (isinstance(given, str) and subject and check and case):

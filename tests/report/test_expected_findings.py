@@ -1,9 +1,12 @@
 """Known failures: the list is read strictly, matches exactly its findings, and reports the entries that can go."""
 
+import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
+from support.checks import CIRCUMSTANCES, SINGLE
 from support.running import run
 
 from crossent.cases.axes import DTYPES
@@ -12,7 +15,7 @@ from crossent.cases.case import Case
 from crossent.cases.edges import EDGES
 from crossent.cases.grid import grid
 from crossent.report.expected_findings import ExpectedFinding, mark, read_list, torch_list
-from crossent.report.findings import Finding, Measured, Outcome, SubjectReport
+from crossent.report.findings import Finding, Measured, Numbers, Outcome, SubjectReport
 from crossent.report.report import Report
 from crossent.run.plan import plan
 from crossent.subjects.builtin import TORCH, TORCH_NLL
@@ -65,7 +68,8 @@ def finding(subject="torch", check="loss", case="a1", kind="wrong"):
         ("version = 1\n" + toml(), "got 'version'; allowed"),
         (toml(check="loss"), "finding 1: got 'check'; allowed are subject, checks, kind, cases, reason, torch, device"),
         (toml() + "\n" + toml(subject=None), "finding 2: subject is missing"),
-        (toml(checks=None), "finding 1: checks is missing"),
+        (toml(checks=None), "finding 1: checks is missing, and so is results"),
+        (toml(results="loss"), "results: got 'loss'; allowed is a list of strings"),
         (toml(checks=[]), "finding 1: checks is missing"),
         (toml(kind=None), "finding 1: kind is missing"),
         (toml(kind=""), "finding 1: kind is missing"),
@@ -191,6 +195,39 @@ def test_an_entry_is_about_the_devices_that_it_names(pattern, here, applies):
     assert made.fixed == []
 
 
+NUMBERS = Numbers((), math.inf, "0x7c00", 1.0, 0.0, 1.0, math.inf, math.inf)
+
+
+@pytest.mark.parametrize(
+    ("changed", "numbers", "matches"),
+    [
+        ({}, {}, True),
+        ({"of": "loss under no_grad"}, {}, True),
+        ({"of": "gradient under no_grad"}, {}, False),
+        ({"of": ""}, {}, False),
+        ({"kind": "refused"}, {}, False),
+        ({"case": "b"}, {}, False),
+        ({"subject": "mine"}, {}, False),
+        ({}, {"got": 3.0}, False),
+        ({}, {"versus": "other"}, False),
+    ],
+)
+def test_an_entry_about_a_result_describes_it_in_every_check(changed, numbers, matches):
+    one = replace(finding(check="no_grad"), of="loss", numbers=replace(NUMBERS, **numbers))
+    of_results = entry(checks=[], results=("loss", "target_gradient"), got=("inf",))
+    assert of_results.matches(replace(one, **changed), changed.get("subject", "torch")) is matches
+    assert not entry(checks=["loss"]).matches(one, "torch")
+
+
+def test_a_wrong_number_of_torch_is_known_in_whatever_way_the_loss_is_called():
+    """A float16 case whose seed was drawn: its sum overflows under no_grad and on non-leaf logits as well."""
+    case = Case.of("float16-5x5-large-probabilities-mean-weighted-expanded-target_strided-smooth1-seed4066419307")
+    report = run(TORCH, case, (*SINGLE, *CIRCUMSTANCES), known=SHIPPED)
+    found = {one.check for one in report.subjects[0].findings}
+    assert found >= {"loss", "no_grad", "non_leaf", "alone"}
+    assert not report.findings, report
+
+
 def test_another_check_or_kind_on_the_same_case_stays_a_finding():
     made = report(finding(), finding(check="gradient"), finding(kind="refused"))
     mark(made, [entry()])
@@ -293,7 +330,7 @@ def chosen(known):
         case
         for case, checks in PLANNED.items()
         if (known.covers("torch", case.id) or known.covers("torch_nll", case.id))
-        and (isinstance(case, BadInput) or {check.name for check in checks} & set(known.checks))
+        and (isinstance(case, BadInput) or {check.name for check in checks} & {*known.checks, *known.results})
     ]
     applicable = [case for case in of if TORCH_NLL.not_applicable(case.build()) is None]
     of = applicable if known.subject == "torch_nll" else of
@@ -318,7 +355,7 @@ def waiting(known, made):
     if any(known.ran(part) for part in made.subjects):
         return set()
     outcomes = [outcome for part in made.subjects for outcome in part.outcomes.values()]
-    reasons = {outcome.not_run.get(check, "") for outcome in outcomes for check in known.checks}
+    reasons = {outcome.not_run.get(check, "") for outcome in outcomes for check in (*known.checks, *known.results)}
     return {reason for reason in reasons if reason.startswith(("needs a torch", "needs torch"))}
 
 
