@@ -12,7 +12,8 @@ options        the effect of an option, and options with a neutral value
 circumstances  no_grad, logits that are no leaves, one gradient of two, threads
 derivatives    double backward and forward mode
 determinism    identical bits in ten calls, and CUDA streams
-transforms     batched gradients, torch.func.vjp, torch.func.vmap, autocast, meta tensors, torch.export
+jacobians      batches of upstream gradients and of directions, as torch's Jacobians and Hessians call them
+transforms     torch.func.vjp, torch.func.vmap, autocast, meta tensors, torch.export
 compiled_code  torch.compile: traced graphs, compiled code, and class indices out of range
 large          more elements than 31 or 32 bits can count
 refusals       a bad call raises the right error; not in `CHECKS`, since it runs on bad inputs and not on cases
@@ -28,6 +29,7 @@ from crossent.checks import (
     compiled_code,
     derivatives,
     determinism,
+    jacobians,
     large,
     options,
     relations,
@@ -68,7 +70,11 @@ CHECKS = {
         determinism.stream,
         transforms.func_grad,
         transforms.vmap,
-        transforms.batched_gradient,
+        jacobians.batched_gradient,
+        jacobians.jacrev,
+        jacobians.jacfwd,
+        jacobians.batched_second,
+        jacobians.hessian,
         transforms.autocast,
         transforms.meta,
         transforms.export,

@@ -12,33 +12,20 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad as dual_numbers
 
-from crossent.cases.case import Case
 from crossent.cases.inputs import Inputs
-from crossent.numerics.formats import FORMATS
-from crossent.numerics.oracle.arithmetic import Ball
 from crossent.subjects.subject import Loss
+from crossent.trials.along import is_small, measured
 from crossent.trials.check import Cost, check
-from crossent.trials.difference import Difference, worst
-from crossent.trials.exact import name_of
+from crossent.trials.difference import Difference
 from crossent.trials.trial import Problem, Trial
 
-# The most logits of a case on which these checks run. They test the formula, and a few thousand logits suffice. The
-# checks of loss and gradient cover long sums.
-MOST_LOGITS = 4096
 
-
-def _is_small(case: Case) -> bool:
-    return case.rows * case.classes <= MOST_LOGITS
-
-
-@check("gradient", "double_backward", cost=Cost.CALLS, applies=_is_small)
+@check("gradient", "double_backward", cost=Cost.CALLS, applies=is_small)
 def double_backward(trial: Trial) -> Iterator[Difference | Problem]:
     """The derivatives of `<gradient, u>` by the logits and by the upstream gradient equal their exact values.
 
@@ -49,11 +36,11 @@ def double_backward(trial: Trial) -> Iterator[Difference | Problem]:
     inputs, direction = trial.question.fresh(), trial.case.direction(trial.question.device)
     second, upstream = trial.perform(second_order, inputs, direction)
     exact = trial.question.exact_along
-    yield from _measured("second", second, exact.second, trial)
-    yield from _measured("upstream_gradient", upstream, exact.tangent, trial)
+    yield from measured("second", second, exact, trial)
+    yield from measured("upstream_gradient", upstream, exact, trial)
 
 
-@check("gradient", "forward_ad", cost=Cost.CALLS, applies=_is_small)
+@check("gradient", "forward_ad", cost=Cost.CALLS, applies=is_small)
 def forward_ad(trial: Trial) -> Iterator[Difference | Problem]:
     """The derivative of the loss along `u`, `Σ_c w_c q_c (Σ_k p_k u_k - u_c)` of each row, is exact in forward mode.
 
@@ -62,7 +49,7 @@ def forward_ad(trial: Trial) -> Iterator[Difference | Problem]:
     """
     inputs, direction = trial.question.fresh(), trial.case.direction(trial.question.device)
     tangent = trial.perform(tangent_of, inputs, direction)
-    yield from _measured("tangent", tangent, trial.question.exact_along.tangent, trial)
+    yield from measured("tangent", tangent, trial.question.exact_along, trial)
 
 
 def second_order(loss: Loss, inputs: Inputs, direction: Tensor) -> tuple[Tensor | None, ...]:
@@ -100,26 +87,3 @@ def tangent_of(loss: Loss, inputs: Inputs, direction: Tensor) -> Tensor | None:
         value = loss(_dual(inputs.logits.detach(), direction), inputs.target, **inputs.options)
         tangent: Tensor | None = dual_numbers.unpack_dual(value).tangent  # type: ignore[no-untyped-call]
     return tangent
-
-
-def _measured(of: str, got: Tensor | None, exact: Ball, trial: Trial) -> Iterator[Difference | Problem]:
-    """Compare a derivative with its exact value. No derivative (None) passes if the exact derivative is 0."""
-    inputs = trial.question.inputs
-    expected = inputs.logits.shape if of == "second" else inputs.upstream.shape
-    if got is None:
-        if (exact.distance(np.zeros_like(exact.hi)) > exact.radius).any():
-            yield Problem("wrong", f"{_WORDS[of]} is missing", of)
-        return
-    if got.shape != expected:
-        yield Problem("wrong", f"{_WORDS[of]} has shape {tuple(got.shape)}; expected {tuple(expected)}", of)
-        return
-    promised = trial.contract(trial.case.dtype, trial.case.rows)
-    bounds = trial.question.exact_along.bounds(replace(promised, storage=FORMATS[name_of(got)]))
-    yield worst(of, got.detach(), exact, bounds)
-
-
-_WORDS = {
-    "second": "the derivative of the gradient by the logits",
-    "upstream_gradient": "the derivative of the gradient by the upstream gradient",
-    "tangent": "the tangent of the loss",
-}

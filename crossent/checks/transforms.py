@@ -1,4 +1,4 @@
-"""Checks of a subject under torch's transforms: batched gradients, torch.func, autocast, meta tensors, torch.export.
+"""Checks of a subject under torch's transforms: torch.func, autocast, meta tensors, torch.export.
 
 Some functions are right in a plain call and wrong under a transform. The checks compare each result with the exact
 values, and not with the result of a plain call, which may be wrong in the same way.
@@ -105,43 +105,6 @@ def gradients_by_vmap(loss: Loss, inputs: Inputs) -> tuple[Tensor, ...]:
     vmapped = torch.func.vmap(gradients_of_sample, axes, axis)
     made: tuple[Tensor, ...] = vmapped(inputs.logits, inputs.target, inputs.upstream)
     return made
-
-
-@check("gradient", "batched_gradient", cost=Cost.STRUCTURE, transforms=True)
-def batched_gradient(trial: Trial) -> Found:
-    """torch.autograd.grad(is_grads_batched=True) gives the exact gradients for two upstream gradients at once.
-
-    `torch.autograd.gradcheck(check_batched_grad=True)` and `torch.autograd.functional.jacobian(vectorize=True)` make
-    this call. The second upstream gradient is the first times -2, so that no gradient can take the place of the other.
-    """
-    inputs, exact = trial.question.fresh(), trial.question.exact
-    upstreams = torch.stack([inputs.upstream, -2 * inputs.upstream])
-    wanted = tuple(name for name in trial.gradients if name == "gradient" or exact.target_gradient is not None)
-    loss, *gradients = trial.perform(gradients_of_batch, inputs, upstreams, wanted)
-    if problem := misshapen(trial, loss, exact):
-        yield problem
-        return
-    for at, upstream in enumerate(upstreams):
-        expected = solve(replace(trial.question.inputs, upstream=upstream)) if at else exact
-        result = Result(loss, **{name: part[at] for name, part in zip(wanted, gradients, strict=True)})
-        for found in trial.compare(result, expected):
-            if found.of != "loss":
-                yield replace(found, index=(at, *found.index))
-
-
-def gradients_of_batch(loss: Loss, inputs: Inputs, upstreams: Tensor, wanted: Gradients) -> tuple[Tensor, ...]:
-    """Return the loss and its gradients for a batch of upstream gradients. This function is an act.
-
-    If the loss has a wrong shape, no gradient is computed: :func:`misshapen` reports the shape.
-    """
-    leaves = {"gradient": inputs.logits.detach().requires_grad_()}
-    if "target_gradient" in wanted:
-        leaves["target_gradient"] = inputs.target.detach().requires_grad_()
-    value = loss(leaves["gradient"], leaves.get("target_gradient", inputs.target), **inputs.options)
-    if getattr(value, "shape", None) != inputs.upstream.shape:
-        return (value,)
-    batch = upstreams.to(value.dtype)
-    return value.detach(), *torch.autograd.grad(value, list(leaves.values()), batch, is_grads_batched=True)
 
 
 @check("autocast", cost=Cost.STRUCTURE, transforms=True)

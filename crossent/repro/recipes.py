@@ -150,12 +150,15 @@ def of_other_numbers(case: Case) -> dict[str, Any]:
     return {"other": case.seeded(case.seed + 1).build()}
 
 
-def _derivative(step: ScriptFunction, *names: str) -> Recipe:
-    """Return the recipe of derivatives along the direction of the case. A derivative may be missing."""
+def _derivative(step: ScriptFunction, *names: str, batch: tuple[int, ...] = ()) -> Recipe:
+    """Return the recipe of derivatives along the direction of the case. A derivative may be missing.
+
+    `batch` is the shape of a batch of directions.
+    """
 
     def shapes(focus: Focus) -> Shapes:
         known = parts(focus.inputs)
-        return {name: known["gradient" if name == "second" else "loss"] for name in names}
+        return {name: (*batch, *known["gradient" if name == "second" else "loss"]) for name in names}
 
     def values(focus: Focus) -> dict[str, Any]:
         along = {"direction": focus.case.direction()}
@@ -261,6 +264,10 @@ RECIPES = {
     "func_grad": _transform(transforms.call_under_vjp),
     "vmap": _transform(transforms.call_under_vmap, _of_samples, number=transforms.judge_samples),
     "batched_gradient": _transform(transforms.differentiate_batch, _of_batch),
+    "jacrev": _transform(transforms.differentiate_by_jacrev, _of_batch),
+    "jacfwd": _derivative(transforms.differentiate_by_jacfwd, "tangent", batch=(2,)),
+    "batched_second": _derivative(transforms.differentiate_batch_twice, "second", "upstream_gradient", batch=(2,)),
+    "hessian": _derivative(transforms.differentiate_by_hessian, "second", batch=(2,)),
     "autocast": _transform(transforms.call_under_autocast),
     "meta": Recipe(EITHER, transforms.call_on_meta),
     "export": _transform(transforms.call_exported, _only("loss")),

@@ -24,6 +24,7 @@ from pebble import ProcessExpired, ProcessPool
 from crossent.cases.bad_inputs import BadInput
 from crossent.cases.case import Case
 from crossent.checks.derivatives import double_backward, forward_ad
+from crossent.checks.jacobians import batched_second, hessian, jacfwd
 from crossent.machine import ambient, available
 from crossent.report.findings import Finding, Verdict
 from crossent.report.report import Report
@@ -157,7 +158,7 @@ class _Work:
         while some := list(itertools.islice(left, _CASES_AT_ONCE)):
             cases = {at: self.cases[at] for at in some}
             questions = {at: Question(case, device) for at, case in cases.items() if isinstance(case, Case)}
-            derivatives = {forward_ad, double_backward}
+            derivatives = {forward_ad, double_backward, jacfwd, batched_second, hessian}
             along = [made for at, made in questions.items() if derivatives & {*self.planned[cases[at]]}]
             prepare(list(questions.values()), subjects, along)
             for at, case in cases.items():

@@ -106,7 +106,7 @@ FEATURES = {
             "Gradients for several upstream gradients at once, as gradcheck(check_batched_grad=True) requires.",
         ),
         Feature("forward_ad", "Forward-mode derivatives, by dual numbers."),
-        Feature("vmap", "torch.func: vmap, grad and jacrev."),
+        Feature("vmap", "torch.func: vmap, grad, jacrev, jacfwd and hessian."),
         Feature("compile", "torch.compile, torch.export, and meta tensors."),
         Feature("autocast", "torch.autocast."),
         Feature("errors", "An error for bad input."),

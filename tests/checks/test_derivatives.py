@@ -22,10 +22,10 @@ import crossent
 from crossent.cases.axes import DTYPES
 from crossent.cases.case import Case
 from crossent.cases.grid import grid
-from crossent.checks.derivatives import MOST_LOGITS
 from crossent.forms.rows import lay_out
 from crossent.subjects.builtin import FORM_SUBJECTS, TORCH
 from crossent.subjects.subject import Subject
+from crossent.trials.along import MOST_LOGITS
 from crossent.trials.difference import Difference
 from crossent.trials.trial import Question, RefusedError
 

@@ -3,6 +3,7 @@
 import denominators
 import gradients
 import interfaces
+import jacobians
 import layouts
 import memories
 import published
@@ -23,6 +24,7 @@ FILES = (
     layouts,
     memories,
     interfaces,
+    jacobians,
     published,
 )
 MUTANTS = tuple(

@@ -273,16 +273,21 @@ def test_each_feature_takes_away_the_checks_that_need_it():
     """The whole table, for class indices and for class probabilities: a need that is lost accuses a correct subject."""
     compiled = {"meta", "export", "trace", "trace_dynamic", "compile", "compile_dynamic", "compiled_error"}
     of_gradient = {"gradient", "target_gradient", "row_sums", "two_backwards", "non_leaf", "alone", "func_grad"}
-    of_gradient |= {"batched_gradient"}
+    of_gradient |= {"batched_gradient", "jacrev"}
+    of_second = {"double_backward", "batched_second", "hessian"}
+    of_forward = {"forward_ad", "jacfwd", "hessian"}
     of_both = {"two_backwards", "alone", "func_grad", "vmap"}
     expected = {
-        "gradient": [of_gradient | {"double_backward", "forward_ad"}] * 2,
+        "gradient": [of_gradient | of_second | of_forward] * 2,
         "target_gradient": [{"target_gradient"}, {"target_gradient"} | of_both],
         "unbatched": [{"vmap"}] * 2,
-        "vmap": [{"vmap", "func_grad"}] * 2,
+        "vmap": [{"vmap", "func_grad", "jacrev", "jacfwd", "hessian"}] * 2,
+        "double_backward": [of_second] * 2,
+        "batched_gradient": [{"batched_gradient", "jacrev", "batched_second"}] * 2,
+        "forward_ad": [of_forward] * 2,
         "compile": [compiled] * 2,
         "repeatable": [{"repeat", "two_backwards", "deterministic"}] * 2,
-        **{name: [{name}] * 2 for name in ("double_backward", "batched_gradient", "forward_ad", "autocast", "large")},
+        **{name: [{name}] * 2 for name in ("autocast", "large")},
     }
     calls = [Case("float32", target=target).build() for target in ("int64", "probabilities")]
     for name in FEATURES:

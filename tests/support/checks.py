@@ -6,6 +6,7 @@ from crossent.checks import (
     compiled_code,
     derivatives,
     determinism,
+    jacobians,
     large,
     options,
     relations,
@@ -31,6 +32,7 @@ RELATIONS = tuple(check for check in checks_of(relations) if check not in TWO_BA
 CIRCUMSTANCES = checks_of(circumstances)
 DERIVATIVES = checks_of(derivatives)
 DETERMINISM = checks_of(determinism)
+JACOBIANS = checks_of(jacobians)
 TRANSFORMS = (*checks_of(transforms), compiled_code.trace, compiled_code.trace_dynamic)
 COMPILED_CODE = (compiled_code.fixed_code, compiled_code.dynamic_code, compiled_code.compiled_error)
 LARGE = checks_of(large)

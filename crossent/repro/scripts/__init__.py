@@ -11,7 +11,7 @@ torch, the standard library, functions of this folder and the values of `case`; 
     circumstances  without gradients, on non-leaves, in threads
     determinism    the same bits each time; on a CUDA stream
     derivatives    double backward and forward mode
-    transforms     torch.func, autocast, the meta device, torch.export
+    transforms     batches of derivatives, torch.func, autocast, the meta device, torch.export
     compiled_code  torch.compile
     refusals       bad calls, and a process of its own
 

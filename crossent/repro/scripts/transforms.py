@@ -1,11 +1,11 @@
-"""Scripts of the checks of torch.func, autocast, the meta device and torch.export."""
+"""Scripts of the checks of batches of derivatives, torch.func, autocast, the meta device and torch.export."""
 
 # mypy: allow-untyped-defs, allow-untyped-calls
 # ruff: noqa: B905  # a script may run on Python 3.9, whose zip has no `strict`
 
 import torch
 
-from crossent.repro.scripts.case import exact, given, index, logits, options, part, subject, target, upstream
+from crossent.repro.scripts.case import direction, exact, given, index, logits, options, part, subject, target, upstream
 from crossent.repro.scripts.functions import cannot_run, evaluate, judged, shaped, verdict
 
 
@@ -56,9 +56,55 @@ def differentiate_batch():
         leaves.append(target.detach().requires_grad_())
     loss = subject(leaves[0], leaves[1] if len(leaves) > 1 else target, **options)
     shaped(loss, *given)
-    batch = torch.stack([upstream, -2 * upstream]).to(loss.dtype)
+    batch = twice(upstream).to(loss.dtype)
     gradients = torch.autograd.grad(loss, leaves, batch, is_grads_batched=True, allow_unused=True)
     return dict(zip(("gradient", "target_gradient"), gradients))
+
+
+def twice(tensor):
+    """Return a batch of two: a tensor, and the same times -2."""
+    return torch.stack([tensor, -2 * tensor])
+
+
+def differentiate_by_jacrev():
+    """Compute the gradients for two upstream gradients at once, as torch.func.jacrev does."""
+    loss, back = pull(logits, target)
+    shaped(loss, *given)
+    return dict(zip(("gradient", "target_gradient"), torch.func.vmap(back)(twice(upstream).to(loss.dtype))))
+
+
+def differentiate_by_jacfwd():
+    """Differentiate the loss along two directions at once, as torch.func.jacfwd does."""
+    return {"tangent": pushed(lambda logits: loss_of(logits, target))}
+
+
+def differentiate_by_hessian():
+    """Differentiate the gradient along two directions at once, as torch.func.hessian does."""
+
+    def gradient(logits):
+        loss, back = torch.func.vjp(lambda logits: loss_of(logits, target), logits)[:2]
+        return back(upstream.to(loss.dtype))[0]
+
+    return {"second": pushed(gradient)}
+
+
+def pushed(function):
+    """Differentiate a function of the logits along two directions at once in forward mode."""
+    repeats = any(stride == 0 and size > 1 for size, stride in zip(logits.shape, logits.stride()))
+    x = logits.contiguous() if repeats else logits
+    return torch.func.vmap(lambda u: torch.func.jvp(function, (x,), (u,))[1])(twice(direction)).detach()
+
+
+def differentiate_batch_twice():
+    """Differentiate the gradient along two directions at once, by the logits and by the upstream gradient."""
+    x, g = logits.detach().requires_grad_(), upstream.detach().requires_grad_()
+    loss = subject(x, target, **options)
+    (gradient,) = torch.autograd.grad(loss, x, g.to(loss.dtype), create_graph=True)
+    names = "second", "upstream_gradient"
+    if not gradient.requires_grad:
+        return dict.fromkeys(names)
+    along = twice(direction)
+    return dict(zip(names, torch.autograd.grad(gradient, (x, g), along, is_grads_batched=True, allow_unused=True)))
 
 
 def call_under_autocast():

@@ -1,0 +1,210 @@
+"""Checks of derivatives for a batch of upstream gradients or of directions, as torch computes Jacobians and Hessians.
+
+torch computes a whole Jacobian or Hessian in one call: `vmap` makes a batch of upstream gradients or of directions, and
+each operation of the derivative takes the whole batch. Code that is right for a single upstream gradient may read a
+value that a batch does not have, or may lack a derivative that only such a call needs.
+
+Each batch has two elements: the upstream gradient or the direction of the case, and the same times -2. So no element
+can take the place of the other. The exact values of both are computed anew, and none is scaled.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crossent.cases.case import Case
+from crossent.cases.inputs import Inputs
+from crossent.subjects.compiler import quiet
+from crossent.subjects.subject import Loss
+from crossent.trials.along import is_small, measured
+from crossent.trials.call import Gradients, Result
+from crossent.trials.check import Cost, Found, check
+from crossent.trials.difference import Difference
+from crossent.trials.exact import Exact, ExactAlong, solve, solve_along
+from crossent.trials.trial import Trial, misshapen
+
+_Function = Callable[..., Tensor]
+
+
+@check("gradient", "batched_gradient", cost=Cost.STRUCTURE, transforms=True)
+def batched_gradient(trial: Trial) -> Found:
+    """torch.autograd.grad(is_grads_batched=True) gives the exact gradients for two upstream gradients at once.
+
+    `torch.autograd.gradcheck(check_batched_grad=True)` and `torch.autograd.functional.jacobian(vectorize=True)` make
+    this call.
+    """
+    yield from _compared(trial, gradients_of_batch)
+
+
+def gradients_of_batch(loss: Loss, inputs: Inputs, upstreams: Tensor, wanted: Gradients) -> tuple[Tensor, ...]:
+    """Return the loss and its gradients for a batch of upstream gradients. This function is an act.
+
+    If the loss has a wrong shape, no gradient is computed: :func:`misshapen` reports the shape.
+    """
+    function, tensors = _of_differentiable(loss, inputs, wanted)
+    leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+    value = function(*leaves)
+    if getattr(value, "shape", None) != inputs.upstream.shape:
+        return (value,)
+    return value.detach(), *torch.autograd.grad(value, leaves, upstreams.to(value.dtype), is_grads_batched=True)
+
+
+@check("gradient", "batched_gradient", "vmap", cost=Cost.STRUCTURE, transforms=True)
+def jacrev(trial: Trial) -> Found:
+    """torch.func.vmap of the pull-back of torch.func.vjp, as torch.func.jacrev calls it, gives the exact gradients."""
+    yield from _compared(trial, gradients_by_jacrev)
+
+
+def gradients_by_jacrev(loss: Loss, inputs: Inputs, upstreams: Tensor, wanted: Gradients) -> tuple[Tensor, ...]:
+    """Return the loss and its gradients for a batch of upstream gradients, as torch.func.jacrev does.
+
+    This function is an act. If the loss has a wrong shape, no gradient is computed: :func:`misshapen` reports the
+    shape.
+    """
+    function, tensors = _of_differentiable(loss, inputs, wanted)
+    value, pull = torch.func.vjp(function, *tensors)[:2]
+    if getattr(value, "shape", None) != inputs.upstream.shape:
+        return (value,)
+    return value.detach(), *torch.func.vmap(pull)(upstreams.to(value.dtype))
+
+
+@check("gradient", "forward_ad", "vmap", cost=Cost.STRUCTURE, applies=is_small, transforms=True)
+def jacfwd(trial: Trial) -> Found:
+    """torch.func.vmap of torch.func.jvp, as torch.func.jacfwd calls it, gives the exact tangents of the loss."""
+    inputs = trial.question.fresh()
+    yield from _measured("tangent", trial.perform(tangents_by_jacfwd, inputs, _directions(trial)), trial)
+
+
+def tangents_by_jacfwd(loss: Loss, inputs: Inputs, directions: Tensor) -> Tensor:
+    """Return the tangents of the loss along a batch of directions, as torch.func.jacfwd does.
+
+    This function is an act.
+    """
+    function, (logits,) = _of_differentiable(loss, inputs)
+    return _pushed(function, logits, directions)
+
+
+@check("gradient", "double_backward", "batched_gradient", cost=Cost.STRUCTURE, applies=is_small, transforms=True)
+def batched_second(trial: Trial) -> Found:
+    """torch.autograd.grad(is_grads_batched=True) of the gradient gives the exact derivatives along two directions.
+
+    `torch.autograd.functional.hessian(vectorize=True)` and `torch.autograd.gradgradcheck(check_batched_grad=True)` make
+    this call. The derivatives are those of :func:`crossent.checks.derivatives.double_backward`.
+    """
+    second, upstream = trial.perform(second_order_of_batch, trial.question.fresh(), _directions(trial))
+    yield from _measured("second", second, trial)
+    yield from _measured("upstream_gradient", upstream, trial)
+
+
+def second_order_of_batch(loss: Loss, inputs: Inputs, directions: Tensor) -> tuple[Tensor | None, ...]:
+    """Return the derivatives of `<gradient, u>` by the logits and by the upstream gradient, for a batch of directions.
+
+    This function is an act.
+
+    A derivative is None if autograd finds no dependence.
+    """
+    logits, upstream = (tensor.detach().requires_grad_() for tensor in (inputs.logits, inputs.upstream))
+    value = loss(logits, inputs.target, **inputs.options)
+    (gradient,) = torch.autograd.grad(value, logits, upstream.to(value.dtype), create_graph=True)
+    if not gradient.requires_grad:
+        return None, None
+    by = logits, upstream
+    return torch.autograd.grad(gradient, by, directions, is_grads_batched=True, allow_unused=True)
+
+
+@check("gradient", "double_backward", "forward_ad", "vmap", cost=Cost.STRUCTURE, applies=is_small, transforms=True)
+def hessian(trial: Trial) -> Found:
+    """torch.func.jvp of the gradient under vmap, as torch.func.hessian calls it, gives exact second derivatives."""
+    inputs = trial.question.fresh()
+    yield from _measured("second", trial.perform(second_by_hessian, inputs, _directions(trial)), trial)
+
+
+def second_by_hessian(loss: Loss, inputs: Inputs, directions: Tensor) -> Tensor:
+    """Return the derivatives of the gradient along a batch of directions, as torch.func.hessian does.
+
+    This function is an act. It computes the gradient in reverse mode, and its derivative in forward mode.
+    """
+    function, (logits,) = _of_differentiable(loss, inputs)
+
+    def gradient(logits: Tensor) -> Tensor:
+        value, pull = torch.func.vjp(function, logits)[:2]
+        made: Tensor = pull(inputs.upstream.to(value.dtype))[0]
+        return made
+
+    return _pushed(gradient, logits, directions)
+
+
+def _compared(trial: Trial, act: Callable[..., tuple[Tensor, ...]]) -> Found:
+    """Compare the gradients that an act returns for two upstream gradients with the exact ones."""
+    question = trial.question
+    inputs, exact = question.fresh(), question.exact
+    upstreams = torch.stack([inputs.upstream, -2 * inputs.upstream])
+    wanted = tuple(name for name in trial.gradients if name == "gradient" or exact.target_gradient is not None)
+    loss, *gradients = trial.perform(act, inputs, upstreams, wanted)
+    if problem := misshapen(trial, loss, exact):
+        yield problem
+        return
+    for at, expected in enumerate((exact, _of_second_upstream(trial.case, question.device))):
+        result = Result(loss, **{name: part[at] for name, part in zip(wanted, gradients, strict=True)})
+        for found in trial.compare(result, expected):
+            if found.of != "loss":
+                yield replace(found, index=(at, *found.index))
+
+
+def _measured(of: str, got: Tensor | None, trial: Trial) -> Found:
+    """Compare a derivative along two directions with the exact ones."""
+    exact = trial.question.exact_along, _along_second(trial.case, trial.question.device)
+    for at, along in enumerate(exact):
+        for found in measured(of, None if got is None else got[at], along, trial):
+            if not isinstance(found, Difference):
+                yield found
+                return
+            yield replace(found, index=(at, *found.index))
+
+
+def _directions(trial: Trial) -> Tensor:
+    direction = trial.case.direction(trial.question.device)
+    return torch.stack([direction, -2 * direction])
+
+
+# All subjects run on a case before the next case starts.
+@functools.lru_cache(maxsize=1)
+def _of_second_upstream(case: Case, device: str) -> Exact:
+    inputs = case.build(device)
+    return solve(replace(inputs, upstream=-2 * inputs.upstream))
+
+
+@functools.lru_cache(maxsize=1)
+def _along_second(case: Case, device: str) -> ExactAlong:
+    return solve_along(case.build(device), -2 * case.direction(device))
+
+
+def _of_differentiable(loss: Loss, inputs: Inputs, wanted: Gradients = ()) -> tuple[_Function, tuple[Tensor, ...]]:
+    """Return the loss as a function of the logits and, if its gradient is wanted, of the target; and these tensors."""
+
+    def function(logits: Tensor, target: Tensor = inputs.target) -> Tensor:
+        return loss(logits, target, **inputs.options)
+
+    return function, (inputs.logits, *([inputs.target] if "target_gradient" in wanted else []))
+
+
+def _pushed(function: _Function, logits: Tensor, directions: Tensor) -> Tensor:
+    """Return the derivatives of a function along a batch of directions, by torch.func.jvp under torch.func.vmap.
+
+    Expanded logits become contiguous first, since torch cannot make a dual tensor of them.
+    """
+    if any(stride == 0 and size > 1 for size, stride in zip(logits.shape, logits.stride(), strict=True)):
+        logits = logits.contiguous()
+
+    def push(direction: Tensor) -> Any:
+        return torch.func.jvp(function, (logits,), (direction,))[1]
+
+    with quiet():  # the first dual tensor loads torch's decompositions, some of which raise deprecation warnings
+        made: Tensor = torch.func.vmap(push)(directions)
+    return made

@@ -1,0 +1,46 @@
+"""The comparison of derivatives along a direction with their exact values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+from torch import Tensor
+
+from crossent.cases.case import Case
+from crossent.numerics.formats import FORMATS
+from crossent.trials.difference import Difference, worst
+from crossent.trials.exact import ExactAlong, name_of
+from crossent.trials.trial import Problem, Trial
+
+# The most logits of a case on which checks of derivatives along a direction run. They test the formula, and a few
+# thousand logits suffice. The checks of loss and gradient cover long sums.
+MOST_LOGITS = 4096
+
+_WORDS = {
+    "second": "the derivative of the gradient by the logits",
+    "upstream_gradient": "the derivative of the gradient by the upstream gradient",
+    "tangent": "the tangent of the loss",
+}
+
+
+def is_small(case: Case) -> bool:
+    """Whether checks of derivatives along a direction run on a case."""
+    return case.rows * case.classes <= MOST_LOGITS
+
+
+def measured(of: str, got: Tensor | None, along: ExactAlong, trial: Trial) -> Iterator[Difference | Problem]:
+    """Compare a derivative with its exact value. No derivative (None) passes if the exact derivative is 0."""
+    inputs = trial.question.inputs
+    exact = along.second if of == "second" else along.tangent
+    expected = inputs.logits.shape if of == "second" else inputs.upstream.shape
+    if got is None:
+        if (exact.distance(np.zeros_like(exact.hi)) > exact.radius).any():
+            yield Problem("wrong", f"{_WORDS[of]} is missing", of)
+        return
+    if got.shape != expected:
+        yield Problem("wrong", f"{_WORDS[of]} has shape {tuple(got.shape)}; expected {tuple(expected)}", of)
+        return
+    promised = trial.contract(trial.case.dtype, trial.case.rows)
+    yield worst(of, got.detach(), exact, along.bounds(replace(promised, storage=FORMATS[name_of(got)])))

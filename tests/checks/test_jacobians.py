@@ -1,0 +1,279 @@
+"""Derivatives for a batch: correct code passes, and each check catches what only a batch makes wrong."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from support.checks import JACOBIANS, SINGLE
+from support.running import judged, run, trial_of
+
+import crossent
+from crossent.cases.axes import DTYPES
+from crossent.cases.case import Case
+from crossent.cases.grid import grid
+from crossent.checks import jacobians
+from crossent.report.expected_findings import torch_list
+from crossent.subjects.builtin import FORM_SUBJECTS, TORCH, TORCH_NLL
+from crossent.subjects.subject import Subject
+from crossent.trials.act import Performed
+from crossent.trials.along import MOST_LOGITS
+from crossent.trials.difference import Difference
+from crossent.trials.trial import Question, RefusedError
+
+CHECKS = {check.name: check for check in JACOBIANS}
+FORMS = [FORM_SUBJECTS["formula"], FORM_SUBJECTS["log_softmax_nll"], FORM_SUBJECTS["one_hot"], FORM_SUBJECTS["blocked"]]
+ROWS = Case("float32", (7, 5), reduction="none", ignored="ignored_default", upstream="rows")
+MEAN = Case("float32", (7, 5))
+DENSE = Case("float64", (3, 5, 4), target="probabilities", reduction="none", weight="weighted", upstream="rows")
+
+
+def wrong(name, loss, case=ROWS):
+    """What a check finds of a loss that is right in a plain call."""
+    trial = trial_of(Question(case), Subject("mine", loss))
+    for check in SINGLE:
+        found = list(check.run(trial)) if check.applies(case) else []
+        assert all(isinstance(one, Difference) and one.ratio <= 1 for one in found), check.name
+    try:
+        found = list(CHECKS[name].run(trial))
+    except RefusedError as refusal:
+        return [f"refused: {refusal}"]
+    assert found
+    return [one for one in found if not isinstance(one, Difference) or one.ratio > 1]
+
+
+def test_the_checks_are_these():
+    assert list(CHECKS) == ["batched_gradient", "jacrev", "jacfwd", "batched_second", "hessian"]
+
+
+# --- Right code passes --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_forms_and_torch_are_right_for_a_batch(dtype, seed):
+    cases = [*grid([dtype], seed, "transformed")][seed % 2 :: 2]
+    made = run([*FORMS, TORCH, TORCH_NLL], cases, (*SINGLE[:2], *JACOBIANS), known=torch_list())
+    assert [str(one) for one in made.findings if one.expected is None] == []
+    for part in made.subjects[: len(FORMS)]:
+        assert {name for name, _ in part.tallies} >= set(CHECKS)
+        assert not part.not_run
+
+
+@pytest.mark.parametrize("case", [ROWS, MEAN, DENSE], ids=lambda case: case.id)
+@pytest.mark.parametrize("subject", [*FORMS, TORCH], ids=lambda subject: subject.name)
+def test_each_act_computes_what_the_function_of_torch_computes(subject, case):
+    """The whole Jacobian or Hessian is the derivative for a batch of unit vectors."""
+    inputs = case.build()
+    x, loss = inputs.logits, subject.loss
+
+    def of_logits(logits):
+        return loss(logits, inputs.target, **inputs.options)
+
+    def reduced(logits):
+        return (of_logits(logits) * inputs.upstream).sum()
+
+    def units(like):
+        return torch.eye(like.numel(), dtype=like.dtype).reshape(-1, *like.shape)
+
+    _, rows = jacobians.gradients_by_jacrev(loss, inputs, units(inputs.upstream), ("gradient",))
+    assert rows.reshape(*inputs.upstream.shape, *x.shape).equal(torch.func.jacrev(of_logits)(x))
+    _, batch = jacobians.gradients_of_batch(loss, inputs, units(inputs.upstream), ("gradient",))
+    torch.testing.assert_close(batch, rows)
+    columns = jacobians.tangents_by_jacfwd(loss, inputs, units(x))
+    expected = torch.func.jacfwd(of_logits)(x).reshape(*inputs.upstream.shape, -1).movedim(-1, 0)
+    assert columns.equal(expected)
+    second = jacobians.second_by_hessian(loss, inputs, units(x)).reshape(*x.shape, *x.shape)
+    torch.testing.assert_close(second, torch.func.hessian(reduced)(x))
+    again, _ = jacobians.second_order_of_batch(loss, inputs, units(x))
+    torch.testing.assert_close(
+        again.reshape(second.shape), torch.autograd.functional.hessian(reduced, x, vectorize=True)
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_exact_values_of_the_second_element_are_those_of_the_first_times_minus_two(dtype):
+    case = Case(dtype, (7, 5), reduction="none", upstream="rows", label_smoothing=0.1)
+    question = Question(case)
+    second, along = jacobians._of_second_upstream(case, "cpu"), jacobians._along_second(case, "cpu")
+    pairs = (
+        (question.exact.gradient, second.gradient),
+        (question.exact_along.tangent, along.tangent),
+        (question.exact_along.second, along.second),
+    )
+    for of_first, of_second in pairs:
+        apart = abs((of_second.hi + 2 * of_first.hi) + (of_second.lo + 2 * of_first.lo))
+        assert (apart <= of_second.radius + 2 * of_first.radius).all()
+        assert (abs(of_first.hi) > 0).any()
+
+
+# --- Wrong code is caught -----------------------------------------------------------------------------------------
+
+
+def hooked(change):
+    """A loss whose upstream gradient goes through a function."""
+
+    def loss(input, target, **options):
+        value = crossent.formula(input, target, **options)
+        if value.requires_grad:
+            value.register_hook(change)
+        return value
+
+    return loss
+
+
+class _Changed(torch.autograd.Function):
+    """A copy, with a function for the tangent of forward mode and one for the gradient."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, tangent, gradient):
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.tangent, ctx.gradient = inputs[1:]
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return ctx.gradient(gradient), None, None
+
+    @staticmethod
+    def jvp(ctx, tangent, *_):
+        return ctx.tangent(tangent)
+
+
+def same(tensor):
+    """A copy."""
+    return tensor * 1
+
+
+def changed(*, tangent=same, gradient=same):
+    """A loss that changes the tangent or the gradient of the logits."""
+
+    def loss(input, target, **options):
+        return crossent.formula(_Changed.apply(input, tangent, gradient), target, **options)
+
+    return loss
+
+
+# The directions of a case are within 2, and its upstream gradients are 1 unless the case says otherwise.
+@pytest.mark.parametrize(
+    ("name", "loss"),
+    [
+        ("batched_gradient", hooked(lambda upstream: upstream.clamp(min=-1))),
+        ("jacrev", hooked(lambda upstream: upstream.clamp(min=-1))),
+        ("jacfwd", changed(tangent=lambda tangent: tangent.clamp(-2, 2))),
+        ("hessian", changed(tangent=lambda tangent: tangent.clamp(-2, 2))),
+        # The gradient is copied, and the copy changes the direction on its way back.
+        ("batched_second", changed(gradient=lambda one: _Changed.apply(one, same, lambda u: u.clamp(-2, 2)))),
+    ],
+)
+def test_a_second_element_that_is_wrong_is_found_where_it_is(name, loss):
+    found = wrong(name, loss, MEAN)
+    assert found
+    assert {one.index[0] for one in found} == {1}
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_an_element_that_stands_for_both_is_found(name):
+    """The batch is taken for copies of its first element."""
+
+    def first(batch):
+        return batch[:1].expand(batch.shape)
+
+    of_batch = {"batched_gradient": "gradients_of_batch", "jacrev": "gradients_by_jacrev"}
+    of_batch |= {"jacfwd": "tangents_by_jacfwd", "batched_second": "second_order_of_batch"}
+    act = getattr(jacobians, of_batch.get(name, "second_by_hessian"))
+
+    host = SimpleNamespace(isolated=False, not_run="")
+    host.perform = lambda given, inputs, batch, *wanted: Performed(act(crossent.formula, inputs, first(batch), *wanted))
+    found = list(CHECKS[name].run(trial_of(Question(MEAN), FORM_SUBJECTS["formula"], host)))
+    assert {one.index[0] for one in found if one.ratio > 1} == {1}
+
+
+@pytest.mark.parametrize("name", ["batched_gradient", "jacrev"])
+def test_a_wrong_gradient_of_probabilities_is_found(name):
+    def loss(input, target, **options):
+        value = crossent.formula(input, target, **options)
+        if target.requires_grad:
+            target.register_hook(lambda gradient: gradient * 1.01 if batched(gradient) else gradient)
+        return value
+
+    def batched(tensor):
+        return "Batched" in str(torch._C._dispatch_keys(tensor)) or torch._C._functorch.is_batchedtensor(tensor)
+
+    assert {one.of for one in wrong(name, loss, DENSE)} == {"target_gradient"}
+
+
+@pytest.mark.parametrize("name", ["jacfwd", "hessian"])
+def test_a_derivative_that_forward_mode_alone_lacks_is_found(name):
+    def cut_off(input, target, **options):
+        plain = not input.requires_grad or name == "hessian"
+        return crossent.formula(_Changed.apply(input, torch.zeros_like, same) if plain else input, target, **options)
+
+    found = wrong(name, cut_off)
+    assert {one.index[0] for one in found} == {0, 1}
+    assert {one.got for one in found} == {0.0}
+
+
+def test_a_second_derivative_that_is_missing_is_said_once():
+    found = wrong("batched_second", changed(gradient=torch.detach))
+    missing = "the derivative of the gradient by the logits", "the derivative of the gradient by the upstream gradient"
+    assert [one.message for one in found] == [f"{of} is missing" for of in missing]
+
+
+@pytest.mark.parametrize("name", ["jacfwd", "hessian"])
+def test_logits_that_are_expanded_are_differentiated(name):
+    expanded = Case("float64", (7, 5), reduction="none", layout="expanded", upstream="rows")
+    assert 0 in expanded.build().logits.stride()
+    assert wrong(name, crossent.formula, expanded) == []
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_a_loss_that_takes_no_batch_is_refused(name):
+    class Reads(torch.autograd.Function):
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(x):
+            return x.clone()
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            pass
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return Reads.apply(gradient * 1 if gradient.sum() != 0.5 else gradient)
+
+        @staticmethod
+        def jvp(ctx, tangent):
+            return tangent * 1 if tangent.sum() != 0.5 else tangent
+
+    def loss(input, target, **options):
+        return crossent.formula(Reads.apply(input), target, **options)
+
+    (refusal,) = wrong(name, loss)
+    assert refusal.startswith("refused: RuntimeError: ")
+
+
+# --- What is not asked --------------------------------------------------------------------------------------------
+
+
+def test_large_cases_and_losses_without_a_gradient_are_not_asked():
+    for name in ("jacfwd", "batched_second", "hessian"):
+        assert CHECKS[name].applies(Case("float32", (1, MOST_LOGITS)))
+        assert not CHECKS[name].applies(Case("float32", (1, MOST_LOGITS + 1)))
+    for check in JACOBIANS:
+        assert check.not_run(FORM_SUBJECTS["scalar"], MEAN.build()) == "is made of Python's numbers"
+
+
+@pytest.mark.parametrize("name", ["batched_gradient", "jacrev"])
+def test_a_loss_without_a_gradient_of_probabilities_is_asked_for_that_of_the_logits(name):
+    def loss(input, target, **options):
+        assert not target.requires_grad
+        return crossent.formula(input, target, **options)
+
+    report = judged(loss, DENSE, "call", "result", name, without={"target_gradient"})
+    assert not report.findings, report
+    assert report.subjects[0].tallies[name, "float64"].elements == 2 * 3 * 5 * 4
