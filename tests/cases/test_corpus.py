@@ -25,7 +25,7 @@ IDS = [
     *("A1", "A3", "A4", "A5", "A6", "A9", "A10", "A11", "A13", "A14", "A15", "A16", "A17", "A18"),
     *("B1", "B3", "B4", "B5", "B7", "B8", "B9", "B10"),
     *("C1", "C2", "C3", "C6", "C7", "C8", "C9", "C10", "C11", "C12", "C13", "C15", "C16"),
-    *("C17", "C18", "C19", "C20", "C21", "C22", "C23"),
+    *("C17", "C18", "C19", "C20", "C21", "C22", "C23", "C24"),
     *("D1", "D2", "D4", "D5", "D6", "D6b", "D7", "D8", "D10", "D11", "D12", "D14", "D15"),
     *("E1", "E2", "E3", "E4", "E7", "E8", "E9", "E10"),
     *("F1", "F2", "F3", "F4", "F5"),
@@ -35,7 +35,7 @@ IDS = [
 ]
 # Those that are seen to catch what they must; compiled code takes too long, and large cases too much memory.
 SEEN = {*(check.name for check in SINGLE), "errors", "sign", "split", "options", "widened", "two_backwards"}
-SEEN |= {"double_backward", "forward_ad", "vmap", "autocast"}
+SEEN |= {"double_backward", "forward_ad", "hessian", "vmap", "autocast"}
 BUGS = {bug.id: bug for bug in bugs()}
 BAD = {bad.id: bad for bad in BAD_INPUTS}
 # Bugs that are rounding, for which a defect stands.
