@@ -112,14 +112,16 @@ class Settings:
         return {what: names for what, names in chosen.items() if names}
 
     def load(self, *subjects: str | Callable[..., Any]) -> list[Subject]:
-        """Load subjects, each under a name of its own; every form and torch when none is given.
+        """Load subjects once each, under a name of its own; every form and torch when none is given.
 
         Raises:
             ValueError: a subject that cannot be loaded, or an unknown feature.
             TypeError: a subject that is neither a name nor callable.
         """
         each = (self._load(one) for one in dict.fromkeys(subjects) or NAMED)
-        return _numbered(itertools.chain.from_iterable(each))
+        found = itertools.chain.from_iterable(each)
+        once = {subject.source or id(subject.loss): subject for subject in found}  # "torch" stands for torch_nll too
+        return _numbered(once.values())
 
     def _load(self, subject: str | Callable[..., Any]) -> Sequence[Subject]:
         known = {**NAMED, **BY_NAME}

@@ -146,3 +146,14 @@ def test_a_part_is_compared_on_what_it_has_and_the_rest_is_no_change():
         assert moved.ok
         assert moved.notes == [f"the {which} run is only a part: only checks loss; only this part is compared"]
         assert moved.others == []
+
+
+def test_a_subject_that_two_names_stand_for_runs_once():
+    """`crossent check torch torch_nll` ran torch_nll twice, and the second under a name without known failures."""
+    loaded = Settings().load("torch", "torch_nll", "formula", "torch")
+    assert [subject.name for subject in loaded] == ["torch", "torch_nll", "formula"]
+
+
+def test_two_functions_of_one_name_both_run():
+    loaded = Settings().load(lambda *args, **options: 1, lambda *args, **options: 2)
+    assert [subject.name for subject in loaded] == ["<lambda>", "<lambda>#2"]
