@@ -82,6 +82,8 @@ ACCUSED = (
     "float32-2x3x2x2x3-integers-int64-none-weight_decades-ignored_class-window-target_strided-seed12",
     "float32-17x3-offset-int64-sum-weighted-ignored_16th-transposed-target_strided-seed15",
 )
+# Negative weights, whose smoothed sum is the coefficient of the true class alone: the other classes count all the same.
+CANCELS = "bfloat16-1x8-confident-int64-none-weight_negative-ignored-strided-target_offset-smooth0.0001-seed1103676803"
 
 
 @pytest.mark.parametrize("id", ACCUSED)
@@ -90,6 +92,11 @@ def test_every_implementation_is_right_where_a_right_kernel_was_accused(id):
     found = [(share, one.seed, name) for one, name, share in shares(Case.of(id), made)]
     assert max(found)[0] <= 1, "share of the bound, implementation and result: {}, {}, {}".format(*max(found))
     assert len(found) == IMPLEMENTATIONS * 4
+
+
+def test_every_implementation_is_right_where_the_weights_of_other_classes_cancel():
+    made = [RightImplementation(number, "bfloat16") for number in range(IMPLEMENTATIONS)]
+    assert max(share for _, _, share in shares(Case.of(CANCELS), made)) <= 1
 
 
 def test_two_hundred_implementations_make_every_choice():

@@ -311,12 +311,9 @@ class RightImplementation:
     ) -> Numbers:
         """Return `p_c Σ_k v_k - v_c` times the factors, of which some are multiplied into both terms first."""
         before, after = list(before), list(after)
-        if (
-            index is not None
-            and (coefficients[np.arange(len(probs)), index][:, None] == coefficients.sum(1, keepdims=True)).all()
-        ):
+        hot = np.arange(probs.shape[1]) == (np.full(len(probs), -1) if index is None else index)[:, None]
+        if index is not None and not coefficients[~hot].any():
             # Only the true class has a coefficient, which is a factor as the others are.
-            hot = np.arange(probs.shape[1]) == index[:, None]
             (after if self._late & 4 else before).append(coefficients[np.arange(len(probs)), index][:, None])
             if not before:
                 return self._product([self._in(probs - hot), *after])
