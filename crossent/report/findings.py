@@ -322,15 +322,17 @@ class SubjectReport:
 
     @property
     def without_evidence(self) -> list[str]:
-        """The results, such as "loss in float16", for which zeros or a constant would pass on every case.
+        """The results, such as "loss in float16", for which zeros or a constant would pass on every case, or none ran.
 
         A dtype does not count if most of its cases are refused and known failures. For example, torch 2.0 refuses
         float16 on a CPU, except for an empty batch.
         """
         tallies = self.tallies
+        for dtype in {outcome.dtype for outcome in self.outcomes.values()}:
+            tallies.setdefault((NUMBERS[0], dtype), Tally())  # a loss that was never compared
         refused = {dtype: tally.expected for (check, dtype), tally in tallies.items() if check == "call"}
         return [
             f"{check} in {dtype}"
             for (check, dtype), tally in tallies.items()
-            if check in NUMBERS and tally.vacuous == tally.ran > refused.get(dtype, 0)
+            if check in NUMBERS and tally.vacuous == tally.ran and (tally.ran or 1) > refused.get(dtype, 0)
         ]

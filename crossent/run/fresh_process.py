@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from crossent.run import wire
-from crossent.run.isolation import status_in_words
+from crossent.run.isolation import wire
+from crossent.run.isolation.process import status_in_words
 from crossent.subjects.subject import Loss
 from crossent.trials.act import NotRun, Performed, perform
 from crossent.words import said
@@ -50,7 +50,8 @@ class FreshProcess:
         Not by multiprocessing, which imports the caller's main module anew: it may be a script that starts a run.
         """
         try:
-            request = pickle.dumps((self.loss, act, arguments, self.device))
+            most = wire.most_of_reply(arguments)
+            request = pickle.dumps((self.loss, act, arguments, self.device, most))
         except Exception as error:  # pickle has no class of its own: PicklingError, AttributeError, TypeError, …
             return Performed(NotRun(f"cannot be sent to a separate process: {said(error)}"))  # type: ignore[arg-type]
         with tempfile.TemporaryDirectory(prefix="crossent-") as folder:
@@ -69,7 +70,10 @@ class FreshProcess:
                 status = process.wait()
             reply = Path(folder, _REPLY)
             if reply.exists():
-                performed: Performed[T] = wire.read_reply(reply.read_bytes())
+                try:
+                    performed: Performed[T] = wire.read_reply(reply.read_bytes(), act, arguments, most)
+                except wire.DamagedError as damage:
+                    return Performed(ended="crashed", how=f"its process replied with {damage}")
                 return performed
         if late:
             return Performed(ended="hung", how=late)
@@ -92,8 +96,9 @@ def _wait(process: subprocess.Popen[bytes], started: Path, seconds: float) -> st
 def main(folder: str) -> None:
     """Perform the act that lies in a folder, and leave the reply there. Runs in the new process."""
     performed: Performed[Any]
+    most = 0
     try:
-        loss, act, arguments, device = pickle.loads(Path(folder, _REQUEST).read_bytes())
+        loss, act, arguments, device, most = pickle.loads(Path(folder, _REQUEST).read_bytes())
     except Exception as error:  # whatever an import may raise: here the caller's main module is another one
         performed = Performed(NotRun(f"cannot be sent to a separate process: {said(error)}"))
     else:
@@ -101,6 +106,6 @@ def main(folder: str) -> None:
         Path(folder, _STARTED).touch()
         performed = perform(act, loss, *arguments)
     whole = Path(folder, "whole")  # takes the reply's name only when all of it is there
-    whole.write_bytes(wire.write(performed))
+    whole.write_bytes(wire.write_reply(performed, most))
     whole.rename(Path(folder, _REPLY))
     os._exit(0)  # the device may be of no more use, and Python would wait for it

@@ -57,8 +57,10 @@ def judge_case(
         findings += [as_finding(trial, check, problem) for problem in problems[:1]]
         if problems and enough(findings):
             break
-        if problems and check in _FIRST:
-            outcome.not_run |= {other.name: f"needs a correct `{check.name}` first" for other in checks[at + 1 :]}
+        hung = any(isinstance(one, Problem) and one.kind == "hung" for one in problems)
+        if problems and (check in _FIRST or hung):  # a call that hangs takes the whole time limit
+            why = f"needs {'calls that return' if hung else f'a correct `{check.name}` first'}"
+            outcome.not_run |= {other.name: why for other in checks[at + 1 :]}
             break
         if check is single.call:
             outcome.digest = trial.digest
@@ -91,10 +93,6 @@ def _found(trial: Trial, check: Check) -> list[Difference | Problem]:
         return [Problem("refused", str(error))]
     except EndedError as error:
         return [Problem(error.kind, str(error))]
-    except (AttributeError, TypeError, ValueError) as error:
-        if not trial.host.isolated:
-            raise
-        return [Problem("crashed", f"its process returned a damaged reply: {said(error)}")]
 
 
 def judge_bad_input(bad: BadInput, subject: Subject, host: Host, device: str) -> Verdict:

@@ -29,17 +29,20 @@ from crossent.machine import ambient, available
 from crossent.report.findings import Finding, Verdict
 from crossent.report.report import Report
 from crossent.run.fresh_process import FreshProcess
-from crossent.run.isolation import ForkServer, ForkServerError, IsolatedProcess, status_in_words
+from crossent.run.isolation.fork_server import ForkServer, ForkServerError
+from crossent.run.isolation.process import IsolatedProcess, perform_acts, status_in_words
 from crossent.run.judge import judge_bad_input, judge_case, judge_ended
 from crossent.run.order import Part, Step, Steps, cost, imports_compilers, ordered, parts
 from crossent.run.plan import Plan
 from crossent.run.settings import ExpectedList, Settings, is_named, unexpected
+from crossent.subjects.confinement import unreadable
 from crossent.subjects.remote import RemoteLoss
 from crossent.subjects.subject import Loss, Subject
 from crossent.trials.act import Here, Host
 from crossent.trials.ahead import prepare
 from crossent.trials.check import Check, Cost
 from crossent.trials.trial import Question
+from crossent.words import said
 
 Progress = Callable[[Any], Iterable[Any]]
 Placed = tuple[int, Verdict]  # a subject by its place, and the verdict on it
@@ -124,11 +127,24 @@ def judge_each(
     if isinstance(case, BadInput):
         for subject, host in zip(subjects, hosts, strict=True):
             fresh = FreshProcess(subject.loss, device) if case.asserts(device) else host
-            yield judge_bad_input(case, subject, fresh, device)
+            yield _judged(partial(judge_bad_input, case, subject, fresh, device), case, subject, host)
         return
     question = question or Question(case, device)
     for subject, host in zip(subjects, hosts, strict=True):
-        yield judge_case(question, subject, host, checks, partial(enough, subject))
+        judge = partial(judge_case, question, subject, host, checks, partial(enough, subject))
+        yield _judged(judge, case, subject, host)
+
+
+def _judged(judge: Callable[[], Verdict], case: Case | BadInput, subject: Subject, host: Host) -> Verdict:
+    """Return a verdict. Whatever the reply of an isolated process does to the judge is a finding."""
+    try:
+        return judge()
+    except ForkServerError:
+        raise
+    except Exception as error:
+        if not host.isolated:
+            raise
+        return judge_ended(case, subject.name, "crashed", f"its process returned a damaged reply: {said(error)}")
 
 
 @dataclass
@@ -182,12 +198,15 @@ class _Work:
         except ForkServerError:  # a subject has ended more than its own process
             os._exit(1)
 
+    def _serve(self, subject: int, stream: int, output: int) -> None:
+        perform_acts(stream, output, partial(_loss_of, self.subjects[subject]))
+
     def _isolated(self, subjects: Sequence[int]) -> Sequence[Host]:
         """The isolated processes of these subjects; those of others are closed."""
         if self.server is None:  # before the first verdict, so that no isolated process inherits an exact value
             memory = available("cpu") // (self.settings.jobs or 1)
             with ambient():
-                self.server = ForkServer([partial(_loss_of, subject) for subject in self.subjects], memory)
+                self.server = ForkServer(self._serve, memory)
         for at in self.processes.keys() - set(subjects):
             self.processes.pop(at).close()
         for at in subjects:
@@ -239,7 +258,7 @@ def _steps_in_workers(work: _Work, enter: Enter) -> Iterator[Steps]:
             yield Step(0.0, enter(made))
 
     steps = Steps(judged(), len(shares), sum(part.cost for part in shares))
-    with _workers(work, jobs) as submit:
+    with unreadable(), _workers(work, jobs) as submit:
         yield steps
 
 

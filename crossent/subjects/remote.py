@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import select
-import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -19,11 +18,15 @@ from typing import Any
 from torch import Tensor
 
 from crossent.subjects.compiler import COMPILE_SUFFIX, unless_compiled
+from crossent.subjects.confinement import Confined, drop_privileges, unreadable
 from crossent.subjects.contracts import require_contract, under_contract
+from crossent.subjects.features import require_features
 from crossent.subjects.loader import load, source_of
 from crossent.subjects.subject import Subject
+from crossent.words import one_line, said
 
 LONGEST = 2**20  # bytes of a description
+_LONGEST_LINE = 1000  # characters of a name or of a reason
 
 
 @dataclass(frozen=True)
@@ -70,12 +73,14 @@ def load_remote(
     require_contract(contract, grade)
     answer = _ask_process(lambda: _describe(description, without), description, seconds)
     if "error" in answer:
-        raise ValueError(str(answer["error"]))
+        raise ValueError(one_line(str(answer["error"])[:_LONGEST_LINE]))
     try:
-        described = [_subject(facts, source_of(description)) for facts in answer["subjects"]]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"subject: got {description!r}; its process sent an invalid description: {error}") from None
-    return tuple(under_contract(subject, contract, grade) for subject in described)
+        (facts,) = answer["subjects"]  # a file or a module has one object of a name
+        described = _subject(facts, source_of(description))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        why = one_line(said(error))
+        raise ValueError(f"subject: got {description!r}; its process sent an invalid description: {why}") from None
+    return (under_contract(described, contract, grade),)
 
 
 def _describe(description: str, without: Iterable[str]) -> dict[str, Any]:
@@ -92,11 +97,13 @@ def _describe(description: str, without: Iterable[str]) -> dict[str, Any]:
 
 
 def _subject(facts: Mapping[str, Any], source: str) -> Subject:
-    name, not_transformed = (str(facts[field]) for field in ("name", "not_transformed"))
+    name, not_transformed = (one_line(str(facts[field])[:_LONGEST_LINE]) for field in ("name", "not_transformed"))
+    reasons = {str(feature): one_line(str(reason)[:_LONGEST_LINE]) for feature, reason in facts["lacks"].items()}
+    require_features(reasons)
     bare = Subject(name, RemoteLoss(source), source=source, not_transformed=not_transformed)
     if source.endswith(COMPILE_SUFFIX):
         bare = replace(bare, not_applicable=partial(unless_compiled, bare.not_applicable))
-    return bare.lacking({str(feature): str(reason) for feature, reason in facts["lacks"].items()})
+    return bare.lacking(reasons)
 
 
 def _ask_process(tell: Callable[[], dict[str, Any]], description: str, seconds: float) -> dict[str, Any]:
@@ -106,35 +113,36 @@ def _ask_process(tell: Callable[[], dict[str, Any]], description: str, seconds: 
         ValueError: the process sends no result, or not in time.
     """
     ours, theirs = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.close(ours)
-            os.setpgid(0, 0)  # so that the processes that it starts are killed with it
-            os.dup2(2, 1)  # stdout is for the report
-            os.write(theirs, json.dumps(tell()).encode())
-        finally:
-            os._exit(0)
-    os.close(theirs)
-    end, received = time.monotonic() + seconds, b""
-    try:
-        while len(received) < LONGEST:
-            if not select.select([ours], [], [], max(0.0, end - time.monotonic()))[0]:
-                raise ValueError(f"subject: got {description!r}; it is not loaded within {seconds:g} s")
-            if not (more := os.read(ours, 2**16)):
-                break
-            received += more
-    finally:
-        os.close(ours)
-        for kill in (os.killpg, os.kill):
+
+    def load_and_tell() -> None:
+        drop_privileges()
+        child = os.fork()  # the first process of a PID namespace gets no signals, not even its own
+        if child == 0:
             try:
-                kill(child, signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):
-                continue
+                os.dup2(2, 1)  # stdout is for the report
+                os.write(theirs, json.dumps(tell()).encode())
+            finally:
+                os._exit(0)
+        os.close(theirs)
         os.waitpid(child, 0)
+
+    end, received = time.monotonic() + seconds, b""
+    with unreadable():
+        process = Confined(load_and_tell, [theirs])
+        os.close(theirs)
+        try:
+            while len(received) < LONGEST:
+                if not select.select([ours], [], [], max(0.0, end - time.monotonic()))[0]:
+                    raise ValueError(f"subject: got {description!r}; it is not loaded within {seconds:g} s")
+                if not (more := os.read(ours, 2**16)):
+                    break
+                received += more
+        finally:
+            os.close(ours)
+            process.end()
     try:
         answer = json.loads(received)
-    except ValueError:
+    except (ValueError, RecursionError):
         answer = None
     if not isinstance(answer, dict):
         raise ValueError(f"subject: got {description!r}; its process ended while it was loaded")

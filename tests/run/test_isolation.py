@@ -9,13 +9,16 @@ import pytest
 import torch
 from support import hostile
 from support.running import CASES, check_on, run_isolated
+from torch import Tensor
 
 import crossent
 from crossent.cases.case import Case
+from crossent.cases.inputs import Inputs
 from crossent.machine import can_fork
-from crossent.run import wire
+from crossent.run.isolation import wire
 from crossent.subjects.loader import load
 from crossent.subjects.subject import Subject
+from crossent.trials.act import Performed
 
 pytestmark = pytest.mark.skipif(not can_fork(), reason="waits for a system that forks")
 
@@ -38,10 +41,11 @@ def test_right_code_passes(name):
 
 
 def test_what_ends_the_process_that_starts_others_has_a_finding_and_the_run_goes_on():
-    options = {"level": "quick", "dtypes": ["float32"], "jobs": 1, "timeout": 30}
+    options = {"level": "quick", "dtypes": ["float32"], "jobs": 1, "timeout": 5}
     report = check_on(CASES[:2], bad_inputs=False)(hostile.kills_what_started_it, hostile.right, **options)
     wrong, right = report.subjects
-    assert {finding.kind for finding in wrong.findings} == {"crashed"}
+    # In a PID namespace the signal does not arrive, and the subject hangs.
+    assert {finding.kind for finding in wrong.findings} in ({"crashed"}, {"hung"})
     assert set(wrong.outcomes) == set(right.outcomes) == {case.id for case in CASES[:2]}
     assert not right.findings
 
@@ -116,13 +120,26 @@ def test_a_subject_that_ends_its_process_on_one_case_is_asked_about_the_others()
     assert finding.message == "its process ended: exit status 3"
 
 
+def give_back(loss, inputs: Inputs) -> Inputs:
+    """An act that returns its argument."""
+    return inputs
+
+
+def returns_numbers(loss, inputs: Inputs) -> tuple[Tensor, str, int | None]:
+    """An act that returns values of several types."""
+    return inputs.logits, "text", None
+
+
 def test_views_are_sent_with_all_of_the_memory_that_they_are_views_of():
     inputs = Case.of("float32-17x3-normal-int64-none-weighted-stride0-window").build()
-    sent = wire.read_reply(wire.write(inputs))
-    assert sent.digest == inputs.digest
-    assert sent.logits.stride() == inputs.logits.stride()
-    assert sent.logits.untyped_storage().nbytes() == inputs.logits.untyped_storage().nbytes()
-    assert sent.upstream.untyped_storage().nbytes() == inputs.upstream.untyped_storage().nbytes()
+    most = wire.most_of_reply((inputs,))
+    reply = wire.write_reply(Performed(inputs, changed_state=("a mode",)), most)
+    sent = wire.read_reply(reply, give_back, (inputs,), most)
+    assert sent.changed_state == ("a mode",)
+    assert sent.value.digest == inputs.digest
+    assert sent.value.logits.stride() == inputs.logits.stride()
+    assert sent.value.logits.untyped_storage().nbytes() == inputs.logits.untyped_storage().nbytes()
+    assert sent.value.upstream.untyped_storage().nbytes() == inputs.upstream.untyped_storage().nbytes()
 
 
 @pytest.mark.skipif(
@@ -131,13 +148,14 @@ def test_views_are_sent_with_all_of_the_memory_that_they_are_views_of():
 def test_an_actor_ends_with_its_judge():
     code = """
 import sys, time, os
-from crossent.run.isolation import ForkServer, IsolatedProcess
+from crossent.run.isolation.fork_server import ForkServer
+from crossent.run.isolation.process import IsolatedProcess, perform_acts
 from crossent.cases.case import Case
 from crossent.trials.call import make_call
 def loss(*arguments, **options):
     os.write(1, b"")
     time.sleep(1000)
-server = ForkServer([lambda: loss], 2**33)
+server = ForkServer(lambda _, *descriptors: perform_acts(*descriptors, lambda: loss), 2**33)
 process = IsolatedProcess(server, 0, 1000.0)
 pid = os.getpid()
 import threading

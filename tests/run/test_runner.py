@@ -19,7 +19,7 @@ from crossent.cases.case import Case
 from crossent.cases.grid import met
 from crossent.report.reader import report_of
 from crossent.report.regimes import case_or_none
-from crossent.run.isolation import _MOST_HUNG
+from crossent.run.isolation.process import _MOST_HUNG
 
 CASES = [
     Case("float32", (3, 5), values, reduction=reduction)

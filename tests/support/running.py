@@ -11,7 +11,8 @@ from crossent.report.expected_findings import mark
 from crossent.report.findings import SubjectReport
 from crossent.report.report import Report
 from crossent.run import runner
-from crossent.run.isolation import ForkServer, IsolatedProcess
+from crossent.run.isolation.fork_server import ForkServer
+from crossent.run.isolation.process import IsolatedProcess, perform_acts
 from crossent.run.parallel import judge_each
 from crossent.run.plan import of_cost
 from crossent.run.settings import Settings
@@ -78,7 +79,7 @@ def trial_of(question, subject, host=None):
 def run_isolated(subject, seconds=60.0, cases=CASES, memory=MEMORY):
     """Return the report of a subject that runs in an isolated process."""
     with ambient():
-        server = ForkServer([lambda: subject.loss], memory)
+        server = ForkServer(lambda _, *descriptors: perform_acts(*descriptors, lambda: subject.loss), memory)
         process = IsolatedProcess(server, 0, seconds)
         try:
             return run(subject, cases, hosts=[process])

@@ -1,0 +1,109 @@
+"""The fork server: a process that forks isolated processes, and ends them.
+
+The judge starts it before it knows any exact value, so that no isolated process inherits one.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+
+from crossent.subjects.confinement import Confined, drop_privileges, kill_group
+
+_SECONDS = 30.0  # for a reply; to fork or to kill takes milliseconds
+Serve = Callable[[int, int, int], None]  # runs a subject, by its number; talks on a stream and prints into a file
+
+
+class ForkServerError(Exception):
+    """A fork server and its processes have ended. The judge knows exact values by now, and must not start another."""
+
+
+class ForkServer:
+    """A process that forks isolated processes, and reports how they ended.
+
+    Args:
+        serve: runs in each isolated process.
+        memory: bytes of memory that an isolated process may have.
+    """
+
+    def __init__(self, serve: Serve, memory: int) -> None:
+        self._control, theirs = socket.socketpair()
+        self._control.settimeout(_SECONDS)
+        with theirs:
+            self._process = Confined(lambda: _answer(theirs, serve, memory), [theirs.fileno()])
+
+    def start(self, subject: int, stream: socket.socket, output: int) -> int:
+        """Fork a process for a subject, which talks on a stream and prints into a file; return its number."""
+        return self._ask(f"start {subject}", stream.fileno(), output)
+
+    def end(self, process: int) -> int:
+        """Kill a process and its group, unless it has ended, and return its exit status."""
+        return self._ask(f"end {process}")
+
+    def close(self) -> None:
+        """End the fork server and its isolated processes."""
+        self._control.close()
+        self._process.end()
+
+    def _ask(self, request: str, *descriptors: int) -> int:
+        try:
+            socket.send_fds(self._control, [request.encode()], descriptors)
+            reply = self._control.recv(64)
+        except OSError as error:  # TimeoutError is one
+            raise ForkServerError("the fork server does not reply") from error
+        if not reply:
+            raise ForkServerError("the fork server has ended")
+        return int(reply)
+
+
+def _answer(control: socket.socket, serve: Serve, memory: int) -> None:
+    """The fork server's loop, until the judge is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    drop_privileges()
+    for limit, to in ((resource.RLIMIT_DATA, memory), (resource.RLIMIT_CORE, 0)):
+        with suppress(ValueError, OSError):  # the limit is lower already
+            resource.setrlimit(limit, (to, to))
+    ended: dict[int, int] = {}  # the exit statuses of processes that have ended by themselves
+    while True:
+        request, descriptors, _, _ = socket.recv_fds(control, 64, 2)
+        if not request:
+            return
+        word, number = request.decode().split()
+        _reap(ended)
+        if word == "start":
+            reply = _fork(control, partial(serve, int(number), *descriptors))
+            ended.pop(reply, None)  # that of an earlier process with the same number
+            for descriptor in descriptors:
+                os.close(descriptor)
+        else:
+            reply = ended.pop(process) if (process := int(number)) in ended else _kill(process)
+        control.sendall(str(reply).encode())
+
+
+def _fork(control: socket.socket, run: Callable[[], None]) -> int:
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setpgid(0, 0)  # so that processes that the subject starts end with this one
+            control.close()
+            run()
+        finally:
+            os._exit(0)
+    return child
+
+
+def _kill(process: int) -> int:
+    kill_group(process)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def _reap(ended: dict[int, int]) -> None:
+    """Note the processes that have ended. In a PID namespace, the orphans of a subject are among them."""
+    with suppress(ChildProcessError):
+        while (done := os.waitpid(-1, os.WNOHANG))[0]:
+            ended[done[0]] = os.waitstatus_to_exitcode(done[1])

@@ -1,0 +1,141 @@
+"""An isolated process: its loop, and the host that sends it acts and reads its replies."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from typing import IO, Any, NoReturn, TypeVar
+
+from crossent.run.isolation import wire
+from crossent.run.isolation.fork_server import ForkServer
+from crossent.subjects.builtin import TORCH
+from crossent.subjects.confinement import close_all_but
+from crossent.subjects.subject import Loss
+from crossent.trials.act import NotRun, Performed, Raised, perform
+
+T = TypeVar("T")
+_MOST_PRINTED = 2**20  # bytes in one act
+_MOST_HUNG = 3  # acts, after which a subject is called no more: a time-out can be minutes
+
+
+def perform_acts(stream: int, output: int, load: Callable[[], Loss]) -> NoReturn:
+    """Read an act, perform it and reply, until the judge is gone. This is all that an isolated process does."""
+    faulthandler.disable()  # the report says how the process ended
+    stream = os.dup(stream)  # away from descriptors 1 and 2, whatever the caller had closed
+    for descriptor in (1, 2):
+        os.dup2(output, descriptor)
+    connection = socket.socket(fileno=os.dup2(stream, 3))
+    close_all_but({0, 1, 2, 3})  # the other processes' pipes
+    sys.stdout, sys.stderr = (open(one, "w", errors="replace", closefd=False) for one in (1, 2))  # noqa: SIM115
+    known = _own_names()  # as they are now: the subject may change the modules
+    loss: Loss | None = None
+    while True:
+        try:
+            content = wire.receive(connection)
+        except (EOFError, OSError):
+            os._exit(0)
+        act, arguments, most = wire.read(content, known)
+        try:
+            loss = loss or load()
+            reply = wire.write_reply(perform(act, loss, *arguments), most)
+        except (
+            BaseException
+        ) as error:  # from the subject's import, or its own KeyboardInterrupt; SIGINT is ignored here
+            reply = wire.write_reply(Performed(raised=Raised.of(error)), most)
+        for file in (sys.stdout, sys.stderr):
+            with suppress(Exception):
+                file.flush()
+        wire.send(connection, reply)
+
+
+class IsolatedProcess:
+    """The host of a subject in an isolated process. A process that ended is replaced at the next act."""
+
+    isolated = True
+
+    def __init__(self, server: ForkServer, subject: int, seconds: float) -> None:
+        self._server, self._subject, self._seconds = server, subject, seconds
+        self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed by close()
+        self._stream: socket.socket | None = None
+        self._pid = self._hung = 0
+
+    @property
+    def not_run(self) -> str:
+        """Why the subject is called no more, or ""."""
+        return "hung too often to be called again" if self._hung >= _MOST_HUNG else ""
+
+    def perform(self, act: Callable[..., T], *arguments: Any) -> Performed[T]:
+        """Call `act(loss, *arguments)` in the isolated process, and return the result, or how the process ended."""
+        stream = self._stream = self._stream or self._start()
+        until, most = time.monotonic() + self._seconds, wire.most_of_reply(arguments)
+        try:
+            wire.send(stream, wire.write((act, arguments, most)), until)
+            performed = wire.read_reply(wire.receive(stream, most, until), act, arguments, most)
+        except TimeoutError:
+            self._hung += 1
+            self._end()
+            return Performed(ended="hung", how=f"the call did not return within {self._seconds:g} s")
+        except (EOFError, OSError):
+            return Performed(ended="crashed", how=f"its process ended: {status_in_words(self._end())}")
+        except wire.DamagedError as damage:
+            self._end()
+            return Performed(ended="crashed", how=f"its process replied with {damage}")
+        return self._checked(self._with_output(performed), act, arguments)
+
+    def _checked(
+        self, performed: Performed[Any], act: Callable[..., Any], arguments: tuple[Any, ...]
+    ) -> Performed[Any]:
+        """Believe a reply that the act cannot run on this machine only if it cannot run in this process either."""
+        if isinstance(performed.value, NotRun):
+            here = perform(act, TORCH.loss, *arguments)
+            if performed.value != here.value:
+                return Performed(ended="crashed", how=f"its process replied that it {performed.value.reason}")
+        return performed
+
+    def _with_output(self, performed: Performed[T]) -> Performed[T]:
+        """Count a flood of output as changed state, and empty the file for the next act."""
+        printed = os.fstat(self._output.fileno()).st_size
+        if printed > _MOST_PRINTED:
+            performed = replace(performed, changed_state=(*performed.changed_state, f"the output, by {printed} bytes"))
+        if printed:
+            os.ftruncate(self._output.fileno(), 0)
+            os.lseek(self._output.fileno(), 0, os.SEEK_SET)  # the isolated process shares this position
+        return performed
+
+    def close(self) -> None:
+        """End the process."""
+        if self._stream is not None:
+            self._end()
+        self._output.close()
+
+    def _start(self) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._pid = self._server.start(self._subject, theirs, self._output.fileno())
+        return ours
+
+    def _end(self) -> int:
+        """Kill the process and all that it started, unless it has ended, and return its exit status."""
+        assert self._stream is not None
+        self._stream.close()
+        self._stream = None
+        return self._server.end(self._pid)
+
+
+def status_in_words(status: int) -> str:
+    """An exit status in words: "exit status 1", "SIGSEGV"."""
+    return signal.Signals(-status).name if status < 0 else f"exit status {status}"
+
+
+def _own_names() -> dict[tuple[str, str], Any]:
+    """Every name of this package's modules, by module and name."""
+    modules = [(name, module) for name, module in sys.modules.items() if name.partition(".")[0] == "crossent"]
+    return {(name, attribute): value for name, module in modules for attribute, value in list(vars(module).items())}

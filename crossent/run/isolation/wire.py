@@ -1,0 +1,281 @@
+"""The messages between the judge and an isolated process.
+
+A request is a pickle: the judge wrote it. A reply comes from a process in which a subject may have done anything, so
+it has a flat form: a header in JSON, and the bytes of the tensors one after another. A reply has a limit of size and of
+time, and its value must have the type that the act declares. Nothing in it is executed, and nothing is allocated before
+its size is known to be right.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import pickle
+import socket
+import time
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
+from functools import cache
+from typing import Any, get_args, get_origin
+
+import torch
+from torch import Tensor
+
+from crossent.cases.inputs import Inputs
+from crossent.checks.refusals import Reaction
+from crossent.trials.act import NotRun, Performed, Raised
+from crossent.trials.call import Call, Result
+from crossent.trials.memory import memory
+
+_LENGTH = 8  # bytes that hold the length of a message, and of a header
+_MOST_HEADER = 2**20  # bytes; the texts of exceptions are cut at a few thousand characters
+# Ten calls with three results each, in a dtype four times as wide, are the largest reply to inputs of a size.
+_REPLIES_PER_REQUEST = 120
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
+_CLASSES = {one.__name__: one for one in (Raised, NotRun, Result, Call, Inputs, Reaction)}
+
+
+class DamagedError(Exception):
+    """A reply that no act returns. The message says what is wrong with it."""
+
+
+def send(stream: socket.socket, message: bytes, until: float = math.inf) -> None:
+    """Send a message.
+
+    Raises:
+        TimeoutError: the other process does not take the message in time.
+        OSError: the other process has ended.
+    """
+    stream.settimeout(_left(until))
+    stream.sendall(len(message).to_bytes(_LENGTH, "big") + message)
+
+
+def receive(stream: socket.socket, most: float = math.inf, until: float = math.inf) -> bytes:
+    """Return the next message.
+
+    Raises:
+        TimeoutError: the message does not come whole in time.
+        EOFError, OSError: the other process has ended.
+        DamagedError: the message is larger than `most` bytes.
+    """
+    length = int.from_bytes(_exactly(stream, _LENGTH, until), "big")
+    if length > most:
+        raise DamagedError(f"a reply of {length} bytes, where {most:.0f} are the most")
+    return _exactly(stream, length, until)
+
+
+def _exactly(stream: socket.socket, count: int, until: float) -> bytes:
+    received = bytearray()  # grows with what comes, not with what was announced
+    while len(received) < count:
+        stream.settimeout(_left(until))
+        more = stream.recv(min(count - len(received), 2**20))
+        if not more:
+            raise EOFError
+        received += more
+    return bytes(received)
+
+
+def _left(until: float) -> float | None:
+    if until == math.inf:
+        return None
+    if (left := until - time.monotonic()) <= 0:
+        raise TimeoutError
+    return left
+
+
+def most_of_reply(arguments: tuple[Any, ...]) -> int:
+    """Return the largest size of the reply to these arguments, in bytes."""
+    return _MOST_HEADER + _REPLIES_PER_REQUEST * sum(memory(one).numel() for one in tensors_in(arguments))
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """Return the tensors of a value that is sent."""
+    if isinstance(value, Tensor):
+        return [value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return tensors_in([getattr(value, field.name) for field in fields(value)])
+    if isinstance(value, Mapping):
+        return tensors_in(list(value.values()))
+    return [tensor for one in value for tensor in tensors_in(one)] if isinstance(value, (tuple, list)) else []
+
+
+def write(value: Any) -> bytes:
+    """Pickle a value. A tensor takes along the memory that it is a view of, and nothing else of itself."""
+    buffer = io.BytesIO()
+    _Pickler(buffer, protocol=5).dump(value)
+    return buffer.getvalue()
+
+
+def read(content: bytes, known: Mapping[tuple[str, str], Any]) -> Any:
+    """Read a pickle that may use these names, by module and attribute, and no others."""
+    return _Unpickler(io.BytesIO(content), lambda *name: known.get(name)).load()
+
+
+class _Pickler(pickle.Pickler):
+    """Sends tensors with all of the memory that they are views of, and nothing else of them."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return _tensor, (_raw(value), *_form(value))
+        return NotImplemented
+
+
+class _Unpickler(pickle.Unpickler):
+    """Unpickles a message that may use only the given names."""
+
+    def __init__(self, file: io.BytesIO, find: Callable[[str, str], Any]) -> None:
+        super().__init__(file)
+        self._find = find
+
+    def find_class(self, module: str, name: str) -> Any:
+        found = self._find(module, name)
+        if found is None:
+            raise pickle.UnpicklingError(f"{module}.{name} is not sent")
+        return found
+
+
+_Form = tuple[str, tuple[int, ...], tuple[int, ...], int, str]  # dtype, shape, strides, offset, device
+
+
+def _form(tensor: Tensor) -> _Form:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return dtype, tuple(tensor.shape), tuple(tensor.stride()), int(tensor.storage_offset()), str(tensor.device)
+
+
+def _raw(tensor: Tensor) -> bytes | None:
+    return None if tensor.is_meta else memory(tensor).cpu().numpy().tobytes()
+
+
+def _tensor(
+    raw: bytes | None, dtype: str, shape: tuple[int, ...], stride: tuple[int, ...], offset: int, device: str
+) -> Tensor:
+    of: torch.dtype = getattr(torch, dtype)
+    if raw is None:
+        return torch.empty_strided(shape, stride, dtype=of, device="meta")
+    stored = torch.empty(len(raw), dtype=torch.uint8)  # aligned as torch aligns it
+    if raw:
+        stored.copy_(torch.frombuffer(bytearray(raw), dtype=torch.uint8))
+    return torch.empty(0, dtype=of, device=device).set_(stored.to(device).untyped_storage(), offset, shape, stride)
+
+
+def write_reply(performed: Performed[Any], most: int) -> bytes:
+    """Write the outcome of an act, of at most this size.
+
+    Raises:
+        DamagedError: the value holds a tensor with more numbers than a result has.
+    """
+    raw: list[bytes] = []
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            if value.numel() * value.element_size() > most:
+                raise DamagedError(f"the result has the shape {tuple(value.shape)}, which is too large to be right")
+            content = _raw(value)
+            raw.append(content or b"")
+            return {"tensor": [None if content is None else len(content), *_form(value)]}
+        if is_dataclass(value) and not isinstance(value, type):
+            parts = {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+            return {"class": type(value).__name__, "fields": parts}
+        if isinstance(value, Mapping):
+            return {"mapping": {name: plain(one) for name, one in value.items()}}
+        if isinstance(value, (tuple, list)):
+            return {type(value).__name__: [plain(one) for one in value]}
+        return value
+
+    header = {"value": plain(performed.value), "raised": plain(performed.raised), "state": performed.changed_state}
+    text = json.dumps(header).encode()
+    return b"".join([len(text).to_bytes(_LENGTH, "big"), text, *raw])
+
+
+def read_reply(content: bytes, act: Callable[..., Any], arguments: tuple[Any, ...], most: int) -> Performed[Any]:
+    """Read the outcome of an act with these arguments.
+
+    Raises:
+        DamagedError: the reply is not one that :func:`write_reply` writes for a value of this act.
+    """
+    try:
+        length = int.from_bytes(content[:_LENGTH], "big")
+        header = json.loads(content[_LENGTH : _LENGTH + length])
+        devices = {str(tensor.device) for tensor in tensors_in(arguments)}
+        reader = _Reader(content[_LENGTH + length :], devices, most)
+        value, raised = reader.value(header["value"]), reader.value(header["raised"])
+        state = tuple(header["state"])
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
+        raise DamagedError(f"a reply of another form: {type(error).__name__}") from None
+    returns = _returned(act) | NotRun if raised is None else None
+    if not (_is_a(value, returns) and _is_a(raised, Raised | None) and _is_a(state, tuple[str, ...])):
+        raise DamagedError("a value of another type than the call returns")
+    return Performed(value, raised, changed_state=state)
+
+
+class _Reader:
+    """Reads values whose tensors take their bytes from a stock."""
+
+    def __init__(self, raw: bytes, devices: set[str], most: int) -> None:
+        self._raw, self._devices, self._most, self._at = raw, devices, most, 0
+
+    def value(self, written: Any) -> Any:
+        if not isinstance(written, dict):
+            return None if isinstance(written, list) else written
+        ((kind, content),) = ((k, v) for k, v in written.items() if k != "fields")
+        if kind == "tensor":
+            return self._tensor(*content)
+        if kind == "class":
+            return _CLASSES[content](**{str(name): self.value(one) for name, one in written["fields"].items()})
+        if kind == "mapping":
+            return {name: self.value(one) for name, one in content.items()}
+        return {"tuple": tuple, "list": list}[kind](self.value(one) for one in content)
+
+    def _tensor(self, length: int | None, dtype: str, shape: Any, stride: Any, offset: int, device: str) -> Tensor:
+        numbers = [offset, *shape, *stride, 0 if length is None else length]
+        if not all(type(number) is int and 0 <= number < 2**62 for number in numbers) or len(shape) != len(stride):
+            raise ValueError("not the sizes of a tensor")
+        size = _DTYPES[dtype].itemsize
+        if math.prod(shape) * size > self._most:
+            raise ValueError("a tensor with more numbers than a result has")
+        if length is None:
+            if "meta" not in self._devices:
+                raise ValueError("a tensor without data")
+            return _tensor(None, dtype, tuple(shape), tuple(stride), offset, "meta")
+        last = offset + sum((count - 1) * step for count, step in zip(shape, stride, strict=True))
+        if device not in self._devices or (math.prod(shape) and (last + 1) * size > length):
+            raise ValueError("a tensor beyond its memory, or on another device")
+        raw = self._raw[self._at : self._at + length]
+        if len(raw) != length:
+            raise ValueError("a tensor without all of its data")
+        self._at += length
+        return _tensor(raw, dtype, tuple(shape), tuple(stride), offset, device)
+
+
+@cache
+def _returned(act: Callable[..., Any]) -> Any:
+    """Return the type that an act declares for its value."""
+    return _hints(act)["return"]
+
+
+@cache
+def _hints(of: Any) -> dict[str, Any]:
+    return typing.get_type_hints(of)
+
+
+def _is_a(value: Any, type_: Any) -> bool:
+    """Whether a value is of a type, with the types of what it holds."""
+    origin, inner = get_origin(type_), get_args(type_)
+    if type_ is Any:
+        return True
+    if origin in (typing.Union, types.UnionType):
+        return any(_is_a(value, one) for one in inner)
+    if origin is tuple and inner[1:] != (...,):
+        return type(value) is tuple and len(value) == len(inner) and all(map(_is_a, value, inner))
+    if origin in (tuple, list):
+        return type(value) is origin and all(_is_a(one, inner[0]) for one in value)
+    if origin is dict:
+        return type(value) is dict and all(_is_a(one, inner[0]) and _is_a(v, inner[1]) for one, v in value.items())
+    if type_ is None or type_ is type(None):
+        return value is None
+    if type(value) is not type_:
+        return False
+    return not is_dataclass(type_) or all(_is_a(getattr(value, name), of) for name, of in _hints(type_).items())

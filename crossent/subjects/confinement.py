@@ -1,0 +1,202 @@
+"""Confinement: what a process that runs foreign code cannot do to the process that judges it.
+
+A subject runs in a process of its own. On Linux that process cannot read or write the memory of the judge, as the
+same user and as root; where the system grants a PID namespace, it cannot see or signal any other process, and all that
+it started ends with it. SECURITY.md lists what each system grants. Linux calls these functions `prctl`, `capset` and
+`unshare`; elsewhere they do nothing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import select
+import signal
+import struct
+import sys
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+# Numbers of linux/prctl.h, linux/sched.h and linux/capability.h.
+_SET_PDEATHSIG, _GET_DUMPABLE, _SET_DUMPABLE, _CAPBSET_DROP = 1, 3, 4, 24
+_SET_CHILD_SUBREAPER, _SET_NO_NEW_PRIVS = 36, 38
+_NEW_USER, _NEW_PID = 0x10000000, 0x20000000
+_CAPABILITY_VERSION, _LAST_CAPABILITY = 0x20080522, 63
+# Root keeps these two, with which it opens the files of other users: a subject may lie in such a file.
+_DAC_OVERRIDE, _DAC_READ_SEARCH = 1, 2
+_SECONDS_TO_END = 5.0  # a process that was killed needs milliseconds; one in a system call of a driver may need more
+
+
+@contextmanager
+def unreadable() -> Iterator[None]:
+    """Deny other processes of this user the memory of this process and of those that it forks, until the block ends.
+
+    Without it, `/proc/PID/mem` is open to every process of the same user.
+    """
+    before = _prctl(_GET_DUMPABLE)
+    _prctl(_SET_DUMPABLE, 0)
+    try:
+        yield
+    finally:
+        if before == 1:
+            _prctl(_SET_DUMPABLE, 1)
+
+
+def drop_privileges() -> None:
+    """Give up every capability but those that open files, here and in every program that this process starts."""
+    _prctl(_SET_NO_NEW_PRIVS, 1)
+    kept = {_DAC_OVERRIDE, _DAC_READ_SEARCH}
+    for capability in set(range(_LAST_CAPABILITY + 1)) - kept:
+        _prctl(_CAPBSET_DROP, capability)
+    libc = _libc()
+    if libc is None:
+        return
+    header = struct.pack("Ii", _CAPABILITY_VERSION, 0)
+    data = ctypes.create_string_buffer(24)  # effective, permitted and inheritable, for numbers to 31 and to 63
+    if libc.capget(header, data) == 0:
+        now = struct.unpack("6I", data.raw)
+        mask = sum(1 << capability for capability in kept)
+        libc.capset(header, struct.pack("6I", now[0] & mask, now[1] & mask, 0, 0, 0, 0))
+
+
+class Confined:
+    """A process that runs a function and is cut off from this one, with all that it starts.
+
+    Between them stands a keeper, which runs nothing foreign: it ends the process when this process asks for it or has
+    ended in any way.
+
+    Args:
+        run: the function. The process ends with it.
+        kept: the descriptors that the process keeps, besides 0, 1 and 2.
+    """
+
+    def __init__(self, run: Callable[[], Any], kept: Collection[int] = ()) -> None:
+        theirs, self._end = os.pipe()
+        self._keeper = os.fork()
+        if self._keeper == 0:
+            with _exit_after():
+                os.close(self._end)
+                _keep(run, kept, theirs)
+        os.close(theirs)
+
+    def end(self) -> None:
+        """End the process, and all that it has started where the system can tell."""
+        with suppress(OSError):
+            os.write(self._end, b"x")
+        os.close(self._end)
+        until = time.monotonic() + _SECONDS_TO_END
+        while not os.waitpid(self._keeper, os.WNOHANG)[0]:
+            if time.monotonic() > until:  # something has stopped it
+                os.kill(self._keeper, signal.SIGKILL)
+                os.waitpid(self._keeper, 0)
+                return
+            time.sleep(0.001)
+
+
+def _keep(run: Callable[[], Any], kept: Collection[int], asked: int) -> None:
+    """The keeper: start the process, wait until it ends or shall end, and kill what is left."""
+    os.setpgid(0, 0)  # Ctrl-C is for the command
+    _prctl(_SET_CHILD_SUBREAPER, 1)
+    _new_namespaces()
+    ready, told = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with _exit_after():
+            os.setpgid(0, 0)
+            os.close(told)
+            os.read(ready, 1)  # the keeper is prepared
+            close_all_but({0, 1, 2, *kept})
+            run()
+    close_all_but({0, 1, 2, asked, told})
+    os.close(told)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    while not select.select([asked], [], [], 1.0)[0]:
+        if os.waitpid(child, os.WNOHANG)[0]:
+            break
+    kill_group(child)
+    _kill_descendants()
+
+
+def kill_group(process: int) -> None:
+    """Kill a process and its group."""
+    for kill in (os.killpg, os.kill):  # the process may not have made its group yet
+        with suppress(ProcessLookupError, PermissionError):
+            kill(process, signal.SIGKILL)
+
+
+def close_all_but(kept: Collection[int]) -> None:
+    """Close every descriptor of this process but these."""
+    start = 0
+    for descriptor in sorted(kept):
+        if start < descriptor:  # os.closerange(0, 0) closes every descriptor
+            os.closerange(start, descriptor)
+        start = descriptor + 1
+    os.closerange(start, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+
+
+def _kill_descendants() -> None:
+    """Kill the children of this process, which inherits orphans, until none is left."""
+    until = time.monotonic() + _SECONDS_TO_END
+    while time.monotonic() < until:
+        children: list[str] = []
+        with suppress(OSError):  # not Linux
+            children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+        for child in children:
+            kill_group(int(child))
+        try:
+            if not os.waitpid(-1, os.WNOHANG)[0]:
+                time.sleep(0.001)
+        except ChildProcessError:
+            return
+
+
+def _new_namespaces() -> bool:
+    """Put the next child of this process into a PID namespace of its own, and return whether the system allows it.
+
+    Root can do so. Another user needs a user namespace with it, in which the user is the same.
+    """
+    libc = _libc()
+    if libc is None:
+        return False
+    if os.geteuid() == 0 and libc.unshare(_NEW_PID) == 0:
+        return True
+    user, group = os.geteuid(), os.getegid()
+    before = _prctl(_GET_DUMPABLE)
+    _prctl(_SET_DUMPABLE, 1)  # the maps below belong to root otherwise; nothing foreign runs yet
+    try:
+        if libc.unshare(_NEW_USER | _NEW_PID) != 0:
+            return False
+        for name, line in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
+            with suppress(OSError):
+                Path(f"/proc/self/{name}").write_text(line)
+        return True
+    finally:
+        if before == 0:
+            _prctl(_SET_DUMPABLE, 0)
+
+
+@contextmanager
+def _exit_after() -> Iterator[None]:
+    """End this process with the block, whatever the block raises."""
+    try:
+        yield
+    finally:
+        os._exit(0)
+
+
+def die_with_parent() -> None:
+    """Ask Linux to kill this process when its parent ends."""
+    _prctl(_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _prctl(option: int, value: int = 0) -> int:
+    libc = _libc()
+    return -1 if libc is None else int(libc.prctl(option, value, 0, 0, 0))
+
+
+def _libc() -> Any:
+    return ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
