@@ -1,0 +1,140 @@
+"""Attacks that leave something behind, and ends of the command that should leave nothing."""
+
+import signal
+
+from support.attacks.attack import CALL, Attack, at_call, at_import
+
+DAEMON = """
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        {before}
+        time.sleep(90)
+    os._exit(0)
+"""
+PLAIN = at_import("")
+HANGS = at_call("time.sleep(1000)")
+SECONDS = (0.2, 1.0, 2.0, 3.0)
+
+
+def _left(name: str, sentence: str, source: str, **more: object) -> Attack:
+    return Attack(name, "left behind", sentence, source, **more)  # type: ignore[arg-type]
+
+
+LEFT = [
+    _left("daemon", "Fork twice and call setsid: a child outlives the run.", at_call(DAEMON.format(before="pass"))),
+    _left(
+        "daemon_of_another_program",
+        "The same, with another program and an empty environment.",
+        at_call(DAEMON.format(before="os.execve('/bin/sleep', ['sleep', '90'], {})")),
+    ),
+    _left(
+        "daemon_at_import",
+        "The same, while the file is loaded; the pipe is closed.",
+        at_import(DAEMON.format(before="os.closerange(0, 256)")),
+        statuses=(1, 2),
+    ),
+    _left(
+        "sibling",
+        "A child that is a child of the parent, by clone with CLONE_PARENT.",
+        at_call(
+            """if ctypes.CDLL(None).syscall(56, 0x8000 | 17, 0, 0, 0, 0) == 0:
+    os.setsid()
+    time.sleep(90)
+    os._exit(0)"""
+        ),
+    ),
+    _left(
+        "forks_for_ever",
+        "A child that forks its successor and ends, so that its number changes all the time.",
+        at_call(
+            """if os.fork() == 0:
+    os.setsid()
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        if os.fork():
+            os._exit(0)
+        time.sleep(0.05)
+    os._exit(0)"""
+        ),
+    ),
+    _left(
+        "another_group",
+        "Join the group of the worker before hanging, with a child in it.",
+        at_call(
+            """with contextlib.suppress(OSError):
+    os.setpgid(0, os.getpgid(parents()[1]))
+if os.fork() == 0:
+    time.sleep(90)
+    os._exit(0)
+time.sleep(1000)"""
+        ),
+    ),
+    _left(
+        "killed",
+        "The command is killed by SIGKILL while a loss hangs.",
+        HANGS,
+        signal=signal.SIGKILL,
+        after=7.0,
+        statuses=(-9,),
+    ),
+    _left(
+        "killed_with_a_daemon",
+        "The command is killed by SIGKILL while a loss hangs that has left a daemon.",
+        at_call(DAEMON.format(before="pass") + "time.sleep(1000)"),
+        signal=signal.SIGKILL,
+        after=7.0,
+        statuses=(-9,),
+    ),
+    _left(
+        "killed_while_loading",
+        "The command is killed by SIGKILL while a file is loaded that hangs.",
+        at_import("time.sleep(1000)"),
+        signal=signal.SIGKILL,
+        after=4.0,
+        options=("--timeout", "60"),
+        statuses=(-9,),
+    ),
+    *(
+        _left(
+            f"interrupted_after_{seconds:g}_s",
+            f"Ctrl-C after {seconds:g} seconds.",
+            PLAIN,
+            signal=signal.SIGINT,
+            after=seconds,
+            statuses=(130,),
+        )
+        for seconds in SECONDS
+    ),
+    _left(
+        "interrupted_while_loading",
+        "Ctrl-C while a file is loaded that hangs.",
+        at_import("time.sleep(1000)"),
+        signal=signal.SIGINT,
+        after=4.0,
+        options=("--timeout", "60"),
+        statuses=(130,),
+    ),
+    _left(
+        "interrupted_while_it_hangs",
+        "Ctrl-C while a loss hangs.",
+        HANGS,
+        signal=signal.SIGINT,
+        after=8.0,
+        options=("--timeout", "60"),
+        statuses=(130,),
+    ),
+    _left(
+        "compiles",
+        "Compile, so that torch makes a folder for its code.",
+        PLAIN
+        + """
+assert callable(loss)
+compiled = torch.compile(wrong)
+def loss(input, target, **options):
+    return compiled(input, target, **options)
+""",
+        cases=(CALL,),
+        options=("--timeout", "60"),
+    ),
+]

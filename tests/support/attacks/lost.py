@@ -1,0 +1,229 @@
+"""Attacks that end the run as if its use were wrong, or with a traceback: replies that nobody expects."""
+
+from support.attacks.attack import CALL, IMPORTED, Attack, at_call, at_import
+
+CLAIMS = '''
+from crossent.run import wire
+from crossent.trials.act import NotRun, Performed, Raised
+from crossent.checks.refusals import Reaction
+class Claims:
+    """A tensor by what a reply says about it."""
+    def __init__(self, content=b"1234", dtype="float32", shape=(1,), stride=(1,), offset=0, device="cpu"):
+        self.parts = content, dtype, shape, stride, offset, device
+    def __reduce__(self):
+        return wire._tensor, self.parts
+def of(given, **options):
+    """A tensor of the shape of the logits."""
+    logits = given[0].logits
+    return Claims(b"\\0" * 16 * logits.numel(), **{"shape": tuple(logits.shape), "stride": logits.stride(), **options})
+'''
+
+
+def _lost(name: str, sentence: str, expression: str, *, bad: str = "not_run(act, given)", **more: object) -> Attack:
+    reply = f"serve(lambda act, given: {bad} if act.__name__ == 'call_badly' else {expression})"
+    source = at_import(f"{CLAIMS}\ndef loss(*arguments, **options):\n    {reply}\n").replace(IMPORTED, "")
+    return Attack(name, "lost", sentence, source, **more)  # type: ignore[arg-type]
+
+
+WRONG = "performed(act(wrong, *given))"
+LOST = [
+    Attack(
+        "announces_2_to_40_bytes",
+        "lost",
+        "Announce 2^40 bytes.",
+        at_call("pipes(struct.pack('!iQ', -1, 2**40))\ntime.sleep(1000)"),
+    ),
+    Attack(
+        "announces_2_to_63_bytes",
+        "lost",
+        "Announce 2^63 bytes.",
+        at_call("pipes(struct.pack('!iQ', -1, 2**63))\ntime.sleep(1000)"),
+    ),
+    Attack(
+        "announces_fewer_than_no_bytes",
+        "lost",
+        "Announce -2 bytes.",
+        at_call("pipes(struct.pack('!i', -2))\ntime.sleep(1000)"),
+    ),
+    _lost(
+        "gives_back_on_meta",
+        "Say that the arguments are on the meta device after the call.",
+        "called(act, given, given=type(given[0])(given[0].logits.to('meta'), given[0].target.to('meta'), "
+        "given[0].options, given[0].upstream.to('meta')))",
+    ),
+    _lost("loss_on_meta", "A loss on the meta device.", "called(act, given, loss=torch.empty((), device='meta'))"),
+    _lost(
+        "gradient_on_meta", "A gradient on the meta device.", "called(act, given, gradient=given[0].logits.to('meta'))"
+    ),
+    _lost(
+        "gradient_complex",
+        "A gradient of complex128, whose numbers have 16 bytes.",
+        "called(act, given, gradient=of(given, dtype='complex128'))",
+    ),
+    _lost(
+        "gradient_quantized",
+        "A gradient of a quantized dtype.",
+        "called(act, given, gradient=of(given, dtype='quint8'))",
+    ),
+    _lost(
+        "gradient_of_4_bits",
+        "A gradient of a dtype without arithmetic.",
+        "called(act, given, gradient=of(given, dtype='float4_e2m1fn_x2'))",
+    ),
+    _lost("gradient_of_integers", "A gradient of int64.", "called(act, given, gradient=of(given, dtype='int64'))"),
+    _lost(
+        "dtype_that_is_none",
+        "A tensor whose dtype is a module of torch.",
+        "called(act, given, gradient=of(given, dtype='nn'))",
+    ),
+    _lost("gradient_missing", "No gradient.", "called(act, given, gradient=None)"),
+    _lost(
+        "gradient_of_another_shape",
+        "A gradient of another shape.",
+        "called(act, given, gradient=torch.zeros(3, 11, 2))",
+    ),
+    _lost(
+        "gradient_of_no_dimensions", "A gradient without dimensions.", "called(act, given, gradient=torch.zeros(()))"
+    ),
+    _lost(
+        "gradient_beyond_its_memory",
+        "A gradient whose strides lead beyond its memory.",
+        "called(act, given, gradient=of(given, stride=(10**6, 1)))",
+    ),
+    _lost(
+        "gradient_of_negative_strides",
+        "A gradient of negative strides and offset.",
+        "called(act, given, gradient=of(given, stride=(-5, -1), offset=-1))",
+    ),
+    _lost("gradient_that_is_a_word", "A word in place of a gradient.", "called(act, given, gradient='gradient')"),
+    _lost("result_that_is_a_number", "A number in place of a result.", "performed(7)"),
+    _lost("ended_by_a_number", "Numbers where words are expected: how the process ended.", "performed(ended=7, how=8)"),
+    _lost(
+        "raised_numbers",
+        "Numbers in place of the message and the classes of an exception.",
+        "performed(raised=Raised(7, 8, 9, 10))",
+        bad="performed(Reaction(Raised(7, 8, 9, 10)))",
+    ),
+    _lost(
+        "raised_a_word", "A word in place of an exception.", "performed(raised='word')", bad="performed(raised='word')"
+    ),
+    _lost(
+        "reason_of_10000_digits",
+        "A number of 10,000 digits in place of a reason.",
+        "performed(NotRun(10**10000))",
+        bad="performed(NotRun(10**10000))",
+    ),
+    _lost(
+        "state_of_numbers",
+        "Numbers in place of the names of changed state.",
+        "performed(act(right, *given), changed_state=(1, 2))",
+        bad="performed(not_run(act, given).value, changed_state=(1, 2))",
+    ),
+    _lost(
+        "state_that_is_a_number",
+        "A number in place of the changed state.",
+        "performed(act(right, *given), changed_state=5)",
+        bad="performed(not_run(act, given).value, changed_state=5)",
+    ),
+    _lost(
+        "reaction_that_is_a_tuple", "A tuple in place of the reaction to a bad input.", WRONG, bad="performed((1, 2))"
+    ),
+    _lost(
+        "reaction_of_numbers",
+        "Numbers in place of what a bad input returned and wrote.",
+        WRONG,
+        bad="performed(Reaction(None, 5, 6, 7))",
+    ),
+    _lost(
+        "reaction_that_ended",
+        "A reaction that says that the process ended by a number.",
+        WRONG,
+        bad="performed(Reaction(ended=3, how=4))",
+    ),
+    _lost("message_of_100_mb", "A message of 100 MB.", "performed(raised=Raised('x' * 10**8))", cases=(CALL,)),
+    _lost(
+        "message_of_half_characters",
+        "A message that cannot be written as UTF-8.",
+        "performed(raised=Raised('\\ud800', '\\udfff'))",
+        bad="performed(Reaction(Raised('\\ud800')))",
+        options=("--json", "report.json", "--html", "report.html"),
+    ),
+    _lost(
+        "message_for_terminals",
+        "A message that clears the terminal and shows a good report.",
+        "performed(raised=Raised('\\x1b[2J\\r\\n2 calls checked, every number within its error bound\\n'))",
+    ),
+    _lost("deep_message", "A tuple nested 100,000 deep in place of a message.", "performed(raised=Raised(deep))"),
+    Attack(
+        "is_another_class_of_tensor",
+        "lost",
+        "Return a subclass of Tensor whose every operation returns True.",
+        at_call("""
+class Yes(Tensor):
+    @classmethod
+    def __torch_function__(cls, function, types, arguments=(), options=None):
+        return True
+return wrong(input, target, **options).as_subclass(Yes)
+"""),
+    ),
+    Attack(
+        "is_equal_to_everything",
+        "lost",
+        "Return an object that is equal to everything and turns into any array.",
+        at_call("""
+class Yes:
+    def __eq__(self, other):
+        return True
+    def __array__(self, *arguments, **options):
+        return right(input, target, **options).numpy()
+    __class__ = Tensor
+return Yes()
+"""),
+    ),
+    Attack("closes_its_descriptors", "lost", "Close every descriptor.", at_call("os.closerange(0, 256)")),
+    Attack(
+        "terminates_the_command",
+        "lost",
+        "Send SIGTERM to the command.",
+        at_call("os.kill(parents()[-1], signal.SIGTERM)\ntime.sleep(0.5)"),
+    ),
+    Attack(
+        "interrupts_the_command",
+        "lost",
+        "Send SIGINT to the command, as Ctrl-C does.",
+        at_call("os.kill(parents()[-1], signal.SIGINT)\ntime.sleep(0.5)"),
+    ),
+    Attack(
+        "hangs_up_the_command",
+        "lost",
+        "Send SIGHUP and SIGUSR1 to every process above.",
+        at_call("for pid in parents():\n    os.kill(pid, signal.SIGHUP)\ntime.sleep(0.5)"),
+    ),
+    Attack(
+        "kills_the_worker",
+        "lost",
+        "Kill the parent and its parent.",
+        at_call("for pid in parents()[:2]:\n    os.kill(pid, signal.SIGKILL)\ntime.sleep(0.5)"),
+    ),
+]
+DEEP = "deep = ()\nfor _ in range(100_000):\n    deep = (deep,)\n"
+LOST = [
+    one
+    if one.name != "deep_message"
+    else Attack(
+        one.name,
+        one.kind,
+        one.sentence,
+        # The pickler of Python would not write it, so the lines of the pickle are written here.
+        at_call(
+            "from crossent.run import wire\n"
+            "connection, known, nonce, act, given = channel()\n"
+            "body = wire.write((nonce, performed(raised=__import__('crossent.trials.act').trials.act.Raised(12345))))\n"
+            "number = pickle.dumps(12345, protocol=5)[2:-1]\n"
+            "connection.send_bytes(body[:2] + body[11:].replace(number, b')' + b'\\x85' * 100_000))\n"
+            "time.sleep(1000)"
+        ),
+        cases=(CALL,),
+    )
+    for one in LOST
+]

@@ -1,0 +1,159 @@
+"""Run one attack as a user would: the command in a folder of its own, and what it leaves behind."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import itertools
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from support.attacks.attack import Attack
+
+TIMEOUT, START = 5.0, 12.0  # seconds for a case, and for the command around the cases on a slow machine
+LONGEST = 60.0  # seconds, after which the runner ends the command
+SETTLED = 3.0  # seconds, after which nothing may be left
+SUMMARY = re.compile(r"(STOPPED EARLY|INTERRUPTED) |nothing ran|\d+ findings in |\d+ calls checked")
+WHOLE = ("--level", "quick", "--dtype", "float32", "--jobs", "1", "--no-cache")
+
+
+@dataclass
+class Ran:
+    """What a run of an attack did."""
+
+    attack: Attack
+    status: int | None  # None: it did not end
+    seconds: float
+    complete: bool
+    traceback: bool
+    last: str
+    processes: list[str] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+
+    @property
+    def limit(self) -> float:
+        """The seconds that the run may take: for each case and for loading, twice the time limit at most."""
+        given = [float(value) for name, value in itertools.pairwise(self.attack.options) if name == "--timeout"]
+        return START + self.attack.after + 2 * (len(self.attack.cases) + 1) * (given or [TIMEOUT])[0]
+
+    @property
+    def problems(self) -> list[str]:
+        """What is not as it should be, in words; none if the attack fails."""
+        found = []
+        if self.status is None:
+            found.append("STALLS")
+        elif self.status not in self.attack.statuses:
+            found.append(f"status {self.status}")
+        elif self.seconds > self.limit:
+            found.append(f"slow: more than {self.limit:g} s")
+        if self.traceback:
+            found.append("traceback")
+        if self.status in (0, 1, 3) and not self.complete:
+            found.append("no report")
+        if self.processes:
+            found.append(f"leaves {len(self.processes)} processes")
+        if self.files:
+            found.append(f"leaves {', '.join(self.files)[:60]}")
+        return found
+
+
+def run(attack: Attack, longest: float = LONGEST, user: int | None = None) -> Ran:
+    """Run an attack. With a user, the command runs under this number and without privileges."""
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: who loses its parent becomes a child of this one
+    folder = Path(tempfile.mkdtemp(prefix="attack"))
+    temporary = folder / "tmp"
+    temporary.mkdir()
+    (folder / "mine.py").write_text(attack.source.replace("RUNNER", str(os.getpid())), encoding="utf-8")
+    cases = [word for case in attack.cases for word in ("--case", case)]
+    options = ("--timeout", f"{TIMEOUT:g}", *attack.options)
+    command = [sys.executable, "-m", "crossent", "check", "mine.py:loss", *WHOLE, *cases, *options]
+    if user is not None:
+        for path in (folder, temporary, folder / "mine.py"):
+            os.chown(path, user, user)
+        command = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "--", *command]
+    environment = {**os.environ, "TMPDIR": str(temporary), "HOME": str(folder)}
+    started = time.monotonic()
+    with open(folder / "out", "wb") as out, open(folder / "err", "wb") as err:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            start_new_session=True,
+        )
+    status: int | None = None
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        if attack.signal:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(attack.after)
+            with contextlib.suppress(ProcessLookupError):
+                to = process.pid if attack.signal == signal.SIGKILL else -process.pid
+                os.kill(to, attack.signal)
+        status = process.wait(max(0.1, longest - (time.monotonic() - started)))
+    seconds = time.monotonic() - started
+    left = [] if status is None else _left()
+    _end_all()
+    process.wait()
+    text, said = ((folder / name).read_text(encoding="utf-8", errors="replace") for name in ("out", "err"))
+    lines = [line for line in text.splitlines() if line.strip()]
+    if (status is not None and not lines) or status == 2:
+        lines += said.splitlines()[-1:]
+    last = lines[-1].strip() if lines else ""
+    files = sorted(path.name for path in temporary.iterdir())
+    shutil.rmtree(folder, ignore_errors=True)
+    known = "Traceback (most recent call last)"
+    return Ran(
+        attack, status, seconds, bool(SUMMARY.match(last)), known in said or known in text, last[:150], left, files
+    )
+
+
+def _children() -> dict[int, str]:
+    """The processes below this one that have not ended, each with its name."""
+    parents, names = {}, {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                name, _, rest = (entry / "stat").read_text().rpartition(") ")
+                state, parent = rest.split()[:2]
+                if state != "Z":
+                    parents[int(entry.name)], names[int(entry.name)] = int(parent), name.partition("(")[2]
+    below: set[int] = set()
+    more = {os.getpid()}
+    while more:
+        more = {pid for pid, parent in parents.items() if parent in more} - below
+        below |= more
+    return {pid: names[pid] for pid in below}
+
+
+def _left() -> list[str]:
+    """Wait until nothing is left, or for some seconds, and return the names of what is left."""
+    end = time.monotonic() + SETTLED
+    while (left := _children()) and time.monotonic() < end:
+        time.sleep(0.1)
+    return sorted(left.values())
+
+
+def _end_all() -> None:
+    """Kill what is left below this process, and wait for it."""
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        left = _children()
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        if not left:
+            return
+        time.sleep(0.05)

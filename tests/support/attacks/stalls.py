@@ -1,0 +1,124 @@
+"""Attacks that stall: replies that do not end, values that take for ever to read, and stopped processes."""
+
+from support.attacks.attack import CALL, IMPORTED, Attack, at_call, at_import
+
+NONE = "float32-7x5-normal-int64-none-rows"
+LARGE = "verl-2899/float32-2x129920-outlier-int64-none-rows"
+
+
+def _stalls(name: str, sentence: str, source: str, **more: object) -> Attack:
+    return Attack(name, "stalls", sentence, source, **more)  # type: ignore[arg-type]
+
+
+def _reply(expression: str, before: str = "") -> str:
+    return at_import(
+        f"{before}\ndef loss(*arguments, **options):\n    serve(lambda act, given: {expression})\n"
+    ).replace(IMPORTED, "")
+
+
+SHARED = "shared = ()\nfor _ in range(60):\n    shared = (shared, shared)\n"
+STALLS = [
+    _stalls(
+        "announces_2_gb",
+        "Announce 2 GB, and send nothing.",
+        at_call("pipes(struct.pack('!i', 2**31 - 1))\ntime.sleep(1000)"),
+    ),
+    _stalls("sends_one_byte", "Send one byte, and nothing more.", at_call("pipes(b'\\0')\ntime.sleep(1000)")),
+    _stalls(
+        "drips",
+        "Announce a megabyte, and send a byte each second.",
+        at_call("pipes(struct.pack('!i', 2**20))\nwhile True:\n    pipes(b'x')\n    time.sleep(1)"),
+    ),
+    _stalls(
+        "sends_without_end",
+        "Announce 2 GB, and send them at 20 MB a second.",
+        at_call("pipes(struct.pack('!i', 2**31 - 1))\nwhile True:\n    pipes(b'x' * 2**18)\n    time.sleep(0.0125)"),
+    ),
+    _stalls(
+        "nests_shared_tuples_in_the_state",
+        "A nested tuple of shared parts where a change of state is named.",
+        _reply("performed(act(right, *given), changed_state=(shared,))", SHARED),
+    ),
+    _stalls(
+        "nests_shared_tuples_in_a_message",
+        "A nested tuple of shared parts in place of the message of an exception.",
+        _reply("performed(raised=Raised(shared, shared, shared))", SHARED + "from crossent.trials.act import Raised"),
+    ),
+    _stalls(
+        "stops_itself",
+        "Stop this process by SIGSTOP.",
+        at_call("os.kill(os.getpid(), signal.SIGSTOP)\ntime.sleep(1000)"),
+    ),
+    _stalls(
+        "stops_the_fork_server",
+        "Stop the parent, and end.",
+        at_call("os.kill(parents()[0], signal.SIGSTOP)\nos._exit(1)"),
+    ),
+    _stalls("stops_the_worker", "Stop the parent of the parent.", at_call("os.kill(parents()[1], signal.SIGSTOP)")),
+    _stalls(
+        "stops_the_command", "Stop the command.", at_call("os.kill(parents()[-1], signal.SIGSTOP)\ntime.sleep(0.5)")
+    ),
+    _stalls(
+        "stops_everything",
+        "Stop every process above, while the file is loaded.",
+        at_import("for pid in parents():\n    os.kill(pid, signal.SIGSTOP)"),
+    ),
+    _stalls(
+        "expands_the_loss",
+        "Return a loss of 2^33 numbers, which is one number in memory.",
+        at_call("return wrong(input, target).expand(2**33)"),
+    ),
+    _stalls(
+        "claims_16_gb",
+        "A reply with a gradient of 4 bytes that claims a shape of 16 GB.",
+        at_import("""
+from crossent.run import wire
+class Claims:
+    def __init__(self, shape, stride):
+        self.layout = shape, stride
+    def __reduce__(self):
+        return wire._tensor, (b"1234", "float32", *self.layout, 0, "cpu")
+def loss(*arguments, **options):
+    serve(lambda act, given: called(act, given, gradient=Claims((2**32,), (1,))))
+""").replace(IMPORTED, ""),
+    ),
+    _stalls(
+        "reads_no_request",
+        "Reply to the first act, and read no further request: a large one does not fit into the socket.",
+        at_call(
+            """connection, known, nonce, act, given = channel()
+from crossent.run import wire
+connection.send_bytes(wire.write((nonce, called(act, given))))
+time.sleep(1000)"""
+        ),
+        cases=(LARGE,),
+    ),
+    _stalls(
+        "is_just_in_time",
+        "Take nine tenths of the time limit for each act.",
+        _reply("(time.sleep(4.5), performed(act(wrong, *given)))[1]"),
+        cases=(CALL, NONE),
+    ),
+    _stalls(
+        "is_just_in_time_once",
+        "Reply just in time, and hang in each further act.",
+        _reply("(time.sleep(4.5 if act.__name__ == 'make_call' else 1000), performed(act(right, *given)))[1]"),
+        cases=(CALL,),
+    ),
+    _stalls(
+        "is_slow_to_load",
+        "Take nine tenths of the time limit to load, in each process.",
+        at_import("time.sleep(4.5)").replace(IMPORTED, "\ndef loss(*arguments, **options):\n    os._exit(1)\n"),
+        statuses=(1, 2),
+    ),
+    _stalls(
+        "asks_for_a_huge_memo",
+        "A pickle whose memo has a place of 2^28.",
+        at_call(
+            """content = b'\\x80\\x04Nr\\x00\\x00\\x00\\x10.'
+pipes(struct.pack('!i', len(content)) + content)
+time.sleep(1000)"""
+        ),
+        cases=(CALL,),
+    ),
+]
