@@ -115,7 +115,10 @@ def loop():
         if nonce and nonce != seen:
             seen = nonce
             act, arguments = frame.f_locals["act"], frame.f_locals["arguments"]
-            frame.f_locals["connection"].send_bytes(wire.write((nonce, not_run(act, arguments))))
+            connection, known = frame.f_locals["connection"], frame.f_locals["known"]
+            while True:
+                connection.send_bytes(wire.write((nonce, not_run(act, arguments))))
+                nonce, act, arguments = wire.read(connection.recv_bytes(), known)
         time.sleep(0.001)
 
 def loss(*arguments, **options):
@@ -131,7 +134,7 @@ def loss(*arguments, **options):
 def loss(*arguments, **options):
     from multiprocessing.connection import Connection
     from crossent.run import wire
-    own = [one for one in gc.get_objects() if type(one) is Connection and not one.closed and one.fileno() == 3]
+    own = [one for one in gc.get_objects() if type(one) is Connection and one.writable and not one.closed and one.fileno() == 3]
     known, nonce, act, given = channel()[1:]
     while True:
         own[0].send_bytes(wire.write((nonce, not_run(act, given))))
@@ -155,7 +158,8 @@ if "crossent.run.isolation" in sys.modules and isolated():
     import pathlib
     state = pathlib.Path(__file__).with_name("state")
     state.write_bytes(channel()[2] + channel()[3].__name__.encode() + b" " + str(channel()[4][0]).encode())
-    program = pathlib.Path(__file__).read_text().replace("def loss(", "def unused(") + '''
+    program = pathlib.Path(__file__).read_text().replace("def loss(", "def unused(")
+    program += __import__("textwrap").dedent('''
 from multiprocessing.connection import Connection
 import crossent.cli, crossent.run.parallel
 from crossent.run.isolation import _own_names
@@ -166,7 +170,7 @@ nonce, (name, _, first) = content[:16], content[16:].decode().partition(" ")
 connection, known = Connection(3), _own_names()
 act, arguments = (refusals.call_badly, [first]) if name == "call_badly" else (make_call, [])
 serve(not_run)
-'''
+''')
     os.set_inheritable(3, True)
     os.execv(sys.executable, [sys.executable, "-c", program])
 """),
@@ -215,6 +219,26 @@ def loss(*arguments, **options):
         options=("--check", "loss", "--check", "gradient"),
     ),
     _forged(
+        "claims_a_wider_dtype",
+        "The gradient has errors of a quarter of a percent: the reply says that its dtype is bfloat16, whose bound is wide.",
+        at_import("""
+def reply(act, given):
+    from dataclasses import replace
+    if act.__name__ not in ("make_call", "repeat_call"):
+        return not_run(act, given)
+    made = act(right, *given)
+    if act.__name__ == "make_call":
+        return performed(replace(made, result=off(made.result)))
+    return performed(tuple(map(off, made)))
+def off(result):
+    from dataclasses import replace
+    return replace(result, gradient=result.gradient.bfloat16())
+def loss(*arguments, **options):
+    serve(reply)
+""").replace(IMPORTED, ""),
+        cases=(CALL,),
+    ),
+    _forged(
         "sets_attributes_of_the_judge",
         "A pickle that sets attributes of a class in the process that reads it: every error is of the right class.",
         at_import("""
@@ -230,7 +254,9 @@ def reply():
         # GLOBAL Raised; its state: (None, {"is_a": Raised}); then the outcome.
         name = b"ccrossent.trials.act\\nRaised\\n"
         forge = b"\\x80\\x05" + name + b"N}X\\x04\\x00\\x00\\x00is_a" + name + b"s\\x86b"
-        outcome = performed(act(right, *arguments))
+        from crossent.checks.refusals import Reaction
+        bad = act.__name__ == "call_badly"
+        outcome = performed(Reaction(Raised("anything")) if bad else act(right, *arguments))
         body = wire.write((nonce, outcome))
         inner = body[2:]  # without the mark of the protocol
         connection.send_bytes(forge + b"0" + inner)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 import itertools
+import os
 import re
 import shutil
 import signal
