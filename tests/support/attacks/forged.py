@@ -134,7 +134,8 @@ def loss(*arguments, **options):
 def loss(*arguments, **options):
     from multiprocessing.connection import Connection
     from crossent.run import wire
-    own = [one for one in gc.get_objects() if type(one) is Connection and one.writable and not one.closed and one.fileno() == 3]
+    found = [one for one in gc.get_objects() if type(one) is Connection and not one.closed]
+    own = [one for one in found if one.writable and one.fileno() == 3]
     known, nonce, act, given = channel()[1:]
     while True:
         own[0].send_bytes(wire.write((nonce, not_run(act, given))))
@@ -220,7 +221,7 @@ def loss(*arguments, **options):
     ),
     _forged(
         "claims_a_wider_dtype",
-        "The gradient has errors of a quarter of a percent: the reply says that its dtype is bfloat16, whose bound is wide.",
+        "The gradient is wrong by a quarter of a percent: its dtype is said to be bfloat16, whose bound is wide.",
         at_import("""
 def reply(act, given):
     from dataclasses import replace
