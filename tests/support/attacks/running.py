@@ -20,6 +20,7 @@ from support.attacks.attack import Attack
 
 TIMEOUT, START = 5.0, 12.0  # seconds for a case, and for the command around the cases on a slow machine
 LONGEST = 60.0  # seconds, after which the runner ends the command
+MOST_PRINTED = 10**5  # characters of a report on a few cases
 SETTLED = 3.0  # seconds, after which nothing may be left
 SUMMARY = re.compile(r"(STOPPED EARLY|INTERRUPTED) |nothing ran|\d+ findings in |\d+ calls checked")
 WHOLE = ("--level", "quick", "--dtype", "float32", "--jobs", "1", "--no-cache")
@@ -35,6 +36,7 @@ class Ran:
     complete: bool
     traceback: bool
     last: str
+    printed: int  # characters
     processes: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
 
@@ -58,6 +60,8 @@ class Ran:
             found.append("traceback")
         if self.status in (0, 1, 3) and not self.complete:
             found.append("no report")
+        if self.printed > MOST_PRINTED:
+            found.append(f"prints {self.printed / 1e6:.1f} MB")
         if self.processes:
             found.append(f"leaves {len(self.processes)} processes")
         if self.files:
@@ -113,7 +117,15 @@ def run(attack: Attack, longest: float = LONGEST, user: int | None = None) -> Ra
     shutil.rmtree(folder, ignore_errors=True)
     known = "Traceback (most recent call last)"
     return Ran(
-        attack, status, seconds, bool(SUMMARY.match(last)), known in said or known in text, last[:150], left, files
+        attack,
+        status,
+        seconds,
+        bool(SUMMARY.match(last)),
+        known in said or known in text,
+        last[:150],
+        len(text) + len(said),
+        left,
+        files,
     )
 
 
