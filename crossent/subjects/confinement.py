@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 # Numbers of linux/prctl.h, linux/sched.h and linux/capability.h.
-_SET_PDEATHSIG, _GET_DUMPABLE, _SET_DUMPABLE, _CAPBSET_DROP = 1, 3, 4, 24
+_GET_DUMPABLE, _SET_DUMPABLE, _CAPBSET_DROP = 3, 4, 24
 _SET_CHILD_SUBREAPER, _SET_NO_NEW_PRIVS = 36, 38
 _NEW_USER, _NEW_PID = 0x10000000, 0x20000000
 _CAPABILITY_VERSION, _LAST_CAPABILITY = 0x20080522, 63
@@ -188,9 +188,16 @@ def _exit_after() -> Iterator[None]:
         os._exit(0)
 
 
-def die_with_parent() -> None:
-    """Ask Linux to kill this process when its parent ends."""
-    _prctl(_SET_PDEATHSIG, signal.SIGKILL)
+def drop_semaphores() -> None:
+    """Unmap the semaphores that this process shares with its parent. It must not use them afterwards."""
+    libc = _libc()
+    if libc is None:
+        return
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        span, _, rest = line.partition(" ")
+        if "/dev/shm/sem." in rest:
+            start, end = (int(address, 16) for address in span.split("-"))
+            libc.munmap(ctypes.c_void_p(start), ctypes.c_size_t(end - start))
 
 
 def _prctl(option: int, value: int = 0) -> int:

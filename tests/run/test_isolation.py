@@ -9,16 +9,11 @@ import pytest
 import torch
 from support import hostile
 from support.running import CASES, check_on, run_isolated
-from torch import Tensor
 
 import crossent
-from crossent.cases.case import Case
-from crossent.cases.inputs import Inputs
 from crossent.machine import can_fork
-from crossent.run.isolation import wire
 from crossent.subjects.loader import load
 from crossent.subjects.subject import Subject
-from crossent.trials.act import Performed
 
 pytestmark = pytest.mark.skipif(not can_fork(), reason="waits for a system that forks")
 
@@ -118,28 +113,6 @@ def test_a_subject_that_ends_its_process_on_one_case_is_asked_about_the_others()
     (finding,) = run_isolated(Subject("mine", loss)).findings
     assert (finding.case, finding.kind) == (CASES[2].id, "crashed")
     assert finding.message == "its process ended: exit status 3"
-
-
-def give_back(loss, inputs: Inputs) -> Inputs:
-    """An act that returns its argument."""
-    return inputs
-
-
-def returns_numbers(loss, inputs: Inputs) -> tuple[Tensor, str, int | None]:
-    """An act that returns values of several types."""
-    return inputs.logits, "text", None
-
-
-def test_views_are_sent_with_all_of_the_memory_that_they_are_views_of():
-    inputs = Case.of("float32-17x3-normal-int64-none-weighted-stride0-window").build()
-    most = wire.most_of_reply((inputs,))
-    reply = wire.write_reply(Performed(inputs, changed_state=("a mode",)), most)
-    sent = wire.read_reply(reply, give_back, (inputs,), most)
-    assert sent.changed_state == ("a mode",)
-    assert sent.value.digest == inputs.digest
-    assert sent.value.logits.stride() == inputs.logits.stride()
-    assert sent.value.logits.untyped_storage().nbytes() == inputs.logits.untyped_storage().nbytes()
-    assert sent.value.upstream.untyped_storage().nbytes() == inputs.upstream.untyped_storage().nbytes()
 
 
 @pytest.mark.skipif(

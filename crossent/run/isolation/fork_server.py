@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
-from crossent.subjects.confinement import Confined, drop_privileges, kill_group
+from crossent.subjects.confinement import Confined, drop_privileges, drop_semaphores, kill_group
 
 _SECONDS = 30.0  # for a reply; to fork or to kill takes milliseconds
 Serve = Callable[[int, int, int], None]  # runs a subject, by its number; talks on a stream and prints into a file
@@ -65,6 +65,7 @@ def _answer(control: socket.socket, serve: Serve, memory: int) -> None:
     """The fork server's loop, until the judge is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     drop_privileges()
+    drop_semaphores()
     for limit, to in ((resource.RLIMIT_DATA, memory), (resource.RLIMIT_CORE, 0)):
         with suppress(ValueError, OSError):  # the limit is lower already
             resource.setrlimit(limit, (to, to))

@@ -1,0 +1,227 @@
+"""The messages of isolated processes: what is sent comes back, and nothing else is believed, however it is damaged.
+
+`nox -s hostile` reads 10,000 generated replies of each kind.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import socket
+import threading
+import time
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from crossent.cases.case import Case
+from crossent.cases.inputs import Inputs
+from crossent.run.isolation import wire
+from crossent.trials.act import NotRun, Performed, Raised
+from crossent.trials.call import Call, Result, make_call
+
+INPUTS = Case.of("float32-7x5-normal-int64-none-weighted-rows").build()
+MOST = wire.most_of_reply((INPUTS,))
+EXAMPLES = int(os.environ.get("CROSSENT_HOSTILE", "100"))
+
+
+def give_back(loss, inputs: Inputs) -> Inputs:
+    """An act that returns its argument."""
+    return inputs
+
+
+def several(loss, inputs: Inputs) -> tuple[Tensor | None, list[Result | Raised], str]:
+    """An act whose value is of several types."""
+    return inputs.logits, [], ""
+
+
+def call() -> Performed[Call]:
+    return Performed(make_call(torch.nn.functional.cross_entropy, INPUTS.copy(), ("gradient",)))
+
+
+def read(reply, act=make_call):
+    return wire.read_reply(reply, act, (INPUTS,), MOST)
+
+
+def header_of(reply):
+    length = int.from_bytes(reply[:8], "big")
+    return json.loads(reply[8 : 8 + length]), reply[8 + length :]
+
+
+def reply_of(header, raw):
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "big") + text + raw
+
+
+def test_an_outcome_comes_back_as_it_was_sent():
+    sent = call()
+    got = read(wire.write_reply(dataclasses.replace(sent, changed_state=("a mode",)), MOST))
+    assert got.changed_state == ("a mode",)
+    assert got.value.result.digest == sent.value.result.digest
+    assert got.value.given.digest == sent.value.given.digest
+    raised = Performed(raised=Raised("ValueError: no", classes=("builtins.ValueError",)))
+    assert read(wire.write_reply(raised, MOST)) == raised
+    assert read(wire.write_reply(Performed(NotRun("needs another torch")), MOST)).value == NotRun("needs another torch")
+    value = (INPUTS.logits, [Raised("x"), Result(INPUTS.upstream)], "text")
+    assert str(read(wire.write_reply(Performed(value), MOST), several).value) == str(value)
+
+
+def test_views_come_back_with_all_of_the_memory_that_they_are_views_of():
+    inputs = Case.of("float32-17x3-normal-int64-none-weighted-stride0-window").build()
+    most = wire.most_of_reply((inputs,))
+    sent = wire.read_reply(wire.write_reply(Performed(inputs), most), give_back, (inputs,), most).value
+    assert sent.digest == inputs.digest
+    assert sent.logits.stride() == inputs.logits.stride()
+    assert sent.logits.untyped_storage().nbytes() == inputs.logits.untyped_storage().nbytes()
+    assert sent.upstream.untyped_storage().nbytes() == inputs.upstream.untyped_storage().nbytes()
+
+
+def changed(place, value):
+    """A reply whose header has another value at this place."""
+    header, raw = header_of(wire.write_reply(call(), MOST))
+    *before, last = place
+    part = header
+    for key in before:
+        part = part[key]
+    part[last] = value
+    return reply_of(header, raw)
+
+
+LOSS = ("value", "fields", "result", "fields", "loss", "tensor")  # length, dtype, shape, strides, offset, device
+WRONG = {
+    "more memory than there is": ((*LOSS, 2), [2**20]),
+    "beyond the memory": ((*LOSS, 4), 5),
+    "strides beyond it": ((*LOSS, 3), [2]),
+    "a negative stride": ((*LOSS, 3), [-1]),
+    "many numbers in one": ((*LOSS, 2), [2**40]),
+    "a shape with a fraction": ((*LOSS, 2), [7.0]),
+    "a truth for a size": ((*LOSS, 4), False),
+    "sixteen gigabytes": ((*LOSS, 0), 2**34),
+    "no data": ((*LOSS, 0), None),
+    "on the meta device": ((*LOSS, 5), "meta"),
+    "a dtype that is none": ((*LOSS, 1), "nn"),
+    "a number for a word": (("value", "fields", "marked"), 3),
+    "a text for a tensor": (("value", "fields", "result", "fields", "loss"), "loss"),
+    "a class of another act": (("value", "class"), "Inputs"),
+    "a class that is none": (("value", "class"), "Popen"),
+    "a missing field": (("value", "fields"), {}),
+    "nothing": (("value",), None),
+    "an exception of numbers": (("raised",), {"class": "Raised", "fields": {"message": 3}}),
+    "state of numbers": (("state",), [3]),
+    "no state": (("state",), None),
+}
+
+
+@pytest.mark.parametrize(("place", "value"), WRONG.values(), ids=WRONG)
+def test_what_no_act_returns_is_damaged(place, value):
+    with pytest.raises(wire.DamagedError):
+        read(changed(place, value))
+
+
+def test_a_deep_header_is_damaged():
+    for text in ("[" * 10**5, '{"value":' * 10**5):
+        with pytest.raises(wire.DamagedError):
+            read(len(text).to_bytes(8, "big") + text.encode())
+
+
+def test_a_result_too_large_to_be_right_is_not_sent():
+    expanded = torch.zeros(1).expand(2**33)
+    with pytest.raises(wire.DamagedError, match=r"the result has the shape \(8589934592,\), which is too large"):
+        wire.write_reply(Performed(expanded), MOST)
+
+
+PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+KEYS = st.sampled_from(["tensor", "class", "fields", "mapping", "tuple", "list"])
+JSON = st.recursive(PLAIN, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner), max_leaves=8)
+
+
+def believed(reply):
+    """Read a reply: it is damaged, or of the declared type."""
+    try:
+        value = read(reply).value
+    except wire.DamagedError:
+        return
+    assert value is None or type(value) in (Call, NotRun)
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(JSON, JSON, st.lists(st.text(max_size=3), max_size=2), st.binary(max_size=64))
+def test_a_generated_reply_is_damaged_or_of_the_declared_type(value, raised, state, raw):
+    believed(reply_of({"value": value, "raised": raised, "state": state}, raw))
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(st.data())
+def test_a_damaged_reply_is_damaged_or_of_the_declared_type(data):
+    reply = bytearray(wire.write_reply(call(), MOST))
+    for at in data.draw(st.lists(st.integers(0, len(reply) - 1), min_size=1, max_size=8)):
+        reply[at] = data.draw(st.integers(0, 255))
+    believed(bytes(reply[: data.draw(st.integers(0, len(reply)))] if data.draw(st.booleans()) else reply))
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(st.data())
+def test_a_header_with_another_value_somewhere_is_damaged_or_of_the_declared_type(data):
+    header, raw = header_of(wire.write_reply(call(), MOST))
+    part = header
+    while True:
+        keys = sorted(part) if isinstance(part, dict) else range(len(part))
+        key = data.draw(st.sampled_from(list(keys)))
+        if not isinstance(part[key], (dict, list)) or not part[key] or data.draw(st.booleans()):
+            part[key] = data.draw(JSON)
+            break
+        part = part[key]
+    believed(reply_of(header, raw))
+
+
+@pytest.fixture
+def pair():
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(one) for one in socket.socketpair()]
+
+
+def test_a_message_that_announces_more_than_a_reply_can_have_is_not_read(pair):
+    ours, theirs = pair
+    theirs.sendall((2**40).to_bytes(8, "big"))
+    with pytest.raises(wire.DamagedError, match="1099511627776 bytes"):
+        wire.receive(ours, 100, time.monotonic() + 5)
+
+
+@pytest.mark.parametrize("sent", [b"", b"\0", (10).to_bytes(8, "big") + b"half"])
+def test_a_message_that_does_not_come_whole_ends_at_its_time(sent, pair):
+    ours, theirs = pair
+    theirs.sendall(sent)
+    with pytest.raises(TimeoutError):
+        wire.receive(ours, 100, time.monotonic() + 0.05)
+    theirs.close()
+    with pytest.raises(EOFError):
+        wire.receive(ours, 100, time.monotonic() + 5)
+
+
+def test_a_message_that_comes_slowly_ends_at_its_time(pair):
+    """Each byte comes in time; the message does not."""
+    ours, theirs = pair
+    stop = threading.Event()
+
+    def drip():
+        theirs.sendall((100).to_bytes(8, "big"))
+        while not stop.wait(0.02):
+            theirs.sendall(b"x")
+
+    thread = threading.Thread(target=drip)
+    thread.start()
+    try:
+        with pytest.raises(TimeoutError):
+            wire.receive(ours, 1000, time.monotonic() + 0.2)
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_a_request_that_nobody_reads_ends_at_its_time(pair):
+    ours, _ = pair
+    with pytest.raises(TimeoutError):
+        wire.send(ours, bytes(2**24), time.monotonic() + 0.1)
