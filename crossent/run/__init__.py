@@ -6,12 +6,12 @@ every room but `crossent.repro`.
 settings        Settings: the options of a run, validated once; subjects, plan and known failures from them
 plan            the cases of a level, and the checks that run on each
 selection       a part of a plan: chosen cases and chosen checks
-order           what runs first, and parts of equal cost
+order           which cases run first, and how a run is cut into parts of equal cost
 runner          check() and run(): from settings to a report
-parallel        the cases in this process, or shared out among worker processes
+parallel        runs the cases in this process, or shared out among worker processes
+workers         the worker processes: forked, watched, replaced when they end
 judge           one subject on one case: run the checks, return a verdict
 isolation       isolated processes: a subject sees inputs, and never an exact value
 fresh_process   a new process for one bad call that may make its device useless
-wire            the pickles that these processes send each other
 pytest_checks   one check on one case as a pytest test; parametrize()
 """

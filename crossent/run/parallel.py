@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
-import faulthandler
 import importlib
 import itertools
-import multiprocessing
 import os
-import signal
-import sys
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from random import SystemRandom
 from typing import Any
-
-from pebble import ProcessExpired, ProcessPool
 
 from crossent.cases.bad_inputs import BadInput
 from crossent.cases.case import Case
@@ -30,11 +21,12 @@ from crossent.report.findings import Finding, Verdict
 from crossent.report.report import Report
 from crossent.run.fresh_process import FreshProcess
 from crossent.run.isolation.fork_server import ForkServer, ForkServerError
-from crossent.run.isolation.process import IsolatedProcess, perform_acts, status_in_words
+from crossent.run.isolation.process import IsolatedProcess, perform_acts
 from crossent.run.judge import judge_bad_input, judge_case, judge_ended
 from crossent.run.order import Part, Step, Steps, cost, imports_compilers, ordered, parts
 from crossent.run.plan import Plan
 from crossent.run.settings import ExpectedList, Settings, is_named, unexpected
+from crossent.run.workers import Ended, alive, result, workers
 from crossent.subjects.confinement import unreadable
 from crossent.subjects.remote import RemoteLoss
 from crossent.subjects.subject import Loss, Subject
@@ -48,7 +40,6 @@ Progress = Callable[[Any], Iterable[Any]]
 Placed = tuple[int, Verdict]  # a subject by its place, and the verdict on it
 Known = tuple[ExpectedList, ExpectedList]
 _CASES_AT_ONCE = 100  # cases whose error bounds are computed together
-_LOOK = 0.5  # seconds after which a progress bar says again what is running
 Enter = Callable[[Sequence[Placed]], list[Finding]]  # enters verdicts into the report, and returns new findings
 
 
@@ -192,6 +183,7 @@ class _Work:
                 for _, verdicts in self.judge(part.cases, subjects, hosts):
                     for at, verdict in zip(part.subjects, verdicts, strict=True):
                         placed.append((at, verdict))
+                        alive()
                         if verdict.findings and self.enough(self.subjects[at], verdict.findings):
                             return placed
             return placed
@@ -211,7 +203,7 @@ class _Work:
             self.processes.pop(at).close()
         for at in subjects:
             if at not in self.processes:
-                self.processes[at] = IsolatedProcess(self.server, at, self.settings.timeout)
+                self.processes[at] = IsolatedProcess(self.server, at, self.settings.timeout, alive)
         return [self.processes[at] for at in subjects]
 
 
@@ -231,34 +223,28 @@ def _steps_in_workers(work: _Work, enter: Enter) -> Iterator[Steps]:
     isolated = not all(map(is_named, subjects))
     shares = parts(work.planned, len(subjects), jobs, isolated, brief, SystemRandom())
 
+    def running(now: list[Part]) -> None:
+        steps.running = max(now, key=lambda part: part.cost).what if now else ""
+
     def judged() -> Iterator[Step]:
         seconds = None if isolated else work.settings.timeout
-        futures = {submit(part, seconds): part for part in shares}
+        futures = {pool.submit(part, seconds): part for part in shares}
         again: list[Part] = []
-
-        def done() -> Iterator[Future[list[Placed]]]:
-            """Yield the futures as they end, and say in between what is running."""
-            left = set(futures)
-            while left:
-                running = [futures[future] for future in futures if future in left and future.running()]
-                steps.running = max(running, key=lambda part: part.cost).what if running else ""
-                ended, left = wait(left, _LOOK, FIRST_COMPLETED)
-                yield from ended
-
-        for future in done():
-            part, made = futures[future], _made(future)
-            if isinstance(made, _Ended):
+        for future in pool.ended(futures, running):
+            part, made = futures[future], result(future)
+            if isinstance(made, Ended):
                 again += [Part([case], [subject], True) for case in part.cases for subject in part.subjects]
-            yield Step(part.cost, [] if isinstance(made, _Ended) else enter(made))
-        for part, future in [(part, submit(part, None)) for part in again]:
-            made = _made(future)
-            if isinstance(made, _Ended):
-                (case,), (subject,) = part.cases, part.subjects
+            yield Step(part.cost, [] if isinstance(made, Ended) else enter(made))
+        singles = {pool.submit(part, None): part for part in again}
+        for future in pool.ended(singles, running):
+            made = result(future)
+            if isinstance(made, Ended):
+                (case,), (subject,) = singles[future].cases, singles[future].subjects
                 made = [(subject, judge_ended(work.cases[case], subjects[subject].name, made.kind, made.message))]
             yield Step(0.0, enter(made))
 
     steps = Steps(judged(), len(shares), sum(part.cost for part in shares))
-    with unreadable(), _workers(work, jobs) as submit:
+    with unreadable(), workers(work.share, jobs, work.settings.timeout) as pool:
         yield steps
 
 
@@ -280,73 +266,3 @@ def _import(module: str) -> None:
 def _loss_of(subject: Subject) -> Loss:
     """The loss of a subject, loaded in this process."""
     return subject.loss.here() if isinstance(subject.loss, RemoteLoss) else subject.loss
-
-
-@dataclass(frozen=True)
-class _Ended:
-    """How a worker ended without a result: `kind` is that of a finding, "crashed" or "hung"."""
-
-    kind: str
-    message: str
-
-
-def _made(future: Future[list[Placed]]) -> list[Placed] | _Ended:
-    """Wait for a part, and return its verdicts, or how its worker ended."""
-    try:
-        return future.result()
-    except TimeoutError:
-        return _Ended("hung", "the call did not return in time")
-    except ProcessExpired as death:
-        return _Ended("crashed", f"its process ended: {status_in_words(death.exitcode)}")
-
-
-Submit = Callable[[Part, "float | None"], "Future[list[Placed]]"]
-
-
-@contextmanager
-def _workers(work: _Work, jobs: int) -> Iterator[Submit]:
-    """Fork worker processes for the work. A worker that ends is replaced, and all workers end with the block."""
-    global _WORK
-    _WORK = work
-    pool = ProcessPool(jobs, initializer=_start, context=multiprocessing.get_context("fork"))
-    try:
-        # Python 3.12 warns of a fork among threads; a child has none, and sets torch to one thread before it needs any.
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
-            yield lambda part, seconds: pool.schedule(_share, args=[part], timeout=seconds)
-    finally:
-        pool.stop()  # type: ignore[no-untyped-call]  # Pebble annotates only a part of it
-        pool.join()
-        _WORK = None
-
-
-# A worker finds the work here, since a subject may be a function that cannot be pickled.
-_WORK: _Work | None = None
-
-
-def _share(part: Part) -> list[Placed]:
-    assert _WORK is not None
-    try:
-        return _WORK.share(part)
-    except KeyboardInterrupt:  # a subject's own, since the signal is ignored; the parent would take it for the user's
-        os._exit(128 + signal.SIGINT)
-
-
-def _start() -> None:
-    """Prepare a worker: leave Ctrl-C to the parent and stdout to the report, and keep freed memory.
-
-    Arrays come and go, and a tenth of the time went into new pages for them.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    faulthandler.disable()  # the report says how a worker ended
-    # A pool of compilers that the parent has started does not answer its children.
-    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
-    if (config := sys.modules.get("torch._inductor.config")) is not None:
-        config.compile_threads = 1  # type: ignore[attr-defined]
-    with suppress(OSError):
-        os.dup2(2, 1)
-    with suppress(OSError, AttributeError):  # glibc alone has this function
-        mallopt = ctypes.CDLL(None).mallopt
-        for option in (-1, -3):  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
-            mallopt(option, 2**30)

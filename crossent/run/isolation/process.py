@@ -57,12 +57,21 @@ def perform_acts(stream: int, output: int, load: Callable[[], Loss]) -> NoReturn
 
 
 class IsolatedProcess:
-    """The host of a subject in an isolated process. A process that ended is replaced at the next act."""
+    """The host of a subject in an isolated process. A process that ended is replaced at the next act.
+
+    Args:
+        server: forks the process.
+        subject: the number of the subject.
+        seconds: the time limit of an act.
+        alive: called before each act.
+    """
 
     isolated = True
 
-    def __init__(self, server: ForkServer, subject: int, seconds: float) -> None:
-        self._server, self._subject, self._seconds = server, subject, seconds
+    def __init__(
+        self, server: ForkServer, subject: int, seconds: float, alive: Callable[[], None] = lambda: None
+    ) -> None:
+        self._server, self._subject, self._seconds, self._alive = server, subject, seconds, alive
         self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed by close()
         self._stream: socket.socket | None = None
         self._pid = self._hung = 0
@@ -74,6 +83,7 @@ class IsolatedProcess:
 
     def perform(self, act: Callable[..., T], *arguments: Any) -> Performed[T]:
         """Call `act(loss, *arguments)` in the isolated process, and return the result, or how the process ended."""
+        self._alive()
         stream = self._stream = self._stream or self._start()
         until, most = time.monotonic() + self._seconds, wire.most_of_reply(arguments)
         try:

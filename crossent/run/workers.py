@@ -1,0 +1,168 @@
+"""Worker processes that share the parts of a run: forked, watched, and replaced when they end."""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import multiprocessing
+import os
+import signal
+import struct
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from pebble import ProcessExpired, ProcessPool
+
+from crossent.run.isolation.process import status_in_words
+from crossent.run.order import Part
+
+T = TypeVar("T")
+LOOK = 0.5  # seconds after which the parent looks at its workers again
+# Seconds beyond the time limit of a call: the error bounds of a hundred cases, computed ahead, take some of them.
+_GRACE = 60.0
+_SIGN = struct.Struct("I")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a worker ended without a result: `kind` is that of a finding, "crashed" or "hung"."""
+
+    kind: str
+    message: str
+
+
+@dataclass
+class Workers(Generic[T]):
+    """A pool of workers.
+
+    Attributes:
+        pool: the processes.
+        patience: the seconds without a sign of life after which a worker counts as stopped.
+        signs: the descriptor from which the parent reads the numbers of the parts whose workers are alive.
+    """
+
+    pool: ProcessPool
+    patience: float
+    signs: int
+    last: dict[int, float] = field(default_factory=dict)
+    parts: dict[Future[T], int] = field(default_factory=dict)
+
+    def submit(self, part: Part, seconds: float | None) -> Future[T]:
+        """Give a part to a worker, for at most some seconds."""
+        number = len(self.parts)
+        future: Future[T] = self.pool.schedule(_share, args=[part, number], timeout=seconds)
+        self.parts[future] = number
+        return future
+
+    def ended(self, futures: Mapping[Future[T], Part], running: Callable[[list[Part]], None]) -> Iterator[Future[T]]:
+        """Yield each future when it ends. In between, say which parts are running, and end workers that stopped."""
+        left = set(futures)
+        while left:
+            now = [future for future in futures if future in left and future.running()]
+            running([futures[future] for future in now])
+            done, left = wait(left, LOOK, FIRST_COMPLETED)
+            yield from done
+            self._end_stopped([future for future in now if future in left])
+
+    def _end_stopped(self, running: list[Future[T]]) -> None:
+        with suppress(BlockingIOError):
+            content = os.read(self.signs, 2**16)
+            self.last.update((number, time.monotonic()) for (number,) in _SIGN.iter_unpack(content))
+        for future in running:
+            last = self.last.setdefault(self.parts[future], time.monotonic())
+            if time.monotonic() - last > self.patience:
+                future.cancel()
+
+
+def result(future: Future[T]) -> T | Ended:
+    """Return the result of a part that ended, or how its worker ended."""
+    try:
+        return future.result()
+    except TimeoutError:
+        return Ended("hung", "the call did not return in time")
+    except CancelledError:
+        return Ended("hung", "the process that judges it was stopped")
+    except ProcessExpired as death:
+        return Ended("crashed", f"its process ended: {status_in_words(death.exitcode)}")
+
+
+@contextmanager
+def workers(share: Callable[[Part], T], jobs: int, seconds: float) -> Iterator[Workers[T]]:
+    """Fork workers that call `share`. All workers end with the block.
+
+    Args:
+        share: judges a part; it calls :func:`alive` at least once in the time limit of a call.
+        jobs: the number of workers.
+        seconds: the time limit of a call.
+    """
+    global _SHARED
+    signs, alive_at = os.pipe()
+    for descriptor in (signs, alive_at):
+        os.set_blocking(descriptor, False)
+    _SHARED = _Shared(share, alive_at)
+    pool = ProcessPool(jobs, initializer=_start, context=multiprocessing.get_context("fork"))
+    try:
+        # Python 3.12 warns of a fork among threads; a child has none, and sets torch to one thread before it needs any.
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
+            yield Workers(pool, seconds + _GRACE, signs)
+    finally:
+        pool.stop()  # type: ignore[no-untyped-call]  # Pebble annotates only a part of it
+        pool.join()
+        _SHARED = None
+        os.close(signs)
+        os.close(alive_at)
+
+
+@dataclass
+class _Shared:
+    """What a worker finds in its memory: a subject may be a function that cannot be pickled."""
+
+    share: Callable[[Part], Any]
+    alive_at: int
+    number: int = 0
+
+
+_SHARED: _Shared | None = None
+
+
+def alive() -> None:
+    """Tell the parent of this worker that the worker is alive."""
+    if _SHARED is not None:
+        with suppress(BlockingIOError):  # the parent has enough to read
+            os.write(_SHARED.alive_at, _SIGN.pack(_SHARED.number))
+
+
+def _share(part: Part, number: int) -> Any:
+    assert _SHARED is not None
+    _SHARED.number = number
+    try:
+        return _SHARED.share(part)
+    except KeyboardInterrupt:  # a subject's own, since the signal is ignored; the parent would take it for the user's
+        os._exit(128 + signal.SIGINT)
+
+
+def _start() -> None:
+    """Prepare a worker: leave Ctrl-C to the parent and stdout to the report, and keep freed memory.
+
+    Arrays come and go, and a tenth of the time went into new pages for them.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    faulthandler.disable()  # the report says how a worker ended
+    # A pool of compilers that the parent has started does not answer its children.
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+    if (config := sys.modules.get("torch._inductor.config")) is not None:
+        config.compile_threads = 1  # type: ignore[attr-defined]
+    with suppress(OSError):
+        os.dup2(2, 1)
+    with suppress(OSError, AttributeError):  # glibc alone has this function
+        mallopt = ctypes.CDLL(None).mallopt
+        for option in (-1, -3):  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+            mallopt(option, 2**30)

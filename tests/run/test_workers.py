@@ -1,0 +1,54 @@
+"""The worker processes: a part that ends, stops or kills its worker has a result, and the others go on."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from crossent.machine import can_fork
+from crossent.run import workers as module
+from crossent.run.order import Part
+from crossent.run.workers import Ended, alive, result, workers
+
+pytestmark = pytest.mark.skipif(not can_fork(), reason="waits for a system that forks")
+
+
+def shared(part):
+    (what,) = part.cases
+    if what == 0:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if what == 1:
+        os._exit(3)
+    if what == 2:  # works longer than the parent waits for a sign
+        for _ in range(30):
+            alive()
+            time.sleep(0.1)
+    if what == 3:
+        raise KeyboardInterrupt
+    return what
+
+
+def run(monkeypatch, *what, jobs=1):
+    monkeypatch.setattr(module, "_GRACE", 1.0)
+    with workers(shared, jobs, 0.5) as pool:
+        futures = {pool.submit(Part([one], [0], True), None): Part([one], [0], True) for one in what}
+        return {futures[future].cases[0]: result(future) for future in pool.ended(futures, lambda running: None)}
+
+
+def test_a_worker_that_was_stopped_is_replaced(monkeypatch):
+    started = time.monotonic()
+    results = run(monkeypatch, 0, 5)
+    assert results == {0: Ended("hung", "the process that judges it was stopped"), 5: 5}
+    assert time.monotonic() - started < 20
+
+
+def test_a_worker_that_gives_signs_is_waited_for(monkeypatch):
+    assert run(monkeypatch, 2, 5) == {2: 2, 5: 5}
+
+
+def test_a_worker_that_ends_is_replaced(monkeypatch):
+    results = run(monkeypatch, 1, 3, 5)
+    assert results[1] == Ended("crashed", "its process ended: exit status 3")
+    assert results[3] == Ended("crashed", "its process ended: exit status 130")
+    assert results[5] == 5
