@@ -106,6 +106,8 @@ def compiled(backend: str, dynamic: bool, trial: Trial) -> Found:
     questions = (trial.question, ""), (other, f" on {other.case.id}" if dynamic else " called again")
     calls = [question.fresh() for question, _ in questions]
     made = trial.perform(evaluate_compiled, trial.gradients, backend, dynamic, calls)
+    if len(made) < len(calls) and not (made and isinstance(made[-1], Raised)):
+        raise ValueError(f"{len(made)} results of {len(calls)} calls")
     for (question, where), got in zip(questions, made, strict=False):
         if isinstance(got, Raised):
             raise refused_when_compiled(got, where)
@@ -198,10 +200,7 @@ def answers_of_compiled(
         return NotRun(reason)
     made: list[Tensor | Raised] = []
     with compile_loss(loss, backend, dynamic=False) as compiled_loss:
-        try:
-            evaluate(compiled_loss, inputs.copy(), gradients)
-        except Exception:  # code that raises for every input would pass this check
-            return NotRun("needs a correct `compile` first")
+        evaluate(compiled_loss, inputs.copy(), gradients)  # code that raises for every input would pass this check
         if reason := _why_no_error():
             return NotRun(reason)
         for index in classes:

@@ -34,12 +34,12 @@ def deterministic(trial: Trial) -> Iterator[Problem]:
     If an operation has no deterministic kernel, torch raises the error that it documents, and the check is skipped.
     """
     try:
-        first, *others = trial.perform(evaluate_often, trial.question.fresh(), trial.gradients)
+        results = trial.perform(evaluate_often, trial.question.fresh(), trial.gradients)
     except RefusedError as refusal:
         if missing := _without_kernel(refusal.raised):
             raise NotRunError(missing) from None
         raise
-    for call, other in enumerate(others, 2):
+    for call, first, other in zip(range(2, CALLS + 1), [results[0]] * (CALLS - 1), results[1:], strict=True):
         if other.digest != first.digest:
             yield Problem("not_repeated", f"call {call} of {CALLS} with the same arguments gives different bits")
             return

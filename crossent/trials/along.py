@@ -42,5 +42,10 @@ def measured(of: str, got: Tensor | None, along: ExactAlong, trial: Trial) -> It
     if got.shape != expected:
         yield Problem("wrong", f"{_WORDS[of]} has shape {tuple(got.shape)}; expected {tuple(expected)}", of)
         return
+    of_loss = trial.subject.dtype or trial.question.exact.dtype
+    wanted = {"second": inputs.logits.dtype, "upstream_gradient": inputs.upstream.dtype}.get(of, of_loss)
+    if got.dtype != wanted:
+        yield Problem("wrong", f"{_WORDS[of]} has dtype {got.dtype}; expected {wanted}", of)
+        return
     promised = trial.contract(trial.case.dtype, trial.case.rows)
     yield worst(of, got.detach(), exact, along.bounds(replace(promised, storage=FORMATS[name_of(got)])))

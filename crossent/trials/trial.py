@@ -19,9 +19,10 @@ from crossent.subjects.subject import Subject
 from crossent.trials.act import Host, NotRun, Raised
 from crossent.trials.call import BOTH_GRADIENTS, Call, Gradients, Result, digest_of, evaluate, make_call
 from crossent.trials.difference import Difference, bounds_of, compare
-from crossent.trials.exact import Exact, ExactAlong, solve, solve_along
+from crossent.trials.exact import Exact, ExactAlong, name_of, solve, solve_along
 
 T = TypeVar("T")
+S = TypeVar("S")
 
 
 class RefusedError(Exception):
@@ -172,6 +173,8 @@ class Trial:
             raise EndedError(performed.ended, performed.how)
         if isinstance(performed.value, NotRun):
             raise NotRunError(performed.value.reason)
+        if self.host.isolated:
+            require_gradients(performed.value, arguments, self.gradients)
         return performed.value  # type: ignore[return-value]  # not None, since the act returned
 
     @property
@@ -192,7 +195,16 @@ class Trial:
         return contract(subject.promise, grade or self.wanted, name, device=self.question.device, rows=rows)
 
     def compare(self, got: Result, exact: Exact) -> list[Difference]:
-        """Compare a result with the exact values, under the contract of the subject."""
+        """Compare a result with the exact values, under the contract of the subject.
+
+        Raises:
+            ValueError: a gradient has another dtype than its tensor, which autograd never returns.
+        """
+        inputs = self.question.inputs
+        for name, leaf in (("gradient", inputs.logits), ("target_gradient", inputs.target)):
+            part = got.parts.get(name)
+            if part is not None and name_of(part) not in (exact.logits_dtype, name_of(leaf)):
+                raise ValueError(f"the {name} has the dtype {name_of(part)}")
         return compare(self.contract(exact.logits_dtype, len(exact.terms.logits)), got, exact)
 
     def bounds(self, got: Result, exact: Exact) -> dict[str, Array]:
@@ -225,6 +237,41 @@ class Trial:
     def differences(self) -> dict[str, Difference]:
         """The differences of the first call by name: loss, gradient and target_gradient."""
         return {difference.of: difference for difference in self.compare(self.got, self.question.exact)}
+
+
+def require_gradients(value: object, arguments: tuple[object, ...], gradients: Gradients) -> None:
+    """Check that each result in the value of an act has the gradients that autograd returns for its inputs.
+
+    A result of an isolated process may lack a gradient, so that nothing compares it.
+
+    Raises:
+        ValueError: a gradient is missing, or differs from its tensor in shape or dtype.
+    """
+    given = _each(Inputs, arguments)
+    for result in _each(Result, value):
+        if given and not any(_has_gradients(result, inputs, gradients) for inputs in given):
+            raise ValueError("a gradient is missing, or is not like its tensor")
+
+
+def _each(kind: type[S], value: object) -> list[S]:
+    if isinstance(value, kind):
+        return [value]
+    if isinstance(value, Call):
+        return _each(kind, value.result)
+    return [one for part in value for one in _each(kind, part)] if isinstance(value, (tuple, list)) else []
+
+
+def _has_gradients(result: Result, inputs: Inputs, gradients: Gradients) -> bool:
+    if result.loss.shape != inputs.upstream.shape:  # `misshapen` reports it
+        return True
+    leaves = {"gradient": inputs.logits}
+    if inputs.target.is_floating_point() and "gradient" in gradients:
+        leaves["target_gradient"] = inputs.target
+    parts = {name: result.parts.get(name) for name in leaves if name in gradients}
+    return all(
+        part is not None and part.shape == leaves[name].shape and part.dtype == leaves[name].dtype
+        for name, part in parts.items()
+    )
 
 
 def misshapen(trial: Trial, loss: object, expected: Exact, device: torch.device | None = None) -> Problem | None:
