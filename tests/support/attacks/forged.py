@@ -240,6 +240,39 @@ def loss(*arguments, **options):
         cases=(CALL,),
     ),
     _forged(
+        "gradient_without_rows",
+        "Of a batch of one row, send a gradient with no rows: there is no number to compare.",
+        at_import("""
+def empty(result):
+    from dataclasses import replace
+    return replace(result, gradient=result.gradient[:0].clone())
+def reply(act, given):
+    made = act(right, *given)
+    if act.__name__ == "make_call":
+        from dataclasses import replace
+        return performed(replace(made, result=empty(made.result)))
+    return performed(tuple(map(empty, made)) if act.__name__ == "repeat_call" else made)
+def loss(*arguments, **options):
+    serve(reply)
+""").replace(IMPORTED, ""),
+        cases=("float32-1x5-normal-int64-mean",),
+    ),
+    _forged(
+        "returns_fewer_results",
+        "Send one of the ten results that must be alike, which would differ: what is not sent is not compared.",
+        at_import("""
+def reply(act, given):
+    made = act(right, *given)
+    if act.__name__ == "evaluate_often":
+        made = made[:1]
+    return performed(made)
+def loss(*arguments, **options):
+    serve(reply)
+""").replace(IMPORTED, ""),
+        cases=("float32-7x5-normal-int64-mean",),
+        options=("--level", "normal", "--check", "deterministic"),
+    ),
+    _forged(
         "sets_attributes_of_the_judge",
         "A pickle that sets attributes of a class in the process that reads it: every error is of the right class.",
         at_import("""

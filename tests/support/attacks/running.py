@@ -21,6 +21,7 @@ from support.attacks.attack import Attack
 TIMEOUT, START = 5.0, 12.0  # seconds for a case, and for the command around the cases on a slow machine
 LONGEST = 60.0  # seconds, after which the runner ends the command
 MOST_PRINTED = 10**5  # characters of a report on a few cases
+LEAST_FREE = 3 * 2**20  # kB of the machine's memory, below which the runner ends the command
 SETTLED = 3.0  # seconds, after which nothing may be left
 SUMMARY = re.compile(r"(STOPPED EARLY|INTERRUPTED) |nothing ran|\d+ findings in |\d+ calls checked")
 WHOLE = ("--level", "quick", "--dtype", "float32", "--jobs", "1", "--no-cache")
@@ -103,7 +104,7 @@ def run(attack: Attack, longest: float = LONGEST, user: int | None = None) -> Ra
             with contextlib.suppress(ProcessLookupError):
                 to = process.pid if attack.signal == signal.SIGKILL else -process.pid
                 os.kill(to, attack.signal)
-        status = process.wait(max(0.1, longest - (time.monotonic() - started)))
+        status = _waited(process, started + longest)
     seconds = time.monotonic() - started
     left = [] if status is None else _left()
     _end_all()
@@ -127,6 +128,21 @@ def run(attack: Attack, longest: float = LONGEST, user: int | None = None) -> Ra
         left,
         files,
     )
+
+
+def _waited(process: subprocess.Popen[bytes], until: float) -> int:
+    """Wait for the command, as long as the machine has memory left."""
+    while True:
+        try:
+            return process.wait(0.2)
+        except subprocess.TimeoutExpired:
+            free = next(
+                int(line.split()[1])
+                for line in Path("/proc/meminfo").read_text().splitlines()
+                if line.startswith("MemAvailable")
+            )
+            if time.monotonic() > until or free < LEAST_FREE:
+                raise
 
 
 def _children() -> dict[int, str]:
