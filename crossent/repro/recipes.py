@@ -275,7 +275,7 @@ RECIPES = {
     "trace_dynamic": _compiled(TRACER, dynamic=True),
     "compile": _compiled(INDUCTOR, dynamic=False),
     "compile_dynamic": _compiled(INDUCTOR, dynamic=True),
-    "compiled_error": Recipe(("accepted", "wrong"), check_compiled_errors, values=_no_classes),
+    "compiled_error": Recipe(("accepted", "refused", "wrong"), check_compiled_errors, values=_no_classes),
     "large": replace(_transform(single.call_on_repeated, _of_tiles), values=_tiles),
 }
 # For bad inputs.

@@ -457,10 +457,11 @@ def test_a_torch_that_is_told_not_to_compile_is_not_asked(monkeypatch):
     assert not_run("trace") == "needs torch.compile, which is disabled"
 
 
-def test_a_class_out_of_range_waits_for_a_right_compile():
+def test_compiled_code_that_raises_for_a_right_call_says_nothing_of_a_class_out_of_range():
     works("compile")
     uint8 = Case("float32", (7, 5), target="uint8")
-    assert not_run("compiled_error", TORCH, uint8) == "needs a correct `compile` first"
+    (finding,) = run(TORCH, uint8, [CHECKS["compiled_error"]]).subjects[0].findings
+    assert finding.kind == "refused"
 
 
 # --- What is left behind ------------------------------------------------------------------------------------------
