@@ -15,7 +15,7 @@ from functools import partial
 
 from crossent.subjects.confinement import Confined, drop_privileges, drop_semaphores, kill_group
 
-_SECONDS = 30.0  # for a reply; to fork or to kill takes milliseconds
+_SECONDS = 10.0  # for a reply; to fork or to kill takes milliseconds
 Serve = Callable[[int, int, int], None]  # runs a subject, by its number; talks on a stream and prints into a file
 
 

@@ -14,8 +14,9 @@ FORGED = [
         "replaces_perform",
         "While the file is loaded, replace the function that performs acts: no check can run here.",
         at_import("""
-import crossent.run.isolation, crossent.trials.act
-crossent.run.isolation.perform = crossent.trials.act.perform = lambda act, loss, *arguments: not_run(act, arguments)
+from crossent.run.isolation import process
+from crossent.trials import act as acts
+process.perform = acts.perform = lambda act, loss, *arguments: not_run(act, arguments)
 """),
     ),
     _forged(
@@ -33,38 +34,33 @@ crossent.trials.act.perform.__code__ = perform.__code__
         "replaces_the_writer",
         "Replace the function that writes replies.",
         at_import("""
-from crossent.run import wire
-write = wire.write
-def forged(value):
+from crossent.run.isolation import wire
+def forged(outcome, most):
     frame = sys._getframe(1)
-    return write((value[0], not_run(frame.f_locals["act"], frame.f_locals["arguments"])))
-wire.write = forged
+    return written(not_run(frame.f_locals["act"], frame.f_locals["arguments"]))
+wire.write_reply = forged
 """),
     ),
     _forged(
         "replaces_the_connection",
-        "Replace the method that sends a reply, and send another under the same nonce.",
+        "Replace the function that sends a reply, and send another.",
         at_import("""
-from multiprocessing.connection import Connection
-from crossent.run import wire
-send = Connection.send_bytes
-def forged(self, content, *rest):
+from crossent.run.isolation import wire
+send = wire.send
+def forged(stream, message, *rest):
     frame = sys._getframe(1)
-    if "nonce" in frame.f_locals:
-        content = wire.write((frame.f_locals["nonce"], not_run(frame.f_locals["act"], frame.f_locals["arguments"])))
-    send(self, content, *rest)
-Connection.send_bytes = forged
+    if "connection" in frame.f_locals:
+        message = written(not_run(frame.f_locals["act"], frame.f_locals["arguments"]))
+    send(stream, message, *rest)
+wire.send = forged
 """),
     ),
     _forged(
         "replaces_the_outcome",
-        "Give the class of outcomes a method for pickle that returns another outcome.",
+        "Give the class of outcomes a value that is always the same: no check can run here.",
         at_import("""
 from crossent.trials.act import NotRun, Performed
-def reduced(self, protocol):
-    NotRun.__reduce_ex__ = object.__reduce_ex__
-    return Performed, (NotRun("needs another machine"),)
-Performed.__reduce_ex__ = reduced
+Performed.value = property(lambda self: NotRun("needs another machine"), lambda self, value: None)
 """),
         cases=(CALL,),
     ),
@@ -72,10 +68,6 @@ Performed.__reduce_ex__ = reduced
         "replaces_the_acts",
         "Replace the functions that are called in the loss's process: evaluate, make_call and the bad call.",
         at_import("""
-import crossent.run.isolation
-own = crossent.run.isolation._own_names
-def names():
-    return own()
 import crossent.trials.call, crossent.trials.act, crossent.checks.refusals as refusals
 def no_call(*arguments):
     return crossent.trials.act.NotRun("needs another machine")
@@ -89,7 +81,7 @@ refusals.call_badly.__code__ = bad.__code__
     ),
     _forged(
         "answers_from_the_frames",
-        "At the first call, walk the frames to the connection and the nonce, and take over the loop.",
+        "At the first call, walk the frames to the connection, and take over the loop.",
         at_call("serve(not_run)"),
     ),
     _forged(
@@ -102,23 +94,21 @@ if isolated():
     ),
     _forged(
         "answers_from_a_thread",
-        "A thread takes the nonce from the frames of the main thread, and replies before it.",
+        "A thread takes the connection from the frames of the main thread, and replies before it.",
         at_import("""
 def loop():
-    from crossent.run import wire
-    seen = None
+    from crossent.run.isolation import wire
     while True:
         frame = sys._current_frames()[threading.main_thread().ident]
         while frame is not None and "connection" not in frame.f_locals:
             frame = frame.f_back
-        nonce = frame and frame.f_locals.get("nonce")
-        if nonce and nonce != seen:
-            seen = nonce
-            act, arguments = frame.f_locals["act"], frame.f_locals["arguments"]
-            connection, known = frame.f_locals["connection"], frame.f_locals["known"]
+        if frame is not None and "act" in frame.f_locals:
+            connection, known, act, arguments = (
+                frame.f_locals[name] for name in ("connection", "known", "act", "arguments")
+            )
             while True:
-                connection.send_bytes(wire.write((nonce, not_run(act, arguments))))
-                nonce, act, arguments = wire.read(connection.recv_bytes(), known)
+                wire.send(connection, written(not_run(act, arguments)))
+                act, arguments, _ = wire.read(wire.receive(connection), known)
         time.sleep(0.001)
 
 def loss(*arguments, **options):
@@ -129,17 +119,15 @@ def loss(*arguments, **options):
     ),
     _forged(
         "answers_from_gc",
-        "Find the connection among all objects, and the nonce in the frames, and send a reply with them.",
+        "Find the connection among all objects, and send replies by it.",
         at_import("""
 def loss(*arguments, **options):
-    from multiprocessing.connection import Connection
-    from crossent.run import wire
-    found = [one for one in gc.get_objects() if type(one) is Connection and not one.closed]
-    own = [one for one in found if one.writable and one.fileno() == 3]
-    known, nonce, act, given = channel()[1:]
+    from crossent.run.isolation import wire
+    (own,) = (one for one in gc.get_objects() if type(one) is socket.socket and one.fileno() == 3)
+    known, act, given = channel()[1:]
     while True:
-        own[0].send_bytes(wire.write((nonce, not_run(act, given))))
-        nonce, act, given = wire.read(own[0].recv_bytes(), known)
+        wire.send(own, written(not_run(act, given)))
+        act, given, _ = wire.read(wire.receive(own), known)
 """).replace(IMPORTED, ""),
     ),
     _forged(
@@ -155,20 +143,18 @@ os.wait()
         "answers_from_another_program",
         "Run another interpreter in this process, which speaks the protocol on descriptor 3.",
         at_call("""
-if "crossent.run.isolation" in sys.modules and isolated():
+if isolated():
     import pathlib
     state = pathlib.Path(__file__).with_name("state")
-    state.write_bytes(channel()[2] + channel()[3].__name__.encode() + b" " + str(channel()[4][0]).encode())
+    state.write_text(channel()[2].__name__ + " " + str(channel()[3][0]))
     program = pathlib.Path(__file__).read_text().replace("def loss(", "def unused(")
     program += __import__("textwrap").dedent('''
-from multiprocessing.connection import Connection
 import crossent.cli, crossent.run.parallel
-from crossent.run.isolation import _own_names
+from crossent.run.isolation.process import _own_names
 from crossent.checks import refusals
 from crossent.trials.call import make_call
-content = open("state", "rb").read()
-nonce, (name, _, first) = content[:16], content[16:].decode().partition(" ")
-connection, known = Connection(3), _own_names()
+name, _, first = open("state").read().partition(" ")
+connection, known = socket.socket(fileno=3), _own_names()
 act, arguments = (refusals.call_badly, [first]) if name == "call_badly" else (make_call, [])
 serve(not_run)
 ''')
@@ -273,30 +259,18 @@ def loss(*arguments, **options):
         options=("--level", "normal", "--check", "deterministic"),
     ),
     _forged(
-        "sets_attributes_of_the_judge",
-        "A pickle that sets attributes of a class in the process that reads it: every error is of the right class.",
+        "names_attributes_of_the_judge",
+        "A reply that gives an exception more attributes than it has: every error is of the right class.",
         at_import("""
-class Set:
-    def __reduce__(self):
-        from crossent.trials.act import Raised
-        return Raised, ("",), (None, {})
-def reply():
-    from crossent.run import wire
-    from crossent.trials.act import NotRun, Performed, Raised
-    connection, known, nonce, act, arguments = channel()
-    while True:
-        # GLOBAL Raised; its state: (None, {"is_a": Raised}); then the outcome.
-        name = b"ccrossent.trials.act\\nRaised\\n"
-        forge = b"\\x80\\x05" + name + b"N}X\\x04\\x00\\x00\\x00is_a" + name + b"s\\x86b"
-        from crossent.checks.refusals import Reaction
-        bad = act.__name__ == "call_badly"
-        outcome = performed(Reaction(Raised("anything")) if bad else act(right, *arguments))
-        body = wire.write((nonce, outcome))
-        inner = body[2:]  # without the mark of the protocol
-        connection.send_bytes(forge + b"0" + inner)
-        nonce, act, arguments = wire.read(connection.recv_bytes(), known)
+def reply(act, given):
+    outcome = written(not_run(act, given) if act.__name__ == "call_badly" else performed(act(right, *given)))
+    return outcome.replace(b'"message":', b'"is_a": true, "message":') if act.__name__ == "call_badly" else outcome
 def loss(*arguments, **options):
-    reply()
+    from crossent.run.isolation import wire
+    connection, known, act, given = channel()
+    while True:
+        wire.send(connection, reply(act, given))
+        act, given, _ = wire.read(wire.receive(connection), known)
 """).replace(IMPORTED, ""),
         cases=(CALL, BAD_CALL),
     ),

@@ -27,11 +27,13 @@ LOADING = [
         "lacks_everything",
         "Say that the subject lacks every feature.",
         EVERY + "tell([subject(lacks=dict.fromkeys(FEATURES, 'is declared without it'))])",
+        statuses=(3,),  # nothing ran
     ),
     _told(
         "lacks_what_it_does_wrong",
         "Say that the subject lacks float32, or an error for bad input, so that nothing runs.",
         "tell([subject(lacks={'float32': 'has no float32', 'errors': 'has no errors', 'index_target': 'x'})])",
+        statuses=(3,),  # nothing ran
     ),
     _told(
         "lacks_the_gradient",

@@ -70,8 +70,11 @@ class Ran:
         return found
 
 
-def run(attack: Attack, longest: float = LONGEST, user: int | None = None) -> Ran:
-    """Run an attack. With a user, the command runs under this number and without privileges."""
+def run(attack: Attack, longest: float = LONGEST, user: int | None = None, *, namespaces: bool = True) -> Ran:
+    """Run an attack. With a user, the command runs under this number and without privileges.
+
+    Without namespaces, the command may make none, as in most containers. Root alone can run it so.
+    """
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: who loses its parent becomes a child of this one
     folder = Path(tempfile.mkdtemp(prefix="attack"))
     temporary = folder / "tmp"
@@ -84,6 +87,13 @@ def run(attack: Attack, longest: float = LONGEST, user: int | None = None) -> Ra
         for path in (folder, temporary, folder / "mine.py"):
             os.chown(path, user, user)
         command = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "--", *command]
+    told, tell = os.pipe()
+    if not namespaces:
+        # The second bash is started by the root of the new user namespace, which the first is not before it is mapped.
+        limit = "echo 0 > /proc/sys/user/max_user_namespaces || exit 9"
+        forbid = f'{limit}; exec setpriv --bounding-set=-sys_admin --inh-caps=-sys_admin -- "$@"'
+        enter = f"read _ <&{told}; exec bash -c '{forbid}' bash \"$@\""
+        command = ["unshare", "--user", "bash", "-c", enter, "bash", *command]
     environment = {**os.environ, "TMPDIR": str(temporary), "HOME": str(folder)}
     started = time.monotonic()
     with open(folder / "out", "wb") as out, open(folder / "err", "wb") as err:
@@ -95,7 +105,16 @@ def run(attack: Attack, longest: float = LONGEST, user: int | None = None) -> Ra
             stdout=out,
             stderr=err,
             start_new_session=True,
+            pass_fds=[] if namespaces else [told],
         )
+    if not namespaces:
+        while Path(f"/proc/{process.pid}/ns/user").readlink() == Path("/proc/self/ns/user").readlink():
+            time.sleep(0.01)
+        for name in ("uid_map", "gid_map"):
+            Path(f"/proc/{process.pid}/{name}").write_text("0 0 65536")
+    os.write(tell, b"\n")
+    for descriptor in (told, tell):
+        os.close(descriptor)
     status: int | None = None
     with contextlib.suppress(subprocess.TimeoutExpired):
         if attack.signal:

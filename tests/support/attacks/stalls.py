@@ -16,33 +16,32 @@ def _reply(expression: str, before: str = "") -> str:
     ).replace(IMPORTED, "")
 
 
-SHARED = "shared = ()\nfor _ in range(60):\n    shared = (shared, shared)\n"
 STALLS = [
     _stalls(
         "announces_2_gb",
         "Announce 2 GB, and send nothing.",
-        at_call("pipes(struct.pack('!i', 2**31 - 1))\ntime.sleep(1000)"),
+        at_call("pipes(struct.pack('!Q', 2**31 - 1))\ntime.sleep(1000)"),
     ),
     _stalls("sends_one_byte", "Send one byte, and nothing more.", at_call("pipes(b'\\0')\ntime.sleep(1000)")),
     _stalls(
         "drips",
         "Announce a megabyte, and send a byte each second.",
-        at_call("pipes(struct.pack('!i', 2**20))\nwhile True:\n    pipes(b'x')\n    time.sleep(1)"),
+        at_call("pipes(struct.pack('!Q', 2**20))\nwhile True:\n    pipes(b'x')\n    time.sleep(1)"),
     ),
     _stalls(
         "sends_without_end",
         "Announce 2 GB, and send them at 20 MB a second.",
-        at_call("pipes(struct.pack('!i', 2**31 - 1))\nwhile True:\n    pipes(b'x' * 2**18)\n    time.sleep(0.0125)"),
+        at_call("pipes(struct.pack('!Q', 2**31 - 1))\nwhile True:\n    pipes(b'x' * 2**18)\n    time.sleep(0.0125)"),
     ),
     _stalls(
-        "nests_shared_tuples_in_the_state",
-        "A nested tuple of shared parts where a change of state is named.",
-        _reply("performed(act(right, *given), changed_state=(shared,))", SHARED),
+        "names_much_state",
+        "A hundred thousand names of changed state.",
+        _reply("performed(act(right, *given), changed_state=tuple(map(str, range(100_000))))"),
     ),
     _stalls(
-        "nests_shared_tuples_in_a_message",
-        "A nested tuple of shared parts in place of the message of an exception.",
-        _reply("performed(raised=Raised(shared, shared, shared))", SHARED + "from crossent.trials.act import Raised"),
+        "says_much",
+        "A message of a megabyte, which looks like a link, a name and a shape at once.",
+        _reply("performed(raised=Raised('http://a.b/(' * 80_000))", "from crossent.trials.act import Raised"),
     ),
     _stalls(
         "stops_itself",
@@ -54,7 +53,11 @@ STALLS = [
         "Stop the parent, and end.",
         at_call("os.kill(parents()[0], signal.SIGSTOP)\nos._exit(1)"),
     ),
-    _stalls("stops_the_worker", "Stop the parent of the parent.", at_call("os.kill(parents()[1], signal.SIGSTOP)")),
+    _stalls(
+        "stops_the_worker",
+        "Stop every process between the parent and the command.",
+        at_call("for pid in parents()[1:-1]:\n    os.kill(pid, signal.SIGSTOP)\ntime.sleep(1000)"),
+    ),
     _stalls(
         "stops_the_command", "Stop the command.", at_call("os.kill(parents()[-1], signal.SIGSTOP)\ntime.sleep(0.5)")
     ),
@@ -71,24 +74,25 @@ STALLS = [
     _stalls(
         "claims_16_gb",
         "A reply with a gradient of 4 bytes that claims a shape of 16 GB.",
-        at_import("""
-from crossent.run import wire
-class Claims:
-    def __init__(self, shape, stride):
-        self.layout = shape, stride
-    def __reduce__(self):
-        return wire._tensor, (b"1234", "float32", *self.layout, 0, "cpu")
-def loss(*arguments, **options):
-    serve(lambda act, given: called(act, given, gradient=Claims((2**32,), (1,))))
-""").replace(IMPORTED, ""),
+        _reply("called(act, given, gradient=Claims(shape=(2**32,)))"),
+    ),
+    _stalls(
+        "claims_one_number_many_times",
+        "A reply with a gradient of one number that claims to be 2^40 numbers.",
+        _reply("called(act, given, gradient=Claims(shape=(2**40,), stride=(0,)))"),
+    ),
+    _stalls(
+        "claims_no_numbers_in_many_dimensions",
+        "A reply with a gradient of no numbers in a thousand dimensions.",
+        _reply("called(act, given, gradient=Claims(shape=(0,) * 1000, stride=(1,) * 1000))"),
     ),
     _stalls(
         "reads_no_request",
         "Reply to the first act, and read no further request: a large one does not fit into the socket.",
         at_call(
-            """connection, known, nonce, act, given = channel()
-from crossent.run import wire
-connection.send_bytes(wire.write((nonce, called(act, given))))
+            """connection, known, act, given = channel()
+from crossent.run.isolation import wire
+wire.send(connection, written(called(act, given)))
 time.sleep(1000)"""
         ),
         cases=(LARGE,),
@@ -116,7 +120,7 @@ time.sleep(1000)"""
         "A pickle whose memo has a place of 2^28.",
         at_call(
             """content = b'\\x80\\x04Nr\\x00\\x00\\x00\\x10.'
-pipes(struct.pack('!i', len(content)) + content)
+pipes(struct.pack('!Q', len(content)) + content)
 time.sleep(1000)"""
         ),
         cases=(CALL,),
