@@ -42,6 +42,11 @@ class Format:
         """The smallest subnormal number, which is the spacing of the subnormal numbers."""
         return 2.0 ** (self.smallest_exponent - self.precision + 1)
 
+    @property
+    def underflow(self) -> float:
+        """The largest error of rounding a subnormal number, `η/2`. Where float64 has no such number, it is `η`."""
+        return self.smallest_subnormal / 2 or self.smallest_subnormal
+
     def last_place(self, value: float) -> float:
         """Return one unit in the last place of `value`; the smallest spacing where `value` is 0 or not finite."""
         exponent = math.frexp(value)[1] if value and math.isfinite(value) else self.smallest_exponent
@@ -64,7 +69,7 @@ class Format:
         """Return the largest error of rounding a number of this magnitude; an underflow counts only below `under`."""
         once = self.unit_roundoff * largest
         small = (largest < under) & (largest > 0)
-        return either(small, np.maximum(once, self.smallest_subnormal / 2), once)
+        return either(small, np.maximum(once, self.underflow), once)
 
     def nearest(self, values: Array) -> Array:
         """Return `values` rounded to this format: ties to even, gradual underflow, overflow to infinity.

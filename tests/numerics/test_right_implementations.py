@@ -94,6 +94,17 @@ def test_every_implementation_is_right_where_a_right_kernel_was_accused(id):
     assert len(found) == IMPLEMENTATIONS * 4
 
 
+# A softmax of 4e-307: the products with the scale are subnormal. Half of the smallest float64 is 0, and the bound left
+# their roundings out.
+SUBNORMAL = "float64-2223x15-scales-uint8-mean-weight_decades-ignored_class-scalar-smooth0.1-seed70194570"
+
+
+def test_every_implementation_is_right_where_products_underflow_in_float64():
+    made = [RightImplementation(number, "float64") for number in range(0, IMPLEMENTATIONS, 8)]
+    found = max((share, one.seed, name) for one, name, share in shares(Case.of(SUBNORMAL), made))
+    assert found[0] <= 1, found
+
+
 def test_every_implementation_is_right_where_the_weights_of_other_classes_cancel():
     made = [RightImplementation(number, "bfloat16") for number in range(IMPLEMENTATIONS)]
     assert max(share for _, _, share in shares(Case.of(CANCELS), made)) <= 1

@@ -129,7 +129,7 @@ class CallBounds:
         lost = np.zeros(some.shape)
         for amplified in np.cumprod(sizes, axis=0)[:to_come]:
             under = (products > 1) | (product.largest[some] < 2 * held.smallest_normal * amplified)
-            lost[some] += np.where(under, products * held.smallest_subnormal / 2 * amplified, 0.0)
+            lost[some] += np.where(under, products * held.underflow * amplified, 0.0)
         return Held(product.value, product.error + lost, product.format)
 
     def _scale(self) -> Held:
