@@ -18,14 +18,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.running import compare
+from support.subjects import TENSOR_FORMS
 
-from crossent import blocked, formula, log_softmax_nll, one_hot, scalar
+from crossent import blocked, scalar
 from crossent.cases.inputs import Inputs
 from crossent.trials.call import BOTH_GRADIENTS, evaluate
 from crossent.trials.exact import solve
 
 INF, NAN = math.inf, math.nan
-FORMS = (formula, log_softmax_nll, one_hot, blocked)
+FORMS = tuple(form.loss for form in TENSOR_FORMS)
 REDUCTIONS = ("none", "mean", "sum")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 HALVES = (torch.float16, torch.bfloat16)
