@@ -90,7 +90,7 @@ COLUMNS = {
     "same bits": ("same bits", "same bits, judged anew"),
     "within bounds": ("moved within bounds", "better", "worse within bounds"),
     "fixed or accepted": ("mended", "newly accepted"),
-    "contract changed": ("contract changed",),
+    "changed behaviour": ("contract changed",),
     "regression or refused": ("broken", "newly refused"),
     "others": ("other words", "still wrong"),
 }

@@ -188,7 +188,7 @@ def test_reports_are_kept_compared_and_used_again(here, kept, capfd):
     case["results"]["loss"]["shape"] = [1]
     other.write_text(json.dumps(document), encoding="utf-8")
     assert upgrade.main([*here, *options, "--reuse"]) == 1
-    assert "look before you upgrade: 1 contract changed, " in capfd.readouterr().out
+    assert "look before you upgrade: 1 changed behaviour, " in capfd.readouterr().out
     document["seed"] = 7
     other.write_text(json.dumps(document), encoding="utf-8")
     assert upgrade.main([*here, *options, "--reuse"]) == 2

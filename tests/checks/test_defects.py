@@ -207,7 +207,7 @@ def table(figures):
         "dtype",
         "defects",
         "found by crossent",
-        "`assert_close`, exact answer",
+        "`assert_close`, exact value",
         "`assert_close`, torch's result",
         "the same, one `randn(32, 10)`",
         "right code fails",

@@ -234,17 +234,20 @@ def table(counted):
     return f"{len(MUTANTS)} mutants, of {issues} issues, torch {counted['torch']}:\n\n{text}"
 
 
+AGAIN = "`nox -s mutants` writes the figures again"
+
+
 @pytest.fixture
 def counted(pytestconfig):
     return figures(pytestconfig.getoption("--crossent-write-figures"))
 
 
 def test_the_figures_are_about_these_mutants_and_none_survives(counted):
-    assert list(counted["mutants"]) == [mutant.name for mutant in MUTANTS]
+    assert list(counted["mutants"]) == [mutant.name for mutant in MUTANTS], AGAIN
     for mutant in MUTANTS:
-        assert counted["mutants"][mutant.name]["issues"] == list(mutant.issues)
+        assert counted["mutants"][mutant.name]["issues"] == list(mutant.issues), AGAIN
     assert [name for name, found in counted["mutants"].items() if not found["level"]] == []
 
 
 def test_the_readme_has_the_totals_of_the_figures(counted):
-    assert part("mutants") == table(counted), "nox -s mutants writes the table again"
+    assert part("mutants") == table(counted), AGAIN

@@ -948,7 +948,7 @@ BAD = [
         for value in (2**63, -(2**63) - 1)
     ),
     *(
-        option(RuntimeError, "ignore_index", value, f"{value} with class probabilities", "is a negative one", P)
+        option(RuntimeError, "ignore_index", value, f"{value} with class probabilities", "is a negative number", P)
         for value in (0, 2, 255)
     ),
     # Python types
@@ -963,7 +963,12 @@ BAD = [
         for x, y in [(torch.zeros(2, 3, 4, 5), INT32_MAP), *((X, Y.to(dtype)) for dtype in OTHER_DTYPES)]
     ),
     *(
-        Bad(RuntimeError, f"target: got {short(dtype)}", "allowed for them is a floating-point dtype", (X, P.to(dtype)))
+        Bad(
+            RuntimeError,
+            f"target: got {short(dtype)}",
+            "allowed for class probabilities is a floating-point dtype",
+            (X, P.to(dtype)),
+        )
         for dtype in (torch.int64, torch.uint8, torch.bool, torch.complex64)
     ),
     *(

@@ -156,7 +156,7 @@ def test_a_case_is_run_on_the_device_that_is_named(capsys, monkeypatch):
     "id", [f"{check}:float64-5-normal-int64-sum" for check in ("formula:split", "scalar:gradient")]
 )
 def test_a_check_that_says_nothing_of_a_case_is_one_line_where_it_holds(capsys, id):
-    status = main(["repro", "--held", id])
+    status = main(["repro", "--passed", id])
     captured = capsys.readouterr()
     refused(status, captured.out, captured.err)
     assert " has no " in captured.err
