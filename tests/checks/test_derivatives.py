@@ -45,7 +45,7 @@ def pytest_generate_tests(metafunc):
 
 @functools.cache
 def question(case):
-    """The exact answer, and the bounds, which take longer than a subject."""
+    """The exact value, and the bounds, which take longer than a subject."""
     return Question(Case.of(case) if isinstance(case, str) else case)
 
 
