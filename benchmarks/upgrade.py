@@ -36,6 +36,17 @@ FIGURES = RESULTS / "upgrades.json"
 HOT = hot(("torch", "formula"))
 
 
+# The names of the changes whose name in JSON is older. A test compares them with the labels of `crossent diff`.
+LABELS = {
+    "broken": "regression",
+    "contract changed": "changed behaviour",
+    "mended": "fixed",
+    "moved within bounds": "changed within bounds",
+    "other words": "other error message",
+    "same bits, judged anew": "same bits, judged again",
+}
+
+
 def timed(old: Environment, new: Environment) -> dict[str, list[float]]:
     """Return the quartiles of the ratio of times, new / old, for each call of the hot path."""
     found: dict[str, list[float]] = {}
@@ -90,7 +101,7 @@ COLUMNS = {
     "same bits": ("same bits", "same bits, judged anew"),
     "within bounds": ("moved within bounds", "better", "worse within bounds"),
     "fixed or accepted": ("mended", "newly accepted"),
-    "contract changed": ("contract changed",),
+    "changed behaviour": ("contract changed",),
     "regression or refused": ("broken", "newly refused"),
     "others": ("other words", "still wrong"),
 }
@@ -162,7 +173,9 @@ def upgraded(chosen: argparse.Namespace) -> int:
             worst, moved = compared(old, new, chosen.force)
             status = max(status, worst)
             all_figures.append(figures(moved, {} if chosen.no_times else timed(old, new)))
-            counts = [f"{count} {kind}" for kind, count in total(moved["cases"].values()).items() if count]
+            counts = [
+                f"{count} {LABELS.get(kind, kind)}" for kind, count in total(moved["cases"].values()).items() if count
+            ]
             verdict = "look before you upgrade" if worst else "no regression"
             say(f"{old.spec} → {new.spec}: {verdict}: {', '.join(counts)}")
         except (CannotError, OSError) as error:

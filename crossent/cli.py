@@ -99,7 +99,8 @@ def crossent(context: click.Context) -> int:
 @click.option(
     "--grade",
     type=click.Choice(["A", "B"]),
-    help="Grade in float16 and bfloat16. A: float32 inside. B: the dtype itself.  [default: A; with torch: B]",
+    help="How precisely the subjects compute float16 and bfloat16. A: in float32 or wider, with one rounding at the "
+    "end. B: in the dtype itself.  [default: A; with --contract torch: B]",
 )
 @click.option(
     "--expected-findings",
@@ -121,11 +122,11 @@ def crossent(context: click.Context) -> int:
     "--baseline",
     "baseline_file",
     type=click.Path(exists=True, dir_okay=False),
-    help="Report of an earlier run (--json). Show what changed since, and fail where `crossent diff` would. What only "
-    "one run has is not compared.",
+    help="Report of an earlier run (--json). Show the changes since then, and exit with 1 where `crossent diff` does. "
+    "Only cases and checks that both runs have are compared.",
 )
-@click.option("--strict", is_flag=True, help="With --baseline: see `crossent diff`.")
-@click.option("--force", is_flag=True, help="With --baseline: see `crossent diff`.")
+@click.option("--strict", is_flag=True, help="With --baseline: fail also where an error grew much within its bound.")
+@click.option("--force", is_flag=True, help="With --baseline: compare runs of different devices, processors or seeds.")
 @_json
 @_html
 def check(
@@ -150,16 +151,20 @@ def check(
 ) -> int:
     """Check each SUBJECT against the exact value. Without a SUBJECT, check the forms and torch.
 
-    A SUBJECT is formula, log_softmax_nll, one_hot, blocked, scalar or torch (nn.CrossEntropyLoss, and log_softmax with
-    nll_loss); or package.module:NAME or path/to/file.py:NAME. NAME is a function with the signature of
-    F.cross_entropy, or a class with the constructor of nn.CrossEntropyLoss. SUBJECT+compile checks the compiled
-    function.
+    A SUBJECT is a form (formula, log_softmax_nll, one_hot, blocked or scalar), torch, or your function.
+
+    torch stands for two subjects: nn.CrossEntropyLoss, and log_softmax with nll_loss.
+
+    Your function is package.module:NAME or path/to/file.py:NAME. NAME is a function with the signature of
+    F.cross_entropy, or a class with the constructor of nn.CrossEntropyLoss.
+
+    SUBJECT+compile is the subject after torch.compile.
 
     Loss and gradients must be within the derived error bounds, over a covering array of the options and over inputs
     from published bugs. Bad input must raise the right error. The command runs your functions in isolated processes.
 
     Exit status: 0 all checks passed, 1 a check failed or the baseline shows a regression, 2 wrong use, 3 nothing ran,
-    130 interrupted.
+    130 interrupted, 141 the output could not be written.
     """
     files = chosen_files(json_file, html_file)
     if (strict or force) and baseline_file is None:
@@ -225,21 +230,22 @@ def check(
     return PASSED if passed else FAILED
 
 
-@crossent.command("diff", short_help="Show the changes between two reports, for example of two versions of torch.")
+@crossent.command("diff", short_help="Compare two reports, for example of two versions of torch.")
 @click.argument("old", type=click.Path(exists=True, dir_okay=False))
 @click.argument("new", type=click.Path(exists=True, dir_okay=False))
 @click.option("--strict", is_flag=True, help="Fail also where an error grew much, but stays within its bound.")
-@click.option("--force", is_flag=True, help="Compare runs of different devices or instruction sets as well.")
+@click.option("--force", is_flag=True, help="Compare also runs of different devices, processors or seeds.")
 @_json
 @_html
 def diff(old: str, new: str, strict: bool, force: bool, json_file: str | None, html_file: str | None) -> int:
-    """Compare two reports that `crossent check --json` wrote. Nothing runs.
+    """Compare two reports that `crossent check --json` wrote. No check runs.
 
-    Each check of each case that both reports have on the same input is compared: same bits, other bits within the
-    bounds, regression, fixed, newly refused or accepted, or another contract.
+    Each check of each case that both reports have on the same input is compared. The result is one of: same bits, other
+    bits within the bounds, regression, fixed, newly refused, newly accepted, changed behaviour. Changed behaviour is
+    another shape, dtype, kind of value or class of error.
 
-    Exit status: 0 no regression, 1 a regression, a new refusal or another contract, 2 wrong use, or reports that cannot
-    be compared.
+    Exit status: 0 no regression, 1 a regression, a new refusal or changed behaviour, 2 wrong use, or reports that
+    cannot be compared, 141 the output could not be written.
     """
     files = chosen_files(json_file, html_file)
     from crossent.console import Output
@@ -253,15 +259,21 @@ def diff(old: str, new: str, strict: bool, force: bool, json_file: str | None, h
     return PASSED if (made.strictly_ok if strict else made.ok) else FAILED
 
 
-@crossent.command("list")
+@crossent.command("list", short_help="List subjects, checks, cases, features, contracts or bugs.")
 @click.argument("what", metavar="|".join(_LISTS), type=click.Choice(_LISTS))
-@click.option("--level", type=click.Choice(LEVELS), default="normal", show_default=True, help="Level of the cases.")
+@click.option(
+    "--level", type=click.Choice(LEVELS), default="normal", show_default=True, help="Level whose cases are listed."
+)
 def list_(what: str, level: str) -> None:
-    """List subjects, checks, the cases of a level, features, contracts, or bugs.
+    r"""List subjects, checks, cases, features, contracts or bugs.
 
-    A feature is something that a subject may lack; declare it with --without. A contract is a promise about arithmetic;
-    choose it with --contract. A bug is one that somebody published: its issue, what went wrong, and the cases that show
-    it, or why no case can.
+    \b
+    subjects   the functions of this package that `check` takes by name
+    checks     the properties that are tested on a case
+    cases      the ids of the cases of a level
+    features   what a subject may lack; declare it with `check --without`
+    contracts  promises about arithmetic; choose one with `check --contract`
+    bugs       published bugs, each with the cases that trigger the bug
     """
     from crossent.console import listed
 
@@ -272,8 +284,9 @@ def list_(what: str, level: str) -> None:
 @click.argument("finding")
 @click.argument("report", required=False, type=click.Path(exists=True, dir_okay=False))
 @click.option("--device", help="Device: cpu, cuda or cuda:N.  [default: cpu, or the report's device]")
-@click.option("--held", is_flag=True, help="For a check that passes: show the number nearest to its bound.")
-def repro(finding: str, report: str | None, device: str | None, held: bool) -> None:
+@click.option("--passed", is_flag=True, help="Take a check that passes, and show the number nearest to its bound.")
+@click.option("--held", is_flag=True, hidden=True, help="The former name of --passed.")
+def repro(finding: str, report: str | None, device: str | None, passed: bool, held: bool) -> None:
     """Print a script that repeats a FINDING and needs torch alone.
 
     FINDING is SUBJECT:CHECK:CASE, as `crossent check` prints it. REPORT is the file that --json wrote; without it the
@@ -283,15 +296,16 @@ def repro(finding: str, report: str | None, device: str | None, held: bool) -> N
     """
     if report is not None and device is not None:
         raise click.UsageError("--device is for a case that is run here: a report names the device of its findings")
-    if report is not None and held:
-        raise click.UsageError("--held is for a case that is run here")
+    passed = passed or held
+    if report is not None and passed:
+        raise click.UsageError("--passed runs the case here: give it without a REPORT")
     from crossent.report.reader import find, read_json
     from crossent.repro.script import nearest_to_bound, repeated, script
 
     with one_line():
         if report is None:
             here = device or "cpu"
-            text = script((nearest_to_bound if held else repeated)(finding, here), here, held=held)
+            text = script((nearest_to_bound if passed else repeated)(finding, here), here, passed=passed)
         else:
             try:
                 document = read_json(report)

@@ -112,7 +112,8 @@ _PART = (
     click.option(
         "--last-failed",
         is_flag=True,
-        help="Run only what failed in the last run on these subjects, here in this folder; everything if nothing did.",
+        help="Run only the checks and cases that failed in the last run on these subjects in this folder; run "
+        "everything if none failed.",
     ),
     click.option("-x", "--exitfirst", is_flag=True, help="Stop at the first finding: --max-findings 1."),
     click.option(
@@ -121,7 +122,7 @@ _PART = (
         type=click.IntRange(1),
         help="Stop after this many findings. Known failures do not count.",
     ),
-    click.option("--no-cache", is_flag=True, help="Keep no findings in .crossent_cache for --last-failed."),
+    click.option("--no-cache", is_flag=True, help="Do not write findings to .crossent_cache for --last-failed."),
 )
 
 

@@ -211,7 +211,7 @@ class Keeper:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fail a run in which too few checks ran, as when all are skipped."""
+    """Fail a run if too few checks ran, for example because all were skipped, or if the baseline shows a regression."""
     config = session.config
     if hasattr(config, "workerinput"):
         return

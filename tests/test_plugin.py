@@ -191,7 +191,7 @@ def test_a_run_fails_where_something_broke_since_the_baseline(run, pytester):
     kept.write_text(whole.replace('"raised": ""', '"raised": "KeyError: 3"'), encoding="utf-8")
     moved = run(*options, f"--crossent-baseline={kept}")
     assert moved.ret == pytest.ExitCode.TESTS_FAILED
-    assert re.search(r"^contract changed: scalar: call on ", moved.stdout.str(), re.M)
+    assert re.search(r"^changed behaviour: scalar: call on ", moved.stdout.str(), re.M)
     kept.write_text("{", encoding="utf-8")
     damaged = run(*options, f"--crossent-baseline={kept}")
     assert damaged.ret == pytest.ExitCode.TESTS_FAILED

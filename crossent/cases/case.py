@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -218,13 +218,13 @@ class Case:
         at = np.arange(self.rows)
         rows = {"kept": at < 0, "ignored_first": at == 0, "ignored_16th": at % 16 == 0, "ignored_all": at >= 0}
         some_of = ("ignored", "ignored_default", "ignored_class", "ignored_huge", "ignored_minus_one", "ignored_zero")
-        return {**dict.fromkeys(some_of, some), **rows}[self.ignored]
+        return self._entry({**dict.fromkeys(some_of, some), **rows}, "ignored", "_ignored_rows")
 
     def _weight(self, random: np.random.RandomState) -> Any:
         spread = {"weighted": 4, "weight_decades": 10, "weight_zeros": 2, "weight_negative": 2}
         if self.weight == "unweighted":
             return None
-        k = spread[self.weight]
+        k = self._entry(spread, "weight", "_weight")
         weight = np.ldexp(1 + random.random_sample(self.classes), random.randint(-k, k, size=self.classes))
         some = random.random_sample(self.classes) < 0.4
         if self.weight == "weight_zeros":
@@ -237,7 +237,8 @@ class Case:
         if self.upstream == "rows_large":
             return np.ldexp(4 * random.random_sample(self.rows) - 2, random.randint(-10, 13, size=self.rows))
         number = 4 * random.random_sample() - 2
-        return np.array({"one": 1.0, "zero": 0.0, "scalar": number, "stride0": number}[self.upstream])
+        numbers = {"one": 1.0, "zero": 0.0, "scalar": number, "stride0": number}
+        return np.array(self._entry(numbers, "upstream", "_upstream"))
 
     def _probabilities(self, draw: Draw) -> Any:
         if self.target == "hard":
@@ -246,8 +247,19 @@ class Case:
         if self.target == "unnormalised":
             return 3 * raw - 0.5
         if self.target not in ("probabilities", "other_float"):
-            raise ValueError(f"target: got {self.target!r}, which no code here makes; add it to _probabilities")
+            raise _not_made("target", self.target, "_probabilities")
         return raw / raw.sum(1, keepdims=True) if draw.classes else raw
+
+    def _entry(self, entries: Mapping[str, Any], axis: str, function: str) -> Any:
+        """Return the entry of the choice on an axis."""
+        if (word := getattr(self, axis)) not in entries:
+            raise _not_made(axis, word, function)
+        return entries[word]
+
+
+def _not_made(axis: str, word: str, function: str) -> ValueError:
+    """Return the error for a choice of `AXES` that no code builds."""
+    return ValueError(f"{axis}: got {word!r}, which no code here makes; add it to {function}")
 
 
 _OPTIONAL = ("weight", "ignored", "upstream", "layout", "target_layout", "weight_layout")

@@ -13,14 +13,21 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from crossent.forms import textbook
-from crossent.forms.blocks import blocked
+from crossent.forms import FORMS, scalar
 
 # The example of the article from which this project grew.
 SEED_LOGITS = (3.0, 1.0, -3.0)
 SEED_TARGET = 0
 # Longer tables show their first classes and the true class, to fit a screen.
 MOST_CLASSES = 12
+# The formulas in the table of the forms.
+_FORMULAS = {
+    "formula": "-x_y + log Σ exp(x_i)",
+    "log_softmax_nll": "-log_softmax(x)_y",
+    "one_hot": "-Σ y'_i log softmax(x)_i",
+    "blocked": "-log_softmax(x)_y in blocks",
+    "scalar": "-x_y + log Σ exp(x_i)",
+}
 
 
 def random_row(classes: int, seed: int) -> tuple[tuple[float, ...], int]:
@@ -101,7 +108,7 @@ def explain(logits: Sequence[float] = SEED_LOGITS, target: int = SEED_TARGET) ->
             "against the gradient raises the logit of the true class, and lowers each other logit in proportion to its "
             "probability."
         ),
-        _step("6", "Five forms of the loss, compared with torch", ""),
+        _step("6", "The forms of the loss, compared with torch", ""),
         Padding(_forms_table(logits, target), (0, 2)),
     )
 
@@ -142,15 +149,10 @@ def _forms_table(logits: Sequence[float], target: int) -> Table:
     table.add_column("minus torch", justify="right", no_wrap=True)
     row, label = torch.tensor([logits], dtype=torch.float64), torch.tensor([target])
     torchs = torch.nn.CrossEntropyLoss()(row, label).item()
-    for name, formula, loss in (
-        ("nn.CrossEntropyLoss", "", torchs),
-        ("formula", "-x_y + log Σ exp(x_i)", textbook.formula(row, label).item()),
-        ("log_softmax_nll", "-log_softmax(x)_y", textbook.log_softmax_nll(row, label).item()),
-        ("one_hot", "-Σ y'_i log softmax(x)_i", textbook.one_hot(row, label).item()),
-        ("blocked", "-log_softmax(x)_y in blocks", blocked(row, label).item()),
-        ("scalar", "-x_y + log Σ exp(x_i)", textbook.scalar(list(logits), target)),
-    ):
-        table.add_row(name, formula, f"{loss:.10g}", f"{loss - torchs:.1g}" if formula else "")
+    table.add_row("nn.CrossEntropyLoss", "", f"{torchs:.10g}", "")
+    for name, form in FORMS.items():
+        loss = form(list(logits), target) if form is scalar else form(row, label).item()
+        table.add_row(name, _FORMULAS.get(name, ""), f"{loss:.10g}", f"{loss - torchs:.1g}")
     return table
 
 

@@ -8,7 +8,9 @@ With class weights `w`, label smoothing `ε` and the smoothed target `q = (1 - �
 
     -Σ_c w_c q_c log softmax(x)_c
 
-`formula`, `log_softmax_nll` and `one_hot` have the signature and the contract of `torch.nn.functional.cross_entropy`.
+`formula`, `log_softmax_nll` and `one_hot` have the signature and the contract of `torch.nn.functional.cross_entropy`,
+without the deprecated `size_average` and `reduce`: the fourth positional argument is `ignore_index`. The values of a
+gradient are those of torch; `torch.autograd.grad` may return them with the class axis last in memory.
 `scalar` computes one row with Python floats. The fifth form, `blocked`, is in :mod:`crossent.forms.blocks`.
 
 Sources: the documentation of `torch.nn.CrossEntropyLoss`. The shift by the maximum is algorithm 4.1 of Blanchard,

@@ -74,13 +74,13 @@ def check_target(input: Tensor, target: Tensor, dense: bool, ignore_index: int) 
     if dense:
         if not target.dtype.is_floating_point:
             raise RuntimeError(
-                f"target: got {_name(target.dtype)} of the logits' shape {tuple(target.shape)}, so class "
-                "probabilities; allowed for them is a floating-point dtype"
+                f"target: got {_name(target.dtype)} with the logits' shape {tuple(target.shape)}; this shape means "
+                "class probabilities, and allowed for class probabilities is a floating-point dtype"
             )
         if ignore_index >= 0:
             raise RuntimeError(
-                f"ignore_index: got {ignore_index} with class probabilities; allowed with them is a negative one, "
-                "which is not used"
+                f"ignore_index: got {ignore_index} with class probabilities; allowed with class probabilities is a "
+                "negative number, which has no effect"
             )
         return
     rows = (input.shape[0], *input.shape[2:]) if input.dim() > 1 else ()

@@ -51,7 +51,7 @@ def rendered(subject: SubjectReport, most_findings: int) -> Iterator[RenderableT
     unexpected = [finding for findings in sorts for finding in findings]
     if len(unexpected) > len(shown):
         kinds = Counter(f"{finding.check} {finding.kind}" for finding in unexpected)
-        yield Text(f"  … of {len(unexpected)} findings: " + ", ".join(f"{n} {kind}" for kind, n in kinds.items()))
+        yield Text(f"  {len(unexpected)} findings in all: " + ", ".join(f"{n} {kind}" for kind, n in kinds.items()))
     for reason, findings in subject.known.items():
         yield Text(f"  known failure, {len(findings)} findings: {reason}; for example {findings[0].id}")
     for reason, count in sorted(subject.not_applicable.items()):

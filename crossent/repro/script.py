@@ -97,7 +97,7 @@ def repeated(id: str, device: str = "cpu") -> Finding:
         here = f"torch {torch.__version__} on {device}"
         reasons = [*entry.not_applicable, *entry.not_run.get(check, ())]
         why = f", where {subject} {reasons[0]}" if reasons else ""
-        raise ValueError(f"finding: {id} does not happen with {here}{why}; a report that has it can be given")
+        raise ValueError(f"finding: {id} does not happen with {here}{why}; give the report that has it as REPORT")
     return found
 
 
@@ -109,11 +109,11 @@ def nearest_to_bound(id: str, device: str = "cpu") -> Finding:
         RuntimeError: no such device.
     """
     subject, name, case = _parts(id)
-    named = _own_subject(subject, device, "with --held")
+    named = _own_subject(subject, device, "with --passed")
     made = _case(case)
     require_device(device)
     if isinstance(made, BadInput):
-        return Finding(subject, "errors", case, "wrong", "It is shown how it is refused.")
+        return Finding(subject, "errors", case, "wrong", "The script shows the error that refuses the bad call.")
     if name not in CHECKS:
         raise ValueError(f"finding: got check {name!r}; allowed are {', '.join(CHECKS)}")
     check, trial = CHECKS[name], Trial(Question(made, device), named, Here(named.loss))
@@ -123,7 +123,7 @@ def nearest_to_bound(id: str, device: str = "cpu") -> Finding:
     with ambient(), suppress(RefusedError, NotRunError):
         found = [one for one in check.run(trial) if isinstance(one, Difference)]
     if not found:
-        raise ValueError(f"finding: {id} does not run here, or has no number to be shown")
+        raise ValueError(f"finding: {id} does not run here, or measures no number")
     finding = as_finding(trial, check, max(found, key=lambda one: one.ratio))
     return replace(finding, message=f"The number that is nearest to its bound:\n{finding.message}")
 
@@ -134,7 +134,7 @@ def _checks(name: str, case: Case | BadInput) -> tuple[Check, ...]:
     return tuple(dict.fromkeys((*before, *([CHECKS[name]] if name in CHECKS else []))))
 
 
-def script(finding: Finding, device: str = "cpu", digest: str | None = None, *, held: bool = False) -> str:
+def script(finding: Finding, device: str = "cpu", digest: str | None = None, *, passed: bool = False) -> str:
     """Return a script that repeats a finding.
 
     The script exits with 1 where the finding happens, with 0 where it does not, and with 2 where the call cannot run.
@@ -143,7 +143,7 @@ def script(finding: Finding, device: str = "cpu", digest: str | None = None, *, 
         finding: the finding of a run.
         device: the device of that run.
         digest: the digest of the inputs in that run, which the inputs here must have.
-        held: whether the number is right, so that the script does not call the same number wrong.
+        passed: whether the check passed. Then the script does not call the same number wrong.
 
     Raises:
         ValueError: the case cannot be built, or has other bits here; or its check has no such finding.
@@ -164,8 +164,8 @@ def script(finding: Finding, device: str = "cpu", digest: str | None = None, *, 
             values["part"], ending = focus.part, recipe.whole
         if focus.index is not None and finding.numbers is not None:
             ending = recipe.number
-            values |= _numbers(finding.numbers, CHECKS[finding.check].versus) | ({"found": None} if held else {})
-        needs_calls = not held and _needs_earlier_calls(finding)
+            values |= _numbers(finding.numbers, CHECKS[finding.check].versus) | ({"found": None} if passed else {})
+        needs_calls = not passed and _needs_earlier_calls(finding)
         if needs_calls:
             values = {**of_other_numbers(case), **values}
     instead = {} if subject.differentiable else {"evaluate": evaluate_loss}

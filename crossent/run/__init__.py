@@ -6,9 +6,9 @@ every room but `crossent.repro`.
 settings        Settings: the options of a run, validated once; subjects, plan and known failures from them
 plan            the cases of a level, and the checks that run on each
 selection       a part of a plan: chosen cases and chosen checks
-order           which cases run first, and how a run is cut into parts of equal cost
+order           chooses the cases that run first, and cuts a run into parts of equal cost
 runner          check() and run(): from settings to a report
-parallel        runs the cases in this process, or shared out among worker processes
+parallel        runs the cases in this process, or in worker processes that share the cases
 workers         the worker processes: forked, watched, replaced when they end
 judge           one subject on one case: run the checks, return a verdict
 isolation       isolated processes: a subject sees inputs, and never an exact value

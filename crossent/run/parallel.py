@@ -1,4 +1,4 @@
-"""The cases of a plan in this process, or in several worker processes of which each takes a share."""
+"""Run the cases of a plan, in this process or in worker processes that share the cases."""
 
 from __future__ import annotations
 
@@ -211,8 +211,8 @@ class _Work:
 def _steps_in_workers(work: _Work, enter: Enter) -> Iterator[Steps]:
     """The cases, shared out among worker processes.
 
-    If every subject is this package's own, the workers call the subjects themselves, which is faster. A part whose
-    worker crashes or hangs runs again, each case on each subject by itself, in an isolated process. Foreign subjects
+    If every subject belongs to this package, the workers call the subjects themselves, which is faster. If a worker
+    crashes or hangs, its part runs again: each case on each subject alone, in an isolated process. Foreign subjects
     always run in isolated processes.
     """
     subjects, jobs = work.subjects, work.settings.jobs or 1

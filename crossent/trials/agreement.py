@@ -82,7 +82,7 @@ def with_radius(trial: Trial, got: Result, exact: Exact | None = None) -> PartBa
 def compare_results(
     trial: Trial, other: PartBalls, got: Result | None = None, exact: Exact | None = None, *, way: str = ""
 ) -> list[Difference]:
-    """Compare `got` with `other`, which takes the place of the exact values in the differences.
+    """Return the differences of `got` from `other`, which stands in for the exact values.
 
     Args:
         trial: the subject on the case.

@@ -16,6 +16,7 @@ from benchmarks import environments, upgrade
 from benchmarks.readme import part
 from benchmarks.turns import Hot
 from crossent.forms import FORMS
+from crossent.report.moves.rules import Kind
 
 SCRIPT = Path(upgrade.__file__)
 on_posix = pytest.mark.skipif(os.name != "posix", reason="needs a system with /bin/sh")
@@ -188,11 +189,17 @@ def test_reports_are_kept_compared_and_used_again(here, kept, capfd):
     case["results"]["loss"]["shape"] = [1]
     other.write_text(json.dumps(document), encoding="utf-8")
     assert upgrade.main([*here, *options, "--reuse"]) == 1
-    assert "look before you upgrade: 1 contract changed, " in capfd.readouterr().out
+    assert "look before you upgrade: 1 changed behaviour, " in capfd.readouterr().out
     document["seed"] = 7
     other.write_text(json.dumps(document), encoding="utf-8")
     assert upgrade.main([*here, *options, "--reuse"]) == 2
     assert "these runs cannot be compared: seed was 0 and is 7" in one_line(capfd)
+
+
+def test_the_line_of_two_versions_has_the_labels_of_crossent_diff():
+    assert {
+        kind: label for kind, label in ((str(kind), kind.label) for kind in Kind) if kind != label
+    } == upgrade.LABELS
 
 
 def test_what_is_kept_has_a_name_of_its_own(here):

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from crossent.cases.axes import CLASS_LIMITS, CLASS_SIZES, DTYPES, ROW_LIMITS, ROW_SIZES, broken, size_class
+from crossent.cases.axes import AXES, CLASS_LIMITS, CLASS_SIZES, DTYPES, ROW_LIMITS, ROW_SIZES, broken, size_class
 from crossent.cases.case import Case
 from crossent.cases.grid import (
     _SIZES,
@@ -20,6 +20,7 @@ from crossent.cases.grid import (
     sized_triples,
     sizes_of,
 )
+from crossent.run.plan import plan
 
 
 def possible(picked, choices, left=None):
@@ -156,6 +157,40 @@ def test_few_cases_have_each_choice_and_the_choices_of_other_cases_need_no_case(
     assert sum(case.rows == 0 for case in some) == 1  # as few as the choices allow
     assert each_choice(cases, some) == []
     assert each_choice(cases, some[1:])[0] == some[0]
+
+
+# About rounding: the soak test draws all values.
+ONLY_IN_THE_SOAK = {"scales", "extreme", "pair", "ramp", "ascending", "biased", "offsets"}
+
+
+@pytest.fixture(scope="module")
+def thorough():
+    return [case for case in plan("thorough", tuple(DTYPES), 0) if isinstance(case, Case)]
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_every_choice_on_an_axis_is_in_a_case_of_a_level(axis, thorough):
+    missing = set(AXES[axis]) - {getattr(case, axis) for case in thorough}
+    assert missing == (ONLY_IN_THE_SOAK if axis == "values" else set()), (
+        f"{axis}: no case has these choices; add them to the choices of the arrays in crossent/cases/grid.py, or to an "
+        "edge, then run `nox -s cover`"
+    )
+
+
+@pytest.mark.parametrize(
+    ("axis", "where"),
+    [
+        ("target", "_probabilities"),
+        ("weight", "_weight"),
+        ("ignored", "_ignored_rows"),
+        ("upstream", "_upstream"),
+        ("layout", "laid_out"),
+    ],
+)
+def test_a_choice_that_no_code_builds_is_an_error_that_names_the_function(axis, where, monkeypatch):
+    monkeypatch.setitem(AXES, axis, (*AXES[axis], "forgotten"))
+    with pytest.raises(ValueError, match=rf"^{axis}: got 'forgotten', which no code here makes; add it to {where}$"):
+        Case("float32", (7, 5), **{axis: "forgotten"}).build()
 
 
 def test_ids_are_unique():

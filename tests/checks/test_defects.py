@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from support.defects import DEFECTS, RIGHT
 from support.readme import RESULTS, part
 from support.running import compare
+from support.subjects import TENSOR_FORMS
 
-import crossent
 from crossent.cases.axes import DTYPES
 from crossent.cases.case import Case
 from crossent.cases.grid import grid
@@ -71,7 +71,7 @@ OF_THE_GRID = [
 
 @functools.cache
 def known(dtype):
-    """The cases of one dtype, with their inputs and exact answers."""
+    """The cases of one dtype, with their inputs and exact values."""
     chosen = [replace(case, dtype=dtype) for case in (*ADVERSARIAL, *OF_THE_GRID)]
     return [(case, inputs, solve(inputs)) for case in chosen for inputs in [case.build()]]
 
@@ -111,7 +111,7 @@ def test_a_subtle_defect_is_found(defect, dtype, promise):
 @pytest.mark.parametrize("promise", ["eager", "kernel"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_right_code_is_never_accused(dtype, promise):
-    right = [RIGHT, crossent.formula, crossent.log_softmax_nll, crossent.one_hot, computed_in_float64]
+    right = [RIGHT, *(form.loss for form in TENSOR_FORMS if form.promise == "eager"), computed_in_float64]
     if dtype in ("float32", "float64"):
         right.append(F.cross_entropy)
     for loss in right:
@@ -127,7 +127,7 @@ def test_no_two_defects_have_a_name_or_a_sentence_in_common():
 
 
 def exact(expected, got):
-    """The exact answer rounded to the result's dtype: the best that an expected value can be."""
+    """The exact value rounded to the result's dtype: the best that an expected value can be."""
     gradient = got.gradient.movedim(1, -1) if got.gradient.dim() > 1 else got.gradient
     gradient = _nearest(expected.gradient.hi, gradient)
     return Result(_nearest(expected.loss.hi, got.loss), gradient.movedim(-1, 1) if got.gradient.dim() > 1 else gradient)
@@ -207,7 +207,7 @@ def table(figures):
         "dtype",
         "defects",
         "found by crossent",
-        "`assert_close`, exact answer",
+        "`assert_close`, exact value",
         "`assert_close`, torch's result",
         "the same, one `randn(32, 10)`",
         "right code fails",
@@ -226,7 +226,7 @@ def test_the_figures_are_about_these_defects(figures):
         assert counted["defects"] == [defect.name for defect in DEFECTS if dtype in defect.dtypes]
         assert counted["cases"] == len(known(dtype))
         assert counted["missed"]["crossent"] == []
-        # README says so: with the exact answer, and on plain numbers, `assert_close` passes right code.
+        # README says so: with the exact value, and on plain numbers, `assert_close` passes right code.
         assert (counted["false_alarms"]["exact"], counted["false_alarms"]["randn"]) == (0, 0)
 
 

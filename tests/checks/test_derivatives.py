@@ -13,6 +13,7 @@ from support.checks import DERIVATIVES, SINGLE
 from support.reference import REFERENCE
 from support.running import trial_of
 from support.soak import soak
+from support.subjects import TENSOR_FORMS
 from support.waits import computes
 from torch import Tensor
 from torch.autograd import Function
@@ -31,7 +32,6 @@ from crossent.trials.trial import Question, RefusedError
 
 FORWARD_AND_BACKWARD = [check for check in SINGLE if check.name in ("call", "result", "loss", "gradient")]
 CHECKS = {check.name: check for check in (*FORWARD_AND_BACKWARD, *DERIVATIVES)}
-EAGER = [FORM_SUBJECTS["formula"], FORM_SUBJECTS["log_softmax_nll"], FORM_SUBJECTS["one_hot"], FORM_SUBJECTS["blocked"]]
 PART = 250  # cases of the soak that one test runs
 
 
@@ -45,7 +45,7 @@ def pytest_generate_tests(metafunc):
 
 @functools.cache
 def question(case):
-    """The exact answer, and the bounds, which take longer than a subject."""
+    """The exact value, and the bounds, which take longer than a subject."""
     return Question(Case.of(case) if isinstance(case, str) else case)
 
 
@@ -91,7 +91,7 @@ def takes(subject, case):
 def test_the_forms_and_torch_have_the_exact_derivatives(dtype, seed):
     alarms, worst, evidence = [], {}, set()
     for case in list(grid([dtype], seed, "pairs"))[seed % 2 :: 2]:
-        for subject in (*EAGER, TORCH, REFERENCE):
+        for subject in (*TENSOR_FORMS, TORCH, REFERENCE):
             if not takes(subject, case):
                 continue
             for of, one in differences(subject, case).items():
@@ -107,7 +107,7 @@ def test_the_forms_and_torch_have_the_exact_derivatives(dtype, seed):
 def test_no_correct_derivative_is_accused(part, seed):
     dtype, first, count = part
     # Where torch computes in half precision, it overflows and skips, as test_soak.py has it.
-    subjects = EAGER if dtype in ("float16", "bfloat16") else [*EAGER, TORCH]
+    subjects = TENSOR_FORMS if dtype in ("float16", "bfloat16") else [*TENSOR_FORMS, TORCH]
     alarms = []
     for case in soak(count, [dtype], seed, first=first):
         question.cache_clear()
@@ -145,7 +145,7 @@ SHARP = {
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_bound_is_no_wider_than_three_times_what_a_correct_form_needs(dtype):
     for of, case in zip(("second", "tangent"), SHARP[dtype], strict=True):
-        ratio = max(differences(subject, case)[of].ratio for subject in EAGER)
+        ratio = max(differences(subject, case)[of].ratio for subject in TENSOR_FORMS)
         assert 1 / 3 < ratio <= 1, (case, ratio)
 
 
@@ -423,7 +423,7 @@ def test_a_negative_weight_has_its_sign_in_the_second_derivative_of_one_row():
     assert inputs.options["weight"][inputs.target] < 0
     assert len(case.direction().unique()) > 1
     for checked in (case, replace(case, reduction="mean"), replace(case, reduction="none")):
-        for correct in (*EAGER, TORCH):
+        for correct in (*TENSOR_FORMS, TORCH):
             assert accusations(correct, [checked]) == {}
     wrong = right("no sign of the weight", second=of_absolute_weights)
     assert set(accusations(wrong, [case])) == {"double_backward"}
@@ -434,7 +434,7 @@ def test_a_negative_weight_has_its_sign_in_the_second_derivative_of_one_row():
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1, 1.0])
 def test_derivatives_are_finite_and_right_where_a_logit_is_minus_infinity(values, target, label_smoothing):
     case = Case("float32", (7, 5), values, target, "none", label_smoothing=label_smoothing)
-    for correct in (*EAGER, TORCH):
+    for correct in (*TENSOR_FORMS, TORCH):
         for one in differences(correct, case).values():
             assert one.ratio <= 1, one
             assert not one.not_judged
@@ -446,7 +446,7 @@ def test_derivatives_are_finite_and_right_where_a_logit_is_minus_infinity(values
 def test_derivatives_of_broken_rows_are_those_of_torch(values):
     """NaN where the gradient is; the tangent of an ignored row is 0."""
     case = Case("float32", (7, 5), values, reduction="none", ignored="ignored")
-    for correct in (*EAGER, TORCH):
+    for correct in (*TENSOR_FORMS, TORCH):
         assert accusations(correct, [case]) == {}
     assert torch.from_numpy(question(case).exact_along.second.hi).isnan().any()
 
@@ -455,7 +455,7 @@ def test_derivatives_of_broken_rows_are_those_of_torch(values):
 def test_every_layout_has_its_derivatives(layout):
     """Of an expanded tensor torch makes no dual number: it is written out."""
     case = Case("float32", (7, 5), reduction="none", upstream="stride0", layout=layout)
-    for correct in (*EAGER, TORCH):
+    for correct in (*TENSOR_FORMS, TORCH):
         assert accusations(correct, [case]) == {}
 
 

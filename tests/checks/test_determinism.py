@@ -12,6 +12,7 @@ import torch
 from support import running
 from support.checks import DETERMINISM
 from support.running import trial_of
+from support.subjects import TENSOR_FORMS
 from support.waits import computes
 
 import crossent
@@ -29,13 +30,7 @@ from crossent.trials.trial import NotRunError, Problem, Question, RefusedError
 
 DETERMINISTIC, STREAM = DETERMINISM
 PLAIN = Case("float32", (7, 5), reduction="none", weight="weighted", ignored="ignored", upstream="rows")
-FORMS_AND_TORCH = [
-    FORM_SUBJECTS["formula"],
-    FORM_SUBJECTS["log_softmax_nll"],
-    FORM_SUBJECTS["one_hot"],
-    FORM_SUBJECTS["blocked"],
-    TORCH,
-]
+FORMS_AND_TORCH = [*TENSOR_FORMS, TORCH]
 
 
 def run(check, loss, case=PLAIN, device="cpu"):

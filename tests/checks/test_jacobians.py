@@ -6,6 +6,7 @@ import pytest
 import torch
 from support.checks import JACOBIANS, SINGLE
 from support.running import judged, run, trial_of
+from support.subjects import TENSOR_FORMS
 
 import crossent
 from crossent.cases.axes import DTYPES
@@ -21,7 +22,6 @@ from crossent.trials.difference import Difference
 from crossent.trials.trial import Question, RefusedError
 
 CHECKS = {check.name: check for check in JACOBIANS}
-FORMS = [FORM_SUBJECTS["formula"], FORM_SUBJECTS["log_softmax_nll"], FORM_SUBJECTS["one_hot"], FORM_SUBJECTS["blocked"]]
 ROWS = Case("float32", (7, 5), reduction="none", ignored="ignored_default", upstream="rows")
 MEAN = Case("float32", (7, 5))
 DENSE = Case("float64", (3, 5, 4), target="probabilities", reduction="none", weight="weighted", upstream="rows")
@@ -51,15 +51,15 @@ def test_the_checks_are_these():
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_forms_and_torch_are_right_for_a_batch(dtype, seed):
     cases = [*grid([dtype], seed, "transformed")][seed % 2 :: 2]
-    made = run([*FORMS, TORCH, TORCH_NLL], cases, (*SINGLE[:2], *JACOBIANS), known=torch_list())
+    made = run([*TENSOR_FORMS, TORCH, TORCH_NLL], cases, (*SINGLE[:2], *JACOBIANS), known=torch_list())
     assert [str(one) for one in made.findings if one.expected is None] == []
-    for part in made.subjects[: len(FORMS)]:
+    for part in made.subjects[: len(TENSOR_FORMS)]:
         assert {name for name, _ in part.tallies} >= set(CHECKS)
         assert not part.not_run
 
 
 @pytest.mark.parametrize("case", [ROWS, MEAN, DENSE], ids=lambda case: case.id)
-@pytest.mark.parametrize("subject", [*FORMS, TORCH], ids=lambda subject: subject.name)
+@pytest.mark.parametrize("subject", [*TENSOR_FORMS, TORCH], ids=lambda subject: subject.name)
 def test_each_act_computes_what_the_function_of_torch_computes(subject, case):
     """The whole Jacobian or Hessian is the derivative for a batch of unit vectors."""
     inputs = case.build()

@@ -9,6 +9,7 @@ import inspect
 import json
 import os
 import platform
+import re
 import runpy
 
 import pytest
@@ -20,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from right import right
 from support.checks import CALL, RESULT
-from support.readme import RESULTS, part
+from support.readme import README, RESULTS, part
 from support.reference import REFERENCE
 from support.running import run
 
@@ -234,17 +235,29 @@ def table(counted):
     return f"{len(MUTANTS)} mutants, of {issues} issues, torch {counted['torch']}:\n\n{text}"
 
 
+AGAIN = "`nox -s mutants` writes the figures again"
+
+
 @pytest.fixture
 def counted(pytestconfig):
     return figures(pytestconfig.getoption("--crossent-write-figures"))
 
 
 def test_the_figures_are_about_these_mutants_and_none_survives(counted):
-    assert list(counted["mutants"]) == [mutant.name for mutant in MUTANTS]
+    assert list(counted["mutants"]) == [mutant.name for mutant in MUTANTS], AGAIN
     for mutant in MUTANTS:
-        assert counted["mutants"][mutant.name]["issues"] == list(mutant.issues)
+        assert counted["mutants"][mutant.name]["issues"] == list(mutant.issues), AGAIN
     assert [name for name, found in counted["mutants"].items() if not found["level"]] == []
 
 
 def test_the_readme_has_the_totals_of_the_figures(counted):
-    assert part("mutants") == table(counted), "nox -s mutants writes the table again"
+    assert part("mutants") == table(counted), AGAIN
+
+
+def test_the_sentence_in_the_readme_has_the_totals_of_the_figures(counted):
+    text = " ".join(README.read_text(encoding="utf-8").split())
+    said = re.search(
+        r"find all (\d+) wrong cross-entropies in .+; `\S+assert_close` on `randn\(32, 10\)` finds (\d+) ", text
+    )
+    found = counted["mutants"].values()
+    assert [*map(int, said.groups())] == [len(found), sum(one["one batch"] for one in found)]

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from support.checks import CALL, INVARIANTS, OPTIONS, RESULT, SINGLE, TWO_BACKWARDS
 from support.checks import RELATIONS as OF_RELATIONS
 from support.running import run, trial_of
+from support.subjects import TENSOR_FORMS
 from support.waits import computes, float16
 
 import crossent
@@ -80,13 +81,7 @@ def test_right_code_passes_every_check(dtype, seed):
     # torch refuses uint8 targets in some calls, and its float16 overflows.
     few = [case for case in pairs if case.target != "uint8" and (case.dtype, case.values) != ("float16", "large")][::9]
     every = set(CHECKS) - (set() if dtype in ("float16", "bfloat16") else {"widened"})
-    subjects = [
-        FORM_SUBJECTS["formula"],
-        FORM_SUBJECTS["log_softmax_nll"],
-        FORM_SUBJECTS["one_hot"],
-        FORM_SUBJECTS["blocked"],
-    ]
-    subjects += [TORCH] if computes(dtype) else []
+    subjects = [*TENSOR_FORMS, TORCH] if computes(dtype) else TENSOR_FORMS
     assert ran(subjects, few) == {subject.name: every for subject in subjects}
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from support.checks import COMPILED_CODE, SINGLE, TRANSFORMS
 from support.reference import REFERENCE
 from support.running import run, trial_of
+from support.subjects import TENSOR_FORMS
 
 import crossent
 from crossent import machine
@@ -32,14 +33,7 @@ CHECKS = {check.name: check for check in (*TRANSFORMS, *COMPILED_CODE)}
 CASE = Case("float32", (7, 5), reduction="none", ignored="ignored_default", upstream="rows")
 ALL = [*grid(array="transformed")]
 INSTANT = ("func_grad", "vmap", "autocast", "meta")
-RIGHT = [
-    FORM_SUBJECTS["formula"],
-    FORM_SUBJECTS["log_softmax_nll"],
-    FORM_SUBJECTS["one_hot"],
-    FORM_SUBJECTS["blocked"],
-    TORCH,
-    REFERENCE,
-]
+RIGHT = [*TENSOR_FORMS, TORCH, REFERENCE]
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ import math
 import pytest
 import torch
 from support.running import compare
+from support.subjects import TENSOR_FORMS
 from torch import nn
 from torch.nn import functional as F
 
@@ -19,7 +20,7 @@ from crossent.trials.exact import solve
 
 LOGITS = (3.0, 1.0, -3.0)
 TARGET = 0
-TENSOR_FORMS = (crossent.formula, crossent.log_softmax_nll, crossent.one_hot, crossent.blocked)
+FORMS = [form.loss for form in TENSOR_FORMS]
 
 
 def row(dtype=torch.float64):
@@ -43,7 +44,7 @@ def test_softmax_of_the_example_as_the_text_rounds_it():
 
 
 def test_loss_of_the_example_and_why_the_text_prints_012():
-    losses = [form(*row()).item() for form in TENSOR_FORMS] + [crossent.scalar(LOGITS, TARGET)]
+    losses = [form(*row()).item() for form in FORMS] + [crossent.scalar(LOGITS, TARGET)]
     assert [f"{loss:.4f}" for loss in losses] == ["0.1291"] * 5
     # The article takes the logarithm of the rounded probability, and truncates the result.
     assert f"{-math.log(0.88):.4f}" == "0.1278"
@@ -62,7 +63,7 @@ def test_cross_entropy_loss_applies_the_softmax_itself():
     second_softmax = nn.CrossEntropyLoss()(x.softmax(1), y)
     assert f"{right:.4f}" == "0.1291"
     assert f"{second_softmax:.4f}" == "0.6333"
-    for form in TENSOR_FORMS:
+    for form in FORMS:
         assert f"{form(x.softmax(1), y):.4f}" == "0.6333"
 
 
@@ -104,7 +105,7 @@ def test_the_listing_equals_torch_on_a_random_row(seed):
         got = Result(torch.tensor(loss, dtype=torch.float64), None)
         (difference,) = compare(got, solve(inputs))
         assert difference.ratio <= 1, difference
-    for form in (*TENSOR_FORMS, F.cross_entropy):
+    for form in (*FORMS, F.cross_entropy):
         assert_equal_to_torch(form, output, label)
 
 

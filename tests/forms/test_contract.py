@@ -18,14 +18,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.running import compare
+from support.subjects import TENSOR_FORMS
 
-from crossent import blocked, formula, log_softmax_nll, one_hot, scalar
+from crossent import blocked, scalar
 from crossent.cases.inputs import Inputs
 from crossent.trials.call import BOTH_GRADIENTS, evaluate
 from crossent.trials.exact import solve
 
 INF, NAN = math.inf, math.nan
-FORMS = (formula, log_softmax_nll, one_hot, blocked)
+FORMS = tuple(form.loss for form in TENSOR_FORMS)
 REDUCTIONS = ("none", "mean", "sum")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 HALVES = (torch.float16, torch.bfloat16)
@@ -947,7 +948,7 @@ BAD = [
         for value in (2**63, -(2**63) - 1)
     ),
     *(
-        option(RuntimeError, "ignore_index", value, f"{value} with class probabilities", "is a negative one", P)
+        option(RuntimeError, "ignore_index", value, f"{value} with class probabilities", "is a negative number", P)
         for value in (0, 2, 255)
     ),
     # Python types
@@ -962,7 +963,12 @@ BAD = [
         for x, y in [(torch.zeros(2, 3, 4, 5), INT32_MAP), *((X, Y.to(dtype)) for dtype in OTHER_DTYPES)]
     ),
     *(
-        Bad(RuntimeError, f"target: got {short(dtype)}", "allowed for them is a floating-point dtype", (X, P.to(dtype)))
+        Bad(
+            RuntimeError,
+            f"target: got {short(dtype)}",
+            "allowed for class probabilities is a floating-point dtype",
+            (X, P.to(dtype)),
+        )
         for dtype in (torch.int64, torch.uint8, torch.bool, torch.complex64)
     ),
     *(

@@ -244,7 +244,7 @@ def cases(dtype, values):
 
 @functools.cache
 def expected(case):
-    """The exact answer, which takes longer than a kernel."""
+    """The exact value, which takes longer than a kernel."""
     return solve(case.build())
 
 

@@ -19,8 +19,6 @@ from crossent.subjects.builtin import FORM_SUBJECTS, TORCH
 from crossent.trials.difference import worst
 from crossent.trials.exact import name_of, rows_of, solve_along
 
-EAGER = [FORM_SUBJECTS["formula"], FORM_SUBJECTS["log_softmax_nll"], FORM_SUBJECTS["one_hot"], FORM_SUBJECTS["blocked"]]
-
 
 def difference(of, got, given, direction, promise="eager", grade="A"):
     """How far a derivative is off, (R, C), (R,) or a number, under a contract."""

@@ -582,4 +582,6 @@ def test_a_report_shows_one_finding_of_each_sort_and_counts_the_others():
     made = report_on(subject(off_by_a_percent))
     text = str(made)
     assert text.count("repeat  crossent repro") == 3  # loss, gradient and target gradient
-    assert re.search(rf"… of {len(made.findings)} findings: \d loss wrong, \d gradient wrong, 1 target_gradient", text)
+    assert re.search(
+        rf"  {len(made.findings)} findings in all: \d loss wrong, \d gradient wrong, 1 target_gradient", text
+    )

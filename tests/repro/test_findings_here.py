@@ -11,6 +11,7 @@ import pytest
 from support.repro.playing import RIGHT, TORCH_HALF, play, refused
 
 from crossent.cli import WRONG_USE, main
+from crossent.forms import FORMS
 from crossent.repro.script import repeated, script
 from crossent.subjects.builtin import BY_NAME
 from crossent.subjects.compiler import INDUCTOR, unusable
@@ -75,7 +76,7 @@ def test_the_script_of_a_finding_of_torch_says_right_of_a_right_subject(finding)
 
 
 @pytest.mark.parametrize(("check", "versus"), [("loss", "exact"), ("shift", "other")])
-@pytest.mark.parametrize("name", ["formula", "log_softmax_nll", "one_hot", "blocked", "scalar"])
+@pytest.mark.parametrize("name", FORMS)
 def test_the_script_of_a_form_imports_that_form(name, check, versus, monkeypatch):
     case = "float64-5-normal-int64-sum"
     known, right = BY_NAME[name], BY_NAME["formula"].loss
@@ -155,7 +156,7 @@ def test_a_case_is_run_on_the_device_that_is_named(capsys, monkeypatch):
     "id", [f"{check}:float64-5-normal-int64-sum" for check in ("formula:split", "scalar:gradient")]
 )
 def test_a_check_that_says_nothing_of_a_case_is_one_line_where_it_holds(capsys, id):
-    status = main(["repro", "--held", id])
+    status = main(["repro", "--passed", id])
     captured = capsys.readouterr()
     refused(status, captured.out, captured.err)
     assert " has no " in captured.err

@@ -71,7 +71,7 @@ def test_a_script_shows_what_was_found_and_says_right_where_it_is_not(name):
 
 
 def test_a_result_that_is_as_wrong_as_it_was_found_is_wrong():
-    """The exact answer has more digits than a float64: where the bound is tight, its first 53 bits are not enough."""
+    """The exact value has more digits than a float64: where the bound is tight, its first 53 bits are not enough."""
     finding = found(OFF, "float64-7x5-normal-int64-sum", "loss")
     n = finding.numbers
     wide = Numbers(n.index, n.got, n.bits, n.exact, n.radius, 1e9, n.ulp, n.ratio)

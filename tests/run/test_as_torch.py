@@ -232,7 +232,7 @@ def test_a_report_has_its_contract_and_a_diff_says_where_it_changed(two_runs, tm
     ):
         made = diff(old, new)
         assert said in made.others
-        assert {move.kind for move in made.moves} == {Kind.CONTRACT}
+        assert {move.kind for move in made.moves} == {Kind.BEHAVIOUR}
         assert {move.check for move in made.moves} >= {"loss", "gradient"}
         assert not made.ok
     assert main(["diff", str(tmp_path / "plain.json"), str(tmp_path / "torch.json")]) == FAILED

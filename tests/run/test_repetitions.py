@@ -1,5 +1,7 @@
 """Repetitions: correct cross-entropies pass with any numbers. `nox -s repetitions` repeats the run a hundred times."""
 
+from support.subjects import TENSOR_FORMS
+
 import crossent
 
 
@@ -11,6 +13,6 @@ def pytest_generate_tests(metafunc):
 
 def test_the_forms_are_never_accused(repetition, request, figure):
     level = request.config.getoption("--crossent-level") or "quick"
-    report = crossent.check("formula", "log_softmax_nll", "one_hot", "blocked", level=level, seed=repetition)
+    report = crossent.check(*(form.name for form in TENSOR_FORMS), level=level, seed=repetition)
     figure(f"seed {repetition}, level {level}: {report.summary}")
     assert report.ok, report

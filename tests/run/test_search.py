@@ -17,15 +17,14 @@ from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from support.checks import RESULT
 from support.running import trial_of
+from support.subjects import TENSOR_FORMS
 
 import crossent
 from crossent.cases.axes import AXES, broken
 from crossent.cases.case import Case
-from crossent.subjects.builtin import FORM_SUBJECTS
 from crossent.subjects.subject import Subject
 from crossent.trials.trial import Question, RefusedError
 
-SUBJECTS = [FORM_SUBJECTS[name] for name in ("formula", "log_softmax_nll", "one_hot", "blocked")]
 # Here and in the lists of `AXES`, what is plain comes first: a case that fails shrinks towards it.
 PLAIN_DTYPES = ("float32", "float64", "bfloat16", "float16")
 # Targets and ignored rows before the values, since some of these are about ignored rows alone.
@@ -94,7 +93,7 @@ def printed():
 def test_every_form_is_within_its_bound_on_any_case(device, case):
     question = Question(case, device)
     shares = dict.fromkeys(NUMBERS, 0.0)
-    for subject in SUBJECTS:
+    for subject in TENSOR_FORMS:
         wrong, ratios = judged(question, subject)
         if wrong:
             raise AssertionError(to_keep(case, wrong))

@@ -15,6 +15,7 @@ from crossent.cases.case import Case
 from crossent.checks import CHECKS
 from crossent.checks.derivatives import double_backward
 from crossent.cli import WRONG_USE, main
+from crossent.forms import FORMS
 from crossent.subjects import compiler
 from crossent.subjects.builtin import BY_NAME, NAMED
 from crossent.subjects.callables import as_subject
@@ -169,7 +170,7 @@ def test_a_file_that_does_not_load_is_one_line_and_leaves_nothing(folder, capsys
         ("mine.py:Kernels", "it is the class Kernels, whose instances cannot be called; allowed are"),
         ("no.such.module:loss", "there is no module 'no'; for a file, write path/to/file.py:NAME"),
         ("package.outside:loss", "there is no module 'package.outside'"),
-        (":loss", "allowed are formula, log_softmax_nll, one_hot, blocked, scalar, torch, package.module:NAME and"),
+        (":loss", f"allowed are {', '.join(FORMS)}, torch, package.module:NAME and"),
         ("", "allowed are formula, "),
         ("formulae", "did you mean formula? allowed are formula, "),
         ("formula+compiled", "did you mean formula? allowed are"),

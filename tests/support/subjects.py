@@ -1,6 +1,11 @@
-"""Wrong cross-entropy functions that several tests check."""
+"""The forms that take tensors, and wrong cross-entropy functions: the subjects of several tests."""
 
 import crossent
+from crossent.forms import FORMS, scalar
+from crossent.subjects.builtin import FORM_SUBJECTS
+
+# Every form but `scalar`, which takes one row of Python numbers. A new form is in here.
+TENSOR_FORMS = [FORM_SUBJECTS[name] for name, form in FORMS.items() if form is not scalar]
 
 
 def off_by_a_percent(input, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.running import check_on, compare, run
+from support.subjects import TENSOR_FORMS
 
 import crossent
 from crossent.cases.axes import DTYPES
@@ -42,8 +43,8 @@ def stored_in_half(input, target, **options):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_forms_reach_grade_a(dtype):
-    for name in ("formula", "log_softmax_nll", "one_hot", "blocked"):
-        report = run(FORM_SUBJECTS[name], sample(dtype))
+    for form in TENSOR_FORMS:
+        report = run(form, sample(dtype))
         assert report.ok, report
         assert report.subjects[0].grades == {dtype: "A"}
 

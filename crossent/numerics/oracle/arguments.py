@@ -27,7 +27,7 @@ class Arguments:
         weight: (C,), float32 or float64, finite, of any sign; None for ones.
         ignore_index: Rows with this index have the loss 0 and do not count. Has no effect with class probabilities.
         reduction: "none", "mean" or "sum".
-        label_smoothing: `ε` from 0 to 1, exactly the real number that this float is.
+        label_smoothing: `ε`, from 0 to 1. The exact value uses this float as it is, without rounding.
         upstream: The upstream gradient of the result: (R,) for "none", otherwise a number.
 
     Raises:

@@ -73,7 +73,7 @@ class Diff:
     """Two runs, and the changes between them.
 
     `str(diff)` is the comparison as text. `diff.ok` is True if there is no regression, no new refusal and no changed
-    contract.
+    behaviour.
     """
 
     old: Report
@@ -164,7 +164,7 @@ class Diff:
 
     @property
     def ok(self) -> bool:
-        """Whether there is no regression, no new refusal and no changed contract."""
+        """Whether there is no regression, no new refusal and no changed behaviour."""
         return not any(move.kind.fails for move in self.compared)
 
     @property
@@ -214,7 +214,7 @@ class Diff:
             # A check without numbers is repeated by a check with numbers, of the result that it uses.
             check = move.check if move.new.measured.ulp is not None or move.check == "errors" else "loss"
             check = "gradient" if check == "loss" and move.check in ABOUT else check
-            return f"crossent repro --held {word(f'{move.subject}:{check}:{move.case}')}"
+            return f"crossent repro --passed {word(f'{move.subject}:{check}:{move.case}')}"
         return replace(finding, named=True).command + (f" {word(file)}" if file else "")
 
     def render(self, most: int = 6) -> list[RenderableType]:
@@ -279,7 +279,7 @@ def _moves(old: SubjectReport, new: SubjectReport) -> Iterator[Move]:
             policy = POLICY_NAMES.get(case, "")
             kind = kind_of(check, was, now_is, bool(policy))
             if old.contract != new.contract and kind is not Kind.SAME:
-                kind = Kind.CONTRACT  # no other kind can be told, since the two runs have different bounds
+                kind = Kind.BEHAVIOUR  # no other kind can be told, since the two runs have different bounds
             found = ((name, findings[1].get((case, name))) for name in now.checks if name not in both)
             # A call that is refused under a transform only does not have a wrong result.
             also = tuple(name for name, finding in found if finding is not None and finding.kind != "refused")

@@ -25,7 +25,7 @@ class Kind(StrEnum):
 
     BROKEN = "broken"
     REFUSED = "newly refused"
-    CONTRACT = "contract changed"
+    BEHAVIOUR = "contract changed"
     WORSE = "worse within bounds"
     STILL = "still wrong"
     FIXED = "mended"
@@ -39,7 +39,7 @@ class Kind(StrEnum):
     @property
     def fails(self) -> bool:
         """Whether a user should look at the change before an upgrade."""
-        return self in (Kind.BROKEN, Kind.REFUSED, Kind.CONTRACT)
+        return self in (Kind.BROKEN, Kind.REFUSED, Kind.BEHAVIOUR)
 
     @property
     def label(self) -> str:
@@ -59,6 +59,7 @@ class Kind(StrEnum):
 # The labels that differ from the value in JSON.
 _LABELS = {
     Kind.BROKEN: "regression",
+    Kind.BEHAVIOUR: "changed behaviour",
     Kind.FIXED: "fixed",
     Kind.MOVED: "changed within bounds",
     Kind.WORDS: "other error message",
@@ -67,7 +68,7 @@ _LABELS = {
 MEANINGS = {
     Kind.BROKEN: "The check passed and now fails; or the call was refused and now returns a wrong result.",
     Kind.REFUSED: "The call returned a result and now raises.",
-    Kind.CONTRACT: "The kind of value (such as NaN), dtype, shape or class of error changed, or bits differ each time; "
+    Kind.BEHAVIOUR: "The kind of value (such as NaN), dtype, shape or class of error changed, or bits vary; "
     "or the two runs judged the subject under different contracts.",
     Kind.WORSE: "Within its bound; the error grew by more than one ulp, to more than twice in ulp and in its share.",
     Kind.STILL: "The check failed before and still fails, with other numbers.",
@@ -151,7 +152,7 @@ class Move:
     @property
     def _alone(self) -> bool:
         """Whether the line shows the values of results that are ordinary numbers."""
-        return bool(self.policy) or self.kind in (Kind.BROKEN, Kind.CONTRACT, Kind.FIXED)
+        return bool(self.policy) or self.kind in (Kind.BROKEN, Kind.BEHAVIOUR, Kind.FIXED)
 
     @property
     def growth(self) -> float:
@@ -165,8 +166,8 @@ def kind_of(check: str, old: Side, new: Side, policy: bool = False) -> Kind:
     before, now = old.finding, new.finding
     if _same(old, new):
         return Kind.SAME
-    if _contract(check, old, new, policy):
-        return Kind.CONTRACT
+    if _behaves_otherwise(check, old, new, policy):
+        return Kind.BEHAVIOUR
     if before is None or now is None:
         if before is None and now is None:
             return _within(old, new)
@@ -209,8 +210,8 @@ def _comparable(side: Side) -> Side:
     return replace(side, finding=finding, measured=measured)
 
 
-def _contract(check: str, old: Side, new: Side, policy: bool) -> bool:
-    """Whether the contract changed: a kind of value, a shape, a dtype, the class of an error, or repeatable bits."""
+def _behaves_otherwise(check: str, old: Side, new: Side, policy: bool) -> bool:
+    """Whether a kind of value, a shape, a dtype, the class of an error or the repeatability of bits changed."""
     passed, passes = old.finding is None, new.finding is None
     if passed and new.finding is not None and (check == "result" or new.finding.kind == "not_repeated"):
         return True

@@ -1,4 +1,4 @@
-"""What most scripts use: one call of the subject, one number of its result, and how the script ends."""
+"""Functions that most scripts use: call the subject, show one number of its result, end the script."""
 
 # mypy: allow-untyped-defs, allow-untyped-calls
 # ruff: noqa: B905  # a script may run on Python 3.9, whose zip has no `strict`

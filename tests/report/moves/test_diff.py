@@ -229,23 +229,23 @@ def test_an_error_that_became_a_wrong_number_tells_what_is_known_of_both(before,
     assert lines[lines.index("  known failure before: not before torch 2.2") + 1] == "  known failure: since torch 2.4"
 
 
-def test_another_class_of_error_is_another_contract_and_other_words_are_not(before, after):
+def test_another_class_of_error_is_changed_behaviour_and_other_words_are_not(before, after):
     first = refused(copy.deepcopy(before))
     made = diff(first, refused(copy.deepcopy(before), message="IndexError: not for this"))
-    assert only(made).kind is Kind.CONTRACT
+    assert only(made).kind is Kind.BEHAVIOUR
     made = diff(first, refused(after, message="RuntimeError: in other words"))
     assert only(made).kind is Kind.WORDS
     assert made.strictly_ok
 
 
-def test_a_bad_call_that_raises_another_error_is_another_contract(before, after):
+def test_a_bad_call_that_raises_another_error_is_changed_behaviour(before, after):
     outcome = after.subjects[0].outcomes[BAD]
     assert outcome.raised.startswith("IndexError: ")
     outcome.raised = "IndexError: in other words"
     assert only(diff(before, after)).kind is Kind.WORDS
     outcome.raised = "RuntimeError: another"
     move = only(diff(before, after))
-    assert move.kind is Kind.CONTRACT
+    assert move.kind is Kind.BEHAVIOUR
     assert move.says.endswith(" → RuntimeError: another")
 
 
@@ -265,22 +265,22 @@ def test_a_changed_policy_reads_as_one_line(before, after):
     zero = replace(WRONG, got=0.0, exact=float("nan"))
     after.subjects[0].findings.append(found("loss", NO_ROWS, numbers=zero))
     made = diff(before, after)
-    assert only(made).kind is Kind.CONTRACT
+    assert only(made).kind is Kind.BEHAVIOUR
     assert not made.ok
-    (line,) = [line for line in str(made).splitlines() if line.startswith("contract changed: ")]
-    assert line.startswith("contract changed: formula: mean over no rows, loss: NaN → 0; ")
+    (line,) = [line for line in str(made).splitlines() if line.startswith("changed behaviour: ")]
+    assert line.startswith("changed behaviour: formula: mean over no rows, loss: NaN → 0; ")
 
 
 @pytest.mark.parametrize("change", [{"dtype": "float64"}, {"shape": (1,)}, {"special": {"nan": 1}}])
-def test_another_dtype_shape_or_kind_of_value_is_another_contract(before, after, change):
+def test_another_dtype_shape_or_kind_of_value_is_changed_behaviour(before, after, change):
     moved_bits(after.subjects[0].outcomes[PLAIN], **change)
-    assert only(diff(before, after)).kind is Kind.CONTRACT
+    assert only(diff(before, after)).kind is Kind.BEHAVIOUR
 
 
-def test_bits_that_are_others_each_time_are_another_contract(before, after):
+def test_bits_that_are_others_each_time_are_changed_behaviour(before, after):
     altered(after, PLAIN, "repeat", failed=True)
     after.subjects[0].findings.append(found("repeat", PLAIN, "not_repeated", "a second call gives other bits"))
-    assert only(diff(before, after)).kind is Kind.CONTRACT
+    assert only(diff(before, after)).kind is Kind.BEHAVIOUR
 
 
 def test_what_stays_wrong_in_other_numbers_is_still_wrong(before, after):
@@ -619,7 +619,7 @@ def test_a_check_with_a_baseline_is_a_check_and_a_diff(tmp_path, capsys):
     case["results"]["loss"]["dtype"] = "float32"
     kept.write_text(json.dumps(document), encoding="utf-8")
     assert main([*arguments, "--baseline", str(kept)]) == 1
-    assert "contract changed: scalar: " in capsys.readouterr().out
+    assert "changed behaviour: scalar: " in capsys.readouterr().out
     kept.write_text("{", encoding="utf-8")
     assert main([*arguments, "--baseline", str(kept)]) == 2
     assert capsys.readouterr().out == ""  # refused before anything ran
@@ -630,7 +630,7 @@ def test_the_command_of_a_move_that_holds_prints_a_script_that_shows_its_number(
     moved_bits(altered(after, PLAIN, "gradient", ulp=0.9), "gradient")
     made = diff(before, after)
     command = shlex.split(made.command(only(made)))
-    assert command == ["crossent", "repro", "--held", f"formula:gradient:{PLAIN}"]
+    assert command == ["crossent", "repro", "--passed", f"formula:gradient:{PLAIN}"]
     assert main(command[1:]) == 0
     script = capsys.readouterr().out
     done = subprocess.run([sys.executable, "-"], input=script, capture_output=True, text=True, check=False)
@@ -642,7 +642,7 @@ def test_the_command_of_another_error_prints_a_script_that_shows_the_error(befor
     after.subjects[0].outcomes[BAD].raised = "RuntimeError: another"
     made = diff(before, after)
     command = shlex.split(made.command(only(made)))
-    assert command == ["crossent", "repro", "--held", f"formula:errors:{BAD}"]
+    assert command == ["crossent", "repro", "--passed", f"formula:errors:{BAD}"]
     assert main(command[1:]) == 0
     assert "IndexError" in capsys.readouterr().out
     assert main(["repro", "--held", f"formula:errors:{BAD}", __file__]) == 2
