@@ -156,7 +156,7 @@ def benchmarks(session: nox.Session) -> None:
 def figures(session: nox.Session) -> None:
     """Count the defects that are found and the cases of each check, and write the tables of both."""
     session.install("-e", ".[test]")
-    tests = ("tests/checks/test_defects.py", "tests/test_readme.py")
+    tests = ("tests/checks/test_defects.py", "tests/test_readme.py", "tests/run/test_attacks.py")
     session.run("pytest", *tests, "--crossent-write-figures", "-n", "0", *session.posargs)
 
 
@@ -212,6 +212,21 @@ def mutate(session: nox.Session) -> None:
         session.error(
             "\n".join(["a test notices these changes; delete them in tests/survivors.toml:", *sorted(noticed)])
         )
+
+
+@nox.session
+def hostile(session: nox.Session) -> None:
+    """Attack the command in a hundred ways, and read 10,000 generated replies of each kind; half an hour.
+
+    `nox -s hostile -- stalls` runs the attacks of one kind; `-- --no-namespaces` forbids namespaces.
+    SECURITY.md has the results.
+    """
+    session.install("-e", ".[test]")
+    if not session.posargs:
+        session.run("pytest", "tests/run/test_wire.py", "-n", "0", env={"CROSSENT_HOSTILE": "10000"})
+    results = session.posargs or ["--json", "../benchmarks/results/attacks.json"]
+    with session.chdir("tests"):
+        session.run("python", "-m", "support.attacks", *results, env={"PYTHONPATH": "."})
 
 
 @nox.session

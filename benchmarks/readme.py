@@ -1,4 +1,4 @@
-"""The tables that code writes into README.md and benchmarks/README.md, each between two marks that bear its name.
+"""The tables that code writes into README.md and other pages, each between two marks that bear its name.
 
 This module needs Python alone: `nox -s upgrade` starts where torch may be missing.
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
-PAGES = (README, ROOT / "benchmarks" / "README.md")
+PAGES = (README, ROOT / "benchmarks" / "README.md", ROOT / "SECURITY.md")
 RESULTS = ROOT / "benchmarks" / "results"  # the files that the tables are made from
 
 

@@ -1,0 +1,70 @@
+"""Attacks on the command: a wrong function that attacks the run ends with a finding, in time, and leaves nothing.
+
+`nox -s hostile` runs all of them, and the generated replies of `tests/run/test_wire.py`. Here is one for each root
+cause.
+"""
+
+import json
+import os
+import sys
+
+import pytest
+from support.attacks import ATTACKS
+from support.attacks.running import run
+
+from benchmarks.readme import RESULTS, part
+
+KEPT = RESULTS / "attacks.json"
+SLICE = [
+    "replaces_perform",
+    "answers_from_the_frames",
+    "no_gradient",
+    "claims_a_wider_dtype",
+    "lacks_everything",
+    "writes_the_judge",
+    "announces_2_gb",
+    "reads_no_request",
+    "gradient_beyond_its_memory",
+    "daemon",
+]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="waits for Linux")
+@pytest.mark.parametrize("name", SLICE)
+def test_an_attack_ends_with_a_finding_in_time_and_leaves_nothing(name):
+    ran = run(ATTACKS[name])
+    assert ran.problems == [], ran
+
+
+def table():
+    """The counts of attacks that held, by kind and situation."""
+    kept = json.loads(KEPT.read_text(encoding="utf-8"))
+    kinds = list(dict.fromkeys(attack.kind for attack in ATTACKS.values()))
+    lines = ["| | " + " | ".join(kinds) + " |", "|---" * (len(kinds) + 1) + "|"]
+    for situation, results in kept.items():
+        counts = [results.get(kind, {}) for kind in kinds]
+        cells = [f"{sum(one == 'held' for one in of.values())} of {len(of)}" for of in counts]
+        lines.append(f"| {situation} | {' | '.join(cells)} |")
+    bad = {
+        f"{name} ({situation}: {said})"
+        for situation, results in kept.items()
+        for of in results.values()
+        for name, said in of.items()
+        if said != "held"
+    }
+    lines += ["", f"Not held: {'; '.join(sorted(bad))}." if bad else "Every attack that ran held."]
+    return "\n".join(lines) + "\n"
+
+
+def test_the_page_has_the_table_of_the_attacks(request):
+    if request.config.getoption("--crossent-write-figures"):
+        part("attacks", table())
+    assert part("attacks") == table(), "`nox -s figures` writes the table again"
+
+
+def test_the_kept_results_are_of_these_attacks():
+    kept = json.loads(KEPT.read_text(encoding="utf-8"))
+    of = {name for results in kept.values() for one in results.values() for name in one}
+    assert of <= ATTACKS.keys(), "`nox -s hostile` writes the results again"
+    assert {name for one in kept["root"].values() for name in one} == ATTACKS.keys()
+    assert os.path.getsize(KEPT) < 10**5
