@@ -121,6 +121,12 @@ def test_what_no_act_returns_is_damaged(place, value):
         read(changed(place, value))
 
 
+def test_of_many_names_of_changed_state_some_are_kept():
+    header, raw = header_of(wire.write_reply(call(), MOST))
+    header["state"] = [str(number) for number in range(10**5)]
+    assert read(reply_of(header, raw)).changed_state == tuple(map(str, range(100)))
+
+
 def test_a_deep_header_is_damaged():
     for text in ("[" * 10**5, '{"value":' * 10**5):
         with pytest.raises(wire.DamagedError):

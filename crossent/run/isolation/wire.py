@@ -32,6 +32,7 @@ from crossent.trials.memory import memory
 
 _LENGTH = 8  # bytes that hold the length of a message, and of a header
 _MOST_HEADER = 2**20  # bytes; the texts of exceptions are cut at a few thousand characters
+_MOST_STATE = 100  # names of changed state; there are some forty, and a flood of output is named too
 # Ten calls with three results each, in a dtype four times as wide, are the largest reply to inputs of a size.
 _REPLIES_PER_REQUEST = 120
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
@@ -202,7 +203,7 @@ def read_reply(content: bytes, act: Callable[..., Any], arguments: tuple[Any, ..
         devices = {str(tensor.device) for tensor in tensors_in(arguments)}
         reader = _Reader(content[_LENGTH + length :], devices, most)
         value, raised = reader.value(header["value"]), reader.value(header["raised"])
-        state = tuple(header["state"])
+        state = tuple(header["state"])[:_MOST_STATE]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
         raise DamagedError(f"a reply of another form: {type(error).__name__}") from None
     returns = _returned(act) | NotRun if raised is None else None
