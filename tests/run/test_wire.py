@@ -22,6 +22,7 @@ from crossent.cases.inputs import Inputs
 from crossent.run.isolation import wire
 from crossent.trials.act import NotRun, Performed, Raised
 from crossent.trials.call import Call, Result, make_call
+from crossent.words import LONGEST_TEXT
 
 INPUTS = Case.of("float32-7x5-normal-int64-none-weighted-rows").build()
 MOST = wire.most_of_reply((INPUTS,))
@@ -125,6 +126,11 @@ def test_of_many_names_of_changed_state_some_are_kept():
     header, raw = header_of(wire.write_reply(call(), MOST))
     header["state"] = [str(number) for number in range(10**5)]
     assert read(reply_of(header, raw)).changed_state == tuple(map(str, range(100)))
+
+
+def test_a_long_message_is_cut():
+    raised = Performed(raised=Raised("x" * 10**5, text="y" * 10**5))
+    assert {len(read(wire.write_reply(raised, MOST)).raised.message)} == {LONGEST_TEXT}
 
 
 def test_a_deep_header_is_damaged():

@@ -29,6 +29,7 @@ from crossent.checks.refusals import Reaction
 from crossent.trials.act import NotRun, Performed, Raised
 from crossent.trials.call import Call, Result
 from crossent.trials.memory import memory
+from crossent.words import LONGEST_TEXT
 
 _LENGTH = 8  # bytes that hold the length of a message, and of a header
 _MOST_HEADER = 2**20  # bytes; the texts of exceptions are cut at a few thousand characters
@@ -203,7 +204,7 @@ def read_reply(content: bytes, act: Callable[..., Any], arguments: tuple[Any, ..
         devices = {str(tensor.device) for tensor in tensors_in(arguments)}
         reader = _Reader(content[_LENGTH + length :], devices, most)
         value, raised = reader.value(header["value"]), reader.value(header["raised"])
-        state = tuple(header["state"])[:_MOST_STATE]
+        state = tuple(reader.value(name) for name in header["state"][:_MOST_STATE])
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
         raise DamagedError(f"a reply of another form: {type(error).__name__}") from None
     returns = _returned(act) | NotRun if raised is None else None
@@ -219,6 +220,8 @@ class _Reader:
         self._raw, self._devices, self._most, self._at = raw, devices, most, 0
 
     def value(self, written: Any) -> Any:
+        if isinstance(written, str):
+            return written[:LONGEST_TEXT]
         if not isinstance(written, dict):
             return None if isinstance(written, list) else written
         ((kind, content),) = ((k, v) for k, v in written.items() if k != "fields")

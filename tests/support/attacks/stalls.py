@@ -64,7 +64,9 @@ STALLS = [
     _stalls(
         "stops_everything",
         "Stop every process above, while the file is loaded.",
-        at_import("for pid in parents():\n    os.kill(pid, signal.SIGSTOP)"),
+        at_import(
+            "for pid in parents():\n    with contextlib.suppress(OSError):\n        os.kill(pid, signal.SIGSTOP)"
+        ),
     ),
     _stalls(
         "expands_the_loss",
