@@ -37,6 +37,7 @@ if given.json:
     situation = "root" if given.user is None else "another user"
     situation += ", no namespaces" if given.no_namespaces else ""
     known = json.loads(given.json.read_text()) if given.json.exists() else {}
-    known.setdefault(situation, {}).update(results)
+    for kind, of_kind in results.items():
+        known.setdefault(situation, {}).setdefault(kind, {}).update(of_kind)
     given.json.write_text(json.dumps(known, indent=1) + "\n")
 sys.exit(any(problems != "held" for of_kind in results.values() for problems in of_kind.values()))
