@@ -15,6 +15,7 @@ from crossent.cases.case import Case
 from crossent.cases.inputs import Inputs, bits
 from crossent.checks import refusals, single
 from crossent.report.findings import DEPENDS, Finding, Measured, Numbers, Outcome, ResultSummary, Verdict
+from crossent.run.isolation.fork_server import ForkServerError
 from crossent.subjects.builtin import TORCH
 from crossent.subjects.subject import Subject
 from crossent.trials.act import Host
@@ -24,6 +25,7 @@ from crossent.trials.difference import Difference
 from crossent.trials.trial import EndedError, NotRunError, Problem, Question, RefusedError, Trial
 from crossent.words import said
 
+DAMAGED = "its process returned a damaged reply"
 Enough = Callable[[Sequence[Finding]], bool]  # whether the run can end with these findings
 
 # Without a loss of the right shape and dtype, no other check has anything to look at.
@@ -93,6 +95,12 @@ def _found(trial: Trial, check: Check) -> list[Difference | Problem]:
         return [Problem("refused", str(error))]
     except EndedError as error:
         return [Problem(error.kind, str(error))]
+    except (NotRunError, ForkServerError):
+        raise
+    except Exception as error:
+        if not trial.host.isolated:
+            raise
+        return [Problem("crashed", f"{DAMAGED}: {said(error)}")]
 
 
 def judge_bad_input(bad: BadInput, subject: Subject, host: Host, device: str) -> Verdict:

@@ -22,7 +22,7 @@ from crossent.report.report import Report
 from crossent.run.fresh_process import FreshProcess
 from crossent.run.isolation.fork_server import ForkServer, ForkServerError
 from crossent.run.isolation.process import IsolatedProcess, perform_acts
-from crossent.run.judge import judge_bad_input, judge_case, judge_ended
+from crossent.run.judge import DAMAGED, judge_bad_input, judge_case, judge_ended
 from crossent.run.order import Part, Step, Steps, cost, imports_compilers, ordered, parts
 from crossent.run.plan import Plan
 from crossent.run.settings import ExpectedList, Settings, is_named, unexpected
@@ -135,7 +135,7 @@ def _judged(judge: Callable[[], Verdict], case: Case | BadInput, subject: Subjec
     except Exception as error:
         if not host.isolated:
             raise
-        return judge_ended(case, subject.name, "crashed", f"its process returned a damaged reply: {said(error)}")
+        return judge_ended(case, subject.name, "crashed", f"{DAMAGED}: {said(error)}")
 
 
 @dataclass
