@@ -13,13 +13,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 from torch.autograd import forward_ad as dual_numbers
 
 from crossent.cases.inputs import Inputs
 from crossent.subjects.subject import Loss
-from crossent.trials.along import is_small, measured
+from crossent.trials.along import is_small, measured, second_order
 from crossent.trials.check import Cost, check
 from crossent.trials.difference import Difference
 from crossent.trials.trial import Problem, Trial
@@ -34,7 +33,7 @@ def double_backward(trial: Trial) -> Iterator[Difference | Problem]:
     unless its derivative is 0.
     """
     inputs, direction = trial.question.fresh(), trial.case.direction(trial.question.device)
-    second, upstream = trial.perform(second_order, inputs, direction)
+    second, upstream = trial.perform(second_order, inputs, direction, False)
     exact = trial.question.exact_along
     yield from measured("second", second, exact, trial)
     yield from measured("upstream_gradient", upstream, exact, trial)
@@ -50,21 +49,6 @@ def forward_ad(trial: Trial) -> Iterator[Difference | Problem]:
     inputs, direction = trial.question.fresh(), trial.case.direction(trial.question.device)
     tangent = trial.perform(tangent_of, inputs, direction)
     yield from measured("tangent", tangent, trial.question.exact_along, trial)
-
-
-def second_order(loss: Loss, inputs: Inputs, direction: Tensor) -> tuple[Tensor | None, ...]:
-    """Return the derivatives of `<gradient, direction>` by the logits and by the upstream gradient.
-
-    This function is an act.
-
-    A derivative is None if autograd finds no dependence.
-    """
-    logits, upstream = (tensor.detach().requires_grad_() for tensor in (inputs.logits, inputs.upstream))
-    value = loss(logits, inputs.target, **inputs.options)
-    (gradient,) = torch.autograd.grad(value, logits, upstream.to(value.dtype), create_graph=True)
-    if not gradient.requires_grad:
-        return None, None
-    return torch.autograd.grad(gradient, (logits, upstream), direction, allow_unused=True)
 
 
 def _dual(primal: Tensor, tangent: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from crossent.cases.case import Case
 from crossent.cases.inputs import Inputs
 from crossent.subjects.compiler import quiet
 from crossent.subjects.subject import Loss
-from crossent.trials.along import is_small, measured
+from crossent.trials.along import is_small, measured, second_order
 from crossent.trials.call import Gradients, Result
 from crossent.trials.check import Cost, Found, check
 from crossent.trials.difference import Difference
@@ -97,25 +97,9 @@ def batched_second(trial: Trial) -> Found:
     `torch.autograd.functional.hessian(vectorize=True)` and `torch.autograd.gradgradcheck(check_batched_grad=True)` make
     this call. The derivatives are those of :func:`crossent.checks.derivatives.double_backward`.
     """
-    second, upstream = trial.perform(second_order_of_batch, trial.question.fresh(), _directions(trial))
+    second, upstream = trial.perform(second_order, trial.question.fresh(), _directions(trial), True)
     yield from _measured("second", second, trial)
     yield from _measured("upstream_gradient", upstream, trial)
-
-
-def second_order_of_batch(loss: Loss, inputs: Inputs, directions: Tensor) -> tuple[Tensor | None, ...]:
-    """Return the derivatives of `<gradient, u>` by the logits and by the upstream gradient, for a batch of directions.
-
-    This function is an act.
-
-    A derivative is None if autograd finds no dependence.
-    """
-    logits, upstream = (tensor.detach().requires_grad_() for tensor in (inputs.logits, inputs.upstream))
-    value = loss(logits, inputs.target, **inputs.options)
-    (gradient,) = torch.autograd.grad(value, logits, upstream.to(value.dtype), create_graph=True)
-    if not gradient.requires_grad:
-        return None, None
-    by = logits, upstream
-    return torch.autograd.grad(gradient, by, directions, is_grads_batched=True, allow_unused=True)
 
 
 @check("gradient", "double_backward", "forward_ad", "vmap", cost=Cost.STRUCTURE, applies=is_small, transforms=True)

@@ -1,4 +1,4 @@
-"""The comparison of derivatives along a direction with their exact values."""
+"""Derivatives along a direction: the second backward pass, and the comparison with exact values."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from crossent.cases.case import Case
+from crossent.cases.inputs import Inputs
 from crossent.numerics.formats import FORMATS
+from crossent.subjects.subject import Loss
 from crossent.trials.difference import Difference, worst
 from crossent.trials.exact import ExactAlong, name_of
 from crossent.trials.trial import Problem, Trial
@@ -28,6 +31,22 @@ _WORDS = {
 def is_small(case: Case) -> bool:
     """Whether checks of derivatives along a direction run on a case."""
     return case.rows * case.classes <= MOST_LOGITS
+
+
+def second_order(loss: Loss, inputs: Inputs, direction: Tensor, batch: bool) -> tuple[Tensor | None, ...]:
+    """Return the derivatives of `<gradient, direction>` by the logits and by the upstream gradient.
+
+    This function is an act. With `batch`, the direction is a batch of directions, and so is each derivative.
+
+    A derivative is None if autograd finds no dependence.
+    """
+    logits, upstream = (tensor.detach().requires_grad_() for tensor in (inputs.logits, inputs.upstream))
+    value = loss(logits, inputs.target, **inputs.options)
+    (gradient,) = torch.autograd.grad(value, logits, upstream.to(value.dtype), create_graph=True)
+    if not gradient.requires_grad:
+        return None, None
+    by = logits, upstream
+    return torch.autograd.grad(gradient, by, direction, is_grads_batched=batch, allow_unused=True)
 
 
 def measured(of: str, got: Tensor | None, along: ExactAlong, trial: Trial) -> Iterator[Difference | Problem]:

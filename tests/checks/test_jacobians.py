@@ -17,7 +17,7 @@ from crossent.report.expected_findings import torch_list
 from crossent.subjects.builtin import FORM_SUBJECTS, TORCH, TORCH_NLL
 from crossent.subjects.subject import Subject
 from crossent.trials.act import Performed
-from crossent.trials.along import MOST_LOGITS
+from crossent.trials.along import MOST_LOGITS, second_order
 from crossent.trials.difference import Difference
 from crossent.trials.trial import Question, RefusedError
 
@@ -83,7 +83,7 @@ def test_each_act_computes_what_the_function_of_torch_computes(subject, case):
     assert columns.equal(expected)
     second = jacobians.second_by_hessian(loss, inputs, units(x)).reshape(*x.shape, *x.shape)
     torch.testing.assert_close(second, torch.func.hessian(reduced)(x))
-    again, _ = jacobians.second_order_of_batch(loss, inputs, units(x))
+    again, _ = second_order(loss, inputs, units(x), True)
     torch.testing.assert_close(
         again.reshape(second.shape), torch.autograd.functional.hessian(reduced, x, vectorize=True)
     )
@@ -182,7 +182,7 @@ def test_an_element_that_stands_for_both_is_found(name):
         return batch[:1].expand(batch.shape)
 
     of_batch = {"batched_gradient": "gradients_of_batch", "jacrev": "gradients_by_jacrev"}
-    of_batch |= {"jacfwd": "tangents_by_jacfwd", "batched_second": "second_order_of_batch"}
+    of_batch |= {"jacfwd": "tangents_by_jacfwd", "batched_second": "second_order"}
     act = getattr(jacobians, of_batch.get(name, "second_by_hessian"))
 
     host = SimpleNamespace(isolated=False, not_run="")

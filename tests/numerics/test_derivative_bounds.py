@@ -10,12 +10,12 @@ from support.calls import inputs
 from support.waits import float16
 
 from crossent.cases.case import Case
-from crossent.checks.derivatives import second_order
 from crossent.numerics.bounds import derivatives
 from crossent.numerics.bounds.contracts import contract
 from crossent.numerics.bounds.derivatives import DerivativeBounds
 from crossent.numerics.formats import FORMATS
 from crossent.subjects.builtin import FORM_SUBJECTS, TORCH
+from crossent.trials.along import second_order
 from crossent.trials.difference import worst
 from crossent.trials.exact import name_of, rows_of, solve_along
 
@@ -65,7 +65,7 @@ def of_torch(id):
     """A case, its direction, and torch's second derivative."""
     case = Case.of(id)
     given, direction = case.build(), case.direction()
-    return second_order(TORCH.loss, given, direction)[0], given, direction
+    return second_order(TORCH.loss, given, direction, False)[0], given, direction
 
 
 @float16
@@ -112,7 +112,7 @@ def test_the_parts_of_a_smoothed_loss_may_go_backward_apart_though_they_cancel()
     random = np.random.RandomState(0)
     given = inputs(random.randn(1000, 2).tolist(), [0] * 1000, weight=[1.0, -3.000001], label_smoothing=0.5)
     direction = torch.from_numpy(random.randint(-2, 3, (1000, 2))).float()
-    second, _ = second_order(apart, given, direction)
+    second, _ = second_order(apart, given, direction, False)
     assert second.abs().max() > 0.0
     assert difference("second", second, given, direction).ratio <= 1
 

@@ -75,6 +75,7 @@ def run(attack: Attack, longest: float = LONGEST, user: int | None = None, *, na
 
     Without namespaces, the command may make none, as in most containers. Root alone can run it so.
     """
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the background job of a shell ignores it
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: who loses its parent becomes a child of this one
     folder = Path(tempfile.mkdtemp(prefix="attack"))
     temporary = folder / "tmp"
