@@ -1,7 +1,23 @@
-"""`python -m crossent`."""
+"""The command, also by `python -m crossent`: Ctrl-C ends it with one line, even while it imports what it needs."""
 
+import signal
 import sys
 
-from crossent.cli import main
 
-sys.exit(main())
+def main() -> int:
+    """Run the command and return its exit status."""
+    try:
+        from crossent.cli import main as run
+
+        return run()
+    except KeyboardInterrupt:
+        sys.stderr.write("crossent: interrupted\n")
+        return 128 + signal.SIGINT
+    finally:
+        # `python -m` forgets the exit status if a KeyboardInterrupt has left an exec() of a text, as in the import of
+        # a named tuple. The next exec() makes it forget the exception instead.
+        exec("")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

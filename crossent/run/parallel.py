@@ -20,13 +20,14 @@ from crossent.machine import ambient, available
 from crossent.report.findings import Finding, Verdict
 from crossent.report.report import Report
 from crossent.run.fresh_process import FreshProcess
-from crossent.run.isolation.fork_server import ForkServer, ForkServerError
+from crossent.run.isolation.fork_server import OWN, ForkServer, ForkServerError
 from crossent.run.isolation.process import IsolatedProcess, perform_acts
 from crossent.run.judge import DAMAGED, judge_bad_input, judge_case, judge_ended
 from crossent.run.order import Part, Step, Steps, cost, imports_compilers, ordered, parts
 from crossent.run.plan import Plan
 from crossent.run.settings import ExpectedList, Settings, is_named, unexpected
-from crossent.run.workers import Ended, alive, result, workers
+from crossent.run.workers import Ended, alive, result, use_new_cache, workers
+from crossent.subjects.builtin import TORCH
 from crossent.subjects.confinement import unreadable
 from crossent.subjects.remote import RemoteLoss
 from crossent.subjects.subject import Loss, Subject
@@ -191,7 +192,9 @@ class _Work:
             os._exit(1)
 
     def _serve(self, subject: int, stream: int, output: int) -> None:
-        perform_acts(stream, output, partial(_loss_of, self.subjects[subject]))
+        if subject == OWN:
+            use_new_cache()  # a subject may have written into the other
+        perform_acts(stream, output, partial(_loss_of, TORCH if subject == OWN else self.subjects[subject]))
 
     def _isolated(self, subjects: Sequence[int]) -> Sequence[Host]:
         """The isolated processes of these subjects; those of others are closed."""

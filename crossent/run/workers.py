@@ -6,9 +6,12 @@ import ctypes
 import faulthandler
 import multiprocessing
 import os
+import secrets
+import shutil
 import signal
 import struct
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +30,7 @@ LOOK = 0.5  # seconds after which the parent looks at its workers again
 # Seconds beyond the time limit of a call: the error bounds of a hundred cases, computed ahead, take some of them.
 _GRACE = 60.0
 _SIGN = struct.Struct("I")
+_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,9 @@ def result(future: Future[T]) -> T | Ended:
 def workers(share: Callable[[Part], T], jobs: int, seconds: float) -> Iterator[Workers[T]]:
     """Fork workers that call `share`. All workers end with the block.
 
+    Unless the user has chosen a folder, the code that torch compiles lies in a folder of this run and ends with it: in
+    torch's own folder, a subject of an earlier run could have left code that this run would load.
+
     Args:
         share: judges a part; it calls :func:`alive` at least once in the time limit of a call.
         jobs: the number of workers.
@@ -105,7 +112,9 @@ def workers(share: Callable[[Part], T], jobs: int, seconds: float) -> Iterator[W
     signs, alive_at = os.pipe()
     for descriptor in (signs, alive_at):
         os.set_blocking(descriptor, False)
-    _SHARED = _Shared(share, alive_at)
+    # torch makes the folder when it compiles; until then nobody else knows its name.
+    cache = os.path.join(tempfile.gettempdir(), f"crossent-compile-{secrets.token_hex(16)}")
+    _SHARED = _Shared(share, alive_at, cache)
     pool = ProcessPool(jobs, initializer=_start, context=multiprocessing.get_context("fork"))
     try:
         # Python 3.12 warns of a fork among threads; a child has none, and sets torch to one thread before it needs any.
@@ -118,6 +127,13 @@ def workers(share: Callable[[Part], T], jobs: int, seconds: float) -> Iterator[W
         _SHARED = None
         os.close(signs)
         os.close(alive_at)
+        shutil.rmtree(cache, ignore_errors=True)
+
+
+def use_new_cache() -> None:
+    """Let this process compile into a folder in which no other process has written."""
+    if _SHARED is not None:
+        os.environ[_CACHE] = os.path.join(_SHARED.cache, secrets.token_hex(16))
 
 
 @dataclass
@@ -126,6 +142,7 @@ class _Shared:
 
     share: Callable[[Part], Any]
     alive_at: int
+    cache: str
     number: int = 0
 
 
@@ -158,6 +175,8 @@ def _start() -> None:
     faulthandler.disable()  # the report says how a worker ended
     # A pool of compilers that the parent has started does not answer its children.
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+    if _SHARED is not None:
+        os.environ.setdefault(_CACHE, _SHARED.cache)
     if (config := sys.modules.get("torch._inductor.config")) is not None:
         config.compile_threads = 1  # type: ignore[attr-defined]
     with suppress(OSError):

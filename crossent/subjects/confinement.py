@@ -2,8 +2,9 @@
 
 A subject runs in a process of its own. On Linux that process cannot read or write the memory of the judge, as the
 same user and as root; where the system grants a PID namespace, it cannot see or signal any other process, and all that
-it started ends with it. SECURITY.md lists what each system grants. Linux calls these functions `prctl`, `capset` and
-`unshare`; elsewhere they do nothing.
+it started ends with it; from Linux 6.12 on, it can signal no other process even without a namespace. SECURITY.md
+lists what each system grants. Linux calls these functions `prctl`, `capset`, `unshare` and Landlock; elsewhere they do
+nothing.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-# Numbers of linux/prctl.h, linux/sched.h and linux/capability.h.
-_GET_DUMPABLE, _SET_DUMPABLE, _CAPBSET_DROP = 3, 4, 24
+# Numbers of linux/prctl.h, linux/sched.h, linux/capability.h and linux/landlock.h.
+_SET_PDEATHSIG, _GET_DUMPABLE, _SET_DUMPABLE, _CAPBSET_DROP = 1, 3, 4, 24
 _SET_CHILD_SUBREAPER, _SET_NO_NEW_PRIVS = 36, 38
 _NEW_USER, _NEW_PID = 0x10000000, 0x20000000
 _CAPABILITY_VERSION, _LAST_CAPABILITY = 0x20080522, 63
+_LANDLOCK_CREATE_RULESET, _LANDLOCK_RESTRICT_SELF = 444, 446  # system calls, with these numbers on every processor
+_SCOPE_ABSTRACT_SOCKETS, _SCOPE_SIGNALS = 1, 2
 # Root keeps these two, with which it opens the files of other users: a subject may lie in such a file.
 _DAC_OVERRIDE, _DAC_READ_SEARCH = 1, 2
 _SECONDS_TO_END = 5.0  # a process that was killed needs milliseconds; one in a system call of a driver may need more
@@ -61,6 +64,29 @@ def drop_privileges() -> None:
         now = struct.unpack("6I", data.raw)
         mask = sum(1 << capability for capability in kept)
         libc.capset(header, struct.pack("6I", now[0] & mask, now[1] & mask, 0, 0, 0, 0))
+
+
+def scope_signals() -> bool:
+    """Deny this process signals to processes that it has not started, and return whether the system can do so.
+
+    This process must have no new privileges: see :func:`drop_privileges`. Landlock can do so from Linux 6.12 on.
+    """
+    libc = _libc()
+    if libc is None:
+        return False
+    rules = struct.pack("3Q", 0, 0, _SCOPE_ABSTRACT_SOCKETS | _SCOPE_SIGNALS)  # of files, of the network, of processes
+    ruleset = libc.syscall(_LANDLOCK_CREATE_RULESET, rules, len(rules), 0)
+    if ruleset < 0:
+        return False
+    try:
+        return bool(libc.syscall(_LANDLOCK_RESTRICT_SELF, ruleset, 0) == 0)
+    finally:
+        os.close(ruleset)
+
+
+def end_with_parent() -> None:
+    """Kill this process when its parent ends, even if this process is stopped."""
+    _prctl(_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class Confined:
@@ -101,14 +127,17 @@ def _keep(run: Callable[[], Any], kept: Collection[int], asked: int) -> None:
     """The keeper: start the process, wait until it ends or shall end, and kill what is left."""
     os.setpgid(0, 0)  # Ctrl-C is for the command
     _prctl(_SET_CHILD_SUBREAPER, 1)
+    _prctl(_SET_PDEATHSIG, signal.SIGCONT)  # a keeper that was stopped goes on, and kills what is left
     _new_namespaces()
     ready, told = os.pipe()
     child = os.fork()
     if child == 0:
         with _exit_after():
             os.setpgid(0, 0)
+            end_with_parent()
             os.close(told)
             os.read(ready, 1)  # the keeper is prepared
+            read_nothing()
             close_all_but({0, 1, 2, *kept})
             run()
     close_all_but({0, 1, 2, asked, told})
@@ -121,8 +150,18 @@ def _keep(run: Callable[[], Any], kept: Collection[int], asked: int) -> None:
     _kill_descendants()
 
 
+def read_nothing() -> None:
+    """Give this process an empty stdin: a subject would read what is meant for the command."""
+    null = os.open(os.devnull, os.O_RDONLY)
+    if null != 0:
+        os.dup2(null, 0)
+        os.close(null)
+
+
 def kill_group(process: int) -> None:
-    """Kill a process and its group."""
+    """Kill a process and its group. Numbers below 2 stand for many processes."""
+    if process < 2:
+        return
     for kill in (os.killpg, os.kill):  # the process may not have made its group yet
         with suppress(ProcessLookupError, PermissionError):
             kill(process, signal.SIGKILL)

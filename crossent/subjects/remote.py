@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from crossent.subjects.compiler import COMPILE_SUFFIX, unless_compiled
-from crossent.subjects.confinement import Confined, drop_privileges, unreadable
+from crossent.subjects.confinement import Confined, drop_privileges, end_with_parent, scope_signals, unreadable
 from crossent.subjects.contracts import require_contract, under_contract
 from crossent.subjects.features import require_features
 from crossent.subjects.loader import load, source_of
@@ -119,6 +119,8 @@ def _ask_process(tell: Callable[[], dict[str, Any]], description: str, seconds: 
         child = os.fork()  # the first process of a PID namespace gets no signals, not even its own
         if child == 0:
             try:
+                end_with_parent()
+                scope_signals()
                 os.dup2(2, 1)  # stdout is for the report
                 os.write(theirs, json.dumps(tell()).encode())
             finally:

@@ -11,11 +11,12 @@ from crossent.report.expected_findings import mark
 from crossent.report.findings import SubjectReport
 from crossent.report.report import Report
 from crossent.run import runner
-from crossent.run.isolation.fork_server import ForkServer
+from crossent.run.isolation.fork_server import OWN, ForkServer
 from crossent.run.isolation.process import IsolatedProcess, perform_acts
 from crossent.run.parallel import judge_each
 from crossent.run.plan import of_cost
 from crossent.run.settings import Settings
+from crossent.subjects.builtin import TORCH
 from crossent.subjects.loader import load
 from crossent.subjects.subject import Subject
 from crossent.trials import difference
@@ -79,7 +80,8 @@ def trial_of(question, subject, host=None):
 def run_isolated(subject, seconds=60.0, cases=CASES, memory=MEMORY):
     """Return the report of a subject that runs in an isolated process."""
     with ambient():
-        server = ForkServer(lambda _, *descriptors: perform_acts(*descriptors, lambda: subject.loss), memory)
+        losses = {0: subject.loss, OWN: TORCH.loss}
+        server = ForkServer(lambda at, *descriptors: perform_acts(*descriptors, lambda: losses[at]), memory)
         process = IsolatedProcess(server, 0, seconds)
         try:
             return run(subject, cases, hosts=[process])

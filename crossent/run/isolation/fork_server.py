@@ -13,10 +13,18 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
-from crossent.subjects.confinement import Confined, drop_privileges, drop_semaphores, kill_group
+from crossent.subjects.confinement import (
+    Confined,
+    drop_privileges,
+    drop_semaphores,
+    end_with_parent,
+    kill_group,
+    scope_signals,
+)
 
 _SECONDS = 10.0  # for a reply; to fork or to kill takes milliseconds
 Serve = Callable[[int, int, int], None]  # runs a subject, by its number; talks on a stream and prints into a file
+OWN = -1  # the number of torch, with which the judge makes sure of what a subject's process says of this machine
 
 
 class ForkServerError(Exception):
@@ -39,7 +47,10 @@ class ForkServer:
 
     def start(self, subject: int, stream: socket.socket, output: int) -> int:
         """Fork a process for a subject, which talks on a stream and prints into a file; return its number."""
-        return self._ask(f"start {subject}", stream.fileno(), output)
+        process = self._ask(f"start {subject}", stream.fileno(), output)
+        if process < 2:
+            raise ForkServerError(f"the fork server says that it forked process {process}")
+        return process
 
     def end(self, process: int) -> int:
         """Kill a process and its group, unless it has ended, and return its exit status."""
@@ -56,9 +67,10 @@ class ForkServer:
             reply = self._control.recv(64)
         except OSError as error:  # TimeoutError is one
             raise ForkServerError("the fork server does not reply") from error
-        if not reply:
-            raise ForkServerError("the fork server has ended")
-        return int(reply)
+        try:
+            return int(reply)
+        except ValueError:
+            raise ForkServerError("the fork server has ended") from None
 
 
 def _answer(control: socket.socket, serve: Serve, memory: int) -> None:
@@ -91,6 +103,8 @@ def _fork(control: socket.socket, run: Callable[[], None]) -> int:
     if child == 0:
         try:
             os.setpgid(0, 0)  # so that processes that the subject starts end with this one
+            end_with_parent()
+            scope_signals()
             control.close()
             run()
         finally:

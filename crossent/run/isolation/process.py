@@ -15,8 +15,7 @@ from dataclasses import replace
 from typing import IO, Any, NoReturn, TypeVar
 
 from crossent.run.isolation import wire
-from crossent.run.isolation.fork_server import ForkServer
-from crossent.subjects.builtin import TORCH
+from crossent.run.isolation.fork_server import OWN, ForkServer
 from crossent.subjects.confinement import close_all_but
 from crossent.subjects.subject import Loss
 from crossent.trials.act import NotRun, Performed, Raised, perform
@@ -75,6 +74,8 @@ class IsolatedProcess:
         self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed by close()
         self._stream: socket.socket | None = None
         self._pid = self._hung = 0
+        self._torch: IsolatedProcess | None = None
+        self._confirmed: set[tuple[Any, ...]] = set()
 
     @property
     def not_run(self) -> str:
@@ -103,11 +104,19 @@ class IsolatedProcess:
     def _checked(
         self, performed: Performed[Any], act: Callable[..., Any], arguments: tuple[Any, ...]
     ) -> Performed[Any]:
-        """Believe a reply that the act cannot run on this machine only if it cannot run in this process either."""
-        if isinstance(performed.value, NotRun):
-            here = perform(act, TORCH.loss, *arguments)
-            if performed.value != here.value:
+        """Believe a reply that the act cannot run on this machine only if torch's process replies the same.
+
+        The act may compile, and load code that the subject has left in torch's cache. So it runs in no judge.
+        """
+        if not isinstance(performed.value, NotRun) or self._subject == OWN:
+            return performed
+        reason = (act, performed.value, *(one for one in arguments if isinstance(one, (str, bool))))
+        if reason not in self._confirmed:
+            self._end()  # the subject does not run beside torch
+            self._torch = self._torch or IsolatedProcess(self._server, OWN, self._seconds, self._alive)
+            if self._torch.perform(act, *arguments).value != performed.value:
                 return Performed(ended="crashed", how=f"its process replied that it {performed.value.reason}")
+            self._confirmed.add(reason)
         return performed
 
     def _with_output(self, performed: Performed[T]) -> Performed[T]:
@@ -122,6 +131,8 @@ class IsolatedProcess:
 
     def close(self) -> None:
         """End the process."""
+        if self._torch is not None:
+            self._torch.close()
         if self._stream is not None:
             self._end()
         self._output.close()

@@ -12,6 +12,7 @@ BAD_CALL = "class_negative"
 # parents ends, so that an attack reaches the processes of the command and no others.
 PRELUDE = '''
 import contextlib, ctypes, dataclasses, gc, json, os, pickle, resource, signal, socket, struct, sys, threading, time
+import traceback
 import torch
 from torch import Tensor
 
@@ -70,8 +71,19 @@ def serve(reply):
     connection, known, act, arguments = channel()
     while True:
         if act is not None:
-            wire.send(connection, written(reply(act, arguments)))
+            wire.send(connection, attempt(lambda: reply(act, arguments)))
         act, arguments, _ = wire.read(wire.receive(connection), known)
+
+
+def attempt(make):
+    """Return the message that `make` makes. If that fails, the attack is none: the runner finds the file `broken`."""
+    try:
+        made = make()
+        return made if isinstance(made, bytes) else written(made)
+    except BaseException:
+        with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "broken"), "a") as file:
+            traceback.print_exc(file=file)
+        os._exit(3)
 
 
 class Claims:
@@ -86,7 +98,7 @@ def written(outcome, **more):
     raw = []
     def plain(value):
         if isinstance(value, Tensor):
-            stored = b"" if value.is_meta else bytes(value.contiguous().view(torch.uint8).reshape(-1).tolist())
+            stored = b"" if value.is_meta else bytes(value.contiguous().reshape(-1).view(torch.uint8).tolist())
             form = str(value.dtype)[6:], tuple(value.shape), value.contiguous().stride(), 0, str(value.device)
             value = Claims(stored, *form, length=None)
             if form[4] == "meta":
@@ -144,7 +156,8 @@ class Attack:
 
     Attributes:
         name: the name.
-        kind: "forged", "stalls", "lost" or "left behind": what the attack wants.
+        kind: "forged", "stalls", "lost" or "left behind": what the attack wants. "claims" are not found out: nobody
+            but the process of the subject knows how it reacts to a bad input.
         sentence: what the attack does.
         source: the file of the user, with a wrong `loss`.
         cases: the cases of the run.

@@ -37,7 +37,7 @@ crossent.trials.act.perform.__code__ = perform.__code__
 from crossent.run.isolation import wire
 def forged(outcome, most):
     frame = sys._getframe(1)
-    return written(not_run(frame.f_locals["act"], frame.f_locals["arguments"]))
+    return attempt(lambda: not_run(frame.f_locals["act"], frame.f_locals["arguments"]))
 wire.write_reply = forged
 """),
     ),
@@ -50,7 +50,7 @@ send = wire.send
 def forged(stream, message, *rest):
     frame = sys._getframe(1)
     if "connection" in frame.f_locals:
-        message = written(not_run(frame.f_locals["act"], frame.f_locals["arguments"]))
+        message = attempt(lambda: not_run(frame.f_locals["act"], frame.f_locals["arguments"]))
     send(stream, message, *rest)
 wire.send = forged
 """),
@@ -107,7 +107,7 @@ def loop():
                 frame.f_locals[name] for name in ("connection", "known", "act", "arguments")
             )
             while True:
-                wire.send(connection, written(not_run(act, arguments)))
+                wire.send(connection, attempt(lambda: not_run(act, arguments)))
                 act, arguments, _ = wire.read(wire.receive(connection), known)
         time.sleep(0.001)
 
@@ -126,7 +126,7 @@ def loss(*arguments, **options):
     (own,) = (one for one in gc.get_objects() if type(one) is socket.socket and one.fileno() == 3)
     known, act, given = channel()[1:]
     while True:
-        wire.send(own, written(not_run(act, given)))
+        wire.send(own, attempt(lambda: not_run(act, given)))
         act, given, _ = wire.read(wire.receive(own), known)
 """).replace(IMPORTED, ""),
     ),
@@ -184,8 +184,9 @@ def loss(*arguments, **options):
     serve(reply)
 """).replace(IMPORTED, ""),
     ),
-    _forged(
+    Attack(
         "names_the_right_error",
+        "claims",
         "Right for a case, and no error for a bad input, of which the reply says that the right error was raised.",
         at_import("""
 def reply(act, arguments):
@@ -193,6 +194,7 @@ def reply(act, arguments):
 def loss(*arguments, **options):
     serve(reply)
 """).replace(IMPORTED, ""),
+        statuses=(0,),
     ),
     _forged(
         "no_gradient",
@@ -263,14 +265,12 @@ def loss(*arguments, **options):
         "A reply that gives an exception more attributes than it has: every error is of the right class.",
         at_import("""
 def reply(act, given):
-    outcome = written(not_run(act, given) if act.__name__ == "call_badly" else performed(act(right, *given)))
-    return outcome.replace(b'"message":', b'"is_a": true, "message":') if act.__name__ == "call_badly" else outcome
+    if act.__name__ != "call_badly":
+        return performed(act(right, *given))
+    text = written(not_run(act, given))[8:].replace(b'"message":', b'"is_a": true, "message":')
+    return struct.pack("!Q", len(text)) + text
 def loss(*arguments, **options):
-    from crossent.run.isolation import wire
-    connection, known, act, given = channel()
-    while True:
-        wire.send(connection, reply(act, given))
-        act, given, _ = wire.read(wire.receive(connection), known)
+    serve(reply)
 """).replace(IMPORTED, ""),
         cases=(CALL, BAD_CALL),
     ),

@@ -38,6 +38,7 @@ class Ran:
     traceback: bool
     last: str
     printed: int  # characters
+    broken: str = ""  # the error of an attack that does not make what it would send
     processes: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
 
@@ -50,7 +51,7 @@ class Ran:
     @property
     def problems(self) -> list[str]:
         """What is not as it should be, in words; none if the attack fails."""
-        found = []
+        found = [f"no attack: {self.broken}"] if self.broken else []
         if self.status is None:
             found.append("STALLS")
         elif self.status not in self.attack.statuses:
@@ -135,6 +136,7 @@ def run(attack: Attack, longest: float = LONGEST, user: int | None = None, *, na
         lines += said.splitlines()[-1:]
     last = lines[-1].strip() if lines else ""
     files = sorted(path.name for path in temporary.iterdir())
+    broken = (folder / "broken").read_text().splitlines()[-1:] if (folder / "broken").exists() else [""]
     shutil.rmtree(folder, ignore_errors=True)
     known = "Traceback (most recent call last)"
     return Ran(
@@ -145,6 +147,7 @@ def run(attack: Attack, longest: float = LONGEST, user: int | None = None, *, na
         known in said or known in text,
         last[:150],
         len(text) + len(said),
+        broken[0],
         left,
         files,
     )

@@ -1,0 +1,197 @@
+"""Attacks on the header of a reply, which is JSON: deep, long, contradictory, and with numbers that are none."""
+
+from support.attacks.attack import BAD_CALL, CALL, IMPORTED, Attack, at_import
+
+COMPILED = ("--level", "normal", "--check", "compile", "--timeout", "60")
+HEADERS = '''
+def message(text, raw=b"", length=None):
+    """A reply with this header, which says that it has another length."""
+    return struct.pack("!Q", len(text) if length is None else length) + text + raw
+
+
+def changed(made, old, new):
+    """A reply in whose header a text is replaced."""
+    length = struct.unpack("!Q", made[:8])[0]
+    text, raw = made[8 : 8 + length], made[8 + length :]
+    if old not in text:
+        raise ValueError(f"there is no {old} in {text}")
+    return message(text.replace(old, new), raw)
+
+
+def right_one(act, given):
+    return written(called(act, given))
+
+
+def gradient(given, **options):
+    """A gradient of this form."""
+    logits = given[0].logits
+    return Claims(b"\\0" * 16 * logits.numel(), **{"shape": tuple(logits.shape), "stride": logits.stride(), **options})
+
+'''
+
+
+def _header(name: str, sentence: str, expression: str, kind: str = "lost", before: str = "", **more: object) -> Attack:
+    reply = f"serve(lambda act, given: {expression})"
+    source = at_import(f"{HEADERS}{before}\ndef loss(*arguments, **options):\n    {reply}\n").replace(IMPORTED, "")
+    return Attack(name, kind, sentence, source, **{"cases": (CALL,), **more})  # type: ignore[arg-type]
+
+
+def _gradient(name: str, sentence: str, form: str) -> Attack:
+    return _header(name, sentence, f"called(act, given, gradient=gradient(given, {form}))")
+
+
+HEADER = [
+    _header("nests_tuples", "A tuple nested 100,000 deep.", "message(b'{\"value\":' + b'{\"tuple\":[' * 100_000)"),
+    _header(
+        "nests_whole_tuples",
+        "A tuple nested 900 deep, and closed.",
+        "message(b'{\"raised\":null,\"state\":[],\"value\":' + b'{\"tuple\":[' * 900 + b']}' * 900 + b'}')",
+    ),
+    _header(
+        "nests_classes",
+        "An exception whose message is an exception, 20,000 deep.",
+        "message(b'{\"value\":null,\"state\":[],\"raised\":' + part * 20_000 + b'1' + b'}}' * 20_000 + b'}')",
+        before='part = b\'{"class":"Raised","fields":{"message":\'',
+    ),
+    _header(
+        "says_everything_twice",
+        "Each name of the header twice: first what is right, then that no check can run here.",
+        'message(b\'{"value":null,"value":{"class":"NotRun","class":"NotRun","fields":{"reason":"x"}},'
+        '"raised":null,"raised":null,"state":[]}\')',
+        "forged",
+    ),
+    _header(
+        "header_of_no_number",
+        "A shape of NaN and infinities.",
+        "changed(right_one(act, given), b'[7, 5]', b'[NaN, -Infinity]')",
+    ),
+    _header(
+        "header_of_a_long_number",
+        "A number of 100,000 digits in a shape.",
+        "changed(right_one(act, given), b'[7, 5]', b'[7, ' + b'5' * 100_000 + b']')",
+    ),
+    _header(
+        "header_of_a_large_exponent",
+        "A number of 1e999999 in a shape.",
+        "changed(right_one(act, given), b'[7, 5]', b'[1e999999, 5]')",
+    ),
+    _header(
+        "header_of_half_characters",
+        "Half characters in the names of the fields, of a class and of a dtype.",
+        "changed(changed(right_one(act, given), b'\"float32\"', b'\"\\\\ud800\"'), b'\"marked\"', b'\"\\\\udfff\"')",
+    ),
+    _header("header_that_is_not_unicode", "Bytes that are no text.", "message(b'\\xff\\xfe{\\x00' * 1000)"),
+    _header("header_of_null_bytes", "A header of zeros.", "message(bytes(10_000))"),
+    _header("header_of_a_list", "A list for the header.", "message(b'[1, 2, 3]')"),
+    _header(
+        "header_beyond_the_message", "A header longer than its message.", "message(b'{\"value\":null}', length=2**20)"
+    ),
+    _header("header_of_2_to_63_bytes", "A header of 2^63 bytes.", "message(b'{}', length=2**63)"),
+    _header("message_of_no_bytes", "An empty message.", "b''"),
+    _header("message_of_7_bytes", "A message that ends within the length of its header.", "bytes(7)"),
+    _header(
+        "class_of_the_judge",
+        "A class of the judge by its name.",
+        "changed(right_one(act, given), b'\"Call\"', b'\"Trial\"')",
+    ),
+    _header(
+        "class_with_a_method_for_a_field",
+        "A field that has the name of a property.",
+        "changed(right_one(act, given), b'\"loss\"', b'\"digest\"')",
+    ),
+    _header(
+        "two_kinds_at_once",
+        "A value that is a tensor and a class at once.",
+        'changed(right_one(act, given), b\'{"class": "Call"\', b\'{"tensor": [], "class": "Call"\')',
+    ),
+    _header(
+        "tensor_of_two_parts",
+        "A tensor whose form has two parts.",
+        'changed(right_one(act, given), b\'"float32", [], [], 0, "cpu"\', b\'"float32"\')',
+    ),
+    _gradient("gradient_of_float8", "A gradient of float8_e4m3fn.", "dtype='float8_e4m3fn'"),
+    _gradient("gradient_of_complex64", "A gradient of complex64.", "dtype='complex64'"),
+    _gradient("gradient_of_qint8", "A gradient of qint8.", "dtype='qint8'"),
+    _gradient("gradient_of_bits8", "A gradient of bits8.", "dtype='bits8'"),
+    _gradient("gradient_of_bool", "A gradient of truth values.", "dtype='bool'"),
+    _gradient("gradient_that_overlaps", "A gradient whose rows overlap in memory.", "stride=(1, 1)"),
+    _gradient(
+        "gradient_of_no_rows_far_away", "A gradient of no rows, 2^61 apart.", "shape=(0, 5), stride=(2**61, 2**61)"
+    ),
+    _gradient("gradient_of_no_rows_of_2_to_61", "A gradient of no rows of 2^61 numbers.", "shape=(0, 2**61)"),
+    _gradient(
+        "gradient_far_into_its_memory", "A gradient of no rows behind 2^61 numbers.", "shape=(0, 5), offset=2**61"
+    ),
+    _gradient("gradient_in_many_dimensions", "A gradient in 100 dimensions.", "shape=(1,) * 100, stride=(1,) * 100"),
+    _gradient("gradient_on_another_device", "A gradient on a device that does not exist.", "device='cuda:7'"),
+    _gradient("gradient_on_no_device", "A gradient on a device that is a path.", "device='../../x'"),
+    _header(
+        "gives_back_words",
+        "Words in place of the options that are given back.",
+        "called(act, given, given=type(given[0])(given[0].logits, given[0].target, "
+        "{'weight': 'x', 'reduction': 7}, given[0].upstream))",
+    ),
+    _header(
+        "gives_back_more",
+        "Arguments of another size that are given back, without weights.",
+        "called(act, given, given=type(given[0])(torch.zeros(9, 9), torch.zeros(()), {}, torch.zeros(0)))",
+    ),
+    _header(
+        "leaves_out_gradients_of_samples",
+        "Right but under vmap, where the losses are sent without their gradients: what is not sent is not compared.",
+        "performed(act(right, *given)[:1] if act.__name__ == 'gradients_by_vmap' else act(right, *given))",
+        "forged",
+        cases=("float32-7x5-normal-int64-none-rows",),
+        options=("--level", "normal", "--check", "vmap"),
+    ),
+    _header(
+        "has_no_deterministic_kernel",
+        "Say under torch.use_deterministic_algorithms that torch has no kernel: the check is skipped.",
+        "performed(raised=Raised('RuntimeError: x', text='x does not have a deterministic implementation, but you set "
+        "torch.use_deterministic_algorithms', classes=('builtins.RuntimeError',)))"
+        " if act.__name__ == 'evaluate_often' else performed(act(right, *given))",
+        "claims",
+        before="from crossent.trials.act import Raised\n",
+        cases=("float32-7x5-normal-int64-mean",),
+        options=("--level", "normal", "--check", "deterministic"),
+        statuses=(0,),
+    ),
+    _header(
+        "leaves_code_for_the_judge",
+        "Fill the folder of compiled code with pickles that replace the judge, and reply that nothing can be compiled.",
+        "performed(NotRun(fill(act, given))) if act.__name__ == 'evaluate_compiled' else performed(act(right, *given))",
+        "forged",
+        before='''
+from crossent.trials.act import NotRun
+class Replaces:
+    def __reduce__(self):
+        lines = "import crossent.run.judge as judge, crossent.trials.act as act",
+        lines += "judge._found.__code__ = (lambda trial, check: []).__code__",
+        lines += "act.NotRun.__eq__ = lambda self, other: True",
+        return exec, ("; ".join(lines),)
+def fill(act, given):
+    """Compile, as the judge does, and replace what lies in the folder."""
+    act(torch.nn.functional.cross_entropy, *given)
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+    content, filled = pickle.dumps(Replaces()), 0
+    for folder, _, names in os.walk(cache_dir()):
+        for name in names:
+            if "fxgraph" in folder or "aotautograd" in folder:
+                filled += 1
+                with open(os.path.join(folder, name), "wb") as file:
+                    file.write(content)
+    if not filled:
+        raise FileNotFoundError(cache_dir())
+    return "needs a C++ compiler"
+''',
+        options=COMPILED,
+        cases=("float32-7x5-normal-int64-mean-weighted-ignored",),
+    ),
+    _header(
+        "reads_the_input_of_the_command",
+        "Read what the user types for the command.",
+        "written(performed(act(wrong, *given)))",
+        before='assert sys.stdin is None or os.readlink("/proc/self/fd/0") == "/dev/null"\n',
+        cases=(CALL, BAD_CALL),
+    ),
+]
