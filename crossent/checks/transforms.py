@@ -73,6 +73,8 @@ def vmap(trial: Trial) -> Found:
     results: list[tuple[Tensor, ...]] = [(losses,)]
     if trial.subject.differentiable:
         results.append(trial.perform(gradients_by_vmap, trial.question.fresh()))
+        if len(results[1]) != (3 if inputs.target.is_floating_point() else 2):
+            raise ValueError(f"{len(results[1])} tensors for a loss and its gradients")
     for at, expected in enumerate(_samples(trial.case, trial.question.device)):
         for result in results:
             for found in trial.compare(Result(*(part.select(axis, at).detach() for part in result)), expected):

@@ -109,6 +109,8 @@ def worst(check: str, tensor: Tensor, exact: Ball, bounds: Bounds) -> Difference
     """
     by_row = check in BY_ROW
     got = tensor.reshape(-1, 1).double().cpu().numpy() if by_row else rows_of(tensor)
+    if got.size != exact.hi.size:  # an isolated process may send no numbers, which would all be right
+        raise ValueError(f"{got.size} numbers of the {check}, where there are {exact.hi.size}")
     allowed, vacuous, without_bound = _compared_with(check, exact, bounds)
     found = difference(check, name_of(tensor), got, exact, allowed)
     index = (
