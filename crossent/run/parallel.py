@@ -6,7 +6,7 @@ import importlib
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from random import SystemRandom
@@ -26,7 +26,7 @@ from crossent.run.judge import DAMAGED, judge_bad_input, judge_case, judge_ended
 from crossent.run.order import Part, Step, Steps, cost, imports_compilers, ordered, parts
 from crossent.run.plan import Plan
 from crossent.run.settings import ExpectedList, Settings, is_named, unexpected
-from crossent.run.workers import Ended, alive, result, use_new_cache, workers
+from crossent.run.workers import Ended, alive, own_compile_cache, result, use_new_compile_cache, workers
 from crossent.subjects.builtin import TORCH
 from crossent.subjects.confinement import unreadable
 from crossent.subjects.remote import RemoteLoss
@@ -74,7 +74,8 @@ def run(
     in_workers = _steps_in_workers if settings.in_workers else _steps_here
     found = 0
     try:
-        with in_workers(_Work(planned, subjects, settings, enough), enter) as steps:
+        cache = own_compile_cache() if settings.in_workers else nullcontext()
+        with cache, in_workers(_Work(planned, subjects, settings, enough), enter) as steps:
             for step in progress(steps):
                 found += len(step.findings)
                 if settings.max_findings is not None and found >= settings.max_findings:
@@ -193,7 +194,7 @@ class _Work:
 
     def _serve(self, subject: int, stream: int, output: int) -> None:
         if subject == OWN:
-            use_new_cache()  # a subject may have written into the other
+            use_new_compile_cache()  # a subject may have written into the other
         perform_acts(stream, output, partial(_loss_of, TORCH if subject == OWN else self.subjects[subject]))
 
     def _isolated(self, subjects: Sequence[int]) -> Sequence[Host]:

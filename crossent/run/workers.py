@@ -100,9 +100,6 @@ def result(future: Future[T]) -> T | Ended:
 def workers(share: Callable[[Part], T], jobs: int, seconds: float) -> Iterator[Workers[T]]:
     """Fork workers that call `share`. All workers end with the block.
 
-    Unless the user has chosen a folder, the code that torch compiles lies in a folder of this run and ends with it: in
-    torch's own folder, a subject of an earlier run could have left code that this run would load.
-
     Args:
         share: judges a part; it calls :func:`alive` at least once in the time limit of a call.
         jobs: the number of workers.
@@ -112,9 +109,7 @@ def workers(share: Callable[[Part], T], jobs: int, seconds: float) -> Iterator[W
     signs, alive_at = os.pipe()
     for descriptor in (signs, alive_at):
         os.set_blocking(descriptor, False)
-    # torch makes the folder when it compiles; until then nobody else knows its name.
-    cache = os.path.join(tempfile.gettempdir(), f"crossent-compile-{secrets.token_hex(16)}")
-    _SHARED = _Shared(share, alive_at, cache)
+    _SHARED = _Shared(share, alive_at)
     pool = ProcessPool(jobs, initializer=_start, context=multiprocessing.get_context("fork"))
     try:
         # Python 3.12 warns of a fork among threads; a child has none, and sets torch to one thread before it needs any.
@@ -127,13 +122,33 @@ def workers(share: Callable[[Part], T], jobs: int, seconds: float) -> Iterator[W
         _SHARED = None
         os.close(signs)
         os.close(alive_at)
-        shutil.rmtree(cache, ignore_errors=True)
 
 
-def use_new_cache() -> None:
+@contextmanager
+def own_compile_cache() -> Iterator[None]:
+    """Let torch compile into a folder of this run, which ends with it, unless the user has chosen a folder.
+
+    In torch's own folder, a subject of an earlier run could have left code that this run would load.
+    """
+    if _CACHE in os.environ:
+        yield
+        return
+    os.environ[_CACHE] = folder = _new_folder(tempfile.gettempdir())
+    try:
+        yield
+    finally:
+        os.environ.pop(_CACHE, None)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def use_new_compile_cache() -> None:
     """Let this process compile into a folder in which no other process has written."""
-    if _SHARED is not None:
-        os.environ[_CACHE] = os.path.join(_SHARED.cache, secrets.token_hex(16))
+    os.environ[_CACHE] = _new_folder(os.environ.get(_CACHE, tempfile.gettempdir()))
+
+
+def _new_folder(inside: str) -> str:
+    """Return a folder that torch makes when it compiles. Until then nobody knows its name."""
+    return os.path.join(inside, f"crossent-compile-{secrets.token_hex(16)}")
 
 
 @dataclass
@@ -142,7 +157,6 @@ class _Shared:
 
     share: Callable[[Part], Any]
     alive_at: int
-    cache: str
     number: int = 0
 
 
@@ -175,8 +189,6 @@ def _start() -> None:
     faulthandler.disable()  # the report says how a worker ended
     # A pool of compilers that the parent has started does not answer its children.
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
-    if _SHARED is not None:
-        os.environ.setdefault(_CACHE, _SHARED.cache)
     if (config := sys.modules.get("torch._inductor.config")) is not None:
         config.compile_threads = 1  # type: ignore[attr-defined]
     with suppress(OSError):
