@@ -26,8 +26,9 @@ from crossent.run.judge import DAMAGED, judge_bad_input, judge_case, judge_ended
 from crossent.run.order import Part, Step, Steps, cost, imports_compilers, ordered, parts
 from crossent.run.plan import Plan
 from crossent.run.settings import ExpectedList, Settings, is_named, unexpected
-from crossent.run.workers import Ended, alive, own_compile_cache, result, use_new_compile_cache, workers
+from crossent.run.workers import Ended, alive, result, workers
 from crossent.subjects.builtin import TORCH
+from crossent.subjects.compiler import own_compile_cache, use_new_compile_cache
 from crossent.subjects.confinement import unreadable
 from crossent.subjects.remote import RemoteLoss
 from crossent.subjects.subject import Loss, Subject

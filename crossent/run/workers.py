@@ -6,12 +6,9 @@ import ctypes
 import faulthandler
 import multiprocessing
 import os
-import secrets
-import shutil
 import signal
 import struct
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -30,7 +27,6 @@ LOOK = 0.5  # seconds after which the parent looks at its workers again
 # Seconds beyond the time limit of a call: the error bounds of a hundred cases, computed ahead, take some of them.
 _GRACE = 60.0
 _SIGN = struct.Struct("I")
-_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
 
 @dataclass(frozen=True)
@@ -122,33 +118,6 @@ def workers(share: Callable[[Part], T], jobs: int, seconds: float) -> Iterator[W
         _SHARED = None
         os.close(signs)
         os.close(alive_at)
-
-
-@contextmanager
-def own_compile_cache() -> Iterator[None]:
-    """Let torch compile into a folder of this run, which ends with it, unless the user has chosen a folder.
-
-    In torch's own folder, a subject of an earlier run could have left code that this run would load.
-    """
-    if _CACHE in os.environ:
-        yield
-        return
-    os.environ[_CACHE] = folder = _new_folder(tempfile.gettempdir())
-    try:
-        yield
-    finally:
-        os.environ.pop(_CACHE, None)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def use_new_compile_cache() -> None:
-    """Let this process compile into a folder in which no other process has written."""
-    os.environ[_CACHE] = _new_folder(os.environ.get(_CACHE, tempfile.gettempdir()))
-
-
-def _new_folder(inside: str) -> str:
-    """Return a folder that torch makes when it compiles. Until then nobody knows its name."""
-    return os.path.join(inside, f"crossent-compile-{secrets.token_hex(16)}")
 
 
 @dataclass

@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import secrets
 import shutil
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +27,7 @@ from crossent.words import said
 # TRACER runs Dynamo, AOTAutograd and the decompositions; the operations of the graph run in torch's own kernels.
 # INDUCTOR does the same and generates code for the graph.
 TRACER, INDUCTOR = "aot_eager_decomp_partition", "inductor"
+_CACHE = "TORCHINDUCTOR_CACHE_DIR"  # the variable that tells torch where to keep compiled code
 
 
 @contextmanager
@@ -166,3 +169,30 @@ def _call_compiled(loss: Callable[..., Any], input: Tensor, target: Tensor, **op
     limits = {name: 2**30 for name in _LIMITS if hasattr(config, name)}
     with quiet(), config.patch(limits):
         return _code(loss)(input, target, **options)
+
+
+@contextmanager
+def own_compile_cache() -> Iterator[None]:
+    """Let torch compile into a folder that ends with this block, unless the user has chosen a folder.
+
+    In torch's own folder, a subject of an earlier run could have left code that this run would load.
+    """
+    if _CACHE in os.environ:
+        yield
+        return
+    os.environ[_CACHE] = folder = _new_folder(tempfile.gettempdir())
+    try:
+        yield
+    finally:
+        os.environ.pop(_CACHE, None)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def use_new_compile_cache() -> None:
+    """Let this process compile into a folder in which no other process has written."""
+    os.environ[_CACHE] = _new_folder(os.environ.get(_CACHE, tempfile.gettempdir()))
+
+
+def _new_folder(inside: str) -> str:
+    """Return a folder that torch makes when it compiles. Until then nobody knows its name."""
+    return os.path.join(inside, f"crossent-compile-{secrets.token_hex(16)}")

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from crossent.subjects.compiler import COMPILE_SUFFIX, unless_compiled
+from crossent.subjects.compiler import COMPILE_SUFFIX, own_compile_cache, unless_compiled
 from crossent.subjects.confinement import Confined, drop_privileges, end_with_parent, scope_signals, unreadable
 from crossent.subjects.contracts import require_contract, under_contract
 from crossent.subjects.features import require_features
@@ -129,7 +129,7 @@ def _ask_process(tell: Callable[[], dict[str, Any]], description: str, seconds: 
         os.waitpid(child, 0)
 
     end, received = time.monotonic() + seconds, b""
-    with unreadable():
+    with unreadable(), own_compile_cache():
         process = Confined(load_and_tell, [theirs])
         os.close(theirs)
         try:
