@@ -20,6 +20,7 @@ SLICE = [
     "answers_from_the_frames",
     "no_gradient",
     "claims_a_wider_dtype",
+    "leaves_out_gradients_of_samples",
     "lacks_everything",
     "writes_the_judge",
     "announces_2_gb",

@@ -237,7 +237,7 @@ class _Reader:
         numbers = [offset, *shape, *stride, 0 if length is None else length]
         if not all(type(number) is int and 0 <= number < 2**62 for number in numbers) or len(shape) != len(stride):
             raise ValueError("not the sizes of a tensor")
-        size = _DTYPES[dtype].itemsize
+        size = torch.empty(0, dtype=_DTYPES[dtype]).element_size()
         if math.prod(shape) * size > self._most:
             raise ValueError("a tensor with more numbers than a result has")
         if length is None:
