@@ -136,10 +136,10 @@ def not_run(act=None, arguments=()):
     return performed(Reaction(Raised.of(bad.raises[0]("no"))))
 
 
-def called(act, arguments, loss=right, **changed):
+def called(act, arguments, by=right, **changed):
     """Perform an act with a right loss, and change parts of the result, or of the call."""
     from dataclasses import replace
-    made = act(loss, *arguments)
+    made = act(by, *arguments)
     result = {name: value for name, value in changed.items() if name in ("loss", "gradient", "target_gradient")}
     other = {name: value for name, value in changed.items() if name not in result}
     if act.__name__ == "make_call":
