@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -118,28 +119,32 @@ def test_a_subject_that_ends_its_process_on_one_case_is_asked_about_the_others()
 @pytest.mark.skipif(
     not Path("/proc/self/status").exists(), reason="waits for Linux, where a child can end with its parent"
 )
-def test_an_actor_ends_with_its_judge():
-    code = """
-import sys, time, os
+def test_an_isolated_process_ends_with_its_judge(tmp_path):
+    """The judge ends while the loss runs, without a chance to end the process."""
+    told = tmp_path / "told"
+    code = f"""
+import os, threading, time
+from pathlib import Path
+from crossent.cases.case import Case
 from crossent.run.isolation.fork_server import ForkServer
 from crossent.run.isolation.process import IsolatedProcess, perform_acts
-from crossent.cases.case import Case
 from crossent.trials.call import make_call
 def loss(*arguments, **options):
-    os.write(1, b"")
+    Path({str(told)!r}).write_text(os.readlink("/proc/self"))  # its number outside of its PID namespace
     time.sleep(1000)
+def end():
+    while not Path({str(told)!r}).exists():
+        time.sleep(0.05)
+    time.sleep(0.2)
+    os._exit(0)
 server = ForkServer(lambda _, *descriptors: perform_acts(*descriptors, lambda: loss), 2**33)
-process = IsolatedProcess(server, 0, 1000.0)
-pid = os.getpid()
-import threading
-threading.Timer(2.0, lambda: (print(process._pid, flush=True), os._exit(0))).start()
-process.perform(called, Case("float32").build(), True)
+threading.Thread(target=end).start()
+IsolatedProcess(server, 0, 1000.0).perform(make_call, Case("float32").build(), ())
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    pid = int(done.stdout)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    status = Path(f"/proc/{int(told.read_text())}/status")
     for _ in range(100):
-        status = Path(f"/proc/{pid}/status")
         if not status.exists() or "zombie" in status.read_text():
             return
-        __import__("time").sleep(0.05)
+        time.sleep(0.05)
     raise AssertionError("it is still there")

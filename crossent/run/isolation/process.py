@@ -45,9 +45,7 @@ def perform_acts(stream: int, output: int, load: Callable[[], Loss]) -> NoReturn
         try:
             loss = loss or load()
             reply = wire.write_reply(perform(act, loss, *arguments), most)
-        except (
-            BaseException
-        ) as error:  # from the subject's import, or its own KeyboardInterrupt; SIGINT is ignored here
+        except BaseException as error:  # from the subject's import, or a KeyboardInterrupt of its own
             reply = wire.write_reply(Performed(raised=Raised.of(error)), most)
         for file in (sys.stdout, sys.stderr):
             with suppress(Exception):
