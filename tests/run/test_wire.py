@@ -98,6 +98,7 @@ WRONG = {
     "strides beyond it": ((*LOSS, 3), [2]),
     "a negative stride": ((*LOSS, 3), [-1]),
     "many numbers in one": ((*LOSS, 2), [2**40]),
+    "one number in memory, many times": (LOSS, [28, "float32", [2**40], [0], 0, "cpu"]),
     "a shape with a fraction": ((*LOSS, 2), [7.0]),
     "a truth for a size": ((*LOSS, 4), False),
     "sixteen gigabytes": ((*LOSS, 0), 2**34),
