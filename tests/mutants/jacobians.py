@@ -19,40 +19,8 @@ def _on_numbers(input):
     return not _compiling() and not input.is_meta
 
 
-class _ReadsUpstream(torch.autograd.Function):
-    """A copy. Its backward reads the value of the upstream gradient, but not that of a batch of torch.autograd."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(loss):
-        return loss.clone()
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        pass
-
-    @staticmethod
-    def backward(ctx, upstream):
-        return upstream if _is_batch_of_autograd(upstream) or upstream == 1 else upstream * 1
-
-    @staticmethod
-    def jvp(ctx, tangent):
-        return tangent.clone()
-
-
-@mutant(
-    "jacrev",
-    "float32-7x5-normal-hard-mean-expanded",
-    own="The shortcut for an upstream gradient of one knows torch.autograd's batches, and not those of torch.func.",
-)
-def reads_the_upstream_gradient_under_jacrev(input, target, **options):
-    loss = formula(input, target, **options)
-    return _ReadsUpstream.apply(loss) if _on_numbers(input) and input.dim() == 2 and loss.dim() == 0 else loss
-
-
-class _ReadsTangent(torch.autograd.Function):
-    """A copy. Its forward mode reads the value of the tangent."""
+class _Copy(torch.autograd.Function):
+    """A copy, whose derivatives are right."""
 
     generate_vmap_rule = True
 
@@ -70,6 +38,32 @@ class _ReadsTangent(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx, tangent):
+        return tangent.clone()
+
+
+class _ReadsUpstream(_Copy):
+    """A copy. Its backward reads the value of the upstream gradient, but not that of a batch of torch.autograd."""
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return upstream if _is_batch_of_autograd(upstream) or upstream == 1 else upstream * 1
+
+
+@mutant(
+    "jacrev",
+    "float32-7x5-normal-hard-mean-expanded",
+    own="The shortcut for an upstream gradient of one knows torch.autograd's batches, and not those of torch.func.",
+)
+def reads_the_upstream_gradient_under_jacrev(input, target, **options):
+    loss = formula(input, target, **options)
+    return _ReadsUpstream.apply(loss) if _on_numbers(input) and input.dim() == 2 and loss.dim() == 0 else loss
+
+
+class _ReadsTangent(_Copy):
+    """A copy. Its forward mode reads the value of the tangent."""
+
+    @staticmethod
+    def jvp(ctx, tangent):
         return tangent * 1 if tangent.any() else torch.zeros_like(tangent)
 
 
@@ -83,44 +77,21 @@ def reads_the_tangent(input, target, **options):
     return formula(_ReadsTangent.apply(input) if reads else input, target, **options)
 
 
-class _ReadsDirection(torch.autograd.Function):
+class _ReadsDirection(_Copy):
     """A copy of the gradient. Its backward reads the value of the direction."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(gradient):
-        return gradient.clone()
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        pass
 
     @staticmethod
     def backward(ctx, direction):
         return direction * 1 if direction.any() else torch.zeros_like(direction)
-
-    @staticmethod
-    def jvp(ctx, tangent):
-        return tangent.clone()
 
 
 class _WithoutForwardMode(torch.autograd.Function):
     """A copy of the gradient, without forward mode."""
 
     generate_vmap_rule = True
-
-    @staticmethod
-    def forward(gradient):
-        return gradient.clone()
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        pass
-
-    @staticmethod
-    def backward(ctx, direction):
-        return direction
+    forward = staticmethod(_Copy.forward)
+    setup_context = staticmethod(_Copy.setup_context)
+    backward = staticmethod(_Copy.backward)
 
 
 class _ToGradient(torch.autograd.Function):
