@@ -4,10 +4,11 @@ Each level also runs everything in the levels above it. :class:`crossent.trials.
 
     level      cases            costs of the checks
     quick      corpus           CALL, AGAIN, and the checks that the bug names; one graph in all
-               edges            CALL, AGAIN
-               pairs            CALL, AGAIN
+               edges            CALL
+               pairs            CALL
                sizes            CALL, AGAIN, without the widest rows
-    normal     pairs            CALL, AGAIN, CALLS
+    normal     edges            CALL, AGAIN
+               pairs            CALL, AGAIN, CALLS
                triples          CALL
                sizes            CALL, AGAIN
                size_triples     CALL
@@ -40,7 +41,8 @@ from crossent.trials.check import Check, Cost
 Plan = Mapping[Case | BadInput, tuple[Check, ...]]
 # How often the covering arrays run, each time with other numbers.
 _REPETITIONS = {"quick": 1, "normal": 1, "thorough": 4}
-# A result that depends on earlier calls shows on any numbers, so the long arrays need no second call.
+# A result that depends on earlier calls shows on any numbers. So the long arrays need no second call, and at level
+# quick only the sizes and the corpus have one.
 _TWICE = (Cost.CALL, Cost.AGAIN)
 # The checks that trace a graph for a tenth of a second or more. Level normal traces a graph with each choice, and level
 # thorough with each two choices.
@@ -53,11 +55,11 @@ _QUICK_GRAPH = Case.of("float32-7x5-normal-int64-none-ignored_minus_one-rows")
 def plan(level: str, dtypes: Sequence[str], seed: int) -> Plan:
     """Return the cases of a level in these dtypes, each with the checks that run on it.
 
-    quick: the cases cover all pairs of choices. normal: the cases cover all triples, checks that need several calls run
-    on the pairwise cases, and graphs are traced of cases with each choice. thorough: like normal, four times with other
-    numbers, and checks that take minutes; graphs are traced of cases with all pairs of choices. The sizes of classes
-    and rows are among the choices, but the widest rows are in no case of level quick, and in pairs alone at the other
-    levels.
+    quick: the cases cover all pairs of choices, and the subjects are called again on some of them. normal: the cases
+    cover all triples, checks that need several calls run on the pairwise cases, and graphs are traced of cases with
+    each choice. thorough: like normal, four times with other numbers, and checks that take minutes; graphs are traced
+    of cases with all pairs of choices. The sizes of classes and rows are among the choices, but the widest rows are in
+    no case of level quick, and in pairs alone at the other levels.
     """
     planned: dict[Case | BadInput, set[Check]] = {}
     for case, checks in _planned(level, dtypes, seed):
@@ -75,10 +77,10 @@ def of_cost(*costs: Cost) -> tuple[Check, ...]:
 def _planned(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[Case, Iterable[Check]]]:
     yield from _of_corpus(level, dtypes, seed)  # first, so that a case of two sources keeps the name of its bug
     for case in edges(dtypes, seed, level):
-        yield case, of_cost(*_TWICE)
+        yield case, of_cost(Cost.CALL) if level == "quick" else of_cost(*_TWICE)
     for at in range(_REPETITIONS[level]):
         for case in grid(dtypes, seed + at, "pairs"):
-            yield case, of_cost(*_TWICE) if level == "quick" else of_cost(*_TWICE, Cost.CALLS)
+            yield case, of_cost(Cost.CALL) if level == "quick" else of_cost(*_TWICE, Cost.CALLS)
         for case in grid(dtypes, seed + at, "sizes"):
             if level != "quick" or case.class_size != WIDEST:
                 yield case, of_cost(*_TWICE)

@@ -1,6 +1,5 @@
 """Checks that need no exact value: each catches its own kind of wrong cross-entropy, and correct code passes."""
 
-import math
 from fractions import Fraction
 
 import numpy as np
@@ -9,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from support.checks import CALL, INVARIANTS, OPTIONS, RESULT, SINGLE, TWO_BACKWARDS
 from support.checks import RELATIONS as OF_RELATIONS
+from support.finding import by_hand, found, part_of, reduced
 from support.running import run, trial_of
 from support.subjects import TENSOR_FORMS
 from support.waits import computes, float16
@@ -27,43 +27,6 @@ from crossent.trials.trial import Question
 
 RELATIONS = (*OF_RELATIONS, *OPTIONS, *TWO_BACKWARDS)
 CHECKS = {check.name: check for check in (*INVARIANTS, *RELATIONS)}
-
-
-def part_of(subject, case, *names):
-    """Return the part of the report about a subject, after these checks and the two that they wait for."""
-    return run(subject, case, (CALL, RESULT, *(CHECKS[name] for name in names))).subjects[0]
-
-
-def found(name, loss, case):
-    """The kind and the message of what a check finds; right code passes on the case."""
-    case = Case.of(case)
-    right = part_of(FORM_SUBJECTS["formula"], case, name)
-    assert not right.findings, right.findings
-    assert name in right.outcomes[case.id].checks
-    findings = part_of(Subject("mine", loss), case, name).findings
-    assert {finding.check for finding in findings} <= {name}, findings
-    return [(finding.kind, finding.message) for finding in findings]
-
-
-def by_hand(wrong):
-    """A cross-entropy of rows, `(N, C)` with indices, whose gradient is made by hand: `wrong` makes it of the parts."""
-
-    class ByHand(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, logits, target):
-            probs = torch.softmax(logits, 1)
-            ctx.save_for_backward(probs, F.one_hot(target, logits.shape[1]))
-            return -torch.log_softmax(logits, 1).gather(1, target[:, None])[:, 0]
-
-        @staticmethod
-        def backward(ctx, upstream):
-            return wrong(*ctx.saved_tensors, upstream), None
-
-    return lambda logits, target, reduction, **options: reduced(ByHand.apply(logits, target), reduction)
-
-
-def reduced(losses, reduction):
-    return {"none": lambda: losses, "sum": losses.sum, "mean": losses.mean}[reduction]()
 
 
 def ran(subjects, chosen):
@@ -89,85 +52,6 @@ def test_what_has_no_gradient_is_compared_by_its_loss(seed):
     one_row = [case for case in grid(array="pairs", seed=seed) if case.sizes == (5,)]
     of_rows_and_gradients = {"rows_permuted", "split", "row_sums", "two_backwards"}
     assert ran([FORM_SUBJECTS["scalar"]], one_row) == {"scalar": set(CHECKS) - of_rows_and_gradients}
-
-
-def test_a_negative_loss_is_caught():
-    def without_bias(logits, target, reduction, **options):
-        """apple/ml-cross-entropy#52: the bias is in the true class's logit, and not in the sum."""
-        return reduced(torch.logsumexp(logits, 1) - logits.gather(1, target[:, None])[:, 0] - 1, reduction)
-
-    ((kind, message),) = found("sign", without_bias, "float32-7x5-confident-int64-none-rows")
-    assert kind == "wrong"
-    assert "loss" in message
-
-
-def test_a_loss_may_be_below_zero_by_its_bound_and_no_more():
-    def constant(value):
-        return lambda logits, target, **options: crossent.formula(logits, target, **options) * 0 + value
-
-    case = "float32-17x3-flat-int64-mean"
-    trial = trial_of(Question(Case.of(case)), Subject("mine", crossent.formula))
-    bound = trial.bounds(trial.got, trial.question.exact)["loss"].item()
-    assert 0 < bound < 1e-5
-    assert not found("sign", constant(-0.99 * bound), case)
-    assert found("sign", constant(-1.01 * bound), case)
-
-
-def test_a_gradient_that_does_not_sum_to_zero_is_caught():
-    rounded = by_hand(lambda probs, hot, upstream: (probs.bfloat16().float() - hot) * upstream[:, None])
-    ((_, message),) = found("row_sums", rounded, "float32-7x5-normal-int64-none-rows")
-    assert "gradient" in message
-
-
-@pytest.mark.parametrize("spoilt", [(math.inf, -math.inf), (math.inf, 0.0), (math.nan, 0.0)])
-def test_a_row_with_a_number_that_is_not_finite_does_not_sum_to_zero(spoilt):
-    """As log_softmax of further dimensions has it in bfloat16 before torch 2.8."""
-
-    def infinite(probs, hot, upstream):
-        gradient = (probs - hot) * upstream[:, None]
-        gradient[3, :2] = torch.tensor(spoilt)
-        return gradient
-
-    ((kind, _),) = found("row_sums", by_hand(infinite), "float32-7x5-normal-int64-none-rows")
-    assert kind == "wrong"
-
-
-def test_row_sums_name_the_row_of_a_tensor_with_further_dimensions():
-    def wrong(logits, target, **options):
-        kick = torch.zeros_like(logits)
-        kick[2, 3, 1] = 1.0
-        return crossent.formula(logits, target, **options) + ((logits - logits.detach()) * kick).sum()
-
-    case = Case.of("float64-3x5x4-normal-int64-sum")
-    (finding,) = part_of(Subject("mine", wrong), case, "row_sums").findings
-    assert finding.numbers.index == (2, 1)
-
-
-def test_a_row_without_a_softmax_and_one_without_a_bound_say_nothing_about_sums():
-    case = Case.of("float32-7x5-nan_ignored-int64-sum-ignored")
-    measured = part_of(FORM_SUBJECTS["formula"], case, "row_sums").outcomes[case.id].checks["row_sums"]
-    ignored = int((case.build().target == 255).sum())
-    assert 0 < ignored < 7
-    assert measured.not_judged == {"a number of the row has no bound": ignored}
-    assert measured.elements == 7
-
-
-def test_ignored_rows_that_are_left_as_they_were_in_memory_are_caught():
-    def uninitialised(logits, target, ignore_index=-100, reduction="mean", **options):
-        losses = crossent.formula(logits, target, ignore_index=ignore_index, reduction="none", **options)
-        return reduced(torch.where(target == ignore_index, 0.25, losses), reduction)
-
-    ((_, message),) = found("ignored_rows", uninitialised, "float32-7x5-normal-int64-none-ignored_first")
-    assert message == "the loss of 1 of 1 ignored rows is not 0, the first at index (0,): 0.25"
-
-
-def test_a_gradient_of_ignored_rows_is_caught_though_their_loss_is_zero():
-    def leaking(logits, target, ignore_index=-100, **options):
-        leak = (logits - logits.detach()).sum(1) * (target == ignore_index)
-        return crossent.formula(logits, target, ignore_index=ignore_index, **options) + leak.sum()
-
-    ((_, message),) = found("ignored_rows", leaking, "float32-3x5x4-normal-int64-sum-ignored_first")
-    assert message.startswith("the gradient of 1 of 1 ignored rows is not 0, the first at index (0, 0): [1.0, ")
 
 
 def contiguously(tensor):

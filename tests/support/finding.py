@@ -1,0 +1,48 @@
+"""What one check finds, and a cross-entropy whose gradient is written by hand."""
+
+import torch
+import torch.nn.functional as F
+from support.checks import CALL, RESULT
+from support.running import run
+
+from crossent.cases.case import Case
+from crossent.checks import CHECKS
+from crossent.subjects.builtin import FORM_SUBJECTS
+from crossent.subjects.subject import Subject
+
+
+def part_of(subject, case, *names):
+    """Return the part of the report about a subject. These checks run, and before them `call` and `result`."""
+    return run(subject, case, (CALL, RESULT, *(CHECKS[name] for name in names))).subjects[0]
+
+
+def found(name, loss, case):
+    """Return the kind and the message of each finding of a check on a case. Correct code passes on the case."""
+    case = Case.of(case)
+    right = part_of(FORM_SUBJECTS["formula"], case, name)
+    assert not right.findings, right.findings
+    assert name in right.outcomes[case.id].checks
+    findings = part_of(Subject("mine", loss), case, name).findings
+    assert {finding.check for finding in findings} <= {name}, findings
+    return [(finding.kind, finding.message) for finding in findings]
+
+
+def by_hand(wrong):
+    """Return a cross-entropy of logits, (N, C), and indices, with the gradient `wrong(softmax, one_hot, upstream)`."""
+
+    class ByHand(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, logits, target):
+            probs = torch.softmax(logits, 1)
+            ctx.save_for_backward(probs, F.one_hot(target, logits.shape[1]))
+            return -torch.log_softmax(logits, 1).gather(1, target[:, None])[:, 0]
+
+        @staticmethod
+        def backward(ctx, upstream):
+            return wrong(*ctx.saved_tensors, upstream), None
+
+    return lambda logits, target, reduction, **options: reduced(ByHand.apply(logits, target), reduction)
+
+
+def reduced(losses, reduction):
+    return {"none": lambda: losses, "sum": losses.sum, "mean": losses.mean}[reduction]()
