@@ -10,7 +10,9 @@ DTYPE_NAMES = ("float16", "bfloat16", "float32", "float64")
 # The levels of a run, each with all cases and checks of the levels before it; see crossent.run.plan.
 LEVELS = ("quick", "normal", "thorough")
 # The contracts that a user can choose; see crossent.subjects.contracts.
-CONTRACT_NAMES = ("kernel", "fast", "eager", "torch")
+CONTRACT_NAMES = ("kernel", "fast", "logsumexp", "eager", "torch")
+# The grades that a user can choose for half precision; `float16=B` is grade B in float16 alone.
+GRADE_NAMES = ("A", "B", "float16=B", "bfloat16=B")
 # The checks, in the order of a report; see crossent.checks. `errors` runs on bad inputs alone.
 # fmt: off
 CHECK_NAMES = (

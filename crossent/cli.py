@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from crossent.choices import CONTRACT_NAMES, DTYPE_NAMES, LEVELS
+from crossent.choices import CONTRACT_NAMES, DTYPE_NAMES, GRADE_NAMES, LEVELS
 from crossent.options import SEED_OPTION, Row, Seed, chosen_files, chosen_part, one_line, part_options, recorded, write
 from crossent.words import printable
 
@@ -98,9 +98,9 @@ def crossent(context: click.Context) -> int:
 )
 @click.option(
     "--grade",
-    type=click.Choice(["A", "B"]),
+    type=click.Choice(GRADE_NAMES),
     help="How precisely the subjects compute float16 and bfloat16. A: in float32 or wider, with one rounding at the "
-    "end. B: in the dtype itself.  [default: A; with --contract torch: B]",
+    "end. B: in the dtype itself; float16=B: in float16 alone.  [default: A; with --contract torch: B]",
 )
 @click.option(
     "--expected-findings",

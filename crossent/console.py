@@ -90,7 +90,7 @@ def listed(what: str, level: str) -> list[str]:
     """Return the lines of `crossent list`."""
     sentences = {
         "checks": {name: check.sentence for name, check in CHECKS.items()} | {"errors": ERRORS},
-        "features": {name: feature.sentence for name, feature in FEATURES.items()},
+        "features": {name: str(feature) for name, feature in FEATURES.items()},
         "contracts": {name: contract.sentence for name, contract in CONTRACTS.items()},
     }
     if what in sentences:

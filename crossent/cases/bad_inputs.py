@@ -17,6 +17,14 @@ from crossent.cases.axes import DTYPES
 from crossent.cases.inputs import Inputs
 
 SIZE_ERRORS = (ValueError, RuntimeError)
+# What is wrong with a call. A subject may lack the errors of one kind: these are features, too.
+BAD_INPUT_KINDS = {
+    "index_errors": "An error for an index that is neither a class nor ignored.",
+    "index_dtype_errors": "An error for indices of another dtype than int64 and uint8.",
+    "dtype_errors": "An error for another argument of a wrong dtype.",
+    "size_errors": "An error for arguments whose shapes do not fit together.",
+    "option_errors": "An error for a wrong value of an option.",
+}
 
 
 @dataclass(frozen=True)
@@ -25,6 +33,7 @@ class BadInput:
 
     Attributes:
         id: a name that says what is wrong with the call.
+        kind: what is wrong with the call, one of `BAD_INPUT_KINDS`.
         make: a function that returns the wrong argument, with others that it needs, by name.
         raises: the errors that are allowed.
         poisons: whether the call causes a device-side assert on CUDA. The process cannot use the device after that.
@@ -32,6 +41,7 @@ class BadInput:
     """
 
     id: str
+    kind: str
     make: Callable[[], dict[str, Any]]
     raises: tuple[type[Exception], ...] = (RuntimeError,)
     poisons: bool = False
@@ -94,12 +104,13 @@ def _option(**options: Any) -> Callable[[], dict[str, Any]]:
 
 def _no_class(id: str, make: Callable[[], dict[str, Any]]) -> BadInput:
     """Return a call whose target has an index that is neither a class nor ignored."""
-    return BadInput(f"class_{id}", make, (IndexError,), poisons=True)
+    return BadInput(f"class_{id}", "index_errors", make, (IndexError,), poisons=True)
 
 
-def _half(id: str, dtype: str, make: Callable[[], dict[str, Any]]) -> BadInput:
+def _half(id: str, kind: str, dtype: str, make: Callable[[], dict[str, Any]]) -> BadInput:
     """Return a call with logits in half precision: code may widen them before it checks the other dtypes."""
-    return BadInput(f"{id}_of_{dtype}", lambda: {"logits": _zeros(3, 4, dtype=DTYPES[dtype]), **make()}, dtype=dtype)
+    logits = {"dtype": DTYPES[dtype]}
+    return BadInput(f"{id}_of_{dtype}", kind, lambda: {"logits": _zeros(3, 4, **logits), **make()}, dtype=dtype)
 
 
 _HALVES = ("float16", "bfloat16")
@@ -123,63 +134,90 @@ BAD_INPUTS = (
     _no_class("in_further_dimensions", _shapes((2, 4, 3), (2, 3), fill=4)),
     _no_class("unbatched", _shapes((4,), (), fill=4)),
     _no_class("among_none", _shapes((3, 0), (3,))),
-    *(BadInput(f"target_{of}", _target(0, 1, 2, dtype=getattr(torch, of))) for of in INTEGERS if hasattr(torch, of)),
-    BadInput("target_bool", _shapes((3, 4), (3,), torch.bool)),
-    BadInput("target_of_floats_without_classes", _shapes((3, 4), (3,), torch.float32)),
-    BadInput("probabilities_of_integers", _shapes((3, 4), (3, 4), torch.int64)),
-    BadInput("probabilities_of_uint8", _shapes((3, 4), (3, 4), torch.uint8)),
-    BadInput("probabilities_complex", _shapes((3, 4), (3, 4), torch.complex64)),
-    BadInput("target_of_another_batch", _target(0, 1), SIZE_ERRORS),
-    BadInput("target_of_a_batch_of_one", _target(0), SIZE_ERRORS),
-    BadInput("target_with_a_dimension_too_many", _shapes((3, 4), (3, 1))),
-    BadInput("target_without_a_dimension", _shapes((3, 4), ()), SIZE_ERRORS),
-    BadInput("target_of_another_size", _shapes((2, 4, 3), (2, 4)), SIZE_ERRORS),
-    BadInput("target_without_further_dimensions", _shapes((2, 4, 3), (2,)), SIZE_ERRORS),
-    BadInput("target_batched_of_unbatched_logits", _shapes((4,), (2,)), SIZE_ERRORS),
-    BadInput("logits_without_a_dimension", _shapes((), ()), SIZE_ERRORS),
-    BadInput("probabilities_of_another_width", _probabilities(3, 5), SIZE_ERRORS),
-    BadInput("probabilities_of_another_batch", _probabilities(2, 4), SIZE_ERRORS),
-    BadInput("probabilities_of_a_batch_of_one", _probabilities(1, 4), SIZE_ERRORS),
-    BadInput("probabilities_with_classes_last", _shapes((2, 4, 3), (2, 3, 4), torch.float32), SIZE_ERRORS),
-    BadInput("probabilities_of_another_width_unbatched", _shapes((4,), (3,), torch.float32), SIZE_ERRORS),
-    BadInput("probabilities_with_ignore_index", _probabilities(ignore_index=1)),
-    BadInput("probabilities_with_ignore_index_zero", _probabilities(ignore_index=0)),
-    BadInput("probabilities_with_ignore_index_255", _probabilities(ignore_index=255)),
-    BadInput("weight_too_short", _weight(3), SIZE_ERRORS),
-    BadInput("weight_too_long", _weight(5), SIZE_ERRORS),
-    BadInput("weight_of_one", _weight(1), SIZE_ERRORS),
-    BadInput("weight_without_a_dimension", _weight(), SIZE_ERRORS),
-    BadInput("weight_with_a_dimension_too_many", _weight(3, 4), SIZE_ERRORS),
-    BadInput("weight_too_short_smoothed", _weight(3, label_smoothing=0.1), SIZE_ERRORS),
-    BadInput("weight_too_short_unbatched", lambda: {**_shapes((4,), ())(), "weight": torch.ones(3)}, SIZE_ERRORS),
-    BadInput("weight_too_short_with_probabilities", _weight(3, dense=True), SIZE_ERRORS),
-    BadInput("weight_of_one_with_probabilities", _weight(1, dense=True), SIZE_ERRORS),
-    BadInput("weight_for_each_row_with_probabilities", _weight(3, 4, dense=True), SIZE_ERRORS),
-    BadInput("weight_of_another_dtype", _weight(4, dtype=torch.float64)),
-    BadInput("weight_of_another_dtype_smoothed", _weight(4, dtype=torch.float64, label_smoothing=0.1)),
-    BadInput("weight_of_half_precision", _weight(4, dtype=torch.float16)),
-    BadInput("weight_of_integers", _weight(4, dtype=torch.int64)),
-    *(_half("weight_of_float32", dtype, _weight(4)) for dtype in _HALVES),
-    *(_half("target_int32", dtype, _target(0, 1, 2, dtype=torch.int32)) for dtype in _HALVES),
-    BadInput("logits_of_integers", _logits(torch.int64)),
-    BadInput("logits_bool", _logits(torch.bool)),
-    BadInput("logits_complex", _logits(torch.complex64)),
-    BadInput("logits_of_integers_with_probabilities", _logits(torch.int64, dense=True)),
-    BadInput("logits_complex_with_probabilities", _logits(torch.complex64, dense=True)),
-    BadInput("reduction_unknown", _option(reduction="average"), (ValueError,)),
-    BadInput("reduction_unknown_with_probabilities", _probabilities(reduction="average"), (ValueError,)),
-    BadInput("reduction_in_capitals", _option(reduction="Mean"), (ValueError,)),
-    BadInput("reduction_empty", _option(reduction=""), (ValueError,)),
-    BadInput("reduction_that_is_none", _option(reduction=None), (ValueError,)),
-    BadInput("label_smoothing_above_one", _option(label_smoothing=1.5), SIZE_ERRORS),
-    BadInput("label_smoothing_above_one_by_an_ulp", _option(label_smoothing=1 + 2.0**-52), SIZE_ERRORS),
-    BadInput("label_smoothing_above_one_with_probabilities", _probabilities(label_smoothing=1.5), SIZE_ERRORS),
-    BadInput("label_smoothing_infinite", _option(label_smoothing=math.inf), SIZE_ERRORS),
-    BadInput("label_smoothing_negative", _option(label_smoothing=-0.1), SIZE_ERRORS),
-    BadInput("label_smoothing_negative_by_little", _option(label_smoothing=-1e-9), SIZE_ERRORS),
-    BadInput("label_smoothing_negative_with_probabilities", _probabilities(label_smoothing=-0.1), SIZE_ERRORS),
-    BadInput("label_smoothing_nan", _option(label_smoothing=math.nan), SIZE_ERRORS),
-    BadInput("label_smoothing_of_text", _option(label_smoothing="0.1"), (TypeError,)),
-    BadInput("ignore_index_of_a_fraction", _option(ignore_index=1.5), (TypeError,)),
-    BadInput("ignore_index_that_is_none", _option(ignore_index=None), (TypeError,)),
+    *(
+        BadInput(f"target_{of}", "index_dtype_errors", _target(0, 1, 2, dtype=getattr(torch, of)))
+        for of in INTEGERS
+        if hasattr(torch, of)
+    ),
+    BadInput("target_bool", "index_dtype_errors", _shapes((3, 4), (3,), torch.bool)),
+    BadInput("target_of_floats_without_classes", "dtype_errors", _shapes((3, 4), (3,), torch.float32)),
+    BadInput("probabilities_of_integers", "dtype_errors", _shapes((3, 4), (3, 4), torch.int64)),
+    BadInput("probabilities_of_uint8", "dtype_errors", _shapes((3, 4), (3, 4), torch.uint8)),
+    BadInput("probabilities_complex", "dtype_errors", _shapes((3, 4), (3, 4), torch.complex64)),
+    BadInput("target_of_another_batch", "size_errors", _target(0, 1), SIZE_ERRORS),
+    BadInput("target_of_a_batch_of_one", "size_errors", _target(0), SIZE_ERRORS),
+    BadInput("target_with_a_dimension_too_many", "size_errors", _shapes((3, 4), (3, 1))),
+    BadInput("target_without_a_dimension", "size_errors", _shapes((3, 4), ()), SIZE_ERRORS),
+    BadInput("target_of_another_size", "size_errors", _shapes((2, 4, 3), (2, 4)), SIZE_ERRORS),
+    BadInput("target_without_further_dimensions", "size_errors", _shapes((2, 4, 3), (2,)), SIZE_ERRORS),
+    BadInput("target_batched_of_unbatched_logits", "size_errors", _shapes((4,), (2,)), SIZE_ERRORS),
+    BadInput("logits_without_a_dimension", "size_errors", _shapes((), ()), SIZE_ERRORS),
+    BadInput("probabilities_of_another_width", "size_errors", _probabilities(3, 5), SIZE_ERRORS),
+    BadInput("probabilities_of_another_batch", "size_errors", _probabilities(2, 4), SIZE_ERRORS),
+    BadInput("probabilities_of_a_batch_of_one", "size_errors", _probabilities(1, 4), SIZE_ERRORS),
+    BadInput(
+        "probabilities_with_classes_last", "size_errors", _shapes((2, 4, 3), (2, 3, 4), torch.float32), SIZE_ERRORS
+    ),
+    BadInput(
+        "probabilities_of_another_width_unbatched", "size_errors", _shapes((4,), (3,), torch.float32), SIZE_ERRORS
+    ),
+    BadInput("probabilities_with_ignore_index", "option_errors", _probabilities(ignore_index=1)),
+    BadInput("probabilities_with_ignore_index_zero", "option_errors", _probabilities(ignore_index=0)),
+    BadInput("probabilities_with_ignore_index_255", "option_errors", _probabilities(ignore_index=255)),
+    BadInput("weight_too_short", "size_errors", _weight(3), SIZE_ERRORS),
+    BadInput("weight_too_long", "size_errors", _weight(5), SIZE_ERRORS),
+    BadInput("weight_of_one", "size_errors", _weight(1), SIZE_ERRORS),
+    BadInput("weight_without_a_dimension", "size_errors", _weight(), SIZE_ERRORS),
+    BadInput("weight_with_a_dimension_too_many", "size_errors", _weight(3, 4), SIZE_ERRORS),
+    BadInput("weight_too_short_smoothed", "size_errors", _weight(3, label_smoothing=0.1), SIZE_ERRORS),
+    BadInput(
+        "weight_too_short_unbatched",
+        "size_errors",
+        lambda: {**_shapes((4,), ())(), "weight": torch.ones(3)},
+        SIZE_ERRORS,
+    ),
+    BadInput("weight_too_short_with_probabilities", "size_errors", _weight(3, dense=True), SIZE_ERRORS),
+    BadInput("weight_of_one_with_probabilities", "size_errors", _weight(1, dense=True), SIZE_ERRORS),
+    BadInput("weight_for_each_row_with_probabilities", "size_errors", _weight(3, 4, dense=True), SIZE_ERRORS),
+    BadInput("weight_of_another_dtype", "dtype_errors", _weight(4, dtype=torch.float64)),
+    BadInput("weight_of_another_dtype_smoothed", "dtype_errors", _weight(4, dtype=torch.float64, label_smoothing=0.1)),
+    BadInput("weight_of_half_precision", "dtype_errors", _weight(4, dtype=torch.float16)),
+    BadInput("weight_of_integers", "dtype_errors", _weight(4, dtype=torch.int64)),
+    *(_half("weight_of_float32", "dtype_errors", dtype, _weight(4)) for dtype in _HALVES),
+    *(_half("target_int32", "index_dtype_errors", dtype, _target(0, 1, 2, dtype=torch.int32)) for dtype in _HALVES),
+    BadInput("logits_of_integers", "dtype_errors", _logits(torch.int64)),
+    BadInput("logits_bool", "dtype_errors", _logits(torch.bool)),
+    BadInput("logits_complex", "dtype_errors", _logits(torch.complex64)),
+    BadInput("logits_of_integers_with_probabilities", "dtype_errors", _logits(torch.int64, dense=True)),
+    BadInput("logits_complex_with_probabilities", "dtype_errors", _logits(torch.complex64, dense=True)),
+    BadInput("reduction_unknown", "option_errors", _option(reduction="average"), (ValueError,)),
+    BadInput(
+        "reduction_unknown_with_probabilities", "option_errors", _probabilities(reduction="average"), (ValueError,)
+    ),
+    BadInput("reduction_in_capitals", "option_errors", _option(reduction="Mean"), (ValueError,)),
+    BadInput("reduction_empty", "option_errors", _option(reduction=""), (ValueError,)),
+    BadInput("reduction_that_is_none", "option_errors", _option(reduction=None), (ValueError,)),
+    BadInput("label_smoothing_above_one", "option_errors", _option(label_smoothing=1.5), SIZE_ERRORS),
+    BadInput(
+        "label_smoothing_above_one_by_an_ulp", "option_errors", _option(label_smoothing=1 + 2.0**-52), SIZE_ERRORS
+    ),
+    BadInput(
+        "label_smoothing_above_one_with_probabilities",
+        "option_errors",
+        _probabilities(label_smoothing=1.5),
+        SIZE_ERRORS,
+    ),
+    BadInput("label_smoothing_infinite", "option_errors", _option(label_smoothing=math.inf), SIZE_ERRORS),
+    BadInput("label_smoothing_negative", "option_errors", _option(label_smoothing=-0.1), SIZE_ERRORS),
+    BadInput("label_smoothing_negative_by_little", "option_errors", _option(label_smoothing=-1e-9), SIZE_ERRORS),
+    BadInput(
+        "label_smoothing_negative_with_probabilities",
+        "option_errors",
+        _probabilities(label_smoothing=-0.1),
+        SIZE_ERRORS,
+    ),
+    BadInput("label_smoothing_nan", "option_errors", _option(label_smoothing=math.nan), SIZE_ERRORS),
+    BadInput("label_smoothing_of_text", "option_errors", _option(label_smoothing="0.1"), (TypeError,)),
+    BadInput("ignore_index_of_a_fraction", "option_errors", _option(ignore_index=1.5), (TypeError,)),
+    BadInput("ignore_index_that_is_none", "option_errors", _option(ignore_index=None), (TypeError,)),
 )

@@ -44,7 +44,7 @@ class Case:
         reduction, label_smoothing: the options of `F.cross_entropy` with that name.
         seed: the seed of the random numbers.
         name: the name of a case that stands for a bug or a limit, for example `pytorch-38839`; "" for other cases.
-        grade: the grade that every subject must reach on this case; "" for the grade that the subject promises.
+        grade: the grade that a subject under the contract of torch must reach on this case; "" for its own grade.
         tiled: how often :mod:`crossent.checks.large` repeats the batch. All other attributes describe one tile.
     """
 

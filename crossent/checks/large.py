@@ -80,7 +80,7 @@ def large(trial: Trial) -> Iterator[Difference | Problem]:
     got = trial.perform(evaluate_tiled, case, device, trial.gradients, need)
     expected = trial.question.exact
     shape = (case.tiled * expected.shape[0], *expected.shape[1:]) if expected.shape else ()
-    dtype = trial.subject.dtype or expected.dtype
+    dtype = trial.subject.result_dtype(expected.dtype)
     if (got.loss.dtype, tuple(got.loss.shape)) != (dtype, shape):
         yield Problem("wrong", f"got {got.loss.dtype} {tuple(got.loss.shape)}; expected {dtype} {shape}")
         return
@@ -96,7 +96,7 @@ def large(trial: Trial) -> Iterator[Difference | Problem]:
 
 
 def _storing(promised: Contract, tensor: Tensor) -> Contract:
-    return replace(promised, storage=FORMATS[name_of(tensor)])
+    return promised.storing(FORMATS[name_of(tensor)])
 
 
 def evaluate_tiled(loss: Loss, case: Case, device: str, gradients: Gradients, need: int) -> Result | NotRun:

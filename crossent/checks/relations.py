@@ -255,7 +255,7 @@ def wide(given: Inputs) -> Inputs:
     return _each(given, lambda tensor: tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor)
 
 
-@check("gradient", "repeatable", dense_needs=["target_gradient"], cost=Cost.CALLS, versus="other")
+@check("gradient", "repeatable", "retain_graph", dense_needs=["target_gradient"], cost=Cost.CALLS, versus="other")
 def two_backwards(trial: Trial) -> Iterator[Problem]:
     """A graph can be differentiated twice, and two losses of the same logits do not change each other's results.
 

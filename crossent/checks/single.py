@@ -46,7 +46,7 @@ def result(trial: Trial) -> Iterator[Problem]:
         yield problem
 
 
-@check()
+@check("arguments")
 def arguments(trial: Trial) -> Iterator[Problem]:
     """The call leaves its arguments, their .grad and all their memory unchanged; no result shares memory with them.
 

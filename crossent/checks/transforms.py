@@ -7,6 +7,7 @@ values, and not with the result of a plain call, which may be wrong in the same 
 from __future__ import annotations
 
 import functools
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -133,10 +134,25 @@ def evaluate_in_autocast(loss: Loss, inputs: Inputs, gradients: Gradients) -> Re
     """Call the subject under torch.autocast, and run backward outside of autocast. This function is an act."""
 
     def cast(*arguments: Any, **options: Any) -> Tensor:
-        with torch.autocast(inputs.logits.device.type, dtype=torch.bfloat16):
+        with torch.autocast(inputs.logits.device.type, dtype=_autocast_dtype(inputs.logits)):
             return loss(*arguments, **options)
 
     return evaluate(cast, inputs, gradients)
+
+
+def _autocast_dtype(logits: Tensor) -> torch.dtype:
+    """Return the dtype of autocast: float16 for logits of that dtype, which `torch.stack` requires; else bfloat16."""
+    return torch.float16 if logits.dtype == torch.float16 and _casts_to_float16(logits.device) else torch.bfloat16
+
+
+@functools.cache
+def _casts_to_float16(device: torch.device) -> bool:
+    """Whether autocast knows float16 on a device. On a CPU, old versions of torch disable it with a warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with torch.autocast(device.type, dtype=torch.float16):
+            one = torch.ones(1, 1, device=device)
+            return (one @ one).dtype == torch.float16
 
 
 @check("compile", cost=Cost.STRUCTURE, transforms=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +21,14 @@ class Format:
         precision: The number of bits of the significand, with the implicit bit.
         smallest_exponent: The exponent of the smallest normal number.
         largest: The largest finite number.
+        flushes: Whether an operation may take a subnormal operand for 0, and may return 0 for a subnormal result.
     """
 
     name: str
     precision: int
     smallest_exponent: int
     largest: float
+    flushes: bool = False
 
     @property
     def unit_roundoff(self) -> float:
@@ -44,7 +47,12 @@ class Format:
 
     @property
     def underflow(self) -> float:
-        """The largest error of rounding a subnormal number, `η/2`. Where float64 has no such number, it is `η`."""
+        """The largest error of rounding a subnormal number, `η/2`; the smallest normal number in a format that flushes.
+
+        Where float64 has no number `η/2`, it is `η`.
+        """
+        if self.flushes:
+            return self.smallest_normal
         return self.smallest_subnormal / 2 or self.smallest_subnormal
 
     def last_place(self, value: float) -> float:
@@ -56,6 +64,7 @@ class Format:
         """Return whether every number of the other format is a number of this format."""
         return (
             other is not None
+            and (other.flushes or not self.flushes)
             and self.precision >= other.precision
             and self.smallest_exponent - self.precision <= other.smallest_exponent - other.precision
             and self.largest >= other.largest
@@ -68,6 +77,8 @@ class Format:
     def rounding_error(self, largest: Array, under: float = np.inf) -> Array:
         """Return the largest error of rounding a number of this magnitude; an underflow counts only below `under`."""
         once = self.unit_roundoff * largest
+        if self.flushes:
+            under = min(under, 2 * self.smallest_normal)
         small = (largest < under) & (largest > 0)
         return either(small, np.maximum(once, self.underflow), once)
 
@@ -110,6 +121,12 @@ BFLOAT16 = Format("bfloat16", 8, -126, 2.0**127 * (2 - 2.0**-7))
 FLOAT32 = Format("float32", 24, -126, 2.0**127 * (2 - 2.0**-23))
 FLOAT64 = Format("float64", 53, -1022, 2.0**1023 * (2 - 2.0**-52))
 FORMATS = {f.name: f for f in (FLOAT16, BFLOAT16, FLOAT32, FLOAT64)}
+
+
+@cache
+def flushing(format: Format) -> Format:
+    """Return a copy of a format that flushes subnormal numbers to 0."""
+    return replace(format, flushes=True)
 
 
 def either(mask: NDArray[np.bool_], a: Array | float, b: Array) -> Array:

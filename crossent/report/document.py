@@ -44,6 +44,7 @@ def subject_json(subject: SubjectReport) -> dict[str, Any]:
     return {
         "name": subject.name,
         **({"contract": subject.contract} if subject.contract else {}),
+        **({"declared": list(subject.declared)} if subject.declared else {}),
         "counts": subject.counts,
         "grades": subject.grades,
         "not_applicable": dict(subject.not_applicable),

@@ -214,6 +214,7 @@ class SubjectReport:
     """The report of one subject: the outcome of each case, the findings, and the reasons why other cases did not run.
 
     `order` is the order of the checks in tables. `contract` is the contract that the user chose; "" for the default.
+    `declared` says what the subject does by declaration, such as "returns float32 for half precision".
     """
 
     name: str
@@ -222,6 +223,7 @@ class SubjectReport:
     not_applicable: Counter[str] = field(default_factory=Counter)
     order: Sequence[str] = ()
     contract: str = ""
+    declared: Sequence[str] = ()
 
     def enter(self, verdict: Verdict) -> None:
         """Add the verdict on one case."""

@@ -79,7 +79,8 @@ def _subject(entry: Any) -> SubjectReport:
     outcomes = {case: _outcome(one, case, failed.get(case, set())) for case, one in cases.items()}
     not_applicable = Counter(_each(int, part["not_applicable"], "not_applicable"))
     checks, contract = tuple(_a(dict, part["checks"], "checks")), _a(str, part.get("contract", ""), "contract")
-    return SubjectReport(name, outcomes, findings, not_applicable, checks, contract)
+    declared = _strings(part.get("declared", []), "declared")
+    return SubjectReport(name, outcomes, findings, not_applicable, checks, contract, declared)
 
 
 def _outcome(entry: Any, case: str, failed: set[str]) -> Outcome:

@@ -107,7 +107,9 @@ class Report:
             return f"{self.ran} calls checked without findings, but not everything has evidence"
         known = sum(subject.counts["expected"] for subject in self.subjects)
         failures = f", except in {known} known failures" if known else ""
-        return f"{self.ran} calls checked, every judged number within its error bound{failures}"
+        differences = sum(len(subject.declared) for subject in self.subjects)
+        declared = f", with {differences} declared difference{'s' * (differences > 1)}" if differences else ""
+        return f"{self.ran} calls checked, every judged number within its error bound{failures}{declared}"
 
     def sort(self, cases: list[str]) -> None:
         """Put the outcomes and findings into the order of these ids, which must be the ids of all cases."""

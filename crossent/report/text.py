@@ -40,6 +40,8 @@ def rendered(subject: SubjectReport, most_findings: int) -> Iterator[RenderableT
     yield title
     if subject.contract:
         yield Text(f"  judged under the contract {subject.contract}")
+    if subject.declared:
+        yield Text(f"  declared: {subject.name} {'; '.join(subject.declared)}")
     if subject.outcomes:
         yield Padding(_table(subject), (0, 0, 0, 2))
         yield from _nearest(subject)

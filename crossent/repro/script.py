@@ -134,7 +134,14 @@ def _checks(name: str, case: Case | BadInput) -> tuple[Check, ...]:
     return tuple(dict.fromkeys((*before, *([CHECKS[name]] if name in CHECKS else []))))
 
 
-def script(finding: Finding, device: str = "cpu", digest: str | None = None, *, passed: bool = False) -> str:
+def script(
+    finding: Finding,
+    device: str = "cpu",
+    digest: str | None = None,
+    *,
+    passed: bool = False,
+    own_dtype: torch.dtype | None = None,
+) -> str:
     """Return a script that repeats a finding.
 
     The script exits with 1 where the finding happens, with 0 where it does not, and with 2 where the call cannot run.
@@ -144,6 +151,7 @@ def script(finding: Finding, device: str = "cpu", digest: str | None = None, *, 
         device: the device of that run.
         digest: the digest of the inputs in that run, which the inputs here must have.
         passed: whether the check passed. Then the script does not call the same number wrong.
+        own_dtype: the dtype of the loss, if a declaration allows another dtype than the arguments imply.
 
     Raises:
         ValueError: the case cannot be built, or has other bits here; or its check has no such finding.
@@ -159,7 +167,7 @@ def script(finding: Finding, device: str = "cpu", digest: str | None = None, *, 
         values = {"raises": case.allowed(device)}
     else:
         focus = _focused(finding, recipe, Focus(case, inputs, subject))
-        values = {"own_dtype": subject.dtype, **recipe.values(focus)}
+        values = {"own_dtype": subject.dtype or own_dtype, **recipe.values(focus)}
         if focus.of:
             values["part"], ending = focus.part, recipe.whole
         if focus.index is not None and finding.numbers is not None:

@@ -17,12 +17,13 @@ from crossent.checks import refusals, single
 from crossent.report.findings import DEPENDS, Finding, Measured, Numbers, Outcome, ResultSummary, Verdict
 from crossent.run.isolation.fork_server import ForkServerError
 from crossent.subjects.builtin import TORCH
+from crossent.subjects.features import KEYWORDS
 from crossent.subjects.subject import Subject
 from crossent.trials.act import Host
-from crossent.trials.call import checksum, evaluate
-from crossent.trials.check import Check
+from crossent.trials.call import Result, checksum, evaluate
+from crossent.trials.check import Check, Cost
 from crossent.trials.difference import Difference
-from crossent.trials.trial import EndedError, NotRunError, Problem, Question, RefusedError, Trial
+from crossent.trials.trial import EndedError, NotRunError, Problem, Question, RefusedError, Trial, widens_halves
 from crossent.words import said
 
 DAMAGED = "its process returned a damaged reply"
@@ -30,6 +31,8 @@ Enough = Callable[[Sequence[Finding]], bool]  # whether the run can end with the
 
 # Without a loss of the right shape and dtype, no other check has anything to look at.
 _FIRST = (single.call, single.result)
+# The values of options that a call may leave out.
+_DEFAULTS = {"reduction": "mean", "label_smoothing": 0.0, "ignore_index": -100}
 _AS_TORCH = "\nThe result has torch's bits: judge this subject with --contract torch, in Python with contract='torch'."
 
 
@@ -45,8 +48,9 @@ def judge_case(
         return Verdict(case.id, not_applicable=reason)
     outcome = Outcome(case.dtype, question.inputs.digest)
     findings: list[Finding] = []
+    blocked = ""  # why checks that make further calls do not run
     for at, (check, reason) in enumerate(zip(checks, reasons, strict=True)):
-        if reason:
+        if reason := reason or (blocked if check.cost is not Cost.CALL else ""):
             outcome.not_run[check.name] = reason
             continue
         try:
@@ -57,11 +61,16 @@ def judge_case(
         problems = [one for one in found if isinstance(one, Problem) or not one.ratio <= 1]  # NaN is no evidence
         outcome.checks[check.name] = _measured(found, bool(problems))
         findings += [as_finding(trial, check, problem) for problem in problems[:1]]
+        if problems and check in (single.result, single.loss):
+            findings[-1] = replace(findings[-1], message=findings[-1].message + _unused_options(trial))
         if problems and enough(findings):
             break
         hung = any(isinstance(one, Problem) and one.kind == "hung" for one in problems)
         if problems and (check in _FIRST or hung):  # a call that hangs takes the whole time limit
             why = f"needs {'calls that return' if hung else f'a correct `{check.name}` first'}"
+            if check is single.result and widens_halves(trial):
+                blocked = why
+                continue
             outcome.not_run |= {other.name: why for other in checks[at + 1 :]}
             break
         if check is single.call:
@@ -71,6 +80,27 @@ def judge_case(
     if result is not None and not result.failed:
         outcome.grade = trial.grade
     return Verdict(case.id, outcome, _with_dependence(findings))
+
+
+def _unused_options(trial: Trial) -> str:
+    """Return a line that names the options without which the subject gives the same loss; "" if there are none.
+
+    A function whose signature has `**options` is called with every option, and may use none.
+    """
+    options = trial.question.inputs.options
+    given = [name for name in KEYWORDS if options.get(name, _DEFAULTS.get(name)) != _DEFAULTS.get(name)]
+    unused = [name for name in given if checksum(trial.got.loss) == _checksum_without(name, trial)]
+    if not unused:
+        return ""
+    return f"\nThe loss is the same without {' and '.join(unused)}. If that is meant: --without {' '.join(unused)}"
+
+
+def _checksum_without(option: str, trial: Trial) -> int | None:
+    """Return the checksum of the loss without an option, or None if there is no such loss."""
+    inputs = trial.question.fresh()
+    options = {name: value for name, value in inputs.options.items() if name != option}
+    made = trial.host.perform(evaluate, replace(inputs, options=options), ()).value
+    return checksum(made.loss) if isinstance(made, Result) and not made.loss.is_meta else None
 
 
 def _with_dependence(findings: Sequence[Finding]) -> list[Finding]:
@@ -106,7 +136,8 @@ def _found(trial: Trial, check: Check) -> list[Difference | Problem]:
 def judge_bad_input(bad: BadInput, subject: Subject, host: Host, device: str) -> Verdict:
     """Make a bad call of a subject, which must refuse it."""
     inputs = bad.build(device)
-    if reason := subject.not_applicable(inputs) or subject.lacks.get("errors") or host.not_run:
+    lacking = subject.lacks.get("errors") or subject.lacks.get(bad.kind)
+    if reason := subject.not_applicable(inputs) or lacking or host.not_run:
         return Verdict(bad.id, not_applicable=reason)
     try:
         reaction = refusals.react(host, bad, device)
@@ -114,7 +145,10 @@ def judge_bad_input(bad: BadInput, subject: Subject, host: Host, device: str) ->
         return Verdict(bad.id, not_applicable=str(error))
     outcome = Outcome(bad.dtype, inputs.digest, raised=reaction.raised.message if reaction.raised else "")
     findings = []
-    for check, problem in refusals.judge_reaction(reaction, bad.allowed(device)).items():
+    allowed = (Exception,) if "error_classes" in subject.lacks else bad.allowed(device)
+    for check, problem in refusals.judge_reaction(reaction, allowed).items():
+        if check in subject.lacks:  # a loss that may write into its arguments
+            continue
         outcome.checks[check] = Measured(failed=problem is not None)
         if problem is not None:
             findings.append(Finding(subject.name, check, bad.id, problem.kind, problem.message, describe(inputs)))

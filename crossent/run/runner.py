@@ -20,6 +20,7 @@ from crossent.run.parallel import Progress
 from crossent.run.plan import Plan
 from crossent.run.settings import ExpectedList, Settings, mark_expected, needs_report
 from crossent.subjects.builtin import chosen_contract
+from crossent.subjects.features import declared
 from crossent.subjects.subject import Subject
 
 
@@ -59,8 +60,8 @@ def check(
             judges a subject as `nn.CrossEntropyLoss`, with torch's known failures. None stands for the contracts of the
             forms and of torch, and for "kernel".
         grade: the precision that a callable must reach in float16 and bfloat16: "A" computes in float32 and rounds
-            once, "B" computes in the dtype itself. None stands for "B" under the contract "torch", otherwise "A". With
-            a contract, the grade is also that of the forms and of torch.
+            once, "B" computes in the dtype itself, and "float16=B" does so in float16 alone. None stands for "B" under
+            the contract "torch", otherwise "A". With a contract, the grade is also that of the forms and of torch.
         expected_findings: a TOML file of known failures, in the format of `crossent/report/torch_findings.toml`.
         jobs: the number of worker processes. A subject may then crash or hang without ending the run. None runs all
             cases in this process, as does a CUDA device, or a system without fork.
@@ -106,7 +107,10 @@ def run(
     planned = settings.plan() if planned is None else settings.select(planned)
     known = settings.expected([subject.name for subject in subjects], [case.id for case in planned])
     order = (*CHECKS, "errors")
-    parts = [SubjectReport(one.name, order=order, contract=chosen_contract(one)) for one in subjects]
+    parts = [
+        SubjectReport(one.name, order=order, contract=chosen_contract(one), declared=declared(one.lacks))
+        for one in subjects
+    ]
     assert isinstance(settings.seed, int)
     report = Report(environment(settings.device), parts, level=settings.level, seed=settings.seed, only=settings.only)
     try:

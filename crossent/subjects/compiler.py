@@ -126,6 +126,7 @@ COMPILE_SUFFIX = "+compile"
 _OF_COMPILED = {
     "double_backward": "is compiled, and torch compiles no second derivative",
     "forward_ad": "is compiled, and torch compiles no forward mode",
+    "retain_graph": "is compiled, and its backward pass may free what a second one needs",
     "errors": "is compiled, and raises the compiler's errors",
 }
 
@@ -163,12 +164,24 @@ _LIMITS = ("cache_size_limit", "accumulated_cache_size_limit", "recompile_limit"
 
 
 def _call_compiled(loss: Callable[..., Any], input: Tensor, target: Tensor, **options: Any) -> Any:
-    import torch._dynamo  # this import takes a second, so only a run that compiles pays for it
+    import torch._dynamo  # noqa: F401  # takes a second, so only a run that compiles pays for it
 
-    config = torch._dynamo.config
-    limits = {name: 2**30 for name in _LIMITS if hasattr(config, name)}
-    with quiet(), config.patch(limits):
+    with quiet(), without_limits():
         return _code(loss)(input, target, **options)
+
+
+@contextmanager
+def without_limits() -> Iterator[None]:
+    """Let torch make any number of graphs of one function, if its compiler is imported.
+
+    The cases have many shapes. A function that compiles itself with `fullgraph=True` would raise at the ninth.
+    """
+    compiler = sys.modules.get("torch._dynamo")
+    if compiler is None or not hasattr(compiler, "config"):
+        yield
+        return
+    with compiler.config.patch({name: 2**30 for name in _LIMITS if hasattr(compiler.config, name)}):
+        yield
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from crossent.choices import GRADE_NAMES
 from crossent.numerics.bounds.contracts import Grade, Promise
 from crossent.subjects.subject import Subject
 
@@ -40,6 +41,9 @@ CONTRACTS = {
     "fast": NamedContract(
         "fast_kernel", "A", "As kernel, with the hardware's approximate exp, log and division, as in Triton."
     ),
+    "logsumexp": NamedContract(
+        "logsumexp", "A", "As kernel, and computes max + log Σ - x_c, which loses digits where all logits are large."
+    ),
     "eager": NamedContract(
         "eager", "A", "Consists of torch's operations in float32 or wider, and never computes max + log Σ."
     ),
@@ -60,8 +64,8 @@ def require_contract(contract: str | None, grade: str | None) -> None:
     """
     if contract is not None and contract not in CONTRACTS:
         raise ValueError(f"contract: got {contract!r}; allowed are {', '.join(CONTRACTS)}")
-    if grade not in (None, "A", "B"):
-        raise ValueError(f"grade: got {grade!r}; allowed are A and B")
+    if grade is not None and grade not in GRADE_NAMES:
+        raise ValueError(f"grade: got {grade!r}; allowed are {', '.join(GRADE_NAMES)}")
     if contract is None or grade is None:
         return
     named = CONTRACTS[contract]
@@ -81,10 +85,14 @@ def under_contract(subject: Subject, contract: str | None, grade: str | None) ->
     name = contract or DEFAULT_CONTRACT
     named = CONTRACTS[name]
     promise: Promise = "fast_kernel" if subject.promise == "fast_kernel" else named.promise
-    halves: Grade = named.grade if grade is None else "B" if grade == "B" else "A"
-    return replace(subject, contract=name, promise=promise, grades=in_halves(halves))
+    return replace(subject, contract=name, promise=promise, grades=in_halves(grade or named.grade))
 
 
-def in_halves(grade: Grade) -> Mapping[str, Grade]:
-    """Return the grades that are not A, for a subject with this grade in float16 and bfloat16."""
-    return {} if grade == "A" else {"float16": grade, "bfloat16": grade}
+def in_halves(grade: str) -> Mapping[str, Grade]:
+    """Return the grades that are not A, for a subject with this grade in float16 and bfloat16, or in one of them.
+
+    >>> in_halves("float16=B")
+    {'float16': 'B'}
+    """
+    dtypes = {"A": (), "B": ("float16", "bfloat16")}.get(grade, (grade.removesuffix("=B"),))
+    return dict.fromkeys(dtypes, "B")

@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+import torch
 from torch import Tensor
 
 from crossent.cases.axes import DTYPES
+from crossent.cases.bad_inputs import BAD_INPUT_KINDS
 from crossent.cases.inputs import Inputs
 
 Needs = Callable[[Inputs], bool]
@@ -30,11 +32,16 @@ class Feature:
         name: as in `--without NAME`.
         sentence: a description, as `crossent list features` prints it.
         needs: whether a call with these inputs needs the feature.
+        instead: what a loss without the feature does, if the checks then expect something else of it.
     """
 
     name: str
     sentence: str
     needs: Needs = _never
+    instead: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.sentence} A loss without this feature {self.instead}." if self.instead else self.sentence
 
 
 def _dtype(name: str) -> Feature:
@@ -55,6 +62,18 @@ def _tensors(inputs: Inputs) -> list[Tensor]:
     return [inputs.logits, inputs.target, *options]
 
 
+def _unnormalised(inputs: Inputs) -> bool:
+    """Whether the probabilities of a row do not sum to 1.
+
+    If numbers that sum to 1 are rounded to a dtype, each errs by at most `u` of itself, and their sum by at most `u`.
+    """
+    if not inputs.target.is_floating_point():
+        return False
+    probabilities = inputs.target.double()
+    off = (probabilities.sum(min(1, probabilities.dim() - 1)) - 1).abs()
+    return bool((off > torch.finfo(inputs.target.dtype).eps).any())
+
+
 def is_dense(inputs: Inputs) -> bool:
     """Whether the target is a tensor of floats: a probability for each class."""
     return inputs.target.is_floating_point() or inputs.target.is_complex()
@@ -73,8 +92,9 @@ FEATURES = {
         *map(_reduction, ("none", "mean", "sum")),
         Feature(
             "reduction",
-            "The option reduction. A loss without this feature returns the mean, whatever the value of the option.",
+            "The option reduction.",
             lambda inputs: inputs.options.get("reduction", "mean") != "mean",
+            instead="returns the mean, whatever the value of the option",
         ),
         Feature("weight", "A weight for each class.", lambda inputs: inputs.options.get("weight") is not None),
         Feature("ignore_index", "Ignored rows, also with the default ignore_index of -100.", _ignores),
@@ -94,12 +114,22 @@ FEATURES = {
         Feature("spatial", "Logits of shape (N, C, d1, …).", lambda inputs: inputs.logits.dim() > 2),
         Feature("empty", "An empty batch.", lambda inputs: inputs.logits.numel() == 0),
         Feature(
+            "one_class",
+            "Logits with fewer than two classes.",
+            lambda inputs: inputs.logits.dim() > 0 and inputs.logits.shape[min(1, inputs.logits.dim() - 1)] < 2,
+        ),
+        Feature(
+            "nonfinite", "Logits that are infinite or NaN.", lambda inputs: not bool(inputs.logits.isfinite().all())
+        ),
+        Feature("unnormalised", "Target probabilities whose sum over the classes is not 1.", _unnormalised),
+        Feature(
             "strided",
             "Tensors that are not contiguous; also an expanded upstream gradient.",
             lambda inputs: not all(tensor.is_contiguous() for tensor in (*_tensors(inputs), inputs.upstream)),
         ),
         Feature("gradient", "A gradient. A loss without this feature only computes the forward pass."),
         Feature("target_gradient", "A gradient of the target probabilities."),
+        Feature("retain_graph", "A second backward pass through the same graph, with retain_graph=True."),
         Feature("double_backward", "The gradient of the gradient."),
         Feature(
             "batched_gradient",
@@ -109,11 +139,37 @@ FEATURES = {
         Feature("vmap", "torch.func: vmap, grad, jacrev, jacfwd and hessian."),
         Feature("compile", "torch.compile, torch.export, and meta tensors."),
         Feature("autocast", "torch.autocast."),
-        Feature("errors", "An error for bad input."),
+        Feature(
+            "half_result",
+            "A loss in float16 or bfloat16 for logits of that dtype.",
+            instead="returns float32 for half precision",
+        ),
+        Feature("nan_mean", "NaN as the mean over no rows.", instead="returns 0 as the mean over no rows"),
+        Feature(
+            "subnormal",
+            "Subnormal numbers.",
+            instead="may compute with 0 in place of a subnormal number",
+        ),
+        Feature("arguments", "Arguments that a call leaves unchanged.", instead="may write into its arguments"),
+        Feature("errors", "An error for bad input of any kind."),
+        *(Feature(name, sentence) for name, sentence in BAD_INPUT_KINDS.items()),
+        Feature("error_classes", "The class of error that torch raises.", instead="may raise any error for bad input"),
         Feature("repeatable", "The same bits in every call."),
         Feature("large", "Tensors of more than 2^31 elements."),
     )
 }
+
+
+def declared(lacks: Iterable[str]) -> list[str]:
+    """Return what a loss without these features does, where the checks then expect something else of it.
+
+    >>> declared(["vmap", "nan_mean"])
+    ['returns 0 as the mean over no rows']
+    """
+    lacking = set(lacks)
+    return [feature.instead for name, feature in FEATURES.items() if feature.instead and name in lacking]
+
+
 # The features that a keyword of `F.cross_entropy` provides. Every subject has the default reduction.
 KEYWORDS = {
     "weight": ("weight",),

@@ -61,6 +61,12 @@ class Subject:
         """Return the grade that the subject must reach in this dtype."""
         return self.grades.get(dtype, "A")
 
+    def result_dtype(self, implied: torch.dtype) -> torch.dtype:
+        """Return the dtype of the results, where the arguments imply another dtype."""
+        if "half_result" in self.lacks and implied in (torch.float16, torch.bfloat16):
+            return torch.float32
+        return self.dtype or implied
+
     @property
     def dtype_name(self) -> str | None:
         """The name of `dtype`, or None."""

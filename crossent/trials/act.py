@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 from crossent.state import restore, snapshot
+from crossent.subjects.compiler import without_limits
 from crossent.subjects.subject import Loss
 from crossent.words import name_of_class, said, text_of
 
@@ -112,7 +113,8 @@ def perform(act: Callable[..., T], loss: Loss, *arguments: Any) -> Performed[T]:
     """Call `act(loss, *arguments)`, catch any exception but KeyboardInterrupt, and restore the global state."""
     before = snapshot()
     try:
-        made = Performed(act(loss, *arguments))
+        with without_limits():
+            made = Performed(act(loss, *arguments))
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # any exception of a subject, SystemExit too, becomes a finding

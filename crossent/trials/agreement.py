@@ -43,7 +43,7 @@ def further_call(trial: Trial, inputs: Inputs, act: Callable[..., Result] = eval
         raise NotRunError(reason)
     # A copy: `exact_for` reads the inputs themselves, which no subject may change.
     got = trial.evaluate(inputs.copy(), act, *arguments)
-    shape, dtype = inputs.upstream.shape, trial.subject.dtype or dtype_of(inputs)
+    shape, dtype = inputs.upstream.shape, trial.subject.result_dtype(dtype_of(inputs))
     if (got.loss.shape, got.loss.dtype) != (shape, dtype):
         raise MisshapenError(f"got {got.loss.dtype} {tuple(got.loss.shape)}; expected {dtype} {tuple(shape)}")
     return got

@@ -45,7 +45,7 @@ def prepare(
 def _contracts(question: Question, subject: Subject, along: bool) -> Iterator[tuple[Contract, tuple[str, ...]]]:
     """Yield each contract under which a subject is compared, with the names of the results in its format."""
     exact, trial = question.exact, Trial(question, subject, Here(subject.loss))
-    of_loss = subject.dtype_name or str(exact.dtype).removeprefix("torch.")
+    of_loss = str(subject.result_dtype(exact.dtype)).removeprefix("torch.")
     formats = {"loss": of_loss, "gradient": exact.logits_dtype}
     if exact.target_gradient is not None:
         formats["target_gradient"] = name_of(question.inputs.target)

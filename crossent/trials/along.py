@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -61,10 +60,10 @@ def measured(of: str, got: Tensor | None, along: ExactAlong, trial: Trial) -> It
     if got.shape != expected:
         yield Problem("wrong", f"{_WORDS[of]} has shape {tuple(got.shape)}; expected {tuple(expected)}", of)
         return
-    of_loss = trial.subject.dtype or trial.question.exact.dtype
+    of_loss = trial.subject.result_dtype(trial.question.exact.dtype)
     wanted = {"second": inputs.logits.dtype, "upstream_gradient": inputs.upstream.dtype}.get(of, of_loss)
     if got.dtype != wanted:
         yield Problem("wrong", f"{_WORDS[of]} has dtype {got.dtype}; expected {wanted}", of)
         return
     promised = trial.contract(trial.case.dtype, trial.case.rows)
-    yield worst(of, got.detach(), exact, along.bounds(replace(promised, storage=FORMATS[name_of(got)])))
+    yield worst(of, got.detach(), exact, along.bounds(promised.storing(FORMATS[name_of(got)])))

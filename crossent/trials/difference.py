@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary
@@ -63,23 +64,34 @@ class Difference:
     def __str__(self) -> str:
         relative = f"{self.error / abs(self.exact):.3g}" if self.exact else "inf"
         where = f" at index {self.index}" if self.index else ""
+        counts = (
+            f"Mismatched elements: {self.mismatched} / {self.elements} ({100 * self.mismatched / self.elements:.1f}%)"
+        )
+        if not math.isfinite(self.error):
+            return f"{counts}\nExpected {self.exact:.6g}{where}, got {self.got:.6g}"
         return (
-            f"Mismatched elements: {self.mismatched} / {self.elements} ({100 * self.mismatched / self.elements:.1f}%)\n"
+            f"{counts}\n"
             f"Greatest absolute difference: {self.error:.6g}{where} (up to {self.bound:.3g} allowed)\n"
             f"Relative difference there: {relative}, {self.ulp:.3g} ulp"
         )
 
 
-def compare(contract: Contract, got: Result, exact: Exact) -> list[Difference]:
+def compare(contract: Contract, got: Result, exact: Exact, *, zero_mean: bool = False) -> list[Difference]:
     """Return the worst difference of the loss and of each gradient of a result, under a contract.
 
     The result must have the right shape and dtype: see `misshapen` in :mod:`crossent.trials.trial`.
+
+    With `zero_mean`, the mean over no rows is 0 instead of NaN.
     """
     each = bounds_of(contract, got, exact)
     values = {part: getattr(exact, part) for part in each}
     if "gradient" in values and got.gradient is not None:
         values["gradient"] = _or_zero(values["gradient"], exact.terms.kept, rows_of(got.gradient))
-    return [worst(part, getattr(got, part), values[part], bounds) for part, bounds in each.items()]
+    found = [worst(part, getattr(got, part), values[part], bounds) for part, bounds in each.items()]
+    if zero_mean and exact.terms.reduction == "mean" and not exact.terms.kept.any():
+        zero, loss = np.zeros((1, 1)), got.loss.reshape(-1, 1).double().cpu().numpy()
+        found[0] = replace(difference("loss", name_of(got.loss), loss, Ball(zero, zero, zero), zero), index=())
+    return found
 
 
 def bounds_of(contract: Contract, got: Result, exact: Exact) -> dict[str, Bounds]:

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from support.running import run
 
 import crossent
+from crossent.cases.case import Case
 from crossent.cases.grid import grid
 from crossent.report.findings import DEPENDS, Finding, Measured, Outcome, SubjectReport
 from crossent.report.text import common
@@ -62,8 +64,7 @@ def test_that_the_result_depends_on_earlier_calls_is_told():
         calls.append(1)
         return crossent.formula(input, target, **options) * (1.01 if len(calls) % 5 == 0 else 1)
 
-    without = {"unbatched", "spatial", "probability_target", "empty", "errors", "compile", "vmap"}
-    report = crossent.check(counts, dtypes="float32", level="quick", without=without)
+    report = run(counts, [Case("float32", reduction="none", seed=seed) for seed in range(20)])
     groups = {of[0].check: of for of in report.subjects[0].sorts}
     assert common(report.subjects[0], groups["loss"]).startswith(f"{DEPENDS}: ")
     assert DEPENDS not in common(report.subjects[0], groups["repeat"])

@@ -26,6 +26,9 @@ CASES = [
     Case("float32", target="probabilities"),
     Case("float32", (4,)),
     Case("float32", (0, 4), reduction="sum"),
+    Case("float32", (7, 1)),
+    Case("float32", (7, 5), values="inf_off_target"),
+    Case("float32", (7, 5), target="unnormalised"),
     Case("float32", layout="transposed"),
     Case("float32", (3, 4, 2), target_layout="target_transposed"),
 ]
@@ -73,6 +76,12 @@ def not_contiguous(input, target, options):
     return not all(tensor.is_contiguous() for tensor in tensors)
 
 
+def sums_to_one(probabilities):
+    """Whether each sum is nearer to 1 than a difference that a case means."""
+    sums = probabilities.double().sum(min(1, probabilities.dim() - 1))
+    return bool(((sums - 1).abs() < 0.01).all())
+
+
 NEEDS = {
     **{name: any_of(dtype) for name, dtype in DTYPES.items()},
     **{
@@ -89,6 +98,9 @@ NEEDS = {
     "unbatched": lambda x, y, options: x.dim() < 2,
     "spatial": lambda x, y, options: x.dim() > 2,
     "empty": lambda x, y, options: x.numel() == 0,
+    "one_class": lambda x, y, options: x.dim() > 0 and x.shape[min(1, x.dim() - 1)] < 2,
+    "nonfinite": lambda x, y, options: not bool(x.isfinite().all()),
+    "unnormalised": lambda x, y, options: y.is_floating_point() and not sums_to_one(y),
     "strided": not_contiguous,
 }
 

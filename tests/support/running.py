@@ -17,6 +17,7 @@ from crossent.run.parallel import judge_each
 from crossent.run.plan import of_cost
 from crossent.run.settings import Settings
 from crossent.subjects.builtin import TORCH
+from crossent.subjects.features import declared
 from crossent.subjects.loader import load
 from crossent.subjects.subject import Subject
 from crossent.trials import difference
@@ -49,7 +50,8 @@ def run(subjects, cases, checks=SINGLE, device="cpu", *, known=(), hosts=None):
         hosts: where each subject runs, in this process by default.
     """
     subjects = [one if isinstance(one, Subject) else Subject("mine", one) for one in _several(subjects)]
-    report = Report(environment(device), [SubjectReport(subject.name) for subject in subjects])
+    parts = [SubjectReport(subject.name, declared=declared(subject.lacks)) for subject in subjects]
+    report = Report(environment(device), parts)
     with ambient():
         for case in _several(cases):
             case = Case.of(case) if isinstance(case, str) else case

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from crossent.numerics.bounds.rounding import ANY_ORDER, Held, Order
-from crossent.numerics.formats import FLOAT32, FLOAT64, FORMATS, Format
+from crossent.numerics.formats import FLOAT32, FLOAT64, FORMATS, Format, flushing
 
 # The grade that a subject promises, and the grade that a run finds. A: all computation in float32 or better. B: the
 # intermediates have the precision of the logits' dtype. F: the results keep neither bound.
@@ -111,8 +111,8 @@ class Contract:
 
     @cache  # noqa: B019  # there are few contracts
     def storing(self, format: Format) -> Contract:
-        """Return a copy of this contract for results of another format."""
-        return replace(self, storage=format)
+        """Return a copy of this contract for results of another format, which flushes if this contract's formats do."""
+        return replace(self, storage=flushing(format) if self.compute.flushes else format)
 
     @cached_property
     def in_any_order(self) -> Contract:
@@ -138,11 +138,14 @@ class Contract:
 #   kernel       a kernel: computes in float32 or better, sums in any order and in blocks, rounds once; exp and log are
 #                as accurate as CUDA's
 #   fast_kernel  kernel, with the hardware's approximate exp, log and division, as in Triton
-Promise = Literal["eager", "blocked", "torch", "kernel", "fast_kernel"]
+#   logsumexp    kernel, and the full cost of `max + log Σ - x_c` is allowed, however far the logits are from zero
+Promise = Literal["eager", "blocked", "torch", "kernel", "fast_kernel", "logsumexp"]
 
 
 @cache
-def contract(promise: Promise, grade: Grade, dtype: str, *, device: str = "cpu", rows: int = 0) -> Contract:
+def contract(
+    promise: Promise, grade: Grade, dtype: str, *, device: str = "cpu", rows: int = 0, flushes: bool = False
+) -> Contract:
     """Return the contract of a promise for one dtype of logits, at grade A or B.
 
     Grade A: intermediates in float32 or better, sums in any order, one rounding to the dtype of the result.
@@ -158,7 +161,7 @@ def contract(promise: Promise, grade: Grade, dtype: str, *, device: str = "cpu",
     Offset. Most kernels subtract `max + log Σ` from the logits, which rounds by `u |max|`. This error is no larger than
     the error of logits that are known to one rounding only. But if all logits of a row have a large common offset, the
     error can exceed the loss. At grade A, the error may be as large as in a row that spans zero, and an offset may add
-    nothing. At grade B, the full error is allowed.
+    nothing. At grade B, and for the promise "logsumexp", the full error is allowed.
 
     Args:
         promise: The kind of implementation.
@@ -166,13 +169,16 @@ def contract(promise: Promise, grade: Grade, dtype: str, *, device: str = "cpu",
         dtype: The dtype of the logits.
         device: The device, such as "cpu" or "cuda:0".
         rows: The number of rows.
+        flushes: Whether subnormal numbers may be flushed to 0.
     """
-    storage = FORMATS[dtype]
-    kind = {"kernel": "cuda", "fast_kernel": "fast"}.get(promise, "cuda" if device.startswith("cuda") else "cpu")
-    compute = FLOAT64 if storage is FLOAT64 else FLOAT32
-    fused = promise in ("kernel", "fast_kernel")
+    storage = flushing(FORMATS[dtype]) if flushes else FORMATS[dtype]
+    fused = promise in ("kernel", "fast_kernel", "logsumexp")
+    kind = "cuda" if fused or device.startswith("cuda") else "cpu"
+    kind = "fast" if promise == "fast_kernel" else kind
+    wide_enough = FLOAT64 if dtype == FLOAT64.name else FLOAT32
+    compute = flushing(wide_enough) if flushes else wide_enough
     functions = FUNCTIONS[kind, compute.name]
-    wide = Contract("A", storage, compute, functions, fused=fused)
+    wide = Contract("A", storage, compute, functions, fused=fused, offset=promise == "logsumexp")
     wide = replace(wide, of_probability=promise == "blocked", in_target_format=promise == "torch")
     if promise == "torch" and kind == "cpu" and storage is compute:
         wide = replace(wide, row_order=Order(max(_cascade_depth(rows), _sum_depth(rows))))

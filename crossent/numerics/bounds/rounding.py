@@ -7,8 +7,10 @@ assume no distribution of the errors, and they drop no term of second order.
 
 Model: IEEE 754 arithmetic rounded to nearest, `fl(a ∘ b) = (a ∘ b)(1 + δ)` with `|δ| ≤ u`. Where the result underflows
 gradually, the error is instead at most half the smallest subnormal number, absolutely (Higham, Accuracy and Stability
-of Numerical Algorithms, 2nd ed., sec. 2.2). A wider format or a fused multiply-add only leaves roundings out, so the
-bounds cover both. Where a number may overflow its format, its error is infinite: the rules promise nothing.
+of Numerical Algorithms, 2nd ed., sec. 2.2). In a format that flushes, an operation may take a subnormal operand for 0,
+and may return 0 for a subnormal result: the error is then at most the smallest normal number. A wider format or a fused
+multiply-add only leaves roundings out, so the bounds cover both. Where a number may overflow its format, its error is
+infinite: the rules promise nothing.
 
 In the formulas, `u` is the unit roundoff and `η` the smallest subnormal number of the format. `e` is the error of the
 operand and `v` its value. The errors are themselves computed in float64. :func:`safe` widens the final error by more
@@ -55,9 +57,15 @@ class Held:
 
     @staticmethod
     def exactly(value: Array | float, format: Format | None) -> Held:
-        """Return a known number: the computed number is the exact value, and the error is 0."""
+        """Return a known number: the computed number is the exact value, and the error is 0.
+
+        In a format that flushes, 0 may stand for a subnormal number. Its error is then its magnitude.
+        """
         value = np.asarray(value, dtype=np.float64)
-        return Held(value, np.zeros_like(value), format)
+        error = np.zeros_like(value)
+        if format is not None and format.flushes:
+            error = np.where(np.abs(value) < format.smallest_normal, np.abs(value), 0.0)
+        return Held(value, error, format)
 
     def __getitem__(self, rows: slice) -> Held:
         """Return the numbers of some rows."""
@@ -94,7 +102,7 @@ class Held:
             return self
         with np.errstate(all="ignore"):
             once = format.rounding_error(self.largest, under=2 * format.smallest_normal)
-            known = self.error == 0
+            known = (self.error == 0) & ((not format.flushes) | (np.abs(self.value) >= format.smallest_normal))
             if format.precision < 53 and known.any():
                 lost = np.abs(format.nearest(self.value) - self.value)
                 once = either(known & np.isfinite(lost), lost, once)
@@ -135,6 +143,7 @@ class Held:
             total = Held(value, error, None)
             if format.precision == 53:
                 once = either(error == 0, lost, format.unit_roundoff * total.largest)
+                once = np.maximum(once, format.rounding_error(total.largest)) if format.flushes else once
                 return Held(value, error + once, format)._bounded(self, other)
             rounded = total.rounded(format)
             return Held(value, rounded.error + lost, format)._bounded(self, other)
@@ -301,6 +310,8 @@ class Held:
             grown = depth * format.unit_roundoff
             once = np.where(grown < 0.5, passed * format.unit_roundoff / (1 - grown), np.inf)
             once = np.where((count <= 1) | self._sums_exactly(format, size), 0.0, once)
+            if format.flushes:
+                once = once + np.maximum(count - 1, 0) * format.smallest_normal
             once = np.where(format.overflows(size), np.inf, once)
             error = np.where(np.isfinite(total), self.error.sum(-1) + once, 0.0)
             error = np.where(np.isnan(total), np.inf, error)
@@ -331,6 +342,6 @@ def _one_rounding(value: Array, error: Array, format: Format) -> Array:
     """Return the error that one rounding adds. In formats below float64, that of a known number is known exactly."""
     if format.precision == 53:
         largest = np.abs(value) + error
-        return either(largest == 0, 0.0, np.maximum(format.unit_roundoff * largest, format.smallest_subnormal))
+        return format.rounding_error(largest)
     rounded = Held(value, error, None).rounded(format).error
     return either(np.isinf(error), 0.0, rounded - error)

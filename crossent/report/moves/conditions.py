@@ -36,12 +36,14 @@ def others(old: Report, new: Report) -> list[tuple[str, str, str]]:
         for name in {**was, **now}
         if was.get(name, "") != now.get(name, "") or (name in was) != (name in now)
     ]
-    before = {part.name: part.contract for part in old.subjects}
-    shared = [(part.name, before[part.name], part.contract) for part in new.subjects if part.name in before]
-    return [
-        *different,
-        *((f"contract of {name}", was or _BY_DEFAULT, now or _BY_DEFAULT) for name, was, now in shared if was != now),
-    ]
+    before = {part.name: part for part in old.subjects}
+    shared = [(before[part.name], part) for part in new.subjects if part.name in before]
+    for was_part, part in shared:
+        contracts = was_part.contract or _BY_DEFAULT, part.contract or _BY_DEFAULT
+        declared = "; ".join(was_part.declared) or "nothing", "; ".join(part.declared) or "nothing"
+        different += [(f"contract of {part.name}", *contracts)] if contracts[0] != contracts[1] else []
+        different += [(f"declared of {part.name}", *declared)] if declared[0] != declared[1] else []
+    return different
 
 
 def _described(run: Report, partial: bool) -> dict[str, str]:

@@ -278,7 +278,7 @@ def _moves(old: SubjectReport, new: SubjectReport) -> Iterator[Move]:
             now_is = _side(check, now, findings[1].get((case, check)), both, alike)
             policy = POLICY_NAMES.get(case, "")
             kind = kind_of(check, was, now_is, bool(policy))
-            if old.contract != new.contract and kind is not Kind.SAME:
+            if (old.contract, [*old.declared]) != (new.contract, [*new.declared]) and kind is not Kind.SAME:
                 kind = Kind.BEHAVIOUR  # no other kind can be told, since the two runs have different bounds
             found = ((name, findings[1].get((case, name))) for name in now.checks if name not in both)
             # A call that is refused under a transform only does not have a wrong result.

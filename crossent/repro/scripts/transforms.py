@@ -111,7 +111,8 @@ def call_under_autocast():
     """Call the subject under autocast, which widens half precision to float32."""
 
     def under_autocast(*arguments, **options):
-        with torch.autocast(logits.device.type, dtype=torch.bfloat16):
+        cast = torch.float16 if logits.dtype == torch.float16 else torch.bfloat16
+        with torch.autocast(logits.device.type, dtype=cast):
             return subject(*arguments, **options)
 
     result = evaluate(*given, loss_of=under_autocast)

@@ -1,0 +1,253 @@
+"""Declarations: what a loss may do instead of what torch does. The checks then expect that, and judge the rest."""
+
+import contextlib
+
+import pytest
+import torch
+from support.checks import ALWAYS, CHECKS
+from support.running import run
+from support.subjects import TENSOR_FORMS
+
+import crossent
+from crossent.cases.axes import DTYPES
+from crossent.cases.bad_inputs import BAD_INPUT_KINDS, BAD_INPUTS
+from crossent.cases.case import Case
+from crossent.report.reader import report_of
+from crossent.run.plan import plan
+from crossent.subjects.features import FEATURES, declared
+from crossent.subjects.loader import load
+from crossent.trials.check import Cost
+
+HALVES = [Case(dtype, reduction=reduction) for dtype in ("float16", "bfloat16") for reduction in ("none", "mean")]
+CHEAP = [check for check in CHECKS.values() if check.cost in (Cost.CALL, Cost.AGAIN, Cost.CALLS)]
+NOTHING = [Case("float32", ignored="ignored_all"), Case("float32", (0, 5)), Case("bfloat16", ignored="ignored_all")]
+
+
+def judged(loss, cases, without=(), checks=ALWAYS, **options):
+    return run(load(loss, without=without, **options), cases, checks)
+
+
+def kinds(report):
+    return {(finding.check, finding.kind) for finding in report.findings}
+
+
+def widened(input, target, weight=None, **options):
+    """As in many models: the logits are cast to float32, and the loss stays in float32."""
+    half = input.dtype in (torch.float16, torch.bfloat16)
+    cast = [one.float() if one is not None and half else one for one in (input, weight)]
+    target = target.float() if half and target.is_floating_point() else target
+    return crossent.formula(cast[0], target, weight=cast[1], **options)
+
+
+def test_a_float32_loss_of_half_precision_logits_passes_where_it_is_declared():
+    cases = [*HALVES, Case("float16", target="probabilities"), Case("float32", reduction="none")]
+    report = judged(widened, cases, ["half_result"], CHEAP)
+    assert [str(finding) for finding in report.findings] == []
+    assert report.subjects[0].declared == ["returns float32 for half precision"]
+    assert report.summary.endswith("within its error bound, with 1 declared difference")
+    assert "declared: widened returns float32 for half precision" in str(report)
+    assert kinds(judged(crossent.formula, HALVES, ["half_result"])) == {("result", "wrong")}
+
+
+def test_an_undeclared_float32_loss_is_judged_by_its_numbers_too_and_the_message_names_the_declaration():
+    (finding,) = judged(widened, HALVES[0]).findings
+    assert finding.message == (
+        "got torch.float32 (7,); expected torch.float16 (7,)\nIf that is meant: --without half_result"
+    )
+    wrong = judged(lambda *args, **options: widened(*args, **options) * 1.01, HALVES[0], checks=CHEAP)
+    assert {"result", "loss", "gradient"} == {finding.check for finding in wrong.findings}
+    (outcome,) = wrong.subjects[0].outcomes.values()
+    assert outcome.not_run["repeat"] == "needs a correct `result` first"
+
+
+def zero_mean(input, target, reduction="mean", **options):
+    """The mean divides by at least 1."""
+    if reduction != "mean" or target.is_floating_point():
+        return crossent.formula(input, target, reduction=reduction, **options)
+    kept = target.long() != options.get("ignore_index", -100)
+    if kept.any():
+        return crossent.formula(input, target, **options)
+    return crossent.formula(input, target, reduction="sum", **options)
+
+
+def test_a_mean_over_no_rows_is_zero_where_that_is_declared_and_nan_otherwise():
+    assert kinds(judged(zero_mean, NOTHING, ["nan_mean"], CHEAP)) == set()
+    assert kinds(judged(crossent.formula, NOTHING, ["nan_mean"])) == {("loss", "wrong")}
+    (finding, *_) = judged(zero_mean, NOTHING[0]).findings
+    assert finding.message.splitlines()[1] == "Expected nan, got 0"
+    off = judged(lambda *args, **options: zero_mean(*args, **options) + 1e-30, NOTHING[0], ["nan_mean"])
+    assert kinds(off) == {("loss", "wrong")}
+
+
+@contextlib.contextmanager
+def flushed():
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor does not flush subnormal numbers")
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
+class Flushing(torch.autograd.Function):
+    """A form whose forward and backward passes take subnormal operands for 0, and return 0 for subnormal results."""
+
+    @staticmethod
+    def forward(ctx, form, logits, target, options):
+        with flushed(), torch.enable_grad():
+            leaves = [one.detach().requires_grad_(one.is_floating_point()) for one in (logits, target)]
+            loss = form(*leaves, **options)
+        ctx.loss, ctx.leaves = loss, [leaf for leaf in leaves if leaf.requires_grad]
+        return loss.detach().clone()
+
+    @staticmethod
+    def backward(ctx, upstream):
+        with flushed():
+            made = torch.autograd.grad(ctx.loss, ctx.leaves, upstream, retain_graph=True)
+        return (None, *made, *[None] * (3 - len(made)))
+
+
+def flushing(form):
+    return lambda logits, target, **options: Flushing.apply(form, logits, target, options)
+
+
+SUBNORMAL = "float32-2049x5-assorted-int64-sum-weight_decades-ignored-strided-target_strided-seed7"
+
+
+def test_a_gradient_that_is_flushed_to_zero_passes_where_that_is_declared():
+    loss = flushing(crossent.log_softmax_nll)
+    (finding,) = judged(loss, Case.of(SUBNORMAL)).findings
+    assert (finding.check, finding.numbers.got) == ("gradient", 0.0)
+    assert 0 < finding.numbers.exact < 2.0**-126
+    assert kinds(judged(loss, Case.of(SUBNORMAL), ["subnormal"])) == set()
+
+
+@pytest.mark.parametrize("form", [subject.loss for subject in TENSOR_FORMS], ids=lambda form: form.__name__)
+def test_forms_under_a_processor_that_flushes_keep_the_declared_bounds(form, seed):
+    every = [case for case in plan("normal", tuple(DTYPES), seed) if isinstance(case, Case)]
+    few = [case for case in every if case.rows * case.classes < 20_000][::40]
+    report = judged(flushing(form), few, ["subnormal"], [one for one in ALWAYS if one.name != "repeat"])
+    assert [str(finding) for finding in report.findings] == []
+
+
+def test_a_declared_flush_allows_no_larger_error():
+    """A gradient above the smallest normal number may not become 0."""
+
+    def loses(input, target, **options):
+        input.register_hook(lambda gradient: gradient + 2.0**-124)
+        return crossent.formula(input, target, **options)
+
+    case = Case("float32", (7, 5), values="inf_off_target", reduction="sum")
+    assert kinds(judged(crossent.formula, case, ["subnormal"])) == set()
+    assert kinds(judged(loses, case, ["subnormal"])) >= {("gradient", "wrong")}
+
+
+def overwrites(input, target, **options):
+    before = input.clone()
+    with torch.no_grad():
+        input.add_(1)
+    return crossent.formula(before, target, **options)
+
+
+def test_a_loss_may_write_into_its_arguments_where_that_is_declared():
+    case = Case("float32", reduction="none")
+    assert kinds(judged(overwrites, case)) == {("arguments", "changed_input")}
+    report = judged(overwrites, case, ["arguments"])
+    assert kinds(report) == set()
+    assert report.subjects[0].not_run["arguments"] == {"is declared without arguments": 1}
+    # A bad call may write, too.
+    bad = BAD_INPUTS[0]
+    assert ("arguments", "changed_input") in kinds(judged(overwrites, bad))
+    assert kinds(judged(overwrites, bad, ["arguments"])) == set()
+
+
+@pytest.mark.parametrize("kind", BAD_INPUT_KINDS)
+def test_a_loss_may_lack_one_kind_of_error_and_must_raise_all_others(kind):
+    of_kind = {bad.id for bad in BAD_INPUTS if bad.kind == kind}
+    assert of_kind
+
+    def accepts(id):
+        def loss(input, target, **options):
+            return crossent.formula(input, target, **options) if id not in of_kind else input.sum()
+
+        return loss
+
+    for bad in BAD_INPUTS:
+        declared_missing = judged(accepts(bad.id), bad, [kind])
+        assert kinds(declared_missing) == set()
+        assert bool(declared_missing.subjects[0].not_applicable) == (bad.id in of_kind)
+        assert (kinds(judged(accepts(bad.id), bad)) == {("errors", "accepted")}) == (bad.id in of_kind)
+
+
+def test_another_class_of_error_passes_where_that_is_declared_and_no_error_does_not():
+    def other(input, target, **options):
+        try:
+            return crossent.formula(input, target, **options)
+        except Exception as error:
+            raise KeyError(str(error)) from None
+
+    assert kinds(judged(other, BAD_INPUTS)) == {("errors", "wrong")}
+    assert kinds(judged(other, BAD_INPUTS, ["error_classes"])) == set()
+    returns = judged(lambda logits, *args, **options: logits.sum(), BAD_INPUTS[0], ["error_classes"])
+    assert kinds(returns) == {("errors", "accepted")}
+
+
+def test_a_grade_of_one_dtype_leaves_the_other_dtype_at_grade_a():
+    """torch computes in the dtype of the logits: where the loss is 0.001, it returns 0."""
+    loss, cases = torch.nn.functional.cross_entropy, [Case(dtype, (4, 2), "sure") for dtype in ("float16", "bfloat16")]
+    assert {finding.case for finding in judged(loss, cases).findings} == {one.id for one in cases}
+    left = judged(loss, cases, grade="float16=B").findings
+    assert {finding.case for finding in left} == {cases[1].id}
+    assert kinds(judged(loss, cases, grade="B")) == set()
+    with pytest.raises(ValueError, match=r"grade: got 'C'; allowed are A, B, float16=B, bfloat16=B"):
+        load(loss, grade="C")
+
+
+def test_a_chosen_grade_holds_for_the_cases_that_show_failures_of_torch():
+    sure = Case("bfloat16", (4, 2), "sure", name="half_sure", grade="A")
+    assert kinds(judged(torch.nn.functional.cross_entropy, sure, grade="B")) == set()
+    assert ("loss", "wrong") in kinds(judged(torch.nn.functional.cross_entropy, sure, contract="torch"))
+
+
+def by_logsumexp(input, target, reduction="mean"):
+    losses = torch.logsumexp(input, 1) - input.gather(1, target[:, None])[:, 0]
+    return {"none": lambda: losses, "mean": losses.mean, "sum": losses.sum}[reduction]()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_logsumexp_minus_the_logit_passes_under_its_contract_alone(dtype):
+    cases = [Case(dtype, values=values, reduction="none") for values in ("normal", "large_offset", "negative_offset")]
+    assert kinds(judged(by_logsumexp, cases, contract="logsumexp")) == set()
+    assert kinds(judged(by_logsumexp, cases)) >= {("loss", "wrong"), ("gradient", "wrong")}
+
+    def rounds(input, target, reduction="mean"):
+        return by_logsumexp(input.bfloat16().to(input.dtype), target, reduction)
+
+    assert ("loss", "wrong") in kinds(judged(rounds, cases, contract="logsumexp"))
+
+
+def test_options_that_make_no_difference_are_named_with_their_declaration():
+    def ignores(input, target, **options):
+        return crossent.formula(input, target, ignore_index=options.get("ignore_index", -100))
+
+    case = Case("float32", weight="weighted", label_smoothing=0.1, reduction="none")
+    (finding,) = judged(ignores, case).findings
+    unused = "The loss is the same without weight and reduction and label_smoothing. If that is meant: "
+    assert finding.message.splitlines()[-1] == f"{unused}--without weight reduction label_smoothing"
+    assert kinds(judged(ignores, case, ["weight", "reduction", "label_smoothing"])) == set()
+    wrong = judged(lambda *args, **options: crossent.formula(*args, **options) * 1.01, case).findings
+    assert not any("the same without" in finding.message for finding in wrong)
+
+
+def test_a_report_keeps_what_was_declared():
+    report = judged(widened, HALVES, ["half_result", "nan_mean", "vmap"])
+    assert report.subjects[0].declared == declared(["nan_mean", "half_result"])
+    again = report_of(report.to_json())
+    assert list(again.subjects[0].declared) == report.subjects[0].declared
+    assert again.summary == report.summary
+
+
+def test_every_declaration_says_what_the_loss_does_instead():
+    assert [name for name, feature in FEATURES.items() if feature.instead] == [
+        "reduction", "half_result", "nan_mean", "subnormal", "arguments", "error_classes",
+    ]  # fmt: skip
