@@ -172,7 +172,7 @@ def check(
 
     from crossent.console import Output, progress
     from crossent.machine import cores
-    from crossent.report.kept import keep
+    from crossent.report.last_findings import keep
     from crossent.report.moves.diff import diff as diff_of
     from crossent.run.runner import Interrupted
     from crossent.run.runner import check as run_check

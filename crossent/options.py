@@ -143,7 +143,7 @@ def _with_dashes(message: str) -> str:
     context = click.get_current_context(silent=True)
     for parameter in context.command.params if context and colon else ():
         option = max(parameter.opts, key=len)
-        if option.startswith("--") and name in (parameter.name, option[2:].replace("-", " ")):
+        if option.startswith("--") and name in (parameter.name, option[2:]):
             return f"{option}:{rest}"
     return message
 
@@ -219,7 +219,7 @@ def chosen_part(
         raise click.UsageError("--last-failed names its checks and cases: give it without --check and --case")
     chosen: dict[str, Any] = {"checks": checks, "cases": cases, "max_findings": 1 if exitfirst else max_findings}
     if last_failed:
-        from crossent.report.kept import last_failed as failed_in_last_run
+        from crossent.report.last_findings import last_failed as failed_in_last_run
 
         chosen["cases"] = failed_in_last_run(subjects)
         if not chosen["cases"]:

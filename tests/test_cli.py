@@ -28,7 +28,7 @@ def run(capsys, *arguments):
 def one_job(monkeypatch, tmp_path):
     """Most of these runs are over before another process would have started. Their reports are kept elsewhere."""
     monkeypatch.setattr("crossent.machine.cores", lambda: None)
-    monkeypatch.setattr("crossent.report.kept.FOLDER", str(tmp_path / "cache"))
+    monkeypatch.setattr("crossent.report.last_findings.FOLDER", str(tmp_path / "cache"))
 
 
 @pytest.fixture

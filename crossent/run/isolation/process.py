@@ -96,7 +96,7 @@ class IsolatedProcess:
             return Performed(ended="crashed", how=f"its process ended: {status_in_words(self._end())}")
         except wire.DamagedError as damage:
             self._end()
-            return Performed(ended="crashed", how=f"its process replied with {damage}")
+            return Performed(ended="crashed", how=f"its process sent {damage}")
         return self._checked(self._with_output(performed), act, arguments)
 
     def _checked(
