@@ -188,7 +188,7 @@ def test_a_file_or_a_folder_without_permission_is_said_before_the_run(capsys, mo
     assert path.read_text() == "before"
 
 
-@pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="waits for a system with /dev/full")
+@pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="needs a system with /dev/full")
 @pytest.mark.parametrize("option", ["--json", "--html"])
 def test_a_full_disk_is_one_line_after_the_table(capsys, one_case, option):
     status, out, err = run(capsys, "check", "formula", "--dtype", "float64", option, "/dev/full")
@@ -197,7 +197,7 @@ def test_a_full_disk_is_one_line_after_the_table(capsys, one_case, option):
     assert err == "crossent: /dev/full cannot be written: No space left on device\n"
 
 
-@pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="waits for a system with /dev/full")
+@pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="needs a system with /dev/full")
 def test_a_page_is_written_beside_the_report_even_where_that_fails(capsys, one_case, tmp_path):
     path = tmp_path / "report.html"
     arguments = ("--dtype", "float64", "--json", "/dev/full", "--html", str(path))
@@ -316,7 +316,7 @@ def test_a_closed_pipe_is_silent(arguments):
     assert error == b""
 
 
-@pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="waits for a system with /dev/full")
+@pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="needs a system with /dev/full")
 def test_a_full_disk_is_one_line():
     with open("/dev/full", "w") as full:
         process = subprocess.run(

@@ -833,7 +833,7 @@ def test_inputs_target_and_weight_are_left_unchanged(form, reduction, dtype, tar
         assert tensor._version == version, name
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="waits for a CUDA device")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")  # said once, whatever is done
 @each_reduction
 @each_form
@@ -1274,13 +1274,13 @@ def test_a_bad_class_is_an_index_error_under_vmap_too(form):
 def compiles():
     """Skip where torch.compile cannot work: no C++ compiler, or a Python that this torch does not compile."""
     if shutil.which(os.environ.get("CXX", "g++")) is None:
-        pytest.skip("waits for a C++ compiler")
+        pytest.skip("needs a C++ compiler")
     try:
         torch.compile(torch.sin, backend="eager")
     except RuntimeError as error:  # torch 2.0.1: "Python 3.11+ not yet supported for torch.compile"
         if "supported" not in str(error):
             raise
-        pytest.skip(f"waits for a torch that compiles on this Python: {error}")
+        pytest.skip(f"needs a torch that compiles on this Python: {error}")
 
 
 @functools.cache

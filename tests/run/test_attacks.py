@@ -30,7 +30,7 @@ SLICE = [
 ]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="waits for Linux")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
 @pytest.mark.parametrize("name", SLICE)
 def test_an_attack_ends_with_a_finding_in_time_and_leaves_nothing(name):
     ran = run(ATTACKS[name])

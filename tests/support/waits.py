@@ -28,7 +28,7 @@ def computing(dtype):
 float16 = computing("float16")
 
 
-def waits_for_reading(name):
+def skip_unless_readable(name):
     """Skip a test if torch cannot read this state, which a test may then not change: nothing sets the state back."""
     if name == "the threads of autograd" and STATES[name][0]() is None:
         pytest.skip("needs a torch that says whether autograd has threads")
