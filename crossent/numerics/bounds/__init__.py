@@ -13,6 +13,7 @@ unbounded      the reasons for infinite bounds
 
 To allow one more rounding, change the formula in `intermediates` or `loss`. To allow another order of operations,
 compute both orders in the function that bounds the number, and return `intermediates.wider(one, other)`. The orders of
-a sum are a `rounding.Order`; `Contract.row_order` is the order of the sum over the batch. A permission for some implementations only is a field of `Contract`. A
-new operation is a method of `Held`. Afterwards `nox -s mutants figures` shows whether a bug escapes.
+a sum are a `rounding.Order`; `Contract.row_order` is the order of the sum over the batch. A permission for some
+implementations only is a field of `Contract`. A new operation is a method of `Held`. Afterwards
+`nox -s mutants figures` shows whether a bug escapes.
 """
