@@ -11,8 +11,9 @@ from typing import Any
 
 import click
 
+from crossent import options
 from crossent.choices import CONTRACT_NAMES, DTYPE_NAMES, GRADE_NAMES, LEVELS
-from crossent.options import SEED_OPTION, Row, Seed, chosen_files, chosen_part, one_line, part_options, recorded, write
+from crossent.options import SEED_OPTION, chosen_files, chosen_part, one_line, part_options, recorded, write
 from crossent.words import printable
 
 # A command imports what it needs when it runs: `crossent --help` and a misspelt option wait for no import of torch.
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status = crossent.main(arguments, prog_name="crossent", standalone_mode=False)
     except click.ClickException as error:
-        click.echo(f"crossent: {printable(' '.join(error.format_message().split()))}", err=True)
+        click.echo(f"crossent: {printable(' '.join(options.message_of(error).split()))}", err=True)
         return WRONG_USE
     except (click.Abort, KeyboardInterrupt):
         click.echo("crossent: interrupted", err=True)
@@ -70,19 +71,19 @@ def crossent(context: click.Context) -> int:
     "--dtype",
     "dtypes",
     multiple=True,
-    type=click.Choice(DTYPE_NAMES),
+    type=options.Word(DTYPE_NAMES),
     help="Dtype of the logits. Repeat the option for several.  [default: all four]",
 )
 @click.option(
     "--level",
-    type=click.Choice(LEVELS),
+    type=options.Word(LEVELS),
     default="normal",
     show_default=True,
     help="How many cases and checks run: seconds, minutes, or hours.",
 )
 @click.option(
     "--seed",
-    type=Seed(),
+    type=options.Seed(),
     help="Seed of the numbers in the cases; random draws one.  [default: random for your functions, 0 otherwise]",
 )
 @click.option(
@@ -93,12 +94,12 @@ def crossent(context: click.Context) -> int:
 )
 @click.option(
     "--contract",
-    type=click.Choice(CONTRACT_NAMES),
+    type=options.Word(CONTRACT_NAMES),
     help="What the subjects promise: see `crossent list contracts`. For F.cross_entropy: torch.  [default: kernel]",
 )
 @click.option(
     "--grade",
-    type=click.Choice(GRADE_NAMES),
+    type=options.Word(GRADE_NAMES),
     help="How precisely the subjects compute float16 and bfloat16. A: in float32 or wider, with one rounding at the "
     "end. B: in the dtype itself; float16=B: in float16 alone.  [default: A; with --contract torch: B]",
 )
@@ -107,15 +108,13 @@ def crossent(context: click.Context) -> int:
     metavar="FILE",
     help="TOML file of known failures with their reasons. They are shown, and do not fail the run.",
 )
-@click.option(
-    "--jobs", type=click.IntRange(1, 1024), help="Number of worker processes.  [default: the number of cores]"
-)
+@click.option("--jobs", type=options.Whole(1, 1024), help="Number of worker processes.  [default: the number of cores]")
 @click.option(
     "--timeout",
-    type=click.FloatRange(0, min_open=True),
+    type=options.Positive(),
     default=300.0,
     show_default=True,
-    help="Seconds for one case. A subject that takes longer counts as hung.",
+    help="Seconds for one call of a subject. A call that takes longer is a finding (hung), and ends its case.",
 )
 @part_options
 @click.option(
@@ -163,8 +162,8 @@ def check(
     Loss and gradients must be within the derived error bounds, over a covering array of the options and over inputs
     from published bugs. Bad input must raise the right error. The command runs your functions in isolated processes.
 
-    Exit status: 0 all checks passed, 1 a check failed or the baseline shows a regression, 2 wrong use, 3 nothing ran,
-    130 interrupted, 141 the output could not be written.
+    Exit status: 0 all checks passed, 1 a check failed, a check has no evidence in a dtype, or the baseline shows a
+    regression, 2 wrong use, 3 nothing ran, 130 interrupted, 141 the output could not be written.
     """
     files = chosen_files(json_file, html_file)
     if (strict or force) and baseline_file is None:
@@ -173,7 +172,7 @@ def check(
 
     from crossent.console import Output, progress
     from crossent.machine import cores
-    from crossent.report.kept import keep
+    from crossent.report.last_findings import keep
     from crossent.report.moves.diff import diff as diff_of
     from crossent.run.runner import Interrupted
     from crossent.run.runner import check as run_check
@@ -260,12 +259,12 @@ def diff(old: str, new: str, strict: bool, force: bool, json_file: str | None, h
 
 
 @crossent.command("list", short_help="List subjects, checks, cases, features, contracts or bugs.")
-@click.argument("what", metavar="|".join(_LISTS), type=click.Choice(_LISTS))
+@click.argument("what", metavar="|".join(_LISTS), type=options.Word(_LISTS))
 @click.option(
-    "--level", type=click.Choice(LEVELS), default="normal", show_default=True, help="Level whose cases are listed."
+    "--level", type=options.Word(LEVELS), default="normal", show_default=True, help="Level whose cases are listed."
 )
 def list_(what: str, level: str) -> None:
-    r"""List subjects, checks, cases, features, contracts or bugs.
+    """List subjects, checks, cases, features, contracts or bugs.
 
     \b
     subjects   the functions of this package that `check` takes by name
@@ -274,7 +273,7 @@ def list_(what: str, level: str) -> None:
     features   what a subject may lack; declare it with `check --without`
     contracts  promises about arithmetic; choose one with `check --contract`
     bugs       published bugs, each with the cases that trigger the bug
-    """
+    """  # noqa: D301  # click reads the escape: it keeps the lines of the list
     from crossent.console import listed
 
     click.echo("\n".join(listed(what, level)))
@@ -317,10 +316,12 @@ def repro(finding: str, report: str | None, device: str | None, passed: bool, he
 
 
 @crossent.command()
-@click.option("--logits", type=Row(), metavar="TEXT", help="Logits of one row, separated by commas.  [default: 3,1,-3]")
+@click.option(
+    "--logits", type=options.Row(), metavar="TEXT", help="Logits of one row, separated by commas.  [default: 3,1,-3]"
+)
 @click.option("--target", type=int, help="True class.  [default: 0]")
 @click.option("--random", is_flag=True, help="Use a random row and a random class.")
-@click.option("--classes", type=click.IntRange(1, 1_000_000), help="Number of classes, with --random.  [default: 5]")
+@click.option("--classes", type=options.Whole(1, 1_000_000), help="Number of classes, with --random.  [default: 5]")
 @click.option("--seed", type=SEED_OPTION, help="Seed of the random row.  [default: 0]")
 def explain(
     logits: tuple[float, ...] | None, target: int | None, random: bool, classes: int | None, seed: int | None

@@ -18,18 +18,60 @@ from crossent.files import is_stream
 if TYPE_CHECKING:
     from crossent.report.report import Report
 
+
+class _Allowed:
+    """A type of click whose error says what was given and what is allowed, in the words of `crossent.check`."""
+
+    @property
+    def allowed(self) -> str:
+        """What is allowed, with its verb."""
+        if isinstance(self, click.Choice):
+            return f"are {', '.join(self.choices)}"
+        assert isinstance(self, (click.IntRange, click.FloatRange))
+        if self.max is not None:
+            return f"are {self.min} to {self.max}"
+        return f"is more than {self.min}" if self.min_open else f"is {self.min} or more"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        """Return the value as click does."""
+        try:
+            return super().convert(value, parameter, context)  # type: ignore[misc]
+        except click.BadParameter:
+            raise click.BadParameter(f"got {value!r}; allowed {self.allowed}", context, parameter) from None
+
+
+class Word(_Allowed, click.Choice):  # type: ignore[type-arg]  # which click 8.1 does not have
+    """One of several words."""
+
+
+class Whole(_Allowed, click.IntRange):
+    """A whole number in a range."""
+
+
+class Positive(_Allowed, click.FloatRange):
+    """A number above 0."""
+
+    def __init__(self) -> None:
+        super().__init__(0, min_open=True)
+
+
 # numpy and torch both accept seeds of 32 bits.
-SEED_OPTION = click.IntRange(0, 2**32 - 1)
+SEED_OPTION = Whole(0, 2**32 - 1)
 
 
-class Seed(click.ParamType):  # type: ignore[type-arg]  # which click 8.1 does not have
+class Seed(click.ParamType):  # type: ignore[type-arg]
     """A number, or the word "random"."""
 
     name = "integer or random"
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> int | str:
         """Return the number, or the word."""
-        return value if value == "random" else SEED_OPTION.convert(value, parameter, context)
+        if value == "random":
+            return "random"
+        try:
+            return int(SEED_OPTION.convert(value, parameter, context))
+        except click.BadParameter as error:
+            self.fail(f"{error.message}, and random", parameter, context)
 
 
 class Row(click.ParamType):  # type: ignore[type-arg]
@@ -85,11 +127,36 @@ def write(files: Mapping[str, str], by: Mapping[str, Callable[[str], None]]) -> 
 
 @contextmanager
 def one_line() -> Iterator[None]:
-    """Turn the errors that the package raises for bad input into one line of wrong use."""
+    """Turn the errors that the package raises for bad input into one line of wrong use.
+
+    `level: got 'quik'` becomes `--level: got 'quik'`, if the command has this option.
+    """
     try:
         yield
     except (ValueError, IndexError, TypeError, RuntimeError, MemoryError) as error:
-        raise click.UsageError(str(error)) from None
+        raise click.UsageError(_with_dashes(str(error))) from None
+
+
+def _with_dashes(message: str) -> str:
+    """Return a message of the package, with the option in place of the Python argument that the message begins with."""
+    name, colon, rest = message.partition(":")
+    context = click.get_current_context(silent=True)
+    for parameter in context.command.params if context and colon else ():
+        option = max(parameter.opts, key=len)
+        if option.startswith("--") and name in (parameter.name, option[2:]):
+            return f"{option}:{rest}"
+    return message
+
+
+def message_of(error: click.ClickException) -> str:
+    """Return the message of an error of click. If a value is wrong, the message begins with its option."""
+    if type(error) is not click.BadParameter:
+        return error.format_message()
+    option = error.param_hint or ""
+    if error.param is not None:
+        named = isinstance(error.param, click.Option)
+        option = max(error.param.opts, key=len) if named else str(error.param.name).upper()
+    return f"{option}: {error.message}" if option else error.message
 
 
 _PART = (
@@ -98,7 +165,7 @@ _PART = (
         "checks",
         metavar="NAME",
         multiple=True,
-        type=click.Choice(CHECK_NAMES),
+        type=Word(CHECK_NAMES),
         help="Run this check only; see `crossent list checks`. `call` and `result` run with it. Repeatable.",
     ),
     click.option(
@@ -119,7 +186,7 @@ _PART = (
     click.option(
         "--max-findings",
         metavar="N",
-        type=click.IntRange(1),
+        type=Whole(1),
         help="Stop after this many findings. Known failures do not count.",
     ),
     click.option("--no-cache", is_flag=True, help="Do not write findings to .crossent_cache for --last-failed."),
@@ -152,7 +219,7 @@ def chosen_part(
         raise click.UsageError("--last-failed names its checks and cases: give it without --check and --case")
     chosen: dict[str, Any] = {"checks": checks, "cases": cases, "max_findings": 1 if exitfirst else max_findings}
     if last_failed:
-        from crossent.report.kept import last_failed as failed_in_last_run
+        from crossent.report.last_findings import last_failed as failed_in_last_run
 
         chosen["cases"] = failed_in_last_run(subjects)
         if not chosen["cases"]:

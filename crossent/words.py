@@ -32,7 +32,7 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
-def word(text: str) -> str:
+def shell_word(text: str) -> str:
     """Return a text as one word of a shell command.
 
     A text with control characters is escaped in the `$'…'` notation of bash and zsh.

@@ -24,7 +24,7 @@ from crossent.trials.call import evaluate
 
 def needs(*packages):
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
-    return pytest.mark.skipif(bool(missing), reason=f"waits for the package {', '.join(missing)}")
+    return pytest.mark.skipif(bool(missing), reason=f"needs the package {', '.join(missing)}")
 
 
 def _has_interpreter():  # looked up in a way that does not import it: the interpreter must be on by then
@@ -294,7 +294,7 @@ def test_bfloat16_is_not_asked_of_kernels_in_tritons_interpreter(variable, impor
     assert ("bfloat16" in as_subject(F.cross_entropy).lacks) == (variable == "1" and imported)
 
 
-@pytest.mark.skipif(not _has_interpreter(), reason="waits for the package triton, of 3.0 or newer: its interpreter")
+@pytest.mark.skipif(not _has_interpreter(), reason="needs the package triton, of 3.0 or newer: its interpreter")
 def test_a_kernel_of_tritons_is_checked_in_its_interpreter(tmp_path):
     # In a process of its own: Triton is interpreted where it is from its import on.
     file = tmp_path / "padded.py"

@@ -14,7 +14,7 @@ from crossent.cases.axes import DTYPES
 from crossent.cases.case import Case
 from crossent.cases.edges import edges
 from crossent.cases.grid import grid
-from crossent.cli import INTERRUPTED, NOT_WRITTEN, NOTHING_RAN, PASSED, WRONG_USE, main
+from crossent.cli import INTERRUPTED, NOT_WRITTEN, NOTHING_RAN, PASSED, WRONG_USE, crossent, main
 from crossent.forms import FORMS
 
 
@@ -28,7 +28,7 @@ def run(capsys, *arguments):
 def one_job(monkeypatch, tmp_path):
     """Most of these runs are over before another process would have started. Their reports are kept elsewhere."""
     monkeypatch.setattr("crossent.machine.cores", lambda: None)
-    monkeypatch.setattr("crossent.report.kept.FOLDER", str(tmp_path / "cache"))
+    monkeypatch.setattr("crossent.report.last_findings.FOLDER", str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -93,9 +93,20 @@ def test_check_exits_3_when_nothing_ran(capsys, monkeypatch):
         (("check", "--dtype", "float8"), "float8"),
         (("check", "--device", "cuda:99"), "cuda:99"),
         (("check", "--device", "toaster"), "toaster"),
-        (("check", "--contract", "tensorflow"), "'tensorflow' is not one of 'kernel', 'fast', 'eager', 'torch'"),
+        (
+            ("check", "--contract", "tensorflow"),
+            "--contract: got 'tensorflow'; allowed are kernel, fast, ",
+        ),
+        (("check", "--level", "quik"), "--level: got 'quik'; allowed are quick, normal, thorough\n"),
+        (("check", "--without", "wings"), "--without: got 'wings'; allowed are float16, "),
+        (("check", "--case", "3x7"), "--case: got '3x7', which is not the id of a case"),
+        (("check", "--expected-findings", "nowhere"), "--expected-findings: nowhere: No such file"),
+        (("check", "--jobs", "0"), "--jobs: got '0'; allowed are 1 to 1024\n"),
+        (("check", "--max-findings", "x"), "--max-findings: got 'x'; allowed is 1 or more\n"),
+        (("check", "--timeout", "0"), "--timeout: got '0'; allowed is more than 0\n"),
+        (("check", "--json", "/nowhere/x"), "--json: got '/nowhere/x'; the folder '/nowhere' does not exist\n"),
         (("check", "--contract", "torch", "--grade", "A"), "got 'A', but the contract 'torch' has grade B"),
-        (("check", "--seed", "x"), "--seed"),
+        (("check", "--seed", "x"), "--seed: got 'x'; allowed are 0 to 4294967295, and random\n"),
         (("check", "--seed", "-1"), "--seed"),
         (("check", "--nonsense"), "--nonsense"),
         (("nonsense",), "nonsense"),
@@ -107,7 +118,7 @@ def test_check_exits_3_when_nothing_ran(capsys, monkeypatch):
         (("explain", "--logits", "1,inf", "--target", "0"), "logits"),
         (("explain", "--logits", "1,1e999", "--target", "0"), "logits"),
         (("explain", "--logits", "1e308,-1e308", "--target", "0"), "logits"),
-        (("explain", "--logits", "1,2", "--target", "2"), "target"),
+        (("explain", "--logits", "1,2", "--target", "2"), "--target: got 2; allowed are the classes 0 to 1\n"),
         (("explain", "--logits", "1,2", "--target", "-1"), "target"),
         (("explain", "--logits", "1,2", "--target", "1.5"), "--target"),
         (("explain", "--logits", "1,2"), "--target"),
@@ -126,6 +137,13 @@ def test_wrong_use_is_one_line_on_stderr_and_status_2(capsys, arguments, named):
     assert err.startswith("crossent: ")
     assert err.count("\n") == 1
     assert named in err
+
+
+@pytest.mark.parametrize("command", [(), *((name,) for name in crossent.commands)], ids=" ".join)
+def test_a_help_text_has_no_escapes(capsys, command):
+    status, out, _ = run(capsys, *command, "--help")
+    assert status == PASSED
+    assert "\\" not in out
 
 
 @pytest.fixture
@@ -170,7 +188,7 @@ def test_a_file_or_a_folder_without_permission_is_said_before_the_run(capsys, mo
     assert path.read_text() == "before"
 
 
-@pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="waits for a system with /dev/full")
+@pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="needs a system with /dev/full")
 @pytest.mark.parametrize("option", ["--json", "--html"])
 def test_a_full_disk_is_one_line_after_the_table(capsys, one_case, option):
     status, out, err = run(capsys, "check", "formula", "--dtype", "float64", option, "/dev/full")
@@ -179,7 +197,7 @@ def test_a_full_disk_is_one_line_after_the_table(capsys, one_case, option):
     assert err == "crossent: /dev/full cannot be written: No space left on device\n"
 
 
-@pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="waits for a system with /dev/full")
+@pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="needs a system with /dev/full")
 def test_a_page_is_written_beside_the_report_even_where_that_fails(capsys, one_case, tmp_path):
     path = tmp_path / "report.html"
     arguments = ("--dtype", "float64", "--json", "/dev/full", "--html", str(path))
@@ -298,7 +316,7 @@ def test_a_closed_pipe_is_silent(arguments):
     assert error == b""
 
 
-@pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="waits for a system with /dev/full")
+@pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="needs a system with /dev/full")
 def test_a_full_disk_is_one_line():
     with open("/dev/full", "w") as full:
         process = subprocess.run(

@@ -12,7 +12,7 @@ from support.running import check_on
 
 from crossent.cases.case import Case
 from crossent.cli import FAILED, PASSED, WRONG_USE, main
-from crossent.report.kept import FOLDER, last_failed, path_of
+from crossent.report.last_findings import FOLDER, last_failed, path_of
 from crossent.report.reader import find, read_json
 from crossent.run.order import Step, Steps
 
@@ -75,10 +75,10 @@ def test_a_check_and_a_case_can_be_chosen(check):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--check", "los"], "'los' is not one of 'call', 'result'"),
-        (["--case", "*3x7*"], "case: got '*3x7*', which matches no case of this level and these dtypes"),
-        (["--case", "3x7"], "case: got '3x7', which is not the id of a case; `crossent list cases` shows ids"),
-        (["--check", "large"], "checks: no case of level quick runs large; choose another level or dtype"),
+        (["--check", "los"], "--check: got 'los'; allowed are call, result"),
+        (["--case", "*3x7*"], "--case: got '*3x7*', which matches no case of this level and these dtypes"),
+        (["--case", "3x7"], "--case: got '3x7', which is not the id of a case; `crossent list cases` shows ids"),
+        (["--check", "large"], "--check: got large; no case of level quick runs them; choose another level or dtype"),
         (["--max-findings", "0"], "--max-findings"),
         (["-x", "--max-findings", "2"], "-x is --max-findings 1: give one of the two"),
         (["--last-failed", "--check", "loss"], "--last-failed names its checks and cases"),

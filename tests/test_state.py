@@ -8,7 +8,7 @@ import pytest
 import torch
 from support.checks import SINGLE
 from support.running import run
-from support.waits import waits_for_reading
+from support.waits import skip_unless_readable
 
 import crossent
 from crossent.cases.case import Case
@@ -53,7 +53,7 @@ def test_every_state_is_asked_for():
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_state_that_a_subject_changes_is_a_finding_and_is_set_back(name):
-    waits_for_reading(name)
+    skip_unless_readable(name)
 
     def loss(input, target, **options):
         result = crossent.formula(input, target, **options)
@@ -70,7 +70,7 @@ def test_a_state_that_a_subject_changes_is_a_finding_and_is_set_back(name):
 
 
 def test_hooks_that_a_subject_takes_away_are_put_back():
-    waits_for_reading("the hooks of saved tensors")
+    skip_unless_readable("the hooks of saved tensors")
     with torch.autograd.graph.saved_tensors_hooks(doubled, doubled):
         before = snapshot()
         torch._C._autograd._pop_saved_tensors_default_hooks()

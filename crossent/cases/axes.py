@@ -1,4 +1,7 @@
-"""The axes of a case: the choices on each axis, and the combinations of choices that are impossible."""
+"""The axes of a case whose choices are words, and the impossible combinations of choices.
+
+The choices of `label_smoothing` and of `sizes` are in `crossent.cases.grid`.
+"""
 
 from __future__ import annotations
 

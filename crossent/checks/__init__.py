@@ -4,12 +4,13 @@ A check compares results with exact values, or with other results of the subject
 is within the error bound, and "the exact loss" is a loss that matches the exact value.
 
 This room owns the checks. Its modules import torch, numpy, `crossent.trials` and the rooms below it, and
-`crossent.machine`. They never import `crossent.report`, `crossent.run` or each other.
+`crossent.machine`. They never import `crossent.run` or each other. From `crossent.report` only `single` imports: the
+sentence `DEPENDS`, by which a report finds results that depend on earlier calls.
 
 single         one call: loss, gradients, arguments, global state, identical bits, signs, row sums, ignored rows
 relations      two or more calls: memory layouts, shifted logits, reversed rows and classes, parts of a batch, dtypes
 options        the effect of an option, and options with a neutral value
-circumstances  no_grad, logits that are no leaves, one gradient of two, threads
+circumstances  no_grad, non-leaf logits, one gradient of two, threads
 derivatives    double backward and forward mode
 determinism    identical bits in ten calls, and CUDA streams
 jacobians      batches of upstream gradients and of directions, as torch's Jacobians and Hessians call them

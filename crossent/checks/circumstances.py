@@ -1,4 +1,4 @@
-"""Checks of calls in other circumstances: without gradients, on logits that are no leaves, and in other threads.
+"""Checks of calls in other circumstances: without gradients, on non-leaf logits, and in other threads.
 
 An implementation may take a different path if no gradient is required. So the checks compare each result with the
 exact values, and not with the bits of the first call.
@@ -58,7 +58,9 @@ def no_grad(trial: Trial) -> Found:
 
 
 def evaluate_unrecorded(loss: Loss, inputs: Inputs, way: str) -> tuple[Tensor, bool, Inputs, str]:
-    """Call the subject in one of the ways of `UNRECORDED`. This function is an act.
+    """Call the subject in one of the ways of `UNRECORDED`.
+
+    An act: it runs where the subject runs (see `crossent.trials.act`).
 
     Returns:
         The loss, its requires_grad, the inputs after the call, and any change of a .grad or requires_grad in words.
@@ -86,7 +88,9 @@ def non_leaf(trial: Trial) -> Found:
 
 
 def evaluate_of_made(loss: Loss, inputs: Inputs, gradients: Gradients) -> tuple[Result, Tensor]:
-    """Call the subject on logits that are the output of an operation. This function is an act.
+    """Call the subject on logits that are the output of an operation.
+
+    An act: it runs where the subject runs (see `crossent.trials.act`).
 
     Returns:
         The result, and the logits after the call.
@@ -127,7 +131,7 @@ def backward_alone(
 ) -> tuple[Tensor, bool, Tensor | None, Tensor | None]:
     """Call the subject, and run backward, with a gradient required for the logits or for the target alone.
 
-    This function is an act.
+    An act: it runs where the subject runs (see `crossent.trials.act`).
 
     If the loss has a wrong shape, there is no backward pass: :func:`misshapen` reports the shape.
 
@@ -159,7 +163,9 @@ def threads(trial: Trial) -> Found:
 
 
 def at_once(loss: Loss, inputs: Sequence[Inputs], gradients: Gradients) -> list[Result]:
-    """Call the subject in several threads at once. This function is an act.
+    """Call the subject in several threads at once.
+
+    An act: it runs where the subject runs (see `crossent.trials.act`).
 
     All threads finish the forward pass before any thread runs backward.
 

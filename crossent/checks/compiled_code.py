@@ -29,7 +29,9 @@ from crossent.trials.trial import NotRunError, Problem, Question, RefusedError, 
 def evaluate_compiled(
     loss: Loss, gradients: Gradients, backend: str, dynamic: bool, calls: Sequence[Inputs]
 ) -> list[Result | Raised] | NotRun:
-    """Compile the loss, and call the compiled loss once for each of the inputs. This function is an act.
+    """Compile the loss, and call the compiled loss once for each of the inputs.
+
+    An act: it runs where the subject runs (see `crossent.trials.act`).
 
     Before each call, freed memory is filled with NaN. The first call that raises is the last call.
     """
@@ -146,7 +148,7 @@ trace_dynamic = _compiled(
     dynamic=True,
     sample=_ignored_indices,
 )
-fixed_code = _compiled(
+fixed_code = _compiled(  # not `compile`, which is a function of Python
     "compile",
     INDUCTOR,
     Cost.CODE,
@@ -177,7 +179,7 @@ def compiled_error(trial: Trial) -> Iterator[Problem]:
     if inputs.logits.is_cuda:
         raise NotRunError("could make the CUDA device unusable")
     wrong = no_classes(inputs)
-    made = trial.perform(answers_of_compiled, trial.gradients, INDUCTOR, inputs, wrong)
+    made = trial.perform(call_compiled_on_classes, trial.gradients, INDUCTOR, inputs, wrong)
     for index, reaction in zip(wrong, made, strict=True):
         if isinstance(reaction, Raised):
             if not reaction.is_a(IndexError, RuntimeError):
@@ -189,12 +191,12 @@ def compiled_error(trial: Trial) -> Iterator[Problem]:
             yield Problem("accepted", f"{returned}; should have raised IndexError or RuntimeError")
 
 
-def answers_of_compiled(
+def call_compiled_on_classes(
     loss: Loss, gradients: Gradients, backend: str, inputs: Inputs, classes: Sequence[int]
 ) -> list[Tensor | Raised] | NotRun:
     """Call a compiled loss once for each of `classes`, with that class as the last element of the target.
 
-    This function is an act.
+    An act: it runs where the subject runs (see `crossent.trials.act`).
     """
     if reason := unusable(backend, inputs.logits.device.type):
         return NotRun(reason)

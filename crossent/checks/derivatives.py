@@ -66,7 +66,10 @@ def _dual(primal: Tensor, tangent: Tensor) -> Tensor:
 
 
 def tangent_of(loss: Loss, inputs: Inputs, direction: Tensor) -> Tensor | None:
-    """Return the tangent of the loss along a direction, or None if the loss has no tangent. This function is an act."""
+    """Return the tangent of the loss along a direction, or None if the loss has no tangent.
+
+    An act: it runs where the subject runs (see `crossent.trials.act`).
+    """
     with dual_numbers.dual_level():
         value = loss(_dual(inputs.logits.detach(), direction), inputs.target, **inputs.options)
         tangent: Tensor | None = dual_numbers.unpack_dual(value).tangent  # type: ignore[no-untyped-call]

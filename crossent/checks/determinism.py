@@ -46,7 +46,9 @@ def deterministic(trial: Trial) -> Iterator[Problem]:
 
 
 def evaluate_often(loss: Loss, inputs: Inputs, gradients: Gradients) -> list[Result]:
-    """Call ten times under `torch.use_deterministic_algorithms(True)`. This function is an act.
+    """Call ten times under `torch.use_deterministic_algorithms(True)`.
+
+    An act: it runs where the subject runs (see `crossent.trials.act`).
 
     Before each call, freed memory is filled with NaN.
     """
@@ -74,7 +76,12 @@ def stream(trial: Trial) -> Iterator[Difference]:
 
 
 def evaluate_on_a_stream(loss: Loss, inputs: Inputs, gradients: Gradients) -> Result | NotRun:
-    """Call the subject on a new CUDA stream, on which its arguments get their values late. This function is an act."""
+    """Call the subject on a new CUDA stream, where a delayed copy fills the arguments.
+
+    A missing synchronisation of streams then gives a wrong result.
+
+    An act: it runs where the subject runs (see `crossent.trials.act`).
+    """
     sleep = getattr(torch.cuda, "_sleep", None)
     if sleep is None:
         return NotRun("needs a torch with torch.cuda._sleep, which delays a stream")

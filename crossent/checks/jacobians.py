@@ -43,7 +43,9 @@ def batched_gradient(trial: Trial) -> Found:
 
 
 def gradients_of_batch(loss: Loss, inputs: Inputs, upstreams: Tensor, wanted: Gradients) -> tuple[Tensor, ...]:
-    """Return the loss and its gradients for a batch of upstream gradients. This function is an act.
+    """Return the loss and its gradients for a batch of upstream gradients.
+
+    An act: it runs where the subject runs (see `crossent.trials.act`).
 
     If the loss has a wrong shape, no gradient is computed: :func:`misshapen` reports the shape.
     """
@@ -64,8 +66,8 @@ def jacrev(trial: Trial) -> Found:
 def gradients_by_jacrev(loss: Loss, inputs: Inputs, upstreams: Tensor, wanted: Gradients) -> tuple[Tensor, ...]:
     """Return the loss and its gradients for a batch of upstream gradients, as torch.func.jacrev does.
 
-    This function is an act. If the loss has a wrong shape, no gradient is computed: :func:`misshapen` reports the
-    shape.
+    An act: it runs where the subject runs (see `crossent.trials.act`). If the loss has a wrong shape, no gradient is
+    computed: :func:`misshapen` reports the shape.
     """
     function, tensors = _of_differentiable(loss, inputs, wanted)
     value, pull = torch.func.vjp(function, *tensors)[:2]
@@ -84,7 +86,7 @@ def jacfwd(trial: Trial) -> Found:
 def tangents_by_jacfwd(loss: Loss, inputs: Inputs, directions: Tensor) -> Tensor:
     """Return the tangents of the loss along a batch of directions, as torch.func.jacfwd does.
 
-    This function is an act.
+    An act: it runs where the subject runs (see `crossent.trials.act`).
     """
     function, (logits,) = _of_differentiable(loss, inputs)
     return _pushed(function, logits, directions)
@@ -112,7 +114,8 @@ def hessian(trial: Trial) -> Found:
 def second_by_hessian(loss: Loss, inputs: Inputs, directions: Tensor) -> Tensor:
     """Return the derivatives of the gradient along a batch of directions, as torch.func.hessian does.
 
-    This function is an act. It computes the gradient in reverse mode, and its derivative in forward mode.
+    An act: it runs where the subject runs (see `crossent.trials.act`).
+    It computes the gradient in reverse mode, and its derivative in forward mode.
     """
     function, (logits,) = _of_differentiable(loss, inputs)
 

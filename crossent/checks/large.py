@@ -100,7 +100,10 @@ def _storing(promised: Contract, tensor: Tensor) -> Contract:
 
 
 def evaluate_tiled(loss: Loss, case: Case, device: str, gradients: Gradients, need: int) -> Result | NotRun:
-    """Call the subject with all tiles of a case, if the device has enough memory. This function is an act."""
+    """Call the subject with all tiles of a case, if the device has enough memory.
+
+    An act: it runs where the subject runs (see `crossent.trials.act`).
+    """
     have = available(device)
     if need > have:
         return NotRun(f"needs {need / GIB:.1f} GiB of memory on {device}, which has {have / GIB:.1f}")
@@ -192,9 +195,9 @@ def _reduced(trial: Trial, got: Tensor, promised: Contract) -> Difference:
 def _bound_of_sum(trial: Trial, promised: Contract) -> tuple[float, Reason]:
     """Return the error bound of the mean or the sum over all tiles, and the reason if the bound is infinite.
 
-    Each row has an error of at most `e`, as without a reduction. A term that passes through at most h roundings adds
-    `(|l| + e)·h u/(1 - h u)`. The mean may divide each term before the addition, which is one more rounding. The number
-    of rows, by which the mean divides, is rounded as well.
+    The loss `l` of a row has an error of at most `e`, as without a reduction. A term that passes through at most `h`
+    roundings of unit roundoff `u` adds `(|l| + e)·h u/(1 - h u)`. The mean may divide each term before the addition,
+    which is one more rounding. The number of rows, by which the mean divides, is rounded as well.
     """
     tile = trial.question.inputs
     ones = torch.ones_like(tile.target).double()

@@ -75,7 +75,10 @@ def _must_differ(trial: Trial, name: str, other: Result, exact: Exact) -> bool:
 
 
 def _with_options_off(trial: Trial) -> Iterator[Difference]:
-    """Compare with a call that passes the left-out options at neutral values, and leaves out the neutral options."""
+    """Call again with every unused option passed at its neutral value, and every option at its neutral value left out.
+
+    The results must match.
+    """
     if (made := turned_off(trial.question.fresh(), trial.case.ignored)) is None:
         return
     other, passed = made
@@ -87,7 +90,10 @@ def _with_options_off(trial: Trial) -> Iterator[Difference]:
 
 
 def evaluate_with(loss: Loss, inputs: Inputs, gradients: Gradients, passed: Sequence[str]) -> Result:
-    """Call the subject with only the options named in `passed`. This function is an act."""
+    """Call the subject with only the options named in `passed`.
+
+    An act: it runs where the subject runs (see `crossent.trials.act`).
+    """
 
     def with_these(input: Tensor, target: Tensor, **options: Any) -> Tensor:
         return loss(input, target, **{name: options[name] for name in passed})

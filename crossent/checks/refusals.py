@@ -57,7 +57,10 @@ def react(host: Host, bad: BadInput, device: str) -> Reaction:
 
 
 def call_badly(loss: Loss, name: str, device: str) -> Reaction:
-    """Make the bad call with this id, and return the reaction of the subject. This function is an act."""
+    """Make the bad call with this id, and return the reaction of the subject.
+
+    An act: it runs where the subject runs (see `crossent.trials.act`).
+    """
     bad = next(each for each in BAD_INPUTS if each.id == name)
     given, before = bad.build(device), bad.build(device)
     raised, returned = None, ""

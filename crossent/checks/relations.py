@@ -274,7 +274,7 @@ def two_backwards(trial: Trial) -> Iterator[Problem]:
 def backwards(loss: Loss, inputs: Inputs, other: Inputs) -> tuple[Result, Result, Result]:
     """Compute two losses of the same logits, run backward for each, then for the first loss again.
 
-    This function is an act.
+    An act: it runs where the subject runs (see `crossent.trials.act`).
     """
     logits, dense = inputs.logits.detach().requires_grad_(), inputs.target.is_floating_point()
     targets = [given.target.detach().requires_grad_(dense) for given in (inputs, other)]

@@ -100,8 +100,8 @@ def target_gradient(trial: Trial) -> Iterator[Difference]:
 def repeat(trial: Trial) -> Iterator[Problem]:
     """Calling twice gives identical bits, even after a call with other data and with freed memory filled with NaN.
 
-    The second call gets the same inputs in other memory. The calls after the first call also leave its result
-    unchanged.
+    The second call gets the same inputs in newly allocated memory. Later calls must not overwrite the result of the
+    first call.
     """
     yield from _repeat(trial)
 

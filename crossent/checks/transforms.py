@@ -39,7 +39,9 @@ def func_grad(trial: Trial) -> Found:
 
 
 def evaluate_by_vjp(loss: Loss, inputs: Inputs) -> Result:
-    """Call the subject under torch.func.vjp. This function is an act.
+    """Call the subject under torch.func.vjp.
+
+    An act: it runs where the subject runs (see `crossent.trials.act`).
 
     If the loss has a wrong shape, no gradient is computed: :func:`misshapen` reports the shape.
     """
@@ -83,7 +85,10 @@ def vmap(trial: Trial) -> Found:
 
 
 def losses_by_vmap(loss: Loss, inputs: Inputs) -> Tensor:
-    """Call the subject under torch.func.vmap, and return the losses. This function is an act."""
+    """Call the subject under torch.func.vmap, and return the losses.
+
+    An act: it runs where the subject runs (see `crossent.trials.act`).
+    """
     axis = _samples_axis(inputs)
 
     def loss_of_sample(logits: Tensor, target: Tensor) -> Tensor:
@@ -96,7 +101,7 @@ def losses_by_vmap(loss: Loss, inputs: Inputs) -> Tensor:
 def gradients_by_vmap(loss: Loss, inputs: Inputs) -> tuple[Tensor, ...]:
     """Call the subject under torch.func.vjp under vmap, and return the losses and their gradients.
 
-    This function is an act.
+    An act: it runs where the subject runs (see `crossent.trials.act`).
     """
     axis = _samples_axis(inputs)
 
@@ -131,7 +136,10 @@ def autocast(trial: Trial) -> Found:
 
 
 def evaluate_in_autocast(loss: Loss, inputs: Inputs, gradients: Gradients) -> Result:
-    """Call the subject under torch.autocast, and run backward outside of autocast. This function is an act."""
+    """Call the subject under torch.autocast, and run backward outside of autocast.
+
+    An act: it runs where the subject runs (see `crossent.trials.act`).
+    """
 
     def cast(*arguments: Any, **options: Any) -> Tensor:
         with torch.autocast(inputs.logits.device.type, dtype=_autocast_dtype(inputs.logits)):
@@ -174,7 +182,10 @@ def export(trial: Trial) -> Found:
 
 
 def evaluate_exported(loss: Loss, inputs: Inputs) -> Tensor | NotRun:
-    """Export a module with the loss by torch.export.export, and call the exported program. This function is an act."""
+    """Export a module with the loss by torch.export.export, and call the exported program.
+
+    An act: it runs where the subject runs (see `crossent.trials.act`).
+    """
     if reason := _why_no_export():
         return NotRun(reason)
     tensors = {name: option for name, option in inputs.options.items() if isinstance(option, Tensor)}

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -266,8 +267,10 @@ def _look_up(table: Tensor, index: Tensor, classes: int, ignore_index: int) -> T
     except (IndexError, RuntimeError) as error:
         if "out of bounds" not in str(error):
             raise
+        found = re.search(r"index (-?\d+) is out of bounds", str(error))
         raise IndexError(
-            f"target: {error}; allowed are the classes 0 to {classes - 1} and ignore_index, {ignore_index}"
+            f"target: got {f'class {found[1]}' if found else 'a class'}, which is out of bounds; "
+            f"allowed are the classes 0 to {classes - 1} and ignore_index, {ignore_index}"
         ) from None
 
 

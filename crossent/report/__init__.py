@@ -10,7 +10,7 @@ expected_findings  lists of known failures, with their reasons (torch_findings.t
 clarity            which finding of a group shows the failure best
 document           a report as JSON, schema 1
 reader             a report from JSON, with strict checks
-kept               the findings of the last runs of the command, in a folder, for --last-failed
+last_findings      the findings of the last runs of the command, in a folder, for --last-failed
 text               the part of one subject as text for a terminal
 html               a report as an HTML page (report.html.jinja, report.css, report.js)
 regimes            the error for each kind of values, and the marks of its plot

@@ -118,16 +118,16 @@ def require_about(
     for entry in entries:
         if subjects is not None and not any(fnmatchcase(name, entry.subject) for name in subjects):
             raise ValueError(
-                f"finding {entry.reason!r}: no subject matches {entry.subject!r}; this run has {', '.join(subjects)}"
+                f"entry {entry.reason!r}: no subject matches {entry.subject!r}; this run has {', '.join(subjects)}"
             )
         if unknown := [check for check in entry.checks if check not in checks]:
-            raise ValueError(f"finding {entry.reason!r}: no check is {unknown[0]!r}; allowed are {', '.join(checks)}")
+            raise ValueError(f"entry {entry.reason!r}: got check {unknown[0]!r}; allowed are {', '.join(checks)}")
         if unknown := [result for result in entry.results if result not in NUMBERS]:
-            raise ValueError(f"finding {entry.reason!r}: no result is {unknown[0]!r}; allowed are {', '.join(NUMBERS)}")
+            raise ValueError(f"entry {entry.reason!r}: got result {unknown[0]!r}; allowed are {', '.join(NUMBERS)}")
         known = known or cases()
         if unknown := [pattern for pattern in entry.cases if not any(fnmatchcase(case, pattern) for case in known)]:
             raise ValueError(
-                f"finding {entry.reason!r}: no case matches {unknown[0]!r}; `crossent list cases` prints all cases"
+                f"entry {entry.reason!r}: no case matches {unknown[0]!r}; `crossent list cases` prints all cases"
             )
 
 

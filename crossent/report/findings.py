@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from crossent.cases.axes import DTYPES
 from crossent.report.clarity import by_plainness, same_trigger, size_of_error
-from crossent.words import word
+from crossent.words import shell_word
 
 # The checks that compare the results of a call with the exact values.
 NUMBERS = ("loss", "gradient", "target_gradient")
@@ -56,7 +56,7 @@ class Finding:
     def command(self) -> str:
         """The shell command that repeats the finding."""
         file = "" if self.named else " REPORT.json"
-        return f"crossent repro {word(self.id)}{file}"
+        return f"crossent repro {shell_word(self.id)}{file}"
 
     @property
     def headline(self) -> str:

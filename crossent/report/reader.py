@@ -72,7 +72,8 @@ def _subject(entry: Any) -> SubjectReport:
     for finding in findings:
         failed.setdefault(finding.case, set()).add(finding.check)
     if sum(map(len, failed.values())) < len(findings):
-        raise ValueError("a check has two findings on one case")
+        ids = [f"{name}:{finding.check}:{finding.case}" for finding in findings]
+        raise ValueError(f"two findings are {max(ids, key=ids.count)!r}; a check has at most one on a case")
     cases = _a(dict, part["cases"], "cases")
     if unknown := failed.keys() - cases.keys():
         raise ValueError(f"a finding is on the case {min(unknown)!r}, which did not run")
@@ -202,7 +203,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(f"{path}: got schema {one_line(repr(found))}; allowed is a report of schema {SCHEMA}")
     environment = document.get("environment")
     if not isinstance(environment, dict) or not isinstance(environment.get("device"), str):
-        raise ValueError(f"{path}: damaged: the environment has no device")
+        raise ValueError(f"{path}: not a crossent report: `environment.device` is missing")
     return document
 
 

@@ -95,7 +95,7 @@ class Report:
 
     @property
     def summary(self) -> str:
-        """The run in one line."""
+        """Return the last line of the report: the number of findings or of passed calls."""
         if self.planned is not None:
             word = "STOPPED EARLY" if self.stopped else "INTERRUPTED"
             return f"{word} after {self.cases} of {self.planned} cases, with {len(self.findings)} findings"
@@ -135,7 +135,7 @@ class Report:
         if self.level == "quick":
             yield "THIS WAS A QUICK RUN: its cases combine every two choices, not every three; --level normal runs more"
         for what, names in self.only.items():
-            yield f"ONLY A PART RAN: only {what} {words(names)}"
+            yield f"ONLY A PART RAN: only {what} {first_names(names)}"
         if self.left_out:
             yield f"not run at level {self.level}: {', '.join(self.left_out)}"
         compared = self.compared
@@ -180,7 +180,7 @@ class Report:
         write_whole(path, page(self))
 
 
-def words(names: Sequence[str], most: int = 5) -> str:
+def first_names(names: Sequence[str], most: int = 5) -> str:
     """Return the first names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

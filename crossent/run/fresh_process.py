@@ -73,7 +73,7 @@ class FreshProcess:
                 try:
                     performed: Performed[T] = wire.read_reply(reply.read_bytes(), act, arguments, most)
                 except wire.DamagedError as damage:
-                    return Performed(ended="crashed", how=f"its process replied with {damage}")
+                    return Performed(ended="crashed", how=f"its process sent {damage}")
                 return performed
         if late:
             return Performed(ended="hung", how=late)

@@ -232,8 +232,8 @@ def _steps_in_workers(work: _Work, enter: Enter) -> Iterator[Steps]:
         steps.running = max(now, key=lambda part: part.cost).what if now else ""
 
     def judged() -> Iterator[Step]:
-        seconds = None if isolated else work.settings.timeout
-        futures = {pool.submit(part, seconds): part for part in shares}
+        timeout = None if isolated else work.settings.timeout
+        futures = {pool.submit(part, timeout): part for part in shares}
         again: list[Part] = []
         for future in pool.ended(futures, running):
             part, made = futures[future], result(future)

@@ -65,7 +65,8 @@ def check(
         expected_findings: a TOML file of known failures, in the format of `crossent/report/torch_findings.toml`.
         jobs: the number of worker processes. A subject may then crash or hang without ending the run. None runs all
             cases in this process, as does a CUDA device, or a system without fork.
-        timeout: seconds that one case may take in a worker process; a subject that takes longer hangs.
+        timeout: with `jobs`, the seconds that one call of a subject may take. A call that takes longer is a finding
+            (hung), and ends its case.
         checks: the checks to run, by the names of `crossent list checks`; all if empty. `call` and `result` always
             run, since the other checks need them.
         cases: the cases to run, by their ids or by patterns such as "*smooth0.1*"; all if empty. A case with a full id

@@ -51,8 +51,11 @@ def select(planned: Plan, level: str, checks: Collection[str], cases: Mapping[st
         if _runs(case, names, planned.get(case), case in whole)
     }
     if not part:
-        what = f"no case of level {level} runs {', '.join(checks)}" if checks else "no check runs on these cases"
-        raise ValueError(f"checks: {what}; choose another level or dtype, or name a case by its full id")
+        if checks:
+            given, what = f"checks: got {', '.join(checks)}", f"no case of level {level} runs them"
+        else:
+            given, what = f"cases: got {', '.join(cases)}", "no check runs on them"
+        raise ValueError(f"{given}; {what}; choose another level or dtype, or name a case by its full id")
     order = {case: at for at, case in enumerate(planned)}
     return dict(sorted(part.items(), key=lambda entry: order.get(entry[0], len(order))))
 

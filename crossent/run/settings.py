@@ -148,9 +148,9 @@ class Settings:
             here = [entry for entry in own if entry.applies(str(torch.__version__), self.device)]
             lists.require_about(here, names, (*CHECKS, "errors"), lambda: [*_ids(self.seed), *cases])
         except OSError as error:
-            raise ValueError(f"expected findings: {os.fspath(path)}: {error.strerror}") from None
+            raise ValueError(f"expected_findings: {os.fspath(path)}: {error.strerror}") from None
         except ValueError as error:
-            raise ValueError(f"expected findings: {error}") from None
+            raise ValueError(f"expected_findings: {error}") from None
         return lists.torch_list(), own
 
 

@@ -53,10 +53,10 @@ class Workers(Generic[T]):
     last: dict[int, float] = field(default_factory=dict)
     parts: dict[Future[T], int] = field(default_factory=dict)
 
-    def submit(self, part: Part, seconds: float | None) -> Future[T]:
-        """Give a part to a worker, for at most some seconds."""
+    def submit(self, part: Part, timeout: float | None) -> Future[T]:
+        """Give a part to a worker, for at most `timeout` seconds."""
         number = len(self.parts)
-        future: Future[T] = self.pool.schedule(_share, args=[part, number], timeout=seconds)
+        future: Future[T] = self.pool.schedule(_share, args=[part, number], timeout=timeout)
         self.parts[future] = number
         return future
 
@@ -93,13 +93,13 @@ def result(future: Future[T]) -> T | Ended:
 
 
 @contextmanager
-def workers(share: Callable[[Part], T], jobs: int, seconds: float) -> Iterator[Workers[T]]:
+def workers(share: Callable[[Part], T], jobs: int, timeout: float) -> Iterator[Workers[T]]:
     """Fork workers that call `share`. All workers end with the block.
 
     Args:
         share: judges a part; it calls :func:`alive` at least once in the time limit of a call.
         jobs: the number of workers.
-        seconds: the time limit of a call.
+        timeout: the time limit of a call, in seconds.
     """
     global _SHARED
     signs, alive_at = os.pipe()
@@ -111,7 +111,7 @@ def workers(share: Callable[[Part], T], jobs: int, seconds: float) -> Iterator[W
         # Python 3.12 warns of a fork among threads; a child has none, and sets torch to one thread before it needs any.
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
-            yield Workers(pool, seconds + _GRACE, signs)
+            yield Workers(pool, timeout + _GRACE, signs)
     finally:
         pool.stop()  # type: ignore[no-untyped-call]  # Pebble annotates only a part of it
         pool.join()

@@ -38,7 +38,7 @@ def as_subject(given: object, name: str = "", source: str = "") -> Subject:
     """
     what = name or _name(given)
     if isinstance(given, torch.nn.Module):
-        raise TypeError(f"an instance of {type(given).__name__}, whose options are fixed; pass the class itself")
+        raise TypeError(f"an instance of {type(given).__name__}; pass the class, so that crossent can set the options")
     if isinstance(given, type) and not any("__call__" in vars(base) for base in given.__mro__):
         raise TypeError(f"the class {given.__name__}, whose instances cannot be called; allowed are {_ALLOWED}")
     if not callable(given):

@@ -3,8 +3,8 @@
 A subject runs in a process of its own. On Linux that process cannot read or write the memory of the judge, as the
 same user and as root; where the system grants a PID namespace, it cannot see or signal any other process, and all that
 it started ends with it; from Linux 6.12 on, it can signal no other process even without a namespace. SECURITY.md
-lists what each system grants. Linux calls these functions `prctl`, `capset`, `unshare` and Landlock; elsewhere they do
-nothing.
+lists what each system grants. Linux calls these functions `prctl`, `capset`, `unshare` and Landlock; on other systems
+they do nothing.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class Confined:
             time.sleep(0.001)
 
 
-def _keep(run: Callable[[], Any], kept: Collection[int], asked: int) -> None:
+def _keep(run: Callable[[], Any], kept: Collection[int], end: int) -> None:
     """The keeper: start the process, wait until it ends or shall end, and kill what is left."""
     os.setpgid(0, 0)  # Ctrl-C is for the command
     _prctl(_SET_CHILD_SUBREAPER, 1)
@@ -140,10 +140,10 @@ def _keep(run: Callable[[], Any], kept: Collection[int], asked: int) -> None:
             read_nothing()
             close_all_but({0, 1, 2, *kept})
             run()
-    close_all_but({0, 1, 2, asked, told})
+    close_all_but({0, 1, 2, end, told})
     os.close(told)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    while not select.select([asked], [], [], 1.0)[0]:
+    while not select.select([end], [], [], 1.0)[0]:
         if os.waitpid(child, os.WNOHANG)[0]:
             break
     kill_group(child)

@@ -35,9 +35,10 @@ def is_small(case: Case) -> bool:
 def second_order(loss: Loss, inputs: Inputs, direction: Tensor, batch: bool) -> tuple[Tensor | None, ...]:
     """Return the derivatives of `<gradient, direction>` by the logits and by the upstream gradient.
 
-    This function is an act. With `batch`, the direction is a batch of directions, and so is each derivative.
+    An act: it runs where the subject runs (see `crossent.trials.act`).
 
-    A derivative is None if autograd finds no dependence.
+    With `batch`, the direction is a batch of directions, and so is each derivative. A derivative is None if
+    autograd finds no dependence.
     """
     logits, upstream = (tensor.detach().requires_grad_() for tensor in (inputs.logits, inputs.upstream))
     value = loss(logits, inputs.target, **inputs.options)

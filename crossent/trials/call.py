@@ -121,7 +121,10 @@ class Call:
 
 
 def make_call(loss: Loss, inputs: Inputs, gradients: Gradients) -> Call:
-    """Make the first call, and record its effects on its arguments. This function is an act."""
+    """Make the first call, and record its effects on its arguments.
+
+    An act: it runs where the subject runs (see `crossent.trials.act`).
+    """
     passed: dict[str, tuple[Tensor, bool]] = {}
     before, written_forward = inputs.copy(), ""
 
@@ -139,7 +142,9 @@ def make_call(loss: Loss, inputs: Inputs, gradients: Gradients) -> Call:
 
 
 def repeat_call(loss: Loss, inputs: Inputs, others: Inputs, gradients: Gradients) -> tuple[Result, Result, Result]:
-    """Call twice with the same inputs, and once in between with other data. This function is an act.
+    """Call twice with the same inputs, and once in between with other data.
+
+    An act: it runs where the subject runs (see `crossent.trials.act`).
 
     Before the second call, freed memory is filled with NaN. An exception of the call with other data is ignored, since
     other checks report it.

@@ -154,7 +154,7 @@ def largest_errors(check: str, exact: Ball, bounds: Bounds) -> tuple[Array, bool
         special = ~np.isfinite(exact.hi)
         bound = getattr(bounds, check).reshape(exact.hi.shape)
         allowed = either(special, 0.0, either(np.isnan(bound), np.inf, bound)) + exact.radius
-        candidates = itertools.chain(_constants(exact, allowed, special), bounds.vacuous_answers(check))
+        candidates = itertools.chain(_constants(exact, allowed, special), bounds.vacuous_results(check))
         return allowed, any((exact.distance(candidate) <= allowed).all() for candidate in candidates)
 
 

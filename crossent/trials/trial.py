@@ -191,7 +191,7 @@ class Trial:
     def contract(self, dtype: str, rows: int, grade: Grade | None = None) -> Contract:
         """Return the contract of the subject for a dtype of the logits and a number of rows.
 
-        `grade` is the grade to reach, unless given.
+        `grade` defaults to the grade that the subject must reach.
         """
         subject = self.subject
         name = subject.dtype_name or dtype

@@ -158,7 +158,7 @@ def test_a_device_without_streams_is_counted_and_not_asked():
 
 def on_cuda(device):
     if not device.startswith("cuda"):
-        pytest.skip("waits for a CUDA device")
+        pytest.skip("needs a CUDA device")
 
 
 def test_the_forms_and_torch_are_right_on_a_stream_of_the_callers(device):

@@ -38,7 +38,7 @@ def refusing(before):
 @pytest.mark.parametrize("bad_input", BAD_INPUTS, ids=lambda bad_input: bad_input.id)
 def test_the_forms_and_torch_refuse_every_bad_input_before_they_write(bad_input, device):
     if bad_input.asserts(device) and bad_input is not BEYOND:
-        pytest.skip("waits for `crossent check --device`: six processes, each of which wakes the device")
+        pytest.skip("needs `crossent check --device`: six processes, each of which wakes the device")
     subjects = [*FORM_SUBJECTS.values(), TORCH, TORCH_NLL]
     report = run(subjects, bad_input, device=device)
     found = [(finding.subject, finding.kind) for finding in report.findings]

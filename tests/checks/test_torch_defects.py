@@ -191,7 +191,7 @@ def test_a_float16_probability_of_0999_has_a_loss_that_is_off_by_percents(found,
     found(f"{subject}:gradient:half_sure/float16-4x2-sure-int64-mean-gradeA")
 
 
-@pytest.mark.skipif(RELEASE >= (2, 8), reason="waits for a torch before 2.8")
+@pytest.mark.skipif(RELEASE >= (2, 8), reason="needs a torch before 2.8")
 def test_a_bfloat16_loss_of_67_positions_is_infinite_by_the_maximum_of_another(found):
     loss = found("torch:loss:positions/bfloat16-2x3x67-row_offsets-int64-none-rows").numbers
     assert loss.got in (math.inf, -math.inf)
@@ -199,7 +199,7 @@ def test_a_bfloat16_loss_of_67_positions_is_infinite_by_the_maximum_of_another(f
     found("torch:gradient:positions/bfloat16-2x3x67-row_offsets-int64-none-rows")
 
 
-@pytest.mark.skipif(computes("float16"), reason="waits for a torch without float16 on a CPU, as 2.1")
+@pytest.mark.skipif(computes("float16"), reason="needs a torch without float16 on a CPU, as 2.1")
 def test_float16_is_not_implemented_on_a_cpu(found):
     assert "not implemented" in found("torch:call:float16-7x5-wide-int64-none-rows").message
 

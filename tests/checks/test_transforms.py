@@ -507,7 +507,7 @@ def test_subnormal_numbers_that_a_subject_flushes_are_a_finding():
         return crossent.formula(*arguments, **options)
 
     if not torch.set_flush_denormal(False):
-        pytest.skip("waits for a processor that flushes")
+        pytest.skip("needs a processor that flushes")
     made = judged([Subject("mine", loss)], [CASE], [])
     assert [finding.message for finding in made.findings] == ["the call changed the flush of subnormal numbers"]
     assert torch.tensor(2.0**-149) * 1 > 0

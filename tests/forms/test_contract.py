@@ -833,7 +833,7 @@ def test_inputs_target_and_weight_are_left_unchanged(form, reduction, dtype, tar
         assert tensor._version == version, name
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="waits for a CUDA device")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")  # said once, whatever is done
 @each_reduction
 @each_form
@@ -898,7 +898,7 @@ OTHER_DTYPES = (torch.int8, torch.int16, torch.int32, torch.bool, *DTYPES, torch
 INT32_MAP = torch.zeros(2, 4, 5, dtype=torch.int32)
 REDUCTION = "allowed are 'none', 'mean' and 'sum'"
 TENSOR = "allowed is a torch.Tensor"
-OUTSIDE = "target: index {} is out of bounds"
+OUTSIDE = "target: got class {}, which is out of bounds"
 CLASSES = "allowed are the classes 0 to 2 and ignore_index, -100"
 UNCHECKED = "torch compares with `> 1` and `> 0` alone, and takes this for no smoothing"
 COMPLEX = "torch returns a complex loss, which nothing can be minimised by"
@@ -1026,11 +1026,11 @@ BAD = [
     ),
     Bad(IndexError, OUTSIDE.format(3), CLASSES, (X[0], torch.tensor(3))),
     Bad(IndexError, OUTSIDE.format(3), CLASSES, (torch.zeros(2, 3, 4, 5), torch.full((2, 4, 5), 3))),
-    Bad(IndexError, "target: index", "allowed", (torch.zeros(2, 0), torch.tensor([0, -100]))),
+    Bad(IndexError, "target: got class", "allowed", (torch.zeros(2, 0), torch.tensor([0, -100]))),
     # No class and not ignored either, though 2**32 is 0 to a comparison in uint8.
     Bad(
         IndexError,
-        "target: index",
+        "target: got class",
         "allowed",
         (torch.zeros(2, 0), torch.tensor([0, 0], dtype=torch.uint8)),
         {"ignore_index": 2**32},
@@ -1274,13 +1274,13 @@ def test_a_bad_class_is_an_index_error_under_vmap_too(form):
 def compiles():
     """Skip where torch.compile cannot work: no C++ compiler, or a Python that this torch does not compile."""
     if shutil.which(os.environ.get("CXX", "g++")) is None:
-        pytest.skip("waits for a C++ compiler")
+        pytest.skip("needs a C++ compiler")
     try:
         torch.compile(torch.sin, backend="eager")
     except RuntimeError as error:  # torch 2.0.1: "Python 3.11+ not yet supported for torch.compile"
         if "supported" not in str(error):
             raise
-        pytest.skip(f"waits for a torch that compiles on this Python: {error}")
+        pytest.skip(f"needs a torch that compiles on this Python: {error}")
 
 
 @functools.cache

@@ -227,7 +227,7 @@ def test_exp_and_log_in_compiled_code_are_as_near_as_assumed(device, stride):
     if reason := unusable(INDUCTOR, device):
         pytest.skip(reason)
     if device != "cpu":
-        pytest.skip("waits for a bound of Triton's own: the one that is assumed is for its fastest functions")
+        pytest.skip("needs a bound of Triton's own: the one that is assumed is for its fastest functions")
     exp, log = (torch.compile(function, dynamic=True, fullgraph=True) for function in (torch.exp, torch.log))
     worst = {(name, dtype): Worst(dtype) for name in ("exp", "log") for dtype in DTYPES}
     given = {

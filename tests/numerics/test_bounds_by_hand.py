@@ -499,13 +499,13 @@ def test_a_denominator_of_exactly_zero_may_be_zero():
 def test_the_part_of_a_gradient_that_the_target_makes_is_minus_its_scaled_coefficients():
     given = equal(3, [0, 1, -100], upstream=6.0, weight=[5.0, 7.0], reduction="mean")
     bounds = bounds_of(given)
-    (part,) = bounds.vacuous_answers("gradient")
+    (part,) = bounds.vacuous_results("gradient")
     assert part.tolist() == [[-6 / 12 * 5, 0.0], [0.0, -6 / 12 * 7], [0.0, 0.0]]
-    (part,) = bounds_of(equal(1, [0], upstream=6.0, weight=[5.0, 7.0])).vacuous_answers("gradient")
+    (part,) = bounds_of(equal(1, [0], upstream=6.0, weight=[5.0, 7.0])).vacuous_results("gradient")
     assert part.tolist() == [[-30.0, 0.0]]
-    assert bounds.vacuous_answers("loss") == bounds.vacuous_answers("target_gradient") == []
+    assert bounds.vacuous_results("loss") == bounds.vacuous_results("target_gradient") == []
 
 
 def test_the_part_of_a_gradient_over_a_denominator_of_zero_is_made_without_a_warning():
-    (part,) = bounds_of(equal(2, [0, 1], weight=[1.0, -1.0], reduction="mean")).vacuous_answers("gradient")
+    (part,) = bounds_of(equal(2, [0, 1], weight=[1.0, -1.0], reduction="mean")).vacuous_results("gradient")
     assert not np.isfinite(part).all()

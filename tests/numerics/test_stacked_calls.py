@@ -45,7 +45,7 @@ def test_bounds_of_stacked_calls_are_those_of_each_call(dtype, promise, grade):
             for one, other, (case, _) in zip(calls, alone, group, strict=True):
                 for name in of:
                     assert_same(f"{name} of {case.id}", getattr(one, name), getattr(other, name))
-                    for a, b in zip(one.vacuous_answers(name), other.vacuous_answers(name), strict=True):
+                    for a, b in zip(one.vacuous_results(name), other.vacuous_results(name), strict=True):
                         assert_same(f"vacuous {name} of {case.id}", a, b)
 
 

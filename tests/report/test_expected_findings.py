@@ -340,7 +340,7 @@ def chosen(known):
 @pytest.mark.parametrize("known", SHIPPED, ids=lambda known: re.sub(r"\W+", "_", known.reason)[:60])
 def test_every_entry_of_the_shipped_list_happens_here(known):
     if not known.applies(torch.__version__, "cpu"):
-        pytest.skip(f"waits for torch {known.torch or 'of any version'} on {known.device}")
+        pytest.skip(f"needs torch {known.torch or 'of any version'} on {known.device}")
     made = run([TORCH, TORCH_NLL], chosen(known), PLANNED.get, known=[known])
     assert made.ran
     assert made.fixed == []

@@ -237,7 +237,7 @@ def test_a_command_is_shown_whole_and_repeats_its_finding():
         assert shlex.split(html.unescape(code)) == ["crossent", "repro", finding.id]
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="waits for bash")
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 def test_a_command_with_control_characters_has_none_and_gives_them_to_bash():
     finding = Finding("a\x1b[31m\\'\u202e\x80\n", "loss", CASE, "wrong", "x")
     assert finding.command.isprintable()
@@ -362,10 +362,10 @@ OFFLINE += ("--disable-sync", "--no-first-run")
 
 @pytest.fixture(scope="module")
 def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="waits for Playwright: pip install -e '.[browser]'")
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install -e '.[browser]'")
     found = shutil.which("chromium")
     if found is None:
-        pytest.skip("waits for a chromium: apt-get install chromium")
+        pytest.skip("needs a chromium: apt-get install chromium")
     with playwright.sync_playwright() as running:
         browser = running.chromium.launch(executable_path=found, args=OFFLINE)
         yield browser

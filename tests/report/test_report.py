@@ -246,14 +246,14 @@ def test_a_name_that_is_as_long_as_a_name_can_be_is_written(tmp_path):
     assert os.listdir(tmp_path) == ["r" * 255]
 
 
-@pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="waits for a system with /dev/full")
+@pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="needs a system with /dev/full")
 def test_a_full_device_is_an_os_error_and_stays_a_device():
     with pytest.raises(OSError, match="No space"):
         Report(ENVIRONMENT).write_json("/dev/full")
     assert pathlib.Path("/dev/full").is_char_device()
 
 
-@pytest.mark.skipif(not pathlib.Path("/dev/stdout").exists(), reason="waits for a system with /dev/stdout")
+@pytest.mark.skipif(not pathlib.Path("/dev/stdout").exists(), reason="needs a system with /dev/stdout")
 def test_stdout_is_written_into_even_where_it_is_a_file_and_is_never_replaced(tmp_path):
     before = os.lstat("/dev/stdout")
     # Without the package, and so without torch: a second is enough.
@@ -288,9 +288,9 @@ def test_stdout_is_written_into_even_where_it_is_a_file_and_is_never_replaced(tm
         (b'{"schema": 2}', "schema 2"),
         (b'{"schema": "1"}', "schema '1'"),
         (b'{"schema": "\\u001b[31m\\n"}', r"schema '\x1b[31m\n'"),
-        (b'{"schema": 1}', "no device"),
-        (b'{"schema": 1, "environment": []}', "no device"),
-        (b'{"schema": 1, "environment": {"device": 3}}', "no device"),
+        (b'{"schema": 1}', "`environment.device` is missing"),
+        (b'{"schema": 1, "environment": []}', "`environment.device` is missing"),
+        (b'{"schema": 1, "environment": {"device": 3}}', "`environment.device` is missing"),
     ],
 )
 def test_what_is_no_report_is_refused_in_one_line(tmp_path, content, said):

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.waits import waits_for_reading
+from support.waits import skip_unless_readable
 
 import crossent.repro.scripts
 from crossent.cases.case import Case
@@ -134,7 +134,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("name", [name for name in STATES if name != "the random generators of CUDA"])
 def test_scripts_see_a_change_of_state_that_the_package_sees(name):
-    waits_for_reading(name)
+    skip_unless_readable(name)
     before, kept = snapshot(), state()
     try:
         CHANGES[name]()

@@ -16,7 +16,7 @@ from crossent.machine import can_fork
 from crossent.subjects.loader import load
 from crossent.subjects.subject import Subject
 
-pytestmark = pytest.mark.skipif(not can_fork(), reason="waits for a system that forks")
+pytestmark = pytest.mark.skipif(not can_fork(), reason="needs a system that forks")
 
 
 @pytest.mark.parametrize(("loss", "said"), hostile.HOSTILE.items(), ids=lambda one: getattr(one, "__qualname__", None))
@@ -116,9 +116,7 @@ def test_a_subject_that_ends_its_process_on_one_case_is_asked_about_the_others()
     assert finding.message == "its process ended: exit status 3"
 
 
-@pytest.mark.skipif(
-    not Path("/proc/self/status").exists(), reason="waits for Linux, where a child can end with its parent"
-)
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux, where a child can end with its parent")
 def test_an_isolated_process_ends_with_its_judge(tmp_path):
     """The judge ends while the loss runs, without a chance to end the process."""
     told = tmp_path / "told"

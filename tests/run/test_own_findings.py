@@ -74,11 +74,11 @@ def test_what_is_known_of_torch_is_known_of_nobody_else(run, monkeypatch):
     [
         (
             TABLE.replace("off*", "of"),
-            "finding 'a percent too much': no subject matches 'of'; this run has off_in_the_loss",
+            "entry 'a percent too much': no subject matches 'of'; this run has off_in_the_loss",
         ),
         (
             TABLE.replace('"loss"', '"lost"'),
-            "finding 'a percent too much': no check is 'lost'; allowed are call, result,",
+            "entry 'a percent too much': got check 'lost'; allowed are call, result,",
         ),
         (TABLE.replace('["*"]', '["float63*"]'), "no case matches 'float63*'; `crossent list cases` prints all cases"),
         (TABLE.replace("kind", "sort"), "finding 1: got 'sort'; allowed are subject, checks,"),
@@ -94,7 +94,7 @@ def test_what_is_known_of_torch_is_known_of_nobody_else(run, monkeypatch):
 )
 def test_a_list_that_is_wrong_is_one_line_before_the_run(run, tmp_path, monkeypatch, text, said):
     monkeypatch.setattr("crossent.run.parallel.run", None)  # nothing is run
-    with pytest.raises(ValueError, match=r"^expected findings: ") as caught:
+    with pytest.raises(ValueError, match=r"^expected_findings: ") as caught:
         run(text, off_in_the_loss)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -110,5 +110,5 @@ def test_a_list_that_cannot_be_read_is_wrong_use(tmp_path, capsys, name):
     assert main(["check", "formula", "--expected-findings", path]) == WRONG_USE
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith(f"crossent: expected findings: {path}: ")
+    assert err.startswith(f"crossent: --expected-findings: {path}: ")
     assert err.count("\n") == 1

@@ -153,7 +153,7 @@ def processes(group):
     return sum(line.split()[0] == str(group) and not line.split()[1].startswith("Z") for line in found.splitlines())
 
 
-@pytest.mark.skipif(shutil.which("ps") is None, reason="waits for ps")
+@pytest.mark.skipif(shutil.which("ps") is None, reason="needs ps")
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM], ids=lambda stop: stop.name)
 def test_a_run_that_is_stopped_leaves_no_process_one_line_and_a_report_of_what_was_done(stop, tmp_path):
     arguments = ["check", "formula", "--dtype", "float64", "--jobs", "2", "--json", str(tmp_path / "report.json")]

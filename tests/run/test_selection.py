@@ -94,7 +94,7 @@ def test_a_case_may_have_checks_of_its_own(planned):
         ({"cases": {"*": ["los"]}}, "checks: got 'los'; allowed are call, result"),
         (
             {"checks": ["trace_dynamic"]},
-            "checks: no case of level quick runs trace_dynamic; choose another level or dtype",
+            "checks: got trace_dynamic; no case of level quick runs them; choose another level or dtype",
         ),
         ({"cases": "*nothing*"}, r"case: got '\*nothing\*', which matches no case of this level and these dtypes"),
         (
@@ -103,7 +103,7 @@ def test_a_case_may_have_checks_of_its_own(planned):
         ),
         (
             {"cases": "float32-7x5-normal-int64-mean", "checks": "target_gradient"},
-            "checks: no case of level quick runs",
+            "checks: got target_gradient; no case of level quick runs them",
         ),
     ],
 )

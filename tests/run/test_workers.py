@@ -11,7 +11,7 @@ from crossent.run import workers as module
 from crossent.run.order import Part
 from crossent.run.workers import Ended, alive, result, workers
 
-pytestmark = pytest.mark.skipif(not can_fork(), reason="waits for a system that forks")
+pytestmark = pytest.mark.skipif(not can_fork(), reason="needs a system that forks")
 
 
 def shared(part):

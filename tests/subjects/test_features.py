@@ -8,7 +8,7 @@ from torch import Tensor
 
 import crossent
 from crossent.cases.axes import DTYPES
-from crossent.cases.bad_inputs import BAD_INPUTS
+from crossent.cases.bad_inputs import BAD_INPUT_KINDS, BAD_INPUTS
 from crossent.cases.case import Case
 from crossent.cases.edges import MANY_ROWS
 from crossent.checks import CHECKS
@@ -111,7 +111,8 @@ def test_a_kernel_that_lacks_something_is_right_where_that_is_declared_and_wrong
     undeclared = judged(lacking, cases=CASES, checks=ASKED[:1])
     assert any(finding.check == "call" for finding in undeclared.findings)
     # Under vmap a sample is a view of the batch, and what it looks at here is not known.
-    by_data = ("vmap", "meta", "func_grad") if feature in ("strided", "ignore_index") else ()
+    looks_at_data = feature in ("strided", "ignore_index", "nonfinite", "unnormalised")
+    by_data = ("vmap", "meta", "func_grad", "hessian", "jacrev", "jacfwd") if looks_at_data else ()
     part = judged(lacking, {feature}, checks=tuple(check for check in ASKED if check.name not in by_data))
     assert [str(finding) for finding in part.findings] == []
     assert part.not_applicable[f"is declared without {feature}"] > 0
@@ -233,7 +234,8 @@ def test_each_feature_takes_something_away(feature):
     cases = [*CASES, MANY_ROWS[1]]
     taken = [case for case in cases if subject.not_applicable(case.build())]
     checks = [check for check in CHECKS.values() for case in cases[-3:] if check.not_run(subject, case.build())]
-    assert taken or checks or feature == "errors"  # which takes away the bad inputs
+    of_errors = feature in ("errors", *BAD_INPUT_KINDS)  # which take away bad inputs
+    assert taken or checks or of_errors or FEATURES[feature].instead
 
 
 def test_a_check_needs_features_that_there_are():

@@ -254,7 +254,7 @@ def test_a_callable_or_a_class_is_called_with_the_options_that_it_has(given, lac
     [
         (3, "subject: got an object of type int, which is not callable; allowed are a callable"),
         (None, "subject: got an object of type NoneType, which is not callable; allowed are a callable"),
-        (Fixed(), "subject: got an instance of Fixed, whose options are fixed; pass the class itself"),
+        (Fixed(), "subject: got an instance of Fixed; pass the class, so that crossent can set the options"),
         (object, "subject: got the class object, whose instances cannot be called"),
         (lambda: None, "which does not take input and target"),
         (lambda x: x, "which does not take input and target"),
@@ -278,7 +278,7 @@ def test_a_grade_is_what_halves_must_reach_and_only_of_what_is_somebodys():
     mine = load(stored, grade="B")[0]
     assert [mine.grade(dtype) for dtype in ("float16", "bfloat16", "float32")] == ["B", "B", "A"]
     assert load("formula", grade="B")[0].grade("float16") == "A"
-    with pytest.raises(ValueError, match="grade: got 'C'; allowed are A and B"):
+    with pytest.raises(ValueError, match="grade: got 'C'; allowed are A, B, float16=B, bfloat16=B"):
         load(stored, grade="C")
 
 

@@ -10,7 +10,7 @@ from crossent.subjects.contracts import CONTRACTS, under_contract
 from crossent.subjects.loader import load, source_of
 from crossent.subjects.subject import Subject
 
-PROMISES = {"kernel": "kernel", "fast": "fast_kernel", "eager": "eager", "torch": "torch"}
+PROMISES = {"kernel": "kernel", "fast": "fast_kernel", "logsumexp": "logsumexp", "eager": "eager", "torch": "torch"}
 HALVES = {"float16": "B", "bfloat16": "B"}
 
 
@@ -45,10 +45,10 @@ def test_a_contract_is_named_where_it_is_not_the_default():
         return chosen_contract(load(subject, contract=contract)[0])
 
     assert [named(one) for one in (F.cross_entropy, "formula", "blocked", "torch", "torch+compile")] == [""] * 5
-    assert [named(F.cross_entropy, name) for name in PROMISES] == ["", "fast", "eager", "torch"]
-    assert [named("formula", name) for name in PROMISES] == ["kernel", "fast", "", "torch"]
-    assert [named("torch", name) for name in PROMISES] == ["kernel", "fast", "eager", ""]
-    assert [named("torch+compile", name) for name in PROMISES] == ["kernel", "fast", "eager", ""]
+    assert [named(F.cross_entropy, name) for name in PROMISES] == ["", "fast", "logsumexp", "eager", "torch"]
+    assert [named("formula", name) for name in PROMISES] == ["kernel", "fast", "logsumexp", "", "torch"]
+    assert [named("torch", name) for name in PROMISES] == ["kernel", "fast", "logsumexp", "eager", ""]
+    assert [named("torch+compile", name) for name in PROMISES] == ["kernel", "fast", "logsumexp", "eager", ""]
 
 
 def test_code_that_is_compiled_for_cuda_keeps_its_approximate_functions():
@@ -60,9 +60,9 @@ def test_code_that_is_compiled_for_cuda_keeps_its_approximate_functions():
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"contract": "jax"}, "contract: got 'jax'; allowed are kernel, fast, eager, torch"),
-        ({"contract": ""}, "contract: got ''; allowed are kernel, fast, eager, torch"),
-        ({"grade": "C"}, "grade: got 'C'; allowed are A and B"),
+        ({"contract": "jax"}, "contract: got 'jax'; allowed are kernel, fast, logsumexp, eager, torch"),
+        ({"contract": ""}, "contract: got ''; allowed are kernel, fast, logsumexp, eager, torch"),
+        ({"grade": "C"}, "grade: got 'C'; allowed are A, B, float16=B, bfloat16=B"),
         (
             {"contract": "torch", "grade": "A"},
             "grade: got 'A', but the contract 'torch' has grade B in float16 and bfloat16; leave out one of the two",

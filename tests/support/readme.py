@@ -1,4 +1,4 @@
-"""The tables that code writes into README.md and benchmarks/README.md, and the files that the tables are made from."""
+"""Paths of the pages and of the stored results, and `part`, which reads or writes a table of a page."""
 
 from benchmarks.readme import PAGES, README, RESULTS, ROOT, part
 

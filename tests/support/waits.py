@@ -22,15 +22,15 @@ def computes(dtype, device="cpu"):
 
 def computing(dtype):
     """Return a mark that skips a test if torch does not compute in this dtype on a CPU."""
-    return pytest.mark.skipif(not computes(dtype), reason=f"waits for a torch that computes in {dtype} on a CPU")
+    return pytest.mark.skipif(not computes(dtype), reason=f"needs a torch that computes in {dtype} on a CPU")
 
 
 float16 = computing("float16")
 
 
-def waits_for_reading(name):
+def skip_unless_readable(name):
     """Skip a test if torch cannot read this state, which a test may then not change: nothing sets the state back."""
     if name == "the threads of autograd" and STATES[name][0]() is None:
-        pytest.skip("waits for a torch that says whether autograd has threads")
+        pytest.skip("needs a torch that says whether autograd has threads")
     if name == "the hooks of saved tensors" and not hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks"):
-        pytest.skip("waits for a torch that says which hooks are installed")
+        pytest.skip("needs a torch that says which hooks are installed")

@@ -12,7 +12,8 @@ derivatives    DerivativeBounds: the error bounds of the derivatives along a dir
 unbounded      the reasons for infinite bounds
 
 To allow one more rounding, change the formula in `intermediates` or `loss`. To allow another order of operations,
-compute both orders and return `intermediates.wider(one, other)`. The orders of a sum are a `rounding.Order`, and
-`Contract.row_order` for the sum over the rows. A permission for some implementations only is a field of `Contract`. A
-new operation is a method of `Held`. Afterwards `nox -s mutants figures` shows whether a bug escapes.
+compute both orders in the function that bounds the number, and return `intermediates.wider(one, other)`. The orders of
+a sum are a `rounding.Order`; `Contract.row_order` is the order of the sum over the batch. A permission for some
+implementations only is a field of `Contract`. A new operation is a method of `Held`. Afterwards
+`nox -s mutants figures` shows whether a bug escapes.
 """

@@ -127,7 +127,7 @@ class Contract:
         return replace(self, storage=storage, compute=compute, stored=stored)
 
     def keep(self, held: Held) -> Held:
-        """Return an intermediate as the implementation stores it between two steps."""
+        """Round to the storage format of the intermediates, if the contract has one; otherwise return the argument."""
         return held if self.stored is None else held.rounded(self.stored)
 
 

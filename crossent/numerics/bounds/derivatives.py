@@ -166,7 +166,7 @@ class DerivativeBounds(Bounds):
         """The bound of the upstream gradient's gradient in a second backward pass, which equals the tangent."""
         return self.tangent
 
-    def vacuous_answers(self, check: str) -> list[Array]:
+    def vacuous_results(self, check: str) -> list[Array]:
         """Return the derivatives for a constant `p`: the terms without `mean`."""
         with np.errstate(all="ignore"):
             kept, coefficients = self.terms.kept, self._coefficients.value

@@ -244,7 +244,7 @@ class Bounds(CallBounds):
         product = self._in_any_order(product, factors).unless((c.stored or c.compute).overflows(unscaled))
         return safe(product.rounded(c.storage).error)
 
-    def vacuous_answers(self, check: str) -> list[Array]:
+    def vacuous_results(self, check: str) -> list[Array]:
         """Return results that are wrong but part of the formula: a comparison that they pass is no evidence.
 
         For the gradient, this is the part of the target alone: `-g/D · w_c q_c`, (R, C).

@@ -170,7 +170,7 @@ class Formula:
         return v
 
     def _weighted(self, values: Elements) -> Elements:
-        """Return `w_c · values_c`."""
+        """Return `w_c · values_c` for numbers with one column for each class c."""
         weight = self.rows.weight
         return values if weight is None else np.asarray(self.arithmetic.numbers(weight) * values)
 

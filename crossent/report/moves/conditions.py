@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 
 from crossent.report.findings import SubjectReport
-from crossent.report.report import Report, words
+from crossent.report.report import Report, first_names
 
 # Entries of the environment that change the bits of results. If they differ, the diff says nothing about torch.
 MACHINE = ("device", "device_name", "cpu_capability")
@@ -78,7 +78,7 @@ def notes(
     for which, alone in (("old", names[0] - names[1]), ("new", names[1] - names[0])):
         yield from (f"only in the {which} run: subject {name}" for name in sorted(alone))
     for which, run in (("old", old), ("new", new)):
-        chosen = ", ".join(f"only {what} {words(names)}" for what, names in run.only.items())
+        chosen = ", ".join(f"only {what} {first_names(names)}" for what, names in run.only.items())
         if chosen:
             yield f"the {which} run is only a part: {chosen}; only this part is compared"
         if run.planned is not None:

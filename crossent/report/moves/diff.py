@@ -28,7 +28,7 @@ from crossent.report.moves.text import rendered
 from crossent.report.reader import read_report
 from crossent.report.report import Report
 from crossent.report.text import plain_text
-from crossent.words import word
+from crossent.words import shell_word
 
 DIFF_SCHEMA = 1
 # For checks that use results of the first call: the names of these results, which are also names of checks.
@@ -214,8 +214,8 @@ class Diff:
             # A check without numbers is repeated by a check with numbers, of the result that it uses.
             check = move.check if move.new.measured.ulp is not None or move.check == "errors" else "loss"
             check = "gradient" if check == "loss" and move.check in ABOUT else check
-            return f"crossent repro --passed {word(f'{move.subject}:{check}:{move.case}')}"
-        return replace(finding, named=True).command + (f" {word(file)}" if file else "")
+            return f"crossent repro --passed {shell_word(f'{move.subject}:{check}:{move.case}')}"
+        return replace(finding, named=True).command + (f" {shell_word(file)}" if file else "")
 
     def render(self, most: int = 6) -> list[RenderableType]:
         """Return the text in parts: differences of the runs, a table, and at most `most` groups of each kind."""

@@ -1,4 +1,4 @@
-"""Scripts of the checks of repeatable bits, and of results on a CUDA stream."""
+"""Scripts of the checks that results are bit-identical, and exact on a CUDA stream."""
 
 # mypy: allow-untyped-defs, allow-untyped-calls
 # ruff: noqa: B905  # a script may run on Python 3.9, whose zip has no `strict`

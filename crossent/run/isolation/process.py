@@ -59,16 +59,16 @@ class IsolatedProcess:
     Args:
         server: forks the process.
         subject: the number of the subject.
-        seconds: the time limit of an act.
+        timeout: the time limit of an act, in seconds.
         alive: called before each act.
     """
 
     isolated = True
 
     def __init__(
-        self, server: ForkServer, subject: int, seconds: float, alive: Callable[[], None] = lambda: None
+        self, server: ForkServer, subject: int, timeout: float, alive: Callable[[], None] = lambda: None
     ) -> None:
-        self._server, self._subject, self._seconds, self._alive = server, subject, seconds, alive
+        self._server, self._subject, self._timeout, self._alive = server, subject, timeout, alive
         self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed by close()
         self._stream: socket.socket | None = None
         self._pid = self._hung = 0
@@ -84,19 +84,19 @@ class IsolatedProcess:
         """Call `act(loss, *arguments)` in the isolated process, and return the result, or how the process ended."""
         self._alive()
         stream = self._stream = self._stream or self._start()
-        until, most = time.monotonic() + self._seconds, wire.most_of_reply(arguments)
+        until, most = time.monotonic() + self._timeout, wire.most_of_reply(arguments)
         try:
             wire.send(stream, wire.write((act, arguments, most)), until)
             performed = wire.read_reply(wire.receive(stream, most, until), act, arguments, most)
         except TimeoutError:
             self._hung += 1
             self._end()
-            return Performed(ended="hung", how=f"the call did not return within {self._seconds:g} s")
+            return Performed(ended="hung", how=f"the call did not return within {self._timeout:g} s")
         except (EOFError, OSError):
             return Performed(ended="crashed", how=f"its process ended: {status_in_words(self._end())}")
         except wire.DamagedError as damage:
             self._end()
-            return Performed(ended="crashed", how=f"its process replied with {damage}")
+            return Performed(ended="crashed", how=f"its process sent {damage}")
         return self._checked(self._with_output(performed), act, arguments)
 
     def _checked(
@@ -111,7 +111,7 @@ class IsolatedProcess:
         reason = (act, performed.value, *(one for one in arguments if isinstance(one, (str, bool))))
         if reason not in self._confirmed:
             self._end()  # the subject does not run beside torch
-            self._torch = self._torch or IsolatedProcess(self._server, OWN, self._seconds, self._alive)
+            self._torch = self._torch or IsolatedProcess(self._server, OWN, self._timeout, self._alive)
             if self._torch.perform(act, *arguments).value != performed.value:
                 return Performed(ended="crashed", how=f"its process replied that it {performed.value.reason}")
             self._confirmed.add(reason)

@@ -29,7 +29,7 @@ from crossent.checks.refusals import Reaction
 from crossent.trials.act import NotRun, Performed, Raised
 from crossent.trials.call import Call, Result
 from crossent.trials.memory import memory
-from crossent.words import LONGEST_TEXT
+from crossent.words import LONGEST_TEXT, said
 
 _LENGTH = 8  # bytes that hold the length of a message, and of a header
 _MOST_HEADER = 2**20  # bytes; the texts of exceptions are cut at a few thousand characters
@@ -206,7 +206,7 @@ def read_reply(content: bytes, act: Callable[..., Any], arguments: tuple[Any, ..
         value, raised = reader.value(header["value"]), reader.value(header["raised"])
         state = tuple(reader.value(name) for name in header["state"][:_MOST_STATE])
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
-        raise DamagedError(f"a reply of another form: {type(error).__name__}") from None
+        raise DamagedError(f"a malformed reply: {said(error)}") from None
     returns = _returned(act) | NotRun if raised is None else None
     if not (_is_a(value, returns) and _is_a(raised, Raised | None) and _is_a(state, tuple[str, ...])):
         raise DamagedError("a value of another type than the call returns")

@@ -28,7 +28,7 @@ if given.list:
 results: dict[str, dict[str, str]] = {}
 for attack in chosen:
     ran = run(attack, given.longest, given.user, namespaces=not given.no_namespaces)
-    problems = "; ".join(ran.problems) or "held"
+    problems = "; ".join(ran.problems) or "passed"
     results.setdefault(attack.kind, {})[attack.name] = problems
     status = "-" if ran.status is None else ran.status
     line = f"{attack.name:36} {attack.kind:12} {status!s:>4} {ran.seconds:5.1f} s  {problems:40} | {ran.last}"
@@ -40,4 +40,4 @@ if given.json:
     for kind, of_kind in results.items():
         known.setdefault(situation, {}).setdefault(kind, {}).update(of_kind)
     given.json.write_text(json.dumps(known, indent=1) + "\n")
-sys.exit(any(problems != "held" for of_kind in results.values() for problems in of_kind.values()))
+sys.exit(any(problems != "passed" for of_kind in results.values() for problems in of_kind.values()))
