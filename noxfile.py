@@ -156,8 +156,8 @@ def benchmarks(session: nox.Session) -> None:
 def figures(session: nox.Session) -> None:
     """Count the defects that are found and the cases of each check, and write the tables of both; record the bounds."""
     session.install("-e", ".[test]")
-    tests = ("tests/checks/test_defects.py", "tests/test_readme.py", "tests/run/test_attacks.py")
-    tests += ("tests/numerics/test_recorded_bounds.py",)
+    tables = ("tests/checks/test_defects.py", "tests/test_readme.py", "tests/run/test_attacks.py")
+    tests = (*tables, "tests/numerics/test_recorded_bounds.py")
     session.run("pytest", *tests, "--crossent-write-figures", "-n", "0", *session.posargs)
 
 
