@@ -109,6 +109,7 @@ def run(
     parts = [SubjectReport(one.name, order=order, contract=chosen_contract(one)) for one in subjects]
     assert isinstance(settings.seed, int)
     report = Report(environment(settings.device), parts, level=settings.level, seed=settings.seed, only=settings.only)
+    report.without, report.grade = list(settings.without), settings.grade or ""
     try:
         if not parallel.run(planned, subjects, report, settings, progress, known):
             report.planned, report.stopped = len(planned), True
