@@ -15,12 +15,10 @@ from crossent.choices import CONTRACT_NAMES, DTYPE_NAMES, LEVELS
 from crossent.options import (
     SEED_OPTION,
     Row,
-    baseline_options,
     check_options,
     chosen_files,
     chosen_part,
     one_line,
-    part_options,
     recorded,
     run_options,
     shortened,
@@ -80,9 +78,6 @@ def crossent(context: click.Context) -> int:
 @crossent.command(short_help="Check your cross-entropy function, torch, or the forms.")
 @click.argument("subjects", metavar="[SUBJECT ...]", nargs=-1)
 @check_options
-@run_options
-@part_options
-@baseline_options
 @_json
 @_html
 def check(
@@ -134,6 +129,7 @@ def check(
     from crossent.run.runner import Interrupted
     from crossent.run.runner import check as run_check
     from crossent.run.settings import Settings
+    from crossent.run.verify import require_comparable
     from crossent.subjects.builtin import NAMED
     from crossent.subjects.features import FEATURES
 
@@ -150,8 +146,6 @@ def check(
         contract = contracts.pop() if len(contracts) == 1 else None
     status, chosen = None, chosen_part(subjects, **part)
     if old is not None and not force:
-        from crossent.run.verify import require_comparable
-
         with one_line():  # before the run, which takes long
             some = {name: chosen[name] for name in ("checks", "cases")}
             require_comparable(old, Settings(device, dtypes or DTYPE_NAMES, level, seed, **some), subjects)

@@ -69,9 +69,11 @@ def _writable(path: str, option: str) -> None:
         if not os.path.isdir(folder):
             reason = f"the folder {quoted(folder)} does not exist"
             raise click.BadParameter(f"got {quoted(path)}; {reason}", param_hint=option)
-        if (os.path.lexists(file) or is_stream(path)) and not os.access(path, os.W_OK):
+        # A file is replaced as a whole, so its folder must be writable too.
+        needed = [path] if is_stream(path) else [folder, file] if os.path.exists(file) else [folder]
+        if not all(os.access(place, os.W_OK) for place in needed):
             raise click.BadParameter(f"got {quoted(path)}; it cannot be written", param_hint=option)
-        if not is_stream(path):  # a file is replaced as a whole, so its folder must be writable too
+        if not is_stream(path):  # the rights alone do not say whether the file can be made
             with suppress(FileNotFoundError):
                 os.lstat(file)  # the name may be too long
             with tempfile.NamedTemporaryFile(dir=folder, prefix=".crossent."):
@@ -123,7 +125,7 @@ def _adding(*options: Callable[[Any], Any]) -> Callable[[Callable[..., Any]], Ca
 
 
 # What runs, how, and under which promises.
-check_options = _adding(
+_judging = _adding(
     click.option("--device", default="cpu", show_default=True, help="Device of the tensors: cpu, cuda or cuda:N."),
     click.option(
         "--dtype",
@@ -179,7 +181,7 @@ run_options = _adding(
         help="Seconds for one case. A subject that takes longer counts as hung.",
     ),
 )
-baseline_options = _adding(
+_baseline = _adding(
     click.option(
         "--baseline",
         "baseline_file",
@@ -195,7 +197,7 @@ baseline_options = _adding(
     ),
 )
 # The options that choose a part of a run.
-part_options = _adding(
+_part = _adding(
     click.option(
         "--check",
         "checks",
@@ -227,6 +229,8 @@ part_options = _adding(
     ),
     click.option("--no-cache", is_flag=True, help="Do not write findings to .crossent_cache for --last-failed."),
 )
+
+check_options = _adding(_judging, run_options, _part, _baseline)
 
 
 def chosen_part(

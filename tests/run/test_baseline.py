@@ -95,7 +95,7 @@ def test_damaged_expected_findings_are_refused_before_the_run(text, tmp_path, no
 
 
 @pytest.mark.parametrize("option", ["--json", "--html"])
-@pytest.mark.parametrize("name", ["", ".", "none/x", "x" * 300, "x\0y", "/proc/x", "old.json/x"])
+@pytest.mark.parametrize("name", ["", ".", "none/x", "x" * 300, "/proc/x", "old.json/x"])
 def test_a_report_that_could_not_be_written_is_refused_before_the_run(option, name, baseline, nothing_runs, capsys):
     place = name if name in ("", "/proc/x") else str(baseline.parent / name)
     refused(capsys, option, place)
