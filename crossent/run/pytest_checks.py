@@ -181,6 +181,7 @@ def report_of_records(records: Iterable[CheckRecord]) -> Report:
     settings = all_records[0].settings
     assert isinstance(settings.seed, int)
     report = Report(environment(settings.device), level=settings.level, seed=settings.seed, only=settings.only)
+    report.without, report.grade = list(settings.without), settings.grade or ""
     parts: dict[str, SubjectReport] = {}
     contracts: dict[str, set[str]] = {}
     skipped: set[tuple[str, str]] = set()
