@@ -20,6 +20,7 @@ from crossent.cli import main
 from crossent.report.reader import unlike
 from crossent.run import verify as verification
 from crossent.subjects.builtin import NAMED
+from crossent.subjects.compiler import COMPILE_SUFFIX
 from crossent.subjects.subject import Subject
 
 EXAMPLES = int(os.environ.get("CROSSENT_HOSTILE", "100"))
@@ -220,6 +221,8 @@ def short(monkeypatch, true, tmp_path):
     def run_few(chosen, subjects, progress=iter):
         if len(chosen.plan()) > MOST_CASES:
             raise ValueError("too many cases for this test")
+        if any(subject.name.endswith(COMPILE_SUFFIX) for subject in subjects):  # torch.compile calls a C++ compiler
+            raise ValueError("too slow for this test")
         return run(chosen, subjects, progress=progress)
 
     monkeypatch.setattr("crossent.run.verify.run", run_few)
