@@ -22,6 +22,7 @@ from crossent.run import verify as verification
 from crossent.subjects.builtin import NAMED
 from crossent.subjects.compiler import COMPILE_SUFFIX
 from crossent.subjects.subject import Subject
+from crossent.trials.check import Cost
 
 EXAMPLES = int(os.environ.get("CROSSENT_HOSTILE", "100"))
 CASES = (
@@ -219,10 +220,13 @@ def short(monkeypatch, true, tmp_path):
     run = verification.run
 
     def run_few(chosen, subjects, progress=iter):
-        if len(chosen.plan()) > MOST_CASES:
-            raise ValueError("too many cases for this test")
-        if any(subject.name.endswith(COMPILE_SUFFIX) for subject in subjects):  # torch.compile calls a C++ compiler
+        planned = chosen.plan()
+        # torch.compile calls a C++ compiler: of a compiled form, and for a check of level thorough.
+        compiles = any(check.cost is Cost.CODE for checks in planned.values() for check in checks)
+        if compiles or any(subject.name.endswith(COMPILE_SUFFIX) for subject in subjects):
             raise ValueError("too slow for this test")
+        if len(planned) > MOST_CASES:
+            raise ValueError("too many cases for this test")
         return run(chosen, subjects, progress=progress)
 
     monkeypatch.setattr("crossent.run.verify.run", run_few)
