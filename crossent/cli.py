@@ -12,8 +12,8 @@ from typing import Any
 import click
 
 from crossent import options
-from crossent.choices import CONTRACT_NAMES, DTYPE_NAMES, GRADE_NAMES, LEVELS
-from crossent.options import SEED_OPTION, chosen_files, chosen_part, one_line, part_options, recorded, write
+from crossent.choices import CONTRACT_NAMES, DTYPE_NAMES, LEVELS
+from crossent.options import SEED_OPTION, check_options, chosen_files, chosen_part, one_line, recorded, write
 from crossent.words import printable
 
 # A command imports what it needs when it runs: `crossent --help` and a misspelt option wait for no import of torch.
@@ -37,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status = crossent.main(arguments, prog_name="crossent", standalone_mode=False)
     except click.ClickException as error:
-        click.echo(f"crossent: {printable(' '.join(options.message_of(error).split()))}", err=True)
+        words = sys.argv[1:] if arguments is None else arguments
+        click.echo(f"crossent: {options.shortened(options.message_of(error), words)}", err=True)
         return WRONG_USE
     except (click.Abort, KeyboardInterrupt):
         click.echo("crossent: interrupted", err=True)
@@ -66,66 +67,7 @@ def crossent(context: click.Context) -> int:
 
 @crossent.command(short_help="Check your cross-entropy function, torch, or the forms.")
 @click.argument("subjects", metavar="[SUBJECT ...]", nargs=-1)
-@click.option("--device", default="cpu", show_default=True, help="Device of the tensors: cpu, cuda or cuda:N.")
-@click.option(
-    "--dtype",
-    "dtypes",
-    multiple=True,
-    type=options.Word(DTYPE_NAMES),
-    help="Dtype of the logits. Repeat the option for several.  [default: all four]",
-)
-@click.option(
-    "--level",
-    type=options.Word(LEVELS),
-    default="normal",
-    show_default=True,
-    help="How many cases and checks run: seconds, minutes, or hours.",
-)
-@click.option(
-    "--seed",
-    type=options.Seed(),
-    help="Seed of the numbers in the cases; random draws one.  [default: random for your functions, 0 otherwise]",
-)
-@click.option(
-    "--without",
-    metavar="FEATURE ...",
-    multiple=True,
-    help="Skip checks of features that the subjects lack; see `crossent list features`.",
-)
-@click.option(
-    "--contract",
-    type=options.Word(CONTRACT_NAMES),
-    help="What the subjects promise: see `crossent list contracts`. For F.cross_entropy: torch.  [default: kernel]",
-)
-@click.option(
-    "--grade",
-    type=options.Word(GRADE_NAMES),
-    help="How precisely the subjects compute float16 and bfloat16. A: in float32 or wider, with one rounding at the "
-    "end. B: in the dtype itself; float16=B: in float16 alone.  [default: A; with --contract torch: B]",
-)
-@click.option(
-    "--expected-findings",
-    metavar="FILE",
-    help="TOML file of known failures with their reasons. They are shown, and do not fail the run.",
-)
-@click.option("--jobs", type=options.Whole(1, 1024), help="Number of worker processes.  [default: the number of cores]")
-@click.option(
-    "--timeout",
-    type=options.Positive(),
-    default=300.0,
-    show_default=True,
-    help="Seconds for one call of a subject. A call that takes longer is a finding (hung), and ends its case.",
-)
-@part_options
-@click.option(
-    "--baseline",
-    "baseline_file",
-    type=click.Path(exists=True, dir_okay=False),
-    help="Report of an earlier run (--json). Show the changes since then, and exit with 1 where `crossent diff` does. "
-    "Only cases and checks that both runs have are compared.",
-)
-@click.option("--strict", is_flag=True, help="With --baseline: fail also where an error grew much within its bound.")
-@click.option("--force", is_flag=True, help="With --baseline: compare runs of different devices, processors or seeds.")
+@check_options
 @_json
 @_html
 def check(
@@ -176,10 +118,12 @@ def check(
     from crossent.report.moves.diff import diff as diff_of
     from crossent.run.runner import Interrupted
     from crossent.run.runner import check as run_check
+    from crossent.run.settings import Settings
+    from crossent.run.verify import require_comparable
     from crossent.subjects.builtin import NAMED
     from crossent.subjects.features import FEATURES
 
-    old = None if baseline_file is None else recorded(baseline_file)  # before the run, which takes long
+    old = None if baseline_file is None else recorded(baseline_file)
     # `--without weight vmap`: click takes `vmap` for a subject, and no subject has the name of a feature.
     more = [name for name in subjects if without and name in FEATURES]
     subjects = tuple(name for name in subjects if name not in more)
@@ -191,6 +135,10 @@ def check(
         contracts = {one.contract for one in old.subjects} & set(CONTRACT_NAMES)
         contract = contracts.pop() if len(contracts) == 1 else None
     status, chosen = None, chosen_part(subjects, **part)
+    if old is not None and not force:
+        with one_line():  # before the run, which takes long
+            some = {name: chosen[name] for name in ("checks", "cases")}
+            require_comparable(old, Settings(device, dtypes or DTYPE_NAMES, level, seed, **some), subjects)
     with one_line():
         try:
             report = run_check(
@@ -256,6 +204,50 @@ def diff(old: str, new: str, strict: bool, force: bool, json_file: str | None, h
     if not write(files, {"--json": made.write_json, "--html": made.write_html}):
         return NOT_WRITTEN
     return PASSED if (made.strictly_ok if strict else made.ok) else FAILED
+
+
+@crossent.command(short_help="Run the cases of a report again, and compare the results.")
+@click.argument("report", type=click.Path(exists=True, dir_okay=False))
+@click.argument("subjects", metavar="[SUBJECT ...]", nargs=-1)
+@options.run_options
+@click.option("--force", is_flag=True, help="Run also with other versions or on another machine than the report's.")
+def verify(
+    report: str,
+    subjects: tuple[str, ...],
+    expected_findings: str | None,
+    jobs: int | None,
+    timeout: float,
+    force: bool,
+) -> int:
+    """Run the cases of a REPORT again, and compare every digest and verdict with the report.
+
+    REPORT is the file that `crossent check --json` wrote. It says the level, seed, device, contract and other options.
+
+    SUBJECT names your function, as in `crossent check`. A report never names code that runs: without a SUBJECT, only
+    the forms and torch run.
+
+    Exit status: 0 every result is that of the report, also where it is a finding, 1 a result differs, 2 wrong use, or a
+    report that cannot be verified here, 130 interrupted.
+    """
+    from rich.text import Text
+
+    from crossent.console import Output, progress
+    from crossent.machine import cores
+    from crossent.run.verify import verify as verification
+
+    with one_line():
+        made = verification(
+            recorded(report),
+            subjects,
+            file=report,
+            expected_findings=expected_findings,
+            jobs=jobs or cores(),
+            timeout=timeout,
+            force=force,
+            progress=progress,
+        )
+    Output().show(Text(printable(line)) for line in made.lines)
+    return PASSED if made.ok else FAILED
 
 
 @crossent.command("list", short_help="List subjects, checks, cases, features, contracts or bugs.")

@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from crossent.words import quoted
+
 
 @contextmanager
 def ambient() -> Iterator[None]:
@@ -38,12 +40,12 @@ def ambient() -> Iterator[None]:
 def require_device(device: str) -> None:
     """Raise RuntimeError, in one line, where torch cannot put a tensor on the device."""
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise RuntimeError(f"device: got {device!r}; allowed are cpu, cuda and cuda:N")
+        raise RuntimeError(f"device: got {quoted(device)}; allowed are cpu, cuda and cuda:N")
     try:
         torch.zeros(1, device=device).item()  # a meta tensor has no value
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0].split(". ")[0]  # torch goes on to list its backends
-        raise RuntimeError(f"device: got {device!r}; {reason}") from None
+        raise RuntimeError(f"device: got {quoted(device)}; {reason}") from None
 
 
 def environment(device: str) -> dict[str, str]:

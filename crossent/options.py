@@ -6,14 +6,16 @@ This module imports no torch.
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from crossent.choices import CHECK_NAMES
+from crossent.choices import CHECK_NAMES, CONTRACT_NAMES, DTYPE_NAMES, GRADE_NAMES, LEVELS
 from crossent.files import is_stream
+from crossent.words import LONGEST_VALUE, cut, printable, quoted
 
 if TYPE_CHECKING:
     from crossent.report.report import Report
@@ -37,7 +39,7 @@ class _Allowed:
         try:
             return super().convert(value, parameter, context)  # type: ignore[misc]
         except click.BadParameter:
-            raise click.BadParameter(f"got {value!r}; allowed {self.allowed}", context, parameter) from None
+            raise click.BadParameter(f"got {quoted(value)}; allowed {self.allowed}", context, parameter) from None
 
 
 class Word(_Allowed, click.Choice):  # type: ignore[type-arg]  # which click 8.1 does not have
@@ -86,7 +88,7 @@ class Row(click.ParamType):  # type: ignore[type-arg]
         try:
             return tuple(float(number) for number in value.split(","))
         except ValueError:
-            self.fail(f"got {value!r}; allowed are numbers separated by commas, as in 3,1,-3", parameter, context)
+            self.fail(f"got {quoted(value)}; allowed are numbers separated by commas, as in 3,1,-3", parameter, context)
 
 
 def chosen_files(json_file: str | None, html_file: str | None) -> dict[str, str]:
@@ -95,22 +97,41 @@ def chosen_files(json_file: str | None, html_file: str | None) -> dict[str, str]
     for option, path in files.items():
         _writable(path, option)
     if len(files) == 2 and not is_stream(path) and len(set(map(os.path.realpath, files.values()))) == 1:
-        raise click.BadParameter(f"got {path!r}, which is also the file of --json", param_hint="--html")
+        raise click.BadParameter(f"got {quoted(path)}, which is also the file of --json", param_hint="--html")
     return files
 
 
 def _writable(path: str, option: str) -> None:
     """Raise BadParameter before the run if its report could not be written after it."""
-    file = os.path.realpath(path)
-    folder = os.path.dirname(file)
-    if not path or os.path.isdir(file):  # click checks names that exist; "" is no name
-        raise click.BadParameter(f"got {path!r}; it is not the name of a file", param_hint=option)
-    if not os.path.isdir(folder):
-        raise click.BadParameter(f"got {path!r}; the folder {folder!r} does not exist", param_hint=option)
-    # A file is replaced as a whole, so its folder must be writable too.
-    needed = [path] if is_stream(path) else [folder, file] if os.path.exists(file) else [folder]
-    if not all(os.access(place, os.W_OK) for place in needed):
-        raise click.BadParameter(f"got {path!r}; it cannot be written", param_hint=option)
+    try:
+        file = os.path.realpath(path)
+        folder = os.path.dirname(file)
+        if not path or os.path.isdir(file):  # click checks names that exist; "" is no name
+            raise click.BadParameter(f"got {quoted(path)}; it is not the name of a file", param_hint=option)
+        if not os.path.isdir(folder):
+            reason = f"the folder {quoted(folder)} does not exist"
+            raise click.BadParameter(f"got {quoted(path)}; {reason}", param_hint=option)
+        # A file is replaced as a whole, so its folder must be writable too.
+        needed = [path] if is_stream(path) else [folder, file] if os.path.exists(file) else [folder]
+        if not all(os.access(place, os.W_OK) for place in needed):
+            raise click.BadParameter(f"got {quoted(path)}; it cannot be written", param_hint=option)
+        if not is_stream(path):  # the rights alone do not say whether the file can be made
+            with suppress(FileNotFoundError):
+                os.lstat(file)  # the name may be too long
+            with tempfile.NamedTemporaryFile(dir=folder, prefix=".crossent."):
+                pass
+    except (OSError, ValueError) as error:  # also a name with a null character
+        reason = getattr(error, "strerror", None) or str(error)
+        raise click.BadParameter(f"got {quoted(path)}; it cannot be written: {reason}", param_hint=option) from None
+
+
+def shortened(message: str, arguments: Sequence[str]) -> str:
+    """Return a message of click as one printable line, with long words of the command line cut."""
+    for argument in arguments:
+        for word in (argument, argument.partition("=")[2]):  # `--option=word`
+            for said in (word, repr(word)[1:-1]):
+                message = message.replace(said, cut(word)) if len(said) > LONGEST_VALUE else message
+    return printable(" ".join(message.split()))
 
 
 def write(files: Mapping[str, str], by: Mapping[str, Callable[[str], None]]) -> bool:
@@ -120,7 +141,7 @@ def write(files: Mapping[str, str], by: Mapping[str, Callable[[str], None]]) -> 
         try:
             by[option](path)
         except OSError as error:
-            click.echo(f"crossent: {path} cannot be written: {error.strerror}", err=True)
+            click.echo(f"crossent: {cut(path)} cannot be written: {error.strerror}", err=True)
             written = False
     return written
 
@@ -159,7 +180,89 @@ def message_of(error: click.ClickException) -> str:
     return f"{option}: {error.message}" if option else error.message
 
 
-_PART = (
+def _adding(*options: Callable[[Any], Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return a decorator that adds options to a command, in this order."""
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+# What runs, how, and under which promises.
+_judging = _adding(
+    click.option("--device", default="cpu", show_default=True, help="Device of the tensors: cpu, cuda or cuda:N."),
+    click.option(
+        "--dtype",
+        "dtypes",
+        multiple=True,
+        type=Word(DTYPE_NAMES),
+        help="Dtype of the logits. Repeat the option for several.  [default: all four]",
+    ),
+    click.option(
+        "--level",
+        type=Word(LEVELS),
+        default="normal",
+        show_default=True,
+        help="How many cases and checks run: seconds, minutes, or hours.",
+    ),
+    click.option(
+        "--seed",
+        type=Seed(),
+        help="Seed of the numbers in the cases; random draws one.  [default: random for your functions, 0 otherwise]",
+    ),
+    click.option(
+        "--without",
+        metavar="FEATURE ...",
+        multiple=True,
+        help="Skip checks of features that the subjects lack; see `crossent list features`.",
+    ),
+    click.option(
+        "--contract",
+        type=Word(CONTRACT_NAMES),
+        help="What the subjects promise: see `crossent list contracts`. For F.cross_entropy: torch.  [default: kernel]",
+    ),
+    click.option(
+        "--grade",
+        type=Word(GRADE_NAMES),
+        help="How precisely the subjects compute float16 and bfloat16. A: in float32 or wider, with one rounding "
+        "at the end. B: in the dtype itself; float16=B: in float16 alone.  [default: A; with --contract torch: B]",
+    ),
+)
+run_options = _adding(
+    click.option(
+        "--expected-findings",
+        metavar="FILE",
+        help="TOML file of known failures with their reasons. They are shown, and do not fail the run.",
+    ),
+    click.option("--jobs", type=Whole(1, 1024), help="Number of worker processes.  [default: the number of cores]"),
+    click.option(
+        "--timeout",
+        type=Positive(),
+        default=300.0,
+        show_default=True,
+        help="Seconds for one call of a subject. A call that takes longer is a finding (hung), and ends its case.",
+    ),
+)
+_baseline = _adding(
+    click.option(
+        "--baseline",
+        "baseline_file",
+        type=click.Path(exists=True, dir_okay=False),
+        help="Report of an earlier run (--json). Show the changes since then, and exit with 1 where `crossent diff` "
+        "does. Only cases and checks that both runs have are compared.",
+    ),
+    click.option(
+        "--strict", is_flag=True, help="With --baseline: fail also where an error grew much within its bound."
+    ),
+    click.option(
+        "--force", is_flag=True, help="With --baseline: compare runs of different devices, processors or seeds."
+    ),
+)
+# The options that choose a part of a run.
+_part = _adding(
     click.option(
         "--check",
         "checks",
@@ -192,12 +295,7 @@ _PART = (
     click.option("--no-cache", is_flag=True, help="Do not write findings to .crossent_cache for --last-failed."),
 )
 
-
-def part_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that choose a part of a run."""
-    for option in reversed(_PART):
-        command = option(command)
-    return command
+check_options = _adding(_judging, run_options, _part, _baseline)
 
 
 def chosen_part(
@@ -235,4 +333,4 @@ def recorded(path: str) -> Report:
         try:
             return read_report(path)
         except OSError as error:
-            raise ValueError(f"{path}: {error.strerror}") from None
+            raise ValueError(f"{cut(path)}: {error.strerror}") from None

@@ -7,6 +7,8 @@ import shlex
 # In characters. The message of an exception may contain a whole tensor.
 LONGEST_TEXT = 10_000
 LONGEST_LINE = 500
+# Of one value of a file or of a user that a message repeats.
+LONGEST_VALUE = 200
 
 
 def said(error: BaseException) -> str:
@@ -30,6 +32,21 @@ def text_of(error: BaseException) -> str:
 def printable(text: str) -> str:
     """Return a text with its control characters escaped, so that the text cannot control a terminal."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+def quoted(value: object) -> str:
+    """Return a value of a file or of a user for a message: its repr, printable and cut."""
+    try:
+        return cut(repr(value))
+    except Exception:  # an int of more digits than Python prints, a deep list, or a foreign object
+        return f"a value of type {cut(type(value).__name__)} that cannot be printed"
+
+
+def cut(text: str) -> str:
+    """Return a text as at most `LONGEST_VALUE` printable characters, and how many characters are left out."""
+    shown = printable(text[:LONGEST_VALUE])[:LONGEST_VALUE]
+    left = len(text) - LONGEST_VALUE
+    return f"{shown}… ({left:,} more characters)" if left > 0 else shown
 
 
 def shell_word(text: str) -> str:

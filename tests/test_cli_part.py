@@ -11,6 +11,7 @@ from rich.console import Console
 from support.running import check_on
 
 from crossent.cases.case import Case
+from crossent.checks import CHECKS
 from crossent.cli import FAILED, PASSED, WRONG_USE, main
 from crossent.report.last_findings import FOLDER, last_failed, path_of
 from crossent.report.reader import find, read_json
@@ -149,7 +150,9 @@ def test_a_folder_that_cannot_be_written_or_is_damaged_is_no_error(check):
     assert len(check("--last-failed")[1]) == 4
 
 
-def test_a_part_is_compared_with_a_baseline_on_what_it_has(check, capsys):
+def test_a_part_is_compared_with_a_baseline_on_what_it_has(check, capsys, monkeypatch):
+    planned = dict.fromkeys(CASES, tuple(CHECKS.values()))  # which is compared with the baseline before the run
+    monkeypatch.setattr("crossent.run.settings._plan", lambda *_: planned)
     main(["check", "wrong.py:loss", "--level", "quick", "--seed", "0", "--json", "old.json"])
     capsys.readouterr()
     _, _, out, _ = check("--baseline", "old.json", "--check", "sign")

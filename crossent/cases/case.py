@@ -6,6 +6,7 @@ A case is one choice on each axis of :mod:`crossent.cases.axes`. The modules :mo
 
 from __future__ import annotations
 
+import math
 import re
 import zlib
 from collections.abc import Callable, Mapping
@@ -30,6 +31,10 @@ from crossent.cases.axes import (
 from crossent.cases.inputs import Inputs, laid_out
 from crossent.cases.values import VALUES, Draw
 from crossent.numerics.formats import FORMATS
+from crossent.words import quoted
+
+# An id may come from a report, which anybody can write: building the case must not take all memory.
+MOST_NUMBERS = 2**26
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,7 @@ class Case:
             case = None
         if case is None or case.id != id or case.invalid:
             reason = f": {case.invalid}" if case is not None and case.invalid else ""
-            raise ValueError(f"case: got {id!r}, which is not the id of a case{reason}")
+            raise ValueError(f"case: got {quoted(id)}, which is not the id of a case{reason}")
         return case
 
     @property
@@ -273,6 +278,7 @@ _NUMBERED = (
 
 _PLAIN: dict[str, Callable[[Case], bool]] = {
     "sizes must be 0 or more": lambda case: min(case.sizes, default=-1) >= 0,
+    f"the logits must have at most {MOST_NUMBERS:,} numbers": lambda case: math.prod(case.sizes) <= MOST_NUMBERS,
     "the number of classes must be 1 or more": lambda case: case.classes > 0,
     "label_smoothing must be from 0 to 1": lambda case: 0 <= case.label_smoothing <= 1,
     "a weight_layout needs a weight": lambda case: (

@@ -21,7 +21,7 @@ from packaging.version import InvalidVersion, Version
 
 from crossent.report.findings import NUMBERS, Finding, SubjectReport
 from crossent.report.report import Report
-from crossent.words import one_line
+from crossent.words import cut, one_line, quoted
 
 
 @dataclass(frozen=True)
@@ -118,16 +118,22 @@ def require_about(
     for entry in entries:
         if subjects is not None and not any(fnmatchcase(name, entry.subject) for name in subjects):
             raise ValueError(
-                f"entry {entry.reason!r}: no subject matches {entry.subject!r}; this run has {', '.join(subjects)}"
+                f"entry {quoted(entry.reason)}: no subject matches {quoted(entry.subject)}; "
+                f"this run has {cut(', '.join(subjects))}"
             )
         if unknown := [check for check in entry.checks if check not in checks]:
-            raise ValueError(f"entry {entry.reason!r}: got check {unknown[0]!r}; allowed are {', '.join(checks)}")
+            raise ValueError(
+                f"entry {quoted(entry.reason)}: got check {quoted(unknown[0])}; allowed are {', '.join(checks)}"
+            )
         if unknown := [result for result in entry.results if result not in NUMBERS]:
-            raise ValueError(f"entry {entry.reason!r}: got result {unknown[0]!r}; allowed are {', '.join(NUMBERS)}")
+            raise ValueError(
+                f"entry {quoted(entry.reason)}: got result {quoted(unknown[0])}; allowed are {', '.join(NUMBERS)}"
+            )
         known = known or cases()
         if unknown := [pattern for pattern in entry.cases if not any(fnmatchcase(case, pattern) for case in known)]:
             raise ValueError(
-                f"entry {entry.reason!r}: no case matches {unknown[0]!r}; `crossent list cases` prints all cases"
+                f"entry {quoted(entry.reason)}: no case matches {quoted(unknown[0])}; "
+                f"`crossent list cases` prints all cases"
             )
 
 
@@ -165,23 +171,24 @@ def _parsed(content: bytes, name: str) -> Iterator[ExpectedFinding]:
     try:
         document = tomllib.loads(content.decode())
     except (ValueError, RecursionError) as error:  # not TOML, or not UTF-8
-        raise ValueError(f"{name}: {one_line(str(error))}") from None
+        raise ValueError(f"{cut(name)}: {one_line(str(error))}") from None
     entries = document.pop("finding", [])
     if document or not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ValueError(
-            f"{name}: got {', '.join(map(repr, document)) or 'another kind of value'}; allowed are [[finding]] tables"
+            f"{cut(name)}: got {cut(', '.join(map(repr, document))) or 'another kind of value'}; "
+            f"allowed are [[finding]] tables"
         )
     for number, entry in enumerate(entries, 1):
         try:
             yield _entry(entry)
         except ValueError as error:
-            raise ValueError(f"{name}: finding {number}: {error}") from None
+            raise ValueError(f"{cut(name)}: finding {number}: {error}") from None
 
 
 def _entry(entry: dict[str, Any]) -> ExpectedFinding:
     known = [*(field.name for field in fields(ExpectedFinding)), "id"]
     if unknown := [key for key in entry if key not in known]:
-        raise ValueError(f"got {unknown[0]!r}; allowed are {', '.join(known)}")
+        raise ValueError(f"got {quoted(unknown[0])}; allowed are {', '.join(known)}")
     if "id" in entry:
         entry = _of_id(entry)
     elif missing := [key for key in ("subject", "kind", "cases") if not entry.get(key)]:
@@ -198,11 +205,11 @@ def _entry(entry: dict[str, Any]) -> ExpectedFinding:
         else:
             right, allowed = isinstance(value, str), "a string"
         if not right:
-            raise ValueError(f"{key}: got {value!r}; allowed is {allowed}")
+            raise ValueError(f"{key}: got {quoted(value)}; allowed is {allowed}")
     try:
         SpecifierSet(entry.get("torch", ""))
     except InvalidSpecifier:
-        raise ValueError(f"torch: got {entry['torch']!r}; allowed are versions, as in '>=2.1,<2.4'") from None
+        raise ValueError(f"torch: got {quoted(entry['torch'])}; allowed are versions, as in '>=2.1,<2.4'") from None
     arguments: dict[str, Any] = {"checks": ()} | {
         key: tuple(value) if key in _LISTS else value for key, value in entry.items()
     }
@@ -215,7 +222,7 @@ def _of_id(entry: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"got both id and {other[0]}; remove one of them")
     *_, subject, check, case = ["", "", *str(given := entry["id"]).rsplit(":", 2)]
     if not (isinstance(given, str) and subject and check and case):
-        raise ValueError(f"id: got {given!r}; allowed is SUBJECT:CHECK:CASE")
+        raise ValueError(f"id: got {quoted(given)}; allowed is SUBJECT:CHECK:CASE")
     rest = {key: value for key, value in entry.items() if key != "id"}
     return {"kind": "", "subject": escape(subject), "checks": [check], "cases": [escape(case)], **rest}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any, TypeVar
@@ -16,7 +17,7 @@ from crossent.cases.axes import DTYPES
 from crossent.report.document import SCHEMA
 from crossent.report.findings import Finding, Measured, Numbers, Outcome, ResultSummary, SubjectReport
 from crossent.report.report import Report
-from crossent.words import one_line
+from crossent.words import cut, one_line, quoted
 
 T = TypeVar("T")
 # The keys of a case that are not names of checks.
@@ -34,8 +35,10 @@ def read_report(path: str | os.PathLike[str]) -> Report:
     try:
         return report_of(document)
     except (LookupError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
-        reason = f"the key {error} is missing" if isinstance(error, KeyError) else str(error)
-        raise ValueError(f"{path}: damaged, or from another version of crossent: {one_line(reason)}") from None
+        reason = f"the key {cut(str(error))} is missing" if isinstance(error, KeyError) else str(error)
+        raise ValueError(
+            f"{cut(str(path))}: damaged, or from another version of crossent: {one_line(reason)}"
+        ) from None
 
 
 def report_of(document: dict[str, Any]) -> Report:
@@ -54,13 +57,15 @@ def report_of(document: dict[str, Any]) -> Report:
         left_out=_strings(document["left_out"], "left_out"),
         planned=None if document["planned"] is None else _a(int, document["planned"], "planned"),
         stopped=_a(bool, document.get("stopped", False), "stopped"),
+        without=_strings(document.get("without", []), "without"),
+        grade=_a(str, document.get("grade", ""), "grade"),
         only={what: _strings(names, what) for what, names in _a(dict, document.get("only", {}), "only").items()},
     )
     names = [part.name for part in made.subjects]
     if len(set(names)) < len(names):
-        raise ValueError(f"two subjects have the name {max(names, key=names.count)!r}")
-    for place in _unlike(document, made.to_json()):
-        raise ValueError(f"the value of {place} contradicts the cases and findings")
+        raise ValueError(f"two subjects have the name {quoted(max(names, key=names.count))}")
+    for place in unlike(document, made.to_json()):
+        raise ValueError(f"the value of {cut(place)} contradicts the cases and findings")
     return made
 
 
@@ -73,10 +78,10 @@ def _subject(entry: Any) -> SubjectReport:
         failed.setdefault(finding.case, set()).add(finding.check)
     if sum(map(len, failed.values())) < len(findings):
         ids = [f"{name}:{finding.check}:{finding.case}" for finding in findings]
-        raise ValueError(f"two findings are {max(ids, key=ids.count)!r}; a check has at most one on a case")
+        raise ValueError(f"two findings are {quoted(max(ids, key=ids.count))}; a check has at most one on a case")
     cases = _a(dict, part["cases"], "cases")
     if unknown := failed.keys() - cases.keys():
-        raise ValueError(f"a finding is on the case {min(unknown)!r}, which did not run")
+        raise ValueError(f"a finding is on the case {quoted(min(unknown))}, which did not run")
     outcomes = {case: _outcome(one, case, failed.get(case, set())) for case, one in cases.items()}
     not_applicable = Counter(_each(int, part["not_applicable"], "not_applicable"))
     checks, contract = tuple(_a(dict, part["checks"], "checks")), _a(str, part.get("contract", ""), "contract")
@@ -89,15 +94,15 @@ def _outcome(entry: Any, case: str, failed: set[str]) -> Outcome:
     data = _a(dict, entry, case)
     dtype = _a(str, data["dtype"], f"{case}: dtype")
     if dtype not in DTYPES:
-        raise ValueError(f"{case}: dtype is {dtype!r}")
+        raise ValueError(f"{cut(case)}: dtype is {quoted(dtype)}")
     checks = {check: _measured(one, case, check in failed) for check, one in data.items() if check not in OF_A_CASE}
     for check in _strings(data["held"], f"{case}: held"):
         if check in checks or check in failed:
-            raise ValueError(f"{case}: {check} is listed as passed, and also has numbers or a finding")
+            raise ValueError(f"{cut(case)}: {cut(check)} is listed as passed, and also has numbers or a finding")
         checks[check] = Measured()
     checks |= {check: Measured(failed=True) for check in failed - checks.keys()}
     if str(data["grade"]) not in ("", "A", "B", "F"):
-        raise ValueError(f"{case}: grade is {data['grade']!r}")
+        raise ValueError(f"{cut(case)}: grade is {quoted(data['grade'])}")
     return Outcome(
         dtype,
         _checksum(data["inputs"], f"{case}: inputs"),
@@ -116,7 +121,7 @@ def _measured(entry: Any, case: str, failed: bool) -> Measured:
     not_judged = _each(int, data.get("not_judged", {}), case)
     ulp, ratio = _real(data["ulp"], case), _real(data["ratio"], case)
     if elements < 0 or ulp < 0 or ratio < 0 or min(not_judged.values(), default=0) < 0:
-        raise ValueError(f"{case}: a number is negative")
+        raise ValueError(f"{cut(case)}: a number is negative")
     return Measured(failed, ulp, ratio, vacuous, not_judged, elements)
 
 
@@ -131,7 +136,7 @@ def _shown(entry: Any, case: str) -> ResultSummary:
 def _a(kind: type[T], value: Any, what: str) -> T:
     """Return the value if it has exactly this type. True does not count as an int."""
     if type(value) is not kind:
-        raise TypeError(f"{what} is {value!r}; it must be {'an' if kind is int else 'a'} {kind.__name__}")
+        raise TypeError(f"{cut(what)} is {quoted(value)}; it must be {'an' if kind is int else 'a'} {kind.__name__}")
     return value
 
 
@@ -151,7 +156,7 @@ def _each(kind: type[T], value: Any, what: str) -> dict[str, T]:
 
 def _real(value: Any, what: str) -> float:
     if type(value) not in (int, float) and value not in ("nan", "inf", "-inf"):
-        raise TypeError(f"{what} is {value!r}; it must be a number")
+        raise TypeError(f"{cut(what)} is {quoted(value)}; it must be a number")
     return float(value)
 
 
@@ -159,22 +164,22 @@ def _checksum(value: Any, what: str, *, or_none: bool = False) -> str:
     """Return a checksum if it has eight hexadecimal digits, or is "" and `or_none` is true."""
     text = _a(str, value, what)
     if not (or_none and text == "") and not (len(text) == 8 and set(text) <= set("0123456789abcdef")):
-        raise ValueError(f"{what} is {text!r}; it must be eight hexadecimal digits")
+        raise ValueError(f"{cut(what)} is {quoted(text)}; it must be eight hexadecimal digits")
     return text
 
 
-def _unlike(data: Any, made: Any, where: str = "") -> Iterator[str]:
-    """Yield the places where two documents differ."""
+def unlike(data: Any, made: Any, where: str = "") -> Iterator[str]:
+    """Yield the places where two JSON documents differ."""
     if isinstance(data, dict) and isinstance(made, dict):
         for key in {**data, **made}:
             place = f"{where}.{key}" if where else key
             if (key in data) != (key in made):
                 yield place
             else:
-                yield from _unlike(data[key], made[key], place)
+                yield from unlike(data[key], made[key], place)
     elif isinstance(data, list) and isinstance(made, list) and len(data) == len(made):
         for at, (one, other) in enumerate(zip(data, made, strict=True)):
-            yield from _unlike(one, other, f"{where}[{at}]")
+            yield from unlike(one, other, f"{where}[{at}]")
     # 1 and 1.0 are equal, since other programs may write either; True is not equal to 1.
     elif data != made or isinstance(data, bool) != isinstance(made, bool):
         yield f"{where}, {json.dumps(data)[:80]},"
@@ -197,13 +202,15 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
             raise ValueError(f"the file has more than {LARGEST:,} bytes")
         document = json.loads(content.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8
-        raise ValueError(f"{path}: not a report: {one_line(str(error))}") from None
+        raise ValueError(f"{cut(str(path))}: not a report: {one_line(str(error))}") from None
     found = document.get("schema") if isinstance(document, dict) else None
     if not isinstance(document, dict) or isinstance(found, bool) or found != SCHEMA:
-        raise ValueError(f"{path}: got schema {one_line(repr(found))}; allowed is a report of schema {SCHEMA}")
+        raise ValueError(f"{cut(str(path))}: got schema {quoted(found)}; allowed is a report of schema {SCHEMA}")
     environment = document.get("environment")
     if not isinstance(environment, dict) or not isinstance(environment.get("device"), str):
-        raise ValueError(f"{path}: not a crossent report: `environment.device` is missing")
+        raise ValueError(f"{cut(str(path))}: not a crossent report: `environment.device` is missing")
+    if not re.fullmatch(r"cpu|cuda(:\d{1,4})?", environment["device"]):
+        raise ValueError(f"{cut(str(path))}: damaged: device is {quoted(environment['device'])}")
     return document
 
 
@@ -212,7 +219,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {max(keys, key=keys.count)!r} occurs twice in one object")
+        raise ValueError(f"the key {quoted(max(keys, key=keys.count))} occurs twice in one object")
     return made
 
 
@@ -232,13 +239,17 @@ def find(document: dict[str, Any], id: str) -> tuple[Finding, str | None]:
                 if entry["id"] == id:
                     finding = finding_of(_string(subject, "name"), entry)
                     if finding.id != id:
-                        raise ValueError(f"the finding with the id {id} is {finding.id}")
-                    return finding, _string(subject["cases"][finding.case], "inputs")
+                        raise ValueError(f"the finding with the id {cut(id)} is {cut(finding.id)}")
+                    return finding, _checksum(subject["cases"][finding.case]["inputs"], "inputs")
         ids = [_string(entry, "id") for subject in document["subjects"] for entry in subject["findings"]]
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise ValueError(f"report: damaged: {type(error).__name__}: {one_line(str(error))}") from None
-    known = f"its findings are {', '.join(ids[:3])}{', …' if len(ids) > 3 else ''}" if ids else "it has no findings"
-    raise ValueError(f"finding: got {id!r}, which the report does not have; {known}")
+    known = (
+        f"its findings are {', '.join(map(cut, ids[:3]))}{', …' if len(ids) > 3 else ''}"
+        if ids
+        else "it has no findings"
+    )
+    raise ValueError(f"finding: got {quoted(id)}, which the report does not have; {known}")
 
 
 def finding_of(subject: str, entry: dict[str, Any]) -> Finding:
@@ -252,7 +263,7 @@ def finding_of(subject: str, entry: dict[str, Any]) -> Finding:
         reals = [_number(entry, name) for name in ("got", "exact", "radius", "bound", "ulp", "ratio")]
         got, exact, radius, bound, ulp, ratio = reals
         if not all(type(place) is int and place >= 0 for place in entry["index"]):
-            raise TypeError(f"index is {entry['index']!r}")
+            raise TypeError(f"index is {quoted(entry['index'])}")
         bits, versus = _string(entry, "bits"), _string(entry, "versus")
         numbers = Numbers(tuple(entry["index"]), got, bits, exact, radius, bound, ulp, ratio, versus)
     check, case, kind, message, call, torch = (
@@ -264,12 +275,12 @@ def finding_of(subject: str, entry: dict[str, Any]) -> Finding:
 
 def _string(entry: dict[str, Any], name: str) -> str:
     if not isinstance(value := entry[name], str):
-        raise TypeError(f"{name} is {value!r}")
+        raise TypeError(f"{name} is {quoted(value)}")
     return value
 
 
 def _number(entry: dict[str, Any], name: str) -> float:
     value = entry[name]
     if type(value) not in (int, float) and value not in ("nan", "inf", "-inf"):
-        raise TypeError(f"{name} is {value!r}")
+        raise TypeError(f"{name} is {quoted(value)}")
     return float(value)

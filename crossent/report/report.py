@@ -36,6 +36,7 @@ class Report:
         planned: the number of planned cases, if the run was interrupted or stopped early; otherwise None.
         stopped: whether the run stopped early because of its findings.
         only: the chosen "checks" and "cases", if only a part of the level ran; otherwise empty.
+        without, grade: the features that the user declared as lacking, and the grade that the user chose, or "".
     """
 
     environment: dict[str, str]
@@ -48,6 +49,8 @@ class Report:
     planned: int | None = None
     stopped: bool = False
     only: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    without: Sequence[str] = ()
+    grade: str = ""
 
     @property
     def ran(self) -> int:
@@ -167,6 +170,8 @@ class Report:
             "mended": self.fixed,
         }
         document |= {"stopped": True} if self.stopped else {}
+        document |= {"without": list(self.without)} if self.without else {}
+        document |= {"grade": self.grade} if self.grade else {}
         document |= {"only": {what: list(names) for what, names in self.only.items()}} if self.only else {}
         made: dict[str, Any] = jsonable(document)
         return made

@@ -44,7 +44,7 @@ from crossent.trials.act import Here
 from crossent.trials.check import Check
 from crossent.trials.difference import Difference
 from crossent.trials.trial import NotRunError, Question, RefusedError, Trial
-from crossent.words import printable
+from crossent.words import cut, printable, quoted
 
 SCRIPT = '''\
 """{story}
@@ -96,8 +96,8 @@ def repeated(id: str, device: str = "cpu") -> Finding:
     if found is None:
         here = f"torch {torch.__version__} on {device}"
         reasons = [*entry.not_applicable, *entry.not_run.get(check, ())]
-        why = f", where {subject} {reasons[0]}" if reasons else ""
-        raise ValueError(f"finding: {id} does not happen with {here}{why}; give the report that has it as REPORT")
+        why = f", where {cut(subject)} {reasons[0]}" if reasons else ""
+        raise ValueError(f"finding: {cut(id)} does not happen with {here}{why}; give the report that has it as REPORT")
     return found
 
 
@@ -115,15 +115,15 @@ def nearest_to_bound(id: str, device: str = "cpu") -> Finding:
     if isinstance(made, BadInput):
         return Finding(subject, "errors", case, "wrong", "The script shows the error that refuses the bad call.")
     if name not in CHECKS:
-        raise ValueError(f"finding: got check {name!r}; allowed are {', '.join(CHECKS)}")
+        raise ValueError(f"finding: got check {quoted(name)}; allowed are {', '.join(CHECKS)}")
     check, trial = CHECKS[name], Trial(Question(made, device), named, Here(named.loss))
     if not check.applies(made) or check.not_run(named, trial.question.inputs):
-        raise ValueError(f"finding: {subject} has no {name} on {case}")
+        raise ValueError(f"finding: {cut(subject)} has no {name} on {cut(case)}")
     found: list[Difference] = []
     with ambient(), suppress(RefusedError, NotRunError):
         found = [one for one in check.run(trial) if isinstance(one, Difference)]
     if not found:
-        raise ValueError(f"finding: {id} does not run here, or measures no number")
+        raise ValueError(f"finding: {cut(id)} does not run here, or measures no number")
     finding = as_finding(trial, check, max(found, key=lambda one: one.ratio))
     return replace(finding, message=f"The number that is nearest to its bound:\n{finding.message}")
 
@@ -161,7 +161,9 @@ def script(
     recipe = _recipe(finding, case, subject, device)
     inputs = case.build()
     if digest is not None and inputs.digest != digest:
-        raise ValueError(f"finding: {finding.case} has other bits here: inputs {inputs.digest}, in the report {digest}")
+        raise ValueError(
+            f"finding: {cut(finding.case)} has other bits here: inputs {inputs.digest}, in the report {digest}"
+        )
     ending, values, needs_calls = None, dict[str, Any](), False
     if isinstance(case, BadInput):
         values = {"raises": case.allowed(device)}
@@ -241,10 +243,12 @@ def _recipe(finding: Finding, case: Case | BadInput, subject: Subject, device: s
     recipes = REFUSALS if isinstance(case, BadInput) else RECIPES
     recipe = recipes.get(finding.check)
     if recipe is None:
-        raise ValueError(f"finding: got check {finding.check!r} of {finding.case}; allowed are {', '.join(recipes)}")
+        raise ValueError(
+            f"finding: got check {quoted(finding.check)} of {cut(finding.case)}; allowed are {', '.join(recipes)}"
+        )
     if finding.kind not in (*recipe.kinds, *ENDS):
         allowed = ", ".join(dict.fromkeys((*recipe.kinds, *ENDS)))
-        raise ValueError(f"finding: got kind {finding.kind!r} of {finding.check}; allowed are {allowed}")
+        raise ValueError(f"finding: got kind {quoted(finding.kind)} of {finding.check}; allowed are {allowed}")
     there = torch.device(device).type
     if isinstance(case, Case):
         check = CHECKS[finding.check]
@@ -253,7 +257,9 @@ def _recipe(finding: Finding, case: Case | BadInput, subject: Subject, device: s
             or check.not_run(subject, case.build())
             or (check.name == "stream" and there != "cuda")
         ):
-            raise ValueError(f"finding: {finding.subject} has no {finding.check} on {finding.case} and {device}")
+            raise ValueError(
+                f"finding: {cut(finding.subject)} has no {finding.check} on {cut(finding.case)} and {device}"
+            )
     return recipe
 
 
@@ -270,11 +276,11 @@ def _focused(finding: Finding, recipe: Recipe, focus: Focus) -> Focus:
     shape = shapes.get(finding.of)
     if shape is None:
         known = ", ".join(map(repr, shapes)) or "none without numbers"
-        raise ValueError(f"finding: it is of {finding.of!r}; allowed are {known}")
+        raise ValueError(f"finding: it is of {quoted(finding.of)}; allowed are {known}")
     if n is None:
         return replace(focus, of=finding.of)
     if len(n.index) != len(shape) or not all(map(int.__lt__, n.index, shape)):
-        raise ValueError(f"finding: got index {n.index}; allowed is one within {shape}")
+        raise ValueError(f"finding: got index {quoted(n.index)}; allowed is one within {shape}")
     return replace(focus, of=finding.of, index=n.index)
 
 
@@ -293,7 +299,7 @@ def _parts(id: str) -> tuple[str, str, str]:
     try:
         subject, check, case = id.rsplit(":", 2)
     except ValueError:
-        raise ValueError(f"finding: got {id!r}; allowed is SUBJECT:CHECK:CASE, as a report has it") from None
+        raise ValueError(f"finding: got {quoted(id)}; allowed is SUBJECT:CHECK:CASE, as a report has it") from None
     return subject, check, case
 
 
@@ -312,7 +318,7 @@ def _own_subject(name: str, device: str, given: str) -> Subject:
     base = name.removesuffix(COMPILE_SUFFIX)
     if base not in BY_NAME or (base != name and BY_NAME[base].not_transformed):
         allowed = f"{', '.join(BY_NAME)}, and all but scalar with {COMPILE_SUFFIX}"
-        raise ValueError(f"finding: got subject {name!r}; {given}, allowed are {allowed}")
+        raise ValueError(f"finding: got subject {quoted(name)}; {given}, allowed are {allowed}")
     return _subject(name, device)
 
 

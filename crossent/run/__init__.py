@@ -8,6 +8,7 @@ plan            the cases of a level, and the checks that run on each
 selection       a part of a plan: chosen cases and chosen checks
 order           chooses the cases that run first, and cuts a run into parts of equal cost
 runner          check() and run(): from settings to a report
+verify          verify(): run the cases of a report again, and compare
 parallel        runs the cases in this process, or in worker processes that share the cases
 workers         the worker processes: forked, watched, replaced when they end
 judge           one subject on one case: run the checks, return a verdict

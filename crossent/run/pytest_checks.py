@@ -22,6 +22,7 @@ from crossent.subjects.loader import load
 from crossent.subjects.subject import Subject
 from crossent.trials.act import Here
 from crossent.trials.check import Check, Cost
+from crossent.words import quoted
 
 # pytest itself has processes, by pytest-xdist, and ends early, by -x.
 _OPTIONS = [option.name for option in fields(Settings) if option.name not in ("jobs", "timeout", "max_findings")]
@@ -51,7 +52,7 @@ def parametrize(
     import pytest  # only tests need it
 
     if unknown := sorted(options.keys() - set(_OPTIONS)):
-        raise TypeError(f"parametrize: got {unknown[0]!r}; allowed are {', '.join(_OPTIONS)}")
+        raise TypeError(f"parametrize: got {quoted(unknown[0])}; allowed are {', '.join(_OPTIONS)}")
     return pytest.mark.crossent.with_args(subject, **options)  # a call would take the subject for the function to mark
 
 
@@ -180,6 +181,7 @@ def report_of_records(records: Iterable[CheckRecord]) -> Report:
     settings = all_records[0].settings
     assert isinstance(settings.seed, int)
     report = Report(environment(settings.device), level=settings.level, seed=settings.seed, only=settings.only)
+    report.without, report.grade = list(settings.without), settings.grade or ""
     parts: dict[str, SubjectReport] = {}
     contracts: dict[str, set[str]] = {}
     skipped: set[tuple[str, str]] = set()

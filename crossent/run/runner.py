@@ -114,6 +114,7 @@ def run(
     ]
     assert isinstance(settings.seed, int)
     report = Report(environment(settings.device), parts, level=settings.level, seed=settings.seed, only=settings.only)
+    report.without, report.grade = list(settings.without), settings.grade or ""
     try:
         if not parallel.run(planned, subjects, report, settings, progress, known):
             report.planned, report.stopped = len(planned), True

@@ -10,6 +10,7 @@ from crossent.cases.case import Case
 from crossent.checks import CHECKS, single
 from crossent.run.plan import Plan, of_cost
 from crossent.trials.check import Check, Cost
+from crossent.words import quoted
 
 # Every other check needs a loss of the right shape and dtype, which these two find out.
 BEFORE = (single.call, single.result)
@@ -85,7 +86,8 @@ def _matching(planned: Iterable[Case | BadInput], pattern: str) -> list[Case | B
     found = [case for case in planned if any(fnmatchcase(name, pattern) for name in _ids(case))]
     if not found:
         raise ValueError(
-            f"case: got {pattern!r}, which matches no case of this level and these dtypes; see `crossent list cases`"
+            f"case: got {quoted(pattern)}, which matches no case of this level and these dtypes; "
+            f"see `crossent list cases`"
         )
     return found
 

@@ -28,6 +28,7 @@ from crossent.subjects.contracts import TORCH_CONTRACT, require_contract
 from crossent.subjects.loader import load
 from crossent.subjects.remote import load_remote
 from crossent.subjects.subject import Subject
+from crossent.words import cut, quoted
 
 ExpectedList = list[lists.ExpectedFinding]
 
@@ -61,25 +62,25 @@ class Settings:
     def __post_init__(self) -> None:
         dtypes = _several(self.dtypes)
         if unknown := [dtype for dtype in dtypes if dtype not in DTYPES]:
-            raise ValueError(f"dtypes: got {unknown[0]!r}; allowed are {', '.join(DTYPES)}")
+            raise ValueError(f"dtypes: got {quoted(unknown[0])}; allowed are {', '.join(DTYPES)}")
         if self.level not in LEVELS:
-            raise ValueError(f"level: got {self.level!r}; allowed are {', '.join(LEVELS)}")
+            raise ValueError(f"level: got {quoted(self.level)}; allowed are {', '.join(LEVELS)}")
         seed = SystemRandom().randrange(2**32) if self.seed == "random" else self.seed
         if not isinstance(seed, int) or seed < 0:
-            raise ValueError(f"seed: got {seed!r}; allowed are 0 or more, and random")
+            raise ValueError(f"seed: got {quoted(seed)}; allowed are 0 or more, and random")
         if self.jobs is not None and self.jobs < 1:
-            raise ValueError(f"jobs: got {self.jobs}; allowed is 1 or more")
+            raise ValueError(f"jobs: got {quoted(self.jobs)}; allowed is 1 or more")
         if not self.timeout > 0:
-            raise ValueError(f"timeout: got {self.timeout}; allowed is more than 0 seconds")
+            raise ValueError(f"timeout: got {quoted(self.timeout)}; allowed is more than 0 seconds")
         require_contract(self.contract, self.grade)
         require_device(self.device)
         if self.max_findings is not None and self.max_findings < 1:
-            raise ValueError(f"max_findings: got {self.max_findings}; allowed is 1 or more")
+            raise ValueError(f"max_findings: got {quoted(self.max_findings)}; allowed is 1 or more")
         without, checks = _several(self.without), _several(self.checks)
         cases = self.cases if isinstance(self.cases, Mapping) else dict.fromkeys(_several(self.cases), ())
         cases = {case: _several(names) for case, names in cases.items()}
         if unknown := [name for name in (*checks, *itertools.chain(*cases.values())) if name not in CHECK_NAMES]:
-            raise ValueError(f"checks: got {unknown[0]!r}; allowed are {', '.join(CHECK_NAMES)}")
+            raise ValueError(f"checks: got {quoted(unknown[0])}; allowed are {', '.join(CHECK_NAMES)}")
         chosen = {"dtypes": dtypes, "seed": seed, "without": without, "checks": checks, "cases": cases}
         for name, value in chosen.items():
             object.__setattr__(self, name, value)
@@ -148,7 +149,7 @@ class Settings:
             here = [entry for entry in own if entry.applies(str(torch.__version__), self.device)]
             lists.require_about(here, names, (*CHECKS, "errors"), lambda: [*_ids(self.seed), *cases])
         except OSError as error:
-            raise ValueError(f"expected_findings: {os.fspath(path)}: {error.strerror}") from None
+            raise ValueError(f"expected_findings: {cut(os.fspath(path))}: {error.strerror}") from None
         except ValueError as error:
             raise ValueError(f"expected_findings: {error}") from None
         return lists.torch_list(), own

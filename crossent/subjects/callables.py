@@ -14,6 +14,7 @@ from torch import Tensor
 
 from crossent.subjects.features import KEYWORDS, require_features
 from crossent.subjects.subject import Subject
+from crossent.words import cut, quoted
 
 _ALLOWED = (
     "a callable with the signature of F.cross_entropy, and a class or a factory with the options of nn.CrossEntropyLoss"
@@ -38,18 +39,19 @@ def as_subject(given: object, name: str = "", source: str = "") -> Subject:
     """
     what = name or _name(given)
     if isinstance(given, torch.nn.Module):
-        raise TypeError(f"an instance of {type(given).__name__}; pass the class, so that crossent can set the options")
+        what = f"an instance of {cut(type(given).__name__)}"
+        raise TypeError(f"{what}; pass the class, so that crossent can set the options")
     if isinstance(given, type) and not any("__call__" in vars(base) for base in given.__mro__):
-        raise TypeError(f"the class {given.__name__}, whose instances cannot be called; allowed are {_ALLOWED}")
+        raise TypeError(f"the class {cut(given.__name__)}, whose instances cannot be called; allowed are {_ALLOWED}")
     if not callable(given):
-        raise TypeError(f"an object of type {type(given).__name__}, which is not callable; allowed are {_ALLOWED}")
+        raise TypeError(f"an object of type {cut(type(given).__name__)}, which is not callable; allowed are {_ALLOWED}")
     try:
         parameters = inspect.signature(given).parameters
     except (TypeError, ValueError):
         parameters = _anything.parameters
     makes = isinstance(given, type) or _takes_options_only(parameters)
     if reason := _unfit(parameters, 0 if makes else 2):
-        raise TypeError(f"{what}, which {reason}; allowed are {_ALLOWED}")
+        raise TypeError(f"{cut(what)}, which {reason}; allowed are {_ALLOWED}")
     loss = partial(_made, given) if makes else given
     missing = [keyword for keyword in KEYWORDS if not _has(parameters, keyword)]
     if missing:
@@ -130,4 +132,4 @@ def _unfit(parameters: Mapping[str, Parameter], places: int) -> str:
     by_keyword = [parameter for parameter in parameters.values() if parameter.kind is Parameter.KEYWORD_ONLY]
     others = [*by_position[places:], *by_keyword]
     needed = [other.name for other in others if other.default is Parameter.empty and other.name not in KEYWORDS]
-    return f"also requires {needed[0]!r}" if needed else ""
+    return f"also requires {quoted(needed[0])}" if needed else ""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from crossent.choices import GRADE_NAMES
 from crossent.numerics.bounds.contracts import Grade, Promise
 from crossent.subjects.subject import Subject
+from crossent.words import quoted
 
 
 @dataclass(frozen=True)
@@ -63,16 +64,16 @@ def require_contract(contract: str | None, grade: str | None) -> None:
         ValueError: an unknown contract or grade, or a grade that contradicts the contract. The message is one line.
     """
     if contract is not None and contract not in CONTRACTS:
-        raise ValueError(f"contract: got {contract!r}; allowed are {', '.join(CONTRACTS)}")
+        raise ValueError(f"contract: got {quoted(contract)}; allowed are {', '.join(CONTRACTS)}")
     if grade is not None and grade not in GRADE_NAMES:
-        raise ValueError(f"grade: got {grade!r}; allowed are {', '.join(GRADE_NAMES)}")
+        raise ValueError(f"grade: got {quoted(grade)}; allowed are {', '.join(GRADE_NAMES)}")
     if contract is None or grade is None:
         return
     named = CONTRACTS[contract]
     if named.only_grade and grade != named.grade:
         raise ValueError(
-            f"grade: got {grade!r}, but the contract {contract!r} has grade {named.grade} in float16 and bfloat16; "
-            f"leave out one of the two"
+            f"grade: got {quoted(grade)}, but the contract {quoted(contract)} has grade {named.grade} in float16 "
+            f"and bfloat16; leave out one of the two"
         )
 
 

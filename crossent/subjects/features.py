@@ -16,6 +16,7 @@ from torch import Tensor
 from crossent.cases.axes import DTYPES
 from crossent.cases.bad_inputs import BAD_INPUT_KINDS
 from crossent.cases.inputs import Inputs
+from crossent.words import quoted
 
 Needs = Callable[[Inputs], bool]
 
@@ -194,7 +195,7 @@ def require_features(names: Iterable[str]) -> tuple[str, ...]:
     if unknown := sorted(map(str, given - FEATURES.keys())):
         near = get_close_matches(unknown[0], FEATURES, n=1)
         meant = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"without: got {unknown[0]!r}{meant}; allowed are {', '.join(FEATURES)}")
+        raise ValueError(f"without: got {quoted(unknown[0])}{meant}; allowed are {', '.join(FEATURES)}")
     if given >= {"reduction_none", "reduction_sum"}:
         given.add("reduction")
     return tuple(name for name in FEATURES if name in given)

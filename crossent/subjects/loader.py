@@ -23,7 +23,7 @@ from crossent.subjects.compiler import COMPILE_SUFFIX, as_compiled
 from crossent.subjects.contracts import require_contract, under_contract
 from crossent.subjects.features import require_features
 from crossent.subjects.subject import Subject
-from crossent.words import one_line, said
+from crossent.words import cut, one_line, quoted, said
 
 _ALLOWED = f"{', '.join(NAMED)}, package.module:NAME and path/to/file.py:NAME, each also with {COMPILE_SUFFIX}"
 
@@ -76,7 +76,9 @@ def _each(description: str) -> list[str]:
         return [description]
     names = [one.name for one in NAMED[base] if base == description or not one.not_transformed]
     if not names:
-        raise ValueError(f"subject: got {description!r}; {base} {NAMED[base][0].not_transformed}, and is not compiled")
+        raise ValueError(
+            f"subject: got {quoted(description)}; {base} {NAMED[base][0].not_transformed}, and is not compiled"
+        )
     return [name + description.removeprefix(base) for name in names]
 
 
@@ -90,7 +92,7 @@ def _described(description: str, device: str) -> Subject:
         except (ValueError, TypeError) as error:
             # An exception of the user's file is kept as the cause. The message has only one line of it.
             reason = f"it is {error}" if isinstance(error, TypeError) else str(error)
-            raise ValueError(f"subject: got {description!r}; {one_line(reason)}") from error.__cause__
+            raise ValueError(f"subject: got {quoted(description)}; {one_line(reason)}") from error.__cause__
     return subject if base == description else as_compiled(subject, device)
 
 
@@ -102,7 +104,7 @@ def _found(description: str) -> object:
     """
     place, _, attribute = description.rpartition(":")
     if (place and not attribute) or (not place and attribute.endswith(".py")):
-        raise ValueError(f"the name of the function or class is missing; write {place or attribute}:NAME")
+        raise ValueError(f"the name of the function or class is missing; write {cut(place or attribute)}:NAME")
     if not place:
         near = get_close_matches(description, NAMED, n=1)
         raise ValueError(f"{f'did you mean {near[0]}? ' if near else ''}allowed are {_ALLOWED}")
@@ -112,7 +114,7 @@ def _found(description: str) -> object:
             module = _module_of(path)
         return _attribute(module, attribute, path.name)
     if not all(name.isidentifier() for name in place.split(".")):
-        raise ValueError(f"{place!r} is neither a module nor a file; allowed are {_ALLOWED}")
+        raise ValueError(f"{quoted(place)} is neither a module nor a file; allowed are {_ALLOWED}")
     with _importing(os.getcwd(), place):
         importlib.import_module(place)
     return _attribute(place, attribute, place)
@@ -131,14 +133,14 @@ def _is_file(place: str) -> bool:
 def _attribute(module: str, attribute: str, where: str) -> object:
     """Return the object with a dotted name in an imported module, which messages call `where`."""
     if not all(name.isidentifier() for name in attribute.split(".")):
-        raise ValueError(f"{attribute!r} is not a name in {where}")
+        raise ValueError(f"{quoted(attribute)} is not a name in {cut(where)}")
     try:
         return pkgutil.resolve_name(f"{module}:{attribute}")
     except AttributeError as error:
         lacking = error.obj if error.name in attribute.split(".") else None
-        raise ValueError(f"{where} has no {attribute!r}{_nearest(str(error.name), lacking)}") from None
+        raise ValueError(f"{cut(where)} has no {quoted(attribute)}{_nearest(str(error.name), lacking)}") from None
     except Exception as error:  # the module may run any code for an attribute
-        raise ValueError(f"{attribute!r} of {where} raises {said(error)}") from error
+        raise ValueError(f"{quoted(attribute)} of {cut(where)} raises {said(error)}") from error
 
 
 def _nearest(name: str, lacking: object) -> str:
@@ -224,14 +226,14 @@ def _is_taken(path: Path) -> bool:
 def _why_not(error: BaseException, place: str, path: Path | None) -> str:
     """Return in one line what an import raised, and where."""
     if isinstance(error, ModuleNotFoundError) and error.name and f"{place}.".startswith(f"{error.name}."):
-        return f"there is no module {error.name!r}; for a file, write path/to/file.py:NAME"
+        return f"there is no module {quoted(error.name)}; for a file, write path/to/file.py:NAME"
     if isinstance(error, SyntaxError):
-        at = f"{Path(error.filename).name}, line {error.lineno}" if error.filename else place
+        at = f"{cut(Path(error.filename).name)}, line {error.lineno}" if error.filename else cut(place)
         return f"{at}: {type(error).__name__}: {error.msg}"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
     own = [frame for frame in frames if Path(frame.filename) == path] or frames
     own = [frame for frame in own if Path(frame.filename) != Path(__file__)]
-    at = f"{Path(own[-1].filename).name}, line {own[-1].lineno}," if own else f"{place}"
+    at = f"{cut(Path(own[-1].filename).name)}, line {own[-1].lineno}," if own else cut(place)
     if isinstance(error, SystemExit):
-        return f"{at} exits with {error.code!r} while it is loaded"
+        return f"{at} exits with {quoted(error.code)} while it is loaded"
     return f"{at} raises {said(error)}"

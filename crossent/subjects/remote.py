@@ -23,7 +23,7 @@ from crossent.subjects.contracts import require_contract, under_contract
 from crossent.subjects.features import require_features
 from crossent.subjects.loader import load, source_of
 from crossent.subjects.subject import Subject
-from crossent.words import one_line, said
+from crossent.words import one_line, quoted, said
 
 LONGEST = 2**20  # bytes of a description
 _LONGEST_LINE = 1000  # characters of a name or of a reason
@@ -79,7 +79,9 @@ def load_remote(
         described = _subject(facts, source_of(description))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         why = one_line(said(error))
-        raise ValueError(f"subject: got {description!r}; its process sent an invalid description: {why}") from None
+        raise ValueError(
+            f"subject: got {quoted(description)}; its process sent an invalid description: {why}"
+        ) from None
     return (under_contract(described, contract, grade),)
 
 
@@ -135,7 +137,7 @@ def _ask_process(tell: Callable[[], dict[str, Any]], description: str, seconds: 
         try:
             while len(received) < LONGEST:
                 if not select.select([ours], [], [], max(0.0, end - time.monotonic()))[0]:
-                    raise ValueError(f"subject: got {description!r}; it is not loaded within {seconds:g} s")
+                    raise ValueError(f"subject: got {quoted(description)}; it is not loaded within {seconds:g} s")
                 if not (more := os.read(ours, 2**16)):
                     break
                 received += more
@@ -147,5 +149,5 @@ def _ask_process(tell: Callable[[], dict[str, Any]], description: str, seconds: 
     except (ValueError, RecursionError):
         answer = None
     if not isinstance(answer, dict):
-        raise ValueError(f"subject: got {description!r}; its process ended while it was loaded")
+        raise ValueError(f"subject: got {quoted(description)}; its process ended while it was loaded")
     return answer

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 from crossent.report.findings import SubjectReport
 from crossent.report.report import Report, first_names
+from crossent.words import quoted
 
 # Entries of the environment that change the bits of results. If they differ, the diff says nothing about torch.
 MACHINE = ("device", "device_name", "cpu_capability")
@@ -21,9 +22,9 @@ def hindrances(old: Report, new: Report) -> list[str]:
         was, now = (run.environment.get(name, "") for run in (old, new))
         if was != now and UNKNOWN not in (was, now):
             chosen = " (set ATEN_CPU_CAPABILITY to choose it)" if name == "cpu_capability" else ""
-            found.append(f"{name} was {was!r} and is {now!r}{chosen}")
+            found.append(f"{name} was {quoted(was)} and is {quoted(now)}{chosen}")
     if old.seed != new.seed:
-        found.append(f"seed was {old.seed} and is {new.seed}, so the inputs differ")
+        found.append(f"seed was {quoted(old.seed)} and is {quoted(new.seed)}, so the inputs differ")
     return found
 
 

@@ -1,0 +1,268 @@
+"""Compare a run with a report: before a run, whether it can be compared; and verify(), which runs a report again.
+
+A report is data that anybody can write. It names no code that runs: a subject from outside is loaded only where the
+user names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from crossent.cases.axes import DTYPES
+from crossent.machine import environment
+from crossent.report.document import jsonable, subject_json
+from crossent.report.findings import SubjectReport
+from crossent.report.moves.conditions import hindrances
+from crossent.report.reader import unlike
+from crossent.report.report import Report
+from crossent.run.parallel import Progress
+from crossent.run.runner import run
+from crossent.run.settings import Settings
+from crossent.subjects.builtin import BY_NAME, NAMED
+from crossent.subjects.compiler import COMPILE_SUFFIX
+from crossent.subjects.subject import Subject
+from crossent.words import cut, quoted
+
+# Entries of the environment that do not change a result: a run sets its own number of threads.
+_NO_CONDITION = ("threads",)
+_PARTS = ("checks", "cases")
+_SHOWN = 20  # differences
+
+
+@dataclass(frozen=True)
+class Verification:
+    """A report that was run again: where the new run differs.
+
+    Attributes:
+        claim: the report.
+        conditions: the differences in machine and versions.
+        cases: for each subject and case that differs, what differs first.
+        others: the differences that are in no case.
+    """
+
+    claim: Report
+    conditions: Sequence[str]
+    cases: Mapping[tuple[str, str], str]
+    others: Sequence[str]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every result of the report came again."""
+        return not self.cases and not self.others
+
+    @property
+    def lines(self) -> list[str]:
+        """The comparison as text."""
+        lines = [f"other conditions: {one}" for one in self.conditions]
+        differing = [f"{name}: {case}: {what}" for (name, case), what in self.cases.items()] + [*self.others]
+        lines += [f"DIFFERS {one}" for one in differing[:_SHOWN]]
+        lines += [f"and {len(differing) - _SHOWN} more differences"] if len(differing) > _SHOWN else []
+        lines.append(f"the report says: {self.claim.summary}")
+        if self.ok:
+            return [*lines, f"{self.claim.ran} cases ran again: every case has the result of the report"]
+        return [*lines, f"{len(self.cases)} of {self.claim.ran} cases differ from the report"]
+
+
+def require_comparable(old: Report, settings: Settings, subjects: Sequence[str]) -> None:
+    """Check, before a run on these descriptions, that the run can be compared with a report.
+
+    Raises:
+        ValueError: it cannot. The message is one line.
+    """
+    assert isinstance(settings.seed, int)
+    stub = Report(environment(settings.device), level=settings.level, seed=settings.seed)
+    reasons = hindrances(old, stub)
+    names = {name for description in subjects or NAMED for name in _names(description)}
+    parts = [part for part in old.subjects if part.name.partition("#")[0] in names]
+    if not parts:
+        reasons.append("they have no subject in common")
+    elif not any(
+        part.outcomes[case.id].inputs == case.build(settings.device).digest
+        for case in settings.plan()
+        for part in parts
+        if case.id in part.outcomes
+    ):
+        reasons.append("they have no case in common whose inputs have the same bits")
+    if reasons:
+        raise ValueError(f"this run cannot be compared with the baseline: {'; '.join(reasons)}")
+
+
+def _names(description: str) -> list[str]:
+    """Return the names of the subjects of a description, without loading them."""
+    base = description.removesuffix(COMPILE_SUFFIX)
+    own = [one.name for one in NAMED.get(base, ())] or [base.rpartition(":")[2].rpartition(".")[2]]
+    return [name + description.removeprefix(base) for name in own]
+
+
+def verify(
+    claim: Report,
+    subjects: Sequence[str] = (),
+    *,
+    file: str = "REPORT",
+    expected_findings: str | None = None,
+    jobs: int | None = None,
+    timeout: float = 300.0,
+    force: bool = False,
+    progress: Progress = iter,
+) -> Verification:
+    """Run the cases of a report again, and compare every result with the report.
+
+    Args:
+        claim: the report.
+        subjects: the descriptions of the subjects that do not belong to this package. The report may not name them.
+        file: the name of the report's file, for messages.
+        expected_findings: as for :func:`crossent.check`.
+        jobs: as for `check`.
+        timeout: as for `check`.
+        progress: as for `check`.
+        force: whether to run also under other versions or on another machine. Other bits then are differences.
+
+    Raises:
+        ValueError: a subject of the report is not given, or the report cannot be run here. The message is one line.
+    """
+    names = [part.name for part in claim.subjects]
+    foreign = [name for name in names if name.removesuffix(COMPILE_SUFFIX) not in BY_NAME]
+    if foreign and all(_is_own(given) for given in subjects):
+        raise ValueError(
+            f"the report is about {', '.join(map(quoted, foreign[:3]))}, which it cannot load by itself; "
+            f"name the code to run: crossent verify {cut(file)} FILE.py:NAME"
+        )
+    settings = settings_of(claim, expected_findings, jobs, timeout)
+    here = environment(settings.device)
+    then = claim.environment
+    conditions = [
+        f"{cut(name)} was {quoted(then.get(name, ''))} and is {quoted(here.get(name, ''))}"
+        for name in {**here, **then}
+        if then.get(name) != here.get(name) and name not in _NO_CONDITION
+    ]
+    if conditions and not force:
+        raise ValueError(f"this report cannot be verified bit for bit here: {'; '.join(conditions[:5])}")
+    made = run(settings, _subjects(settings, names, subjects), progress=progress)
+    cases: dict[tuple[str, str], str] = {}
+    others: list[str] = []
+    again = {part.name: part for part in made.subjects}
+    for part in claim.subjects:
+        cases |= {(part.name, case): what for case, what in _differing(claim, part, again[part.name])}
+        if claim.planned is None and part.not_applicable != again[part.name].not_applicable:
+            others.append(f"{cut(part.name)}: other cases are not applicable")
+    if claim.planned is None:
+        then, now = _whole(claim), _whole(made)
+        others += [
+            f"{what} was {quoted(then[what])} and is {quoted(now[what])}" for what in then if then[what] != now[what]
+        ]
+    return Verification(claim, conditions, cases, others)
+
+
+def settings_of(claim: Report, expected_findings: str | None, jobs: int | None, timeout: float) -> Settings:
+    """Return the settings of the run that a report claims to be.
+
+    Raises:
+        ValueError, RuntimeError: there is no such run. The message is one line.
+    """
+    contracts = {part.contract for part in claim.subjects} - {""}
+    if len(contracts) > 1:
+        raise ValueError("the subjects of the report have different contracts, and one run has one")
+    if unknown := claim.only.keys() - set(_PARTS):
+        raise ValueError(f"only: got {quoted(min(unknown))}; allowed are {', '.join(_PARTS)}")
+    if not claim.ran:
+        raise ValueError("no case of the report ran, so nothing can be verified")
+    used = {outcome.dtype for part in claim.subjects for outcome in part.outcomes.values()}
+    ids = dict.fromkeys(case for part in claim.subjects for case in part.outcomes)
+    return Settings(
+        claim.environment["device"],
+        [dtype for dtype in DTYPES if dtype in used],
+        claim.level,
+        claim.seed,
+        claim.without,
+        next(iter(contracts), None),
+        claim.grade or None,
+        expected_findings,
+        jobs,
+        timeout,
+        claim.only.get("checks", ()),
+        claim.only.get("cases", ()) if claim.planned is None else list(ids),
+    )
+
+
+def _is_own(description: str) -> bool:
+    return description.removesuffix(COMPILE_SUFFIX) in {**NAMED, **BY_NAME}
+
+
+def _subjects(settings: Settings, names: Sequence[str], given: Sequence[str]) -> list[Subject]:
+    """Load the subjects of a report: those that the user gives, and others by their names if this package has them."""
+    loaded = settings.load(*given) if given else []
+    have = {subject.name for subject in loaded}
+    missing = [name for name in names if name not in have]
+    if foreign := [name for name in missing if not _is_own(name)]:
+        raise ValueError(f"the report is also about {quoted(foreign[0])}; name its code too, as FILE.py:NAME")
+    loaded = settings.load(*given, *missing)
+    by_name = {subject.name: subject for subject in loaded}
+    extra = [subject.name for subject in loaded if subject.name not in names and not _is_own(subject.name)]
+    if extra:
+        raise ValueError(f"the report has no subject {quoted(extra[0])}; it has {cut(', '.join(names))}")
+    return [by_name[name] for name in names]
+
+
+def _whole(report: Report) -> dict[str, Any]:
+    """The values of a report that are about no single case."""
+    listed = {"known failures that no longer happen": list(report.fixed), "checks not run": list(report.left_out)}
+    return {**listed, "combinations of three choices": report.triples}
+
+
+def _differing(claim: Report, then: SubjectReport, now: SubjectReport) -> Iterator[tuple[str, str]]:
+    """Yield each case whose results differ, with the first difference."""
+    # With chosen cases, each may have had checks of its own (--last-failed), and a run that stopped left checks out.
+    some_checks = len(claim.only) == len(_PARTS) or claim.planned is not None
+    new = {(finding.case, finding.check) for finding in now.findings}
+    old = {(finding.case, finding.check) for finding in then.findings}
+    if some_checks:
+        now = _restricted(now, then)
+    before, after = (_entries(part, claim.planned is not None) for part in (then, now))
+    for case in {**before, **after}:
+        added = sorted(check for at, check in new - old if at == case) if claim.planned is None else []
+        if case not in after:
+            yield case, "it does not run here"
+        elif case not in before:
+            yield case, "the report lacks it"
+        elif places := list(unlike(before[case], after[case])):
+            yield case, f"other {cut(places[0].rstrip(','))} here" + _verdicts(before[case], after[case])
+        elif added:
+            yield case, f"{added[0]} fails here"
+
+
+def _verdicts(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """Return the change of a verdict, as the end of a line."""
+    was, now = before["outcome"], after["outcome"]
+    words = {"held": "passed", "expected": "known failure"}
+    return "" if was == now else f"; the report says {words.get(was, was)}, here it is {words.get(now, now)}"
+
+
+def _restricted(part: SubjectReport, to: SubjectReport) -> SubjectReport:
+    """Return the report of a subject with the cases and checks that another report has."""
+    outcomes = {
+        case: replace(
+            outcome,
+            checks={check: one for check, one in outcome.checks.items() if check in to.outcomes[case].checks},
+            not_run={check: why for check, why in outcome.not_run.items() if check in to.outcomes[case].not_run},
+        )
+        for case, outcome in part.outcomes.items()
+        if case in to.outcomes
+    }
+    findings = [one for one in part.findings if one.case in outcomes and one.check in outcomes[one.case].checks]
+    return replace(part, outcomes=outcomes, findings=findings)
+
+
+def _entries(part: SubjectReport, stopped: bool) -> dict[str, dict[str, Any]]:
+    """Return the entry of each case in the document of a report, with the findings of the case."""
+    document = jsonable(subject_json(part))
+    cases: dict[str, dict[str, Any]] = document["cases"]
+    for entry in cases.values():
+        entry["held"] = sorted(entry["held"])
+        entry["findings"] = {}
+        if stopped:  # before all checks of the case had run
+            del entry["grade"]
+    for finding in document["findings"]:
+        cases[finding["case"]]["findings"][finding["check"]] = finding
+    return cases

@@ -1,0 +1,300 @@
+"""Forged and damaged reports: each command reads them as data, and says what is wrong in one line.
+
+`nox -s hostile` reads 10,000 of them.
+"""
+
+import copy
+import json
+import os
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import crossent
+from crossent.cli import main
+from crossent.report.reader import unlike
+from crossent.run import verify as verification
+from crossent.subjects.builtin import NAMED
+from crossent.subjects.compiler import COMPILE_SUFFIX
+from crossent.subjects.subject import Subject
+from crossent.trials.check import Cost
+
+EXAMPLES = int(os.environ.get("CROSSENT_HOSTILE", "100"))
+CASES = (
+    "float32-7x5-normal-int64-none-weighted-rows",
+    "float16-9x4-wide-probabilities-mean-smooth0.1",
+    "class_negative",
+)
+SECONDS = 60
+MOST_CASES = 30  # of a run in this test; a report may claim a whole level
+# Values of a subject's report that follow from others. So do "cases" and "elements" in "coverage".
+DERIVED = ("counts", "grades", "checks", "not_run")
+FORBIDDEN = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "socket.connect", "ctypes.dlopen")
+
+
+class Watch:
+    """Collects what runs or connects while it is on. Python cannot take an audit hook back."""
+
+    on, seen = False, []
+
+    @classmethod
+    def hook(cls, event, arguments):
+        if cls.on and event in FORBIDDEN:
+            cls.seen.append((event, arguments))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def watched():
+    sys.addaudithook(Watch.hook)
+
+
+@pytest.fixture(scope="module")
+def true(tmp_path_factory):
+    """A true report with findings, and its file."""
+
+    def off(input, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
+        return crossent.formula(input, target, weight, ignore_index, reduction, label_smoothing) * 1.01
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(NAMED, "formula", (Subject("formula", off),))
+        report = crossent.check("formula", "torch", level="quick", cases=CASES)
+        assert report.subjects[0].findings
+        path = tmp_path_factory.mktemp("true") / "true.json"
+        report.write_json(path)
+        yield report, path
+
+
+@pytest.fixture(scope="module")
+def canary(tmp_path_factory):
+    """A file whose import leaves a mark."""
+    folder = tmp_path_factory.mktemp("canary")
+    (folder / "canary.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\ndef loss(input, target): return input\n")
+    return folder
+
+
+def values(random, canary):
+    """A value that does not belong in a report, or not there."""
+    return random.choice(
+        [
+            *(None, True, False, 0, -1, 1, 3, 1.5, -0.5, 10**400, -(10**30), 2**63, 1e308, 5e-324),
+            *(
+                "",
+                "x",
+                "nan",
+                "inf",
+                "-inf",
+                "a\nb",
+                "\x1b[31mred",
+                "\x1b]0;title\x07",
+                "\u202e",
+                "\ud800",
+                "x" * 10_000,
+            ),
+            *(
+                "cpu",
+                "cuda",
+                "cuda:9",
+                "meta",
+                "quick",
+                "thorough",
+                "00000000",
+                "A",
+                "loss",
+                "errors",
+                "float64",
+                "*",
+                "**[a",
+            ),
+            *(f"{canary}/canary.py:loss", "os:system", "$(touch x)", "';import os#", '"""', "formula+compile"),
+            *(
+                "float32-99999999x99999999-normal-int64-mean",
+                "float32-7x5-normal-int64-none-rows-tiled9999999",
+                "0-0-0-0-0",
+            ),
+            *([], [[]], ["x"], [-1], [10**30], [0] * 30, {}, {"x": 1}, {"": {}}, {"nan": "inf"}, {"ratio": -1}),
+        ]
+    )
+
+
+def places(part, before=()):
+    """Each place of a document."""
+    keys = list(part) if isinstance(part, dict) else range(len(part)) if isinstance(part, list) else ()
+    for key in keys:
+        yield (*before, key)
+        yield from places(part[key], (*before, key))
+
+
+def mutate(document, random, canary):
+    """Change a document in one place."""
+    depth = random.randint(1, 7)
+    place = [random.choice(list(document))]
+    part = document
+    while len(place) < depth and isinstance(part[place[-1]], (dict, list)) and part[place[-1]]:
+        part = part[place[-1]]
+        place.append(random.choice(list(part) if isinstance(part, dict) else range(len(part))))
+    key = place[-1]
+    match random.randrange(8):
+        case 0:
+            del part[key]
+        case 1 | 2 | 3:
+            part[key] = values(random, canary)
+        case 4:
+            if isinstance(part[key], (int, float)):
+                part[key] = part[key] * random.choice([-1, 2, 10**300, 0]) if part[key] < 1e9 else 0
+            elif isinstance(part[key], str):
+                part[key] = part[key] * 300 if random.random() < 0.5 else part[key][::-1]
+            else:
+                part[key] = values(random, canary)
+        case 5:
+            if isinstance(part, list):
+                part.insert(random.randint(0, len(part)), copy.deepcopy(part[key]))
+            else:
+                part[str(values(random, canary))[:50]] = part.pop(key)
+        case 6:
+            other = random.choice(list(part) if isinstance(part, dict) else range(len(part)))
+            part[key], part[other] = part[other], part[key]
+        case _:
+            nested = part[key]
+            for _ in range(random.choice([1, 3, 100])):
+                nested = [nested]
+            part[key] = nested
+
+
+def forged(document, random, canary):
+    """The text of a forged or damaged report, and its document; None if the text is damaged."""
+    document = copy.deepcopy(document)
+    if random.random() < 0.2:
+        part = random.choice(document["subjects"])
+        mutate(random.choice([document["coverage"], *(part[name] for name in DERIVED if part[name])]), random, canary)
+    else:
+        for _ in range(random.choice([1, 1, 1, 2, 5])):
+            if document:
+                mutate(document, random, canary)
+    text = json.dumps(document)
+    match random.randrange(12):
+        case 0:
+            return text[: random.randrange(len(text))].encode(), None
+        case 1:
+            at = random.randrange(len(text))
+            damage = random.choice([b"\xff", b"\0", b"[" * 5000, b"NaN", b"9" * 5000])
+            content = text[:at].encode() + damage + text[at:].encode()
+            return content, parsed(content)
+        case 2:
+            key = random.choice(list(document) or ["x"])
+            return (text[:-1] + f", {json.dumps(key)}: 1, {json.dumps(key)}: 2}}").encode(), None
+    return text.encode(), document
+
+
+def parsed(content):
+    """The document of a text, for damage within a string leaves it a report; None if it is not JSON."""
+    try:
+        return json.loads(content, parse_constant=int)  # int("NaN") raises
+    except (ValueError, RecursionError):
+        return None
+
+
+def sources(document):
+    """A document without the values that follow from others."""
+    document = copy.deepcopy(document)
+    for name in ("cases", "elements") if isinstance(document.get("coverage"), dict) else ():
+        document["coverage"].pop(name, None)
+    subjects = document.get("subjects")
+    for part in subjects if isinstance(subjects, list) else []:
+        for name in DERIVED if isinstance(part, dict) else ():
+            part.pop(name, None)
+    return document
+
+
+def hung(signal, frame):
+    raise TimeoutError("the command hangs")
+
+
+@pytest.fixture
+def short(monkeypatch, true, tmp_path):
+    """Runs in this process, and of few cases: a baseline meets the true report."""
+    run = verification.run
+
+    def run_few(chosen, subjects, progress=iter):
+        planned = chosen.plan()
+        # torch.compile calls a C++ compiler: of a compiled form, and for a check of level thorough.
+        compiles = any(check.cost is Cost.CODE for checks in planned.values() for check in checks)
+        if compiles or any(subject.name.endswith(COMPILE_SUFFIX) for subject in subjects):
+            raise ValueError("too slow for this test")
+        if len(planned) > MOST_CASES:
+            raise ValueError("too many cases for this test")
+        return run(chosen, subjects, progress=progress)
+
+    monkeypatch.setattr("crossent.run.verify.run", run_few)
+    monkeypatch.setattr("crossent.machine.cores", lambda: None)
+    monkeypatch.setattr(
+        "crossent.run.runner.check", lambda *subjects, **options: replace(copy.deepcopy(true[0]), seed=options["seed"])
+    )
+    monkeypatch.chdir(tmp_path)
+
+
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(random=st.randoms(use_true_random=True))
+def test_a_forged_report_is_refused_or_is_data(random, true, canary, short, tmp_path, capsys):
+    report, right = true
+    whole = report.to_json()
+    content, document = forged(whole, random, canary)
+    path = tmp_path / "forged.json"
+    path.write_bytes(content)
+    finding = next(finding.id for part in report.subjects for finding in part.findings)
+    commands = {
+        "diff": ["diff", str(path), str(right), *random.choice([[], ["--force"], ["--strict"]])],
+        "diff to": ["diff", str(right), str(path), *random.choice([[], ["--force"]])],
+        "repro": ["repro", finding, str(path)],
+        "verify": ["verify", str(path), *random.choice([[], ["--force"]])],
+        "baseline": ["check", "formula", "torch", "--level", "quick", "--no-cache", "--baseline", str(path)],
+    }
+    name = random.choice(list(commands))
+    capsys.readouterr()
+    before = signal.signal(signal.SIGALRM, hung)
+    signal.alarm(SECONDS)
+    Watch.on, Watch.seen = True, []
+    try:
+        status = main(commands[name])
+    finally:
+        Watch.on = False
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    out, err = capsys.readouterr()
+    assert Watch.seen == []
+    assert not (canary / "ran").exists()
+    assert list(Path.cwd().iterdir()) == [path]
+    assert all(line.isprintable() for line in [*out.split("\n"), *err.split("\n")])
+    assert status in (0, 1, 2)
+    if status == 2:
+        assert out == ""
+        assert err.startswith("crossent: ")
+        assert err.count("\n") == 1
+        assert len(err) < 3_000
+    if document is None:
+        assert status != 0
+    elif name != "repro":
+        if list(unlike(document, whole)) and not list(unlike(sources(document), sources(whole))):
+            assert status == 2  # inconsistent
+        if name == "verify" and status == 0:
+            assert [*unlike(document["subjects"], true_subjects(whole, document))] == []
+
+
+def true_subjects(whole, document):
+    """The subjects of the true report, in the order of another."""
+    order = [part["name"] for part in document["subjects"]]
+    return sorted(whole["subjects"], key=lambda part: order.index(part["name"]))
+
+
+def test_the_true_report_is_verified(true, short, capsys):
+    assert main(["verify", str(true[1])]) == 0
+    assert "every case has the result of the report" in capsys.readouterr().out
