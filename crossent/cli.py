@@ -290,7 +290,7 @@ def repro(finding: str, report: str | None, device: str | None, passed: bool, he
     passed = passed or held
     if report is not None and passed:
         raise click.UsageError("--passed runs the case here: give it without a REPORT")
-    from crossent.report.reader import find, read_json
+    from crossent.report.reader import find, read_json, widens_halves
     from crossent.repro.script import nearest_to_bound, repeated, script
 
     with one_line():
@@ -303,7 +303,7 @@ def repro(finding: str, report: str | None, device: str | None, passed: bool, he
             except OSError as error:
                 raise ValueError(f"{report}: {error.strerror}") from None
             found, digest = find(document, finding)
-            text = script(found, document["environment"]["device"], digest)
+            text = script(found, document["environment"]["device"], digest, widened=widens_halves(document, found))
     click.echo(text, nl=False)
 
 

@@ -43,6 +43,7 @@ from crossent.subjects.subject import Subject
 from crossent.trials.act import Here
 from crossent.trials.check import Check
 from crossent.trials.difference import Difference
+from crossent.trials.exact import dtype_of
 from crossent.trials.trial import NotRunError, Question, RefusedError, Trial
 from crossent.words import cut, printable, quoted
 
@@ -140,7 +141,7 @@ def script(
     digest: str | None = None,
     *,
     passed: bool = False,
-    own_dtype: torch.dtype | None = None,
+    widened: bool = False,
 ) -> str:
     """Return a script that repeats a finding.
 
@@ -151,7 +152,7 @@ def script(
         device: the device of that run.
         digest: the digest of the inputs in that run, which the inputs here must have.
         passed: whether the check passed. Then the script does not call the same number wrong.
-        own_dtype: the dtype of the loss, if a declaration allows another dtype than the arguments imply.
+        widened: whether the subject returns float32 for half precision, as its report declares.
 
     Raises:
         ValueError: the case cannot be built, or has other bits here; or its check has no such finding.
@@ -169,7 +170,8 @@ def script(
         values = {"raises": case.allowed(device)}
     else:
         focus = _focused(finding, recipe, Focus(case, inputs, subject))
-        values = {"own_dtype": subject.dtype or own_dtype, **recipe.values(focus)}
+        half = widened and dtype_of(inputs) in (torch.float16, torch.bfloat16)
+        values = {"own_dtype": torch.float32 if half else subject.dtype, **recipe.values(focus)}
         if focus.of:
             values["part"], ending = focus.part, recipe.whole
         if focus.index is not None and finding.numbers is not None:

@@ -1,6 +1,8 @@
 """Declarations: what a loss may do instead of what torch does. The checks then expect that, and judge the rest."""
 
 import contextlib
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -12,7 +14,9 @@ import crossent
 from crossent.cases.axes import DTYPES
 from crossent.cases.bad_inputs import BAD_INPUT_KINDS, BAD_INPUTS
 from crossent.cases.case import Case
-from crossent.report.reader import report_of
+from crossent.report.findings import WIDENS
+from crossent.report.reader import report_of, widens_halves
+from crossent.repro.script import script
 from crossent.run.plan import plan
 from crossent.subjects.features import FEATURES, declared
 from crossent.subjects.loader import load
@@ -245,6 +249,31 @@ def test_a_report_keeps_what_was_declared():
     again = report_of(report.to_json())
     assert list(again.subjects[0].declared) == report.subjects[0].declared
     assert again.summary == report.summary
+
+
+def test_the_script_of_a_finding_expects_what_is_declared(tmp_path):
+    def wrong(*args, **options):
+        return widened(*args, **options) * (1 if torch.is_grad_enabled() else 1.01)
+
+    checks = [one for one in ALWAYS if one.name in ("call", "result")] + [CHECKS["no_grad"]]
+    report = judged(wrong, Case("float16", reduction="none"), ["half_result"], checks)
+    document = report.to_json()
+    (finding,) = report.findings
+    assert finding.check == "no_grad"
+    assert widens_halves(document, finding)
+    assert FEATURES["half_result"].instead == WIDENS
+    text = script(finding, widened=True)
+    assert "own_dtype = torch.float32" in text
+    assert "own_dtype = torch.float32" not in script(finding)
+    # The report names no source: the reader of the script defines the subject.
+    own = "import crossent\ndef subject(x, t, **o):\n    loss = crossent.formula(x.float(), t, **o)\n"
+    own += "    return loss * (1 if torch.is_grad_enabled() else 1.01)\n"
+    before, _, after = text.partition("print('import wrong here")
+    file = tmp_path / "repro.py"
+    file.write_text(before + own + after.partition("raise SystemExit(2)\n")[2], encoding="utf-8")
+    ran = subprocess.run([sys.executable, file], capture_output=True, text=True, check=False)
+    assert ran.returncode == 1, ran.stdout + ran.stderr
+    assert "allowed" in ran.stdout
 
 
 def test_every_declaration_says_what_the_loss_does_instead():

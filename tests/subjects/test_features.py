@@ -296,6 +296,8 @@ def test_each_feature_takes_away_the_checks_that_need_it():
         "target_gradient": [{"target_gradient"}, {"target_gradient"} | of_both],
         "unbatched": [{"vmap"}] * 2,
         "vmap": [{"vmap", "func_grad", "jacrev", "jacfwd", "hessian"}] * 2,
+        "retain_graph": [{"two_backwards"}] * 2,
+        "arguments": [{"arguments"}] * 2,
         "double_backward": [of_second] * 2,
         "batched_gradient": [{"batched_gradient", "jacrev", "batched_second"}] * 2,
         "forward_ad": [of_forward] * 2,
