@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from importlib.util import find_spec
 from random import SystemRandom
 from typing import Any
 
@@ -223,9 +224,11 @@ def _steps_in_workers(work: _Work, enter: Enter) -> Iterator[Steps]:
     subjects, jobs = work.subjects, work.settings.jobs or 1
     brief = work.settings.max_findings is not None
     _import("torch.fx.experimental.symbolic_shapes")  # every backward pass imports it, in half a second
-    if not brief:  # a run that may end soon leaves this to the process that needs it
-        _import_compilers(work.planned)
     isolated = not all(map(is_named, subjects))
+    # torch's compilers import Triton, and a file may set TRITON_INTERPRET before it imports Triton itself.
+    leaves_triton = isolated and find_spec("triton") is not None
+    if not brief and not leaves_triton:  # a run that may end soon leaves this to the process that needs it
+        _import_compilers(work.planned)
     shares = parts(work.planned, len(subjects), jobs, isolated, brief, SystemRandom())
 
     def running(now: list[Part]) -> None:

@@ -100,6 +100,29 @@ assert ("loss", "wrong") in kinds, kinds
 """
 
 
+BEFORE_TRITON = """
+import sys
+import crossent
+for name in ("triton", "torch._dynamo"):
+    assert name not in sys.modules, f"{name} is imported before this file"
+loss = crossent.formula
+"""
+
+
+def test_a_file_can_configure_triton_before_anything_imports_it(tmp_path, monkeypatch):
+    """The kernels of Liger raised in Triton's interpreter: torch's compilers had imported Triton before the file."""
+    (tmp_path / "triton").mkdir()
+    (tmp_path / "triton" / "__init__.py").write_text("raise ImportError('no Triton here')", encoding="utf-8")
+    (tmp_path / "mine.py").write_text(BEFORE_TRITON, encoding="utf-8")
+    # A fresh process: the one of the tests has imported the compilers.
+    checked = [sys.executable, "-m", "crossent", "check", "mine.py:loss", "--level", "quick", "--dtype", "float32"]
+    chosen = ["--case", "float32-7x5-normal-int64-none-ignored_minus_one-rows", "--check", "trace", "--no-cache"]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(crossent.__file__).parents[1])]))
+    ran = subprocess.run([*checked, *chosen], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "1 calls checked" in ran.stdout
+
+
 def test_there_is_no_answer_in_the_memory_of_a_subject():
     """In a process of its own, since other tests have left answers in this one."""
     subprocess.run([sys.executable, "-c", LOOKS], cwd=Path(__file__).parents[1], check=True, timeout=120)
