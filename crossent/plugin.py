@@ -276,6 +276,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     for part in report.subjects:
         counts = ", ".join(f"{count} {word.replace('_', ' ')}" for word, count in part.counts.items())
         terminalreporter.line(f"{part.name}: cases {counts}{part.contract and f', under the contract {part.contract}'}")
+        if part.declared:
+            terminalreporter.line(f"  declared: {part.name} {'; '.join(part.declared)}")
         for reason, count in sorted(part.not_applicable.items()):
             terminalreporter.line(f"  not applicable, {count} cases: {part.name} {reason}")
     terminalreporter.line(f"{ran} checks ran; {report.summary}")

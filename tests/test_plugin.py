@@ -14,7 +14,7 @@ import crossent
 def doubled(input, target, weight=None, ignore_index=-100, reduction="mean"):
     return crossent.formula(input, target, weight, ignore_index, reduction) * 2
 
-@crossent.parametrize(crossent.formula, dtypes=["float64"], without={"double_backward"})
+@crossent.parametrize(crossent.formula, dtypes=["float64"], without={"double_backward", "error_classes"})
 def test_right(check):
     check()
 
@@ -66,6 +66,10 @@ def test_workers_run_the_same_tests_and_one_report_is_written(run, pytester):
         report = json.loads((pytester.path / "report.json").read_text())
         counts.append([(part["name"], part["counts"], sorted(part["cases"])) for part in report["subjects"]])
         ids.append(set(re.findall(r"test_\w+\[\S+\]\]", result.stdout.str())))
+        assert "declared: formula may raise any error for bad input" in result.stdout.str()
+        assert [part.get("declared") for part in report["subjects"] if part["name"] == "formula"] == [
+            ["may raise any error for bad input"]
+        ]
     assert ids[0] == ids[1] != set()
     assert sorted(counts[0], key=str) == sorted(counts[1], key=str)
 

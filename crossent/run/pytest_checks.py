@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import pickle
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
@@ -18,6 +18,7 @@ from crossent.report.report import Report
 from crossent.run.parallel import judge_each
 from crossent.run.settings import Settings, mark_expected, needs_report
 from crossent.subjects.builtin import chosen_contract
+from crossent.subjects.features import declared
 from crossent.subjects.loader import load
 from crossent.subjects.subject import Subject
 from crossent.trials.act import Here
@@ -103,7 +104,8 @@ class CheckTest:
         import pytest
 
         subject, case, part = self.run.subject, self.run.case, self.run.part
-        self.record = CheckRecord(subject.name, case.id, self.run.settings, chosen_contract(subject))
+        own = chosen_contract(subject), declared(subject.lacks)
+        self.record = CheckRecord(subject.name, case.id, self.run.settings, *own)
         if case.id not in part.outcomes:
             (self.record.not_applicable,) = part.not_applicable
             pytest.skip(f"{subject.name} {self.record.not_applicable}")
@@ -130,6 +132,7 @@ class CheckRecord:
     case: str
     settings: Settings
     contract: str = ""
+    declared: Sequence[str] = ()
     outcome: Outcome | None = None
     findings: list[Finding] = field(default_factory=list)
     not_applicable: str = ""
@@ -145,7 +148,7 @@ class CheckRecord:
 
 
 def unpacked(text: str) -> CheckRecord:
-    """The inverse of :meth:`CheckRecord.sent`."""
+    """The inverse of :meth:`CheckRecord.packed`."""
     record: CheckRecord = pickle.loads(base64.b64decode(text))
     return record
 
@@ -188,6 +191,7 @@ def report_of_records(records: Iterable[CheckRecord]) -> Report:
     for one in all_records:
         part = parts.setdefault(one.subject, SubjectReport(one.subject, order=(*CHECKS, "errors")))
         contracts.setdefault(one.subject, set()).add(one.contract)
+        part.declared = list(dict.fromkeys((*part.declared, *one.declared)))
         if one.outcome is None:
             if (one.subject, one.case) not in skipped:  # a case that does not apply is one, for all of its checks
                 part.not_applicable[one.not_applicable] += 1
