@@ -217,7 +217,7 @@ _judging = _adding(
         "--without",
         metavar="FEATURE ...",
         multiple=True,
-        help="Skip checks of features that the subjects lack; see `crossent list features`.",
+        help="Features that the subjects lack: their checks are skipped, or expect what `crossent list features` says.",
     ),
     click.option(
         "--contract",
