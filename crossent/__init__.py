@@ -14,6 +14,7 @@ The checker:
     parametrize  a pytest decorator: one test for each check on each case
     diff         what changed between two reports, as of two versions of torch
     adapters     functions of numpy, JAX and ONNX as subjects
+    Report, Finding, Diff   what `check` and `diff` return
 
 The rooms of the package, from the bottom to the top; each room's `__init__` lists its modules:
 
@@ -41,13 +42,32 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from crossent.forms.blocks import blocked
     from crossent.forms.textbook import formula, log_softmax_nll, one_hot, scalar
-    from crossent.report.moves.diff import diff
+    from crossent.report.findings import Finding
+    from crossent.report.moves.diff import Diff, diff
+    from crossent.report.report import Report
     from crossent.run.pytest_checks import parametrize
     from crossent.run.runner import check
 
+    __version__: str
 
-__all__ = ["blocked", "check", "diff", "formula", "log_softmax_nll", "one_hot", "parametrize", "scalar"]
+__all__ = [
+    "Diff",
+    "Finding",
+    "Report",
+    "__version__",
+    "blocked",
+    "check",
+    "diff",
+    "formula",
+    "log_softmax_nll",
+    "one_hot",
+    "parametrize",
+    "scalar",
+]
 _FROM = {
+    "Diff": "report.moves.diff",
+    "Finding": "report.findings",
+    "Report": "report.report",
     "blocked": "forms.blocks",
     "check": "run.runner",
     "diff": "report.moves.diff",
@@ -57,7 +77,15 @@ _FROM = {
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version(__name__)
     if name not in _FROM:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     found = globals()[name] = getattr(import_module(f"{__name__}.{_FROM[name]}"), name)
     return found
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "adapters"])

@@ -18,6 +18,7 @@ from crossent.report.findings import Finding, SubjectReport, Tally, together
 from crossent.report.html import page
 from crossent.report.regimes import case_or_none
 from crossent.report.text import plain_text, rendered
+from crossent.words import cut
 
 
 @dataclass
@@ -51,6 +52,15 @@ class Report:
     only: Mapping[str, Sequence[str]] = field(default_factory=dict)
     without: Sequence[str] = ()
     grade: str = ""
+
+    def __repr__(self) -> str:
+        """The run in one line: the subjects, and the last line of the report.
+
+        >>> Report({})
+        <Report: no subjects; nothing ran>
+        """
+        names = ", ".join(subject.name for subject in self.subjects) or "no subjects"
+        return f"<Report: {cut(names)}; {self.summary}>"
 
     @property
     def ran(self) -> int:
