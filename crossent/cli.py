@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from crossent import options
-from crossent.choices import CONTRACT_NAMES, DTYPE_NAMES, LEVELS
+from crossent.choices import CONTRACT_NAMES, DTYPE_NAMES, LEVELS, ContractName, DtypeName, GradeName, Level
 from crossent.options import SEED_OPTION, check_options, chosen_files, chosen_part, one_line, recorded, write
 from crossent.words import printable
 
@@ -73,12 +73,12 @@ def crossent(context: click.Context) -> int:
 def check(
     subjects: tuple[str, ...],
     device: str,
-    dtypes: tuple[str, ...],
-    level: str,
+    dtypes: tuple[DtypeName, ...],
+    level: Level,
     seed: int | str | None,
     without: tuple[str, ...],
-    contract: str | None,
-    grade: str | None,
+    contract: ContractName | None,
+    grade: GradeName | None,
     expected_findings: str | None,
     jobs: int | None,
     timeout: float,
@@ -132,8 +132,8 @@ def check(
     elif seed is None:
         seed = 0 if all(name in NAMED for name in subjects) else "random"
     if contract is None and old is not None:
-        contracts = {one.contract for one in old.subjects} & set(CONTRACT_NAMES)
-        contract = contracts.pop() if len(contracts) == 1 else None
+        contracts = [name for name in CONTRACT_NAMES if any(one.contract == name for one in old.subjects)]
+        contract = contracts[0] if len(contracts) == 1 else None
     status, chosen = None, chosen_part(subjects, **part)
     if old is not None and not force:
         with one_line():  # before the run, which takes long

@@ -4,11 +4,13 @@ import inspect
 import pydoc
 import subprocess
 import sys
+import typing
 from importlib.metadata import version
 
 import pytest
 
 import crossent
+from crossent.choices import CONTRACT_NAMES, GRADE_NAMES
 from crossent.report.findings import SubjectReport
 
 
@@ -46,3 +48,12 @@ def test_a_report_is_one_line_in_a_shell_and_its_text_when_printed():
 def test_the_representation_of_a_report_with_many_subjects_is_short():
     report = crossent.Report({}, [SubjectReport(f"kernel_{at}") for at in range(99)])
     assert len(repr(report)) < 300
+
+
+def test_type_checkers_know_the_words_that_check_accepts():
+    """`level="quik"` is an error of mypy and pyright."""
+    hints = typing.get_type_hints(crossent.check)
+    assert typing.get_args(hints["level"]) == ("quick", "normal", "thorough")
+    for name, words in (("contract", CONTRACT_NAMES), ("grade", GRADE_NAMES)):
+        (literal,) = (one for one in typing.get_args(hints[name]) if one is not type(None))
+        assert typing.get_args(literal) == words

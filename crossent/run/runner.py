@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import torch
 
-from crossent.cases.axes import DTYPES
 from crossent.cases.case import Case
 from crossent.cases.grid import met
 from crossent.checks import CHECKS
+from crossent.choices import DTYPE_NAMES, ContractName, DtypeName, GradeName, Level
 from crossent.machine import environment
 from crossent.report.findings import SubjectReport
 from crossent.report.report import Report
@@ -27,12 +27,12 @@ from crossent.subjects.subject import Subject
 def check(
     *subjects: str | Callable[..., torch.Tensor],
     device: str = "cpu",
-    dtypes: str | Iterable[str] = tuple(DTYPES),
-    level: str = "normal",
+    dtypes: DtypeName | Iterable[DtypeName] = DTYPE_NAMES,
+    level: Level = "normal",
     seed: int | str = 0,
     without: str | Iterable[str] = (),
-    contract: str | None = None,
-    grade: str | None = None,
+    contract: ContractName | None = None,
+    grade: GradeName | None = None,
     expected_findings: str | os.PathLike[str] | None = None,
     jobs: int | None = None,
     timeout: float = 300.0,
