@@ -21,10 +21,12 @@ from crossent.report.expected_findings import ExpectedFinding, torch_list
 from crossent.report.moves.diff import diff
 from crossent.report.moves.rules import Kind
 from crossent.report.reader import read_report
+from crossent.run.plan import of_cost
 from crossent.run.settings import Settings, mark_expected
 from crossent.subjects.contracts import under_contract
 from crossent.subjects.loader import load
 from crossent.subjects.subject import Subject
+from crossent.trials.check import Cost
 
 WRAPPER = """
 import torch.nn.functional as F
@@ -248,6 +250,8 @@ def test_a_baseline_gives_a_run_its_contract(tmp_path, monkeypatch, capsys, cont
     description = f"{tmp_path / 'mine.py'}:loss"
     few = check_on([HALF, PLAIN], bad_inputs=False)
     monkeypatch.setattr("crossent.run.runner.check", few)
+    planned = dict.fromkeys([HALF, PLAIN], of_cost(Cost.CALL))  # which is compared with the baseline before the run
+    monkeypatch.setattr("crossent.run.settings._plan", lambda *_: planned)
     few(description, level="quick", contract=contract, jobs=1).write_json(tmp_path / "r.json")
     new, options = tmp_path / "new.json", ("--level", "quick", "--jobs", "1", *more)
     status = main(["check", description, "--baseline", str(tmp_path / "r.json"), "--json", str(new), *options])
