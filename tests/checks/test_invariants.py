@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from support.finding import by_hand, found, part_of, reduced
@@ -9,9 +10,19 @@ from support.running import trial_of
 
 import crossent
 from crossent.cases.case import Case
+from crossent.checks import single
 from crossent.subjects.builtin import FORM_SUBJECTS
 from crossent.subjects.subject import Subject
+from crossent.trials.exact import rows_of
 from crossent.trials.trial import Question
+
+U = 2.0**-53
+
+
+def measured(check, case, loss=crossent.formula):
+    """Return the one thing that a check yields on a case."""
+    (found,) = check.run(trial_of(Question(case), Subject("mine", loss)))
+    return found
 
 
 def test_a_negative_loss_is_caught():
@@ -91,3 +102,56 @@ def test_a_gradient_of_ignored_rows_is_caught_though_their_loss_is_zero():
 
     ((_, message),) = found("ignored_rows", leaking, "float32-3x5x4-normal-int64-sum-ignored_first")
     assert message.startswith("the gradient of 1 of 1 ignored rows is not 0, the first at index (0, 0): [1.0, ")
+
+
+def test_losses_that_are_not_negative_are_compared_with_themselves():
+    found = measured(single.sign, Case("float32", (7, 5), reduction="none"))
+    assert (found.of, found.error, found.bound, found.elements) == ("loss", 0.0, 0.0, 7)
+
+
+def test_the_bound_of_a_row_sum_is_the_sum_of_the_bounds_and_what_the_summation_loses():
+    case = Case("float64", (7, 5), reduction="none", upstream="rows")
+    trial = trial_of(Question(case), FORM_SUBJECTS["formula"])
+    (found,) = single.row_sums.run(trial)
+    numbers = rows_of(trial.got.gradient)
+    total = np.array([math.fsum(row) for row in numbers])  # correctly rounded, as the compensated sum nearly is
+    lost = U * np.abs(total) + 2.0**-17 * U * np.abs(numbers).sum(1)
+    allowed = trial.bounds(trial.got, trial.question.exact)["gradient"].sum(1) + lost
+    row = int((np.abs(total) / allowed).argmax())
+    assert (found.of, found.index, found.elements, found.not_judged) == ("gradient", (row,), 7, {})
+    assert abs(found.got - total[row]) <= U * abs(total[row])
+    assert allowed[row] <= found.bound <= allowed[row] * (1 + 2.0**-29)  # widened by 2^-30 for its own roundings
+    assert found.ulp == found.error / math.ulp(np.abs(numbers[row]).max())
+
+
+def test_only_a_row_that_does_not_sum_to_zero_counts():
+    def two_rows(probs, hot, upstream):
+        gradient = (probs - hot) * upstream[:, None]
+        gradient[1, 0], gradient[3, 0] = math.inf, -math.inf
+        return gradient
+
+    loss = by_hand(two_rows)
+    found = measured(single.row_sums, Case("float32", (7, 5), reduction="none"), loss)
+    assert (found.of, found.index, found.got, found.mismatched) == ("gradient", (1,), math.inf, 2)
+
+
+def test_the_sum_of_the_only_row_has_no_index():
+    def wrong(logits, target, **options):
+        return crossent.formula(logits, target, **options) + logits[0] - logits[0].detach()
+
+    found = measured(single.row_sums, Case("float64", (5,)), wrong)
+    assert (found.index, found.mismatched) == ((), 1)
+    assert found.ratio > 1
+
+
+@pytest.mark.parametrize("sizes", [(7, 5), (5,), (2, 5, 3)])
+def test_rows_of_any_shape_that_another_index_ignores_must_be_zero(sizes):
+    def leaks(logits, target, ignore_index=-100, **options):
+        leak = logits.sum() - logits.sum().detach()
+        return crossent.formula(logits, target, ignore_index=ignore_index, **options) + leak
+
+    case = Case("float32", sizes, reduction="sum", ignored="ignored_all")
+    problem = measured(single.ignored_rows, case, leaks)
+    assert problem.kind == "wrong"
+    assert problem.message.startswith("the gradient of ")
+    assert list(single.ignored_rows.run(trial_of(Question(case), FORM_SUBJECTS["formula"]))) == []
