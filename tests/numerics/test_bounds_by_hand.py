@@ -509,3 +509,23 @@ def test_the_part_of_a_gradient_that_the_target_makes_is_minus_its_scaled_coeffi
 def test_the_part_of_a_gradient_over_a_denominator_of_zero_is_made_without_a_warning():
     (part,) = bounds_of(equal(2, [0, 1], weight=[1.0, -1.0], reduction="mean")).vacuous_results("gradient")
     assert not np.isfinite(part).all()
+
+
+@pytest.mark.parametrize(
+    ("logits", "weight", "smoothing", "overflows"),
+    [
+        ([[2.0**127, 0.0, 0.0], [1.0, 0.0, 0.0]], None, 0.5, [True, False]),  # 3 · 2^127 overflows, 3 does not
+        ([[2.0**127, 0.0, 0.0], [1.0, 0.0, 0.0]], None, 0.0, [False, False]),  # without smoothing there is no such sum
+        ([[2.0**127, 0.0, 0.0], [1.0, 0.0, 0.0]], [0.25, 0.25, 0.25], 0.5, [False, False]),  # 0.75 · 2^127
+        ([[-(2.0**127), 0.0, 0.0], [1.0, 0.0, 0.0]], [0.5, 0.5, 1.0], 0.5, [True, False]),  # 2 · 2^127, of either sign
+    ],
+)
+def test_a_kernel_that_multiplies_by_the_smoothing_factor_last_overflows_in_the_unscaled_sum(
+    logits, weight, smoothing, overflows
+):
+    """`Σ w_c · logsumexp` and `Σ w_c x_c` of a row, before the factor ε/C."""
+    given = inputs(logits, [1, 1], weight=weight, label_smoothing=smoothing)
+    fused = bounds_of(given, "kernel")
+    with np.errstate(all="ignore"):
+        of_logits = fused._of_logits()
+    assert np.isinf(of_logits.error).tolist() == overflows
