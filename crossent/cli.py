@@ -290,8 +290,8 @@ def repro(finding: str, report: str | None, device: str | None, passed: bool, he
     passed = passed or held
     if report is not None and passed:
         raise click.UsageError("--passed runs the case here: give it without a REPORT")
-    from crossent.report.reader import find, read_json, widens_halves
-    from crossent.repro.script import nearest_to_bound, repeated, script
+    from crossent.report.reader import find, read_json
+    from crossent.repro.script import nearest_to_bound, repeated, script, widens_halves
 
     with one_line():
         if report is None:

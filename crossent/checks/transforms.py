@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crossent.cases.axes import HALVES
 from crossent.cases.case import Case
 from crossent.cases.inputs import Inputs
 from crossent.subjects.compiler import quiet
@@ -24,8 +25,6 @@ from crossent.trials.check import Cost, Found, check
 from crossent.trials.exact import Exact, name_of, solve
 from crossent.trials.trial import Trial, misshapen
 from crossent.words import said
-
-_HALVES = (torch.float16, torch.bfloat16)
 
 
 @check("gradient", "vmap", dense_needs=["target_gradient"], cost=Cost.STRUCTURE, transforms=True)
@@ -222,7 +221,7 @@ def _samples(case: Case, device: str) -> tuple[Exact, ...]:
 
 
 def _widened(tensor: Tensor) -> torch.dtype:
-    return torch.float32 if tensor.dtype in _HALVES else tensor.dtype
+    return torch.float32 if tensor.dtype in HALVES else tensor.dtype
 
 
 class _Module(torch.nn.Module):

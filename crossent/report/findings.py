@@ -76,9 +76,6 @@ class Finding:
         return "\n".join([*lines, f"  repeat  {self.command}"])
 
 
-WIDENS = "returns float32 for half precision"  # a declaration that changes what a script expects
-
-
 @dataclass(frozen=True)
 class Numbers:
     """The worst element of a result: its index, its value, the exact value with its radius, and the error bound.

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from crossent.cases.axes import DTYPES
 from crossent.report.document import SCHEMA
-from crossent.report.findings import WIDENS, Finding, Measured, Numbers, Outcome, ResultSummary, SubjectReport
+from crossent.report.findings import Finding, Measured, Numbers, Outcome, ResultSummary, SubjectReport
 from crossent.report.report import Report
 from crossent.words import cut, one_line, quoted
 
@@ -250,12 +250,6 @@ def find(document: dict[str, Any], id: str) -> tuple[Finding, str | None]:
         else "it has no findings"
     )
     raise ValueError(f"finding: got {quoted(id)}, which the report does not have; {known}")
-
-
-def widens_halves(document: dict[str, Any], finding: Finding) -> bool:
-    """Whether the report says that the subject of a finding returns float32 for half precision, by declaration."""
-    parts = (part for part in document["subjects"] if part["name"] == finding.subject)
-    return any(WIDENS in part.get("declared", ()) for part in parts)
 
 
 def finding_of(subject: str, entry: dict[str, Any]) -> Finding:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from crossent.cases.axes import HALVES
 from crossent.cases.bad_inputs import BAD_INPUTS, BadInput
 from crossent.cases.case import Case
 from crossent.checks import CHECKS, single
@@ -39,6 +40,7 @@ from crossent.run.judge import as_finding
 from crossent.run.parallel import judge_each
 from crossent.subjects.builtin import BY_NAME, FORM_SUBJECTS
 from crossent.subjects.compiler import COMPILE_SUFFIX, as_compiled
+from crossent.subjects.features import FEATURES
 from crossent.subjects.subject import Subject
 from crossent.trials.act import Here
 from crossent.trials.check import Check
@@ -135,6 +137,12 @@ def _checks(name: str, case: Case | BadInput) -> tuple[Check, ...]:
     return tuple(dict.fromkeys((*before, *([CHECKS[name]] if name in CHECKS else []))))
 
 
+def widens_halves(document: dict[str, Any], finding: Finding) -> bool:
+    """Whether a report declares that the subject of a finding returns float32 for half precision."""
+    parts = (part for part in document["subjects"] if part["name"] == finding.subject)
+    return any(FEATURES["half_result"].instead in part.get("declared", ()) for part in parts)
+
+
 def script(
     finding: Finding,
     device: str = "cpu",
@@ -170,7 +178,7 @@ def script(
         values = {"raises": case.allowed(device)}
     else:
         focus = _focused(finding, recipe, Focus(case, inputs, subject))
-        half = widened and dtype_of(inputs) in (torch.float16, torch.bfloat16)
+        half = widened and dtype_of(inputs) in HALVES
         values = {"own_dtype": torch.float32 if half else subject.dtype, **recipe.values(focus)}
         if focus.of:
             values["part"], ending = focus.part, recipe.whole

@@ -93,9 +93,8 @@ FEATURES = {
         *map(_reduction, ("none", "mean", "sum")),
         Feature(
             "reduction",
-            "The option reduction.",
+            "The option reduction. A loss without this feature returns the mean, whatever the value of the option.",
             lambda inputs: inputs.options.get("reduction", "mean") != "mean",
-            instead="returns the mean, whatever the value of the option",
         ),
         Feature("weight", "A weight for each class.", lambda inputs: inputs.options.get("weight") is not None),
         Feature("ignore_index", "Ignored rows, also with the default ignore_index of -100.", _ignores),

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from crossent.cases.axes import HALVES
 from crossent.cases.case import Case
 from crossent.cases.inputs import Inputs
 from crossent.numerics.bounds.call import effective
@@ -302,8 +303,8 @@ def misshapen(trial: Trial, loss: object, expected: Exact, device: torch.device 
 
 def widens_halves(trial: Trial) -> bool:
     """Whether the loss of the first call is right but for its dtype: float32, where half precision is expected."""
-    loss, exact, halves = trial.got.loss, trial.question.exact, (torch.float16, torch.bfloat16)
-    return (loss.dtype, tuple(loss.shape)) == (torch.float32, exact.shape) and exact.dtype in halves
+    loss, exact = trial.got.loss, trial.question.exact
+    return (loss.dtype, tuple(loss.shape)) == (torch.float32, exact.shape) and exact.dtype in HALVES
 
 
 def _words(tensor: Tensor) -> str:
