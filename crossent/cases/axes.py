@@ -17,7 +17,7 @@ from crossent.choices import DTYPE_NAMES
 from crossent.numerics.formats import FORMATS
 
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES}
-HALVES = (torch.float16, torch.bfloat16)
+HALF_DTYPES = (torch.float16, torch.bfloat16)
 INDEX_TARGETS = {"int64": torch.int64, "uint8": torch.uint8}
 # Probabilities that add up to one, in the logits' dtype or in another dtype; one-hot rows of floats; and numbers of
 # either sign whose sum is arbitrary.

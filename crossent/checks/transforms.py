@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crossent.cases.axes import HALVES
+from crossent.cases.axes import HALF_DTYPES
 from crossent.cases.case import Case
 from crossent.cases.inputs import Inputs
 from crossent.subjects.compiler import quiet
@@ -221,7 +221,7 @@ def _samples(case: Case, device: str) -> tuple[Exact, ...]:
 
 
 def _widened(tensor: Tensor) -> torch.dtype:
-    return torch.float32 if tensor.dtype in HALVES else tensor.dtype
+    return torch.float32 if tensor.dtype in HALF_DTYPES else tensor.dtype
 
 
 class _Module(torch.nn.Module):

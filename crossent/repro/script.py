@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from crossent.cases.axes import HALVES
+from crossent.cases.axes import HALF_DTYPES
 from crossent.cases.bad_inputs import BAD_INPUTS, BadInput
 from crossent.cases.case import Case
 from crossent.checks import CHECKS, single
@@ -178,7 +178,7 @@ def script(
         values = {"raises": case.allowed(device)}
     else:
         focus = _focused(finding, recipe, Focus(case, inputs, subject))
-        half = widened and dtype_of(inputs) in HALVES
+        half = widened and dtype_of(inputs) in HALF_DTYPES
         values = {"own_dtype": torch.float32 if half else subject.dtype, **recipe.values(focus)}
         if focus.of:
             values["part"], ending = focus.part, recipe.whole

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from crossent.cases.axes import HALVES
+from crossent.cases.axes import HALF_DTYPES
 from crossent.cases.inputs import Inputs
 from crossent.numerics.bounds.contracts import Grade, Promise
 from crossent.subjects.features import FEATURES
@@ -64,7 +64,7 @@ class Subject:
 
     def result_dtype(self, implied: torch.dtype) -> torch.dtype:
         """Return the dtype of the results, where the arguments imply another dtype."""
-        if "half_result" in self.lacks and implied in HALVES:
+        if "half_result" in self.lacks and implied in HALF_DTYPES:
             return torch.float32
         return self.dtype or implied
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from crossent.cases.axes import HALVES
+from crossent.cases.axes import HALF_DTYPES
 from crossent.cases.case import Case
 from crossent.cases.inputs import Inputs
 from crossent.numerics.bounds.call import effective
@@ -304,7 +304,7 @@ def misshapen(trial: Trial, loss: object, expected: Exact, device: torch.device 
 def widens_halves(trial: Trial) -> bool:
     """Whether the loss of the first call is right but for its dtype: float32, where half precision is expected."""
     loss, exact = trial.got.loss, trial.question.exact
-    return (loss.dtype, tuple(loss.shape)) == (torch.float32, exact.shape) and exact.dtype in HALVES
+    return (loss.dtype, tuple(loss.shape)) == (torch.float32, exact.shape) and exact.dtype in HALF_DTYPES
 
 
 def _words(tensor: Tensor) -> str:
