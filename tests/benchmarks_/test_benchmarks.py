@@ -39,23 +39,28 @@ def clock(monkeypatch):
     return made
 
 
-def test_what_takes_twice_as_long_has_a_ratio_of_two_within_its_spread():
-    def spin(seconds):
-        until = paired.time.perf_counter() + seconds
-        while paired.time.perf_counter() < until:
-            pass
+def test_a_turn_lasts_as_long_as_its_calls():
+    """Nested intervals of one clock, which hold whatever else the machine does."""
+    spun = []
 
-    calls = {
-        "once": lambda: spin(0.001),
-        "twice": lambda: spin(0.002),
-        "once more": lambda: spin(0.001),
-        "no time": lambda: spin(0.0),
-    }
-    rounds = paired.measure(lambda: calls, seconds=0.2, least=9, most=31)
-    ratio, of_itself = rounds.ratio("twice", "once"), rounds.ratio("once more", "once")
-    call = rounds.ratio("no time", "once").median  # the call itself takes time c: (2s + c)/(s + c) = 2 - c/(s + c)
-    spread = ratio.upper - ratio.lower + of_itself.upper - of_itself.lower + abs(of_itself.median - 1)
-    assert abs(ratio.median - (2 - call)) <= 2 * spread, f"{ratio}; of itself {of_itself}; a call {call}"
+    def spin(seconds=0.001):
+        start = paired.time.perf_counter()
+        while (took := paired.time.perf_counter() - start) < seconds:
+            pass
+        spun.append(took)
+
+    start = paired.time.perf_counter()
+    turn = paired.turn(spin, 5)
+    outside = paired.time.perf_counter() - start
+    assert len(spun) == 5
+    assert sum(spun) * (1 - 2**-50) <= 5 * turn.seconds <= outside * (1 + 2**-50), "six roundings at most in float64"
+
+
+def test_what_takes_twice_as_long_has_a_ratio_of_two(clock):
+    calls = {"once": clock.takes(2**-10), "twice": clock.takes(2**-9)}
+    rounds = paired.measure(lambda: calls, seconds=1, least=9, most=31)
+    assert rounds.ratio("twice", "once") == paired.Spread(2, 2, 2, rounds=31)
+    assert rounds.ratio("once", "twice").median == 0.5
 
 
 def test_a_steady_drift_falls_out_of_the_ratio(clock):
