@@ -68,6 +68,7 @@ def crossent(context: click.Context) -> int:
 @crossent.command(short_help="Check your cross-entropy function, torch, or the forms.")
 @click.argument("subjects", metavar="[SUBJECT ...]", nargs=-1)
 @check_options
+@options.verbosity
 @_json
 @_html
 def check(
@@ -88,6 +89,8 @@ def check(
     json_file: str | None,
     html_file: str | None,
     no_cache: bool,
+    verbose: int,
+    quiet: bool,
     **part: Any,
 ) -> int:
     """Check each SUBJECT against the exact value. Without a SUBJECT, check the forms and torch.
@@ -161,7 +164,7 @@ def check(
             report, status = interrupt.report, INTERRUPTED
     if not no_cache:
         keep(report, subjects)
-    Output().show(report.render())
+    Output().show(report.render(-1 if quiet else verbose))
     if not write(files, {"--json": report.write_json, "--html": report.write_html}):
         return NOT_WRITTEN
     if status is not None:
@@ -277,33 +280,28 @@ def list_(what: str, level: str) -> None:
 @click.option("--device", help="Device: cpu, cuda or cuda:N.  [default: cpu, or the report's device]")
 @click.option("--passed", is_flag=True, help="Take a check that passes, and show the number nearest to its bound.")
 @click.option("--held", is_flag=True, hidden=True, help="The former name of --passed.")
-def repro(finding: str, report: str | None, device: str | None, passed: bool, held: bool) -> None:
-    """Print a script that repeats a FINDING and needs torch alone.
+@click.option("--subject", "source", default="", metavar="SUBJECT", help="Your function, which the script imports.")
+def repro(finding: str, report: str | None, device: str | None, passed: bool, held: bool, source: str) -> None:
+    """Print a script that repeats a FINDING.
 
-    FINDING is SUBJECT:CHECK:CASE, as `crossent check` prints it. REPORT is the file that --json wrote; without it the
-    case runs here first.
+    FINDING is SUBJECT:CHECK:CASE, as `crossent check` prints it. REPORT is the file that --json wrote. Without a
+    REPORT, the finding comes from the last runs in this folder, or the case runs here.
 
-    The script exits with 1 if the finding happens, 0 if it does not, 2 if it cannot run.
+    The script needs torch alone; with --subject also your function and crossent. It exits with 1 if the finding
+    happens, 0 if it does not, 2 if it cannot run.
     """
     if report is not None and device is not None:
         raise click.UsageError("--device is for a case that is run here: a report names the device of its findings")
     passed = passed or held
-    if report is not None and passed:
-        raise click.UsageError("--passed runs the case here: give it without a REPORT")
-    from crossent.report.reader import find, read_json
-    from crossent.repro.script import nearest_to_bound, repeated, script, widens_halves
+    if passed and (report is not None or source):
+        raise click.UsageError("--passed runs a form or torch here: give it without a REPORT and --subject")
+    from crossent.repro.rerun import script_of
 
     with one_line():
-        if report is None:
-            here = device or "cpu"
-            text = script((nearest_to_bound if passed else repeated)(finding, here), here, passed=passed)
-        else:
-            try:
-                document = read_json(report)
-            except OSError as error:
-                raise ValueError(f"{report}: {error.strerror}") from None
-            found, digest = find(document, finding)
-            text = script(found, document["environment"]["device"], digest, widened=widens_halves(document, found))
+        try:
+            text = script_of(finding, report, device=device, passed=passed, source=source)
+        except OSError as error:
+            raise ValueError(f"{report}: {error.strerror}") from None
     click.echo(text, nl=False)
 
 

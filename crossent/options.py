@@ -295,6 +295,15 @@ _part = _adding(
     click.option("--no-cache", is_flag=True, help="Do not write findings to .crossent_cache for --last-failed."),
 )
 
+verbosity = _adding(
+    click.option(
+        "-v",
+        "--verbose",
+        count=True,
+        help="Show a table by check, all causes and known failures; -vv also each reason why something did not run.",
+    ),
+    click.option("-q", "--quiet", is_flag=True, help="Show the verdict alone."),
+)
 check_options = _adding(_judging, run_options, _part, _baseline)
 
 
