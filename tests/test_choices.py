@@ -1,10 +1,13 @@
 """The words of the options are those of the rooms, and the command waits for no import of torch to print them."""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 
 import pytest
+from support.readme import ROOT
 
 from crossent.cases.axes import DTYPES
 from crossent.cases.grid import ARRAYS, grid
@@ -93,3 +96,27 @@ def test_a_shell_completes_the_ids_of_the_covering_arrays():
     found = completed("check", "--case", start)
     assert found == sorted(case for case in ids if case.startswith(start))
     assert len(found) > 10
+
+
+def enabling(shell):
+    """Return the line of docs/completion.md that turns completion on in a shell."""
+    return re.search(rf"```{shell}\n(.+)\n```", (ROOT / "docs" / "completion.md").read_text(encoding="utf-8"))[1]
+
+
+def run_in_bash(script):
+    """Run a script in bash, in which `crossent` is the command of this Python."""
+    script = f'crossent() {{ "{sys.executable}" -m crossent "$@"; }}\n{script}'
+    return subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_the_line_of_the_documentation_turns_completion_on_in_bash():
+    complete = 'COMP_WORDS=(crossent check one); COMP_CWORD=2; _crossent_completion crossent; echo "${COMPREPLY[@]}"'
+    assert run_in_bash(f"{enabling('bash')}\n{complete}") == "one_hot\n"
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize(("shell", "said"), [("zsh", "compdef _crossent_completion crossent"), ("fish", "complete ")])
+def test_the_lines_of_the_documentation_make_the_scripts_of_other_shells(shell, said):
+    command = re.search(r"_CROSSENT_COMPLETE=\w+ crossent", enabling(shell))[0]
+    assert said in run_in_bash(command)
