@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from crossent import options
+from crossent import choices, options
 from crossent.choices import CONTRACT_NAMES, DTYPE_NAMES, LEVELS, ContractName, DtypeName, GradeName, Level
 from crossent.options import SEED_OPTION, check_options, chosen_files, chosen_part, one_line, recorded, write
 from crossent.words import printable
@@ -28,7 +28,7 @@ _html = click.option("--html", "html_file", type=_FILE, help="Write the report t
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status. Wrong use prints one line to stderr."""
+    """Run the command and return its exit status. Wrong use prints one line to stderr, and a line about --help."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without Unicode shows "?" instead of a traceback
@@ -39,12 +39,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         words = sys.argv[1:] if arguments is None else arguments
         click.echo(f"crossent: {options.shortened(options.message_of(error), words)}", err=True)
+        if isinstance(error, click.UsageError):  # otherwise a file is wrong, of which the help says nothing
+            command = ["crossent", *(word for word in words[:1] if word in crossent.commands)]
+            click.echo(f"Try '{' '.join(command)} --help'.", err=True)
         return WRONG_USE
     except (click.Abort, KeyboardInterrupt):
         click.echo("crossent: interrupted", err=True)
         return INTERRUPTED
-    except SystemExit:  # from click, when its output meets a closed pipe
-        return NOT_WRITTEN
+    except SystemExit as end:  # from click: after a completion, or when its output meets a closed pipe
+        return NOT_WRITTEN if end.code else PASSED
     except OSError as error:
         # The reader has gone, or the output cannot be written: write nothing more, also not at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -54,9 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status if isinstance(status, int) else PASSED
 
 
-@click.group(no_args_is_help=False, invoke_without_command=True)
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.pass_context
-@click.version_option(package_name="crossent", message="crossent %(version)s")
+@click.version_option(None, "-V", "--version", package_name="crossent", message="crossent %(version)s")
 def crossent(context: click.Context) -> int:
     """Check cross-entropy implementations against torch.nn.CrossEntropyLoss and the exact value."""
     if context.invoked_subcommand is None:
@@ -66,7 +69,7 @@ def crossent(context: click.Context) -> int:
 
 
 @crossent.command(short_help="Check your cross-entropy function, torch, or the forms.")
-@click.argument("subjects", metavar="[SUBJECT ...]", nargs=-1)
+@click.argument("subjects", metavar="[SUBJECT ...]", nargs=-1, shell_complete=choices.complete_subject)
 @check_options
 @options.verbosity
 @_json
@@ -211,7 +214,7 @@ def diff(old: str, new: str, strict: bool, force: bool, json_file: str | None, h
 
 @crossent.command(short_help="Run the cases of a report again, and compare the results.")
 @click.argument("report", type=click.Path(exists=True, dir_okay=False))
-@click.argument("subjects", metavar="[SUBJECT ...]", nargs=-1)
+@click.argument("subjects", metavar="[SUBJECT ...]", nargs=-1, shell_complete=choices.complete_subject)
 @options.run_options
 @click.option("--force", is_flag=True, help="Run also with other versions or on another machine than the report's.")
 def verify(

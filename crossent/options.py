@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from crossent.choices import CHECK_NAMES, CONTRACT_NAMES, DTYPE_NAMES, GRADE_NAMES, LEVELS
+from crossent.choices import (
+    CHECK_NAMES,
+    CONTRACT_NAMES,
+    DTYPE_NAMES,
+    GRADE_NAMES,
+    LEVELS,
+    complete_case,
+    complete_feature,
+)
 from crossent.files import is_stream
 from crossent.words import LONGEST_VALUE, cut, printable, quoted
 
@@ -148,14 +156,15 @@ def write(files: Mapping[str, str], by: Mapping[str, Callable[[str], None]]) -> 
 
 @contextmanager
 def one_line() -> Iterator[None]:
-    """Turn the errors that the package raises for bad input into one line of wrong use.
+    """Turn the errors that the package raises for bad input into one line.
 
-    `level: got 'quik'` becomes `--level: got 'quik'`, if the command has this option.
+    `level: got 'quik'` becomes `--level: got 'quik'` and wrong use of the command, if the command has this option.
     """
     try:
         yield
     except (ValueError, IndexError, TypeError, RuntimeError, MemoryError) as error:
-        raise click.UsageError(_with_dashes(str(error))) from None
+        message = _with_dashes(str(error))
+        raise (click.UsageError if message != str(error) else click.ClickException)(message) from None
 
 
 def _with_dashes(message: str) -> str:
@@ -217,6 +226,7 @@ _judging = _adding(
         "--without",
         metavar="FEATURE ...",
         multiple=True,
+        shell_complete=complete_feature,
         help="Features that the subjects lack: their checks are skipped, or expect what `crossent list features` says.",
     ),
     click.option(
@@ -276,6 +286,7 @@ _part = _adding(
         "cases",
         metavar="ID_OR_PATTERN",
         multiple=True,
+        shell_complete=complete_case,
         help="Run this case only. A full id runs at any level; a pattern such as '*smooth0.1*' selects from the "
         "level, with or without the seed. Repeatable.",
     ),
