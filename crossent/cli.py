@@ -13,7 +13,8 @@ import click
 
 from crossent import choices, options
 from crossent.choices import CONTRACT_NAMES, DTYPE_NAMES, LEVELS, ContractName, DtypeName, GradeName, Level
-from crossent.options import SEED_OPTION, check_options, chosen_files, chosen_part, one_line, recorded, write
+from crossent.files import write_all
+from crossent.options import SEED_OPTION, check_options, chosen_files, chosen_part, one_line, recorded
 from crossent.words import printable
 
 # A command imports what it needs when it runs: `crossent --help` and a misspelt option wait for no import of torch.
@@ -168,7 +169,7 @@ def check(
     if not no_cache:
         keep(report, subjects)
     Output().show(report.render(-1 if quiet else verbose))
-    if not write(files, {"--json": report.write_json, "--html": report.write_html}):
+    if not write_all(files, {"--json": report.write_json, "--html": report.write_html}):
         return NOT_WRITTEN
     if status is not None:
         return status
@@ -207,7 +208,7 @@ def diff(old: str, new: str, strict: bool, force: bool, json_file: str | None, h
     with one_line():
         made = diff_of(recorded(old), recorded(new), files=(old, new), force=force)
     Output().show(made.render())
-    if not write(files, {"--json": made.write_json, "--html": made.write_html}):
+    if not write_all(files, {"--json": made.write_json, "--html": made.write_html}):
         return NOT_WRITTEN
     return PASSED if (made.strictly_ok if strict else made.ok) else FAILED
 

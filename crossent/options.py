@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -140,18 +140,6 @@ def shortened(message: str, arguments: Sequence[str]) -> str:
             for said in (word, repr(word)[1:-1]):
                 message = message.replace(said, cut(word)) if len(said) > LONGEST_VALUE else message
     return printable(" ".join(message.split()))
-
-
-def write(files: Mapping[str, str], by: Mapping[str, Callable[[str], None]]) -> bool:
-    """Write the files. Print a line for each that cannot be written, and return whether all could."""
-    written = True
-    for option, path in files.items():
-        try:
-            by[option](path)
-        except OSError as error:
-            click.echo(f"crossent: {cut(path)} cannot be written: {error.strerror}", err=True)
-            written = False
-    return written
 
 
 @contextmanager

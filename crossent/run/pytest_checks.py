@@ -118,8 +118,7 @@ class CheckTest:
         self.record.findings = [finding for finding in part.findings if finding.check in of]
         for finding in self.record.findings:
             if finding.expected is None:
-                own = finding if subject.source else replace(finding, repeat=self.command)
-                raise AssertionError(str(own))
+                raise AssertionError(str(finding if subject.source else replace(finding, repeat=self.command)))
         for finding in self.record.findings:
             pytest.xfail(str(finding.expected))
         for reason in not_run.values():
