@@ -285,7 +285,10 @@ def list_(what: str, level: str) -> None:
 @click.option("--passed", is_flag=True, help="Take a check that passes, and show the number nearest to its bound.")
 @click.option("--held", is_flag=True, hidden=True, help="The former name of --passed.")
 @click.option("--subject", "source", default="", metavar="SUBJECT", help="Your function, which the script imports.")
-def repro(finding: str, report: str | None, device: str | None, passed: bool, held: bool, source: str) -> None:
+@options.promises
+def repro(
+    finding: str, report: str | None, device: str | None, passed: bool, held: bool, source: str, **promises: Any
+) -> None:
     """Print a script that repeats a FINDING.
 
     FINDING is SUBJECT:CHECK:CASE, as `crossent check` prints it. REPORT is the file that --json wrote. Without a
@@ -303,7 +306,7 @@ def repro(finding: str, report: str | None, device: str | None, passed: bool, he
 
     with one_line():
         try:
-            text = script_of(finding, report, device=device, passed=passed, source=source)
+            text = script_of(finding, report, device=device, passed=passed, source=source, **promises)
         except OSError as error:
             raise ValueError(f"{report}: {error.strerror}") from None
     click.echo(text, nl=False)

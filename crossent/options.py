@@ -188,8 +188,7 @@ def _adding(*options: Callable[[Any], Any]) -> Callable[[Callable[..., Any]], Ca
     return add
 
 
-# What runs, how, and under which promises.
-_judging = _adding(
+_cases = _adding(
     click.option("--device", default="cpu", show_default=True, help="Device of the tensors: cpu, cuda or cuda:N."),
     click.option(
         "--dtype",
@@ -210,6 +209,9 @@ _judging = _adding(
         type=Seed(),
         help="Seed of the numbers in the cases; random draws one.  [default: random for your functions, 0 otherwise]",
     ),
+)
+# What the subjects promise.
+promises = _adding(
     click.option(
         "--without",
         metavar="FEATURE ...",
@@ -303,7 +305,7 @@ verbosity = _adding(
     ),
     click.option("-q", "--quiet", is_flag=True, help="Show the verdict alone."),
 )
-check_options = _adding(_judging, run_options, _part, _baseline)
+check_options = _adding(_cases, promises, run_options, _part, _baseline)
 
 
 def chosen_part(

@@ -42,11 +42,11 @@ def small_grid(monkeypatch):
 
 
 def test_check_prints_a_row_for_each_form_and_dtype(capsys, small_grid):
-    status, out, err = run(capsys, "check")
+    status, out, err = run(capsys, "check", "-vv")
     assert status == PASSED
     assert err == ""
     for subject in (*FORMS, "torch", "torch_nll"):
-        assert re.search(rf"^{subject}: \d+ ran, 0 failed", out, re.M), out
+        assert re.search(rf"^{subject} +PASSED +(\d+ +)?\d+ +\d+ .*[AB] +\d+%", out, re.M), out
     for check in ("loss", "gradient"):
         for dtype in DTYPES:
             assert re.search(rf"^ +{check} {dtype} +\d+% +\S+ ulp +\d+  \S*{dtype}-", out, re.M), out
@@ -54,7 +54,7 @@ def test_check_prints_a_row_for_each_form_and_dtype(capsys, small_grid):
 
 
 def test_check_says_what_did_not_apply_and_why(capsys, small_grid):
-    _, out, _ = run(capsys, "check", "scalar")
+    _, out, _ = run(capsys, "check", "scalar", "-vv")
     assert re.search(r"not applicable, \d+ cases: scalar takes one row only", out)
 
 
@@ -64,11 +64,11 @@ def test_check_exits_1_and_shows_the_numbers_when_a_form_is_wrong(capsys, small_
     from crossent.subjects.builtin import NAMED
     from crossent.subjects.subject import Subject
 
-    wrong = Subject("formula", lambda *args, **options: formula(*args, **options) * 1.01)
+    wrong = Subject("formula", lambda *args, **options: formula(*args, **options) * 1.01, source="formula")
     monkeypatch.setitem(NAMED, "formula", (wrong,))
     status, out, _ = run(capsys, "check", "formula", "--dtype", "float64")
     assert status == FAILED
-    assert re.search(r"[1-9]\d* failed", out)
+    assert re.search(r"^formula +[1-9]\d* FAILED", out, re.M)
     for said in (
         "Mismatched elements",
         "got  ",
@@ -267,7 +267,7 @@ def test_a_plain_or_narrow_terminal_gets_every_digit(capsys, one_case, monkeypat
         monkeypatch.delenv(name, raising=False)
     for name, value in setting.items():
         monkeypatch.setenv(name, value)
-    status, out, _ = run(capsys, "check", "formula", "--dtype", "float64")
+    status, out, _ = run(capsys, "check", "formula", "--dtype", "float64", "-vv")
     plain = re.sub(r"\x1b\[[\d;]*m", "", out)
     assert status == PASSED
     assert ("FORCE_COLOR" in setting) == (plain != out)

@@ -52,8 +52,12 @@ def test_a_test_is_a_check_on_a_case_and_a_finding_is_shown_in_full(run):
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     assert re.search(r"^FAILED \S+::test_wrong\[loss\[\S*float64-7x5-normal-int64-\S*\]\]", out, re.M)
     assert "test_right[" not in out
-    for said in ("Greatest absolute difference", "got  ", "exact  ", "repeat  crossent repro doubled:loss:"):
+    for said in ("Greatest absolute difference", "got  ", "exact  "):
         assert said in out
+    assert re.search(r"doubled: loss wrong on \S+, \d\S* × its bound$", out, re.M)
+    repeated = re.search(r"repeat  pytest '(\S+::test_wrong\[loss\[\S+\]\])'$", out, re.M)
+    again = run(repeated[1], here=True)
+    again.assert_outcomes(failed=1)
     assert "crossent/asked.py" not in out  # where the check was called is enough
     assert re.search(r"^crossent: torch \S+, device cpu, seed 0, level QUICK", out, re.M)
     assert "THIS WAS A QUICK RUN" in out

@@ -98,7 +98,7 @@ class Cause:
 
     def explains(self, other: Cause) -> bool:
         """Whether another group of findings is on the same cases, or on cases with the same choices."""
-        refusals = {finding.kind in REFUSALS for cause in (self, other) for finding in cause.findings[:1]}
+        refusals = {finding.kind in _REFUSALS for cause in (self, other) for finding in cause.findings[:1]}
         if len(refusals) > 1 or self.feature != other.feature:
             return False
         if self.feature:
@@ -109,7 +109,7 @@ class Cause:
         return max(same, alike) >= _MOST_OF * len(cases)
 
 
-REFUSALS = ("refused", "accepted")
+_REFUSALS = ("refused", "accepted")
 _MOST_OF = 0.9  # the share of a group that another cause explains, so that the group is not a cause of its own
 
 

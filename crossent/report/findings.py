@@ -60,8 +60,9 @@ class Finding:
 
     @property
     def headline(self) -> str:
-        """The finding in one line."""
-        return f"{self.subject}: {self.check} {self.kind} on {self.case}"
+        """The finding in one line, with the error as a multiple of its bound."""
+        times = "" if self.numbers is None or self.numbers.ratio <= 1 else f", {self.numbers.ratio:.3g} × its bound"
+        return f"{self.subject}: {self.check} {self.kind} on {self.case}{times}"
 
     def __str__(self) -> str:
         lines = [self.headline]

@@ -260,7 +260,7 @@ def _name(name: str) -> str:
 
 def _command(finding: Finding) -> Markup:
     """Return the command that repeats a finding, escaped; "" if the command is too long to copy."""
-    command = finding.command
+    command = printable(finding.command)
     return Markup.escape(command) if len(command) <= LONGEST_COMMAND else Markup("")
 
 

@@ -15,7 +15,7 @@ from crossent.machine import ambient, require_device
 from crossent.report.findings import Finding, SubjectReport
 from crossent.report.last_findings import kept
 from crossent.report.reader import find, read_json
-from crossent.repro.script import case_of, script, subject_of
+from crossent.repro.script import ANOTHER, case_of, script, subject_of
 from crossent.run.judge import as_finding
 from crossent.run.parallel import judge_each
 from crossent.run.runner import check as run_check
@@ -32,7 +32,13 @@ from crossent.words import cut, quoted
 
 
 def script_of(
-    id: str, report: str | None = None, *, device: str | None = None, passed: bool = False, source: str = ""
+    id: str,
+    report: str | None = None,
+    *,
+    device: str | None = None,
+    passed: bool = False,
+    source: str = "",
+    **promises: Any,
 ) -> str:
     """Return the script that repeats a finding.
 
@@ -45,6 +51,7 @@ def script_of(
         device: the device on which the case runs if there is no report.
         passed: whether the check passes here. Then the script shows the number nearest to its bound.
         source: what loads the subject, as in `crossent check`, if it is not one of the package.
+        promises: `without`, `contract` and `grade`, as in `crossent check`, for a case that runs here.
 
     Raises:
         ValueError: there is no such finding, subject or case; or the report is damaged.
@@ -56,7 +63,7 @@ def script_of(
     loads = source_of(source) if source else ""
     if report is None:
         here = device or "cpu"
-        found = nearest_to_bound(id, here) if passed else repeated(id, here, source)
+        found = nearest_to_bound(id, here) if passed else repeated(id, here, source, **promises)
         return script(found, here, passed=passed, source=loads)
     document = read_json(report)
     found, digest = find(document, id)
@@ -64,21 +71,24 @@ def script_of(
     return script(found, device, digest, widened=widens_halves(document, found), source=loads)
 
 
-def repeated(id: str, device: str = "cpu", source: str = "") -> Finding:
+def repeated(id: str, device: str = "cpu", source: str = "", **promises: Any) -> Finding:
     """Run a check on a case here, and return its finding. The checks that must pass first run before it.
 
-    A subject that is loaded from a source runs in an isolated process.
+    A subject that is loaded from a source runs in an isolated process. A chosen contract, grade or missing feature
+    holds for the subject as in `crossent.check`.
 
     Raises:
         ValueError: there is no such subject or case, or the finding does not happen here.
         RuntimeError: no such device.
     """
     subject, check, case = _parts(id)
+    named = ANOTHER if source else _own_subject(subject, device, "without its report and --subject")
     made = case_of(case)
-    if source:
-        (entry,) = run_check(source, device=device, cases={case: [check]}, jobs=1).subjects
+    if source or any(promises.values()):
+        given = {name: value for name, value in promises.items() if value}
+        run = run_check(source or subject, device=device, cases={case: [check]}, jobs=1 if source else None, **given)
+        entry = next(part for part in run.subjects if source or part.name == subject)
     else:
-        named = _own_subject(subject, device, "without its report and --subject")
         require_device(device)
         entry, host = SubjectReport(subject), Here(named.loss)
         with ambient():

@@ -28,7 +28,7 @@ from crossent.subjects.contracts import TORCH_CONTRACT, require_contract
 from crossent.subjects.loader import load
 from crossent.subjects.remote import load_remote
 from crossent.subjects.subject import Subject
-from crossent.words import cut, quoted, shell_word
+from crossent.words import cut, printable, quoted, shell_word
 
 ExpectedList = list[lists.ExpectedFinding]
 
@@ -177,27 +177,21 @@ def is_named(subject: Subject) -> bool:
 
 
 def with_commands(findings: Iterable[Finding], subject: Subject, settings: Settings) -> list[Finding]:
-    """Return the findings of a subject, each with the command that repeats it.
-
-    A subject that is loaded by its name needs none of its own.
-    """
+    """Return the findings of a subject, each with the command that repeats it: in Python, if it is no name."""
     return [replace(one, repeat=_command(one, subject, settings)) for one in findings]
 
 
 def _command(finding: Finding, subject: Subject, settings: Settings) -> str:
-    if is_named(subject):
-        return ""
-    if subject.source:
-        place = shell_word(_from_here(subject.source))
-        return f"crossent repro {shell_word(finding.id)} --subject {place}"
-    chosen = {"checks": [finding.check], "cases": [finding.case]} | {
-        name: value for name in _PROMISES if (value := getattr(settings, name))
-    }
-    given = ", ".join(f"{name}={value!r}" for name, value in chosen.items())
-    return f"crossent.check({finding.subject}, {given})"
-
-
-_PROMISES = ("without", "contract", "grade")
+    promises = {"without": list(settings.without), "contract": settings.contract, "grade": settings.grade}
+    given = {name: value for name, value in promises.items() if value}
+    if not subject.source:
+        given = {"checks": [finding.check], "cases": [finding.case], **given}
+        return f"crossent.check({printable(finding.subject)}, {', '.join(f'{name}={value!r}' for name, value in given.items())})"
+    words = ["crossent", "repro", finding.id]
+    words += [] if is_named(subject) else ["--subject", _from_here(subject.source)]
+    for name, value in given.items():
+        words += [f"--{name}={one}" for one in (value if isinstance(value, list) else [value])]
+    return " ".join(map(shell_word, words))
 
 
 def _from_here(source: str) -> str:

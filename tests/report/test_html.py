@@ -250,7 +250,10 @@ def test_a_page_shows_some_findings_of_each_sort_and_counts_the_others():
     cases = [Case.of(CASE).seeded(seed).id for seed in range(2_000)]
     part = SubjectReport("mine", {case: Outcome("float32", "") for case in cases})
     part.findings = [Finding("mine", "loss", case, "refused", "the same") for case in cases]
-    part.findings += [Finding("mine", "call", case, "refused", f"{at} {'x' * 400}") for at, case in enumerate(cases)]
+    words = ["".join(chr(ord("a") + int(digit)) for digit in str(at)) for at in range(2_000)]
+    part.findings += [
+        Finding("mine", "call", case, "refused", f"{word} {'x' * 400}") for word, case in zip(words, cases, strict=True)
+    ]
     text = page(Report(ENVIRONMENT, [part] * 6))
     said = " ".join(Document(text).text.split())
     assert f"… and {2_000 - 1 - MOST_OF_A_SORT:,} that this page does not show" in said

@@ -12,7 +12,8 @@ from support.repro.playing import RIGHT, TORCH_HALF, play, refused
 
 from crossent.cli import WRONG_USE, main
 from crossent.forms import FORMS
-from crossent.repro.script import repeated, script
+from crossent.repro.rerun import repeated
+from crossent.repro.script import script
 from crossent.subjects.builtin import BY_NAME
 from crossent.subjects.compiler import INDUCTOR, unusable
 
@@ -144,7 +145,9 @@ def test_a_device_that_cannot_be_asked_is_one_line(capsys, arguments, said):
 
 def test_a_case_is_run_on_the_device_that_is_named(capsys, monkeypatch):
     asked = []
-    monkeypatch.setattr("crossent.repro.script.repeated", lambda name, device: asked.append(device) or repeated(name))
+    monkeypatch.setattr(
+        "crossent.repro.rerun.repeated", lambda name, device, *given, **promises: asked.append(device) or repeated(name)
+    )
     assert main(["repro", TORCH_HALF, "--device", "cuda:1"]) == 0
     assert asked == ["cuda:1"]
     assert "\ndevice = 'cuda:1'\n" in capsys.readouterr().out

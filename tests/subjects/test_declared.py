@@ -15,7 +15,8 @@ from crossent.cases.axes import DTYPES
 from crossent.cases.bad_inputs import BAD_INPUT_KINDS, BAD_INPUTS
 from crossent.cases.case import Case
 from crossent.report.reader import report_of
-from crossent.repro.script import script, widens_halves
+from crossent.repro.rerun import widens_halves
+from crossent.repro.script import script
 from crossent.run.plan import plan
 from crossent.subjects.features import FEATURES, declared
 from crossent.subjects.loader import load
