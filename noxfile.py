@@ -234,6 +234,17 @@ def hostile(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation site into docs/_build/html; a warning or a link that leads nowhere is an error.
+
+    The build itself needs no network. Fail also where a picture is not what docs/pictures.py draws.
+    """
+    session.install("-e", ".[docs]")
+    session.run("python", "docs/pictures.py", "--check")
+    session.run("sphinx-build", "-E", "-W", "--keep-going", "-n", "docs", "docs/_build/html", *session.posargs)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check style and format with ruff, and the imports between the rooms with import-linter."""
     session.install("ruff>=0.9", "import-linter>=2.1")
