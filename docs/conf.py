@@ -19,7 +19,7 @@ import generated
 
 project = "crossent"
 release = version = installed("crossent")
-copyright = "the authors of crossent. The licence is MIT"
+project_copyright = "the authors of crossent. The licence is MIT"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_click"]
 exclude_patterns = ["_build", "_generated"]
 
@@ -44,7 +44,8 @@ nitpicky = True
 # Types of other packages, and types that only annotations name.
 nitpick_ignore_regex = [
     ("py:.*", r"(torch|np|numpy|rich|os|collections|typing|Tensor|RenderableType)(\..*)?"),
-    ("py:.*", r"optional|dict\[.*|_Array|Array|Progress|Function|crossent\.(cases|report|numerics|adapters|checks|trials)\..*"),
+    ("py:.*", r"optional|dict\[.*|_Array|Array|Progress|Function"),
+    ("py:.*", r"crossent\.(adapters|cases|checks|numerics|report|trials)\..*"),
 ]
 
 
