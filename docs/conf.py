@@ -27,7 +27,8 @@ html_theme = "furo"
 html_title = "crossent"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
-html_show_sphinx = False
+html_show_sphinx = html_copy_source = html_show_sourcelink = False
+pygments_dark_style = "github-dark"
 html_math_renderer = "mathml"
 
 myst_enable_extensions = ["dollarmath"]
@@ -37,6 +38,8 @@ default_role = "literal"  # docstrings write `code` with single backticks
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_type_aliases = {"Progress": "Progress"}
+autodoc_preserve_defaults = True
+maximum_signature_line_length = 80
 napoleon_google_docstring, napoleon_numpy_docstring = True, False
 napoleon_use_ivar = True
 
@@ -53,7 +56,12 @@ def mathml(display: str):
     """Return the function that writes a formula of the page as MathML, in a line or in a block."""
 
     def visit(translator, node: nodes.Element) -> None:
-        translator.body.append(tex2mathml(node.astext(), as_block=display == "block"))
+        formula = tex2mathml(node.astext(), as_block=display == "block")
+        # In the middle of a row, a browser takes a bar for an operator between two numbers, with space on both sides.
+        formula = formula.replace('<mo class="mathopen">|', '<mo form="prefix">|').replace(
+            "<mo>|", '<mo form="postfix">|'
+        )
+        translator.body.append(formula)
         raise nodes.SkipNode
 
     return visit

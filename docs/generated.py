@@ -11,10 +11,25 @@ from typing import Any
 
 import crossent
 from crossent.cases.corpus import bugs
+from crossent.choices import GRADE_NAMES
 from crossent.report.moves.rules import Kind
 from crossent.subjects.contracts import CONTRACTS, DEFAULT_CONTRACT
 from crossent.subjects.features import FEATURES
 
+# The code that each contract is for, and each grade: what it promises, and the code that it is for.
+FOR = {
+    "kernel": "code written by hand, fused kernels",
+    "fast": "Triton kernels, `__expf`",
+    "logsumexp": "`logsumexp(x) - x[y]`",
+    "eager": "code of torch's operations that subtracts the maximum first; the forms",
+    "torch": "wrappers of `F.cross_entropy`",
+}
+GRADES = {
+    "A": ("Computes in float32 or wider, and rounds once.", "code that casts to float32 first"),
+    "B": ("May round each step to the dtype of the logits.", "code that computes in the dtype, as torch does on a CPU"),
+    "float16=B": ("Grade B in float16, and grade A in bfloat16.", "code that casts bfloat16 alone"),
+    "bfloat16=B": ("Grade B in bfloat16, and grade A in float16.", "code that casts float16 alone"),
+}
 KINDS_OF_BUGS = {
     "A": "Denominator and reduction",
     "B": "Label smoothing",
@@ -45,13 +60,16 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def contracts() -> str:
-    """Return the contracts, with the grade of each in half precision."""
+    """Return the contracts and the grades, with the code that each is for."""
     rows = []
     for name, contract in CONTRACTS.items():
         default = ", the default" if name == DEFAULT_CONTRACT else ""
-        grade = f"{contract.grade}, always" if contract.only_grade else f"{contract.grade}, or `--grade`"
-        rows.append((f"`{name}`{default}", contract.sentence, grade))
-    return table(("contract", "what the function promises", "grade in float16 and bfloat16"), rows)
+        grade = f" Always grade {contract.grade}." if contract.only_grade else ""
+        rows.append((f"`--contract {name}`{default}", contract.sentence + grade, FOR[name]))
+    for name in GRADE_NAMES:
+        default = ", the default" if name == CONTRACTS[DEFAULT_CONTRACT].grade else ""
+        rows.append((f"`--grade {name}`{default}", *GRADES[name]))
+    return table(("option", "what the function promises", "for"), rows)
 
 
 def features() -> str:
@@ -67,23 +85,16 @@ def kinds() -> str:
 
 def corpus() -> str:
     """Return the published bugs, by kind."""
-    parts = []
-    for letter, kind in KINDS_OF_BUGS.items():
-        rows = []
-        for bug in bugs():
-            if bug.id.startswith(letter):
-                issues = ", ".join(f"[{issue}]({address(issue)})" for issue in bug.issues)
-                rows.append((bug.breaks, issues or "a user's code", f"no case: {bug.why_not}" if bug.why_not else ""))
-        parts.append(f"### {kind}\n\n" + table(("bug", "reported in", "note"), rows))
-    return "\n".join(parts)
+    rows: dict[str, list[tuple[str, str, str]]] = {kind: [] for kind in KINDS_OF_BUGS.values()}
+    for bug in bugs():
+        issues = ", ".join(f"[{issue}]({address(issue)})" for issue in bug.issues)
+        note = f"no case: {bug.why_not}" if bug.why_not else ""
+        rows[KINDS_OF_BUGS[bug.id[0]]].append((bug.breaks, issues or "a user's code", note))
+    return "\n".join(f"### {kind}\n\n" + table(("bug", "reported in", "note"), of) for kind, of in rows.items())
 
 
 def address(issue: str) -> str:
-    """Return the address of an issue such as `pytorch/pytorch#73205`.
-
-    >>> address("pytorch/pytorch#73205")
-    'https://github.com/pytorch/pytorch/issues/73205'
-    """
+    """Return the address of an issue such as `pytorch/pytorch#73205`."""
     repository, _, number = issue.partition("#")
     return f"https://github.com/{repository}/issues/{number}"
 

@@ -20,7 +20,7 @@ STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "crossent",  # the same file in every run
     "font.family": "sans-serif",
-    "font.size": 10,
+    "font.size": 9.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
@@ -41,7 +41,7 @@ def bars(panel: Axes, values: Sequence[float], title: str, written: str) -> None
         panel.text(c, value, written.format(value), ha="center", va="top" if below else "bottom")
     panel.set_xticks(range(len(values)), [f"class {c}" for c in range(len(values))])
     panel.axhline(0, color="black", linewidth=0.8)
-    panel.set_title(title, fontsize=10)
+    panel.set_title(title, fontsize=9.5)
 
 
 def draw_softmax(figure: Figure) -> None:
@@ -49,7 +49,7 @@ def draw_softmax(figure: Figure) -> None:
     left, right = figure.add_axes((0.07, 0.12, 0.4, 0.74)), figure.add_axes((0.57, 0.12, 0.4, 0.74))
     bars(left, LOGITS, "logits", "{:g}")
     left.set_ylim(-3.8, 3.8)
-    bars(right, softmax(LOGITS), "probabilities, after softmax", "{:.4f}")
+    bars(right, softmax(LOGITS), "probabilities", "{:.4f}")
     right.set_ylim(0, 1.1)
 
 
@@ -60,7 +60,7 @@ def draw_loss(figure: Figure) -> None:
     panel.plot(steps, [-math.log(p) for p in steps], color=BLUE)
     for p, side in ((softmax(LOGITS)[TARGET], "right"), (0.5, "left"), (0.1, "left"), (1 / 3, "left")):
         panel.plot([p], [-math.log(p)], "o", color=ORANGE)
-        at = (p + (0.02 if side == "left" else 0), -math.log(p) + (0.08 if side == "left" else 0.2))
+        at = (p + 0.02 if side == "left" else 1.0, -math.log(p) + (0.08 if side == "left" else 0.26))
         panel.text(*at, f"p = {p:.2f}: loss {-math.log(p):.3f}", ha=side, va="bottom")
     panel.set_xlim(0, 1)
     panel.set_ylim(0, 4.6)
@@ -86,8 +86,8 @@ def draw_limit(figure: Figure) -> None:
     rows = [softmax((x, 0.0, 0.0)) for x in logits]
     panel.plot(logits, [-math.log(p[0]) for p in rows], color=BLUE, label="one softmax")
     panel.plot(logits, [-math.log(softmax(p)[0]) for p in rows], "--", color=ORANGE, label="two")
-    panel.text(-7.6, 7.9, "one softmax: a wrong row costs much", color=BLUE, va="bottom")
-    panel.text(12, 0.75, "two: the loss stays between 0.55 and 1.46", color=ORANGE, ha="right", va="bottom")
+    panel.text(-5.2, 6.3, "one softmax: a wrong row costs much", color=BLUE, va="bottom")
+    panel.text(12, 0.75, "two: always 0.55 to 1.46", color=ORANGE, ha="right", va="bottom")
     panel.set_xlim(-8, 12)
     panel.set_ylim(0, 9)
     panel.set_xlabel("logit of the true class; the two others are 0")
@@ -106,7 +106,7 @@ def draw(folder: Path) -> None:
     """Write every picture into the folder."""
     for name, (drawn, height) in PICTURES.items():
         with rc_context(STYLE):
-            figure = Figure(figsize=(7, height))
+            figure = Figure(figsize=(5.4, height))
             drawn(figure)
             path = folder / f"{name}.svg"
             figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})

@@ -13,8 +13,9 @@ def blocks(page, language):
 
 
 def commands(page):
-    """Return the shell commands of a page, one a line, without their comments."""
-    return [line.split("  # ")[0].strip() for _, block in blocks(page, "sh") for line in block.splitlines()]
+    """Return the shell commands of a page, without comments; a backslash joins a command to its next line."""
+    lines = [line for _, block in blocks(page, "sh") for line in re.sub(r"\\\n *", "", block).splitlines()]
+    return [line.split("  # ")[0].strip() for line in lines]
 
 
 def file_of(source):
