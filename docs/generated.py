@@ -64,8 +64,7 @@ def contracts() -> str:
     rows = []
     for name, contract in CONTRACTS.items():
         default = ", the default" if name == DEFAULT_CONTRACT else ""
-        grade = f" Always grade {contract.grade}." if contract.only_grade else ""
-        rows.append((f"`--contract {name}`{default}", contract.sentence + grade, FOR[name]))
+        rows.append((f"`--contract {name}`{default}", contract.sentence, FOR[name]))
     for name in GRADE_NAMES:
         default = ", the default" if name == CONTRACTS[DEFAULT_CONTRACT].grade else ""
         rows.append((f"`--grade {name}`{default}", *GRADES[name]))
