@@ -3,7 +3,11 @@
 import importlib.util
 import shutil
 import sys
+import tarfile
+import tempfile
+import zipfile
 from collections import Counter
+from pathlib import Path
 
 import nox
 from nox.command import CommandFailed
@@ -242,6 +246,29 @@ def docs(session: nox.Session) -> None:
     session.install("-e", ".[docs]")
     session.run("python", "docs/pictures.py", "--check")
     session.run("sphinx-build", "-E", "-W", "--keep-going", "-n", "docs", "docs/_build/html", *session.posargs)
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Build sdist and wheel, check their files and the page of the index, and run the wheel in a new environment."""
+    session.install("build>=1.2", "twine>=6.1")
+    dist = Path(session.create_tmp(), "dist").resolve()
+    shutil.rmtree(dist, ignore_errors=True)
+    session.run("python", "-m", "build", "--outdir", str(dist))
+    (sdist,), (wheel,) = dist.glob("*.tar.gz"), dist.glob("*.whl")
+    session.run("twine", "check", "--strict", str(sdist), str(wheel))
+    tracked = str(session.run("git", "ls-files", external=True, silent=True)).splitlines()
+    with tarfile.open(sdist) as archive:
+        packed = {name.partition("/")[2] for name in archive.getnames()}
+    shipped = set(zipfile.ZipFile(wheel).namelist())
+    missing = [f"{sdist.name}: {name}" for name in tracked if not name.startswith(".") and name not in packed]
+    missing += [f"{wheel.name}: {name}" for name in tracked if name.startswith("crossent/") and name not in shipped]
+    if missing:
+        session.error("\n".join(["files are missing:", *missing]))
+    with tempfile.TemporaryDirectory() as folder, session.chdir(folder):  # outside the clone, and without build's rich
+        session.run("python", "-m", "venv", "venv")
+        session.run("venv/bin/pip", "install", "--quiet", str(wheel), external=True)
+        session.run("venv/bin/crossent", "check", "formula", "--level", "quick", external=True, env={"PYTHONPATH": ""})
 
 
 @nox.session

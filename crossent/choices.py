@@ -1,11 +1,16 @@
-"""The words that options accept, where the rooms of the package import them from.
+"""The words that options accept, where the rooms of the package import them from, and how a shell completes them.
 
-This module imports no other, so the command prints its help without importing torch.
+This module imports no other of the package, so the command prints its help and completes without importing torch.
 """
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+if TYPE_CHECKING:
+    from click import Context, Parameter
+    from click.shell_completion import CompletionItem
 
 # The dtypes of logits.
 DtypeName = Literal["float16", "bfloat16", "float32", "float64"]
@@ -28,4 +33,36 @@ CHECK_NAMES = (
     "stream", "func_grad", "vmap", "batched_gradient", "jacrev", "jacfwd", "batched_second", "hessian", "autocast",
     "meta", "export", "trace", "trace_dynamic", "compile", "compile_dynamic", "compiled_error", "large", "errors",
 )
+# The subjects of this package, as `crossent list subjects` prints them; see crossent.subjects.builtin.
+SUBJECT_NAMES = ("formula", "log_softmax_nll", "one_hot", "blocked", "scalar", "torch")
+# What a subject may lack, in the order of `crossent list features`; see crossent.subjects.features.
+FEATURE_NAMES = (
+    *DTYPE_NAMES, "reduction_none", "reduction_mean", "reduction_sum", "reduction", "weight", "ignore_index",
+    "label_smoothing", "index_target", "uint8_target", "probability_target", "unbatched", "spatial", "empty",
+    "one_class", "nonfinite", "unnormalised", "strided", "gradient", "target_gradient", "retain_graph",
+    "double_backward", "batched_gradient", "forward_ad", "vmap", "compile", "autocast", "half_result", "nan_mean",
+    "subnormal", "arguments", "errors", "index_errors", "index_dtype_errors", "dtype_errors", "size_errors",
+    "option_errors", "error_classes", "repeatable", "large",
+)
 # fmt: on
+
+
+def complete_subject(context: Context, parameter: Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete the name of a subject, or else of a file. `--without weight vmap`: also of a feature."""
+    from click.shell_completion import CompletionItem
+
+    names = (*SUBJECT_NAMES, *(FEATURE_NAMES if context.params.get("without") else ()))
+    matching = [CompletionItem(name) for name in names if name.startswith(incomplete)]
+    return matching or [CompletionItem(incomplete, type="file")]
+
+
+def complete_feature(context: Context, parameter: Parameter, incomplete: str) -> list[str]:
+    """Complete the name of a feature."""
+    return [name for name in FEATURE_NAMES if name.startswith(incomplete)]
+
+
+def complete_case(context: Context, parameter: Parameter, incomplete: str) -> list[str]:
+    """Complete the id of a case of the covering arrays. Code that imports torch makes the other cases."""
+    arrays = Path(__file__).with_name("cases").glob("*.txt")
+    ids = {line for array in arrays for line in array.read_text(encoding="utf-8").splitlines()}
+    return sorted(case for case in ids if case.startswith(incomplete))

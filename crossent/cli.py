@@ -11,9 +11,10 @@ from typing import Any
 
 import click
 
-from crossent import options
+from crossent import choices, options
 from crossent.choices import CONTRACT_NAMES, DTYPE_NAMES, LEVELS, ContractName, DtypeName, GradeName, Level
-from crossent.options import SEED_OPTION, check_options, chosen_files, chosen_part, one_line, recorded, write
+from crossent.files import write_all
+from crossent.options import SEED_OPTION, check_options, chosen_files, chosen_part, one_line, recorded
 from crossent.words import printable
 
 # A command imports what it needs when it runs: `crossent --help` and a misspelt option wait for no import of torch.
@@ -28,7 +29,7 @@ _html = click.option("--html", "html_file", type=_FILE, help="Write the report t
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status. Wrong use prints one line to stderr."""
+    """Run the command and return its exit status. Wrong use prints one line to stderr, and a line about --help."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without Unicode shows "?" instead of a traceback
@@ -39,12 +40,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         words = sys.argv[1:] if arguments is None else arguments
         click.echo(f"crossent: {options.shortened(options.message_of(error), words)}", err=True)
+        if isinstance(error, click.UsageError):  # otherwise a file is wrong, of which the help says nothing
+            command = ["crossent", *(word for word in words[:1] if word in crossent.commands)]
+            click.echo(f"Try '{' '.join(command)} --help'.", err=True)
         return WRONG_USE
     except (click.Abort, KeyboardInterrupt):
         click.echo("crossent: interrupted", err=True)
         return INTERRUPTED
-    except SystemExit:  # from click, when its output meets a closed pipe
-        return NOT_WRITTEN
+    except SystemExit as end:  # from click: after a completion, or when its output meets a closed pipe
+        return NOT_WRITTEN if end.code else PASSED
     except OSError as error:
         # The reader has gone, or the output cannot be written: write nothing more, also not at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -54,9 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status if isinstance(status, int) else PASSED
 
 
-@click.group(no_args_is_help=False, invoke_without_command=True)
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.pass_context
-@click.version_option(package_name="crossent", message="crossent %(version)s")
+@click.version_option(None, "-V", "--version", package_name="crossent", message="crossent %(version)s")
 def crossent(context: click.Context) -> int:
     """Check cross-entropy implementations against torch.nn.CrossEntropyLoss and the exact value."""
     if context.invoked_subcommand is None:
@@ -66,8 +70,9 @@ def crossent(context: click.Context) -> int:
 
 
 @crossent.command(short_help="Check your cross-entropy function, torch, or the forms.")
-@click.argument("subjects", metavar="[SUBJECT ...]", nargs=-1)
+@click.argument("subjects", metavar="[SUBJECT ...]", nargs=-1, shell_complete=choices.complete_subject)
 @check_options
+@options.verbosity
 @_json
 @_html
 def check(
@@ -88,6 +93,8 @@ def check(
     json_file: str | None,
     html_file: str | None,
     no_cache: bool,
+    verbose: int,
+    quiet: bool,
     **part: Any,
 ) -> int:
     """Check each SUBJECT against the exact value. Without a SUBJECT, check the forms and torch.
@@ -161,8 +168,8 @@ def check(
             report, status = interrupt.report, INTERRUPTED
     if not no_cache:
         keep(report, subjects)
-    Output().show(report.render())
-    if not write(files, {"--json": report.write_json, "--html": report.write_html}):
+    Output().show(report.render(-1 if quiet else verbose))
+    if not write_all(files, {"--json": report.write_json, "--html": report.write_html}):
         return NOT_WRITTEN
     if status is not None:
         return status
@@ -201,14 +208,14 @@ def diff(old: str, new: str, strict: bool, force: bool, json_file: str | None, h
     with one_line():
         made = diff_of(recorded(old), recorded(new), files=(old, new), force=force)
     Output().show(made.render())
-    if not write(files, {"--json": made.write_json, "--html": made.write_html}):
+    if not write_all(files, {"--json": made.write_json, "--html": made.write_html}):
         return NOT_WRITTEN
     return PASSED if (made.strictly_ok if strict else made.ok) else FAILED
 
 
 @crossent.command(short_help="Run the cases of a report again, and compare the results.")
 @click.argument("report", type=click.Path(exists=True, dir_okay=False))
-@click.argument("subjects", metavar="[SUBJECT ...]", nargs=-1)
+@click.argument("subjects", metavar="[SUBJECT ...]", nargs=-1, shell_complete=choices.complete_subject)
 @options.run_options
 @click.option("--force", is_flag=True, help="Run also with other versions or on another machine than the report's.")
 def verify(
@@ -277,33 +284,28 @@ def list_(what: str, level: str) -> None:
 @click.option("--device", help="Device: cpu, cuda or cuda:N.  [default: cpu, or the report's device]")
 @click.option("--passed", is_flag=True, help="Take a check that passes, and show the number nearest to its bound.")
 @click.option("--held", is_flag=True, hidden=True, help="The former name of --passed.")
-def repro(finding: str, report: str | None, device: str | None, passed: bool, held: bool) -> None:
-    """Print a script that repeats a FINDING and needs torch alone.
+@click.option("--subject", "source", default="", metavar="SUBJECT", help="Your function, which the script imports.")
+def repro(finding: str, report: str | None, device: str | None, passed: bool, held: bool, source: str) -> None:
+    """Print a script that repeats a FINDING.
 
-    FINDING is SUBJECT:CHECK:CASE, as `crossent check` prints it. REPORT is the file that --json wrote; without it the
-    case runs here first.
+    FINDING is SUBJECT:CHECK:CASE, as `crossent check` prints it. REPORT is the file that --json wrote. Without a
+    REPORT, the finding comes from the last runs in this folder, or the case runs here.
 
-    The script exits with 1 if the finding happens, 0 if it does not, 2 if it cannot run.
+    The script needs torch alone; with --subject also your function and crossent. It exits with 1 if the finding
+    happens, 0 if it does not, 2 if it cannot run.
     """
     if report is not None and device is not None:
         raise click.UsageError("--device is for a case that is run here: a report names the device of its findings")
     passed = passed or held
-    if report is not None and passed:
-        raise click.UsageError("--passed runs the case here: give it without a REPORT")
-    from crossent.report.reader import find, read_json
-    from crossent.repro.script import nearest_to_bound, repeated, script, widens_halves
+    if passed and (report is not None or source):
+        raise click.UsageError("--passed runs a form or torch here: give it without a REPORT and --subject")
+    from crossent.repro.rerun import script_of
 
     with one_line():
-        if report is None:
-            here = device or "cpu"
-            text = script((nearest_to_bound if passed else repeated)(finding, here), here, passed=passed)
-        else:
-            try:
-                document = read_json(report)
-            except OSError as error:
-                raise ValueError(f"{report}: {error.strerror}") from None
-            found, digest = find(document, finding)
-            text = script(found, document["environment"]["device"], digest, widened=widens_halves(document, found))
+        try:
+            text = script_of(finding, report, device=device, passed=passed, source=source)
+        except OSError as error:
+            raise ValueError(f"{report}: {error.strerror}") from None
     click.echo(text, nl=False)
 
 

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
+
+import click
+
+from crossent.words import cut
 
 
 def write_whole(path: str | os.PathLike[str], text: str) -> None:
@@ -42,3 +47,15 @@ def is_stream(path: str | os.PathLike[str]) -> bool:
     """Whether the path is a device, a pipe, or a name of an open file such as /dev/stdout: not a file in a folder."""
     exists = os.path.exists(path) and not os.path.isdir(path)
     return exists and (not os.path.isfile(path) or os.path.abspath(path).startswith(("/dev/", "/proc/")))
+
+
+def write_all(files: Mapping[str, str], by: Mapping[str, Callable[[str], None]]) -> bool:
+    """Write the files. Print a line for each that cannot be written, and return whether all could."""
+    written = True
+    for option, path in files.items():
+        try:
+            by[option](path)
+        except OSError as error:
+            click.echo(f"crossent: {cut(path)} cannot be written: {error.strerror}", err=True)
+            written = False
+    return written

@@ -7,13 +7,21 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from crossent.choices import CHECK_NAMES, CONTRACT_NAMES, DTYPE_NAMES, GRADE_NAMES, LEVELS
+from crossent.choices import (
+    CHECK_NAMES,
+    CONTRACT_NAMES,
+    DTYPE_NAMES,
+    GRADE_NAMES,
+    LEVELS,
+    complete_case,
+    complete_feature,
+)
 from crossent.files import is_stream
 from crossent.words import LONGEST_VALUE, cut, printable, quoted
 
@@ -134,28 +142,17 @@ def shortened(message: str, arguments: Sequence[str]) -> str:
     return printable(" ".join(message.split()))
 
 
-def write(files: Mapping[str, str], by: Mapping[str, Callable[[str], None]]) -> bool:
-    """Write the files. Print a line for each that cannot be written, and return whether all could."""
-    written = True
-    for option, path in files.items():
-        try:
-            by[option](path)
-        except OSError as error:
-            click.echo(f"crossent: {cut(path)} cannot be written: {error.strerror}", err=True)
-            written = False
-    return written
-
-
 @contextmanager
 def one_line() -> Iterator[None]:
-    """Turn the errors that the package raises for bad input into one line of wrong use.
+    """Turn the errors that the package raises for bad input into one line.
 
-    `level: got 'quik'` becomes `--level: got 'quik'`, if the command has this option.
+    `level: got 'quik'` becomes `--level: got 'quik'` and wrong use of the command, if the command has this option.
     """
     try:
         yield
     except (ValueError, IndexError, TypeError, RuntimeError, MemoryError) as error:
-        raise click.UsageError(_with_dashes(str(error))) from None
+        message = _with_dashes(str(error))
+        raise (click.UsageError if message != str(error) else click.ClickException)(message) from None
 
 
 def _with_dashes(message: str) -> str:
@@ -217,6 +214,7 @@ _judging = _adding(
         "--without",
         metavar="FEATURE ...",
         multiple=True,
+        shell_complete=complete_feature,
         help="Features that the subjects lack: their checks are skipped, or expect what `crossent list features` says.",
     ),
     click.option(
@@ -276,6 +274,7 @@ _part = _adding(
         "cases",
         metavar="ID_OR_PATTERN",
         multiple=True,
+        shell_complete=complete_case,
         help="Run this case only. A full id runs at any level; a pattern such as '*smooth0.1*' selects from the "
         "level, with or without the seed. Repeatable.",
     ),
@@ -295,6 +294,15 @@ _part = _adding(
     click.option("--no-cache", is_flag=True, help="Do not write findings to .crossent_cache for --last-failed."),
 )
 
+verbosity = _adding(
+    click.option(
+        "-v",
+        "--verbose",
+        count=True,
+        help="Show a table by check, all causes and known failures; -vv also each reason why something did not run.",
+    ),
+    click.option("-q", "--quiet", is_flag=True, help="Show the verdict alone."),
+)
 check_options = _adding(_judging, run_options, _part, _baseline)
 
 

@@ -5,6 +5,7 @@ The plugin imports crossent's engine, and torch with it, only when one of its te
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Generator, Iterator
 from dataclasses import replace
@@ -187,6 +188,15 @@ def _check_of(item: pytest.Item) -> CheckTest | None:
         return None
     found = getattr(item, "check", None) or getattr(getattr(item, "callspec", None), "params", {}).get("check")
     return found if isinstance(found, module.CheckTest) else None
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tell a check the command that runs its test alone, for the message of a finding."""
+    if (check := _check_of(item)) is not None:
+        given = {name: item.config.getoption(name) for name in (DEVICE, LEVEL, _SEED, WITHOUT, CONTRACT)}
+        each = [(name, one) for name, value in given.items() for one in (value if isinstance(value, list) else [value])]
+        options = [f"{name}={one}" for name, one in each if one is not None]
+        check.command = shlex.join(["pytest", *options, item.nodeid])
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -49,6 +49,24 @@ def cut(text: str) -> str:
     return f"{shown}… ({left:,} more characters)" if left > 0 else shown
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a number and its noun.
+
+    >>> counted(1, "finding"), counted(2243, "finding")
+    ('1 finding', '2,243 findings')
+    """
+    return f"{count:,} {noun if count == 1 else noun + 's'}"
+
+
+def duration(seconds: float) -> str:
+    """Return a time for a reader.
+
+    >>> duration(9.87), duration(215.2)
+    ('9.9 s', '3 min 35 s')
+    """
+    return f"{seconds // 60:.0f} min {seconds % 60:.0f} s" if seconds >= 60 else f"{seconds:.1f} s"
+
+
 def shell_word(text: str) -> str:
     """Return a text as one word of a shell command.
 

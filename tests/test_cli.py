@@ -6,8 +6,10 @@ import pathlib
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
+from support.error_lines import error_line
 from support.running import check_on
 
 from crossent.cases.axes import DTYPES
@@ -134,16 +136,59 @@ def test_wrong_use_is_one_line_on_stderr_and_status_2(capsys, arguments, named):
     status, out, err = run(capsys, *arguments)
     assert status == WRONG_USE
     assert out == ""
-    assert err.startswith("crossent: ")
-    assert err.count("\n") == 1
-    assert named in err
+    assert named in error_line(err)
 
 
-@pytest.mark.parametrize("command", [(), *((name,) for name in crossent.commands)], ids=" ".join)
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        (("nonsense",), "crossent"),
+        (("--nonsense",), "crossent"),
+        (("check", "--levl", "quick"), "crossent check"),
+        (("check", "--level", "quik"), "crossent check"),
+        (("check", "--strict"), "crossent check"),
+        (("check", "--device", "toaster"), "crossent check"),
+        (("repro",), "crossent repro"),
+        (("list", "check"), "crossent list"),
+    ],
+)
+def test_wrong_use_names_the_command_for_help(capsys, arguments, command):
+    status, _, err = run(capsys, *arguments)
+    assert (status, err.splitlines()[1:]) == (WRONG_USE, [f"Try '{command} --help'."])
+
+
+def test_a_file_that_is_wrong_needs_no_help_about_the_command(capsys, tmp_path):
+    (tmp_path / "report.json").write_text("{}")
+    status, _, err = run(capsys, "diff", *[str(tmp_path / "report.json")] * 2)
+    assert (status, err.count("\n")) == (WRONG_USE, 1)
+
+
+COMMANDS = [(), *((name,) for name in crossent.commands)]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_a_help_text_has_no_escapes(capsys, command):
     status, out, _ = run(capsys, *command, "--help")
     assert status == PASSED
     assert "\\" not in out
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_a_help_text_is_whole_at_80_columns(capsys, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "80")
+    _, out, _ = run(capsys, *command, "--help")
+    assert "..." not in out.replace(" ...]", "]").replace("FEATURE ...", "FEATURE").replace("[ARGS]...", "")
+    assert max(map(len, out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_h_is_short_for_help(capsys, command):
+    assert run(capsys, *command, "-h") == run(capsys, *command, "--help")
+
+
+def test_v_is_short_for_version(capsys):
+    assert run(capsys, "-V") == run(capsys, "--version")
+    assert run(capsys, "-V")[1] == f"crossent {version('crossent')}\n"
 
 
 @pytest.fixture
@@ -167,9 +212,7 @@ def test_a_place_that_cannot_be_written_is_said_before_the_run(capsys, monkeypat
     monkeypatch.setattr("crossent.run.runner.check", None)  # nothing is run
     status, out, err = run(capsys, "check", option, path)
     assert (status, out) == (WRONG_USE, "")
-    assert err.startswith("crossent: ")
-    assert option in err
-    assert err.count("\n") == 1
+    assert option in error_line(err)
 
 
 @pytest.mark.parametrize("forbidden", ["report.json", ""])

@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from support.error_lines import error_line
 from support.running import check_on
 
 from crossent.cases.case import Case
@@ -21,9 +22,7 @@ def refused(capsys, *arguments):
     status = main(arguments)
     out, err = capsys.readouterr()
     assert (status, out) == (2, "")
-    assert err.startswith("crossent: ")
-    assert err.endswith("\n")
-    assert err[:-1].isprintable()
+    error_line(err)
     runs = re.findall("x+", err)
     assert max(map(len, runs), default=0) <= LONGEST_VALUE
     assert len(err) < 2_000

@@ -1,13 +1,16 @@
-"""What `import crossent` gives: the public names, their help, and short representations."""
+"""What `import crossent` gives, and what the project says of itself: public names, help, changelog and citation."""
 
 import inspect
 import pydoc
+import re
 import subprocess
 import sys
+import tomllib
 import typing
 from importlib.metadata import version
 
 import pytest
+from support.readme import ROOT
 
 import crossent
 from crossent.choices import CONTRACT_NAMES, GRADE_NAMES
@@ -57,3 +60,21 @@ def test_type_checkers_know_the_words_that_check_accepts():
     for name, words in (("contract", CONTRACT_NAMES), ("grade", GRADE_NAMES)):
         (literal,) = (one for one in typing.get_args(hints[name]) if one is not type(None))
         assert typing.get_args(literal) == words
+
+
+def test_the_changelog_has_the_sections_of_keep_a_changelog():
+    lines = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").splitlines()
+    releases = [line for line in lines if line.startswith("## ")]
+    assert releases[0] == "## [Unreleased]"
+    assert all(re.fullmatch(r"## \[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d", line) for line in releases[1:])
+    of_unreleased = "\n".join(lines).split("\n## ")[1]
+    sections = re.findall(r"^### (.*)", of_unreleased, re.M)
+    order = ["Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"]
+    assert sections == [section for section in order if section in sections]
+
+
+def test_the_citation_names_the_version_and_the_authors_of_the_package():
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert re.search(r"^version: (.*)$", citation, re.M)[1] == version("crossent")
+    authors = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["authors"]
+    assert re.findall(r"^  - name: (.*)$", citation, re.M) == [author["name"] for author in authors]

@@ -7,6 +7,7 @@ subject.
 findings           Finding, Outcome and SubjectReport: the failed checks and all results of one subject
 report             Report: one run; its first and last lines as text
 expected_findings  lists of known failures, with their reasons (torch_findings.toml)
+causes             the findings of a subject by their probable causes
 clarity            which finding of a group shows the failure best
 document           a report as JSON, schema 1
 reader             a report from JSON, with strict checks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,7 +33,7 @@ class Finding:
         expected: the reason of a known failure, or None.
         of: the result that the finding is about, if a check compares several: "gradient", "gradient turned along 2",
             …; "" if the finding is about no single result, for example because the subject raised.
-        named: whether the command can load the subject by its name. If not, repeating the finding needs the report.
+        repeat: the command that repeats the finding, if it is not `crossent repro` with the id alone.
     """
 
     subject: str
@@ -45,7 +46,7 @@ class Finding:
     torch: str = ""
     expected: str | None = None
     of: str = ""
-    named: bool = True
+    repeat: str = ""
 
     @property
     def id(self) -> str:
@@ -54,9 +55,8 @@ class Finding:
 
     @property
     def command(self) -> str:
-        """The shell command that repeats the finding."""
-        file = "" if self.named else " REPORT.json"
-        return f"crossent repro {shell_word(self.id)}{file}"
+        """The command that repeats the finding."""
+        return self.repeat or f"crossent repro {shell_word(self.id)}"
 
     @property
     def headline(self) -> str:
@@ -213,8 +213,9 @@ class Verdict:
 class SubjectReport:
     """The report of one subject: the outcome of each case, the findings, and the reasons why other cases did not run.
 
-    `order` is the order of the checks in tables. `contract` is the contract that the user chose; "" for the default.
-    `declared` says what the subject does by declaration, such as "returns float32 for half precision".
+    `order` is the order of the checks in tables, and `needs` the features that each check needs. `contract` is the
+    contract that the user chose; "" for the default. `declared` says what the subject does by declaration, such as
+    "returns float32 for half precision".
     """
 
     name: str
@@ -222,6 +223,7 @@ class SubjectReport:
     findings: list[Finding] = field(default_factory=list)
     not_applicable: Counter[str] = field(default_factory=Counter)
     order: Sequence[str] = ()
+    needs: Mapping[str, Sequence[str]] = field(default_factory=dict)
     contract: str = ""
     declared: Sequence[str] = ()
 
@@ -277,7 +279,8 @@ class SubjectReport:
         sorts: dict[tuple[str, str, str], list[Finding]] = {}
         for finding in self.findings:
             if finding.expected is None:
-                told = "" if finding.numbers else finding.message
+                line = finding.message.partition("\n")[0]  # the same message for other sizes and dtypes is similar
+                told = "" if finding.numbers else re.sub(r"\bb?float\d+|\d+", "#", line)
                 sorts.setdefault((finding.check, finding.kind, told), []).append(finding)
         order = {name: at for at, name in enumerate(self.order)}
         seen: Counter[tuple[str, str]] = Counter()

@@ -1,4 +1,4 @@
-"""The findings of the last runs of the command, kept in a folder, so that a later run can repeat what failed.
+"""The findings of the last runs of the command, kept in a folder: for --last-failed, and for `crossent repro`.
 
 There is one file for each set of subjects: the last run on these subjects replaces it.
 """
@@ -16,12 +16,12 @@ from pathlib import Path
 from crossent.cases.bad_inputs import BAD_INPUTS
 from crossent.files import write_whole
 from crossent.report.findings import SubjectReport
-from crossent.report.reader import read_report
+from crossent.report.reader import find, read_json, read_report
 from crossent.report.regimes import case_or_none
 from crossent.report.report import Report
 
 FOLDER = ".crossent_cache"
-_README = "What failed in the last runs of `crossent check`, for --last-failed. You can delete this folder.\n"
+_README = "The findings of the last runs of `crossent check`. You can delete this folder.\n"
 
 
 def path_of(subjects: Sequence[str]) -> Path:
@@ -44,6 +44,21 @@ def keep(report: Report, subjects: Sequence[str]) -> None:
             if not (path.parent / name).exists():
                 write_whole(path.parent / name, text)
         write_whole(path, json.dumps(kept.to_json(), allow_nan=False, ensure_ascii=False))
+
+
+def kept(id: str, torch: str) -> str | None:
+    """Return the file of the last run that has the finding with this id, under this version of torch; None if none has.
+
+    A file that is damaged, or that goes away, counts as one without the finding.
+    """
+    runs: list[tuple[float, Path]] = []
+    for path in Path(FOLDER).glob("*.json"):
+        with suppress(OSError, ValueError):
+            document = read_json(path)
+            find(document, id)
+            if document["environment"].get("torch") == torch:
+                runs.append((path.stat().st_mtime, path))
+    return str(max(runs)[1]) if runs else None
 
 
 def _with_findings(part: SubjectReport) -> SubjectReport:

@@ -86,7 +86,7 @@ def _subject(entry: Any) -> SubjectReport:
     not_applicable = Counter(_each(int, part["not_applicable"], "not_applicable"))
     checks, contract = tuple(_a(dict, part["checks"], "checks")), _a(str, part.get("contract", ""), "contract")
     declared = _strings(part.get("declared", []), "declared")
-    return SubjectReport(name, outcomes, findings, not_applicable, checks, contract, declared)
+    return SubjectReport(name, outcomes, findings, not_applicable, checks, contract=contract, declared=declared)
 
 
 def _outcome(entry: Any, case: str, failed: set[str]) -> Outcome:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import RenderableType
+from rich.padding import Padding
 from rich.text import Text
 
 from crossent.cases.grid import sized_triples
@@ -17,8 +18,10 @@ from crossent.report.document import SCHEMA, jsonable, subject_json
 from crossent.report.findings import Finding, SubjectReport, Tally, together
 from crossent.report.html import page
 from crossent.report.regimes import case_or_none
-from crossent.report.text import plain_text, rendered
-from crossent.words import cut
+from crossent.report.text import details, failures, gaps, overview, plain_text
+from crossent.words import counted, cut, duration
+
+MOST_CAUSES = 3  # that a report shows for each subject, with one finding each
 
 
 @dataclass
@@ -38,6 +41,7 @@ class Report:
         stopped: whether the run stopped early because of its findings.
         only: the chosen "checks" and "cases", if only a part of the level ran; otherwise empty.
         without, grade: the features that the user declared as lacking, and the grade that the user chose, or "".
+        seconds: how long the run took; None for a report from a file.
     """
 
     environment: dict[str, str]
@@ -52,6 +56,7 @@ class Report:
     only: Mapping[str, Sequence[str]] = field(default_factory=dict)
     without: Sequence[str] = ()
     grade: str = ""
+    seconds: float | None = field(default=None, compare=False)
 
     def __repr__(self) -> str:
         """The run in one line: the subjects, and the last line of the report.
@@ -131,24 +136,82 @@ class Report:
             subject.outcomes = dict(sorted(subject.outcomes.items(), key=lambda entry: places[entry[0]]))
             subject.findings.sort(key=lambda finding: places[finding.case])
 
-    def render(self, most_findings: int = 4) -> list[RenderableType]:
-        """Return the text of the report in parts: for each subject a table, the findings, and what did not run."""
-        parts: list[RenderableType] = [Text("  ".join(f"{k} {v}" for k, v in self.environment.items()))]
-        for subject in self.subjects:
-            parts += rendered(subject, most_findings)
-        parts += [Text(), *(Text(line) for line in self._fine_print()), Text(self.summary)]
-        return parts
+    def render(self, verbosity: int = 0) -> list[RenderableType]:
+        """Return the report in parts, as `crossent check` prints it.
 
-    def _fine_print(self) -> Iterator[str]:
-        """Yield the coverage of the run, and its gaps."""
-        yield f"level {self.level}, seed {self.seed}"
-        yield f"{self.cases} cases cover {self.triples} combinations of three choices; {self.elements} numbers judged"
-        pairs, triples = self.sized
-        yield f"sizes of classes and rows: {pairs} combinations with an option, {triples} with an option and a dtype"
-        if self.level == "quick":
-            yield "THIS WAS A QUICK RUN: its cases combine every two choices, not every three; --level normal runs more"
+        Args:
+            verbosity: 0 fits a run without findings on one screen, with the clearest findings otherwise. 1 adds a table
+                by check and dtype for each subject, all causes and the known failures. 2 adds the cases nearest to a
+                bound, and every reason why something did not run. -1 is the verdict alone.
+        """
+        if verbosity < 0:
+            return [self._verdict()]
+        parts: list[RenderableType] = [Text(line) for line in self._head(verbosity)]
+        parts += [Text(), overview(self.subjects)] if self.subjects else []
+        for subject in self.subjects:
+            if verbosity > 0:
+                parts += details(subject)
+            elif subject.contract or subject.declared:
+                promised = [f"contract {subject.contract}"] * bool(subject.contract) + list(subject.declared)
+                parts.append(Text(f"declared: {subject.name} {'; '.join(promised)}"))
+            if verbosity > 1:
+                parts += gaps(subject)
+            parts += failures(subject, MOST_CAUSES if verbosity == 0 else None)
+        parts += [Text(), *(Padding(Text(line), 0) for line in self._coverage())]
+        parts += [Text(line) for line in (self._every_gap() if verbosity > 1 else ())]
+        return [*parts, Text(), self._verdict()]
+
+    def _verdict(self) -> Text:
+        """Return the last line: the verdict in a colour, the summary, and the time that the run took."""
+        took = "" if self.seconds is None else f", in {duration(self.seconds)}"
+        if self.ok:
+            return Text.assemble(("PASSED", "bold green"), f": {self.summary}{took}")
+        word = "FAILED" if self.findings else "NOT PROVEN" if self.ran else "NOTHING RAN"
+        return Text.assemble((word, "bold red"), f": {self.summary}{took}")
+
+    def _head(self, verbosity: int) -> Iterator[str]:
+        """Yield the versions, the machine, and which cases ran."""
+        of = self.environment
+        if verbosity > 1:
+            yield "  ".join(f"{name} {value}" for name, value in of.items())
+        else:
+            named = [f"{name} {of[name]}" for name in ("crossent", "torch", "python", "device") if name in of]
+            yield ", ".join([*named, f"level {self.level}", f"seed {self.seed}"])
+
+    def _coverage(self) -> Iterator[str]:
+        """Yield the coverage of the run, and what it did not cover, in a few lines."""
+        if self.ran:
+            judged = f"{self.elements:,} numbers judged"
+            yield f"{counted(self.cases, 'case')} with {self.triples:,} combinations of three choices; {judged}"
+        uncovered = list(self._uncovered()) if self.ran else []
+        if uncovered:
+            yield f"not covered: {'; '.join(uncovered)}"
         for what, names in self.only.items():
             yield f"ONLY A PART RAN: only {what} {first_names(names)}"
+        for subject in self.subjects:
+            for result in subject.without_evidence:
+                yield f"NO EVIDENCE: zeros or a constant would pass every comparison of {subject.name}'s {result}"
+        for line in self.fixed:
+            yield f"known failure no longer happens: {line}"
+
+    def _uncovered(self) -> Iterator[str]:
+        """Yield phrases for what the run did not cover."""
+        if self.level == "quick":
+            yield "combinations of three options, as this is level quick"
+        if self.left_out:
+            yield f"{counted(len(self.left_out), 'check')} that level {self.level} does not run"
+        if not_applicable := sum(subject.counts["not_applicable"] for subject in self.subjects):
+            yield f"{counted(not_applicable, 'case')} that a subject does not support"
+        compared = self.compared
+        if compared.vacuous:
+            yield f"{compared.vacuous:,} of {compared.ran:,} comparisons that zeros would pass"
+        if unjudged := compared.not_judged.total():
+            yield f"{unjudged:,} of {compared.elements:,} numbers without a bound"
+
+    def _every_gap(self) -> Iterator[str]:
+        """Yield the coverage by size, the checks that did not run, and the reasons why numbers were not judged."""
+        pairs, triples = self.sized
+        yield f"sizes of classes and rows: {pairs} combinations with an option, {triples} with an option and a dtype"
         if self.left_out:
             yield f"not run at level {self.level}: {', '.join(self.left_out)}"
         compared = self.compared
@@ -156,11 +219,6 @@ class Report:
             yield f"no evidence, since zeros or a constant would pass: {compared.vacuous} of {compared.ran} comparisons"
         for reason, count in sorted(compared.not_judged.items()):
             yield f"not judged, since {reason}: {count} of {compared.elements} numbers"
-        for subject in self.subjects:
-            for result in subject.without_evidence:
-                yield f"NO EVIDENCE: zeros or a constant would pass every comparison of {subject.name}'s {result}"
-        for line in self.fixed:
-            yield f"known failure no longer happens: {line}"
 
     def __str__(self) -> str:
         return plain_text(self.render())

@@ -5,9 +5,6 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from functools import reduce
-from itertools import combinations
-from operator import and_
 
 from rich import box
 from rich.console import Console, RenderableType
@@ -15,9 +12,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from crossent.cases.axes import CLASS_LIMITS, DENSE_TARGETS, DTYPES, IGNORED, ROW_LIMITS
-from crossent.report.findings import DEPENDS, NUMBERS, Finding, SubjectReport, Tally
-from crossent.report.regimes import case_or_none
+from crossent.cases.axes import DTYPES
+from crossent.report.causes import Cause, causes
+from crossent.report.findings import NUMBERS, SubjectReport, Tally
+from crossent.words import counted
 
 
 def plain_text(parts: Iterable[RenderableType]) -> str:
@@ -29,39 +27,105 @@ def plain_text(parts: Iterable[RenderableType]) -> str:
     return "\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines())
 
 
-def rendered(subject: SubjectReport, most_findings: int) -> Iterator[RenderableType]:
-    """Yield the part of one subject: its table, the first findings, and the checks and cases that did not run."""
-    counts = subject.counts
-    title = Text(f"{subject.name}: ", "bold")
-    title.append(f"{counts['ran']} ran, ")
-    title.append(f"{counts['failed']} failed", "bold red" if counts["failed"] else "green")
-    title.append(f", {counts['expected']} known failures, {counts['not_applicable']} not applicable")
+def overview(subjects: Sequence[SubjectReport]) -> Table:
+    """Return a table with one row for each subject: its result, and its grade and worst share for each dtype."""
+    parts = {subject.name: subject.tallies for subject in subjects}
+    dtypes = [dtype for dtype in DTYPES if any(of == dtype for part in parts.values() for _, of in part)]
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("subject", overflow="fold", header_style="dim")
+    table.add_column("result", no_wrap=True, header_style="dim")
+    for number in ("known", "cases", "checks"):
+        table.add_column(number, no_wrap=True, justify="right", header_style="dim")
+    for dtype in dtypes:
+        table.add_column(dtype, no_wrap=True, header_style="dim")
+    for subject in subjects:
+        part, grades, counts = parts[subject.name], subject.grades, subject.counts
+        of = {dtype: [tally for (_, its), tally in part.items() if its == dtype] for dtype in dtypes}
+        cells = [_of_dtype(tallies, grades.get(dtype)) for dtype, tallies in of.items()]
+        numbers = (counts["expected"] or "", counts["ran"], len({check for check, _ in part}))
+        table.add_row(Text(subject.name), _result(subject), *map(str, numbers), *cells)
+    return table
+
+
+def _result(subject: SubjectReport) -> Text:
+    failed = subject.counts["failed"]
+    if failed:
+        return Text(f"{failed} FAILED", "bold red")
+    if not subject.outcomes:
+        return Text("NOTHING RAN", "bold red")
+    return Text("UNPROVEN", "bold red") if subject.without_evidence else Text("PASSED", "green")
+
+
+def _of_dtype(tallies: Sequence[Tally], grade: str | None) -> Text:
+    """Return the grade and the largest share of a bound in one dtype."""
+    ratios = [tally.ratio for tally in tallies if tally.ratio is not None]
+    failed = any(tally.failed for tally in tallies)
+    said = " ".join([*([grade] if grade else []), *([share(max(ratios))] if ratios else [])])
+    return Text(said or "failed" * failed, "red" if failed else "")
+
+
+def failures(subject: SubjectReport, most: int | None) -> Iterator[RenderableType]:
+    """Yield the findings by their causes, the largest first, then what a declaration of a lacking feature explains.
+
+    Each cause is shown with one finding. `most` is the number of causes that are shown; None shows all.
+    """
+    found = causes(subject)
+    wrong = [cause for cause in found if not cause.feature]
+    for at, cause in enumerate(wrong[:most], start=1):
+        counts = ", ".join(f"{check} {count}" for check, count in cause.checks.items())
+        which = f"cause {at} of {len(wrong)}, " if len(wrong) > 1 else ""
+        yield Text()
+        yield Text(f"{which}{counted(len(cause.findings), 'finding')}: {counts}", "bold")
+        if cause.common:
+            yield Text(f"  where   {cause.common}", "bold")
+        yield Text(str(cause.example))
+    if hidden := wrong[len(wrong[:most]) :]:
+        number = counted(sum(len(cause.findings) for cause in hidden), "finding")
+        yield Text(f"\n{counted(len(hidden), 'more cause')} with {number}: -v shows them", "dim")
+    yield from _declarable(subject, [cause for cause in found if cause.feature])
+
+
+def _declarable(subject: SubjectReport, found: Sequence[Cause]) -> Iterator[Text]:
+    """Yield the option that declares what a subject may lack on purpose, and a line for each feature."""
+    if not found:
+        return
+    features = " ".join(cause.feature for cause in found)
+    number = counted(sum(len(cause.findings) for cause in found), "finding")
+    yield Text(f"\n{number} where {subject.name} may lack a feature. If so, declare it: --without {features}", "bold")
+    for cause in found:
+        first, count = cause.findings[0], len(cause.findings)
+        if first.check == "errors":
+            what = counted(count, "bad input") + (" accepted" if first.kind == "accepted" else ", another error")
+        else:
+            with_ = ", ".join(cause.common.words) if cause.common else f"the check {first.check}"
+            what = f"{counted(count, 'call')} refused with {with_}"
+        yield Text(f"  {cause.feature}: {what}; {first.case}: {first.message.partition(chr(10))[0]}")
+
+
+def details(subject: SubjectReport) -> Iterator[RenderableType]:
+    """Yield the table of a subject by check and dtype, its contract and declarations, and its known failures."""
     yield Text()
-    yield title
+    yield Text(subject.name, "bold")
     if subject.contract:
         yield Text(f"  judged under the contract {subject.contract}")
     if subject.declared:
         yield Text(f"  declared: {subject.name} {'; '.join(subject.declared)}")
     if subject.outcomes:
         yield Padding(_table(subject), (0, 0, 0, 2))
-        yield from _nearest(subject)
-    sorts = subject.sorts
-    shown = sorts[:most_findings]
-    for findings in shown:
-        says = common(subject, findings)
-        yield Text(f"\n{findings[0]}\n" + (f"  common  {says}\n" if says else ""))
-    unexpected = [finding for findings in sorts for finding in findings]
-    if len(unexpected) > len(shown):
-        kinds = Counter(f"{finding.check} {finding.kind}" for finding in unexpected)
-        yield Text(f"  {len(unexpected)} findings in all: " + ", ".join(f"{n} {kind}" for kind, n in kinds.items()))
     for reason, findings in subject.known.items():
-        yield Text(f"  known failure, {len(findings)} findings: {reason}; for example {findings[0].id}")
+        yield Text(f"  {counted(len(findings), 'known failure')}: {reason}; for example {findings[0].id}")
+
+
+def gaps(subject: SubjectReport) -> Iterator[RenderableType]:
+    """Yield the cases nearest to a bound, and the cases and checks that did not run, with the reasons."""
+    if subject.outcomes:
+        yield from _nearest(subject)
     for reason, count in sorted(subject.not_applicable.items()):
-        yield Text(f"  not applicable, {count} cases: {subject.name} {reason}")
+        yield Text(f"  not applicable, {counted(count, 'case')}: {subject.name} {reason}")
     for reason, counts in subject.skipped.items():
         for count in dict.fromkeys(counts.values()):
             checks = ", ".join(check for check, of_check in counts.items() if of_check == count)
-            yield Text(f"  not run, {count} cases of {checks}: {subject.name} {reason}")
+            yield Text(f"  not run, {counted(count, 'case')} of {checks}: {subject.name} {reason}")
 
 
 def _table(subject: SubjectReport) -> Table:
@@ -82,7 +146,7 @@ def _cell(tally: Tally | None) -> Text:
     if tally is None:
         return Text("")
     if tally.failed:
-        return Text(f"{tally.failed} of {tally.ran} FAILED", "bold red")
+        return Text(f"✗ {tally.failed}/{tally.ran}", "bold red")
     if tally.ratio is None:
         return Text(f"{tally.ran - tally.expected} passed")
     return Text(f"{tally.ran:<5}{share(tally.ratio):>5}")
@@ -118,93 +182,3 @@ def share(ratio: float) -> str:
 def short(ulp: float) -> str:
     """Return a number of ulp in a few digits."""
     return f"{ulp:.1f}" if ulp < 1000 else f"{ulp:.0e}"
-
-
-# The kinds of logits with rows far below zero, and how many other rows may come before such a row. The kinds
-# "row_offsets" and "offsets" draw the sign of each row.
-_FAR_BELOW = {"negative_offset": 0, "assorted": 3, "row_offsets": 1, "offsets": 1}
-_MOST_WORDS = 3  # more words would describe the case itself
-
-
-def common(subject: SubjectReport, findings: Sequence[Finding]) -> str:
-    """Return what the first of these findings has in common with most other findings, but with few passing cases.
-
-    All findings are of one check. The result names the words for which the share of failing cases with these words is
-    furthest above the share of passing cases with them. It is "" if the difference is at most one half. A passing case
-    is not counted if it is no evidence.
-    """
-    check, failing = findings[0].check, [finding.case for finding in findings]
-    measured = {case: outcome.checks[check] for case, outcome in subject.outcomes.items() if check in outcome.checks}
-    passing = [case for case, result in measured.items() if not result.failed and not result.vacuous]
-    words = _words(failing[0])
-    bad, good = _having(words, failing), _having(words, passing)
-    if len(failing) < 2 or not passing:
-        return ""
-    best, most = _by_earlier_calls(subject, check, failing, passing)
-    for count in range(1, _MOST_WORDS + 1):
-        for chosen in combinations(words, count):
-            fails, passes = (reduce(and_, (having[word] for word in chosen)).bit_count() for having in (bad, good))
-            above = fails / len(failing) - passes / len(passing)
-            if above > most:
-                most = above
-                shares = f"{fails} of {len(failing)} failing cases, {passes or 'none'} of {len(passing)} passing cases"
-                best = f"{', '.join(chosen)}: {shares}"
-    return best
-
-
-def _by_earlier_calls(
-    subject: SubjectReport, check: str, failing: Sequence[str], passing: Sequence[str]
-) -> tuple[str, float]:
-    """Return the words for cases on which a second call gives different bits, and how much more of them fail.
-
-    Return "" and one half if the difference is at most one half. `repeat` itself is about a second call.
-    """
-    repeated = {
-        case: outcome.checks["repeat"] for case, outcome in subject.outcomes.items() if "repeat" in outcome.checks
-    }
-    unsteady = {case for case, measured in repeated.items() if measured.failed}
-    fails, passes = len(unsteady.intersection(failing)), len(unsteady.intersection(passing))
-    above = fails / len(failing) - passes / len(passing)
-    if check == "repeat" or above <= 0.5:
-        return "", 0.5
-    shares = f"{fails} of {len(failing)} failing cases, {passes or 'none'} of {len(passing)} passing cases"
-    return f"{DEPENDS}: {shares}", above
-
-
-def _having(words: Sequence[str], cases: Iterable[str]) -> dict[str, int]:
-    """Return, for each word, the cases that have it: one bit for each case."""
-    found = dict.fromkeys(words, 0)
-    for at, case in enumerate(cases):
-        for word in found.keys() & _words(case):
-            found[word] |= 1 << at
-    return found
-
-
-def _words(id: str) -> list[str]:
-    """Return the words that describe a case, without options at their default; nothing for a bad input."""
-    case = case_or_none(id)
-    if case is None:
-        return []
-    shape = {1: "logits of (C)", 2: "logits of (N, C)"}.get(len(case.sizes), "logits of (N, C, d1, …)")
-    described = {
-        shape: True,
-        "a weight": case.weight != "unweighted",
-        "label_smoothing": case.label_smoothing > 0,
-        "ignored rows": case.ignored != "kept",
-        "an ignore_index that is a class": case.ignored != "kept" and 0 <= IGNORED[case.ignored] < case.classes,
-        "class probabilities": case.target in DENSE_TARGETS,
-        "a target whose sum is not 1": case.target == "unnormalised",
-        "uint8 targets": case.target == "uint8",
-        f"reduction={case.reduction!r}": True,
-        case.dtype: True,
-        **{f"more than {limit} classes": case.classes > limit for limit in CLASS_LIMITS},
-        **{f"more than {limit} rows": case.rows > limit for limit in ROW_LIMITS if limit},
-        case.class_size: True,
-        case.row_size: True,
-        f"C {'' if case.classes & (case.classes - 1) == 0 else 'not '}a power of two": True,
-        f"values {case.values}": True,
-        "a row of logits far below zero": case.rows > _FAR_BELOW.get(case.values, case.rows),
-        f"logits that are {'contiguous' if case.layout in ('contiguous', 'offset') else 'strided'}": True,
-        "an upstream gradient other than 1": case.upstream != "one",
-    }
-    return [word for word, applies in described.items() if applies]

@@ -2,6 +2,7 @@
 
 This room owns the script of each check. Its modules import `crossent.run` and the rooms below it.
 
+rerun      the finding: from a report, from the last runs, or from the case run again
 script     the finding, the bits of its case, and the script
 recipes    which script repeats which check
 equations  from which numbers of other results a number follows

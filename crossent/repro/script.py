@@ -6,7 +6,6 @@ import inspect
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -15,9 +14,8 @@ import torch
 from crossent.cases.axes import HALF_DTYPES
 from crossent.cases.bad_inputs import BAD_INPUTS, BadInput
 from crossent.cases.case import Case
-from crossent.checks import CHECKS, single
-from crossent.machine import ambient, require_device
-from crossent.report.findings import DEPENDS, Finding, Numbers, SubjectReport
+from crossent.checks import CHECKS
+from crossent.report.findings import DEPENDS, Finding, Numbers
 from crossent.repro.composer import Code, ScriptFunction
 from crossent.repro.equations import Shapes
 from crossent.repro.literals import assignments, docstring
@@ -36,17 +34,10 @@ from crossent.repro.scripts.functions import (
 )
 from crossent.repro.scripts.refusals import isolate
 from crossent.run.fresh_process import SECONDS
-from crossent.run.judge import as_finding
-from crossent.run.parallel import judge_each
 from crossent.subjects.builtin import BY_NAME, FORM_SUBJECTS
 from crossent.subjects.compiler import COMPILE_SUFFIX, as_compiled
-from crossent.subjects.features import FEATURES
 from crossent.subjects.subject import Subject
-from crossent.trials.act import Here
-from crossent.trials.check import Check
-from crossent.trials.difference import Difference
 from crossent.trials.exact import dtype_of
-from crossent.trials.trial import NotRunError, Question, RefusedError, Trial
 from crossent.words import cut, printable, quoted
 
 SCRIPT = '''\
@@ -80,69 +71,6 @@ DEFINED: dict[str, ScriptFunction] = {
 }
 
 
-def repeated(id: str, device: str = "cpu") -> Finding:
-    """Run a check on a case here, and return its finding. The checks that must pass first run before it.
-
-    Raises:
-        ValueError: there is no such subject or case, or the finding does not happen here.
-        RuntimeError: no such device.
-    """
-    subject, check, case = _parts(id)
-    named = _own_subject(subject, device, "without its report")
-    made = _case(case)
-    require_device(device)
-    entry, host = SubjectReport(subject), Here(named.loss)
-    with ambient():
-        for verdict in judge_each(made, _checks(check, made), [named], [host], device):
-            entry.enter(verdict)
-    found = next((finding for finding in entry.findings if finding.check == check), None)
-    if found is None:
-        here = f"torch {torch.__version__} on {device}"
-        reasons = [*entry.not_applicable, *entry.not_run.get(check, ())]
-        why = f", where {cut(subject)} {reasons[0]}" if reasons else ""
-        raise ValueError(f"finding: {cut(id)} does not happen with {here}{why}; give the report that has it as REPORT")
-    return found
-
-
-def nearest_to_bound(id: str, device: str = "cpu") -> Finding:
-    """Return a check that passes here as a finding: the number nearest to its error bound, or the error of a bad call.
-
-    Raises:
-        ValueError: there is no such subject or case, the check does not run on it, or the check measures no number.
-        RuntimeError: no such device.
-    """
-    subject, name, case = _parts(id)
-    named = _own_subject(subject, device, "with --passed")
-    made = _case(case)
-    require_device(device)
-    if isinstance(made, BadInput):
-        return Finding(subject, "errors", case, "wrong", "The script shows the error that refuses the bad call.")
-    if name not in CHECKS:
-        raise ValueError(f"finding: got check {quoted(name)}; allowed are {', '.join(CHECKS)}")
-    check, trial = CHECKS[name], Trial(Question(made, device), named, Here(named.loss))
-    if not check.applies(made) or check.not_run(named, trial.question.inputs):
-        raise ValueError(f"finding: {cut(subject)} has no {name} on {cut(case)}")
-    found: list[Difference] = []
-    with ambient(), suppress(RefusedError, NotRunError):
-        found = [one for one in check.run(trial) if isinstance(one, Difference)]
-    if not found:
-        raise ValueError(f"finding: {cut(id)} does not run here, or measures no number")
-    finding = as_finding(trial, check, max(found, key=lambda one: one.ratio))
-    return replace(finding, message=f"The number that is nearest to its bound:\n{finding.message}")
-
-
-def _checks(name: str, case: Case | BadInput) -> tuple[Check, ...]:
-    """Return the check of this name after those that must pass first. On a tiled case it runs alone."""
-    before = () if isinstance(case, Case) and case.tiled > 1 else (single.call, single.result)
-    return tuple(dict.fromkeys((*before, *([CHECKS[name]] if name in CHECKS else []))))
-
-
-def widens_halves(document: dict[str, Any], finding: Finding) -> bool:
-    """Whether a report declares that the subject of a finding returns float32 for half precision."""
-    parts = (part for part in document["subjects"] if part["name"] == finding.subject)
-    return any(FEATURES["half_result"].instead in part.get("declared", ()) for part in parts)
-
-
 def script(
     finding: Finding,
     device: str = "cpu",
@@ -150,6 +78,7 @@ def script(
     *,
     passed: bool = False,
     widened: bool = False,
+    source: str = "",
 ) -> str:
     """Return a script that repeats a finding.
 
@@ -161,12 +90,13 @@ def script(
         digest: the digest of the inputs in that run, which the inputs here must have.
         passed: whether the check passed. Then the script does not call the same number wrong.
         widened: whether the subject returns float32 for half precision, as its report declares.
+        source: what loads the subject, as in `crossent check`; "" if the user must import the function.
 
     Raises:
         ValueError: the case cannot be built, or has other bits here; or its check has no such finding.
         RuntimeError: no such device.
     """
-    case, subject = _case(finding.case), _subject(finding.subject, device)
+    case, subject = case_of(finding.case), subject_of(finding.subject, device)
     recipe = _recipe(finding, case, subject, device)
     inputs = case.build()
     if digest is not None and inputs.digest != digest:
@@ -198,7 +128,7 @@ def script(
     elif ending is None or ending is not recipe.number:
         code.add(verdict)
         main.append('verdict(False, "as it should be")')
-    before = [*_subject_lines(code, finding.subject)]
+    before = [*_subject_lines(code, finding.subject, source)]
     if isolated:
         code.add(isolate)
         before.append(f"seconds = {SECONDS:g}\nisolate()")
@@ -304,36 +234,24 @@ def _numbers(n: Numbers, versus: str) -> dict[str, Any]:
     return {"index": n.index, "found": None, "allowed": allowed, "versus": versus}
 
 
-def _parts(id: str) -> tuple[str, str, str]:
-    # A subject may have colons in its name, as in file.py:attr; checks and cases have none.
-    try:
-        subject, check, case = id.rsplit(":", 2)
-    except ValueError:
-        raise ValueError(f"finding: got {quoted(id)}; allowed is SUBJECT:CHECK:CASE, as a report has it") from None
-    return subject, check, case
-
-
-def _case(id: str) -> Case | BadInput:
+def case_of(id: str) -> Case | BadInput:
+    """Return the case or bad input with this id."""
     return next((bad_input for bad_input in BAD_INPUTS if bad_input.id == id), None) or Case.of(id)
 
 
-def _subject(name: str, device: str) -> Subject:
+def subject_of(name: str, device: str) -> Subject:
     """Return the subject of the package with this name, or `ANOTHER`; compiled where the name says so."""
     base = name.removesuffix(COMPILE_SUFFIX)
     subject = BY_NAME.get(base, ANOTHER)
     return subject if base == name else as_compiled(subject, device)
 
 
-def _own_subject(name: str, device: str, given: str) -> Subject:
-    base = name.removesuffix(COMPILE_SUFFIX)
-    if base not in BY_NAME or (base != name and BY_NAME[base].not_transformed):
-        allowed = f"{', '.join(BY_NAME)}, and all but scalar with {COMPILE_SUFFIX}"
-        raise ValueError(f"finding: got subject {quoted(name)}; {given}, allowed are {allowed}")
-    return _subject(name, device)
-
-
-def _subject_lines(code: Code, name: str) -> Iterator[str]:
+def _subject_lines(code: Code, name: str, source: str) -> Iterator[str]:
     """Yield the lines that define the subject where a script does not define it as a function."""
+    if source:
+        yield "from crossent.subjects.loader import load"
+        yield f"(subject,) = (found.loss for found in load({source!a}))"
+        return
     base = name.removesuffix(COMPILE_SUFFIX)
     if base != name:
         code.add(compiled)

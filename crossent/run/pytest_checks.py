@@ -16,7 +16,7 @@ from crossent.machine import ambient, environment
 from crossent.report.findings import Finding, Outcome, SubjectReport
 from crossent.report.report import Report
 from crossent.run.parallel import judge_each
-from crossent.run.settings import Settings, mark_expected, needs_report
+from crossent.run.settings import Settings, mark_expected, with_commands
 from crossent.subjects.builtin import chosen_contract
 from crossent.subjects.features import declared
 from crossent.subjects.loader import load
@@ -76,8 +76,7 @@ class CaseRun:
             for verdict in judge_each(self.case, self.checks, [self.subject], [Here(self.subject.loss)], device):
                 part.enter(verdict)
         mark_expected(Report(environment(device), [part]), self.known, [self.subject])
-        if needs_report(self.subject):
-            part.findings = [replace(finding, named=False) for finding in part.findings]
+        part.findings = with_commands(part.findings, self.subject, self.settings)
         return part
 
 
@@ -88,12 +87,14 @@ class CheckTest:
     Attributes:
         id: `check[case]`.
         record: the result, or None before the test ran.
+        command: the command that runs this test alone, which the plugin knows.
     """
 
     check: str
     run: CaseRun
     id: str
     record: CheckRecord | None = None
+    command: str = ""
 
     def __call__(self) -> None:
         """Run the check.
@@ -118,7 +119,7 @@ class CheckTest:
         self.record.findings = [finding for finding in part.findings if finding.check in of]
         for finding in self.record.findings:
             if finding.expected is None:
-                raise AssertionError(str(finding))
+                raise AssertionError(str(finding if subject.source else replace(finding, repeat=self.command)))
         for finding in self.record.findings:
             pytest.xfail(str(finding.expected))
         for reason in not_run.values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -18,7 +19,7 @@ from crossent.report.report import Report
 from crossent.run import parallel
 from crossent.run.parallel import Progress
 from crossent.run.plan import Plan
-from crossent.run.settings import ExpectedList, Settings, mark_expected, needs_report
+from crossent.run.settings import ExpectedList, Settings, mark_expected, with_commands
 from crossent.subjects.builtin import chosen_contract
 from crossent.subjects.features import declared
 from crossent.subjects.subject import Subject
@@ -107,21 +108,24 @@ def run(
     """
     planned = settings.plan() if planned is None else settings.select(planned)
     known = settings.expected([subject.name for subject in subjects], [case.id for case in planned])
-    order = (*CHECKS, "errors")
+    order, needs = (*CHECKS, "errors"), {check.name: tuple(check.needs) for check in CHECKS.values()}
     parts = [
-        SubjectReport(one.name, order=order, contract=chosen_contract(one), declared=declared(one.lacks))
+        SubjectReport(one.name, order=order, needs=needs, contract=chosen_contract(one), declared=declared(one.lacks))
         for one in subjects
     ]
     assert isinstance(settings.seed, int)
     report = Report(environment(settings.device), parts, level=settings.level, seed=settings.seed, only=settings.only)
     report.without, report.grade = list(settings.without), settings.grade or ""
+    start = time.perf_counter()
     try:
         if not parallel.run(planned, subjects, report, settings, progress, known):
             report.planned, report.stopped = len(planned), True
     except KeyboardInterrupt:
         report.planned = len(planned)
-        raise Interrupted(_finished(report, subjects, planned, known)) from None
-    return _finished(report, subjects, planned, known)
+        raise Interrupted(_finished(report, settings, subjects, planned, known)) from None
+    finally:
+        report.seconds = time.perf_counter() - start
+    return _finished(report, settings, subjects, planned, known)
 
 
 class Interrupted(KeyboardInterrupt):  # the name says what happened, as KeyboardInterrupt does
@@ -133,12 +137,15 @@ class Interrupted(KeyboardInterrupt):  # the name says what happened, as Keyboar
 
 
 def _finished(
-    report: Report, subjects: Sequence[Subject], planned: Plan, known: tuple[ExpectedList, ExpectedList]
+    report: Report,
+    settings: Settings,
+    subjects: Sequence[Subject],
+    planned: Plan,
+    known: tuple[ExpectedList, ExpectedList],
 ) -> Report:
-    """Mark the known failures, and enter what the run covered."""
+    """Mark the known failures, name the commands that repeat the findings, and enter what the run covered."""
     for subject, part in zip(subjects, report.subjects, strict=True):
-        if needs_report(subject):
-            part.findings = [replace(finding, named=False) for finding in part.findings]
+        part.findings = with_commands(part.findings, subject, settings)
     mark_expected(report, known, subjects)
     if report.only or report.planned is not None:
         report.fixed = []  # a case that did not run may still show the failure

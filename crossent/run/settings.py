@@ -22,13 +22,13 @@ from crossent.report.findings import Finding, SubjectReport
 from crossent.report.report import Report
 from crossent.run.plan import Plan, plan
 from crossent.run.selection import select
-from crossent.subjects.builtin import BY_NAME, NAMED, TORCH, chosen_contract, own_subject
+from crossent.subjects.builtin import BY_NAME, NAMED, TORCH, own_subject
 from crossent.subjects.compiler import COMPILE_SUFFIX
 from crossent.subjects.contracts import TORCH_CONTRACT, require_contract
 from crossent.subjects.loader import load
 from crossent.subjects.remote import load_remote
 from crossent.subjects.subject import Subject
-from crossent.words import cut, quoted
+from crossent.words import cut, quoted, shell_word
 
 ExpectedList = list[lists.ExpectedFinding]
 
@@ -176,9 +176,35 @@ def is_named(subject: Subject) -> bool:
     return subject.source == subject.name and subject.name in BY_NAME
 
 
-def needs_report(subject: Subject) -> bool:
-    """Whether a finding is repeated from its report: the name does not say what the subject is, or which contract."""
-    return not is_named(subject) or chosen_contract(subject) != ""
+def with_commands(findings: Iterable[Finding], subject: Subject, settings: Settings) -> list[Finding]:
+    """Return the findings of a subject, each with the command that repeats it.
+
+    A subject that is loaded by its name needs none of its own.
+    """
+    return [replace(one, repeat=_command(one, subject, settings)) for one in findings]
+
+
+def _command(finding: Finding, subject: Subject, settings: Settings) -> str:
+    if is_named(subject):
+        return ""
+    if subject.source:
+        place = shell_word(_from_here(subject.source))
+        return f"crossent repro {shell_word(finding.id)} --subject {place}"
+    chosen = {"checks": [finding.check], "cases": [finding.case]} | {
+        name: value for name in _PROMISES if (value := getattr(settings, name))
+    }
+    given = ", ".join(f"{name}={value!r}" for name, value in chosen.items())
+    return f"crossent.check({finding.subject}, {given})"
+
+
+_PROMISES = ("without", "contract", "grade")
+
+
+def _from_here(source: str) -> str:
+    """Return the source of a subject with the path of its file as short as it can be given here."""
+    place, colon, attribute = source.rpartition(":")
+    inside = os.path.isabs(place) and os.path.commonpath([place, os.getcwd()]) == os.getcwd()
+    return f"{os.path.relpath(place)}{colon}{attribute}" if inside else source
 
 
 def mark_expected(report: Report, known: tuple[ExpectedList, ExpectedList], subjects: Iterable[Subject]) -> None:

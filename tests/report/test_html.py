@@ -42,7 +42,7 @@ def told(text, mine="mine"):
     """A report in which everything that somebody else may say is this text."""
     numbers = Numbers((1,), 0.5, text, 0.25, 1e-18, 1e-7, 2e6, 2.5e6)
     findings = [
-        Finding(mine, "loss", text, "wrong", text, text, numbers, text, named=False),
+        Finding(mine, "loss", text, "wrong", text, text, numbers, text, repeat=text),
         Finding(mine, "call", text, "refused", text, text),
         Finding(mine, "call", text, "refused", text, text),
         Finding(mine, "gradient", text, "wrong", text, expected=text),

@@ -215,7 +215,7 @@ class Diff:
             check = move.check if move.new.measured.ulp is not None or move.check == "errors" else "loss"
             check = "gradient" if check == "loss" and move.check in ABOUT else check
             return f"crossent repro --passed {shell_word(f'{move.subject}:{check}:{move.case}')}"
-        return replace(finding, named=True).command + (f" {shell_word(file)}" if file else "")
+        return replace(finding, repeat="").command + (f" {shell_word(file)}" if file else "")
 
     def render(self, most: int = 6) -> list[RenderableType]:
         """Return the text in parts: differences of the runs, a table, and at most `most` groups of each kind."""

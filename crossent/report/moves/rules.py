@@ -205,7 +205,7 @@ def _same_error(old: Side, new: Side) -> bool:
 
 def _comparable(side: Side) -> Side:
     """Return the side without parts that may differ between equal results."""
-    finding = side.finding and replace(side.finding, named=True)
+    finding = side.finding and replace(side.finding, repeat="")
     measured = replace(side.measured, not_judged=dict(sorted(side.measured.not_judged.items())))
     return replace(side, finding=finding, measured=measured)
 

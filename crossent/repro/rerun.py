@@ -1,0 +1,149 @@
+"""A finding from a report, from the last runs, or from the case run again; and its script."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from crossent.cases.bad_inputs import BadInput
+from crossent.cases.case import Case
+from crossent.checks import CHECKS, single
+from crossent.machine import ambient, require_device
+from crossent.report.findings import Finding, SubjectReport
+from crossent.report.last_findings import kept
+from crossent.report.reader import find, read_json
+from crossent.repro.script import case_of, script, subject_of
+from crossent.run.judge import as_finding
+from crossent.run.parallel import judge_each
+from crossent.run.runner import check as run_check
+from crossent.subjects.builtin import BY_NAME
+from crossent.subjects.compiler import COMPILE_SUFFIX
+from crossent.subjects.features import FEATURES
+from crossent.subjects.loader import source_of
+from crossent.subjects.subject import Subject
+from crossent.trials.act import Here
+from crossent.trials.check import Check
+from crossent.trials.difference import Difference
+from crossent.trials.trial import NotRunError, Question, RefusedError, Trial
+from crossent.words import cut, quoted
+
+
+def script_of(
+    id: str, report: str | None = None, *, device: str | None = None, passed: bool = False, source: str = ""
+) -> str:
+    """Return the script that repeats a finding.
+
+    Without a report, the finding comes from the last runs in this folder if one of them, with this version of torch,
+    has it. Otherwise the case runs here.
+
+    Args:
+        id: the id of the finding, SUBJECT:CHECK:CASE.
+        report: the file of a report that has the finding.
+        device: the device on which the case runs if there is no report.
+        passed: whether the check passes here. Then the script shows the number nearest to its bound.
+        source: what loads the subject, as in `crossent check`, if it is not one of the package.
+
+    Raises:
+        ValueError: there is no such finding, subject or case; or the report is damaged.
+        OSError: the report cannot be read.
+        RuntimeError: no such device.
+    """
+    if report is None and device is None and not passed:
+        report = kept(id, str(torch.__version__))
+    loads = source_of(source) if source else ""
+    if report is None:
+        here = device or "cpu"
+        found = nearest_to_bound(id, here) if passed else repeated(id, here, source)
+        return script(found, here, passed=passed, source=loads)
+    document = read_json(report)
+    found, digest = find(document, id)
+    device = document["environment"]["device"]
+    return script(found, device, digest, widened=widens_halves(document, found), source=loads)
+
+
+def repeated(id: str, device: str = "cpu", source: str = "") -> Finding:
+    """Run a check on a case here, and return its finding. The checks that must pass first run before it.
+
+    A subject that is loaded from a source runs in an isolated process.
+
+    Raises:
+        ValueError: there is no such subject or case, or the finding does not happen here.
+        RuntimeError: no such device.
+    """
+    subject, check, case = _parts(id)
+    made = case_of(case)
+    if source:
+        (entry,) = run_check(source, device=device, cases={case: [check]}, jobs=1).subjects
+    else:
+        named = _own_subject(subject, device, "without its report and --subject")
+        require_device(device)
+        entry, host = SubjectReport(subject), Here(named.loss)
+        with ambient():
+            for verdict in judge_each(made, _checks(check, made), [named], [host], device):
+                entry.enter(verdict)
+    found = next((finding for finding in entry.findings if finding.check == check), None)
+    if found is None:
+        here = f"torch {torch.__version__} on {device}"
+        reasons = [*entry.not_applicable, *entry.not_run.get(check, ())]
+        why = f", where {cut(subject)} {reasons[0]}" if reasons else ""
+        raise ValueError(f"finding: {cut(id)} does not happen with {here}{why}; give the report that has it as REPORT")
+    return found
+
+
+def nearest_to_bound(id: str, device: str = "cpu") -> Finding:
+    """Return a check that passes here as a finding: the number nearest to its error bound, or the error of a bad call.
+
+    Raises:
+        ValueError: there is no such subject or case, the check does not run on it, or the check measures no number.
+        RuntimeError: no such device.
+    """
+    subject, name, case = _parts(id)
+    named = _own_subject(subject, device, "with --passed")
+    made = case_of(case)
+    require_device(device)
+    if isinstance(made, BadInput):
+        return Finding(subject, "errors", case, "wrong", "The script shows the error that refuses the bad call.")
+    if name not in CHECKS:
+        raise ValueError(f"finding: got check {quoted(name)}; allowed are {', '.join(CHECKS)}")
+    check, trial = CHECKS[name], Trial(Question(made, device), named, Here(named.loss))
+    if not check.applies(made) or check.not_run(named, trial.question.inputs):
+        raise ValueError(f"finding: {cut(subject)} has no {name} on {cut(case)}")
+    found: list[Difference] = []
+    with ambient(), suppress(RefusedError, NotRunError):
+        found = [one for one in check.run(trial) if isinstance(one, Difference)]
+    if not found:
+        raise ValueError(f"finding: {cut(id)} does not run here, or measures no number")
+    finding = as_finding(trial, check, max(found, key=lambda one: one.ratio))
+    return replace(finding, message=f"The number that is nearest to its bound:\n{finding.message}")
+
+
+def _checks(name: str, case: Case | BadInput) -> tuple[Check, ...]:
+    """Return the check of this name after those that must pass first. On a tiled case it runs alone."""
+    before = () if isinstance(case, Case) and case.tiled > 1 else (single.call, single.result)
+    return tuple(dict.fromkeys((*before, *([CHECKS[name]] if name in CHECKS else []))))
+
+
+def widens_halves(document: dict[str, Any], finding: Finding) -> bool:
+    """Whether a report declares that the subject of a finding returns float32 for half precision."""
+    parts = (part for part in document["subjects"] if part["name"] == finding.subject)
+    return any(FEATURES["half_result"].instead in part.get("declared", ()) for part in parts)
+
+
+def _own_subject(name: str, device: str, given: str) -> Subject:
+    base = name.removesuffix(COMPILE_SUFFIX)
+    if base not in BY_NAME or (base != name and BY_NAME[base].not_transformed):
+        allowed = f"{', '.join(BY_NAME)}, and all but scalar with {COMPILE_SUFFIX}"
+        raise ValueError(f"finding: got subject {quoted(name)}; {given}, allowed are {allowed}")
+    return subject_of(name, device)
+
+
+def _parts(id: str) -> tuple[str, str, str]:
+    # A subject may have colons in its name, as in file.py:attr; checks and cases have none.
+    try:
+        subject, check, case = id.rsplit(":", 2)
+    except ValueError:
+        raise ValueError(f"finding: got {quoted(id)}; allowed is SUBJECT:CHECK:CASE, as a report has it") from None
+    return subject, check, case
