@@ -16,8 +16,8 @@ import torch
 
 from crossent.machine import require_device
 
-# `pytest .` looks for doctests in every module, and the tests do not need nox.
-collect_ignore = ["noxfile.py"]
+# `pytest .` looks for doctests in every module, and the tests need neither nox nor Sphinx.
+collect_ignore = ["noxfile.py", "docs"]
 # An installed package brings the plugin by its entry point too.
 pytest_plugins = ["crossent.plugin", "pytester"]
 

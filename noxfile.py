@@ -238,6 +238,17 @@ def hostile(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation site into docs/_build/html; a warning or a link that leads nowhere is an error.
+
+    The build itself needs no network. Fail also where a picture is not what docs/pictures.py draws.
+    """
+    session.install("-e", ".[docs]")
+    session.run("python", "docs/pictures.py", "--check")
+    session.run("sphinx-build", "-E", "-W", "--keep-going", "-n", "docs", "docs/_build/html", *session.posargs)
+
+
+@nox.session
 def build(session: nox.Session) -> None:
     """Build sdist and wheel, check their files and the page of the index, and run the wheel in a new environment."""
     session.install("build>=1.2", "twine>=6.1")

@@ -1,12 +1,11 @@
 """The README: its examples run, its links lead somewhere, and its tables say what the code has."""
 
-import contextlib
-import io
 import re
 from collections import Counter
 
 import pytest
 import torch
+from support.examples import blocks, require_said
 from support.readme import PAGES, README, ROOT, part
 
 import crossent
@@ -107,16 +106,6 @@ def test_every_module_and_function_that_contributing_names_is_there():
             assert re.search(rf"^(?:def|class) {name}\b", module.read_text(encoding="utf-8"), re.M), f"{path}: {name}"
 
 
-EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.S)
-
-
-@pytest.mark.parametrize("at", range(len(EXAMPLES)))
-def test_an_example_of_the_readme_runs_and_prints_what_it_says(at):
-    said = re.findall(r"^print\(.*\)  # (.+)$", EXAMPLES[at], re.M)
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        exec(compile(EXAMPLES[at], f"README example {at}", "exec"), {"__name__": "example"})
-    printed = out.getvalue().splitlines()
-    assert len(printed) == len(said)
-    for line, comment in zip(printed, said, strict=True):
-        assert re.fullmatch(".+".join(map(re.escape, comment.split("…"))), line), comment
+@pytest.mark.parametrize(("place", "source"), blocks(README, "python"))
+def test_an_example_of_the_readme_runs_and_prints_what_it_says(place, source):
+    require_said(source, place)

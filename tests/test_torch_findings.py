@@ -1,13 +1,12 @@
 """The page of torch's failures: every script prints what the page says, and every known failure stands on the page."""
 
-import contextlib
-import io
 import re
 
 import pytest
 import torch
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
+from support.examples import printed
 from support.readme import ROOT
 
 from crossent.report.expected_findings import torch_list
@@ -18,17 +17,6 @@ TEXT = PAGE.read_text(encoding="utf-8")
 SECTIONS = [part for part in re.split(r"^### ", TEXT, flags=re.M)[1:] if "```python" in part]
 SCRIPTS = [(section, script) for section in SECTIONS for script in re.findall(r"```python\n(.*?)```", section, re.S)]
 RELEASE = Version(torch.__version__).base_version
-
-
-def run_script(script):
-    """Return the lines that a script prints, and the exception that ends the script as the last line."""
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        try:
-            exec(compile(script, "script", "exec"), {"__name__": "script"})
-        except Exception as error:
-            print(f"{type(error).__name__}: {error}")
-    return out.getvalue().splitlines()
 
 
 def expected(script):
@@ -42,14 +30,14 @@ def test_a_script_prints_what_the_page_says(section, script):
     assert versions, "a section with a script names the versions of torch"
     if not SpecifierSet(versions[1] or "").contains(RELEASE):
         pytest.skip(f"the page shows the output of torch {versions[1]}")
-    got, said = run_script(script), expected(script)
+    got, said = printed(script, errors=True), expected(script)
     assert len(got) >= len(said) > 0
     for line, comment in zip(got, said, strict=False):
         assert line.startswith(comment) if "Error: " in comment else line == comment
 
 
 def test_a_script_that_prints_something_else_is_noticed():
-    assert run_script("print(1)\nraise ValueError('bad')") == ["1", "ValueError: bad"]
+    assert printed("print(1)\nraise ValueError('bad')", errors=True) == ["1", "ValueError: bad"]
     assert expected("x = 1  # a comment\nprint(x)  # 1\n") == ["a comment", "1"]
 
 

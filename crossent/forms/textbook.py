@@ -41,7 +41,7 @@ def formula(
     r"""Compute the cross-entropy between logits and targets as `-x_y + log Σ_i exp(x_i)`.
 
     The signature and the contract are those of :func:`torch.nn.functional.cross_entropy`. For a row of logits `x` over
-    `C` classes, with class weights `w` and `ε = label_smoothing`, the loss is
+    `C` classes, with class weights `w` and `ε = label_smoothing`, the loss is::
 
         loss = -Σ_c w_c q_c log p_c,    log p_c = x_c - log Σ_i exp(x_i),    q = (1 - ε)·target + ε/C
 

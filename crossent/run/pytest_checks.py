@@ -45,7 +45,8 @@ def parametrize(
     Raises:
         TypeError: an unknown option.
 
-    Example:
+    Example::
+
         @crossent.parametrize(my_loss, without={"double_backward"})
         def test_my_loss(check):
             check()

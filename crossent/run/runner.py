@@ -70,7 +70,7 @@ def check(
             (hung), and ends its case.
         checks: the checks to run, by the names of `crossent list checks`; all if empty. `call` and `result` always
             run, since the other checks need them.
-        cases: the cases to run, by their ids or by patterns such as "*smooth0.1*"; all if empty. A case with a full id
+        cases: the cases to run, by their ids or by patterns such as `*smooth0.1*`; all if empty. A case with a full id
             runs even if the level lacks it. A mapping gives each case checks of its own.
         max_findings: the number of findings after which the run ends; known failures do not count. The report then
             has the cases that were done, and is not ok.

@@ -1,0 +1,111 @@
+"""The tables that the pages include and that the code has: contracts, features, the corpus, and a finding.
+
+The site's build writes them into `docs/_generated`, so that no page repeats by hand what the code says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import chdir
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import crossent
+from crossent.cases.corpus import bugs
+from crossent.choices import GRADE_NAMES
+from crossent.report.moves.rules import Kind
+from crossent.subjects.contracts import CONTRACTS, DEFAULT_CONTRACT
+from crossent.subjects.features import FEATURES
+
+# The code that each contract is for, and each grade: what it promises, and the code that it is for.
+FOR = {
+    "kernel": "code written by hand, fused kernels",
+    "fast": "Triton kernels, `__expf`",
+    "logsumexp": "`logsumexp(x) - x[y]`",
+    "eager": "code of torch's operations that subtracts the maximum first; the forms",
+    "torch": "wrappers of `F.cross_entropy`",
+}
+GRADES = {
+    "A": ("Computes in float32 or wider, and rounds once.", "code that casts to float32 first"),
+    "B": ("May round each step to the dtype of the logits.", "code that computes in the dtype, as torch does on a CPU"),
+    "float16=B": ("Grade B in float16, and grade A in bfloat16.", "code that casts bfloat16 alone"),
+    "bfloat16=B": ("Grade B in bfloat16, and grade A in float16.", "code that casts float16 alone"),
+}
+KINDS_OF_BUGS = {
+    "A": "Denominator and reduction",
+    "B": "Label smoothing",
+    "C": "Gradient",
+    "D": "Rounding and overflow",
+    "E": "Tiles and widths",
+    "F": "More elements than a 32-bit index counts",
+    "G": "Targets",
+    "H": "Memory layout",
+    "I": "Interface and determinism",
+}
+
+
+def write(folder: Path) -> None:
+    """Write every table into the folder."""
+    folder.mkdir(exist_ok=True)
+    texts = {"contracts.md": contracts(), "features.md": features(), "kinds.md": kinds(), "corpus.md": corpus()}
+    for name, text in {**texts, "finding.txt": finding()}.items():
+        file = folder / name
+        if not file.exists() or file.read_text(encoding="utf-8") != text:  # an unchanged table rebuilds no page
+            file.write_text(text, encoding="utf-8")
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines) + "\n"
+
+
+def contracts() -> str:
+    """Return the contracts and the grades, with the code that each is for."""
+    rows = []
+    for name, contract in CONTRACTS.items():
+        default = ", the default" if name == DEFAULT_CONTRACT else ""
+        rows.append((f"`--contract {name}`{default}", contract.sentence, FOR[name]))
+    for name in GRADE_NAMES:
+        default = ", the default" if name == CONTRACTS[DEFAULT_CONTRACT].grade else ""
+        rows.append((f"`--grade {name}`{default}", *GRADES[name]))
+    return table(("option", "what the function promises", "for"), rows)
+
+
+def features() -> str:
+    """Return the features that a function may lack."""
+    return table(("feature", "meaning"), [(f"`{name}`", str(feature)) for name, feature in FEATURES.items()])
+
+
+def kinds() -> str:
+    """Return the kinds of changes that `crossent diff` names, the most serious first."""
+    rows = [(kind.label, kind.meaning, "fails" if kind.fails else "") for kind in Kind]
+    return table(("change", "meaning", "exit status 1"), rows)
+
+
+def corpus() -> str:
+    """Return the published bugs, by kind."""
+    rows: dict[str, list[tuple[str, str, str]]] = {kind: [] for kind in KINDS_OF_BUGS.values()}
+    for bug in bugs():
+        issues = ", ".join(f"[{issue}]({address(issue)})" for issue in bug.issues)
+        note = f"no case: {bug.why_not}" if bug.why_not else ""
+        rows[KINDS_OF_BUGS[bug.id[0]]].append((bug.breaks, issues or "a user's code", note))
+    return "\n".join(f"### {kind}\n\n" + table(("bug", "reported in", "note"), of) for kind, of in rows.items())
+
+
+def address(issue: str) -> str:
+    """Return the address of an issue such as `pytorch/pytorch#73205`."""
+    repository, _, number = issue.partition("#")
+    return f"https://github.com/{repository}/issues/{number}"
+
+
+def finding() -> str:
+    """Return a finding about the function that the page "Check your kernel" shows, as the report has it."""
+    page = (Path(__file__).parent / "check-your-kernel.md").read_text(encoding="utf-8")
+    source = page.partition("```python\n# kernels/mine.py\n")[2].partition("```")[0]
+    with TemporaryDirectory() as folder, chdir(folder):
+        Path("kernels").mkdir()
+        Path("kernels/mine.py").write_text(source, encoding="utf-8")
+        case = "torch-mlir-3585/float32-7x5-normal-int64-mean-ignored_default"
+        report = crossent.check("kernels/mine.py:loss", cases=case, checks="loss")
+    return f"{report.findings[0]}\n"
