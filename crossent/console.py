@@ -13,6 +13,7 @@ from crossent.cases.corpus import bugs
 from crossent.checks import CHECKS
 from crossent.checks.refusals import ERRORS
 from crossent.choices import DTYPE_NAMES
+from crossent.report.text import is_one_line
 from crossent.run.order import Step, Steps
 from crossent.run.plan import plan
 from crossent.subjects.builtin import NAMED
@@ -21,7 +22,7 @@ from crossent.subjects.features import FEATURES
 
 
 class Output(Console):
-    """A console that fits tables to the terminal, and never wraps other lines: they can be searched and copied."""
+    """A console that fits tables and prose to the terminal, and never wraps other lines."""
 
     NARROWEST = 80  # a table loses digits before it loses a column
 
@@ -29,7 +30,7 @@ class Output(Console):
         """Print the parts."""
         self.width = max(self.width, self.NARROWEST)
         for part in parts:
-            self.print(part, soft_wrap=isinstance(part, Text))
+            self.print(part, soft_wrap=is_one_line(part))
         self.file.flush()
 
     def on_broken_pipe(self) -> None:

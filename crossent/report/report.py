@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import RenderableType
-from rich.padding import Padding
 from rich.text import Text
 
 from crossent.cases.grid import sized_triples
@@ -18,7 +17,7 @@ from crossent.report.document import SCHEMA, jsonable, subject_json
 from crossent.report.findings import Finding, SubjectReport, Tally, together
 from crossent.report.html import page
 from crossent.report.regimes import case_or_none
-from crossent.report.text import details, failures, gaps, overview, plain_text
+from crossent.report.text import details, failures, gaps, overview, paragraph, plain_text
 from crossent.words import counted, cut, duration
 
 MOST_CAUSES = 3  # that a report shows for each subject, with one finding each
@@ -157,7 +156,7 @@ class Report:
             if verbosity > 1:
                 parts += gaps(subject)
             parts += failures(subject, MOST_CAUSES if verbosity == 0 else None)
-        parts += [Text(), *(Padding(Text(line), 0) for line in self._coverage())]
+        parts += [Text(), *map(paragraph, self._coverage())]
         parts += [Text(line) for line in (self._every_gap() if verbosity > 1 else ())]
         return [*parts, Text(), self._verdict()]
 

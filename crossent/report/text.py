@@ -23,8 +23,18 @@ def plain_text(parts: Iterable[RenderableType]) -> str:
     text = io.StringIO()
     console = Console(file=text, width=100)
     for part in parts:
-        console.print(part, soft_wrap=isinstance(part, Text))
+        console.print(part, soft_wrap=is_one_line(part))
     return "\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines())
+
+
+def paragraph(text: str) -> Text:
+    """Return prose, which is wrapped. Other lines are not, so that they can be searched and copied."""
+    return Text(text, overflow="fold")
+
+
+def is_one_line(part: RenderableType) -> bool:
+    """Whether a part of a report is a line that is never wrapped, or several such lines."""
+    return isinstance(part, Text) and part.overflow is None
 
 
 def overview(subjects: Sequence[SubjectReport]) -> Table:

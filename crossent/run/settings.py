@@ -186,7 +186,8 @@ def _command(finding: Finding, subject: Subject, settings: Settings) -> str:
     given = {name: value for name, value in promises.items() if value}
     if not subject.source:
         given = {"checks": [finding.check], "cases": [finding.case], **given}
-        return f"crossent.check({printable(finding.subject)}, {', '.join(f'{name}={value!r}' for name, value in given.items())})"
+        arguments = [printable(finding.subject), *(f"{name}={value!r}" for name, value in given.items())]
+        return f"crossent.check({', '.join(arguments)})"
     words = ["crossent", "repro", finding.id]
     words += [] if is_named(subject) else ["--subject", _from_here(subject.source)]
     for name, value in given.items():
