@@ -2,11 +2,13 @@
 
 import re
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
 from support.examples import blocks, require_said
 from support.readme import PAGES, README, ROOT, part
+from support.terminal import lines_of, picture
 
 import crossent
 from crossent.cases.axes import DTYPES
@@ -17,20 +19,28 @@ from crossent.cases.grid import met
 from crossent.checks import CHECKS
 from crossent.checks.refusals import ERRORS
 from crossent.choices import LEVELS
-from crossent.report.findings import NUMBERS
+from crossent.machine import cores
 from crossent.run.plan import plan
+from crossent.subjects.builtin import NAMED
+
+CHECK, FINDING = (ROOT / "docs" / "pictures" / f"{name}.svg" for name in ("check", "finding"))
+KERNEL = "kernels/mine.py:loss"  # the function that the page "Check your kernel" shows
+LACKS = "spatial unbatched probability_target uint8_target autocast errors"
 
 
-def sample():
-    """The command's output for one form, without the rows of the table that are alike in every run."""
-    lines = str(crossent.check("formula")).splitlines()
-    first = next(at for at, line in enumerate(lines) if line.startswith("formula: "))
-    nearest = next(at for at, line in enumerate(lines) if line.startswith("  nearest to a bound"))
-    rows = [line for line in lines[first + 3 : nearest] if line.split()[0] in ("call", *NUMBERS)]
-    shown = [line for line in lines[nearest + 1 :] if line.split()[:1] in (["loss"], ["gradient"])]
-    last = [line for line in lines if line.startswith(("no evidence", "not judged")) or line == lines[-1]]
-    texts = [*lines[first : first + 3], *rows, "  …", lines[nearest], *shown, "  …", *last]
-    return "\n".join(["```", *texts, "```"]) + "\n"
+@pytest.fixture(scope="module")
+def pictures(request, tmp_path_factory):
+    """The lines of the two pictures of the README, which are drawn anew where figures are written."""
+    if request.config.getoption("--crossent-write-figures"):
+        (_, source), *_ = blocks(ROOT / "docs" / "check-your-kernel.md", "python")
+        file = tmp_path_factory.mktemp("kernel") / "mine.py"
+        file.write_text(source, encoding="utf-8")
+        CHECK.write_text(picture("crossent check --level quick", crossent.check(level="quick", jobs=cores())))
+        found = crossent.check(f"{file}:loss", level="quick", jobs=cores(), without=LACKS.split())
+        for finding in (part.findings for part in found.subjects):
+            finding[:] = [replace(one, repeat=one.repeat.replace(f"{file}", "kernels/mine.py")) for one in finding]
+        FINDING.write_text(picture(f"crossent check {KERNEL} --level quick --without {LACKS}", found))
+    return [lines_of(file.read_text(encoding="utf-8")) for file in (CHECK, FINDING)]
 
 
 def lacking():
@@ -38,16 +48,23 @@ def lacking():
     return sum(not hasattr(torch, of) for of in INTEGERS)
 
 
-def test_the_sample_in_the_readme_counts_the_cases_that_there_are(request):
-    if request.config.getoption("--crossent-write-figures"):
-        part("sample", sample())
-    planned = plan("normal", tuple(DTYPES), 0)
-    with_loss = [case for case, of in planned.items() if isinstance(case, Case) and CHECKS["loss"] in of]
-    counts = [sum(case.dtype == dtype for case in with_loss) for dtype in DTYPES]
-    shown = part("sample")
-    again = "`nox -s figures` writes the sample again"
-    assert re.search(r"^formula: (\d+) ran", shown, re.M)[1] == str(len(planned) + lacking()), again
-    assert re.search(r"^  loss +" + " +".join(rf"{count} +\d+%" for count in counts) + "$", shown, re.M), again
+def test_the_picture_of_a_check_shows_every_subject_and_counts_the_cases_that_there_are(pictures):
+    again = "`nox -s figures` draws the picture again"
+    cases = len(plan("quick", tuple(DTYPES), 0)) + lacking()
+    shown = {line.split()[0]: line for line in pictures[0] if " PASSED " in line}
+    assert set(shown) == {subject.name for group in NAMED.values() for subject in group}, again
+    for name, line in shown.items():
+        assert name in ("scalar", "torch_nll") or f" {cases} " in line, again
+    assert pictures[0][-1].startswith("PASSED: "), again
+    assert len(pictures[0]) <= 24
+
+
+def test_the_picture_of_a_finding_shows_the_cause_and_the_command(pictures):
+    text = "\n".join(pictures[1])
+    again = "`nox -s figures` draws the picture again"
+    assert re.search(r"^ +where +ignored rows, reduction='mean'[^:]*: \d+ of \d+ failing cases", text, re.M), again
+    assert re.search(r"^ +repeat +crossent repro loss:loss:\S+", text, re.M), again
+    assert pictures[1][-1].startswith("FAILED: "), again
 
 
 def table():

@@ -19,6 +19,7 @@ from crossent.report.regimes import case_or_none
 # "row_offsets" and "offsets" draw the sign of each row.
 _FAR_BELOW = {"negative_offset": 0, "assorted": 3, "row_offsets": 1, "offsets": 1}
 _MOST_WORDS = 3  # more words would describe the case itself
+_WORD = 0.02  # by how much a further word must set failing cases apart from passing ones
 # The feature that a subject lacks if it refuses all cases with these words.
 FEATURE_OF = {
     "logits of (C)": "unbatched",
@@ -138,7 +139,8 @@ def _by_feature(subject: SubjectReport, findings: Sequence[Finding]) -> list[Cau
     """Return refused calls, and bad inputs that are not refused, by the feature whose lack explains them.
 
     A feature explains refused calls if nearly all calls that need it are refused. Calls that no feature explains are a
-    cause as well. Return an empty list for other findings, or if no feature explains one of them.
+    cause as well. The feature of a check explains its findings without numbers if no case passes the check. Return an
+    empty list for other findings, or if no feature explains one of them.
     """
     first, cases = findings[0], [finding.case for finding in findings]
     if first.check == "errors":
@@ -146,7 +148,7 @@ def _by_feature(subject: SubjectReport, findings: Sequence[Finding]) -> list[Cau
         if first.kind == "wrong":
             return [Cause(list(findings), None, "error_classes")]
         return [Cause([one for one in findings if kind in _words(one.case)], None, kind) for kind in kinds]
-    if first.kind != "refused":
+    if first.kind != "refused" and first.numbers is not None:
         return []
     accepted = [case for case, outcome in subject.outcomes.items() if _passes(outcome, first.check)]
     if not accepted:
@@ -154,6 +156,8 @@ def _by_feature(subject: SubjectReport, findings: Sequence[Finding]) -> list[Cau
         present = {feature for name in works for feature in subject.needs.get(name, ())}
         lacking = [feature for feature in subject.needs.get(first.check, ()) if feature not in present]
         return [Cause(list(findings), None, lacking[0])] if lacking else []
+    if first.kind != "refused":
+        return []
     used, rest, made = Counter(word for case in accepted for word in _words(case)), list(findings), list[Cause]()
     while rest:
         words = Counter(word for finding in rest for word in _words(finding.case))
@@ -177,14 +181,15 @@ def _passes(outcome: Outcome, check: str) -> bool:
 def common(subject: SubjectReport, findings: Sequence[Finding]) -> Common | None:
     """Return what the first of these findings has in common with most other findings, but with few passing cases.
 
-    All findings are of one check. The result has the words for which the share of failing cases with these words is
-    furthest above the share of passing cases with them. It is None if the difference is at most one half.
+    All findings are of one check. The result has the few words for which the share of failing cases with these words
+    is furthest above the share of passing cases with them. It is None if the difference is at most one half.
     """
     check, failing, passing = findings[0].check, [one.case for one in findings], _passing(subject, findings[0].check)
     if len(failing) < 2 or not passing:
         return None
     found = _choices(_words(failing[0]), _MOST_WORDS, failing, passing)
-    best = max((*_by_earlier_calls(subject, check, failing, passing), *found), key=lambda one: one.above)
+    each = (*_by_earlier_calls(subject, check, failing, passing), *found)
+    best = max(each, key=lambda one: one.above - _WORD * len(one.words))
     return best if best.above > 0.5 else None
 
 
@@ -264,7 +269,7 @@ def _words(id: str) -> list[str]:
         f"reduction={case.reduction!r}": True,
         case.dtype: True,
         **{f"more than {limit} classes": case.classes > limit for limit in CLASS_LIMITS},
-        **{f"more than {limit} rows": case.rows > limit for limit in ROW_LIMITS if limit},
+        **{f"more than {limit} row{'s' * (limit > 1)}": case.rows > limit for limit in ROW_LIMITS if limit},
         case.class_size: True,
         case.row_size: True,
         f"C {'' if case.classes & (case.classes - 1) == 0 else 'not '}a power of two": True,

@@ -108,7 +108,8 @@ def _declarable(subject: SubjectReport, found: Sequence[Cause]) -> Iterator[Text
             what = counted(count, "bad input") + (" accepted" if first.kind == "accepted" else ", another error")
         else:
             with_ = ", ".join(cause.common.words) if cause.common else f"the check {first.check}"
-            what = f"{counted(count, 'call')} refused with {with_}"
+            said = "refused" if first.kind == "refused" else first.kind
+            what = f"{counted(count, 'call')} {said} with {with_}"
         yield Text(f"  {cause.feature}: {what}; {first.case}: {first.message.partition(chr(10))[0]}")
 
 

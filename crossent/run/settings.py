@@ -25,6 +25,7 @@ from crossent.run.selection import select
 from crossent.subjects.builtin import BY_NAME, NAMED, TORCH, own_subject
 from crossent.subjects.compiler import COMPILE_SUFFIX
 from crossent.subjects.contracts import TORCH_CONTRACT, require_contract
+from crossent.subjects.features import FEATURES
 from crossent.subjects.loader import load
 from crossent.subjects.remote import load_remote
 from crossent.subjects.subject import Subject
@@ -182,7 +183,8 @@ def with_commands(findings: Iterable[Finding], subject: Subject, settings: Setti
 
 
 def _command(finding: Finding, subject: Subject, settings: Settings) -> str:
-    promises = {"without": list(settings.without), "contract": settings.contract, "grade": settings.grade}
+    without = [name for name in settings.without if FEATURES[name].instead]  # the others only skip checks
+    promises = {"without": without, "contract": settings.contract, "grade": settings.grade}
     given = {name: value for name, value in promises.items() if value}
     if not subject.source:
         given = {"checks": [finding.check], "cases": [finding.case], **given}

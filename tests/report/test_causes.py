@@ -1,14 +1,25 @@
-"""The options that failing cases have in common."""
+"""The probable causes of findings, and the options that failing cases have in common."""
+
+from dataclasses import replace
 
 import pytest
 import torch
+from support.checks import ALWAYS, CHECKS
 from support.running import run
 
 import crossent
+from crossent.cases.axes import DTYPES
+from crossent.cases.bad_inputs import BAD_INPUT_KINDS
 from crossent.cases.case import Case
 from crossent.cases.grid import grid
-from crossent.report.causes import common
-from crossent.report.findings import DEPENDS, Finding, Measured, Outcome, SubjectReport
+from crossent.report.causes import FEATURE_OF, causes, common
+from crossent.report.causes import _words as words_of
+from crossent.report.findings import DEPENDS, Finding, Measured, Numbers, Outcome, SubjectReport
+from crossent.subjects.features import FEATURES
+from crossent.subjects.subject import Subject
+
+PAIRS = [*grid(DTYPES, array="pairs"), Case("float32", (0, 5))]
+NUMBERS = Numbers((), 2.0, "", 1.0, 0.0, 0.1, 9.0, 10.0)
 
 
 def without_its_weights(input, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
@@ -119,3 +130,99 @@ def test_the_size_and_the_inputs_that_a_bug_needs_are_told(condition, told):
     subject = reported(condition)
     words = list(common(subject, subject.findings).words)
     assert set(words) >= set(told)
+
+
+@pytest.mark.parametrize("word", [word for word in FEATURE_OF if word not in BAD_INPUT_KINDS])
+def test_a_word_that_stands_for_a_feature_is_said_of_cases_that_need_it(word):
+    """Most of them need it: a case of one row may have no ignored row, and strided logits of one row are contiguous."""
+    needs = [FEATURES[FEATURE_OF[word]].needs(case.build()) for case in PAIRS if word in words_of(case.id)]
+    assert sum(needs) > 0.5 * len(needs) > 0
+    others = [FEATURES[FEATURE_OF[word]].needs(case.build()) for case in PAIRS if word not in words_of(case.id)]
+    assert not all(others)
+
+
+def only_two_dimensions(input, target, ignore_index=-100, reduction="mean"):
+    """Right for (N, C) logits and class indices of int64."""
+    rows, classes = input.shape
+    if target.dtype != torch.int64:
+        raise TypeError(f"no {target.dtype} for {rows}×{classes}")
+    return crossent.formula(input, target, None, ignore_index, reduction)
+
+
+def test_the_features_that_refused_calls_need_are_named_and_once_declared_nothing_is_refused():
+    report = crossent.check(only_two_dimensions, dtypes="float32", level="quick")
+    found = causes(report.subjects[0])
+    features = [cause.feature for cause in found]
+    assert {"spatial", "unbatched", "probability_target", "uint8_target"} <= set(features)
+    assert "" not in features
+    assert sum(len(cause.findings) for cause in found) == len(report.findings)
+    assert f"If so, declare it: --without {' '.join(features)}" in str(report)
+    again = crossent.check(only_two_dimensions, dtypes="float32", level="quick", without=features)
+    assert [finding.headline for finding in again.findings] == []
+
+
+def test_a_check_that_is_always_refused_is_the_lack_of_a_feature_that_no_passed_check_needs():
+    class Loss(torch.autograd.Function):
+        @staticmethod
+        def forward(context, input, target):
+            context.save_for_backward(input, target)
+            return -torch.log_softmax(input, 1).gather(1, target[:, None])[:, 0].mean()
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(context, upstream):
+            logits, target = context.saved_tensors
+            return upstream * (logits.softmax(1) - torch.nn.functional.one_hot(target, 5)) / len(target), None
+
+    cases = [Case("float64", seed=seed) for seed in range(3)]
+    report = run(Subject("mine", lambda x, y, **options: Loss.apply(x, y)), cases, [*ALWAYS, CHECKS["double_backward"]])
+    needs = {check.name: tuple(check.needs) for check in CHECKS.values()}
+    part = replace(report.subjects[0], needs=needs)
+    assert [(cause.feature, cause.checks) for cause in causes(part)] == [("double_backward", {"double_backward": 3})]
+
+
+def reported_by(wrong):
+    """The report of a subject with several checks: `wrong` returns the checks that fail on a case."""
+    subject = SubjectReport("mine", order=("loss", "gradient", "row_sums"))
+    for case in PAIRS:
+        failed = wrong(case)
+        checks = {check: Measured(check in failed, 9.0, 9.0) for check in subject.order}
+        subject.outcomes[case.id] = Outcome(case.dtype, "", checks=checks)
+        subject.findings += [Finding("mine", check, case.id, "wrong", "", numbers=NUMBERS) for check in failed]
+    return subject
+
+
+def test_checks_that_fail_on_the_same_cases_have_one_cause():
+    subject = reported_by(
+        lambda case: ["loss", "gradient"] if case.label_smoothing and case.weight != "unweighted" else []
+    )
+    (cause,) = causes(subject)
+    assert cause.checks == {"loss": len(cause.findings) // 2, "gradient": len(cause.findings) // 2}
+    assert cause.common.words == ("a weight", "label_smoothing")
+
+
+def test_two_bugs_are_two_causes_though_one_check_finds_both():
+    subject = reported_by(
+        lambda case: ["loss"] * (case.dtype == "float64") + ["gradient", "row_sums"] * (case.reduction == "sum")
+    )
+    words = {tuple(cause.checks): cause.common.words for cause in causes(subject)}
+    assert words == {("loss",): ("float64",), ("gradient", "row_sums"): ("reduction='sum'",)}
+    both = reported_by(lambda case: ["loss"] * (case.dtype == "float64" or case.label_smoothing == 1.0))
+    assert {cause.common.words for cause in causes(both) if cause.common} >= {("float64",)}
+    assert sum(len(cause.findings) for cause in causes(both)) == len(both.findings)
+
+
+def test_every_finding_has_exactly_one_cause():
+    subject = reported_by(lambda case: [check for check in ("loss", "gradient") if hash((check, case.id)) % 3 == 0])
+    given = [finding for cause in causes(subject) for finding in cause.findings]
+    assert sorted(finding.id for finding in given) == sorted(finding.id for finding in subject.findings)
+
+
+def test_the_example_of_a_cause_has_its_choices_and_an_exact_value_that_tells():
+    numbers = {True: NUMBERS, False: replace(NUMBERS, exact=float("nan"))}
+    subject = reported_by(lambda case: ["loss"] * (case.ignored != "kept" and case.reduction == "mean"))
+    for at, finding in enumerate(subject.findings):
+        subject.findings[at] = replace(finding, numbers=numbers[at == len(subject.findings) - 1])
+    (cause,) = causes(subject)
+    assert cause.example.id == subject.findings[-1].id or subject.findings[-1] not in cause.findings
+    assert cause.common.applies(cause.example.case)
