@@ -11,7 +11,7 @@ import torch
 from crossent.cases.bad_inputs import BadInput
 from crossent.cases.case import Case
 from crossent.checks import CHECKS, single
-from crossent.machine import ambient, require_device
+from crossent.machine import ambient, can_fork, require_device
 from crossent.report.findings import Finding, SubjectReport
 from crossent.report.last_findings import kept
 from crossent.report.reader import find, read_json
@@ -22,13 +22,16 @@ from crossent.run.runner import check as run_check
 from crossent.subjects.builtin import BY_NAME
 from crossent.subjects.compiler import COMPILE_SUFFIX
 from crossent.subjects.features import FEATURES
-from crossent.subjects.loader import source_of
+from crossent.subjects.loader import load
+from crossent.subjects.remote import load_remote
 from crossent.subjects.subject import Subject
 from crossent.trials.act import Here
 from crossent.trials.check import Check
 from crossent.trials.difference import Difference
 from crossent.trials.trial import NotRunError, Question, RefusedError, Trial
 from crossent.words import cut, quoted
+
+SECONDS_TO_LOAD = 300.0  # as the default of `crossent check --timeout`
 
 
 def script_of(
@@ -60,15 +63,23 @@ def script_of(
     """
     if report is None and device is None and not passed:
         report = kept(id, str(torch.__version__))
-    loads = source_of(source) if source else ""
+    loaded = _loaded(source) if source else None
     if report is None:
         here = device or "cpu"
         found = nearest_to_bound(id, here) if passed else repeated(id, here, source, **promises)
-        return script(found, here, passed=passed, source=loads)
+        return script(found, here, passed=passed, loaded=loaded)
     document = read_json(report)
     found, digest = find(document, id)
     device = document["environment"]["device"]
-    return script(found, device, digest, widened=widens_halves(document, found), source=loads)
+    return script(found, device, digest, widened=widens_halves(document, found), loaded=loaded)
+
+
+def _loaded(source: str) -> Subject:
+    """Return the user's function as a subject. Another process loads it, where there can be one."""
+    if source.removesuffix(COMPILE_SUFFIX) in BY_NAME:
+        raise ValueError(f"subject: got {quoted(source)}; a finding of a subject of the package needs no --subject")
+    found = load_remote(source, SECONDS_TO_LOAD) if can_fork() else load(source)
+    return found[0]
 
 
 def repeated(id: str, device: str = "cpu", source: str = "", **promises: Any) -> Finding:

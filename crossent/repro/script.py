@@ -78,7 +78,7 @@ def script(
     *,
     passed: bool = False,
     widened: bool = False,
-    source: str = "",
+    loaded: Subject | None = None,
 ) -> str:
     """Return a script that repeats a finding.
 
@@ -90,13 +90,13 @@ def script(
         digest: the digest of the inputs in that run, which the inputs here must have.
         passed: whether the check passed. Then the script does not call the same number wrong.
         widened: whether the subject returns float32 for half precision, as its report declares.
-        source: what loads the subject, as in `crossent check`; "" if the user must import the function.
+        loaded: the user's function, which the script loads from its source; None if the user must import it.
 
     Raises:
         ValueError: the case cannot be built, or has other bits here; or its check has no such finding.
         RuntimeError: no such device.
     """
-    case, subject = case_of(finding.case), subject_of(finding.subject, device)
+    case, subject = case_of(finding.case), loaded or subject_of(finding.subject, device)
     recipe = _recipe(finding, case, subject, device)
     inputs = case.build()
     if digest is not None and inputs.digest != digest:
@@ -128,7 +128,7 @@ def script(
     elif ending is None or ending is not recipe.number:
         code.add(verdict)
         main.append('verdict(False, "as it should be")')
-    before = [*_subject_lines(code, finding.subject, source)]
+    before = [*_subject_lines(code, finding.subject, loaded.source if loaded else "")]
     if isolated:
         code.add(isolate)
         before.append(f"seconds = {SECONDS:g}\nisolate()")

@@ -1,0 +1,132 @@
+"""The command that a finding prints repeats the finding, as it stands."""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import crossent
+from crossent.cli import FAILED, PASSED, main
+from crossent.machine import can_fork
+from crossent.report.last_findings import FOLDER, kept
+
+FILE = """
+import functools
+import numpy as np
+import torch
+import crossent
+from crossent.adapters import from_numpy
+
+def loss(input, target, weight=None, ignore_index=-100, reduction="mean"):
+    return crossent.formula(input, target, weight, ignore_index, reduction) * 1.01
+
+class Loss(torch.nn.Module):
+    def __init__(self, reduction="mean"):
+        super().__init__()
+        self.reduction = reduction
+
+    def forward(self, input, target):
+        return loss(input, target, reduction=self.reduction)
+
+def factory(reduction="mean"):
+    return functools.partial(loss, reduction=reduction)
+
+def of_arrays(logits, target, reduction="mean"):
+    rows = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(logits)), target]
+    return np.float64(1.01 * rows.mean())
+
+adapted = from_numpy(of_arrays)
+"""
+CASE = "float64-7x5-normal-int64-mean"
+FORKS = pytest.mark.skipif(not can_fork(), reason="needs a system that forks")
+
+
+@pytest.fixture
+def repeated(tmp_path, monkeypatch, capsys):
+    """A function that checks a subject in a folder with the file, and returns the command and the script it prints."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(FILE, encoding="utf-8")
+
+    def run(*words):
+        assert main(["check", *words, "--check", "loss", "--jobs", "1"]) == FAILED
+        command = re.search(r"^  repeat  (.+)$", capsys.readouterr().out, re.M)[1]
+        assert main(shlex.split(command)[1:]) == PASSED
+        return command, capsys.readouterr().out
+
+    return run
+
+
+def ended(script, folder):
+    return subprocess.run([sys.executable, "-"], input=script, text=True, capture_output=True, cwd=folder, check=False)
+
+
+@FORKS
+@pytest.mark.parametrize("name", ["mine.py:loss", "mine:loss", "mine.py:Loss", "mine.py:factory", "mine.py:adapted"])
+def test_the_command_that_is_printed_for_your_function_repeats_the_finding(repeated, tmp_path, name):
+    command, script = repeated(name, "--case", CASE)
+    assert command == f"crossent repro {name.rpartition(':')[2]}:loss:{CASE} --subject {name}"
+    found = ended(script, tmp_path if name.startswith("mine:") else tmp_path.parent)  # a file is found from any folder
+    assert (found.returncode, "\nwrong\n" in found.stdout) == (1, True), found.stdout + found.stderr
+    (tmp_path / "mine.py").write_text(FILE.replace("1.01", "1"), encoding="utf-8")
+    assert ended(script, tmp_path).returncode == 0
+
+
+@FORKS
+def test_the_finding_of_the_last_run_and_that_of_another_run_give_the_same_script(repeated, tmp_path, capsys):
+    command, script = repeated("mine.py:loss", "--case", CASE)
+    shutil.rmtree(tmp_path / FOLDER)
+    assert main(shlex.split(command)[1:]) == PASSED
+    assert capsys.readouterr().out == script
+
+
+def test_the_command_of_a_finding_names_the_chosen_contract_and_grade(repeated, tmp_path):
+    half = "bfloat16-7x5-normal-int64-none-ignored_default-rows"
+    command, script = repeated("torch", "--contract", "kernel", "--grade", "A", "--case", half)
+    assert re.fullmatch(rf"crossent repro torch:loss:\S+/{half} --contract=kernel --grade=A", command)
+    shutil.rmtree(tmp_path / FOLDER)
+    assert ended(script, tmp_path).returncode == 1
+
+
+def off_by_a_percent(input, target, reduction="mean"):
+    return crossent.formula(input, target, reduction=reduction) * 1.01
+
+
+def test_the_command_of_a_callable_is_python():
+    (finding,) = crossent.check(off_by_a_percent, checks=["loss"], cases=[CASE]).findings
+    again = eval(finding.command, {"crossent": crossent, "off_by_a_percent": off_by_a_percent})
+    assert [one.id for one in again.findings] == [finding.id]
+
+
+@FORKS
+def test_the_last_run_counts_only_with_the_same_torch_and_undamaged(repeated, tmp_path):
+    repeated("mine.py:loss", "--case", CASE)
+    name = f"loss:loss:{CASE}"
+    (file,) = Path(FOLDER).glob("*.json")
+    document = json.loads(file.read_text(encoding="utf-8"))
+    here = document["environment"]["torch"]
+    assert kept(name, here) == str(file)
+    assert kept(name, "0.1") is None
+    assert kept(f"loss:gradient:{CASE}", here) is None
+    (Path(FOLDER) / "damaged.json").write_text("{", encoding="utf-8")
+    assert kept(name, here) == str(file)
+    file.write_text("[]", encoding="utf-8")
+    assert kept(name, here) is None
+
+
+def test_a_subject_that_does_not_load_is_one_line(capsys):
+    assert main(["repro", f"loss:loss:{CASE}", "--subject", "nothing.py:loss"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert (
+        captured.err
+        == "crossent: --subject: got 'nothing.py:loss'; there is no such file\nTry 'crossent repro --help'.\n"
+    )
+    assert main(["repro", f"formula:loss:{CASE}", "--subject", "formula"]) == 2
+    assert "a finding of a subject of the package needs no --subject" in capsys.readouterr().err
+    assert main(["repro", f"loss:loss:{CASE}"]) == 2
+    assert "without its report and --subject, allowed are formula" in capsys.readouterr().err
