@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from crossent.choices import CONTRACT_NAMES
+
 if TYPE_CHECKING:
     from crossent.run.pytest_checks import CheckTest
     from crossent.run.settings import Settings
@@ -43,7 +45,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     option(LEVEL, "How many cases and checks run: quick, normal or thorough. Default: quick.", metavar="LEVEL")
     option(_SEED, "Seed of the numbers in the cases. Default: 0.", type=int, metavar="N")
     option(WITHOUT, "Feature that the subjects lack. Repeatable.", action="append", metavar="FEATURE")
-    option(CONTRACT, "Contract of the subjects: kernel, fast, eager or torch. Default: their own.", metavar="NAME")
+    option(CONTRACT, f"Contract of the subjects: {', '.join(CONTRACT_NAMES)}. Default: their own.", metavar="NAME")
     option(EXPECTED, "TOML file of known failures with their reasons.", metavar="FILE")
     option(JSON, "Write the report of crossent's tests to this file.", metavar="FILE")
     option(

@@ -398,3 +398,9 @@ def test_what_there_is_can_be_listed(capsys, what, line):
     status, out, _ = run(capsys, "list", what)
     assert status == PASSED
     assert re.search(line, out, re.M)
+
+
+def test_q_is_the_verdict_alone_with_the_time(capsys, one_case):
+    status, out, _ = run(capsys, "check", "formula", "--dtype", "float64", "-q")
+    assert status == PASSED
+    assert re.fullmatch(r"PASSED: \d+ calls? checked, every judged .*, in [\d.]+ s\n", out)

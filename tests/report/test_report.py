@@ -505,6 +505,15 @@ def test_the_table_keeps_its_digits_at_any_width(width):
         assert all(tally.case in text for part in made.subjects for tally in part.tallies.values())
 
 
+def test_each_v_adds_to_the_report_and_a_green_report_fits_one_screen():
+    made = report_on(FORM_SUBJECTS["formula"], TORCH)
+    rows = [len(shown(made, 80, verbosity).splitlines()) for verbosity in (-1, 0, 1, 2)]
+    assert rows == sorted(set(rows))
+    assert rows[0] == 1
+    assert rows[1] <= 24
+    assert all(f"\n  {check} " in shown(made, 80, 1) for part in made.subjects for check, _ in part.tallies)
+
+
 HOSTILE = [
     "[bold]bold[/bold] [/] [red",
     "[link=file:///etc/passwd]x[/link]",
