@@ -185,6 +185,10 @@ class Report:
         uncovered = list(self._uncovered()) if self.ran else []
         if uncovered:
             yield f"not covered: {'; '.join(uncovered)}"
+        for subject in self.subjects:
+            if subject.not_applicable:
+                number = counted(subject.not_applicable.total(), "case")
+                yield f"not applicable: {number}, since {subject.name} {first_names(list(subject.not_applicable))}"
         for what, names in self.only.items():
             yield f"ONLY A PART RAN: only {what} {first_names(names)}"
         for subject in self.subjects:
@@ -199,8 +203,6 @@ class Report:
             yield "combinations of three options, as this is level quick"
         if self.left_out:
             yield f"{counted(len(self.left_out), 'check')} that level {self.level} does not run"
-        if not_applicable := sum(subject.counts["not_applicable"] for subject in self.subjects):
-            yield f"{counted(not_applicable, 'case')} that a subject does not support"
         compared = self.compared
         if compared.vacuous:
             yield f"{compared.vacuous:,} of {compared.ran:,} comparisons that zeros would pass"

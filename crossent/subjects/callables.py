@@ -6,6 +6,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
@@ -56,8 +57,14 @@ def as_subject(given: object, name: str = "", source: str = "") -> Subject:
     missing = [keyword for keyword in KEYWORDS if not _has(parameters, keyword)]
     if missing:
         loss = partial(_called_without, loss, tuple(missing))
-    lacks = {feature: f"has no {keyword}" for keyword in missing for feature in KEYWORDS[keyword]}
+    lacks = {feature: _missing(keyword, parameters) for keyword in missing for feature in KEYWORDS[keyword]}
     return Subject(what, loss, source=source).lacking({**_interpreted(), **lacks, **_declared(given)})
+
+
+def _missing(keyword: str, parameters: Mapping[str, Parameter]) -> str:
+    """Return the reason for a missing option, with a parameter that may be the same option under another name."""
+    near = get_close_matches(keyword, [name for name in parameters if name not in KEYWORDS], n=1)
+    return f"has no {keyword}" + "".join(f" (its {name} is never passed)" for name in near)
 
 
 def _declared(given: object) -> dict[str, str]:
