@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -131,7 +130,7 @@ def _sign(trial: Trial) -> Iterator[Difference]:
     losses = trial.got.loss.reshape(-1, 1).double().cpu().numpy()
     zeros = np.zeros_like(losses)
     # The nearest number that is not negative.
-    allowed = Ball(np.where(losses < 0, 0.0, losses), zeros, zeros)
+    allowed = Ball(np.maximum(losses, 0.0), zeros, zeros)
     if (losses < 0).any():
         yield from trial.compare(Result(trial.got.loss), replace(trial.question.exact, loss=allowed))
     else:
@@ -189,7 +188,7 @@ def _ignored_rows(trial: Trial) -> Iterator[Problem]:
     if trial.case.reduction == "none":
         yield from _not_zero("loss", trial.got.loss, ignored)
     if trial.got.gradient is not None:
-        with_softmax = torch.from_numpy(_has_softmax(trial)).to(ignored.device).reshape(ignored.shape)
+        with_softmax = ignored.new_tensor(_has_softmax(trial)).reshape(ignored.shape)
         axis = min(1, trial.got.gradient.dim() - 1)
         yield from _not_zero("gradient", trial.got.gradient.movedim(axis, -1), ignored & with_softmax)
 

@@ -11,6 +11,7 @@ from support.running import trial_of
 import crossent
 from crossent.cases.case import Case
 from crossent.checks import single
+from crossent.numerics.bounds.rounding import safe
 from crossent.subjects.builtin import FORM_SUBJECTS
 from crossent.subjects.subject import Subject
 from crossent.trials.exact import rows_of
@@ -104,21 +105,29 @@ def test_a_gradient_of_ignored_rows_is_caught_though_their_loss_is_zero():
     assert message.startswith("the gradient of 1 of 1 ignored rows is not 0, the first at index (0, 0): [1.0, ")
 
 
-def test_losses_that_are_not_negative_are_compared_with_themselves():
-    found = measured(single.sign, Case("float32", (7, 5), reduction="none"))
+@pytest.mark.parametrize("factor", [1.0, 0.0])
+def test_losses_that_are_not_negative_are_compared_with_themselves(factor):
+    def scaled(*arguments, **options):
+        return crossent.formula(*arguments, **options) * factor
+
+    found = measured(single.sign, Case("float32", (7, 5), reduction="none"), scaled)
     assert (found.of, found.error, found.bound, found.elements) == ("loss", 0.0, 0.0, 7)
 
 
-def test_the_bound_of_a_row_sum_is_the_sum_of_the_bounds_and_what_the_summation_loses():
-    case = Case("float64", (7, 5), reduction="none", upstream="rows")
-    trial = trial_of(Question(case), FORM_SUBJECTS["formula"])
+@pytest.mark.parametrize("id", ["float64-7x5-normal-int64-none-rows", "float64-7x5-nan_ignored-int64-sum-ignored"])
+def test_the_bound_of_a_row_sum_is_the_sum_of_the_bounds_and_what_the_summation_loses(id):
+    """The rows with a logit of NaN, which are ignored, do not change the bounds of the other rows."""
+    trial = trial_of(Question(Case.of(id)), FORM_SUBJECTS["formula"])
+    ignored = int(trial.question.inputs.logits.isnan().any(1).sum())
     (found,) = single.row_sums.run(trial)
     numbers = rows_of(trial.got.gradient)
     total = np.array([math.fsum(row) for row in numbers])  # correctly rounded, as the compensated sum nearly is
     lost = U * np.abs(total) + 2.0**-17 * U * np.abs(numbers).sum(1)
     allowed = trial.bounds(trial.got, trial.question.exact)["gradient"].sum(1) + lost
-    row = int((np.abs(total) / allowed).argmax())
-    assert (found.of, found.index, found.elements, found.not_judged) == ("gradient", (row,), 7, {})
+    assert np.isnan(total).sum() == ignored
+    row = int(np.nanargmax(np.abs(total) / allowed))
+    assert (found.of, found.index, found.elements) == ("gradient", (row,), 7)
+    assert found.not_judged == ({"a number of the row has no bound": ignored} if ignored else {})
     assert abs(found.got - total[row]) <= U * abs(total[row])
     assert allowed[row] <= found.bound <= allowed[row] * (1 + 2.0**-29)  # widened by 2^-30 for its own roundings
     assert found.ulp == found.error / math.ulp(np.abs(numbers[row]).max())
@@ -130,9 +139,17 @@ def test_only_a_row_that_does_not_sum_to_zero_counts():
         gradient[1, 0], gradient[3, 0] = math.inf, -math.inf
         return gradient
 
-    loss = by_hand(two_rows)
-    found = measured(single.row_sums, Case("float32", (7, 5), reduction="none"), loss)
+    trial = trial_of(Question(Case("float32", (7, 5), reduction="none")), Subject("mine", by_hand(two_rows)))
+    (found,) = single.row_sums.run(trial)
     assert (found.of, found.index, found.got, found.mismatched) == ("gradient", (1,), math.inf, 2)
+    # A summation loses nothing of an infinity.
+    assert found.bound == safe(trial.bounds(trial.got, trial.question.exact)["gradient"][1].sum())
+
+
+def test_a_row_that_is_not_judged_has_no_error():
+    found = measured(single.row_sums, Case.of("float32-1x3-nan-int64-sum"))
+    assert found.not_judged == {"a number of the row has no bound": 1}
+    assert (found.got, found.error, found.bound, found.ratio) == (0.0, 0.0, math.inf, 0.0)
 
 
 def test_the_sum_of_the_only_row_has_no_index():

@@ -13,6 +13,7 @@ import torch
 from support.calls import inputs
 
 from crossent.numerics.bounds.contracts import FUNCTIONS, contract
+from crossent.numerics.bounds.derivatives import DerivativeBounds
 from crossent.numerics.bounds.loss import Bounds
 from crossent.numerics.bounds.rounding import ANY_ORDER, Held, Order, safe
 from crossent.numerics.bounds.unbounded import unbounded
@@ -218,11 +219,16 @@ def test_a_scale_that_is_a_power_of_two_adds_no_rounding():
     assert_is(np.array([of_true, of_other]), of_gradient(P, 1.5, 1))
 
 
-def test_a_kernel_may_subtract_one_from_p_before_it_multiplies_by_any_factor():
-    """Of sixteen equal logits, `s (p - 1)` rounds the true class more often than `s p - s`, where s is `g w`."""
+def of_sixteen():
+    """The error of p in a kernel: a softmax of sixteen equal logits."""
     log16 = 4 * LOG2
     log = rounded(log16, rounded(log16, 3 * U * log16))  # CUDA's log is within 1.5 ulp; `max + log s` may round
-    p = (math.expm1(log) + 5 * U * math.exp(log)) / 16  # and exp within 2.5
+    return (math.expm1(log) + 5 * U * math.exp(log)) / 16  # and exp within 2.5
+
+
+def test_a_kernel_may_subtract_one_from_p_before_it_multiplies_by_any_factor():
+    """Of sixteen equal logits, `s (p - 1)` rounds the true class more often than `s p - s`, where s is `g w`."""
+    p = of_sixteen()
     upstream, weight = 1 + 2.0**-12, 1 + 2.0**-13
     lost = abs(float(np.float32(upstream * weight)) - upstream * weight)  # by the product, which is known
     given = inputs([[0.0] * 16], [0], weight=[weight] + [1.0] * 15)
@@ -234,6 +240,46 @@ def test_a_kernel_may_subtract_one_from_p_before_it_multiplies_by_any_factor():
     assert after > before + U / 2
     other = rounded(upstream * weight / 16, max(in_turn, at_once))  # a difference from 0 counts as a rounding here
     assert_is(bounds_of(given, "kernel").gradient[0], [after] + [other] * 15)
+
+
+def test_a_smoothing_kernel_may_subtract_one_from_p_in_the_part_of_the_target():
+    """The gradient of the true class is `3 (1 - ε) (p - 1) + ε/C (p Σ w - 3)`; the other fifteen weights are -4."""
+    p, rest = of_sixteen(), rounded(0.5, REST + U / 2)  # a kernel rounds ε, too, and scales each share
+    scaled = times(3, 0, 0.5, rest)
+    softmax = max(times(3 / 16, times(1 / 16, p, 3, 0), 0.5, rest), times(1 / 16, p, 1.5, scaled))
+    before = rounded(15 / 16 * 1.5, softmax + scaled)
+    of_target = times(15 / 16, rounded(15 / 16, p), 1.5, scaled)
+    subtracted_late = times(15 / 16 * 3, rounded(15 / 16 * 3, times(1 / 16, p, 3, 0)), 0.5, rest)
+    assert of_target > max(before, subtracted_late)
+
+    share, total = rounded(1 / 32, 2 * U / 32), 3 - 15 * 4
+    three, four = times(3, 0, 1 / 32, share), 4 * share
+    sum_of_scaled = added((3 / 32, three), *[(-4 / 32, four)] * 15)
+    softmax = times(1 / 16, p, total, 0)
+    scaled_softmax = max(times(total / 16, softmax, 1 / 32, share), times(1 / 16, p, total / 32, sum_of_scaled))
+    difference = abs(total / 16 - 3)
+    before = rounded(difference / 32, scaled_softmax + three)
+    uniform = max(before, times(difference, rounded(difference, softmax), 1 / 32, share))
+
+    given = inputs([[0.0] * 16], [0], weight=[3.0] + [-4.0] * 15, label_smoothing=0.5)
+    by_hand = rounded(15 / 16 * 1.5 + difference / 32, of_target + uniform)
+    assert_is(bounds_of(given, "kernel").gradient[0, 0], by_hand)
+
+
+@pytest.mark.parametrize("promise", ["eager", "kernel"])
+def test_a_gradient_of_the_only_class_has_no_error(promise):
+    """p is exactly 1, and the upstream gradient times the weight is 15: no step rounds."""
+    given = inputs([[7.0]], [0], weight=[5.0])
+    given = replace(given, upstream=torch.tensor([3.0]))
+    assert bounds_of(given, promise).gradient == 0
+
+
+@pytest.mark.parametrize(("promise", "error"), [("eager", 0.0), ("kernel", 15 * U)])
+def test_a_tangent_of_known_numbers_rounds_only_in_a_kernel(promise, error):
+    """p is exactly 1 and 0, and the tangent is 5·(3 - 0). A kernel may multiply the 5 by another factor first."""
+    terms = terms_of(inputs([[0.0, -INF]], [1], weight=[1.0, 5.0]))
+    along = DerivativeBounds(terms, contract(promise, "A", "float32"), np.array([[3.0, 0.0]]))
+    assert_is(along.tangent, error)
 
 
 @pytest.mark.parametrize(("promise", "ulps"), [("eager", 0.5), ("fast_kernel", 2.5)])
@@ -518,6 +564,8 @@ def test_the_part_of_a_gradient_over_a_denominator_of_zero_is_made_without_a_war
         ([[2.0**127, 0.0, 0.0], [1.0, 0.0, 0.0]], None, 0.0, [False, False]),  # without smoothing there is no such sum
         ([[2.0**127, 0.0, 0.0], [1.0, 0.0, 0.0]], [0.25, 0.25, 0.25], 0.5, [False, False]),  # 0.75 · 2^127
         ([[-(2.0**127), 0.0, 0.0], [1.0, 0.0, 0.0]], [0.5, 0.5, 1.0], 0.5, [True, False]),  # 2 · 2^127, of either sign
+        ([[0.0, 0.0, 0.0], [0.0, -3.0, -3.0]], [2.0**127] * 3, 0.5, [True, True]),  # 1.5 · 2^128, times log 3 or 3.1
+        ([[0.0, 0.0, 0.0], [0.0, -3.0, -3.0]], [2.0**125] * 3, 0.5, [False, True]),  # 0.375 · 2^128, times log 3 or 3.1
     ],
 )
 def test_a_kernel_that_multiplies_by_the_smoothing_factor_last_overflows_in_the_unscaled_sum(
@@ -529,3 +577,12 @@ def test_a_kernel_that_multiplies_by_the_smoothing_factor_last_overflows_in_the_
     with np.errstate(all="ignore"):
         of_logits = fused._of_logits()
     assert np.isinf(of_logits.error).tolist() == overflows
+
+
+def test_calls_that_are_bounded_together_overflow_no_earlier_than_alone():
+    """The sums that come before the factor ε/C are 2^127 and 1.5·2^127 in one call. Over both calls they overflow."""
+    given = inputs([[-(2.0**127), 0.0, 0.0]], [1], weight=[0.5] * 3, label_smoothing=0.5, reduction="sum")
+    alone, *together = (bounds_of(given, "kernel") for _ in range(3))
+    Bounds.of_calls(together, ["loss"])
+    assert np.isfinite(alone.loss)
+    assert together[0].loss == together[1].loss == alone.loss

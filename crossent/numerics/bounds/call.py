@@ -137,12 +137,12 @@ class CallBounds:
         scale = Held.exactly(self.terms.upstream, self.contract.storage)
         if self._denominator is None:
             return scale
-        return self.contract.keep(self._divided(scale, self._of_rows(self._denominator), known=False))
+        return self.contract.keep(self._divided(scale, self._of_rows(self._denominator)))
 
-    def _divided(self, held: Held, divisor: Held, *, known: bool) -> Held:
+    def _divided(self, held: Held, divisor: Held) -> Held:
         """Return a number divided by D. A kernel may multiply the number by `1/D`: the larger error counts."""
         c = self.contract
-        divided = held.over(divisor, c.compute, c.functions.division_ulps, known=known)
+        divided = held.over(divisor, c.compute, c.functions.division_ulps, known=False)
         if not c.fused:
             return divided
         inverse = c.keep(Held.exactly(1.0, c.storage).over(divisor, c.compute, c.functions.division_ulps))

@@ -51,7 +51,7 @@ class Bounds(CallBounds):
             return rows
         # Such a kernel may multiply by ε/C last, so `Σ w_c · logsumexp` and `Σ w_c x_c` must not overflow.
         weights = float(t.logits.shape[1]) if t.weight is None else np.abs(t.weight).sum(-1)
-        largest = np.where(np.isfinite(t.logits), np.abs(t.logits), 0.0).max(1, initial=0.0) + np.abs(t.log_sum)
+        largest = np.abs(t.logits).max(1) + np.abs(t.log_sum)
         return rows.unless(c.compute.overflows(weights * largest))
 
     @cached_property
@@ -76,7 +76,7 @@ class Bounds(CallBounds):
             rows = self._of_target(self._coefficients).times(self._of_target(values), c.compute, known=not c.fused)
             return rows, rows.largest
         products = c.keep(self._coefficients.times(values, c.compute))
-        return products.sum(c.compute), products.largest.sum(-1)
+        return products.sum(c.compute), products.largest.sum(1)
 
     def _reduced(self, rows: Held, sizes: Array, values: Array) -> Array:
         """Return the bound of `Σ_c w_c q_c values_c` for each row, (R,), or of the reduced number, ().
@@ -95,7 +95,7 @@ class Bounds(CallBounds):
         held, heads = c.stored or c.compute, self._heads(values)
         unscaled = heads
         if self._dense:
-            unscaled = heads.sum(-1) if t.smooths else heads.max(-1)
+            unscaled = heads.sum(1) if t.smooths else heads.max(1)
         rows = c.keep(rows.unless(held.overflows(unscaled))).where(t.kept)
         if t.reduction == "none":
             return safe(rows.rounded(c.storage).error)
@@ -106,11 +106,11 @@ class Bounds(CallBounds):
             # An implementation may divide each row before the sum, or divide the sum: the larger error counts.
             divisor = self._denominator
             divided = np.abs(divisor.value) - divisor.error
-            first = self._divided(rows, self._of_rows(divisor), known=True)
+            first = self._divided(rows, self._of_rows(divisor))
             first = self._sum_of_rows(first, c.compute, sizes / t.by_row(divided))
-            total = wider(self._divided(total, divisor, known=True), first)
+            total = wider(self._divided(total, divisor), first)
         if self._dense and t.smooths:
-            total = total.unless(held.overflows(t.by_call(unscaled).sum(-1) / np.minimum(divided, 1.0)))
+            total = total.unless(held.overflows(t.by_call(unscaled).sum(1) / np.minimum(divided, 1.0)))
         bound = safe(total.rounded(c.storage).error)
         return bound.reshape(()) if t.lengths is None else bound
 
@@ -138,14 +138,14 @@ class Bounds(CallBounds):
             gradient = Held(gradient.value, gradient.error + once, c.compute)
         if t.smooths and c.fused:
             of_target, uniform = parts(t, c)
-            share = scale.times(unsmoothed_share(t, c), c.compute, known=False)
-            spread = scale.times(constant(t.label_smoothing / t.logits.shape[1], c.compute, c), c.compute, known=False)
+            share = scale.times(unsmoothed_share(t, c), c.compute)
+            spread = scale.times(constant(t.label_smoothing / t.logits.shape[1], c.compute, c), c.compute)
             one, _ = self._part(of_target, c.keep(share), hot=t.index is not None)
-            two, _ = self._part(uniform, c.keep(spread), hot=False)
+            two, _ = self._part(uniform, c.keep(spread))
             gradient = wider(gradient, one.plus(two, c.compute))
         return safe(gradient.where(t.kept[:, None]).rounded(c.storage).error)
 
-    def _part(self, coefficients: Held, scale: Held, *, hot: bool) -> tuple[Held, Array]:
+    def _part(self, coefficients: Held, scale: Held, *, hot: bool = False) -> tuple[Held, Array]:
         """Return `s (p_c Σ_k v_k - v_c)`, (R, C), in any association, and the sizes of its two terms, (R, C).
 
         An implementation may multiply both terms by a factor before the difference, or multiply the difference. With m
@@ -165,26 +165,28 @@ class Bounds(CallBounds):
 
         Before the difference, an implementation may scale the sum over k, or scale its terms. The larger error counts:
         where the terms cancel, their roundings do not cancel.
+
+        A `p` without an error is 0 or 1. The other factors are then multiplied alone, so the rounding of a product of
+        known factors is known in any order.
         """
         c, t = self.contract, self.terms
-        known = not c.fused  # the factors of a kernel may have any order
         scaled = self._scaled(coefficients, scale)
         total, of_scaled = (self._of_target(v) if hot else v.sum(c.compute) for v in (coefficients, scaled))
         factor = column(c.keep(of_scaled))
-        softmax = self._probs.times(column(c.keep(total)), c.compute, known=known).times(scale, c.compute, known=known)
+        softmax = self._probs.times(column(c.keep(total)), c.compute).times(scale, c.compute)
         # As in autograd: the gradient of log p is stored, then summed, then multiplied by p.
-        softmax = wider(softmax, self._probs.times(factor, c.compute, known=known))
+        softmax = wider(softmax, self._probs.times(factor, c.compute))
         if c.fused:
             softmax = self._in_any_order(softmax, [*self._scale_factors(), column(total).largest, self._probs.largest])
         before = softmax.minus(scaled, c.compute)
         if hot and c.fused:
-            is_hot = np.arange(t.logits.shape[1]) == np.reshape(np.asarray(t.index), (-1, 1))
-            minus_one = self._probs.minus(Held.exactly(1.0, c.compute), c.compute)
+            is_hot = np.arange(t.logits.shape[1]) == np.asarray(t.index)[:, None]
+            minus_one = self._probs.minus(Held.exactly(1.0, None), c.compute)
             difference = Held.chosen(is_hot, minus_one, self._probs)
-            after = difference.times(factor, c.compute, known=False)
+            after = difference.times(factor, c.compute)
         else:
-            difference = self._probs.times(column(total), c.compute, known=known).minus(coefficients, c.compute)
-            after = difference.times(scale, c.compute, known=known)
+            difference = self._probs.times(column(total), c.compute).minus(coefficients, c.compute)
+            after = difference.times(scale, c.compute)
         if c.fused:
             after = self._in_any_order(after, [*self._scale_factors(), column(total).largest, difference.largest])
         return wider(before, after), softmax.largest + scaled.largest
