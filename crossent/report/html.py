@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
 
 # The page shows a part of many findings. The JSON report has all of them.
-MOST_CAUSES = 24  # causes of a subject that are shown with an example in full
+MOST_CARDS = 24  # causes of a subject that are shown with an example in full
 MOST_LINES = 60  # further causes of a subject, with a line each; still smaller causes are counted by check
-_FURTHER = 144  # further findings of a subject, with a command each
+MOST_FURTHER_OF_ALL = 144  # further findings of a subject, with a command each
 MOST_FURTHER = 12  # further findings of a cause
 OPEN = 3  # causes of a subject that are unfolded at first
 LARGEST_NOTEBOOK = 200_000  # bytes; some notebooks store no larger output
@@ -49,8 +49,8 @@ _ISSUE = re.compile(
     r"(?![\w/…])",
     re.ASCII,
 )
-_FRAME = "width: 100%; height: 40rem; border: 0"
-_SANDBOX = "allow-popups allow-popups-to-escape-sandbox"  # for the links; no scripts
+# Of the frame in a notebook: links open another page, and no script runs.
+_FRAME = 'sandbox="allow-popups allow-popups-to-escape-sandbox" style="width: 100%; height: 40rem; border: 0"'
 HEADLINES = {"passed": "Passed", "failed": "Failed", "unproven": "Not proven", "nothing": "Nothing ran"}
 
 
@@ -142,7 +142,7 @@ def notebook(report: Report) -> str:
     for most in (6, 3, 1, 0):
         # In a quoted attribute, only these two characters end or change the text.
         document = _document("notebook.html.jinja", report, parts[:most]).replace("&", "&amp;").replace('"', "&quot;")
-        framed = f'<iframe title="crossent" sandbox="{_SANDBOX}" style="{_FRAME}" srcdoc="{document}"></iframe>'
+        framed = f'<iframe title="crossent" {_FRAME} srcdoc="{document}"></iframe>'
         if len(framed.encode()) < LARGEST_NOTEBOOK:
             break
     return framed
@@ -221,9 +221,9 @@ def _part(subject: SubjectReport) -> SubjectPart:
     checks = dict.fromkeys((*(check for check in subject.order if check in planned), *planned))
     rows = {check: [_cell(tallies.get((check, dtype)), missing[check, dtype]) for dtype in dtypes] for check in checks}
     found = causes(subject)
-    each = min(MOST_FURTHER, _FURTHER // max(1, min(len(found), MOST_CAUSES)))
+    each = min(MOST_FURTHER, MOST_FURTHER_OF_ALL // max(1, min(len(found), MOST_CARDS)))
     wrong, lacking = ([_group(cause, each) for cause in found if bool(cause.feature) is of] for of in (False, True))
-    small = wrong[MOST_CAUSES + MOST_LINES :]
+    small = wrong[MOST_CARDS + MOST_LINES :]
     hidden = Counter(f"{finding.check} {finding.kind}" for group in small for finding in group.cause.findings)
     result = "nothing" if not subject.outcomes else "failed" if found else None
     return SubjectPart(
@@ -232,8 +232,8 @@ def _part(subject: SubjectReport) -> SubjectPart:
         dtypes=dtypes,
         rows=rows,
         strips=strips(subject),
-        causes=wrong[:MOST_CAUSES],
-        lines=wrong[MOST_CAUSES : MOST_CAUSES + MOST_LINES],
+        causes=wrong[:MOST_CARDS],
+        lines=wrong[MOST_CARDS : MOST_CARDS + MOST_LINES],
         hidden=hidden,
         features=lacking,
         gaps=list(_gaps(subject, tallies.values())),
@@ -332,8 +332,7 @@ def command(line: str) -> Markup:
 
 def linked(text: str) -> Markup:
     """Return a text, escaped, in which the issues of GitHub are links: an address, or `owner/repository#number`."""
-    made, end = Markup(), 0
-    text = _shown(text)
+    made, end, text = Markup(), 0, _shown(text)
     for issue in _ISSUE.finditer(text):
         address = f"https://github.com/{issue[0].removeprefix('https://github.com/').replace('#', '/issues/')}"
         made += text[end : issue.start()] + Markup('<a href="{}">{}</a>').format(address, issue[0])
