@@ -24,6 +24,7 @@ from crossent.report.html import (
     MOST_FURTHER,
     MOST_FURTHER_OF_ALL,
     MOST_LINES,
+    OPEN,
     linked,
     page,
 )
@@ -406,6 +407,12 @@ def test_a_notebook_shows_the_head_of_the_page_in_a_frame_without_scripts(text):
     order = ["Failed", "Not covered by this verdict", "2 findings:", "Worst ratios"]
     places = [shown.index(word) for word in order]
     assert places == sorted(places)
+
+
+def test_a_notebook_says_how_many_causes_it_does_not_show():
+    causes = [(2, "loss", f"about {chr(ord('a') + at)}") for at in range(26)]
+    (_, attributes), *_ = Frame(Report(ENVIRONMENT, [failing(*causes)])._repr_html_()).frames
+    assert f"… and {26 - OPEN} further causes." in Document(attributes["srcdoc"]).text
 
 
 def test_the_output_for_a_notebook_is_small_and_shows_failed_subjects_first():
