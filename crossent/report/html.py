@@ -1,14 +1,16 @@
 """A report as one HTML page that needs no network.
 
-This module computes the content of the page. Its look is in `report.html.jinja`, `report.css` and `report.js`. The
-template engine escapes all texts from outside, such as the name and the exceptions of a subject, and their control
-characters are written out. The content security policy of the page allows only the style and script of this package.
+This module computes the content of the page. Its look is in `report.html.jinja`, `macros.html.jinja`, `report.css` and
+`report.js`; `notebook.html.jinja` is the head of the page for a notebook. The template engine escapes all texts from
+outside, such as the name and the exceptions of a subject, and their control characters are written out. The content
+security policy of the page allows only the style and script of this package.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,23 +21,36 @@ import jinja2
 from markupsafe import Markup
 
 from crossent.cases.axes import DTYPES
+from crossent.report.causes import Cause, causes
+from crossent.report.clarity import same_trigger
 from crossent.report.findings import Finding, SubjectReport, Tally, together
 from crossent.report.regimes import Strip, scale, strips
 from crossent.report.text import share, short
-from crossent.words import printable
+from crossent.words import counted, printable
 
 if TYPE_CHECKING:
     from crossent.report.report import Report
 
 
 # The page shows a part of many findings. The JSON report has all of them.
-MOST_SORTS = 12  # groups of similar findings per subject
-MOST_OF_A_SORT = 12  # further findings of a group
-OPEN = 3  # groups per subject that are unfolded at first
+MOST_CARDS = 24  # causes of a subject that are shown with an example in full
+MOST_LINES = 60  # further causes of a subject, with a line each; still smaller causes are counted by check
+MOST_FURTHER_OF_ALL = 144  # further findings of a subject, with a command each
+MOST_FURTHER = 12  # further findings of a cause
+OPEN = 3  # causes of a subject that are unfolded at first
+LARGEST_NOTEBOOK = 200_000  # bytes; some notebooks store no larger output
 _LONGEST_TEXT = 1000
 LONGEST_NAME = 80
 LONGEST_COMMAND = 4000
 STEPS = 5  # colours of the heat map, from 0 to the bound
+# An issue, a pull request or a discussion. What stands before or after must not be a part of another address.
+_ISSUE = re.compile(
+    r"(?<![\w./:#@%-])(?:https://github\.com/\w[\w.-]*/\w[\w.-]*/(?:issues|pull|discussions)/\d+|\w[\w.-]*/\w[\w.-]*#\d+)"
+    r"(?![\w/…])",
+    re.ASCII,
+)
+# Of the frame in a notebook: links open another page, and no script runs.
+_FRAME = 'sandbox="allow-popups allow-popups-to-escape-sandbox" style="width: 100%; height: 40rem; border: 0"'
 HEADLINES = {"passed": "Passed", "failed": "Failed", "unproven": "Not proven", "nothing": "Nothing ran"}
 
 
@@ -53,17 +68,32 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Sort:
-    """A group of similar findings: the first is shown in full, some more by their command, the rest as a count."""
+class Group:
+    """A cause on the page: an example in full, some more findings by their command, the rest as a count."""
 
-    first: Finding
+    cause: Cause
+    example: Finding
     more: Sequence[Finding]
-    count: int
+
+    @property
+    def count(self) -> int:
+        """The number of findings."""
+        return len(self.cause.findings)
 
     @property
     def rest(self) -> int:
         """The number of findings that are not shown."""
         return self.count - 1 - len(self.more)
+
+    @property
+    def what(self) -> str:
+        """What a declaration of the feature explains, such as "152 calls refused with class probabilities"."""
+        common = self.cause.common
+        if self.example.check == "errors":
+            what = "accepted" if self.example.kind == "accepted" else "refused with another error"
+            return f"{counted(self.count, 'bad input')} {what}"
+        which = ", ".join(common.words) if common else f"the check {self.example.check}"
+        return f"{counted(self.count, 'call')} refused with {which}"
 
 
 @dataclass(frozen=True)
@@ -85,8 +115,10 @@ class SubjectPart:
     dtypes: Sequence[str]
     rows: dict[str, list[Cell]]
     strips: Sequence[Strip]
-    sorts: Sequence[Sort]
+    causes: Sequence[Group]
+    lines: Sequence[Group]
     hidden: Counter[str]
+    features: Sequence[Group]
     gaps: Sequence[Figure]
 
     @property
@@ -97,31 +129,38 @@ class SubjectPart:
 
 def page(report: Report) -> str:
     """Return the report as an HTML document. The same report gives the same document."""
-    folder = files("crossent.report")
-    style, script, template = (
-        (folder / name).read_text(encoding="utf-8") for name in ("report.css", "report.js", "report.html.jinja")
-    )
-    parts = [_part(subject) for subject in report.subjects]
-    result = verdict(report)
-    return (
-        engine()
-        .from_string(template)
-        .render(
-            report=report,
-            parts=parts,
-            verdict=result,
-            headline=HEADLINES[result],
-            summary=report.summary if report.ran else "No case ran, so the report says nothing about any subject.",
-            covered=list(covered(report)) if report.ran else [],
-            gaps=list(gaps(report)),
-            scale=scale(strip for part in parts for strip in part.strips),
-            dtypes=[dtype for dtype in DTYPES if any(dtype in part.dtypes for part in parts)],
-            open=OPEN,
-            style=Markup(style),
-            script=Markup(script),
-            style_hash=hash_of(style),
-            script_hash=hash_of(script),
-        )
+    return _document("report.html.jinja", report, [_part(subject) for subject in report.subjects])
+
+
+def notebook(report: Report) -> str:
+    """Return the head of the page for a notebook: the verdict, the first causes of findings, and the heat map.
+
+    The result is a frame, so that neither its style nor a text of the report can change the notebook. It shows failed
+    subjects first, and fewer subjects if it would be too large.
+    """
+    parts = sorted((_part(subject) for subject in report.subjects), key=lambda part: not part.failed)
+    for most in (6, 3, 1, 0):
+        # In a quoted attribute, only these two characters end or change the text.
+        document = _document("notebook.html.jinja", report, parts[:most]).replace("&", "&amp;").replace('"', "&quot;")
+        framed = f'<iframe title="crossent" {_FRAME} srcdoc="{document}"></iframe>'
+        if len(framed.encode()) < LARGEST_NOTEBOOK:
+            break
+    return framed
+
+
+def _document(template: str, report: Report, parts: Sequence[SubjectPart]) -> str:
+    return render(
+        template,
+        report=report,
+        parts=parts,
+        verdict=verdict(report),
+        headline=HEADLINES[verdict(report)],
+        summary=report.summary if report.ran else "No case ran, so the report says nothing about any subject.",
+        covered=list(covered(report)) if report.ran else [],
+        gaps=list(gaps(report)),
+        scale=scale(strip for part in parts for strip in part.strips),
+        dtypes=[dtype for dtype in DTYPES if any(dtype in part.dtypes for part in parts)],
+        open=OPEN,
     )
 
 
@@ -160,7 +199,7 @@ def gaps(report: Report) -> Iterator[Figure]:
     if report.left_out:
         yield Figure(*_counted(len(report.left_out), "check", "not run"), f"at level {report.level}")
     if skipped := sum(len(outcome.not_run) for subject in report.subjects for outcome in subject.outcomes.values()):
-        yield Figure(*_counted(skipped, "skipped check"), "counted for each case, with the reasons below")
+        yield Figure(*_counted(skipped, "skipped check"), "counted for each case")
     if not_applicable := sum(subject.counts["not_applicable"] for subject in report.subjects):
         yield Figure(*_counted(not_applicable, "case", "not applicable"), "the subject lacks a feature that they need")
     compared = report.compared
@@ -181,16 +220,30 @@ def _part(subject: SubjectReport) -> SubjectPart:
     planned = dict.fromkeys(check for check, _ in (*tallies, *missing))
     checks = dict.fromkeys((*(check for check in subject.order if check in planned), *planned))
     rows = {check: [_cell(tallies.get((check, dtype)), missing[check, dtype]) for dtype in dtypes] for check in checks}
-    sorts = subject.sorts
-    shown = [Sort(of[0], of[1 : 1 + MOST_OF_A_SORT], len(of)) for of in sorts[:MOST_SORTS]]
-    hidden = Counter(f"{finding.check} {finding.kind}" for of in sorts[MOST_SORTS:] for finding in of)
-    if not subject.outcomes:
-        result = "nothing"
-    else:
-        result = "failed" if sorts else "unproven" if subject.without_evidence else "passed"
+    found = causes(subject)
+    each = min(MOST_FURTHER, MOST_FURTHER_OF_ALL // max(1, min(len(found), MOST_CARDS)))
+    wrong, lacking = ([_group(cause, each) for cause in found if bool(cause.feature) is of] for of in (False, True))
+    small = wrong[MOST_CARDS + MOST_LINES :]
+    hidden = Counter(f"{finding.check} {finding.kind}" for group in small for finding in group.cause.findings)
+    result = "nothing" if not subject.outcomes else "failed" if found else None
     return SubjectPart(
-        subject, result, dtypes, rows, strips(subject), shown, hidden, list(_gaps(subject, tallies.values()))
+        subject=subject,
+        verdict=result or ("unproven" if subject.without_evidence else "passed"),
+        dtypes=dtypes,
+        rows=rows,
+        strips=strips(subject),
+        causes=wrong[:MOST_CARDS],
+        lines=wrong[MOST_CARDS : MOST_CARDS + MOST_LINES],
+        hidden=hidden,
+        features=lacking,
+        gaps=list(_gaps(subject, tallies.values())),
     )
+
+
+def _group(cause: Cause, most: int) -> Group:
+    example = cause.example
+    others = [finding for finding in cause.findings if finding is not example]
+    return Group(cause, example, others[:most])
 
 
 def _gaps(subject: SubjectReport, tallies: Iterable[Tally]) -> Iterator[Figure]:
@@ -231,19 +284,32 @@ def _cell(tally: Tally | None, missing: int) -> Cell:
     return Cell(kind, says, [below, *known, *([f"{missing:,} not run"] if missing else [])], title)
 
 
-def engine() -> jinja2.Environment:
-    """Return the template engine. It escapes every text that is not markup, and writes out its control characters."""
+def render(template: str, **values: Any) -> str:
+    """Return a page: a template of this room with the style and the script of all pages.
+
+    The template engine escapes every text that is not markup, and writes out its control characters.
+    """
+    folder = files("crossent.report")
+    style, script = ((folder / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     engine = jinja2.Environment(
-        autoescape=True, finalize=_shown, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.PackageLoader("crossent.report", "."),
+        autoescape=True,
+        finalize=_shown,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     engine.filters |= {
         "share": share,
         "short": short,
         "name": _name,
-        "command": _command,
-        "counted": lambda count, noun: " ".join(_counted(count, noun)),
+        "command": lambda finding: command(finding.command),
+        "corpus": lambda finding: same_trigger(finding.check, finding.case),
+        "linked": linked,
+        "counted": counted,
     }
-    return engine
+    values |= {"style": Markup(style), "script": Markup(script)}
+    return engine.get_template(template).render(style_hash=_hash(style), script_hash=_hash(script), **values)
 
 
 def _shown(value: Any) -> Any:
@@ -258,10 +324,20 @@ def _name(name: str) -> str:
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
-def _command(finding: Finding) -> Markup:
-    """Return the command that repeats a finding, escaped; "" if the command is too long to copy."""
-    command = printable(finding.command)
-    return Markup.escape(command) if len(command) <= LONGEST_COMMAND else Markup("")
+def command(line: str) -> Markup:
+    """Return a command, escaped; "" if it is too long to copy."""
+    line = printable(line)
+    return Markup.escape(line) if len(line) <= LONGEST_COMMAND else Markup("")
+
+
+def linked(text: str) -> Markup:
+    """Return a text, escaped, in which the issues of GitHub are links: an address, or `owner/repository#number`."""
+    made, end, text = Markup(), 0, _shown(text)
+    for issue in _ISSUE.finditer(text):
+        address = f"https://github.com/{issue[0].removeprefix('https://github.com/').replace('#', '/issues/')}"
+        made += text[end : issue.start()] + Markup('<a href="{}">{}</a>').format(address, issue[0])
+        end = issue.end()
+    return made + text[end:]
 
 
 def _counted(count: int, noun: str, what: str = "") -> tuple[str, str]:
@@ -269,6 +345,6 @@ def _counted(count: int, noun: str, what: str = "") -> tuple[str, str]:
     return f"{count:,}", f"{noun if count == 1 else noun + 's'} {what}".rstrip()
 
 
-def hash_of(content: str) -> str:
+def _hash(content: str) -> str:
     """Return the hash of a style or script for the content security policy, which allows no other style or script."""
     return f"sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}"

@@ -15,7 +15,7 @@ from crossent.cases.grid import sized_triples
 from crossent.files import write_whole
 from crossent.report.document import SCHEMA, jsonable, subject_json
 from crossent.report.findings import Finding, SubjectReport, Tally, together
-from crossent.report.html import page
+from crossent.report.html import notebook, page
 from crossent.report.regimes import case_or_none
 from crossent.report.text import details, failures, gaps, overview, paragraph, plain_text
 from crossent.words import counted, cut, duration
@@ -223,6 +223,10 @@ class Report:
 
     def __str__(self) -> str:
         return plain_text(self.render())
+
+    def _repr_html_(self) -> str:
+        """Return the verdict, the first findings and the map of the worst ratios, which a notebook shows."""
+        return notebook(self)
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as a JSON document, schema 1. Numbers that JSON lacks are strings: "nan", "inf", "-inf"."""

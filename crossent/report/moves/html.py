@@ -2,52 +2,68 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from markupsafe import Markup
-
-from crossent.report.html import LONGEST_COMMAND, engine, hash_of
+from crossent.report.html import command, render
 from crossent.report.moves.rules import Kind, Move
+from crossent.report.moves.text import QUIET
 
 if TYPE_CHECKING:
     from crossent.report.moves.diff import Diff
 
 
-_MOST = 40  # groups of a kind
-_MOST_OF_A_SORT = 60  # changes of a group
+_MOST = 40  # cards of a kind
+_MOST_OF_A_CARD = 60  # changes of a card
+_MOST_NAMES = 6  # names of checks in a title
 TONES = {kind: "failed" for kind in Kind if kind.fails} | {Kind.WORSE: "known", Kind.STILL: "known"}
+
+
+@dataclass(frozen=True)
+class Card:
+    """Changes of one kind that are alike: the first is shown in full, the others in a folded list."""
+
+    moves: list[Move]
+
+    @property
+    def title(self) -> str:
+        """The checks, or the decisions of torch."""
+        names = list(dict.fromkeys(move.policy or move.check for move in self.moves))
+        more = len(names) - _MOST_NAMES
+        return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+    @property
+    def subjects(self) -> Counter[str]:
+        """The number of changes of each subject."""
+        return Counter(move.subject for move in self.moves)
 
 
 def page(diff: Diff) -> str:
     """Return the comparison as an HTML document. The same two runs give the same document."""
-    folder = files("crossent.report")
-    style, script, template = (
-        (folder / name).read_text(encoding="utf-8") for name in ("report.css", "report.js", "moves/diff.html.jinja")
-    )
     dtypes, rows = diff.rows()
-    return (
-        engine()
-        .from_string(template)
-        .render(
-            diff=diff,
-            headline="No regression" if diff.ok else "Look before you upgrade",
-            tone="passed" if diff.strictly_ok else "unproven" if diff.ok else "failed",
-            dtypes=dtypes,
-            rows=rows,
-            sorts=diff.sorts,
-            tones=TONES,
-            most=_MOST,
-            most_of_a_sort=_MOST_OF_A_SORT,
-            command=lambda move: _command(diff, move),
-            style=Markup(style),
-            script=Markup(script),
-            style_hash=hash_of(style),
-            script_hash=hash_of(script),
-        )
+    return render(
+        "moves/diff.html.jinja",
+        diff=diff,
+        headline="No regression" if diff.ok else "Look before you upgrade",
+        tone="passed" if diff.strictly_ok else "unproven" if diff.ok else "failed",
+        dtypes=dtypes,
+        rows=rows,
+        cards={kind: cards(kind, groups) for kind, groups in diff.sorts.items()},
+        tones=TONES,
+        most=_MOST,
+        most_of_a_card=_MOST_OF_A_CARD,
+        command_of=lambda move: command(diff.command(move)),
     )
 
 
-def _command(diff: Diff, move: Move) -> Markup:
-    command = diff.command(move)
-    return Markup.escape(command) if len(command) <= LONGEST_COMMAND else Markup("")
+def cards(kind: Kind, groups: Iterable[list[Move]]) -> list[Card]:
+    """Return the groups of changes of one kind as cards, where groups with the same message share a card.
+
+    Changes that need no action share a card for each check, whatever their messages.
+    """
+    found: dict[str, list[Move]] = {}
+    for group in groups:
+        found.setdefault(group[0].check if kind in QUIET else group[0].says, []).extend(group)
+    return [Card(moves) for moves in found.values()]
