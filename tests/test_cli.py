@@ -236,7 +236,7 @@ def test_a_file_or_a_folder_without_permission_is_said_before_the_run(capsys, mo
 def test_a_full_disk_is_one_line_after_the_table(capsys, one_case, option):
     status, out, err = run(capsys, "check", "formula", "--dtype", "float64", option, "/dev/full")
     assert status == NOT_WRITTEN
-    assert "1 calls checked" in out
+    assert "1 call checked" in out
     assert err == "crossent: /dev/full cannot be written: No space left on device\n"
 
 

@@ -55,7 +55,7 @@ def test_x_ends_at_the_first_finding_and_is_never_green(check):
     for option in (["-x"], ["--exitfirst"], ["--max-findings", "1"]):
         status, cases, out, _ = check(*option)
         assert (status, len(cases)) == (FAILED, 2)
-        assert out.splitlines()[-1].startswith("FAILED: STOPPED EARLY after 2 of 4 cases, with 1 findings, in ")
+        assert out.splitlines()[-1].startswith("STOPPED EARLY after 2 of 4 cases, with 1 finding, in ")
     status, cases, out, _ = check("--max-findings", "1000")
     assert (status, len(cases)) == (FAILED, 4)
     assert "STOPPED" not in out

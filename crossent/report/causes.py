@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -60,7 +61,8 @@ class Common:
 
     def __str__(self) -> str:
         failing = f"{self.fails} of {self.failing} failing cases"
-        return f"{', '.join(self.words)}: {failing}, {self.passes or 'none'} of {self.passing} passing cases"
+        passing = f"{self.passes} of {self.passing} passing cases" if self.passes else "no passing case"
+        return f"{', '.join(self.words)}: {failing}, {passing}"
 
 
 @dataclass
@@ -77,6 +79,9 @@ class Cause:
     common: Common | None = None
     feature: str = ""
 
+    def __post_init__(self) -> None:
+        self.cases = {finding.case for finding in self.findings}
+
     @property
     def checks(self) -> dict[str, int]:
         """The number of findings of each check."""
@@ -86,8 +91,11 @@ class Cause:
     def example(self) -> Finding:
         """The plainest finding whose case has the common words, and whose exact value is a number other than 0."""
 
-        def order(finding: Finding) -> tuple[bool, bool]:
-            return self.common is not None and not self.common.applies(finding.case), not _telling(finding)
+        def order(finding: Finding) -> tuple[bool, ...]:
+            words = _words(finding.case)
+            typical = self.common is None or self.common.applies(finding.case)
+            rows = "logits of (N, C)" in words, "reduction='none'" in words  # which show the rows that are wrong
+            return not typical, not _telling(finding), *map(operator.not_, rows)
 
         return min(self.findings, key=order)
 
@@ -96,6 +104,7 @@ class Cause:
         if self.feature and len(other.findings) > len(self.findings):
             self.common = other.common
         self.findings += other.findings
+        self.cases.update(finding.case for finding in other.findings)
 
     def explains(self, other: Cause) -> bool:
         """Whether another group of findings is on the same cases, or on cases with the same choices."""
@@ -104,8 +113,8 @@ class Cause:
             return False
         if self.feature:
             return True
-        own, cases = {finding.case for finding in self.findings}, [finding.case for finding in other.findings]
-        same = sum(case in own for case in cases)
+        cases = [finding.case for finding in other.findings]
+        same = sum(case in self.cases for case in cases)
         alike = sum(self.common is not None and self.common.applies(case) for case in cases)
         return max(same, alike) >= _MOST_OF * len(cases)
 
@@ -156,8 +165,8 @@ def _by_feature(subject: SubjectReport, findings: Sequence[Finding]) -> list[Cau
         present = {feature for name in works for feature in subject.needs.get(name, ())}
         lacking = [feature for feature in subject.needs.get(first.check, ()) if feature not in present]
         return [Cause(list(findings), None, lacking[0])] if lacking else []
-    if first.kind != "refused":
-        return []
+    if first.kind != "refused" or first.check != "call":
+        return []  # of another check, which runs on few cases, words say little
     used, rest, made = Counter(word for case in accepted for word in _words(case)), list(findings), list[Cause]()
     while rest:
         words = Counter(word for finding in rest for word in _words(finding.case))
@@ -258,6 +267,7 @@ def _words(id: str) -> list[str]:
     described = {
         shape: True,
         "a weight": case.weight != "unweighted",
+        "a weight of 0": case.weight == "weight_zeros",
         "label_smoothing": case.label_smoothing > 0,
         "ignored rows": case.ignored != "kept",
         "an ignore_index that is a class": case.ignored != "kept" and 0 <= IGNORED[case.ignored] < case.classes,
@@ -270,6 +280,8 @@ def _words(id: str) -> list[str]:
         case.dtype: True,
         **{f"more than {limit} classes": case.classes > limit for limit in CLASS_LIMITS},
         **{f"more than {limit} row{'s' * (limit > 1)}": case.rows > limit for limit in ROW_LIMITS if limit},
+        "an odd number of classes": case.classes % 2 == 1,
+        "an odd batch": len(case.sizes) > 1 and case.sizes[0] % 2 == 1,
         case.class_size: True,
         case.row_size: True,
         f"C {'' if case.classes & (case.classes - 1) == 0 else 'not '}a power of two": True,

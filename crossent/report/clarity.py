@@ -56,7 +56,7 @@ def same_trigger(check: str, case: str) -> str:
     first, *others = sorted(found, key=lambda bug: not any(case.name == name for case in bug.cases))
     more = [bug.issues[0] for bug in others if bug.issues][:_MOST_OTHERS]
     also = f" The same is true of {' and '.join(more)}." if more else ""
-    bug = first.issues[0] if first.issues else "a bug of a user's code"
+    bug = first.issues[0] if first.issues else "a known bug"
     return f"{bug} has the same trigger: {first.breaks}{also}"
 
 

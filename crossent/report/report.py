@@ -115,18 +115,20 @@ class Report:
         """Return the last line of the report: the number of findings or of passed calls."""
         if self.planned is not None:
             word = "STOPPED EARLY" if self.stopped else "INTERRUPTED"
-            return f"{word} after {self.cases} of {self.planned} cases, with {len(self.findings)} findings"
+            number = counted(len(self.findings), "finding")
+            return f"{word} after {self.cases:,} of {self.planned:,} cases, with {number}"
         if not self.ran:
             return "nothing ran"
         if self.findings:
-            return f"{len(self.findings)} findings in {self.ran} checked calls"
+            return f"{counted(len(self.findings), 'finding')} in {counted(self.ran, 'checked call')}"
+        calls = f"{counted(self.ran, 'call')} checked"
         if not self.ok:
-            return f"{self.ran} calls checked without findings, but not everything has evidence"
+            return f"{calls} without findings, but not everything has evidence"
         known = sum(subject.counts["expected"] for subject in self.subjects)
-        failures = f", except in {known} known failures" if known else ""
+        failures = f", except in {counted(known, 'known failure')}" if known else ""
         differences = sum(len(subject.declared) for subject in self.subjects)
-        declared = f", with {differences} declared difference{'s' * (differences > 1)}" if differences else ""
-        return f"{self.ran} calls checked, every judged number within its error bound{failures}{declared}"
+        declared = f", with {counted(differences, 'declared difference')}" if differences else ""
+        return f"{calls}, every judged number within its error bound{failures}{declared}"
 
     def sort(self, cases: list[str]) -> None:
         """Put the outcomes and findings into the order of these ids, which must be the ids of all cases."""
@@ -165,6 +167,8 @@ class Report:
         took = "" if self.seconds is None else f", in {duration(self.seconds)}"
         if self.ok:
             return Text.assemble(("PASSED", "bold green"), f": {self.summary}{took}")
+        if self.planned is not None:
+            return Text(f"{self.summary}{took}", "bold red")
         word = "FAILED" if self.findings else "NOT PROVEN" if self.ran else "NOTHING RAN"
         return Text.assemble((word, "bold red"), f": {self.summary}{took}")
 
@@ -187,7 +191,7 @@ class Report:
             yield f"not covered: {'; '.join(uncovered)}"
         for subject in self.subjects:
             if subject.not_applicable:
-                number = counted(subject.not_applicable.total(), "case")
+                number = counted(sum(subject.not_applicable.values()), "case")
                 yield f"not applicable: {number}, since {subject.name} {first_names(list(subject.not_applicable))}"
         for what, names in self.only.items():
             yield f"ONLY A PART RAN: only {what} {first_names(names)}"
@@ -205,7 +209,7 @@ class Report:
             yield f"{counted(len(self.left_out), 'check')} that level {self.level} does not run"
         compared = self.compared
         if compared.vacuous:
-            yield f"{compared.vacuous:,} of {compared.ran:,} comparisons that zeros would pass"
+            yield f"{compared.vacuous:,} of {compared.ran:,} comparisons without evidence, as zeros would pass"
         if unjudged := compared.not_judged.total():
             yield f"{unjudged:,} of {compared.elements:,} numbers without a bound"
 

@@ -101,15 +101,16 @@ def _declarable(subject: SubjectReport, found: Sequence[Cause]) -> Iterator[Text
         return
     features = " ".join(cause.feature for cause in found)
     number = counted(sum(len(cause.findings) for cause in found), "finding")
-    yield Text(f"\n{number} where {subject.name} may lack a feature. If so, declare it: --without {features}", "bold")
+    explained = f"{number} that a missing feature would explain. If it is missing on purpose"
+    yield Text(f"\n{explained}: --without {features}", "bold")
     for cause in found:
         first, count = cause.findings[0], len(cause.findings)
         if first.check == "errors":
             what = counted(count, "bad input") + (" accepted" if first.kind == "accepted" else ", another error")
         else:
             with_ = ", ".join(cause.common.words) if cause.common else f"the check {first.check}"
-            said = "refused" if first.kind == "refused" else first.kind
-            what = f"{counted(count, 'call')} {said} with {with_}"
+            said = "raised" if first.kind == "refused" else first.kind
+            what = f"{counted(count, 'call')} {said} {'with' if cause.common else 'in'} {with_}"
         yield Text(f"  {cause.feature}: {what}; {first.case}: {first.message.partition(chr(10))[0]}")
 
 

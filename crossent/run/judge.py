@@ -23,6 +23,7 @@ from crossent.trials.act import Host
 from crossent.trials.call import Result, checksum, evaluate
 from crossent.trials.check import Check, Cost
 from crossent.trials.difference import Difference
+from crossent.trials.factors import factor_of
 from crossent.trials.trial import EndedError, NotRunError, Problem, Question, RefusedError, Trial, widens_halves
 from crossent.words import said
 
@@ -90,7 +91,7 @@ def _unused_options(trial: Trial) -> str:
     options = trial.question.inputs.options
     given = [name for name in KEYWORDS if options.get(name, _DEFAULTS.get(name)) != _DEFAULTS.get(name)]
     unused = [name for name in given if checksum(trial.got.loss) == _checksum_without(name, trial)]
-    if not unused:
+    if not unused or trial.got.loss.isnan().all():
         return ""
     return f"\nThe loss is the same without {' and '.join(unused)}. If that is meant: --without {' '.join(unused)}"
 
@@ -191,7 +192,7 @@ def as_finding(trial: Trial, check: Check, problem: Difference | Problem) -> Fin
         else:
             numbers = _numbers(problem)
             of_torch, hint = ("", "") if trial.subject is TORCH else _of_torch(trial, problem)
-            message += hint
+            message += factor_of(problem, inputs) + hint
     call = describe(inputs)
     return Finding(trial.subject.name, check.name, trial.case.id, kind, message, call, numbers, of_torch, of=of)
 

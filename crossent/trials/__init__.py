@@ -10,6 +10,7 @@ check       Check: one property of a subject on a case, declared with its cost a
 memory      writes into arguments, memory that results share with arguments, and freed memory filled with NaN
 exact       the exact values of a case, and the terms from which its error bounds are computed
 difference  Difference: the worst error of a result, compared with its error bound
+factors     a wrong number that is a simple multiple of the exact value
 along       the comparison of derivatives along a direction with their exact values
 trial       Question: a case with its exact values. Trial: one subject on one case
 ahead       the error bounds of many cases, computed together before the calls

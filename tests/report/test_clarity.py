@@ -64,7 +64,7 @@ def test_a_finding_on_a_case_of_the_corpus_names_the_bug_with_the_same_trigger()
     assert same_trigger("loss", BURN + "-seed5").startswith(said)
     assert same_trigger("state", BURN) == ""  # the bug shows in other checks
     assert same_trigger("loss", "float32-7x5-normal-int64-mean-weighted-ignored_zero-window") == ""
-    assert same_trigger("errors", "label_smoothing_nan").startswith("a bug of a user's code has the same trigger: ")
+    assert same_trigger("errors", "label_smoothing_nan").startswith("a known bug has the same trigger: ")
     assert same_trigger("errors", "reduction_unknown") == ""
     lines = str(finding(2.0, case=BURN)).splitlines()
     assert [line for line in lines if line.startswith(f"  corpus  {said}")]

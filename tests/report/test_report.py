@@ -353,14 +353,14 @@ def test_known_findings_are_aside_for_grade_count_and_verdict():
     wrong = Finding("mine", "loss", "b", "wrong", "")
     made.findings = [wrong]
     assert made.grades == {"float32": "F"}
-    assert Report({}, [made]).summary == "1 findings in 2 checked calls"
+    assert Report({}, [made]).summary == "1 finding in 2 checked calls"
     made.findings = [dataclasses.replace(wrong, expected="known")]
     whole = Report({}, [made])
     assert made.grades == {"float32": "A"}
     assert made.counts == {"ran": 2, "failed": 0, "expected": 1, "not_applicable": 0}
     assert whole.ok
     assert not whole.findings
-    assert whole.summary.endswith("except in 1 known failures")
+    assert whole.summary.endswith("except in 1 known failure")
     assert "1 known failure: known; for example mine:loss:b" in shown(whole, verbosity=1)
 
 

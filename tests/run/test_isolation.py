@@ -120,7 +120,7 @@ def test_a_file_can_configure_triton_before_anything_imports_it(tmp_path, monkey
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(crossent.__file__).parents[1])]))
     ran = subprocess.run([*checked, *chosen], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert "1 calls checked" in ran.stdout
+    assert "1 call checked" in ran.stdout
 
 
 def test_there_is_no_answer_in_the_memory_of_a_subject():

@@ -194,7 +194,7 @@ def test_an_interrupted_run_is_not_ok_and_has_what_was_done():
     report = raised.value.report
     assert report.ran == 20
     assert not report.ok
-    assert report.summary == f"INTERRUPTED after 20 of {report.planned} cases, with 0 findings"
+    assert report.summary == f"INTERRUPTED after 20 of {report.planned:,} cases, with 0 findings"
 
 
 @pytest.mark.parametrize("jobs", [None, 2])
@@ -203,7 +203,7 @@ def test_a_run_ends_at_its_most_findings_and_says_how_far_it_came(jobs):
     assert not report.ok
     assert len(report.findings) == 1
     assert 0 < report.cases < report.planned / 2
-    assert report.summary == f"STOPPED EARLY after {report.cases} of {report.planned} cases, with 1 findings"
+    assert report.summary == f"STOPPED EARLY after {report.cases} of {report.planned:,} cases, with 1 finding"
     assert read_back(report) == report.to_json()
     assert (report.to_json()["stopped"], report.fixed) == (True, [])
     whole = check_few("formula", off_by_a_percent, level="quick", jobs=jobs)

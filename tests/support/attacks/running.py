@@ -23,7 +23,7 @@ LONGEST = 60.0  # seconds, after which the runner ends the command
 MOST_PRINTED = 10**5  # characters of a report on a few cases
 LEAST_FREE = 3 * 2**20  # kB of the machine's memory, below which the runner ends the command
 SETTLED = 3.0  # seconds, after which nothing may be left
-SUMMARY = re.compile(r"(STOPPED EARLY|INTERRUPTED) |nothing ran|\d+ findings in |\d+ calls checked")
+SUMMARY = re.compile(r"(STOPPED EARLY|INTERRUPTED) after |(PASSED|FAILED|NOT PROVEN|NOTHING RAN): ")
 WHOLE = ("--level", "quick", "--dtype", "float32", "--jobs", "1", "--no-cache")
 
 

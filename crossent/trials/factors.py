@@ -1,0 +1,63 @@
+"""A wrong number that is a simple multiple of the exact value: the factor often names the bug."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import permutations
+
+from crossent.cases.inputs import Inputs
+from crossent.subjects.features import is_dense
+from crossent.trials.difference import Difference
+
+# A number meets one of some thirty factors by chance if its error bound is wide.
+_NARROW = 2.0**-10
+_MOST = 3  # names: where a case has as many classes as rows, they have the same factor
+
+
+def factor_of(difference: Difference, inputs: Inputs) -> str:
+    """Return a line that names the factor between a wrong number and the exact value; "" if no known factor fits.
+
+    A factor fits if the number is within the error bound of the exact value times the factor.
+    """
+    got, exact, bound = difference.got, difference.exact, difference.bound
+    if not all(map(math.isfinite, (got, exact, bound))) or got == 0 or exact == 0:
+        return ""
+    fits: dict[str, float] = {}
+    for words, factor in _factors(inputs):
+        allowed = bound * max(1.0, abs(factor))
+        far = abs(exact * factor - exact) > 2 * allowed
+        if far and abs(got - exact * factor) <= allowed <= _NARROW * abs(got):
+            fits[words] = factor
+    if not fits:
+        return ""
+    factor = next(iter(fits.values()))
+    return f"\ngot is the exact value times {factor:.6g}: {' or '.join(list(fits)[:_MOST])}"
+
+
+def _factors(inputs: Inputs) -> Iterator[tuple[str, float]]:
+    """Yield factors that bugs put into a loss or a gradient, with their names."""
+    sizes = {words: number for words, number in _sizes(inputs).items() if number != 0}
+    for one, two in permutations(sizes, 2):
+        yield f"{one} / {two}", sizes[one] / sizes[two]
+    for words, number in sizes.items():
+        yield words, number
+        yield f"1 / {words}", 1 / number
+    yield from (("-1", -1.0), ("2", 2.0), ("1 / 2", 0.5), ("log 2", math.log(2)), ("1 / log 2", 1 / math.log(2)))
+
+
+def _sizes(inputs: Inputs) -> dict[str, float]:
+    """Return the sizes of a call by their names."""
+    logits, target, options = inputs.logits, inputs.target, inputs.options
+    classes = logits.shape[min(1, logits.dim() - 1)]
+    sizes = {}
+    if not is_dense(inputs):
+        index = target.long()
+        kept = index != options.get("ignore_index", -100)
+        sizes["kept rows"] = float(kept.sum())
+        if (weight := options.get("weight")) is not None:
+            sizes["weight of the kept rows"] = float(weight.double()[index[kept]].sum())
+    sizes["rows"] = logits.numel() / classes if classes else 0.0
+    sizes |= {"batch": float(logits.shape[0]) if logits.dim() > 1 else 1.0, "classes": float(classes)}
+    smoothing = options.get("label_smoothing", 0.0)
+    return sizes | ({"1 - label_smoothing": 1 - smoothing} if 0 < smoothing < 1 else {})
