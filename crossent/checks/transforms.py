@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -154,12 +155,13 @@ def _autocast_dtype(logits: Tensor) -> torch.dtype:
 
 @functools.cache
 def _casts_to_float16(device: torch.device) -> bool:
-    """Whether autocast knows float16 on a device. On a CPU, old versions of torch disable it with a warning."""
-    with warnings.catch_warnings():
+    """Whether autocast knows float16 on a device. On a CPU, torch 2.0 raises, and later versions only warn."""
+    with warnings.catch_warnings(), suppress(RuntimeError):
         warnings.simplefilter("ignore")
         with torch.autocast(device.type, dtype=torch.float16):
             one = torch.ones(1, 1, device=device)
             return (one @ one).dtype == torch.float16
+    return False
 
 
 @check("compile", cost=Cost.STRUCTURE, transforms=True)

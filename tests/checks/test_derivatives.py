@@ -14,7 +14,7 @@ from support.reference import REFERENCE
 from support.running import trial_of
 from support.soak import soak
 from support.subjects import TENSOR_FORMS
-from support.waits import computes
+from support.waits import computes, older_than
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
@@ -113,6 +113,8 @@ def test_no_correct_derivative_is_accused(part, seed):
         question.cache_clear()
         if not DERIVATIVES[0].applies(case):
             continue
+        if older_than("2.1") and len(case.sizes) == 1:
+            continue  # torch 2.0 gives the tangent of a mean of one row in float64
         for subject in subjects:
             if takes(subject, case):
                 for of, one in differences(subject, case).items():

@@ -7,6 +7,7 @@ import torch
 from support.checks import JACOBIANS, SINGLE
 from support.running import judged, run, trial_of
 from support.subjects import TENSOR_FORMS
+from support.waits import older_than
 
 import crossent
 from crossent.cases.axes import DTYPES
@@ -62,6 +63,8 @@ def test_the_forms_and_torch_are_right_for_a_batch(dtype, seed):
 @pytest.mark.parametrize("subject", [*TENSOR_FORMS, TORCH], ids=lambda subject: subject.name)
 def test_each_act_computes_what_the_function_of_torch_computes(subject, case):
     """The whole Jacobian or Hessian is the derivative for a batch of unit vectors."""
+    if subject is TORCH and case is ROWS and older_than("2.1"):
+        pytest.skip("torch 2.0 refuses the batch: pytorch#90916")
     inputs = case.build()
     x, loss = inputs.logits, subject.loss
 

@@ -24,6 +24,7 @@ from support.checks import CALL, RESULT
 from support.readme import README, RESULTS, part
 from support.reference import REFERENCE
 from support.running import run
+from support.waits import older_than
 
 import crossent
 from crossent.cases.axes import DTYPES
@@ -56,8 +57,15 @@ def judged(case, checks, *subjects):
     return run(subjects, case, [c for c in CHECKS.values() if c in (CALL, RESULT) or c.name in checks])
 
 
+def skip_if_not_wrong_here(mutant):
+    """Skip a mutant that this torch computes right."""
+    if mutant.name == "reads_the_upstream_gradient_under_jacrev" and older_than("2.1"):
+        pytest.skip("torch 2.0 computes it right")
+
+
 @pytest.mark.parametrize("mutant", MUTANTS, ids=str)
 def test_a_mutant_is_killed_by_the_check_that_it_belongs_to(mutant):
+    skip_if_not_wrong_here(mutant)
     report = judged(case_of(mutant.case), mutant.checks, Subject(mutant.name, mutant.loss))
     missing = {r for outcome in report.subjects[0].outcomes.values() for r in outcome.not_run.items()}
     reasons = [reason for check, reason in missing if check in mutant.checks and "a right" not in reason]
@@ -111,13 +119,18 @@ def only_under_transforms():
 @pytest.mark.parametrize(("mutant", "level", "names"), list(only_under_transforms()))
 def test_a_mutant_that_only_a_transform_shows_is_found_by_the_plan_of_its_level(mutant, level, names):
     """A level traces few graphs: they still show each mutant that they showed when the figures were written."""
-    planned = plan(level, tuple(DTYPES), 0)
-    assert any(
-        finding.check in names
-        for case, checks in planned.items()
-        if (of := [check.name for check in checks if check.name in names])
-        for finding in judged(case, of, Subject(mutant.name, mutant.loss)).findings
-    ), names
+    skip_if_not_wrong_here(mutant)
+    reasons = set()
+    for case, checks in plan(level, tuple(DTYPES), 0).items():
+        if of := [check.name for check in checks if check.name in names]:
+            report = judged(case, of, Subject(mutant.name, mutant.loss))
+            if any(finding.check in names for finding in report.findings):
+                return
+            not_run = [outcome.not_run for outcome in report.subjects[0].outcomes.values()]
+            reasons |= {of[name] for of in not_run for name in names if name in of}
+    if reasons:
+        pytest.skip("; ".join(sorted(reasons)))
+    raise AssertionError(f"no case of level {level} shows it to {names}")
 
 
 def test_every_check_kills_a_mutant():

@@ -10,6 +10,7 @@ import tomllib
 import pytest
 from support.examples import blocks, commands, file_of, require_said
 from support.readme import ROOT
+from support.waits import computes
 
 from crossent import cli
 
@@ -42,6 +43,8 @@ def folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize("page", WITH_CODE, ids=name)
 @pytest.mark.usefixtures("folder")
 def test_the_python_examples_of_a_page_run_in_order_and_print_what_they_say(page):
+    if page.stem == "start" and not computes("float16"):
+        pytest.skip("needs a torch that computes in float16 on a CPU")
     names = {"__name__": "example"}
     for place, source in blocks(page, "python"):
         require_said(source, place, names)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support import waits
 from support.checks import CIRCUMSTANCES, SINGLE
 from support.running import run
 
@@ -219,6 +220,7 @@ def test_an_entry_about_a_result_describes_it_in_every_check(changed, numbers, m
     assert not entry(checks=["loss"]).matches(one, "torch")
 
 
+@waits.float16
 def test_a_wrong_number_of_torch_is_known_in_whatever_way_the_loss_is_called():
     """A float16 case whose seed was drawn: its sum overflows under no_grad and on non-leaf logits as well."""
     case = Case.of("float16-5x5-large-probabilities-mean-weighted-expanded-target_strided-smooth1-seed4066419307")
@@ -342,6 +344,8 @@ def test_every_entry_of_the_shipped_list_happens_here(known):
     if not known.applies(torch.__version__, "cpu"):
         pytest.skip(f"needs torch {known.torch or 'of any version'} on {known.device}")
     made = run([TORCH, TORCH_NLL], chosen(known), PLANNED.get, known=[known])
+    if not made.ran and (reasons := {reason for part in made.subjects for reason in part.not_applicable}):
+        pytest.skip("; ".join(sorted(reasons)))
     assert made.ran
     assert made.fixed == []
     described = [found for part in made.subjects for found in part.findings if found.expected == str(known)]

@@ -8,6 +8,7 @@ import torch
 from every import MUTANTS
 from support.defects import DEFECTS
 from support.running import check_on, run
+from support.waits import computes
 
 import crossent
 from crossent.cases.axes import DTYPES
@@ -75,7 +76,8 @@ def test_a_wrapper_of_torch_in_a_file_is_judged_as_torch_is(few, tmp_path, capsy
     # Only the reports differ in the name of the subject: the wrapper has the same results and known failures.
     known = [{(one.check, one.case, one.expected) for one in part.findings} for part in (torchs, mine)]
     assert known[0] == known[1] != set()
-    assert mine.grades == torchs.grades == {"float16": "B", "bfloat16": "B", "float32": "A", "float64": "A"}
+    half = {"float16": "B"} if computes("float16") else {"float16": "A"}  # old versions refuse all but an empty batch
+    assert mine.grades == torchs.grades == {**half, "bfloat16": "B", "float32": "A", "float64": "A"}
     assert {dtype: outcome.digest for dtype, outcome in mine.outcomes.items()} == {
         dtype: outcome.digest for dtype, outcome in torchs.outcomes.items()
     }

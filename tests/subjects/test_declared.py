@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from support import waits
 from support.checks import ALWAYS, CHECKS
 from support.running import run
 from support.subjects import TENSOR_FORMS
@@ -196,6 +197,7 @@ def test_another_class_of_error_passes_where_that_is_declared_and_no_error_does_
     assert kinds(returns) == {("errors", "accepted")}
 
 
+@waits.float16
 def test_a_grade_of_one_dtype_leaves_the_other_dtype_at_grade_a():
     """torch computes in the dtype of the logits: where the loss is 0.001, it returns 0."""
     loss, cases = torch.nn.functional.cross_entropy, [Case(dtype, (4, 2), "sure") for dtype in ("float16", "bfloat16")]

@@ -4,6 +4,7 @@ import functools
 
 import pytest
 import torch
+from packaging.version import Version
 
 from crossent.cases.axes import DTYPES
 from crossent.state import STATES
@@ -26,6 +27,11 @@ def computing(dtype):
 
 
 float16 = computing("float16")
+
+
+def older_than(version):
+    """Return whether torch is older than a version, such as "2.1"."""
+    return Version(Version(torch.__version__).base_version) < Version(version)
 
 
 def skip_unless_readable(name):
