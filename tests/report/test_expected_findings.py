@@ -314,7 +314,7 @@ def test_an_entry_that_describes_what_an_earlier_one_does_is_not_fixed():
 
 
 SHIPPED = torch_list()
-PLANNED = plan("normal", tuple(DTYPES), 0)
+PLANNED, THOROUGH = (plan(level, tuple(DTYPES), 0) for level in ("normal", "thorough"))
 
 
 def test_the_shipped_list_is_about_torch_and_nothing_else():
@@ -327,23 +327,30 @@ def test_the_shipped_list_is_about_torch_and_nothing_else():
 
 
 def chosen(known):
-    """Some of the cases that an entry describes, of those that `crossent check` runs: not all of them show it."""
-    of = [
+    """Some of the cases that an entry describes, with the plan of the lowest level that runs one: not all show it."""
+    planned = PLANNED if described_of(known, PLANNED) else THOROUGH
+    of = described_of(known, planned)
+    applicable = [case for case in of if TORCH_NLL.not_applicable(case.build()) is None]
+    of = applicable if known.subject == "torch_nll" else of
+    return of[:: max(1, len(of) // 50)], planned
+
+
+def described_of(known, planned):
+    """The cases of a plan that an entry describes."""
+    return [
         case
-        for case, checks in PLANNED.items()
+        for case, checks in planned.items()
         if (known.covers("torch", case.id) or known.covers("torch_nll", case.id))
         and (isinstance(case, BadInput) or {check.name for check in checks} & {*known.checks, *known.results})
     ]
-    applicable = [case for case in of if TORCH_NLL.not_applicable(case.build()) is None]
-    of = applicable if known.subject == "torch_nll" else of
-    return of[:: max(1, len(of) // 50)]
 
 
 @pytest.mark.parametrize("known", SHIPPED, ids=lambda known: re.sub(r"\W+", "_", known.reason)[:60])
 def test_every_entry_of_the_shipped_list_happens_here(known):
     if not known.applies(torch.__version__, "cpu"):
         pytest.skip(f"needs torch {known.torch or 'of any version'} on {known.device}")
-    made = run([TORCH, TORCH_NLL], chosen(known), PLANNED.get, known=[known])
+    cases, planned = chosen(known)
+    made = run([TORCH, TORCH_NLL], cases, planned.get, known=[known])
     if not made.ran and (reasons := {reason for part in made.subjects for reason in part.not_applicable}):
         pytest.skip("; ".join(sorted(reasons)))
     assert made.ran
