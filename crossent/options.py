@@ -9,6 +9,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class _Allowed:
-    """A type of click whose error says what was given and what is allowed, in the words of `crossent.check`."""
+    """A type of click whose error says what was given and what is allowed, as `crossent.check` does."""
 
     @property
     def allowed(self) -> str:
@@ -47,7 +48,10 @@ class _Allowed:
         try:
             return super().convert(value, parameter, context)  # type: ignore[misc]
         except click.BadParameter:
-            raise click.BadParameter(f"got {quoted(value)}; allowed {self.allowed}", context, parameter) from None
+            near = get_close_matches(str(value), getattr(self, "choices", ()), n=1)
+            meant = f"; did you mean {near[0]}?" if near else ""
+            message = f"got {quoted(value)}{meant}; allowed {self.allowed}"
+            raise click.BadParameter(message, context, parameter) from None
 
 
 class Word(_Allowed, click.Choice):  # type: ignore[type-arg]  # which click 8.1 does not have

@@ -99,7 +99,10 @@ def test_check_exits_3_when_nothing_ran(capsys, monkeypatch):
             ("check", "--contract", "tensorflow"),
             "--contract: got 'tensorflow'; allowed are kernel, fast, ",
         ),
-        (("check", "--level", "quik"), "--level: got 'quik'; allowed are quick, normal, thorough\n"),
+        (
+            ("check", "--level", "quik"),
+            "--level: got 'quik'; did you mean quick?; allowed are quick, normal, thorough\n",
+        ),
         (("check", "--without", "wings"), "--without: got 'wings'; allowed are float16, "),
         (("check", "--case", "3x7"), "--case: got '3x7', which is not the id of a case"),
         (("check", "--expected-findings", "nowhere"), "--expected-findings: nowhere: No such file"),

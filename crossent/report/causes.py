@@ -108,11 +108,10 @@ class Cause:
 
     def explains(self, other: Cause) -> bool:
         """Whether another group of findings is on the same cases, or on cases with the same choices."""
-        refusals = {finding.kind in _REFUSALS for cause in (self, other) for finding in cause.findings[:1]}
-        if len(refusals) > 1 or self.feature != other.feature:
+        if self.feature or other.feature:
+            return self.feature == other.feature
+        if len({cause.findings[0].kind in _REFUSALS for cause in (self, other)}) > 1:
             return False
-        if self.feature:
-            return True
         cases = [finding.case for finding in other.findings]
         same = sum(case in self.cases for case in cases)
         alike = sum(self.common is not None and self.common.applies(case) for case in cases)

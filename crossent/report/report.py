@@ -17,9 +17,10 @@ from crossent.report.document import SCHEMA, jsonable, subject_json
 from crossent.report.findings import Finding, SubjectReport, Tally, together
 from crossent.report.html import notebook, page
 from crossent.report.regimes import case_or_none
-from crossent.report.text import details, failures, gaps, overview, paragraph, plain_text
+from crossent.report.text import LEGEND, details, failures, gaps, overview, paragraph, plain_text
 from crossent.words import counted, cut, duration
 
+DECLARED = "is declared without "  # the reason of a feature that a user declares as lacking
 MOST_CAUSES = 3  # that a report shows for each subject, with one finding each
 
 
@@ -148,19 +149,29 @@ class Report:
         if verbosity < 0:
             return [self._verdict()]
         parts: list[RenderableType] = [Text(line) for line in self._head(verbosity)]
-        parts += [Text(), overview(self.subjects)] if self.subjects else []
+        if self.ran:
+            table = overview(self.subjects, ended=self.planned is None, part=bool(self.only))
+            parts += [Text(), table, Text(LEGEND, "dim")]
         for subject in self.subjects:
             if verbosity > 0:
                 parts += details(subject)
-            elif subject.contract or subject.declared:
-                promised = [f"contract {subject.contract}"] * bool(subject.contract) + list(subject.declared)
-                parts.append(Text(f"declared: {subject.name} {'; '.join(promised)}"))
+            else:
+                parts += map(paragraph, self._in_short(subject))
             if verbosity > 1:
                 parts += gaps(subject)
             parts += failures(subject, MOST_CAUSES if verbosity == 0 else None)
         parts += [Text(), *map(paragraph, self._coverage())]
         parts += [Text(line) for line in (self._every_gap() if verbosity > 1 else ())]
         return [*parts, Text(), self._verdict()]
+
+    def _in_short(self, subject: SubjectReport) -> Iterator[str]:
+        """Yield what a subject declares, and how many failures of it are known."""
+        promised = [f"contract {subject.contract}"] * bool(subject.contract) + list(subject.declared)
+        if promised:
+            yield f"declared: {subject.name} {'; '.join(promised)}"
+        if known := subject.known:
+            cases, reasons = counted(subject.counts["expected"], "case"), counted(len(known), "known reason")
+            yield f"{subject.name} fails on {cases}, for {reasons}: -v lists them"
 
     def _verdict(self) -> Text:
         """Return the last line: the verdict in a colour, the summary, and the time that the run took."""
@@ -192,7 +203,11 @@ class Report:
         for subject in self.subjects:
             if subject.not_applicable:
                 number = counted(sum(subject.not_applicable.values()), "case")
-                yield f"not applicable: {number}, since {subject.name} {first_names(list(subject.not_applicable))}"
+                lacking = [reason for reason in subject.not_applicable if reason.startswith(DECLARED)]
+                others = [reason for reason in subject.not_applicable if reason not in lacking]
+                declared = ", ".join(sorted(reason.removeprefix(DECLARED) for reason in lacking))
+                reasons = first_names([*others, *([f"{DECLARED}{declared}"] if declared else [])])
+                yield f"not applicable: {number}, since {subject.name} {reasons}"
         for what, names in self.only.items():
             yield f"ONLY A PART RAN: only {what} {first_names(names)}"
         for subject in self.subjects if not self.only else ():  # a part needs no evidence for every result

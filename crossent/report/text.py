@@ -37,8 +37,15 @@ def is_one_line(part: RenderableType) -> bool:
     return isinstance(part, Text) and part.overflow is None
 
 
-def overview(subjects: Sequence[SubjectReport]) -> Table:
-    """Return a table with one row for each subject: its result, and its grade and worst share for each dtype."""
+LEGEND = "in a dtype: the grade, and the largest error as a share of its error bound"
+
+
+def overview(subjects: Sequence[SubjectReport], *, ended: bool = True, part: bool = False) -> Table:
+    """Return a table with one row for each subject: its result, and its grade and worst share for each dtype.
+
+    `ended` is False if cases are missing, so that no subject has passed. `part` is True if only chosen checks or cases
+    ran, which need no evidence for every result.
+    """
     parts = {subject.name: subject.tallies for subject in subjects}
     dtypes = [dtype for dtype in DTYPES if any(of == dtype for part in parts.values() for _, of in part)]
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
@@ -49,21 +56,24 @@ def overview(subjects: Sequence[SubjectReport]) -> Table:
     for dtype in dtypes:
         table.add_column(dtype, no_wrap=True, header_style="dim")
     for subject in subjects:
-        part, grades, counts = parts[subject.name], subject.grades, subject.counts
-        of = {dtype: [tally for (_, its), tally in part.items() if its == dtype] for dtype in dtypes}
-        cells = [_of_dtype(tallies, grades.get(dtype)) for dtype, tallies in of.items()]
-        numbers = (counts["expected"] or "", counts["ran"], len({check for check, _ in part}))
-        table.add_row(Text(subject.name), _result(subject), *map(str, numbers), *cells)
+        tallies, grades, counts = parts[subject.name], subject.grades, subject.counts
+        of = {dtype: [tally for (_, its), tally in tallies.items() if its == dtype] for dtype in dtypes}
+        cells = [_of_dtype(own, grades.get(dtype)) for dtype, own in of.items()]
+        numbers = (counts["expected"] or "", counts["ran"], len({check for check, _ in tallies}))
+        table.add_row(Text(subject.name), _result(subject, ended, part), *map(str, numbers), *cells)
     return table
 
 
-def _result(subject: SubjectReport) -> Text:
+def _result(subject: SubjectReport, ended: bool, part: bool) -> Text:
     failed = subject.counts["failed"]
     if failed:
         return Text(f"{failed} FAILED", "bold red")
     if not subject.outcomes:
-        return Text("NOTHING RAN", "bold red")
-    return Text("UNPROVEN", "bold red") if subject.without_evidence else Text("PASSED", "green")
+        return Text("nothing ran", "bold red" if not part else "")
+    if not ended:
+        return Text("so far", "yellow")
+    unproven = subject.without_evidence and not part
+    return Text("UNPROVEN", "bold red") if unproven else Text("PASSED", "green")
 
 
 def _of_dtype(tallies: Sequence[Tally], grade: str | None) -> Text:

@@ -110,7 +110,7 @@ def repeated(id: str, device: str = "cpu", source: str = "", **promises: Any) ->
         here = f"torch {torch.__version__} on {device}"
         reasons = [*entry.not_applicable, *entry.not_run.get(check, ())]
         why = f", where {cut(subject)} {reasons[0]}" if reasons else ""
-        raise ValueError(f"finding: {cut(id)} does not happen with {here}{why}; give the report that has it as REPORT")
+        raise ValueError(f"finding: {cut(id)} does not happen now, with {here}{why}; give a REPORT that has it")
     return found
 
 

@@ -24,7 +24,8 @@ def hindrances(old: Report, new: Report) -> list[str]:
             chosen = " (set ATEN_CPU_CAPABILITY to choose it)" if name == "cpu_capability" else ""
             found.append(f"{name} was {quoted(was)} and is {quoted(now)}{chosen}")
     if old.seed != new.seed:
-        found.append(f"seed was {quoted(old.seed)} and is {quoted(new.seed)}, so the inputs differ")
+        seeds = f"seed was {quoted(old.seed)} and is {quoted(new.seed)}, so the inputs differ"
+        found.append(f"{seeds}: repeat with --seed {old.seed}")
     return found
 
 
