@@ -23,7 +23,7 @@ from crossent.machine import cores
 from crossent.run.plan import plan
 from crossent.subjects.builtin import NAMED
 
-CHECK, FINDING = (ROOT / "docs" / "pictures" / f"{name}.svg" for name in ("check", "finding"))
+CHECK, FINDING = (ROOT / "docs" / "terminal" / f"{name}.svg" for name in ("check", "finding"))
 KERNEL = "kernels/mine.py:loss"  # the function that the page "Check your kernel" shows
 LACKS = "spatial unbatched probability_target uint8_target autocast errors"
 
