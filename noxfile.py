@@ -283,5 +283,5 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def typing(session: nox.Session) -> None:
     """Check types with mypy in strict mode."""
-    session.install("-e", ".", "mypy>=1.13", "nox")
+    session.install("-e", ".[test]", "mypy>=1.13", "nox")
     session.run("mypy")
