@@ -233,8 +233,8 @@ def verify(
     SUBJECT names your function, as in `crossent check`. A report never names code that runs: without a SUBJECT, only
     the forms and torch run.
 
-    Exit status: 0 every result is that of the report, also where it is a finding, 1 a result differs, 2 wrong use, or a
-    report that cannot be verified here, 130 interrupted.
+    Exit status: 0 every result equals the result in the report, findings included, 1 a result differs, 2 wrong use, or
+    a report that cannot be verified here, 130 interrupted.
     """
     from rich.text import Text
 

@@ -35,7 +35,7 @@ class _Allowed:
 
     @property
     def allowed(self) -> str:
-        """What is allowed, with its verb."""
+        """The allowed values, with their verb: "are quick, normal, thorough"."""
         if isinstance(self, click.Choice):
             return f"are {', '.join(self.choices)}"
         assert isinstance(self, (click.IntRange, click.FloatRange))
@@ -44,7 +44,7 @@ class _Allowed:
         return f"is more than {self.min}" if self.min_open else f"is {self.min} or more"
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
-        """Return the value as click does."""
+        """Convert the value as click does. The error for a wrong value names the allowed values."""
         try:
             return super().convert(value, parameter, context)  # type: ignore[misc]
         except click.BadParameter:

@@ -133,7 +133,7 @@ def _reduced(rows: Rows, losses: Tensor) -> Tensor:
 
 
 def _losses(rows: Rows, block_size: int | None) -> Tensor:
-    """Return the loss of each row, (...). Where only the true class has a term, its weight is left out."""
+    """Return the loss of each row, (...). If only the true class has a term, `_reduced` multiplies by its weight."""
     losses = torch.empty(rows.logits.shape[:-1], dtype=rows.compute, device=rows.logits.device)
     work = _Work(rows.compute)
     for block, log_p in rows.blocks(_most_rows(rows, block_size), losses):

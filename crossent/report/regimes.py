@@ -57,7 +57,7 @@ class Strip:
 
 @dataclass(frozen=True)
 class Scale:
-    """A logarithmic axis: from a share of the bound to a position, in percent of its length, clipped at the ends."""
+    """A logarithmic axis from `low` to `high`, for shares of a bound. Shares beyond the ends are drawn at the ends."""
 
     low: float
     high: float

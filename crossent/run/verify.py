@@ -49,7 +49,7 @@ class Verification:
 
     @property
     def ok(self) -> bool:
-        """Whether every result of the report came again."""
+        """Whether every result is the same as in the report."""
         return not self.cases and not self.others
 
     @property

@@ -30,7 +30,9 @@ from crossent.numerics.formats import FLOAT64, Array, Format, either, is_power_o
 
 @dataclass(frozen=True)
 class Order:
-    """The orders in which a sum may be computed: the binary trees where a term passes at most `depth` additions.
+    """The orders in which a sum may be computed.
+
+    Each order is a binary tree of additions in which no term goes through more than `depth` additions.
 
     `depth=None` allows every tree: any order, any association, any number of accumulators.
     """

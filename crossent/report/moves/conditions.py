@@ -25,7 +25,7 @@ def hindrances(old: Report, new: Report) -> list[str]:
             found.append(f"{name} was {quoted(was)} and is {quoted(now)}{chosen}")
     if old.seed != new.seed:
         seeds = f"seed was {quoted(old.seed)} and is {quoted(new.seed)}, so the inputs differ"
-        found.append(f"{seeds}: repeat with --seed {old.seed}")
+        found.append(f"{seeds}: repeat with --seed {quoted(old.seed)}")
     return found
 
 
