@@ -297,7 +297,7 @@ _part = _adding(
         type=Whole(1),
         help="Stop after this many findings. Known failures do not count.",
     ),
-    click.option("--no-cache", is_flag=True, help="Do not write findings to .crossent_cache for --last-failed."),
+    click.option("--no-cache", is_flag=True, help="Do not write findings to .crossent_cache: see --last-failed."),
 )
 
 verbosity = _adding(

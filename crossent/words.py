@@ -9,6 +9,7 @@ LONGEST_TEXT = 10_000
 LONGEST_LINE = 500
 # Of one value of a file or of a user that a message repeats.
 LONGEST_VALUE = 200
+DECLARED = "is declared without "  # the reason of a feature that a user declares as lacking, before its name
 
 
 def said(error: BaseException) -> str:

@@ -11,7 +11,7 @@ causes             the findings of a subject by their probable causes
 clarity            which finding of a group shows the failure best
 document           a report as JSON, schema 1
 reader             a report from JSON, with strict checks
-last_findings      the findings of the last runs of the command, in a folder, for --last-failed
+last_findings      the findings of the last runs of the command, in a folder, for --last-failed and repro
 text               the part of one subject as text for a terminal
 html               a report as an HTML page, or for a notebook (*.html.jinja, report.css, report.js)
 regimes            the error for each kind of values, and the marks of its plot

@@ -9,12 +9,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, reduce
 from itertools import combinations
-from operator import and_
 
 from crossent.cases.axes import CLASS_LIMITS, DENSE_TARGETS, DTYPES, IGNORED, ROW_LIMITS
 from crossent.cases.bad_inputs import BAD_INPUT_KINDS, BAD_INPUTS
 from crossent.report.findings import DEPENDS, Finding, Outcome, SubjectReport
 from crossent.report.regimes import case_or_none
+from crossent.words import counted
 
 # The kinds of logits with rows far below zero, and how many other rows may come before such a row. The kinds
 # "row_offsets" and "offsets" draw the sign of each row.
@@ -86,6 +86,15 @@ class Cause:
     def checks(self) -> dict[str, int]:
         """The number of findings of each check."""
         return dict(Counter(finding.check for finding in self.findings))
+
+    @property
+    def explained(self) -> str:
+        """What the lack of the feature explains, such as "152 calls raised with class probabilities"."""
+        first, count = self.findings[0], len(self.findings)
+        if first.check == "errors":
+            return counted(count, "bad input") + (" accepted" if first.kind == "accepted" else ", another error")
+        where = f"with {', '.join(self.common.words)}" if self.common else f"in the check {first.check}"
+        return f"{counted(count, 'call')} {'raised' if first.kind == 'refused' else first.kind} {where}"
 
     @property
     def example(self) -> Finding:
@@ -165,7 +174,7 @@ def _by_feature(subject: SubjectReport, findings: Sequence[Finding]) -> list[Cau
         lacking = [feature for feature in subject.needs.get(first.check, ()) if feature not in present]
         return [Cause(list(findings), None, lacking[0])] if lacking else []
     if first.kind != "refused" or first.check != "call":
-        return []  # of another check, which runs on few cases, words say little
+        return []  # another check runs on few cases, so a choice that they share may be chance
     used, rest, made = Counter(word for case in accepted for word in _words(case)), list(findings), list[Cause]()
     while rest:
         words = Counter(word for finding in rest for word in _words(finding.case))
@@ -204,8 +213,8 @@ def common(subject: SubjectReport, findings: Sequence[Finding]) -> Common | None
 def _separated(subject: SubjectReport, findings: Sequence[Finding]) -> list[Cause]:
     """Return the causes of findings of one check: several if their cases have little in common.
 
-    Then a cause is the choices with which nearly all cases fail, and as many as possible, and the others are separated
-    again.
+    Each cause is a choice with which nearly all cases fail. The choice with the most failing cases is taken first, and
+    the remaining findings are separated again.
     """
     whole = Cause(list(findings), common(subject, findings))
     failing, passing = [finding.case for finding in findings], _passing(subject, findings[0].check)
@@ -232,7 +241,7 @@ def _choices(words: Sequence[str], most: int, failing: Sequence[str], passing: S
     bad, good = _having(words, failing), _having(words, passing)
     for count in range(1, most + 1):
         for chosen in combinations(words, count):
-            fails, passes = (reduce(and_, (having[word] for word in chosen)).bit_count() for having in (bad, good))
+            fails, passes = (reduce(operator.and_, map(of.__getitem__, chosen)).bit_count() for of in (bad, good))
             yield Common(chosen, fails, len(failing), passes, len(passing))
 
 
@@ -257,11 +266,11 @@ def _having(words: Sequence[str], cases: Iterable[str]) -> dict[str, int]:
 
 
 @cache
-def _words(id: str) -> list[str]:
+def _words(id: str) -> tuple[str, ...]:
     """Return the words that describe a case, without options at their default; for a bad input, the kind of error."""
     case = case_or_none(id)
     if case is None:
-        return [bad.kind for bad in BAD_INPUTS if bad.id == id]
+        return tuple(bad.kind for bad in BAD_INPUTS if bad.id == id)
     shape = {1: "logits of (C)", 2: "logits of (N, C)"}.get(len(case.sizes), "logits of (N, C, d1, …)")
     described = {
         shape: True,
@@ -289,4 +298,4 @@ def _words(id: str) -> list[str]:
         f"logits that are {'contiguous' if case.layout in ('contiguous', 'offset') else 'strided'}": True,
         "an upstream gradient other than 1": case.upstream != "one",
     }
-    return [word for word, applies in described.items() if applies]
+    return tuple(word for word, applies in described.items() if applies)

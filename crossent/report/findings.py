@@ -270,7 +270,7 @@ class SubjectReport:
 
     @property
     def sorts(self) -> list[list[Finding]]:
-        """The findings that are not known failures, in groups of similar findings: reports show one of each group.
+        """The findings that are not known failures, in groups of similar findings, from which `causes` are made.
 
         The first finding of a group is the plainest. Wrong results come before refused calls, which may only lack a
         declaration. The first group of each check and kind comes before a second group of any. Findings against the

@@ -85,16 +85,6 @@ class Group:
         """The number of findings that are not shown."""
         return self.count - 1 - len(self.more)
 
-    @property
-    def what(self) -> str:
-        """What a declaration of the feature explains, such as "152 calls refused with class probabilities"."""
-        common = self.cause.common
-        if self.example.check == "errors":
-            what = "accepted" if self.example.kind == "accepted" else "refused with another error"
-            return f"{counted(self.count, 'bad input')} {what}"
-        which = ", ".join(common.words) if common else f"the check {self.example.check}"
-        return f"{counted(self.count, 'call')} refused with {which}"
-
 
 @dataclass(frozen=True)
 class Figure:
@@ -194,8 +184,8 @@ def gaps(report: Report) -> Iterator[Figure]:
             why = "zeros or a constant would pass every comparison"
             yield Figure("No", f"evidence for the {result} of {_name(subject.name)}", why, loud=True)
     if report.level == "quick":
-        why = "--level normal combines every three choices"
-        yield Figure("Quick", "run, whose cases combine every two choices", why, loud=True)
+        why = "--level normal has every combination of three options"
+        yield Figure("Quick", "run, which has every combination of two options", why, loud=True)
     if report.left_out:
         yield Figure(*_counted(len(report.left_out), "check", "not run"), f"at level {report.level}")
     if skipped := sum(len(outcome.not_run) for subject in report.subjects for outcome in subject.outcomes.values()):
@@ -342,7 +332,8 @@ def linked(text: str) -> Markup:
 
 def _counted(count: int, noun: str, what: str = "") -> tuple[str, str]:
     """Return a number and its noun: `1`, `finding`; `2,243`, `findings`."""
-    return f"{count:,}", f"{noun if count == 1 else noun + 's'} {what}".rstrip()
+    number, _, noun = counted(count, noun).partition(" ")
+    return number, f"{noun} {what}".rstrip()
 
 
 def _hash(content: str) -> str:

@@ -18,9 +18,8 @@ from crossent.report.findings import Finding, SubjectReport, Tally, together
 from crossent.report.html import notebook, page
 from crossent.report.regimes import case_or_none
 from crossent.report.text import LEGEND, details, failures, gaps, overview, paragraph, plain_text
-from crossent.words import counted, cut, duration
+from crossent.words import DECLARED, counted, cut, duration
 
-DECLARED = "is declared without "  # the reason of a feature that a user declares as lacking
 MOST_CAUSES = 3  # that a report shows for each subject, with one finding each
 
 

@@ -102,10 +102,10 @@ def failures(subject: SubjectReport, most: int | None) -> Iterator[RenderableTyp
     if hidden := wrong[len(wrong[:most]) :]:
         number = counted(sum(len(cause.findings) for cause in hidden), "finding")
         yield Text(f"\n{counted(len(hidden), 'more cause')} with {number}: -v shows them", "dim")
-    yield from _declarable(subject, [cause for cause in found if cause.feature])
+    yield from _declarable([cause for cause in found if cause.feature])
 
 
-def _declarable(subject: SubjectReport, found: Sequence[Cause]) -> Iterator[Text]:
+def _declarable(found: Sequence[Cause]) -> Iterator[Text]:
     """Yield the option that declares what a subject may lack on purpose, and a line for each feature."""
     if not found:
         return
@@ -114,14 +114,8 @@ def _declarable(subject: SubjectReport, found: Sequence[Cause]) -> Iterator[Text
     explained = f"{number} that a missing feature would explain. If it is missing on purpose"
     yield Text(f"\n{explained}: --without {features}", "bold")
     for cause in found:
-        first, count = cause.findings[0], len(cause.findings)
-        if first.check == "errors":
-            what = counted(count, "bad input") + (" accepted" if first.kind == "accepted" else ", another error")
-        else:
-            with_ = ", ".join(cause.common.words) if cause.common else f"the check {first.check}"
-            said = "raised" if first.kind == "refused" else first.kind
-            what = f"{counted(count, 'call')} {said} {'with' if cause.common else 'in'} {with_}"
-        yield Text(f"  {cause.feature}: {what}; {first.case}: {first.message.partition(chr(10))[0]}")
+        first = cause.findings[0]
+        yield Text(f"  {cause.feature}: {cause.explained}; {first.case}: {first.message.partition(chr(10))[0]}")
 
 
 def details(subject: SubjectReport) -> Iterator[RenderableType]:

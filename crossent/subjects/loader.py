@@ -23,7 +23,7 @@ from crossent.subjects.compiler import COMPILE_SUFFIX, as_compiled
 from crossent.subjects.contracts import require_contract, under_contract
 from crossent.subjects.features import require_features
 from crossent.subjects.subject import Subject
-from crossent.words import cut, one_line, quoted, said
+from crossent.words import DECLARED, cut, one_line, quoted, said
 
 _ALLOWED = f"{', '.join(NAMED)}, package.module:NAME and path/to/file.py:NAME, each also with {COMPILE_SUFFIX}"
 
@@ -53,7 +53,7 @@ def load(
             contradicts the contract. The message is one line.
         TypeError: the object is not a description and cannot be called as a cross-entropy.
     """
-    declared = {name: f"is declared without {name}" for name in require_features(without)}
+    declared = {name: f"{DECLARED}{name}" for name in require_features(without)}
     require_contract(contract, grade)
     if isinstance(subject, str):
         found = [_described(description, device) for description in _each(subject)]

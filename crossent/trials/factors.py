@@ -10,9 +10,9 @@ from crossent.cases.inputs import Inputs
 from crossent.subjects.features import is_dense
 from crossent.trials.difference import Difference
 
-# A number meets one of some thirty factors by chance if its error bound is wide.
+# The largest share of a number that its error bound may be: within a wider bound, one of fifty factors fits by chance.
 _NARROW = 2.0**-10
-_MOST = 3  # names: where a case has as many classes as rows, they have the same factor
+_MOST = 3  # names of one factor: a case may have as many classes as rows
 
 
 def factor_of(difference: Difference, inputs: Inputs) -> str:

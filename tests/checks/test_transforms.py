@@ -18,7 +18,7 @@ from crossent.cases.axes import DTYPES
 from crossent.cases.case import Case
 from crossent.cases.grid import grid
 from crossent.checks.compiled_code import _why_no_error, promised
-from crossent.checks.transforms import _why_no_export
+from crossent.checks.transforms import _casts_to_float16, _why_no_export
 from crossent.numerics.bounds.contracts import contract
 from crossent.numerics.bounds.loss import Bounds
 from crossent.report.expected_findings import torch_list
@@ -529,3 +529,13 @@ def test_code_for_cuda_may_do_what_the_subject_may_and_what_triton_does(promise,
         wide, narrow = Bounds(terms, triton), Bounds(terms, own)
         for of in ("loss", "gradient"):
             assert (getattr(wide, of) >= getattr(narrow, of)).all(), (case.id, of)
+
+
+def test_a_device_whose_autocast_raises_for_float16_has_no_float16(monkeypatch):
+    """As a CPU in torch 2.0: float16 logits then get autocast to bfloat16, which right code accepts."""
+
+    def autocast(kind, dtype):
+        raise RuntimeError("Currently, AutocastCPU only support Bfloat16")
+
+    monkeypatch.setattr(torch, "autocast", autocast)
+    assert _casts_to_float16.__wrapped__(torch.device("cpu")) is False

@@ -189,7 +189,7 @@ def test_beside_the_verdict_stands_what_it_does_not_cover():
         "Not covered by this verdict",
         "0 cases ran on other the report says nothing about it",
         "No evidence for the loss in float32 of mine",
-        "Quick run, whose cases combine every two choices",
+        "Quick run, which has every combination of two options",
         "2 checks not run at level quick",
         "2 skipped checks counted for each case",
         "1,030 cases not applicable",
@@ -317,9 +317,9 @@ def test_refused_calls_and_accepted_bad_inputs_are_shown_by_feature_with_the_opt
         part.outcomes[Case("float32", seed=seed).id] = Outcome("float32", "", checks={"call": Measured()})
     part.findings.append(Finding("mine", "errors", "class_beyond_the_last", "accepted", "returned 0"))
     text = said(Report(ENVIRONMENT, [part]))
-    assert "153 findings where mine may lack a feature" in text
+    assert "153 findings that a missing feature would explain" in text
     assert "--without probability_target index_errors" in text
-    assert "probability_target: 152 calls refused with class probabilities TypeError: indices <only>" in text
+    assert "probability_target: 152 calls raised with class probabilities TypeError: indices <only>" in text
     assert "index_errors: 1 bad input accepted returned 0" in text
     assert "151 further findings" in text
 

@@ -361,6 +361,7 @@ def test_known_findings_are_aside_for_grade_count_and_verdict():
     assert whole.ok
     assert not whole.findings
     assert whole.summary.endswith("except in 1 known failure")
+    assert "mine fails on 1 case, for 1 known reason: -v lists them" in str(whole)
     assert "1 known failure: known; for example mine:loss:b" in shown(whole, verbosity=1)
 
 

@@ -84,11 +84,13 @@ def test_the_finding_of_the_last_run_and_that_of_another_run_give_the_same_scrip
     assert capsys.readouterr().out == script
 
 
-def test_the_command_of_a_finding_names_the_chosen_contract_and_grade(repeated, tmp_path):
+def test_the_command_of_a_finding_names_the_chosen_contract_and_grade(repeated, tmp_path, capsys):
     half = "bfloat16-7x5-normal-int64-none-ignored_default-rows"
     command, script = repeated("torch", "--contract", "kernel", "--grade", "A", "--case", half)
     assert re.fullmatch(rf"crossent repro torch:loss:\S+/{half} --contract=kernel --grade=A", command)
     shutil.rmtree(tmp_path / FOLDER)
+    assert main(shlex.split(command)[1:]) == PASSED
+    assert capsys.readouterr().out == script
     assert ended(script, tmp_path).returncode == 1
 
 

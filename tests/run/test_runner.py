@@ -195,6 +195,8 @@ def test_an_interrupted_run_is_not_ok_and_has_what_was_done():
     assert report.ran == 20
     assert not report.ok
     assert report.summary == f"INTERRUPTED after 20 of {report.planned:,} cases, with 0 findings"
+    assert "so far" in str(report)
+    assert "PASSED" not in str(report)
 
 
 @pytest.mark.parametrize("jobs", [None, 2])

@@ -1,6 +1,7 @@
 """A part of a run: chosen checks and chosen cases, and what its report says of that."""
 
 import json
+import re
 
 import pytest
 from support.running import check_on
@@ -134,9 +135,11 @@ def test_a_part_without_evidence_for_a_result_may_pass():
     part = check_on([zero], bad_inputs=False)("formula", level="quick", checks=["loss"])
     assert (part.ok, part.subjects[0].without_evidence) == (True, ["loss in float32"])
     assert "NO EVIDENCE" not in str(part)
+    assert re.search("^formula +PASSED", str(part), re.M)
     whole = check_on([zero], bad_inputs=False)("formula", level="quick")
     assert not whole.ok
     assert "NO EVIDENCE" in str(whole)
+    assert re.search("^formula +UNPROVEN", str(whole), re.M)
 
 
 def test_a_part_is_compared_on_what_it_has_and_the_rest_is_no_change():

@@ -8,6 +8,8 @@ from support.running import run
 import crossent
 from crossent.cases.case import Case
 from crossent.subjects.subject import Subject
+from crossent.trials.difference import Difference
+from crossent.trials.factors import factor_of
 
 
 def said(loss, case):
@@ -54,3 +56,10 @@ def test_a_known_factor_is_named_with_its_value(loss, case, line):
     if line is not None:
         (found,) = lines
         assert re.fullmatch(f"got is the exact value times {line}", found), found
+
+
+@pytest.mark.parametrize(("bound", "named"), [(0.001, True), (0.1, False)])
+def test_a_factor_within_a_wide_bound_may_be_chance_and_is_not_named(bound, named):
+    case = Case("float64")
+    wrong = Difference("loss", "float64", (), 14.0, 2.0, 0.0, bound, 12.0, 12 / bound, 1.0, 1, 1, {}, False)
+    assert bool(factor_of(wrong, case.build())) == named
