@@ -6,7 +6,6 @@ summary that only the tests need are in tests/conftest.py.
 
 from __future__ import annotations
 
-import atexit
 import os
 import shutil
 import tempfile
@@ -22,19 +21,20 @@ collect_ignore = ["noxfile.py", "docs"]
 pytest_plugins = ["crossent.plugin", "pytester"]
 
 
-def own_compile_cache():
-    """Give this process and its children a cache of torch.compile, and delete the cache at exit.
+def own_compile_cache(config):
+    """Give this process and its children a cache of torch.compile, and delete the cache when pytest ends.
 
     In a shared cache, a header that one process precompiled can be wrong for another process: its C++ does not know
     `at::vec`, and correct code fails to compile.
     """
     cache, owner = tempfile.mkdtemp(prefix="crossent-compile-"), os.getpid()
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
-    atexit.register(lambda: os.getpid() == owner and shutil.rmtree(cache, ignore_errors=True))
+    # Not by atexit: mutmut runs pytest in forked processes, which end without calling it.
+    config.add_cleanup(lambda: os.getpid() == owner and shutil.rmtree(cache, ignore_errors=True))
 
 
 def pytest_configure(config):
-    own_compile_cache()
+    own_compile_cache(config)
     # The tensors are tiny: a pool of threads would only wait, and compete with xdist's workers.
     torch.set_num_threads(1)
 

@@ -119,10 +119,11 @@ def soak(session: nox.Session) -> None:
 
 @nox.session
 def repetitions(session: nox.Session) -> None:
-    """Check the forms a hundred times, each time with other numbers; an hour on two cores."""
+    """Check the forms and torch with a hundred seeds at level quick and twenty at normal; an hour on two cores."""
     session.install("-e", ".[test]")
-    arguments = ("--crossent-repetitions", "100", "--crossent-level", "normal")
-    session.run("pytest", "tests/run/test_repetitions.py", *arguments, *session.posargs)
+    for seeds, level in (("100", "quick"), ("20", "normal")):
+        arguments = ("--crossent-repetitions", seeds, "--crossent-level", level)
+        session.run("pytest", "tests/run/test_repetitions.py", *arguments, *session.posargs)
 
 
 @nox.session

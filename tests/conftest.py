@@ -30,7 +30,7 @@ def pytest_addoption(parser):
         type=int,
         default=1,
         metavar="N",
-        help="How often the forms are checked with other numbers. Default: 1; `nox -s repetitions` takes 100.",
+        help="Seeds with which the forms and torch are checked. Default: 1; `nox -s repetitions` takes 100.",
     )
     group.addoption(
         "--crossent-exhaustive", action="store_true", help="Measure exp and log on every float32. Default: a sample."
