@@ -26,6 +26,7 @@ import numpy as np
 from crossent.cases.bad_inputs import BadInput
 from crossent.cases.case import Case
 from crossent.checks import single
+from crossent.machine import ambient
 from crossent.numerics.oracle.answer import Answer, answer
 from crossent.numerics.oracle.arguments import Arguments
 from crossent.run.order import imports_compilers
@@ -248,12 +249,13 @@ def bare(every: int = 16) -> dict[str, Any]:
     run(settings, subjects, planned)
     of_run = time.process_time() - start
     start = time.process_time()
-    for case in planned:
-        inputs = case.build()
-        for subject in subjects:
-            for _ in range(counts[subject.name, case]):
-                with suppress(Exception):
-                    evaluate(subject.loss, inputs)
+    with ambient():  # one thread, as in the run: idle threads of a pool take CPU too
+        for case in planned:
+            inputs = case.build()
+            for subject in subjects:
+                for _ in range(counts[subject.name, case]):
+                    with suppress(Exception):
+                        evaluate(subject.loss, inputs)
     of_loop = time.process_time() - start
     calls = sum(counts.values())
     return {"cases": len(planned), "calls": calls, "run": of_run, "loop": of_loop, "ratio": of_run / of_loop}

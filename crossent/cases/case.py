@@ -163,6 +163,8 @@ class Case:
         rows, classes = self.rows, self.classes
         ignored = self._ignored_rows(random)
         hot = random.randint(0, max(classes, 1), size=rows)
+        if classes > 1:  # a row that is kept has another class than the one that is ignored
+            hot = np.where(~ignored & (hot == IGNORED[self.ignored]), (hot + 1) % classes, hot)
         draw = Draw(random, rows, classes, hot, ignored, FORMATS[self.dtype])
         logits = VALUES[self.values].draw(draw)
         weight = self._weight(random)
@@ -219,7 +221,7 @@ class Case:
         return np.moveaxis(rows.reshape(*self._row_sizes, self.classes), -1, min(1, len(self.sizes) - 1))
 
     def _ignored_rows(self, random: np.random.RandomState) -> Any:
-        some = random.random_sample(self.rows) < 0.4
+        some = _some(random, self.rows)
         at = np.arange(self.rows)
         rows = {"kept": at < 0, "ignored_first": at == 0, "ignored_16th": at % 16 == 0, "ignored_all": at >= 0}
         some_of = ("ignored", "ignored_default", "ignored_class", "ignored_huge", "ignored_minus_one", "ignored_zero")
@@ -231,7 +233,7 @@ class Case:
             return None
         k = self._entry(spread, "weight", "_weight")
         weight = np.ldexp(1 + random.random_sample(self.classes), random.randint(-k, k, size=self.classes))
-        some = random.random_sample(self.classes) < 0.4
+        some = _some(random, self.classes)
         if self.weight == "weight_zeros":
             return np.where(some, 0.0, weight)
         return np.where(some, -weight, weight) if self.weight == "weight_negative" else weight
@@ -260,6 +262,14 @@ class Case:
         if (word := getattr(self, axis)) not in entries:
             raise _not_made(axis, word, function)
         return entries[word]
+
+
+def _some(random: np.random.RandomState, count: int) -> Any:
+    """Return a mask that is True for about 40 % of the entries: of two or more, for at least one and not for all."""
+    chosen = random.random_sample(count) < 0.4
+    if count > 1 and chosen.all() == chosen.any():
+        chosen[0] = not chosen[0]
+    return chosen
 
 
 def _not_made(axis: str, word: str, function: str) -> ValueError:

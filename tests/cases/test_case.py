@@ -539,3 +539,25 @@ def test_every_word_of_an_axis_has_code_that_builds_it(axis, word):
 def test_a_word_without_code_is_an_error_and_not_another_input(axis):
     with pytest.raises((KeyError, ValueError), match="unheard_of"):
         dataclasses.replace(having(), **{axis: "unheard_of"}).build()
+
+
+SOME_IGNORED = [word for word in axes.AXES["ignored"] if word not in ("kept", "ignored_all", "ignored_first")]
+
+
+@pytest.mark.parametrize("ignored", SOME_IGNORED)
+def test_of_a_few_rows_some_are_ignored_and_some_are_not(ignored):
+    for seed in range(100):
+        rows = (2, 3, 20)[seed % 3] if ignored != "ignored_16th" else 20
+        target = Case("float32", (rows, 5), target="int64", ignored=ignored, seed=seed).build().target
+        assert 0 < int((target == IGNORED[ignored]).sum()) < rows
+
+
+def test_some_of_a_few_class_weights_are_zero_or_negative_and_some_are_not():
+    for seed in range(100):
+        for classes in (2, 3, 5):
+            zeros, mixed = (
+                Case("float32", (4, classes), weight=weight, seed=seed).build().options["weight"]
+                for weight in ("weight_zeros", "weight_negative")
+            )
+            assert 0 < int((zeros == 0).sum()) < classes
+            assert 0 < int((mixed < 0).sum()) < classes
