@@ -2,10 +2,11 @@
 
 torch computes a whole Jacobian or Hessian in one call: `vmap` makes a batch of upstream gradients or of directions, and
 each operation of the derivative takes the whole batch. Code that is right for a single upstream gradient may read a
-value that a batch does not have, or may lack a derivative that only such a call needs.
+value that a batch does not have, or may lack a derivative that only a batch needs.
 
-Each batch has two elements: the upstream gradient or the direction of the case, and the same times -2. So no element
-can take the place of the other. The exact values of both are computed anew, and none is scaled.
+Each batch has two elements: the upstream gradient or the direction of the case, and the same times -2. So a subject
+that takes one element for the other fails. The exact values of each element are computed by themselves, without a
+factor of -2.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def batched_gradient(trial: Trial) -> Found:
 def gradients_of_batch(loss: Loss, inputs: Inputs, upstreams: Tensor, wanted: Gradients) -> tuple[Tensor, ...]:
     """Return the loss and its gradients for a batch of upstream gradients.
 
-    An act: it runs where the subject runs (see `crossent.trials.act`).
+    This is an act: it runs in the process of the subject.
 
     If the loss has a wrong shape, no gradient is computed: :func:`misshapen` reports the shape.
     """
@@ -66,8 +67,9 @@ def jacrev(trial: Trial) -> Found:
 def gradients_by_jacrev(loss: Loss, inputs: Inputs, upstreams: Tensor, wanted: Gradients) -> tuple[Tensor, ...]:
     """Return the loss and its gradients for a batch of upstream gradients, as torch.func.jacrev does.
 
-    An act: it runs where the subject runs (see `crossent.trials.act`). If the loss has a wrong shape, no gradient is
-    computed: :func:`misshapen` reports the shape.
+    This is an act: it runs in the process of the subject.
+
+    If the loss has a wrong shape, no gradient is computed: :func:`misshapen` reports the shape.
     """
     function, tensors = _of_differentiable(loss, inputs, wanted)
     value, pull = torch.func.vjp(function, *tensors)[:2]
@@ -86,7 +88,7 @@ def jacfwd(trial: Trial) -> Found:
 def tangents_by_jacfwd(loss: Loss, inputs: Inputs, directions: Tensor) -> Tensor:
     """Return the tangents of the loss along a batch of directions, as torch.func.jacfwd does.
 
-    An act: it runs where the subject runs (see `crossent.trials.act`).
+    This is an act: it runs in the process of the subject.
     """
     function, (logits,) = _of_differentiable(loss, inputs)
     return _pushed(function, logits, directions)
@@ -97,7 +99,7 @@ def batched_second(trial: Trial) -> Found:
     """torch.autograd.grad(is_grads_batched=True) of the gradient gives the exact derivatives along two directions.
 
     `torch.autograd.functional.hessian(vectorize=True)` and `torch.autograd.gradgradcheck(check_batched_grad=True)` make
-    this call. The derivatives are those of :func:`crossent.checks.derivatives.double_backward`.
+    this call. See :func:`crossent.checks.derivatives.double_backward` for the derivatives.
     """
     second, upstream = trial.perform(second_order, trial.question.fresh(), _directions(trial), True)
     yield from _measured("second", second, trial)
@@ -114,8 +116,9 @@ def hessian(trial: Trial) -> Found:
 def second_by_hessian(loss: Loss, inputs: Inputs, directions: Tensor) -> Tensor:
     """Return the derivatives of the gradient along a batch of directions, as torch.func.hessian does.
 
-    An act: it runs where the subject runs (see `crossent.trials.act`).
-    It computes the gradient in reverse mode, and its derivative in forward mode.
+    This is an act: it runs in the process of the subject.
+
+    The gradient is computed in reverse mode, and the derivative of the gradient in forward mode.
     """
     function, (logits,) = _of_differentiable(loss, inputs)
 
@@ -128,7 +131,7 @@ def second_by_hessian(loss: Loss, inputs: Inputs, directions: Tensor) -> Tensor:
 
 
 def _compared(trial: Trial, act: Callable[..., tuple[Tensor, ...]]) -> Found:
-    """Compare the gradients that an act returns for two upstream gradients with the exact ones."""
+    """Compare the gradients that an act returns for two upstream gradients with their exact values."""
     question = trial.question
     inputs, exact = question.fresh(), question.exact
     upstreams = torch.stack([inputs.upstream, -2 * inputs.upstream])
@@ -145,7 +148,7 @@ def _compared(trial: Trial, act: Callable[..., tuple[Tensor, ...]]) -> Found:
 
 
 def _measured(of: str, got: Tensor | None, trial: Trial) -> Found:
-    """Compare a derivative along two directions with the exact ones."""
+    """Compare the derivatives along two directions with their exact values."""
     exact = trial.question.exact_along, _along_second(trial.case, trial.question.device)
     for at, along in enumerate(exact):
         for found in measured(of, None if got is None else got[at], along, trial):
@@ -173,7 +176,7 @@ def _along_second(case: Case, device: str) -> ExactAlong:
 
 
 def _of_differentiable(loss: Loss, inputs: Inputs, wanted: Gradients = ()) -> tuple[_Function, tuple[Tensor, ...]]:
-    """Return the loss as a function of the logits and, if its gradient is wanted, of the target; and these tensors."""
+    """Return the loss as a function of the tensors that need a gradient or a tangent, and these tensors."""
 
     def function(logits: Tensor, target: Tensor = inputs.target) -> Tensor:
         return loss(logits, target, **inputs.options)

@@ -38,9 +38,9 @@ from crossent.trials.trial import NotRunError, Problem, Trial
 
 
 def _has_layout(case: Case) -> bool:
+    # A case with `spread` has an upstream gradient with a stride of 0 or 2.
     spread = case.reduction == "none" and case.upstream not in ("rows", "rows_large") and case.rows > 1
     plain = ("contiguous", "target_contiguous", "weight_contiguous")
-    # `spread`: the upstream gradient has a stride of 0 or 2.
     return (case.layout, case.target_layout, case.weight_layout) != plain or spread
 
 
@@ -166,7 +166,7 @@ def classes_permuted(trial: Trial) -> Iterator[Difference]:
 
 
 def classes_turned(given: Inputs) -> Inputs:
-    """Return the inputs with the classes reversed. Weights, targets and an ignore_index that is a class follow."""
+    """Return the inputs with the classes reversed: logits, weights, targets, and an ignore_index that is a class."""
     axis, options = min(1, given.logits.dim() - 1), dict(given.options)
     if "weight" in options:
         options["weight"] = options["weight"].flip(0)
@@ -204,10 +204,10 @@ def split(trial: Trial) -> Iterator[Difference]:
 
 
 def parted(given: Inputs, terms: Terms) -> list[tuple[Fraction, Inputs]]:
-    """Return the two parts of a batch, each with the factor of its results.
+    """Return the two parts of a batch, each after the factor that multiplies its results.
 
     Raises:
-        NotRunError: wherever the batch is split, the denominator of a part is 0.
+        NotRunError: every split of the batch leaves a part with a denominator of 0.
     """
     at, shares = _parting(terms, len(given.logits))
     parts = []
@@ -274,7 +274,7 @@ def two_backwards(trial: Trial) -> Iterator[Problem]:
 def backwards(loss: Loss, inputs: Inputs, other: Inputs) -> tuple[Result, Result, Result]:
     """Compute two losses of the same logits, run backward for each, then for the first loss again.
 
-    An act: it runs where the subject runs (see `crossent.trials.act`).
+    This is an act: it runs in the process of the subject.
     """
     logits, dense = inputs.logits.detach().requires_grad_(), inputs.target.is_floating_point()
     targets = [given.target.detach().requires_grad_(dense) for given in (inputs, other)]

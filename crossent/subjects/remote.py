@@ -137,7 +137,7 @@ def _reply_of_process(describe: Callable[[], dict[str, Any]], description: str, 
         try:
             while len(received) < LONGEST:
                 if not select.select([ours], [], [], max(0.0, end - time.monotonic()))[0]:
-                    raise ValueError(f"subject: got {quoted(description)}; loading took more than {seconds:g} s (--timeout)")
+                    raise ValueError(f"subject: got {quoted(description)}; loading took over {seconds:g} s (--timeout)")
                 if not (more := os.read(ours, 2**16)):
                     break
                 received += more
