@@ -4,8 +4,9 @@ A check compares results with exact values, or with other results of the subject
 is within the error bound, and "the exact loss" is a loss that matches the exact value. The docstring of a check states
 the property that must hold.
 
-A check calls the subject through an act: a function `act(loss, …)` that runs in the process of the subject, which may
-be another process than this one. `crossent.trials.act` explains acts.
+A `Trial` is one subject on one case, and a `Question` is a case with its exact values. A check calls the subject
+through an act: a function `act(loss, …)` that runs in the process of the subject, which may be another process than
+this one. `crossent.trials.act` explains acts.
 
 This room owns the checks. Its modules import torch, numpy, `crossent.trials` and the rooms below it, and
 `crossent.machine`. They never import `crossent.run` or each other. Only `single` imports from `crossent.report`: the
