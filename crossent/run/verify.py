@@ -130,8 +130,8 @@ def verify(
     foreign = [name for name in names if name.removesuffix(COMPILE_SUFFIX) not in BY_NAME]
     if foreign and all(_is_own(given) for given in subjects):
         raise ValueError(
-            f"the report is about {', '.join(map(quoted, foreign[:3]))}, which it cannot load by itself; "
-            f"name the code to run: crossent verify {cut(file)} FILE.py:NAME"
+            f"the report is about {', '.join(map(quoted, foreign[:3]))}, but it cannot name the code to run; "
+            f"give it: crossent verify {cut(file)} FILE.py:NAME"
         )
     settings = settings_of(claim, expected_findings, jobs, timeout)
     here = environment(settings.device)
@@ -152,7 +152,7 @@ def verify(
     for part in claim.subjects:
         cases |= {(part.name, case): what for case, what in _differing(claim, part, again[part.name])}
         if claim.planned is None and part.not_applicable != again[part.name].not_applicable:
-            others.append(f"{cut(part.name)}: other cases are not applicable")
+            others.append(f"{cut(part.name)}: the numbers of cases that are not applicable differ")
     if claim.planned is None:
         then, now = _whole(claim), _whole(made)
         others += [
@@ -202,7 +202,7 @@ def _subjects(settings: Settings, names: Sequence[str], given: Sequence[str]) ->
     have = {subject.name for subject in loaded}
     missing = [name for name in names if name not in have]
     if foreign := [name for name in missing if not _is_own(name)]:
-        raise ValueError(f"the report is also about {quoted(foreign[0])}; name its code too, as FILE.py:NAME")
+        raise ValueError(f"the report is also about {quoted(foreign[0])}; give its code too, as FILE.py:NAME")
     loaded = settings.load(*given, *missing)
     by_name = {subject.name: subject for subject in loaded}
     extra = [subject.name for subject in loaded if subject.name not in names and not _is_own(subject.name)]
@@ -229,11 +229,11 @@ def _differing(claim: Report, then: SubjectReport, now: SubjectReport) -> Iterat
     for case in {**before, **after}:
         added = sorted(check for at, check in new - old if at == case) if claim.planned is None else []
         if case not in after:
-            yield case, "it does not run here"
+            yield case, "does not run here"
         elif case not in before:
-            yield case, "the report lacks it"
+            yield case, "is not in the report"
         elif places := list(unlike(before[case], after[case])):
-            yield case, f"other {cut(places[0].rstrip(','))} here" + _verdicts(before[case], after[case])
+            yield case, f"different {cut(places[0].rstrip(','))} here" + _verdicts(before[case], after[case])
         elif added:
             yield case, f"{added[0]} fails here"
 
