@@ -11,7 +11,7 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("repetition", range(first, first + metafunc.config.getoption("--crossent-repetitions")))
 
 
-def test_the_forms_are_never_accused(repetition, request, figure):
+def test_the_forms_have_no_finding(repetition, request, figure):
     level = request.config.getoption("--crossent-level") or "quick"
     report = crossent.check(*(form.name for form in TENSOR_FORMS), level=level, seed=repetition)
     figure(f"seed {repetition}, level {level}: {report.summary}")

@@ -1,4 +1,4 @@
-"""The worker processes: a part that ends, stops or kills its worker has a result, and the others go on."""
+"""The worker processes: a part whose worker ends or stops has a result, and other parts go on."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ def shared(part):
         os.kill(os.getpid(), signal.SIGSTOP)
     if what == 1:
         os._exit(3)
-    if what == 2:  # works longer than the parent waits for a sign
+    if what == 2:  # runs longer than the parent waits for a sign of life
         for _ in range(30):
             alive()
             time.sleep(0.1)
