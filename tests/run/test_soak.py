@@ -135,9 +135,9 @@ def loses_a_coefficient(case, terms):
 def takes_another_maximum(case, logits):
     """Return whether log_softmax subtracts the maximum of another row, and so overflows or underflows in float32.
 
-    With further dimensions, torch reads half precision in vectors of 2V positions, and widens them to two vectors of V = 8
-    or 16 floats. It shifts the second vector by the maxima of the first vector. If the maxima of two such positions are far
-    apart, the sum of `exp(x - m')` overflows, or falls below the smallest normal number of float32.
+    With further dimensions, torch reads half precision in vectors of 2V positions, and widens each to two vectors of
+    V = 8 or 16 floats. It shifts the second vector by the maxima of the first. If the maxima of two such positions
+    are far apart, the sum of `exp(x - m')` overflows, or falls below the smallest normal number of float32.
     """
     if RELEASE >= (2, 8) or len(case.sizes) < 3:
         return False
