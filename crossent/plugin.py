@@ -88,7 +88,7 @@ def _header(config: pytest.Config) -> str:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Generate a test for each check on each case, for a function with `crossent.parametrize`."""
+    """Generate a test for each check on each case, for a function under `crossent.parametrize`."""
     marks = list(metafunc.definition.iter_markers("crossent"))
     if not marks:
         return

@@ -29,11 +29,12 @@ from crossent.trials.trial import NotRunError, Problem, Question, RefusedError, 
 def evaluate_compiled(
     loss: Loss, gradients: Gradients, backend: str, dynamic: bool, calls: Sequence[Inputs]
 ) -> list[Result | Raised] | NotRun:
-    """Compile the loss, and call the compiled loss once for each of the inputs.
+    """Compile the loss, call the compiled loss once for each of the inputs, and return the results.
 
     This is an act: it runs in the process of the subject.
 
-    Before each call, freed memory is filled with NaN. The first call that raises is the last call.
+    Before each call, freed memory is filled with NaN. If a call raises, no further call is made, and the exception is
+    the last element of the result.
     """
     if reason := unusable(backend, calls[0].logits.device.type):
         return NotRun(reason)
@@ -194,9 +195,11 @@ def compiled_error(trial: Trial) -> Iterator[Problem]:
 def call_compiled_on_classes(
     loss: Loss, gradients: Gradients, backend: str, inputs: Inputs, classes: Sequence[int]
 ) -> list[Tensor | Raised] | NotRun:
-    """Call a compiled loss once for each of `classes`, with that class as the last element of the target.
+    """Call a compiled loss once for each of `classes`, and return the losses and the exceptions.
 
     This is an act: it runs in the process of the subject.
+
+    In each call, the last element of the target is the class.
     """
     if reason := unusable(backend, inputs.logits.device.type):
         return NotRun(reason)

@@ -48,7 +48,8 @@ def gradients_of_batch(loss: Loss, inputs: Inputs, upstreams: Tensor, wanted: Gr
 
     This is an act: it runs in the process of the subject.
 
-    If the loss has a wrong shape, no gradient is computed: :func:`misshapen` reports the shape.
+    The batch is the first dimension of `upstreams`, and of each gradient. `wanted` names the gradients. If the loss has
+    a wrong shape, no gradient is computed: :func:`misshapen` reports the shape.
     """
     function, tensors = _of_differentiable(loss, inputs, wanted)
     leaves = [tensor.detach().requires_grad_() for tensor in tensors]
@@ -65,11 +66,9 @@ def jacrev(trial: Trial) -> Found:
 
 
 def gradients_by_jacrev(loss: Loss, inputs: Inputs, upstreams: Tensor, wanted: Gradients) -> tuple[Tensor, ...]:
-    """Return the loss and its gradients for a batch of upstream gradients, as torch.func.jacrev does.
+    """Return the loss and its gradients for a batch of upstream gradients, as torch.func.jacrev computes them.
 
-    This is an act: it runs in the process of the subject.
-
-    If the loss has a wrong shape, no gradient is computed: :func:`misshapen` reports the shape.
+    This is an act: it runs in the process of the subject. See :func:`gradients_of_batch` for the arguments.
     """
     function, tensors = _of_differentiable(loss, inputs, wanted)
     value, pull = torch.func.vjp(function, *tensors)[:2]
@@ -86,9 +85,11 @@ def jacfwd(trial: Trial) -> Found:
 
 
 def tangents_by_jacfwd(loss: Loss, inputs: Inputs, directions: Tensor) -> Tensor:
-    """Return the tangents of the loss along a batch of directions, as torch.func.jacfwd does.
+    """Return the tangents of the loss along a batch of directions, as torch.func.jacfwd computes them.
 
     This is an act: it runs in the process of the subject.
+
+    The batch is the first dimension of `directions` and of the tangents.
     """
     function, (logits,) = _of_differentiable(loss, inputs)
     return _pushed(function, logits, directions)
@@ -114,11 +115,12 @@ def hessian(trial: Trial) -> Found:
 
 
 def second_by_hessian(loss: Loss, inputs: Inputs, directions: Tensor) -> Tensor:
-    """Return the derivatives of the gradient along a batch of directions, as torch.func.hessian does.
+    """Return the derivatives of the gradient along a batch of directions, as torch.func.hessian computes them.
 
     This is an act: it runs in the process of the subject.
 
-    The gradient is computed in reverse mode, and the derivative of the gradient in forward mode.
+    The batch is the first dimension of `directions` and of the result. The gradient is computed in reverse mode, and
+    the derivative of the gradient in forward mode.
     """
     function, (logits,) = _of_differentiable(loss, inputs)
 
@@ -185,7 +187,7 @@ def _of_differentiable(loss: Loss, inputs: Inputs, wanted: Gradients = ()) -> tu
 
 
 def _pushed(function: _Function, logits: Tensor, directions: Tensor) -> Tensor:
-    """Return the derivatives of a function along a batch of directions, by torch.func.jvp under torch.func.vmap.
+    """Return the derivatives of a function of the logits along a batch of directions, by torch.func.jvp under vmap.
 
     Expanded logits become contiguous first, since torch cannot make a dual tensor of them.
     """

@@ -90,7 +90,7 @@ def _with_options_off(trial: Trial) -> Iterator[Difference]:
 
 
 def evaluate_with(loss: Loss, inputs: Inputs, gradients: Gradients, passed: Sequence[str]) -> Result:
-    """Call the subject with only the options named in `passed`.
+    """Call the subject with only the options named in `passed`, and return the result.
 
     This is an act: it runs in the process of the subject.
     """

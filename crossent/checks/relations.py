@@ -75,7 +75,7 @@ def shift(trial: Trial) -> Iterator[Difference]:
 
 
 def shifted(given: Inputs) -> dict[str, tuple[Inputs, Inputs]]:
-    """Return, for each kind of shift, the inputs with rounded logits and the inputs with rounded and shifted logits.
+    """Return the inputs to compare for each kind of shift: with rounded logits, and with rounded and shifted logits.
 
     The result is empty if the dtype leaves no room for an exact shift.
     """
@@ -275,6 +275,9 @@ def backwards(loss: Loss, inputs: Inputs, other: Inputs) -> tuple[Result, Result
     """Compute two losses of the same logits, run backward for each, then for the first loss again.
 
     This is an act: it runs in the process of the subject.
+
+    Returns:
+        The results of the first loss, of the second loss, and again of the first loss.
     """
     logits, dense = inputs.logits.detach().requires_grad_(), inputs.target.is_floating_point()
     targets = [given.target.detach().requires_grad_(dense) for given in (inputs, other)]
@@ -310,7 +313,7 @@ def _mapped(by: Callable[[Tensor], Tensor], result: Result) -> Result:
 
 
 def _tensor(rows: Array, like: Tensor) -> Tensor:
-    """Return (R, C) numbers as a tensor of the shape, dtype and device of `like`: the inverse of :func:`rows_of`."""
+    """Return (R, C) numbers as a tensor of the shape, dtype and device of `like`. This inverts :func:`rows_of`."""
     if like.dim() > 1:
         shape = like.shape[0], *like.shape[2:], like.shape[1]
         made = torch.from_numpy(rows.reshape(shape)).movedim(-1, 1)

@@ -39,7 +39,7 @@ def func_grad(trial: Trial) -> Found:
 
 
 def evaluate_by_vjp(loss: Loss, inputs: Inputs) -> Result:
-    """Call the subject under torch.func.vjp.
+    """Call the subject under torch.func.vjp, and return the loss and the gradients.
 
     This is an act: it runs in the process of the subject.
 
@@ -85,7 +85,7 @@ def vmap(trial: Trial) -> Found:
 
 
 def losses_by_vmap(loss: Loss, inputs: Inputs) -> Tensor:
-    """Call the subject under torch.func.vmap, and return the losses.
+    """Call the subject under torch.func.vmap, and return the losses of all samples as one tensor.
 
     This is an act: it runs in the process of the subject.
     """
@@ -99,7 +99,7 @@ def losses_by_vmap(loss: Loss, inputs: Inputs) -> Tensor:
 
 
 def gradients_by_vmap(loss: Loss, inputs: Inputs) -> tuple[Tensor, ...]:
-    """Call the subject under torch.func.vjp under vmap, and return the losses and their gradients.
+    """Call the subject under torch.func.vjp under torch.func.vmap, and return the losses and their gradients.
 
     This is an act: it runs in the process of the subject.
     """
@@ -136,7 +136,7 @@ def autocast(trial: Trial) -> Found:
 
 
 def evaluate_in_autocast(loss: Loss, inputs: Inputs, gradients: Gradients) -> Result:
-    """Call the subject under torch.autocast, and run backward outside of autocast.
+    """Call the subject under torch.autocast, run backward outside of autocast, and return the result.
 
     This is an act: it runs in the process of the subject.
     """
@@ -183,7 +183,7 @@ def export(trial: Trial) -> Found:
 
 
 def evaluate_exported(loss: Loss, inputs: Inputs) -> Tensor | NotRun:
-    """Export a module with the loss by torch.export.export, and call the exported program.
+    """Export a module with the loss by torch.export.export, call the exported program, and return the loss.
 
     This is an act: it runs in the process of the subject.
     """
@@ -211,7 +211,7 @@ def _samples_axis(inputs: Inputs) -> int:
 
 @functools.lru_cache(maxsize=1)  # all subjects run on a case before the next case starts
 def _samples(case: Case, device: str) -> tuple[Exact, ...]:
-    """Return the exact values of a call with each sample alone."""
+    """Return the exact values of a call with each sample alone, in the order of the samples."""
     inputs = case.build(device)
     axis = _samples_axis(inputs)
 

@@ -56,7 +56,8 @@ def run(
 ) -> bool:
     """Run the cases of a plan on subjects, and add the verdicts to a report, in the order of the plan.
 
-    Return False if the run stopped early, after `settings.max_findings` findings that are not known failures.
+    Return whether all cases ran: a run stops early after `settings.max_findings` findings that are not in the lists
+    `known` of known failures. `progress` wraps the steps of the run, for a progress bar.
     """
 
     def enough(subject: Subject, findings: Sequence[Finding]) -> bool:

@@ -61,7 +61,15 @@ def parametrize(
 
 @dataclass(eq=False)
 class CaseRun:
-    """Checks of one subject on one case that share the first call, since the call costs more than most checks."""
+    """Checks of one subject on one case that share the first call, since the call costs more than most checks.
+
+    Attributes:
+        subject: the subject.
+        case: the case or the bad input.
+        checks: the checks to run; empty for a bad input.
+        settings: the settings of the run.
+        known: the lists of known failures, as :meth:`Settings.expected` returns them.
+    """
 
     subject: Subject
     case: Case | BadInput

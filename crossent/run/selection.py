@@ -101,7 +101,11 @@ def _ids(case: Case | BadInput) -> Iterator[str]:
 
 
 def _runs(case: Case | BadInput, names: Collection[str], planned: Collection[Check] | None, whole: bool) -> bool:
-    """Return whether a check with one of these names, or any check if there are no names, runs on a case."""
+    """Return whether a check with one of these names, or any check if there are no names, runs on a case.
+
+    `planned` has the checks of the case in the plan, or is None if the plan lacks the case. `whole` says whether the
+    case was chosen by its full id.
+    """
     if isinstance(case, BadInput):
         return not names or _ERRORS in names
     return not names or any(
@@ -112,7 +116,7 @@ def _runs(case: Case | BadInput, names: Collection[str], planned: Collection[Che
 def _checks(
     case: Case | BadInput, names: Collection[str], planned: Collection[Check] | None, whole: bool, level: str
 ) -> Iterator[Check]:
-    """Yield the checks that run on a chosen case. `whole` says whether the case was chosen by its full id."""
+    """Yield the checks that run on a chosen case. The arguments are those of :func:`_runs`."""
     if isinstance(case, BadInput):
         return
     if not names and planned is not None:

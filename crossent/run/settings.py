@@ -88,7 +88,7 @@ class Settings:
 
     @property
     def in_workers(self) -> bool:
-        """Whether worker processes run the cases, and isolated processes foreign subjects: with `jobs`, on a CPU."""
+        """Whether worker processes run the cases: if `jobs` is given, on a CPU, on a system that can fork."""
         return self.jobs is not None and self.device == "cpu" and can_fork()
 
     def plan(self) -> Plan:

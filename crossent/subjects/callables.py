@@ -85,7 +85,10 @@ def _declared(given: object) -> dict[str, str]:
     """
     says = getattr(given, "lacks", {})
     if not isinstance(says, Mapping) or not all(isinstance(reason, str) for reason in says.values()):
-        raise TypeError("an object whose attribute `lacks` is not a dict from features to reasons")
+        raise TypeError(
+            "an object whose attribute `lacks` is not a dict from features to reasons; "
+            "write, for example, {'double_backward': 'has no second derivative'}"
+        )
     try:
         # `require_features` may add `reduction`, which then has the reason of `reduction_sum`.
         return {name: says[name if name in says else "reduction_sum"] for name in require_features(says)}

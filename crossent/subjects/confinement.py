@@ -229,7 +229,10 @@ def _exit_after() -> Iterator[None]:
 
 
 def drop_semaphores() -> None:
-    """Unmap the semaphores shared with the parent, out of reach of a subject. Do not use them in this process again."""
+    """Unmap the semaphores that this process shares with its parent, so that a subject cannot change them.
+
+    This process must not use the semaphores afterwards.
+    """
     libc = _libc()
     if libc is None:
         return

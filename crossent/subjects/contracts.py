@@ -79,9 +79,9 @@ def require_contract(contract: str | None, grade: str | None) -> None:
 
 
 def under_contract(subject: Subject, contract: str | None, grade: str | None) -> Subject:
-    """Return the subject under a contract and a grade, or under the defaults where they are None.
+    """Return the subject under a contract and a grade. None stands for the default.
 
-    Code that torch.compile made for CUDA keeps the approximate functions that it uses, under every contract.
+    Under every contract, code that torch.compile made for CUDA may use approximate exp, log and division.
     """
     require_contract(contract, grade)
     name = contract or DEFAULT_CONTRACT

@@ -228,7 +228,7 @@ def _is_taken(path: Path) -> bool:
 
 
 def _why_not(error: BaseException, place: str, path: Path | None) -> str:
-    """Return in one line what an import raised, and where."""
+    """Return in one line what an import raised, and where. `path` is the imported file, or None for a module."""
     if isinstance(error, ModuleNotFoundError) and error.name and f"{place}.".startswith(f"{error.name}."):
         return f"there is no module {quoted(error.name)}; for a file, write path/to/file.py:NAME"
     if isinstance(error, SyntaxError):

@@ -1,6 +1,6 @@
 """Subtle defects: the checks catch each defect in every dtype that the defect names, and correct code passes.
 
-The README also shows how many defects `torch.testing.assert_close` catches. This command writes its figures:
+A table of the docs shows how many defects `torch.testing.assert_close` finds. This command writes the figures of the table:
 
     pytest tests/checks/test_defects.py --crossent-write-figures
 """

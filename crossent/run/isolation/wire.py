@@ -105,7 +105,7 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 
 def write(value: Any) -> bytes:
-    """Return a value as a pickle. Tensors in it are pickled as by :class:`_Pickler`."""
+    """Return a pickle of a value. It contains the whole memory of each tensor: see :class:`_Pickler`."""
     buffer = io.BytesIO()
     _Pickler(buffer, protocol=5).dump(value)
     return buffer.getvalue()
