@@ -1,8 +1,8 @@
 """The plan of a run: the cases of a level, and the checks that run on each case.
 
 :mod:`crossent.cases` has the sources of the cases: the corpus, the edges, and the covering arrays of the grid (pairs,
-triples, sizes, size_triples and transformed). :class:`crossent.trials.check.Cost` explains the costs of the checks. Each
-level also runs all rows of the lower levels, which stand above it:
+triples, sizes, size_triples and transformed). :class:`crossent.trials.check.Cost` explains the costs of the checks. A
+level also runs all rows of the lower levels, which are above it in this table:
 
     level      cases            costs of the checks
     quick      corpus           CALL, AGAIN, and the checks that the bug names; one graph in all

@@ -125,7 +125,7 @@ class Confined:
 
 
 def _supervise(run: Callable[[], Any], kept: Collection[int], end: int) -> None:
-    """Start the process, wait until it ends or `end` can be read, and kill all processes that are left."""
+    """Start the process that calls `run`, wait for its end or for input on `end`, and kill all that is left."""
     os.setpgid(0, 0)  # so that Ctrl-C reaches the command alone
     _prctl(_SET_CHILD_SUBREAPER, 1)
     _prctl(_SET_PDEATHSIG, signal.SIGCONT)  # when the parent ends, a stopped supervisor continues

@@ -30,7 +30,7 @@ class Feature:
     """One thing that a loss function may not support.
 
     Attributes:
-        name: as in `--without NAME`.
+        name: the name, as in `--without NAME`.
         sentence: a description, as `crossent list features` prints it.
         needs: whether a call with these inputs needs the feature.
         instead: what the checks expect of a loss without the feature; "" if they only skip what needs the feature.

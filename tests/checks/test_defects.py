@@ -1,6 +1,6 @@
 """Subtle defects: the checks catch each defect in every dtype that the defect names, and correct code passes.
 
-A table of the docs shows how many defects `torch.testing.assert_close` finds. This command writes the figures of the table:
+A table of benchmarks/README.md says how many defects `torch.testing.assert_close` finds. This command writes it:
 
     pytest tests/checks/test_defects.py --crossent-write-figures
 """

@@ -225,7 +225,7 @@ def second(call, g, u, *, v=None, scale=None, mean=None):
 
 
 def tangent(call, u, *, v=None):
-    """Return the tangent `Σ v (Σ p u - u)` of each row. The argument `v` replaces `v`."""
+    """Return the tangent `Σ v (Σ p u - u)` of each row. The argument `v` replaces the weighted targets of the call."""
     v = call.v() if v is None else v
     return (v * ((call.p * u).sum(-1, keepdim=True) - u)).sum(-1)
 
@@ -424,7 +424,7 @@ def test_a_tangent_that_is_lost_is_found():
 
 
 def test_a_negative_weight_has_its_sign_in_the_second_derivative_of_one_row():
-    """pytorch#64256: with one row, numbers and torch's formula differed."""
+    """pytorch#64256: for one row with a negative weight, torch's second derivative and finite differences disagreed."""
     case = Case.of("float64-1x2-normal-int64-sum-weight_negative-seed17")
     inputs = question(case).inputs
     assert inputs.options["weight"][inputs.target] < 0

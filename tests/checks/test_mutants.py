@@ -1,6 +1,6 @@
 """Mutants: the check that a mutant names kills the mutant on its case, where correct code passes.
 
-`nox -s mutants` writes the totals of the README, and prints which check kills which mutant and which mutants
+`nox -s mutants` writes the totals of benchmarks/README.md, and prints which check kills which mutant and which mutants
 `torch.testing.assert_close` kills on plain inputs.
 """
 

@@ -55,7 +55,7 @@ def test_a_subject_without_a_gradient_is_compared_by_its_loss(seed):
 
 
 def contiguously(tensor):
-    """Return the tensor as a kernel sees it that assumes contiguous memory."""
+    """Return the numbers of a tensor that a kernel reads if it assumes contiguous memory."""
     strides = torch.empty(tensor.shape, device="meta").stride()
     return tensor.as_strided(tensor.shape, strides)
 

@@ -124,7 +124,7 @@ def test_a_file_can_configure_triton_before_anything_imports_it(tmp_path, monkey
 
 
 def test_there_is_no_exact_value_in_the_memory_of_a_subject():
-    """In a fresh process, since other tests have left exact values in this process."""
+    """The test runs in a fresh process, since other tests have left exact values in this process."""
     subprocess.run([sys.executable, "-c", LOOKS], cwd=Path(__file__).parents[1], check=True, timeout=120)
 
 

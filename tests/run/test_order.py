@@ -43,7 +43,7 @@ def found_by(case, checks, mutants):
 
 
 def greedy(found):
-    """Return cases, each of which finds the most mutants that the cases before it do not find."""
+    """Return cases in an order in which each finds the most mutants that the cases before do not find."""
     left, chosen = set().union(*found.values()), []
     while left:
         chosen.append(max(found, key=lambda case: len(left & found[case])))
