@@ -130,8 +130,8 @@ def verify(
     foreign = [name for name in names if name.removesuffix(COMPILE_SUFFIX) not in BY_NAME]
     if foreign and all(_is_own(given) for given in subjects):
         raise ValueError(
-            f"the report is about {', '.join(map(quoted, foreign[:3]))}, but it cannot name the code to run; "
-            f"give it: crossent verify {cut(file)} FILE.py:NAME"
+            f"the report is about {', '.join(map(quoted, foreign[:3]))}, which is no form and not torch; "
+            f"name the code to run: crossent verify {cut(file)} FILE.py:NAME"
         )
     settings = settings_of(claim, expected_findings, jobs, timeout)
     here = environment(settings.device)
@@ -202,7 +202,7 @@ def _subjects(settings: Settings, names: Sequence[str], given: Sequence[str]) ->
     have = {subject.name for subject in loaded}
     missing = [name for name in names if name not in have]
     if foreign := [name for name in missing if not _is_own(name)]:
-        raise ValueError(f"the report is also about {quoted(foreign[0])}; give its code too, as FILE.py:NAME")
+        raise ValueError(f"the report is also about {quoted(foreign[0])}; name its code too, as FILE.py:NAME")
     loaded = settings.load(*given, *missing)
     by_name = {subject.name: subject for subject in loaded}
     extra = [subject.name for subject in loaded if subject.name not in names and not _is_own(subject.name)]

@@ -89,7 +89,7 @@ def result(future: Future[T]) -> T | Ended:
     except TimeoutError:
         return Ended("hung", "the call did not return in time")
     except CancelledError:
-        return Ended("hung", "the process that judges it was stopped")
+        return Ended("hung", "the worker process that called it was stopped")
     except ProcessExpired as death:
         return Ended("crashed", f"its process ended: {status_in_words(death.exitcode)}")
 

@@ -450,7 +450,7 @@ def test_derivatives_are_finite_and_right_where_a_logit_is_minus_infinity(values
 
 
 @pytest.mark.parametrize("values", ["nan", "positive_inf", "nan_ignored", "inf_ignored"])
-def test_derivatives_of_broken_rows_are_those_of_torch(values):
+def test_derivatives_of_nonfinite_rows_match_torch(values):
     """A derivative is NaN where the gradient is NaN; the tangent of an ignored row is 0."""
     case = Case("float32", (7, 5), values, reduction="none", ignored="ignored")
     for correct in (*TENSOR_FORMS, TORCH):

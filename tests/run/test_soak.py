@@ -45,7 +45,7 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("part", parts, ids=lambda part: f"{part[0]}-{part[1]}")
 
 
-def test_no_correct_cross_entropy_is_accused_and_bounds_are_reached(part, seed, record_property):
+def test_correct_cross_entropies_pass_and_come_near_their_bounds(part, seed, record_property):
     dtype, first, count = part
     figures = {"dtype": dtype, "cases": count, "known": Counter()}
     for check in ("loss", "gradient", "target_gradient"):

@@ -39,7 +39,7 @@ def run(monkeypatch, *what, jobs=1):
 def test_a_worker_that_was_stopped_is_replaced(monkeypatch):
     started = time.monotonic()
     results = run(monkeypatch, 0, 5)
-    assert results == {0: Ended("hung", "the process that judges it was stopped"), 5: 5}
+    assert results == {0: Ended("hung", "the worker process that called it was stopped"), 5: 5}
     assert time.monotonic() - started < 20
 
 

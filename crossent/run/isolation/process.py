@@ -114,7 +114,10 @@ class IsolatedProcess:
             self._end()  # the subject's process must not run at the same time as torch's
             self._torch = self._torch or IsolatedProcess(self._server, OWN, self._timeout, self._alive)
             if self._torch.perform(act, *arguments).value != performed.value:
-                return Performed(ended="crashed", how=f"its process replied that it {performed.value.reason}")
+                return Performed(
+                    ended="crashed",
+                    how=f"its process replied that it {performed.value.reason}, but torch's process does not",
+                )
             self._confirmed.add(reason)
         return performed
 
