@@ -187,7 +187,8 @@ def split(trial: Trial) -> Iterator[Difference]:
     """Two unequal parts of a batch, computed separately, combine to the result of the whole batch up to rounding.
 
     The losses of the parts are concatenated without a reduction and added under "sum". Under "mean", the loss is
-    `L = (D₁L₁ + D₂L₂)/D` with the denominators of the parts, and the gradient of a part is multiplied by `D_i/D`.
+    `L = (D₁L₁ + D₂L₂)/D`, where `D₁` and `D₂` are the denominators of the parts and `D` is their sum. The gradient of a
+    part is multiplied by `D_i/D`.
     pytorch#185167 and Automodel#3803: a mean was computed as an average of averages, and as a sum of averages.
     """
     parts: list[PartBalls] = []

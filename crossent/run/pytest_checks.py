@@ -139,7 +139,18 @@ class CheckTest:
 
 @dataclass
 class CheckRecord:
-    """The result of one test. The process that ran the test sends the record to the process that reports."""
+    """The result of one test. The process that ran the test sends the record to the process that reports.
+
+    Attributes:
+        subject: the name of the subject.
+        case: the id of the case.
+        settings: the settings of the run.
+        contract: the contract that the user chose, or "".
+        declared: what the subject is declared to do instead of what torch does.
+        outcome: the outcome of the check, or None if the case is not applicable.
+        findings: the findings of the check.
+        not_applicable: the reason why the case is not applicable, or "".
+    """
 
     subject: str
     case: str

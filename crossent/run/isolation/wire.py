@@ -1,9 +1,9 @@
 """The messages between the judge and an isolated process.
 
-A request is a pickle, since the judge writes it. A reply comes from a process in which a subject may have changed
-anything, so it is no pickle: it is a header in JSON, followed by the bytes of the tensors. A reply has limits of size
-and time, and its value must have the type that the act declares. Reading a reply executes no code from it, and
-allocates memory only for sizes that have been checked.
+A request is a pickle, since the judge can be trusted. A reply comes from a process in which a subject may have changed
+anything, so a reply is no pickle: it has a header in JSON, followed by the bytes of the tensors. A reply has limits of
+size and time, and its value must have the type that the act declares. Reading a reply executes no code of the reply,
+and allocates memory only for sizes that have been checked.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class DamagedError(Exception):
 
 
 def send(stream: socket.socket, message: bytes, until: float = math.inf) -> None:
-    """Send a message before the time `until` of `time.monotonic`.
+    """Send a message. `until` is the latest time, by `time.monotonic`.
 
     Raises:
         TimeoutError: the other process does not take the message in time.
@@ -56,7 +56,7 @@ def send(stream: socket.socket, message: bytes, until: float = math.inf) -> None
 
 
 def receive(stream: socket.socket, most: float = math.inf, until: float = math.inf) -> bytes:
-    """Return the next message, of at most `most` bytes, before the time `until` of `time.monotonic`.
+    """Return the next message, of at most `most` bytes. `until` is the latest time, by `time.monotonic`.
 
     Raises:
         TimeoutError: the whole message does not arrive in time.
