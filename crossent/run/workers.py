@@ -146,7 +146,7 @@ def _share(part: Part, number: int) -> Any:
     _SHARED.number = number
     try:
         return _SHARED.share(part)
-    except KeyboardInterrupt:  # raised by a subject, since the signal is ignored; the parent would think the user did
+    except KeyboardInterrupt:  # raised by a subject, since a worker ignores Ctrl-C
         os._exit(128 + signal.SIGINT)
 
 

@@ -118,7 +118,7 @@ def _reply_of_process(describe: Callable[[], dict[str, Any]], description: str, 
 
     def load_and_describe() -> None:
         drop_privileges()
-        child = os.fork()  # the first process of a PID namespace ignores signals, such as its own SIGSEGV
+        child = os.fork()  # the first process of a PID namespace ignores signals that it sends to itself
         if child == 0:
             try:
                 end_with_parent()
