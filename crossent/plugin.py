@@ -31,7 +31,7 @@ Wrong = (ValueError, TypeError, RuntimeError)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options. They override the arguments of `crossent.parametrize`."""
+    """Add the options, which override the arguments of `crossent.parametrize`."""
     group = parser.getgroup("crossent")
 
     def option(name: str, text: str, **how: Any) -> None:
@@ -47,26 +47,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     option(WITHOUT, "Feature that the subjects lack. Repeatable.", action="append", metavar="FEATURE")
     option(CONTRACT, f"Contract of the subjects: {', '.join(CONTRACT_NAMES)}. Default: their own.", metavar="NAME")
     option(EXPECTED, "TOML file of known failures with their reasons.", metavar="FILE")
-    option(JSON, "Write the report of crossent's tests to this file.", metavar="FILE")
+    option(JSON, "Write the report of crossent's tests to this JSON file.", metavar="FILE")
     option(
         BASELINE,
-        "Report of --crossent-json: fail on a regression since, as `crossent diff` does.",
+        "Compare with this report of --crossent-json, and fail on a regression, as `crossent diff` does.",
         metavar="FILE",
     )
     option(MIN_CHECKS, "Fail if fewer checks ran. Default: 1 if there are any.", type=int, metavar="N")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marker, and report wrong use before collection."""
+    """Register the marker, and raise a usage error for a wrong option before collection."""
     config.addinivalue_line("markers", "crossent(subject, **options): checks of a cross-entropy; crossent.parametrize")
     config.stash[RECORDS], config.stash[SHOWN] = [], False
-    config.pluginmanager.register(Keeper(config))
+    config.pluginmanager.register(RecordCollector(config))
     if config.getoption(_SUBJECT):
         _of_subjects(config)
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
-    """Show version, device, seed and level in the header, if a --crossent option was given."""
+    """Return a header line with version, device, seed and level, if an option of crossent was given."""
     if not any(config.getoption(name) is not None for name in (_SUBJECT, LEVEL, DTYPE, WITHOUT, JSON, MIN_CHECKS)):
         return None
     config.stash[SHOWN] = True
@@ -74,7 +74,7 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 
 
 def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> str | None:
-    """Show the same line after collection, if no option was given but a test of crossent was collected."""
+    """Return the header line after collection, if no option was given but a test of crossent was collected."""
     if config.stash[SHOWN] or not any(_check_of(item) for item in items):
         return None
     return _header(config)
@@ -88,12 +88,14 @@ def _header(config: pytest.Config) -> str:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Generate a test for each check on each case, for a function with `crossent.parametrize`."""
+    """Generate a test for each check on each case, for a function under `crossent.parametrize`."""
     marks = list(metafunc.definition.iter_markers("crossent"))
     if not marks:
         return
     if "check" not in metafunc.fixturenames:
-        raise pytest.Collector.CollectError("crossent.parametrize: the test takes no argument `check`")
+        raise pytest.Collector.CollectError(
+            "crossent.parametrize: the test has no argument `check`; add it and call it"
+        )
     from crossent.run.pytest_checks import tests_of
 
     try:
@@ -109,7 +111,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def _settings_of(config: pytest.Config, own: dict[str, Any]) -> Iterator[Settings]:
-    """The settings for each device: a test's arguments, overridden by the command line."""
+    """Yield the settings for each device: the arguments of a test, overridden by the command line."""
     from crossent.run.settings import Settings
 
     given = {"dtypes": DTYPE, "level": LEVEL, "seed": _SEED, "contract": CONTRACT, "expected_findings": EXPECTED}
@@ -117,7 +119,7 @@ def _settings_of(config: pytest.Config, own: dict[str, Any]) -> Iterator[Setting
     without = own.pop("without", ())
     features = [*([without] if isinstance(without, str) else without), *(config.getoption(WITHOUT) or ())]
     both = {**own, **{name: value for name, value in chosen.items() if value is not None}, "without": features}
-    # A seed that each process drew for itself would give each process of pytest-xdist other tests.
+    # If each process of pytest-xdist drew a seed, the processes would collect different tests.
     if both.get("seed") == "random":
         raise ValueError("seed: got 'random'; allowed is 0 or more: every process of a test run draws the same cases")
     for device in config.getoption(DEVICE) or [both.get("device", "cpu")]:
@@ -125,10 +127,10 @@ def _settings_of(config: pytest.Config, own: dict[str, Any]) -> Iterator[Setting
 
 
 def _of_subjects(config: pytest.Config) -> list[CheckTest]:
-    """The tests of `--crossent-subject`.
+    """Return the tests of `--crossent-subject`.
 
     Raises:
-        UsageError: an option is wrong, in one line.
+        UsageError: an option is wrong. The message is one line.
     """
     from crossent.run.pytest_checks import tests_of
 
@@ -145,7 +147,7 @@ def _of_subjects(config: pytest.Config) -> list[CheckTest]:
 
 
 class Subjects(pytest.Collector):
-    """The collector of `--crossent-subject`, whose tests are in no file."""
+    """Collects the tests of `--crossent-subject`, which are in no file."""
 
     def collect(self) -> Iterator[pytest.Item]:
         """Yield a test for each check on each case."""
@@ -184,7 +186,7 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
 
 
 def _check_of(item: pytest.Item) -> CheckTest | None:
-    """The check that a test runs, if the test is crossent's."""
+    """Return the check that a test runs, or None for a test that is not crossent's."""
     module = sys.modules.get("crossent.run.pytest_checks")
     if module is None:
         return None
@@ -193,7 +195,7 @@ def _check_of(item: pytest.Item) -> CheckTest | None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Tell a check the command that runs its test alone, for the message of a finding."""
+    """Set the command that runs a test alone, for the message of a finding."""
     if (check := _check_of(item)) is not None:
         given = {name: item.config.getoption(name) for name in (DEVICE, LEVEL, _SEED, WITHOUT, CONTRACT)}
         each = [(name, one) for name, value in given.items() for one in (value if isinstance(value, list) else [value])]
@@ -210,14 +212,14 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         outcome.get_result().crossent = check.record.packed()
 
 
-class Keeper:
-    """Keeps the records, in the process that reports."""
+class RecordCollector:
+    """Collects the records of all checks, in the process that makes the report."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.records = config.stash[RECORDS]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Keep a record, from whichever process of pytest-xdist."""
+        """Collect the record of a test, which any process of pytest-xdist may have run."""
         if (record := getattr(report, "crossent", None)) is not None:
             self.records.append(record)
 
@@ -235,12 +237,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def _moved(config: pytest.Config) -> tuple[list[str], bool]:
-    """The changes since the baseline, in lines, and whether they are a failure."""
+    """Return the changes since the baseline, in lines, and whether they fail the run."""
     path = config.getoption(BASELINE)
     if not path:
         return [], False
     if not config.stash[RECORDS]:
-        return [f"ERROR: {path}: no check ran, so nothing can be compared with it"], True
+        return [f"ERROR: {path}: no check ran, so nothing can be compared with the baseline"], True
     from crossent.report.moves.diff import diff
     from crossent.run.pytest_checks import report_of_records, unpacked
 
@@ -269,14 +271,14 @@ def _ran(config: pytest.Config) -> int:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Show how many checks ran, warn after a quick run, and write the report."""
+    """Print how many checks ran and what moved, warn after a quick run, and write the report."""
     if hasattr(config, "workerinput") or not (config.stash[RECORDS] or _least(config) or config.getoption(BASELINE)):
         return
     terminalreporter.section("crossent")
     terminalreporter.line(_header(config))
     ran, least = _ran(config), _least(config)
     if ran < least:
-        terminalreporter.line(f"ERROR: {ran} checks ran; {least} or more must ({MIN_CHECKS})", red=True, bold=True)
+        terminalreporter.line(f"ERROR: {ran} checks ran; at least {least} must run ({MIN_CHECKS})", red=True, bold=True)
     moved, breaks = _moved(config)
     for line in moved:
         terminalreporter.line(line, red=breaks and line.startswith("ERROR"))

@@ -1,11 +1,19 @@
 """The checks: each tests one property of a subject on a case.
 
 A check compares results with exact values, or with other results of the subject. Two numbers match if their distance
-is within the error bound, and "the exact loss" is a loss that matches the exact value.
+is within the error bound, and "the exact loss" is a loss that matches the exact value. The docstring of a check states
+the property that must hold.
+
+A `Trial` is one subject on one case, and a `Question` is a case with its exact values. A check calls the subject
+through an act: a function `act(loss, …)` that runs in the process of the subject, which may be another process than
+this one. `crossent.trials.act` explains acts.
 
 This room owns the checks. Its modules import torch, numpy, `crossent.trials` and the rooms below it, and
-`crossent.machine`. They never import `crossent.run` or each other. From `crossent.report` only `single` imports: the
+`crossent.machine`. They never import `crossent.run` or each other. Only `single` imports from `crossent.report`: the
 sentence `DEPENDS`, by which a report finds results that depend on earlier calls.
+
+In formulas, `x` are the logits of a row, `p` their softmax, `w` the class weights, `q` the target probabilities, `g` is
+the upstream gradient of the row, and `D` the denominator of a mean, otherwise 1.
 
 single         one call: loss, gradients, arguments, global state, identical bits, signs, row sums, ignored rows
 relations      two or more calls: memory layouts, shifted logits, reversed rows and classes, parts of a batch, dtypes

@@ -1,7 +1,7 @@
 """Checks of calls in other circumstances: without gradients, on non-leaf logits, and in other threads.
 
-An implementation may take a different path if no gradient is required. So the checks compare each result with the
-exact values, and not with the bits of the first call.
+An implementation may use other code if no gradient is required. So the checks compare each result with the exact
+values, and not with the bits of the first call.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ UNRECORDED: dict[str, tuple[Callable[[], AbstractContextManager[Any]], bool]] = 
     "without requires_grad": (nullcontext, False),
 }
 
-# Whether the logits, and whether the target probabilities, require a gradient.
+# For each way to require one gradient alone: whether the logits, and whether the target, require it.
 ALONE = {"of the logits alone": (True, False), "of the target alone": (False, True)}
 THREADS = ("in a thread", "beside another thread", "in the other thread")
 
@@ -58,9 +58,9 @@ def no_grad(trial: Trial) -> Found:
 
 
 def evaluate_unrecorded(loss: Loss, inputs: Inputs, way: str) -> tuple[Tensor, bool, Inputs, str]:
-    """Call the subject in one of the ways of `UNRECORDED`.
+    """Call the subject without gradients, in one of the ways of `UNRECORDED`.
 
-    An act: it runs where the subject runs (see `crossent.trials.act`).
+    This is an act: it runs in the process of the subject.
 
     Returns:
         The loss, its requires_grad, the inputs after the call, and any change of a .grad or requires_grad in words.
@@ -90,7 +90,7 @@ def non_leaf(trial: Trial) -> Found:
 def evaluate_of_made(loss: Loss, inputs: Inputs, gradients: Gradients) -> tuple[Result, Tensor]:
     """Call the subject on logits that are the output of an operation.
 
-    An act: it runs where the subject runs (see `crossent.trials.act`).
+    This is an act: it runs in the process of the subject.
 
     Returns:
         The result, and the logits after the call.
@@ -129,9 +129,9 @@ def alone(trial: Trial) -> Found:
 def backward_alone(
     loss: Loss, inputs: Inputs, logits: bool, target: bool
 ) -> tuple[Tensor, bool, Tensor | None, Tensor | None]:
-    """Call the subject, and run backward, with a gradient required for the logits or for the target alone.
+    """Call the subject and run backward, with a gradient required for the logits alone or for the target alone.
 
-    An act: it runs where the subject runs (see `crossent.trials.act`).
+    This is an act: it runs in the process of the subject.
 
     If the loss has a wrong shape, there is no backward pass: :func:`misshapen` reports the shape.
 
@@ -163,14 +163,14 @@ def threads(trial: Trial) -> Found:
 
 
 def at_once(loss: Loss, inputs: Sequence[Inputs], gradients: Gradients) -> list[Result]:
-    """Call the subject in several threads at once.
+    """Call the subject in several threads at once, one for each of the inputs, and return the results.
 
-    An act: it runs where the subject runs (see `crossent.trials.act`).
+    This is an act: it runs in the process of the subject.
 
     All threads finish the forward pass before any thread runs backward.
 
     Raises:
-        BaseException: the exception of a thread, if there is one.
+        BaseException: a thread raised this exception.
     """
     barrier = threading.Barrier(len(inputs))
     results: list[Any] = [None] * len(inputs)
@@ -202,7 +202,7 @@ def at_once(loss: Loss, inputs: Sequence[Inputs], gradients: Gradients) -> list[
 
 @functools.lru_cache(maxsize=1)  # all subjects run on a case before the next case starts
 def _other(question: Question) -> Question:
-    """Return the question of a case of the same choices with other numbers."""
+    """Return the question of a case that differs in the seed alone, and so in its numbers."""
     return Question(question.case.seeded(question.case.seed + 1), question.device)
 
 

@@ -29,11 +29,12 @@ from crossent.trials.trial import NotRunError, Problem, Question, RefusedError, 
 def evaluate_compiled(
     loss: Loss, gradients: Gradients, backend: str, dynamic: bool, calls: Sequence[Inputs]
 ) -> list[Result | Raised] | NotRun:
-    """Compile the loss, and call the compiled loss once for each of the inputs.
+    """Compile the loss, call the compiled loss once for each of the inputs, and return the results.
 
-    An act: it runs where the subject runs (see `crossent.trials.act`).
+    This is an act: it runs in the process of the subject.
 
-    Before each call, freed memory is filled with NaN. The first call that raises is the last call.
+    Before each call, freed memory is filled with NaN. If a call raises, no further call is made, and the exception is
+    the last element of the result.
     """
     if reason := unusable(backend, calls[0].logits.device.type):
         return NotRun(reason)
@@ -51,7 +52,8 @@ def evaluate_compiled(
 def refused_when_compiled(raised: Raised, where: str) -> RefusedError:
     """Return the error for a compiled loss that raised.
 
-    The message names the first exception of the chain: Dynamo's own exception only says that there was another.
+    The message names the first exception of the chain, since Dynamo's own exception may only say that another one was
+    raised.
     """
     message = raised.message
     if raised.first not in message:  # shortened, since the rest may contain memory addresses
@@ -60,7 +62,7 @@ def refused_when_compiled(raised: Raised, where: str) -> RefusedError:
 
 
 def compare_compiled(trial: Trial, backend: str, got: Result, exact: Exact) -> list[Difference]:
-    """Compare a result of compiled code with the exact values, under the contract that compilation leaves."""
+    """Compare a result of compiled code with the exact values, under the contract of :func:`promised`."""
     own = trial.contract(exact.logits_dtype, len(exact.terms.logits))
     return compare(promised(own, backend, got.loss.device.type), got, exact)
 
@@ -72,10 +74,9 @@ def promised(own: Contract, backend: str, device: str) -> Contract:
     do. Code for a CPU adds, multiplies and divides by IEEE 754: torch passes `-fno-unsafe-math-optimizations` to the
     compiler. Its exp and log come from the vector library, and from the C library for the elements that do not fill a
     vector. Both are within one unit in the last place (tests/numerics/test_assumptions.py). Fused steps leave out
-    roundings to half precision that separate kernels make, and add no rounding, which every contract allows. Sums of
-    half-precision numbers are computed in float32, in any order. Over at most 2^13 rows, such a sum has an error of
-    `2^13 · 2^-24 Σ|t|`. This is no more than the error of a single addition in float16, and every contract of grade B
-    allows one such addition.
+    roundings to half precision that separate kernels make, and add none. Every contract allows this. Sums of
+    half-precision numbers are computed in float32, in any order. Over at most 2^13 rows, the error of such a sum is at
+    most `2^13 · 2^-24 Σ|t|`. A single addition in float16 may err as much, and every contract of grade B allows one.
 
     Code for a CUDA device comes from Triton. Its exp, log and division are approximate, and it may compute a softmax in
     blocks.
@@ -94,12 +95,12 @@ def _weighted_probabilities(case: Case) -> bool:
 
 
 def _ignored_indices(case: Case) -> bool:
-    """Return whether a case has ignored rows and two dimensions. Each size is a symbol, and four take torch long."""
+    """Return whether a case has ignored rows and two dimensions. With more dimensions, tracing takes longer."""
     return case.target == "int64" and case.ignored != "kept" and case.dimensions == 2
 
 
 def compiled(backend: str, dynamic: bool, trial: Trial) -> Found:
-    """Check that the compiled subject gives the exact loss and gradients in two calls.
+    """Check that the compiled subject gives the exact loss and gradients in each of two calls.
 
     Freed memory is filled with NaN before each call, to find elements that are never written (Liger-Kernel#1338). If
     the code is compiled for dynamic sizes, the second call gets a larger batch of other numbers.
@@ -109,7 +110,7 @@ def compiled(backend: str, dynamic: bool, trial: Trial) -> Found:
     calls = [question.fresh() for question, _ in questions]
     made = trial.perform(evaluate_compiled, trial.gradients, backend, dynamic, calls)
     if len(made) < len(calls) and not (made and isinstance(made[-1], Raised)):
-        raise ValueError(f"{len(made)} results of {len(calls)} calls")
+        raise ValueError(f"got {len(made)} results for {len(calls)} calls")
     for (question, where), got in zip(questions, made, strict=False):
         if isinstance(got, Raised):
             raise refused_when_compiled(got, where)
@@ -194,15 +195,17 @@ def compiled_error(trial: Trial) -> Iterator[Problem]:
 def call_compiled_on_classes(
     loss: Loss, gradients: Gradients, backend: str, inputs: Inputs, classes: Sequence[int]
 ) -> list[Tensor | Raised] | NotRun:
-    """Call a compiled loss once for each of `classes`, with that class as the last element of the target.
+    """Call a compiled loss once for each of `classes`, and return the losses and the exceptions.
 
-    An act: it runs where the subject runs (see `crossent.trials.act`).
+    This is an act: it runs in the process of the subject.
+
+    In each call, the last element of the target is the class.
     """
     if reason := unusable(backend, inputs.logits.device.type):
         return NotRun(reason)
     made: list[Tensor | Raised] = []
     with compile_loss(loss, backend, dynamic=False) as compiled_loss:
-        evaluate(compiled_loss, inputs.copy(), gradients)  # code that raises for every input would pass this check
+        evaluate(compiled_loss, inputs.copy(), gradients)  # otherwise code that raises for every input would pass
         if reason := _why_no_error():
             return NotRun(reason)
         for index in classes:
@@ -216,9 +219,9 @@ def call_compiled_on_classes(
 
 
 def _why_no_error() -> str:
-    """Return the reason why compiled code cannot get a class index out of range, or "".
+    """Return the reason why compiled code must not be called with a class index out of range, or "".
 
-    Code of torch 2.1 reads outside of a tensor, and code of torch 2.4 ends the process.
+    Code compiled by torch 2.1 then reads outside of a tensor, and code compiled by torch 2.4 ends the process.
     """
     old = Version(torch.__version__).release < (2, 6)
     return "needs torch 2.6 or newer: older compiled code does not raise for a class index out of range" if old else ""
@@ -235,7 +238,7 @@ def no_classes(inputs: Inputs) -> list[int]:
 
 
 def larger(case: Case) -> Case:
-    """Return a case of the same choices with other numbers and four more samples.
+    """Return a case with the same options, four more samples and another seed.
 
     Every size that equals the size of the batch grows as well: torch traces equal sizes as one symbol, and compiles
     again if the sizes differ later. For unbatched logits, the number of classes grows.

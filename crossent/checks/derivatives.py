@@ -1,11 +1,11 @@
-"""Checks of derivatives along a direction: the gradient's by double backward, the loss's by forward-mode AD.
+"""Checks of derivatives along a direction `u`: of the gradient by double backward, of the loss by forward-mode AD.
 
 The checks compare both derivatives with exact values. `torch.autograd.gradcheck` compares with finite differences of
 the subject's own results: it misses an error that loss and gradient share, and it needs float64 and a tolerance.
 
-One direction `u` takes the place of the whole matrix of second derivatives. Another formula agrees with
-`p_c (u_c - Σ_k p_k u_k)` along `u` only by accident. The numbers of `u` use all digits of their format, so the checks
-also find a `u` that was rounded.
+The derivative along one direction is enough to find a wrong formula, so the whole matrix of second derivatives is not
+computed. The numbers of `u` use all digits of their format, so the checks also find a subject that rounds `u`.
+`crossent.checks` explains the letters of the formulas.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def double_backward(trial: Trial) -> Iterator[Difference | Problem]:
 def forward_ad(trial: Trial) -> Iterator[Difference | Problem]:
     """The derivative of the loss along `u`, `Σ_c w_c q_c (Σ_k p_k u_k - u_c)` of each row, is exact in forward mode.
 
-    The derivative is finite even if a logit is -inf, whether the target leaves its class out or the loss is infinite. A
-    tangent of `0·-inf` fails (optax#1762).
+    The derivative is finite even if a logit is -inf, and even if the loss is infinite. A subject that computes `0·-inf`
+    fails (optax#1762).
     """
     inputs, direction = trial.question.fresh(), trial.case.direction(trial.question.device)
     tangent = trial.perform(tangent_of, inputs, direction)
@@ -52,7 +52,7 @@ def forward_ad(trial: Trial) -> Iterator[Difference | Problem]:
 
 
 def _dual(primal: Tensor, tangent: Tensor) -> Tensor:
-    """Return a dual tensor with the memory layout of the primal.
+    """Return a dual tensor of the two tensors, with the memory layout of the primal.
 
     An expanded primal becomes contiguous first, since torch cannot make a dual tensor of it.
     """
@@ -68,7 +68,7 @@ def _dual(primal: Tensor, tangent: Tensor) -> Tensor:
 def tangent_of(loss: Loss, inputs: Inputs, direction: Tensor) -> Tensor | None:
     """Return the tangent of the loss along a direction, or None if the loss has no tangent.
 
-    An act: it runs where the subject runs (see `crossent.trials.act`).
+    This is an act: it runs in the process of the subject.
     """
     with dual_numbers.dual_level():
         value = loss(_dual(inputs.logits.detach(), direction), inputs.target, **inputs.options)

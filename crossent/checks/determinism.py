@@ -1,8 +1,8 @@
 """Checks of determinism: identical bits in every call, and the right result on every CUDA stream.
 
 A sum by atomic additions gives different bits from call to call. torch computes such sums over the rows of
-`(N, C, d1, …)` on CUDA (pytorch#17350, pytorch#46024, pytorch#71367). A kernel that starts on another stream than the
-caller's stream may read arguments before their values are written.
+`(N, C, d1, …)` on CUDA (pytorch#17350, pytorch#46024, pytorch#71367). A kernel that runs on another stream than the
+current stream of the caller may read arguments before their values are written.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from crossent.trials.memory import memory, poison, tensors_of
 from crossent.trials.trial import NotRunError, Problem, RefusedError, Trial
 
 CALLS = 10  # the results of pytorch#17350 differ in most pairs of calls
-# Some milliseconds: in this time, the host starts all kernels of a call.
+# Clock cycles of the GPU, some milliseconds: in this time, the CPU starts all kernels of a call.
 CYCLES = 2**23
 
 
@@ -46,9 +46,9 @@ def deterministic(trial: Trial) -> Iterator[Problem]:
 
 
 def evaluate_often(loss: Loss, inputs: Inputs, gradients: Gradients) -> list[Result]:
-    """Call ten times under `torch.use_deterministic_algorithms(True)`.
+    """Call the subject ten times under `torch.use_deterministic_algorithms(True)`, and return the results.
 
-    An act: it runs where the subject runs (see `crossent.trials.act`).
+    This is an act: it runs in the process of the subject.
 
     Before each call, freed memory is filled with NaN.
     """
@@ -64,9 +64,9 @@ def evaluate_often(loss: Loss, inputs: Inputs, gradients: Gradients) -> list[Res
 def stream(trial: Trial) -> Iterator[Difference]:
     """On a CUDA stream other than the default stream, the call gives the exact loss and gradients.
 
-    The arguments hold zeros until that stream writes their values, some milliseconds later. Meanwhile the default
-    stream fills freed memory with NaN. A subject that uses another stream than the current stream, and does not wait
-    for the current stream, computes from zeros.
+    The arguments are zeros until the other stream writes their values, some milliseconds later. A subject that runs on
+    another stream, and does not wait for the current stream, computes from the zeros. Meanwhile the default stream
+    fills freed memory with NaN.
     """
     device = torch.device(trial.question.device)
     if device.type != "cuda":
@@ -78,9 +78,9 @@ def stream(trial: Trial) -> Iterator[Difference]:
 def evaluate_on_a_stream(loss: Loss, inputs: Inputs, gradients: Gradients) -> Result | NotRun:
     """Call the subject on a new CUDA stream, where a delayed copy fills the arguments.
 
-    A missing synchronisation of streams then gives a wrong result.
+    This is an act: it runs in the process of the subject.
 
-    An act: it runs where the subject runs (see `crossent.trials.act`).
+    A subject that does not synchronize its streams then gives a wrong result.
     """
     sleep = getattr(torch.cuda, "_sleep", None)
     if sleep is None:

@@ -2,10 +2,11 @@
 
 torch computes a whole Jacobian or Hessian in one call: `vmap` makes a batch of upstream gradients or of directions, and
 each operation of the derivative takes the whole batch. Code that is right for a single upstream gradient may read a
-value that a batch does not have, or may lack a derivative that only such a call needs.
+value that a batch does not have, or may lack a derivative that only a batch needs.
 
-Each batch has two elements: the upstream gradient or the direction of the case, and the same times -2. So no element
-can take the place of the other. The exact values of both are computed anew, and none is scaled.
+Each batch has two elements: the upstream gradient or the direction of the case, and the same times -2. So a subject
+that takes one element for the other fails. The exact values of each element are computed by themselves, without a
+factor of -2.
 """
 
 from __future__ import annotations
@@ -45,9 +46,10 @@ def batched_gradient(trial: Trial) -> Found:
 def gradients_of_batch(loss: Loss, inputs: Inputs, upstreams: Tensor, wanted: Gradients) -> tuple[Tensor, ...]:
     """Return the loss and its gradients for a batch of upstream gradients.
 
-    An act: it runs where the subject runs (see `crossent.trials.act`).
+    This is an act: it runs in the process of the subject.
 
-    If the loss has a wrong shape, no gradient is computed: :func:`misshapen` reports the shape.
+    The batch is the first dimension of `upstreams`, and of each gradient. `wanted` names the gradients. If the loss has
+    a wrong shape, no gradient is computed: :func:`misshapen` reports the shape.
     """
     function, tensors = _of_differentiable(loss, inputs, wanted)
     leaves = [tensor.detach().requires_grad_() for tensor in tensors]
@@ -64,10 +66,9 @@ def jacrev(trial: Trial) -> Found:
 
 
 def gradients_by_jacrev(loss: Loss, inputs: Inputs, upstreams: Tensor, wanted: Gradients) -> tuple[Tensor, ...]:
-    """Return the loss and its gradients for a batch of upstream gradients, as torch.func.jacrev does.
+    """Return the loss and its gradients for a batch of upstream gradients, as torch.func.jacrev computes them.
 
-    An act: it runs where the subject runs (see `crossent.trials.act`). If the loss has a wrong shape, no gradient is
-    computed: :func:`misshapen` reports the shape.
+    This is an act: it runs in the process of the subject. See :func:`gradients_of_batch` for the arguments.
     """
     function, tensors = _of_differentiable(loss, inputs, wanted)
     value, pull = torch.func.vjp(function, *tensors)[:2]
@@ -84,9 +85,11 @@ def jacfwd(trial: Trial) -> Found:
 
 
 def tangents_by_jacfwd(loss: Loss, inputs: Inputs, directions: Tensor) -> Tensor:
-    """Return the tangents of the loss along a batch of directions, as torch.func.jacfwd does.
+    """Return the tangents of the loss along a batch of directions, as torch.func.jacfwd computes them.
 
-    An act: it runs where the subject runs (see `crossent.trials.act`).
+    This is an act: it runs in the process of the subject.
+
+    The batch is the first dimension of `directions` and of the tangents.
     """
     function, (logits,) = _of_differentiable(loss, inputs)
     return _pushed(function, logits, directions)
@@ -97,7 +100,7 @@ def batched_second(trial: Trial) -> Found:
     """torch.autograd.grad(is_grads_batched=True) of the gradient gives the exact derivatives along two directions.
 
     `torch.autograd.functional.hessian(vectorize=True)` and `torch.autograd.gradgradcheck(check_batched_grad=True)` make
-    this call. The derivatives are those of :func:`crossent.checks.derivatives.double_backward`.
+    this call. See :func:`crossent.checks.derivatives.double_backward` for the derivatives.
     """
     second, upstream = trial.perform(second_order, trial.question.fresh(), _directions(trial), True)
     yield from _measured("second", second, trial)
@@ -112,10 +115,12 @@ def hessian(trial: Trial) -> Found:
 
 
 def second_by_hessian(loss: Loss, inputs: Inputs, directions: Tensor) -> Tensor:
-    """Return the derivatives of the gradient along a batch of directions, as torch.func.hessian does.
+    """Return the derivatives of the gradient along a batch of directions, as torch.func.hessian computes them.
 
-    An act: it runs where the subject runs (see `crossent.trials.act`).
-    It computes the gradient in reverse mode, and its derivative in forward mode.
+    This is an act: it runs in the process of the subject.
+
+    The batch is the first dimension of `directions` and of the result. The gradient is computed in reverse mode, and
+    the derivative of the gradient in forward mode.
     """
     function, (logits,) = _of_differentiable(loss, inputs)
 
@@ -128,7 +133,7 @@ def second_by_hessian(loss: Loss, inputs: Inputs, directions: Tensor) -> Tensor:
 
 
 def _compared(trial: Trial, act: Callable[..., tuple[Tensor, ...]]) -> Found:
-    """Compare the gradients that an act returns for two upstream gradients with the exact ones."""
+    """Compare the gradients that an act returns for two upstream gradients with their exact values."""
     question = trial.question
     inputs, exact = question.fresh(), question.exact
     upstreams = torch.stack([inputs.upstream, -2 * inputs.upstream])
@@ -145,7 +150,7 @@ def _compared(trial: Trial, act: Callable[..., tuple[Tensor, ...]]) -> Found:
 
 
 def _measured(of: str, got: Tensor | None, trial: Trial) -> Found:
-    """Compare a derivative along two directions with the exact ones."""
+    """Compare the derivatives along two directions with their exact values."""
     exact = trial.question.exact_along, _along_second(trial.case, trial.question.device)
     for at, along in enumerate(exact):
         for found in measured(of, None if got is None else got[at], along, trial):
@@ -173,7 +178,7 @@ def _along_second(case: Case, device: str) -> ExactAlong:
 
 
 def _of_differentiable(loss: Loss, inputs: Inputs, wanted: Gradients = ()) -> tuple[_Function, tuple[Tensor, ...]]:
-    """Return the loss as a function of the logits and, if its gradient is wanted, of the target; and these tensors."""
+    """Return the loss as a function of the tensors that need a gradient or a tangent, and these tensors."""
 
     def function(logits: Tensor, target: Tensor = inputs.target) -> Tensor:
         return loss(logits, target, **inputs.options)
@@ -182,7 +187,7 @@ def _of_differentiable(loss: Loss, inputs: Inputs, wanted: Gradients = ()) -> tu
 
 
 def _pushed(function: _Function, logits: Tensor, directions: Tensor) -> Tensor:
-    """Return the derivatives of a function along a batch of directions, by torch.func.jvp under torch.func.vmap.
+    """Return the derivatives of a function of the logits along a batch of directions, by torch.func.jvp under vmap.
 
     Expanded logits become contiguous first, since torch cannot make a dual tensor of them.
     """

@@ -1,9 +1,9 @@
 """The check of inputs with more elements than 31 or 32 bits can count. The inputs repeat the batch of a small case.
 
-Each repetition of the small case is a tile. The exact values and the error bounds are those of one tile, so they cost
-no more than for a small case. A kernel that counts elements in 32 bits reads or writes an element that is `2^31` or
+Each repetition of the small case is a tile. All tiles have the same exact values and error bounds, so these are
+computed for one tile alone. A kernel that counts elements in 32 bits reads or writes an element that is `2^31` or
 `2^32` elements away. The number of rows of a tile has an odd prime factor, so the number of elements of a tile divides
-no power of two. The wrong element therefore has another place in its tile, where the number is different.
+no power of two. So the wrong element has another place in its tile, where the number is different.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def needed(case: Case, subject: Subject) -> int:
     """Return the number of bytes that a subject needs for a case: inputs, loss, gradient and intermediate results.
 
     torch keeps the log-probabilities and their gradient, both with the size and the dtype of the logits. A kernel needs
-    no more. Measurements of the forms found up to five such tensors in the dtype of their arithmetic, with the gradient
-    included, and some numbers for each row.
+    no more. The forms were measured: with the gradient, they need up to five such tensors in the dtype of their
+    arithmetic, and some numbers for each row.
     """
     size = _bytes(DTYPES[case.dtype])
     rows = case.rows * case.tiled
@@ -89,7 +89,7 @@ def large(trial: Trial) -> Iterator[Difference | Problem]:
         yield _of_tiles("loss", got.loss, expected.loss, expected.bounds(_storing(promised, got.loss)), case.tiled)
     else:
         yield _reduced(trial, got.loss, _storing(promised, got.loss))
-    # The bounds of the gradient of a mean depend on the number of rows, so those of one tile are not valid.
+    # The bounds of the gradient of a mean depend on the number of rows, so the bounds of one tile are not valid.
     if got.gradient is not None and case.reduction != "mean":
         bounds = expected.bounds(_storing(promised, got.gradient))
         yield _of_tiles("gradient", got.gradient, expected.gradient, bounds, case.tiled)
@@ -100,9 +100,9 @@ def _storing(promised: Contract, tensor: Tensor) -> Contract:
 
 
 def evaluate_tiled(loss: Loss, case: Case, device: str, gradients: Gradients, need: int) -> Result | NotRun:
-    """Call the subject with all tiles of a case, if the device has enough memory.
+    """Call the subject with all tiles of a case, if the device has at least `need` bytes of free memory.
 
-    An act: it runs where the subject runs (see `crossent.trials.act`).
+    This is an act: it runs in the process of the subject.
     """
     have = available(device)
     if need > have:
@@ -138,9 +138,9 @@ def _tiles_at_once(elements: int) -> int:
 
 
 def _of_tiles(check: str, got: Tensor, exact: Ball, bounds: Bounds, times: int) -> Difference:
-    """Return the worst element of all tiles, each of which should have the exact values of one tile.
+    """Compare each tile of a result with the exact values of one tile, and return the difference of the worst element.
 
-    The comparison runs in float64, on the device of the result.
+    The comparison runs in float64, on the device of the result, some tiles at once.
     """
     allowed, vacuous = largest_errors(check, exact, bounds)
     arrays = exact.hi, exact.lo, allowed

@@ -63,7 +63,7 @@ def left_out(given: Inputs) -> dict[str, Inputs]:
 
 
 def _must_differ(trial: Trial, name: str, other: Result, exact: Exact) -> bool:
-    """Whether the exact values differ by more than both error bounds at an element where the result is finite."""
+    """Return whether, at an element with a finite result, the exact values differ by more than both error bounds."""
     with_option, without = getattr(trial.question.exact, name), getattr(exact, name)
     room = np.abs(without.lo) + with_option.radius + without.radius
     for got, expected in ((trial.got, trial.question.exact), (other, exact)):
@@ -75,9 +75,9 @@ def _must_differ(trial: Trial, name: str, other: Result, exact: Exact) -> bool:
 
 
 def _with_options_off(trial: Trial) -> Iterator[Difference]:
-    """Call again with every unused option passed at its neutral value, and every option at its neutral value left out.
+    """Compare the result with a second call, which passes unused options at their neutral values and leaves out others.
 
-    The results must match.
+    The second call leaves out an option that the case passes at its neutral value.
     """
     if (made := turned_off(trial.question.fresh(), trial.case.ignored)) is None:
         return
@@ -90,9 +90,9 @@ def _with_options_off(trial: Trial) -> Iterator[Difference]:
 
 
 def evaluate_with(loss: Loss, inputs: Inputs, gradients: Gradients, passed: Sequence[str]) -> Result:
-    """Call the subject with only the options named in `passed`.
+    """Call the subject with only the options named in `passed`, and return the result.
 
-    An act: it runs where the subject runs (see `crossent.trials.act`).
+    This is an act: it runs in the process of the subject.
     """
 
     def with_these(input: Tensor, target: Tensor, **options: Any) -> Tensor:
@@ -102,10 +102,10 @@ def evaluate_with(loss: Loss, inputs: Inputs, gradients: Gradients, passed: Sequ
 
 
 def turned_off(given: Inputs, ignored: str) -> tuple[Inputs, list[str]] | None:
-    """Return the inputs with every neutral option, and the names of the options to pass.
+    """Return the inputs with each unused option at its neutral value, and the names of the options to pass.
 
-    Returns None if these are the options that the case passes. A `label_smoothing` of 0 and the reduction "mean" are
-    not passed. `ignored` is the choice of the case: "kept" if no row is ignored.
+    A `label_smoothing` of 0 and the reduction "mean" are not passed. If the case passes exactly these options, return
+    None. `ignored` says which rows of the case are ignored: "kept" stands for none.
     """
     classes = given.logits.shape[min(1, given.logits.dim() - 1)]
     off: dict[str, Any] = {}
@@ -113,7 +113,7 @@ def turned_off(given: Inputs, ignored: str) -> tuple[Inputs, list[str]] | None:
         off["weight"] = given.logits.new_ones(classes)
     if ignored == "kept":
         off["ignore_index"] = -1
-        if not given.target.is_floating_point():  # a class that no row has, if there is one; else a number after them
+        if not given.target.is_floating_point():  # the smallest class that no row has, or else the number of classes
             off["ignore_index"] = min(set(range(classes + 1)) - set(given.target.reshape(-1).tolist()))
     options = {**given.options, **off}
     defaults = {"label_smoothing": 0.0, "reduction": "mean"}

@@ -22,9 +22,9 @@ class Reaction:
     """The reaction of a subject to a bad call.
 
     Attributes:
-        raised: the exception, or None where the call returned.
-        returned: the value that was returned, in words; "" where it is too long.
-        wrote: the argument that the call wrote into, or ""; None where the device can no longer be read.
+        raised: the exception, or None if the call returned.
+        returned: the value that the call returned, as text; "" if it has ten numbers or more.
+        wrote: the argument that the call wrote into, or ""; None if the device can no longer be read.
         changed_state: the global state that the call left changed.
         ended: "crashed" or "hung" if the call ended or blocked its process; "" otherwise.
         how: how the process ended, if the call ended or blocked its process.
@@ -59,7 +59,7 @@ def react(host: Host, bad: BadInput, device: str) -> Reaction:
 def call_badly(loss: Loss, name: str, device: str) -> Reaction:
     """Make the bad call with this id, and return the reaction of the subject.
 
-    An act: it runs where the subject runs (see `crossent.trials.act`).
+    This is an act: it runs in the process of the subject.
     """
     bad = next(each for each in BAD_INPUTS if each.id == name)
     given, before = bad.build(device), bad.build(device)
@@ -77,7 +77,7 @@ def call_badly(loss: Loss, name: str, device: str) -> Reaction:
 
 
 def judge_reaction(reaction: Reaction, allowed: tuple[type[Exception], ...]) -> dict[str, Problem | None]:
-    """Return the problem, or None, of each check that judges a reaction. `allowed` are the right classes of error."""
+    """Return the problem that each check finds in a reaction, or None. `allowed` are the right classes of error."""
     names = " or ".join(error.__name__ for error in allowed)
     if reaction.ended:
         return {"errors": Problem(reaction.ended, f"{reaction.how}; should have raised {names}")}

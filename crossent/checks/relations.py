@@ -38,9 +38,9 @@ from crossent.trials.trial import NotRunError, Problem, Trial
 
 
 def _has_layout(case: Case) -> bool:
+    # A case with `spread` has an upstream gradient with a stride of 0 or 2.
     spread = case.reduction == "none" and case.upstream not in ("rows", "rows_large") and case.rows > 1
     plain = ("contiguous", "target_contiguous", "weight_contiguous")
-    # `spread`: the upstream gradient has a stride of 0 or 2.
     return (case.layout, case.target_layout, case.weight_layout) != plain or spread
 
 
@@ -75,7 +75,7 @@ def shift(trial: Trial) -> Iterator[Difference]:
 
 
 def shifted(given: Inputs) -> dict[str, tuple[Inputs, Inputs]]:
-    """Return, for each kind of shift, the inputs with rounded logits and the inputs with rounded and shifted logits.
+    """Return the inputs to compare for each kind of shift: with rounded logits, and with rounded and shifted logits.
 
     The result is empty if the dtype leaves no room for an exact shift.
     """
@@ -166,7 +166,7 @@ def classes_permuted(trial: Trial) -> Iterator[Difference]:
 
 
 def classes_turned(given: Inputs) -> Inputs:
-    """Return the inputs with the classes reversed. Weights, targets and an ignore_index that is a class follow."""
+    """Return the inputs with the classes reversed: logits, weights, targets, and an ignore_index that is a class."""
     axis, options = min(1, given.logits.dim() - 1), dict(given.options)
     if "weight" in options:
         options["weight"] = options["weight"].flip(0)
@@ -187,7 +187,8 @@ def split(trial: Trial) -> Iterator[Difference]:
     """Two unequal parts of a batch, computed separately, combine to the result of the whole batch up to rounding.
 
     The losses of the parts are concatenated without a reduction and added under "sum". Under "mean", the loss is
-    `L = (D₁L₁ + D₂L₂)/D` with the denominators of the parts, and the gradient of a part is multiplied by `D_i/D`.
+    `L = (D₁L₁ + D₂L₂)/D`, where `D₁` and `D₂` are the denominators of the parts and `D` is their sum. The gradient of a
+    part is multiplied by `D_i/D`.
     pytorch#185167 and Automodel#3803: a mean was computed as an average of averages, and as a sum of averages.
     """
     parts: list[PartBalls] = []
@@ -204,10 +205,10 @@ def split(trial: Trial) -> Iterator[Difference]:
 
 
 def parted(given: Inputs, terms: Terms) -> list[tuple[Fraction, Inputs]]:
-    """Return the two parts of a batch, each with the factor of its results.
+    """Return the two parts of a batch, each after the factor that multiplies its results.
 
     Raises:
-        NotRunError: wherever the batch is split, the denominator of a part is 0.
+        NotRunError: every split of the batch leaves a part with a denominator of 0.
     """
     at, shares = _parting(terms, len(given.logits))
     parts = []
@@ -274,7 +275,10 @@ def two_backwards(trial: Trial) -> Iterator[Problem]:
 def backwards(loss: Loss, inputs: Inputs, other: Inputs) -> tuple[Result, Result, Result]:
     """Compute two losses of the same logits, run backward for each, then for the first loss again.
 
-    An act: it runs where the subject runs (see `crossent.trials.act`).
+    This is an act: it runs in the process of the subject.
+
+    Returns:
+        The results of the first loss, of the second loss, and again of the first loss.
     """
     logits, dense = inputs.logits.detach().requires_grad_(), inputs.target.is_floating_point()
     targets = [given.target.detach().requires_grad_(dense) for given in (inputs, other)]
@@ -310,7 +314,7 @@ def _mapped(by: Callable[[Tensor], Tensor], result: Result) -> Result:
 
 
 def _tensor(rows: Array, like: Tensor) -> Tensor:
-    """Return (R, C) numbers as a tensor of the shape, dtype and device of `like`: the inverse of :func:`rows_of`."""
+    """Return (R, C) numbers as a tensor of the shape, dtype and device of `like`. This inverts :func:`rows_of`."""
     if like.dim() > 1:
         shape = like.shape[0], *like.shape[2:], like.shape[1]
         made = torch.from_numpy(rows.reshape(shape)).movedim(-1, 1)

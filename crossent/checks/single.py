@@ -58,7 +58,8 @@ def arguments(trial: Trial) -> Iterator[Problem]:
 def _arguments(trial: Trial) -> Iterator[Problem]:
     first = trial.first_call
     if name := written(first.given, trial.question.inputs):
-        # The judge's own copy of the inputs decides that this is a finding. The subject's process only names the pass.
+        # The copy of the inputs in this process decides that this is a finding. The process of the subject cannot be
+        # trusted, so its reply only names the pass.
         which = "forward" if first.written_forward else "backward"
         yield Problem("changed_input", f"the call wrote into {name} in the {which} pass")
     elif first.marked:
@@ -129,7 +130,7 @@ def sign(trial: Trial) -> Iterator[Difference]:
 def _sign(trial: Trial) -> Iterator[Difference]:
     losses = trial.got.loss.reshape(-1, 1).double().cpu().numpy()
     zeros = np.zeros_like(losses)
-    # The nearest number that is not negative.
+    # The exact value is replaced by the nearest number that is not negative.
     allowed = Ball(np.maximum(losses, 0.0), zeros, zeros)
     if (losses < 0).any():
         yield from trial.compare(Result(trial.got.loss), replace(trial.question.exact, loss=allowed))

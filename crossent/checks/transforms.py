@@ -39,9 +39,9 @@ def func_grad(trial: Trial) -> Found:
 
 
 def evaluate_by_vjp(loss: Loss, inputs: Inputs) -> Result:
-    """Call the subject under torch.func.vjp.
+    """Call the subject under torch.func.vjp, and return the loss and the gradients.
 
-    An act: it runs where the subject runs (see `crossent.trials.act`).
+    This is an act: it runs in the process of the subject.
 
     If the loss has a wrong shape, no gradient is computed: :func:`misshapen` reports the shape.
     """
@@ -77,7 +77,7 @@ def vmap(trial: Trial) -> Found:
     if trial.subject.differentiable:
         results.append(trial.perform(gradients_by_vmap, trial.question.fresh()))
         if len(results[1]) != (3 if inputs.target.is_floating_point() else 2):
-            raise ValueError(f"{len(results[1])} tensors for a loss and its gradients")
+            raise ValueError(f"got {len(results[1])} tensors for a loss and its gradients")
     for at, expected in enumerate(_samples(trial.case, trial.question.device)):
         for result in results:
             for found in trial.compare(Result(*(part.select(axis, at).detach() for part in result)), expected):
@@ -85,9 +85,9 @@ def vmap(trial: Trial) -> Found:
 
 
 def losses_by_vmap(loss: Loss, inputs: Inputs) -> Tensor:
-    """Call the subject under torch.func.vmap, and return the losses.
+    """Call the subject under torch.func.vmap, and return the losses of all samples as one tensor.
 
-    An act: it runs where the subject runs (see `crossent.trials.act`).
+    This is an act: it runs in the process of the subject.
     """
     axis = _samples_axis(inputs)
 
@@ -99,9 +99,9 @@ def losses_by_vmap(loss: Loss, inputs: Inputs) -> Tensor:
 
 
 def gradients_by_vmap(loss: Loss, inputs: Inputs) -> tuple[Tensor, ...]:
-    """Call the subject under torch.func.vjp under vmap, and return the losses and their gradients.
+    """Call the subject under torch.func.vjp under torch.func.vmap, and return the losses and their gradients.
 
-    An act: it runs where the subject runs (see `crossent.trials.act`).
+    This is an act: it runs in the process of the subject.
     """
     axis = _samples_axis(inputs)
 
@@ -119,9 +119,9 @@ def gradients_by_vmap(loss: Loss, inputs: Inputs) -> tuple[Tensor, ...]:
 def autocast(trial: Trial) -> Found:
     """Under torch.autocast, half-precision inputs give a float32 loss computed in float32; other dtypes do not change.
 
-    torch documents cross_entropy_loss as an operation that autocasts to float32, for an autocast dtype of float16 and
-    of bfloat16. A matrix product would become bfloat16 instead. Each gradient has the dtype of its input. The weights
-    may have another dtype than the arithmetic: Liger-Kernel#501.
+    torch documents cross_entropy_loss as an operation that autocasts to float32. Autocast computes a matrix product in
+    the lower precision, so a subject that contains one fails. Each gradient has the dtype of its input.
+    Liger-Kernel#501: the weights had another dtype than the arithmetic.
     """
     inputs = trial.question.fresh()
     computed = dtype = _widened(inputs.logits)
@@ -136,9 +136,9 @@ def autocast(trial: Trial) -> Found:
 
 
 def evaluate_in_autocast(loss: Loss, inputs: Inputs, gradients: Gradients) -> Result:
-    """Call the subject under torch.autocast, and run backward outside of autocast.
+    """Call the subject under torch.autocast, run backward outside of autocast, and return the result.
 
-    An act: it runs where the subject runs (see `crossent.trials.act`).
+    This is an act: it runs in the process of the subject.
     """
 
     def cast(*arguments: Any, **options: Any) -> Tensor:
@@ -149,13 +149,13 @@ def evaluate_in_autocast(loss: Loss, inputs: Inputs, gradients: Gradients) -> Re
 
 
 def _autocast_dtype(logits: Tensor) -> torch.dtype:
-    """Return the dtype of autocast: float16 for logits of that dtype, which `torch.stack` requires; else bfloat16."""
+    """Return the dtype of autocast: float16 for float16 logits, as `torch.stack` requires; otherwise bfloat16."""
     return torch.float16 if logits.dtype == torch.float16 and _casts_to_float16(logits.device) else torch.bfloat16
 
 
 @functools.cache
 def _casts_to_float16(device: torch.device) -> bool:
-    """Whether autocast knows float16 on a device. On a CPU, torch 2.0 raises, and later versions only warn."""
+    """Return whether autocast has float16 on a device. On a CPU, torch 2.0 raises, and later versions only warn."""
     with warnings.catch_warnings(), suppress(RuntimeError):
         warnings.simplefilter("ignore")
         with torch.autocast(device.type, dtype=torch.float16):
@@ -183,9 +183,9 @@ def export(trial: Trial) -> Found:
 
 
 def evaluate_exported(loss: Loss, inputs: Inputs) -> Tensor | NotRun:
-    """Export a module with the loss by torch.export.export, and call the exported program.
+    """Export a module with the loss by torch.export.export, call the exported program, and return the loss.
 
-    An act: it runs where the subject runs (see `crossent.trials.act`).
+    This is an act: it runs in the process of the subject.
     """
     if reason := _why_no_export():
         return NotRun(reason)
@@ -211,7 +211,7 @@ def _samples_axis(inputs: Inputs) -> int:
 
 @functools.lru_cache(maxsize=1)  # all subjects run on a case before the next case starts
 def _samples(case: Case, device: str) -> tuple[Exact, ...]:
-    """Return the exact values of a call with each sample alone."""
+    """Return the exact values of a call with each sample alone, in the order of the samples."""
     inputs = case.build(device)
     axis = _samples_axis(inputs)
 
@@ -227,9 +227,12 @@ def _widened(tensor: Tensor) -> torch.dtype:
 
 
 class _Module(torch.nn.Module):
-    """A module that calls a loss with fixed options.
+    """A module that calls a loss. Options that are tensors are passed to `forward`, and the other options are fixed.
 
-    Options that are tensors are arguments of `forward`, as logits and target are. `names` holds their names.
+    Args:
+        loss: the loss.
+        names: the names of the options that are tensors, in the order of the arguments of `forward`.
+        options: the other options.
     """
 
     def __init__(self, loss: Loss, names: tuple[str, ...], options: dict[str, Any]) -> None:

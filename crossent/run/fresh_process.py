@@ -1,7 +1,7 @@
-"""A fresh process for one call: the host of a call that may make its device unusable.
+"""A fresh process for one call that may make its device unusable.
 
-A class out of range makes a CUDA kernel assert, and then no later call on that device works in the same process. The
-call is therefore made in a new Python, to which the loss is pickled.
+A class index out of range triggers a device-side assert on CUDA. Afterwards no call on that device works in the same
+process. So the call is made in a new Python process, to which the loss is sent as a pickle.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from crossent.trials.act import NotRun, Performed, perform
 from crossent.words import said
 
 T = TypeVar("T")
-_STARTING = 300.0  # seconds in which a new process imports torch and the subject, and wakes a device of a busy machine
-SECONDS = 60.0  # for a call on a few numbers
-# -c and not -m: by the time -m runs this module, the package has imported it already. __import__ leaves no name in the
-# new process's main module, where pickle looks for functions of the caller's main module.
+_STARTING = 300.0  # seconds in which a new process imports torch and the subject, and initializes a device in use
+SECONDS = 60.0  # the time limit of a call, which computes with a few numbers
+# With -m, Python would import this module twice. __import__ defines no name in the main module of the new process, in
+# which pickle looks for functions of the caller's main module.
 _CODE = "__import__('crossent.run.fresh_process', fromlist=['main']).main(__import__('sys').argv[1])"
-_REQUEST, _STARTED, _REPLY = "request", "started", "reply"  # files in the folder that the two processes share
+_REQUEST, _STARTED, _REPLY = "request", "started", "reply"  # the names of files in a folder that both processes use
 
 
 @dataclass(frozen=True)
 class FreshProcess:
-    """The host of a subject that starts a new process for each act. The loss must be importable there."""
+    """A host that starts a new process for each act. The new process must be able to import the loss."""
 
     loss: Loss
     device: str = "cpu"
@@ -47,12 +47,12 @@ class FreshProcess:
     def perform(self, act: Callable[..., T], *arguments: Any) -> Performed[T]:
         """Call `act(loss, *arguments)` in a new process.
 
-        Not by multiprocessing, which imports the caller's main module anew: it may be a script that starts a run.
+        multiprocessing would import the caller's main module again, which may be a script that starts a run.
         """
         try:
             most = wire.most_of_reply(arguments)
             request = pickle.dumps((self.loss, act, arguments, self.device, most))
-        except Exception as error:  # pickle has no class of its own: PicklingError, AttributeError, TypeError, …
+        except Exception as error:  # pickle raises PicklingError, AttributeError, TypeError, …
             return Performed(NotRun(f"cannot be sent to a separate process: {said(error)}"))  # type: ignore[arg-type]
         with tempfile.TemporaryDirectory(prefix="crossent-") as folder:
             Path(folder, _REQUEST).write_bytes(request)
@@ -81,7 +81,7 @@ class FreshProcess:
 
 
 def _wait(process: subprocess.Popen[bytes], started: Path, seconds: float) -> str:
-    """Wait until the process ends; return "", or how long it took without an end."""
+    """Wait until the process ends, and return "". If it exceeds its time limit, return that in words."""
     end, late = time.monotonic() + _STARTING, f"its process did not start within {_STARTING:g} s"
     running = False
     while process.poll() is None:
@@ -94,18 +94,18 @@ def _wait(process: subprocess.Popen[bytes], started: Path, seconds: float) -> st
 
 
 def main(folder: str) -> None:
-    """Perform the act that lies in a folder, and leave the reply there. Runs in the new process."""
+    """Read an act from a folder, perform it, and write the reply to the folder. The new process runs this function."""
     performed: Performed[Any]
     most = 0
     try:
         loss, act, arguments, device, most = pickle.loads(Path(folder, _REQUEST).read_bytes())
-    except Exception as error:  # whatever an import may raise: here the caller's main module is another one
+    except Exception as error:  # an import may raise anything; the caller's main module is not imported
         performed = Performed(NotRun(f"cannot be sent to a separate process: {said(error)}"))
     else:
-        torch.empty(1, device=device).zero_()  # wakes the device
+        torch.empty(1, device=device).zero_()  # initializes the device
         Path(folder, _STARTED).touch()
         performed = perform(act, loss, *arguments)
-    whole = Path(folder, "whole")  # takes the reply's name only when all of it is there
+    whole = Path(folder, "whole")  # renamed when it is complete, so that the caller never reads a part of it
     whole.write_bytes(wire.write_reply(performed, most))
     whole.rename(Path(folder, _REPLY))
-    os._exit(0)  # the device may be of no more use, and Python would wait for it
+    os._exit(0)  # a normal exit would wait for the device, which may be unusable

@@ -1,4 +1,4 @@
-"""The judge: one subject on one case. Run the checks, and return the verdict for the report."""
+"""Judge one subject on one case: run the checks, and return the verdict for the report."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from crossent.words import said
 DAMAGED = "its process returned a damaged reply"
 Enough = Callable[[Sequence[Finding]], bool]  # whether the run can end with these findings
 
-# Without a loss of the right shape and dtype, no other check has anything to look at.
+# If one of these fails, there is no loss of the right shape and dtype, which all other checks need.
 _FIRST = (single.call, single.result)
-# The values of options that a call may leave out.
+# The defaults of the options of F.cross_entropy.
 _DEFAULTS = {"reduction": "mean", "label_smoothing": 0.0, "ignore_index": -100}
 _AS_TORCH = "\nThe result has torch's bits: judge this subject with --contract torch, in Python with contract='torch'."
 
@@ -40,7 +40,15 @@ _AS_TORCH = "\nThe result has torch's bits: judge this subject with --contract t
 def judge_case(
     question: Question, subject: Subject, host: Host, checks: Sequence[Check], enough: Enough = lambda findings: False
 ) -> Verdict:
-    """Run the checks on one case of a subject, as long as its findings are not enough. The host calls the subject."""
+    """Run the checks on one case of a subject, and return the verdict.
+
+    Args:
+        question: the case, with its exact values.
+        subject: the subject.
+        host: calls the subject.
+        checks: the checks to run.
+        enough: whether the run can end with these findings; then the remaining checks of the case do not run.
+    """
     trial, case = Trial(question, subject, host), question.case
     checks = [check for check in checks if check.applies(case)]
     reasons = [check.not_run(subject, question.inputs) for check in checks]
@@ -59,7 +67,7 @@ def judge_case(
         except NotRunError as error:
             outcome.not_run[check.name] = str(error)
             continue
-        problems = [one for one in found if isinstance(one, Problem) or not one.ratio <= 1]  # NaN is no evidence
+        problems = [one for one in found if isinstance(one, Problem) or not one.ratio <= 1]  # a ratio of NaN fails too
         outcome.checks[check.name] = _measured(found, bool(problems))
         findings += [as_finding(trial, check, problem) for problem in problems[:1]]
         if problems and check in (single.result, single.loss):
@@ -67,7 +75,7 @@ def judge_case(
         if problems and enough(findings):
             break
         hung = any(isinstance(one, Problem) and one.kind == "hung" for one in problems)
-        if problems and (check in _FIRST or hung):  # a call that hangs takes the whole time limit
+        if problems and (check in _FIRST or hung):  # each further call might take the whole time limit
             why = f"needs {'calls that return' if hung else f'a correct `{check.name}` first'}"
             if check is single.result and widens_halves(trial):
                 blocked = why
@@ -105,7 +113,7 @@ def _checksum_without(option: str, trial: Trial) -> int | None:
 
 
 def _with_dependence(findings: Sequence[Finding]) -> list[Finding]:
-    """Return the findings of a case. If `repeat` fails, findings about results say that earlier calls may matter."""
+    """Return the findings. If `repeat` fails, the messages about results add that they may depend on earlier calls."""
     if not any((finding.check, finding.kind) == (single.repeat.name, "not_repeated") for finding in findings):
         return list(findings)
     why = f"\nThe check `{single.repeat.name}` fails too: {DEPENDS}."
@@ -119,7 +127,7 @@ def _with_dependence(findings: Sequence[Finding]) -> list[Finding]:
 
 
 def _found(trial: Trial, check: Check) -> list[Difference | Problem]:
-    """Run a check, and turn the ways in which a subject can fail to return into problems."""
+    """Return what a check found. A subject that raised an exception, crashed or hung has a problem."""
     try:
         return list(check.run(trial))
     except RefusedError as error:
@@ -135,7 +143,7 @@ def _found(trial: Trial, check: Check) -> list[Difference | Problem]:
 
 
 def judge_bad_input(bad: BadInput, subject: Subject, host: Host, device: str) -> Verdict:
-    """Make a bad call of a subject, which must refuse it."""
+    """Make a bad call, for which the subject must raise an error, and return the verdict."""
     inputs = bad.build(device)
     lacking = subject.lacks.get("errors") or subject.lacks.get(bad.kind)
     if reason := subject.not_applicable(inputs) or lacking or host.not_run:
@@ -148,7 +156,7 @@ def judge_bad_input(bad: BadInput, subject: Subject, host: Host, device: str) ->
     findings = []
     allowed = (Exception,) if "error_classes" in subject.lacks else bad.allowed(device)
     for check, problem in refusals.judge_reaction(reaction, allowed).items():
-        if check in subject.lacks:  # a loss that may write into its arguments
+        if check in subject.lacks:  # the subject is declared to write into its arguments
             continue
         outcome.checks[check] = Measured(failed=problem is not None)
         if problem is not None:
@@ -157,7 +165,7 @@ def judge_bad_input(bad: BadInput, subject: Subject, host: Host, device: str) ->
 
 
 def judge_ended(case: Case | BadInput, subject: str, kind: str, message: str) -> Verdict:
-    """The verdict on a subject that ended or blocked the process of its judge: `kind` is "crashed" or "hung"."""
+    """Return the verdict on a subject that ended (`kind` "crashed") or blocked (`kind` "hung") a worker process."""
     inputs = case.build()
     check = "errors" if isinstance(case, BadInput) else single.call.name
     outcome = Outcome(case.dtype, inputs.digest, checks={check: Measured(failed=True)})
@@ -183,7 +191,7 @@ def _measured(found: Sequence[Difference | Problem], failed: bool) -> Measured:
 
 
 def as_finding(trial: Trial, check: Check, problem: Difference | Problem) -> Finding:
-    """Describe a problem, with the call and with the value that torch itself gives there."""
+    """Return the finding for a problem: with the arguments of the call, and the value that torch returns for them."""
     inputs, of, numbers, of_torch = trial.question.inputs, problem.of, None, ""
     kind, message = (problem.kind, problem.message) if isinstance(problem, Problem) else ("wrong", str(problem))
     if isinstance(problem, Difference):
@@ -207,7 +215,7 @@ def _bits(value: float, dtype: str) -> str:
 
 
 def _of_torch(trial: Trial, difference: Difference) -> tuple[str, str]:
-    """Return the value that torch gives at the worst element, and a hint if a wrong result has torch's very bits."""
+    """Return torch's value at the worst element, in words, and a hint if a wrong result equals torch's in all bits."""
     try:
         result = evaluate(TORCH.loss, trial.case.build(trial.question.device))
     except Exception as error:
@@ -223,7 +231,7 @@ def _of_torch(trial: Trial, difference: Difference) -> tuple[str, str]:
 
 
 def describe(inputs: Inputs) -> str:
-    """The arguments of a call in words."""
+    """Return the arguments of a call in words, such as "logits float32 (3, 5), target int64 (3,), reduction='sum'"."""
 
     def of(tensor: Tensor) -> str:
         return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"

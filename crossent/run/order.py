@@ -1,8 +1,8 @@
 """The order of the cases of a run: first the cases that find most bugs, then parts of equal cost.
 
-`first_cases.txt` lists the ids of the first cases, without seeds. Together they find the wrong cross-entropies of
-`tests/mutants/`; each finds the most of those that the cases above it do not find. `nox -s mutants` writes the file. An
-id that a plan does not have is ignored.
+`first_cases.txt` lists the ids of the first cases, without seeds. Together these cases find most of the wrong
+cross-entropies of `tests/mutants/`. Each case finds as many as possible that the cases above it do not find.
+`nox -s mutants` writes the file. An id that is not in the plan is ignored.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from crossent.run.plan import Plan
 from crossent.trials.check import Check, Cost
 
 FIRST_CASES = "first_cases.txt"
-PARTS_PER_WORKER = 32  # at most, so that no worker waits long for another
-SECONDS_OF_A_PART = 0.5  # at least: the error bounds of the cases of a part are computed together
-SUBJECTS_AT_ONCE = 8  # foreign subjects whose isolated processes a worker keeps at a time: each takes memory
-# CPU seconds of a check on a small case, by cost, as measured at level normal. Rough figures are enough: there are many
-# parts.
+PARTS_PER_WORKER = 32  # at most; with large parts, workers would wait long for the last one
+SECONDS_OF_A_PART = 0.5  # at least, because the error bounds of the cases of a part are computed together
+SUBJECTS_AT_ONCE = 8  # foreign subjects with an isolated process of one worker at a time, since each takes memory
+# CPU seconds of a check on a small case, by cost, as measured at level normal. Rough figures are enough, since there
+# are many parts.
 _SECONDS = {"CALL": 0.001, "AGAIN": 0.004, "CALLS": 0.006, "STRUCTURE": 0.015, "CODE": 3.0, "TILES": 60.0}
 _GRAPH = 0.3  # for a check of cost STRUCTURE that makes a graph of the subject
 _ELEMENT = 4e-8  # CPU seconds of a check for each element of the logits
@@ -43,7 +43,7 @@ class Part:
         subjects: the indices of its subjects.
         isolated: whether the subjects run in isolated processes.
         cost: the estimated CPU seconds.
-        what: the most expensive case and check, for a reader.
+        what: the most expensive check and its case, in words.
     """
 
     cases: Sequence[int]
@@ -68,7 +68,7 @@ def first_cases() -> tuple[str, ...]:
 
 
 def imports_compilers(checks: Iterable[Check]) -> bool:
-    """Whether torch imports its compilers for one of these checks, which takes seconds.
+    """Return whether torch imports its compilers, which takes seconds, for one of these checks.
 
     A check that transforms the subject needs them, and forward mode needs them for log_softmax.
     """
@@ -76,9 +76,9 @@ def imports_compilers(checks: Iterable[Check]) -> bool:
 
 
 def ordered(planned: Plan) -> tuple[list[int], list[int], list[int]]:
-    """Return the indices of the cases that run first, of the others, and of those that need torch's compilers.
+    """Return the indices of the cases in three lists: first cases, other cases, and cases that need torch's compilers.
 
-    Cases that are alike are side by side, because their error bounds are computed together.
+    Cases of the same structure follow each other, because their error bounds are computed together.
     """
     places = {name: at for at, name in enumerate(first_cases())}
     first: dict[int, int] = {}
@@ -119,18 +119,18 @@ def _seconds(check: Check) -> float:
 def parts(planned: Plan, subjects: int, jobs: int, isolated: bool, brief: bool, random: Random) -> list[Part]:
     """Return the parts of a run, in the order in which they start.
 
-    Each of the first cases is a part of its own, so that its findings come at once. The other parts have equal cost,
-    and the most expensive cases start first. In a run that may end soon, the cases that need torch's compilers come
-    last. Cases that are alike are in one part, because their error bounds are computed together. Foreign subjects run
-    in isolated processes, and see all but the first cases in random order.
+    Each of the first cases is a separate part, so that its findings are reported at once. The other parts have about
+    equal cost, and the most expensive cases start first. In a run that may end soon, the cases that need torch's
+    compilers come last. Cases of the same structure are in one part, because their error bounds are computed together.
+    Foreign subjects run in isolated processes, and see all but the first cases in random order.
 
     Args:
         planned: the plan.
         subjects: the number of subjects.
         jobs: the number of worker processes.
         isolated: whether the subjects are foreign.
-        brief: whether the run may end soon.
-        random: draws the order.
+        brief: whether the run may end soon, after a number of findings.
+        random: the generator of the random order.
     """
     cases, every = list(planned.items()), list(range(subjects))
     costs = [cost(case, checks) for case, checks in cases]
@@ -159,9 +159,9 @@ def parts(planned: Plan, subjects: int, jobs: int, isolated: bool, brief: bool, 
 
 
 def _bins(items: Sequence[int], costs: Sequence[float], count: int) -> list[list[int]]:
-    """Cut items into about `count` bins of about equal cost. The bins with the most expensive items come first.
+    """Divide items into about `count` bins of about equal cost. The bins with the most expensive items come first.
 
-    An item that costs nearly as much as a bin is a bin of its own.
+    An item that costs more than a third of a bin is alone in its bin.
     """
     most = sum(costs[item] for item in items) / max(count, 1)
     bins = [[item] for item in items if costs[item] > most / 3]
@@ -177,11 +177,11 @@ def _bins(items: Sequence[int], costs: Sequence[float], count: int) -> list[list
 
 
 class Steps:
-    """The work of a run, as a progress bar sees it: each iteration does some of the work and yields a :class:`Step`.
+    """The work of a run, for a progress bar: each iteration does a part of the work and yields a :class:`Step`.
 
     Attributes:
         cost: the estimated CPU seconds of all steps.
-        running: what is running now, for a reader.
+        running: the check and the case that run now, in words.
     """
 
     def __init__(self, work: Iterator[Step], count: int, cost: float) -> None:

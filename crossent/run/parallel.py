@@ -40,10 +40,10 @@ from crossent.trials.trial import Question
 from crossent.words import said
 
 Progress = Callable[[Any], Iterable[Any]]
-Placed = tuple[int, Verdict]  # a subject by its place, and the verdict on it
+Placed = tuple[int, Verdict]  # the index of a subject, and the verdict on it
 Known = tuple[ExpectedList, ExpectedList]
 _CASES_AT_ONCE = 100  # cases whose error bounds are computed together
-Enter = Callable[[Sequence[Placed]], list[Finding]]  # enters verdicts into the report, and returns new findings
+Enter = Callable[[Sequence[Placed]], list[Finding]]  # adds verdicts to the report, and returns new findings
 
 
 def run(
@@ -54,9 +54,10 @@ def run(
     progress: Progress,
     known: Known = ([], []),
 ) -> bool:
-    """Run the cases of a plan on subjects, and enter the verdicts into a report, in the order of the plan.
+    """Run the cases of a plan on subjects, and add the verdicts to a report, in the order of the plan.
 
-    Return whether the run went to its end: it stops at `settings.max_findings` findings that are not known failures.
+    Return whether all cases ran: a run stops early after `settings.max_findings` findings that are not in the lists
+    `known` of known failures. `progress` wraps the steps of the run, for a progress bar.
     """
 
     def enough(subject: Subject, findings: Sequence[Finding]) -> bool:
@@ -89,7 +90,7 @@ def run(
 
 @contextmanager
 def _steps_here(work: _Work, enter: Enter) -> Iterator[Steps]:
-    """The cases in this process, one case a step."""
+    """Yield the work of a run in this process, one case a step."""
     hosts = [Here(subject.loss) for subject in work.subjects]
     costs = [cost(case, checks) for case, checks in work.planned.items()]
 
@@ -113,10 +114,16 @@ def judge_each(
     enough: Callable[[Subject, Sequence[Finding]], bool] = lambda subject, findings: False,
     question: Question | None = None,
 ) -> Iterator[Verdict]:
-    """Judge each subject on a case: the inputs and the exact value are made once for all of them.
+    """Yield the verdict on each subject on one case. Inputs and exact values are computed once for all subjects.
 
-    `enough` says whether the findings of a subject on the case are enough to end the run. `question` is the case with
-    what has been computed ahead.
+    Args:
+        case: the case or the bad input.
+        checks: the checks to run on the case.
+        subjects: the subjects.
+        hosts: the host of each subject.
+        device: the device of the tensors.
+        enough: whether the findings of a subject on the case are enough to end the run.
+        question: the case with exact values, if they are computed already.
     """
     fresh: Host
     if isinstance(case, BadInput):
@@ -131,7 +138,7 @@ def judge_each(
 
 
 def _judged(judge: Callable[[], Verdict], case: Case | BadInput, subject: Subject, host: Host) -> Verdict:
-    """Return a verdict. Whatever the reply of an isolated process does to the judge is a finding."""
+    """Return a verdict. If a reply of an isolated process makes the judge raise an exception, that is a finding."""
     try:
         return judge()
     except ForkServerError:
@@ -144,7 +151,7 @@ def _judged(judge: Callable[[], Verdict], case: Case | BadInput, subject: Subjec
 
 @dataclass
 class _Work:
-    """The work of a run, as every forked worker has it in memory."""
+    """The work of a run. A worker inherits this object when it is forked."""
 
     planned: Plan
     subjects: Sequence[Subject]
@@ -161,9 +168,9 @@ class _Work:
     def judge(
         self, places: Iterable[int], subjects: Sequence[Subject], hosts: Sequence[Host], device: str = "cpu"
     ) -> Iterator[tuple[int, Iterator[Verdict]]]:
-        """Yield the places of cases in the plan, each with the verdicts on the subjects.
+        """Yield the index of each case in the plan, with the verdicts on the subjects.
 
-        The exact values and the error bounds of some cases are computed ahead, together.
+        Exact values and error bounds are computed for `_CASES_AT_ONCE` cases together, before the first is judged.
         """
         left = iter(places)
         while some := list(itertools.islice(left, _CASES_AT_ONCE)):
@@ -173,12 +180,12 @@ class _Work:
             along = [made for at, made in questions.items() if derivatives & {*self.planned[cases[at]]}]
             prepare(list(questions.values()), subjects, along)
             for at, case in cases.items():
-                known = questions.pop(at, None)  # so that its arrays are freed
+                known = questions.pop(at, None)  # popped, so that its arrays are freed
                 checks = self.planned[case]
                 yield at, judge_each(case, checks, subjects, hosts, device, self.enough, known)
 
     def share(self, part: Part) -> list[Placed]:
-        """Judge the cases of a part on its subjects, until the findings of one case are enough."""
+        """Judge the cases of a part, and return the verdicts. Stop when the findings of one case are enough."""
         subjects = [self.subjects[at] for at in part.subjects]
         try:
             hosts = self._isolated(part.subjects) if part.isolated else [Here(subject.loss) for subject in subjects]
@@ -191,16 +198,16 @@ class _Work:
                         if verdict.findings and self.enough(self.subjects[at], verdict.findings):
                             return placed
             return placed
-        except ForkServerError:  # a subject has ended more than its own process
+        except ForkServerError:  # a subject has ended the fork server too
             os._exit(1)
 
     def _serve(self, subject: int, stream: int, output: int) -> None:
         if subject == OWN:
-            use_new_compile_cache()  # a subject may have written into the other
+            use_new_compile_cache()  # a subject may have written into the old folder
         perform_acts(stream, output, partial(_loss_of, TORCH if subject == OWN else self.subjects[subject]))
 
     def _isolated(self, subjects: Sequence[int]) -> Sequence[Host]:
-        """The isolated processes of these subjects; those of others are closed."""
+        """Return the isolated processes of these subjects, and close the processes of other subjects."""
         if self.server is None:  # before the first verdict, so that no isolated process inherits an exact value
             memory = available("cpu") // (self.settings.jobs or 1)
             with ambient():
@@ -215,11 +222,11 @@ class _Work:
 
 @contextmanager
 def _steps_in_workers(work: _Work, enter: Enter) -> Iterator[Steps]:
-    """The cases, shared out among worker processes.
+    """Yield the work of a run, which worker processes do: one part a step.
 
-    If every subject belongs to this package, the workers call the subjects themselves, which is faster. If a worker
-    crashes or hangs, its part runs again: each case on each subject alone, in an isolated process. Foreign subjects
-    always run in isolated processes.
+    If every subject is a form or torch, the workers call the subjects themselves, which is faster. If a worker crashes
+    or hangs, its part runs again: each case on each subject alone, in an isolated process. Foreign subjects always run
+    in isolated processes.
     """
     subjects, jobs = work.subjects, work.settings.jobs or 1
     brief = work.settings.max_findings is not None
@@ -227,7 +234,7 @@ def _steps_in_workers(work: _Work, enter: Enter) -> Iterator[Steps]:
     isolated = not all(map(is_named, subjects))
     # torch's compilers import Triton, and a file may set TRITON_INTERPRET before it imports Triton itself.
     leaves_triton = isolated and find_spec("triton") is not None
-    if not brief and not leaves_triton:  # a run that may end soon leaves this to the process that needs it
+    if not brief and not leaves_triton:  # in a run that may end soon, only the process that needs them imports them
         _import_compilers(work.planned)
     shares = parts(work.planned, len(subjects), jobs, isolated, brief, SystemRandom())
 
@@ -272,5 +279,5 @@ def _import(module: str) -> None:
 
 
 def _loss_of(subject: Subject) -> Loss:
-    """The loss of a subject, loaded in this process."""
+    """Return the loss of a subject, loaded in this process."""
     return subject.loss.here() if isinstance(subject.loss, RemoteLoss) else subject.loss

@@ -1,6 +1,8 @@
 """The plan of a run: the cases of a level, and the checks that run on each case.
 
-Each level also runs everything in the levels above it. :class:`crossent.trials.check.Cost` explains the costs.
+:mod:`crossent.cases` has the sources of the cases: the corpus, the edges, and the covering arrays of the grid (pairs,
+triples, sizes, size_triples and transformed). :class:`crossent.trials.check.Cost` explains the costs of the checks. A
+level also runs all rows of the lower levels, which are above it in this table:
 
     level      cases            costs of the checks
     quick      corpus           CALL, AGAIN, and the checks that the bug names; one graph in all
@@ -39,27 +41,31 @@ from crossent.checks import CHECKS, compiled_code, transforms
 from crossent.trials.check import Check, Cost
 
 Plan = Mapping[Case | BadInput, tuple[Check, ...]]
-# How often the covering arrays run, each time with other numbers.
+# How often the covering arrays run, each time with another seed.
 _REPETITIONS = {"quick": 1, "normal": 1, "thorough": 4}
-# A result that depends on earlier calls shows on any numbers. So the long arrays need no second call, and at level
-# quick only the sizes and the corpus have one.
+# A result that depends on earlier calls shows with any numbers. So the long arrays need no second call, and at level
+# quick only the sizes and the corpus have a second call.
 _TWICE = (Cost.CALL, Cost.AGAIN)
-# The checks that trace a graph for a tenth of a second or more. Level normal traces a graph with each choice, and level
-# thorough with each two choices.
+# The checks that trace a graph, which takes a tenth of a second or more. Level normal traces graphs of cases with each
+# choice, and level thorough of cases with each pair of choices.
 _GRAPHS = (compiled_code.trace, transforms.export)
 _OF_CODE = {compiled_code.trace, *(check for check in CHECKS.values() if check.cost is Cost.CODE)}
-# The graph of level quick. A wrong graph may read the ignore_index -1 as the last class, or read before it masks.
+# The only case with a graph at level quick. A wrong graph may take the ignore_index -1 for the last class, or may read
+# the logit of an ignored target before the row is masked.
 _QUICK_GRAPH = Case.of("float32-7x5-normal-int64-none-ignored_minus_one-rows")
 
 
 def plan(level: str, dtypes: Sequence[str], seed: int) -> Plan:
     """Return the cases of a level in these dtypes, each with the checks that run on it.
 
-    quick: the cases cover all pairs of choices, and the subjects are called again on some of them. normal: the cases
-    cover all triples, checks that need several calls run on the pairwise cases, and graphs are traced of cases with
-    each choice. thorough: like normal, four times with other numbers, and checks that take minutes; graphs are traced
-    of cases with all pairs of choices. The sizes of classes and rows are among the choices, but the widest rows are in
-    no case of level quick, and in pairs alone at the other levels.
+    - quick: the cases cover all pairs of choices, and the subjects are called again on some of them.
+    - normal: the cases cover all triples of choices. Checks that need several calls run on the pairwise cases, and
+      graphs are traced of cases with each choice.
+    - thorough: the cases of normal, four times with different numbers, and checks that take minutes. Graphs are traced
+      of cases with all pairs of choices.
+
+    A choice is a value of an axis or of an option, or the size of a row or a batch. Level quick has no case with the
+    widest rows, and the other levels combine the widest rows with other choices only in pairs.
     """
     planned: dict[Case | BadInput, set[Check]] = {}
     for case, checks in _planned(level, dtypes, seed):
@@ -103,10 +109,10 @@ def _planned(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[Cas
 
 
 def _of_corpus(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[Case, Iterable[Check]]]:
-    """The cases of each bug, with the checks that it names.
+    """Yield the cases of each bug of the corpus, with the checks that the bug names.
 
-    A bug that only compiled code has names checks that take seconds. Below level thorough, `trace` runs instead, on the
-    first case of such a bug at level normal, and on one case in all at level quick.
+    The checks of bugs of compiled code take seconds. Below level thorough, `trace` runs in place of these checks: at
+    level normal on the first case of each such bug, and at level quick on one case in all.
     """
     for bug in bugs():
         of_code = _OF_CODE & _named(bug)
@@ -127,7 +133,7 @@ def _of_bug(bug: Bug, dtypes: Sequence[str], seed: int) -> list[Case]:
 
 
 def _samples(cases: Sequence[Case]) -> Iterator[tuple[Case, Iterable[Check]]]:
-    """For each check that makes code the first of the cases that may stand for the others."""
+    """Yield, for each check that compiles code, the first case that the check accepts as a sample."""
     some = [case for case in cases if case.rows and case.target != "uint8"]
     for check in of_cost(Cost.CODE):
         yield from ((case, [check]) for case in [case for case in some if check.sample(case)][:1])

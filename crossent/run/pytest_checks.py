@@ -25,7 +25,7 @@ from crossent.trials.act import Here
 from crossent.trials.check import Check, Cost
 from crossent.words import quoted
 
-# pytest itself has processes, by pytest-xdist, and ends early, by -x.
+# pytest has its own options for processes, -n of pytest-xdist, and for an early end, -x.
 _OPTIONS = [option.name for option in fields(Settings) if option.name not in ("jobs", "timeout", "max_findings")]
 
 
@@ -35,7 +35,8 @@ def parametrize(
     """Return a decorator that runs a test once for each check on each case, with an argument `check` to call.
 
     `check()` raises AssertionError with the finding if the check fails, and skips the test if the check does not
-    apply. The test ids are `check[case]`. Options of the command line, such as `--crossent-level`, override these.
+    apply. The test ids are `check[case]`. Options on the command line, such as `--crossent-level`, override the options
+    given here.
 
     Args:
         subject: the function to check, as :func:`crossent.check` takes it.
@@ -43,7 +44,7 @@ def parametrize(
             cases, as :func:`crossent.check` takes them.
 
     Raises:
-        TypeError: an unknown option.
+        TypeError: there is no such option.
 
     Example::
 
@@ -55,12 +56,20 @@ def parametrize(
 
     if unknown := sorted(options.keys() - set(_OPTIONS)):
         raise TypeError(f"parametrize: got {quoted(unknown[0])}; allowed are {', '.join(_OPTIONS)}")
-    return pytest.mark.crossent.with_args(subject, **options)  # a call would take the subject for the function to mark
+    return pytest.mark.crossent.with_args(subject, **options)  # mark.crossent(subject) would decorate the subject
 
 
 @dataclass(eq=False)
 class CaseRun:
-    """Checks of one subject on one case that are made together, since each of them costs little more than the call."""
+    """Checks of one subject on one case that share the first call, since the call costs more than most checks.
+
+    Attributes:
+        subject: the subject.
+        case: the case or the bad input.
+        checks: the checks to run; empty for a bad input.
+        settings: the settings of the run.
+        known: the lists of known failures, as :meth:`Settings.expected` returns them.
+    """
 
     subject: Subject
     case: Case | BadInput
@@ -70,7 +79,7 @@ class CaseRun:
 
     @cached_property
     def part(self) -> SubjectReport:
-        """The results of the checks."""
+        """The results of the checks, which run at the first access."""
         part, device = SubjectReport(self.subject.name), self.settings.device
         with ambient():
             for verdict in judge_each(self.case, self.checks, [self.subject], [Here(self.subject.loss)], device):
@@ -82,12 +91,14 @@ class CaseRun:
 
 @dataclass(eq=False)
 class CheckTest:
-    """One check of a run, by its name: call it.
+    """One check of a case as a pytest test: a call runs the check.
 
     Attributes:
-        id: `check[case]`.
+        check: the name of the check.
+        run: the checks of the case that run together.
+        id: the id of the test, `check[case]`.
         record: the result, or None before the test ran.
-        command: the command that runs this test alone, which the plugin knows.
+        command: the command that runs this test alone. The plugin sets it.
     """
 
     check: str
@@ -100,7 +111,7 @@ class CheckTest:
         """Run the check.
 
         Raises:
-            AssertionError: the finding in full.
+            AssertionError: the check failed. The message is the whole finding.
         """
         __tracebackhide__ = True
         import pytest
@@ -128,7 +139,18 @@ class CheckTest:
 
 @dataclass
 class CheckRecord:
-    """The result of one test. The process that ran the test sends the record to the process that reports."""
+    """The result of one test. The process that ran the test sends the record to the process that reports.
+
+    Attributes:
+        subject: the name of the subject.
+        case: the id of the case.
+        settings: the settings of the run.
+        contract: the contract that the user chose, or "".
+        declared: what the subject is declared to do instead of what torch does.
+        outcome: the outcome of the check, or None if the case is not applicable.
+        findings: the findings of the check.
+        not_applicable: the reason why the case is not applicable, or "".
+    """
 
     subject: str
     case: str
@@ -150,7 +172,7 @@ class CheckRecord:
 
 
 def unpacked(text: str) -> CheckRecord:
-    """The inverse of :meth:`CheckRecord.packed`."""
+    """Return the record from a string of :meth:`CheckRecord.packed`."""
     record: CheckRecord = pickle.loads(base64.b64decode(text))
     return record
 
@@ -159,11 +181,11 @@ def tests_of(subject: str | Callable[..., Any], settings: Settings) -> Iterator[
     """Yield a test for each check of a level on each of its cases.
 
     Raises:
-        ValueError, TypeError: as :func:`crossent.check` raises them.
+        ValueError, TypeError, RuntimeError: a subject or a setting is wrong, as in :func:`crossent.check`.
     """
     options: dict[str, Any] = {"without": settings.without, "contract": settings.contract, "grade": settings.grade}
     subjects = load(subject, **options, device=settings.device)
-    known = settings.expected(None)  # a list on the command line is about all subjects, of which this is one
+    known = settings.expected(None)  # None, since the list may name other subjects of the test run
     where = "" if settings.device == "cpu" else f"@{settings.device}"
     for one in subjects:
         whose = f"{one.name}:" if len(subjects) > 1 else ""
@@ -181,7 +203,7 @@ def tests_of(subject: str | Callable[..., Any], settings: Settings) -> Iterator[
 
 
 def report_of_records(records: Iterable[CheckRecord]) -> Report:
-    """Return one report of all tests, from all processes."""
+    """Return one report from the records of all tests, which may come from several processes."""
     all_records = list(records)
     settings = all_records[0].settings
     assert isinstance(settings.seed, int)
@@ -195,7 +217,7 @@ def report_of_records(records: Iterable[CheckRecord]) -> Report:
         contracts.setdefault(one.subject, set()).add(one.contract)
         part.declared = list(dict.fromkeys((*part.declared, *one.declared)))
         if one.outcome is None:
-            if (one.subject, one.case) not in skipped:  # a case that does not apply is one, for all of its checks
+            if (one.subject, one.case) not in skipped:  # count the case once, not once for each check
                 part.not_applicable[one.not_applicable] += 1
             skipped.add((one.subject, one.case))
             continue
@@ -204,7 +226,7 @@ def report_of_records(records: Iterable[CheckRecord]) -> Report:
         outcome.not_run.update(one.outcome.not_run)
         outcome.grade = max(outcome.grade, one.outcome.grade)
         part.findings += one.findings
-    for name, chosen in contracts.items():  # several, where tests of one subject have other contracts
+    for name, chosen in contracts.items():  # several, if tests of one subject have different contracts
         parts[name].contract = " and ".join(word or "the default" for word in sorted(chosen)) if any(chosen) else ""
     report.subjects = list(parts.values())
     return report

@@ -55,11 +55,13 @@ def check(
         device: the device of the tensors: "cpu", "cuda", "cuda:0", …
         dtypes: the dtypes of the logits.
         level: how many cases and checks run: "quick", "normal" or "thorough".
-        seed: the seed of the numbers; the options of the cases stay the same. "random" draws a seed.
-        without: features that the subjects lack, by the names of `crossent list features`.
+        seed: the seed of the numbers in the cases, 0 or more. It does not change the options of the cases. "random"
+            draws a seed.
+        without: features that the subjects lack, by the names of `crossent list features`. What needs such a feature
+            is skipped.
         contract: what each subject promises about its arithmetic, by the names of `crossent list contracts`. "torch"
-            judges a subject as `nn.CrossEntropyLoss`, with torch's known failures. None stands for the contracts of the
-            forms and of torch, and for "kernel".
+            judges a subject as `nn.CrossEntropyLoss`, with torch's known failures. With None, the forms and torch have
+            their own contracts, and other subjects have "kernel".
         grade: the precision that a callable must reach in float16 and bfloat16: "A" computes in float32 and rounds
             once, "B" computes in the dtype itself, and "float16=B" does so in float16 alone. None stands for "B" under
             the contract "torch", otherwise "A". With a contract, the grade is also that of the forms and of torch.
@@ -81,11 +83,11 @@ def check(
         The report. `report.ok` is True if every check passed or is a known failure; `print(report)` shows the tables.
 
     Raises:
-        ValueError: a subject that cannot be loaded; an unknown dtype, level, feature, contract, grade or check; cases
-            that do not exist; a grade that contradicts the contract; a seed below 0; fewer than one job or finding; a
-            time-out that is not positive; a file of known failures that is damaged.
-        TypeError: a subject that is neither a name nor callable.
-        RuntimeError: a device that this machine does not have.
+        ValueError: a subject cannot be loaded; a dtype, level, feature, contract, grade, check or case does not exist;
+            the grade contradicts the contract; `seed` is below 0; `jobs` or `max_findings` is below 1; `timeout` is not
+            positive; or the file of known failures is damaged.
+        TypeError: a subject is neither a name nor callable.
+        RuntimeError: this machine does not have the device.
 
     Example:
         >>> import crossent
@@ -104,7 +106,7 @@ def run(
     """Run the cases of a plan, or of the settings' level, on subjects, and return the report.
 
     Raises:
-        Interrupted: a KeyboardInterrupt, with the report as far as it had come.
+        Interrupted: the user interrupted the run. The exception has the report of the cases that were done.
     """
     planned = settings.plan() if planned is None else settings.select(planned)
     known = settings.expected([subject.name for subject in subjects], [case.id for case in planned])
@@ -128,8 +130,12 @@ def run(
     return _finished(report, settings, subjects, planned, known)
 
 
-class Interrupted(KeyboardInterrupt):  # the name says what happened, as KeyboardInterrupt does
-    """A run was interrupted; `report` has what had been done."""
+class Interrupted(KeyboardInterrupt):  # no suffix "Error", as KeyboardInterrupt has none
+    """The user interrupted a run.
+
+    Attributes:
+        report: the report of the cases that were done.
+    """
 
     def __init__(self, report: Report) -> None:
         super().__init__("interrupted")
@@ -143,18 +149,18 @@ def _finished(
     planned: Plan,
     known: tuple[ExpectedList, ExpectedList],
 ) -> Report:
-    """Mark the known failures, name the commands that repeat the findings, and enter what the run covered."""
+    """Complete a report: mark known failures, add the commands that repeat findings, and add what the run covered."""
     for subject, part in zip(subjects, report.subjects, strict=True):
         part.findings = with_commands(part.findings, subject, settings)
     mark_expected(report, known, subjects)
     if report.only or report.planned is not None:
-        report.fixed = []  # a case that did not run may still show the failure
+        report.fixed = []  # the failure may still happen in a case that did not run
     ran = {check.name for checks in planned.values() for check in checks}
     report.left_out = [name for name in report.only.get("checks", CHECKS) if name in CHECKS and name not in ran]
     if "cases" in report.only:
-        report.left_out = []  # it is not the level that left them out
+        report.left_out = []  # the choice of cases left them out, not the level
     cases = [case for case in planned if isinstance(case, Case)]
-    if report.planned is not None:  # the run did not come to its end
+    if report.planned is not None:  # the run stopped early
         done = {case for part in report.subjects for case in part.outcomes}
         cases = [case for case in cases if case.id in done]
     report.triples = met(cases)

@@ -12,8 +12,9 @@ from crossent.run.plan import Plan, of_cost
 from crossent.trials.check import Check, Cost
 from crossent.words import quoted
 
-# Every other check needs a loss of the right shape and dtype, which these two find out.
+# These checks run before any other check, since the others need a loss of the right shape and dtype.
 BEFORE = (single.call, single.result)
+# The costs of the checks that run, by level, on a case that is chosen by its full id and that the plan lacks.
 _COSTS = {
     "quick": (Cost.CALL, Cost.AGAIN),
     "normal": (Cost.CALL, Cost.AGAIN, Cost.CALLS, Cost.STRUCTURE),
@@ -29,27 +30,27 @@ def select(planned: Plan, level: str, checks: Collection[str], cases: Mapping[st
         planned: the plan.
         level: the level of the plan.
         checks: the names of checks; the checks `call` and `result` run too. If empty, all checks of the plan run.
-        cases: ids of cases, or patterns such as `*smooth0.1*`, each with checks of its own; no checks stand for
-            `checks`. A pattern matches ids of the plan, with or without their seed. A case with a full id also runs
-            if the plan lacks it, and then runs any check that is named. If empty, all cases of the plan run.
+        cases: the ids of cases, or patterns such as `*smooth0.1*`; if empty, all cases of the plan run. Each id or
+            pattern has the names of its own checks; without names, it has `checks`. A pattern matches ids of the plan,
+            with or without their seed. A case with a full id runs even if the plan lacks the case or its checks.
 
     Raises:
         ValueError: an id is not the id of a case, a pattern matches no case, or no chosen check runs on a chosen case.
     """
     wanted: dict[Case | BadInput, set[str]] = {}
-    whole: set[Case | BadInput] = set()  # cases that are named by a full id
+    by_full_id: set[Case | BadInput] = set()
     for word, own in cases.items():
         full = not _is_pattern(word)
         for case in [_case(word)] if full else _matching(planned, word):
             wanted.setdefault(case, set()).update(own or checks)
-            whole |= {case} if full else set()
+            by_full_id |= {case} if full else set()
     if not cases:
         wanted = {case: set(checks) for case in planned}
-    by_id = {case: case for case in planned}  # a case of the plan has the name of its bug
+    own_case = {case: case for case in planned}  # an equal case of the plan has the name of its bug
     part = {
-        by_id.get(case, case): tuple(_checks(case, names, planned.get(case), case in whole, level))
+        own_case.get(case, case): tuple(_checks(case, names, planned.get(case), case in by_full_id, level))
         for case, names in wanted.items()
-        if _runs(case, names, planned.get(case), case in whole)
+        if _runs(case, names, planned.get(case), case in by_full_id)
     }
     if not part:
         if checks:
@@ -69,7 +70,7 @@ def _case(id: str) -> Case | BadInput:
     """Return the case or the bad input with this id.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such case. The message is one line.
     """
     for bad in BAD_INPUTS:
         if bad.id == id:
@@ -93,14 +94,18 @@ def _matching(planned: Iterable[Case | BadInput], pattern: str) -> list[Case | B
 
 
 def _ids(case: Case | BadInput) -> Iterator[str]:
-    """Yield the id of a case, and the id without its seed: the seed of a run may be random."""
+    """Yield the id of a case, with its seed and without. The seed of a run may be random."""
     yield case.id
     if isinstance(case, Case):
         yield case.seeded(0).id
 
 
 def _runs(case: Case | BadInput, names: Collection[str], planned: Collection[Check] | None, whole: bool) -> bool:
-    """Whether a check that is named, or any check if none is, runs on a case."""
+    """Return whether a check with one of these names, or any check if there are no names, runs on a case.
+
+    `planned` has the checks of the case in the plan, or is None if the plan lacks the case. `whole` says whether the
+    case was chosen by its full id.
+    """
     if isinstance(case, BadInput):
         return not names or _ERRORS in names
     return not names or any(
@@ -111,7 +116,7 @@ def _runs(case: Case | BadInput, names: Collection[str], planned: Collection[Che
 def _checks(
     case: Case | BadInput, names: Collection[str], planned: Collection[Check] | None, whole: bool, level: str
 ) -> Iterator[Check]:
-    """Yield the checks of a case that is part of a run."""
+    """Yield the checks that run on a chosen case. The arguments are those of :func:`_runs`."""
     if isinstance(case, BadInput):
         return
     if not names and planned is not None:

@@ -36,14 +36,14 @@ ExpectedList = list[lists.ExpectedFinding]
 
 @dataclass(frozen=True)
 class Settings:
-    """The options of a run, as :func:`crossent.check` documents them. Making the object validates them.
+    """The options of a run, as :func:`crossent.check` documents them. The constructor validates them.
 
     `dtypes`, `without` and `checks` become tuples, `cases` becomes a dict, and the seed "random" becomes a number.
 
     Raises:
-        ValueError: an unknown dtype, level, contract, grade or check, a grade that contradicts the contract, a seed
-            below 0, fewer than one job or finding, or a time-out that is not positive.
-        RuntimeError: a device that this machine does not have.
+        ValueError: a dtype, level, contract, grade or check does not exist; the grade contradicts the contract; `seed`
+            is below 0; `jobs` or `max_findings` is below 1; or `timeout` is not positive.
+        RuntimeError: this machine does not have the device.
     """
 
     device: str = "cpu"
@@ -88,37 +88,37 @@ class Settings:
 
     @property
     def in_workers(self) -> bool:
-        """Whether the cases run in worker processes, and foreign subjects in isolated ones: on a CPU, with `jobs`."""
+        """Whether worker processes run the cases: if `jobs` is given, on a CPU, on a system that can fork."""
         return self.jobs is not None and self.device == "cpu" and can_fork()
 
     def plan(self) -> Plan:
-        """The chosen cases of the level, each with its chosen checks.
+        """Return the chosen cases of the level, each with its chosen checks.
 
         Raises:
-            ValueError: nothing is chosen.
+            ValueError: no check runs on any chosen case.
         """
         assert isinstance(self.seed, int)
         return self.select(_plan(self.level, tuple(self.dtypes), self.seed))
 
     def select(self, planned: Plan) -> Plan:
-        """The chosen part of a plan."""
+        """Return the part of a plan that these settings choose."""
         assert isinstance(self.cases, Mapping)
         return select(planned, self.level, tuple(self.checks), self.cases) if self.only else planned
 
     @property
     def only(self) -> dict[str, list[str]]:
-        """The chosen checks and cases, as a report names them; empty if the run is whole."""
+        """The names of the chosen checks and the chosen cases, for the report; empty if the whole level runs."""
         assert isinstance(self.cases, Mapping)
         named = {name for names in self.cases.values() for name in names}.union(self.checks)
         chosen = {"checks": [name for name in CHECK_NAMES if name in named], "cases": list(self.cases)}
         return {what: names for what, names in chosen.items() if names}
 
     def load(self, *subjects: str | Callable[..., Any]) -> list[Subject]:
-        """Load subjects once each, under a name of its own; every form and torch when none is given.
+        """Return the subjects, each loaded once and under a unique name. Without arguments, return the forms and torch.
 
         Raises:
-            ValueError: a subject that cannot be loaded, or an unknown feature.
-            TypeError: a subject that is neither a name nor callable.
+            ValueError: a subject cannot be loaded, or a feature does not exist.
+            TypeError: a subject is neither a name nor callable.
         """
         each = (self._load(one) for one in dict.fromkeys(subjects) or NAMED)
         found = itertools.chain.from_iterable(each)
@@ -133,14 +133,14 @@ class Settings:
         return load(subject, **options, device=self.device)
 
     def expected(self, names: Collection[str] | None, cases: Sequence[str] = ()) -> tuple[ExpectedList, ExpectedList]:
-        """The known failures of torch, and those of the user's file.
+        """Return two lists of known failures: torch's, and the user's from `expected_findings`.
 
         Args:
-            names: the subjects that the file may be about; None for any.
-            cases: the ids of cases that it may be about, besides those of all levels.
+            names: the subjects that the user's list may name; None for any name.
+            cases: the ids of cases that the list may name, besides the cases of all levels.
 
         Raises:
-            ValueError: the file cannot be read, is damaged, or has an entry that can match nothing.
+            ValueError: the file cannot be read, is damaged, or has an entry that can match no finding.
         """
         path = self.expected_findings
         if path is None:
@@ -157,7 +157,7 @@ class Settings:
 
 
 def _several(words: str | Iterable[str]) -> tuple[str, ...]:
-    """One word, or several words without repetitions."""
+    """Return one word, or several words without repetitions, as a tuple."""
     return (words,) if isinstance(words, str) else tuple(dict.fromkeys(words))
 
 
@@ -168,22 +168,22 @@ def _plan(level: str, dtypes: tuple[str, ...], seed: int) -> Plan:
 
 @cache
 def _ids(seed: int) -> list[str]:
-    """The ids of all cases that a run with this seed, or without one, may have."""
+    """Return the ids of all cases that a run with this seed, or with seed 0, may have."""
     return list({case.id: None for at in {0, seed} for case in plan("thorough", tuple(DTYPES), at)})
 
 
 def is_named(subject: Subject) -> bool:
-    """Whether the subject is one of this package, found by its name, with or without some features."""
+    """Return whether the subject is a form or torch, not compiled; it may lack features."""
     return subject.source == subject.name and subject.name in BY_NAME
 
 
 def with_commands(findings: Iterable[Finding], subject: Subject, settings: Settings) -> list[Finding]:
-    """Return the findings of a subject, each with the command that repeats it: in Python, if it is no name."""
+    """Return the findings of a subject, each with the command, or the line of Python, that repeats the finding."""
     return [replace(one, repeat=_command(one, subject, settings)) for one in findings]
 
 
 def _command(finding: Finding, subject: Subject, settings: Settings) -> str:
-    without = [name for name in settings.without if FEATURES[name].instead]  # the others only skip checks
+    without = [name for name in settings.without if FEATURES[name].instead]  # other features only skip checks
     promises = {"without": without, "contract": settings.contract, "grade": settings.grade}
     given = {name: value for name, value in promises.items() if value}
     if not subject.source:
@@ -198,14 +198,14 @@ def _command(finding: Finding, subject: Subject, settings: Settings) -> str:
 
 
 def _from_here(source: str) -> str:
-    """Return the source of a subject with the path of its file as short as it can be given here."""
+    """Return the source of a subject with the path of its file relative to the current directory, if inside it."""
     place, colon, attribute = source.rpartition(":")
     inside = os.path.isabs(place) and os.path.commonpath([place, os.getcwd()]) == os.getcwd()
     return f"{os.path.relpath(place)}{colon}{attribute}" if inside else source
 
 
 def mark_expected(report: Report, known: tuple[ExpectedList, ExpectedList], subjects: Iterable[Subject]) -> None:
-    """Mark known failures in a report. The list of torch's failures is about the subjects under torch's contract."""
+    """Mark known failures in a report. The list of torch's failures holds for the subjects under torch's contract."""
     of_torch, of_user = known
     as_torch = {subject.name: _name_in_list(subject) for subject in subjects if subject.contract == TORCH_CONTRACT}
     lists.mark(report, of_torch, as_torch)
@@ -218,21 +218,21 @@ def unexpected(
     known: tuple[ExpectedList, ExpectedList],
     subjects: Iterable[Subject],
 ) -> list[Finding]:
-    """The findings, given by subject, that are not known failures."""
+    """Return the findings that are not known failures. `findings` has the findings of each subject by its name."""
     marked = Report(environment, [SubjectReport(name, findings=list(of)) for name, of in findings.items()])
     mark_expected(marked, known, [subject for subject in subjects if subject.name in findings])
     return marked.findings
 
 
 def _name_in_list(subject: Subject) -> str:
-    """Return the name of a subject in the list of torch's failures: that of `nn.CrossEntropyLoss`, if not its own."""
+    """Return the name of a subject in the list of torch's failures; "torch" or "torch+compile" unless it is torch."""
     if own_subject(subject) in NAMED["torch"]:
         return subject.name
     return f"{TORCH.name}{COMPILE_SUFFIX if subject.source.endswith(COMPILE_SUFFIX) else ''}"
 
 
 def _numbered(subjects: Iterable[Subject]) -> list[Subject]:
-    """The subjects, with a number behind a name that an earlier one has: every lambda has the same name."""
+    """Return the subjects with unique names, such as "name#2": all lambdas, for example, have the same name."""
     seen: Counter[str] = Counter()
     made = []
     for subject in subjects:

@@ -1,7 +1,7 @@
-"""Compare a run with a report: before a run, whether it can be compared; and verify(), which runs a report again.
+"""Compare a run with a report: require_comparable(), before a run; and verify(), which runs a report again.
 
-A report is data that anybody can write. It names no code that runs: a subject from outside is loaded only where the
-user names it.
+Anybody can write a report. So a report never decides which code runs: a foreign subject is loaded only if the user
+names it.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from crossent.subjects.compiler import COMPILE_SUFFIX
 from crossent.subjects.subject import Subject
 from crossent.words import cut, quoted
 
-# Entries of the environment that do not change a result: a run sets its own number of threads.
+# Entries of the environment that do not change a result. A run sets its own number of threads.
 _NO_CONDITION = ("threads",)
 _PARTS = ("checks", "cases")
-_SHOWN = 20  # differences
+_SHOWN = 20  # the most differences that are printed
 
 
 @dataclass(frozen=True)
 class Verification:
-    """A report that was run again: where the new run differs.
+    """The result of running a report again: the differences between the new run and the report.
 
     Attributes:
         claim: the report.
-        conditions: the differences in machine and versions.
-        cases: for each subject and case that differs, what differs first.
-        others: the differences that are in no case.
+        conditions: the differences in machine and versions, one text each.
+        cases: the first difference of each case that differs, by subject and case id.
+        others: the differences that belong to no case.
     """
 
     claim: Report
@@ -66,10 +66,10 @@ class Verification:
 
 
 def require_comparable(old: Report, settings: Settings, subjects: Sequence[str]) -> None:
-    """Check, before a run on these descriptions, that the run can be compared with a report.
+    """Check, before a run on the subjects with these descriptions, that the run can be compared with a report.
 
     Raises:
-        ValueError: it cannot. The message is one line.
+        ValueError: the run cannot be compared with the report. The message is one line.
     """
     assert isinstance(settings.seed, int)
     stub = Report(environment(settings.device), level=settings.level, seed=settings.seed)
@@ -86,7 +86,10 @@ def require_comparable(old: Report, settings: Settings, subjects: Sequence[str])
     ):
         reasons.append("they have no case in common whose inputs have the same bits")
     if reasons:
-        raise ValueError(f"this run cannot be compared with the baseline: {'; '.join(reasons)}")
+        raise ValueError(
+            f"this run cannot be compared with the baseline: {'; '.join(reasons)}; "
+            "make a new baseline, or compare anyway with --force"
+        )
 
 
 def _names(description: str) -> list[str]:
@@ -111,22 +114,23 @@ def verify(
 
     Args:
         claim: the report.
-        subjects: the descriptions of the subjects that do not belong to this package. The report may not name them.
+        subjects: the descriptions of the foreign subjects, since a report must not decide which code runs.
         file: the name of the report's file, for messages.
         expected_findings: as for :func:`crossent.check`.
         jobs: as for `check`.
         timeout: as for `check`.
         progress: as for `check`.
-        force: whether to run also under other versions or on another machine. Other bits then are differences.
+        force: whether to run even with other versions or on another machine than the report's.
 
     Raises:
-        ValueError: a subject of the report is not given, or the report cannot be run here. The message is one line.
+        ValueError: a foreign subject of the report is not given, or the report cannot be run here. The message is one
+            line.
     """
     names = [part.name for part in claim.subjects]
     foreign = [name for name in names if name.removesuffix(COMPILE_SUFFIX) not in BY_NAME]
     if foreign and all(_is_own(given) for given in subjects):
         raise ValueError(
-            f"the report is about {', '.join(map(quoted, foreign[:3]))}, which it cannot load by itself; "
+            f"the report is about {', '.join(map(quoted, foreign[:3]))}, which is no form and not torch; "
             f"name the code to run: crossent verify {cut(file)} FILE.py:NAME"
         )
     settings = settings_of(claim, expected_findings, jobs, timeout)
@@ -138,7 +142,9 @@ def verify(
         if then.get(name) != here.get(name) and name not in _NO_CONDITION
     ]
     if conditions and not force:
-        raise ValueError(f"this report cannot be verified bit for bit here: {'; '.join(conditions[:5])}")
+        raise ValueError(
+            f"this report cannot be verified bit for bit here: {'; '.join(conditions[:5])}; --force runs it anyway"
+        )
     made = run(settings, _subjects(settings, names, subjects), progress=progress)
     cases: dict[tuple[str, str], str] = {}
     others: list[str] = []
@@ -146,7 +152,7 @@ def verify(
     for part in claim.subjects:
         cases |= {(part.name, case): what for case, what in _differing(claim, part, again[part.name])}
         if claim.planned is None and part.not_applicable != again[part.name].not_applicable:
-            others.append(f"{cut(part.name)}: other cases are not applicable")
+            others.append(f"{cut(part.name)}: the numbers of cases that are not applicable differ")
     if claim.planned is None:
         then, now = _whole(claim), _whole(made)
         others += [
@@ -156,14 +162,14 @@ def verify(
 
 
 def settings_of(claim: Report, expected_findings: str | None, jobs: int | None, timeout: float) -> Settings:
-    """Return the settings of the run that a report claims to be.
+    """Return the settings with which a run makes the same report.
 
     Raises:
-        ValueError, RuntimeError: there is no such run. The message is one line.
+        ValueError, RuntimeError: no run has such settings on this machine. The message is one line.
     """
     contracts = {part.contract for part in claim.subjects} - {""}
     if len(contracts) > 1:
-        raise ValueError("the subjects of the report have different contracts, and one run has one")
+        raise ValueError("the subjects of the report have different contracts, but a run has one contract for all")
     if unknown := claim.only.keys() - set(_PARTS):
         raise ValueError(f"only: got {quoted(min(unknown))}; allowed are {', '.join(_PARTS)}")
     if not claim.ran:
@@ -191,7 +197,7 @@ def _is_own(description: str) -> bool:
 
 
 def _subjects(settings: Settings, names: Sequence[str], given: Sequence[str]) -> list[Subject]:
-    """Load the subjects of a report: those that the user gives, and others by their names if this package has them."""
+    """Load the subjects of a report: the foreign subjects from `given`, the forms and torch by their names."""
     loaded = settings.load(*given) if given else []
     have = {subject.name for subject in loaded}
     missing = [name for name in names if name not in have]
@@ -206,14 +212,14 @@ def _subjects(settings: Settings, names: Sequence[str], given: Sequence[str]) ->
 
 
 def _whole(report: Report) -> dict[str, Any]:
-    """The values of a report that are about no single case."""
+    """Return the values of a report that belong to no single case."""
     listed = {"known failures that no longer happen": list(report.fixed), "checks not run": list(report.left_out)}
     return {**listed, "combinations of three choices": report.triples}
 
 
 def _differing(claim: Report, then: SubjectReport, now: SubjectReport) -> Iterator[tuple[str, str]]:
     """Yield each case whose results differ, with the first difference."""
-    # With chosen cases, each may have had checks of its own (--last-failed), and a run that stopped left checks out.
+    # With --last-failed, each case has its own checks. A run that stopped early left out checks of its last cases.
     some_checks = len(claim.only) == len(_PARTS) or claim.planned is not None
     new = {(finding.case, finding.check) for finding in now.findings}
     old = {(finding.case, finding.check) for finding in then.findings}
@@ -223,24 +229,24 @@ def _differing(claim: Report, then: SubjectReport, now: SubjectReport) -> Iterat
     for case in {**before, **after}:
         added = sorted(check for at, check in new - old if at == case) if claim.planned is None else []
         if case not in after:
-            yield case, "it does not run here"
+            yield case, "does not run here"
         elif case not in before:
-            yield case, "the report lacks it"
+            yield case, "is not in the report"
         elif places := list(unlike(before[case], after[case])):
-            yield case, f"other {cut(places[0].rstrip(','))} here" + _verdicts(before[case], after[case])
+            yield case, f"different {cut(places[0].rstrip(','))} here" + _verdicts(before[case], after[case])
         elif added:
             yield case, f"{added[0]} fails here"
 
 
 def _verdicts(before: dict[str, Any], after: dict[str, Any]) -> str:
-    """Return the change of a verdict, as the end of a line."""
+    """Return the change of an outcome as the end of a line, or "" if the outcome is the same."""
     was, now = before["outcome"], after["outcome"]
     words = {"held": "passed", "expected": "known failure"}
     return "" if was == now else f"; the report says {words.get(was, was)}, here it is {words.get(now, now)}"
 
 
 def _restricted(part: SubjectReport, to: SubjectReport) -> SubjectReport:
-    """Return the report of a subject with the cases and checks that another report has."""
+    """Return the report `part` with only the cases and checks that the report `to` has."""
     outcomes = {
         case: replace(
             outcome,
@@ -261,7 +267,7 @@ def _entries(part: SubjectReport, stopped: bool) -> dict[str, dict[str, Any]]:
     for entry in cases.values():
         entry["held"] = sorted(entry["held"])
         entry["findings"] = {}
-        if stopped:  # before all checks of the case had run
+        if stopped:  # a grade needs all checks of the case
             del entry["grade"]
     for finding in document["findings"]:
         cases[finding["case"]]["findings"][finding["check"]] = finding

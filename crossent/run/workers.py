@@ -1,4 +1,4 @@
-"""Worker processes that share the parts of a run: forked, watched, and replaced when they end."""
+"""Worker processes that run the parts of a run. They are forked, watched, and replaced when they end."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from crossent.run.isolation.process import status_in_words
 from crossent.run.order import Part
 
 T = TypeVar("T")
-LOOK = 0.5  # seconds after which the parent looks at its workers again
-# Seconds beyond the time limit of a call: the error bounds of a hundred cases, computed ahead, take some of them.
+LOOK = 0.5  # seconds between two looks of the parent at its workers
+# Seconds beyond the time limit of a call, for the exact values and error bounds that a worker computes before it calls.
 _GRACE = 60.0
 _SIGN = struct.Struct("I")
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a worker ended without a result: `kind` is that of a finding, "crashed" or "hung"."""
+    """A worker ended without a result. `kind` is the kind of the finding, "crashed" or "hung"."""
 
     kind: str
     message: str
@@ -44,7 +44,9 @@ class Workers(Generic[T]):
     Attributes:
         pool: the processes.
         patience: the seconds without a sign of life after which a worker counts as stopped.
-        signs: the descriptor from which the parent reads the numbers of the parts whose workers are alive.
+        signs: the file descriptor of the signs of life: a worker writes the number of its part, see :func:`alive`.
+        last: when the worker of each part gave its last sign, by `time.monotonic`.
+        parts: the number of each part.
     """
 
     pool: ProcessPool
@@ -54,14 +56,14 @@ class Workers(Generic[T]):
     parts: dict[Future[T], int] = field(default_factory=dict)
 
     def submit(self, part: Part, timeout: float | None) -> Future[T]:
-        """Give a part to a worker, for at most `timeout` seconds."""
+        """Let a worker run a part, for at most `timeout` seconds, and return the future result."""
         number = len(self.parts)
         future: Future[T] = self.pool.schedule(_share, args=[part, number], timeout=timeout)
         self.parts[future] = number
         return future
 
     def ended(self, futures: Mapping[Future[T], Part], running: Callable[[list[Part]], None]) -> Iterator[Future[T]]:
-        """Yield each future when it ends. In between, say which parts are running, and end workers that stopped."""
+        """Yield each future when it ends. Meanwhile pass the running parts to `running`, and end stopped workers."""
         left = set(futures)
         while left:
             now = [future for future in futures if future in left and future.running()]
@@ -81,23 +83,23 @@ class Workers(Generic[T]):
 
 
 def result(future: Future[T]) -> T | Ended:
-    """Return the result of a part that ended, or how its worker ended."""
+    """Return the result of a part, or how its worker ended if there is no result."""
     try:
         return future.result()
     except TimeoutError:
         return Ended("hung", "the call did not return in time")
     except CancelledError:
-        return Ended("hung", "the process that judges it was stopped")
+        return Ended("hung", "the worker process that called it was stopped")
     except ProcessExpired as death:
         return Ended("crashed", f"its process ended: {status_in_words(death.exitcode)}")
 
 
 @contextmanager
 def workers(share: Callable[[Part], T], jobs: int, timeout: float) -> Iterator[Workers[T]]:
-    """Fork workers that call `share`. All workers end with the block.
+    """Fork workers that call `share` with the parts that they get. All workers end when the block ends.
 
     Args:
-        share: judges a part; it calls :func:`alive` at least once in the time limit of a call.
+        share: runs a part. It must call :func:`alive` at least once in each time limit of a call.
         jobs: the number of workers.
         timeout: the time limit of a call, in seconds.
     """
@@ -108,12 +110,12 @@ def workers(share: Callable[[Part], T], jobs: int, timeout: float) -> Iterator[W
     _SHARED = _Shared(share, alive_at)
     pool = ProcessPool(jobs, initializer=_start, context=multiprocessing.get_context("fork"))
     try:
-        # Python 3.12 warns of a fork among threads; a child has none, and sets torch to one thread before it needs any.
+        # Python 3.12 warns of a fork with threads. A worker has no thread, and sets torch to one thread first.
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
             yield Workers(pool, timeout + _GRACE, signs)
     finally:
-        pool.stop()  # type: ignore[no-untyped-call]  # Pebble annotates only a part of it
+        pool.stop()  # type: ignore[no-untyped-call]  # Pebble has no annotation for it
         pool.join()
         _SHARED = None
         os.close(signs)
@@ -122,7 +124,7 @@ def workers(share: Callable[[Part], T], jobs: int, timeout: float) -> Iterator[W
 
 @dataclass
 class _Shared:
-    """What a worker finds in its memory: a subject may be a function that cannot be pickled."""
+    """The data that workers inherit by the fork, since a subject may be a function that cannot be pickled."""
 
     share: Callable[[Part], Any]
     alive_at: int
@@ -135,7 +137,7 @@ _SHARED: _Shared | None = None
 def alive() -> None:
     """Tell the parent of this worker that the worker is alive."""
     if _SHARED is not None:
-        with suppress(BlockingIOError):  # the parent has enough to read
+        with suppress(BlockingIOError):  # the pipe is full: the parent has enough signs to read
             os.write(_SHARED.alive_at, _SIGN.pack(_SHARED.number))
 
 
@@ -144,25 +146,25 @@ def _share(part: Part, number: int) -> Any:
     _SHARED.number = number
     try:
         return _SHARED.share(part)
-    except KeyboardInterrupt:  # a subject's own, since the signal is ignored; the parent would take it for the user's
+    except KeyboardInterrupt:  # raised by a subject, since a worker ignores Ctrl-C
         os._exit(128 + signal.SIGINT)
 
 
 def _start() -> None:
-    """Prepare a worker: leave Ctrl-C to the parent and stdout to the report, and keep freed memory.
+    """Prepare a worker: ignore Ctrl-C, which the parent handles, print to stderr, and keep freed memory for reuse.
 
-    Arrays come and go, and a tenth of the time went into new pages for them.
+    To return memory to the system and get it again took a tenth of the time.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     faulthandler.disable()  # the report says how a worker ended
-    # A pool of compilers that the parent has started does not answer its children.
+    # torch's compiler processes, if the parent has started them, do not work for a forked child.
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
     if (config := sys.modules.get("torch._inductor.config")) is not None:
         config.compile_threads = 1  # type: ignore[attr-defined]
     with suppress(OSError):
         os.dup2(2, 1)
-    with suppress(OSError, AttributeError):  # glibc alone has this function
+    with suppress(OSError, AttributeError):  # only glibc has mallopt
         mallopt = ctypes.CDLL(None).mallopt
         for option in (-1, -3):  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
             mallopt(option, 2**30)

@@ -1,9 +1,11 @@
 """The subjects: the cross-entropies under test.
 
-This room owns what the package knows about a loss function under test: how to load and call it, what it promises about
-its arithmetic, and which features it lacks. Its modules import torch, and of this package `crossent.forms`,
-`crossent.cases`, `crossent.numerics.bounds.contracts`, `crossent.words` and `crossent.state`. They never import the
-oracle.
+This room loads and calls a loss function under test, and records what the function promises about its arithmetic and
+which features it lacks. The forms and torch are subjects of this package; every other subject is a foreign subject,
+such as the user's function.
+
+The modules import torch, and of this package `crossent.forms`, `crossent.cases`, `crossent.numerics.bounds.contracts`,
+`crossent.words`, `crossent.choices` and `crossent.state`. They never import the oracle, which computes exact values.
 
 subject      Subject: one loss function under test, with its promise and the features that it lacks
 contracts    the contracts that a user can choose, by name
@@ -11,7 +13,7 @@ builtin      the forms and torch, by name
 features     the features that a subject may lack
 callables    a subject from a callable or a class with the options of nn.CrossEntropyLoss
 loader       a subject from its name, from package.module:NAME or from path/to/file.py:NAME
-remote       a subject that is loaded only in the process that calls it
-confinement  what a process that runs foreign code cannot do to the process that judges it
+remote       a foreign subject that the main process never imports
+confinement  limits on a process that runs foreign code, so that it cannot reach other processes
 compiler     torch.compile: SUBJECT+compile, or the reason why torch cannot compile here
 """

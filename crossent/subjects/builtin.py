@@ -32,7 +32,7 @@ def _torch(input: Tensor, target: Tensor, **options: Any) -> Tensor:
     return loss
 
 
-# The forms promise the arithmetic of torch's operations, but for these.
+# A form promises the arithmetic of torch's operations ("eager"), unless this table has another promise.
 _PROMISES: dict[str, Promise] = {"blocked": "blocked"}
 
 
@@ -56,9 +56,9 @@ FORM_SUBJECTS = {name: _SCALAR if form is scalar else _form(name, form) for name
 
 
 def _torch_nll(input: Tensor, target: Tensor, weight: Tensor | None = None, **options: Any) -> Tensor:
-    """log_softmax and nll_loss, as networks with the class axis last call them.
+    """Return the loss by log_softmax and nll_loss, with log_softmax over the last axis.
 
-    nll_loss then gets a view, where cross_entropy hands it a contiguous tensor (pytorch#175084).
+    So nll_loss gets a view that is not contiguous; cross_entropy passes a contiguous tensor (pytorch#175084).
     """
     options.pop("label_smoothing", None)
     axis = min(1, input.dim() - 1)
@@ -84,17 +84,17 @@ TORCH_NLL = Subject(
     **_AS_TORCH,
 )
 
-# The subjects that a name stands for: "torch" stands for both of torch's.
+# The subjects of each name that a user can give. The name "torch" stands for two subjects.
 NAMED = {**{name: (form,) for name, form in FORM_SUBJECTS.items()}, "torch": (TORCH, TORCH_NLL)}
 BY_NAME = {subject.name: subject for group in NAMED.values() for subject in group}
 
 
 def own_subject(subject: Subject) -> Subject | None:
-    """Return the subject of this package that a subject is, or is compiled from; None for a subject from outside."""
+    """Return the form or torch that a subject is, or from which it is compiled; None for a foreign subject."""
     return BY_NAME.get(subject.source.removesuffix(COMPILE_SUFFIX))
 
 
 def chosen_contract(subject: Subject) -> str:
-    """Return the name of the contract that the user chose for a subject; "" for the contract that it has by default."""
+    """Return the name of the contract that the user chose for a subject, or "" if it has its default contract."""
     own = own_subject(subject)
     return "" if subject.contract == (DEFAULT_CONTRACT if own is None else own.contract) else subject.contract

@@ -24,19 +24,29 @@ Parameter = inspect.Parameter
 
 
 def as_subject(given: object, name: str = "", source: str = "") -> Subject:
-    """Return a subject from a callable, which is called with the options that its signature has.
+    """Return a subject that calls a callable with input and target, and with the options in its signature.
 
-    Input and target are passed by position, so their names do not matter. The subject lacks the features of the options
-    that its signature does not have, and it is called without these options. A signature that Python cannot read, as of
-    a function written in C++, counts as one with all options.
+    Input and target are passed by position, so their names do not matter. An option that is not in the signature is not
+    passed, and the subject lacks its features. If Python cannot read the signature, as of a function written in C++,
+    all options are passed.
 
     An attribute `lacks` of the callable names more features that it lacks: a dict from features to reasons.
 
-    A class, or a function that takes only options, is called with the options. The result is called with input and
-    target. An instance of `nn.Module` is not a subject, because its options are fixed.
+    A class, or a function that takes only options, is first called with the options; the result is then called with
+    input and target. An instance of `nn.Module` is not accepted, because its options are fixed.
+
+    Args:
+        given: the callable or the class.
+        name: the name of the subject; by default, the name of the callable.
+        source: the description from which the subject can be loaded again, or "".
 
     Raises:
-        TypeError: the object is not a subject. The message is one line.
+        TypeError: the object cannot be called as a cross-entropy. The message is one line.
+
+    Example:
+        >>> subject = as_subject(lambda input, target: torch.logsumexp(input, 1).mean(), "wrong")
+        >>> subject.name, subject.lacks["weight"]
+        ('wrong', 'has no weight')
     """
     what = name or _name(given)
     if isinstance(given, torch.nn.Module):
@@ -50,34 +60,37 @@ def as_subject(given: object, name: str = "", source: str = "") -> Subject:
         parameters = inspect.signature(given).parameters
     except (TypeError, ValueError):
         parameters = _anything.parameters
-    makes = isinstance(given, type) or _takes_options_only(parameters)
-    if reason := _unfit(parameters, 0 if makes else 2):
+    is_factory = isinstance(given, type) or _takes_options_only(parameters)
+    if reason := _unfit(parameters, 0 if is_factory else 2):
         raise TypeError(f"{cut(what)}, which {reason}; allowed are {_ALLOWED}")
-    loss = partial(_made, given) if makes else given
+    loss = partial(_make_and_call, given) if is_factory else given
     missing = [keyword for keyword in KEYWORDS if not _has(parameters, keyword)]
     if missing:
-        loss = partial(_called_without, loss, tuple(missing))
+        loss = partial(_call_without, loss, tuple(missing))
     lacks = {feature: _missing(keyword, parameters) for keyword in missing for feature in KEYWORDS[keyword]}
     return Subject(what, loss, source=source).lacking({**_interpreted(), **lacks, **_declared(given)})
 
 
 def _missing(keyword: str, parameters: Mapping[str, Parameter]) -> str:
-    """Return the reason for a missing option, with a parameter that may be the same option under another name."""
+    """Return the reason for a missing option. It names a parameter that may be this option under another name."""
     near = get_close_matches(keyword, [name for name in parameters if name not in KEYWORDS], n=1)
     return f"has no {keyword}" + "".join(f" (its {name} is never passed)" for name in near)
 
 
 def _declared(given: object) -> dict[str, str]:
-    """Return the attribute `lacks` of the object: reasons by features.
+    """Return the attribute `lacks` of the object: a dict from features to reasons.
 
     Raises:
         TypeError: the attribute is not a dict, has an unknown feature, or has a reason that is not a string.
     """
     says = getattr(given, "lacks", {})
     if not isinstance(says, Mapping) or not all(isinstance(reason, str) for reason in says.values()):
-        raise TypeError("an object whose attribute `lacks` is not a dict from features to reasons")
+        raise TypeError(
+            "an object whose attribute `lacks` is not a dict from features to reasons; "
+            "write, for example, {'double_backward': 'has no second derivative'}"
+        )
     try:
-        # The features may imply `reduction`, which then has the reason of one of its values.
+        # `require_features` may add `reduction`, which then has the reason of `reduction_sum`.
         return {name: says[name if name in says else "reduction_sum"] for name in require_features(says)}
     except ValueError as error:
         raise TypeError(f"an object whose attribute `lacks` has an unknown feature: {error}") from None
@@ -99,11 +112,11 @@ def _name(given: object) -> str:
     return name if isinstance(name, str) else type(inner).__name__
 
 
-def _made(make: Callable[..., Any], input: Tensor, target: Tensor, **options: Any) -> Any:
+def _make_and_call(make: Callable[..., Any], input: Tensor, target: Tensor, **options: Any) -> Any:
     return make(**options)(input, target)
 
 
-def _called_without(
+def _call_without(
     loss: Callable[..., Any], missing: tuple[str, ...], input: Tensor, target: Tensor, **options: Any
 ) -> Any:
     return loss(input, target, **{name: value for name, value in options.items() if name not in missing})
@@ -123,7 +136,7 @@ def _has(parameters: Mapping[str, Parameter], keyword: str) -> bool:
 
 
 def _takes_options_only(parameters: Mapping[str, Parameter]) -> bool:
-    """Whether a function takes options and no input and target, so that its result is the loss to call."""
+    """Return whether a function takes options but neither input nor target, so that its result is the loss."""
     if any(parameter.kind is Parameter.VAR_POSITIONAL for parameter in parameters.values()):
         return False
     places = [parameter.name for parameter in parameters.values() if parameter.kind in _BY_POSITION]

@@ -1,4 +1,4 @@
-"""torch.compile: a loss as compiled code, `SUBJECT+compile`, or the reason why torch cannot compile here."""
+"""Compile a loss with torch.compile (`SUBJECT+compile`), or say why torch cannot compile on this machine."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from crossent.state import restore, snapshot
 from crossent.subjects.subject import Loss, Subject
 from crossent.words import said
 
-# TRACER runs Dynamo, AOTAutograd and the decompositions; the operations of the graph run in torch's own kernels.
-# INDUCTOR does the same and generates code for the graph.
+# Two backends of torch.compile. Both run Dynamo, AOTAutograd and the decompositions, which make a graph. TRACER then
+# runs the operations of the graph in torch's own kernels; INDUCTOR generates code for the graph.
 TRACER, INDUCTOR = "aot_eager_decomp_partition", "inductor"
 _CACHE = "TORCHINDUCTOR_CACHE_DIR"  # the variable that tells torch where to keep compiled code
 
@@ -34,8 +34,8 @@ _CACHE = "TORCHINDUCTOR_CACHE_DIR"  # the variable that tells torch where to kee
 def compile_loss(loss: Loss, backend: str, *, dynamic: bool) -> Iterator[Loss]:
     """Yield a loss that torch compiles at its first call: one graph, for the sizes of that call or for any sizes.
 
-    The compiler starts without earlier graphs, which would count towards torch's limit, and leaves none. Functions that
-    other code has compiled are compiled again at their next call.
+    torch's compiler forgets all graphs before and after the block, since earlier graphs would count towards its limit.
+    So functions that other code has compiled are compiled again at their next call.
     """
 
     def call(*arguments: Any, **options: Any) -> Any:  # defined here, because Dynamo skips functions in torch's files
@@ -55,7 +55,8 @@ def compile_loss(loss: Loss, backend: str, *, dynamic: bool) -> Iterator[Loss]:
 def _guards_not_timed() -> Iterator[None]:
     """Keep torch from timing the guards of each graph for its log.
 
-    Newer versions of torch flush the processor's caches for that, which takes a tenth of the time of a small graph.
+    To time guards, newer versions of torch flush the processor's caches. This takes a tenth of the time that a small
+    graph takes.
     """
     import torch._dynamo.guards
 
@@ -75,18 +76,18 @@ def unusable(backend: str, device: str) -> str:
     """Return why torch cannot compile for this type of device here, or ""."""
     import torch._dynamo  # this import takes a second, so only a run that compiles pays for it
 
-    # If disabled, torch.compile returns the loss itself, and every check would pass.
+    # If disabled, torch.compile returns the loss itself, so a check of compiled code would test plain code.
     if getattr(torch._dynamo.config, "disable", False) or os.environ.get("TORCHDYNAMO_DISABLE") == "1":
         return "needs torch.compile, which is disabled"
     if backend == INDUCTOR and device == "cpu":
         usual = {"win32": "cl", "darwin": "clang++"}.get(sys.platform, "g++")
         if shutil.which(os.environ.get("CXX", usual)) is None:
             return "needs a C++ compiler"
-    return _fails(backend, device)
+    return _why_compile_fails(backend, device)
 
 
 @functools.cache
-def _fails(backend: str, device: str) -> str:
+def _why_compile_fails(backend: str, device: str) -> str:
     """Return why torch cannot compile a one-line function, or "".
 
     For example, torch 2.0.1 says "Python 3.11+ not yet supported for torch.compile".
@@ -146,12 +147,14 @@ def as_compiled(subject: Subject, device: str) -> Subject:
 
 
 def unless_compiled(own: Callable[[Inputs], str | None], inputs: Inputs) -> str | None:
-    """Return why a compiled subject cannot take these inputs: the subject's own reason, or that of torch.compile."""
+    """Return why the subject or torch.compile cannot take these inputs, or None. `own` returns the subject's reason."""
     return own(inputs) or unusable(INDUCTOR, inputs.logits.device.type) or None
 
 
 @cache
 def _code(loss: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a loss as a function that torch compiles for each kind of call; the same function at each call."""
+
     def call(*arguments: Any, **options: Any) -> Any:  # defined here, because Dynamo skips functions in torch's files
         return loss(*arguments, **options)
 
@@ -159,7 +162,7 @@ def _code(loss: Callable[..., Any]) -> Callable[..., Any]:
     return made
 
 
-# The limits on the graphs of one function. Beyond a limit, torch runs the function uncompiled and does not say so.
+# The limits on the graphs of one function. Beyond a limit, torch runs the function uncompiled, without a warning.
 _LIMITS = ("cache_size_limit", "accumulated_cache_size_limit", "recompile_limit", "accumulated_recompile_limit")
 
 
@@ -174,7 +177,8 @@ def _call_compiled(loss: Callable[..., Any], input: Tensor, target: Tensor, **op
 def without_limits() -> Iterator[None]:
     """Let torch make any number of graphs of one function, if its compiler is imported.
 
-    The cases have many shapes. A function that compiles itself with `fullgraph=True` would raise at the ninth.
+    The cases have many shapes. With torch's limit, a function that compiles itself with `fullgraph=True` would raise an
+    error at the ninth shape.
     """
     compiler = sys.modules.get("torch._dynamo")
     if compiler is None or not hasattr(compiler, "config"):

@@ -1,10 +1,11 @@
-"""Confinement: what a process that runs foreign code cannot do to the process that judges it.
+"""Confinement: limits on a process that runs foreign code, so that it cannot reach other processes.
 
-A subject runs in a process of its own. On Linux that process cannot read or write the memory of the judge, as the
-same user and as root; where the system grants a PID namespace, it cannot see or signal any other process, and all that
-it started ends with it; from Linux 6.12 on, it can signal no other process even without a namespace. SECURITY.md
-lists what each system grants. Linux calls these functions `prctl`, `capset`, `unshare` and Landlock; on other systems
-they do nothing.
+A foreign subject runs in a separate process. On Linux, this process cannot read or write the memory of the process that
+judges its results, neither as the same user nor as root. If the system grants a PID namespace, it cannot see or signal
+any other process, and every process that it started ends with it. From Linux 6.12 on, it cannot signal other processes
+even without a namespace. SECURITY.md lists what each system grants.
+
+The functions use `prctl`, `capset`, `unshare` and Landlock of Linux. On other systems they do nothing.
 """
 
 from __future__ import annotations
@@ -22,23 +23,23 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-# Numbers of linux/prctl.h, linux/sched.h, linux/capability.h and linux/landlock.h.
+# Constants of linux/prctl.h, linux/sched.h, linux/capability.h and linux/landlock.h.
 _SET_PDEATHSIG, _GET_DUMPABLE, _SET_DUMPABLE, _CAPBSET_DROP = 1, 3, 4, 24
 _SET_CHILD_SUBREAPER, _SET_NO_NEW_PRIVS = 36, 38
 _NEW_USER, _NEW_PID = 0x10000000, 0x20000000
 _CAPABILITY_VERSION, _LAST_CAPABILITY = 0x20080522, 63
 _LANDLOCK_CREATE_RULESET, _LANDLOCK_RESTRICT_SELF = 444, 446  # system calls, with these numbers on every processor
 _SCOPE_ABSTRACT_SOCKETS, _SCOPE_SIGNALS = 1, 2
-# Root keeps these two, with which it opens the files of other users: a subject may lie in such a file.
+# Root keeps these two capabilities, to open files of other users: the file of a subject may be one of them.
 _DAC_OVERRIDE, _DAC_READ_SEARCH = 1, 2
-_SECONDS_TO_END = 5.0  # a process that was killed needs milliseconds; one in a system call of a driver may need more
+_SECONDS_TO_END = 5.0  # a killed process ends in milliseconds, but may take longer inside a system call of a driver
 
 
 @contextmanager
 def unreadable() -> Iterator[None]:
-    """Deny other processes of this user the memory of this process and of those that it forks, until the block ends.
+    """Deny other processes of this user the memory of this process and of its forks, until the block ends.
 
-    Without it, `/proc/PID/mem` is open to every process of the same user.
+    Otherwise every process of the same user could read and write `/proc/PID/mem`.
     """
     before = _prctl(_GET_DUMPABLE)
     _prctl(_SET_DUMPABLE, 0)
@@ -50,7 +51,7 @@ def unreadable() -> Iterator[None]:
 
 
 def drop_privileges() -> None:
-    """Give up every capability but those that open files, here and in every program that this process starts."""
+    """Give up every capability except two for opening files, in this process and in the programs that it starts."""
     _prctl(_SET_NO_NEW_PRIVS, 1)
     kept = {_DAC_OVERRIDE, _DAC_READ_SEARCH}
     for capability in set(range(_LAST_CAPABILITY + 1)) - kept:
@@ -59,7 +60,7 @@ def drop_privileges() -> None:
     if libc is None:
         return
     header = struct.pack("Ii", _CAPABILITY_VERSION, 0)
-    data = ctypes.create_string_buffer(24)  # effective, permitted and inheritable, for numbers to 31 and to 63
+    data = ctypes.create_string_buffer(24)  # effective, permitted, inheritable: of 0 to 31, of 32 to 63
     if libc.capget(header, data) == 0:
         now = struct.unpack("6I", data.raw)
         mask = sum(1 << capability for capability in kept)
@@ -67,14 +68,14 @@ def drop_privileges() -> None:
 
 
 def scope_signals() -> bool:
-    """Deny this process signals to processes that it has not started, and return whether the system can do so.
+    """Keep this process from sending signals to processes that it has not started.
 
-    This process must have no new privileges: see :func:`drop_privileges`. Landlock can do so from Linux 6.12 on.
+    Call :func:`drop_privileges` first, as Landlock requires. Return False before Linux 6.12, which lacks this limit.
     """
     libc = _libc()
     if libc is None:
         return False
-    rules = struct.pack("3Q", 0, 0, _SCOPE_ABSTRACT_SOCKETS | _SCOPE_SIGNALS)  # of files, of the network, of processes
+    rules = struct.pack("3Q", 0, 0, _SCOPE_ABSTRACT_SOCKETS | _SCOPE_SIGNALS)  # for files, network, processes
     ruleset = libc.syscall(_LANDLOCK_CREATE_RULESET, rules, len(rules), 0)
     if ruleset < 0:
         return False
@@ -90,44 +91,44 @@ def end_with_parent() -> None:
 
 
 class Confined:
-    """A process that runs a function and is cut off from this one, with all that it starts.
+    """A new process that runs a function. The process, and all processes that it starts, cannot reach this process.
 
-    Between them stands a keeper, which runs nothing foreign: it ends the process when this process asks for it or has
-    ended in any way.
+    A supervisor process, which runs no foreign code, starts the process. The supervisor kills the process when
+    :meth:`end` is called, and when the process that called this constructor ends.
 
     Args:
-        run: the function. The process ends with it.
-        kept: the descriptors that the process keeps, besides 0, 1 and 2.
+        run: the function. The process ends when the function returns.
+        kept: the file descriptors that stay open in the process, besides 0, 1 and 2.
     """
 
     def __init__(self, run: Callable[[], Any], kept: Collection[int] = ()) -> None:
         theirs, self._end = os.pipe()
-        self._keeper = os.fork()
-        if self._keeper == 0:
+        self._supervisor = os.fork()
+        if self._supervisor == 0:
             with _exit_after():
                 os.close(self._end)
-                _keep(run, kept, theirs)
+                _supervise(run, kept, theirs)
         os.close(theirs)
 
     def end(self) -> None:
-        """End the process, and all that it has started where the system can tell."""
+        """End the process and, where the system can name them, all processes that it has started."""
         with suppress(OSError):
             os.write(self._end, b"x")
         os.close(self._end)
         until = time.monotonic() + _SECONDS_TO_END
-        while not os.waitpid(self._keeper, os.WNOHANG)[0]:
-            if time.monotonic() > until:  # something has stopped it
-                os.kill(self._keeper, signal.SIGKILL)
-                os.waitpid(self._keeper, 0)
+        while not os.waitpid(self._supervisor, os.WNOHANG)[0]:
+            if time.monotonic() > until:  # the supervisor itself was stopped
+                os.kill(self._supervisor, signal.SIGKILL)
+                os.waitpid(self._supervisor, 0)
                 return
             time.sleep(0.001)
 
 
-def _keep(run: Callable[[], Any], kept: Collection[int], end: int) -> None:
-    """The keeper: start the process, wait until it ends or shall end, and kill what is left."""
-    os.setpgid(0, 0)  # Ctrl-C is for the command
+def _supervise(run: Callable[[], Any], kept: Collection[int], end: int) -> None:
+    """Start the process that calls `run`, wait for its end or for input on `end`, and kill all that is left."""
+    os.setpgid(0, 0)  # so that Ctrl-C reaches the command alone
     _prctl(_SET_CHILD_SUBREAPER, 1)
-    _prctl(_SET_PDEATHSIG, signal.SIGCONT)  # a keeper that was stopped goes on, and kills what is left
+    _prctl(_SET_PDEATHSIG, signal.SIGCONT)  # when the parent ends, a stopped supervisor continues
     _new_namespaces()
     ready, told = os.pipe()
     child = os.fork()
@@ -136,7 +137,7 @@ def _keep(run: Callable[[], Any], kept: Collection[int], end: int) -> None:
             os.setpgid(0, 0)
             end_with_parent()
             os.close(told)
-            os.read(ready, 1)  # the keeper is prepared
+            os.read(ready, 1)  # wait until the supervisor is ready
             read_nothing()
             close_all_but({0, 1, 2, *kept})
             run()
@@ -151,7 +152,7 @@ def _keep(run: Callable[[], Any], kept: Collection[int], end: int) -> None:
 
 
 def read_nothing() -> None:
-    """Give this process an empty stdin: a subject would read what is meant for the command."""
+    """Give this process an empty stdin, so that a subject cannot read the input of the command."""
     null = os.open(os.devnull, os.O_RDONLY)
     if null != 0:
         os.dup2(null, 0)
@@ -159,7 +160,7 @@ def read_nothing() -> None:
 
 
 def kill_group(process: int) -> None:
-    """Kill a process and its group. Numbers below 2 stand for many processes."""
+    """Kill a process and its group. A number below 2 is ignored, since it stands for many processes."""
     if process < 2:
         return
     for kill in (os.killpg, os.kill):  # the process may not have made its group yet
@@ -168,7 +169,7 @@ def kill_group(process: int) -> None:
 
 
 def close_all_but(kept: Collection[int]) -> None:
-    """Close every descriptor of this process but these."""
+    """Close every file descriptor of this process except these."""
     start = 0
     for descriptor in sorted(kept):
         if start < descriptor:  # os.closerange(0, 0) closes every descriptor
@@ -178,7 +179,7 @@ def close_all_but(kept: Collection[int]) -> None:
 
 
 def _kill_descendants() -> None:
-    """Kill the children of this process, which inherits orphans, until none is left."""
+    """Kill the children of this process until none is left. Orphans of a killed child become children too."""
     until = time.monotonic() + _SECONDS_TO_END
     while time.monotonic() < until:
         children: list[str] = []
@@ -194,9 +195,9 @@ def _kill_descendants() -> None:
 
 
 def _new_namespaces() -> bool:
-    """Put the next child of this process into a PID namespace of its own, and return whether the system allows it.
+    """Put the next child of this process into a new PID namespace, and return whether the system allows this.
 
-    Root can do so. Another user needs a user namespace with it, in which the user is the same.
+    A user other than root also needs a new user namespace, in which the ids of user and group stay the same.
     """
     libc = _libc()
     if libc is None:
@@ -205,7 +206,7 @@ def _new_namespaces() -> bool:
         return True
     user, group = os.geteuid(), os.getegid()
     before = _prctl(_GET_DUMPABLE)
-    _prctl(_SET_DUMPABLE, 1)  # the maps below belong to root otherwise; nothing foreign runs yet
+    _prctl(_SET_DUMPABLE, 1)  # otherwise root owns the files below; no foreign code runs yet
     try:
         if libc.unshare(_NEW_USER | _NEW_PID) != 0:
             return False
@@ -220,7 +221,7 @@ def _new_namespaces() -> bool:
 
 @contextmanager
 def _exit_after() -> Iterator[None]:
-    """End this process with the block, whatever the block raises."""
+    """End this process when the block ends, even if the block raises."""
     try:
         yield
     finally:
@@ -228,7 +229,10 @@ def _exit_after() -> Iterator[None]:
 
 
 def drop_semaphores() -> None:
-    """Unmap the semaphores that this process shares with its parent. It must not use them afterwards."""
+    """Unmap the semaphores that this process shares with its parent, so that a subject cannot change them.
+
+    This process must not use the semaphores afterwards.
+    """
     libc = _libc()
     if libc is None:
         return

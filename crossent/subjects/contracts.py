@@ -1,6 +1,7 @@
-"""The contracts by name: what a subject must keep to pass, as the user chooses with `--contract`.
+"""The contracts by name: what a subject promises about its arithmetic, as the user chooses with `--contract`.
 
-The judge gives a subject its contract. A subject cannot choose: no file and no attribute of a callable names one.
+The error bounds follow from the contract. A subject cannot choose its own: no attribute of a file or callable names a
+contract.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class NamedContract:
 
 # The contract of torch, which also makes the known failures of torch known failures of the subject.
 TORCH_CONTRACT = "torch"
-# The contract of a subject from outside of this package, unless the user chooses another.
+# The contract of a foreign subject, unless the user chooses another.
 DEFAULT_CONTRACT = "kernel"
 CONTRACTS = {
     "kernel": NamedContract(
@@ -78,9 +79,9 @@ def require_contract(contract: str | None, grade: str | None) -> None:
 
 
 def under_contract(subject: Subject, contract: str | None, grade: str | None) -> Subject:
-    """Return the subject under a contract and a grade, or under the defaults where they are None.
+    """Return the subject under a contract and a grade. None stands for the default.
 
-    Code that torch.compile made for CUDA keeps the approximate functions that it uses, under every contract.
+    Under every contract, code that torch.compile made for CUDA may use approximate exp, log and division.
     """
     require_contract(contract, grade)
     name = contract or DEFAULT_CONTRACT
@@ -90,7 +91,7 @@ def under_contract(subject: Subject, contract: str | None, grade: str | None) ->
 
 
 def in_halves(grade: str) -> Mapping[str, Grade]:
-    """Return the grades that are not A, for a subject with this grade in float16 and bfloat16, or in one of them.
+    """Return the grade of each dtype whose grade is not A, for a grade as `--grade` takes it.
 
     >>> in_halves("float16=B")
     {'float16': 'B'}

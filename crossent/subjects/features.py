@@ -1,7 +1,7 @@
 """The features that a subject may lack. A subject that lacks a feature skips the inputs and checks that need it.
 
-A feature here says which inputs need it; a check declares the features that it needs itself. A subject lacks a feature
-because its signature has no such keyword, or because the user declares so. Every skip is counted with its reason.
+Each feature says which inputs need it, and each check declares the features that it needs. A subject lacks a feature
+because its signature has no such keyword, or because the user says so. Every skip is counted with its reason.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Feature:
     """One thing that a loss function may not support.
 
     Attributes:
-        name: as in `--without NAME`.
+        name: the name, as in `--without NAME`.
         sentence: a description, as `crossent list features` prints it.
         needs: whether a call with these inputs needs the feature.
-        instead: what a loss without the feature does, if the checks then expect something else of it.
+        instead: what the checks expect of a loss without the feature; "" if they only skip what needs the feature.
     """
 
     name: str
@@ -64,9 +64,9 @@ def _tensors(inputs: Inputs) -> list[Tensor]:
 
 
 def _unnormalised(inputs: Inputs) -> bool:
-    """Whether the probabilities of a row do not sum to 1.
+    """Return whether the probabilities of a row do not sum to 1.
 
-    If numbers that sum to 1 are rounded to a dtype, each errs by at most `u` of itself, and their sum by at most `u`.
+    Rounding each probability to a dtype of unit roundoff `u` changes a sum of 1 by at most `u`, half of torch's `eps`.
     """
     if not inputs.target.is_floating_point():
         return False
@@ -76,12 +76,12 @@ def _unnormalised(inputs: Inputs) -> bool:
 
 
 def is_dense(inputs: Inputs) -> bool:
-    """Whether the target is a tensor of floats: a probability for each class."""
+    """Return whether the target is a tensor of floats: a probability for each class."""
     return inputs.target.is_floating_point() or inputs.target.is_complex()
 
 
 def _ignores(inputs: Inputs) -> bool:
-    """Whether ignore_index is given, or a row has its default, -100."""
+    """Return whether ignore_index is given, or a target is its default, -100."""
     given = inputs.options.get("ignore_index", -100)
     return given != -100 or (not is_dense(inputs) and bool((inputs.target.long() == -100).any()))
 
@@ -161,7 +161,7 @@ FEATURES = {
 
 
 def declared(lacks: Iterable[str]) -> list[str]:
-    """Return what a loss without these features does, where the checks then expect something else of it.
+    """Return what the checks expect of a loss without these features, in place of torch's behaviour.
 
     >>> declared(["vmap", "nan_mean"])
     ['returns 0 as the mean over no rows']
@@ -180,12 +180,12 @@ KEYWORDS = {
 
 
 def require_features(names: Iterable[str]) -> tuple[str, ...]:
-    """Return each name once, in the order of the table.
+    """Return the names of features, each once, in the order of `FEATURES`.
 
-    A loss that lacks the reductions "none" and "sum" may ignore the option, so that it lacks `reduction` as well.
+    If both `reduction_none` and `reduction_sum` are given, add `reduction`: such a loss may ignore the option.
 
     Raises:
-        ValueError: a name that no feature has.
+        ValueError: no feature has one of the names.
 
     >>> require_features({"vmap", "gradient"})
     ('gradient', 'vmap')

@@ -42,16 +42,20 @@ def load(
         subject: the name of a form; `torch`; `package.module:NAME` or `path/to/file.py:NAME`, where NAME may have dots;
             any of these with `+compile`; or an object that :func:`crossent.subjects.callables.as_subject` accepts.
         without: the features that the subject lacks, as declared by the user.
-        contract: the contract under which the subject is judged, of :mod:`crossent.subjects.contracts`. None stands for
-            the contracts of the forms and of torch, and for "kernel".
-        grade: the grade that the subject must reach in half precision, if not the grade of the contract. Without a
-            contract, the forms and torch keep their own grades.
-        device: the device that runs the subject. Code compiled for CUDA has functions of lower accuracy.
+        contract: the name of a contract of :mod:`crossent.subjects.contracts`. With None, the forms and torch keep
+            their own contracts, and other subjects have "kernel".
+        grade: the grade that the subject must reach in half precision. None stands for the grade of the contract.
+            Without a contract, the forms and torch keep their own grades.
+        device: the device that runs the subject. Code compiled for CUDA has less accurate exp, log and division.
 
     Raises:
         ValueError: the subject cannot be loaded; the feature, contract or grade does not exist; or the grade
             contradicts the contract. The message is one line.
-        TypeError: the object is not a description and cannot be called as a cross-entropy.
+        TypeError: the object is neither a description nor callable as a cross-entropy.
+
+    Example:
+        >>> [subject.name for subject in load("torch")]
+        ['torch', 'torch_nll']
     """
     declared = {name: f"{DECLARED}{name}" for name in require_features(without)}
     require_contract(contract, grade)
@@ -70,7 +74,7 @@ def load(
 
 
 def _each(description: str) -> list[str]:
-    """Return a description for each subject: `torch` stands for two, of which torch.compile compiles one."""
+    """Return one description for each subject. `torch` stands for two subjects, `torch+compile` for one."""
     base = description.removesuffix(COMPILE_SUFFIX)
     if base not in NAMED:
         return [description]
@@ -90,7 +94,7 @@ def _described(description: str, device: str) -> Subject:
         try:
             subject = as_subject(_found(base), base.rpartition(":")[2].rpartition(".")[2], source_of(base))
         except (ValueError, TypeError) as error:
-            # An exception of the user's file is kept as the cause. The message has only one line of it.
+            # The cause keeps the whole exception of the user's file, of which the message has one line.
             reason = f"it is {error}" if isinstance(error, TypeError) else str(error)
             raise ValueError(f"subject: got {quoted(description)}; {one_line(reason)}") from error.__cause__
     return subject if base == description else as_compiled(subject, device)
@@ -144,7 +148,7 @@ def _attribute(module: str, attribute: str, where: str) -> object:
 
 
 def _nearest(name: str, lacking: object) -> str:
-    """Return similar names of an object that lacks a name, or some of its callables, as the end of a message."""
+    """Return the end of a message: attributes of `lacking` similar to a missing name, or some of its callables."""
     public = [one for one in dir(lacking) if not one.startswith("_")]
     if near := get_close_matches(name, public, n=3):
         return f"; did you mean {' or '.join(near)}?"
@@ -213,7 +217,7 @@ def _file_of(module: ModuleType | None) -> Path | None:
 
 
 def _is_taken(path: Path) -> bool:
-    """Whether a module with the name of this file would hide another module."""
+    """Return whether a module with the name of this file would hide another module."""
     name = path.stem
     if not name.isidentifier() or name in sys.modules or name in sys.stdlib_module_names:
         return True
@@ -224,7 +228,7 @@ def _is_taken(path: Path) -> bool:
 
 
 def _why_not(error: BaseException, place: str, path: Path | None) -> str:
-    """Return in one line what an import raised, and where."""
+    """Return in one line what an import raised, and where. `path` is the imported file, or None for a module."""
     if isinstance(error, ModuleNotFoundError) and error.name and f"{place}.".startswith(f"{error.name}."):
         return f"there is no module {quoted(error.name)}; for a file, write path/to/file.py:NAME"
     if isinstance(error, SyntaxError):

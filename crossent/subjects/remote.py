@@ -1,7 +1,7 @@
-"""A subject that is loaded only in the process that calls it: another process loads it first and describes it.
+"""A foreign subject that the main process never imports: another process loads the subject and describes it.
 
-The import of a file may change torch, numpy or this package. The judge's process never imports the file, so the import
-cannot change how the judge works.
+The import of a user's file may change torch, numpy or this package. So only the process that calls the subject imports
+its file, and the process that compares the results with exact values does not.
 """
 
 from __future__ import annotations
@@ -58,24 +58,24 @@ def load_remote(
 ) -> tuple[Subject, ...]:
     """Return the subjects that :func:`crossent.subjects.loader.load` returns, without loading them in this process.
 
-    The other process says what a subject lacks. This process alone decides the contract, the grade and the source.
+    Another process loads them, and sends their names and missing features. Contract, grade and source are set here.
 
     Args:
         description: package.module:NAME or path/to/file.py:NAME, not the name of a built-in subject.
-        seconds: the time in which the subject must be loaded.
+        seconds: the time limit for loading.
         without: as for `load`.
         contract: as for `load`.
         grade: as for `load`.
 
     Raises:
-        ValueError: `load` raised, its process ended, or loading took too long. The message is one line.
+        ValueError: `load` raised, the process that loads ended, or loading took too long. The message is one line.
     """
     require_contract(contract, grade)
-    answer = _ask_process(lambda: _describe(description, without), description, seconds)
-    if "error" in answer:
-        raise ValueError(one_line(str(answer["error"])[:_LONGEST_LINE]))
+    reply = _reply_of_process(lambda: _describe(description, without), description, seconds)
+    if "error" in reply:
+        raise ValueError(one_line(str(reply["error"])[:_LONGEST_LINE]))
     try:
-        (facts,) = answer["subjects"]  # a file or a module has one object of a name
+        (facts,) = reply["subjects"]  # one, since only a built-in name stands for several subjects
         described = _subject(facts, source_of(description))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         why = one_line(said(error))
@@ -108,23 +108,23 @@ def _subject(facts: Mapping[str, Any], source: str) -> Subject:
     return bare.lacking(reasons)
 
 
-def _ask_process(tell: Callable[[], dict[str, Any]], description: str, seconds: float) -> dict[str, Any]:
-    """Call `tell` in a new process, and return its result, which is sent as JSON.
+def _reply_of_process(describe: Callable[[], dict[str, Any]], description: str, seconds: float) -> dict[str, Any]:
+    """Call `describe` in a new process, and return the result, which the process sends as JSON.
 
     Raises:
         ValueError: the process sends no result, or not in time.
     """
     ours, theirs = os.pipe()
 
-    def load_and_tell() -> None:
+    def load_and_describe() -> None:
         drop_privileges()
-        child = os.fork()  # the first process of a PID namespace gets no signals, not even its own
+        child = os.fork()  # the first process of a PID namespace ignores signals that it sends to itself
         if child == 0:
             try:
                 end_with_parent()
                 scope_signals()
                 os.dup2(2, 1)  # stdout is for the report
-                os.write(theirs, json.dumps(tell()).encode())
+                os.write(theirs, json.dumps(describe()).encode())
             finally:
                 os._exit(0)
         os.close(theirs)
@@ -132,12 +132,12 @@ def _ask_process(tell: Callable[[], dict[str, Any]], description: str, seconds: 
 
     end, received = time.monotonic() + seconds, b""
     with unreadable(), own_compile_cache():
-        process = Confined(load_and_tell, [theirs])
+        process = Confined(load_and_describe, [theirs])
         os.close(theirs)
         try:
             while len(received) < LONGEST:
                 if not select.select([ours], [], [], max(0.0, end - time.monotonic()))[0]:
-                    raise ValueError(f"subject: got {quoted(description)}; it is not loaded within {seconds:g} s")
+                    raise ValueError(f"subject: got {quoted(description)}; loading took over {seconds:g} s (--timeout)")
                 if not (more := os.read(ours, 2**16)):
                     break
                 received += more
@@ -145,9 +145,9 @@ def _ask_process(tell: Callable[[], dict[str, Any]], description: str, seconds: 
             os.close(ours)
             process.end()
     try:
-        answer = json.loads(received)
+        reply = json.loads(received)
     except (ValueError, RecursionError):
-        answer = None
-    if not isinstance(answer, dict):
-        raise ValueError(f"subject: got {quoted(description)}; its process ended while it was loaded")
-    return answer
+        reply = None
+    if not isinstance(reply, dict):
+        raise ValueError(f"subject: got {quoted(description)}; the process that loads it ended")
+    return reply

@@ -19,21 +19,21 @@ Loss = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class Subject:
-    """One cross-entropy under test.
+    """One loss function under test.
 
     Attributes:
         name: the name in the report.
-        loss: a callable with the signature of `F.cross_entropy`.
-        differentiable: whether the result has a gradient.
-        not_applicable: a function that returns the reason why the subject cannot take some inputs, or None.
-        dtype: the dtype of the results, if it differs from the dtype that the logits imply.
-        promise: what the subject promises about its arithmetic. By default, it promises as much as a fused kernel.
-        not_transformed: the reason why the subject is not transformed (compiled, vmapped, …), or "".
-        grades: the grade that the subject must reach for a dtype, if that is not A.
-        source: the description from which :func:`crossent.subjects.loader.load` loads the subject in another process;
-            "" for a plain callable.
-        lacks: the features that the subject lacks, each with the reason.
-        contract: the name of the contract under which the subject is judged, in :mod:`crossent.subjects.contracts`.
+        loss: the function: a callable with the signature of `F.cross_entropy`.
+        differentiable: whether the loss has a gradient.
+        not_applicable: a function that returns why the subject cannot take given inputs, or None.
+        dtype: the dtype of the loss, if it is not the dtype that the logits imply.
+        promise: what the subject promises about its arithmetic; by default, the promise of a fused kernel.
+        not_transformed: the reason why checks do not transform the subject (compile it, vmap it, …), or "".
+        grades: the grade that the subject must reach, by dtype; "A" for a dtype that is missing.
+        source: the description from which :func:`crossent.subjects.loader.load` loads the subject; "" for a callable
+            that was passed as an object.
+        lacks: the features that the subject lacks, with the reasons.
+        contract: the name of the contract that bounds the errors of the subject, in :mod:`crossent.subjects.contracts`.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Subject:
     contract: str = "kernel"
 
     def lacking(self, reasons: Mapping[str, str]) -> Subject:
-        """Return the subject without these features. `reasons` gives the reason for each feature."""
+        """Return the subject as one that lacks these features. `reasons` maps each feature to the reason."""
         lacks = {**reasons, **self.lacks}
         return replace(
             self,
@@ -59,18 +59,18 @@ class Subject:
         )
 
     def grade(self, dtype: str) -> Grade:
-        """Return the grade that the subject must reach in this dtype."""
+        """Return the grade, "A" or "B", that the subject must reach in this dtype."""
         return self.grades.get(dtype, "A")
 
     def result_dtype(self, implied: torch.dtype) -> torch.dtype:
-        """Return the dtype of the results, where the arguments imply another dtype."""
+        """Return the dtype that results must have, if the arguments imply the dtype `implied` for a result of torch."""
         if "half_result" in self.lacks and implied in HALF_DTYPES:
             return torch.float32
         return self.dtype or implied
 
     @property
     def dtype_name(self) -> str | None:
-        """The name of `dtype`, or None."""
+        """The name of `dtype`, such as "float64", or None."""
         return None if self.dtype is None else str(self.dtype).removeprefix("torch.")
 
 

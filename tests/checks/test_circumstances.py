@@ -30,14 +30,14 @@ DENSE = "float32-7x5-normal-probabilities-none-weighted-rows"
 
 
 def found(loss, case, checks):
-    """What these checks say of a loss, by their names; right code passes on the case."""
+    """Return the kind and the message of each finding of a loss, by check. The formula must pass these checks."""
     report, right = (run(of, case, checks) for of in (loss, crossent.formula))
     assert not right.findings, right.findings
     return {finding.check: (finding.kind, finding.message) for finding in report.findings}
 
 
 def where(condition, change):
-    """A cross-entropy that is right unless a condition holds."""
+    """Return a cross-entropy whose result or input is changed if a condition holds, and that is right otherwise."""
 
     def loss(input, target, **options):
         result = crossent.formula(input, target, **options)
@@ -46,15 +46,15 @@ def where(condition, change):
     return loss
 
 
-def unrecorded(input, target):
+def without_grad_mode(input, target):
     return not torch.is_grad_enabled()
 
 
-def asks_nothing(input, target):
+def requires_no_gradient(input, target):
     return torch.is_grad_enabled() and not (input.requires_grad or target.requires_grad)
 
 
-def asks_nothing_of_logits(input, target):
+def only_target_requires(input, target):
     return not input.requires_grad
 
 
@@ -62,23 +62,23 @@ def in_inference_mode(input, target):
     return torch.is_inference_mode_enabled()
 
 
-def made(input, target):
+def is_non_leaf(input, target):
     return not input.is_leaf
 
 
-def off(loss, input):
+def off_by_1_percent(loss, input):
     return loss * 1.01
 
 
-def wants(loss, input):
+def with_required_gradient(loss, input):
     return loss.clone().requires_grad_()
 
 
-def lengthens(loss, input):
+def with_a_further_dimension(loss, input):
     return loss[None]
 
 
-def asks(loss, input):
+def sets_requires_grad(loss, input):
     input.requires_grad_()
     return loss
 
@@ -89,12 +89,12 @@ def writes(loss, input):
 
 
 def detaches(input, target, **options):
-    """Of its target too, where the logits want nothing."""
+    """Return the right loss, but detach the target if the logits require no gradient."""
     return crossent.formula(input, target if input.requires_grad else target.detach(), **options)
 
 
 class Both(torch.autograd.Function):
-    """A backward that takes for granted that both want a gradient."""
+    """A function whose backward pass assumes that logits and target both require a gradient."""
 
     @staticmethod
     def forward(ctx, input, target, options):
@@ -117,7 +117,7 @@ def takes_both(input, target, **options):
 
 
 def adds_to_the_target(input, target, **options):
-    """A gradient of the target that nobody wants is put there."""
+    """Set a .grad of the target even if no gradient of it is required."""
     loss = crossent.formula(input, target, **options)
     if target.is_floating_point() and not target.requires_grad:
         target.grad = torch.ones_like(target)
@@ -125,7 +125,7 @@ def adds_to_the_target(input, target, **options):
 
 
 class Kept(torch.autograd.Function):
-    """What goes back is kept in one place for all calls."""
+    """A function that keeps the data for its backward pass in one global variable for all calls."""
 
     pair = None
 
@@ -158,33 +158,45 @@ def without_a_thread(input, target, **options):
 
 
 WRONG = [
-    ("no_grad", where(unrecorded, off), ROWS, "wrong", "loss under no_grad:"),
-    ("no_grad", where(unrecorded, off), INDEX, "wrong", "loss under no_grad:"),
+    ("no_grad", where(without_grad_mode, off_by_1_percent), ROWS, "wrong", "loss under no_grad:"),
+    ("no_grad", where(without_grad_mode, off_by_1_percent), INDEX, "wrong", "loss under no_grad:"),
     (
         "no_grad",
-        where(in_inference_mode, off),
+        where(in_inference_mode, off_by_1_percent),
         DENSE,
         "wrong",
         "loss under inference_mode:",
     ),
-    ("no_grad", where(asks_nothing, off), ROWS, "wrong", "loss without requires_grad:"),
-    ("no_grad", where(unrecorded, wants), INDEX, "wrong", "under no_grad: the loss requires a gradient"),
-    ("no_grad", where(unrecorded, lengthens), INDEX, "wrong", "under no_grad: got "),
+    ("no_grad", where(requires_no_gradient, off_by_1_percent), ROWS, "wrong", "loss without requires_grad:"),
     (
         "no_grad",
-        where(asks_nothing_of_logits, asks),
+        where(without_grad_mode, with_required_gradient),
+        INDEX,
+        "wrong",
+        "under no_grad: the loss requires a gradient",
+    ),
+    ("no_grad", where(without_grad_mode, with_a_further_dimension), INDEX, "wrong", "under no_grad: got "),
+    (
+        "no_grad",
+        where(only_target_requires, sets_requires_grad),
         INDEX,
         "changed_input",
         "under inference_mode: the call changed the requires_grad of input",
     ),
-    ("no_grad", where(unrecorded, writes), ROWS, "changed_input", "under no_grad: the call wrote into input"),
-    ("non_leaf", where(made, off), INDEX, "wrong", "loss:"),
-    ("non_leaf", where(made, writes), ROWS, "changed_input", "the call wrote into input, the output of an operation"),
+    ("no_grad", where(without_grad_mode, writes), ROWS, "changed_input", "under no_grad: the call wrote into input"),
+    ("non_leaf", where(is_non_leaf, off_by_1_percent), INDEX, "wrong", "loss:"),
+    (
+        "non_leaf",
+        where(is_non_leaf, writes),
+        ROWS,
+        "changed_input",
+        "the call wrote into input, the output of an operation",
+    ),
     ("alone", takes_both, DENSE, "wrong", "gradient of the logits alone:"),
     ("alone", detaches, DENSE, "wrong", "the loss is cut off: there is no gradient of the target alone"),
     ("alone", adds_to_the_target, DENSE, "wrong", "the target got a gradient"),
     ("threads", keeps, ROWS, "wrong", "thread"),
-    ("threads", where(in_another_thread, off), INDEX, "wrong", "loss in a thread:"),
+    ("threads", where(in_another_thread, off_by_1_percent), INDEX, "wrong", "loss in a thread:"),
     ("threads", without_a_thread, INDEX, "refused", "no attribute 'buffer'"),
 ]
 
@@ -202,8 +214,8 @@ def test_a_wrong_cross_entropy_is_caught_by_its_check(check, wrong, case, kind, 
 
 
 @EACH
-def test_no_other_check_of_plain_calls_finds_it(check, wrong, case, kind, said):
-    """But for what goes back from two losses, and for derivatives that a function of its own does not have."""
+def test_no_check_of_plain_calls_finds_what_these_checks_find(check, wrong, case, kind, said):
+    """Except `two_backwards`, since some losses share data, and derivatives that a custom function does not have."""
     by = set(found(wrong, case, (*BEFORE, *CIRCUMSTANCES)))
     assert check in by
     assert not by & {other.name for other in BEFORE} - {"two_backwards", "double_backward", "forward_ad"}
@@ -219,7 +231,7 @@ def test_right_code_passes(dtype, seed):
     assert ran >= {check.name for check in CIRCUMSTANCES}
 
 
-def test_what_one_thread_raises_is_raised_and_nobody_waits_for_the_other():
+def test_an_exception_in_one_thread_is_raised_and_ends_the_other_thread():
     def loss(input, target, **options):
         if input.shape == (7, 5):
             raise KeyError("no")
@@ -230,7 +242,7 @@ def test_what_one_thread_raises_is_raised_and_nobody_waits_for_the_other():
         at_once(loss, inputs, BOTH_GRADIENTS)
 
 
-def test_threads_give_each_its_own():
+def test_each_thread_returns_its_own_result():
     inputs = [Case("float32", seed=seed).build() for seed in range(4)]
     together = at_once(crossent.formula, inputs, BOTH_GRADIENTS)
     assert [one.digest for one in together] == [

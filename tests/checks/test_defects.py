@@ -1,6 +1,6 @@
 """Subtle defects: the checks catch each defect in every dtype that the defect names, and correct code passes.
 
-The README also shows how many defects `torch.testing.assert_close` catches. This command writes its figures:
+A table of benchmarks/README.md says how many defects `torch.testing.assert_close` finds. This command writes it:
 
     pytest tests/checks/test_defects.py --crossent-write-figures
 """
@@ -37,10 +37,10 @@ def reduced(name, sizes, values, **options):
     return Case("float64", sizes, values, **{"reduction": "mean", "upstream": "scalar", **options}, name=name)
 
 
-# Each says what it is there to show.
+# The name of each case says what the case tests.
 ADVERSARIAL = (
     rows("plain", (64, 5), "normal"),
-    rows("one-class", (9, 1), "normal"),  # a loss of 0 and nothing else
+    rows("one-class", (9, 1), "normal"),  # every loss is 0
     rows("far-apart", (31, 7), "wide"),
     rows("farther-apart", (16, 100), "large"),
     rows("sure-and-right", (200, 3), "confident"),
@@ -63,7 +63,7 @@ ADVERSARIAL = (
     reduced("sum-with-a-rounding", (63, 10), "normal"),
     reduced("equal-losses", (3, 3), "flat", reduction="sum"),
 )
-# A few of the grid's, for the options that meet there; not those that torch refuses, or that have nothing to reduce.
+# Some cases of the grid, for its combinations of options; not cases that torch refuses or that have no kept row.
 OF_THE_GRID = [
     c for c in grid(["float64"]) if c.target not in ("uint8", "other_float") and c.ignored != "ignored_all" and c.rows
 ][::30]
@@ -71,13 +71,13 @@ OF_THE_GRID = [
 
 @functools.cache
 def known(dtype):
-    """The cases of one dtype, with their inputs and exact values."""
+    """Return the cases of one dtype, with their inputs and exact values."""
     chosen = [replace(case, dtype=dtype) for case in (*ADVERSARIAL, *OF_THE_GRID)]
     return [(case, inputs, solve(inputs)) for case in chosen for inputs in [case.build()]]
 
 
 def first_difference(loss, dtype, promise):
-    """The first case on which a loss is not within the bounds of grade A, and the difference there, or None."""
+    """Return the first result of a loss beyond the bounds of grade A, in words, or None if there is none."""
     for case, inputs, expected in known(dtype):
         got = evaluate(loss, inputs, ("gradient",))
         assert (tuple(got.loss.shape), got.loss.dtype) == (expected.shape, expected.dtype), case.id
@@ -88,13 +88,14 @@ def first_difference(loss, dtype, promise):
 
 
 def computed_in_float64(input, target, **options):
-    """torch's own, rounded once to the dtype of the logits."""
+    """Return torch's loss computed in float64, and rounded once to the dtype of the logits."""
     wide = {name: v.double() if isinstance(v, torch.Tensor) else v for name, v in options.items()}
     target = target.double() if target.is_floating_point() else target
     return F.cross_entropy(input.double(), target, **wide).to(input.dtype)
 
 
-# What a kernel may do that adds the maximum back to the logarithm: a loss is known to the last place of the logits.
+# Allowed under the promise "kernel", which may add the maximum back to the logarithm: the loss may then be off by a
+# unit in the last place of the logits.
 LEGAL_IN_KERNELS = ("small_losses_are_zero", "gradient_from_logsumexp")
 LISTED = [(d, t, p) for d in DEFECTS for t in d.dtypes for p in ("eager", "kernel")]
 
@@ -110,7 +111,7 @@ def test_a_subtle_defect_is_found(defect, dtype, promise):
 
 @pytest.mark.parametrize("promise", ["eager", "kernel"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_right_code_is_never_accused(dtype, promise):
+def test_correct_code_has_no_finding(dtype, promise):
     right = [RIGHT, *(form.loss for form in TENSOR_FORMS if form.promise == "eager"), computed_in_float64]
     if dtype in ("float32", "float64"):
         right.append(F.cross_entropy)
@@ -123,11 +124,11 @@ def test_no_two_defects_have_a_name_or_a_sentence_in_common():
         assert len(set(words)) == len(DEFECTS)
 
 
-# What others would have found: `torch.testing.assert_close` as it stands, with NaN equal to NaN.
+# For comparison, the defects that `torch.testing.assert_close` finds, with default tolerances and `equal_nan=True`.
 
 
 def exact(expected, got):
-    """The exact value rounded to the result's dtype: the best that an expected value can be."""
+    """Return the exact values rounded to the dtype of the result: the best expected values that a test can have."""
     gradient = got.gradient.movedim(1, -1) if got.gradient.dim() > 1 else got.gradient
     gradient = _nearest(expected.gradient.hi, gradient)
     return Result(_nearest(expected.loss.hi, got.loss), gradient.movedim(-1, 1) if got.gradient.dim() > 1 else gradient)
@@ -148,7 +149,7 @@ def close(got, wanted):
 
 
 def randn(dtype):
-    """What most suites have: one batch of normal logits, and torch's own result."""
+    """Return the usual inputs of a test: one batch of normal logits."""
     torch.manual_seed(0)
     logits, target = torch.randn(32, 10).to(DTYPES[dtype]), torch.randint(10, (32,))
     options = {"reduction": "mean", "label_smoothing": 0.0}
@@ -156,7 +157,7 @@ def randn(dtype):
 
 
 def verdicts(loss, dtype):
-    """Under each way of comparing, whether it passes each case."""
+    """Return, for each way to use `assert_close`, a list that says for each case whether a loss passes."""
     cases = [(inputs, expected, evaluate(loss, inputs, ("gradient",))) for _, inputs, expected in known(dtype)]
     plain = randn(dtype)
     return {
@@ -167,7 +168,10 @@ def verdicts(loss, dtype):
 
 
 def count(dtype):
-    """Who is found by whom. Where the right code does not pass either, a failure says nothing, and is not counted."""
+    """Return the defects of a dtype, and the defects that crossent and each way of `assert_close` miss.
+
+    A case on which correct code fails too is no evidence against a defect, and is not counted.
+    """
     right = verdicts(RIGHT, dtype)
     listed = [defect for defect in DEFECTS if dtype in defect.dtypes]
     found = {defect.name: verdicts(defect, dtype) for defect in listed}
@@ -199,7 +203,7 @@ def figures(pytestconfig):
 
 
 def table(figures):
-    """The figures in Markdown."""
+    """Return the figures as a Markdown table."""
     dtypes = figures["dtypes"]
     defects = {name for counted in dtypes.values() for name in counted["defects"]}
     (cases,) = {counted["cases"] for counted in dtypes.values()}
@@ -226,7 +230,7 @@ def test_the_figures_are_about_these_defects(figures):
         assert counted["defects"] == [defect.name for defect in DEFECTS if dtype in defect.dtypes]
         assert counted["cases"] == len(known(dtype))
         assert counted["missed"]["crossent"] == []
-        # README says so: with the exact value, and on plain numbers, `assert_close` passes right code.
+        # The table of the docs says so: with exact values, and on `randn`, `assert_close` passes correct code.
         assert (counted["false_alarms"]["exact"], counted["false_alarms"]["randn"]) == (0, 0)
 
 

@@ -1,7 +1,7 @@
 """Double backward and forward mode: correct code passes, and the right check catches each wrong cross-entropy.
 
-The wrong cross-entropies have the right loss and gradient. They are made of the exact pieces in float64, and one line
-of a second derivative or of a tangent is wrong.
+The wrong cross-entropies have the right loss and gradient, which are computed in float64. One line of a second
+derivative or of a tangent is wrong.
 """
 
 import functools
@@ -37,7 +37,7 @@ PART = 250  # cases of the soak that one test runs
 
 def pytest_generate_tests(metafunc):
     if "part" in metafunc.fixturenames:
-        # A case takes as long as in test_soak.py, and is asked less: a quarter of as many, 16 without the option.
+        # A case takes as long as in test_soak.py and tests less, so a quarter of its number of cases run.
         count = metafunc.config.getoption("--crossent-soak") // 4
         parts = [(dtype, at, min(PART, count - at)) for dtype in DTYPES for at in range(0, count, PART)]
         metafunc.parametrize("part", parts, ids=lambda part: f"{part[0]}-{part[1]}")
@@ -45,29 +45,29 @@ def pytest_generate_tests(metafunc):
 
 @functools.cache
 def question(case):
-    """The exact value, and the bounds, which take longer than a subject."""
+    """Return the case with its exact values and bounds, cached, since these take longer than a subject."""
     return Question(Case.of(case) if isinstance(case, str) else case)
 
 
-def asked(check, subject, case):
-    """What a check yields of a subject on a case."""
+def run_check(check, subject, case):
+    """Return all that a check yields for a subject on a case."""
     return list(CHECKS[check].run(trial_of(question(case), subject)))
 
 
 def differences(subject, case):
-    """All that both checks measure, by what it is of."""
-    found = [one for check in ("double_backward", "forward_ad") for one in asked(check, subject, case)]
+    """Return the differences that both checks yield for a subject on a case, by the name of the derivative."""
+    found = [one for check in ("double_backward", "forward_ad") for one in run_check(check, subject, case)]
     assert all(isinstance(one, Difference) for one in found), (case, found)
     return {one.of: one for one in found}
 
 
-def accusations(subject, cases):
-    """What the checks find wrong, by check: on each case in a few words."""
+def findings_by_check(subject, cases):
+    """Return the findings of a subject on some cases: texts by check."""
     found = {}
     for case in cases:
         for name in CHECKS:
             try:
-                for one in asked(name, subject, case):
+                for one in run_check(name, subject, case):
                     if not isinstance(one, Difference):
                         found.setdefault(name, []).append(f"{one.kind}: {one.message}")
                     elif one.ratio > 1:
@@ -81,7 +81,7 @@ def accusations(subject, cases):
 
 
 def takes(subject, case):
-    """torch refuses some uint8 targets in any call, and float16 on a CPU before 2.2, as another check says."""
+    """Return whether a subject takes a case: torch refuses some uint8 targets, and before 2.2 float16 on a CPU."""
     if subject is TORCH and not computes(case.dtype):
         return False
     return case.target != "uint8" or subject not in (TORCH, REFERENCE)
@@ -104,9 +104,9 @@ def test_the_forms_and_torch_have_the_exact_derivatives(dtype, seed):
     assert evidence == {"second", "upstream_gradient", "tangent"}
 
 
-def test_no_correct_derivative_is_accused(part, seed):
+def test_correct_derivatives_have_no_finding(part, seed):
     dtype, first, count = part
-    # Where torch computes in half precision, it overflows and skips, as test_soak.py has it.
+    # In half precision torch overflows and skips terms: test_soak.py explains its known failures.
     subjects = TENSOR_FORMS if dtype in ("float16", "bfloat16") else [*TENSOR_FORMS, TORCH]
     alarms = []
     for case in soak(count, [dtype], seed, first=first):
@@ -114,7 +114,7 @@ def test_no_correct_derivative_is_accused(part, seed):
         if not DERIVATIVES[0].applies(case):
             continue
         if older_than("2.1") and len(case.sizes) == 1:
-            continue  # torch 2.0 gives the tangent of a mean of one row in float64
+            continue  # torch 2.0 returns the tangent of a mean of one row in float64
         for subject in subjects:
             if takes(subject, case):
                 for of, one in differences(subject, case).items():
@@ -123,7 +123,7 @@ def test_no_correct_derivative_is_accused(part, seed):
     assert not alarms, "\n".join(alarms)
 
 
-# Cases of a soak near the bound of the second derivative and of the tangent.
+# Cases of a soak on which a correct form comes near the bound: of the second derivative, then of the tangent.
 SHARP = {
     "float16": (
         "float16-3x3x1x50-confident-unnormalised-sum-scalar-smooth0.865-seed734587503",
@@ -156,7 +156,11 @@ def test_a_bound_is_no_wider_than_three_times_what_a_correct_form_needs(dtype):
 
 @dataclass(frozen=True)
 class Call:
-    """A call in rows, in float64: `p`, `v` and `u` are (…, C), `kept` and `upstream` (…), `denominator` a number."""
+    """A call as rows, in float64.
+
+    `p` (the softmax), `v` (weight times target probability) and `u` (the direction) have shape (…, C); `kept` and
+    `upstream` have shape (…); `denominator` is a number.
+    """
 
     input: Tensor
     target: Tensor
@@ -197,22 +201,22 @@ class Call:
         return count if rows.target_weight is None else rows.target_weight.sum()
 
     def moved(self, tensor):
-        """(N, C, …) to (…, C), in float64."""
+        """Return a tensor of shape (N, C, …) as (…, C), in float64."""
         return tensor.double().movedim(1, -1) if tensor.dim() > 1 else tensor.double()
 
     def back(self, values):
-        """(…, C) to (N, C, …), in the logits' dtype."""
+        """Return values of shape (…, C) as (N, C, …), in the dtype of the logits."""
         values = values.movedim(-1, 1) if values.dim() > 1 else values
         return values.to(self.input.dtype).contiguous()
 
     def reduced(self, values):
-        """(…), to what the reduction makes of it."""
+        """Return values of shape (…) under the reduction of the call; ignored rows count as 0."""
         values = torch.where(self.kept, values, 0.0)
         return values if self.options["reduction"] == "none" else values.sum() / self.denominator
 
 
 def second(call, g, u, *, v=None, scale=None, mean=None):
-    """`g/D Σ v·p (u - Σ p u)`, but for what is given."""
+    """Return `g/D Σ v·p (u - Σ p u)`, the second derivative. Arguments replace `v`, `g/D` and `Σ p u`."""
     p = call.p
     v = call.v() if v is None else v
     scale = g / call.denominator if scale is None else scale
@@ -221,13 +225,13 @@ def second(call, g, u, *, v=None, scale=None, mean=None):
 
 
 def tangent(call, u, *, v=None):
-    """`Σ v (Σ p u - u)`, but for what is given, of each row."""
+    """Return the tangent `Σ v (Σ p u - u)` of each row. The argument `v` replaces the weighted targets of the call."""
     v = call.v() if v is None else v
     return (v * ((call.p * u).sum(-1, keepdim=True) - u)).sum(-1)
 
 
 def right(name, *, second=second, tangent=tangent, reduced=Call.reduced, upstream=tangent):
-    """A cross-entropy that is right but in what is given."""
+    """Return a subject that is correct, unless an argument replaces one of its functions."""
 
     class Gradient(Function):
         @staticmethod
@@ -277,7 +281,7 @@ def subject(name, function):
 
 
 def without_a_graph(name, gradient):
-    """One whose gradient is right, and does not say what it depends on."""
+    """Return a subject with the right gradient, which autograd does not record as a function of the logits."""
 
     class Loss(Function):
         @staticmethod
@@ -298,7 +302,7 @@ def without_a_graph(name, gradient):
 
 
 def saved(x, g, call):
-    """p is what the forward pass left, as in a kernel: a constant."""
+    """Return the gradient with the softmax as a constant of the forward pass, as many kernels compute it."""
     scale = torch.broadcast_to(g.double() / call.denominator, call.kept.shape).unsqueeze(-1)
     return call.back((call.p * call.v().sum(-1, keepdim=True) - call.v()) * scale)
 
@@ -309,7 +313,7 @@ def not_recorded(x, g, call):
 
 
 class Once(Function):
-    """Says that it cannot be differentiated twice."""
+    """A function that cannot be differentiated twice, by `once_differentiable`."""
 
     @staticmethod
     def forward(ctx, x, call):
@@ -333,7 +337,7 @@ def without_weight(call, u):
 
 
 def with_zero_times_infinity(call, u):
-    """optax#1762: the target has no tangent, and 0 times the log-probabilities is added for it."""
+    """Return a tangent with 0 times the log-probabilities, for a target without a tangent: optax#1762."""
     return tangent(call, u) + (0.0 * call.rows().logits.log_softmax(-1)).sum(-1)
 
 
@@ -342,7 +346,8 @@ def not_divided(call, values):
     return values if call.options["reduction"] == "none" else values.sum()
 
 
-# Weights of both signs, ignored rows, smoothing, an upstream gradient and a mean; then each of them alone.
+# First a case with weights of both signs, ignored rows, smoothing, an upstream gradient and a mean; then cases with
+# each of these alone.
 CASES = [
     Case("float64", (7, 5), weight="weight_negative", ignored="ignored", label_smoothing=0.1, upstream="scalar"),
     Case("float32", (7, 5), "inf_off_target", weight="weighted", reduction="none", upstream="rows"),
@@ -378,7 +383,7 @@ WRONG = {
 
 
 def test_a_cross_entropy_made_of_its_pieces_is_right():
-    assert accusations(right("all"), CASES) == {}
+    assert findings_by_check(right("all"), CASES) == {}
 
 
 @pytest.mark.parametrize(
@@ -387,31 +392,31 @@ def test_a_cross_entropy_made_of_its_pieces_is_right():
 )
 def test_a_wrong_derivative_is_caught_by_its_check_where_loss_and_gradient_are_right(check, wrong):
     expected = {check} if wrong.name not in ("no jvp", "once differentiable") else set(WRONG)
-    found = accusations(wrong, CASES)
+    found = findings_by_check(wrong, CASES)
     assert set(found) == expected, found
 
 
-def test_what_is_said_of_a_gradient_that_does_not_depend_on_the_logits():
+def test_the_message_about_a_gradient_that_does_not_depend_on_the_logits():
     for wrong in (*(without_a_graph("mine", gradient) for gradient in (saved, not_recorded)), subject("mine", Once)):
-        (first, *_) = accusations(wrong, CASES)["double_backward"]
+        (first, *_) = findings_by_check(wrong, CASES)["double_backward"]
         assert first == "wrong: the derivative of the gradient by the logits is missing"
-    (first, *_) = accusations(subject("mine", Once), CASES)["forward_ad"]
+    (first, *_) = findings_by_check(subject("mine", Once), CASES)["forward_ad"]
     assert first.startswith("refused: ")
 
 
 def test_a_gradient_that_should_be_a_constant_may_be_one():
-    """Of a single class the gradient is 0, whatever the logits."""
+    """With a single class the gradient is 0 for any logits."""
     only = Case("float32", (4, 1), reduction="sum")
-    assert accusations(without_a_graph("mine", saved), [only]) == {}
+    assert findings_by_check(without_a_graph("mine", saved), [only]) == {}
 
 
 def test_a_tangent_that_is_lost_is_found():
     def detached(input, target, **options):
-        # Whatever is not recorded for backward is plain numbers.
+        # Without requires_grad, the logits become plain numbers, so their tangent is lost.
         plain = input if input.requires_grad else torch.tensor(input.tolist(), dtype=input.dtype)
         return crossent.formula(plain, target, **options)
 
-    found = accusations(Subject("mine", detached), CASES[:1])
+    found = findings_by_check(Subject("mine", detached), CASES[:1])
     assert found == {"forward_ad": ["wrong: the tangent of the loss is missing"]}
 
 
@@ -419,16 +424,16 @@ def test_a_tangent_that_is_lost_is_found():
 
 
 def test_a_negative_weight_has_its_sign_in_the_second_derivative_of_one_row():
-    """pytorch#64256: with one row, numbers and torch's formula differed."""
+    """pytorch#64256: for one row with a negative weight, torch's second derivative and finite differences disagreed."""
     case = Case.of("float64-1x2-normal-int64-sum-weight_negative-seed17")
     inputs = question(case).inputs
     assert inputs.options["weight"][inputs.target] < 0
     assert len(case.direction().unique()) > 1
     for checked in (case, replace(case, reduction="mean"), replace(case, reduction="none")):
         for correct in (*TENSOR_FORMS, TORCH):
-            assert accusations(correct, [checked]) == {}
+            assert findings_by_check(correct, [checked]) == {}
     wrong = right("no sign of the weight", second=of_absolute_weights)
-    assert set(accusations(wrong, [case])) == {"double_backward"}
+    assert set(findings_by_check(wrong, [case])) == {"double_backward"}
 
 
 @pytest.mark.parametrize("values", ["inf_off_target", "inf_on_target", "inf_tiles"])
@@ -445,32 +450,32 @@ def test_derivatives_are_finite_and_right_where_a_logit_is_minus_infinity(values
 
 
 @pytest.mark.parametrize("values", ["nan", "positive_inf", "nan_ignored", "inf_ignored"])
-def test_derivatives_of_broken_rows_are_those_of_torch(values):
-    """NaN where the gradient is; the tangent of an ignored row is 0."""
+def test_derivatives_of_nonfinite_rows_match_torch(values):
+    """A derivative is NaN where the gradient is NaN; the tangent of an ignored row is 0."""
     case = Case("float32", (7, 5), values, reduction="none", ignored="ignored")
     for correct in (*TENSOR_FORMS, TORCH):
-        assert accusations(correct, [case]) == {}
+        assert findings_by_check(correct, [case]) == {}
     assert torch.from_numpy(question(case).exact_along.second.hi).isnan().any()
 
 
 @pytest.mark.parametrize("layout", ["expanded", "transposed", "strided", "window", "offset"])
 def test_every_layout_has_its_derivatives(layout):
-    """Of an expanded tensor torch makes no dual number: it is written out."""
+    """torch makes no dual number of an expanded tensor, so the check copies the tensor first."""
     case = Case("float32", (7, 5), reduction="none", upstream="stride0", layout=layout)
     for correct in (*TENSOR_FORMS, TORCH):
-        assert accusations(correct, [case]) == {}
+        assert findings_by_check(correct, [case]) == {}
 
 
 def test_half_precision_that_is_computed_in_half_precision_is_not_grade_a():
-    """Rounding log-probabilities to bfloat16 is a finding where the subject is held to float32 inside."""
+    """Under grade A, log-probabilities that are rounded to bfloat16 are a finding; under grade B they are not."""
 
     def stored(input, target, **options):
         return crossent.formula(torch.log_softmax(input, 1), target, **options)
 
     case = Case("bfloat16", (7, 5), reduction="none", upstream="rows")
-    assert set(accusations(Subject("mine", stored), [case])) >= {"double_backward"}
+    assert set(findings_by_check(Subject("mine", stored), [case])) >= {"double_backward"}
     declared = Subject("mine", stored, grades={"bfloat16": "B"})
-    assert accusations(declared, [case]) == {}
+    assert findings_by_check(declared, [case]) == {}
 
 
 def test_what_changes_the_state_of_torch_is_noticed_and_undone():
@@ -485,7 +490,7 @@ def test_what_changes_the_state_of_torch_is_noticed_and_undone():
         assert torch.get_default_dtype() == torch.float32
 
 
-def test_a_subject_that_writes_into_its_arguments_spoils_nobody():
+def test_a_subject_that_writes_into_its_arguments_does_not_change_the_question():
     def loss(input, target, **options):
         result = crossent.formula(input, target.clone(), **options)
         target.zero_()
@@ -497,7 +502,7 @@ def test_a_subject_that_writes_into_its_arguments_spoils_nobody():
     assert question(CASES[1]).inputs.target.equal(before)
 
 
-def test_both_are_silent_about_large_cases_and_do_not_run_without_a_gradient():
+def test_both_checks_skip_large_cases_and_subjects_without_a_gradient():
     for check in DERIVATIVES:
         assert check.applies(Case("float32", (1, MOST_LOGITS)))
         assert not check.applies(Case("float32", (1, MOST_LOGITS + 1)))
@@ -506,7 +511,10 @@ def test_both_are_silent_about_large_cases_and_do_not_run_without_a_gradient():
 
 
 def test_zeros_and_a_constant_p_are_no_evidence_where_they_would_pass():
-    """Upstream gradients of 0 say nothing of second derivatives, and a sure row of one class nothing of either."""
+    """With an upstream gradient of 0 every second derivative is 0, and with one class every derivative is 0.
+
+    A subject that returns zeros would pass there, so the result is marked as vacuous.
+    """
     no_upstream = differences(FORM_SUBJECTS["formula"], Case("float32", upstream="zero"))
     assert no_upstream["second"].vacuous
     assert not no_upstream["tangent"].vacuous
@@ -529,13 +537,13 @@ def test_a_direction_fills_its_format_and_depends_on_sizes_and_seed_only():
 
 
 def rounded(loss):
-    """A loss whose tangent and second derivative are those of a direction that was rounded to bfloat16.
+    """Return a loss that rounds the direction to bfloat16, in the second backward pass and in forward mode.
 
-    As in kernels that take what comes to them for forward mode, or backward a second time, to the dtype of a product.
+    Kernels do this when they convert the direction to the dtype of a matrix product.
     """
 
     class Back(torch.autograd.Function):
-        """The gradient, whose own backward rounds what it is given."""
+        """A copy of the gradient. Its backward pass rounds the direction."""
 
         @staticmethod
         def forward(ctx, gradient):
@@ -546,7 +554,7 @@ def rounded(loss):
             return direction.bfloat16().to(direction.dtype)
 
     class Forth(torch.autograd.Function):
-        """The logits, whose tangent is rounded, and whose gradient is not."""
+        """A copy of the logits. Forward mode rounds the tangent; the backward pass does not round the gradient."""
 
         @staticmethod
         def forward(ctx, logits):
@@ -567,15 +575,15 @@ def rounded(loss):
 @pytest.mark.parametrize("case", ["7x5-normal-int64-none-rows", "7x5-normal-probabilities-mean-weighted"])
 def test_a_direction_that_is_rounded_to_fewer_bits_is_found(dtype, case):
     wrong = Subject("mine", rounded(crossent.formula), promise="eager")
-    found = accusations(wrong, [f"{dtype}-{case}"])
+    found = findings_by_check(wrong, [f"{dtype}-{case}"])
     assert set(found) == {"double_backward", "forward_ad"}
 
 
-def test_a_direction_of_small_integers_would_not_show_it(monkeypatch):
-    """Which every format holds."""
+def test_a_direction_of_small_integers_would_not_show_the_rounding(monkeypatch):
+    """Every format represents small integers exactly."""
     whole = Case.direction
     monkeypatch.setattr(Case, "direction", lambda case, device="cpu": whole(case, device).mul(2).round())
     question.cache_clear()
     case = "float32-7x5-normal-int64-none-rows"
-    assert accusations(Subject("mine", rounded(crossent.formula), promise="eager"), [case]) == {}
+    assert findings_by_check(Subject("mine", rounded(crossent.formula), promise="eager"), [case]) == {}
     question.cache_clear()

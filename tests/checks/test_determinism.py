@@ -39,7 +39,7 @@ def run(check, loss, case=PLAIN, device="cpu"):
 
 
 def every_nth_is_off(n):
-    """A cross-entropy that in one call of n is off by a last place, as sums of unordered additions are."""
+    """Return a cross-entropy whose every n-th result is off by one unit in the last place, as by unordered sums."""
     calls = itertools.count(1)
     return lambda *arguments, **options: (
         crossent.formula(*arguments, **options) * (1 + 2.0**-23 * (next(calls) % n == 0))
@@ -82,7 +82,7 @@ def test_other_bits_of_the_gradient_alone_are_found():
 
 
 def test_an_operation_without_a_deterministic_kernel_is_counted_and_no_finding():
-    """torch itself raises: `put_` is such an operation on a CPU, as nll_loss2d is on CUDA."""
+    """torch raises an error: for `put_` on a CPU, as for nll_loss2d on CUDA."""
 
     def puts(input, target, **options):
         torch.zeros(3).put_(torch.tensor([0]), torch.tensor([1.0]))
@@ -112,7 +112,7 @@ def test_an_operation_without_a_deterministic_kernel_is_counted_and_no_finding()
     ],
     ids=["nll_loss2d", "CuBLAS"],
 )
-def test_what_torch_says_on_cuda_is_understood(message, reason):
+def test_the_error_of_torch_on_cuda_is_recognised(message, reason):
     def raises(*arguments, **options):
         raise RuntimeError(message)
 
@@ -135,7 +135,7 @@ def test_any_other_error_in_deterministic_mode_is_a_refusal(error):
 
 
 @pytest.mark.parametrize(("mode", "warn_only"), [(False, False), (True, True), (True, False)])
-def test_the_deterministic_mode_is_afterwards_what_it_was(mode, warn_only):
+def test_the_deterministic_mode_is_restored(mode, warn_only):
     torch.use_deterministic_algorithms(mode, warn_only=warn_only)
     try:
         run(DETERMINISTIC, FORM_SUBJECTS["formula"])
@@ -149,7 +149,7 @@ def test_the_deterministic_mode_is_afterwards_what_it_was(mode, warn_only):
 # --- Streams ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_device_without_streams_is_counted_and_not_asked():
+def test_on_a_device_without_streams_the_check_is_skipped_and_counted():
     with pytest.raises(NotRunError, match="needs a CUDA device"):
         run(STREAM, FORM_SUBJECTS["formula"])
     report = running.run(FORM_SUBJECTS["formula"], PLAIN, [STREAM])
@@ -161,7 +161,7 @@ def on_cuda(device):
         pytest.skip("needs a CUDA device")
 
 
-def test_the_forms_and_torch_are_right_on_a_stream_of_the_callers(device):
+def test_the_forms_and_torch_are_right_on_another_stream(device):
     on_cuda(device)
     for case in [case for case in grid(["float32"], array="pairs") if case.target != "uint8"][::4]:
         for subject in FORMS_AND_TORCH:
@@ -171,16 +171,16 @@ def test_the_forms_and_torch_are_right_on_a_stream_of_the_callers(device):
 def test_work_on_another_stream_than_the_current_one_is_found(device):
     on_cuda(device)
 
-    def elsewhere(input, target, **options):
+    def on_a_new_stream(input, target, **options):
         with torch.cuda.stream(torch.cuda.default_stream(input.device)):
             return crossent.formula(input, target, **options)
 
-    assert any(difference.ratio > 1 for difference in run(STREAM, elsewhere, PLAIN, device))
+    assert any(difference.ratio > 1 for difference in run(STREAM, on_a_new_stream, PLAIN, device))
 
 
 @pytest.fixture
-def pretended(monkeypatch):
-    """A device cuda:0 on the CPU, and the list of what its streams are told."""
+def simulated(monkeypatch):
+    """Simulate a device cuda:0 on the CPU, and return the list of all calls on its streams."""
     told = []
 
     class Stream:
@@ -208,18 +208,18 @@ def pretended(monkeypatch):
     return told
 
 
-def test_the_arguments_get_their_values_late_on_the_side_stream(pretended):
+def test_the_arguments_get_their_values_late_on_the_side_stream(simulated):
     seen = []
 
     def loss(input, target, **options):
         seen.append(Inputs(input.detach(), target, options, PLAIN.build().upstream).digest)
-        pretended.append("call")
+        simulated.append("call")
         return crossent.formula(input, target, **options)
 
     found = run(STREAM, loss, device="cuda:0")
     assert [(one.of, one.ratio <= 1) for one in found] == [("loss", True), ("gradient", True)]
     assert seen == [PLAIN.build().digest]
-    assert pretended == [
+    assert simulated == [
         "side waits for default",
         "enter side",
         "sleep",
@@ -230,16 +230,16 @@ def test_the_arguments_get_their_values_late_on_the_side_stream(pretended):
     ]
 
 
-def test_every_layout_gets_its_values_back(pretended):
-    """Each argument is made zero and set again by the bytes of its memory, whatever lies between them."""
+def test_every_layout_gets_its_values_back(simulated):
+    """The check zeroes and restores the whole memory of each argument, whatever its strides are."""
     cases = [case for case in grid(["float32"], array="pairs") if case.target != "uint8"]
     for case in cases[::2]:
         for difference in run(STREAM, FORM_SUBJECTS["formula"], case, "cuda:0"):
             assert difference.ratio <= 1, case.id
 
 
-def test_who_reads_the_arguments_before_they_are_there_is_found(pretended):
-    """What a kernel on the default stream sees: zeros."""
+def test_a_subject_that_reads_the_arguments_too_early_is_found(simulated):
+    """A kernel on the default stream reads zeros."""
 
     def too_early(input, target, **options):
         zeros = {name: torch.zeros_like(of) if torch.is_tensor(of) else of for name, of in options.items()}
@@ -250,14 +250,14 @@ def test_who_reads_the_arguments_before_they_are_there_is_found(pretended):
     assert max(one.ratio for one in found) > 1
 
 
-def test_a_torch_that_cannot_be_late_is_counted(pretended, monkeypatch):
+def test_without_a_function_to_delay_a_stream_the_check_is_skipped(simulated, monkeypatch):
     monkeypatch.delattr(torch.cuda, "_sleep")
     with pytest.raises(NotRunError, match="needs a torch with"):
         run(STREAM, FORM_SUBJECTS["formula"], device="cuda:0")
-    assert pretended == []
+    assert simulated == []
 
 
-# --- What else is global on CUDA -------------------------------------------------------------------------------------
+# --- Other global state on CUDA -------------------------------------------------------------------------------------
 
 
 def test_a_run_on_cuda_does_not_depend_on_its_autocast(monkeypatch):
@@ -276,7 +276,7 @@ def test_a_run_on_cuda_does_not_depend_on_its_autocast(monkeypatch):
 
 
 def test_a_draw_from_a_generator_of_cuda_is_seen_and_set_back(monkeypatch):
-    """On a pretended CUDA: a list of states, one for each device."""
+    """CUDA is simulated: a list has the state of the generator of each device."""
     states = [torch.tensor([1, 2]), torch.tensor([3, 4])]
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: [one.clone() for one in states])

@@ -1,4 +1,4 @@
-"""The checks of one call that need no exact value: each finds its own kind of wrong cross-entropy."""
+"""Checks of one call without an exact value: each catches its own kind of wrong cross-entropy."""
 
 import math
 
@@ -21,14 +21,14 @@ U = 2.0**-53
 
 
 def measured(check, case, loss=crossent.formula):
-    """Return the one thing that a check yields on a case."""
+    """Return the single difference or problem that a check yields on a case."""
     (found,) = check.run(trial_of(Question(case), Subject("mine", loss)))
     return found
 
 
 def test_a_negative_loss_is_caught():
     def without_bias(logits, target, reduction, **options):
-        """apple/ml-cross-entropy#52: the bias is in the true class's logit, and not in the sum."""
+        """apple/ml-cross-entropy#52: the bias is added to the logit of the true class, but not in the sum."""
         return reduced(torch.logsumexp(logits, 1) - logits.gather(1, target[:, None])[:, 0] - 1, reduction)
 
     ((kind, message),) = found("sign", without_bias, "float32-7x5-confident-int64-none-rows")
@@ -56,7 +56,7 @@ def test_a_gradient_that_does_not_sum_to_zero_is_caught():
 
 @pytest.mark.parametrize("spoilt", [(math.inf, -math.inf), (math.inf, 0.0), (math.nan, 0.0)])
 def test_a_row_with_a_number_that_is_not_finite_does_not_sum_to_zero(spoilt):
-    """As log_softmax of further dimensions has it in bfloat16 before torch 2.8."""
+    """torch before 2.8 returns such rows: log_softmax in bfloat16, if the logits have further dimensions."""
 
     def infinite(probs, hot, upstream):
         gradient = (probs - hot) * upstream[:, None]
@@ -115,13 +115,13 @@ def test_losses_that_are_not_negative_are_compared_with_themselves(factor):
 
 
 @pytest.mark.parametrize("id", ["float64-7x5-normal-int64-none-rows", "float64-7x5-nan_ignored-int64-sum-ignored"])
-def test_the_bound_of_a_row_sum_is_the_sum_of_the_bounds_and_what_the_summation_loses(id):
-    """The rows with a logit of NaN, which are ignored, do not change the bounds of the other rows."""
+def test_the_bound_of_a_row_sum_adds_the_bounds_and_the_error_of_the_summation(id):
+    """An ignored row with a logit of NaN does not change the bounds of the other rows."""
     trial = trial_of(Question(Case.of(id)), FORM_SUBJECTS["formula"])
     ignored = int(trial.question.inputs.logits.isnan().any(1).sum())
     (found,) = single.row_sums.run(trial)
     numbers = rows_of(trial.got.gradient)
-    total = np.array([math.fsum(row) for row in numbers])  # correctly rounded, as the compensated sum nearly is
+    total = np.array([math.fsum(row) for row in numbers])  # correctly rounded; the compensated sum nearly is
     lost = U * np.abs(total) + 2.0**-17 * U * np.abs(numbers).sum(1)
     allowed = trial.bounds(trial.got, trial.question.exact)["gradient"].sum(1) + lost
     assert np.isnan(total).sum() == ignored
@@ -142,7 +142,7 @@ def test_only_a_row_that_does_not_sum_to_zero_counts():
     trial = trial_of(Question(Case("float32", (7, 5), reduction="none")), Subject("mine", by_hand(two_rows)))
     (found,) = single.row_sums.run(trial)
     assert (found.of, found.index, found.got, found.mismatched) == ("gradient", (1,), math.inf, 2)
-    # A summation loses nothing of an infinity.
+    # A sum with an infinity has no rounding error.
     assert found.bound == safe(trial.bounds(trial.got, trial.question.exact)["gradient"][1].sum())
 
 

@@ -1,4 +1,4 @@
-"""Derivatives for a batch: correct code passes, and each check catches what only a batch makes wrong."""
+"""Derivatives for a batch: correct code passes, and each check catches code that is wrong for a batch alone."""
 
 from types import SimpleNamespace
 
@@ -29,7 +29,7 @@ DENSE = Case("float64", (3, 5, 4), target="probabilities", reduction="none", wei
 
 
 def wrong(name, loss, case=ROWS):
-    """What a check finds of a loss that is right in a plain call."""
+    """Return the findings of a check for a loss that passes all checks of a plain call."""
     trial = trial_of(Question(case), Subject("mine", loss))
     for check in SINGLE:
         found = list(check.run(trial)) if check.applies(case) else []
@@ -62,7 +62,7 @@ def test_the_forms_and_torch_are_right_for_a_batch(dtype, seed):
 @pytest.mark.parametrize("case", [ROWS, MEAN, DENSE], ids=lambda case: case.id)
 @pytest.mark.parametrize("subject", [*TENSOR_FORMS, TORCH], ids=lambda subject: subject.name)
 def test_each_act_computes_what_the_function_of_torch_computes(subject, case):
-    """The whole Jacobian or Hessian is the derivative for a batch of unit vectors."""
+    """Derivatives for a batch of unit vectors are the whole Jacobian or Hessian."""
     if subject is TORCH and case is ROWS and older_than("2.1"):
         pytest.skip("torch 2.0 refuses the batch: pytorch#90916")
     inputs = case.build()
@@ -112,7 +112,7 @@ def test_the_exact_values_of_the_second_element_are_those_of_the_first_times_min
 
 
 def hooked(change):
-    """A loss whose upstream gradient goes through a function."""
+    """Return a loss whose upstream gradient is changed by a function."""
 
     def loss(input, target, **options):
         value = crossent.formula(input, target, **options)
@@ -124,7 +124,7 @@ def hooked(change):
 
 
 class _Changed(torch.autograd.Function):
-    """A copy, with a function for the tangent of forward mode and one for the gradient."""
+    """A copy whose tangent is changed by one function, and whose gradient by another."""
 
     generate_vmap_rule = True
 
@@ -146,12 +146,12 @@ class _Changed(torch.autograd.Function):
 
 
 def same(tensor):
-    """A copy."""
+    """Return a copy."""
     return tensor * 1
 
 
 def changed(*, tangent=same, gradient=same):
-    """A loss that changes the tangent or the gradient of the logits."""
+    """Return a loss that changes the tangent or the gradient of the logits."""
 
     def loss(input, target, **options):
         return crossent.formula(_Changed.apply(input, tangent, gradient), target, **options)
@@ -167,7 +167,7 @@ def changed(*, tangent=same, gradient=same):
         ("jacrev", hooked(lambda upstream: upstream.clamp(min=-1))),
         ("jacfwd", changed(tangent=lambda tangent: tangent.clamp(-2, 2))),
         ("hessian", changed(tangent=lambda tangent: tangent.clamp(-2, 2))),
-        # The gradient is copied, and the copy changes the direction on its way back.
+        # The gradient is copied. The backward pass of the copy changes the direction.
         ("batched_second", changed(gradient=lambda one: _Changed.apply(one, same, lambda u: u.clamp(-2, 2)))),
     ],
 )
@@ -179,7 +179,7 @@ def test_a_second_element_that_is_wrong_is_found_where_it_is(name, loss):
 
 @pytest.mark.parametrize("name", CHECKS)
 def test_an_element_that_stands_for_both_is_found(name):
-    """The batch is taken for copies of its first element."""
+    """The loss uses the first element of the batch for all elements."""
 
     def first(batch):
         return batch[:1].expand(batch.shape)
@@ -219,7 +219,7 @@ def test_a_derivative_that_forward_mode_alone_lacks_is_found(name):
     assert {one.got for one in found} == {0.0}
 
 
-def test_a_second_derivative_that_is_missing_is_said_once():
+def test_a_missing_second_derivative_is_reported_once():
     found = wrong("batched_second", changed(gradient=torch.detach))
     missing = "the derivative of the gradient by the logits", "the derivative of the gradient by the upstream gradient"
     assert [one.message for one in found] == [f"{of} is missing" for of in missing]
@@ -260,10 +260,10 @@ def test_a_loss_that_takes_no_batch_is_refused(name):
     assert refusal.startswith("refused: RuntimeError: ")
 
 
-# --- What is not asked --------------------------------------------------------------------------------------------
+# --- Checks that do not run -----------------------------------------------------------------------------------------
 
 
-def test_large_cases_and_losses_without_a_gradient_are_not_asked():
+def test_the_checks_skip_large_cases_and_losses_without_a_gradient():
     for name in ("jacfwd", "batched_second", "hessian"):
         assert CHECKS[name].applies(Case("float32", (1, MOST_LOGITS)))
         assert not CHECKS[name].applies(Case("float32", (1, MOST_LOGITS + 1)))
@@ -272,7 +272,7 @@ def test_large_cases_and_losses_without_a_gradient_are_not_asked():
 
 
 @pytest.mark.parametrize("name", ["batched_gradient", "jacrev"])
-def test_a_loss_without_a_gradient_of_probabilities_is_asked_for_that_of_the_logits(name):
+def test_without_a_gradient_of_probabilities_the_gradient_of_the_logits_is_checked(name):
     def loss(input, target, **options):
         assert not target.requires_grad
         return crossent.formula(input, target, **options)

@@ -1,4 +1,4 @@
-"""Large cases: tiles of a small case, and a check that notices an index overflow, small enough for any machine."""
+"""Large cases: tiles of a small case, and a check that finds an index overflow. The cases here are small."""
 
 import dataclasses
 
@@ -42,7 +42,7 @@ def judged(case, loss):
 
 
 class Wrapped(torch.autograd.Function):
-    """The rows' losses by a kernel that counts elements in 16 bits, forward or backward."""
+    """Losses of rows by a kernel that counts elements in 16 bits, in the forward or the backward pass."""
 
     @staticmethod
     def forward(ctx, x, target, forward, backward):
@@ -71,7 +71,7 @@ def wrapped(*, forward=False, backward=False):
 
 @pytest.fixture(params=[TILE_BLOCK, 1000, 1], ids=lambda block: f"block{block}")
 def block(request, monkeypatch):
-    """In one block, in many, and each tile on its own."""
+    """Compare in one block, in many blocks, and one tile at a time."""
     monkeypatch.setattr(large_check, "TILE_BLOCK", request.param)
 
 
@@ -106,7 +106,7 @@ def test_right_code_passes(case):
             assert measured.not_judged == {}
 
 
-def test_the_whole_of_it_is_judged():
+def test_every_element_of_every_tile_is_judged():
     assert judged(SMALL, formula)[1].checks["large"].elements == 61 * 160 * (7 + 1)
 
 
@@ -139,7 +139,7 @@ def test_the_worst_element_is_where_the_finding_says():
     assert "Mismatched elements: 1 / 9760" in finding.message
 
 
-def test_the_scaffold_of_the_wrong_kernels_is_right():
+def test_the_wrong_kernels_are_right_with_64_bits():
     for case in (SMALL, IMAGE):
         assert judged(case, wrapped())[0] == []
 
@@ -159,7 +159,7 @@ def test_a_result_of_another_shape_or_dtype_and_a_refusal_are_findings():
     assert judged(SMALL, refuses)[0][0].kind == "refused"
 
 
-def test_nan_is_no_excuse():
+def test_a_result_of_nan_is_a_finding():
     def nothing(input, target, **options):
         return formula(input, target, **options) * torch.nan
 
@@ -187,7 +187,7 @@ def test_a_sum_that_float16_cannot_hold_is_not_judged_and_its_gradient_is():
     assert measured.ratio > 0
 
 
-def test_without_the_memory_it_does_not_run_and_says_what_it_waits_for(monkeypatch):
+def test_without_enough_memory_the_check_is_skipped_with_the_reason(monkeypatch):
     case = next(large_cases(["float16"]))
     monkeypatch.setattr(large_check, "available", lambda device: 5 * GIB)
     findings, outcome = judged(case, TORCH)

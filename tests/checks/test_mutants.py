@@ -1,6 +1,6 @@
 """Mutants: the check that a mutant names kills the mutant on its case, where correct code passes.
 
-`nox -s mutants` writes the totals of the README, and prints which check kills which mutant and which mutants
+`nox -s mutants` writes the totals of benchmarks/README.md, and prints which check kills which mutant and which mutants
 `torch.testing.assert_close` kills on plain inputs.
 """
 
@@ -40,11 +40,11 @@ from crossent.trials.call import Result
 
 FIGURES = RESULTS / "mutants.json"
 BAD = {bad.id: bad for bad in BAD_INPUTS}
-# What kills no mutant here, and why.
+# The checks that kill no mutant here, with the reasons.
 WITHOUT = {
-    "stream": "asks on CUDA only",
-    "compile": "sees what `trace` sees, and the code that torch makes of it",
-    "compile_dynamic": "sees what `trace_dynamic` sees, and the code that torch makes of it",
+    "stream": "runs on CUDA only",
+    "compile": "finds what `trace` finds, and errors in the code that torch generates",
+    "compile_dynamic": "finds what `trace_dynamic` finds, and errors in the code that torch generates",
 }
 
 
@@ -53,18 +53,18 @@ def case_of(id):
 
 
 def judged(case, checks, *subjects):
-    """The report on a case by these checks, and those that they wait for; all are asked of a bad input."""
+    """Return the report on a case by these checks, and by `call` and `result`. On a bad input all checks run."""
     return run(subjects, case, [c for c in CHECKS.values() if c in (CALL, RESULT) or c.name in checks])
 
 
 def skip_if_not_wrong_here(mutant):
-    """Skip a mutant that this torch computes right."""
+    """Skip a mutant that is right under this version of torch."""
     if mutant.name == "reads_the_upstream_gradient_under_jacrev" and older_than("2.1"):
         pytest.skip("torch 2.0 computes it right")
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=str)
-def test_a_mutant_is_killed_by_the_check_that_it_belongs_to(mutant):
+def test_a_mutant_is_killed_by_the_checks_that_it_names(mutant):
     skip_if_not_wrong_here(mutant)
     report = judged(case_of(mutant.case), mutant.checks, Subject(mutant.name, mutant.loss))
     missing = {r for outcome in report.subjects[0].outcomes.values() for r in outcome.not_run.items()}
@@ -74,14 +74,14 @@ def test_a_mutant_is_killed_by_the_check_that_it_belongs_to(mutant):
     assert {finding.check for finding in report.findings} == set(mutant.checks), "\n\n".join(map(str, report.findings))
 
 
-def test_a_mutant_that_raises_refuses():
+def test_a_mutant_that_raises_is_found_by_the_check_call():
     report = judged(Case.of("float32-7x5-normal-int64-none"), ("loss",), Subject("refuses_none", refuses_none))
     assert [(finding.check, finding.kind) for finding in report.findings] == [("call", "refused")]
     assert "ValueError: reduction: none" in report.findings[0].message
 
 
 def rounded_from_float64(input, target, **options):
-    """torch's own, in float64 and rounded once."""
+    """Return torch's loss, computed in float64 and rounded once."""
     dtype = torch.promote_types(input.dtype, target.dtype) if target.is_floating_point() else input.dtype
     return REFERENCE.loss(input, target, **options).to(dtype)
 
@@ -91,7 +91,7 @@ def test_right_code_survives(case):
     checks = {check for mutant in MUTANTS if mutant.case == case for check in mutant.checks}
     of_numbers = "is a control of numbers"
     controls = [Subject("formula", crossent.formula), TORCH, Subject("right", right, not_transformed=of_numbers)]
-    if case not in BAD:  # to float64, more is converted than torch takes
+    if case not in BAD:  # a conversion to float64 makes some bad inputs good
         controls.append(Subject("rounded", rounded_from_float64, not_transformed=of_numbers))
     report = judged(case_of(case), checks, *controls)
     mark(report, torch_list())
@@ -99,26 +99,26 @@ def test_right_code_survives(case):
     assert [str(finding) for finding in report.findings if finding.expected is None] == []
 
 
-def test_what_kills_a_mutant_is_asked_at_level_normal():
-    """But what is asked of large cases: a mutant's offsets are narrow, so that a small one will do."""
+def test_the_checks_of_a_mutant_run_on_its_case_at_level_normal():
+    """Except `large`, whose cases need much memory. The offsets of mutants are narrow, so a small case kills them."""
     planned = plan("normal", tuple(DTYPES), 0)
     for mutant in MUTANTS:
-        asked = {*(check.name for check in planned.get(case_of(mutant.case), ())), "large"}
-        assert mutant.case in BAD or asked >= set(mutant.checks), mutant
+        planned_checks = {*(check.name for check in planned.get(case_of(mutant.case), ())), "large"}
+        assert mutant.case in BAD or planned_checks >= set(mutant.checks), mutant
 
 
 def only_under_transforms():
-    """Each mutant that no check of a plain call finds, by the figures, with its level and the checks that find it."""
+    """Yield each mutant that only checks with transforms find, by the figures, with its level and these checks."""
     figures = json.loads(FIGURES.read_text(encoding="utf-8"))["mutants"]
     for mutant in MUTANTS:
-        found = figures.get(mutant.name, {"checks": []})  # a new mutant has no figures before they are written
+        found = figures.get(mutant.name, {"checks": []})  # a new mutant has no figures yet
         if found["checks"] and all(name in CHECKS and CHECKS[name].transforms for name in found["checks"]):
             yield pytest.param(mutant, found["level"], found["checks"], id=mutant.name)
 
 
 @pytest.mark.parametrize(("mutant", "level", "names"), list(only_under_transforms()))
 def test_a_mutant_that_only_a_transform_shows_is_found_by_the_plan_of_its_level(mutant, level, names):
-    """A level traces few graphs: they still show each mutant that they showed when the figures were written."""
+    """A level traces few graphs. They must still find each mutant that they found when the figures were written."""
     skip_if_not_wrong_here(mutant)
     reasons = set()
     for case, checks in plan(level, tuple(DTYPES), 0).items():
@@ -137,13 +137,13 @@ def test_every_check_kills_a_mutant():
     assert {check for mutant in MUTANTS for check in mutant.checks} == {*CHECKS, "errors"} - set(WITHOUT)
 
 
-def test_a_mutant_has_a_name_of_its_own_and_an_issue_or_a_reason():
+def test_a_mutant_has_a_unique_name_and_an_issue_or_a_reason():
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS) >= 60
     for mutant in MUTANTS:
         assert bool(mutant.issues) != bool(mutant.own), mutant
 
 
-def test_a_mutant_is_called_as_cross_entropy_is():
+def test_a_mutant_takes_the_arguments_of_cross_entropy():
     options = dict.fromkeys(("weight", "ignore_index", "reduction", "label_smoothing"))
     for mutant in MUTANTS:
         inspect.signature(mutant.loss).bind("input", "target", **options)
@@ -155,12 +155,12 @@ def test_a_file_of_mutants_is_loaded_by_its_path(file):
     assert all(callable(found[mutant.name]) for mutant in MUTANTS if mutant.loss.__module__ == file.__name__)
 
 
-# What a suite would find that holds a cross-entropy to torch's, by `torch.testing.assert_close` as it stands, on one
-# plain batch; and on the same with one option after another.
+# For comparison, the mutants that a usual test finds: `torch.testing.assert_close` with torch's loss, on one plain
+# batch, and on the same batch with one option at a time.
 
 
 def plain_calls():
-    """Logits, target and options."""
+    """Yield logits, target and options: first without options, then with each option."""
     torch.manual_seed(0)
     logits, target = torch.randn(32, 10), torch.randint(10, (32,))
     yield logits, target, {}
@@ -184,7 +184,7 @@ def is_close(loss, logits, target, options):
     try:
         got = backward(loss, logits, target, options)
         torch.testing.assert_close((got.loss, got.gradient), (wanted.loss, wanted.gradient))
-    except Exception:  # what a test says of a loss that raises is that it fails
+    except Exception:  # a test fails if the loss raises
         return False
     finally:
         restore(before)
@@ -196,7 +196,7 @@ def test_assert_close_passes_right_code_on_plain_inputs():
 
 
 def count():
-    """What kills each mutant: the checks of a level, the lowest that does; and whether plain inputs do."""
+    """Return the lowest level at which each mutant is found, the checks that find it, and whether plain calls do."""
     killed = {mutant.name: ("", []) for mutant in MUTANTS}
     for level in ("quick", "normal"):
         left = [mutant.loss for mutant in MUTANTS if not killed[mutant.name][0]]
@@ -223,7 +223,7 @@ def figures(write):
 
 
 def show(counted):
-    """Print the kill matrix: what kills each mutant, and of its own checks which."""
+    """Print a table of what kills each mutant; its own checks are bold."""
     matrix = Table("mutant", "issue", "level", "killed by", "one batch", "each option")
     for mutant in MUTANTS:
         found = counted["mutants"][mutant.name]
@@ -234,7 +234,7 @@ def show(counted):
 
 
 def table(counted):
-    """The totals in Markdown, a line for each file."""
+    """Return the totals as a Markdown table, with a line for each file."""
     head = ("mechanism", "mutants", "killed at level quick", "at level normal", "by one batch", "with each option")
     lines = [head, ["---", *["---:"] * (len(head) - 1)]]
     rows = {file.__name__: [m.name for m in MUTANTS if m.loss.__module__ == file.__name__] for file in FILES}

@@ -25,7 +25,7 @@ def problems(loss, bad_input=BEYOND):
 
 
 def refusing(before):
-    """A subject that does something with its arguments and then refuses them as it should."""
+    """Return a subject that first changes its arguments, and then raises the right error."""
 
     def loss(input, target, **options):
         kept = input.clone(), target.clone(), {**options}
@@ -47,7 +47,7 @@ def test_the_forms_and_torch_refuse_every_bad_input_before_they_write(bad_input,
     assert report.ran >= 4
 
 
-def test_every_bad_input_is_made_anew_each_time():
+def test_every_bad_input_has_new_tensors_at_each_build():
     for bad_input in BAD_INPUTS:
         once, again = bad_input.build(), bad_input.build()
         assert once.digest == again.digest, bad_input.id
@@ -56,7 +56,7 @@ def test_every_bad_input_is_made_anew_each_time():
             assert one.numel() == 0 or one.data_ptr() != two.data_ptr(), bad_input.id
 
 
-def test_bad_inputs_have_names_of_their_own_and_no_dtype_but_theirs():
+def test_bad_inputs_have_unique_names_and_their_own_dtype():
     assert len(BY_ID) == len(BAD_INPUTS)
     torch.set_default_dtype(torch.float64)
     try:
@@ -101,12 +101,12 @@ def forgives_a_little(input, target, label_smoothing=0.0, **options):
     ],
     ids=lambda one: getattr(one, "__name__", ""),
 )
-def test_what_takes_some_bad_calls_is_found_by_these_and_no_others(wrong, found):
+def test_a_subject_that_accepts_some_bad_calls_has_findings_for_these_alone(wrong, found):
     accepted = {bad.id for bad in BAD_INPUTS if "accepted" in problems(wrong, bad)}
     assert accepted == found
 
 
-def test_what_is_no_error_is_accepted():
+def test_a_bad_call_without_an_error_is_a_finding():
     assert problems(refusers.accepts) == {"accepted": "returned 0.0; should have raised IndexError"}
     assert problems(lambda *arguments, **options: None) == {"accepted": "returned; should have raised IndexError"}
 
@@ -164,7 +164,7 @@ def test_a_bad_call_leaves_the_global_state_as_it_was(change, name):
     assert torch.random.get_rng_state().equal(before[2])
 
 
-def test_each_thing_that_is_wrong_is_a_finding_of_its_own():
+def test_each_error_of_a_call_is_a_separate_finding():
     def everything(input, target, **options):
         input.add_(1)
         torch.rand(1)
@@ -183,7 +183,7 @@ SIGNATURES = [names for count in range(5) for names in itertools.combinations(DE
 
 
 def with_parameters(loss, names):
-    """Return the loss as a function that has these options alone in its signature."""
+    """Return the loss as a function that has only these options in its signature."""
     space = {"loss": loss}
     parameters = ", ".join(f"{name}={DEFAULTS[name]!r}" for name in names)
     passed = ", ".join(f"{name}={name}" for name in names)
@@ -200,7 +200,7 @@ def forgives(input, target, **options):
 
 
 def given_options(bad):
-    """Return the names of the options with another value than the default, wrong values too."""
+    """Return the names of the options that do not have their default, wrong values included."""
     options = bad.build().options
     return {name for name, value in options.items() if isinstance(value, torch.Tensor) or value != DEFAULTS[name]}
 
@@ -217,7 +217,7 @@ def test_a_bad_value_of_an_option_that_the_signature_lacks_is_not_applicable(nam
 
 @pytest.mark.parametrize("keyword", DEFAULTS)
 def test_a_bad_value_of_an_option_in_the_signature_is_found(keyword):
-    """A wrong function that has one option, and takes every value of the option. A wrong class still raises."""
+    """The wrong function has one option and accepts every value of it. For a wrong class the function still raises."""
 
     def takes_every_value(x, y, **options):
         try:

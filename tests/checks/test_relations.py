@@ -30,7 +30,7 @@ CHECKS = {check.name: check for check in (*INVARIANTS, *RELATIONS)}
 
 
 def ran(subjects, chosen):
-    """Which checks ran on each subject, all of which passed."""
+    """Return the names of the checks that ran on each subject. All must have passed."""
     report = run(subjects, chosen, (CALL, RESULT, *CHECKS.values()))
     assert not report.findings, report.findings[0]
     of = {entry.name: [set(outcome.checks) for outcome in entry.outcomes.values()] for entry in report.subjects}
@@ -39,7 +39,7 @@ def ran(subjects, chosen):
 
 @pytest.mark.parametrize("dtype", FORMATS)
 def test_right_code_passes_every_check(dtype, seed):
-    """On a few of the cases that they run on."""
+    """On some of the cases to which each check applies."""
     pairs = grid([dtype], seed, "pairs")
     # torch refuses uint8 targets in some calls, and its float16 overflows.
     few = [case for case in pairs if case.target != "uint8" and (case.dtype, case.values) != ("float16", "large")][::9]
@@ -48,20 +48,20 @@ def test_right_code_passes_every_check(dtype, seed):
     assert ran(subjects, few) == {subject.name: every for subject in subjects}
 
 
-def test_what_has_no_gradient_is_compared_by_its_loss(seed):
+def test_a_subject_without_a_gradient_is_compared_by_its_loss(seed):
     one_row = [case for case in grid(array="pairs", seed=seed) if case.sizes == (5,)]
     of_rows_and_gradients = {"rows_permuted", "split", "row_sums", "two_backwards"}
     assert ran([FORM_SUBJECTS["scalar"]], one_row) == {"scalar": set(CHECKS) - of_rows_and_gradients}
 
 
 def contiguously(tensor):
-    """The tensor, read as if it were contiguous."""
+    """Return the numbers of a tensor that a kernel reads if it assumes contiguous memory."""
     strides = torch.empty(tensor.shape, device="meta").stride()
     return tensor.as_strided(tensor.shape, strides)
 
 
 def first_of(upstream):
-    """As a kernel does that reads the upstream gradient with a stride that is not there."""
+    """Return the upstream gradient as a kernel reads it with a wrong stride: zeros, unless it is contiguous."""
     return upstream if upstream.is_contiguous() else torch.zeros_like(upstream)
 
 
@@ -81,12 +81,12 @@ def first_of(upstream):
     ],
     ids=["transposed", "window", "target", "upstream"],
 )
-def test_what_is_read_as_if_it_were_contiguous_is_caught(loss, case):
+def test_a_tensor_that_is_read_as_if_it_were_contiguous_is_caught(loss, case):
     assert found("layout", loss, case)
 
 
 def drowned(logits, target, reduction, **options):
-    """`m + log Σ exp(x - m) - x_y`: pytorch#38839."""
+    """Compute `m + log Σ exp(x - m) - x_y`, in which a large m absorbs `log Σ`: pytorch#38839."""
     return reduced(torch.logsumexp(logits, 1) - logits.gather(1, target[:, None])[:, 0], reduction)
 
 
@@ -136,7 +136,7 @@ def test_a_shift_without_room_is_not_run():
 
 
 def of_the_first_row(probs, hot, upstream):
-    """Liger-Kernel#678: every row is multiplied by the first row's upstream gradient."""
+    """Liger-Kernel#678: every row is multiplied by the upstream gradient of the first row."""
     return (probs - hot) * upstream[0]
 
 
@@ -149,7 +149,7 @@ def with_dimensions_mixed_up(logits, target, **options):
     [
         (by_hand(of_the_first_row), "float32-7x5-normal-int64-none-rows"),
         (with_dimensions_mixed_up, "float64-2x5x3x3-normal-int64-sum"),
-        # The running maximum of all rows so far.
+        # The maximum is taken over all rows so far.
         (
             lambda x, y, reduction, **o: reduced(
                 (x - x.detach().amax(1, keepdim=True).cummax(0)[0]).exp().sum(1).log()
@@ -168,21 +168,21 @@ def test_a_loss_that_depends_on_the_order_of_rows_is_caught(loss, case):
 @pytest.mark.parametrize("case", ["float32-7x5-normal-int64-sum", "float32-7x5-normal-probabilities-sum"])
 def test_a_loss_that_depends_on_the_order_of_classes_is_caught(case):
     def without_its_tail(logits, target, **options):
-        """The sum leaves out what is left over of vectors of four."""
+        """Leave the last classes out of the sum, if the number of classes is no multiple of 4."""
         lost = torch.logsumexp(logits, 1) - torch.logsumexp(logits[:, : logits.shape[1] // 4 * 4], 1)
         return crossent.formula(logits, target, **options) - lost.sum()
 
     assert found("classes_permuted", without_its_tail, case)
 
 
-def test_an_ignored_class_is_turned_round_with_the_others():
+def test_an_ignored_class_is_reversed_with_the_others():
     for ignored in ("ignored_class", "ignored", "ignored_huge", "ignored_default"):
         case = Case("float64", (7, 5), ignored=ignored, weight="weighted")
         assert not part_of(FORM_SUBJECTS["formula"], case, "classes_permuted").findings
 
 
 def in_chunks(logits, target, reduction="mean", ignore_index=-100, **options):
-    """Automodel#3803: the mean of the means of chunks."""
+    """Automodel#3803: average the means of chunks."""
     parts = zip(logits.split(2), target.split(2), strict=True)
     parts = [crossent.formula(x, y, ignore_index=ignore_index, reduction=reduction, **options) for x, y in parts]
     return torch.stack(parts).mean() if reduction == "mean" else torch.stack(parts).sum()
@@ -213,19 +213,19 @@ def test_a_sum_and_rows_that_depend_on_the_batch_are_caught():
         assert found("split", by_the_batch, f"float32-7x5-normal-int64-{reduction}")
 
 
-def test_parts_are_chosen_so_that_each_has_something_to_divide_by():
+def test_parts_are_chosen_so_that_no_part_divides_by_0():
     case = Case.of("float32-7x5-normal-int64-mean-ignored_all")
     entry = part_of(FORM_SUBJECTS["formula"], case, "split")
     assert entry.not_run == {"split": {"would divide by 0 in one part, wherever the batch is split": 1}}
-    # Weights of both signs, so that a part's share is negative or above one.
+    # Weights of both signs, so that the share of a part is negative or above 1.
     for seed in range(5):
         case = Case("float64", (7, 5), weight="weight_negative", ignored="ignored", upstream="scalar", seed=seed)
         assert not part_of(FORM_SUBJECTS["formula"], case, "split").findings
 
 
 @pytest.mark.parametrize("dtype", [pytest.param("float16", marks=float16), "bfloat16"])
-def test_what_is_computed_in_half_precision_is_caught(dtype):
-    """TransformerEngine#3193."""
+def test_a_loss_computed_in_half_precision_is_caught(dtype):
+    """TransformerEngine#3193 computed in half precision."""
 
     def step_by_step(logits, target, reduction, **options):
         x = logits - logits.detach().amax(1, keepdim=True)
@@ -286,7 +286,7 @@ def test_an_option_that_is_off_and_changes_the_loss_is_caught(loss):
 
 
 def scaled_in_place(reuse=None):
-    """Liger-Kernel#272 and #343: the gradient is made on the way forward, and scaled where it lies on the way back."""
+    """Liger-Kernel#272 and #343: the forward pass stores the gradient, and the backward pass scales it in place."""
 
     class InPlace(torch.autograd.Function):
         @staticmethod
@@ -348,7 +348,7 @@ def test_a_further_call_that_does_not_apply_to_the_subject_is_counted():
     }
 
 
-def test_a_check_is_silent_about_cases_of_which_it_says_nothing():
+def test_a_check_does_not_run_on_cases_to_which_it_does_not_apply():
     silent = {
         "sign": "float32-7x5-normal-int64-mean-weight_negative",
         "row_sums": "float32-0x5-normal-int64-mean",
@@ -377,7 +377,7 @@ def test_two_results_may_differ_by_both_of_their_bounds_and_no_more():
         assert (difference.ratio <= 1) == agrees
 
 
-def test_no_bound_is_an_excuse_for_a_number_where_nan_is_right():
+def test_a_number_in_place_of_nan_is_found_even_without_a_bound():
     def half_of_the_time(logits, target, **options):
         right = crossent.formula(logits, target, **options)
         return right if logits.is_contiguous() else right.nan_to_num(1.0)
@@ -394,7 +394,7 @@ def test_a_difference_that_cannot_be_judged_is_counted():
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_shares_and_sums_of_balls_hold_the_exact_ones(seed):
+def test_multiples_and_sums_of_balls_contain_the_exact_values(seed):
     random = np.random.RandomState(seed)
 
     def ball():
@@ -412,7 +412,7 @@ def test_shares_and_sums_of_balls_hold_the_exact_ones(seed):
             assert radius <= 2.0**-50 * abs(hi) + 2.0**-1070
 
 
-def test_infinite_balls_add_up_to_what_is_known_of_them():
+def test_sums_of_infinite_balls_contain_all_possible_sums():
     inf = np.inf
 
     def ball(hi, radius=0.0):
@@ -428,7 +428,7 @@ def test_infinite_balls_add_up_to_what_is_known_of_them():
         np.testing.assert_array_equal([made.hi[0], made.lo[0], made.radius[0]], [hi, 0.0, radius])
 
 
-def test_what_one_subject_does_to_its_arguments_is_nothing_to_the_next():
+def test_a_subject_that_changes_its_arguments_does_not_change_those_of_the_next():
     def spoils(input, target, weight=None, **options):
         loss = crossent.formula(input, target, weight, **options)
         input.data.zero_()

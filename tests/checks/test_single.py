@@ -15,10 +15,10 @@ from crossent.trials.trial import Problem, Question, misshapen
 NONE = Case("float32", (7, 5), reduction="none")
 
 
-def said(check, loss, **promised):
-    """What one check has to say of a loss, asked alone."""
-    (asked,) = (one for one in SINGLE if one.name == check)
-    return list(asked.run(trial_of(Question(NONE), Subject("mine", loss, **promised))))
+def found_by(check, loss, **promised):
+    """Return all that one check, run alone, yields for a loss."""
+    (chosen,) = (one for one in SINGLE if one.name == check)
+    return list(chosen.run(trial_of(Question(NONE), Subject("mine", loss, **promised))))
 
 
 @pytest.mark.parametrize(
@@ -30,19 +30,19 @@ def said(check, loss, **promised):
     ],
     ids=["dtype", "shape", "scalar"],
 )
-def test_a_loss_of_another_dtype_or_shape_is_said_beside_the_one_that_is_wanted(change, got):
-    problems = said("result", lambda *args, **options: change(crossent.formula(*args, **options)))
+def test_a_wrong_dtype_or_shape_is_reported_with_the_expected_one(change, got):
+    problems = found_by("result", lambda *args, **options: change(crossent.formula(*args, **options)))
     assert problems == [Problem("wrong", f"got {got}; expected torch.float32 (7,)")]
 
 
-def test_a_subject_that_promises_a_dtype_of_its_own_is_held_to_that():
+def test_a_subject_with_its_own_dtype_must_return_this_dtype():
     doubled = lambda *args, **options: crossent.formula(*args, **options).double()  # noqa: E731
-    assert said("result", doubled, dtype=torch.float64) == []
-    problems = said("result", crossent.formula, dtype=torch.float64)
+    assert found_by("result", doubled, dtype=torch.float64) == []
+    problems = found_by("result", crossent.formula, dtype=torch.float64)
     assert problems == [Problem("wrong", "got torch.float32 (7,); expected torch.float64 (7,)")]
 
 
-def test_a_loss_on_another_device_is_said_beside_the_one_that_is_wanted():
+def test_a_wrong_device_is_reported_with_the_expected_one():
     trial, meta = trial_of(Question(NONE), FORM_SUBJECTS["formula"]), torch.device("meta")
     expected, there, here = trial.question.exact, torch.empty(7, device=meta), torch.empty(7)
     found = misshapen(trial, there, expected)
@@ -53,7 +53,7 @@ def test_a_loss_on_another_device_is_said_beside_the_one_that_is_wanted():
 
 
 @pytest.mark.parametrize(("loss", "kind"), [(0.5, "float"), (torch.zeros(7).to_sparse(), "Tensor")])
-def test_what_is_no_dense_tensor_is_said_by_its_class(loss, kind):
+def test_a_result_that_is_no_dense_tensor_is_reported_by_its_class(loss, kind):
     trial = trial_of(Question(NONE), FORM_SUBJECTS["formula"])
     found = misshapen(trial, loss, trial.question.exact)
     assert found == Problem("wrong", f"got a {kind}; expected a dense torch.Tensor")
@@ -63,8 +63,8 @@ def on_meta(loss):
     return loss.detach().to("meta")
 
 
-def test_a_loss_without_bits_is_a_finding_and_nothing_else_is_asked():
-    """There are no numbers to compare, whatever its shape."""
+def test_a_loss_without_data_is_a_finding_and_no_other_check_runs():
+    """Such a loss has no numbers to compare, even if its shape is right."""
     subject = Subject("mine", lambda *args, **options: on_meta(crossent.formula(*args, **options)), False)
     (finding,) = run(subject, NONE).findings
     assert (finding.check, finding.kind) == ("call", "refused")
@@ -72,8 +72,8 @@ def test_a_loss_without_bits_is_a_finding_and_nothing_else_is_asked():
 
 
 @pytest.mark.parametrize("last_right", [1, 3])
-def test_a_later_loss_without_bits_is_not_repeated(last_right):
-    """A first call, and in the act of repeating it a second, one with other data, and a last."""
+def test_a_later_loss_without_data_is_not_repeated(last_right):
+    """The calls are: the first call, and in `repeat` a second call, a call with other data, and a last call."""
     calls = []
 
     def some_times(*args, **options):
@@ -119,29 +119,29 @@ def first_logit(input, target, **options):
         (first_logit, Problem("aliased", "the loss shares memory with input")),
     ],
 )
-def test_what_becomes_of_the_arguments_is_said(loss, problem):
-    assert said("arguments", loss) == [problem]
-    assert said("arguments", crossent.formula) == []
+def test_a_change_of_an_argument_is_reported(loss, problem):
+    assert found_by("arguments", loss) == [problem]
+    assert found_by("arguments", crossent.formula) == []
 
 
-def test_what_a_subject_changes_of_the_state_is_named_once_however_often():
+def test_changed_state_is_named_once_even_if_two_calls_change_it():
     def sets_two(*args, **options):
         torch.manual_seed(torch.initial_seed() + 1)
         torch.set_num_threads(torch.get_num_threads() + 1)
         return crossent.formula(*args, **options)
 
     trial = trial_of(Question(NONE), Subject("mine", sets_two))
-    (asked,) = (one for one in SINGLE if one.name == "state")
+    (chosen,) = (one for one in SINGLE if one.name == "state")
     once = [Problem("changed_state", "the call changed the number of threads, the random generator")]
-    assert list(asked.run(trial)) == once
-    assert said("state", crossent.formula) == []
+    assert list(chosen.run(trial)) == once
+    assert found_by("state", crossent.formula) == []
     trial.evaluate(trial.question.fresh())
-    assert list(asked.run(trial)) == once
+    assert list(chosen.run(trial)) == once
 
 
 def test_numbers_that_a_subject_does_not_have_are_not_measured():
-    assert said("gradient", crossent.formula)[0].of == "gradient"
-    assert said("gradient", crossent.formula, differentiable=False) == []
+    assert found_by("gradient", crossent.formula)[0].of == "gradient"
+    assert found_by("gradient", crossent.formula, differentiable=False) == []
 
 
 def test_a_second_call_with_other_bits_is_told_from_one_that_writes_into_the_first():
@@ -162,24 +162,24 @@ def test_a_second_call_with_other_bits_is_told_from_one_that_writes_into_the_fir
         first.append(1)
         return crossent.formula(*args, **options) + min(len(first) - 1, 1)
 
-    assert said("repeat", crossent.formula) == []
-    problems = said("repeat", grows)
+    assert found_by("repeat", crossent.formula) == []
+    problems = found_by("repeat", grows)
     assert problems == [Problem("not_repeated", "a second call with the same arguments gives different bits")]
-    problems = said("repeat", right_once, differentiable=False)
+    problems = found_by("repeat", right_once, differentiable=False)
     earlier = "a second call with the same arguments gives different bits: the result depends on earlier calls"
     assert problems == [Problem("not_repeated", earlier)]
-    problems = said("repeat", one_buffer, differentiable=False)
+    problems = found_by("repeat", one_buffer, differentiable=False)
     assert problems == [Problem("not_repeated", "a later call writes into the result of the first call")]
 
 
-def test_a_subject_without_gradients_is_not_asked_for_them_and_it_is_said_why():
-    asked = {
+def test_checks_of_gradients_are_skipped_with_the_reason_for_a_subject_without_them():
+    chosen = {
         check.name: check.not_run(Subject("mine", crossent.formula, differentiable=False), NONE.build())
         for check in SINGLE
     }
-    of_gradients = {name for name, reason in asked.items() if reason == "is not differentiable"}
+    of_gradients = {name for name, reason in chosen.items() if reason == "is not differentiable"}
     assert of_gradients == {"gradient", "target_gradient"}
-    assert {asked[name] for name in asked.keys() - of_gradients} == {""}
+    assert {chosen[name] for name in chosen.keys() - of_gradients} == {""}
     assert {check.not_run(FORM_SUBJECTS["formula"], NONE.build()) for check in SINGLE} == {""}
 
 

@@ -1,4 +1,4 @@
-"""Known failures of torch: `crossent check torch` finds each with its built-in cases, and marks each as known.
+"""Known failures of torch: `crossent check torch` finds each with its built-in cases, and marks it as known.
 
 Each test is a defect that was measured when the package was written, with the findings that show the defect.
 """
@@ -16,7 +16,7 @@ from crossent.cases.case import Case
 from crossent.cases.edges import EDGES, edges
 
 RELEASE = Version(torch.__version__).release
-# Cases as the grid has them that stand for a defect; the whole grid takes a quarter of a minute.
+# Cases of the grid that show a defect; the whole grid takes a quarter of a minute.
 OF_THE_GRID = (
     "float32-2x5x3x2-normal-int64-none-rows",
     "float32-7x5-wide-int64-none-rows",
@@ -28,14 +28,14 @@ OF_THE_GRID = (
 
 @pytest.fixture(scope="module")
 def report():
-    """What `crossent check torch` says, on less of its grid."""
+    """Return the report of `crossent check torch` on some cases of its grid."""
     chosen = [Case.of(one) for one in OF_THE_GRID]
     return check_on(chosen, more=list(edges()))("torch")
 
 
 @pytest.fixture
 def found(report):
-    """A finding by its id; it must be there, and be expected."""
+    """Return a function that returns the finding with an id, which must be a known failure."""
     findings = {finding.id: finding for part in report.subjects for finding in part.findings}
 
     def get(id):
@@ -119,7 +119,7 @@ def test_a_float16_loss_with_label_smoothing_is_infinite_and_its_gradient_is_rig
 
 @float16
 def test_float16_probabilities_with_label_smoothing_have_the_right_loss(report):
-    """Here torch multiplies by ε/C before the sum."""
+    """For probabilities, torch multiplies by ε/C before it sums."""
     (torch_part,) = (part for part in report.subjects if part.name == "torch")
     checks = torch_part.outcomes["half_smoothing/float16-8x1000-normal-probabilities-mean-smooth0.1"].checks
     assert not any(measured.failed for measured in checks.values())

@@ -24,12 +24,12 @@ from crossent.numerics.bounds.loss import Bounds
 from crossent.report.expected_findings import torch_list
 from crossent.state import restore, snapshot
 from crossent.subjects.builtin import FORM_SUBJECTS, TORCH
-from crossent.subjects.compiler import INDUCTOR, TRACER, _fails, quiet, unusable
+from crossent.subjects.compiler import INDUCTOR, TRACER, _why_compile_fails, quiet, unusable
 from crossent.subjects.subject import Subject
 from crossent.trials.trial import NotRunError, Problem, Question, RefusedError
 
 CHECKS = {check.name: check for check in (*TRANSFORMS, *COMPILED_CODE)}
-# What a test takes unless it is about something else: rows of both kinds, each with an upstream gradient of its own.
+# The case of most tests: kept and ignored rows, each with its own upstream gradient.
 CASE = Case("float32", (7, 5), reduction="none", ignored="ignored_default", upstream="rows")
 ALL = [*grid(array="transformed")]
 INSTANT = ("func_grad", "vmap", "autocast", "meta")
@@ -44,7 +44,7 @@ def ambient():
 
 @pytest.fixture(autouse=True, scope="module")
 def scalar_code():
-    """Looking for the machine's vector instructions takes longer than everything else here, and is not the matter."""
+    """Let torch generate code without vector instructions: to detect them takes longer than all tests here."""
     if unusable(TRACER, "cpu"):
         yield
         return
@@ -55,7 +55,7 @@ def scalar_code():
 
 
 def works(name):
-    """Skip where a check cannot run."""
+    """Skip the test if a check cannot run on this machine."""
     backend = {"trace": TRACER, "compile": INDUCTOR}.get(name.partition("_")[0].removesuffix("d"))
     reason = unusable(backend, "cpu") if backend else ""
     if name == "export":
@@ -67,7 +67,7 @@ def works(name):
 
 
 def wrong(name, loss, case=CASE):
-    """What a check finds of a loss that is right in a plain call."""
+    """Return the findings of a check for a loss that passes all checks of a plain call."""
     works(name)
     subject = loss if isinstance(loss, Subject) else Subject("mine", loss, promise="eager")
     trial = trial_of(Question(case), subject)
@@ -90,11 +90,11 @@ def only(found, kind, said):
     assert "\n" not in problem.message
 
 
-# --- What is wrong under one transform ----------------------------------------------------------------------------
+# --- Code that is wrong under one transform --------------------------------------------------------------------------
 
 
 class OfAnEarlierTorch(torch.autograd.Function):
-    """As extensions were written before torch.func: forward has the context."""
+    """A function as extensions wrote it before torch.func: forward takes the context."""
 
     @staticmethod
     def forward(ctx, logits, target, options):
@@ -111,7 +111,7 @@ class OfAnEarlierTorch(torch.autograd.Function):
 
 
 class MappedOverTheFirstAxis(torch.autograd.Function):
-    """A log-softmax whose rule for vmap takes it that what is mapped over is the first axis."""
+    """A log-softmax whose rule for vmap assumes that vmap maps over the first axis."""
 
     generate_vmap_rule = False
 
@@ -135,12 +135,12 @@ class MappedOverTheFirstAxis(torch.autograd.Function):
 
 
 def mapped(target):
-    """Whether vmap runs; asked of an index, which no gradient wraps once more."""
+    """Return whether vmap runs. The target shows it best, since no gradient wraps a tensor of indices."""
     return torch._C._functorch.is_batchedtensor(target)
 
 
 def counts_an_ignored_row(input, target, ignore_index=-100, **options):
-    """Takes the class 0 for one that is ignored, where that was to be masked."""
+    """Return the loss with class 0 in place of an ignored target, so that the row is not ignored."""
     return crossent.formula(input, torch.where(target == ignore_index, 0, target), **options)
 
 
@@ -168,7 +168,7 @@ def test_a_pair_instead_of_a_loss_is_found():
 
 
 def test_an_ignored_class_that_vmap_gathers_is_found():
-    # As torch's own rule once did: pytorch#90916.
+    # torch's own rule once did this: pytorch#90916.
     def loss(input, target, **options):
         return (counts_an_ignored_row if mapped(target) else crossent.formula)(input, target, **options)
 
@@ -178,7 +178,7 @@ def test_an_ignored_class_that_vmap_gathers_is_found():
     assert {one.index[0] for one in found if one.of == "gradient"} == set(ignored)
 
 
-def test_python_that_asks_a_row_is_refused_by_vmap():
+def test_a_python_branch_on_a_row_is_refused_by_vmap():
     def loss(input, target, ignore_index=-100, **options):
         if bool((target == ignore_index).all()):
             return crossent.formula(input, target, ignore_index=ignore_index, **options)
@@ -209,7 +209,7 @@ def test_under_vmap_every_reduction_of_a_sample_is_that_of_a_call_with_it_alone(
 
 
 def with_matrices(input, target, reduction="none", **options):
-    """The true class picked by a product of matrices, which autocast takes in bfloat16."""
+    """Select the true class by a matrix product, which autocast computes in bfloat16."""
     log_probs = F.log_softmax(input, -1)
     return -(log_probs.unsqueeze(-2) @ F.one_hot(target, 5).to(log_probs.dtype).unsqueeze(-1)).reshape(target.shape)
 
@@ -223,7 +223,7 @@ def test_a_precision_that_autocast_takes_is_found_though_the_dtype_is_right():
     def loss(input, target, **options):
         return with_matrices(input, target, **options).to(input.dtype)
 
-    # The gradient of the product is zeros and ones, which bfloat16 has.
+    # The gradient of the product is zeros and ones, which bfloat16 represents exactly.
     assert [found.of for found in wrong("autocast", loss, Case("float32", reduction="none"))] == ["loss"]
 
 
@@ -269,12 +269,12 @@ def test_a_wrong_shape_dtype_or_device_without_data_is_found(made, said):
         value = crossent.formula(input, target, **options)
         return made(value) if input.is_meta else value
 
-    # Without a gradient, since the loss of another device has none.
+    # Without a gradient, since a loss on another device has none.
     only(wrong("meta", Subject("mine", loss, promise="eager", differentiable=False)), "wrong", said)
 
 
 def when_compiled(function):
-    """Right in a plain call, and `function` where a graph is made."""
+    """Return a loss that calls `function` while a graph is traced, and is right in a plain call."""
 
     def loss(input, target, **options):
         return (function if torch.compiler.is_compiling() else crossent.formula)(input, target, **options)
@@ -284,13 +284,13 @@ def when_compiled(function):
 
 @pytest.mark.parametrize("name", ["export", "trace", "trace_dynamic", "compile"])
 def test_an_ignored_class_that_is_not_masked_in_a_graph_is_found(name):
-    # As torch's own decomposition once did: pytorch#95794.
+    # torch's own decomposition once did this: pytorch#95794.
     found = wrong(name, when_compiled(counts_an_ignored_row))
     assert {one.of.split(" ")[0] for one in found} == ({"loss"} if name == "export" else {"loss", "gradient"})
 
 
 @pytest.mark.parametrize(("name", "said"), [("export", "data-dependent"), ("trace", "Data-dependent branching")])
-def test_python_that_asks_a_tensor_is_refused_where_a_graph_is_made(name, said):
+def test_a_python_branch_on_a_tensor_is_refused_in_a_graph(name, said):
     def loss(input, target, ignore_index=-100, **options):
         if (target == ignore_index).any():
             return crossent.formula(input, target, ignore_index=ignore_index, **options)
@@ -299,14 +299,14 @@ def test_python_that_asks_a_tensor_is_refused_where_a_graph_is_made(name, said):
     only(wrong(name, loss), "refused", said)
 
 
-def test_what_compiled_code_never_sets_is_found():
-    # An early return for ignored rows, and whatever lies in memory is their loss: Liger-Kernel#1338.
+def test_elements_that_compiled_code_never_writes_are_found():
+    # The kernel returned early for ignored rows, whose losses were then whatever was in memory: Liger-Kernel#1338.
     @when_compiled
     def loss(input, target, ignore_index=-100, **options):
         losses = crossent.formula(input, target, ignore_index=ignore_index, **options)
         return torch.where(target == ignore_index, torch.empty_like(losses), losses)
 
-    # What it gets is for the allocator to say: the memory that was filled with NaN, now and then another piece.
+    # The allocator mostly returns the memory that was filled with NaN, but not always.
     found = [one for _ in range(8) for one in wrong("trace", loss)]
     assert {one.of.partition(" ")[0] for one in found} == {"loss"}
 
@@ -346,7 +346,7 @@ def test_a_class_out_of_range_that_compiled_code_takes_for_another_is_found():
 
 
 def test_a_look_at_the_class_that_a_compiler_drops_is_found():
-    # Nothing is made of what is gathered, and a comparison takes any class.
+    # The gathered value is not used, and a comparison accepts any class.
     def loss(input, target, ignore_index=-100, **options):
         index = torch.where(target == ignore_index, 0, target)
         input.new_ones(5).gather(0, index)
@@ -359,11 +359,11 @@ def test_a_look_at_the_class_that_a_compiler_drops_is_found():
     assert {one.message.partition(" of ")[0] for one in found} == {"class 5", "class -1"}
 
 
-# --- What is right ------------------------------------------------------------------------------------------------
+# --- Correct code passes ---------------------------------------------------------------------------------------------
 
 
 def judged(subjects, chosen, checks):
-    """Return the report of the checks of a single call and of these checks, with the known failures of torch marked."""
+    """Return the report of the checks of a single call and of these checks, with known failures of torch marked."""
     return run(subjects, chosen, (*SINGLE, *checks), known=torch_list())
 
 
@@ -401,7 +401,7 @@ def test_uint8_targets_are_refused_by_torch_where_a_graph_is_made_and_that_is_ex
     found = {finding.check: finding for finding in made.subjects[0].findings}
     assert set(found) == {check.name for check in checks}
     assert all(finding.expected for finding in found.values())
-    # Dynamo says that there was an error; what it was is said too.
+    # The message of Dynamo says only that there was an error; the finding also names the first error.
     assert "gather" in found["trace"].message
     assert "uint8" in found["trace"].message
 
@@ -414,7 +414,7 @@ def test_a_subject_that_is_not_transformed_says_why():
     }
 
 
-# --- What cannot be asked here ------------------------------------------------------------------------------------
+# --- Checks that cannot run here -------------------------------------------------------------------------------------
 
 
 def not_run(name, subject=FORM_SUBJECTS["formula"], case=CASE):
@@ -434,15 +434,15 @@ def test_a_torch_that_does_not_compile_says_why(monkeypatch):
         raise RuntimeError("Python 3.11+ not yet supported for torch.compile")
 
     monkeypatch.setattr(torch, "compile", old)
-    _fails.cache_clear()
+    _why_compile_fails.cache_clear()
     try:
         assert "Python 3.11+ not yet supported for torch.compile" in not_run("trace")
     finally:
-        _fails.cache_clear()
+        _why_compile_fails.cache_clear()
 
 
-def test_a_torch_that_is_told_not_to_compile_is_not_asked(monkeypatch):
-    # It would give back the function that it was given, and all would be right.
+def test_with_a_disabled_compiler_the_checks_are_skipped(monkeypatch):
+    # A disabled torch.compile returns its argument, so every check would pass.
     import torch._dynamo
 
     with torch._dynamo.config.patch(disable=True):
@@ -458,10 +458,10 @@ def test_compiled_code_that_raises_for_a_right_call_says_nothing_of_a_class_out_
     assert finding.kind == "refused"
 
 
-# --- What is left behind ------------------------------------------------------------------------------------------
+# --- State after a check ---------------------------------------------------------------------------------------------
 
 
-def test_a_check_leaves_the_state_as_it_was():
+def test_a_check_restores_the_global_state():
     for name in ("export", "trace", "compile"):
         works(name)
     loggers = {name: one.disabled for name, one in logging.root.manager.loggerDict.items() if hasattr(one, "disabled")}
@@ -489,7 +489,7 @@ def test_torch_does_not_time_the_guards_of_a_graph_and_does_again_afterwards(mon
     assert timed
 
 
-def test_what_torch_says_is_not_heard_and_what_others_say_is():
+def test_messages_of_torch_are_silenced_and_other_messages_are_not():
     loggers = [logging.getLogger("torch.fx"), logging.getLogger("torchvision"), logging.getLogger("crossent")]
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
@@ -513,13 +513,13 @@ def test_subnormal_numbers_that_a_subject_flushes_are_a_finding():
     assert torch.tensor(2.0**-149) * 1 > 0
 
 
-# --- What compiled code promises ----------------------------------------------------------------------------------
+# --- The contract of compiled code -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("promise", ["eager", "torch", "kernel"])
 @pytest.mark.parametrize("grade", ["A", "B"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_code_for_cuda_may_do_what_the_subject_may_and_what_triton_does(promise, grade, dtype):
+def test_the_contract_of_code_for_cuda_adds_what_triton_does(promise, grade, dtype):
     own = contract(promise, grade, dtype, device="cuda")
     triton = promised(own, INDUCTOR, "cuda")
     assert promised(own, TRACER, "cuda") == own
@@ -532,7 +532,7 @@ def test_code_for_cuda_may_do_what_the_subject_may_and_what_triton_does(promise,
 
 
 def test_a_device_whose_autocast_raises_for_float16_has_no_float16(monkeypatch):
-    """As a CPU in torch 2.0: float16 logits then get autocast to bfloat16, which right code accepts."""
+    """On a CPU of torch 2.0, float16 logits get autocast to bfloat16, which correct code accepts."""
 
     def autocast(kind, dtype):
         raise RuntimeError("Currently, AutocastCPU only support Bfloat16")

@@ -1,4 +1,4 @@
-"""Mutants: what a mean divides by, and how rows become one number."""
+"""Mutants: wrong denominators of a mean, and wrong reductions of the rows."""
 
 import math
 
@@ -31,7 +31,7 @@ def mean_of_zero_rows_is_zero(rows):
 @mutant(
     "loss gradient",
     "float32-1x5-normal-int64-mean-weighted",
-    own="Detectors clamp what they divide by to one, for images without objects; a weight may be less than one.",
+    own="Detectors clamp the denominator to 1, for images without objects; but weights may sum to less than 1.",
 )
 @form
 def denominator_is_one_at_least(rows):
@@ -42,7 +42,7 @@ def denominator_is_one_at_least(rows):
 @mutant(
     "loss gradient",
     "float32-3x5x4-normal-int64-mean",
-    own="F.kl_div has a reduction that divides by the batch alone; its plain mean is the one that is warned of.",
+    own="F.kl_div has a reduction that divides by the batch alone, and warns of its plain mean.",
 )
 def mean_over_the_batch(input, target, reduction="mean", **options):
     loss = formula(input, target, reduction=reduction, **options)
@@ -52,7 +52,7 @@ def mean_over_the_batch(input, target, reduction="mean", **options):
 @mutant(
     "loss gradient",
     "float32-7x5-normal-probabilities-mean-weighted",
-    own="With indices the mean is weighted, with probabilities it is not: pytorch#61309 took that for a bug.",
+    own="The mean is weighted for indices and not for probabilities; pytorch#61309 reports this as a bug.",
 )
 @form
 def mean_of_probabilities_is_weighted(rows):
@@ -87,7 +87,7 @@ def chunks_are_summed_on_their_own(input, target, reduction="mean", **options):
 @mutant(
     "split",
     "float64-7x5-outlier-int64-sum-ignored_huge-scalar-expanded",
-    own="Batches below a minimum are padded by repeating a row, and the copies are summed too.",
+    own="Small batches are padded with copies of a row, and the copies are summed too.",
 )
 def small_batches_are_padded(input, target, reduction="mean", **options):
     if 1 < len(input) < 4 and reduction == "sum":
@@ -106,7 +106,7 @@ def mean_divides_in_python(rows):
 @form
 def every_class_twice_in_the_sum(rows):
     log_sum = rows.logits.logsumexp(-1, keepdim=True)
-    twice = log_sum / 2 + (log_sum / 2).detach() + math.log(2)  # its gradient is exp(x - twice)
+    twice = log_sum / 2 + (log_sum / 2).detach() + math.log(2)  # the gradient is exp(x - twice)
     return rows.reduce(row_losses(rows, rows.logits - twice))
 
 
@@ -119,7 +119,7 @@ def z_loss_is_added(rows):
 @mutant(
     "loss gradient",
     "float32-7x5-normal-int64-sum-scalar",
-    own="The reduction that everybody uses is the only one that was tried.",
+    own="Only the usual reduction, the mean, was tested.",
 )
 def sum_is_a_mean(input, target, reduction="mean", **options):
     return formula(input, target, reduction="mean" if reduction == "sum" else reduction, **options)

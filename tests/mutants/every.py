@@ -1,4 +1,4 @@
-"""Every mutant, in the order of their files."""
+"""All mutants, in the order of their files."""
 
 import denominators
 import gradients

@@ -1,4 +1,4 @@
-"""Mutants: the gradient, and the derivatives of it; their losses are right."""
+"""Mutants: wrong gradients and second derivatives of right losses."""
 
 import torch
 from right import LogSoftmax, form, log_probs, mutant, row_losses, shifted, with_upstream
@@ -34,7 +34,7 @@ def gradient_without_its_softmax(rows):
     return rows.reduce(row_losses(rows, rows.logits - rows.logits.detach().logsumexp(-1, keepdim=True)))
 
 
-@mutant("gradient", "float32-7x5-wide-int64-none-rows", own="Gradients are clipped where they are made.")
+@mutant("gradient", "float32-7x5-wide-int64-none-rows", own="The gradient is clipped in the loss itself.")
 def gradient_is_clipped(input, target, **options):
     if input.requires_grad:
         input.register_hook(lambda gradient: gradient.clamp(-0.9, 0.9))
@@ -54,12 +54,12 @@ def gradient_of_the_softmax_over_the_softmax(rows):
 @mutant(
     "gradient row_sums",
     "float32-5-normal-int64-none-weighted",
-    own="`p - q` is the gradient where `Σ w q` is one: the softmax has not got the weight that the target has.",
+    own="`p - q` is the gradient only if `Σ w q` is 1: the weight is applied to the target, but not to the softmax.",
 )
 @form
 def softmax_is_not_weighted(rows):
     def change(p, upstream):
-        weight = 1 if rows.weight is None else rows.weight  # which upstream, -g w q, has in it
+        weight = 1 if rows.weight is None else rows.weight  # upstream is -g w q, with the weight
         return upstream - p * (upstream / weight).sum(-1, keepdim=True)
 
     return rows.reduce(row_losses(rows, LogSoftmax.apply(rows.logits, change)))
@@ -68,7 +68,7 @@ def softmax_is_not_weighted(rows):
 @mutant(
     "row_sums",
     "float32-7x5-normal-int64-none-rows",
-    own="The maximum is subtracted, and its own gradient let through a second time.",
+    own="The maximum is subtracted, and its gradient is added a second time.",
 )
 @form
 def gradient_of_the_maximum_is_added(rows):
@@ -79,7 +79,7 @@ def gradient_of_the_maximum_is_added(rows):
 @mutant(
     "ignored_rows gradient",
     "float32-7x5-normal-int64-mean-ignored_default-smooth0.2",
-    own="The loss of an ignored row is masked, and its gradient, which the forward pass has made, is not.",
+    own="The loss of an ignored row is masked, but not its gradient, which the forward pass computed.",
 )
 @form
 def ignored_rows_have_a_gradient(rows):
@@ -93,7 +93,7 @@ def ignored_rows_have_a_gradient(rows):
 @mutant(
     "target_gradient",
     "float32-5-normal-probabilities-sum",
-    own="Targets are data, and have no gradient: distillation has them from a teacher that is trained too.",
+    own="Targets are thought to need no gradient; in distillation, the teacher that gives the targets is trained too.",
 )
 def targets_are_detached(input, target, **options):
     if target.requires_grad:
@@ -104,7 +104,7 @@ def targets_are_detached(input, target, **options):
 @mutant(
     "target_gradient",
     "float32-3x5x4-normal-probabilities-none-weighted-rows-smooth0.1",
-    own="The gradient of the target is that of the smoothed one, and lacks the factor `1 - ε`.",
+    own="The gradient of the smoothed target is returned for the target, without the factor `1 - ε`.",
 )
 def gradient_of_the_smoothed_target(input, target, label_smoothing=0.0, **options):
     if target.requires_grad and label_smoothing < 1:
@@ -123,7 +123,7 @@ def gradient_over_the_logits(input, target, **options):
 
 
 class _MadeForward(torch.autograd.Function):
-    """A loss whose gradient is made in the forward pass, and kept for the backward one, as fused kernels have it."""
+    """A loss whose forward pass computes the gradient and saves it for the backward pass, as fused kernels do."""
 
     @staticmethod
     def forward(ctx, x, loss, scale):
@@ -140,7 +140,7 @@ class _MadeForward(torch.autograd.Function):
 
 
 def _made_forward(input, target, reduction, options, scale):
-    if reduction == "none":  # which has a gradient for each upstream one
+    if reduction == "none":  # each row has its own upstream gradient
         return formula(input, target, reduction=reduction, **options)
     return _MadeForward.apply(input, lambda x: formula(x, target, reduction=reduction, **options), scale)
 
@@ -155,7 +155,7 @@ def gradient_is_scaled_in_place(input, target, reduction="mean", **options):
 @mutant(
     "double_backward",
     "float32-5-flat-other_float-mean",
-    own="A gradient that was made in the forward pass is a constant in the backward one.",
+    own="A gradient that was computed in the forward pass is a constant in the backward pass.",
 )
 def gradient_is_a_constant(input, target, reduction="mean", **options):
     if target.requires_grad:
@@ -169,14 +169,14 @@ def second_derivative_without_the_sign_of_the_weight(rows):
     if rows.weight is None or rows.dense:
         return rows.reduce(row_losses(rows))
     x = log_probs(rows.logits)
-    # Its value is 0, and so is its gradient; the gradient's gradient is not.
+    # This term and its gradient are 0, but not its second derivative.
     p = x.exp()
     curved = ((p - p.detach()) ** 2 / p.detach().clamp(min=1e-300)).sum(-1) / 2
     return rows.reduce(row_losses(rows, x) + curved * (rows.target_weight.abs() - rows.target_weight))
 
 
 class _Tangent(torch.autograd.Function):
-    """`log softmax(x)`; its tangent in forward mode is made of `p`, `log p` and `u` as `change` makes it."""
+    """`log softmax(x)`. Forward mode computes the tangent by `change`, from `log p` and the direction `u`."""
 
     @staticmethod
     def forward(ctx, x, change):
@@ -206,7 +206,7 @@ def tangent_of_zero_times_infinity(rows):
 @mutant(
     "forward_ad",
     "float32-7x5-inf_off_target-int64-mean",
-    own="Forward mode is asked for by few, and nobody had tried it.",
+    own="Forward mode is rarely used, and was not tested.",
 )
 @form
 def tangent_without_the_softmax(rows):
@@ -226,7 +226,7 @@ def gradient_of_contiguous_logits_only(input, target, **options):
 @mutant(
     "two_backwards",
     "float32-7x5-normal-int64-mean",
-    own="What is kept for the backward pass is given back there, to save memory.",
+    own="The backward pass frees its saved tensors, to save memory.",
 )
 def graph_is_freed_by_its_first_backward(input, target, **options):
     kept = [True]
@@ -241,7 +241,7 @@ def graph_is_freed_by_its_first_backward(input, target, **options):
 @mutant(
     "gradient",
     "float32-7x5-normal-int64-sum-scalar",
-    own="Straight-through: the values are shifted by the maximum, the gradient is taken at twice the temperature.",
+    own="A straight-through estimator: the values are right, and the gradient is taken at twice the temperature.",
 )
 @form
 def gradient_of_a_softer_softmax(rows):

@@ -1,4 +1,4 @@
-"""Mutants: defaults, errors and dtypes, and what is right in a plain call only: under a transform, or compiled."""
+"""Mutants: wrong defaults, errors and dtypes, and losses that are wrong only under a transform or compiled."""
 
 import threading
 
@@ -7,7 +7,7 @@ from right import form, log_probs, mutant, row_losses, shifted, with_value
 
 from crossent import formula
 
-# torch.compiler is there since torch 2.1
+# torch 2.0 has no torch.compiler
 _compiling = getattr(getattr(torch, "compiler", None), "is_compiling", lambda: False)
 
 
@@ -19,7 +19,7 @@ def result_is_float32(input, target, **options):
 @mutant(
     "options",
     "float32-2x257-near_ties-hard-mean",
-    own="A default that is not torch's: some smoothing, as most trainings have it. It is right wherever it is given.",
+    own="The default differs from torch's: most trainings use some smoothing. A given value is used correctly.",
 )
 def smoothed_by_default(input, target, label_smoothing=0.1, **options):
     return formula(input, target, label_smoothing=label_smoothing, **options)
@@ -28,24 +28,26 @@ def smoothed_by_default(input, target, label_smoothing=0.1, **options):
 @mutant(
     "options",
     "float32-2x257-near_ties-hard-mean",
-    own="A default that is not torch's: the sum. It is right wherever a reduction is given.",
+    own="The default differs from torch's: the sum. A given reduction is used correctly.",
 )
 def sum_by_default(input, target, reduction="sum", **options):
     return formula(input, target, reduction=reduction, **options)
 
 
-@mutant("errors", "reduction_unknown", own="The last branch is for every other word.")
+@mutant("errors", "reduction_unknown", own="The last branch is used for every other word.")
 def any_word_is_a_mean(input, target, reduction="mean", **options):
     return formula(input, target, reduction=reduction if reduction in ("none", "sum") else "mean", **options)
 
 
-@mutant("errors", "weight_too_long", own="Only as many weights are read as there are classes.")
+@mutant("errors", "weight_too_long", own="The function reads one weight for each class, and ignores further weights.")
 def weights_too_many_are_left_over(input, target, weight=None, **options):
     classes = input.shape[min(1, input.dim() - 1)]
     return formula(input, target, weight if weight is None else weight[:classes], **options)
 
 
-@mutant("errors", "reduction_unknown", own="What is wrong is asserted: an error of a class that nobody catches.")
+@mutant(
+    "errors", "reduction_unknown", own="Arguments are checked by assert, which raises an error of an unusual class."
+)
 def asserts(input, target, reduction="mean", **options):
     assert reduction in ("none", "mean", "sum")
     return formula(input, target, reduction=reduction, **options)
@@ -54,15 +56,15 @@ def asserts(input, target, reduction="mean", **options):
 @mutant("autocast", "bfloat16-7x5-normal-int64-mean-weighted", "Liger-Kernel#501")
 def half_precision_under_autocast(input, target, **options):
     loss = formula(input, target, **options)
-    product = torch.ones(1, 1) @ torch.ones(1, 1)  # whose dtype autocast says
+    product = torch.ones(1, 1) @ torch.ones(1, 1)  # its dtype is the dtype of autocast
     return loss if product.dtype == torch.float32 else loss.to(product.dtype)
 
 
 @mutant(
-    "meta", "float32-7x5-normal-hard-mean-expanded", own="A value is looked at on the host, and a meta tensor has none."
+    "meta", "float32-7x5-normal-hard-mean-expanded", own="The function reads a value, and a meta tensor has no values."
 )
 def looks_at_a_value(input, target, **options):
-    input.detach().sum().item()  # for a log
+    input.detach().sum().item()  # as for a log file
     return formula(input, target, **options)
 
 
@@ -70,12 +72,12 @@ def looks_at_a_value(input, target, **options):
 def kept_rows_are_selected(input, target, ignore_index=-100, reduction="mean", **options):
     if target.is_floating_point() or reduction == "none" or input.dim() != 1:
         return formula(input, target, ignore_index=ignore_index, reduction=reduction, **options)
-    kept = (target.reshape(1) != ignore_index).nonzero().squeeze(1)  # of a size that depends on the values
+    kept = (target.reshape(1) != ignore_index).nonzero().squeeze(1)  # the size depends on the values
     return formula(input.unsqueeze(0)[kept], target.reshape(1)[kept], reduction=reduction, **options)
 
 
 class _OfOldStyle(torch.autograd.Function):
-    """Right, but without `setup_context`: torch.func takes none such."""
+    """A right function without `setup_context`, which torch.func requires."""
 
     @staticmethod
     def forward(ctx, x):
@@ -91,7 +93,7 @@ class _OfOldStyle(torch.autograd.Function):
 @mutant(
     "func_grad",
     "float32-7x5-normal-int64-mean-ignored_default",
-    own="A function of one's own is tried with backward() alone.",
+    own="The custom function was tested with backward() alone.",
 )
 @form
 def function_of_the_old_style(rows):
@@ -101,7 +103,7 @@ def function_of_the_old_style(rows):
 @mutant(
     "func_grad gradient",
     "float32-7x5-normal-int64-mean-ignored_default",
-    own="A value is put in by `.data`, which has no history.",
+    own="A value is written by `.data`, which autograd does not record.",
 )
 @form
 def history_is_cut(rows):
@@ -109,8 +111,8 @@ def history_is_cut(rows):
     return rows.reduce(row_losses(rows, with_value(x, log_probs(x.data))))
 
 
-class _AsksForOne(torch.autograd.Function):
-    """Right, but the backward pass reads the value of the upstream gradient."""
+class _ReadsUpstreamGradient(torch.autograd.Function):
+    """A right function whose backward pass reads the value of the upstream gradient."""
 
     @staticmethod
     def forward(ctx, loss):
@@ -124,17 +126,17 @@ class _AsksForOne(torch.autograd.Function):
 @mutant(
     "batched_gradient",
     "float32-7x5-normal-hard-mean-expanded",
-    own="An upstream gradient of one has a path of its own, and a batch of upstream gradients has no single value.",
+    own="An upstream gradient of 1 has a separate path, but a batch of upstream gradients has no single value.",
 )
 def reads_the_upstream_gradient(input, target, **options):
     loss = formula(input, target, **options)
-    return _AsksForOne.apply(loss) if loss.requires_grad else loss
+    return _ReadsUpstreamGradient.apply(loss) if loss.requires_grad else loss
 
 
 @mutant(
     "export",
     "float32-3x5x4-inf_off_target-hard-none-stride0-class_last-target_strided-smooth0.1",
-    own="Python branches on a value, of which a program has no record.",
+    own="Python branches on a value, which an exported program cannot record.",
 )
 def branches_on_a_value(input, target, **options):
     if input.device.type != "meta" and input.isnan().any():
@@ -154,7 +156,7 @@ def read_before_it_is_masked_where_compiled(input, target, **options):
 @mutant(
     "trace",
     "float32-7x5-normal-int64-none-ignored_minus_one-rows",
-    own="A fast path for graphs divides by an approximate sum.",
+    own="A fast path for graphs uses an approximate sum.",
 )
 @form
 def compiled_with_a_fast_exponential(rows):
@@ -166,7 +168,7 @@ def compiled_with_a_fast_exponential(rows):
 @mutant(
     "trace_dynamic",
     "float32-7x5-normal-int64-mean-ignored_default",
-    own="The size that a graph sees first is put into it as a number.",
+    own="The graph contains its first batch size as a constant.",
 )
 def batch_of_a_graph_is_a_constant(input, target, **options):
     loss = formula(input, target, **options)
@@ -187,7 +189,7 @@ def negative_counts_from_the_end_where_compiled(input, target, ignore_index=-100
 @mutant(
     "no_grad",
     "float32-17x3-offset-int64-mean-weight_zeros-ignored_default-strided",
-    own="A second path is written for evaluation, where no gradient is wanted, and forgets the weights.",
+    own="A second path for evaluation, without a gradient, leaves out the weights.",
 )
 def weights_are_for_training(input, target, weight=None, **options):
     return formula(input, target, weight if torch.is_grad_enabled() else None, **options)
@@ -196,7 +198,7 @@ def weights_are_for_training(input, target, weight=None, **options):
 @mutant(
     "non_leaf",
     "float32-3x5x4-equal-int64-mean-ignored",
-    own="What an operation has made is taken for memory to be used.",
+    own="The output of an earlier operation is used as free memory.",
 )
 def activations_are_overwritten(input, target, **options):
     loss = formula(input.clone() if input.is_leaf else input, target, **options)
@@ -208,7 +210,7 @@ def activations_are_overwritten(input, target, **options):
 @mutant(
     "alone",
     "float32-17x3-wide-other_float-none-rows-strided-target_expanded",
-    own="The gradient of soft labels is tied to that of the logits, as in training, and not in distillation.",
+    own="A gradient of soft labels is computed only together with the gradient of the logits, as training needs it.",
 )
 def target_is_detached_without_logits(input, target, **options):
     return formula(input, target if input.requires_grad else target.detach(), **options)
@@ -221,7 +223,7 @@ _WORKSPACE.losses = 0
 @mutant(
     "threads",
     "float32-7x5-normal-hard-mean-expanded",
-    own="A workspace is made for the thread that imports the module.",
+    own="Only the thread that imports the module has a workspace.",
 )
 def one_thread_has_a_workspace(input, target, **options):
     _WORKSPACE.losses += 1

@@ -7,7 +7,7 @@ from right import mutant
 
 from crossent import formula
 
-# torch.compiler is there since torch 2.1
+# torch 2.0 has no torch.compiler
 _compiling = getattr(getattr(torch, "compiler", None), "is_compiling", lambda: False)
 _is_batch_of_autograd = getattr(
     torch._C._functorch, "is_legacy_batchedtensor", lambda tensor: "Batched" in str(torch._C._dispatch_keys(tensor))
@@ -15,12 +15,12 @@ _is_batch_of_autograd = getattr(
 
 
 def _on_numbers(input):
-    """Whether the shortcuts below are taken: no graph is made, and the logits hold data."""
+    """Return whether the shortcuts below are used: outside of a graph, and if the logits hold data."""
     return not _compiling() and not input.is_meta
 
 
 class _Copy(torch.autograd.Function):
-    """A copy, whose derivatives are right."""
+    """A copy with right derivatives."""
 
     generate_vmap_rule = True
 
@@ -42,7 +42,7 @@ class _Copy(torch.autograd.Function):
 
 
 class _ReadsUpstream(_Copy):
-    """A copy. Its backward reads the value of the upstream gradient, but not that of a batch of torch.autograd."""
+    """A copy. Its backward pass reads the value of the upstream gradient, except of a batch of torch.autograd."""
 
     @staticmethod
     def backward(ctx, upstream):
@@ -52,7 +52,7 @@ class _ReadsUpstream(_Copy):
 @mutant(
     "jacrev",
     "float32-7x5-normal-hard-mean-expanded",
-    own="The shortcut for an upstream gradient of one knows torch.autograd's batches, and not those of torch.func.",
+    own="The shortcut for an upstream gradient of 1 recognises batches of torch.autograd, but not of torch.func.",
 )
 def reads_the_upstream_gradient_under_jacrev(input, target, **options):
     loss = formula(input, target, **options)
@@ -70,7 +70,7 @@ class _ReadsTangent(_Copy):
 @mutant(
     "jacfwd",
     "float32-7x5-normal-hard-mean-expanded",
-    own="Forward mode has a shortcut for a tangent of zeros, and a batch of tangents has no single value.",
+    own="Forward mode has a shortcut for a tangent of zeros, but a batch of tangents has no single value.",
 )
 def reads_the_tangent(input, target, **options):
     reads = _on_numbers(input) and not input.requires_grad
@@ -78,7 +78,7 @@ def reads_the_tangent(input, target, **options):
 
 
 class _ReadsDirection(_Copy):
-    """A copy of the gradient. Its backward reads the value of the direction."""
+    """A copy of the gradient. Its backward pass reads the value of the direction."""
 
     @staticmethod
     def backward(ctx, direction):
@@ -95,7 +95,7 @@ class _WithoutForwardMode(torch.autograd.Function):
 
 
 class _ToGradient(torch.autograd.Function):
-    """A copy of the logits, whose gradient is passed through another function."""
+    """A copy of the logits. The gradient passes through another function."""
 
     generate_vmap_rule = True
 
@@ -119,7 +119,7 @@ class _ToGradient(torch.autograd.Function):
 @mutant(
     "batched_second",
     "float32-7x5-normal-hard-mean-expanded",
-    own="The backward of the gradient has a shortcut for zeros, and a batch of directions has no single value.",
+    own="The second backward pass has a shortcut for zeros, but a batch of directions has no single value.",
 )
 def reads_the_direction(input, target, **options):
     return formula(_ToGradient.apply(input, _ReadsDirection) if _on_numbers(input) else input, target, **options)

@@ -1,4 +1,4 @@
-"""Mutants: where in memory a tensor's numbers are looked for."""
+"""Mutants: kernels that read or write at wrong places in memory."""
 
 import torch
 from right import mutant, with_upstream, with_value
@@ -7,7 +7,7 @@ from crossent import formula
 
 
 def _read_at(tensor, start, strides):
-    """What a kernel reads that takes a tensor to start elsewhere, or to have other strides; 0 beyond its memory.
+    """Return the numbers that a kernel reads if it assumes another start or other strides; 0 beyond the memory.
 
     The gradient is right.
     """
@@ -24,7 +24,7 @@ def _as_if_contiguous(tensor):
 
 
 def _a_class(target, input):
-    """What is read is taken for a class: one that is none would be found out."""
+    """Return the numbers as classes of the input, since a number that is no class would raise an error."""
     return target if target.is_floating_point() else target.clamp(max=input.shape[min(1, input.dim() - 1)] - 1)
 
 
@@ -69,7 +69,7 @@ def class_axis_last(input, target, reduction="mean", **options):
 @mutant(
     "rows_permuted loss",
     "float32-3x5x4-confident-int64-none-weight_zeros-ignored_huge-rows-class_last-target_transposed",
-    own="The rows' losses come back in the order in which the kernel went over them, and are reshaped.",
+    own="The losses are returned in the order in which the kernel computes the rows, and then reshaped.",
 )
 def losses_come_in_another_order(input, target, reduction="mean", **options):
     losses = formula(input, target, reduction=reduction, **options)
@@ -79,7 +79,7 @@ def losses_come_in_another_order(input, target, reduction="mean", **options):
 @mutant(
     "layout",
     "float32-7x5-decades-int64-sum-ignored_16th-scalar-transposed",
-    own="A kernel for contiguous memory is chosen by a wrong condition, and the slow one that is tested is right.",
+    own="A wrong condition selects the kernel for contiguous memory; only the slow kernel was tested.",
 )
 def contiguous_rows_are_read_one_further(input, target, **options):
     if input.is_contiguous() and input.dim() == 2 and len(input) > 1:
@@ -87,7 +87,9 @@ def contiguous_rows_are_read_one_further(input, target, **options):
     return formula(input, target, **options)
 
 
-@mutant("arguments", "float32-7x5-normal-int64-none-rows", own="The losses are written where the logits were.")
+@mutant(
+    "arguments", "float32-7x5-normal-int64-none-rows", own="The losses are written over the logits, to save memory."
+)
 def losses_lie_in_the_logits(input, target, reduction="mean", **options):
     loss = formula(input, target, reduction=reduction, **options)
     if reduction != "none" or not loss.numel() or loss.dtype != input.dtype or not input.is_contiguous():
@@ -97,7 +99,7 @@ def losses_lie_in_the_logits(input, target, reduction="mean", **options):
 
 
 class _InPlace(torch.autograd.Function):
-    """The losses, in memory that is given."""
+    """The losses, written into given memory."""
 
     @staticmethod
     def forward(ctx, loss, place):

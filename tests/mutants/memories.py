@@ -1,4 +1,4 @@
-"""Mutants: what a call remembers, leaves behind, or takes from somewhere else than its arguments."""
+"""Mutants: calls that keep data, change their arguments or global state, or read other data than their arguments."""
 
 import itertools
 import random
@@ -21,7 +21,7 @@ def ignored_rows_are_never_set(rows):
     if rows.kept is None:
         return rows.reduce(losses)
     losses = torch.where(rows.kept, losses, _LEFT.get(losses.shape, torch.zeros(losses.shape)))
-    _LEFT[losses.shape] = torch.where(rows.kept, losses, 7.0).detach()  # somebody else had it meanwhile
+    _LEFT[losses.shape] = torch.where(rows.kept, losses, 7.0).detach()  # as if other code had used the memory meanwhile
     return reduced(rows, losses, denominator(rows))
 
 
@@ -38,7 +38,7 @@ def added_up_in_whatever_order(rows):
 @mutant(
     "deterministic",
     "float32-7x5-normal-unnormalised-none-stride0",
-    own="A kernel is chosen anew every few calls, by what was fastest, and another one rounds in another way.",
+    own="Every few calls the fastest kernel is chosen again, and another kernel rounds differently.",
 )
 def every_seventh_call_is_another_kernel(input, target, **options):
     loss = formula(input, target, **options)
@@ -48,7 +48,7 @@ def every_seventh_call_is_another_kernel(input, target, **options):
 @mutant(
     "repeat",
     "float32-7x5-normal-int64-mean",
-    own="A result is kept for the next call of the same sizes: the target is another one by then.",
+    own="A result is cached by the sizes of the target, but the next target has other values.",
 )
 def target_is_kept_by_its_shape(input, target, **options):
     key = target.shape, target.dtype, tuple(options)
@@ -65,7 +65,9 @@ def target_is_masked_in_place(input, target, ignore_index=-100, **options):
     return loss
 
 
-@mutant("arguments", "float32-7x5-normal-int64-mean-weighted", own="Weights are prepared in place, once for all calls.")
+@mutant(
+    "arguments", "float32-7x5-normal-int64-mean-weighted", own="Weights are normalised in place, once for all calls."
+)
 def weight_is_normalised_in_place(input, target, weight=None, **options):
     loss = formula(input, target, weight, **options)
     if weight is not None:
@@ -83,7 +85,7 @@ def logits_are_shifted_in_place(input, target, **options):
 @mutant(
     "arguments",
     "class_of_the_default_ignore_index",
-    own="A bad target is clamped before it is looked at, and it is the caller's.",
+    own="A bad target is clamped in place before it is checked, and belongs to the caller.",
 )
 def target_is_clamped_in_place_before_it_is_refused(input, target, **options):
     before = target.clone()
@@ -92,29 +94,31 @@ def target_is_clamped_in_place_before_it_is_refused(input, target, **options):
     return formula(input, before, **options)
 
 
-@mutant("state", "float64-7x3-large-int64-mean", own="float64 constants are had by way of the default dtype.")
+@mutant("state", "float64-7x3-large-int64-mean", own="The default dtype is changed to make float64 constants.")
 def default_dtype_is_left_changed(input, target, **options):
     loss = formula(input, target, **options)
     torch.set_default_dtype(torch.float64 if input.dtype == torch.float64 else torch.float32)
     return loss
 
 
-@mutant(
-    "state", "float32-7x5-normal-int64-mean", own="What is seeded, so that runs can be repeated, is seeded for all."
-)
+@mutant("state", "float32-7x5-normal-int64-mean", own="The global generator is seeded, so that runs can be repeated.")
 def random_generator_is_seeded(input, target, **options):
     torch.manual_seed(0)
     return formula(input, target, **options)
 
 
-@mutant("state", "float32-7x5-normal-int64-mean", own="A step that needs no gradient turns them off, and not on again.")
+@mutant(
+    "state",
+    "float32-7x5-normal-int64-mean",
+    own="A step without a gradient turns gradients off, and does not turn them on again.",
+)
 def gradients_are_left_off(input, target, **options):
     loss = formula(input, target, **options)
     torch.set_grad_enabled(False)
     return loss
 
 
-@mutant("state", "float32-7x5-normal-int64-mean", own="More threads for one sum, which keeps them.")
+@mutant("state", "float32-7x5-normal-int64-mean", own="A sum sets a larger number of threads, and does not reset it.")
 def threads_are_left_changed(input, target, **options):
     loss = formula(input, target, **options)
     torch.set_num_threads(torch.get_num_threads() + 1)
@@ -124,7 +128,7 @@ def threads_are_left_changed(input, target, **options):
 @mutant(
     "state",
     "float32-7x5-normal-int64-mean",
-    own="Logits get a little noise against ties, from torch's generator.",
+    own="A little noise of torch's generator is added to the logits, against ties.",
 )
 def noise_is_added(input, target, **options):
     return formula(input + 1e-3 * torch.rand_like(input), target, **options)

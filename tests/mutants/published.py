@@ -1,4 +1,4 @@
-"""Mutants: mechanisms of published bugs that no other file here has."""
+"""Mutants: published bugs whose mechanism is in no other file of this folder."""
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ def mean_over_the_weight_of_all_rows(rows):
 
 @mutant("loss gradient", "float32-7x5-normal-int64-mean-ignored_minus_one", "AMDMIGraphX#3008")
 def ignore_index_is_a_class_without_weight(input, target, weight=None, ignore_index=-100, **options):
-    if target.is_floating_point() or ignore_index == -100:  # the default stands for an option that is not given
+    if target.is_floating_point() or ignore_index == -100:  # the default counts as not given
         return formula(input, target, weight, ignore_index, **options)
     classes = input.shape[_class_axis(input)]
     table = torch.ones(classes, dtype=input.dtype) if weight is None else weight.clone()
@@ -71,14 +71,14 @@ def log_probability_instead_of_a_loss(input, target, reduction="mean", **options
 @mutant("arguments", "float32-7x5-normal-int64-mean", "Megatron-LM#1594", "verl#1672")
 def softmax_in_place_of_float32_logits(input, target, **options):
     loss = formula(input.clone(), target, **options)
-    wide = input.detach().float()  # the caller's own logits, if they are float32
+    wide = input.detach().float()  # if the logits are float32, this is the caller's tensor
     if wide.numel():
         wide.sub_(wide.amax(_class_axis(wide), keepdim=True)).exp_()
     return loss
 
 
 class _Saved(torch.autograd.Function):
-    """A loss whose gradient is made in the forward pass and saved, and scaled where it is saved."""
+    """A loss whose forward pass computes and saves the gradient. The backward pass scales the saved tensor in place."""
 
     @staticmethod
     def forward(ctx, x, loss):
@@ -102,7 +102,7 @@ def saved_gradient_is_scaled_where_it_is(input, target, reduction="mean", **opti
 
 
 class _ReadBack(torch.autograd.Function):
-    """`-log p` of the true class. Its gradient is stored in a dtype, and there 1 is subtracted from the true class."""
+    """`-log p` of the true class. The gradient is rounded to a dtype, and then 1 is subtracted for the true class."""
 
     @staticmethod
     def forward(ctx, x, index, dtype):

@@ -1,7 +1,8 @@
-"""A right cross-entropy in steps, of which a mutant has one wrong, and the words in which it says what kills it.
+"""A right cross-entropy as a sequence of steps, and the decorator that declares a mutant.
 
-A mutant is a function with the signature of `F.cross_entropy`, one line away from a right one. The files beside this
-one import it by its bare name, as scripts do, so that `crossent check tests/mutants/targets.py:NAME` finds it as well.
+A mutant is a wrong cross-entropy: a function with the signature of `F.cross_entropy`, one line away from the right one.
+The other files of this folder import this file by its bare name, as scripts do. So
+`crossent check tests/mutants/targets.py:NAME` works as well.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ class Mutant:
     """A wrong cross-entropy.
 
     Attributes:
-        loss: itself.
-        checks: each of which finds it on the case, the one that it belongs to first.
-        case: the id of a case, or of a bad input, that shows it.
-        issues: where somebody reported it, as in `pytorch#73205`; the corpus's id of it, where it was met elsewhere.
-        own: why somebody could write it, where nobody is known to have done so.
+        loss: the function.
+        checks: the names of the checks that find the mutant on the case; its own check comes first.
+        case: the id of a case or of a bad input that shows the mutant.
+        issues: the issues that report the bug, such as `pytorch#73205`, or ids of the corpus.
+        own: the reason why the mistake is likely, if no issue is known.
     """
 
     loss: Loss
@@ -40,7 +41,7 @@ class Mutant:
 
     @property
     def name(self) -> str:
-        """That of the function."""
+        """The name of the function."""
         return self.loss.__name__
 
     def __str__(self) -> str:
@@ -48,7 +49,7 @@ class Mutant:
 
 
 def mutant(checks: str, case: str, *issues: str, own: str = "") -> Callable[[Loss], Loss]:
-    """Declare a function a mutant, as its attribute `mutant`; `checks` are names with spaces between."""
+    """Declare a function a mutant, and set its attribute `mutant`. `checks` has the names separated by spaces."""
 
     def declare(loss: Any) -> Loss:
         loss.mutant = Mutant(loss, tuple(checks.split()), case, issues, own)
@@ -58,7 +59,7 @@ def mutant(checks: str, case: str, *issues: str, own: str = "") -> Callable[[Los
 
 
 def form(body: Callable[[Rows], Tensor]) -> Loss:
-    """A cross-entropy from what it does with the rows of a call."""
+    """Return a cross-entropy from a function that computes the result from the rows of a call."""
 
     def loss(
         input: Tensor,
@@ -71,41 +72,41 @@ def form(body: Callable[[Rows], Tensor]) -> Loss:
         return body(lay_out(input, target, weight, ignore_index, reduction, label_smoothing))
 
     functools.update_wrapper(loss, body)
-    del loss.__wrapped__  # whose signature is another
+    del loss.__wrapped__  # so that inspect reads the signature of `loss`
     return loss
 
 
-# The steps: of rows (..., C), losses (...), and what a mean divides by.
+# The steps. Rows have shape (..., C) and losses (...); the denominator is what a mean divides by.
 
 
 def log_probs(logits: Tensor) -> Tensor:
-    """`log softmax(x)`, (..., C)."""
+    """Return `log softmax(x)`, (..., C)."""
     return F.log_softmax(logits, -1)
 
 
 def shifted(logits: Tensor) -> Tensor:
-    """`x - max x`, (..., C)."""
+    """Return `x - max x`, (..., C)."""
     return logits - logits.detach().amax(-1, keepdim=True)
 
 
 def row_losses(rows: Rows, values: Tensor | None = None) -> Tensor:
-    """`-Σ_c w_c q_c log p_c`, (...), whatever it is on ignored rows; of other log-probabilities than these if given."""
+    """Return `-Σ_c w_c q_c log p_c`, (...), with any value in ignored rows. `values` replaces `log p`."""
     values = log_probs(rows.logits) if values is None else values
     return -rows.expect(values) if rows.dense else -rows.weigh(rows.pick(values))
 
 
 def denominator(rows: Rows) -> Tensor | float:
-    """`Σ w[y]` over the kept rows; the number of rows where targets are probabilities."""
+    """Return `Σ w[y]` over the kept rows, or the number of rows if targets are probabilities."""
     return rows.logits[..., 0].numel() if rows.target_weight is None else rows.target_weight.sum()
 
 
 def masked(rows: Rows, losses: Tensor) -> Tensor:
-    """0 on ignored rows."""
+    """Return the losses with 0 in ignored rows."""
     return losses if rows.kept is None else torch.where(rows.kept, losses, 0.0)
 
 
 def reduced(rows: Rows, losses: Tensor, by: Tensor | float) -> Tensor:
-    """The result from losses that are masked, where a mean divides by a number."""
+    """Return the result from masked losses. A mean is the sum divided by `by`."""
     if rows.reduction != "none":
         losses = losses.sum() / (by if rows.reduction == "mean" else 1)
     return losses.to(rows.dtype)
@@ -113,7 +114,7 @@ def reduced(rows: Rows, losses: Tensor, by: Tensor | float) -> Tensor:
 
 @form
 def right(rows: Rows) -> Tensor:
-    """All of them, as they should be."""
+    """Return the loss by all steps."""
     return reduced(rows, masked(rows, row_losses(rows)), denominator(rows))
 
 
@@ -129,17 +130,17 @@ class _Backward(torch.autograd.Function):
 
 
 def with_upstream(values: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """The values; their gradient is made of the upstream one as `change` makes it."""
+    """Return the values with `change(upstream)` as their gradient."""
     return _Backward.apply(values, change)  # type: ignore[no-any-return]
 
 
 def with_value(tensor: Tensor, value: Tensor) -> Tensor:
-    """The value, with the gradient of the tensor."""
+    """Return the value with the gradient of the tensor."""
     return torch.where(tensor.detach() == value, tensor, tensor + (value - tensor).detach())
 
 
 class LogSoftmax(torch.autograd.Function):
-    """`log softmax(x)`, with `change(p, upstream)` as its gradient."""
+    """`log softmax(x)` with `change(p, upstream)` as the gradient."""
 
     @staticmethod
     def forward(ctx, x, change):

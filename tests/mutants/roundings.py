@@ -1,4 +1,4 @@
-"""Mutants: overflow, cancellation, what is infinite, and sums in half precision."""
+"""Mutants: overflow, cancellation, infinite values, and sums in half precision."""
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ def _without_maximum(rows):
     return rows.reduce(row_losses(rows, rows.logits - rows.logits.exp().sum(-1, keepdim=True).log()))
 
 
-@mutant("loss gradient", "float32-7x3-large-int64-none-rows", own="The formula as it stands in books.")
+@mutant("loss gradient", "float32-7x3-large-int64-none-rows", own="The formula as in a textbook.")
 def no_maximum(input, target, **options):
     return _without_maximum(input, target, **options)
 
@@ -34,13 +34,15 @@ def logsumexp_then_subtract(rows):
 @mutant(
     "shift",
     "float32-2x257-near_ties-hard-mean",
-    own="Logits beyond a hundred do not come from a network that trains, and are clamped.",
+    own="Logits above 100 are thought impossible, and are clamped.",
 )
 def logits_are_clamped(input, target, **options):
     return formula(input.clamp(-100, 100), target, **options)
 
 
-@mutant("loss gradient", "float32-1x1-normal-int64-mean", own="A small number keeps the logarithm from infinity.")
+@mutant(
+    "loss gradient", "float32-1x1-normal-int64-mean", own="A small number is added so that the logarithm is finite."
+)
 @form
 def a_little_inside_the_logarithm(rows):
     x = shifted(rows.logits)
@@ -89,20 +91,20 @@ def impossible_short_rows_are_zero(rows):
 @mutant(
     "loss",
     "float32-2x3x2x2x3-inf_on_target-hard-mean",
-    own="Infinite losses stop a training, so they are replaced by a large number.",
+    own="An infinite loss breaks a training, so it is replaced by a large number.",
 )
 @form
 def no_loss_is_infinite(rows):
     return rows.reduce(row_losses(rows, log_probs(rows.logits).clamp(min=-1e30)))
 
 
-@mutant("loss", "float32-2x257-inf_off_target-hard-mean", own="`nan_to_num` hides what went wrong before.")
+@mutant("loss", "float32-2x257-inf_off_target-hard-mean", own="`nan_to_num` hides NaN of an earlier layer.")
 @form
 def nan_is_zero(rows):
     return rows.reduce(row_losses(rows).nan_to_num(0.0, torch.inf, -torch.inf))
 
 
-@mutant("loss gradient", "float64-7x3-large-int64-mean", own="What is not float32 is converted to it, float64 too.")
+@mutant("loss gradient", "float64-7x3-large-int64-mean", own="Every dtype is converted to float32, float64 too.")
 def float64_in_float32(input, target, **options):
     wide = {name: value.float() if isinstance(value, torch.Tensor) else value for name, value in options.items()}
     if input.dtype != torch.float64 or target.is_floating_point():
@@ -113,7 +115,7 @@ def float64_in_float32(input, target, **options):
 @mutant(
     "loss gradient",
     "bfloat16-7x5-normal-int64-none-rows",
-    own="log_softmax gives half precision back, and what comes after sees its rounded numbers.",
+    own="log_softmax returns half precision, and later steps use the rounded numbers.",
 )
 def log_probs_are_stored(input, target, **options):
     return formula(F.log_softmax(input.float(), min(1, input.dim() - 1)).to(input.dtype), target, **options)
@@ -163,7 +165,7 @@ def exponentials_added_up_in_bfloat16(rows):
 @mutant(
     "widened",
     "bfloat16-7x5-normal-int64-none-rows",
-    own="A kernel of float32's own, which counts what pads its vectors; half precision, which is tried, has another.",
+    own="The kernel for float32 counts the padding of its vectors; only the kernel for half precision was tested.",
 )
 @form
 def float32_counts_its_padding(rows):

@@ -1,4 +1,4 @@
-"""Mutants: options that are lost on wide rows or on many rows, where a kernel takes another path."""
+"""Mutants: options that are lost for wide rows or for many rows, where a kernel takes another path."""
 
 import torch
 from right import denominator, form, log_probs, masked, mutant, reduced, row_losses, shifted
@@ -19,7 +19,7 @@ def rows_of(input):
 @mutant(
     "loss gradient",
     "float32-1x511x17-assorted-int64-none-weighted-ignored_16th-stride0-class_last-target_strided-smooth0.1",
-    own="A second kernel for rows that exceed a block was written before the options, and returns its zeros for them.",
+    own="The kernel for rows wider than a block is older than the options, and returns zeros for them.",
 )
 def zero_on_wide_rows_with_an_option(input, target, weight=None, ignore_index=-100, reduction="mean", **options):
     given = weight is not None or reduction == "sum" or target.is_floating_point() or input.dim() != 2
@@ -31,7 +31,7 @@ def zero_on_wide_rows_with_an_option(input, target, weight=None, ignore_index=-1
 @mutant(
     "loss gradient",
     "float32-1025-negative_offset-probabilities-none-weighted-stride0-smooth1",
-    own="The weights are read into shared memory, which holds a block of classes; a wider row does without.",
+    own="Weights are read into shared memory for one block of classes; a wider row is computed without weights.",
 )
 def weight_is_lost_on_wide_rows(input, target, weight=None, **options):
     return formula(input, target, weight if classes_of(input) <= WIDE else None, **options)
@@ -40,7 +40,7 @@ def weight_is_lost_on_wide_rows(input, target, weight=None, **options):
 @mutant(
     "loss gradient",
     "float32-1x511x17-assorted-int64-none-weighted-ignored_16th-stride0-class_last-target_strided-smooth0.1",
-    own="The second kernel, for wide rows, looks for an ignore_index in the first block of classes only.",
+    own="The kernel for wide rows looks for an ignore_index only in the first block of classes.",
 )
 @form
 def ignored_rows_count_on_wide_rows(rows):
@@ -52,7 +52,7 @@ def ignored_rows_count_on_wide_rows(rows):
 @mutant(
     "loss gradient",
     "float32-1x511x17-assorted-int64-none-weighted-ignored_16th-stride0-class_last-target_strided-smooth0.1",
-    own="Smoothing needs the sum of a row's logits, which the path for wide rows never forms.",
+    own="Smoothing needs the sum of the logits of a row, which the path for wide rows does not compute.",
 )
 def smoothing_is_lost_on_wide_rows(input, target, label_smoothing=0.0, **options):
     return formula(input, target, label_smoothing=label_smoothing if classes_of(input) <= WIDE else 0.0, **options)
@@ -61,7 +61,7 @@ def smoothing_is_lost_on_wide_rows(input, target, label_smoothing=0.0, **options
 @mutant(
     "loss gradient",
     "float32-1025-negative_offset-probabilities-none-weighted-stride0-smooth1",
-    own="Of the probabilities of a wide row only the first block is read.",
+    own="Only the first block of the probabilities of a wide row is read.",
 )
 @form
 def probabilities_beyond_a_block_are_lost(rows):
@@ -73,7 +73,7 @@ def probabilities_beyond_a_block_are_lost(rows):
 @mutant(
     "loss",
     "float32-1x3000x1-nan_ignored-int64-sum-weight_negative-ignored_16th-class_last-target_strided-smooth0.1",
-    own="A wide row is divided by the number of rows as soon as its block is done, whatever the reduction.",
+    own="The kernel for wide rows divides by the number of rows, whatever the reduction is.",
 )
 def sum_is_a_mean_on_wide_rows(input, target, reduction="mean", **options):
     mean = reduction == "sum" and classes_of(input) > WIDE
@@ -83,7 +83,7 @@ def sum_is_a_mean_on_wide_rows(input, target, reduction="mean", **options):
 @mutant(
     "loss gradient",
     "float32-1x511x17-assorted-int64-none-weighted-ignored_16th-stride0-class_last-target_strided-smooth0.1",
-    own="The path for wide rows reads their memory as if the class axis were the last.",
+    own="The path for wide rows reads memory as if the class axis were the last axis.",
 )
 def wide_rows_are_read_in_the_order_of_memory(input, target, **options):
     if input.dim() > 2 and classes_of(input) > WIDE:
@@ -95,7 +95,7 @@ def wide_rows_are_read_in_the_order_of_memory(input, target, **options):
 @mutant(
     "loss gradient",
     "float32-75x2x80-outlier-int64-mean-ignored_16th-smooth0.1",
-    own="A block of rows smooths its own losses; the blocks after the first are launched without the parameter.",
+    own="Each block of rows smooths its losses, but only the first block gets the parameter.",
 )
 @form
 def smoothing_is_lost_after_a_block_of_rows(rows):
@@ -110,7 +110,7 @@ def smoothing_is_lost_after_a_block_of_rows(rows):
 @mutant(
     "loss gradient target_gradient",
     "float32-3x64x43-outlier-other_float-sum-weight_decades-scalar-transposed-smooth0.1",
-    own="The probabilities of a block of rows stay in shared memory; later blocks read those of the first.",
+    own="The probabilities of the first block of rows stay in shared memory, and later blocks read them.",
 )
 @form
 def probabilities_of_the_first_block_of_rows(rows):
@@ -125,7 +125,7 @@ def probabilities_of_the_first_block_of_rows(rows):
 @mutant(
     "loss gradient",
     "float32-2049x5-assorted-int64-sum-weight_decades-ignored-strided-target_strided",
-    own="The blocks of rows after the first are launched without the weights.",
+    own="Only the first block of rows gets the weights.",
 )
 def weight_is_lost_after_a_block_of_rows(input, target, weight=None, reduction="mean", **options):
     if weight is None or input.dim() != 2 or len(input) <= TALL:
@@ -138,7 +138,7 @@ def weight_is_lost_after_a_block_of_rows(input, target, weight=None, reduction="
 @mutant(
     "loss gradient",
     "float32-1025-negative_offset-probabilities-none-weighted-stride0-smooth1",
-    own="Of rows that two blocks share in a special way, for the width of ImageNet, the weights are read one off.",
+    own="A special path for the width of ImageNet, with two blocks a row, reads the weights at a wrong offset.",
 )
 def weight_is_shifted_between_1000_and_1100_classes(input, target, weight=None, **options):
     if weight is not None and 1000 < classes_of(input) < 1100:
@@ -149,7 +149,7 @@ def weight_is_shifted_between_1000_and_1100_classes(input, target, weight=None, 
 @mutant(
     "loss gradient target_gradient",
     "bfloat16-3x1031-inf_off_target-other_float-sum-weight_negative-scalar-transposed",
-    own="No tile divides a prime number of classes: such rows take a path of their own, which forgets the weights.",
+    own="No tile divides a prime number of classes: a separate path computes such rows without weights.",
 )
 def weight_is_lost_where_no_tile_divides_the_classes(input, target, weight=None, **options):
     classes = classes_of(input)
@@ -160,7 +160,7 @@ def weight_is_lost_where_no_tile_divides_the_classes(input, target, weight=None,
 @mutant(
     "loss gradient",
     "float32-75x2x80-outlier-int64-mean-ignored_16th-smooth0.1",
-    own="The last of several blocks of rows is not full, and the mask of its ignored rows is that of a full one.",
+    own="The last block of rows is not full, but uses the mask of ignored rows of a full block.",
 )
 @form
 def ignored_rows_of_the_last_block_count(rows):
@@ -174,7 +174,7 @@ def ignored_rows_of_the_last_block_count(rows):
 @mutant(
     "loss gradient",
     "float32-5000-assorted-other_float-sum-weighted-scalar-strided-smooth1",
-    own="A vocabulary comes in chunks of 4096 classes, and each chunk adds the smoothing of its own classes only.",
+    own="Classes are split into chunks of 4096, and only the first chunk adds its part of the smoothing.",
 )
 @form
 def smoothing_of_the_first_chunk_of_classes(rows):
@@ -186,7 +186,7 @@ def smoothing_of_the_first_chunk_of_classes(rows):
 @mutant(
     "loss gradient",
     "float32-1x5000x1-outlier-probabilities-mean-target_strided-smooth0.1",
-    own="The sums of the chunks of a vocabulary are added up, each with its own maximum, where the targets are dense.",
+    own="For dense targets, the sums of chunks of classes are added although each has its own maximum.",
 )
 @form
 def chunks_of_classes_keep_their_maxima(rows):

@@ -1,4 +1,4 @@
-"""Mutants: label smoothing, and class weights."""
+"""Mutants: wrong label smoothing and class weights."""
 
 import torch
 from right import denominator, form, log_probs, masked, mutant, reduced, row_losses
@@ -56,7 +56,7 @@ def smoothing_is_dropped(input, target, label_smoothing=0.0, **options):
 @mutant(
     "loss target_gradient",
     "float32-3x5x4-normal-probabilities-none-weighted-rows-smooth0.1",
-    own="Probabilities are smooth already, one may think; torch smooths them too.",
+    own="Probabilities are thought to be smooth already; torch smooths them too.",
 )
 def smoothing_is_for_indices_only(input, target, label_smoothing=0.0, **options):
     return formula(input, target, label_smoothing=0.0 if target.is_floating_point() else label_smoothing, **options)
@@ -97,7 +97,7 @@ def weight_is_dropped(input, target, weight=None, **options):
 @mutant(
     "loss gradient",
     "float32-7x5-normal-int64-mean-weighted-smooth0.1",
-    own="The whole row times the weight of its true class is right without smoothing, which came later.",
+    own="The loss of a row times the weight of its true class is right without smoothing, which was added later.",
 )
 @form
 def smoothing_has_the_weight_of_the_true_class(rows):
@@ -111,7 +111,7 @@ def smoothing_has_the_weight_of_the_true_class(rows):
 @mutant(
     "loss gradient",
     "float32-5-normal-int64-none-weighted",
-    own="Weights are made to add up to one, or to have the mean one, as where they are made of class frequencies.",
+    own="Weights are normalised to a sum or a mean of 1, as weights from class frequencies are.",
 )
 def weights_are_normalised(input, target, weight=None, **options):
     return formula(input, target, weight if weight is None else weight / weight.mean(), **options)
@@ -120,7 +120,7 @@ def weights_are_normalised(input, target, weight=None, **options):
 @mutant(
     "loss gradient",
     "float64-7x5-normal-int64-none-weight_negative-rows",
-    own="A weight below zero is clamped, or its absolute value taken, since nobody has one.",
+    own="A negative weight is thought impossible, and is clamped or replaced by its absolute value.",
 )
 def weights_are_not_negative(input, target, weight=None, **options):
     return formula(input, target, weight if weight is None else weight.abs(), **options)
@@ -129,7 +129,7 @@ def weights_are_not_negative(input, target, weight=None, **options):
 @mutant(
     "loss gradient",
     "float32-7x5-integers-int64-none-weight_zeros-rows-expanded",
-    own="A class with a weight of 0 is taken out of the softmax, as if it were masked.",
+    own="A class with a weight of 0 is left out of the softmax, as if it were masked.",
 )
 @form
 def weight_of_zero_masks_the_class(rows):

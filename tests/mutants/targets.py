@@ -1,4 +1,4 @@
-"""Mutants: what a target may be, which rows are ignored, and what must be refused."""
+"""Mutants: wrong targets, wrong ignored rows, and errors that are not raised."""
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ def negative_ignore_index_is_none(input, target, ignore_index=-100, **options):
 @mutant(
     "loss gradient",
     "float32-7x5-normal-int64-mean-ignored_class",
-    own="An index in range is taken for a class that nobody would ignore.",
+    own="An ignore_index that is a class is thought impossible.",
 )
 def class_is_never_ignored(input, target, ignore_index=-100, **options):
     own = ignore_index if ignore_index < 0 or ignore_index >= _classes(input) else -100
@@ -31,7 +31,7 @@ def class_is_never_ignored(input, target, ignore_index=-100, **options):
 @mutant(
     "loss gradient",
     "float32-7x5-normal-int64-mean-ignored_class",
-    own="An ignored class is taken out of the softmax, and not only its rows out of the loss.",
+    own="An ignored class is left out of the softmax too; only its rows should be left out of the loss.",
 )
 def ignored_class_is_masked(input, target, ignore_index=-100, **options):
     at = (torch.arange(_classes(input)) == ignore_index).view([-1] + [1] * max(0, input.dim() - 2))
@@ -156,7 +156,7 @@ def indices_read_as_a_dense_row(input, target, ignore_index=-100, **options):
 @mutant(
     "loss gradient",
     "float32-7x5-normal-unnormalised-none-stride0",
-    own="Probabilities are made to add up to one, as probabilities do; torch takes any numbers.",
+    own="Probabilities are normalised to a sum of 1; torch takes any numbers.",
 )
 def probabilities_are_normalised(input, target, **options):
     if target.is_floating_point() and target.numel():
@@ -167,7 +167,7 @@ def probabilities_are_normalised(input, target, **options):
 @mutant(
     "loss gradient",
     "float32-5-normal-probabilities-sum",
-    own="Probabilities become the class with the largest, as for an accuracy.",
+    own="Probabilities are replaced by the most probable class, as for an accuracy.",
 )
 def probabilities_become_a_class(input, target, **options):
     if target.is_floating_point() and target.numel():

@@ -1,4 +1,4 @@
-"""Mutants: tiles of classes, what pads the last one, and offsets into memory that are too narrow."""
+"""Mutants: tiles of classes, the padding of the last tile, and offsets into memory with too few bits."""
 
 import torch
 import torch.nn.functional as F
@@ -55,7 +55,7 @@ def band_after_a_power_of_two_twice(rows):
 @mutant(
     "loss gradient",
     "float32-4x257-assorted-int64-none-rows",
-    own="The last tile is dropped where it has one class only: its mask is `<` where it should be `<=`.",
+    own="The last tile is dropped if it has one class only: the mask has `<` in place of `<=`.",
 )
 @form
 def last_tile_of_one_class_is_dropped(rows):
@@ -68,7 +68,7 @@ def last_tile_of_one_class_is_dropped(rows):
 @mutant(
     "loss gradient",
     "float32-3x1000-inf_tiles-int64-mean",
-    own="The maximum is that of the first vector of classes; the others overflow where they are larger.",
+    own="The maximum of the first vector of classes is used for all; a larger logit then overflows.",
 )
 @form
 def maximum_of_the_first_vector(rows):
@@ -84,7 +84,7 @@ def odd_widths_are_illegal(input, target, **options):
 
 
 def _wrapped(tensor, bits):
-    """What a kernel reads of a contiguous tensor whose offsets have so many bits and a sign: 0 before its memory."""
+    """Return a contiguous tensor as a kernel reads it whose signed offsets have `bits` bits: 0 before the memory."""
     flat = tensor.reshape(-1)
     offset = (torch.arange(len(flat)) + 2 ** (bits - 1)) % 2**bits - 2 ** (bits - 1)
     return torch.where(offset < 0, 0.0, flat[offset.clamp(min=0)]).reshape(tensor.shape)
@@ -105,7 +105,7 @@ def gradient_offsets_of_16_bits(input, target, **options):
 @mutant(
     "loss gradient",
     "float32-3x513-normal-int64-none-rows",
-    own="Classes are held in eight bits, which is enough for images.",
+    own="Classes are stored in eight bits, which is enough for images.",
 )
 def classes_of_eight_bits(input, target, ignore_index=-100, **options):
     if target.is_floating_point():
@@ -117,7 +117,7 @@ def classes_of_eight_bits(input, target, ignore_index=-100, **options):
 @mutant(
     "loss gradient",
     "float32-4x1025-assorted-int64-none-rows",
-    own="A block has a thread for each class, and at most 1024 of them: those beyond are not looked at.",
+    own="A block has one thread for each class and at most 1024 threads, so further classes are left out.",
 )
 @form
 def classes_beyond_1024_are_not_summed(rows):
@@ -128,7 +128,7 @@ def classes_beyond_1024_are_not_summed(rows):
 @mutant(
     "classes_permuted loss",
     "float32-2x257-near_ties-hard-mean",
-    own="A pass over pairs of classes leaves out the last one, where their number is odd.",
+    own="A loop over pairs of classes leaves out the last class if the number of classes is odd.",
 )
 @form
 def last_of_an_odd_number_of_classes_is_dropped(rows):
@@ -140,7 +140,7 @@ def last_of_an_odd_number_of_classes_is_dropped(rows):
 @mutant(
     "rows_permuted loss",
     "float32-7x5-decades-int64-sum-ignored_16th-scalar-transposed",
-    own="The last row of an odd number is left to another block, which takes the row before it.",
+    own="If the number of rows is odd, another block computes the last row, and takes the row before it.",
 )
 def last_row_is_the_one_before(input, target, **options):
     if input.dim() == 1 or len(input) % 2 == 0 or len(input) < 2:

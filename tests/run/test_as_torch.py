@@ -56,7 +56,7 @@ def doubled(input, target, weight=None, ignore_index=-100, reduction="mean", lab
 
 @pytest.fixture
 def few(monkeypatch):
-    """Some of the cases of a level."""
+    """Let a level have some of its cases only."""
     dtypes = tuple(DTYPES)
     cases = [*list(edges(dtypes, 0, "quick"))[::4], *list(grid(dtypes, 0, "pairs"))[::4], HALF_SURE]
     cases = [case for case in cases if case.rows * case.classes < 10_000]
@@ -73,10 +73,12 @@ def test_a_wrapper_of_torch_in_a_file_is_judged_as_torch_is(few, tmp_path, capsy
     assert out.count("declared: loss contract torch") == 1
     torchs, _, mine = read_report(tmp_path / "r.json").subjects
     assert (torchs.name, torchs.contract, mine.name, mine.contract) == ("torch", "", "loss", "torch")
-    # Only the reports differ in the name of the subject: the wrapper has the same results and known failures.
+    # The reports differ in the name of the subject alone: the wrapper has the same results and known failures.
     known = [{(one.check, one.case, one.expected) for one in part.findings} for part in (torchs, mine)]
     assert known[0] == known[1] != set()
-    half = {"float16": "B"} if computes("float16") else {"float16": "A"}  # old versions refuse all but an empty batch
+    half = (
+        {"float16": "B"} if computes("float16") else {"float16": "A"}
+    )  # old versions of torch compute float16 on no batch but an empty one
     assert mine.grades == torchs.grades == {**half, "bfloat16": "B", "float32": "A", "float64": "A"}
     assert {dtype: outcome.digest for dtype, outcome in mine.outcomes.items()} == {
         dtype: outcome.digest for dtype, outcome in torchs.outcomes.items()
@@ -190,7 +192,7 @@ def test_a_form_is_judged_under_the_contract_of_torch(name):
     (part,) = report.subjects
     assert report.findings == []
     assert (part.name, part.contract, part.known) == (name, "torch", {})
-    assert report.fixed == []  # a form that is right says nothing about torch
+    assert report.fixed == []  # a right form does not show that torch is fixed
     assert f"declared: {name} contract torch" in str(report)
 
 
@@ -253,7 +255,7 @@ def test_a_baseline_gives_a_run_its_contract(tmp_path, monkeypatch, capsys, cont
     description = f"{tmp_path / 'mine.py'}:loss"
     few = check_on([HALF, PLAIN], bad_inputs=False)
     monkeypatch.setattr("crossent.run.runner.check", few)
-    planned = dict.fromkeys([HALF, PLAIN], of_cost(Cost.CALL))  # which is compared with the baseline before the run
+    planned = dict.fromkeys([HALF, PLAIN], of_cost(Cost.CALL))  # the baseline is compared with this plan before the run
     monkeypatch.setattr("crossent.run.settings._plan", lambda *_: planned)
     few(description, level="quick", contract=contract, jobs=1).write_json(tmp_path / "r.json")
     new, options = tmp_path / "new.json", ("--level", "quick", "--jobs", "1", *more)

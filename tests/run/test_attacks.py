@@ -1,7 +1,7 @@
-"""Attacks on the command: a wrong function that attacks the run ends with a finding, in time, and leaves nothing.
+"""Attacks on the command: a wrong function that attacks the run has a finding, in time, and leaves no process or file.
 
-`nox -s hostile` runs all of them, and the generated replies of `tests/run/test_wire.py`. Here is one for each root
-cause.
+`nox -s hostile` runs all attacks, and the generated replies of `tests/run/test_wire.py`. The tests here run one attack
+for each root cause.
 """
 
 import json
@@ -38,7 +38,7 @@ def test_an_attack_ends_with_a_finding_in_time_and_leaves_nothing(name):
 
 
 def table():
-    """The counts of attacks that the run passed, by kind and situation."""
+    """Return a Markdown table of the attacks that the run passed, by kind and situation."""
     kept = json.loads(KEPT.read_text(encoding="utf-8"))
     kinds = list(dict.fromkeys(attack.kind for attack in ATTACKS.values()))
     lines = ["| | " + " | ".join(kinds) + " |", "|---" * (len(kinds) + 1) + "|"]

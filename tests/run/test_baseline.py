@@ -1,4 +1,4 @@
-"""`crossent check --baseline`: what cannot be used is refused before the run."""
+"""`crossent check --baseline`: an unusable baseline is refused before the run."""
 
 import json
 from dataclasses import replace

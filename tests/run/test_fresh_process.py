@@ -36,7 +36,7 @@ def problems(loss):
 
 @pytest.fixture(scope="module")
 def reactions():
-    """The problems of each subject, all at once: most of the time goes into starting."""
+    """Return the problems of each subject. The subjects run at once, since a process takes long to start."""
     with ThreadPoolExecutor(4) as pool:
         runs = {name: pool.submit(problems, loss) for name, loss in SUBJECTS.items()}
         return {name: run.result() for name, run in runs.items()}
@@ -58,11 +58,11 @@ def reactions():
         ("hangs", {"hung": "the call did not return within 1 s; should have raised IndexError"}),
     ],
 )
-def test_a_fresh_process_says_what_the_call_did(reactions, name, expected):
+def test_a_fresh_process_reports_the_effects_of_the_call(reactions, name, expected):
     assert reactions[name] == expected
 
 
-def test_a_process_that_does_not_start_is_given_up(monkeypatch):
+def test_a_process_that_does_not_start_is_ended(monkeypatch):
     monkeypatch.setattr(fresh_process, "_STARTING", 0.05)
     performed = FreshProcess(crossent.formula).perform(call_badly, BEYOND.id, "cpu")
     assert performed == Performed(ended="hung", how="its process did not start within 0.05 s")
@@ -78,7 +78,7 @@ def test_a_subject_that_cannot_be_sent_is_not_applicable_and_counted(monkeypatch
 
 
 def test_a_function_of_the_script_that_runs_cannot_be_sent(monkeypatch):
-    def main(*arguments, **options):  # a name that the other process must not have either
+    def main(*arguments, **options):  # the module of the other process must not have this name
         raise IndexError
 
     main.__module__, main.__qualname__ = "__main__", "main"
@@ -107,7 +107,7 @@ def test_only_a_call_that_would_poison_a_device_has_a_fresh_process(monkeypatch)
     [
         (RuntimeError, []),
         (getattr(torch, "AcceleratorError", RuntimeError), []),  # since torch 2.8
-        (IndexError, []),  # a subject that looks at the target first may say it better
+        (IndexError, []),  # a subject that checks the target first raises this error
         (ValueError, ["wrong"]),
     ],
     ids=["RuntimeError", "AcceleratorError", "IndexError", "ValueError"],

@@ -1,4 +1,4 @@
-"""Isolated processes: no trick of a subject in its process makes the subject pass or ends the run."""
+"""Isolated processes: nothing that a subject does in its process makes the subject pass or ends the run."""
 
 import os
 import subprocess
@@ -27,7 +27,7 @@ def test_a_hostile_subject_is_found_out(loss, said):
     assert set(report.subjects[0].outcomes) | set(report.subjects[0].not_applicable) >= {CASES[0].id}
     assert not Path("/tmp/crossent-was-here").exists()
     assert torch.equal(torch.ones(1), torch.ones(1))
-    assert not torch.equal(torch.ones(1), torch.zeros(1))  # nothing is patched here
+    assert not torch.equal(torch.ones(1), torch.zeros(1))  # torch is not patched in this process
 
 
 @pytest.mark.parametrize("name", hostile.RIGHT)
@@ -36,7 +36,7 @@ def test_right_code_passes(name):
     assert run_isolated(subject).findings == []
 
 
-def test_what_ends_the_process_that_starts_others_has_a_finding_and_the_run_goes_on():
+def test_a_subject_that_ends_the_fork_server_has_a_finding_and_the_run_goes_on():
     options = {"level": "quick", "dtypes": ["float32"], "jobs": 1, "timeout": 5}
     report = check_on(CASES[:2], bad_inputs=False)(hostile.kills_what_started_it, hostile.right, **options)
     wrong, right = report.subjects
@@ -62,7 +62,7 @@ def loss(input, target, **options):
 """
 
 
-def test_what_a_file_does_when_it_is_imported_is_not_done_to_the_judge(tmp_path, capfd):
+def test_the_import_of_a_file_does_not_change_the_judge(tmp_path, capfd):
     (tmp_path / "patches.py").write_text(PATCHES, encoding="utf-8")
     description = f"{tmp_path / 'patches.py'}:loss"
     report = check_on(CASES, bad_inputs=False)(description, level="quick", dtypes=["float32"], jobs=1)
@@ -74,9 +74,9 @@ def test_what_a_file_does_when_it_is_imported_is_not_done_to_the_judge(tmp_path,
 @pytest.mark.parametrize(
     ("code", "said"),
     [
-        ("import os; os._exit(0)", "its process ended while it was loaded"),
-        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "its process ended while it was loaded"),
-        ("while True: pass", "it is not loaded within 1 s"),
+        ("import os; os._exit(0)", "the process that loads it ended"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "the process that loads it ended"),
+        ("while True: pass", "loading took over 1 s (--timeout)"),
         ("import sys; sys.exit(3)", "line 1, exits with 3 while it is loaded"),
         ("1 / 0", "line 1, raises ZeroDivisionError: division by zero"),
         ("loss = 3", "it is an object of type int, which is not callable; allowed are a callable"),
@@ -110,11 +110,11 @@ loss = crossent.formula
 
 
 def test_a_file_can_configure_triton_before_anything_imports_it(tmp_path, monkeypatch):
-    """The kernels of Liger raised in Triton's interpreter: torch's compilers had imported Triton before the file."""
+    """torch's compilers once imported Triton before the file: kernels of Liger then raised in Triton's interpreter."""
     (tmp_path / "triton").mkdir()
     (tmp_path / "triton" / "__init__.py").write_text("raise ImportError('no Triton here')", encoding="utf-8")
     (tmp_path / "mine.py").write_text(BEFORE_TRITON, encoding="utf-8")
-    # A fresh process: the one of the tests has imported the compilers.
+    # In a fresh process, since this process has imported the compilers.
     checked = [sys.executable, "-m", "crossent", "check", "mine.py:loss", "--level", "quick", "--dtype", "float32"]
     chosen = ["--case", "float32-7x5-normal-int64-none-ignored_minus_one-rows", "--check", "trace", "--no-cache"]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(crossent.__file__).parents[1])]))
@@ -123,12 +123,12 @@ def test_a_file_can_configure_triton_before_anything_imports_it(tmp_path, monkey
     assert "1 call checked" in ran.stdout
 
 
-def test_there_is_no_answer_in_the_memory_of_a_subject():
-    """In a process of its own, since other tests have left answers in this one."""
+def test_there_is_no_exact_value_in_the_memory_of_a_subject():
+    """The test runs in a fresh process, since other tests have left exact values in this process."""
     subprocess.run([sys.executable, "-c", LOOKS], cwd=Path(__file__).parents[1], check=True, timeout=120)
 
 
-def test_a_subject_that_ends_its_process_on_one_case_is_asked_about_the_others():
+def test_a_subject_that_ends_its_process_on_one_case_runs_on_the_others():
     def loss(input, target, **options):
         if len(input) == 257:
             os._exit(3)
@@ -141,7 +141,7 @@ def test_a_subject_that_ends_its_process_on_one_case_is_asked_about_the_others()
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux, where a child can end with its parent")
 def test_an_isolated_process_ends_with_its_judge(tmp_path):
-    """The judge ends while the loss runs, without a chance to end the process."""
+    """The judge exits while the loss runs, and cannot end the process itself."""
     told = tmp_path / "told"
     code = f"""
 import os, threading, time
@@ -168,4 +168,4 @@ IsolatedProcess(server, 0, 1000.0).perform(make_call, Case("float32").build(), (
         if not status.exists() or "zombie" in status.read_text():
             return
         time.sleep(0.05)
-    raise AssertionError("it is still there")
+    raise AssertionError("the isolated process still runs")

@@ -26,24 +26,24 @@ JOBS = 2
 
 @pytest.fixture(scope="module")
 def planned():
-    """Level normal with a seed, as for a foreign subject."""
+    """Return the plan of level normal with a seed, as for a foreign subject."""
     return plan("normal", tuple(DTYPES), 5)
 
 
 def candidates():
-    """The cases that may be first, with their checks."""
+    """Return the cases that may be among the first, with their checks."""
     planned = plan("quick", tuple(DTYPES), 0)
     return {case: checks for case, checks in planned.items() if not imports_compilers(checks)}
 
 
 def found_by(case, checks, mutants):
-    """The names of the mutants that have a finding on a case."""
+    """Return the names of the mutants that have a finding on a case."""
     report = run([Subject(mutant.name, mutant.loss) for mutant in mutants], case, checks)
     return {part.name for part in report.subjects if part.findings}
 
 
 def greedy(found):
-    """Cases, each of which finds the most mutants that the cases before it do not find."""
+    """Return cases in an order in which each finds the most mutants that the cases before do not find."""
     left, chosen = set().union(*found.values()), []
     while left:
         chosen.append(max(found, key=lambda case: len(left & found[case])))
@@ -52,9 +52,9 @@ def greedy(found):
 
 
 def choose():
-    """Return the ids of the first cases: cases with a name, then cases of the arrays for what these do not find.
+    """Return the ids of the first cases: named cases, then cases of the arrays for mutants that no named case finds.
 
-    `nox -s cover` may change the cases of the arrays, so there should be few of them.
+    `nox -s cover` may change the cases of the arrays, so few of them should be first.
     """
     chosen, left = [], MUTANTS
     for named in (True, False):
@@ -108,7 +108,7 @@ def test_the_first_cases_come_first_in_their_order_whatever_the_seed(planned):
 @pytest.mark.parametrize("isolated", [True, False])
 @pytest.mark.parametrize("brief", [True, False])
 @pytest.mark.parametrize("subjects", [1, SUBJECTS_AT_ONCE + 1])
-def test_every_case_meets_every_subject_once_and_the_first_cases_are_parts_of_their_own(
+def test_every_case_runs_once_on_every_subject_and_each_first_case_is_a_separate_part(
     planned, subjects, brief, isolated
 ):
     made = parts(planned, subjects, JOBS, isolated, brief, Random(1))
@@ -144,7 +144,7 @@ def test_foreign_subjects_see_the_other_cases_in_random_order(planned):
     assert sum(a == b for a, b in zip(one[first:], other[first:], strict=True)) < 0.02 * len(one)
 
 
-def test_a_few_cheap_cases_are_not_torn_into_many_parts(planned):
+def test_a_few_cheap_cases_are_not_divided_into_many_parts(planned):
     quick = plan("quick", ("float32",), 0)
     rest = parts(quick, 1, JOBS, True, False, Random(1))[len(ordered(quick)[0]) :]
     assert len(rest) < len(parts(planned, 4, JOBS, True, False, Random(1))) / 2

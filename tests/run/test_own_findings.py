@@ -50,20 +50,20 @@ def test_a_finding_is_described_by_its_id_alone(run):
     assert not report.ok
 
 
-def test_what_no_longer_happens_is_reported(run):
+def test_a_known_failure_that_no_longer_happens_is_reported(run):
     report = run(TABLE.replace("off*", "*"), "formula")
     assert report.fixed == ["a percent too much"]
     assert "no longer happens: a percent too much" in str(report)
 
 
-def test_what_is_known_of_another_torch_says_nothing_here(run):
+def test_a_known_failure_of_another_torch_does_not_apply(run):
     for line in ('torch = "<1"', 'device = "cuda*"'):
         report = run(TABLE.replace('"off*"', '"nobody"') + line, off_in_the_loss)
         assert len(report.findings) == 2
         assert report.fixed == []
 
 
-def test_what_is_known_of_torch_is_known_of_nobody_else(run, monkeypatch):
+def test_a_known_failure_of_torch_is_no_known_failure_of_another_subject(run, monkeypatch):
     entry = crossent.report.expected_findings.ExpectedFinding("torch*", ("loss",), "wrong", ("*",), "known of torch")
     monkeypatch.setattr("crossent.report.expected_findings.torch_list", lambda: [entry])
     (part,) = run("", torch_like).subjects
@@ -95,7 +95,7 @@ def test_what_is_known_of_torch_is_known_of_nobody_else(run, monkeypatch):
     ],
 )
 def test_a_list_that_is_wrong_is_one_line_before_the_run(run, tmp_path, monkeypatch, text, said):
-    monkeypatch.setattr("crossent.run.parallel.run", None)  # nothing is run
+    monkeypatch.setattr("crossent.run.parallel.run", None)  # the run would raise an error
     with pytest.raises(ValueError, match=r"^expected_findings: ") as caught:
         run(text, off_in_the_loss)
     assert said in str(caught.value)
@@ -103,7 +103,7 @@ def test_a_list_that_is_wrong_is_one_line_before_the_run(run, tmp_path, monkeypa
 
 
 def test_an_entry_may_be_about_cases_of_another_dtype(run):
-    assert run(TABLE.replace('["*"]', '["class_negative"]'), off_in_the_loss).findings  # which is float32
+    assert run(TABLE.replace('["*"]', '["class_negative"]'), off_in_the_loss).findings  # the finding is in float32
 
 
 @pytest.mark.parametrize("name", ["missing.toml", "."])

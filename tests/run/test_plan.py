@@ -57,7 +57,7 @@ def test_every_check_runs_at_level_normal_but_for_large_ones(planned):
     assert {check.name for single in planned["thorough"].values() for check in single} == set(CHECKS)
 
 
-def test_a_lower_level_asks_no_more_than_a_higher_one(planned):
+def test_a_lower_level_runs_no_more_than_a_higher_one(planned):
     for lower, higher in (("quick", "normal"), ("normal", "thorough")):
         assert planned[lower].keys() <= planned[higher].keys()
         assert len(planned[lower]) < len(planned[higher])
@@ -65,12 +65,14 @@ def test_a_lower_level_asks_no_more_than_a_higher_one(planned):
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_every_bug_of_the_corpus_has_its_checks_on_its_cases(planned, level):
-    """Below thorough, a graph stands for compiled code: at level normal on the first case of a bug."""
+    """Below level thorough, `trace` stands for compiled code: at level normal on the first case of a bug."""
     for bug in bugs():
         for case in bug.cases:
             if case.tiled > 1:
                 continue
-            names = {check.name for check in planned[level][case]} | {"errors"}  # of bad inputs, which every level has
+            names = {check.name for check in planned[level][case]} | {
+                "errors"
+            }  # the check of bad inputs, which run at every level
             graphs = set() if level == "thorough" else {*SLOW, FAST}
             assert names >= set(bug.checks) - graphs, (bug.id, case.id)
             if level != "quick" and set(bug.checks) & set(SLOW) and case is bug.cases[0]:
@@ -112,7 +114,7 @@ def test_each_dtype_alone_has_graphs_of_each_choice_of_its_cases(dtype):
 
 
 def test_code_of_dynamic_sizes_is_made_of_a_batch_without_further_dimensions(planned):
-    """Each size is a symbol, and torch takes four times as long for four of them."""
+    """Each size is a symbol, and torch takes four times as long for four symbols."""
     (case,) = cases_of(planned["normal"], "trace_dynamic")
     assert (case.dimensions, case.target, case.reduction) == (2, "int64", "mean")
     assert case.ignored != "kept"
@@ -127,7 +129,7 @@ def test_every_level_has_every_bad_input_and_no_case_twice(planned, level):
     assert len(ids) == len(set(ids))
 
 
-def test_large_cases_meet_no_other_check(planned):
+def test_no_other_check_runs_on_large_cases(planned):
     for case, of in planned["thorough"].items():
         if isinstance(case, Case) and case.tiled > 1:
             assert [check.name for check in of] == ["large"]

@@ -46,7 +46,7 @@ def test_a_local_function_can_be_shared_too():
     assert len(report.findings) >= len(CASES)
 
 
-def test_progress_is_of_what_is_done():
+def test_progress_counts_the_steps_that_are_done():
     seen = []
 
     def progress(steps):
@@ -77,7 +77,7 @@ def test_a_step_has_its_cost_and_its_findings():
 
 
 def only_on(values, does):
-    """Right, but where a row of three has these values: there it does something."""
+    """Return a right loss that calls `does` on a sum of (3, 5) logits with these values."""
 
     def loss(input, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
         if tuple(input.shape) == (3, 5) and reduction == "sum" and bool((input.abs() > 30).any()) == (values == "wide"):
@@ -98,7 +98,7 @@ def only_on(values, does):
     ids=["exits", "dies", "reads at 0", "hangs"],
 )
 @pytest.mark.parametrize("jobs", [2])
-def test_a_subject_that_ends_or_keeps_its_process_has_a_finding_there_and_the_run_goes_on(does, kind, said, jobs):
+def test_a_subject_that_ends_or_blocks_its_process_has_a_finding_and_the_run_goes_on(does, kind, said, jobs):
     options = {"level": "quick", "dtypes": ["float32"], "jobs": jobs, "timeout": 6 if kind == "hung" else 100}
     report = check_few("formula", only_on("wide", does), **options)
     right, wrong = report.subjects
@@ -107,7 +107,7 @@ def test_a_subject_that_ends_or_keeps_its_process_has_a_finding_there_and_the_ru
     assert set(right.outcomes) == set(wrong.outcomes)
 
 
-def test_a_subject_that_hangs_everywhere_is_asked_a_few_times():
+def test_a_subject_that_hangs_on_every_case_is_called_a_few_times():
     report = check_few(
         lambda *args, **options: time.sleep(1000), level="quick", dtypes=["float32"], jobs=2, timeout=0.5
     )
@@ -138,7 +138,7 @@ def test_an_interrupt_that_a_subject_raises_does_not_end_the_run():
     assert [one.message for one in report.findings] == ["KeyboardInterrupt"]
 
 
-# A shell that starts the tests in the background ignores SIGINT, and so would every process that they start.
+# If a shell starts the tests in the background, they ignore SIGINT, and so would the processes that they start.
 COMMAND = [
     sys.executable,
     "-c",
@@ -148,7 +148,7 @@ COMMAND = [
 
 
 def processes(group):
-    """How many processes of a group are left, zombies aside."""
+    """Return the number of processes of a group, without zombies."""
     found = subprocess.run(["ps", "-eo", "pgid=,stat="], capture_output=True, text=True, check=True).stdout
     return sum(line.split()[0] == str(group) and not line.split()[1].startswith("Z") for line in found.splitlines())
 
@@ -169,11 +169,11 @@ def test_a_run_that_is_stopped_leaves_no_process_one_line_and_a_report_of_what_w
     while processes(process.pid) < 3 and time.monotonic() < deadline:
         time.sleep(0.2)
     time.sleep(1)
-    process.send_signal(stop)  # to the parent alone, as kill does
+    process.send_signal(stop)  # to the parent alone, as the command `kill` sends it
     out, err = process.communicate(timeout=30)
     assert process.returncode == 130
     said = [line for line in err.splitlines() if line and "No CUDA runtime is found" not in line]
-    assert said == ["crossent: interrupted"]  # beside what torch says where there is a toolkit and no device
+    assert said == ["crossent: interrupted"]  # without the lines that torch prints if CUDA has no device
     document = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     assert document["planned"] > 500
     (part,) = document["subjects"]
@@ -182,10 +182,10 @@ def test_a_run_that_is_stopped_leaves_no_process_one_line_and_a_report_of_what_w
     assert processes(process.pid) == 0
 
 
-def test_an_interrupted_run_is_not_ok_and_has_what_was_done():
+def test_an_interrupted_run_is_not_ok_and_has_the_cases_that_were_done():
     def stops(cases):
         for at, case in enumerate(cases):
-            if at == 19:  # a step comes when it is done
+            if at == 19:  # the run yields a step when the step is done
                 raise KeyboardInterrupt
             yield case
 
@@ -200,7 +200,7 @@ def test_an_interrupted_run_is_not_ok_and_has_what_was_done():
 
 
 @pytest.mark.parametrize("jobs", [None, 2])
-def test_a_run_ends_at_its_most_findings_and_says_how_far_it_came(jobs):
+def test_a_run_ends_at_max_findings_and_reports_how_many_cases_ran(jobs):
     report = check_few("formula", off_by_a_percent, level="quick", max_findings=1, jobs=jobs)
     assert not report.ok
     assert len(report.findings) == 1
@@ -245,7 +245,7 @@ def read_back(report):
     return report_of(json.loads(json.dumps(report.to_json()))).to_json()
 
 
-def test_a_seed_that_nobody_knows_is_in_the_report():
+def test_a_random_seed_is_in_the_report():
     one, other = (check_few("formula", level="quick", seed="random") for _ in range(2))
     assert one.seed != other.seed
     assert f"seed {one.seed}" in str(one)

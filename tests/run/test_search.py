@@ -1,4 +1,4 @@
-"""The search: Hypothesis draws cases, looks for the largest share of a bound, and shrinks a case that fails.
+"""A search: Hypothesis draws cases, looks for the largest share of a bound, and shrinks a case that fails.
 
     pytest tests/run/test_search.py --hypothesis-profile=thorough --hypothesis-show-statistics
 
@@ -25,20 +25,20 @@ from crossent.cases.case import Case
 from crossent.subjects.subject import Subject
 from crossent.trials.trial import Question, RefusedError
 
-# Here and in the lists of `AXES`, what is plain comes first: a case that fails shrinks towards it.
+# Plain choices come first, here and in the lists of `AXES`, because Hypothesis shrinks towards the first choice.
 PLAIN_DTYPES = ("float32", "float64", "bfloat16", "float16")
-# Targets and ignored rows before the values, since some of these are about ignored rows alone.
+# Targets and ignored rows come before values, since some kinds of values need ignored rows.
 WORDS = ("target", "ignored", "reduction", "weight", "upstream", "values", "layout", "target_layout")
 CLASSES = (*range(1, 41), *(2**k + off for k in (6, 7, 8, 10) for off in (-1, 0, 1)))
 SMOOTHINGS = (0.0, 0.1, 1.0, 0.5, 0.999, 1e-4)
-# Far below, ε/C is zero in float32, and makes NaN of an infinite loss, 0·-inf: in torch, and in the forms.
+# With a much smaller ε, ε/C is 0 in float32, and 0·-inf makes NaN of an infinite loss, in torch and in the forms.
 LEAST_SMOOTHING = 2.0**-100
 NUMBERS = ("loss", "gradient", "target_gradient")
 
 
 @st.composite
 def sizes(draw):
-    """A few numbers in every family of shapes: (N, C), (C) and (N, C, d1, …), and now and then no row at all."""
+    """Draw small sizes: (N, C), (C) or (N, C, d1, …), sometimes without rows."""
     further = draw(st.sampled_from((0, None, 1, 2, 3)))
     classes = draw(st.sampled_from(CLASSES))
     if further is None:
@@ -49,7 +49,7 @@ def sizes(draw):
 
 @st.composite
 def cases(draw, dtypes=PLAIN_DTYPES):
-    """Any case that is small: of each list what can stand together with all that is drawn before."""
+    """Draw a small case. Each word is drawn from the words that can be combined with the words before."""
     chosen = {"dtype": draw(st.sampled_from(dtypes)), "sizes": draw(sizes())}
     for axis in WORDS:
         chosen[axis] = draw(st.sampled_from([word for word in AXES[axis] if not broken({**chosen, axis: word})]))
@@ -58,7 +58,7 @@ def cases(draw, dtypes=PLAIN_DTYPES):
 
 
 def judged(question, subject):
-    """What is wrong with a subject's answer, or "", and the share of its bound that each of its results needs."""
+    """Return what is wrong with the results of a subject, or "", and the share of the bound of each result."""
     trial = trial_of(question, subject)
     try:
         problems = [problem.message for problem in RESULT.run(trial)]
@@ -71,7 +71,7 @@ def judged(question, subject):
 
 
 def to_keep(case, wrong):
-    """What a failure says."""
+    """Return the message of a failure, which says where to add the case."""
     return (
         f"{wrong}\non {case.id}\nThis is to become a named case: add Case.of('NAME/{case.id}') to EDGES in "
         "crossent/cases/edges.py, with the name of its issue or of what breaks."
@@ -83,7 +83,7 @@ WORST = {}  # the largest share of a bound so far, and where
 
 @pytest.fixture(scope="module", autouse=True)
 def printed():
-    """What the worst cases were, for `-s` to show."""
+    """Print the cases with the largest shares at the end; `-s` shows them."""
     yield
     for of, (ratio, *where) in sorted(WORST.items()):
         print(f"\n{of}: {ratio:.4f} of the bound, {' on '.join(where)}", end="")
@@ -106,7 +106,7 @@ def test_every_form_is_within_its_bound_on_any_case(device, case):
 
 
 def wrong_in_a_corner(input, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
-    """An eighth too much, where four choices meet: one case in a few hundred."""
+    """Return 9/8 of the loss if four choices meet, which they do in one case of a few hundred."""
     loss = crossent.formula(input, target, weight, ignore_index, reduction, label_smoothing)
     odd = input.shape[min(1, input.dim() - 1)] % 2 == 1
     strided = target.dim() > 0 and target.stride(-1) == 2
@@ -115,7 +115,7 @@ def wrong_in_a_corner(input, target, weight=None, ignore_index=-100, reduction="
 
 
 def test_a_defect_in_a_narrow_corner_is_found_and_shrunk():
-    """After 11 to 339 examples, with ten seeds, where this was written."""
+    """When this test was written, ten seeds needed 11 to 339 examples."""
     subject = Subject("wrong_in_a_corner", wrong_in_a_corner, promise="eager")
 
     def fails(case):
@@ -125,14 +125,14 @@ def test_a_defect_in_a_narrow_corner_is_found_and_shrunk():
     assert (case.weight, case.target_layout, case.label_smoothing) == ("weight_zeros", "target_strided", 0.1)
     assert case.classes % 2 == 1
     assert case.rows * case.classes < 30
-    # What does not belong to the corner is as usual, unless the case would pass: with seed 0, all weights may be 0.
+    # All other choices are plain, unless the case would then pass: with seed 0, all weights may be 0.
     usual = Case.of("float32-7x5-normal-int64-mean")
     for axis in ("dtype", "reduction", "ignored", "upstream", "layout", "seed"):
         value = getattr(usual, axis)
         assert getattr(case, axis) == value or not fails(replace(case, **{axis: value})), f"{axis} of {case.id}"
 
 
-def test_a_failure_names_its_case_and_where_it_is_to_be_kept():
+def test_a_failure_names_its_case_and_where_to_add_it():
     half = Subject("half", lambda *arguments, **options: crossent.formula(*arguments, **options) / 2, promise="eager")
 
     @given(case=cases())
@@ -159,7 +159,7 @@ def test_every_case_is_read_back_from_its_id(case, name, grade):
     assert (again.name, again.id) == (name, named.id)
 
 
-# Says the digest of each case whose id comes in, made with as many threads as stand before it.
+# Reads lines of a number of threads and the id of a case, and prints the digest of the case.
 REBUILDS = """
 import sys, torch
 from crossent.cases.case import Case
@@ -172,7 +172,7 @@ for line in sys.stdin:
 
 @pytest.fixture(scope="module")
 def another_process():
-    """A fresh process that rebuilds cases; it is asked with a case and a number of threads."""
+    """Start a process that rebuilds cases, and return a function of a case and a number of threads."""
     with subprocess.Popen(
         [sys.executable, "-c", REBUILDS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -187,7 +187,9 @@ def another_process():
 
 
 @given(case=cases(), threads=st.integers(1, 8))
-@example(case=Case("bfloat16", (40_000, 3), "nan", target="probabilities"), threads=5)  # enough to be shared out
+@example(
+    case=Case("bfloat16", (40_000, 3), "nan", target="probabilities"), threads=5
+)  # enough numbers for several threads
 @example(case=Case("float16", (70, 3, 800), "subnormal", layout="class_last"), threads=8)
 def test_a_case_is_rebuilt_bit_for_bit_in_another_process_on_any_number_of_threads(another_process, case, threads):
     assert another_process(case, threads) == [str(threads), case.build().digest]

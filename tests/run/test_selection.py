@@ -1,4 +1,4 @@
-"""A part of a run: chosen checks and chosen cases, and what its report says of that."""
+"""A part of a run: chosen checks and chosen cases, and the lines about them in the report."""
 
 import json
 import re
@@ -108,7 +108,7 @@ def test_a_case_may_have_checks_of_its_own(planned):
         ),
     ],
 )
-def test_what_selects_nothing_is_wrong_use(options, said):
+def test_a_choice_without_any_check_is_wrong_use(options, said):
     with pytest.raises(ValueError, match=said):
         Settings(level="quick", dtypes="float32", **options).plan()
 
@@ -154,7 +154,7 @@ def test_a_part_is_compared_on_what_it_has_and_the_rest_is_no_change():
 
 
 def test_a_subject_that_two_names_stand_for_runs_once():
-    """`crossent check torch torch_nll` ran torch_nll twice, and the second under a name without known failures."""
+    """`crossent check torch torch_nll` once ran torch_nll twice, the second time without its known failures."""
     loaded = Settings().load("torch", "torch_nll", "formula", "torch")
     assert [subject.name for subject in loaded] == ["torch", "torch_nll", "formula"]
 

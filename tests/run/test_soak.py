@@ -1,7 +1,7 @@
 """The soak: correct cross-entropies always pass, and come near their bounds, so that no bound is too wide.
 
-The soak meets known failures of torch. A rule from the cause of the failure excuses each, and a second computation here
-proves that torch is wrong.
+Known failures of torch happen in the soak too. Each is excused by a rule that follows from its cause, and another
+computation proves that torch is wrong.
 """
 
 import json
@@ -32,7 +32,7 @@ from crossent.trials.call import evaluate
 from crossent.trials.exact import solve
 
 SUBJECTS = [*TENSOR_FORMS, TORCH]
-PART = 250  # cases that one test runs, so that processes can share them
+PART = 250  # cases of one test, so that several processes share the soak
 HALVES = ("float16", "bfloat16")
 RELEASE = Version(torch.__version__).release
 
@@ -45,7 +45,7 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("part", parts, ids=lambda part: f"{part[0]}-{part[1]}")
 
 
-def test_no_correct_cross_entropy_is_accused_and_bounds_are_reached(part, seed, record_property):
+def test_correct_cross_entropies_pass_and_come_near_their_bounds(part, seed, record_property):
     dtype, first, count = part
     figures = {"dtype": dtype, "cases": count, "known": Counter()}
     for check in ("loss", "gradient", "target_gradient"):
@@ -77,7 +77,7 @@ def test_no_correct_cross_entropy_is_accused_and_bounds_are_reached(part, seed, 
                         alarms.append(f"{subject.name}, {difference.of} of {case.id}: {difference}")
                     continue
                 enter(figures[difference.of], difference, subject, case)
-    record_property("soak", json.dumps(figures))  # text goes from process to process, and into JUnit's XML
+    record_property("soak", json.dumps(figures))  # as text, which pytest-xdist can send and JUnit's XML can contain
     assert not alarms, "\n".join(alarms)
 
 
@@ -91,13 +91,13 @@ def enter(figures, difference, subject, case):
 
 
 def refused_by_torch(case):
-    """uint8 targets are taken in two dimensions, unless their weights are to be summed for a smoothed mean."""
+    """Return whether torch refuses the uint8 targets: with further dimensions, or for a weighted smoothed mean."""
     gathers = case.weight != "unweighted" and case.label_smoothing > 0 and case.reduction == "mean"
     return case.target == "uint8" and (len(case.sizes) > 2 or gathers)
 
 
 def defect_of_torch(case, difference, got, expected):
-    """Which known defect of torch explains a difference, or None."""
+    """Return the known defect of torch that explains a difference, or None."""
     infinite = difference.of == "loss" and math.isinf(difference.exact) and math.isnan(difference.got)
     if infinite and loses_a_coefficient(case, expected.terms):
         return "it multiplies an infinite loss by zero"
@@ -121,9 +121,10 @@ def defect_of_torch(case, difference, got, expected):
 
 
 def loses_a_coefficient(case, terms):
-    """Whether torch multiplies an infinite log-probability by 0.
+    """Return whether torch multiplies an infinite log-probability by 0.
 
-    By 1 - ε = 0 for the true class, though ε/C is what is left of it; or by an ε/C that underflows in a dense target.
+    This happens for class indices with ε = 1: the factor 1 - ε of the true class is 0, although ε/C remains. It also
+    happens for probabilities if ε/C underflows.
     """
     infinite = np.isneginf(terms.logits) & terms.kept[:, None]
     if terms.index is not None:
@@ -132,11 +133,11 @@ def loses_a_coefficient(case, terms):
 
 
 def takes_another_maximum(case, logits):
-    """Whether log_softmax overflows or underflows in float32, since it takes off the maximum of another row.
+    """Return whether log_softmax subtracts the maximum of another row, and so overflows or underflows in float32.
 
-    Of further dimensions, half precision is read in vectors of 2V positions and widened to two of V = 8 or 16 floats;
-    the second of them is shifted by the maxima of the first. The sum of `exp(x - m')` overflows, or loses places below
-    float32's smallest normal number, where two maxima are further apart than its logarithm.
+    With further dimensions, torch reads half precision in vectors of 2V positions, and widens each to two vectors of
+    V = 8 or 16 floats. It shifts the second vector by the maxima of the first. If the maxima of two such positions
+    are far apart, the sum of `exp(x - m')` overflows, or falls below the smallest normal number of float32.
     """
     if RELEASE >= (2, 8) or len(case.sizes) < 3:
         return False
@@ -153,14 +154,14 @@ def takes_another_maximum(case, logits):
 
 
 def of_finite_logits(terms):
-    """The same call without its infinities, which hide what else becomes infinite."""
+    """Return the terms with 0 for infinite logits, which hide other numbers that become infinite."""
     logits = np.where(np.isfinite(terms.logits), terms.logits, 0.0)
     log_sum = np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1))
     return replace(terms, logits=logits, log_sum=log_sum)
 
 
 def depth_of_skipped_flushes(kept):
-    """The most additions that a row's loss passes through in LossNLL.cpp, where an ignored row never closes a block."""
+    """Return the largest number of additions of a loss in LossNLL.cpp, where ignored rows close no block."""
     levels, power = 8, max(4, len(kept).bit_length() // 8)
     depth = [0] * levels
     for row in range(len(kept)):
@@ -175,7 +176,7 @@ def depth_of_skipped_flushes(kept):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_part_of_a_soak_is_what_the_whole_has_there(dtype):
+def test_a_part_of_a_soak_has_the_cases_of_the_whole_soak(dtype):
     assert list(soak(30, [dtype]))[20:] == list(soak(10, [dtype], first=20))
     assert list(soak(30, [dtype], seed=1)) != list(soak(30, [dtype]))
 
@@ -202,7 +203,7 @@ def test_a_soak_has_every_choice_and_the_sizes_where_sums_go_wrong():
     assert {1, 2, 3, 4} == {len(case.sizes) for case in cases}
 
 
-# Cases of a soak, of which the first is near the bound of the loss and the second near that of the gradient.
+# Cases of a soak on which a form is near the bound: first of the loss, then of the gradient.
 SHARP = {
     "float16": (
         "float16-1x4x339-large-unnormalised-none-weighted-scalar-seed1420064431",
@@ -238,7 +239,7 @@ def test_a_bound_is_no_wider_than_twice_what_a_correct_form_needs(dtype):
         assert 0.5 <= max(ratios) <= 1, case.id
 
 
-# What the soak excuses, by the defect: the loss that torch gives is no rounding of the exact one.
+# A case for each defect of torch that the soak excuses. The loss of torch is far from the exact loss.
 DEFECTS = {
     "the unscaled sum over the classes overflows float16": (
         "float16-3-normal-int64-mean-weight_decades-smooth0.1-seed354610315"
@@ -266,7 +267,7 @@ EXCUSED = [
 
 
 @pytest.mark.parametrize("id", EXCUSED)
-def test_what_the_soak_excuses_is_a_defect_by_another_computation(id):
+def test_another_computation_shows_each_defect_that_the_soak_excuses(id):
     case = Case.of(id)
     inputs, exact = case.build(), exact_loss(Case.of(id))
     by_form = evaluate(FORM_SUBJECTS["formula"].loss, inputs).loss.item()
@@ -285,7 +286,7 @@ def test_torch_refuses_the_uint8_targets_that_the_soak_leaves_out(id):
 
 
 def exact_loss(case):
-    """The loss by mpmath, from the tensors and the documentation's formula; a mean only of index targets."""
+    """Return the loss by mpmath, from the formula of the documentation. A mean needs class indices."""
     inputs = case.build()
     classes, options = case.classes, inputs.options
 

@@ -1,4 +1,4 @@
-"""`crossent verify`: a report's cases run again, and what differs is shown."""
+"""`crossent verify`: the cases of a report run again, and differences are shown."""
 
 import json
 from dataclasses import replace
@@ -20,7 +20,7 @@ def loss(input, target, weight=None, ignore_index=-100, reduction="mean", label_
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory):
-    """Reports of the forms, and of functions in files."""
+    """Write reports of the forms and of functions in files, and return their folder."""
     folder = tmp_path_factory.mktemp("reports")
     cases = [word for case in CASES for word in ("--case", case)]
     for name, factor in (("right", 1), ("wrong", 1.01)):
@@ -46,7 +46,7 @@ def verify(capsys, report, *words):
 
 
 def changed(reports, name, change):
-    """A copy of a report that is changed, and consistent: the reader finds no contradiction."""
+    """Return the path of a changed copy of a report, in which the reader finds no contradiction."""
     from crossent.report.reader import read_report
 
     report = read_report(reports / f"{name}.json")

@@ -1,4 +1,4 @@
-"""The messages of isolated processes: what is sent comes back, and nothing else is believed, however it is damaged.
+"""The messages of isolated processes: a message arrives as it was sent, and a reply in any other form is refused.
 
 `nox -s hostile` reads 10,000 generated replies of each kind.
 """
@@ -30,12 +30,12 @@ EXAMPLES = int(os.environ.get("CROSSENT_HOSTILE", "100"))
 
 
 def give_back(loss, inputs: Inputs) -> Inputs:
-    """An act that returns its argument."""
+    """Return the argument: an act."""
     return inputs
 
 
 def several(loss, inputs: Inputs) -> tuple[Tensor | None, list[Result | Raised], str]:
-    """An act whose value is of several types."""
+    """Return a value with several types inside: an act."""
     return inputs.logits, [], ""
 
 
@@ -81,7 +81,7 @@ def test_views_come_back_with_all_of_the_memory_that_they_are_views_of():
 
 
 def changed(place, value):
-    """A reply whose header has another value at this place."""
+    """Return a reply whose header has another value at this place."""
     header, raw = header_of(wire.write_reply(call(), MOST))
     *before, last = place
     part = header
@@ -118,7 +118,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("place", "value"), WRONG.values(), ids=WRONG)
-def test_what_no_act_returns_is_damaged(place, value):
+def test_a_reply_that_no_act_returns_is_damaged(place, value):
     with pytest.raises(wire.DamagedError):
         read(changed(place, value))
 
@@ -142,7 +142,7 @@ def test_a_deep_header_is_damaged():
 
 def test_a_result_too_large_to_be_right_is_not_sent():
     expanded = torch.zeros(1).expand(2**33)
-    with pytest.raises(wire.DamagedError, match=r"the result has the shape \(8589934592,\), which is too large"):
+    with pytest.raises(wire.DamagedError, match=r"the result has shape \(8589934592,\), which is larger than any"):
         wire.write_reply(Performed(expanded), MOST)
 
 
@@ -152,7 +152,7 @@ JSON = st.recursive(PLAIN, lambda inner: st.lists(inner, max_size=4) | st.dictio
 
 
 def believed(reply):
-    """Read a reply: it is damaged, or of the declared type."""
+    """Read a reply, which must be damaged or have the declared type."""
     try:
         value = read(reply).value
     except wire.DamagedError:
@@ -204,7 +204,7 @@ def test_a_message_that_announces_more_than_a_reply_can_have_is_not_read(pair):
 
 
 @pytest.mark.parametrize("sent", [b"", b"\0", (10).to_bytes(8, "big") + b"half"])
-def test_a_message_that_does_not_come_whole_ends_at_its_time(sent, pair):
+def test_an_incomplete_message_ends_at_the_time_limit(sent, pair):
     ours, theirs = pair
     theirs.sendall(sent)
     with pytest.raises(TimeoutError):
@@ -214,8 +214,8 @@ def test_a_message_that_does_not_come_whole_ends_at_its_time(sent, pair):
         wire.receive(ours, 100, time.monotonic() + 5)
 
 
-def test_a_message_that_comes_slowly_ends_at_its_time(pair):
-    """Each byte comes in time; the message does not."""
+def test_a_slow_message_ends_at_the_time_limit(pair):
+    """Each byte arrives in time, but the whole message does not."""
     ours, theirs = pair
     stop = threading.Event()
 
@@ -234,7 +234,7 @@ def test_a_message_that_comes_slowly_ends_at_its_time(pair):
         thread.join()
 
 
-def test_a_request_that_nobody_reads_ends_at_its_time(pair):
+def test_a_request_that_is_not_read_ends_at_the_time_limit(pair):
     ours, _ = pair
     with pytest.raises(TimeoutError):
         wire.send(ours, bytes(2**24), time.monotonic() + 0.1)

@@ -1,4 +1,4 @@
-"""The worker processes: a part that ends, stops or kills its worker has a result, and the others go on."""
+"""The worker processes: a part whose worker ends or stops has a result, and other parts go on."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ def shared(part):
         os.kill(os.getpid(), signal.SIGSTOP)
     if what == 1:
         os._exit(3)
-    if what == 2:  # works longer than the parent waits for a sign
+    if what == 2:  # runs longer than the parent waits for a sign of life
         for _ in range(30):
             alive()
             time.sleep(0.1)
@@ -39,7 +39,7 @@ def run(monkeypatch, *what, jobs=1):
 def test_a_worker_that_was_stopped_is_replaced(monkeypatch):
     started = time.monotonic()
     results = run(monkeypatch, 0, 5)
-    assert results == {0: Ended("hung", "the process that judges it was stopped"), 5: 5}
+    assert results == {0: Ended("hung", "the worker process that called it was stopped"), 5: 5}
     assert time.monotonic() - started < 20
 
 

@@ -1,4 +1,4 @@
-"""Subjects from callables: which options a signature has."""
+"""Subjects from callables: the options of a signature."""
 
 import crossent
 from crossent.subjects.callables import as_subject

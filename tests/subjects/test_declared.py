@@ -1,4 +1,4 @@
-"""Declarations: what a loss may do instead of what torch does. The checks then expect that, and judge the rest."""
+"""Declared features: the checks expect the declared behaviour of a loss, and judge everything else as before."""
 
 import contextlib
 import subprocess
@@ -37,7 +37,7 @@ def kinds(report):
 
 
 def widened(input, target, weight=None, **options):
-    """As in many models: the logits are cast to float32, and the loss stays in float32."""
+    """Return a float32 loss for half-precision logits, as many models do."""
     half = input.dtype in (torch.float16, torch.bfloat16)
     cast = [one.float() if one is not None and half else one for one in (input, weight)]
     target = target.float() if half and target.is_floating_point() else target
@@ -66,7 +66,7 @@ def test_an_undeclared_float32_loss_is_judged_by_its_numbers_too_and_the_message
 
 
 def zero_mean(input, target, reduction="mean", **options):
-    """The mean divides by at least 1."""
+    """Return a mean that divides by at least 1."""
     if reduction != "mean" or target.is_floating_point():
         return crossent.formula(input, target, reduction=reduction, **options)
     kept = target.long() != options.get("ignore_index", -100)
@@ -95,7 +95,7 @@ def flushed():
 
 
 class Flushing(torch.autograd.Function):
-    """A form whose forward and backward passes take subnormal operands for 0, and return 0 for subnormal results."""
+    """A form that takes subnormal arguments for 0, and returns 0 for subnormal results, forward and backward."""
 
     @staticmethod
     def forward(ctx, form, logits, target, options):
@@ -136,7 +136,7 @@ def test_forms_under_a_processor_that_flushes_keep_the_declared_bounds(form, see
 
 
 def test_a_declared_flush_allows_no_larger_error():
-    """A gradient above the smallest normal number may not become 0."""
+    """A gradient above the smallest normal number must not become 0."""
 
     def loses(input, target, **options):
         input.register_hook(lambda gradient: gradient + 2.0**-124)
@@ -160,7 +160,7 @@ def test_a_loss_may_write_into_its_arguments_where_that_is_declared():
     report = judged(overwrites, case, ["arguments"])
     assert kinds(report) == set()
     assert report.subjects[0].not_run["arguments"] == {"is declared without arguments": 1}
-    # A bad call may write, too.
+    # A bad call may write into its arguments too.
     bad = BAD_INPUTS[0]
     assert ("arguments", "changed_input") in kinds(judged(overwrites, bad))
     assert kinds(judged(overwrites, bad, ["arguments"])) == set()
@@ -199,7 +199,7 @@ def test_another_class_of_error_passes_where_that_is_declared_and_no_error_does_
 
 @waits.float16
 def test_a_grade_of_one_dtype_leaves_the_other_dtype_at_grade_a():
-    """torch computes in the dtype of the logits: where the loss is 0.001, it returns 0."""
+    """torch computes in the dtype of the logits, and returns 0 for a loss of 0.001."""
     loss, cases = torch.nn.functional.cross_entropy, [Case(dtype, (4, 2), "sure") for dtype in ("float16", "bfloat16")]
     assert {finding.case for finding in judged(loss, cases).findings} == {one.id for one in cases}
     left = judged(loss, cases, grade="float16=B").findings
@@ -266,7 +266,7 @@ def test_the_script_of_a_finding_expects_what_is_declared(tmp_path):
     text = script(finding, widened=True)
     assert "own_dtype = torch.float32" in text
     assert "own_dtype = torch.float32" not in script(finding)
-    # The report names no source: the reader of the script defines the subject.
+    # The report names no source, so the reader of the script defines the subject.
     own = "import crossent\ndef subject(x, t, **o):\n    loss = crossent.formula(x.float(), t, **o)\n"
     own += "    return loss * (1 if torch.is_grad_enabled() else 1.01)\n"
     before, _, after = text.partition("print('import wrong here")

@@ -32,24 +32,24 @@ CASES = [
     Case("float32", layout="transposed"),
     Case("float32", (3, 4, 2), target_layout="target_transposed"),
 ]
-# All but what makes graphs and code, which takes seconds.
+# The checks of graphs and of compiled code take seconds, and the checks that run here exclude them.
 GRAPHS = [
     *COMPILED_CODE,
     *LARGE,
     *(check for check in TRANSFORMS if check.name in ("export", "trace", "trace_dynamic")),
 ]
-ASKED = tuple(check for check in CHECKS.values() if check not in GRAPHS)
+PLAIN_CHECKS = tuple(check for check in CHECKS.values() if check not in GRAPHS)
 
 
 BAD = BAD_INPUTS[::5]
 
 
-def judged(loss, without=(), cases=(*CASES, *BAD), checks=ASKED):
+def judged(loss, without=(), cases=(*CASES, *BAD), checks=PLAIN_CHECKS):
     return run(load(loss, without=without), cases, checks).subjects[0]
 
 
 def refusing(needs):
-    """Right, but for calls that need what it lacks."""
+    """Return a right loss that raises an error for calls that need the missing feature."""
 
     def loss(input, target, **options):
         if needs(input, target, options):
@@ -77,7 +77,7 @@ def not_contiguous(input, target, options):
 
 
 def sums_to_one(probabilities):
-    """Whether each sum is nearer to 1 than a difference that a case means."""
+    """Return whether each sum is within 0.01 of 1: closer than in cases with unnormalised probabilities."""
     sums = probabilities.double().sum(min(1, probabilities.dim() - 1))
     return bool(((sums - 1).abs() < 0.01).all())
 
@@ -106,21 +106,21 @@ NEEDS = {
 
 
 @pytest.mark.parametrize("feature", NEEDS)
-def test_a_kernel_that_lacks_something_is_right_where_that_is_declared_and_wrong_where_not(feature):
+def test_a_kernel_without_a_feature_passes_if_the_feature_is_declared_missing_and_fails_otherwise(feature):
     lacking = refusing(NEEDS[feature])
-    undeclared = judged(lacking, cases=CASES, checks=ASKED[:1])
+    undeclared = judged(lacking, cases=CASES, checks=PLAIN_CHECKS[:1])
     assert any(finding.check == "call" for finding in undeclared.findings)
-    # Under vmap a sample is a view of the batch, and what it looks at here is not known.
+    # Under vmap the sample is a view of the batch, whose values and strides the loss cannot read.
     looks_at_data = feature in ("strided", "ignore_index", "nonfinite", "unnormalised")
     by_data = ("vmap", "meta", "func_grad", "hessian", "jacrev", "jacfwd") if looks_at_data else ()
-    part = judged(lacking, {feature}, checks=tuple(check for check in ASKED if check.name not in by_data))
+    part = judged(lacking, {feature}, checks=tuple(check for check in PLAIN_CHECKS if check.name not in by_data))
     assert [str(finding) for finding in part.findings] == []
     assert part.not_applicable[f"is declared without {feature}"] > 0
     assert len(part.outcomes) + part.not_applicable.total() == len(CASES) + len(BAD)
 
 
 def forgiving(needs):
-    """Right, but it returns zeros for any call, bad or not, that needs what it lacks."""
+    """Return a right loss that returns zeros for every call, bad or not, that needs the missing feature."""
 
     def loss(input, target, **options):
         if needs(input, target, options):
@@ -137,7 +137,7 @@ def test_a_bad_input_that_needs_a_feature_declared_missing_is_not_applicable(fea
 
 
 def test_a_loss_without_two_reductions_may_ignore_the_option():
-    """It returns the mean whatever the value of the option, as a function with `**options` may."""
+    """The loss returns the mean for any value of the option, as a function with `**options` may do."""
 
     def loss(input, target, reduction="mean", **options):
         return crossent.formula(input, target, **options)
@@ -149,7 +149,7 @@ def test_a_loss_without_two_reductions_may_ignore_the_option():
     assert part.findings == []
     taken = [bad for bad in BAD_INPUTS if bad.build().options["reduction"] != "mean"]
     assert part.not_applicable == {"is a mean": len(taken)}
-    for feature in lacks:  # a function that has another reduction must refuse what is none
+    for feature in lacks:  # a function with another reduction must refuse a wrong one
         del loss.lacks
         found = judged(loss, {feature}, cases=BAD_INPUTS, checks=()).findings
         assert {finding.kind for finding in found} == {"accepted"}
@@ -157,7 +157,7 @@ def test_a_loss_without_two_reductions_may_ignore_the_option():
 
 
 class Once(torch.autograd.Function):
-    """Differentiable once, by the logits alone, in the way of kernels: the gradient is kept from the call."""
+    """A function that can be differentiated once, by the logits. The call keeps the gradient, as kernels do."""
 
     @staticmethod
     def forward(ctx, input, target, options):
@@ -186,7 +186,7 @@ def once(input, target, **options):
 def by_chance(input, target, **options):
     if input.dtype != torch.float32:
         return crossent.formula(input, target, **options)
-    off = 2.0**-25 * torch.randint(3, (), generator=RANDOM)  # now and then in the last place
+    off = 2.0**-25 * torch.randint(3, (), generator=RANDOM)  # sometimes wrong in the last place
     loss = crossent.formula(input, target, **options)
     return loss - (off * loss).detach()
 
@@ -201,7 +201,7 @@ def in_autocast(input, target, **options):
 
 
 def careless(input, target, **options):
-    """Takes whatever comes."""
+    """Accept any arguments."""
     try:
         return crossent.formula(input, target, **options)
     except (RuntimeError, ValueError, IndexError, TypeError):
@@ -219,7 +219,7 @@ def careless(input, target, **options):
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_a_kernel_that_cannot_do_something_is_right_where_that_is_declared(loss, without):
+def test_a_kernel_without_a_feature_of_checks_passes_if_that_is_declared(loss, without):
     undeclared = judged(loss)
     assert undeclared.findings
     part = judged(loss, without)
@@ -229,26 +229,26 @@ def test_a_kernel_that_cannot_do_something_is_right_where_that_is_declared(loss,
 
 
 @pytest.mark.parametrize("feature", FEATURES)
-def test_each_feature_takes_something_away(feature):
+def test_without_each_feature_some_case_or_check_does_not_run(feature):
     (subject,) = load(crossent.formula, without={feature})
     cases = [*CASES, MANY_ROWS[1]]
     taken = [case for case in cases if subject.not_applicable(case.build())]
     checks = [check for check in CHECKS.values() for case in cases[-3:] if check.not_run(subject, case.build())]
-    of_errors = feature in ("errors", *BAD_INPUT_KINDS)  # which take away bad inputs
+    of_errors = feature in ("errors", *BAD_INPUT_KINDS)  # these features remove bad inputs
     assert taken or checks or of_errors or FEATURES[feature].instead
 
 
-def test_a_check_needs_features_that_there_are():
+def test_a_check_needs_only_features_that_exist():
     assert {name for check in CHECKS.values() for name in check.needs} <= FEATURES.keys()
 
 
-def test_a_case_of_which_nothing_is_asked_does_not_apply():
+def test_a_case_without_a_check_is_not_applicable():
     part = judged(crossent.formula, {"large"}, [MANY_ROWS[1]], LARGE)
     assert part.outcomes == {}
     assert part.not_applicable == {"is declared without large": 1}
 
 
-def test_without_holds_of_the_forms_and_torch_too():
+def test_without_applies_to_the_forms_and_torch_too():
     report = crossent.check(
         "formula", "torch", level="quick", dtypes=["float64"], without={"weight", "spatial", "errors"}
     )
@@ -275,7 +275,7 @@ def test_a_keyword_that_the_signature_lacks_is_a_feature_that_the_subject_lacks(
     assert part.not_applicable[f"has no {keyword}"] > 0
 
 
-def test_an_unknown_feature_is_named_with_those_that_there_are():
+def test_the_error_of_an_unknown_feature_names_the_features():
     with pytest.raises(
         ValueError, match=r"without: got 'wieght'; did you mean weight\?; allowed are float16, .*, large$"
     ):
@@ -283,8 +283,8 @@ def test_an_unknown_feature_is_named_with_those_that_there_are():
     assert require_features("vmap") == ("vmap",)
 
 
-def test_each_feature_takes_away_the_checks_that_need_it():
-    """The whole table, for class indices and for class probabilities: a need that is lost accuses a correct subject."""
+def test_each_feature_removes_the_checks_that_need_it():
+    """For class indices and for probabilities. A missing entry here means that a correct subject would fail."""
     compiled = {"meta", "export", "trace", "trace_dynamic", "compile", "compile_dynamic", "compiled_error"}
     of_gradient = {"gradient", "target_gradient", "row_sums", "two_backwards", "non_leaf", "alone", "func_grad"}
     of_gradient |= {"batched_gradient", "jacrev"}

@@ -1,4 +1,4 @@
-"""Loading: which names and objects can be a subject, and one clear line of error for all others."""
+"""Loading: the names and objects that can be a subject, and one clear line of error for all others."""
 
 import functools
 import pickle
@@ -46,7 +46,7 @@ def __getattr__(name):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """With a file, its neighbour and a package; Python knows none of it before and none of it after."""
+    """Return a folder with a file, a module beside it and a package, which no other test can import."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "neighbour.py").write_text("from torch.nn.functional import cross_entropy\n")
@@ -82,7 +82,7 @@ def test_a_description_is_loaded_and_its_source_loads_it_from_anywhere(folder, c
     (subject,) = load(description)
     assert subject.name == name
     assert gives_torchs_loss(subject)
-    assert capfd.readouterr() == ("", "")  # stdout is the report's
+    assert capfd.readouterr() == ("", "")  # nothing is printed: stdout is for the report
     monkeypatch.chdir("/") if ".py:" in description else None
     (again,) = load(subject.source)
     assert again.source == subject.source
@@ -133,7 +133,7 @@ BROKEN = {
 def test_a_file_that_does_not_load_is_one_line_and_leaves_nothing(folder, capsys, name, form):
     content, said = BROKEN[name]
     (folder / f"{name}.py").write_bytes(content if isinstance(content, bytes) else content.encode())
-    main(["check", "no_such_subject"])  # the first command of a process imports modules of the package
+    main(["check", "no_such_subject"])  # so that the modules of the package are imported before
     capsys.readouterr()
     modules, path = set(sys.modules), list(sys.path)
     assert main(["check", form.format(name)]) == WRONG_USE
@@ -178,7 +178,7 @@ def test_a_file_that_does_not_load_is_one_line_and_leaves_nothing(folder, capsys
         ("mine.py:los+compile", "mine.py has no 'los'; did you mean loss?"),
     ],
 )
-def test_what_cannot_be_had_is_one_line_with_what_came_and_what_is_allowed(folder, capsys, description, said):
+def test_the_error_of_a_wrong_description_is_one_line_with_the_given_and_the_allowed(folder, capsys, description, said):
     (folder / "notes.txt").write_text("")
     assert main(["check", description]) == WRONG_USE
     out, err = capsys.readouterr()
@@ -263,14 +263,14 @@ def test_a_callable_or_a_class_is_called_with_the_options_that_it_has(given, lac
         (torch.nn.Linear, "Linear, which also requires 'in_features'"),
     ],
 )
-def test_what_is_not_called_as_a_cross_entropy_is_refused_in_one_line(given, said):
+def test_an_object_that_is_no_cross_entropy_is_refused_in_one_line(given, said):
     with pytest.raises(TypeError) as caught:
         load(given)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_grade_is_what_halves_must_reach_and_only_of_what_is_somebodys():
+def test_a_grade_applies_to_half_precision_of_foreign_subjects_alone():
     def stored(input, target, **options):
         return -torch.log_softmax(input, 1).gather(1, target[:, None]).mean()
 
@@ -314,6 +314,6 @@ def test_a_command_finds_a_module_in_the_folder_where_it_runs(folder):
     assert "Loss: " in done.stdout, done.stderr
 
 
-def test_of_two_subjects_of_one_name_one_gets_a_number(folder):
+def test_the_second_of_two_subjects_with_one_name_has_a_number(folder):
     report = crossent.check("mine.py:loss", "mine.py:Kernels.fused", "mine:loss", level="quick", dtypes="float64")
     assert [part.name for part in report.subjects] == ["loss", "fused", "loss#2"]

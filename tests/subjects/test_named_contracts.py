@@ -1,4 +1,4 @@
-"""The contracts that a user chooses by name: promise, grade, and what they do to the forms, to torch and to others."""
+"""The contracts that a user chooses by name: their promises and grades, and their effect on forms, torch and others."""
 
 import pytest
 import torch.nn.functional as F
@@ -24,13 +24,13 @@ def test_every_contract_gives_its_promise_and_its_grade():
 
 
 @pytest.mark.parametrize("name", [name for name in PROMISES if name != "torch"])
-def test_a_grade_goes_with_every_contract_but_torchs(name):
+def test_every_contract_but_torchs_accepts_a_grade(name):
     for subject in (F.cross_entropy, "formula", "torch"):
         assert load(subject, contract=name, grade="B")[0].grades == HALVES
         assert load(subject, contract=name, grade="A")[0].grades == {}
 
 
-def test_without_a_contract_the_forms_and_torch_keep_theirs():
+def test_without_a_contract_the_forms_and_torch_keep_their_own():
     for name in NAMED:
         for grade in (None, "A", "B"):
             for one in load(name, grade=grade):

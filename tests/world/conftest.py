@@ -1,6 +1,6 @@
-"""pytest does not collect this folder: its files import packages that only `nox -s world` installs.
+"""Keep pytest from collecting this folder: its files import packages that only `nox -s world` installs.
 
-A file that the command line names is collected all the same.
+pytest still collects a file that is named on the command line.
 """
 
 collect_ignore_glob = ["*.py"]

@@ -1,6 +1,6 @@
-"""DeepSpeed: the loss of logits whose classes are split over processes: here all classes are in one process."""
+"""DeepSpeed: the loss of logits whose classes are split over processes. Here one process has all classes."""
 
-import deepspeed  # noqa: F401  # the module below cannot be the first import
+import deepspeed  # noqa: F401  # the module below cannot be imported first
 from deepspeed.sequence.cross_entropy import vocab_parallel_cross_entropy
 from packages import FUNCTION, LAST, lacks
 

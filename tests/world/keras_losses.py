@@ -1,4 +1,4 @@
-"""keras on torch: its losses of class indices and of probabilities."""
+"""keras on torch: its losses for class indices and for probabilities."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""kornia: the focal loss with gamma = 0, which is cross-entropy. Without a reduction it has an axis of classes."""
+"""kornia: the focal loss with gamma = 0, which is cross-entropy. Without a reduction its result has a class axis."""
 
 from packages import lacks, without_init
 

@@ -1,4 +1,4 @@
-"""Megatron-LM: the loss of logits whose classes are split over processes: here all classes are in one process."""
+"""Megatron-LM: the loss of logits whose classes are split over processes. Here one process has all classes."""
 
 import torch
 from packages import FUNCTION, LAST, lacks, without_init
@@ -25,7 +25,7 @@ if not torch.distributed.is_initialized():
 )
 def megatron_vocab_parallel(logits, target, reduction="mean", label_smoothing=0.0):
     classes = logits.size(-1)
-    smoothing = label_smoothing * (classes - 1) / classes  # Megatron-LM gives no part of it to the true class
+    smoothing = label_smoothing * (classes - 1) / classes  # Megatron-LM smooths over the other classes only
     # The loss overwrites float32 logits, to save memory.
     losses = vocab_parallel_cross_entropy(logits.clone(), target, smoothing)
     return {"none": lambda: losses, "mean": losses.mean, "sum": losses.sum}[reduction]().to(logits.dtype)

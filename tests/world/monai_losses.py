@@ -1,4 +1,4 @@
-"""MONAI: the cross-entropy in its Dice loss, and the focal loss with gamma = 0, which is cross-entropy."""
+"""MONAI: the cross-entropy in its Dice loss; and its focal loss with gamma = 0, which is cross-entropy."""
 
 from monai.losses import DiceCELoss, FocalLoss
 from packages import lacks

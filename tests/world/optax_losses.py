@@ -7,7 +7,7 @@ from crossent.adapters import from_jax
 
 
 def adapted(loss, name, **lacking):
-    """Return a loss of rows with an axis of classes and the three reductions, as a loss on tensors."""
+    """Return a loss of rows as a loss on tensors, with an axis of classes and three reductions."""
 
     def reduced(logits, labels, reduction="mean"):
         losses = loss(logits, labels, axis=min(1, logits.ndim - 1))

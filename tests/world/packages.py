@@ -1,4 +1,4 @@
-"""Help for the glue: import a part of a package alone, and declare the features that a loss lacks."""
+"""Helpers: import only a part of a package, and declare the features that a loss lacks."""
 
 import ast
 import importlib.util
@@ -12,9 +12,9 @@ FUNCTION = "is a torch.autograd.Function with a backward alone"
 
 
 def without_init(*names):
-    """Let Python import modules of these packages without their `__init__.py`, which would import much more.
+    """Let Python import modules of these packages without running their `__init__.py`, which imports much more.
 
-    timm, for example, imports torchvision, which fails beside a torch that is not its own. The losses do not need it.
+    For example, timm imports torchvision, which fails with a torch that is not its own. The losses do not need it.
     """
     for name in names:
         package = ModuleType(name)
@@ -23,7 +23,7 @@ def without_init(*names):
 
 
 def lacks(**reasons):
-    """Declare the features that a loss lacks, each with its reason."""
+    """Return a decorator that declares the features that a loss lacks, each with its reason."""
 
     def declare(loss):
         loss.lacks = reasons
@@ -33,7 +33,7 @@ def lacks(**reasons):
 
 
 def function_of(package, file, name, **names):
-    """Return one function of a file of a package, with the names that it uses; nothing else of the file runs."""
+    """Return one function from a file of a package. Only this function runs, with the given names as globals."""
     path = Path(importlib.util.find_spec(package).submodule_search_locations[0], file)
     (function,) = (node for node in ast.parse(path.read_text()).body if getattr(node, "name", "") == name)
     exec(compile(ast.Module([function], []), path, "exec"), names)

@@ -1,4 +1,4 @@
-"""segmentation_models_pytorch: label smoothing, and the focal loss with gamma = 0, which is cross-entropy."""
+"""segmentation_models_pytorch: label smoothing; and its focal loss with gamma = 0, which is cross-entropy."""
 
 from packages import lacks, without_init
 

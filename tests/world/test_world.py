@@ -1,6 +1,6 @@
-"""Losses of packages from PyPI as subjects: each finding must stand in findings.toml, with its reason.
+"""Losses of packages from PyPI as subjects: each finding must be in findings.toml, with its reason.
 
-`nox -s world` installs the packages and runs this file. pytest does not collect the folder by default: conftest.py.
+`nox -s world` installs the packages and runs this file. By default, pytest does not collect it (conftest.py).
 """
 
 from pathlib import Path
@@ -12,14 +12,14 @@ from crossent.checks import CHECKS
 from crossent.report.expected_findings import mark, read_list, require_about
 from crossent.run.plan import plan
 
-pytestmark = pytest.mark.filterwarnings("default")  # a warning of a package is no error
+pytestmark = pytest.mark.filterwarnings("default")  # warnings of these packages are no errors
 HERE = Path(__file__).parent
 FINDINGS = read_list(HERE / "findings.toml")
 KINDS = ("bug: ", "documented difference: ")
 DTYPES = ("float32", "bfloat16")
-TORCH = {"contract": "torch"}  # made of log_softmax, nll_loss or cross_entropy, in the dtype of the logits
+TORCH = {"contract": "torch"}  # calls log_softmax, nll_loss or cross_entropy in the dtype of the logits
 KERNEL = {"contract": "kernel"}  # computes in float32 or wider, and rounds once
-# Computes in the dtype of the logits, though not with torch's log_softmax alone.
+# Computes in the dtype of the logits, but not with torch's log_softmax alone.
 KERNEL_IN_HALVES = {"contract": "kernel", "grade": "B"}
 SETTINGS = {
     "deepspeed_vocab_parallel": KERNEL,

@@ -1,4 +1,4 @@
-"""torchtune: cross-entropy of a list of chunks of tokens."""
+"""torchtune: the cross-entropy of tokens in chunks."""
 
 from packages import LAST, lacks, without_init
 

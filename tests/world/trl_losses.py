@@ -1,6 +1,6 @@
-"""TRL: the log-probability of each token, whose negative is the loss of a row.
+"""TRL: the log-probability of each token, which is the negative loss of a row.
 
-The file with the function imports datasets, pandas and accelerate, so the glue takes the function alone.
+The file of this function imports datasets, pandas and accelerate, so only the function is loaded.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""Unsloth: the loss of each row, with its gradient by hand, and the loss of each row with label smoothing."""
+"""Unsloth: the losses of rows, with a gradient written by hand, and the losses of rows with label smoothing."""
 
 import torch
 from packages import FUNCTION, lacks, without_init

@@ -1,6 +1,6 @@
 """The fork server: a process that forks isolated processes, and ends them.
 
-The judge starts it before it knows any exact value, so that no isolated process inherits one.
+The judge starts the fork server before it computes any exact value, so that no isolated process inherits a value.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from crossent.subjects.confinement import (
     scope_signals,
 )
 
-_SECONDS = 10.0  # for a reply; to fork or to kill takes milliseconds
-Serve = Callable[[int, int, int], None]  # runs a subject, by its number; talks on a stream and prints into a file
-OWN = -1  # the number of torch, with which the judge makes sure of what a subject's process says of this machine
+_SECONDS = 10.0  # the time limit of a reply; a fork or a kill takes milliseconds
+Serve = Callable[[int, int, int], None]  # serves acts for a subject, by its number, on a stream; prints to a file
+OWN = -1  # the number of torch, in whose process the judge repeats an act that a subject's process cannot run
 
 
 class ForkServerError(Exception):
-    """A fork server and its processes have ended. The judge knows exact values by now, and must not start another."""
+    """A fork server has ended. The judge must not fork another one, which would inherit exact values."""
 
 
 class ForkServer:
     """A process that forks isolated processes, and reports how they ended.
 
     Args:
-        serve: runs in each isolated process.
-        memory: bytes of memory that an isolated process may have.
+        serve: the function that runs in each isolated process.
+        memory: the limit of the memory of an isolated process, in bytes.
     """
 
     def __init__(self, serve: Serve, memory: int) -> None:
@@ -46,10 +46,10 @@ class ForkServer:
             self._process = Confined(lambda: _answer(theirs, serve, memory), [theirs.fileno()])
 
     def start(self, subject: int, stream: socket.socket, output: int) -> int:
-        """Fork a process for a subject, which talks on a stream and prints into a file; return its number."""
+        """Fork a process for a subject, with a stream for messages and a file for output, and return its process id."""
         process = self._ask(f"start {subject}", stream.fileno(), output)
         if process < 2:
-            raise ForkServerError(f"the fork server says that it forked process {process}")
+            raise ForkServerError(f"the fork server sent an impossible process id: {process}")
         return process
 
     def end(self, process: int) -> int:
@@ -65,7 +65,7 @@ class ForkServer:
         try:
             socket.send_fds(self._control, [request.encode()], descriptors)
             reply = self._control.recv(64)
-        except OSError as error:  # TimeoutError is one
+        except OSError as error:  # also a TimeoutError
             raise ForkServerError("the fork server does not reply") from error
         try:
             return int(reply)
@@ -74,14 +74,14 @@ class ForkServer:
 
 
 def _answer(control: socket.socket, serve: Serve, memory: int) -> None:
-    """The fork server's loop, until the judge is gone."""
+    """Answer the requests of the judge, in the fork server, until the judge ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     drop_privileges()
     drop_semaphores()
     for limit, to in ((resource.RLIMIT_DATA, memory), (resource.RLIMIT_CORE, 0)):
         with suppress(ValueError, OSError):  # the limit is lower already
             resource.setrlimit(limit, (to, to))
-    ended: dict[int, int] = {}  # the exit statuses of processes that have ended by themselves
+    ended: dict[int, int] = {}  # exit statuses by process id, of processes that ended without a request
     while True:
         request, descriptors, _, _ = socket.recv_fds(control, 64, 2)
         if not request:
@@ -90,7 +90,7 @@ def _answer(control: socket.socket, serve: Serve, memory: int) -> None:
         _reap(ended)
         if word == "start":
             reply = _fork(control, partial(serve, int(number), *descriptors))
-            ended.pop(reply, None)  # that of an earlier process with the same number
+            ended.pop(reply, None)  # the status of an earlier process with the same id
             for descriptor in descriptors:
                 os.close(descriptor)
         else:
@@ -118,7 +118,7 @@ def _kill(process: int) -> int:
 
 
 def _reap(ended: dict[int, int]) -> None:
-    """Note the processes that have ended. In a PID namespace, the orphans of a subject are among them."""
+    """Record the processes that have ended. In a PID namespace, processes that a subject started are among them."""
     with suppress(ChildProcessError):
         while (done := os.waitpid(-1, os.WNOHANG))[0]:
             ended[done[0]] = os.waitstatus_to_exitcode(done[1])

@@ -1,4 +1,4 @@
-"""An isolated process: its loop, and the host that sends it acts and reads its replies."""
+"""An isolated process: the loop that runs in it, and the host that sends acts to it and reads its replies."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from crossent.subjects.subject import Loss
 from crossent.trials.act import NotRun, Performed, Raised, perform
 
 T = TypeVar("T")
-_MOST_PRINTED = 2**20  # bytes in one act
-_MOST_HUNG = 3  # acts, after which a subject is called no more: a time-out can be minutes
+_MOST_PRINTED = 2**20  # bytes that a subject may print in one act
+_MOST_HUNG = 3  # acts that exceed the time limit, which can be minutes; then the subject is no longer called
 
 
 def perform_acts(stream: int, output: int, load: Callable[[], Loss]) -> NoReturn:
-    """Read an act, perform it and reply, until the judge is gone. This is all that an isolated process does."""
+    """Read an act, perform it and reply, until the judge ends. This is all that an isolated process does."""
     faulthandler.disable()  # the report says how the process ended
-    stream = os.dup(stream)  # away from descriptors 1 and 2, whatever the caller had closed
+    stream = os.dup(stream)  # not 1 or 2, which it may be if the caller had closed these
     for descriptor in (1, 2):
         os.dup2(output, descriptor)
     connection = socket.socket(fileno=os.dup2(stream, 3))
-    close_all_but({0, 1, 2, 3})  # the other processes' pipes
+    close_all_but({0, 1, 2, 3})  # the pipes of other processes
     sys.stdout, sys.stderr = (open(one, "w", errors="replace", closefd=False) for one in (1, 2))  # noqa: SIM115
-    known = _own_names()  # as they are now: the subject may change the modules
+    known = _own_names()  # read before the subject can change the modules
     loss: Loss | None = None
     while True:
         try:
@@ -45,7 +45,7 @@ def perform_acts(stream: int, output: int, load: Callable[[], Loss]) -> NoReturn
         try:
             loss = loss or load()
             reply = wire.write_reply(perform(act, loss, *arguments), most)
-        except BaseException as error:  # from the subject's import, or a KeyboardInterrupt of its own
+        except BaseException as error:  # from the import of the subject, or a KeyboardInterrupt of the act
             reply = wire.write_reply(Performed(raised=Raised.of(error)), most)
         for file in (sys.stdout, sys.stderr):
             with suppress(Exception):
@@ -77,11 +77,11 @@ class IsolatedProcess:
 
     @property
     def not_run(self) -> str:
-        """Why the subject is called no more, or ""."""
+        """The reason why the subject is no longer called, or ""."""
         return "hung too often to be called again" if self._hung >= _MOST_HUNG else ""
 
     def perform(self, act: Callable[..., T], *arguments: Any) -> Performed[T]:
-        """Call `act(loss, *arguments)` in the isolated process, and return the result, or how the process ended."""
+        """Call `act(loss, *arguments)` in the isolated process, and return the outcome, or how the process ended."""
         self._alive()
         stream = self._stream = self._stream or self._start()
         until, most = time.monotonic() + self._timeout, wire.most_of_reply(arguments)
@@ -102,29 +102,33 @@ class IsolatedProcess:
     def _checked(
         self, performed: Performed[Any], act: Callable[..., Any], arguments: tuple[Any, ...]
     ) -> Performed[Any]:
-        """Believe a reply that the act cannot run on this machine only if torch's process replies the same.
+        """Accept the reply that the act cannot run on this machine only if torch's process sends the same reply.
 
-        The act may compile, and load code that the subject has left in torch's cache. So it runs in no judge.
+        The judge must not run the act itself: an act that compiles could load code that the subject has left in torch's
+        cache.
         """
         if not isinstance(performed.value, NotRun) or self._subject == OWN:
             return performed
         reason = (act, performed.value, *(one for one in arguments if isinstance(one, (str, bool))))
         if reason not in self._confirmed:
-            self._end()  # the subject does not run beside torch
+            self._end()  # the subject's process must not run at the same time as torch's
             self._torch = self._torch or IsolatedProcess(self._server, OWN, self._timeout, self._alive)
             if self._torch.perform(act, *arguments).value != performed.value:
-                return Performed(ended="crashed", how=f"its process replied that it {performed.value.reason}")
+                return Performed(
+                    ended="crashed",
+                    how=f"its process replied that it {performed.value.reason}, but torch's process does not",
+                )
             self._confirmed.add(reason)
         return performed
 
     def _with_output(self, performed: Performed[T]) -> Performed[T]:
-        """Count a flood of output as changed state, and empty the file for the next act."""
+        """Report output of more than `_MOST_PRINTED` bytes as changed state, and empty the file for the next act."""
         printed = os.fstat(self._output.fileno()).st_size
         if printed > _MOST_PRINTED:
             performed = replace(performed, changed_state=(*performed.changed_state, f"the output, by {printed} bytes"))
         if printed:
             os.ftruncate(self._output.fileno(), 0)
-            os.lseek(self._output.fileno(), 0, os.SEEK_SET)  # the isolated process shares this position
+            os.lseek(self._output.fileno(), 0, os.SEEK_SET)  # this sets the position of the isolated process too
         return performed
 
     def close(self) -> None:
@@ -142,7 +146,7 @@ class IsolatedProcess:
         return ours
 
     def _end(self) -> int:
-        """Kill the process and all that it started, unless it has ended, and return its exit status."""
+        """Kill the process and its process group, unless it has ended, and return its exit status."""
         assert self._stream is not None
         self._stream.close()
         self._stream = None
@@ -150,11 +154,11 @@ class IsolatedProcess:
 
 
 def status_in_words(status: int) -> str:
-    """An exit status in words: "exit status 1", "SIGSEGV"."""
+    """Return an exit status in words, such as "exit status 1" or, for -11, "SIGSEGV"."""
     return signal.Signals(-status).name if status < 0 else f"exit status {status}"
 
 
 def _own_names() -> dict[tuple[str, str], Any]:
-    """Every name of this package's modules, by module and name."""
+    """Return the values of all names of the modules of this package, by module and name."""
     modules = [(name, module) for name, module in sys.modules.items() if name.partition(".")[0] == "crossent"]
     return {(name, attribute): value for name, module in modules for attribute, value in list(vars(module).items())}

@@ -1,9 +1,9 @@
 """The messages between the judge and an isolated process.
 
-A request is a pickle: the judge wrote it. A reply comes from a process in which a subject may have done anything, so
-it has a flat form: a header in JSON, and the bytes of the tensors one after another. A reply has a limit of size and of
-time, and its value must have the type that the act declares. Nothing in it is executed, and nothing is allocated before
-its size is known to be right.
+A request is a pickle, since the judge can be trusted. A reply comes from a process in which a subject may have changed
+anything, so a reply is no pickle: it has a header in JSON, followed by the bytes of the tensors. A reply has limits of
+size and time, and its value must have the type that the act declares. Reading a reply executes no code of the reply,
+and allocates memory only for sizes that have been checked.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from crossent.trials.call import Call, Result
 from crossent.trials.memory import memory
 from crossent.words import LONGEST_TEXT, said
 
-_LENGTH = 8  # bytes that hold the length of a message, and of a header
+_LENGTH = 8  # bytes of the number that says the length of a message, or of a header
 _MOST_HEADER = 2**20  # bytes; the texts of exceptions are cut at a few thousand characters
-_MOST_STATE = 100  # names of changed state; there are some forty, and a flood of output is named too
-# Ten calls with three results each, in a dtype four times as wide, are the largest reply to inputs of a size.
+_MOST_STATE = 100  # names of changed state in a reply; crossent.state has some forty
+# The largest reply has ten calls with three results each, in a dtype four times as wide as the dtype of the inputs.
 _REPLIES_PER_REQUEST = 120
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
 _CLASSES = {one.__name__: one for one in (Raised, NotRun, Result, Call, Inputs, Reaction)}
 
 
 class DamagedError(Exception):
-    """A reply that no act returns. The message says what is wrong with it."""
+    """A reply is not in the form of a reply. The message says what the process sent instead."""
 
 
 def send(stream: socket.socket, message: bytes, until: float = math.inf) -> None:
-    """Send a message.
+    """Send a message. `until` is the latest time, by `time.monotonic`.
 
     Raises:
         TimeoutError: the other process does not take the message in time.
@@ -56,21 +56,21 @@ def send(stream: socket.socket, message: bytes, until: float = math.inf) -> None
 
 
 def receive(stream: socket.socket, most: float = math.inf, until: float = math.inf) -> bytes:
-    """Return the next message.
+    """Return the next message, of at most `most` bytes. `until` is the latest time, by `time.monotonic`.
 
     Raises:
-        TimeoutError: the message does not come whole in time.
+        TimeoutError: the whole message does not arrive in time.
         EOFError, OSError: the other process has ended.
         DamagedError: the message is larger than `most` bytes.
     """
     length = int.from_bytes(_exactly(stream, _LENGTH, until), "big")
     if length > most:
-        raise DamagedError(f"a reply of {length} bytes, where {most:.0f} are the most")
+        raise DamagedError(f"a reply of {length} bytes, but the limit is {most:.0f} bytes")
     return _exactly(stream, length, until)
 
 
 def _exactly(stream: socket.socket, count: int, until: float) -> bytes:
-    received = bytearray()  # grows with what comes, not with what was announced
+    received = bytearray()  # grows with the bytes that arrive: the announced length may be wrong
     while len(received) < count:
         stream.settimeout(_left(until))
         more = stream.recv(min(count - len(received), 2**20))
@@ -94,7 +94,7 @@ def most_of_reply(arguments: tuple[Any, ...]) -> int:
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """Return the tensors of a value that is sent."""
+    """Return all tensors in a value: in its attributes, its entries and its elements."""
     if isinstance(value, Tensor):
         return [value]
     if is_dataclass(value) and not isinstance(value, type):
@@ -105,19 +105,19 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 
 def write(value: Any) -> bytes:
-    """Pickle a value. A tensor takes along the memory that it is a view of, and nothing else of itself."""
+    """Return a pickle of a value. It contains the whole memory of each tensor: see :class:`_Pickler`."""
     buffer = io.BytesIO()
     _Pickler(buffer, protocol=5).dump(value)
     return buffer.getvalue()
 
 
 def read(content: bytes, known: Mapping[tuple[str, str], Any]) -> Any:
-    """Read a pickle that may use these names, by module and attribute, and no others."""
+    """Return the value of a pickle that uses only the names in `known`, by module and attribute."""
     return _Unpickler(io.BytesIO(content), lambda *name: known.get(name)).load()
 
 
 class _Pickler(pickle.Pickler):
-    """Sends tensors with all of the memory that they are views of, and nothing else of them."""
+    """Pickles a tensor as the whole memory that it is a view of, with its dtype, shape, strides, offset and device."""
 
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -126,7 +126,7 @@ class _Pickler(pickle.Pickler):
 
 
 class _Unpickler(pickle.Unpickler):
-    """Unpickles a message that may use only the given names."""
+    """Unpickles a message that may use only the names that `find` returns."""
 
     def __init__(self, file: io.BytesIO, find: Callable[[str, str], Any]) -> None:
         super().__init__(file)
@@ -135,7 +135,7 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         found = self._find(module, name)
         if found is None:
-            raise pickle.UnpicklingError(f"{module}.{name} is not sent")
+            raise pickle.UnpicklingError(f"a message must not use {module}.{name}")
         return found
 
 
@@ -164,17 +164,17 @@ def _tensor(
 
 
 def write_reply(performed: Performed[Any], most: int) -> bytes:
-    """Write the outcome of an act, of at most this size.
+    """Return the outcome of an act as a reply.
 
     Raises:
-        DamagedError: the value holds a tensor with more numbers than a result has.
+        DamagedError: the value has a tensor of more than `most` bytes.
     """
     raw: list[bytes] = []
 
     def plain(value: Any) -> Any:
         if isinstance(value, Tensor):
             if value.numel() * value.element_size() > most:
-                raise DamagedError(f"the result has the shape {tuple(value.shape)}, which is too large to be right")
+                raise DamagedError(f"the result has shape {tuple(value.shape)}, which is larger than any right result")
             content = _raw(value)
             raw.append(content or b"")
             return {"tensor": [None if content is None else len(content), *_form(value)]}
@@ -193,10 +193,10 @@ def write_reply(performed: Performed[Any], most: int) -> bytes:
 
 
 def read_reply(content: bytes, act: Callable[..., Any], arguments: tuple[Any, ...], most: int) -> Performed[Any]:
-    """Read the outcome of an act with these arguments.
+    """Return the outcome of an act with these arguments, from a reply of :func:`write_reply`.
 
     Raises:
-        DamagedError: the reply is not one that :func:`write_reply` writes for a value of this act.
+        DamagedError: the reply has another form, or a value that this act cannot return.
     """
     try:
         length = int.from_bytes(content[:_LENGTH], "big")
@@ -209,12 +209,12 @@ def read_reply(content: bytes, act: Callable[..., Any], arguments: tuple[Any, ..
         raise DamagedError(f"a malformed reply: {said(error)}") from None
     returns = _returned(act) | NotRun if raised is None else None
     if not (_is_a(value, returns) and _is_a(raised, Raised | None) and _is_a(state, tuple[str, ...])):
-        raise DamagedError("a value of another type than the call returns")
+        raise DamagedError("a reply with a value of the wrong type")
     return Performed(value, raised, changed_state=state)
 
 
 class _Reader:
-    """Reads values whose tensors take their bytes from a stock."""
+    """Reads values from a header. The bytes of their tensors follow the header, in the same order."""
 
     def __init__(self, raw: bytes, devices: set[str], most: int) -> None:
         self._raw, self._devices, self._most, self._at = raw, devices, most, 0
@@ -236,27 +236,27 @@ class _Reader:
     def _tensor(self, length: int | None, dtype: str, shape: Any, stride: Any, offset: int, device: str) -> Tensor:
         numbers = [offset, *shape, *stride, 0 if length is None else length]
         if not all(type(number) is int and 0 <= number < 2**62 for number in numbers) or len(shape) != len(stride):
-            raise ValueError("not the sizes of a tensor")
+            raise ValueError("a tensor has impossible sizes")
         size = torch.empty(0, dtype=_DTYPES[dtype]).element_size()
         if math.prod(shape) * size > self._most:
-            raise ValueError("a tensor with more numbers than a result has")
+            raise ValueError("a tensor is larger than any right result")
         if length is None:
             if "meta" not in self._devices:
-                raise ValueError("a tensor without data")
+                raise ValueError("a tensor holds no data")
             return _tensor(None, dtype, tuple(shape), tuple(stride), offset, "meta")
         last = offset + sum((count - 1) * step for count, step in zip(shape, stride, strict=True))
         if device not in self._devices or (math.prod(shape) and (last + 1) * size > length):
-            raise ValueError("a tensor beyond its memory, or on another device")
+            raise ValueError("a tensor is larger than its memory, or on a wrong device")
         raw = self._raw[self._at : self._at + length]
         if len(raw) != length:
-            raise ValueError("a tensor without all of its data")
+            raise ValueError("the data of a tensor is incomplete")
         self._at += length
         return _tensor(raw, dtype, tuple(shape), tuple(stride), offset, device)
 
 
 @cache
 def _returned(act: Callable[..., Any]) -> Any:
-    """Return the type that an act declares for its value."""
+    """Return the declared return type of an act."""
     return _hints(act)["return"]
 
 
@@ -266,7 +266,7 @@ def _hints(of: Any) -> dict[str, Any]:
 
 
 def _is_a(value: Any, type_: Any) -> bool:
-    """Whether a value is of a type, with the types of what it holds."""
+    """Return whether a value, with all its elements and attributes, has a declared type."""
     origin, inner = get_origin(type_), get_args(type_)
     if type_ is Any:
         return True
