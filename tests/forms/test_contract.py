@@ -1080,7 +1080,7 @@ BAD_SCALAR = [
     (ValueError, "label_smoothing: got -0.1", "allowed is 0 to 1", (ROW, 0), {"label_smoothing": -0.1}),
     (ValueError, "label_smoothing: got nan", "allowed is 0 to 1", (ROW, 0), {"label_smoothing": NAN}),
     (TypeError, "label_smoothing: got str", "allowed", (ROW, 0), {"label_smoothing": "0.1"}),
-    (ValueError, "ignore_index: got 0", "allowed is a negative one", (ROW, (0.5, 0.5)), {"ignore_index": 0}),
+    (ValueError, "ignore_index: got 0", "allowed is a negative int", (ROW, (0.5, 0.5)), {"ignore_index": 0}),
 ]
 
 
