@@ -38,7 +38,7 @@ def without(clause):
     plain, times = Held.sum, Held.times
     leave_out = {
         "factors come in any order": lambda: patch.setattr(
-            Bounds, "_heads", lambda self, sizes: np.zeros(sizes.shape[: 2 if self._dense else 1])
+            Bounds, "_partial_products", lambda self, sizes: np.zeros(sizes.shape[: 2 if self._dense else 1])
         ),
         "terms are scaled before they are summed": lambda: patch.setattr(loss, "wider", lambda a, b: a),
         "an underflow is multiplied": lambda: patch.setattr(

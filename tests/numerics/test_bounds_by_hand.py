@@ -575,7 +575,7 @@ def test_a_kernel_that_multiplies_by_the_smoothing_factor_last_overflows_in_the_
     given = inputs(logits, [1, 1], weight=weight, label_smoothing=smoothing)
     fused = bounds_of(given, "kernel")
     with np.errstate(all="ignore"):
-        of_logits = fused._of_logits()
+        of_logits = fused._unshifted()
     assert np.isinf(of_logits.error).tolist() == overflows
 
 

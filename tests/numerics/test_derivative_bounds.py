@@ -34,7 +34,7 @@ def without(clause):
     leave_out = {
         "p is stored": ("_kept_probs", property(lambda self: self._probs)),
         "an underflow is multiplied": ("_product", lambda self, product, last: self.contract.keep(product)),
-        "mean and direction are summed apart": ("_apart", lambda self: self._expected(mean_less_direction(self))),
+        "mean and direction are summed apart": ("_two_sums", lambda self: self._expected(mean_less_direction(self))),
     }
     if clause == "terms are scaled before they are summed":
         patch.setattr(derivatives, "wider", lambda a, b: a)
