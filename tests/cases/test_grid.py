@@ -4,7 +4,16 @@ import itertools
 
 import pytest
 
-from crossent.cases.axes import AXES, CLASS_LIMITS, CLASS_SIZES, DTYPES, ROW_LIMITS, ROW_SIZES, broken, size_class
+from crossent.cases.axes import (
+    AXES,
+    CLASS_LIMITS,
+    CLASS_SIZES,
+    DTYPES,
+    ROW_LIMITS,
+    ROW_SIZES,
+    size_class,
+    why_forbidden,
+)
 from crossent.cases.case import Case
 from crossent.cases.grid import (
     _SIZES,
@@ -31,7 +40,7 @@ def possible(picked, choices, left=None):
     if set(SIZE_AXES) <= picked.keys():
         classes, rows = numbers_of(picked["class_size"], picked["row_size"])[0]
         picked = {**picked, "sizes": sizes_of(classes, rows, picked["dimensions"])}
-    if broken(picked):
+    if why_forbidden(picked):
         return False
     left = [axis for axis in choices if axis not in picked] if left is None else left
     if not left:
@@ -189,7 +198,9 @@ def test_every_choice_on_an_axis_is_in_a_case_of_a_level(axis, thorough):
 )
 def test_a_choice_that_no_code_builds_is_an_error_that_names_the_function(axis, where, monkeypatch):
     monkeypatch.setitem(AXES, axis, (*AXES[axis], "forgotten"))
-    with pytest.raises(ValueError, match=rf"^{axis}: got 'forgotten', which no code here makes; add it to {where}$"):
+    with pytest.raises(
+        ValueError, match=rf"^{axis}: got 'forgotten', which no code builds; add 'forgotten' to {where}$"
+    ):
         Case("float32", (7, 5), **{axis: "forgotten"}).build()
 
 
