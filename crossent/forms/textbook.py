@@ -57,7 +57,7 @@ def formula(
             float32, and the result is rounded once.
         target: Class indices from 0 to C - 1, in int64 or uint8; or class probabilities, in any of the four
             floating-point dtypes. A target with the shape of `input` holds probabilities.
-        weight: A factor for each class. With class indices its dtype is that of `input`.
+        weight: A factor for each class. With class indices, the dtype must be the dtype of `input`.
         ignore_index: Rows with this target have the loss 0 and do not count in the mean. The number need not be a
             class. With class probabilities it must be negative and has no effect.
         reduction: `"none"` returns the loss of each row and `"sum"` their sum. `"mean"` divides the sum by the total
@@ -72,8 +72,8 @@ def formula(
         - result: `()`; with `reduction="none"`, `()`, `(N)` or `(N, d1, …, dK)`.
 
     Returns:
-        The loss, in the dtype of `input`. With class probabilities the dtype is promoted with those of `target` and
-        `weight`. Under autocast, float16 and bfloat16 inputs give float32.
+        The loss, in the dtype of `input`. With class probabilities, the dtype is promoted with the dtypes of `target`
+        and `weight`. Under autocast, float16 and bfloat16 inputs give float32.
 
     Raises:
         TypeError: An argument has the wrong Python type.

@@ -168,7 +168,7 @@ class Balls:
     """The ball arithmetic of flint, with a precision of `bits`.
 
     A ball is a midpoint and a radius. Every operation returns a ball that contains the exact result, by the inclusion
-    property that Arb proves. The operations are those of :class:`Float64`, on arrays of `flint.arb` objects.
+    property that Arb proves. The class has the same operations as :class:`Float64`, on arrays of `flint.arb` objects.
 
     Source: F. Johansson, "Arb: efficient arbitrary-precision midpoint-radius interval arithmetic", IEEE Transactions
     on Computers 66(8), 2017.

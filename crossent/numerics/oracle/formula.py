@@ -70,8 +70,9 @@ class FiniteRows:
 class Formula:
     r"""Computes loss and gradients of :class:`FiniteRows`, and their derivatives along a direction.
 
-    In ball arithmetic, every result contains the exact value. In float64 with float32 inputs, the error of every result
-    is at most `28 u·size + 2^-200`, and that of a second derivative at most `41 u·size + 2^-200`, with `u = 2^-53`.
+    In ball arithmetic, every result contains the exact value. In float64 with float32 inputs, the error of a second
+    derivative is at most `41 u·size + 2^-200`, and the error of every other result at most `28 u·size + 2^-200`, with
+    `u = 2^-53`.
 
     The size of a result is the sum of the magnitudes of its terms:
 
