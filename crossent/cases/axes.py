@@ -72,7 +72,7 @@ def size_class(number: int, limits: Sequence[int], of: str) -> str:
         limits: The last number of each class of sizes, in ascending order.
         of: "classes" or "rows".
 
-     size_class(521, CLASS_LIMITS, "classes"), size_class(1, ROW_LIMITS, "rows"), size_class(0, ROW_LIMITS, "rows")
+    >>> size_class(521, CLASS_LIMITS, "classes"), size_class(1, ROW_LIMITS, "rows"), size_class(0, ROW_LIMITS, "rows")
     ('257 to 1024 classes', '1 row', 'no rows')
     """
     above = bisect_left(limits, number)

@@ -48,7 +48,7 @@ class BadInput:
     dtype: str = "float32"
 
     def asserts(self, device: str) -> bool:
-        """Whether the call causes a device-side assert on this device."""
+        """Return whether the call causes a device-side assert on this device."""
         return self.poisons and torch.device(device).type == "cuda"
 
     def allowed(self, device: str) -> tuple[type[Exception], ...]:

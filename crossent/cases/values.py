@@ -50,7 +50,7 @@ class Draw:
         return total * 1.7320508075688772
 
     def row(self, low: int, high: int) -> Array:
-        """Return (R, 1) integers from `low` to `high`, one per row."""
+        """Return random integers from `low` to `high`, (R, 1), one for each row."""
         return self.random.randint(low, high + 1, size=(self.rows, 1)).astype(np.float64)
 
     @property

@@ -59,7 +59,7 @@ def formula(
             floating-point dtypes. A target with the shape of `input` holds probabilities.
         weight: A factor for each class. With class indices, the dtype must be the dtype of `input`.
         ignore_index: Rows with this target have the loss 0 and do not count in the mean. The number need not be a
-            class. With class probabilities it must be negative and has no effect.
+            class. With class probabilities, the number must be negative and has no effect.
         reduction: `"none"` returns the loss of each row and `"sum"` their sum. `"mean"` divides the sum by the total
             weight of the true classes of the rows that are not ignored; with class probabilities, by the number of
             rows. A mean over no rows, or over a total weight of 0, is NaN.

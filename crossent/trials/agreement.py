@@ -105,7 +105,7 @@ def compare_results(
 
 
 def _named(difference: Difference, way: str) -> Difference:
-    """Return the difference with words for a comparison of two results in its name and its reasons."""
+    """Append `way` to the name of a difference, and replace the reasons that speak of exact values."""
     reasons = {"there is no exact value": "the other result has no bound"}
     not_judged = {reasons.get(reason, reason): count for reason, count in difference.not_judged.items()}
     return replace(difference, of=f"{difference.of} {way}".rstrip(), not_judged=not_judged)

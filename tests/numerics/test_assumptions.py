@@ -155,7 +155,7 @@ def test_log_in_float32_is_as_near_as_assumed(device, stride):
 
 
 def spread(seed, count, centres):
-    """Return a random generator, and random numbers near `centres`: within 40 ulps, and within a thousandth."""
+    """Return a random generator, and random numbers near `centres`: within 40 ulps, and within a factor 1 ± 2^-10."""
     random = np.random.RandomState(seed)
     near = np.repeat(centres, max(1, count // 2 // len(centres)))
     ulps = np.spacing(near) * random.randint(-40, 41, len(near))

@@ -286,7 +286,7 @@ PROMISES = {"kernel": ACCURATE, "fast_kernel": FAST}
 
 
 def kernels(promise, **options):
-    """Yield a kernel for each way to sum. The directions of the errors take turns, and so do the ways to compute p."""
+    """Yield a kernel for each way to sum. Its errors go up, down or alternate; every second kernel divides for p."""
     for at, blocks in enumerate(BLOCKS):
         way = list(SIGNS)[at % len(SIGNS)]
         yield Kernel(PROMISES[promise][way], blocks, quotient=bool(at % 2), **options)

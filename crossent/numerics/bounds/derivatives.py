@@ -137,11 +137,11 @@ class DerivativeBounds(Bounds):
             return safe(second.where(t.kept[:, None]).rounded(c.storage).error)
 
     def _parts_error(self, scale: Array, factor: Array) -> Array:
-        """Return the error if the backward pass of a smoothed loss adds two parts, (R, 1).
+        """Return the additional error of a backward pass that adds two parts, (R, 1), per `p_c (|u_c| + |mean|)`.
 
-        The error is relative to `p_c (|u_c| + |mean|)`. The backward pass may compute the part of the target and the
-        uniform part separately, and add them last. The addition is one more rounding. If the parts cancel, the
-        rounding errors of their products and differences do not cancel: five for each part.
+        With smoothing, the backward pass may compute the part of the target and the uniform part separately, and add
+        them last. The addition is one more rounding. If the parts cancel, the rounding errors of their products and
+        differences do not cancel: five for each part.
         """
         t = self.terms
         if t.probabilities is not None:

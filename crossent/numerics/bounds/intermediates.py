@@ -86,11 +86,11 @@ def in_blocks(shifted: Held, logits: Array, c: Contract) -> Held:
 
 
 def offset(logits: Array, c: Contract) -> Array:
-    """Return the largest logit of each row, (R,), for the error of `max + log Σ`.
+    """Return the `max` of each row, (R,), that counts in the rounding error of `max + log Σ`.
 
-    With `contract.offset`, the result is the largest logit itself. A common offset may then cost precision: if every
-    logit is 1e8, `1e8 + log C` rounds to 1e8 (pytorch#38839). Otherwise the magnitude of the result is at most
-    `max - min`, as if the row were shifted until it reaches zero. Cross-entropy does not change under this shift.
+    With `contract.offset`, this is the largest logit. A common offset may then cost precision: if every logit is 1e8,
+    `1e8 + log C` rounds to 1e8 (pytorch#38839). Otherwise the magnitude is at most `max - min`, as if the row were
+    shifted until it reaches zero. Cross-entropy does not change under this shift.
     """
     largest = logits.max(1, initial=-np.inf)
     if c.offset:

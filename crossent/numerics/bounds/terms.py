@@ -82,7 +82,7 @@ class Terms:
 
 
 def stacked(calls: Sequence[Terms]) -> Terms:
-    """Stack the rows of calls of the same structure: return them as one object."""
+    """Return one object with the rows of all calls, which must have the same structure."""
     first, *others = calls
     if not others:
         return first

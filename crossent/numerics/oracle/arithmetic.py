@@ -136,11 +136,11 @@ class Float64:
         return np.errstate(all="ignore")
 
     def numbers(self, values: NDArray[Any]) -> Elements:
-        """Return float32 or float64 numbers in this arithmetic, exactly."""
+        """Return float32 or float64 numbers as float64. The conversion is exact."""
         return np.asarray(values, np.float64)
 
     def number(self, value: flint.arb) -> float:
-        """Return an exact number in this arithmetic, with an error of at most 1 ulp."""
+        """Return an exact number of flint as float64, with an error of at most 1 ulp."""
         return float(value)
 
     def shifted_exp(self, logits: Array, largest: Array) -> tuple[Elements, Elements]:

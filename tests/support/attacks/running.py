@@ -109,8 +109,8 @@ def run(attack: Attack, longest: float = LONGEST, user: int | None = None, *, na
         command = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "--", *command]
     told, tell = os.pipe()
     if not namespaces:
-        # Only the root of the new user namespace may set the limit. The first bash is root after its user is mapped, and
-        # then starts the second bash.
+        # Only the root of the new user namespace may set the limit. The first bash is root after its user is mapped,
+        # and then starts the second bash.
         limit = "echo 0 > /proc/sys/user/max_user_namespaces || exit 9"
         forbid = f'{limit}; exec setpriv --bounding-set=-sys_admin --inh-caps=-sys_admin -- "$@"'
         enter = f"read _ <&{told}; exec bash -c '{forbid}' bash \"$@\""
