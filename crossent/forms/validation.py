@@ -116,7 +116,7 @@ def check_dtypes(input: Tensor, probabilities: Tensor | None, weight: Tensor | N
         if weight is not None:
             dtype = _promoted(dtype, _lifted(weight))
         if dtype not in FLOATS:
-            raise RuntimeError(f"target, weight: promote the result to {_name(dtype)}; allowed are real floats")
+            raise RuntimeError(f"target, weight: got dtypes that promote to {_name(dtype)}; allowed are real floats")
     elif weight is not None and _lifted(weight) != dtype:
         raise RuntimeError(f"weight: got {_name(weight.dtype)}; allowed is {_name(dtype)}, the logits' dtype")
     return dtype

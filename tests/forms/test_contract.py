@@ -996,7 +996,7 @@ BAD = [
     ),
     Bad(
         RuntimeError,
-        "target, weight: promote the result to complex64",
+        "target, weight: got dtypes that promote to complex64",
         "allowed are real floats",
         (X, P),
         {"weight": torch.ones(3, dtype=torch.complex64)},
