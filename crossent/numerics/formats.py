@@ -32,7 +32,7 @@ class Format:
 
     @property
     def unit_roundoff(self) -> float:
-        """The unit roundoff `u`: rounding a normal number `v` to nearest errs by at most `u|v|`."""
+        """The unit roundoff `u`: rounding a normal number `v` to nearest has an error of at most `u|v|`."""
         return 2.0**-self.precision
 
     @property

@@ -31,7 +31,7 @@ def batch(shape, dtype=torch.float32, seed=0):
 
 
 @pytest.mark.parametrize(("array", "block_size"), [("pairs", 1), ("pairs", 23), ("sizes", 2000)])
-def test_in_small_blocks_every_number_is_right(array, block_size):
+def test_every_number_is_right_with_small_blocks(array, block_size):
     """Use small block sizes, because the cases of the grid are smaller than a block of the default size."""
     loss = functools.partial(crossent.blocked, block_size=block_size)
     subject = Subject("in small blocks", loss, promise="blocked")
@@ -74,7 +74,7 @@ def test_the_cases_of_level_quick_take_each_path(monkeypatch):
 
 @pytest.mark.parametrize("block_size", [1, 5, 6, 29, 30, 31, 60, 119, 120, 121])
 @pytest.mark.parametrize("shape", [(5,), (8, 5), (2, 5, 3), (2, 5, 3, 4), (4, 5, 1, 2, 3)])
-def test_the_blocks_hold_each_row_once_and_no_more_than_they_may(shape, block_size):
+def test_each_row_is_in_one_block_and_no_block_is_too_large(shape, block_size):
     target_shape = (shape[0], *shape[2:]) if len(shape) > 1 else ()
     every = arrange(torch.zeros(shape), torch.zeros(target_shape, dtype=torch.int64), None, -100, "sum", 0.0)
     seen = torch.zeros(target_shape)
@@ -87,7 +87,7 @@ def test_the_blocks_hold_each_row_once_and_no_more_than_they_may(shape, block_si
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("spread", [0.01, 1, 3, 10])
-def test_the_logarithm_of_a_probability_costs_what_the_contract_says(dtype, spread):
+def test_the_logarithm_of_a_probability_is_within_the_bound_of_the_contract_blocked(dtype, spread):
     """Compare each row by itself. In a sum over rows, the bounds of other rows could hide the error of a row."""
     worst = {"blocked": 0.0, "eager": 0.0}
     for classes in (1, 2, 3, 4, 17):
@@ -106,7 +106,7 @@ def test_the_logarithm_of_a_probability_costs_what_the_contract_says(dtype, spre
 
 
 @pytest.mark.parametrize(("dtype", "gaps"), [(torch.float32, (70, 86, 90, 100, 200)), (torch.float64, (700, 740, 900))])
-def test_a_probability_near_underflow_is_not_what_the_loss_is_taken_of(dtype, gaps):
+def test_the_loss_is_not_the_logarithm_of_a_probability_near_underflow(dtype, gaps):
     """The loss is not the logarithm of a probability that is subnormal, with few digits, or 0.
 
     In float32, this is so for probabilities below exp(-87).
@@ -131,7 +131,7 @@ def gradients_of(loss, logits, upstream=None):
 
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
-def test_a_second_backward_gives_the_same_bits_though_the_first_was_written_into(reduction, dtype):
+def test_a_second_backward_gives_the_same_bits_after_a_write_into_the_first_gradient(reduction, dtype):
     logits, target = batch((6, 5), dtype)
     logits.requires_grad_()
     loss = crossent.blocked(logits, target, reduction=reduction, block_size=10)
@@ -158,7 +158,7 @@ def test_an_upstream_that_is_not_one_is_rounded_into_the_gradient_once():
     assert ((2.0**10 * plain.double() - exact).abs() > 2.0**-11 * exact.abs()).any()
 
 
-def test_the_logits_may_be_written_into_before_the_gradient_is_handed_out_and_not_before_it_is_computed():
+def test_writing_into_the_logits_is_refused_only_if_the_backward_pass_reads_them():
     logits, target = batch((6, 5))
     leaf = logits.requires_grad_()
     for upstream, refused in ((1.0, False), (2.0, True)):
@@ -184,14 +184,14 @@ def test_a_class_weight_or_a_target_that_wants_a_gradient_gets_it():
         assert torch.equal(got, expected)
 
 
-def test_the_gradient_has_derivatives_of_its_own():
+def test_the_gradient_can_be_differentiated():
     logits, target = batch((4, 5), torch.float64)
     logits.requires_grad_()
     for options in ({}, {"label_smoothing": 0.1}, {"reduction": "none", "weight": torch.rand(5, dtype=torch.float64)}):
         assert torch.autograd.gradgradcheck(lambda x, o=options: crossent.blocked(x, target, **o), logits)
 
 
-def test_a_tangent_of_the_upstream_is_carried_though_its_value_is_one():
+def test_an_upstream_gradient_of_one_with_a_tangent_gives_a_tangent():
     logits, target = batch((4, 5), torch.float64)
     logits.requires_grad_()
     plain = gradients_of(crossent.formula(logits, target), logits)
@@ -229,7 +229,7 @@ def allocated(call, tmp_path):
 
 @pytest.mark.parametrize("shape", [(256, 2000), (4, 21, 80, 80)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_one_buffer_is_as_large_as_the_logits_and_without_a_gradient_none(shape, dtype, tmp_path):
+def test_only_the_gradient_has_a_buffer_of_the_size_of_the_logits(shape, dtype, tmp_path):
     logits, target = batch(shape, dtype)
     size, block = logits.numel() * logits.element_size(), 2**13  # torch 2.0 has no nbytes
 

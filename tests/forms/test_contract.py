@@ -174,7 +174,7 @@ def test_under_smoothing_weight_applies_to_each_class_and_not_to_the_row(form):
 
 
 @each_form
-def test_smoothing_of_one_leaves_nothing_of_the_target(form):
+def test_with_smoothing_one_the_loss_does_not_depend_on_the_target(form):
     logits, target, weight = data()
     losses = form(logits, target, weight, reduction="none", label_smoothing=1.0)
     assert_equal(losses, form(logits, (target + 1) % 4, weight, reduction="none", label_smoothing=1.0))
@@ -238,7 +238,7 @@ def test_mean_of_probabilities_counts_the_rows_of_every_dimension(form):
 
 @each_smoothing
 @each_form
-def test_sum_divides_by_nothing(form, label_smoothing):
+def test_sum_has_no_divisor(form, label_smoothing):
     logits, target, weight = data()
     probabilities = torch.tensor(PROBABILITIES, dtype=logits.dtype)
     options = {"weight": weight, "reduction": "sum", "label_smoothing": label_smoothing}
@@ -248,7 +248,7 @@ def test_sum_divides_by_nothing(form, label_smoothing):
 
 @each_smoothing
 @each_form
-def test_index_and_one_hot_targets_agree_but_under_a_weighted_mean(form, label_smoothing):
+def test_index_and_one_hot_targets_agree_except_in_a_weighted_mean(form, label_smoothing):
     # By design, a mean divides by the weight 8 for class indices, but by 3 rows for probabilities (pytorch#61309).
     logits, target, weight = data()
     hot = F.one_hot(target, 4).to(logits.dtype)
@@ -266,7 +266,7 @@ def test_index_and_one_hot_targets_agree_but_under_a_weighted_mean(form, label_s
 @pytest.mark.parametrize("ignore_index", [-100, -1, 0, 255, 2**32, 2**63 - 1, -(2**63)])
 @each_smoothing
 @each_form
-def test_ignored_rows_lose_nothing_and_are_not_counted(form, label_smoothing, ignore_index):
+def test_ignored_rows_have_loss_0_and_do_not_count(form, label_smoothing, ignore_index):
     # The smoothing term is 0 on ignored rows too (pytorch#73205). A row is ignored only if its target equals
     # ignore_index, and not because the target is negative (pytorch#15508). The first row is ignored (Liger-Kernel#678).
     logits, target, weight = data()
@@ -423,7 +423,7 @@ def test_the_gradient_of_a_mean_is_divided_by_the_same_denominator(form, label_s
 
 @each_smoothing
 @each_form
-def test_the_gradient_of_a_sum_is_divided_by_nothing(form, label_smoothing):
+def test_the_gradient_of_a_sum_has_no_divisor(form, label_smoothing):
     logits, target, weight = data()
     upstream = torch.tensor(-2.0, dtype=logits.dtype)
     options = {"weight": weight, "reduction": "sum", "label_smoothing": label_smoothing}
@@ -553,7 +553,7 @@ def test_minus_infinity_on_another_class_leaves_the_loss_finite(form, reduction)
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
 @pytest.mark.parametrize("label_smoothing", [0.1, 1.0])
-def test_a_mean_without_weight_stays_nan_though_smoothing_leaves_something_to_divide(form, label_smoothing):
+def test_a_mean_over_a_total_weight_of_0_is_nan_with_smoothing_too(form, label_smoothing):
     x = torch.tensor([[1.0, 2.0], [0.5, 0.25]], requires_grad=True)
     options = {"weight": torch.tensor([0.0, 3.0]), "label_smoothing": label_smoothing}
     for loss in (form, F.cross_entropy):
@@ -567,7 +567,7 @@ def test_a_mean_without_weight_stays_nan_though_smoothing_leaves_something_to_di
 
 @pytest.mark.parametrize("classes", [8, 33, 1025])
 @each_form
-def test_minus_infinity_on_every_class_but_the_true_one_is_a_loss_of_zero(form, classes):
+def test_minus_infinity_on_every_class_except_the_true_class_is_a_loss_of_zero(form, classes):
     # A kernel that subtracts the maximum of each tile gets NaN from a tile of -inf (flash-attention#1930).
     logits = torch.full((1, classes), -INF)
     logits[0, -1] = 3.0
@@ -1049,7 +1049,7 @@ each_bad_call = pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad.got)
 
 @each_bad_call
 @each_form
-def test_a_bad_call_is_refused_with_the_argument_what_it_got_and_what_is_allowed(form, bad):
+def test_the_error_of_a_bad_call_names_the_argument_its_value_and_the_allowed_values(form, bad):
     with pytest.raises(bad.error) as raised:
         form(*bad.call, **bad.options)
     assert raised.type is bad.error
@@ -1093,7 +1093,7 @@ BAD_SCALAR = [
 
 
 @pytest.mark.parametrize(("error", "got", "allowed", "call", "options"), BAD_SCALAR, ids=[row[1] for row in BAD_SCALAR])
-def test_scalar_refuses_a_bad_call_in_the_same_words(error, got, allowed, call, options):
+def test_the_errors_of_scalar_name_the_same_things(error, got, allowed, call, options):
     with pytest.raises(error) as raised:
         scalar(*call, **options)
     assert raised.type is error
@@ -1261,7 +1261,7 @@ def test_vmap_over_a_last_dimension_and_over_weights_equals_a_loop(form):
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @each_form
-def test_per_sample_gradients_are_those_of_each_row_and_0_where_it_is_ignored(form, reduction):
+def test_per_sample_gradients_equal_the_gradient_of_each_row_and_0_for_ignored_rows(form, reduction):
     logits, target, weight = data()
     target[0] = -100
     per_sample = torch.func.vmap(torch.func.grad(functools.partial(form, weight=weight, reduction=reduction)))
@@ -1321,7 +1321,7 @@ def test_compiled_code_refuses_a_class_out_of_range(form, bad, compiles):
 
 
 @each_form
-def test_compiled_code_refuses_a_class_out_of_range_of_which_nothing_is_made(form, compiles):
+def test_compiled_code_refuses_a_class_out_of_range_if_the_loss_does_not_depend_on_it(form, compiles):
     # With smoothing 1 and no weight, the loss does not depend on the class, so a compiler may drop the range check.
     inputs = call_in_cpp([0, 255, 1, 2, 3, 5])
     with pytest.raises(RuntimeError, match="out of bounds"):
@@ -1351,7 +1351,7 @@ def test_one_dynamic_graph_serves_every_size_and_smoothing(form, compiles):
     ids=["int64", "uint8", "probabilities"],
 )
 @each_form
-def test_one_graph_holds_the_loss_and_its_gradient(form, target, shape, label_smoothing, compiles):
+def test_one_graph_has_the_loss_and_its_gradient(form, target, shape, label_smoothing, compiles):
     # This backend runs torch's decompositions of forward and backward without a C++ compiler. torch.compile refuses
     # uint8 targets and unbatched rows for F.cross_entropy (pytorch#59765, pytorch#155247).
     graph = torch.compile(form, fullgraph=True, dynamic=False, backend="aot_eager_decomp_partition")

@@ -26,7 +26,7 @@ CASES += [Case("float32", (7, 5), reduction=reduction, ignored="ignored") for re
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
-def test_the_jacobian_of_every_form_is_within_the_error_bounds_as_that_of_torch_is(case):
+def test_the_jacobians_of_every_form_and_of_torch_are_within_the_error_bounds(case):
     """A row of the Jacobian is the gradient for an upstream gradient that is 1 in one element and 0 elsewhere."""
     inputs = case.build()
     units = torch.eye(inputs.upstream.numel(), dtype=inputs.upstream.dtype).reshape(-1, *inputs.upstream.shape)

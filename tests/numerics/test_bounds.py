@@ -91,7 +91,7 @@ def test_a_difference_of_logits_may_overflow_where_the_loss_is_finite():
 
 
 @pytest.mark.parametrize("classes", [10_000, 50_000])
-def test_a_sum_over_the_classes_may_overflow_before_smoothing_makes_it_small(classes):
+def test_a_sum_over_the_classes_may_overflow_before_its_product_with_the_smoothing(classes):
     """The log-probabilities of all classes add up to -1e39, which overflows float32; ε/C times the sum does not."""
     logits = [[0.0] + [-1e39 / classes] * (classes - 1)]
     given = inputs(logits, [0], label_smoothing=0.1)
@@ -135,7 +135,7 @@ def test_an_underflow_in_the_gradient_of_a_target_is_multiplied_too():
     assert_needed("an underflow is multiplied", TORCH.loss, "target_gradient", case.build(), "B", "torch")
 
 
-def test_a_product_in_the_gradient_of_a_target_may_overflow_before_a_factor_makes_it_small():
+def test_a_product_in_the_gradient_of_a_target_may_overflow_before_its_last_factor():
     """If the weight 0.05 comes last, 2e38 · 2 overflows, although the whole product is 2e37."""
     given = inputs([[2e38, 0.0]], [[0.0, 1.0]], weight=[1.0, 0.05])
     given = replace(given, upstream=torch.tensor([2.0]))

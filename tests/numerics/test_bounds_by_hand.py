@@ -86,7 +86,7 @@ def test_an_ignored_row_has_no_error():
     assert_is(bounds_of(equal(2, [0, -100], reduction="sum")).loss, LOG)
 
 
-def test_a_sum_adds_the_errors_of_its_rows_and_one_of_its_own():
+def test_a_sum_adds_the_errors_of_its_rows_and_its_own_rounding_error():
     given = equal(2, [0, 1], reduction="sum")
     assert_is(bounds_of(given).loss, added((LOG2, LOG), (LOG2, LOG)))
     three = bounds_of(equal(3, [0, 1, 1], reduction="sum")).loss
@@ -115,7 +115,7 @@ def either_way(rows, by, ulps=0.5, sizes=None, divide=divided):
     return after, before
 
 
-def test_a_mean_may_be_divided_before_it_is_summed_or_after():
+def test_a_mean_may_be_divided_before_or_after_its_sum():
     """If the rows cancel, dividing before the sum has the larger error."""
     given = equal(2, [0, 1], weight=[3.0, 3.0], reduction="mean")
     assert_is(bounds_of(given).loss, max(either_way([(3 * LOG2, times(3, 0, LOG2, LOG))] * 2, 6)))
@@ -443,7 +443,7 @@ def test_a_scale_has_the_upstream_gradient_and_the_inverse_of_the_denominator_fo
         (1.0, 1.0, False),
     ],
 )
-def test_a_factor_that_makes_a_product_small_may_come_last(upstream, weight, overflows):
+def test_a_small_factor_of_a_product_may_come_last(upstream, weight, overflows):
     given = inputs([[2e38, 0.0]], [[0.0, 1.0]], weight=[1.0, weight])
     given = replace(given, upstream=torch.tensor([upstream]))
     assert np.isinf(bounds_of(given).target_gradient).tolist() == [[False, overflows]]
@@ -458,19 +458,19 @@ FAR = [0.0, -2e38]  # a row with a log-probability of -2e38: the sum of two such
 SHARE = 2.0**-100  # a tiny label_smoothing
 
 
-def test_all_classes_are_summed_before_a_smoothing_makes_them_small():
+def test_all_classes_may_be_summed_before_the_product_with_the_smoothing():
     assert open_loss([[0.0, -2e38, -2e38]], [0], label_smoothing=SHARE) == [True]
     assert open_loss([FAR, FAR], [0, 0], label_smoothing=SHARE) == [False, False]
     # With probabilities of 0.5, the sum does not overflow.
     assert open_loss([[0.0, -2e38, -2e38]], [[0.0, 0.5, 0.5]]) == [False]
 
 
-def test_a_weight_that_is_large_may_come_before_a_probability_that_is_small():
+def test_a_large_weight_may_come_before_a_small_probability():
     assert open_loss([FAR], [[0.0, 0.1]], weight=[1.0, 3.0]) == [True]
     assert open_loss([FAR], [[0.0, 0.1]], weight=[1.0, 0.5]) == [False]
 
 
-def test_all_rows_are_summed_before_a_smoothing_makes_them_small():
+def test_all_rows_may_be_summed_before_the_product_with_the_smoothing():
     small = {"label_smoothing": SHARE, "reduction": "sum"}
     assert open_loss([FAR, FAR], [0, 0], **small) is True
     assert open_loss([FAR, FAR], [0, -100], **small) is False
@@ -478,7 +478,7 @@ def test_all_rows_are_summed_before_a_smoothing_makes_them_small():
     assert open_loss([FAR, FAR], [[0.0, 0.001]] * 2, reduction="sum") is False
 
 
-def test_a_mean_may_be_divided_before_a_smoothing_makes_it_small():
+def test_a_mean_may_be_divided_before_its_product_with_the_smoothing():
     """A division by the weight 2^-24 overflows. So does the sum of the rows, 4e38, before its division by 2."""
     small = {"label_smoothing": SHARE, "reduction": "mean"}
     assert open_loss([[0.0, -1e35]], [0], weight=[U, 1.0], **small) is True

@@ -27,7 +27,7 @@ def assert_same(of, together, alone):
 
 @pytest.mark.parametrize(("promise", "grade"), [("eager", "A"), ("torch", "B"), ("kernel", "B")])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_bounds_of_stacked_calls_are_those_of_each_call(dtype, promise, grade):
+def test_stacked_calls_have_the_bounds_of_each_call(dtype, promise, grade):
     groups = defaultdict(list)
     for case in grid([dtype], 0, "pairs"):
         exact = Question(case).exact_along

@@ -69,7 +69,7 @@ def test_a_wrong_loss_reaches_no_grade():
     assert report.subjects[0].grades == {"bfloat16": "F"}
 
 
-def test_a_difference_says_where_it_is_and_how_large():
+def test_a_difference_has_its_index_and_its_size():
     case = inputs([[1.0, 2.0], [3.0, 5.0]], [0, 1])
 
     def off_in_the_second_row(*args, **options):
