@@ -283,7 +283,7 @@ def test_a_gradient_of_the_only_class_has_no_error(promise):
 
 @pytest.mark.parametrize(("promise", "error"), [("eager", 0.0), ("kernel", 15 * U)])
 def test_a_tangent_of_known_numbers_rounds_only_in_a_kernel(promise, error):
-    """p is exactly 1 and 0. The tangent is 5·(3 - 0), but a kernel may multiply 5 by another factor first."""
+    """The softmax is exactly (1, 0). The tangent is 5·(3 - 0), but a kernel may multiply 5 by another factor first."""
     terms = terms_of(inputs([[0.0, -INF]], [1], weight=[1.0, 5.0]))
     along = DerivativeBounds(terms, contract(promise, "A", "float32"), np.array([[3.0, 0.0]]))
     assert_is(along.tangent, error)
