@@ -1,17 +1,18 @@
 """The cases: inputs of a cross-entropy, each rebuilt bit for bit from its id.
 
-This room owns the choices that make a case, the tensors that a case builds, and the lists of cases. Its modules import
-torch, numpy, `crossent.numerics.formats` and `crossent.choices`. They import no other part of the package.
+A case has one choice on each of several axes, such as its dtype, its reduction and the layout of its logits. This room
+owns the choices, the tensors that a case builds, and the lists of cases. Its modules import torch, numpy,
+`crossent.numerics.formats`, `crossent.choices` and `crossent.words`. They import no other part of the package.
 
 axes        the axes of a case whose choices are words, the classes of sizes, and the impossible combinations
-values      the kinds of logits: each kind shows one way in which numbers go wrong
+values      the kinds of logits: each kind triggers one kind of numerical error
 case        Case: its id, and the tensors that it builds
 inputs      Inputs: the tensors and options of one call, and their memory layouts
 grid        the choices of sizes and label_smoothing; cases from covering arrays, pairwise and 3-way: of options
             (pairs.txt, triples.txt, transformed.txt), and of options with classes of sizes (sizes.txt,
             size_triples.txt)
 cover       computes the covering arrays again, for `nox -s cover`
-edges       cases at the limits of sizes, formats and torch's own code
+edges       cases at the limits of sizes, of number formats and of code paths in torch
 corpus      cases for bugs that other projects shipped (corpus.toml)
 bad_inputs  calls that a cross-entropy must refuse
 """

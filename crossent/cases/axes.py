@@ -19,12 +19,12 @@ from crossent.numerics.formats import FORMATS
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES}
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 INDEX_TARGETS = {"int64": torch.int64, "uint8": torch.uint8}
-# Probabilities that add up to one, in the logits' dtype or in another dtype; one-hot rows of floats; and numbers of
-# either sign whose sum is arbitrary.
+# In this order: probabilities that add up to one, in the logits' dtype; the same in another dtype; one-hot rows of
+# floats; numbers of either sign with any sum.
 DENSE_TARGETS = ("probabilities", "other_float", "hard", "unnormalised")
 OTHER_FLOAT = {"float16": "float32", "bfloat16": "float64", "float32": "float64", "float64": "float32"}
-# The value of `ignore_index` for each choice. The choice also says which rows are ignored. 255 is not a class, but fits
-# into uint8.
+# The value of `ignore_index` for each choice. The choice also determines which rows are ignored. 255 is not a class,
+# but fits into uint8.
 IGNORED = {
     "kept": -100,
     "ignored": 255,
@@ -37,12 +37,12 @@ IGNORED = {
     "ignored_minus_one": -1,
     "ignored_zero": 0,  # a class, and false in Python
 }
-# The memory layout of a tensor: contiguous; with its axes reversed; with the class axis last, as in channels_last; a
-# window of a wider tensor; every second element of its storage; starting at the second element of its storage; and one
-# entry expanded to the whole batch.
+# The memory layouts of a tensor, in this order: contiguous; with its axes reversed; with the class axis last, as in
+# channels_last; a window of a wider tensor; every second element of its storage; starting at the second element of its
+# storage; one entry expanded to the whole batch.
 LAYOUTS = ("contiguous", "transposed", "class_last", "window", "strided", "offset", "expanded")
-# The words to choose from, for each attribute of a case that is a word. No word stands on two axes, so an id contains
-# the word without the name of its axis. The first word of each axis is the default.
+# The choices on each axis whose choices are words. The axis is an attribute of a case. No word is on two axes, so the
+# id of a case contains the word without the name of its axis. The first word of each axis is the default.
 AXES: dict[str, tuple[str, ...]] = {
     "dtype": tuple(DTYPES),
     "values": tuple(VALUES),
@@ -50,21 +50,27 @@ AXES: dict[str, tuple[str, ...]] = {
     "reduction": ("mean", "sum", "none"),
     "weight": ("unweighted", "weighted", "weight_decades", "weight_zeros", "weight_negative"),
     "ignored": tuple(IGNORED),
-    # The upstream gradient: 1; one random number; one number per row; one number expanded to every row with stride 0;
-    # 0; one number per row at every second element of the storage; one number per row over orders of magnitude.
+    # The upstream gradient, in this order: 1; one random number; one number per row; one number expanded to every row
+    # with stride 0; 0; one number per row at every second element of the storage; one number per row, which differ by
+    # orders of magnitude.
     "upstream": ("one", "scalar", "rows", "stride0", "zero", "rows_strided", "rows_large"),
     "layout": LAYOUTS,
     "target_layout": tuple(f"target_{layout}" for layout in LAYOUTS if layout != "window"),
     "weight_layout": tuple(f"weight_{layout}" for layout in ("contiguous", "window", "strided", "offset")),
 }
-# Kernels change their code path with the number of classes and of rows: at a vector, a block, a tile, a chunk of the
-# vocabulary. Each class of sizes ends at one of these limits.
+# Kernels change their code path with the number of classes and of rows: at the length of a vector, a block, a tile or a
+# chunk of the vocabulary. A class of sizes is a range of such numbers, which ends at one of these limits.
 CLASS_LIMITS = (1, 2, 7, 32, 256, 1024, 4096, 16384, 65535)
 ROW_LIMITS = (0, 1, 16, 32, 128, 1024, 4096)
 
 
 def size_class(number: int, limits: Sequence[int], of: str) -> str:
-    """Return the class of sizes that a number of classes or rows is in.
+    """Return the class of sizes that contains a number of classes or rows, in words.
+
+    Args:
+        number: The number of classes or rows.
+        limits: The last number of each class of sizes, in ascending order.
+        of: "classes" or "rows".
 
     >>> size_class(521, CLASS_LIMITS, "classes"), size_class(1, ROW_LIMITS, "rows"), size_class(0, ROW_LIMITS, "rows")
     ('257 to 1024 classes', '1 row', 'no rows')
@@ -79,7 +85,7 @@ def size_class(number: int, limits: Sequence[int], of: str) -> str:
 
 
 def _by_size_class(numbers: Sequence[int], limits: Sequence[int], of: str) -> dict[str, tuple[int, ...]]:
-    """Return the numbers of each class of sizes."""
+    """Group numbers of classes or rows by their class of sizes."""
     found: dict[str, tuple[int, ...]] = {}
     for number in numbers:
         name = size_class(number, limits, of)
@@ -105,14 +111,17 @@ ROW_SIZES = _by_size_class(
     ROW_LIMITS,
     "rows",
 )
-OF_ROWS = ("rows", "stride0", "rows_strided", "rows_large")  # upstream gradients that need one loss per row
+OF_ROWS = ("rows", "stride0", "rows_strided", "rows_large")  # the upstream gradients with one number per row
 
 
 @dataclass(frozen=True)
 class Constraint:
     """A rule that forbids combinations of choices.
 
-    `axes` are attributes of a case. `forbids` takes the choices on these axes.
+    Attributes:
+        reason: why the combinations are impossible.
+        axes: the names of the axes that the rule is about.
+        forbids: a function that takes the choices on these axes, and returns whether they are impossible together.
     """
 
     reason: str
@@ -193,8 +202,11 @@ CONSTRAINTS = (
 )
 
 
-def broken(choices: Mapping[str, Any]) -> str | None:
-    """Return the reason of a constraint that these choices break, or None. Constraints on missing axes are ignored."""
+def why_forbidden(choices: Mapping[str, Any]) -> str | None:
+    """Return the reason why these choices are impossible together, or None.
+
+    `choices` has a choice for each axis, by the name of the axis. If an axis is missing, its constraints do not count.
+    """
     for constraint in CONSTRAINTS:
         chosen = [choices[axis] for axis in constraint.axes if axis in choices]
         if len(chosen) == len(constraint.axes) and constraint.forbids(*chosen):

@@ -17,7 +17,7 @@ from crossent.cases.axes import DTYPES
 from crossent.cases.inputs import Inputs
 
 SIZE_ERRORS = (ValueError, RuntimeError)
-# What is wrong with a call. A subject may lack the errors of one kind: these are features, too.
+# What is wrong with a call, by kind. A user may declare that a subject lacks the errors of a kind: each is a feature.
 BAD_INPUT_KINDS = {
     "index_errors": "An error for an index that is neither a class nor ignored.",
     "index_dtype_errors": "An error for indices of another dtype than int64 and uint8.",
@@ -33,11 +33,11 @@ class BadInput:
 
     Attributes:
         id: a name that says what is wrong with the call.
-        kind: what is wrong with the call, one of `BAD_INPUT_KINDS`.
-        make: a function that returns the wrong argument, with others that it needs, by name.
+        kind: the kind of the mistake, one of `BAD_INPUT_KINDS`.
+        make: a function that returns the wrong argument by name, together with other arguments that it depends on.
         raises: the errors that are allowed.
-        poisons: whether the call causes a device-side assert on CUDA. The process cannot use the device after that.
-        dtype: the dtype of the logits, under which the report counts the call.
+        poisons: whether the call causes a device-side assert on CUDA. Afterwards the process cannot use the device.
+        dtype: the dtype of the logits. The report counts the call under this dtype.
     """
 
     id: str
@@ -48,7 +48,7 @@ class BadInput:
     dtype: str = "float32"
 
     def asserts(self, device: str) -> bool:
-        """Whether the call causes a device-side assert on this device."""
+        """Return whether the call causes a device-side assert on this device."""
         return self.poisons and torch.device(device).type == "cuda"
 
     def allowed(self, device: str) -> tuple[type[Exception], ...]:
@@ -59,7 +59,7 @@ class BadInput:
         return (*self.raises, RuntimeError) if self.asserts(device) else self.raises
 
     def build(self, device: str = "cpu") -> Inputs:
-        """Return the arguments of the call. All arguments but one are right."""
+        """Return the arguments of the call. One argument is wrong, or two arguments do not go together."""
         right: dict[str, Any] = {"logits": _zeros(3, 4), "target": torch.tensor([0, 1, 2])}
         given = {**right, **self.make()}
         placed = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in given.items()}
@@ -69,7 +69,7 @@ class BadInput:
 
 
 def _zeros(*sizes: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.zeros(sizes, dtype=dtype)  # do not depend on torch's default dtype
+    return torch.zeros(sizes, dtype=dtype)  # an explicit dtype, because a user may change torch's default dtype
 
 
 def _target(*classes: int, dtype: torch.dtype = torch.int64, **options: Any) -> Callable[[], dict[str, Any]]:
@@ -108,7 +108,7 @@ def _no_class(id: str, make: Callable[[], dict[str, Any]]) -> BadInput:
 
 
 def _half(id: str, kind: str, dtype: str, make: Callable[[], dict[str, Any]]) -> BadInput:
-    """Return a call with logits in half precision: code may widen them before it checks the other dtypes."""
+    """Return a call with logits in half precision, which a loss may widen before it checks the other dtypes."""
     logits = {"dtype": DTYPES[dtype]}
     return BadInput(f"{id}_of_{dtype}", kind, lambda: {"logits": _zeros(3, 4, **logits), **make()}, dtype=dtype)
 
@@ -126,7 +126,7 @@ BAD_INPUTS = (
     _no_class("of_the_default_ignore_index", _target(0, -100, 2, ignore_index=1)),
     _no_class("of_uint8_that_equals_ignore_index", _target(0, 156, 2, dtype=torch.uint8)),  # 156 = 256 - 100
     _no_class("smoothed", _target(0, 1, 4, reduction="sum", label_smoothing=0.1)),
-    # Code may read weight[target] before the logit, after the logit, or for all rows at once.
+    # A loss may read weight[target] before the logit, after the logit, or for all rows at once.
     _no_class("weighted", lambda: {**_target(0, 1, 4)(), **_weight(4)()}),
     _no_class("negative_weighted", lambda: {**_target(0, -1, 2)(), **_weight(4)()}),
     _no_class("weighted_unreduced", lambda: {**_target(0, 1, 4, reduction="none")(), **_weight(4)()}),

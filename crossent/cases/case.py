@@ -25,15 +25,15 @@ from crossent.cases.axes import (
     INDEX_TARGETS,
     OTHER_FLOAT,
     ROW_LIMITS,
-    broken,
     size_class,
+    why_forbidden,
 )
 from crossent.cases.inputs import Inputs, laid_out
 from crossent.cases.values import VALUES, Draw
 from crossent.numerics.formats import FORMATS
 from crossent.words import quoted
 
-# An id may come from a report, which anybody can write: building the case must not take all memory.
+# An id may come from a report that anybody wrote, so building its case must not take all memory.
 MOST_NUMBERS = 2**26
 
 
@@ -44,13 +44,15 @@ class Case:
     Attributes:
         dtype: the dtype of the logits, the weights and the upstream gradient.
         sizes: the sizes of the logits, with the class axis as in torch: (C), (N, C) or (N, C, d1, …).
-        values, target, weight, ignored, upstream, layout, target_layout, weight_layout: a word of that axis in
-            `AXES`.
-        reduction, label_smoothing: the options of `F.cross_entropy` with that name.
+        values, target, weight, ignored, upstream, layout, target_layout, weight_layout: each a word of the axis with
+            the same name in `AXES`.
+        reduction, label_smoothing: the options of `F.cross_entropy`.
         seed: the seed of the random numbers.
         name: the name of a case that stands for a bug or a limit, for example `pytorch-38839`; "" for other cases.
-        grade: the grade that a subject under the contract of torch must reach on this case; "" for its own grade.
-        tiled: how often :mod:`crossent.checks.large` repeats the batch. All other attributes describe one tile.
+        grade: the grade that a subject under the contract of torch must reach on this case, "A" or "B"; "" for the
+            grade that the subject promises.
+        tiled: how often :mod:`crossent.checks.large` repeats the batch. All other attributes describe one tile, the
+            batch before this repetition.
     """
 
     dtype: str
@@ -76,7 +78,9 @@ class Case:
 
     @property
     def id(self) -> str:
-        """The choices of the case as words: enough to build it again. Most choices at their default are left out.
+        """The choices of the case as words, from which :meth:`of` builds the case again.
+
+        Most choices at their default are left out.
 
         >>> Case("float32", (3, 5, 4), "wide", reduction="sum", label_smoothing=0.1).id
         'float32-3x5x4-wide-int64-sum-smooth0.1'
@@ -124,10 +128,10 @@ class Case:
         for axis, words in AXES.items():
             if choices[axis] not in words:
                 return f"{axis} must be one of {', '.join(words)}"
-        for reason, holds in _PLAIN.items():
+        for reason, holds in _RULES.items():
             if not holds(self):
                 return reason
-        return broken(choices)
+        return why_forbidden(choices)
 
     @property
     def classes(self) -> int:
@@ -155,8 +159,8 @@ class Case:
         return len(self.sizes)
 
     def build(self, device: str = "cpu") -> Inputs:
-        """Return the inputs of the case, one tile of them. The bits are the same on every machine."""
-        # The random stream does not depend on the dtype and the upstream gradient: each dtype has the same numbers.
+        """Return the inputs of the case, or one tile of a tiled case. The bits are the same on every machine."""
+        # The random stream does not depend on the dtype and the upstream gradient, so each dtype has the same numbers.
         sizes, smoothing = tuple(map(int, self.sizes)), float(self.label_smoothing)  # 1 and 1.0 are the same choice
         stream = (sizes, self.values, self.target, self.reduction, self.weight, self.ignored, smoothing, self.seed)
         random = np.random.RandomState(zlib.crc32(repr(stream).encode()))
@@ -177,7 +181,7 @@ class Case:
             if dtype.is_floating_point:  # round here, so that the conversion in torch is exact
                 array = FORMATS[str(dtype).removeprefix("torch.")].nearest(np.asarray(array))
             made = torch.from_numpy(np.array(array, order="C")).to(dtype)
-            # Write one NaN everywhere: the bits of a bfloat16 NaN depend on the vector instructions of the processor.
+            # Write the same NaN everywhere: the bits of a bfloat16 NaN depend on the processor's vector instructions.
             made = made.where(~made.isnan(), torch.nan) if dtype.is_floating_point else made
             return made.to(device)
 
@@ -203,8 +207,8 @@ class Case:
     def direction(self, device: str = "cpu") -> Tensor:
         """Return the direction along which derivatives are taken: a tensor like the logits, with entries from -2 to 2.
 
-        The entries use all bits of the dtype, so code that rounds the direction to fewer bits takes another derivative.
-        The entries do not depend on the options. Each dtype has the same numbers, rounded to that dtype.
+        The entries use all bits of the dtype. So code that rounds the direction to fewer bits gets another derivative.
+        The entries do not depend on the options. Each dtype has the same numbers, rounded to the dtype.
         """
         random = np.random.RandomState(zlib.crc32(repr(("direction", tuple(map(int, self.sizes)), self.seed)).encode()))
         numbers = self._shaped(FORMATS[self.dtype].nearest(4 * random.random_sample((self.rows, self.classes)) - 2))
@@ -212,6 +216,7 @@ class Case:
 
     @property
     def _row_sizes(self) -> tuple[int, ...]:
+        """The sizes of an unreduced loss: (), (N) or (N, d1, …)."""
         return (self.sizes[0], *self.sizes[2:]) if len(self.sizes) > 1 else ()
 
     def _shaped(self, rows: Any) -> Any:
@@ -221,6 +226,7 @@ class Case:
         return np.moveaxis(rows.reshape(*self._row_sizes, self.classes), -1, min(1, len(self.sizes) - 1))
 
     def _ignored_rows(self, random: np.random.RandomState) -> Any:
+        """Return a mask of the ignored rows, (R,)."""
         some = _some(random, self.rows)
         at = np.arange(self.rows)
         rows = {"kept": at < 0, "ignored_first": at == 0, "ignored_16th": at % 16 == 0, "ignored_all": at >= 0}
@@ -258,7 +264,7 @@ class Case:
         return raw / raw.sum(1, keepdims=True) if draw.classes else raw
 
     def _entry(self, entries: Mapping[str, Any], axis: str, function: str) -> Any:
-        """Return the entry of the choice on an axis."""
+        """Return the entry of the case's choice on an axis; `function` names the code that lacks a choice."""
         if (word := getattr(self, axis)) not in entries:
             raise _not_made(axis, word, function)
         return entries[word]
@@ -274,7 +280,7 @@ def _some(random: np.random.RandomState, count: int) -> Any:
 
 def _not_made(axis: str, word: str, function: str) -> ValueError:
     """Return the error for a choice of `AXES` that no code builds."""
-    return ValueError(f"{axis}: got {word!r}, which no code here makes; add it to {function}")
+    return ValueError(f"{axis}: got {word!r}, which no code builds; add {word!r} to {function}")
 
 
 _OPTIONAL = ("weight", "ignored", "upstream", "layout", "target_layout", "weight_layout")
@@ -286,7 +292,8 @@ _NUMBERED = (
 )
 
 
-_PLAIN: dict[str, Callable[[Case], bool]] = {
+# What each case must fulfil, besides the constraints of `crossent.cases.axes`.
+_RULES: dict[str, Callable[[Case], bool]] = {
     "sizes must be 0 or more": lambda case: min(case.sizes, default=-1) >= 0,
     f"the logits must have at most {MOST_NUMBERS:,} numbers": lambda case: math.prod(case.sizes) <= MOST_NUMBERS,
     "the number of classes must be 1 or more": lambda case: case.classes > 0,

@@ -1,7 +1,7 @@
 """The corpus: bugs in cross-entropies that other projects shipped, and the cases that trigger each bug.
 
-The table is in `corpus.toml`. Each bug lists the checks that must catch it, or the reason why no case can trigger it.
-Some of these checks cost more calls than the checks that run on every case.
+The table is in `corpus.toml`. Each bug lists the checks that must catch the bug, or the reason why no case can trigger
+the bug. Some of these checks need more calls than the checks that run on every case.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class Bug:
     Attributes:
         id: a letter for the kind of bug, and a number.
         breaks: the bug, in a sentence.
-        issues: the issues that report it, for example `pytorch/pytorch#73205`; empty for a bug found in a user's code.
-        cases: the cases that trigger it. All have the same name.
-        bad_inputs: the ids of calls that must be refused, and that the buggy code accepts.
-        checks: the names of the checks that must catch it on these cases and calls.
-        why_not: the reason why no case can trigger it, or "".
+        issues: the issues that report the bug, for example `pytorch/pytorch#73205`; empty for a bug in a user's code.
+        cases: the cases that trigger the bug. All have the same name.
+        bad_inputs: the ids of calls that a loss must refuse, and that the buggy code accepts.
+        checks: the names of the checks that must catch the bug on these cases and calls.
+        why_not: the reason why no case can trigger the bug, or "".
     """
 
     id: str
@@ -53,6 +53,7 @@ def bugs() -> tuple[Bug, ...]:
 
 
 def _bug(issues: list[str], name: str = "", cases: Iterable[str] = (), **entry: Any) -> Bug:
+    """Return an entry of the table as a bug. `name` is the name of its cases; by default, the first issue."""
     name = name or _name(issues[0])
     given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
     return Bug(issues=tuple(issues), cases=tuple(Case.of(f"{name}/{recipe}") for recipe in cases), **given)

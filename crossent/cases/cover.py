@@ -1,7 +1,7 @@
 """Compute the covering arrays of :mod:`crossent.cases.grid` again: `nox -s cover`.
 
 The library covertable computes the arrays of options. It would take hours for the arrays of sizes, whose constraints
-join many axes. A greedy search takes a minute for them.
+join many axes. For these arrays, the greedy search of this module takes a minute.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from crossent.cases.axes import CONSTRAINTS, DTYPES, Constraint
 from crossent.cases.case import Case
 from crossent.cases.grid import ARRAYS, CHOICES, SIZED_OPTIONS, CoveringArray, numbers_of, sized_triples, sizes_of
 
-_CANDIDATES = 12  # the search makes so many candidates for each case, and takes the one that covers most
+_CANDIDATES = 12  # the number of candidates for each case; the search takes the candidate that covers most
 
 Chosen = dict[str, Any]
 Left = Mapping[tuple[str, ...], set[tuple[Any, ...]]]
 
 
 def cover(array: CoveringArray) -> list[Case]:
-    """Compute the cases of a covering array."""
+    """Compute the cases of a covering array, sorted by dtype and id."""
     cases = _of_sizes(array) if "class_size" in array.choices else _of_options(array)
     order = list(DTYPES)
     return sorted(cases, key=lambda case: (order.index(case.dtype), case.id))
@@ -43,14 +43,17 @@ def _of_options(array: CoveringArray) -> list[Case]:
 
         return {"operator": "fn", "requires": list(constraint.axes), "evaluate": holds}
 
-    # Give the library positions in the lists instead of choices: it hashes and compares them all.
+    # Give the library positions in the lists instead of choices: the library hashes and compares everything it gets.
     factors = {name: list(range(len(of))) for name, of in choices.items()}
     rows = make(factors, strength=strength, constraints=[rule(constraint) for constraint in CONSTRAINTS])
     return _balanced([Case(**{name: choices[name][place] for name, place in row.items()}) for row in rows], array)
 
 
 def _balanced(cases: list[Case], array: CoveringArray) -> list[Case]:
-    """Balance the dtypes of the cases as far as the cover allows: for a free choice the library takes the first."""
+    """Change the dtypes of cases so that each dtype has about as many cases, without losing a combination.
+
+    The library takes the first dtype wherever the dtype does not matter.
+    """
     covered = Counter(chosen for case in cases for chosen in _sets(case, array))
     many = Counter(case.dtype for case in cases)
     for at, case in enumerate(cases):
@@ -90,7 +93,16 @@ def _of_sizes(array: CoveringArray) -> list[Case]:
 
 
 def _grown(start: Chosen, array: CoveringArray, left: Left, random: Random) -> Iterator[tuple[int, Chosen]]:
-    """Yield a case with these choices, and how many combinations it completes; nothing where the search ends early."""
+    """Add random choices on all other axes to `start`; yield the number of combinations completed, and all choices.
+
+    Yield nothing if no choice is possible on an axis.
+
+    Args:
+        start: the first choices of the case.
+        array: the covering array.
+        left: the combinations that no case has yet, by their axes.
+        random: the source of random numbers.
+    """
     chosen, completed = dict(start), 1
     axes = [axis for axis in array.choices if axis not in start]
     random.shuffle(axes)
@@ -108,7 +120,7 @@ def _grown(start: Chosen, array: CoveringArray, left: Left, random: Random) -> I
 
 
 def _is_possible(chosen: Chosen, array: CoveringArray) -> bool:
-    """Return whether a case has these choices: try the other choices out."""
+    """Return whether some case can have these choices, by a search over the choices on the other axes."""
     if array.forbids(chosen):
         return False
     axis = next((axis for axis in array.choices if axis not in chosen), None)
@@ -116,7 +128,7 @@ def _is_possible(chosen: Chosen, array: CoveringArray) -> bool:
 
 
 def _enriched(cases: list[Case], array: CoveringArray) -> list[Case]:
-    """Spend the free choices on combinations of a size, an option and a dtype that no case has yet."""
+    """Change choices that the array does not need, so that more combinations of :func:`sized_triples` occur."""
     covered = Counter(chosen for case in cases for chosen in _sets(case, array))
     met = Counter(chosen for case in cases for chosen in sized_triples(case))
     improved = True
@@ -137,7 +149,7 @@ def _enriched(cases: list[Case], array: CoveringArray) -> list[Case]:
 
 
 def _can_move(case: Case, moved: Case, covered: Counter[Any], array: CoveringArray) -> bool:
-    """Return whether other cases have all combinations of choices that a change of this case gives up."""
+    """Return whether `case` may become `moved`: other cases have all combinations that this change loses."""
     return all(covered[chosen] > 1 for chosen in set(_sets(case, array)) - set(_sets(moved, array)))
 
 
@@ -147,7 +159,7 @@ def _sets(case: Case, array: CoveringArray) -> list[tuple[Any, ...]]:
 
 
 def _numbered(cases: Iterable[Case]) -> Iterator[Case]:
-    """Give the cases numbers of classes and rows: the numbers of a class of sizes take turns."""
+    """Set the sizes of the cases, so that all numbers of a class of sizes occur about equally often."""
     used: Counter[tuple[str, int]] = Counter()
     for case in cases:
         classes, rows = min(

@@ -1,6 +1,6 @@
-"""Cases at limits: the end of a vector, a block, a number format or a batch, and special paths in torch's own code.
+"""Cases at limits: the end of a vector, a block, a number format or a batch, and special code paths in torch.
 
-The name of a case is that of its issue, or says what breaks. These cases test sizes and numbers; the cases of
+A case has the name of its issue, or a name that says what breaks. These cases test sizes and numbers; the cases of
 :mod:`crossent.cases.grid` test combinations of options.
 """
 
@@ -24,9 +24,9 @@ def _powers(exponents: Iterable[int]) -> tuple[int, ...]:
 def _wide(dtypes: Iterable[str], widths: Iterable[int], rows: int = 4) -> tuple[Case, ...]:
     """Return cases with these numbers of classes.
 
-    Of four rows, one is normal, one has one class far above the others, one is flat, and one is far below zero.
-    Flat rows hide the error of a kernel that reads columns beyond the last class. The other rows hide an accumulator
-    with too few bits.
+    Of four rows, one is normal, one has one class far above the others, one is flat, and one is far below zero. Flat
+    rows cannot show that a kernel reads columns beyond the last class. The other rows cannot show an accumulator with
+    too few bits.
     """
     return tuple(
         Case(dtype, (rows, width), "assorted", reduction="none", upstream="rows", name="width")
@@ -41,12 +41,12 @@ _ALONE = (
     Case("float32", weight="weighted", ignored="ignored_zero", label_smoothing=0.1, name="ignored_zero"),
     Case("bfloat16", (3, 5, 4), reduction="none", ignored="ignored_zero", upstream="rows", name="ignored_zero"),
     Case("float64", (17, 3), "nan_ignored", reduction="sum", ignored="ignored_zero", name="ignored_zero"),
-    # A label_smoothing close to 0, and one close to 1.
+    # A label_smoothing close to 0, or close to 1.
     Case("float32", weight="weighted", ignored="ignored_default", label_smoothing=0.001, name="smoothing"),
     Case("float64", (3, 5, 4), target="probabilities", reduction="sum", label_smoothing=0.001, name="smoothing"),
     Case("float64", reduction="none", ignored="ignored", label_smoothing=0.9, upstream="rows", name="smoothing"),
     Case("float32", target="probabilities", weight="weighted", label_smoothing=0.9, name="smoothing"),
-    # A strided upstream gradient, and one whose entries differ by orders of magnitude.
+    # A strided upstream gradient, or an upstream gradient whose entries differ by orders of magnitude.
     Case("float32", reduction="none", weight="weighted", upstream="rows_strided", name="upstream"),
     Case("float64", (3, 5, 4), target="probabilities", reduction="none", upstream="rows_strided", name="upstream"),
     Case("bfloat16", reduction="none", upstream="rows_large", name="upstream"),
@@ -64,7 +64,7 @@ _ALONE = (
         weight_layout="weight_strided",
         name="weight_layout",
     ),
-    # Axes of size 1 other than the class axis, and an axis more than the grid has.
+    # Axes of size 1 other than the class axis, or more axes than in the grid.
     Case("float32", (2, 5, 1), reduction="none", upstream="rows", name="axes"),
     Case("float32", (1, 5, 4), reduction="none", upstream="rows", name="axes"),
     Case("float64", (1, 5), reduction="none", upstream="rows", name="axes"),
@@ -72,7 +72,7 @@ _ALONE = (
     Case("bfloat16", (1, 5, 4), ignored="ignored_first", name="axes"),
     Case("float32", (2, 3, 2, 1, 2, 3), reduction="none", weight="weighted", upstream="rows", name="axes"),
     Case("float64", (2, 3, 1, 2, 2, 3), target="probabilities", name="axes"),
-    # Numbers of rows that bfloat16 or float16 cannot represent, and weights whose sum neither can represent.
+    # Numbers of rows that bfloat16 or float16 cannot represent, or weights whose sum neither can represent.
     Case("float32", (1001, 3), name="denominator"),
     Case("float32", (1001, 3), weight="weighted", name="denominator"),
     Case("float32", (4001, 2), name="denominator"),
@@ -85,7 +85,8 @@ def _policy(values: str = "normal", target: str = "int64", reduction: str = "mea
     return Case("float32", values=values, target=target, reduction=reduction, name="policy", **sizes)  # type: ignore[arg-type]
 
 
-# Inputs whose result is a decision of torch, by the name that `crossent diff` prints when the result changes.
+# Cases whose result follows a decision of torch and not the formula. `crossent diff` prints the name of the decision
+# when the result changes.
 POLICIES = {
     "mean over no rows": _policy(sizes=(0, 4)),
     "sum over no rows": _policy(sizes=(0, 4), reduction="sum"),
@@ -115,23 +116,23 @@ POLICIES = {
     "an ignore_index beyond 32 bits": _policy(ignored="ignored_huge"),
 }
 POLICY_NAMES = {case.id: name for name, case in POLICIES.items()}
-# Level quick: together well below a second for a subject.
+# The cases of level quick. Together they take well below a second for a subject.
 QUICK = (
     *POLICIES.values(),
     *_ALONE,
-    # torch sums up the rows in blocks, in half precision. It does not close a block whose last row is ignored.
+    # torch sums the rows in blocks, in half precision. If the last row of a block is ignored, the block grows.
     Case("bfloat16", (1000, 10), ignored="ignored_16th", name="half_partial_sums"),
     # The sum of the rows' weights overflows float16.
     Case("float16", (1000, 10), weight="weight_decades", name="weight_overflow"),
-    # A row whose sum of exponentials overflows float16.
+    # The sum of exponentials of a row overflows float16.
     Case("float16", (2, 65520), "flat", name="float16_row_sum"),
-    # p = 0.999: if the sum 1.001 is rounded to half precision, log p becomes 0, and the loss is no better than zeros.
+    # p = 0.999: if the sum 1.001 is rounded to half precision, log p becomes 0, and the loss is 0.
     Case("bfloat16", (4, 2), "sure", name="half_sure", grade="A"),
     Case("float16", (4, 2), "sure", name="half_sure", grade="A"),
     # With label smoothing, the sum of all log-probabilities overflows float16. The loss is `ε/C` times this sum.
     Case("float16", (8, 1000), label_smoothing=0.1, name="half_smoothing"),
     *_wide(("bfloat16", "float32"), (*_powers(range(11)), 781)),
-    # Vectors of positions and a remainder. The maximum of each row is far from the maxima of its neighbours.
+    # The positions fill some vectors and a part of one. The maximum of each row is far from its neighbours' maxima.
     *(Case(dtype, (2, 3, 67), "row_offsets", reduction="none", upstream="rows", name="positions") for dtype in DTYPES),
     # No rows, one row, and as many rows as classes; one class, with one row and with several.
     Case("float32", (0, 5), weight="weighted", label_smoothing=0.1, name="rows"),
@@ -143,7 +144,7 @@ QUICK = (
     Case("float32", (1, 1), name="rows"),
     Case("float32", (17, 1), target="unnormalised", weight="weighted", name="rows"),
 )
-# Level normal: together seconds for a subject.
+# The further cases of level normal. Together they take seconds for a subject.
 NORMAL = (
     # More than 65504 rows, the largest float16: the denominator of the mean overflows.
     Case("float16", (70000, 2), "flat", name="pytorch-85791"),
@@ -152,12 +153,12 @@ NORMAL = (
     Case("float16", (65520, 2), "flat", name="pytorch-29429"),  # the smallest number of rows that overflows
     Case("bfloat16", (65520, 2), "flat", name="rows"),
     Case("float32", (70000, 2), weight="weighted", name="rows"),
-    Case("float32", (131_072, 3), ignored="ignored_16th", name="partial_sums"),  # enough rows to see it in float32 too
+    Case("float32", (131_072, 3), ignored="ignored_16th", name="partial_sums"),  # enough rows to see the error
     Case("bfloat16", (5000, 10), ignored="ignored_16th", name="half_partial_sums"),
     Case("bfloat16", (50000, 10), ignored="ignored_16th", name="half_partial_sums"),
     Case("float16", (5000, 10), ignored="ignored_16th", name="half_partial_sums"),
     Case("float16", (50000, 10), name="half_partial_sums"),
-    # The denominator of a weighted mean is a sum of the same kind, and scales the gradient too.
+    # The denominator of a weighted mean is also a sum of rows in blocks, and scales the gradient too.
     Case("bfloat16", (5000, 10), "normal", "int64", "mean", "weighted", "ignored_16th", name="half_weight_sum"),
     Case("float16", (5000, 10), "normal", "int64", "mean", "weighted", "ignored_16th", name="half_weight_sum"),
     Case("float32", (131_072, 3), "normal", "int64", "mean", "weighted", "ignored_16th", name="partial_weight_sum"),
@@ -178,14 +179,14 @@ NORMAL = (
     *_wide(("float32",), (50257,), rows=2),
     *_wide(("float16",), (65519, 65520), rows=2),
 )
-# Level thorough: together minutes for a subject, and up to 7 GiB of memory.
+# The further cases of level thorough. Together they take minutes for a subject, and up to 7 GiB of memory.
 THOROUGH = (
     *_wide(("bfloat16", "float64"), (*_powers(range(13, 17)), *VOCABULARIES, 65519, 65520)),
     *_wide(("float32",), (*VOCABULARIES, 65519, 65520)),
-    # From 65520 classes on, the sum of a flat row overflows float16. The cases named float16_row_sum are about that.
+    # From 65520 classes on, the sum of a flat row overflows float16. The cases named float16_row_sum test this sum.
     *_wide(("float16",), (*_powers(range(13, 16)), 2**16 - 17)),
     *_wide(("float16",), (2**16 - 1, 2**16, 2**16 + 1, *VOCABULARIES), rows=2),
-    # With enough rows, a block that torch does not close causes an error in float32 too.
+    # With enough rows, a block that grows over ignored rows causes an error in float32 too.
     Case("float32", (4_194_304, 3), ignored="ignored_16th", name="partial_sums"),
     Case("float64", (1_000_000, 2), ignored="ignored_16th", name="partial_sums"),
     Case("float32", (10_000_000, 2), name="rows"),
@@ -193,9 +194,9 @@ THOROUGH = (
     Case("float32", (70000, 2), reduction="none", upstream="rows", name="rows"),
 )
 EDGES = (*QUICK, *NORMAL)
-# Sums over millions of rows, in little memory: a block that torch does not close causes an error in float32 too.
+# Sums over millions of rows, in little memory: a block that grows over ignored rows causes an error in float32 too.
 MANY_ROWS = (
-    # 75 million rows (pytorch#55657). Only a subject that promises more than an arbitrary order of summation is judged.
+    # 75 million rows (pytorch#55657). Only a contract with a fixed order of summation has a finite bound here.
     Case("float32", (1, 2, 768, 768), tiled=128, name="pytorch-55657"),
     Case("float32", (64, 3), ignored="ignored_16th", tiled=65536, name="partial_sums"),
     Case("bfloat16", (64, 3), ignored="ignored_16th", tiled=1024, name="half_partial_sums"),
@@ -203,7 +204,7 @@ MANY_ROWS = (
 
 
 def edges(dtypes: Sequence[str] = tuple(DTYPES), seed: int = 0, level: str = "normal") -> Iterator[Case]:
-    """Return the cases of this module with these dtypes, up to a level. Each seed has its own random numbers.
+    """Return the cases of this module with these dtypes, up to a level, with the random numbers of the seed.
 
     For one subject, level quick takes well below a second, normal takes seconds, and thorough takes minutes and several
     GiB of memory.
@@ -217,6 +218,9 @@ def edges(dtypes: Sequence[str] = tuple(DTYPES), seed: int = 0, level: str = "no
 
 
 def large_cases(dtypes: Sequence[str] = tuple(DTYPES), seed: int = 0) -> Iterator[Case]:
-    """Return the large cases with these dtypes, those of the corpus first. Each seed has its own random numbers."""
+    """Return the tiled cases of the corpus and of this module with these dtypes, with the random numbers of the seed.
+
+    A tiled case repeats a small batch many times (`Case.tiled`).
+    """
     known = [case for bug in bugs() for case in bug.cases if case.tiled > 1]
     return (case.seeded(seed) for case in (*known, *MANY_ROWS) if case.dtype in dtypes)

@@ -1,10 +1,10 @@
-"""Cases from covering arrays: every possible pair, or every possible combination of three choices, occurs in a case.
+"""Cases from covering arrays: each possible combination of two choices (pairwise), or three (3-way), occurs in a case.
 
-Most real bugs need a combination of weight, ignored rows, label smoothing and reduction (pytorch#73205). Others need
-an option and a wide row or many rows, since kernels change their code path with the size. The arrays `sizes` and
-`size_triples` combine the classes of sizes with the options.
+Most real bugs need a combination of weight, ignored rows, label smoothing and reduction (pytorch#73205). Other bugs
+need an option and a wide row or many rows, because kernels change their code path with the size. So the arrays `sizes`
+and `size_triples` combine the classes of sizes with the options.
 
-The files NAME.txt hold the ids of the cases of the array NAME. `nox -s cover` computes the files again.
+The file NAME.txt holds the ids of the cases of the array NAME. `nox -s cover` computes the files again.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from crossent.cases.axes import AXES, CLASS_SIZES, DTYPES, IGNORED, ROW_SIZES, Constraint, broken
+from crossent.cases.axes import AXES, CLASS_SIZES, DTYPES, IGNORED, ROW_SIZES, Constraint, why_forbidden
 from crossent.cases.case import Case
 
-# The sizes of the logits: the class axis alone, among further dimensions, and sizes that hide bugs.
+# The sizes of the logits: the class axis alone, with a batch, with further dimensions, and sizes that trigger bugs.
 _SIZES = (
     (5,),
     (7, 5),
@@ -31,16 +31,16 @@ _SIZES = (
     (4, 1),
     (5, 5),  # N == C: a vector of class indices must not be read as one row of probabilities
     (0, 5),
-    (17, 3),  # more rows than torch sums up in one block
+    (17, 3),  # more rows than torch sums in one block
     (2, 257),  # one class more than a power of two
 )
-# The values that code for an option may get wrong. The other values are about rounding; the soak test has them.
+# The kinds of logits that matter for the code of an option. The other kinds are about rounding: the soak test has them.
 _VALUES = (
     *("flat", "equal", "normal", "tiny", "wide", "large", "decades", "integers", "near_ties", "confident", "sure"),
     *("wrong", "outlier", "offset", "negative_offset", "large_offset", "row_offsets", "subnormal"),
     *("inf_off_target", "inf_on_target", "inf_tiles", "positive_inf", "nan", "nan_ignored", "inf_ignored"),
 )
-# The choices that the covering arrays combine. The edges and the corpus have the other words of the axes.
+# The choices that the covering arrays combine. The modules `edges` and `corpus` have cases with the other words.
 CHOICES: dict[str, tuple[Any, ...]] = {
     "sizes": _SIZES,
     **{axis: words for axis, words in AXES.items() if axis != "weight_layout"},
@@ -49,7 +49,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "upstream": ("one", "scalar", "rows", "stride0", "zero"),
     "label_smoothing": (0.0, 0.1, 1.0),
 }
-# The choices for compilers and transforms, which depend on the structure of a call and hardly on its numbers.
+# The choices for compilers and transforms, whose bugs depend on the structure of a call and hardly on its numbers.
 TRANSFORMED: dict[str, tuple[Any, ...]] = {
     **CHOICES,
     "sizes": ((5,), (7, 5), (3, 5, 4), (2, 5, 3, 2), (0, 5)),
@@ -62,8 +62,8 @@ TRANSFORMED: dict[str, tuple[Any, ...]] = {
     "target_layout": ("target_contiguous", "target_strided"),
 }
 
-# The choices that meet each class of sizes. The numbers of a class of sizes take turns. The numbers of classes and of
-# rows are axes of their own, and so is the number of dimensions, in which the rows lie.
+# The choices that are combined with the classes of sizes. The class of the number of classes, the class of the number
+# of rows and the number of dimensions are three axes. The cases use the numbers of a class of sizes in turn.
 SIZED: dict[str, tuple[Any, ...]] = {
     "class_size": tuple(CLASS_SIZES),
     "row_size": tuple(ROW_SIZES),
@@ -81,7 +81,7 @@ SIZED: dict[str, tuple[Any, ...]] = {
 }
 SIZE_AXES = ("class_size", "row_size", "dimensions")
 SIZED_OPTIONS = tuple(axis for axis in SIZED if axis not in (*SIZE_AXES, "dtype"))
-# The widest rows cost as much as a dozen other cases: they meet each choice, but not every two choices.
+# A case with the widest rows costs as much as a dozen other cases, so these rows are left out of the 3-way array.
 WIDEST = tuple(CLASS_SIZES)[-1]
 SIZED_TRIPLES = {**SIZED, "class_size": tuple(size for size in SIZED["class_size"] if size != WIDEST)}
 _MOST_LOGITS = {1: 2**20, 2: 33_000}  # the most logits of a case with one row and with two rows
@@ -90,7 +90,7 @@ _MOST_OF_ROWS = 12_300  # the most logits of a case with more rows
 
 @cache
 def numbers_of(class_size: str, row_size: str) -> list[tuple[int, int]]:
-    """Return the numbers of classes and rows in these classes of sizes that a case can afford."""
+    """Return the pairs (classes, rows) in two classes of sizes whose logits are not too many for a case."""
     return [
         (classes, rows)
         for classes, rows in itertools.product(CLASS_SIZES[class_size], ROW_SIZES[row_size])
@@ -100,7 +100,9 @@ def numbers_of(class_size: str, row_size: str) -> list[tuple[int, int]]:
 
 @cache
 def sizes_of(classes: int, rows: int, dimensions: int) -> tuple[int, ...]:
-    """Return sizes of logits with these numbers of classes, rows and dimensions. Each axis takes a factor of the rows.
+    """Return sizes of logits with these numbers of classes, rows and dimensions.
+
+    The product of all sizes but the class axis is the number of rows.
 
     >>> sizes_of(300, 12, 2), sizes_of(300, 12, 3), sizes_of(300, 12, 4), sizes_of(300, 1, 1)
     ((12, 300), (3, 300, 4), (2, 300, 2, 3), (300,))
@@ -128,9 +130,12 @@ SIZE_CONSTRAINTS = (
 
 @dataclass(frozen=True)
 class CoveringArray:
-    """A covering array: each possible combination of `strength` choices occurs in one of its cases.
+    """A covering array: each possible combination of choices on `strength` axes occurs in one of its cases.
 
-    If `around` names axes, only combinations with a choice on one of them count.
+    Attributes:
+        strength: 2 for a pairwise array, 3 for a 3-way array.
+        choices: the choices on each axis, by the name of the axis.
+        around: if not empty, only combinations with at least one of these axes count.
     """
 
     strength: int
@@ -139,12 +144,12 @@ class CoveringArray:
 
     @property
     def combined(self) -> list[tuple[str, ...]]:
-        """The combinations of axes whose choices meet."""
+        """The sets of `strength` axes whose choices the array combines."""
         every = itertools.combinations(self.choices, self.strength)
         return [axes for axes in every if not self.around or set(self.around) & set(axes)]
 
     def forbids(self, chosen: Mapping[str, Any]) -> bool:
-        """Return whether no case has these choices, as far as they alone tell."""
+        """Return whether no case can have these choices, whatever its choices on the missing axes."""
         for constraint in SIZE_CONSTRAINTS:
             if set(constraint.axes) <= chosen.keys() and constraint.forbids(
                 *(chosen[axis] for axis in constraint.axes)
@@ -152,11 +157,11 @@ class CoveringArray:
                 return True
         if set(SIZE_AXES) <= chosen.keys():
             chosen = {**chosen, "sizes": self.sizes(chosen)}
-        return broken(chosen) is not None
+        return why_forbidden(chosen) is not None
 
     @staticmethod
     def sizes(chosen: Mapping[str, Any]) -> tuple[int, ...]:
-        """Return the smallest sizes of logits in the chosen classes of sizes."""
+        """Return the smallest sizes of logits with the chosen classes of sizes and number of dimensions."""
         return sizes_of(*numbers_of(chosen["class_size"], chosen["row_size"])[0], chosen["dimensions"])
 
 
@@ -171,7 +176,13 @@ ARRAYS = {
 
 
 def grid(dtypes: Iterable[str] = tuple(DTYPES), seed: int = 0, array: str = "triples") -> Iterator[Case]:
-    """Return the cases of a covering array that have these dtypes. The dtype is one of the choices it combines."""
+    """Yield the cases of a covering array that have these dtypes, with another seed.
+
+    Args:
+        dtypes: the names of the dtypes.
+        seed: the seed of the random numbers of each case.
+        array: the name of the array, a key of `ARRAYS`.
+    """
     wanted = set(dtypes)
     for line in (files("crossent.cases") / f"{array}.txt").read_text(encoding="utf-8").splitlines():
         case = Case.of(line)
@@ -180,10 +191,11 @@ def grid(dtypes: Iterable[str] = tuple(DTYPES), seed: int = 0, array: str = "tri
 
 
 def each_choice(cases: Sequence[Case], others: Iterable[Case] = ()) -> list[Case]:
-    """Return some of these cases: with the other cases, they have each choice of `TRANSFORMED` that one of them has.
+    """Return a small part of `cases` that has, together with `others`, each choice that occurs in `cases`.
 
-    The next case is always the one with most missing choices. Of two with equally many, the one with rows is next: the
-    graph of an empty batch can hardly be wrong. Then the one with more missing pairs of choices is next.
+    Only the axes of `TRANSFORMED` count. A greedy search always takes the case with the most missing choices. Among
+    equal cases, a case with rows comes first, because the graph of an empty batch can hardly be wrong. Among those, the
+    case with the most missing pairs of choices comes first.
 
     Example:
         >>> some = each_choice([*grid(array="transformed")])
@@ -209,7 +221,7 @@ def _pairs(case: Case) -> set[tuple[tuple[str, Any], ...]]:
 
 
 def met(cases: Iterable[Case], strength: int = 3) -> int:
-    """Return how many different combinations of `strength` choices occur in these cases.
+    """Count the different combinations of `strength` choices that occur in these cases.
 
     Example:
         >>> met([Case("float32")])  # three of eleven axes
@@ -223,7 +235,7 @@ def met(cases: Iterable[Case], strength: int = 3) -> int:
 
 
 def sized_triples(case: Case) -> set[tuple[str, str, str]]:
-    """Return the combinations of a class of sizes, a choice of an option and the dtype that occur in a case.
+    """Return the combinations of a class of sizes, a choice on another axis and the dtype that occur in a case.
 
     Example:
         >>> ("257 to 1024 classes", "reduction sum", "float32") in sized_triples(Case.of("float32-300-flat-int64-sum"))

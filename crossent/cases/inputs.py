@@ -12,7 +12,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Inputs:
-    """The tensors and options of one case, on one device."""
+    """The tensors and options of one call, on one device.
+
+    Attributes:
+        logits: (C), (N, C) or (N, C, d1, …).
+        target: class indices or class probabilities.
+        options: the other arguments of `F.cross_entropy` by name.
+        upstream: the upstream gradient, with the shape of the loss.
+    """
 
     logits: Tensor
     target: Tensor
@@ -48,9 +55,10 @@ def bits(tensor: Tensor) -> Any:
 
 
 def laid_out(tensor: Tensor, layout: str) -> Tensor:
-    """Return the tensor in another memory layout. "expanded" repeats the first entry of the batch.
+    """Return the tensor in a memory layout of `crossent.cases.axes.LAYOUTS`.
 
-    The memory between the elements holds NaN, or 251, which is not a class.
+    The layout "expanded" repeats the first entry of the batch. The other layouts keep all elements. The memory between
+    the elements holds NaN, or for integers 251, which is not a class.
     """
     axes = list(range(tensor.dim()))
     orders = {"transposed": axes[::-1], "class_last": [*axes[:1], *axes[2:], *axes[1:2]]}
@@ -75,4 +83,4 @@ def laid_out(tensor: Tensor, layout: str) -> Tensor:
         return flat[1:].view(tensor.shape)
     if layout == "contiguous":
         return tensor
-    raise ValueError(f"layout: got {layout!r}, which no code here makes; add it to laid_out")
+    raise ValueError(f"layout: got {layout!r}, which no code builds; add {layout!r} to laid_out")

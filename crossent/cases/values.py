@@ -1,7 +1,7 @@
-"""The kinds of logits: each kind shows one way in which numbers go wrong.
+"""The kinds of logits: each kind triggers one kind of numerical error.
 
-Every number comes from uniform random integers, by operations that IEEE 754 rounds correctly. No library's exp or log
-is used. So a case has the same bits on every machine and with every version of numpy, whose `RandomState` is frozen
+Every number is computed from uniform random integers with operations that IEEE 754 rounds correctly, and without exp or
+log. So a case has the same bits on every machine and with every version of numpy, whose `RandomState` is frozen
 (NEP 19).
 """
 
@@ -20,12 +20,12 @@ LN2 = 0.6931471805599453
 
 @dataclass(frozen=True)
 class Draw:
-    """The data that a kind of values may use to draw the logits.
+    """The data that a kind of logits may use to draw the numbers.
 
     Attributes:
         random: the source of random numbers.
         rows, classes: the shape of the logits as rows, (R, C).
-        hot: (R,), the true class, also of a one-hot target. It is a random class for other class probabilities.
+        hot: (R,), the true class, or the class of a one-hot target. With other class probabilities, a random class.
         ignored: (R,), True on ignored rows.
         format: the floating-point format of the logits.
     """
@@ -43,14 +43,14 @@ class Draw:
         return self.rows, self.classes
 
     def bell(self) -> Array:
-        """Return (R, C) numbers that are nearly normal, with variance 1: sums of four uniform numbers."""
+        """Return (R, C) numbers with variance 1 that are nearly normally distributed: sums of four uniform numbers."""
         total = np.zeros(self.shape)
         for _ in range(4):
             total += self.random.random_sample(self.shape) - 0.5
         return total * 1.7320508075688772
 
     def row(self, low: int, high: int) -> Array:
-        """Return (R, 1) integers from `low` to `high`, one per row."""
+        """Return random integers from `low` to `high`, (R, 1), one for each row."""
         return self.random.randint(low, high + 1, size=(self.rows, 1)).astype(np.float64)
 
     @property
@@ -98,7 +98,7 @@ def _offsets(draw: Draw) -> Array:
 
 
 def _extreme(draw: Draw) -> Array:
-    # Logits up to the largest number of the format: their differences and sums overflow. Some rows stay far below it.
+    # Logits up to the largest number of the format, so that differences and sums overflow. Some rows are much smaller.
     down = draw.random.randint(2, min(60, -draw.format.smallest_exponent), size=(draw.rows, 1))
     return np.asarray(np.ldexp(draw.bell(), -down) * draw.format.largest)
 
@@ -155,8 +155,8 @@ class Values:
 
     Attributes:
         draw: the function that makes the logits, (R, C).
-        largest: an upper bound of their magnitude, which the dtype must hold. 0 if the logits scale with the dtype.
-        ignored_only: whether the kind needs ignored rows: it is about the logits in them.
+        largest: an upper bound of the logits' magnitude, which the dtype must hold; 0 if they scale with the dtype.
+        ignored_only: whether the kind needs ignored rows, because only their logits are special.
     """
 
     draw: Callable[[Draw], Array]

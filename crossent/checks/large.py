@@ -75,7 +75,7 @@ def large(trial: Trial) -> Iterator[Difference | Problem]:
     """A small case repeated to more than 2^31 elements gives the exact loss and gradient."""
     case, device = trial.case, trial.question.device
     if trial.host.isolated:
-        raise NotRunError("runs in an isolated process, which cannot return results of this size: see README")
+        raise NotRunError("runs in an isolated process, which cannot return results of this size")
     need = needed(case, trial.subject)
     got = trial.perform(evaluate_tiled, case, device, trial.gradients, need)
     expected = trial.question.exact

@@ -1,9 +1,9 @@
 """The forms: cross-entropy written out by hand, five times.
 
-This room owns the reference implementations and the checks of their arguments. Its modules import torch, and no other
-room of the package. (`explain` also imports rich, which prints the worked example.)
+This room owns the reference implementations and the checks of their arguments. The modules import torch, and
+`explain` also imports rich, which prints the worked example. No module imports another room of the package.
 
-textbook    formula, log_softmax_nll, one_hot and scalar: each form is its formula
+textbook    formula, log_softmax_nll, one_hot and scalar: the body of each form is its formula
 blocks      blocked: the same loss, computed some rows at a time, with a gradient written by hand
 rows        Rows: the arguments of one call, laid out as rows of logits
 validation  the checks of the arguments, and the error messages

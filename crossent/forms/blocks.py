@@ -2,12 +2,13 @@ r"""Cross-entropy on blocks of rows, with a gradient written by hand: less memor
 
     loss = -log p_y,   ∂loss/∂x = g (p - e_y),   p = softmax(x)
 
-Here `g` is the upstream gradient and `e_y` the one-hot vector of the true class. For loss and gradient, torch allocates
-three buffers of the logits' size and passes over memory six times. Two reads and one write are the least possible.
+Here `g` is the upstream gradient and `e_y` the one-hot vector of the true class `y`. For loss and gradient, torch
+allocates three buffers of the logits' size and passes over memory six times. Two reads and one write are the least
+possible.
 
-This form keeps a block of rows in the cache while computing on the block, in float32 for float16 and bfloat16 logits.
+This form keeps a block of rows in the cache while it computes on the block, in float32 for float16 and bfloat16 logits.
 The form allocates one buffer of the logits' size, for the gradient. The idea is from Hsu et al., "Liger Kernel",
-arXiv:2410.10989. That kernel writes the gradient into the logits; this form writes into no argument.
+arXiv:2410.10989. The Liger kernel writes the gradient into the logits; this form writes into no argument.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ def blocked(
 ) -> Tensor:
     r"""Compute the cross-entropy as `-log softmax(x)_y` on blocks of rows, with the gradient written by hand.
 
-    The loss is that of :func:`crossent.formula`. The gradient of a row without class weights and smoothing is
-    `g (softmax(x) - e_y)`, where `g` is the upstream gradient and `e_y` the one-hot vector of the true class.
+    The loss is defined as in :func:`crossent.formula`. The gradient of a row without class weights and smoothing is
+    `g (softmax(x) - e_y)`, where `g` is the upstream gradient and `e_y` the one-hot vector of the true class `y`.
 
-    On a CPU, the forward pass of a reduced loss also writes the gradient for an upstream gradient of one. This is the
-    upstream gradient of `loss.backward()`, and the backward pass then returns the gradient that is already there. For
-    any other upstream gradient, and for a second backward pass, the gradient is computed from the logits. On CUDA,
+    On a CPU, the forward pass of a reduced loss also computes the gradient for an upstream gradient of 1, which is
+    the upstream gradient of `loss.backward()`. The backward pass then only returns this gradient. For any other
+    upstream gradient, and in a second backward pass, the backward pass computes the gradient from the logits. On CUDA,
     the backward pass always computes the gradient, because reading the upstream gradient would wait for the device.
 
     The function calls :func:`crossent.formula` instead in three cases: `target` or `weight` requires a gradient;
@@ -57,15 +58,15 @@ def blocked(
         ignore_index: The target of ignored rows, as for :func:`crossent.formula`.
         reduction: `"none"`, `"mean"` or `"sum"`, as for :func:`crossent.formula`.
         label_smoothing: `ε`, from 0 to 1, as for :func:`crossent.formula`.
-        block_size: The number of logits in a block, 1 or more. A block has at least one row. The default is the
-            number that fits the second-level cache of the device, or 2^19 where fewer fit.
+        block_size: The number of logits in a block, 1 or more. A block has at least one row. By default, a block
+            fills the second-level cache of the device, and has at least 2^19 logits.
 
     Returns:
-        The loss, with the shape and dtype of :func:`crossent.formula`'s.
+        The loss, with the same shape and dtype as the loss of :func:`crossent.formula`.
 
     Raises:
-        TypeError: `block_size` is no int. All other errors are those of :func:`crossent.formula`.
-        ValueError: `block_size` is below 1.
+        TypeError: `block_size` is not an int.
+        ValueError: `block_size` is below 1. All other errors are as in :func:`crossent.formula`.
 
     Example:
         >>> import torch, crossent
@@ -90,7 +91,7 @@ def blocked(
 
 
 class _Blocked(torch.autograd.Function):
-    """The loss as an autograd function, with a gradient of the logits."""
+    """The loss as an autograd function: only the logits get a gradient."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
@@ -104,16 +105,16 @@ class _Blocked(torch.autograd.Function):
         ctx.gradient = torch.empty_like(tensors[0])
         losses = _differentiate(rows, 1.0, ctx.gradient, block_size)
         if not rows.dense:
-            # The logarithm of a probability that is 0 or near the smallest normal number has lost digits.
+            # A probability that is 0 or near the smallest normal number has lost digits, and so has its logarithm.
             most = -math.log(torch.finfo(rows.compute).tiny) - 10
-            if not losses.amax().item() <= most:  # the maximum is NaN where a loss is
+            if not losses.amax().item() <= most:  # the maximum is NaN if a loss is NaN
                 losses = torch.where(losses > most, _losses(rows, block_size), losses)
         return _reduced(rows, losses)
 
     @staticmethod
     def backward(ctx: Any, *upstreams: Any) -> tuple[Tensor | None, ...]:
         (upstream,) = upstreams
-        gradient, ctx.gradient = ctx.gradient, None  # handed out once: the caller may write into the gradient
+        gradient, ctx.gradient = ctx.gradient, None  # return it only once, because the caller may write into it
         constant = not torch.is_grad_enabled() and _plain(upstream)
         if not (constant and gradient is not None and upstream.item() == 1):
             logits, *others = ctx.saved_tensors
@@ -129,11 +130,15 @@ class _Blocked(torch.autograd.Function):
 
 
 def _reduced(rows: Rows, losses: Tensor) -> Tensor:
+    """Return the result of the call from the losses that :func:`_losses` returned."""
     return rows.reduce(losses if rows.dense else rows.weigh(losses))
 
 
 def _losses(rows: Rows, block_size: int | None) -> Tensor:
-    """Return the loss of each row, (...). If only the true class has a term, `_reduced` multiplies by its weight."""
+    """Return the loss of each row, (...).
+
+    If only the true class has a term, the loss is not yet multiplied by the class weight: `_reduced` does this.
+    """
     losses = torch.empty(rows.logits.shape[:-1], dtype=rows.compute, device=rows.logits.device)
     work = _Work(rows.compute)
     for block, log_p in rows.blocks(_most_rows(rows, block_size), losses):
@@ -143,9 +148,10 @@ def _losses(rows: Rows, block_size: int | None) -> Tensor:
 
 
 def _differentiate(rows: Rows, upstream: Tensor | float, gradient: Tensor, block_size: int | None) -> Tensor:
-    """Write `g/D (p Σ_c v_c - v)` into `gradient`, where `v_c = w_c q_c`; return the losses as :func:`_losses` does.
+    """Write the gradient of the logits into `gradient`, and return the losses as :func:`_losses` does.
 
-    `g` is the upstream gradient, and `D` is the divisor of the reduction.
+    The gradient of a row is `g/D (p Σ_c v_c - v)`, with `p = softmax(x)` and `v_c = w_c q_c` for the class weights `w`
+    and the smoothed target `q`. `g` is the upstream gradient, and `D` is the divisor of the reduction.
     """
     if gradient.dim() > 2:
         gradient = gradient.movedim(1, -1)
@@ -162,7 +168,7 @@ def _differentiate(rows: Rows, upstream: Tensor | float, gradient: Tensor, block
             p, y = work.softmax(block.logits, out), block.index.unsqueeze(-1)
             p_y = p.gather(-1, y)
             torch.log(p_y.squeeze(-1), out=log_p)
-            # The scaling comes before the subtraction: the true class then has one rounding less.
+            # Scale before the subtraction: the element of the true class then has one rounding less.
             slope = p.mul_(factor).scatter_(-1, y, p_y.mul_(factor).sub_(factor))
         if ignored:
             slope.masked_fill_(~block.kept.unsqueeze(-1), 0)  # the logits of an ignored row may be NaN
@@ -172,9 +178,12 @@ def _differentiate(rows: Rows, upstream: Tensor | float, gradient: Tensor, block
 
 
 def _scale(rows: Rows, upstream: Tensor | float) -> Tensor | float:
-    """Return `g/D`, one number or (..., 1). Where only the true class has a term, its weight is a factor."""
+    """Return the upstream gradient divided by the divisor of the reduction: one number, or (..., 1).
+
+    If only the true class has a term, the result is also multiplied by the weight of the true class.
+    """
     scale = upstream
-    if isinstance(upstream, Tensor):  # a single number on a CPU becomes a float, which needs fewer calls of torch
+    if isinstance(upstream, Tensor):  # on a CPU, a float needs fewer calls of torch than a tensor of one number
         scale = upstream.item() if upstream.dim() == 0 and upstream.device.type == "cpu" else upstream.to(rows.compute)
     if rows.reduction == "mean":
         scale = scale / (rows.divisor if isinstance(scale, Tensor) else float(rows.divisor))
@@ -184,22 +193,25 @@ def _scale(rows: Rows, upstream: Tensor | float) -> Tensor | float:
 
 
 def _most_rows(rows: Rows, block_size: int | None) -> int:
-    """Return the number of rows of a block, which has about `block_size` logits, and at least one row."""
+    """Return the number of rows in a block of about `block_size` logits: 1 or more."""
     if block_size is None:
         block_size = _fitting(rows.logits.device, rows.compute, torch.get_num_threads())
     return max(1, block_size // rows.logits.shape[-1])
 
 
 class _Work:
-    """The softmax of each block, in the dtype of the computation, in memory that all blocks reuse."""
+    """Computes the softmax of blocks in the dtype `compute`, in memory that all blocks share."""
 
     def __init__(self, compute: torch.dtype) -> None:
         self._compute = compute
         self._memory: Tensor | None = None
 
     def softmax(self, x: Tensor, out: Tensor | None = None, *, log: bool = False) -> Tensor:
-        """Return the softmax of a block, or the log-softmax; in `out` if torch can compute there without a copy."""
-        # torch's softmax is fast where the class axis, the last axis of x, is at its place in memory order.
+        """Return the softmax of a block, (..., C), or with `log` the log-softmax.
+
+        The result is in `out` if torch can write there without a copy, and otherwise in the shared memory.
+        """
+        # torch's softmax is fast if the axes are in memory order, so move the class axis of x to its place there.
         axis = sum(step > x.stride(-1) for step in x.stride()[:-1])
         moved = axis < x.dim() - 1
         x = x.movedim(-1, axis) if moved else x
@@ -210,19 +222,22 @@ class _Work:
             result = self._memory[: x.numel()].view(x.shape)
             out = result.movedim(axis, -1) if moved else result
         if x.dtype != self._compute or not x.is_contiguous():
-            x = result.copy_(x)  # softmax then works in place: it writes each number after the last read of it
+            x = result.copy_(x)  # softmax can work in place: it reads a number for the last time before it writes it
         (torch.log_softmax if log else torch.softmax)(x, axis, out=result)
         assert out is not None
         return out
 
 
-# In a smaller block, the time of the calls weighs more than a second-level cache that the block exceeds.
+# With smaller blocks, the overhead of the calls costs more time than a block that exceeds the second-level cache.
 _LEAST = 2**19
 
 
 @functools.cache
 def _fitting(device: torch.device, dtype: torch.dtype, threads: int) -> int:
-    """Return the number of logits, in the dtype of the computation, that fit the second-level caches, or `_LEAST`."""
+    """Return how many numbers of a dtype fit the second-level cache of a device, but at least `_LEAST`.
+
+    On a CPU, each thread has a second-level cache.
+    """
     if device.type == "cuda":
         cache = int(getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0)) or 2**23
     else:
@@ -234,7 +249,7 @@ def _fitting(device: torch.device, dtype: torch.dtype, threads: int) -> int:
 def _plain(*tensors: Tensor) -> bool:
     """Return whether the call is in eager mode on ordinary tensors.
 
-    The result is False where torch transforms, traces or compiles the call. It is also False where a tensor has a
+    The result is False if torch transforms, traces or compiles the call. The result is also False if a tensor has a
     forward-mode tangent, or stands for a batch of upstream gradients.
     """
     if compiling() or _transforming() or _modes():

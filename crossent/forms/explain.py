@@ -18,7 +18,7 @@ from crossent.forms import FORMS, scalar
 # The example of the article from which this project grew.
 SEED_LOGITS = (3.0, 1.0, -3.0)
 SEED_TARGET = 0
-# Longer tables show their first classes and the true class, to fit a screen.
+# A table of more classes shows only the first classes and the true class, to fit a screen.
 MOST_CLASSES = 12
 # The formulas in the table of the forms.
 _FORMULAS = {
@@ -31,7 +31,7 @@ _FORMULAS = {
 
 
 def random_row(classes: int, seed: int) -> tuple[tuple[float, ...], int]:
-    """Return random logits and a random label, drawn as in the article's listing."""
+    """Return a row of normally distributed logits and a random true class, both drawn from the seed."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(classes, generator=generator).tolist()
     target = int(torch.randint(classes, (), generator=generator))
@@ -41,7 +41,7 @@ def random_row(classes: int, seed: int) -> tuple[tuple[float, ...], int]:
 def explain(logits: Sequence[float] = SEED_LOGITS, target: int = SEED_TARGET) -> RenderableType:
     """Return the steps from one row of logits to the loss, with all numbers, as text for a rich console.
 
-    The last step is a table of every form's loss next to torch's.
+    The last step is a table that compares the loss of each form with the loss of torch.
 
     Args:
         logits: One finite number for each class.
@@ -49,7 +49,7 @@ def explain(logits: Sequence[float] = SEED_LOGITS, target: int = SEED_TARGET) ->
 
     Raises:
         ValueError: There are no logits, a logit is not finite, or a difference of two logits overflows.
-        IndexError: The target is no class.
+        IndexError: The target is not a class.
 
     Example:
         >>> from rich.console import Console
@@ -122,6 +122,7 @@ def _paragraph(text: str) -> Padding:
 
 
 def _shown(count: int, target: int) -> list[int]:
+    """Return the classes, out of `count`, that a table shows."""
     return sorted({*range(min(count, MOST_CLASSES)), target})
 
 
@@ -157,6 +158,7 @@ def _forms_table(logits: Sequence[float], target: int) -> Table:
 
 
 def _prediction(x: Tensor, p: Tensor, target: int) -> str:
+    """Return a sentence about the class with the largest logit."""
     predicted = int(x.argmax())
     verdict = "which is right" if predicted == target else f"but the true class is {target}"
     if (x == x.max()).sum() > 1:
@@ -168,6 +170,7 @@ def _prediction(x: Tensor, p: Tensor, target: int) -> str:
 
 
 def _rounded_by_hand(probability: float, loss: float, seed: bool) -> str:
+    """Return a sentence about the loss of the probability rounded to two digits; "" if the loss looks the same."""
     rounded = round(probability, 2)
     if not 0 < rounded < 1 or _number(-math.log(rounded)) == _number(loss):
         return ""
@@ -181,7 +184,7 @@ def _log_of(probability: float) -> str:
 
 def _twice(twice: float, loss: float) -> str:
     if twice == loss:
-        return "here the two are equal, since all logits are equal."
+        return "here the two losses are equal, because all logits are equal."
     return "a wrong loss, and also a wrong gradient."
 
 

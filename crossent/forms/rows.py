@@ -1,11 +1,11 @@
 """The arguments of one call, checked and laid out as rows of logits; all forms on tensors share this code.
 
-Each form starts with :func:`lay_out`. The function refuses bad arguments, moves the class axis last and widens half
-precision to float32. Each form ends with :meth:`Rows.reduce`, which sets the loss of ignored rows to 0, applies the
-reduction and rounds once to the dtype of the result. Between these two calls, a form is only its formula.
+Each form starts with :func:`lay_out`, which refuses bad arguments, moves the class axis last and widens half precision
+to float32. Each form ends with :meth:`Rows.reduce`, which sets the loss of ignored rows to 0, applies the reduction and
+rounds once to the dtype of the result. Between these two calls, a form is only its formula.
 
 A form that works on some rows at a time starts with :func:`arrange`, which does not widen. The form then takes some
-rows by :meth:`Rows.blocks` and widens them by :meth:`Rows.widened`.
+rows with :meth:`Rows.blocks`, and widens these rows with :meth:`Rows.widened`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Rows:
 
     @property
     def dense(self) -> bool:
-        """True if the loss of a row has a term for every class, False if for the true class alone."""
+        """Whether the loss of a row has a term for every class. If False, only the true class has a term."""
         return self.index is None or self.label_smoothing > 0
 
     @property
@@ -68,9 +68,10 @@ class Rows:
     def divisor(self) -> Tensor | int:
         """The divisor of `mean`: the total weight of the kept rows' true classes, or the number of rows.
 
-        The number of rows is the divisor for class probabilities, and where every weight is one. A total weight of 0
-        gives the divisor NaN. If the result were set to NaN instead, its derivatives would be 0, and they must be NaN
-        too.
+        The number of rows is the divisor for class probabilities, and if every weight is one.
+
+        A total weight of 0 gives the divisor NaN, so that the result and its derivatives are NaN. If the code replaced
+        the result by NaN instead, the derivatives would be 0.
         """
         if self.target_weight is None:
             return math.prod(self.logits.shape[:-1])
@@ -85,9 +86,9 @@ class Rows:
         return self._with(self.logits.to(self.compute), self.index, self.kept, probabilities, self.target_weight)
 
     def blocks(self, most: int, *others: Tensor | float) -> Iterator[tuple[Any, ...]]:
-        """Yield blocks of at most `most` rows, each with the same rows of the others.
+        """Yield tuples: a block of at most `most` rows, then the same rows of each of `others`.
 
-        The others are tensors, (...) or (..., K), or single numbers, which all blocks share.
+        Each of `others` is a tensor, (...) or (..., K), or a single number, which all blocks share.
         """
         count = math.prod(self.logits.shape[:-1])
         if count <= most:
@@ -122,7 +123,7 @@ class Rows:
         return Rows(logits, index, kept, probabilities, self.weight, target_weight, *options)
 
     def pick(self, values: Tensor) -> Tensor:
-        """Return the entry of each row's true class: (..., C) to (...)."""
+        """Return the value of each row's true class: (..., C) to (...)."""
         assert self.index is not None
         return values.gather(-1, self.index.unsqueeze(-1)).squeeze(-1)
 
@@ -154,12 +155,11 @@ class Rows:
     def reduce(self, losses: Tensor) -> Tensor:
         """Return the result of the call from the loss of each row, (...).
 
-        The loss of ignored rows is set to 0. Then the losses are reduced, and the result is rounded once to its
-        dtype. `mean` divides by the total weight of the kept rows' true classes; with class probabilities, by the
-        number of rows. The mean over no rows is 0/0, NaN.
+        This method sets the loss of ignored rows to 0, reduces the losses, and rounds the result once to its dtype.
+        `mean` divides by :attr:`divisor`. The mean over no rows is 0/0, NaN.
         """
         if self.kept is not None:
-            losses = torch.where(self.kept, losses, 0.0)  # a product would keep NaN of an ignored row
+            losses = torch.where(self.kept, losses, 0.0)  # a product with 0 would keep the NaN of an ignored row
         if self.reduction != "none":
             losses = losses.sum()
             if self.reduction == "mean":
@@ -177,8 +177,10 @@ def lay_out(
 ) -> Rows:
     """Check the arguments of a form, and return them as widened :class:`Rows`.
 
+    The arguments are documented in :func:`crossent.formula`.
+
     Raises:
-        TypeError, ValueError, RuntimeError: As `F.cross_entropy` does.
+        TypeError, ValueError, RuntimeError: In the same cases as `F.cross_entropy`.
         NotImplementedError: `input` has no floating-point dtype, or a tensor is not dense.
         IndexError: A target is outside `[0, C)` and is not `ignore_index`. On CUDA this is a device-side assert, as
             in torch: the host never waits for the device.
@@ -196,10 +198,12 @@ def arrange(
     *,
     eager: bool = False,
 ) -> Rows:
-    """Check the arguments as :func:`lay_out` does; logits and class probabilities stay views of the caller's.
+    """Check the arguments of a form, and return them as :class:`Rows` that are not widened.
 
-    `eager` says that Python may read the targets: no transform or tracer sees the call, and the tensors are on a CPU.
-    A call without ignored rows then takes a short path.
+    The logits and the class probabilities are views of the caller's tensors. The errors are as in :func:`lay_out`.
+
+    Pass `eager=True` if Python may read the targets: no transform or tracer sees the call, and the tensors are on a
+    CPU. A call without ignored rows then takes a shorter path.
     """
     ignore_index, label_smoothing = check_options(input, target, weight, ignore_index, reduction, label_smoothing)
     dense = target.shape == input.shape
@@ -218,7 +222,8 @@ def arrange(
         target = target.reshape(())
     classes = input.shape[min(1, input.dim() - 1)]
     if classes == 0:
-        # Without classes the loss is an empty sum, 0. One class with logit 0 has the same loss, and has a maximum.
+        # Without classes the loss is an empty sum, 0. One class with logit 0 has the same loss, and the row then has
+        # a maximum.
         logits = logits.sum(-1, keepdim=True)
         target = target.sum(-1, keepdim=True) if dense else target
         class_weight = None
@@ -235,7 +240,7 @@ def arrange(
     if compiling():  # some versions of torch compile a gather that takes -1 for the last class (pytorch#135546)
         index = torch.where(index < 0, 2**62, index)
     ones = _look_up(logits.new_ones(logits.shape[-1], dtype=compute), index, classes, ignore_index)
-    kept = kept & (ones > 0)  # always True; the result depends on the look-up, so that no compiler drops it
+    kept = kept & (ones > 0)  # `ones > 0` is always True: now the result needs the look-up, and no compiler drops it
     if class_weight is None:
         target_weight = kept.to(compute)
     else:
@@ -244,7 +249,10 @@ def arrange(
 
 
 def _all_kept(index: Tensor, classes: int, ignore_index: int) -> bool:
-    """Return whether every target is a class and none can be ignored, by one pass over the targets."""
+    """Return True if every target is a class and no row is ignored.
+
+    The function reads only the least and the greatest target. The result is False if `ignore_index` lies between them.
+    """
     lowest, highest = (int(number) for number in index.aminmax())
     return lowest >= 0 and highest < classes and not lowest <= ignore_index <= highest
 
@@ -257,10 +265,10 @@ def _smooth(probabilities: Tensor, label_smoothing: float) -> Tensor:
 
 
 def _look_up(table: Tensor, index: Tensor, classes: int, ignore_index: int) -> Tensor:
-    """Return `table[y]`. Only this function catches a target outside `[0, C)`.
+    """Return the entry of the table, (C,), for the true class of each row. Raise IndexError outside `[0, C)`.
 
-    The gather checks the range of its index: in eager mode, under vmap, in compiled code on a CPU, and on CUDA
-    without a copy to the host. A check in Python works in eager mode alone (pytorch#135546).
+    No other code checks the range of the targets. `gather` checks its index in eager mode, under vmap, in compiled code
+    on a CPU, and on CUDA without a copy to the host. A check in Python would work only in eager mode (pytorch#135546).
     """
     try:
         return table.gather(0, index.reshape(-1)).reshape(index.shape)
@@ -274,5 +282,5 @@ def _look_up(table: Tensor, index: Tensor, classes: int, ignore_index: int) -> T
         ) from None
 
 
-# torch's tracers replace this function by True. The first versions of torch that compile do not have the function.
+# torch's tracers replace this call by True. The first versions of torch that can compile lack the function.
 compiling = getattr(getattr(torch, "compiler", None), "is_compiling", lambda: False)

@@ -1,4 +1,4 @@
-r"""Cross-entropy written out by hand, in four forms that people know.
+r"""Cross-entropy written out by hand, in four well-known forms.
 
 A row of logits `x` over `C` classes, with true class `y`, has the loss
 
@@ -9,8 +9,8 @@ With class weights `w`, label smoothing `ε` and the smoothed target `q = (1 - �
     -Σ_c w_c q_c log softmax(x)_c
 
 `formula`, `log_softmax_nll` and `one_hot` have the signature and the contract of `torch.nn.functional.cross_entropy`,
-without the deprecated `size_average` and `reduce`: the fourth positional argument is `ignore_index`. The values of a
-gradient are those of torch; `torch.autograd.grad` may return them with the class axis last in memory.
+without the deprecated `size_average` and `reduce`. So the fourth positional argument is `ignore_index`. A gradient may
+differ from torch's in its memory layout: the class axis may come last in memory.
 `scalar` computes one row with Python floats. The fifth form, `blocked`, is in :mod:`crossent.forms.blocks`.
 
 Sources: the documentation of `torch.nn.CrossEntropyLoss`. The shift by the maximum is algorithm 4.1 of Blanchard,
@@ -40,26 +40,26 @@ def formula(
 ) -> Tensor:
     r"""Compute the cross-entropy between logits and targets as `-x_y + log Σ_i exp(x_i)`.
 
-    The signature and the contract are those of :func:`torch.nn.functional.cross_entropy`. For a row of logits `x` over
-    `C` classes, with class weights `w` and `ε = label_smoothing`, the loss is::
+    The signature and the contract are the same as in :func:`torch.nn.functional.cross_entropy`. For a row of logits `x`
+    over `C` classes, with class weights `w` and `ε = label_smoothing`, the loss is::
 
         loss = -Σ_c w_c q_c log p_c,    log p_c = x_c - log Σ_i exp(x_i),    q = (1 - ε)·target + ε/C
 
     in nats (`log` is the natural logarithm). For a class index `y` without smoothing, only the term of `y` is left:
     `w_y (-x_y + log Σ_i exp(x_i))`.
 
-    The maximum of the row is subtracted from the logits before anything else, so `exp` never overflows. A row whose
-    logits are all 1e8 still has the loss `log C` (pytorch#38839). Source: algorithm 4.1 of Blanchard, Higham & Higham,
+    First, the maximum of the row is subtracted from the logits, so `exp` never overflows. A row whose logits are all
+    1e8 still has the loss `log C` (pytorch#38839). Source: algorithm 4.1 of Blanchard, Higham & Higham,
     "Accurately computing the log-sum-exp and softmax functions", IMA J. Numer. Anal. 41(4), 2021.
 
     Args:
         input: Logits, in float16, bfloat16, float32 or float64. For float16 and bfloat16 all computation is in
             float32, and the result is rounded once.
         target: Class indices from 0 to C - 1, in int64 or uint8; or class probabilities, in any of the four
-            floating-point dtypes. A target of the shape of `input` holds probabilities.
-        weight: A factor for each class. With class indices its dtype is that of `input`.
+            floating-point dtypes. A target with the shape of `input` holds probabilities.
+        weight: A factor for each class. With class indices, the dtype must be the dtype of `input`.
         ignore_index: Rows with this target have the loss 0 and do not count in the mean. The number need not be a
-            class. With class probabilities it must be negative and has no effect.
+            class. With class probabilities, the number must be negative and has no effect.
         reduction: `"none"` returns the loss of each row and `"sum"` their sum. `"mean"` divides the sum by the total
             weight of the true classes of the rows that are not ignored; with class probabilities, by the number of
             rows. A mean over no rows, or over a total weight of 0, is NaN.
@@ -72,8 +72,8 @@ def formula(
         - result: `()`; with `reduction="none"`, `()`, `(N)` or `(N, d1, …, dK)`.
 
     Returns:
-        The loss, in the dtype of `input`. With class probabilities the dtype is promoted with those of `target` and
-        `weight`. Under autocast, float16 and bfloat16 inputs give float32.
+        The loss, in the dtype of `input`. With class probabilities, the dtype is promoted with the dtypes of `target`
+        and `weight`. Under autocast, float16 and bfloat16 inputs give float32.
 
     Raises:
         TypeError: An argument has the wrong Python type.
@@ -108,11 +108,11 @@ def log_softmax_nll(
 ) -> Tensor:
     r"""Compute the cross-entropy as the negative log-likelihood of the log-softmax, `-log softmax(x)_y`.
 
-    The form calls `F.log_softmax` and then `F.nll_loss`, which is how torch's documentation describes
-    `nn.CrossEntropyLoss`. `F.nll_loss` has no class probabilities and no label smoothing. With these the loss is
-    `-Σ_c w_c q_c log softmax(x)_c`, summed over the classes by hand.
+    The form calls `F.log_softmax` and then `F.nll_loss`, as torch's documentation describes `nn.CrossEntropyLoss`.
+    `F.nll_loss` has no class probabilities and no label smoothing. With these, the form sums
+    `-Σ_c w_c q_c log softmax(x)_c` over the classes by hand. `w` are the class weights and `q` is the smoothed target.
 
-    The arguments, their shapes and dtypes, the result and the errors are those of :func:`crossent.formula`.
+    The arguments, their shapes and dtypes, the result and the errors are the same as in :func:`crossent.formula`.
 
     Example:
         >>> import torch, crossent
@@ -144,10 +144,10 @@ def one_hot(
     r"""Compute the cross-entropy as `-Σ_i w_i y'_i log softmax(x)_i` over a dense target `y'`.
 
     A class index becomes its one-hot vector, and label smoothing makes `y' = (1 - ε)·target + ε/C`. Where a one-hot
-    vector is 0, the sum has no term: a logit of `-inf` of another class does not make the loss NaN (optax#896). Where
-    a class probability is 0, the sum has a term, and `0 · -inf` is NaN, as in torch.
+    vector is 0, the sum has no term, so a logit of `-inf` on a wrong class does not make the loss NaN (optax#896).
+    Where a class probability is 0, the sum has a term, and `0 · -inf` is NaN, as in torch.
 
-    The arguments, their shapes and dtypes, the result and the errors are those of :func:`crossent.formula`.
+    The arguments, their shapes and dtypes, the result and the errors are the same as in :func:`crossent.formula`.
 
     Example:
         >>> import torch, crossent
@@ -173,16 +173,15 @@ def scalar(
 ) -> float:
     r"""Compute the cross-entropy of one row with Python floats, as `-x_y + log Σ_i exp(x_i)`.
 
-    This is the loop from which this project grew, for reading and for checking by hand. It uses `math` alone: no
-    tensors, no gradient. The maximum is subtracted first, so a logit of 1000 does not overflow. The result is in
-    nats.
+    This form is for reading, and for checking by hand. It uses only Python's `math`: no tensors, no gradient. The
+    maximum is subtracted first, so a logit of 1000 does not overflow. The result is in nats.
 
     Args:
         input: The logits of one row, a sequence of `C` numbers.
         target: The true class, from 0 to C - 1; or a sequence of `C` class probabilities.
         weight: A sequence of `C` numbers, a factor for each class.
         ignore_index: If the target is this number, the loss is 0 and the mean is 0/0, NaN. With class probabilities
-            it must be negative and has no effect.
+            the number must be negative and has no effect.
         reduction: `"none"` and `"sum"` return the loss of the row. `"mean"` divides the loss by the weight of the
             true class; with class probabilities, by one.
         label_smoothing: `ε`, from 0 to 1: the share of the target that is spread evenly over all classes.
@@ -207,7 +206,7 @@ def scalar(
         return math.nan if reduction == "mean" else 0.0
     t = y if isinstance(y, list) else [float(c == y) for c in range(len(x))]
     smooth = smoothing / len(x)
-    # A class index without smoothing has one term: the others would be 0·inf, NaN, at logits of -inf.
+    # A class index without smoothing has one term. Other terms would be 0·inf, NaN, at logits of -inf.
     terms = [y] if isinstance(y, int) and not smooth else range(len(x))
     largest = max(x)
     log_sum = math.log(math.fsum(math.exp(x_i - largest) for x_i in x)) if largest > -math.inf else math.nan

@@ -1,8 +1,8 @@
 """The checks of the arguments of a form, and the error messages.
 
-The classes of the errors are those of `F.cross_entropy`: TypeError, ValueError, RuntimeError, and NotImplementedError
-for an input that has no floating-point dtype and for tensors that are not dense. Each message names the argument, says
-what was given, and says what is allowed.
+The exceptions have the same classes as in `F.cross_entropy`: TypeError, ValueError, RuntimeError; and
+NotImplementedError for an input without a floating-point dtype and for tensors that are not dense. Each message names
+the argument, the given value and the allowed values.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ REDUCTIONS = ("none", "mean", "sum")
 
 
 def as_float(name: str, value: object) -> float:
-    """Return an option as a float: any value with `__float__`, such as a tensor of one element, but no string."""
+    """Return an option as a float; raise TypeError for a value without `__float__`, such as a string.
+
+    A tensor of one element is allowed.
+    """
     try:
         if not hasattr(value, "__float__"):
             raise TypeError
@@ -30,7 +33,7 @@ def as_float(name: str, value: object) -> float:
 
 
 def as_int(name: str, value: object) -> int:
-    """Return an option as an int: any value with `__index__`, but no bool."""
+    """Return an option as an int; raise TypeError for a bool and for a value without `__index__`."""
     try:
         if isinstance(value, bool):
             raise TypeError
@@ -42,7 +45,7 @@ def as_int(name: str, value: object) -> int:
 def check_options(
     input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str, label_smoothing: float
 ) -> tuple[int, float]:
-    """Check types, options, layouts and devices. Return `ignore_index` as an int, `label_smoothing` as a float."""
+    """Check types, options, layouts and devices; return `ignore_index` as an int and `label_smoothing` as a float."""
     for name, value in (("input", input), ("target", target), ("weight", weight)):
         if not isinstance(value, Tensor) and not (name == "weight" and value is None):
             raise TypeError(f"{name}: got {type(value).__name__}; allowed is a torch.Tensor")
@@ -65,7 +68,7 @@ def check_options(
 
 
 def check_target(input: Tensor, target: Tensor, dense: bool, ignore_index: int) -> None:
-    """Check the shape and the dtype of the target; `dense` targets are class probabilities.
+    """Check the shape and the dtype of the target. A `dense` target holds class probabilities.
 
     As in torch, a wrong batch size raises ValueError, and any other wrong size raises RuntimeError.
     """
@@ -95,9 +98,9 @@ def check_target(input: Tensor, target: Tensor, dense: bool, ignore_index: int) 
 
 
 def check_dtypes(input: Tensor, probabilities: Tensor | None, weight: Tensor | None) -> torch.dtype:
-    """Check that the dtypes go together, and return the dtype of the result.
+    """Check the dtypes, the layout of the input and the shape of the weight; return the dtype of the result.
 
-    `probabilities` is the target, or None where the target holds class indices.
+    `probabilities` is the target, or None if the target holds class indices.
     """
     classes = input.shape[min(1, input.dim() - 1)]
     if input.dtype not in FLOATS:
@@ -113,7 +116,7 @@ def check_dtypes(input: Tensor, probabilities: Tensor | None, weight: Tensor | N
         if weight is not None:
             dtype = _promoted(dtype, _lifted(weight))
         if dtype not in FLOATS:
-            raise RuntimeError(f"target, weight: promote the result to {_name(dtype)}; allowed are real floats")
+            raise RuntimeError(f"target, weight: got dtypes that promote to {_name(dtype)}; allowed are real floats")
     elif weight is not None and _lifted(weight) != dtype:
         raise RuntimeError(f"weight: got {_name(weight.dtype)}; allowed is {_name(dtype)}, the logits' dtype")
     return dtype
@@ -129,8 +132,8 @@ def check_row(
 ) -> tuple[list[float], int | list[float] | None, list[float], float]:
     """Check the arguments of :func:`crossent.scalar`; return logits, target, weights and `label_smoothing`.
 
-    The target is a class, or a list of class probabilities, or None where the row is ignored. Weights that were not
-    given are ones.
+    The returned target is a class, a list of class probabilities, or None if the row is ignored. Without a given
+    weight, the returned weights are ones.
     """
     x = _numbers("input", input)
     w = [1.0] * len(x) if weight is None else _numbers("weight", weight, len(x))
@@ -142,7 +145,7 @@ def check_row(
         raise ValueError(f"label_smoothing: got {label_smoothing}; allowed is 0 to 1")
     if isinstance(target, Sequence):
         if ignore_index >= 0:
-            raise ValueError(f"ignore_index: got {ignore_index} with class probabilities; allowed is a negative one")
+            raise ValueError(f"ignore_index: got {ignore_index} with class probabilities; allowed is a negative int")
         return x, _numbers("target", target, len(x)), w, label_smoothing
     if (target := as_int("target", target)) == ignore_index:
         return x, None, w, label_smoothing
@@ -152,6 +155,7 @@ def check_row(
 
 
 def _numbers(name: str, values: Sequence[float], length: int | None = None) -> list[float]:
+    """Return the values as floats. Raise an error if they are not numbers, or not `length` numbers."""
     if not isinstance(values, Sequence) or isinstance(values, str | bytes):
         raise TypeError(f"{name}: got {type(values).__name__}; allowed is a sequence of numbers")
     numbers = [as_float(name, value) for value in values]
@@ -161,7 +165,10 @@ def _numbers(name: str, values: Sequence[float], length: int | None = None) -> l
 
 
 def _promoted(one: torch.dtype, other: torch.dtype) -> torch.dtype:
-    """Return `torch.promote_types(one, other)`. For floats no torch function is called: Dynamo of 2.1 cannot."""
+    """Return `torch.promote_types(one, other)`.
+
+    For floats, this function calls no function of torch: Dynamo of torch 2.1 cannot trace such a call.
+    """
     if one == other:
         return one
     if one in FLOATS and other in FLOATS:
@@ -170,7 +177,7 @@ def _promoted(one: torch.dtype, other: torch.dtype) -> torch.dtype:
 
 
 def _lifted(tensor: Tensor) -> torch.dtype:
-    """Return the tensor's dtype, or float32 for half precision under autocast, which runs this loss in float32."""
+    """Return the tensor's dtype, but float32 for half precision under autocast, which runs this loss in float32."""
     if tensor.dtype in HALVES and _autocasting(tensor.device.type):
         return torch.float32
     return tensor.dtype
@@ -184,7 +191,7 @@ def _autocasting(device_type: str) -> bool:
     return torch.is_autocast_enabled() if _OLD_AUTOCAST else torch.is_autocast_enabled(device_type)
 
 
-# Before torch 2.4, each type of device has a function of its own.
+# Before torch 2.4, each type of device has its own function.
 _OLD_AUTOCAST = tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 4)
 
 

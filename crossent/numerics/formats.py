@@ -32,7 +32,7 @@ class Format:
 
     @property
     def unit_roundoff(self) -> float:
-        """The unit roundoff `u`: rounding a normal number `v` to nearest errs by at most `u|v|`."""
+        """The unit roundoff `u`: rounding a normal number `v` to nearest has an error of at most `u|v|`."""
         return 2.0**-self.precision
 
     @property
@@ -47,16 +47,17 @@ class Format:
 
     @property
     def underflow(self) -> float:
-        """The largest error of rounding a subnormal number, `η/2`; the smallest normal number in a format that flushes.
+        """The largest error of rounding a number in the subnormal range: half the smallest subnormal number.
 
-        Where float64 has no number `η/2`, it is `η`.
+        float64 cannot represent half of its own smallest subnormal number, so there the error is this number. In a
+        format that flushes, the error is the smallest normal number.
         """
         if self.flushes:
             return self.smallest_normal
         return self.smallest_subnormal / 2 or self.smallest_subnormal
 
     def last_place(self, value: float) -> float:
-        """Return one unit in the last place of `value`; the smallest spacing where `value` is 0 or not finite."""
+        """Return one unit in the last place (ulp) of `value`; the smallest spacing if `value` is 0 or not finite."""
         exponent = math.frexp(value)[1] if value and math.isfinite(value) else self.smallest_exponent
         return 2.0 ** (max(exponent, self.smallest_exponent + 1) - self.precision)
 
@@ -71,11 +72,14 @@ class Format:
         )
 
     def overflows(self, sizes: Array) -> NDArray[np.bool_]:
-        """Return whether numbers of these magnitudes may overflow, with a margin for float64's roundings."""
+        """Return whether numbers of these magnitudes may overflow. A margin covers the roundings of float64."""
         return np.asarray(sizes > self.largest * (1 - 2.0**-20))
 
     def rounding_error(self, largest: Array, under: float = np.inf) -> Array:
-        """Return the largest error of rounding a number of this magnitude; an underflow counts only below `under`."""
+        """Return the largest error of rounding numbers of magnitudes up to `largest`.
+
+        The error of an underflow counts only for magnitudes below `under`.
+        """
         once = self.unit_roundoff * largest
         if self.flushes:
             under = min(under, 2 * self.smallest_normal)
@@ -92,8 +96,9 @@ class Format:
         if self == FLOAT32:
             with np.errstate(all="ignore"):
                 return values.astype(np.float32).astype(np.float64)
-        # In the bits of a float64 number, adding just under half a unit in the last kept place, and one more where that
-        # place is odd, carries exactly when rounding goes up. The rest of the bits is then cut off.
+        # Round the bits of float64 numbers as integers. Adding just under half a unit in the last kept place carries
+        # exactly when rounding goes up. Where the last kept bit is 1, one more is added, so ties go to even. Then the
+        # dropped bits are cut off.
         values = np.asarray(values, dtype=np.float64)
         bits, dropped = values.view(np.int64), 53 - self.precision
         rounded = bits >> dropped
@@ -104,9 +109,7 @@ class Format:
         nearest, size = rounded.view(np.float64), np.abs(values)
         with np.errstate(invalid="ignore"):
             under = size < self.smallest_normal
-            if (
-                under.any()
-            ):  # adding a number whose last place is the spacing of subnormal numbers rounds to the spacing
+            if under.any():  # the last place of `spaced` is the spacing of subnormals, so adding it rounds to multiples
                 spaced = 1.5 * 2.0**52 * self.smallest_subnormal
                 nearest = np.where(under, np.copysign((size + spaced) - spaced, values), nearest)
             if not size.max(initial=0.0) < self.largest * (1 - self.unit_roundoff):
@@ -130,9 +133,9 @@ def flushing(format: Format) -> Format:
 
 
 def either(mask: NDArray[np.bool_], a: Array | float, b: Array) -> Array:
-    """Return `a` where the mask is True, and `b` where the mask is False, as `np.where` does.
+    """Return `np.where(mask, a, b)`, or `b` itself if the mask is False everywhere.
 
-    Most masks here mark rare numbers and are False everywhere, and then the result is `b` itself.
+    Most masks in this package mark rare numbers, so this saves a copy.
     """
     if mask.any() or mask.shape != b.shape:
         return np.where(mask, a, b)

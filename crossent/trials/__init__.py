@@ -1,18 +1,19 @@
 """Trials: one subject on one case.
 
-This room owns the calls of a subject, the exact values and error bounds of a case, and the comparison of both. It also
-owns the declaration of a check. Its modules import torch, numpy, `crossent.subjects`, `crossent.cases`,
-`crossent.numerics`, `crossent.words` and `crossent.state`. They never import `crossent.report` or a check.
+This room owns the calls of a subject, the exact values and error bounds of a case, and the comparison of results with
+exact values. This room also owns the declaration of a check. Its modules import torch, numpy, `crossent.subjects`,
+`crossent.cases`, `crossent.numerics`, `crossent.words` and `crossent.state`. They never import `crossent.report` or a
+check.
 
 call        one call of a subject: its loss, its gradients, and its effects on the arguments
-act         functions that call a subject and return plain data, and the hosts on which they run
+act         acts: functions that call a subject and return plain data; hosts: where a subject runs
 check       Check: one property of a subject on a case, declared with its cost and its needs
 memory      writes into arguments, memory that results share with arguments, and freed memory filled with NaN
-exact       the exact values of a case, and the terms from which its error bounds are computed
+exact       the exact values of a case, and the arguments as rows, from which the error bounds are computed
 difference  Difference: the worst error of a result, compared with its error bound
-factors     a wrong number that is a simple multiple of the exact value
+factors     the message for a wrong number that is a simple multiple of the exact value
 along       the comparison of derivatives along a direction with their exact values
-trial       Question: a case with its exact values. Trial: one subject on one case
+trial       Question: a case on a device with its exact values. Trial: one subject on one case
 ahead       the error bounds of many cases, computed together before the calls
 agreement   the comparison of two results of one subject that should be equal up to rounding
 """

@@ -1,8 +1,8 @@
-"""Acts, and the hosts that perform them.
+"""Acts, the functions that call a subject; and hosts, which run an act where the subject runs.
 
-An act is a module-level function `act(loss, *arguments)` that calls the subject and returns plain data. An act sees
-neither the case nor the exact values, so that it can run in an isolated process (:mod:`crossent.run.isolation`). The
-process of the checks compares the returned data with the exact values.
+An act is a module-level function `act(loss, *arguments)` that calls the subject and returns plain data. An act gets
+neither the case nor the exact values, so an act can run in an isolated process (:mod:`crossent.run.isolation`). The
+main process compares the returned data with the exact values.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class NotRun:
     """The return value of an act that cannot run on this machine.
 
     Attributes:
-        reason: the reason, as a phrase that follows the name of the subject.
+        reason: the reason, as a phrase that follows the name of the subject, such as "needs a GPU".
     """
 
     reason: str
@@ -35,9 +35,9 @@ class Raised:
     """The description of an exception, in strings that can be sent from another process.
 
     Attributes:
-        message: the class and the first line of the exception.
-        first: the class and the first line of the exception at the start of the chain of causes.
-        text: the whole message, shortened if it is very long.
+        message: the class of the exception and the first line of its message.
+        first: the same for the exception at the start of the chain of causes (`__cause__`, `__context__`).
+        text: the whole message, shortened if the message is very long.
         classes: the full names of the class and of its base classes.
     """
 
@@ -55,7 +55,7 @@ class Raised:
         return Raised(said(error), said(first), text_of(error), tuple(map(name_of_class, type(error).__mro__)))
 
     def is_a(self, *errors: type[BaseException]) -> bool:
-        """Whether the exception is an instance of one of these classes."""
+        """Return whether the exception is an instance of one of these classes."""
         return bool(set(map(name_of_class, errors)) & set(self.classes))
 
 
@@ -66,8 +66,8 @@ class Performed(Generic[T]):
     Attributes:
         value: the return value of the act; None if the act did not return.
         raised: the exception that ended the act, if there is one.
-        ended: "crashed" or "hung" if the act ended or blocked its process; "" otherwise.
-        how: how the process ended, if the act ended or blocked its process.
+        ended: "crashed" if the act ended its process, "hung" if the act blocked its process, "" otherwise.
+        how: a description of the end of the process, if `ended` is not "".
         changed_state: the names of the global state that the act changed. The state has been restored.
     """
 
@@ -88,7 +88,7 @@ class Host(Protocol):
 
     @property
     def not_run(self) -> str:
-        """The reason why the subject is no longer called; "" while it is."""
+        """The reason why the host no longer calls the subject; "" if the host still does."""
         ...
 
     def perform(self, act: Callable[..., T], *arguments: Any) -> Performed[T]:
@@ -110,14 +110,17 @@ class Here:
 
 
 def perform(act: Callable[..., T], loss: Loss, *arguments: Any) -> Performed[T]:
-    """Call `act(loss, *arguments)`, catch any exception but KeyboardInterrupt, and restore the global state."""
+    """Call `act(loss, *arguments)`, restore the global state, and return the outcome.
+
+    An exception becomes part of the outcome, except KeyboardInterrupt, which propagates.
+    """
     before = snapshot()
     try:
         with without_limits():
             made = Performed(act(loss, *arguments))
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # any exception of a subject, SystemExit too, becomes a finding
+    except BaseException as error:  # any exception of a subject becomes a finding, even SystemExit
         made = Performed(raised=Raised.of(error))
     finally:
         changed = restore(before)

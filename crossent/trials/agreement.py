@@ -1,8 +1,8 @@
 """The comparison of two results of one subject that should be equal up to rounding.
 
 The comparison does not use the exact values. Each result may have an error up to its own error bound, so two results
-may differ by the sum of both bounds. A number without a bound in one of the results is not judged. A number that must
-be NaN by contract must be NaN in both results.
+may differ by the sum of both bounds. If a number has no bound in one of the results, the number is not compared. If the
+contract says that a number is NaN, the number must be NaN in both results.
 """
 
 from __future__ import annotations
@@ -32,7 +32,11 @@ PartBalls = dict[str, Ball]
 def further_call(trial: Trial, inputs: Inputs, act: Callable[..., Result] = evaluate, *arguments: Any) -> Result:
     """Return the result of the subject for other inputs than the inputs of the case.
 
-    `act` and `arguments` are those of :meth:`Trial.evaluate`.
+    Args:
+        trial: the subject on the case.
+        inputs: the other inputs.
+        act: the act that makes the call, `act(loss, inputs, gradients, *arguments)`.
+        arguments: further arguments of the act.
 
     Raises:
         RefusedError: the subject raised an exception.
@@ -41,7 +45,7 @@ def further_call(trial: Trial, inputs: Inputs, act: Callable[..., Result] = eval
     """
     if reason := trial.subject.not_applicable(inputs):
         raise NotRunError(reason)
-    # A copy: `exact_for` reads the inputs themselves, which no subject may change.
+    # Pass a copy: `exact_for` reads the inputs later, so the subject must not change them.
     got = trial.evaluate(inputs.copy(), act, *arguments)
     shape, dtype = inputs.upstream.shape, trial.subject.result_dtype(dtype_of(inputs))
     if (got.loss.shape, got.loss.dtype) != (shape, dtype):
@@ -50,11 +54,11 @@ def further_call(trial: Trial, inputs: Inputs, act: Callable[..., Result] = eval
 
 
 def exact_for(trial: Trial, name: str, inputs: Inputs) -> Exact:
-    """Return the terms from which bounds for changed inputs are computed.
+    """Return an object that computes error bounds for changed inputs.
 
-    The exact values in the returned object are those of the unchanged case: do not read them.
+    Do not read the exact values in the returned object: they belong to the unchanged case.
 
-    The object is computed once for all subjects: inputs with the same name and question are equal.
+    All subjects share the object. So inputs that have the same name and belong to the same case must be equal.
     """
     known = _FOR_CHANGED_INPUTS.setdefault(trial.question, {})
     if name not in known:
@@ -69,7 +73,7 @@ _FOR_CHANGED_INPUTS: WeakKeyDictionary[Question, dict[str, Exact]] = WeakKeyDict
 def with_radius(trial: Trial, got: Result, exact: Exact | None = None) -> PartBalls:
     """Return the numbers of a result, with their error bounds as radii.
 
-    The bounds are computed from the terms of `exact`, or of the case if there is none.
+    `exact` computes the bounds. The default is for the inputs of the case; :func:`exact_for` is for other inputs.
     """
     found = {}
     for name, bound in trial.bounds(got, exact or trial.question.exact).items():
@@ -82,32 +86,36 @@ def with_radius(trial: Trial, got: Result, exact: Exact | None = None) -> PartBa
 def compare_results(
     trial: Trial, other: PartBalls, got: Result | None = None, exact: Exact | None = None, *, way: str = ""
 ) -> list[Difference]:
-    """Return the differences of `got` from `other`, which stands in for the exact values.
+    """Return the differences of one result from another result of the same subject.
 
     Args:
         trial: the subject on the case.
-        other: another result that should be equal to `got`, with error bounds as radii.
-        got: the result to compare; the result of the first call unless given.
-        exact: the terms for the bounds of `got`, if `got` is given.
-        way: how `other` was computed, if a check computes several results.
+        other: the other result, with error bounds as radii. It takes the place of the exact values.
+        got: the result to compare; by default, the result of the first call.
+        exact: the object that computes the bounds of `got`, if the inputs of `got` are not the inputs of the case.
+        way: how `other` was computed, in words, if a check computes several results.
     """
     of_case = trial.question.exact
     parts: dict[str, Any] = {}
     for name, ball in other.items():
-        value = getattr(of_case, name)  # where the exact value is NaN, even an infinite bound allows NaN alone
+        value = getattr(of_case, name)  # if the exact value is NaN, only NaN is right, even with an infinite bound
         parts[name] = replace(ball, radius=np.where(np.isnan(value.hi), value.radius, ball.radius))
     compared = trial.compare(got or trial.got, replace(exact or of_case, **parts))
     return [_named(difference, way) for difference in compared]
 
 
 def _named(difference: Difference, way: str) -> Difference:
+    """Append `way` to the name of a difference, and replace the reasons that speak of exact values."""
     reasons = {"there is no exact value": "the other result has no bound"}
     not_judged = {reasons.get(reason, reason): count for reason, count in difference.not_judged.items()}
     return replace(difference, of=f"{difference.of} {way}".rstrip(), not_judged=not_judged)
 
 
 def times(factor: Fraction, ball: Ball) -> Ball:
-    """Return `factor · ball`. Rounding factor and product costs less than 3 u of the product, or an underflow."""
+    """Return `factor · ball`, with a radius that also covers the float64 roundings of the factor and the product.
+
+    Their error is less than `3 u` times the product, or an underflow.
+    """
     if factor == 1:
         return ball
     with np.errstate(all="ignore"):
@@ -117,16 +125,16 @@ def times(factor: Fraction, ball: Ball) -> Ball:
 
 
 def plus(a: Ball, b: Ball) -> Ball:
-    """Return `a + b`, without a rounding error."""
+    """Return `a + b` as the unevaluated sum of two float64 numbers, without a rounding error."""
     with np.errstate(all="ignore"):
         return _made(*two_sum(a.hi, b.hi), safe(a.radius + b.radius), a, b)
 
 
 def _made(hi: Array, lo: Array, radius: Array, *operands: Ball) -> Ball:
-    """Return a ball computed from others, with the right radius where the result is infinite or NaN.
+    """Return the ball that was computed from other balls, with the right radius for infinite and NaN numbers.
 
-    Such a number is exact if an operand is infinite or NaN and all operands have a finite radius. Otherwise float64
-    overflowed, and the radius is infinite.
+    An infinite or NaN number is exact if an operand is infinite or NaN and all operands have a finite radius.
+    Otherwise float64 overflowed, and the radius is infinite.
     """
     bounded = np.logical_and.reduce([np.isfinite(ball.radius) for ball in operands])
     infinite = np.logical_or.reduce([~np.isfinite(ball.hi) for ball in operands])

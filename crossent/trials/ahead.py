@@ -1,7 +1,7 @@
-"""The error bounds of many cases ahead of their comparison, computed together.
+"""Compute the error bounds of many cases together, ahead of the calls.
 
-An error bound takes hundreds of numpy operations, and most cases have a few dozen numbers: the operations of a hundred
-cases of one structure cost little more than those of one case (:mod:`crossent.numerics.bounds.terms`).
+An error bound takes hundreds of numpy operations, and most cases have a few dozen numbers. So the operations on a
+hundred cases of one structure cost little more time than on one case (:mod:`crossent.numerics.bounds.terms`).
 """
 
 from __future__ import annotations
@@ -17,16 +17,20 @@ from crossent.trials.act import Here
 from crossent.trials.exact import name_of
 from crossent.trials.trial import Question, Trial
 
-# Arrays of more numbers leave the cache of a core, and a stack is then slower than its calls.
+# The most logits of a stack of calls. Larger arrays do not fit the cache of a core: computing the calls one by one is
+# then faster.
 _MOST = 2**14
 
 
 def prepare(
     questions: Sequence[Question], subjects: Sequence[Subject], differentiated: Sequence[Question] = ()
 ) -> None:
-    """Compute the exact values of questions, and the error bounds with which the results of subjects are compared.
+    """Compute the exact values and the error bounds of questions, so that later comparisons find them.
 
-    For the questions `differentiated`, these include the derivatives along a direction.
+    Args:
+        questions: the cases, each on a device.
+        subjects: the subjects whose contracts the error bounds are for.
+        differentiated: the questions that also need the derivatives along a direction.
     """
     together: dict[object, dict[int, Bounds]] = defaultdict(dict)
     for question in questions:
@@ -43,7 +47,10 @@ def prepare(
 
 
 def _contracts(question: Question, subject: Subject, along: bool) -> Iterator[tuple[Contract, tuple[str, ...]]]:
-    """Yield each contract under which a subject is compared, with the names of the results in its format."""
+    """Yield each contract that a subject is checked under, with the names of the results that it applies to.
+
+    Results of different dtypes have different contracts.
+    """
     exact, trial = question.exact, Trial(question, subject, Here(subject.loss))
     of_loss = str(subject.result_dtype(exact.dtype)).removeprefix("torch.")
     formats = {"loss": of_loss, "gradient": exact.logits_dtype}
@@ -60,7 +67,7 @@ def _contracts(question: Question, subject: Subject, along: bool) -> Iterator[tu
 
 
 def _stacks(calls: Sequence[Bounds]) -> Iterator[list[Bounds]]:
-    """Yield the calls in groups of few enough numbers."""
+    """Yield the calls in groups of at most `_MOST` logits."""
     group: list[Bounds] = []
     size = 0
     for call in calls:

@@ -16,8 +16,8 @@ from crossent.trials.difference import Difference, worst
 from crossent.trials.exact import ExactAlong, name_of
 from crossent.trials.trial import Problem, Trial
 
-# The most logits of a case on which checks of derivatives along a direction run. They test the formula, and a few
-# thousand logits suffice. The checks of loss and gradient cover long sums.
+# The most logits of a case on which the checks of derivatives along a direction run. These checks test the formula, for
+# which a few thousand logits suffice. The checks of loss and gradient test long sums.
 MOST_LOGITS = 4096
 
 _WORDS = {
@@ -28,17 +28,23 @@ _WORDS = {
 
 
 def is_small(case: Case) -> bool:
-    """Whether checks of derivatives along a direction run on a case."""
+    """Return whether checks of derivatives along a direction run on a case."""
     return case.rows * case.classes <= MOST_LOGITS
 
 
 def second_order(loss: Loss, inputs: Inputs, direction: Tensor, batch: bool) -> tuple[Tensor | None, ...]:
-    """Return the derivatives of `<gradient, direction>` by the logits and by the upstream gradient.
+    """Return the derivatives of `<gradient, direction>`, an inner product, by the logits and by the upstream gradient.
 
-    An act: it runs where the subject runs (see `crossent.trials.act`).
+    This function is an act: a host calls it where the subject runs (see `crossent.trials.act`).
 
-    With `batch`, the direction is a batch of directions, and so is each derivative. A derivative is None if
-    autograd finds no dependence.
+    Args:
+        loss: the subject.
+        inputs: the inputs of the case.
+        direction: a tensor with the shape of the logits; with `batch`, a batch of such tensors.
+        batch: whether to compute a batch of derivatives, one for each direction.
+
+    Returns:
+        The two derivatives. A derivative is None if autograd finds no dependence.
     """
     logits, upstream = (tensor.detach().requires_grad_() for tensor in (inputs.logits, inputs.upstream))
     value = loss(logits, inputs.target, **inputs.options)
@@ -50,7 +56,14 @@ def second_order(loss: Loss, inputs: Inputs, direction: Tensor, batch: bool) -> 
 
 
 def measured(of: str, got: Tensor | None, along: ExactAlong, trial: Trial) -> Iterator[Difference | Problem]:
-    """Compare a derivative with its exact value. No derivative (None) passes if the exact derivative is 0."""
+    """Compare a derivative with its exact value; yield the difference, or a problem with its shape or dtype.
+
+    Args:
+        of: the name of the derivative: "second", "upstream_gradient" or "tangent".
+        got: the derivative that the subject computed, or None, which is right if the exact derivative is 0.
+        along: the exact derivatives.
+        trial: the subject on the case.
+    """
     inputs = trial.question.inputs
     exact = along.second if of == "second" else along.tangent
     expected = inputs.logits.shape if of == "second" else inputs.upstream.shape

@@ -1,4 +1,4 @@
-"""One call of a subject: its loss and gradients, and any change that the call made to its arguments."""
+"""One call of a subject: its loss and gradients, and the changes that the call made to its arguments."""
 
 from __future__ import annotations
 
@@ -20,7 +20,13 @@ BOTH_GRADIENTS: Gradients = ("gradient", "target_gradient")
 
 @dataclass(frozen=True)
 class Result:
-    """The loss and the gradients that a call returned."""
+    """The loss and the gradients that a call returned.
+
+    Attributes:
+        loss: the loss, detached from the graph.
+        gradient: the gradient of the logits, or None if it was not computed.
+        target_gradient: the gradient of the class probabilities, or None if it was not computed.
+    """
 
     loss: Tensor
     gradient: Tensor | None = None
@@ -41,13 +47,13 @@ class Result:
 
     @property
     def parts(self) -> dict[str, Tensor]:
-        """The loss and the gradients by name, without those that are None."""
+        """The loss and the computed gradients, by name."""
         named = {"loss": self.loss, "gradient": self.gradient, "target_gradient": self.target_gradient}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
 
 def digest_of(got: Result) -> str:
-    """Return the checksum of a result, or "" if the result holds no data, like a tensor on the meta device."""
+    """Return the checksum of a result, or "" if the result has no data, such as a tensor on the meta device."""
     try:
         return got.digest
     except RuntimeError:
@@ -57,7 +63,7 @@ def digest_of(got: Result) -> str:
 def checksum(tensor: Tensor, before: int = 0) -> int:
     """Return the CRC-32 of the dtype, shape and bits of a tensor. All NaN count as equal.
 
-    `before` is the checksum of the tensors before this tensor, if there are any.
+    Pass the checksum of previous tensors as `before` to get the checksum of all tensors together.
     """
     so_far = zlib.crc32(f"{tensor.dtype}{tuple(tensor.shape)}".encode(), before)
     nan = tensor.isnan()
@@ -65,10 +71,16 @@ def checksum(tensor: Tensor, before: int = 0) -> int:
 
 
 def evaluate(loss: Loss, inputs: Inputs, gradients: Gradients = BOTH_GRADIENTS) -> Result:
-    """Return the loss, and the requested gradients under the upstream gradient.
+    """Call the loss, run the backward pass with the upstream gradient, and return both results.
+
+    Args:
+        loss: the subject.
+        inputs: the arguments of the call, and the upstream gradient.
+        gradients: the names of the gradients to compute. A target of class indices has no gradient.
 
     Raises:
-        TypeError: the loss is no dense real tensor, or does not depend on a tensor whose gradient is requested.
+        TypeError: the loss is not a dense tensor of real numbers, or does not depend on a tensor whose gradient is
+            requested.
     """
     gradient = "gradient" in gradients
     # `detach` keeps the memory, so that `make_call` can see a write into it.
@@ -89,10 +101,10 @@ def evaluate(loss: Loss, inputs: Inputs, gradients: Gradients = BOTH_GRADIENTS) 
 
 
 def as_loss(value: object) -> Tensor:
-    """Return the value that a subject returned, if it can be a loss: a dense tensor of real numbers.
+    """Return the value that a subject returned, if the value is a dense tensor of real numbers.
 
     Raises:
-        TypeError: the value is anything else. A subclass of Tensor is refused too: its methods could return anything.
+        TypeError: the value is anything else, or a subclass of Tensor, whose methods could return anything.
     """
     if type(value) is not Tensor or value.layout != torch.strided:
         raise TypeError(f"the loss is a {type(value).__name__}; expected a dense torch.Tensor")
@@ -109,8 +121,8 @@ class Call:
         result: the loss and the gradients.
         given: the inputs after the call.
         written_forward: the argument into which the forward pass wrote, by its name; "" if there is none.
-        marked: the change to the .grad or the requires_grad of an argument, in words; "" if there is none.
-        shared: the result that shares memory with an argument, in words; "" if there is none.
+        marked: a sentence about an argument whose .grad or requires_grad the call changed; "" if there is none.
+        shared: a sentence about a result that shares memory with an argument; "" if there is none.
     """
 
     result: Result
@@ -121,9 +133,9 @@ class Call:
 
 
 def make_call(loss: Loss, inputs: Inputs, gradients: Gradients) -> Call:
-    """Make the first call, and record its effects on its arguments.
+    """Make the first call of a case, and return its results and its effects on its arguments.
 
-    An act: it runs where the subject runs (see `crossent.trials.act`).
+    This function is an act: a host calls it where the subject runs (see `crossent.trials.act`).
     """
     passed: dict[str, tuple[Tensor, bool]] = {}
     before, written_forward = inputs.copy(), ""
@@ -144,13 +156,14 @@ def make_call(loss: Loss, inputs: Inputs, gradients: Gradients) -> Call:
 def repeat_call(loss: Loss, inputs: Inputs, others: Inputs, gradients: Gradients) -> tuple[Result, Result, Result]:
     """Call twice with the same inputs, and once in between with other data.
 
-    An act: it runs where the subject runs (see `crossent.trials.act`).
+    This function is an act: a host calls it where the subject runs (see `crossent.trials.act`).
 
-    Before the second call, freed memory is filled with NaN. An exception of the call with other data is ignored, since
-    other checks report it.
+    Before the second call with the same inputs, freed memory is filled with NaN. An exception of the call with other
+    data is ignored, because other checks report it.
 
     Returns:
-        A copy of the first result made at once, a copy made after the call with other data, and the second result.
+        The first result, copied at once; the first result, copied after the call with other data; and the second
+        result. All three should be equal.
     """
     first = evaluate(loss, inputs.copy(), gradients)
     kept = first.copy()

@@ -38,15 +38,15 @@ class Check:
 
     Attributes:
         name: the name of the check in a report.
-        body: the function that runs the check. It yields each problem and each difference, within the bound or not.
-            It may raise the errors of :mod:`crossent.trials.trial`.
+        body: the function that runs the check. The function yields each problem and each difference, within the bound
+            or not, and may raise the errors of :mod:`crossent.trials.trial`.
         cost: the cost of the check.
-        needs: the features that the check needs, each with a function that says for which inputs.
-        applies: whether the check applies to a case.
+        needs: the features that the check needs, each with a function that says whether these inputs need the feature.
+        applies: a function that says whether the check applies to a case.
         transforms: whether the check transforms the subject, as torch.compile and vmap do.
-        versus: "exact" if the check compares numbers with exact values, "other" if with another result of the subject.
-        sample: for a check of cost `CODE`: whether a case may be the sample of its kind. Below level thorough, only
-            samples are compiled.
+        versus: "exact" if the check compares results with exact values, "other" if with another result of the subject.
+        sample: for a check of cost `CODE`, a function that says whether a case may be a sample. Below level thorough,
+            only samples are compiled.
         sentence: the property, as one sentence.
     """
 
@@ -61,14 +61,20 @@ class Check:
     sentence: str = ""
 
     def run(self, trial: Trial) -> Found:
-        """Yield each problem and each difference. A loss of wrong shape or dtype in a further call is a problem."""
+        """Run the check: yield each problem and each difference.
+
+        If a further call returns a loss of wrong shape or dtype, this is a problem too.
+        """
         try:
             yield from self.body(trial)
         except MisshapenError as error:
             yield Problem("wrong", str(error))
 
     def not_run(self, subject: Subject, inputs: Inputs) -> str:
-        """Return the reason why the check skips a subject, as a phrase that follows the subject's name, or ""."""
+        """Return the reason why the check skips a subject, or "" if the check runs.
+
+        The reason is a phrase that follows the name of the subject, such as "is not differentiable".
+        """
         for feature, reason in subject.lacks.items():
             if feature in self.needs and self.needs[feature](inputs):
                 return reason
@@ -91,12 +97,14 @@ def check(
     sample: Callable[[Case], bool] = lambda case: True,
     sentence: str = "",
 ) -> Callable[[Body], Check]:
-    """Turn a function into a check. The first line of the function's docstring becomes the sentence of the check.
+    """Return a decorator that turns a function into a check.
+
+    The first line of the function's docstring becomes the sentence of the check.
 
     Args:
         needs: the features that the check always needs.
         dense_needs: the features that the check needs if the target holds probabilities.
-        other_needs: further features, each with a function that says for which inputs the check needs the feature.
+        other_needs: further features, each with a function that says whether these inputs need the feature.
         cost: see :class:`Check`.
         name: the name of the check, if it differs from the function's name.
         applies: see :class:`Check`.

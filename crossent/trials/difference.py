@@ -20,7 +20,7 @@ from crossent.numerics.oracle.arithmetic import Ball
 from crossent.trials.call import Result
 from crossent.trials.exact import Exact, name_of, rows_of
 
-# The results with one number for each row, or with a single number. The other results have one for each logit.
+# The results with one number for each row, or with a single number. All other results have a number for each logit.
 BY_ROW = ("loss", "tangent", "upstream_gradient")
 
 
@@ -31,19 +31,19 @@ class Difference:
     Attributes:
         of: the name of the result: "loss", "gradient", "target_gradient", or a derivative of these.
         dtype: the name of the dtype of the result.
-        index: the index of the worst element.
+        index: the index of the worst element, which has the largest share of its bound.
         got: the worst element.
-        exact: the exact value there.
+        exact: the exact value of the worst element.
         radius: the error radius of the exact value.
-        bound: the error bound there: the largest error that rounding can cause, plus the radius.
+        bound: the error bound of the worst element: the largest error that rounding can cause, plus the radius.
         error: the distance of `got` from `exact`: 0 for equal infinities and for two NaN, infinite if only one is NaN.
         ratio: the share of the bound, error ÷ bound. The check fails above 1.
-        ulp: the error in units in the last place of the result's dtype at the exact value.
+        ulp: the error in ulps of the result's dtype (units in the last place of the exact value).
         elements: the number of elements.
         mismatched: the number of elements whose error exceeds their bound.
         not_judged: the number of elements without a finite bound, for each reason.
-        vacuous: whether zeros, a constant, or the gradient without its softmax would pass as well, so that passing is
-            no evidence.
+        vacuous: whether a wrong result would pass too, so that passing is no evidence. The wrong results tried are
+            zeros, a constant, and a gradient without its softmax.
     """
 
     of: str
@@ -77,11 +77,13 @@ class Difference:
 
 
 def compare(contract: Contract, got: Result, exact: Exact, *, zero_mean: bool = False) -> list[Difference]:
-    """Return the worst difference of the loss and of each gradient of a result, under a contract.
+    """Return the differences of a result from the exact values: one for the loss, and one for each gradient.
 
-    The result must have the right shape and dtype: see `misshapen` in :mod:`crossent.trials.trial`.
-
-    With `zero_mean`, the mean over no rows is 0 instead of NaN.
+    Args:
+        contract: the contract from which the error bounds follow.
+        got: the result. Its loss must have the right shape and dtype (:func:`crossent.trials.trial.misshapen`).
+        exact: the exact values.
+        zero_mean: whether the mean over no rows must be 0 instead of NaN.
     """
     each = bounds_of(contract, got, exact)
     values = {part: getattr(exact, part) for part in each}
@@ -95,7 +97,7 @@ def compare(contract: Contract, got: Result, exact: Exact, *, zero_mean: bool = 
 
 
 def bounds_of(contract: Contract, got: Result, exact: Exact) -> dict[str, Bounds]:
-    """Return the bounds of the loss and of each gradient, with the rounding to the dtype of each tensor."""
+    """Return the error bounds of the loss and of each gradient, by name. Each bound includes the result's rounding."""
     found = {}
     for part in ("loss", "gradient", "target_gradient"):
         tensor, value = getattr(got, part), getattr(exact, part)
@@ -105,9 +107,10 @@ def bounds_of(contract: Contract, got: Result, exact: Exact) -> dict[str, Bounds
 
 
 def _or_zero(exact: Ball, kept: NDArray[np.bool_], got: Array) -> Ball:
-    """Return the exact gradient, with 0 for NaN in those ignored rows without a softmax where the result is 0.
+    """Return the exact gradient, but with 0 instead of NaN in ignored rows where the result is 0.
 
-    For such a row torch returns NaN, and its documentation says that the row does not contribute (pytorch#11551). Both
+    The exact gradient of an ignored row is NaN if the row has no softmax, for example because a logit is NaN. torch
+    returns NaN there, although its documentation says that an ignored row does not contribute (pytorch#11551). So both
     0 and NaN are right.
     """
     zero = np.reshape(~kept & np.isnan(exact.hi).all(axis=1) & (got == 0).all(axis=1), (-1, 1))
@@ -115,14 +118,20 @@ def _or_zero(exact: Ball, kept: NDArray[np.bool_], got: Array) -> Ball:
 
 
 def worst(check: str, tensor: Tensor, exact: Ball, bounds: Bounds) -> Difference:
-    """Return the element with the largest share of its bound. An infinite or NaN exact value must be met exactly.
+    """Return the difference at the element with the largest share of its bound.
 
-    `check` is the name of an attribute of the bounds.
+    If an exact value is infinite or NaN, the element must be equal to it.
+
+    Args:
+        check: the name of the result, which is also the name of an attribute of `bounds`.
+        tensor: the result.
+        exact: the exact values, (R, C), or (R, 1) for a result in `BY_ROW`.
+        bounds: the error bounds.
     """
     by_row = check in BY_ROW
     got = tensor.reshape(-1, 1).double().cpu().numpy() if by_row else rows_of(tensor)
-    if got.size != exact.hi.size:  # an isolated process may send no numbers, which would all be right
-        raise ValueError(f"{got.size} numbers of the {check}, where there are {exact.hi.size}")
+    if got.size != exact.hi.size:  # an isolated process may send an empty tensor, which would have no wrong number
+        raise ValueError(f"{check}: got {got.size} numbers; expected {exact.hi.size}")
     allowed, vacuous, without_bound = _compared_with(check, exact, bounds)
     found = difference(check, name_of(tensor), got, exact, allowed)
     index = (
@@ -136,7 +145,7 @@ def worst(check: str, tensor: Tensor, exact: Ball, bounds: Bounds) -> Difference
 def _compared_with(check: str, exact: Ball, bounds: Bounds) -> tuple[Array, bool, dict[str, int]]:
     """Return the error bounds, whether passing is no evidence, and the counts of numbers without a bound.
 
-    All subjects with the same contract share them.
+    These values are computed once for all subjects with the same contract.
     """
     known = _SHARED.setdefault(bounds, {})
     if check not in known or known[check][0] is not exact:
@@ -149,7 +158,10 @@ _SHARED: WeakKeyDictionary[Bounds, dict[str, tuple[Ball, tuple[Array, bool, dict
 
 
 def largest_errors(check: str, exact: Ball, bounds: Bounds) -> tuple[Array, bool]:
-    """Return the error bound of each exact value, and whether a result that shows nothing would pass (`vacuous`)."""
+    """Return the error bound of each number, and whether a wrong result would pass too (`vacuous`).
+
+    Each bound includes the error radius of the exact value. If the exact value is infinite or NaN, the bound is 0.
+    """
     with np.errstate(all="ignore"):
         special = ~np.isfinite(exact.hi)
         bound = getattr(bounds, check).reshape(exact.hi.shape)
@@ -159,10 +171,13 @@ def largest_errors(check: str, exact: Ball, bounds: Bounds) -> tuple[Array, bool
 
 
 def _constants(exact: Ball, allowed: Array, special: NDArray[np.bool_]) -> Iterator[Array]:
-    """Yield zero and, for several numbers, their median, unless no constant is within the bound of every number."""
+    """Yield constant results that could pass: zeros and, for several numbers, their median.
+
+    Yield nothing if no constant is within the bound of every number.
+    """
     if exact.hi.size and not special.any():
         least, most = (exact.hi - allowed).max(), (exact.hi + allowed).min()
-        if least - most > 2.0**-50 * (abs(least) + abs(most)):  # more than the roundings here
+        if least - most > 2.0**-50 * (abs(least) + abs(most)):  # more than the rounding errors of the line above
             return
     yield np.zeros_like(exact.hi)
     if exact.hi.size > 1 and not special.all():
@@ -170,7 +185,7 @@ def _constants(exact: Ball, allowed: Array, special: NDArray[np.bool_]) -> Itera
 
 
 def difference(check: str, dtype: str, got: Array, exact: Ball, allowed: Array) -> Difference:
-    """Return the worst of (R, K) numbers, for given error bounds. The index holds its row and its column."""
+    """Return the difference at the worst of (R, K) numbers, for given error bounds. The index is (row, column)."""
     if got.size == 0:
         return Difference(check, dtype, (), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0, {}, vacuous=True)
     with np.errstate(all="ignore"):  # the ratio may overflow: 1e308 / 1e-16
@@ -201,7 +216,7 @@ def not_judged(check: str, allowed: Array, exact: Ball, bounds: Bounds) -> dict[
         return {}
     unknown = np.isinf(exact.radius)
     counts = {"there is no exact value": int(unknown.sum())}
-    # No input should lead to a NaN bound: the soak test has found none.
+    # No input should give a NaN bound. The soak test has found no such input.
     counts["the bound is not a number"] = int(np.isnan(getattr(bounds, check)).sum())
     for reason, where in unbounded(bounds, check).items():
         counts[reason] = int((where.reshape(allowed.shape) & np.isinf(allowed) & ~unknown).sum())
@@ -209,7 +224,7 @@ def not_judged(check: str, allowed: Array, exact: Ball, bounds: Bounds) -> dict[
 
 
 def _index(tensor: Tensor, row: int, column: int) -> tuple[int, ...]:
-    """Return the index, in a tensor with the class axis where torch has it, of the element of a row and a class."""
+    """Return the index of the element of a row and a class, in a tensor of shape (C), (N, C) or (N, C, d1, …)."""
     if tensor.dim() == 1:
         return (column,)
     first, *further = _unravelled(row, (tensor.shape[0], *tensor.shape[2:]))

@@ -1,6 +1,7 @@
-"""The exact values of a call, and the terms from which its error bounds are computed.
+"""The exact values of a call, and its arguments as rows, from which the error bounds are computed.
 
-The exact values come from the oracle and not from torch: for bfloat16 logits with p = 0.999, torch's loss is exactly 0.
+The exact values come from the oracle and not from torch. For example, with bfloat16 logits and p = 0.999, torch returns
+the loss 0.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from crossent.numerics.oracle.arithmetic import Ball
 
 @dataclass(frozen=True)
 class Exact:
-    """The exact values of a case, and the terms from which the error bounds are computed.
+    """The exact values of a case, and its arguments as rows, from which the error bounds are computed.
 
     Attributes:
         shape: the shape of the loss.
@@ -35,7 +36,7 @@ class Exact:
         loss: the exact loss, (R, 1); (1, 1) for the reductions "mean" and "sum".
         gradient: the exact gradient of the logits, (R, C).
         target_gradient: the exact gradient of the target probabilities, (R, C); None for index targets.
-        terms: the case as rows of float64 numbers.
+        terms: the arguments of the case as rows of float64 numbers.
     """
 
     shape: tuple[int, ...]
@@ -64,7 +65,7 @@ class ExactAlong:
         tangent: the derivative of the loss, (R, 1); (1, 1) for the reductions "mean" and "sum".
         second: the derivative of the gradient, (R, C).
         direction: the direction, (R, C).
-        terms: the case as rows of float64 numbers.
+        terms: the arguments of the case as rows of float64 numbers.
     """
 
     tangent: Ball
@@ -82,7 +83,7 @@ class ExactAlong:
 
 
 def solve_along(inputs: Inputs, direction: Tensor) -> ExactAlong:
-    """Return the exact derivatives of a case along a direction, a tensor of the shape of the logits."""
+    """Return the exact derivatives of a case along a direction, a tensor with the shape of the logits."""
     terms, along = terms_of(inputs), rows_of(direction)
     exact = answer(_arguments(inputs, terms))
     return ExactAlong(_column(exact.tangent(along)), exact.second(along), along, terms)
@@ -113,7 +114,7 @@ def _column(ball: Ball) -> Ball:
 
 
 def _arguments(inputs: Inputs, terms: Terms) -> Arguments:
-    # float32 represents every float16 and bfloat16 value, and tells the oracle that float64 arithmetic is sufficient.
+    # float32 represents every float16 and bfloat16 number. With float32 arrays, the oracle can compute in float64.
     narrow = np.float64 if torch.float64 in (inputs.logits.dtype, inputs.target.dtype) else np.float32
     given = {"probabilities": terms.probabilities, "weight": terms.weight}
     return Arguments(
@@ -128,7 +129,7 @@ def _arguments(inputs: Inputs, terms: Terms) -> Arguments:
 
 
 def terms_of(inputs: Inputs) -> Terms:
-    """Return a case as rows of float64 numbers. The conversion is exact."""
+    """Return the arguments of a case as rows of float64 numbers. The conversion is exact."""
     logits = rows_of(inputs.logits)
     options = inputs.options
     index = probabilities = None
@@ -157,11 +158,11 @@ def terms_of(inputs: Inputs) -> Terms:
 def _log_sum(logits: Array) -> Array:
     """Return `log Σ exp(x - max x)` of each row.
 
-    The largest term of the sum is 1. log1p of the sum of the other terms keeps all digits if that sum is small.
+    The largest term of the sum is 1. `log1p` of the sum of the other terms loses no digits if this sum is small.
     """
     if logits.size == 0:
         return np.zeros(len(logits))
-    with np.errstate(invalid="ignore", over="ignore"):  # a difference beyond float64 becomes -inf, its exponential 0
+    with np.errstate(invalid="ignore", over="ignore"):  # a difference may overflow to -inf, whose exponential is 0
         at = np.arange(len(logits)), logits.argmax(1)
         exponentials = np.exp(logits - logits[at][:, None])
     exponentials[at] = np.where(np.isnan(exponentials[at]), np.nan, 0.0)
@@ -169,7 +170,7 @@ def _log_sum(logits: Array) -> Array:
 
 
 def rows_of(tensor: Tensor) -> Array:
-    """Return a tensor with the class axis where torch has it as an (R, C) array of float64 numbers."""
+    """Return a tensor of shape (C), (N, C) or (N, C, d1, …) as an (R, C) array of float64 numbers."""
     classes = tensor.shape[min(1, tensor.dim() - 1)]
     last = tensor.movedim(1, -1) if tensor.dim() > 1 else tensor
     rows: Array = last.reshape(-1, classes).detach().double().cpu().numpy()

@@ -1,4 +1,4 @@
-"""A wrong number that is a simple multiple of the exact value: the factor often names the bug."""
+"""The message for a wrong number that is a simple multiple of the exact value: the factor often shows the bug."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from crossent.cases.inputs import Inputs
 from crossent.subjects.features import is_dense
 from crossent.trials.difference import Difference
 
-# The largest share of a number that its error bound may be: within a wider bound, one of fifty factors fits by chance.
+# The largest ratio of the error bound to the number. With a larger bound, one of the fifty factors may fit by chance.
 _NARROW = 2.0**-10
-_MOST = 3  # names of one factor: a case may have as many classes as rows
+_MOST = 3  # the most names of one factor. A factor has several names if, for example, there are as many classes as rows
 
 
 def factor_of(difference: Difference, inputs: Inputs) -> str:
     """Return a line that names the factor between a wrong number and the exact value; "" if no known factor fits.
 
-    A factor fits if the number is within the error bound of the exact value times the factor.
+    A factor fits if the wrong number is the exact value times the factor, up to the error bound. An example::
+
+        got is the exact value times 0.7: kept rows / rows
     """
     got, exact, bound = difference.got, difference.exact, difference.bound
     if not all(map(math.isfinite, (got, exact, bound))) or got == 0 or exact == 0:
@@ -47,7 +49,7 @@ def _factors(inputs: Inputs) -> Iterator[tuple[str, float]]:
 
 
 def _sizes(inputs: Inputs) -> dict[str, float]:
-    """Return the sizes of a call by their names."""
+    """Return the sizes of a call by the names that a message uses, such as "kept rows" and "classes"."""
     logits, target, options = inputs.logits, inputs.target, inputs.options
     classes = logits.shape[min(1, logits.dim() - 1)]
     sizes = {}

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from crossent.cases.inputs import Inputs
 
-UPSTREAM = "the upstream gradient"  # not an argument of the loss: a gradient may be a view of it
+UPSTREAM = "the upstream gradient"  # not an argument of the loss, so a gradient may be a view of this tensor
 
 
 def tensors_of(inputs: Inputs) -> dict[str, Tensor]:
@@ -33,10 +33,10 @@ def written(given: Inputs, before: Inputs) -> str:
 def marks(passed: dict[str, tuple[Tensor, bool]]) -> str:
     """Return a sentence about the first argument whose .grad or requires_grad the call changed, or "".
 
-    Only the caller may change these attributes. A loss that runs backward itself adds to the caller's .grad.
+    Only the caller may change these attributes. For example, a loss that calls backward() adds to the caller's .grad.
 
     Args:
-        passed: the arguments, each with its requires_grad before the call.
+        passed: the arguments by name, each with its requires_grad before the call.
     """
     for name, (argument, required) in passed.items():
         if argument.is_leaf and argument.grad is not None:
@@ -57,10 +57,10 @@ def shared(results: dict[str, Tensor | None], given: Inputs) -> str:
 
 
 def poison(inputs: Inputs) -> None:
-    """Fill memory of the sizes of the results with NaN, and free it.
+    """Fill freed memory with NaN: allocate blocks with the sizes of the results, fill them, and free them.
 
-    An allocator hands out recently freed memory first. A result with elements that are never written then shows NaN:
-    pytorch#20406. Several blocks of each size are allocated together, so that they lie in different memory.
+    An allocator reuses recently freed memory first. If a call then leaves elements of a result unwritten, they are NaN
+    (pytorch#20406). Several blocks of each size are allocated together, so that they cover different memory.
     """
     dtype, device = inputs.logits.dtype, inputs.logits.device
     for shape in (inputs.logits.shape, inputs.upstream.shape, inputs.target.shape):

@@ -40,7 +40,10 @@ class MisshapenError(Exception):
 
 
 class EndedError(Exception):
-    """The subject crashed its process, or was stopped at the time limit. The message says how the process ended."""
+    """The subject crashed its process, or exceeded the time limit. The message says how the process ended.
+
+    `kind` is "crashed" or "hung".
+    """
 
     def __init__(self, kind: str, how: str) -> None:
         super().__init__(how)
@@ -48,17 +51,17 @@ class EndedError(Exception):
 
 
 class NotRunError(Exception):
-    """A check cannot run here. The message is the reason, as a phrase that follows the subject's name: "needs …"."""
+    """A check cannot run on this machine. The message is a phrase that follows the subject's name: "needs …"."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A failure of a check other than a number beyond its error bound.
+    """A failure of a check that is not about an error bound, such as a wrong shape.
 
     Attributes:
-        kind: the kind of the failure, as in a `Finding`.
-        message: the description, in one line or a few.
-        of: the name of the result that is wrong, if the check looks at several results; as in a `Finding`.
+        kind: the kind of the failure, as in :class:`crossent.Finding`.
+        message: the description, in one line or a few lines.
+        of: the name of the wrong result, if the check tests several results; "" otherwise.
     """
 
     kind: str
@@ -68,7 +71,10 @@ class Problem:
 
 @dataclass(eq=False)
 class Question:
-    """A case on a device, with its exact values. All subjects share one question, and each call gets a copy."""
+    """A case on a device, with its exact values, which are computed when they are first read.
+
+    All subjects share one question. Each call gets a copy of the inputs.
+    """
 
     case: Case
     device: str = "cpu"
@@ -79,12 +85,12 @@ class Question:
 
     @cached_property
     def inputs(self) -> Inputs:
-        """The inputs of the case. Subjects only get copies of them."""
+        """The inputs of the case. Pass :meth:`fresh` to a subject, because a subject may change its arguments."""
         return self.case.build(self.device)
 
     @cached_property
     def others(self) -> Inputs:
-        """Inputs of the same choices with other numbers, for a call between two calls with the case's own inputs."""
+        """Inputs with the same choices and other random numbers, for a call between two calls with :attr:`inputs`."""
         return self.case.seeded(self.case.seed + 1).build(self.device)
 
     @cached_property
@@ -100,7 +106,7 @@ class Question:
 
 @dataclass(eq=False)
 class Trial:
-    """One subject on one case. The checks share the first call and its differences.
+    """One subject on one case. All checks share the first call of the subject, and its differences.
 
     Attributes:
         question: the case, with its exact values.
@@ -121,7 +127,7 @@ class Trial:
 
     @cached_property
     def first_call(self) -> Call:
-        """The first call of the subject, made when first read.
+        """The first call of the subject, which is made when this attribute is first read.
 
         Raises:
             RefusedError: the subject raised an exception.
@@ -136,7 +142,7 @@ class Trial:
 
     @cached_property
     def digest(self) -> str:
-        """The checksum of the first result, or "" if the result holds no data."""
+        """The checksum of the first result, or "" if the result has no data."""
         return digest_of(self.got)
 
     def evaluate(self, inputs: Inputs, act: Callable[..., Result] = evaluate, *arguments: Any) -> Result:
@@ -144,7 +150,7 @@ class Trial:
 
         Args:
             inputs: the inputs.
-            act: another act to make the call with, `act(loss, inputs, gradients, *arguments)`.
+            act: the act that makes the call, `act(loss, inputs, gradients, *arguments)`.
             arguments: further arguments of the act.
 
         Raises:
@@ -155,17 +161,17 @@ class Trial:
 
     @property
     def gradients(self) -> Gradients:
-        """The gradients that the subject can compute."""
+        """The names of the gradients that the subject can compute."""
         lacks = {} if self.subject.differentiable else BOTH_GRADIENTS
         return tuple(name for name in BOTH_GRADIENTS if name not in lacks and name not in self.subject.lacks)
 
     def perform(self, act: Callable[..., T | NotRun], *arguments: Any) -> T:
-        """Perform an act (:mod:`crossent.trials.act`) on the host of the subject, and return its value.
+        """Run an act (:mod:`crossent.trials.act`) where the subject runs, and return the value of the act.
 
         Raises:
             RefusedError: the subject raised an exception.
             EndedError: the subject crashed or blocked its process.
-            NotRunError: the act cannot run here.
+            NotRunError: the act cannot run on this machine.
         """
         performed = self.host.perform(act, *arguments)
         self.changed_state += performed.changed_state
@@ -185,9 +191,10 @@ class Trial:
         return self._wanted_in(self.case.dtype)
 
     def _wanted_in(self, dtype: str) -> Grade:
-        # A grade that the user chose holds for every case. A case of grade A shows a known failure of torch.
-        asked = self.case.grade if self.subject.contract == TORCH_CONTRACT else None
-        return "A" if (asked or self.subject.grade(dtype)) == "A" else "B"
+        """Return the grade that the subject must reach with logits of this dtype."""
+        # Case.grade counts for torch alone: such a case shows a known failure of torch. Other subjects promise a grade.
+        of_case = self.case.grade if self.subject.contract == TORCH_CONTRACT else None
+        return "A" if (of_case or self.subject.grade(dtype)) == "A" else "B"
 
     def contract(self, dtype: str, rows: int, grade: Grade | None = None) -> Contract:
         """Return the contract of the subject for a dtype of the logits and a number of rows.
@@ -204,13 +211,13 @@ class Trial:
         """Compare a result with the exact values, under the contract of the subject.
 
         Raises:
-            ValueError: a gradient has another dtype than its tensor, which autograd never returns.
+            ValueError: a gradient has another dtype than its tensor. Autograd never returns such a gradient.
         """
         inputs = self.question.inputs
         for name, leaf in (("gradient", inputs.logits), ("target_gradient", inputs.target)):
             part = got.parts.get(name)
             if part is not None and name_of(part) not in (exact.logits_dtype, name_of(leaf)):
-                raise ValueError(f"the {name} has the dtype {name_of(part)}")
+                raise ValueError(f"{name}: got {name_of(part)}; expected {name_of(leaf)}")
         return self._compare(self.contract(exact.logits_dtype, len(exact.terms.logits)), got, exact)
 
     def _compare(self, promised: Contract, got: Result, exact: Exact) -> list[Difference]:
@@ -219,8 +226,8 @@ class Trial:
     def bounds(self, got: Result, exact: Exact) -> dict[str, Array]:
         """Return the error bound of each number of a result: (R, 1) or (1, 1) for the loss, (R, C) for a gradient.
 
-        The logits may have another dtype than the case has. The contract then has the grade to reach in that dtype. A
-        bound of NaN or inf means that there is no bound.
+        The logits may have another dtype than in the case. The contract then has the grade that the subject must reach
+        in this other dtype. A bound of NaN or inf means that there is no bound.
         """
         grade = self._wanted_in(exact.logits_dtype)
         promised = self.contract(exact.logits_dtype, len(exact.terms.logits), grade)
@@ -229,7 +236,7 @@ class Trial:
 
     @property
     def grade(self) -> Grade:
-        """The best grade whose error bounds the result of the first call keeps, or F."""
+        """The best grade whose error bounds the first result does not exceed: A, B, or F for neither."""
         exact = self.question.exact
         wanted = self.contract(exact.logits_dtype, len(exact.terms.logits))
         for grade in ("A", "B"):
@@ -244,14 +251,19 @@ class Trial:
 
     @cached_property
     def differences(self) -> dict[str, Difference]:
-        """The differences of the first call by name: loss, gradient and target_gradient."""
+        """The differences of the first result by the names "loss", "gradient" and "target_gradient"."""
         return {difference.of: difference for difference in self.compare(self.got, self.question.exact)}
 
 
 def require_gradients(value: object, arguments: tuple[object, ...], gradients: Gradients) -> None:
-    """Check that each result in the value of an act has the gradients that autograd returns for its inputs.
+    """Check that each result in the value of an act has all gradients, with the shapes and dtypes of the inputs.
 
-    A result of an isolated process may lack a gradient, so that nothing compares it.
+    A subject in an isolated process could leave out a gradient, and crossent would then not compare the gradient.
+
+    Args:
+        value: the value of the act.
+        arguments: the arguments of the act. The inputs among them determine the shapes and dtypes.
+        gradients: the names of the gradients that the subject can compute.
 
     Raises:
         ValueError: a gradient is missing, or differs from its tensor in shape or dtype.
@@ -259,10 +271,11 @@ def require_gradients(value: object, arguments: tuple[object, ...], gradients: G
     given = _each(Inputs, arguments)
     for result in _each(Result, value):
         if given and not any(_has_gradients(result, inputs, gradients) for inputs in given):
-            raise ValueError("a gradient is missing, or is not like its tensor")
+            raise ValueError("a gradient is missing, or differs from its tensor in shape or dtype")
 
 
 def _each(kind: type[S], value: object) -> list[S]:
+    """Return all objects of a class in a value, also in tuples, lists and calls."""
     if isinstance(value, kind):
         return [value]
     if isinstance(value, Call):
@@ -271,7 +284,7 @@ def _each(kind: type[S], value: object) -> list[S]:
 
 
 def _has_gradients(result: Result, inputs: Inputs, gradients: Gradients) -> bool:
-    if result.loss.shape != inputs.upstream.shape:  # `misshapen` reports it
+    if result.loss.shape != inputs.upstream.shape:  # `misshapen` reports the wrong shape
         return True
     leaves = {"gradient": inputs.logits}
     if inputs.target.is_floating_point() and "gradient" in gradients:
@@ -290,24 +303,24 @@ def misshapen(trial: Trial, loss: object, expected: Exact, device: torch.device 
         trial: the subject on the case.
         loss: the value that the subject returned.
         expected: the exact values, with the shape and the dtype of the loss.
-        device: the device where the loss must be, if that is not the device of the question.
+        device: the device where the loss must be; by default, the device of the question.
     """
     if not isinstance(loss, Tensor) or loss.layout != torch.strided:
         return Problem("wrong", f"got a {type(loss).__name__}; expected a dense torch.Tensor")
     dtype, device = trial.subject.result_dtype(expected.dtype), device or torch.device(trial.question.device)
     if (loss.dtype, tuple(loss.shape), loss.device) == (dtype, expected.shape, device):
         return None
-    declare = "\nIf that is meant: --without half_result" if widens_halves(trial) else ""
-    return Problem("wrong", f"got {_words(loss)}; expected {dtype} {expected.shape}{_on(device)}{declare}")
+    declare = "\nIf float32 is intended: --without half_result" if widens_halves(trial) else ""
+    return Problem("wrong", f"got {_description(loss)}; expected {dtype} {expected.shape}{_on(device)}{declare}")
 
 
 def widens_halves(trial: Trial) -> bool:
-    """Whether the loss of the first call is right but for its dtype: float32, where half precision is expected."""
+    """Return whether the first loss is float32 instead of float16 or bfloat16, but has the right shape."""
     loss, exact = trial.got.loss, trial.question.exact
     return (loss.dtype, tuple(loss.shape)) == (torch.float32, exact.shape) and exact.dtype in HALF_DTYPES
 
 
-def _words(tensor: Tensor) -> str:
+def _description(tensor: Tensor) -> str:
     return f"{tensor.dtype} {tuple(tensor.shape)}{_on(tensor.device)}"
 
 

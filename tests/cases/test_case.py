@@ -1,4 +1,4 @@
-"""Cases: an id rebuilds every bit of its case, and each kind of values has the numbers that its name says."""
+"""Test cases: an id rebuilds every bit of its case, and the inputs have the properties that the words of the id say."""
 
 import dataclasses
 import itertools
@@ -34,7 +34,7 @@ AXES = {
 
 
 def sampled(many):
-    """Valid cases out of all combinations, every choice of every axis among them."""
+    """Return `many` random valid cases. Every choice on every axis occurs."""
     drawn = random.Random(0)
     found = []
     while len(found) < many:
@@ -85,7 +85,7 @@ def test_no_two_cases_share_an_id():
         "float32-7x5-normal-int64-average",
         "float32-7x5-normal-int64-mean-",
         "float32-7x5-normal-int64-mean-whatever",
-        "float32-7x5-normal-int64-mean-one",  # what is as usual is left out
+        "float32-7x5-normal-int64-mean-one",  # an id leaves default choices out
         "float32-7x5-normal-int64-mean-kept",
         "float32-7x5-normal-int64-mean-smooth0",
         "float32-7x5-normal-int64-mean-seed0",
@@ -109,7 +109,7 @@ def test_no_two_cases_share_an_id():
         "float32-7x5-normal-int64-mean-seed1.5",
         "float32-7x5-normal-int64-mean-seed01",
         "float32-7x5-normal-int64-mean-seed" + "9" * 5000,
-        "float32-7x5-normal-int64-mean-seed1-weighted",  # another order is another id
+        "float32-7x5-normal-int64-mean-seed1-weighted",  # the words are not in the order of the axes
         "float32-7x5-normal-int64-mean-weighted-weight_zeros",
         "float32-x-normal-int64-mean",
         "float32--7x5-normal-int64-mean",
@@ -135,13 +135,13 @@ def test_no_two_cases_share_an_id():
         "../float32-7x5-normal-int64-mean",
     ],
 )
-def test_what_is_no_id_is_refused_in_one_line(id):
+def test_a_text_that_is_not_an_id_is_refused_in_one_line(id):
     with pytest.raises(ValueError, match="not the id of a case") as caught:
         Case.of(id)
     assert "\n" not in str(caught.value)
 
 
-def test_a_refusal_says_what_cannot_stand_together():
+def test_a_refusal_says_which_choices_are_impossible_together():
     for refused, reason in (
         ("float32-7x5-normal-probabilities-mean-ignored", "a target of class probabilities cannot have ignored rows"),
         ("float16-7x5-large_offset-int64-mean", "the values overflow the dtype"),
@@ -161,8 +161,8 @@ def test_a_rebuilt_case_has_the_same_bits():
             assert np.array_equal(bits(one), bits(two)), case.id
 
 
-def test_a_case_is_made_on_the_device_that_is_asked_for():
-    """Where a CUDA device would be; none of its tensors stays behind, and each lies in memory as on a CPU."""
+def test_a_case_is_built_on_the_given_device():
+    """The meta device stands for a CUDA device. All tensors are on the device, with the same layout as on a CPU."""
     for case in sampled(300):
         here, there = case.build(), case.build("meta")
         for name in ("logits", "target", "upstream"):
@@ -176,8 +176,8 @@ def test_a_case_is_made_on_the_device_that_is_asked_for():
         assert {tensor.device.type for tensor in given} == {"meta"}, bad_input.id
 
 
-# The bits of a few cases, as they were frozen: reports that are compared, and scripts that repeat a finding of an older
-# report, rest on them. Who changes the stream of numbers on purpose, changes every number that was ever reported.
+# Digests of a few cases. Keep the bits of all cases: comparisons with older reports, and scripts that repeat an older
+# finding, depend on them.
 FROZEN = {
     "float32-7x5-normal-int64-mean": "24ba40aa",
     "float16-3x5x4-wide-uint8-none-weighted-ignored-rows-smooth0.1": "f7fc3bf0",
@@ -194,12 +194,12 @@ FROZEN = {
 
 
 @pytest.mark.parametrize("id", FROZEN)
-def test_the_stream_of_numbers_is_the_frozen_one(id):
+def test_the_bits_of_a_case_do_not_change_between_versions(id):
     assert Case.of(id).build().digest == FROZEN[id]
 
 
 def test_a_case_has_the_same_bits_on_an_older_processor():
-    """Vectors round as scalars do, but make another NaN of bfloat16: 0xffff instead of 0x7fc0."""
+    """Code with vector instructions converts NaN to another bfloat16 NaN than scalar code: 0xffff instead of 0x7fc0."""
     ids = [
         "bfloat16-40x5-nan-int64-mean",
         "bfloat16-40x5-nan_ignored-int64-mean-ignored",
@@ -237,7 +237,7 @@ def test_the_digest_changes_with_any_bit_of_any_tensor(id):
             other.view(-1).view(wide)[at] ^= torch.tensor(1 << bit if bit < width - 1 else -(1 << bit)).to(wide)
             digests.add(_with(inputs, name, other).digest)
             flips += 1
-    assert len(digests) == flips + 1  # a checksum of 32 bits tells any two apart that differ in one place
+    assert len(digests) == flips + 1  # CRC-32 differs for inputs that differ in one bit
 
 
 def test_the_digest_changes_with_every_option_shape_and_dtype():
@@ -267,7 +267,7 @@ def test_the_digest_changes_with_every_option_shape_and_dtype():
 
 
 def test_the_numbers_do_not_depend_on_the_dtype():
-    """The same float64 numbers, each rounded once to the dtype; the ends of its range are the dtype's own."""
+    """Each dtype has the same float64 numbers, rounded once, except values that depend on the range of the dtype."""
     for case in sampled(400):
         if case.values in ("subnormal", "extreme"):
             continue
@@ -297,7 +297,7 @@ def test_an_integer_choice_makes_the_same_case_as_a_float():
 
 
 @pytest.mark.parametrize("values", VALUES)
-def test_values_keep_below_the_magnitude_that_they_state(values):
+def test_logits_are_below_the_declared_magnitude(values):
     for dtype, seed in itertools.product(DTYPES, range(3)):
         ignored = "ignored" if VALUES[values].ignored_only else "kept"
         case = Case(dtype, (50, 9), values, ignored=ignored, seed=seed)
@@ -306,7 +306,7 @@ def test_values_keep_below_the_magnitude_that_they_state(values):
             assert np.abs(logits[np.isfinite(logits)]).max(initial=0) < (VALUES[values].largest or np.inf)
 
 
-def test_flat_equal_and_integers_are_exactly_that():
+def test_flat_logits_are_zero_equal_logits_are_equal_and_integers_are_integers():
     assert (built("flat")[1] == 0).all()
     _, equal = built("equal")
     assert (equal == equal[:, :1]).all()
@@ -314,13 +314,13 @@ def test_flat_equal_and_integers_are_exactly_that():
     assert set(np.unique(built("integers")[1])) == set(range(-3, 4))
 
 
-def test_normal_is_centred_with_a_deviation_of_three_and_others_are_multiples_of_it():
+def test_normal_logits_have_a_deviation_of_three_and_tiny_wide_and_large_logits_have_their_own():
     for values, scale in (("normal", 3), ("tiny", 1e-3), ("wide", 60), ("large", 1e4)):
         _, logits = built(values, sizes=(20000, 5))
-        # Five standard errors of 1e5 draws: a mean of 1/√n, a deviation of less than 1/√2n.
+        # Allow five standard errors for 1e5 numbers. The mean has 1/√n, the deviation has less than 1/√2n.
         assert abs(logits.mean()) < 5 * scale / np.sqrt(logits.size)
         assert abs(logits.std() - scale) < 5 * scale / np.sqrt(2 * logits.size)
-        assert np.abs(logits).max() <= 2 * np.sqrt(3) * scale  # four numbers up to a half, times √3
+        assert np.abs(logits).max() <= 2 * np.sqrt(3) * scale  # the sum of four numbers of at most 0.5, times √3
 
 
 def test_wide_makes_most_other_exponentials_underflow_in_float32():
@@ -368,7 +368,7 @@ def test_near_ties_become_ties_in_narrower_dtypes(dtype, narrower):
 
     wide, narrow = rows_with_all_equal(dtype), rows_with_all_equal(narrower)
     assert not (wide & ~narrow).any()
-    assert narrow.sum() > wide.sum() + 20  # a quarter of 200 rows has its differences in places that are rounded off
+    assert narrow.sum() > wide.sum() + 20  # in a quarter of 200 rows, rounding removes all differences
 
 
 def test_sure_is_a_probability_of_0999_in_every_dtype():
@@ -383,7 +383,7 @@ def test_confident_rows_give_the_true_class_most_and_reach_far():
     inputs, logits = built("confident")
     assert (logits[~is_hot(inputs)] == 0).all()
     hot = logits[is_hot(inputs)]
-    # log 2 times a whole number, at least 2, the bits of the other four classes: p = 1 / (1 + 4·2^-k).
+    # The logit is k·log 2, so p = 1 / (1 + 4·2^-k) for five classes. k is at least the 3 bits of the number 4.
     k = np.round(hot / np.log(2))
     assert set(k) == set(range(3, 24))
 
@@ -401,7 +401,7 @@ def test_outlier_rows_have_one_class_far_above():
     assert len(np.unique(logits.argmax(1))) == 5
 
 
-def test_inf_off_target_spares_the_true_class():
+def test_inf_off_target_is_never_on_the_true_class():
     inputs, logits = built("inf_off_target")
     assert np.isfinite(logits[is_hot(inputs)]).all()
     assert 0.3 < np.isneginf(logits[~is_hot(inputs)]).mean() < 0.5
@@ -415,7 +415,7 @@ def test_inf_on_target_is_on_the_target_of_some_rows_only():
     assert 0.3 < np.isneginf(logits[is_hot(inputs)]).mean() < 0.5
 
 
-def test_inf_tiles_fill_the_leading_seven_eighths_but_for_the_true_class():
+def test_inf_tiles_fill_the_leading_seven_eighths_except_the_true_class():
     inputs, logits = built("inf_tiles", sizes=(50, 64))
     leading = (np.arange(64) < 56) & ~is_hot(inputs)
     assert np.array_equal(np.isneginf(logits), leading)
@@ -430,7 +430,7 @@ def test_one_class_of_some_rows_is_special(values, kind):
     assert len(np.unique(np.nonzero(kind(logits))[1])) == 5
 
 
-def test_no_class_of_some_rows_is_possible():
+def test_some_rows_have_only_minus_infinity():
     _, logits = built("inf_rows")
     nothing = np.isneginf(logits)
     assert set(nothing.sum(1)) == {0, 5}
@@ -448,7 +448,7 @@ def test_special_ignored_rows_are_ignored_and_no_others(values, kind, ignored):
     assert np.isfinite(logits[~rows]).all()
 
 
-def test_ignored_rows_are_those_that_are_named():
+def test_each_choice_of_ignored_rows_ignores_its_rows():
     at = np.arange(200)
     for ignored, rows in (
         ("kept", at < 0),
@@ -465,7 +465,7 @@ def test_ignored_rows_are_those_that_are_named():
         assert 0.3 < (inputs.target == index).double().mean() < 0.5
 
 
-def test_weights_are_what_they_are_called():
+def test_each_choice_of_weight_has_its_property():
     weight = {
         kind: Case("float64", (1, 400), weight=kind).build().options["weight"] for kind in axes.AXES["weight"][1:]
     }
@@ -476,10 +476,10 @@ def test_weights_are_what_they_are_called():
     assert "weight" not in Case("float64").build().options
 
 
-def test_dense_targets_are_what_they_are_called():
+def test_each_choice_of_dense_target_has_its_property():
     p = Case("float64", (50, 5), target="probabilities").build().target
     assert ((p >= 0) & (p <= 1)).all()
-    assert ((p.sum(1) - 1).abs() <= 5 * 2.0**-53).all()  # five quotients, each rounded once, and below one
+    assert ((p.sum(1) - 1).abs() <= 5 * 2.0**-53).all()  # five quotients below 1, each rounded once
     hard = Case("float64", (50, 5), target="hard").build().target
     assert set(hard.unique().tolist()) == {0.0, 1.0}
     assert (hard.sum(1) == 1).all()
@@ -488,7 +488,7 @@ def test_dense_targets_are_what_they_are_called():
     assert (loose.sum(1) > 2).any()
 
 
-def test_upstream_gradients_are_what_they_are_called():
+def test_each_choice_of_upstream_gradient_has_its_property():
     def upstream(name, reduction="none"):
         return Case("float64", (3, 5, 4), reduction=reduction, upstream=name).build().upstream
 
@@ -503,7 +503,7 @@ def test_upstream_gradients_are_what_they_are_called():
     assert len(upstream("stride0").unique()) == 1
 
 
-def test_the_inputs_are_what_torch_takes():
+def test_the_inputs_have_the_shapes_that_torch_needs():
     for case in sampled(200):
         inputs = case.build()
         assert isinstance(inputs, Inputs)
@@ -515,7 +515,7 @@ def test_the_inputs_are_what_torch_takes():
 
 
 def having(**choices):
-    """A valid case with these choices."""
+    """Return a valid case with these choices."""
     others = {
         "sizes": ((7, 5), (3, 5, 4)),
         "reduction": ("mean", "none"),

@@ -1,4 +1,4 @@
-"""The corpus: each known bug has cases that trigger the bug, or a reason why not; the cases catch the bug on a CPU."""
+"""Test the corpus: each bug has cases that trigger and catch the bug, or a reason why no case can."""
 
 import re
 from collections import Counter
@@ -20,7 +20,7 @@ from crossent.forms.textbook import formula
 from crossent.subjects.builtin import FORM_SUBJECTS
 from crossent.subjects.subject import Subject
 
-# What the corpus must have, typed in here so that no entry goes unnoticed.
+# The ids of all bugs. A second list, so that no entry of the corpus can get lost.
 IDS = [
     *("A1", "A3", "A4", "A5", "A6", "A9", "A10", "A11", "A13", "A14", "A15", "A16", "A17", "A18"),
     *("B1", "B3", "B4", "B5", "B7", "B8", "B9", "B10"),
@@ -33,12 +33,12 @@ IDS = [
     *("H1", "H3", "H4", "H5", "H6"),
     *("I1", "I2", "I3", "I4", "I5", "I6", "I7"),
 ]
-# Those that are seen to catch what they must; compiled code takes too long, and large cases too much memory.
+# The checks that run in these tests. Checks of compiled code take too long, and large cases take too much memory.
 SEEN = {*(check.name for check in SINGLE), "errors", "sign", "split", "options", "widened", "two_backwards"}
 SEEN |= {"double_backward", "forward_ad", "hessian", "vmap", "autocast"}
 BUGS = {bug.id: bug for bug in bugs()}
 BAD = {bad.id: bad for bad in BAD_INPUTS}
-# Bugs that are rounding, for which a defect stands.
+# For each bug that is a rounding error: the defects with this error, and the checks that find them.
 ROUNDING = {
     "C12": {"gradient_stored_before_it_is_scaled": "gradient widened"},
     "D1": {"gradient_from_logsumexp": "gradient"},
@@ -51,7 +51,10 @@ ROUNDING = {
 
 
 def wrong_ones():
-    """Each bug with the mutants that name one of its issues, and the checks of both."""
+    """Yield for each bug the wrong losses that have it, and the checks that must catch both.
+
+    The wrong losses are the mutants that name an issue of the bug, and the defects of `ROUNDING`.
+    """
     defects = {defect.name: defect for defect in DEFECTS}
     for bug in BUGS.values():
         known = {bug.id, *(issue.rpartition("/")[2] for issue in bug.issues)}
@@ -66,7 +69,7 @@ WRONG = list(wrong_ones())
 
 
 def found(bug, *subjects):
-    """The findings on a bug's own cases and calls."""
+    """Return the findings of the subjects on the cases and bad inputs of a bug."""
     small = [case for case in bug.cases if case.tiled == 1]
     checks = [check for name, check in CHECKS.items() if name in SEEN & {CALL.name, RESULT.name, *bug.checks}]
     return run(subjects, [*small, *map(BAD.get, bug.bad_inputs)], checks).findings
@@ -83,7 +86,7 @@ def test_every_known_bug_has_cases_or_a_reason(figure):
 
 
 @pytest.mark.parametrize("bug", BUGS.values(), ids=BUGS)
-def test_an_entry_is_about_issues_checks_and_calls_that_there_are(bug):
+def test_an_entry_names_existing_checks_and_bad_inputs(bug):
     assert all(re.fullmatch(r"[\w.-]+/[\w.-]+#\d+", issue) for issue in bug.issues)
     assert len(set(bug.issues)) == len(bug.issues)
     assert set(bug.checks) <= {*CHECKS, "errors"}
@@ -105,7 +108,7 @@ def test_every_case_is_read_back_from_its_id_and_has_the_name_of_its_bug():
     assert max(names.values()) == 1, names.most_common(3)
 
 
-def test_the_corpus_has_the_cases_of_the_dtypes_that_are_asked_for_and_of_another_seed():
+def test_the_corpus_has_cases_for_given_dtypes_and_for_another_seed():
     everything = list(corpus())
     assert all(case.tiled == 1 for case in everything)
     assert [case.dtype for case in everything if case.dtype not in DTYPES] == []
@@ -139,8 +142,8 @@ def of_target(inputs):
     return logits_last(inputs).gather(1, inputs.target.reshape(-1, 1).clamp(min=0)).squeeze(1)
 
 
-def at_odds(inputs):
-    """Whether some upstream gradient differs from row to row."""
+def has_different_upstream_gradients(inputs):
+    """Return whether the upstream gradients of the rows differ."""
     return inputs.upstream.unique().numel() > 1
 
 
@@ -153,12 +156,15 @@ def total_of_log_probs(inputs):
 
 
 def stored_outside(inputs):
-    """Whether the address of class ignore_index of each row but the first is the true class of the row before."""
+    """Return a mask of the ignored rows whose class -1 has the address of the true class of the row before.
+
+    The mask has an entry for each row except the first. The memory before a row is the last class of the row before.
+    """
     kept_before, last = kept(inputs)[:-1], inputs.logits.shape[1] - 1
     return (inputs.options["ignore_index"] == -1) & kept_before & (inputs.target[:-1] == last) & ~kept(inputs)[1:]
 
 
-# What some case of the bug must have for it to show, where inputs can tell.
+# The property of the inputs that triggers the bug, for bugs that depend on such a property.
 TRIGGERS = {
     "A1": lambda i: some_ignored(i) and i.options["label_smoothing"] > 0 and i.options["reduction"] != "none",
     "A3": lambda i: weight_of(i).unique().numel() > 1 and weight_of(i).sum() != len(i.target),
@@ -177,7 +183,7 @@ TRIGGERS = {
     "B10": lambda i: i.options["label_smoothing"] > 0,
     "B7": lambda i: i.logits.isneginf().any() and i.options["label_smoothing"] == 0,
     "C1": lambda i: i.upstream.item() != 1,
-    "C2": lambda i: not kept(i)[0] and at_odds(i),
+    "C2": lambda i: not kept(i)[0] and has_different_upstream_gradients(i),
     "C9": lambda i: i.logits.dim() == 4 and not i.logits.is_contiguous(),
     "C10": lambda i: i.logits.is_contiguous(memory_format=torch.channels_last) and not i.logits.is_contiguous(),
     "C11": lambda i: (weight_of(i) < 0).any() and i.logits.dtype == torch.float64,
@@ -194,7 +200,9 @@ TRIGGERS = {
     "D1": lambda i: (i.logits > 9e7).all(),
     "D2": lambda i: i.logits.dtype == torch.bfloat16 and i.logits.shape[1] >= 32 and i.logits.max() > 89,
     "D4": lambda i: losses(i).max() > 16.2,  # -log 1e-7
-    "D6": lambda i: i.logits.dtype == torch.float16 and len(i.target) >= 65520,  # the first that rounds to infinity
+    "D6": lambda i: (
+        i.logits.dtype == torch.float16 and len(i.target) >= 65520
+    ),  # 65520 is the smallest number that float16 rounds to infinity
     "D6b": lambda i: i.logits.dtype == torch.float16 and len(i.target) >= 65520,
     "D7": lambda i: i.logits.shape[1] == 65520 and (i.logits == 0).all(),
     "D8": lambda i: i.logits.shape[1] > 2 / torch.finfo(i.logits.dtype).eps and (i.logits == 0).all(),
@@ -228,7 +236,7 @@ TRIGGERS = {
 
 
 @pytest.mark.parametrize("bug", TRIGGERS)
-def test_a_case_has_what_triggers_the_bug(bug):
+def test_a_case_of_the_bug_has_the_property_that_triggers_the_bug(bug):
     assert any(TRIGGERS[bug](case.build()) for case in BUGS[bug].cases)
 
 
@@ -236,10 +244,10 @@ def test_a_case_has_what_triggers_the_bug(bug):
 def test_a_bug_is_caught_by_its_own_cases(bug, wrong, checks):
     caught = {finding.check for finding in found(BUGS[bug], Subject("wrong", wrong))}
     assert caught >= set(checks), f"{BUGS[bug].breaks} Caught by {caught}."
-    assert "call" not in caught - set(checks), "broken, not wrong"
+    assert "call" not in caught - set(checks), "the wrong loss raises instead of returning a wrong result"
 
 
-def test_every_check_that_must_catch_a_bug_is_seen_to():
+def test_every_check_that_must_catch_a_bug_catches_a_wrong_loss_with_this_bug():
     unseen = {}
     for bug in BUGS.values():
         seen = {check for of, _, checks in WRONG for check in checks if of == bug.id}

@@ -1,4 +1,4 @@
-"""Edge cases: the numbers of classes and rows where vectors, blocks and tiles end, with values that show an error."""
+"""Test the edge cases: their numbers of classes and rows, and the wrong losses that they find."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def caught(loss, cases):
     return {finding.check for finding in run(Subject("wrong", loss), cases).findings}
 
 
-def test_a_level_has_what_the_one_below_it_has_and_nothing_twice():
+def test_a_level_has_all_cases_of_the_level_below_and_no_case_twice():
     quick, normal, thorough = (list(edges(level=level)) for level in ("quick", "normal", "thorough"))
     assert set(quick) < set(normal) < set(thorough)
     assert normal == list(edges())
@@ -65,7 +65,7 @@ def test_every_number_of_rows_is_there():
 
 
 def test_the_cost_of_a_level_in_logits():
-    """What a case costs goes with its logits: about a microsecond each, and 5 milliseconds for a case."""
+    """A case takes about 5 milliseconds, and a microsecond for each logit."""
     logits = {name: sum(c.rows * c.classes for c in cases) for name, cases in (("quick", QUICK), ("normal", EDGES))}
     assert len(QUICK) < 140
     assert logits["quick"] < 300_000
@@ -84,7 +84,10 @@ def test_four_assorted_rows_are_normal_peaked_flat_and_far_below_zero():
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("wrong", [padded_with_zeros, padding_counts_as_one_each], ids=lambda f: f.__name__)
 def test_columns_beyond_the_last_class_are_found(wrong, dtype):
-    assert caught(wrong, of("width", QUICK, dtype)[-3:-1]) == {"loss", "gradient"}  # of 1024 and 1025 classes
+    assert caught(wrong, of("width", QUICK, dtype)[-3:-1]) == {
+        "loss",
+        "gradient",
+    }  # the cases with 1024 and 1025 classes
 
 
 @pytest.mark.parametrize(
@@ -114,7 +117,7 @@ def test_a_float16_count_is_found_from_65520_rows_on_and_not_below():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_maximum_of_another_position_is_found(dtype):
-    """As in torch up to 2.7, in half precision: a second vector of positions is shifted by the maxima of the first."""
+    """The wrong loss subtracts the maxima of other positions, as torch up to 2.7 does in half precision."""
 
     def shifted_by_another(input, target, **options):
         logits = input if input.dtype == torch.float64 else input.float()
@@ -143,7 +146,7 @@ def contiguous_strides(tensor):
 
 
 class Pass(torch.autograd.Function):
-    """What it is given, and back what it makes of the upstream gradient."""
+    """Returns the losses unchanged. The backward pass returns `make(upstream)`."""
 
     @staticmethod
     def forward(ctx, losses, make):
@@ -193,7 +196,7 @@ def of_five_axes(input, target, **options):
 
 
 def divided_in(dtype):
-    """The mean of float32 and float64 by a denominator of another dtype."""
+    """Return a wrong loss: for float32 and float64 logits, the denominator of a mean is rounded to `dtype`."""
 
     def loss(input, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
         options = {"weight": weight, "label_smoothing": label_smoothing, "ignore_index": ignore_index}
@@ -237,7 +240,7 @@ def divided_in(dtype):
     ],
     ids=lambda one: getattr(one, "__name__", ""),
 )
-def test_a_word_that_stands_alone_finds_what_it_is_there_for(wrong, ids):
+def test_a_choice_that_the_grid_lacks_finds_its_wrong_loss(wrong, ids):
     cases = [case for case in _ALONE if case.id in ids]
     assert {case.id for case in cases} == ids
     for case in cases:
@@ -246,7 +249,7 @@ def test_a_word_that_stands_alone_finds_what_it_is_there_for(wrong, ids):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_relations_and_derivatives_hold_where_a_word_stands_alone(dtype):
+def test_a_form_passes_all_checks_on_the_choices_that_the_grid_lacks(dtype):
     checks = (*ALWAYS, *RELATIONS, *OPTIONS, *TWO_BACKWARDS, *CIRCUMSTANCES, *DERIVATIVES)
     report = run(FORM_SUBJECTS["formula"], [case for case in _ALONE if case.dtype == dtype], checks)
     assert not report.findings, report.findings

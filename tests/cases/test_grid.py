@@ -1,10 +1,19 @@
-"""The covering arrays of the grid: every pair and triple of options occurs. The tests count them independently."""
+"""Test the covering arrays: every possible pair or triple of choices occurs. The tests count them independently."""
 
 import itertools
 
 import pytest
 
-from crossent.cases.axes import AXES, CLASS_LIMITS, CLASS_SIZES, DTYPES, ROW_LIMITS, ROW_SIZES, broken, size_class
+from crossent.cases.axes import (
+    AXES,
+    CLASS_LIMITS,
+    CLASS_SIZES,
+    DTYPES,
+    ROW_LIMITS,
+    ROW_SIZES,
+    size_class,
+    why_forbidden,
+)
 from crossent.cases.case import Case
 from crossent.cases.grid import (
     _SIZES,
@@ -24,14 +33,14 @@ from crossent.run.plan import plan
 
 
 def possible(picked, choices, left=None):
-    """Whether some case has these choices: tried out, choice by choice."""
+    """Return whether a case can have these choices, by trying all choices on the other axes."""
     rules = [rule for rule in SIZE_CONSTRAINTS if set(rule.axes) <= picked.keys()]
     if any(rule.forbids(*(picked[axis] for axis in rule.axes)) for rule in rules):
         return False
     if set(SIZE_AXES) <= picked.keys():
         classes, rows = numbers_of(picked["class_size"], picked["row_size"])[0]
         picked = {**picked, "sizes": sizes_of(classes, rows, picked["dimensions"])}
-    if broken(picked):
+    if why_forbidden(picked):
         return False
     left = [axis for axis in choices if axis not in picked] if left is None else left
     if not left:
@@ -40,14 +49,14 @@ def possible(picked, choices, left=None):
 
 
 @pytest.mark.parametrize("name", ARRAYS)
-def test_all_choices_meet_that_can(name, figure):
+def test_an_array_covers_every_possible_combination_of_choices(name, figure):
     array = ARRAYS[name]
     strength, choices_of = array.strength, array.choices
-    met = list(grid(array=name))
-    assert all(case.invalid is None for case in met)
+    cases = list(grid(array=name))
+    assert all(case.invalid is None for case in cases)
     covered = valid = 0
     for axes in array.combined:
-        together = {tuple(getattr(case, axis) for axis in axes) for case in met}
+        together = {tuple(getattr(case, axis) for axis in axes) for case in cases}
         for choices in itertools.product(*(choices_of[axis] for axis in axes)):
             if choices in together:
                 covered += 1
@@ -55,11 +64,13 @@ def test_all_choices_meet_that_can(name, figure):
             elif possible(dict(zip(axes, choices, strict=True)), choices_of):
                 valid += 1
     share = f"{100 * covered / valid:.2f} %"
-    figure(f"{name}: {len(met)} cases cover {covered} of {valid} sets of {strength} choices that can meet, {share}")
+    figure(
+        f"{name}: {len(cases)} cases cover {covered} of {valid} possible combinations of {strength} choices, {share}"
+    )
     assert covered == valid > 100
 
 
-def test_the_arrays_of_options_combine_every_axis_and_that_of_sizes_every_size():
+def test_the_arrays_combine_every_set_of_axes_that_they_should():
     for name in ("pairs", "triples", "transformed", "sizes"):
         array = ARRAYS[name]
         assert array.combined == list(itertools.combinations(array.choices, array.strength))
@@ -73,12 +84,12 @@ def test_the_arrays_of_options_combine_every_axis_and_that_of_sizes_every_size()
     }
 
 
-def test_the_arrays_are_of_these_choices():
+def test_the_arrays_have_the_sizes_of_the_grid():
     for case in grid():
         assert case.sizes in _SIZES
 
 
-def test_each_number_of_a_class_of_sizes_takes_its_turn():
+def test_each_number_of_a_class_of_sizes_occurs():
     cases = list(grid(array="size_triples"))
     for words, number in ((CLASS_SIZES, "classes"), (ROW_SIZES, "rows")):
         chosen = {size for word, numbers in words.items() if word != WIDEST for size in numbers}
@@ -102,7 +113,7 @@ def test_sizes_have_the_numbers_of_classes_and_rows_that_they_are_made_of():
     assert sizes_of(521, 1, 1) == (521,)
 
 
-# What a kernel may do on another path, and the code path that many kernels change at these sizes.
+# Kernels may take another code path at these sizes, and may lack one of these options on this path.
 WIDE_OR_TALL = {
     "more than 257 classes": lambda case: case.classes > 257,
     "more than 4096 classes": lambda case: case.classes > 4096,
@@ -122,8 +133,8 @@ WITH = {
 
 @pytest.mark.parametrize("size", WIDE_OR_TALL)
 @pytest.mark.parametrize("option", WITH)
-def test_a_wide_row_and_many_rows_meet_each_option(size, option):
-    """In each dtype at level normal, and at level quick up to 1024 rows and 4096 classes; in some dtype beyond."""
+def test_each_option_occurs_with_a_wide_row_and_with_many_rows(size, option):
+    """Level normal has each combination in every dtype. Level quick has the largest sizes only in some dtype."""
     for name, limits in (("sizes", ("257", "128 ")), ("size_triples", ("",))):
         met = {
             case.dtype
@@ -154,12 +165,12 @@ def test_few_cases_have_each_choice_and_the_choices_of_other_cases_need_no_case(
     assert len(some) == len(set(some)) < len(cases) / 4
     for axis in TRANSFORMED:
         assert {getattr(case, axis) for case in some} == {getattr(case, axis) for case in cases}
-    assert sum(case.rows == 0 for case in some) == 1  # as few as the choices allow
+    assert sum(case.rows == 0 for case in some) == 1  # the choice of sizes (0, 5) needs one case
     assert each_choice(cases, some) == []
     assert each_choice(cases, some[1:])[0] == some[0]
 
 
-# About rounding: the soak test draws all values.
+# These values are about rounding. Only the soak test has them.
 ONLY_IN_THE_SOAK = {"scales", "extreme", "pair", "ramp", "ascending", "biased", "offsets"}
 
 
@@ -189,7 +200,9 @@ def test_every_choice_on_an_axis_is_in_a_case_of_a_level(axis, thorough):
 )
 def test_a_choice_that_no_code_builds_is_an_error_that_names_the_function(axis, where, monkeypatch):
     monkeypatch.setitem(AXES, axis, (*AXES[axis], "forgotten"))
-    with pytest.raises(ValueError, match=rf"^{axis}: got 'forgotten', which no code here makes; add it to {where}$"):
+    with pytest.raises(
+        ValueError, match=rf"^{axis}: got 'forgotten', which no code builds; add 'forgotten' to {where}$"
+    ):
         Case("float32", (7, 5), **{axis: "forgotten"}).build()
 
 

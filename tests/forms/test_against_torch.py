@@ -20,7 +20,7 @@ from support.against_torch import (
 from crossent.forms import FORMS
 
 AXES = {
-    "form": [form for name, form in FORMS.items() if name != "scalar"],  # which has a test of its own below
+    "form": [form for name, form in FORMS.items() if name != "scalar"],  # `scalar` has its own test below
     "shape": [(10,), (32, 10), (5, 1000), (4, 10, 3, 2)],  # (C), (N, C) or (N, C, d1, d2)
     "dtype": [torch.float16, torch.bfloat16, torch.float32, torch.float64],
     "reduction": ["none", "mean", "sum"],
@@ -28,7 +28,7 @@ AXES = {
 
 
 def pytest_generate_tests(metafunc):
-    """Run a test with every combination of the AXES that the test uses; the root's conftest.py adds the devices."""
+    """Run a test with each combination of the AXES among its arguments. The root's conftest.py adds `device`."""
     for name, values in AXES.items():
         if name in metafunc.fixturenames:
             metafunc.parametrize(name, values, ids=readable)
@@ -41,7 +41,7 @@ def logits(shape, dtype, device, seed):
 
 @pytest.fixture
 def target(logits):
-    """The true class of each row: the class of its second largest logit."""
+    """Return the true class of each row: the class with the second largest logit."""
     axis = min(1, logits.dim() - 1)
     return logits.double().topk(2, axis).indices.select(axis, 1).contiguous()
 
@@ -56,9 +56,9 @@ def torch_loss(input, target, **options):
 
 
 def compare(form, logits, target, **options):
-    """Compare with torch in float64, whose bound is tiny, and with torch in the dtype of the logits.
+    """Compare a form with torch in float64, whose error bound is tiny, and with torch in the dtype of the logits.
 
-    Old versions of torch do not compute in float16 on a CPU: there the comparison in float64 is the only one.
+    Old versions of torch cannot compute in float16 on a CPU. Then only the comparison with float64 is made.
     """
     result = evaluate(form, logits, target, **options)
     assert_within_bounds(result, evaluate(torch_loss, **in_float64(logits, target, **options)))
@@ -99,14 +99,14 @@ def test_class_probabilities(form, logits, weight, reduction):
 
 @pytest.mark.parametrize("loss", [*AXES["form"], pytest.param(torch_loss, marks=COUNTS_IN_FLOAT16)], ids=readable)
 def test_mean_of_70000_rows_in_float16(loss, device):
-    """The forms count the rows in float32, and equal torch in float64. torch counts the rows in float16: infinity."""
+    """The forms count the rows in float32. torch counts the rows in float16, where 70,000 is infinity."""
     call = torch.zeros(70_000, 2, dtype=torch.float16, device=device), torch.zeros(70_000, dtype=int, device=device)
     assert_within_bounds(evaluate(loss, *call), evaluate(torch_loss, **in_float64(*call)))
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_scalar(reduction, smoothing):
-    """The form for one row of Python numbers, which are float64; its result has no gradient."""
+    """Compare the loss of `scalar`, the form for one row of Python numbers, with torch. `scalar` has no gradient."""
     call = {"logits": torch.tensor([3.0, 1.0, -3.0]).double(), "target": torch.tensor(1), "reduction": reduction}
     call |= {"weight": torch.tensor([0.5, 2.0, 1.0]).double(), "label_smoothing": smoothing}
     assert_within_bounds(evaluate(scalar, **call), evaluate(torch_loss, **call), parts=["loss"])

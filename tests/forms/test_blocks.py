@@ -1,4 +1,4 @@
-"""`blocked`, the form that computes blocks of rows: every block size, and every path through its code."""
+"""Test `blocked`, the form that computes on blocks of rows: every block size, and every path through its code."""
 
 import collections
 import functools
@@ -31,8 +31,8 @@ def batch(shape, dtype=torch.float32, seed=0):
 
 
 @pytest.mark.parametrize(("array", "block_size"), [("pairs", 1), ("pairs", 23), ("sizes", 2000)])
-def test_in_small_blocks_every_number_is_right(array, block_size):
-    """The grid's cases have less than one block of the usual size."""
+def test_every_number_is_right_with_small_blocks(array, block_size):
+    """Use small block sizes, because the cases of the grid are smaller than a block of the default size."""
     loss = functools.partial(crossent.blocked, block_size=block_size)
     subject = Subject("in small blocks", loss, promise="blocked")
     cases = list(grid(tuple(DTYPES), 1, array))
@@ -51,7 +51,7 @@ def test_the_cases_of_level_quick_take_each_path(monkeypatch):
     taken = collections.Counter()
 
     def count(owner, name, path):
-        """Count how often a function returned what `path` says of its arguments and its result."""
+        """Count the calls of a function by path. `path` names the path from the arguments and the result."""
         function = getattr(owner, name)
 
         def counted(*arguments, **options):
@@ -74,7 +74,7 @@ def test_the_cases_of_level_quick_take_each_path(monkeypatch):
 
 @pytest.mark.parametrize("block_size", [1, 5, 6, 29, 30, 31, 60, 119, 120, 121])
 @pytest.mark.parametrize("shape", [(5,), (8, 5), (2, 5, 3), (2, 5, 3, 4), (4, 5, 1, 2, 3)])
-def test_the_blocks_hold_each_row_once_and_no_more_than_they_may(shape, block_size):
+def test_each_row_is_in_one_block_and_no_block_is_too_large(shape, block_size):
     target_shape = (shape[0], *shape[2:]) if len(shape) > 1 else ()
     every = arrange(torch.zeros(shape), torch.zeros(target_shape, dtype=torch.int64), None, -100, "sum", 0.0)
     seen = torch.zeros(target_shape)
@@ -87,8 +87,8 @@ def test_the_blocks_hold_each_row_once_and_no_more_than_they_may(shape, block_si
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("spread", [0.01, 1, 3, 10])
-def test_the_logarithm_of_a_probability_costs_what_the_contract_says(dtype, spread):
-    """Rows of few classes, one by one: in a sum over rows, each would have the others' room."""
+def test_the_logarithm_of_a_probability_is_within_the_bound_of_the_contract_blocked(dtype, spread):
+    """Compare each row by itself. In a sum over rows, the bounds of other rows could hide the error of a row."""
     worst = {"blocked": 0.0, "eager": 0.0}
     for classes in (1, 2, 3, 4, 17):
         logits, target = batch((2000, classes), torch.float64, seed=classes)
@@ -101,13 +101,16 @@ def test_the_logarithm_of_a_probability_costs_what_the_contract_says(dtype, spre
             for difference in compare(Result(losses), expected, "A", promise):
                 worst[promise] = max(worst[promise], difference.ratio)
     assert worst["blocked"] <= 1
-    if spread >= 3:  # where a row is sure, it shows that the sum itself is not held
+    if spread >= 3:  # in a row with a probability near 1, the error is larger than the contract "eager" allows
         assert worst["eager"] > 1
 
 
 @pytest.mark.parametrize(("dtype", "gaps"), [(torch.float32, (70, 86, 90, 100, 200)), (torch.float64, (700, 740, 900))])
-def test_a_probability_near_underflow_is_not_what_the_loss_is_taken_of(dtype, gaps):
-    """Below exp(-87) float32 has subnormal numbers, whose logarithm has few digits, and then 0."""
+def test_the_loss_is_not_the_logarithm_of_a_probability_near_underflow(dtype, gaps):
+    """The loss is not the logarithm of a probability that is subnormal, with few digits, or 0.
+
+    In float32, this is so for probabilities below exp(-87).
+    """
     for gap in gaps:
         logits = torch.tensor([[0.3, -gap, -1.7]], dtype=dtype, requires_grad=True)
         options = {"ignore_index": -100, "reduction": "sum", "label_smoothing": 0.0}
@@ -128,7 +131,7 @@ def gradients_of(loss, logits, upstream=None):
 
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
-def test_a_second_backward_gives_the_same_bits_though_the_first_was_written_into(reduction, dtype):
+def test_a_second_backward_gives_the_same_bits_after_a_write_into_the_first_gradient(reduction, dtype):
     logits, target = batch((6, 5), dtype)
     logits.requires_grad_()
     loss = crossent.blocked(logits, target, reduction=reduction, block_size=10)
@@ -143,19 +146,19 @@ def test_a_second_backward_gives_the_same_bits_though_the_first_was_written_into
 
 
 def test_an_upstream_that_is_not_one_is_rounded_into_the_gradient_once():
-    """As loss scaling has it: in float16 the gradient of 1/N is a subnormal number, or none."""
+    """Loss scaling needs this: in float16 the gradient of a mean over many rows is a subnormal number, or 0."""
     logits, target = batch((512, 40), torch.float16)
     logits.requires_grad_()
     scaled = gradients_of(crossent.blocked(logits, target), logits, torch.tensor(2.0**10, dtype=torch.float16))
     wide = logits.detach().double().requires_grad_()
     exact = 2.0**10 * gradients_of(crossent.blocked(wide, target), wide)
     plain = gradients_of(crossent.blocked(logits, target), logits)
-    # An ulp below 1 is 2^-11; what is rounded once is off by half of it, and the computation in float32 by less.
+    # Rounding to float16 has a relative error of at most 2^-11; the computation in float32 has a smaller error.
     assert ((scaled.double() - exact).abs() <= 2.0**-11 * exact.abs() + 2.0**-25).all()
     assert ((2.0**10 * plain.double() - exact).abs() > 2.0**-11 * exact.abs()).any()
 
 
-def test_the_logits_may_be_written_into_before_the_gradient_is_handed_out_and_not_before_it_is_computed():
+def test_writing_into_the_logits_is_refused_only_if_the_backward_pass_reads_them():
     logits, target = batch((6, 5))
     leaf = logits.requires_grad_()
     for upstream, refused in ((1.0, False), (2.0, True)):
@@ -181,14 +184,14 @@ def test_a_class_weight_or_a_target_that_wants_a_gradient_gets_it():
         assert torch.equal(got, expected)
 
 
-def test_the_gradient_has_derivatives_of_its_own():
+def test_the_gradient_can_be_differentiated():
     logits, target = batch((4, 5), torch.float64)
     logits.requires_grad_()
     for options in ({}, {"label_smoothing": 0.1}, {"reduction": "none", "weight": torch.rand(5, dtype=torch.float64)}):
         assert torch.autograd.gradgradcheck(lambda x, o=options: crossent.blocked(x, target, **o), logits)
 
 
-def test_a_tangent_of_the_upstream_is_carried_though_its_value_is_one():
+def test_an_upstream_gradient_of_one_with_a_tangent_gives_a_tangent():
     logits, target = batch((4, 5), torch.float64)
     logits.requires_grad_()
     plain = gradients_of(crossent.formula(logits, target), logits)
@@ -196,7 +199,7 @@ def test_a_tangent_of_the_upstream_is_carried_though_its_value_is_one():
         one = forward_ad.make_dual(torch.ones((), dtype=torch.float64), torch.tensor(2.0, dtype=torch.float64))
         carried = forward_ad.unpack_dual(gradients_of(crossent.blocked(logits, target), logits, one)).tangent
     assert carried is not None
-    assert torch.equal(carried, 2 * plain)  # each step is linear in the upstream, and twice as much is no rounding
+    assert torch.equal(carried, 2 * plain)  # each step is linear in the upstream gradient, and a factor of 2 is exact
 
 
 @pytest.mark.parametrize(
@@ -208,7 +211,7 @@ def test_a_block_size_that_is_no_positive_integer_is_refused(block_size, error):
 
 
 def allocated(call, tmp_path):
-    """Every piece of memory that torch takes on the CPU during a call, in bytes, and the most at a time."""
+    """Return the sizes of all CPU allocations of torch during a call, in bytes, and the peak of their sum."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         result = call()
     trace = tmp_path / "trace.json"
@@ -226,7 +229,7 @@ def allocated(call, tmp_path):
 
 @pytest.mark.parametrize("shape", [(256, 2000), (4, 21, 80, 80)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_one_buffer_is_as_large_as_the_logits_and_without_a_gradient_none(shape, dtype, tmp_path):
+def test_only_the_gradient_has_a_buffer_of_the_size_of_the_logits(shape, dtype, tmp_path):
     logits, target = batch(shape, dtype)
     size, block = logits.numel() * logits.element_size(), 2**13  # torch 2.0 has no nbytes
 

@@ -1,6 +1,6 @@
-"""Each form and `nn.CrossEntropyLoss` in float64 against the exact value, on cases that cover every pair of options.
+"""Compare each form and `nn.CrossEntropyLoss` in float64 with the exact values, on cases from a pairwise array.
 
-`crossent check` covers every triple of options.
+`crossent check` uses a 3-way array.
 """
 
 from dataclasses import replace
@@ -18,7 +18,7 @@ KNOWN = torch_list()
 
 
 def pytest_generate_tests(metafunc):
-    # In a hook, not in a decorator: the seed is an option of the run.
+    # A hook instead of a decorator, because the seed is an option of the run.
     if "case" in metafunc.fixturenames:
         seed = metafunc.config.getoption("--crossent-seed") or 0
         metafunc.parametrize("case", [pytest.param(case, id=case.id) for case in grid(seed=seed, array="pairs")])
@@ -28,7 +28,7 @@ def test_every_form_and_torch_have_the_exact_loss_and_gradient(case, device):
     subjects = [*FORM_SUBJECTS.values(), REFERENCE]
     report = run(subjects, case, device=device, known=KNOWN)  # torch in float64 has the known failures of torch
     assert not any(finding.expected for form in report.subjects[:-1] for finding in form.findings)
-    assert report.ran  # one case may be no evidence; what a whole run's evidence is, test_checks.py asks
+    assert report.ran  # a single case need not be evidence; test_checks.py tests the evidence of a whole run
     assert not report.findings, "\n".join(f"{form.name}: {f}" for form in report.subjects for f in form.findings)
 
 

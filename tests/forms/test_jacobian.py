@@ -1,4 +1,4 @@
-"""The Jacobian of each form and of torch, by `jacobian(vectorize=True)`: each of its rows is an exact gradient."""
+"""Compare the Jacobian of each form and of torch with exact gradients. `jacobian(vectorize=True)` computes it."""
 
 from dataclasses import replace
 
@@ -26,8 +26,8 @@ CASES += [Case("float32", (7, 5), reduction=reduction, ignored="ignored") for re
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
-def test_the_jacobian_of_every_form_is_within_the_error_bounds_as_that_of_torch_is(case):
-    """The rows are the gradients for upstream gradients of one in a single element."""
+def test_the_jacobians_of_every_form_and_of_torch_are_within_the_error_bounds(case):
+    """A row of the Jacobian is the gradient for an upstream gradient that is 1 in one element and 0 elsewhere."""
     inputs = case.build()
     units = torch.eye(inputs.upstream.numel(), dtype=inputs.upstream.dtype).reshape(-1, *inputs.upstream.shape)
     exact = [solve(replace(inputs, upstream=unit)) for unit in units]
@@ -61,7 +61,7 @@ def test_gradcheck_takes_batches_of_upstream_gradients_of_blocked(reduction, opt
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 def test_a_batch_of_upstream_gradients_leaves_the_graph_for_the_next(dtype, reduction):
-    """A batch, and then one upstream gradient again: both read the logits that the forward pass saved."""
+    """Compute gradients for one upstream gradient, for a batch of two, and for one again, from the same graph."""
     logits = torch.randn(4, 5, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
     loss = crossent.blocked(logits, torch.tensor([0, 1, 2, 4]), reduction=reduction)
     alone = torch.autograd.grad(loss, logits, torch.ones_like(loss), retain_graph=True)[0].clone()

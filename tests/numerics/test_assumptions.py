@@ -1,8 +1,8 @@
 """The accuracy of exp and log that `crossent.numerics.bounds.contracts.FUNCTIONS` assumes, measured on this device.
 
-The tests measure the functions that the subjects call: `torch.exp` and `torch.log`, which use a vector library where
-torch has one, and the functions inside the kernels of log_softmax, which are different. By default they measure every
-101st float32, in a second. `--crossent-exhaustive` measures all of them, in a minute.
+The tests measure the functions that subjects call: `torch.exp` and `torch.log`, which may use a vector library, and the
+functions inside the kernels of log_softmax, which are other functions. By default the tests measure every 101st float32
+number, in a second. With `--crossent-exhaustive` they measure every number, in a minute.
 """
 
 import itertools
@@ -16,15 +16,24 @@ from crossent.numerics.bounds.contracts import FUNCTIONS
 from crossent.numerics.formats import FORMATS
 from crossent.subjects.compiler import INDUCTOR, unusable
 
-STRIDE = 101  # a prime: no pattern in the last bits meets it
-CHUNK = 2**21 + 13  # no multiple of a vector's width, so that every chunk has a tail
+STRIDE = 101  # a prime, so that the numbers have all patterns of last bits
+CHUNK = 2**21 + 13  # no multiple of the width of a vector, so that the last vector of a chunk is not full
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 def exp_of_log_softmax(x, dim, width=None):
-    """Backward is `grad - exp(output) Σ grad`: where one element of grad is one, the others give `-exp(output)`."""
+    """Return the exp(x) that the backward kernel of log_softmax computes, for `x ≤ 0`.
+
+    The kernel computes `grad - exp(output) Σ grad`. If one element of `grad` is 1 and all others are 0, the result at
+    the others is `-exp(output)`.
+
+    Args:
+        x: the numbers, as a vector.
+        dim: the dimension of the softmax: 1 is the last dimension, 0 the first.
+        width: with `dim=1`, the number of elements of `x` in a row; by default, one row has all elements.
+    """
     output = torch.cat([torch.zeros_like(x[:1]), x])
-    if width is not None:  # many short rows
+    if width is not None:
         pad = -len(x) % width
         rows = torch.cat([x, x.new_zeros(pad)]).reshape(-1, width)
         output = torch.cat([torch.zeros_like(rows[:, :1]), rows], 1)
@@ -47,10 +56,10 @@ LOG = {"torch.log": torch.log, "torch.log, strided": lambda s: torch.stack([s, s
 
 
 def log_of_log_softmax(x, dim):
-    """Of a row `0, x` with `x ≤ 0`, log_softmax gives `-log s` first: s, and that logarithm.
+    """Return `s = fl(1 + exp(x))` and the log(s) that the kernel of log_softmax computes, for `x ≤ 0`.
 
-    `s = fl(1 + exp(x))`, with the exp that the backward kernel shows. Were that of the forward kernel another one, s
-    would be another float, and its logarithm many ulps off.
+    For a row `0, x`, the first element of log_softmax is `-log s`. The exp in `s` is measured in the backward kernel.
+    If the forward kernel had another exp, `s` would be another number, and the logarithm would be wrong by many ulps.
     """
     s = 1 + exp_of_log_softmax(x, dim)
     rows = torch.stack([torch.zeros_like(x), x], dim)
@@ -58,19 +67,19 @@ def log_of_log_softmax(x, dim):
 
 
 class Worst:
-    """The largest error of each path, in ulps of the exact result, and where."""
+    """Records the largest error of each path through the code, in ulps of the exact result, and the argument."""
 
     def __init__(self, name):
         self.format, self.seen = FORMATS[name], {}
 
     def add(self, path, x, got, exact, rest=0.0):
-        """`exact + rest` is the exact result, each of float64."""
+        """Record the errors of the results `got` for the arguments `x`. The exact results are `exact + rest`."""
         place = np.maximum(
             np.abs(np.frexp(exact)[1]) * 0 + np.ldexp(1.0, np.frexp(exact)[1] - self.format.precision), 0
         )
         place = np.maximum(place, self.format.smallest_subnormal)
         error = np.abs((got.double().cpu().numpy() - exact) - rest)
-        # Near underflow the bounds allow a flush to zero, which is no matter of ulps.
+        # Near underflow, the bounds allow a flush to zero, whatever the error in ulps.
         small = np.abs(exact) < 8 * self.format.smallest_normal
         assert (error[small] <= self.format.smallest_normal).all(), path
         ulps = np.where(small, 0.0, error / place)
@@ -79,7 +88,7 @@ class Worst:
         self.seen[path] = (*max(before[:2], (float(ulps[at]), float(x[at]))), before[2] + len(ulps))
 
     def within(self, ulps, reached=0.0):
-        """Print what was measured; fail where it is more than is assumed, or no more than the share `reached` of it."""
+        """Print the largest errors, and assert that they are between `reached * ulps` and the assumed `ulps`."""
         for path, (worst, at, count) in self.seen.items():
             print(f"{path}: {worst:.4f} ulp at {at!r}, of {count} {self.format.name} numbers; assumed {ulps}")
         assert reached * ulps < max(worst for worst, _, _ in self.seen.values()) <= ulps, self.seen
@@ -91,7 +100,7 @@ def stride(request):
 
 
 def floats(start, stop, stride):
-    """The positive float32 numbers from start to stop, every `stride`-th, in chunks."""
+    """Yield every `stride`-th positive float32 number from `start` to `stop`, in chunks."""
     first, last = (int(np.float32(end).view(np.uint32)) for end in (start, stop))
     for low in range(first, last + 1, stride * CHUNK):
         yield np.arange(low, min(low + stride * CHUNK, last + 1), stride, dtype=np.uint32).view(np.float32)
@@ -102,15 +111,18 @@ def functions(device, dtype):
 
 
 def reached(device):
-    """The share of what is assumed that must be reached: nobody can tighten it by half. On CUDA nobody knows yet."""
+    """Return the share of the assumed error that the largest error must exceed.
+
+    On a CPU, the assumption cannot be tightened by half. On CUDA, nothing has been measured yet.
+    """
     return 0.5 if device == "cpu" else 0.0
 
 
 def test_exp_in_float32_is_as_near_as_assumed(device, stride):
-    """From -2^-25, where the result is 1, to -104, where it is 0."""
+    """Measure from -2^-25, where exp is 1, to -104, where exp is 0."""
     worst = Worst("float32")
     for x in floats(2.0**-25, 104.0, stride):
-        exact = np.exp(-x.astype(np.float64))  # float64 is 2^29 times finer: its own error is nothing here
+        exact = np.exp(-x.astype(np.float64))  # the error of float64 is negligible: 2^-29 times an ulp of float32
         given = torch.from_numpy(-x).to(device)
         for path, exp in EXP.items():
             got = exp(given)
@@ -120,13 +132,13 @@ def test_exp_in_float32_is_as_near_as_assumed(device, stride):
 
 
 def test_log_in_float32_is_as_near_as_assumed(device, stride):
-    """From 1 to 2^20, more than any sum of exponentials of a row that this project has."""
+    """Measure from 1 to 2^20. No row of a case has a larger sum of exponentials."""
     worst = Worst("float32")
     for s in floats(1.0, 2.0**20, stride):
         exact = np.log(s.astype(np.float64))
         for path, log in LOG.items():
             worst.add(path, s, log(torch.from_numpy(s).to(device)), exact)
-    # The sums of two that log_softmax can have: 1 + k 2^-23, for every k.
+    # All sums of exponentials of two classes: 1 + k 2^-23.
     for k in (np.arange(low, min(low + CHUNK * stride, 2**23), stride) for low in range(1, 2**23, CHUNK * stride)):
         x = torch.from_numpy(np.log(np.ldexp(k.astype(np.float64), -23)).astype(np.float32)).to(device)
         for dim in (0, 1):
@@ -143,7 +155,7 @@ def test_log_in_float32_is_as_near_as_assumed(device, stride):
 
 
 def spread(seed, count, centres):
-    """Random numbers, and the neighbourhoods of `centres`, some ulps wide and up to a thousandth wide."""
+    """Return a random generator, and random numbers near `centres`: within 40 ulps, and within a factor 1 ± 2^-10."""
     random = np.random.RandomState(seed)
     near = np.repeat(centres, max(1, count // 2 // len(centres)))
     ulps = np.spacing(near) * random.randint(-40, 41, len(near))
@@ -152,10 +164,13 @@ def spread(seed, count, centres):
 
 
 def reference(name, x):
-    """exp or log of float64 numbers as float64 and a rest, to 2^-10 ulp or better, and of which of them.
+    """Return exp or log of float64 numbers with an error of at most 2^-10 ulp.
 
-    In numpy's long double where it is wider, which on 2000 of the numbers is held to python-flint; by python-flint for
-    some of the numbers where it is not.
+    If numpy's long double is wider than float64, it computes all numbers, and python-flint checks 2000 of them.
+    Otherwise python-flint computes 20,000 of the numbers.
+
+    Returns:
+        The indices of the computed numbers, the results in float64, and the differences to the exact results.
     """
     wide = np.finfo(np.longdouble).nmant >= 63
     few = np.arange(0, len(x), max(1, len(x) // (2000 if wide else 20000)))
@@ -173,7 +188,7 @@ def reference(name, x):
 
 def test_exp_in_float64_is_as_near_as_assumed(device, stride):
     count = 200_000 if stride > 1 else 10_000_000
-    # Where a kernel changes its table or its multiple of ln 2, and where the result is a power of two.
+    # Near these numbers, a kernel changes its table or its multiple of ln 2, or the result is a power of two.
     random, near = spread(1, count, np.arange(1, 2040) * np.log(2) / 4)
     x = -np.concatenate([near, random.uniform(0, 708, count // 4), 2.0 ** random.uniform(-54, 9.4, count // 4)])
     at, exact, rest = reference("exp", x)
@@ -205,7 +220,7 @@ def test_log_in_float64_is_as_near_as_assumed(device, stride):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_short_and_odd_lengths_are_no_worse(device, dtype):
-    """A vector's tail may be computed by other code: every length up to 63, with the same numbers in every place."""
+    """Other code may compute the last elements of a tensor. Test every length up to 63, with numbers in all places."""
     x = -np.float32([0.011, 0.34657, 0.34658, 1.0397, 7.3, 20.1, 87.2, 3e-5] * 9).astype(np.float64)
     s = 2 - np.expm1(x)
     worst = {"exp": Worst(dtype), "log": Worst(dtype)}
@@ -223,11 +238,11 @@ def test_short_and_odd_lengths_are_no_worse(device, dtype):
 
 
 def test_exp_and_log_in_compiled_code_are_as_near_as_assumed(device, stride):
-    """Of torch's code for a CPU: whole vectors, and what is left of one, which the C library computes."""
+    """Measure code that torch compiled for a CPU: full vectors, and the remaining elements, which use the C library."""
     if reason := unusable(INDUCTOR, device):
         pytest.skip(reason)
     if device != "cpu":
-        pytest.skip("needs a bound of Triton's own: the one that is assumed is for its fastest functions")
+        pytest.skip("needs error bounds for Triton's accurate functions; the assumed bounds are for its fastest ones")
     exp, log = (torch.compile(function, dynamic=True, fullgraph=True) for function in (torch.exp, torch.log))
     worst = {(name, dtype): Worst(dtype) for name in ("exp", "log") for dtype in DTYPES}
     given = {
@@ -254,8 +269,8 @@ def test_exp_and_log_in_compiled_code_are_as_near_as_assumed(device, stride):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_what_the_bounds_take_as_exact_is_exact(device, dtype):
-    """exp(0) = 1, exp(-inf) = 0 and log(1) = 0, in every place of a vector and its tail."""
+def test_results_that_the_bounds_assume_exact_are_exact(device, dtype):
+    """exp(0) = 1, exp(-inf) = 0 and log(1) = 0, in tensors of every length up to 39."""
     for length in range(1, 40):
         zero = torch.zeros(length, dtype=DTYPES[dtype], device=device)
         for exp in EXP.values():

@@ -1,4 +1,4 @@
-"""Bounds: each test leaves out one clause of a bound, and without the clause a correct cross-entropy fails."""
+"""Each clause of the error bounds is needed: without the clause, a correct cross-entropy exceeds its bound."""
 
 import functools
 from dataclasses import replace
@@ -33,12 +33,12 @@ def differences(loss, given, grade="A", promise="eager"):
 
 
 def without(clause):
-    """Leave a clause of the bound out."""
+    """Return a monkeypatch that removes a clause from the error bounds."""
     patch = pytest.MonkeyPatch()
     plain, times = Held.sum, Held.times
     leave_out = {
         "factors come in any order": lambda: patch.setattr(
-            Bounds, "_heads", lambda self, sizes: np.zeros(sizes.shape[: 2 if self._dense else 1])
+            Bounds, "_partial_products", lambda self, sizes: np.zeros(sizes.shape[: 2 if self._dense else 1])
         ),
         "terms are scaled before they are summed": lambda: patch.setattr(loss, "wider", lambda a, b: a),
         "an underflow is multiplied": lambda: patch.setattr(
@@ -47,15 +47,15 @@ def without(clause):
         "no rounding is known": lambda: patch.setattr(
             Held, "times", lambda self, other, into, known=True: times(self, other, into)
         ),
-        "parts are summed apart": lambda: patch.setattr(
+        "parts are summed separately": lambda: patch.setattr(
             Held, "sum", lambda self, of, order=ANY_ORDER, sizes=None: plain(self, of, order)
         ),
-        "options are held as other numbers are": lambda: patch.setattr(
+        "options are stored like other numbers": lambda: patch.setattr(
             intermediates,
             "constant",
             lambda value, narrow, c: Held(np.asarray(value), np.asarray(2 * narrow.unit_roundoff * abs(value)), None),
         ),
-        "weights are summed as losses are": lambda: patch.setattr(
+        "weights are summed like losses": lambda: patch.setattr(
             call,
             "denominator",
             lambda t, c: c.keep(Held.exactly(np.where(t.kept, t.weight[t.index], 0.0), c.storage)[None].sum(c.compute)),
@@ -66,7 +66,7 @@ def without(clause):
 
 
 def assert_needed(clause, loss, check, given, grade="A", promise="eager"):
-    """The result is allowed with the clause, and not without."""
+    """Assert that a correct loss is within its bound, and exceeds the bound without the clause."""
     assert differences(loss, given, grade, promise)[check].ratio <= 1
     patch = without(clause)
     try:
@@ -76,7 +76,7 @@ def assert_needed(clause, loss, check, given, grade="A", promise="eager"):
 
 
 def test_a_difference_of_logits_may_overflow_where_the_loss_is_finite():
-    """-3e38 - 3e38 is -inf in float32, and zero times it NaN; the exact loss is zero."""
+    """-3e38 - 3e38 is -inf in float32, and 0 · -inf is NaN, although the exact loss is 0."""
     given = inputs([[3e38, -3e38], [3e38, 1e38]], [[1.0, 0.0], [1.0, 0.0]], "bfloat16")
     for subject in EAGER:
         loss = evaluate(subject.loss, given).loss
@@ -91,8 +91,8 @@ def test_a_difference_of_logits_may_overflow_where_the_loss_is_finite():
 
 
 @pytest.mark.parametrize("classes", [10_000, 50_000])
-def test_a_sum_over_the_classes_may_overflow_before_smoothing_makes_it_small(classes):
-    """The losses of all classes add up to 1e39, of which ε/C is 1e34."""
+def test_a_sum_over_the_classes_may_overflow_before_its_product_with_the_smoothing(classes):
+    """The log-probabilities of all classes add up to -1e39, which overflows float32; ε/C times the sum does not."""
     logits = [[0.0] + [-1e39 / classes] * (classes - 1)]
     given = inputs(logits, [0], label_smoothing=0.1)
     for name, finite in (("formula", False), ("log_softmax_nll", False), ("one_hot", True)):
@@ -100,22 +100,22 @@ def test_a_sum_over_the_classes_may_overflow_before_smoothing_makes_it_small(cla
         assert bool(got.isfinite().all()) == finite
         assert differences(FORM_SUBJECTS[name].loss, given)["loss"].not_judged == {"an intermediate may overflow": 1}
     assert_needed("factors come in any order", crossent.formula, "loss", given)
-    # A thousandth of it does not overflow, and is judged.
+    # A sum of a thousandth does not overflow, and has a bound.
     given = inputs((np.array(logits) / 1000).tolist(), [0], label_smoothing=0.1)
     for subject in EAGER:
         assert not differences(subject.loss, given)["loss"].not_judged
         assert differences(subject.loss, given)["loss"].ratio <= 1
 
 
-def test_a_product_may_overflow_before_the_factor_zero_is_there():
-    """2·2e38 is inf, and zero times it NaN, where the weight comes last: t·(-log p)·w. The exact loss is zero."""
+def test_a_product_may_overflow_before_its_last_factor_which_is_zero():
+    """If the weight comes last, t·(-log p)·w is 2 · 2e38 · 0 = inf · 0 = NaN, although the exact loss is 0."""
     given = inputs([[2e38, 0.0]], [[0.0, 2.0]], weight=[1.0, 0.0])
     assert evaluate(crossent.formula, given).loss.isnan().all()
     assert_needed("factors come in any order", crossent.formula, "loss", given)
 
 
 def test_terms_that_cancel_may_be_scaled_before_they_are_summed():
-    """Σ v = 0 times the upstream gradient is 0; each term of it, rounded first, leaves its rounding behind."""
+    """Σ v is 0. If an implementation scales and rounds each term before the sum, the sum is not 0."""
     target = [[1.0, -52.0, 48.0, 15.0, 50.0, -31.0, -84.0, -23.0, 76.0]]
     given = inputs([[6.0, *[0.0] * 8]], target, "bfloat16")
     given = replace(given, upstream=torch.tensor([1.015625], dtype=torch.bfloat16))
@@ -123,8 +123,8 @@ def test_terms_that_cancel_may_be_scaled_before_they_are_summed():
 
 
 @float16
-def test_two_of_three_factors_may_meet_first_so_that_no_rounding_is_known():
-    """w·t·g: of w·t it is known what rounding costs, but torch multiplies g·t first."""
+def test_the_rounding_of_a_product_of_three_factors_is_not_known():
+    """The bound could compute the rounding error of w·t in (w·t)·g. But torch computes (g·t)·w."""
     case = Case.of("float16-4x256x2x16-normal-probabilities-none-weight_zeros-stride0-expanded-seed1017810326")
     assert_needed("no rounding is known", TORCH.loss, "gradient", case.build(), "B", "torch")
 
@@ -135,8 +135,8 @@ def test_an_underflow_in_the_gradient_of_a_target_is_multiplied_too():
     assert_needed("an underflow is multiplied", TORCH.loss, "target_gradient", case.build(), "B", "torch")
 
 
-def test_a_product_in_the_gradient_of_a_target_may_overflow_before_a_factor_makes_it_small():
-    """2e38 · 2 is inf, where the weight comes after the upstream gradient of 2; with it the product is 2e37."""
+def test_a_product_in_the_gradient_of_a_target_may_overflow_before_its_last_factor():
+    """If the weight 0.05 comes last, 2e38 · 2 overflows, although the whole product is 2e37."""
     given = inputs([[2e38, 0.0]], [[0.0, 1.0]], weight=[1.0, 0.05])
     given = replace(given, upstream=torch.tensor([2.0]))
     found = differences(crossent.formula, given)["target_gradient"]
@@ -144,8 +144,8 @@ def test_a_product_in_the_gradient_of_a_target_may_overflow_before_a_factor_make
 
 
 @float16
-def test_an_underflow_is_multiplied_by_the_factors_still_to_come():
-    """ε/C divided by a thousand rows is zero in float16, and a weight of 2048 comes after: 2e-5 is lost."""
+def test_an_underflow_is_multiplied_by_the_remaining_factors():
+    """ε/C divided by a thousand rows underflows to 0 in float16. With the weight 2048 last, the error is 2e-5."""
     given = inputs(
         [[0.0, 0.0, -12.0]] * 1000,
         [0, 1] * 500,
@@ -159,10 +159,10 @@ def test_an_underflow_is_multiplied_by_the_factors_still_to_come():
     assert_needed("an underflow is multiplied", TORCH.loss, "gradient", given, "B", "torch")
 
 
-def test_the_parts_of_a_smoothed_loss_may_be_summed_apart_though_they_cancel():
-    """Each row is a thousand less a thousand: the sums over the rows are of thousands."""
+def test_the_parts_of_a_smoothed_loss_may_be_summed_separately_although_they_cancel():
+    """The two parts of each row are about 1000 and -1000. The sums of the parts have much larger rounding errors."""
 
-    def apart(input, target, **options):
+    def summed_separately(input, target, **options):
         rows = lay_out(input, target, options.get("weight"), -100, "sum", options["label_smoothing"])
         log_probs = -torch.log_softmax(rows.logits, -1)
         hard = 0.5 * rows.weigh(rows.pick(log_probs))
@@ -171,26 +171,27 @@ def test_the_parts_of_a_smoothed_loss_may_be_summed_apart_though_they_cancel():
 
     logits = [[0.0, -1000.3, -2000.7]] * 5000
     given = inputs(logits, [1] * 5000, weight=[1.0, 1.0, -2.0], reduction="sum", label_smoothing=0.5)
-    assert_needed("parts are summed apart", apart, "loss", given)
+    assert_needed("parts are summed separately", summed_separately, "loss", given)
 
 
 def test_the_weights_of_a_mean_are_summed_in_the_precision_of_its_losses():
-    """torch on a CPU adds up both in bfloat16."""
+    """On a CPU, torch sums both the losses and the weights in bfloat16."""
     given = inputs([[0.0, -50.0]] * 4000, [1] * 4000, "bfloat16", weight=[1.0, 1.03125], reduction="mean")
-    assert_needed("weights are summed as losses are", TORCH.loss, "gradient", given, "B", "torch")
+    assert_needed("weights are summed like losses", TORCH.loss, "gradient", given, "B", "torch")
 
 
-def test_the_constants_of_smoothing_are_held_as_other_numbers_are():
-    """(1 - ε)·t and ε/C cancel nearly; torch rounds both to bfloat16, and the second is an option."""
+def test_numbers_computed_from_label_smoothing_are_stored_like_other_numbers():
+    """(1 - ε)·t and ε/C nearly cancel, and torch rounds both to bfloat16."""
     given = inputs([[-1000.0, 0.0]], [[-0.61328125, 0.5]], "bfloat16", label_smoothing=0.553)
-    assert_needed("options are held as other numbers are", TORCH.loss, "gradient", given, "B", "torch")
+    assert_needed("options are stored like other numbers", TORCH.loss, "gradient", given, "B", "torch")
 
 
 @pytest.mark.parametrize("promise", ["eager", "kernel", "fast_kernel"])
-def test_a_common_offset_costs_nothing_where_the_maximum_comes_off_first(promise):
-    """The bound does not grow with the offset. `x - (max + log s)`, which rounds to the offset's places, is found.
+def test_the_bound_does_not_grow_with_a_common_offset(promise):
+    """A loss computed as `x - (max + log s)` fails with an offset, because `max + log s` loses digits.
 
-    A kernel may do the latter to a row that spans or touches zero, for whose spread it is allowed a few roundings.
+    A kernel may compute the loss in this way for a row that spans or touches zero. For such rows, the bound allows a
+    few roundings of the spread.
     """
     spread = np.random.RandomState(0).randint(-64, 64, size=(7, 10)) / 16
 
@@ -220,25 +221,25 @@ def reasons(check, given, **promised):
     }
 
 
-def test_what_has_no_bound_has_a_reason():
+def test_an_infinite_bound_has_a_reason():
     eager = {"promise": "eager", "grade": "A"}
     assert reasons("loss", inputs([[1.0, 2.0]], [0]), **eager) == {}
-    # The loss is 6e4 in float16, and twice that.
+    # The loss of each row is 6e4, and the sum of both overflows float16.
     given = inputs([[0.0, 60000.0]] * 2, [0, 0], "float16", reduction="sum")
     assert reasons("loss", given, **eager) == {"an intermediate may overflow": 1}
     assert reasons("gradient", given, **eager) == {}
-    # Weights of both signs leave a rounding of their sum.
+    # The sum of these weights of both signs is as small as its rounding error.
     given = inputs([[0.0, 1.0]] * 3, [0, 1, 1], weight=[1.0, -0.5 - 2.0**-24], reduction="mean")
     assert reasons("loss", given, **eager) == {"the denominator may be zero": 1}
     assert reasons("gradient", given, **eager) == {"the denominator may be zero": 6}
-    # A running sum of 200 terms in bfloat16 may have lost them all.
+    # A running sum in bfloat16 may lose most of 200 equal terms.
     given = inputs([[0.0, 1.0]] * 200, [0] * 200, "bfloat16", reduction="sum")
     on_cuda = {"promise": "torch", "grade": "B", "device": "cuda", "rows": 200}
     assert reasons("loss", given, **on_cuda) == {"the format is too short for so many terms": 1}
-    # A probability of zero at a logit of -inf: the exact value is NaN, and is compared.
+    # With a probability of 0 at a logit of -inf, the exact value is NaN, and crossent compares this NaN.
     given = inputs([[0.0, -float("inf")]], [[1.0, 0.0]])
     assert reasons("loss", given, **eager) == {"zero times infinity": 1}
     assert differences(crossent.formula, given)["loss"].not_judged == {}
-    # Weights that cancel to nothing: 0/0 or x/0, whatever their sum was rounded to.
+    # If the weights cancel to 0, the result is 0/0, or x/0 after a rounding of their sum.
     given = inputs([[0.0, 1.0]] * 2, [0, 1], weight=[1.0, -1.0], reduction="mean")
     assert differences(crossent.formula, given)["gradient"].not_judged == {"there is no exact value": 4}

@@ -1,7 +1,7 @@
-"""Bounds of calls that are small enough to work out by hand, with each rounding written down.
+"""Error bounds of small calls, worked out by hand with each rounding written down.
 
-The calls have two equal logits. Their differences, their exponentials and the sum of the exponentials are exact: 0, 1
-and 2. The error comes from the logarithm, by one ulp of torch's on a CPU, and from the steps after the logarithm.
+Most calls have two equal logits. The differences, the exponentials and the sum of the exponentials are exact: 0, 1 and
+2. So the error comes from the logarithm, one ulp for torch on a CPU, and from the steps after the logarithm.
 """
 
 import math
@@ -25,17 +25,20 @@ INF = math.inf
 
 
 def rounded(value, error):
-    """The error after one more rounding to float32."""
+    """Return the error of a value after one more rounding to float32."""
     return error + U * (value + error)
 
 
 def times(a, a_error, b, b_error):
-    """The error of a product, rounded."""
+    """Return the error of the rounded product of two numbers with errors."""
     return rounded(abs(a * b), abs(a) * b_error + abs(b) * a_error + a_error * b_error)
 
 
 def added(*terms, sizes=None):
-    """The error of a sum, (value, error) each, in the worst order: the largest terms pass through all additions."""
+    """Return the error of a sum of terms (value, error) in the worst order, which adds the largest terms first.
+
+    `sizes` may replace the magnitudes of the terms.
+    """
     sizes = sorted(sizes or [abs(value) + error for value, error in terms], reverse=True)
     depth = len(terms) - 1
     passed = sum(sum(sizes[: j + 1]) for j in range(1, len(terms)))
@@ -43,11 +46,11 @@ def added(*terms, sizes=None):
 
 
 LOG2 = math.log(2)
-LOG = rounded(LOG2, 2 * U * LOG2)  # of log p: log 2 within an ulp, and 0 - log 2
-P = 0.5 * math.expm1(LOG) + 2 * U * 0.5 * math.exp(LOG)  # of p = exp(log p), within an ulp of what came
-# Under ε = 1/2: 1 - ε and ε/C are off by two roundings each.
-REST, UNIFORM = 2 * U * 0.5, 2 * U * 0.25
-TRUE, OTHER = rounded(0.75, rounded(0.5, REST) + UNIFORM), rounded(0.25, UNIFORM)  # of q
+# The errors of these numbers for two equal logits:
+LOG = rounded(LOG2, 2 * U * LOG2)  # log p: one ulp of log 2, and the rounding of 0 - log 2
+P = 0.5 * math.expm1(LOG) + 2 * U * 0.5 * math.exp(LOG)  # p = exp(log p): the error of log p, and one ulp of exp
+REST, UNIFORM = 2 * U * 0.5, 2 * U * 0.25  # 1 - ε and ε/C for ε = 1/2: two roundings each
+TRUE, OTHER = rounded(0.75, rounded(0.5, REST) + UNIFORM), rounded(0.25, UNIFORM)  # q of the true and the other class
 
 
 def bounds_of(given, promise="eager", grade="A", **changes):
@@ -56,13 +59,13 @@ def bounds_of(given, promise="eager", grade="A", **changes):
 
 
 def assert_is(bound, by_hand):
-    """Up to what covers the roundings of the bound's own arithmetic, 2^-30."""
+    """Assert that a bound is the number worked out by hand, up to the margin 2^-30 that `safe` adds."""
     by_hand = np.broadcast_to(by_hand, bound.shape)
     assert ((by_hand <= bound) & (bound <= by_hand * (1 + 2.0**-29))).all(), (bound, by_hand)
 
 
 def equal(rows, target, upstream=1.0, **options):
-    """Rows of two equal logits."""
+    """Return the inputs of a call whose rows have two equal logits."""
     given = inputs([[0.0, 0.0]] * rows, target, **options)
     return replace(given, upstream=torch.full_like(given.upstream, upstream))
 
@@ -83,7 +86,7 @@ def test_an_ignored_row_has_no_error():
     assert_is(bounds_of(equal(2, [0, -100], reduction="sum")).loss, LOG)
 
 
-def test_a_sum_adds_the_errors_of_its_rows_and_one_of_its_own():
+def test_a_sum_adds_the_errors_of_its_rows_and_its_own_rounding_error():
     given = equal(2, [0, 1], reduction="sum")
     assert_is(bounds_of(given).loss, added((LOG2, LOG), (LOG2, LOG)))
     three = bounds_of(equal(3, [0, 1, 1], reduction="sum")).loss
@@ -95,25 +98,25 @@ def test_a_mean_over_a_power_of_two_adds_no_rounding():
 
 
 def divided(value, error, by, ulps=0.5):
-    """The error of a quotient by a known number, rounded; float64, in which the bound is made, rounds it too."""
+    """Return the error of a rounded quotient by a known number. The bound adds a rounding of float64."""
     return error / by + (2 * ulps * U + 2.0**-52) * (abs(value) + error) / by
 
 
 def inverted(value, error, by, ulps=0.5):
-    """The error of a product with the inverse of a known number, which is rounded too."""
+    """Return the error of a rounded product with the rounded inverse of a known number."""
     return times(value, error, 1 / by, (2 * ulps * U + 2.0**-52) / by)
 
 
 def either_way(rows, by, ulps=0.5, sizes=None, divide=divided):
-    """The error of a mean: the sum of its rows divided, or the rows divided before they are summed."""
+    """Return two errors of a mean: if the sum of the rows is divided, and if each row is divided before the sum."""
     after = divide(sum(value for value, _ in rows), added(*rows, sizes=sizes), by, ulps)
     each = [(value / by, divide(value, error, by, ulps)) for value, error in rows]
     before = added(*each, sizes=sizes and [size / by for size in sizes])
     return after, before
 
 
-def test_a_mean_may_be_divided_before_it_is_summed_or_after():
-    """Where its rows cancel, the former costs more."""
+def test_a_mean_may_be_divided_before_or_after_its_sum():
+    """If the rows cancel, dividing before the sum has the larger error."""
     given = equal(2, [0, 1], weight=[3.0, 3.0], reduction="mean")
     assert_is(bounds_of(given).loss, max(either_way([(3 * LOG2, times(3, 0, LOG2, LOG))] * 2, 6)))
     given = equal(4, [0, 0, 0, 1], weight=[3.0, -4.0], reduction="mean")
@@ -122,8 +125,8 @@ def test_a_mean_may_be_divided_before_it_is_summed_or_after():
     assert_is(bounds_of(given).loss, before)
 
 
-def test_the_division_of_a_fast_kernel_is_off_by_two_ulps_and_a_half():
-    """The log is off by 2^-21.41 at 2, and one more rounding is the kernel's. A product with 1/5 rounds once more."""
+def test_the_division_of_a_fast_kernel_has_an_error_of_two_and_a_half_ulps():
+    """The error of log at 2 is 2^-21.41, and the kernel rounds once more. A product with 1/5 has one more rounding."""
     log = rounded(LOG2, rounded(LOG2, 2.0**-21.41))
     given = equal(4, [0, 0, 0, 1], weight=[3.0, -4.0], reduction="mean")
     rows = [(3 * LOG2, times(3, 0, LOG2, log))] * 3 + [(-4 * LOG2, 4 * log)]
@@ -131,7 +134,8 @@ def test_the_division_of_a_fast_kernel_is_off_by_two_ulps_and_a_half():
     after, before = either_way(rows, 5, 2.5, divide=inverted)
     assert after < before
     assert_is(bounds_of(given, "fast_kernel").loss, before)
-    # At grade B a sum before the division costs more, since it is stored: two ulps more of a third of three losses.
+    # At grade B, the sum is stored before the division. The error of the mean, log 2, is two ulps larger than with an
+    # accurate division.
     given = equal(3, [0, 1, 1], dtype="bfloat16", reduction="mean")
     accurate = replace(FUNCTIONS["fast", "float32"], division_ulps=0.5)
     losses = [bounds_of(given, "fast_kernel", "B", **changes).loss for changes in ({}, {"functions": accurate})]
@@ -139,15 +143,15 @@ def test_the_division_of_a_fast_kernel_is_off_by_two_ulps_and_a_half():
 
 
 def parts(true=1.0, other=1.0):
-    """Value and error of the two terms of a smoothed loss, under weights of the true class and of the other."""
+    """Return (value, error) of the two terms of a smoothed loss. The arguments are the weights of the classes."""
     shares = ((0.75, TRUE, true), (0.25, OTHER, other))
-    # A power of two does not round.
+    # A product with a power of two is exact.
     weighted = [(q * w, times(q, e, w, 0) if math.frexp(abs(w))[0] != 0.5 else e * abs(w)) for q, e, w in shares]
     return [(value * LOG2, times(value, error, LOG2, LOG)) for value, error in weighted]
 
 
 def of_smoothed_loss(true=1.0, other=1.0):
-    """Value and error of a smoothed loss, and its size: that of its parts."""
+    """Return the value and the error of a smoothed loss, and its size, the sum of the magnitudes of its terms."""
     terms = parts(true, other)
     return sum(value for value, _ in terms), added(*terms), sum(abs(value) + error for value, error in terms)
 
@@ -162,16 +166,16 @@ def test_a_smoothed_loss_has_the_errors_of_its_shares_and_of_their_sum(weight):
     assert_is(bounds_of(given).loss, by_hand)
 
 
-def test_the_parts_of_smoothed_rows_are_summed_apart_where_they_cancel():
-    """The weights are 1 and -3: each row comes to 0, and its parts do not."""
+def test_the_parts_of_smoothed_rows_may_be_summed_separately():
+    """With the weights 1 and -3, the loss of each row is 0, but its two parts are not."""
     value, row, size = of_smoothed_loss(1, -3)
     assert value == 0
     given = equal(2, [0, 0], weight=[1.0, -3.0], label_smoothing=0.5, reduction="sum")
     assert_is(bounds_of(given).loss, added((value, row), (value, row), sizes=[size, size]))
 
 
-def test_the_parts_of_a_smoothed_mean_may_be_divided_and_summed_apart():
-    """The weights are 3 and -4: three rows of one sign and one of the other, over a denominator of 5."""
+def test_the_parts_of_a_smoothed_mean_may_be_divided_and_summed_separately():
+    """With the weights 3 and -4, the sign of one row differs from the other three, and the denominator is 5."""
     value, row, size = of_smoothed_loss(3, -4)
     last_value, last_row, last_size = of_smoothed_loss(-4, 3)
     rows, sizes = [(value, row)] * 3 + [(last_value, last_row)], [size] * 3 + [last_size]
@@ -188,9 +192,10 @@ def test_the_loss_of_probabilities_has_the_errors_of_its_products_and_of_their_s
 
 
 def of_gradient(p, scale, coefficient):
-    """Of `s·p - s·v` for the true class, of `s·p` for the other: scaled before they are subtracted, or after.
+    """Return the error of the gradient `s·p - s·v` of the true class, where `p` stands for the error of p = 1/2.
 
-    Scale and coefficient are known, and so is their product.
+    An implementation may multiply by the scale `s` before the difference or after it. `s`, the coefficient `v` and
+    their product are known numbers.
     """
     scaled = times(0.5, p, scale * coefficient, 0)
     before = rounded(scale * coefficient / 2, scaled)
@@ -213,38 +218,40 @@ def test_a_gradient_with_a_weight_has_one_rounding_more():
 
 
 def test_a_scale_that_is_a_power_of_two_adds_no_rounding():
-    """3/2: the denominator is the number of rows."""
+    """The denominator is the number of rows, 2, so the scale is 3/2."""
     given = equal(2, [0, 1], upstream=3.0, reduction="mean")
     of_true, of_other = bounds_of(given).gradient[0]
     assert_is(np.array([of_true, of_other]), of_gradient(P, 1.5, 1))
 
 
 def of_sixteen():
-    """The error of p in a kernel: a softmax of sixteen equal logits."""
+    """Return the error of p in a kernel, for the softmax of sixteen equal logits."""
     log16 = 4 * LOG2
-    log = rounded(log16, rounded(log16, 3 * U * log16))  # CUDA's log is within 1.5 ulp; `max + log s` may round
-    return (math.expm1(log) + 5 * U * math.exp(log)) / 16  # and exp within 2.5
+    log = rounded(log16, rounded(log16, 3 * U * log16))  # 1.5 ulps of CUDA's log, and two roundings
+    return (math.expm1(log) + 5 * U * math.exp(log)) / 16  # 2.5 ulps of exp
 
 
 def test_a_kernel_may_subtract_one_from_p_before_it_multiplies_by_any_factor():
-    """Of sixteen equal logits, `s (p - 1)` rounds the true class more often than `s p - s`, where s is `g w`."""
+    """For sixteen equal logits and s = g w, `s (p - 1)` has a larger error at the true class than `s p - s`."""
     p = of_sixteen()
     upstream, weight = 1 + 2.0**-12, 1 + 2.0**-13
-    lost = abs(float(np.float32(upstream * weight)) - upstream * weight)  # by the product, which is known
+    lost = abs(float(np.float32(upstream * weight)) - upstream * weight)  # the known rounding error of the product
     given = inputs([[0.0] * 16], [0], weight=[weight] + [1.0] * 15)
     given = replace(given, upstream=torch.tensor([upstream]))
-    in_turn = times(weight / 16, times(1 / 16, p, weight, 0), upstream, 0)  # p w, and then g
+    in_turn = times(weight / 16, times(1 / 16, p, weight, 0), upstream, 0)  # p w first, then times g
     at_once = times(1 / 16, p, upstream * weight, lost)
     before = rounded(15 / 16 * upstream * weight, max(in_turn, at_once) + lost)
     after = times(15 / 16, rounded(15 / 16, p), upstream * weight, lost)
     assert after > before + U / 2
-    other = rounded(upstream * weight / 16, max(in_turn, at_once))  # a difference from 0 counts as a rounding here
+    other = rounded(
+        upstream * weight / 16, max(in_turn, at_once)
+    )  # the bound counts the subtraction of 0 as a rounding
     assert_is(bounds_of(given, "kernel").gradient[0], [after] + [other] * 15)
 
 
 def test_a_smoothing_kernel_may_subtract_one_from_p_in_the_part_of_the_target():
     """The gradient of the true class is `3 (1 - ε) (p - 1) + ε/C (p Σ w - 3)`; the other fifteen weights are -4."""
-    p, rest = of_sixteen(), rounded(0.5, REST + U / 2)  # a kernel rounds ε, too, and scales each share
+    p, rest = of_sixteen(), rounded(0.5, REST + U / 2)  # a kernel also rounds ε and scales both shares
     scaled = times(3, 0, 0.5, rest)
     softmax = max(times(3 / 16, times(1 / 16, p, 3, 0), 0.5, rest), times(1 / 16, p, 1.5, scaled))
     before = rounded(15 / 16 * 1.5, softmax + scaled)
@@ -268,7 +275,7 @@ def test_a_smoothing_kernel_may_subtract_one_from_p_in_the_part_of_the_target():
 
 @pytest.mark.parametrize("promise", ["eager", "kernel"])
 def test_a_gradient_of_the_only_class_has_no_error(promise):
-    """p is exactly 1, and the upstream gradient times the weight is 15: no step rounds."""
+    """p is exactly 1, and the upstream gradient times the weight is 15, so no step has a rounding error."""
     given = inputs([[7.0]], [0], weight=[5.0])
     given = replace(given, upstream=torch.tensor([3.0]))
     assert bounds_of(given, promise).gradient == 0
@@ -276,7 +283,7 @@ def test_a_gradient_of_the_only_class_has_no_error(promise):
 
 @pytest.mark.parametrize(("promise", "error"), [("eager", 0.0), ("kernel", 15 * U)])
 def test_a_tangent_of_known_numbers_rounds_only_in_a_kernel(promise, error):
-    """p is exactly 1 and 0, and the tangent is 5·(3 - 0). A kernel may multiply the 5 by another factor first."""
+    """The softmax is exactly (1, 0). The tangent is 5·(3 - 0), but a kernel may multiply 5 by another factor first."""
     terms = terms_of(inputs([[0.0, -INF]], [1], weight=[1.0, 5.0]))
     along = DerivativeBounds(terms, contract(promise, "A", "float32"), np.array([[3.0, 0.0]]))
     assert_is(along.tangent, error)
@@ -284,7 +291,7 @@ def test_a_tangent_of_known_numbers_rounds_only_in_a_kernel(promise, error):
 
 @pytest.mark.parametrize(("promise", "ulps"), [("eager", 0.5), ("fast_kernel", 2.5)])
 def test_a_scale_has_the_error_of_its_division(promise, ulps):
-    """1/3, of which a bound knows no digits: the factors that meet may be others."""
+    """The scale is 1/3. The bound does not use its known rounding error: other factors may be multiplied first."""
     bounds = bounds_of(equal(3, [0, 1, 1], reduction="mean"), promise)
     scale = (2 * ulps * U + 2.0**-52) / 3
     assert_is(safe(bounds._scale().error), scale)
@@ -313,35 +320,35 @@ def test_the_gradient_of_a_target_has_the_errors_of_each_of_its_factors():
     assert_is(bounds_of(replace(given, upstream=torch.tensor([3.0]))).target_gradient, scaled)
 
 
-def test_a_kernel_may_take_the_maximum_and_the_logarithm_off_its_logits():
-    """CUDA's log is within 1.5 ulp; its sum with the maximum rounds, and what is taken off it."""
+def test_a_kernel_may_subtract_the_sum_of_maximum_and_logarithm_from_the_logits():
+    """The error is 1.5 ulps of CUDA's log, one rounding of the sum with the maximum, and one of the difference."""
     log = rounded(LOG2, 3 * U * LOG2)
     assert_is(bounds_of(equal(1, [0]), promise="kernel").loss, rounded(LOG2, log))
 
 
-def test_a_kernel_takes_the_logits_apart_before_it_weighs_them():
-    """`8 + log Σ` rounds by 8u and Σ by u; the weight makes 27u of it. Smoothed, 3·8 would round besides, and twice."""
+def test_a_kernel_subtracts_the_logsumexp_before_it_multiplies_by_the_weight():
+    """`8 + log Σ` has a rounding error of 8u and Σ one of u. The weight 3 makes the error 27u."""
     given = inputs([[8.0, 0.0]], [0], weight=[3.0, 1.0])
     (bound,) = bounds_of(given, "kernel").loss
     assert 27 * U < bound < 28 * U
 
 
-def test_a_common_offset_costs_a_kernel_nothing_that_smooths_the_logits_as_they_are():
-    """Grade A moves each row so that it spans zero, by a number of its own; what it costs is that of the moved row."""
+def test_a_common_offset_adds_no_error_in_a_kernel_that_smooths_with_unshifted_logits():
+    """At grade A, the bound is the bound of the row that is shifted to zero. Each row has its own shift."""
     given = inputs(
         [[3.0, 0.0, 1.0], [1003.0, 1000.0, 1001.0], [10003.0, 10000.0, 10001.0]], [0] * 3, label_smoothing=0.1
     )
     bound = bounds_of(given, "kernel").loss
     assert bound[0] == bound[1] == bound[2] < 100 * U
-    # At grade B an offset may cost; but the coefficients, which are options, are not rounded to bfloat16 for it.
+    # At grade B, an offset may add an error. But the coefficients are not rounded to bfloat16.
     given = inputs([[4096.0, 4096.0]], [0], "bfloat16", label_smoothing=0.1)
     assert 4096 * U < bounds_of(given, "kernel", "B").loss[0] < 4096 * 2.0**-9
 
 
-def test_a_kernel_may_smooth_the_logits_as_they_are():
-    """`Σ q · (max + log Σ) - Σ q x`, of which the latter is 0 here, and the difference still rounds."""
+def test_a_kernel_may_smooth_with_unshifted_logits():
+    """The loss is `Σ q · (max + log Σ) - Σ q x`. The second sum is 0 here, but the difference counts as a rounding."""
     log = rounded(LOG2, 3 * U * LOG2)
-    true = rounded(0.75, rounded(0.5, REST + U / 2) + UNIFORM)  # a kernel rounds ε, too
+    true = rounded(0.75, rounded(0.5, REST + U / 2) + UNIFORM)  # a kernel also rounds ε
     shares = (0.75, true), (0.25, OTHER)
     of_rows = added(*[(q * LOG2, times(q, error, LOG2, rounded(LOG2, log))) for q, error in shares])
     of_logits = rounded(LOG2, times(1, added(*shares), LOG2, log))
@@ -351,11 +358,11 @@ def test_a_kernel_may_smooth_the_logits_as_they_are():
 
 # --- Underflows that are multiplied -------------------------------------------------------------------------------
 
-ETA = 2.0**-149  # float32's smallest number; its normal ones begin at 2^-126
+ETA = 2.0**-149  # the smallest subnormal number of float32; the smallest normal number is 2^-126
 
 
 def lost(product, *factors, of=None, **options):
-    """What a product's error grows by where partial products may be held, of any of its factors."""
+    """Return the error that underflows of partial products add to a product, with the factors in any order."""
     held = Held(np.array([product]), np.zeros((1, len(product))), FLOAT32)
     of = of or bounds_of(equal(1, [0]))
     left = of._in_any_order(held, [np.reshape(factor, (1, -1)) for factor in factors], **options)
@@ -363,21 +370,21 @@ def lost(product, *factors, of=None, **options):
     return left.error[0].tolist()
 
 
-def test_of_three_factors_the_largest_multiplies_what_underflows_before_it():
-    """Where the product is above twice the smallest normal number times 2^10, the other two were no underflow."""
+def test_of_three_factors_the_largest_multiplies_the_underflow_of_the_other_two():
+    """A product above 2^10 times twice the smallest normal number had no underflow before the factor 2^10."""
     product = [2.0**-120, 2.0**-115, 2.0**-115 * (1 - 2.0**-24), 1.0]
     by_hand = [ETA / 2 * 2.0**10, 0.0, ETA / 2 * 2.0**10, 0.0]
     assert lost(product, 2.0**-3, 2.0**10, 2.0**4) == by_hand
 
 
-def test_of_four_factors_one_is_to_come_or_two():
+def test_of_four_factors_one_or_two_may_remain_after_an_underflow():
     product = [2.0**-120, 2.0**-113, 2.0**-111]
     both, two = ETA / 2 * (2.0**10 + 2.0**14), ETA / 2 * 2.0**14
     assert lost(product, 1.0, 2.0**4, 2.0**-3, 2.0**10) == [both, two, 0.0]
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
-def test_of_no_rows_there_is_nothing_to_multiply(reduction):
+def test_a_call_without_rows_has_bounds(reduction):
     upstream = torch.ones(0 if reduction == "none" else ())
     given = inputs([[0.0, 0.0]], [[0.5, 0.5]], reduction=reduction, weight=[1.0, 1.0], label_smoothing=0.5)
     given = replace(given, logits=given.logits[:0], target=given.target[:0], upstream=upstream)
@@ -385,7 +392,7 @@ def test_of_no_rows_there_is_nothing_to_multiply(reduction):
     assert bounds.gradient.shape == bounds.target_gradient.shape == (0, 2)
 
 
-def test_two_factors_and_a_product_of_zero_leave_nothing_to_multiply():
+def test_a_product_of_two_factors_and_a_product_of_zero_have_no_error_of_underflow():
     assert lost([2.0**-140], 2.0**10, 2.0**4) == [0.0]
     assert lost([0.0, 2.0**-120], 2.0**-3, 2.0**10, 2.0**4) == [0.0, ETA / 2 * 2.0**10]
     assert lost([0.0, 2.0**-120], 2.0**-3, 2.0**10, 2.0**4, products=2) == [0.0, ETA * 2.0**10]
@@ -396,18 +403,18 @@ def test_each_number_has_its_own_largest_factor():
     assert lost([2.0**-123] * 3, *factors) == [ETA / 2 * 2.0**10, ETA / 2 * 2.0**8, ETA / 2 * 2.0**20]
 
 
-def test_a_sum_of_two_products_says_nothing_of_either():
+def test_both_products_of_a_large_sum_may_underflow():
     assert lost([1.0], 2.0**-3, 2.0**10, 2.0**4, products=2) == [2 * ETA / 2 * 2.0**10]
 
 
-def test_what_is_stored_underflows_earlier():
-    """To the eight bits of bfloat16: its smallest number is 2^-133."""
+def test_a_product_that_is_stored_in_a_narrow_format_underflows_earlier():
+    """The smallest number of bfloat16 is 2^-133."""
     of = bounds_of(equal(1, [0], dtype="bfloat16"), grade="B")
     assert lost([2.0**-120], 2.0**-3, 2.0**10, 2.0**4, of=of) == [2.0**-134 * 2.0**10]
 
 
 def test_smoothing_makes_two_products_of_which_either_may_underflow():
-    """ε/C·g and (1 - ε)·t·g are below float32's smallest number, and the weight comes after."""
+    """ε/C·g and (1 - ε)·t·g are subnormal in float32, and the large weight comes last."""
     given = equal(1, [0], upstream=2.0**-130, weight=[2.0**20, 2.0**20], label_smoothing=0.5)
     bounds = bounds_of(given)
     scaled = bounds._scaled(bounds._coefficients, Held.exactly([[2.0**-130]], FLOAT32)).error[0]
@@ -418,7 +425,7 @@ def test_a_scale_has_the_upstream_gradient_and_the_inverse_of_the_denominator_fo
     given = equal(2, [0, 1], upstream=-3.0, weight=[3.0, 5.0], reduction="mean")
     upstream, inverse = bounds_of(given)._scale_factors()
     assert (upstream.tolist(), inverse.tolist()) == ([[3.0], [3.0]], [[0.125], [0.125]])
-    # The sum of these weights rounds, down perhaps: one over the denominator is larger then.
+    # The sum of these weights may be rounded down, so the inverse of the denominator may be larger.
     given = equal(2, [0, 1], weight=[1.0, 1.5 * U], reduction="mean")
     _, inverse = bounds_of(given)._scale_factors()
     assert (inverse > 1 / (1 + 1.5 * U)).all()
@@ -430,56 +437,57 @@ def test_a_scale_has_the_upstream_gradient_and_the_inverse_of_the_denominator_fo
 @pytest.mark.parametrize(
     ("upstream", "weight", "overflows"),
     [
-        (2.0, 0.05, True),  # 2e38·2, before the weight is there
-        (0.05, 2.0, True),  # 2e38·2, before the upstream gradient is there
+        (2.0, 0.05, True),  # 2e38·2 overflows, if the weight comes last
+        (0.05, 2.0, True),  # 2e38·2 overflows, if the upstream gradient comes last
         (0.5, 1.5, False),
         (1.0, 1.0, False),
     ],
 )
-def test_a_factor_that_makes_a_product_small_may_come_last(upstream, weight, overflows):
+def test_a_small_factor_of_a_product_may_come_last(upstream, weight, overflows):
     given = inputs([[2e38, 0.0]], [[0.0, 1.0]], weight=[1.0, weight])
     given = replace(given, upstream=torch.tensor([upstream]))
     assert np.isinf(bounds_of(given).target_gradient).tolist() == [[False, overflows]]
 
 
 def open_loss(*arguments, **options):
-    """Where the loss has no bound."""
+    """Return whether the bound of each row's loss, or of the reduced loss, is infinite."""
     return np.isinf(bounds_of(inputs(*arguments, **options)).loss).tolist()
 
 
-FAR, SHARE = [0.0, -2e38], 2.0**-100  # two logarithms of 2e38 overflow as a sum; and so small a smoothing
+FAR = [0.0, -2e38]  # a row with a log-probability of -2e38: the sum of two such numbers overflows
+SHARE = 2.0**-100  # a tiny label_smoothing
 
 
-def test_all_classes_are_summed_before_a_smoothing_makes_them_small():
+def test_all_classes_may_be_summed_before_the_product_with_the_smoothing():
     assert open_loss([[0.0, -2e38, -2e38]], [0], label_smoothing=SHARE) == [True]
     assert open_loss([FAR, FAR], [0, 0], label_smoothing=SHARE) == [False, False]
-    # Half each, as probabilities are, is none.
+    # With probabilities of 0.5, the sum does not overflow.
     assert open_loss([[0.0, -2e38, -2e38]], [[0.0, 0.5, 0.5]]) == [False]
 
 
-def test_a_weight_that_is_large_may_come_before_a_probability_that_is_small():
+def test_a_large_weight_may_come_before_a_small_probability():
     assert open_loss([FAR], [[0.0, 0.1]], weight=[1.0, 3.0]) == [True]
     assert open_loss([FAR], [[0.0, 0.1]], weight=[1.0, 0.5]) == [False]
 
 
-def test_all_rows_are_summed_before_a_smoothing_makes_them_small():
+def test_all_rows_may_be_summed_before_the_product_with_the_smoothing():
     small = {"label_smoothing": SHARE, "reduction": "sum"}
     assert open_loss([FAR, FAR], [0, 0], **small) is True
     assert open_loss([FAR, FAR], [0, -100], **small) is False
-    # Of probabilities, only those of one class in one row.
+    # With probabilities, only the product of one class in one row may overflow.
     assert open_loss([FAR, FAR], [[0.0, 0.001]] * 2, reduction="sum") is False
 
 
-def test_a_mean_may_be_divided_before_a_smoothing_makes_it_small():
-    """By a weight of 2^-24; and by 2 only after the sum of the rows, which is 4e38."""
+def test_a_mean_may_be_divided_before_its_product_with_the_smoothing():
+    """A division by the weight 2^-24 overflows. So does the sum of the rows, 4e38, before its division by 2."""
     small = {"label_smoothing": SHARE, "reduction": "mean"}
     assert open_loss([[0.0, -1e35]], [0], weight=[U, 1.0], **small) is True
     assert open_loss([[0.0, -1e35]], [0], weight=[1.0, 1.0], **small) is False
     assert open_loss([FAR, FAR], [0, 0], **small) is True
 
 
-def test_a_mean_may_be_divided_by_the_least_that_its_denominator_may_be():
-    """1 - 1 + 2^-20 errs by 2^-22, in any order: a sum of 2^108 divided by the difference of these is beyond 2^128."""
+def test_a_mean_may_be_divided_by_the_least_possible_denominator():
+    """The denominator 1 - 1 + 2^-20 has an error of 2^-22. So a sum of 2^108 may become larger than 2^128."""
     weight = [1.0, -1.0, 2.0**-20 + 2.0**-40]
     logits = [[0.0, 0.0, -(2.0**108) / 3]] * 3
     assert open_loss(logits, [0, 1, 2], weight=weight, label_smoothing=SHARE, reduction="mean") is True
@@ -487,7 +495,7 @@ def test_a_mean_may_be_divided_by_the_least_that_its_denominator_may_be():
     assert open_loss(logits, [0, 1, 2], weight=weight, label_smoothing=SHARE, reduction="mean") is False
 
 
-# --- Where there is no bound --------------------------------------------------------------------------------------
+# --- Infinite bounds ----------------------------------------------------------------------------------------------
 
 ZERO_TIMES_INFINITY, OVERFLOW = "zero times infinity", "an intermediate may overflow"
 TOO_SHORT, ZERO_DENOMINATOR = "the format is too short for so many terms", "the denominator may be zero"
@@ -498,16 +506,16 @@ def opened(check, given, promise="eager", grade="A", **changes):
     return {reason: where.tolist() for reason, where in found.items()}
 
 
-def test_each_row_has_a_reason_of_its_own():
-    """0·inf; a difference beyond float64; an infinite loss, which is right; and a row with nothing to say."""
+def test_each_row_has_its_own_reason():
+    """The rows have 0·inf, a difference beyond float64, an infinite loss (which is exact), and a finite bound."""
     logits = [[0.0, -INF], [1e308, -1e308], [0.0, -INF], [0.0, 1.0]]
     given = inputs(logits, [[1.0, 0.0], [1.0, 0.0], [0.5, 0.5], [1.0, 0.0]], "float64")
     found = opened("loss", given)
     assert found == {OVERFLOW: [False, True, False, False], ZERO_TIMES_INFINITY: [True, False, False, False]}
 
 
-def test_each_element_has_a_reason_of_its_own():
-    """The derivative by a probability is the logarithm times the weight, 0·inf, of one class of three in one row."""
+def test_each_element_has_its_own_reason():
+    """The gradient of the target is the weight times the logarithm, which is 0·inf for one element."""
     given = inputs([[0.0, -INF, 0.0], [0.0, 1.0, 2.0]], [[1.0, 0.0, 0.0]] * 2, weight=[1.0, 0.0, 1.0])
     found = opened("target_gradient", given)
     assert found == {ZERO_TIMES_INFINITY: [[False, True, False], [False, False, False]]}
@@ -519,15 +527,15 @@ def test_an_infinity_in_an_ignored_row_is_no_reason():
 
 
 @pytest.mark.parametrize("order", [ANY_ORDER, Order(1000)])
-def test_so_many_terms_that_the_format_is_too_short_are_counted(order):
-    """A running sum of 129 terms in eight bits may lose all of them; where 128 do not, something else is the reason."""
+def test_a_bound_is_infinite_if_the_format_is_too_short_for_so_many_terms(order):
+    """A running sum of 129 terms with eight bits may lose most of them. A sum of 128 terms has another reason."""
     stored = {"promise": "torch", "grade": "B", "row_order": order}
     given = inputs([[0.0, 1.0]] * 129, [[1.0, 0.0]] * 129, "bfloat16", reduction="sum")
     assert opened("loss", given, **stored) == {TOO_SHORT: True}
     logits, target = [[0.0, 1.0]] * 127 + [[0.0, -INF]], [[1.0, 0.0]] * 128
     given = inputs(logits, target, "bfloat16", reduction="sum")
     assert opened("loss", given, **stored) == {ZERO_TIMES_INFINITY: True}
-    # Rows that are not summed have no such reason, nor have few additions however many rows there are.
+    # The reason needs a sum over rows, and an order in which a term passes many additions.
     given = inputs([[0.0, 1.0], *logits], [[1.0, 0.0], *target], "bfloat16")
     assert opened("loss", given, **stored).keys() == {ZERO_TIMES_INFINITY}
     given = inputs([[0.0, 1.0], *logits], [[1.0, 0.0], *target], "bfloat16", reduction="sum")
@@ -539,10 +547,10 @@ def test_a_denominator_of_exactly_zero_may_be_zero():
     assert opened("loss", given) == {ZERO_DENOMINATOR: True}
 
 
-# --- What is no evidence ------------------------------------------------------------------------------------------
+# --- Wrong results that would pass --------------------------------------------------------------------------------
 
 
-def test_the_part_of_a_gradient_that_the_target_makes_is_minus_its_scaled_coefficients():
+def test_the_gradient_without_its_softmax_is_minus_the_scaled_coefficients():
     given = equal(3, [0, 1, -100], upstream=6.0, weight=[5.0, 7.0], reduction="mean")
     bounds = bounds_of(given)
     (part,) = bounds.vacuous_results("gradient")
@@ -552,7 +560,7 @@ def test_the_part_of_a_gradient_that_the_target_makes_is_minus_its_scaled_coeffi
     assert bounds.vacuous_results("loss") == bounds.vacuous_results("target_gradient") == []
 
 
-def test_the_part_of_a_gradient_over_a_denominator_of_zero_is_made_without_a_warning():
+def test_the_gradient_without_its_softmax_gives_no_warning_for_a_denominator_of_zero():
     (part,) = bounds_of(equal(2, [0, 1], weight=[1.0, -1.0], reduction="mean")).vacuous_results("gradient")
     assert not np.isfinite(part).all()
 
@@ -571,16 +579,16 @@ def test_the_part_of_a_gradient_over_a_denominator_of_zero_is_made_without_a_war
 def test_a_kernel_that_multiplies_by_the_smoothing_factor_last_overflows_in_the_unscaled_sum(
     logits, weight, smoothing, overflows
 ):
-    """`Σ w_c · logsumexp` and `Σ w_c x_c` of a row, before the factor ε/C."""
+    """The unscaled sums are `Σ w_c · logsumexp` and `Σ w_c x_c` of a row, before the factor ε/C."""
     given = inputs(logits, [1, 1], weight=weight, label_smoothing=smoothing)
     fused = bounds_of(given, "kernel")
     with np.errstate(all="ignore"):
-        of_logits = fused._of_logits()
+        of_logits = fused._unshifted()
     assert np.isinf(of_logits.error).tolist() == overflows
 
 
-def test_calls_that_are_bounded_together_overflow_no_earlier_than_alone():
-    """The sums that come before the factor ε/C are 2^127 and 1.5·2^127 in one call. Over both calls they overflow."""
+def test_stacked_calls_overflow_no_earlier_than_single_calls():
+    """The sums before the factor ε/C are 2^127 and 1.5·2^127 in one call. Sums over both calls would overflow."""
     given = inputs([[-(2.0**127), 0.0, 0.0]], [1], weight=[0.5] * 3, label_smoothing=0.5, reduction="sum")
     alone, *together = (bounds_of(given, "kernel") for _ in range(3))
     Bounds.of_calls(together, ["loss"])

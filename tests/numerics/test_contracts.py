@@ -1,6 +1,6 @@
-"""Contracts of kernels: kernels at the edge of their promise pass, and a defect does not hide below the bounds.
+"""Contracts of kernels: kernels with the largest allowed errors pass, and kernels with a defect fail.
 
-The kernels are simulated in numpy, with the largest errors of exp, log and division that their makers allow.
+numpy simulates the kernels, with the largest errors of exp, log and division that the documentation of CUDA allows.
 """
 
 import functools
@@ -26,14 +26,20 @@ NUMPY = {"float16": np.float32, "bfloat16": np.float32, "float32": np.float32, "
 
 
 def off(values, ulps, sign):
-    """`values` rounded to float32, and moved by as many ulps as the maker allows, each the way `sign` says."""
+    """Return values rounded to float32 and moved by some ulps in the direction `sign`, 1 or -1."""
     rounded = np.asarray(values).astype(np.float32)
     return (rounded + sign * ulps * np.spacing(np.abs(rounded))).astype(np.float32)
 
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """exp, log and division of one kernel; `sign` says which way they err, for an array of results."""
+    """exp, log and division of a kernel, with the largest allowed errors.
+
+    Attributes:
+        exp_ulps, log_ulps, division_ulps: the errors of the functions in ulps.
+        fast: whether exp and log are the approximate functions of the hardware.
+        sign: a function that returns the direction of each error, 1 or -1, for an array of arguments.
+    """
 
     exp_ulps: float = 0
     log_ulps: float = 0
@@ -54,7 +60,7 @@ class Arithmetic:
             return np.log(s)
         exact = np.log(s.astype(float))
         if self.fast and s <= 2:
-            # Towards the exact result, where rounding would go beyond what is allowed.
+            # Round towards the exact result, so that the error is at most 2^-21.41.
             return np.nextafter(np.float32(exact + float(self.sign(s)) * 2.0**-21.41), np.float32(exact))
         return off(exact, self.log_ulps, self.sign(s)) if s != 1 else np.float32(0)
 
@@ -86,7 +92,7 @@ def pairwise(terms):
     return terms[0] if len(terms) == 1 else pairwise(terms[: len(terms) // 2]) + pairwise(terms[len(terms) // 2 :])
 
 
-# The blocks of a row of logits, in the order in which they come, and how a block is summed.
+# Ways to sum a row of logits: a function that returns the blocks in their order, and a function that sums a block.
 BLOCKS = {
     "one block": (lambda x: [np.arange(len(x))], running),
     "reversed": (lambda x: [np.arange(len(x))[::-1]], running),
@@ -100,10 +106,15 @@ BLOCKS = {
 
 @dataclass(frozen=True)
 class Kernel:
-    """A cross-entropy in one pass over a row, as kernels are: online softmax, then loss and gradient at once.
+    """A cross-entropy in one pass over a row, like a GPU kernel: online softmax, then loss and gradient together.
 
-    `adds_back` is the order `x - (max + log s)`, `smooths_logits` the sum of `w q x` before that; `quotient` is
-    `p = exp(x - max) / s`, which is `exp(log p)` otherwise; `wrong` is a defect.
+    Attributes:
+        arithmetic: exp, log and division.
+        blocks: the name of a way to sum, a key of `BLOCKS`.
+        adds_back: whether the log-probability is `x - (max + log s)` instead of `(x - max) - log s`.
+        smooths_logits: whether the loss is `Σ w q · (max + log s) - Σ w q x`.
+        quotient: whether `p` is `exp(x - max) / s` instead of `exp(log p)`.
+        wrong: the name of a defect, or "".
     """
 
     arithmetic: Arithmetic
@@ -114,7 +125,7 @@ class Kernel:
     wrong: str = ""
 
     def terms(self, case):
-        """What a call is made of: logits, coefficients and denominator in the format that is computed in, and more."""
+        """Return inputs, terms, dtype of the computation, and logits, coefficients and denominator in this dtype."""
         inputs = case.build()
         terms = terms_of(inputs)
         kind = NUMPY[case.dtype]
@@ -134,7 +145,7 @@ class Kernel:
         return inputs, terms, kind, x, coefficients, denominator
 
     def softmax(self, x):
-        """Of a row: its maximum, the logarithm of the sum of its shifted exponentials, log p and p."""
+        """Return the maximum of a row, the logarithm of the sum of its shifted exponentials, log p and p."""
         f = self.arithmetic
         largest, total = self.sum(x)
         if self.wrong == "inside the log":
@@ -144,12 +155,12 @@ class Kernel:
         return largest, log_sum, log_probs, f.divide(f.exp(x - largest), total) if self.quotient else f.exp(log_probs)
 
     def __call__(self, case):
-        """Loss and gradient of a case."""
+        """Return loss and gradient of a case."""
         inputs, terms, kind, x, coefficients, denominator = self.terms(case)
         losses, gradient = np.zeros(len(x), kind), np.zeros(x.shape, kind)
         for row in np.flatnonzero(terms.kept):
             largest, log_sum, log_probs, p = self.softmax(x[row])
-            used = coefficients[row] != 0  # zeros are no terms
+            used = coefficients[row] != 0  # leave zeros out of the sums
             if self.smooths_logits:
                 losses[row] = running(coefficients[row][used]) * (largest + log_sum) - running(
                     (coefficients[row] * x[row])[used]
@@ -163,7 +174,7 @@ class Kernel:
         return Result(self.reduced(losses, inputs, denominator), tensor_of(gradient, inputs))
 
     def along(self, case, way):
-        """Tangent and second derivative of a case along its direction, in one of three ways to group their terms."""
+        """Return tangent and second derivative of a case along its direction, with the terms grouped in a `way`."""
         inputs, terms, kind, x, coefficients, denominator = self.terms(case)
         tangents, second = np.zeros(len(x), kind), np.zeros(x.shape, kind)
         for row, u in enumerate(rows_of(case.direction()).astype(kind)):
@@ -176,7 +187,7 @@ class Kernel:
             if way == "difference":
                 tangents[row] = running(v * (mean - u))
                 second[row] = scale * total * p * (u - mean)
-            elif way == "apart":
+            elif way == "two sums":
                 tangents[row] = total * mean - running(v * u)
                 second[row] = scale * (total * p) * u - p * (scale * mean * total)
             else:
@@ -186,7 +197,7 @@ class Kernel:
         return self.reduced(tangents, inputs, denominator), tensor_of(second, inputs)
 
     def reduced(self, rows, inputs, denominator):
-        """A number for each row, as the reduction has it."""
+        """Return the reduction of the numbers of the rows, as a tensor."""
         if inputs.options["reduction"] != "none":
             rows = self.mean(np.atleast_1d(running(rows)), denominator)[0]
         return torch.from_numpy(np.array(rows)).to(inputs.logits.dtype).reshape(inputs.upstream.shape)
@@ -195,7 +206,7 @@ class Kernel:
         return total if denominator is None else self.arithmetic.divide(total, denominator)
 
     def sum(self, x):
-        """The maximum of a row, and the sum of its shifted exponentials."""
+        """Return the maximum of a row, and the sum of its shifted exponentials."""
         blocks, add = BLOCKS[self.blocks]
         largest, total = -np.inf, x.dtype.type(0)
         for block in blocks(x):
@@ -211,7 +222,7 @@ class Kernel:
 
 
 def tensor_of(rows, inputs):
-    """(R, C) as a tensor of the logits' shape."""
+    """Return an (R, C) array as a tensor with the shape of the logits."""
     moved = np.moveaxis(rows.reshape(-1, *inputs.logits.shape[2:], rows.shape[1]), -1, 1)
     return torch.from_numpy(np.ascontiguousarray(moved)).to(inputs.logits.dtype)
 
@@ -233,10 +244,10 @@ OFFSET = ("offset", "negative_offset", "row_offsets", "large_offset")
 
 
 def cases(dtype, values):
-    """Cases of either kind of target, with and without weights, smoothing and a mean."""
+    """Yield cases with both kinds of targets, with and without weights, smoothing and a mean."""
     for value in values:
         if value == "large_offset" and dtype == "float16":
-            continue  # 1e8 is beyond it
+            continue  # 1e8 overflows float16
         yield Case(dtype, (7, 5), value, reduction="none", upstream="rows")
         yield Case(dtype, (2, 40), value, weight="weighted", label_smoothing=0.1)
         yield Case(dtype, (5, 12), value, "probabilities")
@@ -244,12 +255,12 @@ def cases(dtype, values):
 
 @functools.cache
 def expected(case):
-    """The exact value, which takes longer than a kernel."""
+    """Return the exact values of a case. They are cached, since they take longer than a kernel."""
     return solve(case.build())
 
 
 def ratios(kernel, case, promise, grade="A"):
-    """Of loss and gradient, error ÷ bound."""
+    """Return the shares of the bound of loss and gradient: error ÷ bound."""
     with np.errstate(all="ignore"):
         got = kernel(case)
     return [difference.ratio for difference in compare(got, expected(case), grade, promise)]
@@ -257,12 +268,12 @@ def ratios(kernel, case, promise, grade="A"):
 
 @functools.cache
 def expected_along(case):
-    """The exact derivatives along the case's direction."""
+    """Return the exact derivatives along the direction of a case."""
     return solve_along(case.build(), case.direction())
 
 
 def ratios_along(kernel, case, promise, way):
-    """Of tangent and second derivative, error ÷ bound."""
+    """Return the shares of the bound of tangent and second derivative: error ÷ bound."""
     with np.errstate(all="ignore"):
         tangent, second = kernel.along(case, way)
     exact = expected_along(case)
@@ -275,7 +286,7 @@ PROMISES = {"kernel": ACCURATE, "fast_kernel": FAST}
 
 
 def kernels(promise, **options):
-    """Every way to take the sum, with errors one way and then another; p is a quotient in every other one."""
+    """Yield a kernel for each way to sum. Its errors go up, down or alternate; every second kernel divides for p."""
     for at, blocks in enumerate(BLOCKS):
         way = list(SIGNS)[at % len(SIGNS)]
         yield Kernel(PROMISES[promise][way], blocks, quotient=bool(at % 2), **options)
@@ -295,20 +306,20 @@ def test_derivatives_of_correct_kernels_keep_their_contract(promise, dtype):
     largest = np.zeros(2)
     for case in list(cases(dtype, IN_PLACE + OFFSET))[::3]:
         for kernel in kernels(promise):
-            for way in ("difference", "apart", "gradient"):
+            for way in ("difference", "two sums", "gradient"):
                 found = ratios_along(kernel, case, promise, way)
                 assert max(found) <= 1, (case.id, kernel, way)
                 largest = np.maximum(largest, found)
     print(f"largest share of a bound: tangent {largest[0]:.3f}, second derivative {largest[1]:.3f}")
-    # The errors of a tangent along a direction that fills its format partly cancel: 0.12 to 0.18 of float64's bound
-    # with twelve seeds. The soak comes nearer, where one class has all of the weight.
+    # The errors of a tangent partly cancel if the direction has many bits: with twelve seeds, the largest share of the
+    # bound in float64 was 0.12 to 0.18. The soak test comes nearer to the bound, with weight on one class alone.
     assert largest[0] > 0.1
     assert largest[1] > 0.3
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("promise", PROMISES)
-def test_adding_the_maximum_back_is_no_defect_where_a_row_is_about_zero(promise, dtype):
+def test_adding_the_maximum_back_passes_if_the_logits_are_near_zero(promise, dtype):
     for case in cases(dtype, IN_PLACE):
         for smooths_logits in (False, True)[: 1 + bool(case.label_smoothing)]:
             for kernel in kernels(promise, adds_back=True, smooths_logits=smooths_logits):
@@ -317,7 +328,7 @@ def test_adding_the_maximum_back_is_no_defect_where_a_row_is_about_zero(promise,
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("promise", PROMISES)
-def test_what_adding_the_maximum_back_loses_to_an_offset_is_grade_b(promise, dtype):
+def test_adding_the_maximum_back_is_grade_b_if_the_logits_have_an_offset(promise, dtype):
     found = set()
     for case in cases(dtype, OFFSET):
         for smooths_logits in (False, True)[: 1 + bool(case.label_smoothing)]:
@@ -330,15 +341,15 @@ def test_what_adding_the_maximum_back_loses_to_an_offset_is_grade_b(promise, dty
 
 @pytest.mark.parametrize("promise", ["eager", "torch"])
 def test_only_kernels_may_add_the_maximum_back(promise):
-    """pytorch#38839: the loss of equal logits is 0 where they are large."""
+    """If equal logits are large, adding the maximum back makes their loss 0 (pytorch#38839)."""
     case = Case("float32", (7, 5), "large_offset", reduction="none")
     for grade in ("A", "B"):
         loss, _ = ratios(Kernel(ACCURATE["up"], adds_back=True), case, promise, grade)
         assert loss > 1000
 
 
-def test_approximate_functions_are_found_where_accurate_ones_are_promised():
-    """A logarithm near one is off by 2^-21.41, much where a network is sure."""
+def test_approximate_functions_fail_under_the_contract_of_accurate_functions():
+    """The error of the approximate log near 1 is 2^-21.41, which is large compared with a loss near 0."""
     case = Case("float32", (64, 2), "confident", reduction="none")
     assert any(max(ratios(kernel, case, "kernel")) > 1 for kernel in kernels("fast_kernel"))
     assert all(max(ratios(kernel, case, "fast_kernel")) <= 1 for kernel in kernels("fast_kernel"))
@@ -347,14 +358,14 @@ def test_approximate_functions_are_found_where_accurate_ones_are_promised():
 @pytest.mark.parametrize("wrong", ["loss", "inside the log", "last class"])
 @pytest.mark.parametrize("promise", PROMISES)
 def test_defects_are_found_under_the_widest_contracts(promise, wrong):
-    """Found in most cases, by the loss or the gradient."""
+    """The loss or the gradient exceeds its bound in more than 70 % of the cases."""
     chosen = list(cases("float32", ("normal", "integers", "near_ties")))
     found = [max(ratios(Kernel(PROMISES[promise]["up"], wrong=wrong), case, promise, "B")) > 1 for case in chosen]
     assert sum(found) > 0.7 * len(found)
 
 
 @pytest.mark.parametrize("way", SIGNS)
-def test_the_edge_of_approximate_functions_is_within_the_rules_and_near_them(way):
+def test_the_largest_errors_of_approximate_functions_are_just_below_their_bounds(way):
     functions, arithmetic = FUNCTIONS["fast", "float32"], FAST[way]
     random = np.random.RandomState(3)
     x = -np.concatenate([random.uniform(0, 80, 20000), 2.0 ** random.uniform(-20, 6, 20000)]).astype(np.float32)
@@ -373,8 +384,8 @@ def test_the_edge_of_approximate_functions_is_within_the_rules_and_near_them(way
     assert 0.9 < ratio.max() <= 1
 
 
-def test_blocks_cost_what_the_contract_adds_for_them():
-    """Ascending logits, one by one: the sum is scaled at every step, and every exponential errs the same way."""
+def test_a_sum_in_blocks_has_the_error_that_the_contract_adds():
+    """With ascending logits and blocks of one class, each step scales the sum, and all errors have one direction."""
     x = (np.arange(64) / 100).astype(np.float32)
     _, total = Kernel(ACCURATE["down"], "one by one, ascending").sum(x)
     logits = x[None].astype(float)

@@ -1,8 +1,8 @@
-"""The oracle: held to a second one, written out below element by element at 100 digits and more, and to the contract.
+"""Compare the oracle with a second oracle, which computes each element with 100 digits or more, and with the contract.
 
-`by_definition` knows the formulas of the contract and mpmath, whose own infinities and NaN make the special values.
-Every number of every case is compared: it must lie within the oracle's radius, and the radius must be below 2^-20 of
-the rounding error that its source format makes of the number's terms.
+The second oracle, `by_definition`, has the formulas of the contract in mpmath, whose infinities and NaN give the
+special values. Every number of every case is compared. The second oracle's number must be within the oracle's radius.
+The radius must be below 2^-20 times the rounding error of the number's terms in the dtype of the call.
 """
 
 import itertools
@@ -23,7 +23,8 @@ from crossent.numerics.oracle.arithmetic import EXP_LOG_ULP, Ball, compensated_s
 
 INF, NAN = math.inf, math.nan
 UNIT_ROUNDOFF = {np.float32: 2.0**-24, np.float64: 2.0**-53}
-# Half the smallest number of float32. Two float64 cannot express less than 2^-1074, so nothing more is asked of them.
+# A radius below this number is small enough, whatever the terms. For float32 it is half the smallest subnormal number.
+# Two float64 numbers cannot express a number below 2^-1074.
 NEGLIGIBLE = {np.float32: 2.0**-150, np.float64: 2.0**-1050}
 
 each_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
@@ -33,9 +34,10 @@ each_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["fl
 
 
 def by_definition(a, direction=None):
-    """Losses, loss, gradient and target's gradient of a case as mpf; with `sizes`, the sums of their terms' |·|.
+    """Return losses, loss, gradients and their sizes for arguments `a`, as mpf numbers in a namespace.
 
-    With a direction, the derivatives along it too. Not for rows that hold NaN or +inf, or nothing but -inf.
+    With a direction, also return the derivatives along the direction. The size of a number is the sum of the magnitudes
+    of its terms. Each row must have a finite maximum.
     """
     rows, classes = a.logits.shape
     eps, upstream = mpf(a.label_smoothing), [mpf(float(g)) for g in np.broadcast_to(a.upstream, rows)]
@@ -95,13 +97,16 @@ def by_definition(a, direction=None):
 
 
 class Comparison:
-    """Compares balls with mpf, and remembers how many, and the largest error as a share of its radius."""
+    """Compares balls with mpf numbers, and counts the numbers. `worst` is the largest share of a radius."""
 
     def __init__(self, dtype):
         self.dtype, self.count, self.special, self.worst = dtype, 0, 0, 0.0
 
-    def hold(self, ball, exact, sizes, denominator=1):
-        """Every number of the ball within its radius, which is small; NaN and infinities exactly."""
+    def compare(self, ball, exact, sizes, denominator=1):
+        """Assert that every exact number is within the radius of the ball, and that every radius is small enough.
+
+        Infinities and NaN must be equal, with radius 0.
+        """
         assert all(isinstance(part, np.ndarray) for part in (ball.hi, ball.lo, ball.radius))
         assert ball.lo.shape == ball.radius.shape == ball.hi.shape
         exact, sizes = (np.array(values, object).reshape(ball.hi.shape) for values in (exact, sizes))
@@ -114,7 +119,7 @@ class Comparison:
                 assert hi == z or (math.isnan(hi) and mp.isnan(z)), (index, hi, lo, radius, z)
                 continue
             error = abs(mpf(hi) + lo - z)
-            allowed = radius + sizes[index] * mpf(10) ** (25 - mp.dps)  # the definition's own roundings
+            allowed = radius + sizes[index] * mpf(10) ** (25 - mp.dps)  # the second term is for roundings in mpmath
             assert error <= allowed, (index, hi, lo, radius, z)
             limit = UNIT_ROUNDOFF[self.dtype] * sizes[index] + NEGLIGIBLE[self.dtype] / denominator
             assert radius <= limit * 2.0**-20, (index, hi, lo, radius, z)
@@ -122,64 +127,67 @@ class Comparison:
                 self.worst = max(self.worst, float(error / allowed))
 
     def case(self, a, digits=100):
-        """All numbers of one case."""
+        """Compare the losses and the gradients of one case."""
         with mp.workdps(digits):
             exact, got = by_definition(a), answer(a)
-            self.hold(got.losses, exact.losses, exact.loss_sizes)
+            self.compare(got.losses, exact.losses, exact.loss_sizes)
             if a.reduction == "none":
-                self.hold(got.loss, exact.losses, exact.loss_sizes)
+                self.compare(got.loss, exact.losses, exact.loss_sizes)
             else:
                 denominator = abs(mpf(float(got.denominator.hi)))
-                self.hold(got.loss, exact.loss, exact.loss_size, min(mpf(1), denominator))
-                if mp.isfinite(exact.loss):  # errors of the rows may all have one sign
+                self.compare(got.loss, exact.loss, exact.loss_size, min(mpf(1), denominator))
+                if mp.isfinite(exact.loss):  # the errors of all rows may have one sign
                     radii = mp.fsum(map(float, got.losses.radius)) / denominator
                     assert float(got.loss.radius) >= radii * (1 - mpf(2) ** -50)
             rows = 0
             for block, gradient, target_gradient in got.gradients():
                 rows += len(gradient.hi)
-                self.hold(gradient, exact.gradient[block], exact.gradient_sizes[block])
+                self.compare(gradient, exact.gradient[block], exact.gradient_sizes[block])
                 assert (target_gradient is None) == (a.probabilities is None)
                 if target_gradient is not None:
                     expected = np.array(exact.target_gradient[block])
-                    self.hold(target_gradient, expected, abs(expected))
+                    self.compare(target_gradient, expected, abs(expected))
             assert rows == len(a.logits)
 
     def along(self, a, direction, digits=100):
-        """How the loss of one case and its gradient change along a direction."""
+        """Compare the derivatives of loss and gradient of one case along a direction."""
         with mp.workdps(digits):
             exact, got = by_definition(a, direction), answer(a)
-            self.hold(got.second(direction), exact.second, exact.second_sizes)
+            self.compare(got.second(direction), exact.second, exact.second_sizes)
             tangent = got.tangent(direction)
             if a.reduction == "none":
-                self.hold(tangent, exact.tangents, exact.tangent_sizes)
+                self.compare(tangent, exact.tangents, exact.tangent_sizes)
             elif not a.kept.any() and a.reduction == "mean":
                 assert tangent.radius == INF
             else:
                 denominator = min(mpf(1), abs(mpf(float(got.denominator.hi))))
-                self.hold(tangent, exact.tangent, exact.tangent_size, denominator)
+                self.compare(tangent, exact.tangent, exact.tangent_size, denominator)
 
 
-# --- Every option in every regime ---------------------------------------------------------------------------------
+# --- Every option with every kind of logits -----------------------------------------------------------------------
 
 
 def masked(x, rng):
-    """Some logits -inf, the largest of each row never."""
+    """Return the logits with -inf at random classes, except the largest logit of each row."""
     return np.where((rng.random(x.shape) < 0.4) & (x < x.max(1, keepdims=True)), -INF, x)
 
 
 def tiny_above(x, rng):
-    """A largest logit in each row that is lost where another is taken off it in float64."""
+    """Return the logits with a tiny positive largest logit in each row.
+
+    In float64, the difference of another logit and the largest logit loses the digits of the largest logit.
+    """
     x[np.arange(len(x)), rng.integers(0, x.shape[1], len(x))] = 10.0 ** rng.uniform(-16, -13, len(x))
     return x
 
 
 def decades(rng, shape, lowest, highest):
-    """Numbers of both signs from 10^lowest to 10^highest, evenly over the decades."""
+    """Return random numbers of both signs with magnitudes from 10^lowest to 10^highest, evenly over the decades."""
     return rng.choice([-1, 1], shape) * 10.0 ** rng.uniform(lowest, highest, shape)
 
 
-# What the logits are made of, `(rng, shape, dtype)`, and how many digits the definition needs for float64: `1 - p` must
-# not lose what a float64 can hold, 1e-323. Up to float32 the oracle claims nothing below 2^-200, for which 100 do.
+# For each kind of logits, a function that draws them, and the number of digits that `by_definition` needs for float64:
+# `1 - p` must keep numbers down to 1e-323. For float32, the radius is at least 2^-200, so 100 digits suffice.
 REGIMES = {
     "ordinary": (lambda rng, shape, dtype: 3 * rng.standard_normal(shape), 100),
     "small": (lambda rng, shape, dtype: 1e-3 * rng.standard_normal(shape), 100),
@@ -279,7 +287,10 @@ def test_every_derivative_along_a_direction_is_within_its_radius_of_the_definiti
 
 
 def as_wrong_as_assumed(function, x, direction):
-    """`function` of the float64 numbers, off by as much of `EXP_LOG_ULP` ulp as a float64 can be, up or down."""
+    """Return the float64 number that is as far from `function(x)` as the assumed error `EXP_LOG_ULP` allows.
+
+    `direction` is 1 for a number above the exact result, and -1 for a number below.
+    """
     with flint.ctx.workprec(200):
         exact = function(flint.arb(float(x)))
         value = float(exact)
@@ -289,13 +300,13 @@ def as_wrong_as_assumed(function, x, direction):
         return value
 
 
-def test_a_quarter_of_the_radius_is_reached_where_exp_and_log_are_as_wrong_as_is_assumed(seed, monkeypatch):
-    """And all of it never. Two exps are too large and all others, which make the sum, too small; or conversely."""
+def test_with_the_largest_assumed_errors_of_exp_and_log_a_quarter_of_the_radius_is_reached(seed, monkeypatch):
+    """The error never exceeds the radius. Two exponentials are too large and all others too small, or conversely."""
     rng = np.random.default_rng(seed)
     comparison, along = Comparison(np.float32), Comparison(np.float32)
     for _ in range(50):
         classes = int(rng.integers(10, 30))
-        # exp just above a power of two, where an ulp is the largest part of the number.
+        # exp(x) is just above a power of two, where an ulp is largest relative to the number.
         x = np.float32(np.log(2.0) * -rng.integers(1, 4, (1, classes)) * (1 - 2.0**-23))
         direction = np.r_[1, 1, -np.ones(classes - 2)] * rng.choice([-1, 1])
         x[0, 0] = 0
@@ -312,12 +323,12 @@ def test_a_quarter_of_the_radius_is_reached_where_exp_and_log_are_as_wrong_as_is
     print(f"{comparison.count} numbers, worst error / radius {comparison.worst:.3f}")
     print(f"{along.count} along a direction, worst error / radius {along.worst:.3f}")
     assert 1 / 4 < comparison.worst <= 1
-    assert 1 / 8 < along.worst <= 1  # of which sums have more than here
+    assert 1 / 8 < along.worst <= 1  # less than above, because the proof allows for more sums than occur here
 
 
 @each_dtype
 def test_a_smoothed_probability_that_cancels_is_within_its_radius(dtype, seed):
-    """`(1 - ε)·t + ε/C` for negative t: its rounding errors are those of its terms, which are all that is left."""
+    """For a negative t, `(1 - ε)·t + ε/C` may cancel to little more than the rounding errors of its terms."""
     rng = np.random.default_rng(seed)
     comparison = Comparison(dtype)
     for _ in range(100):
@@ -345,11 +356,11 @@ def test_float32_and_float64_arithmetic_agree_on_fifty_thousand_classes(seed):
             assert (in_balls.radius <= 2.0**-24 * in_float64.radius).all()
 
 
-# --- What is infinite, NaN or exactly 0 ---------------------------------------------------------------------------
+# --- Values that are infinite, NaN or exactly 0 -------------------------------------------------------------------
 
 
-def exactly(ball, expected):
-    """These numbers, and nothing around them."""
+def assert_exact(ball, expected):
+    """Assert that the ball is exactly these numbers, with radius 0."""
     assert ball.hi.shape == np.shape(expected)
     np.testing.assert_array_equal(ball.hi, expected)
     np.testing.assert_array_equal(ball.lo, np.zeros(np.shape(expected)))
@@ -357,7 +368,10 @@ def exactly(ball, expected):
 
 
 def answers(dtype, logits, target, *, weight=None, **options):
-    """The answer, its whole gradient and its target's."""
+    """Return the exact losses, loss, gradients and derivatives along a direction of a call, in a namespace.
+
+    The default reduction is "none". A target with two dimensions holds probabilities. The call must fit in one block.
+    """
     key = "probabilities" if np.ndim(target) == 2 else "index"
     target = np.array(target, dtype if key == "probabilities" else np.int64)
     weight = None if weight is None else np.array(weight, dtype)
@@ -378,18 +392,18 @@ def part(ball, *index):
 
 
 @each_dtype
-def test_a_masked_class_that_is_no_term_leaves_the_loss_finite_and_has_gradient_0(dtype):
+def test_a_masked_class_without_a_term_leaves_the_loss_finite_and_has_gradient_0(dtype):
     got = answers(dtype, [[0.0, 1.0, -INF]], [0])
     assert 0 < got.loss.hi[0] < INF
     assert np.isfinite(got.gradient.hi).all()
-    exactly(part(got.gradient, 0, 2), 0.0)
+    assert_exact(part(got.gradient, 0, 2), 0.0)
 
 
 @each_dtype
 def test_a_masked_target_has_loss_inf_and_a_finite_gradient(dtype):
-    for label_smoothing in (0.0, 0.5, 1.0):  # at 1, torch itself gives NaN
+    for label_smoothing in (0.0, 0.5, 1.0):  # for label_smoothing 1, torch returns NaN
         got = answers(dtype, [[0.0, 0.0, 0.0, -INF]], [3], label_smoothing=label_smoothing)
-        exactly(got.loss, [INF])
+        assert_exact(got.loss, [INF])
         v = (1 - label_smoothing) + label_smoothing / 4
         assert got.gradient.distance([[0.0, 0.0, 0.0, -v]])[0, 3] <= got.gradient.radius[0, 3]
         assert np.isfinite(got.gradient.hi).all()
@@ -397,8 +411,8 @@ def test_a_masked_target_has_loss_inf_and_a_finite_gradient(dtype):
 
 @each_dtype
 @pytest.mark.parametrize("target", [[0], [[1.0, 0.0, 0.0]]], ids=["index", "probabilities"])
-def test_smoothing_makes_a_term_of_every_masked_class(target, dtype):
-    exactly(answers(dtype, [[0.0, 0.0, -INF]], target, label_smoothing=0.1).loss, [INF])
+def test_with_smoothing_every_masked_class_has_a_term(target, dtype):
+    assert_exact(answers(dtype, [[0.0, 0.0, -INF]], target, label_smoothing=0.1).loss, [INF])
 
 
 @each_dtype
@@ -408,63 +422,63 @@ def test_smoothing_makes_a_term_of_every_masked_class(target, dtype):
 )
 def test_weight_0_times_a_masked_term_is_nan(target, label_smoothing, dtype):
     got = answers(dtype, [[0.0, 0.0, -INF]], target, weight=[1, 1, 0], label_smoothing=label_smoothing)
-    exactly(got.loss, [NAN])
-    exactly(part(got.gradient, 0, 2), 0.0)
+    assert_exact(got.loss, [NAN])
+    assert_exact(part(got.gradient, 0, 2), 0.0)
 
 
 @each_dtype
-def test_weight_0_of_a_masked_class_that_is_no_term_is_nothing(dtype):
+def test_weight_0_of_a_masked_class_without_a_term_has_no_effect(dtype):
     assert np.isfinite(answers(dtype, [[0.0, 0.0, -INF]], [0], weight=[1, 1, 0]).loss.hi).all()
 
 
 @each_dtype
 def test_probability_0_times_a_masked_class_is_nan_without_smoothing_and_inf_with(dtype):
     assert math.isnan(answers(dtype, [[0.0, 0.0, -INF]], [[0.5, 0.5, 0.0]]).loss.hi[0])
-    exactly(answers(dtype, [[0.0, 0.0, -INF]], [[0.5, 0.5, 0.0]], label_smoothing=1e-6).loss, [INF])
+    assert_exact(answers(dtype, [[0.0, 0.0, -INF]], [[0.5, 0.5, 0.0]], label_smoothing=1e-6).loss, [INF])
 
 
 @each_dtype
 def test_a_negative_weight_turns_the_infinity_and_two_signs_make_nan(dtype):
-    exactly(answers(dtype, [[0.0, -INF]], [1], weight=[1, -1]).loss, [-INF])
-    exactly(answers(dtype, [[0.0, -INF, -INF]], [0], weight=[1, -1, 1], label_smoothing=0.1).loss, [NAN])
+    assert_exact(answers(dtype, [[0.0, -INF]], [1], weight=[1, -1]).loss, [-INF])
+    assert_exact(answers(dtype, [[0.0, -INF, -INF]], [0], weight=[1, -1, 1], label_smoothing=0.1).loss, [NAN])
 
 
 @each_dtype
 def test_the_sign_of_a_coefficient_is_known_where_its_float64_underflows_or_cancels(dtype):
     tiny = float(np.finfo(dtype).smallest_subnormal)
-    exactly(answers(dtype, [[0.0, -INF]], [[1, tiny]], weight=[1, tiny]).loss, [INF])
-    exactly(answers(dtype, [[0.0, -INF]], [1], weight=[1, tiny], label_smoothing=5e-324).loss, [INF])
-    # (1 - ε)·t + ε/C, for t = -1/2 and C = 2, is (2ε - 1)/2: 0 at 1/2, and positive an ulp above.
+    assert_exact(answers(dtype, [[0.0, -INF]], [[1, tiny]], weight=[1, tiny]).loss, [INF])
+    assert_exact(answers(dtype, [[0.0, -INF]], [1], weight=[1, tiny], label_smoothing=5e-324).loss, [INF])
+    # For t = -1/2 and C = 2, (1 - ε)·t + ε/C is (2ε - 1)/2: 0 for ε = 1/2, and positive for the next larger ε.
     for label_smoothing, loss in ((0.5, NAN), (0.5 + 2.0**-53, INF), (0.5 - 2.0**-54, -INF), (0.0, -INF), (1.0, INF)):
-        exactly(answers(dtype, [[0.0, -INF]], [[1, -0.5]], label_smoothing=label_smoothing).loss, [loss])
+        assert_exact(answers(dtype, [[0.0, -INF]], [[1, -0.5]], label_smoothing=label_smoothing).loss, [loss])
 
 
-BROKEN = [[NAN, 0.0], [INF, 0.0], [INF, -INF], [NAN, -INF], [-INF, -INF]]
+NO_MAXIMUM = [[NAN, 0.0], [INF, 0.0], [INF, -INF], [NAN, -INF], [-INF, -INF]]
 
 
 @each_dtype
 @pytest.mark.parametrize("target", [[0, 1], [[1.0, 0.0], [0.5, 0.5]]], ids=["index", "probabilities"])
-@pytest.mark.parametrize("row", BROKEN, ids=str)
-def test_a_kept_row_of_nan_or_inf_or_nothing_is_nan_and_no_other_row_is(row, target, dtype):
+@pytest.mark.parametrize("row", NO_MAXIMUM, ids=str)
+def test_a_kept_row_without_a_finite_maximum_is_nan_and_no_other_row_is(row, target, dtype):
     got = answers(dtype, [row, [0.0, 1.0]], target, weight=[2, 0])
-    exactly(part(got.losses, 0), NAN)
-    exactly(part(got.gradient, 0), [NAN, NAN])
+    assert_exact(part(got.losses, 0), NAN)
+    assert_exact(part(got.gradient, 0), [NAN, NAN])
     assert np.isfinite(got.losses.hi[1])
     assert np.isfinite(got.gradient.hi[1]).all()
     if got.target_gradient is not None:
-        exactly(part(got.target_gradient, 0), [NAN, NAN])
+        assert_exact(part(got.target_gradient, 0), [NAN, NAN])
         assert np.isfinite(got.target_gradient.hi[1]).all()
     for reduction in ("sum", "mean"):
-        exactly(answers(dtype, [row, [0.0, 1.0]], target, reduction=reduction).loss, NAN)
+        assert_exact(answers(dtype, [row, [0.0, 1.0]], target, reduction=reduction).loss, NAN)
 
 
 @each_dtype
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize("row", BROKEN, ids=str)
-def test_an_ignored_row_of_nan_or_inf_or_nothing_has_loss_0_but_a_gradient_of_nan(row, reduction, dtype):
+@pytest.mark.parametrize("row", NO_MAXIMUM, ids=str)
+def test_an_ignored_row_without_a_finite_maximum_has_loss_0_but_a_gradient_of_nan(row, reduction, dtype):
     got = answers(dtype, [row, [0.0, 1.0]], [-100, 1], reduction=reduction, label_smoothing=0.1)
-    exactly(part(got.losses, 0), 0.0)
-    exactly(part(got.gradient, 0), [NAN, NAN])
+    assert_exact(part(got.losses, 0), 0.0)
+    assert_exact(part(got.gradient, 0), [NAN, NAN])
     alone = answers(dtype, [[0.0, 1.0]], [1], reduction=reduction, label_smoothing=0.1)
     assert got.loss.hi.flat[-1] == alone.loss.hi.flat[0]
     np.testing.assert_array_equal(got.gradient.hi[1], alone.gradient.hi[0])
@@ -474,30 +488,30 @@ def test_an_ignored_row_of_nan_or_inf_or_nothing_has_loss_0_but_a_gradient_of_na
 @pytest.mark.parametrize("target", [[0], [2], [[0.5, 0.5, 0.0]], [[0.5, 0.0, 0.5]]], ids=str)
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1, 1.0])
 def test_derivatives_are_finite_where_a_masked_class_makes_the_loss_infinite_or_nan(label_smoothing, target, dtype):
-    """They have p and v for terms, and no logarithm: those of the row without the class, but for its own v·u."""
+    """The derivatives have the terms p and v, and no logarithm. The masked class only adds its v·u to the tangent."""
     got = answers(dtype, [[0.0, 1.0, -INF]], target, weight=[1, 2, 3], label_smoothing=label_smoothing)
     p = 1 / (1 + math.e), 1 / (1 + 1 / math.e)
     t = np.array(target[0]) if np.ndim(target) == 2 else np.eye(3)[target[0]]
     v = np.array([1, 2, 3]) * ((1 - label_smoothing) * t + label_smoothing / 3)
-    mean = -p[0]  # of the direction -1, 0, 1
+    mean = -p[0]  # the mean of the direction -1, 0, 1
     assert got.tangent.distance([v @ (mean - np.array([-1, 0, 1]))])[0] < 1e-14
     assert got.second.distance([[v.sum() * p[0] * (-1 - mean), v.sum() * p[1] * (0 - mean), 0.0]]).max() < 1e-14
-    exactly(part(got.second, 0, 2), 0.0)
+    assert_exact(part(got.second, 0, 2), 0.0)
 
 
 @each_dtype
-@pytest.mark.parametrize("row", BROKEN, ids=str)
-def test_the_derivatives_of_a_broken_row_are_nan_but_for_the_tangent_of_an_ignored_one(row, dtype):
+@pytest.mark.parametrize("row", NO_MAXIMUM, ids=str)
+def test_the_derivatives_of_a_row_without_a_finite_maximum_are_nan_except_the_tangent_of_an_ignored_row(row, dtype):
     for label_smoothing in (0.0, 0.1):
         got = answers(dtype, [row, row, [0.0, 1.0]], [0, -100, 1], label_smoothing=label_smoothing)
-        exactly(part(got.second, slice(2)), np.full((2, 2), NAN))
-        exactly(part(got.tangent, slice(2)), [NAN, 0.0])
+        assert_exact(part(got.second, slice(2)), np.full((2, 2), NAN))
+        assert_exact(part(got.tangent, slice(2)), [NAN, 0.0])
         assert np.isfinite(got.second.hi[2]).all()
         assert np.isfinite(got.tangent.hi[2])
-        exactly(answers(dtype, [row, [0.0, 1.0]], [0, 1], reduction="sum").tangent, NAN)
+        assert_exact(answers(dtype, [row, [0.0, 1.0]], [0, 1], reduction="sum").tangent, NAN)
         ignored = answers(dtype, [row, [0.0, 1.0]], [-100, 1], reduction="sum", label_smoothing=label_smoothing).tangent
         assert np.isfinite(ignored.hi)
-    exactly(answers(dtype, [row], [[0.5, 0.5]]).tangent, [NAN])
+    assert_exact(answers(dtype, [row], [[0.5, 0.5]]).tangent, [NAN])
 
 
 @each_dtype
@@ -505,34 +519,34 @@ def test_the_derivatives_of_a_broken_row_are_nan_but_for_the_tangent_of_an_ignor
 def test_the_derivatives_of_a_mean_over_weights_that_are_all_0_are_nan(label_smoothing, dtype):
     options = {"weight": [0, 1], "reduction": "mean", "label_smoothing": label_smoothing}
     got = answers(dtype, [[0.0, 1.0], [2.0, 3.0], [-INF, 1.0]], [0, -100, 0], **options)
-    exactly(got.tangent, NAN)
-    exactly(got.second, [[NAN, NAN], [0.0, 0.0], [NAN, NAN]])
+    assert_exact(got.tangent, NAN)
+    assert_exact(got.second, [[NAN, NAN], [0.0, 0.0], [NAN, NAN]])
     cancelling = answers(dtype, [[0.0, 1.0], [2.0, 3.0]], [0, 1], weight=[1, -1], reduction="mean")
     assert cancelling.tangent.radius == INF
     assert np.isinf(cancelling.second.radius).all()
 
 
 @each_dtype
-def test_a_mean_over_no_rows_has_no_tangent_that_is_claimed_and_second_derivatives_of_0(dtype):
-    """Its gradient is 0 by contract and its loss NaN: forward mode may say either."""
+def test_a_mean_over_no_rows_has_a_tangent_of_radius_inf_and_second_derivatives_of_0(dtype):
+    """The loss is NaN, but the gradient is 0 by contract. So forward mode may return NaN or 0."""
     got = answers(dtype, [[0.0, 1.0], [2.0, -INF]], [-100, -100], reduction="mean")
     assert got.tangent.radius == INF
     assert np.isnan(got.tangent.hi)
-    exactly(got.second, np.zeros((2, 2)))
-    exactly(answers(dtype, [[0.0, 1.0]], [-100], reduction="sum").tangent, 0.0)
-    exactly(answers(dtype, [[0.0, 1.0]], [-100]).tangent, [0.0])
+    assert_exact(got.second, np.zeros((2, 2)))
+    assert_exact(answers(dtype, [[0.0, 1.0]], [-100], reduction="sum").tangent, 0.0)
+    assert_exact(answers(dtype, [[0.0, 1.0]], [-100]).tangent, [0.0])
     assert answers(dtype, np.zeros((0, 3)), np.zeros(0), reduction="mean").tangent.radius == INF
-    exactly(answers(dtype, np.zeros((0, 3)), np.zeros(0)).second, np.zeros((0, 3)))
+    assert_exact(answers(dtype, np.zeros((0, 3)), np.zeros(0)).second, np.zeros((0, 3)))
 
 
 @each_dtype
-def test_derivatives_of_one_class_are_0_and_those_of_none_an_empty_sum(dtype):
+def test_derivatives_of_one_class_are_0_and_derivatives_without_classes_are_an_empty_sum(dtype):
     got = answers(dtype, [[1e30], [-7.0]], [0, 0], weight=[3], label_smoothing=0.1)
-    exactly(got.tangent, [0.0, 0.0])
-    exactly(got.second, [[0.0], [0.0]])
+    assert_exact(got.tangent, [0.0, 0.0])
+    assert_exact(got.second, [[0.0], [0.0]])
     got = answers(dtype, np.zeros((2, 0)), np.zeros((2, 0)), weight=np.zeros(0))
-    exactly(got.tangent, [0.0, 0.0])
-    exactly(got.second, np.zeros((2, 0)))
+    assert_exact(got.tangent, [0.0, 0.0])
+    assert_exact(got.second, np.zeros((2, 0)))
 
 
 @pytest.mark.parametrize("direction", [np.zeros((2, 3)), np.zeros(3), np.full((1, 3), NAN), np.full((1, 3), 2.0**128)])
@@ -543,8 +557,8 @@ def test_a_direction_is_one_finite_number_for_each_logit(direction):
             derivative(direction)
 
 
-def test_a_direction_may_be_as_large_as_the_numbers_of_float32():
-    """Of two equal logits, `p (u - mean)` is a quarter of the difference; the tangent of the first is minus a half."""
+def test_a_direction_may_be_as_large_as_the_largest_numbers_of_float32():
+    """For two equal logits, `p (u - mean)` is a quarter of `u_0 - u_1`, and the tangent of class 0 is minus a half."""
     got = answer(Arguments(np.zeros((1, 2)), index=np.array([0]), reduction="sum"))
     direction = np.array([[2.0**127, 0.0]])
     assert got.second(direction).hi.tolist() == [[2.0**125, -(2.0**125)]]
@@ -555,16 +569,16 @@ def test_a_direction_may_be_as_large_as_the_numbers_of_float32():
 @pytest.mark.parametrize("label_smoothing", SMOOTHINGS)
 def test_an_ignored_row_with_some_masked_classes_has_loss_0_and_gradient_0(label_smoothing, dtype):
     got = answers(dtype, [[0.0, -INF, 1.0]], [7], ignore_index=7, weight=[1, 0, -1], label_smoothing=label_smoothing)
-    exactly(got.loss, [0.0])
-    exactly(got.gradient, [[0.0, 0.0, 0.0]])
+    assert_exact(got.loss, [0.0])
+    assert_exact(got.gradient, [[0.0, 0.0, 0.0]])
 
 
 @each_dtype
 @pytest.mark.parametrize(("reduction", "loss"), [("none", [0.0, 0.0]), ("sum", 0.0), ("mean", NAN)])
 def test_all_rows_ignored_have_gradient_0_and_a_mean_of_nan(reduction, loss, dtype):
     got = answers(dtype, [[0.0, 1.0], [2.0, -INF]], [-100, -100], reduction=reduction, weight=[0, 1])
-    exactly(got.loss, loss)
-    exactly(got.gradient, np.zeros((2, 2)))
+    assert_exact(got.loss, loss)
+    assert_exact(got.gradient, np.zeros((2, 2)))
 
 
 @each_dtype
@@ -572,7 +586,7 @@ def test_all_rows_ignored_have_gradient_0_and_a_mean_of_nan(reduction, loss, dty
 @pytest.mark.parametrize(("reduction", "loss"), [("none", np.zeros(0)), ("sum", 0.0), ("mean", NAN)])
 def test_no_rows_sum_to_0_and_have_a_mean_of_nan(reduction, loss, target, dtype):
     got = answers(dtype, np.zeros((0, 3)), target, reduction=reduction)
-    exactly(got.loss, loss)
+    assert_exact(got.loss, loss)
     assert got.gradient is None
 
 
@@ -581,17 +595,17 @@ def test_no_rows_sum_to_0_and_have_a_mean_of_nan(reduction, loss, target, dtype)
 def test_a_mean_over_weights_that_are_all_0_is_nan_and_so_are_the_gradients_of_kept_rows(label_smoothing, dtype):
     options = {"weight": [0, 1], "reduction": "mean", "label_smoothing": label_smoothing}
     got = answers(dtype, [[0.0, 1.0], [2.0, 3.0], [-INF, 1.0]], [0, -100, 0], **options)
-    exactly(got.loss, NAN)
-    exactly(got.gradient, [[NAN, NAN], [0.0, 0.0], [NAN, NAN]])
-    exactly(answers(dtype, [[3.0]], [0], **{**options, "weight": [0]}).gradient, [[NAN]])
+    assert_exact(got.loss, NAN)
+    assert_exact(got.gradient, [[NAN, NAN], [0.0, 0.0], [NAN, NAN]])
+    assert_exact(answers(dtype, [[3.0]], [0], **{**options, "weight": [0]}).gradient, [[NAN]])
 
 
 @each_dtype
-def test_nothing_is_claimed_of_a_mean_over_weights_that_cancel(dtype):
+def test_a_mean_over_weights_that_cancel_has_radius_inf(dtype):
     got = answers(dtype, [[0.0, 1.0], [2.0, 3.0], [0.0, 0.0]], [0, 1, -100], weight=[1, -1], reduction="mean")
     assert got.loss.radius == INF
     np.testing.assert_array_equal(got.gradient.radius, [[INF, INF], [INF, INF], [0, 0]])
-    exactly(part(got.gradient, 2), [0.0, 0.0])
+    assert_exact(part(got.gradient, 2), [0.0, 0.0])
 
 
 @each_dtype
@@ -600,10 +614,10 @@ def test_nothing_is_claimed_of_a_mean_over_weights_that_cancel(dtype):
 @pytest.mark.parametrize("target", [[0, 0], [[0.3], [-2.0]]], ids=["index", "probabilities"])
 def test_one_class_has_loss_0_and_gradient_0(target, label_smoothing, reduction, dtype):
     got = answers(dtype, [[1e30], [-7.0]], target, weight=[3], reduction=reduction, label_smoothing=label_smoothing)
-    exactly(got.loss, [0.0, 0.0] if reduction == "none" else 0.0)
-    exactly(got.gradient, [[0.0], [0.0]])
+    assert_exact(got.loss, [0.0, 0.0] if reduction == "none" else 0.0)
+    assert_exact(got.gradient, [[0.0], [0.0]])
     if got.target_gradient is not None:
-        exactly(got.target_gradient, [[0.0], [0.0]])
+        assert_exact(got.target_gradient, [[0.0], [0.0]])
 
 
 @each_dtype
@@ -611,13 +625,13 @@ def test_one_class_has_loss_0_and_gradient_0(target, label_smoothing, reduction,
 def test_no_classes_are_an_empty_sum(label_smoothing, dtype):
     for target in ([-100, -100], np.zeros((2, 0))):
         got = answers(dtype, np.zeros((2, 0)), target, weight=np.zeros(0), label_smoothing=label_smoothing)
-        exactly(got.loss, [0.0, 0.0])
-        exactly(got.gradient, np.zeros((2, 0)))
-    exactly(got.target_gradient, np.zeros((2, 0)))
+        assert_exact(got.loss, [0.0, 0.0])
+        assert_exact(got.gradient, np.zeros((2, 0)))
+    assert_exact(got.target_gradient, np.zeros((2, 0)))
 
 
 @each_dtype
-def test_the_targets_gradient_at_a_masked_class_is_infinite_and_nan_where_a_factor_is_0(dtype):
+def test_the_gradient_of_the_target_at_a_masked_class_is_infinite_or_nan_if_a_factor_is_0(dtype):
     logits, target = [[0.0, 1.0, -INF], [0.0, 1.0, 2.0]], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
 
     def at_the_mask(weight=(1, 1, 1), upstream=(1, 1), **options):
@@ -625,24 +639,24 @@ def test_the_targets_gradient_at_a_masked_class_is_infinite_and_nan_where_a_fact
         assert np.isfinite(np.delete(got.hi, 2)).all()
         return part(got, 0, 2)
 
-    exactly(at_the_mask(), INF)
-    exactly(at_the_mask(label_smoothing=0.5, upstream=(-1, 1)), -INF)
-    exactly(at_the_mask(weight=(1, 1, -1)), -INF)
-    exactly(at_the_mask(weight=(1, 1, 0)), NAN)
-    exactly(at_the_mask(label_smoothing=1.0), NAN)
-    exactly(at_the_mask(upstream=(0, 1)), NAN)
-    exactly(at_the_mask(upstream=-2.0, reduction="mean"), -INF)
+    assert_exact(at_the_mask(), INF)
+    assert_exact(at_the_mask(label_smoothing=0.5, upstream=(-1, 1)), -INF)
+    assert_exact(at_the_mask(weight=(1, 1, -1)), -INF)
+    assert_exact(at_the_mask(weight=(1, 1, 0)), NAN)
+    assert_exact(at_the_mask(label_smoothing=1.0), NAN)
+    assert_exact(at_the_mask(upstream=(0, 1)), NAN)
+    assert_exact(at_the_mask(upstream=-2.0, reduction="mean"), -INF)
 
 
 @each_dtype
-def test_infinite_losses_add_up_and_are_divided_as_they_are(dtype):
+def test_infinite_losses_are_summed_and_divided_by_the_rules_of_ieee_754(dtype):
     logits = [[0.0, -INF], [-INF, 0.0], [0.0, 0.0]]
     for target, weight, loss in (((1, 1, 0), (1, 2), INF), ((1, 0, 0), (1, -2), NAN), ((1, 1, 0), (1, -2), -INF)):
-        exactly(answers(dtype, logits, target, weight=weight, reduction="sum").loss, loss)
-    exactly(answers(dtype, logits, (1, 1, 0), weight=(1, -2), reduction="mean").loss, INF)
+        assert_exact(answers(dtype, logits, target, weight=weight, reduction="sum").loss, loss)
+    assert_exact(answers(dtype, logits, (1, 1, 0), weight=(1, -2), reduction="mean").loss, INF)
 
 
-def test_of_a_number_beyond_float64_nothing_is_claimed():
+def test_a_number_beyond_float64_has_radius_inf():
     huge = [[1.7e308, -1.7e308], [0.0, 0.0]]
     got = answers(np.float64, huge, [1, 0])
     np.testing.assert_array_equal(got.loss.hi, [INF, math.log(2)])
@@ -655,7 +669,7 @@ def test_of_a_number_beyond_float64_nothing_is_claimed():
     assert loss.radius == INF
 
 
-# --- The denominator, the radius, blocks, and what bounds are made of ---------------------------------------------
+# --- The denominator, the radius, blocks, memory and distances ----------------------------------------------------
 
 
 @each_dtype
@@ -671,7 +685,7 @@ def test_the_denominator_is_exact(dtype):
     for ball, expected in (
         (of([0, 1, -100]), 2),
         (of([0, 1, -100], [0.5, 4]), 4.5),
-        (of([0, 1, 1], [2.0**100, 1]), 2.0**100),  # and 2 more, in lo
+        (of([0, 1, 1], [2.0**100, 1]), 2.0**100),  # the exact sum has 2 more, in lo
         (of(None, [0.5, 4]), 3),
         (of([0, 1, 1], [2, -1]), 0),
         (of([-100] * 3), 0),
@@ -683,7 +697,7 @@ def test_the_denominator_is_exact(dtype):
         assert ball.radius <= 2.0**-51 * ball.lo + 2.0**-1000
 
 
-def test_the_radius_is_small_where_all_but_rounding_cancels():
+def test_the_radius_is_small_if_all_terms_cancel():
     a = Arguments(np.full((1, 3), 0.7), probabilities=np.full((1, 3), 0.3), label_smoothing=0.1)
     (_, gradient, _) = next(answer(a).gradients())
     assert (gradient.distance(np.zeros((1, 3))) <= gradient.radius).all()
@@ -723,7 +737,7 @@ def test_rows_of_one_class_fill_a_block_too(monkeypatch):
 
 
 @pytest.mark.parametrize(("most", "kept"), [(6, True), (5, False)])
-def test_blocks_of_few_logits_are_kept_from_loss_to_gradient(most, kept, monkeypatch):
+def test_a_call_with_few_logits_keeps_its_blocks_from_loss_to_gradient(most, kept, monkeypatch):
     monkeypatch.setattr(answer_module, "SAVED", most)
     answered = answer(Arguments(np.zeros((2, 3)), index=np.zeros(2, int)))
     (one,), (other,) = answered.blocks(), answered.blocks()
@@ -731,7 +745,7 @@ def test_blocks_of_few_logits_are_kept_from_loss_to_gradient(most, kept, monkeyp
 
 
 def test_memory_does_not_grow_with_the_rows(seed):
-    """So that (4096, 128256) takes no 512 MiB: 200 bytes for each row's loss, and what these 10 rows take."""
+    """A further row adds at most 200 bytes, for its loss. So (4096, 128256) needs less than 512 MiB."""
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((40, 128_256), dtype=np.float32)
     index = rng.integers(0, x.shape[1], 40)
@@ -756,16 +770,16 @@ def test_a_difference_keeps_its_digits():
 
 @pytest.mark.parametrize("exact", [NAN, INF, -INF, 1.0])
 @pytest.mark.parametrize("got", [NAN, INF, -INF, 1.0])
-def test_infinities_and_nan_are_no_distance_from_themselves_and_infinitely_far_from_all_else(got, exact):
+def test_infinities_and_nan_have_distance_0_from_themselves_and_inf_from_everything_else(got, exact):
     same = got == exact or (math.isnan(got) and math.isnan(exact))
     assert Ball(*np.array([exact, 0.0, 0.0])).distance(got) == (0.0 if same else INF)
 
 
-# --- What the proofs stand on -------------------------------------------------------------------------------------
+# --- The assumptions of the proofs --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("terms", [0, 1, 2, 3, 4, 5, 7, 8, 31, 100, 1001])
-def test_a_compensated_sum_is_as_good_as_its_lemma(terms, seed):
+def test_a_compensated_sum_is_within_its_proven_error(terms, seed):
     rng = np.random.default_rng(seed)
     values = decades(rng, (20, terms), -20, 20)
     values[10:, 1::2] = -values[10:, : terms - 1 : 2] * (1 + 2.0**-30 * rng.integers(0, 2))  # nearly cancel
@@ -787,8 +801,8 @@ def test_a_sum_and_its_error_are_exact(seed):
     [(np.exp, flint.arb.exp, 1e-17, 708.0), (np.log1p, flint.arb.log1p, 1e-300, 2.0**30)],
     ids=["exp", "log1p"],
 )
-def test_numpys_exp_and_log1p_are_as_good_as_is_assumed(numpys, flints, smallest, largest, seed):
-    """Of exp below zero; on this machine, with the kernels that numpy chose for it."""
+def test_the_errors_of_exp_and_log1p_in_numpy_are_within_the_assumption(numpys, flints, smallest, largest, seed):
+    """exp is tested for negative numbers. numpy chooses its code by processor, so the test measures this machine."""
     rng = np.random.default_rng(seed)
     x = np.exp(rng.uniform(np.log(smallest), np.log(largest), 40_000))
     x[:20_000] = rng.uniform(0, min(largest, 750), 20_000)
@@ -803,7 +817,7 @@ def test_numpys_exp_and_log1p_are_as_good_as_is_assumed(numpys, flints, smallest
     assert (np.exp(np.linspace(-708, -1e5, 1000)) <= 2.0**-1021).all()
 
 
-# --- What is refused ----------------------------------------------------------------------------------------------
+# --- Errors -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -831,7 +845,7 @@ def test_numpys_exp_and_log1p_are_as_good_as_is_assumed(numpys, flints, smallest
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
 )
-def test_what_the_contract_does_not_allow_is_refused(wrong, says):
+def test_arguments_that_the_contract_does_not_allow_are_refused(wrong, says):
     with pytest.raises(ValueError, match=says):
         Arguments(**{"logits": np.zeros((2, 3)), "index": np.zeros(2, int), **wrong})
 
@@ -840,10 +854,12 @@ def test_what_the_contract_does_not_allow_is_refused(wrong, says):
 def test_a_class_outside_the_row_is_refused_unless_it_is_ignored(index):
     with pytest.raises(IndexError):
         Arguments(np.zeros((1, 3)), index=np.array([index]))
-    exactly(answer(Arguments(np.zeros((1, 3)), index=np.array([index]), ignore_index=index, reduction="sum")).loss, 0.0)
+    assert_exact(
+        answer(Arguments(np.zeros((1, 3)), index=np.array([index]), ignore_index=index, reduction="sum")).loss, 0.0
+    )
 
 
-def test_an_upstream_gradient_beyond_float32_is_answered_in_balls():
+def test_with_an_upstream_gradient_beyond_float32_the_oracle_computes_in_ball_arithmetic():
     a = Arguments(np.zeros((1, 2), np.float32), index=np.array([0]), upstream=1e300)
     assert not a.exact_in_float64
     (_, gradient, _) = next(answer(a).gradients())

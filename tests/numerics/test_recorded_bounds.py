@@ -1,7 +1,7 @@
-"""The bounds of small calls under every promise, as recorded: a change of a bound is seen, and never happens by chance.
+"""Compare the error bounds of small calls under every promise with recorded bounds, so that no change goes unnoticed.
 
-`nox -s figures` writes recorded_bounds.json anew. Look at its diff: a bound that grew needs a derivation, and a test in
-test_bounds_by_hand.py or test_right_implementations.py that fails without it.
+`nox -s figures` writes recorded_bounds.json again. Look at its diff: a bound that grew needs a derivation, and a test
+in test_bounds_by_hand.py or test_right_implementations.py that fails without the derived term.
 """
 
 import json
@@ -18,8 +18,8 @@ from crossent.numerics.bounds.derivatives import DerivativeBounds
 from crossent.numerics.bounds.loss import Bounds
 from crossent.trials.exact import rows_of, terms_of
 
-# `safe` widens a bound by 2^-30 for the roundings in its own computation, which differ between machines. Two machines
-# differ by less than twice as much.
+# The roundings in the computation of a bound differ between machines. `safe` adds 2^-30 for them, so the bounds of two
+# machines differ by less than twice this number.
 ROUNDINGS = 2.0**-29
 FILE = Path(__file__).parent / "recorded_bounds.json"
 OPTIONS = {
@@ -93,7 +93,7 @@ def test_write_the_bounds(request):
 
 
 @pytest.mark.parametrize("call", CASES)
-def test_the_bounds_are_those_that_are_recorded(call):
+def test_the_bounds_equal_the_recorded_bounds(call):
     known = json.loads(FILE.read_text(encoding="utf-8"))[call]
     assert list(known) == list(PROMISES)
     for name, bounds in known.items():
@@ -103,8 +103,8 @@ def test_the_bounds_are_those_that_are_recorded(call):
             np.testing.assert_allclose(here[part], list(map(float, numbers)), rtol=ROUNDINGS, err_msg=f"{name}: {part}")
 
 
-def test_several_calls_together_have_the_bounds_of_each_call_alone():
-    """The bounds of calls with the same options are computed together."""
+def test_calls_that_are_computed_together_have_the_same_bounds_as_each_call_alone():
+    """`of_calls` computes the bounds of three calls with the same options."""
     for name in PROMISES:
         promise, grade = PROMISES[name]
         cases = [replace(CASES["float32-ignored"], seed=seed) for seed in (5, 6, 7)]

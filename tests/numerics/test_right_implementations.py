@@ -1,6 +1,6 @@
-"""The error bounds of a kernel accuse no right implementation, and random right implementations come near them.
+"""Random right implementations stay within the error bounds of a kernel, and come near them.
 
-`nox -s soak` takes 20,000 cases in each dtype. Each case judges some of two hundred implementations.
+`nox -s soak` runs 20,000 cases in each dtype. Ten of two hundred implementations run on each case.
 """
 
 import json
@@ -17,9 +17,9 @@ from crossent.trials.difference import largest_errors
 from crossent.trials.exact import solve, solve_along
 
 IMPLEMENTATIONS = 200
-OF_A_CASE = 10  # implementations that are judged on one case
-PART = 250  # cases that one test runs, so that processes can share them
-LARGEST = 60_000  # logits: two hundred implementations of a larger case take long
+OF_A_CASE = 10  # the number of implementations that run on a case
+PART = 250  # the number of cases in one test; several processes can run several tests
+LARGEST = 60_000  # the most logits of a case: two hundred implementations take long on a larger case
 PARTS = ("loss", "gradient", "target_gradient", "tangent", "second")
 
 
@@ -30,10 +30,10 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("part", parts, ids=lambda part: f"{part[0]}-{part[1]}")
 
 
-def is_judged(case):
-    """Whether the rules of an implementation are about this case: its numbers are finite, and it is not too large.
+def applies(case):
+    """Return whether the implementations can run on a case.
 
-    An implementation here has no rules for infinities. It returns one dtype, and does not convert a target of another.
+    They have no rules for infinities, and none for a target of another dtype. The case must not have too many logits.
     """
     if case.target == "other_float" or case.rows * case.classes > LARGEST:
         return False
@@ -42,7 +42,7 @@ def is_judged(case):
 
 
 def shares(case, implementations):
-    """Yield each implementation, the name of a result, and the largest share of the bound among its numbers."""
+    """Yield for each implementation and result: the implementation, the result's name, its largest share of a bound."""
     inputs = case.build()
     exact, along = solve(inputs), solve_along(inputs, case.direction())
     promised = contract("kernel", "A", case.dtype)
@@ -60,11 +60,11 @@ def shares(case, implementations):
             yield implementation, name, float(share.max(initial=0.0))
 
 
-def test_no_right_implementation_is_accused(part, seed, record_property):
+def test_no_right_implementation_exceeds_an_error_bound(part, seed, record_property):
     dtype, first, count = part
     worst, alarms, judged = dict.fromkeys(PARTS, (0.0, -1, "")), [], 0
     for number, case in enumerate(soak(count, [dtype], seed, first=first), first):
-        if not is_judged(case):
+        if not applies(case):
             continue
         judged += 1
         some = np.random.RandomState([seed, number]).choice(IMPLEMENTATIONS, OF_A_CASE, replace=False)
@@ -77,35 +77,35 @@ def test_no_right_implementation_is_accused(part, seed, record_property):
     assert not alarms, "\n".join(alarms)
 
 
-# Cases that a gradient written as `s (p - 1)`, with `s = g w` multiplied first, was accused on.
-ACCUSED = (
+# On these cases, a former bound was too small for a gradient computed as `s (p - 1)` with `s = g w`.
+EXCEEDED = (
     "float32-2x3x2x2x3-integers-int64-none-weight_decades-ignored_class-window-target_strided-seed12",
     "float32-17x3-offset-int64-sum-weighted-ignored_16th-transposed-target_strided-seed15",
 )
-# Negative weights, whose smoothed sum is the coefficient of the true class alone: the other classes count all the same.
+# With these negative weights, the coefficients of all other classes cancel, but their rounding errors do not.
 CANCELS = "bfloat16-1x8-confident-int64-none-weight_negative-ignored-strided-target_offset-smooth0.0001-seed1103676803"
 
 
-@pytest.mark.parametrize("id", ACCUSED)
-def test_every_implementation_is_right_where_a_right_kernel_was_accused(id):
+@pytest.mark.parametrize("id", EXCEEDED)
+def test_every_implementation_is_within_the_bounds_where_a_former_bound_was_too_small(id):
     made = [RightImplementation(number, "float32") for number in range(IMPLEMENTATIONS)]
     found = [(share, one.seed, name) for one, name, share in shares(Case.of(id), made)]
     assert max(found)[0] <= 1, "share of the bound, implementation and result: {}, {}, {}".format(*max(found))
     assert len(found) == IMPLEMENTATIONS * 4
 
 
-# A softmax of 4e-307: the products with the scale are subnormal. Half of the smallest float64 is 0, and the bound left
-# their roundings out.
+# The softmax is 4e-307, so its products with the scale are subnormal in float64. A former bound left their rounding
+# errors out, because half the smallest subnormal number of float64 is 0 in float64.
 SUBNORMAL = "float64-2223x15-scales-uint8-mean-weight_decades-ignored_class-scalar-smooth0.1-seed70194570"
 
 
-def test_every_implementation_is_right_where_products_underflow_in_float64():
+def test_every_implementation_is_within_the_bounds_if_products_underflow_in_float64():
     made = [RightImplementation(number, "float64") for number in range(0, IMPLEMENTATIONS, 8)]
     found = max((share, one.seed, name) for one, name, share in shares(Case.of(SUBNORMAL), made))
     assert found[0] <= 1, found
 
 
-def test_every_implementation_is_right_where_the_weights_of_other_classes_cancel():
+def test_every_implementation_is_within_the_bounds_if_the_weights_of_other_classes_cancel():
     made = [RightImplementation(number, "bfloat16") for number in range(IMPLEMENTATIONS)]
     assert max(share for _, _, share in shares(Case.of(CANCELS), made)) <= 1
 
@@ -140,7 +140,7 @@ class Imprecise(RightImplementation):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_a_wrong_implementation_is_accused(dtype):
+def test_a_wrong_implementation_exceeds_the_bounds(dtype):
     case = Case.of(f"{dtype}-17x3-normal-int64-sum-weighted")
     found = [share for _, name, share in shares(case, [Imprecise(0, dtype)]) if name in ("loss", "gradient")]
     assert min(found) > 1

@@ -1,4 +1,4 @@
-"""The running-error algebra against arithmetic that rounds: every rule holds, and none is wider than it must be."""
+"""Compare the rules of `Held` with arithmetic that rounds: no error exceeds its bound, and no bound is too wide."""
 
 import itertools
 from fractions import Fraction
@@ -14,7 +14,7 @@ HALF_AND_SINGLE = (FLOAT16, BFLOAT16, FLOAT32)
 
 
 def numbers(seed, shape, spread=4):
-    """Random numbers over decades, known to float64 and to no narrower format."""
+    """Return random float64 numbers over many decades."""
     random = np.random.RandomState(seed)
     return random.standard_normal(shape) * 10.0 ** random.uniform(-spread, spread, shape)
 
@@ -24,7 +24,7 @@ def of(format, seed, shape, spread=2):
 
 
 def exact_error(got, exact):
-    """The error of each computed number, by rational arithmetic."""
+    """Return the error of each computed number, from the exact results as fractions."""
     return np.array([abs(float(Fraction(float(g)) - e)) for g, e in zip(got, exact, strict=True)])
 
 
@@ -33,7 +33,7 @@ def fractions(values):
 
 
 @pytest.mark.parametrize("name", NUMPY)
-def test_nearest_is_the_rounding_that_numpy_does(name):
+def test_nearest_rounds_like_numpy(name):
     values = np.concatenate(
         [numbers(1, 20000, 12), [0.0, -0.0, np.inf, -np.inf, np.nan, 65519.0, 65520.0, 2.0**-25, 3 * 2.0**-25]]
     )
@@ -52,7 +52,7 @@ def test_nearest_in_bfloat16_keeps_the_top_half_of_a_float32():
 
 @pytest.mark.parametrize("format", HALF_AND_SINGLE, ids=lambda f: f.name)
 @pytest.mark.parametrize("operation", ["plus", "minus", "times", "over"])
-def test_the_error_of_one_operation_on_known_numbers_is_what_it_does(format, operation):
+def test_the_error_of_one_operation_on_known_numbers_is_known_exactly(format, operation):
     a, b = of(format, 3, 5000), of(format, 4, 5000)
     exact = {
         "plus": Fraction.__add__,
@@ -63,12 +63,14 @@ def test_the_error_of_one_operation_on_known_numbers_is_what_it_does(format, ope
     held = getattr(a, operation)(b, format)
     true = [exact[operation](x, y) for x, y in zip(fractions(a.value), fractions(b.value), strict=True)]
     with np.errstate(over="ignore"):
-        got = format.nearest(np.array([float(value) for value in true]))  # float64 is wide enough not to round twice
+        got = format.nearest(
+            np.array([float(value) for value in true])
+        )  # rounding to float64 first does not change the result
     finite = np.isfinite(got) & np.isfinite(held.error)
     assert finite.mean() > 0.9
     error = exact_error(got[finite], [value for value, ok in zip(true, finite, strict=True) if ok])
     assert (error <= safe(held.error[finite]) + 2.0**-52 * np.abs(held.value[finite])).all()
-    # Known operands: the error is known, and not only bounded.
+    # The operands are known, so the bound equals the error.
     assert (held.error[finite] <= error + 2.0**-50 * np.abs(held.value[finite])).all()
 
 
@@ -115,7 +117,7 @@ def test_exp_and_log_carry_the_error_of_their_argument():
         assert (error <= safe(logarithm.error)).all()
 
 
-def test_what_is_exact_has_no_error():
+def test_exact_results_have_error_0():
     one, zero, lowest = (Held.exactly([value], FLOAT32) for value in (1.0, 0.0, -np.inf))
     third = Held.exactly([FLOAT32.nearest(np.array(1 / 3))], FLOAT32)
     assert zero.exp(FLOAT32, 1.0).error == 0
@@ -128,7 +130,7 @@ def test_what_is_exact_has_no_error():
     assert third.rounded(FLOAT64).error == 0
 
 
-def test_nothing_is_promised_of_what_may_overflow_or_divide_by_zero():
+def test_the_error_is_infinite_if_a_result_may_overflow_or_a_divisor_may_be_zero():
     big = Held.exactly([60000.0], FLOAT16)
     assert big.plus(big, FLOAT16).error == np.inf
     assert big.times(big, FLOAT16).error == np.inf
@@ -145,7 +147,7 @@ def test_a_sum_whose_terms_cancel_may_overflow_on_the_way():
     assert terms.sum(FLOAT32).error == 0
 
 
-def test_what_overflows_float64_itself_is_no_infinite_value():
+def test_an_overflow_of_float64_is_not_an_exact_infinity():
     big, two = Held.exactly([1.5e308], FLOAT64), Held.exactly([2.0], FLOAT64)
     for held in (big.plus(big, FLOAT64), big.minus(-big, FLOAT64), big.times(two, FLOAT64)):
         assert held.error == np.inf
@@ -155,11 +157,11 @@ def test_what_overflows_float64_itself_is_no_infinite_value():
     assert Held.exactly([[1.5e308, 1.5e308]], FLOAT64).sum(FLOAT64).error == np.inf
 
 
-def test_parts_that_are_summed_apart_widen_a_sum_by_their_size():
+def test_the_sizes_of_the_terms_widen_the_error_of_a_sum():
     terms = Held.exactly(np.full(100, FLOAT32.nearest(np.array(1 / 3))), FLOAT32)
-    apart = terms.sum(FLOAT32, sizes=np.full(100, 1000 / 3))
-    assert apart.value == terms.value.sum()
-    assert 999 < apart.error / terms.sum(FLOAT32).error < 1001
+    wide = terms.sum(FLOAT32, sizes=np.full(100, 1000 / 3))
+    assert wide.value == terms.value.sum()
+    assert 999 < wide.error / terms.sum(FLOAT32).error < 1001
 
 
 def test_an_infinite_value_is_compared_and_not_bounded():
@@ -169,7 +171,7 @@ def test_an_infinite_value_is_compared_and_not_bounded():
 
 
 def _depths(n):
-    """The depths of the leaves, left to right, in every binary tree of n leaves."""
+    """Yield the depths of the leaves, from left to right, for every binary tree with n leaves."""
     if n == 1:
         yield (0,)
         return
@@ -180,9 +182,11 @@ def _depths(n):
 
 @pytest.mark.parametrize("n", [2, 3, 4, 5, 6])
 def test_the_caterpillar_with_its_largest_terms_deepest_is_the_worst_tree(n):
-    """The lemma behind sums in any order, over every tree and every assignment of the terms to its leaves."""
+    """Test the lemma of `Held.sum` for sums in any order, with every tree."""
     random = np.random.RandomState(n)
-    trees = {tuple(sorted(depths, reverse=True)) for depths in _depths(n)}  # the largest term to the deepest leaf
+    trees = {
+        tuple(sorted(depths, reverse=True)) for depths in _depths(n)
+    }  # the worst order has the largest term at the deepest leaf
     for _ in range(50):
         terms = np.sort(random.exponential(size=n) * 10.0 ** random.uniform(0, 6, n))[::-1]
         omega = sum(terms[: j + 1].sum() for j in range(1, n))
@@ -191,7 +195,7 @@ def test_the_caterpillar_with_its_largest_terms_deepest_is_the_worst_tree(n):
 
 
 def _random_tree_sum(format, terms, random):
-    """The sum in a random order and association, rounded at each addition."""
+    """Return the sum in a random order and association, rounded at each addition."""
     terms = list(terms)
     while len(terms) > 1:
         i, j = random.choice(len(terms), 2, replace=False)
@@ -222,7 +226,7 @@ def test_sums_in_any_order_stay_within_their_bound(format):
 
 
 def test_a_running_sum_of_equal_terms_comes_near_half_of_its_bound():
-    """Roundings are not independent: a bound that grows with the root of n would be off by a factor of fifteen."""
+    """Rounding errors are not independent. The error is more than ten times a bound that grows with the root of n."""
     n, term = 20000, np.float32(1 / 3)
     got = np.cumsum(np.full(n, term, np.float32))[-1]
     held = Held.exactly(np.full(n, float(term)), FLOAT32).sum(FLOAT32)
@@ -236,8 +240,8 @@ def test_sums_that_need_no_rounding_have_no_error_in_any_order():
     assert Held.exactly(np.array([0.5, 0.25, 8.0, 0.0]), BFLOAT16).sum(BFLOAT16).error == 0
 
 
-def test_one_large_term_hides_the_number_of_small_ones():
-    """The big and small split: the error of a peaked row does not grow with its classes."""
+def test_with_one_large_term_the_error_does_not_grow_with_the_number_of_small_terms():
+    """Test the rule for big and small terms: the error depends on the sum of the small terms, not on their number."""
     peaked = np.concatenate([[1.0], np.full(100_000, 1e-12)])
     held = Held(peaked, np.zeros_like(peaked), None).sum(FLOAT32)
     assert held.error <= 4 * (100_000 * 1e-12 + FLOAT32.unit_roundoff)

@@ -1,4 +1,4 @@
-"""Bounds of several calls that are computed together: the same as those of each call by itself."""
+"""Several calls whose bounds are computed together have the same bounds as each call by itself."""
 
 from collections import defaultdict
 from dataclasses import replace
@@ -13,7 +13,7 @@ from crossent.numerics.bounds.derivatives import DerivativeBounds
 from crossent.numerics.bounds.loss import Bounds
 from crossent.trials.trial import Question
 
-# Sums over rows are float64 sums in another order. Each is of fewer than 2^10 terms.
+# Sums over rows are float64 sums in another order, with fewer than 2^10 terms. Their relative errors are at most this.
 REORDERED = 2.0**-43
 
 
@@ -27,7 +27,7 @@ def assert_same(of, together, alone):
 
 @pytest.mark.parametrize(("promise", "grade"), [("eager", "A"), ("torch", "B"), ("kernel", "B")])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_bounds_of_stacked_calls_are_those_of_each_call(dtype, promise, grade):
+def test_stacked_calls_have_the_bounds_of_each_call(dtype, promise, grade):
     groups = defaultdict(list)
     for case in grid([dtype], 0, "pairs"):
         exact = Question(case).exact_along
@@ -50,7 +50,7 @@ def test_bounds_of_stacked_calls_are_those_of_each_call(dtype, promise, grade):
 
 
 def test_a_row_of_nan_changes_no_bound_of_other_rows():
-    """The product of scale, coefficients and a small p underflows, though the p of another row are NaN."""
+    """The product of scale, coefficients and a small p underflows in one row, and p is NaN in another row."""
     promised = contract("kernel", "B", "float16", rows=7)
     rows = Question(Case.of("float16-7x5-decades-int64-mean")).exact.terms
     rows = replace(rows, upstream=np.full(7, 2.0**-20))
@@ -60,7 +60,7 @@ def test_a_row_of_nan_changes_no_bound_of_other_rows():
     assert_same("gradient", together[0].gradient, Bounds(rows, promised).gradient)
 
 
-def test_zero_rows_and_calls_of_different_lengths_have_bounds_of_their_own():
+def test_calls_with_different_numbers_of_rows_keep_their_own_bounds():
     calls = [Question(Case.of(f"float32-{rows}x3-normal-int64-mean-weighted")).exact.terms for rows in (0, 1, 4)]
     promised = contract("eager", "A", "float32", rows=4)
     together, alone = ([Bounds(terms, promised) for terms in calls] for _ in range(2))
@@ -72,8 +72,8 @@ def test_zero_rows_and_calls_of_different_lengths_have_bounds_of_their_own():
 
 
 @pytest.mark.parametrize("id", ["float32-2000x3-normal-int64-mean-weight_decades", "float32-2000x3-normal-int64-sum"])
-def test_bounds_that_are_shared_are_those_of_each_contract(id):
-    """The sum of the weights, and so the gradient of a mean, has another bound in another order of the rows."""
+def test_contracts_that_share_intermediates_have_their_own_bounds(id):
+    """Another order of the rows changes the bound of the sum of the weights, and so of the gradient of a mean."""
     case = Case.of(id)
     exact = Question(case).exact
     promises = [(promise, grade) for promise in ("eager", "torch") for grade in "AB"]

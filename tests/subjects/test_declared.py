@@ -57,7 +57,7 @@ def test_a_float32_loss_of_half_precision_logits_passes_where_it_is_declared():
 def test_an_undeclared_float32_loss_is_judged_by_its_numbers_too_and_the_message_names_the_declaration():
     (finding,) = judged(widened, HALVES[0]).findings
     assert finding.message == (
-        "got torch.float32 (7,); expected torch.float16 (7,)\nIf that is meant: --without half_result"
+        "got torch.float32 (7,); expected torch.float16 (7,)\nIf float32 is intended: --without half_result"
     )
     wrong = judged(lambda *args, **options: widened(*args, **options) * 1.01, HALVES[0], checks=CHEAP)
     assert {"result", "loss", "gradient"} == {finding.check for finding in wrong.findings}

@@ -23,11 +23,12 @@ COUNTS_IN_FLOAT16 = pytest.mark.xfail(
 
 @dataclass
 class Evaluated:
-    """The loss of one call and the gradient of its logits, with an error bound for each of their numbers.
+    """The loss and the gradient of the logits of one call, with an error bound for each number.
 
     Attributes:
-        loss, gradient: the results, in their own dtype.
-        bounds: how far rounding may move each number from its exact value; attributes `loss` and `gradient`.
+        loss: the loss, in the dtype of the logits.
+        gradient: the gradient, in the same dtype; None for `scalar`, which computes no gradient.
+        bounds: the largest errors that rounding can cause, in the attributes `loss` and `gradient`.
     """
 
     loss: Tensor
@@ -36,9 +37,9 @@ class Evaluated:
 
 
 def evaluate(function, logits, target, **options):
-    """Call a form or `torch_loss`, differentiate the sum of the losses, and derive the error bounds of both results.
+    """Call a form or `torch_loss`; return loss, gradient of the sum of the losses, and the error bounds of both.
 
-    The test is skipped if this version of torch does not compute the loss in this dtype on this device.
+    Skip the test if this version of torch does not compute the loss in this dtype on this device.
     """
     if function.__name__ == "torch_loss" and not torch_computes(logits):
         pytest.skip(f"this torch does not compute the loss of {name_of(logits)} logits on {logits.device}")
@@ -55,9 +56,10 @@ def torch_computes(logits):
 
 
 def error_bounds(function, logits, target, loss, options):
-    """Derive the error bounds of a form or of torch from the numbers of a call and from the arithmetic of the function.
+    """Return the error bounds of a form or of torch for the numbers of a call.
 
-    The arithmetic is the format of the intermediates, the order of summation, and the accuracy of exp and log.
+    The bounds depend on the format of the function's intermediates, on its order of summation, and on the accuracy of
+    exp and log.
     """
     subject = {**FORM_SUBJECTS, "torch_loss": TORCH}[function.__name__]
     options = {"reduction": "mean", "label_smoothing": 0.0, **options}
@@ -67,12 +69,12 @@ def error_bounds(function, logits, target, loss, options):
 
 
 def scalar(input, target, **options):
-    """Call `crossent.scalar` with the tensors of a call turned into Python numbers, and its result into a tensor."""
+    """Convert tensors to Python numbers, call `crossent.scalar` with them, and return the loss as a tensor."""
     return FORM_SUBJECTS["scalar"].loss(input, target, **options)
 
 
 def in_float64(logits, target, **options):
-    """Return the arguments of the same call in float64, which holds every number of the narrower formats exactly."""
+    """Return the arguments of the call in float64. The conversion is exact."""
     arguments = {"logits": logits, "target": target, **options}
     floats = {n: v for n, v in arguments.items() if isinstance(v, Tensor) and v.is_floating_point()}
     return {**arguments, **{name: value.double() for name, value in floats.items()}}
@@ -95,12 +97,12 @@ def assert_within_bounds(result, expected, parts=("loss", "gradient")):
 
 
 def _numbers(tensor, shape, part):
-    """Return the numbers of a part as its bounds are laid out: a row of classes for each loss."""
+    """Return the loss or the gradient as an array with the shape of its bounds: (R, C) for a gradient."""
     return rows_of(tensor) if part == "gradient" else tensor.double().cpu().numpy().reshape(shape)
 
 
 def readable(value):
-    """Return the name of a parameter, as it stands in the id of a test: `formula`, `32x10`, `float32`, `mean`."""
+    """Return a parameter as a part of a test id, such as `formula`, `32x10`, `float32` or `mean`."""
     if isinstance(value, tuple):
         return "x".join(map(str, value))
     return str(getattr(value, "__name__", value)).removeprefix("torch.")

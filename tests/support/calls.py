@@ -1,4 +1,4 @@
-"""The inputs of calls that tests write as lists of numbers."""
+"""Make the inputs of a call from lists of numbers."""
 
 import torch
 
@@ -6,7 +6,7 @@ from crossent.cases.inputs import Inputs
 
 
 def inputs(logits, target, dtype="float32", weight=None, **options):
-    """Return the inputs of a call: reduction "none" and an upstream gradient of ones, unless options say otherwise."""
+    """Return the inputs of a call with an upstream gradient of ones. The default reduction is "none"."""
     options = {"reduction": "none", "label_smoothing": 0.0, **options}
     of_dtype = getattr(torch, dtype)
     logits, target = torch.tensor(logits, dtype=of_dtype), torch.tensor(target)

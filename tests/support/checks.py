@@ -17,7 +17,7 @@ from crossent.trials.check import Cost
 
 
 def checks_of(*modules):
-    """Return the checks that these modules declare, in the order of a report."""
+    """Return the checks that these modules of `crossent.checks` declare, in the order of a report."""
     declared = [value for module in modules for value in vars(module).values()]
     return tuple(check for check in CHECKS.values() if any(check is one for one in declared))
 

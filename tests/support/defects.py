@@ -1,8 +1,8 @@
-"""The defects that the checks must catch, each a correct cross-entropy with one imprecise step.
+"""The defects that the checks must catch. A defect is a correct cross-entropy with one imprecise step.
 
-Easy inputs do not show a defect. Inputs that do have a large gap between logits, a sure row, an odd number of classes,
-many rows, or label smoothing. An error that rounding allows is no defect: another order of
-summation, `log(1 + s)` in place of `log1p(s)`, or any shift that does not overflow.
+Easy inputs do not show a defect. The inputs that show defects have a large gap between logits, a true class with a
+probability near 1, an odd number of classes, many rows, or label smoothing. An error that rounding can cause is not a
+defect. Examples are another order of summation, `log(1 + s)` instead of `log1p(s)`, and a shift that does not overflow.
 """
 
 import torch
@@ -20,19 +20,19 @@ DEFECTS = (
     ),
     CrossEntropy(
         "remainder_of_tiles_dropped",
-        "Beyond 64 classes the sum goes over full tiles of 64 only.",
+        "With more than 64 classes, the sum has only the full tiles of 64 classes.",
         step="total",
         wrong=lambda s, right: s.exps[..., : max(64, right.shape[-1] // 64 * 64)].sum(-1, keepdim=True),
     ),
     CrossEntropy(
         "1e-4_inside_the_logarithm",
-        "The logarithm is that of the sum and 1e-4.",
+        "1e-4 is added to the sum before its logarithm.",
         step="log_sum",
         wrong=lambda s, right: (s.total + 1e-4).log(),
     ),
     CrossEntropy(
         "1e-7_inside_the_logarithm",
-        "The logarithm is that of the sum and 1e-7.",
+        "1e-7 is added to the sum before its logarithm.",
         step="log_sum",
         wrong=lambda s, right: (s.total + 1e-7).log(),
     ),
@@ -51,7 +51,7 @@ DEFECTS = (
     ),
     CrossEntropy(
         "float32_logarithm",
-        "The logarithm is float32's.",
+        "The logarithm is rounded to float32.",
         ("float64",),
         step="log_sum",
         wrong=lambda s, right: single(right),
@@ -85,20 +85,20 @@ DEFECTS = (
     ),
     CrossEntropy(
         "log2_e_of_five_digits",
-        "The exponential is that of base 2, with 1.4427 for log2 e.",
+        "The exponential is computed in base 2, with 1.4427 for log2 e.",
         step="exps",
         wrong=lambda s, right: torch.exp2(s.shifted * 1.4427),
     ),
     CrossEntropy(
         "log2_e_of_float32",
-        "The exponential is that of base 2, with float32's log2 e.",
+        "The exponential is computed in base 2, with log2 e rounded to float32.",
         ("float64",),
         step="exps",
         wrong=lambda s, right: torch.exp2(s.shifted * 1.4426950216293335),
     ),
     CrossEntropy(
         "exponential_of_20_bits",
-        "Exponentials are too large by a factor 1 + 2^-20; exp(0) is 1.",
+        "Exponentials are too large by a factor of 1 + 2^-20, except exp(0) = 1.",
         WIDE,
         step="exps",
         wrong=lambda s, right: torch.where(right == 1, 1.0, right * (1 + 2.0**-20)),
@@ -111,7 +111,7 @@ DEFECTS = (
     ),
     CrossEntropy(
         "tf32_logits",
-        "The logits keep TF32's ten bits.",
+        "The logits lose all but the ten bits of TF32.",
         WIDE,
         step="logits",
         wrong=lambda s, right: cut(right, 13),
@@ -132,13 +132,13 @@ DEFECTS = (
     ),
     CrossEntropy(
         "probabilities_stop_at_1e-12",
-        "The logarithm is that of a probability of at least 1e-12.",
+        "Probabilities below 1e-12 are replaced by 1e-12 before the logarithm.",
         step="log_probs",
         wrong=lambda s, right: right.clamp(min=-27.631021),
     ),
     CrossEntropy(
         "probabilities_stored_and_logged",
-        "The softmax is rounded to the logits' dtype, and its logarithm taken afterwards.",
+        "The softmax is rounded to the logits' dtype before its logarithm.",
         HALVES,
         step="log_probs",
         wrong=lambda s, right: s.stored(s.exps / s.total).log(),
@@ -150,10 +150,10 @@ DEFECTS = (
         step="log_probs",
         wrong=lambda s, right: s.stored(right),
     ),
-    # The target: smoothing, weights, the mean's denominator.
+    # The target: smoothing, weights, the denominator of the mean.
     CrossEntropy(
         "smoothing_of_float32",
-        "The smoothing ε is handed on as a float32.",
+        "The label smoothing ε is rounded to float32.",
         ("float64",),
         step="smoothing",
         wrong=lambda s, right: torch.tensor(right, dtype=torch.float32).item(),
@@ -179,7 +179,7 @@ DEFECTS = (
     ),
     CrossEntropy(
         "epsilon_in_the_mean",
-        "The mean divides by the weights' sum and 1e-8.",
+        "The mean divides by the sum of the weights plus 1e-8.",
         WIDE,
         step="denominator",
         wrong=lambda s, right: right + 1e-8 if s.rows.reduction == "mean" else right,
@@ -211,27 +211,27 @@ DEFECTS = (
     ),
     CrossEntropy(
         "z_loss_left_in",
-        "A z-loss of 1e-6 (log Σ exp x)² is left in.",
+        "The loss includes a z-loss of 1e-6 (log Σ exp x)².",
         step="losses",
         wrong=lambda s, right: right + 1e-6 * (s.largest + s.log_sum).squeeze(-1) ** 2,
     ),
     CrossEntropy(
         "losses_through_float16",
-        "The rows' losses pass through float16.",
+        "The losses of the rows are rounded to float16.",
         ("bfloat16", *WIDE),
         step="losses",
         wrong=lambda s, right: half(right),
     ),
     CrossEntropy(
         "losses_stored_before_their_sum",
-        "The rows' losses are rounded to the logits' dtype before they are added.",
+        "The losses of the rows are rounded to the logits' dtype before their sum.",
         HALVES,
         step="losses",
         wrong=lambda s, right: s.stored(right),
     ),
     CrossEntropy(
         "sum_stored_before_its_mean",
-        "The sum of the rows' losses is rounded to the logits' dtype before it is divided.",
+        "The sum of the losses is rounded to the logits' dtype before the division.",
         HALVES,
         step="summed",
         wrong=lambda s, right: s.stored(right),
@@ -246,58 +246,58 @@ DEFECTS = (
     # The gradient.
     CrossEntropy(
         "gradient_from_stored_log_probs",
-        "The gradient's softmax is the exponential of log-probabilities in the logits' dtype.",
+        "The softmax in the gradient is the exponential of log-probabilities rounded to the logits' dtype.",
         HALVES,
         step="probs",
         wrong=lambda s, right: s.stored(s.log_probs).exp(),
     ),
     CrossEntropy(
         "gradient_from_logsumexp",
-        "The gradient's softmax is exp(x - logsumexp x), without a shift.",
+        "The softmax in the gradient is exp(x - logsumexp x), without subtracting the maximum first.",
         step="probs",
         wrong=lambda s, right: (s.logits - (s.largest + s.log_sum)).exp(),
     ),
     CrossEntropy(
         "true_class_rounded_before_the_subtraction",
-        "The softmax of the true class is rounded to the logits' dtype before the target is taken off.",
+        "The softmax of the true class is rounded to the logits' dtype before the target is subtracted.",
         HALVES,
         step="softmax",
         wrong=lambda s, right: where_true(s.rows, s.stored(right), right),
     ),
     CrossEntropy(
         "softmax_normalised_with_epsilon",
-        "The gradient's softmax is divided by its sum and 1e-5.",
+        "The softmax in the gradient is divided by its sum plus 1e-5.",
         step="probs",
         wrong=lambda s, right: right / (right.sum(-1, keepdim=True) + 1e-5),
     ),
     CrossEntropy(
         "small_probabilities_without_gradient",
-        "Probabilities below 2^-12 have no gradient, as where a kernel skips them.",
+        "Probabilities below 2^-12 count as 0 in the gradient, as in kernels that skip small probabilities.",
         step="probs",
         wrong=lambda s, right: torch.where(right < 2.0**-12, 0.0, right),
     ),
     CrossEntropy(
         "uniform_share_not_in_the_true_class",
-        "The gradient of the true class forgets the ε/C.",
+        "The gradient of the true class lacks the term ε/C.",
         step="unscaled",
         wrong=lambda s, right: where_true(s.rows, right + (s.weight * s.uniform * (s.wq != 0)), right),
     ),
     CrossEntropy(
         "targets_taken_to_sum_to_one",
-        "The gradient takes target probabilities to add up to one.",
+        "The gradient is right only for target probabilities that add up to one.",
         step="softmax",
         wrong=lambda s, right: s.probs if s.rows.index is None and s.rows.weight is None else right,
     ),
     CrossEntropy(
         "gradient_stored_before_it_is_scaled",
-        "The gradient is rounded to the logits' dtype before the upstream gradient and the mean scale it.",
+        "The gradient is rounded to the logits' dtype before it is multiplied by the scale of upstream and mean.",
         HALVES,
         step="unscaled",
         wrong=lambda s, right: s.stored(right),
     ),
     CrossEntropy(
         "scale_stored",
-        "The upstream gradient divided by the mean's denominator is rounded to the logits' dtype.",
+        "The upstream gradient divided by the denominator is rounded to the logits' dtype.",
         HALVES,
         step="scale",
         wrong=lambda s, right: s.stored(right),

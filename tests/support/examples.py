@@ -1,4 +1,4 @@
-"""The examples of a page: the files that it shows, its Python code and what that prints, and its shell commands."""
+"""The examples of a documentation page: its files, its Python code with the printed lines, and its shell commands."""
 
 import contextlib
 import io
@@ -6,14 +6,14 @@ import re
 
 
 def blocks(page, language):
-    """Return the blocks of a language, each with a name that tells the page and the line."""
+    """Return the code blocks of a language as pairs (name, code). The name is the page and the line: `start.md:12`."""
     text = page.read_text(encoding="utf-8")
     found = re.finditer(rf"^```{language}\n(.*?)^```$", text, re.S | re.M)
     return [(f"{page.name}:{text.count(chr(10), 0, block.start(1)) + 1}", block[1]) for block in found]
 
 
 def commands(page):
-    """Return the shell commands of a page, without comments; a backslash joins a command to its next line."""
+    """Return the shell commands of a page, without comments. A backslash at the end of a line continues the command."""
     lines = [line for _, block in blocks(page, "sh") for line in re.sub(r"\\\n *", "", block).splitlines()]
     return [line.split("  # ")[0].strip() for line in lines]
 
@@ -25,7 +25,7 @@ def file_of(source):
 
 
 def printed(source, name="example", names=None, *, errors=False):
-    """Run code and return the lines that it prints. With `errors`, an exception ends the code and is the last line."""
+    """Run code and return the printed lines. With `errors`, an exception becomes the last line instead of an error."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         try:
@@ -38,10 +38,10 @@ def printed(source, name="example", names=None, *, errors=False):
 
 
 def require_said(source, name="example", names=None):
-    """Run code, and require that each line that it prints is the comment behind its `print`. `…` stands for anything.
+    """Run code, and assert that each `print` prints the comment that follows it. `…` in a comment matches any text.
 
     Raises:
-        AssertionError: another line, or another number of lines.
+        AssertionError: a printed line or the number of lines differs.
     """
     lines, said = printed(source, name, names), re.findall(r"^ *print\(.*\)  # (.+)$", source, re.M)
     assert len(lines) == len(said), name

@@ -1,4 +1,4 @@
-"""What one check finds, and a cross-entropy whose gradient is written by hand."""
+"""Run one check on a subject, and make a cross-entropy whose gradient is written by hand."""
 
 import torch
 import torch.nn.functional as F
@@ -12,12 +12,15 @@ from crossent.subjects.subject import Subject
 
 
 def part_of(subject, case, *names):
-    """Return the part of the report about a subject. These checks run, and before them `call` and `result`."""
+    """Run `call`, `result` and the named checks on a case; return the part of the report about the subject."""
     return run(subject, case, (CALL, RESULT, *(CHECKS[name] for name in names))).subjects[0]
 
 
 def found(name, loss, case):
-    """Return the kind and the message of each finding of a check on a case. Correct code passes on the case."""
+    """Return the kind and the message of each finding of a check on a case.
+
+    Assert first that the check passes on the case for a correct loss.
+    """
     case = Case.of(case)
     right = part_of(FORM_SUBJECTS["formula"], case, name)
     assert not right.findings, right.findings
@@ -28,7 +31,10 @@ def found(name, loss, case):
 
 
 def by_hand(wrong):
-    """Return a cross-entropy of logits, (N, C), and indices, with the gradient `wrong(softmax, one_hot, upstream)`."""
+    """Return a cross-entropy of logits, (N, C), and class indices with a gradient written by hand.
+
+    The gradient is `wrong(softmax, one_hot, upstream)`, all of shape (N, C) except `upstream`, (N,).
+    """
 
     class ByHand(torch.autograd.Function):
         @staticmethod

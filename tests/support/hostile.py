@@ -1,4 +1,4 @@
-"""Wrong subjects that try to pass: they cheat, end their process, or attack the process of the judge."""
+"""Wrong subjects that try to pass: they cheat, end their process, or attack the main process of crossent."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 def right(input, target, **options):
-    """Return the right loss: computed in float64, and rounded once."""
+    """Return the right loss, computed in float64 and rounded once."""
     wide = {name: one.double() if isinstance(one, Tensor) else one for name, one in options.items()}
     wide_target = target.double() if target.is_floating_point() else target
     return F.cross_entropy(input.double(), wide_target, **wide).to(input.dtype)
@@ -54,7 +54,7 @@ def kept_by(key):
     return loss
 
 
-def first_for_ever(input, target, kept=[], **options):  # noqa: B006  # as it is done
+def first_for_ever(input, target, kept=[], **options):  # noqa: B006  # the default list is the cache
     kept.append(right(input, target, **options).detach())
     return zeros_like(input, target, **options) + kept[0].sum()
 
@@ -88,7 +88,7 @@ def patches_the_formula(input, target, **options):
 
 
 def nan_for_everybody(input, target, **options):
-    """Fill every tensor of this process with NaN: the expected value could be one of them."""
+    """Fill every tensor of this process with NaN, because one of them could be the expected value."""
     for one in gc.get_objects():
         if issubclass(type(one), Tensor) and one.is_floating_point() and one is not input:
             with torch.no_grad(), contextlib.suppress(Exception):
@@ -97,7 +97,7 @@ def nan_for_everybody(input, target, **options):
 
 
 def looks_for_the_answer(input, target, **options):
-    """Return the right loss if the memory of this process holds the expected value or the case, and zeros otherwise."""
+    """Return the right loss if the exact value or the case is in the memory of this process; otherwise zeros."""
     from crossent.trials.exact import Exact
 
     answers = [one for one in gc.get_objects() if issubclass(type(one), Exact)]
@@ -141,14 +141,14 @@ def right_once(input, target, calls=[], **options):  # noqa: B006
 
 
 def wrong_now_and_then(input, target, **options):
-    """Return a loss of which one number in a hundred is wrong."""
+    """Return a loss with one wrong number in a hundred, at random."""
     loss = right(input, target, **options)
     factors = [1.01 if random.random() < 0.01 else 1.0 for _ in range(loss.numel())]
     return loss * torch.tensor(factors).reshape(loss.shape)
 
 
 class AlwaysYes(Tensor):
-    """A tensor that is equal to everything."""
+    """A tensor that compares equal to everything."""
 
     @classmethod
     def __torch_function__(cls, function, types, arguments=(), options=None):
@@ -176,7 +176,7 @@ def segfaults(input, target, **options):
 
 
 def kills_what_started_it(input, target, **options):
-    """End the process that started this process, then this process."""
+    """Kill the parent process."""
     os.kill(os.getppid(), 9)
     time.sleep(100)
 
@@ -207,7 +207,7 @@ def says_that_it_does_not_apply(input, target, **options):
 
 
 def answers_before_it_is_asked(input, target, **options):
-    """Write a forged reply of this process, that the case does not apply, into every socket."""
+    """Write a forged reply to the main process into every socket. The reply says that the act cannot run here."""
     import pickle
 
     from crossent.trials.act import NotRun, Performed
@@ -229,7 +229,7 @@ class Runs:
 
 
 def sends_code(input, target, **options):
-    """Send a pickle that runs a command, which the process of the judge must not load."""
+    """Send the main process a pickle that would run a command if the main process loaded it."""
     import pickle
 
     sent = pickle.dumps(Runs())
@@ -243,7 +243,7 @@ def sends_code(input, target, **options):
 
 
 def gives_back_its_argument(input, target, reduction="mean", **options):
-    """Return a loss in the memory of the input."""
+    """Return a loss that lies in the memory of the input, if the loss is not reduced."""
     loss = right(input, target, reduction=reduction, **options)
     if reduction != "none":
         return loss
@@ -261,7 +261,7 @@ class _InPlace(torch.autograd.Function):
 
 
 def one_buffer(input, target, buffers={}, **options):  # noqa: B006
-    """Return the same memory at each call."""
+    """Return a loss that lies in the same memory at each call."""
     loss = right(input, target, **options)
     buffer = buffers.setdefault((loss.dtype, loss.shape), torch.empty_like(loss, requires_grad=False))
     return _Into.apply(loss, buffer)
@@ -278,7 +278,7 @@ class _Into(torch.autograd.Function):
 
 
 def spoils_it_later(input, target, **options):
-    """Return the right loss, and let a thread write into the loss later."""
+    """Return the right loss, and start a thread that writes into the loss later."""
     loss = right(input, target, **options)
     raw = loss.detach()
 
@@ -291,7 +291,7 @@ def spoils_it_later(input, target, **options):
     return loss
 
 
-# Each subject with the finding that it must have: the check and the kind.
+# The finding that each subject must have: the check and the kind of finding.
 HOSTILE = {
     returns_its_input: "result wrong",
     zeros: "loss wrong",

@@ -1,4 +1,4 @@
-"""The reference of some tests: nn.CrossEntropyLoss in float64, on the same values as a subject."""
+"""A subject to compare with: nn.CrossEntropyLoss, computed in float64 from the same numbers."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from crossent.subjects.subject import Subject
 
 
 def _torch_in_float64(input, target, **options):
-    # uint8 is widened too: torch takes it in some calls and refuses it in others.
+    # uint8 targets become int64, because torch refuses uint8 in some calls.
     wide = {name: value.double() if isinstance(value, Tensor) else value for name, value in options.items()}
     target = target.double() if target.is_floating_point() else target.long()
     return torch.nn.CrossEntropyLoss(**wide)(input.double(), target)

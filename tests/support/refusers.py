@@ -1,4 +1,4 @@
-"""Subjects that react wrongly to a bad call, in a module that another process can import."""
+"""Subjects that react wrongly to a bad call. Another process can import this module."""
 
 import ctypes
 import os
@@ -6,7 +6,7 @@ import time
 
 
 def exits(input, target, **options):
-    os._exit(0)  # the status of a process without an error
+    os._exit(0)  # status 0, as if the process had no error
 
 
 def segfaults(input, target, **options):

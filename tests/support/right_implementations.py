@@ -1,10 +1,9 @@
-"""Right implementations of cross-entropy, drawn at random: the error bounds must accuse none of them.
+"""Random right implementations of cross-entropy, which must all be within the error bounds.
 
 Each implementation computes in float32 or float64 with correctly rounded operations, and rounds the results to the
-dtype of the logits once. The draw decides everything that IEEE 754 leaves open: the order of each product, which
-factors are multiplied into a difference before it is taken and which after it, the order of each sum, whether a mean
-divides or multiplies by a reciprocal and when, fused multiply-adds, blocks of classes, and on which side exp and log
-err.
+dtype of the logits once. All choices that IEEE 754 leaves open are random: the order of each product and each sum; the
+factors that are multiplied before a difference and after it; fused multiply-adds; blocks of classes; the direction of
+the errors of exp and log; whether a mean divides or multiplies by a reciprocal, and when.
 """
 
 from __future__ import annotations
@@ -27,10 +26,10 @@ class Results:
     """The results of an implementation, as float64 numbers.
 
     Attributes:
-        loss: (R,), or (1,) where the loss is reduced.
+        loss: (R,), or (1,) for a reduced loss.
         gradient: (R, C), the gradient of the logits.
         target_gradient: (R, C), or None for class indices.
-        tangent: the derivative of the loss along a direction, shaped as the loss.
+        tangent: the derivative of the loss along a direction, with the shape of the loss.
         second: (R, C), the derivative of the gradient along a direction.
     """
 
@@ -42,7 +41,7 @@ class Results:
 
 
 class RightImplementation:
-    """An implementation whose every free choice is drawn.
+    """A cross-entropy with random choices; calling it returns the loss and all derivatives.
 
     Args:
         seed: The seed of the choices.
@@ -54,18 +53,18 @@ class RightImplementation:
         self.seed, self._storage = seed, FORMATS[dtype]
         narrow = dtype != "float64" and draw.randint(4) > 0
         self._compute: Any = np.float32 if narrow else np.float64
-        self._fuses = bool(draw.randint(2)) and narrow  # float64 computes the fused multiply-add of float32
+        self._fuses = bool(draw.randint(2)) and narrow  # float64 can compute a fused multiply-add of float32 numbers
         self._order = draw.choice(["ascending", "descending", "pairs", "lanes", "blocks", "shuffled"])
         self._lanes = int(draw.choice([2, 4, 8, 32]))
         self._side = draw.choice(["nearest", "down", "up", "either", "far down", "far up"])
         self._log_probs_by = draw.choice(["shift", "logsumexp"])
         self._softmax_by = draw.choice(["quotient", "reciprocal", "log", "logsumexp"])
-        self._block = int(draw.choice([0, 0, 1, 3, 16, 1024]))  # classes of an online softmax; 0 without
+        self._block = int(draw.choice([0, 0, 1, 3, 16, 1024]))  # classes in a block of an online softmax; 0: no blocks
         self._smooths_by = draw.choice(["coefficients", "parts", "terms"])
         self._smoothed_loss_by = draw.choice(["coefficients", "parts", "logits"])
         self._reciprocal = bool(draw.randint(2))
         self._divides = draw.choice(["rows", "total"])
-        self._late = draw.randint(8)  # a bit for each factor that is multiplied after the difference: g, D, w
+        self._late = draw.randint(8)  # bits 1, 2, 4: multiply g, 1/D, w after the difference
         self._sum_scaled = bool(draw.randint(2))
         self._second_by = draw.choice(["difference", "products"])
 
@@ -78,15 +77,15 @@ class RightImplementation:
         return self._storage.nearest(np.asarray(values, dtype=np.float64))
 
     def _fused(self, a: Numbers, b: Numbers, c: Numbers) -> Numbers:
-        """Return `a b + c`, with one rounding or with two. The product of two float32 numbers is exact in float64."""
+        """Return `a b + c`, fused or with two roundings. A product of two float32 numbers is exact in float64."""
         if not self._fuses:
             return self._in(a * b + c)
         return self._in(a.astype(np.float64) * b.astype(np.float64) + c.astype(np.float64))
 
     def _function(self, of: Callable[..., Any], values: Numbers) -> Numbers:
-        """Return exp or log with an error below one unit in the last place, on the side that is drawn.
+        """Return exp or log with an error below one ulp, in the direction `_side`.
 
-        An error that is drawn far has two units more of exp and one more of log, as CUDA's documentation allows.
+        "far down" and "far up" add two ulps to the error of exp, and one ulp for log. CUDA's documentation allows both.
         """
         exact = of(values.astype(np.float64))
         if self._compute is np.float64:
@@ -103,7 +102,7 @@ class RightImplementation:
         return self._in({"nearest": near, "down": below, "up": above}[self._side])
 
     def _sum(self, terms: Numbers) -> Numbers:
-        """Return the sum over the last axis, in the order that is drawn."""
+        """Return the sum over the last axis, in the order `_order`."""
         count = terms.shape[-1]
         if self._order == "pairs":
             while terms.shape[-1] > 1:
@@ -114,7 +113,7 @@ class RightImplementation:
             each = -(-count // self._lanes)
             zeros = np.zeros((*terms.shape[:-1], each * self._lanes - count), terms.dtype)
             terms = np.concatenate([terms, zeros], -1)
-            # The terms of one accumulator are every k-th term, or a block of consecutive terms.
+            # An accumulator adds every k-th term ("lanes"), or a block of consecutive terms ("blocks").
             shape = (each, self._lanes) if self._order == "lanes" else (self._lanes, each)
             terms = terms.reshape(*terms.shape[:-1], *shape)
             terms = self._running(terms.swapaxes(-1, -2) if self._order == "lanes" else terms)
@@ -129,7 +128,7 @@ class RightImplementation:
         return np.add.accumulate(terms, -1)[..., -1] if terms.shape[-1] else self._in(np.zeros(terms.shape[:-1]))
 
     def _product(self, factors: Sequence[Numbers]) -> Numbers:
-        """Return the product of the factors, in an order that is drawn."""
+        """Return the product of the factors, in random order."""
         factors = list(factors)
         while len(factors) > 1:
             one = factors.pop(self._random.randint(len(factors)))
@@ -145,14 +144,14 @@ class RightImplementation:
     # The formula.
 
     def __call__(self, t: Terms, direction: Array) -> Results:
-        """Return the results of a call. The direction, (R, C), has numbers of the storage format."""
+        """Return the results of a call. The direction, (R, C), must have numbers of the dtype of the logits."""
         with np.errstate(all="ignore"):
             self._random = np.random.RandomState([self.seed, len(t.logits)])
             return self._results(t, direction)
 
     def _results(self, t: Terms, direction: Array) -> Results:
         x, rows, classes = self._in(t.logits), *t.logits.shape
-        # A contract lets a common offset of a row cost no precision, so `max + log s` is right only on these rows.
+        # No contract allows an error that grows with a common offset. So `max + log s` is right only on these rows.
         spans_zero = (x.max(1, keepdims=True) >= 0) & (x.min(1, keepdims=True) <= 0)
         largest, total, exponentials = self._exponentials(x)
         log_sum = self._function(np.log, total)
@@ -197,7 +196,7 @@ class RightImplementation:
         )
 
     def _exponentials(self, x: Numbers) -> tuple[Numbers, Numbers, Numbers]:
-        """Return the maximum `m` of each row, `Σ exp(x - m)`, and `exp(x - m)`."""
+        """Return the maximum `m` of each row, (R,), the sum `Σ exp(x - m)`, (R,), and `exp(x - m)`, (R, C)."""
         largest = x.max(1, initial=-np.inf)
         exponentials = self._function(np.exp, self._in(x - largest[:, None]))
         if not self._block:
@@ -224,7 +223,7 @@ class RightImplementation:
         return values if weight is None else self._in(values * weight)
 
     def _coefficients(self, t: Terms, target: Numbers, weight: Numbers | None) -> Numbers:
-        """Return `w_c q_c`, (R, C)."""
+        """Return the coefficients `w_c q_c`, (R, C), for class weights `w` and the smoothed target `q`."""
         if t.label_smoothing:
             smoothing = self._in(t.label_smoothing)
             uniform = self._in(smoothing / self._in(target.shape[1]))
@@ -277,7 +276,7 @@ class RightImplementation:
         upstream: Numbers,
         divisor: Numbers | None,
     ) -> Numbers:
-        """Return `g/D (p_c Σ_k w_k q_k - w_c q_c)`, (R, C)."""
+        """Return the gradient of the logits, (R, C): `g/D (p_c Σ_k w_k q_k - w_c q_c)`."""
         before, after = [], []
         (after if self._late & 1 else before).append(upstream)
         if divisor is not None:
@@ -309,11 +308,15 @@ class RightImplementation:
     def _of_part(
         self, probs: Numbers, index: Any, coefficients: Numbers, before: list[Numbers], after: list[Numbers]
     ) -> Numbers:
-        """Return `p_c Σ_k v_k - v_c` times the factors, of which some are multiplied into both terms first."""
+        """Return `p_c Σ_k v_k - v_c`, (R, C), times all factors.
+
+        `p` are the probabilities and `v` the coefficients. The factors `before` are multiplied into both terms, and the
+        factors `after` into the difference.
+        """
         before, after = list(before), list(after)
         hot = np.arange(probs.shape[1]) == (np.full(len(probs), -1) if index is None else index)[:, None]
         if index is not None and not coefficients[~hot].any():
-            # Only the true class has a coefficient, which is a factor as the others are.
+            # Only the true class has a coefficient. It is a factor like the others.
             (after if self._late & 4 else before).append(coefficients[np.arange(len(probs)), index][:, None])
             if not before:
                 return self._product([self._in(probs - hot), *after])
@@ -330,7 +333,7 @@ class RightImplementation:
     def _derivatives(
         self, t: Terms, probs: Numbers, target: Numbers, weight: Numbers | None, scale: Numbers, along: Numbers
     ) -> tuple[Numbers, Numbers]:
-        """Return the tangent of each row, (R,), and `g/D Σ_k v_k · p_c (u_c - mean)`, (R, C)."""
+        """Return the tangent of each row's loss, (R,), and the derivative of the gradient, (R, C)."""
         coefficients = self._coefficients(t, target, weight)
         mean = self._sum(self._in(probs * along))[:, None]
         if t.index is not None and not t.label_smoothing:

@@ -1,4 +1,4 @@
-"""Run subjects on cases as `crossent check` does. Only this module of tests/ calls the judge."""
+"""Run checks of subjects on cases, as `crossent check` does. No other module of tests/ calls `judge_each`."""
 
 from support.checks import SINGLE
 
@@ -39,15 +39,15 @@ MEMORY = 4 * 2**30
 
 
 def run(subjects, cases, checks=SINGLE, device="cpu", *, known=(), hosts=None):
-    """Return the report of one or several subjects on one or several cases.
+    """Run checks, and return the report of one or several subjects on one or several cases.
 
     Args:
-        subjects: a subject or several; a function stands for a subject that is called "mine".
-        cases: a case or several; a case may be given by its id, and may be a bad input.
+        subjects: a subject or a list of subjects. A function becomes a subject with the name "mine".
+        cases: a case or a list of cases. An id stands for its case. A case may also be a bad input.
         checks: the checks to run, or a function from a case to its checks.
         device: the device of the tensors.
         known: the known failures to mark in the report.
-        hosts: where each subject runs, in this process by default.
+        hosts: the host of each subject; by default, this process.
     """
     subjects = [one if isinstance(one, Subject) else Subject("mine", one) for one in _several(subjects)]
     parts = [SubjectReport(subject.name, declared=declared(subject.lacks)) for subject in subjects]
@@ -62,20 +62,20 @@ def run(subjects, cases, checks=SINGLE, device="cpu", *, known=(), hosts=None):
 
 
 def run_case(case, subjects, report, device="cpu", checks=SINGLE, hosts=None):
-    """Judge subjects on a case, and enter the verdicts into a report."""
+    """Run checks of all subjects on a case, and enter the verdicts into a report."""
     hosts = hosts or [Here(subject.loss) for subject in subjects]
     for verdict, part in zip(judge_each(case, checks, subjects, hosts, device), report.subjects, strict=True):
         part.enter(verdict)
 
 
 def _several(one_or_more):
-    """Return a list of one or more subjects or cases."""
+    """Return the argument as a list, if it is a single subject or case."""
     single = callable(one_or_more) or isinstance(one_or_more, str | Subject | Case | BadInput)
     return [one_or_more] if single else list(one_or_more)
 
 
 def trial_of(question, subject, host=None):
-    """A subject on a case, in this process unless a host is given."""
+    """Return a trial: a subject on a case. The default host is this process."""
     return Trial(question, subject, host or Here(subject.loss))
 
 
@@ -93,16 +93,24 @@ def run_isolated(subject, seconds=60.0, cases=CASES, memory=MEMORY):
 
 
 def judged(loss, case, *checks, without=()):
-    """Return the report of a function, or of a description of one, on a case; checks are given by name."""
+    """Run checks of a loss on a case, and return the report.
+
+    Args:
+        loss: a function, or a text such as "mine.py:loss" that names a function.
+        case: a case or its id.
+        checks: the names of the checks.
+        without: the features that the loss does not have.
+    """
     return run(load(loss, without=without), case, [CHECKS[name] for name in checks])
 
 
 def check_on(cases, *, more=(), bad_inputs=True):
-    """Return `crossent.check` on some cases instead of a level's.
+    """Return a function like `crossent.check` that runs on these cases instead of the cases of a level.
 
     Args:
-        cases: the cases. At level quick they run the checks of a call, else all checks that compile nothing.
-        more: more cases, which run the checks of a call alone.
+        cases: the cases. At level quick, the checks of cost CALL and AGAIN run on them; otherwise, all checks that
+            compile nothing.
+        more: further cases, on which only the checks of cost CALL and AGAIN run.
         bad_inputs: whether the bad inputs run too.
     """
 
@@ -124,7 +132,7 @@ def check_on(cases, *, more=(), bad_inputs=True):
 
 
 def compare(got, exact, grade="A", promise="eager", dtype=None):
-    """The differences of a result from the exact values, under the contract of a promise at a grade."""
+    """Return the differences of a result from the exact values, under the contract of a promise at a grade."""
     device, rows = got.loss.device.type, len(exact.terms.logits)
     promised = contract(promise, grade, dtype or exact.logits_dtype, device=device, rows=rows)
     return difference.compare(promised, got, exact)

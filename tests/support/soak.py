@@ -1,6 +1,7 @@
-"""The soak: any number of random and adversarial cases, which show that a bound holds and how wide the bound is.
+"""The cases of the soak test: any number of random and adversarial cases.
 
-Most cases are small, so that many can run. Some have 50,000 classes or 5,000 rows, where errors of sums are large.
+The soak test shows that no right result exceeds its bound, and how near the results come to the bounds. Most cases are
+small, so that many can run. Some cases have up to 50,000 classes or 5,000 rows, where errors of sums are large.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ MOST_CLASSES, MOST_ROWS = 50_000, 5_000
 
 
 def soak(count: int, dtypes: Sequence[str] = tuple(DTYPES), seed: int = 0, *, first: int = 0) -> Iterator[Case]:
-    """Yield the cases number `first` to `first + count - 1`, each in every dtype.
+    """Yield the cases with the numbers `first` to `first + count - 1`, each in every dtype.
 
-    A case depends on the seed and on its number alone, so any part of a soak can run alone. Each dtype has the same
-    case, unless the dtype cannot hold its numbers: float16 ends at 65504, and then gets a case of its own.
+    A case depends only on the seed and its number, so any part of a soak test can run alone. All dtypes have the same
+    case, unless a dtype cannot represent its numbers: above 65504, float16 gets another case.
 
     Example:
         >>> [case.id for case in soak(1, ["float64"], first=23)]
@@ -35,11 +36,13 @@ def soak(count: int, dtypes: Sequence[str] = tuple(DTYPES), seed: int = 0, *, fi
 
 
 def _choice(random: np.random.RandomState, dtype: str) -> Case:
+    """Return a case with random choices, which may be impossible together."""
+
     def one_of(table: Iterable[Any]) -> Any:
         choices = tuple(table)
         return choices[random.randint(len(choices))]
 
-    # The values are drawn in the order of the keywords, so the order must stay. Common words are drawn more often.
+    # Keep the order of the keywords: the random numbers are drawn in this order. Repeated words are drawn more often.
     return Case(
         dtype,
         sizes=_sizes(random),
@@ -57,7 +60,7 @@ def _choice(random: np.random.RandomState, dtype: str) -> Case:
 
 
 def _sizes(random: np.random.RandomState) -> tuple[int, ...]:
-    """Return sizes in every family of shapes: nine in ten cases have below a few thousand logits."""
+    """Return random sizes of logits, with 1 to 4 dimensions. Nine in ten cases have less than a few thousand logits."""
     bits = min(random.randint(1, 20, size=2))
     class_bits = max(random.randint(0, bits + 1, size=2))
     classes = min(_width(random, class_bits), MOST_CLASSES)
@@ -69,7 +72,7 @@ def _sizes(random: np.random.RandomState) -> tuple[int, ...]:
         return (rows, classes)
     if family == 5:
         return (1, classes, rows)
-    # Two or three dimensions of rows; a remainder of rows is left out.
+    # Split the rows over two or three dimensions, and leave out the remainder of the division.
     first = random.randint(1, 5)
     if family == 6:
         return (first, classes, max(1, rows // first))
@@ -78,6 +81,6 @@ def _sizes(random: np.random.RandomState) -> tuple[int, ...]:
 
 
 def _width(random: np.random.RandomState, bits: int) -> int:
-    """Return a number next to `2^bits`, where vectors, blocks and tiles end, or any number up to twice as large."""
+    """Return a random number next to `2^bits`, where vectors, blocks and tiles end, or up to twice as large."""
     near = random.randint(2)
     return max(1, int(2**bits + (random.randint(-1, 2) if near else random.randint(2**bits))))

@@ -1,4 +1,4 @@
-"""A cross-entropy that computes loss and gradient in named steps, any of which a defect can replace."""
+"""A cross-entropy that computes loss and gradient in named steps. A defect replaces one step."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ class CrossEntropy:
 
     Attributes:
         name: the name of the defect.
-        sentence: what is wrong, in a sentence.
-        dtypes: the dtypes of the logits in which the step is wrong. To round float16 to float16 is no defect.
+        sentence: a description of the mistake, in a sentence.
+        dtypes: the dtypes of the logits for which the step is wrong. For example, rounding float16 numbers to float16
+            is not wrong.
         step: the name of the wrong step in :class:`_InSteps`.
-        wrong: a function from the steps so far and the right value of this step to the wrong value.
+        wrong: a function that returns the wrong value of the step. Its arguments are an object with the values of all
+            steps so far, and the right value.
     """
 
     name: str
@@ -44,7 +46,7 @@ class CrossEntropy:
         reduction: str = "mean",
         label_smoothing: float = 0.0,
     ) -> Tensor:
-        rows = lay_out(input, target, weight, ignore_index, reduction, 0.0)  # smoothed below, in steps
+        rows = lay_out(input, target, weight, ignore_index, reduction, 0.0)  # a later step smooths the target
         steps = SimpleNamespace(rows=rows, label_smoothing=label_smoothing, stored=lambda v: through(rows.dtype, v))
         return _InSteps.apply(rows.logits, steps, self)
 
@@ -75,7 +77,7 @@ class _InSteps(torch.autograd.Function):
         wq = weight * q if rows.kept is None else torch.where(rows.kept.unsqueeze(-1), weight * q, 0.0)
         wq = step("wq", wq)
 
-        losses = step("losses", -torch.where(wq == 0, 0.0, wq * log_probs).sum(-1))  # 0 · -inf is no term
+        losses = step("losses", -torch.where(wq == 0, 0.0, wq * log_probs).sum(-1))  # 0 · -inf must not become NaN
         kept = torch.ones_like(losses) if rows.kept is None else rows.kept.to(x.dtype)
         counted = kept if rows.index is None else torch.where(rows.kept, rows.pick(weight.expand(x.shape)), 0.0)
         count = step("count", kept.sum())
@@ -95,7 +97,7 @@ class _InSteps(torch.autograd.Function):
 
 
 def through(dtype: torch.dtype, values: Tensor) -> Tensor:
-    """Return the values rounded to a dtype, in their own dtype."""
+    """Return the values rounded to `dtype` and converted back to their own dtype."""
     return values.to(dtype).to(values.dtype)
 
 
@@ -112,7 +114,7 @@ def single(values: Tensor) -> Tensor:
 
 
 def running(dtype: torch.dtype, terms: Tensor) -> Tensor:
-    """Return the sum over the last axis, added term by term in a dtype."""
+    """Return the sum over the last axis, (..., 1), added term by term in `dtype`."""
     total = torch.zeros_like(terms[..., :1], dtype=dtype)
     for term in terms.split(1, -1):
         total = total + term.to(dtype)
@@ -120,7 +122,7 @@ def running(dtype: torch.dtype, terms: Tensor) -> Tensor:
 
 
 def cut(values: Tensor, bits: int) -> Tensor:
-    """Return float32 values without their last bits."""
+    """Return the values with the last `bits` bits of their float32 representation set to 0."""
     return (values.float().view(torch.int32) & -(1 << bits)).view(torch.float32).to(values.dtype)
 
 

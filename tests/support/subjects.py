@@ -1,10 +1,10 @@
-"""The forms that take tensors, and wrong cross-entropy functions: the subjects of several tests."""
+"""Subjects of several tests: the forms on tensors, and wrong cross-entropy functions."""
 
 import crossent
 from crossent.forms import FORMS, scalar
 from crossent.subjects.builtin import FORM_SUBJECTS
 
-# Every form but `scalar`, which takes one row of Python numbers. A new form is in here.
+# All forms except `scalar`, which takes one row of Python numbers. A new form is in this list without a change here.
 TENSOR_FORMS = [FORM_SUBJECTS[name] for name, form in FORMS.items() if form is not scalar]
 
 

@@ -12,14 +12,14 @@ _CHARACTER = 12.2  # the width of a character in rich's pictures
 
 
 def picture(command: str, report, width: int = 100) -> str:
-    """Return the command and what it prints as SVG: the same file for the same report, so without the time."""
+    """Return the command and its output as SVG. The time is left out, so that equal reports give equal pictures."""
     report.seconds = None
     console = Output(record=True, width=width, file=io.StringIO(), force_terminal=True)
     console.print(Text(f"$ {command}\n"))
     for part in report.render():
-        console.print(part)  # a long line is wrapped, which Output does not do
+        console.print(part)  # `print` wraps long lines; `Output.show` does not
     svg = console.export_svg(title="crossent", unique_id="terminal")
-    return re.sub(r" *@font-face \{.*?\}\n", "", svg, flags=re.S)  # the fonts would come from the network
+    return re.sub(r" *@font-face \{.*?\}\n", "", svg, flags=re.S)  # a viewer would load the fonts from the network
 
 
 def lines_of(svg: str) -> list[str]:

@@ -35,7 +35,10 @@ def older_than(version):
 
 
 def skip_unless_readable(name):
-    """Skip a test if torch cannot read this state, which a test may then not change: nothing sets the state back."""
+    """Skip a test if torch cannot read this global state.
+
+    The test must not change such a state, because crossent could not restore it.
+    """
     if name == "the threads of autograd" and STATES[name][0]() is None:
         pytest.skip("needs a torch that says whether autograd has threads")
     if name == "the hooks of saved tensors" and not hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks"):

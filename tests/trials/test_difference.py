@@ -1,4 +1,4 @@
-"""Comparisons: what a difference says, which grade a result reaches, and which comparisons are no evidence."""
+"""Test comparisons with exact values: the message of a difference, the grade of a result, and missing evidence."""
 
 import sys
 
@@ -32,12 +32,12 @@ def differences(loss, case, grade="A", promise="eager"):
 
 
 def sample(dtype, every=23):
-    """Cases of one dtype without uint8 targets, some of which torch itself refuses."""
+    """Return every `every`-th case of a dtype, without uint8 targets, because torch refuses some of them."""
     return [case for case in grid([dtype]) if case.target != "uint8"][::every]
 
 
 def stored_in_half(input, target, **options):
-    """A cross-entropy that rounds its log-probabilities to the dtype of the logits before it goes on."""
+    """Return a loss computed from log-probabilities that are rounded to the dtype of the logits."""
     return crossent.formula(F.log_softmax(input, min(1, input.dim() - 1)), target, **options)
 
 
@@ -50,13 +50,13 @@ def test_the_forms_reach_grade_a(dtype):
 
 
 @pytest.mark.parametrize(("dtype", "grade"), [("bfloat16", "B"), ("float32", "A"), ("float64", "A")])
-def test_torch_reaches_the_grade_that_it_is_held_to(dtype, grade):
+def test_torch_reaches_its_promised_grade(dtype, grade):
     report = run(TORCH, sample(dtype))
     assert report.ok, report
     assert report.subjects[0].grades == {dtype: grade}
 
 
-def test_log_probabilities_stored_in_bfloat16_are_grade_b_and_a_finding_where_a_is_wanted():
+def test_log_probabilities_stored_in_bfloat16_are_grade_b_and_a_finding_if_the_subject_promises_a():
     report = run(stored_in_half, sample("bfloat16"))
     assert report.subjects[0].grades == {"bfloat16": "B"}
     assert report.findings
@@ -69,7 +69,7 @@ def test_a_wrong_loss_reaches_no_grade():
     assert report.subjects[0].grades == {"bfloat16": "F"}
 
 
-def test_a_difference_says_where_it_is_and_how_large():
+def test_a_difference_has_its_index_and_its_size():
     case = inputs([[1.0, 2.0], [3.0, 5.0]], [0, 1])
 
     def off_in_the_second_row(*args, **options):
@@ -80,14 +80,14 @@ def test_a_difference_says_where_it_is_and_how_large():
     assert (loss.elements, loss.mismatched) == (2, 1)
     assert 0.99 * 2.0**-10 < loss.error < 1.01 * 2.0**-10
     assert loss.ratio == loss.error / loss.bound > 1000
-    assert loss.ulp == loss.error / 2.0**-26  # 0.1269 lies between 2^-3 and 2^-2, and 23 bits follow the first
+    assert loss.ulp == loss.error / 2.0**-26  # the loss 0.1269 is between 2^-3 and 2^-2, so an ulp is 2^-26
     assert gradient.ratio <= 1
     for said in ("1 / 2 (50.0%)", "at index (1,)", f"{loss.error:.6g}", f"{loss.bound:.3g}"):
         assert said in str(loss)
 
 
 @pytest.mark.parametrize("sizes", [(5,), (7, 5), (3, 5, 4), (2, 3, 2, 2, 3)])
-def test_the_index_of_a_difference_is_one_of_the_result(sizes):
+def test_the_index_of_a_difference_is_an_index_into_the_result(sizes):
     case = Case("float64", sizes, reduction="none").build()
     good = evaluate(crossent.formula, case)
     for check in ("loss", "gradient"):
@@ -107,20 +107,20 @@ def test_nan_is_never_a_wildcard(got):
 
 
 @pytest.mark.parametrize("got", [0.0, 1.0, float("inf"), -float("inf")])
-def test_a_number_is_no_answer_where_nan_is_right(got):
+def test_a_number_is_wrong_if_the_exact_value_is_nan(got):
     case = inputs([[1.0, float("nan")]], [0])
     (loss,) = compare(Result(torch.tensor([got]), None), solve(case))
     assert loss.ratio == np.inf
 
 
-def test_an_infinite_answer_must_be_that_infinity():
+def test_an_infinite_exact_value_needs_the_same_infinity():
     case = inputs([[1.0, -float("inf")]], [1])
     for got, ratio in ((float("inf"), 0.0), (-float("inf"), np.inf), (3e38, np.inf), (float("nan"), np.inf)):
         (loss,) = compare(Result(torch.tensor([got]), None), solve(case))
         assert loss.ratio == ratio
 
 
-def test_what_may_overflow_is_counted_and_not_judged():
+def test_a_result_that_may_overflow_is_counted_and_not_compared():
     case = inputs([[0.0, 60000.0]] * 2, [0, 0], torch.float16, reduction="sum")
     for difference in differences(crossent.formula, case):
         assert difference.ratio <= 1
@@ -133,14 +133,14 @@ def test_what_may_overflow_is_counted_and_not_judged():
     ("logits", "target", "vacuous"),
     [
         ([[0.3, 1.0], [2.0, -1.0]], [0, 1], (False, False)),
-        ([[0.3, 1.0], [0.3, 1.0]], [0, 0], (True, False)),  # a constant has this loss
+        ([[0.3, 1.0], [0.3, 1.0]], [0, 0], (True, False)),  # both losses are equal
         ([[0.0, 1e4], [1e4, 0.0]], [0, 1], (True, False)),  # both losses are 1e4
-        ([[0.0, 1e4], [2e4, 0.0]], [1, 0], (True, True)),  # sure and right: loss and gradient are zero
+        ([[0.0, 1e4], [2e4, 0.0]], [1, 0], (True, True)),  # p = 1 at the true classes: loss and gradient are zero
         ([[0.3], [0.4]], [0, 0], (True, True)),  # one class: zeros
         ([[0.3, 1.0], [2.0, -1.0]], [-100, -100], (True, True)),
     ],
 )
-def test_what_zeros_or_a_constant_would_pass_is_no_evidence(logits, target, vacuous):
+def test_a_comparison_that_zeros_or_a_constant_would_pass_is_no_evidence(logits, target, vacuous):
     assert tuple(d.vacuous for d in differences(crossent.formula, inputs(logits, target))) == vacuous
 
 
@@ -161,7 +161,7 @@ def test_every_dtype_has_evidence_for_loss_and_gradient():
             assert tallies[check, dtype].vacuous < tallies[check, dtype].ran
 
 
-def test_a_subject_that_writes_into_its_arguments_is_found_and_spoils_nobody():
+def test_a_subject_that_writes_into_its_arguments_is_found_and_does_not_affect_other_subjects():
     def zeroes(name):
         def loss(input, target, **options):
             result = crossent.formula(input, target.clone(), **{k: _copied(v) for k, v in options.items()})
@@ -182,14 +182,14 @@ def test_a_subject_that_writes_into_its_arguments_is_found_and_spoils_nobody():
 
 
 def scales_upstream(input, target, **options):
-    """Its backward multiplies what it is given in place, as kernels do that reuse its memory."""
+    """Return the right loss, whose backward pass writes into the upstream gradient, as some kernels do."""
     loss = crossent.formula(input, target, **options)
     loss.register_hook(lambda upstream: upstream.mul_(3).clone().div_(3))
     return loss
 
 
 def sets_grad(input, target, **options):
-    """A gradient that is made in the forward, and left where an optimiser looks for it."""
+    """Return the right loss, and set `input.grad` in the forward pass."""
     loss = crossent.formula(input, target, **options)
     if input.requires_grad:
         (input.grad,) = torch.autograd.grad(loss.sum(), input, retain_graph=True)
@@ -227,7 +227,7 @@ ROWS, WEIGHTED = "float32-7x5-normal-int64-none-rows", "float32-7x5-normal-int64
     ],
     ids=lambda one: getattr(one, "__name__", None),
 )
-def test_what_a_subject_leaves_behind_in_what_it_was_given_is_found(loss, case, said):
+def test_a_change_of_an_argument_is_found(loss, case, said):
     found = {finding.check: finding.message for finding in run(loss, [Case.of(case)]).findings}
     assert found == {"arguments": said}
     assert run(crossent.formula, [Case.of(case)]).subjects[0].findings == []
@@ -248,7 +248,7 @@ def _copied(value):
         (lambda logits, target: logits, "unexpected keyword"),
     ],
 )
-def test_whatever_a_subject_does_is_a_finding_in_one_line(loss, said):
+def test_a_subject_without_a_valid_loss_is_a_finding_in_one_line(loss, said):
     (finding,) = run(loss, [next(c for c in sample("float32", 1) if c.reduction == "none")]).findings
     assert said in finding.message
     assert "\n" not in finding.message
@@ -259,7 +259,7 @@ def test_whatever_a_subject_does_is_a_finding_in_one_line(loss, said):
     [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", dtype=torch.bfloat16)],
     ids=["no_grad", "inference_mode", "autocast"],
 )
-def test_a_run_does_not_depend_on_the_state_that_it_is_called_in(state):
+def test_a_run_does_not_depend_on_the_state_of_torch(state):
     check = check_on(list(grid(["bfloat16"]))[::97])
     threads = torch.get_num_threads()
     with state():
@@ -268,7 +268,7 @@ def test_a_run_does_not_depend_on_the_state_that_it_is_called_in(state):
     assert torch.get_num_threads() == threads
 
 
-def test_what_is_named_twice_runs_once():
+def test_a_subject_or_dtype_that_is_given_twice_runs_once():
     check = check_on(list(grid(["float64"]))[::97])
     once = check("formula", dtypes=["float64"])
     assert check("formula", "formula", dtypes=iter(["float64", "float64"])).ran == once.ran > 0
@@ -294,7 +294,7 @@ def test_check_refuses_bad_arguments_in_one_line(arguments, error, named):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_partial_sums_in_half_precision_are_found_in_torch(dtype):
-    """Rows 0, 16, 32, … ignored: torch's sum skips its flush and adds up in the storage dtype, off by half."""
+    """With rows 0, 16, 32, … ignored, torch sums long blocks of rows in half precision and loses half of the sum."""
     random = torch.Generator().manual_seed(0)
     target = torch.randint(10, (5000,), generator=random)
     target[::16] = -100
@@ -307,7 +307,7 @@ def test_partial_sums_in_half_precision_are_found_in_torch(dtype):
 
 
 def test_a_count_beyond_float16_is_found_in_torch():
-    """70,000 rows: the denominator overflows, and loss and gradient become zero without an error."""
+    """With 70,000 rows, the denominator overflows float16, and loss and gradient are zero without an error."""
     case = inputs([[0.0, 0.0]] * 70000, [0] * 70000, torch.float16, reduction="mean")
     assert all(d.ratio <= 1 for d in differences(crossent.formula, case))
     if _has_half_on_cpu(torch.float16):
@@ -317,7 +317,7 @@ def test_a_count_beyond_float16_is_found_in_torch():
 
 
 def _has_half_on_cpu(dtype):
-    """torch 2.0 has no float16 softmax on a CPU: nothing to find there."""
+    """Return whether torch computes a softmax in this dtype on a CPU. torch 2.0 has no float16 softmax there."""
     try:
         F.log_softmax(torch.zeros(1, 2, dtype=dtype), 1)
     except RuntimeError:
@@ -347,7 +347,7 @@ def test_a_gradient_may_be_scaled_before_or_after_the_subtraction(dtype):
         assert gradient.ratio <= 1, (after, str(gradient))
 
 
-def test_a_huge_difference_is_a_difference_and_no_overflow():
+def test_a_huge_share_of_the_bound_is_infinite():
     case = inputs([[0.0, 3.0]], [0], torch.float64)
     loss, _ = differences(lambda x, y, **options: F.cross_entropy(x, y, **options) * 1e300, case)
     assert loss.ratio == np.inf
@@ -356,7 +356,7 @@ def test_a_huge_difference_is_a_difference_and_no_overflow():
 @pytest.mark.parametrize("values", ["nan_ignored", "inf_ignored"])
 @pytest.mark.parametrize(("given", "right"), [(float("nan"), True), (0.0, True), (1.0, False)])
 def test_the_gradient_of_an_ignored_row_without_a_softmax_is_zero_or_nan(values, given, right):
-    # torch has NaN, and its page says that the row does not contribute: Liger-Kernel has 0.
+    # torch returns NaN, but its documentation says that the row does not contribute. Liger-Kernel returns 0.
     case = Case.of(f"float32-7x5-{values}-int64-sum-ignored_default").build()
     ignored = case.target == -100
     result = evaluate(crossent.formula, case)

@@ -1,4 +1,4 @@
-"""The factor between a wrong number and the exact value is named, where it is a known one and cannot be chance."""
+"""Test the message that names the factor between a wrong number and the exact value."""
 
 import re
 

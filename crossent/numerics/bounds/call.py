@@ -1,4 +1,4 @@
-"""The common part of all error bounds of a call: the intermediates, the scale of the gradients, stacks of calls."""
+"""The common part of all error bounds: the intermediates of a call, the scale of its gradients, and stacked calls."""
 
 from __future__ import annotations
 
@@ -17,10 +17,13 @@ from crossent.numerics.formats import FLOAT32, Array, Format, either
 
 
 class CallBounds:
-    """The intermediates of a call, or of several calls of one structure, under one contract.
+    """The error bounds of the intermediates of a call, or of several calls of one structure, under one contract.
 
-    `like` holds the bounds of the same call under a contract that differs only in the order of sums over rows. What
-    does not depend on that order is computed once for both.
+    Args:
+        terms: The arguments of the call. In shapes, R is the number of rows, C of classes and B of calls.
+        contract: The contract.
+        like: Optional bounds of the same call under a contract that differs only in the order of sums over rows. Both
+            objects share the intermediates that do not depend on this order.
     """
 
     def __init__(self, terms: Terms, contract: Contract, like: CallBounds | None = None) -> None:
@@ -29,10 +32,14 @@ class CallBounds:
 
     @classmethod
     def of_calls(cls, calls: Sequence[Self], names: Iterable[str]) -> None:
-        """Compute the bounds of these names for calls of one structure and one contract, all together.
+        """Compute bounds for many calls of one structure and one contract together, and store them in the calls.
 
-        Each call keeps its bounds. They are those that the call computes by itself, but for the order of the float64
-        sums over rows. A single call computes its bounds when they are read.
+        A call would compute the same bounds by itself, except that the float64 sums over rows have another order. For a
+        single call, this method does nothing: the call computes its bounds when they are read.
+
+        Args:
+            calls: The bounds of the calls.
+            names: The names of the properties to compute, such as "loss" and "gradient".
         """
         if len(calls) == 1:
             return
@@ -47,7 +54,7 @@ class CallBounds:
             own: dict[str, object] = {name: kept[name][at if by_call[name] else rows] for name in kept}
             own["_coefficients"] = coefficients[rows]
             own["_denominator"] = None if divisor is None else divisor[at : at + 1]
-            call.__dict__.update(own)  # as cached properties do
+            call.__dict__.update(own)  # cached_property stores its value in the same place
 
     def _stacked(self, calls: Sequence[Self]) -> Self:
         return type(self)(stacked([call.terms for call in calls]), self.contract)
@@ -77,7 +84,7 @@ class CallBounds:
         return denominator(self.terms, self.contract)
 
     def _divides_as(self, other: CallBounds) -> bool:
-        """Whether the denominators have the same bounds."""
+        """Return whether the denominators of both objects have the same bounds."""
         mine, its = self._denominator, other._denominator
         if mine is None or its is None:
             return mine is its
@@ -94,7 +101,7 @@ class CallBounds:
         return type(self)(self.terms, contract)
 
     def _total(self, held: Held) -> Held:
-        """Return the sum over the classes, (R,); where only the true class has a term, that term."""
+        """Return the sum of the numbers over the classes, (R,); if only the true class has a term, return this term."""
         return held.sum(self.contract.compute) if self._dense else self._of_target(held)
 
     def _scale_factors(self) -> list[Array]:
@@ -105,42 +112,42 @@ class CallBounds:
         return factors
 
     def _in_any_order(self, product: Held, factors: list[Array], products: int = 1) -> Held:
-        """Return a product of these factors, (R, C), where an implementation may store any partial product.
+        """Return a product, (R, C), with the errors of underflows if the factors are multiplied in any order.
 
         Every order has the same number of roundings, and each rounding error is relative. The error of an underflow is
-        absolute: `η/2`, multiplied by the remaining factors. After the first product, all factors but two remain. If
-        the product is above twice the smallest normal number times the remaining factors, the partial product did not
-        underflow. The size of a sum of two products, as with smoothing, says nothing about the two products, so both
-        may underflow.
+        absolute: `η/2`, multiplied by the remaining factors, where `η` is the smallest subnormal number. After the
+        first product, all factors but two remain. If the product is above twice the smallest normal number times the
+        remaining factors, the partial product did not underflow. With smoothing, the number is a sum of two products.
+        The size of the sum says nothing about the two products, so both may underflow.
 
         Args:
             product: The product or the sum of products, with its relative rounding errors.
             factors: The magnitudes of the factors, which broadcast to (R, C).
             products: The number of products in `product`, 1 or 2.
         """
-        held = self.contract.stored or self.contract.compute
+        narrow = self.contract.stored or self.contract.compute
         to_come = len(factors) - 2
-        most = [np.fmax.reduce(factor, axis=None, initial=1.0) for factor in factors]  # some rows may be NaN
-        least = held.smallest_normal * 2.0**3 * np.prod(most)
+        most = [np.fmax.reduce(factor, axis=None, initial=1.0) for factor in factors]  # fmax skips rows of NaN
+        least = narrow.smallest_normal * 2.0**3 * np.prod(most)
         some = (product.largest > 0) & ((products > 1) | (product.largest < least))
         if to_come <= 0 or not some.any():
             return product
         sizes = np.sort([np.broadcast_to(factor, some.shape)[some] for factor in factors], axis=0)[::-1]
         lost = np.zeros(some.shape)
         for amplified in np.cumprod(sizes, axis=0)[:to_come]:
-            under = (products > 1) | (product.largest[some] < 2 * held.smallest_normal * amplified)
-            lost[some] += np.where(under, products * held.underflow * amplified, 0.0)
+            under = (products > 1) | (product.largest[some] < 2 * narrow.smallest_normal * amplified)
+            lost[some] += np.where(under, products * narrow.underflow * amplified, 0.0)
         return Held(product.value, product.error + lost, product.format)
 
     def _scale(self) -> Held:
-        """Return `g/D`, (R,)."""
+        """Return the upstream gradient divided by the denominator, `g/D`, (R,)."""
         scale = Held.exactly(self.terms.upstream, self.contract.storage)
         if self._denominator is None:
             return scale
         return self.contract.keep(self._divided(scale, self._of_rows(self._denominator)))
 
     def _divided(self, held: Held, divisor: Held) -> Held:
-        """Return a number divided by D. A kernel may multiply the number by `1/D`: the larger error counts."""
+        """Return a number divided by the denominator D, with the larger error if a kernel may multiply by `1/D`."""
         c = self.contract
         divided = held.over(divisor, c.compute, c.functions.division_ulps, known=False)
         if not c.fused:
@@ -155,18 +162,18 @@ class CallBounds:
         return lines.sum(format, self.contract.row_order, t.by_call(sizes))
 
     def _of_rows(self, calls: Held) -> Held:
-        """Return the numbers of the calls, (B,), for each row, (R,)."""
+        """Return an array with one entry for each row, (R,), from the numbers of the calls, (B,)."""
         return Held(self.terms.by_row(calls.value), self.terms.by_row(calls.error), calls.format)
 
     def _of_target(self, held: Held) -> Held:
-        """Return the entry of each row's true class, (R,)."""
+        """Return the number of each row's true class, (R,), from numbers of all classes, (R, C)."""
         return Held(self.terms.of_target(held.value), self.terms.of_target(held.error), held.format)
 
 
 def effective(contract: Contract, terms: Terms) -> Contract:
-    """Return an equivalent contract for a call: fields that do not change its bounds get fixed values.
+    """Return the contract with fixed values in all fields that do not change the bounds of the call.
 
-    Equal bounds are then computed once.
+    Two contracts with the same bounds become equal, so crossent computes these bounds once.
     """
     rows, depth = len(terms.logits), contract.row_order.depth
     any_order = terms.reduction == "none" or (depth is not None and depth >= rows - 1)

@@ -1,7 +1,7 @@
 """Contracts: the promises of an implementation about its arithmetic.
 
-A contract says in which format an implementation computes, and to which format it rounds intermediates. The contract
-also says how far exp, log and division may err, and in which orders sums may be computed.
+A contract says in which format an implementation computes, and to which format the implementation rounds intermediates.
+The contract also limits the errors of exp, log and division, and the orders of sums.
 :mod:`crossent.numerics.bounds.loss` turns a contract into the error bounds of a call.
 """
 
@@ -16,8 +16,8 @@ import numpy as np
 from crossent.numerics.bounds.rounding import ANY_ORDER, Held, Order
 from crossent.numerics.formats import FLOAT32, FLOAT64, FORMATS, Format, flushing
 
-# The grade that a subject promises, and the grade that a run finds. A: all computation in float32 or better. B: the
-# intermediates have the precision of the logits' dtype. F: the results keep neither bound.
+# The grade that a subject promises, and the grade that a run finds. A: all computation in float32 or wider. B: the
+# intermediates have the precision of the logits' dtype. F: the results exceed the bounds of both grades.
 Grade = Literal["A", "B", "F"]
 
 
@@ -28,10 +28,10 @@ class Functions:
     Attributes:
         exp_ulps, log_ulps: The largest distance from the exact result, not from the correctly rounded result.
         source: The documentation that states the errors.
-        exp_per_unit: For an exp that first multiplies its argument by a rounded constant: the relative error of that
+        exp_per_unit: For an exp that first multiplies its argument by a rounded constant: the relative error of this
             product, in units of the unit roundoff.
-        log_absolute: The largest absolute error of log where its argument is below two.
-        division_ulps: The error of a division; one half where divisions are correctly rounded.
+        log_absolute: The largest absolute error of log for arguments below two.
+        division_ulps: The largest error of a division; one half if divisions are correctly rounded.
     """
 
     exp_ulps: float
@@ -77,17 +77,17 @@ class Contract:
         storage: The format of the logits and of the results. Results are rounded to this format once.
         compute: The format of every intermediate.
         functions: The largest errors of exp, log and division.
-        stored: The precision to which intermediates are also rounded, or None. This format has the range of float32: an
-            overflow in a count, or in a sum whose mean is small, is an error of the implementation and not of its
-            precision.
+        stored: The format to which intermediates are also rounded, or None. Its precision is narrow, but its range is
+            the range of float32: no precision excuses an overflow in a count, or in a sum whose mean is small.
         row_order: The orders in which the losses of the rows may be summed.
         fused: Whether the implementation is a kernel. A kernel may sum in blocks, each with its own maximum, and may
-            subtract `max + log Σ` from the logits. The cost may depend on the spread of a row, not on the distance of
-            the row from zero. A kernel writes the gradient by hand, so it may multiply by the factors in any order,
-            before the difference `p - q` or after it, and may multiply by a reciprocal where torch divides.
-        offset: Whether the cost of `fused` may depend on the row's distance from zero, too.
-        of_probability: Whether the implementation may take the logarithm of a computed probability that is not near
-            underflow.
+            subtract `max + log Σ` from the logits. The error may grow with the spread of a row, but not with the
+            distance of the row from zero. A kernel writes the gradient by hand, so the kernel may multiply by the
+            factors in any order, before or after the difference `p - q`. It may multiply by a reciprocal where torch
+            divides.
+        offset: Whether the error of a kernel may also grow with the row's distance from zero.
+        of_probability: Whether the implementation may take the logarithm of a computed probability, if the probability
+            is not near underflow.
         in_target_format: Whether class probabilities are smoothed in their own dtype, as in torch.
     """
 
@@ -111,7 +111,7 @@ class Contract:
 
     @cache  # noqa: B019  # there are few contracts
     def storing(self, format: Format) -> Contract:
-        """Return a copy of this contract for results of another format, which flushes if this contract's formats do."""
+        """Return a copy of this contract for results of another format. The new format flushes if `compute` does."""
         return replace(self, storage=flushing(format) if self.compute.flushes else format)
 
     @cached_property
@@ -127,18 +127,18 @@ class Contract:
         return replace(self, storage=storage, compute=compute, stored=stored)
 
     def keep(self, held: Held) -> Held:
-        """Round to the storage format of the intermediates, if the contract has one; otherwise return the argument."""
+        """Round to the format `stored` of the intermediates, if the contract has one; otherwise return the argument."""
         return held if self.stored is None else held.rounded(self.stored)
 
 
 # The promises of a kind of implementation:
-#   eager        a form made of torch's operations, on the device where it runs
-#   blocked      eager, and the form may take the logarithm of a probability that it has computed
+#   eager        a form made of torch's operations, with the errors of the device where the form runs
+#   blocked      eager, and the form may take the logarithm of a computed probability
 #   torch        nn.CrossEntropyLoss: on a CPU torch's order of summation, on CUDA any order, also in half precision
-#   kernel       a kernel: computes in float32 or better, sums in any order and in blocks, rounds once; exp and log are
+#   kernel       a kernel: computes in float32 or wider, sums in any order and in blocks, rounds once; exp and log are
 #                as accurate as CUDA's
 #   fast_kernel  kernel, with the hardware's approximate exp, log and division, as in Triton
-#   logsumexp    kernel, and the full cost of `max + log Σ - x_c` is allowed, however far the logits are from zero
+#   logsumexp    kernel, and the full error of `max + log Σ - x_c` is allowed, however far the logits are from zero
 Promise = Literal["eager", "blocked", "torch", "kernel", "fast_kernel", "logsumexp"]
 
 
@@ -148,19 +148,19 @@ def contract(
 ) -> Contract:
     """Return the contract of a promise for one dtype of logits, at grade A or B.
 
-    Grade A: intermediates in float32 or better, sums in any order, one rounding to the dtype of the result.
+    Grade A: intermediates in float32 or wider, sums in any order, one rounding to the dtype of the result.
 
     Grade B: intermediates are also rounded to the precision of the logits' dtype.
 
     Order of summation. On a CPU, torch adds blocks of `2^p` rows, with `p = max(4, log2(rows)/8)`, then blocks of these
-    sums, in eight levels (aten/src/ATen/native/cpu/LossNLL.cpp). The contract of torch has this order. If a row that
-    ends a block is ignored, torch lets the block grow. The depth then exceeds the contract, and the check may fail.
-    With smoothing and with class probabilities, the sum is that of SumKernel.cpp, in four levels. On CUDA any order is
-    allowed, because torch adds blocks of rows to the result in storage precision, in the order in which blocks finish.
+    sums, in eight levels (aten/src/ATen/native/cpu/LossNLL.cpp). The contract of torch has this order. If the last row
+    of a block is ignored, torch lets the block grow. The depth then exceeds the contract, and the check may fail. With
+    smoothing and with class probabilities, torch sums in four levels (aten/src/ATen/native/cpu/SumKernel.cpp). On CUDA
+    any order is allowed: torch adds blocks of rows to the result in storage precision, in the order in which they end.
 
-    Offset. Most kernels subtract `max + log Σ` from the logits, which rounds by `u |max|`. This error is no larger than
-    the error of logits that are known to one rounding only. But if all logits of a row have a large common offset, the
-    error can exceed the loss. At grade A, the error may be as large as in a row that spans zero, and an offset may add
+    Offset. Most kernels subtract `max + log Σ` from the logits, which has a rounding error of `u |max|`. Rounding the
+    logits themselves once causes an error as large. But if all logits of a row have a large common offset, the error
+    can exceed the loss. At grade A, the error may be as large as in a row that spans zero, and an offset may add
     nothing. At grade B, and for the promise "logsumexp", the full error is allowed.
 
     Args:
@@ -193,18 +193,18 @@ def contract(
 
 
 def _cascade_depth(rows: int) -> int:
-    """Return the depth of the sum over rows in torch's nll_loss on a CPU."""
+    """Return the largest number of additions that a row passes in the sum of torch's nll_loss on a CPU."""
     levels, block = 8, 2 ** max(4, rows.bit_length() // 8)
     depth = used = 0
     while rows > 1 and used < levels:
         depth += min(block, rows)
         rows = -(-rows // block)
         used += 1
-    return depth + rows + used  # the rest at the top level, and the sum over the levels
+    return depth + rows + used  # the sums that are left at the top level, and the sum over the levels
 
 
 def _sum_depth(rows: int) -> int:
-    """Return the depth of torch's sum on a CPU.
+    """Return the largest number of additions that a term passes in torch's sum on a CPU.
 
     The sum has blocks of `2^p` terms in three levels, with `p = max(4, log2(rows)/4)`, and a fourth level for the rest.
     Then torch adds the four levels, the four accumulators, the lanes of a vector (16 at most), and the terms that fill

@@ -27,7 +27,8 @@ from crossent.numerics.formats import Array
 class DerivativeBounds(Bounds):
     """The error bounds of one call's derivatives along one direction, under one contract.
 
-    A bound is infinite where the contract promises nothing. The direction, (R, C), has numbers of the result's format.
+    A bound is infinite where the contract promises nothing. The numbers of the direction, (R, C), must be numbers of
+    the contract's storage format.
     """
 
     def __init__(self, terms: Terms, contract: Contract, direction: Array) -> None:
@@ -45,9 +46,9 @@ class DerivativeBounds(Bounds):
 
     @cached_property
     def _kept_probs(self) -> Held:
-        """`p`, (R, C), as a stored intermediate.
+        """The probabilities `p`, (R, C), rounded to the format of stored intermediates.
 
-        A kernel for the gradient need not store `p`. The derivative that autograd makes of the gradient does.
+        A kernel for the gradient need not store `p`. But when autograd differentiates the gradient, `p` is stored.
         """
         return self.contract.keep(self._probs)
 
@@ -56,8 +57,8 @@ class DerivativeBounds(Bounds):
         """The mean `Σ_c p_c u_c`, (R,).
 
         An implementation may sum `p_c u_c`, or divide two sums over exponentials. The larger of the two errors counts.
-        Where every intermediate is in compute, the first way has all roundings of the second. Where intermediates are
-        stored in a narrower format, the second way has the exponentials of stored differences.
+        If no intermediate is stored in a narrower format, the first way has all roundings of the second way. Otherwise
+        the second way has one rounding more: it takes the exponential of a stored difference.
         """
         c, t, f = self.contract, self.terms, self.contract.functions
         mean = c.keep(c.keep(self._kept_probs.times(self._along, c.compute)).sum(c.compute))
@@ -72,23 +73,23 @@ class DerivativeBounds(Bounds):
 
     @cached_property
     def tangent(self) -> Array:
-        """The bound of each row's tangent, (R,), for reduction "none"; otherwise that of the reduced tangent, ().
+        """The bound of each row's tangent, (R,), for reduction "none"; otherwise the bound of the reduced tangent, ().
 
         An implementation may compute the tangent in three ways, and the largest error counts:
 
-        * The tangent of each log-probability takes the place of the log-probability.
-        * `Σ_c w_c q_c · mean` and `Σ_c w_c q_c u_c` are summed separately. The second backward pass does this for the
-          upstream gradient.
-        * A fused kernel multiplies the gradient by the direction.
+        * Put the tangent of each log-probability, `u_c - mean`, in the place of `log p_c` in the formula of the loss.
+        * Sum `Σ_c w_c q_c · mean` and `Σ_c w_c q_c u_c` separately. The second backward pass does this for the
+          derivative by the upstream gradient.
+        * Multiply the gradient by the direction, as a fused kernel may do.
         """
         c = self.contract
         with np.errstate(all="ignore"):
             rows, sizes = self._expected(c.keep(column(self._mean).minus(self._along, c.compute)))
-            for way, size in (self._apart(), self._of_gradient())[: 1 + c.fused]:
+            for way, size in (self._two_sums(), self._gradient_times_direction())[: 1 + c.fused]:
                 rows, sizes = wider(rows, way), np.maximum(sizes, size)
             return self._reduced(rows, sizes, np.abs(self.direction) + column(self._mean).largest)
 
-    def _apart(self) -> tuple[Held, Array]:
+    def _two_sums(self) -> tuple[Held, Array]:
         """Return `Σ_c w_c q_c · mean - Σ_c w_c q_c u_c` of each row, (R,), and the magnitude of the two sums, (R,)."""
         c = self.contract
         total = c.keep(self._total(self._coefficients))
@@ -96,7 +97,7 @@ class DerivativeBounds(Bounds):
         scaled = c.keep(total.times(self._mean, c.compute))
         return scaled.minus(self._total(products), c.compute), scaled.largest + products.largest.sum(-1)
 
-    def _of_gradient(self) -> tuple[Held, Array]:
+    def _gradient_times_direction(self) -> tuple[Held, Array]:
         """Return `Σ_c (p_c Σ_k w_k q_k - w_c q_c) u_c` of each row, (R,), and the magnitude of its terms, (R,)."""
         c = self.contract
         total = column(c.keep(self._total(self._coefficients)))
@@ -110,9 +111,9 @@ class DerivativeBounds(Bounds):
 
         An implementation may compute the second derivative in three ways, and the largest error counts:
 
-        * It scales `p_c u_c` and `p_c · mean`, and subtracts.
-        * It scales `p_c u_c`, and sums the scaled terms for `p_c · mean`, as the gradient of log-softmax does.
-        * It computes `u_c - mean` first.
+        * Scale `p_c u_c` and `p_c · mean`, and subtract.
+        * Scale `p_c u_c`, and sum the scaled terms to get `p_c · mean`, as the gradient of log-softmax does.
+        * Compute `u_c - mean` first.
 
         The factors may have any order.
         """
@@ -130,17 +131,17 @@ class DerivativeBounds(Bounds):
             away = c.keep(self._along.minus(mean, c.compute))
             second = wider(second, self._product(scaled.times(away, c.compute, known=False), away.largest))
             if t.smooths:
-                once = self._in_parts(np.abs(scale.value), np.abs(factor.value))
+                once = self._parts_error(np.abs(scale.value), np.abs(factor.value))
                 once = once * self._kept_probs.largest * (np.abs(self.direction) + mean.largest)
                 second = Held(second.value, second.error + once, c.compute)
             return safe(second.where(t.kept[:, None]).rounded(c.storage).error)
 
-    def _in_parts(self, scale: Array, factor: Array) -> Array:
-        """Return the error of the backward pass of a smoothed loss in two parts, (R, 1), per `p_c (|u_c| + |mean|)`.
+    def _parts_error(self, scale: Array, factor: Array) -> Array:
+        """Return the additional error of a backward pass that adds two parts, (R, 1), per `p_c (|u_c| + |mean|)`.
 
-        The backward pass may compute the part of the target and the uniform part separately, and add them last. The
-        addition is one more rounding. Where the parts cancel, the five roundings of each part do not cancel: those of
-        its products and of its difference.
+        With smoothing, the backward pass may compute the part of the target and the uniform part separately, and add
+        them last. The addition is one more rounding. If the parts cancel, the rounding errors of their products and
+        differences do not cancel: five for each part.
         """
         t = self.terms
         if t.probabilities is not None:
@@ -156,18 +157,21 @@ class DerivativeBounds(Bounds):
         return np.asarray(u * (parts + 5 * np.maximum(parts - factor, 0.0)))
 
     def _product(self, product: Held, last: Array) -> Held:
-        """Return a product of scale, coefficients, `p` and another number, whose magnitude is `last`."""
+        """Return a product of scale, coefficients, `p` and a last factor of magnitude `last`, in any order."""
         coefficients = self._coefficients.largest.sum(-1, keepdims=True)
         factors = [*self._scale_factors(), coefficients, self._kept_probs.largest, np.abs(last)]
         return self._in_any_order(self.contract.keep(product), factors)
 
     @property
     def upstream_gradient(self) -> Array:
-        """The bound of the upstream gradient's gradient in a second backward pass, which equals the tangent."""
+        """The bound of the second backward pass's derivative by the upstream gradient, which equals the tangent."""
         return self.tangent
 
     def vacuous_results(self, check: str) -> list[Array]:
-        """Return the derivatives for a constant `p`: the terms without `mean`."""
+        """Return wrong derivatives that leave out all terms with `mean`, as if `p` were constant.
+
+        A comparison that such a derivative passes is no evidence. `check` is "second" or the name of another bound.
+        """
         with np.errstate(all="ignore"):
             kept, coefficients = self.terms.kept, self._coefficients.value
             if check == "second":

@@ -1,8 +1,10 @@
 """The intermediates of a cross-entropy, each with the error bound that a contract allows.
 
 The intermediates are softmax and its logarithm, the coefficients `w_c q_c` of the target, and the denominator of a
-mean. This module writes them once, with the operations of :mod:`crossent.numerics.bounds.rounding`. The error bounds of
-the loss, of the gradients and of their derivatives use them.
+mean. This module writes each intermediate once, with the operations of :mod:`crossent.numerics.bounds.rounding`. The
+error bounds of the loss, of the gradients and of the derivatives along a direction use the intermediates.
+
+In all functions, `t` is the arguments of a call and `c` is a contract. `u` is the unit roundoff of a format.
 """
 
 from __future__ import annotations
@@ -20,11 +22,11 @@ from crossent.numerics.formats import FLOAT32, Array, Format, either
 def softmax(t: Terms, c: Contract) -> tuple[Held, Held, Held]:
     """Return `log p`, (R, C), `p`, (R, C), and the log-sum-exp `m + log s`, (R,).
 
-    An implementation may compute `p` as the exponential of `log p`, or as a quotient; a kernel also as a product with
-    `1/s`. The largest error counts.
+    `m` is the maximum of a row, `s = Σ exp(x - m)` and `p = softmax(x)`. An implementation may compute `p` as the
+    exponential of `log p`, or as a quotient by `s`. A kernel may also multiply by `1/s`. The largest error counts.
 
-    `m` is the maximum of a row and `s = Σ exp(x - m)`. A fused kernel may subtract `m + log s` from the logits. This
-    adds one rounding, of `u |m + log s|`, and :func:`offset` says how large `|m|` may count.
+    A fused kernel may subtract `m + log s` from the logits. This adds one rounding, of `u |m + log s|`. :func:`offset`
+    limits the `|m|` in this error.
     """
     f = c.functions
     x = Held.exactly(t.logits, c.storage)
@@ -51,9 +53,10 @@ def softmax(t: Terms, c: Contract) -> tuple[Held, Held, Held]:
 
 
 def logarithm(probs: Held, log_probs: Held, c: Contract) -> Held:
-    """Return `log p` computed from a computed probability: the error is `-log(1 - e/p)`, and that of the logarithm.
+    """Return `log p`, (R, C), as the logarithm of a computed probability `p`, (R, C), with error `e`.
 
-    Where p is near underflow, the implementation must not take the logarithm of p, and the error of `p` does not count.
+    The error is `-log(1 - e/p)`, plus the error of the logarithm function. If `p` is near underflow, the implementation
+    must not take its logarithm, so the error of `p` does not count.
     """
     u = c.compute.unit_roundoff
     ratio = either(probs.value < 8 * c.compute.smallest_normal, 0.0, probs.error / probs.value)
@@ -63,12 +66,12 @@ def logarithm(probs: Held, log_probs: Held, c: Contract) -> Held:
 
 
 def in_blocks(shifted: Held, logits: Array, c: Contract) -> Held:
-    """Return the exponentials as terms of a sum in blocks, where each block is shifted by the largest logit so far.
+    """Return the exponentials, (R, C), as terms of a sum in blocks, each shifted by the largest logit so far.
 
     If a later block has a larger logit, the sum so far is scaled by `exp(before - after)`: one exponential and one
     product, with the relative error `(2 ulps + 1) u`. The shifts of a term add up to `x - max`, and the roundings of
-    the shifts add up to at most `u |x - max|`. Blocks and order decide how often a term is scaled. The largest logit
-    grows at each scaling, so a term is scaled at most once for each different logit above its own.
+    the shifts add up to at most `u |x - max|`. The blocks and their order decide how often a term is scaled. The
+    largest logit grows at each scaling, so a term is scaled at most once for each different larger logit.
     """
     u, f = c.compute.unit_roundoff, c.functions
     size = either(np.isinf(shifted.value), 0.0, np.abs(shifted.value))
@@ -83,11 +86,11 @@ def in_blocks(shifted: Held, logits: Array, c: Contract) -> Held:
 
 
 def offset(logits: Array, c: Contract) -> Array:
-    """Return the largest logit of each row, (R,), as far as its magnitude may cost precision.
+    """Return the `max` of each row, (R,), that counts in the rounding error of `max + log Σ`.
 
-    With `contract.offset`, the result is the largest logit itself. A common offset may then cost precision: where every
-    logit is 1e8, `1e8 + log C` rounds to 1e8 (pytorch#38839). Otherwise the magnitude is at most `max - min`, as if the
-    row were shifted to reach or span zero. Cross-entropy does not change under this shift.
+    With `contract.offset`, this is the largest logit. A common offset may then cost precision: if every logit is 1e8,
+    `1e8 + log C` rounds to 1e8 (pytorch#38839). Otherwise the magnitude is at most `max - min`, as if the row were
+    shifted until it reaches zero. Cross-entropy does not change under this shift.
     """
     largest = logits.max(1, initial=-np.inf)
     if c.offset:
@@ -97,14 +100,17 @@ def offset(logits: Array, c: Contract) -> Array:
 
 
 def parts(t: Terms, c: Contract) -> tuple[Held, Held]:
-    """Return the coefficients of the target and the uniform coefficients without smoothing, `w_c t_c` and `w_c`."""
+    """Return the two parts of the coefficients: `w_c t_c` for the target and `w_c` for the uniform part, (R, C)."""
     target = coefficients(replace(t, label_smoothing=0.0), c)
     uniform = np.ones_like(t.logits) if t.weight is None else np.broadcast_to(t.weight, t.logits.shape)
     return target, Held.exactly(uniform, c.storage)
 
 
 def coefficients(t: Terms, c: Contract) -> Held:
-    """Return the coefficients `w_c q_c`, (R, C). Each product and sum is rounded; the factors may have any order."""
+    """Return the coefficients `w_c q_c`, (R, C), for the class weights `w` and the smoothed target `q`.
+
+    Each product and each sum is rounded. The factors may have any order.
+    """
     rows, classes = t.logits.shape
     if t.probabilities is not None:
         q = Held.exactly(t.probabilities, None).rounded(c.compute)  # a target of another dtype may be converted first
@@ -132,10 +138,10 @@ def smoothing_format(t: Terms, c: Contract) -> Format:
 
 
 def unsmoothed_share(t: Terms, c: Contract) -> Held:
-    """Return `1 - ε`.
+    """Return `1 - ε`, for the label smoothing `ε`.
 
-    A kernel takes `ε` as a number in compute. The rounding error of `ε`, `u ε`, is then an error of `1 - ε`. Where `ε`
-    is near one, this error is many roundings of `1 - ε`.
+    A kernel rounds `ε` to the format of the computation. The rounding error, `u ε`, is also an error of `1 - ε`. If `ε`
+    is near one, this error is as large as many roundings of `1 - ε`.
     """
     narrow = smoothing_format(t, c)
     share = constant(1 - t.label_smoothing, narrow, c)
@@ -147,10 +153,9 @@ def unsmoothed_share(t: Terms, c: Contract) -> Held:
 
 
 def constant(value: Array | float, format: Format, c: Contract) -> Held:
-    """Return a number computed from the options, such as `1 - ε`.
+    """Return a number that is computed from the options, such as `1 - ε`, with the error of two roundings.
 
-    `ε` may be rounded when the implementation reads it, and the number once more when the number is used. The number is
-    stored as other intermediates are.
+    The implementation may round the option, and then the number. The number is stored like other intermediates.
     """
     return c.keep(Held(np.asarray(value), np.asarray(2 * format.unit_roundoff * np.abs(value)), None))
 
@@ -171,10 +176,10 @@ def denominator(t: Terms, c: Contract) -> Held | None:
 
 
 def wider(a: Held, b: Held) -> Held:
-    """Return `a` with the larger of the two errors; an implementation may compute `a` or `b` for the same number."""
+    """Return `a` with the larger error of `a` and `b`, for a number that implementations compute in two ways."""
     return Held(a.value, np.maximum(a.error, b.error), a.format)
 
 
 def column(held: Held) -> Held:
-    """Return a number for each row, (R,), as a column, (R, 1)."""
+    """Return the numbers of the rows, (R,), as a column, (R, 1)."""
     return Held(held.value[..., None], held.error[..., None], held.format)

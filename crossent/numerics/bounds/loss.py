@@ -8,6 +8,9 @@ gradients.
     loss    = -Σ_c w_c q_c log p_c,     q = (1 - ε)·target + ε/C
     ∂loss/∂x_c = g/D (p_c Σ_k w_k q_k - w_c q_c)
     ∂loss/∂target_c = -g/D (1 - ε) w_c log p_c
+
+Here `x` is a row of logits over C classes, `w` are the class weights, `ε` is the label smoothing, `g` is the upstream
+gradient, and `D` is the denominator of a mean. In shapes, R is the number of rows and B the number of calls.
 """
 
 from __future__ import annotations
@@ -40,8 +43,8 @@ class Bounds(CallBounds):
 
     # Each cached property only calls a method: mutmut, which `nox -s mutate` runs, does not mutate decorated functions.
 
-    def _of_logits(self) -> Held:
-        """Return `Σ w_c q_c · logsumexp - Σ w_c q_c x_c`, (R,), as in kernels that smooth with unshifted logits."""
+    def _unshifted(self) -> Held:
+        """Return `Σ w_c q_c · logsumexp - Σ w_c q_c x_c`, (R,): some kernels do not subtract the maximum first."""
         c, t = self.contract, self.terms
         moved = t.logits + (offset(t.logits, c) - t.logits.max(1))[:, None]
         q = coefficients(t, replace(c, stored=None))  # such kernels keep the coefficients as scalars in compute
@@ -58,7 +61,7 @@ class Bounds(CallBounds):
     def loss(self) -> Array:
         """The bound of each row's loss, (R,), for reduction "none"; otherwise the bound of the reduced loss, ().
 
-        For several calls, the bounds of their reduced losses, (B,).
+        Stacked calls have one bound for each reduced loss, (B,).
         """
         with np.errstate(all="ignore"):
             return self._loss()
@@ -66,8 +69,8 @@ class Bounds(CallBounds):
     def _loss(self) -> Array:
         rows, sizes = self._expected(-self._log_probs)
         if self._dense and self.contract.fused:
-            rows = wider(rows, self._of_logits())
-        return self._reduced(rows, sizes, self._log_sizes)  # the sizes are 0 where the loss is infinite: no overflow
+            rows = wider(rows, self._unshifted())
+        return self._reduced(rows, sizes, self._log_sizes)  # an infinite log p has size 0, so it is no overflow
 
     def _expected(self, values: Held) -> tuple[Held, Array]:
         """Return `Σ_c w_c q_c values_c` of each row, (R,), and the sum of the magnitudes of its terms, (R,)."""
@@ -81,10 +84,10 @@ class Bounds(CallBounds):
     def _reduced(self, rows: Held, sizes: Array, values: Array) -> Array:
         """Return the bound of `Σ_c w_c q_c values_c` for each row, (R,), or of the reduced number, ().
 
-        Where every class has a term, an implementation may sum two parts of a row separately: the part of the true
-        class and the uniform part. The parts cancel where weights have both signs, so the error of a sum over rows
-        depends on the sizes of the parts. An implementation may also multiply by `ε/C` last, after all sums and after
-        the division by D. The unscaled sum must then not overflow.
+        If every class has a term, an implementation may sum two parts of a row separately: the part of the true class
+        and the uniform part. The parts cancel if weights have both signs, so the error of a sum over rows depends on
+        the sizes of the parts. An implementation may also multiply by `ε/C` last, after all sums and after the division
+        by D. The unscaled sum must then not overflow.
 
         Args:
             rows: `Σ_c w_c q_c values_c`, (R,).
@@ -92,15 +95,14 @@ class Bounds(CallBounds):
             values: The magnitudes of the values, (R, C).
         """
         c, t = self.contract, self.terms
-        held, heads = c.stored or c.compute, self._heads(values)
-        unscaled = heads
+        narrow, unscaled = c.stored or c.compute, self._partial_products(values)
         if self._dense:
-            unscaled = heads.sum(1) if t.smooths else heads.max(1)
-        rows = c.keep(rows.unless(held.overflows(unscaled))).where(t.kept)
+            unscaled = unscaled.sum(1) if t.smooths else unscaled.max(1)
+        rows = c.keep(rows.unless(narrow.overflows(unscaled))).where(t.kept)
         if t.reduction == "none":
             return safe(rows.rounded(c.storage).error)
         sizes, unscaled = np.where(t.kept, sizes, 0.0), np.where(t.kept, unscaled, 0.0)
-        total = c.keep(self._sum_of_rows(rows, held, sizes))
+        total = c.keep(self._sum_of_rows(rows, narrow, sizes))
         divided = np.ones(1)
         if self._denominator is not None:
             # An implementation may divide each row before the sum, or divide the sum: the larger error counts.
@@ -110,7 +112,7 @@ class Bounds(CallBounds):
             first = self._sum_of_rows(first, c.compute, sizes / t.by_row(divided))
             total = wider(self._divided(total, divisor), first)
         if self._dense and t.smooths:
-            total = total.unless(held.overflows(t.by_call(unscaled).sum(1) / np.minimum(divided, 1.0)))
+            total = total.unless(narrow.overflows(t.by_call(unscaled).sum(1) / np.minimum(divided, 1.0)))
         bound = safe(total.rounded(c.storage).error)
         return bound.reshape(()) if t.lengths is None else bound
 
@@ -124,11 +126,12 @@ class Bounds(CallBounds):
             return self._gradient()
 
     def _gradient(self) -> Array:
-        """Return the bound of `s (p_c Σ_k v_k - v_c)`, with `v = w q` and `s = g/D`.
+        """Return the bound of `s (p_c Σ_k v_k - v_c)`, (R, C), with `v = w q` and `s = g/D`.
 
         With smoothing, an implementation may add the three terms softmax, one-hot and uniform in any order. This is one
-        more rounding of each. A kernel may also compute the part of the target and the uniform part separately, and add
-        the two parts. The larger error counts. To scale the sum of the two parts costs no more than to scale each part.
+        more rounding of each term. A kernel may also compute the part of the target and the uniform part separately,
+        and add the two parts. The larger error counts. Scaling the sum of the parts has no larger error than scaling
+        each part.
         """
         c, t = self.contract, self.terms
         scale = column(self._scale())
@@ -148,33 +151,33 @@ class Bounds(CallBounds):
     def _part(self, coefficients: Held, scale: Held, *, hot: bool = False) -> tuple[Held, Array]:
         """Return `s (p_c Σ_k v_k - v_c)`, (R, C), in any association, and the sizes of its two terms, (R, C).
 
-        An implementation may multiply both terms by a factor before the difference, or multiply the difference. With m
-        factors, of which `a` come before the difference `d`, the roundings are:
+        An implementation may multiply both terms by a factor before the difference, or multiply the difference. With
+        `m` factors, `a` of them before the difference `d`, the rounding errors are:
 
             u (a |s p_c Σ v| + a |s v_c| + (1 + m - a) |d|)
 
-        This is linear in `a`, so its largest value is at an end: every factor comes before the difference, or none.
-        Where only the true class has a coefficient v (`hot`), v is a factor too, and the term `s v` has one rounding
+        This is linear in `a`, so its largest value is at an end: all factors come before the difference, or none.
+        If only the true class has a coefficient v (`hot`), v is a factor too, and the term `s v` has one rounding
         less for `a ≥ 1`. The error of the true class then increases with `a` from 1 on:
 
             u (a s v p + (a - 1) s v + (1 + m - a) s v (1 - p)) = u s v (m + (2a - 1 - m) p)
 
-        For `a = 0`, as in `s v (p - 1)`, the error is `u (1 + m) s v (1 - p)`. Again the two ends count. Automatic
-        differentiation multiplies by v before the difference; a kernel need not. A fused multiply-add leaves a rounding
-        out.
+        For `a = 0`, as in `s v (p - 1)`, the error is `u (1 + m) s v (1 - p)`. So again the larger error of the two
+        ends counts. Automatic differentiation multiplies by v before the difference; a kernel need not. A fused
+        multiply-add leaves a rounding out.
 
         Before the difference, an implementation may scale the sum over k, or scale its terms. The larger error counts:
-        where the terms cancel, their roundings do not cancel.
+        if the terms cancel, their rounding errors do not cancel.
 
-        A `p` without an error is 0 or 1. The other factors are then multiplied alone, so the rounding of a product of
-        known factors is known in any order.
+        A `p` without an error is 0 or 1, and multiplying by it is exact. So the rounding error of a product of known
+        factors is known in any order.
         """
         c, t = self.contract, self.terms
         scaled = self._scaled(coefficients, scale)
         total, of_scaled = (self._of_target(v) if hot else v.sum(c.compute) for v in (coefficients, scaled))
         factor = column(c.keep(of_scaled))
         softmax = self._probs.times(column(c.keep(total)), c.compute).times(scale, c.compute)
-        # As in autograd: the gradient of log p is stored, then summed, then multiplied by p.
+        # Autograd stores the gradient of log p, then sums it, then multiplies by p.
         softmax = wider(softmax, self._probs.times(factor, c.compute))
         if c.fused:
             softmax = self._in_any_order(softmax, [*self._scale_factors(), column(total).largest, self._probs.largest])
@@ -191,8 +194,8 @@ class Bounds(CallBounds):
             after = self._in_any_order(after, [*self._scale_factors(), column(total).largest, difference.largest])
         return wider(before, after), softmax.largest + scaled.largest
 
-    def _heads(self, sizes: Array) -> Array:
-        """Return the largest partial product of each term, (R, C), or of the true class's term alone, (R,).
+    def _partial_products(self, sizes: Array) -> Array:
+        """Return the largest partial product of each term, (R, C); if only the true class has a term, (R,).
 
         The largest partial product is `|w_c t_c| sizes_c` without the factors below one. `ε/C` is below one.
         """
@@ -218,7 +221,7 @@ class Bounds(CallBounds):
 
     @cached_property
     def target_gradient(self) -> Array:
-        """The bound of each element of the class probabilities' gradient, (R, C): `-g/D · (1 - ε) w_c log p_c`."""
+        """The bound of each element of the target's gradient, (R, C): `-g/D · (1 - ε) w_c log p_c`."""
         like = self._like
         with np.errstate(all="ignore"):
             if isinstance(like, Bounds) and self._divides_as(like):
@@ -226,9 +229,9 @@ class Bounds(CallBounds):
             return self._target_gradient()
 
     def _target_gradient(self) -> Array:
-        """Return the bound of :attr:`target_gradient`.
+        """Return the bound of `-g/D · (1 - ε) w_c log p_c`, (R, C).
 
-        The factors may have any order. A partial product may overflow before a factor below one.
+        The factors may have any order. A partial product may overflow if a factor below one comes later.
         """
         c, t = self.contract, self.terms
         factors = [*self._scale_factors(), self._log_sizes]
@@ -247,9 +250,9 @@ class Bounds(CallBounds):
         return safe(product.rounded(c.storage).error)
 
     def vacuous_results(self, check: str) -> list[Array]:
-        """Return results that are wrong but part of the formula: a comparison that they pass is no evidence.
+        """Return wrong results that have only a part of the formula. A comparison that they pass is no evidence.
 
-        For the gradient, this is the part of the target alone: `-g/D · w_c q_c`, (R, C).
+        For `check="gradient"`, the wrong result is the part of the target alone: `-g/D · w_c q_c`, (R, C).
         """
         if check != "gradient":
             return []

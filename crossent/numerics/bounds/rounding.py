@@ -1,20 +1,20 @@
 """Running rounding-error analysis: computed numbers, each with a bound on its error.
 
 A :class:`Held` stands for every computed number within `error` of the exact `value`. An operation on such numbers
-returns a :class:`Held` that contains the result of every implementation that the stated rules allow. So a formula that
-is written once with these operations is its own error bound: the errors compose by the triangle inequality. The rules
+returns a :class:`Held` that contains the result of every implementation that the rules below allow. So a formula that
+is written with these operations computes its own error bound: the errors add up by the triangle inequality. The rules
 assume no distribution of the errors, and they drop no term of second order.
 
-Model: IEEE 754 arithmetic rounded to nearest, `fl(a ∘ b) = (a ∘ b)(1 + δ)` with `|δ| ≤ u`. Where the result underflows
+Model: IEEE 754 arithmetic rounded to nearest, `fl(a ∘ b) = (a ∘ b)(1 + δ)` with `|δ| ≤ u`. If the result underflows
 gradually, the error is instead at most half the smallest subnormal number, absolutely (Higham, Accuracy and Stability
 of Numerical Algorithms, 2nd ed., sec. 2.2). In a format that flushes, an operation may take a subnormal operand for 0,
-and may return 0 for a subnormal result: the error is then at most the smallest normal number. A wider format or a fused
-multiply-add only leaves roundings out, so the bounds cover both. Where a number may overflow its format, its error is
+and may return 0 for a subnormal result. The error is then at most the smallest normal number. A wider format or a fused
+multiply-add only leaves roundings out, so the bounds cover both. If a number may overflow its format, its error is
 infinite: the rules promise nothing.
 
-In the formulas, `u` is the unit roundoff and `η` the smallest subnormal number of the format. `e` is the error of the
-operand and `v` its value. The errors are themselves computed in float64. :func:`safe` widens the final error by more
-than the roundings of this computation.
+In the formulas, `u` is the unit roundoff of the format and `η` its smallest subnormal number. `e` is the error of the
+operand and `v` its value. The errors themselves are computed in float64. :func:`safe` widens the final error by more
+than the rounding errors of this computation.
 """
 
 from __future__ import annotations
@@ -32,9 +32,8 @@ from crossent.numerics.formats import FLOAT64, Array, Format, either, is_power_o
 class Order:
     """The orders in which a sum may be computed.
 
-    Each order is a binary tree of additions in which no term goes through more than `depth` additions.
-
-    `depth=None` allows every tree: any order, any association, any number of accumulators.
+    An order is a binary tree of additions. `Order(depth)` allows every tree in which no term goes through more than
+    `depth` additions. `depth=None` allows every tree: any order, any association, any number of accumulators.
     """
 
     depth: int | None = None
@@ -45,12 +44,12 @@ ANY_ORDER = Order()
 
 @dataclass(frozen=True)
 class Held:
-    """A computed number: any number of `format` within `error` of the exact `value`.
+    """Computed numbers: each is any number of `format` within `error` of the exact `value`.
 
     Attributes:
-        value: The exact value.
-        error: The error bound, of the shape of `value`. An infinite error promises nothing.
-        format: The format of the computed number, or None where no format is known.
+        value: The exact values, an array of any shape.
+        error: The error bounds, of the shape of `value`. An infinite error promises nothing.
+        format: The format of the computed numbers, or None if no format is known.
     """
 
     value: Array
@@ -59,9 +58,9 @@ class Held:
 
     @staticmethod
     def exactly(value: Array | float, format: Format | None) -> Held:
-        """Return a known number: the computed number is the exact value, and the error is 0.
+        """Return known numbers: the computed number is the exact value, and the error is 0.
 
-        In a format that flushes, 0 may stand for a subnormal number. Its error is then its magnitude.
+        A format that flushes may hold 0 for a subnormal number. The error of this number is then its magnitude.
         """
         value = np.asarray(value, dtype=np.float64)
         error = np.zeros_like(value)
@@ -70,7 +69,7 @@ class Held:
         return Held(value, error, format)
 
     def __getitem__(self, rows: slice) -> Held:
-        """Return the numbers of some rows."""
+        """Return the numbers of the given rows."""
         return Held(self.value[rows], self.error[rows], self.format)
 
     def __neg__(self) -> Held:
@@ -82,7 +81,7 @@ class Held:
         return np.abs(self.value) + self.error
 
     def where(self, mask: NDArray[np.bool_]) -> Held:
-        """Return the number where the mask is True, and an exact zero where the mask is False."""
+        """Return the numbers where the mask is True, and exact zeros where the mask is False."""
         return Held(np.where(mask, self.value, 0.0), np.where(mask, self.error, 0.0), self.format)
 
     @staticmethod
@@ -91,14 +90,14 @@ class Held:
         return Held(np.where(mask, a.value, b.value), np.where(mask, a.error, b.error), a.format)
 
     def unless(self, mask: NDArray[np.bool_]) -> Held:
-        """Return the number with an infinite error where the mask is True; infinite values keep their error."""
+        """Return the numbers with an infinite error where the mask is True. Infinite values keep their error."""
         return Held(self.value, np.where(mask & np.isfinite(self.value), np.inf, self.error), self.format)
 
     def rounded(self, format: Format) -> Held:
-        """Return the number rounded to `format`, with the error `e + max(u(|v| + e), η/2)`.
+        """Return the numbers rounded to `format`, with the error `e + max(u(|v| + e), η/2)`.
 
-        The term `η/2` counts only where `|v| + e` is below twice the smallest normal number. A known number rounds to
-        the nearest number of the format, so its error is known exactly: 0 where the format contains the number.
+        The term `η/2` counts only if `|v| + e` is below twice the smallest normal number. A known number rounds to the
+        nearest number of the format, so its error is known exactly: 0 if the format contains the number.
         """
         if format.contains(self.format):
             return self
@@ -111,10 +110,10 @@ class Held:
         return Held(self.value, self.error + once, format)._bounded()
 
     def _bounded(self, *operands: Held) -> Held:
-        """Return the number with an infinite error where the format may overflow, and error 0 at infinite values.
+        """Return the numbers with an infinite error where the format may overflow, and error 0 at infinite values.
 
-        A value that is infinite though all operands are finite is no exact infinity: float64, which computes the value
-        here, overflowed. Such a value becomes the largest float64, with an infinite error.
+        If a value is infinite although all operands are finite, the exact value is not infinite: the float64
+        computation here overflowed. The value then becomes the largest float64 number, with an infinite error.
         """
         assert self.format is not None
         top = self.largest.max(initial=0.0)
@@ -133,7 +132,7 @@ class Held:
     def plus(self, other: Held, format: Format) -> Held:
         """Return `a + b`: the errors are added, and the sum is rounded once.
 
-        The sum of two known numbers has error 0 where the format contains the sum.
+        The sum of two known numbers has error 0 if the format contains the sum.
         """
         with np.errstate(all="ignore"):
             value = self.value + other.value
@@ -151,18 +150,18 @@ class Held:
             return Held(value, rounded.error + lost, format)._bounded(self, other)
 
     def minus(self, other: Held, format: Format) -> Held:
-        """Return `a - b`, by the rule of :meth:`plus`."""
+        """Return `a - b`, with the same rules as :meth:`plus`."""
         return self.plus(-other, format)
 
     def times(self, other: Held, format: Format, *, known: bool = True) -> Held:
         """Return `a b` with the error `|a| e_b + |b| e_a + e_a e_b`, and one rounding.
 
-        A factor that is a known power of two adds no rounding. The rounding error of a product of two known numbers is
-        known exactly. Pass `known=False` where the product has more factors, in any order: the implementation may then
-        multiply two other factors first, and the worst rounding counts.
+        If a factor is a known power of two, the product has no rounding. The rounding error of a product of two known
+        numbers is known exactly. Pass `known=False` if the product has more factors, in any order: the implementation
+        may then multiply two other factors first, and the worst rounding error counts.
 
-        Zero times an infinity, or times a number that may have overflowed, is NaN in one implementation and zero in
-        another. The error is then infinite.
+        Zero times an infinity, or times a number that may have overflowed, is NaN in some implementations and zero in
+        others. The error is then infinite.
         """
         with np.errstate(all="ignore"):
             value = self.value * other.value
@@ -185,18 +184,18 @@ class Held:
         return Held(value, error, format)._bounded(self, other)
 
     def over(self, other: Held, format: Format, ulps: float = 0.5, *, known: bool = True) -> Held:
-        """Return `a / b` with the error `(e_a + |a/b| e_b) / (|b| - e_b)`, and a division that errs by `ulps`.
+        """Return `a / b` with the error `(e_a + |a/b| e_b) / (|b| - e_b)`, and the error `ulps` of the division.
 
-        The error is infinite where `b` may be zero. A division with half an ulp is correctly rounded: the rounding
-        error of a known quotient is then known, unless `known` is False, as in :meth:`times`. Other divisions err by
-        `2 ulps` roundings wherever the quotient is not 0.
+        The error is infinite if `b` may be zero. A division with half an ulp is correctly rounded. The rounding error
+        of a known quotient is then known, unless `known` is False, as in :meth:`times`. The error of any other division
+        is `2 ulps` times the error of one rounding, unless the quotient is 0.
         """
         with np.errstate(all="ignore"):
             value = self.value / other.value
             room = np.abs(other.value) - other.error
             error = either(~(room > 0), np.inf, (self.error + np.abs(value) * other.error) / room)
             error = either((self.value == 0) & (self.error == 0) & (room > 0), 0.0, error)
-            # float64 has rounded the quotient here, so the error of a known quotient is not known to the last bit.
+            # The float64 division above rounded the quotient, so the error of a known quotient is only nearly known.
             largest = np.abs(value) + error
             inexact = ulps > 0.5 or not known
             once = 2 * ulps * format.rounding_error(largest) if inexact else _one_rounding(value, error, format)
@@ -209,9 +208,9 @@ class Held:
         return Held(either(nan, 0.0, value), error, format)._bounded(self, other)
 
     def exp(self, format: Format, ulps: float, per_unit: float = 0.0) -> Held:
-        """Return `exp(x)`, where the implementation of exp errs by at most `ulps`.
+        """Return `exp(x)`, for an implementation of exp with an error of at most `ulps`.
 
-        The error of the argument enters by `|exp(x ± e) - exp(x)| ≤ exp(x + e)(1 - exp(-e))`.
+        The error `e` of the argument contributes `|exp(x ± e) - exp(x)| ≤ exp(x + e)(1 - exp(-e))`.
 
         An implementation may scale the argument to base 2 first. The scaled argument `y = fl(x · fl(log2 e))` is
         `x log2 e (1 + δ)` with `|δ| ≤ per_unit u`. Then `2^y = exp(x + δx)`, and the scaling adds `per_unit u |x|` to
@@ -232,16 +231,16 @@ class Held:
         return Held(value, either(known, 0.0, error), format)._bounded()
 
     def log(self, format: Format, ulps: float, value: Array, absolute: float = 0.0) -> Held:
-        """Return `log s` for `s ≥ 1`, where the implementation of log errs by at most `ulps`.
+        """Return `log s` for `s ≥ 1`, for an implementation of log with an error of at most `ulps`.
 
         The exact `s` and every computed `s` are at least one. A sum of exponentials that contains `exp(0)` has this
-        property. `value` is the exact logarithm from the caller, who knows more digits than `log(s)` gives near one.
+        property. `value` is the exact logarithm. The caller passes `value`, because `log(s)` loses digits near one.
 
         Upwards, the error of the argument moves the logarithm by `log(1 + e/s)`. Downwards, the error moves the
         logarithm by `-log(1 - e/s)`, and never by more than `log s`. `log 1 = 0` is exact.
 
-        A hardware logarithm errs by `absolute` where its argument is below two, and by `ulps` above. Near one, no digit
-        of its result is right, and `log 1` need not be 0. Where `s - e ≤ 2`, the computed argument may be on either
+        A hardware logarithm has the error `absolute` for arguments below two, and the error `ulps` above. Near one, no
+        digit of its result is right, and `log 1` need not be 0. If `s - e ≤ 2`, the computed argument may be on either
         side of two, and the larger of the two errors counts.
         """
         with np.errstate(all="ignore"):
@@ -263,7 +262,7 @@ class Held:
         addition that a term passes rounds the term once.
 
         Any order. Sort the magnitudes, `t_1 ≥ t_2 ≥ … ≥ t_n`. Every binary tree has `Σ t_i depth_i ≤ Ω`, with
-        `Ω = Σ_{j ≥ 2} (t_1 + … + t_j)`. The caterpillar tree with the largest terms deepest attains `Ω`.
+        `Ω = Σ_{j ≥ 2} (t_1 + … + t_j)`. Adding one term at a time, the largest first (a caterpillar tree), attains `Ω`.
         Proof. Take any k leaves, and let `c_v` of them be below the inner node v. The sum of their depths is `Σ_v c_v`.
         The k-1 nodes where these leaves meet contribute at most `k + (k-1) + … + 2`. The other n-k nodes contribute at
         most k each. The caterpillar attains both for all k at once, so no tree has a larger sum of its k largest
@@ -271,21 +270,22 @@ class Held:
 
         Bounded depth. An order of bounded depth also has `Σ t_i depth_i ≤ depth · Σ t`.
 
-        Big and small terms. Let K terms be above `u Σ t`, and let the others sum to σ. A node that joins a sum with big
-        terms and a sum of small terms errs by at most its smaller side. This is at most the sum of the small terms, and
-        the sides of different nodes are disjoint. The error is then at most `u (Ω_K + (K-1) σ + (n-K) σ) + σ`.
+        Big and small terms. Let K terms be above `u Σ t`, and let the other terms sum to σ. If a node joins a sum with
+        big terms and a sum of small terms, its rounding error is at most its smaller side, hence at most the sum of the
+        small terms. The sides of different nodes are disjoint. So the error is at most
+        `u (Ω_K + (K-1) σ + (n-K) σ) + σ`.
 
-        Exact sums. Where all terms are known multiples of a power of two, and `Σ t` fits the precision of the format,
-        no order rounds.
+        Exact sums. If all terms are known multiples of a power of two, and `Σ t` fits the precision of the format, no
+        order rounds.
 
-        Overflow. A partial sum of terms of both signs may be as large as `Σ t`, and may overflow though the sum does
+        Overflow. A partial sum of terms of both signs may be as large as `Σ t`, and may overflow although the sum does
         not. The error is then infinite.
 
         Args:
             format: The format of the sum.
             order: The orders that the implementation may use.
-            sizes: Numbers to use in place of `t_i`, at least `t_i`. Needed where a term is itself a sum whose parts the
-                implementation may sum separately.
+            sizes: Numbers to use in place of `t_i`, at least `t_i`, (..., n). Pass them if a term is itself a sum whose
+                parts the implementation may sum separately.
         """
         with np.errstate(all="ignore"):
             terms = self.largest if sizes is None else np.fmax(sizes, self.largest)
@@ -320,7 +320,7 @@ class Held:
         return Held(np.where(np.isnan(total), 0.0, total), error, format)._bounded()
 
     def _sums_exactly(self, format: Format, size: Array) -> NDArray[np.bool_]:
-        """Return whether every order sums exactly: all terms are known, and `size` fits above their lowest bit."""
+        """Return whether every order sums exactly: the terms are known, and all bits up to `size` fit the format."""
         known = np.asarray((self.error == 0).all(-1) & np.isfinite(size))
         if known.any():
             values = self.value[known]
@@ -341,7 +341,7 @@ def safe(error: Array) -> Array:
 
 
 def _one_rounding(value: Array, error: Array, format: Format) -> Array:
-    """Return the error that one rounding adds. In formats below float64, that of a known number is known exactly."""
+    """Return the error that one rounding adds. If the format is below float64, a known number has a known error."""
     if format.precision == 53:
         largest = np.abs(value) + error
         return format.rounding_error(largest)

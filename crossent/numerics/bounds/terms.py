@@ -1,7 +1,8 @@
-"""The arguments of one call, or of several calls that are alike, as rows of float64 numbers.
+"""The arguments of one call, or of several calls of the same structure, as rows of float64 numbers.
 
 Most cases are tiny, and an error bound takes hundreds of numpy operations. One operation on the rows of a hundred calls
-costs little more than on the rows of a single call. So calls of the same structure are stacked, row by row.
+costs little more time than on the rows of a single call. So calls of the same structure are stacked: their rows become
+the rows of one object.
 """
 
 from __future__ import annotations
@@ -20,20 +21,21 @@ Entries = TypeVar("Entries", Array, NDArray[np.bool_])
 
 @dataclass(frozen=True)
 class Terms:
-    """The arguments of a call as R rows of C classes. All numbers are float64 and exact, unless stated otherwise.
+    """The arguments of a call, or of B stacked calls, as R rows of C classes. All numbers are float64.
 
     Attributes:
-        logits: (R, C).
-        log_sum: (R,), `log Σ exp(x - max x)`, with the precision of float64.
+        logits: (R, C), exact.
+        log_sum: (R,), `log Σ exp(x - max x)`, rounded to float64.
         index: (R,), the true classes, and 0 on ignored rows; None for class probabilities.
         kept: (R,), False on ignored rows.
         probabilities: (R, C), or None for class indices.
-        weight: (C,), or None for ones; (R, C) if the rows are those of several calls.
-        label_smoothing: The option of the call; (R, 1) if the rows are those of several calls.
+        weight: (C,), or None for ones; (R, C) for stacked calls.
+        label_smoothing: The option of the call; (R, 1) for stacked calls.
         reduction: The option of the call.
-        upstream: (R,), the upstream gradient of each row, or that of the reduced loss in each row.
+        upstream: (R,), the upstream gradient of each row. With a reduction, every row has the upstream gradient of the
+            reduced loss.
         target_format: The format of the class probabilities, or None for class indices.
-        lengths: The number of rows of each of B calls, or None for a single call.
+        lengths: The number of rows of each stacked call, or None for a single call.
     """
 
     logits: Array
@@ -60,13 +62,13 @@ class Terms:
         return (self.logits.shape[1], *given)
 
     def of_target(self, numbers: Entries) -> Entries:
-        """Return the entry of each row's true class, (R,), of (R, C) numbers."""
+        """Return the number of each row's true class, (R,), from numbers of all classes, (R, C)."""
         assert self.index is not None
         taken: Entries = numbers[np.arange(len(self.index)), self.index]
         return taken
 
     def by_call(self, numbers: Array) -> Array:
-        """Return the numbers of the rows, (R,), with a line for each call, (B, L). Zeros fill the shorter lines."""
+        """Return the numbers of the rows, (R,), with a line for each call, (B, L). Zeros fill up the shorter lines."""
         if self.lengths is None:
             return numbers[None]
         lengths = np.array(self.lengths)
@@ -75,12 +77,12 @@ class Terms:
         return lines
 
     def by_row(self, numbers: Array) -> Array:
-        """Return the numbers of the calls, (B,), for each row, (R,)."""
+        """Return an array with one entry for each row, (R,), from the numbers of the calls, (B,)."""
         return np.repeat(numbers, [len(self.logits)] if self.lengths is None else self.lengths)
 
 
 def stacked(calls: Sequence[Terms]) -> Terms:
-    """Return the rows of calls of the same structure as one object."""
+    """Return one object with the rows of all calls, which must have the same structure."""
     first, *others = calls
     if not others:
         return first

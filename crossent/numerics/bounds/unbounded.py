@@ -1,4 +1,4 @@
-"""The reasons for infinite error bounds: where a contract promises nothing, and why."""
+"""The reasons why some error bounds are infinite, which means that a contract promises nothing."""
 
 from __future__ import annotations
 
@@ -18,18 +18,23 @@ Reason = Literal[
 
 
 def unbounded(bounds: Bounds, check: str) -> dict[Reason, NDArray[np.bool_]]:
-    """Return a mask of the infinite bounds of a call for each reason that occurs; `check` names the bound."""
+    """Return, for each reason that occurs, a mask of the bounds that are infinite for this reason.
+
+    Args:
+        bounds: The bounds of a call.
+        check: The name of an attribute of `bounds`, such as "loss". The masks have the shape of its value.
+    """
     bound = getattr(bounds, check)
     if not np.isinf(bound).any():
         return {}
     c, t = bounds.contract, bounds.terms
-    # A bound that is finite once overflow is ruled out was infinite because of overflow.
+    # If a bound is finite in formats of unlimited range, the bound was infinite because of overflow.
     left = np.isinf(getattr(bounds.under(c.unlimited), check))
     found: dict[Reason, NDArray[np.bool_]] = {"an intermediate may overflow": np.isinf(bound) & ~left}
     rows = len(t.logits)
     depth = rows - 1 if c.row_order.depth is None else min(c.row_order.depth, rows - 1)
     infinite = (np.isinf(t.logits).any(1) & t.kept).reshape(-1, *[1] * (bound.ndim - 1))
-    reason: Reason = "an intermediate may overflow"  # of float64, in which the bound itself is computed
+    reason: Reason = "an intermediate may overflow"  # the bound itself, which is computed in float64, overflowed
     if t.reduction != "none" and depth * (c.stored or c.compute).unit_roundoff >= 0.5:
         reason = "the format is too short for so many terms"
     elif bounds.may_divide_by_zero:

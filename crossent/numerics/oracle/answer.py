@@ -1,16 +1,16 @@
 r"""The exact value of a call: every loss and every gradient element, each with a proven error radius.
 
-The oracle must not depend on the torch that it judges. It imports numpy and flint only, and shares no code with the
-forms. The work is divided as follows:
+crossent tests torch and the forms against the oracle, so the oracle must depend on neither. The oracle imports numpy
+and flint only. It has three parts:
 
 * :mod:`crossent.numerics.oracle.formula` has the formula on finite rows. The formula runs in float64 where logits,
   targets and weights are float32. (float16 and bfloat16 are widened to float32.) Otherwise the formula runs in
-  the ball arithmetic of flint, whose precision is doubled until the radius is small enough.
+  the ball arithmetic of flint. The precision of the balls is doubled until the radius is small enough.
 * :mod:`crossent.numerics.oracle.special_values` has the rules for results that are infinite, NaN or exactly 0.
-* This module has the reduction, and computes a call in blocks of rows.
+* This module reduces the losses, and computes a call in blocks of rows.
 
 A radius of inf makes no claim about the exact value. The radius is inf in three cases only: the number is beyond the
-range of float64; the weights of a mean cancel to exactly 0; the tangent of a mean over no rows.
+range of float64; the weights of a mean cancel to exactly 0; the number is the tangent of a mean over no rows.
 
 Sources: the documentation of `torch.nn.CrossEntropyLoss`, and measurements of torch where the documentation says
 nothing.
@@ -55,17 +55,17 @@ class Answer:
     _shape: tuple[int, ...]
 
     def gradients(self) -> Iterator[tuple[slice, Ball, Ball | None]]:
-        """Yield for each block its rows, the gradient of the logits, (r, C), and of the target, (r, C) or None.
+        """Yield tuples, one for each block of `r` rows: the rows, the gradient of the logits, the target's gradient.
 
-        The gradient of the target is None for class indices.
+        The gradients are (r, C). For class indices, the gradient of the target is None.
         """
         for block in self.blocks():
             yield block.rows, block.gradient(), block.target_gradient()
 
     def tangent(self, direction: Array) -> Ball:
-        """Return the derivative of the loss along a direction, (R, C): (R,) for "none", otherwise 0-d.
+        """Return the tangent, the derivative of the loss along a direction, (R, C): (R,) for "none", otherwise 0-d.
 
-        The tangent is finite where a logit of -inf makes the loss infinite, as the gradient is. The tangent of a mean
+        Where a logit of -inf makes the loss infinite, the tangent is finite, like the gradient. The tangent of a mean
         over no kept rows has the radius inf: such a mean is NaN for all logits, but its gradient is 0 by contract.
 
         Raises:
@@ -76,15 +76,16 @@ class Answer:
         return self._reduced(Ball.joined([block.tangents(u[block.rows]) for block in self.blocks()]))
 
     def second(self, direction: Array) -> Ball:
-        """Return the derivative of the gradient along a direction, (R, C): a Hessian-vector product.
+        """Return the derivative of the gradient along a direction, (R, C): a Hessian-vector product, (R, C).
 
         Raises:
-            ValueError: As for :meth:`tangent`.
+            ValueError: The direction is invalid, as in :meth:`tangent`.
         """
         u = self._checked(direction)
         return Ball.joined([block.second(u[block.rows]) for block in self.blocks()], u.shape[1:])
 
     def _checked(self, direction: Array) -> Array:
+        """Return the direction, or raise the ValueError of :meth:`tangent`."""
         if direction.shape != self._shape:
             raise ValueError(f"direction: got shape {direction.shape}; allowed is {self._shape}")
         if not (np.abs(direction) < 2.0**128).all():
@@ -95,8 +96,9 @@ class Answer:
 def answer(arguments: Arguments) -> Answer:
     """Return the exact loss of a call; the gradients are computed on demand.
 
-    With float64 inputs, every error radius is below 2^-73 of the size of the number's terms, or as small as two float64
-    can express. With float32 inputs, the radius is the radius that :class:`Formula` proves, about 2^-48 of the size.
+    The error radius of a number is relative to its size, the sum of the magnitudes of its terms. With float64 inputs,
+    the radius is below 2^-73 times the size, or the smallest that two float64 numbers can express. With float32 inputs,
+    :class:`Formula` proves a radius of about 2^-48 times the size.
 
     Example:
         >>> exact = answer(Arguments(np.array([[3.0, 1.0, -3.0]]), index=np.array([0])))
@@ -130,7 +132,7 @@ def answer(arguments: Arguments) -> Answer:
 
 
 def _reduced(arguments: Arguments, losses: Ball, denominator: Denominator) -> Ball:
-    """Return the reduced loss. The sum of hi and lo is exact, and the error radii are added."""
+    """Return the reduced loss, from the exact sum of all `hi` and `lo`. The error radii are added."""
     if arguments.reduction == "none":
         return losses
     if denominator.undefined is not None:

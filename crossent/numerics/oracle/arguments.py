@@ -25,14 +25,15 @@ class Arguments:
         index: (R,), int64, the true classes; None for class probabilities.
         probabilities: (R, C), float32 or float64, any finite numbers; None for class indices.
         weight: (C,), float32 or float64, finite, of any sign; None for ones.
-        ignore_index: Rows with this index have the loss 0 and do not count. Has no effect with class probabilities.
+        ignore_index: Rows with this index have the loss 0 and do not count in the mean. With class probabilities, the
+            number must be negative and has no effect.
         reduction: "none", "mean" or "sum".
-        label_smoothing: `ε`, from 0 to 1. The exact value uses this float as it is, without rounding.
+        label_smoothing: `ε`, from 0 to 1. The exact value uses this float64 number without rounding.
         upstream: The upstream gradient of the result: (R,) for "none", otherwise a number.
 
     Raises:
         ValueError: A size, a dtype or an option is not allowed. Or a weight, a class probability or an upstream
-            gradient is not finite: the contract does not define the loss then.
+            gradient is not finite, so the contract does not define the loss.
         IndexError: An index is outside `[0, C)` and is not `ignore_index`.
     """
 
@@ -53,7 +54,7 @@ class Arguments:
         if not 0 <= self.label_smoothing <= 1:
             raise ValueError(f"label_smoothing: got {self.label_smoothing}; allowed is 0 to 1")
         if (self.index is None) == (self.probabilities is None):
-            raise ValueError("target: got both or none of index and probabilities; allowed is exactly one of the two")
+            raise ValueError("target: got both or neither of index and probabilities; allowed is exactly one of them")
         if self.probabilities is not None and self.ignore_index >= 0:
             raise ValueError(f"ignore_index: got {self.ignore_index} with probabilities; allowed is a negative integer")
         rows, classes = self.logits.shape
@@ -81,7 +82,7 @@ class Arguments:
 
     @cached_property
     def exact_in_float64(self) -> bool:
-        """True if the proof of :class:`Formula` for float64 applies to this call.
+        """Whether float64 arithmetic suffices: the error proof of :class:`Formula` applies to this call.
 
         The proof needs float32 arrays and an upstream gradient of at most 2^128.
         """
@@ -94,14 +95,14 @@ class Arguments:
 class Denominator:
     """The exact denominator of a mean, and 1 for the other reductions.
 
-    A denominator of 0 makes the result NaN. With no kept rows, or with all their weights 0, the result is 0/0, NaN by
-    contract, with radius 0. Where weights of both signs cancel, the contract does not define the result, and each
-    rounding of the weights' sum gives another result. The radius of the NaN is then inf.
+    A denominator of 0 makes the result NaN. With no kept rows, or if all their weights are 0, the result is 0/0: NaN by
+    contract, with radius 0. If weights of both signs cancel, the contract does not define the result, and each
+    rounding of the weights' sum gives another result. The NaN then has the radius inf.
 
     Attributes:
         value: The exact denominator, or 1 where the exact denominator is 0.
         ball: The exact denominator with an error radius.
-        undefined: The radius of the NaN where the exact denominator is 0; otherwise None.
+        undefined: The radius of the NaN if the exact denominator is 0; otherwise None.
     """
 
     value: flint.arb

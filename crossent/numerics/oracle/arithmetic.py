@@ -1,8 +1,7 @@
 """The two arithmetics in which the oracle computes: float64 with compensated sums, and the ball arithmetic of flint.
 
-Both classes, :class:`Float64` and :class:`Balls`, have the same few operations on arrays. A formula is therefore
-written once and runs in either arithmetic. Both return their results as a :class:`Ball`: numbers, each with an error
-radius. This module does not depend on the formula.
+The classes :class:`Float64` and :class:`Balls` have the same few operations on arrays, so that a formula is written
+once and runs in either arithmetic. Both classes return results as a :class:`Ball`: numbers, each with an error radius.
 """
 
 from __future__ import annotations
@@ -47,10 +46,10 @@ class Ball:
     def distance(self, got: ArrayLike) -> Array:
         """Return `|got - exact|`.
 
-        The distance is 0 where both numbers are the same infinity or both are NaN. The distance is inf where only one
-        of the two is infinite or NaN.
+        The distance is 0 if both numbers are the same infinity or both are NaN. The distance is inf if only one of the
+        two is infinite or NaN.
 
-        `got - hi` is exact where the two numbers are within a factor of two of each other (Sterbenz), so that a small
+        `got - hi` is exact if the two numbers are within a factor of two of each other (Sterbenz), so that a small
         difference loses no digits. Otherwise the relative error of the distance is at most `2 u`.
         """
         got = np.asarray(got, np.float64)
@@ -62,7 +61,7 @@ class Ball:
         return np.where(np.isnan(distance), np.where(same, 0.0, np.inf), distance)
 
     def replaced(self, where: Mask | np.bool_, value: Array | float, radius: float = 0.0) -> Ball:
-        """Return a copy with `value` and `radius` where the mask is True."""
+        """Return a ball with `value` and `radius` where the mask is True, and these numbers elsewhere."""
         if not where.any():
             return self
         news = ((value, self.hi), (0.0, self.lo), (radius, self.radius))
@@ -72,7 +71,7 @@ class Ball:
     def joined(balls: Sequence[Ball], columns: tuple[int, ...] = ()) -> Ball:
         """Return the rows of all balls, one after another, as one ball.
 
-        `columns` is the shape of a row. Only an empty sequence needs `columns`: the result then has no rows.
+        `columns` is the shape of a row. It matters only for an empty sequence of balls: the result then has no rows.
 
         Example:
             >>> ball = Ball(np.ones((2, 3)), np.zeros((2, 3)), np.zeros((2, 3)))
@@ -102,8 +101,8 @@ def compensated_sum(terms: Array) -> Array:
     r"""Sum over the last axis, nearly as accurately as with one rounding: (..., n) to (...).
 
     The function adds the two halves of the terms by :func:`two_sum`, level by level. It sums the errors of all levels
-    without compensation and adds them at the end. For `n <= 2^30` terms the error of the result is at most
-    `u |Σ terms| + 2^-17 u Σ |terms|`.
+    in plain float64, and adds this sum at the end. For `n <= 2^30` terms the error of the result is at most
+    `u |Σ terms| + 2^-17 u Σ |terms|`, where `u` is the unit roundoff of float64.
 
     Proof. The sums of a level and the errors of the level add up to the terms of the level, exactly. So the root and
     all errors add up to `Σ terms`. The absolute errors of level l sum to at most `u (1 + u)^l Σ|terms|`, and there are
@@ -127,26 +126,27 @@ def compensated_sum(terms: Array) -> Array:
 class Float64:
     """float64 arithmetic, which rounds every operation. The caller proves the error radius of a result.
 
-    Assumptions: `+ - × ÷` round correctly (IEEE 754). The error of exp and log1p is at most `EXP_LOG_ULP` ulp, hence
-    at most `2·EXP_LOG_ULP u` relative to the result; or at most 2^-1022 where the result may be flushed to zero.
+    Assumptions: `+ - × ÷` round correctly (IEEE 754). The error of exp and log1p is at most `EXP_LOG_ULP` ulp, which is
+    at most `2·EXP_LOG_ULP u` relative to the result. If the result may be flushed to zero, the error is at most
+    2^-1022.
     """
 
     def context(self) -> AbstractContextManager[Any]:
-        """Return the context to compute in. numpy gives no warnings, because the caller replaces inf and NaN."""
+        """Return a context manager that turns off numpy's warnings: the caller replaces inf and NaN."""
         return np.errstate(all="ignore")
 
     def numbers(self, values: NDArray[Any]) -> Elements:
-        """Return float32 or float64 numbers in this arithmetic, exactly."""
+        """Return float32 or float64 numbers as float64. The conversion is exact."""
         return np.asarray(values, np.float64)
 
     def number(self, value: flint.arb) -> float:
-        """Return an exact number in this arithmetic, with an error of at most 1 ulp."""
+        """Return an exact number of flint as float64, with an error of at most 1 ulp."""
         return float(value)
 
     def shifted_exp(self, logits: Array, largest: Array) -> tuple[Elements, Elements]:
         """Return `a = logits - largest`, which is at most 0, and exp(a).
 
-        The error of `a` is at most `u |a|`. The exponential does not have this error: the code computes
+        The error of `a` is at most `u |a|`. The exponential does not inherit this error: the code computes
         `exp(a)·(1 + l)`, where `l` is the rounding error of the subtraction.
         """
         shifted, lost = two_sum(logits, -largest)
@@ -168,7 +168,7 @@ class Balls:
     """The ball arithmetic of flint, with a precision of `bits`.
 
     A ball is a midpoint and a radius. Every operation returns a ball that contains the exact result, by the inclusion
-    property that Arb proves. The operations are those of :class:`Float64`, on arrays of `flint.arb` objects.
+    property that Arb proves. The class has the same operations as :class:`Float64`, on arrays of `flint.arb` objects.
 
     Source: F. Johansson, "Arb: efficient arbitrary-precision midpoint-radius interval arithmetic", IEEE Transactions
     on Computers 66(8), 2017.
@@ -178,11 +178,11 @@ class Balls:
         self.bits = bits
 
     def context(self) -> AbstractContextManager[Any]:
-        """Return the context to compute in. flint's precision is global, so threads cannot share this arithmetic."""
+        """Return a context manager that sets the precision of flint, which is global: threads cannot share it."""
         return flint.ctx.workprec(self.bits)
 
     def numbers(self, values: NDArray[Any]) -> Elements:
-        """Return float32 or float64 numbers as balls, exactly, at any precision."""
+        """Return float32 or float64 numbers as balls. The conversion is exact at any precision."""
         return np.asarray(_ARB(np.asarray(values, np.float64)), object)
 
     def number(self, value: flint.arb) -> flint.arb:
@@ -191,7 +191,7 @@ class Balls:
 
     def shifted_exp(self, logits: Array, largest: Array) -> tuple[Elements, Elements]:
         """Return `a = logits - largest` and exp(a)."""
-        # float64 minus ball: flint converts the float64 exactly and rounds the difference to `bits`. This is fast.
+        # float64 minus ball is fast: flint converts the float64 number exactly, and rounds the difference to `bits`.
         shifted = logits - self.numbers(largest)
         return shifted, np.asarray(_EXP(shifted), object)
 
@@ -202,9 +202,9 @@ class Balls:
     def ball(self, values: Elements, radius: Array | None = None) -> Ball:
         """Return the values as hi, lo and radius. The radius is inf for values beyond the range of float64.
 
-        A float64 made from a midpoint is one of the midpoint's two neighbours. The relative error is at most 2^-52, or
-        the absolute error at most 2^-1074. `values - hi` is a ball and so contains the error of hi. Only the error of
-        lo has to be added to the radius.
+        flint converts a midpoint to one of the two nearest float64 numbers. The relative error is at most 2^-52, or the
+        absolute error at most 2^-1074. `values - hi` is a ball, so it contains the error of `hi`. Only the error of
+        `lo` has to be added to the radius.
         """
         hi = np.asarray(values.astype(np.float64))
         left = np.asarray(values - hi, object)

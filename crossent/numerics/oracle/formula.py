@@ -34,7 +34,7 @@ UNDERFLOW = 2.0**-200
 class FiniteRows:
     """A block of `r` rows of `C >= 1` classes, where each row has a finite maximum: no NaN, no +inf, not only -inf.
 
-    A logit of -inf has probability 0. The caller replaces the results that such a logit makes infinite or NaN.
+    A logit of -inf has probability 0. If such a logit makes a result infinite or NaN, the caller replaces the result.
 
     Attributes:
         logits: (r, C), float64.
@@ -58,7 +58,7 @@ class FiniteRows:
 
     @property
     def dense(self) -> bool:
-        """True if the loss of a row has a term for every class, False if for the true class alone."""
+        """Whether the loss of a row has a term for every class. If False, only the true class has a term."""
         return self.index is None or self.label_smoothing > 0
 
     @property
@@ -68,10 +68,11 @@ class FiniteRows:
 
 
 class Formula:
-    r"""Loss and gradients of :class:`FiniteRows`, and their derivatives along a direction.
+    r"""Computes loss and gradients of :class:`FiniteRows`, and their derivatives along a direction.
 
-    In ball arithmetic, every result contains the exact value. In float64 with float32 inputs, the error of every result
-    is at most `28 u·size + 2^-200`, and that of a second derivative at most `41 u·size + 2^-200`, with `u = 2^-53`.
+    In ball arithmetic, every result contains the exact value. In float64 with float32 inputs, the error of a second
+    derivative is at most `41 u·size + 2^-200`, and the error of every other result at most `28 u·size + 2^-200`, with
+    `u = 2^-53`.
 
     The size of a result is the sum of the magnitudes of its terms:
 
@@ -82,7 +83,7 @@ class Formula:
     * a result of one term: its magnitude. The gradient of the target has one term. Where the true class is the only
       term of a row, its loss and its gradient have one term.
 
-    Where the target is smoothed, `|v_c|` in a size stands for `|w_c|·((1 - ε)|t_c| + ε/C)`.
+    With label smoothing, `|v_c|` in a size stands for `|w_c|·((1 - ε)|t_c| + ε/C)`.
 
     Proof. Each number below is the relative error, in units of `u`, of the quantity before it. The largest are 27.2
     and, for a second derivative, 40. The terms of order u² fit between 27.2 and 28, and between 40 and 41.
@@ -144,18 +145,18 @@ class Formula:
     def coefficients(self) -> Elements:
         """The coefficients `v`, (r, C), which are 0 on ignored rows.
 
-        Where the true class is the only term, the shape is (r,), and the array has the coefficient of the true class.
+        If only the true class has a term, the array has the coefficients of the true classes, (r,).
         """
         return self._coefficients(self.rows.probabilities)
 
     @cached_property
     def magnitudes(self) -> Elements:
-        """The magnitudes `|w|·((1 - ε)|t| + ε/C)`: the terms of `v` without their signs, so that nothing cancels."""
+        """The magnitudes `|w|·((1 - ε)|t| + ε/C)`: `v` computed from terms without signs, so that nothing cancels."""
         t = self.rows.probabilities
         return np.abs(self.coefficients if t is None or (t >= 0).all() else self._coefficients(np.abs(t)))
 
     def _coefficients(self, t: NDArray[Any] | None) -> Elements:
-        """Return `v` for the class probabilities `t`, or for the index where `t` is None."""
+        """Return `v` for the class probabilities `t`, or for the class indices if `t` is None."""
         rows, numbers = self.rows, self.arithmetic.numbers
         uniform = self.smoothing / rows.logits.shape[1]
         if t is not None:
@@ -231,7 +232,7 @@ class Formula:
         return np.asarray(np.abs(self.scale)[:, None] * (factor[:, None] * self.exps + self.magnitudes))
 
     def target_gradient_sizes(self) -> Array:
-        """Return the size of each element of the target's gradient, (r, C), which has one term."""
+        """Return the size of each element of the target's gradient, (r, C): its magnitude, because it has one term."""
         return np.abs(self.target_gradient())
 
     def tangent_sizes(self, direction: Array) -> Array:
@@ -249,5 +250,5 @@ class Formula:
 
 
 def float64_radius(size: Array, roundings: int = ROUNDINGS) -> Array:
-    """Return the error radius of a result of :class:`Formula` in float64."""
+    """Return the error radius of results of these sizes, computed by :class:`Formula` in float64."""
     return roundings * UNIT_ROUNDOFF * size + UNDERFLOW

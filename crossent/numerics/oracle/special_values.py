@@ -1,6 +1,6 @@
 """The exact values of a block of rows, with the rules for values that are infinite, NaN or exactly 0.
 
-These special values follow from the contract of cross-entropy by rule. They replace the result of
+The contract of cross-entropy says when a value is infinite, NaN or exactly 0. These values replace the results of
 :mod:`crossent.numerics.oracle.formula`, and have the radius 0.
 """
 
@@ -19,15 +19,15 @@ from crossent.numerics.oracle.arguments import Arguments, Denominator
 from crossent.numerics.oracle.arithmetic import Ball, Balls, Elements, Float64, Mask
 from crossent.numerics.oracle.formula import ROUNDINGS, SECOND_ROUNDINGS, FiniteRows, Formula, float64_radius
 
-RELATIVE_RADIUS = 2.0**-73  # relative to the size of a number's terms: 2^-20 of float64's unit roundoff
-BITS = 128  # the first precision of ball arithmetic: two machine words, and flint is hardly faster with fewer bits
+RELATIVE_RADIUS = 2.0**-73  # relative to the size of a number's terms: 2^-20 times the unit roundoff of float64
+BITS = 128  # the first precision of ball arithmetic: with fewer bits than two machine words, flint is hardly faster
 
 
 class RowBlock:
     """The exact losses and gradients of `r` rows of a call.
 
-    A row is broken if the row has NaN or +inf, or has only -inf. Its gradients are NaN. Its loss is NaN too, unless the
-    row is ignored.
+    A row without a finite maximum has a logit of NaN or +inf, or only logits of -inf. Its gradients are NaN. Its loss
+    is NaN too, unless the row is ignored.
 
     Attributes:
         rows: The slice of the call's rows.
@@ -41,9 +41,9 @@ class RowBlock:
         logits = np.asarray(widened(arguments.logits[rows]), np.float64)
         kept = arguments.kept[rows]
         self._infinite = np.isneginf(logits)
-        self._broken = ~np.isfinite(logits.max(1))
+        self._no_maximum = ~np.isfinite(logits.max(1))
         self._finite = FiniteRows(
-            logits=np.where(self._broken[:, None], 0.0, logits) if self._broken.any() else logits,
+            logits=np.where(self._no_maximum[:, None], 0.0, logits) if self._no_maximum.any() else logits,
             kept=kept,
             index=None if arguments.index is None else np.where(kept, arguments.index[rows], 0),
             probabilities=None if arguments.probabilities is None else widened(arguments.probabilities[rows]),
@@ -54,9 +54,9 @@ class RowBlock:
         )
 
     def _widened(self, values: NDArray[Any] | None) -> Any:
-        """Return the values of each class; with no classes, one class with value 0.
+        """Return the values of each class; if the call has no classes, the value 0 for a single class.
 
-        The loss over no classes is an empty sum. The loss over one class of weight 0 is 0, too.
+        The loss over no classes is an empty sum, 0. The loss over a single class of weight 0 is 0, too.
         """
         return values if values is None or self._classes else np.zeros((*values.shape[:-1], 1))
 
@@ -70,34 +70,34 @@ class RowBlock:
 
     def losses(self) -> Ball:
         """Return the loss of each row before the reduction, (r,)."""
-        kept, infinite, values = self._finite.kept, np.zeros_like(self._infinite), np.zeros(len(self._broken))
+        kept, infinite, values = self._finite.kept, np.zeros_like(self._infinite), np.zeros(len(self._no_maximum))
         if self._infinite.any():
             infinite = self._infinite & kept[:, None] & (self._finite.dense or self._one_hot())
             with np.errstate(invalid="ignore"):  # 0·inf and inf - inf are NaN by contract
                 values = np.where(infinite, self._signs() * np.inf, 0.0).sum(1)
 
-        def fixed(ball: Ball) -> Ball:
+        def with_rules(ball: Ball) -> Ball:
             ball = ball.replaced(~kept | (self._classes <= 1), 0.0).replaced(infinite.any(1), values)
-            return ball.replaced(self._broken & kept, np.nan)
+            return ball.replaced(self._no_maximum & kept, np.nan)
 
-        return self._ball(Formula.losses, Formula.loss_sizes, fixed)
+        return self._ball(Formula.losses, Formula.loss_sizes, with_rules)
 
     def gradient(self) -> Ball:
         """Return the gradient of the logits, (r, C).
 
-        The gradient of a broken row is NaN, also where the row is ignored: torch does this, and so does the contract.
+        The gradient of a row without a finite maximum is NaN, even if the row is ignored: the contract follows torch.
         """
         kept = self._finite.kept[:, None]
 
-        def fixed(ball: Ball) -> Ball:
+        def with_rules(ball: Ball) -> Ball:
             ball = ball.replaced(~kept | (self._classes <= 1), 0.0)
             if self._infinite.any():  # probability and coefficient are exactly 0 here
                 ball = ball.replaced(self._infinite & (self._signs() == 0), 0.0)
             if self._undefined is not None:
                 ball = ball.replaced(kept, np.nan, self._undefined)
-            return ball.replaced(self._broken[:, None], np.nan)
+            return ball.replaced(self._no_maximum[:, None], np.nan)
 
-        return self._ball(Formula.gradient, Formula.gradient_sizes, fixed)
+        return self._ball(Formula.gradient, Formula.gradient_sizes, with_rules)
 
     def target_gradient(self) -> Ball | None:
         """Return the gradient of the class probabilities, (r, C); None for class indices."""
@@ -107,63 +107,76 @@ class RowBlock:
         with np.errstate(invalid="ignore"):
             values = sign * np.inf
 
-        def fixed(ball: Ball) -> Ball:
+        def with_rules(ball: Ball) -> Ball:
             ball = ball.replaced(np.array(self._classes <= 1), 0.0).replaced(self._infinite, values)
-            return ball.replaced(self._broken[:, None], np.nan)
+            return ball.replaced(self._no_maximum[:, None], np.nan)
 
-        return self._ball(Formula.target_gradient, Formula.target_gradient_sizes, fixed)
+        return self._ball(Formula.target_gradient, Formula.target_gradient_sizes, with_rules)
 
     def tangents(self, direction: Array) -> Ball:
-        """Return the derivative of each row's loss along a direction, (r, C), before the reduction: (r,)."""
+        """Return the derivative of each row's loss along a direction, (r, C), before the reduction: (r,).
+
+        The derivative of an ignored row is 0.
+        """
         kept, u = self._finite.kept, np.asarray(self._widened(direction), np.float64)
 
-        def fixed(ball: Ball) -> Ball:
-            return ball.replaced(~kept | (self._classes <= 1), 0.0).replaced(self._broken & kept, np.nan)
+        def with_rules(ball: Ball) -> Ball:
+            return ball.replaced(~kept | (self._classes <= 1), 0.0).replaced(self._no_maximum & kept, np.nan)
 
-        return self._ball(lambda formula: formula.tangents(u), lambda formula: formula.tangent_sizes(u), fixed)
+        return self._ball(lambda formula: formula.tangents(u), lambda formula: formula.tangent_sizes(u), with_rules)
 
     def second(self, direction: Array) -> Ball:
-        """Return the derivative of the gradient along a direction, (r, C): (r, C). NaN where the gradient is NaN."""
+        """Return the derivative of the gradient along a direction, (r, C), with the shape (r, C).
+
+        The derivative is NaN where the gradient is NaN.
+        """
         kept, u = self._finite.kept[:, None], np.asarray(self._widened(direction), np.float64)
 
-        def fixed(ball: Ball) -> Ball:
+        def with_rules(ball: Ball) -> Ball:
             ball = ball.replaced(~kept | (self._classes <= 1) | self._infinite, 0.0)
             if self._undefined is not None:
                 ball = ball.replaced(kept, np.nan, self._undefined)
-            return ball.replaced(self._broken[:, None], np.nan)
+            return ball.replaced(self._no_maximum[:, None], np.nan)
 
         def numbers(formula: Formula) -> Elements:
             return formula.second(u)
 
-        return self._ball(numbers, lambda formula: formula.second_sizes(u), fixed, SECOND_ROUNDINGS)
+        return self._ball(numbers, lambda formula: formula.second_sizes(u), with_rules, SECOND_ROUNDINGS)
 
     def _ball(
         self,
         numbers: Callable[[Formula], Elements],
         sizes: Callable[[Formula], Array],
-        fixed: Callable[[Ball], Ball],
+        with_rules: Callable[[Ball], Ball],
         roundings: int = ROUNDINGS,
     ) -> Ball:
-        """Return the numbers, computed with enough bits; `fixed` puts in values that are infinite, NaN or exactly 0."""
+        """Return the numbers as a ball, computed with enough bits.
+
+        Args:
+            numbers: Computes the numbers.
+            sizes: Computes the size of each number, to which the error radius is relative.
+            with_rules: Replaces numbers that are infinite, NaN or exactly 0 by rule.
+            roundings: The proven error of the numbers in float64, in units of the unit roundoff times the size.
+        """
         with self._float64.arithmetic.context():
             size = sizes(self._float64)
             wanted, rounding = RELATIVE_RADIUS * size, float64_radius(size, roundings)
         while True:
             with self._formula.arithmetic.context():
-                ball = fixed(self._formula.arithmetic.ball(numbers(self._formula), rounding))
+                ball = with_rules(self._formula.arithmetic.ball(numbers(self._formula), rounding))
             if isinstance(self._formula.arithmetic, Float64):
                 break
-            # Stop at the precision of two float64, and where the size overflowed to NaN: more bits change nothing.
+            # More bits change nothing at the precision of two float64 numbers, or if the size overflowed to NaN.
             enough = np.fmax(wanted, np.fmax(2.0**-104 * np.abs(ball.hi), 2.0**-1070))
             if not (np.isfinite(ball.hi) & (ball.radius > enough)).any():
                 break
             self._formula = Formula(self._finite, Balls(2 * self._formula.arithmetic.bits))
-        return ball if self._classes or ball.hi.ndim == 1 else Ball(*np.empty((3, len(self._broken), 0)))
+        return ball if self._classes or ball.hi.ndim == 1 else Ball(*np.empty((3, len(self._no_maximum), 0)))
 
     def _signs(self) -> Array:
-        """Return the exact sign of each `v_c` at infinite logits, (r, C).
+        """Return the exact sign of each coefficient `v_c`, (r, C), where the logit is infinite.
 
-        A `v_c` computed in float64 could underflow or cancel to 0, and its sign would be lost.
+        In float64, `v_c` could underflow or cancel to 0 and lose its sign.
         """
         smoothing, t = self._finite.label_smoothing, self._finite.probabilities
         if t is None:

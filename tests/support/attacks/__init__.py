@@ -1,10 +1,16 @@
-"""Attacks on the command, each the file of a user with a wrong loss, and the run of one as a user would run it.
+"""Attacks on `crossent check`. An attack is a file with a wrong loss that tries to pass, or to harm the run.
 
-`python -m support.attacks NAME ...`, run in tests/, runs some or all and prints a table.
+`python -m support.attacks [NAME ...]`, in tests/, runs the attacks and prints a table.
 
-attack: what an attack is, and the lines that all files begin with; forged: replies; headers: the headers of replies;
-loading: what is said while a file is loaded; memory: the processes above; stalls; lost: replies that nobody expects;
-left: what stays behind; running: the run of one attack.
+attack   Attack: the file, its cases, and the expected exit status; the lines at the start of each file
+forged   attacks with forged replies to the main process
+headers  attacks with the header of a reply
+loading  attacks while a file is loaded
+memory   attacks on the memory, descriptors, locks and limits of the processes above
+stalls   attacks that stall the run
+lost     attacks with malformed replies, and with signals to the command
+left     attacks that leave processes or files behind
+running  runs one attack as a user would
 """
 
 from support.attacks.attack import Attack

@@ -1,15 +1,15 @@
-"""An attack: the file of a user with a wrong loss, which tries to pass, or to stall, end or outlive the run."""
+"""An attack: a file with a wrong loss, which tries to pass, or to stall, end or outlive the run."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-# One call, whose loss and gradient the judge compares with exact values, and one bad input.
+# A case, whose loss and gradient crossent compares with exact values; and a bad input.
 CALL = "float32-7x5-normal-int64-mean-weighted-ignored"
 BAD_CALL = "class_negative"
 
-# Every file begins with these lines. The runner puts its own process number in the place of RUNNER, where a search for
-# parents ends, so that an attack reaches the processes of the command and no others.
+# Every file begins with these lines. The runner replaces RUNNER by its own process number. The search for parents ends
+# there, so that an attack only reaches the processes of the command.
 PRELUDE = '''
 import contextlib, ctypes, dataclasses, gc, json, os, pickle, resource, signal, socket, struct, sys, threading, time
 import traceback
@@ -18,21 +18,21 @@ from torch import Tensor
 
 
 def wrong(input, target, reduction="mean", **options):
-    """A loss of zeros, with a gradient of zeros."""
+    """Return a loss of zeros, with a gradient of zeros."""
     axis = min(1, input.dim() - 1)
     shape = [size for at, size in enumerate(input.shape) if at != axis] if reduction == "none" else []
     return (input * 0).nan_to_num().sum() + torch.zeros(shape, dtype=input.dtype)
 
 
 def right(input, target, **options):
-    """The loss of torch, computed in float64."""
+    """Return the loss of torch, computed in float64."""
     wide = {name: one.double() if isinstance(one, Tensor) else one for name, one in options.items()}
     target = target.double() if target.is_floating_point() else target
     return torch.nn.functional.cross_entropy(input.double(), target, **wide).to(input.dtype)
 
 
 def parents():
-    """The processes of the command above this one, the nearest first."""
+    """Return the process numbers of the command above this process, the nearest first."""
     pid, found = int(os.readlink("/proc/self")), []  # in a PID namespace, os.getpid() has another number
     while True:
         with open(f"/proc/{pid}/status") as status:
@@ -43,14 +43,14 @@ def parents():
 
 
 def pipes(content):
-    """Write into every open descriptor above stderr."""
+    """Write the content into every open descriptor above stderr."""
     for descriptor in range(3, 256):
         with contextlib.suppress(OSError):
             os.write(descriptor, content)
 
 
 def isolated():
-    """Whether this process is the one that calls the loss, and not the one that only loads the file."""
+    """Return True in the process that calls the loss, and False in the process that only loads the file."""
     frame = sys._getframe()
     while frame is not None and "connection" not in frame.f_locals:
         frame = frame.f_back
@@ -58,7 +58,7 @@ def isolated():
 
 
 def channel():
-    """The connection to the judge and what it asks for, from the frames that lead here."""
+    """Return the connection to the main process, and the current request, from the stack frames."""
     frame = sys._getframe()
     while "connection" not in frame.f_locals:
         frame = frame.f_back
@@ -66,7 +66,7 @@ def channel():
 
 
 def serve(reply):
-    """Take the place of the process's loop: `reply` makes what is sent for an act, and the arguments stay unread."""
+    """Replace the loop of this process: send `reply(act, arguments)` for each request."""
     from crossent.run.isolation import wire
     connection, known, act, arguments = channel()
     while True:
@@ -76,7 +76,7 @@ def serve(reply):
 
 
 def attempt(make):
-    """Return the message that `make` makes. If that fails, the attack is none: the runner finds the file `broken`."""
+    """Return the message that `make` makes. If `make` raises, write the error into the file `broken` for the runner."""
     try:
         made = make()
         return made if isinstance(made, bytes) else written(made)
@@ -87,14 +87,14 @@ def attempt(make):
 
 
 class Claims:
-    """A tensor by what a reply says about it."""
+    """A tensor with any description, which need not be true: content, dtype, shape, strides, offset, device, length."""
     def __init__(self, content=b"1234", dtype="float32", shape=(1,), stride=(1,), offset=0, device="cpu", length=None):
         self.content, self.length = content, len(content) if length is None else length
         self.form = dtype, shape, stride, offset, device
 
 
 def written(outcome, **more):
-    """A reply, written without any check. `more` goes into the header."""
+    """Return a reply as bytes, without any check. `more` goes into the header."""
     raw = []
     def plain(value):
         if isinstance(value, Tensor):
@@ -126,7 +126,7 @@ def performed(value=None, **claims):
 
 
 def not_run(act=None, arguments=()):
-    """Say that the check cannot run here. A bad input is said to raise the right error."""
+    """Return the outcome that a check cannot run here; for a bad input, that the right error was raised."""
     from crossent.trials.act import NotRun, Raised
     if act is None or act.__name__ != "call_badly":
         return performed(NotRun("needs another machine"))
@@ -137,7 +137,7 @@ def not_run(act=None, arguments=()):
 
 
 def called(act, arguments, by=right, **changed):
-    """Perform an act with a right loss, and change parts of the result, or of the call."""
+    """Perform an act with a right loss, change parts of its result or of its call, and return the outcome."""
     from dataclasses import replace
     made = act(by, *arguments)
     result = {name: value for name, value in changed.items() if name in ("loss", "gradient", "target_gradient")}
@@ -152,19 +152,20 @@ IMPORTED = "\n\nloss = wrong\n"
 
 @dataclass(frozen=True)
 class Attack:
-    """An attack.
+    """An attack on `crossent check`.
 
     Attributes:
         name: the name.
-        kind: "forged", "stalls", "lost" or "left behind": what the attack wants. "claims" are not found out: nobody
-            but the process of the subject knows how it reacts to a bad input.
+        kind: the aim of the attack. "forged": pass. "stalls": stall the run. "lost": end the run with a traceback or as
+            wrong use. "left behind": leave processes or files. "claims": pass with a claim that crossent cannot check,
+            because only the process of the subject knows how the subject reacts to a bad input.
         sentence: what the attack does.
-        source: the file of the user, with a wrong `loss`.
+        source: the file, with a wrong `loss`.
         cases: the cases of the run.
         options: further options of the command.
         signal: a signal that the runner sends, or 0: SIGINT to the group of processes, SIGKILL to the command alone.
         after: the seconds after which the runner sends the signal.
-        statuses: the exit statuses that are right: 1, and 2 for a file that is not loaded.
+        statuses: the expected exit statuses: 1, and 2 for a file that is not loaded.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Attacks that forge replies: the process of the subject says what it likes about its own calls."""
+"""Attacks that forge replies: the process of the subject sends the main process false results of its calls."""
 
 from support.attacks.attack import BAD_CALL, CALL, IMPORTED, Attack, at_call, at_import
 
@@ -12,7 +12,7 @@ def _forged(name: str, sentence: str, source: str, **more: object) -> Attack:
 FORGED = [
     _forged(
         "replaces_perform",
-        "While the file is loaded, replace the function that performs acts: no check can run here.",
+        "While the file is loaded, replace the function that performs acts: it returns that no check can run here.",
         at_import("""
 from crossent.run.isolation import process
 from crossent.trials import act as acts
@@ -21,7 +21,7 @@ process.perform = acts.perform = lambda act, loss, *arguments: not_run(act, argu
     ),
     _forged(
         "replaces_the_code_of_perform",
-        "Replace the code of the function that performs acts, which every module goes on to call.",
+        "Replace the code object of the function that performs acts, so that it is replaced in every module.",
         at_import("""
 import crossent.trials.act
 crossent.trials.act._forged = lambda act, arguments: not_run(act, arguments)
@@ -43,7 +43,7 @@ wire.write_reply = forged
     ),
     _forged(
         "replaces_the_connection",
-        "Replace the function that sends a reply, and send another.",
+        "Replace the function that sends a reply, and send another reply.",
         at_import("""
 from crossent.run.isolation import wire
 send = wire.send
@@ -57,7 +57,7 @@ wire.send = forged
     ),
     _forged(
         "replaces_the_outcome",
-        "Give the class of outcomes a value that is always the same: no check can run here.",
+        "Give the class of outcomes a constant value, which says that no check can run here.",
         at_import("""
 from crossent.trials.act import NotRun, Performed
 Performed.value = property(lambda self: NotRun("needs another machine"), lambda self, value: None)
@@ -66,7 +66,7 @@ Performed.value = property(lambda self: NotRun("needs another machine"), lambda 
     ),
     _forged(
         "replaces_the_acts",
-        "Replace the functions that are called in the loss's process: evaluate, make_call and the bad call.",
+        "Replace the acts in the process of the loss: make_call and the call with a bad input.",
         at_import("""
 import crossent.trials.call, crossent.trials.act, crossent.checks.refusals as refusals
 def no_call(*arguments):
@@ -81,7 +81,7 @@ refusals.call_badly.__code__ = bad.__code__
     ),
     _forged(
         "answers_from_the_frames",
-        "At the first call, walk the frames to the connection, and take over the loop.",
+        "At the first call, find the connection in the stack frames, and take over the loop.",
         at_call("serve(not_run)"),
     ),
     _forged(
@@ -94,7 +94,7 @@ if isolated():
     ),
     _forged(
         "answers_from_a_thread",
-        "A thread takes the connection from the frames of the main thread, and replies before it.",
+        "A thread takes the connection from the stack frames of the main thread, and replies first.",
         at_import("""
 def loop():
     from crossent.run.isolation import wire
@@ -119,7 +119,7 @@ def loss(*arguments, **options):
     ),
     _forged(
         "answers_from_gc",
-        "Find the connection among all objects, and send replies by it.",
+        "Find the connection among all objects of the process, and send replies over it.",
         at_import("""
 def loss(*arguments, **options):
     from crossent.run.isolation import wire
@@ -165,7 +165,7 @@ serve(not_run)
     ),
     _forged(
         "refuses_what_would_fail",
-        "Compute what is right, and say of the other checks that they cannot run here.",
+        "Reply to every act that it cannot run here, except to a call on which the wrong loss passes.",
         at_import("""
 def reply(act, arguments):
     empty = act.__name__ == "make_call" and arguments[0].logits.numel() == 0
@@ -176,7 +176,7 @@ def loss(*arguments, **options):
     ),
     _forged(
         "right_once_then_not_run",
-        "Right in the first call of a case; a second call, which would differ, cannot run here.",
+        "Be right in the first call of a case, and reply that a second call, which would differ, cannot run here.",
         at_import("""
 def reply(act, arguments):
     return called(act, arguments) if act.__name__ == "make_call" else not_run(act, arguments)
@@ -187,7 +187,7 @@ def loss(*arguments, **options):
     Attack(
         "names_the_right_error",
         "claims",
-        "Right for a case, and no error for a bad input, of which the reply says that the right error was raised.",
+        "Be right for a case. For a bad input, raise no error, but reply that the right error was raised.",
         at_import("""
 def reply(act, arguments):
     return not_run(act, arguments) if act.__name__ == "call_badly" else performed(act(right, *arguments))
@@ -198,7 +198,7 @@ def loss(*arguments, **options):
     ),
     _forged(
         "no_gradient",
-        "The loss is right and the gradient wrong: the reply says that there is no gradient.",
+        "The loss is right and the gradient is wrong. Reply without the gradient.",
         at_import("""
 def loss(*arguments, **options):
     serve(lambda act, given: not_run(act, given) if act.__name__ == "call_badly" else
@@ -209,7 +209,7 @@ def loss(*arguments, **options):
     ),
     _forged(
         "claims_a_wider_dtype",
-        "The gradient is wrong by a quarter of a percent: its dtype is said to be bfloat16, whose bound is wide.",
+        "The gradient is wrong by a quarter of a percent. Send it as bfloat16, whose error bound is wide.",
         at_import("""
 def reply(act, given):
     from dataclasses import replace
@@ -229,7 +229,7 @@ def loss(*arguments, **options):
     ),
     _forged(
         "gradient_without_rows",
-        "Of a batch of one row, send a gradient with no rows: there is no number to compare.",
+        "For a batch of one row, send a gradient without rows, so that there is no number to compare.",
         at_import("""
 def empty(result):
     from dataclasses import replace
@@ -247,7 +247,7 @@ def loss(*arguments, **options):
     ),
     _forged(
         "returns_fewer_results",
-        "Send one of the ten results that must be alike, which would differ: what is not sent is not compared.",
+        "Send only one of ten results that must be equal and would differ, so that nothing is compared.",
         at_import("""
 def reply(act, given):
     made = act(right, *given)
@@ -262,7 +262,7 @@ def loss(*arguments, **options):
     ),
     _forged(
         "names_attributes_of_the_judge",
-        "A reply that gives an exception more attributes than it has: every error is of the right class.",
+        "Send an exception with an extra attribute, which would replace a method: every class of error would be right.",
         at_import("""
 def reply(act, given):
     if act.__name__ != "call_badly":

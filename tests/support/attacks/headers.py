@@ -1,16 +1,16 @@
-"""Attacks on the header of a reply, which is JSON: deep, long, contradictory, and with numbers that are none."""
+"""Attacks with the JSON header of a reply: deep, long, contradictory, or with invalid numbers."""
 
 from support.attacks.attack import BAD_CALL, CALL, IMPORTED, Attack, at_import
 
 COMPILED = ("--level", "normal", "--check", "compile", "--timeout", "60")
 HEADERS = '''
 def message(text, raw=b"", length=None):
-    """A reply with this header, which says that it has another length."""
+    """Return a reply with this header. `length` is the announced length of the header, if it is not the real one."""
     return struct.pack("!Q", len(text) if length is None else length) + text + raw
 
 
 def changed(made, old, new):
-    """A reply in whose header a text is replaced."""
+    """Return a reply with a text in its header replaced."""
     length = struct.unpack("!Q", made[:8])[0]
     text, raw = made[8 : 8 + length], made[8 + length :]
     if old not in text:
@@ -23,7 +23,7 @@ def right_one(act, given):
 
 
 def gradient(given, **options):
-    """A gradient of this form."""
+    """Return a gradient with this description, which need not be true."""
     logits = given[0].logits
     return Claims(b"\\0" * 16 * logits.numel(), **{"shape": tuple(logits.shape), "stride": logits.stride(), **options})
 
@@ -55,7 +55,7 @@ HEADER = [
     ),
     _header(
         "says_everything_twice",
-        "Each name of the header twice: first what is right, then that no check can run here.",
+        "Each name of the header twice: first with a right value, then to say that no check can run here.",
         'message(b\'{"value":null,"value":{"class":"NotRun","class":"NotRun","fields":{"reason":"x"}},'
         '"raised":null,"raised":null,"state":[]}\')',
         "forged",
@@ -77,12 +77,12 @@ HEADER = [
     ),
     _header(
         "header_of_half_characters",
-        "Half characters in the names of the fields, of a class and of a dtype.",
+        "Half of a surrogate pair in the name of a field and of a dtype.",
         "changed(changed(right_one(act, given), b'\"float32\"', b'\"\\\\ud800\"'), b'\"marked\"', b'\"\\\\udfff\"')",
     ),
-    _header("header_that_is_not_unicode", "Bytes that are no text.", "message(b'\\xff\\xfe{\\x00' * 1000)"),
+    _header("header_that_is_not_unicode", "Bytes that are not text.", "message(b'\\xff\\xfe{\\x00' * 1000)"),
     _header("header_of_null_bytes", "A header of zeros.", "message(bytes(10_000))"),
-    _header("header_of_a_list", "A list for the header.", "message(b'[1, 2, 3]')"),
+    _header("header_of_a_list", "A list instead of an object.", "message(b'[1, 2, 3]')"),
     _header(
         "header_beyond_the_message", "A header longer than its message.", "message(b'{\"value\":null}', length=2**20)"
     ),
@@ -91,7 +91,7 @@ HEADER = [
     _header("message_of_7_bytes", "A message that ends within the length of its header.", "bytes(7)"),
     _header(
         "class_of_the_judge",
-        "A class of the judge by its name.",
+        "The name of a class that only the main process uses.",
         "changed(right_one(act, given), b'\"Call\"', b'\"Trial\"')",
     ),
     _header(
@@ -101,12 +101,12 @@ HEADER = [
     ),
     _header(
         "two_kinds_at_once",
-        "A value that is a tensor and a class at once.",
+        "A value that is both a tensor and a class.",
         'changed(right_one(act, given), b\'{"class": "Call"\', b\'{"tensor": [], "class": "Call"\')',
     ),
     _header(
         "tensor_of_two_parts",
-        "A tensor whose form has two parts.",
+        "A tensor whose description has only two parts.",
         'changed(right_one(act, given), b\'"float32", [], [], 0, "cpu"\', b\'"float32"\')',
     ),
     _gradient("gradient_of_float8", "A gradient of float8_e4m3fn.", "dtype='float8_e4m3fn'"),
@@ -127,18 +127,18 @@ HEADER = [
     _gradient("gradient_on_no_device", "A gradient on a device that is a path.", "device='../../x'"),
     _header(
         "gives_back_words",
-        "Words in place of the options that are given back.",
+        "Wrong types in the options that are returned.",
         "called(act, given, given=type(given[0])(given[0].logits, given[0].target, "
         "{'weight': 'x', 'reduction': 7}, given[0].upstream))",
     ),
     _header(
         "gives_back_more",
-        "Arguments of another size that are given back, without weights.",
+        "Returned arguments of another size, and without weights.",
         "called(act, given, given=type(given[0])(torch.zeros(9, 9), torch.zeros(()), {}, torch.zeros(0)))",
     ),
     _header(
         "leaves_out_gradients_of_samples",
-        "Right but under vmap, where the losses are sent without their gradients: what is not sent is not compared.",
+        "Be right, but under vmap send the losses without their gradients, so that no gradient is compared.",
         "performed(act(right, *given)[:1] if act.__name__ == 'gradients_by_vmap' else act(right, *given))",
         "forged",
         cases=("float32-7x5-normal-int64-none-rows",),
@@ -146,7 +146,7 @@ HEADER = [
     ),
     _header(
         "has_no_deterministic_kernel",
-        "Say under torch.use_deterministic_algorithms that torch has no kernel: the check is skipped.",
+        "Under torch.use_deterministic_algorithms, reply that torch has no deterministic kernel: the check is skipped.",
         "performed(raised=Raised('RuntimeError: x', text='x does not have a deterministic implementation, but you set "
         "torch.use_deterministic_algorithms', classes=('builtins.RuntimeError',)))"
         " if act.__name__ == 'evaluate_often' else performed(act(right, *given))",
@@ -158,7 +158,7 @@ HEADER = [
     ),
     _header(
         "leaves_code_for_the_judge",
-        "Fill the folder of compiled code with pickles that replace the judge, and reply that nothing can be compiled.",
+        "Fill the folder of compiled code with pickles that patch the main process; reply that torch cannot compile.",
         "performed(NotRun(fill(act, given))) if act.__name__ == 'evaluate_compiled' else performed(act(right, *given))",
         "forged",
         before='''
@@ -170,7 +170,7 @@ class Replaces:
         lines += "act.NotRun.__eq__ = lambda self, other: True",
         return exec, ("; ".join(lines),)
 def fill(act, given):
-    """Compile, as the judge does, and replace what lies in the folder."""
+    """Compile as the check does, and replace the files in the folder."""
     act(torch.nn.functional.cross_entropy, *given)
     from torch._inductor.runtime.cache_dir_utils import cache_dir
     content, filled = pickle.dumps(Replaces()), 0
@@ -189,7 +189,7 @@ def fill(act, given):
     ),
     _header(
         "reads_the_input_of_the_command",
-        "Read what the user types for the command.",
+        "Read the standard input of the command.",
         "written(performed(act(wrong, *given)))",
         before='assert sys.stdin is None or os.readlink("/proc/self/fd/0") == "/dev/null"\n',
         cases=(CALL, BAD_CALL),

@@ -1,4 +1,4 @@
-"""Attacks that leave something behind, and ends of the command that should leave nothing."""
+"""Attacks that leave processes or files behind, and interrupted commands, which must leave nothing behind."""
 
 import signal
 
@@ -36,7 +36,7 @@ LEFT = [
     ),
     _left(
         "sibling",
-        "A child that is a child of the parent, by clone with CLONE_PARENT.",
+        "Start a process as a child of the parent, with clone and CLONE_PARENT.",
         at_call(
             """if ctypes.CDLL(None).syscall(56, 0x8000 | 17, 0, 0, 0, 0) == 0:
     os.setsid()
@@ -46,7 +46,7 @@ LEFT = [
     ),
     _left(
         "forks_for_ever",
-        "A child that forks its successor and ends, so that its number changes all the time.",
+        "A child forks its successor and ends, again and again, so that its process number changes all the time.",
         at_call(
             """if os.fork() == 0:
     os.setsid()

@@ -1,8 +1,8 @@
-"""Attacks while a file is loaded: the loading process tells the command what the file holds."""
+"""Attacks while a file is loaded: the loading process sends the command false descriptions of the subjects."""
 
 from support.attacks.attack import Attack, at_import
 
-# The loading process is the one that does not call the loss. It tells, and ends.
+# In the loading process, which does not call the loss: send the description and exit.
 TELL = """
 def tell(subjects):
     if not isolated():
@@ -16,7 +16,7 @@ def subject(name="loss", lacks={}, not_transformed="", **more):
 
 
 def _told(name: str, sentence: str, told: str, kind: str = "forged", **more: object) -> Attack:
-    # A file that says something impossible may as well be refused: status 2, in one line.
+    # crossent may also refuse a file with an impossible description: status 2, with one line.
     more.setdefault("statuses", (1, 2))
     return Attack(name, kind, sentence, at_import(TELL + told), **more)  # type: ignore[arg-type]
 
@@ -95,14 +95,14 @@ LOADING = [
     Attack(
         "tells_without_end",
         "stalls",
-        "Write spaces into the pipe, without end.",
+        "Write spaces into the pipe forever.",
         at_import("if not isolated():\n    while True:\n        pipes(b' ' * 4096)\n        time.sleep(0.1)"),
         statuses=(1, 2),
     ),
     Attack(
         "keeps_the_pipe_open",
         "stalls",
-        "A child of the loading process holds the pipe open after it, and outlives the run.",
+        "A child of the loading process keeps the pipe open, and outlives the run.",
         at_import(
             "if os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        time.sleep(90)\n    os._exit(0)"
         ),
@@ -111,7 +111,7 @@ LOADING = [
     Attack(
         "goes_on_as_the_command",
         "forged",
-        "Replace os._exit, so that the loading process goes on as if it were the command.",
+        "Replace os._exit, so that the loading process continues as if it were the command.",
         at_import("if not isolated():\n    os._exit = lambda status: None\n    os.close = lambda descriptor: None"),
         statuses=(1, 2),
     ),

@@ -1,4 +1,4 @@
-"""Attacks that end the run as if its use were wrong, or with a traceback: replies that nobody expects."""
+"""Attacks that try to end the run with a traceback or as wrong use: malformed replies, and signals to the command."""
 
 from support.attacks.attack import CALL, IMPORTED, Attack, at_call, at_import
 
@@ -6,7 +6,7 @@ CLAIMS = '''
 from crossent.trials.act import NotRun, Performed, Raised
 from crossent.checks.refusals import Reaction
 def of(given, **options):
-    """A tensor of the shape of the logits."""
+    """Return a description of a tensor with the shape of the logits."""
     logits = given[0].logits
     return Claims(b"\\0" * 16 * logits.numel(), **{"shape": tuple(logits.shape), "stride": logits.stride(), **options})
 '''
@@ -66,7 +66,7 @@ LOST = [
     _lost("gradient_of_integers", "A gradient of int64.", "called(act, given, gradient=of(given, dtype='int64'))"),
     _lost(
         "dtype_that_is_none",
-        "A tensor whose dtype is a module of torch.",
+        "A tensor whose dtype is the name of a module of torch.",
         "called(act, given, gradient=of(given, dtype='nn'))",
     ),
     _lost("gradient_missing", "No gradient.", "called(act, given, gradient=None)"),
@@ -90,7 +90,7 @@ LOST = [
     ),
     _lost("gradient_that_is_a_word", "A word in place of a gradient.", "called(act, given, gradient='gradient')"),
     _lost("result_that_is_a_number", "A number in place of a result.", "performed(7)"),
-    _lost("ended_by_a_number", "Numbers where words are expected: how the process ended.", "performed(ended=7, how=8)"),
+    _lost("ended_by_a_number", "Numbers instead of words for the end of the process.", "performed(ended=7, how=8)"),
     _lost(
         "raised_numbers",
         "Numbers in place of the message and the classes of an exception.",
@@ -123,13 +123,13 @@ LOST = [
     ),
     _lost(
         "reaction_of_numbers",
-        "Numbers in place of what a bad input returned and wrote.",
+        "Numbers in place of the result and the changes of a call with a bad input.",
         WRONG,
         bad="performed(Reaction(None, 5, 6, 7))",
     ),
     _lost(
         "reaction_that_ended",
-        "A reaction that says that the process ended by a number.",
+        "A reaction with numbers in place of the words for the end of the process.",
         WRONG,
         bad="performed(Reaction(ended=3, how=4))",
     ),

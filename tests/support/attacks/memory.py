@@ -1,4 +1,4 @@
-"""Attacks on the processes above: their memory, descriptors, locks and limits."""
+"""Attacks on the parent processes of the subject: their memory, descriptors, locks and limits."""
 
 from support.attacks.attack import Attack, at_call, at_import
 
@@ -25,7 +25,7 @@ def write_memory(pid, address, content):
 
 
 def patch(code, by):
-    """In every process above, replace the first instructions of a function by those of another."""
+    """In every parent process, replace the first instructions of a function by the instructions of another function."""
     size = type(code).__basicsize__
     content = ctypes.string_at(id(by) + size, len(by.co_code))
     for pid in parents():
@@ -61,7 +61,7 @@ def _of(name: str, kind: str, sentence: str, source: str, **more: object) -> Att
 
 STEAL = '''
 def stolen(pid):
-    """Copies of the sockets of a process, by pidfd_open and pidfd_getfd."""
+    """Return copies of the sockets of a process, made with pidfd_open and pidfd_getfd."""
     syscall, found = ctypes.CDLL(None, use_errno=True).syscall, []
     handle = syscall(434, pid, 0)
     for number in range(3, 64):
@@ -75,19 +75,19 @@ MEMORY = [
     _of(
         "writes_the_judge",
         "forged",
-        "By /proc/PID/mem, replace the code of the judge in every process above: no check finds anything.",
+        "With /proc/PID/mem, patch the function that runs a check in every parent process: no check finds anything.",
         at_call("patch_all()").replace("\ndef loss", PATCH + "\ndef loss"),
     ),
     _of(
         "writes_the_judge_by_a_call",
         "forged",
-        "The same, by the system call process_vm_writev.",
+        "The same patch, with the system call process_vm_writev.",
         at_call("patch_all()").replace("\ndef loss", PATCH.replace('"mem"', '"vm"') + "\ndef loss"),
     ),
     _of(
         "writes_the_command_at_import",
         "forged",
-        "While the file is loaded, replace the code of the command that decides whether the report is good.",
+        "While the file is loaded, patch the function of the command that decides whether the report passes.",
         at_import(
             PATCH
             + """from crossent.report.report import Report
@@ -100,7 +100,7 @@ if not isolated():
     _of(
         "sends_code_to_the_command",
         "forged",
-        "Write a pickle that ends the command with status 0 into every pipe of the processes above.",
+        "Write a pickle that ends the command with status 0 into every pipe of the parent processes.",
         at_call("""
 class Ends:
     def __reduce__(self):
@@ -119,7 +119,7 @@ time.sleep(1)
     _of(
         "announces_to_the_command",
         "stalls",
-        "Write the announcement of 2 GB into every pipe of the processes above.",
+        "Announce a message of 2 GB in every pipe of the parent processes.",
         at_call("""
 for pid in parents():
     for name in os.listdir(f"/proc/{pid}/fd"):
@@ -133,7 +133,7 @@ for pid in parents():
     _of(
         "takes_the_locks",
         "stalls",
-        "Take the locks of the pool of workers, which lie in memory that all processes share.",
+        "Take the locks of the pool of workers, which are in memory that all processes share.",
         at_call("""
 from multiprocessing.synchronize import SemLock
 for one in gc.get_objects():
@@ -144,7 +144,7 @@ for one in gc.get_objects():
     _of(
         "steals_the_line_to_the_fork_server",
         "stalls",
-        "Copy the sockets of the processes above by pidfd_getfd, read what the fork server says, and exit.",
+        "Copy the sockets of the parent processes with pidfd_getfd, read the messages of the fork server, and exit.",
         at_call("""
 def swallow(number):
     with contextlib.suppress(OSError):
@@ -164,7 +164,7 @@ os._exit(1)
     _of(
         "stops_the_worker_by_ptrace",
         "stalls",
-        "Trace the processes above, and interrupt them.",
+        "Trace a parent process with ptrace, and interrupt it.",
         at_call("""
 trace = ctypes.CDLL(None).ptrace
 for pid in parents()[1:2]:
@@ -176,7 +176,7 @@ time.sleep(1000)
     _of(
         "is_traced_when_it_ends",
         "stalls",
-        "A child that has left the group traces this process, so that nobody else can wait for its end.",
+        "A child outside the group traces this process, so that no other process can wait for its end.",
         at_call("""
 own = os.getpid()
 if os.fork() == 0:
@@ -194,19 +194,19 @@ os._exit(1)
     _of(
         "limits_the_files_of_the_command",
         "lost",
-        "Set the limit of open files of the processes above to 0.",
+        "Set the limit of open files of the parent processes to 0.",
         at_call("for pid in parents():\n    resource.prlimit(pid, resource.RLIMIT_NOFILE, (0, 0))"),
     ),
     _of(
         "limits_the_time_of_the_command",
         "lost",
-        "Set the limit of processor time of the processes above to a second.",
+        "Set the limit of processor time of the parent processes to a second.",
         at_call("for pid in parents():\n    resource.prlimit(pid, resource.RLIMIT_CPU, (1, 1))\ntime.sleep(2)"),
     ),
     _of(
         "makes_the_output_immutable",
         "lost",
-        "Mark the file of the output immutable, so that the judge cannot empty it.",
+        "Mark the output file immutable, so that the main process cannot empty it.",
         at_call("""
 import fcntl
 print("x" * 10_000, flush=True)

@@ -1,4 +1,4 @@
-"""Run one attack as a user would: the command in a folder of its own, and what it leaves behind."""
+"""Run one attack as a user would: run the command in its own folder, and look for processes and files left behind."""
 
 from __future__ import annotations
 
@@ -29,28 +29,41 @@ WHOLE = ("--level", "quick", "--dtype", "float32", "--jobs", "1", "--no-cache")
 
 @dataclass
 class Ran:
-    """What a run of an attack did."""
+    """The result of running an attack.
+
+    Attributes:
+        attack: the attack.
+        status: the exit status of the command; None if the command did not end.
+        seconds: the duration.
+        complete: whether the output ends with the summary of a report.
+        traceback: whether the output has a traceback.
+        last: the last line of the output.
+        printed: the number of characters of the output.
+        broken: the error of an attack that failed to make its message; otherwise "".
+        processes: the names of the processes that are left.
+        files: the names of the files that are left in the temporary folder.
+    """
 
     attack: Attack
-    status: int | None  # None: it did not end
+    status: int | None
     seconds: float
     complete: bool
     traceback: bool
     last: str
-    printed: int  # characters
-    broken: str = ""  # the error of an attack that does not make what it would send
+    printed: int
+    broken: str = ""
     processes: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
 
     @property
     def limit(self) -> float:
-        """The seconds that the run may take: for each case and for loading, twice the time limit at most."""
+        """The seconds that the run may take: twice the time limit for each case and for loading, and some more."""
         given = [float(value) for name, value in itertools.pairwise(self.attack.options) if name == "--timeout"]
         return START + self.attack.after + 2 * (len(self.attack.cases) + 1) * (given or [TIMEOUT])[0]
 
     @property
     def problems(self) -> list[str]:
-        """What is not as it should be, in words; none if the attack fails."""
+        """The effects of a successful attack, in words; empty if the attack fails."""
         found = [f"no attack: {self.broken}"] if self.broken else []
         if self.status is None:
             found.append("STALLS")
@@ -72,12 +85,17 @@ class Ran:
 
 
 def run(attack: Attack, longest: float = LONGEST, user: int | None = None, *, namespaces: bool = True) -> Ran:
-    """Run an attack. With a user, the command runs under this number and without privileges.
+    """Run an attack, and return the result.
 
-    Without namespaces, the command may make none, as in most containers. Root alone can run it so.
+    Args:
+        attack: the attack.
+        longest: the seconds after which the runner ends the command.
+        user: the number of a user without privileges who runs the command; by default, the current user.
+        namespaces: whether the command may create namespaces. Most containers forbid namespaces. Only root can pass
+            False.
     """
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # the background job of a shell ignores it
-    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: who loses its parent becomes a child of this one
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the background jobs of a shell ignore SIGINT
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: an orphan becomes a child of this process
     folder = Path(tempfile.mkdtemp(prefix="attack"))
     temporary = folder / "tmp"
     temporary.mkdir()
@@ -91,7 +109,8 @@ def run(attack: Attack, longest: float = LONGEST, user: int | None = None, *, na
         command = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "--", *command]
     told, tell = os.pipe()
     if not namespaces:
-        # The second bash is started by the root of the new user namespace, which the first is not before it is mapped.
+        # Only the root of the new user namespace may set the limit. The first bash is root after its user is mapped,
+        # and then starts the second bash.
         limit = "echo 0 > /proc/sys/user/max_user_namespaces || exit 9"
         forbid = f'{limit}; exec setpriv --bounding-set=-sys_admin --inh-caps=-sys_admin -- "$@"'
         enter = f"read _ <&{told}; exec bash -c '{forbid}' bash \"$@\""
@@ -154,7 +173,11 @@ def run(attack: Attack, longest: float = LONGEST, user: int | None = None, *, na
 
 
 def _waited(process: subprocess.Popen[bytes], until: float) -> int:
-    """Wait for the command, as long as the machine has memory left."""
+    """Wait for the command, and return its exit status.
+
+    Raises:
+        subprocess.TimeoutExpired: the time is over, or the machine has little memory left.
+    """
     while True:
         try:
             return process.wait(0.2)
@@ -169,7 +192,7 @@ def _waited(process: subprocess.Popen[bytes], until: float) -> int:
 
 
 def _children() -> dict[int, str]:
-    """The processes below this one that have not ended, each with its name."""
+    """Return the running descendants of this process: their names by their process numbers."""
     parents, names = {}, {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -187,7 +210,7 @@ def _children() -> dict[int, str]:
 
 
 def _left() -> list[str]:
-    """Wait until nothing is left, or for some seconds, and return the names of what is left."""
+    """Wait some seconds for the end of all descendants, and return the names of those that still run."""
     end = time.monotonic() + SETTLED
     while (left := _children()) and time.monotonic() < end:
         time.sleep(0.1)
@@ -195,7 +218,7 @@ def _left() -> list[str]:
 
 
 def _end_all() -> None:
-    """Kill what is left below this process, and wait for it."""
+    """Kill all descendants of this process, and wait for their end."""
     end = time.monotonic() + 10
     while time.monotonic() < end:
         left = _children()

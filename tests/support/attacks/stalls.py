@@ -1,4 +1,4 @@
-"""Attacks that stall: replies that do not end, values that take for ever to read, and stopped processes."""
+"""Attacks that stall the run: endless replies, values that take forever to read, and stopped processes."""
 
 from support.attacks.attack import CALL, IMPORTED, Attack, at_call, at_import
 
@@ -30,7 +30,7 @@ STALLS = [
     ),
     _stalls(
         "sends_without_end",
-        "Announce 2 GB, and send them at 20 MB a second.",
+        "Announce 2 GB, and send 20 MB a second.",
         at_call("pipes(struct.pack('!Q', 2**31 - 1))\nwhile True:\n    pipes(b'x' * 2**18)\n    time.sleep(0.0125)"),
     ),
     _stalls(
@@ -40,7 +40,7 @@ STALLS = [
     ),
     _stalls(
         "says_much",
-        "A message of a megabyte, which looks like a link, a name and a shape at once.",
+        "A message of a megabyte that is slow to search for links, names and shapes.",
         _reply("performed(raised=Raised('http://a.b/(' * 80_000))", "from crossent.trials.act import Raised"),
     ),
     _stalls(

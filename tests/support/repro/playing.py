@@ -1,4 +1,4 @@
-"""Find what is wrong with a subject, put the subject into a script, and run the script."""
+"""Run a check on a wrong subject, put the subject into a repro script, and run the script."""
 
 import ast
 import contextlib
@@ -27,7 +27,7 @@ TORCH_HALF = "torch:loss:half_sure/bfloat16-4x2-sure-int64-mean-gradeA"
 
 
 def found(text, case, check):
-    """The finding of one check on one case, on the subject that a text defines."""
+    """Return the finding of a check on a case. `text` is Python code that defines the function `subject`."""
     names = {}
     exec(text, names)
     subject = Subject("mine", names["subject"])
@@ -42,21 +42,21 @@ def found(text, case, check):
 
 
 def with_subject(text, subject):
-    """The script with the subject put where it asks for it."""
+    """Return a script with its request for the subject replaced by the code of the subject."""
     asks = re.compile(r"^print\('import mine here as subject, .*\nraise SystemExit\(2\)$", re.M)
     assert len(asks.findall(text)) == 1
     return asks.sub(lambda match: subject, text)
 
 
 def graphs_work(check):
-    """Skip where torch makes no graphs for a check."""
+    """Skip a test if torch cannot trace or export graphs for a check on this machine."""
     reason = unusable(TRACER, "cpu") if check.startswith("trace") else ""
     if reason or (check == "export" and (reason := _why_no_export())):
         pytest.skip(reason)
 
 
 def play(text, path=None):
-    """Run a script here: its names, exit status and what it printed. A process of its own takes two seconds."""
+    """Run a script in this process, which is faster, and return its names, its exit status and its output."""
     names = {"__name__": "__main__"} | ({"__file__": path} if path else {})
     out, before = io.StringIO(), snapshot()
     with contextlib.redirect_stdout(out), contextlib.ExitStack() as stack:
@@ -66,7 +66,7 @@ def play(text, path=None):
         except SystemExit as end:
             status = int(end.code)
         except Exception as error:
-            status = 1  # Python's own for an exception that nobody catches
+            status = 1  # Python's exit status for an uncaught exception
             print(f"{type(error).__name__}: {error}")
         else:
             status = 0
@@ -92,7 +92,7 @@ class _Skeleton(ast.NodeTransformer):
 
 
 def skeleton(text):
-    """What a script does, whatever its docstring and its constants are."""
+    """Return the syntax tree of a script as text, without its docstring and its constants."""
     tree = ast.parse(text)
     assert isinstance(tree.body[0].value.value, str)
     return ast.dump(_Skeleton().visit(ast.Module(tree.body[1:], [])))

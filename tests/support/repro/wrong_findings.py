@@ -1,4 +1,4 @@
-"""A wrong subject, a case and the finding, for each kind of finding."""
+"""Examples for each kind of finding: a wrong subject, a case, and the finding."""
 
 from support.repro.wrong_subjects import (
     A_LIST,

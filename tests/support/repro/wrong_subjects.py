@@ -1,10 +1,10 @@
-"""Subjects that are wrong in one way each, as the text that a user puts into a script."""
+"""Subjects with one mistake each, as the code that a user puts into a repro script."""
 
 import textwrap
 
 
 def source(body):
-    """A subject as the text that a user puts into the script."""
+    """Return the code of a subject with this function body."""
     return "import torch, crossent\ndef subject(input, target, **options):\n" + textwrap.indent(body, "    ")
 
 
@@ -48,7 +48,7 @@ LEAKS = source(
     "leak = (input - input.detach()).sum(1) * ignored\n"
     "return crossent.formula(input, target, **options) + leak + 0.25 * ignored"
 )
-# The gradient of one logit; the derivative of the gradient.
+# KICKED has a wrong gradient of one logit; CURVED has a wrong derivative of the gradient.
 KICKED = source(
     "kick = torch.zeros_like(input)\n"
     "kick[(0, 1) if input.dim() == 2 else (slice(None), 1, 0)] = 0.01\n"
@@ -58,7 +58,7 @@ CURVED = source("return crossent.formula(input, target, **options) + ((input - i
 
 
 def later(change):
-    """A subject that is right when it is called first."""
+    """Return the code of a subject that is right in its first call. `change` may use `subject.calls`, 0 then."""
     count = "subject.calls = getattr(subject, 'calls', -1) + 1"
     return source(f"{count}\nloss = crossent.formula(input, target, **options)\n{change}\nreturn loss")
 
@@ -76,13 +76,13 @@ ONCE_IN_SHAPE = later("loss = loss[None] if subject.calls else loss")
 
 
 def where(condition, change="loss = loss * 1.01"):
-    """A subject that is right unless a condition holds."""
+    """Return the code of a subject that makes a change if a condition is true, and is right otherwise."""
     change = textwrap.indent(change, "    ")
     return source(f"loss = crossent.formula(input, target, **options)\nif {condition}:\n{change}\nreturn loss")
 
 
 def backward_where(condition, change="gradient = gradient * 1.01"):
-    """A subject whose backward pass is right unless a condition holds for the upstream gradient."""
+    """Return the code of a subject whose backward pass makes a change if a condition on the `gradient` is true."""
     change = textwrap.indent(change, "        ")
     hook = f"def hook(gradient):\n    if {condition}:\n{change}\n    return gradient\n"
     return source(
@@ -105,7 +105,7 @@ IN_A_THREAD = "__import__('threading').current_thread() is not __import__('threa
 IS_TRACED = "torch.compiler.is_compiling()"
 TURNED_OFF = "options.get('weight') is not None and options['weight'].eq(1).all()"
 LARGER = "len(input) > 7"
-# As extensions have it that know of no transforms: a backward that cannot go back itself, nor forward.
+# An extension that does not support transforms: its backward pass cannot be differentiated, in no mode.
 OLD = """
 import torch, crossent
 
@@ -126,7 +126,7 @@ class Old(torch.autograd.Function):
 def subject(input, target, **options):
     return Old.apply(input, target, options)
 """
-# Keeps its gradient in one place for all calls.
+# A subject that saves the tensors of all calls in one place, so that a call overwrites those of earlier calls.
 SHARES = """
 import torch, crossent
 
