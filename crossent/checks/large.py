@@ -21,7 +21,7 @@ from crossent.cases.inputs import Inputs
 from crossent.machine import available
 from crossent.numerics.bounds.contracts import Contract
 from crossent.numerics.bounds.loss import Bounds
-from crossent.numerics.bounds.rounding import Held, safe
+from crossent.numerics.bounds.rounding import Computed, safe
 from crossent.numerics.bounds.unbounded import Reason
 from crossent.numerics.formats import FORMATS
 from crossent.numerics.oracle.arithmetic import Ball
@@ -211,9 +211,9 @@ def _bound_of_sum(trial: Trial, promised: Contract) -> tuple[float, Reason]:
         errors = expected.bounds(promised).loss + expected.loss.radius[:, 0]
         size = (np.abs(losses) + errors).sum() * times
         once = size * roundings / (1 - roundings) if roundings < 0.5 else np.inf
-        total = promised.keep(Held(losses.sum() * times, errors.sum() * times + once, stored))
+        total = promised.keep(Computed(losses.sum() * times, errors.sum() * times + once, stored))
         if trial.case.reduction == "mean":
-            divisor = promised.keep(Held.exactly(count, None).rounded(promised.compute))
+            divisor = promised.keep(Computed.exactly(count, None).rounded(promised.compute))
             total = total.over(divisor, promised.compute, promised.functions.division_ulps)
         bound = float(safe(total.rounded(promised.storage).error))
     short: Reason = "the format is too short for so many terms"

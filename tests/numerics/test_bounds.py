@@ -17,7 +17,7 @@ from crossent.forms.rows import lay_out
 from crossent.numerics.bounds import call, intermediates, loss
 from crossent.numerics.bounds.contracts import contract
 from crossent.numerics.bounds.loss import Bounds
-from crossent.numerics.bounds.rounding import ANY_ORDER, Held
+from crossent.numerics.bounds.rounding import ANY_ORDER, Computed
 from crossent.numerics.bounds.unbounded import unbounded
 from crossent.numerics.formats import FLOAT32
 from crossent.subjects.builtin import FORM_SUBJECTS, TORCH
@@ -35,7 +35,7 @@ def differences(loss, given, grade="A", promise="eager"):
 def without(clause):
     """Return a monkeypatch that removes a clause from the error bounds."""
     patch = pytest.MonkeyPatch()
-    plain, times = Held.sum, Held.times
+    plain, times = Computed.sum, Computed.times
     leave_out = {
         "factors come in any order": lambda: patch.setattr(
             Bounds, "_partial_products", lambda self, sizes: np.zeros(sizes.shape[: 2 if self._dense else 1])
@@ -45,20 +45,24 @@ def without(clause):
             Bounds, "_in_any_order", lambda self, product, factors, products=1: product
         ),
         "no rounding is known": lambda: patch.setattr(
-            Held, "times", lambda self, other, into, known=True: times(self, other, into)
+            Computed, "times", lambda self, other, into, known=True: times(self, other, into)
         ),
         "parts are summed separately": lambda: patch.setattr(
-            Held, "sum", lambda self, of, order=ANY_ORDER, sizes=None: plain(self, of, order)
+            Computed, "sum", lambda self, of, order=ANY_ORDER, sizes=None: plain(self, of, order)
         ),
         "options are stored like other numbers": lambda: patch.setattr(
             intermediates,
             "constant",
-            lambda value, narrow, c: Held(np.asarray(value), np.asarray(2 * narrow.unit_roundoff * abs(value)), None),
+            lambda value, narrow, c: Computed(
+                np.asarray(value), np.asarray(2 * narrow.unit_roundoff * abs(value)), None
+            ),
         ),
         "weights are summed like losses": lambda: patch.setattr(
             call,
             "denominator",
-            lambda t, c: c.keep(Held.exactly(np.where(t.kept, t.weight[t.index], 0.0), c.storage)[None].sum(c.compute)),
+            lambda t, c: c.keep(
+                Computed.exactly(np.where(t.kept, t.weight[t.index], 0.0), c.storage)[None].sum(c.compute)
+            ),
         ),
     }
     leave_out[clause]()

@@ -15,7 +15,7 @@ from support.calls import inputs
 from crossent.numerics.bounds.contracts import FUNCTIONS, contract
 from crossent.numerics.bounds.derivatives import DerivativeBounds
 from crossent.numerics.bounds.loss import Bounds
-from crossent.numerics.bounds.rounding import ANY_ORDER, Held, Order, safe
+from crossent.numerics.bounds.rounding import ANY_ORDER, Computed, Order, safe
 from crossent.numerics.bounds.unbounded import unbounded
 from crossent.numerics.formats import FLOAT32
 from crossent.trials.exact import terms_of
@@ -363,7 +363,7 @@ ETA = 2.0**-149  # the smallest subnormal number of float32; the smallest normal
 
 def lost(product, *factors, of=None, **options):
     """Return the error that underflows of partial products add to a product, with the factors in any order."""
-    held = Held(np.array([product]), np.zeros((1, len(product))), FLOAT32)
+    held = Computed(np.array([product]), np.zeros((1, len(product))), FLOAT32)
     of = of or bounds_of(equal(1, [0]))
     left = of._in_any_order(held, [np.reshape(factor, (1, -1)) for factor in factors], **options)
     assert left.format is FLOAT32
@@ -417,7 +417,7 @@ def test_smoothing_makes_two_products_of_which_either_may_underflow():
     """ε/C·g and (1 - ε)·t·g are subnormal in float32, and the large weight comes last."""
     given = equal(1, [0], upstream=2.0**-130, weight=[2.0**20, 2.0**20], label_smoothing=0.5)
     bounds = bounds_of(given)
-    scaled = bounds._scaled(bounds._coefficients, Held.exactly([[2.0**-130]], FLOAT32)).error[0]
+    scaled = bounds._scaled(bounds._coefficients, Computed.exactly([[2.0**-130]], FLOAT32)).error[0]
     assert_is(scaled, np.array([TRUE, OTHER]) * 2.0**-110 + 2 * ETA / 2 * 2.0**20)
 
 

@@ -16,7 +16,7 @@ from crossent.cases.axes import DTYPES
 from crossent.cases.case import Case
 from crossent.numerics.bounds import intermediates
 from crossent.numerics.bounds.contracts import FUNCTIONS, contract
-from crossent.numerics.bounds.rounding import Held, safe
+from crossent.numerics.bounds.rounding import Computed, safe
 from crossent.numerics.formats import FLOAT32
 from crossent.trials.call import Result
 from crossent.trials.difference import worst
@@ -369,17 +369,17 @@ def test_the_largest_errors_of_approximate_functions_are_just_below_their_bounds
     functions, arithmetic = FUNCTIONS["fast", "float32"], FAST[way]
     random = np.random.RandomState(3)
     x = -np.concatenate([random.uniform(0, 80, 20000), 2.0 ** random.uniform(-20, 6, 20000)]).astype(np.float32)
-    held = Held.exactly(x.astype(float), FLOAT32).exp(FLOAT32, functions.exp_ulps, functions.exp_per_unit)
+    held = Computed.exactly(x.astype(float), FLOAT32).exp(FLOAT32, functions.exp_ulps, functions.exp_per_unit)
     ratio = np.abs(arithmetic.exp(x) - np.exp(x.astype(float))) / safe(held.error)
     assert 0.8 < ratio.max() <= 1
     s = np.concatenate([1 + 2.0 ** -random.uniform(0, 23, 2000), random.uniform(1, 1000, 2000)]).astype(np.float32)
-    held = Held.exactly(s.astype(float), FLOAT32)
+    held = Computed.exactly(s.astype(float), FLOAT32)
     held = held.log(FLOAT32, functions.log_ulps, np.log(s.astype(float)), functions.log_absolute)
     got = np.array([arithmetic.log(value) for value in s])
     ratio = np.abs(got - np.log(s.astype(float))) / safe(held.error)
     assert 0.9 < ratio.max() <= 1
     a, b = (random.uniform(1, 2, 20000).astype(np.float32) for _ in range(2))
-    held = Held.exactly(a.astype(float), FLOAT32).over(Held.exactly(b.astype(float), FLOAT32), FLOAT32, 2.5)
+    held = Computed.exactly(a.astype(float), FLOAT32).over(Computed.exactly(b.astype(float), FLOAT32), FLOAT32, 2.5)
     ratio = np.abs(arithmetic.divide(a, b) - a.astype(float) / b) / safe(held.error)
     assert 0.9 < ratio.max() <= 1
 
@@ -389,7 +389,7 @@ def test_a_sum_in_blocks_has_the_error_that_the_contract_adds():
     x = (np.arange(64) / 100).astype(np.float32)
     _, total = Kernel(ACCURATE["down"], "one by one, ascending").sum(x)
     logits = x[None].astype(float)
-    shifted = Held.exactly(logits, FLOAT32).minus(Held.exactly(logits.max(1), FLOAT32), FLOAT32)
+    shifted = Computed.exactly(logits, FLOAT32).minus(Computed.exactly(logits.max(1), FLOAT32), FLOAT32)
     promised = contract("kernel", "A", "float32")
     in_order = shifted.exp(FLOAT32, promised.functions.exp_ulps).sum(FLOAT32).error[0]
     in_blocks = intermediates.in_blocks(shifted, logits, promised).sum(FLOAT32).error[0]

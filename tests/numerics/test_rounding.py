@@ -1,4 +1,4 @@
-"""Compare the rules of `Held` with arithmetic that rounds: no error exceeds its bound, and no bound is too wide."""
+"""Compare the rules of `Computed` with arithmetic that rounds: no error exceeds its bound, and no bound is too wide."""
 
 import itertools
 from fractions import Fraction
@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from crossent.numerics.bounds.rounding import ANY_ORDER, Held, Order, safe
+from crossent.numerics.bounds.rounding import ANY_ORDER, Computed, Order, safe
 from crossent.numerics.formats import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, FORMATS
 
 NUMPY = {"float16": np.float16, "float32": np.float32, "float64": np.float64}
@@ -20,7 +20,7 @@ def numbers(seed, shape, spread=4):
 
 
 def of(format, seed, shape, spread=2):
-    return Held.exactly(format.nearest(numbers(seed, shape, spread)), format)
+    return Computed.exactly(format.nearest(numbers(seed, shape, spread)), format)
 
 
 def exact_error(got, exact):
@@ -76,7 +76,7 @@ def test_the_error_of_one_operation_on_known_numbers_is_known_exactly(format, op
 
 @pytest.mark.parametrize("operation", ["plus", "minus", "times", "over"])
 def test_float64_operations_stay_within_their_bound(operation):
-    a, b = Held.exactly(numbers(5, 5000), FLOAT64), Held.exactly(numbers(6, 5000), FLOAT64)
+    a, b = Computed.exactly(numbers(5, 5000), FLOAT64), Computed.exactly(numbers(6, 5000), FLOAT64)
     exact = {
         "plus": Fraction.__add__,
         "minus": Fraction.__sub__,
@@ -93,7 +93,7 @@ def test_float64_operations_stay_within_their_bound(operation):
 def test_errors_of_the_operands_are_carried_through(operation):
     random = np.random.RandomState(7)
     a, b = of(FLOAT32, 8, 5000), of(FLOAT32, 9, 5000)
-    wrong = [Held(x.value, np.abs(x.value) * 10.0 ** random.uniform(-6, -1, 5000), None) for x in (a, b)]
+    wrong = [Computed(x.value, np.abs(x.value) * 10.0 ** random.uniform(-6, -1, 5000), None) for x in (a, b)]
     moved = [x.value + x.error * random.choice([-1, 1], 5000) for x in wrong]
     numpys = {"plus": np.add, "minus": np.subtract, "times": np.multiply, "over": np.divide}
     held = getattr(wrong[0], operation)(wrong[1], FLOAT32)
@@ -104,12 +104,12 @@ def test_errors_of_the_operands_are_carried_through(operation):
 
 def test_exp_and_log_carry_the_error_of_their_argument():
     random = np.random.RandomState(10)
-    x = Held(random.uniform(-80, 0, 5000), 10.0 ** random.uniform(-7, -1, 5000), None)
+    x = Computed(random.uniform(-80, 0, 5000), 10.0 ** random.uniform(-7, -1, 5000), None)
     held = x.exp(FLOAT32, ulps=1.0)
     for sign in (-1, 1):
         error = np.abs(FLOAT32.nearest(np.exp(x.value + sign * x.error)) - np.exp(x.value))
         assert (error <= safe(held.error)).all()
-    s = Held(1 + 10.0 ** random.uniform(-6, 3, 5000), 10.0 ** random.uniform(-7, -2, 5000), None)
+    s = Computed(1 + 10.0 ** random.uniform(-6, 3, 5000), 10.0 ** random.uniform(-7, -2, 5000), None)
     logarithm = s.log(FLOAT32, ulps=1.0, value=np.log(s.value))
     for sign in (-1, 1):
         held_sum = np.maximum(s.value + sign * s.error, 1.0)
@@ -118,55 +118,55 @@ def test_exp_and_log_carry_the_error_of_their_argument():
 
 
 def test_exact_results_have_error_0():
-    one, zero, lowest = (Held.exactly([value], FLOAT32) for value in (1.0, 0.0, -np.inf))
-    third = Held.exactly([FLOAT32.nearest(np.array(1 / 3))], FLOAT32)
+    one, zero, lowest = (Computed.exactly([value], FLOAT32) for value in (1.0, 0.0, -np.inf))
+    third = Computed.exactly([FLOAT32.nearest(np.array(1 / 3))], FLOAT32)
     assert zero.exp(FLOAT32, 1.0).error == 0
     assert lowest.exp(FLOAT32, 1.0).error == 0
     assert one.log(FLOAT32, 1.0, np.zeros(1)).error == 0
-    assert third.times(Held.exactly([0.25], FLOAT32), FLOAT32).error == 0
-    assert third.over(Held.exactly([8.0], FLOAT32), FLOAT32).error == 0
+    assert third.times(Computed.exactly([0.25], FLOAT32), FLOAT32).error == 0
+    assert third.over(Computed.exactly([8.0], FLOAT32), FLOAT32).error == 0
     assert third.times(zero, FLOAT32).error == 0
     assert third.minus(third, FLOAT32).error == 0
     assert third.rounded(FLOAT64).error == 0
 
 
 def test_the_error_is_infinite_if_a_result_may_overflow_or_a_divisor_may_be_zero():
-    big = Held.exactly([60000.0], FLOAT16)
+    big = Computed.exactly([60000.0], FLOAT16)
     assert big.plus(big, FLOAT16).error == np.inf
     assert big.times(big, FLOAT16).error == np.inf
-    assert Held.exactly([[60000.0, 60000.0]], FLOAT16).sum(FLOAT16).error == np.inf
-    assert Held.exactly([12.0], FLOAT32).exp(FLOAT16, 1.0).error == np.inf
-    assert big.over(Held(np.array([1.0]), np.array([1.0]), None), FLOAT32).error == np.inf
-    assert Held.exactly([0.0], FLOAT32).times(Held.exactly([np.inf], FLOAT32), FLOAT32).error == np.inf
+    assert Computed.exactly([[60000.0, 60000.0]], FLOAT16).sum(FLOAT16).error == np.inf
+    assert Computed.exactly([12.0], FLOAT32).exp(FLOAT16, 1.0).error == np.inf
+    assert big.over(Computed(np.array([1.0]), np.array([1.0]), None), FLOAT32).error == np.inf
+    assert Computed.exactly([0.0], FLOAT32).times(Computed.exactly([np.inf], FLOAT32), FLOAT32).error == np.inf
     assert big.plus(big, FLOAT32).error == 0
 
 
 def test_a_sum_whose_terms_cancel_may_overflow_on_the_way():
-    terms = Held.exactly([[60000.0, 60000.0, -60000.0, -60000.0]], FLOAT16)
+    terms = Computed.exactly([[60000.0, 60000.0, -60000.0, -60000.0]], FLOAT16)
     assert terms.sum(FLOAT16).error == np.inf
     assert terms.sum(FLOAT32).error == 0
 
 
 def test_an_overflow_of_float64_is_not_an_exact_infinity():
-    big, two = Held.exactly([1.5e308], FLOAT64), Held.exactly([2.0], FLOAT64)
+    big, two = Computed.exactly([1.5e308], FLOAT64), Computed.exactly([2.0], FLOAT64)
     for held in (big.plus(big, FLOAT64), big.minus(-big, FLOAT64), big.times(two, FLOAT64)):
         assert held.error == np.inf
         assert held.times(two, FLOAT64).error == np.inf
         assert held.minus(two, FLOAT64).error == np.inf
-    assert big.over(Held.exactly([0.25], FLOAT64), FLOAT64).error == np.inf
-    assert Held.exactly([[1.5e308, 1.5e308]], FLOAT64).sum(FLOAT64).error == np.inf
+    assert big.over(Computed.exactly([0.25], FLOAT64), FLOAT64).error == np.inf
+    assert Computed.exactly([[1.5e308, 1.5e308]], FLOAT64).sum(FLOAT64).error == np.inf
 
 
 def test_the_sizes_of_the_terms_widen_the_error_of_a_sum():
-    terms = Held.exactly(np.full(100, FLOAT32.nearest(np.array(1 / 3))), FLOAT32)
+    terms = Computed.exactly(np.full(100, FLOAT32.nearest(np.array(1 / 3))), FLOAT32)
     wide = terms.sum(FLOAT32, sizes=np.full(100, 1000 / 3))
     assert wide.value == terms.value.sum()
     assert 999 < wide.error / terms.sum(FLOAT32).error < 1001
 
 
 def test_an_infinite_value_is_compared_and_not_bounded():
-    infinite = Held.exactly([np.inf], FLOAT32)
-    assert infinite.plus(Held(np.array([1.0]), np.array([0.5]), FLOAT32), FLOAT32).error == 0
+    infinite = Computed.exactly([np.inf], FLOAT32)
+    assert infinite.plus(Computed(np.array([1.0]), np.array([0.5]), FLOAT32), FLOAT32).error == 0
     assert infinite.rounded(FLOAT16).error == 0
 
 
@@ -182,7 +182,7 @@ def _depths(n):
 
 @pytest.mark.parametrize("n", [2, 3, 4, 5, 6])
 def test_the_caterpillar_with_its_largest_terms_deepest_is_the_worst_tree(n):
-    """Test the lemma of `Held.sum` for sums in any order, with every tree."""
+    """Test the lemma of `Computed.sum` for sums in any order, with every tree."""
     random = np.random.RandomState(n)
     trees = {
         tuple(sorted(depths, reverse=True)) for depths in _depths(n)
@@ -213,7 +213,7 @@ def test_sums_in_any_order_stay_within_their_bound(format):
         spread = random.choice([0, 1, 3])
         terms = format.nearest(np.abs(numbers(trial, n, spread))) if trial % 2 else np.full(n, 1 / 3)
         terms = format.nearest(terms)
-        held = Held.exactly(terms, format).sum(format)
+        held = Computed.exactly(terms, format).sum(format)
         orders = [_random_tree_sum(format, terms, random) for _ in range(5)]
         running = 0.0
         for term in np.sort(terms)[::-1]:
@@ -229,27 +229,27 @@ def test_a_running_sum_of_equal_terms_comes_near_half_of_its_bound():
     """Rounding errors are not independent. The error is more than ten times a bound that grows with the root of n."""
     n, term = 20000, np.float32(1 / 3)
     got = np.cumsum(np.full(n, term, np.float32))[-1]
-    held = Held.exactly(np.full(n, float(term)), FLOAT32).sum(FLOAT32)
+    held = Computed.exactly(np.full(n, float(term)), FLOAT32).sum(FLOAT32)
     error = abs(float(got) - n * float(term))
     assert 10 * np.sqrt(n) * FLOAT32.unit_roundoff * n * float(term) < error <= held.error
 
 
 def test_sums_that_need_no_rounding_have_no_error_in_any_order():
-    assert Held.exactly(np.ones(2**11), FLOAT16).sum(FLOAT16).error == 0
-    assert Held.exactly(np.ones(2**11 + 1), FLOAT16).sum(FLOAT16).error > 0
-    assert Held.exactly(np.array([0.5, 0.25, 8.0, 0.0]), BFLOAT16).sum(BFLOAT16).error == 0
+    assert Computed.exactly(np.ones(2**11), FLOAT16).sum(FLOAT16).error == 0
+    assert Computed.exactly(np.ones(2**11 + 1), FLOAT16).sum(FLOAT16).error > 0
+    assert Computed.exactly(np.array([0.5, 0.25, 8.0, 0.0]), BFLOAT16).sum(BFLOAT16).error == 0
 
 
 def test_with_one_large_term_the_error_does_not_grow_with_the_number_of_small_terms():
     """Test the rule for big and small terms: the error depends on the sum of the small terms, not on their number."""
     peaked = np.concatenate([[1.0], np.full(100_000, 1e-12)])
-    held = Held(peaked, np.zeros_like(peaked), None).sum(FLOAT32)
+    held = Computed(peaked, np.zeros_like(peaked), None).sum(FLOAT32)
     assert held.error <= 4 * (100_000 * 1e-12 + FLOAT32.unit_roundoff)
 
 
 def test_a_bounded_depth_is_never_wider_than_any_order():
     terms = np.abs(numbers(13, (50, 64), 1))
-    held = Held(terms, np.zeros_like(terms), None)
+    held = Computed(terms, np.zeros_like(terms), None)
     shallow, any_order = held.sum(FLOAT32, Order(6)), held.sum(FLOAT32, ANY_ORDER)
     assert (shallow.error <= any_order.error).all()
     assert (shallow.error < 0.5 * any_order.error).any()

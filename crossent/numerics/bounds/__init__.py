@@ -2,7 +2,7 @@
 
 This room imports numpy and `crossent.numerics.formats`. It imports neither torch nor `crossent.numerics.oracle`.
 
-rounding       Held: a computed number with its error bound, and the rules of rounding-error analysis
+rounding       Computed: a computed number with its error bound, and the rules of rounding-error analysis
 contracts      Contract: the promises of an implementation about its arithmetic
 terms          Terms: the arguments of a call, or of several calls of the same structure, as rows of numbers
 intermediates  softmax, coefficients of the target, and denominator, with their error bounds
@@ -14,6 +14,6 @@ unbounded      the reasons for infinite bounds
 To allow one more rounding, change the formula in `intermediates` or `loss`. To allow another order of operations,
 compute both orders in the function that bounds the number, and return `intermediates.wider(a, b)`. To allow other
 orders of a sum, pass another `rounding.Order`; `Contract.row_order` is the order of the sum over the batch. To allow a
-step for some implementations only, add a field to `Contract`. To add an operation, add a method to `Held`. Then run
+step for some implementations only, add a field to `Contract`. To add an operation, add a method to `Computed`. Then run
 `nox -s mutants figures`, which shows whether a bug escapes.
 """

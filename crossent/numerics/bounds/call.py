@@ -11,7 +11,7 @@ import numpy as np
 
 from crossent.numerics.bounds.contracts import Contract
 from crossent.numerics.bounds.intermediates import coefficients, denominator, softmax, wider
-from crossent.numerics.bounds.rounding import ANY_ORDER, Held
+from crossent.numerics.bounds.rounding import ANY_ORDER, Computed
 from crossent.numerics.bounds.terms import Terms, stacked
 from crossent.numerics.formats import FLOAT32, Array, Format, either
 
@@ -60,15 +60,15 @@ class CallBounds:
         return type(self)(stacked([call.terms for call in calls]), self.contract)
 
     @cached_property
-    def _softmax(self) -> tuple[Held, Held, Held]:
+    def _softmax(self) -> tuple[Computed, Computed, Computed]:
         return self._like._softmax if self._like else softmax(self.terms, self.contract)
 
     @property
-    def _log_probs(self) -> Held:
+    def _log_probs(self) -> Computed:
         return self._softmax[0]
 
     @property
-    def _probs(self) -> Held:
+    def _probs(self) -> Computed:
         return self._softmax[1]
 
     @cached_property
@@ -76,11 +76,11 @@ class CallBounds:
         return either(~np.isfinite(self._log_probs.value), 0.0, self._log_probs.largest)
 
     @cached_property
-    def _coefficients(self) -> Held:
+    def _coefficients(self) -> Computed:
         return self._like._coefficients if self._like else coefficients(self.terms, self.contract)
 
     @cached_property
-    def _denominator(self) -> Held | None:
+    def _denominator(self) -> Computed | None:
         return denominator(self.terms, self.contract)
 
     def _divides_as(self, other: CallBounds) -> bool:
@@ -100,7 +100,7 @@ class CallBounds:
         """Return the bounds of the same call under another contract."""
         return type(self)(self.terms, contract)
 
-    def _total(self, held: Held) -> Held:
+    def _total(self, held: Computed) -> Computed:
         """Return the sum of the numbers over the classes, (R,); if only the true class has a term, return this term."""
         return held.sum(self.contract.compute) if self._dense else self._of_target(held)
 
@@ -111,7 +111,7 @@ class CallBounds:
             factors.append(1 / self.terms.by_row(np.abs(self._denominator.value) - self._denominator.error)[:, None])
         return factors
 
-    def _in_any_order(self, product: Held, factors: list[Array], products: int = 1) -> Held:
+    def _in_any_order(self, product: Computed, factors: list[Array], products: int = 1) -> Computed:
         """Return a product, (R, C), with the errors of underflows if the factors are multiplied in any order.
 
         Every order has the same number of roundings, and each rounding error is relative. The error of an underflow is
@@ -137,37 +137,37 @@ class CallBounds:
         for amplified in np.cumprod(sizes, axis=0)[:to_come]:
             under = (products > 1) | (product.largest[some] < 2 * narrow.smallest_normal * amplified)
             lost[some] += np.where(under, products * narrow.underflow * amplified, 0.0)
-        return Held(product.value, product.error + lost, product.format)
+        return Computed(product.value, product.error + lost, product.format)
 
-    def _scale(self) -> Held:
+    def _scale(self) -> Computed:
         """Return the upstream gradient divided by the denominator, `g/D`, (R,)."""
-        scale = Held.exactly(self.terms.upstream, self.contract.storage)
+        scale = Computed.exactly(self.terms.upstream, self.contract.storage)
         if self._denominator is None:
             return scale
         return self.contract.keep(self._divided(scale, self._of_rows(self._denominator)))
 
-    def _divided(self, held: Held, divisor: Held) -> Held:
+    def _divided(self, held: Computed, divisor: Computed) -> Computed:
         """Return a number divided by the denominator D, with the larger error if a kernel may multiply by `1/D`."""
         c = self.contract
         divided = held.over(divisor, c.compute, c.functions.division_ulps, known=False)
         if not c.fused:
             return divided
-        inverse = c.keep(Held.exactly(1.0, c.storage).over(divisor, c.compute, c.functions.division_ulps))
+        inverse = c.keep(Computed.exactly(1.0, c.storage).over(divisor, c.compute, c.functions.division_ulps))
         return wider(divided, held.times(inverse, c.compute, known=False))
 
-    def _sum_of_rows(self, rows: Held, format: Format, sizes: Array) -> Held:
+    def _sum_of_rows(self, rows: Computed, format: Format, sizes: Array) -> Computed:
         """Return the sum over the rows of each call, (B,), in the order of the contract."""
         t = self.terms
-        lines = Held(t.by_call(rows.value), t.by_call(rows.error), rows.format)
+        lines = Computed(t.by_call(rows.value), t.by_call(rows.error), rows.format)
         return lines.sum(format, self.contract.row_order, t.by_call(sizes))
 
-    def _of_rows(self, calls: Held) -> Held:
+    def _of_rows(self, calls: Computed) -> Computed:
         """Return an array with one entry for each row, (R,), from the numbers of the calls, (B,)."""
-        return Held(self.terms.by_row(calls.value), self.terms.by_row(calls.error), calls.format)
+        return Computed(self.terms.by_row(calls.value), self.terms.by_row(calls.error), calls.format)
 
-    def _of_target(self, held: Held) -> Held:
+    def _of_target(self, held: Computed) -> Computed:
         """Return the number of each row's true class, (R,), from numbers of all classes, (R, C)."""
-        return Held(self.terms.of_target(held.value), self.terms.of_target(held.error), held.format)
+        return Computed(self.terms.of_target(held.value), self.terms.of_target(held.error), held.format)
 
 
 def effective(contract: Contract, terms: Terms) -> Contract:

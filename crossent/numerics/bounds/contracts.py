@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from crossent.numerics.bounds.rounding import ANY_ORDER, Held, Order
+from crossent.numerics.bounds.rounding import ANY_ORDER, Computed, Order
 from crossent.numerics.formats import FLOAT32, FLOAT64, FORMATS, Format, flushing
 
 # The grade that a subject promises, and the grade that a run finds. A: all computation in float32 or wider. B: the
@@ -126,7 +126,7 @@ class Contract:
         stored = None if self.stored is None else replace(self.stored, largest=np.inf)
         return replace(self, storage=storage, compute=compute, stored=stored)
 
-    def keep(self, held: Held) -> Held:
+    def keep(self, held: Computed) -> Computed:
         """Round to the format `stored` of the intermediates, if the contract has one; otherwise return the argument."""
         return held if self.stored is None else held.rounded(self.stored)
 

@@ -19,7 +19,7 @@ import numpy as np
 from crossent.numerics.bounds.contracts import Contract
 from crossent.numerics.bounds.intermediates import column, wider
 from crossent.numerics.bounds.loss import Bounds
-from crossent.numerics.bounds.rounding import Held, safe
+from crossent.numerics.bounds.rounding import Computed, safe
 from crossent.numerics.bounds.terms import Terms, stacked
 from crossent.numerics.formats import Array
 
@@ -34,7 +34,7 @@ class DerivativeBounds(Bounds):
     def __init__(self, terms: Terms, contract: Contract, direction: Array) -> None:
         super().__init__(terms, contract)
         self.direction = direction
-        self._along = Held.exactly(direction, contract.storage)
+        self._along = Computed.exactly(direction, contract.storage)
 
     def _stacked(self, calls: Sequence[Self]) -> Self:
         terms, direction = stacked([call.terms for call in calls]), np.concatenate([call.direction for call in calls])
@@ -45,7 +45,7 @@ class DerivativeBounds(Bounds):
         return type(self)(self.terms, contract, self.direction)
 
     @cached_property
-    def _kept_probs(self) -> Held:
+    def _kept_probs(self) -> Computed:
         """The probabilities `p`, (R, C), rounded to the format of stored intermediates.
 
         A kernel for the gradient need not store `p`. But when autograd differentiates the gradient, `p` is stored.
@@ -53,7 +53,7 @@ class DerivativeBounds(Bounds):
         return self.contract.keep(self._probs)
 
     @cached_property
-    def _mean(self) -> Held:
+    def _mean(self) -> Computed:
         """The mean `Σ_c p_c u_c`, (R,).
 
         An implementation may sum `p_c u_c`, or divide two sums over exponentials. The larger of the two errors counts.
@@ -64,8 +64,10 @@ class DerivativeBounds(Bounds):
         mean = c.keep(c.keep(self._kept_probs.times(self._along, c.compute)).sum(c.compute))
         if c.stored is None:
             return mean
-        x = Held.exactly(t.logits, c.storage)
-        shifted = c.keep(x.minus(Held.exactly(t.logits.max(1, keepdims=True, initial=-np.inf), c.storage), c.compute))
+        x = Computed.exactly(t.logits, c.storage)
+        shifted = c.keep(
+            x.minus(Computed.exactly(t.logits.max(1, keepdims=True, initial=-np.inf), c.storage), c.compute)
+        )
         exponentials = c.keep(shifted.exp(c.compute, f.exp_ulps, f.exp_per_unit))
         total = c.keep(c.keep(exponentials.times(self._along, c.compute)).sum(c.compute))
         partition = c.keep(exponentials.sum(c.compute))
@@ -89,7 +91,7 @@ class DerivativeBounds(Bounds):
                 rows, sizes = wider(rows, way), np.maximum(sizes, size)
             return self._reduced(rows, sizes, np.abs(self.direction) + column(self._mean).largest)
 
-    def _two_sums(self) -> tuple[Held, Array]:
+    def _two_sums(self) -> tuple[Computed, Array]:
         """Return `Σ_c w_c q_c · mean - Σ_c w_c q_c u_c` of each row, (R,), and the magnitude of the two sums, (R,)."""
         c = self.contract
         total = c.keep(self._total(self._coefficients))
@@ -97,7 +99,7 @@ class DerivativeBounds(Bounds):
         scaled = c.keep(total.times(self._mean, c.compute))
         return scaled.minus(self._total(products), c.compute), scaled.largest + products.largest.sum(-1)
 
-    def _gradient_times_direction(self) -> tuple[Held, Array]:
+    def _gradient_times_direction(self) -> tuple[Computed, Array]:
         """Return `Σ_c (p_c Σ_k w_k q_k - w_c q_c) u_c` of each row, (R,), and the magnitude of its terms, (R,)."""
         c = self.contract
         total = column(c.keep(self._total(self._coefficients)))
@@ -133,7 +135,7 @@ class DerivativeBounds(Bounds):
             if t.smooths:
                 once = self._parts_error(np.abs(scale.value), np.abs(factor.value))
                 once = once * self._kept_probs.largest * (np.abs(self.direction) + mean.largest)
-                second = Held(second.value, second.error + once, c.compute)
+                second = Computed(second.value, second.error + once, c.compute)
             return safe(second.where(t.kept[:, None]).rounded(c.storage).error)
 
     def _parts_error(self, scale: Array, factor: Array) -> Array:
@@ -156,7 +158,7 @@ class DerivativeBounds(Bounds):
         u = (self.contract.stored or self.contract.compute).unit_roundoff
         return np.asarray(u * (parts + 5 * np.maximum(parts - factor, 0.0)))
 
-    def _product(self, product: Held, last: Array) -> Held:
+    def _product(self, product: Computed, last: Array) -> Computed:
         """Return a product of scale, coefficients, `p` and a last factor of magnitude `last`, in any order."""
         coefficients = self._coefficients.largest.sum(-1, keepdims=True)
         factors = [*self._scale_factors(), coefficients, self._kept_probs.largest, np.abs(last)]

@@ -14,12 +14,12 @@ from dataclasses import replace
 import numpy as np
 
 from crossent.numerics.bounds.contracts import Contract
-from crossent.numerics.bounds.rounding import Held
+from crossent.numerics.bounds.rounding import Computed
 from crossent.numerics.bounds.terms import Terms
 from crossent.numerics.formats import FLOAT32, Array, Format, either
 
 
-def softmax(t: Terms, c: Contract) -> tuple[Held, Held, Held]:
+def softmax(t: Terms, c: Contract) -> tuple[Computed, Computed, Computed]:
     """Return `log p`, (R, C), `p`, (R, C), and the log-sum-exp `m + log s`, (R,).
 
     `m` is the maximum of a row, `s = Σ exp(x - m)` and `p = softmax(x)`. An implementation may compute `p` as the
@@ -29,21 +29,21 @@ def softmax(t: Terms, c: Contract) -> tuple[Held, Held, Held]:
     limits the `|m|` in this error.
     """
     f = c.functions
-    x = Held.exactly(t.logits, c.storage)
-    shifted = x.minus(Held.exactly(t.logits.max(1, keepdims=True, initial=-np.inf), c.storage), c.compute)
+    x = Computed.exactly(t.logits, c.storage)
+    shifted = x.minus(Computed.exactly(t.logits.max(1, keepdims=True, initial=-np.inf), c.storage), c.compute)
     exponentials = shifted.exp(c.compute, f.exp_ulps, f.exp_per_unit)
     exact = (in_blocks(shifted, t.logits, c) if c.fused else exponentials).sum(c.compute)
     log_sum = c.keep(c.keep(exact).log(c.compute, f.log_ulps, t.log_sum, f.log_absolute))
     log_probs = shifted.minus(column(log_sum), c.compute)
     largest = offset(t.logits, c)
     once = c.compute.unit_roundoff * (np.abs(largest) + log_sum.largest)
-    logsumexp = Held(largest + log_sum.value, log_sum.error + once, c.compute)
+    logsumexp = Computed(largest + log_sum.value, log_sum.error + once, c.compute)
     if c.fused:
-        taken = Held(log_probs.value, logsumexp.error[:, None], None)
+        taken = Computed(log_probs.value, logsumexp.error[:, None], None)
         log_probs = wider(log_probs, taken.rounded(c.compute))
     quotient = exponentials.over(column(exact), c.compute, f.division_ulps)
     if c.fused:
-        inverse = Held.exactly(1.0, c.storage).over(column(exact), c.compute, f.division_ulps)
+        inverse = Computed.exactly(1.0, c.storage).over(column(exact), c.compute, f.division_ulps)
         quotient = wider(quotient, exponentials.times(inverse, c.compute))
     if c.of_probability:
         log_probs = wider(log_probs, logarithm(quotient, log_probs, c))
@@ -52,7 +52,7 @@ def softmax(t: Terms, c: Contract) -> tuple[Held, Held, Held]:
     return log_probs, wider(by_exp, quotient), logsumexp
 
 
-def logarithm(probs: Held, log_probs: Held, c: Contract) -> Held:
+def logarithm(probs: Computed, log_probs: Computed, c: Contract) -> Computed:
     """Return `log p`, (R, C), as the logarithm of a computed probability `p`, (R, C), with error `e`.
 
     The error is `-log(1 - e/p)`, plus the error of the logarithm function. If `p` is near underflow, the implementation
@@ -62,10 +62,10 @@ def logarithm(probs: Held, log_probs: Held, c: Contract) -> Held:
     ratio = either(probs.value < 8 * c.compute.smallest_normal, 0.0, probs.error / probs.value)
     moved = -np.log1p(-np.minimum(ratio, 1 - 2.0**-52))
     size = either(~np.isfinite(log_probs.value), 0.0, np.abs(log_probs.value)) + moved
-    return Held(log_probs.value, moved + 2 * c.functions.log_ulps * u * size, c.compute)
+    return Computed(log_probs.value, moved + 2 * c.functions.log_ulps * u * size, c.compute)
 
 
-def in_blocks(shifted: Held, logits: Array, c: Contract) -> Held:
+def in_blocks(shifted: Computed, logits: Array, c: Contract) -> Computed:
     """Return the exponentials, (R, C), as terms of a sum in blocks, each shifted by the largest logit so far.
 
     If a later block has a larger logit, the sum so far is scaled by `exp(before - after)`: one exponential and one
@@ -75,14 +75,14 @@ def in_blocks(shifted: Held, logits: Array, c: Contract) -> Held:
     """
     u, f = c.compute.unit_roundoff, c.functions
     size = either(np.isinf(shifted.value), 0.0, np.abs(shifted.value))
-    moved = Held(shifted.value, np.maximum(shifted.error, u * size), c.compute)
+    moved = Computed(shifted.value, np.maximum(shifted.error, u * size), c.compute)
     terms = moved.exp(c.compute, f.exp_ulps, f.exp_per_unit)
     order = np.argsort(-logits, axis=1)
     grows = np.diff(np.take_along_axis(logits, order, 1), axis=1) != 0
     above = np.zeros(logits.shape)
     np.put_along_axis(above, order, np.cumsum(np.pad(grows, ((0, 0), (min(1, logits.shape[1]), 0))), 1), 1)
     scaled = np.expm1(above * (2 * f.exp_ulps + 1) * u)
-    return Held(terms.value, terms.error + terms.largest * scaled, c.compute)
+    return Computed(terms.value, terms.error + terms.largest * scaled, c.compute)
 
 
 def offset(logits: Array, c: Contract) -> Array:
@@ -99,32 +99,34 @@ def offset(logits: Array, c: Contract) -> Array:
     return np.asarray(np.clip(largest, least - largest, largest - least))
 
 
-def parts(t: Terms, c: Contract) -> tuple[Held, Held]:
+def parts(t: Terms, c: Contract) -> tuple[Computed, Computed]:
     """Return the two parts of the coefficients: `w_c t_c` for the target and `w_c` for the uniform part, (R, C)."""
     target = coefficients(replace(t, label_smoothing=0.0), c)
     uniform = np.ones_like(t.logits) if t.weight is None else np.broadcast_to(t.weight, t.logits.shape)
-    return target, Held.exactly(uniform, c.storage)
+    return target, Computed.exactly(uniform, c.storage)
 
 
-def coefficients(t: Terms, c: Contract) -> Held:
+def coefficients(t: Terms, c: Contract) -> Computed:
     """Return the coefficients `w_c q_c`, (R, C), for the class weights `w` and the smoothed target `q`.
 
     Each product and each sum is rounded. The factors may have any order.
     """
     rows, classes = t.logits.shape
     if t.probabilities is not None:
-        q = Held.exactly(t.probabilities, None).rounded(c.compute)  # a target of another dtype may be converted first
+        q = Computed.exactly(t.probabilities, None).rounded(
+            c.compute
+        )  # a target of another dtype may be converted first
     else:
         assert t.index is not None
         hot = np.zeros((rows, classes))
         hot[np.arange(rows), t.index] = 1.0
-        q = Held.exactly(hot, c.storage)
+        q = Computed.exactly(hot, c.storage)
     if t.smooths:
         narrow = smoothing_format(t, c)
         rest = unsmoothed_share(t, c)
         q = c.keep(c.keep(q.times(rest, narrow)).plus(constant(t.label_smoothing / classes, narrow, c), narrow))
     if t.weight is not None:
-        q = c.keep(q.times(Held.exactly(t.weight, c.storage), c.compute, known=False))
+        q = c.keep(q.times(Computed.exactly(t.weight, c.storage), c.compute, known=False))
     return q
 
 
@@ -137,7 +139,7 @@ def smoothing_format(t: Terms, c: Contract) -> Format:
     return FLOAT32 if c.in_target_format and t.target_format is FLOAT32 else c.compute
 
 
-def unsmoothed_share(t: Terms, c: Contract) -> Held:
+def unsmoothed_share(t: Terms, c: Contract) -> Computed:
     """Return `1 - ε`, for the label smoothing `ε`.
 
     A kernel rounds `ε` to the format of the computation. The rounding error, `u ε`, is also an error of `1 - ε`. If `ε`
@@ -149,18 +151,18 @@ def unsmoothed_share(t: Terms, c: Contract) -> Held:
         return share
     # 1 - 1 is exactly 0.
     of_smoothing = np.where(np.equal(t.label_smoothing, 1), 0.0, narrow.unit_roundoff * t.label_smoothing)
-    return Held(share.value, share.error + of_smoothing, share.format)
+    return Computed(share.value, share.error + of_smoothing, share.format)
 
 
-def constant(value: Array | float, format: Format, c: Contract) -> Held:
+def constant(value: Array | float, format: Format, c: Contract) -> Computed:
     """Return a number that is computed from the options, such as `1 - ε`, with the error of two roundings.
 
     The implementation may round the option, and then the number. The number is stored like other intermediates.
     """
-    return c.keep(Held(np.asarray(value), np.asarray(2 * format.unit_roundoff * np.abs(value)), None))
+    return c.keep(Computed(np.asarray(value), np.asarray(2 * format.unit_roundoff * np.abs(value)), None))
 
 
-def denominator(t: Terms, c: Contract) -> Held | None:
+def denominator(t: Terms, c: Contract) -> Computed | None:
     """Return the denominator of a mean for each call, (B,), or None for other reductions.
 
     The denominator is the total weight of the kept rows' true classes, summed in the order of the losses. Without class
@@ -170,16 +172,16 @@ def denominator(t: Terms, c: Contract) -> Held | None:
         return None
     if t.index is None or t.weight is None:
         count = t.by_call(t.kept.astype(np.float64)).sum(-1)
-        return c.keep(Held.exactly(count, None).rounded(c.compute))
+        return c.keep(Computed.exactly(count, None).rounded(c.compute))
     weights = np.where(t.kept, t.of_target(np.broadcast_to(t.weight, t.logits.shape)), 0.0)
-    return c.keep(Held.exactly(t.by_call(weights), c.storage).sum(c.stored or c.compute, c.row_order))
+    return c.keep(Computed.exactly(t.by_call(weights), c.storage).sum(c.stored or c.compute, c.row_order))
 
 
-def wider(a: Held, b: Held) -> Held:
+def wider(a: Computed, b: Computed) -> Computed:
     """Return `a` with the larger error of `a` and `b`, for a number that implementations compute in two ways."""
-    return Held(a.value, np.maximum(a.error, b.error), a.format)
+    return Computed(a.value, np.maximum(a.error, b.error), a.format)
 
 
-def column(held: Held) -> Held:
+def column(held: Computed) -> Computed:
     """Return the numbers of the rows, (R,), as a column, (R, 1)."""
-    return Held(held.value[..., None], held.error[..., None], held.format)
+    return Computed(held.value[..., None], held.error[..., None], held.format)

@@ -31,7 +31,7 @@ from crossent.numerics.bounds.intermediates import (
     unsmoothed_share,
     wider,
 )
-from crossent.numerics.bounds.rounding import Held, safe
+from crossent.numerics.bounds.rounding import Computed, safe
 from crossent.numerics.formats import Array
 
 
@@ -43,12 +43,12 @@ class Bounds(CallBounds):
 
     # Each cached property only calls a method: mutmut, which `nox -s mutate` runs, does not mutate decorated functions.
 
-    def _unshifted(self) -> Held:
+    def _unshifted(self) -> Computed:
         """Return `Σ w_c q_c · logsumexp - Σ w_c q_c x_c`, (R,): some kernels do not subtract the maximum first."""
         c, t = self.contract, self.terms
         moved = t.logits + (offset(t.logits, c) - t.logits.max(1))[:, None]
         q = coefficients(t, replace(c, stored=None))  # such kernels keep the coefficients as scalars in compute
-        logits = q.times(Held.exactly(moved, c.storage), c.compute).sum(c.compute)
+        logits = q.times(Computed.exactly(moved, c.storage), c.compute).sum(c.compute)
         rows = q.sum(c.compute).times(self._softmax[2], c.compute).minus(logits, c.compute)
         if not t.smooths:
             return rows
@@ -72,7 +72,7 @@ class Bounds(CallBounds):
             rows = wider(rows, self._unshifted())
         return self._reduced(rows, sizes, self._log_sizes)  # an infinite log p has size 0, so it is no overflow
 
-    def _expected(self, values: Held) -> tuple[Held, Array]:
+    def _expected(self, values: Computed) -> tuple[Computed, Array]:
         """Return `Σ_c w_c q_c values_c` of each row, (R,), and the sum of the magnitudes of its terms, (R,)."""
         c = self.contract
         if not self._dense:
@@ -81,7 +81,7 @@ class Bounds(CallBounds):
         products = c.keep(self._coefficients.times(values, c.compute))
         return products.sum(c.compute), products.largest.sum(1)
 
-    def _reduced(self, rows: Held, sizes: Array, values: Array) -> Array:
+    def _reduced(self, rows: Computed, sizes: Array, values: Array) -> Array:
         """Return the bound of `Σ_c w_c q_c values_c` for each row, (R,), or of the reduced number, ().
 
         If every class has a term, an implementation may sum two parts of a row separately: the part of the true class
@@ -138,7 +138,7 @@ class Bounds(CallBounds):
         gradient, sizes = self._part(self._coefficients, scale, hot=not self._dense)
         if self._dense:
             once = (c.stored or c.compute).unit_roundoff * sizes
-            gradient = Held(gradient.value, gradient.error + once, c.compute)
+            gradient = Computed(gradient.value, gradient.error + once, c.compute)
         if t.smooths and c.fused:
             of_target, uniform = parts(t, c)
             share = scale.times(unsmoothed_share(t, c), c.compute)
@@ -148,7 +148,7 @@ class Bounds(CallBounds):
             gradient = wider(gradient, one.plus(two, c.compute))
         return safe(gradient.where(t.kept[:, None]).rounded(c.storage).error)
 
-    def _part(self, coefficients: Held, scale: Held, *, hot: bool = False) -> tuple[Held, Array]:
+    def _part(self, coefficients: Computed, scale: Computed, *, hot: bool = False) -> tuple[Computed, Array]:
         """Return `s (p_c Σ_k v_k - v_c)`, (R, C), in any association, and the sizes of its two terms, (R, C).
 
         An implementation may multiply both terms by a factor before the difference, or multiply the difference. With
@@ -184,8 +184,8 @@ class Bounds(CallBounds):
         before = softmax.minus(scaled, c.compute)
         if hot and c.fused:
             is_hot = np.arange(t.logits.shape[1]) == np.asarray(t.index)[:, None]
-            minus_one = self._probs.minus(Held.exactly(1.0, None), c.compute)
-            difference = Held.chosen(is_hot, minus_one, self._probs)
+            minus_one = self._probs.minus(Computed.exactly(1.0, None), c.compute)
+            difference = Computed.chosen(is_hot, minus_one, self._probs)
             after = difference.times(factor, c.compute)
         else:
             difference = self._probs.times(column(total), c.compute).minus(coefficients, c.compute)
@@ -206,7 +206,7 @@ class Bounds(CallBounds):
             sizes = sizes * np.maximum(np.abs(t.weight), 1.0)
         return sizes if self._dense else t.of_target(sizes)
 
-    def _scaled(self, coefficients: Held, scale: Held) -> Held:
+    def _scaled(self, coefficients: Computed, scale: Computed) -> Computed:
         """Return `w_c q_c s`, (R, C). The factors may have any order, and each partial product is stored."""
         t = self.terms
         factors = self._scale_factors()
@@ -238,7 +238,7 @@ class Bounds(CallBounds):
         product = c.keep(column(self._scale()).times(-self._log_probs, c.compute))
         if t.weight is not None:
             factors.append(np.abs(np.atleast_2d(t.weight)))
-            product = c.keep(product.times(Held.exactly(t.weight, c.storage), c.compute))
+            product = c.keep(product.times(Computed.exactly(t.weight, c.storage), c.compute))
         if t.smooths:
             factors.append(np.ones((1, 1)))  # 1 - ε is at most one
             narrow, rest = smoothing_format(t, c), unsmoothed_share(t, c)

@@ -1,9 +1,9 @@
 """Running rounding-error analysis: computed numbers, each with a bound on its error.
 
-A :class:`Held` stands for every computed number within `error` of the exact `value`. An operation on such numbers
-returns a :class:`Held` that contains the result of every implementation that the rules below allow. So a formula that
-is written with these operations computes its own error bound: the errors add up by the triangle inequality. The rules
-assume no distribution of the errors, and they drop no term of second order.
+A :class:`Computed` stands for every computed number within `error` of the exact `value`. An operation on such numbers
+returns a :class:`Computed` that contains the result of every implementation that the rules below allow. So a formula
+that is written with these operations computes its own error bound: the errors add up by the triangle inequality. The
+rules assume no distribution of the errors, and they drop no term of second order.
 
 Model: IEEE 754 arithmetic rounded to nearest, `fl(a ∘ b) = (a ∘ b)(1 + δ)` with `|δ| ≤ u`. If the result underflows
 gradually, the error is instead at most half the smallest subnormal number, absolutely (Higham, Accuracy and Stability
@@ -43,7 +43,7 @@ ANY_ORDER = Order()
 
 
 @dataclass(frozen=True)
-class Held:
+class Computed:
     """Computed numbers: each is any number of `format` within `error` of the exact `value`.
 
     Attributes:
@@ -57,7 +57,7 @@ class Held:
     format: Format | None
 
     @staticmethod
-    def exactly(value: Array | float, format: Format | None) -> Held:
+    def exactly(value: Array | float, format: Format | None) -> Computed:
         """Return known numbers: the computed number is the exact value, and the error is 0.
 
         A format that flushes may hold 0 for a subnormal number. The error of this number is then its magnitude.
@@ -66,34 +66,34 @@ class Held:
         error = np.zeros_like(value)
         if format is not None and format.flushes:
             error = np.where(np.abs(value) < format.smallest_normal, np.abs(value), 0.0)
-        return Held(value, error, format)
+        return Computed(value, error, format)
 
-    def __getitem__(self, rows: slice) -> Held:
+    def __getitem__(self, rows: slice) -> Computed:
         """Return the numbers of the given rows."""
-        return Held(self.value[rows], self.error[rows], self.format)
+        return Computed(self.value[rows], self.error[rows], self.format)
 
-    def __neg__(self) -> Held:
-        return Held(-self.value, self.error, self.format)
+    def __neg__(self) -> Computed:
+        return Computed(-self.value, self.error, self.format)
 
     @cached_property
     def largest(self) -> Array:
         """The largest magnitude that the computed number can have, `|v| + e`."""
         return np.abs(self.value) + self.error
 
-    def where(self, mask: NDArray[np.bool_]) -> Held:
+    def where(self, mask: NDArray[np.bool_]) -> Computed:
         """Return the numbers where the mask is True, and exact zeros where the mask is False."""
-        return Held(np.where(mask, self.value, 0.0), np.where(mask, self.error, 0.0), self.format)
+        return Computed(np.where(mask, self.value, 0.0), np.where(mask, self.error, 0.0), self.format)
 
     @staticmethod
-    def chosen(mask: NDArray[np.bool_], a: Held, b: Held) -> Held:
+    def chosen(mask: NDArray[np.bool_], a: Computed, b: Computed) -> Computed:
         """Return `a` where the mask is True, and `b` where the mask is False, in the format of `a`."""
-        return Held(np.where(mask, a.value, b.value), np.where(mask, a.error, b.error), a.format)
+        return Computed(np.where(mask, a.value, b.value), np.where(mask, a.error, b.error), a.format)
 
-    def unless(self, mask: NDArray[np.bool_]) -> Held:
+    def unless(self, mask: NDArray[np.bool_]) -> Computed:
         """Return the numbers with an infinite error where the mask is True. Infinite values keep their error."""
-        return Held(self.value, np.where(mask & np.isfinite(self.value), np.inf, self.error), self.format)
+        return Computed(self.value, np.where(mask & np.isfinite(self.value), np.inf, self.error), self.format)
 
-    def rounded(self, format: Format) -> Held:
+    def rounded(self, format: Format) -> Computed:
         """Return the numbers rounded to `format`, with the error `e + max(u(|v| + e), η/2)`.
 
         The term `η/2` counts only if `|v| + e` is below twice the smallest normal number. A known number rounds to the
@@ -107,9 +107,9 @@ class Held:
             if format.precision < 53 and known.any():
                 lost = np.abs(format.nearest(self.value) - self.value)
                 once = either(known & np.isfinite(lost), lost, once)
-        return Held(self.value, self.error + once, format)._bounded()
+        return Computed(self.value, self.error + once, format)._bounded()
 
-    def _bounded(self, *operands: Held) -> Held:
+    def _bounded(self, *operands: Computed) -> Computed:
         """Return the numbers with an infinite error where the format may overflow, and error 0 at infinite values.
 
         If a value is infinite although all operands are finite, the exact value is not infinite: the float64
@@ -122,14 +122,14 @@ class Held:
         error = either(self.format.overflows(self.largest), np.inf, self.error)
         infinite = np.isinf(self.value)
         if not infinite.any():
-            return Held(self.value, error, self.format)
+            return Computed(self.value, error, self.format)
         here = infinite & bool(operands)
         for operand in operands:
             here = here & np.isfinite(operand.value)
         value = np.where(here, np.copysign(FLOAT64.largest, self.value), self.value)
-        return Held(value, np.where(here, np.inf, np.where(infinite, 0.0, error)), self.format)
+        return Computed(value, np.where(here, np.inf, np.where(infinite, 0.0, error)), self.format)
 
-    def plus(self, other: Held, format: Format) -> Held:
+    def plus(self, other: Computed, format: Format) -> Computed:
         """Return `a + b`: the errors are added, and the sum is rounded once.
 
         The sum of two known numbers has error 0 if the format contains the sum.
@@ -141,19 +141,19 @@ class Held:
             lost = np.abs((self.value - (value - back)) + (other.value - back))
             lost = either(~np.isfinite(lost), 0.0, lost)
             error = self.error + other.error
-            total = Held(value, error, None)
+            total = Computed(value, error, None)
             if format.precision == 53:
                 once = either(error == 0, lost, format.unit_roundoff * total.largest)
                 once = np.maximum(once, format.rounding_error(total.largest)) if format.flushes else once
-                return Held(value, error + once, format)._bounded(self, other)
+                return Computed(value, error + once, format)._bounded(self, other)
             rounded = total.rounded(format)
-            return Held(value, rounded.error + lost, format)._bounded(self, other)
+            return Computed(value, rounded.error + lost, format)._bounded(self, other)
 
-    def minus(self, other: Held, format: Format) -> Held:
+    def minus(self, other: Computed, format: Format) -> Computed:
         """Return `a - b`, with the same rules as :meth:`plus`."""
         return self.plus(-other, format)
 
-    def times(self, other: Held, format: Format, *, known: bool = True) -> Held:
+    def times(self, other: Computed, format: Format, *, known: bool = True) -> Computed:
         """Return `a b` with the error `|a| e_b + |b| e_a + e_a e_b`, and one rounding.
 
         If a factor is a known power of two, the product has no rounding. The rounding error of a product of two known
@@ -181,9 +181,9 @@ class Held:
                 error = either(zero | np.isinf(value), 0.0, error)
                 error = either(np.isinf(self.error) | np.isinf(other.error) | nan, np.inf, error)
                 value = either(nan, 0.0, value)
-        return Held(value, error, format)._bounded(self, other)
+        return Computed(value, error, format)._bounded(self, other)
 
-    def over(self, other: Held, format: Format, ulps: float = 0.5, *, known: bool = True) -> Held:
+    def over(self, other: Computed, format: Format, ulps: float = 0.5, *, known: bool = True) -> Computed:
         """Return `a / b` with the error `(e_a + |a/b| e_b) / (|b| - e_b)`, and the error `ulps` of the division.
 
         The error is infinite if `b` may be zero. A division with half an ulp is correctly rounded. The rounding error
@@ -205,9 +205,9 @@ class Held:
                 once = either(free, 0.0, once)
             nan = np.isnan(value)
             error = either(nan, np.inf, error + once)
-        return Held(either(nan, 0.0, value), error, format)._bounded(self, other)
+        return Computed(either(nan, 0.0, value), error, format)._bounded(self, other)
 
-    def exp(self, format: Format, ulps: float, per_unit: float = 0.0) -> Held:
+    def exp(self, format: Format, ulps: float, per_unit: float = 0.0) -> Computed:
         """Return `exp(x)`, for an implementation of exp with an error of at most `ulps`.
 
         The error `e` of the argument contributes `|exp(x ± e) - exp(x)| ≤ exp(x + e)(1 - exp(-e))`.
@@ -228,9 +228,9 @@ class Held:
             error = top * -np.expm1(-moved) + 2 * ulps * u * top
             error = either(value < 8 * format.smallest_normal, error + format.smallest_normal, error)
             known = (self.error == 0) & ((self.value == 0) | np.isneginf(self.value))
-        return Held(value, either(known, 0.0, error), format)._bounded()
+        return Computed(value, either(known, 0.0, error), format)._bounded()
 
-    def log(self, format: Format, ulps: float, value: Array, absolute: float = 0.0) -> Held:
+    def log(self, format: Format, ulps: float, value: Array, absolute: float = 0.0) -> Computed:
         """Return `log s` for `s ≥ 1`, for an implementation of log with an error of at most `ulps`.
 
         The exact `s` and every computed `s` are at least one. A sum of exponentials that contains `exp(0)` has this
@@ -252,9 +252,9 @@ class Held:
                 once = either(self.value - self.error <= 2, np.maximum(once, absolute), once)
             else:
                 once = either((self.value == 1) & (self.error == 0), 0.0, once)
-        return Held(value, moved + once, format)
+        return Computed(value, moved + once, format)
 
-    def sum(self, format: Format, order: Order = ANY_ORDER, sizes: Array | None = None) -> Held:
+    def sum(self, format: Format, order: Order = ANY_ORDER, sizes: Array | None = None) -> Computed:
         """Return the sum over the last axis, with the error of the worst order that `order` allows.
 
         The error is `Σ e_i + u/(1 - hu) · max Σ_i t_i depth_i`. Here `t_i` is the magnitude of a term, `depth_i` the
@@ -317,7 +317,7 @@ class Held:
             once = np.where(format.overflows(size), np.inf, once)
             error = np.where(np.isfinite(total), self.error.sum(-1) + once, 0.0)
             error = np.where(np.isnan(total), np.inf, error)
-        return Held(np.where(np.isnan(total), 0.0, total), error, format)._bounded()
+        return Computed(np.where(np.isnan(total), 0.0, total), error, format)._bounded()
 
     def _sums_exactly(self, format: Format, size: Array) -> NDArray[np.bool_]:
         """Return whether every order sums exactly: the terms are known, and all bits up to `size` fit the format."""
@@ -345,5 +345,5 @@ def _one_rounding(value: Array, error: Array, format: Format) -> Array:
     if format.precision == 53:
         largest = np.abs(value) + error
         return format.rounding_error(largest)
-    rounded = Held(value, error, None).rounded(format).error
+    rounded = Computed(value, error, None).rounded(format).error
     return either(np.isinf(error), 0.0, rounded - error)
