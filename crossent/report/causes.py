@@ -147,6 +147,21 @@ def causes(subject: SubjectReport) -> list[Cause]:
     return sorted(found, key=lambda cause: -len(cause.findings))
 
 
+def in_order(found: Sequence[Cause]) -> tuple[list[Cause], list[Cause]]:
+    """Return the causes in the order of a report: first the wrong results, then what a missing feature explains."""
+    return [cause for cause in found if not cause.feature], [cause for cause in found if cause.feature]
+
+
+def clearest_first(subject: SubjectReport) -> list[Finding]:
+    """Return the findings that are not known failures, by their causes, each cause with its example first."""
+    wrong, declarable = in_order(causes(subject))
+    ordered: list[Finding] = []
+    for cause in (*wrong, *declarable):
+        example = cause.example
+        ordered += [example, *(finding for finding in cause.findings if finding is not example)]
+    return ordered
+
+
 def _telling(finding: Finding) -> bool:
     numbers = finding.numbers
     return numbers is None or (math.isfinite(numbers.exact) and numbers.exact != 0)

@@ -21,7 +21,7 @@ import jinja2
 from markupsafe import Markup
 
 from crossent.cases.axes import DTYPES
-from crossent.report.causes import Cause, causes
+from crossent.report.causes import Cause, causes, in_order
 from crossent.report.clarity import same_trigger
 from crossent.report.findings import Finding, SubjectReport, Tally, together
 from crossent.report.regimes import Strip, scale, strips
@@ -158,7 +158,7 @@ def verdict(report: Report) -> str:
     """Return the verdict on a run, a key of `HEADLINES`."""
     if not report.ran:
         return "nothing"
-    return "passed" if report.ok else "failed" if report.findings else "unproven"
+    return "passed" if report.ok else "failed" if report.failed else "unproven"
 
 
 def covered(report: Report) -> Iterator[Figure]:
@@ -212,7 +212,7 @@ def _part(subject: SubjectReport) -> SubjectPart:
     rows = {check: [_cell(tallies.get((check, dtype)), missing[check, dtype]) for dtype in dtypes] for check in checks}
     found = causes(subject)
     each = min(MOST_FURTHER, MOST_FURTHER_OF_ALL // max(1, min(len(found), MOST_CARDS)))
-    wrong, lacking = ([_group(cause, each) for cause in found if bool(cause.feature) is of] for of in (False, True))
+    wrong, lacking = ([_group(cause, each) for cause in part] for part in in_order(found))
     small = wrong[MOST_CARDS + MOST_LINES :]
     hidden = Counter(f"{finding.check} {finding.kind}" for group in small for finding in group.cause.findings)
     result = "nothing" if not subject.outcomes else "failed" if found else None

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from crossent.cases.grid import sized_triples
 from crossent.files import write_whole
+from crossent.report.causes import clearest_first
 from crossent.report.document import SCHEMA, jsonable, subject_json
 from crossent.report.findings import Finding, SubjectReport, Tally, together
 from crossent.report.html import notebook, page
@@ -97,8 +98,17 @@ class Report:
 
     @property
     def findings(self) -> list[Finding]:
-        """The findings of all subjects, without known failures."""
-        return [finding for subject in self.subjects for finding in subject.findings if finding.expected is None]
+        """The findings without known failures, in the order of the printed report: the first is the clearest.
+
+        The findings of a subject come together, and so do the findings of a cause, after the example of the cause. The
+        document of the report has the findings of each subject in the order of the cases.
+        """
+        return [finding for subject in self.subjects for finding in clearest_first(subject)]
+
+    @property
+    def failed(self) -> int:
+        """The number of findings without known failures."""
+        return sum(finding.expected is None for subject in self.subjects for finding in subject.findings)
 
     @property
     def ok(self) -> bool:
@@ -108,19 +118,19 @@ class Report:
         """
         complete = self.ran > 0 and self.planned is None
         evidence = bool(self.only) or not any(subject.without_evidence for subject in self.subjects)
-        return complete and not self.findings and evidence
+        return complete and not self.failed and evidence
 
     @property
     def summary(self) -> str:
         """Return the last line of the report: the number of findings or of passed calls."""
         if self.planned is not None:
             word = "STOPPED EARLY" if self.stopped else "INTERRUPTED"
-            number = counted(len(self.findings), "finding")
+            number = counted(self.failed, "finding")
             return f"{word} after {self.cases:,} of {self.planned:,} cases, with {number}"
         if not self.ran:
             return "nothing ran"
-        if self.findings:
-            return f"{counted(len(self.findings), 'finding')} in {counted(self.ran, 'checked call')}"
+        if self.failed:
+            return f"{counted(self.failed, 'finding')} in {counted(self.ran, 'checked call')}"
         calls = f"{counted(self.ran, 'call')} checked"
         if not self.ok:
             return f"{calls} without findings, but not everything has evidence"
@@ -179,7 +189,7 @@ class Report:
             return Text.assemble(("PASSED", "bold green"), f": {self.summary}{took}")
         if self.planned is not None:
             return Text(f"{self.summary}{took}", "bold red")
-        word = "FAILED" if self.findings else "NOT PROVEN" if self.ran else "NOTHING RAN"
+        word = "FAILED" if self.failed else "NOT PROVEN" if self.ran else "NOTHING RAN"
         return Text.assemble((word, "bold red"), f": {self.summary}{took}")
 
     def _head(self, verbosity: int) -> Iterator[str]:

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from crossent.cases.axes import DTYPES
-from crossent.report.causes import Cause, causes
+from crossent.report.causes import Cause, causes, in_order
 from crossent.report.findings import NUMBERS, SubjectReport, Tally
 from crossent.words import counted
 
@@ -89,8 +89,7 @@ def failures(subject: SubjectReport, most: int | None) -> Iterator[RenderableTyp
 
     Each cause is shown with one finding. `most` is the number of causes that are shown; None shows all.
     """
-    found = causes(subject)
-    wrong = [cause for cause in found if not cause.feature]
+    wrong, declarable = in_order(causes(subject))
     for at, cause in enumerate(wrong[:most], start=1):
         counts = ", ".join(f"{check} {count}" for check, count in cause.checks.items())
         which = f"cause {at} of {len(wrong)}, " if len(wrong) > 1 else ""
@@ -102,7 +101,7 @@ def failures(subject: SubjectReport, most: int | None) -> Iterator[RenderableTyp
     if hidden := wrong[len(wrong[:most]) :]:
         number = counted(sum(len(cause.findings) for cause in hidden), "finding")
         yield Text(f"\n{counted(len(hidden), 'more cause')} with {number}: -v shows them", "dim")
-    yield from _declarable([cause for cause in found if cause.feature])
+    yield from _declarable(declarable)
 
 
 def _declarable(found: Sequence[Cause]) -> Iterator[Text]:

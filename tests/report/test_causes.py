@@ -16,6 +16,7 @@ from crossent.cases.grid import grid
 from crossent.report.causes import FEATURE_OF, causes, common
 from crossent.report.causes import _words as words_of
 from crossent.report.findings import DEPENDS, Finding, Measured, Numbers, Outcome, SubjectReport
+from crossent.report.report import Report
 from crossent.subjects.features import FEATURES
 from crossent.subjects.subject import Subject
 
@@ -230,6 +231,17 @@ def test_the_example_of_a_cause_has_its_choices_and_an_exact_value_that_tells():
     (cause,) = causes(subject)
     assert cause.example.id == subject.findings[-1].id
     assert cause.common.applies(cause.example.case)
+
+
+def test_the_first_finding_of_a_report_is_the_first_that_the_text_shows():
+    """The largest cause comes first, with its example, though a smaller cause is on an earlier case."""
+    subject = reported_by(
+        lambda case: ["loss"] * (case.dtype == "float64") + ["row_sums"] * (case.label_smoothing == 1.0)
+    )
+    report = Report({}, [subject])
+    shown = next(line for line in str(report).splitlines() if line.startswith("mine: "))
+    assert shown == report.findings[0].headline != subject.findings[0].headline
+    assert sorted(finding.id for finding in report.findings) == sorted(finding.id for finding in subject.findings)
 
 
 def test_what_a_check_refuses_on_few_cases_is_not_the_lack_of_an_option_that_they_happen_to_have():
