@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from crossent.cases.axes import DTYPES
-from crossent.report.clarity import by_plainness, same_trigger, size_of_error
+from crossent.report.clarity import by_plainness, size_of_error
 from crossent.words import shell_word
 
 # The checks that compare the results of a call with the exact values.
@@ -72,8 +72,6 @@ class Finding:
             lines.append(f"  {self.numbers.versus:<7} {self.numbers.exact!r} ± {self.numbers.radius:.1g}")
         lines += [f"  torch   {self.torch}"] if self.torch else []
         lines += [f"  call    {self.call}"] if self.call else []
-        trigger = same_trigger(self.check, self.case)
-        lines += [f"  corpus  {trigger}"] if trigger else []
         return "\n".join([*lines, f"  repeat  {self.command}"])
 
 

@@ -21,8 +21,7 @@ import jinja2
 from markupsafe import Markup
 
 from crossent.cases.axes import DTYPES
-from crossent.report.causes import Cause, causes, in_order
-from crossent.report.clarity import same_trigger
+from crossent.report.causes import Cause, causes, in_order, published
 from crossent.report.findings import Finding, SubjectReport, Tally, together
 from crossent.report.regimes import Strip, scale, strips
 from crossent.report.text import share, short
@@ -69,11 +68,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class Group:
-    """A cause on the page: an example in full, some more findings by their command, the rest as a count."""
+    """A cause on the page: an example in full, some more findings by their command, the rest as a count.
+
+    `corpus` is a sentence about the published bug with the same trigger, or "".
+    """
 
     cause: Cause
     example: Finding
     more: Sequence[Finding]
+    corpus: str
 
     @property
     def count(self) -> int:
@@ -212,7 +215,7 @@ def _part(subject: SubjectReport) -> SubjectPart:
     rows = {check: [_cell(tallies.get((check, dtype)), missing[check, dtype]) for dtype in dtypes] for check in checks}
     found = causes(subject)
     each = min(MOST_FURTHER, MOST_FURTHER_OF_ALL // max(1, min(len(found), MOST_CARDS)))
-    wrong, lacking = ([_group(cause, each) for cause in part] for part in in_order(found))
+    wrong, lacking = ([_group(subject, cause, each) for cause in part] for part in in_order(found))
     small = wrong[MOST_CARDS + MOST_LINES :]
     hidden = Counter(f"{finding.check} {finding.kind}" for group in small for finding in group.cause.findings)
     result = "nothing" if not subject.outcomes else "failed" if found else None
@@ -230,10 +233,10 @@ def _part(subject: SubjectReport) -> SubjectPart:
     )
 
 
-def _group(cause: Cause, most: int) -> Group:
+def _group(subject: SubjectReport, cause: Cause, most: int) -> Group:
     example = cause.example
     others = [finding for finding in cause.findings if finding is not example]
-    return Group(cause, example, others[:most])
+    return Group(cause, example, others[:most], published(subject, cause))
 
 
 def _gaps(subject: SubjectReport, tallies: Iterable[Tally]) -> Iterator[Figure]:
@@ -294,7 +297,6 @@ def render(template: str, **values: Any) -> str:
         "short": short,
         "name": _name,
         "command": lambda finding: command(finding.command),
-        "corpus": lambda finding: same_trigger(finding.check, finding.case),
         "linked": linked,
         "counted": counted,
     }

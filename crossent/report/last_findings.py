@@ -15,9 +15,9 @@ from pathlib import Path
 
 from crossent.cases.bad_inputs import BAD_INPUTS
 from crossent.files import write_whole
+from crossent.report.clarity import case_or_none
 from crossent.report.findings import SubjectReport
 from crossent.report.reader import find, read_json, read_report
-from crossent.report.regimes import case_or_none
 from crossent.report.report import Report
 
 FOLDER = ".crossent_cache"

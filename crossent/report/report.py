@@ -14,10 +14,10 @@ from rich.text import Text
 from crossent.cases.grid import sized_triples
 from crossent.files import write_whole
 from crossent.report.causes import clearest_first
+from crossent.report.clarity import case_or_none
 from crossent.report.document import SCHEMA, jsonable, subject_json
 from crossent.report.findings import Finding, SubjectReport, Tally, together
 from crossent.report.html import notebook, page
-from crossent.report.regimes import case_or_none
 from crossent.report.text import LEGEND, details, failures, gaps, overview, paragraph, plain_text
 from crossent.words import DECLARED, counted, cut, duration
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from crossent.cases.axes import DTYPES
-from crossent.report.causes import Cause, causes, in_order
+from crossent.report.causes import Cause, causes, in_order, published
 from crossent.report.findings import NUMBERS, SubjectReport, Tally
 from crossent.words import counted
 
@@ -97,6 +97,8 @@ def failures(subject: SubjectReport, most: int | None) -> Iterator[RenderableTyp
         yield Text(f"{which}{counted(len(cause.findings), 'finding')}: {counts}", "bold")
         if cause.common:
             yield Text(f"  where   {cause.common}", "bold")
+        if bug := published(subject, cause):
+            yield Text(f"  corpus  {bug}")
         yield Text(str(cause.example))
     if hidden := wrong[len(wrong[:most]) :]:
         number = counted(sum(len(cause.findings) for cause in hidden), "finding")

@@ -1,5 +1,6 @@
 """The probable causes of findings, and the options that failing cases have in common."""
 
+import math
 import zlib
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ from crossent.cases.bad_inputs import BAD_INPUT_KINDS
 from crossent.cases.case import Case
 from crossent.cases.grid import grid
 from crossent.report.causes import FEATURE_OF, causes, common
-from crossent.report.causes import _words as words_of
+from crossent.report.clarity import words_of
 from crossent.report.findings import DEPENDS, Finding, Measured, Numbers, Outcome, SubjectReport
 from crossent.report.report import Report
 from crossent.subjects.features import FEATURES
@@ -212,6 +213,55 @@ def test_two_bugs_are_two_causes_though_one_check_finds_both():
     both = reported_by(lambda case: ["loss"] * (case.dtype == "float64" or case.label_smoothing == 1.0))
     assert {cause.common.words for cause in causes(both) if cause.common} >= {("float64",)}
     assert sum(len(cause.findings) for cause in causes(both)) == len(both.findings)
+
+
+def with_numbers(subject, got):
+    """Return the report with a wrong number for each finding, which `got` returns for its case."""
+    for at, finding in enumerate(subject.findings):
+        number = got(Case.of(finding.case))
+        subject.findings[at] = replace(finding, numbers=replace(finding.numbers, got=number))
+    return subject
+
+
+def is_mean(case):
+    return ["loss", "gradient"] * (case.reduction == "mean")
+
+
+def test_a_nan_and_a_finite_error_of_one_mean_are_two_causes_if_other_cases_have_them():
+    subject = with_numbers(reported_by(is_mean), lambda case: math.nan if case.label_smoothing else 2.0)
+    assert {cause.common.words for cause in causes(subject)} == {
+        ("label_smoothing", "reduction='mean'"),
+        ("reduction='mean'",),
+    }
+    for cause in causes(subject):
+        assert len({math.isnan(finding.numbers.got) for finding in cause.findings}) == 1
+        assert set(cause.checks) == {"loss", "gradient"}
+
+
+def test_a_nan_and_a_finite_error_that_no_choice_tells_apart_have_one_cause():
+    subject = with_numbers(
+        reported_by(is_mean), lambda case: math.nan if zlib.crc32(case.id.encode()) % 3 == 0 else 2.0
+    )
+    (cause,) = causes(subject)
+    assert {math.isnan(finding.numbers.got) for finding in cause.findings} == {True, False}
+
+
+def test_two_cases_of_nan_among_few_may_share_a_choice_by_chance_and_are_no_cause():
+    subject = with_numbers(reported_by(is_mean), lambda case: math.nan if case.label_smoothing else 2.0)
+    losses = [finding for finding in subject.findings if finding.check == "loss"]
+    nan, finite = ([one for one in losses if math.isnan(one.numbers.got) is of] for of in (True, False))
+    subject.findings = [*nan[:2], *finite[:3]]
+    (cause,) = causes(subject)
+    assert len(cause.findings) == 5
+
+
+def test_a_nan_loss_and_a_finite_gradient_of_the_same_cases_have_one_cause():
+    subject = reported_by(is_mean)
+    for at, finding in enumerate(subject.findings):
+        if finding.check == "loss":
+            subject.findings[at] = replace(finding, numbers=replace(finding.numbers, got=math.nan))
+    (cause,) = causes(subject)
+    assert set(cause.checks) == {"loss", "gradient"}
 
 
 def test_every_finding_has_exactly_one_cause():

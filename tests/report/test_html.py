@@ -368,9 +368,11 @@ def test_issues_are_links_and_nothing_else_is(text, addresses):
 
 
 def test_the_issues_of_reasons_and_of_the_corpus_are_links():
-    part = SubjectReport("mine", {CASE: Outcome("float32", "")}, not_applicable={"see a/b#1": 2})
+    trigger = "tinyengine-107/bfloat16-7x5-negative_offset-int64-mean"
+    outcomes = {CASE: Outcome("float32", ""), trigger: Outcome("bfloat16", "", checks={"loss": Measured(True)})}
+    part = SubjectReport("mine", outcomes, not_applicable={"see a/b#1": 2})
     part.findings = [
-        Finding("mine", "loss", "tinyengine-107/bfloat16-7x5-negative_offset-int64-mean", "wrong", "c/d#1"),
+        Finding("mine", "loss", trigger, "wrong", "c/d#1"),
         Finding("mine", "loss", CASE, "wrong", "", expected="known (https://github.com/a/b/issues/2)"),
     ]
     text = page(Report(ENVIRONMENT, [part], fixed=["a/b#3"]))

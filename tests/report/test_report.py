@@ -23,7 +23,6 @@ from crossent.cases.bad_inputs import BAD_INPUTS
 from crossent.cases.case import Case
 from crossent.console import Output
 from crossent.report import document
-from crossent.report.clarity import same_trigger
 from crossent.report.expected_findings import torch_list
 from crossent.report.findings import Finding, Measured, Numbers, Outcome, SubjectReport
 from crossent.report.reader import find, read_json
@@ -433,11 +432,7 @@ def test_every_kind_of_finding_has_its_text():
             rf"  torch   {number}  \(0x[0-9a-f]{{8}}\), off by {number}, {number} of its error bound", lines[5]
         )
         assert re.fullmatch(r"  call    logits float32 \(7, 5\), target int64 \(7,\), reduction='mean', .*", lines[6])
-        trigger = same_trigger(check, CASES[0].id)
-        assert lines[7:] == [
-            *([f"  corpus  {trigger}"] if trigger else []),
-            f"  repeat  crossent repro mine:{check}:{CASES[0].id}",
-        ]
+        assert lines[7:] == [f"  repeat  crossent repro mine:{check}:{CASES[0].id}"]
     (refused,) = of(raises("not today"))
     assert refused.splitlines()[:2] == [f"mine: call refused on {CASES[0].id}", "  ValueError: not today"]
     (changed,) = of(lambda x, y, **o: (writes_into_its_input(x.detach(), y, **o), crossent.formula(x * 0, y, **o))[1])[
