@@ -109,7 +109,8 @@ def same_trigger(
     Args:
         findings: findings that probably have one cause.
         words: what the failing cases have in common; empty if nothing is known.
-        failing, passing: the cases that fail and that pass the check of the first findings.
+        failing: the cases that fail the check of the first findings.
+        passing: the cases that pass this check.
         ran: for each case, the checks that ran on it.
     """
     several = len(failing) > 1 and case_or_none(failing[0]) is not None
