@@ -119,7 +119,7 @@ def check(
         raise click.UsageError("--strict and --force need --baseline")
     from rich.text import Text
 
-    from crossent.console import Output, progress
+    from crossent.console import Output, progress, warn_of_grade
     from crossent.machine import cores
     from crossent.report.last_findings import keep
     from crossent.report.moves.diff import diff as diff_of
@@ -141,6 +141,7 @@ def check(
     if contract is None and old is not None:
         contracts = [name for name in CONTRACT_NAMES if any(one.contract == name for one in old.subjects)]
         contract = contracts[0] if len(contracts) == 1 else None
+    warn_of_grade(subjects, contract, grade)
     status, chosen = None, chosen_part(subjects, **part)
     if old is not None and not force:
         with one_line():  # before the run, which takes long

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn
@@ -17,6 +17,7 @@ from crossent.report.text import is_one_line
 from crossent.run.order import Step, Steps
 from crossent.run.plan import plan
 from crossent.subjects.builtin import NAMED
+from crossent.subjects.compiler import COMPILE_SUFFIX
 from crossent.subjects.contracts import CONTRACTS
 from crossent.subjects.features import FEATURES
 
@@ -85,6 +86,14 @@ class Remaining(ProgressColumn):
             return Text("")
         seconds = round(task.elapsed * (1 - done) / done)
         return Text(f"{seconds // 60} min {seconds % 60} s left" if seconds >= 60 else f"{seconds} s left")
+
+
+def warn_of_grade(subjects: Sequence[str], contract: str | None, grade: str | None) -> None:
+    """Say on stderr to which of the subjects --grade does not apply, as they keep their own grades."""
+    own = [name for name in dict.fromkeys(subjects) if name.removesuffix(COMPILE_SUFFIX) in NAMED]
+    if grade and contract is None and 0 < len(own) < len(set(subjects)):
+        reason = "without --contract, the forms and torch keep their own grades"
+        Console(stderr=True).print(f"crossent: --grade does not apply to {', '.join(own)}: {reason}", soft_wrap=True)
 
 
 def listed(what: str, level: str) -> list[str]:

@@ -16,7 +16,9 @@ from crossent.checks import CHECKS
 from crossent.cli import FAILED, PASSED, WRONG_USE, main
 from crossent.report.last_findings import FOLDER, last_failed, path_of
 from crossent.report.reader import find, read_json
+from crossent.run import pytest_checks
 from crossent.run.order import Step, Steps
+from crossent.run.settings import Settings
 
 WRONG = """
 import os
@@ -49,6 +51,30 @@ def check(capsys, tmp_path):
         return status, [re.sub(r"-seed\d+", "", case) for case in cases], captured.out, captured.err
 
     return check
+
+
+@pytest.mark.parametrize(("names", "keep"), [(["formula"], "formula keeps its"), ([], "torch_nll keep their")])
+def test_a_grade_that_changes_nothing_is_wrong_use(capsys, names, keep):
+    assert main(["check", *names, "--grade", "A"]) == WRONG_USE
+    err = capsys.readouterr().err
+    assert err.startswith("crossent: --grade: got 'A', which would change nothing: without a contract, ")
+    assert f"{keep} own grade; choose a contract too\n" in err
+
+
+def test_a_grade_that_changes_some_subjects_says_which_keep_their_own(check):
+    status, _, _, err = check("torch", "--grade", "B")
+    assert status == FAILED
+    assert err == (
+        "crossent: --grade does not apply to torch: without --contract, the forms and torch keep their own grades\n"
+    )
+    assert check("--grade", "B")[3] == ""
+    assert check("torch", "--grade", "B", "--contract", "kernel")[3] == ""
+
+
+def test_a_grade_that_changes_nothing_is_refused_in_pytest_and_python():
+    with pytest.raises(ValueError, match="grade: got 'B', which would change nothing"):
+        list(pytest_checks.tests_of("torch", Settings(grade="B")))
+    assert Settings(grade="B", contract="kernel").load("formula")
 
 
 def test_x_ends_at_the_first_finding_and_is_never_green(check):

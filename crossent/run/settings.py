@@ -123,7 +123,21 @@ class Settings:
         each = (self._load(one) for one in dict.fromkeys(subjects) or NAMED)
         found = itertools.chain.from_iterable(each)
         once = {subject.source or id(subject.loss): subject for subject in found}  # "torch" stands for torch_nll too
+        self.require_grade_applies(once.values())
         return _numbered(once.values())
+
+    def require_grade_applies(self, subjects: Iterable[Subject]) -> None:
+        """Check that a chosen grade applies to one of the subjects: without a contract, forms and torch keep their own.
+
+        Raises:
+            ValueError: the grade applies to none. The message is one line.
+        """
+        if self.grade and self.contract is None and all(own_subject(subject) is not None for subject in subjects):
+            names = ", ".join(subject.name for subject in subjects)
+            raise ValueError(
+                f"grade: got {quoted(self.grade)}, which would change nothing: without a contract, {names} "
+                f"{'keeps its' if len(list(subjects)) == 1 else 'keep their'} own grade; choose a contract too"
+            )
 
     def _load(self, subject: str | Callable[..., Any]) -> Sequence[Subject]:
         known = {**NAMED, **BY_NAME}
