@@ -6,7 +6,7 @@ import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from random import SystemRandom
 from typing import Any
@@ -191,19 +191,26 @@ def is_named(subject: Subject) -> bool:
     return subject.source == subject.name and subject.name in BY_NAME
 
 
+_DEFAULTS = {option.name: option.default for option in fields(Settings)}
+
+
 def with_commands(findings: Iterable[Finding], subject: Subject, settings: Settings) -> list[Finding]:
     """Return the findings of a subject, each with the command that repeats it: in Python, if it is no name."""
     return [replace(one, repeat=_command(one, subject, settings)) for one in findings]
 
 
 def _command(finding: Finding, subject: Subject, settings: Settings) -> str:
-    without = [name for name in settings.without if FEATURES[name].instead]  # the others only skip checks
-    promises = {"without": without, "contract": settings.contract, "grade": settings.grade}
-    given = {name: value for name, value in promises.items() if value}
+    promises: dict[str, Any] = {"without": list(settings.without)}
+    promises |= {"contract": settings.contract, "grade": settings.grade}
     if not subject.source:
-        given = {"checks": [finding.check], "cases": [finding.case], **given}
+        run = {"level": settings.level, "device": settings.device}
+        changed = {name: value for name, value in run.items() if value != _DEFAULTS[name]}
+        given = {"checks": [finding.check], "cases": [finding.case], **changed}
+        given |= {name: value for name, value in promises.items() if value}
         arguments = [printable(finding.subject), *(f"{name}={value!r}" for name, value in given.items())]
         return f"crossent.check({', '.join(arguments)})"
+    promises["without"] = [name for name in settings.without if FEATURES[name].instead]  # the others only skip checks
+    given = {name: value for name, value in promises.items() if value}
     words = ["crossent", "repro", finding.id]
     words += [] if is_named(subject) else ["--subject", _from_here(subject.source)]
     for name, value in given.items():

@@ -104,6 +104,16 @@ def test_the_command_of_a_callable_is_python():
     assert [one.id for one in again.findings] == [finding.id]
 
 
+def test_the_command_of_a_callable_names_what_differs_from_the_defaults():
+    options = {"level": "quick", "without": ["weight", "nan_mean"], "grade": "B"}
+    (finding,) = crossent.check(off_by_a_percent, checks=["loss"], cases=[CASE], **options).findings
+    given = f"checks=['loss'], cases=['{CASE}'], level='quick', without=['weight', 'nan_mean'], grade='B'"
+    assert finding.command == f"crossent.check(off_by_a_percent, {given})"
+    again = eval(finding.command, {"crossent": crossent, "off_by_a_percent": off_by_a_percent})
+    assert [one.command for one in again.findings] == [finding.command]
+    assert again.level == "quick"
+
+
 @FORKS
 def test_the_last_run_counts_only_with_the_same_torch_and_undamaged(repeated, tmp_path):
     repeated("mine.py:loss", "--case", CASE)
