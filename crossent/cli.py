@@ -296,7 +296,7 @@ def repro(
     REPORT, the finding comes from the last runs in this folder, or the case runs here.
 
     The script needs torch alone; with --subject also your function and crossent. It exits with 1 if the finding
-    happens, 0 if it does not, 2 if it cannot run.
+    happens, 0 if it does not, 2 if it cannot run. With --passed, it exits with 0 if the number is within its bound.
     """
     if report is not None and device is not None:
         raise click.UsageError("--device is for a case that is run here: a report names the device of its findings")

@@ -305,7 +305,8 @@ verbosity = _adding(
         "-v",
         "--verbose",
         count=True,
-        help="Show a table by check, all causes and known failures; -vv also each reason why something did not run.",
+        help="Show a table by check, all causes and known failures; -vv also the id of each finding, and each reason "
+        "why something did not run.",
     ),
     click.option("-q", "--quiet", is_flag=True, help="Show the verdict alone."),
 )

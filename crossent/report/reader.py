@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from crossent.cases.axes import DTYPES
+from crossent.choices import FEATURE_NAMES
 from crossent.report.document import SCHEMA
 from crossent.report.findings import Finding, Measured, Numbers, Outcome, ResultSummary, SubjectReport
 from crossent.report.report import Report
@@ -86,7 +87,16 @@ def _subject(entry: Any) -> SubjectReport:
     not_applicable = Counter(_each(int, part["not_applicable"], "not_applicable"))
     checks, contract = tuple(_a(dict, part["checks"], "checks")), _a(str, part.get("contract", ""), "contract")
     declared = _strings(part.get("declared", []), "declared")
-    return SubjectReport(name, outcomes, findings, not_applicable, checks, contract=contract, declared=declared)
+    needs = {check: _features(of, f"needs: {check}") for check, of in _a(dict, part.get("needs", {}), "needs").items()}
+    return SubjectReport(name, outcomes, findings, not_applicable, checks, needs, contract, declared)
+
+
+def _features(value: Any, what: str) -> list[str]:
+    """Return a list of features. A report proposes them as words of a command, so it may have no other words."""
+    names = _strings(value, what)
+    if unknown := [name for name in names if name not in FEATURE_NAMES]:
+        raise ValueError(f"{cut(what)}: got {quoted(unknown[0])}; allowed are the names of `crossent list features`")
+    return names
 
 
 def _outcome(entry: Any, case: str, failed: set[str]) -> Outcome:

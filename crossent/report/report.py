@@ -152,8 +152,8 @@ class Report:
 
         Args:
             verbosity: 0 fits a run without findings on one screen, with the clearest findings otherwise. 1 adds a table
-                by check and dtype for each subject, all causes and the known failures. 2 adds the cases nearest to a
-                bound, and every reason why something did not run. -1 is the verdict alone.
+                by check and dtype for each subject, all causes and the known failures. 2 adds the id of each finding,
+                the cases nearest to a bound, and every reason why something did not run. -1 is the verdict alone.
         """
         if verbosity < 0:
             return [self._verdict()]
@@ -168,7 +168,7 @@ class Report:
                 parts += map(paragraph, self._in_short(subject))
             if verbosity > 1:
                 parts += gaps(subject)
-            parts += failures(subject, MOST_CAUSES if verbosity == 0 else None)
+            parts += failures(subject, MOST_CAUSES if verbosity == 0 else None, ids=verbosity > 1)
         parts += [Text(), *map(paragraph, self._coverage())]
         parts += [Text(line) for line in (self._every_gap() if verbosity > 1 else ())]
         return [*parts, Text(), self._verdict()]

@@ -84,10 +84,11 @@ def _of_dtype(tallies: Sequence[Tally], grade: str | None) -> Text:
     return Text(said or "failed" * failed, "red" if failed else "")
 
 
-def failures(subject: SubjectReport, most: int | None) -> Iterator[RenderableType]:
+def failures(subject: SubjectReport, most: int | None, *, ids: bool = False) -> Iterator[RenderableType]:
     """Yield the findings by their causes, the largest first, then what a declaration of a lacking feature explains.
 
-    Each cause is shown with one finding. `most` is the number of causes that are shown; None shows all.
+    Each cause is shown with one finding. `most` is the number of causes that are shown; None shows all. `ids` adds the
+    id of every finding of a cause.
     """
     wrong, declarable = in_order(causes(subject))
     for at, cause in enumerate(wrong[:most], start=1):
@@ -100,13 +101,22 @@ def failures(subject: SubjectReport, most: int | None) -> Iterator[RenderableTyp
         if bug := published(subject, cause):
             yield Text(f"  corpus  {bug}")
         yield Text(str(cause.example))
+        if ids:
+            yield from _ids(cause)
     if hidden := wrong[len(wrong[:most]) :]:
         number = counted(sum(len(cause.findings) for cause in hidden), "finding")
         yield Text(f"\n{counted(len(hidden), 'more cause')} with {number}: -v shows them", "dim")
-    yield from _declarable(declarable)
+    yield from _declarable(declarable, ids=ids)
 
 
-def _declarable(found: Sequence[Cause]) -> Iterator[Text]:
+def _ids(cause: Cause) -> Iterator[Text]:
+    """Yield the id of each finding of a cause. The id contains the name of the case, if the case has one."""
+    yield Text("  findings of this cause", "dim")
+    for finding in cause.findings:
+        yield Text(f"    {finding.id}")
+
+
+def _declarable(found: Sequence[Cause], *, ids: bool) -> Iterator[Text]:
     """Yield the option that declares what a subject may lack on purpose, and a line for each feature."""
     if not found:
         return
@@ -117,6 +127,8 @@ def _declarable(found: Sequence[Cause]) -> Iterator[Text]:
     for cause in found:
         first = cause.findings[0]
         yield Text(f"  {cause.feature}: {cause.explained}; {first.case}: {first.message.partition(chr(10))[0]}")
+        if ids:
+            yield from _ids(cause)
 
 
 def details(subject: SubjectReport) -> Iterator[RenderableType]:

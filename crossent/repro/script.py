@@ -88,7 +88,7 @@ def script(
         finding: the finding of a run.
         device: the device of that run.
         digest: the digest of the inputs in that run, which the inputs here must have.
-        passed: whether the check passed. Then the script does not call the same number wrong.
+        passed: whether the check passed. The script then says so, and does not call the same number wrong.
         widened: whether the subject returns float32 for half precision, as its report declares.
         loaded: the user's function, which the script loads from its source; None if the user must import it.
 
@@ -133,7 +133,7 @@ def script(
         code.add(isolate)
         before.append(f"seconds = {SECONDS:g}\nisolate()")
         main.insert(0, 'print("started", flush=True)')
-    title = printable(f"{finding.subject}: {finding.check} {finding.kind} on {finding.case}")
+    title = printable(f"{finding.subject}: {finding.check} {'passed' if passed else finding.kind} on {finding.case}")
     text = SCRIPT.format(
         story=docstring("\n".join([title, "", *str(finding).splitlines()[1:-1]])),
         imports="\n".join(f"import {module}" for module in sorted(code.imports)),

@@ -18,6 +18,7 @@ from crossent.report.causes import FEATURE_OF, causes, common
 from crossent.report.clarity import words_of
 from crossent.report.findings import DEPENDS, Finding, Measured, Numbers, Outcome, SubjectReport
 from crossent.report.report import Report
+from crossent.report.text import plain_text
 from crossent.subjects.features import FEATURES
 from crossent.subjects.subject import Subject
 
@@ -292,6 +293,24 @@ def test_the_first_finding_of_a_report_is_the_first_that_the_text_shows():
     shown = next(line for line in str(report).splitlines() if line.startswith("mine: "))
     assert shown == report.findings[0].headline != subject.findings[0].headline
     assert sorted(finding.id for finding in report.findings) == sorted(finding.id for finding in subject.findings)
+
+
+def test_vv_has_the_id_of_each_finding_and_v_one_of_a_cause():
+    """The id of a finding has the name of its case, such as that of a published bug."""
+    subject = reported_by(lambda case: ["loss"] * (case.dtype == "float64"))
+    report = Report({}, [subject])
+    of = {verbosity: plain_text(report.render(verbosity)).splitlines() for verbosity in (1, 2)}
+    ids = [f"    {finding.id}" for finding in report.findings]
+    assert len(ids) > 10
+    assert [line for line in of[2] if line in ids] == [f"    {finding.id}" for finding in causes(subject)[0].findings]
+    assert [line for line in of[1] if line in ids] == []
+
+
+def test_vv_has_the_id_of_each_refused_call():
+    report = crossent.check(only_two_dimensions, dtypes="float32", level="quick", cases="*-uint8-*")
+    lines = plain_text(report.render(2)).splitlines()
+    assert len(report.findings) > 2
+    assert all(f"    {finding.id}" in lines for finding in report.findings)
 
 
 def test_what_a_check_refuses_on_few_cases_is_not_the_lack_of_an_option_that_they_happen_to_have():

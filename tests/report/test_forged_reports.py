@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import crossent
 from crossent.cli import main
-from crossent.report.reader import unlike
+from crossent.report.reader import read_report, unlike
 from crossent.run import verify as verification
 from crossent.subjects.builtin import NAMED
 from crossent.subjects.compiler import COMPILE_SUFFIX
@@ -298,3 +298,13 @@ def true_subjects(whole, document):
 def test_the_true_report_is_verified(true, short, capsys):
     assert main(["verify", str(true[1])]) == 0
     assert "every case has the result of the report" in capsys.readouterr().out
+
+
+def test_a_report_cannot_propose_a_word_for_without_that_is_no_feature(true, tmp_path):
+    """The report of a run proposes features, and you may copy the line into a shell."""
+    document = true[0].to_json()
+    document["subjects"][0]["needs"] = {"double_backward": ["gradient", "; rm -rf ~"]}
+    file = tmp_path / "forged.json"
+    file.write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"needs: double_backward: got '; rm -rf ~'; allowed are the names of"):
+        read_report(file)

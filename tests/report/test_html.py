@@ -13,7 +13,9 @@ from dataclasses import replace
 from importlib.resources import files
 
 import pytest
+import torch
 
+import crossent
 from crossent.cases.axes import DTYPES
 from crossent.cases.case import Case
 from crossent.report.findings import Finding, Measured, Numbers, Outcome, ResultSummary, SubjectReport
@@ -31,6 +33,7 @@ from crossent.report.html import (
 from crossent.report.moves.diff import diff
 from crossent.report.moves.html import page as moves_page
 from crossent.report.moves.rules import Kind
+from crossent.report.reader import read_report
 from crossent.report.regimes import Scale, scale, strips
 from crossent.report.report import Report
 
@@ -365,6 +368,36 @@ def test_issues_are_links_and_nothing_else_is(text, addresses):
     document = Document(str(linked(text)))
     assert document.tags == [("a", [("href", f"https://github.com/{address}")]) for address in addresses]
     assert document.text == (text if len(text) < 1000 else f"{text[:999]}…")
+
+
+class OnceDifferentiable(torch.autograd.Function):
+    """A mean over rows whose gradient has no gradient."""
+
+    @staticmethod
+    def forward(context, logits, target):
+        context.save_for_backward(logits, target)
+        return torch.nn.functional.cross_entropy(logits, target)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(context, upstream):
+        logits, target = context.saved_tensors
+        return upstream * (logits.softmax(1) - torch.nn.functional.one_hot(target, logits.shape[1])) / len(target), None
+
+
+def test_a_page_from_a_file_is_the_page_of_the_run(tmp_path):
+    """Apart from the commands that name the user's code: a file never does."""
+
+    def loss(input, target, reduction="mean"):
+        return OnceDifferentiable.apply(input, target)
+
+    cases = [f"float64-{rows}x5-normal-int64-mean" for rows in (5, 7)]
+    report = crossent.check(loss, level="normal", cases=cases, checks=["gradient", "double_backward"])
+    for part in report.subjects:
+        part.findings = [replace(finding, repeat="") for finding in part.findings]
+    report.write_json(tmp_path / "report.json")
+    assert "<code>--without double_backward" in page(report)
+    assert page(read_report(tmp_path / "report.json")) == page(report)
 
 
 def test_the_issues_of_reasons_and_of_the_corpus_are_links():

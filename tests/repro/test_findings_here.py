@@ -153,6 +153,13 @@ def test_a_case_is_run_on_the_device_that_is_named(capsys, monkeypatch):
     assert "\ndevice = 'cuda:1'\n" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("id", ["formula:loss:float32-7x5-normal-int64-mean", "formula:errors:reduction_unknown"])
+def test_the_script_of_a_check_that_passes_says_so(capsys, id):
+    assert main(["repro", "--passed", id]) == 0
+    subject, check, case = id.split(":")
+    assert capsys.readouterr().out.startswith(f'"""{subject}: {check} passed on {case}\n')
+
+
 @pytest.mark.parametrize(
     "id", [f"{check}:float64-5-normal-int64-sum" for check in ("formula:split", "scalar:gradient")]
 )
