@@ -319,6 +319,15 @@ def test_explain_says_when_the_prediction_is_wrong(capsys):
     assert "but the true class is 2" in " ".join(out.split())
 
 
+@pytest.mark.parametrize("logits", ["3,1,-3", "8e307,-8e307", "1e-320,0", "1000,-1000", "-1e8,-1e8,-1e8"])
+def test_explain_cuts_no_table_at_80_columns(capsys, monkeypatch, logits):
+    monkeypatch.setenv("COLUMNS", "80")
+    _, out, _ = run(capsys, "explain", "--logits", logits, "--target", "1" if "," in logits else "0")
+    assert {"form", "formula", "loss", "minus torch"} <= set(re.split(r" {2,}", out.replace("\n", "  ")))
+    assert "…" not in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
 @pytest.mark.parametrize("logits", ["0", "5,5", "1000,-1000", "8e307,-8e307", "1e-320,0", "-1e8,-1e8,-1e8"])
 def test_explain_survives_extreme_logits(capsys, logits):
     status, out, err = run(capsys, "explain", "--logits", logits, "--target", "0")
