@@ -112,7 +112,7 @@ def check(
     from published bugs. Bad input must raise the right error. The command runs your functions in isolated processes.
 
     Exit status: 0 all checks passed, 1 a check failed, a check has no evidence in a dtype, or the baseline shows a
-    regression, 2 wrong use, 3 nothing ran, 130 interrupted, 141 the output could not be written.
+    regression, 2 wrong use, 3 nothing ran or was compared, 130 interrupted, 141 the output could not be written.
     """
     files = chosen_files(json_file, html_file)
     if (strict or force) and baseline_file is None:
@@ -181,6 +181,8 @@ def check(
         with one_line():
             moved = diff_of(old, report, force=force)
         Output().show([Text(), *moved.render()])
+        if passed and not moved.compared:
+            return NOTHING_RAN
         passed = passed and (moved.strictly_ok if strict else moved.ok)
     return PASSED if passed else FAILED
 
@@ -200,7 +202,7 @@ def diff(old: str, new: str, strict: bool, force: bool, json_file: str | None, h
     another shape, dtype, kind of value or class of error.
 
     Exit status: 0 no regression, 1 a regression, a new refusal or changed behaviour, 2 wrong use, or reports that
-    cannot be compared, 141 the output could not be written.
+    cannot be compared, 3 nothing in common with --force, 141 the output could not be written.
     """
     files = chosen_files(json_file, html_file)
     from crossent.console import Output
@@ -211,6 +213,8 @@ def diff(old: str, new: str, strict: bool, force: bool, json_file: str | None, h
     Output().show(made.render())
     if not write_all(files, {"--json": made.write_json, "--html": made.write_html}):
         return NOT_WRITTEN
+    if not made.compared:
+        return NOTHING_RAN
     return PASSED if (made.strictly_ok if strict else made.ok) else FAILED
 
 

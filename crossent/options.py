@@ -58,6 +58,14 @@ class Word(_Allowed, click.Choice):  # type: ignore[type-arg]  # which click 8.1
     """One of several words."""
 
 
+class Words(Word):
+    """Several words, separated by commas."""
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        """Return the words as a tuple. The error names the word that is wrong."""
+        return tuple(super(Words, self).convert(word.strip(), parameter, context) for word in value.split(","))
+
+
 class Whole(_Allowed, click.IntRange):
     """A whole number in a range."""
 
@@ -270,10 +278,10 @@ _part = _adding(
     click.option(
         "--check",
         "checks",
-        metavar="NAME",
+        metavar="NAME[,NAME ...]",
         multiple=True,
-        type=Word(CHECK_NAMES),
-        help="Run this check only; see `crossent list checks`. `call` and `result` run with it. Repeatable.",
+        type=Words(CHECK_NAMES),
+        help="Run these checks only; see `crossent list checks`. `call` and `result` run with them. Repeatable.",
     ),
     click.option(
         "--case",
@@ -315,7 +323,7 @@ check_options = _adding(_cases, promises, run_options, _part, _baseline)
 
 def chosen_part(
     subjects: Sequence[str],
-    checks: tuple[str, ...],
+    checks: tuple[tuple[str, ...], ...],
     cases: tuple[str, ...],
     last_failed: bool,
     exitfirst: bool,
@@ -328,15 +336,23 @@ def chosen_part(
     """
     if exitfirst and max_findings is not None:
         raise click.UsageError("-x is --max-findings 1: give one of the two")
-    if last_failed and (checks or cases):
-        raise click.UsageError("--last-failed names its checks and cases: give it without --check and --case")
-    chosen: dict[str, Any] = {"checks": checks, "cases": cases, "max_findings": 1 if exitfirst else max_findings}
+    if last_failed and cases:
+        raise click.UsageError("--last-failed names its cases: give it without --case")
+    names = tuple(dict.fromkeys(name for each in checks for name in each))
+    chosen: dict[str, Any] = {"checks": names, "cases": cases, "max_findings": 1 if exitfirst else max_findings}
     if last_failed:
         from crossent.report.last_findings import last_failed as failed_in_last_run
 
-        chosen["cases"] = failed_in_last_run(subjects)
-        if not chosen["cases"]:
-            click.echo("crossent: no finding of the last run on these subjects is kept: everything runs", err=True)
+        failed = failed_in_last_run(subjects)
+        kept = {case: [check for check in of if not names or check in names] for case, of in failed.items()}
+        chosen["cases"] = {case: of for case, of in kept.items() if of}
+        if chosen["cases"]:
+            chosen["checks"] = ()  # each case has its own
+        else:
+            of_checks = f" of {', '.join(names)}" if names else ""
+            runs = "these checks run on every case" if names else "everything runs"
+            said = f"no finding{of_checks} of the last run on these subjects is kept: {runs}"
+            click.echo(f"crossent: {said}", err=True)
     return chosen
 
 

@@ -80,7 +80,7 @@ def features() -> str:
 
 def kinds() -> str:
     """Return the kinds of changes that `crossent diff` names, the most serious first."""
-    rows = [(kind.label, kind.meaning, "fails" if kind.fails else "") for kind in Kind]
+    rows = [(kind, kind.meaning, "fails" if kind.fails else "") for kind in Kind]
     return table(("change", "meaning", "exit status 1"), rows)
 
 

@@ -109,13 +109,38 @@ def test_a_check_and_a_case_can_be_chosen(check):
         (["--check", "large"], "--check: got large; no case of level quick runs them; choose another level or dtype"),
         (["--max-findings", "0"], "--max-findings"),
         (["-x", "--max-findings", "2"], "-x is --max-findings 1: give one of the two"),
-        (["--last-failed", "--check", "loss"], "--last-failed names its checks and cases"),
+        (["--last-failed", "--case", "*"], "--last-failed names its cases: give it without --case"),
+        (["--check", "loss,los"], "--check: got 'los'; did you mean loss?; allowed are call, result"),
+        (["--check", "loss,"], "--check: got ''; allowed are call, result"),
     ],
 )
 def test_what_selects_nothing_is_one_line(check, arguments, said):
     status, cases, out, err = check(*arguments)
     assert (status, cases, out) == (WRONG_USE, [], "")
     assert said in error_line(err)
+
+
+def test_several_checks_are_separated_by_commas_or_repeat_the_option(check):
+    for words in (
+        ["--check", "sign,repeat"],
+        ["--check", "sign, repeat"],
+        ["--check", "sign", "--check", "repeat,sign"],
+    ):
+        status, cases, out, _ = check(*words)
+        assert (status, len(cases)) == (PASSED, 4)
+        assert re.search("^ONLY A PART RAN: only checks repeat, sign *$", out, re.M)
+
+
+def test_last_failed_with_a_check_runs_this_check_on_the_cases_that_failed_in_it(check):
+    check()
+    status, cases, out, err = check("--last-failed", "--check", "gradient,sign")
+    assert (status, cases, err) == (FAILED, [one.id for one in CASES if one.label_smoothing], "")
+    assert re.search("^ONLY A PART RAN: only checks gradient *$", out, re.M)
+    status, cases, out, err = check("--last-failed", "--check", "sign")
+    assert (status, len(cases)) == (PASSED, 4)
+    said = "no finding of sign of the last run on these subjects is kept: these checks run on every case"
+    assert err == f"crossent: {said}\n"
+    assert re.search("^ONLY A PART RAN: only checks sign *$", out, re.M)
 
 
 def test_last_failed_runs_the_failed_checks_on_the_failed_cases_and_then_everything(check, tmp_path):

@@ -257,7 +257,11 @@ class Report:
         return notebook(self)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the report as a JSON document, schema 1. Numbers that JSON lacks are strings: "nan", "inf", "-inf"."""
+        """Return the report as a JSON document, schema 1. Numbers that JSON lacks are strings: "nan", "inf", "-inf".
+
+        Some keys have older names: "mended" has the known failures that no longer happen (`fixed`), and "held" the
+        checks without numbers that passed. The outcome "held" of a case is a pass, and "expected" a known failure.
+        """
         document = {
             "schema": SCHEMA,
             "crossent": self.environment.get("crossent", ""),

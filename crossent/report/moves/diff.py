@@ -64,7 +64,8 @@ def diff(
     names = files or ["" if isinstance(run, Report) else os.fspath(run) for run in (old, new)]
     made = Diff(runs[0], runs[1], names[0], names[1])
     if made.hindrances and not force:
-        raise ValueError(f"these runs cannot be compared: {'; '.join(made.hindrances)}")
+        hint = "; `crossent diff --force`, in Python force=True, compares them anyway" if made.compared else ""
+        raise ValueError(f"these runs cannot be compared: {'; '.join(made.hindrances)}{hint}")
     return made
 
 
@@ -72,8 +73,8 @@ def diff(
 class Diff:
     """Two runs, and the changes between them.
 
-    `str(diff)` is the comparison as text. `diff.ok` is True if there is no regression, no new refusal and no changed
-    behaviour.
+    `str(diff)` is the comparison as text. `diff.ok` is True if something was compared, and there is no regression, no
+    new refusal and no changed behaviour.
     """
 
     old: Report
@@ -164,8 +165,8 @@ class Diff:
 
     @property
     def ok(self) -> bool:
-        """Whether there is no regression, no new refusal and no changed behaviour."""
-        return not any(move.kind.fails for move in self.compared)
+        """Whether something was compared, without a regression, a new refusal or changed behaviour."""
+        return bool(self.compared) and not any(move.kind.fails for move in self.compared)
 
     @property
     def strictly_ok(self) -> bool:
@@ -175,6 +176,8 @@ class Diff:
     @property
     def summary(self) -> str:
         """The comparison in one line."""
+        if not self.compared:
+            return "nothing was compared"
         each = ", ".join(kind.counted(count) for kind, count in self.figures)
         return f"{self.cases.total()} cases in both runs: {each}"
 
@@ -225,7 +228,12 @@ class Diff:
         return plain_text(self.render())
 
     def to_json(self) -> dict[str, Any]:
-        """Return the comparison as a JSON document. Numbers that JSON lacks are strings: "nan", "inf", "-inf"."""
+        """Return the comparison as a JSON document. Numbers that JSON lacks are strings: "nan", "inf", "-inf".
+
+        The kinds of changes have the words of the text. Earlier commits wrote "broken" for "regression", "contract
+        changed" for "changed behaviour", "mended" for "fixed", "moved within bounds" for "changed within bounds",
+        "other words" for "other error message" and "same bits, judged anew" for "same bits, judged again".
+        """
         document = {
             "schema": DIFF_SCHEMA,
             "old": self.old.environment,

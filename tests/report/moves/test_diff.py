@@ -384,8 +384,37 @@ def test_what_cannot_be_compared_is_refused_unless_forced(before, after, change,
     assert out == ""
     assert said in err
     assert err.count("\n") == 1
-    assert main(["diff", *files, "--force"]) == 0
-    assert "COMPARED ANYWAY: " in capsys.readouterr().out
+    comparable = "in common" not in said
+    assert ("; `crossent diff --force`, in Python force=True, compares them anyway" in err) == comparable
+    page = tmp_path / "page.html"
+    assert main(["diff", *files, "--force", "--html", str(page)]) == (0 if comparable else 3)
+    out = capsys.readouterr().out
+    assert "COMPARED ANYWAY: " in out
+    assert out.splitlines()[-1].startswith("27 cases in both runs" if comparable else "nothing was compared")
+    assert diff(before, after, force=True).ok == comparable
+    assert ("<h1>Nothing was compared" in page.read_text(encoding="utf-8")) != comparable
+
+
+def test_a_level_without_compiled_code_is_said(before, after):
+    note = "no compiled code is compared: level quick runs none of compile, compile_dynamic, compiled_error"
+    before, after = copy.deepcopy((before, after))
+    after.left_out, after.level = ["export", "compile", "compile_dynamic", "compiled_error"], "quick"
+    assert note in diff(before, after).notes
+    for part in (before.subjects[0], after.subjects[0]):
+        part.outcomes[PLAIN].checks["compile"] = Measured()
+    assert note not in diff(before, after).notes
+    before, after = copy.deepcopy((before, after))
+    for part in (before.subjects[0], after.subjects[0]):
+        del part.outcomes[PLAIN].checks["compile"]
+        part.name += "+compile"
+    assert note not in diff(before, after).notes
+
+
+def test_json_has_the_words_of_the_text(before, after):
+    after.subjects[0].findings.append(Finding("formula", "state", PLAIN, "changed_state", "off"))
+    made = diff(before, after)
+    assert [move["kind"] for move in made.to_json()["moves"]] == ["regression"]
+    assert made.summary.endswith(" 1 regression, 26 same bits")
 
 
 def test_torch_says_which_vector_instructions_it_uses_whatever_its_version(monkeypatch):
