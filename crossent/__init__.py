@@ -29,7 +29,7 @@ The rooms of the package, from the bottom to the top; each room's `__init__` lis
     checks                  the properties that are tested
     run                     from a level to a report
     repro                   a finding as a script that needs torch alone
-    cli, options, console   the command, its options, and its output
+    cli, options, option_types, console   the command, its options, and its output
     plugin                  the pytest plugin
     adapters                public: from_numpy, from_jax, from_onnx
 

@@ -7,25 +7,24 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from crossent import choices, options
 from crossent.choices import CONTRACT_NAMES, DTYPE_NAMES, LEVELS, ContractName, DtypeName, GradeName, Level
 from crossent.files import write_all
-from crossent.options import SEED_OPTION, check_options, chosen_files, chosen_part, one_line, recorded
+from crossent.option_types import SEED_OPTION, Row, Whole, Word
+from crossent.options import check_options, chosen_files, chosen_part, one_line, recorded
 from crossent.words import printable
+
+if TYPE_CHECKING:
+    from crossent.report.moves.diff import Diff
 
 # A command imports what it needs when it runs: `crossent --help` and a misspelt option wait for no import of torch.
 _LISTS = ("subjects", "checks", "cases", "features", "contracts", "bugs")
 # The last two follow the shell: 128 plus the number of SIGINT and of SIGPIPE.
 PASSED, FAILED, WRONG_USE, NOTHING_RAN, INTERRUPTED, NOT_WRITTEN = 0, 1, 2, 3, 130, 141
-
-
-_FILE = click.Path(dir_okay=False)
-_json = click.option("--json", "json_file", type=_FILE, help="Write the whole report to this file, as JSON.")
-_html = click.option("--html", "html_file", type=_FILE, help="Write the report to this file, as an HTML page.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,8 +72,7 @@ def crossent(context: click.Context) -> int:
 @click.argument("subjects", metavar="[SUBJECT ...]", nargs=-1, shell_complete=choices.complete_subject)
 @check_options
 @options.verbosity
-@_json
-@_html
+@options.report_files
 def check(
     subjects: tuple[str, ...],
     device: str,
@@ -176,15 +174,19 @@ def check(
         return status
     if not report.ran:
         return NOTHING_RAN
-    passed = report.ok
-    if old is not None:
-        with one_line():
-            moved = diff_of(old, report, force=force)
-        Output().show([Text(), *moved.render()])
-        if passed and not moved.compared:
-            return NOTHING_RAN
-        passed = passed and (moved.strictly_ok if strict else moved.ok)
-    return PASSED if passed else FAILED
+    if old is None:
+        return PASSED if report.ok else FAILED
+    with one_line():
+        moved = diff_of(old, report, force=force)
+    Output().show([Text(), *moved.render()])
+    return _status(moved, strict) if report.ok else FAILED
+
+
+def _status(moved: Diff, strict: bool) -> int:
+    """Return the exit status of a comparison of two runs."""
+    if not moved.compared:
+        return NOTHING_RAN
+    return PASSED if (moved.strictly_ok if strict else moved.ok) else FAILED
 
 
 @crossent.command("diff", short_help="Compare two reports, for example of two versions of torch.")
@@ -192,8 +194,7 @@ def check(
 @click.argument("new", type=click.Path(exists=True, dir_okay=False))
 @click.option("--strict", is_flag=True, help="Fail also where an error grew much, but stays within its bound.")
 @click.option("--force", is_flag=True, help="Compare also runs of different devices, processors or seeds.")
-@_json
-@_html
+@options.report_files
 def diff(old: str, new: str, strict: bool, force: bool, json_file: str | None, html_file: str | None) -> int:
     """Compare two reports that `crossent check --json` wrote. No check runs.
 
@@ -213,9 +214,7 @@ def diff(old: str, new: str, strict: bool, force: bool, json_file: str | None, h
     Output().show(made.render())
     if not write_all(files, {"--json": made.write_json, "--html": made.write_html}):
         return NOT_WRITTEN
-    if not made.compared:
-        return NOTHING_RAN
-    return PASSED if (made.strictly_ok if strict else made.ok) else FAILED
+    return _status(made, strict)
 
 
 @crossent.command(short_help="Run the cases of a report again, and compare the results.")
@@ -263,10 +262,8 @@ def verify(
 
 
 @crossent.command("list", short_help="List subjects, checks, cases, features, contracts or bugs.")
-@click.argument("what", metavar="|".join(_LISTS), type=options.Word(_LISTS))
-@click.option(
-    "--level", type=options.Word(LEVELS), default="normal", show_default=True, help="Level whose cases are listed."
-)
+@click.argument("what", metavar="|".join(_LISTS), type=Word(_LISTS))
+@click.option("--level", type=Word(LEVELS), default="normal", show_default=True, help="Level whose cases are listed.")
 def list_(what: str, level: str) -> None:
     """List subjects, checks, cases, features, contracts or bugs.
 
@@ -318,12 +315,10 @@ def repro(
 
 
 @crossent.command()
-@click.option(
-    "--logits", type=options.Row(), metavar="TEXT", help="Logits of one row, separated by commas.  [default: 3,1,-3]"
-)
+@click.option("--logits", type=Row(), metavar="TEXT", help="Logits of one row, separated by commas.  [default: 3,1,-3]")
 @click.option("--target", type=int, help="True class.  [default: 0]")
 @click.option("--random", is_flag=True, help="Use a random row and a random class.")
-@click.option("--classes", type=options.Whole(1, 1_000_000), help="Number of classes, with --random.  [default: 5]")
+@click.option("--classes", type=Whole(1, 1_000_000), help="Number of classes, with --random.  [default: 5]")
 @click.option("--seed", type=SEED_OPTION, help="Seed of the random row.  [default: 0]")
 def explain(
     logits: tuple[float, ...] | None, target: int | None, random: bool, classes: int | None, seed: int | None

@@ -78,6 +78,21 @@ def test_workers_run_the_same_tests_and_one_report_is_written(run, pytester):
     assert sorted(counts[0], key=str) == sorted(counts[1], key=str)
 
 
+def test_the_summary_says_how_many_tests_were_deselected(run):
+    """Otherwise nobody could tell why not everything has evidence."""
+    numbers = []
+    for more in (["-n", "0"], ["-n", "2"]):
+        out = run("-k", "right and large_offset and sign", *more).stdout.str()
+        (line,) = (line for line in out.splitlines() if " checks ran; " in line)
+        assert re.search(r"without findings, but not everything has evidence: [\d,]+ tests deselected$", line), line
+        numbers.append(line.rpartition(": ")[2])
+    assert numbers[0] == numbers[1]
+    assert (
+        f" {numbers[0].split()[0].replace(',', '')} deselected"
+        in run("-k", "right and large_offset and sign").stdout.str()
+    )
+
+
 def test_what_is_expected_fails_as_expected(run, pytester):
     (pytester.path / "known.toml").write_text(KNOWN)
     result = run(
