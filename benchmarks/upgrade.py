@@ -1,4 +1,4 @@
-"""Compare versions of torch: an environment and a report for each, what moved between them, and the hot path's times.
+"""Compare versions of torch: make an environment and a report for each, show the changes, and time the hot path.
 
     nox -s upgrade -- 2.8.0 2.15.0              # or: python -m benchmarks.upgrade 2.8.0 2.15.0
     nox -s upgrade -- 2.8.0 2.13.0 2.15.0       # each version is compared with the one before it
@@ -50,7 +50,7 @@ def timed(old: Environment, new: Environment) -> dict[str, list[float]]:
 
 
 def compared(old: Environment, new: Environment, force: bool) -> tuple[int, dict[str, Any]]:
-    """Show what moved, and return the exit status of `crossent diff` and its JSON."""
+    """Show the changes, and return the exit status of `crossent diff` and its JSON."""
     name = f"{old.name}..{new.name}-{new.options}"
     files = {kind: environments.PLACE / environments.REPORTS / f"{name}.{kind}" for kind in ("json", "html")}
     was, now = (json.loads(side.report.read_bytes())["environment"].get("cpu_capability") for side in (old, new))
@@ -68,7 +68,7 @@ def compared(old: Environment, new: Environment, force: bool) -> tuple[int, dict
 
 
 def total(cases: Iterable[dict[str, int]]) -> dict[str, int]:
-    """Return how many cases of several subjects there are of each kind of move."""
+    """Return the number of cases of each kind of change, over several subjects."""
     each = list(cases)
     return {kind: sum(of[kind] for of in each) for kind in each[0]}
 
@@ -97,7 +97,7 @@ COLUMNS = {
 
 
 def table(kept: dict[str, Any]) -> str:
-    """Return the table of benchmarks/README.md: the moves of the cases, and the times of the hot path."""
+    """Return the table of benchmarks/README.md: the changes of the cases, and the times of the hot path."""
     names = [*COLUMNS, "time"]
     lines = ["| torch | subjects | cases | " + " | ".join(names) + " |", "| --- | --- |" + " ---: |" * (len(names) + 1)]
     for pair, of in itertools.product(kept["pairs"], ("torch", "the forms")):
@@ -143,7 +143,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def upgraded(chosen: argparse.Namespace) -> int:
-    """Do what the options say, and return the exit status."""
+    """Compare the chosen versions, and return the exit status."""
     ready: list[Environment] = []
     failed = False
     seen: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""What a command prints: tables and lists on stdout, and a progress bar with the findings on stderr."""
+"""The output of the commands: tables and lists on stdout, and a progress bar with the findings on stderr."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from crossent.subjects.features import FEATURES
 class Output(Console):
     """A console that fits tables and prose to the terminal, and never wraps other lines."""
 
-    NARROWEST = 80  # a table loses digits before it loses a column
+    NARROWEST = 80  # columns; in a narrower terminal, a table would lose digits
 
     def show(self, parts: Iterable[RenderableType]) -> None:
         """Print the parts."""
@@ -39,11 +39,11 @@ class Output(Console):
         raise BrokenPipeError
 
 
-MOST_FINDINGS = 20  # that are shown as they come; the report has all
+MOST_FINDINGS = 20  # that are shown during the run; the report has all
 
 
 def progress(steps: Steps) -> Iterator[Step]:
-    """Show a progress bar and the first findings as they come on stderr, if stderr is a terminal."""
+    """Show a progress bar and the first findings on stderr during the run, if stderr is a terminal."""
     console = Console(stderr=True)
     if not console.is_interactive:
         yield from steps
@@ -63,7 +63,7 @@ def progress(steps: Steps) -> Iterator[Step]:
 
 
 class Running(ProgressColumn):
-    """What is running now."""
+    """The column of the progress bar with the running check and case."""
 
     def __init__(self, steps: Steps, table_column: Column) -> None:
         super().__init__(table_column)
@@ -75,7 +75,10 @@ class Running(ProgressColumn):
 
 
 class Remaining(ProgressColumn):
-    """The remaining time, from the cost of what is done; nothing as long as too little is done to tell."""
+    """The column of the progress bar with the remaining time, from the cost of the finished work.
+
+    The column is empty until `LEAST` of the cost is done.
+    """
 
     LEAST = 0.05  # of the cost
 

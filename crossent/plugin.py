@@ -111,7 +111,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def _settings_of(config: pytest.Config, own: dict[str, Any]) -> Iterator[Settings]:
-    """The settings for each device: a test's arguments, overridden by the command line."""
+    """Yield the settings for each device: the arguments of a test, overridden by the command line."""
     from crossent.run.settings import Settings
 
     given = {"dtypes": DTYPE, "level": LEVEL, "seed": _SEED, "contract": CONTRACT, "expected_findings": EXPECTED}
@@ -119,7 +119,7 @@ def _settings_of(config: pytest.Config, own: dict[str, Any]) -> Iterator[Setting
     without = own.pop("without", ())
     features = [*([without] if isinstance(without, str) else without), *(config.getoption(WITHOUT) or ())]
     both = {**own, **{name: value for name, value in chosen.items() if value is not None}, "without": features}
-    # A seed that each process drew for itself would give each process of pytest-xdist other tests.
+    # With a random seed, each process of pytest-xdist would have other tests.
     if both.get("seed") == "random":
         raise ValueError("seed: got 'random'; allowed is 0 or more: every process of a test run draws the same cases")
     for device in config.getoption(DEVICE) or [both.get("device", "cpu")]:
@@ -127,7 +127,7 @@ def _settings_of(config: pytest.Config, own: dict[str, Any]) -> Iterator[Setting
 
 
 def _of_subjects(config: pytest.Config) -> list[CheckTest]:
-    """The tests of `--crossent-subject`.
+    """Return the tests of `--crossent-subject`.
 
     Raises:
         UsageError: an option is wrong, in one line.
@@ -186,7 +186,7 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
 
 
 def _check_of(item: pytest.Item) -> CheckTest | None:
-    """The check that a test runs, if the test is crossent's."""
+    """Return the check that a test runs, or None for a test of another package."""
     module = sys.modules.get("crossent.run.pytest_checks")
     if module is None:
         return None
@@ -195,7 +195,7 @@ def _check_of(item: pytest.Item) -> CheckTest | None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Tell a check the command that runs its test alone, for the message of a finding."""
+    """Give a check the command that runs its test alone, for the message of a finding."""
     if (check := _check_of(item)) is not None:
         given = {name: item.config.getoption(name) for name in (DEVICE, LEVEL, _SEED, WITHOUT, CONTRACT)}
         each = [(name, one) for name, value in given.items() for one in (value if isinstance(value, list) else [value])]
@@ -225,13 +225,13 @@ def pytest_testnodedown(node: Any) -> None:
 
 
 class Keeper:
-    """Keeps the records, in the process that reports."""
+    """Collect the records of all tests, in the process that reports."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.records = config.stash[RECORDS]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Keep a record, from whichever process of pytest-xdist."""
+        """Keep the record of a test, from any process of pytest-xdist."""
         if (record := getattr(report, "crossent", None)) is not None:
             self.records.append(record)
 
@@ -250,7 +250,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def _moved(config: pytest.Config) -> tuple[list[str], bool]:
-    """The changes since the baseline, in lines, and whether they are a failure."""
+    """Return the changes since the baseline as lines, and whether they fail the run."""
     path = config.getoption(BASELINE)
     if not path:
         return [], False

@@ -1,4 +1,4 @@
-"""The command on a part of a run: chosen checks and cases, the first findings, and what failed last."""
+"""The command on a part of a run: chosen checks and cases, the first findings, and the failures of the last run."""
 
 import io
 import json
@@ -42,7 +42,7 @@ def few_cases(monkeypatch, tmp_path):
 @pytest.fixture
 def check(capsys, tmp_path):
     def check(*arguments, subject="wrong.py:loss"):
-        """The status, the ids of the cases that ran, stdout and stderr."""
+        """Return the status, the ids of the cases that ran, stdout and stderr."""
         report = tmp_path / "report.json"
         status = main(["check", subject, "--level", "quick", "--json", str(report), *arguments])
         captured = capsys.readouterr()
@@ -201,7 +201,7 @@ def test_a_folder_that_cannot_be_written_or_is_damaged_is_no_error(check):
 
 
 def test_a_part_is_compared_with_a_baseline_on_what_it_has(check, capsys, monkeypatch):
-    planned = dict.fromkeys(CASES, tuple(CHECKS.values()))  # which is compared with the baseline before the run
+    planned = dict.fromkeys(CASES, tuple(CHECKS.values()))  # compared with the baseline before the run
     monkeypatch.setattr("crossent.run.settings._plan", lambda *_: planned)
     main(["check", "wrong.py:loss", "--level", "quick", "--seed", "0", "--json", "old.json"])
     capsys.readouterr()
@@ -221,7 +221,7 @@ def test_a_case_that_this_version_lacks_is_not_repeated(check):
 
 
 class Work(Steps):
-    """Three steps; the second has a finding."""
+    """Three steps of a run; the second step has a finding."""
 
     def __init__(self, findings):
         steps = (Step(1.0), Step(6.0, findings), Step(3.0))

@@ -68,7 +68,7 @@ class Cause:
 
     Attributes:
         findings: the findings, the plainest first.
-        common: what the cases of the first group have in common, but few passing cases; None if there is nothing.
+        common: the words that most cases of the first group have, but few passing cases; None if there are none.
         feature: the feature of `--without` that declares these refused calls or accepted bad inputs, or "".
     """
 
@@ -87,7 +87,7 @@ class Cause:
 
     @property
     def explained(self) -> str:
-        """What the lack of the feature explains, such as "152 calls raised with class probabilities"."""
+        """The findings that the lack of the feature explains, such as "152 calls raised with class probabilities"."""
         first, count = self.findings[0], len(self.findings)
         if first.check == "errors":
             return counted(count, "bad input") + (" accepted" if first.kind == "accepted" else ", another error")
@@ -107,7 +107,7 @@ class Cause:
         return min(self.findings, key=order)
 
     def join(self, other: Cause) -> None:
-        """Take in another group of findings. Refused calls are described as in the larger group."""
+        """Add another group of findings. The larger group describes refused calls."""
         if self.feature and len(other.findings) > len(self.findings):
             self.common = other.common
         self.findings += other.findings
@@ -131,7 +131,8 @@ class Cause:
 
 
 _REFUSALS = ("refused", "accepted")
-_LEAST_WAYS = 1000  # to choose the cases of one kind of number: a case has about 20 words, and each may fit by chance
+# The least number of ways to choose the cases of one kind of number: a case has about 20 words, each may fit by chance.
+_LEAST_WAYS = 1000
 _MOST_OF = 0.9  # the share of a group that another cause explains, so that the group is not a cause of its own
 
 
@@ -226,7 +227,7 @@ def _passes(outcome: Outcome, check: str) -> bool:
 
 
 def common(subject: SubjectReport, findings: Sequence[Finding], other: Sequence[str] = ()) -> Common | None:
-    """Return what the first of these findings has in common with most other findings, but with few passing cases.
+    """Return the words that the first finding shares with most other findings, but with few passing cases.
 
     All findings are of one check. The result has the few words for which the share of failing cases with these words
     is furthest above the share of passing cases with them. It is None if the difference is at most one half.

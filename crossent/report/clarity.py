@@ -1,4 +1,4 @@
-"""How plainly a finding shows a failure, the words that describe its case, and published bugs with the same trigger."""
+"""Rank findings by clarity, describe their cases in words, and find published bugs with the same trigger."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _MISMATCHED = re.compile(r"Mismatched elements: (\d+) / (\d+) ")
 _PLAIN = 3  # an error of 1000 times its bound is as plain as a larger error, or as a failure without numbers
-_SMALL = 64  # logits, which a reader can look at
+_SMALL = 64  # logits: a reader can read them all
 # The kinds of logits with rows far below zero, and how many other rows may come before such a row. The kinds
 # "row_offsets" and "offsets" draw the sign of each row.
 _FAR_BELOW = {"negative_offset": 0, "assorted": 3, "row_offsets": 1, "offsets": 1}

@@ -29,7 +29,7 @@ class ExpectedFinding:
     """One entry of a list: a known failure.
 
     Attributes:
-        subject, device: patterns for the names, as in a shell.
+        subject, device: patterns for the names, with the wildcards of a shell.
         checks, kind: the checks and the kind of the findings. The kind "", which an entry with an id has, matches any.
         results: the results, such as "loss", that any check finds wrong. A check that calls the loss in another way,
             for example under no_grad, finds the same wrong number.

@@ -1,4 +1,4 @@
-"""The results of a run: findings, outcomes, and the report of one subject, which holds both."""
+"""The results of a run: findings, outcomes, and the report of one subject, which contains both."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Finding:
         kind: "wrong", "refused" (the subject raised), "accepted" (the subject must raise, but did not),
             "changed_input", "aliased", "changed_state", "not_repeated", "disturbed"; for an isolated process also
             "crashed" and "hung".
-        message: what is wrong, in one or a few lines.
+        message: the failure in words, in one or a few lines.
         call: a description of the arguments.
         numbers: the worst element; None if the finding is not about a number.
         torch: torch's own result for the same element, and its error; "" if torch is the subject.
@@ -116,7 +116,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class ResultSummary:
-    """One result of a call: what a report keeps of it, for comparison with another run.
+    """The part of one result that a report keeps for the comparison with another run.
 
     Attributes:
         digest: a checksum of the bits. All NaN count as equal.

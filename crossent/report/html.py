@@ -1,8 +1,8 @@
 """A report as one HTML page that needs no network.
 
-This module computes the content of the page. Its look is in `report.html.jinja`, `macros.html.jinja`, `report.css` and
-`report.js`; `notebook.html.jinja` is the head of the page for a notebook. The template engine escapes all texts from
-outside, such as the name and the exceptions of a subject, and their control characters are written out. The content
+This module computes the content of the page. `report.html.jinja`, `macros.html.jinja`, `report.css` and `report.js`
+define its look; `notebook.html.jinja` is the head of the page for a notebook. The template engine escapes all texts
+from outside, such as the name and the exceptions of a subject, and writes out their control characters. The content
 security policy of the page allows only the style and script of this package.
 """
 
@@ -42,13 +42,13 @@ _LONGEST_TEXT = 1000
 LONGEST_NAME = 80
 LONGEST_COMMAND = 4000
 STEPS = 5  # colours of the heat map, from 0 to the bound
-# An issue, a pull request or a discussion. What stands before or after must not be a part of another address.
+# An issue, a pull request or a discussion. The characters before and after must not belong to a longer address.
 _ISSUE = re.compile(
     r"(?<![\w./:#@%-])(?:https://github\.com/\w[\w.-]*/\w[\w.-]*/(?:issues|pull|discussions)/\d+|\w[\w.-]*/\w[\w.-]*#\d+)"
     r"(?![\w/…])",
     re.ASCII,
 )
-# Of the frame in a notebook: links open another page, and no script runs.
+# The attributes of the frame in a notebook: links open another page, and no script runs.
 _FRAME = 'sandbox="allow-popups allow-popups-to-escape-sandbox" style="width: 100%; height: 40rem; border: 0"'
 HEADLINES = {"passed": "Passed", "failed": "Failed", "unproven": "Not proven", "nothing": "Nothing ran"}
 

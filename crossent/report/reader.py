@@ -1,7 +1,7 @@
-"""Read a report back from its JSON file, which may be damaged or hostile.
+"""Read a report from its JSON file, which may be damaged or hostile.
 
-The reader does not run, import or look up anything that the file names. A report has some facts twice, and they must
-agree: from the cases and findings, the reader makes the document again and compares it with the file.
+The reader does not run, import or look up anything that the file names. A report contains some facts twice. So the
+reader makes the document again from the cases and findings, and compares the document with the file.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def _features(value: Any, what: str) -> list[str]:
 
 
 def _outcome(entry: Any, case: str, failed: set[str]) -> Outcome:
-    """Return the outcome of a case. `failed` are the checks with findings on it."""
+    """Return the outcome of a case. `failed` are the checks with findings on the case."""
     data = _a(dict, entry, case)
     dtype = _a(str, data["dtype"], f"{case}: dtype")
     if dtype not in DTYPES:

@@ -76,7 +76,7 @@ class Scale:
 
 
 def scale(strips: Iterable[Strip]) -> Scale:
-    """Return one scale for all plots, so that they can be compared.
+    """Return one scale for all plots, so that readers can compare the plots.
 
     The scale ends at 100 times the bound if a result exceeds its bound, and at twice the bound otherwise.
     """

@@ -1,4 +1,4 @@
-"""Report: one run, with everything that it found and everything that it did not run."""
+"""Report: one run, with its findings and with everything that did not run."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class Report:
 
     @property
     def summary(self) -> str:
-        """Return the last line of the report: the number of findings or of passed calls."""
+        """The last line of the report: the number of findings or of passed calls."""
         if self.planned is not None:
             word = "STOPPED EARLY" if self.stopped else "INTERRUPTED"
             number = counted(self.failed, "finding")
@@ -174,7 +174,7 @@ class Report:
         return [*parts, Text(), self._verdict()]
 
     def _in_short(self, subject: SubjectReport) -> Iterator[str]:
-        """Yield what a subject declares, and how many failures of it are known."""
+        """Yield a line with the declarations of a subject, and a line with the number of its known failures."""
         promised = [f"contract {subject.contract}"] * bool(subject.contract) + list(subject.declared)
         if promised:
             yield f"declared: {subject.name} {'; '.join(promised)}"
@@ -202,7 +202,7 @@ class Report:
             yield ", ".join([*named, f"level {self.level}", f"seed {self.seed}"])
 
     def _coverage(self) -> Iterator[str]:
-        """Yield the coverage of the run, and what it did not cover, in a few lines."""
+        """Yield a few lines on the coverage of the run and its gaps."""
         if self.ran:
             judged = f"{self.elements:,} numbers judged"
             yield f"{counted(self.cases, 'case')} with {self.triples:,} combinations of three choices; {judged}"
@@ -226,7 +226,7 @@ class Report:
             yield f"known failure no longer happens: {line}"
 
     def _uncovered(self) -> Iterator[str]:
-        """Yield phrases for what the run did not cover."""
+        """Yield a phrase for each gap in the coverage."""
         if self.level == "quick":
             yield "combinations of three options, as this is level quick"
         if self.left_out:

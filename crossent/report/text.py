@@ -28,7 +28,7 @@ def plain_text(parts: Iterable[RenderableType]) -> str:
 
 
 def paragraph(text: str) -> Text:
-    """Return prose, which is wrapped. Other lines are not, so that they can be searched and copied."""
+    """Return prose as text that is wrapped. Other lines are never wrapped, so that you can search and copy them."""
     return Text(text, overflow="fold")
 
 
@@ -85,7 +85,7 @@ def _of_dtype(tallies: Sequence[Tally], grade: str | None) -> Text:
 
 
 def failures(subject: SubjectReport, most: int | None, *, ids: bool = False) -> Iterator[RenderableType]:
-    """Yield the findings by their causes, the largest first, then what a declaration of a lacking feature explains.
+    """Yield the findings by their causes, the largest first, then the findings that a missing feature explains.
 
     Each cause is shown with one finding. `most` is the number of causes that are shown; None shows all. `ids` adds the
     id of every finding of a cause.
@@ -117,7 +117,7 @@ def _ids(cause: Cause) -> Iterator[Text]:
 
 
 def _declarable(found: Sequence[Cause], *, ids: bool) -> Iterator[Text]:
-    """Yield the option that declares what a subject may lack on purpose, and a line for each feature."""
+    """Yield the option that declares missing features, and a line for each feature."""
     if not found:
         return
     features = " ".join(cause.feature for cause in found)

@@ -1,4 +1,4 @@
-"""The pages in docs/ say what the code has: public names, options of pytest, paths, pictures."""
+"""The pages in docs/ agree with the code: public names, options of pytest, paths, pictures."""
 
 import importlib.util
 import re
@@ -58,7 +58,7 @@ def test_the_pictures_are_what_the_script_draws():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_a_page_that_includes_a_file_links_a_file_that_a_clone_can_show(page):
-    """GitHub shows the line of an include as it stands, so the page needs a link to the text."""
+    """GitHub shows an include as plain text, so the page needs a link to the included file."""
     text = page.read_text(encoding="utf-8")
     before = ""
     for part in text.split("```{include} ")[:-1]:

@@ -27,7 +27,7 @@ NUMBERS = Numbers((), 2.0, "", 1.0, 0.0, 0.1, 9.0, 10.0)
 
 
 def without_its_weights(input, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
-    """Right, but for label_smoothing, which does without the weights."""
+    """Compute the loss, but ignore the weights in label_smoothing."""
     options = {"ignore_index": ignore_index, "reduction": "sum" if reduction == "mean" else reduction}
     loss = crossent.formula(input, target, weight, **options)
     if label_smoothing:
@@ -72,7 +72,7 @@ def test_where_it_holds_nowhere_nothing_is_told():
 
 
 def test_that_the_result_depends_on_earlier_calls_is_told():
-    """Every case that fails `repeat` too has its own result from a call before."""
+    """Every failing case also fails `repeat`."""
     calls = []
 
     def counts(input, target, **options):
@@ -99,7 +99,7 @@ def is_unnormalised(input, target, ignore_index):
 
 
 def reported(condition):
-    """The report of a subject that is wrong where a condition holds on the logits, the target and ignore_index."""
+    """Return the report of a subject that is wrong if a condition on logits, target and ignore_index is true."""
     subject = SubjectReport("mine")
     for case in [*grid(["float32"], array="pairs"), *list(grid(["float32"], array="size_triples"))[::2]]:
         inputs = case.build()
@@ -138,7 +138,7 @@ def test_the_size_and_the_inputs_that_a_bug_needs_are_told(condition, told):
 
 @pytest.mark.parametrize("word", [word for word in FEATURE_OF if word not in BAD_INPUT_KINDS])
 def test_a_word_that_stands_for_a_feature_is_said_of_cases_that_need_it(word):
-    """Most of them need it: a case of one row may have no ignored row, and strided logits of one row are contiguous."""
+    """Most of these cases need the feature. A case of one row may have no ignored row, or contiguous logits."""
     needs = [FEATURES[FEATURE_OF[word]].needs(case.build()) for case in PAIRS if word in words_of(case.id)]
     assert sum(needs) > 0.5 * len(needs) > 0
     others = [FEATURES[FEATURE_OF[word]].needs(case.build()) for case in PAIRS if word not in words_of(case.id)]
@@ -146,7 +146,7 @@ def test_a_word_that_stands_for_a_feature_is_said_of_cases_that_need_it(word):
 
 
 def only_two_dimensions(input, target, ignore_index=-100, reduction="mean"):
-    """Right for (N, C) logits and class indices of int64."""
+    """Compute the loss of (N, C) logits and int64 class indices, and refuse other calls."""
     rows, classes = input.shape
     if target.dtype != torch.int64:
         raise TypeError(f"no {target.dtype} for {rows}×{classes}")
@@ -186,7 +186,7 @@ def test_a_check_that_is_always_refused_is_the_lack_of_a_feature_that_no_passed_
 
 
 def reported_by(wrong):
-    """The report of a subject with several checks: `wrong` returns the checks that fail on a case."""
+    """Return the report of a subject with several checks. `wrong` returns the checks that fail on a case."""
     subject = SubjectReport("mine", order=("loss", "gradient", "row_sums"))
     for case in PAIRS:
         failed = wrong(case)
@@ -285,7 +285,7 @@ def test_the_example_of_a_cause_has_its_choices_and_an_exact_value_that_tells():
 
 
 def test_the_first_finding_of_a_report_is_the_first_that_the_text_shows():
-    """The largest cause comes first, with its example, though a smaller cause is on an earlier case."""
+    """The largest cause comes first, although a smaller cause is on an earlier case."""
     subject = reported_by(
         lambda case: ["loss"] * (case.dtype == "float64") + ["row_sums"] * (case.label_smoothing == 1.0)
     )

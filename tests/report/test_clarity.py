@@ -1,4 +1,4 @@
-"""A report shows the plainest finding of each group first, and names the published bug with the same trigger."""
+"""A report shows the clearest finding of each group first, and names the published bug with the same trigger."""
 
 import pytest
 from support.running import run

@@ -1,4 +1,4 @@
-"""The command that a finding prints repeats the finding, as it stands."""
+"""The printed command of a finding repeats the finding without a change."""
 
 import json
 import re
@@ -48,7 +48,7 @@ FORKS = pytest.mark.skipif(not can_fork(), reason="needs a system that forks")
 
 @pytest.fixture
 def repeated(tmp_path, monkeypatch, capsys):
-    """A function that checks a subject in a folder with the file, and returns the command and the script it prints."""
+    """Return a function that checks a subject of a file, and returns the printed command and its script."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(FILE, encoding="utf-8")
 

@@ -31,7 +31,7 @@ def hindrances(old: Report, new: Report) -> list[str]:
 
 
 def others(old: Report, new: Report) -> list[tuple[str, str, str]]:
-    """Return the differences between the runs: a name, the old value and the new value, "" if there is none."""
+    """Return each difference between the runs: a name, the old value and the new value; "" stands for no value."""
     partial = is_partial(old) or is_partial(new)
     was, now = _described(old, partial), _described(new, partial)
     different = [
@@ -59,7 +59,7 @@ def _described(run: Report, partial: bool) -> dict[str, str]:
 
 
 def is_partial(run: Report) -> bool:
-    """Whether a run has only a part of its cases or checks: their absence is no change."""
+    """Whether a run has only a part of its cases or checks. A missing case is then no change."""
     return bool(run.only) or run.planned is not None
 
 

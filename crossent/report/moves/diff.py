@@ -1,7 +1,7 @@
 """diff() and Diff: two runs, for example with two versions of torch, and the changes between them.
 
-A report keeps measurements, and :mod:`crossent.report.moves.rules` has the rules that name a change. A new baseline
-therefore hides nothing: a check that fails in the new run also fails in the next baseline.
+A report keeps measurements, and :mod:`crossent.report.moves.rules` has the rules that name a change. So a new baseline
+hides nothing: a check that fails in the new run also fails in the next baseline.
 """
 
 from __future__ import annotations
@@ -195,14 +195,14 @@ class Diff:
         return sorts
 
     def found(self, move: Move) -> Finding | None:
-        """Return the finding of the new run; for a call that was refused before, the first finding on its result."""
+        """Return the finding of the new run: for a call that the old run refused, the first finding on its result."""
         if not move.also:
             return move.new.finding
         part = next(part for part in self.new.subjects if part.name == move.subject)
         return next(finding for finding in part.findings if finding.case == move.case and finding.check in move.also)
 
     def known(self, move: Move) -> list[str]:
-        """Return the reasons of the known failure in the old run, if another, and in the new run, as lines."""
+        """Return the reasons of the known failures in the old and the new run, as lines without repetitions."""
         now, before = self.found(move), move.old.finding
         lines = [f"known failure: {now.expected}"] if now is not None and now.expected is not None else []
         if before is not None and before.expected is not None and f"known failure: {before.expected}" not in lines:
@@ -210,7 +210,7 @@ class Diff:
         return lines
 
     def command(self, move: Move) -> str:
-        """Return the shell command that repeats the change: the finding of a run, or the number if both runs passed."""
+        """Return the shell command that repeats a finding of the change, or its number if both runs passed."""
         now = self.found(move)
         finding, file = now or move.old.finding, self.new_file if now else self.old_file
         if finding is None:

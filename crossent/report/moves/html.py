@@ -60,7 +60,7 @@ def page(diff: Diff) -> str:
 
 
 def cards(kind: Kind, groups: Iterable[list[Move]]) -> list[Card]:
-    """Return the groups of changes of one kind as cards, where groups with the same message share a card.
+    """Return the groups of changes of one kind as cards. Groups with the same message share a card.
 
     Changes that need no action share a card for each check, whatever their messages.
     """

@@ -1,4 +1,4 @@
-"""The rules that name a change: what happened to one check on one case between two runs.
+"""The rules that name the change of one check on one case between two runs.
 
 No rule is a tolerance for a result. Both runs were compared with the exact values when they ran; these rules only
 describe the difference between the runs.
@@ -14,9 +14,9 @@ from enum import StrEnum
 from crossent.report.findings import Finding, Measured, ResultSummary
 from crossent.report.text import share
 
-# An error counts as worse if it grew by more than this factor and by more than this number of ulp: any other order of
-# summation changes the last bit. Its share of the bound must have grown by the same factor. The worst elements of two
-# runs may differ, and an element closer to zero has an error of more ulp, but not a larger error.
+# An error counts as worse if it grew by more than this factor and by more than this number of ulp. Another order of
+# summation changes the last bit, and is no reason. Its share of the bound must have grown by the same factor. The worst
+# elements of two runs may differ, and an element closer to zero has an error of more ulp, but not a larger error.
 TIMES, LAST_PLACES = 2.0, 1.0
 
 

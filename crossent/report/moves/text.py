@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 
 
 LOUD = {kind: "bold red" for kind in Kind if kind.fails} | {Kind.WORSE: "yellow", Kind.STILL: "yellow"}
-QUIET = (Kind.BETTER, Kind.MOVED, Kind.WORDS, Kind.JUDGED)  # one example is enough: the table counts the others
+QUIET = (
+    Kind.BETTER,
+    Kind.MOVED,
+    Kind.WORDS,
+    Kind.JUDGED,
+)  # the text shows one example, and the table counts the others
 
 
 def rendered(diff: Diff, most: int) -> Iterator[RenderableType]:
