@@ -157,7 +157,7 @@ def _steps(case: Case, subject: Any, rounds: int) -> dict[str, float]:
 
 
 def _run_checks(trial: Trial) -> None:
-    """Run the checks, which must pass: a failure would add the time to describe it."""
+    """Run the checks, which must pass, since describing a failure takes time."""
     for check in TIMED:
         for found in check.run(trial) if check.applies(trial.case) else ():
             if not isinstance(found, Difference) or found.ratio > 1:

@@ -79,7 +79,7 @@ def table():
     bad = len(BAD_INPUTS) + lacking()
     lines.append(f"| `errors` | {ERRORS} |" + f" {bad} |" * len(LEVELS))
     triples = [met(case for case in planned[level] if isinstance(case, Case)) for level in LEVELS]
-    lines.append("| | 3-way combinations of choices | " + " | ".join(f"{count:,}" for count in triples) + " |")
+    lines.append("| | 3-way combinations of options | " + " | ".join(f"{count:,}" for count in triples) + " |")
     known = sum(not bug.why_not for bug in bugs())
     lines += ["", f"Bugs in the corpus: {len(bugs())}, of which {known} have cases of their own."]
     return "\n".join(lines) + "\n"

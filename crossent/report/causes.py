@@ -1,4 +1,4 @@
-"""The causes of findings: similar findings on cases that have the same choices in common."""
+"""The causes of findings: similar findings on cases that have the same options in common."""
 
 from __future__ import annotations
 
@@ -114,9 +114,9 @@ class Cause:
         self.cases.update(finding.case for finding in other.findings)
 
     def explains(self, other: Cause) -> bool:
-        """Whether another group of findings is on the same cases, or on cases with the same choices.
+        """Whether another group of findings is on the same cases, or on cases with the same options.
 
-        On cases with the same choices, a NaN and a finite wrong number may have two causes.
+        On cases with the same options, a NaN and a finite wrong number may have two causes.
         """
         if self.feature or other.feature:
             return self.feature == other.feature
@@ -139,7 +139,7 @@ _MOST_OF = 0.9  # the share of a group that another cause explains, so that the 
 def causes(subject: SubjectReport) -> list[Cause]:
     """Return the findings that are not known failures by their probable causes, the largest cause first.
 
-    A group of similar findings joins an earlier cause if the same cases fail, or cases with the same choices.
+    A group of similar findings joins an earlier cause if the same cases fail, or cases with the same options.
     """
     found: list[Cause] = []
     parts = ((part, group) for group in subject.sorts for part in _by_number(group))

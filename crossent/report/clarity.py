@@ -29,7 +29,7 @@ def by_plainness(finding: Finding) -> tuple[int, int, float, int]:
     """Return a sort key of a finding: the plainest finding has the smallest key.
 
     In this order: how many times larger than its bound the error is, by powers of ten up to 1000; the size of the
-    case, by powers of two above 64 logits; the share of the numbers that are wrong; how many choices of the case are
+    case, by powers of two above 64 logits; the share of the numbers that are wrong; how many options of the case are
     unusual.
     """
     counts = _MISMATCHED.search(finding.message)
@@ -153,7 +153,7 @@ def _triggers(bug: Bug) -> frozenset[str]:
 
 @cache
 def _words_of_bug(bug: Bug) -> tuple[frozenset[str], frozenset[str]]:
-    """Return the words that all cases of a bug have, and those of them that their options add to a plain case."""
+    """Return the words that all cases of a bug have, and of these words the ones that a case with default options lacks."""
     words = [set(words_of(case.id)) for case in bug.cases]
     plain = [words_of(Case("float32", case.sizes).id) for case in bug.cases]
     shared = frozenset(set.intersection(*words)) if words else frozenset()

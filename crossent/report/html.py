@@ -170,7 +170,7 @@ def covered(report: Report) -> Iterator[Figure]:
     yield Figure(*_counted(report.ran, "call", "checked"), f"of {names}")
     yield Figure(*_counted(report.cases, "case"), f"level {report.level}, seed {report.seed}")
     if report.triples:
-        yield Figure(f"{report.triples:,}", "combinations of three choices", "that occur in a case")
+        yield Figure(f"{report.triples:,}", "combinations of three options", "that occur in a case")
         yield Figure(f"{report.sized[1]:,}", "combinations of a size, an option and a dtype", "that occur in a case")
     if compared.ran:
         yield Figure(f"{compared.ran - compared.vacuous:,}", "comparisons that are evidence", f"of {compared.ran:,}")

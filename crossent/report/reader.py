@@ -249,7 +249,7 @@ def find(document: dict[str, Any], id: str) -> tuple[Finding, str | None]:
                 if entry["id"] == id:
                     finding = finding_of(_string(subject, "name"), entry)
                     if finding.id != id:
-                        raise ValueError(f"the finding with the id {cut(id)} is {cut(finding.id)}")
+                        raise ValueError(f"the entry with the id {cut(id)} describes the finding {cut(finding.id)}")
                     return finding, _checksum(subject["cases"][finding.case]["inputs"], "inputs")
         ids = [_string(entry, "id") for subject in document["subjects"] for entry in subject["findings"]]
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:

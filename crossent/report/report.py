@@ -35,7 +35,7 @@ class Report:
         environment: the versions and the device, which a reader needs to repeat the run.
         level, seed: the level and the seed of the cases.
         fixed: known failures that no longer happen, though their cases ran. Their entries in the list can be removed.
-        triples: the number of different combinations of three choices that occur in the cases.
+        triples: the number of different combinations of three options that occur in the cases.
         left_out: the checks that the level does not run.
         planned: the number of planned cases, if the run was interrupted or stopped early; otherwise None.
         stopped: whether the run stopped early because of its findings.
@@ -205,7 +205,7 @@ class Report:
         """Yield a few lines on the coverage of the run and its gaps."""
         if self.ran:
             judged = f"{self.elements:,} numbers judged"
-            yield f"{counted(self.cases, 'case')} with {self.triples:,} combinations of three choices; {judged}"
+            yield f"{counted(self.cases, 'case')} with {self.triples:,} combinations of three options; {judged}"
         uncovered = list(self._uncovered()) if self.ran else []
         if uncovered:
             yield f"not covered: {'; '.join(uncovered)}"

@@ -131,7 +131,7 @@ def nearest_to_bound(id: str, device: str = "cpu") -> Finding:
         raise ValueError(f"finding: got check {quoted(name)}; allowed are {', '.join(CHECKS)}")
     check, trial = CHECKS[name], Trial(Question(made, device), named, Here(named.loss))
     if not check.applies(made) or check.not_run(named, trial.question.inputs):
-        raise ValueError(f"finding: {cut(subject)} has no {name} on {cut(case)}")
+        raise ValueError(f"finding: {cut(subject)} has no {name} on {cut(case)}; choose another case")
     found: list[Difference] = []
     with ambient(), suppress(RefusedError, NotRunError):
         found = [one for one in check.run(trial) if isinstance(one, Difference)]

@@ -198,7 +198,7 @@ def _recipe(finding: Finding, case: Case | BadInput, subject: Subject, device: s
             or (check.name == "stream" and there != "cuda")
         ):
             raise ValueError(
-                f"finding: {cut(finding.subject)} has no {finding.check} on {cut(finding.case)} and {device}"
+                f"finding: {cut(finding.subject)} has no {finding.check} on {cut(finding.case)} and {device}; choose another case"
             )
     return recipe
 
@@ -225,7 +225,7 @@ def _focused(finding: Finding, recipe: Recipe, focus: Focus) -> Focus:
 
 
 def _numbers(n: Numbers, versus: str) -> dict[str, Any]:
-    """Return the numbers of a finding as the script has them."""
+    """Return the numbers of a finding as the values of a script, by name."""
     if versus == "exact":
         return {"index": n.index, "found": n.got, "exact": n.exact, "allowed": n.bound, "versus": versus}
     # The other result may differ on this machine, so the number of the finding is not wrong by itself. If the other

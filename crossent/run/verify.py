@@ -211,7 +211,7 @@ def _subjects(settings: Settings, names: Sequence[str], given: Sequence[str]) ->
 def _whole(report: Report) -> dict[str, Any]:
     """The values of a report that are about no single case."""
     listed = {"known failures that no longer happen": list(report.fixed), "checks not run": list(report.left_out)}
-    return {**listed, "combinations of three choices": report.triples}
+    return {**listed, "combinations of three options": report.triples}
 
 
 def _differing(claim: Report, then: SubjectReport, now: SubjectReport) -> Iterator[tuple[str, str]]:

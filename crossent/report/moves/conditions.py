@@ -52,7 +52,7 @@ def others(old: Report, new: Report) -> list[tuple[str, str, str]]:
 def _described(run: Report, partial: bool) -> dict[str, str]:
     more = {
         "checks not run": ", ".join(run.left_out),
-        "combinations of three choices": str(run.triples),
+        "combinations of three options": str(run.triples),
         "known failures that no longer happen": "; ".join(run.fixed),
     }
     return {**run.environment, "level": run.level, "seed": str(run.seed), **({} if partial else more)}
