@@ -1,4 +1,4 @@
-"""The hot path: time and memory of each form and each peer, over those of `torch.nn.CrossEntropyLoss` and of the limit.
+"""The hot path: time and memory of each form and each peer, divided by torch's and by the limit's.
 
     python -m benchmarks hot_path
 

@@ -11,7 +11,7 @@ that has torch and crossent's dependencies. A version that is named twice runs t
 than crossent's code. An unfinished environment or report is deleted.
 
 Exit status: the largest status of the `crossent diff` runs; 2 where a version cannot be installed or compared; 130 when
-interrupted. This module needs Python alone, since no torch may be installed where it starts.
+interrupted. This module needs only Python, since no torch may be installed where it starts.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from crossent.words import quoted
 
 @contextmanager
 def ambient() -> Iterator[None]:
-    """Set the state of torch for a run, whatever the caller's state is: gradients on, no autocast, one thread.
+    """Set the state of torch for a run: gradients on, no autocast, one thread. Restore the caller's state after it.
 
     The tensors of most cases are tiny: on a busy machine a pool of threads made a run three times as long.
     """

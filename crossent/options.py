@@ -36,7 +36,9 @@ def chosen_files(json_file: str | None, html_file: str | None) -> dict[str, str]
     for option, path in files.items():
         _writable(path, option)
     if len(files) == 2 and not is_stream(path) and len(set(map(os.path.realpath, files.values()))) == 1:
-        raise click.BadParameter(f"got {quoted(path)}, which is also the file of --json", param_hint="--html")
+        raise click.BadParameter(
+            f"got {quoted(path)}, which is also the file of --json; choose another file", param_hint="--html"
+        )
     return files
 
 

@@ -153,7 +153,7 @@ def _triggers(bug: Bug) -> frozenset[str]:
 
 @cache
 def _words_of_bug(bug: Bug) -> tuple[frozenset[str], frozenset[str]]:
-    """Return the words that all cases of a bug have, and of these words the ones that a case with default options lacks."""
+    """Return the words that all cases of a bug have, and the words among these that a default case lacks."""
     words = [set(words_of(case.id)) for case in bug.cases]
     plain = [words_of(Case("float32", case.sizes).id) for case in bug.cases]
     shared = frozenset(set.intersection(*words)) if words else frozenset()

@@ -198,7 +198,8 @@ def _recipe(finding: Finding, case: Case | BadInput, subject: Subject, device: s
             or (check.name == "stream" and there != "cuda")
         ):
             raise ValueError(
-                f"finding: {cut(finding.subject)} has no {finding.check} on {cut(finding.case)} and {device}; choose another case"
+                f"finding: {cut(finding.subject)} has no {finding.check} on {cut(finding.case)} and {device}; "
+                "choose another case"
             )
     return recipe
 
