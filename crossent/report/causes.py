@@ -248,8 +248,8 @@ def common(subject: SubjectReport, findings: Sequence[Finding], other: Sequence[
 def _separated(subject: SubjectReport, findings: Sequence[Finding], other: Sequence[str] = ()) -> list[Cause]:
     """Return the causes of findings of one check: several if their cases have little in common.
 
-    Each cause is a choice with which nearly all cases fail. The choice with the most failing cases is taken first, and
-    the remaining findings are separated again.
+    Nearly all cases with the words of a cause fail. The words with the most failing cases make the first cause, and the
+    remaining findings are separated again.
     """
     whole = Cause(list(findings), common(subject, findings, other))
     failing, passing = [finding.case for finding in findings], _passing(subject, findings[0].check)
@@ -302,7 +302,7 @@ def _passing(subject: SubjectReport, check: str) -> list[str]:
 
 
 def _choices(words: Sequence[str], most: int, failing: Sequence[str], passing: Sequence[str]) -> Iterator[Common]:
-    """Yield how many failing and passing cases have each choice of at most `most` words."""
+    """Yield the numbers of failing and passing cases for each selection of at most `most` words."""
     bad, good = _having(words, failing), _having(words, passing)
     for count in range(1, most + 1):
         for chosen in combinations(words, count):

@@ -192,11 +192,11 @@ def _entry(entry: dict[str, Any]) -> ExpectedFinding:
     if "id" in entry:
         entry = _of_id(entry)
     elif missing := [key for key in ("subject", "kind", "cases") if not entry.get(key)]:
-        raise ValueError(f"{missing[0]} is missing")
+        raise ValueError(f"{missing[0]} is missing; add it to the entry")
     elif not (entry.get("checks") or entry.get("results")):
         raise ValueError("checks is missing, and so is results; give one of them")
     if missing := [key for key in ("reason",) if not entry.get(key)]:
-        raise ValueError(f"{missing[0]} is missing")
+        raise ValueError(f"{missing[0]} is missing; add it to the entry")
     for key, value in entry.items():
         if key in _LISTS:
             right, allowed = _strings(value), "a list of strings"

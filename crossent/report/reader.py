@@ -285,12 +285,12 @@ def finding_of(subject: str, entry: dict[str, Any]) -> Finding:
 
 def _string(entry: dict[str, Any], name: str) -> str:
     if not isinstance(value := entry[name], str):
-        raise TypeError(f"{name} is {quoted(value)}")
+        raise TypeError(f"{name} is {quoted(value)}; it must be a string")
     return value
 
 
 def _number(entry: dict[str, Any], name: str) -> float:
     value = entry[name]
     if type(value) not in (int, float) and value not in ("nan", "inf", "-inf"):
-        raise TypeError(f"{name} is {quoted(value)}")
+        raise TypeError(f"{name} is {quoted(value)}; it must be a number")
     return float(value)

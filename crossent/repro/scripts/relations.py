@@ -10,7 +10,7 @@ from crossent.repro.scripts.functions import bits, evaluate, fresh, judged, shap
 
 
 def call_each():
-    """Call the subject with all arguments of each equation. The first result follows from the others."""
+    """Call the subject with all arguments of each equation. The first result follows from the other results."""
     results = []
     for equation in equations:
         results = [evaluate(*fresh(*inputs)) for inputs in equation]
