@@ -17,7 +17,7 @@ from crossent.machine import require_device
 
 # `pytest .` looks for doctests in every module, and the tests need neither nox nor Sphinx.
 collect_ignore = ["noxfile.py", "docs"]
-# An installed package brings the plugin by its entry point too.
+# An installed package also loads the plugin by its entry point.
 pytest_plugins = ["crossent.plugin", "pytester"]
 
 

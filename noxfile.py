@@ -28,7 +28,7 @@ print(f"torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices"
 # The oldest torch that is supported, and the numpy versions that it works with.
 MINIMUM = ("torch==2.0.1", "numpy<2")
 
-# The packages whose losses `nox -s world` checks, with what they import.
+# The packages whose losses `nox -s world` checks, with their dependencies.
 WORLD = (
     "transformers==5.23.0",
     "keras==3.15.1",
@@ -38,7 +38,7 @@ WORLD = (
     *("einops==0.8.2", "hjson==3.1.0", "msgpack==1.2.4", "ninja==1.13.2", "psutil==7.2.2"),  # for deepspeed
     *("py-cpuinfo==9.0.0", "pydantic==2.14.4", "setuptools==84.2.1", "wheel==0.48.0"),
 )
-# Installed without their dependencies, among them torchvision and others that bring another torch.
+# Installed without dependencies, since torchvision and others would bring another torch.
 WORLD_ALONE = (
     "deepspeed==0.19.8",
     "kornia==0.9.0",
@@ -63,8 +63,8 @@ def tests(session: nox.Session) -> None:
 def cuda(session: nox.Session) -> None:
     """Run the tests and `crossent check` on every CUDA device, with the installed torch; fail without a device.
 
-    The installed torch is the one in nox's own environment, after `pip install -e '.[dev]'`; otherwise the one of the
-    system's Python, as in a container.
+    Use torch of nox's own environment, after `pip install -e '.[dev]'`. Otherwise use torch of the system's Python, as
+    in a container.
     """
     beside_nox = importlib.util.find_spec("torch") is not None
     if not beside_nox:
@@ -85,7 +85,7 @@ def cuda(session: nox.Session) -> None:
 
 @nox.session(python="3.11")
 def minimum(session: nox.Session) -> None:
-    """Run the tests on the oldest torch that is supported."""
+    """Run the tests on the oldest supported torch."""
     session.install(*MINIMUM, "-e", ".[test]")
     session.run("pytest", *session.posargs)
 
@@ -128,7 +128,7 @@ def repetitions(session: nox.Session) -> None:
 
 @nox.session
 def search(session: nox.Session) -> None:
-    """Search some minutes for a case that a form fails, and show the largest share of a bound."""
+    """Search for a case that a form fails, for some minutes, and show the largest share of a bound."""
     session.install("-e", ".[test]")
     profile = ("--hypothesis-profile=thorough", "--hypothesis-show-statistics", "-s")
     session.run("pytest", "tests/run/test_search.py", *profile, *session.posargs)
@@ -138,8 +138,8 @@ def search(session: nox.Session) -> None:
 def world(session: nox.Session) -> None:
     """Check the losses of other packages, such as timm and optax; fail on a finding without a reason.
 
-    Some minutes to install 2 GB, and a quarter of an hour on two cores. tests/world/findings.toml has the reasons.
-    `nox -s world -- -k keras` checks the losses of one package.
+    The session installs 2 GB in some minutes, and takes a quarter of an hour on two cores. tests/world/findings.toml
+    has the reasons. `nox -s world -- -k keras` checks the losses of one package.
     """
     session.install("torch==2.13.0", "-e", ".[test]", *WORLD)
     session.install("--no-deps", "--no-build-isolation", *WORLD_ALONE)
@@ -150,8 +150,8 @@ def world(session: nox.Session) -> None:
 def benchmarks(session: nox.Session) -> None:
     """Time the forms, their peers and `crossent check`; write benchmarks/results and benchmarks/README.md.
 
-    About ten minutes on two cores. `nox -s benchmarks -- --compare REF` fails when a form is slower than in the commit
-    REF; without REF, than in the previous commit. `-- --help` lists the options.
+    This takes about ten minutes on two cores. `nox -s benchmarks -- --compare REF` fails if a form is slower than in
+    the commit REF, or without REF than in the previous commit. `-- --help` lists the options.
     """
     session.install("-e", ".[bench,peers]")
     session.run("python", "-m", "benchmarks", *session.posargs)
@@ -168,10 +168,10 @@ def figures(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def upgrade(session: nox.Session) -> None:
-    """Show what moved between versions of torch: `nox -s upgrade -- 2.8.0 2.15.0`; `-- --help` lists the options."""
+    """Show the changes between versions of torch: `nox -s upgrade -- 2.8.0 2.15.0`; `-- --help` lists the options."""
     try:
         session.run(sys.executable, "-m", "benchmarks.upgrade", *session.posargs, interrupt_timeout=30.0)
-    except CommandFailed as failed:  # nox exits with 1 for every status; an old nox does not tell the status
+    except CommandFailed as failed:  # nox exits with 1 for every status, and an old nox does not print the status
         sys.exit(getattr(failed, "return_code", None) or 1)
 
 
@@ -190,9 +190,9 @@ def mutants(session: nox.Session) -> None:
 def mutate(session: nox.Session) -> None:
     """Change bounds, oracle and checks in a thousand small ways, and show each change that no test notices.
 
-    Half an hour on two cores. tests/survivors.toml explains the changes that make no difference. Name a module to
-    change that one: `nox -s mutate -- numerics.oracle.arithmetic`. mutmut leaves decorated functions and module-level
-    code as they are.
+    This takes half an hour on two cores. tests/survivors.toml explains the changes that make no difference. Name a
+    module to change only this module: `nox -s mutate -- numerics.oracle.arithmetic`. mutmut does not change decorated
+    functions and module-level code.
     """
     modules = session.posargs or ["numerics.bounds.loss", "numerics.oracle.answer", "checks.single"]
     session.install("-e", ".[test]", "mutmut>=3.8")

@@ -1,1 +1,1 @@
-"""What things cost: `python -m benchmarks`, from the root of the repository; no part of the package."""
+"""Measure time and memory: run `python -m benchmarks` from the root of the repository. The package does not ship it."""

@@ -217,7 +217,7 @@ def _write(part: str, chosen: argparse.Namespace, found: list[dict[str, Any]]) -
 
 
 def say(line: str) -> None:
-    """Show how far the run is."""
+    """Print a line on the progress of the run."""
     print(f"benchmarks: {line}", flush=True)
 
 

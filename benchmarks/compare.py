@@ -51,7 +51,7 @@ def compare(
 
 
 def _worse(old: Side, new: Side, calls: list[Hot], blocks: int, say: Callable[[str], None]) -> dict[Hot, str]:
-    """Return what is slower in one pair of processes."""
+    """Return a line for each call that is slower in one pair of processes."""
     found: dict[Hot, Spread] = {}
     for call, ratio in ratios(old, new, calls, blocks):
         say(f"{call}: {ratio} of the time")
@@ -87,7 +87,7 @@ def checkout(ref: str, root: Path = ROOT) -> Iterator[str]:
 
 
 def run(ref: str, say: Callable[[str], None] = print) -> int:
-    """Compare with a commit, print what is slower, and return the exit status."""
+    """Compare with a commit, print the slower calls, and return the exit status."""
     with checkout(ref) as folder:
         worse = compare(Side(ref, sys.executable, folder), Side("this", sys.executable, str(ROOT)), say=say)
     for line in worse:

@@ -1,7 +1,7 @@
 """Environments for `nox -s upgrade`: one for each version of torch, and the report of `crossent check` in each.
 
-nox cannot make them: a session has one environment, and the versions come from the command line. Here a test also sees
-what becomes of an environment or a report that fails half-way. This module needs Python alone.
+nox cannot make these environments: a session has one environment, and the versions come from the command line. Here a
+test can also interrupt the work on an environment or a report. This module needs only Python.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class CannotError(Exception):
 
 @dataclass(frozen=True)
 class Environment:
-    """A Python with one version of torch; the subjects and the level of its report; `nth`: which run of the version."""
+    """A Python with one version of torch, and the subjects and level of its report. `nth` counts its runs."""
 
     spec: str
     python: Path
@@ -54,7 +54,7 @@ class Environment:
     @property
     def options(self) -> str:
         """The part of a report's file name that depends on the options."""
-        capability = os.environ.get("ATEN_CPU_CAPABILITY", "")  # with which torch gives other bits
+        capability = os.environ.get("ATEN_CPU_CAPABILITY", "")  # torch gives other bits with these
         return "-".join([self.level, *map(slug, self.subjects), *([slug(capability)] if capability else [])])
 
     @property
@@ -153,7 +153,7 @@ def checked(of: Environment, reuse: bool) -> None:
         bar = sys.stderr.isatty()  # the command shows its own progress there
         failure = f"{of.spec}: no report"
         lines = follow(command, f"{of.spec}: crossent check", failure, (0, 1), of.variables, bar)
-        if not unfinished.exists():  # Python exits with 1 too, after a traceback
+        if not unfinished.exists():  # after a traceback, Python exits with 1 too
             raise CannotError(f"{failure}: {reason(lines)}")
         os.replace(unfinished, of.report)
     finally:
@@ -178,7 +178,7 @@ def follow(
     begun = shown = time.monotonic()
     steps: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "output"  # a file never makes the command wait, as a full pipe does
+        log = Path(folder) / "output"  # a full pipe would make the command wait, a file does not
         with log.open("w") as output, started(command, output, None if bar else subprocess.STDOUT, env) as process:
             ended = False
             while not ended:
@@ -212,7 +212,7 @@ def started(command: list[str], output: Any, stderr: int | None, env: Any) -> It
 
 
 def step(line: str) -> str:
-    """Return the large step that a line of pip's output names, in short, or "".
+    """Return a short name of the large step that a line of pip's output names, or "".
 
     >>> step("  Downloading torch-2.8.0-cp311-cp311-manylinux_2_28_x86_64.whl (888.1 MB)")
     'torch-2.8.0 (888.1 MB)'
@@ -228,7 +228,7 @@ def step(line: str) -> str:
 
 
 def reason(lines: list[str]) -> str:
-    """Return why a command failed: pip prints the reason, then advice, and the cause of the reason in other lines."""
+    """Return the reason why a command failed. pip prints the reason, then advice, and the cause in other lines."""
     errors = [line.removeprefix("ERROR: ").rstrip(".") for line in lines if line.startswith("ERROR: ")][:1]
     more = [line for line in lines if line.startswith("The user requested (constraint)")]
     if cut := [line for line in lines if "Retry(total=0" in line and "connection broken by " in line]:
@@ -237,5 +237,5 @@ def reason(lines: list[str]) -> str:
 
 
 def say(line: str) -> None:
-    """Show how far the run is."""
+    """Print a line on the progress of the run."""
     print(f"upgrade: {line}", flush=True)

@@ -1,4 +1,4 @@
-"""The hot path: time and memory of each form and each peer, over those of `torch.nn.CrossEntropyLoss` and of the limit.
+"""The hot path: time and memory of each form and each peer, divided by torch's and by the limit's.
 
     python -m benchmarks hot_path
 
@@ -23,7 +23,7 @@ from benchmarks.peers import NAMES, Call, Maker, forms, host_waits, limits, peer
 # Pascal VOC's classes, where the class axis is not the last.
 SHAPES = ((32, 10), (4096, 1000), (1024, 32000), (512, 128256), (8, 21, 256, 256))
 DTYPES = ("float32", "bfloat16")
-# Below this size in bytes, resident memory is more the interpreter's than the call's.
+# Below this size in bytes, most resident memory belongs to the interpreter, not to the call.
 LARGE = 2**24
 
 
@@ -148,7 +148,7 @@ def _cell(numbers: Numbers, of: Pass, seconds: float, with_memory: bool) -> dict
         "pass": of.value,
         "device": numbers.device,
         "threads": torch.get_num_threads(),
-        "share_of_others": others,  # the share of the machine that other processes had meanwhile
+        "share_of_others": others,  # the share of the machine that other processes used during the measurement
         "bytes": size,
         "bytes_moved_at_least": size * (3 if of.backward else 1),
         "found": found,

@@ -33,7 +33,7 @@ def machine(device: str = "cpu") -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Clock:
-    """Seconds by the clock, of all processes (None where unknown), and of this process."""
+    """Seconds by the clock, CPU seconds of all processes (None if unknown), and CPU seconds of this process."""
 
     wall: float
     everyone: float | None
@@ -49,7 +49,7 @@ class Clock:
         return Clock(time.perf_counter(), everyone, own.user + own.system + own.children_user + own.children_system)
 
     def others(self) -> float | None:
-        """Return the share of the machine that other processes have had since."""
+        """Return the share of the machine that other processes have used since then."""
         now = Clock.now()
         if now.everyone is None or self.everyone is None:
             return None
@@ -72,7 +72,7 @@ def caches() -> dict[str, str]:
 def allocator(device: str = "cpu") -> str:
     """Return the name of the memory allocator of a device, as far as it is visible.
 
-    glibc maps every large result afresh, which may take longer than to compute the result. Another allocator through
+    glibc maps new memory for every large result, which may take longer than the computation. Another allocator through
     LD_PRELOAD, or GLIBC_TUNABLES with a high mmap_threshold and trim_threshold, shows the time of the arithmetic.
     """
     if device.startswith("cuda"):

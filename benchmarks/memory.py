@@ -43,7 +43,7 @@ def traced(call: Callable[[], object]) -> int:
     ours = [one for one in events if one.get("name") == "[memory]" and one["args"].get("Device Type") == 0]
     ours.sort(key=lambda one: one["ts"])
     total = most = 0
-    for one in ours:  # an event's own total would include memory from before the call
+    for one in ours:  # the total of an event would include memory from before the call
         total += one["args"]["Bytes"]
         most = max(most, total)
     return most

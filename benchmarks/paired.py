@@ -5,7 +5,7 @@ all calls of a round get the same new inputs and run in a shuffled order. The ne
 steady drift cancels. The operating system reports when another process had the core: the ratios of such a turn are
 discarded and counted. The result is the median over the rounds, with its quartiles.
 
-pytest-benchmark, pyperf and asv time each benchmark to its end before the next, and no Python library takes turns.
+pytest-benchmark, pyperf and asv finish one benchmark before the next. No Python library lets calls take turns.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def turn(call: Call, calls: int, wait: Call = lambda: None) -> Turn:
         call()
     wait()
     took = time.perf_counter() - start
-    # A switch may have cost nothing; the time that the kernel reports decides, where the kernel reports a time.
+    # A switch may cost nothing, so the waiting time of the kernel decides, if the kernel reports a time.
     lost = None if waited is None else (_waited() or 0.0) - waited
     disturbed = _switches() > switches and (lost is None or lost > WAITED * took)
     return Turn(took / calls, disturbed)

@@ -1,4 +1,4 @@
-"""The functions that are timed: torch, the forms, and other libraries' cross-entropies, or why one is missing.
+"""The timed functions: torch, the forms, and the cross-entropies of other libraries, or the reasons for missing ones.
 
 A maker takes logits, target and whether a gradient is needed. It returns a call, which does not wait for the device.
 """
@@ -39,7 +39,7 @@ def of_torch(loss: Loss, copied: bool = False) -> Maker:
         def call() -> None:
             result = loss(x, target)
             if backward:
-                torch.autograd.grad(result, x)  # leaves no .grad for the next call to add to
+                torch.autograd.grad(result, x)  # no .grad stays, to which the next call would add
 
         return call
 
@@ -84,7 +84,7 @@ def peers(shape: tuple[int, ...], device: str) -> dict[str, Maker | str]:
 
 
 def tried(maker: Maker, logits: Tensor, target: Tensor, backward: bool) -> str:
-    """Return why a call fails, or ""."""
+    """Return the reason for the failure of a call, or ""."""
     try:
         maker(logits, target, backward)()
     except Exception as error:
@@ -111,7 +111,7 @@ def host_waits(call: Call) -> str:
 def _compiled() -> Maker | str:
     import torch._dynamo  # torch 2.0 loads this module only here
 
-    torch._dynamo.reset()  # what was compiled for other shapes does not count against this one
+    torch._dynamo.reset()  # code compiled for other shapes must not count here
     try:
         return of_torch(torch.compile(F.cross_entropy, dynamic=False))
     except RuntimeError as error:  # torch 2.0 on Python 3.11
@@ -158,7 +158,7 @@ def _optax(device: str) -> Maker | str:
     both, alone = jax.jit(jax.grad(mean)), jax.jit(mean)
 
     def make(logits: Tensor, target: Tensor, backward: bool) -> Call:
-        # The very memory, for each knows the other's; JAX has no int64 unless told.
+        # JAX shares the memory of torch's tensors. By default, JAX has no int64.
         x, y = jax.dlpack.from_dlpack(logits.detach().contiguous()), jax.dlpack.from_dlpack(target.int())
         function = both if backward else alone
         return lambda: function(x, y).block_until_ready()

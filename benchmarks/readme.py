@@ -1,6 +1,6 @@
-"""The tables that code writes into README.md and other pages, each between two marks that bear its name.
+"""The tables that code writes into README.md and other pages, each between two marks with its name.
 
-This module needs Python alone: `nox -s upgrade` starts where torch may be missing.
+This module needs only Python: `nox -s upgrade` starts where torch may be missing.
 """
 
 from __future__ import annotations

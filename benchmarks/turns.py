@@ -1,7 +1,7 @@
 """Turns: two processes, each with another torch or another crossent, call the hot path in turns.
 
 A block is old, new, new, old, and its ratio is new / old, so that a steady drift cancels. A block in which a process
-lost its core is discarded, as in :mod:`benchmarks.paired`. This module needs Python alone, as `upgrade.py` does.
+lost its core is discarded, as in :mod:`benchmarks.paired`. This module needs only Python, as `upgrade.py` does.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class EndedError(Exception):
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two sides: a Python, and the folder that has its crossent.
+    """One of the two sides: a Python, and the folder of its crossent.
 
     `waits` is the code that the process runs. `-P` keeps the current folder off the import path.
     """

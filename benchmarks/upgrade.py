@@ -1,4 +1,4 @@
-"""Compare versions of torch: an environment and a report for each, what moved between them, and the hot path's times.
+"""Compare versions of torch: make an environment and a report for each, show the changes, and time the hot path.
 
     nox -s upgrade -- 2.8.0 2.15.0              # or: python -m benchmarks.upgrade 2.8.0 2.15.0
     nox -s upgrade -- 2.8.0 2.13.0 2.15.0       # each version is compared with the one before it
@@ -11,7 +11,7 @@ that has torch and crossent's dependencies. A version that is named twice runs t
 than crossent's code. An unfinished environment or report is deleted.
 
 Exit status: the largest status of the `crossent diff` runs; 2 where a version cannot be installed or compared; 130 when
-interrupted. This module needs Python alone, since no torch may be installed where it starts.
+interrupted. This module needs only Python, since no torch may be installed where it starts.
 """
 
 from __future__ import annotations
@@ -36,17 +36,6 @@ FIGURES = RESULTS / "upgrades.json"
 HOT = hot(("torch", "formula"))
 
 
-# The names of the changes whose name in JSON is older. A test compares them with the labels of `crossent diff`.
-LABELS = {
-    "broken": "regression",
-    "contract changed": "changed behaviour",
-    "mended": "fixed",
-    "moved within bounds": "changed within bounds",
-    "other words": "other error message",
-    "same bits, judged anew": "same bits, judged again",
-}
-
-
 def timed(old: Environment, new: Environment) -> dict[str, list[float]]:
     """Return the quartiles of the ratio of times, new / old, for each call of the hot path."""
     found: dict[str, list[float]] = {}
@@ -61,7 +50,7 @@ def timed(old: Environment, new: Environment) -> dict[str, list[float]]:
 
 
 def compared(old: Environment, new: Environment, force: bool) -> tuple[int, dict[str, Any]]:
-    """Show what moved, and return the exit status of `crossent diff` and its JSON."""
+    """Show the changes, and return the exit status of `crossent diff` and its JSON."""
     name = f"{old.name}..{new.name}-{new.options}"
     files = {kind: environments.PLACE / environments.REPORTS / f"{name}.{kind}" for kind in ("json", "html")}
     was, now = (json.loads(side.report.read_bytes())["environment"].get("cpu_capability") for side in (old, new))
@@ -79,7 +68,7 @@ def compared(old: Environment, new: Environment, force: bool) -> tuple[int, dict
 
 
 def total(cases: Iterable[dict[str, int]]) -> dict[str, int]:
-    """Return how many cases of several subjects there are of each kind of move."""
+    """Return the number of cases of each kind of change, over several subjects."""
     each = list(cases)
     return {kind: sum(of[kind] for of in each) for kind in each[0]}
 
@@ -88,7 +77,7 @@ def figures(moved: dict[str, Any], ratios: dict[str, list[float]]) -> dict[str, 
     """Return the part of `upgrades.json` on two versions: the counts, and the first case of each kind of failure."""
     first: dict[str, dict[str, Any]] = {}
     for move in moved["moves"]:
-        if move["kind"] in ("broken", "newly refused", "contract changed", "mended", "newly accepted"):
+        if move["kind"] in ("regression", "newly refused", "changed behaviour", "fixed", "newly accepted"):
             key = f"{move['kind']} {move['subject']} {move['check']} {move['says']}"
             first.setdefault(key, {name: move[name] for name in ("kind", "id", "policy", "says")} | {"cases": 0})
             first[key]["cases"] += 1
@@ -98,17 +87,17 @@ def figures(moved: dict[str, Any], ratios: dict[str, list[float]]) -> dict[str, 
 
 
 COLUMNS = {
-    "same bits": ("same bits", "same bits, judged anew"),
-    "within bounds": ("moved within bounds", "better", "worse within bounds"),
-    "fixed or accepted": ("mended", "newly accepted"),
-    "changed behaviour": ("contract changed",),
-    "regression or refused": ("broken", "newly refused"),
-    "others": ("other words", "still wrong"),
+    "same bits": ("same bits", "same bits, judged again"),
+    "within bounds": ("changed within bounds", "better", "worse within bounds"),
+    "fixed or accepted": ("fixed", "newly accepted"),
+    "changed behaviour": ("changed behaviour",),
+    "regression or refused": ("regression", "newly refused"),
+    "others": ("other error message", "still wrong"),
 }
 
 
 def table(kept: dict[str, Any]) -> str:
-    """Return the table of benchmarks/README.md: the moves of the cases, and the times of the hot path."""
+    """Return the table of benchmarks/README.md: the changes of the cases, and the times of the hot path."""
     names = [*COLUMNS, "time"]
     lines = ["| torch | subjects | cases | " + " | ".join(names) + " |", "| --- | --- |" + " ---: |" * (len(names) + 1)]
     for pair, of in itertools.product(kept["pairs"], ("torch", "the forms")):
@@ -154,7 +143,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def upgraded(chosen: argparse.Namespace) -> int:
-    """Do what the options say, and return the exit status."""
+    """Compare the chosen versions, and return the exit status."""
     ready: list[Environment] = []
     failed = False
     seen: Counter[str] = Counter()
@@ -173,9 +162,7 @@ def upgraded(chosen: argparse.Namespace) -> int:
             worst, moved = compared(old, new, chosen.force)
             status = max(status, worst)
             all_figures.append(figures(moved, {} if chosen.no_times else timed(old, new)))
-            counts = [
-                f"{count} {LABELS.get(kind, kind)}" for kind, count in total(moved["cases"].values()).items() if count
-            ]
+            counts = [f"{count} {kind}" for kind, count in total(moved["cases"].values()).items() if count]
             verdict = "look before you upgrade" if worst else "no regression"
             say(f"{old.spec} → {new.spec}: {verdict}: {', '.join(counts)}")
         except (CannotError, OSError) as error:

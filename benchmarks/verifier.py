@@ -2,8 +2,8 @@
 
     python -m benchmarks verifier
 
-One core works on a case. So the time of a part is processor time, in the fastest round: other processes can only make a
-round slower. `crossent check` is timed by the clock, on all cores, against the number of its cases.
+One core works on a case. So the time of a part is processor time in the fastest round, since other processes can only
+make a round slower. `crossent check` is timed by the clock, on all cores, against the number of its cases.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from crossent.trials.trial import Question, Trial
 
 # Targets in seconds for a million logits, loss and gradient: by float64 arithmetic, and by interval arithmetic.
 LIMITS = {"float32": 0.2, "float64": 2.0}
-# The checks that are timed: those of a single call.
+# The timed checks: the checks of a single call.
 TIMED = (
     *(single.call, single.result, single.arguments, single.state),
     *(single.loss, single.gradient, single.target_gradient, single.repeat),
@@ -68,7 +68,7 @@ class Workload:
 
     @property
     def limit(self) -> float | None:
-        """The target in seconds; none for target gradients in interval arithmetic, a million numbers more."""
+        """The target in seconds; none for target gradients in interval arithmetic, which are a million more numbers."""
         return None if self.target_gradient and self.dtype == "float64" else LIMITS[self.dtype]
 
     def arguments(self) -> Arguments:
@@ -102,7 +102,7 @@ WORKLOADS = (
     Workload(1000, 1000, "float64"),
     Workload(8, 128_256, "float64"),
     Workload(100_000, 10, "float64"),
-    Workload(16, 128_256, "float64"),  # too many to keep, again
+    Workload(16, 128_256, "float64"),  # too many logits here too
     Workload(1000, 1000, "float64", label_smoothing=0.1),
     Workload(1000, 1000, "float64", "probabilities", 0.1),
     Workload(1000, 1000, "float64", "probabilities", 0.1, target_gradient=True),
@@ -158,7 +158,7 @@ def _steps(case: Case, subject: Any, rounds: int) -> dict[str, float]:
 
 
 def _run_checks(trial: Trial) -> None:
-    """Run the checks, which must pass: a failure would add the time to describe it."""
+    """Run the checks, which must pass, since describing a failure takes time."""
     for check in TIMED:
         for found in check.run(trial) if check.applies(trial.case) else ():
             if not isinstance(found, Difference) or found.ratio > 1:
@@ -204,7 +204,7 @@ COMMANDS: tuple[tuple[str, float | None, float | None], ...] = (
 
 
 def commands(of: tuple[tuple[str, float | None, float | None], ...] = COMMANDS) -> Iterator[dict[str, Any]]:
-    """Yield the CPU seconds and the seconds by the clock of commands, of which none reads an earlier report."""
+    """Yield the CPU seconds and the seconds by the clock of some commands. No command reads an earlier report."""
     with tempfile.TemporaryDirectory() as folder:
         for name, text in (("right", RIGHT), ("wrong", WRONG)):
             (Path(folder) / f"{name}.py").write_text(text, encoding="utf-8")
@@ -219,7 +219,7 @@ def commands(of: tuple[tuple[str, float | None, float | None], ...] = COMMANDS) 
 
 
 def bare(every: int = 16) -> dict[str, Any]:
-    """Return the CPU seconds of a run, and those of the same number of calls in a bare loop.
+    """Return the CPU seconds of a run, and of the same number of calls in a bare loop.
 
     The run has every n-th case of level normal, without the checks that transform a subject. The bare loop makes the
     inputs of a case once, and calls the subject and its backward pass as often as the run does.
@@ -261,7 +261,7 @@ def bare(every: int = 16) -> dict[str, Any]:
     return {"cases": len(planned), "calls": calls, "run": of_run, "loop": of_loop, "ratio": of_run / of_loop}
 
 
-# These checks make torch import its compilers, as those that transform a subject do.
+# Like the checks that transform a subject, these checks make torch import its compilers.
 _COMPILERS = ("deterministic",)
 
 

@@ -12,13 +12,13 @@ The checker:
 
     check        check functions against the exact value; returns a report
     parametrize  a pytest decorator: one test for each check on each case
-    diff         what changed between two reports, as of two versions of torch
+    diff         the changes between two reports, for example of two versions of torch
     adapters     functions of numpy, JAX and ONNX as subjects
-    Report, Finding, Diff   what `check` and `diff` return
+    Report, Finding, Diff   the results of `check` and `diff`
 
 The rooms of the package, from the bottom to the top; each room's `__init__` lists its modules:
 
-    words, files, choices   text made harmless; files written whole; the words that options accept
+    words, files, choices   printable text; files written whole; the words that options accept
     machine, state          devices and versions; the global state of torch
     forms                   the textbook: the five forms
     numerics                the mathematics: the exact value (oracle), and the error bounds (bounds)
@@ -29,7 +29,7 @@ The rooms of the package, from the bottom to the top; each room's `__init__` lis
     checks                  the properties that are tested
     run                     from a level to a report
     repro                   a finding as a script that needs torch alone
-    cli, options, console   the command, its options, and its output
+    cli, options, option_types, console   the command, its options, and its output
     plugin                  the pytest plugin
     adapters                public: from_numpy, from_jax, from_onnx
 

@@ -1,4 +1,4 @@
-"""The command, also by `python -m crossent`: Ctrl-C ends it with one line, even while it imports what it needs."""
+"""Run the command, also by `python -m crossent`. Ctrl-C ends the command with one line, even during an import."""
 
 import signal
 import sys
@@ -14,8 +14,8 @@ def main() -> int:
         sys.stderr.write("crossent: interrupted\n")
         return 128 + signal.SIGINT
     finally:
-        # `python -m` forgets the exit status if a KeyboardInterrupt has left an exec() of a text, as in the import of
-        # a named tuple. The next exec() makes it forget the exception instead.
+        # If a KeyboardInterrupt has left an exec() of a text, as in the import of a named tuple, `python -m` loses the
+        # exit status. Another exec() prevents this.
         exec("")
 
 

@@ -1,6 +1,6 @@
-"""The words that options accept, where the rooms of the package import them from, and how a shell completes them.
+"""The words that options accept, and the completion of these words in a shell.
 
-This module imports no other of the package, so the command prints its help and completes without importing torch.
+This module imports no other module of the package, so the command prints its help and completes without torch.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def complete_feature(context: Context, parameter: Parameter, incomplete: str) ->
 
 
 def complete_case(context: Context, parameter: Parameter, incomplete: str) -> list[str]:
-    """Complete the id of a case of the covering arrays. Code that imports torch makes the other cases."""
+    """Complete the id of a case of the covering arrays. The other cases would need an import of torch."""
     arrays = Path(__file__).with_name("cases").glob("*.txt")
     ids = {line for array in arrays for line in array.read_text(encoding="utf-8").splitlines()}
     return sorted(case for case in ids if case.startswith(incomplete))

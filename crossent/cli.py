@@ -7,25 +7,24 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from crossent import choices, options
 from crossent.choices import CONTRACT_NAMES, DTYPE_NAMES, LEVELS, ContractName, DtypeName, GradeName, Level
 from crossent.files import write_all
-from crossent.options import SEED_OPTION, check_options, chosen_files, chosen_part, one_line, recorded
+from crossent.option_types import SEED_OPTION, Row, Whole, Word
+from crossent.options import check_options, chosen_files, chosen_part, one_line, recorded
 from crossent.words import printable
+
+if TYPE_CHECKING:
+    from crossent.report.moves.diff import Diff
 
 # A command imports what it needs when it runs: `crossent --help` and a misspelt option wait for no import of torch.
 _LISTS = ("subjects", "checks", "cases", "features", "contracts", "bugs")
 # The last two follow the shell: 128 plus the number of SIGINT and of SIGPIPE.
 PASSED, FAILED, WRONG_USE, NOTHING_RAN, INTERRUPTED, NOT_WRITTEN = 0, 1, 2, 3, 130, 141
-
-
-_FILE = click.Path(dir_okay=False)
-_json = click.option("--json", "json_file", type=_FILE, help="Write the whole report to this file, as JSON.")
-_html = click.option("--html", "html_file", type=_FILE, help="Write the report to this file, as an HTML page.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,8 +72,7 @@ def crossent(context: click.Context) -> int:
 @click.argument("subjects", metavar="[SUBJECT ...]", nargs=-1, shell_complete=choices.complete_subject)
 @check_options
 @options.verbosity
-@_json
-@_html
+@options.report_files
 def check(
     subjects: tuple[str, ...],
     device: str,
@@ -112,14 +110,14 @@ def check(
     from published bugs. Bad input must raise the right error. The command runs your functions in isolated processes.
 
     Exit status: 0 all checks passed, 1 a check failed, a check has no evidence in a dtype, or the baseline shows a
-    regression, 2 wrong use, 3 nothing ran, 130 interrupted, 141 the output could not be written.
+    regression, 2 wrong use, 3 nothing ran or was compared, 130 interrupted, 141 the output could not be written.
     """
     files = chosen_files(json_file, html_file)
     if (strict or force) and baseline_file is None:
         raise click.UsageError("--strict and --force need --baseline")
     from rich.text import Text
 
-    from crossent.console import Output, progress
+    from crossent.console import Output, progress, warn_of_grade
     from crossent.machine import cores
     from crossent.report.last_findings import keep
     from crossent.report.moves.diff import diff as diff_of
@@ -141,6 +139,7 @@ def check(
     if contract is None and old is not None:
         contracts = [name for name in CONTRACT_NAMES if any(one.contract == name for one in old.subjects)]
         contract = contracts[0] if len(contracts) == 1 else None
+    warn_of_grade(subjects, contract, grade)
     status, chosen = None, chosen_part(subjects, **part)
     if old is not None and not force:
         with one_line():  # before the run, which takes long
@@ -175,13 +174,19 @@ def check(
         return status
     if not report.ran:
         return NOTHING_RAN
-    passed = report.ok
-    if old is not None:
-        with one_line():
-            moved = diff_of(old, report, force=force)
-        Output().show([Text(), *moved.render()])
-        passed = passed and (moved.strictly_ok if strict else moved.ok)
-    return PASSED if passed else FAILED
+    if old is None:
+        return PASSED if report.ok else FAILED
+    with one_line():
+        moved = diff_of(old, report, force=force)
+    Output().show([Text(), *moved.render()])
+    return _status(moved, strict) if report.ok else FAILED
+
+
+def _status(moved: Diff, strict: bool) -> int:
+    """Return the exit status of a comparison of two runs."""
+    if not moved.compared:
+        return NOTHING_RAN
+    return PASSED if (moved.strictly_ok if strict else moved.ok) else FAILED
 
 
 @crossent.command("diff", short_help="Compare two reports, for example of two versions of torch.")
@@ -189,8 +194,7 @@ def check(
 @click.argument("new", type=click.Path(exists=True, dir_okay=False))
 @click.option("--strict", is_flag=True, help="Fail also where an error grew much, but stays within its bound.")
 @click.option("--force", is_flag=True, help="Compare also runs of different devices, processors or seeds.")
-@_json
-@_html
+@options.report_files
 def diff(old: str, new: str, strict: bool, force: bool, json_file: str | None, html_file: str | None) -> int:
     """Compare two reports that `crossent check --json` wrote. No check runs.
 
@@ -199,7 +203,7 @@ def diff(old: str, new: str, strict: bool, force: bool, json_file: str | None, h
     another shape, dtype, kind of value or class of error.
 
     Exit status: 0 no regression, 1 a regression, a new refusal or changed behaviour, 2 wrong use, or reports that
-    cannot be compared, 141 the output could not be written.
+    cannot be compared, 3 nothing in common with --force, 141 the output could not be written.
     """
     files = chosen_files(json_file, html_file)
     from crossent.console import Output
@@ -210,7 +214,7 @@ def diff(old: str, new: str, strict: bool, force: bool, json_file: str | None, h
     Output().show(made.render())
     if not write_all(files, {"--json": made.write_json, "--html": made.write_html}):
         return NOT_WRITTEN
-    return PASSED if (made.strictly_ok if strict else made.ok) else FAILED
+    return _status(made, strict)
 
 
 @crossent.command(short_help="Run the cases of a report again, and compare the results.")
@@ -258,10 +262,8 @@ def verify(
 
 
 @crossent.command("list", short_help="List subjects, checks, cases, features, contracts or bugs.")
-@click.argument("what", metavar="|".join(_LISTS), type=options.Word(_LISTS))
-@click.option(
-    "--level", type=options.Word(LEVELS), default="normal", show_default=True, help="Level whose cases are listed."
-)
+@click.argument("what", metavar="|".join(_LISTS), type=Word(_LISTS))
+@click.option("--level", type=Word(LEVELS), default="normal", show_default=True, help="Level whose cases are listed.")
 def list_(what: str, level: str) -> None:
     """List subjects, checks, cases, features, contracts or bugs.
 
@@ -295,7 +297,7 @@ def repro(
     REPORT, the finding comes from the last runs in this folder, or the case runs here.
 
     The script needs torch alone; with --subject also your function and crossent. It exits with 1 if the finding
-    happens, 0 if it does not, 2 if it cannot run.
+    happens, 0 if it does not, 2 if it cannot run. With --passed, it exits with 0 if the number is within its bound.
     """
     if report is not None and device is not None:
         raise click.UsageError("--device is for a case that is run here: a report names the device of its findings")
@@ -313,12 +315,10 @@ def repro(
 
 
 @crossent.command()
-@click.option(
-    "--logits", type=options.Row(), metavar="TEXT", help="Logits of one row, separated by commas.  [default: 3,1,-3]"
-)
+@click.option("--logits", type=Row(), metavar="TEXT", help="Logits of one row, separated by commas.  [default: 3,1,-3]")
 @click.option("--target", type=int, help="True class.  [default: 0]")
 @click.option("--random", is_flag=True, help="Use a random row and a random class.")
-@click.option("--classes", type=options.Whole(1, 1_000_000), help="Number of classes, with --random.  [default: 5]")
+@click.option("--classes", type=Whole(1, 1_000_000), help="Number of classes, with --random.  [default: 5]")
 @click.option("--seed", type=SEED_OPTION, help="Seed of the random row.  [default: 0]")
 def explain(
     logits: tuple[float, ...] | None, target: int | None, random: bool, classes: int | None, seed: int | None

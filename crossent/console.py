@@ -1,8 +1,8 @@
-"""What a command prints: tables and lists on stdout, and a progress bar with the findings on stderr."""
+"""The output of the commands: tables and lists on stdout, and a progress bar with the findings on stderr."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn
@@ -17,6 +17,7 @@ from crossent.report.text import is_one_line
 from crossent.run.order import Step, Steps
 from crossent.run.plan import plan
 from crossent.subjects.builtin import NAMED
+from crossent.subjects.compiler import COMPILE_SUFFIX
 from crossent.subjects.contracts import CONTRACTS
 from crossent.subjects.features import FEATURES
 
@@ -24,7 +25,7 @@ from crossent.subjects.features import FEATURES
 class Output(Console):
     """A console that fits tables and prose to the terminal, and never wraps other lines."""
 
-    NARROWEST = 80  # a table loses digits before it loses a column
+    NARROWEST = 80  # columns; in a narrower terminal, a table would lose digits
 
     def show(self, parts: Iterable[RenderableType]) -> None:
         """Print the parts."""
@@ -38,11 +39,11 @@ class Output(Console):
         raise BrokenPipeError
 
 
-MOST_FINDINGS = 20  # that are shown as they come; the report has all
+MOST_FINDINGS = 20  # that are shown during the run; the report has all
 
 
 def progress(steps: Steps) -> Iterator[Step]:
-    """Show a progress bar and the first findings as they come on stderr, if stderr is a terminal."""
+    """Show a progress bar and the first findings on stderr during the run, if stderr is a terminal."""
     console = Console(stderr=True)
     if not console.is_interactive:
         yield from steps
@@ -62,7 +63,7 @@ def progress(steps: Steps) -> Iterator[Step]:
 
 
 class Running(ProgressColumn):
-    """What is running now."""
+    """The column of the progress bar with the running check and case."""
 
     def __init__(self, steps: Steps, table_column: Column) -> None:
         super().__init__(table_column)
@@ -74,7 +75,10 @@ class Running(ProgressColumn):
 
 
 class Remaining(ProgressColumn):
-    """The remaining time, from the cost of what is done; nothing as long as too little is done to tell."""
+    """The column of the progress bar with the remaining time, from the cost of the finished work.
+
+    The column is empty until `LEAST` of the cost is done.
+    """
 
     LEAST = 0.05  # of the cost
 
@@ -85,6 +89,14 @@ class Remaining(ProgressColumn):
             return Text("")
         seconds = round(task.elapsed * (1 - done) / done)
         return Text(f"{seconds // 60} min {seconds % 60} s left" if seconds >= 60 else f"{seconds} s left")
+
+
+def warn_of_grade(subjects: Sequence[str], contract: str | None, grade: str | None) -> None:
+    """Say on stderr to which of the subjects --grade does not apply, as they keep their own grades."""
+    own = [name for name in dict.fromkeys(subjects) if name.removesuffix(COMPILE_SUFFIX) in NAMED]
+    if grade and contract is None and 0 < len(own) < len(set(subjects)):
+        reason = "without --contract, the forms and torch keep their own grades"
+        Console(stderr=True).print(f"crossent: --grade does not apply to {', '.join(own)}: {reason}", soft_wrap=True)
 
 
 def listed(what: str, level: str) -> list[str]:

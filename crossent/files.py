@@ -1,4 +1,4 @@
-"""Files that are written completely or not at all, and a line for each that cannot be written."""
+"""Write files completely or not at all, and print a line for each file that cannot be written."""
 
 from __future__ import annotations
 

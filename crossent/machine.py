@@ -20,7 +20,7 @@ from crossent.words import quoted
 
 @contextmanager
 def ambient() -> Iterator[None]:
-    """Set the state of torch for a run, whatever the caller's state is: gradients on, no autocast, one thread.
+    """Set the state of torch for a run: gradients on, no autocast, one thread. Restore the caller's state after it.
 
     The tensors of most cases are tiny: on a busy machine a pool of threads made a run three times as long.
     """
@@ -30,7 +30,7 @@ def ambient() -> Iterator[None]:
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
-            for kind in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):  # torch warns of the other
+            for kind in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):  # torch warns without CUDA
                 stack.enter_context(torch.autocast(kind, enabled=False))
             yield
     finally:
@@ -38,18 +38,18 @@ def ambient() -> Iterator[None]:
 
 
 def require_device(device: str) -> None:
-    """Raise RuntimeError, in one line, where torch cannot put a tensor on the device."""
+    """Raise RuntimeError, in one line, if torch cannot put a tensor on the device."""
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
         raise RuntimeError(f"device: got {quoted(device)}; allowed are cpu, cuda and cuda:N")
     try:
         torch.zeros(1, device=device).item()  # a meta tensor has no value
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0].split(". ")[0]  # torch goes on to list its backends
+        reason = str(error).splitlines()[0].split(". ")[0]  # torch then lists its backends
         raise RuntimeError(f"device: got {quoted(device)}; {reason}") from None
 
 
 def environment(device: str) -> dict[str, str]:
-    """Return what a reader must know to repeat a run: versions, platform, device."""
+    """Return the versions, platform and device, which a reader needs to repeat a run."""
     found = {
         "crossent": version("crossent"),
         "torch": str(torch.__version__),
@@ -76,8 +76,8 @@ def can_fork() -> bool:
 def cpu_capability() -> str:
     """Return the vector instructions that torch uses on this processor, such as "AVX2".
 
-    torch chooses them, and other instructions give other bits: on one machine torch 2.0 takes AVX2 where torch 2.8
-    takes AVX512. The variable ATEN_CPU_CAPABILITY overrides the choice.
+    torch chooses the instructions, and other instructions give other bits. On one machine, torch 2.0 uses AVX2 and
+    torch 2.8 uses AVX512. The variable ATEN_CPU_CAPABILITY overrides the choice.
     """
     says = getattr(torch.backends, "cpu", None)  # since torch 2.1
     if says is not None:
@@ -93,7 +93,7 @@ def available(device: str) -> int:
         return int(torch.cuda.mem_get_info(torch.device(device).index)[0])
     free = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     if (most := resource.getrlimit(resource.RLIMIT_DATA)[0]) != resource.RLIM_INFINITY:
-        free.append(most)  # the limit of an isolated process, or the user's own
+        free.append(most)  # the limit of an isolated process, or a limit of the user
     try:
         words = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
         free.append(int(words["MemAvailable"].split()[0]) * 1024)

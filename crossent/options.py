@@ -1,4 +1,4 @@
-"""The options of a command: their types, the files that they name, and errors in one line.
+"""The options of a command, the files that they name, and errors in one line.
 
 This module imports no torch.
 """
@@ -9,7 +9,6 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -24,83 +23,11 @@ from crossent.choices import (
     complete_feature,
 )
 from crossent.files import is_stream
+from crossent.option_types import Positive, Seed, Whole, Word, Words
 from crossent.words import LONGEST_VALUE, cut, printable, quoted
 
 if TYPE_CHECKING:
     from crossent.report.report import Report
-
-
-class _Allowed:
-    """A type of click whose error says what was given and what is allowed, as `crossent.check` does."""
-
-    @property
-    def allowed(self) -> str:
-        """The allowed values, with their verb: "are quick, normal, thorough"."""
-        if isinstance(self, click.Choice):
-            return f"are {', '.join(self.choices)}"
-        assert isinstance(self, (click.IntRange, click.FloatRange))
-        if self.max is not None:
-            return f"are {self.min} to {self.max}"
-        return f"is more than {self.min}" if self.min_open else f"is {self.min} or more"
-
-    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
-        """Convert the value as click does. The error for a wrong value names the allowed values."""
-        try:
-            return super().convert(value, parameter, context)  # type: ignore[misc]
-        except click.BadParameter:
-            near = get_close_matches(str(value), getattr(self, "choices", ()), n=1)
-            meant = f"; did you mean {near[0]}?" if near else ""
-            message = f"got {quoted(value)}{meant}; allowed {self.allowed}"
-            raise click.BadParameter(message, context, parameter) from None
-
-
-class Word(_Allowed, click.Choice):  # type: ignore[type-arg]  # which click 8.1 does not have
-    """One of several words."""
-
-
-class Whole(_Allowed, click.IntRange):
-    """A whole number in a range."""
-
-
-class Positive(_Allowed, click.FloatRange):
-    """A number above 0."""
-
-    def __init__(self) -> None:
-        super().__init__(0, min_open=True)
-
-
-# numpy and torch both accept seeds of 32 bits.
-SEED_OPTION = Whole(0, 2**32 - 1)
-
-
-class Seed(click.ParamType):  # type: ignore[type-arg]
-    """A number, or the word "random"."""
-
-    name = "integer or random"
-
-    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> int | str:
-        """Return the number, or the word."""
-        if value == "random":
-            return "random"
-        try:
-            return int(SEED_OPTION.convert(value, parameter, context))
-        except click.BadParameter as error:
-            self.fail(f"{error.message}, and random", parameter, context)
-
-
-class Row(click.ParamType):  # type: ignore[type-arg]
-    """A row of numbers, separated by commas."""
-
-    name = "row"
-
-    def convert(
-        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
-    ) -> tuple[float, ...]:
-        """Return the numbers."""
-        try:
-            return tuple(float(number) for number in value.split(","))
-        except ValueError:
-            self.fail(f"got {quoted(value)}; allowed are numbers separated by commas, as in 3,1,-3", parameter, context)
 
 
 def chosen_files(json_file: str | None, html_file: str | None) -> dict[str, str]:
@@ -109,7 +36,9 @@ def chosen_files(json_file: str | None, html_file: str | None) -> dict[str, str]
     for option, path in files.items():
         _writable(path, option)
     if len(files) == 2 and not is_stream(path) and len(set(map(os.path.realpath, files.values()))) == 1:
-        raise click.BadParameter(f"got {quoted(path)}, which is also the file of --json", param_hint="--html")
+        raise click.BadParameter(
+            f"got {quoted(path)}, which is also the file of --json; choose another file", param_hint="--html"
+        )
     return files
 
 
@@ -270,10 +199,10 @@ _part = _adding(
     click.option(
         "--check",
         "checks",
-        metavar="NAME",
+        metavar="NAME[,NAME ...]",
         multiple=True,
-        type=Word(CHECK_NAMES),
-        help="Run this check only; see `crossent list checks`. `call` and `result` run with it. Repeatable.",
+        type=Words(CHECK_NAMES),
+        help="Run these checks only; see `crossent list checks`. `call` and `result` run with them. Repeatable.",
     ),
     click.option(
         "--case",
@@ -305,16 +234,22 @@ verbosity = _adding(
         "-v",
         "--verbose",
         count=True,
-        help="Show a table by check, all causes and known failures; -vv also each reason why something did not run.",
+        help="Show a table by check, all causes and known failures; -vv also the id of each finding, and each reason "
+        "why something did not run.",
     ),
     click.option("-q", "--quiet", is_flag=True, help="Show the verdict alone."),
+)
+_FILE = click.Path(dir_okay=False)
+report_files = _adding(
+    click.option("--json", "json_file", type=_FILE, help="Write the whole report to this file, as JSON."),
+    click.option("--html", "html_file", type=_FILE, help="Write the report to this file, as an HTML page."),
 )
 check_options = _adding(_cases, promises, run_options, _part, _baseline)
 
 
 def chosen_part(
     subjects: Sequence[str],
-    checks: tuple[str, ...],
+    checks: tuple[tuple[str, ...], ...],
     cases: tuple[str, ...],
     last_failed: bool,
     exitfirst: bool,
@@ -327,15 +262,23 @@ def chosen_part(
     """
     if exitfirst and max_findings is not None:
         raise click.UsageError("-x is --max-findings 1: give one of the two")
-    if last_failed and (checks or cases):
-        raise click.UsageError("--last-failed names its checks and cases: give it without --check and --case")
-    chosen: dict[str, Any] = {"checks": checks, "cases": cases, "max_findings": 1 if exitfirst else max_findings}
+    if last_failed and cases:
+        raise click.UsageError("--last-failed names its cases: give it without --case")
+    names = tuple(dict.fromkeys(name for each in checks for name in each))
+    chosen: dict[str, Any] = {"checks": names, "cases": cases, "max_findings": 1 if exitfirst else max_findings}
     if last_failed:
         from crossent.report.last_findings import last_failed as failed_in_last_run
 
-        chosen["cases"] = failed_in_last_run(subjects)
-        if not chosen["cases"]:
-            click.echo("crossent: no finding of the last run on these subjects is kept: everything runs", err=True)
+        failed = failed_in_last_run(subjects)
+        kept = {case: [check for check in of if not names or check in names] for case, of in failed.items()}
+        chosen["cases"] = {case: of for case, of in kept.items() if of}
+        if chosen["cases"]:
+            chosen["checks"] = ()  # each case has its own
+        else:
+            of_checks = f" of {', '.join(names)}" if names else ""
+            runs = "these checks run on every case" if names else "everything runs"
+            said = f"no finding{of_checks} of the last run on these subjects is kept: {runs}"
+            click.echo(f"crossent: {said}", err=True)
     return chosen
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from crossent.choices import CONTRACT_NAMES
+from crossent.words import counted
 
 if TYPE_CHECKING:
     from crossent.run.pytest_checks import CheckTest
@@ -26,6 +27,7 @@ _SUBJECT, WITHOUT, EXPECTED = "--crossent-subject", "--crossent-without", "--cro
 CONTRACT = "--crossent-contract"
 JSON, MIN_CHECKS, BASELINE = "--crossent-json", "--crossent-min-checks", "--crossent-baseline"
 RECORDS = pytest.StashKey[list[str]]()
+DESELECTED = pytest.StashKey[int]()
 SHOWN = pytest.StashKey[bool]()
 Wrong = (ValueError, TypeError, RuntimeError)
 
@@ -59,7 +61,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marker, and raise a usage error for a wrong option before collection."""
     config.addinivalue_line("markers", "crossent(subject, **options): checks of a cross-entropy; crossent.parametrize")
-    config.stash[RECORDS], config.stash[SHOWN] = [], False
+    config.stash[RECORDS], config.stash[SHOWN], config.stash[DESELECTED] = [], False, 0
     config.pluginmanager.register(RecordCollector(config))
     if config.getoption(_SUBJECT):
         _of_subjects(config)
@@ -212,6 +214,18 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         outcome.get_result().crossent = check.record.packed()
 
 
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    """Count the checks that `-k`, `-m` or `--deselect` leaves out."""
+    if checks := [item for item in items if _check_of(item) is not None]:
+        checks[0].config.stash[DESELECTED] += len(checks)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take the number of left-out checks from a worker of pytest-xdist. Each worker leaves out the same checks."""
+    node.config.stash[DESELECTED] = getattr(node, "workeroutput", {}).get("crossent_deselected", 0)
+
+
 class RecordCollector:
     """Collects the records of all checks, in the process that makes the report."""
 
@@ -228,6 +242,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail a run if too few checks ran, for example because all were skipped, or if the baseline shows a regression."""
     config = session.config
     if hasattr(config, "workerinput"):
+        config.workeroutput["crossent_deselected"] = config.stash[DESELECTED]  # type: ignore[attr-defined]
         return
     ran, least = _ran(config), _least(config)
     if session.exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
@@ -294,7 +309,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
             terminalreporter.line(f"  declared: {part.name} {'; '.join(part.declared)}")
         for reason, count in sorted(part.not_applicable.items()):
             terminalreporter.line(f"  not applicable, {count} cases: {part.name} {reason}")
-    terminalreporter.line(f"{ran} checks ran; {report.summary}")
+    left_out = f": {counted(deselected, 'test')} deselected" if (deselected := config.stash[DESELECTED]) else ""
+    terminalreporter.line(f"{ran} checks ran; {report.summary}{left_out}")
     if report.level == "quick":
         terminalreporter.line(f"THIS WAS A QUICK RUN: {LEVEL}=normal runs more", yellow=True, bold=True)
     if path := config.getoption(JSON):

@@ -1,4 +1,4 @@
-"""The global state of torch, numpy and Python, which a call must not change: read all of it, and set it back."""
+"""Read and restore the global state of torch, numpy and Python, which a call must not change."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _flushes() -> bool:
 
 
 def _torch_generator() -> bytes:
-    return torch.random.get_rng_state().numpy().tobytes()  # bytes compare ten times as fast as tensors
+    return torch.random.get_rng_state().numpy().tobytes()  # bytes are compared ten times as fast as tensors
 
 
 def _set_torch_generator(to: bytes) -> None:

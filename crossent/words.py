@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shlex
 
-# In characters. The message of an exception may contain a whole tensor.
+# Limits in characters. The message of an exception may contain a whole tensor.
 LONGEST_TEXT = 10_000
 LONGEST_LINE = 500
-# Of one value of a file or of a user that a message repeats.
+# The limit of one value that a message repeats.
 LONGEST_VALUE = 200
-DECLARED = "is declared without "  # the reason of a feature that a user declares as lacking, before its name
+DECLARED = "is declared without "  # the reason for a declared missing feature; the name of the feature follows
 
 
 def said(error: BaseException) -> str:

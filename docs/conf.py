@@ -80,8 +80,14 @@ def restore(app: Sphinx, what: str, name: str, of: object, options: object, line
     lines[:] = [re.sub(r"^:ivar [\w, ]+:", lambda entry: entry[0].replace(", ", "/"), line) for line in lines]
 
 
+def without_lines_for_a_clone(app: Sphinx, name: str, source: list[str]) -> None:
+    """Remove the lines that link an included file for readers on GitHub, where an include shows nothing."""
+    source[0] = re.sub(r"^In a clone, read \[.*\n\n?", "", source[0], flags=re.M)
+
+
 def setup(app: Sphinx) -> None:
     """Register the formulas, and write the tables that the code has before the pages are read."""
+    app.connect("source-read", without_lines_for_a_clone)
     app.add_html_math_renderer("mathml", (mathml("inline"), None), (mathml("block"), None))
     app.connect("autodoc-process-docstring", keep, priority=400)  # napoleon has 500
     app.connect("autodoc-process-docstring", restore, priority=600)

@@ -14,6 +14,7 @@ import crossent
 from crossent.cases.corpus import bugs
 from crossent.choices import GRADE_NAMES
 from crossent.report.moves.rules import Kind
+from crossent.report.text import failures, plain_text
 from crossent.subjects.contracts import CONTRACTS, DEFAULT_CONTRACT
 from crossent.subjects.features import FEATURES
 
@@ -79,7 +80,7 @@ def features() -> str:
 
 def kinds() -> str:
     """Return the kinds of changes that `crossent diff` names, the most serious first."""
-    rows = [(kind.label, kind.meaning, "fails" if kind.fails else "") for kind in Kind]
+    rows = [(kind, kind.meaning, "fails" if kind.fails else "") for kind in Kind]
     return table(("change", "meaning", "exit status 1"), rows)
 
 
@@ -100,7 +101,7 @@ def address(issue: str) -> str:
 
 
 def finding() -> str:
-    """Return a finding about the function that the page "Check your kernel" shows, as the report has it."""
+    """Return the part of a report about the function that the page "Check your kernel" shows: a cause and a finding."""
     page = (Path(__file__).parent / "check-your-kernel.md").read_text(encoding="utf-8")
     source = page.partition("```python\n# kernels/mine.py\n")[2].partition("```")[0]
     with TemporaryDirectory() as folder, chdir(folder):
@@ -108,4 +109,4 @@ def finding() -> str:
         Path("kernels/mine.py").write_text(source, encoding="utf-8")
         case = "torch-mlir-3585/float32-7x5-normal-int64-mean-ignored_default"
         report = crossent.check("kernels/mine.py:loss", cases=case, checks="loss")
-    return f"{report.findings[0]}\n"
+    return plain_text(failures(report.subjects[0], 1)).lstrip() + "\n"

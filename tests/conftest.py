@@ -1,6 +1,6 @@
 """The options and the summary of the tests, and the search profiles of Hypothesis (`--hypothesis-profile`).
 
-The conftest.py above is shared with the benchmarks, which need no Hypothesis.
+The conftest.py in the root also serves the benchmarks, which need no Hypothesis.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ def pytest_addoption(parser):
     )
 
 
-# With this many cases the soak comes near the bounds: the largest share of a bound must then be at least REACHED. The
-# random right implementations must come nearer, with as many cases as `nox -s soak` takes.
+# With this many cases, the largest share of a bound must be at least REACHED. The random right implementations must
+# come nearer, with as many cases as `nox -s soak` takes.
 WHOLE_SOAK, WHOLE_OF_RIGHT = 1000, 20_000
 REACHED, REACHED_BY_RIGHT = 0.5, 0.9
 
 
 def pytest_sessionfinish(session):
-    """Fail a long soak that does not come near a bound: that bound is too wide."""
+    """Fail a long soak whose results stay far below a bound, since the bound is too wide."""
     terminalreporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if terminalreporter is None or session.config.getoption("--crossent-soak") < WHOLE_SOAK:
         return
@@ -76,7 +76,7 @@ def pytest_sessionfinish(session):
 
 
 def _soaked(terminalreporter, name="soak"):
-    """Return the figures of a soak's parts by dtype."""
+    """Return the figures of the parts of a soak, by dtype."""
     parts: dict[str, list] = {}
     for part in map(json.loads, _recorded(terminalreporter, name)):
         parts.setdefault(part["dtype"], []).append(part)
@@ -84,7 +84,7 @@ def _soaked(terminalreporter, name="soak"):
 
 
 def _recorded(terminalreporter, name):
-    """Yield what tests recorded under this name, in any process."""
+    """Yield the texts that tests recorded under this name, in any process."""
     for report in [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]:
         yield from (text for recorded, text in report.user_properties if recorded == name)
 

@@ -27,7 +27,7 @@ def needs(*packages):
     return pytest.mark.skipif(bool(missing), reason=f"needs the package {', '.join(missing)}")
 
 
-def _has_interpreter():  # looked up in a way that does not import it: the interpreter must be on by then
+def _has_interpreter():  # found without an import, since the interpreter must be on before Triton's import
     try:
         return int(importlib.metadata.version("triton").partition(".")[0]) >= 3
     except importlib.metadata.PackageNotFoundError:
@@ -36,7 +36,7 @@ def _has_interpreter():  # looked up in a way that does not import it: the inter
 
 @np.errstate(all="ignore")
 def nll(logits, target, weight=None, ignore_index=-100, reduction="mean"):
-    """By numpy, for (N, C) and class indices; float32 inside."""
+    """Compute the loss of (N, C) logits and class indices with numpy, in float32 or wider."""
     wide = logits.astype(np.promote_types(logits.dtype, np.float32) if logits.dtype.kind == "f" else np.float32)
     shifted = wide - wide.max(1, keepdims=True)
     log_sum = np.log(np.exp(shifted).sum(1))
@@ -51,7 +51,7 @@ def nll(logits, target, weight=None, ignore_index=-100, reduction="mean"):
 
 @np.errstate(all="ignore")
 def gradient_of_nll(upstream, logits, target, ignore_index=-100, reduction="mean"):
-    """Of the same without weights."""
+    """Return the gradient of `nll` without weights."""
     wide = logits.astype(np.float64)
     p = np.exp(wide - wide.max(1, keepdims=True))
     p /= p.sum(1, keepdims=True)
@@ -132,7 +132,7 @@ def test_options_may_be_given_by_position():
 
 @pytest.mark.parametrize("result", ["text", [None], 1j], ids=["text", "objects", "complex"])
 def test_what_is_no_array_of_real_numbers_is_refused(result):
-    with pytest.raises(TypeError, match="wanted is an array of real numbers"):
+    with pytest.raises(TypeError, match="it must return an array of real numbers"):
         from_numpy(lambda logits, target: result)(LOGITS, TARGET)
 
 
@@ -285,7 +285,7 @@ def test_a_package_that_is_not_there_is_named(make, package, monkeypatch):
 
 @pytest.mark.parametrize(("variable", "imported"), [("1", True), ("1", False), ("0", True)])
 def test_bfloat16_is_not_asked_of_kernels_in_tritons_interpreter(variable, imported, monkeypatch):
-    # It cuts float32 off to bfloat16, which no GPU does: what it gives says nothing of the kernel.
+    # The interpreter truncates float32 to bfloat16, which no GPU does, so its results say nothing about the kernel.
     monkeypatch.setenv("TRITON_INTERPRET", variable)
     if imported:
         monkeypatch.setitem(sys.modules, "triton.runtime.interpreter", sys)
@@ -296,7 +296,7 @@ def test_bfloat16_is_not_asked_of_kernels_in_tritons_interpreter(variable, impor
 
 @pytest.mark.skipif(not _has_interpreter(), reason="needs the package triton, of 3.0 or newer: its interpreter")
 def test_a_kernel_of_tritons_is_checked_in_its_interpreter(tmp_path):
-    # In a process of its own: Triton is interpreted where it is from its import on.
+    # In a separate process, since Triton reads the setting of the interpreter at its import.
     file = tmp_path / "padded.py"
     file.write_text(KERNEL)
     code = f"""
@@ -313,7 +313,7 @@ for width in 4, 5:
     assert done.stdout == "4 []\n5 [('loss', 'wrong')]\n", done.stderr
 
 
-# What lies beyond a row is taken for logits of 0, which a width that is a power of two does not show.
+# The kernel reads logits of 0 beyond the end of a row. A width that is a power of two does not show this.
 KERNEL = """
 import os
 

@@ -1,4 +1,4 @@
-"""The words of the options are those of the rooms, and the command waits for no import of torch to print them."""
+"""The options accept the words of the rooms, and the command prints them without an import of torch."""
 
 import os
 import re
@@ -104,7 +104,7 @@ def enabling(shell):
 
 
 def run_in_bash(script):
-    """Run a script in bash, in which `crossent` is the command of this Python."""
+    """Run a script in bash, where `crossent` is the command of this Python."""
     script = f'crossent() {{ "{sys.executable}" -m crossent "$@"; }}\n{script}'
     return subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True, cwd=ROOT).stdout
 

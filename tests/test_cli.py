@@ -1,4 +1,4 @@
-"""The command: what it prints, its exit status, and one line for wrong use."""
+"""The command: its output, its exit status, and one line for wrong use."""
 
 import json
 import os
@@ -28,16 +28,16 @@ def run(capsys, *arguments):
 
 @pytest.fixture(autouse=True)
 def one_job(monkeypatch, tmp_path):
-    """Most of these runs are over before another process would have started. Their reports are kept elsewhere."""
+    """Run in one process, which is faster than starting another, and keep the reports in another folder."""
     monkeypatch.setattr("crossent.machine.cores", lambda: None)
     monkeypatch.setattr("crossent.report.last_findings.FOLDER", str(tmp_path / "cache"))
 
 
 @pytest.fixture
 def small_grid(monkeypatch):
-    """A few cases instead of a level's: these tests are about the command."""
+    """Replace the cases of a level by a few cases, since these tests are about the command."""
     dtypes = tuple(DTYPES)
-    more = [*edges(dtypes, 0, "quick"), *list(grid(dtypes, 0, "triples"))[::20]]  # for evidence of every check
+    more = [*edges(dtypes, 0, "quick"), *list(grid(dtypes, 0, "triples"))[::20]]  # as evidence for every check
     monkeypatch.setattr("crossent.run.runner.check", check_on(list(grid(dtypes, 0, "pairs"))[::40], more=more))
 
 
@@ -83,7 +83,7 @@ def test_check_exits_1_and_shows_the_numbers_when_a_form_is_wrong(capsys, small_
 def test_check_exits_3_when_nothing_ran(capsys, monkeypatch):
     many_rows = [case for case in grid(["float16"]) if case.sizes == (7, 5)][:3]
     monkeypatch.setattr("crossent.run.runner.check", check_on(many_rows))
-    status, out, _ = run(capsys, "check", "scalar", "--dtype", "float16")  # bad inputs are of float32
+    status, out, _ = run(capsys, "check", "scalar", "--dtype", "float16")  # bad inputs have float32 logits
     assert status == NOTHING_RAN
     assert "nothing ran" in out
 
@@ -221,7 +221,7 @@ def test_a_place_that_cannot_be_written_is_said_before_the_run(capsys, monkeypat
 @pytest.mark.parametrize("forbidden", ["report.json", ""])
 @pytest.mark.parametrize("option", ["--json", "--html"])
 def test_a_file_or_a_folder_without_permission_is_said_before_the_run(capsys, monkeypatch, tmp_path, forbidden, option):
-    """As root everything may be written: so permission is asked of somebody else here."""
+    """Root may write everywhere, so the test replaces the question for permission."""
     path = tmp_path / "report.json"
     path.write_text("before")
     monkeypatch.setattr("crossent.run.runner.check", None)
@@ -317,6 +317,15 @@ def test_explain_takes_negative_logits_after_a_space(capsys):
 def test_explain_says_when_the_prediction_is_wrong(capsys):
     _, out, _ = run(capsys, "explain", "--logits", "3,1,-3", "--target", "2")
     assert "but the true class is 2" in " ".join(out.split())
+
+
+@pytest.mark.parametrize("logits", ["3,1,-3", "8e307,-8e307", "1e-320,0", "1000,-1000", "-1e8,-1e8,-1e8"])
+def test_explain_cuts_no_table_at_80_columns(capsys, monkeypatch, logits):
+    monkeypatch.setenv("COLUMNS", "80")
+    _, out, _ = run(capsys, "explain", "--logits", logits, "--target", "1" if "," in logits else "0")
+    assert {"form", "formula", "loss", "minus torch"} <= set(re.split(r" {2,}", out.replace("\n", "  ")))
+    assert "…" not in out
+    assert max(map(len, out.splitlines())) <= 80
 
 
 @pytest.mark.parametrize("logits", ["0", "5,5", "1000,-1000", "8e307,-8e307", "1e-320,0", "-1e8,-1e8,-1e8"])

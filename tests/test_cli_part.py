@@ -1,4 +1,4 @@
-"""The command on a part of a run: chosen checks and cases, the first findings, and what failed last."""
+"""The command on a part of a run: chosen checks and cases, the first findings, and the failures of the last run."""
 
 import io
 import json
@@ -16,7 +16,9 @@ from crossent.checks import CHECKS
 from crossent.cli import FAILED, PASSED, WRONG_USE, main
 from crossent.report.last_findings import FOLDER, last_failed, path_of
 from crossent.report.reader import find, read_json
+from crossent.run import pytest_checks
 from crossent.run.order import Step, Steps
+from crossent.run.settings import Settings
 
 WRONG = """
 import os
@@ -40,7 +42,7 @@ def few_cases(monkeypatch, tmp_path):
 @pytest.fixture
 def check(capsys, tmp_path):
     def check(*arguments, subject="wrong.py:loss"):
-        """The status, the ids of the cases that ran, stdout and stderr."""
+        """Return the status, the ids of the cases that ran, stdout and stderr."""
         report = tmp_path / "report.json"
         status = main(["check", subject, "--level", "quick", "--json", str(report), *arguments])
         captured = capsys.readouterr()
@@ -49,6 +51,30 @@ def check(capsys, tmp_path):
         return status, [re.sub(r"-seed\d+", "", case) for case in cases], captured.out, captured.err
 
     return check
+
+
+@pytest.mark.parametrize(("names", "keep"), [(["formula"], "formula keeps its"), ([], "torch_nll keep their")])
+def test_a_grade_that_changes_nothing_is_wrong_use(capsys, names, keep):
+    assert main(["check", *names, "--grade", "A"]) == WRONG_USE
+    err = capsys.readouterr().err
+    assert err.startswith("crossent: --grade: got 'A', which would change nothing: without a contract, ")
+    assert f"{keep} own grade; choose a contract too\n" in err
+
+
+def test_a_grade_that_changes_some_subjects_says_which_keep_their_own(check):
+    status, _, _, err = check("torch", "--grade", "B")
+    assert status == FAILED
+    assert err == (
+        "crossent: --grade does not apply to torch: without --contract, the forms and torch keep their own grades\n"
+    )
+    assert check("--grade", "B")[3] == ""
+    assert check("torch", "--grade", "B", "--contract", "kernel")[3] == ""
+
+
+def test_a_grade_that_changes_nothing_is_refused_in_pytest_and_python():
+    with pytest.raises(ValueError, match="grade: got 'B', which would change nothing"):
+        list(pytest_checks.tests_of("torch", Settings(grade="B")))
+    assert Settings(grade="B", contract="kernel").load("formula")
 
 
 def test_x_ends_at_the_first_finding_and_is_never_green(check):
@@ -83,13 +109,38 @@ def test_a_check_and_a_case_can_be_chosen(check):
         (["--check", "large"], "--check: got large; no case of level quick runs them; choose another level or dtype"),
         (["--max-findings", "0"], "--max-findings"),
         (["-x", "--max-findings", "2"], "-x is --max-findings 1: give one of the two"),
-        (["--last-failed", "--check", "loss"], "--last-failed names its checks and cases"),
+        (["--last-failed", "--case", "*"], "--last-failed names its cases: give it without --case"),
+        (["--check", "loss,los"], "--check: got 'los'; did you mean loss?; allowed are call, result"),
+        (["--check", "loss,"], "--check: got ''; allowed are call, result"),
     ],
 )
 def test_what_selects_nothing_is_one_line(check, arguments, said):
     status, cases, out, err = check(*arguments)
     assert (status, cases, out) == (WRONG_USE, [], "")
     assert said in error_line(err)
+
+
+def test_several_checks_are_separated_by_commas_or_repeat_the_option(check):
+    for words in (
+        ["--check", "sign,repeat"],
+        ["--check", "sign, repeat"],
+        ["--check", "sign", "--check", "repeat,sign"],
+    ):
+        status, cases, out, _ = check(*words)
+        assert (status, len(cases)) == (PASSED, 4)
+        assert re.search("^ONLY A PART RAN: only checks repeat, sign *$", out, re.M)
+
+
+def test_last_failed_with_a_check_runs_this_check_on_the_cases_that_failed_in_it(check):
+    check()
+    status, cases, out, err = check("--last-failed", "--check", "gradient,sign")
+    assert (status, cases, err) == (FAILED, [one.id for one in CASES if one.label_smoothing], "")
+    assert re.search("^ONLY A PART RAN: only checks gradient *$", out, re.M)
+    status, cases, out, err = check("--last-failed", "--check", "sign")
+    assert (status, len(cases)) == (PASSED, 4)
+    said = "no finding of sign of the last run on these subjects is kept: these checks run on every case"
+    assert err == f"crossent: {said}\n"
+    assert re.search("^ONLY A PART RAN: only checks sign *$", out, re.M)
 
 
 def test_last_failed_runs_the_failed_checks_on_the_failed_cases_and_then_everything(check, tmp_path):
@@ -150,7 +201,7 @@ def test_a_folder_that_cannot_be_written_or_is_damaged_is_no_error(check):
 
 
 def test_a_part_is_compared_with_a_baseline_on_what_it_has(check, capsys, monkeypatch):
-    planned = dict.fromkeys(CASES, tuple(CHECKS.values()))  # which is compared with the baseline before the run
+    planned = dict.fromkeys(CASES, tuple(CHECKS.values()))  # compared with the baseline before the run
     monkeypatch.setattr("crossent.run.settings._plan", lambda *_: planned)
     main(["check", "wrong.py:loss", "--level", "quick", "--seed", "0", "--json", "old.json"])
     capsys.readouterr()
@@ -170,7 +221,7 @@ def test_a_case_that_this_version_lacks_is_not_repeated(check):
 
 
 class Work(Steps):
-    """Three steps; the second has a finding."""
+    """Three steps of a run; the second step has a finding."""
 
     def __init__(self, findings):
         steps = (Step(1.0), Step(6.0, findings), Step(3.0))

@@ -1,4 +1,4 @@
-"""The rooms of the package: which may import which, and that a name stands in one place."""
+"""The rooms of the package: their allowed imports, and one place for each name."""
 
 import ast
 import subprocess

@@ -1,4 +1,4 @@
-"""Messages repeat what a file or a user gave: 200 characters of it, and no control characters."""
+"""Messages repeat at most 200 characters of a value from a file or a user, and no control characters."""
 
 import json
 import re
@@ -18,7 +18,7 @@ ID = f"formula:loss:{CASE}"
 
 
 def refused(capsys, *arguments):
-    """The line of a refused command."""
+    """Return the line that a refused command prints."""
     status = main(arguments)
     out, err = capsys.readouterr()
     assert (status, out) == (2, "")
@@ -138,7 +138,7 @@ def document():
 
 
 def places(part, *before):
-    """Each place of a document."""
+    """Yield each place of a document."""
     keys = part if isinstance(part, dict) else range(len(part)) if isinstance(part, list) else ()
     for key in keys:
         yield (*before, key)

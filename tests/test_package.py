@@ -1,4 +1,4 @@
-"""What `import crossent` gives, and what the project says of itself: public names, help, changelog and citation."""
+"""The public names and the help of the package, its changelog and its citation file."""
 
 import inspect
 import pydoc

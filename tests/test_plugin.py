@@ -1,4 +1,4 @@
-"""The plugin, in a folder that knows nothing of this repository: options, ids, summary and exit status."""
+"""Test the plugin in a folder outside this repository: options, ids, summary and exit status."""
 
 import json
 import re
@@ -34,7 +34,7 @@ reason = "known to be doubled"
 
 @pytest.fixture
 def run(pytester, monkeypatch):
-    """pytest in a process and a folder of its own, with the plugin and without this repository's configuration."""
+    """Return a function that runs pytest in a new process and folder, without this repository's configuration."""
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     pytester.makepyfile(TESTS)
@@ -58,7 +58,7 @@ def test_a_test_is_a_check_on_a_case_and_a_finding_is_shown_in_full(run):
     repeated = re.search(r"repeat  pytest '(\S+::test_wrong\[loss\[\S+\]\])'$", out, re.M)
     again = run(repeated[1], here=True)
     again.assert_outcomes(failed=1)
-    assert "crossent/asked.py" not in out  # where the check was called is enough
+    assert "crossent/asked.py" not in out  # the traceback ends at the call of the check
     assert re.search(r"^crossent: torch \S+, device cpu, seed 0, level QUICK", out, re.M)
     assert "THIS WAS A QUICK RUN" in out
 
@@ -76,6 +76,17 @@ def test_workers_run_the_same_tests_and_one_report_is_written(run, pytester):
         ]
     assert ids[0] == ids[1] != set()
     assert sorted(counts[0], key=str) == sorted(counts[1], key=str)
+
+
+def test_the_summary_says_how_many_tests_were_deselected(run):
+    """Otherwise no reader could tell why not everything has evidence."""
+    numbers = []
+    for more in (["-n", "0"], ["-n", "2"]):
+        out = run("-k", "right and large_offset and sign", *more).stdout.str()
+        (line,) = (line for line in out.splitlines() if " checks ran; " in line)
+        assert re.search(r"without findings, but not everything has evidence: [\d,]+ tests deselected$", line), line
+        numbers.append(int(line.rpartition(": ")[2].split()[0].replace(",", "")))
+    assert numbers[0] == numbers[1] > 1000
 
 
 def test_what_is_expected_fails_as_expected(run, pytester):

@@ -1,4 +1,4 @@
-"""The README: its examples run, its links lead somewhere, and its tables say what the code has."""
+"""The README: its examples run, its links have targets, and its tables agree with the code."""
 
 import re
 from collections import Counter
@@ -30,7 +30,7 @@ LACKS = "spatial unbatched probability_target uint8_target autocast errors"
 
 @pytest.fixture(scope="module")
 def pictures(request, tmp_path_factory):
-    """The lines of the two pictures of the README, which are drawn anew where figures are written."""
+    """Return the lines of the two pictures of the README, and draw the pictures again if figures are written."""
     if request.config.getoption("--crossent-write-figures"):
         (_, source), *_ = blocks(ROOT / "docs" / "check-your-kernel.md", "python")
         file = tmp_path_factory.mktemp("kernel") / "mine.py"
@@ -44,7 +44,7 @@ def pictures(request, tmp_path_factory):
 
 
 def lacking():
-    """Return how many bad inputs this torch lacks: one for each dtype of integers that only newer versions have."""
+    """Return the number of bad inputs that this torch lacks: one for each integer dtype of newer versions."""
     return sum(not hasattr(torch, of) for of in INTEGERS)
 
 
@@ -68,7 +68,7 @@ def test_the_picture_of_a_finding_shows_the_cause_and_the_command(pictures):
 
 
 def table():
-    """Each check, and the number of cases that it runs on at each level."""
+    """Return the table of the checks, with the number of cases at each level."""
     planned = {level: plan(level, tuple(DTYPES), 0) for level in LEVELS}
     lines = ["| check | what must be true | " + " | ".join(LEVELS) + " |", "| --- | --- |" + " ---: |" * len(LEVELS)]
     for name, check in CHECKS.items():
@@ -79,7 +79,7 @@ def table():
     bad = len(BAD_INPUTS) + lacking()
     lines.append(f"| `errors` | {ERRORS} |" + f" {bad} |" * len(LEVELS))
     triples = [met(case for case in planned[level] if isinstance(case, Case)) for level in LEVELS]
-    lines.append("| | 3-way combinations of choices | " + " | ".join(f"{count:,}" for count in triples) + " |")
+    lines.append("| | 3-way combinations of options | " + " | ".join(f"{count:,}" for count in triples) + " |")
     known = sum(not bug.why_not for bug in bugs())
     lines += ["", f"Bugs in the corpus: {len(bugs())}, of which {known} have cases of their own."]
     return "\n".join(lines) + "\n"
@@ -92,7 +92,7 @@ def test_the_benchmarks_readme_has_the_table_of_the_checks(request):
 
 
 def anchors(page):
-    """The fragments that GitHub gives the headings of a page."""
+    """Return the fragments that GitHub gives to the headings of a page."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 

@@ -44,7 +44,7 @@ CHANGES = {
     "numpy's handling of floating-point errors": lambda: np.seterr(under="raise"),
     "the filters of warnings": lambda: warnings.simplefilter("ignore"),
 }
-APART = {"the flush of subnormal numbers", "the random generators of CUDA"}  # have tests of their own
+APART = {"the flush of subnormal numbers", "the random generators of CUDA"}  # other tests cover these
 
 
 def test_every_state_is_asked_for():
@@ -94,7 +94,7 @@ def test_right_code_changes_nothing():
 
 
 def test_a_filter_that_a_library_has_for_its_own_warnings_is_its_own():
-    """As sympy's, which torch imports when a call is the first that needs it."""
+    """For example, torch imports sympy during the first call that needs it, and sympy adds a filter."""
 
     class Deprecated(UserWarning):
         pass
@@ -110,7 +110,7 @@ def test_a_filter_that_a_library_has_for_its_own_warnings_is_its_own():
 
 
 def test_numpys_generator_is_read_again_where_a_second_normal_number_is_kept():
-    """The first of two draws changes the numbers of the generator; the second only takes the number that was kept."""
+    """The first of two draws changes the numbers of the generator. The second draw only takes the kept number."""
     rng = np.random.RandomState(0)  # a generator like the global one, whose state the test may use
     before = np.random.get_state(legacy=False)
     try:

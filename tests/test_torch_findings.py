@@ -1,4 +1,4 @@
-"""The page of torch's failures: every script prints what the page says, and every known failure stands on the page."""
+"""The page of torch's failures: every script prints the output on the page, and the page has every known failure."""
 
 import re
 

@@ -109,7 +109,7 @@ def explain(logits: Sequence[float] = SEED_LOGITS, target: int = SEED_TARGET) ->
             "probability."
         ),
         _step("6", "The forms of the loss, compared with torch", ""),
-        Padding(_forms_table(logits, target), (0, 2)),
+        Padding(_forms_table(logits, target), (0, 0, 0, 2)),
     )
 
 
@@ -145,7 +145,7 @@ def _softmax_table(x: Tensor, p: Tensor, target: int) -> Table:
 def _forms_table(logits: Sequence[float], target: int) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("form", no_wrap=True)
-    table.add_column("formula", no_wrap=True)
+    table.add_column("formula")  # wraps in a narrow terminal, so that no number is cut
     table.add_column("loss", justify="right", no_wrap=True)
     table.add_column("minus torch", justify="right", no_wrap=True)
     row, label = torch.tensor([logits], dtype=torch.float64), torch.tensor([target])

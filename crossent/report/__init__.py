@@ -8,7 +8,7 @@ findings           Finding, Outcome and SubjectReport: the failed checks and all
 report             Report: one run; its first and last lines as text
 expected_findings  lists of known failures, with their reasons (torch_findings.toml)
 causes             the findings of a subject by their probable causes
-clarity            which finding of a group shows the failure best
+clarity            which finding of a group shows the failure best, and which published bug has the same trigger
 document           a report as JSON, schema 1
 reader             a report from JSON, with strict checks
 last_findings      the findings of the last runs of the command, in a folder, for --last-failed and repro

@@ -1,4 +1,4 @@
-"""The causes of findings: similar findings on cases that have the same choices in common."""
+"""The causes of findings: similar findings on cases that have the same options in common."""
 
 from __future__ import annotations
 
@@ -6,19 +6,16 @@ import math
 import operator
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cache, reduce
+from dataclasses import dataclass, replace
+from functools import reduce
 from itertools import combinations
 
-from crossent.cases.axes import CLASS_LIMITS, DENSE_TARGETS, DTYPES, IGNORED, ROW_LIMITS
-from crossent.cases.bad_inputs import BAD_INPUT_KINDS, BAD_INPUTS
+from crossent.cases.axes import DTYPES
+from crossent.cases.bad_inputs import BAD_INPUT_KINDS
+from crossent.report.clarity import same_trigger, words_of
 from crossent.report.findings import DEPENDS, Finding, Outcome, SubjectReport
-from crossent.report.regimes import case_or_none
 from crossent.words import counted
 
-# The kinds of logits with rows far below zero, and how many other rows may come before such a row. The kinds
-# "row_offsets" and "offsets" draw the sign of each row.
-_FAR_BELOW = {"negative_offset": 0, "assorted": 3, "row_offsets": 1, "offsets": 1}
 _MOST_WORDS = 3  # more words would describe the case itself
 _WORD = 0.02  # by how much a further word must set failing cases apart from passing ones
 # The feature that a subject lacks if it refuses all cases with these words.
@@ -57,7 +54,7 @@ class Common:
 
     def applies(self, case: str) -> bool:
         """Whether a case has all the words."""
-        return set(self.words).issubset(_words(case))
+        return set(self.words).issubset(words_of(case))
 
     def __str__(self) -> str:
         failing = f"{self.fails} of {self.failing} failing cases"
@@ -71,7 +68,7 @@ class Cause:
 
     Attributes:
         findings: the findings, the plainest first.
-        common: what the cases of the first group have in common, but few passing cases; None if there is nothing.
+        common: the words that most cases of the first group have, but few passing cases; None if there are none.
         feature: the feature of `--without` that declares these refused calls or accepted bad inputs, or "".
     """
 
@@ -81,6 +78,7 @@ class Cause:
 
     def __post_init__(self) -> None:
         self.cases = {finding.case for finding in self.findings}
+        self.kinds = {kind for kind in map(_kind_of_number, self.findings) if kind}
 
     @property
     def checks(self) -> dict[str, int]:
@@ -89,7 +87,7 @@ class Cause:
 
     @property
     def explained(self) -> str:
-        """What the lack of the feature explains, such as "152 calls raised with class probabilities"."""
+        """The findings that the lack of the feature explains, such as "152 calls raised with class probabilities"."""
         first, count = self.findings[0], len(self.findings)
         if first.check == "errors":
             return counted(count, "bad input") + (" accepted" if first.kind == "accepted" else ", another error")
@@ -101,7 +99,7 @@ class Cause:
         """The plainest finding whose case has the common words, and whose exact value is a number other than 0."""
 
         def order(finding: Finding) -> tuple[bool, ...]:
-            words = _words(finding.case)
+            words = words_of(finding.case)
             typical = self.common is None or self.common.applies(finding.case)
             rows = "logits of (N, C)" in words, "reduction='none'" in words  # which show the rows that are wrong
             return not typical, not _telling(finding), *map(operator.not_, rows)
@@ -109,14 +107,17 @@ class Cause:
         return min(self.findings, key=order)
 
     def join(self, other: Cause) -> None:
-        """Take in another group of findings. Refused calls are described as in the larger group."""
+        """Add another group of findings. The larger group describes refused calls."""
         if self.feature and len(other.findings) > len(self.findings):
             self.common = other.common
         self.findings += other.findings
         self.cases.update(finding.case for finding in other.findings)
 
     def explains(self, other: Cause) -> bool:
-        """Whether another group of findings is on the same cases, or on cases with the same choices."""
+        """Whether another group of findings is on the same cases, or on cases with the same options.
+
+        On cases with the same options, a NaN and a finite wrong number may have two causes.
+        """
         if self.feature or other.feature:
             return self.feature == other.feature
         if len({cause.findings[0].kind in _REFUSALS for cause in (self, other)}) > 1:
@@ -124,27 +125,57 @@ class Cause:
         cases = [finding.case for finding in other.findings]
         same = sum(case in self.cases for case in cases)
         alike = sum(self.common is not None and self.common.applies(case) for case in cases)
+        if self.kinds and other.kinds and self.kinds.isdisjoint(other.kinds):
+            alike = 0
         return max(same, alike) >= _MOST_OF * len(cases)
 
 
 _REFUSALS = ("refused", "accepted")
+# The least number of ways to choose the cases of one kind of number: a case has about 20 words, each may fit by chance.
+_LEAST_WAYS = 1000
 _MOST_OF = 0.9  # the share of a group that another cause explains, so that the group is not a cause of its own
 
 
 def causes(subject: SubjectReport) -> list[Cause]:
     """Return the findings that are not known failures by their probable causes, the largest cause first.
 
-    A group of similar findings joins an earlier cause if the same cases fail, or cases with the same choices.
+    A group of similar findings joins an earlier cause if the same cases fail, or cases with the same options.
     """
     found: list[Cause] = []
-    for group in subject.sorts:
-        for cause in _by_feature(subject, group) or _separated(subject, group):
+    parts = ((part, group) for group in subject.sorts for part in _by_number(group))
+    for part, group in parts:
+        other_numbers = [*{finding.case for finding in group}.difference(finding.case for finding in part)]
+        for cause in _by_feature(subject, part) or _separated(subject, part, other_numbers):
             earlier = next((one for one in found if one.explains(cause)), None)
             if earlier is None:
                 found.append(cause)
             else:
                 earlier.join(cause)
     return sorted(found, key=lambda cause: -len(cause.findings))
+
+
+def in_order(found: Sequence[Cause]) -> tuple[list[Cause], list[Cause]]:
+    """Return the causes in the order of a report: first the wrong results, then what a missing feature explains."""
+    return [cause for cause in found if not cause.feature], [cause for cause in found if cause.feature]
+
+
+def clearest_first(subject: SubjectReport) -> list[Finding]:
+    """Return the findings that are not known failures, by their causes, each cause with its example first."""
+    wrong, declarable = in_order(causes(subject))
+    ordered: list[Finding] = []
+    for cause in (*wrong, *declarable):
+        example = cause.example
+        ordered += [example, *(finding for finding in cause.findings if finding is not example)]
+    return ordered
+
+
+def published(subject: SubjectReport, cause: Cause) -> str:
+    """Return a sentence about the published bug with the trigger of a cause; "" if there is none."""
+    check = cause.findings[0].check
+    failing = [finding.case for finding in cause.findings if finding.check == check]
+    words = cause.common.words if cause.common else ()
+    ran = {case: outcome.checks for case, outcome in subject.outcomes.items()}
+    return same_trigger(cause.findings, words, failing, _passing(subject, check), ran)
 
 
 def _telling(finding: Finding) -> bool:
@@ -161,10 +192,10 @@ def _by_feature(subject: SubjectReport, findings: Sequence[Finding]) -> list[Cau
     """
     first, cases = findings[0], [finding.case for finding in findings]
     if first.check == "errors":
-        kinds = Counter(word for case in cases for word in _words(case))
+        kinds = Counter(word for case in cases for word in words_of(case))
         if first.kind == "wrong":
             return [Cause(list(findings), None, "error_classes")]
-        return [Cause([one for one in findings if kind in _words(one.case)], None, kind) for kind in kinds]
+        return [Cause([one for one in findings if kind in words_of(one.case)], None, kind) for kind in kinds]
     if first.kind != "refused" and first.numbers is not None:
         return []
     accepted = [case for case, outcome in subject.outcomes.items() if _passes(outcome, first.check)]
@@ -175,17 +206,17 @@ def _by_feature(subject: SubjectReport, findings: Sequence[Finding]) -> list[Cau
         return [Cause(list(findings), None, lacking[0])] if lacking else []
     if first.kind != "refused" or first.check != "call":
         return []  # another check runs on few cases, so a choice that they share may be chance
-    used, rest, made = Counter(word for case in accepted for word in _words(case)), list(findings), list[Cause]()
+    used, rest, made = Counter(word for case in accepted for word in words_of(case)), list(findings), list[Cause]()
     while rest:
-        words = Counter(word for finding in rest for word in _words(finding.case))
+        words = Counter(word for finding in rest for word in words_of(finding.case))
         unused = {word: n for word, n in words.items() if word in FEATURE_OF and n >= _MOST_OF * (n + used[word])}
         if not unused:
             break
         word = max(unused, key=unused.__getitem__)
-        having = [finding for finding in rest if word in _words(finding.case)]
+        having = [finding for finding in rest if word in words_of(finding.case)]
         shared = Common([word], len(having), len(findings), used[word], len(accepted))
         made.append(Cause(having, shared, FEATURE_OF[word]))
-        rest = [finding for finding in rest if word not in _words(finding.case)]
+        rest = [finding for finding in rest if word not in words_of(finding.case)]
     return [*made, *(_separated(subject, rest) if rest and made else [])]
 
 
@@ -195,39 +226,73 @@ def _passes(outcome: Outcome, check: str) -> bool:
     return measured is not None and not measured.failed
 
 
-def common(subject: SubjectReport, findings: Sequence[Finding]) -> Common | None:
-    """Return what the first of these findings has in common with most other findings, but with few passing cases.
+def common(subject: SubjectReport, findings: Sequence[Finding], other: Sequence[str] = ()) -> Common | None:
+    """Return the words that the first finding shares with most other findings, but with few passing cases.
 
     All findings are of one check. The result has the few words for which the share of failing cases with these words
     is furthest above the share of passing cases with them. It is None if the difference is at most one half.
+
+    `other` are cases that fail with another kind of number. Few of them have the words either.
     """
     check, failing, passing = findings[0].check, [one.case for one in findings], _passing(subject, findings[0].check)
     if len(failing) < 2 or not passing:
         return None
-    found = _choices(_words(failing[0]), _MOST_WORDS, failing, passing)
-    each = (*_by_earlier_calls(subject, check, failing, passing), *found)
+    others = [*passing, *other]
+    found = _choices(words_of(failing[0]), _MOST_WORDS, failing, others)
+    each = (*([] if other else _by_earlier_calls(subject, check, failing, passing)), *found)
     best = max(each, key=lambda one: one.above - _WORD * len(one.words))
-    return best if best.above > 0.5 else None
+    passes = best.passes - sum(best.applies(case) for case in other)
+    return replace(best, passes=passes, passing=len(passing)) if best.above > 0.5 else None
 
 
-def _separated(subject: SubjectReport, findings: Sequence[Finding]) -> list[Cause]:
+def _separated(subject: SubjectReport, findings: Sequence[Finding], other: Sequence[str] = ()) -> list[Cause]:
     """Return the causes of findings of one check: several if their cases have little in common.
 
-    Each cause is a choice with which nearly all cases fail. The choice with the most failing cases is taken first, and
-    the remaining findings are separated again.
+    Nearly all cases with the words of a cause fail. The words with the most failing cases make the first cause, and the
+    remaining findings are separated again.
     """
-    whole = Cause(list(findings), common(subject, findings))
+    whole = Cause(list(findings), common(subject, findings, other))
     failing, passing = [finding.case for finding in findings], _passing(subject, findings[0].check)
     if whole.common or len(findings) < 2 or not passing:
         return [whole]
-    words = list(dict.fromkeys(word for case in failing for word in _words(case)))
+    words = list(dict.fromkeys(word for case in failing for word in words_of(case)))
     certain = [one for one in _choices(words, 2, failing, passing) if one.fails >= _MOST_OF * (one.fails + one.passes)]
     best = max(certain, key=lambda one: one.fails, default=None)
     if best is None or best.fails < 2:
         return [whole]
     having = [finding for finding in findings if best.applies(finding.case)]
     rest = [finding for finding in findings if not best.applies(finding.case)]
-    return [Cause(having, best), *(_separated(subject, rest) if rest else [])]
+    return [Cause(having, best), *(_separated(subject, rest, other) if rest else [])]
+
+
+def _kind_of_number(finding: Finding) -> str:
+    """Return whether the wrong number is "NaN", "infinite" or "finite"; "" for a finding without numbers."""
+    if finding.numbers is None:
+        return ""
+    got = finding.numbers.got
+    return "NaN" if math.isnan(got) else "infinite" if math.isinf(got) else "finite"
+
+
+def _by_number(findings: Sequence[Finding]) -> list[Sequence[Finding]]:
+    """Return the findings of one check in groups by the kind of the wrong number, if the cases tell the kinds apart.
+
+    A kind is a group of its own if nearly all of its cases have a word that nearly no case of the other kinds has. For
+    too few cases, one of the many words would do so by chance.
+    """
+    made: list[Sequence[Finding]] = []
+    rest = findings
+    for kind in dict.fromkeys(map(_kind_of_number, findings)):
+        own, others = ([one for one in rest if (_kind_of_number(one) == kind) is of] for of in (True, False))
+        if own and others and math.comb(len(rest), len(own)) >= _LEAST_WAYS and _differ(own, others):
+            made.append(own)
+            rest = others
+    return [*made, rest]
+
+
+def _differ(findings: Sequence[Finding], others: Sequence[Finding]) -> bool:
+    cases, without = ([finding.case for finding in part] for part in (findings, others))
+    words = list(dict.fromkeys(word for case in cases for word in words_of(case)))
+    return any(one.above >= _MOST_OF for one in _choices(words, 1, cases, without))
 
 
 def _passing(subject: SubjectReport, check: str) -> list[str]:
@@ -237,7 +302,7 @@ def _passing(subject: SubjectReport, check: str) -> list[str]:
 
 
 def _choices(words: Sequence[str], most: int, failing: Sequence[str], passing: Sequence[str]) -> Iterator[Common]:
-    """Yield how many failing and passing cases have each choice of at most `most` words."""
+    """Yield the numbers of failing and passing cases for each selection of at most `most` words."""
     bad, good = _having(words, failing), _having(words, passing)
     for count in range(1, most + 1):
         for chosen in combinations(words, count):
@@ -260,42 +325,6 @@ def _having(words: Sequence[str], cases: Iterable[str]) -> dict[str, int]:
     """Return, for each word, the cases that have it: one bit for each case."""
     found = dict.fromkeys(words, 0)
     for at, case in enumerate(cases):
-        for word in found.keys() & _words(case):
+        for word in found.keys() & words_of(case):
             found[word] |= 1 << at
     return found
-
-
-@cache
-def _words(id: str) -> tuple[str, ...]:
-    """Return the words that describe a case, without options at their default; for a bad input, the kind of error."""
-    case = case_or_none(id)
-    if case is None:
-        return tuple(bad.kind for bad in BAD_INPUTS if bad.id == id)
-    shape = {1: "logits of (C)", 2: "logits of (N, C)"}.get(len(case.sizes), "logits of (N, C, d1, …)")
-    described = {
-        shape: True,
-        "a weight": case.weight != "unweighted",
-        "a weight of 0": case.weight == "weight_zeros",
-        "label_smoothing": case.label_smoothing > 0,
-        "ignored rows": case.ignored != "kept",
-        "an ignore_index that is a class": case.ignored != "kept" and 0 <= IGNORED[case.ignored] < case.classes,
-        "an empty batch": case.rows == 0,
-        "class indices": case.target not in DENSE_TARGETS,
-        "class probabilities": case.target in DENSE_TARGETS,
-        "a target whose sum is not 1": case.target == "unnormalised",
-        "uint8 targets": case.target == "uint8",
-        f"reduction={case.reduction!r}": True,
-        case.dtype: True,
-        **{f"more than {limit} classes": case.classes > limit for limit in CLASS_LIMITS},
-        **{f"more than {limit} row{'s' * (limit > 1)}": case.rows > limit for limit in ROW_LIMITS if limit},
-        "an odd number of classes": case.classes % 2 == 1,
-        "an odd batch": len(case.sizes) > 1 and case.sizes[0] % 2 == 1,
-        case.class_size: True,
-        case.row_size: True,
-        f"C {'' if case.classes & (case.classes - 1) == 0 else 'not '}a power of two": True,
-        f"values {case.values}": True,
-        "a row of logits far below zero": case.rows > _FAR_BELOW.get(case.values, case.rows),
-        f"logits that are {'contiguous' if case.layout in ('contiguous', 'offset') else 'strided'}": True,
-        "an upstream gradient other than 1": case.upstream != "one",
-    }
-    return tuple(word for word, applies in described.items() if applies)

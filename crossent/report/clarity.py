@@ -1,12 +1,15 @@
-"""How plainly a finding shows that a subject is wrong, and which published bug has the same trigger."""
+"""Rank findings by clarity, describe their cases in words, and find published bugs with the same trigger."""
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
+from crossent.cases.axes import CLASS_LIMITS, DENSE_TARGETS, IGNORED, ROW_LIMITS
+from crossent.cases.bad_inputs import BAD_INPUTS
 from crossent.cases.case import Case
 from crossent.cases.corpus import Bug, bugs
 
@@ -15,22 +18,24 @@ if TYPE_CHECKING:
 
 _MISMATCHED = re.compile(r"Mismatched elements: (\d+) / (\d+) ")
 _PLAIN = 3  # an error of 1000 times its bound is as plain as a larger error, or as a failure without numbers
-_SMALL = 64  # logits, which a reader can look at
-_MOST_OTHERS = 2
+_SMALL = 64  # logits: a reader can read them all
+# The kinds of logits with rows far below zero, and how many other rows may come before such a row. The kinds
+# "row_offsets" and "offsets" draw the sign of each row.
+_FAR_BELOW = {"negative_offset": 0, "assorted": 3, "row_offsets": 1, "offsets": 1}
+_NUMBERS = {"loss", "gradient", "target_gradient"}  # as NUMBERS of `findings`, which imports this module
 
 
 def by_plainness(finding: Finding) -> tuple[int, int, float, int]:
     """Return a sort key of a finding: the plainest finding has the smallest key.
 
     In this order: how many times larger than its bound the error is, by powers of ten up to 1000; the size of the
-    case, by powers of two above 64 logits; the share of the numbers that are wrong; how many choices of the case are
+    case, by powers of two above 64 logits; the share of the numbers that are wrong; how many options of the case are
     unusual.
     """
     counts = _MISMATCHED.search(finding.message)
     wrong = int(counts[1]) / int(counts[2]) if counts else 1.0
-    try:
-        case = Case.of(finding.case)
-    except ValueError:  # a bad input: a small call with one bad argument
+    case = case_or_none(finding.case)
+    if case is None:  # a bad input: a small call with one bad argument
         return -size_of_error(finding), 0, -round(wrong, 1), 0
     above = max(0, (case.rows * case.classes // _SMALL).bit_length() - 1)
     unusual = finding.case.count("-") + (case.values != "normal")
@@ -43,28 +48,122 @@ def size_of_error(finding: Finding) -> int:
     return int(math.log10(max(ratio, 1.0))) if ratio < 10**_PLAIN else _PLAIN  # NaN is plain too
 
 
-def same_trigger(check: str, case: str) -> str:
-    """Return a sentence about the published bug that this case shows and this check must find; "" for no bug."""
+@cache
+def case_or_none(id: str) -> Case | None:
+    """Return the case with this id, or None for a bad input."""
     try:
-        of = Case.of(case)
-        key, name = of.seeded(0).id.rpartition("/")[2], of.name
+        return Case.of(id)
     except ValueError:
-        key, name = case, ""
-    found = [bug for bug in _by_trigger().get(key, ()) if check in bug.checks]
-    if not found:
-        return ""
-    first, *others = sorted(found, key=lambda bug: not any(case.name == name for case in bug.cases))
-    more = [bug.issues[0] for bug in others if bug.issues][:_MOST_OTHERS]
-    also = f" The same is true of {' and '.join(more)}." if more else ""
-    bug = first.issues[0] if first.issues else "a known bug"
-    return f"{bug} has the same trigger: {first.breaks}{also}"
+        return None
 
 
 @cache
-def _by_trigger() -> dict[str, list[Bug]]:
-    """Return the bugs of the corpus by the ids, without names, of their cases and bad inputs."""
-    found: dict[str, list[Bug]] = {}
+def words_of(id: str) -> tuple[str, ...]:
+    """Return the words that describe a case, without options at their default; for a bad input, the kind of error."""
+    case = case_or_none(id)
+    if case is None:
+        return tuple(bad.kind for bad in BAD_INPUTS if bad.id == id)
+    shape = {1: "logits of (C)", 2: "logits of (N, C)"}.get(len(case.sizes), "logits of (N, C, d1, …)")
+    described = {
+        shape: True,
+        "a weight": case.weight != "unweighted",
+        "a weight of 0": case.weight == "weight_zeros",
+        "label_smoothing": case.label_smoothing > 0,
+        "ignored rows": case.ignored != "kept",
+        "an ignore_index that is a class": case.ignored != "kept" and 0 <= IGNORED[case.ignored] < case.classes,
+        "an empty batch": case.rows == 0,
+        "class indices": case.target not in DENSE_TARGETS,
+        "class probabilities": case.target in DENSE_TARGETS,
+        "a target whose sum is not 1": case.target == "unnormalised",
+        "uint8 targets": case.target == "uint8",
+        f"reduction={case.reduction!r}": True,
+        case.dtype: True,
+        **{f"more than {limit} classes": case.classes > limit for limit in CLASS_LIMITS},
+        **{f"more than {limit} row{'s' * (limit > 1)}": case.rows > limit for limit in ROW_LIMITS if limit},
+        "an odd number of classes": case.classes % 2 == 1,
+        "an odd batch": len(case.sizes) > 1 and case.sizes[0] % 2 == 1,
+        case.class_size: True,
+        case.row_size: True,
+        f"C {'' if case.classes & (case.classes - 1) == 0 else 'not '}a power of two": True,
+        f"values {case.values}": True,
+        "a row of logits far below zero": case.rows > _FAR_BELOW.get(case.values, case.rows),
+        f"logits that are {'contiguous' if case.layout in ('contiguous', 'offset') else 'strided'}": True,
+        "an upstream gradient other than 1": case.upstream != "one",
+    }
+    return tuple(word for word, applies in described.items() if applies)
+
+
+def same_trigger(
+    findings: Iterable[Finding],
+    words: Collection[str],
+    failing: Sequence[str],
+    passing: Sequence[str],
+    ran: Mapping[str, Collection[str]],
+) -> str:
+    """Return a sentence about the published bug with the same trigger as these findings; "" if there is none.
+
+    A case of the bug is among the findings, with exactly those numbers wrong that the bug makes wrong. The case has the
+    words that the failing cases have in common. At least one of these words is unusual, and all cases of the bug have
+    the unusual words. Most failing cases, but few passing cases, have all these words and the options of the bug.
+
+    Args:
+        findings: findings that probably have one cause.
+        words: what the failing cases have in common; empty if nothing is known.
+        failing: the cases that fail the check of the first findings.
+        passing: the cases that pass this check.
+        ran: for each case, the checks that ran on it.
+    """
+    several = len(failing) > 1 and case_or_none(failing[0]) is not None
+    telling = set(words) - _PLAIN_WORDS
+    if several and not telling:
+        return ""
+    checks = {_trigger(case): set(names) for case, names in ran.items()}
+    found: dict[str, set[str]] = {}
+    for finding in findings:
+        found.setdefault(_trigger(finding.case), set()).add(finding.check)
+    best, most = "", 0.5
     for bug in bugs():
-        for trigger in (*(case.id.rpartition("/")[2] for case in bug.cases), *bug.bad_inputs):
-            found.setdefault(trigger, []).append(bug)
-    return found
+        shared, options = _words_of_bug(bug)
+        triggers = [trigger for trigger in _triggers(bug) if trigger in found and telling <= shared]
+        if any(set(words).issubset(words_of(one)) and _shows(bug, found[one], checks.get(one, ())) for one in triggers):
+            above = _share({*words, *options}, failing) - _share({*words, *options}, passing)
+            if above > most:
+                issue = bug.issues[0] if bug.issues else "a known bug"
+                best, most = f"{issue} has the same trigger: {bug.breaks}", above
+    return best
+
+
+def _shows(bug: Bug, failed: Collection[str], ran: Collection[str]) -> bool:
+    """Whether a case of a bug fails in the checks that must catch the bug, and has no other wrong numbers."""
+    wrong = {check for check in bug.checks if check in _NUMBERS and check in ran}
+    return wrong == _NUMBERS.intersection(failed) and not set(bug.checks).isdisjoint(failed)
+
+
+@cache
+def _trigger(id: str) -> str:
+    """Return the id of a case without its name and seed. The id of a bad input is unchanged."""
+    case = case_or_none(id)
+    return id if case is None else case.seeded(0).id.rpartition("/")[2]
+
+
+@cache
+def _triggers(bug: Bug) -> frozenset[str]:
+    return frozenset((*(_trigger(case.id) for case in bug.cases), *bug.bad_inputs))
+
+
+@cache
+def _words_of_bug(bug: Bug) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the words that all cases of a bug have, and the words among these that a default case lacks."""
+    words = [set(words_of(case.id)) for case in bug.cases]
+    plain = [words_of(Case("float32", case.sizes).id) for case in bug.cases]
+    shared = frozenset(set.intersection(*words)) if words else frozenset()
+    return shared, shared.difference(*plain)
+
+
+def _share(words: Collection[str], cases: Sequence[str]) -> float:
+    """Return the share of the cases that have all the words."""
+    return sum(set(words).issubset(words_of(case)) for case in cases) / max(1, len(cases))
+
+
+# The words of a case with default options. They distinguish no failing cases.
+_PLAIN_WORDS = frozenset(words_of(Case("float32").id))

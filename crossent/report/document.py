@@ -41,10 +41,12 @@ def subject_json(subject: SubjectReport) -> dict[str, Any]:
             "not_run": outcome.not_run,
             **{check: _measured_json(one) for check, one in outcome.checks.items() if one.ratio is not None},
         }
+    needs = {check: names for check, names in subject.needs.items() if names}
     return {
         "name": subject.name,
         **({"contract": subject.contract} if subject.contract else {}),
         **({"declared": list(subject.declared)} if subject.declared else {}),
+        **({"needs": {check: list(names) for check, names in needs.items()}} if needs else {}),
         "counts": subject.counts,
         "grades": subject.grades,
         "not_applicable": dict(subject.not_applicable),

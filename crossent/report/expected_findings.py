@@ -29,7 +29,7 @@ class ExpectedFinding:
     """One entry of a list: a known failure.
 
     Attributes:
-        subject, device: patterns for the names, as in a shell.
+        subject, device: patterns for the names, with the wildcards of a shell.
         checks, kind: the checks and the kind of the findings. The kind "", which an entry with an id has, matches any.
         results: the results, such as "loss", that any check finds wrong. A check that calls the loss in another way,
             for example under no_grad, finds the same wrong number.
@@ -192,11 +192,11 @@ def _entry(entry: dict[str, Any]) -> ExpectedFinding:
     if "id" in entry:
         entry = _of_id(entry)
     elif missing := [key for key in ("subject", "kind", "cases") if not entry.get(key)]:
-        raise ValueError(f"{missing[0]} is missing")
+        raise ValueError(f"{missing[0]} is missing; add it to the entry")
     elif not (entry.get("checks") or entry.get("results")):
         raise ValueError("checks is missing, and so is results; give one of them")
     if missing := [key for key in ("reason",) if not entry.get(key)]:
-        raise ValueError(f"{missing[0]} is missing")
+        raise ValueError(f"{missing[0]} is missing; add it to the entry")
     for key, value in entry.items():
         if key in _LISTS:
             right, allowed = _strings(value), "a list of strings"

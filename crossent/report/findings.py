@@ -1,4 +1,4 @@
-"""The results of a run: findings, outcomes, and the report of one subject, which holds both."""
+"""The results of a run: findings, outcomes, and the report of one subject, which contains both."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from crossent.cases.axes import DTYPES
-from crossent.report.clarity import by_plainness, same_trigger, size_of_error
+from crossent.report.clarity import by_plainness, size_of_error
 from crossent.words import shell_word
 
 # The checks that compare the results of a call with the exact values.
@@ -26,7 +26,7 @@ class Finding:
         kind: "wrong", "refused" (the subject raised), "accepted" (the subject must raise, but did not),
             "changed_input", "aliased", "changed_state", "not_repeated", "disturbed"; for an isolated process also
             "crashed" and "hung".
-        message: what is wrong, in one or a few lines.
+        message: the failure in words, in one or a few lines.
         call: a description of the arguments.
         numbers: the worst element; None if the finding is not about a number.
         torch: torch's own result for the same element, and its error; "" if torch is the subject.
@@ -72,8 +72,6 @@ class Finding:
             lines.append(f"  {self.numbers.versus:<7} {self.numbers.exact!r} ± {self.numbers.radius:.1g}")
         lines += [f"  torch   {self.torch}"] if self.torch else []
         lines += [f"  call    {self.call}"] if self.call else []
-        trigger = same_trigger(self.check, self.case)
-        lines += [f"  corpus  {trigger}"] if trigger else []
         return "\n".join([*lines, f"  repeat  {self.command}"])
 
 
@@ -118,7 +116,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class ResultSummary:
-    """One result of a call: what a report keeps of it, for comparison with another run.
+    """The part of one result that a report keeps for the comparison with another run.
 
     Attributes:
         digest: a checksum of the bits. All NaN count as equal.

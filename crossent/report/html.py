@@ -1,8 +1,8 @@
 """A report as one HTML page that needs no network.
 
-This module computes the content of the page. Its look is in `report.html.jinja`, `macros.html.jinja`, `report.css` and
-`report.js`; `notebook.html.jinja` is the head of the page for a notebook. The template engine escapes all texts from
-outside, such as the name and the exceptions of a subject, and their control characters are written out. The content
+This module computes the content of the page. `report.html.jinja`, `macros.html.jinja`, `report.css` and `report.js`
+define its look; `notebook.html.jinja` is the head of the page for a notebook. The template engine escapes all texts
+from outside, such as the name and the exceptions of a subject, and writes out their control characters. The content
 security policy of the page allows only the style and script of this package.
 """
 
@@ -21,8 +21,7 @@ import jinja2
 from markupsafe import Markup
 
 from crossent.cases.axes import DTYPES
-from crossent.report.causes import Cause, causes
-from crossent.report.clarity import same_trigger
+from crossent.report.causes import Cause, causes, in_order, published
 from crossent.report.findings import Finding, SubjectReport, Tally, together
 from crossent.report.regimes import Strip, scale, strips
 from crossent.report.text import share, short
@@ -43,13 +42,13 @@ _LONGEST_TEXT = 1000
 LONGEST_NAME = 80
 LONGEST_COMMAND = 4000
 STEPS = 5  # colours of the heat map, from 0 to the bound
-# An issue, a pull request or a discussion. What stands before or after must not be a part of another address.
+# An issue, a pull request or a discussion. The characters before and after must not belong to a longer address.
 _ISSUE = re.compile(
     r"(?<![\w./:#@%-])(?:https://github\.com/\w[\w.-]*/\w[\w.-]*/(?:issues|pull|discussions)/\d+|\w[\w.-]*/\w[\w.-]*#\d+)"
     r"(?![\w/…])",
     re.ASCII,
 )
-# Of the frame in a notebook: links open another page, and no script runs.
+# The attributes of the frame in a notebook: links open another page, and no script runs.
 _FRAME = 'sandbox="allow-popups allow-popups-to-escape-sandbox" style="width: 100%; height: 40rem; border: 0"'
 HEADLINES = {"passed": "Passed", "failed": "Failed", "unproven": "Not proven", "nothing": "Nothing ran"}
 
@@ -69,11 +68,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class Group:
-    """A cause on the page: an example in full, some more findings by their command, the rest as a count."""
+    """A cause on the page: an example in full, some more findings by their command, the rest as a count.
+
+    `corpus` is a sentence about the published bug with the same trigger, or "".
+    """
 
     cause: Cause
     example: Finding
     more: Sequence[Finding]
+    corpus: str
 
     @property
     def count(self) -> int:
@@ -158,7 +161,7 @@ def verdict(report: Report) -> str:
     """Return the verdict on a run, a key of `HEADLINES`."""
     if not report.ran:
         return "nothing"
-    return "passed" if report.ok else "failed" if report.findings else "unproven"
+    return "passed" if report.ok else "failed" if report.failed else "unproven"
 
 
 def covered(report: Report) -> Iterator[Figure]:
@@ -167,7 +170,7 @@ def covered(report: Report) -> Iterator[Figure]:
     yield Figure(*_counted(report.ran, "call", "checked"), f"of {names}")
     yield Figure(*_counted(report.cases, "case"), f"level {report.level}, seed {report.seed}")
     if report.triples:
-        yield Figure(f"{report.triples:,}", "combinations of three choices", "that occur in a case")
+        yield Figure(f"{report.triples:,}", "combinations of three options", "that occur in a case")
         yield Figure(f"{report.sized[1]:,}", "combinations of a size, an option and a dtype", "that occur in a case")
     if compared.ran:
         yield Figure(f"{compared.ran - compared.vacuous:,}", "comparisons that are evidence", f"of {compared.ran:,}")
@@ -212,7 +215,7 @@ def _part(subject: SubjectReport) -> SubjectPart:
     rows = {check: [_cell(tallies.get((check, dtype)), missing[check, dtype]) for dtype in dtypes] for check in checks}
     found = causes(subject)
     each = min(MOST_FURTHER, MOST_FURTHER_OF_ALL // max(1, min(len(found), MOST_CARDS)))
-    wrong, lacking = ([_group(cause, each) for cause in found if bool(cause.feature) is of] for of in (False, True))
+    wrong, lacking = ([_group(subject, cause, each) for cause in part] for part in in_order(found))
     small = wrong[MOST_CARDS + MOST_LINES :]
     hidden = Counter(f"{finding.check} {finding.kind}" for group in small for finding in group.cause.findings)
     result = "nothing" if not subject.outcomes else "failed" if found else None
@@ -230,10 +233,10 @@ def _part(subject: SubjectReport) -> SubjectPart:
     )
 
 
-def _group(cause: Cause, most: int) -> Group:
+def _group(subject: SubjectReport, cause: Cause, most: int) -> Group:
     example = cause.example
     others = [finding for finding in cause.findings if finding is not example]
-    return Group(cause, example, others[:most])
+    return Group(cause, example, others[:most], published(subject, cause))
 
 
 def _gaps(subject: SubjectReport, tallies: Iterable[Tally]) -> Iterator[Figure]:
@@ -294,7 +297,6 @@ def render(template: str, **values: Any) -> str:
         "short": short,
         "name": _name,
         "command": lambda finding: command(finding.command),
-        "corpus": lambda finding: same_trigger(finding.check, finding.case),
         "linked": linked,
         "counted": counted,
     }

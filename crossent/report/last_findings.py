@@ -1,6 +1,6 @@
-"""The findings of the last runs of the command, kept in a folder: for --last-failed, and for `crossent repro`.
+"""Keep the findings of the last runs in a folder, for `--last-failed` and `crossent repro`.
 
-There is one file for each set of subjects: the last run on these subjects replaces it.
+There is one file for each set of subjects. The next run on these subjects replaces the file.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pathlib import Path
 
 from crossent.cases.bad_inputs import BAD_INPUTS
 from crossent.files import write_whole
+from crossent.report.clarity import case_or_none
 from crossent.report.findings import SubjectReport
 from crossent.report.reader import find, read_json, read_report
-from crossent.report.regimes import case_or_none
 from crossent.report.report import Report
 
 FOLDER = ".crossent_cache"
@@ -25,16 +25,16 @@ _README = "The findings of the last runs of `crossent check`. You can delete thi
 
 
 def path_of(subjects: Sequence[str]) -> Path:
-    """Return the file of these subjects, given as on the command line; none stand for the forms and torch."""
+    """Return the file for these subjects, as named on the command line. No subjects stand for the forms and torch."""
     names = sorted(set(subjects))
     readable = re.sub(r"\W+", "-", names[0] if names else "all").strip("-")[-40:]
     return Path(FOLDER, f"{readable}-{zlib.crc32(repr(names).encode('utf-8', 'backslashreplace')):08x}.json")
 
 
 def keep(report: Report, subjects: Sequence[str]) -> None:
-    """Write a report into the folder, with the cases that have findings. Failing to write is no error of the run.
+    """Write a report into the folder, with only the cases that have findings. Ignore an error of writing.
 
-    To write all cases of a long run takes seconds.
+    Writing all cases of a long run would take seconds.
     """
     path = path_of(subjects)
     kept = replace(report, subjects=[_with_findings(part) for part in report.subjects])
@@ -47,9 +47,9 @@ def keep(report: Report, subjects: Sequence[str]) -> None:
 
 
 def kept(id: str, torch: str) -> str | None:
-    """Return the file of the last run that has the finding with this id, under this version of torch; None if none has.
+    """Return the file of the last run with this finding and this version of torch, or None.
 
-    A file that is damaged, or that goes away, counts as one without the finding.
+    A damaged or deleted file counts as a file without the finding.
     """
     runs: list[tuple[float, Path]] = []
     for path in Path(FOLDER).glob("*.json"):

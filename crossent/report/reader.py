@@ -1,7 +1,7 @@
-"""Read a report back from its JSON file, which may be damaged or hostile.
+"""Read a report from its JSON file, which may be damaged or hostile.
 
-The reader does not run, import or look up anything that the file names. A report has some facts twice, and they must
-agree: from the cases and findings, the reader makes the document again and compares it with the file.
+The reader does not run, import or look up anything that the file names. A report contains some facts twice. So the
+reader makes the document again from the cases and findings, and compares the document with the file.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from crossent.cases.axes import DTYPES
+from crossent.choices import FEATURE_NAMES
 from crossent.report.document import SCHEMA
 from crossent.report.findings import Finding, Measured, Numbers, Outcome, ResultSummary, SubjectReport
 from crossent.report.report import Report
@@ -86,11 +87,20 @@ def _subject(entry: Any) -> SubjectReport:
     not_applicable = Counter(_each(int, part["not_applicable"], "not_applicable"))
     checks, contract = tuple(_a(dict, part["checks"], "checks")), _a(str, part.get("contract", ""), "contract")
     declared = _strings(part.get("declared", []), "declared")
-    return SubjectReport(name, outcomes, findings, not_applicable, checks, contract=contract, declared=declared)
+    needs = {check: _features(of, f"needs: {check}") for check, of in _a(dict, part.get("needs", {}), "needs").items()}
+    return SubjectReport(name, outcomes, findings, not_applicable, checks, needs, contract, declared)
+
+
+def _features(value: Any, what: str) -> list[str]:
+    """Return a list of features. A report proposes them as words of a command, so it may have no other words."""
+    names = _strings(value, what)
+    if unknown := [name for name in names if name not in FEATURE_NAMES]:
+        raise ValueError(f"{cut(what)}: got {quoted(unknown[0])}; allowed are the names of `crossent list features`")
+    return names
 
 
 def _outcome(entry: Any, case: str, failed: set[str]) -> Outcome:
-    """Return the outcome of a case. `failed` are the checks with findings on it."""
+    """Return the outcome of a case. `failed` are the checks with findings on the case."""
     data = _a(dict, entry, case)
     dtype = _a(str, data["dtype"], f"{case}: dtype")
     if dtype not in DTYPES:
@@ -239,7 +249,7 @@ def find(document: dict[str, Any], id: str) -> tuple[Finding, str | None]:
                 if entry["id"] == id:
                     finding = finding_of(_string(subject, "name"), entry)
                     if finding.id != id:
-                        raise ValueError(f"the finding with the id {cut(id)} is {cut(finding.id)}")
+                        raise ValueError(f"the entry with the id {cut(id)} describes the finding {cut(finding.id)}")
                     return finding, _checksum(subject["cases"][finding.case]["inputs"], "inputs")
         ids = [_string(entry, "id") for subject in document["subjects"] for entry in subject["findings"]]
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
@@ -275,12 +285,12 @@ def finding_of(subject: str, entry: dict[str, Any]) -> Finding:
 
 def _string(entry: dict[str, Any], name: str) -> str:
     if not isinstance(value := entry[name], str):
-        raise TypeError(f"{name} is {quoted(value)}")
+        raise TypeError(f"{name} is {quoted(value)}; it must be a string")
     return value
 
 
 def _number(entry: dict[str, Any], name: str) -> float:
     value = entry[name]
     if type(value) not in (int, float) and value not in ("nan", "inf", "-inf"):
-        raise TypeError(f"{name} is {quoted(value)}")
+        raise TypeError(f"{name} is {quoted(value)}; it must be a number")
     return float(value)

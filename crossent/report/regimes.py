@@ -10,11 +10,10 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 from crossent.cases.axes import DTYPES
-from crossent.cases.case import Case
 from crossent.cases.values import VALUES
+from crossent.report.clarity import case_or_none
 from crossent.report.findings import Measured, SubjectReport
 
 PLOTTED = ("loss", "gradient")
@@ -77,7 +76,7 @@ class Scale:
 
 
 def scale(strips: Iterable[Strip]) -> Scale:
-    """Return one scale for all plots, so that they can be compared.
+    """Return one scale for all plots, so that readers can compare the plots.
 
     The scale ends at 100 times the bound if a result exceeds its bound, and at twice the bound otherwise.
     """
@@ -110,15 +109,6 @@ def regime_of(case: str) -> str | None:
     """Return the regime of the case with this id, or None for a bad input."""
     found = case_or_none(case)
     return None if found is None else found.values
-
-
-@cache
-def case_or_none(id: str) -> Case | None:
-    """Return the case with this id, or None for a bad input."""
-    try:
-        return Case.of(id)
-    except ValueError:
-        return None
 
 
 def _marks(

@@ -1,4 +1,4 @@
-"""Report: one run, with everything that it found and everything that it did not run."""
+"""Report: one run, with its findings and with everything that did not run."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from rich.text import Text
 
 from crossent.cases.grid import sized_triples
 from crossent.files import write_whole
+from crossent.report.causes import clearest_first
+from crossent.report.clarity import case_or_none
 from crossent.report.document import SCHEMA, jsonable, subject_json
 from crossent.report.findings import Finding, SubjectReport, Tally, together
 from crossent.report.html import notebook, page
-from crossent.report.regimes import case_or_none
 from crossent.report.text import LEGEND, details, failures, gaps, overview, paragraph, plain_text
 from crossent.words import DECLARED, counted, cut, duration
 
@@ -34,7 +35,7 @@ class Report:
         environment: the versions and the device, which a reader needs to repeat the run.
         level, seed: the level and the seed of the cases.
         fixed: known failures that no longer happen, though their cases ran. Their entries in the list can be removed.
-        triples: the number of different combinations of three choices that occur in the cases.
+        triples: the number of different combinations of three options that occur in the cases.
         left_out: the checks that the level does not run.
         planned: the number of planned cases, if the run was interrupted or stopped early; otherwise None.
         stopped: whether the run stopped early because of its findings.
@@ -97,8 +98,17 @@ class Report:
 
     @property
     def findings(self) -> list[Finding]:
-        """The findings of all subjects, without known failures."""
-        return [finding for subject in self.subjects for finding in subject.findings if finding.expected is None]
+        """The findings without known failures, in the order of the printed report: the first is the clearest.
+
+        The findings of a subject come together, and so do the findings of a cause, after the example of the cause. The
+        document of the report has the findings of each subject in the order of the cases.
+        """
+        return [finding for subject in self.subjects for finding in clearest_first(subject)]
+
+    @property
+    def failed(self) -> int:
+        """The number of findings without known failures."""
+        return sum(finding.expected is None for subject in self.subjects for finding in subject.findings)
 
     @property
     def ok(self) -> bool:
@@ -108,19 +118,19 @@ class Report:
         """
         complete = self.ran > 0 and self.planned is None
         evidence = bool(self.only) or not any(subject.without_evidence for subject in self.subjects)
-        return complete and not self.findings and evidence
+        return complete and not self.failed and evidence
 
     @property
     def summary(self) -> str:
-        """Return the last line of the report: the number of findings or of passed calls."""
+        """The last line of the report: the number of findings or of passed calls."""
         if self.planned is not None:
             word = "STOPPED EARLY" if self.stopped else "INTERRUPTED"
-            number = counted(len(self.findings), "finding")
+            number = counted(self.failed, "finding")
             return f"{word} after {self.cases:,} of {self.planned:,} cases, with {number}"
         if not self.ran:
             return "nothing ran"
-        if self.findings:
-            return f"{counted(len(self.findings), 'finding')} in {counted(self.ran, 'checked call')}"
+        if self.failed:
+            return f"{counted(self.failed, 'finding')} in {counted(self.ran, 'checked call')}"
         calls = f"{counted(self.ran, 'call')} checked"
         if not self.ok:
             return f"{calls} without findings, but not everything has evidence"
@@ -142,8 +152,8 @@ class Report:
 
         Args:
             verbosity: 0 fits a run without findings on one screen, with the clearest findings otherwise. 1 adds a table
-                by check and dtype for each subject, all causes and the known failures. 2 adds the cases nearest to a
-                bound, and every reason why something did not run. -1 is the verdict alone.
+                by check and dtype for each subject, all causes and the known failures. 2 adds the id of each finding,
+                the cases nearest to a bound, and every reason why something did not run. -1 is the verdict alone.
         """
         if verbosity < 0:
             return [self._verdict()]
@@ -158,13 +168,13 @@ class Report:
                 parts += map(paragraph, self._in_short(subject))
             if verbosity > 1:
                 parts += gaps(subject)
-            parts += failures(subject, MOST_CAUSES if verbosity == 0 else None)
+            parts += failures(subject, MOST_CAUSES if verbosity == 0 else None, ids=verbosity > 1)
         parts += [Text(), *map(paragraph, self._coverage())]
         parts += [Text(line) for line in (self._every_gap() if verbosity > 1 else ())]
         return [*parts, Text(), self._verdict()]
 
     def _in_short(self, subject: SubjectReport) -> Iterator[str]:
-        """Yield what a subject declares, and how many failures of it are known."""
+        """Yield a line with the declarations of a subject, and a line with the number of its known failures."""
         promised = [f"contract {subject.contract}"] * bool(subject.contract) + list(subject.declared)
         if promised:
             yield f"declared: {subject.name} {'; '.join(promised)}"
@@ -179,7 +189,7 @@ class Report:
             return Text.assemble(("PASSED", "bold green"), f": {self.summary}{took}")
         if self.planned is not None:
             return Text(f"{self.summary}{took}", "bold red")
-        word = "FAILED" if self.findings else "NOT PROVEN" if self.ran else "NOTHING RAN"
+        word = "FAILED" if self.failed else "NOT PROVEN" if self.ran else "NOTHING RAN"
         return Text.assemble((word, "bold red"), f": {self.summary}{took}")
 
     def _head(self, verbosity: int) -> Iterator[str]:
@@ -192,10 +202,10 @@ class Report:
             yield ", ".join([*named, f"level {self.level}", f"seed {self.seed}"])
 
     def _coverage(self) -> Iterator[str]:
-        """Yield the coverage of the run, and what it did not cover, in a few lines."""
+        """Yield a few lines on the coverage of the run and its gaps."""
         if self.ran:
             judged = f"{self.elements:,} numbers judged"
-            yield f"{counted(self.cases, 'case')} with {self.triples:,} combinations of three choices; {judged}"
+            yield f"{counted(self.cases, 'case')} with {self.triples:,} combinations of three options; {judged}"
         uncovered = list(self._uncovered()) if self.ran else []
         if uncovered:
             yield f"not covered: {'; '.join(uncovered)}"
@@ -216,7 +226,7 @@ class Report:
             yield f"known failure no longer happens: {line}"
 
     def _uncovered(self) -> Iterator[str]:
-        """Yield phrases for what the run did not cover."""
+        """Yield a phrase for each gap in the coverage."""
         if self.level == "quick":
             yield "combinations of three options, as this is level quick"
         if self.left_out:
@@ -247,7 +257,11 @@ class Report:
         return notebook(self)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the report as a JSON document, schema 1. Numbers that JSON lacks are strings: "nan", "inf", "-inf"."""
+        """Return the report as a JSON document, schema 1. Numbers that JSON lacks are strings: "nan", "inf", "-inf".
+
+        Some keys have older names: "mended" has the known failures that no longer happen (`fixed`), and "held" the
+        checks without numbers that passed. The outcome "held" of a case is a pass, and "expected" a known failure.
+        """
         document = {
             "schema": SCHEMA,
             "crossent": self.environment.get("crossent", ""),

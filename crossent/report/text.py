@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from crossent.cases.axes import DTYPES
-from crossent.report.causes import Cause, causes
+from crossent.report.causes import Cause, causes, in_order, published
 from crossent.report.findings import NUMBERS, SubjectReport, Tally
 from crossent.words import counted
 
@@ -28,7 +28,7 @@ def plain_text(parts: Iterable[RenderableType]) -> str:
 
 
 def paragraph(text: str) -> Text:
-    """Return prose, which is wrapped. Other lines are not, so that they can be searched and copied."""
+    """Return prose as text that is wrapped. Other lines are never wrapped, so that you can search and copy them."""
     return Text(text, overflow="fold")
 
 
@@ -84,13 +84,13 @@ def _of_dtype(tallies: Sequence[Tally], grade: str | None) -> Text:
     return Text(said or "failed" * failed, "red" if failed else "")
 
 
-def failures(subject: SubjectReport, most: int | None) -> Iterator[RenderableType]:
-    """Yield the findings by their causes, the largest first, then what a declaration of a lacking feature explains.
+def failures(subject: SubjectReport, most: int | None, *, ids: bool = False) -> Iterator[RenderableType]:
+    """Yield the findings by their causes, the largest first, then the findings that a missing feature explains.
 
-    Each cause is shown with one finding. `most` is the number of causes that are shown; None shows all.
+    Each cause is shown with one finding. `most` is the number of causes that are shown; None shows all. `ids` adds the
+    id of every finding of a cause.
     """
-    found = causes(subject)
-    wrong = [cause for cause in found if not cause.feature]
+    wrong, declarable = in_order(causes(subject))
     for at, cause in enumerate(wrong[:most], start=1):
         counts = ", ".join(f"{check} {count}" for check, count in cause.checks.items())
         which = f"cause {at} of {len(wrong)}, " if len(wrong) > 1 else ""
@@ -98,15 +98,26 @@ def failures(subject: SubjectReport, most: int | None) -> Iterator[RenderableTyp
         yield Text(f"{which}{counted(len(cause.findings), 'finding')}: {counts}", "bold")
         if cause.common:
             yield Text(f"  where   {cause.common}", "bold")
+        if bug := published(subject, cause):
+            yield Text(f"  corpus  {bug}")
         yield Text(str(cause.example))
+        if ids:
+            yield from _ids(cause)
     if hidden := wrong[len(wrong[:most]) :]:
         number = counted(sum(len(cause.findings) for cause in hidden), "finding")
         yield Text(f"\n{counted(len(hidden), 'more cause')} with {number}: -v shows them", "dim")
-    yield from _declarable([cause for cause in found if cause.feature])
+    yield from _declarable(declarable, ids=ids)
 
 
-def _declarable(found: Sequence[Cause]) -> Iterator[Text]:
-    """Yield the option that declares what a subject may lack on purpose, and a line for each feature."""
+def _ids(cause: Cause) -> Iterator[Text]:
+    """Yield the id of each finding of a cause. The id contains the name of the case, if the case has one."""
+    yield Text("  findings of this cause", "dim")
+    for finding in cause.findings:
+        yield Text(f"    {finding.id}")
+
+
+def _declarable(found: Sequence[Cause], *, ids: bool) -> Iterator[Text]:
+    """Yield the option that declares missing features, and a line for each feature."""
     if not found:
         return
     features = " ".join(cause.feature for cause in found)
@@ -116,6 +127,8 @@ def _declarable(found: Sequence[Cause]) -> Iterator[Text]:
     for cause in found:
         first = cause.findings[0]
         yield Text(f"  {cause.feature}: {cause.explained}; {first.case}: {first.message.partition(chr(10))[0]}")
+        if ids:
+            yield from _ids(cause)
 
 
 def details(subject: SubjectReport) -> Iterator[RenderableType]:

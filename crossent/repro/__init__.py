@@ -2,11 +2,11 @@
 
 This room owns the script of each check. Its modules import `crossent.run` and the rooms below it.
 
-rerun      the finding: from a report, from the last runs, or from the case run again
-script     the finding, the bits of its case, and the script
-recipes    which script repeats which check
-equations  from which numbers of other results a number follows
-composer   copies functions of `scripts` into a script
+rerun      find a finding: in a report, in the last runs, or by running its case again
+script     the script of a finding, with the bits of its case
+recipes    for each check, the functions of its script
+equations  how a result follows from other results of the subject
+composer   copy functions of `scripts` into a script
 literals   values and texts as Python code
 scripts    the functions that a script is made of
 """

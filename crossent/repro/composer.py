@@ -18,13 +18,13 @@ ScriptFunction = Callable[..., Any]
 
 @dataclass
 class Code:
-    """The code of a script, as far as it is copied.
+    """The code that has been copied into a script.
 
     Attributes:
-        instead: for the name of a function, the function that the script has under that name.
-        functions: the text of each function by its name. A function stands after those that it uses.
+        instead: replacements of functions, by the name of the replaced function.
+        functions: the text of each function, by its name. A function comes after the functions that it uses.
         imports: the modules that the functions use, without torch.
-        values: the names of `case` that the functions use.
+        values: the names of the values in `case` that the functions use.
     """
 
     instead: Mapping[str, ScriptFunction] = field(default_factory=dict)
@@ -33,7 +33,7 @@ class Code:
     values: set[str] = field(default_factory=set)
 
     def add(self, function: ScriptFunction, name: str = "") -> None:
-        """Copy a function or class, and what it uses. The script knows it by another name where one is given."""
+        """Copy a function or class, and everything that it uses. `name` is its name in the script."""
         name = name or function.__name__
         function = self.instead.get(name, function)
         if name in self.functions:
@@ -52,12 +52,12 @@ class Code:
 
 @dataclass(frozen=True)
 class _File:
-    """What a file of `scripts` defines and imports.
+    """The definitions and imports of a file of `scripts`.
 
     Attributes:
-        definitions: for each function and class, its text and the names in it.
-        origins: for each name that is imported from a module, that module.
-        modules: the modules that are imported as such, without torch.
+        definitions: for each function and class, its text and the names that the text uses.
+        origins: the module of each name that is imported from a module.
+        modules: the modules that are imported whole, without torch.
     """
 
     definitions: Mapping[str, tuple[str, frozenset[str]]]

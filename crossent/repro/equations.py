@@ -1,4 +1,4 @@
-"""Equations: from which numbers of other results a number of a result follows, as the checks of relations have it."""
+"""Equations: how a result follows from other results of the subject, as the checks of relations compare them."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ from crossent.trials.exact import terms_of
 from crossent.trials.trial import NotRunError
 
 Index = tuple[int, ...]
-Shapes = Mapping[str, Index]  # of results, by name
+Shapes = Mapping[str, Index]  # the shapes of results, by name
 EquationTerms = tuple[tuple[int, float, Index], ...]
 
 
 @dataclass(frozen=True)
 class Equation:
-    """How a result follows from other results of the subject.
+    """An equation between a result and other results of the subject.
 
     Attributes:
-        inputs: the inputs of the result, and after them those of the others.
-        terms: by the part and the index of a number, the terms that it is the sum of. A term is the position of another
-            result in `inputs`, a factor, and an index in that result. None where the two results must differ.
+        inputs: the inputs of the result, then the inputs of the other results.
+        terms: a function from the part and the index of a number to the terms whose sum is the number. A term is the
+            position of another result in `inputs`, a factor, and an index in this result. None if the two results must
+            differ.
     """
 
     inputs: tuple[Inputs, ...]
     terms: Callable[[str, Index], EquationTerms] | None = lambda part, index: ((1, 1.0, index),)
 
 
-# The equations that a check asks of a case, by the name of the call whose result they are about.
+# From a case and its inputs to the equations that a check tests, by the name of the call.
 Equations = Callable[[Case, Inputs], Mapping[str, Equation]]
 
 
@@ -43,17 +44,17 @@ def parts(given: Inputs) -> Shapes:
 
 
 def equal_to(change: Callable[[Inputs], Inputs]) -> Equations:
-    """Return the equation of inputs with changed inputs that give the same result."""
+    """Return the equation of a result with the equal result of changed inputs."""
     return lambda case, given: {"": Equation((given, change(given)))}
 
 
 def of_shifted_logits(case: Case, given: Inputs) -> dict[str, Equation]:
-    """Return the equations of logits with the same logits shifted. Both are rounded, so that the shift is exact."""
+    """Return the equations of logits with shifted logits. The logits are rounded so that the shift is exact."""
     return {call: Equation(inputs) for call, inputs in relations.shifted(given).items()}
 
 
 def of_reversed_rows(case: Case, given: Inputs) -> dict[str, Equation]:
-    """Return the equations with the rows in reverse order, by the dimension that is reversed."""
+    """Return the equations with reversed rows, by the reversed dimension."""
 
     def along(axis: int) -> Equation:
         def terms(part: str, index: Index) -> EquationTerms:
@@ -66,7 +67,7 @@ def of_reversed_rows(case: Case, given: Inputs) -> dict[str, Equation]:
 
 
 def of_reversed_classes(case: Case, given: Inputs) -> dict[str, Equation]:
-    """Return the equation with the classes in reverse order."""
+    """Return the equation with reversed classes."""
 
     def terms(part: str, index: Index) -> EquationTerms:
         axis = min(1, given.logits.dim() - 1)
@@ -80,7 +81,7 @@ def _reversed(index: Index, shape: Index, axis: int) -> Index:
 
 
 def of_two_batches(case: Case, given: Inputs) -> dict[str, Equation]:
-    """Return the equation with two parts of the batch; none where a part has nothing to divide its mean by."""
+    """Return the equation with two parts of the batch; none if the weights of a part sum to 0."""
     try:
         parted = relations.parted(given, terms_of(given))
     except NotRunError:
@@ -98,7 +99,7 @@ def of_two_batches(case: Case, given: Inputs) -> dict[str, Equation]:
 
 
 def of_options(case: Case, given: Inputs) -> dict[str, Equation]:
-    """Return the equations without an option, where the result differs, and with options that are off."""
+    """Return the equations without an option, which must differ, and with options at neutral values, which must not."""
     equations = {call: Equation((given, without), None) for call, without in options.left_out(given).items()}
     if off := options.turned_off(given, case.ignored):
         other, passed = off

@@ -1,4 +1,4 @@
-"""Values and texts as the Python code of a script."""
+"""Write values and texts as Python code for a script."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from crossent.words import printable
 
 
 def assignments(inputs: Inputs, values: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a line for each value of the script: those of the case, and further ones."""
+    """Yield a line for each value of the case, and for each further value."""
     tensors = {"logits": inputs.logits, "target": inputs.target, "upstream": inputs.upstream}
     tensors |= {name: value for name, value in inputs.options.items() if isinstance(value, Tensor)}
     for name, value in tensors.items():
@@ -29,14 +29,14 @@ def assignments(inputs: Inputs, values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def docstring(text: str) -> str:
-    """Return a text as the inside of a docstring, in ASCII, which nothing in the text can end."""
+    """Return a text for the inside of a docstring, in ASCII and with escaped quotes."""
     lines = "\n".join(map(printable, text.replace("±", "+-").split("\n")))
     escaped = lines.replace("\\", "\\\\").replace('"', '\\"')
     return escaped.encode("ascii", "backslashreplace").decode()
 
 
 def _tensor(tensor: Tensor) -> str:
-    """Return the expression that makes a tensor: from the bytes of its memory, and the view that it is."""
+    """Return an expression that makes a tensor from the bytes of its memory, its shape and its strides."""
     storage = tensor.detach().untyped_storage()
     flat = torch.empty(0, dtype=tensor.dtype).set_(storage)
     packed = base64.b85encode(zlib.compress(bits(flat).tobytes(), 9)).decode()
@@ -45,7 +45,7 @@ def _tensor(tensor: Tensor) -> str:
 
 
 def _literal(value: Any, given: Inputs | None = None) -> str:
-    """Return a value as Python writes it. Inputs are a tuple; the inputs of the case have a name."""
+    """Return the Python expression of a value. Inputs become a tuple; the inputs of the case become `given`."""
     if value is given is not None:
         return "given"
     if isinstance(value, Tensor):

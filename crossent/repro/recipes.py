@@ -1,4 +1,4 @@
-"""Recipes: which functions of `scripts` repeat what a check found, and what they need besides the case."""
+"""Recipes: for each check, the functions of `scripts` that repeat a finding, and the values that they need."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from crossent.trials.agreement import RESULT_PARTS
 
 @dataclass(frozen=True)
 class Focus:
-    """What a script is to show.
+    """The result or number that a script shows.
 
     Attributes:
-        case, inputs, subject: the case, and the subject that is called with the inputs. The tensors are on the CPU.
-        of: the result that the finding is about, as in a `Finding`; "" where it is about none.
-        index: the number in that result; None where the finding is about no number.
+        case, inputs, subject: the case, its inputs, and the subject that takes the inputs. The tensors are on the CPU.
+        of: the result that the finding is about, as in a `Finding`; "" if the finding is about no single result.
+        index: the index of the number in this result; None if the finding is about no number.
     """
 
     case: Case
@@ -47,28 +47,28 @@ class Focus:
 
     @property
     def call(self) -> str:
-        """The name of the call that gave the result, where a check makes several calls; "" for the first."""
+        """The name of the call that returned the result, if a check makes several calls; "" for the first call."""
         return self.of.partition(" ")[2]
 
 
 def nothing(focus: Focus) -> dict[str, Any]:
-    """Return no values, and no results."""
+    """Return an empty dict: no values, or no results."""
     return {}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a script repeats what a check found.
+    """The functions and values of a script that repeats a finding of a check.
 
     Attributes:
         kinds: the kinds of the check's findings.
-        step: calls the subject. It ends the script where something is wrong that is no number.
-        number: judges the number of a finding, in what `step` returns.
-        whole: judges a result as a whole, for a finding about a result that is about no number of it.
-        numbers: the results that a number may be in, by the words of a finding, and their shapes.
-        wholes: the results that may be wrong as a whole, in the same way.
+        step: calls the subject, and ends the script if anything but a number is wrong.
+        number: judges the number of a finding, in the result of `step`.
+        whole: judges a whole result, for a finding that is about no single number.
+        numbers: the shapes of the results that can have a wrong number, by the word `of` in a finding.
+        wholes: the shapes of the results that can be wrong as a whole, by the same word.
         numbered: whether each finding of kind "wrong" is about a number.
-        values: what the functions need besides the case, by name.
+        values: the further values that the functions need, by name.
     """
 
     kinds: tuple[str, ...]
@@ -98,12 +98,12 @@ def _rows(focus: Focus) -> Shapes:
 
 
 def _number(numbers: Callable[[Focus], Shapes], number: ScriptFunction = judge_number) -> Recipe:
-    """Return the recipe of a number of the first call."""
+    """Return the recipe for a number of the first call."""
     return Recipe(("wrong",), call_once, number, numbers=numbers, numbered=True)
 
 
 def _equal(equations_of: Equations, whole: ScriptFunction | None = None) -> Recipe:
-    """Return the recipe of a result that follows from other results."""
+    """Return the recipe for a result that follows from other results."""
 
     def named(focus: Focus, *, whole: bool) -> Shapes:
         found = equations_of(focus.case, focus.inputs).items()
@@ -129,7 +129,7 @@ def _called(
     number: ScriptFunction = circumstances.judge_one_call,
     kinds: tuple[str, ...] = EITHER,
 ) -> Recipe:
-    """Return the recipe of several calls. `calls` has the parts of the result of each call, by its name."""
+    """Return the recipe for several calls. `calls` names the parts of the result of each call."""
 
     def numbers(focus: Focus) -> Shapes:
         known = parts(focus.inputs)
@@ -146,12 +146,12 @@ def _others(focus: Focus) -> dict[str, Any]:
 
 
 def of_other_numbers(case: Case) -> dict[str, Any]:
-    """Return the arguments of the same case with other numbers, as the value `other` of a script."""
+    """Return the value `other` of a script: the arguments of the same case with other numbers."""
     return {"other": case.seeded(case.seed + 1).build()}
 
 
 def _derivative(step: ScriptFunction, *names: str, batch: tuple[int, ...] = ()) -> Recipe:
-    """Return the recipe of derivatives along the direction of the case. A derivative may be missing.
+    """Return the recipe for derivatives along the direction of the case. A derivative may be missing.
 
     `batch` is the shape of a batch of directions.
     """
@@ -171,7 +171,7 @@ def _derivative(step: ScriptFunction, *names: str, batch: tuple[int, ...] = ()) 
 def _transform(
     step: ScriptFunction, numbers: Callable[[Focus], Shapes] = _all, *, number: ScriptFunction = judge_number
 ) -> Recipe:
-    """Return the recipe of one call under a transform."""
+    """Return the recipe for one call under a transform."""
     return Recipe(EITHER, step, number, numbers=numbers)
 
 
@@ -186,7 +186,7 @@ def _of_batch(focus: Focus) -> Shapes:
 
 
 def _compiled(backend: str, *, dynamic: bool) -> Recipe:
-    """Return the recipe of two calls of the compiled subject."""
+    """Return the recipe for two calls of the compiled subject."""
 
     def second(focus: Focus) -> tuple[str, Inputs]:
         larger = compiled_code.larger(focus.case)

@@ -1,4 +1,4 @@
-"""A finding from a report, from the last runs, or from the case run again; and its script."""
+"""Find a finding in a report, in the last runs or by running its case again, and return its script."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ def script_of(
 ) -> str:
     """Return the script that repeats a finding.
 
-    Without a report, the finding comes from the last runs in this folder if one of them, with this version of torch,
-    has it. Otherwise the case runs here.
+    Without a report, the finding comes from the last runs in this folder with this version of torch. If no such run has
+    the finding, the case runs here.
 
     Args:
         id: the id of the finding, SUBJECT:CHECK:CASE.
         report: the file of a report that has the finding.
         device: the device on which the case runs if there is no report.
-        passed: whether the check passes here. Then the script shows the number nearest to its bound.
-        source: what loads the subject, as in `crossent check`, if it is not one of the package.
+        passed: whether to show a check that passes, by the number nearest to its bound.
+        source: the description of your function, as in `crossent check`; "" for a subject of the package.
         promises: `without`, `contract` and `grade`, as in `crossent check`, for a case that runs here.
 
     Raises:
@@ -75,7 +75,7 @@ def script_of(
 
 
 def _loaded(source: str) -> Subject:
-    """Return the user's function as a subject. Another process loads it, where there can be one."""
+    """Return the user's function as a subject. A separate process loads the function, if this system can fork."""
     if source.removesuffix(COMPILE_SUFFIX) in BY_NAME:
         raise ValueError(f"subject: got {quoted(source)}; a finding of a subject of the package needs no --subject")
     found = load_remote(source, SECONDS_TO_LOAD) if can_fork() else load(source)
@@ -83,10 +83,10 @@ def _loaded(source: str) -> Subject:
 
 
 def repeated(id: str, device: str = "cpu", source: str = "", **promises: Any) -> Finding:
-    """Run a check on a case here, and return its finding. The checks that must pass first run before it.
+    """Run a check on a case here, and return its finding. The checks `call` and `result` run first.
 
-    A subject that is loaded from a source runs in an isolated process. A chosen contract, grade or missing feature
-    holds for the subject as in `crossent.check`.
+    A subject from a source runs in an isolated process. `promises` has the contract, grade and missing features, as in
+    `crossent.check`.
 
     Raises:
         ValueError: there is no such subject or case, or the finding does not happen here.
@@ -115,7 +115,7 @@ def repeated(id: str, device: str = "cpu", source: str = "", **promises: Any) ->
 
 
 def nearest_to_bound(id: str, device: str = "cpu") -> Finding:
-    """Return a check that passes here as a finding: the number nearest to its error bound, or the error of a bad call.
+    """Return the number nearest to its error bound, or the error of a bad call, in the form of a finding.
 
     Raises:
         ValueError: there is no such subject or case, the check does not run on it, or the check measures no number.
@@ -131,7 +131,7 @@ def nearest_to_bound(id: str, device: str = "cpu") -> Finding:
         raise ValueError(f"finding: got check {quoted(name)}; allowed are {', '.join(CHECKS)}")
     check, trial = CHECKS[name], Trial(Question(made, device), named, Here(named.loss))
     if not check.applies(made) or check.not_run(named, trial.question.inputs):
-        raise ValueError(f"finding: {cut(subject)} has no {name} on {cut(case)}")
+        raise ValueError(f"finding: {cut(subject)} has no {name} on {cut(case)}; choose another case")
     found: list[Difference] = []
     with ambient(), suppress(RefusedError, NotRunError):
         found = [one for one in check.run(trial) if isinstance(one, Difference)]
@@ -142,7 +142,7 @@ def nearest_to_bound(id: str, device: str = "cpu") -> Finding:
 
 
 def _checks(name: str, case: Case | BadInput) -> tuple[Check, ...]:
-    """Return the check of this name after those that must pass first. On a tiled case it runs alone."""
+    """Return the check of this name after `call` and `result`. On a tiled case, return the check alone."""
     before = () if isinstance(case, Case) and case.tiled > 1 else (single.call, single.result)
     return tuple(dict.fromkeys((*before, *([CHECKS[name]] if name in CHECKS else []))))
 

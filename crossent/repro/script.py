@@ -1,4 +1,4 @@
-"""A finding as a script that needs torch and nothing else, with the very bits of its case."""
+"""Write a finding as a script that needs only torch, with the bits of its case."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ device = {device}
 
 {steps}
 '''
-ATTEMPTS = 20  # how often a script makes the calls of a finding that may need earlier calls
-ENDS = ("crashed", "hung")  # kinds of findings of every check: a call ended its process, or did not return
-# A subject of which no more is known than its name.
+ATTEMPTS = 20  # of a script whose finding may depend on earlier calls
+ENDS = ("crashed", "hung")  # kinds of findings that every check has: a call ended its process, or did not return
+# A subject of which only the name is known.
 ANOTHER = Subject("another", torch.nn.functional.cross_entropy)
 # The subjects that a script defines itself.
 DEFINED: dict[str, ScriptFunction] = {
@@ -82,13 +82,13 @@ def script(
 ) -> str:
     """Return a script that repeats a finding.
 
-    The script exits with 1 where the finding happens, with 0 where it does not, and with 2 where the call cannot run.
+    The script exits with 1 if the finding happens, with 0 if it does not, and with 2 if the call cannot run.
 
     Args:
         finding: the finding of a run.
         device: the device of that run.
         digest: the digest of the inputs in that run, which the inputs here must have.
-        passed: whether the check passed. Then the script does not call the same number wrong.
+        passed: whether the check passed. The script then says so, and does not call the same number wrong.
         widened: whether the subject returns float32 for half precision, as its report declares.
         loaded: the user's function, which the script loads from its source; None if the user must import it.
 
@@ -133,7 +133,7 @@ def script(
         code.add(isolate)
         before.append(f"seconds = {SECONDS:g}\nisolate()")
         main.insert(0, 'print("started", flush=True)')
-    title = printable(f"{finding.subject}: {finding.check} {finding.kind} on {finding.case}")
+    title = printable(f"{finding.subject}: {finding.check} {'passed' if passed else finding.kind} on {finding.case}")
     text = SCRIPT.format(
         story=docstring("\n".join([title, "", *str(finding).splitlines()[1:-1]])),
         imports="\n".join(f"import {module}" for module in sorted(code.imports)),
@@ -142,15 +142,15 @@ def script(
         values="\n".join(assignments(inputs, {name: value for name, value in values.items() if name in code.values})),
         steps="\n".join(main),
     )
-    assert text.isascii()  # it may be piped to Python through a terminal that knows no Unicode
+    assert text.isascii()  # a terminal without Unicode may pipe the script to Python
     return text
 
 
 def _main(code: Code, step: ScriptFunction, ending: ScriptFunction | None, *, refusable: bool) -> list[str]:
     """Return the lines that call a step, and the function that judges its result.
 
-    refusable: whether the script ends with status 2 where the subject raises. Where the finding is that the subject
-        raises, the traceback says enough, and Python ends with status 1.
+    refusable: whether the script ends with status 2 if the subject raises. If the finding is that the subject raises,
+        Python prints the traceback and ends with status 1.
     """
     code.add(step)
     lines = [f"{step.__name__}()"]
@@ -198,7 +198,8 @@ def _recipe(finding: Finding, case: Case | BadInput, subject: Subject, device: s
             or (check.name == "stream" and there != "cuda")
         ):
             raise ValueError(
-                f"finding: {cut(finding.subject)} has no {finding.check} on {cut(finding.case)} and {device}"
+                f"finding: {cut(finding.subject)} has no {finding.check} on {cut(finding.case)} and {device}; "
+                "choose another case"
             )
     return recipe
 
@@ -225,11 +226,11 @@ def _focused(finding: Finding, recipe: Recipe, focus: Focus) -> Focus:
 
 
 def _numbers(n: Numbers, versus: str) -> dict[str, Any]:
-    """Return the numbers of a finding as the script has them."""
+    """Return the numbers of a finding as the values of a script, by name."""
     if versus == "exact":
         return {"index": n.index, "found": n.got, "exact": n.exact, "allowed": n.bound, "versus": versus}
-    # Where the script runs, the other result may differ: the number that was found is not wrong by itself. And where
-    # the other result was infinite or NaN, any finite distance is allowed: the finding is that only one of them is.
+    # The other result may differ on this machine, so the number of the finding is not wrong by itself. If the other
+    # result was infinite or NaN, any finite distance is allowed: the finding is that only one result is finite.
     allowed = n.bound if math.isfinite(n.exact) else sys.float_info.max
     return {"index": n.index, "found": None, "allowed": allowed, "versus": versus}
 
@@ -240,14 +241,14 @@ def case_of(id: str) -> Case | BadInput:
 
 
 def subject_of(name: str, device: str) -> Subject:
-    """Return the subject of the package with this name, or `ANOTHER`; compiled where the name says so."""
+    """Return the subject of the package with this name, or `ANOTHER`; compiled if the name has the suffix."""
     base = name.removesuffix(COMPILE_SUFFIX)
     subject = BY_NAME.get(base, ANOTHER)
     return subject if base == name else as_compiled(subject, device)
 
 
 def _subject_lines(code: Code, name: str, source: str) -> Iterator[str]:
-    """Yield the lines that define the subject where a script does not define it as a function."""
+    """Yield the lines that import or load the subject, if the script does not define it as a function."""
     if source:
         yield "from crossent.subjects.loader import load"
         yield f"(subject,) = (found.loss for found in load({source!a}))"

@@ -185,6 +185,7 @@ def tests_of(subject: str | Callable[..., Any], settings: Settings) -> Iterator[
     """
     options: dict[str, Any] = {"without": settings.without, "contract": settings.contract, "grade": settings.grade}
     subjects = load(subject, **options, device=settings.device)
+    settings.require_grade_applies(subjects)
     known = settings.expected(None)  # None, since the list may name other subjects of the test run
     where = "" if settings.device == "cpu" else f"@{settings.device}"
     for one in subjects:

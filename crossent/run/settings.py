@@ -6,7 +6,7 @@ import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from random import SystemRandom
 from typing import Any
@@ -123,7 +123,21 @@ class Settings:
         each = (self._load(one) for one in dict.fromkeys(subjects) or NAMED)
         found = itertools.chain.from_iterable(each)
         once = {subject.source or id(subject.loss): subject for subject in found}  # "torch" stands for torch_nll too
+        self.require_grade_applies(once.values())
         return _numbered(once.values())
+
+    def require_grade_applies(self, subjects: Iterable[Subject]) -> None:
+        """Check that a chosen grade applies to one of the subjects: without a contract, forms and torch keep their own.
+
+        Raises:
+            ValueError: the grade applies to none. The message is one line.
+        """
+        if self.grade and self.contract is None and all(own_subject(subject) is not None for subject in subjects):
+            names = ", ".join(subject.name for subject in subjects)
+            raise ValueError(
+                f"grade: got {quoted(self.grade)}, which would change nothing: without a contract, {names} "
+                f"{'keeps its' if len(list(subjects)) == 1 else 'keep their'} own grade; choose a contract too"
+            )
 
     def _load(self, subject: str | Callable[..., Any]) -> Sequence[Subject]:
         known = {**NAMED, **BY_NAME}
@@ -177,19 +191,26 @@ def is_named(subject: Subject) -> bool:
     return subject.source == subject.name and subject.name in BY_NAME
 
 
+_DEFAULTS = {option.name: option.default for option in fields(Settings)}
+
+
 def with_commands(findings: Iterable[Finding], subject: Subject, settings: Settings) -> list[Finding]:
     """Return the findings of a subject, each with the command, or the line of Python, that repeats the finding."""
     return [replace(one, repeat=_command(one, subject, settings)) for one in findings]
 
 
 def _command(finding: Finding, subject: Subject, settings: Settings) -> str:
-    without = [name for name in settings.without if FEATURES[name].instead]  # other features only skip checks
-    promises = {"without": without, "contract": settings.contract, "grade": settings.grade}
-    given = {name: value for name, value in promises.items() if value}
+    promises: dict[str, Any] = {"without": list(settings.without)}
+    promises |= {"contract": settings.contract, "grade": settings.grade}
     if not subject.source:
-        given = {"checks": [finding.check], "cases": [finding.case], **given}
+        run = {"level": settings.level, "device": settings.device}
+        changed = {name: value for name, value in run.items() if value != _DEFAULTS[name]}
+        given = {"checks": [finding.check], "cases": [finding.case], **changed}
+        given |= {name: value for name, value in promises.items() if value}
         arguments = [printable(finding.subject), *(f"{name}={value!r}" for name, value in given.items())]
         return f"crossent.check({', '.join(arguments)})"
+    promises["without"] = [name for name in settings.without if FEATURES[name].instead]  # the others only skip checks
+    given = {name: value for name, value in promises.items() if value}
     words = ["crossent", "repro", finding.id]
     words += [] if is_named(subject) else ["--subject", _from_here(subject.source)]
     for name, value in given.items():

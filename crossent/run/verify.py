@@ -76,8 +76,10 @@ def require_comparable(old: Report, settings: Settings, subjects: Sequence[str])
     reasons = hindrances(old, stub)
     names = {name for description in subjects or NAMED for name in _names(description)}
     parts = [part for part in old.subjects if part.name.partition("#")[0] in names]
+    hint = "; --force compares them anyway" if reasons else ""
     if not parts:
         reasons.append("they have no subject in common")
+        hint = ""
     elif not any(
         part.outcomes[case.id].inputs == case.build(settings.device).digest
         for case in settings.plan()
@@ -85,11 +87,9 @@ def require_comparable(old: Report, settings: Settings, subjects: Sequence[str])
         if case.id in part.outcomes
     ):
         reasons.append("they have no case in common whose inputs have the same bits")
+        hint = ""
     if reasons:
-        raise ValueError(
-            f"this run cannot be compared with the baseline: {'; '.join(reasons)}; "
-            "make a new baseline, or compare anyway with --force"
-        )
+        raise ValueError(f"this run cannot be compared with the baseline: {'; '.join(reasons)}{hint}")
 
 
 def _names(description: str) -> list[str]:
@@ -214,7 +214,7 @@ def _subjects(settings: Settings, names: Sequence[str], given: Sequence[str]) ->
 def _whole(report: Report) -> dict[str, Any]:
     """Return the values of a report that belong to no single case."""
     listed = {"known failures that no longer happen": list(report.fixed), "checks not run": list(report.left_out)}
-    return {**listed, "combinations of three choices": report.triples}
+    return {**listed, "combinations of three options": report.triples}
 
 
 def _differing(claim: Report, then: SubjectReport, now: SubjectReport) -> Iterator[tuple[str, str]]:

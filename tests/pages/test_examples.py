@@ -1,4 +1,4 @@
-"""The examples of the pages in docs/: Python code prints what it says, and shell commands do what they say."""
+"""The examples of the pages in docs/: Python code prints the output on the page, and shell commands work."""
 
 import os
 import re
@@ -27,7 +27,7 @@ def name(page):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder with the files that the pages show, such as kernels/mine.py, in which the examples run."""
+    """Return a folder with the files of the pages, such as kernels/mine.py, in which the examples run."""
     shown = [source for page in PAGES for language in ("python", "toml") for _, source in blocks(page, language)]
     for source in filter(file_of, shown):
         path = tmp_path / file_of(source)
@@ -81,7 +81,7 @@ def test_the_commands_of_a_page_do_what_it_says(page, capsys):
 
 
 def in_pytest(words):
-    """Run pytest in a process of its own, as in a project that knows nothing of this repository."""
+    """Run pytest in a separate process, as in another project."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     path = os.pathsep.join([os.getcwd(), str(ROOT)])
     plugin = ["-p", "crossent.plugin", "-p", "no:cacheprovider"]  # also where crossent is not installed

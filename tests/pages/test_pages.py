@@ -1,4 +1,4 @@
-"""The pages in docs/ say what the code has: public names, options of pytest, paths, pictures."""
+"""The pages in docs/ agree with the code: public names, options of pytest, paths, pictures."""
 
 import importlib.util
 import re
@@ -54,3 +54,16 @@ def test_the_pictures_are_what_the_script_draws():
     pictures = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(pictures)
     assert pictures.stale() == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_that_includes_a_file_links_a_file_that_a_clone_can_show(page):
+    """GitHub shows an include as plain text, so the page needs a link to the included file."""
+    text = page.read_text(encoding="utf-8")
+    before = ""
+    for part in text.split("```{include} ")[:-1]:
+        before += part
+        links = [path for path in re.findall(r"\]\(([^)#]+)\)", before) if path.startswith("../")]
+        assert [path for path in links if (DOCS / path).is_file()] != []
+    included = set(re.findall(r"^```{include} (\.\./.+)$", text, re.M))
+    assert included <= set(re.findall(r"\]\(([^)#]+)", text))

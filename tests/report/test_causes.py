@@ -1,5 +1,6 @@
 """The probable causes of findings, and the options that failing cases have in common."""
 
+import math
 import zlib
 from dataclasses import replace
 
@@ -14,8 +15,10 @@ from crossent.cases.bad_inputs import BAD_INPUT_KINDS
 from crossent.cases.case import Case
 from crossent.cases.grid import grid
 from crossent.report.causes import FEATURE_OF, causes, common
-from crossent.report.causes import _words as words_of
+from crossent.report.clarity import words_of
 from crossent.report.findings import DEPENDS, Finding, Measured, Numbers, Outcome, SubjectReport
+from crossent.report.report import Report
+from crossent.report.text import plain_text
 from crossent.subjects.features import FEATURES
 from crossent.subjects.subject import Subject
 
@@ -24,7 +27,7 @@ NUMBERS = Numbers((), 2.0, "", 1.0, 0.0, 0.1, 9.0, 10.0)
 
 
 def without_its_weights(input, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
-    """Right, but for label_smoothing, which does without the weights."""
+    """Compute the loss, but ignore the weights in label_smoothing."""
     options = {"ignore_index": ignore_index, "reduction": "sum" if reduction == "mean" else reduction}
     loss = crossent.formula(input, target, weight, **options)
     if label_smoothing:
@@ -69,7 +72,7 @@ def test_where_it_holds_nowhere_nothing_is_told():
 
 
 def test_that_the_result_depends_on_earlier_calls_is_told():
-    """Every case that fails `repeat` too has its own result from a call before."""
+    """Every failing case also fails `repeat`."""
     calls = []
 
     def counts(input, target, **options):
@@ -96,7 +99,7 @@ def is_unnormalised(input, target, ignore_index):
 
 
 def reported(condition):
-    """The report of a subject that is wrong where a condition holds on the logits, the target and ignore_index."""
+    """Return the report of a subject that is wrong if a condition on logits, target and ignore_index is true."""
     subject = SubjectReport("mine")
     for case in [*grid(["float32"], array="pairs"), *list(grid(["float32"], array="size_triples"))[::2]]:
         inputs = case.build()
@@ -135,7 +138,7 @@ def test_the_size_and_the_inputs_that_a_bug_needs_are_told(condition, told):
 
 @pytest.mark.parametrize("word", [word for word in FEATURE_OF if word not in BAD_INPUT_KINDS])
 def test_a_word_that_stands_for_a_feature_is_said_of_cases_that_need_it(word):
-    """Most of them need it: a case of one row may have no ignored row, and strided logits of one row are contiguous."""
+    """Most of these cases need the feature. A case of one row may have no ignored row, or contiguous logits."""
     needs = [FEATURES[FEATURE_OF[word]].needs(case.build()) for case in PAIRS if word in words_of(case.id)]
     assert sum(needs) > 0.5 * len(needs) > 0
     others = [FEATURES[FEATURE_OF[word]].needs(case.build()) for case in PAIRS if word not in words_of(case.id)]
@@ -143,7 +146,7 @@ def test_a_word_that_stands_for_a_feature_is_said_of_cases_that_need_it(word):
 
 
 def only_two_dimensions(input, target, ignore_index=-100, reduction="mean"):
-    """Right for (N, C) logits and class indices of int64."""
+    """Compute the loss of (N, C) logits and int64 class indices, and refuse other calls."""
     rows, classes = input.shape
     if target.dtype != torch.int64:
         raise TypeError(f"no {target.dtype} for {rows}×{classes}")
@@ -183,7 +186,7 @@ def test_a_check_that_is_always_refused_is_the_lack_of_a_feature_that_no_passed_
 
 
 def reported_by(wrong):
-    """The report of a subject with several checks: `wrong` returns the checks that fail on a case."""
+    """Return the report of a subject with several checks. `wrong` returns the checks that fail on a case."""
     subject = SubjectReport("mine", order=("loss", "gradient", "row_sums"))
     for case in PAIRS:
         failed = wrong(case)
@@ -213,6 +216,55 @@ def test_two_bugs_are_two_causes_though_one_check_finds_both():
     assert sum(len(cause.findings) for cause in causes(both)) == len(both.findings)
 
 
+def with_numbers(subject, got):
+    """Return the report with a wrong number for each finding, which `got` returns for its case."""
+    for at, finding in enumerate(subject.findings):
+        number = got(Case.of(finding.case))
+        subject.findings[at] = replace(finding, numbers=replace(finding.numbers, got=number))
+    return subject
+
+
+def is_mean(case):
+    return ["loss", "gradient"] * (case.reduction == "mean")
+
+
+def test_a_nan_and_a_finite_error_of_one_mean_are_two_causes_if_other_cases_have_them():
+    subject = with_numbers(reported_by(is_mean), lambda case: math.nan if case.label_smoothing else 2.0)
+    assert {cause.common.words for cause in causes(subject)} == {
+        ("label_smoothing", "reduction='mean'"),
+        ("reduction='mean'",),
+    }
+    for cause in causes(subject):
+        assert len({math.isnan(finding.numbers.got) for finding in cause.findings}) == 1
+        assert set(cause.checks) == {"loss", "gradient"}
+
+
+def test_a_nan_and_a_finite_error_that_no_choice_tells_apart_have_one_cause():
+    subject = with_numbers(
+        reported_by(is_mean), lambda case: math.nan if zlib.crc32(case.id.encode()) % 3 == 0 else 2.0
+    )
+    (cause,) = causes(subject)
+    assert {math.isnan(finding.numbers.got) for finding in cause.findings} == {True, False}
+
+
+def test_two_cases_of_nan_among_few_may_share_a_choice_by_chance_and_are_no_cause():
+    subject = with_numbers(reported_by(is_mean), lambda case: math.nan if case.label_smoothing else 2.0)
+    losses = [finding for finding in subject.findings if finding.check == "loss"]
+    nan, finite = ([one for one in losses if math.isnan(one.numbers.got) is of] for of in (True, False))
+    subject.findings = [*nan[:2], *finite[:3]]
+    (cause,) = causes(subject)
+    assert len(cause.findings) == 5
+
+
+def test_a_nan_loss_and_a_finite_gradient_of_the_same_cases_have_one_cause():
+    subject = reported_by(is_mean)
+    for at, finding in enumerate(subject.findings):
+        if finding.check == "loss":
+            subject.findings[at] = replace(finding, numbers=replace(finding.numbers, got=math.nan))
+    (cause,) = causes(subject)
+    assert set(cause.checks) == {"loss", "gradient"}
+
+
 def test_every_finding_has_exactly_one_cause():
     def wrong(case):
         return [check for check in ("loss", "gradient") if zlib.crc32(f"{check} {case.id}".encode()) % 3 == 0]
@@ -230,6 +282,35 @@ def test_the_example_of_a_cause_has_its_choices_and_an_exact_value_that_tells():
     (cause,) = causes(subject)
     assert cause.example.id == subject.findings[-1].id
     assert cause.common.applies(cause.example.case)
+
+
+def test_the_first_finding_of_a_report_is_the_first_that_the_text_shows():
+    """The largest cause comes first, although a smaller cause is on an earlier case."""
+    subject = reported_by(
+        lambda case: ["loss"] * (case.dtype == "float64") + ["row_sums"] * (case.label_smoothing == 1.0)
+    )
+    report = Report({}, [subject])
+    shown = next(line for line in str(report).splitlines() if line.startswith("mine: "))
+    assert shown == report.findings[0].headline != subject.findings[0].headline
+    assert sorted(finding.id for finding in report.findings) == sorted(finding.id for finding in subject.findings)
+
+
+def test_vv_has_the_id_of_each_finding_and_v_one_of_a_cause():
+    """The id of a finding has the name of its case, such as that of a published bug."""
+    subject = reported_by(lambda case: ["loss"] * (case.dtype == "float64"))
+    report = Report({}, [subject])
+    of = {verbosity: plain_text(report.render(verbosity)).splitlines() for verbosity in (1, 2)}
+    ids = [f"    {finding.id}" for finding in report.findings]
+    assert len(ids) > 10
+    assert [line for line in of[2] if line in ids] == [f"    {finding.id}" for finding in causes(subject)[0].findings]
+    assert [line for line in of[1] if line in ids] == []
+
+
+def test_vv_has_the_id_of_each_refused_call():
+    report = crossent.check(only_two_dimensions, dtypes="float32", level="quick", cases="*-uint8-*")
+    lines = plain_text(report.render(2)).splitlines()
+    assert len(report.findings) > 2
+    assert all(f"    {finding.id}" in lines for finding in report.findings)
 
 
 def test_what_a_check_refuses_on_few_cases_is_not_the_lack_of_an_option_that_they_happen_to_have():

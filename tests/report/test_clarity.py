@@ -1,4 +1,4 @@
-"""A report shows the plainest finding of each group first, and names the published bug with the same trigger."""
+"""A report shows the clearest finding of each group first, and names the published bug with the same trigger."""
 
 import pytest
 from support.running import run
@@ -6,8 +6,11 @@ from support.running import run
 import crossent
 from crossent.cases.case import Case
 from crossent.cases.corpus import bugs
-from crossent.report.clarity import by_plainness, same_trigger
-from crossent.report.findings import Finding, Numbers, SubjectReport
+from crossent.cases.grid import grid
+from crossent.report.causes import causes, published
+from crossent.report.clarity import by_plainness
+from crossent.report.findings import Finding, Measured, Numbers, Outcome, SubjectReport
+from crossent.report.html import page
 from crossent.subjects.subject import Subject
 
 SMALL, WIDE = "float32-7x5-normal-int64-none-rows", "float32-2x1000-normal-int64-none-rows"
@@ -57,25 +60,87 @@ def test_the_message_of_a_number_has_the_count_that_is_read_here():
     assert by_plainness(found) < by_plainness(few)
 
 
-def test_a_finding_on_a_case_of_the_corpus_names_the_bug_with_the_same_trigger():
-    said = "tracel-ai/burn#5568 has the same trigger: The mean divides by the weight of all rows, "
-    assert same_trigger("loss", BURN).startswith(said)
-    assert same_trigger("loss", BURN.partition("/")[2]).startswith(said)
-    assert same_trigger("loss", BURN + "-seed5").startswith(said)
-    assert same_trigger("state", BURN) == ""  # the bug shows in other checks
-    assert same_trigger("loss", "float32-7x5-normal-int64-mean-weighted-ignored_zero-window") == ""
-    assert same_trigger("errors", "label_smoothing_nan").startswith("a known bug has the same trigger: ")
-    assert same_trigger("errors", "reduction_unknown") == ""
-    lines = str(finding(2.0, case=BURN)).splitlines()
-    assert [line for line in lines if line.startswith(f"  corpus  {said}")]
-    assert not any("corpus" in line for line in str(finding(2.0, case="float32-7x6-normal-int64-mean")).splitlines())
+CASES = list(dict.fromkeys([*grid(["float32"], array="pairs"), *(case for bug in bugs() for case in bug.cases)]))
 
 
-def test_a_bug_of_the_name_of_the_case_is_named_before_others_of_the_same_case():
-    shared = [bug for bug in bugs() for case in bug.cases if case == Case.of(SMALL) and "loss" in bug.checks]
-    assert len(shared) >= 2
-    for bug in shared:
-        told = same_trigger("loss", f"{bug.cases[0].name}/{SMALL}")
-        assert told.startswith(f"{bug.issues[0]} has the same trigger: {bug.breaks} The same is true of ")
-        assert "\n" not in told
-        assert len(told) < 300
+def told_of(wrong, checks=("loss", "gradient")):
+    """Return the sentence about the largest cause of a subject for which `checks` fail where `wrong` is true."""
+    subject = SubjectReport("mine")
+    for case in CASES:
+        failed = case.tiled == 1 and wrong(case)
+        measured = {check: Measured(failed and check in checks) for check in ("loss", "gradient")}
+        subject.outcomes[case.id] = Outcome(case.dtype, "", checks=measured)
+        subject.findings += [finding(2.0, case=case.id, check=check) for check in checks] if failed else []
+    return published(subject, causes(subject)[0])
+
+
+def is_weighted_mean(case):
+    return case.weight != "unweighted" and case.reduction == "mean"
+
+
+def smooths_ignored_rows(case):
+    return case.label_smoothing > 0 and case.ignored != "kept"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (
+            is_weighted_mean,
+            "iree-org/iree#24228 has the same trigger: The weighted mean divides by the number of rows.",
+        ),
+        (smooths_ignored_rows, "pytorch/pytorch#73205 has the same trigger: Label smoothing counts the ignored rows."),
+    ],
+)
+def test_a_cause_names_the_bug_whose_trigger_distinguishes_the_failing_cases(wrong, said):
+    assert told_of(wrong).startswith(said)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda case: True,  # no choice distinguishes the failing cases
+        lambda case: case.reduction == "mean",  # all bugs of the mean need more
+        lambda case: case.classes % 2 == 1,  # as in most cases of the corpus
+        lambda case: is_weighted_mean(case) and case.target == "int64" and case.label_smoothing > 0,
+    ],
+)
+def test_a_bug_with_a_trigger_that_is_beside_the_point_is_not_named(wrong):
+    assert any(wrong(case) and "loss" in bug.checks for bug in bugs() for case in bug.cases)
+    assert told_of(wrong) == ""
+
+
+def test_a_bug_that_leaves_the_loss_right_is_not_named_where_the_loss_is_wrong():
+    def is_none(case):
+        return case.reduction == "none"
+
+    assert told_of(is_none, ["gradient"]).startswith(
+        "microsoft/DirectML#739 has the same trigger: With reduction 'none'"
+    )
+    assert "DirectML" not in told_of(is_none)
+
+
+@pytest.mark.parametrize(
+    ("bad_input", "said"),
+    [("label_smoothing_nan", "a known bug has the same trigger: "), ("reduction_unknown", "")],
+)
+def test_an_accepted_bad_input_names_the_bug_that_accepts_it(bad_input, said):
+    subject = SubjectReport("mine", {bad_input: Outcome("float32", "", checks={"errors": Measured(True)})})
+    subject.findings = [finding(case=bad_input, check="errors", kind="accepted")]
+    told = published(subject, causes(subject)[0])
+    assert told.startswith(said)
+    assert bool(told) == bool(said)
+
+
+def test_the_text_and_the_page_name_the_bug_of_a_cause():
+    """A finding by itself names none: its case may be the trigger of a bug by chance."""
+    twice = Subject("mine", lambda *given, **options: crossent.formula(*given, **options) * 2)
+    report = run(twice, BURN)
+    passing = [case for case in CASES if case.ignored == "kept"][:20]
+    report.subjects[0].outcomes |= {
+        case.id: Outcome("float32", "", checks={"loss": Measured(), "gradient": Measured()}) for case in passing
+    }
+    (line,) = (line for line in str(report).splitlines() if line.startswith("  corpus  "))
+    assert line.startswith("  corpus  tracel-ai/burn#5568 has the same trigger: The mean divides by the weight of all ")
+    assert "tracel-ai/burn#5568</a> has the same trigger: The mean" in page(report)
+    assert not any("corpus" in str(one) for one in report.findings)

@@ -1,4 +1,4 @@
-"""Known failures: the list is read strictly, matches exactly its findings, and reports the entries that can go."""
+"""Known failures: the list is read strictly, matches only its findings, and reports entries that no longer happen."""
 
 import math
 import re
@@ -36,7 +36,7 @@ def entry(**changed):
 
 
 def report(*findings, torch="2.13.0", device="cpu", ran=()):
-    """A run of these findings, and of further cases as (subject, case), on which the loss was looked at."""
+    """Return a run with these findings, and with further cases, as (subject, case), on which the loss passed."""
     made = Report({"torch": torch, "device": device})
     for name in dict.fromkeys([*(finding.subject for finding in findings), *(subject for subject, _ in ran)]):
         own = [finding for finding in findings if finding.subject == name]
@@ -96,7 +96,7 @@ def finding(subject="torch", check="loss", case="a1", kind="wrong"):
 def test_a_list_is_refused_in_one_line_that_says_where(tmp_path, content, said):
     path = tmp_path / "list.toml"
     path.write_bytes(content if isinstance(content, bytes) else content.replace("'\\n'", "''").encode())
-    if said is None:  # no versions are all of them
+    if said is None:  # no version stands for all versions
         assert len(read_list(path)) == 1
         return
     with pytest.raises(ValueError, match=re.escape(said)) as caught:
@@ -166,7 +166,7 @@ def test_an_entry_describes_a_finding_by_subject_check_kind_and_case(changed, ma
         ("<2.13", "2.13.0+cpu", False),
         ("<2.1", "2.0.1+cu117", True),
         ("<2.10", "2.9.0", True),  # by number, not by letter
-        # A nightly has what its release will have: a bug that 2.14 fixes is fixed in 2.14.0a0.
+        # A nightly build counts as its release: a bug that 2.14 fixes is fixed in 2.14.0a0.
         (">=2.14", "2.14.0a0+git1234", True),
         (">=2.14", "2.14.0.dev20260101+cpu", True),
         ("<2.14", "2.14.0a0+git1234", False),
@@ -270,7 +270,7 @@ def test_what_happens_only_sometimes_is_not_reported_where_it_did_not():
 
 @pytest.mark.parametrize("sums", ["mean", "sum"])
 def test_sums_of_torch_on_cuda_may_differ_from_call_to_call(sums):
-    """pytorch#46024: for further dimensions and a reduction, and for nothing else."""
+    """pytorch#46024: only for further dimensions and a reduction."""
     known = next(one for one in SHIPPED if "repeat" in one.checks)
     assert known.sometimes
     assert known.applies("2.13.0", "cuda:0")
@@ -327,7 +327,7 @@ def test_the_shipped_list_is_about_torch_and_nothing_else():
 
 
 def chosen(known):
-    """Some of the cases that an entry describes, with the plan of the lowest level that runs one: not all show it."""
+    """Return some cases that an entry describes, with the plan of the lowest level that has one."""
     planned = PLANNED if described_of(known, PLANNED) else THOROUGH
     of = described_of(known, planned)
     applicable = [case for case in of if TORCH_NLL.not_applicable(case.build()) is None]
@@ -336,7 +336,7 @@ def chosen(known):
 
 
 def described_of(known, planned):
-    """The cases of a plan that an entry describes."""
+    """Return the cases of a plan that an entry describes."""
     return [
         case
         for case, checks in planned.items()
@@ -362,7 +362,7 @@ def test_every_entry_of_the_shipped_list_happens_here(known):
 
 
 def waiting(known, made):
-    """What an entry's checks wait for on this machine, where none of them ran."""
+    """Return the reason why no check of an entry ran on this machine."""
     if any(known.ran(part) for part in made.subjects):
         return set()
     outcomes = [outcome for part in made.subjects for outcome in part.outcomes.values()]
@@ -371,7 +371,7 @@ def waiting(known, made):
 
 
 def test_the_shipped_list_leaves_nothing_of_torch_unexplained():
-    """A twentieth of the grid; the whole of it is `crossent check torch`."""
+    """The test runs a twentieth of the grid. `crossent check torch` runs the whole grid."""
     cases = [*list(grid())[::20], *BAD_INPUTS, *(case for case in EDGES if case.rows < 2000)]
     made = run([TORCH, TORCH_NLL], cases, known=SHIPPED)
     assert not made.findings, made

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import crossent
 from crossent.cli import main
-from crossent.report.reader import unlike
+from crossent.report.reader import read_report, unlike
 from crossent.run import verify as verification
 from crossent.subjects.builtin import NAMED
 from crossent.subjects.compiler import COMPILE_SUFFIX
@@ -31,14 +31,14 @@ CASES = (
     "class_negative",
 )
 SECONDS = 60
-MOST_CASES = 30  # of a run in this test; a report may claim a whole level
-# Values of a subject's report that follow from others. So do "cases" and "elements" in "coverage".
+MOST_CASES = 30  # the limit of a run in this test, since a report may claim a whole level
+# Values of a subject's report that follow from other values, like "cases" and "elements" in "coverage".
 DERIVED = ("counts", "grades", "checks", "not_run")
 FORBIDDEN = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "socket.connect", "ctypes.dlopen")
 
 
 class Watch:
-    """Collects what runs or connects while it is on. Python cannot take an audit hook back."""
+    """Collect started programs and connections while `on` is true. Python cannot remove an audit hook."""
 
     on, seen = False, []
 
@@ -55,7 +55,7 @@ def watched():
 
 @pytest.fixture(scope="module")
 def true(tmp_path_factory):
-    """A true report with findings, and its file."""
+    """Return a true report with findings, and its file."""
 
     def off(input, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
         return crossent.formula(input, target, weight, ignore_index, reduction, label_smoothing) * 1.01
@@ -71,14 +71,14 @@ def true(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def canary(tmp_path_factory):
-    """A file whose import leaves a mark."""
+    """Return the folder of a file whose import creates another file."""
     folder = tmp_path_factory.mktemp("canary")
     (folder / "canary.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\ndef loss(input, target): return input\n")
     return folder
 
 
 def values(random, canary):
-    """A value that does not belong in a report, or not there."""
+    """Return a value that is wrong in a report, or wrong in this place."""
     return random.choice(
         [
             *(None, True, False, 0, -1, 1, 3, 1.5, -0.5, 10**400, -(10**30), 2**63, 1e308, 5e-324),
@@ -122,7 +122,7 @@ def values(random, canary):
 
 
 def places(part, before=()):
-    """Each place of a document."""
+    """Yield each place of a document."""
     keys = list(part) if isinstance(part, dict) else range(len(part)) if isinstance(part, list) else ()
     for key in keys:
         yield (*before, key)
@@ -166,7 +166,7 @@ def mutate(document, random, canary):
 
 
 def forged(document, random, canary):
-    """The text of a forged or damaged report, and its document; None if the text is damaged."""
+    """Return the text of a forged or damaged report, and its document; None if the text is damaged."""
     document = copy.deepcopy(document)
     if random.random() < 0.2:
         part = random.choice(document["subjects"])
@@ -191,7 +191,7 @@ def forged(document, random, canary):
 
 
 def parsed(content):
-    """The document of a text, for damage within a string leaves it a report; None if it is not JSON."""
+    """Return the document of a text, or None if the text is not JSON. Damage within a string leaves JSON."""
     try:
         return json.loads(content, parse_constant=int)  # int("NaN") raises
     except (ValueError, RecursionError):
@@ -199,7 +199,7 @@ def parsed(content):
 
 
 def sources(document):
-    """A document without the values that follow from others."""
+    """Return a document without the values that follow from other values."""
     document = copy.deepcopy(document)
     for name in ("cases", "elements") if isinstance(document.get("coverage"), dict) else ():
         document["coverage"].pop(name, None)
@@ -216,7 +216,7 @@ def hung(signal, frame):
 
 @pytest.fixture
 def short(monkeypatch, true, tmp_path):
-    """Runs in this process, and of few cases: a baseline meets the true report."""
+    """Run few cases in this process, and compare the baseline with the true report."""
     run = verification.run
 
     def run_few(chosen, subjects, progress=iter):
@@ -290,7 +290,7 @@ def test_a_forged_report_is_refused_or_is_data(random, true, canary, short, tmp_
 
 
 def true_subjects(whole, document):
-    """The subjects of the true report, in the order of another."""
+    """Return the subjects of the true report, in the order of another report."""
     order = [part["name"] for part in document["subjects"]]
     return sorted(whole["subjects"], key=lambda part: order.index(part["name"]))
 
@@ -298,3 +298,13 @@ def true_subjects(whole, document):
 def test_the_true_report_is_verified(true, short, capsys):
     assert main(["verify", str(true[1])]) == 0
     assert "every case has the result of the report" in capsys.readouterr().out
+
+
+def test_a_report_cannot_propose_a_word_for_without_that_is_no_feature(true, tmp_path):
+    """The report of a run proposes features, and you may copy the line into a shell."""
+    document = true[0].to_json()
+    document["subjects"][0]["needs"] = {"double_backward": ["gradient", "; rm -rf ~"]}
+    file = tmp_path / "forged.json"
+    file.write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"needs: double_backward: got '; rm -rf ~'; allowed are the names of"):
+        read_report(file)

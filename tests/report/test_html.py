@@ -13,7 +13,9 @@ from dataclasses import replace
 from importlib.resources import files
 
 import pytest
+import torch
 
+import crossent
 from crossent.cases.axes import DTYPES
 from crossent.cases.case import Case
 from crossent.report.findings import Finding, Measured, Numbers, Outcome, ResultSummary, SubjectReport
@@ -31,6 +33,7 @@ from crossent.report.html import (
 from crossent.report.moves.diff import diff
 from crossent.report.moves.html import page as moves_page
 from crossent.report.moves.rules import Kind
+from crossent.report.reader import read_report
 from crossent.report.regimes import Scale, scale, strips
 from crossent.report.report import Report
 
@@ -55,7 +58,7 @@ HOSTILE = [
 
 
 def told(text, mine="mine"):
-    """A report in which everything that somebody else may say is this text."""
+    """Return a report in which every text from outside is this text."""
     numbers = Numbers((1,), 0.5, text, 0.25, 1e-18, 1e-7, 2e6, 2.5e6)
     findings = [
         Finding(mine, "loss", text, "wrong", text, text, numbers, text, repeat=text),
@@ -75,7 +78,7 @@ def held(*measured, **options):
 
 
 class Document(html.parser.HTMLParser):
-    """Every tag with its attributes, the text, and whether all tags that were opened are closed."""
+    """Collect the tags with their attributes and the text, and check that every opened tag is closed."""
 
     VOID = ("meta", "base", "br", "rect", "line", "use", "circle", "path")
 
@@ -208,7 +211,7 @@ def test_beside_the_verdict_stands_what_it_does_not_cover():
 
 
 def cells(report):
-    """The cells of the heat map: check, colour, and what stands in them."""
+    """Return the cells of the heat map: the check, the colour and the text."""
     found = re.findall(r'<tr><th scope="row">(\w+)</th>(<td class="cell .*?)</tr>', page(report), re.S)
     return {check: re.findall(r'class="cell (\w+)"[^>]*>(.*?)</td>', row, re.S) for check, row in found}
 
@@ -264,7 +267,7 @@ def test_a_command_with_control_characters_has_none_and_gives_them_to_bash():
 
 
 def failing(*causes):
-    """A subject with these causes, as (number of findings, check, message); each cause has cases of its own."""
+    """Return a subject with these causes, as (number of findings, check, message). No two causes share a case."""
     part = SubjectReport("mine")
     for count, check, message in causes:
         for _ in range(count):
@@ -275,7 +278,7 @@ def failing(*causes):
 
 
 def said(report):
-    """The text of the page, with single spaces."""
+    """Return the text of the page, with single spaces."""
     return " ".join(Document(page(report)).text.split())
 
 
@@ -367,21 +370,53 @@ def test_issues_are_links_and_nothing_else_is(text, addresses):
     assert document.text == (text if len(text) < 1000 else f"{text[:999]}…")
 
 
+class OnceDifferentiable(torch.autograd.Function):
+    """A mean over rows whose gradient has no gradient."""
+
+    @staticmethod
+    def forward(context, logits, target):
+        context.save_for_backward(logits, target)
+        return torch.nn.functional.cross_entropy(logits, target)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(context, upstream):
+        logits, target = context.saved_tensors
+        return upstream * (logits.softmax(1) - torch.nn.functional.one_hot(target, logits.shape[1])) / len(target), None
+
+
+def test_a_page_from_a_file_is_the_page_of_the_run(tmp_path):
+    """The commands are the exception: a file never names the user's code."""
+
+    def loss(input, target, reduction="mean"):
+        return OnceDifferentiable.apply(input, target)
+
+    cases = [f"float64-{rows}x5-normal-int64-mean" for rows in (5, 7)]
+    report = crossent.check(loss, level="normal", cases=cases, checks=["gradient", "double_backward"])
+    for part in report.subjects:
+        part.findings = [replace(finding, repeat="") for finding in part.findings]
+    report.write_json(tmp_path / "report.json")
+    assert "<code>--without double_backward" in page(report)
+    assert page(read_report(tmp_path / "report.json")) == page(report)
+
+
 def test_the_issues_of_reasons_and_of_the_corpus_are_links():
-    part = SubjectReport("mine", {CASE: Outcome("float32", "")}, not_applicable={"see a/b#1": 2})
+    trigger = "tinyengine-107/bfloat16-7x5-negative_offset-int64-mean"
+    outcomes = {CASE: Outcome("float32", ""), trigger: Outcome("bfloat16", "", checks={"loss": Measured(True)})}
+    part = SubjectReport("mine", outcomes, not_applicable={"see a/b#1": 2})
     part.findings = [
-        Finding("mine", "loss", "tinyengine-107/bfloat16-7x5-negative_offset-int64-mean", "wrong", "c/d#1"),
+        Finding("mine", "loss", trigger, "wrong", "c/d#1"),
         Finding("mine", "loss", CASE, "wrong", "", expected="known (https://github.com/a/b/issues/2)"),
     ]
     text = page(Report(ENVIRONMENT, [part], fixed=["a/b#3"]))
     links = set(re.findall(r'href="(https:[^"]*)"', text))
     assert links >= {f"https://github.com/a/b/issues/{at}" for at in (1, 2, 3)}
     assert "https://github.com/mit-han-lab/tinyengine/issues/107" in links
-    assert "c/d/issues" not in text  # a message is no reason
+    assert "c/d/issues" not in text  # a message is not a reason
 
 
 class Frame(html.parser.HTMLParser):
-    """The attributes of the only tag of the output for a notebook."""
+    """Collect the attributes of the only tag in the output for a notebook."""
 
     def __init__(self, text):
         super().__init__()
@@ -431,7 +466,7 @@ def test_the_output_for_a_notebook_is_small_and_shows_failed_subjects_first():
 
 
 def measured_on(*regimes):
-    """A subject with these (regime, dtype, ratio, vacuous) in its loss."""
+    """Return a subject with these (regime, dtype, ratio, vacuous) in its loss."""
     part = SubjectReport("mine")
     for seed, (regime, dtype, ratio, vacuous) in enumerate(regimes):
         case = Case(dtype, values=regime, seed=seed).id
@@ -496,7 +531,7 @@ def luminance(colour):
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_every_text_can_be_read_on_its_ground(dark):
-    """4.5 is WCAG 2.2's contrast of a text (1.4.3), 3 that of a mark in a plot (1.4.11)."""
+    """WCAG 2.2 requires a contrast of 4.5 for text (1.4.3), and of 3 for marks in a plot (1.4.11)."""
     of = colours(dark) | {"white": "#ffffff"}
     grounds = ["ground", "surface", "cell-passed", "cell-known", *(f"step{step}" for step in range(5))]
     texts = [("ink", ground) for ground in grounds]
@@ -526,7 +561,7 @@ def test_a_page_is_written_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
     assert path.read_text(encoding="utf-8") == page(held(LOSS))
 
 
-# Of a browser that must not ask anybody for anything.
+# The browser must not send any request.
 OFFLINE = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
 OFFLINE += ("--disable-sync", "--no-first-run")
 
@@ -545,7 +580,7 @@ def browser():
 
 @pytest.fixture
 def shown(browser, tmp_path):
-    """Opens the page of a report; what it asks for and what it complains of is in `asked` and `said`."""
+    """Return a function that opens the page of a report, and collects its requests (`asked`) and errors (`said`)."""
     contexts = []
 
     def show(report, width=375, **options):
@@ -566,14 +601,14 @@ def shown(browser, tmp_path):
 
 
 def everything():
-    """A report with a subject for each text that somebody may say."""
+    """Return a report with a subject for each text from outside."""
     made = told("plain")
     made.subjects += [part for text in HOSTILE for part in told(text, text).subjects]
     return made
 
 
 def failed():
-    """A failing report with several causes, features that may lack, known failures, and a second subject."""
+    """Return a failing report with several causes, proposed features, known failures and a second subject."""
     part = failing((4, "loss", "far off"), (3, "gradient", "the sign"), (1, "result", "a shape"))
     part.order, part.declared = ["call", "loss", "gradient", "result", "errors"], ["returns float32"]
     for seed, regime in enumerate(["normal", "wide", "sure", "negative_offset", "an_unusually_long_regime"]):
@@ -596,7 +631,7 @@ def failed():
 
 
 def every_move():
-    """Two runs with a change of every kind, and 18 changes that are alike."""
+    """Return the comparison of two runs with a change of every kind and 18 similar changes."""
     runs = []
     for new in (False, True):
         part = SubjectReport("mine")
@@ -754,7 +789,7 @@ def test_a_dark_screen_gets_a_dark_page(shown):
 
 
 def clumsy(name="$(x)\n'y' <b>"):
-    """A report with one finding, whose subject has a name that a shell must not obey."""
+    """Return a report with one finding on a subject whose name a shell must not execute."""
     return Report(ENVIRONMENT, [SubjectReport(name, findings=[Finding(name, "loss", CASE, "wrong", "")])])
 
 

@@ -1,4 +1,4 @@
-"""The report: the keys of its JSON, how a file is written, and a text that no name or message can forge."""
+"""The report: the keys of its JSON, the writing of its files, and a text that no name or message can forge."""
 
 import dataclasses
 import io
@@ -23,7 +23,6 @@ from crossent.cases.bad_inputs import BAD_INPUTS
 from crossent.cases.case import Case
 from crossent.console import Output
 from crossent.report import document
-from crossent.report.clarity import same_trigger
 from crossent.report.expected_findings import torch_list
 from crossent.report.findings import Finding, Measured, Numbers, Outcome, SubjectReport
 from crossent.report.reader import find, read_json
@@ -72,7 +71,7 @@ def numbers(index=(1,), got=0.5, exact=0.25):
 
 
 def written(tmp_path, *findings):
-    """A report file with these findings."""
+    """Return the file of a report with these findings."""
     part = SubjectReport("mine", {finding.case: Outcome("float32", "00000001") for finding in findings}, list(findings))
     Report(ENVIRONMENT, [part]).write_json(tmp_path / "report.json")
     return tmp_path / "report.json"
@@ -256,7 +255,7 @@ def test_a_full_device_is_an_os_error_and_stays_a_device():
 @pytest.mark.skipif(not pathlib.Path("/dev/stdout").exists(), reason="needs a system with /dev/stdout")
 def test_stdout_is_written_into_even_where_it_is_a_file_and_is_never_replaced(tmp_path):
     before = os.lstat("/dev/stdout")
-    # Without the package, and so without torch: a second is enough.
+    # The script imports neither the package nor torch, so a second is enough.
     code = textwrap.dedent(f"""
         import importlib.machinery, importlib.util, sys
         print("first", flush=True)
@@ -326,7 +325,7 @@ def test_the_counts_add_up():
 
 
 def part_of(*entries):
-    """A subject's part from (case, check, measured) and findings."""
+    """Return the report of a subject from (case, check, measured) and findings."""
     made = SubjectReport("mine")
     for case, check, measured in entries:
         made.outcomes.setdefault(case, Outcome("float32", "")).checks[check] = measured
@@ -395,7 +394,7 @@ def test_nothing_at_all_is_not_ok():
     assert "nothing ran" in str(Report({}, [SubjectReport("mine")]))
 
 
-# What torch.testing.assert_close says, in its grammar; the bound stands where it has its tolerance.
+# The message of torch.testing.assert_close, with the error bound in place of its tolerance.
 MISMATCH = re.compile(
     r"Mismatched elements: \d+ / \d+ \(\d+\.\d%\)\n"
     r"Greatest absolute difference: \S+( at index \([\d, ]+\))? \(up to \S+ allowed\)\n"
@@ -433,11 +432,7 @@ def test_every_kind_of_finding_has_its_text():
             rf"  torch   {number}  \(0x[0-9a-f]{{8}}\), off by {number}, {number} of its error bound", lines[5]
         )
         assert re.fullmatch(r"  call    logits float32 \(7, 5\), target int64 \(7,\), reduction='mean', .*", lines[6])
-        trigger = same_trigger(check, CASES[0].id)
-        assert lines[7:] == [
-            *([f"  corpus  {trigger}"] if trigger else []),
-            f"  repeat  crossent repro mine:{check}:{CASES[0].id}",
-        ]
+        assert lines[7:] == [f"  repeat  crossent repro mine:{check}:{CASES[0].id}"]
     (refused,) = of(raises("not today"))
     assert refused.splitlines()[:2] == [f"mine: call refused on {CASES[0].id}", "  ValueError: not today"]
     (changed,) = of(lambda x, y, **o: (writes_into_its_input(x.detach(), y, **o), crossent.formula(x * 0, y, **o))[1])[
@@ -502,7 +497,7 @@ def test_the_table_keeps_its_digits_at_any_width(width):
                 assert re.search(rf"^  {check} {dtype} +\d+% +\S+ ulp +{tally.vacuous}  {tally.case}$", text, re.M)
     table = [line for line in text.splitlines() if line.startswith("  loss ") and " ulp " not in line]
     assert max(map(len, table)) <= max(width, Output.NARROWEST)
-    if width == 200:  # where there is room for the ids, they can be copied too
+    if width == 200:  # in a wide terminal, the ids are whole and can be copied
         assert all(tally.case in text for part in made.subjects for tally in part.tallies.values())
 
 

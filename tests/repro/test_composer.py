@@ -1,4 +1,4 @@
-"""The functions of scripts: what they use, that a script has all of it, and that they do what the package does."""
+"""The functions of scripts: a script has everything that they use, and they agree with the package."""
 
 import ast
 import builtins
@@ -49,12 +49,12 @@ def test_the_functions_of_scripts_import_torch_and_the_standard_library(file):
         if name.partition(".")[0] not in {"torch", *sys.stdlib_module_names}
         and not name.startswith("crossent.repro.scripts.")
     }
-    # numpy's state is looked at where numpy is there; scalar is a form, and no function of torch.
+    # The script reads numpy's state if numpy is installed. `scalar` is a form, not a function of torch.
     assert others == {"single": {"numpy"}, "subjects": {"crossent"}}.get(file.stem, set())
 
 
 def names_of(table):
-    """The names that a script uses from its top level."""
+    """Return the names that a script uses from its top level."""
     for symbol in table.get_symbols():
         if symbol.is_global() or (table.get_type() == "module" and symbol.is_referenced()):
             yield symbol.get_name()

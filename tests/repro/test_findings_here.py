@@ -1,4 +1,4 @@
-"""Scripts of findings that are made here: of torch, and of the forms; and ids that name no finding."""
+"""Scripts of findings whose case runs here, of torch and of the forms; and ids without a finding."""
 
 import os
 import re
@@ -34,7 +34,7 @@ IDS = {
 
 @pytest.fixture(scope="module")
 def scripts(tmp_path_factory):
-    """Files with the scripts of torch's own findings."""
+    """Return files with the scripts of torch's findings."""
     folder = tmp_path_factory.mktemp("scripts")
     for at, finding in enumerate(IDS):
         (folder / f"{at}.py").write_text(script(repeated(finding)), encoding="ascii")
@@ -42,7 +42,7 @@ def scripts(tmp_path_factory):
 
 
 def test_the_scripts_of_torch_need_no_crossent(scripts):
-    """All of them in one process in which crossent cannot be imported, since torch's import takes its time."""
+    """One process without crossent runs all scripts, since the import of torch is slow."""
     code = textwrap.dedent("""
         import runpy, sys, traceback
         sys.modules["crossent"] = None
@@ -151,6 +151,13 @@ def test_a_case_is_run_on_the_device_that_is_named(capsys, monkeypatch):
     assert main(["repro", TORCH_HALF, "--device", "cuda:1"]) == 0
     assert asked == ["cuda:1"]
     assert "\ndevice = 'cuda:1'\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("id", ["formula:loss:float32-7x5-normal-int64-mean", "formula:errors:reduction_unknown"])
+def test_the_script_of_a_check_that_passes_says_so(capsys, id):
+    assert main(["repro", "--passed", id]) == 0
+    subject, check, case = id.split(":")
+    assert capsys.readouterr().out.startswith(f'"""{subject}: {check} passed on {case}\n')
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Every check has a recipe, and every recipe is shown to work."""
+"""Every check has a recipe, and a test shows that every recipe works."""
 
 import ast
 import inspect
@@ -15,7 +15,7 @@ from crossent.repro.recipes import RECIPES, REFUSALS, nothing
 
 
 def kinds_of(function, seen=()):
-    """The kinds of problems that a function of the package yields, or one that it calls; and whether it may refuse."""
+    """Return the kinds of problems that a function or its callees yield, and whether it may refuse."""
     function = inspect.unwrap(function.func if isinstance(function, partial) else function)
     if function in seen or not function.__module__.startswith("crossent"):
         return set()
@@ -33,7 +33,7 @@ def kinds_of(function, seen=()):
                 name == "RefusedError" and isinstance(node.ctx, ast.Load)
             ):
                 found.add("refused")
-            if name == "MisshapenError":  # which Check.run turns into a problem
+            if name == "MisshapenError":  # Check.run turns this error into a problem
                 found.add("wrong")
             known = function.__globals__.get(name.partition(".")[0])
             called = getattr(known, name.partition(".")[2], known) if inspect.ismodule(known) else known
@@ -49,7 +49,7 @@ def test_every_check_has_a_recipe_for_each_kind_of_finding(name):
     if recipe.numbers is not nothing:
         kinds.add("wrong")
     if name == "call":
-        kinds.add("refused")  # by the first call, which every check looks at
+        kinds.add("refused")  # in the first call, which every check uses
     assert set(recipe.kinds) == kinds
 
 
@@ -63,12 +63,12 @@ def test_every_recipe_is_of_a_check():
 
 
 def test_every_recipe_is_shown_to_work():
-    """For each kind of finding, of a check or of one that does the same: the compiled ones differ in a constant."""
+    """The test has each kind of finding of each check. Checks of compiled code differ only in a constant."""
     wanted = {(recipe.step, kind) for recipe in (*RECIPES.values(), *REFUSALS.values()) for kind in recipe.kinds}
     shown = set()
     for _, case, said in KINDS.values():
         check, kind = said.split()
         of = REFUSALS if case in {bad_input.id for bad_input in BAD_INPUTS} else RECIPES
         shown.add((of[check].step, kind))
-    apart = {"stream": RECIPES, "compiled_error": RECIPES, "errors": REFUSALS}  # have tests of their own
+    apart = {"stream": RECIPES, "compiled_error": RECIPES, "errors": REFUSALS}  # other tests cover these
     assert wanted - shown == {(of[name].step, kind) for name, of in apart.items() for kind in of[name].kinds} - shown

@@ -25,7 +25,7 @@ DOCUMENTED = ("call", "result", "loss", "gradient", "target_gradient", "rows_per
 
 @pytest.fixture(scope="module")
 def document(tmp_path_factory):
-    """A report with findings of each shape, as they stand in its file."""
+    """Return the document of a report with findings of each shape."""
     folder = tmp_path_factory.mktemp("report")
 
     def unweighted(input, target, weight=None, **options):
@@ -51,7 +51,7 @@ def document(tmp_path_factory):
 
 
 def repro(capsys, tmp_path, document, id):
-    """`crossent repro` of a finding of a document."""
+    """Run `crossent repro` on a finding of a document."""
     path = tmp_path / "report.json"
     path.write_text(json.dumps(document))
     status = main(["repro", id, str(path)])
@@ -102,7 +102,7 @@ DAMAGE = [
 
 
 def _benign(entry, subject="mine"):
-    """The same kind of finding without a word of the report."""
+    """Return a finding of the same kind without any text of the report."""
     numbers = None
     if entry["index"] is not None:
         numbers = Numbers(tuple(0 for _ in entry["index"]), 1.0, "", 2.0, 0.0, 0.5, 1.0, 2.0)
@@ -186,7 +186,7 @@ INJECTIONS = [
 
 @pytest.mark.parametrize("injection", INJECTIONS, ids=ascii)
 def test_what_a_hostile_report_says_is_inert_in_the_script(capsys, tmp_path, document, injection):
-    """Into every text of it, and checked by what Python makes of the script, not by how it looks."""
+    """The test puts hostile text into every string of a report, and compares the parsed scripts."""
     for p, part in enumerate(document["subjects"]):
         for f, entry in enumerate(part["findings"]):
             other = copy.deepcopy(document)
@@ -201,7 +201,7 @@ def test_what_a_hostile_report_says_is_inert_in_the_script(capsys, tmp_path, doc
             subject = "mine+compile" if injection.endswith("+compile") else "mine"
             assert skeleton(out) == skeleton(script(_benign(entry, subject)))
             names, status, printed = play(out)
-            assert status == 2  # where it asks for the subject
+            assert status == 2  # the line that asks for the subject
             assert not {"logits", "result"} & set(names)
             assert printed.rstrip("\n").isprintable()
     for name in ("check", "case", "kind", "of"):

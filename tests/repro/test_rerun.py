@@ -1,4 +1,4 @@
-"""The command that a finding prints repeats the finding, as it stands."""
+"""The printed command of a finding repeats the finding without a change."""
 
 import json
 import re
@@ -48,7 +48,7 @@ FORKS = pytest.mark.skipif(not can_fork(), reason="needs a system that forks")
 
 @pytest.fixture
 def repeated(tmp_path, monkeypatch, capsys):
-    """A function that checks a subject in a folder with the file, and returns the command and the script it prints."""
+    """Return a function that checks a subject of a file, and returns the printed command and its script."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(FILE, encoding="utf-8")
 
@@ -102,6 +102,16 @@ def test_the_command_of_a_callable_is_python():
     (finding,) = crossent.check(off_by_a_percent, checks=["loss"], cases=[CASE]).findings
     again = eval(finding.command, {"crossent": crossent, "off_by_a_percent": off_by_a_percent})
     assert [one.id for one in again.findings] == [finding.id]
+
+
+def test_the_command_of_a_callable_names_what_differs_from_the_defaults():
+    options = {"level": "quick", "without": ["weight", "nan_mean"], "grade": "B"}
+    (finding,) = crossent.check(off_by_a_percent, checks=["loss"], cases=[CASE], **options).findings
+    given = f"checks=['loss'], cases=['{CASE}'], level='quick', without=['weight', 'nan_mean'], grade='B'"
+    assert finding.command == f"crossent.check(off_by_a_percent, {given})"
+    again = eval(finding.command, {"crossent": crossent, "off_by_a_percent": off_by_a_percent})
+    assert [one.command for one in again.findings] == [finding.command]
+    assert again.level == "quick"
 
 
 @FORKS

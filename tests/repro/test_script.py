@@ -1,4 +1,4 @@
-"""A script shows what was found, and says where it is not there."""
+"""A script shows the finding, and says if the finding does not happen."""
 
 from dataclasses import replace
 
@@ -52,7 +52,7 @@ def test_a_script_shows_what_was_found_and_says_right_where_it_is_not(name):
     names, status, out = play(with_subject(text, RIGHT))
     assert status == 0, out
     assert out.splitlines()[-1] == "right"
-    _, status, out = play(text)  # as it stands, it asks for the subject: that is neither
+    _, status, out = play(text)  # without the subject, the script only asks for the subject
     assert (status, out) == (2, "import mine here as subject, and take these two lines out\n")
 
     inputs = next((bad for bad in BAD_INPUTS if bad.id == case), None) or Case.of(case)
@@ -71,7 +71,7 @@ def test_a_script_shows_what_was_found_and_says_right_where_it_is_not(name):
 
 
 def test_a_result_that_is_as_wrong_as_it_was_found_is_wrong():
-    """The exact value has more digits than a float64: where the bound is tight, its first 53 bits are not enough."""
+    """The exact value has more digits than a float64. With a tight bound, its first 53 bits are not enough."""
     finding = found(OFF, "float64-7x5-normal-int64-sum", "loss")
     n = finding.numbers
     wide = Numbers(n.index, n.got, n.bits, n.exact, n.radius, 1e9, n.ulp, n.ratio)
@@ -81,7 +81,7 @@ def test_a_result_that_is_as_wrong_as_it_was_found_is_wrong():
 
 
 def test_a_script_shows_that_compiled_code_takes_what_is_no_class(monkeypatch):
-    """In a graph that runs in torch's own kernels: making code takes seconds."""
+    """The graph runs in torch's own kernels, since code generation takes seconds."""
     graphs_work("trace")
     if reason := _why_no_error():
         pytest.skip(reason)
@@ -174,7 +174,7 @@ def test_a_call_that_is_refused_in_a_process_of_its_own_has_not_ended_it(tmp_pat
 
 
 def test_a_finding_of_a_compiled_subject_has_a_script_that_compiles_it():
-    """In a graph that runs in torch's own kernels: making code takes seconds."""
+    """The graph runs in torch's own kernels, since code generation takes seconds."""
     graphs_work("trace")
     numbers = found(OFF, INDEX, "loss").numbers
     text = script(Finding("mine+compile", "loss", INDEX, "wrong", "", numbers=numbers, of="loss"))
@@ -194,7 +194,7 @@ def test_a_finding_of_compiled_torch_asks_for_no_subject():
     assert "take these two lines out" not in text
 
 
-# A target that is kept for the next call of its shape; one call of many; and what only a run with more classes shows.
+# A target kept for the next call of its shape, one call of many, and a bug that needs a call with more classes.
 KEEPS_TARGET = """
 import crossent
 
@@ -214,7 +214,7 @@ AFTER_MORE_CLASSES = source(
 
 
 def found_after(text, before, case):
-    """The findings on a case, by check, of the subject that a text defines, after a call on another case."""
+    """Return the findings on a case, by check, of the subject in a text, after a call on another case."""
     names = {}
     exec(text, names)
     checks = [CHECKS[name] for name in ("call", "result", "loss", "repeat")]

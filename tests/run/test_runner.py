@@ -17,8 +17,8 @@ from support.subjects import off_by_a_percent
 import crossent
 from crossent.cases.case import Case
 from crossent.cases.grid import met
+from crossent.report.clarity import case_or_none
 from crossent.report.reader import report_of
-from crossent.report.regimes import case_or_none
 from crossent.run.isolation.process import _MOST_HUNG
 
 CASES = [

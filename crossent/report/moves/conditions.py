@@ -9,6 +9,7 @@ from crossent.report.findings import SubjectReport
 from crossent.report.report import Report, first_names
 from crossent.words import quoted
 
+_COMPILED = ("compile", "compile_dynamic", "compiled_error")  # the checks of compiled code
 # Entries of the environment that change the bits of results. If they differ, the diff says nothing about torch.
 MACHINE = ("device", "device_name", "cpu_capability")
 UNKNOWN = "unknown"
@@ -30,7 +31,7 @@ def hindrances(old: Report, new: Report) -> list[str]:
 
 
 def others(old: Report, new: Report) -> list[tuple[str, str, str]]:
-    """Return the differences between the runs: a name, the old value and the new value, "" if there is none."""
+    """Return each difference between the runs: a name, the old value and the new value; "" stands for no value."""
     partial = is_partial(old) or is_partial(new)
     was, now = _described(old, partial), _described(new, partial)
     different = [
@@ -51,14 +52,14 @@ def others(old: Report, new: Report) -> list[tuple[str, str, str]]:
 def _described(run: Report, partial: bool) -> dict[str, str]:
     more = {
         "checks not run": ", ".join(run.left_out),
-        "combinations of three choices": str(run.triples),
+        "combinations of three options": str(run.triples),
         "known failures that no longer happen": "; ".join(run.fixed),
     }
     return {**run.environment, "level": run.level, "seed": str(run.seed), **({} if partial else more)}
 
 
 def is_partial(run: Report) -> bool:
-    """Whether a run has only a part of its cases or checks: their absence is no change."""
+    """Whether a run has only a part of its cases or checks. A missing case is then no change."""
     return bool(run.only) or run.planned is not None
 
 
@@ -68,7 +69,7 @@ def notes(
     pairs: Sequence[tuple[SubjectReport, SubjectReport]],
     explained: Collection[tuple[str, str]],
 ) -> Iterator[str]:
-    """Yield a line for each subject, case or check that only one run has.
+    """Yield a line for each subject, case or check that only one run has, and one if no compiled code is compared.
 
     Args:
         old: the old run.
@@ -85,6 +86,10 @@ def notes(
             yield f"the {which} run is only a part: {chosen}; only this part is compared"
         if run.planned is not None:
             yield f"the {which} run ended after {run.cases} of {run.planned} cases; only these are compared"
+    compared = {check for _, part in pairs for outcome in part.outcomes.values() for check in outcome.checks}
+    levels = [run.level for run in (old, new) if _COMPILED[0] in run.left_out]
+    if levels and compared.isdisjoint(_COMPILED) and not any(part.name.endswith("+compile") for _, part in pairs):
+        yield f"no compiled code is compared: level {levels[0]} runs none of {', '.join(_COMPILED)}"
     subjects: dict[tuple[str, str], list[str]] = {}
     for before, now in pairs:
         for parts in _notes_on(before, now, explained, (is_partial(new), is_partial(old))):

@@ -1,7 +1,7 @@
 """diff() and Diff: two runs, for example with two versions of torch, and the changes between them.
 
-A report keeps measurements, and :mod:`crossent.report.moves.rules` has the rules that name a change. A new baseline
-therefore hides nothing: a check that fails in the new run also fails in the next baseline.
+A report keeps measurements, and :mod:`crossent.report.moves.rules` has the rules that name a change. So a new baseline
+hides nothing: a check that fails in the new run also fails in the next baseline.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ def diff(
     names = files or ["" if isinstance(run, Report) else os.fspath(run) for run in (old, new)]
     made = Diff(runs[0], runs[1], names[0], names[1])
     if made.hindrances and not force:
-        raise ValueError(f"these runs cannot be compared: {'; '.join(made.hindrances)}")
+        hint = "; `crossent diff --force`, in Python force=True, compares them anyway" if made.compared else ""
+        raise ValueError(f"these runs cannot be compared: {'; '.join(made.hindrances)}{hint}")
     return made
 
 
@@ -72,8 +73,8 @@ def diff(
 class Diff:
     """Two runs, and the changes between them.
 
-    `str(diff)` is the comparison as text. `diff.ok` is True if there is no regression, no new refusal and no changed
-    behaviour.
+    `str(diff)` is the comparison as text. `diff.ok` is True if something was compared, and there is no regression, no
+    new refusal and no changed behaviour.
     """
 
     old: Report
@@ -164,8 +165,8 @@ class Diff:
 
     @property
     def ok(self) -> bool:
-        """Whether there is no regression, no new refusal and no changed behaviour."""
-        return not any(move.kind.fails for move in self.compared)
+        """Whether something was compared, without a regression, a new refusal or changed behaviour."""
+        return bool(self.compared) and not any(move.kind.fails for move in self.compared)
 
     @property
     def strictly_ok(self) -> bool:
@@ -175,6 +176,8 @@ class Diff:
     @property
     def summary(self) -> str:
         """The comparison in one line."""
+        if not self.compared:
+            return "nothing was compared"
         each = ", ".join(kind.counted(count) for kind, count in self.figures)
         return f"{self.cases.total()} cases in both runs: {each}"
 
@@ -192,14 +195,14 @@ class Diff:
         return sorts
 
     def found(self, move: Move) -> Finding | None:
-        """Return the finding of the new run; for a call that was refused before, the first finding on its result."""
+        """Return the finding of the new run: for a call that the old run refused, the first finding on its result."""
         if not move.also:
             return move.new.finding
         part = next(part for part in self.new.subjects if part.name == move.subject)
         return next(finding for finding in part.findings if finding.case == move.case and finding.check in move.also)
 
     def known(self, move: Move) -> list[str]:
-        """Return the reasons of the known failure in the old run, if another, and in the new run, as lines."""
+        """Return the reasons of the known failures in the old and the new run, as lines without repetitions."""
         now, before = self.found(move), move.old.finding
         lines = [f"known failure: {now.expected}"] if now is not None and now.expected is not None else []
         if before is not None and before.expected is not None and f"known failure: {before.expected}" not in lines:
@@ -207,7 +210,7 @@ class Diff:
         return lines
 
     def command(self, move: Move) -> str:
-        """Return the shell command that repeats the change: the finding of a run, or the number if both runs passed."""
+        """Return the shell command that repeats a finding of the change, or its number if both runs passed."""
         now = self.found(move)
         finding, file = now or move.old.finding, self.new_file if now else self.old_file
         if finding is None:
@@ -225,7 +228,12 @@ class Diff:
         return plain_text(self.render())
 
     def to_json(self) -> dict[str, Any]:
-        """Return the comparison as a JSON document. Numbers that JSON lacks are strings: "nan", "inf", "-inf"."""
+        """Return the comparison as a JSON document. Numbers that JSON lacks are strings: "nan", "inf", "-inf".
+
+        The kinds of changes have the words of the text. Earlier commits wrote "broken" for "regression", "contract
+        changed" for "changed behaviour", "mended" for "fixed", "moved within bounds" for "changed within bounds",
+        "other words" for "other error message" and "same bits, judged anew" for "same bits, judged again".
+        """
         document = {
             "schema": DIFF_SCHEMA,
             "old": self.old.environment,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _MOST = 40  # cards of a kind
 _MOST_OF_A_CARD = 60  # changes of a card
 _MOST_NAMES = 6  # names of checks in a title
+_HEADLINES = ("Nothing was compared", "Look before you upgrade")
 TONES = {kind: "failed" for kind in Kind if kind.fails} | {Kind.WORSE: "known", Kind.STILL: "known"}
 
 
@@ -46,7 +47,7 @@ def page(diff: Diff) -> str:
     return render(
         "moves/diff.html.jinja",
         diff=diff,
-        headline="No regression" if diff.ok else "Look before you upgrade",
+        headline="No regression" if diff.ok else _HEADLINES[bool(diff.compared)],
         tone="passed" if diff.strictly_ok else "unproven" if diff.ok else "failed",
         dtypes=dtypes,
         rows=rows,
@@ -59,7 +60,7 @@ def page(diff: Diff) -> str:
 
 
 def cards(kind: Kind, groups: Iterable[list[Move]]) -> list[Card]:
-    """Return the groups of changes of one kind as cards, where groups with the same message share a card.
+    """Return the groups of changes of one kind as cards. Groups with the same message share a card.
 
     Changes that need no action share a card for each check, whatever their messages.
     """

@@ -1,4 +1,4 @@
-"""The rules that name a change: what happened to one check on one case between two runs.
+"""The rules that name the change of one check on one case between two runs.
 
 No rule is a tolerance for a result. Both runs were compared with the exact values when they ran; these rules only
 describe the difference between the runs.
@@ -14,26 +14,26 @@ from enum import StrEnum
 from crossent.report.findings import Finding, Measured, ResultSummary
 from crossent.report.text import share
 
-# An error counts as worse if it grew by more than this factor and by more than this number of ulp: any other order of
-# summation changes the last bit. Its share of the bound must have grown by the same factor. The worst elements of two
-# runs may differ, and an element closer to zero has an error of more ulp, but not a larger error.
+# An error counts as worse if it grew by more than this factor and by more than this number of ulp. Another order of
+# summation changes the last bit, and is no reason. Its share of the bound must have grown by the same factor. The worst
+# elements of two runs may differ, and an element closer to zero has an error of more ulp, but not a larger error.
 TIMES, LAST_PLACES = 2.0, 1.0
 
 
 class Kind(StrEnum):
-    """The kinds of changes, the most serious first. The values are those in JSON."""
+    """The kinds of changes, the most serious first, by their names in text, on the page and in JSON."""
 
-    BROKEN = "broken"
+    BROKEN = "regression"
     REFUSED = "newly refused"
-    BEHAVIOUR = "contract changed"
+    BEHAVIOUR = "changed behaviour"
     WORSE = "worse within bounds"
     STILL = "still wrong"
-    FIXED = "mended"
+    FIXED = "fixed"
     ACCEPTED = "newly accepted"
     BETTER = "better"
-    MOVED = "moved within bounds"
-    WORDS = "other words"
-    JUDGED = "same bits, judged anew"
+    MOVED = "changed within bounds"
+    WORDS = "other error message"
+    JUDGED = "same bits, judged again"
     SAME = "same bits"
 
     @property
@@ -41,14 +41,9 @@ class Kind(StrEnum):
         """Whether a user should look at the change before an upgrade."""
         return self in (Kind.BROKEN, Kind.REFUSED, Kind.BEHAVIOUR)
 
-    @property
-    def label(self) -> str:
-        """The name of the kind in text and on the page."""
-        return _LABELS.get(self, self.value)
-
     def counted(self, count: int) -> str:
-        """Return a number and the label: "2 regressions", "1 fixed"."""
-        return f"{count} {self.label}{'s' if self is Kind.BROKEN and count != 1 else ''}"
+        """Return a number and the name of the kind: "2 regressions", "1 fixed"."""
+        return f"{count} {self}{'s' if self is Kind.BROKEN and count != 1 else ''}"
 
     @property
     def meaning(self) -> str:
@@ -56,15 +51,6 @@ class Kind(StrEnum):
         return MEANINGS[self]
 
 
-# The labels that differ from the value in JSON.
-_LABELS = {
-    Kind.BROKEN: "regression",
-    Kind.BEHAVIOUR: "changed behaviour",
-    Kind.FIXED: "fixed",
-    Kind.MOVED: "changed within bounds",
-    Kind.WORDS: "other error message",
-    Kind.JUDGED: "same bits, judged again",
-}
 MEANINGS = {
     Kind.BROKEN: "The check passed and now fails; or the call was refused and now returns a wrong result.",
     Kind.REFUSED: "The call returned a result and now raises.",

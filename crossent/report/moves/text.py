@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 
 
 LOUD = {kind: "bold red" for kind in Kind if kind.fails} | {Kind.WORSE: "yellow", Kind.STILL: "yellow"}
-QUIET = (Kind.BETTER, Kind.MOVED, Kind.WORDS, Kind.JUDGED)  # one example is enough: the table counts the others
+QUIET = (
+    Kind.BETTER,
+    Kind.MOVED,
+    Kind.WORDS,
+    Kind.JUDGED,
+)  # the text shows one example, and the table counts the others
 
 
 def rendered(diff: Diff, most: int) -> Iterator[RenderableType]:
@@ -47,7 +52,7 @@ def rendered(diff: Diff, most: int) -> Iterator[RenderableType]:
         for sort in (*policies, *shown):
             yield from _sort(diff, sort)
         if hidden := sum(len(sort) for sort in others[len(shown) :]):
-            yield Text(f"\n… and {hidden} more checks, {kind.label}: --json has all of them", "dim")
+            yield Text(f"\n… and {hidden} more checks, {kind}: --json has all of them", "dim")
     yield Text()
     yield Text(diff.summary)
 
@@ -60,7 +65,7 @@ def _table(diff: Diff) -> Table:
         table.add_column(name, no_wrap=True, justify="right" if name in dtypes else "left")
     for kind, checks in rows.items():
         for check, counts in checks:
-            table.add_row(Text(kind.label, LOUD.get(kind, "")), check, *(str(count or "") for count in counts))
+            table.add_row(Text(kind.value, LOUD.get(kind, "")), check, *(str(count or "") for count in counts))
     return table
 
 
@@ -69,9 +74,9 @@ def _sort(diff: Diff, sort: list[Move]) -> Iterator[Text]:
     move = sort[0]
     yield Text()
     if move.policy:
-        line = f"{move.kind.label}: {move.subject}: {move.policy}, {move.check}: {move.says}"
+        line = f"{move.kind}: {move.subject}: {move.policy}, {move.check}: {move.says}"
     else:
-        line = f"{move.kind.label}: {move.subject}: {move.check} on {move.case}"
+        line = f"{move.kind}: {move.subject}: {move.check} on {move.case}"
     yield Text(printable(line), LOUD.get(move.kind, ""))
     if not move.policy:
         yield Text(printable(f"  {move.says}"))

@@ -1,9 +1,9 @@
-"""The functions that a printed script is made of, as Python files that ruff, mypy and the tests read.
+"""The functions of printed scripts, as Python files that ruff, mypy and the tests read.
 
-`composer.py` copies the functions that a script calls, and those that they call, into the script. A function may use
-torch, the standard library, functions of this folder and the values of `case`; a printed script needs nothing else.
+`composer.py` copies the functions that a script needs into the script. A function may use torch, the standard library,
+functions of this folder and the values of `case`. A printed script needs nothing else.
 
-    case           the values that a script is about
+    case           example values of a case and of a finding
     functions      one call, one number, and how a script ends
     subjects       the subjects that a script defines itself
     single         checks of one call

@@ -34,7 +34,7 @@ def judge_every_try(tries):
 
 
 def untouched(call, x, y, its_options, x_wanted, y_wanted):
-    """Stop where a call has changed its arguments, which are copies of the given ones."""
+    """Stop the script if a call has changed its arguments."""
     tensors = {"input": (x, logits, x_wanted), "target": (y, target, y_wanted)}
     tensors |= {name: (its_options[name], one, False) for name, one in options.items() if torch.is_tensor(one)}
     for name, (one, before, wanted) in tensors.items():
@@ -48,7 +48,7 @@ def untouched(call, x, y, its_options, x_wanted, y_wanted):
 
 
 def call_without_gradients():
-    """Call the subject in the three ways in which no gradient is wanted."""
+    """Call the subject under no_grad, under inference_mode and without requires_grad."""
     results = {}
     for call, mode, wanted in (
         ("under no_grad", torch.no_grad(), True),
@@ -84,7 +84,7 @@ def call_on_non_leaf():
 
 
 def call_for_one_gradient():
-    """Call the subject where logits or probabilities alone want a gradient, and take it with `backward`."""
+    """Call the subject with a gradient for the logits alone or the probabilities alone, and call `backward`."""
     results = {}
     for call, of in (("of the logits alone", "gradient"), ("of the target alone", "target_gradient")):
         x, y, its_options, g = fresh(*given)
@@ -102,7 +102,7 @@ def call_for_one_gradient():
 
 
 def at_once(*all_inputs):
-    """Call the subject in one thread for each of the inputs. All go forward before any goes back."""
+    """Call the subject in one thread for each input. All forward passes end before any backward pass starts."""
     barrier, results, errors = threading.Barrier(len(all_inputs)), {}, []
 
     def forward(*arguments, **options):
@@ -129,7 +129,7 @@ def at_once(*all_inputs):
 
 
 def call_in_threads():
-    """Call the subject in a thread, and beside another thread, 50 times: which thread comes first is left to chance."""
+    """Call the subject 50 times in a thread, alone and beside another thread, in no fixed order."""
     tries = []
     for _ in range(50):
         results = [*at_once(given), *at_once(given, other)]

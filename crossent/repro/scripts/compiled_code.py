@@ -9,20 +9,20 @@ from crossent.repro.scripts.functions import cannot_run, evaluate, fresh, poison
 
 
 def compiled(loss, backend="inductor", dynamic=None):
-    """Compile a loss as one graph. The script ends with status 2 where torch compiles nothing."""
+    """Compile a loss as one graph. End the script with status 2 if torch cannot compile."""
     try:
         torch.compile(torch.sin, backend=backend)(torch.ones(2, device=device))
     except Exception as error:
         cannot_run(f"{type(error).__name__}: {error}")
 
-    def call(*arguments, **options):  # torch.compile skips a function that is in a file of torch's
+    def call(*arguments, **options):  # torch.compile skips functions in torch's own files
         return loss(*arguments, **options)
 
     return torch.compile(call, backend=backend, fullgraph=True, dynamic=dynamic)
 
 
 def call_compiled():
-    """Call the compiled subject twice, the second time with other arguments where one graph is for all sizes."""
+    """Call the compiled subject twice. If one graph serves all sizes, the second call has other arguments."""
     loss_of = compiled(subject, backend, dynamic)
     results = []
     for arguments in (given, other):

@@ -35,7 +35,7 @@ def judge_derivative(result):
 
 
 def judge_presence(result):
-    """Stop where a derivative is None, or has another shape."""
+    """Stop the script if a derivative is None or has another shape."""
     got = result[part]
     if got is None or got.shape != shape:
         verdict(True, f"{part} is {got if got is None else tuple(got.shape)}; expected {tuple(shape)}")

@@ -25,17 +25,17 @@ def check_deterministic():
 
 
 def call_on_stream():
-    """Call the subject on a stream of the caller's, where its arguments are not ready yet."""
+    """Call the subject on another CUDA stream, before its arguments are ready."""
     inputs = fresh(*given)
     tensors = [one for one in (inputs[0], inputs[1], inputs[3], *inputs[2].values()) if torch.is_tensor(one)]
     late = [memory(one) for one in tensors]
     values = [raw.clone() for raw in late]
     for raw in late:
-        raw.zero_()  # of an index too, where zero is a class
+        raw.zero_()  # for class indices too, where 0 is a class
     side = torch.cuda.Stream(torch.device(device))
     side.wait_stream(torch.cuda.current_stream(torch.device(device)))
     with torch.cuda.stream(side):
-        torch.cuda._sleep(2**23)  # some milliseconds, in which the host starts all that the call does
+        torch.cuda._sleep(2**23)  # some milliseconds, in which the host starts every operation of the call
         for raw, value in zip(late, values):
             raw.copy_(value)
         result = evaluate(*inputs)

@@ -19,14 +19,14 @@ def tensor(bits, dtype, sizes, strides, offset):
 
 
 def verdict(wrong, message):
-    """End the script with status 1 where the subject is wrong, and 0 where it is right."""
+    """End the script: status 1 if the subject is wrong, 0 if the subject is right."""
     print(f"torch {torch.__version__}: {message}")
     print("wrong" if wrong else "right", flush=True)
     raise SystemExit(wrong)
 
 
 def verdict_of_attempt(wrong, message):
-    """End the script with status 1 where the subject is wrong. Otherwise the script makes another attempt."""
+    """End the script with status 1 if the subject is wrong. Otherwise the script makes another attempt."""
     if wrong:
         print(f"torch {torch.__version__}: {message}")
         print("wrong", flush=True)
@@ -41,7 +41,7 @@ def end_right():
 
 
 def end_unknown():
-    """End the script with status 2: the calls that matter are not known here."""
+    """End the script with status 2: the earlier calls that cause the finding are unknown."""
     print(f"torch {torch.__version__}: no attempt shows the finding.")
     print("The result depends on calls that the run made before, and this script does not have them.")
     print("Repeat the run with its level and seed: crossent check --level LEVEL --seed SEED", flush=True)
@@ -49,7 +49,7 @@ def end_unknown():
 
 
 def cannot_run(message):
-    """End the script with status 2: what it shows cannot be run here."""
+    """End the script with status 2: the call cannot run here."""
     first_line = str(message).partition("\n")[0]
     print(f"torch {torch.__version__}: the script cannot run here: {first_line}", flush=True)
     raise SystemExit(2)
@@ -72,7 +72,7 @@ def evaluate(logits, target, options, upstream, *, loss_of=None):
 
 
 def evaluate_loss(logits, target, options, upstream, *, loss_of=None):
-    """Call the subject, which has no gradient, and return its loss."""
+    """Call a subject without a gradient, and return its loss."""
     loss = (loss_of or subject)(logits, target, **options)
     is_dense = torch.is_tensor(loss) and loss.layout == torch.strided and not loss.is_complex()
     assert is_dense, type(loss)
@@ -80,7 +80,7 @@ def evaluate_loss(logits, target, options, upstream, *, loss_of=None):
 
 
 def shaped(loss, logits, target, options, upstream):
-    """Stop where the loss has not the dtype, shape and device that its arguments call for."""
+    """Stop the script if the loss has a wrong dtype, shape or device."""
     dtype = torch.promote_types(logits.dtype, target.dtype) if target.is_floating_point() else logits.dtype
     due = own_dtype or dtype, upstream.shape, logits.device
     if (loss.dtype, loss.shape, loss.device) != due:
@@ -89,7 +89,7 @@ def shaped(loss, logits, target, options, upstream):
 
 
 def judged(got, exact):
-    """Return whether a number is wrong, and how far it is off."""
+    """Return whether a number is wrong, and its error as text."""
     same = got == exact or (got != got and exact != exact)
     off = 0.0 if same else abs(got - exact)
     wrong = not same and (got == found or not off <= allowed)
@@ -97,7 +97,7 @@ def judged(got, exact):
 
 
 def fresh(logits, target, options, upstream):
-    """Copy the arguments with their memory, and keep their strides."""
+    """Copy the arguments, their whole memory and their strides."""
 
     def copy(value):
         if not torch.is_tensor(value):
@@ -109,13 +109,13 @@ def fresh(logits, target, options, upstream):
 
 
 def call_others(attempt):
-    """Call the subject as a run does: with other numbers, with other reductions, and with a batch of one."""
+    """Call the subject with other numbers, other reductions and a batch of one, as a run does."""
     logits, target, options, upstream = fresh(*other)
     calls = [(logits, target, options, upstream)]
     calls += [(logits, target, {**options, "reduction": word}, upstream) for word in ("none", "mean", "sum")]
     if logits.dim() > 1:
         calls.append((logits[:1], target[:1], options, upstream[:1] if upstream.dim() else upstream))
-    for at in range(attempt):  # each attempt makes one call more: a subject may count its calls
+    for at in range(attempt):  # each attempt makes one more call, as a subject may count its calls
         try:
             evaluate(*calls[at % len(calls)])
         except Exception as error:
@@ -123,14 +123,14 @@ def call_others(attempt):
 
 
 def poison(logits, target, options, upstream):
-    """Fill memory of the sizes that the results will have with NaN, and free it."""
+    """Allocate memory of the size of each result, fill the memory with NaN, and free it."""
     for like in (logits, upstream, target):
         held = [torch.full(like.shape, torch.nan, dtype=logits.dtype, device=logits.device) for _ in range(8)]
         del held
 
 
 def bits(result):
-    """Return every bit of a result. All NaN are the same."""
+    """Return the bits of a result, with one NaN in place of all NaN."""
     plain = {name: part.where(~part.isnan(), torch.nan).flatten() for name, part in result.items()}
     return {name: (result[name].shape, part.dtype, part.view(torch.uint8).tolist()) for name, part in plain.items()}
 

@@ -14,14 +14,14 @@ from crossent.repro.scripts.single import arguments, changed, state
 
 def isolate():
     """Run the script again in a separate process, because the call may end it, and report the exit status."""
-    if sys.argv[1:] == ["here"]:  # this is that process
+    if sys.argv[1:] == ["here"]:  # this is the separate process
         return
     if "__file__" not in globals():
         print("save this script as a file: it starts itself again")
         raise SystemExit(2)
     child = subprocess.Popen([sys.executable, __file__, "here"], stdout=subprocess.PIPE, bufsize=0)
     assert child.stdout is not None
-    child.stdout.readline()  # it has started
+    child.stdout.readline()  # the process has started
     try:
         told = child.communicate(timeout=seconds)[0].decode()
     except subprocess.TimeoutExpired:
@@ -60,14 +60,14 @@ def try_bad_call():
 
 
 def check_arguments_of_bad_call():
-    """Check that a bad call leaves its arguments as they were."""
+    """Check that a bad call leaves its arguments unchanged."""
     before = arguments()
     try_bad_call()
     changed(before, arguments())
 
 
 def check_state_after_bad_call():
-    """Check that a bad call leaves the global state as it was."""
+    """Check that a bad call leaves the global state unchanged."""
     before = state()
     try_bad_call()
     changed(before, state())

@@ -10,7 +10,7 @@ from crossent.repro.scripts.functions import bits, evaluate, fresh, judged, shap
 
 
 def call_each():
-    """Call the subject with the arguments of each equation. The first result of each follows from its others."""
+    """Call the subject with all arguments of each equation. The first result follows from the other results."""
     results = []
     for equation in equations:
         results = [evaluate(*fresh(*inputs)) for inputs in equation]
@@ -20,20 +20,20 @@ def call_each():
 
 
 def judge_terms(results):
-    """Compare one number of the first result with the sum of its terms, which are numbers of the other results."""
+    """Compare a number of the first result with a sum of numbers of the other results."""
     total = sum(factor * results[which][part][place].item() for which, factor, place in terms)
     verdict(*judged(results[0][part][index].item(), total))
 
 
 def judge_unchanged(results):
-    """Stop where an option changes nothing."""
+    """Stop the script if an option does not change the result."""
     one, without = (result[part] for result in results)
     if ((one == without) | (one.isnan() & without.isnan())).all():
         verdict(True, f"an option has no effect: the {part} is the same without it")
 
 
 def check_two_backwards():
-    """Check that a graph can be differentiated twice, and that two losses of the same logits leave each other alone."""
+    """Check that a graph can be differentiated twice, and that two losses of the same logits are independent."""
     seen = []
 
     def both(input, target, **options):
@@ -44,7 +44,7 @@ def check_two_backwards():
             wanted = {name: tensor for name, tensor in wanted.items() if tensor.requires_grad}
             gradients = torch.autograd.grad(loss, list(wanted.values()), by.to(loss.dtype), retain_graph=True)
             seen.append(bits({"loss": loss.detach(), **dict(zip(wanted, gradients))}))
-        return one  # which evaluate differentiates once more
+        return one  # `evaluate` differentiates this graph again
 
     first, alone = evaluate(*fresh(*given)), evaluate(*fresh(*other))
     shaped(alone["loss"], *other)

@@ -45,7 +45,7 @@ def judge_number(result):
 
 
 def judge_sign(result):
-    """Compare a loss with 0 where it is negative. No loss may be."""
+    """Compare a negative loss with 0."""
     got = result[part][index].item()
     verdict(*judged(got, 0.0 if got < 0 else got))
 
@@ -62,7 +62,7 @@ def show_call():
         result = evaluate(*given)
     except SystemExit as error:
         verdict(True, f"raised {error!r}")
-    bits(result)  # which a meta device has none of
+    bits(result)  # a meta device has no memory
     print(f"loss {result['loss']}")
 
 
@@ -72,7 +72,7 @@ def check_shape():
 
 
 def arguments():
-    """Return every bit of the arguments, and of the memory that they are views of."""
+    """Return the bits of the arguments, and of the memory behind their views."""
     tensors = {"input": logits, "target": target, "the upstream gradient": upstream}
     tensors |= {name: value for name, value in options.items() if torch.is_tensor(value)}
     views = {name: (one.shape, one.stride(), one.storage_offset()) for name, one in tensors.items()}
@@ -80,14 +80,14 @@ def arguments():
 
 
 def changed(before, after, when=""):
-    """Stop where a value after the call differs from the value before it. `when` names the part of the call."""
+    """Stop the script if a value differs after the call. `when` names the part of the call."""
     names = [name for name in before if before[name] not in (after[name], [])]
     if names:
         verdict(True, f"the call changed {', '.join(names)}{when}")
 
 
 def check_arguments():
-    """Check that a call leaves its arguments as they were, and that its results have memory of their own."""
+    """Check that a call leaves its arguments unchanged, and that no result shares memory with them."""
     passed = []
 
     def watched(input, target, **options):
@@ -115,7 +115,7 @@ def check_arguments():
 
 
 def numpy_state():
-    """Return the state of numpy's random generator, and what numpy does on floating-point errors."""
+    """Return the state of numpy's random generator, and numpy's handling of floating-point errors."""
     try:
         import numpy
     except ImportError:
@@ -162,7 +162,7 @@ def state():
 
 
 def check_state():
-    """Check that a call leaves the global state as it was."""
+    """Check that a call leaves the global state unchanged."""
     before = state()
     evaluate(*given)
     changed(before, state())

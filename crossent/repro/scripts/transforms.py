@@ -15,7 +15,7 @@ def loss_of(logits, target):
 
 
 def pull(logits, target):
-    """Return the loss, and the function that takes an upstream gradient back."""
+    """Return the loss, and the function from an upstream gradient to the gradients."""
     if target.is_floating_point():
         return torch.func.vjp(loss_of, logits, target)
     return torch.func.vjp(lambda logits: loss_of(logits, target), logits)
@@ -45,12 +45,12 @@ def call_under_vmap():
 
 
 def judge_samples(results):
-    """Compare one number of each result that has it with the exact value. The worst counts."""
+    """Compare one number of each result with the exact value. The worst error counts."""
     verdict(*max(judged(result[part].detach()[index].item(), exact) for result in results if part in result))
 
 
 def differentiate_batch():
-    """Compute the gradients for two upstream gradients at once: the given one, and the same times -2."""
+    """Compute the gradients for two upstream gradients at once: the given gradient, and -2 times the gradient."""
     leaves = [logits.detach().requires_grad_()]
     if target.is_floating_point():
         leaves.append(target.detach().requires_grad_())
@@ -62,7 +62,7 @@ def differentiate_batch():
 
 
 def twice(tensor):
-    """Return a batch of two: a tensor, and the same times -2."""
+    """Return a batch of two tensors: the given tensor, and -2 times the tensor."""
     return torch.stack([tensor, -2 * tensor])
 
 
@@ -122,7 +122,7 @@ def call_under_autocast():
 
 
 def empty(value):
-    """Return a tensor of the meta device with the same shape, strides and dtype. Another value stays as it is."""
+    """Return a tensor on the meta device with the same shape, strides and dtype. Return any other value unchanged."""
     if not torch.is_tensor(value):
         return value
     return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
@@ -135,7 +135,7 @@ def call_on_meta():
 
 
 class Module(torch.nn.Module):
-    """A loss with its options, as torch.export takes it. `names` are the options that are tensors."""
+    """A module that calls a loss, for torch.export. `names` are the options that are tensors."""
 
     def __init__(self, loss, names, options):
         super().__init__()
@@ -147,7 +147,7 @@ class Module(torch.nn.Module):
 
 
 def call_exported():
-    """Export the subject with torch.export, and call what comes of it."""
+    """Export the subject with torch.export, and call the exported module."""
     try:
         from torch.export import export
 

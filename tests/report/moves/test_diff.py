@@ -1,4 +1,4 @@
-"""`crossent diff`: it reports every change between two runs, and never takes a damaged file for an equal run."""
+"""`crossent diff` reports every change between two runs, and refuses a damaged file."""
 
 import copy
 import json
@@ -60,18 +60,18 @@ def after(before):
 
 
 def told(made, kind):
-    """The moves of a kind, as (subject, check, case)."""
+    """Return the changes of a kind, as (subject, check, case)."""
     return {(move.subject, move.check, move.case) for move in made.moves if move.kind is kind}
 
 
 def only(made):
-    """The one move that there is."""
+    """Return the only change."""
     (move,) = made.moves
     return move
 
 
 def altered(report, case, check, **changes):
-    """Another measurement of formula."""
+    """Change a measurement of formula."""
     outcome = report.subjects[0].outcomes[case]
     outcome.checks[check] = replace(outcome.checks[check], **changes)
     return outcome
@@ -129,7 +129,7 @@ def test_other_bits_within_the_bound_are_moved(before, after):
     [
         (1.0, 2.0, Kind.MOVED),
         (1.0, 2.01, Kind.WORSE),
-        (0.1, 1.09, Kind.MOVED),  # many times as much, and less than a last place
+        (0.1, 1.09, Kind.MOVED),  # many times larger, and less than an ulp
         (50.0, 99.0, Kind.MOVED),
         (2.01, 1.0, Kind.BETTER),
         (0.0, 1.5, Kind.WORSE),
@@ -187,7 +187,7 @@ def test_a_call_that_raises_is_newly_refused_and_one_that_raised_is_newly_accept
     assert only(made).kind is Kind.REFUSED
     assert only(made).says == "right → RuntimeError: not for this"
     assert not made.ok
-    assert not made.notes  # that nothing else was asked goes without saying
+    assert not made.notes  # a part of the run needs no further note
     other = diff(after, before)
     assert only(other).kind is Kind.ACCEPTED
     assert other.ok
@@ -309,7 +309,7 @@ def test_the_same_bits_with_another_bound_are_judged_anew(before, after):
     ],
 )
 def test_an_error_that_is_the_same_but_for_the_digits_of_another_numpy_is_judged_anew(now, kind):
-    """Of a check of several calls, whose bits no run keeps: other bits are off by whole ulps."""
+    """A report keeps no bits of a check of several calls. Other bits would differ by whole ulps."""
     before = Side(Measured(ulp=12.20795169658959, ratio=0.221), digest="0" if now.digest else "")
     assert kind_of("func_grad", before, now) is kind
 
@@ -384,12 +384,41 @@ def test_what_cannot_be_compared_is_refused_unless_forced(before, after, change,
     assert out == ""
     assert said in err
     assert err.count("\n") == 1
-    assert main(["diff", *files, "--force"]) == 0
-    assert "COMPARED ANYWAY: " in capsys.readouterr().out
+    comparable = "in common" not in said
+    assert ("; `crossent diff --force`, in Python force=True, compares them anyway" in err) == comparable
+    page = tmp_path / "page.html"
+    assert main(["diff", *files, "--force", "--html", str(page)]) == (0 if comparable else 3)
+    out = capsys.readouterr().out
+    assert "COMPARED ANYWAY: " in out
+    assert out.splitlines()[-1].startswith("27 cases in both runs" if comparable else "nothing was compared")
+    assert diff(before, after, force=True).ok == comparable
+    assert ("<h1>Nothing was compared" in page.read_text(encoding="utf-8")) != comparable
+
+
+def test_a_level_without_compiled_code_is_said(before, after):
+    note = "no compiled code is compared: level quick runs none of compile, compile_dynamic, compiled_error"
+    before, after = copy.deepcopy((before, after))
+    after.left_out, after.level = ["export", "compile", "compile_dynamic", "compiled_error"], "quick"
+    assert note in diff(before, after).notes
+    for part in (before.subjects[0], after.subjects[0]):
+        part.outcomes[PLAIN].checks["compile"] = Measured()
+    assert note not in diff(before, after).notes
+    before, after = copy.deepcopy((before, after))
+    for part in (before.subjects[0], after.subjects[0]):
+        del part.outcomes[PLAIN].checks["compile"]
+        part.name += "+compile"
+    assert note not in diff(before, after).notes
+
+
+def test_json_has_the_words_of_the_text(before, after):
+    after.subjects[0].findings.append(Finding("formula", "state", PLAIN, "changed_state", "off"))
+    made = diff(before, after)
+    assert [move["kind"] for move in made.to_json()["moves"]] == ["regression"]
+    assert made.summary.endswith(" 1 regression, 26 same bits")
 
 
 def test_torch_says_which_vector_instructions_it_uses_whatever_its_version(monkeypatch):
-    """Torch 2.0 says so in its configuration alone, and there takes AVX2 where later ones take AVX512."""
+    """Torch 2.0 names the instructions only in its configuration, and uses AVX2 where later versions use AVX512."""
     known = cpu_capability()
     monkeypatch.delattr(torch.backends, "cpu", raising=False)
     told = {"DEFAULT": "NO AVX"}.get(known, known)
@@ -437,7 +466,7 @@ def test_hostile_words_are_shown_and_not_obeyed(before, after, tmp_path):
 
 
 def places(value, at=()):
-    """Where something stands in a document."""
+    """Yield the places of a document."""
     yield at
     entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, entry in entries:
@@ -445,7 +474,7 @@ def places(value, at=()):
 
 
 def damaged(document, at, way, dice):
-    """A copy with one thing in it damaged; None where this way of damaging it changes nothing."""
+    """Return a copy with one damaged place, or None if this kind of damage changes nothing."""
     made = copy.deepcopy(document)
     *path, last = at
     parent = made
@@ -479,7 +508,7 @@ def damaged(document, at, way, dice):
 
 
 def compared(good, bad):
-    """What is said of a file that cannot be compared, or what moved."""
+    """Return the message about a file that cannot be compared, or the changes."""
     try:
         return "", diff(good, bad)
     except ValueError as error:
@@ -495,7 +524,7 @@ def test_a_thousand_damaged_files_are_each_refused_in_one_line_or_seen(before, t
     dice.shuffle(everywhere)
     ways = ("another value", "gone", "another kind", "another name", "twice")
     made = refusals = 0
-    # Each field by its name once, and then as they come.
+    # Damage each field once by its name, then random places.
     named = {tuple(key for key in at if isinstance(key, str) and key not in CASE_IDS): at for at in everywhere}
     for at in (*named.values(), *everywhere):
         for way in ways:
@@ -528,7 +557,7 @@ def test_a_file_that_is_cut_off_anywhere_or_has_another_byte_is_refused_or_seen(
             bad.write_bytes(content)
             said, seen = compared(before, bad)
             assert said.isprintable(), at
-            if not (said or seen.moves or seen.others or seen.notes):  # the 17th digit of a number may say nothing
+            if not (said or seen.moves or seen.others or seen.notes):  # the 17th digit of a number may have no meaning
                 assert json.loads(content) == json.loads(whole), content[at - 40 : at + 40]
 
 
@@ -603,7 +632,7 @@ def test_torch_answers_a_policy_as_the_forms_do(policy, value):
         assert loss.equal(torch.tensor(value)) or loss.isnan() == torch.tensor(value).isnan()
 
 
-# The other doors
+# Python and pytest
 
 
 def test_a_check_with_a_baseline_is_a_check_and_a_diff(tmp_path, capsys):

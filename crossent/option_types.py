@@ -1,0 +1,91 @@
+"""The types of options: words, numbers, seeds and rows of numbers. An error says what was given and what is allowed."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import Any
+
+import click
+
+from crossent.words import quoted
+
+
+class _Allowed:
+    """A type of click whose error says what was given and what is allowed, as `crossent.check` does."""
+
+    @property
+    def allowed(self) -> str:
+        """The allowed values, with their verb: "are quick, normal, thorough"."""
+        if isinstance(self, click.Choice):
+            return f"are {', '.join(self.choices)}"
+        assert isinstance(self, (click.IntRange, click.FloatRange))
+        if self.max is not None:
+            return f"are {self.min} to {self.max}"
+        return f"is more than {self.min}" if self.min_open else f"is {self.min} or more"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        """Convert the value as click does. The error for a wrong value names the allowed values."""
+        try:
+            return super().convert(value, parameter, context)  # type: ignore[misc]
+        except click.BadParameter:
+            near = get_close_matches(str(value), getattr(self, "choices", ()), n=1)
+            meant = f"; did you mean {near[0]}?" if near else ""
+            message = f"got {quoted(value)}{meant}; allowed {self.allowed}"
+            raise click.BadParameter(message, context, parameter) from None
+
+
+class Word(_Allowed, click.Choice):  # type: ignore[type-arg]  # which click 8.1 does not have
+    """One of several words."""
+
+
+class Words(Word):
+    """Several words, separated by commas."""
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        """Return the words as a tuple. The error names the word that is wrong."""
+        return tuple(super(Words, self).convert(word.strip(), parameter, context) for word in value.split(","))
+
+
+class Whole(_Allowed, click.IntRange):
+    """A whole number in a range."""
+
+
+class Positive(_Allowed, click.FloatRange):
+    """A number above 0."""
+
+    def __init__(self) -> None:
+        super().__init__(0, min_open=True)
+
+
+# numpy and torch both accept seeds of 32 bits.
+SEED_OPTION = Whole(0, 2**32 - 1)
+
+
+class Seed(click.ParamType):  # type: ignore[type-arg]
+    """A number, or the word "random"."""
+
+    name = "integer or random"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> int | str:
+        """Return the number, or the word."""
+        if value == "random":
+            return "random"
+        try:
+            return int(SEED_OPTION.convert(value, parameter, context))
+        except click.BadParameter as error:
+            self.fail(f"{error.message}, and random", parameter, context)
+
+
+class Row(click.ParamType):  # type: ignore[type-arg]
+    """A row of numbers, separated by commas."""
+
+    name = "row"
+
+    def convert(
+        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
+    ) -> tuple[float, ...]:
+        """Return the numbers."""
+        try:
+            return tuple(float(number) for number in value.split(","))
+        except ValueError:
+            self.fail(f"got {quoted(value)}; allowed are numbers separated by commas, as in 3,1,-3", parameter, context)
