@@ -12,6 +12,7 @@ from itertools import combinations
 
 from crossent.cases.axes import CLASS_LIMITS, DENSE_TARGETS, DTYPES, IGNORED, ROW_LIMITS
 from crossent.cases.bad_inputs import BAD_INPUT_KINDS, BAD_INPUTS
+from crossent.cases.values import VALUES
 from crossent.report.findings import DEPENDS, Finding, Outcome, SubjectReport
 from crossent.report.regimes import case_or_none
 from crossent.words import counted
@@ -19,6 +20,8 @@ from crossent.words import counted
 # The kinds of logits with rows far below zero, and how many other rows may come before such a row. The kinds
 # "row_offsets" and "offsets" draw the sign of each row.
 _FAR_BELOW = {"negative_offset": 0, "assorted": 3, "row_offsets": 1, "offsets": 1}
+# The kinds of logits with -inf, +inf or NaN.
+_NOT_FINITE = {name for name in VALUES if name.startswith(("inf_", "nan", "positive_inf"))}
 _MOST_WORDS = 3  # more words would describe the case itself
 _WORD = 0.02  # by how much a further word must set failing cases apart from passing ones
 # The feature that a subject lacks if it refuses all cases with these words.
@@ -34,6 +37,8 @@ FEATURE_OF = {
     "uint8 targets": "uint8_target",
     "logits that are strided": "strided",
     "an empty batch": "empty",
+    "1 class": "one_class",
+    "logits that are not finite": "nonfinite",
     **{f"reduction={name!r}": f"reduction_{name}" for name in ("none", "mean", "sum")},
     **{dtype: dtype for dtype in DTYPES},
     **{kind: kind for kind in BAD_INPUT_KINDS},
@@ -274,6 +279,7 @@ def _words(id: str) -> tuple[str, ...]:
     shape = {1: "logits of (C)", 2: "logits of (N, C)"}.get(len(case.sizes), "logits of (N, C, d1, …)")
     described = {
         shape: True,
+        f"logits of {len(case.sizes)} dimensions": len(case.sizes) > 3,
         "a weight": case.weight != "unweighted",
         "a weight of 0": case.weight == "weight_zeros",
         "label_smoothing": case.label_smoothing > 0,
@@ -294,6 +300,8 @@ def _words(id: str) -> tuple[str, ...]:
         case.row_size: True,
         f"C {'' if case.classes & (case.classes - 1) == 0 else 'not '}a power of two": True,
         f"values {case.values}": True,
+        "logits that are not finite": case.values in _NOT_FINITE,
+        "a class with a logit of -inf": case.values.startswith("inf_"),
         "a row of logits far below zero": case.rows > _FAR_BELOW.get(case.values, case.rows),
         f"logits that are {'contiguous' if case.layout in ('contiguous', 'offset') else 'strided'}": True,
         "an upstream gradient other than 1": case.upstream != "one",
