@@ -35,18 +35,36 @@ WORLD = (
     "optax==0.2.8",
     "jax==0.10.2",
     "ml_dtypes==0.6.0",  # bfloat16 for JAX
+    "onnx==1.23.2",
+    "onnxruntime==1.32.0",
+    "scikit-learn==1.9.1",
+    "mlx[cpu]==0.32.4",
+    "fastcore==2.2.38",  # for fastai
     *("einops==0.8.2", "hjson==3.1.0", "msgpack==1.2.4", "ninja==1.13.2", "psutil==7.2.2"),  # for deepspeed
     *("py-cpuinfo==9.0.0", "pydantic==2.14.4", "setuptools==84.2.1", "wheel==0.48.0"),
 )
 # Installed without dependencies, since torchvision and others would bring another torch.
 WORLD_ALONE = (
+    "allennlp==2.10.1",
+    "catalyst==22.4",
+    "composer==0.32.1",
     "deepspeed==0.19.8",
+    "espnet==202511",
+    "fairseq2==0.8.1",
+    "fastai==2.8.12",
     "kornia==0.9.0",
+    "liger-kernel==0.8.5",
+    "litgpt==0.5.13",
     "megatron-core==0.16.1",
+    "mmpretrain==1.2.0",
+    "mmsegmentation==1.2.2",
     "monai==1.6.1",
+    "nemo-toolkit==3.0.0",
     "segmentation-models-pytorch==0.6.0",
+    "speechbrain==1.1.2",
     "timm==1.0.31",
     "torchtune==0.6.1",
+    "triton==3.9.0",  # for Liger, whose kernel Triton's interpreter runs on a CPU
     "trl==1.16.0",
     "unsloth-zoo==2026.10.9",
 )
@@ -138,8 +156,9 @@ def search(session: nox.Session) -> None:
 def world(session: nox.Session) -> None:
     """Check the losses of other packages, such as timm and optax; fail on a finding without a reason.
 
-    The session installs 2 GB in some minutes, and takes a quarter of an hour on two cores. tests/world/findings.toml
-    has the reasons. `nox -s world -- -k keras` checks the losses of one package.
+    The session installs 3 GB in some minutes, and takes ten minutes on two cores. tests/world/findings.toml has the
+    reasons, and tests/world/faults.py shows each bug without crossent. `nox -s world -- -k keras` checks the losses of
+    one package.
     """
     session.install("torch==2.13.0", "-e", ".[test]", *WORLD)
     session.install("--no-deps", "--no-build-isolation", *WORLD_ALONE)

@@ -77,6 +77,10 @@ def from_jax(function: Function) -> Callable[..., Tensor]:
         function: The loss, `function(logits, target, **options) -> array`, with the arguments of :func:`from_numpy` as
             JAX arrays. A function under `jax.jit` needs `reduction` among its `static_argnames`.
 
+    The adapter compiles the function with `jax.jit`, as training code does: once for each dtype, shape and choice of
+    the options. The Python code of the function runs only then. A function that reads the value of an array, which
+    `jax.jit` cannot trace, runs as it is, which is slow.
+
     Returns:
         A callable on tensors, `loss(input, target, **options)`, with gradients of the logits and of class probabilities
         by `jax.vjp`. A call with float64, or with integers beyond 32 bits, computes with JAX's 64-bit mode on. Any
@@ -95,6 +99,22 @@ def from_jax(function: Function) -> Callable[..., Tensor]:
     """
     import jax
 
+    reads_values = (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError)
+    apply = jax.jit(lambda pulled, upstream: pulled(upstream))
+    compiled: dict[Any, Function] = {}
+
+    def jitted(compute: Function, key: Any) -> Function:
+        """Return a function that computes the same, compiled once for each key, dtype and shape if JAX can trace it."""
+
+        def call(*arrays: Any, **given: Any) -> Any:
+            try:
+                return compiled.setdefault(key, jax.jit(compute))(*arrays, **given)
+            except reads_values:
+                compiled[key] = compute
+                return compute(*arrays, **given)
+
+        return call
+
     def run(logits: Tensor, target: Tensor, options: dict[str, Any], wanted: bool) -> tuple[Any, Pull | None]:
         dense = target.is_floating_point()
         wide = any(map(_is_wide, (logits, target, *options.values())))
@@ -106,21 +126,30 @@ def from_jax(function: Function) -> Callable[..., Tensor]:
             return made
 
         def jaxs(tensor: Tensor) -> Any:
-            return jax.numpy.array(_array(tensor))  # a copy: JAX may keep and reuse numpy's memory
+            # A copy, since JAX may keep and reuse numpy's memory. jax.numpy.array would compile one for each shape.
+            return jax.numpy.asarray(_array(tensor).copy())
+
+        words = {name: value for name, value in options.items() if not isinstance(value, Tensor)}
+
+        def forward(*arrays: Any, **given: Any) -> Any:
+            return function(*arrays, **given, **words)
+
+        def with_pull(logits: Any, target: Any, **given: Any) -> Any:
+            if dense:
+                return jax.vjp(lambda x, t: forward(x, t, **given), logits, target)
+            return jax.vjp(lambda x: forward(x, target, **given), logits)
 
         with bits():
-            given = {name: jaxs(one) if isinstance(one, Tensor) else one for name, one in options.items()}
-            arrays = (jaxs(logits), jaxs(target))
+            given = {name: jaxs(value) for name, value in options.items() if isinstance(value, Tensor)}
+            arrays = jaxs(logits), jaxs(target)
+            made = jitted(with_pull if wanted else forward, (wanted, dense, *words.items()))(*arrays, **given)
             if not wanted:
-                return np.asarray(function(*arrays, **given)), None
-            if dense:
-                made, pulled = jax.vjp(lambda x, t: function(x, t, **given), *arrays)
-            else:
-                made, pulled = jax.vjp(lambda x: function(x, arrays[1], **given), arrays[0])
+                return np.asarray(made), None
+            made, pulled = made
 
         def pull(upstream: Tensor) -> tuple[Tensor | None, Tensor | None]:
             with bits():
-                gradients = [_tensor(np.asarray(one), logits.device) for one in pulled(jaxs(upstream))]
+                gradients = [_tensor(np.asarray(one), logits.device) for one in apply(pulled, jaxs(upstream))]
             return gradients[0], gradients[1] if dense else None
 
         return np.asarray(made), pull

@@ -5,6 +5,9 @@ The site's build writes them into `docs/_generated`, so that no page repeats by 
 
 from __future__ import annotations
 
+import ast
+import re
+import tomllib
 from collections.abc import Iterable, Sequence
 from contextlib import chdir
 from pathlib import Path
@@ -32,6 +35,8 @@ GRADES = {
     "float16=B": ("Grade B in float16, and grade A in bfloat16.", "code that casts bfloat16 alone"),
     "bfloat16=B": ("Grade B in bfloat16, and grade A in float16.", "code that casts float16 alone"),
 }
+ROOT = Path(__file__).parents[1]
+WORLD = ROOT / "tests" / "world"
 KINDS_OF_BUGS = {
     "A": "Denominator and reduction",
     "B": "Label smoothing",
@@ -49,6 +54,7 @@ def write(folder: Path) -> None:
     """Write every table into the folder."""
     folder.mkdir(exist_ok=True)
     texts = {"contracts.md": contracts(), "features.md": features(), "kinds.md": kinds(), "corpus.md": corpus()}
+    texts |= {"world.md": world(), "faults.py": faults()}
     for name, text in {**texts, "finding.txt": finding()}.items():
         file = folder / name
         if not file.exists() or file.read_text(encoding="utf-8") != text:  # an unchanged table rebuilds no page
@@ -92,6 +98,42 @@ def corpus() -> str:
         note = f"no case: {bug.why_not}" if bug.why_not else ""
         rows[KINDS_OF_BUGS[bug.id[0]]].append((bug.breaks, issues or "a user's code", note))
     return "\n".join(f"### {kind}\n\n" + table(("bug", "reported in", "note"), of) for kind, of in rows.items())
+
+
+def world() -> str:
+    """Return what `nox -s world` found in the losses of other packages."""
+    losses = tomllib.loads((WORLD / "losses.toml").read_text(encoding="utf-8"))
+    findings = tomllib.loads((WORLD / "findings.toml").read_text(encoding="utf-8"))["finding"]
+    versions = dict(re.findall(r'"([\w-]+)(?:\[\w+\])?==([\w.]+)"', (ROOT / "noxfile.py").read_text(encoding="utf-8")))
+    rows = []
+    for name, settings in losses.items():
+        package = settings["package"]
+        of = [finding for finding in findings if finding["subject"] == name]
+        judged = [finding["reason"].partition(": ") for finding in of] or [("", "", "")]
+        loss = f"`{name.partition('_')[2]}` of {package} {versions[package]}"
+        for at, ((kind, _, reason), finding) in enumerate(zip(judged, of or [{}], strict=True)):
+            cases = ", ".join(f"`{pattern}`" for pattern in finding.get("cases", ()))
+            shown = (loss, ", ".join(f"`{feature}`" for feature in lacking(name))) if at == 0 else ("", "")
+            rows.append((shown[0], reason or "nothing", kind, cases, shown[1]))
+    return table(("loss", "found", "judged as", "cases", "declared as missing"), rows)
+
+
+def lacking(name: str) -> list[str]:
+    """Return the features that the glue of a loss declares as missing."""
+    tree = ast.parse((WORLD / f"{name.partition('_')[0]}_losses.py").read_text(encoding="utf-8"))
+    functions = {node.name: node.decorator_list for node in tree.body if isinstance(node, ast.FunctionDef)}
+    made = [node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name]
+    found = []
+    for call in functions.get(name, made):
+        for keyword in call.keywords if isinstance(call, ast.Call) else ():
+            names = keyword.value.keys if isinstance(keyword.value, ast.Dict) else [ast.Constant(keyword.arg)]
+            found += [ast.literal_eval(one) for one in names]
+    return found
+
+
+def faults() -> str:
+    """Return the scripts that show the bugs of other packages."""
+    return (WORLD / "faults.py").read_text(encoding="utf-8")
 
 
 def address(issue: str) -> str:

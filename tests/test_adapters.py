@@ -108,7 +108,11 @@ def test_a_function_of_numpy_that_writes_into_its_logits_is_found():
         return nll(logits, target)
 
     report = judged(from_numpy(in_place), "float32-7x5-normal-int64-mean", "arguments")
-    assert [finding.message for finding in report.findings] == ["the call wrote into input in the forward pass"]
+    (finding,) = report.findings
+    assert finding.message.splitlines() == [
+        "the call wrote into input in the forward pass",
+        "If that is meant: --without arguments",
+    ]
 
 
 @needs("ml_dtypes")
@@ -221,6 +225,44 @@ def test_jax_gives_the_gradient_of_target_probabilities():
     report = judged(from_jax(soft), case, "loss", "gradient", "target_gradient")
     assert not report.findings, report
     assert "target_gradient" in report.subjects[0].outcomes[case].checks
+
+
+@needs("jax")
+def test_jax_compiles_a_function_once_for_each_shape_dtype_and_choice_of_the_options():
+    ran = []
+
+    def counted(logits, target, weight=None, reduction="mean"):
+        ran.append((str(logits.dtype), logits.shape, weight is None, reduction))
+        return jax_mean(logits, target, weight, reduction)
+
+    loss, weight = from_jax(counted), torch.tensor([1.0, 2.0, 3.0])
+    logits = LOGITS.clone().requires_grad_()
+    for _ in range(3):
+        for options in ({}, {"reduction": "sum"}, {"weight": weight}):
+            loss(logits, TARGET, **options).backward()
+        loss(logits.double(), TARGET).backward()
+        loss(logits[:2], TARGET[:2]).backward()
+    assert len(ran) == len(set(ran)) == 5
+    assert torch.equal(loss(LOGITS, TARGET, weight=weight), loss(LOGITS, TARGET, weight=weight.clone()))
+    assert loss(LOGITS, TARGET, weight=weight) != loss(LOGITS, TARGET, weight=weight.flip(0))
+
+
+@needs("jax")
+def test_a_function_of_jax_that_reads_the_values_runs_uncompiled():
+    ran = []
+
+    def branches(logits, target):
+        ran.append(1)
+        return jax_mean(logits, target) if logits[0, 0] > 0 else -jax_mean(logits, target)
+
+    loss = from_jax(branches)
+    for sign in (1, -1, 1):
+        logits = (sign * LOGITS).requires_grad_()
+        got = loss(logits, TARGET)
+        got.backward()
+        assert torch.isclose(got, sign * torch.nn.functional.cross_entropy(logits, TARGET))
+        assert logits.grad.abs().sum() > 0
+    assert len(ran) == 1 + 3  # one attempt to compile the function
 
 
 @needs("jax", "optax")

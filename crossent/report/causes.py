@@ -31,6 +31,8 @@ FEATURE_OF = {
     "uint8 targets": "uint8_target",
     "logits that are strided": "strided",
     "an empty batch": "empty",
+    "1 class": "one_class",
+    "logits that are not finite": "nonfinite",
     **{f"reduction={name!r}": f"reduction_{name}" for name in ("none", "mean", "sum")},
     **{dtype: dtype for dtype in DTYPES},
     **{kind: kind for kind in BAD_INPUT_KINDS},

@@ -12,6 +12,7 @@ from crossent.cases.axes import CLASS_LIMITS, DENSE_TARGETS, IGNORED, ROW_LIMITS
 from crossent.cases.bad_inputs import BAD_INPUTS
 from crossent.cases.case import Case
 from crossent.cases.corpus import Bug, bugs
+from crossent.cases.values import VALUES
 
 if TYPE_CHECKING:
     from crossent.report.findings import Finding
@@ -22,6 +23,8 @@ _SMALL = 64  # logits: a reader can read them all
 # The kinds of logits with rows far below zero, and how many other rows may come before such a row. The kinds
 # "row_offsets" and "offsets" draw the sign of each row.
 _FAR_BELOW = {"negative_offset": 0, "assorted": 3, "row_offsets": 1, "offsets": 1}
+# The kinds of logits with -inf, +inf or NaN.
+_NOT_FINITE = {name for name in VALUES if name.startswith(("inf_", "nan", "positive_inf"))}
 _NUMBERS = {"loss", "gradient", "target_gradient"}  # as NUMBERS of `findings`, which imports this module
 
 
@@ -66,6 +69,7 @@ def words_of(id: str) -> tuple[str, ...]:
     shape = {1: "logits of (C)", 2: "logits of (N, C)"}.get(len(case.sizes), "logits of (N, C, d1, …)")
     described = {
         shape: True,
+        f"logits of {len(case.sizes)} dimensions": len(case.sizes) > 3,
         "a weight": case.weight != "unweighted",
         "a weight of 0": case.weight == "weight_zeros",
         "label_smoothing": case.label_smoothing > 0,
@@ -86,6 +90,8 @@ def words_of(id: str) -> tuple[str, ...]:
         case.row_size: True,
         f"C {'' if case.classes & (case.classes - 1) == 0 else 'not '}a power of two": True,
         f"values {case.values}": True,
+        "logits that are not finite": case.values in _NOT_FINITE,
+        "a class with a logit of -inf": case.values.startswith("inf_"),
         "a row of logits far below zero": case.rows > _FAR_BELOW.get(case.values, case.rows),
         f"logits that are {'contiguous' if case.layout in ('contiguous', 'offset') else 'strided'}": True,
         "an upstream gradient other than 1": case.upstream != "one",

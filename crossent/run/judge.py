@@ -17,6 +17,7 @@ from crossent.checks import refusals, single
 from crossent.report.findings import DEPENDS, Finding, Measured, Numbers, Outcome, ResultSummary, Verdict
 from crossent.run.isolation.fork_server import ForkServerError
 from crossent.subjects.builtin import TORCH
+from crossent.subjects.contracts import DEFAULT_CONTRACT, under_contract
 from crossent.subjects.features import KEYWORDS
 from crossent.subjects.subject import Subject
 from crossent.trials.act import Host
@@ -35,6 +36,13 @@ _FIRST = (single.call, single.result)
 # The defaults of the options of F.cross_entropy.
 _DEFAULTS = {"reduction": "mean", "label_smoothing": 0.0, "ignore_index": -100}
 _AS_TORCH = "\nThe result has torch's bits: judge this subject with --contract torch, in Python with contract='torch'."
+
+# Contracts and grades with wider bounds than the default, the narrowest first.
+_WIDER = (
+    ("--grade B", DEFAULT_CONTRACT, "B"),
+    ("--contract logsumexp", "logsumexp", "A"),
+    ("--contract logsumexp --grade B", "logsumexp", "B"),
+)
 
 
 def judge_case(
@@ -200,7 +208,9 @@ def as_finding(trial: Trial, check: Check, problem: Difference | Problem) -> Fin
         else:
             numbers = _numbers(problem)
             of_torch, hint = ("", "") if trial.subject is TORCH else _of_torch(trial, problem)
-            message += factor_of(problem, inputs) + hint
+            message += factor_of(problem, inputs) + (hint or _declaration(trial, of))
+    elif check is single.arguments and kind == "changed_input":
+        message += "\nIf that is meant: --without arguments"
     call = describe(inputs)
     return Finding(trial.subject.name, check.name, trial.case.id, kind, message, call, numbers, of_torch, of=of)
 
@@ -228,6 +238,19 @@ def _of_torch(trial: Trial, difference: Difference) -> tuple[str, str]:
     alike = checksum(tensor) == checksum(getattr(trial.got, difference.of))
     hint = _AS_TORCH if alike and trial.subject.contract != TORCH.contract and not difference.ratio <= 1 else ""
     return f"{value!r}  ({_bits(value, name)}), off by {off:.3g}{share}", hint
+
+
+def _declaration(trial: Trial, of: str) -> str:
+    """Return a line with the option under which a wrong result of the first call is right; "" if there is none."""
+    subject, exact = trial.subject, trial.question.exact
+    declared = {f"--without {name}": subject.lacking({name: ""}) for name in ("nan_mean", "subnormal")}
+    if subject.contract == DEFAULT_CONTRACT:
+        declared |= {words: under_contract(subject, contract, grade) for words, contract, grade in _WIDER}
+    for words, one in declared.items():
+        found = {part.of: part for part in replace(trial, subject=one).compare(trial.got, exact)}
+        if of in found and found[of].ratio <= 1:
+            return f"\nIf that is meant: {words}"
+    return ""
 
 
 def describe(inputs: Inputs) -> str:

@@ -22,7 +22,7 @@ from crossent.report.text import plain_text
 from crossent.subjects.features import FEATURES
 from crossent.subjects.subject import Subject
 
-PAIRS = [*grid(DTYPES, array="pairs"), Case("float32", (0, 5))]
+PAIRS = [*grid(DTYPES, array="pairs"), Case("float32", (0, 5)), Case("float32", (4, 1))]
 NUMBERS = Numbers((), 2.0, "", 1.0, 0.0, 0.1, 9.0, 10.0)
 
 
@@ -128,6 +128,9 @@ def reported(condition):
         (has_low_row, ["a row of logits far below zero"]),
         (lambda x, y, ignored: 0 <= ignored < classes_of(x), ["an ignore_index that is a class"]),
         (is_unnormalised, ["a target whose sum is not 1"]),
+        (lambda x, y, ignored: x.dim() == 5, ["logits of 5 dimensions"]),
+        (lambda x, y, ignored: bool(x.isneginf().any()), ["a class with a logit of -inf"]),
+        (lambda x, y, ignored: not bool(x.isfinite().all()), ["logits that are not finite"]),
     ],
 )
 def test_the_size_and_the_inputs_that_a_bug_needs_are_told(condition, told):

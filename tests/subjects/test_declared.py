@@ -123,6 +123,7 @@ def test_a_gradient_that_is_flushed_to_zero_passes_where_that_is_declared():
     loss = flushing(crossent.log_softmax_nll)
     (finding,) = judged(loss, Case.of(SUBNORMAL)).findings
     assert (finding.check, finding.numbers.got) == ("gradient", 0.0)
+    assert "\nIf that is meant: --without subnormal" in finding.message
     assert 0 < finding.numbers.exact < 2.0**-126
     assert kinds(judged(loss, Case.of(SUBNORMAL), ["subnormal"])) == set()
 
@@ -230,6 +231,51 @@ def test_logsumexp_minus_the_logit_passes_under_its_contract_alone(dtype):
         return by_logsumexp(input.bfloat16().to(input.dtype), target, reduction)
 
     assert ("loss", "wrong") in kinds(judged(rounds, cases, contract="logsumexp"))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_logsumexp_in_half_precision_passes_at_grade_b(dtype):
+    """torch.logsumexp rounds `max + log Σ` to the dtype of the logits, which is then the error of the loss."""
+    cases = [Case(dtype, (4, 2), values, reduction="none") for values in ("normal", "offset", "assorted")]
+    assert kinds(judged(by_logsumexp, cases, contract="logsumexp", grade="B")) == set()
+    assert ("loss", "wrong") in kinds(judged(by_logsumexp, cases, contract="logsumexp"))
+    assert ("loss", "wrong") in kinds(judged(by_logsumexp, cases, grade="B"))
+
+    def twice(input, target, reduction="mean"):
+        return 2 * by_logsumexp(input, target, reduction)
+
+    assert ("loss", "wrong") in kinds(judged(twice, cases, contract="logsumexp", grade="B"))
+
+
+def in_its_dtype(input, target, reduction="mean"):
+    shifted = input - input.amax(1, keepdim=True)
+    losses = shifted.exp().sum(1).log() - shifted.gather(1, target[:, None])[:, 0]
+    return {"none": lambda: losses, "mean": losses.mean, "sum": losses.sum}[reduction]()
+
+
+@pytest.mark.parametrize(
+    ("loss", "case", "options"),
+    [
+        (zero_mean, NOTHING[0], "--without nan_mean"),
+        (in_its_dtype, Case("bfloat16", (4, 2), "sure", reduction="none"), "--grade B"),
+        (by_logsumexp, Case("float32", values="large_offset", reduction="none"), "--contract logsumexp"),
+        (by_logsumexp, Case("bfloat16", (4, 2), "assorted", reduction="none"), "--contract logsumexp --grade B"),
+    ],
+)
+def test_a_wrong_number_names_the_declaration_with_which_it_is_right(loss, case, options):
+    first = next(finding for finding in judged(loss, case).findings if finding.check == "loss")
+    assert f"If that is meant: {options}\n" in first.message + "\n"
+    _, *words = f" {options}".split(" --")
+    chosen = dict(word.split(" ") for word in words)
+    without = [chosen.pop("without")] if "without" in chosen else []
+    assert "loss" not in {finding.check for finding in judged(loss, case, without, **chosen).findings}
+
+
+def test_a_wrong_number_that_no_declaration_explains_names_none():
+    def doubled(input, target, reduction="mean"):
+        return 2 * crossent.formula(input, target, reduction=reduction)
+
+    assert "If that is meant" not in judged(doubled, Case("bfloat16")).findings[0].message
 
 
 def test_options_that_make_no_difference_are_named_with_their_declaration():

@@ -2,11 +2,11 @@
 
 import deepspeed  # noqa: F401  # the module below cannot be imported first
 from deepspeed.sequence.cross_entropy import vocab_parallel_cross_entropy
-from packages import FUNCTION, LAST, lacks
+from packages import FUNCTION, INDICES, LAST, lacks
 
 
 @lacks(
-    probability_target="takes class indices",
+    probability_target=INDICES,
     spatial=LAST,
     float64="computes in float32",
     forward_ad=FUNCTION,

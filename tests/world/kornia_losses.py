@@ -1,6 +1,6 @@
 """kornia: the focal loss with gamma = 0, which is cross-entropy. Without a reduction its result has a class axis."""
 
-from packages import lacks, without_init
+from packages import INDICES, lacks, without_init
 
 without_init("kornia", "kornia.core", "kornia.losses")
 from kornia.losses.focal import focal_loss  # noqa: E402
@@ -8,7 +8,7 @@ from kornia.losses.focal import focal_loss  # noqa: E402
 
 @lacks(
     reduction_mean="divides by the number of classes and ignored rows too",
-    probability_target="takes class indices",
+    probability_target=INDICES,
     uint8_target="requires int64",
     unbatched="takes a batch",
     errors="has errors of its own",

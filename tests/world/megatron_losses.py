@@ -1,7 +1,7 @@
 """Megatron-LM: the loss of logits whose classes are split over processes. Here one process has all classes."""
 
 import torch
-from packages import FUNCTION, LAST, lacks, without_init
+from packages import FUNCTION, INDICES, LAST, lacks, without_init
 
 without_init("megatron.core", "megatron.core.tensor_parallel")
 from megatron.core import parallel_state  # noqa: E402
@@ -13,7 +13,7 @@ if not torch.distributed.is_initialized():
 
 
 @lacks(
-    probability_target="takes class indices",
+    probability_target=INDICES,
     uint8_target="indexes with the target, and uint8 is a mask",
     unbatched=LAST,
     spatial=LAST,

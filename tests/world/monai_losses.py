@@ -1,7 +1,7 @@
 """MONAI: the cross-entropy in its Dice loss; and its focal loss with gamma = 0, which is cross-entropy."""
 
 from monai.losses import DiceCELoss, FocalLoss
-from packages import lacks
+from packages import INDICES, lacks
 
 BATCH = "takes a batch with a channel for the target"
 
@@ -14,7 +14,7 @@ def monai_dice_ce(logits, target, weight=None, reduction="mean", label_smoothing
 
 @lacks(
     reduction_mean="divides by the number of classes too",
-    probability_target="takes class indices",
+    probability_target=INDICES,
     unbatched=BATCH,
     float64="computes in float32",
     errors="has errors of its own",

@@ -1,7 +1,7 @@
 """optax: the loss of probabilities, with gradients by JAX."""
 
 import optax
-from packages import lacks
+from packages import INDICES, named
 
 from crossent.adapters import from_jax
 
@@ -13,9 +13,8 @@ def adapted(loss, name, **lacking):
         losses = loss(logits, labels, axis=min(1, logits.ndim - 1))
         return {"none": lambda: losses, "mean": losses.mean, "sum": losses.sum}[reduction]()
 
-    made = from_jax(reduced)
-    made.__name__ = name
-    return lacks(**made.lacks, **lacking, errors="leaves errors to JAX")(made)
+    return named(name, from_jax(reduced), **lacking, errors="leaves errors to JAX")
 
 
 optax_dense = adapted(optax.softmax_cross_entropy, "optax_dense", index_target="takes class probabilities")
+optax_sparse = adapted(optax.softmax_cross_entropy_with_integer_labels, "optax_sparse", probability_target=INDICES)

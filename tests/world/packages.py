@@ -9,6 +9,12 @@ from types import ModuleType
 # Reasons that several losses share.
 LAST = "takes logits with the classes last"
 FUNCTION = "is a torch.autograd.Function with a backward alone"
+INDICES = "takes class indices"
+ROWS = "takes logits of shape (N, C)"
+BATCH = "takes a batch"
+GATHER = "calls gather, which refuses uint8"
+AUTOCAST = "leaves autocast to torch, which computes log_softmax in bfloat16 on a CPU"
+TORCHS_ERRORS = "leaves errors to torch"
 
 
 def without_init(*names):
@@ -32,9 +38,19 @@ def lacks(**reasons):
     return declare
 
 
-def function_of(package, file, name, **names):
-    """Return one function from a file of a package. Only this function runs, with the given names as globals."""
+def named(name, loss, **reasons):
+    """Name an adapted loss, which lacks these features too."""
+    loss.__name__ = name
+    loss.lacks |= reasons
+    return loss
+
+
+def of_file(package, file, *names, **given):
+    """Return the first of these functions and classes of a file of a package; nothing else of the file runs.
+
+    `given` has the names that the code uses and that the file imports.
+    """
     path = Path(importlib.util.find_spec(package).submodule_search_locations[0], file)
-    (function,) = (node for node in ast.parse(path.read_text()).body if getattr(node, "name", "") == name)
-    exec(compile(ast.Module([function], []), path, "exec"), names)
-    return names[name]
+    wanted = [node for node in ast.parse(path.read_text()).body if getattr(node, "name", "") in names]
+    exec(compile(ast.Module(wanted, []), path, "exec"), given)
+    return given[names[0]]

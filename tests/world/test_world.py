@@ -3,12 +3,16 @@
 `nox -s world` installs the packages and runs this file. By default, pytest does not collect it (conftest.py).
 """
 
+import tomllib
 from pathlib import Path
 
 import pytest
+from faults import FAULTS
 
 import crossent
+from crossent.cases.bad_inputs import BAD_INPUTS
 from crossent.checks import CHECKS
+from crossent.choices import DTYPE_NAMES
 from crossent.report.expected_findings import mark, read_list, require_about
 from crossent.run.plan import plan
 
@@ -16,37 +20,16 @@ pytestmark = pytest.mark.filterwarnings("default")  # warnings of these packages
 HERE = Path(__file__).parent
 FINDINGS = read_list(HERE / "findings.toml")
 KINDS = ("bug: ", "documented difference: ")
+LOSSES = tomllib.loads((HERE / "losses.toml").read_text(encoding="utf-8"))
 DTYPES = ("float32", "bfloat16")
-TORCH = {"contract": "torch"}  # calls log_softmax, nll_loss or cross_entropy in the dtype of the logits
-KERNEL = {"contract": "kernel"}  # computes in float32 or wider, and rounds once
-# Computes in the dtype of the logits, but not with torch's log_softmax alone.
-KERNEL_IN_HALVES = {"contract": "kernel", "grade": "B"}
-SETTINGS = {
-    "deepspeed_vocab_parallel": KERNEL,
-    "keras_categorical": TORCH,
-    "keras_sparse": TORCH,
-    "kornia_focal": TORCH,
-    "megatron_vocab_parallel": KERNEL,
-    "monai_dice_ce": TORCH,
-    "monai_focal": KERNEL,
-    "optax_dense": KERNEL_IN_HALVES,
-    "smp_focal": TORCH,
-    "smp_soft": TORCH,
-    "timm_label_smoothing": TORCH,
-    "timm_soft_target": TORCH,
-    "torchtune_chunked": KERNEL,
-    "transformers_causal": KERNEL,
-    "transformers_fixed": TORCH,
-    "trl_selective": KERNEL_IN_HALVES,
-    "unsloth_rows": KERNEL,
-    "unsloth_smoothed": KERNEL,
-}
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", LOSSES)
 def test_every_finding_of_a_package_is_explained(name):
     glue = HERE / f"{name.partition('_')[0]}_losses.py"
-    report = crossent.check(f"{glue}:{name}", **SETTINGS[name], dtypes=DTYPES, level="quick", seed=0, jobs=2)
+    settings = {"dtypes": DTYPES, **LOSSES[name]}
+    del settings["package"]
+    report = crossent.check(f"{glue}:{name}", **settings, level="quick", seed=0, jobs=2)
     mark(report, FINDINGS)
     (subject,) = report.subjects
     assert not report.findings, str(report)
@@ -55,6 +38,16 @@ def test_every_finding_of_a_package_is_explained(name):
 
 
 def test_every_entry_has_a_kind_of_reason_and_can_match():
-    cases = [case.id for case in plan("quick", DTYPES, 0)]
-    require_about(FINDINGS, SETTINGS, (*CHECKS, "errors"), lambda: cases)
+    cases = [case.id for case in plan("quick", DTYPE_NAMES, 0)] + [bad.id for bad in BAD_INPUTS]
+    require_about(FINDINGS, LOSSES, (*CHECKS, "errors"), lambda: cases)
     assert [entry.reason for entry in FINDINGS if not entry.reason.startswith(KINDS)] == []
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_a_script_without_crossent_shows_the_fault(fault):
+    fault()
+
+
+def test_every_loss_with_a_bug_has_a_script():
+    buggy = {entry.subject for entry in FINDINGS if entry.reason.startswith("bug: ")}
+    assert {name for name in buggy if not any(fault.__name__.startswith(name) for fault in FAULTS)} == set()

@@ -1,17 +1,17 @@
 """torchtune: the cross-entropy of tokens in chunks."""
 
-from packages import LAST, lacks, without_init
+from packages import INDICES, LAST, TORCHS_ERRORS, lacks, without_init
 
 without_init("torchtune", "torchtune.modules")
 from torchtune.modules.loss import CEWithChunkedOutputLoss  # noqa: E402
 
 
 @lacks(
-    probability_target="takes class indices",
+    probability_target=INDICES,
     unbatched=LAST,
     spatial=LAST,
     float64="computes in float32",
-    errors="leaves errors to torch",
+    errors=TORCHS_ERRORS,
 )
 def torchtune_chunked(logits, target, ignore_index=-100):
     loss = CEWithChunkedOutputLoss(num_output_chunks=3, ignore_index=ignore_index)

@@ -1,6 +1,6 @@
 """transformers: the losses of its language models. They divide a sum by `num_items_in_batch`."""
 
-from packages import lacks
+from packages import INDICES, lacks
 from transformers.loss.loss_utils import ForCausalLMLoss, fixed_cross_entropy
 
 
@@ -18,7 +18,7 @@ def transformers_fixed(logits, target, ignore_index=-100, reduction="mean"):
 
 @lacks(
     reduction_none="returns a sum or a mean",
-    probability_target="takes class indices",
+    probability_target=INDICES,
     unbatched="takes logits with the classes last",
     spatial="takes logits with the classes last",
     float64="computes in float32",

@@ -4,20 +4,20 @@ The file of this function imports datasets, pandas and accelerate, so only the f
 """
 
 import torch
-from packages import LAST, function_of, lacks
+from packages import GATHER, INDICES, LAST, TORCHS_ERRORS, lacks, of_file
 from torch.nn import functional
 
 NAMES = {"torch": torch, "F": functional, "is_triton_available": lambda: False}
-selective_log_softmax = function_of("trl", "trainer/utils.py", "selective_log_softmax", **NAMES)
+selective_log_softmax = of_file("trl", "trainer/utils.py", "selective_log_softmax", **NAMES)
 
 
 @lacks(
-    probability_target="takes class indices",
-    uint8_target="calls gather, which refuses uint8",
+    probability_target=INDICES,
+    uint8_target=GATHER,
     unbatched=LAST,
     spatial=LAST,
     empty="stacks the rows, of which there must be one",
-    errors="leaves errors to torch",
+    errors=TORCHS_ERRORS,
 )
 def trl_selective(logits, target, reduction="mean"):
     losses = -selective_log_softmax(logits, target)

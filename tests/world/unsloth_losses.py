@@ -1,23 +1,21 @@
 """Unsloth: the losses of rows, with a gradient written by hand, and the losses of rows with label smoothing."""
 
 import torch
-from packages import FUNCTION, lacks, without_init
+from packages import FUNCTION, GATHER, INDICES, ROWS, TORCHS_ERRORS, lacks, without_init
 
 without_init("unsloth_zoo", "unsloth_zoo.fused_losses", "unsloth_zoo.temporary_patches")
 from unsloth_zoo.fused_losses.stable_softmax import cross_entropy_rows, smoothed_nll  # noqa: E402
 
-ROWS = "takes logits of shape (N, C)"
-
 
 @lacks(
-    probability_target="takes class indices",
-    uint8_target="calls gather, which refuses uint8",
+    probability_target=INDICES,
+    uint8_target=GATHER,
     unbatched=ROWS,
     spatial=ROWS,
     forward_ad=FUNCTION,
     batched_gradient=FUNCTION,
     vmap=FUNCTION,
-    errors="leaves errors to torch",
+    errors=TORCHS_ERRORS,
 )
 def unsloth_rows(logits, target, ignore_index=-100, reduction="mean"):
     losses = cross_entropy_rows(logits, target, ignore_index)
@@ -26,7 +24,7 @@ def unsloth_rows(logits, target, ignore_index=-100, reduction="mean"):
     return reduced.to(logits.dtype)
 
 
-@lacks(probability_target="takes class indices", unbatched=ROWS, spatial=ROWS, errors="leaves errors to torch")
+@lacks(probability_target=INDICES, unbatched=ROWS, spatial=ROWS, errors=TORCHS_ERRORS)
 def unsloth_smoothed(logits, target, reduction="mean", label_smoothing=0.0):
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     losses = smoothed_nll(wide, target, label_smoothing)

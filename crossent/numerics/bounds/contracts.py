@@ -86,6 +86,7 @@ class Contract:
             factors in any order, before or after the difference `p - q`. It may multiply by a reciprocal where torch
             divides.
         offset: Whether the error of a kernel may also grow with the row's distance from zero.
+        keeps_logsumexp: Whether `max + log Σ` is an intermediate, which `stored` rounds too.
         of_probability: Whether the implementation may take the logarithm of a computed probability, if the probability
             is not near underflow.
         in_target_format: Whether class probabilities are smoothed in their own dtype, as in torch.
@@ -99,6 +100,7 @@ class Contract:
     row_order: Order = ANY_ORDER
     fused: bool = False
     offset: bool = False
+    keeps_logsumexp: bool = False
     of_probability: bool = False
     in_target_format: bool = False
 
@@ -161,7 +163,8 @@ def contract(
     Offset. Most kernels subtract `max + log Σ` from the logits, which has a rounding error of `u |max|`. Rounding the
     logits themselves once causes an error as large. But if all logits of a row have a large common offset, the error
     can exceed the loss. At grade A, the error may be as large as in a row that spans zero, and an offset may add
-    nothing. At grade B, and for the promise "logsumexp", the full error is allowed.
+    nothing. At grade B, and for the promise "logsumexp", the full error is allowed. For both together, `max + log Σ` is
+    rounded to the dtype of the logits, as `torch.logsumexp` does.
 
     Args:
         promise: The kind of implementation.
@@ -184,7 +187,7 @@ def contract(
         wide = replace(wide, row_order=Order(max(_cascade_depth(rows), _sum_depth(rows))))
     if grade == "A":
         return wide
-    wide = replace(wide, grade="B", offset=fused)
+    wide = replace(wide, grade="B", offset=fused, keeps_logsumexp=promise == "logsumexp")
     if storage.precision >= FLOAT32.precision:
         return wide  # the format of the computation is not wider than the logits
     stored = replace(storage, name=f"{dtype} precision", largest=FLOAT32.largest)

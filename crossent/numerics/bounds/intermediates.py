@@ -38,6 +38,8 @@ def softmax(t: Terms, c: Contract) -> tuple[Computed, Computed, Computed]:
     largest = offset(t.logits, c)
     once = c.compute.unit_roundoff * (np.abs(largest) + log_sum.largest)
     logsumexp = Computed(largest + log_sum.value, log_sum.error + once, c.compute)
+    if c.keeps_logsumexp:
+        logsumexp = c.keep(logsumexp)
     if c.fused:
         taken = Computed(log_probs.value, logsumexp.error[:, None], None)
         log_probs = wider(log_probs, taken.rounded(c.compute))
