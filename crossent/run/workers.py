@@ -21,6 +21,7 @@ from pebble import ProcessExpired, ProcessPool
 
 from crossent.run.isolation.process import status_in_words
 from crossent.run.order import Part
+from crossent.subjects.confinement import end_with_parent
 
 T = TypeVar("T")
 LOOK = 0.5  # seconds after which the parent looks at its workers again
@@ -149,10 +150,11 @@ def _share(part: Part, number: int) -> Any:
 
 
 def _start() -> None:
-    """Prepare a worker: leave Ctrl-C to the parent and stdout to the report, and keep freed memory.
+    """Prepare a worker: it ends with the parent, leaves Ctrl-C to the parent and stdout to the report, and keeps memory.
 
     Arrays come and go, and a tenth of the time went into new pages for them.
     """
+    end_with_parent()  # also in the middle of a call of a subject, which may take the whole time limit
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     faulthandler.disable()  # the report says how a worker ended

@@ -16,6 +16,7 @@ import select
 import signal
 import struct
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -84,6 +85,12 @@ def scope_signals() -> bool:
         os.close(ruleset)
 
 
+def prefer_for_memory() -> None:
+    """Let the system end this process and its children before any other, when the memory of the machine is used up."""
+    with suppress(OSError):  # not Linux
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
 def end_with_parent() -> None:
     """Kill this process when its parent ends, even if this process is stopped."""
     _prctl(_SET_PDEATHSIG, signal.SIGKILL)
@@ -93,7 +100,7 @@ class Confined:
     """A process that runs a function and is cut off from this one, with all that it starts.
 
     Between them stands a keeper, which runs nothing foreign: it ends the process when this process asks for it or has
-    ended in any way.
+    ended in any way. The process has a folder of its own for temporary files, which the keeper removes.
 
     Args:
         run: the function. The process ends with it.
@@ -124,30 +131,32 @@ class Confined:
 
 
 def _keep(run: Callable[[], Any], kept: Collection[int], end: int) -> None:
-    """The keeper: start the process, wait until it ends or shall end, and kill what is left."""
+    """The keeper: start the process, wait until it ends or shall end, kill what is left and remove its files."""
     os.setpgid(0, 0)  # Ctrl-C is for the command
     _prctl(_SET_CHILD_SUBREAPER, 1)
     _prctl(_SET_PDEATHSIG, signal.SIGCONT)  # a keeper that was stopped goes on, and kills what is left
-    _new_namespaces()
-    ready, told = os.pipe()
-    child = os.fork()
-    if child == 0:
-        with _exit_after():
-            os.setpgid(0, 0)
-            end_with_parent()
-            os.close(told)
-            os.read(ready, 1)  # the keeper is prepared
-            read_nothing()
-            close_all_but({0, 1, 2, *kept})
-            run()
-    close_all_but({0, 1, 2, end, told})
-    os.close(told)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    while not select.select([end], [], [], 1.0)[0]:
-        if os.waitpid(child, os.WNOHANG)[0]:
-            break
-    kill_group(child)
-    _kill_descendants()
+    with tempfile.TemporaryDirectory(prefix="crossent-", ignore_cleanup_errors=True) as folder:
+        _new_namespaces()
+        ready, told = os.pipe()
+        child = os.fork()
+        if child == 0:
+            with _exit_after():
+                os.setpgid(0, 0)
+                end_with_parent()
+                os.close(told)
+                os.read(ready, 1)  # the keeper is prepared
+                read_nothing()
+                close_all_but({0, 1, 2, *kept})
+                os.environ["TMPDIR"] = tempfile.tempdir = folder
+                run()
+        close_all_but({0, 1, 2, end, told})
+        os.close(told)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        while not select.select([end], [], [], 1.0)[0]:
+            if os.waitpid(child, os.WNOHANG)[0]:
+                break
+        kill_group(child)
+        _kill_descendants()
 
 
 def read_nothing() -> None:

@@ -19,9 +19,11 @@ from crossent.subjects.confinement import (
     drop_semaphores,
     end_with_parent,
     kill_group,
+    prefer_for_memory,
     scope_signals,
 )
 
+_MOST_WRITTEN = 2**30  # bytes of one file, so that output without end does not fill the disk
 _SECONDS = 10.0  # for a reply; to fork or to kill takes milliseconds
 Serve = Callable[[int, int, int], None]  # runs a subject, by its number; talks on a stream and prints into a file
 OWN = -1  # the number of torch, with which the judge makes sure of what a subject's process says of this machine
@@ -76,9 +78,11 @@ class ForkServer:
 def _answer(control: socket.socket, serve: Serve, memory: int) -> None:
     """The fork server's loop, until the judge is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    prefer_for_memory()  # before the privileges go, so that root's subject cannot take it back
     drop_privileges()
     drop_semaphores()
-    for limit, to in ((resource.RLIMIT_DATA, memory), (resource.RLIMIT_CORE, 0)):
+    limits = {resource.RLIMIT_DATA: memory, resource.RLIMIT_FSIZE: _MOST_WRITTEN, resource.RLIMIT_CORE: 0}
+    for limit, to in limits.items():
         with suppress(ValueError, OSError):  # the limit is lower already
             resource.setrlimit(limit, (to, to))
     ended: dict[int, int] = {}  # the exit statuses of processes that have ended by themselves
