@@ -150,7 +150,7 @@ def _share(part: Part, number: int) -> Any:
 
 
 def _start() -> None:
-    """Prepare a worker: it ends with the parent, leaves Ctrl-C to the parent and stdout to the report, and keeps memory.
+    """Prepare a worker: end it with the parent, leave Ctrl-C to the parent and stdout to the report, keep freed memory.
 
     Arrays come and go, and a tenth of the time went into new pages for them.
     """
