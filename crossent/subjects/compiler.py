@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import logging
 import os
 import secrets
@@ -54,7 +55,7 @@ def compile_loss(loss: Loss, backend: str, *, dynamic: bool) -> Iterator[Loss]:
 def _compiled(function: Callable[..., Any], backend: str, **options: Any) -> Callable[..., Any]:
     """Return torch.compile of a function, whose files lie in the folder of compiled code."""
     if backend == INDUCTOR:
-        import torch._inductor.codecache  # takes a second, so only a run that compiles pays for it
+        importlib.import_module("torch._inductor.codecache")  # takes a second, so only a run that compiles pays for it
     keep_headers_with_code()
     made: Callable[..., Any] = torch.compile(function, backend=backend, **options)
     return made

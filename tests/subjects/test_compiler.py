@@ -6,7 +6,8 @@ import torch
 from crossent.subjects import compiler
 
 
-def test_the_headers_of_the_compiler_lie_with_its_code(tmp_path, monkeypatch):
+@pytest.mark.parametrize("backend", [compiler.TRACER, compiler.INDUCTOR])
+def test_the_headers_of_the_compiler_lie_with_its_code(tmp_path, monkeypatch, backend):
     """Torch ignores the variable for headers, so that a run left them in a folder that all programs share."""
     codecache = pytest.importorskip("torch._inductor.codecache")
     if not hasattr(codecache, "_HEADER_DIR"):
@@ -14,6 +15,6 @@ def test_the_headers_of_the_compiler_lie_with_its_code(tmp_path, monkeypatch):
     for name in ("_HEADER_DIR", "_HEADER_LOCK_DIR"):
         monkeypatch.setattr(codecache, name, "a shared folder")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    with compiler.compile_loss(torch.sin, compiler.INDUCTOR, dynamic=False):
+    with compiler.compile_loss(torch.sin, backend, dynamic=False):
         assert codecache._HEADER_DIR.startswith(str(tmp_path))
         assert codecache._HEADER_LOCK_DIR.startswith(str(tmp_path))
