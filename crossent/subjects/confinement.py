@@ -3,14 +3,16 @@
 A subject runs in a process of its own. On Linux that process cannot read or write the memory of the judge, as the
 same user and as root; where the system grants a PID namespace, it cannot see or signal any other process, and all that
 it started ends with it; from Linux 6.12 on, it can signal no other process even without a namespace. SECURITY.md
-lists what each system grants. Linux calls these functions `prctl`, `capset`, `unshare` and Landlock; on other systems
-they do nothing.
+lists what each system grants. Linux calls these functions `prctl`, `capset`, `unshare`, Landlock and seccomp; on other
+systems they do nothing.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
+import platform
 import resource
 import select
 import signal
@@ -23,13 +25,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-# Numbers of linux/prctl.h, linux/sched.h, linux/capability.h and linux/landlock.h.
+# Numbers of linux/prctl.h, linux/sched.h, linux/capability.h, linux/landlock.h and linux/audit.h.
 _SET_PDEATHSIG, _GET_DUMPABLE, _SET_DUMPABLE, _CAPBSET_DROP = 1, 3, 4, 24
 _SET_CHILD_SUBREAPER, _SET_NO_NEW_PRIVS = 36, 38
 _NEW_USER, _NEW_PID = 0x10000000, 0x20000000
 _CAPABILITY_VERSION, _LAST_CAPABILITY = 0x20080522, 63
 _LANDLOCK_CREATE_RULESET, _LANDLOCK_RESTRICT_SELF = 444, 446  # system calls, with these numbers on every processor
 _SCOPE_ABSTRACT_SOCKETS, _SCOPE_SIGNALS = 1, 2
+_SET_SECCOMP, _SECCOMP_FILTER = 22, 2
+_PRLIMIT = {"x86_64": (0xC000003E, 302), "aarch64": (0xC00000B7, 261)}  # the processor, and the number of `prlimit64`
 # Root keeps these two, with which it opens the files of other users: a subject may lie in such a file.
 _DAC_OVERRIDE, _DAC_READ_SEARCH = 1, 2
 _SECONDS_TO_END = 5.0  # a process that was killed needs milliseconds; one in a system call of a driver may need more
@@ -83,6 +87,33 @@ def scope_signals() -> bool:
         return bool(libc.syscall(_LANDLOCK_RESTRICT_SELF, ruleset, 0) == 0)
     finally:
         os.close(ruleset)
+
+
+def keep_to_own_limits() -> bool:
+    """Deny this process the limits of other processes (`prlimit`), and return whether the system can do so.
+
+    This process must have no new privileges: see :func:`drop_privileges`. The filter of system calls (seccomp) refuses
+    calls in the numbering of another processor too, such as 32-bit calls.
+    """
+    libc, known = _libc(), _PRLIMIT.get(platform.machine())
+    if libc is None or known is None:
+        return False
+    processor, number = known
+    load, equal, at_least, end = 0x20, 0x15, 0x35, 0x06
+    program = (  # the instruction, how many to skip if true and if false, and its number
+        (load, 0, 0, 4),  # the processor of the call
+        (equal, 0, 6, processor),
+        (load, 0, 0, 0),  # the number of the call
+        (at_least, 4, 0, 0x40000000),  # the numbering of x32
+        (equal, 0, 2, number),
+        (load, 0, 0, 16),  # the process whose limits are meant; 0 is this process
+        (equal, 0, 1, 0),
+        (end, 0, 0, 0x7FFF0000),  # go on
+        (end, 0, 0, 0x00050000 | errno.EPERM),
+    )
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in program))
+    described = struct.pack("H6xP", len(program), ctypes.addressof(code))
+    return bool(libc.prctl(_SET_SECCOMP, _SECCOMP_FILTER, described, 0, 0) == 0)
 
 
 def prefer_for_memory() -> None:

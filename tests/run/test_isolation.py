@@ -1,6 +1,7 @@
 """Isolated processes: no trick of a subject in its process makes the subject pass or ends the run."""
 
 import os
+import platform
 import resource
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from support.running import CASES, check_on, run_isolated
 
 import crossent
 from crossent.machine import can_fork
+from crossent.subjects.confinement import _PRLIMIT
 from crossent.subjects.loader import load
 from crossent.subjects.subject import Subject
 
@@ -177,6 +179,20 @@ def test_a_subject_has_limits_of_its_own():
     report = run_isolated(Subject("mine", loss), cases=CASES[:1])
     assert report.findings[0].message == f"RuntimeError: 1000 ({2**30}, {2**30})"
     assert resource.getrlimit(resource.RLIMIT_FSIZE) == before
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() not in _PRLIMIT,
+    reason="needs Linux, on a processor whose calls we know",
+)
+def test_a_subject_has_no_access_to_the_limits_of_the_judge():
+    def loss(input, target, **options):
+        resource.getrlimit(resource.RLIMIT_NOFILE)  # its own
+        limits = resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE)
+        raise RuntimeError(f"{limits} are those of another process")
+
+    report = run_isolated(Subject("mine", loss), cases=CASES[:1])
+    assert report.findings[0].message == "PermissionError: [Errno 1] Operation not permitted"
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux, where a child can end with its parent")

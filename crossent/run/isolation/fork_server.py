@@ -18,6 +18,7 @@ from crossent.subjects.confinement import (
     drop_privileges,
     drop_semaphores,
     end_with_parent,
+    keep_to_own_limits,
     kill_group,
     prefer_for_memory,
     scope_signals,
@@ -109,6 +110,7 @@ def _fork(control: socket.socket, run: Callable[[], None]) -> int:
             os.setpgid(0, 0)  # so that processes that the subject starts end with this one
             end_with_parent()
             scope_signals()
+            keep_to_own_limits()
             control.close()
             run()
         finally:
