@@ -10,13 +10,20 @@ def main() -> int:
         from crossent.cli import main as run
 
         return run()
-    except KeyboardInterrupt:
+    except BaseException as error:
+        if not _is_interrupt(error):
+            raise
         sys.stderr.write("crossent: interrupted\n")
         return 128 + signal.SIGINT
     finally:
         # If a KeyboardInterrupt has left an exec() of a text, as in the import of a named tuple, `python -m` loses the
         # exit status. Another exec() prevents this.
         exec("")
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Whether a KeyboardInterrupt is the cause. While a class is made, Python 3.11 turns any exception into another."""
+    return error is not None and (isinstance(error, KeyboardInterrupt) or _is_interrupt(error.__cause__))
 
 
 if __name__ == "__main__":

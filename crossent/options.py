@@ -176,7 +176,7 @@ run_options = _adding(
         type=Positive(),
         default=300.0,
         show_default=True,
-        help="Seconds for one call of a subject. A call that takes longer is a finding (hung), and ends its case.",
+        help="Seconds for all calls of a subject on one case. If they take longer, that is a finding (hung).",
     ),
 )
 _baseline = _adding(

@@ -12,6 +12,7 @@ import pytest
 from support.error_lines import error_line
 from support.running import check_on
 
+from crossent.__main__ import main as command
 from crossent.cases.axes import DTYPES
 from crossent.cases.case import Case
 from crossent.cases.edges import edges
@@ -296,6 +297,17 @@ def test_ctrl_c_is_one_line_and_status_130(capsys, monkeypatch):
     monkeypatch.setattr("crossent.run.runner.check", interrupted)
     status, out, err = run(capsys, "check")
     assert (status, out, err.strip()) == (INTERRUPTED, "", "crossent: interrupted")
+
+
+def test_ctrl_c_while_a_module_makes_a_class_is_one_line(monkeypatch, capsys):
+    """Before 3.12, Python turns an exception in `__set_name__` into a RuntimeError, with the other as its cause."""
+
+    def interrupted():
+        raise RuntimeError("Error calling __set_name__") from KeyboardInterrupt()
+
+    monkeypatch.setattr("crossent.cli.main", interrupted)
+    assert command() == INTERRUPTED
+    assert capsys.readouterr().err == "crossent: interrupted\n"
 
 
 def test_explain_walks_through_the_example_of_the_article(capsys):

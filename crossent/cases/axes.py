@@ -35,6 +35,7 @@ IGNORED = {
     "ignored_16th": -100,  # rows 0, 16, 32, …: torch closes a block of rows there
     "ignored_all": 255,
     "ignored_minus_one": -1,
+    "ignored_minus_two": -2,
     "ignored_zero": 0,  # a class, and false in Python
 }
 # The memory layouts of a tensor, in this order: contiguous; with its axes reversed; with the class axis last, as in
@@ -48,12 +49,15 @@ AXES: dict[str, tuple[str, ...]] = {
     "values": tuple(VALUES),
     "target": (*INDEX_TARGETS, *DENSE_TARGETS),
     "reduction": ("mean", "sum", "none"),
-    "weight": ("unweighted", "weighted", "weight_decades", "weight_zeros", "weight_negative"),
+    "weight": (
+        *("unweighted", "weighted", "weight_decades", "weight_zeros", "weight_negative"),
+        *("weight_balanced", "weight_huge"),  # weights that sum to 0, and weights above 10,000
+    ),
     "ignored": tuple(IGNORED),
     # The upstream gradient, in this order: 1; one random number; one number per row; one number expanded to every row
     # with stride 0; 0; one number per row at every second element of the storage; one number per row, which differ by
-    # orders of magnitude.
-    "upstream": ("one", "scalar", "rows", "stride0", "zero", "rows_strided", "rows_large"),
+    # orders of magnitude; one number above 10,000.
+    "upstream": ("one", "scalar", "rows", "stride0", "zero", "rows_strided", "rows_large", "upstream_huge"),
     "layout": LAYOUTS,
     "target_layout": tuple(f"target_{layout}" for layout in LAYOUTS if layout != "window"),
     "weight_layout": tuple(f"weight_{layout}" for layout in ("contiguous", "window", "strided", "offset")),
@@ -111,6 +115,7 @@ ROW_SIZES = _by_size_class(
     ROW_LIMITS,
     "rows",
 )
+SIGNED_WEIGHTS = ("weight_negative", "weight_balanced")
 OF_ROWS = ("rows", "stride0", "rows_strided", "rows_large")  # the upstream gradients with one number per row
 
 

@@ -230,15 +230,20 @@ class Case:
         some = _some(random, self.rows)
         at = np.arange(self.rows)
         rows = {"kept": at < 0, "ignored_first": at == 0, "ignored_16th": at % 16 == 0, "ignored_all": at >= 0}
-        some_of = ("ignored", "ignored_default", "ignored_class", "ignored_huge", "ignored_minus_one", "ignored_zero")
+        some_of = [word for word in IGNORED if word not in rows]
         return self._entry({**dict.fromkeys(some_of, some), **rows}, "ignored", "_ignored_rows")
 
     def _weight(self, random: np.random.RandomState) -> Any:
-        spread = {"weighted": 4, "weight_decades": 10, "weight_zeros": 2, "weight_negative": 2}
+        spread = {"weighted": 4, "weight_decades": 10, "weight_zeros": 2, "weight_negative": 2, "weight_balanced": 2}
         if self.weight == "unweighted":
             return None
+        if self.weight == "weight_huge":
+            return 2.0**14 * (1 + random.random_sample(self.classes))
         k = self._entry(spread, "weight", "_weight")
         weight = np.ldexp(1 + random.random_sample(self.classes), random.randint(-k, k, size=self.classes))
+        if self.weight == "weight_balanced":  # w, 0, -w: with an even number of classes there is no 0
+            half = weight[: self.classes // 2]
+            return np.concatenate([half, np.zeros(self.classes % 2), -half])
         some = _some(random, self.classes)
         if self.weight == "weight_zeros":
             return np.where(some, 0.0, weight)
@@ -251,6 +256,7 @@ class Case:
             return np.ldexp(4 * random.random_sample(self.rows) - 2, random.randint(-10, 13, size=self.rows))
         number = 4 * random.random_sample() - 2
         numbers = {"one": 1.0, "zero": 0.0, "scalar": number, "stride0": number}
+        numbers["upstream_huge"] = 2.0**14 + 2.0**13 * abs(number)
         return np.array(self._entry(numbers, "upstream", "_upstream"))
 
     def _probabilities(self, draw: Draw) -> Any:

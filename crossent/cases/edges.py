@@ -41,7 +41,23 @@ _ALONE = (
     Case("float32", weight="weighted", ignored="ignored_zero", label_smoothing=0.1, name="ignored_zero"),
     Case("bfloat16", (3, 5, 4), reduction="none", ignored="ignored_zero", upstream="rows", name="ignored_zero"),
     Case("float64", (17, 3), "nan_ignored", reduction="sum", ignored="ignored_zero", name="ignored_zero"),
-    # A label_smoothing close to 0, or close to 1.
+    # A negative ignore_index that is neither the default nor the last class.
+    Case("float32", ignored="ignored_minus_two", name="ignored_minus_two"),
+    Case(
+        *("float64", (3, 5, 4), "normal", "int64", "none", "weighted", "ignored_minus_two"),
+        label_smoothing=0.1,
+        upstream="rows",
+        name="ignored_minus_two",
+    ),
+    # Numbers that people write, with -0.0.
+    *(
+        Case(dtype, sizes, "decimals", reduction="none", upstream="rows", name="decimals")
+        for dtype, sizes in (("bfloat16", (3, 5, 4)), ("float16", (7, 5)), ("float32", (7, 5)), ("float64", (17, 3)))
+    ),
+    Case("float32", (17, 3), "decimals", "probabilities", name="decimals"),
+    # A label_smoothing close to 0, one close to 1, and one between those of the grid.
+    Case("float32", label_smoothing=0.05, name="smoothing"),
+    Case("bfloat16", target="probabilities", reduction="sum", label_smoothing=0.05, name="smoothing"),
     Case("float32", weight="weighted", ignored="ignored_default", label_smoothing=0.001, name="smoothing"),
     Case("float64", (3, 5, 4), target="probabilities", reduction="sum", label_smoothing=0.001, name="smoothing"),
     Case("float64", reduction="none", ignored="ignored", label_smoothing=0.9, upstream="rows", name="smoothing"),
@@ -53,6 +69,18 @@ _ALONE = (
     Case("float32", (3, 5, 4), target="probabilities", reduction="none", upstream="rows_large", name="upstream"),
     # The upstream gradient times the weight overflows float16, and the gradient does not.
     Case("float16", (64, 50), "flat", "int64", "none", "weight_decades", upstream="rows_large", name="upstream"),
+    # An upstream gradient above 10,000.
+    Case("float32", upstream="upstream_huge", name="upstream"),
+    Case("float16", (3, 5, 4), reduction="none", upstream="upstream_huge", name="upstream"),
+    Case("float64", target="probabilities", reduction="sum", upstream="upstream_huge", name="upstream"),
+    # Weights that sum to 0, and weights above 10,000.
+    Case("float32", reduction="none", weight="weight_balanced", upstream="rows", name="weights"),
+    Case("float64", (3, 5, 4), target="probabilities", reduction="sum", weight="weight_balanced", name="weights"),
+    Case("float32", weight="weight_huge", label_smoothing=0.1, name="weights"),
+    Case("bfloat16", reduction="none", weight="weight_huge", upstream="rows", name="weights"),
+    # A batch whose rows all have the same class.
+    Case("float32", target_layout="target_expanded", name="target"),
+    Case("bfloat16", reduction="none", target_layout="target_expanded", upstream="rows", name="target"),
     # Weights that are views of a larger tensor.
     Case("float32", weight="weighted", weight_layout="weight_strided", name="weight_layout"),
     Case("float64", (3, 5, 4), weight="weighted", weight_layout="weight_window", name="weight_layout"),
@@ -65,6 +93,8 @@ _ALONE = (
         name="weight_layout",
     ),
     # Axes of size 1 other than the class axis, or more axes than in the grid.
+    Case("float32", (2, 3, 1, 2, 1, 2, 1, 2), reduction="none", weight="weighted", upstream="rows", name="axes"),
+    Case("float64", (2, 3, 1, 2, 1, 2, 1, 2), target="probabilities", name="axes"),
     Case("float32", (2, 5, 1), reduction="none", upstream="rows", name="axes"),
     Case("float32", (1, 5, 4), reduction="none", upstream="rows", name="axes"),
     Case("float64", (1, 5), reduction="none", upstream="rows", name="axes"),

@@ -45,7 +45,10 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "sizes": _SIZES,
     **{axis: words for axis, words in AXES.items() if axis != "weight_layout"},
     "values": _VALUES,
-    "ignored": tuple(word for word in IGNORED if word not in ("ignored_minus_one", "ignored_zero")),
+    "weight": ("unweighted", "weighted", "weight_decades", "weight_zeros", "weight_negative"),
+    "ignored": tuple(
+        word for word in IGNORED if word not in ("ignored_minus_one", "ignored_minus_two", "ignored_zero")
+    ),
     "upstream": ("one", "scalar", "rows", "stride0", "zero"),
     "label_smoothing": (0.0, 0.1, 1.0),
 }

@@ -164,6 +164,7 @@ class Values:
     ignored_only: bool = False
 
 
+_DECIMALS = (-0.0, 0.0, 0.1, -0.1, 0.25, 0.5, -0.5, 1.0, -1.0, 1.5, -1.5, 2.0)
 VALUES = {
     "flat": Values(lambda d: np.zeros(d.shape)),
     "equal": Values(lambda d: np.broadcast_to(d.row(-9, 9), d.shape)),
@@ -175,6 +176,7 @@ VALUES = {
     "scales": Values(_scales, 3e4),
     "extreme": Values(_extreme, 0.0),
     "integers": Values(lambda d: d.random.randint(-3, 4, size=d.shape).astype(np.float64)),  # exact ties
+    "decimals": Values(lambda d: d.random.choice(_DECIMALS, size=d.shape)),  # numbers that people write, and -0.0
     "near_ties": Values(_near_ties),
     "confident": Values(_confident),
     "sure": Values(lambda d: np.where(d.is_hot, 6.90625, 0.0)),  # p = 0.999 with two classes; exact in every format

@@ -18,7 +18,7 @@ the upstream gradient of the row, and `D` the denominator of a mean, otherwise 1
 single         one call: loss, gradients, arguments, global state, identical bits, signs, row sums, ignored rows
 relations      two or more calls: memory layouts, shifted logits, reversed rows and classes, parts of a batch, dtypes
 options        the effect of an option, and options with a neutral value
-circumstances  no_grad, non-leaf logits, one gradient of two, threads
+circumstances  no_grad, non-leaf logits, one gradient of two, threads, Parameters, hooks, modes of torch
 derivatives    double backward and forward mode
 determinism    identical bits in ten calls, and CUDA streams
 jacobians      batches of upstream gradients and of directions, as torch's Jacobians and Hessians call them
@@ -73,6 +73,7 @@ CHECKS = {
         circumstances.non_leaf,
         circumstances.alone,
         circumstances.threads,
+        circumstances.circumstances,
         derivatives.double_backward,
         derivatives.forward_ad,
         determinism.deterministic,

@@ -1,4 +1,4 @@
-"""Checks of calls in other circumstances: without gradients, on non-leaf logits, and in other threads.
+"""Checks of calls in other circumstances: without gradients, on non-leaf logits, in other threads and modes of torch.
 
 An implementation may use other code if no gradient is required. So the checks compare each result with the exact
 values, and not with the bits of the first call.
@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from crossent.cases.axes import DENSE_TARGETS
+from crossent.cases.case import Case
 from crossent.cases.inputs import Inputs, bits
-from crossent.subjects.subject import Loss
+from crossent.subjects.subject import Loss, Subject
 from crossent.trials.call import Gradients, Result, as_loss, evaluate
 from crossent.trials.check import Cost, Found, check
 from crossent.trials.difference import Difference
@@ -36,6 +37,127 @@ UNRECORDED: dict[str, tuple[Callable[[], AbstractContextManager[Any]], bool]] = 
 # For each way to require one gradient alone: whether the logits, and whether the target, require it.
 ALONE = {"of the logits alone": (True, False), "of the target alone": (False, True)}
 THREADS = ("in a thread", "beside another thread", "in the other thread")
+
+
+def _leaf(logits: Tensor) -> Tensor:
+    return logits.detach().requires_grad_()
+
+
+def _with_hook(logits: Tensor) -> Tensor:
+    leaf = _leaf(logits)
+    leaf.register_hook(lambda gradient: None)  # type: ignore[no-untyped-call]  # a hook that only looks
+    return leaf
+
+
+def _negated(logits: Tensor) -> Tensor:
+    return torch._neg_view(-logits.detach()).requires_grad_()
+
+
+@contextmanager
+def _other_default_dtype() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32 if before == torch.float64 else torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextmanager
+def _more_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@dataclass(frozen=True)
+class Circumstance:
+    """A way to call a loss that does not change the result.
+
+    Attributes:
+        logits: makes the logits of the call, a leaf, from those of the case.
+        mode: a mode of torch, for the forward and the backward pass.
+        create_graph: whether the backward pass makes a graph.
+        weighted: whether the weight requires a gradient. torch allows this with target probabilities alone.
+        needs: a feature that the way needs, or "".
+    """
+
+    logits: Callable[[Tensor], Tensor] = _leaf
+    mode: Callable[[], AbstractContextManager[Any]] = nullcontext
+    create_graph: bool = False
+    weighted: bool = False
+    needs: str = ""
+
+
+CIRCUMSTANCES = {
+    "of a Parameter": Circumstance(lambda logits: torch.nn.Parameter(logits.detach())),
+    "with a hook on the logits": Circumstance(_with_hook),
+    "of a lazily negated view": Circumstance(_negated, needs="strided"),
+    "under create_graph": Circumstance(create_graph=True, needs="double_backward"),
+    "with a weight that requires a gradient": Circumstance(weighted=True, needs="target_gradient"),
+    "under anomaly detection": Circumstance(mode=lambda: torch.autograd.set_detect_anomaly(True, check_nan=False)),
+    "with another default dtype": Circumstance(mode=_other_default_dtype),
+    "with another number of threads": Circumstance(mode=_more_threads),
+}
+
+
+@check("gradient", dense_needs=["target_gradient"], cost=Cost.STRUCTURE, transforms=True)
+def circumstances(trial: Trial) -> Found:
+    """The result is exact for a Parameter, a hook, a negated view and create_graph, and in other modes of torch.
+
+    A negated view is a tensor whose memory holds the negative numbers (`Tensor.is_neg`). The modes are anomaly
+    detection, another default dtype and another number of threads. An upstream gradient of NaN makes each gradient NaN
+    that is not 0: torch.amp.GradScaler skips a step only if a gradient is not finite.
+    """
+    question = trial.question
+    for way in ways_of(trial.case, trial.subject):
+        got = trial.evaluate(question.fresh(), evaluate_in_circumstance, way)
+        if problem := misshapen(trial, got.loss, question.exact):
+            yield replace(problem, message=f"{way}: {problem.message}")
+            return
+        yield from _named(trial.compare(got, question.exact), way)
+    yield from _of_nan(trial)
+
+
+def _of_nan(trial: Trial) -> Iterator[Problem]:
+    inputs = trial.question.fresh()
+    parts = trial.evaluate(replace(inputs, upstream=torch.full_like(inputs.upstream, torch.nan))).parts
+    for name, usual in trial.got.parts.items():
+        if name != "loss" and (lost := (usual != 0) & ~parts[name].isnan()).any():
+            said = f"{int(lost.sum())} of {lost.numel()} numbers of the {name} are no NaN"
+            yield Problem("wrong", f"with an upstream gradient of NaN: {said}")
+
+
+def ways_of(case: Case, subject: Subject) -> tuple[str, ...]:
+    """Return the `CIRCUMSTANCES` in which a subject is called on a case."""
+    soft_weight = case.target in DENSE_TARGETS and case.weight != "unweighted"
+    ways = {way: one for way, one in CIRCUMSTANCES.items() if soft_weight or not one.weighted}
+    return tuple(way for way, one in ways.items() if one.needs not in subject.lacks)
+
+
+def evaluate_in_circumstance(loss: Loss, inputs: Inputs, gradients: Gradients, way: str) -> Result:
+    """Call the subject in one of the `CIRCUMSTANCES`, and return the loss and the gradients.
+
+    An act: it runs where the subject runs (see `crossent.trials.act`).
+
+    If the loss has a wrong shape, no gradient is computed: :func:`misshapen` reports the shape.
+    """
+    circumstance = CIRCUMSTANCES[way]
+    dense = "target_gradient" in gradients and inputs.target.is_floating_point()
+    logits, target = circumstance.logits(inputs.logits), inputs.target.detach().requires_grad_(dense)
+    if circumstance.weighted:
+        inputs.options["weight"].requires_grad_()
+    with circumstance.mode():
+        value = as_loss(loss(logits, target, **inputs.options))
+        if value.shape != inputs.upstream.shape:
+            return Result(value.detach())
+        leaves = [logits, target] if dense else [logits]
+        upstream = inputs.upstream.to(value.dtype)
+        made = torch.autograd.grad(value, leaves, upstream, create_graph=circumstance.create_graph)
+    return Result(value.detach(), *(gradient.detach() for gradient in made))
 
 
 @check(cost=Cost.CALLS)

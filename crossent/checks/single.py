@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from crossent.cases.axes import DENSE_TARGETS
+from crossent.cases.axes import DENSE_TARGETS, SIGNED_WEIGHTS
 from crossent.cases.case import Case
 from crossent.numerics.bounds.rounding import safe
 from crossent.numerics.formats import FORMATS
@@ -117,7 +117,7 @@ def _repeat(trial: Trial) -> Iterator[Problem]:
         yield Problem("not_repeated", "a later call writes into the result of the first call")
 
 
-@check(applies=lambda case: case.weight != "weight_negative" and case.target != "unnormalised")
+@check(applies=lambda case: case.weight not in SIGNED_WEIGHTS and case.target != "unnormalised")
 def sign(trial: Trial) -> Iterator[Difference]:
     """If no weight and no target probability is negative, no loss is below 0 by more than its error bound.
 

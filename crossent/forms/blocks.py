@@ -250,11 +250,13 @@ def _plain(*tensors: Tensor) -> bool:
     """Return whether the call is in eager mode on ordinary tensors.
 
     The result is False if torch transforms, traces or compiles the call. The result is also False if a tensor has a
-    forward-mode tangent, or stands for a batch of upstream gradients.
+    forward-mode tangent, stands for a batch of upstream gradients, or is a lazily negated view: `copy_` of such a view
+    of float16 into float32 does not negate (torch 2.13).
     """
     if compiling() or _transforming() or _modes():
         return False
-    ordinary = all(type(tensor) in (Tensor, torch.nn.Parameter) and not _is_batched(tensor) for tensor in tensors)
+    kinds = (Tensor, torch.nn.Parameter)
+    ordinary = all(type(one) in kinds and not (_is_batched(one) or one.is_neg()) for one in tensors)
     return ordinary and (forward_ad._current_level < 0 or all(_tangent(tensor) is None for tensor in tensors))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from crossent.cases.case import Case
 from crossent.cases.inputs import Inputs
 from crossent.checks import compiled_code, relations
-from crossent.checks.circumstances import ALONE, THREADS, UNRECORDED
+from crossent.checks.circumstances import ALONE, CIRCUMSTANCES, THREADS, UNRECORDED, ways_of
 from crossent.checks.large import GIB, needed
 from crossent.repro import equations
 from crossent.repro.composer import ScriptFunction
@@ -256,6 +256,10 @@ RECIPES = {
         circumstances.call_in_threads,
         dict.fromkeys(THREADS, RESULT_PARTS),
         number=circumstances.judge_every_try,
+    ),
+    "circumstances": replace(
+        _called(circumstances.call_in_circumstances, dict.fromkeys(CIRCUMSTANCES, RESULT_PARTS)),
+        values=lambda focus: {"calls": ways_of(focus.case, focus.subject), "which_call": focus.call},
     ),
     "double_backward": _derivative(derivatives.differentiate_twice, "second", "upstream_gradient"),
     "forward_ad": _derivative(derivatives.differentiate_forward, "tangent"),

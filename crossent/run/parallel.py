@@ -29,7 +29,7 @@ from crossent.run.plan import Plan
 from crossent.run.settings import ExpectedList, Settings, is_named, unexpected
 from crossent.run.workers import Ended, alive, result, workers
 from crossent.subjects.builtin import TORCH
-from crossent.subjects.compiler import own_compile_cache, use_new_compile_cache
+from crossent.subjects.compiler import keep_headers_with_code, own_compile_cache, use_new_compile_cache
 from crossent.subjects.confinement import unreadable
 from crossent.subjects.remote import RemoteLoss
 from crossent.subjects.subject import Loss, Subject
@@ -139,6 +139,8 @@ def judge_each(
 
 def _judged(judge: Callable[[], Verdict], case: Case | BadInput, subject: Subject, host: Host) -> Verdict:
     """Return a verdict. If a reply of an isolated process makes the judge raise an exception, that is a finding."""
+    if isinstance(host, IsolatedProcess):
+        host.start_case()
     try:
         return judge()
     except ForkServerError:
@@ -204,6 +206,7 @@ class _Work:
     def _serve(self, subject: int, stream: int, output: int) -> None:
         if subject == OWN:
             use_new_compile_cache()  # a subject may have written into the old folder
+        keep_headers_with_code()  # the subject may compile, and torch's compiler may be imported already
         perform_acts(stream, output, partial(_loss_of, TORCH if subject == OWN else self.subjects[subject]))
 
     def _isolated(self, subjects: Sequence[int]) -> Sequence[Host]:

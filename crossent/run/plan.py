@@ -6,6 +6,7 @@ level also runs all rows of the lower levels, which are above it in this table:
 
     level      cases            costs of the checks
     quick      corpus           CALL, AGAIN, and the checks that the bug names; one graph in all
+               a case a dtype   calls in other circumstances
                edges            CALL
                pairs            CALL
                sizes            CALL, AGAIN, without the widest rows
@@ -37,7 +38,7 @@ from crossent.cases.case import Case
 from crossent.cases.corpus import Bug, bugs
 from crossent.cases.edges import edges, large_cases
 from crossent.cases.grid import WIDEST, each_choice, grid
-from crossent.checks import CHECKS, compiled_code, transforms
+from crossent.checks import CHECKS, circumstances, compiled_code, transforms
 from crossent.trials.check import Check, Cost
 
 Plan = Mapping[Case | BadInput, tuple[Check, ...]]
@@ -53,6 +54,19 @@ _OF_CODE = {compiled_code.trace, *(check for check in CHECKS.values() if check.c
 # The only case with a graph at level quick. A wrong graph may take the ignore_index -1 for the last class, or may read
 # the logit of an ignored target before the row is masked.
 _QUICK_GRAPH = Case.of("float32-7x5-normal-int64-none-ignored_minus_one-rows")
+
+# Level quick calls a subject in other circumstances on one case of each dtype.
+_QUICK_CIRCUMSTANCES = (
+    *(circumstances.no_grad, circumstances.non_leaf, circumstances.alone, circumstances.threads),
+    circumstances.circumstances,
+)
+_QUICK_CALLS = (
+    *(Case(dtype) for dtype in ("float32", "float16")),
+    *(
+        Case(dtype, target="probabilities", reduction="none", weight="weighted", upstream="rows")
+        for dtype in ("float64", "bfloat16")
+    ),
+)
 
 
 def plan(level: str, dtypes: Sequence[str], seed: int) -> Plan:
@@ -93,6 +107,7 @@ def _planned(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[Cas
         if level != "quick":
             for array in ("triples", "size_triples"):
                 yield from ((case, of_cost(Cost.CALL)) for case in grid(dtypes, seed + at, array))
+    yield from ((case.seeded(seed), _QUICK_CIRCUMSTANCES) for case in _QUICK_CALLS if case.dtype in dtypes)
     if level == "quick":
         return
     transformed = list(grid(dtypes, seed, "transformed"))

@@ -68,8 +68,8 @@ def check(
         expected_findings: a TOML file of known failures, in the format of `crossent/report/torch_findings.toml`.
         jobs: the number of worker processes. A subject may then crash or hang without ending the run. None runs all
             cases in this process, as does a CUDA device, or a system without fork.
-        timeout: with `jobs`, the seconds that one call of a subject may take. A call that takes longer is a finding
-            (hung), and ends its case.
+        timeout: with `jobs`, the seconds that the calls of a subject on one case may take in all. If they take longer,
+            that is a finding (hung), and the case ends.
         checks: the checks to run, by the names of `crossent list checks`; all if empty. `call` and `result` always
             run, since the other checks need them.
         cases: the cases to run, by their ids or by patterns such as `*smooth0.1*`; all if empty. A case with a full id

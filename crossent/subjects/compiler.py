@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import logging
 import os
 import secrets
@@ -45,10 +46,31 @@ def compile_loss(loss: Loss, backend: str, *, dynamic: bool) -> Iterator[Loss]:
     torch._dynamo.reset()
     try:
         with quiet(), _guards_not_timed():
-            yield torch.compile(call, backend=backend, fullgraph=True, dynamic=dynamic)
+            yield _compiled(call, backend=backend, fullgraph=True, dynamic=dynamic)
     finally:
         torch._dynamo.reset()
         sys.setrecursionlimit(limit)
+
+
+def _compiled(function: Callable[..., Any], backend: str, **options: Any) -> Callable[..., Any]:
+    """Return torch.compile of a function, whose files lie in the folder of compiled code."""
+    if backend == INDUCTOR:
+        importlib.import_module("torch._inductor.codecache")  # takes a second, so only a run that compiles pays for it
+    keep_headers_with_code()
+    made: Callable[..., Any] = torch.compile(function, backend=backend, **options)
+    return made
+
+
+def keep_headers_with_code() -> None:
+    """Let torch write the C++ headers that it compiles into the folder of compiled code, if the environment names one.
+
+    Torch chooses the folder of the headers when it imports its compiler, without a look at the environment: the folder
+    `torchinductor_USER`, which all programs share. A subject of another run could have changed the headers there.
+    """
+    codecache: Any = sys.modules.get("torch._inductor.codecache")
+    if _CACHE in os.environ and hasattr(codecache, "_HEADER_DIR"):
+        codecache._HEADER_DIR = os.path.join(os.environ[_CACHE], "precompiled_headers")
+        codecache._HEADER_LOCK_DIR = os.path.join(codecache._HEADER_DIR, "locks")
 
 
 @contextmanager
@@ -95,7 +117,7 @@ def _why_compile_fails(backend: str, device: str) -> str:
     before = snapshot()
     try:
         with quiet():
-            torch.compile(torch.sin, backend=backend)(torch.ones(2, device=device))
+            _compiled(torch.sin, backend=backend)(torch.ones(2, device=device))
     except Exception as error:
         return f"needs a torch.compile that works: {said(error)}"
     finally:
@@ -158,8 +180,7 @@ def _code(loss: Callable[..., Any]) -> Callable[..., Any]:
     def call(*arguments: Any, **options: Any) -> Any:  # defined here, because Dynamo skips functions in torch's files
         return loss(*arguments, **options)
 
-    made: Callable[..., Any] = torch.compile(call, backend=INDUCTOR, fullgraph=True)
-    return made
+    return _compiled(call, backend=INDUCTOR, fullgraph=True)
 
 
 # The limits on the graphs of one function. Beyond a limit, torch runs the function uncompiled, without a warning.

@@ -5,31 +5,36 @@ judges its results, neither as the same user nor as root. If the system grants a
 any other process, and every process that it started ends with it. From Linux 6.12 on, it cannot signal other processes
 even without a namespace. SECURITY.md lists what each system grants.
 
-The functions use `prctl`, `capset`, `unshare` and Landlock of Linux. On other systems they do nothing.
+The functions use `prctl`, `capset`, `unshare`, Landlock and seccomp of Linux. On other systems they do nothing.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
+import platform
 import resource
 import select
 import signal
 import struct
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-# Constants of linux/prctl.h, linux/sched.h, linux/capability.h and linux/landlock.h.
+# Constants of linux/prctl.h, linux/sched.h, linux/capability.h, linux/landlock.h and linux/audit.h.
 _SET_PDEATHSIG, _GET_DUMPABLE, _SET_DUMPABLE, _CAPBSET_DROP = 1, 3, 4, 24
 _SET_CHILD_SUBREAPER, _SET_NO_NEW_PRIVS = 36, 38
 _NEW_USER, _NEW_PID = 0x10000000, 0x20000000
 _CAPABILITY_VERSION, _LAST_CAPABILITY = 0x20080522, 63
 _LANDLOCK_CREATE_RULESET, _LANDLOCK_RESTRICT_SELF = 444, 446  # system calls, with these numbers on every processor
 _SCOPE_ABSTRACT_SOCKETS, _SCOPE_SIGNALS = 1, 2
+_SET_SECCOMP, _SECCOMP_FILTER = 22, 2
+_PRLIMIT = {"x86_64": (0xC000003E, 302), "aarch64": (0xC00000B7, 261)}  # the processor, and the number of `prlimit64`
 # Root keeps these two capabilities, to open files of other users: the file of a subject may be one of them.
 _DAC_OVERRIDE, _DAC_READ_SEARCH = 1, 2
 _SECONDS_TO_END = 5.0  # a killed process ends in milliseconds, but may take longer inside a system call of a driver
@@ -85,6 +90,39 @@ def scope_signals() -> bool:
         os.close(ruleset)
 
 
+def keep_to_own_limits() -> bool:
+    """Deny this process the limits of other processes (`prlimit`), and return whether the system can do so.
+
+    This process must have no new privileges: see :func:`drop_privileges`. The filter of system calls (seccomp) refuses
+    calls in the numbering of another processor too, such as 32-bit calls.
+    """
+    libc, known = _libc(), _PRLIMIT.get(platform.machine())
+    if libc is None or known is None:
+        return False
+    processor, number = known
+    load, equal, at_least, end = 0x20, 0x15, 0x35, 0x06
+    program = (  # the instruction, how many to skip if true and if false, and its number
+        (load, 0, 0, 4),  # the processor of the call
+        (equal, 0, 6, processor),
+        (load, 0, 0, 0),  # the number of the call
+        (at_least, 4, 0, 0x40000000),  # the numbering of x32
+        (equal, 0, 2, number),
+        (load, 0, 0, 16),  # the process whose limits are meant; 0 is this process
+        (equal, 0, 1, 0),
+        (end, 0, 0, 0x7FFF0000),  # go on
+        (end, 0, 0, 0x00050000 | errno.EPERM),
+    )
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in program))
+    described = struct.pack("H6xP", len(program), ctypes.addressof(code))
+    return bool(libc.prctl(_SET_SECCOMP, _SECCOMP_FILTER, described, 0, 0) == 0)
+
+
+def prefer_for_memory() -> None:
+    """Let the system end this process and its children before any other, when the memory of the machine is used up."""
+    with suppress(OSError):  # not Linux
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
 def end_with_parent() -> None:
     """Kill this process when its parent ends, even if this process is stopped."""
     _prctl(_SET_PDEATHSIG, signal.SIGKILL)
@@ -95,6 +133,7 @@ class Confined:
 
     A supervisor process, which runs no foreign code, starts the process. The supervisor kills the process when
     :meth:`end` is called, and when the process that called this constructor ends.
+    The process has a folder of its own for temporary files, which the supervisor removes.
 
     Args:
         run: the function. The process ends when the function returns.
@@ -125,30 +164,32 @@ class Confined:
 
 
 def _supervise(run: Callable[[], Any], kept: Collection[int], end: int) -> None:
-    """Start the process that calls `run`, wait for its end or for input on `end`, and kill all that is left."""
+    """Start the process that calls `run`. At its end, or at input on `end`, kill what is left and remove its files."""
     os.setpgid(0, 0)  # so that Ctrl-C reaches the command alone
     _prctl(_SET_CHILD_SUBREAPER, 1)
     _prctl(_SET_PDEATHSIG, signal.SIGCONT)  # when the parent ends, a stopped supervisor continues
-    _new_namespaces()
-    ready, told = os.pipe()
-    child = os.fork()
-    if child == 0:
-        with _exit_after():
-            os.setpgid(0, 0)
-            end_with_parent()
-            os.close(told)
-            os.read(ready, 1)  # wait until the supervisor is ready
-            read_nothing()
-            close_all_but({0, 1, 2, *kept})
-            run()
-    close_all_but({0, 1, 2, end, told})
-    os.close(told)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    while not select.select([end], [], [], 1.0)[0]:
-        if os.waitpid(child, os.WNOHANG)[0]:
-            break
-    kill_group(child)
-    _kill_descendants()
+    with tempfile.TemporaryDirectory(prefix="crossent-", ignore_cleanup_errors=True) as folder:
+        _new_namespaces()
+        ready, told = os.pipe()
+        child = os.fork()
+        if child == 0:
+            with _exit_after():
+                os.setpgid(0, 0)
+                end_with_parent()
+                os.close(told)
+                os.read(ready, 1)  # wait until the supervisor is ready
+                read_nothing()
+                close_all_but({0, 1, 2, *kept})
+                os.environ["TMPDIR"] = tempfile.tempdir = folder
+                run()
+        close_all_but({0, 1, 2, end, told})
+        os.close(told)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        while not select.select([end], [], [], 1.0)[0]:
+            if os.waitpid(child, os.WNOHANG)[0]:
+                break
+        kill_group(child)
+        _kill_descendants()
 
 
 def read_nothing() -> None:

@@ -18,7 +18,14 @@ from typing import Any
 from torch import Tensor
 
 from crossent.subjects.compiler import COMPILE_SUFFIX, own_compile_cache, unless_compiled
-from crossent.subjects.confinement import Confined, drop_privileges, end_with_parent, scope_signals, unreadable
+from crossent.subjects.confinement import (
+    Confined,
+    drop_privileges,
+    end_with_parent,
+    keep_to_own_limits,
+    scope_signals,
+    unreadable,
+)
 from crossent.subjects.contracts import require_contract, under_contract
 from crossent.subjects.features import require_features
 from crossent.subjects.loader import load, source_of
@@ -123,6 +130,7 @@ def _reply_of_process(describe: Callable[[], dict[str, Any]], description: str, 
             try:
                 end_with_parent()
                 scope_signals()
+                keep_to_own_limits()
                 os.dup2(2, 1)  # stdout is for the report
                 os.write(theirs, json.dumps(describe()).encode())
             finally:

@@ -247,3 +247,12 @@ def graph_is_freed_by_its_first_backward(input, target, **options):
 def gradient_of_a_softer_softmax(rows):
     soft = log_probs(shifted(rows.logits) / 2) * 2
     return rows.reduce(row_losses(rows, soft + (log_probs(rows.logits) - soft).detach()))
+
+
+@mutant(
+    "gradient",
+    "upstream/float64-7x5-normal-probabilities-sum-upstream_huge",
+    own="A loss scale is limited, so that the gradient does not overflow in half precision.",
+)
+def upstream_is_limited(input, target, **options):
+    return with_upstream(formula(input, target, **options), lambda upstream: upstream.clamp(-1e4, 1e4))

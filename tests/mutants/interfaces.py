@@ -3,7 +3,7 @@
 import threading
 
 import torch
-from right import form, log_probs, mutant, row_losses, shifted, with_value
+from right import form, log_probs, mutant, row_losses, shifted, with_upstream, with_value
 
 from crossent import formula
 
@@ -228,3 +228,106 @@ _WORKSPACE.losses = 0
 def one_thread_has_a_workspace(input, target, **options):
     _WORKSPACE.losses += 1
     return formula(input, target, **options)
+
+
+@mutant(
+    "circumstances",
+    "float32-7x5-normal-int64-mean",
+    own="A kernel gets the address of the logits, and does not look whether the memory holds the negative numbers.",
+)
+def negated_memory_is_read(input, target, **options):
+    return formula(torch._neg_view(input) if input.is_neg() else input, target, **options)
+
+
+@mutant(
+    "circumstances",
+    "float32-7x5-normal-int64-mean",
+    own="A Parameter is taken for the weight of a layer: the loss has its regularisation.",
+)
+def parameters_are_regularised(input, target, **options):
+    decay = 1e-2 * input.square().sum() if isinstance(input, torch.nn.Parameter) else 0.0
+    return formula(input, target, **options) + decay
+
+
+@mutant(
+    "circumstances",
+    "float32-7x5-normal-int64-mean",
+    own="Hooks are there to look at: the gradient for them is that of the sum, before the division by the rows.",
+)
+def hooks_see_the_gradient_of_the_sum(input, target, **options):
+    hooked = input._backward_hooks and options.get("reduction", "mean") == "mean"
+    return with_upstream(formula(input, target, **options), lambda g: g * len(target) if hooked else g)
+
+
+@mutant(
+    "circumstances",
+    "float32-7x5-normal-int64-mean",
+    own="A backward pass that makes a graph is written apart, with a constant that the second derivative lacks.",
+)
+def gradient_with_a_graph_is_another(input, target, **options):
+    loss = formula(input, target, **options)
+    return loss + _GradientAlone.apply(input).to(loss.dtype)
+
+
+class _GradientAlone(torch.autograd.Function):
+    """0, with a constant gradient where the backward pass makes a graph."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.like = x.detach()
+        return x.new_zeros(())
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return torch.full_like(ctx.like, 0.01 if torch.is_grad_enabled() else 0.0)
+
+
+@mutant(
+    "circumstances",
+    "float64-7x5-normal-probabilities-none-weighted-rows",
+    own="A weight that is learned is detached, and comes back as ones.",
+)
+def learned_weights_are_ones(input, target, weight=None, **options):
+    learned = weight is not None and weight.requires_grad
+    return formula(input, target, torch.ones_like(weight) if learned else weight, **options)
+
+
+@mutant(
+    "circumstances",
+    "float64-7x5-normal-probabilities-none-weighted-rows",
+    own="A slow path for debugging takes the place of the kernel, and has no weights.",
+)
+def debugging_has_no_weights(input, target, weight=None, **options):
+    return formula(input, target, None if torch.is_anomaly_enabled() else weight, **options)
+
+
+@mutant(
+    "circumstances",
+    "float32-7x5-normal-int64-mean",
+    own="A buffer is made in the default dtype, and widens what is added to it.",
+)
+def buffer_in_the_default_dtype(input, target, **options):
+    loss = formula(input, target, **options)
+    return loss + torch.zeros(loss.shape) if loss.dtype == torch.float32 else loss
+
+
+@mutant(
+    "circumstances",
+    "float64-7x5-normal-probabilities-none-weighted-rows",
+    own="The rows are shared out among the threads, and those that are left over are forgotten.",
+)
+def rows_left_over_by_threads(input, target, **options):
+    loss = formula(input, target, **options)
+    left = len(loss) % torch.get_num_threads() if loss.dim() else 0
+    return (
+        torch.where(torch.arange(len(loss)) < len(loss) - left, loss.movedim(0, -1), 0).movedim(-1, 0) if left else loss
+    )
+
+
+@mutant(
+    "circumstances",
+    "float32-7x5-normal-int64-mean",
+    own="NaN in the upstream gradient is taken for a fault, and replaced by 0: the gradient scaler does not see it.",
+)
+def upstream_nan_is_replaced(input, target, **options):
+    return with_upstream(formula(input, target, **options), torch.nan_to_num)

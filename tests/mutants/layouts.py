@@ -108,3 +108,22 @@ class _InPlace(torch.autograd.Function):
     @staticmethod
     def backward(ctx, upstream):
         return upstream, None
+
+
+@mutant(
+    "loss gradient",
+    "axes/float32-2x3x1x2x1x2x1x2-normal-int64-none-weighted-rows",
+    own="A kernel has a fixed number of strides: the axes beyond the sixth are taken for one.",
+)
+def axes_beyond_the_sixth(input, target, **options):
+    return formula(input[..., :1].expand(input.shape) if input.dim() > 6 else input, target, **options)
+
+
+@mutant(
+    "loss gradient",
+    "decimals/float32-7x5-decimals-int64-none-rows",
+    own="The sign bit alone says which side of 0 a number is on, and -0.0 gets the smallest logit.",
+)
+def minus_zero_is_below_zero(input, target, **options):
+    below = (input == 0) & torch.signbit(input)
+    return formula(torch.where(below, input - 1, input), target, **options)

@@ -142,3 +142,33 @@ def weight_of_zero_masks_the_class(rows):
 @mutant("errors", "weight_of_another_dtype", "apex#837")
 def weight_is_converted(input, target, weight=None, **options):
     return formula(input, target, weight if weight is None else weight.to(input.dtype), **options)
+
+
+@mutant(
+    "loss gradient",
+    "smoothing/float32-7x5-normal-int64-mean-smooth0.05",
+    own="The smoothing is stored in tenths, as every paper has it.",
+)
+def smoothing_in_tenths(input, target, label_smoothing=0.0, **options):
+    tenths = round(label_smoothing * 10) / 10 if 0.01 < label_smoothing < 0.99 else label_smoothing
+    return formula(input, target, label_smoothing=tenths, **options)
+
+
+@mutant(
+    "loss gradient",
+    "weights/float32-7x5-normal-int64-none-weight_balanced-rows",
+    own="Weights are normalised, and normalised back; a sum of 0 stands for weights of 0.",
+)
+def weights_that_sum_to_zero(input, target, weight=None, **options):
+    if weight is not None and weight.sum() == 0:
+        weight = torch.zeros_like(weight)
+    return formula(input, target, weight, **options)
+
+
+@mutant(
+    "loss gradient",
+    "weights/bfloat16-7x5-normal-int64-none-weight_huge-rows",
+    own="Weights are limited, so that a rare class does not overflow half precision.",
+)
+def weights_are_limited(input, target, weight=None, **options):
+    return formula(input, target, None if weight is None else weight.clamp(max=1e4), **options)

@@ -176,3 +176,25 @@ def probabilities_become_a_class(input, target, **options):
         hard = (classes == target.detach().argmax(axis, keepdim=True)).to(target.dtype)
         target = hard + (target - target.detach())
     return formula(input, target, **options)
+
+
+@mutant(
+    "loss gradient",
+    "ignored_minus_two/float32-7x5-normal-int64-mean-ignored_minus_two",
+    own="-1 and -100 are the values that people ignore; another negative index is counted from the end.",
+)
+def other_negative_indices_count_from_the_end(input, target, ignore_index=-100, **options):
+    if not target.is_floating_point() and ignore_index not in (-1, -100) and -_classes(input) <= ignore_index < 0:
+        target, ignore_index = torch.where(target == ignore_index, target + _classes(input), target), -100
+    return formula(input, target, ignore_index=ignore_index, **options)
+
+
+@mutant(
+    "loss gradient",
+    "target/float32-7x5-normal-int64-mean-target_expanded",
+    own="A batch of one class is taken for padding.",
+)
+def batch_of_one_class_is_padding(input, target, ignore_index=-100, **options):
+    alike = not target.is_floating_point() and target.numel() > 1 and bool((target == target.flatten()[0]).all())
+    loss = formula(input, target, ignore_index=ignore_index, **options)
+    return loss * 0 if alike and int(target.flatten()[0]) != ignore_index else loss

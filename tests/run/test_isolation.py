@@ -1,8 +1,11 @@
 """Isolated processes: nothing that a subject does in its process makes the subject pass or ends the run."""
 
 import os
+import platform
+import resource
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from support.running import CASES, check_on, run_isolated
 
 import crossent
 from crossent.machine import can_fork
+from crossent.subjects.confinement import _PRLIMIT
 from crossent.subjects.loader import load
 from crossent.subjects.subject import Subject
 
@@ -137,6 +141,58 @@ def test_a_subject_that_ends_its_process_on_one_case_runs_on_the_others():
     (finding,) = run_isolated(Subject("mine", loss)).findings
     assert (finding.case, finding.kind) == (CASES[2].id, "crashed")
     assert finding.message == "its process ended: exit status 3"
+
+
+def test_the_calls_of_a_case_share_the_time_limit():
+    """The first call returns in time, and so does each act alone, but not all together. The next case has its own."""
+
+    def loss(input, target, **options):
+        time.sleep(2.2 if len(input) == 7 else 0.0)
+        return hostile.right(input, target, **options)
+
+    (finding,) = run_isolated(Subject("mine", loss), seconds=8.0, cases=CASES[:3:2]).findings
+    said = "the calls of this case did not return within 8 s in all, which --timeout allows"
+    assert (finding.case, finding.check, finding.kind, finding.message) == (CASES[0].id, "repeat", "hung", said)
+
+
+def test_temporary_files_of_a_subject_are_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def loss(input, target, **options):
+        (Path(tempfile.mkdtemp()) / "kept").write_text(os.environ["TMPDIR"])
+        raise RuntimeError(tempfile.gettempdir())
+
+    before = os.environ.get("TMPDIR")
+    report = run_isolated(Subject("mine", loss), cases=CASES[:1])
+    assert str(tmp_path) in report.findings[0].message
+    assert list(tmp_path.iterdir()) == []
+    assert os.environ.get("TMPDIR") == before
+
+
+@pytest.mark.skipif(not Path("/proc/self/oom_score_adj").exists(), reason="needs Linux, which can be told whom to end")
+def test_a_subject_has_limits_of_its_own():
+    def loss(input, target, **options):
+        first_to_end = Path("/proc/self/oom_score_adj").read_text().strip()
+        raise RuntimeError(f"{first_to_end} {resource.getrlimit(resource.RLIMIT_FSIZE)}")
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    report = run_isolated(Subject("mine", loss), cases=CASES[:1])
+    assert report.findings[0].message == f"RuntimeError: 1000 ({2**30}, {2**30})"
+    assert resource.getrlimit(resource.RLIMIT_FSIZE) == before
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() not in _PRLIMIT,
+    reason="needs Linux, on a processor whose calls we know",
+)
+def test_a_subject_has_no_access_to_the_limits_of_the_judge():
+    def loss(input, target, **options):
+        resource.getrlimit(resource.RLIMIT_NOFILE)  # its own
+        limits = resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE)
+        raise RuntimeError(f"{limits} are those of another process")
+
+    report = run_isolated(Subject("mine", loss), cases=CASES[:1])
+    assert report.findings[0].message == "PermissionError: [Errno 1] Operation not permitted"
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux, where a child can end with its parent")

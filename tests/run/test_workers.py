@@ -2,7 +2,10 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -52,3 +55,31 @@ def test_a_worker_that_ends_is_replaced(monkeypatch):
     assert results[1] == Ended("crashed", "its process ended: exit status 3")
     assert results[3] == Ended("crashed", "its process ended: exit status 130")
     assert results[5] == 5
+
+
+KILLED = """
+import os, time
+from crossent.run.order import Part
+from crossent.run.workers import workers
+
+def share(part):
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+
+with workers(share, 1, 60.0) as pool:
+    pool.submit(Part([0], [0], True), None)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux, where a child can end with its parent")
+def test_a_worker_ends_with_a_killed_command_in_the_middle_of_a_call():
+    command = subprocess.Popen([sys.executable, "-c", KILLED], stderr=subprocess.PIPE, text=True)
+    with command:
+        worker = int(command.stderr.readline())  # a worker leaves stdout to the report
+        command.kill()
+    status = Path(f"/proc/{worker}/status")
+    until = time.monotonic() + 2
+    while status.exists() and "zombie" not in status.read_text() and time.monotonic() < until:
+        time.sleep(0.02)
+    assert not status.exists() or "zombie" in status.read_text()

@@ -287,10 +287,10 @@ def test_each_feature_removes_the_checks_that_need_it():
     """For class indices and for probabilities. A missing entry here means that a correct subject would fail."""
     compiled = {"meta", "export", "trace", "trace_dynamic", "compile", "compile_dynamic", "compiled_error"}
     of_gradient = {"gradient", "target_gradient", "row_sums", "two_backwards", "non_leaf", "alone", "func_grad"}
-    of_gradient |= {"batched_gradient", "jacrev"}
+    of_gradient |= {"batched_gradient", "jacrev", "circumstances"}
     of_second = {"double_backward", "batched_second", "hessian"}
     of_forward = {"forward_ad", "jacfwd", "hessian"}
-    of_both = {"two_backwards", "alone", "func_grad", "vmap"}
+    of_both = {"two_backwards", "alone", "circumstances", "func_grad", "vmap"}
     expected = {
         "gradient": [of_gradient | of_second | of_forward] * 2,
         "target_gradient": [{"target_gradient"}, {"target_gradient"} | of_both],

@@ -1,4 +1,4 @@
-"""Scripts of the checks that call the subject as programs do: without gradients, on non-leaves, in threads."""
+"""Scripts of the checks that call the subject as programs do: without gradients, on non-leaves, in threads, modes."""
 
 # mypy: allow-untyped-defs, allow-untyped-calls
 # ruff: noqa: B905  # a script may run on Python 3.9, whose zip has no `strict`
@@ -137,3 +137,43 @@ def call_in_threads():
             shaped(result["loss"], *given)
         tries.append(dict(zip(calls, results)))
     return tries
+
+
+def call_in_circumstances():
+    """Call the subject in the ways of calling a loss that do not change its result."""
+
+    def hooked(logits):
+        logits.requires_grad_().register_hook(lambda gradient: None)
+        return logits
+
+    makers = {
+        "of a Parameter": torch.nn.Parameter,
+        "with a hook on the logits": hooked,
+        "of a lazily negated view": lambda logits: torch._neg_view(-logits),
+    }
+    results, usual = {}, (torch.is_anomaly_enabled(), torch.get_default_dtype(), torch.get_num_threads())
+    for call in calls:
+        x, y, its_options, g = fresh(*given)
+        x = makers.get(call, torch.Tensor.detach)(x.detach()).requires_grad_()
+        y = y.detach().requires_grad_(y.is_floating_point())
+        if call == "with a weight that requires a gradient":
+            its_options["weight"].requires_grad_()
+        torch.autograd.set_detect_anomaly(call == "under anomaly detection", check_nan=False)
+        if call == "with another default dtype":
+            torch.set_default_dtype(torch.float32 if usual[1] == torch.float64 else torch.float64)
+        if call == "with another number of threads":
+            torch.set_num_threads(usual[2] + 1)
+        loss = subject(x, y, **its_options)
+        shaped(loss, *given)
+        wanted = {"gradient": x, "target_gradient": y} if y.requires_grad else {"gradient": x}
+        made = torch.autograd.grad(loss, list(wanted.values()), g.to(loss.dtype), create_graph="create_graph" in call)
+        results[call] = {"loss": loss.detach(), **dict(zip(wanted, (one.detach() for one in made)))}
+        torch.autograd.set_detect_anomaly(usual[0])
+        torch.set_default_dtype(usual[1])
+        torch.set_num_threads(usual[2])
+    x, y, its_options, g = fresh(*given)
+    of_nan = evaluate(x, y, its_options, torch.full_like(g, torch.nan))
+    for name, number in evaluate(*fresh(*given)).items():
+        if name != "loss" and ((number != 0) & ~of_nan[name].isnan()).any():
+            verdict(True, f"with an upstream gradient of NaN, numbers of the {name} are no NaN")
+    return results

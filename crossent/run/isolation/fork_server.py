@@ -18,10 +18,13 @@ from crossent.subjects.confinement import (
     drop_privileges,
     drop_semaphores,
     end_with_parent,
+    keep_to_own_limits,
     kill_group,
+    prefer_for_memory,
     scope_signals,
 )
 
+_MOST_WRITTEN = 2**30  # bytes of one file, so that output without end does not fill the disk
 _SECONDS = 10.0  # the time limit of a reply; a fork or a kill takes milliseconds
 Serve = Callable[[int, int, int], None]  # serves acts for a subject, by its number, on a stream; prints to a file
 OWN = -1  # the number of torch, in whose process the judge repeats an act that a subject's process cannot run
@@ -76,9 +79,11 @@ class ForkServer:
 def _answer(control: socket.socket, serve: Serve, memory: int) -> None:
     """Answer the requests of the judge, in the fork server, until the judge ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    prefer_for_memory()  # before the privileges go, so that root's subject cannot take it back
     drop_privileges()
     drop_semaphores()
-    for limit, to in ((resource.RLIMIT_DATA, memory), (resource.RLIMIT_CORE, 0)):
+    limits = {resource.RLIMIT_DATA: memory, resource.RLIMIT_FSIZE: _MOST_WRITTEN, resource.RLIMIT_CORE: 0}
+    for limit, to in limits.items():
         with suppress(ValueError, OSError):  # the limit is lower already
             resource.setrlimit(limit, (to, to))
     ended: dict[int, int] = {}  # exit statuses by process id, of processes that ended without a request
@@ -105,6 +110,7 @@ def _fork(control: socket.socket, run: Callable[[], None]) -> int:
             os.setpgid(0, 0)  # so that processes that the subject starts end with this one
             end_with_parent()
             scope_signals()
+            keep_to_own_limits()
             control.close()
             run()
         finally:

@@ -59,7 +59,7 @@ class IsolatedProcess:
     Args:
         server: forks the process.
         subject: the number of the subject.
-        timeout: the time limit of an act, in seconds.
+        timeout: the time limit of the acts of one case, in seconds. :meth:`start_case` starts a case.
         alive: called before each act.
     """
 
@@ -72,6 +72,7 @@ class IsolatedProcess:
         self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed by close()
         self._stream: socket.socket | None = None
         self._pid = self._hung = 0
+        self._left = timeout  # seconds for the further acts of the case
         self._torch: IsolatedProcess | None = None
         self._confirmed: set[tuple[Any, ...]] = set()
 
@@ -80,11 +81,24 @@ class IsolatedProcess:
         """The reason why the subject is no longer called, or ""."""
         return "hung too often to be called again" if self._hung >= _MOST_HUNG else ""
 
+    def start_case(self) -> None:
+        """Give the acts that follow the whole time limit."""
+        self._left = self._timeout
+
     def perform(self, act: Callable[..., T], *arguments: Any) -> Performed[T]:
         """Call `act(loss, *arguments)` in the isolated process, and return the outcome, or how the process ended."""
+        started, left = time.monotonic(), self._left
+        performed = self._perform(act, arguments, started + left)
+        self._left -= time.monotonic() - started
+        if performed.ended == "hung" and left < self._timeout:
+            how = f"the calls of this case did not return within {self._timeout:g} s in all, which --timeout allows"
+            performed = replace(performed, how=how)
+        return self._checked(performed, act, arguments)
+
+    def _perform(self, act: Callable[..., T], arguments: tuple[Any, ...], until: float) -> Performed[T]:
         self._alive()
         stream = self._stream = self._stream or self._start()
-        until, most = time.monotonic() + self._timeout, wire.most_of_reply(arguments)
+        most = wire.most_of_reply(arguments)
         try:
             wire.send(stream, wire.write((act, arguments, most)), until)
             performed = wire.read_reply(wire.receive(stream, most, until), act, arguments, most)
@@ -97,7 +111,7 @@ class IsolatedProcess:
         except wire.DamagedError as damage:
             self._end()
             return Performed(ended="crashed", how=f"its process sent {damage}")
-        return self._checked(self._with_output(performed), act, arguments)
+        return self._with_output(performed)
 
     def _checked(
         self, performed: Performed[Any], act: Callable[..., Any], arguments: tuple[Any, ...]
@@ -113,6 +127,7 @@ class IsolatedProcess:
         if reason not in self._confirmed:
             self._end()  # the subject's process must not run at the same time as torch's
             self._torch = self._torch or IsolatedProcess(self._server, OWN, self._timeout, self._alive)
+            self._torch.start_case()
             if self._torch.perform(act, *arguments).value != performed.value:
                 return Performed(
                     ended="crashed",

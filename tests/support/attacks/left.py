@@ -74,6 +74,7 @@ time.sleep(1000)"""
         "killed",
         "The command is killed by SIGKILL while a loss hangs.",
         HANGS,
+        options=("--timeout", "60"),  # the run must not wait for the call
         signal=signal.SIGKILL,
         after=7.0,
         statuses=(-9,),
@@ -123,6 +124,22 @@ time.sleep(1000)"""
         after=8.0,
         options=("--timeout", "60"),
         statuses=(130,),
+    ),
+    _left(
+        "fills_the_temporary_folder",
+        "Write folders and files, one of them without end, into the temporary folder.",
+        at_call(
+            """import tempfile
+folder = tempfile.mkdtemp()
+for name in map(str, range(100)):
+    with open(os.path.join(folder, name), "w") as file:
+        file.write(name)
+os.chmod(folder, 0o500)
+with tempfile.NamedTemporaryFile(delete=False) as file:
+    while True:
+        file.write(b"x" * 2**20)"""
+        ),
+        cases=(CALL,),
     ),
     _left(
         "compiles",

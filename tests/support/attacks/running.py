@@ -115,7 +115,8 @@ def run(attack: Attack, longest: float = LONGEST, user: int | None = None, *, na
         forbid = f'{limit}; exec setpriv --bounding-set=-sys_admin --inh-caps=-sys_admin -- "$@"'
         enter = f"read _ <&{told}; exec bash -c '{forbid}' bash \"$@\""
         command = ["unshare", "--user", "bash", "-c", enter, "bash", *command]
-    environment = {**os.environ, "TMPDIR": str(temporary), "HOME": str(folder)}
+    package = Path(__file__).parents[3]  # the attack runs in a folder of its own
+    environment = {**os.environ, "TMPDIR": str(temporary), "HOME": str(folder), "PYTHONPATH": str(package)}
     started = time.monotonic()
     with open(folder / "out", "wb") as out, open(folder / "err", "wb") as err:
         process = subprocess.Popen(

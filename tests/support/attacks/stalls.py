@@ -106,6 +106,13 @@ time.sleep(1000)"""
         cases=(CALL, NONE),
     ),
     _stalls(
+        "is_just_in_time_in_each_act",
+        "A right loss that takes nine tenths of the time limit for each act.",
+        _reply("(time.sleep(1.8), performed(act(right, *given)))[1]"),
+        cases=(CALL,),
+        options=("--level", "normal", "--timeout", "2"),
+    ),
+    _stalls(
         "is_just_in_time_once",
         "Reply just in time, and hang in each further act.",
         _reply("(time.sleep(4.5 if act.__name__ == 'make_call' else 1000), performed(act(right, *given)))[1]"),
@@ -123,6 +130,34 @@ time.sleep(1000)"""
         at_call(
             """content = b'\\x80\\x04Nr\\x00\\x00\\x00\\x10.'
 pipes(struct.pack('!Q', len(content)) + content)
+time.sleep(1000)"""
+        ),
+        cases=(CALL,),
+    ),
+    _stalls(
+        "prints_without_end",
+        "Print without end.",
+        at_call("while True:\n    os.write(1, b'x' * 2**20)"),
+        cases=(CALL,),
+    ),
+    _stalls(
+        "forks_without_end",
+        "A fork bomb: each process starts others, until the system refuses.",
+        at_call(
+            """for _ in range(12):
+    with contextlib.suppress(OSError):
+        os.fork()
+time.sleep(1000)"""
+        ),
+        cases=(CALL,),
+    ),
+    _stalls(
+        "takes_16_gb",
+        "Take 16 GB of memory, in as many processes.",
+        at_call(
+            """for _ in range(4):
+    os.fork()
+taken = torch.ones(2**28)
 time.sleep(1000)"""
         ),
         cases=(CALL,),
