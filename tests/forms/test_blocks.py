@@ -247,3 +247,12 @@ def test_only_the_gradient_has_a_buffer_of_the_size_of_the_logits(shape, dtype, 
     sizes, most = allocated(both, tmp_path)
     assert sum(one >= size for one in sizes) == 1
     assert most <= size + losses + 2 * 4 * block
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_lazily_negated_view_has_the_loss_of_its_numbers(dtype):
+    """`copy_` of such a view of float16 into float32 does not negate in torch 2.13."""
+    logits, target = torch.tensor([[3.0, 1.0, -3.0], [0.0, 2.0, 1.0]], dtype=dtype), torch.tensor([0, 2])
+    negated = torch._neg_view(-logits)
+    assert negated.is_neg()
+    assert crossent.blocked(negated, target) == crossent.blocked(logits, target)

@@ -108,9 +108,9 @@ time.sleep(1000)"""
     _stalls(
         "is_just_in_time_in_each_act",
         "A right loss that takes nine tenths of the time limit for each act.",
-        _reply("(time.sleep(1.8), performed(act(right, *given)))[1]"),
+        _reply("(time.sleep(4.5), performed(act(right, *given)))[1]"),
         cases=(CALL,),
-        options=("--level", "normal", "--timeout", "2"),
+        options=("--level", "normal"),
     ),
     _stalls(
         "is_just_in_time_once",
