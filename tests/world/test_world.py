@@ -3,11 +3,14 @@
 `nox -s world` installs the packages and runs this file. By default, pytest does not collect it (conftest.py).
 """
 
+import shlex
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
-from faults import FAULTS
+from support.examples import blocks, commands
 
 import crossent
 from crossent.cases.bad_inputs import BAD_INPUTS
@@ -18,6 +21,9 @@ from crossent.run.plan import plan
 
 pytestmark = pytest.mark.filterwarnings("default")  # warnings of these packages are no errors
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))  # the glue imports its neighbours, as where crossent loads the file
+from faults import FAULTS  # noqa: E402
+
 FINDINGS = read_list(HERE / "findings.toml")
 KINDS = ("bug: ", "documented difference: ")
 LOSSES = tomllib.loads((HERE / "losses.toml").read_text(encoding="utf-8"))
@@ -46,6 +52,18 @@ def test_every_entry_has_a_kind_of_reason_and_can_match():
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 def test_a_script_without_crossent_shows_the_fault(fault):
     fault()
+
+
+def test_the_recipe_for_the_kernel_of_liger_gives_a_verdict_on_the_kernel(tmp_path):
+    page = HERE.parents[1] / "docs" / "check-your-kernel.md"
+    (source,) = (source for _, source in blocks(page, "py") if source.startswith("# liger.py"))
+    (tmp_path / "liger.py").write_text(source, encoding="utf-8")
+    (command,) = (command for command in commands(page) if "liger.py" in command)
+    words = [*shlex.split(command), "--seed", "0", "--check", "gradient", "--case", "*7x5*"]
+    ran = subprocess.run([sys.executable, "-m", *words], cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert ran.returncode == 1, ran.stdout + ran.stderr
+    assert "where   logits that are strided: " in ran.stdout
+    assert "refused" not in ran.stdout
 
 
 def test_every_loss_with_a_bug_has_a_script():
