@@ -99,6 +99,14 @@ def liger_kernel():
     assert torch.equal(strided.grad, LOGITS)  # the gradient is the logits
 
 
+def liger_kernel_expanded():
+    from liger_kernel.transformers.functional import liger_cross_entropy
+
+    logits = LOGITS[:1].clone().expand(2, 3)
+    right = cross_entropy(logits, TARGET)  # before the kernel writes into the logits
+    assert liger_cross_entropy(logits.requires_grad_(), TARGET) < 0.6 * right
+
+
 def megatron_vocab_parallel():
     from megatron_losses import vocab_parallel_cross_entropy
 
