@@ -44,7 +44,7 @@ def write_whole(path: str | os.PathLike[str], text: str) -> None:
 
 
 def is_stream(path: str | os.PathLike[str]) -> bool:
-    """Whether the path is a device, a pipe, or a name of an open file such as /dev/stdout: not a file in a folder."""
+    """Return whether the path is a device, a pipe, or a name of an open file such as /dev/stdout: not a file in a folder."""
     exists = os.path.exists(path) and not os.path.isdir(path)
     return exists and (not os.path.isfile(path) or os.path.abspath(path).startswith(("/dev/", "/proc/")))
 

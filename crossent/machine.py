@@ -69,7 +69,7 @@ def cores() -> int:
 
 
 def can_fork() -> bool:
-    """Whether this system can fork a process. A subject may be a function that a new process could not import."""
+    """Return whether this system can fork a process. A subject may be a function that a new process could not import."""
     return "fork" in multiprocessing.get_all_start_methods()
 
 
