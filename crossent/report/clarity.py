@@ -103,8 +103,8 @@ def same_trigger(
 
     A bug has the same trigger if one of its cases is among the findings, with the wrong results that the bug causes:
     loss, gradient or target gradient. This case has all of `words`. A word is unusual if a case with default options
-    lacks the word. `words` has an unusual word, and all cases of the bug have each unusual word of `words`. Most failing
-    cases, but few passing cases, have `words` and the unusual words of the bug.
+    lacks the word. `words` has an unusual word, and all cases of the bug have each unusual word of `words`. Most
+    failing cases, but few passing cases, have `words` and the unusual words of the bug.
 
     Args:
         findings: findings that probably have one cause.

@@ -31,8 +31,8 @@ class ExpectedFinding:
     Attributes:
         subject, device: patterns for the names, with the wildcards of a shell.
         checks, kind: the checks and the kind of the findings. The kind "", which an entry with an id has, matches any.
-        results: the results, such as "loss", that are wrong in any check. For example, a check that calls the loss under
-            no_grad finds the same wrong number.
+        results: the results, such as "loss", that are wrong in any check. For example, a check that calls the subject
+            under no_grad finds the same wrong number.
         cases: patterns for the ids of the cases.
         torch: the versions of torch with this failure, for example `>=2.1,<2.4`.
         got: the allowed values of the worst element, as Python prints them; any value if empty.

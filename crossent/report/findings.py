@@ -163,8 +163,8 @@ class Outcome:
 class Tally:
     """The counts of one check in one dtype, and the case whose error is the largest share of its bound.
 
-    The counts and `not_judged` are sums over cases. `expected` counts known failures. `ulp` and `ratio` are the error of
-    the worst case, in ulp and as a share of its bound; None if no result has numbers.
+    The counts and `not_judged` are sums over cases. `expected` counts known failures. `ulp` and `ratio` are the error
+    of this case, in ulp and as a share of its bound; None if no result has numbers.
     """
 
     ran: int = 0
@@ -277,10 +277,9 @@ class SubjectReport:
     def sorts(self) -> list[list[Finding]]:
         """The findings without known failures, in groups of similar findings, for `crossent.report.causes`.
 
-        The first finding of a group is the clearest. Wrong results come before refused calls, which a missing feature
-        may explain. Then the first group of each check and kind comes before all further groups. Then errors against
-        the exact value come before errors against another result, and larger errors before smaller errors, by powers
-        of ten. The order of the checks comes last.
+        The first finding of a group is the clearest. The groups are in this order: wrong results before refused calls;
+        the first group of each check and kind before all further groups; errors against the exact value before errors
+        against another result; larger errors before smaller errors, by powers of ten; the order of the checks.
         """
         sorts: dict[tuple[str, str, str], list[Finding]] = {}
         for finding in self.findings:

@@ -25,7 +25,7 @@ _README = "The findings of the last runs of `crossent check`. You can delete thi
 
 
 def path_of(subjects: Sequence[str]) -> Path:
-    """Return the path of the file for these subjects, given as on the command line. () stands for the forms and torch."""
+    """Return the path of the file for subjects, given as in the command. () stands for the forms and torch."""
     names = sorted(set(subjects))
     readable = re.sub(r"\W+", "-", names[0] if names else "all").strip("-")[-40:]
     return Path(FOLDER, f"{readable}-{zlib.crc32(repr(names).encode('utf-8', 'backslashreplace')):08x}.json")

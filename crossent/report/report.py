@@ -79,7 +79,7 @@ class Report:
 
     @property
     def sized(self) -> tuple[int, int]:
-        """The numbers of different combinations in the cases that ran: of a size and an option, and of both and a dtype."""
+        """The numbers of different combinations in the cases: of a size and an option, and of both with a dtype."""
         ids = dict.fromkeys(case for subject in self.subjects for case in subject.outcomes)
         triples = {triple for case in map(case_or_none, ids) if case is not None for triple in sized_triples(case)}
         return len({(size, option) for size, option, _ in triples}), len(triples)
@@ -141,7 +141,7 @@ class Report:
         return f"{calls}, every judged number within its error bound{failures}{declared}"
 
     def sort(self, cases: list[str]) -> None:
-        """Sort outcomes and findings by these case ids, in place. The list must have the id of every case of the report."""
+        """Sort outcomes and findings in place, in the order of these ids. The list must have the id of every case."""
         places = {case: at for at, case in enumerate(cases)}
         for subject in self.subjects:
             subject.outcomes = dict(sorted(subject.outcomes.items(), key=lambda entry: places[entry[0]]))
@@ -151,9 +151,10 @@ class Report:
         """Return the report as parts that rich prints, for `crossent check`.
 
         Args:
-            verbosity: 0 gives at most one screen for a run without findings; otherwise also the clearest findings. 1 adds a table
-                by check and dtype for each subject, all causes and the known failures. 2 adds the id of each finding,
-                the cases nearest to a bound, and every reason why something did not run. -1 is the verdict alone.
+            verbosity: 0 gives one screen for a run without findings, otherwise also the clearest findings. 1 adds a
+                table by check and dtype for each subject, all causes and the known failures. 2 adds the id of each
+                finding, the cases nearest to a bound, and every reason why something did not run. -1 gives the verdict
+                alone.
         """
         if verbosity < 0:
             return [self._verdict()]

@@ -49,7 +49,7 @@ def equal_to(change: Callable[[Inputs], Inputs]) -> Equations:
 
 
 def of_shifted_logits(case: Case, given: Inputs) -> dict[str, Equation]:
-    """Return the equations: adding a constant to all logits changes no result. The logits are rounded for an exact sum."""
+    """Return the equations: a constant added to all logits changes no result. The logits are rounded for exact sums."""
     return {call: Equation(inputs) for call, inputs in relations.shifted(given).items()}
 
 
@@ -81,7 +81,7 @@ def _reversed(index: Index, shape: Index, axis: int) -> Index:
 
 
 def of_two_batches(case: Case, given: Inputs) -> dict[str, Equation]:
-    """Return the equation: the results on two parts of the batch give the result. Empty if the weights of a part sum to 0."""
+    """Return the equation: the result follows from two parts of the batch. {} if the weights of a part sum to 0."""
     try:
         parted = relations.parted(given, terms_of(given))
     except NotRunError:

@@ -115,7 +115,7 @@ def repeated(id: str, device: str = "cpu", source: str = "", **promises: Any) ->
 
 
 def nearest_to_bound(id: str, device: str = "cpu") -> Finding:
-    """Return a finding with the number of a passing check that is nearest to its bound, or with the error of a bad call.
+    """Return a finding with the number of a check that is nearest to its bound, or with the error of a bad call.
 
     Raises:
         ValueError: there is no such subject or case, the check does not run on it, or the check measures no number.

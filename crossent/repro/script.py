@@ -101,8 +101,8 @@ def script(
     inputs = case.build()
     if digest is not None and inputs.digest != digest:
         raise ValueError(
-            f"finding: the inputs of {cut(finding.case)} have other bits here: digest {inputs.digest}, in the report {digest}; "
-            "use the version of numpy and crossent that wrote the report"
+            f"finding: the inputs of {cut(finding.case)} have other bits here: digest {inputs.digest}, "
+            f"in the report {digest}; use the versions of crossent and numpy that wrote the report"
         )
     ending, values, needs_calls = None, dict[str, Any](), False
     if isinstance(case, BadInput):

@@ -121,7 +121,7 @@ class Diff:
 
     @property
     def table(self) -> Counter[tuple[Kind, str, str]]:
-        """The number of comparisons of each kind, check and dtype. The kind "same bits" has one count for all checks."""
+        """The number of comparisons of each kind, check and dtype. "same bits" has one count for all checks."""
         return Counter(
             (move.kind, "every check" if move.kind is Kind.SAME else move.check, move.dtype) for move in self.compared
         )
@@ -145,7 +145,7 @@ class Diff:
 
     @cached_property
     def cases_of(self) -> dict[str, Counter[Kind]]:
-        """The number of cases of each kind, for each subject. The kind of a case is the most serious kind of its checks."""
+        """The number of cases of each kind, for each subject. A case has the most serious kind of its checks."""
         order = list(Kind)
         worst: dict[str, dict[str, Kind]] = {part.name: {} for _, part in self.pairs}
         for move in self.compared:
@@ -205,7 +205,7 @@ class Diff:
         return next(finding for finding in part.findings if finding.case == move.case and finding.check in move.also)
 
     def known(self, move: Move) -> list[str]:
-        """Return a line for each known failure of a change, with its reason: first of the old run, then of the new run."""
+        """Return a line for each known failure of a change: first of the old run, then of the new run."""
         now, before = self.found(move), move.old.finding
         lines = [f"known failure: {now.expected}"] if now is not None and now.expected is not None else []
         if before is not None and before.expected is not None and f"known failure: {before.expected}" not in lines:
@@ -213,7 +213,7 @@ class Diff:
         return lines
 
     def command(self, move: Move) -> str:
-        """Return the shell command that repeats a finding of the change, or the compared number if both runs passed."""
+        """Return the shell command that repeats a finding of the change, or the number if both runs passed."""
         now = self.found(move)
         finding, file = now or move.old.finding, self.new_file if now else self.old_file
         if finding is None:
@@ -233,9 +233,9 @@ class Diff:
     def to_json(self) -> dict[str, Any]:
         """Return the comparison as a JSON document. Numbers that JSON lacks are strings: "nan", "inf", "-inf".
 
-        The kinds of changes have the same names as in the text. Earlier versions wrote "broken" for "regression", "contract
-        changed" for "changed behaviour", "mended" for "fixed", "moved within bounds" for "changed within bounds",
-        "other words" for "other error message" and "same bits, judged anew" for "same bits, judged again".
+        The kinds of changes have the same names as in the text. Earlier versions wrote "broken" for "regression",
+        "contract changed" for "changed behaviour", "mended" for "fixed", "moved within bounds" for "changed within
+        bounds", "other words" for "other error message" and "same bits, judged anew" for "same bits, judged again".
         """
         document = {
             "schema": DIFF_SCHEMA,
@@ -283,7 +283,8 @@ def _moves(old: SubjectReport, new: SubjectReport) -> Iterator[Move]:
         if before is None or before.inputs != now.inputs:
             continue
         both = before.checks.keys() & now.checks.keys()
-        alike = before.results == now.results or repr(before.results) == repr(now.results)  # repr, since NaN equals no NaN
+        # repr also finds equal NaN.
+        alike = before.results == now.results or repr(before.results) == repr(now.results)
         for check in [check for check in now.checks if check in both]:
             was = _side(check, before, findings[0].get((case, check)), both, alike)
             now_is = _side(check, now, findings[1].get((case, check)), both, alike)

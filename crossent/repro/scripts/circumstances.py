@@ -99,7 +99,7 @@ def call_for_one_gradient():
             verdict(True, f"the loss does not require a gradient, so there is no gradient {call}")
         loss.backward(g.to(loss.dtype))
         if wanted.grad is None or unwanted.grad is not None:
-            verdict(True, f"backward for the gradient {call} gave {wanted.grad}; the other gradient is {unwanted.grad}, not None")
+            verdict(True, f"got the gradient {call}: {wanted.grad}; got the other gradient: {unwanted.grad}, not None")
         results[call] = {"loss": loss.detach(), of: wanted.grad}
     return results
 

@@ -17,7 +17,7 @@ def isolate():
     if sys.argv[1:] == ["here"]:  # this is the separate process
         return
     if "__file__" not in globals():
-        print("save this script as a file and run the file: the script must start a second process")
+        print("save this script as a file, and run the file: it starts a second process")
         raise SystemExit(2)
     child = subprocess.Popen([sys.executable, __file__, "here"], stdout=subprocess.PIPE, bufsize=0)
     assert child.stdout is not None

@@ -33,7 +33,7 @@ def judge_unchanged(results):
 
 
 def check_two_backwards():
-    """Check that a second backward pass gives the same gradient, and that two losses of the same logits do not interfere."""
+    """Check that a second backward pass repeats the gradient, and that losses of the same logits are independent."""
     seen = []
 
     def both(input, target, **options):

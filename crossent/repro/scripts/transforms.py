@@ -50,7 +50,7 @@ def judge_samples(results):
 
 
 def differentiate_batch():
-    """Return the gradients for a batch of two upstream gradients: the upstream gradient of the case, and -2 times it."""
+    """Return the gradients for a batch of two upstream gradients, which `twice` makes."""
     leaves = [logits.detach().requires_grad_()]
     if target.is_floating_point():
         leaves.append(target.detach().requires_grad_())
