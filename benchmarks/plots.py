@@ -1,4 +1,4 @@
-"""Plots of time and memory, as SVG that is legible on white and on black."""
+"""Plots of time and memory, as SVG that you can read on a white and on a black page."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.peers import LOSSES
 
-# Okabe and Ito's colours, darkened: legible on white and on black, and without red beside green.
+# Okabe and Ito's colours, darkened for white and black pages. No plot has red beside green.
 TONES = ("#808080", "#d55e00", "#b8860b", "#a8589b", "#0f86c1")
 COLOURS = dict(zip(LOSSES, TONES, strict=True))
 MARKERS = dict(zip(LOSSES, "os^Dv", strict=True))
