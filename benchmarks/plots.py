@@ -89,7 +89,7 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def _adapt(svg: str) -> str:
-    """Make the text dark on a light page and light on a dark page, or grey where the viewer has no colour scheme."""
+    """Return the SVG with dark text on a light page, light text on a dark page, and otherwise grey text."""
     style = "<style>:root{--ink:#24292f}@media(prefers-color-scheme:dark){:root{--ink:#e6edf3}}</style>"
     head, tag, rest = svg.partition("<defs>")
     lines = (head + style + tag + rest).replace(INK, "var(--ink,#808080)").splitlines()
