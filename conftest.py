@@ -1,7 +1,7 @@
-"""Devices, seed and the plugin: `--crossent-device`, `--crossent-level` and `--crossent-seed` are the plugin's options.
+"""The fixtures `device` and `seed`, from the plugin's options `--crossent-device` and `--crossent-seed`.
 
-Without `--crossent-device` the tests run on every device of the machine. The benchmarks share this file. Options and
-summary that only the tests need are in tests/conftest.py.
+Without `--crossent-device`, the tests run on every device of the machine. Tests and benchmarks share this file. Options
+that only the tests need are in tests/conftest.py.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ import torch
 
 from crossent.machine import require_device
 
-# `pytest .` looks for doctests in every module, and the tests need neither nox nor Sphinx.
+# `pytest .` imports every module to find doctests, but the tests need neither nox nor Sphinx.
 collect_ignore = ["noxfile.py", "docs"]
 # An installed package also loads the plugin by its entry point.
 pytest_plugins = ["crossent.plugin", "pytester"]
 
 
 def own_compile_cache(config):
-    """Give this process and its children a cache of torch.compile, and delete the cache when pytest ends.
+    """Set a new cache of torch.compile for this process and its children, and delete the cache when pytest ends.
 
-    In a shared cache, a header that one process precompiled can be wrong for another process: its C++ does not know
-    `at::vec`, and correct code fails to compile.
+    In a shared cache, a header that one process precompiled can be wrong for another process. Then correct C++ code
+    fails to compile, since `at::vec` is unknown.
     """
     cache, owner = tempfile.mkdtemp(prefix="crossent-compile-"), os.getpid()
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
-    # Not by atexit: mutmut runs pytest in forked processes, which end without calling it.
+    # Not with atexit: mutmut runs pytest in forked processes, which end without running these functions.
     config.add_cleanup(lambda: os.getpid() == owner and shutil.rmtree(cache, ignore_errors=True))
 
 
@@ -68,7 +68,7 @@ def _devices(config):
 
 
 def _missing(device):
-    """Return why the device cannot be used, or None."""
+    """Return the reason why the device cannot be used, or None."""
     try:
         require_device(device)
     except RuntimeError as error:

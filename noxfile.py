@@ -13,7 +13,7 @@ import nox
 from nox.command import CommandFailed
 from packaging.requirements import Requirement
 
-nox.options.default_venv_backend = "venv"  # with pip, whose constraints and indexes a user may have set
+nox.options.default_venv_backend = "venv"  # venv uses pip, with the constraints and indexes that a user has set
 nox.options.error_on_missing_interpreters = False
 nox.options.sessions = ["tests", "lint", "typing"]
 
@@ -81,8 +81,8 @@ def tests(session: nox.Session) -> None:
 def cuda(session: nox.Session) -> None:
     """Run the tests and `crossent check` on every CUDA device, with the installed torch; fail without a device.
 
-    Use torch of nox's own environment, after `pip install -e '.[dev]'`. Otherwise use torch of the system's Python, as
-    in a container.
+    The session uses the environment of nox if torch is installed there, as after `pip install -e '.[dev]'`. Otherwise
+    it uses torch of the system's Python, for example in a container.
     """
     beside_nox = importlib.util.find_spec("torch") is not None
     if not beside_nox:
@@ -178,7 +178,7 @@ def benchmarks(session: nox.Session) -> None:
 
 @nox.session
 def figures(session: nox.Session) -> None:
-    """Count the defects that are found and the cases of each check, and write the tables of both; record the bounds."""
+    """Write the tables of found defects, of the cases of each check and of attacks, and record the error bounds."""
     session.install("-e", ".[test]")
     tables = ("tests/checks/test_defects.py", "tests/test_readme.py", "tests/run/test_attacks.py")
     tests = (*tables, "tests/numerics/test_recorded_bounds.py")
@@ -198,7 +198,8 @@ def upgrade(session: nox.Session) -> None:
 def mutants(session: nox.Session) -> None:
     """Print which check finds which wrong cross-entropy of tests/mutants, and write the table of the totals.
 
-    Write also the cases that run first. `nox -s mutants -- -k first_cases` does this alone, in ten minutes.
+    The session also writes the list of the cases that run first. `nox -s mutants -- -k first_cases` writes only this
+    list, in ten minutes.
     """
     session.install("-e", ".[test]")
     arguments = ("--crossent-write-figures", "-n", "0", "-s")
@@ -209,7 +210,7 @@ def mutants(session: nox.Session) -> None:
 def mutate(session: nox.Session) -> None:
     """Change bounds, oracle and checks in a thousand small ways, and show each change that no test notices.
 
-    This takes half an hour on two cores. tests/survivors.toml explains the changes that make no difference. Name a
+    This takes half an hour on two cores. tests/survivors.toml explains the changes that no test can notice. Name a
     module to change only this module: `nox -s mutate -- numerics.oracle.arithmetic`. mutmut does not change decorated
     functions and module-level code.
     """
@@ -243,7 +244,7 @@ def mutate(session: nox.Session) -> None:
 def hostile(session: nox.Session) -> None:
     """Attack the command in a hundred ways, and read 10,000 generated replies of each kind and 10,000 forged reports.
 
-    It takes three quarters of an hour.
+    This takes three quarters of an hour.
 
     `nox -s hostile -- stalls` runs the attacks of one kind; `-- --no-namespaces` forbids namespaces.
     SECURITY.md has the results.
@@ -259,9 +260,9 @@ def hostile(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Build the documentation site into docs/_build/html; a warning or a link that leads nowhere is an error.
+    """Build the documentation site into docs/_build/html; fail on a warning, such as a link without a target.
 
-    The build itself needs no network. Fail also where a picture is not what docs/pictures.py draws.
+    The build needs no network. The session also fails if a picture differs from what docs/pictures.py draws.
     """
     session.install("-e", ".[docs]")
     session.run("python", "docs/pictures.py", "--check")
@@ -270,7 +271,7 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def build(session: nox.Session) -> None:
-    """Build sdist and wheel, check their files and the page of the index, and run the wheel in a new environment."""
+    """Build sdist and wheel, check their files and their description, and run the wheel in a new environment."""
     session.install("build>=1.2", "twine>=6.1")
     dist = Path(session.create_tmp(), "dist").resolve()
     shutil.rmtree(dist, ignore_errors=True)
@@ -285,7 +286,7 @@ def build(session: nox.Session) -> None:
     missing += [f"{wheel.name}: {name}" for name in tracked if name.startswith("crossent/") and name not in shipped]
     if missing:
         session.error("\n".join(["files are missing:", *missing]))
-    with tempfile.TemporaryDirectory() as folder, session.chdir(folder):  # outside the clone, and without build's rich
+    with tempfile.TemporaryDirectory() as folder, session.chdir(folder):  # outside the clone
         session.run("python", "-m", "venv", "venv")
         session.run("venv/bin/pip", "install", "--quiet", str(wheel), external=True)
         session.run("venv/bin/crossent", "check", "formula", "--level", "quick", external=True, env={"PYTHONPATH": ""})

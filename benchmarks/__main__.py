@@ -31,7 +31,7 @@ PARTS = ("hot_path", "growth", "verifier")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Time the chosen parts, and return the exit status: 1 when a form is slower than in the other commit."""
+    """Time the chosen parts, and return the exit status: 1 if --compare finds a slower form, 2 after an error."""
     parser = _parser()
     chosen = parser.parse_args(arguments)
     if unknown := set(chosen.parts) - set(PARTS):
@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _in_process(part: str, threads: int, chosen: argparse.Namespace, *, with_memory: bool) -> dict[str, Any] | None:
-    """Time a part in a separate process with this number of threads; return None after an error message."""
+    """Time a part in a separate process with this number of threads, and return its results; None after an error."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "found.json"
         command = [sys.executable, "-m", "benchmarks", part, "--here", "--json", str(path), "--device", chosen.device]
@@ -95,7 +95,11 @@ def _in_process(part: str, threads: int, chosen: argparse.Namespace, *, with_mem
         command += [] if with_memory else ["--no-memory"]
         for option, values in (("--shape", chosen.shapes), ("--dtype", chosen.dtypes)):
             command += [word for value in values or () for word in (option, value)]
-        env = {**os.environ, "OMP_NUM_THREADS": str(threads), "TF_CPP_MIN_LOG_LEVEL": "3"}  # XLA warns at length
+        env = {
+            **os.environ,
+            "OMP_NUM_THREADS": str(threads),
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+        }  # without XLA's long warnings
         if part == "growth" or (part == "hot_path" and chosen.keep_memory):
             from benchmarks.growth import KEEPING
 
@@ -117,7 +121,7 @@ def _here(chosen: argparse.Namespace) -> int:
     if chosen.device != "cpu":
         torch.cuda.set_device(chosen.device)
     elif part != "verifier" and hasattr(os, "sched_setaffinity"):
-        # JAX takes as many threads as there are cores in the affinity. The first core serves interrupts.
+        # JAX uses a thread for each core of the affinity. Avoid the first core, which serves interrupts.
         allowed = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, allowed[-threads:])
     from benchmarks.limits import machine
@@ -156,7 +160,7 @@ def _title(machine: dict[str, Any]) -> str:
 
 
 def _shown(found: Iterator[dict[str, Any]], words: Any) -> Iterator[dict[str, Any]]:
-    """Yield each result, and print a line about it."""
+    """Yield each result, after a printed line about the result, which `words` returns."""
     for result in found:
         say(words(result))
         yield result
@@ -193,7 +197,7 @@ def _of_bare(one: dict[str, Any]) -> str:
 
 
 def _write(part: str, chosen: argparse.Namespace, found: list[dict[str, Any]]) -> None:
-    """Write results and plots, and the table when the results are the repository's."""
+    """Write results and plots; for results in benchmarks/results, also the tables of the pages."""
     from benchmarks import hot_path, plots, tables
 
     kept = {key: value for key, value in found[-1].items() if key != "cells"}

@@ -1,11 +1,12 @@
-"""Find the forms that are slower than in another commit: both versions take turns in one job.
+"""Find the forms that are slower than in another commit. Two processes, one for each commit, call the forms in turns.
 
     python -m benchmarks --compare            # with the previous commit
     python -m benchmarks --compare v0.1.0     # with any other commit, or a folder that has the package
 
-A call is slower when its ratio, new / old, exceeds 1 by more than the ratio spreads, and by more than torch's ratio
-differs from 1 on the same logits: torch is the same code on both sides. A second pair of processes must confirm a
-slower call, since memory addresses differ between processes. Times of two jobs make no ratio, so no time is kept.
+A call is slower if its ratio of times, new / old, exceeds 1 by more than the spread of the ratio. The excess must also
+be larger than for torch on the same logits, which is the same code on both sides. A second pair of processes must
+confirm a slower call, since memory addresses differ between processes. Ratios of times from two jobs would be
+unreliable, so no times are stored.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def compare(
     blocks: int = BLOCKS,
     say: Callable[[str], None] = print,
 ) -> list[str]:
-    """Return a line for each call that is slower in two pairs of processes. A form that a side lacks is left out.
+    """Return a line for each call that is slower in two pairs of processes. A form that one side lacks is left out.
 
     Raises:
         EndedError: the hot path does not run on one of the sides.

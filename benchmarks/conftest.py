@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.limits import allocator, processor
 
-# The number that torch or OMP_NUM_THREADS chose, read before the root conftest.py sets one thread.
+# The default of torch or OMP_NUM_THREADS. This line runs before the conftest.py in the root sets one thread.
 THREADS = torch.get_num_threads()
 
 

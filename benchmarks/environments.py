@@ -1,7 +1,7 @@
 """Environments for `nox -s upgrade`: one for each version of torch, and the report of `crossent check` in each.
 
-nox cannot make these environments: a session has one environment, and the versions come from the command line. Here a
-test can also interrupt the work on an environment or a report. This module needs only Python.
+nox cannot make these environments, since a session has one environment, and the versions come from the command line. In
+this module, a test can also interrupt the making of an environment or a report. The module needs only Python.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from benchmarks.turns import ALONE
 
 PLACE = ROOT / ".nox" / "upgrade"
 REPORTS = "reports"  # a folder beside the environments
-SUBJECTS = ("torch", "formula", "log_softmax_nll", "one_hot", "blocked")  # a test compares these with FORMS
-MADE = "crossent-upgrade"  # a file in a finished environment
+SUBJECTS = ("torch", "formula", "log_softmax_nll", "one_hot", "blocked")  # a test compares the names with FORMS
+MADE = "crossent-upgrade"  # the file that marks a finished environment
 LARGE = 50  # MB; a smaller download is not worth a line
 
 
@@ -38,7 +38,7 @@ class CannotError(Exception):
 
 @dataclass(frozen=True)
 class Environment:
-    """A Python with one version of torch, and the subjects and level of its report. `nth` counts its runs."""
+    """A Python with one version of torch, and the subjects and level of its report. `nth` is the number of the run."""
 
     spec: str
     python: Path
@@ -53,8 +53,8 @@ class Environment:
 
     @property
     def options(self) -> str:
-        """The part of a report's file name that depends on the options."""
-        capability = os.environ.get("ATEN_CPU_CAPABILITY", "")  # torch gives other bits with these
+        """The part of a report's file name that depends on level, subjects and processor."""
+        capability = os.environ.get("ATEN_CPU_CAPABILITY", "")  # torch gives other bits with other instructions
         return "-".join([self.level, *map(slug, self.subjects), *([slug(capability)] if capability else [])])
 
     @property
@@ -73,7 +73,7 @@ class Environment:
 
 
 def slug(spec: str) -> str:
-    """Return a folder name for a version.
+    """Return the name of the folder for a version, a requirement, a wheel or an environment.
 
     >>> slug("torch>=2.14,<3")
     'torch_2.14_3'
@@ -90,7 +90,7 @@ def slug(spec: str) -> str:
 
 
 def requirements(spec: str) -> list[str]:
-    """Return the requirements on torch and numpy: before torch 2.3, tensors do not convert to arrays of numpy 2.
+    """Return the requirements for pip on torch and numpy. Before torch 2.3, tensors do not become arrays of numpy 2.
 
     >>> requirements("2.0.1")
     ['torch==2.0.1', 'numpy<2']
@@ -110,7 +110,7 @@ def other_requirements() -> list[str]:
 
 
 def environment(spec: str, level: str, reuse: bool, subjects: tuple[str, ...] = (), nth: int = 1) -> Environment:
-    """Return the environment of a version, and make it unless a finished one may be reused."""
+    """Return the environment of a version. Make the environment, unless `reuse` is true and it is finished."""
     if (found := Path(spec) / "bin" / "python").exists():
         return Environment(spec, found.absolute(), level, subjects, nth)
     if spec.endswith(".whl") and "://" not in spec and not os.path.exists(spec):
@@ -128,7 +128,7 @@ def environment(spec: str, level: str, reuse: bool, subjects: tuple[str, ...] = 
         follow([*pip, *requirements(spec), *other_requirements()], f"{spec}: pip", failure)
         follow([*pip, "--no-deps", "-e", str(ROOT)], f"{spec}: pip", failure)
         (place / MADE).write_text(f"{spec}\n", encoding="utf-8")
-    except subprocess.CalledProcessError as error:  # raised by venv.create
+    except subprocess.CalledProcessError as error:  # from venv.create
         raise CannotError(f"{failure}: venv has no pip: {error}") from None
     finally:
         if not (place / MADE).exists():
@@ -137,7 +137,7 @@ def environment(spec: str, level: str, reuse: bool, subjects: tuple[str, ...] = 
 
 
 def checked(of: Environment, reuse: bool) -> None:
-    """Make the report of an environment, unless a report that is younger than crossent's code may be reused."""
+    """Make the report of an environment, unless `reuse` is true and the report is younger than crossent's code."""
     if reuse and of.report.exists():
         code = (path for path in (ROOT / "crossent").rglob("*.*") if "__pycache__" not in path.parts)
         if of.report.stat().st_mtime > max(path.stat().st_mtime for path in code):
@@ -170,15 +170,15 @@ def follow(
 ) -> list[str]:
     """Run a command, and return the lines of its output.
 
-    Each large step of pip is shown, and the time each half minute, unless the command shows a `bar` itself.
+    Print each large step of pip and, each half minute, the time. With `bar`, the command shows a progress bar itself.
 
     Raises:
-        CannotError: the exit status is not `allowed`; with the reason that the command printed.
+        CannotError: the exit status is not in `allowed`. The message has the reason that the command printed.
     """
     begun = shown = time.monotonic()
     steps: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "output"  # a full pipe would make the command wait, a file does not
+        log = Path(folder) / "output"  # a file, since a full pipe would stop the command
         with log.open("w") as output, started(command, output, None if bar else subprocess.STDOUT, env) as process:
             ended = False
             while not ended:
@@ -199,12 +199,16 @@ def follow(
 
 @contextlib.contextmanager
 def started(command: list[str], output: Any, stderr: int | None, env: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a process that ends with the block: at an interrupt it has five seconds to delete unfinished files."""
+    """Start a process that ends with the block. After an interrupt, it has five seconds to delete unfinished files."""
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=stderr, env=env)
     try:
         yield process
     finally:
-        for end in (lambda: None, process.terminate, process.kill):  # a terminal interrupts the process too
+        for end in (
+            lambda: None,
+            process.terminate,
+            process.kill,
+        ):  # first only wait: the terminal interrupts the process too
             end()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(5)
@@ -212,7 +216,7 @@ def started(command: list[str], output: Any, stderr: int | None, env: Any) -> It
 
 
 def step(line: str) -> str:
-    """Return a short name of the large step that a line of pip's output names, or "".
+    """Return a short text about the large step that a line of pip's output reports, or "".
 
     >>> step("  Downloading torch-2.8.0-cp311-cp311-manylinux_2_28_x86_64.whl (888.1 MB)")
     'torch-2.8.0 (888.1 MB)'
@@ -228,7 +232,7 @@ def step(line: str) -> str:
 
 
 def reason(lines: list[str]) -> str:
-    """Return the reason why a command failed. pip prints the reason, then advice, and the cause in other lines."""
+    """Return the reason why a command failed, from the lines of its output. pip prints the reason before its advice."""
     errors = [line.removeprefix("ERROR: ").rstrip(".") for line in lines if line.startswith("ERROR: ")][:1]
     more = [line for line in lines if line.startswith("The user requested (constraint)")]
     if cut := [line for line in lines if "Retry(total=0" in line and "connection broken by " in line]:

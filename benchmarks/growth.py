@@ -3,8 +3,8 @@
     python -m benchmarks growth
 
 An exponent is the slope of a straight line through the logarithms, by least squares; 1 is linear. The fixed cost of a
-call makes the exponent smaller at the small end. The exponent is larger where results outgrow a cache. torch is
-measured in the same rounds. glibc keeps its memory here: otherwise it maps allocations above 32 MB afresh in each call.
+call makes the exponent smaller at small sizes. The exponent is larger if results outgrow a cache. torch is measured in
+the same rounds. glibc is set to keep freed memory: otherwise each call maps allocations above 32 MB again.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from benchmarks import memory, paired
 from benchmarks.hot_path import Numbers
 from benchmarks.peers import forms
 
-# The sizes of the axis that grows while the other one is FIXED: 40 thousand logits, which fit a cache, to 40 million.
+# The sizes of the axis that grows. The other axis has FIXED elements: 40 thousand logits, which fit a cache, to 40
+# million.
 SIZES = (160, 500, 1600, 5000, 16000, 50000, 160000)
 FIXED = 256
 AXES = ("rows", "classes")
-# An environment variable that must be set before the process starts: glibc never maps an allocation, and keeps memory.
+# The environment variable that makes glibc keep freed memory. It must be set before the process starts.
 KEEPING = {"GLIBC_TUNABLES": f"glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold={2**40}"}
 
 
@@ -36,7 +37,7 @@ def measure(
     device: str = "cpu",
     seconds: float,
 ) -> Iterator[dict[str, Any]]:
-    """Yield times and memory of the forms and torch, forward and backward, for each axis and size."""
+    """Yield a dict with times and memory of the forms and torch, forward and backward, for each axis and size."""
     for axis in AXES:
         for size in sizes:
             shape = (size, fixed) if axis == "rows" else (fixed, size)

@@ -1,4 +1,4 @@
-"""The hot path: time and memory of each form and each peer, divided by torch's and by the limit's.
+"""The hot path: time and memory of each form and peer, divided by those of torch and of a lower limit (see `limits`).
 
     python -m benchmarks hot_path
 
@@ -19,8 +19,8 @@ from benchmarks import memory, paired
 from benchmarks.limits import Clock
 from benchmarks.peers import NAMES, Call, Maker, forms, host_waits, limits, peers, tried
 
-# Pure overhead; image classification; a language model with LLaMA's vocabulary, and with Llama 3's; segmentation with
-# Pascal VOC's classes, where the class axis is not the last.
+# Shapes of: the overhead of a call; image classification; language models with the vocabularies of LLaMA and Llama 3;
+# segmentation with the classes of Pascal VOC, in which the class axis is not the last.
 SHAPES = ((32, 10), (4096, 1000), (1024, 32000), (512, 128256), (8, 21, 256, 256))
 DTYPES = ("float32", "bfloat16")
 # Below this size in bytes, most resident memory belongs to the interpreter, not to the call.
@@ -41,15 +41,15 @@ class Pass(enum.Enum):
 
 @dataclass(frozen=True)
 class Target:
-    """The targets of `blocked`, forward and backward: time over torch's, and extra memory over the logits' size."""
+    """Targets of `blocked`, forward and backward: time over torch's time, and extra memory over the logits' size."""
 
     float32: float
     bfloat16: float
     extra: float | None = None
 
 
-# With 32,000 classes or more, two reads and a write are a third of the memory that torch moves. With few classes
-# arithmetic counts too, and with 320 logits the calls are all of the time.
+# With 32,000 classes or more, two reads and a write are a third of the memory traffic of torch. With few classes,
+# arithmetic takes time too. With 320 logits, the overhead of calls takes all of the time.
 TARGETS = {
     (1024, 32000): Target(0.50, 0.55, 1.05),
     (512, 128256): Target(0.50, 0.55, 1.05),
@@ -59,9 +59,10 @@ TARGETS = {
 }
 # The targets of the forward pass alone, in any dtype.
 FORWARD_TARGETS = {(1024, 32000): 0.5, (512, 128256): 0.5, (4096, 1000): 1.1}
-# The time to move the memory that a pass must move, over the time of the pass; also with new memory for the gradient.
+# The targets for the time to move the memory that a pass must move, over the time of the pass: into allocated memory,
+# and into new memory for the gradient.
 SHARES = {"share_of_limit": ("sum", "copy"), "share_in_new_memory": ("sum", "clone")}
-# The least number of rounds: enough are left when one or two are discarded.
+# The least number of rounds, with some to spare for discarded rounds.
 ROUNDS = 7
 # The target of the other forms, in float32, with a thousand classes or more.
 OTHERS = 2.0
@@ -76,8 +77,8 @@ class Numbers:
     device: str = "cpu"
 
     def drawn(self) -> Callable[[], tuple[Tensor, Tensor]]:
-        """Return a function that makes new inputs: the same rows of `3 randn` in another order, which is fast."""
-        random = torch.Generator().manual_seed(0)  # each dtype and device rounds the same numbers
+        """Return a function that makes new inputs fast: the same rows of `3 * randn`, in another order."""
+        random = torch.Generator().manual_seed(0)  # all dtypes and devices round the same numbers
         logits = (3 * torch.randn(self.shape, generator=random)).to(self.device, getattr(torch, self.dtype))
         target = torch.randint(self.shape[1], (self.shape[0], *self.shape[2:]), generator=random).to(self.device)
 
@@ -96,7 +97,7 @@ def measure(
     seconds: float,
     with_memory: bool = True,
 ) -> Iterator[dict[str, Any]]:
-    """Yield each cell as the results have it, after `seconds` of measurement each."""
+    """Yield a dict for each cell, as the files of results have it. Each cell takes `seconds`."""
     for shape in shapes:
         for dtype in dtypes:
             for of in Pass:
@@ -159,7 +160,7 @@ def _cell(numbers: Numbers, of: Pass, seconds: float, with_memory: bool) -> dict
 def _memories(
     known: dict[str, Maker], logits: Tensor, target: Tensor, of: Pass, device: str
 ) -> dict[str, dict[str, int]]:
-    """Return the peak memory of each call, by torch and by the kernel; torch does not see JAX's memory."""
+    """Return the peak memory of each call, as torch and the kernel report it. torch does not see the memory of JAX."""
     found: dict[str, dict[str, int]] = {}
     for name, make in known.items():
         call = make(logits, target, of.backward)

@@ -33,7 +33,7 @@ def machine(device: str = "cpu") -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Clock:
-    """Seconds by the clock, CPU seconds of all processes (None if unknown), and CPU seconds of this process."""
+    """Counters: seconds by the clock, CPU seconds of all processes (None if unknown), CPU seconds of this process."""
 
     wall: float
     everyone: float | None
@@ -49,7 +49,7 @@ class Clock:
         return Clock(time.perf_counter(), everyone, own.user + own.system + own.children_user + own.children_system)
 
     def others(self) -> float | None:
-        """Return the share of the machine that other processes have used since then."""
+        """Return the share of the machine that other processes have used since this reading; None if unknown."""
         now = Clock.now()
         if now.everyone is None or self.everyone is None:
             return None
@@ -64,16 +64,16 @@ def processor() -> str:
 
 
 def caches() -> dict[str, str]:
-    """Return the size of each data cache of a core, in the kernel's words: `{"L1": "48K"}`."""
+    """Return the size of each data cache of a core, as the kernel writes it: `{"L1": "48K"}`."""
     levels = [index for index in sorted(CACHES.glob("index*")) if _read(index / "type").strip() != "Instruction"]
     return {f"L{_read(index / 'level').strip()}": _read(index / "size").strip() for index in levels}
 
 
 def allocator(device: str = "cpu") -> str:
-    """Return the name of the memory allocator of a device, as far as it is visible.
+    """Return the name of the memory allocator of a device, as far as the process shows it.
 
-    glibc maps new memory for every large result, which may take longer than the computation. Another allocator through
-    LD_PRELOAD, or GLIBC_TUNABLES with a high mmap_threshold and trim_threshold, shows the time of the arithmetic.
+    glibc maps new memory for every large result, which may take longer than the computation. To time the arithmetic
+    alone, set another allocator by LD_PRELOAD, or a high mmap_threshold and trim_threshold in GLIBC_TUNABLES.
     """
     if device.startswith("cuda"):
         return f"torch.cuda {torch.cuda.get_allocator_backend()}"
@@ -85,7 +85,7 @@ def allocator(device: str = "cpu") -> str:
 
 
 def rates(device: str = "cpu", size: int = 2**28) -> dict[str, float]:
-    """Return the bytes per second of a sum (read), and of a copy to allocated memory and to new memory (read, written).
+    """Return the bytes per second of a sum, of a copy into allocated memory, and of a clone into new memory.
 
     `size` is the size of the tensor in bytes, far larger than a cache.
     """
@@ -100,7 +100,7 @@ def rates(device: str = "cpu", size: int = 2**28) -> dict[str, float]:
 
 
 def summed(x: Tensor) -> Tensor:
-    """Read every byte of x once: half precision is summed as if it were float32, which every processor does fast."""
+    """Return a sum that reads every byte of x once. Half precision is read as float32, which is fast everywhere."""
     as_float32 = x.element_size() < 4 and x.is_contiguous() and x.shape[-1] % 2 == 0
     return (x.view(torch.float32) if as_float32 else x).sum()
 

@@ -1,7 +1,7 @@
 """Peak memory: the most bytes that a call has allocated at a time.
 
-On a CPU there are two sources. torch's profiler reports each allocation, but only torch's own. The kernel reports the
-peak of resident memory, with whole pages, loaded libraries and memory that malloc keeps. A test compares the two.
+On a CPU there are two sources. torch's profiler reports the allocations of torch alone. The kernel reports the peak of
+resident memory, which includes whole pages, loaded libraries and memory that malloc keeps. A test compares both.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 def peak(call: Callable[[], object], device: str = "cpu") -> int:
-    """Return the peak of torch's memory on a device."""
+    """Return the most bytes that torch allocates on a device during a call."""
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -33,7 +33,7 @@ def peak(call: Callable[[], object], device: str = "cpu") -> int:
 
 
 def traced(call: Callable[[], object]) -> int:
-    """Return the peak of torch's memory on a CPU, by the profiler."""
+    """Return the most bytes that torch allocates on a CPU during a call, by the profiler."""
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace.json"
         with _no_words(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
@@ -50,7 +50,7 @@ def traced(call: Callable[[], object]) -> int:
 
 
 def resident(call: Callable[[], object]) -> int | None:
-    """Return the peak of this process's resident memory, by the kernel, or None outside Linux."""
+    """Return the peak of the resident memory during a call in bytes, by the kernel, or None outside Linux."""
     try:
         CLEAR_REFS.write_text("5")  # resets the peak: proc_pid_clear_refs(5)
         before = _status("VmRSS")

@@ -1,9 +1,9 @@
-"""Ratios of times: several calls take turns, round after round, and each ratio compares two turns of one round.
+"""Ratios of times: calls take turns, round after round, and each ratio compares two turns of one round.
 
-Times measured one after another are off by several percent: the clock drifts, and other processes start and stop. Here
+Times measured one after another are wrong by several percent: the clock rate drifts, and other processes interfere. So
 all calls of a round get the same new inputs and run in a shuffled order. The next round reverses the order, so that a
 steady drift cancels. The operating system reports when another process had the core: the ratios of such a turn are
-discarded and counted. The result is the median over the rounds, with its quartiles.
+discarded and counted. The result is the median over the rounds, with quartiles.
 
 pytest-benchmark, pyperf and asv finish one benchmark before the next. No Python library lets calls take turns.
 """
@@ -27,9 +27,9 @@ except ImportError:  # on Windows no turn counts as disturbed
 
 Call = Callable[[], object]
 
-# The least seconds of a turn, which is one or more calls: in shorter turns the clock itself would count.
+# The least seconds of a turn of one or more calls. In shorter turns, reading the clock takes too large a share.
 TURN = 1e-3
-# The share of a turn that may pass in waiting for a core: a ratio cannot be off by more than this share.
+# The largest share of a turn that may pass in waiting for a core, which is the largest error of a ratio.
 WAITED = 0.01
 # The least undisturbed rounds for quartiles. With fewer, all rounds count and the ratio is marked as disturbed.
 LEAST = 5
@@ -37,7 +37,7 @@ LEAST = 5
 
 @dataclass(frozen=True)
 class Turn:
-    """The seconds of a call, and whether another process took a core meanwhile."""
+    """The seconds of a call, and whether another process took a core during the call."""
 
     seconds: float
     disturbed: bool
@@ -66,7 +66,7 @@ class Spread:
         return self.upper - self.lower
 
     def __str__(self) -> str:
-        """The median with its quartiles, to three digits."""
+        """Return the median and the quartiles as text, with three digits."""
         return f"{self.median:.3g} ({self.lower:.3g} to {self.upper:.3g})" + (" disturbed" if self.disturbed else "")
 
 
@@ -77,12 +77,12 @@ class Rounds:
     turns: dict[str, list[Turn]] = field(default_factory=dict)
 
     def ratio(self, name: str, to: str) -> Spread:
-        """Return the ratio of the times of two calls, each ratio from one round."""
+        """Return the ratios of the times of two calls, `name` over `to`. Each ratio compares turns of one round."""
         pairs = zip(self.turns[name], self.turns[to], strict=True)
         return spread([(a.seconds / b.seconds, a.disturbed or b.disturbed) for a, b in pairs])
 
     def seconds(self, name: str) -> Spread:
-        """Return the time of a call."""
+        """Return the times of a call."""
         return spread([(turn.seconds, turn.disturbed) for turn in self.turns[name]])
 
 
@@ -113,7 +113,7 @@ def measure(
         least: the least number of rounds.
         most: the largest number of rounds.
         wait: waits until the device has finished a call.
-        seed: the seed of the order.
+        seed: the seed of the random order of the calls.
     """
     order = random.Random(seed)
     calls = _calibrated(fresh(), wait)
@@ -144,14 +144,14 @@ def turn(call: Call, calls: int, wait: Call = lambda: None) -> Turn:
         call()
     wait()
     took = time.perf_counter() - start
-    # A switch may cost nothing, so the waiting time of the kernel decides, if the kernel reports a time.
+    # A switch of the core may cost nothing. So the waiting time decides, if the kernel reports the time.
     lost = None if waited is None else (_waited() or 0.0) - waited
     disturbed = _switches() > switches and (lost is None or lost > WAITED * took)
     return Turn(took / calls, disturbed)
 
 
 def _calibrated(made: Mapping[str, Call], wait: Call) -> dict[str, int]:
-    """Return how many calls make a turn. The first call warms up: it loads libraries, compiles, allocates memory."""
+    """Return the number of calls in a turn, by name. The first call loads libraries, compiles and allocates memory."""
     calls = {}
     for name, call in made.items():
         turn(call, 1, wait)

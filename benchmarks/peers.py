@@ -1,6 +1,7 @@
 """The timed functions: torch, the forms, and the cross-entropies of other libraries, or the reasons for missing ones.
 
-A maker takes logits, target and whether a gradient is needed. It returns a call, which does not wait for the device.
+A maker is a function of logits, target and whether a gradient is needed. The maker returns a call, a function without
+parameters that does not wait for the device.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Call = Callable[[], object]
 Maker = Callable[[Tensor, Tensor, bool], Call]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
-# More memory than an identity should take, which is C × C: at 32,000 classes it has 4 GB.
+# The least size in bytes of a C × C identity matrix that is too large: with 32,000 classes, the matrix has 4 GB.
 IDENTITY = 2**28
 
 # The forms that take tensors.
@@ -33,13 +34,13 @@ def of_torch(loss: Loss, copied: bool = False) -> Maker:
     """Return the maker of a loss on tensors. `copied`: the loss writes into its logits, so each call gets a copy."""
 
     def make(logits: Tensor, target: Tensor, backward: bool) -> Call:
-        # A view of the same numbers: an input that requires a gradient would make the forward pass keep a graph.
+        # For the forward pass, the input requires no gradient: otherwise the pass would keep a graph.
         x = (logits.clone() if copied else logits.detach()).requires_grad_(backward)
 
         def call() -> None:
             result = loss(x, target)
             if backward:
-                torch.autograd.grad(result, x)  # no .grad stays, to which the next call would add
+                torch.autograd.grad(result, x)  # not backward(), which would add to .grad in the next call
 
         return call
 
@@ -52,12 +53,13 @@ def forms() -> dict[str, Maker]:
 
 
 def limits(backward: bool) -> dict[str, Maker]:
-    """Return the makers of a lower limit for every implementation: read all logits, and write as many numbers.
+    """Return makers whose time is a lower limit for every implementation: read all logits, and write as many numbers.
 
     A copy writes into allocated memory; a clone writes into new memory, as a gradient does.
+
     The forward pass reads the logits once: maximum and sum of exponentials can be taken in one sweep (Milakov &
     Gimelshein, arXiv:1805.02867). The backward pass reads them again, as no cache keeps them in between, and writes a
-    gradient of their size. Not counted: targets and losses, one number for a whole row.
+    gradient of their size. Targets and losses do not count: they have one number for a whole row.
     """
 
     def read(logits: Tensor, target: Tensor, backward: bool) -> Call:
@@ -74,7 +76,7 @@ def limits(backward: bool) -> dict[str, Maker]:
 
 
 def peers(shape: tuple[int, ...], device: str) -> dict[str, Maker | str]:
-    """Return the makers of other libraries' functions, or the reason why one does not run on these logits."""
+    """Return the maker of each function of another library, or the reason why it does not run on these logits."""
     return {
         "torch.compile": _compiled(),
         "linear_cross_entropy": _linear(shape, device),
@@ -84,7 +86,7 @@ def peers(shape: tuple[int, ...], device: str) -> dict[str, Maker | str]:
 
 
 def tried(maker: Maker, logits: Tensor, target: Tensor, backward: bool) -> str:
-    """Return the reason for the failure of a call, or ""."""
+    """Return the reason why a call fails, or ""."""
     try:
         maker(logits, target, backward)()
     except Exception as error:
@@ -109,9 +111,9 @@ def host_waits(call: Call) -> str:
 
 
 def _compiled() -> Maker | str:
-    import torch._dynamo  # torch 2.0 loads this module only here
+    import torch._dynamo  # torch 2.0 does not import this module by itself
 
-    torch._dynamo.reset()  # code compiled for other shapes must not count here
+    torch._dynamo.reset()  # do not time code that was compiled for other shapes
     try:
         return of_torch(torch.compile(F.cross_entropy, dynamic=False))
     except RuntimeError as error:  # torch 2.0 on Python 3.11

@@ -1,4 +1,4 @@
-"""Plots of time and memory, as SVG that is legible on white and on black."""
+"""Plots of time and memory, as SVG that you can read on a white and on a black page."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.peers import LOSSES
 
-# Okabe and Ito's colours, darkened: legible on white and on black, and without red beside green.
+# Okabe and Ito's colours, darkened for white and black pages. No plot has red beside green.
 TONES = ("#808080", "#d55e00", "#b8860b", "#a8589b", "#0f86c1")
 COLOURS = dict(zip(LOSSES, TONES, strict=True))
 MARKERS = dict(zip(LOSSES, "os^Dv", strict=True))
@@ -89,7 +89,7 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def _adapt(svg: str) -> str:
-    """Make the text dark on a light page and light on a dark page, or grey where the viewer has no colour scheme."""
+    """Return the SVG with dark text on a light page, light text on a dark page, and otherwise grey text."""
     style = "<style>:root{--ink:#24292f}@media(prefers-color-scheme:dark){:root{--ink:#e6edf3}}</style>"
     head, tag, rest = svg.partition("<defs>")
     lines = (head + style + tag + rest).replace(INK, "var(--ink,#808080)").splitlines()

@@ -13,7 +13,7 @@ NONE = "–"
 
 
 def hot_path(kept: dict[str, Any]) -> str:
-    """Return the tables of times over torch's, and of extra memory over the logits' size."""
+    """Return the tables of times over torch's time, and of extra memory over the size of the logits, in Markdown."""
     cells = kept["cells"]
     most = max(cell["threads"] for cell in cells)
     both = [cell for cell in cells if cell["threads"] == most and cell["pass"] == Pass.BOTH.value]
@@ -133,7 +133,7 @@ def _ratios(cell: dict[str, Any], names: Any) -> list[str]:
 
 
 def _marked(ratio: dict[str, Any]) -> str:
-    """Return a median, with a star when other processes ran in most of its rounds."""
+    """Return a median as text, with a star if other processes ran in most of its rounds."""
     return f"{ratio['median']:.2f}" + ("\\*" if ratio["disturbed"] else "")
 
 
@@ -175,7 +175,9 @@ def _alone(cells: list[dict[str, Any]], like: dict[str, Any], most: int) -> list
 
 def _memory(cell: dict[str, Any], name: str) -> str:
     extra = cell["found"].get(name, {}).get("extra_memory", {})
-    return f"{extra['torch']:.2f}" if "torch" in extra else NONE  # resident memory says little, since JAX keeps memory
+    return (
+        f"{extra['torch']:.2f}" if "torch" in extra else NONE
+    )  # JAX keeps memory, so its resident memory says nothing about a call
 
 
 def _memories(cell: dict[str, Any], names: list[str]) -> list[str]:
@@ -196,7 +198,7 @@ def _threads(count: int) -> str:
 
 
 def _machine(kept: dict[str, Any], cells: list[dict[str, Any]]) -> str:
-    """Return a line on the machine, the discarded ratios and the missing peers."""
+    """Return a line about the machine, the discarded ratios and the missing peers."""
     machine = kept["machine"]
     caches = ", ".join(f"{level} {size}" for level, size in machine["caches"].items())
     rates = machine["gigabytes_per_second"]

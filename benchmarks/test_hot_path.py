@@ -1,11 +1,11 @@
-"""pytest-benchmark's table of the forms and the peers, forward, and forward with backward.
+"""Benchmarks of the forms and the peers with pytest-benchmark: forward, and forward with backward.
 
     pytest benchmarks                       # a few minutes on two CPU cores
     pytest benchmarks --benchmark-disable   # each benchmark once, without timing
     pytest benchmarks --benchmark-json=out.json
 
-Do not take ratios of these times, which are measured minutes after one another: `python -m benchmarks` takes ratios
-from calls in turns. Times also depend on the threads and the allocator, which the header names.
+Do not compute ratios of these times, which are measured minutes after one another. `python -m benchmarks` computes
+ratios from calls in turns. Times also depend on the threads and the allocator, which the header names.
 """
 
 from __future__ import annotations

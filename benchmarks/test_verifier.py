@@ -1,4 +1,4 @@
-"""The seconds of the oracle for a million logits, against the targets.
+"""Compare the seconds of the oracle for a million logits with the targets.
 
 pytest benchmarks/test_verifier.py
 """

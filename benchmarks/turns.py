@@ -1,7 +1,7 @@
-"""Turns: two processes, each with another torch or another crossent, call the hot path in turns.
+"""Time the hot path in two processes, with two versions of torch or crossent, that take turns.
 
-A block is old, new, new, old, and its ratio is new / old, so that a steady drift cancels. A block in which a process
-lost its core is discarded, as in :mod:`benchmarks.paired`. This module needs only Python, as `upgrade.py` does.
+A block is four turns: old, new, new, old. Its ratio is new / old, so that a steady drift cancels. A block in which a
+process lost its core is discarded, as in :mod:`benchmarks.paired`. This module needs only Python, as `upgrade.py` does.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import IO
 
 from benchmarks.paired import Spread, spread
 
-# One thread, so that the ratio does not depend on other processes. One process that compiles: the compile workers of a
-# parent do not serve a process that was forked from the parent.
+# One thread, so that the ratio depends less on other processes. One process that compiles, since the compile workers of
+# torch do not serve a process that was forked from their parent.
 ALONE = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
-BLOCKS = 9  # odd, so that the median is a measured ratio
+BLOCKS = 9  # an odd number, so that the median is a measured ratio
 
-# Read a line, make that many calls, and print the seconds and how often the process lost its core; or print "none" when
-# there is no such form.
+# The code of a process: read a line, make its calls, and print the seconds and how often the process lost its core.
+# Print "none" if there is no such form.
 WAITS = """
 import sys, time
 import torch, crossent
@@ -57,14 +57,14 @@ for line in sys.stdin:
 
 
 class EndedError(Exception):
-    """A process has ended or does not start; the message names the process."""
+    """A process ended or did not start. The message names the process."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two sides: a Python, and the folder of its crossent.
+    """One of the two versions: a Python, and the folder with its crossent.
 
-    `waits` is the code that the process runs. `-P` keeps the current folder off the import path.
+    `waits` is the code that the process runs. The option `-P` keeps the current folder off the import path.
     """
 
     name: str
@@ -86,7 +86,7 @@ class Side:
                 yield process, aside
             finally:
                 process.kill()
-                with contextlib.suppress(BrokenPipeError):  # the process did not read the last line
+                with contextlib.suppress(BrokenPipeError):  # the process has ended without reading the last line
                     process.communicate()
 
 
@@ -113,7 +113,7 @@ class Hot:
         return f"{self.name} {self.dtype} {self.calls} {' '.join(map(str, self.shape))}\n"
 
 
-# The number of calls that take about a tenth of a second, and the shape.
+# Pairs of a number of calls, which take about a tenth of a second together, and a shape.
 SHAPES = ((1000, (32, 10)), (5, (4096, 1000)), (1, (8, 21, 256, 256)))
 DTYPES = ("float32", "bfloat16")
 

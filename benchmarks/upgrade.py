@@ -50,11 +50,11 @@ def timed(old: Environment, new: Environment) -> dict[str, list[float]]:
 
 
 def compared(old: Environment, new: Environment, force: bool) -> tuple[int, dict[str, Any]]:
-    """Show the changes, and return the exit status of `crossent diff` and its JSON."""
+    """Show the changes between two environments, and return the exit status of `crossent diff` and its JSON."""
     name = f"{old.name}..{new.name}-{new.options}"
     files = {kind: environments.PLACE / environments.REPORTS / f"{name}.{kind}" for kind in ("json", "html")}
     was, now = (json.loads(side.report.read_bytes())["environment"].get("cpu_capability") for side in (old, new))
-    if was != now:  # on one machine, only torch can have chosen differently
+    if was != now:  # the machine is the same, so torch has chosen other instructions
         say(f"{old.spec} uses {was} and {new.spec} uses {now}, so bits differ; ATEN_CPU_CAPABILITY sets one for both")
     arguments = ["diff", str(old.report), str(new.report), *(["--force"] if force or was != now else [])]
     for kind, file in files.items():
@@ -68,7 +68,7 @@ def compared(old: Environment, new: Environment, force: bool) -> tuple[int, dict
 
 
 def total(cases: Iterable[dict[str, int]]) -> dict[str, int]:
-    """Return the number of cases of each kind of change, over several subjects."""
+    """Return the number of cases of each kind of change, summed over the subjects."""
     each = list(cases)
     return {kind: sum(of[kind] for of in each) for kind in each[0]}
 
@@ -120,7 +120,7 @@ def complain(error: CannotError | OSError) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Make environments and reports, compare them, time the hot path; return the exit status."""
+    """Make environments and reports, compare the reports, time the hot path, and return the exit status."""
     parser = argparse.ArgumentParser(description="Compare each version of torch with the version before it.")
     version_help = "2.8.0, a requirement, a wheel, or an environment; for a single version only the report is made"
     parser.add_argument("versions", nargs="+", metavar="VERSION", help=version_help)

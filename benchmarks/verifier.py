@@ -1,9 +1,9 @@
-"""The verifier: the time to compute the exact value, to bound the error, to run the checks, and of the whole command.
+"""Time the verifier: the exact values, the error bounds, the checks, and the whole command.
 
     python -m benchmarks verifier
 
-One core works on a case. So the time of a part is processor time in the fastest round, since other processes can only
-make a round slower. `crossent check` is timed by the clock, on all cores, against the number of its cases.
+A case uses one core. So the time of a part is processor time, in the fastest round, since other processes can only make
+a round slower. `crossent check` uses all cores, and its time is by the clock, for different numbers of cases.
 """
 
 from __future__ import annotations
@@ -68,11 +68,11 @@ class Workload:
 
     @property
     def limit(self) -> float | None:
-        """The target in seconds; none for target gradients in interval arithmetic, which are a million more numbers."""
+        """The target in seconds; None for target gradients by interval arithmetic, which add a million numbers."""
         return None if self.target_gradient and self.dtype == "float64" else LIMITS[self.dtype]
 
     def arguments(self) -> Arguments:
-        """Return the same numbers every time."""
+        """Return the inputs of the oracle. Each call returns the same numbers."""
         rng = np.random.default_rng(0)
         shape = self.rows, self.classes
         options: dict[str, Any] = {"index": rng.integers(0, self.classes, self.rows)}
@@ -82,7 +82,7 @@ class Workload:
         return Arguments(logits, label_smoothing=self.label_smoothing, **options)
 
     def run(self, arguments: Arguments) -> Answer:
-        """Compute the exact loss and the gradient of every number: the part that is timed."""
+        """Return the exact loss and gradients. The benchmark times this call."""
         exact = answer(arguments)
         for block in exact.blocks():
             block.gradient()
@@ -94,7 +94,7 @@ class Workload:
 WORKLOADS = (
     Workload(1000, 1000, "float32"),
     Workload(8, 128_256, "float32"),  # Llama 3's vocabulary
-    Workload(32, 128_256, "float32"),  # too many logits to keep their exponentials from loss to gradient
+    Workload(32, 128_256, "float32"),  # too many logits: their exponentials are computed again for the gradient
     Workload(100_000, 10, "float32"),
     Workload(500_000, 2, "float32"),  # many rows, few classes
     Workload(1000, 1000, "float32", label_smoothing=0.1),
@@ -102,7 +102,7 @@ WORKLOADS = (
     Workload(1000, 1000, "float64"),
     Workload(8, 128_256, "float64"),
     Workload(100_000, 10, "float64"),
-    Workload(16, 128_256, "float64"),  # too many logits here too
+    Workload(16, 128_256, "float64"),  # too many logits in float64 too
     Workload(1000, 1000, "float64", label_smoothing=0.1),
     Workload(1000, 1000, "float64", "probabilities", 0.1),
     Workload(1000, 1000, "float64", "probabilities", 0.1, target_gradient=True),
@@ -116,7 +116,7 @@ CASES = tuple(
 
 
 def oracle(workloads: tuple[Workload, ...] = WORKLOADS, rounds: int = 2) -> Iterator[dict[str, Any]]:
-    """Yield the seconds that the oracle takes for a million logits."""
+    """Yield the seconds of the oracle for a million logits, as a dict for each workload."""
     for workload in workloads:
         arguments = workload.arguments()
         seconds = _fastest(partial(workload.run, arguments), rounds)
@@ -129,7 +129,7 @@ def oracle(workloads: tuple[Workload, ...] = WORKLOADS, rounds: int = 2) -> Iter
 
 
 def parts(cases: tuple[Case, ...] = CASES, rounds: int = 3) -> Iterator[dict[str, Any]]:
-    """Yield the seconds for a million logits of each step of a case."""
+    """Yield the seconds for a million logits, as a dict for each step of each case."""
     subject = BY_NAME["formula"]
     for case in cases:
         for name, seconds in _steps(case, subject, rounds).items():
@@ -158,7 +158,7 @@ def _steps(case: Case, subject: Any, rounds: int) -> dict[str, float]:
 
 
 def _run_checks(trial: Trial) -> None:
-    """Run the checks, which must pass, since describing a failure takes time."""
+    """Run the checks. They must pass, since describing a failure would take time."""
     for check in TIMED:
         for found in check.run(trial) if check.applies(trial.case) else ():
             if not isinstance(found, Difference) or found.ratio > 1:
@@ -249,7 +249,7 @@ def bare(every: int = 16) -> dict[str, Any]:
     run(settings, subjects, planned)
     of_run = time.process_time() - start
     start = time.process_time()
-    with ambient():  # one thread, as in the run: idle threads of a pool take CPU too
+    with ambient():  # one thread, as in the run, since idle threads of a pool use CPU time
         for case in planned:
             inputs = case.build()
             for subject in subjects:
@@ -261,7 +261,7 @@ def bare(every: int = 16) -> dict[str, Any]:
     return {"cases": len(planned), "calls": calls, "run": of_run, "loop": of_loop, "ratio": of_run / of_loop}
 
 
-# Like the checks that transform a subject, these checks make torch import its compilers.
+# More checks that make torch import its compilers, as the checks that transform a subject do.
 _COMPILERS = ("deterministic",)
 
 

@@ -4,7 +4,7 @@ The loss, in five forms (crossent/forms/textbook.py and crossent/forms/blocks.py
 
     formula          -log softmax(x)[y], step by step
     log_softmax_nll  log_softmax, then the negative log-likelihood
-    one_hot          the target as a row of zeros with a one
+    one_hot          over a dense target: 1 for the true class, 0 for the others
     scalar           one row of Python numbers
     blocked          some rows at a time, with the gradient written by hand
 
@@ -20,14 +20,14 @@ The rooms of the package, from the bottom to the top; each room's `__init__` lis
 
     words, files, choices   printable text; files written whole; the words that options accept
     machine, state          devices and versions; the global state of torch
-    forms                   the textbook: the five forms
-    numerics                the mathematics: the exact value (oracle), and the error bounds (bounds)
+    forms                   the five forms
+    numerics                the exact value (oracle), and the error bounds (bounds)
     cases                   the inputs, each rebuilt bit for bit from its id
     report                  the findings of a run: as text, HTML and JSON; the changes between two runs
     subjects                the functions under test
     trials                  one subject on one case: its result, the exact value, the difference
-    checks                  the properties that are tested
-    run                     from a level to a report
+    checks                  the properties that a subject must have
+    run                     the plan of a level, and the run that makes a report
     repro                   a finding as a script that needs torch alone
     cli, options, option_types, console   the command, its options, and its output
     plugin                  the pytest plugin

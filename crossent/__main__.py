@@ -1,4 +1,4 @@
-"""Run the command, also by `python -m crossent`. Ctrl-C ends the command with one line, even during an import."""
+"""Run the command, for `crossent` and `python -m crossent`. Ctrl-C ends it with one line, even during an import."""
 
 import signal
 import sys
@@ -16,8 +16,8 @@ def main() -> int:
         sys.stderr.write("crossent: interrupted\n")
         return 128 + signal.SIGINT
     finally:
-        # If a KeyboardInterrupt has left an exec() of a text, as in the import of a named tuple, `python -m` loses the
-        # exit status. Another exec() prevents this.
+        # After a KeyboardInterrupt within an exec(), for example in the import of a named tuple, `python -m` loses the
+        # exit status. Another exec() prevents the loss.
         exec("")
 
 

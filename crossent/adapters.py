@@ -2,7 +2,7 @@
 
 An adapter converts the tensors of a call to arrays with the same bits, calls the function, and converts the result to a
 tensor. A numpy function gets the memory of the tensors themselves, with their strides, so that a check finds a function
-that writes into its arguments. JAX and ONNX get copies. A function has the options of its own signature.
+that writes into its arguments. JAX and ONNX get copies. An adapted function takes the options of its signature.
 
 The adapted callable has an attribute `lacks`: a dict from each feature that the callable does not have, such as torch's
 transforms, to the reason. :func:`crossent.subjects.callables.as_subject` reads this attribute.
@@ -24,10 +24,9 @@ from torch import Tensor
 
 _Array = NDArray[Any]
 Function = Callable[..., Any]
-# From the upstream gradient to the gradient of the logits and, for class probabilities, of the target; None where the
-# function has no such gradient.
+# Takes the upstream gradient, and returns the gradients of the logits and of the target: None for a missing gradient.
 Pull = Callable[[Tensor], tuple[Tensor | None, Tensor | None]]
-# From logits, target, options, and whether a gradient is needed, to the loss and its Pull.
+# Takes logits, target, options, and whether a gradient is needed. Returns the loss, and the Pull or None.
 Forward = Callable[[Tensor, Tensor, dict[str, Any], bool], tuple[Any, Pull | None]]
 # The features that need torch to see the operations of the loss.
 _TRANSFORMS = ("double_backward", "forward_ad", "batched_gradient", "vmap", "compile", "autocast")
@@ -43,7 +42,7 @@ def from_numpy(function: Function, *, gradient: Function | None = None) -> Calla
             `logits`. The options are those in the signature of `function`: `weight`, an array of shape (C),
             `ignore_index`, `reduction` and `label_smoothing`, as for :func:`crossent.formula`.
         gradient: The gradient of the logits, `gradient(upstream, logits, target, **options) -> array`, in the shape of
-            `logits`. `upstream` is the gradient of the function's result. None for a loss without a gradient.
+            `logits`. `upstream` is the gradient of the result of `function`. None for a loss without a gradient.
 
     Returns:
         A callable on tensors, `loss(input, target, **options)`. Its result is a tensor with the dtype and shape of the
@@ -66,7 +65,7 @@ def from_numpy(function: Function, *, gradient: Function | None = None) -> Calla
     reason = "is a function of numpy"
     lacks = {"target_gradient": f"{reason}, without a gradient of target probabilities"}
     if gradient is None:
-        lacks["gradient"] = f"{reason} that only goes forward"
+        lacks["gradient"] = f"{reason} that computes no gradient"
     return _adapted(function, _through_numpy(function, gradient), reason, lacks)
 
 
@@ -120,7 +119,7 @@ def from_jax(function: Function) -> Callable[..., Tensor]:
         wide = any(map(_is_wide, (logits, target, *options.values())))
 
         def bits() -> AbstractContextManager[Any]:
-            # This context changes one thread only. Before JAX 0.8, the context is in jax.experimental.
+            # enable_x64 changes one thread only. Before JAX 0.8, the function is in jax.experimental.
             enable = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
             made: AbstractContextManager[Any] = enable(wide or jax.config.jax_enable_x64)
             return made
@@ -200,7 +199,7 @@ def from_onnx(model: Any = None) -> Callable[..., Tensor]:
     function = operator if model is None else of_model
     function.__name__ = "onnx"
     reason = "is ONNX's reference"
-    lacks = dict.fromkeys(("gradient", "target_gradient"), f"{reason}, which only goes forward")
+    lacks = dict.fromkeys(("gradient", "target_gradient"), f"{reason}, which computes no gradient")
     if model is None:
         lacks["probability_target"] = f"{reason} of SoftmaxCrossEntropyLoss, whose targets are class indices"
     return _adapted(function, _through_numpy(function, None), reason, lacks)
@@ -221,7 +220,7 @@ def _through_numpy(function: Function, gradient: Function | None) -> Forward:
 
 
 def _adapted(function: Function, run: Forward, reason: str, lacks: dict[str, str]) -> Callable[..., Tensor]:
-    """Return a callable that computes by `run`, with the signature of `function` and the attribute `lacks`."""
+    """Return a callable that calls `run`, with the signature of `function` and the attribute `lacks`."""
     without = {} if find_spec("ml_dtypes") else {"bfloat16": _NO_BFLOAT16}
 
     @functools.wraps(function)
@@ -236,7 +235,7 @@ def _adapted(function: Function, run: Forward, reason: str, lacks: dict[str, str
 
 
 class _Foreign(torch.autograd.Function):
-    """A call of a function of another library, as an operation of autograd."""
+    """An autograd function that calls a function of another library."""
 
     @staticmethod
     def forward(

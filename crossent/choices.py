@@ -36,7 +36,7 @@ CHECK_NAMES = (
 )
 # The subjects of this package, as `crossent list subjects` prints them; see crossent.subjects.builtin.
 SUBJECT_NAMES = ("formula", "log_softmax_nll", "one_hot", "blocked", "scalar", "torch")
-# What a subject may lack, in the order of `crossent list features`; see crossent.subjects.features.
+# The features that a subject may lack, as `crossent list features` prints them; see crossent.subjects.features.
 FEATURE_NAMES = (
     *DTYPE_NAMES, "reduction_none", "reduction_mean", "reduction_sum", "reduction", "weight", "ignore_index",
     "label_smoothing", "index_target", "uint8_target", "probability_target", "unbatched", "spatial", "empty",
@@ -49,7 +49,7 @@ FEATURE_NAMES = (
 
 
 def complete_subject(context: Context, parameter: Parameter, incomplete: str) -> list[CompletionItem]:
-    """Complete the name of a subject, or else of a file. `--without weight vmap`: also of a feature."""
+    """Return the matching subjects or, if there are none, complete a file. After `--without`, also match features."""
     from click.shell_completion import CompletionItem
 
     names = (*SUBJECT_NAMES, *(FEATURE_NAMES if context.params.get("without") else ()))
@@ -58,12 +58,12 @@ def complete_subject(context: Context, parameter: Parameter, incomplete: str) ->
 
 
 def complete_feature(context: Context, parameter: Parameter, incomplete: str) -> list[str]:
-    """Complete the name of a feature."""
+    """Return the features that begin with the text."""
     return [name for name in FEATURE_NAMES if name.startswith(incomplete)]
 
 
 def complete_case(context: Context, parameter: Parameter, incomplete: str) -> list[str]:
-    """Complete the id of a case of the covering arrays. The other cases would need an import of torch."""
+    """Return the ids of the covering arrays that begin with the text. Other ids would need an import of torch."""
     arrays = Path(__file__).with_name("cases").glob("*.txt")
     ids = {line for array in arrays for line in array.read_text(encoding="utf-8").splitlines()}
     return sorted(case for case in ids if case.startswith(incomplete))

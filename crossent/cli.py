@@ -1,4 +1,4 @@
-"""The command `crossent`: it reads options, calls the package, and turns results into output and an exit status."""
+"""The command `crossent`: read options, call the package, and turn results into output and an exit status."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from crossent.words import printable
 if TYPE_CHECKING:
     from crossent.report.moves.diff import Diff
 
-# A command imports what it needs when it runs: `crossent --help` and a misspelt option wait for no import of torch.
+# Each command imports its modules when it runs, so that `crossent --help` and a wrong option need no import of torch.
 _LISTS = ("subjects", "checks", "cases", "features", "contracts", "bugs")
 # The last two follow the shell: 128 plus the number of SIGINT and of SIGPIPE.
 PASSED, FAILED, WRONG_USE, NOTHING_RAN, INTERRUPTED, NOT_WRITTEN = 0, 1, 2, 3, 130, 141
@@ -39,17 +39,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         words = sys.argv[1:] if arguments is None else arguments
         click.echo(f"crossent: {options.shortened(options.message_of(error), words)}", err=True)
-        if isinstance(error, click.UsageError):  # otherwise a file is wrong, of which the help says nothing
+        if isinstance(error, click.UsageError):  # the help says nothing about a damaged file
             command = ["crossent", *(word for word in words[:1] if word in crossent.commands)]
             click.echo(f"Try '{' '.join(command)} --help'.", err=True)
         return WRONG_USE
     except (click.Abort, KeyboardInterrupt):
         click.echo("crossent: interrupted", err=True)
         return INTERRUPTED
-    except SystemExit as end:  # from click: after a completion, or when its output meets a closed pipe
+    except SystemExit as end:  # click raises it after a completion, and if its output is a closed pipe
         return NOT_WRITTEN if end.code else PASSED
     except OSError as error:
-        # The reader has gone, or the output cannot be written: write nothing more, also not at exit.
+        # The output cannot be written, for example because a pipe is closed: write nothing more, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
             click.echo(f"crossent: the output cannot be written: {error.strerror}", err=True)
@@ -106,8 +106,8 @@ def check(
 
     SUBJECT+compile is the subject after torch.compile.
 
-    Loss and gradients must be within the derived error bounds, over a covering array of the options and over inputs
-    from published bugs. Bad input must raise the right error. The command runs your functions in isolated processes.
+    Loss and gradients must be within the derived error bounds, on a covering array of the options and on inputs from
+    published bugs. Bad input must raise the right error. The command runs your functions in isolated processes.
 
     Exit status: 0 all checks passed, 1 a check failed, a check has no evidence in a dtype, or the baseline shows a
     regression, 2 wrong use, 3 nothing ran or was compared, 130 interrupted, 141 the output could not be written.
@@ -133,7 +133,7 @@ def check(
     more = [name for name in subjects if without and name in FEATURES]
     subjects = tuple(name for name in subjects if name not in more)
     if seed is None and old is not None:
-        seed = old.seed  # other numbers could not be compared
+        seed = old.seed  # a run with another seed cannot be compared
     elif seed is None:
         seed = 0 if all(name in NAMED for name in subjects) else "random"
     if contract is None and old is not None:
@@ -142,7 +142,7 @@ def check(
     warn_of_grade(subjects, contract, grade)
     status, chosen = None, chosen_part(subjects, **part)
     if old is not None and not force:
-        with one_line():  # before the run, which takes long
+        with one_line():  # now, since the run takes long
             some = {name: chosen[name] for name in ("checks", "cases")}
             require_comparable(old, Settings(device, dtypes or DTYPE_NAMES, level, seed, **some), subjects)
     with one_line():
@@ -183,7 +183,7 @@ def check(
 
 
 def _status(moved: Diff, strict: bool) -> int:
-    """Return the exit status of a comparison of two runs."""
+    """Return the exit status for a comparison of two runs."""
     if not moved.compared:
         return NOTHING_RAN
     return PASSED if (moved.strictly_ok if strict else moved.ok) else FAILED
@@ -203,7 +203,7 @@ def diff(old: str, new: str, strict: bool, force: bool, json_file: str | None, h
     another shape, dtype, kind of value or class of error.
 
     Exit status: 0 no regression, 1 a regression, a new refusal or changed behaviour, 2 wrong use, or reports that
-    cannot be compared, 3 nothing in common with --force, 141 the output could not be written.
+    cannot be compared, 3 nothing was compared (with --force), 141 the output could not be written.
     """
     files = chosen_files(json_file, html_file)
     from crossent.console import Output
@@ -221,7 +221,7 @@ def diff(old: str, new: str, strict: bool, force: bool, json_file: str | None, h
 @click.argument("report", type=click.Path(exists=True, dir_okay=False))
 @click.argument("subjects", metavar="[SUBJECT ...]", nargs=-1, shell_complete=choices.complete_subject)
 @options.run_options
-@click.option("--force", is_flag=True, help="Run also with other versions or on another machine than the report's.")
+@click.option("--force", is_flag=True, help="Run even if versions or machine differ from the report.")
 def verify(
     report: str,
     subjects: tuple[str, ...],
@@ -232,7 +232,8 @@ def verify(
 ) -> int:
     """Run the cases of a REPORT again, and compare every digest and verdict with the report.
 
-    REPORT is the file that `crossent check --json` wrote. It says the level, seed, device, contract and other options.
+    REPORT is the file that `crossent check --json` wrote. The file has the level, seed, device, contract and other
+    options.
 
     SUBJECT names your function, as in `crossent check`. A report never names code that runs: without a SUBJECT, only
     the forms and torch run.
@@ -271,7 +272,7 @@ def list_(what: str, level: str) -> None:
     subjects   the functions of this package that `check` takes by name
     checks     the properties that are tested on a case
     cases      the ids of the cases of a level
-    features   what a subject may lack; declare it with `check --without`
+    features   what a subject may lack; declare a missing feature with `check --without`
     contracts  promises about arithmetic; choose one with `check --contract`
     bugs       published bugs, each with the cases that trigger the bug
     """  # noqa: D301  # click reads the escape: it keeps the lines of the list
@@ -284,7 +285,7 @@ def list_(what: str, level: str) -> None:
 @click.argument("finding")
 @click.argument("report", required=False, type=click.Path(exists=True, dir_okay=False))
 @click.option("--device", help="Device: cpu, cuda or cuda:N.  [default: cpu, or the report's device]")
-@click.option("--passed", is_flag=True, help="Take a check that passes, and show the number nearest to its bound.")
+@click.option("--passed", is_flag=True, help="Show a check that passes, by the number nearest to its bound.")
 @click.option("--held", is_flag=True, hidden=True, help="The former name of --passed.")
 @click.option("--subject", "source", default="", metavar="SUBJECT", help="Your function, which the script imports.")
 @options.promises
@@ -300,7 +301,7 @@ def repro(
     happens, 0 if it does not, 2 if it cannot run. With --passed, it exits with 0 if the number is within its bound.
     """
     if report is not None and device is not None:
-        raise click.UsageError("--device is for a case that is run here: a report names the device of its findings")
+        raise click.UsageError("--device needs a case that runs here: a REPORT names its device")
     passed = passed or held
     if passed and (report is not None or source):
         raise click.UsageError("--passed runs a form or torch here: give it without a REPORT and --subject")
@@ -329,7 +330,7 @@ def explain(
     if (logits is None) != (target is None):
         raise click.UsageError("--logits and --target go together: give both or neither")
     if not random and (classes is not None or seed is not None):
-        raise click.UsageError("--classes and --seed belong to --random")
+        raise click.UsageError("--classes and --seed need --random")
     from rich.constrain import Constrain
 
     from crossent.console import Output

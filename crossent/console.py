@@ -25,25 +25,25 @@ from crossent.subjects.features import FEATURES
 class Output(Console):
     """A console that fits tables and prose to the terminal, and never wraps other lines."""
 
-    NARROWEST = 80  # columns; in a narrower terminal, a table would lose digits
+    NARROWEST = 80  # columns; in a narrower table, rich would cut digits
 
     def show(self, parts: Iterable[RenderableType]) -> None:
-        """Print the parts."""
+        """Print the parts of a report or comparison."""
         self.width = max(self.width, self.NARROWEST)
         for part in parts:
             self.print(part, soft_wrap=is_one_line(part))
         self.file.flush()
 
     def on_broken_pipe(self) -> None:
-        """Raise, so that the command decides the exit status."""
+        """Raise BrokenPipeError, so that the command decides the exit status."""
         raise BrokenPipeError
 
 
-MOST_FINDINGS = 20  # that are shown during the run; the report has all
+MOST_FINDINGS = 20  # the most findings that are shown during the run
 
 
 def progress(steps: Steps) -> Iterator[Step]:
-    """Show a progress bar and the first findings on stderr during the run, if stderr is a terminal."""
+    """Yield the steps of a run; on a terminal, show a progress bar and the first findings on stderr."""
     console = Console(stderr=True)
     if not console.is_interactive:
         yield from steps
@@ -63,7 +63,7 @@ def progress(steps: Steps) -> Iterator[Step]:
 
 
 class Running(ProgressColumn):
-    """The column of the progress bar with the running check and case."""
+    """The column of the progress bar that shows the running check and case."""
 
     def __init__(self, steps: Steps, table_column: Column) -> None:
         super().__init__(table_column)
@@ -75,15 +75,15 @@ class Running(ProgressColumn):
 
 
 class Remaining(ProgressColumn):
-    """The column of the progress bar with the remaining time, from the cost of the finished work.
+    """The column of the progress bar that shows the remaining time, estimated from the cost of the finished steps.
 
-    The column is empty until `LEAST` of the cost is done.
+    The column is empty until the share `LEAST` of the cost is done.
     """
 
-    LEAST = 0.05  # of the cost
+    LEAST = 0.05
 
     def render(self, task: Task) -> Text:
-        """Return the time in words."""
+        """Return the remaining time in words, such as "2 min 5 s left"."""
         done = task.completed / task.total if task.total else 0.0
         if done < self.LEAST or task.elapsed is None:
             return Text("")
@@ -92,7 +92,7 @@ class Remaining(ProgressColumn):
 
 
 def warn_of_grade(subjects: Sequence[str], contract: str | None, grade: str | None) -> None:
-    """Say on stderr to which of the subjects --grade does not apply, as they keep their own grades."""
+    """Print to stderr the subjects to which --grade does not apply, since they have fixed grades."""
     own = [name for name in dict.fromkeys(subjects) if name.removesuffix(COMPILE_SUFFIX) in NAMED]
     if grade and contract is None and 0 < len(own) < len(set(subjects)):
         reason = "without --contract, the forms and torch keep their own grades"
@@ -100,7 +100,7 @@ def warn_of_grade(subjects: Sequence[str], contract: str | None, grade: str | No
 
 
 def listed(what: str, level: str) -> list[str]:
-    """Return the lines of `crossent list`."""
+    """Return the lines that `crossent list WHAT` prints."""
     sentences = {
         "checks": {name: check.sentence for name, check in CHECKS.items()} | {"errors": ERRORS},
         "features": {name: str(feature) for name, feature in FEATURES.items()},

@@ -1,4 +1,4 @@
-"""Write files completely or not at all, and print a line for each file that cannot be written."""
+"""Write files completely or not at all, and print an error for each file that cannot be written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def write_whole(path: str | os.PathLike[str], text: str) -> None:
     """Write a text to a file in one step: a reader sees the old content or the complete new content.
 
     Raises:
-        OSError: the file cannot be written. It still has its old content.
+        OSError: the file cannot be written. The old content is unchanged.
     """
     content = text.encode("utf-8", "backslashreplace")  # a lone surrogate becomes an escape, as in JSON
     if is_stream(path):
@@ -44,13 +44,18 @@ def write_whole(path: str | os.PathLike[str], text: str) -> None:
 
 
 def is_stream(path: str | os.PathLike[str]) -> bool:
-    """Whether the path is a device, a pipe, or a name of an open file such as /dev/stdout: not a file in a folder."""
+    """Return whether the path is a device, a pipe, or a name of an open file such as /dev/stdout."""
     exists = os.path.exists(path) and not os.path.isdir(path)
     return exists and (not os.path.isfile(path) or os.path.abspath(path).startswith(("/dev/", "/proc/")))
 
 
 def write_all(files: Mapping[str, str], by: Mapping[str, Callable[[str], None]]) -> bool:
-    """Write the files. Print a line for each that cannot be written, and return whether all could."""
+    """Write the files, print an error for each failure, and return whether all files were written.
+
+    Args:
+        files: the path of each file, by option.
+        by: the function that writes the file of an option.
+    """
     written = True
     for option, path in files.items():
         try:

@@ -20,9 +20,9 @@ from crossent.words import quoted
 
 @contextmanager
 def ambient() -> Iterator[None]:
-    """Set the state of torch for a run: gradients on, no autocast, one thread. Restore the caller's state after it.
+    """Set the state of torch for a run: gradients on, no autocast, one thread. Restore the old state at the end.
 
-    The tensors of most cases are tiny: on a busy machine a pool of threads made a run three times as long.
+    Most cases have tiny tensors: on a busy machine, a run with a pool of threads took three times as long.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -38,18 +38,18 @@ def ambient() -> Iterator[None]:
 
 
 def require_device(device: str) -> None:
-    """Raise RuntimeError, in one line, if torch cannot put a tensor on the device."""
+    """Raise RuntimeError with a message of one line if torch cannot make a tensor on the device."""
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
         raise RuntimeError(f"device: got {quoted(device)}; allowed are cpu, cuda and cuda:N")
     try:
-        torch.zeros(1, device=device).item()  # a meta tensor has no value
+        torch.zeros(1, device=device).item()  # item() fails on the meta device, whose tensors have no values
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0].split(". ")[0]  # torch then lists its backends
+        reason = str(error).splitlines()[0].split(". ")[0]  # after the first sentence, torch lists its backends
         raise RuntimeError(f"device: got {quoted(device)}; {reason}") from None
 
 
 def environment(device: str) -> dict[str, str]:
-    """Return the versions, platform and device, which a reader needs to repeat a run."""
+    """Return the versions, the platform and the device, by name, which a reader needs to repeat a run."""
     found = {
         "crossent": version("crossent"),
         "torch": str(torch.__version__),
@@ -69,7 +69,7 @@ def cores() -> int:
 
 
 def can_fork() -> bool:
-    """Whether this system can fork a process. A subject may be a function that a new process could not import."""
+    """Return whether this system can fork a process. A forked process has the subjects without importing them."""
     return "fork" in multiprocessing.get_all_start_methods()
 
 
@@ -87,7 +87,7 @@ def cpu_capability() -> str:
 
 
 def available(device: str) -> int:
-    """Return the bytes of free memory of a device."""
+    """Return the free memory of a device, in bytes."""
     if device.startswith("cuda"):
         torch.cuda.empty_cache()  # memory that torch keeps for later counts as used
         return int(torch.cuda.mem_get_info(torch.device(device).index)[0])
@@ -97,7 +97,7 @@ def available(device: str) -> int:
     try:
         words = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
         free.append(int(words["MemAvailable"].split()[0]) * 1024)
-    except (OSError, ValueError, KeyError):  # not Linux: all of the memory, used or not
+    except (OSError, ValueError, KeyError):  # not Linux: take all of the memory, used or not
         return free[0]
     try:  # the limit of the container
         group = Path("/sys/fs/cgroup")

@@ -11,7 +11,7 @@ from crossent.words import quoted
 
 
 class _Allowed:
-    """A type of click whose error says what was given and what is allowed, as `crossent.check` does."""
+    """A mixin for types of click: an error says what was given and what is allowed, as in `crossent.check`."""
 
     @property
     def allowed(self) -> str:
@@ -34,7 +34,7 @@ class _Allowed:
             raise click.BadParameter(message, context, parameter) from None
 
 
-class Word(_Allowed, click.Choice):  # type: ignore[type-arg]  # which click 8.1 does not have
+class Word(_Allowed, click.Choice):  # type: ignore[type-arg]  # in click 8.1, the class takes no argument
     """One of several words."""
 
 
@@ -42,7 +42,7 @@ class Words(Word):
     """Several words, separated by commas."""
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
-        """Return the words as a tuple. The error names the word that is wrong."""
+        """Return the words as a tuple. The error for a wrong word names this word."""
         return tuple(super(Words, self).convert(word.strip(), parameter, context) for word in value.split(","))
 
 
@@ -57,7 +57,7 @@ class Positive(_Allowed, click.FloatRange):
         super().__init__(0, min_open=True)
 
 
-# numpy and torch both accept seeds of 32 bits.
+# The type of a seed: numpy and torch both accept 32 bits.
 SEED_OPTION = Whole(0, 2**32 - 1)
 
 
@@ -67,7 +67,7 @@ class Seed(click.ParamType):  # type: ignore[type-arg]
     name = "integer or random"
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> int | str:
-        """Return the number, or the word."""
+        """Return the number, or "random"."""
         if value == "random":
             return "random"
         try:
@@ -84,7 +84,7 @@ class Row(click.ParamType):  # type: ignore[type-arg]
     def convert(
         self, value: Any, parameter: click.Parameter | None, context: click.Context | None
     ) -> tuple[float, ...]:
-        """Return the numbers."""
+        """Return the numbers as a tuple."""
         try:
             return tuple(float(number) for number in value.split(","))
         except ValueError:

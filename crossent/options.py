@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def chosen_files(json_file: str | None, html_file: str | None) -> dict[str, str]:
-    """Return the files to be written, by option. Raise BadParameter if one cannot be written."""
+    """Return the path of each file to write, by option. Raise BadParameter if a file cannot be written."""
     files = {option: path for option, path in (("--json", json_file), ("--html", html_file)) if path is not None}
     for option, path in files.items():
         _writable(path, option)
@@ -43,7 +43,7 @@ def chosen_files(json_file: str | None, html_file: str | None) -> dict[str, str]
 
 
 def _writable(path: str, option: str) -> None:
-    """Raise BadParameter before the run if its report could not be written after it."""
+    """Raise BadParameter if the file cannot be written, so that the error comes before the run."""
     try:
         file = os.path.realpath(path)
         folder = os.path.dirname(file)
@@ -56,7 +56,7 @@ def _writable(path: str, option: str) -> None:
         needed = [path] if is_stream(path) else [folder, file] if os.path.exists(file) else [folder]
         if not all(os.access(place, os.W_OK) for place in needed):
             raise click.BadParameter(f"got {quoted(path)}; it cannot be written", param_hint=option)
-        if not is_stream(path):  # the rights alone do not say whether the file can be made
+        if not is_stream(path):  # permissions alone do not say whether a file can be created
             with suppress(FileNotFoundError):
                 os.lstat(file)  # the name may be too long
             with tempfile.NamedTemporaryFile(dir=folder, prefix=".crossent."):
@@ -67,7 +67,7 @@ def _writable(path: str, option: str) -> None:
 
 
 def shortened(message: str, arguments: Sequence[str]) -> str:
-    """Return a message of click as one printable line, with long words of the command line cut."""
+    """Return a message of click as one printable line, in which long words of the command line are cut."""
     for argument in arguments:
         for word in (argument, argument.partition("=")[2]):  # `--option=word`
             for said in (word, repr(word)[1:-1]):
@@ -77,9 +77,9 @@ def shortened(message: str, arguments: Sequence[str]) -> str:
 
 @contextmanager
 def one_line() -> Iterator[None]:
-    """Turn the errors that the package raises for bad input into one line.
+    """Turn the errors that the package raises for bad input into errors of click, which print one line.
 
-    `level: got 'quik'` becomes `--level: got 'quik'` and wrong use of the command, if the command has this option.
+    If the command has the option --level, `level: got 'quik'` becomes the usage error `--level: got 'quik'`.
     """
     try:
         yield
@@ -89,7 +89,7 @@ def one_line() -> Iterator[None]:
 
 
 def _with_dashes(message: str) -> str:
-    """Return a message of the package, with the option in place of the Python argument that the message begins with."""
+    """Return a message of the package. If it begins with the name of an argument, put the option in its place."""
     name, colon, rest = message.partition(":")
     context = click.get_current_context(silent=True)
     for parameter in context.command.params if context and colon else ():
@@ -143,7 +143,7 @@ _cases = _adding(
         help="Seed of the numbers in the cases; random draws one.  [default: random for your functions, 0 otherwise]",
     ),
 )
-# What the subjects promise.
+# The options that say what the subjects promise.
 promises = _adding(
     click.option(
         "--without",
@@ -155,7 +155,7 @@ promises = _adding(
     click.option(
         "--contract",
         type=Word(CONTRACT_NAMES),
-        help="What the subjects promise: see `crossent list contracts`. For F.cross_entropy: torch.  [default: kernel]",
+        help="Promises about arithmetic: see `crossent list contracts`. For F.cross_entropy: torch.  [default: kernel]",
     ),
     click.option(
         "--grade",
@@ -184,12 +184,10 @@ _baseline = _adding(
         "--baseline",
         "baseline_file",
         type=click.Path(exists=True, dir_okay=False),
-        help="Report of an earlier run (--json). Show the changes since then, and exit with 1 where `crossent diff` "
+        help="Report of an earlier run (--json). Show the changes since then, and exit with 1 if `crossent diff` "
         "does. Only cases and checks that both runs have are compared.",
     ),
-    click.option(
-        "--strict", is_flag=True, help="With --baseline: fail also where an error grew much within its bound."
-    ),
+    click.option("--strict", is_flag=True, help="With --baseline: fail also if an error grew much within its bound."),
     click.option(
         "--force", is_flag=True, help="With --baseline: compare runs of different devices, processors or seeds."
     ),
@@ -255,15 +253,17 @@ def chosen_part(
     exitfirst: bool,
     max_findings: int | None,
 ) -> dict[str, Any]:
-    """Return the arguments of `crossent.check` for a part of a run. Say so if nothing failed in the last run.
+    """Return the arguments of `crossent.check` that choose a part of a run.
+
+    Print a line to stderr if --last-failed finds no failure of the last run.
 
     Raises:
         UsageError: two options contradict each other.
     """
     if exitfirst and max_findings is not None:
-        raise click.UsageError("-x is --max-findings 1: give one of the two")
+        raise click.UsageError("-x means --max-findings 1: give one of the two")
     if last_failed and cases:
-        raise click.UsageError("--last-failed names its cases: give it without --case")
+        raise click.UsageError("--last-failed chooses the cases: give it without --case")
     names = tuple(dict.fromkeys(name for each in checks for name in each))
     chosen: dict[str, Any] = {"checks": names, "cases": cases, "max_findings": 1 if exitfirst else max_findings}
     if last_failed:
@@ -273,7 +273,7 @@ def chosen_part(
         kept = {case: [check for check in of if not names or check in names] for case, of in failed.items()}
         chosen["cases"] = {case: of for case, of in kept.items() if of}
         if chosen["cases"]:
-            chosen["checks"] = ()  # each case has its own
+            chosen["checks"] = ()  # each case names its checks
         else:
             of_checks = f" of {', '.join(names)}" if names else ""
             runs = "these checks run on every case" if names else "everything runs"
@@ -283,7 +283,7 @@ def chosen_part(
 
 
 def recorded(path: str) -> Report:
-    """Read a report, or say in one line why that fails."""
+    """Return the report of a file. Raise an error of click, in one line, if the file is no report."""
     from crossent.report.reader import read_report
 
     with one_line():

@@ -60,7 +60,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marker, and raise a usage error for a wrong option before collection."""
-    config.addinivalue_line("markers", "crossent(subject, **options): checks of a cross-entropy; crossent.parametrize")
+    config.addinivalue_line("markers", "crossent(subject, **options): checks of a loss; set by crossent.parametrize")
     config.stash[RECORDS], config.stash[SHOWN], config.stash[DESELECTED] = [], False, 0
     config.pluginmanager.register(RecordCollector(config))
     if config.getoption(_SUBJECT):
@@ -96,7 +96,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     if "check" not in metafunc.fixturenames:
         raise pytest.Collector.CollectError(
-            "crossent.parametrize: the test has no argument `check`; add it and call it"
+            "crossent.parametrize: the test has no argument `check`; add the argument and call `check()`"
         )
     from crossent.run.pytest_checks import tests_of
 
@@ -179,7 +179,7 @@ class CheckItem(pytest.Item):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Add the tests of `--crossent-subject` before `-k` selects."""
+    """Add the tests of `--crossent-subject`, before `-k` selects tests."""
     if config.getoption(_SUBJECT):
         collector = Subjects.from_parent(session, name="crossent", nodeid="crossent")
         report = collector.ihook.pytest_make_collect_report(collector=collector)
@@ -197,7 +197,7 @@ def _check_of(item: pytest.Item) -> CheckTest | None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Set the command that runs a test alone, for the message of a finding."""
+    """Set the command that repeats the finding of a test, for the message of the finding."""
     if (check := _check_of(item)) is not None:
         given = {name: item.config.getoption(name) for name in (DEVICE, LEVEL, _SEED, WITHOUT, CONTRACT)}
         each = [(name, one) for name, value in given.items() for one in (value if isinstance(value, list) else [value])]
@@ -215,14 +215,14 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
-    """Count the checks that `-k`, `-m` or `--deselect` leaves out."""
+    """Count the checks that `-k`, `-m` or `--deselect` deselects."""
     if checks := [item for item in items if _check_of(item) is not None]:
         checks[0].config.stash[DESELECTED] += len(checks)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Take the number of left-out checks from a worker of pytest-xdist. Each worker leaves out the same checks."""
+    """Take the number of deselected checks from a worker of pytest-xdist. Each worker deselects the same checks."""
     node.config.stash[DESELECTED] = getattr(node, "workeroutput", {}).get("crossent_deselected", 0)
 
 
@@ -239,7 +239,7 @@ class RecordCollector:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fail a run if too few checks ran, for example because all were skipped, or if the baseline shows a regression."""
+    """Fail the run if too few checks ran, for example since all were skipped, or if the baseline shows a regression."""
     config = session.config
     if hasattr(config, "workerinput"):
         config.workeroutput["crossent_deselected"] = config.stash[DESELECTED]  # type: ignore[attr-defined]
@@ -252,7 +252,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def _moved(config: pytest.Config) -> tuple[list[str], bool]:
-    """Return the changes since the baseline, in lines, and whether they fail the run."""
+    """Return the lines about the changes since the baseline, and whether the changes fail the run."""
     path = config.getoption(BASELINE)
     if not path:
         return [], False
@@ -286,7 +286,7 @@ def _ran(config: pytest.Config) -> int:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Print how many checks ran and what moved, warn after a quick run, and write the report."""
+    """Print how many checks ran and the changes since the baseline, warn after a quick run, and write the report."""
     if hasattr(config, "workerinput") or not (config.stash[RECORDS] or _least(config) or config.getoption(BASELINE)):
         return
     terminalreporter.section("crossent")

@@ -15,13 +15,13 @@ _SUBNORMAL = 2.0**-1074
 
 
 def _flushes() -> bool:
-    # torch has no function to read this mode, so a multiplication tests it. Loading a library can set the mode too, if
-    # the library is built with -ffast-math by gcc before 13. The compiled code of older versions of torch is.
+    # torch has no function to read this mode, so a multiplication tests it. A library that gcc before 13 built with
+    # -ffast-math sets the mode when it is loaded. Older versions of torch build such libraries in torch.compile.
     return _SUBNORMAL * 1.0 == 0
 
 
 def _torch_generator() -> bytes:
-    return torch.random.get_rng_state().numpy().tobytes()  # bytes are compared ten times as fast as tensors
+    return torch.random.get_rng_state().numpy().tobytes()  # comparing bytes is ten times as fast as comparing tensors
 
 
 def _set_torch_generator(to: bytes) -> None:
@@ -35,9 +35,9 @@ _known_numpy: tuple[object, bytes, dict[str, Any]] | None = None
 def _numpy_generator() -> dict[str, Any]:
     """Return the state of numpy's global generator.
 
-    numpy takes 0.1 ms to return a state. The bytes of the generator tell in a microsecond whether the state is the last
-    one that was read. A second number of the normal distribution, which numpy keeps between two draws, is not among
-    these bytes; a state with such a number is read each time.
+    numpy takes 0.1 ms to return a state. So the last state is kept, with the bytes of the generator in memory. If the
+    bytes are the same, the kept state is still right. numpy may also hold a second normal number from the last draw,
+    which is not in these bytes. A state with such a number is not kept.
     """
     global _known_numpy
     generator: Any = np.random.mtrand._rand._bit_generator
@@ -53,9 +53,9 @@ def _numpy_generator() -> dict[str, Any]:
 
 
 def _cuda_generators() -> list[torch.Tensor]:
-    """Return the state of each CUDA device's generator; none before CUDA is initialised.
+    """Return the state of the generator of each CUDA device; [] before CUDA is initialised.
 
-    Reading a state would initialise CUDA.
+    The function must not initialise CUDA, as reading a state does.
     """
     initialised = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch annotates this module in part
     return torch.cuda.get_rng_state_all() if initialised else []
@@ -66,7 +66,7 @@ def _deterministic() -> tuple[bool, bool]:
 
 
 def _autocast() -> tuple[Any, ...]:
-    """Return whether autocast is on, and its dtype, for a CPU and for CUDA."""
+    """Return two pairs, for CPU and CUDA: whether autocast is on, and its dtype."""
     if hasattr(torch, "get_autocast_dtype"):  # torch 2.4 and newer, where the other functions warn
         return tuple((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda"))
     return (
@@ -89,7 +89,7 @@ def _set_autocast(to: tuple[Any, ...]) -> None:
 
 
 def _set_default_device(to: torch.device) -> None:
-    torch.set_default_device(None)  # a default device is a mode, which costs time: None removes the mode
+    torch.set_default_device(None)  # None removes the mode, which makes every call slower
     if torch.empty(0).device != to:
         torch.set_default_device(to)
 
@@ -97,8 +97,8 @@ def _set_default_device(to: torch.device) -> None:
 def _filters() -> list[Any]:
     """Return the warning filters for Python's own categories.
 
-    Some libraries add filters for their own categories when they are first imported, as sympy does. torch imports sympy
-    in the middle of a call: when a size that autograd tracks is first read.
+    Some libraries, such as sympy, add filters for their own categories when they are first imported. torch imports
+    sympy during a call, when the call first reads a size that autograd tracks.
     """
     return [one for one in _all_filters() if _is_pythons(one[2])]
 
@@ -132,11 +132,11 @@ def _hooks() -> Any:
 def _set_hooks(to: Any) -> None:
     while (top := _hooks()) is not None and top != to:
         _autograd._pop_saved_tensors_default_hooks()
-    if top != to:  # the call removed its caller's hooks
+    if top != to:  # the call removed the hooks of its caller
         _autograd._push_saved_tensors_default_hooks(*to)
 
 
-# Each part of the global state: how to read it, and how to set it back.
+# The parts of the global state: for each, a function that reads it and a function that sets it.
 STATES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "the default dtype": (torch.get_default_dtype, torch.set_default_dtype),
     "the default device": (lambda: torch.empty(0).device, _set_default_device),
@@ -162,7 +162,7 @@ STATES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
 
 
 def snapshot() -> dict[str, Any]:
-    """Return the whole global state, by name."""
+    """Return each part of the global state, by name."""
     return {name: read() for name, (read, _) in STATES.items()}
 
 
@@ -178,8 +178,8 @@ def _same(one: Any, other: Any) -> bool:
     if one is other:
         return True
     if isinstance(one, list) and all(isinstance(each, torch.Tensor) for each in one + other):
-        # The list has one state for each CUDA device. Two lengths differ only where the call initialised CUDA: the
-        # state before is then unknown, and counts as the same.
+        # The list has one state for each CUDA device. The lengths differ only if the call initialised CUDA. Then the
+        # earlier state is unknown, and counts as the same.
         return len(one) != len(other) or all(map(torch.equal, one, other))
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(_same(one[name], other[name]) for name in one)

@@ -9,7 +9,8 @@ LONGEST_TEXT = 10_000
 LONGEST_LINE = 500
 # The limit of one value that a message repeats.
 LONGEST_VALUE = 200
-DECLARED = "is declared without "  # the reason for a declared missing feature; the name of the feature follows
+# The reason why a case does not apply to a subject that declares a missing feature. The name of the feature follows.
+DECLARED = "is declared without "
 
 
 def said(error: BaseException) -> str:
@@ -36,22 +37,22 @@ def printable(text: str) -> str:
 
 
 def quoted(value: object) -> str:
-    """Return a value of a file or of a user for a message: its repr, printable and cut."""
+    """Return the repr of a value for a message, printable and at most `LONGEST_VALUE` characters long."""
     try:
         return cut(repr(value))
-    except Exception:  # an int of more digits than Python prints, a deep list, or a foreign object
+    except Exception:  # an int with more digits than Python prints, a deep list, or an object whose repr raises
         return f"a value of type {cut(type(value).__name__)} that cannot be printed"
 
 
 def cut(text: str) -> str:
-    """Return a text as at most `LONGEST_VALUE` printable characters, and how many characters are left out."""
+    """Return at most `LONGEST_VALUE` printable characters of a text, with the number of characters left out."""
     shown = printable(text[:LONGEST_VALUE])[:LONGEST_VALUE]
     left = len(text) - LONGEST_VALUE
     return f"{shown}… ({left:,} more characters)" if left > 0 else shown
 
 
 def counted(count: int, noun: str) -> str:
-    """Return a number and its noun.
+    """Return a number and a noun as text, the noun in the plural if needed.
 
     >>> counted(1, "finding"), counted(2243, "finding")
     ('1 finding', '2,243 findings')
@@ -60,7 +61,7 @@ def counted(count: int, noun: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a time for a reader.
+    """Return a time in seconds as text.
 
     >>> duration(9.87), duration(215.2)
     ('9.9 s', '3 min 35 s')

@@ -1,6 +1,6 @@
 """The configuration of the documentation site, which `nox -s docs` builds.
 
-The build reads no network: no intersphinx, and formulas become MathML, which browsers show without a script.
+The build needs no network, so it has no intersphinx. Formulas become MathML, which browsers show without a script.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ pygments_dark_style = "github-dark"
 html_math_renderer = "mathml"
 
 myst_enable_extensions = ["dollarmath"]
-myst_heading_anchors = 4  # GitHub's anchors, which the links of the included pages have
+myst_heading_anchors = 4  # the same anchors as on GitHub, for the links of included pages
 
 default_role = "literal"  # docstrings write `code` with single backticks
 autodoc_member_order = "bysource"
@@ -44,7 +44,7 @@ napoleon_google_docstring, napoleon_numpy_docstring = True, False
 napoleon_use_ivar = True
 
 nitpicky = True
-# Types of other packages, and types that only annotations name.
+# Names without a target: types of other packages, and types that occur only in annotations.
 nitpick_ignore_regex = [
     ("py:.*", r"(torch|np|numpy|rich|os|collections|typing|Tensor|RenderableType)(\..*)?"),
     ("py:.*", r"optional|dict\[.*|_Array|Array|Progress|Function"),
@@ -57,7 +57,7 @@ def mathml(display: str):
 
     def visit(translator, node: nodes.Element) -> None:
         formula = tex2mathml(node.astext(), as_block=display == "block")
-        # In the middle of a row, a browser takes a bar for an operator between two numbers, with space on both sides.
+        # Without this, a browser shows a bar in a row as an operator, with space on both sides.
         formula = formula.replace('<mo class="mathopen">|', '<mo form="prefix">|').replace(
             "<mo>|", '<mo form="postfix">|'
         )
@@ -68,27 +68,27 @@ def mathml(display: str):
 
 
 def keep(app: Sphinx, what: str, name: str, of: object, options: object, lines: list[str]) -> None:
-    """Keep the docstring of a property, in which napoleon takes the words before a colon for a type."""
+    """Store the docstring of a property, since napoleon reads the words before its first colon as a type."""
     if what == "property":
         app.env.temp_data["docstring"] = list(lines)
 
 
 def restore(app: Sphinx, what: str, name: str, of: object, options: object, lines: list[str]) -> None:
-    """Put the docstring of a property back; of an entry `level, seed:`, Sphinx would take `level,` for a type."""
+    """Restore the docstring of a property. In entries such as `level, seed:`, keep `level,` from becoming a type."""
     if what == "property":
         lines[:] = app.env.temp_data.pop("docstring")
     lines[:] = [re.sub(r"^:ivar [\w, ]+:", lambda entry: entry[0].replace(", ", "/"), line) for line in lines]
 
 
 def without_lines_for_a_clone(app: Sphinx, name: str, source: list[str]) -> None:
-    """Remove the lines that link an included file for readers on GitHub, where an include shows nothing."""
+    """Remove the links to included files. They are for readers on GitHub, which shows no included file."""
     source[0] = re.sub(r"^In a clone, read \[.*\n\n?", "", source[0], flags=re.M)
 
 
 def setup(app: Sphinx) -> None:
-    """Register the formulas, and write the tables that the code has before the pages are read."""
+    """Register the functions of this module, and write the generated tables before Sphinx reads the pages."""
     app.connect("source-read", without_lines_for_a_clone)
     app.add_html_math_renderer("mathml", (mathml("inline"), None), (mathml("block"), None))
-    app.connect("autodoc-process-docstring", keep, priority=400)  # napoleon has 500
+    app.connect("autodoc-process-docstring", keep, priority=400)  # before napoleon, whose priority is 500
     app.connect("autodoc-process-docstring", restore, priority=600)
     app.connect("builder-inited", lambda app: generated.write(Path(app.srcdir) / "_generated"))

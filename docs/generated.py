@@ -1,6 +1,6 @@
-"""The tables that the pages include and that the code has: contracts, features, the corpus, and a finding.
+"""Write the parts of the pages that come from the code: contracts, features, kinds of changes, the corpus, a finding.
 
-The site's build writes them into `docs/_generated`, so that no page repeats by hand what the code says.
+The build of the site writes them into `docs/_generated`, so that no page repeats the code by hand.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from crossent.report.text import failures, plain_text
 from crossent.subjects.contracts import CONTRACTS, DEFAULT_CONTRACT
 from crossent.subjects.features import FEATURES
 
-# The code that each contract is for, and each grade: what it promises, and the code that it is for.
+# For each contract, the code that should choose it. For each grade, the promise and the code that should choose it.
 FOR = {
     "kernel": "code written by hand, fused kernels",
     "fast": "Triton kernels, `__expf`",
@@ -57,7 +57,9 @@ def write(folder: Path) -> None:
     texts |= {"world.md": world(), "faults.py": faults()}
     for name, text in {**texts, "finding.txt": finding()}.items():
         file = folder / name
-        if not file.exists() or file.read_text(encoding="utf-8") != text:  # an unchanged table rebuilds no page
+        if (
+            not file.exists() or file.read_text(encoding="utf-8") != text
+        ):  # Sphinx need not rebuild the pages with an unchanged table
             file.write_text(text, encoding="utf-8")
 
 
@@ -68,7 +70,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def contracts() -> str:
-    """Return the contracts and the grades, with the code that each is for."""
+    """Return the tables of the contracts and of the grades, with the code that each is for."""
     rows = []
     for name, contract in CONTRACTS.items():
         default = ", the default" if name == DEFAULT_CONTRACT else ""
@@ -80,18 +82,18 @@ def contracts() -> str:
 
 
 def features() -> str:
-    """Return the features that a function may lack."""
+    """Return the table of the features that a function may lack."""
     return table(("feature", "meaning"), [(f"`{name}`", str(feature)) for name, feature in FEATURES.items()])
 
 
 def kinds() -> str:
-    """Return the kinds of changes that `crossent diff` names, the most serious first."""
+    """Return the table of the kinds of changes that `crossent diff` names, the most serious first."""
     rows = [(kind, kind.meaning, "fails" if kind.fails else "") for kind in Kind]
     return table(("change", "meaning", "exit status 1"), rows)
 
 
 def corpus() -> str:
-    """Return the published bugs, by kind."""
+    """Return the tables of the published bugs, one for each kind."""
     rows: dict[str, list[tuple[str, str, str]]] = {kind: [] for kind in KINDS_OF_BUGS.values()}
     for bug in bugs():
         issues = ", ".join(f"[{issue}]({address(issue)})" for issue in bug.issues)

@@ -33,7 +33,7 @@ def softmax(logits: Sequence[float]) -> list[float]:
 
 
 def bars(panel: Axes, values: Sequence[float], title: str, written: str) -> None:
-    """Draw a bar for each class, with its number at the end; the true class has the other colour."""
+    """Draw a bar for each class, with its number at the end. The bar of the true class has another colour."""
     colours = [ORANGE if c == TARGET else BLUE for c in range(len(values))]
     panel.bar(range(len(values)), values, 0.6, color=colours)
     for c, value in enumerate(values):
@@ -69,7 +69,7 @@ def draw_loss(figure: Figure) -> None:
 
 
 def draw_twice(figure: Figure) -> None:
-    """Draw what a second softmax does to the probabilities of the example."""
+    """Draw the probabilities of the example after one softmax and after two."""
     once = softmax(LOGITS)
     twice = softmax(once)
     left, right = figure.add_axes((0.07, 0.12, 0.4, 0.72)), figure.add_axes((0.57, 0.12, 0.4, 0.72))
@@ -115,7 +115,7 @@ def draw(folder: Path) -> None:
 
 
 def stale() -> list[str]:
-    """Return the names of the files that are not what this module draws."""
+    """Return the names of the files that differ from what this module draws."""
     with tempfile.TemporaryDirectory() as made:
         draw(Path(made))
         names = {file.name for folder in (FOLDER, Path(made)) for file in folder.glob("*.svg")}
@@ -129,6 +129,6 @@ def _bytes(path: Path) -> bytes:
 if __name__ == "__main__":
     if "--check" in sys.argv[1:]:
         if found := stale():
-            sys.exit(f"not as docs/pictures.py draws them: {', '.join(found)}; run `python docs/pictures.py`")
+            sys.exit(f"files that docs/pictures.py draws otherwise: {', '.join(found)}; run `python docs/pictures.py`")
     else:
         draw(FOLDER)

@@ -36,7 +36,7 @@ def one_job(monkeypatch, tmp_path):
 
 @pytest.fixture
 def small_grid(monkeypatch):
-    """Replace the cases of a level by a few cases, since these tests are about the command."""
+    """Replace the cases of a level by a few, since these tests are about the command."""
     dtypes = tuple(DTYPES)
     more = [*edges(dtypes, 0, "quick"), *list(grid(dtypes, 0, "triples"))[::20]]  # as evidence for every check
     monkeypatch.setattr("crossent.run.runner.check", check_on(list(grid(dtypes, 0, "pairs"))[::40], more=more))

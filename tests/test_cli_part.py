@@ -109,7 +109,7 @@ def test_a_check_and_a_case_can_be_chosen(check):
         (["--check", "large"], "--check: got large; no case of level quick runs them; choose another level or dtype"),
         (["--max-findings", "0"], "--max-findings"),
         (["-x", "--max-findings", "2"], "-x is --max-findings 1: give one of the two"),
-        (["--last-failed", "--case", "*"], "--last-failed names its cases: give it without --case"),
+        (["--last-failed", "--case", "*"], "--last-failed chooses the cases: give it without --case"),
         (["--check", "loss,los"], "--check: got 'los'; did you mean loss?; allowed are call, result"),
         (["--check", "loss,"], "--check: got ''; allowed are call, result"),
     ],

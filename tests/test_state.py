@@ -23,7 +23,7 @@ def doubled(tensor):
 
 
 def leave(context):
-    """Enter a context and never leave it."""
+    """Enter a context, and never exit from the context."""
     context.__enter__()
 
 

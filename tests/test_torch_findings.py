@@ -20,7 +20,7 @@ RELEASE = Version(torch.__version__).base_version
 
 
 def expected(script):
-    """Return the comments that say what the lines of a script print or raise."""
+    """Return the comments of a script that say what its lines print or raise."""
     return re.findall(r"  # (.+)$", script, re.M)
 
 

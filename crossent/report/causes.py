@@ -1,4 +1,7 @@
-"""The causes of findings: similar findings on cases that have the same options in common."""
+"""Group the findings of a subject by probable cause: similar findings, on cases that have words in common.
+
+Words describe the options and sizes of a case, such as "a weight": see `words_of` of :mod:`crossent.report.clarity`.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,8 @@ from crossent.report.clarity import same_trigger, words_of
 from crossent.report.findings import DEPENDS, Finding, Outcome, SubjectReport
 from crossent.words import counted
 
-_MOST_WORDS = 3  # more words would describe the case itself
-_WORD = 0.02  # by how much a further word must set failing cases apart from passing ones
+_MOST_WORDS = 3  # with more words, few cases would have all of them
+_WORD = 0.02  # the least increase of `Common.above` that justifies a further word
 # The feature that a subject lacks if it refuses all cases with these words.
 FEATURE_OF = {
     "logits of (C)": "unbatched",
@@ -41,7 +44,13 @@ FEATURE_OF = {
 
 @dataclass(frozen=True)
 class Common:
-    """Words that describe a case, and how many of the failing and of the passing cases have them."""
+    """Words that describe cases, and how many failing and passing cases have all the words.
+
+    Attributes:
+        words: the words, as `words_of` returns them.
+        fails, failing: the number of failing cases with all the words, and the number of all failing cases.
+        passes, passing: the number of passing cases with all the words, and the number of all passing cases.
+    """
 
     words: Sequence[str]
     fails: int
@@ -51,11 +60,11 @@ class Common:
 
     @property
     def above(self) -> float:
-        """The share of failing cases with these words, less the share of passing cases with them."""
+        """The share of failing cases that have the words, minus the share of passing cases that have the words."""
         return self.fails / self.failing - self.passes / self.passing
 
     def applies(self, case: str) -> bool:
-        """Whether a case has all the words."""
+        """Return whether a case has all the words."""
         return set(self.words).issubset(words_of(case))
 
     def __str__(self) -> str:
@@ -69,9 +78,9 @@ class Cause:
     """Findings that probably have one cause.
 
     Attributes:
-        findings: the findings, the plainest first.
-        common: the words that most cases of the first group have, but few passing cases; None if there are none.
-        feature: the feature of `--without` that declares these refused calls or accepted bad inputs, or "".
+        findings: the findings, by group. In each group the clearest finding is first.
+        common: the words that most failing cases, but few passing cases, have; None if there are no such words.
+        feature: the feature whose lack explains the findings, for the option `--without`; "" if there is none.
     """
 
     findings: list[Finding]
@@ -98,27 +107,27 @@ class Cause:
 
     @property
     def example(self) -> Finding:
-        """The plainest finding whose case has the common words, and whose exact value is a number other than 0."""
+        """The clearest finding: if possible, the case has the common words, and the exact value is finite and not 0."""
 
         def order(finding: Finding) -> tuple[bool, ...]:
             words = words_of(finding.case)
             typical = self.common is None or self.common.applies(finding.case)
-            rows = "logits of (N, C)" in words, "reduction='none'" in words  # which show the rows that are wrong
+            rows = "logits of (N, C)" in words, "reduction='none'" in words  # such cases show which rows are wrong
             return not typical, not _telling(finding), *map(operator.not_, rows)
 
         return min(self.findings, key=order)
 
     def join(self, other: Cause) -> None:
-        """Add another group of findings. The larger group describes refused calls."""
+        """Add the findings of another cause. For refused calls, the larger cause gives the common words."""
         if self.feature and len(other.findings) > len(self.findings):
             self.common = other.common
         self.findings += other.findings
         self.cases.update(finding.case for finding in other.findings)
 
     def explains(self, other: Cause) -> bool:
-        """Whether another group of findings is on the same cases, or on cases with the same options.
+        """Return whether nearly all findings of another cause are on the same cases, or on cases with the common words.
 
-        On cases with the same options, a NaN and a finite wrong number may have two causes.
+        Common words alone are not enough for a NaN and a finite wrong number, which may have two causes.
         """
         if self.feature or other.feature:
             return self.feature == other.feature
@@ -133,15 +142,16 @@ class Cause:
 
 
 _REFUSALS = ("refused", "accepted")
-# The least number of ways to choose the cases of one kind of number: a case has about 20 words, each may fit by chance.
+# The least number of ways to choose the cases of one kind of number. With fewer ways, one of the 20 words of a case may
+# distinguish the kinds by chance.
 _LEAST_WAYS = 1000
-_MOST_OF = 0.9  # the share of a group that another cause explains, so that the group is not a cause of its own
+_MOST_OF = 0.9  # the least share of the cases that counts as nearly all
 
 
 def causes(subject: SubjectReport) -> list[Cause]:
-    """Return the findings that are not known failures by their probable causes, the largest cause first.
+    """Return the probable causes of the findings, without known failures. The cause with the most findings is first.
 
-    A group of similar findings joins an earlier cause if the same cases fail, or cases with the same options.
+    A group of similar findings joins an earlier cause that explains the group: see `Cause.explains`.
     """
     found: list[Cause] = []
     parts = ((part, group) for group in subject.sorts for part in _by_number(group))
@@ -157,12 +167,12 @@ def causes(subject: SubjectReport) -> list[Cause]:
 
 
 def in_order(found: Sequence[Cause]) -> tuple[list[Cause], list[Cause]]:
-    """Return the causes in the order of a report: first the wrong results, then what a missing feature explains."""
+    """Split the causes into the two parts of a report: wrong results, and findings that a missing feature explains."""
     return [cause for cause in found if not cause.feature], [cause for cause in found if cause.feature]
 
 
 def clearest_first(subject: SubjectReport) -> list[Finding]:
-    """Return the findings that are not known failures, by their causes, each cause with its example first."""
+    """Return the findings without known failures, cause by cause. The first finding of a cause is its example."""
     wrong, declarable = in_order(causes(subject))
     ordered: list[Finding] = []
     for cause in (*wrong, *declarable):
@@ -186,11 +196,11 @@ def _telling(finding: Finding) -> bool:
 
 
 def _by_feature(subject: SubjectReport, findings: Sequence[Finding]) -> list[Cause]:
-    """Return refused calls, and bad inputs that are not refused, by the feature whose lack explains them.
+    """Return a cause for each missing feature that explains some of the findings, which are of one check and kind.
 
-    A feature explains refused calls if nearly all calls that need it are refused. Calls that no feature explains are a
-    cause as well. The feature of a check explains its findings without numbers if no case passes the check. Return an
-    empty list for other findings, or if no feature explains one of them.
+    A feature explains refused calls if nearly all calls that need the feature are refused. The remaining refused calls
+    are causes without a feature. If no case passes a check, the feature that the check needs explains its findings
+    without numbers. The kind of a bad input is its feature. The list is empty if no feature explains a finding.
     """
     first, cases = findings[0], [finding.case for finding in findings]
     if first.check == "errors":
@@ -207,7 +217,7 @@ def _by_feature(subject: SubjectReport, findings: Sequence[Finding]) -> list[Cau
         lacking = [feature for feature in subject.needs.get(first.check, ()) if feature not in present]
         return [Cause(list(findings), None, lacking[0])] if lacking else []
     if first.kind != "refused" or first.check != "call":
-        return []  # another check runs on few cases, so a choice that they share may be chance
+        return []  # another check runs on few cases, which may have a word in common by chance
     used, rest, made = Counter(word for case in accepted for word in words_of(case)), list(findings), list[Cause]()
     while rest:
         words = Counter(word for finding in rest for word in words_of(finding.case))
@@ -223,18 +233,18 @@ def _by_feature(subject: SubjectReport, findings: Sequence[Finding]) -> list[Cau
 
 
 def _passes(outcome: Outcome, check: str) -> bool:
-    """Whether a check ran on a case and passed."""
+    """Return whether a check ran on a case and passed."""
     measured = outcome.checks.get(check)
     return measured is not None and not measured.failed
 
 
 def common(subject: SubjectReport, findings: Sequence[Finding], other: Sequence[str] = ()) -> Common | None:
-    """Return the words that the first finding shares with most other findings, but with few passing cases.
+    """Return the words that most failing cases, but few passing cases, have; None if there are no such words.
 
-    All findings are of one check. The result has the few words for which the share of failing cases with these words
-    is furthest above the share of passing cases with them. It is None if the difference is at most one half.
+    All findings are of one check. `Common.above` is largest for the returned words, and above one half. The case of the
+    first finding has the words.
 
-    `other` are cases that fail with another kind of number. Few of them have the words either.
+    `other` are cases that fail with another kind of number. They count as passing cases in the choice of the words.
     """
     check, failing, passing = findings[0].check, [one.case for one in findings], _passing(subject, findings[0].check)
     if len(failing) < 2 or not passing:
@@ -248,10 +258,10 @@ def common(subject: SubjectReport, findings: Sequence[Finding], other: Sequence[
 
 
 def _separated(subject: SubjectReport, findings: Sequence[Finding], other: Sequence[str] = ()) -> list[Cause]:
-    """Return the causes of findings of one check: several if their cases have little in common.
+    """Return the causes of the findings of one check: several causes if no words describe most of the failing cases.
 
-    Nearly all cases with the words of a cause fail. The words with the most failing cases make the first cause, and the
-    remaining findings are separated again.
+    Then the first cause has the words, of which nearly all cases fail, that the most failing cases have. The function
+    separates the remaining findings in the same way.
     """
     whole = Cause(list(findings), common(subject, findings, other))
     failing, passing = [finding.case for finding in findings], _passing(subject, findings[0].check)
@@ -276,10 +286,10 @@ def _kind_of_number(finding: Finding) -> str:
 
 
 def _by_number(findings: Sequence[Finding]) -> list[Sequence[Finding]]:
-    """Return the findings of one check in groups by the kind of the wrong number, if the cases tell the kinds apart.
+    """Return the findings of one check in groups by the kind of the wrong number, if words distinguish the kinds.
 
-    A kind is a group of its own if nearly all of its cases have a word that nearly no case of the other kinds has. For
-    too few cases, one of the many words would do so by chance.
+    A kind gets a separate group if nearly all of its cases have a word that nearly no case of the other kinds has. In a
+    small group, a word may do so by chance: see `_LEAST_WAYS`.
     """
     made: list[Sequence[Finding]] = []
     rest = findings
@@ -298,13 +308,13 @@ def _differ(findings: Sequence[Finding], others: Sequence[Finding]) -> bool:
 
 
 def _passing(subject: SubjectReport, check: str) -> list[str]:
-    """Return the cases that pass a check. A case that is no evidence does not count."""
+    """Return the ids of the cases that pass a check, without cases on which zeros or a constant would pass too."""
     measured = {case: outcome.checks[check] for case, outcome in subject.outcomes.items() if check in outcome.checks}
     return [case for case, result in measured.items() if not result.failed and not result.vacuous]
 
 
 def _choices(words: Sequence[str], most: int, failing: Sequence[str], passing: Sequence[str]) -> Iterator[Common]:
-    """Yield the numbers of failing and passing cases for each selection of at most `most` words."""
+    """Yield, for each selection of at most `most` words, how many failing and passing cases have the words."""
     bad, good = _having(words, failing), _having(words, passing)
     for count in range(1, most + 1):
         for chosen in combinations(words, count):
@@ -315,7 +325,7 @@ def _choices(words: Sequence[str], most: int, failing: Sequence[str], passing: S
 def _by_earlier_calls(
     subject: SubjectReport, check: str, failing: Sequence[str], passing: Sequence[str]
 ) -> Iterator[Common]:
-    """Yield how many of the cases give different bits in a second call. `repeat` itself is about a second call."""
+    """Yield how many failing and passing cases also fail the check `repeat`. Yield nothing for `repeat` itself."""
     if check != "repeat":
         repeated = {case: of.checks["repeat"] for case, of in subject.outcomes.items() if "repeat" in of.checks}
         unsteady = {case for case, measured in repeated.items() if measured.failed}
@@ -324,7 +334,7 @@ def _by_earlier_calls(
 
 
 def _having(words: Sequence[str], cases: Iterable[str]) -> dict[str, int]:
-    """Return, for each word, the cases that have it: one bit for each case."""
+    """Return, for each word, the cases that have the word, as an int with one bit for each case."""
     found = dict.fromkeys(words, 0)
     for at, case in enumerate(cases):
         for word in found.keys() & words_of(case):

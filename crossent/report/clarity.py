@@ -18,27 +18,26 @@ if TYPE_CHECKING:
     from crossent.report.findings import Finding
 
 _MISMATCHED = re.compile(r"Mismatched elements: (\d+) / (\d+) ")
-_PLAIN = 3  # an error of 1000 times its bound is as plain as a larger error, or as a failure without numbers
-_SMALL = 64  # logits: a reader can read them all
-# The kinds of logits with rows far below zero, and how many other rows may come before such a row. The kinds
-# "row_offsets" and "offsets" draw the sign of each row.
+_PLAIN = 3  # the power of ten above which a larger error is no clearer
+_SMALL = 64  # the number of logits of a small case, which a reader can read in full
+# The kinds of logits with rows far below zero, and how many other rows may come before such a row. For the kinds
+# "row_offsets" and "offsets", the sign of the offset of each row is random.
 _FAR_BELOW = {"negative_offset": 0, "assorted": 3, "row_offsets": 1, "offsets": 1}
 # The kinds of logits with -inf, +inf or NaN.
 _NOT_FINITE = {name for name in VALUES if name.startswith(("inf_", "nan", "positive_inf"))}
-_NUMBERS = {"loss", "gradient", "target_gradient"}  # as NUMBERS of `findings`, which imports this module
+_NUMBERS = {"loss", "gradient", "target_gradient"}  # a copy of NUMBERS of `findings`, which imports this module
 
 
 def by_plainness(finding: Finding) -> tuple[int, int, float, int]:
-    """Return a sort key of a finding: the plainest finding has the smallest key.
+    """Return a sort key of a finding. The finding that shows its failure most clearly has the smallest key.
 
-    In this order: how many times larger than its bound the error is, by powers of ten up to 1000; the size of the
-    case, by powers of two above 64 logits; the share of the numbers that are wrong; how many options of the case are
-    unusual.
+    The key has four parts. Clearer are, in this order: a larger error, as a power of ten of the share of the bound, up
+    to 1000; a smaller case, by powers of two above 64 logits; a larger share of wrong numbers; fewer unusual options.
     """
     counts = _MISMATCHED.search(finding.message)
     wrong = int(counts[1]) / int(counts[2]) if counts else 1.0
     case = case_or_none(finding.case)
-    if case is None:  # a bad input: a small call with one bad argument
+    if case is None:  # a bad input has few logits and one bad argument
         return -size_of_error(finding), 0, -round(wrong, 1), 0
     above = max(0, (case.rows * case.classes // _SMALL).bit_length() - 1)
     unusual = finding.case.count("-") + (case.values != "normal")
@@ -46,9 +45,9 @@ def by_plainness(finding: Finding) -> tuple[int, int, float, int]:
 
 
 def size_of_error(finding: Finding) -> int:
-    """Return the share of the bound as a power of ten, from 0 to 3; 3 for a finding without numbers."""
+    """Return the exponent of the error as a power of ten of its bound, from 0 to 3; 3 for a finding without numbers."""
     ratio = finding.numbers.ratio if finding.numbers else math.inf
-    return int(math.log10(max(ratio, 1.0))) if ratio < 10**_PLAIN else _PLAIN  # NaN is plain too
+    return int(math.log10(max(ratio, 1.0))) if ratio < 10**_PLAIN else _PLAIN  # also for a NaN
 
 
 @cache
@@ -62,7 +61,7 @@ def case_or_none(id: str) -> Case | None:
 
 @cache
 def words_of(id: str) -> tuple[str, ...]:
-    """Return the words that describe a case, without options at their default; for a bad input, the kind of error."""
+    """Return the words that describe the options and sizes of a case, such as "a weight"; for a bad input, its kind."""
     case = case_or_none(id)
     if case is None:
         return tuple(bad.kind for bad in BAD_INPUTS if bad.id == id)
@@ -108,13 +107,14 @@ def same_trigger(
 ) -> str:
     """Return a sentence about the published bug with the same trigger as these findings; "" if there is none.
 
-    A case of the bug is among the findings, with exactly those numbers wrong that the bug makes wrong. The case has the
-    words that the failing cases have in common. At least one of these words is unusual, and all cases of the bug have
-    the unusual words. Most failing cases, but few passing cases, have all these words and the options of the bug.
+    A bug has the same trigger if one of its cases is among the findings, with the wrong results that the bug causes:
+    loss, gradient or target gradient. This case has all of `words`. A word is unusual if a case with default options
+    lacks the word. `words` has an unusual word, and all cases of the bug have each unusual word of `words`. Most
+    failing cases, but few passing cases, have `words` and the unusual words of the bug.
 
     Args:
         findings: findings that probably have one cause.
-        words: what the failing cases have in common; empty if nothing is known.
+        words: the words that the failing cases have in common; empty if there are none.
         failing: the cases that fail the check of the first findings.
         passing: the cases that pass this check.
         ran: for each case, the checks that ran on it.
@@ -140,7 +140,7 @@ def same_trigger(
 
 
 def _shows(bug: Bug, failed: Collection[str], ran: Collection[str]) -> bool:
-    """Whether a case of a bug fails in the checks that must catch the bug, and has no other wrong numbers."""
+    """Return whether the failed checks of a case are those of the bug, with the same wrong losses and gradients."""
     wrong = {check for check in bug.checks if check in _NUMBERS and check in ran}
     return wrong == _NUMBERS.intersection(failed) and not set(bug.checks).isdisjoint(failed)
 
@@ -159,7 +159,7 @@ def _triggers(bug: Bug) -> frozenset[str]:
 
 @cache
 def _words_of_bug(bug: Bug) -> tuple[frozenset[str], frozenset[str]]:
-    """Return the words that all cases of a bug have, and the words among these that a default case lacks."""
+    """Return the words that all cases of a bug have, and the unusual words among them."""
     words = [set(words_of(case.id)) for case in bug.cases]
     plain = [words_of(Case("float32", case.sizes).id) for case in bug.cases]
     shared = frozenset(set.intersection(*words)) if words else frozenset()
@@ -171,5 +171,5 @@ def _share(words: Collection[str], cases: Sequence[str]) -> float:
     return sum(set(words).issubset(words_of(case)) for case in cases) / max(1, len(cases))
 
 
-# The words of a case with default options. They distinguish no failing cases.
+# The words of a case with default options: they distinguish no failing cases.
 _PLAIN_WORDS = frozenset(words_of(Case("float32").id))

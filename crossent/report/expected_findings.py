@@ -1,7 +1,7 @@
 """Lists of known failures, with their reasons. A run shows a known failure, but does not fail because of it.
 
-A run reports an entry that no longer happens: its checks ran on its cases without a finding. Entries marked `sometimes`
-are excepted. An entry that cannot match any finding is an error. The built-in list, `torch_findings.toml`, documents
+A run reports an entry as fixed if its checks ran on its cases without a finding, except for entries marked `sometimes`.
+An entry that cannot match any finding is an error. The built-in list, `torch_findings.toml`, documents
 the format. An entry of a user's list may have the id of one finding instead of subject, checks, kind and cases.
 """
 
@@ -31,13 +31,13 @@ class ExpectedFinding:
     Attributes:
         subject, device: patterns for the names, with the wildcards of a shell.
         checks, kind: the checks and the kind of the findings. The kind "", which an entry with an id has, matches any.
-        results: the results, such as "loss", that any check finds wrong. A check that calls the loss in another way,
-            for example under no_grad, finds the same wrong number.
+        results: the results, such as "loss", that are wrong in any check. For example, a check that calls the subject
+            under no_grad finds the same wrong number.
         cases: patterns for the ids of the cases.
         torch: the versions of torch with this failure, for example `>=2.1,<2.4`.
-        got: the values of the worst element, as Python prints them; any value if empty.
+        got: the allowed values of the worst element, as Python prints them; any value if empty.
         sometimes: whether the failure may be absent from a run, for example because the order of additions is random.
-        reason, issue: the explanation for the reader of a report.
+        reason, issue: an explanation for the reader of a report, and the address or number of an issue.
     """
 
     subject: str
@@ -53,18 +53,18 @@ class ExpectedFinding:
     results: tuple[str, ...] = ()
 
     def covers(self, subject: str, case: str) -> bool:
-        """Whether the entry is about this subject and this case."""
+        """Return whether the entry is about this subject and this case."""
         return fnmatchcase(subject, self.subject) and any(fnmatchcase(case, pattern) for pattern in self.cases)
 
     def ran(self, subject: SubjectReport) -> bool:
-        """Whether one of the entry's checks, or the check of one of its results, ran on one of its cases."""
+        """Return whether a check of the entry, or the check of one of its results, ran on a case of the entry."""
         return any(
             self.covers(subject.name, case) and not outcome.checks.keys().isdisjoint((*self.checks, *self.results))
             for case, outcome in subject.outcomes.items()
         )
 
     def applies(self, torch: str, device: str) -> bool:
-        """Whether the entry is about this version of torch on this device.
+        """Return whether the entry is about this version of torch on this device.
 
         A nightly build, or a build with a local label, counts as its release: 2.14.0a0+git1 counts as 2.14.0.
         """
@@ -75,7 +75,7 @@ class ExpectedFinding:
         return SpecifierSet(self.torch).contains(release) and fnmatchcase(device, self.device)
 
     def matches(self, finding: Finding, subject: str) -> bool:
-        """Whether the finding is this known failure, of a subject with this name in the list."""
+        """Return whether the finding is this known failure. `subject` is the name of the subject in the list."""
         numbers, result = finding.numbers, finding.of.partition(" ")[0]
         again = result in self.results and numbers is not None and numbers.versus == "exact"
         described = (finding.check in self.checks or again) and self.kind in ("", finding.kind)
@@ -109,7 +109,7 @@ def require_about(
     checks: Collection[str],
     cases: Callable[[], list[str]],
 ) -> None:
-    """Check that each entry can match a finding of these subjects (or of any, if None), checks and cases.
+    """Check that each entry can match a finding of these subjects, checks and cases. None stands for any subject.
 
     Raises:
         ValueError: an entry cannot match a finding. The message is one line.
@@ -143,8 +143,8 @@ def mark(report: Report, entries: Iterable[ExpectedFinding], names: Mapping[str,
     Args:
         report: the report.
         entries: a list of known failures.
-        names: for each subject to look at, the name that the subject has in the list; None for all subjects by their
-            own names. Only subjects with their own names show that an entry no longer happens.
+        names: for each subject with known failures, its name in the list; None for all subjects under their own names.
+            A subject with another name in the list cannot show that an entry no longer happens.
     """
     torch, device = report.environment["torch"], report.environment["device"]
     known = [entry for entry in entries if entry.applies(torch, device)]
@@ -194,7 +194,7 @@ def _entry(entry: dict[str, Any]) -> ExpectedFinding:
     elif missing := [key for key in ("subject", "kind", "cases") if not entry.get(key)]:
         raise ValueError(f"{missing[0]} is missing; add it to the entry")
     elif not (entry.get("checks") or entry.get("results")):
-        raise ValueError("checks is missing, and so is results; give one of them")
+        raise ValueError("checks and results are missing; add one of them to the entry")
     if missing := [key for key in ("reason",) if not entry.get(key)]:
         raise ValueError(f"{missing[0]} is missing; add it to the entry")
     for key, value in entry.items():

@@ -13,19 +13,20 @@ from crossent.words import shell_word
 
 # The checks that compare the results of a call with the exact values.
 NUMBERS = ("loss", "gradient", "target_gradient")
-# Part of the message of a finding that a call in a new process may not show.
+# The part of a message that says: a single call in a new process may not show the finding.
 DEPENDS = "the result depends on earlier calls"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A failed check, with its numbers.
+    """A failed check of one subject on one case.
 
     Attributes:
         subject, check, case: the names of the subject, the check and the case.
         kind: "wrong", "refused" (the subject raised), "accepted" (the subject must raise, but did not),
-            "changed_input", "aliased", "changed_state", "not_repeated", "disturbed"; for an isolated process also
-            "crashed" and "hung".
+            "changed_input" (a call wrote into its arguments), "aliased" (a result shares memory with an argument),
+            "changed_state" (a call changed global state), "not_repeated" (a second call gives other bits), "disturbed"
+            (two losses of the same logits change each other); for an isolated process also "crashed" and "hung".
         message: the failure in words, in one or a few lines.
         call: a description of the arguments.
         numbers: the worst element; None if the finding is not about a number.
@@ -79,7 +80,8 @@ class Finding:
 class Numbers:
     """The worst element of a result: its index, its value, the exact value with its radius, and the error bound.
 
-    If `versus` is "other", `exact` is the result of another call of the subject instead of the exact value.
+    `ulp` and `ratio` are the error in ulp and as a share of the bound. If `versus` is "other", `exact` is the result of
+    another call of the subject instead of the exact value.
     """
 
     index: tuple[int, ...]
@@ -103,7 +105,7 @@ class Measured:
             numbers.
         vacuous: whether zeros or a constant would pass too. Such a result is no evidence.
         not_judged: the numbers of elements without a finite bound, by reason.
-        elements: the number of elements.
+        elements: the number of compared elements.
     """
 
     failed: bool = False
@@ -140,9 +142,10 @@ class Outcome:
         dtype: the dtype of the logits.
         inputs, digest: checksums of the bits of the inputs and of the results; `digest` is "" if there is no result.
         grade: the grade that the subject reached; "" if no grade was computed.
-        checks: the result of each check that ran.
-        not_run: the checks that were skipped, each with the reason.
-        results: the results of the first call, by "loss", "gradient" and "target_gradient"; empty if there are none.
+        checks: the result of each check that ran, by the name of the check.
+        not_run: the reason for each skipped check, by the name of the check.
+        results: the results of the first call, by their names "loss", "gradient" and "target_gradient"; empty if the
+            call returned no result.
         raised: the error that refused a bad call; "" for any other call.
     """
 
@@ -158,7 +161,11 @@ class Outcome:
 
 @dataclass
 class Tally:
-    """The results of one check in one dtype: the counts, and the case with the largest share of its bound."""
+    """The counts of one check in one dtype, and the case whose error is the largest share of its bound.
+
+    The counts and `not_judged` are sums over cases. `expected` counts known failures. `ulp` and `ratio` are the error
+    of this case, in ulp and as a share of its bound; None if no result has numbers.
+    """
 
     ran: int = 0
     failed: int = 0
@@ -171,7 +178,7 @@ class Tally:
     case: str = ""
 
     def add(self, case: str, measured: Measured, known: bool) -> None:
-        """Add the result of one case. A known failure is counted, but never is the worst case."""
+        """Add the result of one case. A known failure counts, but is never the worst case."""
         self.ran += 1
         self.failed += measured.failed and not known
         self.expected += measured.failed and known
@@ -200,7 +207,7 @@ def together(tallies: Iterable[Tally]) -> Tally:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The verdict on one subject and one case: an outcome with its findings, or why the case is not applicable."""
+    """The verdict on one subject and one case: an outcome with its findings, or the reason why the case did not run."""
 
     case: str
     outcome: Outcome | None = None
@@ -210,11 +217,11 @@ class Verdict:
 
 @dataclass
 class SubjectReport:
-    """The report of one subject: the outcome of each case, the findings, and the reasons why other cases did not run.
+    """The report of one subject: the outcome of each case that ran, the findings, and the cases that did not apply.
 
     `order` is the order of the checks in tables, and `needs` the features that each check needs. `contract` is the
-    contract that the user chose; "" for the default. `declared` says what the subject does by declaration, such as
-    "returns float32 for half precision".
+    contract that the user chose; "" for the default. `declared` has the differences from torch that the user declared,
+    such as "returns float32 for half precision". `not_applicable` counts the cases that did not apply, by reason.
     """
 
     name: str
@@ -236,7 +243,7 @@ class SubjectReport:
 
     @property
     def tallies(self) -> dict[tuple[str, str], Tally]:
-        """The tally of each check and dtype, in the order of the checks."""
+        """The tally of each pair of a check and a dtype, in the order of the checks."""
         known = {(finding.check, finding.case) for finding in self.findings if finding.expected is not None}
         tallies: dict[tuple[str, str], Tally] = {}
         for case, outcome in self.outcomes.items():
@@ -250,7 +257,7 @@ class SubjectReport:
 
     @property
     def not_run(self) -> dict[str, Counter[str]]:
-        """For each check, the number of cases on which it was skipped, by reason."""
+        """For each check, the numbers of cases that skipped the check, by reason."""
         reasons: dict[str, Counter[str]] = {}
         for outcome in self.outcomes.values():
             for check, reason in outcome.not_run.items():
@@ -259,7 +266,7 @@ class SubjectReport:
 
     @property
     def skipped(self) -> dict[str, dict[str, int]]:
-        """For each reason, the number of cases on which each check was skipped, the largest number first."""
+        """For each reason, the number of cases that skipped each check. The largest number is first."""
         checks: dict[str, dict[str, int]] = {}
         for check, reasons in self.not_run.items():
             for reason, count in reasons.items():
@@ -268,17 +275,16 @@ class SubjectReport:
 
     @property
     def sorts(self) -> list[list[Finding]]:
-        """The findings that are not known failures, in groups of similar findings, from which `causes` are made.
+        """The findings without known failures, in groups of similar findings, for `crossent.report.causes`.
 
-        The first finding of a group is the plainest. Wrong results come before refused calls, which may only lack a
-        declaration. The first group of each check and kind comes before a second group of any. Findings against the
-        exact value come before findings against another result. Larger errors come first, by powers of ten. Otherwise
-        groups are in the order of the checks.
+        The first finding of a group is the clearest. The groups are in this order: wrong results before refused calls;
+        the first group of each check and kind before all further groups; errors against the exact value before errors
+        against another result; larger errors before smaller errors, by powers of ten; the order of the checks.
         """
         sorts: dict[tuple[str, str, str], list[Finding]] = {}
         for finding in self.findings:
             if finding.expected is None:
-                line = finding.message.partition("\n")[0]  # the same message for other sizes and dtypes is similar
+                line = finding.message.partition("\n")[0]  # messages that differ only in sizes and dtypes are similar
                 told = "" if finding.numbers else re.sub(r"\bb?float\d+|\d+", "#", line)
                 sorts.setdefault((finding.check, finding.kind, told), []).append(finding)
         order = {name: at for at, name in enumerate(self.order)}
@@ -295,7 +301,7 @@ class SubjectReport:
 
     @property
     def known(self) -> dict[str, list[Finding]]:
-        """The known failures, by their reason."""
+        """The findings that are known failures, by their reason."""
         known: dict[str, list[Finding]] = {}
         for finding in self.findings:
             if finding.expected is not None:
@@ -304,7 +310,7 @@ class SubjectReport:
 
     @property
     def grades(self) -> dict[str, str]:
-        """For each dtype, the lowest grade of a case, where A is above B and B above F. Known failures do not count."""
+        """The lowest grade of a case, for each dtype: A is the highest, F the lowest. Known failures do not count."""
         known = {finding.case for finding in self.findings if finding.expected is not None}
         grades: dict[str, str] = {}
         for case, outcome in self.outcomes.items():
@@ -314,7 +320,7 @@ class SubjectReport:
 
     @property
     def counts(self) -> dict[str, int]:
-        """The numbers of cases that ran, that failed, that are known failures, and that are not applicable."""
+        """The numbers of cases: "ran", "failed", "expected" (known failures only) and "not_applicable"."""
         failed = {finding.case for finding in self.findings if finding.expected is None}
         known = {finding.case for finding in self.findings if finding.expected is not None}
         return {
@@ -326,14 +332,16 @@ class SubjectReport:
 
     @property
     def without_evidence(self) -> list[str]:
-        """The results, such as "loss in float16", for which zeros or a constant would pass on every case, or none ran.
+        """The results without evidence, such as "loss in float16": zeros or a constant would pass on every case.
 
-        A dtype does not count if most of its cases are refused and known failures. For example, torch 2.0 refuses
-        float16 on a CPU, except for an empty batch.
+        A loss that was never compared has no evidence either.
+
+        A dtype is left out if most of its cases are refused and known failures. For example, torch 2.0 refuses float16
+        on a CPU, except for an empty batch.
         """
         tallies = self.tallies
         for dtype in {outcome.dtype for outcome in self.outcomes.values()}:
-            tallies.setdefault((NUMBERS[0], dtype), Tally())  # a loss that was never compared
+            tallies.setdefault((NUMBERS[0], dtype), Tally())  # no loss was compared
         refused = {dtype: tally.expected for (check, dtype), tally in tallies.items() if check == "call"}
         return [
             f"{check} in {dtype}"

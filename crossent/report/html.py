@@ -2,7 +2,7 @@
 
 This module computes the content of the page. `report.html.jinja`, `macros.html.jinja`, `report.css` and `report.js`
 define its look; `notebook.html.jinja` is the head of the page for a notebook. The template engine escapes all texts
-from outside, such as the name and the exceptions of a subject, and writes out their control characters. The content
+from outside, such as the name and the exceptions of a subject, and their control characters. The content
 security policy of the page allows only the style and script of this package.
 """
 
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from crossent.report.report import Report
 
 
-# The page shows a part of many findings. The JSON report has all of them.
+# The page shows only some of many findings. The JSON report has all findings.
 MOST_CARDS = 24  # causes of a subject that are shown with an example in full
-MOST_LINES = 60  # further causes of a subject, with a line each; still smaller causes are counted by check
+MOST_LINES = 60  # further causes of a subject, with a line each; the page only counts the other causes
 MOST_FURTHER_OF_ALL = 144  # further findings of a subject, with a command each
 MOST_FURTHER = 12  # further findings of a cause
 OPEN = 3  # causes of a subject that are unfolded at first
@@ -68,7 +68,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Group:
-    """A cause on the page: an example in full, some more findings by their command, the rest as a count.
+    """A cause on the page: one example in full, the commands of some further findings, and the number of the others.
 
     `corpus` is a sentence about the published bug with the same trigger, or "".
     """
@@ -165,7 +165,7 @@ def verdict(report: Report) -> str:
 
 
 def covered(report: Report) -> Iterator[Figure]:
-    """Yield the coverage of the verdict."""
+    """Yield figures about the coverage: how many calls, cases, combinations and numbers the verdict is about."""
     names, compared = ", ".join(_name(subject.name) for subject in report.subjects), report.compared
     yield Figure(*_counted(report.ran, "call", "checked"), f"of {names}")
     yield Figure(*_counted(report.cases, "case"), f"level {report.level}, seed {report.seed}")
@@ -179,7 +179,7 @@ def covered(report: Report) -> Iterator[Figure]:
 
 
 def gaps(report: Report) -> Iterator[Figure]:
-    """Yield the gaps of the verdict, the most serious gap first."""
+    """Yield figures about the gaps: what did not run or has no evidence. The most serious gap is first."""
     for subject in report.subjects:
         if not subject.outcomes:
             yield Figure("0", f"cases ran on {_name(subject.name)}", "the report says nothing about it", loud=True)
@@ -255,7 +255,10 @@ def _gaps(subject: SubjectReport, tallies: Iterable[Tally]) -> Iterator[Figure]:
 
 
 def _cell(tally: Tally | None, missing: int) -> Cell:
-    """Return the cell of a check in a dtype: the largest share of a bound, and how many results are evidence."""
+    """Return the cell of a check in a dtype: the largest share of its bound, and how many results are evidence.
+
+    `missing` is the number of cases on which the check was skipped.
+    """
     if tally is None:
         return Cell("missing", "not run", [f"{missing:,}"]) if missing else Cell("absent")
     known = [f"{tally.expected:,} known"] if tally.expected else []
@@ -280,7 +283,7 @@ def _cell(tally: Tally | None, missing: int) -> Cell:
 def render(template: str, **values: Any) -> str:
     """Return a page: a template of this room with the style and the script of all pages.
 
-    The template engine escapes every text that is not markup, and writes out its control characters.
+    The template engine escapes every text that is not markup, and the control characters of the text.
     """
     folder = files("crossent.report")
     style, script = ((folder / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
@@ -305,7 +308,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def _shown(value: Any) -> Any:
-    """Return a text with its control characters written out, cut to a limited length. Other values are unchanged."""
+    """Return a text with escaped control characters, cut to `_LONGEST_TEXT`. Return any other value unchanged."""
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
     text = "\n".join(map(printable, value.split("\n")))
@@ -317,13 +320,13 @@ def _name(name: str) -> str:
 
 
 def command(line: str) -> Markup:
-    """Return a command, escaped; "" if it is too long to copy."""
+    """Return a command, escaped; "" if the command is too long to copy."""
     line = printable(line)
     return Markup.escape(line) if len(line) <= LONGEST_COMMAND else Markup("")
 
 
 def linked(text: str) -> Markup:
-    """Return a text, escaped, in which the issues of GitHub are links: an address, or `owner/repository#number`."""
+    """Return a text, escaped, with links to issues of GitHub, written as an address or as `owner/repository#number`."""
     made, end, text = Markup(), 0, _shown(text)
     for issue in _ISSUE.finditer(text):
         address = f"https://github.com/{issue[0].removeprefix('https://github.com/').replace('#', '/issues/')}"

@@ -25,14 +25,14 @@ _README = "The findings of the last runs of `crossent check`. You can delete thi
 
 
 def path_of(subjects: Sequence[str]) -> Path:
-    """Return the file for these subjects, as named on the command line. No subjects stand for the forms and torch."""
+    """Return the path of the file for subjects, given as in the command. () stands for the forms and torch."""
     names = sorted(set(subjects))
     readable = re.sub(r"\W+", "-", names[0] if names else "all").strip("-")[-40:]
     return Path(FOLDER, f"{readable}-{zlib.crc32(repr(names).encode('utf-8', 'backslashreplace')):08x}.json")
 
 
 def keep(report: Report, subjects: Sequence[str]) -> None:
-    """Write a report into the folder, with only the cases that have findings. Ignore an error of writing.
+    """Write the cases with findings of a report into the folder. Do nothing if the folder cannot be written.
 
     Writing all cases of a long run would take seconds.
     """
@@ -47,9 +47,9 @@ def keep(report: Report, subjects: Sequence[str]) -> None:
 
 
 def kept(id: str, torch: str) -> str | None:
-    """Return the file of the last run with this finding and this version of torch, or None.
+    """Return the path of the last run's file that has this finding and this version of torch, or None.
 
-    A damaged or deleted file counts as a file without the finding.
+    Damaged files are ignored.
     """
     runs: list[tuple[float, Path]] = []
     for path in Path(FOLDER).glob("*.json"):
@@ -67,10 +67,10 @@ def _with_findings(part: SubjectReport) -> SubjectReport:
 
 
 def last_failed(subjects: Sequence[str]) -> dict[str, list[str]]:
-    """Return the cases of the findings of the last run on these subjects, each with its failed checks.
+    """Return the failed checks of each case that failed in the last run on these subjects.
 
-    Known failures, and cases that this version does not have, are left out. The result is empty if nothing failed, or
-    if there is no report.
+    Known failures, and cases that this version of crossent lacks, are left out. The result is empty if nothing failed,
+    or if there is no readable file.
     """
     try:
         report = read_report(path_of(subjects))

@@ -1,7 +1,7 @@
 """Read a report from its JSON file, which may be damaged or hostile.
 
-The reader does not run, import or look up anything that the file names. A report contains some facts twice. So the
-reader makes the document again from the cases and findings, and compares the document with the file.
+The reader does not run, import or look up anything that the file names. Some values of a report follow from its cases
+and findings. So the reader computes the whole document again from them, and compares the document with the file.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _subject(entry: Any) -> SubjectReport:
 
 
 def _features(value: Any, what: str) -> list[str]:
-    """Return a list of features. A report proposes them as words of a command, so it may have no other words."""
+    """Return a list of names of features. Refuse other words, since a report proposes the names for a command line."""
     names = _strings(value, what)
     if unknown := [name for name in names if name not in FEATURE_NAMES]:
         raise ValueError(f"{cut(what)}: got {quoted(unknown[0])}; allowed are the names of `crossent list features`")
@@ -100,11 +100,11 @@ def _features(value: Any, what: str) -> list[str]:
 
 
 def _outcome(entry: Any, case: str, failed: set[str]) -> Outcome:
-    """Return the outcome of a case. `failed` are the checks with findings on the case."""
+    """Return the outcome of a case. `failed` has the checks with findings on the case."""
     data = _a(dict, entry, case)
     dtype = _a(str, data["dtype"], f"{case}: dtype")
     if dtype not in DTYPES:
-        raise ValueError(f"{cut(case)}: dtype is {quoted(dtype)}")
+        raise ValueError(f"{cut(case)}: dtype is {quoted(dtype)}; allowed are {', '.join(DTYPES)}")
     checks = {check: _measured(one, case, check in failed) for check, one in data.items() if check not in OF_A_CASE}
     for check in _strings(data["held"], f"{case}: held"):
         if check in checks or check in failed:
@@ -112,7 +112,7 @@ def _outcome(entry: Any, case: str, failed: set[str]) -> Outcome:
         checks[check] = Measured()
     checks |= {check: Measured(failed=True) for check in failed - checks.keys()}
     if str(data["grade"]) not in ("", "A", "B", "F"):
-        raise ValueError(f"{cut(case)}: grade is {quoted(data['grade'])}")
+        raise ValueError(f"{cut(case)}: grade is {quoted(data['grade'])}; allowed are '', A, B and F")
     return Outcome(
         dtype,
         _checksum(data["inputs"], f"{case}: inputs"),
@@ -131,7 +131,7 @@ def _measured(entry: Any, case: str, failed: bool) -> Measured:
     not_judged = _each(int, data.get("not_judged", {}), case)
     ulp, ratio = _real(data["ulp"], case), _real(data["ratio"], case)
     if elements < 0 or ulp < 0 or ratio < 0 or min(not_judged.values(), default=0) < 0:
-        raise ValueError(f"{cut(case)}: a number is negative")
+        raise ValueError(f"{cut(case)}: elements, ulp, ratio or not_judged is negative")
     return Measured(failed, ulp, ratio, vacuous, not_judged, elements)
 
 
@@ -144,7 +144,7 @@ def _shown(entry: Any, case: str) -> ResultSummary:
 
 
 def _a(kind: type[T], value: Any, what: str) -> T:
-    """Return the value if it has exactly this type. True does not count as an int."""
+    """Return the value if it has exactly this type. Raise TypeError otherwise: True is no int."""
     if type(value) is not kind:
         raise TypeError(f"{cut(what)} is {quoted(value)}; it must be {'an' if kind is int else 'a'} {kind.__name__}")
     return value
@@ -160,7 +160,7 @@ def _strings(value: Any, what: str) -> list[str]:
 
 
 def _each(kind: type[T], value: Any, what: str) -> dict[str, T]:
-    """Return an object if all its values have this type."""
+    """Return a JSON object if all its values have this type. Raise TypeError otherwise."""
     return {key: _a(kind, entry, f"{what}: {key}") for key, entry in _a(dict, value, what).items()}
 
 
@@ -171,7 +171,7 @@ def _real(value: Any, what: str) -> float:
 
 
 def _checksum(value: Any, what: str, *, or_none: bool = False) -> str:
-    """Return a checksum if it has eight hexadecimal digits, or is "" and `or_none` is true."""
+    """Return a checksum of eight hexadecimal digits; also "" if `or_none` is true. Raise an error otherwise."""
     text = _a(str, value, what)
     if not (or_none and text == "") and not (len(text) == 8 and set(text) <= set("0123456789abcdef")):
         raise ValueError(f"{cut(what)} is {quoted(text)}; it must be eight hexadecimal digits")
@@ -179,7 +179,7 @@ def _checksum(value: Any, what: str, *, or_none: bool = False) -> str:
 
 
 def unlike(data: Any, made: Any, where: str = "") -> Iterator[str]:
-    """Yield the places where two JSON documents differ."""
+    """Yield the places where two JSON documents differ, such as "subjects[0].name", with the first document's value."""
     if isinstance(data, dict) and isinstance(made, dict):
         for key in {**data, **made}:
             place = f"{where}.{key}" if where else key
@@ -195,7 +195,7 @@ def unlike(data: Any, made: Any, where: str = "") -> Iterator[str]:
         yield f"{where}, {json.dumps(data)[:80]},"
 
 
-LARGEST = 2**29  # bytes of a report; a thorough report of five subjects has a tenth of this size
+LARGEST = 2**29  # the most bytes of a report; a report of five subjects at level thorough has a tenth of this size
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -207,7 +207,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     try:
         with open(path, "rb") as file:
-            content = file.read(LARGEST + 1)  # limited, because a device may be endless
+            content = file.read(LARGEST + 1)  # a limit, because a device such as /dev/zero has no end
         if len(content) > LARGEST:
             raise ValueError(f"the file has more than {LARGEST:,} bytes")
         document = json.loads(content.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_number)
@@ -225,7 +225,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return an object if no key occurs twice: programs differ in which of two values they read."""
+    """Return a JSON object without repeated keys. Raise ValueError otherwise: programs differ in the value they use."""
     made = dict(pairs)
     if len(made) < len(pairs):
         keys = [key for key, _ in pairs]

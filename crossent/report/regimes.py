@@ -1,7 +1,7 @@
-"""The error for each regime, as a share of its bound, and the marks of its plot.
+"""Plots of the error for each regime, as a share of its bound.
 
-The regime of a case is its kind of logits, the word on the axis `values`. A small error on normal logits says nothing
-about rows with an offset of 1e8.
+The regime of a case is its kind of logits, the word on the axis `values`, such as "normal". A small error on normal
+logits says nothing about rows with an offset of 1e8.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ class Mark:
 
     Attributes:
         kind: "passed", "failed", "known" for a known failure, or "none" if no result is evidence.
-        ratio, ulp, case: the share of the bound, the error and the case of the worst result; 0 and "" without evidence.
+        ratio, ulp, case: of the worst result, the error as a share of its bound and in ulp, and the case; 0 and ""
+            without evidence.
         median: the median share of the bound over all results.
         count: the number of results.
     """
@@ -48,7 +49,7 @@ class Strip:
 
     @property
     def worst(self) -> tuple[str, Mark] | None:
-        """The regime and the mark of the worst result, known failures aside; None if no result is evidence."""
+        """The regime and the mark of the worst result that is no known failure; None if no result is evidence."""
         marks = [(regime, mark) for regime, of in self.regimes.items() for mark in of if mark.case]
         candidates = [(regime, mark) for regime, mark in marks if mark.kind != "known"]
         return max(candidates, key=lambda candidate: candidate[1].ratio, default=None)
@@ -62,7 +63,10 @@ class Scale:
     high: float
 
     def at(self, ratio: float) -> float:
-        """Return the position of a share of the bound. Most of the axis is below 100%, where right results are."""
+        """Return the position of a share of the bound on the axis, in percent of the width.
+
+        Most of the axis is below 100% of the bound, since right results are there.
+        """
         bound = 72.0 if self.high > 10 else 88.0
         if ratio <= 1:
             return round(3 + (bound - 3) * (1 - math.log(max(ratio, self.low)) / math.log(self.low)), 2)
@@ -70,7 +74,7 @@ class Scale:
 
     @property
     def ticks(self) -> list[tuple[float, str]]:
-        """The positions of the ticks, and their labels."""
+        """The position and the label of each tick."""
         names = {0.01: "≤1%", 0.1: "10%", 1.0: "100%", 100.0: "≥100×"}
         return [(self.at(ratio), name) for ratio, name in names.items() if ratio <= self.high]
 
@@ -85,7 +89,7 @@ def scale(strips: Iterable[Strip]) -> Scale:
 
 
 def strips(subject: SubjectReport) -> list[Strip]:
-    """Return the plots of the subject's loss and gradient."""
+    """Return a plot for the loss and a plot for the gradient of the subject. A check without results has no plot."""
     known = {(finding.check, finding.case) for finding in subject.findings if finding.expected is not None}
     found: dict[tuple[str, str, str], list[tuple[str, Measured]]] = {}
     for case, outcome in subject.outcomes.items():

@@ -34,7 +34,7 @@ class Report:
     Attributes:
         environment: the versions and the device, which a reader needs to repeat the run.
         level, seed: the level and the seed of the cases.
-        fixed: known failures that no longer happen, though their cases ran. Their entries in the list can be removed.
+        fixed: known failures that no longer happen, although their cases ran. You can delete their entries in the list.
         triples: the number of different combinations of three options that occur in the cases.
         left_out: the checks that the level does not run.
         planned: the number of planned cases, if the run was interrupted or stopped early; otherwise None.
@@ -69,7 +69,7 @@ class Report:
 
     @property
     def ran(self) -> int:
-        """The number of checked calls: each case counts once for each subject to which it is applicable."""
+        """The number of checked calls: one for each case that ran on a subject."""
         return sum(len(subject.outcomes) for subject in self.subjects)
 
     @property
@@ -79,7 +79,7 @@ class Report:
 
     @property
     def sized(self) -> tuple[int, int]:
-        """The numbers of combinations of a size and an option, and of the same with the dtype, in cases that ran."""
+        """The numbers of different combinations in the cases: of a size and an option, and of both with a dtype."""
         ids = dict.fromkeys(case for subject in self.subjects for case in subject.outcomes)
         triples = {triple for case in map(case_or_none, ids) if case is not None for triple in sized_triples(case)}
         return len({(size, option) for size, option, _ in triples}), len(triples)
@@ -98,10 +98,10 @@ class Report:
 
     @property
     def findings(self) -> list[Finding]:
-        """The findings without known failures, in the order of the printed report: the first is the clearest.
+        """The findings without known failures, in the order of the printed report: the clearest finding is first.
 
-        The findings of a subject come together, and so do the findings of a cause, after the example of the cause. The
-        document of the report has the findings of each subject in the order of the cases.
+        The findings are sorted by subject, then by cause, and each cause starts with its example. The JSON document has
+        the findings of each subject in the order of the cases.
         """
         return [finding for subject in self.subjects for finding in clearest_first(subject)]
 
@@ -112,9 +112,9 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether cases ran to the end, without findings except known failures, and with evidence for every result.
+        """Whether the run is complete and has no findings except known failures, and every result has evidence.
 
-        A part of the cases needs no evidence for every result.
+        If only a part of the level ran, a result may lack evidence.
         """
         complete = self.ran > 0 and self.planned is None
         evidence = bool(self.only) or not any(subject.without_evidence for subject in self.subjects)
@@ -141,19 +141,20 @@ class Report:
         return f"{calls}, every judged number within its error bound{failures}{declared}"
 
     def sort(self, cases: list[str]) -> None:
-        """Put the outcomes and findings into the order of these ids, which must be the ids of all cases."""
+        """Sort outcomes and findings in place, in the order of these ids. The list must have the id of every case."""
         places = {case: at for at, case in enumerate(cases)}
         for subject in self.subjects:
             subject.outcomes = dict(sorted(subject.outcomes.items(), key=lambda entry: places[entry[0]]))
             subject.findings.sort(key=lambda finding: places[finding.case])
 
     def render(self, verbosity: int = 0) -> list[RenderableType]:
-        """Return the report in parts, as `crossent check` prints it.
+        """Return the report as parts that rich prints, for `crossent check`.
 
         Args:
-            verbosity: 0 fits a run without findings on one screen, with the clearest findings otherwise. 1 adds a table
-                by check and dtype for each subject, all causes and the known failures. 2 adds the id of each finding,
-                the cases nearest to a bound, and every reason why something did not run. -1 is the verdict alone.
+            verbosity: 0 gives one screen for a run without findings, otherwise also the clearest findings. 1 adds a
+                table by check and dtype for each subject, all causes and the known failures. 2 adds the id of each
+                finding, the cases nearest to a bound, and every reason why something did not run. -1 gives the verdict
+                alone.
         """
         if verbosity < 0:
             return [self._verdict()]
@@ -202,7 +203,7 @@ class Report:
             yield ", ".join([*named, f"level {self.level}", f"seed {self.seed}"])
 
     def _coverage(self) -> Iterator[str]:
-        """Yield a few lines on the coverage of the run and its gaps."""
+        """Yield lines on the coverage of the run and on its gaps."""
         if self.ran:
             judged = f"{self.elements:,} numbers judged"
             yield f"{counted(self.cases, 'case')} with {self.triples:,} combinations of three options; {judged}"
@@ -238,7 +239,7 @@ class Report:
             yield f"{unjudged:,} of {compared.elements:,} numbers without a bound"
 
     def _every_gap(self) -> Iterator[str]:
-        """Yield the coverage by size, the checks that did not run, and the reasons why numbers were not judged."""
+        """Yield lines on the coverage of sizes, the checks that did not run, and why numbers were not judged."""
         pairs, triples = self.sized
         yield f"sizes of classes and rows: {pairs} combinations with an option, {triples} with an option and a dtype"
         if self.left_out:
@@ -253,7 +254,7 @@ class Report:
         return plain_text(self.render())
 
     def _repr_html_(self) -> str:
-        """Return the verdict, the first findings and the map of the worst ratios, which a notebook shows."""
+        """Return the HTML that a notebook shows: the verdict, the first findings and the heat map."""
         return notebook(self)
 
     def to_json(self) -> dict[str, Any]:
@@ -291,6 +292,6 @@ class Report:
 
 
 def first_names(names: Sequence[str], most: int = 5) -> str:
-    """Return the first names, and how many more there are."""
+    """Return at most `most` of the names as one text, with the number of further names: "a, b and 2 more"."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

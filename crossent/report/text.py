@@ -28,12 +28,12 @@ def plain_text(parts: Iterable[RenderableType]) -> str:
 
 
 def paragraph(text: str) -> Text:
-    """Return prose as text that is wrapped. Other lines are never wrapped, so that you can search and copy them."""
+    """Return prose as text that rich wraps. Other lines are never wrapped, so that you can search and copy them."""
     return Text(text, overflow="fold")
 
 
 def is_one_line(part: RenderableType) -> bool:
-    """Whether a part of a report is a line that is never wrapped, or several such lines."""
+    """Return whether a part of a report is a line that is never wrapped, or several such lines."""
     return isinstance(part, Text) and part.overflow is None
 
 
@@ -43,8 +43,8 @@ LEGEND = "in a dtype: the grade, and the largest error as a share of its error b
 def overview(subjects: Sequence[SubjectReport], *, ended: bool = True, part: bool = False) -> Table:
     """Return a table with one row for each subject: its result, and its grade and worst share for each dtype.
 
-    `ended` is False if cases are missing, so that no subject has passed. `part` is True if only chosen checks or cases
-    ran, which need no evidence for every result.
+    `ended` is False if the run stopped before its last case, so that no subject has passed yet. `part` is True if only
+    chosen checks or cases ran, so that a result may lack evidence.
     """
     parts = {subject.name: subject.tallies for subject in subjects}
     dtypes = [dtype for dtype in DTYPES if any(of == dtype for part in parts.values() for _, of in part)]
@@ -77,7 +77,7 @@ def _result(subject: SubjectReport, ended: bool, part: bool) -> Text:
 
 
 def _of_dtype(tallies: Sequence[Tally], grade: str | None) -> Text:
-    """Return the grade and the largest share of a bound in one dtype."""
+    """Return the grade and the largest share of a bound in one dtype, such as "A 43%"."""
     ratios = [tally.ratio for tally in tallies if tally.ratio is not None]
     failed = any(tally.failed for tally in tallies)
     said = " ".join([*([grade] if grade else []), *([share(max(ratios))] if ratios else [])])
@@ -85,10 +85,9 @@ def _of_dtype(tallies: Sequence[Tally], grade: str | None) -> Text:
 
 
 def failures(subject: SubjectReport, most: int | None, *, ids: bool = False) -> Iterator[RenderableType]:
-    """Yield the findings by their causes, the largest first, then the findings that a missing feature explains.
+    """Yield each cause with one finding, the largest cause first; then the findings that a missing feature explains.
 
-    Each cause is shown with one finding. `most` is the number of causes that are shown; None shows all. `ids` adds the
-    id of every finding of a cause.
+    At most `most` causes are shown; None shows all. `ids` adds the id of every finding of a cause.
     """
     wrong, declarable = in_order(causes(subject))
     for at, cause in enumerate(wrong[:most], start=1):
@@ -110,7 +109,7 @@ def failures(subject: SubjectReport, most: int | None, *, ids: bool = False) -> 
 
 
 def _ids(cause: Cause) -> Iterator[Text]:
-    """Yield the id of each finding of a cause. The id contains the name of the case, if the case has one."""
+    """Yield a heading and a line with the id of each finding of a cause."""
     yield Text("  findings of this cause", "dim")
     for finding in cause.findings:
         yield Text(f"    {finding.id}")
@@ -171,7 +170,7 @@ def _table(subject: SubjectReport) -> Table:
 
 
 def _cell(tally: Tally | None) -> Text:
-    """Return the cell of a check in a dtype: how often the check ran, and the largest share of a bound."""
+    """Return the cell of a check in a dtype: how often the check ran, and the largest share of its bound."""
     if tally is None:
         return Text("")
     if tally.failed:
@@ -182,7 +181,7 @@ def _cell(tally: Tally | None) -> Text:
 
 
 def _nearest(subject: SubjectReport) -> Iterator[Text]:
-    """Yield a table of the cases nearest to a bound, with the number of comparisons that are no evidence.
+    """Yield the lines of a table: for each check, the case nearest to its bound, and the comparisons without evidence.
 
     The loss and the gradients have a line for each dtype. Every other check has one line for all dtypes.
     """
@@ -209,5 +208,5 @@ def share(ratio: float) -> str:
 
 
 def short(ulp: float) -> str:
-    """Return a number of ulp in a few digits."""
+    """Return an error in ulp in a few digits, such as "0.5" or "2e+04"."""
     return f"{ulp:.1f}" if ulp < 1000 else f"{ulp:.0e}"

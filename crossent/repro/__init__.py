@@ -1,4 +1,4 @@
-"""The repro scripts: a finding as a script that needs torch alone, or also the user's function.
+"""Repro scripts: each repeats a finding, and needs torch alone, or torch and the user's function.
 
 This room owns the script of each check. Its modules import `crossent.run` and the rooms below it.
 

@@ -23,8 +23,8 @@ class Code:
     Attributes:
         instead: replacements of functions, by the name of the replaced function.
         functions: the text of each function, by its name. A function comes after the functions that it uses.
-        imports: the modules that the functions use, without torch.
-        values: the names of the values in `case` that the functions use.
+        imports: the names of the modules that the functions use, except torch.
+        values: the names of the values of `scripts/case.py` that the functions use.
     """
 
     instead: Mapping[str, ScriptFunction] = field(default_factory=dict)
@@ -33,7 +33,7 @@ class Code:
     values: set[str] = field(default_factory=set)
 
     def add(self, function: ScriptFunction, name: str = "") -> None:
-        """Copy a function or class, and everything that it uses. `name` is its name in the script."""
+        """Copy a function or class, with all functions that the text uses. `name` is the new name in the script."""
         name = name or function.__name__
         function = self.instead.get(name, function)
         if name in self.functions:
@@ -57,7 +57,7 @@ class _File:
     Attributes:
         definitions: for each function and class, its text and the names that the text uses.
         origins: the module of each name that is imported from a module.
-        modules: the modules that are imported whole, without torch.
+        modules: the names of the modules that are imported as a whole, except torch.
     """
 
     definitions: Mapping[str, tuple[str, frozenset[str]]]
@@ -80,7 +80,7 @@ def _read(module: str) -> _File:
 
 
 def _globals(table: symtable.SymbolTable) -> Iterator[str]:
-    """Yield the names that a piece of code takes from its module, in any scope."""
+    """Yield the global names that a piece of code uses, nested functions included."""
     at_top = table.get_type() == "module"
     for symbol in table.get_symbols():
         if symbol.is_global() or (at_top and symbol.is_referenced()):

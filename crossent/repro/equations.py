@@ -1,4 +1,4 @@
-"""Equations: how a result follows from other results of the subject, as the checks of relations compare them."""
+"""Equations between results of a subject, which the checks in `checks/relations.py` and `checks/options.py` test."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ class Equation:
 
     Attributes:
         inputs: the inputs of the result, then the inputs of the other results.
-        terms: a function from the part and the index of a number to the terms whose sum is the number. A term is the
-            position of another result in `inputs`, a factor, and an index in this result. None if the two results must
-            differ.
+        terms: a function from the part ("loss", "gradient", …) and the index of a number of the result to terms, whose
+            sum equals the number. A term is the position of another result in `inputs`, a factor, and an index in this
+            other result. None if the two results must differ.
     """
 
     inputs: tuple[Inputs, ...]
     terms: Callable[[str, Index], EquationTerms] | None = lambda part, index: ((1, 1.0, index),)
 
 
-# From a case and its inputs to the equations that a check tests, by the name of the call.
+# Returns the equations that a check tests on a case and its inputs, by the name of the call.
 Equations = Callable[[Case, Inputs], Mapping[str, Equation]]
 
 
 def parts(given: Inputs) -> Shapes:
-    """Return the shapes of loss and gradients."""
+    """Return the shapes of the loss and of the gradients, by name."""
     shapes = {"loss": given.upstream.shape, "gradient": given.logits.shape}
     if given.target.is_floating_point():
         shapes["target_gradient"] = given.target.shape
@@ -44,17 +44,17 @@ def parts(given: Inputs) -> Shapes:
 
 
 def equal_to(change: Callable[[Inputs], Inputs]) -> Equations:
-    """Return the equation of a result with the equal result of changed inputs."""
+    """Return a function that makes the equation: the result equals the result on changed inputs."""
     return lambda case, given: {"": Equation((given, change(given)))}
 
 
 def of_shifted_logits(case: Case, given: Inputs) -> dict[str, Equation]:
-    """Return the equations of logits with shifted logits. The logits are rounded so that the shift is exact."""
+    """Return the equations: a constant added to all logits changes no result. The logits are rounded for exact sums."""
     return {call: Equation(inputs) for call, inputs in relations.shifted(given).items()}
 
 
 def of_reversed_rows(case: Case, given: Inputs) -> dict[str, Equation]:
-    """Return the equations with reversed rows, by the reversed dimension."""
+    """Return an equation for each batch dimension: reversed rows give the reversed result."""
 
     def along(axis: int) -> Equation:
         def terms(part: str, index: Index) -> EquationTerms:
@@ -67,7 +67,7 @@ def of_reversed_rows(case: Case, given: Inputs) -> dict[str, Equation]:
 
 
 def of_reversed_classes(case: Case, given: Inputs) -> dict[str, Equation]:
-    """Return the equation with reversed classes."""
+    """Return the equation: reversed classes give the same loss and the reversed gradient."""
 
     def terms(part: str, index: Index) -> EquationTerms:
         axis = min(1, given.logits.dim() - 1)
@@ -81,7 +81,7 @@ def _reversed(index: Index, shape: Index, axis: int) -> Index:
 
 
 def of_two_batches(case: Case, given: Inputs) -> dict[str, Equation]:
-    """Return the equation with two parts of the batch; none if the weights of a part sum to 0."""
+    """Return the equation: the result follows from two parts of the batch. {} if the weights of a part sum to 0."""
     try:
         parted = relations.parted(given, terms_of(given))
     except NotRunError:
@@ -90,7 +90,7 @@ def of_two_batches(case: Case, given: Inputs) -> dict[str, Equation]:
     size = len(of_first.logits)
 
     def terms(part: str, index: Index) -> EquationTerms:
-        if not index:  # a sum, or a mean of means
+        if not index:  # the loss is a sum, or a weighted mean of two means
             return (1, first, ()), (2, second, ())
         row, *further = index
         return ((1, first, index) if row < size else (2, second, (row - size, *further)),)
@@ -99,7 +99,7 @@ def of_two_batches(case: Case, given: Inputs) -> dict[str, Equation]:
 
 
 def of_options(case: Case, given: Inputs) -> dict[str, Equation]:
-    """Return the equations without an option, which must differ, and with options at neutral values, which must not."""
+    """Return the equations: without an option the result differs; with options at neutral values it does not."""
     equations = {call: Equation((given, without), None) for call, without in options.left_out(given).items()}
     if off := options.turned_off(given, case.ignored):
         other, passed = off

@@ -16,7 +16,7 @@ from crossent.words import printable
 
 
 def assignments(inputs: Inputs, values: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a line for each value of the case, and for each further value."""
+    """Yield the lines of a script that define the inputs of the case, then the further values."""
     tensors = {"logits": inputs.logits, "target": inputs.target, "upstream": inputs.upstream}
     tensors |= {name: value for name, value in inputs.options.items() if isinstance(value, Tensor)}
     for name, value in tensors.items():
@@ -29,7 +29,7 @@ def assignments(inputs: Inputs, values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def docstring(text: str) -> str:
-    """Return a text for the inside of a docstring, in ASCII and with escaped quotes."""
+    """Return a text that can stand in a docstring: in ASCII, with escaped quotes."""
     lines = "\n".join(map(printable, text.replace("±", "+-").split("\n")))
     escaped = lines.replace("\\", "\\\\").replace('"', '\\"')
     return escaped.encode("ascii", "backslashreplace").decode()
@@ -45,7 +45,7 @@ def _tensor(tensor: Tensor) -> str:
 
 
 def _literal(value: Any, given: Inputs | None = None) -> str:
-    """Return the Python expression of a value. Inputs become a tuple; the inputs of the case become `given`."""
+    """Return a value as a Python expression: `given` for the inputs of the case, a tuple for other inputs."""
     if value is given is not None:
         return "given"
     if isinstance(value, Tensor):

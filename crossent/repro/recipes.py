@@ -1,4 +1,4 @@
-"""Recipes: for each check, the functions of `scripts` that repeat a finding, and the values that they need."""
+"""Recipes: for each check, the functions of `scripts` that repeat a finding, and the values for these functions."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from crossent.trials.agreement import RESULT_PARTS
 
 @dataclass(frozen=True)
 class Focus:
-    """The result or number that a script shows.
+    """The result of a case, or the number in the result, that a script shows.
 
     Attributes:
         case, inputs, subject: the case, its inputs, and the subject that takes the inputs. The tensors are on the CPU.
-        of: the result that the finding is about, as in a `Finding`; "" if the finding is about no single result.
+        of: the result that the finding is about, such as "gradient turned along 2"; "" if there is no single result.
         index: the index of the number in this result; None if the finding is about no number.
     """
 
@@ -42,7 +42,7 @@ class Focus:
 
     @property
     def part(self) -> str:
-        """The part of the result: the loss, a gradient or a derivative."""
+        """The part of the result: "loss", "gradient" or another derivative."""
         return self.of.partition(" ")[0]
 
     @property
@@ -52,7 +52,7 @@ class Focus:
 
 
 def nothing(focus: Focus) -> dict[str, Any]:
-    """Return an empty dict: no values, or no results."""
+    """Return an empty dict, for a recipe without further values, or without results of a kind."""
     return {}
 
 
@@ -62,13 +62,13 @@ class Recipe:
 
     Attributes:
         kinds: the kinds of the check's findings.
-        step: calls the subject, and ends the script if anything but a number is wrong.
-        number: judges the number of a finding, in the result of `step`.
-        whole: judges a whole result, for a finding that is about no single number.
-        numbers: the shapes of the results that can have a wrong number, by the word `of` in a finding.
-        wholes: the shapes of the results that can be wrong as a whole, by the same word.
+        step: the function that calls the subject, and ends the script if anything but a number is wrong.
+        number: the function that judges one number in the result of `step`.
+        whole: the function that judges a whole result, for a finding that is about no single number.
+        numbers: returns the shapes of the results in which a number can be wrong, by the name `of` in a finding.
+        wholes: returns the shapes of the results that can be wrong as a whole, by the same name.
         numbered: whether each finding of kind "wrong" is about a number.
-        values: the further values that the functions need, by name.
+        values: returns the further values that the functions need, by name.
     """
 
     kinds: tuple[str, ...]
@@ -98,12 +98,12 @@ def _rows(focus: Focus) -> Shapes:
 
 
 def _number(numbers: Callable[[Focus], Shapes], number: ScriptFunction = judge_number) -> Recipe:
-    """Return the recipe for a number of the first call."""
+    """Return the recipe of a check that finds a wrong number in the result of one call."""
     return Recipe(("wrong",), call_once, number, numbers=numbers, numbered=True)
 
 
 def _equal(equations_of: Equations, whole: ScriptFunction | None = None) -> Recipe:
-    """Return the recipe for a result that follows from other results."""
+    """Return the recipe of a check that tests equations between results."""
 
     def named(focus: Focus, *, whole: bool) -> Shapes:
         found = equations_of(focus.case, focus.inputs).items()
@@ -129,7 +129,7 @@ def _called(
     number: ScriptFunction = circumstances.judge_one_call,
     kinds: tuple[str, ...] = EITHER,
 ) -> Recipe:
-    """Return the recipe for several calls. `calls` names the parts of the result of each call."""
+    """Return the recipe of a check that makes several calls. `calls` has the parts of the result of each call."""
 
     def numbers(focus: Focus) -> Shapes:
         known = parts(focus.inputs)
@@ -151,9 +151,9 @@ def of_other_numbers(case: Case) -> dict[str, Any]:
 
 
 def _derivative(step: ScriptFunction, *names: str, batch: tuple[int, ...] = ()) -> Recipe:
-    """Return the recipe for derivatives along the direction of the case. A derivative may be missing.
+    """Return the recipe of a check of derivatives along the direction of the case. A missing derivative is a finding.
 
-    `batch` is the shape of a batch of directions.
+    `names` has the derivatives, and `batch` is the shape of a batch of directions.
     """
 
     def shapes(focus: Focus) -> Shapes:
@@ -171,7 +171,7 @@ def _derivative(step: ScriptFunction, *names: str, batch: tuple[int, ...] = ()) 
 def _transform(
     step: ScriptFunction, numbers: Callable[[Focus], Shapes] = _all, *, number: ScriptFunction = judge_number
 ) -> Recipe:
-    """Return the recipe for one call under a transform."""
+    """Return the recipe of a check that makes one call under a transform."""
     return Recipe(EITHER, step, number, numbers=numbers)
 
 
@@ -186,7 +186,7 @@ def _of_batch(focus: Focus) -> Shapes:
 
 
 def _compiled(backend: str, *, dynamic: bool) -> Recipe:
-    """Return the recipe for two calls of the compiled subject."""
+    """Return the recipe of a check that calls the compiled subject twice."""
 
     def second(focus: Focus) -> tuple[str, Inputs]:
         larger = compiled_code.larger(focus.case)
@@ -217,7 +217,7 @@ def _tiles(focus: Focus) -> dict[str, Any]:
     return {"times": focus.case.tiled, "each_row": focus.case.upstream == "rows", "gib": gib}
 
 
-# By the name of the check.
+# The recipes on cases, by the name of the check.
 RECIPES = {
     "call": Recipe(("refused",), single.show_call),
     "result": Recipe(("wrong",), single.check_shape),
@@ -282,7 +282,7 @@ RECIPES = {
     "compiled_error": Recipe(("accepted", "refused", "wrong"), check_compiled_errors, values=_no_classes),
     "large": replace(_transform(single.call_on_repeated, _of_tiles), values=_tiles),
 }
-# For bad inputs.
+# The recipes on bad inputs, by the name of the check.
 REFUSALS = {
     "errors": Recipe(("accepted", "wrong", "crashed", "hung"), refusals.check_refused),
     "arguments": Recipe(("changed_input",), refusals.check_arguments_of_bad_call),

@@ -31,7 +31,7 @@ from crossent.trials.difference import Difference
 from crossent.trials.trial import NotRunError, Question, RefusedError, Trial
 from crossent.words import cut, quoted
 
-SECONDS_TO_LOAD = 300.0  # as the default of `crossent check --timeout`
+SECONDS_TO_LOAD = 300.0  # the default of `crossent check --timeout`
 
 
 def script_of(
@@ -52,7 +52,7 @@ def script_of(
         id: the id of the finding, SUBJECT:CHECK:CASE.
         report: the file of a report that has the finding.
         device: the device on which the case runs if there is no report.
-        passed: whether to show a check that passes, by the number nearest to its bound.
+        passed: whether to show a check that passes, with the number nearest to its bound.
         source: the description of your function, as in `crossent check`; "" for a subject of the package.
         promises: `without`, `contract` and `grade`, as in `crossent check`, for a case that runs here.
 
@@ -77,16 +77,16 @@ def script_of(
 def _loaded(source: str) -> Subject:
     """Return the user's function as a subject. A separate process loads the function, if this system can fork."""
     if source.removesuffix(COMPILE_SUFFIX) in BY_NAME:
-        raise ValueError(f"subject: got {quoted(source)}; a finding of a subject of the package needs no --subject")
+        raise ValueError(f"subject: got {quoted(source)}; for a form or torch, leave out --subject")
     found = load_remote(source, SECONDS_TO_LOAD) if can_fork() else load(source)
     return found[0]
 
 
 def repeated(id: str, device: str = "cpu", source: str = "", **promises: Any) -> Finding:
-    """Run a check on a case here, and return its finding. The checks `call` and `result` run first.
+    """Run the check of a finding again on its case, and return the new finding.
 
-    A subject from a source runs in an isolated process. `promises` has the contract, grade and missing features, as in
-    `crossent.check`.
+    The checks `call` and `result` run first. A subject from a source runs in an isolated process. `promises` are the
+    arguments `contract`, `grade` and `without` of `crossent.check`.
 
     Raises:
         ValueError: there is no such subject or case, or the finding does not happen here.
@@ -110,12 +110,12 @@ def repeated(id: str, device: str = "cpu", source: str = "", **promises: Any) ->
         here = f"torch {torch.__version__} on {device}"
         reasons = [*entry.not_applicable, *entry.not_run.get(check, ())]
         why = f", where {cut(subject)} {reasons[0]}" if reasons else ""
-        raise ValueError(f"finding: {cut(id)} does not happen now, with {here}{why}; give a REPORT that has it")
+        raise ValueError(f"finding: {cut(id)} does not happen with {here}{why}; give a REPORT that has the finding")
     return found
 
 
 def nearest_to_bound(id: str, device: str = "cpu") -> Finding:
-    """Return the number nearest to its error bound, or the error of a bad call, in the form of a finding.
+    """Return a finding with the number of a check that is nearest to its bound, or with the error of a bad call.
 
     Raises:
         ValueError: there is no such subject or case, the check does not run on it, or the check measures no number.
@@ -126,29 +126,29 @@ def nearest_to_bound(id: str, device: str = "cpu") -> Finding:
     made = case_of(case)
     require_device(device)
     if isinstance(made, BadInput):
-        return Finding(subject, "errors", case, "wrong", "The script shows the error that refuses the bad call.")
+        return Finding(subject, "errors", case, "wrong", "The script shows the error that the bad call raises.")
     if name not in CHECKS:
         raise ValueError(f"finding: got check {quoted(name)}; allowed are {', '.join(CHECKS)}")
     check, trial = CHECKS[name], Trial(Question(made, device), named, Here(named.loss))
     if not check.applies(made) or check.not_run(named, trial.question.inputs):
-        raise ValueError(f"finding: {cut(subject)} has no {name} on {cut(case)}; choose another case")
+        raise ValueError(f"finding: {cut(subject)} has no check {name} on {cut(case)}; choose another case")
     found: list[Difference] = []
     with ambient(), suppress(RefusedError, NotRunError):
         found = [one for one in check.run(trial) if isinstance(one, Difference)]
     if not found:
-        raise ValueError(f"finding: {cut(id)} does not run here, or measures no number")
+        raise ValueError(f"finding: {cut(id)} does not run here, or measures no number; choose another check")
     finding = as_finding(trial, check, max(found, key=lambda one: one.ratio))
-    return replace(finding, message=f"The number that is nearest to its bound:\n{finding.message}")
+    return replace(finding, message=f"The number nearest to its error bound:\n{finding.message}")
 
 
 def _checks(name: str, case: Case | BadInput) -> tuple[Check, ...]:
-    """Return the check of this name after `call` and `result`. On a tiled case, return the check alone."""
+    """Return `call`, `result` and the check of this name; on a case with repeated logits, the check alone."""
     before = () if isinstance(case, Case) and case.tiled > 1 else (single.call, single.result)
     return tuple(dict.fromkeys((*before, *([CHECKS[name]] if name in CHECKS else []))))
 
 
 def widens_halves(document: dict[str, Any], finding: Finding) -> bool:
-    """Whether a report declares that the subject of a finding returns float32 for half precision."""
+    """Return whether a report declares that the subject of a finding returns float32 for half precision."""
     parts = (part for part in document["subjects"] if part["name"] == finding.subject)
     return any(FEATURES["half_result"].instead in part.get("declared", ()) for part in parts)
 

@@ -59,9 +59,9 @@ device = {device}
 
 {steps}
 '''
-ATTEMPTS = 20  # of a script whose finding may depend on earlier calls
-ENDS = ("crashed", "hung")  # kinds of findings that every check has: a call ended its process, or did not return
-# A subject of which only the name is known.
+ATTEMPTS = 20  # the attempts of a script whose finding may depend on earlier calls
+ENDS = ("crashed", "hung")  # kinds of findings of every check: a call ended its process, or did not return
+# Stands for a subject of which only the name is known.
 ANOTHER = Subject("another", torch.nn.functional.cross_entropy)
 # The subjects that a script defines itself.
 DEFINED: dict[str, ScriptFunction] = {
@@ -87,13 +87,13 @@ def script(
     Args:
         finding: the finding of a run.
         device: the device of that run.
-        digest: the digest of the inputs in that run, which the inputs here must have.
-        passed: whether the check passed. The script then says so, and does not call the same number wrong.
+        digest: the digest of the inputs in that run; None to skip the comparison with the inputs here.
+        passed: whether the check passed. Then the script does not count the number of the finding as wrong.
         widened: whether the subject returns float32 for half precision, as its report declares.
         loaded: the user's function, which the script loads from its source; None if the user must import it.
 
     Raises:
-        ValueError: the case cannot be built, or has other bits here; or its check has no such finding.
+        ValueError: the case cannot be built, or its inputs have other bits here, or the check has no such finding.
         RuntimeError: no such device.
     """
     case, subject = case_of(finding.case), loaded or subject_of(finding.subject, device)
@@ -101,7 +101,8 @@ def script(
     inputs = case.build()
     if digest is not None and inputs.digest != digest:
         raise ValueError(
-            f"finding: {cut(finding.case)} has other bits here: inputs {inputs.digest}, in the report {digest}"
+            f"finding: the inputs of {cut(finding.case)} have other bits here: digest {inputs.digest}, "
+            f"in the report {digest}; use the versions of crossent and numpy that wrote the report"
         )
     ending, values, needs_calls = None, dict[str, Any](), False
     if isinstance(case, BadInput):
@@ -127,7 +128,7 @@ def script(
         main = _attempts(code, main, end_unknown if DEPENDS in finding.message else end_right)
     elif ending is None or ending is not recipe.number:
         code.add(verdict)
-        main.append('verdict(False, "as it should be")')
+        main.append('verdict(False, "the finding does not happen")')
     before = [*_subject_lines(code, finding.subject, loaded.source if loaded else "")]
     if isolated:
         code.add(isolate)
@@ -142,15 +143,15 @@ def script(
         values="\n".join(assignments(inputs, {name: value for name, value in values.items() if name in code.values})),
         steps="\n".join(main),
     )
-    assert text.isascii()  # a terminal without Unicode may pipe the script to Python
+    assert text.isascii()  # so that a terminal without Unicode can print the script
     return text
 
 
 def _main(code: Code, step: ScriptFunction, ending: ScriptFunction | None, *, refusable: bool) -> list[str]:
     """Return the lines that call a step, and the function that judges its result.
 
-    refusable: whether the script ends with status 2 if the subject raises. If the finding is that the subject raises,
-        Python prints the traceback and ends with status 1.
+    `refusable` says whether an exception of the subject ends the script with status 2. It is False if the finding is
+    such an exception: then Python prints the traceback, and ends with status 1.
     """
     code.add(step)
     lines = [f"{step.__name__}()"]
@@ -166,12 +167,12 @@ def _main(code: Code, step: ScriptFunction, ending: ScriptFunction | None, *, re
 
 
 def _needs_earlier_calls(finding: Finding) -> bool:
-    """Whether a single attempt in a new process may not show the finding."""
+    """Return whether the finding may need earlier calls, so that a single attempt in a new process may not show it."""
     return finding.kind in ("not_repeated", "disturbed") or (finding.kind == "wrong" and DEPENDS in finding.message)
 
 
 def _attempts(code: Code, lines: Sequence[str], end: ScriptFunction) -> list[str]:
-    """Return the lines that repeat `lines`, with other calls in between. The first wrong result ends the script."""
+    """Return the lines of a loop over `lines`, with other calls in between. The first wrong result ends the script."""
     code.add(call_others)
     code.add(end)
     repeated = [*(f"    {line}" for line in lines), "    call_others(attempt)"]
@@ -198,14 +199,14 @@ def _recipe(finding: Finding, case: Case | BadInput, subject: Subject, device: s
             or (check.name == "stream" and there != "cuda")
         ):
             raise ValueError(
-                f"finding: {cut(finding.subject)} has no {finding.check} on {cut(finding.case)} and {device}; "
+                f"finding: {cut(finding.subject)} has no check {finding.check} on {cut(finding.case)} and {device}; "
                 "choose another case"
             )
     return recipe
 
 
 def _focused(finding: Finding, recipe: Recipe, focus: Focus) -> Focus:
-    """Return the focus with the result that the finding is about, and with the index of the number in it, if any."""
+    """Return the focus with the result that the finding is about, and with the index of its number, if any."""
     n = finding.numbers
     shapes: Shapes = {"": ()}
     if finding.kind != "wrong":
@@ -217,11 +218,11 @@ def _focused(finding: Finding, recipe: Recipe, focus: Focus) -> Focus:
     shape = shapes.get(finding.of)
     if shape is None:
         known = ", ".join(map(repr, shapes)) or "none without numbers"
-        raise ValueError(f"finding: it is of {quoted(finding.of)}; allowed are {known}")
+        raise ValueError(f"finding: got result {quoted(finding.of)}; allowed are {known}")
     if n is None:
         return replace(focus, of=finding.of)
     if len(n.index) != len(shape) or not all(map(int.__lt__, n.index, shape)):
-        raise ValueError(f"finding: got index {quoted(n.index)}; allowed is one within {shape}")
+        raise ValueError(f"finding: got index {quoted(n.index)}; allowed is an index within the shape {shape}")
     return replace(focus, of=finding.of, index=n.index)
 
 
@@ -229,8 +230,8 @@ def _numbers(n: Numbers, versus: str) -> dict[str, Any]:
     """Return the numbers of a finding as the values of a script, by name."""
     if versus == "exact":
         return {"index": n.index, "found": n.got, "exact": n.exact, "allowed": n.bound, "versus": versus}
-    # The other result may differ on this machine, so the number of the finding is not wrong by itself. If the other
-    # result was infinite or NaN, any finite distance is allowed: the finding is that only one result is finite.
+    # The other result may differ on this machine, so the same number need not be wrong here. If the other result was
+    # infinite or NaN, the finding is that only one result is finite. Then any finite error passes.
     allowed = n.bound if math.isfinite(n.exact) else sys.float_info.max
     return {"index": n.index, "found": None, "allowed": allowed, "versus": versus}
 
@@ -259,9 +260,9 @@ def _subject_lines(code: Code, name: str, source: str) -> Iterator[str]:
     if base in DEFINED:
         code.add(DEFINED[base], "subject")
     elif base in FORM_SUBJECTS:
-        yield f"from crossent import {base} as subject  # all but torch that this needs"
+        yield f"from crossent import {base} as subject  # this script needs nothing else but torch"
     else:
-        missing = ascii(f"import {printable(base)} here as subject, and take these two lines out")
+        missing = ascii(f"in place of these two lines, import {printable(base)} as subject")
         yield f"print({missing})\nraise SystemExit(2)"
     if base != name:
         yield "subject = compiled(subject)"

@@ -17,7 +17,7 @@ CALLS = [Hot("torch", "float32", 1, (2, 2)), Hot("formula", "float32", 1, (2, 2)
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that a test moves, and an operating system that never takes a core away."""
+    """Return a clock that a test moves. The fake operating system never takes a core away."""
 
     class Clock:
         now = 0.0
@@ -200,7 +200,7 @@ def test_a_peer_that_raises_is_missing_for_what_it_said():
 
 @pytest.fixture
 def cells(monkeypatch):
-    """Cells of the hot path as the results have them, measured on small logits."""
+    """Return cells of the hot path, as in the files of results, measured on small logits."""
     monkeypatch.setattr(hot_path, "peers", lambda shape, device: {"liger": "needs a CUDA device"})
     measured = hot_path.measure(((32, 10),), ("float32",), seconds=0)
     return json.loads(json.dumps(list(measured)))

@@ -24,14 +24,14 @@ on_posix = pytest.mark.skipif(os.name != "posix", reason="needs a system with /b
 
 @pytest.fixture
 def kept(tmp_path, monkeypatch):
-    """The folder of environments and reports."""
+    """Return the folder of environments and reports."""
     monkeypatch.setattr(environments, "PLACE", tmp_path / "kept")
     return tmp_path / "kept"
 
 
 @pytest.fixture
 def here(kept, tmp_path):
-    """Two folders that look like environments and run this Python."""
+    """Return two folders that look like environments and run this Python."""
     for name in ("one", "other"):
         (tmp_path / name / "bin").mkdir(parents=True)
         python = tmp_path / name / "bin" / "python"

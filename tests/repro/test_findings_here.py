@@ -25,7 +25,7 @@ IDS = {
     "torch:loss:half_partial_sums/bfloat16-1000x10-normal-int64-mean-ignored_16th": "got ",
     "torch:call:float32-5-normal-uint8-mean-weighted-scalar-smooth1": "RuntimeError",
     "torch_nll:call:float64-2x5x3x2-normal-int64-mean-scalar": "must be contiguous",
-    "torch:errors:label_smoothing_nan": "accepted, and gave",
+    "torch:errors:label_smoothing_nan": "returned ",
     "torch:row_sums:half_sure/bfloat16-4x2-sure-int64-mean-gradeA": "got ",
     "torch:large:half_partial_sums/bfloat16-64x3-normal-int64-mean-ignored_16th-tiled1024": "got ",
     "torch:vmap:float32-7x5-normal-uint8-mean": "RuntimeError: gather",
@@ -90,7 +90,7 @@ def test_the_script_of_a_form_imports_that_form(name, check, versus, monkeypatch
     assert "crossent import" in text
     _, status, out = play(text)
     assert status == 0
-    assert re.fullmatch(rf"torch \S+: got \S+, {versus} \S+, off by \S+, allowed \S+\nright\n", out)
+    assert re.fullmatch(rf"torch \S+: got \S+, {versus} \S+, error \S+, error bound \S+\nright\n", out)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_what_names_no_finding_is_one_line_and_status_2(capsys, id, said):
     [
         (["--device", "cuda:99", TORCH_HALF], "device: got 'cuda:99'; "),
         (["--device", "nonsense", TORCH_HALF], "device: got 'nonsense'; "),
-        (["--device", "cpu", TORCH_HALF, __file__], "--device is for a case that is run here"),
+        (["--device", "cpu", TORCH_HALF, __file__], "--device needs a case that runs here"),
     ],
     ids=["missing", "nonsense", "report"],
 )

@@ -48,12 +48,12 @@ def test_a_script_shows_what_was_found_and_says_right_where_it_is_not(name):
     assert out.splitlines()[-1:] == ["wrong"] or finding.kind == "refused"
     if finding.numbers is not None and check != "row_sums":  # which rounds its sum
         n = finding.numbers
-        assert f"got {n.got!r}, {n.versus} {n.exact!r}, off by " in out
+        assert f"got {n.got!r}, {n.versus} {n.exact!r}, error " in out
     names, status, out = play(with_subject(text, RIGHT))
     assert status == 0, out
     assert out.splitlines()[-1] == "right"
     _, status, out = play(text)  # without the subject, the script only asks for the subject
-    assert (status, out) == (2, "import mine here as subject, and take these two lines out\n")
+    assert (status, out) == (2, "in place of these two lines, import mine as subject\n")
 
     inputs = next((bad for bad in BAD_INPUTS if bad.id == case), None) or Case.of(case)
     inputs = inputs.build()
@@ -92,7 +92,7 @@ def test_a_script_shows_that_compiled_code_takes_what_is_no_class(monkeypatch):
     assert skeleton(text) == skeleton(script(replace(finding, kind="wrong")))
     _, status, out = play(with_subject(text, CLAMPS))
     assert (status, out.splitlines()[-1]) == (1, "wrong")
-    assert "class 5 is none, and gave" in out
+    assert "class 5 is out of range, but gave" in out
     _, status, out = play(with_subject(text, RIGHT))
     assert (status, out.splitlines()[-1]) == (0, "right")
     _, status, out = play(with_subject(text, where(IS_TRACED, REFUSE)))
@@ -113,15 +113,15 @@ def test_a_script_does_not_ask_what_torch_refuses_to_do_deterministically():
     [
         ("import os, signal\nos.kill(os.getpid(), signal.SIGABRT)", 1, "its process died: exit code -6"),
         ("import time\ntime.sleep(1000)", 1, "the call did not return within 1 s"),
-        ("return crossent.formula(input, target, **options)", 0, "refused, as it should"),
+        ("return crossent.formula(input, target, **options)", 0, "which is right"),
     ],
     ids=["dies", "hangs", "right"],
 )
 def test_a_call_that_may_end_its_process_is_made_in_another(tmp_path, body, status, said):
     text = script(Finding("mine", "errors", "reduction_unknown", "crashed" if "os" in body else "hung", ""))
-    assert play(text)[1:] == (2, "import mine here as subject, and take these two lines out\n")
+    assert play(text)[1:] == (2, "in place of these two lines, import mine as subject\n")
     text = with_subject(text, source(body))
-    assert play(text)[1:] == (2, "save this script as a file: it starts itself again\n")
+    assert play(text)[1:] == (2, "save this script as a file, and run the file: it starts a second process\n")
     path = tmp_path / "script.py"
     patience = 1 if "sleep" in body else 60
     path.write_text(text.replace("seconds = 60\n", f"seconds = {patience}\n"), encoding="ascii")
@@ -180,7 +180,7 @@ def test_a_finding_of_a_compiled_subject_has_a_script_that_compiles_it():
     text = script(Finding("mine+compile", "loss", INDEX, "wrong", "", numbers=numbers, of="loss"))
     assert "\n\n\nsubject = compiled(subject)\n" in text
     _, status, out = play(text)
-    assert (status, out) == (2, "import mine here as subject, and take these two lines out\n")
+    assert (status, out) == (2, "in place of these two lines, import mine as subject\n")
     text = text.replace('backend="inductor"', f'backend="{TRACER}"')
     for subject, ended in ((RIGHT, 0), (where(IS_TRACED), 1)):
         _, status, out = play(with_subject(text, subject))
@@ -191,7 +191,7 @@ def test_a_finding_of_compiled_torch_asks_for_no_subject():
     text = script(Finding("torch+compile", "call", INDEX, "refused", ""))
     assert "\ndef subject(input, target, **options):\n" in text
     assert text.index("\ndef subject(") < text.index("\nsubject = compiled(subject)\n") < text.index("\nlogits = ")
-    assert "take these two lines out" not in text
+    assert "in place of these two lines" not in text
 
 
 # A target kept for the next call of its shape, one call of many, and a bug that needs a call with more classes.

@@ -6,6 +6,11 @@ from dataclasses import replace
 import pytest
 
 from crossent.cli import main
+from crossent.machine import environment
+from crossent.report.findings import Outcome, SubjectReport
+from crossent.report.report import Report
+from crossent.run.settings import Settings
+from crossent.run.verify import require_comparable
 
 CASES = ("float32-7x5-normal-int64-none-rows", "float64-7x5-normal-int64-mean-weighted-ignored")
 MINE = """
@@ -174,3 +179,26 @@ def test_a_report_that_cannot_run_is_one_line(key, value, reports, capsys):
     (reports / "changed.json").write_text(json.dumps(document))
     status, out, err = verify(capsys, reports / "changed.json")
     assert (status, out, err.count("\n")) == (2, "", 1)
+
+
+@pytest.mark.parametrize(
+    ("subject", "inputs", "end"),
+    [
+        ("formula", None, "; --force compares them anyway"),
+        ("one_hot", None, "; they have no subject in common"),
+        ("formula", "00000000", "; they have no case in common whose inputs have the same bits"),
+    ],
+    ids=["another processor", "another subject", "other inputs"],
+)
+def test_a_baseline_of_another_processor_names_force_if_a_case_is_in_common(subject, inputs, end):
+    settings = Settings("cpu", level="quick", seed=0, cases=CASES[:1])
+    (case,) = settings.plan()
+    outcome = Outcome(case.dtype, inputs or case.build().digest)
+    old = Report(
+        {**environment("cpu"), "cpu_capability": "another"}, [SubjectReport(subject, {case.id: outcome})], level="quick"
+    )
+    with pytest.raises(
+        ValueError, match="cannot be compared with the baseline: cpu_capability was 'another'"
+    ) as caught:
+        require_comparable(old, settings, ["formula"])
+    assert str(caught.value).endswith(end)

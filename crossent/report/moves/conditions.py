@@ -10,7 +10,8 @@ from crossent.report.report import Report, first_names
 from crossent.words import quoted
 
 _COMPILED = ("compile", "compile_dynamic", "compiled_error")  # the checks of compiled code
-# Entries of the environment that change the bits of results. If they differ, the diff says nothing about torch.
+# Entries of the environment that change the bits of results. If an entry differs, a changed result says nothing about
+# torch.
 MACHINE = ("device", "device_name", "cpu_capability")
 UNKNOWN = "unknown"
 _BY_DEFAULT = "the default"
@@ -31,7 +32,7 @@ def hindrances(old: Report, new: Report) -> list[str]:
 
 
 def others(old: Report, new: Report) -> list[tuple[str, str, str]]:
-    """Return each difference between the runs: a name, the old value and the new value; "" stands for no value."""
+    """Return the differences between the runs: a name, the old value and the new value; "" stands for no value."""
     partial = is_partial(old) or is_partial(new)
     was, now = _described(old, partial), _described(new, partial)
     different = [
@@ -59,7 +60,7 @@ def _described(run: Report, partial: bool) -> dict[str, str]:
 
 
 def is_partial(run: Report) -> bool:
-    """Whether a run has only a part of its cases or checks. A missing case is then no change."""
+    """Return whether a run has only a part of its cases or checks. A missing case is no change then."""
     return bool(run.only) or run.planned is not None
 
 
@@ -69,13 +70,13 @@ def notes(
     pairs: Sequence[tuple[SubjectReport, SubjectReport]],
     explained: Collection[tuple[str, str]],
 ) -> Iterator[str]:
-    """Yield a line for each subject, case or check that only one run has, and one if no compiled code is compared.
+    """Yield lines about the subjects, cases and checks that only one run has, and about missing compiled code.
 
     Args:
         old: the old run.
         new: the new run.
         pairs: the old and the new report of each subject that both runs have.
-        explained: subjects and cases for which a change explains why a run has fewer checks.
+        explained: the pairs of a subject and a case with a change that explains why one run has fewer checks.
     """
     names = [{part.name for part in run.subjects} for run in (old, new)]
     for which, alone in (("old", names[0] - names[1]), ("new", names[1] - names[0])):
@@ -101,9 +102,9 @@ def notes(
 def _notes_on(
     old: SubjectReport, new: SubjectReport, explained: Collection[tuple[str, str]], partial: tuple[bool, bool]
 ) -> Iterator[tuple[str, str]]:
-    """Yield the notes on one subject, each as a text before and a text after the names of all subjects it is about.
+    """Yield the notes on one subject. Each note is two texts, one before and one after the names of the subjects.
 
-    `partial` is whether the new run, and whether the old run, may lack something because only a part of it ran.
+    `partial` says whether only a part of the new run, and only a part of the old run, is there.
     """
     both = (("old", old, new), ("new", new, old))
     sides = [side for side, is_part in zip(both, partial, strict=True) if not is_part]
@@ -131,5 +132,5 @@ def _notes_on(
 
 
 def _some(cases: Sequence[str]) -> str:
-    """Return how many cases there are, and the id of the first."""
+    """Return the number of cases and the id of the first case, as one text."""
     return f"{len(cases)} case{'s' if len(cases) > 1 else ''}, for example {cases[0]}"

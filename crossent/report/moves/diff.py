@@ -1,7 +1,7 @@
 """diff() and Diff: two runs, for example with two versions of torch, and the changes between them.
 
-A report keeps measurements, and :mod:`crossent.report.moves.rules` has the rules that name a change. So a new baseline
-hides nothing: a check that fails in the new run also fails in the next baseline.
+A report has measurements, and :mod:`crossent.report.moves.rules` has the rules that name a change. So a new baseline
+hides no failure: a check that fails in the new run also fails in the next baseline.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from crossent.report.text import plain_text
 from crossent.words import shell_word
 
 DIFF_SCHEMA = 1
-# For checks that use results of the first call: the names of these results, which are also names of checks.
+# For each check that uses results of the first call: the names of these results, which are also names of checks.
 ABOUT = {"sign": ("loss",), "row_sums": ("gradient",), "ignored_rows": ("loss", "gradient")}
 
 
@@ -97,7 +97,7 @@ class Diff:
 
     @cached_property
     def notes(self) -> list[str]:
-        """A line for each subject, case or check that only one run has, and that is not compared."""
+        """Lines about the subjects, cases and checks that only one run has, which are not compared."""
         of_calls = {(move.subject, move.case) for move in self.moves if move.check in ("call", "result")}
         return list(conditions.notes(self.old, self.new, self.pairs, of_calls))
 
@@ -109,7 +109,7 @@ class Diff:
 
     @cached_property
     def compared(self) -> list[Move]:
-        """The comparison of every check on every case that both runs have, also of equal results."""
+        """The comparisons of every check on every case that both runs have, equal results included."""
         return [move for old, new in self.pairs for move in _moves(old, new)]
 
     @cached_property
@@ -121,7 +121,7 @@ class Diff:
 
     @property
     def table(self) -> Counter[tuple[Kind, str, str]]:
-        """The number of comparisons of each kind, check and dtype. Same bits are counted for all checks together."""
+        """The number of comparisons of each kind, check and dtype. "same bits" has one count for all checks."""
         return Counter(
             (move.kind, "every check" if move.kind is Kind.SAME else move.check, move.dtype) for move in self.compared
         )
@@ -129,9 +129,9 @@ class Diff:
     def rows(
         self, name: Callable[[Kind, str], str] = lambda kind, check: check
     ) -> tuple[list[str], dict[Kind, list[tuple[str, list[int]]]]]:
-        """Return the table as its dtypes and, for each kind, rows of a name with a count for each dtype.
+        """Return the table: its dtypes and, for each kind, its rows. A row has a name and a count for each dtype.
 
-        `name` gives the name of the row of a kind and a check. Checks with the same name share a row.
+        `name` returns the name of the row of a kind and a check. Checks with the same name share a row.
         """
         counts: Counter[tuple[Kind, str, str]] = Counter()
         for (kind, check, dtype), count in self.table.items():
@@ -145,7 +145,7 @@ class Diff:
 
     @cached_property
     def cases_of(self) -> dict[str, Counter[Kind]]:
-        """For each subject, the number of cases of each kind. A case has the most serious kind of its checks."""
+        """The number of cases of each kind, for each subject. A case has the most serious kind of its checks."""
         order = list(Kind)
         worst: dict[str, dict[str, Kind]] = {part.name: {} for _, part in self.pairs}
         for move in self.compared:
@@ -183,7 +183,7 @@ class Diff:
 
     @property
     def sorts(self) -> dict[Kind, list[list[Move]]]:
-        """The changes of each kind, in groups of similar changes. A decision of torch is a group by itself."""
+        """The changes of each kind, in groups of similar changes. Each named case of `cases/edges.py` is a group."""
         groups: dict[tuple[Kind, str, str, str], list[Move]] = {}
         for move in self.moves:
             numeric = move.new.measured.ulp is not None and not move.kind.fails
@@ -195,14 +195,17 @@ class Diff:
         return sorts
 
     def found(self, move: Move) -> Finding | None:
-        """Return the finding of the new run: for a call that the old run refused, the first finding on its result."""
+        """Return the finding of a change in the new run, or None if the check passed.
+
+        If only the old run refused the call, return the first finding about the new result.
+        """
         if not move.also:
             return move.new.finding
         part = next(part for part in self.new.subjects if part.name == move.subject)
         return next(finding for finding in part.findings if finding.case == move.case and finding.check in move.also)
 
     def known(self, move: Move) -> list[str]:
-        """Return the reasons of the known failures in the old and the new run, as lines without repetitions."""
+        """Return a line for each known failure of a change: first of the old run, then of the new run."""
         now, before = self.found(move), move.old.finding
         lines = [f"known failure: {now.expected}"] if now is not None and now.expected is not None else []
         if before is not None and before.expected is not None and f"known failure: {before.expected}" not in lines:
@@ -210,18 +213,18 @@ class Diff:
         return lines
 
     def command(self, move: Move) -> str:
-        """Return the shell command that repeats a finding of the change, or its number if both runs passed."""
+        """Return the shell command that repeats a finding of the change, or the number if both runs passed."""
         now = self.found(move)
         finding, file = now or move.old.finding, self.new_file if now else self.old_file
         if finding is None:
-            # A check without numbers is repeated by a check with numbers, of the result that it uses.
+            # A check without numbers has no number to show, so show the number of a result that the check uses.
             check = move.check if move.new.measured.ulp is not None or move.check == "errors" else "loss"
             check = "gradient" if check == "loss" and move.check in ABOUT else check
             return f"crossent repro --passed {shell_word(f'{move.subject}:{check}:{move.case}')}"
         return replace(finding, repeat="").command + (f" {shell_word(file)}" if file else "")
 
     def render(self, most: int = 6) -> list[RenderableType]:
-        """Return the text in parts: differences of the runs, a table, and at most `most` groups of each kind."""
+        """Return the text as parts for rich: differences of the runs, a table, at most `most` groups of each kind."""
         return list(rendered(self, most))
 
     def __str__(self) -> str:
@@ -230,9 +233,9 @@ class Diff:
     def to_json(self) -> dict[str, Any]:
         """Return the comparison as a JSON document. Numbers that JSON lacks are strings: "nan", "inf", "-inf".
 
-        The kinds of changes have the words of the text. Earlier commits wrote "broken" for "regression", "contract
-        changed" for "changed behaviour", "mended" for "fixed", "moved within bounds" for "changed within bounds",
-        "other words" for "other error message" and "same bits, judged anew" for "same bits, judged again".
+        The kinds of changes have the same names as in the text. Earlier versions wrote "broken" for "regression",
+        "contract changed" for "changed behaviour", "mended" for "fixed", "moved within bounds" for "changed within
+        bounds", "other words" for "other error message" and "same bits, judged anew" for "same bits, judged again".
         """
         document = {
             "schema": DIFF_SCHEMA,
@@ -273,23 +276,24 @@ class Diff:
 
 
 def _moves(old: SubjectReport, new: SubjectReport) -> Iterator[Move]:
-    """Yield the comparison of each check on each case that both runs have with the same bits."""
+    """Yield the comparison of each check on each case that both runs have, if the inputs have the same bits."""
     findings = [{(finding.case, finding.check): finding for finding in part.findings} for part in (old, new)]
     for case, now in new.outcomes.items():
         before = old.outcomes.get(case)
         if before is None or before.inputs != now.inputs:
             continue
         both = before.checks.keys() & now.checks.keys()
-        alike = before.results == now.results or repr(before.results) == repr(now.results)  # NaN is NaN
+        # repr also finds equal NaN.
+        alike = before.results == now.results or repr(before.results) == repr(now.results)
         for check in [check for check in now.checks if check in both]:
             was = _side(check, before, findings[0].get((case, check)), both, alike)
             now_is = _side(check, now, findings[1].get((case, check)), both, alike)
             policy = POLICY_NAMES.get(case, "")
             kind = kind_of(check, was, now_is, bool(policy))
             if (old.contract, [*old.declared]) != (new.contract, [*new.declared]) and kind is not Kind.SAME:
-                kind = Kind.BEHAVIOUR  # no other kind can be told, since the two runs have different bounds
+                kind = Kind.BEHAVIOUR  # the two runs have different bounds, so no other kind can be determined
             found = ((name, findings[1].get((case, name))) for name in now.checks if name not in both)
-            # A call that is refused under a transform only does not have a wrong result.
+            # A call that raises only under a transform has no wrong result.
             also = tuple(name for name, finding in found if finding is not None and finding.kind != "refused")
             if kind is Kind.ACCEPTED and check == "call" and also:
                 kind = Kind.BROKEN
@@ -299,13 +303,13 @@ def _moves(old: SubjectReport, new: SubjectReport) -> Iterator[Move]:
 
 
 def _side(check: str, outcome: Outcome, finding: Finding | None, checked: Collection[str], alike: bool) -> Side:
-    """Return one side of a comparison.
+    """Return what a comparison needs about a check on a case in one run.
 
-    `checked` are the checks that both runs have on the case. `alike` is whether the results are equal in both runs.
+    `checked` has the checks that both runs have on the case. `alike` says whether the results are equal in both runs.
     """
     whose = {name: shown for name, shown in outcome.results.items() if name == check}
     digest = "-".join(outcome.results[name].digest for name in ABOUT.get(check, ()) if name in outcome.results)
-    if check == "call":  # results that no other check is about, for example a loss of the wrong shape
+    if check == "call":  # results without a check of their own, for example a loss of the wrong shape
         whose = {name: shown for name, shown in outcome.results.items() if name not in checked}
     return Side(
         outcome.checks[check],

@@ -15,22 +15,22 @@ if TYPE_CHECKING:
     from crossent.report.moves.diff import Diff
 
 
-_MOST = 40  # cards of a kind
-_MOST_OF_A_CARD = 60  # changes of a card
-_MOST_NAMES = 6  # names of checks in a title
+_MOST = 40  # the most cards of a kind
+_MOST_OF_A_CARD = 60  # the most changes that a card lists
+_MOST_NAMES = 6  # the most names in a title
 _HEADLINES = ("Nothing was compared", "Look before you upgrade")
 TONES = {kind: "failed" for kind in Kind if kind.fails} | {Kind.WORSE: "known", Kind.STILL: "known"}
 
 
 @dataclass(frozen=True)
 class Card:
-    """Changes of one kind that are alike: the first is shown in full, the others in a folded list."""
+    """Similar changes of one kind: the page shows the first in full, and the others in a folded list."""
 
     moves: list[Move]
 
     @property
     def title(self) -> str:
-        """The checks, or the decisions of torch."""
+        """The title of the card: the names of the checks, or of torch's decisions, at most `_MOST_NAMES` of them."""
         names = list(dict.fromkeys(move.policy or move.check for move in self.moves))
         more = len(names) - _MOST_NAMES
         return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
@@ -62,7 +62,7 @@ def page(diff: Diff) -> str:
 def cards(kind: Kind, groups: Iterable[list[Move]]) -> list[Card]:
     """Return the groups of changes of one kind as cards. Groups with the same message share a card.
 
-    Changes that need no action share a card for each check, whatever their messages.
+    Groups of a check that need no action share a card even if their messages differ.
     """
     found: dict[str, list[Move]] = {}
     for group in groups:

@@ -14,9 +14,9 @@ from enum import StrEnum
 from crossent.report.findings import Finding, Measured, ResultSummary
 from crossent.report.text import share
 
-# An error counts as worse if it grew by more than this factor and by more than this number of ulp. Another order of
-# summation changes the last bit, and is no reason. Its share of the bound must have grown by the same factor. The worst
-# elements of two runs may differ, and an element closer to zero has an error of more ulp, but not a larger error.
+# An error counts as worse if the error in ulp grew by more than this factor and by more than this number of ulp, since
+# another order of summation changes the last bit. Its share of the bound must have grown by the same factor: the worst
+# element of the new run may be closer to zero, where the same error is more ulp.
 TIMES, LAST_PLACES = 2.0, 1.0
 
 
@@ -99,8 +99,8 @@ class Side:
 class Move:
     """The change of one check on one case of one subject.
 
-    `policy` is the name of the case among the decisions of torch in :mod:`crossent.cases.edges`, or "". `also` are the
-    checks that fail in the new run, for a call that was refused in the old run.
+    `policy` is the name of the case if the case is a decision of torch in :mod:`crossent.cases.edges`, otherwise "".
+    `also` has the checks that fail in the new run, if the old run refused the call.
     """
 
     kind: Kind
@@ -137,7 +137,7 @@ class Move:
 
     @property
     def _alone(self) -> bool:
-        """Whether the line shows the values of results that are ordinary numbers."""
+        """Whether the line shows the values of the results even if both values are finite."""
         return bool(self.policy) or self.kind in (Kind.BROKEN, Kind.BEHAVIOUR, Kind.FIXED)
 
     @property
@@ -168,20 +168,20 @@ def kind_of(check: str, old: Side, new: Side, policy: bool = False) -> Kind:
 
 
 def _same(old: Side, new: Side) -> bool:
-    """Whether all bits, numbers and messages are equal. NaN equals NaN."""
+    """Return whether all bits, numbers and messages are equal. NaN equals NaN."""
     return repr(_comparable(old)) == repr(_comparable(new))
 
 
 def _same_bits(old: Side, new: Side) -> bool:
-    """Whether the results are known to have the same bits."""
+    """Return whether the checksums show that the results have the same bits. False if there is no checksum."""
     bits = [({name: shown.digest for name, shown in side.shown.items()}, side.digest) for side in (old, new)]
     return bits[0] == bits[1] != ({}, "")
 
 
 def _same_error(old: Side, new: Side) -> bool:
-    """Whether the worst error is the same, for a check of several calls, whose bits a report does not keep.
+    """Return whether the worst error is the same. For checks of several calls, of which a report keeps no bits.
 
-    If the bits differ, the error differs by whole ulps. A difference beyond the third decimal comes from the library
+    If the bits differ, the errors differ by whole ulps. A difference beyond the third decimal comes from the library
     that computed the exact value.
     """
     before, now = old.measured.ulp, new.measured.ulp
@@ -190,14 +190,14 @@ def _same_error(old: Side, new: Side) -> bool:
 
 
 def _comparable(side: Side) -> Side:
-    """Return the side without parts that may differ between equal results."""
+    """Return a copy of the side without parts that may differ between equal results, such as the command."""
     finding = side.finding and replace(side.finding, repeat="")
     measured = replace(side.measured, not_judged=dict(sorted(side.measured.not_judged.items())))
     return replace(side, finding=finding, measured=measured)
 
 
 def _behaves_otherwise(check: str, old: Side, new: Side, policy: bool) -> bool:
-    """Whether a kind of value, a shape, a dtype, the class of an error or the repeatability of bits changed."""
+    """Return whether a dtype, a shape, a kind of value such as NaN, or a class of error changed, or bits now vary."""
     passed, passes = old.finding is None, new.finding is None
     if passed and new.finding is not None and (check == "result" or new.finding.kind == "not_repeated"):
         return True
@@ -229,7 +229,7 @@ def _within(old: Side, new: Side) -> Kind:
 
 
 def _grown(less: Measured, more: Measured) -> bool:
-    """Whether the error grew enough to count as worse."""
+    """Return whether the error grew enough to count as worse."""
     if less.ulp is None or more.ulp is None or less.ratio is None or more.ratio is None:
         return False
     return more.ulp > TIMES * less.ulp and more.ulp > less.ulp + LAST_PLACES and more.ratio > TIMES * less.ratio
@@ -253,7 +253,7 @@ def _special(shown: ResultSummary) -> str:
 
 
 def _errors(old: Side, new: Side) -> str:
-    """Return the old and the new error, or the first lines of findings without numbers."""
+    """Return the old and the new message of findings without numbers, such as "right → IndexError: …"."""
     was, now = _message(old), _message(new)
     return "" if was == now else f"{was or 'right'} → {now or 'right'}"
 

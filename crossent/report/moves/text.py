@@ -70,7 +70,7 @@ def _table(diff: Diff) -> Table:
 
 
 def _sort(diff: Diff, sort: list[Move]) -> Iterator[Text]:
-    """Yield the first change of a group in full, which has the largest numbers, and the number of similar changes."""
+    """Yield the first change of a group in full, which changed most, and the number of similar changes."""
     move = sort[0]
     yield Text()
     if move.policy:

@@ -13,8 +13,8 @@ functions of this folder and the values of `case`. A printed script needs nothin
     derivatives    double backward and forward mode
     transforms     batches of derivatives, torch.func, autocast, the meta device, torch.export
     compiled_code  torch.compile
-    refusals       bad calls, and a process of its own
+    refusals       bad calls, and the separate process for them
 
-A step is a function that `repro/recipes.py` names. It takes no argument; where it returns a result, one of the
-functions `judge_…` may look at one number of it.
+A step is a function without parameters that `repro/recipes.py` names. If a step returns a result, a function
+`judge_…` may compare one number of the result.
 """

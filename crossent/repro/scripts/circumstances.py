@@ -1,4 +1,4 @@
-"""Scripts of the checks that call the subject as programs do: without gradients, on non-leaves, in threads, modes."""
+"""Scripts of the checks that call the subject without gradients, on non-leaf tensors, in threads and in modes."""
 
 # mypy: allow-untyped-defs, allow-untyped-calls
 # ruff: noqa: B905  # a script may run on Python 3.9, whose zip has no `strict`
@@ -24,17 +24,20 @@ from crossent.repro.scripts.functions import evaluate, fresh, judged, memory, sh
 
 
 def judge_one_call(results):
-    """Compare one number of the result of one call with the exact value."""
+    """Compare one number of one call with the exact value, and end the script."""
     verdict(*judged(results[which_call][part][index].item(), exact))
 
 
 def judge_every_try(tries):
-    """Compare one number of the result of one call with the exact value. The worst of all tries counts."""
+    """Compare one number of one call with the exact value in each try, and end the script with the worst try."""
     verdict(*max(judged(results[which_call][part][index].item(), exact) for results in tries))
 
 
 def untouched(call, x, y, its_options, x_wanted, y_wanted):
-    """Stop the script if a call has changed its arguments."""
+    """End the script with status 1 if a call changed its arguments.
+
+    `x` and `y` are the arguments `input` and `target`, and `x_wanted` and `y_wanted` their values of requires_grad.
+    """
     tensors = {"input": (x, logits, x_wanted), "target": (y, target, y_wanted)}
     tensors |= {name: (its_options[name], one, False) for name, one in options.items() if torch.is_tensor(one)}
     for name, (one, before, wanted) in tensors.items():
@@ -48,7 +51,7 @@ def untouched(call, x, y, its_options, x_wanted, y_wanted):
 
 
 def call_without_gradients():
-    """Call the subject under no_grad, under inference_mode and without requires_grad."""
+    """Return the losses of calls under no_grad, under inference_mode and without requires_grad, by call."""
     results = {}
     for call, mode, wanted in (
         ("under no_grad", torch.no_grad(), True),
@@ -68,7 +71,7 @@ def call_without_gradients():
 
 
 def call_on_non_leaf():
-    """Call the subject on logits that are the result of an operation."""
+    """Return the result of a call on logits that are the result of an operation."""
     made = []
 
     def cloned(input, target, **options):
@@ -84,7 +87,7 @@ def call_on_non_leaf():
 
 
 def call_for_one_gradient():
-    """Call the subject with a gradient for the logits alone or the probabilities alone, and call `backward`."""
+    """Return the results of two calls: only the logits, or only the probabilities, require a gradient."""
     results = {}
     for call, of in (("of the logits alone", "gradient"), ("of the target alone", "target_gradient")):
         x, y, its_options, g = fresh(*given)
@@ -93,16 +96,19 @@ def call_for_one_gradient():
         loss = subject(x, y, **its_options)
         shaped(loss, *given)
         if not loss.requires_grad:
-            verdict(True, f"the loss is cut off: there is no gradient {call}")
+            verdict(True, f"the loss does not require a gradient, so there is no gradient {call}")
         loss.backward(g.to(loss.dtype))
         if wanted.grad is None or unwanted.grad is not None:
-            verdict(True, f"where the gradient {call} is wanted, they are {wanted.grad} and {unwanted.grad}")
+            verdict(True, f"got the gradient {call}: {wanted.grad}; got the other gradient: {unwanted.grad}, not None")
         results[call] = {"loss": loss.detach(), of: wanted.grad}
     return results
 
 
 def at_once(*all_inputs):
-    """Call the subject in one thread for each input. All forward passes end before any backward pass starts."""
+    """Return the results of calls in parallel threads, one for each input.
+
+    All forward passes end before any backward pass starts.
+    """
     barrier, results, errors = threading.Barrier(len(all_inputs)), {}, []
 
     def forward(*arguments, **options):
@@ -129,7 +135,7 @@ def at_once(*all_inputs):
 
 
 def call_in_threads():
-    """Call the subject 50 times in a thread, alone and beside another thread, in no fixed order."""
+    """Return the results of 50 tries: a call alone in a thread, then two calls in parallel threads."""
     tries = []
     for _ in range(50):
         results = [*at_once(given), *at_once(given, other)]

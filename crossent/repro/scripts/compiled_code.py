@@ -9,20 +9,20 @@ from crossent.repro.scripts.functions import cannot_run, evaluate, fresh, poison
 
 
 def compiled(loss, backend="inductor", dynamic=None):
-    """Compile a loss as one graph. End the script with status 2 if torch cannot compile."""
+    """Return a loss, compiled as one graph. End the script with status 2 if torch cannot compile here."""
     try:
         torch.compile(torch.sin, backend=backend)(torch.ones(2, device=device))
     except Exception as error:
         cannot_run(f"{type(error).__name__}: {error}")
 
-    def call(*arguments, **options):  # torch.compile skips functions in torch's own files
+    def call(*arguments, **options):  # a wrapper, since torch.compile skips functions of torch itself
         return loss(*arguments, **options)
 
     return torch.compile(call, backend=backend, fullgraph=True, dynamic=dynamic)
 
 
 def call_compiled():
-    """Call the compiled subject twice. If one graph serves all sizes, the second call has other arguments."""
+    """Return the results of two calls of the compiled subject. If `dynamic`, the second call has other sizes."""
     loss_of = compiled(subject, backend, dynamic)
     results = []
     for arguments in (given, other):
@@ -34,7 +34,7 @@ def call_compiled():
 
 
 def check_compiled_errors():
-    """Check that the compiled subject refuses a class that is out of range."""
+    """Check that the compiled subject raises for a class that is out of range."""
     loss_of = compiled(subject, backend, dynamic)
     evaluate(*fresh(*given), loss_of=loss_of)
     for index in classes:
@@ -43,8 +43,8 @@ def check_compiled_errors():
         try:
             loss = evaluate(*inputs, loss_of=loss_of)["loss"]
         except (IndexError, RuntimeError) as error:
-            print(f"class {index}: refused, as it should: {type(error).__name__}")
+            print(f"class {index} raised {type(error).__name__}, which is right")
         except (Exception, SystemExit) as error:
-            verdict(True, f"class {index} raised {error!r}; should have raised IndexError or RuntimeError")
+            verdict(True, f"class {index} raised {error!r}; it must raise IndexError or RuntimeError")
         else:
-            verdict(True, f"class {index} is none, and gave {loss}; should have raised IndexError or RuntimeError")
+            verdict(True, f"class {index} is out of range, but gave {loss}; it must raise IndexError or RuntimeError")

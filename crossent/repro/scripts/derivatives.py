@@ -10,7 +10,7 @@ from crossent.repro.scripts.functions import judged, verdict
 
 
 def differentiate_twice():
-    """Differentiate the gradient along the direction, by the logits and by the upstream gradient."""
+    """Return two derivatives of the gradient along the direction: by the logits, and by the upstream gradient."""
     x, g = logits.detach().requires_grad_(), upstream.detach().requires_grad_()
     loss = subject(x, target, **options)
     (gradient,) = torch.autograd.grad(loss, x, g.to(loss.dtype), create_graph=True)
@@ -21,7 +21,7 @@ def differentiate_twice():
 
 
 def differentiate_forward():
-    """Differentiate the loss along the direction in forward mode."""
+    """Return the derivative of the loss along the direction, in forward mode."""
     repeats = any(stride == 0 and size > 1 for size, stride in zip(logits.shape, logits.stride()))
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(logits.contiguous() if repeats else logits, direction)
@@ -30,12 +30,12 @@ def differentiate_forward():
 
 
 def judge_derivative(result):
-    """Compare one number of a derivative with the exact value. A derivative that is None is 0."""
+    """Compare one number of a derivative with the exact value, and end the script. None counts as 0."""
     verdict(*judged(0.0 if result[part] is None else result[part][index].item(), exact))
 
 
 def judge_presence(result):
-    """Stop the script if a derivative is None or has another shape."""
+    """End the script with status 1 if a derivative is None or has a wrong shape."""
     got = result[part]
     if got is None or got.shape != shape:
         verdict(True, f"{part} is {got if got is None else tuple(got.shape)}; expected {tuple(shape)}")

@@ -1,4 +1,4 @@
-"""Scripts of the checks that results are bit-identical, and exact on a CUDA stream."""
+"""Scripts of the checks of bit-identical results, and of results on another CUDA stream."""
 
 # mypy: allow-untyped-defs, allow-untyped-calls
 # ruff: noqa: B905  # a script may run on Python 3.9, whose zip has no `strict`
@@ -25,17 +25,17 @@ def check_deterministic():
 
 
 def call_on_stream():
-    """Call the subject on another CUDA stream, before its arguments are ready."""
+    """Return the result of a call on another CUDA stream, made before the stream has computed the arguments."""
     inputs = fresh(*given)
     tensors = [one for one in (inputs[0], inputs[1], inputs[3], *inputs[2].values()) if torch.is_tensor(one)]
     late = [memory(one) for one in tensors]
     values = [raw.clone() for raw in late]
     for raw in late:
-        raw.zero_()  # for class indices too, where 0 is a class
+        raw.zero_()  # also for class indices, since 0 is a class
     side = torch.cuda.Stream(torch.device(device))
     side.wait_stream(torch.cuda.current_stream(torch.device(device)))
     with torch.cuda.stream(side):
-        torch.cuda._sleep(2**23)  # some milliseconds, in which the host starts every operation of the call
+        torch.cuda._sleep(2**23)  # takes some milliseconds, in which the host starts every operation of the call
         for raw, value in zip(late, values):
             raw.copy_(value)
         result = evaluate(*inputs)

@@ -12,21 +12,21 @@ from crossent.repro.scripts.case import allowed, device, found, other, own_dtype
 
 
 def tensor(bits, dtype, sizes, strides, offset):
-    """Make a tensor from the compressed bytes of its memory."""
+    """Make a tensor with these sizes, strides and offset from the compressed bytes of its memory."""
     raw = bytearray(zlib.decompress(base64.b85decode(bits)))
     flat = torch.frombuffer(raw, dtype=dtype) if raw else torch.empty(0, dtype=dtype)
     return flat.to(device).as_strided(sizes, strides, offset)
 
 
 def verdict(wrong, message):
-    """End the script: status 1 if the subject is wrong, 0 if the subject is right."""
+    """Print the message and the verdict, and end the script: status 1 if the subject is wrong, 0 if it is right."""
     print(f"torch {torch.__version__}: {message}")
     print("wrong" if wrong else "right", flush=True)
     raise SystemExit(wrong)
 
 
 def verdict_of_attempt(wrong, message):
-    """End the script with status 1 if the subject is wrong. Otherwise the script makes another attempt."""
+    """End the script with status 1 if the subject is wrong. Otherwise return, so that the script tries again."""
     if wrong:
         print(f"torch {torch.__version__}: {message}")
         print("wrong", flush=True)
@@ -35,7 +35,7 @@ def verdict_of_attempt(wrong, message):
 
 def end_right():
     """End the script with status 0: no attempt shows the finding."""
-    print(f"torch {torch.__version__}: as it should be, in every attempt")
+    print(f"torch {torch.__version__}: the result is right in every attempt")
     print("right", flush=True)
     raise SystemExit(0)
 
@@ -56,13 +56,16 @@ def cannot_run(message):
 
 
 def evaluate(logits, target, options, upstream, *, loss_of=None):
-    """Call the subject, and return its loss and the gradients of logits and of probabilities."""
+    """Return the loss and the gradients of a call, as a dict: "loss", "gradient" and "target_gradient".
+
+    `loss_of` is called in place of the subject.
+    """
     logits = logits.detach().requires_grad_()
     target = target.detach().requires_grad_(target.is_floating_point())
     loss = (loss_of or subject)(logits, target, **options)
     is_dense = torch.is_tensor(loss) and loss.layout == torch.strided and not loss.is_complex()
     assert is_dense, type(loss)
-    assert loss.requires_grad, "the loss is cut off from the logits"
+    assert loss.requires_grad, "the loss does not require a gradient"
     result = {"loss": loss.detach()}
     if loss.shape == upstream.shape:
         wanted = {"gradient": logits, "target_gradient": target}
@@ -72,7 +75,7 @@ def evaluate(logits, target, options, upstream, *, loss_of=None):
 
 
 def evaluate_loss(logits, target, options, upstream, *, loss_of=None):
-    """Call a subject without a gradient, and return its loss."""
+    """Return the loss of a call as a dict, for a subject without gradients. See `evaluate`."""
     loss = (loss_of or subject)(logits, target, **options)
     is_dense = torch.is_tensor(loss) and loss.layout == torch.strided and not loss.is_complex()
     assert is_dense, type(loss)
@@ -80,7 +83,7 @@ def evaluate_loss(logits, target, options, upstream, *, loss_of=None):
 
 
 def shaped(loss, logits, target, options, upstream):
-    """Stop the script if the loss has a wrong dtype, shape or device."""
+    """End the script with status 1 if the loss has a wrong dtype, shape or device."""
     dtype = torch.promote_types(logits.dtype, target.dtype) if target.is_floating_point() else logits.dtype
     due = own_dtype or dtype, upstream.shape, logits.device
     if (loss.dtype, loss.shape, loss.device) != due:
@@ -89,15 +92,15 @@ def shaped(loss, logits, target, options, upstream):
 
 
 def judged(got, exact):
-    """Return whether a number is wrong, and its error as text."""
+    """Return whether a number is wrong, and a text with the number, the exact value, the error and its bound."""
     same = got == exact or (got != got and exact != exact)
     off = 0.0 if same else abs(got - exact)
     wrong = not same and (got == found or not off <= allowed)
-    return wrong, f"got {got!r}, {versus} {exact!r}, off by {off:.6g}, allowed {allowed:.6g}"
+    return wrong, f"got {got!r}, {versus} {exact!r}, error {off:.6g}, error bound {allowed:.6g}"
 
 
 def fresh(logits, target, options, upstream):
-    """Copy the arguments, their whole memory and their strides."""
+    """Return a copy of the arguments, with the same strides and a copy of all their memory."""
 
     def copy(value):
         if not torch.is_tensor(value):
@@ -115,15 +118,15 @@ def call_others(attempt):
     calls += [(logits, target, {**options, "reduction": word}, upstream) for word in ("none", "mean", "sum")]
     if logits.dim() > 1:
         calls.append((logits[:1], target[:1], options, upstream[:1] if upstream.dim() else upstream))
-    for at in range(attempt):  # each attempt makes one more call, as a subject may count its calls
+    for at in range(attempt):  # one more call in each attempt, since a subject may count its calls
         try:
             evaluate(*calls[at % len(calls)])
         except Exception as error:
-            print(f"another call: {error!r}")
+            print(f"another call raised {error!r}")
 
 
 def poison(logits, target, options, upstream):
-    """Allocate memory of the size of each result, fill the memory with NaN, and free it."""
+    """Fill freed memory with NaN: allocate blocks of the size of each result, and free the blocks again."""
     for like in (logits, upstream, target):
         held = [torch.full(like.shape, torch.nan, dtype=logits.dtype, device=logits.device) for _ in range(8)]
         del held

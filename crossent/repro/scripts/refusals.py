@@ -13,15 +13,15 @@ from crossent.repro.scripts.single import arguments, changed, state
 
 
 def isolate():
-    """Run the script again in a separate process, because the call may end it, and report the exit status."""
+    """Run the script again in a separate process, since the call may end its process, and pass the verdict on."""
     if sys.argv[1:] == ["here"]:  # this is the separate process
         return
     if "__file__" not in globals():
-        print("save this script as a file: it starts itself again")
+        print("save this script as a file, and run the file: it starts a second process")
         raise SystemExit(2)
     child = subprocess.Popen([sys.executable, __file__, "here"], stdout=subprocess.PIPE, bufsize=0)
     assert child.stdout is not None
-    child.stdout.readline()  # the process has started
+    child.stdout.readline()  # wait until the process has started
     try:
         told = child.communicate(timeout=seconds)[0].decode()
     except subprocess.TimeoutExpired:
@@ -33,7 +33,7 @@ def isolate():
     if child.returncode == 2 and "the script cannot run here: " in "".join(last):
         raise SystemExit(2)
     if last not in (["right"], ["wrong"]):
-        verdict(True, f"its process died: exit code {child.returncode}")
+        verdict(True, f"the call ended its process, with exit code {child.returncode}")
     raise SystemExit(last == ["wrong"])
 
 
@@ -45,10 +45,10 @@ def check_refused():
         if logits.is_cuda:
             torch.cuda.synchronize()  # a device-side assert is raised when the host synchronizes
     except raises as error:
-        verdict(False, f"refused, as it should: {error!r}")
+        verdict(False, f"raised {error!r}, which is right")
     except (Exception, SystemExit) as error:
-        verdict(True, f"raised {error!r}; should have raised {names}")
-    verdict(True, f"accepted, and gave {loss}; should have raised {names}")
+        verdict(True, f"raised {error!r}; it must raise {names}")
+    verdict(True, f"returned {loss}; it must raise {names}")
 
 
 def try_bad_call():

@@ -10,7 +10,7 @@ from crossent.repro.scripts.functions import bits, evaluate, fresh, judged, shap
 
 
 def call_each():
-    """Call the subject with all arguments of each equation. The first result follows from the other results."""
+    """Return the results of the last equation, after a call with the arguments of each result of each equation."""
     results = []
     for equation in equations:
         results = [evaluate(*fresh(*inputs)) for inputs in equation]
@@ -20,20 +20,20 @@ def call_each():
 
 
 def judge_terms(results):
-    """Compare a number of the first result with a sum of numbers of the other results."""
+    """Compare a number of the first result with a sum of numbers of the other results, and end the script."""
     total = sum(factor * results[which][part][place].item() for which, factor, place in terms)
     verdict(*judged(results[0][part][index].item(), total))
 
 
 def judge_unchanged(results):
-    """Stop the script if an option does not change the result."""
+    """End the script with status 1 if an option does not change the result."""
     one, without = (result[part] for result in results)
     if ((one == without) | (one.isnan() & without.isnan())).all():
         verdict(True, f"an option has no effect: the {part} is the same without it")
 
 
 def check_two_backwards():
-    """Check that a graph can be differentiated twice, and that two losses of the same logits are independent."""
+    """Check that a second backward pass repeats the gradient, and that losses of the same logits are independent."""
     seen = []
 
     def both(input, target, **options):

@@ -35,23 +35,23 @@ from crossent.repro.scripts.functions import (
 
 
 def call_once():
-    """Call the subject once."""
+    """Return the result of one call."""
     return evaluate(*given)
 
 
 def judge_number(result):
-    """Compare one number of a result with the exact value."""
+    """Compare one number of a result with the exact value, and end the script."""
     verdict(*judged(result[part][index].item(), exact))
 
 
 def judge_sign(result):
-    """Compare a negative loss with 0."""
+    """Compare a loss with 0 if the loss is negative, and end the script."""
     got = result[part][index].item()
     verdict(*judged(got, 0.0 if got < 0 else got))
 
 
 def judge_row_sum(result):
-    """Compare the sum of one row of the gradient with the exact value."""
+    """Compare the sum of one row of the gradient with the exact value, and end the script."""
     row = result[part].movedim(min(1, logits.dim() - 1), -1)[index].tolist()
     verdict(*judged(math.fsum(row) if all(map(math.isfinite, row)) else sum(row), exact))
 
@@ -62,7 +62,7 @@ def show_call():
         result = evaluate(*given)
     except SystemExit as error:
         verdict(True, f"raised {error!r}")
-    bits(result)  # a meta device has no memory
+    bits(result)  # reads the values, which a tensor on the meta device does not have
     print(f"loss {result['loss']}")
 
 
@@ -72,7 +72,7 @@ def check_shape():
 
 
 def arguments():
-    """Return the bits of the arguments, and of the memory behind their views."""
+    """Return the view and all bytes of the memory of each argument, by name."""
     tensors = {"input": logits, "target": target, "the upstream gradient": upstream}
     tensors |= {name: value for name, value in options.items() if torch.is_tensor(value)}
     views = {name: (one.shape, one.stride(), one.storage_offset()) for name, one in tensors.items()}
@@ -80,7 +80,7 @@ def arguments():
 
 
 def changed(before, after, when=""):
-    """Stop the script if a value differs after the call. `when` names the part of the call."""
+    """End the script with status 1 if a call changed a value. `when` names the part of the call."""
     names = [name for name in before if before[name] not in (after[name], [])]
     if names:
         verdict(True, f"the call changed {', '.join(names)}{when}")
@@ -173,7 +173,7 @@ def check_ignored_rows():
     axis = min(1, logits.dim() - 1)
     x = logits.movedim(axis, -1)
     ignored = target.long() == options.get("ignore_index", -100)
-    has_softmax = x.amax(-1).isfinite()  # the gradient of another row is NaN
+    has_softmax = x.amax(-1).isfinite()  # in any other row, the gradient is NaN
     rows = {"gradient": ignored & has_softmax}
     if options["reduction"] == "none":
         rows["loss"] = ignored
@@ -186,19 +186,19 @@ def check_ignored_rows():
 
 
 def check_repeat():
-    """Check that a second call gives the same bits, after a call with other numbers."""
+    """Check that a second call gives the same bits. A call with other numbers comes in between."""
     first = bits(evaluate(*fresh(*given)))
     try:
         evaluate(*other)
     except Exception as error:
-        print(f"of other numbers: {error!r}")
+        print(f"the call with other numbers raised {error!r}")
     poison(*given)
     if bits(evaluate(*fresh(*given))) != first:
         verdict(True, "a second call with the same arguments gives different bits")
 
 
 def repeated(tile):
-    """Repeat a tensor along its first axis, and keep its strides."""
+    """Return a tensor that repeats `tile` along the first axis, with the same strides."""
     sizes = times * len(tile), *tile.shape[1:]
     whole = torch.empty_strided(sizes, tile.stride(), dtype=tile.dtype, device=tile.device)
     block = tile.repeat(min(times, max(1, 2**24 // max(1, tile.numel()))), *[1] * (tile.dim() - 1))
@@ -209,8 +209,8 @@ def repeated(tile):
 
 
 def call_on_repeated():
-    """Call the subject on logits that are repeated along the batch."""
-    print(f"about {gib:.1f} GiB of memory are needed")
+    """Return the result of a call on logits that are repeated along the batch. End the script if memory is short."""
+    print(f"this script needs about {gib:.1f} GiB of memory")
     every = upstream
     if upstream.dim():
         sizes = times * len(upstream), *upstream.shape[1:]

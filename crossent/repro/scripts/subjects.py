@@ -11,14 +11,14 @@ def torch_loss(input, target, **options):
 
 
 def torch_nll(input, target, weight=None, label_smoothing=0.0, **options):
-    """Call log_softmax with the classes along the last axis, then nll_loss."""
+    """Call torch's log_softmax along the last axis, then nll_loss."""
     axis = min(1, input.dim() - 1)
     log_probs = torch.log_softmax(input.movedim(axis, -1), -1).movedim(-1, axis)
     return torch.nn.functional.nll_loss(log_probs, target, weight, **options)
 
 
 def scalar_on_tensors(*arguments, **options):
-    """Call crossent.scalar with Python numbers. Only this function needs crossent."""
+    """Call crossent.scalar with the numbers of the tensors. Only this function needs crossent."""
     from crossent import scalar
 
     given = [tensor.tolist() for tensor in arguments]

@@ -15,27 +15,27 @@ def loss_of(logits, target):
 
 
 def pull(logits, target):
-    """Return the loss, and the function from an upstream gradient to the gradients."""
+    """Return the loss, and a function that returns the gradients for an upstream gradient."""
     if target.is_floating_point():
         return torch.func.vjp(loss_of, logits, target)
     return torch.func.vjp(lambda logits: loss_of(logits, target), logits)
 
 
 def gradients_of(logits, target, upstream):
-    """Return the loss and its gradients."""
+    """Return a tuple: the loss, the gradient of the logits and, for probabilities, the gradient of the target."""
     loss, back = pull(logits, target)
     return loss, *back(upstream.to(loss.dtype))
 
 
 def call_under_vjp():
-    """Call the subject under torch.func.vjp."""
+    """Return the loss and the gradients of a call under torch.func.vjp."""
     loss, back = pull(logits, target)
     shaped(loss, *given)
     return dict(zip(("loss", "gradient", "target_gradient"), (loss.detach(), *back(upstream.to(loss.dtype)))))
 
 
 def call_under_vmap():
-    """Call the subject under torch.func.vmap, by itself and within a vjp."""
+    """Return the losses of all rows under torch.func.vmap; then also their gradients, by a vjp within the vmap."""
     axis = 0 if logits.dim() == 2 else -1
     each = options["reduction"] == "none"
     losses = torch.func.vmap(loss_of, axis, axis)(logits, target)
@@ -45,12 +45,12 @@ def call_under_vmap():
 
 
 def judge_samples(results):
-    """Compare one number of each result with the exact value. The worst error counts."""
+    """Compare one number of each result with the exact value, and end the script with the worst result."""
     verdict(*max(judged(result[part].detach()[index].item(), exact) for result in results if part in result))
 
 
 def differentiate_batch():
-    """Compute the gradients for two upstream gradients at once: the given gradient, and -2 times the gradient."""
+    """Return the gradients for a batch of two upstream gradients, which `twice` makes."""
     leaves = [logits.detach().requires_grad_()]
     if target.is_floating_point():
         leaves.append(target.detach().requires_grad_())
@@ -62,24 +62,24 @@ def differentiate_batch():
 
 
 def twice(tensor):
-    """Return a batch of two tensors: the given tensor, and -2 times the tensor."""
+    """Return a batch of two tensors: the tensor, and -2 times the tensor."""
     return torch.stack([tensor, -2 * tensor])
 
 
 def differentiate_by_jacrev():
-    """Compute the gradients for two upstream gradients at once, as torch.func.jacrev does."""
+    """Return the gradients for a batch of two upstream gradients, as torch.func.jacrev computes them."""
     loss, back = pull(logits, target)
     shaped(loss, *given)
     return dict(zip(("gradient", "target_gradient"), torch.func.vmap(back)(twice(upstream).to(loss.dtype))))
 
 
 def differentiate_by_jacfwd():
-    """Differentiate the loss along two directions at once, as torch.func.jacfwd does."""
+    """Return the derivatives of the loss along a batch of two directions, as torch.func.jacfwd computes them."""
     return {"tangent": pushed(lambda logits: loss_of(logits, target))}
 
 
 def differentiate_by_hessian():
-    """Differentiate the gradient along two directions at once, as torch.func.hessian does."""
+    """Return the derivatives of the gradient along a batch of two directions, as torch.func.hessian computes them."""
 
     def gradient(logits):
         loss, back = torch.func.vjp(lambda logits: loss_of(logits, target), logits)[:2]
@@ -89,14 +89,14 @@ def differentiate_by_hessian():
 
 
 def pushed(function):
-    """Differentiate a function of the logits along two directions at once in forward mode."""
+    """Return the derivatives of a function of the logits along a batch of two directions, in forward mode."""
     repeats = any(stride == 0 and size > 1 for size, stride in zip(logits.shape, logits.stride()))
     x = logits.contiguous() if repeats else logits
     return torch.func.vmap(lambda u: torch.func.jvp(function, (x,), (u,))[1])(twice(direction)).detach()
 
 
 def differentiate_batch_twice():
-    """Differentiate the gradient along two directions at once, by the logits and by the upstream gradient."""
+    """Return two derivatives of the gradient, by logits and by upstream gradient, along a batch of two directions."""
     x, g = logits.detach().requires_grad_(), upstream.detach().requires_grad_()
     loss = subject(x, target, **options)
     (gradient,) = torch.autograd.grad(loss, x, g.to(loss.dtype), create_graph=True)
@@ -108,7 +108,7 @@ def differentiate_batch_twice():
 
 
 def call_under_autocast():
-    """Call the subject under autocast, which widens half precision to float32."""
+    """Return the result of a call under autocast, which widens half precision to float32."""
 
     def under_autocast(*arguments, **options):
         cast = torch.float16 if logits.dtype == torch.float16 else torch.bfloat16

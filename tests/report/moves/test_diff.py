@@ -664,7 +664,7 @@ def test_the_command_of_a_move_that_holds_prints_a_script_that_shows_its_number(
     script = capsys.readouterr().out
     done = subprocess.run([sys.executable, "-"], input=script, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "The number that is nearest to its bound" in script
+    assert "The number nearest to its error bound" in script
 
 
 def test_the_command_of_another_error_prints_a_script_that_shows_the_error(before, after, capsys):

@@ -43,7 +43,7 @@ def found(text, case, check):
 
 def with_subject(text, subject):
     """Return a script with its request for the subject replaced by the code of the subject."""
-    asks = re.compile(r"^print\('import mine here as subject, .*\nraise SystemExit\(2\)$", re.M)
+    asks = re.compile(r"^print\('in place of these two lines, import mine .*\nraise SystemExit\(2\)$", re.M)
     assert len(asks.findall(text)) == 1
     return asks.sub(lambda match: subject, text)
 
