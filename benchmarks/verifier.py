@@ -219,7 +219,7 @@ def commands(of: tuple[tuple[str, float | None, float | None], ...] = COMMANDS) 
 
 
 def bare(every: int = 16) -> dict[str, Any]:
-    """Return the CPU seconds of a run, and of the same number of calls in a bare loop.
+    """Return a record with the CPU seconds of a run, the CPU seconds of the same calls in a bare loop, and their ratio.
 
     The run has every n-th case of level normal, without the checks that transform a subject. The bare loop makes the
     inputs of a case once, and calls the subject and its backward pass as often as the run does.
