@@ -102,7 +102,7 @@ def test_the_script_of_a_form_imports_that_form(name, check, versus, monkeypatch
         ("::", "got subject ''"),
         ("mine:loss:float32-7x5-normal-int64-mean", "got subject 'mine'; without its report"),
         ("torch:loss:nonsense", "is not the id of a case"),
-        ("torch:loss:float32-7x5-normal-int64-mean", "does not happen now, with torch"),
+        ("torch:loss:float32-7x5-normal-int64-mean", "does not happen with torch"),
         ("torch:nonsense:float32-7x5-normal-int64-mean", "does not happen"),
         ("torch:loss:label_smoothing_nan", "does not happen"),
         ("torch:errors:float32-7x5-normal-int64-mean", "does not happen"),
