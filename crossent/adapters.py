@@ -268,8 +268,11 @@ def _is_wide(value: Any) -> bool:
 
 
 def _array(tensor: Tensor) -> _Array:
-    """Return a tensor as an array; a CPU tensor shares its memory. bfloat16 becomes `ml_dtypes.bfloat16`."""
-    here = tensor.detach().cpu()
+    """Return a tensor as an array; a CPU tensor shares its memory, except a lazily negated view, which is copied.
+
+    bfloat16 becomes `ml_dtypes.bfloat16`.
+    """
+    here = tensor.detach().resolve_neg().cpu()
     if here.dtype != torch.bfloat16:
         return here.numpy()
     import ml_dtypes

@@ -396,9 +396,9 @@ def test_a_full_disk_is_one_line():
 @pytest.mark.parametrize(
     ("logits", "target", "said"),
     [
-        ("0,0,0,0", "2", "since all logits are equal"),
+        ("0,0,0,0", "2", "because all logits are equal"),
         ("0,0,0,0", "2", "no one prediction"),
-        ("5", "0", "since all logits are equal"),
+        ("5", "0", "because all logits are equal"),
         ("1000,0", "1", "too small for a float = 1000"),
     ],
 )

@@ -1,7 +1,7 @@
 """The corpus: bugs in cross-entropies that other projects shipped, and the cases that trigger each bug.
 
 The table is in `corpus.toml`. Each bug lists the checks that must catch the bug, or the reason why no case can trigger
-the bug. Some of these checks need more calls than the checks that run on every case.
+the bug. A run also runs these checks on the cases of the bug where the level does not run them on other cases.
 """
 
 from __future__ import annotations

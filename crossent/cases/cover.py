@@ -32,7 +32,7 @@ def cover(array: CoveringArray) -> list[Case]:
 
 
 def _of_options(array: CoveringArray) -> list[Case]:
-    """Compute the cases of an array of options. Needs the package covertable."""
+    """Compute a covering array of options, and return its rows as cases. Needs the package covertable."""
     from covertable import make
 
     choices, strength = array.choices, array.strength

@@ -204,7 +204,10 @@ def non_leaf(trial: Trial) -> Found:
         yield problem
         return
     if (bits(made) != bits(trial.question.inputs.logits)).any():
-        yield Problem("changed_input", "the call wrote into input, the output of an operation")
+        yield Problem(
+            "changed_input",
+            "the call changed `input` in place, where `input` is the output of an operation and no leaf",
+        )
         return
     yield from trial.compare(got, trial.question.exact)
 

@@ -178,7 +178,9 @@ def compiled_error(trial: Trial) -> Iterator[Problem]:
     """Compiled code raises an error for a class index out of range: pytorch#135546, where -1 counted from the end."""
     inputs = trial.question.fresh()
     if inputs.logits.is_cuda:
-        raise NotRunError("could make the CUDA device unusable")
+        raise NotRunError(
+            "is not called with a class out of range on CUDA, where the assertion makes the device unusable"
+        )
     wrong = no_classes(inputs)
     made = trial.perform(call_compiled_on_classes, trial.gradients, INDUCTOR, inputs, wrong)
     for index, reaction in zip(wrong, made, strict=True):

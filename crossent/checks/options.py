@@ -102,10 +102,11 @@ def evaluate_with(loss: Loss, inputs: Inputs, gradients: Gradients, passed: Sequ
 
 
 def turned_off(given: Inputs, ignored: str) -> tuple[Inputs, list[str]] | None:
-    """Return the inputs with each unused option at its neutral value, and the names of the options to pass.
+    """Return the inputs with options that change nothing, and the names of the options to pass.
 
-    A `label_smoothing` of 0 and the reduction "mean" are not passed. If the case passes exactly these options, return
-    None. `ignored` says which rows of the case are ignored: "kept" stands for none.
+    A weight of ones and an `ignore_index` that no row has are added where the case has none. The defaults
+    `label_smoothing=0` and `reduction="mean"` are not passed. Return None if the names to pass are those of the case.
+    `ignored` says which rows of the case are ignored: "kept" stands for none.
     """
     classes = given.logits.shape[min(1, given.logits.dim() - 1)]
     off: dict[str, Any] = {}

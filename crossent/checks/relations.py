@@ -220,7 +220,10 @@ def parted(given: Inputs, terms: Terms) -> list[tuple[Fraction, Inputs]]:
 
 
 def _parting(terms: Terms, size: int) -> tuple[int, tuple[Fraction, Fraction]]:
-    """Return the size of the first part, about a third of the batch, and the factors of the results of both parts."""
+    """Split a batch in two, the first part about a third, and return the size of this part and a factor for each part.
+
+    The result of the batch is the sum of the results of the parts, each times its factor.
+    """
     for at in sorted(range(1, size), key=lambda at: abs(3 * at - size)):
         if terms.reduction != "mean":
             return at, (Fraction(1), Fraction(1))

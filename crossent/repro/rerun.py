@@ -142,7 +142,7 @@ def nearest_to_bound(id: str, device: str = "cpu") -> Finding:
 
 
 def _checks(name: str, case: Case | BadInput) -> tuple[Check, ...]:
-    """Return `call`, `result` and the check of this name; on a case with repeated logits, the check alone."""
+    """Return `call`, `result` and the check with this name, if there is one; on a tiled case, the named check alone."""
     before = () if isinstance(case, Case) and case.tiled > 1 else (single.call, single.result)
     return tuple(dict.fromkeys((*before, *([CHECKS[name]] if name in CHECKS else []))))
 

@@ -170,7 +170,7 @@ class _Work:
     def judge(
         self, places: Iterable[int], subjects: Sequence[Subject], hosts: Sequence[Host], device: str = "cpu"
     ) -> Iterator[tuple[int, Iterator[Verdict]]]:
-        """Yield the index of each case in the plan, with the verdicts on the subjects.
+        """Judge the cases at the indices `places` of the plan. Yield each index, with one verdict for each subject.
 
         Exact values and error bounds are computed for `_CASES_AT_ONCE` cases together, before the first is judged.
         """

@@ -97,10 +97,10 @@ def result(future: Future[T]) -> T | Ended:
 
 @contextmanager
 def workers(share: Callable[[Part], T], jobs: int, timeout: float) -> Iterator[Workers[T]]:
-    """Fork workers that call `share` with the parts that they get. All workers end when the block ends.
+    """Fork `jobs` workers, which run `share` on the parts of a run. All workers end when the block ends.
 
     Args:
-        share: runs a part. It must call :func:`alive` at least once in each time limit of a call.
+        share: runs a part. It must call :func:`alive` at least every `timeout` seconds, or the worker is stopped.
         jobs: the number of workers.
         timeout: the time limit of a call, in seconds.
     """

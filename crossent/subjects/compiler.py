@@ -62,10 +62,10 @@ def _compiled(function: Callable[..., Any], backend: str, **options: Any) -> Cal
 
 
 def keep_headers_with_code() -> None:
-    """Let torch write the C++ headers that it compiles into the folder of compiled code, if the environment names one.
+    """Move torch's precompiled C++ headers into the folder that TORCHINDUCTOR_CACHE_DIR names, if the variable is set.
 
-    Torch chooses the folder of the headers when it imports its compiler, without a look at the environment: the folder
-    `torchinductor_USER`, which all programs share. A subject of another run could have changed the headers there.
+    By default torch ignores the variable for headers. It uses the folder `torchinductor_USER`, which all programs
+    share, so a subject of another run could have changed the headers there.
     """
     codecache: Any = sys.modules.get("torch._inductor.codecache")
     if _CACHE in os.environ and hasattr(codecache, "_HEADER_DIR"):

@@ -190,7 +190,7 @@ WRONG = [
         where(is_non_leaf, writes),
         ROWS,
         "changed_input",
-        "the call wrote into input, the output of an operation",
+        "the call changed `input` in place, where `input` is the output of an operation and no leaf",
     ),
     ("alone", takes_both, DENSE, "wrong", "gradient of the logits alone:"),
     ("alone", detaches, DENSE, "wrong", "the loss is cut off: there is no gradient of the target alone"),

@@ -20,7 +20,7 @@ from support.running import trial_of
 from support.subjects import TENSOR_FORMS
 
 import crossent
-from crossent.cases.axes import AXES, broken
+from crossent.cases.axes import AXES, why_forbidden
 from crossent.cases.case import Case
 from crossent.subjects.subject import Subject
 from crossent.trials.trial import Question, RefusedError
@@ -52,7 +52,7 @@ def cases(draw, dtypes=PLAIN_DTYPES):
     """Draw a small case. Each word is drawn from the words that can be combined with the words before."""
     chosen = {"dtype": draw(st.sampled_from(dtypes)), "sizes": draw(sizes())}
     for axis in WORDS:
-        chosen[axis] = draw(st.sampled_from([word for word in AXES[axis] if not broken({**chosen, axis: word})]))
+        chosen[axis] = draw(st.sampled_from([word for word in AXES[axis] if not why_forbidden({**chosen, axis: word})]))
     smoothing = draw(st.one_of(st.sampled_from(SMOOTHINGS), st.floats(LEAST_SMOOTHING, 1)))
     return Case(**chosen, label_smoothing=smoothing, seed=draw(st.integers(0, 2**32 - 1)))
 

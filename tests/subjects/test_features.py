@@ -186,7 +186,7 @@ def once(input, target, **options):
 def by_chance(input, target, **options):
     if input.dtype != torch.float32:
         return crossent.formula(input, target, **options)
-    off = 2.0**-25 * torch.randint(3, (), generator=RANDOM)  # sometimes wrong in the last place
+    off = 2.0**-25 * torch.randint(3, (), generator=RANDOM).to(input.dtype)  # sometimes wrong in the last place
     loss = crossent.formula(input, target, **options)
     return loss - (off * loss).detach()
 

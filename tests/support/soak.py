@@ -25,7 +25,7 @@ def soak(count: int, dtypes: Sequence[str] = tuple(DTYPES), seed: int = 0, *, fi
 
     Example:
         >>> [case.id for case in soak(1, ["float64"], first=23)]
-        ['float64-4-nan-uint8-mean-scalar-smooth0.0001-seed1788372932']
+        ['float64-3-positive_inf-uint8-mean-scalar-smooth0.0001-seed1788372932']
     """
     for number in range(first, first + count):
         for dtype in dtypes:
@@ -42,6 +42,7 @@ def _choice(random: np.random.RandomState, dtype: str) -> Case:
         choices = tuple(table)
         return choices[random.randint(len(choices))]
 
+    # In float16, torch overflows under an upstream gradient above 10,000: crossent/cases/edges.py has such cases.
     # Keep the order of the keywords: the random numbers are drawn in this order. Repeated words are drawn more often.
     return Case(
         dtype,
@@ -52,7 +53,7 @@ def _choice(random: np.random.RandomState, dtype: str) -> Case:
         weight=one_of(("unweighted", *AXES["weight"])),
         ignored=one_of(("kept", "kept", *AXES["ignored"])),
         label_smoothing=one_of((0.0, 0.0, 0.0, 0.1, 1.0, 0.0001, 0.5, 0.999, *[random.randint(1, 1000) / 1000] * 2)),
-        upstream=one_of(("scalar", *AXES["upstream"])),
+        upstream=one_of(("scalar", *(word for word in AXES["upstream"] if word != "upstream_huge"))),
         layout=one_of((*["contiguous"] * 6, *AXES["layout"])),
         target_layout=one_of((*["target_contiguous"] * 6, *AXES["target_layout"])),
         seed=random.randint(2**31 - 1),

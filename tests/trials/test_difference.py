@@ -161,6 +161,9 @@ def test_every_dtype_has_evidence_for_loss_and_gradient():
             assert tallies[check, dtype].vacuous < tallies[check, dtype].ran
 
 
+DECLARED = "\nIf that is meant: --without arguments"
+
+
 def test_a_subject_that_writes_into_its_arguments_is_found_and_does_not_affect_other_subjects():
     def zeroes(name):
         def loss(input, target, **options):
@@ -177,7 +180,7 @@ def test_a_subject_that_writes_into_its_arguments_is_found_and_does_not_affect_o
     *wrote, innocent = run(subjects, case).subjects
     for entry in wrote:
         kinds = {finding.kind: finding.message for finding in entry.findings}
-        assert kinds["changed_input"] == f"the call wrote into {entry.name} in the forward pass"
+        assert kinds["changed_input"] == f"the call wrote into {entry.name} in the forward pass{DECLARED}"
     assert not innocent.findings
 
 
@@ -229,7 +232,7 @@ ROWS, WEIGHTED = "float32-7x5-normal-int64-none-rows", "float32-7x5-normal-int64
 )
 def test_a_change_of_an_argument_is_found(loss, case, said):
     found = {finding.check: finding.message for finding in run(loss, [Case.of(case)]).findings}
-    assert found == {"arguments": said}
+    assert found == {"arguments": f"{said}{DECLARED}"}
     assert run(crossent.formula, [Case.of(case)]).subjects[0].findings == []
 
 

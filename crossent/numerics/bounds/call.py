@@ -162,7 +162,7 @@ class CallBounds:
         return lines.sum(format, self.contract.row_order, t.by_call(sizes))
 
     def _of_rows(self, calls: Computed) -> Computed:
-        """Return an array with one entry for each row, (R,), from the numbers of the calls, (B,)."""
+        """Repeat the number of each call for every row of the call: (B,) becomes (R,)."""
         return Computed(self.terms.by_row(calls.value), self.terms.by_row(calls.error), calls.format)
 
     def _of_target(self, held: Computed) -> Computed:

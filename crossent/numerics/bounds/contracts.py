@@ -77,8 +77,8 @@ class Contract:
         storage: The format of the logits and of the results. Results are rounded to this format once.
         compute: The format of every intermediate.
         functions: The largest errors of exp, log and division.
-        stored: The format to which intermediates are also rounded, or None. Its precision is narrow, but its range is
-            the range of float32: no precision excuses an overflow in a count, or in a sum whose mean is small.
+        stored: The format to which intermediates are also rounded, or None. It has a narrow precision and the range of
+            float32. So no contract allows an overflow in a count of rows, or in a sum whose mean is small.
         row_order: The orders in which the losses of the rows may be summed.
         fused: Whether the implementation is a kernel. A kernel may sum in blocks, each with its own maximum, and may
             subtract `max + log Σ` from the logits. The error may grow with the spread of a row, but not with the

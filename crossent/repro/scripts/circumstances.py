@@ -82,7 +82,7 @@ def call_on_non_leaf():
     result = evaluate(*fresh(*given), loss_of=cloned)
     shaped(result["loss"], *given)
     if not memory(made[0][0]).equal(memory(made[0][1])):
-        verdict(True, "the call wrote into input, the output of an operation")
+        verdict(True, "the call changed `input` in place, where `input` is the output of an operation and no leaf")
     return result
 
 

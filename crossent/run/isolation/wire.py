@@ -242,7 +242,7 @@ class _Reader:
             raise ValueError("a tensor is larger than any right result")
         if length is None:
             if "meta" not in self._devices:
-                raise ValueError("a tensor holds no data")
+                raise ValueError("a tensor is on the meta device, and has no data")
             return _tensor(None, dtype, tuple(shape), tuple(stride), offset, "meta")
         last = offset + sum((count - 1) * step for count, step in zip(shape, stride, strict=True))
         if device not in self._devices or (math.prod(shape) and (last + 1) * size > length):
