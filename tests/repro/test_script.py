@@ -111,7 +111,7 @@ def test_a_script_does_not_ask_what_torch_refuses_to_do_deterministically():
 @pytest.mark.parametrize(
     ("body", "status", "said"),
     [
-        ("import os, signal\nos.kill(os.getpid(), signal.SIGABRT)", 1, "its process died: exit code -6"),
+        ("import os, signal\nos.kill(os.getpid(), signal.SIGABRT)", 1, "the call ended its process, with exit code -6"),
         ("import time\ntime.sleep(1000)", 1, "the call did not return within 1 s"),
         ("return crossent.formula(input, target, **options)", 0, "which is right"),
     ],
@@ -142,7 +142,7 @@ def test_a_script_for_a_stream_of_the_callers_is_made_for_cuda_alone():
     text = script(finding, "cuda")
     compile(text, "repro.py", "exec")
     assert "torch.cuda.Stream(" in text
-    with pytest.raises(ValueError, match="has no stream"):
+    with pytest.raises(ValueError, match="has no check stream"):
         script(finding)
 
 

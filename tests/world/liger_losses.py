@@ -12,6 +12,7 @@ STORED = "multiplies the stored gradient in the backward"
 @lacks(
     **{"probability_target": INDICES, "unbatched": ROWS, "spatial": ROWS, "empty": "reduces over the target"},
     arguments="stores the gradient in the logits",
+    nan_mean="is 0 where all rows are ignored",
     **{"retain_graph": STORED, "double_backward": FUNCTION, "forward_ad": FUNCTION, "batched_gradient": FUNCTION},
     **{"vmap": FUNCTION, "compile": FUNCTION, "errors": "has errors of its own"},
 )
