@@ -167,6 +167,13 @@ def test_a_loss_may_write_into_its_arguments_where_that_is_declared():
     assert kinds(judged(overwrites, bad, ["arguments"])) == set()
 
 
+def test_where_that_is_declared_it_may_write_without_gradients_and_into_non_leaf_logits_too():
+    case, checks = Case("float32", reduction="none"), [*ALWAYS, CHECKS["no_grad"], CHECKS["non_leaf"]]
+    undeclared = kinds(judged(overwrites, case, checks=checks))
+    assert undeclared == {(check, "changed_input") for check in ("arguments", "no_grad", "non_leaf")}
+    assert kinds(judged(overwrites, case, ["arguments"], checks)) == set()
+
+
 @pytest.mark.parametrize("kind", BAD_INPUT_KINDS)
 def test_a_loss_may_lack_one_kind_of_error_and_must_raise_all_others(kind):
     of_kind = {bad.id for bad in BAD_INPUTS if bad.kind == kind}
