@@ -113,11 +113,10 @@ def world() -> str:
         of = [finding for finding in findings if finding["subject"] == name]
         judged = [finding["reason"].partition(": ") for finding in of] or [("", "", "")]
         loss = f"`{name.partition('_')[2]}` of {package} {versions[package]}"
-        for at, ((kind, _, reason), finding) in enumerate(zip(judged, of or [{}], strict=True)):
-            cases = ", ".join(f"`{pattern}`" for pattern in finding.get("cases", ()))
+        for at, (kind, _, reason) in enumerate(judged):
             shown = (loss, ", ".join(f"`{feature}`" for feature in lacking(name))) if at == 0 else ("", "")
-            rows.append((shown[0], reason or "nothing", kind, cases, shown[1]))
-    return table(("loss", "found", "judged as", "cases", "declared as missing"), rows)
+            rows.append((shown[0], reason or "nothing", kind, shown[1]))
+    return table(("loss", "found", "judged as", "declared as missing"), rows)
 
 
 def lacking(name: str) -> list[str]:

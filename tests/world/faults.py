@@ -107,6 +107,21 @@ def liger_kernel_expanded():
     assert liger_cross_entropy(logits.requires_grad_(), TARGET) < 0.6 * right
 
 
+def liger_kernel_negated():
+    from liger_kernel.transformers.functional import liger_cross_entropy
+
+    negated = torch._neg_view(-LOGITS)  # a view that equals LOGITS, and whose memory holds -LOGITS
+    right = cross_entropy(negated, TARGET)
+    assert (liger_cross_entropy(negated.requires_grad_(), TARGET) - right).abs() > 0.1
+
+
+def liger_kernel_smoothed():
+    from liger_kernel.transformers.functional import liger_cross_entropy
+
+    logits = torch.tensor([[-torch.inf, 0.0]]).requires_grad_()
+    assert liger_cross_entropy(logits, TARGET[:1], reduction="sum", label_smoothing=1.0).isnan()
+
+
 def megatron_vocab_parallel():
     from megatron_losses import vocab_parallel_cross_entropy
 
