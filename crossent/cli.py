@@ -272,7 +272,7 @@ def list_(what: str, level: str) -> None:
     subjects   the functions of this package that `check` takes by name
     checks     the properties that are tested on a case
     cases      the ids of the cases of a level
-    features   what a subject may lack; declare a missing feature with `check --without`
+    features   what a subject may lack: declare with `check --without`
     contracts  promises about arithmetic; choose one with `check --contract`
     bugs       published bugs, each with the cases that trigger the bug
     """  # noqa: D301  # click reads the escape: it keeps the lines of the list

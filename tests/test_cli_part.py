@@ -108,7 +108,7 @@ def test_a_check_and_a_case_can_be_chosen(check):
         (["--case", "3x7"], "--case: got '3x7', which is not the id of a case; `crossent list cases` shows ids"),
         (["--check", "large"], "--check: got large; no case of level quick runs them; choose another level or dtype"),
         (["--max-findings", "0"], "--max-findings"),
-        (["-x", "--max-findings", "2"], "-x is --max-findings 1: give one of the two"),
+        (["-x", "--max-findings", "2"], "-x means --max-findings 1: give one of the two"),
         (["--last-failed", "--case", "*"], "--last-failed chooses the cases: give it without --case"),
         (["--check", "loss,los"], "--check: got 'los'; did you mean loss?; allowed are call, result"),
         (["--check", "loss,"], "--check: got ''; allowed are call, result"),

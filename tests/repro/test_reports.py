@@ -75,7 +75,7 @@ def test_other_bits_than_the_report_saw_are_refused(capsys, tmp_path, document):
     other["subjects"][0]["cases"][case]["inputs"] = "00000000"
     status, out, err = repro(capsys, tmp_path, other, other["subjects"][0]["findings"][0]["id"])
     refused(status, out, err)
-    assert "has other bits here" in err
+    assert "have other bits here" in err
 
 
 DAMAGE = [

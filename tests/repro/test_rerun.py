@@ -139,6 +139,6 @@ def test_a_subject_that_does_not_load_is_one_line(capsys):
         == "crossent: --subject: got 'nothing.py:loss'; there is no such file\nTry 'crossent repro --help'.\n"
     )
     assert main(["repro", f"formula:loss:{CASE}", "--subject", "formula"]) == 2
-    assert "a finding of a subject of the package needs no --subject" in capsys.readouterr().err
+    assert "for a form or torch, leave out --subject" in capsys.readouterr().err
     assert main(["repro", f"loss:loss:{CASE}"]) == 2
     assert "without its report and --subject, allowed are formula" in capsys.readouterr().err

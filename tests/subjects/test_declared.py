@@ -322,12 +322,12 @@ def test_the_script_of_a_finding_expects_what_is_declared(tmp_path):
     # The report names no source, so the reader of the script defines the subject.
     own = "import crossent\ndef subject(x, t, **o):\n    loss = crossent.formula(x.float(), t, **o)\n"
     own += "    return loss * (1 if torch.is_grad_enabled() else 1.01)\n"
-    before, _, after = text.partition("print('import wrong here")
+    before, _, after = text.partition("print('in place of these two lines, import wrong")
     file = tmp_path / "repro.py"
     file.write_text(before + own + after.partition("raise SystemExit(2)\n")[2], encoding="utf-8")
     ran = subprocess.run([sys.executable, file], capture_output=True, text=True, check=False)
     assert ran.returncode == 1, ran.stdout + ran.stderr
-    assert "allowed" in ran.stdout
+    assert "error bound" in ran.stdout
 
 
 def test_every_declaration_says_what_the_loss_does_instead():
