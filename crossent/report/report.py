@@ -260,8 +260,9 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """Return the report as a JSON document, schema 1. Numbers that JSON lacks are strings: "nan", "inf", "-inf".
 
-        Some keys have older names: "mended" has the known failures that no longer happen (`fixed`), and "held" the
-        checks without numbers that passed. The outcome "held" of a case is a pass, and "expected" a known failure.
+        Some keys keep the names of earlier versions, so that their files can be read. The key "mended" lists the known
+        failures that are fixed. The key "held" lists the checks without numbers that passed. A case that passed has
+        the outcome "held", and a known failure the outcome "expected".
         """
         document = {
             "schema": SCHEMA,

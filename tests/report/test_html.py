@@ -58,7 +58,7 @@ HOSTILE = [
 
 
 def told(text, mine="mine"):
-    """Return a report in which every text from outside is this text."""
+    """Return a report with `text` in each field that a subject or a file can fill."""
     numbers = Numbers((1,), 0.5, text, 0.25, 1e-18, 1e-7, 2e6, 2.5e6)
     findings = [
         Finding(mine, "loss", text, "wrong", text, text, numbers, text, repeat=text),

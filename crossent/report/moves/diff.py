@@ -233,9 +233,7 @@ class Diff:
     def to_json(self) -> dict[str, Any]:
         """Return the comparison as a JSON document. Numbers that JSON lacks are strings: "nan", "inf", "-inf".
 
-        The kinds of changes have the same names as in the text. Earlier versions wrote "broken" for "regression",
-        "contract changed" for "changed behaviour", "mended" for "fixed", "moved within bounds" for "changed within
-        bounds", "other words" for "other error message" and "same bits, judged anew" for "same bits, judged again".
+        The kinds of changes have the same names as in the text.
         """
         document = {
             "schema": DIFF_SCHEMA,
