@@ -126,7 +126,7 @@ class Settings:
         self.require_grade_applies(once.values())
         return _numbered(once.values())
 
-    def require_grade_applies(self, subjects: Iterable[Subject]) -> None:
+    def require_grade_applies(self, subjects: Collection[Subject]) -> None:
         """Check that a chosen grade applies to one of the subjects: without a contract, forms and torch keep their own.
 
         Raises:
@@ -136,7 +136,7 @@ class Settings:
             names = ", ".join(subject.name for subject in subjects)
             raise ValueError(
                 f"grade: got {quoted(self.grade)}, which would change nothing: without a contract, {names} "
-                f"{'keeps its' if len(list(subjects)) == 1 else 'keep their'} own grade; choose a contract too"
+                f"{'keeps its' if len(subjects) == 1 else 'keep their'} own grade; choose a contract too"
             )
 
     def _load(self, subject: str | Callable[..., Any]) -> Sequence[Subject]:
