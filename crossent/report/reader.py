@@ -79,7 +79,7 @@ def _subject(entry: Any) -> SubjectReport:
         failed.setdefault(finding.case, set()).add(finding.check)
     if sum(map(len, failed.values())) < len(findings):
         ids = [f"{name}:{finding.check}:{finding.case}" for finding in findings]
-        raise ValueError(f"two findings are {quoted(max(ids, key=ids.count))}; a check has at most one on a case")
+        raise ValueError(f"two findings have the id {quoted(max(ids, key=ids.count))}; each id may occur once")
     cases = _a(dict, part["cases"], "cases")
     if unknown := failed.keys() - cases.keys():
         raise ValueError(f"a finding is on the case {quoted(min(unknown))}, which did not run")
@@ -92,7 +92,7 @@ def _subject(entry: Any) -> SubjectReport:
 
 
 def _features(value: Any, what: str) -> list[str]:
-    """Return a list of names of features. Refuse other words, since a report proposes the names for a command line."""
+    """Return a list of names of features. Raise ValueError for other words, which a page would show in a command."""
     names = _strings(value, what)
     if unknown := [name for name in names if name not in FEATURE_NAMES]:
         raise ValueError(f"{cut(what)}: got {quoted(unknown[0])}; allowed are the names of `crossent list features`")
@@ -179,7 +179,7 @@ def _checksum(value: Any, what: str, *, or_none: bool = False) -> str:
 
 
 def unlike(data: Any, made: Any, where: str = "") -> Iterator[str]:
-    """Yield the places where two JSON documents differ, such as "subjects[0].name", with the first document's value."""
+    """Yield the keys whose values differ in two JSON documents, with the value in the first: 'seed, 1,'."""
     if isinstance(data, dict) and isinstance(made, dict):
         for key in {**data, **made}:
             place = f"{where}.{key}" if where else key
@@ -190,7 +190,7 @@ def unlike(data: Any, made: Any, where: str = "") -> Iterator[str]:
     elif isinstance(data, list) and isinstance(made, list) and len(data) == len(made):
         for at, (one, other) in enumerate(zip(data, made, strict=True)):
             yield from unlike(one, other, f"{where}[{at}]")
-    # 1 and 1.0 are equal, since other programs may write either; True is not equal to 1.
+    # 1 and 1.0 count as equal, since other programs may write either. True and 1 do not.
     elif data != made or isinstance(data, bool) != isinstance(made, bool):
         yield f"{where}, {json.dumps(data)[:80]},"
 
@@ -199,7 +199,7 @@ LARGEST = 2**29  # the most bytes of a report; a report of five subjects at leve
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the document of a report file. Only the schema and the environment are checked.
+    """Return the JSON document of a report file. Only its schema and its device are checked.
 
     Raises:
         ValueError: the file is not a report. The message is one line.
@@ -225,7 +225,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object without repeated keys. Raise ValueError otherwise: programs differ in the value they use."""
+    """Return a JSON object as a dict. Raise ValueError for a repeated key, of which programs read different values."""
     made = dict(pairs)
     if len(made) < len(pairs):
         keys = [key for key, _ in pairs]
