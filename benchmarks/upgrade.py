@@ -76,8 +76,8 @@ def total(cases: Iterable[dict[str, int]]) -> dict[str, int]:
 def figures(moved: dict[str, Any], ratios: dict[str, list[float]]) -> dict[str, Any]:
     """Return the part of `upgrades.json` about two versions.
 
-    `moved` is the JSON of `crossent diff`. Of similar changes, only the first is kept, with the number of cases. Changes
-    within the error bounds are left out.
+    `moved` is the JSON of `crossent diff`. Of similar changes, keep only the first, with the number of cases. Leave out
+    changes within the error bounds.
     """
     first: dict[str, dict[str, Any]] = {}
     for move in moved["moves"]:
