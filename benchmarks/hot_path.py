@@ -30,7 +30,7 @@ LARGE = 2**24
 
 
 class Pass(enum.Enum):
-    """The pass that is timed."""
+    """The timed pass: forward alone, or forward and backward."""
 
     FORWARD = "forward"
     BOTH = "forward+backward"

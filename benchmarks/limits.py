@@ -33,7 +33,10 @@ def machine(device: str = "cpu") -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Clock:
-    """Counters: seconds by the clock, CPU seconds of all processes (None if unknown), CPU seconds of this process."""
+    """A reading of the clock and of CPU time, in seconds.
+
+    `everyone` is the CPU time of all processes, or None if unknown. `own` is the CPU time of this process.
+    """
 
     wall: float
     everyone: float | None

@@ -79,12 +79,12 @@ class Rounds:
     turns: dict[str, list[Turn]] = field(default_factory=dict)
 
     def ratio(self, name: str, to: str) -> Spread:
-        """Return the ratios of the times of two calls, `name` over `to`. Each ratio compares turns of one round."""
+        """Return the spread of the ratio of two calls' times, `name` / `to`. Each ratio compares turns of one round."""
         pairs = zip(self.turns[name], self.turns[to], strict=True)
         return spread([(a.seconds / b.seconds, a.disturbed or b.disturbed) for a, b in pairs])
 
     def seconds(self, name: str) -> Spread:
-        """Return the times of a call."""
+        """Return the spread of the seconds of a call."""
         return spread([(turn.seconds, turn.disturbed) for turn in self.turns[name]])
 
 

@@ -54,9 +54,10 @@ def forms() -> dict[str, Maker]:
 
 
 def limits(backward: bool) -> dict[str, Maker]:
-    """Return makers of the memory traffic that every implementation needs: read all logits, and write a gradient.
+    """Return makers of calls that only move the memory that every implementation must move.
 
-    "copy" writes into allocated memory, and "clone" into new memory, as a gradient does.
+    "sum" reads all logits. "copy" writes as many numbers into allocated memory, and "clone" into new memory, as a
+    gradient does.
 
     The forward pass reads the logits once: one sweep can compute the maximum and the sum of exponentials (Milakov &
     Gimelshein, arXiv:1805.02867). The backward pass reads the logits again, since they do not fit a cache, and writes a
@@ -87,7 +88,7 @@ def peers(shape: tuple[int, ...], device: str) -> dict[str, Maker | str]:
 
 
 def tried(maker: Maker, logits: Tensor, target: Tensor, backward: bool) -> str:
-    """Return the reason why a call fails, or ""."""
+    """Make the call of a maker once, and return the reason why it fails, or ""."""
     try:
         maker(logits, target, backward)()
     except Exception as error:

@@ -13,7 +13,7 @@ NONE = "–"
 
 
 def hot_path(kept: dict[str, Any]) -> str:
-    """Return three tables in Markdown: times / torch's time, also for the forward pass alone, and extra memory."""
+    """Return three tables in Markdown: times divided by torch's, the same for the forward pass, and extra memory."""
     cells = kept["cells"]
     most = max(cell["threads"] for cell in cells)
     both = [cell for cell in cells if cell["threads"] == most and cell["pass"] == Pass.BOTH.value]

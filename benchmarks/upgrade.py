@@ -37,7 +37,7 @@ HOT = hot(("torch", "formula"))
 
 
 def timed(old: Environment, new: Environment) -> dict[str, list[float]]:
-    """Return lower quartile, median and upper quartile of the ratio of times, new / old, for each call."""
+    """Return the lower quartile, median and upper quartile of the ratio of times, new / old, for each call of `HOT`."""
     found: dict[str, list[float]] = {}
     sides = (Side(side.spec, str(side.python), str(ROOT)) for side in (old, new))
     try:
@@ -101,7 +101,7 @@ COLUMNS = {
 
 
 def table(kept: dict[str, Any]) -> str:
-    """Return the table of benchmarks/README.md: the changes of the cases, and the times of the hot path."""
+    """Return a table in Markdown: the number of cases by kind of change, and the ratios of times of the hot path."""
     names = [*COLUMNS, "time"]
     lines = ["| torch | subjects | cases | " + " | ".join(names) + " |", "| --- | --- |" + " ---: |" * (len(names) + 1)]
     for pair, of in itertools.product(kept["pairs"], ("torch", "the forms")):

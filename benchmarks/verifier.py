@@ -53,7 +53,7 @@ TIMED = (
 
 @dataclass(frozen=True)
 class Workload:
-    """Logits of one shape, and the options of the call that the oracle solves."""
+    """A call for the oracle: the shape and dtype of the logits, the kind of target, and the options."""
 
     rows: int
     classes: int
@@ -69,7 +69,7 @@ class Workload:
 
     @property
     def limit(self) -> float | None:
-        """The target in seconds; None for target gradients by interval arithmetic, which add a million numbers."""
+        """The target in seconds. None for a float64 target gradient, which adds a million numbers to the result."""
         return None if self.target_gradient and self.dtype == "float64" else LIMITS[self.dtype]
 
     def arguments(self) -> Arguments:
@@ -103,7 +103,7 @@ WORKLOADS = (
     Workload(1000, 1000, "float64"),
     Workload(8, 128_256, "float64"),
     Workload(100_000, 10, "float64"),
-    Workload(16, 128_256, "float64"),  # too many logits in float64 too
+    Workload(16, 128_256, "float64"),  # the same in float64
     Workload(1000, 1000, "float64", label_smoothing=0.1),
     Workload(1000, 1000, "float64", "probabilities", 0.1),
     Workload(1000, 1000, "float64", "probabilities", 0.1, target_gradient=True),
@@ -246,7 +246,7 @@ def bare(every: int = 16) -> dict[str, Any]:
         return replace(subject, loss=loss)
 
     counted = [counting(subject) for subject in subjects]
-    for case, checks in planned.items():  # not timed
+    for case, checks in planned.items():  # count the calls, without timing
         now.append(case)
         run(settings, counted, {case: checks})
     start = time.process_time()

@@ -89,7 +89,7 @@ class ExpectedFinding:
 
 
 def read_list(path: str | Path) -> list[ExpectedFinding]:
-    """Return the entries of a file.
+    """Return the known failures that a file lists.
 
     Raises:
         ValueError: the file is not a list of known failures. The message is one line that says where the error is.
@@ -218,7 +218,7 @@ def _entry(entry: dict[str, Any]) -> ExpectedFinding:
 
 
 def _of_id(entry: dict[str, Any]) -> dict[str, Any]:
-    """Turn an entry with the id of a finding into an entry with subject, checks and cases."""
+    """Return an entry with subject, checks and cases in place of the id of a finding."""
     if other := [key for key in ("subject", "checks", "results", "cases") if key in entry]:
         raise ValueError(f"got both id and {other[0]}; remove one of them")
     *_, subject, check, case = ["", "", *str(given := entry["id"]).rsplit(":", 2)]

@@ -43,7 +43,7 @@ def read_report(path: str | os.PathLike[str]) -> Report:
 
 
 def report_of(document: dict[str, Any]) -> Report:
-    """Return the report of a document.
+    """Return the report that a JSON document describes.
 
     Raises:
         LookupError, TypeError, ValueError, ArithmeticError: a key is missing, or a value is impossible.
@@ -179,7 +179,11 @@ def _checksum(value: Any, what: str, *, or_none: bool = False) -> str:
 
 
 def unlike(data: Any, made: Any, where: str = "") -> Iterator[str]:
-    """Yield the keys whose values differ in two JSON documents, with the value in the first: 'seed, 1,'."""
+    """Yield a text for each place at which two JSON documents differ.
+
+    The text is the path of the key, such as "subjects[0].name". If both documents have the key, the text also has the
+    value in the first document.
+    """
     if isinstance(data, dict) and isinstance(made, dict):
         for key in {**data, **made}:
             place = f"{where}.{key}" if where else key
@@ -238,7 +242,7 @@ def _no_number(token: str) -> float:
 
 
 def find(document: dict[str, Any], id: str) -> tuple[Finding, str | None]:
-    """Return the finding of a report that has this id, and the digest of its inputs.
+    """Return the finding with this id in the JSON document of a report, and the digest of its inputs.
 
     Raises:
         ValueError: the report has no finding with this id, or it is damaged.
@@ -263,7 +267,7 @@ def find(document: dict[str, Any], id: str) -> tuple[Finding, str | None]:
 
 
 def finding_of(subject: str, entry: dict[str, Any]) -> Finding:
-    """Return the finding of a subject from an entry of the document.
+    """Return the finding that an entry of the JSON document describes. `subject` is the name of the subject.
 
     Raises:
         LookupError, TypeError, ValueError, ArithmeticError: the entry is not a finding.

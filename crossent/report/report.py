@@ -227,7 +227,7 @@ class Report:
             yield f"known failure no longer happens: {line}"
 
     def _uncovered(self) -> Iterator[str]:
-        """Yield a phrase for each gap in the coverage."""
+        """Yield a text for each thing that the verdict does not cover, such as checks that the level does not run."""
         if self.level == "quick":
             yield "some combinations of three options, since level quick combines two"
         if self.left_out:

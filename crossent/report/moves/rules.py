@@ -140,7 +140,7 @@ class Move:
 
     @property
     def _alone(self) -> bool:
-        """Whether the line shows the values of the results even if both values are finite."""
+        """Whether `says` shows the old and the new value even if both are finite."""
         return bool(self.policy) or self.kind in (Kind.BROKEN, Kind.BEHAVIOUR, Kind.FIXED)
 
     @property
