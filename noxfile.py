@@ -157,8 +157,8 @@ def world(session: nox.Session) -> None:
     """Check the losses of other packages, such as timm and optax; fail on a finding without a reason.
 
     The session installs 3 GB in some minutes, and then takes ten minutes on two cores. tests/world/findings.toml has a
-    reason for each finding, and tests/world/faults.py has a script for each bug, without crossent. `nox -s world -- -k
-    keras` checks the losses of one package.
+    reason for each finding, and tests/world/faults.py has a script for each bug, without crossent.
+    `nox -s world -- -k keras` checks the losses of one package.
     """
     session.install("torch==2.13.0", "-e", ".[test]", *WORLD)
     session.install("--no-deps", "--no-build-isolation", *WORLD_ALONE)
@@ -210,9 +210,9 @@ def mutants(session: nox.Session) -> None:
 def mutate(session: nox.Session) -> None:
     """Change bounds, oracle and checks in a thousand small ways, and show each change that no test notices.
 
-    This takes half an hour on two cores. tests/survivors.toml explains the changes that no test can notice. `nox -s
-    mutate -- numerics.oracle.arithmetic` changes only this module. mutmut changes neither decorated functions nor code
-    outside of functions.
+    This takes half an hour on two cores. tests/survivors.toml explains the changes that no test can notice.
+    `nox -s mutate -- numerics.oracle.arithmetic` changes only this module. mutmut changes neither decorated functions
+    nor code outside of functions.
     """
     modules = session.posargs or ["numerics.bounds.loss", "numerics.oracle.answer", "checks.single"]
     session.install("-e", ".[test]", "mutmut>=3.8")

@@ -99,7 +99,7 @@ class Cause:
 
     @property
     def explained(self) -> str:
-        """A text that counts the findings, such as "152 calls raised with class probabilities"."""
+        """A text about the findings of a missing feature, such as "152 calls raised with class probabilities"."""
         first, count = self.findings[0], len(self.findings)
         if first.check == "errors":
             return counted(count, "bad input") + (" accepted" if first.kind == "accepted" else ", another error")

@@ -92,7 +92,7 @@ def notes(
     compared = {check for _, part in pairs for outcome in part.outcomes.values() for check in outcome.checks}
     levels = [run.level for run in (old, new) if _COMPILED[0] in run.left_out]
     if levels and compared.isdisjoint(_COMPILED) and not any(part.name.endswith("+compile") for _, part in pairs):
-        yield f"no compiled code is compared: level {levels[0]} does not run {', '.join(_COMPILED)}"
+        yield f"no compiled code is compared: level {levels[0]} runs none of {', '.join(_COMPILED)}"
     subjects: dict[tuple[str, str], list[str]] = {}
     for before, now in pairs:
         for parts in _notes_on(before, now, explained, (is_partial(new), is_partial(old))):
