@@ -145,7 +145,7 @@ class Trial:
 
     @cached_property
     def digest(self) -> str:
-        """The checksum of the first result, or "" if the result has no data."""
+        """The checksum of the first result, or "" if the result has no data, as on the meta device."""
         return digest_of(self.got)
 
     def evaluate(self, inputs: Inputs, act: Callable[..., Result] = evaluate, *arguments: Any) -> Result:
@@ -195,8 +195,7 @@ class Trial:
 
     def _wanted_in(self, dtype: str) -> Grade:
         """Return the grade that the subject must reach with logits of this dtype."""
-        # A case with a grade shows a known failure of torch, so the grade counts only for subjects with torch's
-        # contract.
+        # A case with a grade shows a known failure of torch. The grade counts only for subjects with torch's contract.
         of_case = self.case.grade if self.subject.contract == TORCH_CONTRACT else None
         return "A" if (of_case or self.subject.grade(dtype)) == "A" else "B"
 

@@ -33,7 +33,7 @@ class CallBounds:
 
     def __init__(self, terms: Terms, contract: Contract, like: CallBounds | None = None) -> None:
         self.terms, self.contract, self._like = terms, contract, like
-        self._dense = terms.index is None or terms.smooths  # a row has a term for every class
+        self._dense = terms.index is None or terms.smooths  # whether a row has a term for every class
 
     @classmethod
     def of_calls(cls, calls: Sequence[Self], names: Iterable[str]) -> None:

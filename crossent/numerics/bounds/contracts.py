@@ -201,7 +201,7 @@ def contract(
 
 
 def _cascade_depth(rows: int) -> int:
-    """Return the largest number of additions that one row's loss passes in the sum of torch's nll_loss on a CPU."""
+    """Return the largest number of additions that a row's loss goes through in torch's nll_loss on a CPU."""
     levels, block = 8, 2 ** max(4, rows.bit_length() // 8)
     depth = used = 0
     while rows > 1 and used < levels:
@@ -212,7 +212,7 @@ def _cascade_depth(rows: int) -> int:
 
 
 def _sum_depth(rows: int) -> int:
-    """Return the largest number of additions that a term passes in torch's sum on a CPU.
+    """Return the largest number of additions that a term goes through in torch's sum on a CPU.
 
     The sum has blocks of `2^p` terms in three levels, with `p = max(4, log2(rows)/4)`, and a fourth level for the rest.
     Then torch adds the four levels, the four accumulators, the lanes of a vector (16 at most), and the terms that fill

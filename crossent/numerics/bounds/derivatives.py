@@ -30,8 +30,8 @@ from crossent.numerics.formats import Array
 class DerivativeBounds(Bounds):
     """The error bounds of one call's derivatives along one direction, under one contract.
 
-    A bound is infinite where the contract promises nothing. The numbers of the direction, (R, C), must be numbers of
-    the contract's storage format.
+    A bound is infinite where the contract promises nothing. The direction, (R, C), must be exact in the storage format
+    of the contract.
     """
 
     def __init__(self, terms: Terms, contract: Contract, direction: Array) -> None:
@@ -120,9 +120,9 @@ class DerivativeBounds(Bounds):
         The largest error counts:
 
         * Multiply `p_c u_c` and `p_c · mean` by `g/D Σ_k w_k q_k`, and subtract the second product from the first.
-        * Multiply `p_c u_c` by `g/D Σ_k w_k q_k`. Multiply the sum of these products by `p_c`, and subtract the result
-          from the product, as the gradient of log-softmax does.
-        * Compute `u_c - mean` first, and multiply the difference.
+        * Compute the same first product. Replace the second product by the sum of the first products over the classes,
+          multiplied by `p_c`. The gradient of log-softmax does this.
+        * Compute `u_c - mean` first, and multiply this difference by `p_c` and `g/D Σ_k w_k q_k`.
         """
         c, t = self.contract, self.terms
         with np.errstate(all="ignore"):

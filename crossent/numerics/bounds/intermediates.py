@@ -93,16 +93,18 @@ def in_blocks(shifted: Computed, logits: Array, c: Contract) -> Computed:
 
 
 def offset(logits: Array, c: Contract) -> Array:
-    """Return the `max` of each row, (R,), that counts in the rounding error of `max + log Σ`.
+    """Return the number that stands for the maximum of a row in the rounding error of the log-sum-exp, (R,).
 
-    If `c.offset` is True, the number is the largest logit. A common offset may then cost precision: if every logit is
-    1e8, `1e8 + log C` rounds to 1e8 (pytorch#38839). Otherwise the magnitude of the number is at most `max - min`, as
-    if the row were shifted until the row contains zero. Cross-entropy does not change under this shift.
+    If `c.offset` is True, this number is the maximum itself. A common offset of the logits may then cost precision: if
+    every logit is 1e8, the log-sum-exp `1e8 + log C` rounds to 1e8 (pytorch#38839). Otherwise the magnitude of the
+    number is at most `max - min`, as if the row were shifted until the row contains zero. Cross-entropy does not change
+    under this shift.
     """
     largest = logits.max(1, initial=-np.inf)
     if c.offset:
         return np.asarray(largest)
-    least = np.where(np.isneginf(logits), np.inf, logits).min(1, initial=np.inf)  # -inf does not widen the row
+    # A logit of -inf does not count for the minimum.
+    least = np.where(np.isneginf(logits), np.inf, logits).min(1, initial=np.inf)
     return np.asarray(np.clip(largest, least - largest, largest - least))
 
 

@@ -109,16 +109,16 @@ class Bounds(CallBounds):
             return safe(rows.rounded(c.storage).error)
         sizes, unscaled = np.where(t.kept, sizes, 0.0), np.where(t.kept, unscaled, 0.0)
         total = c.keep(self._sum_of_rows(rows, narrow, sizes))
-        divided = np.ones(1)
+        least_divisor = np.ones(1)
         if self._denominator is not None:
             # An implementation may divide each row before the sum, or divide the sum: the larger error counts.
             divisor = self._denominator
-            divided = np.abs(divisor.value) - divisor.error
+            least_divisor = np.abs(divisor.value) - divisor.error
             first = self._divided(rows, self._of_rows(divisor))
-            first = self._sum_of_rows(first, c.compute, sizes / t.by_row(divided))
+            first = self._sum_of_rows(first, c.compute, sizes / t.by_row(least_divisor))
             total = wider(self._divided(total, divisor), first)
         if self._dense and t.smooths:
-            total = total.unless(narrow.overflows(t.by_call(unscaled).sum(1) / np.minimum(divided, 1.0)))
+            total = total.unless(narrow.overflows(t.by_call(unscaled).sum(1) / np.minimum(least_divisor, 1.0)))
         bound = safe(total.rounded(c.storage).error)
         return bound.reshape(()) if t.lengths is None else bound
 
@@ -141,7 +141,7 @@ class Bounds(CallBounds):
         """
         c, t = self.contract, self.terms
         scale = column(self._scale())
-        gradient, sizes = self._part(self._coefficients, scale, hot=not self._dense)
+        gradient, sizes = self._gradient_with(self._coefficients, scale, hot=not self._dense)
         if self._dense:
             once = (c.stored or c.compute).unit_roundoff * sizes
             gradient = Computed(gradient.value, gradient.error + once, c.compute)
@@ -149,12 +149,12 @@ class Bounds(CallBounds):
             of_target, uniform = parts(t, c)
             share = scale.times(unsmoothed_share(t, c), c.compute)
             spread = scale.times(constant(t.label_smoothing / t.logits.shape[1], c.compute, c), c.compute)
-            target_part, _ = self._part(of_target, c.keep(share), hot=t.index is not None)
-            uniform_part, _ = self._part(uniform, c.keep(spread))
+            target_part, _ = self._gradient_with(of_target, c.keep(share), hot=t.index is not None)
+            uniform_part, _ = self._gradient_with(uniform, c.keep(spread))
             gradient = wider(gradient, target_part.plus(uniform_part, c.compute))
         return safe(gradient.where(t.kept[:, None]).rounded(c.storage).error)
 
-    def _part(self, coefficients: Computed, scale: Computed, *, hot: bool = False) -> tuple[Computed, Array]:
+    def _gradient_with(self, coefficients: Computed, scale: Computed, *, hot: bool = False) -> tuple[Computed, Array]:
         """Return `s (p_c Σ_k v_k - v_c)`, (R, C), and the sum of the magnitudes of its two terms, (R, C).
 
         The error covers every order of the operations, for the coefficients `v` and the scale `s`. An implementation
@@ -164,8 +164,8 @@ class Bounds(CallBounds):
             u (a |s p_c Σ v| + a |s v_c| + (1 + m - a) |d|)
 
         This is linear in `a`, so its largest value is at an end: all factors come before the difference, or none.
-        If only the true class has a coefficient v (`hot`), v is a factor too. For `a ≥ 1`, the term `s v` then has one
-        rounding less, and the error of the true class increases with `a`:
+        If only the true class has a coefficient v (`hot` is True), v is a factor too. For `a ≥ 1`, the term `s v` then
+        has one rounding less, and the error of the true class increases with `a`:
 
             u (a s v p + (a - 1) s v + (1 + m - a) s v (1 - p)) = u s v (m + (2a - 1 - m) p)
 
@@ -173,8 +173,8 @@ class Bounds(CallBounds):
         ends counts. Automatic differentiation multiplies by v before the difference; a kernel need not. A fused
         multiply-add leaves a rounding out.
 
-        Before the difference, an implementation may scale the sum over k, or scale its terms. The larger error counts:
-        if the terms cancel, their rounding errors do not cancel.
+        Before the difference, an implementation may multiply the sum over k by `s`, or multiply each term of the sum.
+        The larger error counts: if the terms cancel, their rounding errors do not cancel.
 
         A `p` without an error is 0 or 1, and multiplying by it is exact. So the rounding error of a product of known
         factors is known in any order.
@@ -249,8 +249,8 @@ class Bounds(CallBounds):
             product = c.keep(product.times(Computed.exactly(t.weight, c.storage), c.compute))
         if t.smooths:
             factors.append(np.ones((1, 1)))  # 1 - ε is at most one
-            narrow, rest = smoothing_format(t, c), unsmoothed_share(t, c)
-            product = c.keep(product.rounded(narrow).times(rest, narrow))
+            narrow, share = smoothing_format(t, c), unsmoothed_share(t, c)
+            product = c.keep(product.rounded(narrow).times(share, narrow))
         unscaled = np.ones((1, 1))
         for factor in factors:
             unscaled = unscaled * np.maximum(factor, 1.0)

@@ -258,8 +258,8 @@ class Computed:
         """Return the sum over the last axis, with the error of the worst order that `order` allows.
 
         The error is `Σ e_i + u/(1 - hu) · max Σ_i t_i depth_i`. Here `t_i` is the magnitude of a term, `depth_i` the
-        number of additions that the term passes, `h` the largest depth, and the maximum is over the allowed trees. Each
-        addition that a term passes rounds the term once.
+        number of additions that the term goes through, `h` the largest depth, and the maximum is over the allowed
+        trees. Each addition that a term goes through rounds the term once.
 
         Any order. Sort the magnitudes, `t_1 ≥ t_2 ≥ … ≥ t_n`. Every binary tree has `Σ t_i depth_i ≤ Ω`, with
         `Ω = Σ_{j ≥ 2} (t_1 + … + t_j)`. Adding one term at a time, the largest first (a caterpillar tree), attains `Ω`.

@@ -71,7 +71,8 @@ class Answer:
         The direction is (R, C). The tangent is (R,) for the reduction "none", otherwise 0-d.
 
         Where a logit of -inf makes the loss infinite, the tangent is finite, like the gradient. The tangent of a mean
-        over no kept rows has the radius inf: such a mean is NaN for all logits, but its gradient is 0 by contract.
+        over no kept rows has the radius inf, so the oracle makes no claim: such a mean is NaN for all logits, but torch
+        gives it the gradient 0.
 
         Raises:
             ValueError: The direction has another shape, or contains a number that is not finite. Or a magnitude is not
@@ -96,7 +97,7 @@ class Answer:
         if direction.shape != self._shape:
             raise ValueError(f"direction: got shape {direction.shape}; allowed is {self._shape}")
         if not (np.abs(direction) < 2.0**128).all():
-            raise ValueError("direction: got a number that is not finite or too large; allowed is less than 2^128")
+            raise ValueError("direction: got a number that is not finite or too large; allowed are sizes below 2^128")
         return direction
 
 
@@ -170,4 +171,5 @@ def _reduced(arguments: Arguments, losses: Ball, denominator: Denominator) -> Ba
 
 
 def _scalar(value: float, radius: float) -> Ball:
+    """Return a single number with an error radius, 0-d."""
     return Ball(np.array(value), np.array(0.0), np.array(radius))

@@ -21,10 +21,10 @@ from crossent.numerics.oracle.arguments import Arguments, Denominator
 from crossent.numerics.oracle.arithmetic import Ball, Balls, Elements, Float64, Mask
 from crossent.numerics.oracle.formula import ROUNDINGS, SECOND_ROUNDINGS, FiniteRows, Formula, float64_radius
 
-# The radius of a number in ball arithmetic, divided by the number's size: 2^-20 times the unit roundoff of float64. The
-# size is the sum of the magnitudes of the number's terms.
+# The wanted radius of a number in ball arithmetic, divided by the number's size: 2^-20 times the unit roundoff of
+# float64. The size is the sum of the magnitudes of the number's terms.
 RELATIVE_RADIUS = 2.0**-73
-BITS = 128  # the first precision of ball arithmetic: with fewer bits than two machine words, flint is hardly faster
+BITS = 128  # the first precision of ball arithmetic. flint is hardly faster with fewer bits than two machine words
 
 
 class RowBlock:
