@@ -125,8 +125,8 @@ def _or_zero(exact: Ball, kept: NDArray[np.bool_], got: Array) -> Ball:
 def worst(check: str, tensor: Tensor, exact: Ball, bounds: Bounds) -> Difference:
     """Compare a result with the exact values, and return the difference at the worst element.
 
-    The worst element has the largest share of its error bound. If an exact value is infinite or NaN, the element must
-    be equal to it.
+    The worst element has the largest share of its error bound. If an exact value is infinite or NaN with the radius 0,
+    the element must be the same infinity or NaN.
 
     Args:
         check: the name of the result, which is also the name of an attribute of `bounds`.
