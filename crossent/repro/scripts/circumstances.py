@@ -82,7 +82,7 @@ def call_on_non_leaf():
     result = evaluate(*fresh(*given), loss_of=cloned)
     shaped(result["loss"], *given)
     if not memory(made[0][0]).equal(memory(made[0][1])):
-        verdict(True, "the call changed `input` in place, where `input` is the output of an operation and no leaf")
+        verdict(True, "the call changed `input` in place, where `input` is the output of an operation and not a leaf")
     return result
 
 
@@ -181,5 +181,5 @@ def call_in_circumstances():
     of_nan = evaluate(x, y, its_options, torch.full_like(g, torch.nan))
     for name, number in evaluate(*fresh(*given)).items():
         if name != "loss" and ((number != 0) & ~of_nan[name].isnan()).any():
-            verdict(True, f"with an upstream gradient of NaN, numbers of the {name} are no NaN")
+            verdict(True, f"with an upstream gradient of NaN, numbers of the {name} are not NaN")
     return results
