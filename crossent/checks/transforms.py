@@ -200,7 +200,7 @@ def evaluate_exported(loss: Loss, inputs: Inputs) -> Tensor | NotRun:
 
 
 def _primals(loss: Loss, inputs: Inputs) -> tuple[Any, ...]:
-    """Return the loss as a function of logits and, if it is dense, target; then the tensors to pass to the function."""
+    """Return the loss as a function of the logits (and of a dense target), followed by these tensors."""
 
     def of_primals(logits: Tensor, target: Tensor = inputs.target) -> Tensor:
         return loss(logits, target, **inputs.options)
