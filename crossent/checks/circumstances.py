@@ -246,8 +246,8 @@ def alone(trial: Trial) -> Found:
             return
         required, other = gradients if logits else reversed(gradients)
         if required is None or other is not None:
-            name, rest = ("logits", "target") if logits else ("target", "logits")
-            said = f"the {name} got no gradient" if required is None else f"the {rest} got a gradient"
+            name, other_name = ("logits", "target") if logits else ("target", "logits")
+            said = f"the {name} got no gradient" if required is None else f"the {other_name} got a gradient"
             yield Problem("wrong", f"{said}, though a gradient is required for the {name} alone")
             return
         got = Result(loss, required) if logits else Result(loss, None, required)
@@ -266,7 +266,7 @@ def backward_alone(
     If the loss has a wrong shape, there is no backward pass: :func:`misshapen` reports the shape.
 
     Returns:
-        The loss, its requires_grad, and the gradients of the logits and of the target.
+        The loss, its requires_grad, and the gradients of the logits and of the target. A missing gradient is None.
     """
     given = _requiring(inputs, logits=logits, target=target)
     value = as_loss(loss(given.logits, given.target, **given.options))

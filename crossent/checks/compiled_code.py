@@ -226,7 +226,8 @@ def call_compiled_on_classes(
 def _why_no_error() -> str:
     """Return the reason why compiled code must not be called with a class index out of range, or "".
 
-    Code compiled by torch 2.1 then reads outside of a tensor, and code compiled by torch 2.4 ends the process.
+    Given such an index, code compiled by torch 2.1 reads outside of a tensor. Code compiled by torch 2.4 ends the
+    process.
     """
     old = Version(torch.__version__).release < (2, 6)
     return "needs torch 2.6 or newer: older compiled code does not raise for a class index out of range" if old else ""

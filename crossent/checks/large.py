@@ -51,9 +51,9 @@ def tiled(case: Case, device: str = "cpu") -> Inputs:
 def needed(case: Case, subject: Subject) -> int:
     """Return the number of bytes that a subject needs for a case: inputs, loss, gradient and intermediate results.
 
-    torch keeps two tensors with the size and the dtype of the logits: the log-probabilities and their gradient. A
-    kernel is assumed to need no more. The forms need up to five such tensors in the dtype of their arithmetic, as
-    measured with the gradient, and some numbers for each row.
+    Besides logits and gradient, torch keeps two tensors of this size and dtype: the log-probabilities and their
+    gradient. A kernel is assumed to need no more. The forms need up to five such tensors, gradient included, in the
+    dtype of their arithmetic, and some numbers for each row, as measured.
     """
     size = _bytes(DTYPES[case.dtype])
     rows = case.rows * case.tiled

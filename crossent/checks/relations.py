@@ -134,7 +134,7 @@ def rows_permuted(trial: Trial) -> Iterator[Difference]:
 
 
 def rows_axes(given: Inputs) -> list[int]:
-    """Return the dimensions of the logits that have a size above 1, without the class dimension."""
+    """Return the dimensions of the logits that have a size above 1, except the class dimension."""
     return [axis for axis, size in enumerate(given.logits.shape) if axis != 1 and size > 1]
 
 
@@ -205,7 +205,7 @@ def split(trial: Trial) -> Iterator[Difference]:
 
 
 def parted(given: Inputs, terms: Terms) -> list[tuple[Fraction, Inputs]]:
-    """Return two parts of a batch, each as a pair: the factor by which to multiply the results of the part, its inputs.
+    """Return two parts of a batch. Each part is a pair: a factor for the results of the part, and its inputs.
 
     Raises:
         NotRunError: every split of the batch leaves a part with a denominator of 0.
@@ -222,7 +222,7 @@ def parted(given: Inputs, terms: Terms) -> list[tuple[Fraction, Inputs]]:
 def _parting(terms: Terms, size: int) -> tuple[int, tuple[Fraction, Fraction]]:
     """Return the size of the first of two parts of a batch, about a third of `size`, and a factor for each part.
 
-    The loss of the batch is the sum of the losses of the parts, each times its factor.
+    Under "mean" and "sum", the loss of the batch is the sum of the losses of the parts, each times its factor.
     """
     for at in sorted(range(1, size), key=lambda at: abs(3 * at - size)):
         if terms.reduction != "mean":

@@ -119,8 +119,8 @@ def gradients_by_vmap(loss: Loss, inputs: Inputs) -> tuple[Tensor, ...]:
 def autocast(trial: Trial) -> Found:
     """Under torch.autocast, half-precision inputs give a float32 loss computed in float32; other dtypes do not change.
 
-    torch documents cross_entropy_loss as an operation that autocasts to float32. Autocast computes a matrix product in
-    the lower precision, so a subject that contains one fails. Each gradient has the dtype of its input.
+    torch documents cross_entropy_loss as an operation that autocasts to float32. Autocast computes matrix products in
+    the lower precision, so a subject that contains a matrix product fails. Each gradient has the dtype of its input.
     Liger-Kernel#501: the weights had another dtype than the arithmetic.
     """
     inputs = trial.question.fresh()

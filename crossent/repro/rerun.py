@@ -1,4 +1,4 @@
-"""Find a finding in a report, in the last runs or by running its case again, and return its script."""
+"""Get a finding from a report, from the last runs or by running its case again, and return its script."""
 
 from __future__ import annotations
 
@@ -146,7 +146,10 @@ def nearest_to_bound(id: str, device: str = "cpu") -> Finding:
 
 
 def _checks(name: str, case: Case | BadInput) -> tuple[Check, ...]:
-    """Return `call`, `result` and the check with this name, if there is one; on a tiled case, the named check alone."""
+    """Return `call`, `result` and the check with this name, if there is one.
+
+    For a case that is repeated to more than 2^31 elements (`Case.tiled`), return the named check alone.
+    """
     before = () if isinstance(case, Case) and case.tiled > 1 else (single.call, single.result)
     return tuple(dict.fromkeys((*before, *([CHECKS[name]] if name in CHECKS else []))))
 

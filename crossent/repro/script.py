@@ -1,4 +1,4 @@
-"""Write a finding as a script that needs only torch, with the bits of its case."""
+"""Write the script that repeats a finding, with the inputs of its case bit for bit."""
 
 from __future__ import annotations
 
@@ -88,9 +88,9 @@ def script(
         finding: the finding of a run.
         device: the device of that run.
         digest: the digest of the inputs in that run, to compare with the inputs here; None for no comparison.
-        passed: whether the check passed. Then the number of the finding is not wrong if a call gives it again.
+        passed: whether the check passed. Then the number of the finding is wrong only if its error exceeds the bound.
         widened: whether the report says that the subject returns float32 for half precision.
-        loaded: the user's function, which the script loads from its source; None if there is no source.
+        loaded: the user's function, which the script loads from its source; None for a subject without source.
 
     Raises:
         ValueError: the case cannot be built, or its inputs have other bits here, or the check has no such finding.

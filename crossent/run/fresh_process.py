@@ -84,9 +84,9 @@ class FreshProcess:
 
 
 def _wait(process: subprocess.Popen[bytes], started: Path, seconds: float) -> str:
-    """Wait until the process ends, and return "". If it exceeds its time limit, return a sentence that says so at once.
+    """Wait until the process ends or exceeds a time limit. Return a sentence about the limit, or "" if it ended.
 
-    The process creates the file `started` before the call, which may then take `seconds`.
+    The process creates the file `started` when it is ready. From then on, the call may take `seconds`.
     """
     end, late = time.monotonic() + _STARTING, f"its process did not start within {_STARTING:g} s"
     running = False

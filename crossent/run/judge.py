@@ -102,7 +102,7 @@ def judge_case(
 def _unused_options(trial: Trial) -> str:
     """Return a line that names the options without which the subject gives the same loss; "" if there are none.
 
-    A function whose signature has `**options` is called with every option, and may use none.
+    A function whose signature has `**options` is called with every option, and may ignore some of them.
     """
     options = trial.question.inputs.options
     given = [name for name in KEYWORDS if options.get(name, _DEFAULTS.get(name)) != _DEFAULTS.get(name)]

@@ -191,7 +191,7 @@ class _Work:
                 yield at, judge_each(case, checks, subjects, hosts, device, self.enough, known)
 
     def share(self, part: Part) -> list[Placed]:
-        """Judge the cases of a part, and return the verdicts. Stop when the run can end with the findings of a case."""
+        """Judge the cases of a part, and return the verdicts. Stop early if the findings of one case end the run."""
         subjects = [self.subjects[at] for at in part.subjects]
         try:
             hosts = self._isolated(part.subjects) if part.isolated else [Here(subject.loss) for subject in subjects]

@@ -1,4 +1,4 @@
-"""A part of a plan: the chosen cases, and the chosen checks on them."""
+"""Select a part of a plan: chosen cases, and chosen checks on these cases."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from crossent.run.order import Part
 from crossent.subjects.confinement import end_with_parent
 
 T = TypeVar("T")
-LOOK = 0.5  # seconds between two looks of the parent at its workers
+LOOK = 0.5  # seconds after which the parent looks at its workers again
 # Seconds beyond the time limit of a call, for the exact values and error bounds that a worker computes before it calls.
 _GRACE = 60.0
 _SIGN = struct.Struct("I")
@@ -114,7 +114,8 @@ def workers(share: Callable[[Part], T], jobs: int, timeout: float) -> Iterator[W
     _SHARED = _Shared(share, alive_at)
     pool = ProcessPool(jobs, initializer=_start, context=multiprocessing.get_context("fork"))
     try:
-        # Python 3.12 warns of a fork with threads. A worker has no thread, and sets torch to one thread first.
+        # Python 3.12 warns of a fork in a process with threads. A worker needs no thread of its parent: first of all it
+        # sets torch to one thread.
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
             yield Workers(pool, timeout + _GRACE, signs)

@@ -100,7 +100,8 @@ def call_for_one_gradient():
             verdict(True, f"the loss does not require a gradient, so there is no gradient {call}")
         loss.backward(g.to(loss.dtype))
         if wanted.grad is None or unwanted.grad is not None:
-            verdict(True, f"got the gradient {call}: {wanted.grad}; got the other gradient: {unwanted.grad}, not None")
+            got = f"got {wanted.grad} as the gradient {call}, and {unwanted.grad} for the other tensor"
+            verdict(True, f"{got}; expected a gradient, and None")
         results[call] = {"loss": loss.detach(), of: wanted.grad}
     return results
 

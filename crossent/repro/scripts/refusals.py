@@ -15,7 +15,7 @@ from crossent.repro.scripts.single import arguments, changed, state
 def isolate():
     """Run the script again in a separate process, since the call may end its process, and end with the same verdict.
 
-    In the separate process, return.
+    In the separate process, do nothing.
     """
     if sys.argv[1:] == ["here"]:  # this is the separate process
         return

@@ -176,7 +176,7 @@ def check_ignored_rows():
     axis = min(1, logits.dim() - 1)
     x = logits.movedim(axis, -1)
     ignored = target.long() == options.get("ignore_index", -100)
-    has_softmax = x.amax(-1).isfinite()  # in any other row, the gradient is NaN
+    has_softmax = x.amax(-1).isfinite()  # in any other row, the gradient may be NaN
     rows = {"gradient": ignored & has_softmax}
     if options["reduction"] == "none":
         rows["loss"] = ignored
@@ -212,7 +212,10 @@ def repeated(tile):
 
 
 def call_on_repeated():
-    """Return the result of a call on logits that are repeated along the batch. End the script if memory is short."""
+    """Return the result of a call on logits that are repeated along the batch.
+
+    End the script with status 2 if the memory does not suffice.
+    """
     print(f"this script needs about {gib:.1f} GiB of memory")
     every = upstream
     if upstream.dim():

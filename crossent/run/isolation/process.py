@@ -138,7 +138,7 @@ class IsolatedProcess:
             if self._torch.perform(act, *arguments).value != performed.value:
                 return Performed(
                     ended="crashed",
-                    how=f"its process replied that it {performed.value.reason}, but torch's process does not",
+                    how=f"its process replied that it {performed.value.reason}, but torch's process replied otherwise",
                 )
             self._confirmed.add(reason)
         return performed
