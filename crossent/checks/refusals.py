@@ -1,4 +1,4 @@
-"""The check of bad calls: a subject must raise an error of the right class, and must not write into an argument."""
+"""The checks of bad calls: a subject must raise the right error, and change neither its arguments nor global state."""
 
 from __future__ import annotations
 

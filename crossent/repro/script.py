@@ -260,7 +260,10 @@ def subject_of(name: str, device: str) -> Subject:
 
 
 def _subject_lines(code: Code, name: str, source: str) -> Iterator[str]:
-    """Yield the lines that import, load or compile the subject. If the script can define the subject, add its code."""
+    """Yield the lines that import, load or compile the subject.
+
+    If the script can define the subject as a function, add this function to `code` instead.
+    """
     if source:
         yield "from crossent.subjects.loader import load"
         yield f"(subject,) = (found.loss for found in load({source!a}))"
