@@ -77,7 +77,7 @@ class Running(ProgressColumn):
 class Remaining(ProgressColumn):
     """The column of the progress bar that shows the remaining time, estimated from the cost of the finished steps.
 
-    The column is empty until the share `LEAST` of the cost is done.
+    The column is empty until the finished steps have the share `LEAST` of the total cost.
     """
 
     LEAST = 0.05

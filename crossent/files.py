@@ -54,7 +54,7 @@ def write_all(files: Mapping[str, str], by: Mapping[str, Callable[[str], None]])
 
     Args:
         files: the path of each file, by option.
-        by: the function that writes the file of an option.
+        by: the function that writes the file of each option.
     """
     written = True
     for option, path in files.items():

@@ -15,7 +15,7 @@ class _Allowed:
 
     @property
     def allowed(self) -> str:
-        """The allowed values, with their verb: "are quick, normal, thorough"."""
+        """The allowed values with their verb, for example "are quick, normal, thorough"."""
         if isinstance(self, click.Choice):
             return f"are {', '.join(self.choices)}"
         assert isinstance(self, (click.IntRange, click.FloatRange))
@@ -34,7 +34,7 @@ class _Allowed:
             raise click.BadParameter(message, context, parameter) from None
 
 
-class Word(_Allowed, click.Choice):  # type: ignore[type-arg]  # in click 8.1, the class takes no argument
+class Word(_Allowed, click.Choice):  # type: ignore[type-arg]  # in click 8.1, the class is not generic
     """One of several words."""
 
 
