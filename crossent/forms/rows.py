@@ -128,15 +128,15 @@ class Rows:
         return values.gather(-1, self.index.unsqueeze(-1)).squeeze(-1)
 
     def weigh(self, values: Tensor) -> Tensor:
-        """Return `w_y · values`, the values times the weight of each row's true class: (...) to (...)."""
+        """Return each row's value times `w_y`, the weight of the row's true class: (...) to (...)."""
         return values if self.target_weight is None else self.target_weight * values
 
     def weighted(self, values: Tensor) -> Tensor:
-        """Return `w_c · values_c`, the values times the weight of each class: (..., C) to (..., C)."""
+        """Return each class's value times `w_c`, the weight of the class: (..., C) to (..., C)."""
         return values if self.weight is None else self.weight * values
 
     def expect(self, values: Tensor) -> Tensor:
-        """Return `Σ_c w_c q_c values_c`, where `q` is the smoothed target: (..., C) to (...)."""
+        """Return `Σ_c w_c q_c values_c` for the class weights `w` and the smoothed target `q`: (..., C) to (...)."""
         if self.probabilities is not None:
             return self.weighted(self.probabilities * values).sum(-1)
         uniform = self.weighted(values).sum(-1) * (self.label_smoothing / values.shape[-1])
@@ -202,8 +202,8 @@ def arrange(
 
     The logits and the class probabilities are views of the caller's tensors. The errors are as in :func:`lay_out`.
 
-    Pass `eager=True` if Python may read the targets: no transform or tracer sees the call, and the tensors are on a
-    CPU. A call without ignored rows then takes a shorter path.
+    Pass `eager=True` if Python may read the targets: the tensors are on a CPU, and the call is not transformed, traced
+    or compiled. A call without ignored rows then takes a shorter path.
     """
     ignore_index, label_smoothing = check_options(input, target, weight, ignore_index, reduction, label_smoothing)
     dense = target.shape == input.shape
@@ -240,7 +240,7 @@ def arrange(
     if compiling():  # some versions of torch compile a gather that takes -1 for the last class (pytorch#135546)
         index = torch.where(index < 0, 2**62, index)
     ones = _look_up(logits.new_ones(logits.shape[-1], dtype=compute), index, classes, ignore_index)
-    kept = kept & (ones > 0)  # `ones > 0` is always True: now the result needs the look-up, and no compiler drops it
+    kept = kept & (ones > 0)  # always True; but the result now depends on the look-up, so no compiler removes it
     if class_weight is None:
         target_weight = kept.to(compute)
     else:
@@ -267,8 +267,9 @@ def _smooth(probabilities: Tensor, label_smoothing: float) -> Tensor:
 def _look_up(table: Tensor, index: Tensor, classes: int, ignore_index: int) -> Tensor:
     """Return the entry of the table, (C,), for the true class of each row. Raise IndexError outside `[0, C)`.
 
-    No other code checks the range of the targets. `gather` checks its index in eager mode, under vmap, in compiled code
-    on a CPU, and on CUDA without a copy to the host. A check in Python would work only in eager mode (pytorch#135546).
+    No other code checks the range of the targets. `gather` checks its index in eager mode, under vmap and in compiled
+    code on a CPU; on CUDA it does so without a copy to the host. A check in Python would work only in eager mode
+    (pytorch#135546).
     """
     try:
         return table.gather(0, index.reshape(-1)).reshape(index.shape)
