@@ -70,7 +70,7 @@ class Running(ProgressColumn):
         self._steps = steps
 
     def render(self, task: Task) -> Text:
-        """Return the check and the case."""
+        """Return the check and the case that run now, as text."""
         return Text(self._steps.running, "dim")
 
 

@@ -176,7 +176,7 @@ class CheckItem(pytest.Item):
         return str(excinfo.value) if excinfo.errisinstance(AssertionError) else super().repr_failure(excinfo, style)
 
     def reportinfo(self) -> tuple[Any, None, str]:
-        """Return the name alone: the test is in no file."""
+        """Return the path, the line and the name that pytest shows. The line is None, since the test is in no file."""
         return self.path, None, self.name
 
 

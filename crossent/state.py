@@ -56,7 +56,7 @@ def _numpy_generator() -> dict[str, Any]:
 def _cuda_generators() -> list[torch.Tensor]:
     """Return the state of the generator of each CUDA device; [] before CUDA is initialised.
 
-    To read a state would initialise CUDA, which this function must not do.
+    Reading a state would initialise CUDA, which this function must not do.
     """
     initialised = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch annotates this module in part
     return torch.cuda.get_rng_state_all() if initialised else []
@@ -163,7 +163,7 @@ STATES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
 
 
 def snapshot() -> dict[str, Any]:
-    """Return each part of the global state, by name."""
+    """Return the value of each part of the global state, by the names in `STATES`."""
     return {name: read() for name, (read, _) in STATES.items()}
 
 

@@ -108,7 +108,10 @@ def _no_class(id: str, make: Callable[[], dict[str, Any]]) -> BadInput:
 
 
 def _half(id: str, kind: str, dtype: str, make: Callable[[], dict[str, Any]]) -> BadInput:
-    """Return a call with logits of this half precision. A loss that widens them first may miss another wrong dtype."""
+    """Return a call with logits in float16 or bfloat16, and a wrong argument from `make`.
+
+    A loss that widens the logits first may miss a wrong dtype of the other argument.
+    """
     logits = {"dtype": DTYPES[dtype]}
     return BadInput(f"{id}_of_{dtype}", kind, lambda: {"logits": _zeros(3, 4, **logits), **make()}, dtype=dtype)
 

@@ -93,7 +93,7 @@ _MOST_OF_ROWS = 12_300  # the most logits of a case with more rows
 
 @cache
 def numbers_of(class_size: str, row_size: str) -> list[tuple[int, int]]:
-    """Return the pairs (classes, rows) in two classes of sizes whose logits are not too many for a case."""
+    """Return the pairs (classes, rows) in these two classes of sizes whose product is small enough for a case."""
     return [
         (classes, rows)
         for classes, rows in itertools.product(CLASS_SIZES[class_size], ROW_SIZES[row_size])
@@ -168,7 +168,7 @@ class CoveringArray:
         return sizes_of(*numbers_of(chosen["class_size"], chosen["row_size"])[0], chosen["dimensions"])
 
 
-# The array with the name NAME is kept in NAME.txt.
+# The covering arrays, by name. The file NAME.txt has the cases of the array NAME.
 ARRAYS = {
     "pairs": CoveringArray(2, CHOICES),
     "triples": CoveringArray(3, CHOICES),
@@ -194,7 +194,7 @@ def grid(dtypes: Iterable[str] = tuple(DTYPES), seed: int = 0, array: str = "tri
 
 
 def each_choice(cases: Sequence[Case], others: Iterable[Case] = ()) -> list[Case]:
-    """Return a small part of `cases` that has, together with `others`, each choice that occurs in `cases`.
+    """Return a few of `cases` that have, together with `others`, each choice that occurs in `cases`.
 
     Only the axes of `TRANSFORMED` count. A greedy search always takes the case with the most missing choices. Of
     several such cases, it prefers a case with rows, because the graph of an empty batch can hardly be wrong. Of several

@@ -200,5 +200,5 @@ VALUES = {
     "nan_ignored": Values(_with(np.nan, lambda d: np.broadcast_to(d.ignored[:, None], d.shape)), ignored_only=True),
     "inf_ignored": Values(_with(-np.inf, lambda d: np.broadcast_to(d.ignored[:, None], d.shape)), ignored_only=True),
     "assorted": Values(_assorted, 1.1e4),
-    "inf_rows": Values(_with(-np.inf, _some_rows)),  # all logits of a row are -inf: NaN at every width, mlx#1467
+    "inf_rows": Values(_with(-np.inf, _some_rows)),  # a row of -inf: its loss is NaN at every width, mlx#1467
 }

@@ -258,7 +258,7 @@ def _all_kept(index: Tensor, classes: int, ignore_index: int) -> bool:
 
 
 def _smooth(probabilities: Tensor, label_smoothing: float) -> Tensor:
-    """Return the smoothed target, `(1 - ε)·q + ε/C`."""
+    """Return `(1 - ε)·q + ε/C` for class probabilities `q`, (..., C), and `ε = label_smoothing`."""
     if label_smoothing == 0:
         return probabilities
     return (1 - label_smoothing) * probabilities + label_smoothing / probabilities.shape[-1]

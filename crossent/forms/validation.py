@@ -28,7 +28,7 @@ def as_float(name: str, value: object) -> float:
         if not hasattr(value, "__float__"):
             raise TypeError
         return float(value)
-    except (TypeError, ValueError, RuntimeError, OverflowError):  # as a tensor of several elements raises
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # float() of a tensor or of a huge int raises these
         raise TypeError(f"{name}: got {type(value).__name__}; allowed is a float") from None
 
 

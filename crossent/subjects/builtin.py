@@ -90,7 +90,7 @@ BY_NAME = {subject.name: subject for group in NAMED.values() for subject in grou
 
 
 def own_subject(subject: Subject) -> Subject | None:
-    """Return a built-in subject itself, or uncompiled if `subject` is compiled; None for a foreign subject."""
+    """Return the built-in subject that `subject` is, or from which it was compiled; None for a foreign subject."""
     return BY_NAME.get(subject.source.removesuffix(COMPILE_SUFFIX))
 
 

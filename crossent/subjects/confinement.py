@@ -66,7 +66,7 @@ def drop_privileges() -> None:
     if libc is None:
         return
     header = struct.pack("Ii", _CAPABILITY_VERSION, 0)
-    data = ctypes.create_string_buffer(24)  # effective, permitted, inheritable: of 0 to 31, of 32 to 63
+    data = ctypes.create_string_buffer(24)  # masks of capabilities: effective, permitted, inheritable, twice
     if libc.capget(header, data) == 0:
         now = struct.unpack("6I", data.raw)
         mask = sum(1 << capability for capability in kept)
@@ -81,7 +81,9 @@ def scope_signals() -> bool:
     libc = _libc()
     if libc is None:
         return False
-    rules = struct.pack("3Q", 0, 0, _SCOPE_ABSTRACT_SOCKETS | _SCOPE_SIGNALS)  # for files, network, processes
+    rules = struct.pack(
+        "3Q", 0, 0, _SCOPE_ABSTRACT_SOCKETS | _SCOPE_SIGNALS
+    )  # no rules for files and network; two scopes
     ruleset = libc.syscall(_LANDLOCK_CREATE_RULESET, rules, len(rules), 0)
     if ruleset < 0:
         return False
@@ -106,7 +108,7 @@ def keep_to_own_limits() -> bool:
         (load, 0, 0, 4),  # the processor of the call
         (equal, 0, 6, processor),
         (load, 0, 0, 0),  # the number of the call
-        (at_least, 4, 0, 0x40000000),  # the numbering of x32
+        (at_least, 4, 0, 0x40000000),  # calls of the x32 ABI have numbers from here on
         (equal, 0, 2, number),
         (load, 0, 0, 16),  # the first argument: whose limits, 0 for this process
         (equal, 0, 1, 0),

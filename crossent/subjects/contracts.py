@@ -90,7 +90,7 @@ def under_contract(subject: Subject, contract: str | None, grade: str | None) ->
 
 
 def in_halves(grade: str) -> Mapping[str, Grade]:
-    """Return the grade of each dtype whose grade is not A, for a grade as `--grade` takes it.
+    """Return the grade of each dtype whose grade is not A, for a value of `--grade`.
 
     >>> in_halves("float16=B")
     {'float16': 'B'}
