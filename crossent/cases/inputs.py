@@ -33,7 +33,7 @@ class Inputs:
 
     @property
     def digest(self) -> str:
-        """A checksum of every bit of the inputs. Two runs with the same digest used the same inputs."""
+        """A 32-bit checksum of every bit of the inputs, in hexadecimal. Equal inputs have equal digests."""
         checksum = zlib.crc32(repr([(k, v) for k, v in self.options.items() if k != "weight"]).encode())
         for tensor in (self.logits, self.target, self.options.get("weight"), self.upstream):
             if tensor is not None:

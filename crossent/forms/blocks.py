@@ -47,8 +47,9 @@ def blocked(
     upstream gradient, and in a second backward pass, the backward pass computes the gradient from the logits. On CUDA,
     the backward pass always computes the gradient, because reading the upstream gradient would wait for the device.
 
-    The function calls :func:`crossent.formula` instead in three cases: `target` or `weight` requires a gradient;
-    torch transforms, traces or compiles the call; or the gradient itself is differentiated, or computed for a batch of
+    In these cases, the function calls :func:`crossent.formula` instead: `input` is empty; `target` or `weight` requires
+    a gradient; torch transforms, traces or compiles the call; an argument is of a subclass of `Tensor`, is a lazily
+    negated view, or has a forward-mode tangent; the gradient itself is differentiated, or computed for a batch of
     upstream gradients.
 
     Args:

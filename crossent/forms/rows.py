@@ -36,9 +36,9 @@ class Rows:
             kept.
         probabilities: (..., C), the smoothed target `(1 - ε)·target + ε/C`. Before :meth:`widened`, the caller's
             target. None for class indices.
-        weight: (C,), or None where every weight is one.
+        weight: (C,), the class weights; None without class weights.
         target_weight: (...), the weight of each row's true class, and 0 on ignored rows. None for class
-            probabilities, and where every weight is known to be one.
+            probabilities, and where every row is known to have the weight 1.
         label_smoothing: `ε`, from 0 to 1.
         reduction: "none", "mean" or "sum".
         dtype: The dtype of the result.
@@ -66,9 +66,9 @@ class Rows:
 
     @property
     def divisor(self) -> Tensor | int:
-        """The divisor of `mean`: the total weight of the kept rows' true classes, or the number of rows.
+        """The divisor of `mean`: the total weight of the kept rows' true classes, each 1 without class weights.
 
-        The number of rows is the divisor for class probabilities, and if every weight is one.
+        For class probabilities, the divisor is the number of rows.
 
         A total weight of 0 gives the divisor NaN, so that the result and its derivatives are NaN. If the code replaced
         the result by NaN instead, the derivatives would be 0.
@@ -181,7 +181,7 @@ def lay_out(
 
     Raises:
         TypeError, ValueError, RuntimeError: In the same cases as `F.cross_entropy`.
-        NotImplementedError: `input` has no floating-point dtype, or a tensor is not dense.
+        NotImplementedError: `input` has none of the four floating-point dtypes, or a tensor is not dense.
         IndexError: A target is outside `[0, C)` and is not `ignore_index`. On CUDA this is a device-side assert, as
             in torch: the host never waits for the device.
     """

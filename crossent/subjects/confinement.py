@@ -81,9 +81,7 @@ def scope_signals() -> bool:
     libc = _libc()
     if libc is None:
         return False
-    rules = struct.pack(
-        "3Q", 0, 0, _SCOPE_ABSTRACT_SOCKETS | _SCOPE_SIGNALS
-    )  # no rules for files and network; two scopes
+    rules = struct.pack("3Q", 0, 0, _SCOPE_ABSTRACT_SOCKETS | _SCOPE_SIGNALS)  # files, network, scopes
     ruleset = libc.syscall(_LANDLOCK_CREATE_RULESET, rules, len(rules), 0)
     if ruleset < 0:
         return False

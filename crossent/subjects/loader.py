@@ -158,7 +158,9 @@ def _nearest(name: str, lacking: object) -> str:
 
 @contextmanager
 def _importing(folder: str, place: str, path: Path | None = None) -> Iterator[None]:
-    """Put a folder first in sys.path, as Python does for a script. Restore sys.path if the block raises.
+    """Put a folder first in sys.path, as Python does for a script, unless sys.path has the folder.
+
+    Restore sys.path if the block raises.
 
     Raises:
         ValueError: the module, or a module that it imports, raised. The message is one line.
@@ -200,7 +202,7 @@ def _module_of(path: Path) -> str:
             return name
     spec = importlib.util.spec_from_file_location(own if _is_taken(path) else path.stem, path)
     if spec is None or spec.loader is None:
-        raise ImportError("Python has no loader for it")
+        raise ImportError("Python has no loader for this file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     try:
