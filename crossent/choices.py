@@ -52,7 +52,7 @@ FEATURE_NAMES = (
 def complete_subject(context: Context, parameter: Parameter, incomplete: str) -> list[CompletionItem]:
     """Return the subjects that begin with `incomplete`; after `--without`, also the features.
 
-    If none does, the shell completes the name of a file.
+    If no name begins with it, the shell completes the name of a file.
     """
     from click.shell_completion import CompletionItem
 
