@@ -1,19 +1,19 @@
 """The checks: each tests one property of a subject on a case.
 
 A check compares results with exact values, or with other results of the subject. Two numbers match if their distance
-is within the error bound, and "the exact loss" is a loss that matches the exact value. The docstring of a check states
-the property that must hold.
+is within the error bound. The docstring of a check states the property that must hold. "The exact loss" in such a
+docstring means a loss that matches the exact value.
 
 A `Trial` is one subject on one case, and a `Question` is a case with its exact values. A check calls the subject
 through an act: a function `act(loss, …)` that runs in the process of the subject, which may be another process than
-this one. `crossent.trials.act` explains acts.
+this one. The host of a subject is the object that runs acts in that process. `crossent.trials.act` explains both.
 
-This room owns the checks. Its modules import torch, numpy, `crossent.trials` and the rooms below it, and
-`crossent.machine`. They never import `crossent.run` or each other. Only `single` imports from `crossent.report`: the
-sentence `DEPENDS`, by which a report finds results that depend on earlier calls.
+The modules of this room import torch, numpy, `crossent.trials` and the rooms below it, and `crossent.machine`. They
+never import `crossent.run` or each other. Only `single` imports from `crossent.report`: the sentence `DEPENDS`, which
+marks the message of a result that depends on earlier calls.
 
-In formulas, `x` are the logits of a row, `p` their softmax, `w` the class weights, `q` the target probabilities, `g` is
-the upstream gradient of the row, and `D` the denominator of a mean, otherwise 1.
+In formulas, `c` and `k` are classes, `x` are the logits of a row, `p` is their softmax, `w` are the class weights, `q`
+the target probabilities. `g` is the upstream gradient of the row, and `D` the denominator of a mean, otherwise 1.
 
 single         one call: loss, gradients, arguments, global state, identical bits, signs, row sums, ignored rows
 relations      two or more calls: memory layouts, shifted logits, reversed rows and classes, parts of a batch, dtypes
@@ -46,7 +46,9 @@ from crossent.checks import (
     transforms,
 )
 
-# Checks run in this order, and a report lists them in this order. After a failed `call` or `result`, no check runs.
+# Checks run in this order, and a report lists them in this order. If `call` fails on a case, the other checks of the
+# case are skipped. They are also skipped if `result` fails, but with one exception: if the only error is a float32 loss
+# for half-precision logits, the checks of the first call still run.
 CHECKS = {
     check.name: check
     for check in (

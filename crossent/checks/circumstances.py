@@ -1,7 +1,7 @@
 """Checks of calls in other circumstances: without gradients, on non-leaf logits, in other threads and modes of torch.
 
-An implementation may use other code if no gradient is required. So the checks compare each result with the exact
-values, and not with the bits of the first call.
+An implementation may run different code if no gradient is required, and this code may round differently. So the checks
+compare each result with the exact values, and not with the bits of the first call.
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ from crossent.trials.difference import Difference
 from crossent.trials.memory import marks, written
 from crossent.trials.trial import Problem, Question, Trial, misshapen
 
-# The ways to compute a loss without gradients: the mode, and whether logits and target probabilities have
-# requires_grad=True nevertheless. In inference mode, the check also creates the tensors in that mode.
+# The ways to compute a loss without a graph: a context manager, and whether logits and target probabilities have
+# requires_grad=True. The tensors are created within the context, since inference mode marks such tensors.
 UNRECORDED: dict[str, tuple[Callable[[], AbstractContextManager[Any]], bool]] = {
     "under no_grad": (torch.no_grad, True),
     "under inference_mode": (torch.inference_mode, False),
     "without requires_grad": (nullcontext, False),
 }
 
-# For each way to require one gradient alone: whether the logits, and whether the target, require it.
+# Two calls that each require a single gradient: whether the logits require it, and whether the target requires it.
 ALONE = {"of the logits alone": (True, False), "of the target alone": (False, True)}
+# The names of the calls in threads: first one thread, then two threads at the same time.
 THREADS = ("in a thread", "beside another thread", "in the other thread")
 
 
@@ -45,7 +46,7 @@ def _leaf(logits: Tensor) -> Tensor:
 
 def _with_hook(logits: Tensor) -> Tensor:
     leaf = _leaf(logits)
-    leaf.register_hook(lambda gradient: None)  # type: ignore[no-untyped-call]  # a hook that only looks
+    leaf.register_hook(lambda gradient: None)  # type: ignore[no-untyped-call]  # this hook changes nothing
     return leaf
 
 
@@ -75,14 +76,14 @@ def _more_threads() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Circumstance:
-    """A way to call a loss that does not change the result.
+    """A way to call a loss that must not change the result.
 
     Attributes:
-        logits: makes the logits of the call, a leaf, from those of the case.
-        mode: a mode of torch, for the forward and the backward pass.
+        logits: a function that takes the logits of the case and returns the logits to pass, which are a leaf.
+        mode: a function that returns a context manager for the forward and the backward pass.
         create_graph: whether the backward pass makes a graph.
-        weighted: whether the weight requires a gradient. torch allows this with target probabilities alone.
-        needs: a feature that the way needs, or "".
+        weighted: whether the weight requires a gradient. torch allows this only with target probabilities.
+        needs: the feature that a subject needs for this call, or "" if it needs none.
     """
 
     logits: Callable[[Tensor], Tensor] = _leaf
@@ -109,8 +110,9 @@ def circumstances(trial: Trial) -> Found:
     """The result is exact for a Parameter, a hook, a negated view and create_graph, and in other modes of torch.
 
     A negated view is a tensor whose memory holds the negative numbers (`Tensor.is_neg`). The modes are anomaly
-    detection, another default dtype and another number of threads. An upstream gradient of NaN makes each gradient NaN
-    that is not 0: torch.amp.GradScaler skips a step only if a gradient is not finite.
+    detection, another default dtype and another number of threads. An upstream gradient of NaN must turn each number of
+    a gradient into NaN, unless the number is 0. torch.amp.GradScaler relies on this: it skips a step only if a gradient
+    is not finite.
     """
     question = trial.question
     for way in ways_of(trial.case, trial.subject):
@@ -127,21 +129,21 @@ def _of_nan(trial: Trial) -> Iterator[Problem]:
     parts = trial.evaluate(replace(inputs, upstream=torch.full_like(inputs.upstream, torch.nan))).parts
     for name, usual in trial.got.parts.items():
         if name != "loss" and (lost := (usual != 0) & ~parts[name].isnan()).any():
-            said = f"{int(lost.sum())} of {lost.numel()} numbers of the {name} are no NaN"
+            said = f"{int(lost.sum())} of {lost.numel()} numbers of the {name} are not NaN"
             yield Problem("wrong", f"with an upstream gradient of NaN: {said}")
 
 
 def ways_of(case: Case, subject: Subject) -> tuple[str, ...]:
-    """Return the `CIRCUMSTANCES` in which a subject is called on a case."""
+    """Return the names of the `CIRCUMSTANCES` that apply to a case, and for which the subject lacks no feature."""
     soft_weight = case.target in DENSE_TARGETS and case.weight != "unweighted"
     ways = {way: one for way, one in CIRCUMSTANCES.items() if soft_weight or not one.weighted}
     return tuple(way for way, one in ways.items() if one.needs not in subject.lacks)
 
 
 def evaluate_in_circumstance(loss: Loss, inputs: Inputs, gradients: Gradients, way: str) -> Result:
-    """Call the subject in one of the `CIRCUMSTANCES`, and return the loss and the gradients.
+    """Call the subject in the circumstance with the name `way`, and return the loss and the gradients.
 
-    An act: it runs where the subject runs (see `crossent.trials.act`).
+    This is an act: it runs in the process of the subject.
 
     If the loss has a wrong shape, no gradient is computed: :func:`misshapen` reports the shape.
     """
@@ -180,12 +182,13 @@ def no_grad(trial: Trial) -> Found:
 
 
 def evaluate_unrecorded(loss: Loss, inputs: Inputs, way: str) -> tuple[Tensor, bool, Inputs, str]:
-    """Call the subject without gradients, in one of the ways of `UNRECORDED`.
+    """Call the subject without a graph, in the way of `UNRECORDED` with the name `way`.
 
     This is an act: it runs in the process of the subject.
 
     Returns:
-        The loss, its requires_grad, the inputs after the call, and any change of a .grad or requires_grad in words.
+        The loss, its requires_grad, the inputs after the call, and a sentence about an argument whose .grad or
+        requires_grad the call changed; "" if there is none.
     """
     mode, required = UNRECORDED[way]
     with mode():
@@ -206,7 +209,7 @@ def non_leaf(trial: Trial) -> Found:
     if "arguments" not in trial.subject.lacks and (bits(made) != bits(trial.question.inputs.logits)).any():
         yield Problem(
             "changed_input",
-            "the call changed `input` in place, where `input` is the output of an operation and no leaf",
+            "the call changed `input` in place, where `input` is the output of an operation and not a leaf",
         )
         return
     yield from trial.compare(got, trial.question.exact)
@@ -239,12 +242,12 @@ def alone(trial: Trial) -> Found:
             yield problem
             return
         if not requires_grad:
-            yield Problem("wrong", f"the loss is cut off: there is no gradient {way}")
+            yield Problem("wrong", f"the loss does not require a gradient, so there is no gradient {way}")
             return
         required, other = gradients if logits else reversed(gradients)
         if required is None or other is not None:
-            name, rest = ("logits", "target") if logits else ("target", "logits")
-            said = f"the {name} got no gradient" if required is None else f"the {rest} got a gradient"
+            name, other_name = ("logits", "target") if logits else ("target", "logits")
+            said = f"the {name} got no gradient" if required is None else f"the {other_name} got a gradient"
             yield Problem("wrong", f"{said}, though a gradient is required for the {name} alone")
             return
         got = Result(loss, required) if logits else Result(loss, None, required)
@@ -254,14 +257,16 @@ def alone(trial: Trial) -> Found:
 def backward_alone(
     loss: Loss, inputs: Inputs, logits: bool, target: bool
 ) -> tuple[Tensor, bool, Tensor | None, Tensor | None]:
-    """Call the subject and run backward, with a gradient required for the logits alone or for the target alone.
+    """Call the subject and run backward, where only the logits or only the target require a gradient.
+
+    `logits` and `target` say which of the tensors requires it.
 
     This is an act: it runs in the process of the subject.
 
     If the loss has a wrong shape, there is no backward pass: :func:`misshapen` reports the shape.
 
     Returns:
-        The loss, its requires_grad, and the gradients of the logits and of the target.
+        The loss, its requires_grad, and the gradients of the logits and of the target. A missing gradient is None.
     """
     given = _requiring(inputs, logits=logits, target=target)
     value = as_loss(loss(given.logits, given.target, **given.options))
@@ -274,8 +279,8 @@ def backward_alone(
 def threads(trial: Trial) -> Found:
     """The result is exact in another thread, and in two threads that run at the same time with different inputs.
 
-    Both threads finish the forward pass before either runs backward. A subject that keeps data of a call in a global
-    variable then mixes up the two calls.
+    Both threads finish the forward pass before either thread runs backward. A subject that keeps data of a call in a
+    global variable then mixes up the two calls.
     """
     question, other = trial.question, _other(trial.question)
     for questions, ways in (((question,), THREADS[:1]), ((question, other), THREADS[1:])):
@@ -325,9 +330,9 @@ def at_once(loss: Loss, inputs: Sequence[Inputs], gradients: Gradients) -> list[
     return results
 
 
-@functools.lru_cache(maxsize=1)  # all subjects run on a case before the next case starts
+@functools.lru_cache(maxsize=1)  # one is enough: all subjects run on a case before the next case starts
 def _other(question: Question) -> Question:
-    """Return the question of a case that differs in the seed alone, and so in its numbers."""
+    """Return a question whose case has the same options and another seed, so that its numbers differ."""
     return Question(question.case.seeded(question.case.seed + 1), question.device)
 
 

@@ -50,13 +50,13 @@ def evaluate_compiled(
 
 
 def refused_when_compiled(raised: Raised, where: str) -> RefusedError:
-    """Return the error for a compiled loss that raised.
+    """Return the error for a compiled loss that raised an exception.
 
-    The message names the first exception of the chain, since Dynamo's own exception may only say that another one was
-    raised.
+    The message names the first exception of the chain of causes too, because Dynamo's own exception may only say that
+    another exception was raised. The message ends with `where`, which names the call.
     """
     message = raised.message
-    if raised.first not in message:  # shortened, since the rest may contain memory addresses
+    if raised.first not in message:  # shortened: a long message may contain memory addresses
         message = f"{textwrap.shorten(message, 80, placeholder=' …')} ({raised.first})"
     return RefusedError(raised, f"{message}{where}")
 
@@ -70,13 +70,16 @@ def compare_compiled(trial: Trial, backend: str, got: Result, exact: Exact) -> l
 def promised(own: Contract, backend: str, device: str) -> Contract:
     """Return the contract of compiled code for a subject with the contract `own`.
 
-    On a CPU, compiled code has the subject's own contract. Decompositions consist of torch's operations, as the forms
-    do. Code for a CPU adds, multiplies and divides by IEEE 754: torch passes `-fno-unsafe-math-optimizations` to the
-    compiler. Its exp and log come from the vector library, and from the C library for the elements that do not fill a
-    vector. Both are within one unit in the last place (tests/numerics/test_assumptions.py). Fused steps leave out
-    roundings to half precision that separate kernels make, and add none. Every contract allows this. Sums of
-    half-precision numbers are computed in float32, in any order. Over at most 2^13 rows, the error of such a sum is at
-    most `2^13 · 2^-24 Σ|t|`. A single addition in float16 may err as much, and every contract of grade B allows one.
+    A traced graph, and compiled code on a CPU, have the subject's own contract. A traced graph consists of torch's
+    operations, as the forms do. Code for a CPU adds, multiplies and divides by IEEE 754, since torch passes
+    `-fno-unsafe-math-optimizations` to the compiler. Its exp and log come from the vector library, and from the C
+    library for the elements that do not fill a vector. Both are within one unit in the last place
+    (tests/numerics/test_assumptions.py).
+
+    Fused steps leave out roundings to half precision that separate kernels make, and add none. Every contract allows
+    this. Half-precision numbers `t` are added in float32, in any order. Over at most 2^13 rows, the error of such a sum
+    is at most `2^13 · 2^-24 Σ|t|`. A single addition in float16 has an error bound of the same size, and every contract
+    of grade B allows one.
 
     Code for a CUDA device comes from Triton. Its exp, log and division are approximate, and it may compute a softmax in
     blocks.
@@ -95,7 +98,7 @@ def _weighted_probabilities(case: Case) -> bool:
 
 
 def _ignored_indices(case: Case) -> bool:
-    """Return whether a case has ignored rows and two dimensions. With more dimensions, tracing takes longer."""
+    """Return whether a case has class indices, ignored rows and two dimensions. More dimensions are slower to trace."""
     return case.target == "int64" and case.ignored != "kept" and case.dimensions == 2
 
 
@@ -103,7 +106,7 @@ def compiled(backend: str, dynamic: bool, trial: Trial) -> Found:
     """Check that the compiled subject gives the exact loss and gradients in each of two calls.
 
     Freed memory is filled with NaN before each call, to find elements that are never written (Liger-Kernel#1338). If
-    the code is compiled for dynamic sizes, the second call gets a larger batch of other numbers.
+    the code is compiled for dynamic sizes, the second call gets a larger batch with other numbers.
     """
     other = Question(larger(trial.case), trial.question.device) if dynamic else trial.question
     questions = (trial.question, ""), (other, f" on {other.case.id}" if dynamic else " called again")
@@ -201,13 +204,13 @@ def call_compiled_on_classes(
 
     This is an act: it runs in the process of the subject.
 
-    In each call, the last element of the target is the class.
+    Each call gets the inputs with one of the classes as the last element of the target.
     """
     if reason := unusable(backend, inputs.logits.device.type):
         return NotRun(reason)
     made: list[Tensor | Raised] = []
     with compile_loss(loss, backend, dynamic=False) as compiled_loss:
-        evaluate(compiled_loss, inputs.copy(), gradients)  # otherwise code that raises for every input would pass
+        evaluate(compiled_loss, inputs.copy(), gradients)  # a correct call: code that raises for every input must fail
         if reason := _why_no_error():
             return NotRun(reason)
         for index in classes:
@@ -223,16 +226,17 @@ def call_compiled_on_classes(
 def _why_no_error() -> str:
     """Return the reason why compiled code must not be called with a class index out of range, or "".
 
-    Code compiled by torch 2.1 then reads outside of a tensor, and code compiled by torch 2.4 ends the process.
+    Given such an index, code compiled by torch 2.1 reads outside of a tensor. Code compiled by torch 2.4 ends the
+    process.
     """
     old = Version(torch.__version__).release < (2, 6)
     return "needs torch 2.6 or newer: older compiled code does not raise for a class index out of range" if old else ""
 
 
 def no_classes(inputs: Inputs) -> list[int]:
-    """Return class indices just out of range: the number of classes, and -1 if the target can hold -1.
+    """Return class indices just out of range: the number of classes, and -1 if the dtype of the target is signed.
 
-    An index that is the ignore_index is left out.
+    If one of them is the ignore_index, it is left out.
     """
     classes = inputs.logits.shape[min(1, inputs.logits.dim() - 1)]
     wrong = (classes, -1) if inputs.target.dtype.is_signed else (classes,)
@@ -240,9 +244,9 @@ def no_classes(inputs: Inputs) -> list[int]:
 
 
 def larger(case: Case) -> Case:
-    """Return a case with the same options, four more samples and another seed.
+    """Return a case with the same options, a batch with four more samples, and another seed.
 
-    Every size that equals the size of the batch grows as well: torch traces equal sizes as one symbol, and compiles
+    Every size that equals the size of the batch grows too, because torch traces equal sizes as one symbol, and compiles
     again if the sizes differ later. For unbatched logits, the number of classes grows.
     """
     sizes = tuple(size + 4 if size == case.sizes[0] else size for size in case.sizes)

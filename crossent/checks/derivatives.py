@@ -1,7 +1,8 @@
 """Checks of derivatives along a direction `u`: of the gradient by double backward, of the loss by forward-mode AD.
 
-The checks compare both derivatives with exact values. `torch.autograd.gradcheck` compares with finite differences of
-the subject's own results: it misses an error that loss and gradient share, and it needs float64 and a tolerance.
+The checks compare both derivatives with exact values. `torch.autograd.gradcheck` instead compares with finite
+differences of the subject's own results. So it misses an error that loss and gradient share, and it needs float64 and a
+tolerance.
 
 The derivative along one direction is enough to find a wrong formula, so the whole matrix of second derivatives is not
 computed. The numbers of `u` use all digits of their format, so the checks also find a subject that rounds `u`.
@@ -28,9 +29,9 @@ from crossent.trials.trial import Problem, Trial
 def double_backward(trial: Trial) -> Iterator[Difference | Problem]:
     """The derivatives of `<gradient, u>` by the logits and by the upstream gradient equal their exact values.
 
-    The derivative by the logits is `g/D Σ_k w_k q_k · p_c (u_c - Σ_k p_k u_k)`, and 0 in ignored rows. The derivative
-    by the upstream gradient is the derivative of the loss along `u`. A gradient that is cut off from the logits fails,
-    unless its derivative is 0.
+    `<gradient, u>` is the inner product. The derivative by the logits is
+    `g/D Σ_k w_k q_k · p_c (u_c - Σ_k p_k u_k)`, and 0 in ignored rows. The derivative by the upstream gradient is the
+    derivative of the loss along `u`. A subject whose gradient has no graph fails, unless both derivatives are 0.
     """
     inputs, direction = trial.question.fresh(), trial.case.direction(trial.question.device)
     second, upstream = trial.perform(second_order, inputs, direction, False)
@@ -54,7 +55,7 @@ def forward_ad(trial: Trial) -> Iterator[Difference | Problem]:
 def _dual(primal: Tensor, tangent: Tensor) -> Tensor:
     """Return a dual tensor of the two tensors, with the memory layout of the primal.
 
-    An expanded primal becomes contiguous first, since torch cannot make a dual tensor of it.
+    An expanded primal becomes contiguous first, since torch cannot make a dual tensor of an expanded tensor.
     """
     if any(stride == 0 and size > 1 for size, stride in zip(primal.shape, primal.stride(), strict=True)):
         primal = primal.contiguous()

@@ -2,7 +2,7 @@
 
 A sum by atomic additions gives different bits from call to call. torch computes such sums over the rows of
 `(N, C, d1, …)` on CUDA (pytorch#17350, pytorch#46024, pytorch#71367). A kernel that runs on another stream than the
-current stream of the caller may read arguments before their values are written.
+current stream of the caller may read its arguments before their values are written.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from crossent.trials.difference import Difference
 from crossent.trials.memory import memory, poison, tensors_of
 from crossent.trials.trial import NotRunError, Problem, RefusedError, Trial
 
-CALLS = 10  # the results of pytorch#17350 differ in most pairs of calls
-# Clock cycles of the GPU, some milliseconds: in this time, the CPU starts all kernels of a call.
+CALLS = 10  # enough: with the bug pytorch#17350, most pairs of calls give different bits
+# The delay of a stream, in clock cycles of the GPU: some milliseconds, in which the CPU starts all kernels of a call.
 CYCLES = 2**23
 
 
@@ -76,11 +76,11 @@ def stream(trial: Trial) -> Iterator[Difference]:
 
 
 def evaluate_on_a_stream(loss: Loss, inputs: Inputs, gradients: Gradients) -> Result | NotRun:
-    """Call the subject on a new CUDA stream, where a delayed copy fills the arguments.
+    """Call the subject on a new CUDA stream, where a delayed copy fills the arguments, and return the result.
 
     This is an act: it runs in the process of the subject.
 
-    A subject that does not synchronize its streams then gives a wrong result.
+    A subject that uses another stream and does not wait for this stream gives a wrong result.
     """
     sleep = getattr(torch.cuda, "_sleep", None)
     if sleep is None:
@@ -89,7 +89,7 @@ def evaluate_on_a_stream(loss: Loss, inputs: Inputs, gradients: Gradients) -> Re
     late = [memory(tensor) for tensor in tensors_of(inputs).values()]
     values = [raw.clone() for raw in late]
     for raw in late:
-        raw.zero_()  # a valid index too: class 0
+        raw.zero_()  # zeros are valid class indices too
     side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch annotates Stream only in part
     side.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(side):

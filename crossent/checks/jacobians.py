@@ -1,12 +1,12 @@
 """Checks of derivatives for a batch of upstream gradients or of directions, as torch computes Jacobians and Hessians.
 
 torch computes a whole Jacobian or Hessian in one call: `vmap` makes a batch of upstream gradients or of directions, and
-each operation of the derivative takes the whole batch. Code that is right for a single upstream gradient may read a
-value that a batch does not have, or may lack a derivative that only a batch needs.
+each operation of the derivative takes the whole batch. Code that is right for a single upstream gradient may fail for a
+batch. For example, the code may call `.item()`, or write into a tensor that lacks the batch dimension.
 
-Each batch has two elements: the upstream gradient or the direction of the case, and the same times -2. So a subject
-that takes one element for the other fails. The exact values of each element are computed by themselves, without a
-factor of -2.
+Each batch has two elements: the upstream gradient or the direction of the case, and -2 times this tensor. So a subject
+that takes one element for the other fails. The exact values for the second element are computed from its own inputs,
+and are not -2 times the exact values for the first element.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def second_by_hessian(loss: Loss, inputs: Inputs, directions: Tensor) -> Tensor:
 
 
 def _compared(trial: Trial, act: Callable[..., tuple[Tensor, ...]]) -> Found:
-    """Compare the gradients that an act returns for two upstream gradients with their exact values."""
+    """Compare the gradients that an act returns for a batch of two upstream gradients with their exact values."""
     question = trial.question
     inputs, exact = question.fresh(), question.exact
     upstreams = torch.stack([inputs.upstream, -2 * inputs.upstream])
@@ -150,7 +150,7 @@ def _compared(trial: Trial, act: Callable[..., tuple[Tensor, ...]]) -> Found:
 
 
 def _measured(of: str, got: Tensor | None, trial: Trial) -> Found:
-    """Compare the derivatives along two directions with their exact values."""
+    """Compare the derivatives along two directions with their exact values. `of` is the name of the derivative."""
     exact = trial.question.exact_along, _along_second(trial.case, trial.question.device)
     for at, along in enumerate(exact):
         for found in measured(of, None if got is None else got[at], along, trial):
@@ -165,8 +165,7 @@ def _directions(trial: Trial) -> Tensor:
     return torch.stack([direction, -2 * direction])
 
 
-# All subjects run on a case before the next case starts.
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=1)  # one is enough: all subjects run on a case before the next case starts
 def _of_second_upstream(case: Case, device: str) -> Exact:
     inputs = case.build(device)
     return solve(replace(inputs, upstream=-2 * inputs.upstream))
@@ -178,7 +177,10 @@ def _along_second(case: Case, device: str) -> ExactAlong:
 
 
 def _of_differentiable(loss: Loss, inputs: Inputs, wanted: Gradients = ()) -> tuple[_Function, tuple[Tensor, ...]]:
-    """Return the loss as a function of the tensors that need a gradient or a tangent, and these tensors."""
+    """Return the loss as a function of the tensors to differentiate by, and a tuple of these tensors.
+
+    They are the logits and, if `wanted` has "target_gradient", the target.
+    """
 
     def function(logits: Tensor, target: Tensor = inputs.target) -> Tensor:
         return loss(logits, target, **inputs.options)
@@ -189,7 +191,7 @@ def _of_differentiable(loss: Loss, inputs: Inputs, wanted: Gradients = ()) -> tu
 def _pushed(function: _Function, logits: Tensor, directions: Tensor) -> Tensor:
     """Return the derivatives of a function of the logits along a batch of directions, by torch.func.jvp under vmap.
 
-    Expanded logits become contiguous first, since torch cannot make a dual tensor of them.
+    Expanded logits become contiguous first, since torch cannot make a dual tensor of an expanded tensor.
     """
     if any(stride == 0 and size > 1 for size, stride in zip(logits.shape, logits.stride(), strict=True)):
         logits = logits.contiguous()

@@ -1,9 +1,9 @@
 """The check of inputs with more elements than 31 or 32 bits can count. The inputs repeat the batch of a small case.
 
 Each repetition of the small case is a tile. All tiles have the same exact values and error bounds, so these are
-computed for one tile alone. A kernel that counts elements in 32 bits reads or writes an element that is `2^31` or
-`2^32` elements away. The number of rows of a tile has an odd prime factor, so the number of elements of a tile divides
-no power of two. So the wrong element has another place in its tile, where the number is different.
+computed for one tile alone. A kernel that counts elements in 32 bits reads or writes a wrong element, `2^31` or `2^32`
+elements away from the right element. The number of rows of a tile has an odd prime factor, so the number of elements of
+a tile divides no power of two. So the wrong element has another position within its tile, where the number differs.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ GIB = 2**30
 
 
 def tiled(case: Case, device: str = "cpu") -> Inputs:
-    """Return the inputs of a case with all of its tiles, built on the device."""
+    """Return the inputs of all tiles of a case, built on the device."""
     tile = case.build(device)
     upstream = tile.upstream
     if upstream.dim():
         shape = (case.tiled * len(upstream), *upstream.shape[1:])
-        constant = case.upstream == "stride0" or case.upstream != "rows"
+        constant = case.upstream != "rows"
         upstream = upstream.flatten()[0].expand(shape) if constant else _repeated(upstream, case.tiled)
     return Inputs(_repeated(tile.logits, case.tiled), _repeated(tile.target, case.tiled), tile.options, upstream)
 
@@ -51,9 +51,9 @@ def tiled(case: Case, device: str = "cpu") -> Inputs:
 def needed(case: Case, subject: Subject) -> int:
     """Return the number of bytes that a subject needs for a case: inputs, loss, gradient and intermediate results.
 
-    torch keeps the log-probabilities and their gradient, both with the size and the dtype of the logits. A kernel needs
-    no more. The forms were measured: with the gradient, they need up to five such tensors in the dtype of their
-    arithmetic, and some numbers for each row.
+    Besides logits and gradient, torch keeps two tensors of this size and dtype: the log-probabilities and their
+    gradient. A kernel is assumed to need no more. The forms need up to five such tensors, gradient included, in the
+    dtype of their arithmetic, and some numbers for each row, as measured.
     """
     size = _bytes(DTYPES[case.dtype])
     rows = case.rows * case.tiled
@@ -89,7 +89,7 @@ def large(trial: Trial) -> Iterator[Difference | Problem]:
         yield _of_tiles("loss", got.loss, expected.loss, expected.bounds(_storing(promised, got.loss)), case.tiled)
     else:
         yield _reduced(trial, got.loss, _storing(promised, got.loss))
-    # The bounds of the gradient of a mean depend on the number of rows, so the bounds of one tile are not valid.
+    # The gradient of a mean is not compared: it depends on the number of rows, so the values of one tile are not valid.
     if got.gradient is not None and case.reduction != "mean":
         bounds = expected.bounds(_storing(promised, got.gradient))
         yield _of_tiles("gradient", got.gradient, expected.gradient, bounds, case.tiled)
@@ -140,7 +140,8 @@ def _tiles_at_once(elements: int) -> int:
 def _of_tiles(check: str, got: Tensor, exact: Ball, bounds: Bounds, times: int) -> Difference:
     """Compare each tile of a result with the exact values of one tile, and return the difference of the worst element.
 
-    The comparison runs in float64, on the device of the result, some tiles at once.
+    The comparison runs in float64, on the device of the result, some tiles at once. `check` is the name of the result,
+    "loss" or "gradient", and `times` the number of tiles.
     """
     allowed, vacuous = largest_errors(check, exact, bounds)
     arrays = exact.hi, exact.lo, allowed
@@ -172,7 +173,7 @@ def _of_tiles(check: str, got: Tensor, exact: Ball, bounds: Bounds, times: int) 
 
 
 def _rows_beyond(got: Tensor, check: str) -> tuple[int, ...]:
-    """Return the sizes of the dimensions of rows after the batch."""
+    """Return the sizes `(d1, …)` of a loss `(N, d1, …)` or of a gradient `(N, C, d1, …)`."""
     return tuple(got.shape[2:] if check == "gradient" else got.shape[1:])
 
 
@@ -195,9 +196,10 @@ def _reduced(trial: Trial, got: Tensor, promised: Contract) -> Difference:
 def _bound_of_sum(trial: Trial, promised: Contract) -> tuple[float, Reason]:
     """Return the error bound of the mean or the sum over all tiles, and the reason if the bound is infinite.
 
-    The loss `l` of a row has an error of at most `e`, as without a reduction. A term that passes through at most `h`
-    roundings of unit roundoff `u` adds `(|l| + e)·h u/(1 - h u)`. The mean may divide each term before the addition,
-    which is one more rounding. The number of rows, by which the mean divides, is rounded as well.
+    The loss `l` of a row has an error of at most `e`, as without a reduction. In the sum, this loss passes through at
+    most `h` roundings of unit roundoff `u`, which add an error of at most `(|l| + e)·h u/(1 - h u)`. The mean may
+    divide each loss before the addition, which is one more rounding. The number of rows, by which the mean divides, is
+    rounded too.
     """
     tile = trial.question.inputs
     ones = torch.ones_like(tile.target).double()

@@ -24,8 +24,9 @@ from crossent.trials.trial import Problem, Trial
 def options(trial: Trial) -> Iterator[Difference | Problem]:
     """Leaving out an option of the case changes the result, and passing an option with its neutral value does not.
 
-    The result must change if the exact values with and without the option differ by more than both error bounds.
-    Liger-Kernel#243: label_smoothing was silently ignored. OLMo-core#702: a term was added although it was off.
+    The result must change if the exact values with and without the option differ by more than the sum of both error
+    bounds. Liger-Kernel#243: label_smoothing was silently ignored. OLMo-core#702: a term was added although its option
+    was off.
     """
     for way, without in left_out(trial.question.fresh()).items():
         other = further_call(trial, without)
@@ -41,9 +42,9 @@ def options(trial: Trial) -> Iterator[Difference | Problem]:
 
 
 def left_out(given: Inputs) -> dict[str, Inputs]:
-    """Return, for each option of the case that is on, the inputs without the option.
+    """Return the inputs without each option that has an effect, by names such as "without weight".
 
-    Without `ignore_index`, the ignored rows get a class.
+    Without `ignore_index`, the target of an ignored row becomes class 0, unless the ignore_index is a class itself.
     """
     found = {}
     if "weight" in given.options:
@@ -63,7 +64,14 @@ def left_out(given: Inputs) -> dict[str, Inputs]:
 
 
 def _must_differ(trial: Trial, name: str, other: Result, exact: Exact) -> bool:
-    """Return whether, at an element with a finite result, the exact values differ by more than both error bounds."""
+    """Return whether, at an element with a finite result, the exact values differ by more than both bounds together.
+
+    Args:
+        trial: the subject on the case, whose inputs have the option.
+        name: the part of the result: "loss", "gradient" or "target_gradient".
+        other: the result without the option.
+        exact: the exact values without the option.
+    """
     with_option, without = getattr(trial.question.exact, name), getattr(exact, name)
     room = np.abs(without.lo) + with_option.radius + without.radius
     for got, expected in ((trial.got, trial.question.exact), (other, exact)):
@@ -75,9 +83,9 @@ def _must_differ(trial: Trial, name: str, other: Result, exact: Exact) -> bool:
 
 
 def _with_options_off(trial: Trial) -> Iterator[Difference]:
-    """Compare the result with a second call, which passes unused options at their neutral values and leaves out others.
+    """Compare the result with a call that has the same options in another form.
 
-    The second call leaves out an option that the case passes at its neutral value.
+    The call passes neutral values for options that the case leaves out. It leaves out options that have their default.
     """
     if (made := turned_off(trial.question.fresh(), trial.case.ignored)) is None:
         return
@@ -104,9 +112,9 @@ def evaluate_with(loss: Loss, inputs: Inputs, gradients: Gradients, passed: Sequ
 def turned_off(given: Inputs, ignored: str) -> tuple[Inputs, list[str]] | None:
     """Return the inputs with options that change nothing, and the names of the options to pass.
 
-    A weight of ones and an `ignore_index` that no row has are added where the case has none. The defaults
-    `label_smoothing=0` and `reduction="mean"` are not passed. Return None if the names to pass are those of the case.
-    `ignored` says which rows of the case are ignored: "kept" stands for none.
+    A case without a weight gets a weight of ones. A case without ignored rows, for which `ignored` is "kept", gets an
+    `ignore_index` that no row has. The defaults `label_smoothing=0` and `reduction="mean"` are not passed. Return None
+    if the case passes exactly these options already.
     """
     classes = given.logits.shape[min(1, given.logits.dim() - 1)]
     off: dict[str, Any] = {}

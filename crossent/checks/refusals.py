@@ -1,4 +1,4 @@
-"""The check of bad calls: a subject must raise an error of the right class, and must not write into an argument."""
+"""The checks of bad calls: a subject must raise the right error, and change neither its arguments nor global state."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Reaction:
         wrote: the argument that the call wrote into, or ""; None if the device can no longer be read.
         changed_state: the global state that the call left changed.
         ended: "crashed" or "hung" if the call ended or blocked its process; "" otherwise.
-        how: how the process ended, if the call ended or blocked its process.
+        how: how the process ended, in words; "" if the call returned or raised.
     """
 
     raised: Raised | None = None
@@ -39,10 +39,10 @@ class Reaction:
 
 
 def react(host: Host, bad: BadInput, device: str) -> Reaction:
-    """Make a bad call on the host of a subject, and return the reaction.
+    """Make a bad call in the process of the subject, and return the reaction of the subject.
 
     Raises:
-        NotRunError: the host cannot make the call.
+        NotRunError: the host of the subject cannot make the call.
     """
     performed = host.perform(call_badly, bad.id, device)
     if isinstance(performed.value, NotRun):
@@ -67,17 +67,20 @@ def call_badly(loss: Loss, name: str, device: str) -> Reaction:
     try:
         got = loss(given.logits, given.target, **given.options)
         if given.logits.is_cuda:
-            torch.cuda.synchronize(given.logits.device)  # a failed device assert raises when the host synchronizes
+            torch.cuda.synchronize(given.logits.device)  # a failed device-side assert raises an error here
         returned = _value(got)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # any exception of a subject, SystemExit too, is part of the reaction
+    except BaseException as error:  # any exception of a subject is part of the reaction, even SystemExit
         raised = Raised.of(error)
     return Reaction(raised, returned, _wrote(given, before))
 
 
 def judge_reaction(reaction: Reaction, allowed: tuple[type[Exception], ...]) -> dict[str, Problem | None]:
-    """Return the problem that each check finds in a reaction, or None. `allowed` are the right classes of error."""
+    """Return the problem in a reaction, or None, for each check of bad calls. `allowed` are the right classes of error.
+
+    If the call ended its process, only the check `errors` has an entry.
+    """
     names = " or ".join(error.__name__ for error in allowed)
     if reaction.ended:
         return {"errors": Problem(reaction.ended, f"{reaction.how}; should have raised {names}")}

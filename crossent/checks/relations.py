@@ -62,8 +62,8 @@ def contiguous(given: Inputs) -> Inputs:
 def shift(trial: Trial) -> Iterator[Difference]:
     """Adding a constant to all logits, or a different constant to each row, gives the same result up to rounding.
 
-    pytorch#38839: in `m + log Σ`, a large maximum m absorbs the digits of `log Σ`. The logits are rounded first, so
-    that adding the constant is exact.
+    pytorch#38839: in `m + log Σ_k exp(x_k - m)`, a large maximum `m` absorbs the digits of the logarithm. The logits
+    are rounded first, so that adding the constant is exact.
     """
     ways = shifted(trial.question.fresh())
     if not ways:
@@ -75,9 +75,9 @@ def shift(trial: Trial) -> Iterator[Difference]:
 
 
 def shifted(given: Inputs) -> dict[str, tuple[Inputs, Inputs]]:
-    """Return the inputs to compare for each kind of shift: with rounded logits, and with rounded and shifted logits.
+    """Return two inputs to compare for each kind of shift: with rounded logits, and with rounded and shifted logits.
 
-    The result is empty if the dtype leaves no room for an exact shift.
+    The result is empty if no row can be shifted exactly in the dtype of the logits.
     """
     logits, dtype = rows_of(given.logits), name_of(given.logits)
     ways = {"shifted": True, "shifted row by row": False}
@@ -94,15 +94,15 @@ def shifted(given: Inputs) -> dict[str, tuple[Inputs, Inputs]]:
 def shiftable(logits: Array, dtype: str, *, common: bool) -> tuple[Array, Array]:
     """Return the logits, (R, C), rounded so that a shift is exact, and the shift of each row, (R,).
 
-    The shift of a row is 0 if no shift is possible.
+    The shift of a row is 0 if no exact shift is possible.
 
-    Let the magnitudes be below `2^e`, and the shift be `2^s` with `s >= e`. The logits are rounded to multiples of
-    `δ = 2^(s+1-p)`. Then the logits, and their sums with the shift, are multiples of δ up to `2^(s+1) = 2^p δ`. A
-    format of p bits represents these numbers exactly if its range includes them. `s = e + p/2` leaves half of the bits
-    to the logits and half to the shift.
+    Let the magnitudes of the logits be below `2^e`, and the shift be `2^s` with `s >= e`. The logits are rounded to
+    multiples of `δ = 2^(s+1-p)`, where `p` is the precision of the dtype in bits. Then the logits, and their sums with
+    the shift, are multiples of δ up to `2^(s+1) = 2^p δ`. The dtype represents these numbers exactly if its range
+    includes them. `s = e + p/2` leaves half of the bits to the logits and half to the shift.
 
     Args:
-        logits: the logits.
+        logits: the logits, (R, C).
         dtype: the name of their dtype.
         common: whether all rows have the same shift.
     """
@@ -134,7 +134,7 @@ def rows_permuted(trial: Trial) -> Iterator[Difference]:
 
 
 def rows_axes(given: Inputs) -> list[int]:
-    """Return the dimensions of the logits, other than the class axis, with more than one entry."""
+    """Return the dimensions of the logits that have a size above 1, except the class dimension."""
     return [axis for axis, size in enumerate(given.logits.shape) if axis != 1 and size > 1]
 
 
@@ -186,9 +186,9 @@ def classes_turned(given: Inputs) -> Inputs:
 def split(trial: Trial) -> Iterator[Difference]:
     """Two unequal parts of a batch, computed separately, combine to the result of the whole batch up to rounding.
 
-    The losses of the parts are concatenated without a reduction and added under "sum". Under "mean", the loss is
-    `L = (D₁L₁ + D₂L₂)/D`, where `D₁` and `D₂` are the denominators of the parts and `D` is their sum. The gradient of a
-    part is multiplied by `D_i/D`.
+    Under "none", the losses of the parts are concatenated, and under "sum" they are added. Under "mean", the loss is
+    `L = (D₁L₁ + D₂L₂)/D`, where `L₁` and `L₂` are the losses of the parts, `D₁` and `D₂` their denominators, and `D` is
+    the sum of the denominators. The gradient of part `i` is multiplied by `D_i/D`.
     pytorch#185167 and Automodel#3803: a mean was computed as an average of averages, and as a sum of averages.
     """
     parts: list[PartBalls] = []
@@ -205,7 +205,7 @@ def split(trial: Trial) -> Iterator[Difference]:
 
 
 def parted(given: Inputs, terms: Terms) -> list[tuple[Fraction, Inputs]]:
-    """Return the two parts of a batch, each after the factor that multiplies its results.
+    """Return two parts of a batch. Each part is a pair: a factor for the results of the part, and its inputs.
 
     Raises:
         NotRunError: every split of the batch leaves a part with a denominator of 0.
@@ -220,9 +220,9 @@ def parted(given: Inputs, terms: Terms) -> list[tuple[Fraction, Inputs]]:
 
 
 def _parting(terms: Terms, size: int) -> tuple[int, tuple[Fraction, Fraction]]:
-    """Split a batch in two, the first part about a third, and return the size of this part and a factor for each part.
+    """Return the size of the first of two parts of a batch, about a third of `size`, and a factor for each part.
 
-    The result of the batch is the sum of the results of the parts, each times its factor.
+    Under "mean" and "sum", the loss of the batch is the sum of the losses of the parts, each times its factor.
     """
     for at in sorted(range(1, size), key=lambda at: abs(3 * at - size)):
         if terms.reduction != "mean":
@@ -276,9 +276,16 @@ def two_backwards(trial: Trial) -> Iterator[Problem]:
 
 
 def backwards(loss: Loss, inputs: Inputs, other: Inputs) -> tuple[Result, Result, Result]:
-    """Compute two losses of the same logits, run backward for each, then for the first loss again.
+    """Compute two losses of the same logits, run backward for each, then twice more for the first loss.
 
     This is an act: it runs in the process of the subject.
+
+    The first of the two further passes has -2 times the upstream gradient, and its gradients are dropped.
+
+    Args:
+        loss: the subject.
+        inputs: the inputs of the first loss.
+        other: the inputs of the second loss, except the logits.
 
     Returns:
         The results of the first loss, of the second loss, and again of the first loss.
@@ -295,13 +302,13 @@ def backwards(loss: Loss, inputs: Inputs, other: Inputs) -> tuple[Result, Result
         return Result(value.detach(), *gradients).copy()  # a copy, since a later pass may write into these gradients
 
     results = backward(first, targets[0], inputs.upstream), backward(second, targets[1], inputs.upstream)
-    # The factor -2 shows a loss that scales a stored gradient in place: an upstream gradient of 1 would hide it.
+    # The factor -2 finds a loss that scales a stored gradient in place. An upstream gradient of 1 would hide this bug.
     backward(first, targets[0], -2 * inputs.upstream)
     return *results, backward(first, targets[0], inputs.upstream)
 
 
 def of_other_classes(given: Inputs) -> Inputs:
-    """Return the inputs with the targets and weights of the reversed classes, but with unchanged logits."""
+    """Return the inputs with the target and the options of :func:`classes_turned`, but with unchanged logits."""
     turned = classes_turned(given)
     return replace(given, target=turned.target, options=turned.options)
 
@@ -317,7 +324,7 @@ def _mapped(by: Callable[[Tensor], Tensor], result: Result) -> Result:
 
 
 def _tensor(rows: Array, like: Tensor) -> Tensor:
-    """Return (R, C) numbers as a tensor of the shape, dtype and device of `like`. This inverts :func:`rows_of`."""
+    """Return (R, C) numbers as a tensor with the shape, dtype and device of `like`: the inverse of :func:`rows_of`."""
     if like.dim() > 1:
         shape = like.shape[0], *like.shape[2:], like.shape[1]
         made = torch.from_numpy(rows.reshape(shape)).movedim(-1, 1)

@@ -58,8 +58,8 @@ def arguments(trial: Trial) -> Iterator[Problem]:
 def _arguments(trial: Trial) -> Iterator[Problem]:
     first = trial.first_call
     if name := written(first.given, trial.question.inputs):
-        # The copy of the inputs in this process decides that this is a finding. The process of the subject cannot be
-        # trusted, so its reply only names the pass.
+        # `written` compares with the copy of the inputs in this process. The process of the subject cannot be trusted,
+        # so its reply only decides which pass the message names.
         which = "forward" if first.written_forward else "backward"
         yield Problem("changed_input", f"the call wrote into {name} in the {which} pass")
     elif first.marked:
@@ -111,7 +111,7 @@ def _repeat(trial: Trial) -> Iterator[Problem]:
     kept, first, second = trial.perform(repeat_call, question.fresh(), question.others.copy(), trial.gradients)
     if {digest_of(kept), digest_of(second)} != {got}:
         alike = digest_of(kept) == digest_of(second) == digest_of(first) != ""
-        why = f": {DEPENDS}" if alike else ""  # only the first call of the case differs from these three
+        why = f": {DEPENDS}" if alike else ""  # only the first call of the case gave other bits
         yield Problem("not_repeated", f"a second call with the same arguments gives different bits{why}")
     elif first.digest != kept.digest:
         yield Problem("not_repeated", "a later call writes into the result of the first call")
@@ -142,9 +142,9 @@ def _sign(trial: Trial) -> Iterator[Difference]:
 def row_sums(trial: Trial) -> Iterator[Difference]:
     """The gradient of each row, `g/D (p_c Σ_k w_k q_k - w_c q_c)`, sums to 0 over the classes, up to rounding.
 
-    The sum may be off by the sum of the error bounds of its numbers, plus the error of :func:`compensated_sum`. The
-    check does not judge a row with a number without a bound, a row without a softmax, or a row whose sum overflows
-    float64. A row that holds NaN or an infinity fails.
+    The sum may be off by the sum of the error bounds of its numbers, plus the error of :func:`compensated_sum`. A row
+    is not judged if a number of its gradient has no error bound, if its logits have no softmax, or if its sum overflows
+    float64. Any other row fails if its gradient holds NaN or an infinity.
     """
     yield from _row_sums(trial)
 
@@ -177,8 +177,8 @@ def _row_sums(trial: Trial) -> Iterator[Difference]:
 def ignored_rows(trial: Trial) -> Iterator[Problem]:
     """The loss and the gradient of an ignored row are exactly 0.
 
-    pytorch#20406 and Liger-Kernel#1338: skipped rows kept what was in memory before. The gradient of an ignored row
-    without a softmax is not checked here: torch returns NaN, and the contract allows NaN.
+    pytorch#20406 and Liger-Kernel#1338: skipped rows kept the old content of the memory. The gradient of an ignored row
+    whose logits have no softmax is not checked: torch returns NaN there, and the contract allows NaN.
     """
     yield from _ignored_rows(trial)
 
@@ -207,7 +207,7 @@ def _not_zero(name: str, got: Tensor, rows: Tensor) -> Iterator[Problem]:
 
 
 def _has_softmax(trial: Trial) -> NDArray[np.bool_]:
-    """Return (R,) booleans: False for a row that holds NaN or +inf, or only -inf."""
+    """Return whether each row of logits has a softmax, (R,): False if the row holds NaN or +inf, or only -inf."""
     return np.asarray(np.isfinite(trial.question.exact.terms.logits.max(1)))
 
 

@@ -62,10 +62,10 @@ def evaluate_by_vjp(loss: Loss, inputs: Inputs) -> Result:
 def vmap(trial: Trial) -> Found:
     """torch.func.vmap of the loss and of its gradients gives the exact result of each sample: pytorch#90916, #105736.
 
-    The samples of (N, C) are its rows. The samples of (N, C, d1, …) are its slices along the last dimension. Each call
-    under vmap has one dimension fewer. Under every reduction, the result of a sample is the result of a call with that
-    sample alone. The check does not apply to an empty batch, where torch's own batching rules of reshape(-1) and of
-    gather with one index fail.
+    The samples of logits (N, C) are the rows. The samples of logits (N, C, d1, …) are the slices along the last
+    dimension. So the logits of a call under vmap have one dimension fewer. Under every reduction, the result of a
+    sample is the result of a call with that sample alone. The check does not apply to an empty batch, where torch's own
+    batching rules of reshape(-1) and of gather with one index fail.
     """
     inputs, exact = trial.question.fresh(), trial.question.exact
     axis, by_row = _samples_axis(inputs), inputs.options["reduction"] == "none"
@@ -119,8 +119,8 @@ def gradients_by_vmap(loss: Loss, inputs: Inputs) -> tuple[Tensor, ...]:
 def autocast(trial: Trial) -> Found:
     """Under torch.autocast, half-precision inputs give a float32 loss computed in float32; other dtypes do not change.
 
-    torch documents cross_entropy_loss as an operation that autocasts to float32. Autocast computes a matrix product in
-    the lower precision, so a subject that contains one fails. Each gradient has the dtype of its input.
+    torch documents cross_entropy_loss as an operation that autocasts to float32. Autocast computes matrix products in
+    the lower precision, so a subject that contains a matrix product fails. Each gradient has the dtype of its input.
     Liger-Kernel#501: the weights had another dtype than the arithmetic.
     """
     inputs = trial.question.fresh()
@@ -149,13 +149,16 @@ def evaluate_in_autocast(loss: Loss, inputs: Inputs, gradients: Gradients) -> Re
 
 
 def _autocast_dtype(logits: Tensor) -> torch.dtype:
-    """Return the dtype of autocast: float16 for float16 logits, as `torch.stack` requires; otherwise bfloat16."""
+    """Return the dtype to pass to torch.autocast: float16 for float16 logits if the device has it, otherwise bfloat16.
+
+    Under autocast to bfloat16, `torch.stack` raises for float16 tensors.
+    """
     return torch.float16 if logits.dtype == torch.float16 and _casts_to_float16(logits.device) else torch.bfloat16
 
 
 @functools.cache
 def _casts_to_float16(device: torch.device) -> bool:
-    """Return whether autocast has float16 on a device. On a CPU, torch 2.0 raises, and later versions only warn."""
+    """Return whether autocast to float16 works on a device. On a CPU, torch 2.0 raises, and later versions may warn."""
     with warnings.catch_warnings(), suppress(RuntimeError):
         warnings.simplefilter("ignore")
         with torch.autocast(device.type, dtype=torch.float16):
@@ -197,7 +200,7 @@ def evaluate_exported(loss: Loss, inputs: Inputs) -> Tensor | NotRun:
 
 
 def _primals(loss: Loss, inputs: Inputs) -> tuple[Any, ...]:
-    """Return the loss as a function of the differentiable tensors, followed by these tensors."""
+    """Return the loss as a function of the logits (and of a dense target), followed by these tensors."""
 
     def of_primals(logits: Tensor, target: Tensor = inputs.target) -> Tensor:
         return loss(logits, target, **inputs.options)
@@ -209,7 +212,7 @@ def _samples_axis(inputs: Inputs) -> int:
     return 0 if inputs.logits.dim() == 2 else -1
 
 
-@functools.lru_cache(maxsize=1)  # all subjects run on a case before the next case starts
+@functools.lru_cache(maxsize=1)  # one is enough: all subjects run on a case before the next case starts
 def _samples(case: Case, device: str) -> tuple[Exact, ...]:
     """Return the exact values of a call with each sample alone, in the order of the samples."""
     inputs = case.build(device)
@@ -227,7 +230,7 @@ def _widened(tensor: Tensor) -> torch.dtype:
 
 
 class _Module(torch.nn.Module):
-    """A module that calls a loss. Options that are tensors are passed to `forward`, and the other options are fixed.
+    """A module that calls a loss. `forward` takes the options that are tensors; the other options are fixed.
 
     Args:
         loss: the loss.

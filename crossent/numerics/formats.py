@@ -72,13 +72,16 @@ class Format:
         )
 
     def overflows(self, sizes: Array) -> NDArray[np.bool_]:
-        """Return whether numbers of these magnitudes may overflow. A margin covers the roundings of float64."""
+        """Return a mask of the magnitudes that may overflow.
+
+        A margin of 2^-20 covers the float64 roundings with which the caller computed the magnitudes.
+        """
         return np.asarray(sizes > self.largest * (1 - 2.0**-20))
 
     def rounding_error(self, largest: Array, under: float = np.inf) -> Array:
-        """Return the largest error of rounding numbers of magnitudes up to `largest`.
+        """Return the largest error of rounding a number of magnitude at most `largest`, for each element.
 
-        The error of an underflow counts only for magnitudes below `under`.
+        A number may underflow only where `largest` is below `under`. There, the error is at least :attr:`underflow`.
         """
         once = self.unit_roundoff * largest
         if self.flushes:
@@ -96,9 +99,9 @@ class Format:
         if self == FLOAT32:
             with np.errstate(all="ignore"):
                 return values.astype(np.float32).astype(np.float64)
-        # Round the bits of float64 numbers as integers. Adding just under half a unit in the last kept place carries
-        # exactly when rounding goes up. Where the last kept bit is 1, one more is added, so ties go to even. Then the
-        # dropped bits are cut off.
+        # Round the bits of float64 numbers as integers. Just under half a unit in the last kept place is added, which
+        # carries exactly if the number rounds up. Where the last kept bit is 1, one more is added, so ties go to even.
+        # Then the dropped bits are set to 0.
         values = np.asarray(values, dtype=np.float64)
         bits, dropped = values.view(np.int64), 53 - self.precision
         rounded = bits >> dropped
@@ -109,7 +112,7 @@ class Format:
         nearest, size = rounded.view(np.float64), np.abs(values)
         with np.errstate(invalid="ignore"):
             under = size < self.smallest_normal
-            if under.any():  # the last place of `spaced` is the spacing of subnormals, so adding it rounds to multiples
+            if under.any():  # one ulp of `spaced` is the smallest subnormal, so the sum is rounded to a multiple of it
                 spaced = 1.5 * 2.0**52 * self.smallest_subnormal
                 nearest = np.where(under, np.copysign((size + spaced) - spaced, values), nearest)
             if not size.max(initial=0.0) < self.largest * (1 - self.unit_roundoff):
@@ -128,14 +131,14 @@ FORMATS = {f.name: f for f in (FLOAT16, BFLOAT16, FLOAT32, FLOAT64)}
 
 @cache
 def flushing(format: Format) -> Format:
-    """Return a copy of a format that flushes subnormal numbers to 0."""
+    """Return a copy of the format in which operations may flush subnormal numbers to 0."""
     return replace(format, flushes=True)
 
 
 def either(mask: NDArray[np.bool_], a: Array | float, b: Array) -> Array:
     """Return `np.where(mask, a, b)`, or `b` itself if the mask is False everywhere.
 
-    Most masks in this package mark rare numbers, so this saves a copy.
+    Most masks in this package mark rare numbers, so the function often saves a copy.
     """
     if mask.any() or mask.shape != b.shape:
         return np.where(mask, a, b)

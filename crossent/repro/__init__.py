@@ -1,12 +1,16 @@
 """Repro scripts: each repeats a finding, and needs torch alone, or torch and the user's function.
 
-This room owns the script of each check. Its modules import `crossent.run` and the rooms below it.
+A script has the inputs of the case, bit for bit. It calls a step, a function that calls the subject, and then a
+function `judge_…`, which compares one number of the result. It ends with exit status 1 if the finding happens, 0 if it
+does not, and 2 if the call cannot run. A recipe names the functions and values for the scripts of a check.
+
+The modules of this room import `crossent.run` and the rooms below it.
 
 rerun      find a finding: in a report, in the last runs, or by running its case again
-script     the script of a finding, with the bits of its case
-recipes    for each check, the functions of its script
+script     write the script of a finding, with the inputs of its case
+recipes    the recipe of each check
 equations  how a result follows from other results of the subject
 composer   copy functions of `scripts` into a script
 literals   values and texts as Python code
-scripts    the functions that a script is made of
+scripts    the functions that are copied into scripts
 """

@@ -1,4 +1,4 @@
-"""Copy functions of `scripts` into a script, with the functions, imports and values that they use."""
+"""Copy functions of `scripts` into a script, with the functions, imports and values that these functions use."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Code:
     """The code that has been copied into a script.
 
     Attributes:
-        instead: replacements of functions, by the name of the replaced function.
+        instead: functions to copy in place of other functions, by the names of the other functions.
         functions: the text of each function, by its name. A function comes after the functions that it uses.
         imports: the names of the modules that the functions use, except torch.
         values: the names of the values of `scripts/case.py` that the functions use.
@@ -33,7 +33,10 @@ class Code:
     values: set[str] = field(default_factory=set)
 
     def add(self, function: ScriptFunction, name: str = "") -> None:
-        """Copy a function or class, with all functions that the text uses. `name` is the new name in the script."""
+        """Copy a function or class into the script, after all functions that its text uses.
+
+        `name` is its name in the script; "" stands for its own name.
+        """
         name = name or function.__name__
         function = self.instead.get(name, function)
         if name in self.functions:

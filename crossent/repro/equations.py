@@ -13,25 +13,25 @@ from crossent.trials.trial import NotRunError
 
 Index = tuple[int, ...]
 Shapes = Mapping[str, Index]  # the shapes of results, by name
+# The terms of a sum: the position of a result in `Equation.inputs`, a factor, and the index of a number in this result.
 EquationTerms = tuple[tuple[int, float, Index], ...]
 
 
 @dataclass(frozen=True)
 class Equation:
-    """An equation between a result and other results of the subject.
+    """An equation: each number of a result equals a sum of numbers of other results of the subject.
 
     Attributes:
         inputs: the inputs of the result, then the inputs of the other results.
-        terms: a function from the part ("loss", "gradient", …) and the index of a number of the result to terms, whose
-            sum equals the number. A term is the position of another result in `inputs`, a factor, and an index in this
-            other result. None if the two results must differ.
+        terms: a function that takes a part ("loss", "gradient", …) and the index of a number in this part of the
+            result. It returns the terms of the sum. If `terms` is None, the result must differ from the other result.
     """
 
     inputs: tuple[Inputs, ...]
     terms: Callable[[str, Index], EquationTerms] | None = lambda part, index: ((1, 1.0, index),)
 
 
-# Returns the equations that a check tests on a case and its inputs, by the name of the call.
+# A function that takes a case and its inputs, and returns the equations that a check tests, by the name of the call.
 Equations = Callable[[Case, Inputs], Mapping[str, Equation]]
 
 
@@ -44,12 +44,12 @@ def parts(given: Inputs) -> Shapes:
 
 
 def equal_to(change: Callable[[Inputs], Inputs]) -> Equations:
-    """Return a function that makes the equation: the result equals the result on changed inputs."""
+    """Return a function that returns one equation: the result equals the result for changed inputs."""
     return lambda case, given: {"": Equation((given, change(given)))}
 
 
 def of_shifted_logits(case: Case, given: Inputs) -> dict[str, Equation]:
-    """Return the equations: a constant added to all logits changes no result. The logits are rounded for exact sums."""
+    """Return the equations: adding a constant to rounded logits, which is exact, does not change the result."""
     return {call: Equation(inputs) for call, inputs in relations.shifted(given).items()}
 
 
@@ -81,7 +81,10 @@ def _reversed(index: Index, shape: Index, axis: int) -> Index:
 
 
 def of_two_batches(case: Case, given: Inputs) -> dict[str, Equation]:
-    """Return the equation: the result follows from two parts of the batch. {} if the weights of a part sum to 0."""
+    """Return the equation: the result follows from the results of two parts of the batch.
+
+    Return {} if every split of the batch leaves a part with a denominator of 0.
+    """
     try:
         parted = relations.parted(given, terms_of(given))
     except NotRunError:

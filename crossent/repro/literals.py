@@ -29,7 +29,7 @@ def assignments(inputs: Inputs, values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def docstring(text: str) -> str:
-    """Return a text that can stand in a docstring: in ASCII, with escaped quotes."""
+    """Return a text as the content of a docstring: in ASCII, with escaped quotes and backslashes."""
     lines = "\n".join(map(printable, text.replace("±", "+-").split("\n")))
     escaped = lines.replace("\\", "\\\\").replace('"', '\\"')
     return escaped.encode("ascii", "backslashreplace").decode()
@@ -45,7 +45,11 @@ def _tensor(tensor: Tensor) -> str:
 
 
 def _literal(value: Any, given: Inputs | None = None) -> str:
-    """Return a value as a Python expression: `given` for the inputs of the case, a tuple for other inputs."""
+    """Return a value as a Python expression.
+
+    If the value is the object `given`, the inputs of the case, the expression is the name `given`. Other inputs become
+    a tuple.
+    """
     if value is given is not None:
         return "given"
     if isinstance(value, Tensor):

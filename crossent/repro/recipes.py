@@ -1,4 +1,4 @@
-"""Recipes: for each check, the functions of `scripts` that repeat a finding, and the values for these functions."""
+"""Recipes: for each check, the functions of `scripts` that repeat a finding, and the values that they need."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from crossent.trials.agreement import RESULT_PARTS
 
 @dataclass(frozen=True)
 class Focus:
-    """The result of a case, or the number in the result, that a script shows.
+    """The result that a finding is about, or one number in this result.
 
     Attributes:
         case, inputs, subject: the case, its inputs, and the subject that takes the inputs. The tensors are on the CPU.
-        of: the result that the finding is about, such as "gradient turned along 2"; "" if there is no single result.
-        index: the index of the number in this result; None if the finding is about no number.
+        of: the name of the result, such as "gradient turned along 2"; "" if the finding is about no single result.
+        index: the index of the number in this result; None if the finding is about no single number.
     """
 
     case: Case
@@ -52,7 +52,7 @@ class Focus:
 
 
 def nothing(focus: Focus) -> dict[str, Any]:
-    """Return an empty dict, for a recipe without further values, or without results of a kind."""
+    """Return an empty dict: the recipe has no such results, or needs no further values."""
     return {}
 
 
@@ -61,14 +61,14 @@ class Recipe:
     """The functions and values of a script that repeats a finding of a check.
 
     Attributes:
-        kinds: the kinds of the check's findings.
-        step: the function that calls the subject, and ends the script if anything but a number is wrong.
+        kinds: the kinds of findings that the check may have.
+        step: the function that calls the subject. It ends the script if anything but a number is wrong.
         number: the function that judges one number in the result of `step`.
-        whole: the function that judges a whole result, for a finding that is about no single number.
-        numbers: returns the shapes of the results in which a number can be wrong, by the name `of` in a finding.
-        wholes: returns the shapes of the results that can be wrong as a whole, by the same name.
+        whole: the function that judges a whole result, for a finding about no single number.
+        numbers: a function that returns the shapes of the results in which a number can be wrong, by `Focus.of`.
+        wholes: a function that returns the shapes of the results that can be wrong as a whole, by `Focus.of`.
         numbered: whether each finding of kind "wrong" is about a number.
-        values: returns the further values that the functions need, by name.
+        values: a function that returns the further values that the script needs, by name.
     """
 
     kinds: tuple[str, ...]
@@ -81,7 +81,7 @@ class Recipe:
     values: Callable[[Focus], dict[str, Any]] = nothing
 
 
-EITHER = ("wrong", "refused")
+EITHER = ("wrong", "refused")  # the kinds of most checks: a wrong result, or an exception
 
 
 def _all(focus: Focus) -> Shapes:
@@ -129,7 +129,10 @@ def _called(
     number: ScriptFunction = circumstances.judge_one_call,
     kinds: tuple[str, ...] = EITHER,
 ) -> Recipe:
-    """Return the recipe of a check that makes several calls. `calls` has the parts of the result of each call."""
+    """Return the recipe of a check that makes several calls.
+
+    `calls` has the names of the calls, each with the parts of its result.
+    """
 
     def numbers(focus: Focus) -> Shapes:
         known = parts(focus.inputs)
@@ -146,14 +149,14 @@ def _others(focus: Focus) -> dict[str, Any]:
 
 
 def of_other_numbers(case: Case) -> dict[str, Any]:
-    """Return the value `other` of a script: the arguments of the same case with other numbers."""
+    """Return the value `other` of a script: the inputs of the same case with another seed."""
     return {"other": case.seeded(case.seed + 1).build()}
 
 
 def _derivative(step: ScriptFunction, *names: str, batch: tuple[int, ...] = ()) -> Recipe:
-    """Return the recipe of a check of derivatives along the direction of the case. A missing derivative is a finding.
+    """Return the recipe of a check of derivatives along the direction of the case, where a derivative may be missing.
 
-    `names` has the derivatives, and `batch` is the shape of a batch of directions.
+    `names` are the names of the derivatives. `batch` is the shape of the batch of directions, () for one direction.
     """
 
     def shapes(focus: Focus) -> Shapes:

@@ -1,4 +1,4 @@
-"""Find a finding in a report, in the last runs or by running its case again, and return its script."""
+"""Get a finding from a report, from the last runs or by running its case again, and return its script."""
 
 from __future__ import annotations
 
@@ -45,16 +45,16 @@ def script_of(
 ) -> str:
     """Return the script that repeats a finding.
 
-    Without a report, the finding comes from the last runs in this folder with this version of torch. If no such run has
-    the finding, the case runs here.
+    Without a report, the finding comes from the last runs in this folder with this version of torch. If these runs do
+    not have the finding, the check runs on the case again.
 
     Args:
         id: the id of the finding, SUBJECT:CHECK:CASE.
         report: the file of a report that has the finding.
-        device: the device on which the case runs if there is no report.
-        passed: whether to show a check that passes, with the number nearest to its bound.
+        device: the device on which the check runs again if there is no report.
+        passed: whether the script shows a check that passes, at the number nearest to its error bound.
         source: the description of your function, as in `crossent check`; "" for a subject of the package.
-        promises: `without`, `contract` and `grade`, as in `crossent check`, for a case that runs here.
+        promises: `without`, `contract` and `grade`, as in `crossent check`, for a check that runs again.
 
     Raises:
         ValueError: there is no such finding, subject or case; or the report is damaged.
@@ -75,7 +75,11 @@ def script_of(
 
 
 def _loaded(source: str) -> Subject:
-    """Return the user's function as a subject. A separate process loads the function, if this system can fork."""
+    """Return the user's function as a subject. If this system can fork, a separate process loads the function.
+
+    Raises:
+        ValueError: the source is a form or torch, or cannot be loaded.
+    """
     if source.removesuffix(COMPILE_SUFFIX) in BY_NAME:
         raise ValueError(f"subject: got {quoted(source)}; for a form or torch, leave out --subject")
     found = load_remote(source, SECONDS_TO_LOAD) if can_fork() else load(source)
@@ -115,7 +119,7 @@ def repeated(id: str, device: str = "cpu", source: str = "", **promises: Any) ->
 
 
 def nearest_to_bound(id: str, device: str = "cpu") -> Finding:
-    """Return a finding with the number of a check that is nearest to its bound, or with the error of a bad call.
+    """Return a finding for a check that passes: about the number nearest to its bound, or about a bad call.
 
     Raises:
         ValueError: there is no such subject or case, the check does not run on it, or the check measures no number.
@@ -142,7 +146,10 @@ def nearest_to_bound(id: str, device: str = "cpu") -> Finding:
 
 
 def _checks(name: str, case: Case | BadInput) -> tuple[Check, ...]:
-    """Return `call`, `result` and the check with this name, if there is one; on a tiled case, the named check alone."""
+    """Return `call`, `result` and the check with this name, if there is one.
+
+    For a case that is repeated to more than 2^31 elements (`Case.tiled`), return the named check alone.
+    """
     before = () if isinstance(case, Case) and case.tiled > 1 else (single.call, single.result)
     return tuple(dict.fromkeys((*before, *([CHECKS[name]] if name in CHECKS else []))))
 

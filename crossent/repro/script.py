@@ -1,4 +1,4 @@
-"""Write a finding as a script that needs only torch, with the bits of its case."""
+"""Write the script that repeats a finding, with the inputs of its case bit for bit."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ SCRIPT = '''\
 
 import torch
 
-torch.set_num_threads(1)  # as when it was found
+torch.set_num_threads(1)  # as in the run that has this finding
 device = {device}
 
 
@@ -82,15 +82,15 @@ def script(
 ) -> str:
     """Return a script that repeats a finding.
 
-    The script exits with 1 if the finding happens, with 0 if it does not, and with 2 if the call cannot run.
+    The exit status of the script is 1 if the finding happens, 0 if it does not, and 2 if the call cannot run.
 
     Args:
         finding: the finding of a run.
         device: the device of that run.
-        digest: the digest of the inputs in that run; None to skip the comparison with the inputs here.
-        passed: whether the check passed. Then the script does not count the number of the finding as wrong.
-        widened: whether the subject returns float32 for half precision, as its report declares.
-        loaded: the user's function, which the script loads from its source; None if the user must import it.
+        digest: the digest of the inputs in that run, to compare with the inputs here; None for no comparison.
+        passed: whether the check passed. Then the number of the finding is wrong only if its error exceeds the bound.
+        widened: whether the report says that the subject returns float32 for half precision.
+        loaded: the user's function, which the script loads from its source; None for a subject without source.
 
     Raises:
         ValueError: the case cannot be built, or its inputs have other bits here, or the check has no such finding.
@@ -148,10 +148,10 @@ def script(
 
 
 def _main(code: Code, step: ScriptFunction, ending: ScriptFunction | None, *, refusable: bool) -> list[str]:
-    """Return the lines that call a step, and the function that judges its result.
+    """Return the lines that call a step, and then `ending`, the function that judges its result, if there is one.
 
-    `refusable` says whether an exception of the subject ends the script with status 2. It is False if the finding is
-    such an exception: then Python prints the traceback, and ends with status 1.
+    `refusable` says whether an exception ends the script with status 2. It is False if the finding is an exception of
+    the subject: then Python prints the traceback, and ends with status 1.
     """
     code.add(step)
     lines = [f"{step.__name__}()"]
@@ -167,12 +167,15 @@ def _main(code: Code, step: ScriptFunction, ending: ScriptFunction | None, *, re
 
 
 def _needs_earlier_calls(finding: Finding) -> bool:
-    """Return whether the finding may need earlier calls, so that a single attempt in a new process may not show it."""
+    """Return whether the finding may depend on earlier calls. Then a single call in a new process may not show it."""
     return finding.kind in ("not_repeated", "disturbed") or (finding.kind == "wrong" and DEPENDS in finding.message)
 
 
 def _attempts(code: Code, lines: Sequence[str], end: ScriptFunction) -> list[str]:
-    """Return the lines of a loop over `lines`, with other calls in between. The first wrong result ends the script."""
+    """Return the lines of a loop that runs `lines` in each attempt, and makes other calls between two attempts.
+
+    The first wrong result ends the script. After the last attempt, the function `end` ends the script.
+    """
     code.add(call_others)
     code.add(end)
     repeated = [*(f"    {line}" for line in lines), "    call_others(attempt)"]
@@ -180,7 +183,11 @@ def _attempts(code: Code, lines: Sequence[str], end: ScriptFunction) -> list[str
 
 
 def _recipe(finding: Finding, case: Case | BadInput, subject: Subject, device: str) -> Recipe:
-    """Return the recipe for a finding of this check and kind."""
+    """Return the recipe for a finding.
+
+    Raises:
+        ValueError: the check does not run on this case and subject, or has no finding of this kind.
+    """
     recipes = REFUSALS if isinstance(case, BadInput) else RECIPES
     recipe = recipes.get(finding.check)
     if recipe is None:
@@ -206,7 +213,11 @@ def _recipe(finding: Finding, case: Case | BadInput, subject: Subject, device: s
 
 
 def _focused(finding: Finding, recipe: Recipe, focus: Focus) -> Focus:
-    """Return the focus with the result that the finding is about, and with the index of its number, if any."""
+    """Return the focus with the name of the result that the finding is about, and the index of its number, if any.
+
+    Raises:
+        ValueError: the check has no such result, or the result has no such index.
+    """
     n = finding.numbers
     shapes: Shapes = {"": ()}
     if finding.kind != "wrong":
@@ -230,7 +241,7 @@ def _numbers(n: Numbers, versus: str) -> dict[str, Any]:
     """Return the numbers of a finding as the values of a script, by name."""
     if versus == "exact":
         return {"index": n.index, "found": n.got, "exact": n.exact, "allowed": n.bound, "versus": versus}
-    # The other result may differ on this machine, so the same number need not be wrong here. If the other result was
+    # The other result may differ on this machine, so the same number may be right here. If the other result was
     # infinite or NaN, the finding is that only one result is finite. Then any finite error passes.
     allowed = n.bound if math.isfinite(n.exact) else sys.float_info.max
     return {"index": n.index, "found": None, "allowed": allowed, "versus": versus}
@@ -249,7 +260,10 @@ def subject_of(name: str, device: str) -> Subject:
 
 
 def _subject_lines(code: Code, name: str, source: str) -> Iterator[str]:
-    """Yield the lines that import or load the subject, if the script does not define it as a function."""
+    """Yield the lines that import, load or compile the subject.
+
+    If the script can define the subject as a function, add this function to `code` instead.
+    """
     if source:
         yield "from crossent.subjects.loader import load"
         yield f"(subject,) = (found.loss for found in load({source!a}))"

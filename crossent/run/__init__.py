@@ -4,8 +4,10 @@ This room makes the plan of a run, runs the checks, and starts the processes in 
 every room but `crossent.repro`.
 
 The main process makes the report. It runs the checks itself, or shares the cases among worker processes. The process
-that runs the checks is called the judge; the judge knows the exact values. Forms and torch run in the process of the
-judge. Foreign subjects, which do not belong to this package, run in isolated processes, which know no exact value.
+that runs the checks is called the judge; the judge knows the exact values. Without worker processes, the judge calls
+the subjects itself. With worker processes, it does so only if all subjects are forms or torch. A foreign subject is a
+subject that does not belong to this package. If there is one, all subjects of the run are called in isolated processes,
+which know no exact value.
 
 settings        Settings: the options of a run, validated once; subjects, plan and known failures from them
 plan            the cases of a level, and the checks that run on each

@@ -26,10 +26,12 @@ from crossent.trials.act import NotRun, Performed, perform
 from crossent.words import said
 
 T = TypeVar("T")
-_STARTING = 300.0  # seconds in which a new process imports torch and the subject, and initializes a device in use
+# The time limit, in seconds, for a new process to import torch and the subject, and to initialize a device. This takes
+# long if other programs use the device.
+_STARTING = 300.0
 SECONDS = 60.0  # the time limit of a call, which computes with a few numbers
-# With -m, Python would import this module twice. __import__ defines no name in the main module of the new process, in
-# which pickle looks for functions of the caller's main module.
+# With -m, Python would import this module twice. __import__ defines no name in the main module of the new process.
+# There pickle looks for the functions of the caller's main module, and must not find anything else.
 _CODE = "__import__('crossent.run.fresh_process', fromlist=['main']).main(__import__('sys').argv[1])"
 _REQUEST, _STARTED, _REPLY = "request", "started", "reply"  # the names of files in a folder that both processes use
 
@@ -45,9 +47,10 @@ class FreshProcess:
     not_run: str = ""
 
     def perform(self, act: Callable[..., T], *arguments: Any) -> Performed[T]:
-        """Call `act(loss, *arguments)` in a new process.
+        """Call `act(loss, *arguments)` in a new process, and return the outcome.
 
-        multiprocessing would import the caller's main module again, which may be a script that starts a run.
+        subprocess starts the process, since multiprocessing would import the caller's main module again. That module
+        may be a script that starts a run.
         """
         try:
             most = wire.most_of_reply(arguments)
@@ -81,7 +84,10 @@ class FreshProcess:
 
 
 def _wait(process: subprocess.Popen[bytes], started: Path, seconds: float) -> str:
-    """Wait until the process ends, and return "". If it exceeds its time limit, return that in words."""
+    """Wait until the process ends or exceeds a time limit. Return a sentence about the limit, or "" if it ended.
+
+    The process creates the file `started` when it is ready. From then on, the call may take `seconds`.
+    """
     end, late = time.monotonic() + _STARTING, f"its process did not start within {_STARTING:g} s"
     running = False
     while process.poll() is None:
@@ -105,7 +111,7 @@ def main(folder: str) -> None:
         torch.empty(1, device=device).zero_()  # initializes the device
         Path(folder, _STARTED).touch()
         performed = perform(act, loss, *arguments)
-    whole = Path(folder, "whole")  # renamed when it is complete, so that the caller never reads a part of it
+    whole = Path(folder, "whole")  # renamed when complete, so that the caller never reads a part of the reply
     whole.write_bytes(wire.write_reply(performed, most))
     whole.rename(Path(folder, _REPLY))
     os._exit(0)  # a normal exit would wait for the device, which may be unusable

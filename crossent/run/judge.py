@@ -29,7 +29,7 @@ from crossent.trials.trial import EndedError, NotRunError, Problem, Question, Re
 from crossent.words import said
 
 DAMAGED = "its process returned a damaged reply"
-Enough = Callable[[Sequence[Finding]], bool]  # whether the run can end with these findings
+Enough = Callable[[Sequence[Finding]], bool]  # returns whether the run can end with these findings of a case
 
 # If one of these fails, there is no loss of the right shape and dtype, which all other checks need.
 _FIRST = (single.call, single.result)
@@ -48,14 +48,14 @@ _WIDER = (
 def judge_case(
     question: Question, subject: Subject, host: Host, checks: Sequence[Check], enough: Enough = lambda findings: False
 ) -> Verdict:
-    """Run the checks on one case of a subject, and return the verdict.
+    """Run the checks on one subject and one case, and return the verdict.
 
     Args:
         question: the case, with its exact values.
         subject: the subject.
-        host: calls the subject.
+        host: the host that calls the subject.
         checks: the checks to run.
-        enough: whether the run can end with these findings; then the remaining checks of the case do not run.
+        enough: returns whether the run can end with these findings. If so, no further check of the case runs.
     """
     trial, case = Trial(question, subject, host), question.case
     checks = [check for check in checks if check.applies(case)]
@@ -65,7 +65,7 @@ def judge_case(
         return Verdict(case.id, not_applicable=reason)
     outcome = Outcome(case.dtype, question.inputs.digest)
     findings: list[Finding] = []
-    blocked = ""  # why checks that make further calls do not run
+    blocked = ""  # the reason why checks that make further calls do not run
     for at, (check, reason) in enumerate(zip(checks, reasons, strict=True)):
         if reason := reason or (blocked if check.cost is not Cost.CALL else ""):
             outcome.not_run[check.name] = reason
@@ -102,7 +102,7 @@ def judge_case(
 def _unused_options(trial: Trial) -> str:
     """Return a line that names the options without which the subject gives the same loss; "" if there are none.
 
-    A function whose signature has `**options` is called with every option, and may use none.
+    A function whose signature has `**options` is called with every option, and may ignore some of them.
     """
     options = trial.question.inputs.options
     given = [name for name in KEYWORDS if options.get(name, _DEFAULTS.get(name)) != _DEFAULTS.get(name)]
@@ -121,7 +121,10 @@ def _checksum_without(option: str, trial: Trial) -> int | None:
 
 
 def _with_dependence(findings: Sequence[Finding]) -> list[Finding]:
-    """Return the findings. If `repeat` fails, the messages about results add that they may depend on earlier calls."""
+    """Return the findings. If the check `repeat` fails, add a note to the messages of other findings about results.
+
+    The note says that the result depends on earlier calls.
+    """
     if not any((finding.check, finding.kind) == (single.repeat.name, "not_repeated") for finding in findings):
         return list(findings)
     why = f"\nThe check `{single.repeat.name}` fails too: {DEPENDS}."
@@ -135,7 +138,10 @@ def _with_dependence(findings: Sequence[Finding]) -> list[Finding]:
 
 
 def _found(trial: Trial, check: Check) -> list[Difference | Problem]:
-    """Return what a check found. A subject that raised an exception, crashed or hung has a problem."""
+    """Run a check, and return its differences and problems.
+
+    If the subject raises an exception, crashes or hangs, the result is a single problem.
+    """
     try:
         return list(check.run(trial))
     except RefusedError as error:
@@ -199,7 +205,10 @@ def _measured(found: Sequence[Difference | Problem], failed: bool) -> Measured:
 
 
 def as_finding(trial: Trial, check: Check, problem: Difference | Problem) -> Finding:
-    """Return the finding for a problem: with the arguments of the call, and the value that torch returns for them."""
+    """Return the finding for a difference or a problem of a check.
+
+    The finding also has the arguments of the call. If a result of the first call is wrong, it has torch's value too.
+    """
     inputs, of, numbers, of_torch = trial.question.inputs, problem.of, None, ""
     kind, message = (problem.kind, problem.message) if isinstance(problem, Problem) else ("wrong", str(problem))
     if isinstance(problem, Difference):

@@ -1,7 +1,7 @@
 """The order of the cases of a run: first the cases that find most bugs, then parts of equal cost.
 
 `first_cases.txt` lists the ids of the first cases, without seeds. Together these cases find most of the wrong
-cross-entropies of `tests/mutants/`. Each case finds as many as possible that the cases above it do not find.
+cross-entropies of `tests/mutants/`. Each case finds as many of them as possible that the cases above it do not find.
 `nox -s mutants` writes the file. An id that is not in the plan is ignored.
 """
 
@@ -23,9 +23,9 @@ from crossent.run.plan import Plan
 from crossent.trials.check import Check, Cost
 
 FIRST_CASES = "first_cases.txt"
-PARTS_PER_WORKER = 32  # at most; with large parts, workers would wait long for the last one
-SECONDS_OF_A_PART = 0.5  # at least, because the error bounds of the cases of a part are computed together
-SUBJECTS_AT_ONCE = 8  # foreign subjects with an isolated process of one worker at a time, since each takes memory
+PARTS_PER_WORKER = 32  # the most; with fewer, larger parts, most workers would wait for the last part
+SECONDS_OF_A_PART = 0.5  # the least; small parts are slow, because error bounds are computed for a part at once
+SUBJECTS_AT_ONCE = 8  # the most subjects in a part with isolated processes: each process of a worker takes memory
 # CPU seconds of a check on a small case, by cost, as measured at level normal. Rough figures are enough, since there
 # are many parts.
 _SECONDS = {"CALL": 0.001, "AGAIN": 0.004, "CALLS": 0.006, "STRUCTURE": 0.015, "CODE": 3.0, "TILES": 60.0}
@@ -36,11 +36,11 @@ _BAD_INPUT = 0.001
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a run.
+    """A part of a run: some cases on some subjects. One worker process runs the part.
 
     Attributes:
-        cases: the indices of its cases in the plan.
-        subjects: the indices of its subjects.
+        cases: the indices of the cases in the plan.
+        subjects: the indices of the subjects in the run.
         isolated: whether the subjects run in isolated processes.
         cost: the estimated CPU seconds.
         what: the most expensive check and its case, in words.
@@ -55,7 +55,7 @@ class Part:
 
 @dataclass
 class Step:
-    """A part that is done: its estimated CPU seconds, and its findings that are not known failures."""
+    """A piece of work that is done: its estimated CPU seconds, and its findings that are not known failures."""
 
     cost: float = 0.0
     findings: Sequence[Finding] = field(default_factory=list)
@@ -104,7 +104,7 @@ def _structure(case: Case | BadInput) -> tuple[object, ...]:
 
 
 def cost(case: Case | BadInput, checks: Sequence[Check]) -> tuple[float, str]:
-    """Return the estimated CPU seconds of a case on one subject, and its most expensive check."""
+    """Return the estimated CPU seconds of a case on one subject, and the name of the most expensive check."""
     if isinstance(case, BadInput):
         return _BAD_INPUT, "errors"
     costs = {check.name: _seconds(check) for check in checks if check.applies(case)} or {"call": 0.0}
@@ -122,13 +122,13 @@ def parts(planned: Plan, subjects: int, jobs: int, isolated: bool, brief: bool, 
     Each of the first cases is a separate part, so that its findings are reported at once. The other parts have about
     equal cost, and the most expensive cases start first. In a run that may end soon, the cases that need torch's
     compilers come last. Cases of the same structure are in one part, because their error bounds are computed together.
-    Foreign subjects run in isolated processes, and see all but the first cases in random order.
+    In isolated processes, the subjects see all but the first cases in random order.
 
     Args:
         planned: the plan.
         subjects: the number of subjects.
         jobs: the number of worker processes.
-        isolated: whether the subjects are foreign.
+        isolated: whether the subjects run in isolated processes.
         brief: whether the run may end soon, after a number of findings.
         random: the generator of the random order.
     """

@@ -41,9 +41,10 @@ from crossent.words import said
 
 Progress = Callable[[Any], Iterable[Any]]
 Placed = tuple[int, Verdict]  # the index of a subject, and the verdict on it
-Known = tuple[ExpectedList, ExpectedList]
+Known = tuple[ExpectedList, ExpectedList]  # two lists of known failures: torch's, and the user's
 _CASES_AT_ONCE = 100  # cases whose error bounds are computed together
-Enter = Callable[[Sequence[Placed]], list[Finding]]  # adds verdicts to the report, and returns new findings
+# Adds verdicts to the report, and returns their findings that are not known failures.
+Enter = Callable[[Sequence[Placed]], list[Finding]]
 
 
 def run(
@@ -54,10 +55,10 @@ def run(
     progress: Progress,
     known: Known = ([], []),
 ) -> bool:
-    """Run the cases of a plan on subjects, and add the verdicts to a report, in the order of the plan.
+    """Run the cases of a plan on subjects, add the verdicts to a report, and return whether all cases ran.
 
-    Return whether all cases ran: a run stops early after `settings.max_findings` findings that are not in the lists
-    `known` of known failures. `progress` wraps the steps of the run, for a progress bar.
+    The report has the verdicts in the order of the plan. The run stops early after `settings.max_findings` findings
+    that are not in the lists `known` of known failures. `progress` wraps the steps of the run, for a progress bar.
     """
 
     def enough(subject: Subject, findings: Sequence[Finding]) -> bool:
@@ -90,7 +91,7 @@ def run(
 
 @contextmanager
 def _steps_here(work: _Work, enter: Enter) -> Iterator[Steps]:
-    """Yield the work of a run in this process, one case a step."""
+    """Yield the work of a run, which this process does: each step is one case."""
     hosts = [Here(subject.loss) for subject in work.subjects]
     costs = [cost(case, checks) for case, checks in work.planned.items()]
 
@@ -122,7 +123,7 @@ def judge_each(
         subjects: the subjects.
         hosts: the host of each subject.
         device: the device of the tensors.
-        enough: whether the findings of a subject on the case are enough to end the run.
+        enough: returns whether the run can end with these findings of a subject on the case.
         question: the case with exact values, if they are computed already.
     """
     fresh: Host
@@ -138,7 +139,10 @@ def judge_each(
 
 
 def _judged(judge: Callable[[], Verdict], case: Case | BadInput, subject: Subject, host: Host) -> Verdict:
-    """Return a verdict. If a reply of an isolated process makes the judge raise an exception, that is a finding."""
+    """Call `judge`, and return its verdict.
+
+    If a reply of an isolated process makes `judge` raise an exception, return a verdict with the finding "crashed".
+    """
     if isinstance(host, IsolatedProcess):
         host.start_case()
     try:
@@ -187,7 +191,7 @@ class _Work:
                 yield at, judge_each(case, checks, subjects, hosts, device, self.enough, known)
 
     def share(self, part: Part) -> list[Placed]:
-        """Judge the cases of a part, and return the verdicts. Stop when the findings of one case are enough."""
+        """Judge the cases of a part, and return the verdicts. Stop early if the findings of one case end the run."""
         subjects = [self.subjects[at] for at in part.subjects]
         try:
             hosts = self._isolated(part.subjects) if part.isolated else [Here(subject.loss) for subject in subjects]
@@ -200,13 +204,14 @@ class _Work:
                         if verdict.findings and self.enough(self.subjects[at], verdict.findings):
                             return placed
             return placed
-        except ForkServerError:  # a subject has ended the fork server too
+        except ForkServerError:  # a subject has ended the fork server, so this worker cannot go on
             os._exit(1)
 
     def _serve(self, subject: int, stream: int, output: int) -> None:
         if subject == OWN:
             use_new_compile_cache()  # a subject may have written into the old folder
-        keep_headers_with_code()  # the subject may compile, and torch's compiler may be imported already
+        # If torch's compiler is imported already, its headers are in a folder into which other subjects can write.
+        keep_headers_with_code()
         perform_acts(stream, output, partial(_loss_of, TORCH if subject == OWN else self.subjects[subject]))
 
     def _isolated(self, subjects: Sequence[int]) -> Sequence[Host]:
@@ -225,19 +230,19 @@ class _Work:
 
 @contextmanager
 def _steps_in_workers(work: _Work, enter: Enter) -> Iterator[Steps]:
-    """Yield the work of a run, which worker processes do: one part a step.
+    """Yield the work of a run, which worker processes do: each step is one part.
 
     If every subject is a form or torch, the workers call the subjects themselves, which is faster. If a worker crashes
-    or hangs, its part runs again: each case on each subject alone, in an isolated process. Foreign subjects always run
-    in isolated processes.
+    or hangs, its part runs again: each case on each subject alone, in an isolated process. If a subject is foreign, all
+    subjects run in isolated processes.
     """
     subjects, jobs = work.subjects, work.settings.jobs or 1
     brief = work.settings.max_findings is not None
     _import("torch.fx.experimental.symbolic_shapes")  # every backward pass imports it, in half a second
     isolated = not all(map(is_named, subjects))
-    # torch's compilers import Triton, and a file may set TRITON_INTERPRET before it imports Triton itself.
+    # torch's compilers import Triton, but the file of a subject may have to set TRITON_INTERPRET before that import.
     leaves_triton = isolated and find_spec("triton") is not None
-    if not brief and not leaves_triton:  # in a run that may end soon, only the process that needs them imports them
+    if not brief and not leaves_triton:  # in a run that may end soon, a worker imports the compilers when needed
         _import_compilers(work.planned)
     shares = parts(work.planned, len(subjects), jobs, isolated, brief, SystemRandom())
 

@@ -1,12 +1,13 @@
 """The plan of a run: the cases of a level, and the checks that run on each case.
 
-:mod:`crossent.cases` has the sources of the cases: the corpus, the edges, and the covering arrays of the grid (pairs,
-triples, sizes, size_triples and transformed). :class:`crossent.trials.check.Cost` explains the costs of the checks. A
-level also runs all rows of the lower levels, which are above it in this table:
+:mod:`crossent.cases` has the sources of the cases: the corpus of published bugs, the edges (cases at limits), and the
+covering arrays of the grid (pairs, triples, sizes, size_triples and transformed). The costs of the checks are those of
+:class:`crossent.trials.check.Cost`. "Graph" means a graph that torch traces for torch.compile or torch.export. A level
+also runs all rows of the lower levels, which are above it in this table:
 
     level      cases            costs of the checks
-    quick      corpus           CALL, AGAIN, and the checks that the bug names; one graph in all
-               a case a dtype   calls in other circumstances
+    quick      corpus           CALL, AGAIN, and the checks that the bug names; a single graph
+               a case per dtype calls in other circumstances
                edges            CALL
                pairs            CALL
                sizes            CALL, AGAIN, without the widest rows
@@ -16,8 +17,8 @@ level also runs all rows of the lower levels, which are above it in this table:
                sizes            CALL, AGAIN
                size_triples     CALL
                corpus           one graph of each bug of compiled code
-               transformed      CALL, AGAIN, STRUCTURE; graphs of some cases, with each choice
-               samples          CODE: each check on one case
+               transformed      CALL, AGAIN, STRUCTURE; graphs of some cases, which cover each choice
+               samples          CODE, each check on one case
     thorough   pairs, triples   as at level normal, four times with other numbers
                sizes            as at level normal, four times with other numbers
                size_triples     as at level normal, four times with other numbers
@@ -44,11 +45,11 @@ from crossent.trials.check import Check, Cost
 Plan = Mapping[Case | BadInput, tuple[Check, ...]]
 # How often the covering arrays run, each time with another seed.
 _REPETITIONS = {"quick": 1, "normal": 1, "thorough": 4}
-# A result that depends on earlier calls shows with any numbers. So the long arrays need no second call, and at level
+# A dependence on earlier calls shows with any numbers. So the long covering arrays need no second call, and at level
 # quick only the sizes and the corpus have a second call.
 _TWICE = (Cost.CALL, Cost.AGAIN)
-# The checks that trace a graph, which takes a tenth of a second or more. Level normal traces graphs of cases with each
-# choice, and level thorough of cases with each pair of choices.
+# The checks that trace a graph, which takes a tenth of a second or more. The graphs of level normal cover each choice,
+# and the graphs of level thorough cover each pair of choices.
 _GRAPHS = (compiled_code.trace, transforms.export)
 _OF_CODE = {compiled_code.trace, *(check for check in CHECKS.values() if check.cost is Cost.CODE)}
 # The only case with a graph at level quick. A wrong graph may take the ignore_index -1 for the last class, or may read
@@ -73,10 +74,10 @@ def plan(level: str, dtypes: Sequence[str], seed: int) -> Plan:
     """Return the cases of a level in these dtypes, each with the checks that run on it.
 
     - quick: the cases cover all pairs of choices, and the subjects are called again on some of them.
-    - normal: the cases cover all triples of choices. Checks that need several calls run on the pairwise cases, and
-      graphs are traced of cases with each choice.
-    - thorough: the cases of normal, four times with different numbers, and checks that take minutes. Graphs are traced
-      of cases with all pairs of choices.
+    - normal: the cases cover all triples of choices. Checks that need several calls run on the pairwise cases. The
+      traced graphs cover each choice.
+    - thorough: the cases of normal, four times with different numbers, and checks that take minutes. The traced graphs
+      cover all pairs of choices.
 
     A choice is a value of an axis or of an option, or the size of a row or a batch. Level quick has no case with the
     widest rows, and the other levels combine the widest rows with other choices only in pairs.
@@ -126,8 +127,8 @@ def _planned(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[Cas
 def _of_corpus(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[Case, Iterable[Check]]]:
     """Yield the cases of each bug of the corpus, with the checks that the bug names.
 
-    The checks of bugs of compiled code take seconds. Below level thorough, `trace` runs in place of these checks: at
-    level normal on the first case of each such bug, and at level quick on one case in all.
+    Checks that compile code take seconds. Below level thorough, `trace` runs in place of these checks: at level normal
+    on the first case of each bug that names them, and at level quick on a single case.
     """
     for bug in bugs():
         of_code = _OF_CODE & _named(bug)

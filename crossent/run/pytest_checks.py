@@ -61,7 +61,7 @@ def parametrize(
 
 @dataclass(eq=False)
 class CaseRun:
-    """Checks of one subject on one case that share the first call, since the call costs more than most checks.
+    """Some checks of one subject on one case. They share the first call, since a call takes longer than most checks.
 
     Attributes:
         subject: the subject.
@@ -91,11 +91,11 @@ class CaseRun:
 
 @dataclass(eq=False)
 class CheckTest:
-    """One check of a case as a pytest test: a call runs the check.
+    """One check on one case, as a pytest test. Calling the object runs the check.
 
     Attributes:
         check: the name of the check.
-        run: the checks of the case that run together.
+        run: the checks of the case that run together with this check.
         id: the id of the test, `check[case]`.
         record: the result, or None before the test ran.
         command: the command that runs this test alone. The plugin sets it.
@@ -146,7 +146,7 @@ class CheckRecord:
         case: the id of the case.
         settings: the settings of the run.
         contract: the contract that the user chose, or "".
-        declared: what the subject is declared to do instead of what torch does.
+        declared: the declared differences of the subject from torch, as sentences.
         outcome: the outcome of the check, or None if the case is not applicable.
         findings: the findings of the check.
         not_applicable: the reason why the case is not applicable, or "".
@@ -178,7 +178,7 @@ def unpacked(text: str) -> CheckRecord:
 
 
 def tests_of(subject: str | Callable[..., Any], settings: Settings) -> Iterator[CheckTest]:
-    """Yield a test for each check of a level on each of its cases.
+    """Yield a test for each check on each case of the level in the settings.
 
     Raises:
         ValueError, TypeError, RuntimeError: a subject or a setting is wrong, as in :func:`crossent.check`.

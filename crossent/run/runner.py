@@ -57,8 +57,8 @@ def check(
         level: how many cases and checks run: "quick", "normal" or "thorough".
         seed: the seed of the numbers in the cases, 0 or more. It does not change the options of the cases. "random"
             draws a seed.
-        without: features that the subjects lack, by the names of `crossent list features`. What needs such a feature
-            is skipped.
+        without: features that the subjects lack, by the names of `crossent list features`. Checks and cases that need
+            such a feature are skipped.
         contract: what each subject promises about its arithmetic, by the names of `crossent list contracts`. "torch"
             judges a subject as `nn.CrossEntropyLoss`, with torch's known failures. With None, the forms and torch have
             their own contracts, and other subjects have "kernel".
@@ -68,16 +68,16 @@ def check(
         expected_findings: a TOML file of known failures, in the format of `crossent/report/torch_findings.toml`.
         jobs: the number of worker processes. A subject may then crash or hang without ending the run. None runs all
             cases in this process, as does a CUDA device, or a system without fork.
-        timeout: with `jobs`, the seconds that the calls of a subject on one case may take in all. If they take longer,
-            that is a finding (hung), and the case ends.
+        timeout: with `jobs`, the seconds that all calls of a subject on one case may take together. If they take
+            longer, that is a finding (hung), and the case ends.
         checks: the checks to run, by the names of `crossent list checks`; all if empty. `call` and `result` always
             run, since the other checks need them.
         cases: the cases to run, by their ids or by patterns such as `*smooth0.1*`; all if empty. A case with a full id
-            runs even if the level lacks it. A mapping gives each case checks of its own.
+            runs even if the level lacks it. A mapping from cases to names of checks gives each case its own checks.
         max_findings: the number of findings after which the run ends; known failures do not count. The report then
             has the cases that were done, and is not ok.
-        progress: a function that wraps the sequence of work, for a progress bar: it has a length, and iterating over it
-            does the work.
+        progress: a function that wraps an iterable, for a progress bar. The iterable has a length, and iterating over
+            it does the work.
 
     Returns:
         The report. `report.ok` is True if every check passed or is a known failure; `print(report)` shows the tables.
@@ -149,7 +149,11 @@ def _finished(
     planned: Plan,
     known: tuple[ExpectedList, ExpectedList],
 ) -> Report:
-    """Complete a report: mark known failures, add the commands that repeat findings, and add what the run covered."""
+    """Complete a report, and return the report.
+
+    Mark known failures. Add the commands that repeat findings, the checks that the level left out, and the number of
+    combinations of three options that ran.
+    """
     for subject, part in zip(subjects, report.subjects, strict=True):
         part.findings = with_commands(part.findings, subject, settings)
     mark_expected(report, known, subjects)

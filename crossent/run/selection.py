@@ -1,4 +1,4 @@
-"""A part of a plan: the chosen cases, and the chosen checks on them."""
+"""Select a part of a plan: chosen cases, and chosen checks on these cases."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ def select(planned: Plan, level: str, checks: Collection[str], cases: Mapping[st
         planned: the plan.
         level: the level of the plan.
         checks: the names of checks; the checks `call` and `result` run too. If empty, all checks of the plan run.
-        cases: the ids of cases, or patterns such as `*smooth0.1*`; if empty, all cases of the plan run. Each id or
-            pattern has the names of its own checks; without names, it has `checks`. A pattern matches ids of the plan,
-            with or without their seed. A case with a full id runs even if the plan lacks the case or its checks.
+        cases: a mapping from ids of cases, or from patterns such as `*smooth0.1*`, to names of checks. If it is empty,
+            all cases of the plan run. An id or pattern without names has the checks in `checks`. A pattern matches ids
+            of the plan, with or without their seed. A case with a full id runs even if the plan lacks the case or its
+            checks.
 
     Raises:
         ValueError: an id is not the id of a case, a pattern matches no case, or no chosen check runs on a chosen case.
@@ -101,7 +102,7 @@ def _ids(case: Case | BadInput) -> Iterator[str]:
 
 
 def _runs(case: Case | BadInput, names: Collection[str], planned: Collection[Check] | None, whole: bool) -> bool:
-    """Return whether a check with one of these names, or any check if there are no names, runs on a case.
+    """Return whether a check with one of these names runs on a case. Without names, return True.
 
     `planned` has the checks of the case in the plan, or is None if the plan lacks the case. `whole` says whether the
     case was chosen by its full id.
@@ -116,7 +117,10 @@ def _runs(case: Case | BadInput, names: Collection[str], planned: Collection[Che
 def _checks(
     case: Case | BadInput, names: Collection[str], planned: Collection[Check] | None, whole: bool, level: str
 ) -> Iterator[Check]:
-    """Yield the checks that run on a chosen case. The arguments are those of :func:`_runs`."""
+    """Yield the checks that run on a chosen case. If there are names, these are the named checks, after `BEFORE`.
+
+    `level` is the level of the plan. See :func:`_runs` for the other arguments.
+    """
     if isinstance(case, BadInput):
         return
     if not names and planned is not None:

@@ -127,10 +127,10 @@ class Settings:
         return _numbered(once.values())
 
     def require_grade_applies(self, subjects: Collection[Subject]) -> None:
-        """Check that a chosen grade applies to one of the subjects: without a contract, forms and torch keep their own.
+        """Check that a chosen grade applies to a subject. Without a contract, forms and torch keep their own grade.
 
         Raises:
-            ValueError: the grade applies to none. The message is one line.
+            ValueError: the grade applies to no subject. The message is one line.
         """
         if self.grade and self.contract is None and all(own_subject(subject) is not None for subject in subjects):
             names = ", ".join(subject.name for subject in subjects)
@@ -219,7 +219,7 @@ def _command(finding: Finding, subject: Subject, settings: Settings) -> str:
 
 
 def _from_here(source: str) -> str:
-    """Return the source of a subject with the path of its file relative to the current directory, if inside it."""
+    """Return the source of a subject. A path inside the current directory becomes relative to this directory."""
     place, colon, attribute = source.rpartition(":")
     inside = os.path.isabs(place) and os.path.commonpath([place, os.getcwd()]) == os.getcwd()
     return f"{os.path.relpath(place)}{colon}{attribute}" if inside else source
@@ -246,7 +246,10 @@ def unexpected(
 
 
 def _name_in_list(subject: Subject) -> str:
-    """Return the name of a subject in the list of torch's failures; "torch" or "torch+compile" unless it is torch."""
+    """Return the name under which torch's list has the failures of a subject that has torch's contract.
+
+    The name is "torch" or "torch+compile", unless the subject is torch itself: then it is the name of the subject.
+    """
     if own_subject(subject) in NAMED["torch"]:
         return subject.name
     return f"{TORCH.name}{COMPILE_SUFFIX if subject.source.endswith(COMPILE_SUFFIX) else ''}"

@@ -1,7 +1,7 @@
-"""Compare a run with a report: require_comparable(), before a run; and verify(), which runs a report again.
+"""Compare a report with a run: :func:`require_comparable` before a run, :func:`verify` by running the report again.
 
-Anybody can write a report. So a report never decides which code runs: a foreign subject is loaded only if the user
-names it.
+Anybody can write a report. So a report never decides which code runs: a foreign subject, which is no form and not
+torch, is loaded only if the user names it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from crossent.subjects.compiler import COMPILE_SUFFIX
 from crossent.subjects.subject import Subject
 from crossent.words import cut, quoted
 
-# Entries of the environment that do not change a result. A run sets its own number of threads.
+# The entries of the environment that change no result, so that they may differ. A run sets its own number of threads.
 _NO_CONDITION = ("threads",)
 _PARTS = ("checks", "cases")
 _SHOWN = 20  # the most differences that are printed
@@ -66,7 +66,9 @@ class Verification:
 
 
 def require_comparable(old: Report, settings: Settings, subjects: Sequence[str]) -> None:
-    """Check, before a run on the subjects with these descriptions, that the run can be compared with a report.
+    """Check, before a run on these subjects, that the run can be compared with the report `old`.
+
+    `subjects` are the descriptions of the subjects, as `crossent check` takes them.
 
     Raises:
         ValueError: the run cannot be compared with the report. The message is one line.
@@ -93,7 +95,7 @@ def require_comparable(old: Report, settings: Settings, subjects: Sequence[str])
 
 
 def _names(description: str) -> list[str]:
-    """Return the names of the subjects of a description, without loading them."""
+    """Return the names of the subjects that a description such as "torch" stands for, without loading the subjects."""
     base = description.removesuffix(COMPILE_SUFFIX)
     own = [one.name for one in NAMED.get(base, ())] or [base.rpartition(":")[2].rpartition(".")[2]]
     return [name + description.removeprefix(base) for name in own]
@@ -114,13 +116,16 @@ def verify(
 
     Args:
         claim: the report.
-        subjects: the descriptions of the foreign subjects, since a report must not decide which code runs.
+        subjects: the descriptions of the foreign subjects, such as "path/to/file.py:NAME".
         file: the name of the report's file, for messages.
         expected_findings: as for :func:`crossent.check`.
         jobs: as for `check`.
         timeout: as for `check`.
+        force: whether to run even if versions or machine differ from those of the report.
         progress: as for `check`.
-        force: whether to run even with other versions or on another machine than the report's.
+
+    Returns:
+        The differences between the new run and the report.
 
     Raises:
         ValueError: a foreign subject of the report is not given, or the report cannot be run here. The message is one
@@ -162,7 +167,7 @@ def verify(
 
 
 def settings_of(claim: Report, expected_findings: str | None, jobs: int | None, timeout: float) -> Settings:
-    """Return the settings with which a run makes the same report.
+    """Return the settings for a run that repeats a report.
 
     Raises:
         ValueError, RuntimeError: no run has such settings on this machine. The message is one line.

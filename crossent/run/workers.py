@@ -24,7 +24,7 @@ from crossent.run.order import Part
 from crossent.subjects.confinement import end_with_parent
 
 T = TypeVar("T")
-LOOK = 0.5  # seconds between two looks of the parent at its workers
+LOOK = 0.5  # seconds after which the parent looks at its workers again
 # Seconds beyond the time limit of a call, for the exact values and error bounds that a worker computes before it calls.
 _GRACE = 60.0
 _SIGN = struct.Struct("I")
@@ -40,14 +40,14 @@ class Ended:
 
 @dataclass
 class Workers(Generic[T]):
-    """A pool of workers.
+    """A pool of workers. As a sign of life, a worker writes the number of its part into a pipe: see :func:`alive`.
 
     Attributes:
         pool: the processes.
-        patience: the seconds without a sign of life after which a worker counts as stopped.
-        signs: the file descriptor of the signs of life: a worker writes the number of its part, see :func:`alive`.
-        last: when the worker of each part gave its last sign, by `time.monotonic`.
-        parts: the number of each part.
+        patience: the seconds without a sign of life after which a worker is ended.
+        signs: the file descriptor from which the signs of life are read.
+        last: the time of the last sign of life, by `time.monotonic`, for each number of a part.
+        parts: the number of each part, by its future.
     """
 
     pool: ProcessPool
@@ -64,16 +64,19 @@ class Workers(Generic[T]):
         return future
 
     def ended(self, futures: Mapping[Future[T], Part], running: Callable[[list[Part]], None]) -> Iterator[Future[T]]:
-        """Yield each future when it ends. Meanwhile pass the running parts to `running`, and end stopped workers."""
+        """Yield each future when it ends. Meanwhile call `running` with the running parts, and end silent workers.
+
+        A worker is silent if its last sign of life is older than `patience`.
+        """
         left = set(futures)
         while left:
             now = [future for future in futures if future in left and future.running()]
             running([futures[future] for future in now])
             done, left = wait(left, LOOK, FIRST_COMPLETED)
             yield from done
-            self._end_stopped([future for future in now if future in left])
+            self._end_silent([future for future in now if future in left])
 
-    def _end_stopped(self, running: list[Future[T]]) -> None:
+    def _end_silent(self, running: list[Future[T]]) -> None:
         with suppress(BlockingIOError):
             content = os.read(self.signs, 2**16)
             self.last.update((number, time.monotonic()) for (number,) in _SIGN.iter_unpack(content))
@@ -90,17 +93,17 @@ def result(future: Future[T]) -> T | Ended:
     except TimeoutError:
         return Ended("hung", "the call did not return in time")
     except CancelledError:
-        return Ended("hung", "the worker process that called it was stopped")
+        return Ended("hung", "its worker process gave no sign of life, and was ended")
     except ProcessExpired as death:
         return Ended("crashed", f"its process ended: {status_in_words(death.exitcode)}")
 
 
 @contextmanager
 def workers(share: Callable[[Part], T], jobs: int, timeout: float) -> Iterator[Workers[T]]:
-    """Fork `jobs` workers, which run `share` on the parts of a run. All workers end when the block ends.
+    """Fork `jobs` workers, which run `share` on the parts of a run. All workers end when the `with` block ends.
 
     Args:
-        share: runs a part. It must call :func:`alive` at least every `timeout` seconds, or the worker is stopped.
+        share: runs a part. It must call :func:`alive` at least every `timeout` seconds, or the worker is ended.
         jobs: the number of workers.
         timeout: the time limit of a call, in seconds.
     """
@@ -111,7 +114,8 @@ def workers(share: Callable[[Part], T], jobs: int, timeout: float) -> Iterator[W
     _SHARED = _Shared(share, alive_at)
     pool = ProcessPool(jobs, initializer=_start, context=multiprocessing.get_context("fork"))
     try:
-        # Python 3.12 warns of a fork with threads. A worker has no thread, and sets torch to one thread first.
+        # Python 3.12 warns of a fork in a process with threads. A worker needs no thread of its parent: first of all it
+        # sets torch to one thread.
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
             yield Workers(pool, timeout + _GRACE, signs)
@@ -154,9 +158,9 @@ def _share(part: Part, number: int) -> Any:
 def _start() -> None:
     """Prepare a worker: end it with the parent, ignore Ctrl-C, print to stderr, and keep freed memory for reuse.
 
-    To return memory to the system and get it again took a tenth of the time.
+    Returning memory to the system and getting it again took a tenth of the time of a run.
     """
-    end_with_parent()  # also in the middle of a call of a subject, which may take the whole time limit
+    end_with_parent()  # even during a call of a subject, which may take as long as the time limit
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     faulthandler.disable()  # the report says how a worker ended

@@ -36,7 +36,7 @@ class Raised:
 
     Attributes:
         message: the class of the exception and the first line of its message.
-        first: the same for the exception at the start of the chain of causes (`__cause__`, `__context__`).
+        first: the class and the first line of the exception at the start of the chain of `__cause__` and `__context__`.
         text: the whole message, shortened if the message is very long.
         classes: the full names of the class and of its base classes.
     """
@@ -61,14 +61,14 @@ class Raised:
 
 @dataclass(frozen=True)
 class Performed(Generic[T]):
-    """The outcome of an act.
+    """The outcome of an act: a value, an exception, or the end of the process.
 
     Attributes:
         value: the return value of the act; None if the act did not return.
         raised: the exception that ended the act, if there is one.
         ended: "crashed" if the act ended its process, "hung" if the act blocked its process, "" otherwise.
         how: a description of the end of the process, if `ended` is not "".
-        changed_state: the names of the global state that the act changed. The state has been restored.
+        changed_state: the names of the parts of the global state that the act changed. All are restored.
     """
 
     value: T | None = None
@@ -117,11 +117,11 @@ def perform(act: Callable[..., T], loss: Loss, *arguments: Any) -> Performed[T]:
     before = snapshot()
     try:
         with without_limits():
-            made = Performed(act(loss, *arguments))
+            performed = Performed(act(loss, *arguments))
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # any exception of a subject becomes a finding, even SystemExit
-        made = Performed(raised=Raised.of(error))
+        performed = Performed(raised=Raised.of(error))
     finally:
         changed = restore(before)
-    return replace(made, changed_state=tuple(changed))
+    return replace(performed, changed_state=tuple(changed))

@@ -1,8 +1,8 @@
 """The comparison of two results of one subject that should be equal up to rounding.
 
-The comparison does not use the exact values. Each result may have an error up to its own error bound, so two results
-may differ by the sum of both bounds. If a number has no bound in one of the results, the number is not compared. If the
-contract says that a number is NaN, the number must be NaN in both results.
+Each result may have an error up to its own error bound, so two results may differ by the sum of both bounds. If a
+number has no bound in one of the results, the number is not compared. If the exact value of a number is NaN, the number
+must be NaN in both results. Other exact values are not used.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from crossent.trials.exact import Exact, dtype_of, name_of, rows_of, terms_of
 from crossent.trials.trial import MisshapenError, NotRunError, Question, Trial
 
 RESULT_PARTS = ("loss", "gradient", "target_gradient")
-# The loss and the gradients by name, as float64 numbers. The radius of each number is its error bound.
+# The loss and the gradients of a result by name, as float64 numbers. The radius of each number is its error bound.
 PartBalls = dict[str, Ball]
 
 
@@ -35,11 +35,12 @@ def further_call(trial: Trial, inputs: Inputs, act: Callable[..., Result] = eval
     Args:
         trial: the subject on the case.
         inputs: the other inputs.
-        act: the act that makes the call, `act(loss, inputs, gradients, *arguments)`.
+        act: the act that makes the call (see `crossent.trials.act`): `act(loss, inputs, gradients, *arguments)`.
         arguments: further arguments of the act.
 
     Raises:
         RefusedError: the subject raised an exception.
+        EndedError: the subject crashed or blocked its process.
         NotRunError: the inputs are not applicable to the subject.
         MisshapenError: the loss has the wrong shape or dtype.
     """
@@ -54,32 +55,33 @@ def further_call(trial: Trial, inputs: Inputs, act: Callable[..., Result] = eval
 
 
 def exact_for(trial: Trial, name: str, inputs: Inputs) -> Exact:
-    """Return an object that computes error bounds for changed inputs.
+    """Return an object that computes error bounds for other inputs than the inputs of the case.
 
-    Do not read the exact values in the returned object: they belong to the unchanged case.
+    Do not read the exact values in the returned object: they belong to the inputs of the case.
 
-    All subjects share the object. So inputs that have the same name and belong to the same case must be equal.
+    All subjects share the object. So inputs with the same `name` must be equal for each case.
     """
-    known = _FOR_CHANGED_INPUTS.setdefault(trial.question, {})
-    if name not in known:
+    by_name = _FOR_CHANGED_INPUTS.setdefault(trial.question, {})
+    if name not in by_name:
         terms, dtype = terms_of(inputs), name_of(inputs.logits)
-        known[name] = replace(trial.question.exact, terms=terms, logits_dtype=dtype, _bounds={})
-    return known[name]
+        by_name[name] = replace(trial.question.exact, terms=terms, logits_dtype=dtype, _bounds={})
+    return by_name[name]
 
 
 _FOR_CHANGED_INPUTS: WeakKeyDictionary[Question, dict[str, Exact]] = WeakKeyDictionary()
 
 
 def with_radius(trial: Trial, got: Result, exact: Exact | None = None) -> PartBalls:
-    """Return the numbers of a result, with their error bounds as radii.
+    """Return the numbers of a result by name, with their error bounds as radii. A radius of inf means no bound.
 
-    `exact` computes the bounds. The default is for the inputs of the case; :func:`exact_for` is for other inputs.
+    `exact` computes the bounds. By default, it is the object for the inputs of the case. For other inputs, pass the
+    object that :func:`exact_for` returns.
     """
     found = {}
     for name, bound in trial.bounds(got, exact or trial.question.exact).items():
         tensor = getattr(got, name)
-        numbers = tensor.reshape(-1, 1).double().cpu().numpy() if name == "loss" else rows_of(tensor)
-        found[name] = Ball(numbers, np.zeros_like(numbers), np.where(np.isnan(bound), np.inf, bound))
+        values = tensor.reshape(-1, 1).double().cpu().numpy() if name == "loss" else rows_of(tensor)
+        found[name] = Ball(values, np.zeros_like(values), np.where(np.isnan(bound), np.inf, bound))
     return found
 
 
@@ -93,13 +95,14 @@ def compare_results(
         other: the other result, with error bounds as radii. It takes the place of the exact values.
         got: the result to compare; by default, the result of the first call.
         exact: the object that computes the bounds of `got`, if the inputs of `got` are not the inputs of the case.
-        way: how `other` was computed, in words, if a check computes several results.
+        way: a phrase that says how `other` was computed, if a check computes several results. It is appended to the
+            names of the differences.
     """
     of_case = trial.question.exact
     parts: dict[str, Any] = {}
-    for name, ball in other.items():
+    for name, numbers in other.items():
         value = getattr(of_case, name)  # if the exact value is NaN, only NaN is right, even with an infinite bound
-        parts[name] = replace(ball, radius=np.where(np.isnan(value.hi), value.radius, ball.radius))
+        parts[name] = replace(numbers, radius=np.where(np.isnan(value.hi), value.radius, numbers.radius))
     compared = trial.compare(got or trial.got, replace(exact or of_case, **parts))
     return [_named(difference, way) for difference in compared]
 
@@ -111,33 +114,37 @@ def _named(difference: Difference, way: str) -> Difference:
     return replace(difference, of=f"{difference.of} {way}".rstrip(), not_judged=not_judged)
 
 
-def times(factor: Fraction, ball: Ball) -> Ball:
-    """Return `factor · ball`, with a radius that also covers the float64 roundings of the factor and the product.
+def times(factor: Fraction, numbers: Ball) -> Ball:
+    """Return the numbers multiplied by a factor. Each number must have `lo` 0.
 
-    Their error is less than `3 u` times the product, or an underflow.
+    The radius also covers the float64 roundings of the factor and of the product. Their error is less than `3 u` times
+    the product, where `u` is the unit roundoff of float64, plus the error of an underflow.
     """
     if factor == 1:
-        return ball
+        return numbers
     with np.errstate(all="ignore"):
-        hi = ball.hi * float(factor)
+        hi = numbers.hi * float(factor)
         lost = 3 * UNIT_ROUNDOFF * np.abs(hi) + 2.0**-1074
-        return _made(hi, np.zeros_like(hi), safe(ball.radius * abs(float(factor)) + lost), ball)
+        return _with_special_radius(hi, np.zeros_like(hi), safe(numbers.radius * abs(float(factor)) + lost), numbers)
 
 
 def plus(a: Ball, b: Ball) -> Ball:
-    """Return `a + b` as the unevaluated sum of two float64 numbers, without a rounding error."""
-    with np.errstate(all="ignore"):
-        return _made(*two_sum(a.hi, b.hi), safe(a.radius + b.radius), a, b)
+    """Return `a + b` without a rounding error: each sum is a pair of float64 numbers, `hi + lo`.
 
-
-def _made(hi: Array, lo: Array, radius: Array, *operands: Ball) -> Ball:
-    """Return the ball that was computed from other balls, with the right radius for infinite and NaN numbers.
-
-    An infinite or NaN number is exact if an operand is infinite or NaN and all operands have a finite radius.
-    Otherwise float64 overflowed, and the radius is infinite.
+    The numbers of `a` and `b` must have `lo` 0.
     """
-    bounded = np.logical_and.reduce([np.isfinite(ball.radius) for ball in operands])
-    infinite = np.logical_or.reduce([~np.isfinite(ball.hi) for ball in operands])
+    with np.errstate(all="ignore"):
+        return _with_special_radius(*two_sum(a.hi, b.hi), safe(a.radius + b.radius), a, b)
+
+
+def _with_special_radius(hi: Array, lo: Array, radius: Array, *operands: Ball) -> Ball:
+    """Return the numbers `hi + lo` with the given radius, or with the radius 0 or inf where `hi` is infinite or NaN.
+
+    Such a number is exact, with the radius 0, if an operand is infinite or NaN and all operands have a finite radius.
+    Otherwise float64 overflowed or an operand has no bound, and the radius is inf.
+    """
+    bounded = np.logical_and.reduce([np.isfinite(operand.radius) for operand in operands])
+    infinite = np.logical_or.reduce([~np.isfinite(operand.hi) for operand in operands])
     of_special = np.where(bounded & infinite, 0.0, np.inf)
     special = ~np.isfinite(hi)
     return Ball(hi, np.where(special, 0.0, lo), np.where(special, of_special, radius))

@@ -25,12 +25,14 @@ _MOST = 2**14
 def prepare(
     questions: Sequence[Question], subjects: Sequence[Subject], differentiated: Sequence[Question] = ()
 ) -> None:
-    """Compute the exact values and the error bounds of questions, so that later comparisons find them.
+    """Compute the exact values and the error bounds of many questions, and store them in the questions.
+
+    Later comparisons read the stored values.
 
     Args:
         questions: the cases, each on a device.
-        subjects: the subjects whose contracts the error bounds are for.
-        differentiated: the questions that also need the derivatives along a direction.
+        subjects: the subjects. The error bounds are for their contracts.
+        differentiated: the questions whose derivatives along a direction are compared, too.
     """
     together: dict[object, dict[int, Bounds]] = defaultdict(dict)
     for question in questions:
@@ -47,9 +49,10 @@ def prepare(
 
 
 def _contracts(question: Question, subject: Subject, along: bool) -> Iterator[tuple[Contract, tuple[str, ...]]]:
-    """Yield each contract that a subject is checked under, with the names of the results that it applies to.
+    """Yield each contract under which a subject is checked, with the names of the results to which it applies.
 
-    Results of different dtypes have different contracts.
+    Results of different dtypes have different contracts. If `along` is True, the results include the derivatives along
+    a direction.
     """
     exact, trial = question.exact, Trial(question, subject, Here(subject.loss))
     of_loss = str(subject.result_dtype(exact.dtype)).removeprefix("torch.")
@@ -67,7 +70,7 @@ def _contracts(question: Question, subject: Subject, along: bool) -> Iterator[tu
 
 
 def _stacks(calls: Sequence[Bounds]) -> Iterator[list[Bounds]]:
-    """Yield the calls in groups of at most `_MOST` logits."""
+    """Yield the calls in groups of at most `_MOST` logits together."""
     group: list[Bounds] = []
     size = 0
     for call in calls:

@@ -1,4 +1,4 @@
-"""Derivatives along a direction: the second backward pass, and the comparison with exact values."""
+"""Derivatives along a direction of the logits: the second backward pass, and the comparison with exact values."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _WORDS = {
 
 
 def is_small(case: Case) -> bool:
-    """Return whether checks of derivatives along a direction run on a case."""
+    """Return whether a case is small enough for the checks of derivatives along a direction."""
     return case.rows * case.classes <= MOST_LOGITS
 
 
@@ -40,7 +40,7 @@ def second_order(loss: Loss, inputs: Inputs, direction: Tensor, batch: bool) -> 
     Args:
         loss: the subject.
         inputs: the inputs of the case.
-        direction: a tensor with the shape of the logits; with `batch`, a batch of such tensors.
+        direction: a tensor with the shape of the logits. If `batch` is True, a batch of such tensors.
         batch: whether to compute a batch of derivatives, one for each direction.
 
     Returns:

@@ -71,7 +71,7 @@ def checksum(tensor: Tensor, before: int = 0) -> int:
 
 
 def evaluate(loss: Loss, inputs: Inputs, gradients: Gradients = BOTH_GRADIENTS) -> Result:
-    """Call the loss, run the backward pass with the upstream gradient, and return both results.
+    """Call the loss, run the backward pass with the upstream gradient, and return the loss and the gradients.
 
     Args:
         loss: the subject.
@@ -83,28 +83,29 @@ def evaluate(loss: Loss, inputs: Inputs, gradients: Gradients = BOTH_GRADIENTS) 
             requested.
     """
     gradient = "gradient" in gradients
-    # `detach` keeps the memory, so that `make_call` can see a write into it.
+    # `detach` shares the memory of the inputs, so `make_call` can detect a write into them.
     logits = inputs.logits.detach().requires_grad_(gradient)
     dense = gradient and "target_gradient" in gradients and inputs.target.is_floating_point()
     target = inputs.target.detach().requires_grad_(dense)
     value = as_loss(loss(logits, target, **inputs.options))
     if gradient and not value.requires_grad:
-        raise TypeError("the loss is cut off from the logits, so there is no gradient")
+        raise TypeError("the loss is detached from the logits, so there is no gradient")
     if not gradient or value.shape != inputs.upstream.shape:  # `misshapen` reports a wrong shape
         return Result(value.detach())
     leaves = [logits, target] if dense else [logits]
     made = torch.autograd.grad(value, leaves, inputs.upstream.to(value.dtype), allow_unused=True)
     for name, computed in zip(("logits", "target probabilities"), made, strict=False):
         if computed is None:
-            raise TypeError(f"the loss is cut off from the {name}, so there is no gradient")
+            raise TypeError(f"the loss is detached from the {name}, so there is no gradient")
     return Result(value.detach(), *made)
 
 
 def as_loss(value: object) -> Tensor:
-    """Return the value that a subject returned, if the value is a dense tensor of real numbers.
+    """Check that a value is a dense tensor of real numbers, and return the value.
 
     Raises:
-        TypeError: the value is anything else, or a subclass of Tensor, whose methods could return anything.
+        TypeError: the value is not such a tensor. A subclass of Tensor is not allowed: its methods could return
+            anything.
     """
     if type(value) is not Tensor or value.layout != torch.strided:
         raise TypeError(f"the loss is a {type(value).__name__}; expected a dense torch.Tensor")
@@ -115,12 +116,12 @@ def as_loss(value: object) -> Tensor:
 
 @dataclass(frozen=True)
 class Call:
-    """A call, with its effects on its arguments.
+    """A call: its results, and its effects on its arguments.
 
     Attributes:
         result: the loss and the gradients.
         given: the inputs after the call.
-        written_forward: the argument into which the forward pass wrote, by its name; "" if there is none.
+        written_forward: the name of the argument into which the forward pass wrote; "" if there is none.
         marked: a sentence about an argument whose .grad or requires_grad the call changed; "" if there is none.
         shared: a sentence about a result that shares memory with an argument; "" if there is none.
     """
@@ -145,7 +146,7 @@ def make_call(loss: Loss, inputs: Inputs, gradients: Gradients) -> Call:
         tensors = {"input": input, "target": target, **options}
         passed.update((name, (each, each.requires_grad)) for name, each in tensors.items() if isinstance(each, Tensor))
         value = loss(input, target, **options)
-        written_forward = written(inputs, before)  # `evaluate` runs the backward pass after this
+        written_forward = written(inputs, before)  # here, `evaluate` has not yet run the backward pass
         return value
 
     result = evaluate(watched, inputs, gradients)
@@ -154,16 +155,16 @@ def make_call(loss: Loss, inputs: Inputs, gradients: Gradients) -> Call:
 
 
 def repeat_call(loss: Loss, inputs: Inputs, others: Inputs, gradients: Gradients) -> tuple[Result, Result, Result]:
-    """Call twice with the same inputs, and once in between with other data.
+    """Call the loss twice with the same inputs, and once in between with other inputs.
 
     This function is an act: a host calls it where the subject runs (see `crossent.trials.act`).
 
-    Before the second call with the same inputs, freed memory is filled with NaN. An exception of the call with other
-    data is ignored, because other checks report it.
+    Before the second call with the same inputs, freed memory is filled with NaN. An exception in the call with other
+    inputs is ignored, because other checks report such an exception.
 
     Returns:
-        The first result, copied at once; the first result, copied after the call with other data; and the second
-        result. All three should be equal.
+        The first result, copied at once; the first result, copied after the call with other inputs; and the result of
+        the second call with the same inputs. All three should be equal.
     """
     first = evaluate(loss, inputs.copy(), gradients)
     kept = first.copy()

@@ -41,12 +41,13 @@ class Check:
         body: the function that runs the check. The function yields each problem and each difference, within the bound
             or not, and may raise the errors of :mod:`crossent.trials.trial`.
         cost: the cost of the check.
-        needs: the features that the check needs, each with a function that says whether these inputs need the feature.
-        applies: a function that says whether the check applies to a case.
+        needs: the features that the check may need. The function of a feature returns whether the given inputs need it.
+        applies: a function that returns whether the check applies to a case.
         transforms: whether the check transforms the subject, as torch.compile and vmap do.
-        versus: "exact" if the check compares results with exact values, "other" if with another result of the subject.
-        sample: for a check of cost `CODE`, a function that says whether a case may be a sample. Below level thorough,
-            only samples are compiled.
+        versus: "exact" if the check compares results with exact values; "other" if the check compares two results of
+            the subject.
+        sample: for a check of cost `CODE`, a function that returns whether a case may be a sample. Below the level
+            thorough, the check runs on samples only.
         sentence: the property, as one sentence.
     """
 
@@ -63,7 +64,7 @@ class Check:
     def run(self, trial: Trial) -> Found:
         """Run the check: yield each problem and each difference.
 
-        If a further call returns a loss of wrong shape or dtype, this is a problem too.
+        A loss of the wrong shape or dtype from a further call is a problem too.
         """
         try:
             yield from self.body(trial)
@@ -104,7 +105,7 @@ def check(
     Args:
         needs: the features that the check always needs.
         dense_needs: the features that the check needs if the target holds probabilities.
-        other_needs: further features, each with a function that says whether these inputs need the feature.
+        other_needs: further features. The function of a feature returns whether the given inputs need the feature.
         cost: see :class:`Check`.
         name: the name of the check, if it differs from the function's name.
         applies: see :class:`Check`.
@@ -115,9 +116,9 @@ def check(
     """
     required = {**dict.fromkeys(needs, _always), **dict.fromkeys(dense_needs, is_dense), **(other_needs or {})}
 
-    def declared(body: Body) -> Check:
-        said = sentence or (body.__doc__ or "").strip().partition("\n")[0]
-        called = name or body.__name__
-        return Check(called, body, cost, required, applies, transforms, versus, sample, said)
+    def decorate(body: Body) -> Check:
+        first_line = (body.__doc__ or "").strip().partition("\n")[0]
+        own_name = name or body.__name__
+        return Check(own_name, body, cost, required, applies, transforms, versus, sample, sentence or first_line)
 
-    return declared
+    return decorate

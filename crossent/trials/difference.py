@@ -29,21 +29,23 @@ class Difference:
     """The element of a result with the largest share of its error bound, and counts over all elements.
 
     Attributes:
-        of: the name of the result: "loss", "gradient", "target_gradient", or a derivative of these.
+        of: the name of the result: "loss", "gradient", "target_gradient" or the name of a derivative. A check may
+            append a phrase, as in "gradient turned along 2".
         dtype: the name of the dtype of the result.
         index: the index of the worst element, which has the largest share of its bound.
         got: the worst element.
         exact: the exact value of the worst element.
         radius: the error radius of the exact value.
         bound: the error bound of the worst element: the largest error that rounding can cause, plus the radius.
-        error: the distance of `got` from `exact`: 0 for equal infinities and for two NaN, infinite if only one is NaN.
+        error: the distance of `got` from `exact`: 0 for equal infinities and for two NaN, infinite if only one of the
+            two is infinite or NaN.
         ratio: the share of the bound, error ÷ bound. The check fails above 1.
         ulp: the error in ulps of the result's dtype (units in the last place of the exact value).
         elements: the number of elements.
         mismatched: the number of elements whose error exceeds their bound.
         not_judged: the number of elements without a finite bound, for each reason.
-        vacuous: whether a wrong result would pass too, so that passing is no evidence. The wrong results tried are
-            zeros, a constant, and a gradient without its softmax.
+        vacuous: whether a wrong result would pass too, so that passing is no evidence. The wrong results are zeros, a
+            constant, a gradient without its softmax, and a derivative that takes the softmax for constant.
     """
 
     of: str
@@ -97,7 +99,10 @@ def compare(contract: Contract, got: Result, exact: Exact, *, zero_mean: bool = 
 
 
 def bounds_of(contract: Contract, got: Result, exact: Exact) -> dict[str, Bounds]:
-    """Return the error bounds of the loss and of each gradient, by name. Each bound includes the result's rounding."""
+    """Return the error bounds of the loss and of each gradient, by name.
+
+    Each bound includes the rounding of the result to its dtype.
+    """
     found = {}
     for part in ("loss", "gradient", "target_gradient"):
         tensor, value = getattr(got, part), getattr(exact, part)
@@ -110,17 +115,18 @@ def _or_zero(exact: Ball, kept: NDArray[np.bool_], got: Array) -> Ball:
     """Return the exact gradient, but with 0 instead of NaN in ignored rows where the result is 0.
 
     The exact gradient of an ignored row is NaN if the row has no softmax, for example because a logit is NaN. torch
-    returns NaN there, although its documentation says that an ignored row does not contribute (pytorch#11551). So both
-    0 and NaN are right.
+    returns NaN for such a row, although its documentation says that an ignored row does not contribute
+    (pytorch#11551). So both 0 and NaN are right.
     """
     zero = np.reshape(~kept & np.isnan(exact.hi).all(axis=1) & (got == 0).all(axis=1), (-1, 1))
     return Ball(*(np.where(zero, 0.0, part) for part in (exact.hi, exact.lo, exact.radius))) if zero.any() else exact
 
 
 def worst(check: str, tensor: Tensor, exact: Ball, bounds: Bounds) -> Difference:
-    """Return the difference at the element with the largest share of its bound.
+    """Compare a result with the exact values, and return the difference at the worst element.
 
-    If an exact value is infinite or NaN, the element must be equal to it.
+    The worst element has the largest share of its error bound. If an exact value is infinite or NaN with the radius 0,
+    the element must be the same infinity or NaN.
 
     Args:
         check: the name of the result, which is also the name of an attribute of `bounds`.
@@ -145,7 +151,7 @@ def worst(check: str, tensor: Tensor, exact: Ball, bounds: Bounds) -> Difference
 def _compared_with(check: str, exact: Ball, bounds: Bounds) -> tuple[Array, bool, dict[str, int]]:
     """Return the error bounds, whether passing is no evidence, and the counts of numbers without a bound.
 
-    These values are computed once for all subjects with the same contract.
+    All subjects with the same contract share these values, so they are computed once.
     """
     known = _SHARED.setdefault(bounds, {})
     if check not in known or known[check][0] is not exact:
@@ -160,7 +166,8 @@ _SHARED: WeakKeyDictionary[Bounds, dict[str, tuple[Ball, tuple[Array, bool, dict
 def largest_errors(check: str, exact: Ball, bounds: Bounds) -> tuple[Array, bool]:
     """Return the error bound of each number, and whether a wrong result would pass too (`vacuous`).
 
-    Each bound includes the error radius of the exact value. If the exact value is infinite or NaN, the bound is 0.
+    Each bound includes the error radius of the exact value. If the exact value is infinite or NaN, the bound is the
+    radius alone.
     """
     with np.errstate(all="ignore"):
         special = ~np.isfinite(exact.hi)
@@ -185,7 +192,10 @@ def _constants(exact: Ball, allowed: Array, special: NDArray[np.bool_]) -> Itera
 
 
 def difference(check: str, dtype: str, got: Array, exact: Ball, allowed: Array) -> Difference:
-    """Return the difference at the worst of (R, K) numbers, for given error bounds. The index is (row, column)."""
+    """Return the difference at the number with the largest share of its error bound, from (R, K) numbers.
+
+    `check` is the name of the result, and `allowed` has the error bounds. The index in the difference is (row, column).
+    """
     if got.size == 0:
         return Difference(check, dtype, (), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0, {}, vacuous=True)
     with np.errstate(all="ignore"):  # the ratio may overflow: 1e308 / 1e-16
@@ -224,7 +234,7 @@ def not_judged(check: str, allowed: Array, exact: Ball, bounds: Bounds) -> dict[
 
 
 def _index(tensor: Tensor, row: int, column: int) -> tuple[int, ...]:
-    """Return the index of the element of a row and a class, in a tensor of shape (C), (N, C) or (N, C, d1, …)."""
+    """Return the index of a row and a class (`column`) in a tensor of shape (C), (N, C) or (N, C, d1, …)."""
     if tensor.dim() == 1:
         return (column,)
     first, *further = _unravelled(row, (tensor.shape[0], *tensor.shape[2:]))
@@ -232,4 +242,5 @@ def _index(tensor: Tensor, row: int, column: int) -> tuple[int, ...]:
 
 
 def _unravelled(row: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the index of an element in an array of the given shape, from its position in the flattened array."""
     return tuple(map(int, np.unravel_index(row, shape)))

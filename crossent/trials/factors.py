@@ -1,4 +1,4 @@
-"""The message for a wrong number that is a simple multiple of the exact value: the factor often shows the bug."""
+"""A line about a wrong number that is a simple multiple of the exact value. The factor often shows the bug."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ from crossent.trials.difference import Difference
 
 # The largest ratio of the error bound to the number. With a larger bound, one of the fifty factors may fit by chance.
 _NARROW = 2.0**-10
-_MOST = 3  # the most names of one factor. A factor has several names if, for example, there are as many classes as rows
+# The most names of a factor in the line. A factor has two names if, for example, a call has as many classes as rows.
+_MOST = 3
 
 
 def factor_of(difference: Difference, inputs: Inputs) -> str:
     """Return a line that names the factor between a wrong number and the exact value; "" if no known factor fits.
 
-    A factor fits if the wrong number is the exact value times the factor, up to the error bound. An example::
+    An example of the line, which begins with a line break::
 
         got is the exact value times 0.7: kept rows / rows
+
+    A factor fits if the wrong number is the exact value times the factor, up to the error bound.
     """
     got, exact, bound = difference.got, difference.exact, difference.bound
     if not all(map(math.isfinite, (got, exact, bound))) or got == 0 or exact == 0:
@@ -28,8 +31,8 @@ def factor_of(difference: Difference, inputs: Inputs) -> str:
     fits: dict[str, float] = {}
     for words, factor in _factors(inputs):
         allowed = bound * max(1.0, abs(factor))
-        far = abs(exact * factor - exact) > 2 * allowed
-        if far and abs(got - exact * factor) <= allowed <= _NARROW * abs(got):
+        differs = abs(exact * factor - exact) > 2 * allowed
+        if differs and abs(got - exact * factor) <= allowed <= _NARROW * abs(got):
             fits[words] = factor
     if not fits:
         return ""
@@ -38,7 +41,7 @@ def factor_of(difference: Difference, inputs: Inputs) -> str:
 
 
 def _factors(inputs: Inputs) -> Iterator[tuple[str, float]]:
-    """Yield factors that bugs put into a loss or a gradient, with their names."""
+    """Yield the factors by which a bug may multiply a loss or a gradient, each as a name and a number."""
     sizes = {words: number for words, number in _sizes(inputs).items() if number != 0}
     for one, two in permutations(sizes, 2):
         yield f"{one} / {two}", sizes[one] / sizes[two]

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from crossent.cases.inputs import Inputs
 
-UPSTREAM = "the upstream gradient"  # not an argument of the loss, so a gradient may be a view of this tensor
+UPSTREAM = "the upstream gradient"  # not an argument of the loss, so a result may share its memory
 
 
 def tensors_of(inputs: Inputs) -> dict[str, Tensor]:
-    """Return the tensors of a call, by their names in messages."""
+    """Return the tensors of a call by the names that messages use."""
     weight = inputs.options.get("weight")
     tensors = {"input": inputs.logits, "target": inputs.target, UPSTREAM: inputs.upstream}
     return tensors if weight is None else {**tensors, "weight": weight}
@@ -23,7 +23,12 @@ def memory(tensor: Tensor) -> Tensor:
 
 
 def written(given: Inputs, before: Inputs) -> str:
-    """Return the name of the first tensor whose storage, shape, strides or offset changed, or ""."""
+    """Return the name of the first tensor whose memory, shape, strides or offset the call changed, or "".
+
+    Args:
+        given: the inputs that the call received.
+        before: a copy of these inputs, made before the call.
+    """
     for (name, tensor), old in zip(tensors_of(given).items(), tensors_of(before).values(), strict=True):
         if _view(tensor) != _view(old) or not memory(tensor).equal(memory(old)):
             return name
@@ -59,8 +64,9 @@ def shared(results: dict[str, Tensor | None], given: Inputs) -> str:
 def poison(inputs: Inputs) -> None:
     """Fill freed memory with NaN: allocate blocks with the sizes of the results, fill them, and free them.
 
-    An allocator reuses recently freed memory first. If a call then leaves elements of a result unwritten, they are NaN
-    (pytorch#20406). Several blocks of each size are allocated together, so that they cover different memory.
+    An allocator reuses recently freed memory first. If the next call does not write some elements of a result, these
+    elements are NaN (pytorch#20406). Eight blocks of each size are allocated together, so that they cover different
+    memory.
     """
     dtype, device = inputs.logits.dtype, inputs.logits.device
     for shape in (inputs.logits.shape, inputs.upstream.shape, inputs.target.shape):
@@ -69,8 +75,10 @@ def poison(inputs: Inputs) -> None:
 
 
 def _view(tensor: Tensor) -> tuple[object, ...]:
+    """Return the shape, the strides and the offset of a tensor in its storage."""
     return tensor.shape, tensor.stride(), tensor.storage_offset()
 
 
 def _place(tensor: Tensor) -> int:
+    """Return the address of the storage of a tensor."""
     return tensor.untyped_storage().data_ptr()

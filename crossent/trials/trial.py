@@ -51,7 +51,10 @@ class EndedError(Exception):
 
 
 class NotRunError(Exception):
-    """A check cannot run on this machine. The message is a phrase that follows the subject's name: "needs …"."""
+    """A check cannot run: the machine lacks something, or the check does not apply to the subject or the case.
+
+    The message is a phrase that follows the name of the subject, such as "needs a CUDA device".
+    """
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Problem:
     Attributes:
         kind: the kind of the failure, as in :class:`crossent.Finding`.
         message: the description, in one line or a few lines.
-        of: the name of the wrong result, if the check tests several results; "" otherwise.
+        of: the name of the wrong result, such as "second", if the check tests several results; "" otherwise.
     """
 
     kind: str
@@ -90,7 +93,7 @@ class Question:
 
     @cached_property
     def others(self) -> Inputs:
-        """Inputs with the same choices and other random numbers, for a call between two calls with :attr:`inputs`."""
+        """Inputs with the same shapes and options and other random numbers, for a call between two equal calls."""
         return self.case.seeded(self.case.seed + 1).build(self.device)
 
     @cached_property
@@ -112,7 +115,7 @@ class Trial:
         question: the case, with its exact values.
         subject: the subject.
         host: the host on which the subject runs.
-        changed_state: the names of the global state that the subject changed. The state has been restored.
+        changed_state: the names of the parts of the global state that the subject changed. All are restored.
     """
 
     question: Question
@@ -142,7 +145,7 @@ class Trial:
 
     @cached_property
     def digest(self) -> str:
-        """The checksum of the first result, or "" if the result has no data."""
+        """The checksum of the first result, or "" if the result has no data, as on the meta device."""
         return digest_of(self.got)
 
     def evaluate(self, inputs: Inputs, act: Callable[..., Result] = evaluate, *arguments: Any) -> Result:
@@ -150,7 +153,7 @@ class Trial:
 
         Args:
             inputs: the inputs.
-            act: the act that makes the call, `act(loss, inputs, gradients, *arguments)`.
+            act: the act that makes the call (see `crossent.trials.act`): `act(loss, inputs, gradients, *arguments)`.
             arguments: further arguments of the act.
 
         Raises:
@@ -192,7 +195,7 @@ class Trial:
 
     def _wanted_in(self, dtype: str) -> Grade:
         """Return the grade that the subject must reach with logits of this dtype."""
-        # Case.grade counts for torch alone: such a case shows a known failure of torch. Other subjects promise a grade.
+        # A case with a grade shows a known failure of torch. The grade counts only for subjects with torch's contract.
         of_case = self.case.grade if self.subject.contract == TORCH_CONTRACT else None
         return "A" if (of_case or self.subject.grade(dtype)) == "A" else "B"
 
@@ -211,7 +214,7 @@ class Trial:
         """Compare a result with the exact values, under the contract of the subject.
 
         Raises:
-            ValueError: a gradient has another dtype than its tensor. Autograd never returns such a gradient.
+            ValueError: a gradient has another dtype than the tensor it belongs to. Autograd returns no such gradient.
         """
         inputs = self.question.inputs
         for name, leaf in (("gradient", inputs.logits), ("target_gradient", inputs.target)):
@@ -226,8 +229,8 @@ class Trial:
     def bounds(self, got: Result, exact: Exact) -> dict[str, Array]:
         """Return the error bound of each number of a result: (R, 1) or (1, 1) for the loss, (R, C) for a gradient.
 
-        The logits may have another dtype than in the case. The contract then has the grade that the subject must reach
-        in this other dtype. A bound of NaN or inf means that there is no bound.
+        The logits of `exact` may have another dtype than the logits of the case. The contract then has the grade that
+        the subject must reach in this other dtype. A bound of NaN or inf means that there is no bound.
         """
         grade = self._wanted_in(exact.logits_dtype)
         promised = self.contract(exact.logits_dtype, len(exact.terms.logits), grade)
@@ -251,31 +254,31 @@ class Trial:
 
     @cached_property
     def differences(self) -> dict[str, Difference]:
-        """The differences of the first result by the names "loss", "gradient" and "target_gradient"."""
+        """The differences of the first result from the exact values, by name: "loss", "gradient", "target_gradient"."""
         return {difference.of: difference for difference in self.compare(self.got, self.question.exact)}
 
 
 def require_gradients(value: object, arguments: tuple[object, ...], gradients: Gradients) -> None:
     """Check that each result in the value of an act has all gradients, with the shapes and dtypes of the inputs.
 
-    A subject in an isolated process could leave out a gradient, and crossent would then not compare the gradient.
+    An isolated process could leave out a gradient. Without this check, crossent would then not compare the gradient.
 
     Args:
         value: the value of the act.
-        arguments: the arguments of the act. The inputs among them determine the shapes and dtypes.
+        arguments: the arguments of the act, which include the inputs of the calls.
         gradients: the names of the gradients that the subject can compute.
 
     Raises:
-        ValueError: a gradient is missing, or differs from its tensor in shape or dtype.
+        ValueError: a gradient is missing, or has another shape or dtype than the tensor it belongs to.
     """
     given = _each(Inputs, arguments)
     for result in _each(Result, value):
         if given and not any(_has_gradients(result, inputs, gradients) for inputs in given):
-            raise ValueError("a gradient is missing, or differs from its tensor in shape or dtype")
+            raise ValueError("a gradient is missing, or has another shape or dtype than the tensor it belongs to")
 
 
 def _each(kind: type[S], value: object) -> list[S]:
-    """Return all objects of a class in a value, also in tuples, lists and calls."""
+    """Return all objects of a class in a value: the value itself, or objects in tuples, lists and :class:`Call`."""
     if isinstance(value, kind):
         return [value]
     if isinstance(value, Call):
@@ -284,6 +287,7 @@ def _each(kind: type[S], value: object) -> list[S]:
 
 
 def _has_gradients(result: Result, inputs: Inputs, gradients: Gradients) -> bool:
+    """Return whether a result has all gradients, with the shapes and dtypes of these inputs."""
     if result.loss.shape != inputs.upstream.shape:  # `misshapen` reports the wrong shape
         return True
     leaves = {"gradient": inputs.logits}
@@ -303,7 +307,7 @@ def misshapen(trial: Trial, loss: object, expected: Exact, device: torch.device 
         trial: the subject on the case.
         loss: the value that the subject returned.
         expected: the exact values, with the shape and the dtype of the loss.
-        device: the device where the loss must be; by default, the device of the question.
+        device: the device on which the loss must be; by default, the device of the question.
     """
     if not isinstance(loss, Tensor) or loss.layout != torch.strided:
         return Problem("wrong", f"got a {type(loss).__name__}; expected a dense torch.Tensor")
@@ -321,8 +325,10 @@ def widens_halves(trial: Trial) -> bool:
 
 
 def _description(tensor: Tensor) -> str:
+    """Return the dtype and the shape of a tensor as text, and its device if the device is no CPU."""
     return f"{tensor.dtype} {tuple(tensor.shape)}{_on(tensor.device)}"
 
 
 def _on(device: torch.device) -> str:
+    """Return " on " and the name of a device, or "" for a CPU."""
     return "" if device.type == "cpu" else f" on {device}"

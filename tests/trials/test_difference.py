@@ -245,7 +245,7 @@ def _copied(value):
     [
         (lambda *args, **options: 0.5, "the loss is a float"),
         (lambda *args, **options: None, "the loss is a NoneType"),
-        (lambda *args, **options: crossent.formula(*args, **options).detach(), "cut off from the logits"),
+        (lambda *args, **options: crossent.formula(*args, **options).detach(), "detached from the logits"),
         (lambda *args, **options: sys.exit(0), "SystemExit: 0"),
         (lambda *args, **options: crossent.formula(*args, **options).to_sparse(), "dense"),
         (lambda logits, target: logits, "unexpected keyword"),

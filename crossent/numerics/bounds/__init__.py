@@ -6,7 +6,7 @@ rounding       Computed: a computed number with its error bound, and the rules o
 contracts      Contract: the promises of an implementation about its arithmetic
 terms          Terms: the arguments of a call, or of several calls of the same structure, as rows of numbers
 intermediates  softmax, coefficients of the target, and denominator, with their error bounds
-call           CallBounds: the common part of all bounds of a call, and the bounds of several calls together
+call           CallBounds: the part that all bounds of a call share, and the bounds of several calls together
 loss           Bounds: the error bounds of the loss and of the gradients
 derivatives    DerivativeBounds: the error bounds of the derivatives along a direction
 unbounded      the reasons for infinite bounds

@@ -1,4 +1,9 @@
-"""The common part of all error bounds: the intermediates of a call, the scale of its gradients, and stacked calls."""
+"""The part that all error bounds of a call share: the intermediates, and the factor `g/D` of the gradients.
+
+Here `g` is the upstream gradient, and `D` is the denominator of a mean; without a mean, the factor is `g`. Several
+calls of the same structure can be computed together (:meth:`CallBounds.of_calls`). In shapes, R is the number of rows,
+C of classes and B of calls.
+"""
 
 from __future__ import annotations
 
@@ -20,25 +25,26 @@ class CallBounds:
     """The error bounds of the intermediates of a call, or of several calls of one structure, under one contract.
 
     Args:
-        terms: The arguments of the call. In shapes, R is the number of rows, C of classes and B of calls.
-        contract: The contract.
+        terms: The arguments of the call or of the stacked calls.
+        contract: The promises of the implementation about its arithmetic.
         like: Optional bounds of the same call under a contract that differs only in the order of sums over rows. Both
             objects share the intermediates that do not depend on this order.
     """
 
     def __init__(self, terms: Terms, contract: Contract, like: CallBounds | None = None) -> None:
         self.terms, self.contract, self._like = terms, contract, like
-        self._dense = terms.index is None or terms.smooths  # a row has a term for every class
+        self._dense = terms.index is None or terms.smooths  # whether a row has a term for every class
 
     @classmethod
     def of_calls(cls, calls: Sequence[Self], names: Iterable[str]) -> None:
-        """Compute bounds for many calls of one structure and one contract together, and store them in the calls.
+        """Compute the bounds of many calls together, and store them in the objects of the calls.
 
-        A call would compute the same bounds by itself, except that the float64 sums over rows have another order. For a
-        single call, this method does nothing: the call computes its bounds when they are read.
+        All calls must have the same contract and the same :attr:`Terms.structure`. An object alone would compute the
+        same bounds, except that its float64 sums over rows have another order. For a single call, this method does
+        nothing: the object computes a bound when the bound is first read.
 
         Args:
-            calls: The bounds of the calls.
+            calls: One object for each call.
             names: The names of the properties to compute, such as "loss" and "gradient".
         """
         if len(calls) == 1:
@@ -46,49 +52,56 @@ class CallBounds:
         together = calls[0]._stacked(calls)
         ends = np.cumsum([len(call.terms.logits) for call in calls])
         with np.errstate(all="ignore"):
-            kept = {name: getattr(together, name) for name in names}
+            bounds = {name: getattr(together, name) for name in names}
             coefficients, divisor = together._coefficients, together._denominator
         for at, (call, end) in enumerate(zip(calls, ends, strict=True)):
             rows = slice(end - len(call.terms.logits), end)
-            by_call = {name: bound.ndim == 1 and call.terms.reduction != "none" for name, bound in kept.items()}
-            own: dict[str, object] = {name: kept[name][at if by_call[name] else rows] for name in kept}
+            by_call = {name: bound.ndim == 1 and call.terms.reduction != "none" for name, bound in bounds.items()}
+            own: dict[str, object] = {name: bounds[name][at if by_call[name] else rows] for name in bounds}
             own["_coefficients"] = coefficients[rows]
             own["_denominator"] = None if divisor is None else divisor[at : at + 1]
             call.__dict__.update(own)  # cached_property stores its value in the same place
 
     def _stacked(self, calls: Sequence[Self]) -> Self:
+        """Return one object for all calls: the rows of the calls are stacked."""
         return type(self)(stacked([call.terms for call in calls]), self.contract)
 
     @cached_property
     def _softmax(self) -> tuple[Computed, Computed, Computed]:
+        """`log p`, (R, C), `p`, (R, C), and the log-sum-exp of each row, (R,), for the softmax `p`."""
         return self._like._softmax if self._like else softmax(self.terms, self.contract)
 
     @property
     def _log_probs(self) -> Computed:
+        """The log-probabilities `log p`, (R, C)."""
         return self._softmax[0]
 
     @property
     def _probs(self) -> Computed:
+        """The probabilities `p`, (R, C)."""
         return self._softmax[1]
 
     @cached_property
     def _log_sizes(self) -> Array:
+        """The largest magnitudes that the computed `log p` can have, (R, C); 0 where `log p` is infinite."""
         return either(~np.isfinite(self._log_probs.value), 0.0, self._log_probs.largest)
 
     @cached_property
     def _coefficients(self) -> Computed:
+        """The products of class weight and smoothed target, `w_c q_c`, (R, C)."""
         return self._like._coefficients if self._like else coefficients(self.terms, self.contract)
 
     @cached_property
     def _denominator(self) -> Computed | None:
+        """The denominator of the mean of each call, (B,), or None for the other reductions."""
         return denominator(self.terms, self.contract)
 
     def _divides_as(self, other: CallBounds) -> bool:
         """Return whether the denominators of both objects have the same bounds."""
-        mine, its = self._denominator, other._denominator
-        if mine is None or its is None:
-            return mine is its
-        return np.array_equal(mine.value, its.value) and np.array_equal(mine.error, its.error)
+        a, b = self._denominator, other._denominator
+        if a is None or b is None:
+            return a is b
+        return np.array_equal(a.value, b.value) and np.array_equal(a.error, b.error)
 
     @property
     def may_divide_by_zero(self) -> bool:
@@ -100,63 +113,69 @@ class CallBounds:
         """Return the bounds of the same call under another contract."""
         return type(self)(self.terms, contract)
 
-    def _total(self, held: Computed) -> Computed:
-        """Return the sum of the numbers over the classes, (R,); if only the true class has a term, return this term."""
-        return held.sum(self.contract.compute) if self._dense else self._of_target(held)
+    def _total(self, numbers: Computed) -> Computed:
+        """Return the sum of each row, (R, C) to (R,). If only the true class has a term, return its number."""
+        return numbers.sum(self.contract.compute) if self._dense else self._of_target(numbers)
 
     def _scale_factors(self) -> list[Array]:
-        """Return `|g|` and `1/|D|`, each with a shape that broadcasts to (R, C)."""
+        """Return `|g|`, (R, 1), and for a mean also the largest possible `1/|D|`, (R, 1)."""
         factors = [np.abs(self.terms.upstream[:, None])]
         if self._denominator is not None:
             factors.append(1 / self.terms.by_row(np.abs(self._denominator.value) - self._denominator.error)[:, None])
         return factors
 
     def _in_any_order(self, product: Computed, factors: list[Array], products: int = 1) -> Computed:
-        """Return a product, (R, C), with the errors of underflows if the factors are multiplied in any order.
+        """Return the product with an additional error: a partial product may underflow in some order of the factors.
 
         Every order has the same number of roundings, and each rounding error is relative. The error of an underflow is
-        absolute: `η/2`, multiplied by the remaining factors, where `η` is the smallest subnormal number. After the
-        first product, all factors but two remain. If the product is above twice the smallest normal number times the
-        remaining factors, the partial product did not underflow. With smoothing, the number is a sum of two products.
-        The size of the sum says nothing about the two products, so both may underflow.
+        absolute. It is `η/2`, where `η` is the smallest subnormal number, and the remaining factors multiply it. After
+        the first multiplication, all factors but two remain. A partial product does not underflow if the product is
+        above twice the smallest normal number times the remaining factors. With smoothing, `product` is a sum of two
+        products. The size of the sum says nothing about the two products, so both may underflow.
 
         Args:
-            product: The product or the sum of products, with its relative rounding errors.
+            product: The product or the sum of two products, (R, C), with its relative rounding errors.
             factors: The magnitudes of the factors, which broadcast to (R, C).
             products: The number of products in `product`, 1 or 2.
         """
         narrow = self.contract.stored or self.contract.compute
-        to_come = len(factors) - 2
-        most = [np.fmax.reduce(factor, axis=None, initial=1.0) for factor in factors]  # fmax skips rows of NaN
-        least = narrow.smallest_normal * 2.0**3 * np.prod(most)
-        some = (product.largest > 0) & ((products > 1) | (product.largest < least))
-        if to_come <= 0 or not some.any():
+        remaining = len(factors) - 2
+        largest = [np.fmax.reduce(factor, axis=None, initial=1.0) for factor in factors]  # fmax skips rows of NaN
+        threshold = narrow.smallest_normal * 2.0**3 * np.prod(largest)
+        small = (product.largest > 0) & ((products > 1) | (product.largest < threshold))
+        if remaining <= 0 or not small.any():
             return product
-        sizes = np.sort([np.broadcast_to(factor, some.shape)[some] for factor in factors], axis=0)[::-1]
-        lost = np.zeros(some.shape)
-        for amplified in np.cumprod(sizes, axis=0)[:to_come]:
-            under = (products > 1) | (product.largest[some] < 2 * narrow.smallest_normal * amplified)
-            lost[some] += np.where(under, products * narrow.underflow * amplified, 0.0)
+        sizes = np.sort([np.broadcast_to(factor, small.shape)[small] for factor in factors], axis=0)[::-1]
+        lost = np.zeros(small.shape)
+        for amplified in np.cumprod(sizes, axis=0)[:remaining]:
+            under = (products > 1) | (product.largest[small] < 2 * narrow.smallest_normal * amplified)
+            lost[small] += np.where(under, products * narrow.underflow * amplified, 0.0)
         return Computed(product.value, product.error + lost, product.format)
 
     def _scale(self) -> Computed:
-        """Return the upstream gradient divided by the denominator, `g/D`, (R,)."""
+        """Return the upstream gradient divided by the denominator, `g/D`, (R,); without a mean, return `g`."""
         scale = Computed.exactly(self.terms.upstream, self.contract.storage)
         if self._denominator is None:
             return scale
         return self.contract.keep(self._divided(scale, self._of_rows(self._denominator)))
 
-    def _divided(self, held: Computed, divisor: Computed) -> Computed:
-        """Return a number divided by the denominator D, with the larger error if a kernel may multiply by `1/D`."""
+    def _divided(self, numbers: Computed, divisor: Computed) -> Computed:
+        """Return the numbers divided by the denominator `D`.
+
+        A kernel may multiply by `1/D` instead. The larger error counts.
+        """
         c = self.contract
-        divided = held.over(divisor, c.compute, c.functions.division_ulps, known=False)
+        divided = numbers.over(divisor, c.compute, c.functions.division_ulps, known=False)
         if not c.fused:
             return divided
         inverse = c.keep(Computed.exactly(1.0, c.storage).over(divisor, c.compute, c.functions.division_ulps))
-        return wider(divided, held.times(inverse, c.compute, known=False))
+        return wider(divided, numbers.times(inverse, c.compute, known=False))
 
     def _sum_of_rows(self, rows: Computed, format: Format, sizes: Array) -> Computed:
-        """Return the sum over the rows of each call, (B,), in the order of the contract."""
+        """Return the sum over the rows of each call, (B,), in the order of the contract.
+
+        `sizes`, (R,), are the magnitudes of the rows for the error of the sum, as in :meth:`Computed.sum`.
+        """
         t = self.terms
         lines = Computed(t.by_call(rows.value), t.by_call(rows.error), rows.format)
         return lines.sum(format, self.contract.row_order, t.by_call(sizes))
@@ -165,15 +184,15 @@ class CallBounds:
         """Repeat the number of each call for every row of the call: (B,) becomes (R,)."""
         return Computed(self.terms.by_row(calls.value), self.terms.by_row(calls.error), calls.format)
 
-    def _of_target(self, held: Computed) -> Computed:
+    def _of_target(self, numbers: Computed) -> Computed:
         """Return the number of each row's true class, (R,), from numbers of all classes, (R, C)."""
-        return Computed(self.terms.of_target(held.value), self.terms.of_target(held.error), held.format)
+        return Computed(self.terms.of_target(numbers.value), self.terms.of_target(numbers.error), numbers.format)
 
 
 def effective(contract: Contract, terms: Terms) -> Contract:
-    """Return the contract with fixed values in all fields that do not change the bounds of the call.
+    """Return the contract with a fixed value in each field that does not change the bounds of this call.
 
-    Two contracts with the same bounds become equal, so crossent computes these bounds once.
+    Two contracts that give the call the same bounds often become equal, so crossent computes the bounds once.
     """
     rows, depth = len(terms.logits), contract.row_order.depth
     any_order = terms.reduction == "none" or (depth is not None and depth >= rows - 1)
@@ -183,5 +202,6 @@ def effective(contract: Contract, terms: Terms) -> Contract:
 
 @cache
 def _effective(contract: Contract, any_order: bool, in_target_format: bool) -> Contract:
+    """Return a copy of the contract with grade "A" and the given fields. `any_order` allows every order of rows."""
     row_order = ANY_ORDER if any_order else contract.row_order
     return replace(contract, grade="A", row_order=row_order, in_target_format=in_target_format)

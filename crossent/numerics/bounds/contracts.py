@@ -26,7 +26,8 @@ class Functions:
     """The largest errors of exp, log and division in one format, in ulps (units in the last place).
 
     Attributes:
-        exp_ulps, log_ulps: The largest distance from the exact result, not from the correctly rounded result.
+        exp_ulps, log_ulps: The largest errors of exp and log: the distance from the exact result, not from the
+            correctly rounded result.
         source: The documentation that states the errors.
         exp_per_unit: For an exp that first multiplies its argument by a rounded constant: the relative error of this
             product, in units of the unit roundoff.
@@ -77,16 +78,17 @@ class Contract:
         storage: The format of the logits and of the results. Results are rounded to this format once.
         compute: The format of every intermediate.
         functions: The largest errors of exp, log and division.
-        stored: The format to which intermediates are also rounded, or None. It has a narrow precision and the range of
-            float32. So no contract allows an overflow in a count of rows, or in a sum whose mean is small.
+        stored: The format to which intermediates are also rounded, or None. This format has the precision of float16 or
+            bfloat16, and the range of float32. So an implementation must not overflow float16 in a count of rows, or in
+            a sum whose mean is small.
         row_order: The orders in which the losses of the rows may be summed.
-        fused: Whether the implementation is a kernel. A kernel may sum in blocks, each with its own maximum, and may
-            subtract `max + log Σ` from the logits. The error may grow with the spread of a row, but not with the
-            distance of the row from zero. A kernel writes the gradient by hand, so the kernel may multiply by the
-            factors in any order, before or after the difference `p - q`. It may multiply by a reciprocal where torch
-            divides.
+        fused: Whether the implementation is a kernel. A kernel may sum in blocks, each with its own maximum. It may
+            also subtract the log-sum-exp of a row, `max + log Σ`, from the logits. The error may grow with the spread
+            of a row, but not with the distance of the row from zero. The code of a kernel computes the gradient without
+            autograd. So a kernel may multiply by the factors in any order, before or after the difference of softmax
+            and target. It may multiply by a reciprocal where torch divides.
         offset: Whether the error of a kernel may also grow with the row's distance from zero.
-        keeps_logsumexp: Whether `max + log Σ` is an intermediate, which `stored` rounds too.
+        keeps_logsumexp: Whether the implementation stores the log-sum-exp of a row, so that `stored` rounds it too.
         of_probability: Whether the implementation may take the logarithm of a computed probability, if the probability
             is not near underflow.
         in_target_format: Whether class probabilities are smoothed in their own dtype, as in torch.
@@ -128,19 +130,19 @@ class Contract:
         stored = None if self.stored is None else replace(self.stored, largest=np.inf)
         return replace(self, storage=storage, compute=compute, stored=stored)
 
-    def keep(self, held: Computed) -> Computed:
-        """Round to the format `stored` of the intermediates, if the contract has one; otherwise return the argument."""
-        return held if self.stored is None else held.rounded(self.stored)
+    def keep(self, numbers: Computed) -> Computed:
+        """Return an intermediate as the implementation stores it: rounded to the format `stored`, if there is one."""
+        return numbers if self.stored is None else numbers.rounded(self.stored)
 
 
-# The promises of a kind of implementation:
+# The kinds of implementations, each with its promises:
 #   eager        a form made of torch's operations, with the errors of the device where the form runs
-#   blocked      eager, and the form may take the logarithm of a computed probability
+#   blocked      as eager, and the form may take the logarithm of a computed probability
 #   torch        nn.CrossEntropyLoss: on a CPU torch's order of summation, on CUDA any order, also in half precision
 #   kernel       a kernel: computes in float32 or wider, sums in any order and in blocks, rounds once; exp and log are
 #                as accurate as CUDA's
-#   fast_kernel  kernel, with the hardware's approximate exp, log and division, as in Triton
-#   logsumexp    kernel, and the full error of `max + log Σ - x_c` is allowed, however far the logits are from zero
+#   fast_kernel  as kernel, with the hardware's approximate exp, log and division, as in Triton
+#   logsumexp    as kernel, and the full error of `max + log Σ - x_c` is allowed, however far the logits are from zero
 Promise = Literal["eager", "blocked", "torch", "kernel", "fast_kernel", "logsumexp"]
 
 
@@ -155,16 +157,19 @@ def contract(
     Grade B: intermediates are also rounded to the precision of the logits' dtype.
 
     Order of summation. On a CPU, torch adds blocks of `2^p` rows, with `p = max(4, log2(rows)/8)`, then blocks of these
-    sums, in eight levels (aten/src/ATen/native/cpu/LossNLL.cpp). The contract of torch has this order. If the last row
-    of a block is ignored, torch lets the block grow. The depth then exceeds the contract, and the check may fail. With
-    smoothing and with class probabilities, torch sums in four levels (aten/src/ATen/native/cpu/SumKernel.cpp). On CUDA
-    any order is allowed: torch adds blocks of rows to the result in storage precision, in the order in which they end.
+    sums, in eight levels (aten/src/ATen/native/cpu/LossNLL.cpp). With smoothing and with class probabilities, torch
+    sums in four levels (aten/src/ATen/native/cpu/SumKernel.cpp). For float32 and float64 logits on a CPU, the contract
+    of "torch" allows the depth of the deeper of these two orders. In half precision at grade B on a CPU, "eager",
+    "blocked" and "torch" allow the depth of the first order. All other contracts allow any order. On CUDA, torch adds
+    blocks of rows to the result in storage precision, in the order in which the blocks end. If the last row of a block
+    is ignored, torch lets the block grow. The depth then exceeds the contract, and the check may fail.
 
-    Offset. Most kernels subtract `max + log Σ` from the logits, which has a rounding error of `u |max|`. Rounding the
-    logits themselves once causes an error as large. But if all logits of a row have a large common offset, the error
-    can exceed the loss. At grade A, the error may be as large as in a row that spans zero, and an offset may add
-    nothing. At grade B, and for the promise "logsumexp", the full error is allowed. For both together, `max + log Σ` is
-    rounded to the dtype of the logits, as `torch.logsumexp` does.
+    Offset. Most kernels subtract the log-sum-exp of a row, `max + log Σ`, from the logits. This has a rounding error of
+    `u |max|`, for the unit roundoff `u`. Rounding the logits themselves once causes an error as large. But if all
+    logits of a row have a large common offset, the error can exceed the loss. At grade A, the error may be as large as
+    in the same row shifted until the row contains zero: a larger offset must not add to the error. At grade B, and for
+    the promise "logsumexp", the full error is allowed. For "logsumexp" at grade B, `max + log Σ` is also rounded to the
+    precision of the logits, as `torch.logsumexp` does.
 
     Args:
         promise: The kind of implementation.
@@ -196,7 +201,7 @@ def contract(
 
 
 def _cascade_depth(rows: int) -> int:
-    """Return the largest number of additions that a row passes in the sum of torch's nll_loss on a CPU."""
+    """Return the largest number of additions that a row's loss goes through in torch's nll_loss on a CPU."""
     levels, block = 8, 2 ** max(4, rows.bit_length() // 8)
     depth = used = 0
     while rows > 1 and used < levels:
@@ -207,7 +212,7 @@ def _cascade_depth(rows: int) -> int:
 
 
 def _sum_depth(rows: int) -> int:
-    """Return the largest number of additions that a term passes in torch's sum on a CPU.
+    """Return the largest number of additions that a term goes through in torch's sum on a CPU.
 
     The sum has blocks of `2^p` terms in three levels, with `p = max(4, log2(rows)/4)`, and a fourth level for the rest.
     Then torch adds the four levels, the four accumulators, the lanes of a vector (16 at most), and the terms that fill

@@ -4,8 +4,11 @@ Forward-mode differentiation computes the tangent. A second backward pass comput
 module continues the formula of :mod:`crossent.numerics.bounds.loss` for a direction `u` of the logits:
 
     mean    = Σ_c p_c u_c
-    tangent = Σ_c w_c q_c (mean - u_c)                        for each row, reduced as the loss is
+    tangent = Σ_c w_c q_c (mean - u_c)                        for each row, reduced like the loss
     second  = g/D Σ_k w_k q_k · p_c (u_c - mean)              the derivative of the gradient of x_c along u
+
+Here `p` is the softmax of a row `x` of logits, `w` are the class weights, `q` is the smoothed target, `g` is the
+upstream gradient, and `D` is the denominator of a mean. In shapes, R is the number of rows and C of classes.
 """
 
 from __future__ import annotations
@@ -27,8 +30,8 @@ from crossent.numerics.formats import Array
 class DerivativeBounds(Bounds):
     """The error bounds of one call's derivatives along one direction, under one contract.
 
-    A bound is infinite where the contract promises nothing. The numbers of the direction, (R, C), must be numbers of
-    the contract's storage format.
+    A bound is infinite where the contract promises nothing. The direction, (R, C), must be exact in the storage format
+    of the contract.
     """
 
     def __init__(self, terms: Terms, contract: Contract, direction: Array) -> None:
@@ -37,6 +40,7 @@ class DerivativeBounds(Bounds):
         self._along = Computed.exactly(direction, contract.storage)
 
     def _stacked(self, calls: Sequence[Self]) -> Self:
+        """Return one object for all calls: the rows and the directions of the calls are stacked."""
         terms, direction = stacked([call.terms for call in calls]), np.concatenate([call.direction for call in calls])
         return type(self)(terms, self.contract, direction)
 
@@ -46,9 +50,9 @@ class DerivativeBounds(Bounds):
 
     @cached_property
     def _kept_probs(self) -> Computed:
-        """The probabilities `p`, (R, C), rounded to the format of stored intermediates.
+        """The probabilities `p`, (R, C), rounded to the format `stored` of the contract, if there is one.
 
-        A kernel for the gradient need not store `p`. But when autograd differentiates the gradient, `p` is stored.
+        A kernel for the gradient need not store `p`. But if autograd differentiates the gradient, autograd stores `p`.
         """
         return self.contract.keep(self._probs)
 
@@ -56,9 +60,10 @@ class DerivativeBounds(Bounds):
     def _mean(self) -> Computed:
         """The mean `Σ_c p_c u_c`, (R,).
 
-        An implementation may sum `p_c u_c`, or divide two sums over exponentials. The larger of the two errors counts.
-        If no intermediate is stored in a narrower format, the first way has all roundings of the second way. Otherwise
-        the second way has one rounding more: it takes the exponential of a stored difference.
+        An implementation may sum `p_c u_c`, or divide `Σ_c e_c u_c` by `Σ_c e_c`, with the exponentials
+        `e_c = exp(x_c - max x)`. The larger of the two errors counts. If no intermediate is stored in a narrower
+        format, the sum has all roundings of the quotient, so the error of the sum suffices. Otherwise the quotient has
+        one rounding more: its exponentials are computed from a stored difference.
         """
         c, t, f = self.contract, self.terms, self.contract.functions
         mean = c.keep(c.keep(self._kept_probs.times(self._along, c.compute)).sum(c.compute))
@@ -79,10 +84,10 @@ class DerivativeBounds(Bounds):
 
         An implementation may compute the tangent in three ways, and the largest error counts:
 
-        * Put the tangent of each log-probability, `u_c - mean`, in the place of `log p_c` in the formula of the loss.
+        * Replace `log p_c` in the formula of the loss by its tangent, `u_c - mean`.
         * Sum `Σ_c w_c q_c · mean` and `Σ_c w_c q_c u_c` separately. The second backward pass does this for the
           derivative by the upstream gradient.
-        * Multiply the gradient by the direction, as a fused kernel may do.
+        * Multiply the gradient by the direction and sum over the classes. Only a kernel may do this.
         """
         c = self.contract
         with np.errstate(all="ignore"):
@@ -92,7 +97,7 @@ class DerivativeBounds(Bounds):
             return self._reduced(rows, sizes, np.abs(self.direction) + column(self._mean).largest)
 
     def _two_sums(self) -> tuple[Computed, Array]:
-        """Return `Σ_c w_c q_c · mean - Σ_c w_c q_c u_c` of each row, (R,), and the magnitude of the two sums, (R,)."""
+        """Return `Σ_c w_c q_c · mean - Σ_c w_c q_c u_c`, (R,), and the sum of the magnitudes of its terms, (R,)."""
         c = self.contract
         total = c.keep(self._total(self._coefficients))
         products = c.keep(self._coefficients.times(self._along, c.compute))
@@ -100,7 +105,7 @@ class DerivativeBounds(Bounds):
         return scaled.minus(self._total(products), c.compute), scaled.largest + products.largest.sum(-1)
 
     def _gradient_times_direction(self) -> tuple[Computed, Array]:
-        """Return `Σ_c (p_c Σ_k w_k q_k - w_c q_c) u_c` of each row, (R,), and the magnitude of its terms, (R,)."""
+        """Return `Σ_c (p_c Σ_k w_k q_k - w_c q_c) u_c`, (R,), and the sum of the magnitudes of its terms, (R,)."""
         c = self.contract
         total = column(c.keep(self._total(self._coefficients)))
         gradient = c.keep(self._kept_probs.times(total, c.compute).minus(self._coefficients, c.compute))
@@ -111,13 +116,13 @@ class DerivativeBounds(Bounds):
     def second(self) -> Array:
         """The bound of each element of the second derivative along the direction, (R, C).
 
-        An implementation may compute the second derivative in three ways, and the largest error counts:
+        An implementation may compute the second derivative in three ways. In each way, the factors may have any order.
+        The largest error counts:
 
-        * Scale `p_c u_c` and `p_c · mean`, and subtract.
-        * Scale `p_c u_c`, and sum the scaled terms to get `p_c · mean`, as the gradient of log-softmax does.
-        * Compute `u_c - mean` first.
-
-        The factors may have any order.
+        * Multiply `p_c u_c` and `p_c · mean` by `g/D Σ_k w_k q_k`, and subtract the second product from the first.
+        * Compute the same first product. Replace the second product by the sum of the first products over the classes,
+          multiplied by `p_c`. The gradient of log-softmax does this.
+        * Compute `u_c - mean` first, and multiply this difference by `p_c` and `g/D Σ_k w_k q_k`.
         """
         c, t = self.contract, self.terms
         with np.errstate(all="ignore"):
@@ -125,13 +130,14 @@ class DerivativeBounds(Bounds):
             total = c.keep(self._total(self._coefficients)).times(self._scale(), c.compute, known=False)
             factor = column(c.keep(wider(total, self._total(self._scaled(self._coefficients, scale)))))
             scaled = c.keep(self._kept_probs.times(factor, c.compute, known=False))
-            here = self._product(scaled.times(self._along, c.compute, known=False), self.direction)
+            with_direction = self._product(scaled.times(self._along, c.compute, known=False), self.direction)
             mean = column(self._mean)
-            there = self._product(scaled.times(mean, c.compute, known=False), mean.largest)
-            there = wider(there, c.keep(self._kept_probs.times(column(c.keep(here.sum(c.compute))), c.compute)))
-            second = here.minus(there, c.compute)
-            away = c.keep(self._along.minus(mean, c.compute))
-            second = wider(second, self._product(scaled.times(away, c.compute, known=False), away.largest))
+            with_mean = self._product(scaled.times(mean, c.compute, known=False), mean.largest)
+            summed = column(c.keep(with_direction.sum(c.compute)))
+            with_mean = wider(with_mean, c.keep(self._kept_probs.times(summed, c.compute)))
+            second = with_direction.minus(with_mean, c.compute)
+            deviation = c.keep(self._along.minus(mean, c.compute))
+            second = wider(second, self._product(scaled.times(deviation, c.compute, known=False), deviation.largest))
             if t.smooths:
                 once = self._parts_error(np.abs(scale.value), np.abs(factor.value))
                 once = once * self._kept_probs.largest * (np.abs(self.direction) + mean.largest)
@@ -139,11 +145,15 @@ class DerivativeBounds(Bounds):
             return safe(second.where(t.kept[:, None]).rounded(c.storage).error)
 
     def _parts_error(self, scale: Array, factor: Array) -> Array:
-        """Return the additional error of a backward pass that adds two parts, (R, 1), per `p_c (|u_c| + |mean|)`.
+        """Return the additional error of a backward pass in two parts, divided by `p_c (|u_c| + |mean|)`, (R, 1).
 
         With smoothing, the backward pass may compute the part of the target and the uniform part separately, and add
-        them last. The addition is one more rounding. If the parts cancel, the rounding errors of their products and
-        differences do not cancel: five for each part.
+        the two parts last. The addition is one more rounding. The products and differences of each part have five
+        roundings. If the parts cancel, these rounding errors do not cancel.
+
+        Args:
+            scale: The magnitude of `g/D`, (R, 1).
+            factor: The magnitude of `g/D Σ_k w_k q_k`, (R, 1).
         """
         t = self.terms
         if t.probabilities is not None:
@@ -159,20 +169,24 @@ class DerivativeBounds(Bounds):
         return np.asarray(u * (parts + 5 * np.maximum(parts - factor, 0.0)))
 
     def _product(self, product: Computed, last: Array) -> Computed:
-        """Return a product of scale, coefficients, `p` and a last factor of magnitude `last`, in any order."""
+        """Return the product, stored as the contract says, with the errors of underflows in any order of its factors.
+
+        The factors are `g`, `1/D`, `Σ_k w_k q_k`, `p` and a last factor of magnitude `last`, (R, C) or (R, 1).
+        """
         coefficients = self._coefficients.largest.sum(-1, keepdims=True)
         factors = [*self._scale_factors(), coefficients, self._kept_probs.largest, np.abs(last)]
         return self._in_any_order(self.contract.keep(product), factors)
 
     @property
     def upstream_gradient(self) -> Array:
-        """The bound of the second backward pass's derivative by the upstream gradient, which equals the tangent."""
+        """The bound of the derivative by the upstream gradient in the second backward pass. It equals the tangent's."""
         return self.tangent
 
     def vacuous_results(self, check: str) -> list[Array]:
         """Return wrong derivatives that leave out all terms with `mean`, as if `p` were constant.
 
-        A comparison that such a derivative passes is no evidence. `check` is "second" or the name of another bound.
+        If such a derivative passes a comparison, passing is no evidence. `check` is "second", "tangent" or
+        "upstream_gradient".
         """
         with np.errstate(all="ignore"):
             kept, coefficients = self.terms.kept, self._coefficients.value

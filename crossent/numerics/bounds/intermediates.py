@@ -1,10 +1,12 @@
 """The intermediates of a cross-entropy, each with the error bound that a contract allows.
 
-The intermediates are softmax and its logarithm, the coefficients `w_c q_c` of the target, and the denominator of a
-mean. This module writes each intermediate once, with the operations of :mod:`crossent.numerics.bounds.rounding`. The
-error bounds of the loss, of the gradients and of the derivatives along a direction use the intermediates.
+The intermediates are softmax and its logarithm, the coefficients `w_c q_c`, and the denominator of a mean. A
+coefficient is the product of a class weight and the smoothed target. This module writes each intermediate once, with
+the operations of :mod:`crossent.numerics.bounds.rounding`. The error bounds of the loss, of the gradients and of the
+derivatives along a direction use the intermediates.
 
-In all functions, `t` is the arguments of a call and `c` is a contract. `u` is the unit roundoff of a format.
+In all functions, `t` has the arguments of a call, and `c` is a contract. In the docstrings, `x` is a row of logits and
+`u` is the unit roundoff of a format. In shapes, R is the number of rows, C of classes and B of calls.
 """
 
 from __future__ import annotations
@@ -32,8 +34,8 @@ def softmax(t: Terms, c: Contract) -> tuple[Computed, Computed, Computed]:
     x = Computed.exactly(t.logits, c.storage)
     shifted = x.minus(Computed.exactly(t.logits.max(1, keepdims=True, initial=-np.inf), c.storage), c.compute)
     exponentials = shifted.exp(c.compute, f.exp_ulps, f.exp_per_unit)
-    exact = (in_blocks(shifted, t.logits, c) if c.fused else exponentials).sum(c.compute)
-    log_sum = c.keep(c.keep(exact).log(c.compute, f.log_ulps, t.log_sum, f.log_absolute))
+    total = (in_blocks(shifted, t.logits, c) if c.fused else exponentials).sum(c.compute)
+    log_sum = c.keep(c.keep(total).log(c.compute, f.log_ulps, t.log_sum, f.log_absolute))
     log_probs = shifted.minus(column(log_sum), c.compute)
     largest = offset(t.logits, c)
     once = c.compute.unit_roundoff * (np.abs(largest) + log_sum.largest)
@@ -41,11 +43,11 @@ def softmax(t: Terms, c: Contract) -> tuple[Computed, Computed, Computed]:
     if c.keeps_logsumexp:
         logsumexp = c.keep(logsumexp)
     if c.fused:
-        taken = Computed(log_probs.value, logsumexp.error[:, None], None)
-        log_probs = wider(log_probs, taken.rounded(c.compute))
-    quotient = exponentials.over(column(exact), c.compute, f.division_ulps)
+        subtracted = Computed(log_probs.value, logsumexp.error[:, None], None)
+        log_probs = wider(log_probs, subtracted.rounded(c.compute))
+    quotient = exponentials.over(column(total), c.compute, f.division_ulps)
     if c.fused:
-        inverse = Computed.exactly(1.0, c.storage).over(column(exact), c.compute, f.division_ulps)
+        inverse = Computed.exactly(1.0, c.storage).over(column(total), c.compute, f.division_ulps)
         quotient = wider(quotient, exponentials.times(inverse, c.compute))
     if c.of_probability:
         log_probs = wider(log_probs, logarithm(quotient, log_probs, c))
@@ -55,30 +57,33 @@ def softmax(t: Terms, c: Contract) -> tuple[Computed, Computed, Computed]:
 
 
 def logarithm(probs: Computed, log_probs: Computed, c: Contract) -> Computed:
-    """Return `log p`, (R, C), as the logarithm of a computed probability `p`, (R, C), with error `e`.
+    """Return `log p`, (R, C), for an implementation that computes the logarithm of a computed probability `p`, (R, C).
 
-    The error is `-log(1 - e/p)`, plus the error of the logarithm function. If `p` is near underflow, the implementation
-    must not take its logarithm, so the error of `p` does not count.
+    If `e` is the error of `p`, the error of `log p` is `-log(1 - e/p)`, plus the error of the logarithm function. The
+    implementation must not take the logarithm of a `p` near underflow, so the error of such a `p` does not count.
     """
     u = c.compute.unit_roundoff
     ratio = either(probs.value < 8 * c.compute.smallest_normal, 0.0, probs.error / probs.value)
-    moved = -np.log1p(-np.minimum(ratio, 1 - 2.0**-52))
-    size = either(~np.isfinite(log_probs.value), 0.0, np.abs(log_probs.value)) + moved
-    return Computed(log_probs.value, moved + 2 * c.functions.log_ulps * u * size, c.compute)
+    of_argument = -np.log1p(-np.minimum(ratio, 1 - 2.0**-52))
+    size = either(~np.isfinite(log_probs.value), 0.0, np.abs(log_probs.value)) + of_argument
+    return Computed(log_probs.value, of_argument + 2 * c.functions.log_ulps * u * size, c.compute)
 
 
 def in_blocks(shifted: Computed, logits: Array, c: Contract) -> Computed:
-    """Return the exponentials, (R, C), as terms of a sum in blocks, each shifted by the largest logit so far.
+    """Return the exponentials, (R, C), with the errors that they have if a kernel sums them in blocks of classes.
 
-    If a later block has a larger logit, the sum so far is scaled by `exp(before - after)`: one exponential and one
-    product, with the relative error `(2 ulps + 1) u`. The shifts of a term add up to `x - max`, and the roundings of
-    the shifts add up to at most `u |x - max|`. The blocks and their order decide how often a term is scaled. The
-    largest logit grows at each scaling, so a term is scaled at most once for each different larger logit.
+    A kernel may subtract the largest logit so far from the logits of a block. If a later block has a larger logit, the
+    kernel scales the sum so far by `exp(before - after)`, the exponential of the difference of the two maxima. This is
+    one exponential and one product, with the relative error `(2 ulps + 1) u`, where `ulps` is the error of exp.
+
+    The differences that a term goes through add up to `x - max`, and their rounding errors add up to at most
+    `u |x - max|`. The blocks and their order decide how often a term is scaled. The largest logit grows at each
+    scaling, so a term is scaled at most once for each different larger logit.
     """
     u, f = c.compute.unit_roundoff, c.functions
     size = either(np.isinf(shifted.value), 0.0, np.abs(shifted.value))
-    moved = Computed(shifted.value, np.maximum(shifted.error, u * size), c.compute)
-    terms = moved.exp(c.compute, f.exp_ulps, f.exp_per_unit)
+    argument = Computed(shifted.value, np.maximum(shifted.error, u * size), c.compute)
+    terms = argument.exp(c.compute, f.exp_ulps, f.exp_per_unit)
     order = np.argsort(-logits, axis=1)
     grows = np.diff(np.take_along_axis(logits, order, 1), axis=1) != 0
     above = np.zeros(logits.shape)
@@ -88,21 +93,27 @@ def in_blocks(shifted: Computed, logits: Array, c: Contract) -> Computed:
 
 
 def offset(logits: Array, c: Contract) -> Array:
-    """Return the `max` of each row, (R,), that counts in the rounding error of `max + log Σ`.
+    """Return the number that stands for the maximum of a row in the rounding error of the log-sum-exp, (R,).
 
-    With `contract.offset`, this is the largest logit. A common offset may then cost precision: if every logit is 1e8,
-    `1e8 + log C` rounds to 1e8 (pytorch#38839). Otherwise the magnitude is at most `max - min`, as if the row were
-    shifted until it reaches zero. Cross-entropy does not change under this shift.
+    If `c.offset` is True, this number is the maximum itself. A common offset of the logits may then cost precision: if
+    every logit is 1e8, the log-sum-exp `1e8 + log C` rounds to 1e8 (pytorch#38839). Otherwise the magnitude of the
+    number is at most `max - min`, as if the row were shifted until the row contains zero. Cross-entropy does not change
+    under this shift.
     """
     largest = logits.max(1, initial=-np.inf)
     if c.offset:
         return np.asarray(largest)
-    least = np.where(np.isneginf(logits), np.inf, logits).min(1, initial=np.inf)  # -inf does not widen the row
+    # A logit of -inf does not count for the minimum.
+    least = np.where(np.isneginf(logits), np.inf, logits).min(1, initial=np.inf)
     return np.asarray(np.clip(largest, least - largest, largest - least))
 
 
 def parts(t: Terms, c: Contract) -> tuple[Computed, Computed]:
-    """Return the two parts of the coefficients: `w_c t_c` for the target and `w_c` for the uniform part, (R, C)."""
+    """Return the two parts of the coefficients, each (R, C), without the factors `1 - ε` and `ε/C`.
+
+    The label smoothing is `ε`. The part of the target is the class weight times the target before smoothing. The
+    uniform part is the class weight.
+    """
     target = coefficients(replace(t, label_smoothing=0.0), c)
     uniform = np.ones_like(t.logits) if t.weight is None else np.broadcast_to(t.weight, t.logits.shape)
     return target, Computed.exactly(uniform, c.storage)
@@ -115,9 +126,8 @@ def coefficients(t: Terms, c: Contract) -> Computed:
     """
     rows, classes = t.logits.shape
     if t.probabilities is not None:
-        q = Computed.exactly(t.probabilities, None).rounded(
-            c.compute
-        )  # a target of another dtype may be converted first
+        # An implementation may convert a target of another dtype first.
+        q = Computed.exactly(t.probabilities, None).rounded(c.compute)
     else:
         assert t.index is not None
         hot = np.zeros((rows, classes))
@@ -125,8 +135,8 @@ def coefficients(t: Terms, c: Contract) -> Computed:
         q = Computed.exactly(hot, c.storage)
     if t.smooths:
         narrow = smoothing_format(t, c)
-        rest = unsmoothed_share(t, c)
-        q = c.keep(c.keep(q.times(rest, narrow)).plus(constant(t.label_smoothing / classes, narrow, c), narrow))
+        share = unsmoothed_share(t, c)
+        q = c.keep(c.keep(q.times(share, narrow)).plus(constant(t.label_smoothing / classes, narrow, c), narrow))
     if t.weight is not None:
         q = c.keep(q.times(Computed.exactly(t.weight, c.storage), c.compute, known=False))
     return q
@@ -151,13 +161,13 @@ def unsmoothed_share(t: Terms, c: Contract) -> Computed:
     share = constant(1 - t.label_smoothing, narrow, c)
     if not c.fused:
         return share
-    # 1 - 1 is exactly 0.
+    # If ε is 1, `1 - ε` is exactly 0.
     of_smoothing = np.where(np.equal(t.label_smoothing, 1), 0.0, narrow.unit_roundoff * t.label_smoothing)
     return Computed(share.value, share.error + of_smoothing, share.format)
 
 
 def constant(value: Array | float, format: Format, c: Contract) -> Computed:
-    """Return a number that is computed from the options, such as `1 - ε`, with the error of two roundings.
+    """Return a number that an implementation computes from an option, such as `1 - ε`, with the error of two roundings.
 
     The implementation may round the option, and then the number. The number is stored like other intermediates.
     """
@@ -184,6 +194,6 @@ def wider(a: Computed, b: Computed) -> Computed:
     return Computed(a.value, np.maximum(a.error, b.error), a.format)
 
 
-def column(held: Computed) -> Computed:
+def column(numbers: Computed) -> Computed:
     """Return the numbers of the rows, (R,), as a column, (R, 1)."""
-    return Computed(held.value[..., None], held.error[..., None], held.format)
+    return Computed(numbers.value[..., None], numbers.error[..., None], numbers.format)

@@ -41,14 +41,17 @@ class Bounds(CallBounds):
     A bound is infinite where the contract promises nothing.
     """
 
-    # Each cached property only calls a method: mutmut, which `nox -s mutate` runs, does not mutate decorated functions.
+    # Each cached property only calls a method, since mutmut (`nox -s mutate`) does not change decorated functions.
 
     def _unshifted(self) -> Computed:
-        """Return `Σ w_c q_c · logsumexp - Σ w_c q_c x_c`, (R,): some kernels do not subtract the maximum first."""
+        """Return the losses of the rows, (R,), for a kernel that does not subtract the maximum first.
+
+        The kernel computes `Σ_c w_c q_c · logsumexp(x) - Σ_c w_c q_c x_c`.
+        """
         c, t = self.contract, self.terms
-        moved = t.logits + (offset(t.logits, c) - t.logits.max(1))[:, None]
-        q = coefficients(t, replace(c, stored=None))  # such kernels keep the coefficients as scalars in compute
-        logits = q.times(Computed.exactly(moved, c.storage), c.compute).sum(c.compute)
+        shifted = t.logits + (offset(t.logits, c) - t.logits.max(1))[:, None]
+        q = coefficients(t, replace(c, stored=None))  # such kernels keep the coefficients in `compute`
+        logits = q.times(Computed.exactly(shifted, c.storage), c.compute).sum(c.compute)
         rows = q.sum(c.compute).times(self._softmax[2], c.compute).minus(logits, c.compute)
         if not t.smooths:
             return rows
@@ -67,10 +70,11 @@ class Bounds(CallBounds):
             return self._loss()
 
     def _loss(self) -> Array:
+        """Compute :attr:`loss`."""
         rows, sizes = self._expected(-self._log_probs)
         if self._dense and self.contract.fused:
             rows = wider(rows, self._unshifted())
-        return self._reduced(rows, sizes, self._log_sizes)  # an infinite log p has size 0, so it is no overflow
+        return self._reduced(rows, sizes, self._log_sizes)  # an infinite log p has size 0: it is no overflow
 
     def _expected(self, values: Computed) -> tuple[Computed, Array]:
         """Return `Σ_c w_c q_c values_c` of each row, (R,), and the sum of the magnitudes of its terms, (R,)."""
@@ -84,10 +88,12 @@ class Bounds(CallBounds):
     def _reduced(self, rows: Computed, sizes: Array, values: Array) -> Array:
         """Return the bound of `Σ_c w_c q_c values_c` for each row, (R,), or of the reduced number, ().
 
+        Stacked calls have one bound for each reduced number, (B,).
+
         If every class has a term, an implementation may sum two parts of a row separately: the part of the true class
-        and the uniform part. The parts cancel if weights have both signs, so the error of a sum over rows depends on
-        the sizes of the parts. An implementation may also multiply by `ε/C` last, after all sums and after the division
-        by D. The unscaled sum must then not overflow.
+        and the uniform part. If weights have both signs, the parts may cancel. So the error of a sum over rows depends
+        on the sizes of the parts. An implementation may also multiply by `ε/C` last, after all sums and after the
+        division by D. The sum without the factor `ε/C` must then not overflow.
 
         Args:
             rows: `Σ_c w_c q_c values_c`, (R,).
@@ -103,16 +109,16 @@ class Bounds(CallBounds):
             return safe(rows.rounded(c.storage).error)
         sizes, unscaled = np.where(t.kept, sizes, 0.0), np.where(t.kept, unscaled, 0.0)
         total = c.keep(self._sum_of_rows(rows, narrow, sizes))
-        divided = np.ones(1)
+        least_divisor = np.ones(1)
         if self._denominator is not None:
             # An implementation may divide each row before the sum, or divide the sum: the larger error counts.
             divisor = self._denominator
-            divided = np.abs(divisor.value) - divisor.error
+            least_divisor = np.abs(divisor.value) - divisor.error
             first = self._divided(rows, self._of_rows(divisor))
-            first = self._sum_of_rows(first, c.compute, sizes / t.by_row(divided))
+            first = self._sum_of_rows(first, c.compute, sizes / t.by_row(least_divisor))
             total = wider(self._divided(total, divisor), first)
         if self._dense and t.smooths:
-            total = total.unless(narrow.overflows(t.by_call(unscaled).sum(1) / np.minimum(divided, 1.0)))
+            total = total.unless(narrow.overflows(t.by_call(unscaled).sum(1) / np.minimum(least_divisor, 1.0)))
         bound = safe(total.rounded(c.storage).error)
         return bound.reshape(()) if t.lengths is None else bound
 
@@ -130,12 +136,12 @@ class Bounds(CallBounds):
 
         With smoothing, an implementation may add the three terms softmax, one-hot and uniform in any order. This is one
         more rounding of each term. A kernel may also compute the part of the target and the uniform part separately,
-        and add the two parts. The larger error counts. Scaling the sum of the parts has no larger error than scaling
-        each part.
+        and add the two parts. The larger error counts. A kernel may multiply by `s` after this addition, but then the
+        error is not larger.
         """
         c, t = self.contract, self.terms
         scale = column(self._scale())
-        gradient, sizes = self._part(self._coefficients, scale, hot=not self._dense)
+        gradient, sizes = self._gradient_with(self._coefficients, scale, hot=not self._dense)
         if self._dense:
             once = (c.stored or c.compute).unit_roundoff * sizes
             gradient = Computed(gradient.value, gradient.error + once, c.compute)
@@ -143,22 +149,23 @@ class Bounds(CallBounds):
             of_target, uniform = parts(t, c)
             share = scale.times(unsmoothed_share(t, c), c.compute)
             spread = scale.times(constant(t.label_smoothing / t.logits.shape[1], c.compute, c), c.compute)
-            one, _ = self._part(of_target, c.keep(share), hot=t.index is not None)
-            two, _ = self._part(uniform, c.keep(spread))
-            gradient = wider(gradient, one.plus(two, c.compute))
+            target_part, _ = self._gradient_with(of_target, c.keep(share), hot=t.index is not None)
+            uniform_part, _ = self._gradient_with(uniform, c.keep(spread))
+            gradient = wider(gradient, target_part.plus(uniform_part, c.compute))
         return safe(gradient.where(t.kept[:, None]).rounded(c.storage).error)
 
-    def _part(self, coefficients: Computed, scale: Computed, *, hot: bool = False) -> tuple[Computed, Array]:
-        """Return `s (p_c Σ_k v_k - v_c)`, (R, C), in any association, and the sizes of its two terms, (R, C).
+    def _gradient_with(self, coefficients: Computed, scale: Computed, *, hot: bool = False) -> tuple[Computed, Array]:
+        """Return `s (p_c Σ_k v_k - v_c)`, (R, C), and the sum of the magnitudes of its two terms, (R, C).
 
-        An implementation may multiply both terms by a factor before the difference, or multiply the difference. With
-        `m` factors, `a` of them before the difference `d`, the rounding errors are:
+        The error covers every order of the operations, for the coefficients `v` and the scale `s`. An implementation
+        may multiply both terms by a factor before the difference, or multiply the difference `d`. With `m` factors, of
+        which `a` come before the difference, the rounding errors are:
 
             u (a |s p_c Σ v| + a |s v_c| + (1 + m - a) |d|)
 
         This is linear in `a`, so its largest value is at an end: all factors come before the difference, or none.
-        If only the true class has a coefficient v (`hot`), v is a factor too, and the term `s v` has one rounding
-        less for `a ≥ 1`. The error of the true class then increases with `a` from 1 on:
+        If only the true class has a coefficient v (`hot` is True), v is a factor too. For `a ≥ 1`, the term `s v` then
+        has one rounding less, and the error of the true class increases with `a`:
 
             u (a s v p + (a - 1) s v + (1 + m - a) s v (1 - p)) = u s v (m + (2a - 1 - m) p)
 
@@ -166,8 +173,8 @@ class Bounds(CallBounds):
         ends counts. Automatic differentiation multiplies by v before the difference; a kernel need not. A fused
         multiply-add leaves a rounding out.
 
-        Before the difference, an implementation may scale the sum over k, or scale its terms. The larger error counts:
-        if the terms cancel, their rounding errors do not cancel.
+        Before the difference, an implementation may multiply the sum over k by `s`, or multiply each term of the sum.
+        The larger error counts: if the terms cancel, their rounding errors do not cancel.
 
         A `p` without an error is 0 or 1, and multiplying by it is exact. So the rounding error of a product of known
         factors is known in any order.
@@ -197,7 +204,8 @@ class Bounds(CallBounds):
     def _partial_products(self, sizes: Array) -> Array:
         """Return the largest partial product of each term, (R, C); if only the true class has a term, (R,).
 
-        The largest partial product is `|w_c t_c| sizes_c` without the factors below one. `ε/C` is below one.
+        A term is the product of `sizes`, the class weight, the target, and `1 - ε` or `ε/C`. A partial product with
+        `sizes` is largest if the factors below one come last. `1 - ε` and `ε/C` are at most one.
         """
         t = self.terms
         if t.probabilities is not None:
@@ -207,7 +215,7 @@ class Bounds(CallBounds):
         return sizes if self._dense else t.of_target(sizes)
 
     def _scaled(self, coefficients: Computed, scale: Computed) -> Computed:
-        """Return `w_c q_c s`, (R, C). The factors may have any order, and each partial product is stored."""
+        """Return `s w_c q_c`, (R, C). The factors may have any order, and each partial product is stored."""
         t = self.terms
         factors = self._scale_factors()
         if t.weight is not None:
@@ -231,7 +239,7 @@ class Bounds(CallBounds):
     def _target_gradient(self) -> Array:
         """Return the bound of `-g/D · (1 - ε) w_c log p_c`, (R, C).
 
-        The factors may have any order. A partial product may overflow if a factor below one comes later.
+        The factors may have any order. So a partial product may overflow before a factor below one is applied.
         """
         c, t = self.contract, self.terms
         factors = [*self._scale_factors(), self._log_sizes]
@@ -241,8 +249,8 @@ class Bounds(CallBounds):
             product = c.keep(product.times(Computed.exactly(t.weight, c.storage), c.compute))
         if t.smooths:
             factors.append(np.ones((1, 1)))  # 1 - ε is at most one
-            narrow, rest = smoothing_format(t, c), unsmoothed_share(t, c)
-            product = c.keep(product.rounded(narrow).times(rest, narrow))
+            narrow, share = smoothing_format(t, c), unsmoothed_share(t, c)
+            product = c.keep(product.rounded(narrow).times(share, narrow))
         unscaled = np.ones((1, 1))
         for factor in factors:
             unscaled = unscaled * np.maximum(factor, 1.0)
@@ -250,9 +258,10 @@ class Bounds(CallBounds):
         return safe(product.rounded(c.storage).error)
 
     def vacuous_results(self, check: str) -> list[Array]:
-        """Return wrong results that have only a part of the formula. A comparison that they pass is no evidence.
+        """Return wrong results without a part of the formula. If one passes a comparison, passing is no evidence.
 
-        For `check="gradient"`, the wrong result is the part of the target alone: `-g/D · w_c q_c`, (R, C).
+        For `check="gradient"`, the wrong result is the gradient without softmax: `-g/D · w_c q_c`, (R, C). For other
+        checks, there is no wrong result.
         """
         if check != "gradient":
             return []

@@ -6,15 +6,15 @@ that is written with these operations computes its own error bound: the errors a
 rules assume no distribution of the errors, and they drop no term of second order.
 
 Model: IEEE 754 arithmetic rounded to nearest, `fl(a ∘ b) = (a ∘ b)(1 + δ)` with `|δ| ≤ u`. If the result underflows
-gradually, the error is instead at most half the smallest subnormal number, absolutely (Higham, Accuracy and Stability
-of Numerical Algorithms, 2nd ed., sec. 2.2). In a format that flushes, an operation may take a subnormal operand for 0,
+gradually, the absolute error is instead at most half the smallest subnormal number (Higham, Accuracy and Stability of
+Numerical Algorithms, 2nd ed., sec. 2.2). In a format that flushes, an operation may take a subnormal operand for 0,
 and may return 0 for a subnormal result. The error is then at most the smallest normal number. A wider format or a fused
 multiply-add only leaves roundings out, so the bounds cover both. If a number may overflow its format, its error is
 infinite: the rules promise nothing.
 
 In the formulas, `u` is the unit roundoff of the format and `η` its smallest subnormal number. `e` is the error of the
-operand and `v` its value. The errors themselves are computed in float64. :func:`safe` widens the final error by more
-than the rounding errors of this computation.
+operand and `v` its value. A number is known if its error is 0. The errors themselves are computed in float64.
+:func:`safe` widens the final error by more than the rounding errors of this computation.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Computed:
         return Computed(np.where(mask, a.value, b.value), np.where(mask, a.error, b.error), a.format)
 
     def unless(self, mask: NDArray[np.bool_]) -> Computed:
-        """Return the numbers with an infinite error where the mask is True. Infinite values keep their error."""
+        """Return the numbers with an infinite error where the mask is True and the value is finite."""
         return Computed(self.value, np.where(mask & np.isfinite(self.value), np.inf, self.error), self.format)
 
     def rounded(self, format: Format) -> Computed:
@@ -221,11 +221,11 @@ class Computed:
         """
         with np.errstate(all="ignore"):
             u = format.unit_roundoff
-            moved = self.error
+            of_argument = self.error
             if per_unit:
-                moved = moved + either(np.isinf(self.value), 0.0, per_unit * u * self.largest)
-            value, top = np.exp(self.value), np.exp(self.value + moved)
-            error = top * -np.expm1(-moved) + 2 * ulps * u * top
+                of_argument = of_argument + either(np.isinf(self.value), 0.0, per_unit * u * self.largest)
+            value, top = np.exp(self.value), np.exp(self.value + of_argument)
+            error = top * -np.expm1(-of_argument) + 2 * ulps * u * top
             error = either(value < 8 * format.smallest_normal, error + format.smallest_normal, error)
             known = (self.error == 0) & ((self.value == 0) | np.isneginf(self.value))
         return Computed(value, either(known, 0.0, error), format)._bounded()
@@ -236,30 +236,30 @@ class Computed:
         The exact `s` and every computed `s` are at least one. A sum of exponentials that contains `exp(0)` has this
         property. `value` is the exact logarithm. The caller passes `value`, because `log(s)` loses digits near one.
 
-        Upwards, the error of the argument moves the logarithm by `log(1 + e/s)`. Downwards, the error moves the
-        logarithm by `-log(1 - e/s)`, and never by more than `log s`. `log 1 = 0` is exact.
+        A computed argument above `s` increases the logarithm by at most `log(1 + e/s)`. A computed argument below `s`
+        decreases it by at most `-log(1 - e/s)`, and never by more than `log s`. `log 1 = 0` is exact.
 
         A hardware logarithm has the error `absolute` for arguments below two, and the error `ulps` above. Near one, no
-        digit of its result is right, and `log 1` need not be 0. If `s - e ≤ 2`, the computed argument may be on either
-        side of two, and the larger of the two errors counts.
+        digit of its result may be right, and `log 1` need not be 0. If `s - e ≤ 2`, the computed argument may be below
+        two, and the larger of the two errors counts.
         """
         with np.errstate(all="ignore"):
             ratio = self.error / self.value
             down = either(~(ratio < 1), np.inf, -np.log1p(-np.minimum(ratio, 1 - 2.0**-52)))
-            moved = np.maximum(np.log1p(ratio), np.minimum(down, value))
-            once = 2 * ulps * format.unit_roundoff * (np.abs(value) + moved)
+            of_argument = np.maximum(np.log1p(ratio), np.minimum(down, value))
+            once = 2 * ulps * format.unit_roundoff * (np.abs(value) + of_argument)
             if absolute:
                 once = either(self.value - self.error <= 2, np.maximum(once, absolute), once)
             else:
                 once = either((self.value == 1) & (self.error == 0), 0.0, once)
-        return Computed(value, moved + once, format)
+        return Computed(value, of_argument + once, format)
 
     def sum(self, format: Format, order: Order = ANY_ORDER, sizes: Array | None = None) -> Computed:
         """Return the sum over the last axis, with the error of the worst order that `order` allows.
 
         The error is `Σ e_i + u/(1 - hu) · max Σ_i t_i depth_i`. Here `t_i` is the magnitude of a term, `depth_i` the
-        number of additions that the term passes, `h` the largest depth, and the maximum is over the allowed trees. Each
-        addition that a term passes rounds the term once.
+        number of additions that the term goes through, `h` the largest depth, and the maximum is over the allowed
+        trees. Each addition that a term goes through rounds the term once.
 
         Any order. Sort the magnitudes, `t_1 ≥ t_2 ≥ … ≥ t_n`. Every binary tree has `Σ t_i depth_i ≤ Ω`, with
         `Ω = Σ_{j ≥ 2} (t_1 + … + t_j)`. Adding one term at a time, the largest first (a caterpillar tree), attains `Ω`.
@@ -270,10 +270,9 @@ class Computed:
 
         Bounded depth. An order of bounded depth also has `Σ t_i depth_i ≤ depth · Σ t`.
 
-        Big and small terms. Let K terms be above `u Σ t`, and let the other terms sum to σ. If a node joins a sum with
-        big terms and a sum of small terms, its rounding error is at most its smaller side, hence at most the sum of the
-        small terms. The sides of different nodes are disjoint. So the error is at most
-        `u (Ω_K + (K-1) σ + (n-K) σ) + σ`.
+        Big and small terms. Let K terms be big, above `u Σ t`, and let the other terms sum to σ. `Ω_K` is `Ω` for the
+        big terms. If a node adds a sum with big terms and a sum of small terms, its rounding error is at most the
+        second sum. These second sums share no term. So the error is at most `u (Ω_K + (K-1) σ + (n-K) σ) + σ`.
 
         Exact sums. If all terms are known multiples of a power of two, and `Σ t` fits the precision of the format, no
         order rounds.
@@ -320,7 +319,7 @@ class Computed:
         return Computed(np.where(np.isnan(total), 0.0, total), error, format)._bounded()
 
     def _sums_exactly(self, format: Format, size: Array) -> NDArray[np.bool_]:
-        """Return whether every order sums exactly: the terms are known, and all bits up to `size` fit the format."""
+        """Return a mask of the sums that are exact in every order: all bits of the known terms and of `size` fit."""
         known = np.asarray((self.error == 0).all(-1) & np.isfinite(size))
         if known.any():
             values = self.value[known]
@@ -341,7 +340,7 @@ def safe(error: Array) -> Array:
 
 
 def _one_rounding(value: Array, error: Array, format: Format) -> Array:
-    """Return the error that one rounding adds. If the format is below float64, a known number has a known error."""
+    """Return the error that one rounding adds. If the format is below float64, the error of a known number is known."""
     if format.precision == 53:
         largest = np.abs(value) + error
         return format.rounding_error(largest)

@@ -68,7 +68,10 @@ class Terms:
         return taken
 
     def by_call(self, numbers: Array) -> Array:
-        """Return the numbers of the rows, (R,), with a line for each call, (B, L). Zeros fill up the shorter lines."""
+        """Return the numbers of the rows, (R,), with a line for each call, (B, L).
+
+        L is the largest number of rows of a call. Zeros fill up the shorter lines.
+        """
         if self.lengths is None:
             return numbers[None]
         lengths = np.array(self.lengths)

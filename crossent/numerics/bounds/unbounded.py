@@ -1,4 +1,4 @@
-"""The reasons why some error bounds are infinite, which means that a contract promises nothing."""
+"""The reasons why some error bounds are infinite. Where a bound is infinite, the contract promises nothing."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ def unbounded(bounds: Bounds, check: str) -> dict[Reason, NDArray[np.bool_]]:
 
     Args:
         bounds: The bounds of a call.
-        check: The name of an attribute of `bounds`, such as "loss". The masks have the shape of its value.
+        check: The name of an attribute of `bounds`, such as "loss". The masks have the shape of this attribute.
     """
     bound = getattr(bounds, check)
     if not np.isinf(bound).any():
         return {}
     c, t = bounds.contract, bounds.terms
     # If a bound is finite in formats of unlimited range, the bound was infinite because of overflow.
-    left = np.isinf(getattr(bounds.under(c.unlimited), check))
-    found: dict[Reason, NDArray[np.bool_]] = {"an intermediate may overflow": np.isinf(bound) & ~left}
+    remaining = np.isinf(getattr(bounds.under(c.unlimited), check))
+    found: dict[Reason, NDArray[np.bool_]] = {"an intermediate may overflow": np.isinf(bound) & ~remaining}
     rows = len(t.logits)
     depth = rows - 1 if c.row_order.depth is None else min(c.row_order.depth, rows - 1)
     infinite = (np.isinf(t.logits).any(1) & t.kept).reshape(-1, *[1] * (bound.ndim - 1))
-    reason: Reason = "an intermediate may overflow"  # the bound itself, which is computed in float64, overflowed
+    reason: Reason = "an intermediate may overflow"  # the float64 computation of the bound overflowed
     if t.reduction != "none" and depth * (c.stored or c.compute).unit_roundoff >= 0.5:
         reason = "the format is too short for so many terms"
     elif bounds.may_divide_by_zero:
         reason = "the denominator may be zero"
     else:
         here = infinite if bound.ndim else infinite.any()
-        found["zero times infinity"], left = left & here, left & ~here
-    found[reason] = found.get(reason, np.zeros_like(left)) | left
+        found["zero times infinity"], remaining = remaining & here, remaining & ~here
+    found[reason] = found.get(reason, np.zeros_like(remaining)) | remaining
     return {reason: where for reason, where in found.items() if where.any()}

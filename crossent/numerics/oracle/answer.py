@@ -3,17 +3,18 @@ r"""The exact value of a call: every loss and every gradient element, each with 
 crossent tests torch and the forms against the oracle, so the oracle must depend on neither. The oracle imports numpy
 and flint only. It has three parts:
 
-* :mod:`crossent.numerics.oracle.formula` has the formula on finite rows. The formula runs in float64 where logits,
-  targets and weights are float32. (float16 and bfloat16 are widened to float32.) Otherwise the formula runs in
-  the ball arithmetic of flint. The precision of the balls is doubled until the radius is small enough.
+* :mod:`crossent.numerics.oracle.formula` has the formula on finite rows. The formula runs in float64 if logits, class
+  probabilities and weights are float32, and the upstream gradient is at most 2^128. (float16 and bfloat16 are widened
+  to float32.) Otherwise the formula runs in the ball arithmetic of flint, whose numbers have an error radius. Its
+  precision is doubled until the radius is small enough.
 * :mod:`crossent.numerics.oracle.special_values` has the rules for results that are infinite, NaN or exactly 0.
 * This module reduces the losses, and computes a call in blocks of rows.
 
 A radius of inf makes no claim about the exact value. The radius is inf in three cases only: the number is beyond the
 range of float64; the weights of a mean cancel to exactly 0; the number is the tangent of a mean over no rows.
 
-Sources: the documentation of `torch.nn.CrossEntropyLoss`, and measurements of torch where the documentation says
-nothing.
+Sources of the formula and the rules: the documentation of `torch.nn.CrossEntropyLoss`, and measurements of torch where
+the documentation says nothing.
 """
 
 from __future__ import annotations
@@ -30,9 +31,11 @@ from crossent.numerics.oracle.arguments import EXACT_BITS, Arguments, Denominato
 from crossent.numerics.oracle.arithmetic import Ball, Balls
 from crossent.numerics.oracle.special_values import RowBlock
 
-# The number of logits in a block: an array then has 0.5 MiB in float64, and 0.3 MiB in ball arithmetic.
+# The largest number of logits in a block of several rows: BLOCK in float64, where an array then has 0.5 MiB, and
+# BALL_BLOCK in ball arithmetic, where it has 0.3 MiB.
 BLOCK, BALL_BLOCK = 2**16, 2**12
-# Up to this number of logits, the exponentials are kept from loss to gradient: up to 300 MiB in ball arithmetic.
+# A call with at most this number of logits saves the exponentials of the loss for the gradient. They take up to 300 MiB
+# in ball arithmetic.
 SAVED = 2**20
 
 
@@ -44,7 +47,7 @@ class Answer:
         losses: (R,), the loss of each row before the reduction, and 0 on ignored rows.
         loss: The result of the call: (R,) for "none", otherwise 0-d.
         denominator: 0-d, the denominator of a mean; 1 for the other reductions.
-        blocks: A function that returns the rows in blocks, so that memory stays bounded.
+        blocks: A function that returns the rows of the call in blocks, so that memory stays bounded.
     """
 
     losses: Ball
@@ -55,28 +58,33 @@ class Answer:
     _shape: tuple[int, ...]
 
     def gradients(self) -> Iterator[tuple[slice, Ball, Ball | None]]:
-        """Yield tuples, one for each block of `r` rows: the rows, the gradient of the logits, the target's gradient.
+        """Yield a tuple for each block of `r` rows: the slice of rows, the gradients of the logits and of the target.
 
-        The gradients are (r, C). For class indices, the gradient of the target is None.
+        Both gradients are (r, C). For class indices, the gradient of the target is None.
         """
         for block in self.blocks():
             yield block.rows, block.gradient(), block.target_gradient()
 
     def tangent(self, direction: Array) -> Ball:
-        """Return the tangent, the derivative of the loss along a direction, (R, C): (R,) for "none", otherwise 0-d.
+        """Return the tangent: the derivative of the loss along a direction of the logits.
+
+        The direction is (R, C). The tangent is (R,) for the reduction "none", otherwise 0-d.
 
         Where a logit of -inf makes the loss infinite, the tangent is finite, like the gradient. The tangent of a mean
-        over no kept rows has the radius inf: such a mean is NaN for all logits, but its gradient is 0 by contract.
+        over no kept rows has the radius inf, so the oracle makes no claim: such a mean is NaN for all logits, but torch
+        gives it the gradient 0.
 
         Raises:
-            ValueError: The direction has another shape, or a number that is not finite or not below 2^128, the bound of
-                float32.
+            ValueError: The direction has another shape, or contains a number that is not finite. Or a magnitude is not
+                below 2^128, the range of float32.
         """
         u = self._checked(direction)
         return self._reduced(Ball.joined([block.tangents(u[block.rows]) for block in self.blocks()]))
 
     def second(self, direction: Array) -> Ball:
-        """Return the derivative of the gradient along a direction, (R, C): a Hessian-vector product, (R, C).
+        """Return the derivative of the gradient along a direction of the logits: a Hessian-vector product.
+
+        The direction and the product are (R, C).
 
         Raises:
             ValueError: The direction is invalid, as in :meth:`tangent`.
@@ -89,12 +97,12 @@ class Answer:
         if direction.shape != self._shape:
             raise ValueError(f"direction: got shape {direction.shape}; allowed is {self._shape}")
         if not (np.abs(direction) < 2.0**128).all():
-            raise ValueError("direction: got a number that is not finite or too large; allowed is less than 2^128")
+            raise ValueError("direction: got a number that is not finite or too large; allowed are sizes below 2^128")
         return direction
 
 
 def answer(arguments: Arguments) -> Answer:
-    """Return the exact loss of a call; the gradients are computed on demand.
+    """Return the exact values of a call. The methods of the returned object compute the gradients.
 
     The error radius of a number is relative to its size, the sum of the magnitudes of its terms. With float64 inputs,
     the radius is below 2^-73 times the size, or the smallest that two float64 numbers can express. With float32 inputs,
@@ -111,14 +119,14 @@ def answer(arguments: Arguments) -> Answer:
     denominator = Denominator.of(arguments)
     step = max(1, (BLOCK if arguments.exact_in_float64 else BALL_BLOCK) // max(1, classes))
 
-    def made() -> Iterator[RowBlock]:
+    def new_blocks() -> Iterator[RowBlock]:
         for start in range(0, total_rows, step):
             yield RowBlock(arguments, denominator, slice(start, min(start + step, total_rows)))
 
-    saved = list(made()) if arguments.logits.size <= SAVED else None
+    saved = list(new_blocks()) if arguments.logits.size <= SAVED else None
 
     def blocks() -> Iterable[RowBlock]:
-        return made() if saved is None else saved
+        return new_blocks() if saved is None else saved
 
     losses = Ball.joined([block.losses() for block in blocks()])
 
@@ -132,7 +140,10 @@ def answer(arguments: Arguments) -> Answer:
 
 
 def _reduced(arguments: Arguments, losses: Ball, denominator: Denominator) -> Ball:
-    """Return the reduced loss, from the exact sum of all `hi` and `lo`. The error radii are added."""
+    """Reduce the losses or the tangents of the rows: return them for "none", otherwise their sum or mean, 0-d.
+
+    The sum of all `hi` and `lo` is exact. The error radius is the sum of all radii, plus the last roundings.
+    """
     if arguments.reduction == "none":
         return losses
     if denominator.undefined is not None:
@@ -148,8 +159,8 @@ def _reduced(arguments: Arguments, losses: Ball, denominator: Denominator) -> Ba
         lo = math.fsum([*terms, -hi])
     except OverflowError:
         return _scalar(np.nan, np.inf)
-    # 2^-20 covers the roundings of up to 2^30 additions of radii. The last term is the rounding of lo, which never
-    # underflows.
+    # 2^-20 covers the roundings of up to 2^30 additions of radii. The last term covers the rounding of `lo`. A sum of
+    # float64 numbers never underflows.
     radius = float(losses.radius.sum()) * (1 + 2.0**-20) + 2.0**-53 * abs(lo)
     if hi == radius == 0:  # every loss is exactly 0
         return _scalar(0.0, 0.0)
@@ -160,4 +171,5 @@ def _reduced(arguments: Arguments, losses: Ball, denominator: Denominator) -> Ba
 
 
 def _scalar(value: float, radius: float) -> Ball:
+    """Return a single number with an error radius, 0-d."""
     return Ball(np.array(value), np.array(0.0), np.array(radius))

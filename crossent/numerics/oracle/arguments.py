@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from crossent.numerics.oracle.arithmetic import Ball, Balls, Mask
 
-# A precision in which sums of up to 2^63 float64 numbers are exact: their bits range from 2^-1074 to 2^1087.
+# A precision in which sums of up to 2^63 float64 numbers are exact: the bits of such a sum range from 2^-1074 to
+# 2^1087.
 EXACT_BITS = 2300
 
 
@@ -32,8 +33,8 @@ class Arguments:
         upstream: The upstream gradient of the result: (R,) for "none", otherwise a number.
 
     Raises:
-        ValueError: A size, a dtype or an option is not allowed. Or a weight, a class probability or an upstream
-            gradient is not finite, so the contract does not define the loss.
+        ValueError: A shape, a dtype or an option is not allowed. Or a weight, a class probability or an upstream
+            gradient is not finite, so the loss is not defined.
         IndexError: An index is outside `[0, C)` and is not `ignore_index`.
     """
 
@@ -95,9 +96,9 @@ class Arguments:
 class Denominator:
     """The exact denominator of a mean, and 1 for the other reductions.
 
-    A denominator of 0 makes the result NaN. With no kept rows, or if all their weights are 0, the result is 0/0: NaN by
-    contract, with radius 0. If weights of both signs cancel, the contract does not define the result, and each
-    rounding of the weights' sum gives another result. The NaN then has the radius inf.
+    A denominator of 0 makes the result NaN. With no kept rows, or if all their weights are 0, the result is 0/0, which
+    torch defines as NaN. The NaN then has the radius 0. If weights of both signs cancel, torch defines no result: the
+    result depends on how the sum of the weights is rounded. The NaN then has the radius inf.
 
     Attributes:
         value: The exact denominator, or 1 where the exact denominator is 0.

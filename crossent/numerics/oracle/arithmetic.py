@@ -44,13 +44,13 @@ class Ball:
     radius: Array
 
     def distance(self, got: ArrayLike) -> Array:
-        """Return `|got - exact|`.
+        """Return the distance of each number from its exact value, `|got - (hi + lo)|`.
 
         The distance is 0 if both numbers are the same infinity or both are NaN. The distance is inf if only one of the
         two is infinite or NaN.
 
-        `got - hi` is exact if the two numbers are within a factor of two of each other (Sterbenz), so that a small
-        difference loses no digits. Otherwise the relative error of the distance is at most `2 u`.
+        `got - hi` is exact if the two numbers are within a factor of two of each other (Sterbenz), so a small distance
+        loses no digits. Otherwise the relative error of the distance is at most `2 u`, with the unit roundoff `u`.
         """
         got = np.asarray(got, np.float64)
         with np.errstate(all="ignore"):
@@ -61,11 +61,11 @@ class Ball:
         return np.where(np.isnan(distance), np.where(same, 0.0, np.inf), distance)
 
     def replaced(self, where: Mask | np.bool_, value: Array | float, radius: float = 0.0) -> Ball:
-        """Return a ball with `value` and `radius` where the mask is True, and these numbers elsewhere."""
+        """Return a ball with `value` and `radius` where the mask is True, and the numbers of this ball elsewhere."""
         if not where.any():
             return self
-        news = ((value, self.hi), (0.0, self.lo), (radius, self.radius))
-        return Ball(*(np.where(where, new, old) for new, old in news))
+        pairs = ((value, self.hi), (0.0, self.lo), (radius, self.radius))
+        return Ball(*(np.where(where, new, old) for new, old in pairs))
 
     @staticmethod
     def joined(balls: Sequence[Ball], columns: tuple[int, ...] = ()) -> Ball:
@@ -98,7 +98,7 @@ def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
 
 
 def compensated_sum(terms: Array) -> Array:
-    r"""Sum over the last axis, nearly as accurately as with one rounding: (..., n) to (...).
+    r"""Return the sum over the last axis, (..., n) to (...), nearly as accurate as with a single rounding.
 
     The function adds the two halves of the terms by :func:`two_sum`, level by level. It sums the errors of all levels
     in plain float64, and adds this sum at the end. For `n <= 2^30` terms the error of the result is at most
@@ -144,7 +144,7 @@ class Float64:
         return float(value)
 
     def shifted_exp(self, logits: Array, largest: Array) -> tuple[Elements, Elements]:
-        """Return `a = logits - largest`, which is at most 0, and exp(a).
+        """Return `a = logits - largest` and exp(a), where `largest` has the largest logit of each row.
 
         The error of `a` is at most `u |a|`. The exponential does not inherit this error: the code computes
         `exp(a)·(1 + l)`, where `l` is the rounding error of the subtraction.
@@ -152,7 +152,7 @@ class Float64:
         shifted, lost = two_sum(logits, -largest)
         exps = np.exp(shifted)
         exps += exps * lost
-        exps[np.isneginf(shifted)] = 0  # here `lost` is NaN
+        exps[np.isneginf(shifted)] = 0  # for a logit of -inf, `lost` is NaN
         return shifted, exps
 
     def total(self, terms: Elements) -> Elements:
@@ -178,7 +178,10 @@ class Balls:
         self.bits = bits
 
     def context(self) -> AbstractContextManager[Any]:
-        """Return a context manager that sets the precision of flint, which is global: threads cannot share it."""
+        """Return a context manager that sets the precision of flint.
+
+        The precision is global, so do not compute in several threads.
+        """
         return flint.ctx.workprec(self.bits)
 
     def numbers(self, values: NDArray[Any]) -> Elements:
@@ -190,7 +193,7 @@ class Balls:
         return value
 
     def shifted_exp(self, logits: Array, largest: Array) -> tuple[Elements, Elements]:
-        """Return `a = logits - largest` and exp(a)."""
+        """Return `a = logits - largest` and exp(a), where `largest` has the largest logit of each row."""
         # float64 minus ball is fast: flint converts the float64 number exactly, and rounds the difference to `bits`.
         shifted = logits - self.numbers(largest)
         return shifted, np.asarray(_EXP(shifted), object)
@@ -202,15 +205,17 @@ class Balls:
     def ball(self, values: Elements, radius: Array | None = None) -> Ball:
         """Return the values as hi, lo and radius. The radius is inf for values beyond the range of float64.
 
+        The argument `radius` has no effect: flint knows the radius of each value.
+
         flint converts a midpoint to one of the two nearest float64 numbers. The relative error is at most 2^-52, or the
-        absolute error at most 2^-1074. `values - hi` is a ball, so it contains the error of `hi`. Only the error of
-        `lo` has to be added to the radius.
+        absolute error at most 2^-1074. The ball `values - hi` contains the error of `hi`. So only the error of `lo` is
+        added to the radius.
         """
         hi = np.asarray(values.astype(np.float64))
         left = np.asarray(values - hi, object)
         lo = left.astype(np.float64)
         radius = np.asarray(_RADIUS(left), np.float64) + 2.0**-52 * np.abs(lo)
-        radius = radius * (1 + 2.0**-50) + 2.0**-1072  # covers the roundings of this line and the line above
+        radius = radius * (1 + 2.0**-50) + 2.0**-1072  # covers the roundings of this line and the previous line
         too_large = np.isinf(hi)
         return Ball(hi, np.where(too_large, 0.0, lo), np.where(too_large, np.inf, radius))
 

@@ -1,10 +1,14 @@
-r"""The formula of cross-entropy on rows of finite numbers, written once for both arithmetics, with a proof for float64.
+r"""The formula of cross-entropy on rows of finite numbers, written once for both arithmetics of the oracle.
+
+The two arithmetics are float64 and the ball arithmetic of flint. :class:`Formula` has a proof of the error in float64.
 
 A row has the logits `x` over `C` classes. Write `p = softmax(x)`, `lp = log p`, `w` for the class weights, `t` for the
-class probabilities or the one-hot vector of the index, `q = (1 - ε)·t + ε/C` for the smoothed target, `v = w·q`, and
-`s = upstream / denominator`. Then
+class probabilities or the one-hot vector of the class index, and `ε` for the label smoothing. Write
+`q = (1 - ε)·t + ε/C` for the smoothed target, `v = w·q`, and `s = upstream / denominator`. Then
 
     loss = -Σ_c v_c lp_c        ∂/∂x_c = s·(p_c Σ_k v_k - v_c)        ∂/∂t_c = -s·(1 - ε)·w_c·lp_c
+
+The code computes `lp = a - log S` from `a = x - max x` and `S = Σ_c exp(a_c)`.
 
 For a direction `u`, write `m = Σ_c p_c u_c` for its mean. The derivatives of the loss and of the gradient along `u` are
 the tangent and the Hessian-vector product:
@@ -32,7 +36,9 @@ UNDERFLOW = 2.0**-200
 
 @dataclass(frozen=True, eq=False)
 class FiniteRows:
-    """A block of `r` rows of `C >= 1` classes, where each row has a finite maximum: no NaN, no +inf, not only -inf.
+    """A block of `r` rows of `C >= 1` classes, in which each row has a finite maximum.
+
+    So no logit is NaN or +inf, and no row has only logits of -inf.
 
     A logit of -inf has probability 0. If such a logit makes a result infinite or NaN, the caller replaces the result.
 
@@ -68,7 +74,7 @@ class FiniteRows:
 
 
 class Formula:
-    r"""Computes loss and gradients of :class:`FiniteRows`, and their derivatives along a direction.
+    r"""Computes the losses and gradients of :class:`FiniteRows`, and their derivatives along a direction.
 
     In ball arithmetic, every result contains the exact value. In float64 with float32 inputs, the error of a second
     derivative is at most `41 u·size + 2^-200`, and the error of every other result at most `28 u·size + 2^-200`, with
@@ -93,9 +99,10 @@ class Formula:
       largest logit, `e = 1` exactly.
     * `rest`, the sum of `e` over all other classes: 5 + 1.01, about 6. `S = 1 + rest`: 6 + 1 = 7.
     * `log S = log1p(rest)`: 6 + 4 = 10, since `rest/(1 + rest) <= log1p(rest)`. The error is relative even where
-      `log S` is small. `-lp = log S - a`, whose two terms have one sign: the larger of 10 for `log S` and 1 for `a`,
-      which lacks `l`, and 1 for the difference: 11.
-    * Where the true class is the only term, `v` is its weight: 0. The loss `v·(-lp)`: 0 + 11 + 1 = 12.
+      `log S` is small. `-lp = log S - a`: both terms have the same sign, so the larger error counts. It is 10 for
+      `log S`, and 1 for `a`, because the code adds no `l` here. The difference adds 1: 11.
+    * Where the true class is the only term, `v` is the weight of this class, an input: 0. The loss `v·(-lp)`:
+      0 + 11 + 1 = 12.
     * Otherwise `v` has the operations `1 - ε`, `·t`, `+ ε/C`, `·w`: 4. `Σ v`: 5. The loss is `log S·Σ v - Σ v a`. For
       each class, `v_c log S` and `-v_c a_c` have one sign, so their errors are relative to the size of the loss. The
       first product: 10 + 5 + 1 = 16. The second sum: 4 + 1 + 1 + 1 = 7. The difference adds 1: 17.
@@ -111,7 +118,7 @@ class Formula:
       for the first product, 4 + 1 + 1 = 6 for the second sum, and 1 for the difference: 22.
     * `second`: 23 for `s·Σv/S·e`, as above. `u - m`: 15 + 1 = 16. The product: 23 + 16 + 1 = 40.
 
-    Underflow. Each operation errs by at most 2^-1022 where it underflows. This error enters one result in at most
+    Underflow. An operation that underflows has an error of at most 2^-1022. Such errors enter one result in at most
     `16 C² <= 2^64` places. In each place, the error is multiplied at most by three factors below 2^130 (`|w|`, `|t|`,
     and `|lp|` or `|u|`), by `|g| <= 2^128`, and by `1/|D| <= 2^149`, since D is a multiple of the smallest float32
     number. Less than 2^-290 is left, and UNDERFLOW is 2^-200.
@@ -156,7 +163,10 @@ class Formula:
         return np.abs(self.coefficients if t is None or (t >= 0).all() else self._coefficients(np.abs(t)))
 
     def _coefficients(self, t: NDArray[Any] | None) -> Elements:
-        """Return `v` for the class probabilities `t`, or for the class indices if `t` is None."""
+        """Return the coefficients `v` for the class probabilities `t`, or for the class indices if `t` is None.
+
+        Where only the true class has a term, the shape is (r,), otherwise (r, C).
+        """
         rows, numbers = self.rows, self.arithmetic.numbers
         uniform = self.smoothing / rows.logits.shape[1]
         if t is not None:
@@ -177,7 +187,7 @@ class Formula:
 
     @cached_property
     def total_coefficients(self) -> Elements:
-        """`Σ v`, (r,), for rows with a term for every class."""
+        """The sum of the coefficients of each row, `Σ v`, (r,), for rows with a term for every class."""
         return self.arithmetic.total(self.coefficients)
 
     def losses(self) -> Elements:
@@ -213,19 +223,19 @@ class Formula:
         """Return the second derivative, (r, C), along a direction `u`, (r, C): `s·Σ v·p (u - m)`."""
         total = self.total_coefficients if self.rows.dense else self.coefficients
         factor = self.scale * total / self.partition
-        away = self.arithmetic.numbers(direction) - self._mean(direction)[:, None]
-        return np.asarray(factor[:, None] * self.exps * away)
+        deviation = self.arithmetic.numbers(direction) - self._mean(direction)[:, None]
+        return np.asarray(factor[:, None] * self.exps * deviation)
 
     def _mean(self, direction: Array) -> Elements:
         """Return the mean of a direction, (r,): `m = Σ p u`."""
         return np.asarray(self.arithmetic.total(self.exps * self.arithmetic.numbers(direction)) / self.partition)
 
     def loss_sizes(self) -> Array:
-        """Return the size of each loss, (r,): the sum of the magnitudes of its terms."""
+        """Return the size of each loss, (r,): the sum of the magnitudes of its terms (see :class:`Formula`)."""
         return np.asarray((self.magnitudes * self.neg_log_probs).sum(1)) if self.rows.dense else np.abs(self.losses())
 
     def gradient_sizes(self) -> Array:
-        """Return the size of each element of the gradient, (r, C)."""
+        """Return the size of each element of the gradient, (r, C), as :class:`Formula` defines it."""
         if not self.rows.dense:
             return np.abs(self.gradient())
         factor = self.magnitudes.sum(1) / self.partition
@@ -236,19 +246,22 @@ class Formula:
         return np.abs(self.target_gradient())
 
     def tangent_sizes(self, direction: Array) -> Array:
-        """Return the size of each tangent, (r,)."""
+        """Return the size of each row's tangent, (r,), as :class:`Formula` defines it."""
         u, mean = np.abs(direction), self._mean(np.abs(direction))
         if self.rows.dense:
             return np.asarray((self.magnitudes * (mean[:, None] + u)).sum(1))
         return np.asarray(np.abs(self.coefficients) * (mean + u[self.rows.true]))
 
     def second_sizes(self, direction: Array) -> Array:
-        """Return the size of each element of the second derivative, (r, C)."""
+        """Return the size of each element of the second derivative, (r, C), as :class:`Formula` defines it."""
         total = self.magnitudes.sum(1) if self.rows.dense else np.abs(self.coefficients)
         factor = np.abs(self.scale) * total / self.partition
         return np.asarray(factor[:, None] * self.exps * (np.abs(direction) + self._mean(np.abs(direction))[:, None]))
 
 
 def float64_radius(size: Array, roundings: int = ROUNDINGS) -> Array:
-    """Return the error radius of results of these sizes, computed by :class:`Formula` in float64."""
+    """Return the error radius of results of the given sizes, which :class:`Formula` computed in float64.
+
+    `roundings` is the factor of `u·size` in the error that the docstring of :class:`Formula` proves.
+    """
     return roundings * UNIT_ROUNDOFF * size + UNDERFLOW

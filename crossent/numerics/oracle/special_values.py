@@ -1,7 +1,9 @@
 """The exact values of a block of rows, with the rules for values that are infinite, NaN or exactly 0.
 
-The contract of cross-entropy says when a value is infinite, NaN or exactly 0. These values replace the results of
-:mod:`crossent.numerics.oracle.formula`, and have the radius 0.
+The contract of cross-entropy is torch's documentation, and torch's behaviour where the documentation says nothing. The
+contract says when a value is infinite, NaN or exactly 0. These values replace the results of
+:mod:`crossent.numerics.oracle.formula`, and have the radius 0. Only the NaN of a mean whose weights cancel has the
+radius inf.
 """
 
 from __future__ import annotations
@@ -19,8 +21,10 @@ from crossent.numerics.oracle.arguments import Arguments, Denominator
 from crossent.numerics.oracle.arithmetic import Ball, Balls, Elements, Float64, Mask
 from crossent.numerics.oracle.formula import ROUNDINGS, SECOND_ROUNDINGS, FiniteRows, Formula, float64_radius
 
-RELATIVE_RADIUS = 2.0**-73  # relative to the size of a number's terms: 2^-20 times the unit roundoff of float64
-BITS = 128  # the first precision of ball arithmetic: with fewer bits than two machine words, flint is hardly faster
+# The wanted radius of a number in ball arithmetic, divided by the number's size: 2^-20 times the unit roundoff of
+# float64. The size is the sum of the magnitudes of the number's terms.
+RELATIVE_RADIUS = 2.0**-73
+BITS = 128  # the first precision of ball arithmetic. flint is hardly faster with fewer bits than two machine words
 
 
 class RowBlock:
@@ -62,10 +66,12 @@ class RowBlock:
 
     @cached_property
     def _float64(self) -> Formula:
+        """The formula in float64. The sizes of the results are always computed in float64."""
         return Formula(self._finite, Float64())
 
     @cached_property
     def _formula(self) -> Formula:
+        """The formula that computes the results: in float64 if float64 suffices, otherwise in ball arithmetic."""
         return self._float64 if self._in_float64 else Formula(self._finite, Balls(BITS))
 
     def losses(self) -> Ball:
@@ -73,7 +79,7 @@ class RowBlock:
         kept, infinite, values = self._finite.kept, np.zeros_like(self._infinite), np.zeros(len(self._no_maximum))
         if self._infinite.any():
             infinite = self._infinite & kept[:, None] & (self._finite.dense or self._one_hot())
-            with np.errstate(invalid="ignore"):  # 0·inf and inf - inf are NaN by contract
+            with np.errstate(invalid="ignore"):  # the contract defines 0·inf and inf - inf as NaN
                 values = np.where(infinite, self._signs() * np.inf, 0.0).sum(1)
 
         def with_rules(ball: Ball) -> Ball:
@@ -91,7 +97,7 @@ class RowBlock:
 
         def with_rules(ball: Ball) -> Ball:
             ball = ball.replaced(~kept | (self._classes <= 1), 0.0)
-            if self._infinite.any():  # probability and coefficient are exactly 0 here
+            if self._infinite.any():  # here `p_c` and `v_c` are exactly 0, so the gradient is 0
                 ball = ball.replaced(self._infinite & (self._signs() == 0), 0.0)
             if self._undefined is not None:
                 ball = ball.replaced(kept, np.nan, self._undefined)
@@ -114,9 +120,9 @@ class RowBlock:
         return self._ball(Formula.target_gradient, Formula.target_gradient_sizes, with_rules)
 
     def tangents(self, direction: Array) -> Ball:
-        """Return the derivative of each row's loss along a direction, (r, C), before the reduction: (r,).
+        """Return the derivative of each row's loss along a direction, (r,), before the reduction.
 
-        The derivative of an ignored row is 0.
+        The direction is (r, C). The derivative of an ignored row is 0.
         """
         kept, u = self._finite.kept, np.asarray(self._widened(direction), np.float64)
 
@@ -126,7 +132,7 @@ class RowBlock:
         return self._ball(lambda formula: formula.tangents(u), lambda formula: formula.tangent_sizes(u), with_rules)
 
     def second(self, direction: Array) -> Ball:
-        """Return the derivative of the gradient along a direction, (r, C), with the shape (r, C).
+        """Return the derivative of the gradient along a direction. Both are (r, C).
 
         The derivative is NaN where the gradient is NaN.
         """
@@ -150,13 +156,13 @@ class RowBlock:
         with_rules: Callable[[Ball], Ball],
         roundings: int = ROUNDINGS,
     ) -> Ball:
-        """Return the numbers as a ball, computed with enough bits.
+        """Return results with their error radii. In ball arithmetic, double the bits until the radii are small enough.
 
         Args:
-            numbers: Computes the numbers.
-            sizes: Computes the size of each number, to which the error radius is relative.
-            with_rules: Replaces numbers that are infinite, NaN or exactly 0 by rule.
-            roundings: The proven error of the numbers in float64, in units of the unit roundoff times the size.
+            numbers: A function that computes the results from a formula.
+            sizes: A function that computes the size of each result, to which the error radius is relative.
+            with_rules: A function that replaces the results that are infinite, NaN or exactly 0 by contract.
+            roundings: The proven error of the results in float64, in units of the unit roundoff times the size.
         """
         with self._float64.arithmetic.context():
             size = sizes(self._float64)
@@ -171,12 +177,13 @@ class RowBlock:
             if not (np.isfinite(ball.hi) & (ball.radius > enough)).any():
                 break
             self._formula = Formula(self._finite, Balls(2 * self._formula.arithmetic.bits))
+        # For a call without classes, `_widened` added a class, which the gradient must not have.
         return ball if self._classes or ball.hi.ndim == 1 else Ball(*np.empty((3, len(self._no_maximum), 0)))
 
     def _signs(self) -> Array:
         """Return the exact sign of each coefficient `v_c`, (r, C), where the logit is infinite.
 
-        In float64, `v_c` could underflow or cancel to 0 and lose its sign.
+        In float64, `v_c` could underflow or cancel to 0, and so lose its sign.
         """
         smoothing, t = self._finite.label_smoothing, self._finite.probabilities
         if t is None:
@@ -189,7 +196,7 @@ class RowBlock:
 
     @property
     def _weight_signs(self) -> Array:
-        """The sign of each class weight, (C,)."""
+        """The sign of each class weight, (C,): 1 if the call has no class weights."""
         weight = self._finite.weight
         return np.ones(self._infinite.shape[1]) if weight is None else np.sign(weight, dtype=np.float64)
 

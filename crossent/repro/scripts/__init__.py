@@ -3,18 +3,20 @@
 `composer.py` copies the functions that a script needs into the script. A function may use torch, the standard library,
 functions of this folder and the values of `case`. A printed script needs nothing else.
 
+A step is a function without parameters that `repro/recipes.py` names. A step calls the subject. It may return a result,
+a dict with the parts "loss", "gradient", …, of which a function `judge_…` compares one number with the exact value. To
+end the script, a function raises SystemExit with the exit status: 1 if the subject is wrong, 0 if it is right, and 2 if
+the call cannot run.
+
     case           example values of a case and of a finding
-    functions      one call, one number, and how a script ends
+    functions      call the subject, judge one number, end the script
     subjects       the subjects that a script defines itself
     single         checks of one call
     relations      checks of several calls, whose results follow from each other
-    circumstances  without gradients, on non-leaves, in threads
-    determinism    the same bits each time; on a CUDA stream
+    circumstances  calls without gradients, on non-leaf logits, in threads and in modes of torch
+    determinism    identical bits in each call; a call on a CUDA stream
     derivatives    double backward and forward mode
     transforms     batches of derivatives, torch.func, autocast, the meta device, torch.export
     compiled_code  torch.compile
     refusals       bad calls, and the separate process for them
-
-A step is a function without parameters that `repro/recipes.py` names. If a step returns a result, a function
-`judge_…` may compare one number of the result.
 """

@@ -25,17 +25,18 @@ seconds: float = 60.0  # the time limit of a call in a separate process
 # The number that the finding is about.
 part: str = "loss"  # or "gradient", "target_gradient", "second", …
 index: tuple[int, ...] = ()
-found: float | None = None  # the number of the finding, which is wrong by itself; None if not
+found: float | None = None  # the number that the run found: the same number is wrong again; None for no such number
 exact: float = 1.3  # the exact value
 allowed: float = 1.0  # the error bound
 versus: str = "exact"  # or "other", if the number is compared with another result of the subject
 
 # The values of some checks.
 other: Any = given  # the arguments of another call
-# For each equation: the arguments of a result, then the arguments of the results that determine the first result.
+# For each equation: the arguments of a call, then the arguments of other calls whose results determine its result.
 equations: Any = ((given, given),)
 # For each term of a sum: the position of a result in the equation, a factor, and an index in the result.
 terms: tuple[tuple[int, float, tuple[int, ...]], ...] = ((1, 1.0, ()),)
+# The names of several calls.
 calls: tuple[str, ...] = ("in a thread", "beside another thread", "in the other thread")
 which_call: Any = "in a thread"  # the name or the position of the call that gave the number
 direction: Tensor = torch.ones_like(logits)  # the direction of the derivatives

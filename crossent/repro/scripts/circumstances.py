@@ -29,14 +29,15 @@ def judge_one_call(results):
 
 
 def judge_every_try(tries):
-    """Compare one number of one call with the exact value in each try, and end the script with the worst try."""
+    """Compare one number of one call with the exact value in each try, and end the script with the worst number."""
     verdict(*max(judged(results[which_call][part][index].item(), exact) for results in tries))
 
 
 def untouched(call, x, y, its_options, x_wanted, y_wanted):
     """End the script with status 1 if a call changed its arguments.
 
-    `x` and `y` are the arguments `input` and `target`, and `x_wanted` and `y_wanted` their values of requires_grad.
+    `call` is the name of the call. `x` and `y` are the arguments `input` and `target` after the call. `x_wanted` and
+    `y_wanted` say whether these arguments required a gradient before.
     """
     tensors = {"input": (x, logits, x_wanted), "target": (y, target, y_wanted)}
     tensors |= {name: (its_options[name], one, False) for name, one in options.items() if torch.is_tensor(one)}
@@ -51,7 +52,7 @@ def untouched(call, x, y, its_options, x_wanted, y_wanted):
 
 
 def call_without_gradients():
-    """Return the losses of calls under no_grad, under inference_mode and without requires_grad, by call."""
+    """Return the results of calls under no_grad, under inference_mode and without requires_grad, by name."""
     results = {}
     for call, mode, wanted in (
         ("under no_grad", torch.no_grad(), True),
@@ -71,7 +72,7 @@ def call_without_gradients():
 
 
 def call_on_non_leaf():
-    """Return the result of a call on logits that are the result of an operation."""
+    """Return the result of a call on logits that are the output of an operation, and so not a leaf."""
     made = []
 
     def cloned(input, target, **options):
@@ -82,12 +83,12 @@ def call_on_non_leaf():
     result = evaluate(*fresh(*given), loss_of=cloned)
     shaped(result["loss"], *given)
     if not memory(made[0][0]).equal(memory(made[0][1])):
-        verdict(True, "the call changed `input` in place, where `input` is the output of an operation and no leaf")
+        verdict(True, "the call changed `input` in place, where `input` is the output of an operation and not a leaf")
     return result
 
 
 def call_for_one_gradient():
-    """Return the results of two calls: only the logits, or only the probabilities, require a gradient."""
+    """Return the results of two calls, by name: only the logits, or only the probabilities, require a gradient."""
     results = {}
     for call, of in (("of the logits alone", "gradient"), ("of the target alone", "target_gradient")):
         x, y, its_options, g = fresh(*given)
@@ -99,7 +100,8 @@ def call_for_one_gradient():
             verdict(True, f"the loss does not require a gradient, so there is no gradient {call}")
         loss.backward(g.to(loss.dtype))
         if wanted.grad is None or unwanted.grad is not None:
-            verdict(True, f"got the gradient {call}: {wanted.grad}; got the other gradient: {unwanted.grad}, not None")
+            got = f"got {wanted.grad} as the gradient {call}, and {unwanted.grad} for the other tensor"
+            verdict(True, f"{got}; expected a gradient, and None")
         results[call] = {"loss": loss.detach(), of: wanted.grad}
     return results
 
@@ -135,7 +137,7 @@ def at_once(*all_inputs):
 
 
 def call_in_threads():
-    """Return the results of 50 tries: a call alone in a thread, then two calls in parallel threads."""
+    """Return the results of 50 tries, each by name: a call in a thread, then two calls in parallel threads."""
     tries = []
     for _ in range(50):
         results = [*at_once(given), *at_once(given, other)]
@@ -146,7 +148,10 @@ def call_in_threads():
 
 
 def call_in_circumstances():
-    """Call the subject in the ways of calling a loss that do not change its result."""
+    """Return the results of calls that must not change the result, such as calls in modes of torch, by name.
+
+    End the script with status 1 if an upstream gradient of NaN gives a number that is neither NaN nor 0.
+    """
 
     def hooked(logits):
         logits.requires_grad_().register_hook(lambda gradient: None)
@@ -181,5 +186,5 @@ def call_in_circumstances():
     of_nan = evaluate(x, y, its_options, torch.full_like(g, torch.nan))
     for name, number in evaluate(*fresh(*given)).items():
         if name != "loss" and ((number != 0) & ~of_nan[name].isnan()).any():
-            verdict(True, f"with an upstream gradient of NaN, numbers of the {name} are no NaN")
+            verdict(True, f"with an upstream gradient of NaN, numbers of the {name} are not NaN")
     return results

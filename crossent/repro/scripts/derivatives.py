@@ -10,7 +10,10 @@ from crossent.repro.scripts.functions import judged, verdict
 
 
 def differentiate_twice():
-    """Return two derivatives of the gradient along the direction: by the logits, and by the upstream gradient."""
+    """Return the derivatives of the inner product `<gradient, direction>` by the logits and by the upstream gradient.
+
+    A derivative is None if autograd finds no dependence.
+    """
     x, g = logits.detach().requires_grad_(), upstream.detach().requires_grad_()
     loss = subject(x, target, **options)
     (gradient,) = torch.autograd.grad(loss, x, g.to(loss.dtype), create_graph=True)
@@ -21,7 +24,7 @@ def differentiate_twice():
 
 
 def differentiate_forward():
-    """Return the derivative of the loss along the direction, in forward mode."""
+    """Return the derivative of the loss along the direction, in forward mode; None if there is none."""
     repeats = any(stride == 0 and size > 1 for size, stride in zip(logits.shape, logits.stride()))
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(logits.contiguous() if repeats else logits, direction)

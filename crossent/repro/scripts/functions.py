@@ -1,4 +1,4 @@
-"""Functions that most scripts use: call the subject, show one number of its result, end the script."""
+"""Functions that most scripts use: call the subject, judge one number of its result, end the script."""
 
 # mypy: allow-untyped-defs, allow-untyped-calls
 # ruff: noqa: B905  # a script may run on Python 3.9, whose zip has no `strict`
@@ -19,14 +19,14 @@ def tensor(bits, dtype, sizes, strides, offset):
 
 
 def verdict(wrong, message):
-    """Print the message and the verdict, and end the script: status 1 if the subject is wrong, 0 if it is right."""
+    """Print the message and the verdict, and end the script with status 1 if the subject is wrong, 0 if it is right."""
     print(f"torch {torch.__version__}: {message}")
     print("wrong" if wrong else "right", flush=True)
     raise SystemExit(wrong)
 
 
 def verdict_of_attempt(wrong, message):
-    """End the script with status 1 if the subject is wrong. Otherwise return, so that the script tries again."""
+    """End the script with status 1 if the subject is wrong. Otherwise return, so that the script can try again."""
     if wrong:
         print(f"torch {torch.__version__}: {message}")
         print("wrong", flush=True)
@@ -58,7 +58,7 @@ def cannot_run(message):
 def evaluate(logits, target, options, upstream, *, loss_of=None):
     """Return the loss and the gradients of a call, as a dict: "loss", "gradient" and "target_gradient".
 
-    `loss_of` is called in place of the subject.
+    If `loss_of` is given, it is called in place of the subject.
     """
     logits = logits.detach().requires_grad_()
     target = target.detach().requires_grad_(target.is_floating_point())
@@ -92,7 +92,7 @@ def shaped(loss, logits, target, options, upstream):
 
 
 def judged(got, exact):
-    """Return whether a number is wrong, and a text with the number, the exact value, the error and its bound."""
+    """Return whether a number is wrong, and a text with the number, the exact value, the error and the error bound."""
     same = got == exact or (got != got and exact != exact)
     off = 0.0 if same else abs(got - exact)
     wrong = not same and (got == found or not off <= allowed)
@@ -112,7 +112,7 @@ def fresh(logits, target, options, upstream):
 
 
 def call_others(attempt):
-    """Call the subject with other numbers, other reductions and a batch of one, as a run does."""
+    """Make `attempt` calls of the subject: with other numbers, other reductions or a batch of one, as a run does."""
     logits, target, options, upstream = fresh(*other)
     calls = [(logits, target, options, upstream)]
     calls += [(logits, target, {**options, "reduction": word}, upstream) for word in ("none", "mean", "sum")]
@@ -128,12 +128,12 @@ def call_others(attempt):
 def poison(logits, target, options, upstream):
     """Fill freed memory with NaN: allocate blocks of the size of each result, and free the blocks again."""
     for like in (logits, upstream, target):
-        held = [torch.full(like.shape, torch.nan, dtype=logits.dtype, device=logits.device) for _ in range(8)]
-        del held
+        blocks = [torch.full(like.shape, torch.nan, dtype=logits.dtype, device=logits.device) for _ in range(8)]
+        del blocks
 
 
 def bits(result):
-    """Return the bits of a result, with one NaN in place of all NaN."""
+    """Return the shape, dtype and bytes of each part of a result, by name. All NaN have the same bits."""
     plain = {name: part.where(~part.isnan(), torch.nan).flatten() for name, part in result.items()}
     return {name: (result[name].shape, part.dtype, part.view(torch.uint8).tolist()) for name, part in plain.items()}
 

@@ -13,7 +13,10 @@ from crossent.repro.scripts.single import arguments, changed, state
 
 
 def isolate():
-    """Run the script again in a separate process, since the call may end its process, and pass the verdict on."""
+    """Run the script again in a separate process, since the call may end its process, and end with the same verdict.
+
+    In the separate process, do nothing.
+    """
     if sys.argv[1:] == ["here"]:  # this is the separate process
         return
     if "__file__" not in globals():
@@ -43,7 +46,7 @@ def check_refused():
     try:
         loss = subject(logits, target, **options)
         if logits.is_cuda:
-            torch.cuda.synchronize()  # a device-side assert is raised when the host synchronizes
+            torch.cuda.synchronize()  # a failed device-side assert raises an error here
     except raises as error:
         verdict(False, f"raised {error!r}, which is right")
     except (Exception, SystemExit) as error:

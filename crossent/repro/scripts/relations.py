@@ -10,7 +10,7 @@ from crossent.repro.scripts.functions import bits, evaluate, fresh, judged, shap
 
 
 def call_each():
-    """Return the results of the last equation, after a call with the arguments of each result of each equation."""
+    """Make the calls of each equation, and return the results of the calls of the last equation."""
     results = []
     for equation in equations:
         results = [evaluate(*fresh(*inputs)) for inputs in equation]
@@ -20,7 +20,7 @@ def call_each():
 
 
 def judge_terms(results):
-    """Compare a number of the first result with a sum of numbers of the other results, and end the script."""
+    """Compare a number of the first result with a weighted sum of numbers of the other results, and end the script."""
     total = sum(factor * results[which][part][place].item() for which, factor, place in terms)
     verdict(*judged(results[0][part][index].item(), total))
 

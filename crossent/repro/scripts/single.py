@@ -1,4 +1,4 @@
-"""Scripts of the checks that look at one call, and at one number of its result."""
+"""Scripts of the checks of a single call."""
 
 # mypy: allow-untyped-defs, allow-untyped-calls
 
@@ -35,7 +35,7 @@ from crossent.repro.scripts.functions import (
 
 
 def call_once():
-    """Return the result of one call."""
+    """Return the result of a call with the inputs of the case."""
     return evaluate(*given)
 
 
@@ -45,13 +45,13 @@ def judge_number(result):
 
 
 def judge_sign(result):
-    """Compare a loss with 0 if the loss is negative, and end the script."""
+    """Judge one number of the loss, and end the script. A negative number is compared with 0, any other is right."""
     got = result[part][index].item()
     verdict(*judged(got, 0.0 if got < 0 else got))
 
 
 def judge_row_sum(result):
-    """Compare the sum of one row of the gradient with the exact value, and end the script."""
+    """Compare the sum of one row of the gradient with its exact value 0, and end the script."""
     row = result[part].movedim(min(1, logits.dim() - 1), -1)[index].tolist()
     verdict(*judged(math.fsum(row) if all(map(math.isfinite, row)) else sum(row), exact))
 
@@ -72,7 +72,7 @@ def check_shape():
 
 
 def arguments():
-    """Return the view and all bytes of the memory of each argument, by name."""
+    """Return the shape, strides, offset and all bytes of the memory of each argument, by name."""
     tensors = {"input": logits, "target": target, "the upstream gradient": upstream}
     tensors |= {name: value for name, value in options.items() if torch.is_tensor(value)}
     views = {name: (one.shape, one.stride(), one.storage_offset()) for name, one in tensors.items()}
@@ -80,7 +80,10 @@ def arguments():
 
 
 def changed(before, after, when=""):
-    """End the script with status 1 if a call changed a value. `when` names the part of the call."""
+    """End the script with status 1 if a call changed a value. `before` and `after` have the values by name.
+
+    `when` names the part of the call, for the message.
+    """
     names = [name for name in before if before[name] not in (after[name], [])]
     if names:
         verdict(True, f"the call changed {', '.join(names)}{when}")
@@ -173,7 +176,7 @@ def check_ignored_rows():
     axis = min(1, logits.dim() - 1)
     x = logits.movedim(axis, -1)
     ignored = target.long() == options.get("ignore_index", -100)
-    has_softmax = x.amax(-1).isfinite()  # in any other row, the gradient is NaN
+    has_softmax = x.amax(-1).isfinite()  # in any other row, the gradient may be NaN
     rows = {"gradient": ignored & has_softmax}
     if options["reduction"] == "none":
         rows["loss"] = ignored
@@ -198,7 +201,7 @@ def check_repeat():
 
 
 def repeated(tile):
-    """Return a tensor that repeats `tile` along the first axis, with the same strides."""
+    """Return a tensor that repeats `tile` `times` times along the first axis, with the same strides."""
     sizes = times * len(tile), *tile.shape[1:]
     whole = torch.empty_strided(sizes, tile.stride(), dtype=tile.dtype, device=tile.device)
     block = tile.repeat(min(times, max(1, 2**24 // max(1, tile.numel()))), *[1] * (tile.dim() - 1))
@@ -209,7 +212,10 @@ def repeated(tile):
 
 
 def call_on_repeated():
-    """Return the result of a call on logits that are repeated along the batch. End the script if memory is short."""
+    """Return the result of a call on logits that are repeated along the batch.
+
+    End the script with status 2 if the memory does not suffice.
+    """
     print(f"this script needs about {gib:.1f} GiB of memory")
     every = upstream
     if upstream.dim():

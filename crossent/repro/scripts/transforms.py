@@ -35,7 +35,7 @@ def call_under_vjp():
 
 
 def call_under_vmap():
-    """Return the losses of all rows under torch.func.vmap; then also their gradients, by a vjp within the vmap."""
+    """Return two results under torch.func.vmap: the losses of all samples; and their losses and gradients, by vjp."""
     axis = 0 if logits.dim() == 2 else -1
     each = options["reduction"] == "none"
     losses = torch.func.vmap(loss_of, axis, axis)(logits, target)
@@ -50,7 +50,7 @@ def judge_samples(results):
 
 
 def differentiate_batch():
-    """Return the gradients for a batch of two upstream gradients, which `twice` makes."""
+    """Return the gradients for a batch of two upstream gradients, by torch.autograd.grad(is_grads_batched=True)."""
     leaves = [logits.detach().requires_grad_()]
     if target.is_floating_point():
         leaves.append(target.detach().requires_grad_())
@@ -96,7 +96,7 @@ def pushed(function):
 
 
 def differentiate_batch_twice():
-    """Return two derivatives of the gradient, by logits and by upstream gradient, along a batch of two directions."""
+    """Return two derivatives of the gradient for a batch of two directions, as `differentiate_twice` does for one."""
     x, g = logits.detach().requires_grad_(), upstream.detach().requires_grad_()
     loss = subject(x, target, **options)
     (gradient,) = torch.autograd.grad(loss, x, g.to(loss.dtype), create_graph=True)
@@ -135,19 +135,19 @@ def call_on_meta():
 
 
 class Module(torch.nn.Module):
-    """A module that calls a loss, for torch.export. `names` are the options that are tensors."""
+    """A module that calls a loss, for torch.export. `names` has the options that are tensors, `options` the others."""
 
     def __init__(self, loss, names, options):
         super().__init__()
         self.loss, self.names, self.options = loss, names, options
 
     def forward(self, logits, target, *tensors):
-        """Call the loss."""
+        """Call the loss. `tensors` are the values of the options in `names`."""
         return self.loss(logits, target, **self.options, **dict(zip(self.names, tensors)))
 
 
 def call_exported():
-    """Export the subject with torch.export, and call the exported module."""
+    """Export the subject with torch.export, call the exported module, and return the result."""
     try:
         from torch.export import export
 

@@ -26,8 +26,12 @@ from crossent.subjects.confinement import (
 
 _MOST_WRITTEN = 2**30  # bytes of one file, so that output without end does not fill the disk
 _SECONDS = 10.0  # the time limit of a reply; a fork or a kill takes milliseconds
-Serve = Callable[[int, int, int], None]  # serves acts for a subject, by its number, on a stream; prints to a file
-OWN = -1  # the number of torch, in whose process the judge repeats an act that a subject's process cannot run
+# The function that an isolated process runs. Its arguments are the number of the subject, and two file descriptors: of
+# the socket to the judge, and of the file for the output.
+Serve = Callable[[int, int, int], None]
+# Stands for torch in place of the number of a subject. The judge repeats an act in torch's process if the process of a
+# subject replies that the act cannot run on this machine.
+OWN = -1
 
 
 class ForkServerError(Exception):
@@ -49,14 +53,17 @@ class ForkServer:
             self._process = Confined(lambda: _answer(theirs, serve, memory), [theirs.fileno()])
 
     def start(self, subject: int, stream: socket.socket, output: int) -> int:
-        """Fork a process for a subject, with a stream for messages and a file for output, and return its process id."""
+        """Fork a process for the subject with this number, and return the process id.
+
+        The process gets the socket `stream` for messages, and the file descriptor `output` for its output.
+        """
         process = self._ask(f"start {subject}", stream.fileno(), output)
         if process < 2:
             raise ForkServerError(f"the fork server sent an impossible process id: {process}")
         return process
 
     def end(self, process: int) -> int:
-        """Kill a process and its group, unless it has ended, and return its exit status."""
+        """Kill a process and its process group, unless it has ended, and return its exit status."""
         return self._ask(f"end {process}")
 
     def close(self) -> None:
@@ -79,14 +86,14 @@ class ForkServer:
 def _answer(control: socket.socket, serve: Serve, memory: int) -> None:
     """Answer the requests of the judge, in the fork server, until the judge ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    prefer_for_memory()  # before the privileges go, so that root's subject cannot take it back
+    prefer_for_memory()  # before the privileges are dropped, so that the subject of a run by root cannot undo this
     drop_privileges()
     drop_semaphores()
     limits = {resource.RLIMIT_DATA: memory, resource.RLIMIT_FSIZE: _MOST_WRITTEN, resource.RLIMIT_CORE: 0}
     for limit, to in limits.items():
         with suppress(ValueError, OSError):  # the limit is lower already
             resource.setrlimit(limit, (to, to))
-    ended: dict[int, int] = {}  # exit statuses by process id, of processes that ended without a request
+    ended: dict[int, int] = {}  # the exit status of each process that ended without a request, by process id
     while True:
         request, descriptors, _, _ = socket.recv_fds(control, 64, 2)
         if not request:
@@ -95,7 +102,7 @@ def _answer(control: socket.socket, serve: Serve, memory: int) -> None:
         _reap(ended)
         if word == "start":
             reply = _fork(control, partial(serve, int(number), *descriptors))
-            ended.pop(reply, None)  # the status of an earlier process with the same id
+            ended.pop(reply, None)  # forget an earlier process with the same id
             for descriptor in descriptors:
                 os.close(descriptor)
         else:
@@ -107,7 +114,7 @@ def _fork(control: socket.socket, run: Callable[[], None]) -> int:
     child = os.fork()
     if child == 0:
         try:
-            os.setpgid(0, 0)  # so that processes that the subject starts end with this one
+            os.setpgid(0, 0)  # a new group: processes that the subject starts are killed together with this process
             end_with_parent()
             scope_signals()
             keep_to_own_limits()
@@ -124,7 +131,10 @@ def _kill(process: int) -> int:
 
 
 def _reap(ended: dict[int, int]) -> None:
-    """Record the processes that have ended. In a PID namespace, processes that a subject started are among them."""
+    """Add the exit statuses of processes that have ended to `ended`, by process id.
+
+    In a PID namespace, processes that a subject started are among them.
+    """
     with suppress(ChildProcessError):
         while (done := os.waitpid(-1, os.WNOHANG))[0]:
             ended[done[0]] = os.waitstatus_to_exitcode(done[1])

@@ -22,17 +22,24 @@ from crossent.trials.act import NotRun, Performed, Raised, perform
 
 T = TypeVar("T")
 _MOST_PRINTED = 2**20  # bytes that a subject may print in one act
-_MOST_HUNG = 3  # acts that exceed the time limit, which can be minutes; then the subject is no longer called
+_MOST_HUNG = 3  # after so many acts that exceed the time limit, the subject is no longer called: each can take minutes
 
 
 def perform_acts(stream: int, output: int, load: Callable[[], Loss]) -> NoReturn:
-    """Read an act, perform it and reply, until the judge ends. This is all that an isolated process does."""
+    """Read an act, perform it and reply, until the judge ends. This is all that an isolated process does.
+
+    Args:
+        stream: the file descriptor of the socket to the judge.
+        output: the file descriptor of the file for stdout and stderr.
+        load: returns the loss. The first act calls it.
+    """
     faulthandler.disable()  # the report says how the process ended
-    stream = os.dup(stream)  # not 1 or 2, which it may be if the caller had closed these
+    # A copy, since the loop below replaces the descriptors 1 and 2. `stream` may be 1 or 2 if the caller closed these.
+    stream = os.dup(stream)
     for descriptor in (1, 2):
         os.dup2(output, descriptor)
     connection = socket.socket(fileno=os.dup2(stream, 3))
-    close_all_but({0, 1, 2, 3})  # the pipes of other processes
+    close_all_but({0, 1, 2, 3})  # this closes pipes of other processes
     sys.stdout, sys.stderr = (open(one, "w", errors="replace", closefd=False) for one in (1, 2))  # noqa: SIM115
     known = _own_names()  # read before the subject can change the modules
     loss: Loss | None = None
@@ -59,8 +66,8 @@ class IsolatedProcess:
     Args:
         server: forks the process.
         subject: the number of the subject.
-        timeout: the time limit of the acts of one case, in seconds. :meth:`start_case` starts a case.
-        alive: called before each act.
+        timeout: the time limit for all acts of one case together, in seconds. :meth:`start_case` starts a case.
+        alive: a function to call before each act, which tells others that the judge is alive.
     """
 
     isolated = True
@@ -82,7 +89,7 @@ class IsolatedProcess:
         return "hung too often to be called again" if self._hung >= _MOST_HUNG else ""
 
     def start_case(self) -> None:
-        """Give the acts that follow the whole time limit."""
+        """Start a case: the acts that follow have the whole time limit again."""
         self._left = self._timeout
 
     def perform(self, act: Callable[..., T], *arguments: Any) -> Performed[T]:
@@ -91,7 +98,7 @@ class IsolatedProcess:
         performed = self._perform(act, arguments, started + left)
         self._left -= time.monotonic() - started
         if performed.ended == "hung" and left < self._timeout:
-            how = f"the calls of this case did not return within {self._timeout:g} s in all, which --timeout allows"
+            how = f"the calls of this case took more than {self._timeout:g} s together, the limit that --timeout sets"
             performed = replace(performed, how=how)
         return self._checked(performed, act, arguments)
 
@@ -116,10 +123,10 @@ class IsolatedProcess:
     def _checked(
         self, performed: Performed[Any], act: Callable[..., Any], arguments: tuple[Any, ...]
     ) -> Performed[Any]:
-        """Accept the reply that the act cannot run on this machine only if torch's process sends the same reply.
+        """Return the outcome of an act, or a crash if the outcome is a false reply that the act cannot run here.
 
-        The judge must not run the act itself: an act that compiles could load code that the subject has left in torch's
-        cache.
+        Such a reply is false if torch's process does not send the same reply. The judge must not run the act itself: an
+        act that compiles could load code that the subject has left in torch's cache.
         """
         if not isinstance(performed.value, NotRun) or self._subject == OWN:
             return performed
@@ -131,19 +138,22 @@ class IsolatedProcess:
             if self._torch.perform(act, *arguments).value != performed.value:
                 return Performed(
                     ended="crashed",
-                    how=f"its process replied that it {performed.value.reason}, but torch's process does not",
+                    how=f"its process replied that it {performed.value.reason}, but torch's process replied otherwise",
                 )
             self._confirmed.add(reason)
         return performed
 
     def _with_output(self, performed: Performed[T]) -> Performed[T]:
-        """Report output of more than `_MOST_PRINTED` bytes as changed state, and empty the file for the next act."""
+        """Return the outcome of an act, and empty the output file for the next act.
+
+        If the act printed more than `_MOST_PRINTED` bytes, the outcome reports the output as changed state.
+        """
         printed = os.fstat(self._output.fileno()).st_size
         if printed > _MOST_PRINTED:
             performed = replace(performed, changed_state=(*performed.changed_state, f"the output, by {printed} bytes"))
         if printed:
             os.ftruncate(self._output.fileno(), 0)
-            os.lseek(self._output.fileno(), 0, os.SEEK_SET)  # this sets the position of the isolated process too
+            os.lseek(self._output.fileno(), 0, os.SEEK_SET)  # the isolated process shares this position
         return performed
 
     def close(self) -> None:
@@ -174,6 +184,6 @@ def status_in_words(status: int) -> str:
 
 
 def _own_names() -> dict[tuple[str, str], Any]:
-    """Return the values of all names of the modules of this package, by module and name."""
+    """Return all objects in the modules of this package, by module and name. A request may use these objects only."""
     modules = [(name, module) for name, module in sys.modules.items() if name.partition(".")[0] == "crossent"]
     return {(name, attribute): value for name, module in modules for attribute, value in list(vars(module).items())}

@@ -41,7 +41,10 @@ _CLASSES = {one.__name__: one for one in (Raised, NotRun, Result, Call, Inputs, 
 
 
 class DamagedError(Exception):
-    """A reply is not in the form of a reply. The message says what the process sent instead."""
+    """A reply is malformed, too large, or has a value that the act cannot return.
+
+    The message says what the process sent, as in "a malformed reply: …".
+    """
 
 
 def send(stream: socket.socket, message: bytes, until: float = math.inf) -> None:
@@ -112,7 +115,10 @@ def write(value: Any) -> bytes:
 
 
 def read(content: bytes, known: Mapping[tuple[str, str], Any]) -> Any:
-    """Return the value of a pickle that uses only the names in `known`, by module and attribute."""
+    """Return the value of a pickle from :func:`write`. The pickle may use only the objects in `known`.
+
+    `known` has each object by the name of its module and its name in the module.
+    """
     return _Unpickler(io.BytesIO(content), lambda *name: known.get(name)).load()
 
 
@@ -126,7 +132,7 @@ class _Pickler(pickle.Pickler):
 
 
 class _Unpickler(pickle.Unpickler):
-    """Unpickles a message that may use only the names that `find` returns."""
+    """Unpickles a message. The message may use only names for which `find(module, name)` returns an object."""
 
     def __init__(self, file: io.BytesIO, find: Callable[[str, str], Any]) -> None:
         super().__init__(file)
@@ -157,7 +163,7 @@ def _tensor(
     of: torch.dtype = getattr(torch, dtype)
     if raw is None:
         return torch.empty_strided(shape, stride, dtype=of, device="meta")
-    stored = torch.empty(len(raw), dtype=torch.uint8)  # aligned as torch aligns it
+    stored = torch.empty(len(raw), dtype=torch.uint8)  # torch allocates it, so the data are aligned
     if raw:
         stored.copy_(torch.frombuffer(bytearray(raw), dtype=torch.uint8))
     return torch.empty(0, dtype=of, device=device).set_(stored.to(device).untyped_storage(), offset, shape, stride)
@@ -196,7 +202,7 @@ def read_reply(content: bytes, act: Callable[..., Any], arguments: tuple[Any, ..
     """Return the outcome of an act with these arguments, from a reply of :func:`write_reply`.
 
     Raises:
-        DamagedError: the reply has another form, or a value that this act cannot return.
+        DamagedError: the reply is malformed, or has a value that this act cannot return.
     """
     try:
         length = int.from_bytes(content[:_LENGTH], "big")
@@ -214,7 +220,13 @@ def read_reply(content: bytes, act: Callable[..., Any], arguments: tuple[Any, ..
 
 
 class _Reader:
-    """Reads values from a header. The bytes of their tensors follow the header, in the same order."""
+    """Reads values from a header in JSON.
+
+    Args:
+        raw: the bytes after the header: the data of the tensors, in the order in which the header names them.
+        devices: the devices on which a tensor may be.
+        most: the largest size of a tensor, in bytes.
+    """
 
     def __init__(self, raw: bytes, devices: set[str], most: int) -> None:
         self._raw, self._devices, self._most, self._at = raw, devices, most, 0
@@ -266,7 +278,7 @@ def _hints(of: Any) -> dict[str, Any]:
 
 
 def _is_a(value: Any, type_: Any) -> bool:
-    """Return whether a value, with all its elements and attributes, has a declared type."""
+    """Return whether a value has a declared type, and so have all its elements and attributes."""
     origin, inner = get_origin(type_), get_args(type_)
     if type_ is Any:
         return True
