@@ -21,6 +21,17 @@ def main() -> int:
         exec("")
 
 
+def script() -> int:
+    """Run the command as a program, and return its exit status. Ctrl-C after the end of the command changes nothing.
+
+    Python takes half a second to end, because torch does. Without this function, Ctrl-C during this time prints a
+    traceback, or ends Python without the exit status.
+    """
+    status = main()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return status
+
+
 def _is_interrupt(error: BaseException | None) -> bool:
     """Return whether an exception is a KeyboardInterrupt, or whether a KeyboardInterrupt caused the exception.
 
@@ -30,4 +41,4 @@ def _is_interrupt(error: BaseException | None) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(script())

@@ -310,6 +310,15 @@ def test_ctrl_c_while_a_module_makes_a_class_is_one_line(monkeypatch, capsys):
     assert capsys.readouterr().err == "crossent: interrupted\n"
 
 
+def test_ctrl_c_after_the_end_changes_nothing():
+    """Python runs the functions of atexit while it ends, and restores the handlers of signals only later."""
+    interrupt = "import atexit, os, signal, sys; atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))"
+    program = f"{interrupt}; sys.argv = ['crossent', '-V']; from crossent.__main__ import script; sys.exit(script())"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (PASSED, "")
+    assert ended.stdout.startswith("crossent ")
+
+
 def test_explain_walks_through_the_example_of_the_article(capsys):
     status, out, _ = run(capsys, "explain")
     assert status == PASSED

@@ -103,7 +103,7 @@ time.sleep(1000)"""
             PLAIN,
             signal=signal.SIGINT,
             after=seconds,
-            statuses=(130,),
+            statuses=(130, 1),  # 1 if the run has ended by then
         )
         for seconds in SECONDS
     ),
