@@ -1,4 +1,4 @@
-"""Run the command `crossent` or `python -m crossent`. After Ctrl-C it prints one line, even during an import."""
+"""Run the command `crossent` or `python -m crossent`. Ctrl-C prints one line, even during an import."""
 
 import signal
 import sys
@@ -33,9 +33,10 @@ def script() -> int:
 
 
 def _is_interrupt(error: BaseException | None) -> bool:
-    """Return whether an exception is a KeyboardInterrupt, or whether a KeyboardInterrupt caused the exception.
+    """Return whether an exception is a KeyboardInterrupt or has a KeyboardInterrupt as its cause.
 
-    While a class is created, Python 3.11 can replace an exception by a RuntimeError, whose cause is the exception.
+    If an exception is raised while a class is created, Python 3.11 can raise a RuntimeError instead. The exception is
+    then the cause of the RuntimeError.
     """
     return error is not None and (isinstance(error, KeyboardInterrupt) or _is_interrupt(error.__cause__))
 

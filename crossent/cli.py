@@ -28,7 +28,7 @@ PASSED, FAILED, WRONG_USE, NOTHING_RAN, INTERRUPTED, NOT_WRITTEN = 0, 1, 2, 3, 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status. Wrong use prints one line to stderr, and a line about --help."""
+    """Run the command and return its exit status. Wrong use prints the error and a line about --help to stderr."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without Unicode shows "?" instead of a traceback
@@ -183,7 +183,7 @@ def check(
 
 
 def _status(moved: Diff, strict: bool) -> int:
-    """Return the exit status for a comparison of two runs."""
+    """Return the exit status for a comparison of two runs. `strict` is the option --strict."""
     if not moved.compared:
         return NOTHING_RAN
     return PASSED if (moved.strictly_ok if strict else moved.ok) else FAILED

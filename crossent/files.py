@@ -55,8 +55,8 @@ def write_all(files: Mapping[str, str], by: Mapping[str, Callable[[str], None]])
     """Write the files, print an error for each failure, and return whether all files were written.
 
     Args:
-        files: the path of each file, by option.
-        by: the function that writes the file of each option.
+        files: the path of each file; the key is an option, such as "--json".
+        by: for each option, the function that writes a file to a path.
     """
     written = True
     for option, path in files.items():

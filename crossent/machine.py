@@ -50,7 +50,7 @@ def require_device(device: str) -> None:
 
 
 def environment(device: str) -> dict[str, str]:
-    """Return what a reader needs to repeat a run: versions, platform and device, by name."""
+    """Return what a reader needs to repeat a run: a dict from names, such as "torch" and "platform", to values."""
     found = {
         "crossent": version("crossent"),
         "torch": str(torch.__version__),

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def chosen_files(json_file: str | None, html_file: str | None) -> dict[str, str]:
-    """Return the path of each file to write, by option. Raise BadParameter if a file cannot be written."""
+    """Return the path of each file to write; the key is the option. Raise BadParameter if a file cannot be written."""
     files = {option: path for option, path in (("--json", json_file), ("--html", html_file)) if path is not None}
     for option, path in files.items():
         _writable(path, option)
@@ -89,7 +89,7 @@ def one_line() -> Iterator[None]:
 
 
 def _with_dashes(message: str) -> str:
-    """Return a message of the package. If it begins with the name of an argument, replace the name by the option."""
+    """Return a message of the package, with the name of an argument at its start replaced by the option."""
     name, colon, rest = message.partition(":")
     context = click.get_current_context(silent=True)
     for parameter in context.command.params if context and colon else ():
@@ -100,7 +100,7 @@ def _with_dashes(message: str) -> str:
 
 
 def message_of(error: click.ClickException) -> str:
-    """Return the message of an error of click. If a value is wrong, the message begins with its option."""
+    """Return the message of an error of click. A message about a wrong value begins with the option or argument."""
     if type(error) is not click.BadParameter:
         return error.format_message()
     option = error.param_hint or ""
@@ -255,7 +255,7 @@ def chosen_part(
 ) -> dict[str, Any]:
     """Return the arguments of `crossent.check` that choose a part of a run.
 
-    If --last-failed finds no failure of the last run, print this to stderr.
+    If the last run has stored no failure of these checks, print so to stderr, and choose as without --last-failed.
 
     Raises:
         UsageError: two options contradict each other.

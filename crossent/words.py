@@ -37,7 +37,7 @@ def printable(text: str) -> str:
 
 
 def quoted(value: object) -> str:
-    """Return the repr of a value for a message, printable and at most `LONGEST_VALUE` characters long."""
+    """Return the repr of a value for a message, shortened by :func:`cut`."""
     try:
         return cut(repr(value))
     except Exception:  # an int with more digits than Python prints, a deep list, or an object whose repr raises
@@ -45,7 +45,10 @@ def quoted(value: object) -> str:
 
 
 def cut(text: str) -> str:
-    """Return at most `LONGEST_VALUE` printable characters of a text, with the number of characters left out."""
+    """Return a printable text, cut after `LONGEST_VALUE` characters.
+
+    A cut text ends with the number of missing characters: "… (12 more characters)".
+    """
     shown = printable(text[:LONGEST_VALUE])[:LONGEST_VALUE]
     left = len(text) - LONGEST_VALUE
     return f"{shown}… ({left:,} more characters)" if left > 0 else shown

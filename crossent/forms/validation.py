@@ -1,8 +1,9 @@
 """The checks of the arguments of a form, and the error messages.
 
-The exceptions have the same classes as in `F.cross_entropy`: TypeError, ValueError and RuntimeError. An input that has
-none of the four floating-point dtypes, and a tensor that is not dense, raise NotImplementedError. Each message names
-the argument, the given value and the allowed values.
+For tensors, the exceptions have the same classes as in `F.cross_entropy`: TypeError, ValueError and RuntimeError. An
+input that has none of the four floating-point dtypes, and a tensor that is not dense, raise NotImplementedError. For
+`scalar`, the exceptions are TypeError, ValueError and IndexError. Each message names the argument, the given value and
+the allowed values.
 """
 
 from __future__ import annotations

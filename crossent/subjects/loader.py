@@ -135,7 +135,7 @@ def _is_file(place: str) -> bool:
 
 
 def _attribute(module: str, attribute: str, where: str) -> object:
-    """Return the object with a dotted name in an imported module. Messages call the module `where`."""
+    """Return the object with a dotted name in an imported module. `where` is the module's name in messages."""
     if not all(name.isidentifier() for name in attribute.split(".")):
         raise ValueError(f"{quoted(attribute)} is not a name in {cut(where)}")
     try:
@@ -148,7 +148,7 @@ def _attribute(module: str, attribute: str, where: str) -> object:
 
 
 def _nearest(name: str, lacking: object) -> str:
-    """Return the end of a message: the attributes of `lacking` that resemble `name`, or some of its callables."""
+    """Return the end of a message that `lacking` has no `name`: similar attributes of `lacking`, or some callables."""
     public = [one for one in dir(lacking) if not one.startswith("_")]
     if near := get_close_matches(name, public, n=3):
         return f"; did you mean {' or '.join(near)}?"
@@ -158,12 +158,13 @@ def _nearest(name: str, lacking: object) -> str:
 
 @contextmanager
 def _importing(folder: str, place: str, path: Path | None = None) -> Iterator[None]:
-    """Put a folder first in sys.path, as Python does for a script, unless sys.path has the folder.
+    """Put a folder first in sys.path, as Python does for a script, and discard what the block prints to stdout.
 
-    Restore sys.path if the block raises.
+    If sys.path already has the folder, sys.path stays unchanged. If the block raises, sys.path is restored. `place` and
+    `path` are the module or file that the block imports, for the message.
 
     Raises:
-        ValueError: the module, or a module that it imports, raised. The message is one line.
+        ValueError: the import raised an exception other than KeyboardInterrupt. The message is one line.
     """
     before = list(sys.path)
     if folder not in sys.path:
@@ -195,7 +196,7 @@ def _file(place: str) -> Path:
 
 
 def _module_of(path: Path) -> str:
-    """Import a file, and return the name of its module: the name of the file, or another name if that is taken."""
+    """Import a file, and return the name of its module: the name of the file, or another if the file's is taken."""
     own = f"_{re.sub(r'[^0-9A-Za-z_]', '_', path.stem)}_{zlib.crc32(str(path).encode()):08x}"
     for name in (path.stem, own):
         if _file_of(sys.modules.get(name)) == path:
@@ -230,7 +231,7 @@ def _is_taken(path: Path) -> bool:
 
 
 def _why_not(error: BaseException, place: str, path: Path | None) -> str:
-    """Return in one line what an import raised, and where. `path` is the imported file, or None for a module."""
+    """Return in a line what an import raised, and in which file. `path` is the imported file, or None for a module."""
     if isinstance(error, ModuleNotFoundError) and error.name and f"{place}.".startswith(f"{error.name}."):
         return f"there is no module {quoted(error.name)}; for a file, write path/to/file.py:NAME"
     if isinstance(error, SyntaxError):

@@ -38,7 +38,7 @@ _LONGEST_LINE = 1000  # characters of a name or of a reason
 
 @dataclass(frozen=True)
 class RemoteLoss:
-    """A loss that is loaded only in a process that calls it.
+    """A loss whose code is loaded only in the process that calls the loss.
 
     Attributes:
         description: a description for :func:`crossent.subjects.loader.load`.
@@ -65,8 +65,8 @@ def load_remote(
 ) -> tuple[Subject, ...]:
     """Return the subjects that :func:`crossent.subjects.loader.load` returns, without loading them in this process.
 
-    Another process loads them, and sends their names and missing features. This process adds contract, grade and
-    source.
+    Another process loads them, and sends their names and missing features. This process adds the contract, the
+    grade and `Subject.source`.
 
     Args:
         description: package.module:NAME or path/to/file.py:NAME, not the name of a built-in subject.
@@ -117,7 +117,7 @@ def _subject(facts: Mapping[str, Any], source: str) -> Subject:
 
 
 def _reply_of_process(describe: Callable[[], dict[str, Any]], description: str, seconds: float) -> dict[str, Any]:
-    """Call `describe` in a new process, and return the result, which the process sends as JSON.
+    """Call `describe` in a new process, and return the result. The new process sends the result as JSON.
 
     Raises:
         ValueError: the process sends no result, or not in time.
