@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.examples import blocks, require_said
+from support.examples import assert_prints_its_comments, blocks
 from support.readme import PAGES, README, ROOT, part
 from support.terminal import lines_of, picture
 
@@ -125,4 +125,4 @@ def test_every_module_and_function_that_contributing_names_is_there():
 
 @pytest.mark.parametrize(("place", "source"), blocks(README, "python"))
 def test_an_example_of_the_readme_runs_and_prints_what_it_says(place, source):
-    require_said(source, place)
+    assert_prints_its_comments(source, place)

@@ -8,7 +8,7 @@ import sys
 import tomllib
 
 import pytest
-from support.examples import blocks, commands, file_of, require_said
+from support.examples import assert_prints_its_comments, blocks, commands, file_of
 from support.readme import ROOT
 from support.waits import computes
 
@@ -47,14 +47,14 @@ def test_the_python_examples_of_a_page_run_in_order_and_print_what_they_say(page
         pytest.skip("needs a torch that computes in float16 on a CPU")
     names = {"__name__": "example"}
     for place, source in blocks(page, "python"):
-        require_said(source, place, names)
+        assert_prints_its_comments(source, place, names)
 
 
 def test_a_comment_that_is_not_what_the_code_prints_is_noticed():
-    require_said("for x in 1, 2:\n    pass\nprint(x)  # 2\nprint('x' * 9)  # x…x\n")
+    assert_prints_its_comments("for x in 1, 2:\n    pass\nprint(x)  # 2\nprint('x' * 9)  # x…x\n")
     for wrong in ("print(1)  # 2\n", "print(1)\n", "x = 1\nif x:\n    print(x, end='')  # 2\n"):
         with pytest.raises(AssertionError):
-            require_said(wrong)
+            assert_prints_its_comments(wrong)
 
 
 def test_every_shell_example_is_listed_and_no_other():

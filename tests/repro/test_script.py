@@ -5,18 +5,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from support.repro.playing import RIGHT, found, graphs_work, play, skeleton, with_subject
+from support.repro.playing import RIGHT, found, play, skeleton, skip_unless_graphs_work, with_subject
 from support.repro.wrong_findings import INDEX, KINDS, ROWS
 from support.repro.wrong_subjects import (
-    A_LIST,
     CLAMPS,
     DOUBLE,
-    GROWS,
     IS_TRACED,
+    LARGER_EACH_TIME,
     LONGER,
     OFF,
     REFUSE,
     REFUSES,
+    RETURNS_A_LIST,
     UNDER_DETERMINISM,
     later,
     source,
@@ -39,7 +39,7 @@ from crossent.subjects.subject import Subject
 def test_a_script_shows_what_was_found_and_says_right_where_it_is_not(name):
     subject, case, said = KINDS[name]
     check, kind = said.split()
-    graphs_work(check)
+    skip_unless_graphs_work(check)
     finding = found(subject, case, check)
     assert finding.kind == kind
     text = script(finding)
@@ -82,7 +82,7 @@ def test_a_result_that_is_as_wrong_as_it_was_found_is_wrong():
 
 def test_a_script_shows_that_compiled_code_takes_what_is_no_class(monkeypatch):
     """The graph runs in torch's own kernels, since code generation takes seconds."""
-    graphs_work("trace")
+    skip_unless_graphs_work("trace")
     if reason := _why_no_error():
         pytest.skip(reason)
     monkeypatch.setattr(compiled_code, "INDUCTOR", TRACER)
@@ -101,7 +101,7 @@ def test_a_script_shows_that_compiled_code_takes_what_is_no_class(monkeypatch):
 
 
 def test_a_script_does_not_ask_what_torch_refuses_to_do_deterministically():
-    text = script(found(GROWS, INDEX, "deterministic"))
+    text = script(found(LARGER_EACH_TIME, INDEX, "deterministic"))
     says = "raise RuntimeError('it is not deterministic: use_deterministic_algorithms(False) is needed')"
     _, status, out = play(with_subject(text, where(UNDER_DETERMINISM, says)))
     assert status == 2
@@ -153,7 +153,7 @@ def test_a_script_for_a_stream_of_the_callers_is_made_for_cuda_alone():
         (DOUBLE, "result wrong", REFUSES, "RuntimeError: not today"),
         (where("input.std() > 1e4"), "shift wrong", REFUSES, "RuntimeError: not today"),
         (OFF, "gradient wrong", LONGER, "KeyError: 'gradient'"),
-        (OFF, "loss wrong", A_LIST, "AssertionError: <class 'list'>"),
+        (OFF, "loss wrong", RETURNS_A_LIST, "AssertionError: <class 'list'>"),
         (OFF, "loss wrong", source("raise RuntimeError('two\\nlines')"), "RuntimeError: two"),
     ],
     ids=["loss", "result", "shift", "shape", "list", "lines"],
@@ -175,7 +175,7 @@ def test_a_call_that_is_refused_in_a_process_of_its_own_has_not_ended_it(tmp_pat
 
 def test_a_finding_of_a_compiled_subject_has_a_script_that_compiles_it():
     """The graph runs in torch's own kernels, since code generation takes seconds."""
-    graphs_work("trace")
+    skip_unless_graphs_work("trace")
     numbers = found(OFF, INDEX, "loss").numbers
     text = script(Finding("mine+compile", "loss", INDEX, "wrong", "", numbers=numbers, of="loss"))
     assert "\n\n\nsubject = compiled(subject)\n" in text

@@ -42,7 +42,7 @@ def test_right_code_passes(name):
 
 def test_a_subject_that_ends_the_fork_server_has_a_finding_and_the_run_goes_on():
     options = {"level": "quick", "dtypes": ["float32"], "jobs": 1, "timeout": 5}
-    report = check_on(CASES[:2], bad_inputs=False)(hostile.kills_what_started_it, hostile.right, **options)
+    report = check_on(CASES[:2], bad_inputs=False)(hostile.kills_its_parent, hostile.right, **options)
     wrong, right = report.subjects
     # In a PID namespace the signal does not arrive, and the subject hangs. Landlock refuses it with an error.
     assert {finding.kind for finding in wrong.findings} in ({"crashed"}, {"hung"}, {"refused"})
@@ -98,7 +98,7 @@ LOOKS = """
 from support import hostile
 from support.running import CASES, run_isolated
 from crossent.subjects.subject import Subject
-subject = Subject("looks", hostile.looks_for_the_answer)
+subject = Subject("looks", hostile.looks_for_the_exact_value)
 kinds = {(finding.check, finding.kind) for finding in run_isolated(subject).findings}
 assert ("loss", "wrong") in kinds, kinds
 """
