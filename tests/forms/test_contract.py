@@ -204,7 +204,7 @@ def test_mean_divides_by_the_weight_of_kept_rows(form, label_smoothing):
     logits, target, weight = data()
     total = sum(row_losses(TARGET, label_smoothing))
     assert_equal(form(logits, target, weight, label_smoothing=label_smoothing), total / 8)
-    # Without row 1, the weights add up to 4. Dividing by the kept rows (2) or by all rows (3) is wrong (pytorch/xla#896).
+    # Without row 1, the weights add up to 4. Dividing by the kept rows, 2, or all rows, 3, is wrong (pytorch/xla#896).
     target[1] = -100
     total -= row_losses(TARGET, label_smoothing)[1]
     assert_equal(form(logits, target, weight, label_smoothing=label_smoothing), total / 4)

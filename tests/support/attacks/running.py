@@ -57,7 +57,10 @@ class Ran:
 
     @property
     def limit(self) -> float:
-        """The seconds that the run may take: START, the delay of the signal, and two time limits for each case and loading."""
+        """The seconds that the run may take.
+
+        They are START, the delay of the signal, and two time limits for each case and for loading.
+        """
         given = [float(value) for name, value in itertools.pairwise(self.attack.options) if name == "--timeout"]
         return START + self.attack.after + 2 * (len(self.attack.cases) + 1) * (given or [TIMEOUT])[0]
 
