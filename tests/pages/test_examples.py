@@ -15,9 +15,9 @@ from support.waits import computes
 from crossent import cli
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-ELSEWHERE = {"torch-findings.md"}  # tests/test_torch_findings.py runs its scripts, which differ by version
+TESTED_ELSEWHERE = {"torch-findings.md"}  # tests/test_torch_findings.py runs its scripts, which differ by version
 SHELL = tomllib.loads((ROOT / "tests" / "pages" / "shell_examples.toml").read_text(encoding="utf-8"))
-WITH_CODE = [page for page in PAGES if blocks(page, "python") and page.name not in ELSEWHERE]
+WITH_CODE = [page for page in PAGES if blocks(page, "python") and page.name not in TESTED_ELSEWHERE]
 WITH_COMMANDS = [page for page in PAGES if commands(page)]
 
 
@@ -61,7 +61,7 @@ def test_every_shell_example_is_listed_and_no_other():
     assert {page.name: commands(page) for page in WITH_COMMANDS} == {page: list(of) for page, of in SHELL.items()}
 
 
-def test_what_runs_a_shell_example_is_there():
+def test_every_session_or_file_that_runs_a_shell_example_exists():
     sessions = re.findall(r"^def (\w+)\(session", (ROOT / "noxfile.py").read_text(encoding="utf-8"), re.M)
     for command, of in ((command, of) for listed in SHELL.values() for command, of in listed.items()):
         assert of.keys() & {"status", "by", "why"}, command
@@ -72,7 +72,7 @@ def test_what_runs_a_shell_example_is_there():
 
 @pytest.mark.parametrize("page", [page for page in SHELL if any("status" in of for of in SHELL[page].values())])
 @pytest.mark.usefixtures("folder")
-def test_the_commands_of_a_page_do_what_it_says(page, capsys):
+def test_the_commands_of_a_page_have_the_listed_exit_status(page, capsys):
     for command, of in SHELL[page].items():
         if "status" in of:
             program, *words = shlex.split(f"{command} {of.get('more', '')}")

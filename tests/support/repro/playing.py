@@ -76,7 +76,8 @@ def play(text, path=None):
     return names, status, out.getvalue()
 
 
-def refused(status, out, err):
+def assert_refused(status, out, err):
+    """Assert that the command printed only an error line of less than 2,000 characters, and had status 2."""
     assert (status, out) == (WRONG_USE, "")
     assert len(error_line(err)) < 2000
 
