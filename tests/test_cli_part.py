@@ -77,7 +77,7 @@ def test_a_grade_that_changes_nothing_is_refused_in_pytest_and_python():
     assert Settings(grade="B", contract="kernel").load("formula")
 
 
-def test_x_ends_at_the_first_finding_and_is_never_green(check):
+def test_x_ends_at_the_first_finding_and_never_passes(check):
     for option in (["-x"], ["--exitfirst"], ["--max-findings", "1"]):
         status, cases, out, _ = check(*option)
         assert (status, len(cases)) == (FAILED, 2)
@@ -114,7 +114,7 @@ def test_a_check_and_a_case_can_be_chosen(check):
         (["--check", "loss,"], "--check: got ''; allowed are call, result"),
     ],
 )
-def test_what_selects_nothing_is_one_line(check, arguments, said):
+def test_a_selection_of_nothing_is_an_error_of_one_line(check, arguments, said):
     status, cases, out, err = check(*arguments)
     assert (status, cases, out) == (WRONG_USE, [], "")
     assert said in error_line(err)
@@ -215,9 +215,9 @@ def test_a_case_that_this_version_lacks_is_not_repeated(check):
     path = path_of(["wrong.py:loss"])
     failed = last_failed(["wrong.py:loss"])
     assert len(failed) == 2
-    gone = next(iter(failed))
-    path.write_text(path.read_text().replace(gone, gone.replace("-normal-", "-gone-")))
-    assert [*last_failed(["wrong.py:loss"])] == [case for case in failed if case != gone]
+    missing = next(iter(failed))
+    path.write_text(path.read_text().replace(missing, missing.replace("-normal-", "-gone-")))
+    assert [*last_failed(["wrong.py:loss"])] == [case for case in failed if case != missing]
 
 
 class Work(Steps):

@@ -124,7 +124,7 @@ def adds_to_the_target(input, target, **options):
     return loss
 
 
-class Kept(torch.autograd.Function):
+class SharesMemory(torch.autograd.Function):
     """A function that keeps the data for its backward pass in one global variable for all calls."""
 
     pair = None
@@ -134,17 +134,17 @@ class Kept(torch.autograd.Function):
         with torch.enable_grad():
             leaf = input.detach().requires_grad_()
             loss = crossent.formula(leaf, target, **options)
-        Kept.pair = leaf, loss
+        SharesMemory.pair = leaf, loss
         return loss.detach()
 
     @staticmethod
     def backward(ctx, upstream):
-        leaf, loss = Kept.pair
+        leaf, loss = SharesMemory.pair
         return torch.autograd.grad(loss, leaf, upstream, retain_graph=True)[0], None, None
 
 
-def keeps(input, target, **options):
-    return Kept.apply(input, target, options)
+def shares_memory(input, target, **options):
+    return SharesMemory.apply(input, target, options)
 
 
 def in_another_thread(input, target):
@@ -201,30 +201,30 @@ WRONG = [
         "the loss does not require a gradient, so there is no gradient of the target alone",
     ),
     ("alone", adds_to_the_target, DENSE, "wrong", "the target got a gradient"),
-    ("threads", keeps, ROWS, "wrong", "thread"),
+    ("threads", shares_memory, ROWS, "wrong", "thread"),
     ("threads", where(in_another_thread, off_by_1_percent), INDEX, "wrong", "loss in a thread:"),
     ("threads", without_a_thread, INDEX, "refused", "no attribute 'buffer'"),
 ]
 
 
-EACH = pytest.mark.parametrize(
-    ("check", "wrong", "case", "kind", "said"), WRONG, ids=lambda one: getattr(one, "__name__", str(one)[:40])
+each_wrong_cross_entropy = pytest.mark.parametrize(
+    ("check", "wrong", "case", "kind", "text"), WRONG, ids=lambda one: getattr(one, "__name__", str(one)[:40])
 )
 
 
-@EACH
-def test_a_wrong_cross_entropy_is_caught_by_its_check(check, wrong, case, kind, said):
+@each_wrong_cross_entropy
+def test_a_wrong_cross_entropy_is_caught_by_its_check(check, wrong, case, kind, text):
     of, message = found(wrong, case, (*SINGLE[:2], *(one for one in CIRCUMSTANCES if one.name == check)))[check]
     assert of == kind
-    assert said in message
+    assert text in message
 
 
-@EACH
-def test_no_check_of_plain_calls_finds_what_these_checks_find(check, wrong, case, kind, said):
-    """Except `two_backwards`, since some losses share data, and derivatives that a custom function does not have."""
-    by = set(found(wrong, case, (*BEFORE, *CIRCUMSTANCES)))
-    assert check in by
-    assert not by & {other.name for other in BEFORE} - {"two_backwards", "double_backward", "forward_ad"}
+@each_wrong_cross_entropy
+def test_no_check_of_plain_calls_finds_these_wrong_cross_entropies(check, wrong, case, kind, text):
+    """`two_backwards` may find losses that share data. Custom functions may lack second derivatives and tangents."""
+    failed = set(found(wrong, case, (*BEFORE, *CIRCUMSTANCES)))
+    assert check in failed
+    assert not failed & {other.name for other in BEFORE} - {"two_backwards", "double_backward", "forward_ad"}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -38,7 +38,7 @@ def refusing(before):
 @pytest.mark.parametrize("bad_input", BAD_INPUTS, ids=lambda bad_input: bad_input.id)
 def test_the_forms_and_torch_refuse_every_bad_input_before_they_write(bad_input, device):
     if bad_input.asserts(device) and bad_input is not BEYOND:
-        pytest.skip("needs `crossent check --device`: six processes, each of which wakes the device")
+        pytest.skip("needs `crossent check --device`: six processes, each of which initialises the device")
     subjects = [*FORM_SUBJECTS.values(), TORCH, TORCH_NLL]
     report = run(subjects, bad_input, device=device)
     found = [(finding.subject, finding.kind) for finding in report.findings]
@@ -142,7 +142,7 @@ def test_an_error_of_a_derived_class_is_right():
     ],
     ids=["one element", "a sign of zero", "its shape", "target", "weight"],
 )
-def test_a_bad_call_leaves_its_arguments_as_they_were(write, name):
+def test_a_bad_call_that_writes_into_an_argument_is_a_finding(write, name):
     found = problems(refusing(write), SHORT_WEIGHT)
     assert found == {"changed_input": f"the call wrote into {name}"}
 
@@ -156,7 +156,7 @@ def test_a_bad_call_leaves_its_arguments_as_they_were(write, name):
     ],
     ids=["default dtype", "gradient mode", "generator"],
 )
-def test_a_bad_call_leaves_the_global_state_as_it_was(change, name):
+def test_a_bad_call_that_changes_global_state_is_a_finding_and_is_undone(change, name):
     before = torch.get_default_dtype(), torch.is_grad_enabled(), torch.random.get_rng_state()
     found = problems(refusing(lambda *arguments, **options: change()))
     assert found == {"changed_state": f"the call changed {name}"}

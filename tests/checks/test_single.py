@@ -144,7 +144,7 @@ def test_numbers_that_a_subject_does_not_have_are_not_measured():
     assert found_by("gradient", crossent.formula, differentiable=False) == []
 
 
-def test_a_second_call_with_other_bits_is_told_from_one_that_writes_into_the_first():
+def test_repeat_says_whether_a_second_call_differs_or_writes_into_the_first_result():
     calls = []
 
     def grows(*args, **options):

@@ -204,7 +204,7 @@ def test_mean_divides_by_the_weight_of_kept_rows(form, label_smoothing):
     logits, target, weight = data()
     total = sum(row_losses(TARGET, label_smoothing))
     assert_equal(form(logits, target, weight, label_smoothing=label_smoothing), total / 8)
-    # Without row 1, the weights add up to 4. The number of kept rows (2) or all rows (3) is wrong (pytorch/xla#896).
+    # Without row 1, the weights add up to 4. Dividing by the kept rows, 2, or all rows, 3, is wrong (pytorch/xla#896).
     target[1] = -100
     total -= row_losses(TARGET, label_smoothing)[1]
     assert_equal(form(logits, target, weight, label_smoothing=label_smoothing), total / 4)
@@ -694,7 +694,9 @@ def test_no_classes_are_an_empty_sum(form, reduction):
     ],
     ids=str,
 )
-def test_scalar_has_the_same_edges(logits, target, label_smoothing, expected):
+def test_scalar_has_the_same_loss_for_infinity_nan_ignored_rows_and_one_class(
+    logits, target, label_smoothing, expected
+):
     got = scalar(logits, target, reduction="sum", label_smoothing=label_smoothing)
     assert got == expected or (math.isnan(got) and math.isnan(expected)), got
 
@@ -1093,7 +1095,9 @@ BAD_SCALAR = [
 
 
 @pytest.mark.parametrize(("error", "got", "allowed", "call", "options"), BAD_SCALAR, ids=[row[1] for row in BAD_SCALAR])
-def test_the_errors_of_scalar_name_the_same_things(error, got, allowed, call, options):
+def test_the_error_of_a_bad_call_of_scalar_names_the_argument_and_the_allowed_values(
+    error, got, allowed, call, options
+):
     with pytest.raises(error) as raised:
         scalar(*call, **options)
     assert raised.type is error
@@ -1368,8 +1372,8 @@ def test_one_graph_has_the_loss_and_its_gradient(form, target, shape, label_smoo
 # --- Layouts ------------------------------------------------------------------------------------------------------
 
 
-class Laid(torch.autograd.Function):
-    """Returns the values in another layout. The backward pass returns the upstream gradient unchanged."""
+class WithLayout(torch.autograd.Function):
+    """A copy of the values in another layout. The backward pass returns the upstream gradient unchanged."""
 
     @staticmethod
     def forward(ctx, values, layout):
@@ -1407,18 +1411,18 @@ FOUR_DIMENSIONS = ("movedim", "channels_last")
 @each_form
 def test_logits_target_and_weight_of_any_layout_equal_contiguous_ones(form, layout, shape, target):
     # Some kernels assume the strides of logits or targets (pytorch#67167, unsloth#10713).
-    lay = LAYOUTS[layout]
+    layout_of = LAYOUTS[layout]
     logits, weight = random(*shape), random(5, seed=2).exp()
     y = random_index(shape[0], *shape[2:], classes=5) if target == "index" else random(*shape, seed=3).softmax(1)
     if layout == "expanded":  # all entries of the batch are equal
         logits, y = logits[:1].expand_as(logits).clone(), y[:1].expand_as(y).clone()
 
     def loss(logits, target, *, weight, **options):
-        laid = Laid.apply(logits, lay)
+        laid = WithLayout.apply(logits, layout_of)
         assert laid.equal(logits)
         assert not laid.is_contiguous() or laid.storage_offset() == 1
         dense = target.is_floating_point()  # class probabilities have a gradient too
-        target = Laid.apply(target, lay) if dense else LAYOUTS["strided"](target)
+        target = WithLayout.apply(target, layout_of) if dense else LAYOUTS["strided"](target)
         return form(laid, target, weight=LAYOUTS["strided"](weight), **options)
 
     assert_within_bounds(loss, inputs_of(logits, y, weight=weight, reduction="none"))

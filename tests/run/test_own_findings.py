@@ -72,7 +72,7 @@ def test_a_known_failure_of_torch_is_no_known_failure_of_another_subject(run, mo
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "text_of_error"),
     [
         (
             TABLE.replace("off*", "of"),
@@ -94,11 +94,11 @@ def test_a_known_failure_of_torch_is_no_known_failure_of_another_subject(run, mo
         ("[[finding]", "known.toml: Expected"),
     ],
 )
-def test_a_list_that_is_wrong_is_one_line_before_the_run(run, tmp_path, monkeypatch, text, said):
+def test_a_wrong_list_is_an_error_of_one_line_before_the_run(run, tmp_path, monkeypatch, text, text_of_error):
     monkeypatch.setattr("crossent.run.parallel.run", None)  # the run would raise an error
     with pytest.raises(ValueError, match=r"^expected_findings: ") as caught:
         run(text, off_in_the_loss)
-    assert said in str(caught.value)
+    assert text_of_error in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

@@ -167,7 +167,7 @@ def test_a_loss_may_write_into_its_arguments_where_that_is_declared():
     assert kinds(judged(overwrites, bad, ["arguments"])) == set()
 
 
-def test_where_that_is_declared_it_may_write_without_gradients_and_into_non_leaf_logits_too():
+def test_a_loss_that_may_write_into_its_arguments_may_write_without_gradients_and_into_non_leaf_logits():
     case, checks = Case("float32", reduction="none"), [*ALWAYS, CHECKS["no_grad"], CHECKS["non_leaf"]]
     undeclared = kinds(judged(overwrites, case, checks=checks))
     assert undeclared == {(check, "changed_input") for check in ("arguments", "no_grad", "non_leaf")}
@@ -210,8 +210,8 @@ def test_a_grade_of_one_dtype_leaves_the_other_dtype_at_grade_a():
     """torch computes in the dtype of the logits, and returns 0 for a loss of 0.001."""
     loss, cases = torch.nn.functional.cross_entropy, [Case(dtype, (4, 2), "sure") for dtype in ("float16", "bfloat16")]
     assert {finding.case for finding in judged(loss, cases).findings} == {one.id for one in cases}
-    left = judged(loss, cases, grade="float16=B").findings
-    assert {finding.case for finding in left} == {cases[1].id}
+    remaining = judged(loss, cases, grade="float16=B").findings
+    assert {finding.case for finding in remaining} == {cases[1].id}
     assert kinds(judged(loss, cases, grade="B")) == set()
     with pytest.raises(ValueError, match=r"grade: got 'C'; allowed are A, B, float16=B, bfloat16=B"):
         load(loss, grade="C")

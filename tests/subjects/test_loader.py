@@ -61,7 +61,7 @@ def folder(tmp_path, monkeypatch):
             del sys.modules[name]
 
 
-def gives_torchs_loss(subject):
+def returns_torchs_loss(subject):
     given = Case("float64").build()
     return subject.loss(given.logits, given.target, **given.options).equal(F.cross_entropy(given.logits, given.target))
 
@@ -81,12 +81,12 @@ def gives_torchs_loss(subject):
 def test_a_description_is_loaded_and_its_source_loads_it_from_anywhere(folder, capfd, monkeypatch, description, name):
     (subject,) = load(description)
     assert subject.name == name
-    assert gives_torchs_loss(subject)
+    assert returns_torchs_loss(subject)
     assert capfd.readouterr() == ("", "")  # nothing is printed: stdout is for the report
     monkeypatch.chdir("/") if ".py:" in description else None
     (again,) = load(subject.source)
     assert again.source == subject.source
-    assert gives_torchs_loss(again)
+    assert returns_torchs_loss(again)
 
 
 @pytest.mark.parametrize("name", NAMED)
@@ -106,7 +106,7 @@ def test_a_file_hides_no_module_of_its_name(folder, name):
     (folder / f"{name}.py").write_text(MINE)
     before = sys.modules.get(name)
     (subject,) = load(f"{name}.py:loss")
-    assert gives_torchs_loss(subject)
+    assert returns_torchs_loss(subject)
     assert sys.modules.get(name) is before
 
 
@@ -114,7 +114,7 @@ def test_a_file_is_loaded_once(folder):
     assert load("mine.py:loss")[0].loss is load("mine.py:Kernels.fused")[0].loss
 
 
-BROKEN = {
+UNLOADABLE = {
     "syntax": ("def loss(:\n", "syntax.py, line 1: SyntaxError: invalid syntax"),
     "imports": ("\nimport no_such_thing\n", "imports.py, line 2, raises ModuleNotFoundError: No module named"),
     "raises": ("x = 1\n\ndef f():\n    1 / 0\nf()\n", "raises.py, line 4, raises ZeroDivisionError: division by zero"),
@@ -128,10 +128,10 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("name", BROKEN)
+@pytest.mark.parametrize("name", UNLOADABLE)
 @pytest.mark.parametrize("form", ["{}.py:loss", "{}:loss"])
-def test_a_file_that_does_not_load_is_one_line_and_leaves_nothing(folder, capsys, name, form):
-    content, said = BROKEN[name]
+def test_a_file_that_does_not_load_is_an_error_of_one_line_and_leaves_no_module(folder, capsys, name, form):
+    content, said = UNLOADABLE[name]
     (folder / f"{name}.py").write_bytes(content if isinstance(content, bytes) else content.encode())
     main(["check", "no_such_subject"])  # so that the modules of the package are imported before
     capsys.readouterr()
@@ -246,7 +246,7 @@ def test_a_callable_or_a_class_is_called_with_the_options_that_it_has(given, lac
         f"has no {name}" for name in ("weight", "ignore_index", "reduction", "label_smoothing")
     }
     if given is not torch._C._nn.cross_entropy_loss:
-        assert gives_torchs_loss(subject)
+        assert returns_torchs_loss(subject)
 
 
 @pytest.mark.parametrize(
@@ -289,7 +289,7 @@ def test_a_compiled_subject_is_compiled_for_every_call(monkeypatch):
     )
     subjects = load("torch+compile")
     assert [subject.name for subject in subjects] == ["torch+compile"]
-    assert all(gives_torchs_loss(subject) for subject in subjects)
+    assert all(returns_torchs_loss(subject) for subject in subjects)
     assert len(seen) == 1
     assert subjects[0].not_transformed == "is compiled itself"
     assert double_backward.not_run(subjects[0], Case("float32").build())

@@ -100,7 +100,7 @@ def test_the_index_of_a_difference_is_an_index_into_the_result(sizes):
 
 
 @pytest.mark.parametrize("got", [float("nan"), float("inf"), 0.0])
-def test_nan_is_never_a_wildcard(got):
+def test_nan_infinity_and_zero_are_wrong_if_the_exact_value_is_another_number(got):
     case = inputs([[1.0, 2.0]], [0])
     (loss,) = compare(Result(torch.tensor([got]), None), solve(case))
     assert loss.ratio > 1
@@ -177,11 +177,11 @@ def test_a_subject_that_writes_into_its_arguments_is_found_and_does_not_affect_o
 
     subjects = [*map(zeroes, ("input", "target", "weight")), FORM_SUBJECTS["formula"]]
     case = next(c for c in sample("float32", 1) if c.weight == "weighted" and c.sizes == (7, 5) and c.target == "int64")
-    *wrote, innocent = run(subjects, case).subjects
+    *wrote, right = run(subjects, case).subjects
     for entry in wrote:
         kinds = {finding.kind: finding.message for finding in entry.findings}
         assert kinds["changed_input"] == f"the call wrote into {entry.name} in the forward pass{DECLARED}"
-    assert not innocent.findings
+    assert not right.findings
 
 
 def scales_upstream(input, target, **options):
@@ -206,7 +206,7 @@ def goes_backward(input, target, **options):
     return loss
 
 
-def asks_for_a_gradient_of_weight(input, target, weight=None, **options):
+def sets_requires_grad_of_weight(input, target, weight=None, **options):
     if weight is not None:
         weight.requires_grad_()
     return crossent.formula(input, target, weight, **options)
@@ -226,7 +226,7 @@ ROWS, WEIGHTED = "float32-7x5-normal-int64-none-rows", "float32-7x5-normal-int64
         ),
         (sets_grad, ROWS, "the call set the .grad of input"),
         (goes_backward, WEIGHTED, "the call set the .grad of input"),
-        (asks_for_a_gradient_of_weight, WEIGHTED, "the call changed the requires_grad of weight"),
+        (sets_requires_grad_of_weight, WEIGHTED, "the call changed the requires_grad of weight"),
     ],
     ids=lambda one: getattr(one, "__name__", None),
 )

@@ -12,7 +12,7 @@ from crossent.trials.difference import Difference
 from crossent.trials.factors import factor_of
 
 
-def said(loss, case):
+def factor_lines(loss, case):
     finding = next(one for one in run(Subject("mine", loss), Case.of(case)).findings if one.check == "loss")
     return [line for line in finding.message.splitlines() if line.startswith("got is the exact value times ")]
 
@@ -51,7 +51,7 @@ def summed(input, target, **options):
     ids=["all rows", "unweighted", "not divided", "by classes", "sign", "no factor", "an addend"],
 )
 def test_a_known_factor_is_named_with_its_value(loss, case, line):
-    lines = said(loss, case)
+    lines = factor_lines(loss, case)
     assert [bool(lines)] == [line is not None]
     if line is not None:
         (found,) = lines
