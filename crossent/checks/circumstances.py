@@ -145,7 +145,7 @@ def evaluate_in_circumstance(loss: Loss, inputs: Inputs, gradients: Gradients, w
 
     This is an act: it runs in the process of the subject.
 
-    If the loss has a wrong shape, no gradient is computed: :func:`misshapen` reports the shape.
+    If the loss has a wrong shape, the function computes no gradient: :func:`misshapen` reports the shape.
     """
     circumstance = CIRCUMSTANCES[way]
     dense = "target_gradient" in gradients and inputs.target.is_floating_point()
@@ -257,13 +257,13 @@ def alone(trial: Trial) -> Found:
 def backward_alone(
     loss: Loss, inputs: Inputs, logits: bool, target: bool
 ) -> tuple[Tensor, bool, Tensor | None, Tensor | None]:
-    """Call the subject and run backward, where only the logits or only the target require a gradient.
+    """Call the subject and run backward. Only the logits or only the target require a gradient.
 
-    `logits` and `target` say which of the tensors requires it.
+    `logits` is whether the logits require a gradient, and `target` whether the target does.
 
     This is an act: it runs in the process of the subject.
 
-    If the loss has a wrong shape, there is no backward pass: :func:`misshapen` reports the shape.
+    If the loss has a wrong shape, the function runs no backward pass: :func:`misshapen` reports the shape.
 
     Returns:
         The loss, its requires_grad, and the gradients of the logits and of the target. A missing gradient is None.

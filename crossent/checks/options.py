@@ -83,9 +83,9 @@ def _must_differ(trial: Trial, name: str, other: Result, exact: Exact) -> bool:
 
 
 def _with_options_off(trial: Trial) -> Iterator[Difference]:
-    """Compare the result with a call that has the same options in another form.
+    """Compare the result with the result of a call that passes the same options in another form.
 
-    The call passes neutral values for options that the case leaves out. It leaves out options that have their default.
+    The call passes neutral values for options that the case leaves out, and leaves out options at their default.
     """
     if (made := turned_off(trial.question.fresh(), trial.case.ignored)) is None:
         return
@@ -113,8 +113,8 @@ def turned_off(given: Inputs, ignored: str) -> tuple[Inputs, list[str]] | None:
     """Return the inputs with options that change nothing, and the names of the options to pass.
 
     A case without a weight gets a weight of ones. A case without ignored rows, for which `ignored` is "kept", gets an
-    `ignore_index` that no row has. The defaults `label_smoothing=0` and `reduction="mean"` are not passed. Return None
-    if the case passes exactly these options already.
+    `ignore_index` that no row has. The names leave out the defaults `label_smoothing=0` and `reduction="mean"`. Return
+    None if the case passes exactly the named options already.
     """
     classes = given.logits.shape[min(1, given.logits.dim() - 1)]
     off: dict[str, Any] = {}

@@ -24,7 +24,7 @@ class Reaction:
     Attributes:
         raised: the exception, or None if the call returned.
         returned: the value that the call returned, as text; "" if it has ten numbers or more.
-        wrote: the argument that the call wrote into, or ""; None if the device can no longer be read.
+        wrote: the argument that the call wrote into; "" if there is none, None if the device can no longer be read.
         changed_state: the global state that the call left changed.
         ended: "crashed" or "hung" if the call ended or blocked its process; "" otherwise.
         how: how the process ended, in words; "" if the call returned or raised.
@@ -77,9 +77,10 @@ def call_badly(loss: Loss, name: str, device: str) -> Reaction:
 
 
 def judge_reaction(reaction: Reaction, allowed: tuple[type[Exception], ...]) -> dict[str, Problem | None]:
-    """Return the problem in a reaction, or None, for each check of bad calls. `allowed` are the right classes of error.
+    """Return the problem in the reaction, or None, by the name of the check. `allowed` are the right classes of error.
 
-    If the call ended its process, only the check `errors` has an entry.
+    If the call ended its process, only the check `errors` has an entry. If the device can no longer be read, the check
+    `arguments` has no entry.
     """
     names = " or ".join(error.__name__ for error in allowed)
     if reaction.ended:

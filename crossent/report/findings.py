@@ -32,8 +32,8 @@ class Finding:
         numbers: the worst element; None if the finding is not about a number.
         torch: torch's own result for the same element, and its error; "" if torch is the subject.
         expected: the reason of a known failure, or None.
-        of: the result that the finding is about, and the call if a check makes several: "gradient", "gradient turned
-            along 2", …; "" if the finding is about no single result, for example because the subject raised.
+        of: the result that the finding is about, and the call if a check makes several: "gradient", "gradient reversed
+            along dimension 2", …; "" if the finding is about no single result, for example because the subject raised.
         repeat: the command that repeats the finding, if it is not `crossent repro` with the id alone.
     """
 

@@ -63,7 +63,7 @@ def of_reversed_rows(case: Case, given: Inputs) -> dict[str, Equation]:
 
         return Equation((given, relations.rows_turned(given, axis)), terms)
 
-    return {f"turned along {axis}": along(axis) for axis in relations.rows_axes(given)}
+    return {f"reversed along dimension {axis}": along(axis) for axis in relations.rows_axes(given)}
 
 
 def of_reversed_classes(case: Case, given: Inputs) -> dict[str, Equation]:

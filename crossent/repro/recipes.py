@@ -30,7 +30,8 @@ class Focus:
 
     Attributes:
         case, inputs, subject: the case, its inputs, and the subject that takes the inputs. The tensors are on the CPU.
-        of: the name of the result, such as "gradient turned along 2"; "" if the finding is about no single result.
+        of: the name of the result, such as "gradient reversed along dimension 2"; "" if the finding is about no single
+            result.
         index: the index of the number in this result; None if the finding is about no single number.
     """
 

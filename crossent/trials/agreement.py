@@ -59,7 +59,8 @@ def exact_for(trial: Trial, name: str, inputs: Inputs) -> Exact:
 
     Do not read the exact values in the returned object: they belong to the inputs of the case.
 
-    All subjects share the object. So inputs with the same `name` must be equal for each case.
+    All subjects share the object, which is stored by case and `name`. So for one case, the same `name` must always
+    stand for the same inputs.
     """
     by_name = _FOR_CHANGED_INPUTS.setdefault(trial.question, {})
     if name not in by_name:
@@ -74,8 +75,8 @@ _FOR_CHANGED_INPUTS: WeakKeyDictionary[Question, dict[str, Exact]] = WeakKeyDict
 def with_radius(trial: Trial, got: Result, exact: Exact | None = None) -> PartBalls:
     """Return the numbers of a result by name, with their error bounds as radii. A radius of inf means no bound.
 
-    `exact` computes the bounds. By default, it is the object for the inputs of the case. For other inputs, pass the
-    object that :func:`exact_for` returns.
+    `exact` computes the bounds. The default is the object for the inputs of the case. If `got` has other inputs, pass
+    the object that :func:`exact_for` returns.
     """
     found = {}
     for name, bound in trial.bounds(got, exact or trial.question.exact).items():
@@ -92,11 +93,11 @@ def compare_results(
 
     Args:
         trial: the subject on the case.
-        other: the other result, with error bounds as radii. It takes the place of the exact values.
+        other: the other result, with error bounds as radii. The differences are from `other`, not from exact values.
         got: the result to compare; by default, the result of the first call.
         exact: the object that computes the bounds of `got`, if the inputs of `got` are not the inputs of the case.
-        way: a phrase that says how `other` was computed, if a check computes several results. It is appended to the
-            names of the differences.
+        way: a phrase that says how `other` was computed, if a check computes several results. The function appends the
+            phrase to the names of the differences.
     """
     of_case = trial.question.exact
     parts: dict[str, Any] = {}
@@ -108,7 +109,7 @@ def compare_results(
 
 
 def _named(difference: Difference, way: str) -> Difference:
-    """Append `way` to the name of a difference, and replace the reasons that speak of exact values."""
+    """Return a difference with `way` appended to its name. The other result takes the place of the exact value."""
     reasons = {"there is no exact value": "the other result has no bound"}
     not_judged = {reasons.get(reason, reason): count for reason, count in difference.not_judged.items()}
     return replace(difference, of=f"{difference.of} {way}".rstrip(), not_judged=not_judged)

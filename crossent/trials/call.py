@@ -159,8 +159,8 @@ def repeat_call(loss: Loss, inputs: Inputs, others: Inputs, gradients: Gradients
 
     This function is an act: a host calls it where the subject runs (see `crossent.trials.act`).
 
-    Before the second call with the same inputs, freed memory is filled with NaN. An exception in the call with other
-    inputs is ignored, because other checks report such an exception.
+    Before the second call with the same inputs, the function fills freed memory with NaN. The function ignores an
+    exception in the call with other inputs, because other checks report such an exception.
 
     Returns:
         The first result, copied at once; the first result, copied after the call with other inputs; and the result of

@@ -74,7 +74,7 @@ class Problem:
 
 @dataclass(eq=False)
 class Question:
-    """A case on a device, with its exact values, which are computed when they are first read.
+    """A case on a device, with its exact values. Reading an exact value for the first time computes it.
 
     All subjects share one question. Each call gets a copy of the inputs.
     """
@@ -115,7 +115,7 @@ class Trial:
         question: the case, with its exact values.
         subject: the subject.
         host: the host on which the subject runs.
-        changed_state: the names of the parts of the global state that the subject changed. All are restored.
+        changed_state: the names of the parts of the global state that the subject changed. crossent has restored them.
     """
 
     question: Question
@@ -130,7 +130,7 @@ class Trial:
 
     @cached_property
     def first_call(self) -> Call:
-        """The first call of the subject, which is made when this attribute is first read.
+        """The first call of the subject. Reading this attribute for the first time makes the call.
 
         Raises:
             RefusedError: the subject raised an exception.
@@ -287,7 +287,10 @@ def _each(kind: type[S], value: object) -> list[S]:
 
 
 def _has_gradients(result: Result, inputs: Inputs, gradients: Gradients) -> bool:
-    """Return whether a result has all gradients, with the shapes and dtypes of these inputs."""
+    """Return whether a result has all gradients, with the shapes and dtypes of these inputs.
+
+    Also return True if the loss has a wrong shape: :func:`misshapen` reports the shape.
+    """
     if result.loss.shape != inputs.upstream.shape:  # `misshapen` reports the wrong shape
         return True
     leaves = {"gradient": inputs.logits}
@@ -325,7 +328,7 @@ def widens_halves(trial: Trial) -> bool:
 
 
 def _description(tensor: Tensor) -> str:
-    """Return the dtype and the shape of a tensor as text, and its device if the device is no CPU."""
+    """Return the dtype and the shape of a tensor as text, and its device if the device is not a CPU."""
     return f"{tensor.dtype} {tuple(tensor.shape)}{_on(tensor.device)}"
 
 

@@ -26,8 +26,8 @@ class Arguments:
         index: (R,), int64, the true classes; None for class probabilities.
         probabilities: (R, C), float32 or float64, any finite numbers; None for class indices.
         weight: (C,), float32 or float64, finite, of any sign; None for ones.
-        ignore_index: Rows with this index have the loss 0 and do not count in the mean. With class probabilities, the
-            number must be negative and has no effect.
+        ignore_index: Rows with this index have the loss 0 and do not count in the mean. With class probabilities,
+            `ignore_index` must be negative and has no effect.
         reduction: "none", "mean" or "sum".
         label_smoothing: `ε`, from 0 to 1. The exact value uses this float64 number without rounding.
         upstream: The upstream gradient of the result: (R,) for "none", otherwise a number.
