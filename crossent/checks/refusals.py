@@ -72,8 +72,18 @@ def call_badly(loss: Loss, name: str, device: str) -> Reaction:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # any exception of a subject is part of the reaction, even SystemExit
-        raised = Raised.of(error)
+        raised = Raised.of(_of_torch(error))
     return Reaction(raised, returned, _wrote(given, before))
+
+
+def _of_torch(error: BaseException) -> BaseException:
+    """Return torch's IndexError if Python could not decode its message; otherwise, the given error.
+
+    Without a reduction, `F.nll_loss` writes a class of uint8 that is out of range into its message as a single byte.
+    """
+    if isinstance(error, UnicodeDecodeError) and b" is out of bounds" in error.object:
+        return IndexError(error.object.decode(errors="backslashreplace"))
+    return error
 
 
 def judge_reaction(reaction: Reaction, allowed: tuple[type[Exception], ...]) -> dict[str, Problem | None]:

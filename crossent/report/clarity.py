@@ -1,15 +1,19 @@
-"""Rank findings by clarity, describe their cases in words, and find published bugs that fail on the same inputs."""
+"""Rank findings by clarity, describe them and their cases in words, and find published bugs with the same inputs."""
 
 from __future__ import annotations
 
 import math
+import operator
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from functools import cache
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, reduce
+from itertools import combinations
 from typing import TYPE_CHECKING
 
-from crossent.cases.axes import CLASS_LIMITS, DENSE_TARGETS, IGNORED, ROW_LIMITS
-from crossent.cases.bad_inputs import BAD_INPUTS
+from crossent.cases.axes import CLASS_LIMITS, DENSE_TARGETS, DTYPES, IGNORED, ROW_LIMITS
+from crossent.cases.bad_inputs import BAD_INPUT_KINDS, BAD_INPUTS
 from crossent.cases.case import Case
 from crossent.cases.corpus import Bug, bugs
 from crossent.cases.values import VALUES
@@ -18,6 +22,11 @@ if TYPE_CHECKING:
     from crossent.report.findings import Finding
 
 _MISMATCHED = re.compile(r"Mismatched elements: (\d+) / (\d+) ")
+# A line of a message that names the declaration under which the result is right.
+_DECLARATION = re.compile(r"^If .+: --without (\S+)$", re.MULTILINE)
+# The message about a loss of the right shape, but of another dtype.
+_OTHER_DTYPE = re.compile(r"got \S+ (\(.*\)); expected \S+ \1")
+_FACTOR = re.compile(r"^got is the exact value times \S+: (.+)$", re.MULTILINE)
 _PLAIN = 3  # an error above 10**3 times its bound is as clear as a larger error
 _SMALL = 64  # a case with at most this many logits is small: a reader can read all of its numbers
 # The kinds of logits with rows far below zero, and how many other rows may come before such a row. The kinds
@@ -26,6 +35,26 @@ _FAR_BELOW = {"negative_offset": 0, "assorted": 3, "row_offsets": 1, "offsets": 
 # The kinds of logits with -inf, +inf or NaN.
 _NOT_FINITE = {name for name in VALUES if name.startswith(("inf_", "nan", "positive_inf"))}
 _NUMBERS = {"loss", "gradient", "target_gradient"}  # a copy of NUMBERS of `findings`, which imports this module
+
+# The feature that a subject lacks if it refuses all cases with these words.
+FEATURE_OF = {
+    "logits of (C)": "unbatched",
+    "logits of (N, C, d1, …)": "spatial",
+    "a weight": "weight",
+    "label_smoothing": "label_smoothing",
+    "ignored rows": "ignore_index",
+    "class indices": "index_target",
+    "class probabilities": "probability_target",
+    "a target whose sum is not 1": "unnormalised",
+    "uint8 targets": "uint8_target",
+    "logits that are strided": "strided",
+    "an empty batch": "empty",
+    "1 class": "one_class",
+    "logits that are not finite": "nonfinite",
+    **{f"reduction={name!r}": f"reduction_{name}" for name in ("none", "mean", "sum")},
+    **{dtype: dtype for dtype in DTYPES},
+    **{kind: kind for kind in BAD_INPUT_KINDS},
+}
 
 
 def by_plainness(finding: Finding) -> tuple[int, int, float, int]:
@@ -48,6 +77,41 @@ def size_of_error(finding: Finding) -> int:
     """Return the error as a power of ten of its bound: 0, 1, 2 or 3. Return 3 for a finding without numbers."""
     ratio = finding.numbers.ratio if finding.numbers else math.inf
     return int(math.log10(max(ratio, 1.0))) if ratio < 10**_PLAIN else _PLAIN  # a ratio of NaN is not smaller
+
+
+def declaration(finding: Finding) -> str:
+    """Return the feature without which the result of a finding is right, such as "nan_mean"; "" if there is none."""
+    found = _DECLARATION.search(finding.message)
+    return found[1] if found else ""
+
+
+def factor_names(finding: Finding) -> tuple[str, ...]:
+    """Return the names in a message for the factor between a wrong number and the exact value: see `factor_of`."""
+    found = _FACTOR.search(finding.message)
+    return tuple(found[1].split(" or ")) if found else ()
+
+
+def has_ordinary_value(finding: Finding) -> bool:
+    """Return whether the exact value is finite and not 0. True for a finding without numbers."""
+    numbers = finding.numbers
+    return numbers is None or (math.isfinite(numbers.exact) and numbers.exact != 0)
+
+
+def kind_of_number(finding: Finding) -> str:
+    """Return whether the wrong number is "NaN", "infinite" or "finite"; "" for a finding without numbers."""
+    if finding.numbers is None:
+        return ""
+    got = finding.numbers.got
+    return "NaN" if math.isnan(got) else "infinite" if math.isinf(got) else "finite"
+
+
+def told(finding: Finding) -> tuple[str, str]:
+    """Return a key that similar findings of a check share: the message without sizes and dtypes, and the declaration.
+
+    Findings with numbers share the message "". Findings about another dtype are similar, whatever the shape.
+    """
+    line = _OTHER_DTYPE.sub("got another dtype", finding.message.partition("\n")[0])
+    return "" if finding.numbers else re.sub(r"\bb?float\d+|\d+", "#", line), declaration(finding)
 
 
 @cache
@@ -96,6 +160,65 @@ def words_of(id: str) -> tuple[str, ...]:
         "an upstream gradient other than 1": case.upstream != "one",
     }
     return tuple(word for word, applies in described.items() if applies)
+
+
+@dataclass(frozen=True)
+class Common:
+    """Words that describe cases, and how many failing and passing cases have all the words.
+
+    Attributes:
+        words: the words, as `words_of` returns them.
+        fails, failing: the number of failing cases with all the words, and the number of all failing cases.
+        passes, passing: the number of passing cases with all the words, and the number of all passing cases.
+    """
+
+    words: Sequence[str]
+    fails: int
+    failing: int
+    passes: int
+    passing: int
+
+    @property
+    def above(self) -> float:
+        """The share of failing cases that have the words, minus the share of passing cases that have the words."""
+        return self.fails / self.failing - self.passes / self.passing
+
+    @property
+    def vague(self) -> bool:
+        """Whether a case with default options has all the words, and more passing than failing cases have them."""
+        return _PLAIN_WORDS.issuperset(self.words) and self.fails < self.passes
+
+    def applies(self, case: str) -> bool:
+        """Return whether a case has all the words."""
+        return set(self.words).issubset(words_of(case))
+
+    def __str__(self) -> str:
+        failing = f"{self.fails} of {self.failing} failing cases"
+        passing = f"{self.passes} of {self.passing} passing cases" if self.passes else "no passing case"
+        return f"{', '.join(self.words)}: {failing}, {passing}"
+
+
+def count_words(cases: Iterable[str]) -> Counter[str]:
+    """Return how many cases have each word of `words_of`."""
+    return Counter(word for case in cases for word in words_of(case))
+
+
+def choices(words: Sequence[str], most: int, failing: Sequence[str], passing: Sequence[str]) -> Iterator[Common]:
+    """Yield, for each selection of at most `most` words, how many failing and passing cases have the words."""
+    bad, good = _having(words, failing), _having(words, passing)
+    for count in range(1, most + 1):
+        for chosen in combinations(words, count):
+            fails, passes = (reduce(operator.and_, map(of.__getitem__, chosen)).bit_count() for of in (bad, good))
+            yield Common(chosen, fails, len(failing), passes, len(passing))
+
+
+def _having(words: Sequence[str], cases: Iterable[str]) -> dict[str, int]:
+    """Return, for each word, the cases that have the word, as an int with one bit for each case."""
+    found = dict.fromkeys(words, 0)
+    for at, case in enumerate(cases):
+        for word in found.keys() & words_of(case):
+            found[word] |= 1 << at
+    return found
 
 
 def same_trigger(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from crossent.cases.axes import DTYPES
-from crossent.report.clarity import by_plainness, size_of_error
+from crossent.report.clarity import by_plainness, size_of_error, told
 from crossent.words import shell_word
 
 # The checks that compare the results of a call with the exact values.
@@ -282,21 +281,20 @@ class SubjectReport:
         the first group of each check and kind before all further groups; errors against the exact value before errors
         against another result; larger errors before smaller errors, by powers of ten; the order of the checks.
         """
-        sorts: dict[tuple[str, str, str], list[Finding]] = {}
+        sorts: dict[tuple[str, str, str, str], list[Finding]] = {}
         for finding in self.findings:
             if finding.expected is None:
-                line = finding.message.partition("\n")[0]  # messages that differ only in sizes and dtypes are similar
-                told = "" if finding.numbers else re.sub(r"\bb?float\d+|\d+", "#", line)
-                sorts.setdefault((finding.check, finding.kind, told), []).append(finding)
+                sorts.setdefault((finding.check, finding.kind, *told(finding)), []).append(finding)
         order = {name: at for at, name in enumerate(self.order)}
         seen: Counter[tuple[str, str]] = Counter()
         places = {}
-        for (check, kind, told), findings in sorts.items():
+        for sort, findings in sorted(sorts.items(), key=lambda of: of[0][-1] != ""):  # last, those with a declaration
+            check, kind, *_ = sort
             findings.sort(key=by_plainness)
             first, refused = findings[0], kind in ("refused", "accepted")
             relative = first.numbers is not None and first.numbers.versus != "exact"
             plain = -size_of_error(first)
-            places[check, kind, told] = refused, seen[check, kind] > 0, relative, plain, order.get(check, len(order))
+            places[sort] = refused, seen[check, kind] > 0, relative, plain, order.get(check, len(order))
             seen[check, kind] += 1
         return [sorts[sort] for sort in sorted(sorts, key=places.__getitem__)]
 

@@ -101,6 +101,8 @@ def failures(subject: SubjectReport, most: int | None, *, ids: bool = False) -> 
             yield Text(f"  where   {cause.common}", "bold")
         if bug := published(subject, cause):
             yield Text(f"  corpus  {bug}")
+        if cause.lacks:
+            yield Text(f"  declare --without {cause.lacks}, if the feature is missing on purpose")
         yield Text(str(cause.example))
         if ids:
             yield from _ids(cause)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -24,7 +25,8 @@ from crossent.trials.act import Host
 from crossent.trials.call import Result, checksum, evaluate
 from crossent.trials.check import Check, Cost
 from crossent.trials.difference import Difference
-from crossent.trials.factors import factor_of
+from crossent.trials.exact import solve
+from crossent.trials.factors import factor_of, infinity_of, narrower_dtype_of
 from crossent.trials.trial import EndedError, NotRunError, Problem, Question, RefusedError, Trial, widens_halves
 from crossent.words import said
 
@@ -37,7 +39,7 @@ _FIRST = (single.call, single.result)
 _DEFAULTS = {"reduction": "mean", "label_smoothing": 0.0, "ignore_index": -100}
 _AS_TORCH = "\nThe result has torch's bits: judge this subject with --contract torch, in Python with contract='torch'."
 
-# Contracts and grades with wider bounds than the default, the narrowest first.
+# Contracts and grades with wider bounds than the default.
 _WIDER = (
     ("--grade B", DEFAULT_CONTRACT, "B"),
     ("--contract logsumexp", "logsumexp", "A"),
@@ -102,12 +104,21 @@ def judge_case(
 def _unused_options(trial: Trial) -> str:
     """Return a line that names the options without which the subject gives the same loss; "" if there are none.
 
-    A function whose signature has `**options` is called with every option, and may ignore some of them.
+    A function whose signature has `**options` is called with every option, and may ignore some of them. There is no
+    line if the loss is not the exact loss of the call without these options: then it has another cause.
     """
-    options = trial.question.inputs.options
+    inputs = trial.question.inputs
+    options = inputs.options
     given = [name for name in KEYWORDS if options.get(name, _DEFAULTS.get(name)) != _DEFAULTS.get(name)]
     unused = [name for name in given if checksum(trial.got.loss) == _checksum_without(name, trial)]
     if not unused or trial.got.loss.isnan().all():
+        return ""
+    others = {name: value for name, value in options.items() if name not in unused} | {
+        name: _DEFAULTS[name] for name in unused if name in _DEFAULTS
+    }
+    upstream = inputs.upstream.new_ones(()) if "reduction" in unused else inputs.upstream
+    exact = solve(replace(inputs, options=others, upstream=upstream))
+    if tuple(trial.got.loss.shape) != exact.shape or trial.compare(Result(trial.got.loss), exact)[0].ratio > 1:
         return ""
     return f"\nThe loss is the same without {' and '.join(unused)}. If that is meant: --without {' '.join(unused)}"
 
@@ -213,15 +224,21 @@ def as_finding(trial: Trial, check: Check, problem: Difference | Problem) -> Fin
     kind, message = (problem.kind, problem.message) if isinstance(problem, Problem) else ("wrong", str(problem))
     if isinstance(problem, Difference):
         if of != check.name:
-            message, numbers = f"{of}:\n{message}", _numbers(problem, check.versus)
+            numbers = _numbers(problem, check.versus)
+            message = f"{of}:\n{message}{narrower_dtype_of(problem) if check.versus == 'exact' else ''}"
         else:
             numbers = _numbers(problem)
             of_torch, hint = ("", "") if trial.subject is TORCH else _of_torch(trial, problem)
-            message += factor_of(problem, inputs) + (hint or _declaration(trial, of))
+            message += _lines(problem, inputs) + (hint or _declaration(trial, of))
     elif check is single.arguments and kind == "changed_input":
         message += "\nIf that is meant: --without arguments"
     call = describe(inputs)
     return Finding(trial.subject.name, check.name, trial.case.id, kind, message, call, numbers, of_torch, of=of)
+
+
+def _lines(difference: Difference, inputs: Inputs) -> str:
+    """Return the lines about a wrong number of the first call that often show the bug."""
+    return factor_of(difference, inputs) + narrower_dtype_of(difference) + infinity_of(difference, inputs)
 
 
 def _numbers(d: Difference, versus: str = "exact") -> Numbers:
@@ -245,21 +262,28 @@ def _of_torch(trial: Trial, difference: Difference) -> tuple[str, str]:
     name = str(tensor.dtype).removeprefix("torch.")
     share = f", {off / difference.bound:.3g} of its error bound" if difference.bound else ""
     alike = checksum(tensor) == checksum(getattr(trial.got, difference.of))
-    hint = _AS_TORCH if alike and trial.subject.contract != TORCH.contract and not difference.ratio <= 1 else ""
+    digits = math.isfinite(difference.got) and difference.got != 0  # two losses that are inf are equal by chance
+    hint = (
+        _AS_TORCH if alike and digits and trial.subject.contract != TORCH.contract and not difference.ratio <= 1 else ""
+    )
     return f"{value!r}  ({_bits(value, name)}), off by {off:.3g}{share}", hint
 
 
 def _declaration(trial: Trial, of: str) -> str:
-    """Return a line with the option under which a wrong result of the first call is right; "" if there is none."""
+    """Return a line with the option under which a wrong result of the first call is right; "" if there is none.
+
+    If several options fit, the line has the option with the smallest error bound.
+    """
     subject, exact = trial.subject, trial.question.exact
     declared = {f"--without {name}": subject.lacking({name: ""}) for name in ("nan_mean", "subnormal")}
     if subject.contract == DEFAULT_CONTRACT:
         declared |= {words: under_contract(subject, contract, grade) for words, contract, grade in _WIDER}
+    fits: dict[str, float] = {}
     for words, one in declared.items():
         found = {part.of: part for part in replace(trial, subject=one).compare(trial.got, exact)}
         if of in found and found[of].ratio <= 1:
-            return f"\nIf that is meant: {words}"
-    return ""
+            fits[words] = found[of].bound
+    return f"\nIf that is meant: {min(fits, key=fits.__getitem__)}" if fits else ""
 
 
 def describe(inputs: Inputs) -> str:

@@ -131,6 +131,21 @@ def test_an_error_of_a_derived_class_is_right():
     assert not problems(raises)
 
 
+def test_an_index_error_of_torch_whose_message_python_cannot_decode_is_right():
+    """Without a reduction, torch writes a class of uint8 into its message as one byte, which is not UTF-8."""
+
+    def averages(input, target, **options):
+        return torch.nn.functional.cross_entropy(input, target, reduction="none").mean()
+
+    bad = next(bad for bad in BAD_INPUTS if bad.id == "class_of_uint8_that_equals_ignore_index")
+    assert not problems(averages, bad)
+
+    def undecodable(*arguments, **options):
+        b"\x9c".decode()
+
+    assert "wrong" in problems(undecodable, bad)
+
+
 @pytest.mark.parametrize(
     ("write", "name"),
     [

@@ -14,8 +14,8 @@ from crossent.cases.axes import DTYPES
 from crossent.cases.bad_inputs import BAD_INPUT_KINDS
 from crossent.cases.case import Case
 from crossent.cases.grid import grid
-from crossent.report.causes import FEATURE_OF, causes, common
-from crossent.report.clarity import words_of
+from crossent.report.causes import causes, common
+from crossent.report.clarity import FEATURE_OF, words_of
 from crossent.report.findings import DEPENDS, Finding, Measured, Numbers, Outcome, SubjectReport
 from crossent.report.report import Report
 from crossent.report.text import plain_text

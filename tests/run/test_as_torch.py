@@ -1,6 +1,7 @@
 """The contract of torch for any subject: a wrapper of F.cross_entropy passes, and a wrong function is still found."""
 
 import json
+import math
 import re
 
 import pytest
@@ -85,6 +86,10 @@ def test_a_wrapper_of_torch_in_a_file_is_judged_as_torch_is(few, tmp_path, capsy
     }
 
 
+def infinite(input, target, **options):
+    return input.sum() * 0 + math.inf
+
+
 def test_without_the_contract_the_message_says_what_to_do():
     report = run(load(wrapper), HALF)
     assert {finding.check for finding in report.findings} >= {"loss", "gradient"}
@@ -100,8 +105,9 @@ def test_without_the_contract_the_message_says_what_to_do():
         (load(doubled, contract="torch")[0], HALF),
         (load(wrapper, contract="torch")[0], HALF_SURE),
         (load("torch")[0], HALF_SURE),
+        (load(infinite)[0], Case.of("float16-2x65520-flat-int64-mean")),
     ],
-    ids=["another function", "another function as torch", "a wrapper as torch", "torch"],
+    ids=["another function", "another function as torch", "a wrapper as torch", "torch", "infinite as torch is"],
 )
 def test_other_findings_do_not_advise_the_contract_of_torch(subject, case):
     report = run(subject, case)

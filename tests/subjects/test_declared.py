@@ -334,3 +334,26 @@ def test_every_declaration_says_what_the_loss_does_instead():
     assert [name for name, feature in FEATURES.items() if feature.instead] == [
         "half_result", "nan_mean", "subnormal", "arguments", "error_classes",
     ]  # fmt: skip
+
+
+def test_an_option_that_changes_nothing_is_not_named_if_the_loss_has_another_cause():
+    """A function that always returns the sum does not lack `reduction`, without which a loss returns the mean."""
+
+    def sums(input, target, reduction="sum"):
+        return crossent.formula(input, target, reduction="sum")
+
+    for reduction in ("none", "mean"):
+        findings = judged(sums, Case("float32", reduction=reduction)).findings
+        assert findings
+        assert not any("the same without" in finding.message for finding in findings)
+
+
+def test_the_declaration_with_the_smallest_error_bound_is_named():
+    """In bfloat16, grade B allows more than the error of a float32 logsumexp beside a large maximum."""
+
+    def wide(input, target, reduction="mean"):
+        return by_logsumexp(input.float(), target, reduction)
+
+    case = Case("bfloat16", (4, 2), "assorted", reduction="none")
+    first = next(one for one in judged(wide, case, ["half_result"]).findings if one.check == "loss")
+    assert "If that is meant: --contract logsumexp\n" in first.message + "\n"
