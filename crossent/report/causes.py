@@ -99,7 +99,7 @@ class Cause:
 
     @property
     def explained(self) -> str:
-        """A text about the findings of a missing feature, such as "152 calls raised with class probabilities"."""
+        """The findings that the missing feature explains, in words: "152 calls raised with class probabilities"."""
         first, count = self.findings[0], len(self.findings)
         if first.check == "errors":
             return counted(count, "bad input") + (" accepted" if first.kind == "accepted" else ", another error")
@@ -119,18 +119,18 @@ class Cause:
         return min(self.findings, key=order)
 
     def join(self, other: Cause) -> None:
-        """Add the findings of another cause. If a feature is missing, keep the common words of the larger cause."""
+        """Add the findings of `other`. For a missing feature, keep the common words of the cause with more findings."""
         if self.feature and len(other.findings) > len(self.findings):
             self.common = other.common
         self.findings += other.findings
         self.cases.update(finding.case for finding in other.findings)
 
     def explains(self, other: Cause) -> bool:
-        """Return whether the findings of another cause probably belong to this cause.
+        """Return whether the findings of `other` probably belong to this cause.
 
-        Causes with the same missing feature belong together. Otherwise nearly all findings of the other cause must be
-        on cases of this cause, or on cases with its common words. Common words are not enough for a NaN and a finite
-        number, which may have two causes. Refused calls never belong to a cause with wrong results.
+        If a cause lacks a feature, both must lack the same feature. Otherwise nearly all findings of `other` must be on
+        cases of this cause, or on cases with the common words of this cause. The common words do not count if the two
+        causes have no kind of number (NaN, infinite, finite) in common. Refused calls never join wrong results.
         """
         if self.feature or other.feature:
             return self.feature == other.feature
@@ -154,7 +154,7 @@ _MOST_OF = 0.9  # this share of the cases counts as nearly all
 def causes(subject: SubjectReport) -> list[Cause]:
     """Return the probable causes of the findings that are not known failures. The largest cause is first.
 
-    A group of similar findings joins an earlier cause if `Cause.explains` says that the two belong together.
+    Each group of similar findings gives at least one cause, which joins the first earlier cause that explains it.
     """
     found: list[Cause] = []
     parts = ((part, group) for group in subject.sorts for part in _by_number(group))
@@ -194,17 +194,17 @@ def published(subject: SubjectReport, cause: Cause) -> str:
 
 
 def _has_ordinary_value(finding: Finding) -> bool:
-    """Return whether the exact value is finite and not 0. True for a finding without numbers."""
+    """Return whether the exact value is finite and not 0. Return True for a finding without numbers."""
     numbers = finding.numbers
     return numbers is None or (math.isfinite(numbers.exact) and numbers.exact != 0)
 
 
 def _by_feature(subject: SubjectReport, findings: Sequence[Finding]) -> list[Cause]:
-    """Return a cause for each missing feature that explains some of the findings, which are of one check and kind.
+    """Return a cause for each missing feature that explains some findings. All findings are of one check and kind.
 
-    - Refused calls: a feature explains them if nearly all calls that need the feature are refused. The remaining
-      refused calls get causes without a feature.
-    - A check that no case passes: the feature that the check needs explains the findings without numbers.
+    - Refused calls: a feature explains the calls that need the feature, if nearly all such calls are refused. The
+      other refused calls get causes without a feature.
+    - Findings without numbers of a check that no case passes: the missing feature is a feature that the check needs.
     - Bad inputs: the feature is the kind of the bad input, or `error_classes` if the class of the error is wrong.
     """
     first, cases = findings[0], [finding.case for finding in findings]
@@ -246,11 +246,11 @@ def _passes(outcome: Outcome, check: str) -> bool:
 def common(subject: SubjectReport, findings: Sequence[Finding], other: Sequence[str] = ()) -> Common | None:
     """Return the words that most failing cases, but few passing cases, have; None if there are no such words.
 
-    All findings are of one check. `Common.above` is largest for the returned words, and above one half. The case of the
-    first finding has the words.
+    All findings are of one check. The case of the first finding has the words. `Common.above` exceeds one half, and
+    each further word increases `Common.above` by at least `_LEAST_INCREASE`.
 
-    `other` has the ids of cases that fail with another kind of number, such as NaN. They count as passing cases when
-    the function chooses the words.
+    `other` has the ids of cases that fail the check with a kind of number (NaN, infinite, finite) that the findings do
+    not have. For the choice of the words, these cases count as passing.
     """
     check, failing, passing = findings[0].check, [one.case for one in findings], _passing(subject, findings[0].check)
     if len(failing) < 2 or not passing:
@@ -266,8 +266,8 @@ def common(subject: SubjectReport, findings: Sequence[Finding], other: Sequence[
 def _separated(subject: SubjectReport, findings: Sequence[Finding], other: Sequence[str] = ()) -> list[Cause]:
     """Return the causes of the findings of one check: one cause if some words describe most of the failing cases.
 
-    Otherwise, look for one or two words such that nearly all cases with them fail. The words with the most failing
-    cases give the first cause. Separate the remaining findings in the same way. For `other` see `common`.
+    Otherwise, look for one or two words such that nearly all cases with these words fail. The words with the most
+    failing cases give the first cause. Separate the remaining findings in the same way. `other` is as in `common`.
     """
     whole = Cause(list(findings), common(subject, findings, other))
     failing, passing = [finding.case for finding in findings], _passing(subject, findings[0].check)
@@ -292,10 +292,10 @@ def _kind_of_number(finding: Finding) -> str:
 
 
 def _by_number(findings: Sequence[Finding]) -> list[Sequence[Finding]]:
-    """Return the findings of one check in groups by the kind of the wrong number, if words distinguish the kinds.
+    """Return the findings of one check in groups: first a group for each kind of number that a word distinguishes.
 
-    A kind gets its own group if a word distinguishes its cases from those of the other kinds: nearly all of its cases
-    have the word, and nearly no other case does. Small groups are not separated: see `_LEAST_WAYS`.
+    A word distinguishes a kind if nearly all cases with this kind of number have the word, and nearly no case with
+    another kind. The last group has all other findings. Small groups are not separated: see `_LEAST_WAYS`.
     """
     made: list[Sequence[Finding]] = []
     rest = findings
@@ -308,7 +308,7 @@ def _by_number(findings: Sequence[Finding]) -> list[Sequence[Finding]]:
 
 
 def _differ(findings: Sequence[Finding], others: Sequence[Finding]) -> bool:
-    """Return whether nearly all cases of the findings, and nearly no case of the others, have a word in common."""
+    """Return whether there is a word that nearly all cases of `findings` have, and nearly no case of `others`."""
     cases, without = ([finding.case for finding in part] for part in (findings, others))
     words = list(dict.fromkeys(word for case in cases for word in words_of(case)))
     return any(one.above >= _MOST_OF for one in _choices(words, 1, cases, without))
@@ -321,7 +321,7 @@ def _passing(subject: SubjectReport, check: str) -> list[str]:
 
 
 def _choices(words: Sequence[str], most: int, failing: Sequence[str], passing: Sequence[str]) -> Iterator[Common]:
-    """Yield, for each selection of at most `most` words, how many failing and passing cases have the words."""
+    """Yield each selection of at most `most` of the words, with the numbers of failing and passing cases."""
     bad, good = _having(words, failing), _having(words, passing)
     for count in range(1, most + 1):
         for chosen in combinations(words, count):
@@ -332,7 +332,7 @@ def _choices(words: Sequence[str], most: int, failing: Sequence[str], passing: S
 def _by_earlier_calls(
     subject: SubjectReport, check: str, failing: Sequence[str], passing: Sequence[str]
 ) -> Iterator[Common]:
-    """Yield how many failing and passing cases also fail the check `repeat`, unless `check` is `repeat`."""
+    """Yield `DEPENDS` as a word that a case has if it fails the check `repeat`; nothing if `check` is `repeat`."""
     if check != "repeat":
         repeated = {case: of.checks["repeat"] for case, of in subject.outcomes.items() if "repeat" in of.checks}
         unsteady = {case for case, measured in repeated.items() if measured.failed}
