@@ -59,7 +59,7 @@ class Cause:
 
     @property
     def explained(self) -> str:
-        """A text about the findings of a missing feature, such as "152 calls raised with class probabilities"."""
+        """The findings that the missing feature explains, in words: "152 calls raised with class probabilities"."""
         first, count = self.findings[0], len(self.findings)
         if first.check == "errors":
             return counted(count, "bad input") + (" accepted" if first.kind == "accepted" else ", another error")
@@ -86,18 +86,18 @@ class Cause:
         return min(self.findings, key=order)
 
     def join(self, other: Cause) -> None:
-        """Add the findings of another cause. If a feature is missing, keep the common words of the larger cause."""
+        """Add the findings of `other`. For a missing feature, keep the common words of the cause with more findings."""
         if self.feature and len(other.findings) > len(self.findings):
             self.common = other.common
         self.findings += other.findings
         self.cases.update(finding.case for finding in other.findings)
 
     def explains(self, other: Cause) -> bool:
-        """Return whether the findings of another cause probably belong to this cause.
+        """Return whether the findings of `other` probably belong to this cause.
 
-        Causes with the same missing feature belong together. Otherwise nearly all findings of the other cause must be
-        on cases of this cause, or on cases with its common words. Common words are not enough for a NaN and a finite
-        number, which may have two causes. Refused calls never belong to a cause with wrong results.
+        If a cause lacks a feature, both must lack the same feature. Otherwise nearly all findings of `other` must be on
+        cases of this cause, or on cases with the common words of this cause. The common words do not count if the two
+        causes have no kind of number (NaN, infinite, finite) in common. Refused calls never join wrong results.
         """
         if self.feature or other.feature:
             return self.feature == other.feature
@@ -124,7 +124,7 @@ _MOST_OF = 0.9  # this share of the cases counts as nearly all
 def causes(subject: SubjectReport) -> list[Cause]:
     """Return the probable causes of the findings that are not known failures. The largest cause is first.
 
-    A group of similar findings joins an earlier cause if `Cause.explains` says that the two belong together.
+    Each group of similar findings gives at least one cause, which joins the first earlier cause that explains it.
     """
     found: list[Cause] = []
     lacking = _lacking(subject)
@@ -167,10 +167,10 @@ def published(subject: SubjectReport, cause: Cause) -> str:
 
 
 def _by_feature(subject: SubjectReport, findings: Sequence[Finding], lacking: Mapping[str, Common]) -> list[Cause]:
-    """Return a cause for each missing feature that explains some of the findings, which are of one check and kind.
+    """Return a cause for each missing feature that explains some findings. All findings are of one check and kind.
 
     - Refused calls: a feature of `lacking` explains the calls whose case has its word. The others get further causes.
-    - A check that no case passes: the feature that the check needs explains the findings without numbers.
+    - Findings without numbers of a check that no case passes: the missing feature is a feature that the check needs.
     - Bad inputs: the feature is the kind of the bad input, or `error_classes` if the class of the error is wrong.
     """
     first = findings[0]
@@ -272,11 +272,11 @@ def _passes(outcome: Outcome, check: str) -> bool:
 def common(subject: SubjectReport, findings: Sequence[Finding], other: Sequence[str] = ()) -> Common | None:
     """Return the words that most failing cases, but few passing cases, have; None if there are no such words.
 
-    All findings are of one check. `Common.above` is largest for the returned words, and above one half. The case of the
-    first finding has the words.
+    All findings are of one check. The case of the first finding has the words. `Common.above` exceeds one half, and
+    each further word increases `Common.above` by at least `_LEAST_INCREASE`.
 
-    `other` has the ids of cases that fail with another kind of number, such as NaN. They count as passing cases when
-    the function chooses the words.
+    `other` has the ids of cases that fail the check with a kind of number (NaN, infinite, finite) that the findings do
+    not have. For the choice of the words, these cases count as passing.
     """
     check, failing, passing = findings[0].check, [one.case for one in findings], _passing(subject, findings[0].check)
     if len(failing) < 2 or not passing:
@@ -292,9 +292,9 @@ def common(subject: SubjectReport, findings: Sequence[Finding], other: Sequence[
 def _separated(subject: SubjectReport, findings: Sequence[Finding], other: Sequence[str] = ()) -> list[Cause]:
     """Return the causes of the findings of one check: one cause if some words describe most of the failing cases.
 
-    Otherwise, look for one or two words such that nearly all cases with them fail. The words with the most failing
-    cases give the first cause. Separate the remaining findings in the same way. Words that are `vague` give way to such
-    words if these describe at least the share `_LEAST_OF` of the findings. For `other` see `common`.
+    Otherwise, look for one or two words such that nearly all cases with these words fail. The words with the most
+    failing cases give the first cause. Separate the remaining findings in the same way. Words that are `vague` give way
+    to such words if these describe at least the share `_LEAST_OF` of the findings. `other` is as in `common`.
     """
     whole = Cause(list(findings), common(subject, findings, other))
     failing, passing = [finding.case for finding in findings], _passing(subject, findings[0].check)
@@ -311,10 +311,10 @@ def _separated(subject: SubjectReport, findings: Sequence[Finding], other: Seque
 
 
 def _by_number(findings: Sequence[Finding]) -> list[Sequence[Finding]]:
-    """Return the findings of one check in groups by the kind of the wrong number, if words distinguish the kinds.
+    """Return the findings of one check in groups: first a group for each kind of number that a word distinguishes.
 
-    A kind gets its own group if a word distinguishes its cases from those of the other kinds: nearly all of its cases
-    have the word, and nearly no other case does. Small groups are not separated: see `_LEAST_WAYS`.
+    A word distinguishes a kind if nearly all cases with this kind of number have the word, and nearly no case with
+    another kind. The last group has all other findings. Small groups are not separated: see `_LEAST_WAYS`.
     """
     made: list[Sequence[Finding]] = []
     rest = findings
@@ -327,7 +327,7 @@ def _by_number(findings: Sequence[Finding]) -> list[Sequence[Finding]]:
 
 
 def _differ(findings: Sequence[Finding], others: Sequence[Finding]) -> bool:
-    """Return whether nearly all cases of the findings, and nearly no case of the others, have a word in common."""
+    """Return whether there is a word that nearly all cases of `findings` have, and nearly no case of `others`."""
     cases, without = ([finding.case for finding in part] for part in (findings, others))
     words = list(dict.fromkeys(word for case in cases for word in words_of(case)))
     return any(one.above >= _MOST_OF for one in choices(words, 1, cases, without))
@@ -342,7 +342,7 @@ def _passing(subject: SubjectReport, check: str) -> list[str]:
 def _by_earlier_calls(
     subject: SubjectReport, check: str, failing: Sequence[str], passing: Sequence[str]
 ) -> Iterator[Common]:
-    """Yield how many failing and passing cases also fail the check `repeat`, unless `check` is `repeat`."""
+    """Yield `DEPENDS` as a word that a case has if it fails the check `repeat`; nothing if `check` is `repeat`."""
     if check != "repeat":
         repeated = {case: of.checks["repeat"] for case, of in subject.outcomes.items() if "repeat" in of.checks}
         unsteady = {case for case, measured in repeated.items() if measured.failed}

@@ -60,8 +60,12 @@ FEATURE_OF = {
 def by_plainness(finding: Finding) -> tuple[int, int, float, int]:
     """Return a sort key of a finding. The finding that shows its failure most clearly has the smallest key.
 
-    These make a finding clearer, the most important first: a larger error, in powers of ten of its bound up to 1000; a
-    smaller case, in powers of two above 64 logits; a larger share of wrong numbers; fewer unusual options.
+    These make a finding clearer, the most important first:
+
+    - a larger error, in powers of ten of its bound, up to 1000 times the bound;
+    - a smaller case, in powers of two above 64 logits;
+    - a larger share of wrong numbers in the result;
+    - fewer unusual options.
     """
     counts = _MISMATCHED.search(finding.message)
     wrong = int(counts[1]) / int(counts[2]) if counts else 1.0
@@ -74,7 +78,7 @@ def by_plainness(finding: Finding) -> tuple[int, int, float, int]:
 
 
 def size_of_error(finding: Finding) -> int:
-    """Return the error as a power of ten of its bound: 0, 1, 2 or 3. Return 3 for a finding without numbers."""
+    """Return n, from 0 to 3, for an error of at least 10^n times its bound. Return 3 for a finding without numbers."""
     ratio = finding.numbers.ratio if finding.numbers else math.inf
     return int(math.log10(max(ratio, 1.0))) if ratio < 10**_PLAIN else _PLAIN  # a ratio of NaN is not smaller
 
@@ -233,10 +237,11 @@ def same_trigger(
     The trigger of a bug is the input on which the bug shows. An unusual word is a word that a case with default options
     lacks. A bug has the same trigger if all of this is true:
 
-    - A case of the bug is among the findings, and fails as with the bug: see `_shows`. The case has all of `words`.
-    - `words` has an unusual word, and every case of the bug has the unusual words of `words`. A single finding, and
-      findings on bad inputs, need no unusual word.
-    - Most failing cases, but few passing cases, have `words` and the unusual words of the bug.
+    - A finding is on a case of the bug that has all of `words`, and the failed checks of this case fit the bug: see
+      `_shows`.
+    - Every case of the bug has all unusual words of `words`.
+    - `words` has an unusual word, unless only one case fails, or the findings are on bad inputs.
+    - Most failing cases, but few passing cases, have both `words` and the unusual words of the bug.
 
     Args:
         findings: findings that probably have one cause.
@@ -266,9 +271,10 @@ def same_trigger(
 
 
 def _shows(bug: Bug, failed: Collection[str], ran: Collection[str]) -> bool:
-    """Return whether a case fails as with the bug: the same results are wrong, and a check of the bug fails.
+    """Return whether the failed checks of a case fit the bug.
 
-    The compared results are the loss, the gradient and the gradient of the target, as far as their checks ran.
+    Two conditions must be true. A check that the bug names fails. Of the checks `loss`, `gradient` and
+    `target_gradient` that ran, exactly the checks that the bug names fail.
     """
     wrong = {check for check in bug.checks if check in _NUMBERS and check in ran}
     return wrong == _NUMBERS.intersection(failed) and not set(bug.checks).isdisjoint(failed)

@@ -31,9 +31,9 @@ class ExpectedFinding:
 
     Attributes:
         subject, device: patterns for the names, with the wildcards of a shell.
-        checks, kind: the checks and the kind of the findings. The kind "", which an entry with an id has, matches any.
-        results: the results, such as "loss", that are wrong in any check. For example, a check that calls the subject
-            under no_grad finds the same wrong number.
+        checks, kind: the checks and the kind of the findings. "" stands for any kind.
+        results: names of results, such as "loss". The entry also matches a finding of any other check about a wrong
+            number in such a result, for example in the loss of a call under no_grad.
         cases: patterns for the ids of the cases.
         torch: the versions of torch with this failure, for example `>=2.1,<2.4`.
         got: the allowed values of the worst element, as Python prints them; any value if empty.
@@ -110,7 +110,7 @@ def require_about(
     checks: Collection[str],
     cases: Callable[[], list[str]],
 ) -> None:
-    """Check that each entry can match a finding of these subjects, checks and cases. `subjects` None means any subject.
+    """Check that each entry can match a finding of these subjects, checks and cases; None stands for any subject.
 
     Raises:
         ValueError: an entry cannot match a finding. The message is one line.
@@ -144,8 +144,9 @@ def mark(report: Report, entries: Iterable[ExpectedFinding], names: Mapping[str,
     Args:
         report: the report.
         entries: a list of known failures.
-        names: for each subject with known failures, its name in the list. None means: all subjects, under their own
-            names. A subject that has another name in the list cannot show that an entry no longer happens.
+        names: for each subject that the list is about, the name of the subject in the list. None stands for all
+            subjects, each under its own name. Only a subject under its own name can show that an entry no longer
+            happens.
     """
     torch, device = report.environment["torch"], report.environment["device"]
     known = [entry for entry in entries if entry.applies(torch, device)]
@@ -218,7 +219,7 @@ def _entry(entry: dict[str, Any]) -> ExpectedFinding:
 
 
 def _of_id(entry: dict[str, Any]) -> dict[str, Any]:
-    """Return an entry with subject, checks and cases in place of the id of a finding."""
+    """Return the entry with its key `id`, the id of a finding, replaced by the keys subject, checks and cases."""
     if other := [key for key in ("subject", "checks", "results", "cases") if key in entry]:
         raise ValueError(f"got both id and {other[0]}; remove one of them")
     *_, subject, check, case = ["", "", *str(given := entry["id"]).rsplit(":", 2)]

@@ -25,7 +25,7 @@ _README = "The findings of the last runs of `crossent check`. You can delete thi
 
 
 def path_of(subjects: Sequence[str]) -> Path:
-    """Return the path of the file for subjects, given as in the command. () stands for the forms and torch."""
+    """Return the path of the file for these arguments of `crossent check`. () stands for the forms and torch."""
     names = sorted(set(subjects))
     readable = re.sub(r"\W+", "-", names[0] if names else "all").strip("-")[-40:]
     return Path(FOLDER, f"{readable}-{zlib.crc32(repr(names).encode('utf-8', 'backslashreplace')):08x}.json")
@@ -47,7 +47,7 @@ def keep(report: Report, subjects: Sequence[str]) -> None:
 
 
 def kept(id: str, torch: str) -> str | None:
-    """Return the path of the newest file with this finding and this version of torch, or None.
+    """Return the path of the newest file that has this finding, from this version of torch; None if there is none.
 
     Damaged files are ignored.
     """

@@ -92,7 +92,7 @@ def _subject(entry: Any) -> SubjectReport:
 
 
 def _features(value: Any, what: str) -> list[str]:
-    """Return a list of names of features. Raise ValueError for other words, which a page would show in a command."""
+    """Return a list of names of features. Raise ValueError for any other word, since pages show them in a command."""
     names = _strings(value, what)
     if unknown := [name for name in names if name not in FEATURE_NAMES]:
         raise ValueError(f"{cut(what)}: got {quoted(unknown[0])}; allowed are the names of `crossent list features`")
@@ -144,7 +144,7 @@ def _shown(entry: Any, case: str) -> ResultSummary:
 
 
 def _a(kind: type[T], value: Any, what: str) -> T:
-    """Return the value if it has exactly this type. Raise TypeError otherwise: True is no int."""
+    """Return the value if `type(value)` is `kind`; True is no int. Raise TypeError with the name `what` otherwise."""
     if type(value) is not kind:
         raise TypeError(f"{cut(what)} is {quoted(value)}; it must be {'an' if kind is int else 'a'} {kind.__name__}")
     return value
@@ -160,7 +160,7 @@ def _strings(value: Any, what: str) -> list[str]:
 
 
 def _each(kind: type[T], value: Any, what: str) -> dict[str, T]:
-    """Return a JSON object if all its values have this type. Raise TypeError otherwise."""
+    """Return the value if it is a JSON object and all its values have this type. Raise TypeError otherwise."""
     return {key: _a(kind, entry, f"{what}: {key}") for key, entry in _a(dict, value, what).items()}
 
 
@@ -171,7 +171,7 @@ def _real(value: Any, what: str) -> float:
 
 
 def _checksum(value: Any, what: str, *, or_none: bool = False) -> str:
-    """Return a checksum of eight hexadecimal digits; also "" if `or_none` is true. Raise an error otherwise."""
+    """Return the value if it is eight hexadecimal digits, or "" and `or_none` is true. Raise an error otherwise."""
     text = _a(str, value, what)
     if not (or_none and text == "") and not (len(text) == 8 and set(text) <= set("0123456789abcdef")):
         raise ValueError(f"{cut(what)} is {quoted(text)}; it must be eight hexadecimal digits")
@@ -203,7 +203,7 @@ LARGEST = 2**29  # the most bytes of a report; a report of five subjects at leve
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the JSON document of a report file. Only its schema and its device are checked.
+    """Return the JSON document of a report file. Check only that it is JSON, its schema and its device.
 
     Raises:
         ValueError: the file is not a report. The message is one line.
@@ -229,7 +229,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object as a dict. Raise ValueError for a repeated key, of which programs read different values."""
+    """Return a JSON object as a dict. Raise ValueError for a repeated key: programs disagree on which value counts."""
     made = dict(pairs)
     if len(made) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -242,10 +242,10 @@ def _no_number(token: str) -> float:
 
 
 def find(document: dict[str, Any], id: str) -> tuple[Finding, str | None]:
-    """Return the finding with this id in the JSON document of a report, and the digest of its inputs.
+    """Return the finding with this id in the JSON document of a report, and the checksum of the inputs of its case.
 
     Raises:
-        ValueError: the report has no finding with this id, or it is damaged.
+        ValueError: the report has no finding with this id, or the report is damaged.
     """
     try:
         for subject in document["subjects"]:

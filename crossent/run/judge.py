@@ -1,4 +1,8 @@
-"""Judge one subject on one case: run the checks, and return the verdict for the report."""
+"""Judge one subject on one case: run the checks, and return the verdict for the report.
+
+A check yields a :class:`Difference` for each result that it compares with an exact value or with another result, and a
+:class:`Problem` for any other failure, such as an exception.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +61,8 @@ def judge_case(
         subject: the subject.
         host: the host that calls the subject.
         checks: the checks to run.
-        enough: returns whether the run can end with these findings. If so, no further check of the case runs.
+        enough: a function that returns whether the run can end with these findings. If so, no further check of the case
+            runs.
     """
     trial, case = Trial(question, subject, host), question.case
     checks = [check for check in checks if check.applies(case)]
@@ -102,7 +107,7 @@ def judge_case(
 
 
 def _unused_options(trial: Trial) -> str:
-    """Return a line that names the options without which the subject gives the same loss; "" if there are none.
+    """Return a line that names the options that do not change the loss of the subject; "" if there are none.
 
     A function whose signature has `**options` is called with every option, and may ignore some of them. There is no
     line if the loss is not the exact loss of the call without these options: then it has another cause.
@@ -132,7 +137,7 @@ def _checksum_without(option: str, trial: Trial) -> int | None:
 
 
 def _with_dependence(findings: Sequence[Finding]) -> list[Finding]:
-    """Return the findings. If the check `repeat` fails, add a note to the messages of other findings about results.
+    """Return the findings. If the check `repeat` fails, the messages of other findings about results get a note.
 
     The note says that the result depends on earlier calls.
     """
@@ -190,7 +195,7 @@ def judge_bad_input(bad: BadInput, subject: Subject, host: Host, device: str) ->
 
 
 def judge_ended(case: Case | BadInput, subject: str, kind: str, message: str) -> Verdict:
-    """Return the verdict on a subject that ended (`kind` "crashed") or blocked (`kind` "hung") a worker process."""
+    """Return a verdict with one finding: the subject crashed (`kind` "crashed") or did not return (`kind` "hung")."""
     inputs = case.build()
     check = "errors" if isinstance(case, BadInput) else single.call.name
     outcome = Outcome(case.dtype, inputs.digest, checks={check: Measured(failed=True)})
@@ -218,7 +223,7 @@ def _measured(found: Sequence[Difference | Problem], failed: bool) -> Measured:
 def as_finding(trial: Trial, check: Check, problem: Difference | Problem) -> Finding:
     """Return the finding for a difference or a problem of a check.
 
-    The finding also has the arguments of the call. If a result of the first call is wrong, it has torch's value too.
+    The finding also has the arguments of the call and, for a wrong result of the first call, torch's value.
     """
     inputs, of, numbers, of_torch = trial.question.inputs, problem.of, None, ""
     kind, message = (problem.kind, problem.message) if isinstance(problem, Problem) else ("wrong", str(problem))
@@ -251,7 +256,10 @@ def _bits(value: float, dtype: str) -> str:
 
 
 def _of_torch(trial: Trial, difference: Difference) -> tuple[str, str]:
-    """Return torch's value at the worst element, in words, and a hint if a wrong result equals torch's in all bits."""
+    """Return torch's value at the worst element, in words, and a hint or "".
+
+    The hint says that the wrong result has the same bits as torch's result, if the subject has another contract.
+    """
     try:
         result = evaluate(TORCH.loss, trial.case.build(trial.question.device))
     except Exception as error:
@@ -270,7 +278,7 @@ def _of_torch(trial: Trial, difference: Difference) -> tuple[str, str]:
 
 
 def _declaration(trial: Trial, of: str) -> str:
-    """Return a line with the option under which a wrong result of the first call is right; "" if there is none.
+    """Return a line with an option under which the wrong result `of` would pass; "" if there is no such option.
 
     If several options fit, the line has the option with the smallest error bound.
     """

@@ -34,9 +34,9 @@ def parametrize(
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return a decorator that runs a test once for each check on each case, with an argument `check` to call.
 
-    `check()` raises AssertionError with the finding if the check fails, and skips the test if the check does not
-    apply. The test ids are `check[case]`. Options on the command line, such as `--crossent-level`, override the options
-    given here.
+    `check()` raises AssertionError with the finding if the check fails. `check()` marks a known failure as xfail, and
+    skips the test if the check does not apply. The test ids are `check[case]`. Options on the command line, such as
+    `--crossent-level`, override the options given here.
 
     Args:
         subject: the function to check, as :func:`crossent.check` takes it.
@@ -61,7 +61,7 @@ def parametrize(
 
 @dataclass(eq=False)
 class CaseRun:
-    """Some checks of one subject on one case. They share the first call, since a call takes longer than most checks.
+    """Some checks of one subject on one case. The checks share the first call, which takes longer than most checks.
 
     Attributes:
         subject: the subject.
@@ -108,7 +108,7 @@ class CheckTest:
     command: str = ""
 
     def __call__(self) -> None:
-        """Run the check.
+        """Run the check. Mark a known failure as xfail, and skip the test if the check does not run on the case.
 
         Raises:
             AssertionError: the check failed. The message is the whole finding.

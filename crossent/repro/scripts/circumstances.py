@@ -29,7 +29,7 @@ def judge_one_call(results):
 
 
 def judge_every_try(tries):
-    """Compare one number of one call with the exact value in each try, and end the script with the worst number."""
+    """Judge one number of a call in each try, and end the script: with status 1 if the number is wrong in any try."""
     verdict(*max(judged(results[which_call][part][index].item(), exact) for results in tries))
 
 
@@ -88,7 +88,7 @@ def call_on_non_leaf():
 
 
 def call_for_one_gradient():
-    """Return the results of two calls, by name: only the logits, or only the probabilities, require a gradient."""
+    """Return the results of two calls, by name: only the logits require a gradient, or only the target does."""
     results = {}
     for call, of in (("of the logits alone", "gradient"), ("of the target alone", "target_gradient")):
         x, y, its_options, g = fresh(*given)
@@ -137,7 +137,7 @@ def at_once(*all_inputs):
 
 
 def call_in_threads():
-    """Return the results of 50 tries, each by name: a call in a thread, then two calls in parallel threads."""
+    """Return, for each of 50 tries, the results of a call in a thread and of two calls in parallel threads, by name."""
     tries = []
     for _ in range(50):
         results = [*at_once(given), *at_once(given, other)]
@@ -148,7 +148,7 @@ def call_in_threads():
 
 
 def call_in_circumstances():
-    """Return the results of calls that must not change the result, such as calls in modes of torch, by name.
+    """Return the results of calls in circumstances that must not change the result, by name.
 
     End the script with status 1 if an upstream gradient of NaN gives a number that is neither NaN nor 0.
     """

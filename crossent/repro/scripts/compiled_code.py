@@ -22,7 +22,7 @@ def compiled(loss, backend="inductor", dynamic=None):
 
 
 def call_compiled():
-    """Return the results of two calls of the compiled subject. If `dynamic`, the second call has other sizes."""
+    """Return the results of two calls of the compiled subject. If `dynamic` is true, the second has other sizes."""
     loss_of = compiled(subject, backend, dynamic)
     results = []
     for arguments in (given, other):

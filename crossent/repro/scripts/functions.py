@@ -92,7 +92,10 @@ def shaped(loss, logits, target, options, upstream):
 
 
 def judged(got, exact):
-    """Return whether a number is wrong, and a text with the number, the exact value, the error and the error bound."""
+    """Return whether a number is wrong, and a text with the number, the exact value, the error and the error bound.
+
+    A number is wrong if its error exceeds the bound, or if it is the wrong number of the finding.
+    """
     same = got == exact or (got != got and exact != exact)
     off = 0.0 if same else abs(got - exact)
     wrong = not same and (got == found or not off <= allowed)
@@ -112,7 +115,7 @@ def fresh(logits, target, options, upstream):
 
 
 def call_others(attempt):
-    """Make `attempt` calls of the subject: with other numbers, other reductions or a batch of one, as a run does."""
+    """Make `attempt` calls of the subject, as a run does: with other numbers, other reductions or a batch of one."""
     logits, target, options, upstream = fresh(*other)
     calls = [(logits, target, options, upstream)]
     calls += [(logits, target, {**options, "reduction": word}, upstream) for word in ("none", "mean", "sum")]

@@ -10,7 +10,7 @@ from crossent.repro.scripts.functions import bits, evaluate, fresh, judged, shap
 
 
 def call_each():
-    """Make the calls of each equation, and return the results of the calls of the last equation."""
+    """Make the calls of all equations, and return the results of the calls of the last equation."""
     results = []
     for equation in equations:
         results = [evaluate(*fresh(*inputs)) for inputs in equation]

@@ -45,7 +45,7 @@ def judge_number(result):
 
 
 def judge_sign(result):
-    """Judge one number of the loss, and end the script. A negative number is compared with 0, any other is right."""
+    """Judge one number of the loss, and end the script. Compare a negative number with 0; any other is right."""
     got = result[part][index].item()
     verdict(*judged(got, 0.0 if got < 0 else got))
 
