@@ -251,7 +251,7 @@ def hostile(session: nox.Session) -> None:
     if not session.posargs:
         tests = ("tests/run/test_wire.py", "tests/report/test_forged_reports.py")
         session.run("pytest", *tests, "-n", "0", env={"CROSSENT_HOSTILE": "10000"})
-    results = session.posargs or ["--json", "../benchmarks/results/attacks.json"]
+    results = session.posargs or ["--jobs", "2", "--json", "../benchmarks/results/attacks.json"]
     with session.chdir("tests"):
         session.run("python", "-m", "support.attacks", *results, env={"PYTHONPATH": "."})
 
