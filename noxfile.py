@@ -244,7 +244,7 @@ def mutate(session: nox.Session) -> None:
 def hostile(session: nox.Session) -> None:
     """Run a hundred attacks on the command, and read 10,000 forged replies of each kind and 10,000 forged reports.
 
-    This takes three quarters of an hour. SECURITY.md has the results. `nox -s hostile -- stalls` runs the attacks of
+    The attacks take ten minutes, the forged replies and reports half an hour. SECURITY.md has the results. `nox -s hostile -- stalls` runs the attacks of
     one kind. `nox -s hostile -- --no-namespaces` runs them as on a system without namespaces.
     """
     session.install("-e", ".[test]")
