@@ -214,4 +214,6 @@ def test_a_run_fails_where_something_broke_since_the_baseline(run, pytester):
     kept.write_text("{", encoding="utf-8")
     damaged = run(*options, f"--crossent-baseline={kept}")
     assert damaged.ret == pytest.ExitCode.TESTS_FAILED
-    assert re.search(r"^ERROR: \S+kept.json: not a report: ", damaged.stdout.str(), re.M)
+    assert re.search(
+        r"^ERROR: --crossent-baseline: \S+kept.json: not a report of crossent: ", damaged.stdout.str(), re.M
+    )

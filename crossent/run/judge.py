@@ -21,12 +21,12 @@ from crossent.subjects.contracts import DEFAULT_CONTRACT, under_contract
 from crossent.subjects.features import KEYWORDS
 from crossent.subjects.subject import Subject
 from crossent.trials.act import Host
-from crossent.trials.call import Result, checksum, evaluate
+from crossent.trials.call import Result, checksum, evaluate, in_words
 from crossent.trials.check import Check, Cost
 from crossent.trials.difference import Difference
 from crossent.trials.factors import factor_of
 from crossent.trials.trial import EndedError, NotRunError, Problem, Question, RefusedError, Trial, widens_halves
-from crossent.words import said
+from crossent.words import as_options, said
 
 DAMAGED = "its process returned a damaged reply"
 Enough = Callable[[Sequence[Finding]], bool]  # returns whether the run can end with these findings of a case
@@ -39,9 +39,9 @@ _AS_TORCH = "\nThe result has torch's bits: judge this subject with --contract t
 
 # Contracts and grades with wider bounds than the default, the narrowest first.
 _WIDER = (
-    ("--grade B", DEFAULT_CONTRACT, "B"),
-    ("--contract logsumexp", "logsumexp", "A"),
-    ("--contract logsumexp --grade B", "logsumexp", "B"),
+    (as_options(grade="B"), DEFAULT_CONTRACT, "B"),
+    (as_options(contract="logsumexp"), "logsumexp", "A"),
+    (as_options(contract="logsumexp", grade="B"), "logsumexp", "B"),
 )
 
 
@@ -109,7 +109,7 @@ def _unused_options(trial: Trial) -> str:
     unused = [name for name in given if checksum(trial.got.loss) == _checksum_without(name, trial)]
     if not unused or trial.got.loss.isnan().all():
         return ""
-    return f"\nThe loss is the same without {' and '.join(unused)}. If that is meant: --without {' '.join(unused)}"
+    return f"\nThe loss is the same without {' and '.join(unused)}. If that is meant: {as_options(without=unused)}"
 
 
 def _checksum_without(option: str, trial: Trial) -> int | None:
@@ -213,13 +213,13 @@ def as_finding(trial: Trial, check: Check, problem: Difference | Problem) -> Fin
     kind, message = (problem.kind, problem.message) if isinstance(problem, Problem) else ("wrong", str(problem))
     if isinstance(problem, Difference):
         if of != check.name:
-            message, numbers = f"{of}:\n{message}", _numbers(problem, check.versus)
+            message, numbers = f"{in_words(of)}:\n{message}", _numbers(problem, check.versus)
         else:
             numbers = _numbers(problem)
             of_torch, hint = ("", "") if trial.subject is TORCH else _of_torch(trial, problem)
             message += factor_of(problem, inputs) + (hint or _declaration(trial, of))
     elif check is single.arguments and kind == "changed_input":
-        message += "\nIf that is meant: --without arguments"
+        message += f"\nIf that is meant: {as_options(without=['arguments'])}"
     call = describe(inputs)
     return Finding(trial.subject.name, check.name, trial.case.id, kind, message, call, numbers, of_torch, of=of)
 
@@ -252,7 +252,7 @@ def _of_torch(trial: Trial, difference: Difference) -> tuple[str, str]:
 def _declaration(trial: Trial, of: str) -> str:
     """Return a line with the option under which a wrong result of the first call is right; "" if there is none."""
     subject, exact = trial.subject, trial.question.exact
-    declared = {f"--without {name}": subject.lacking({name: ""}) for name in ("nan_mean", "subnormal")}
+    declared = {as_options(without=[name]): subject.lacking({name: ""}) for name in ("nan_mean", "subnormal")}
     if subject.contract == DEFAULT_CONTRACT:
         declared |= {words: under_contract(subject, contract, grade) for words, contract, grade in _WIDER}
     for words, one in declared.items():

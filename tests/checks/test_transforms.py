@@ -164,7 +164,7 @@ def test_a_pair_instead_of_a_loss_is_found():
         value = crossent.formula(input, target, **options)
         return value if not torch._C._functorch.is_gradtrackingtensor(input) else (value, value)
 
-    only(wrong("func_grad", loss), "wrong", "got a tuple; expected a dense torch.Tensor")
+    only(wrong("func_grad", loss), "wrong", "loss: got tuple; expected a dense tensor of class torch.Tensor")
 
 
 def test_an_ignored_class_that_vmap_gathers_is_found():
@@ -233,7 +233,7 @@ def test_a_loss_that_stays_in_half_precision_under_autocast_is_found(dtype):
         return crossent.formula(input.float(), target, **options).to(input.dtype)
 
     case = Case(dtype, reduction="none")
-    only(wrong("autocast", loss, case), "wrong", f"got torch.{dtype} (7,); expected torch.float32 (7,)")
+    only(wrong("autocast", loss, case), "wrong", f"loss: got {dtype} with shape (7,); expected float32 with shape (7,)")
 
 
 def test_a_half_precision_that_is_float32_in_name_alone_is_found_under_autocast():
@@ -259,8 +259,8 @@ def test_a_loss_that_looks_at_its_target_is_refused_without_data():
     ("made", "said"),
     [
         (lambda value: torch.zeros(value.shape, requires_grad=True), "on meta"),
-        (lambda value: value.double(), "got torch.float64 (7,) on meta; expected torch.float32 (7,) on meta"),
-        (lambda value: value.sum(), "got torch.float32 () on meta"),
+        (lambda value: value.double(), "got float64 with shape (7,) on meta; expected float32 with shape (7,) on meta"),
+        (lambda value: value.sum(), "loss: got float32 with shape () on meta"),
     ],
     ids=["device", "dtype", "shape"],
 )

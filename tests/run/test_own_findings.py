@@ -76,14 +76,14 @@ def test_a_known_failure_of_torch_is_no_known_failure_of_another_subject(run, mo
     [
         (
             TABLE.replace("off*", "of"),
-            "entry 'a percent too much': no subject matches 'of'; this run has off_in_the_loss",
+            "entry with the reason 'a percent too much': no subject matches 'of'; this run has off_in_the_loss",
         ),
         (
             TABLE.replace('"loss"', '"lost"'),
-            "entry 'a percent too much': got check 'lost'; allowed are call, result,",
+            "entry with the reason 'a percent too much': got check 'lost'; allowed are call, result,",
         ),
         (TABLE.replace('["*"]', '["float63*"]'), "no case matches 'float63*'; `crossent list cases` prints all cases"),
-        (TABLE.replace("kind", "sort"), "finding 1: got 'sort'; allowed are subject, checks,"),
+        (TABLE.replace("kind", "sort"), "finding 1: got the key 'sort'; allowed are subject, checks,"),
         ("[[finding]]\nid = 'a:b'\nreason = 'c'", "finding 1: id: got 'a:b'; allowed is SUBJECT:CHECK:CASE"),
         ("[[finding]]\nid = 3\nreason = 'c'", "finding 1: id: got 3; allowed is SUBJECT:CHECK:CASE"),
         ("[[finding]]\nid = 'a:loss:c'", "finding 1: reason is missing"),

@@ -252,10 +252,12 @@ def test_a_bad_call_that_raises_another_error_is_changed_behaviour(before, after
 def test_a_bad_call_that_is_let_pass_is_broken(before, after):
     outcome = after.subjects[0].outcomes[BAD]
     outcome.raised, outcome.checks["errors"] = "", Measured(failed=True)
-    after.subjects[0].findings.append(found("errors", BAD, "accepted", "returned 1.4; should have raised IndexError"))
+    after.subjects[0].findings.append(
+        found("errors", BAD, "accepted", "the call returned 1.4; should have raised IndexError")
+    )
     made = diff(before, after)
     assert only(made).kind is Kind.BROKEN
-    assert "→ returned 1.4; should have raised IndexError" in only(made).says
+    assert "→ the call returned 1.4; should have raised IndexError" in only(made).says
 
 
 def test_a_changed_policy_reads_as_one_line(before, after):
