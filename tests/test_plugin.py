@@ -182,7 +182,7 @@ def test_a_project_without_such_tests_hears_nothing_and_imports_no_torch(run, py
         ("@crossent.parametrize(crossent.formula)\ndef test_it(): pass", "the test has no argument `check`"),
         (
             "@crossent.parametrize(crossent.formula, levle='quick')\ndef test_it(check): check()",
-            "got 'levle'; allowed are",
+            "crossent.parametrize: got the option 'levle'; allowed are device, dtypes,",
         ),
     ],
 )

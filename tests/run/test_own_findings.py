@@ -91,7 +91,7 @@ def test_a_known_failure_of_torch_is_no_known_failure_of_another_subject(run, mo
             "[[finding]]\nid = 'a:loss:c'\ncases = ['x']\nreason = 'c'",
             "got both id and cases; remove one of them",
         ),
-        ("[[finding]", "known.toml: Expected"),
+        ("[[finding]", "known.toml: not TOML: Expected"),
     ],
 )
 def test_a_list_that_is_wrong_is_one_line_before_the_run(run, tmp_path, monkeypatch, text, said):
