@@ -244,8 +244,9 @@ def mutate(session: nox.Session) -> None:
 def hostile(session: nox.Session) -> None:
     """Run a hundred attacks on the command, and read 10,000 forged replies of each kind and 10,000 forged reports.
 
-    The attacks take ten minutes, the forged replies and reports half an hour. SECURITY.md has the results. `nox -s hostile -- stalls` runs the attacks of
-    one kind. `nox -s hostile -- --no-namespaces` runs them as on a system without namespaces.
+    The attacks take ten minutes, the forged replies and reports half an hour. SECURITY.md has the results.
+    `nox -s hostile -- stalls` runs the attacks of one kind, and `nox -s hostile -- --no-namespaces` runs them as on a
+    system without namespaces.
     """
     session.install("-e", ".[test]")
     if not session.posargs:

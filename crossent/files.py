@@ -63,6 +63,6 @@ def write_all(files: Mapping[str, str], by: Mapping[str, Callable[[str], None]])
         try:
             by[option](path)
         except OSError as error:
-            click.echo(f"crossent: {cut(path)} cannot be written: {error.strerror}", err=True)
+            click.echo(f"crossent: {option}: {cut(path)} cannot be written: {error.strerror}", err=True)
             written = False
     return written

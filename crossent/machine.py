@@ -46,7 +46,7 @@ def require_device(device: str) -> None:
         torch.zeros(1, device=device).item()  # item() waits for the device, and raises its errors
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0].split(". ")[0]  # after the first sentence, torch lists its backends
-        raise RuntimeError(f"device: got {quoted(device)}; {reason}") from None
+        raise RuntimeError(f"device: got {quoted(device)}; torch cannot use this device: {reason}") from None
 
 
 def environment(device: str) -> dict[str, str]:

@@ -261,9 +261,9 @@ def chosen_part(
         UsageError: two options contradict each other.
     """
     if exitfirst and max_findings is not None:
-        raise click.UsageError("-x means --max-findings 1: give one of the two")
+        raise click.UsageError("-x means --max-findings 1: leave out one of the two")
     if last_failed and cases:
-        raise click.UsageError("--last-failed chooses the cases: give it without --case")
+        raise click.UsageError("--last-failed chooses the cases: leave out --case")
     names = tuple(dict.fromkeys(name for each in checks for name in each))
     chosen: dict[str, Any] = {"checks": names, "cases": cases, "max_findings": 1 if exitfirst else max_findings}
     if last_failed:
@@ -282,12 +282,23 @@ def chosen_part(
     return chosen
 
 
-def recorded(path: str) -> Report:
-    """Read a report from a file. Raise an error of click, in one line, if the file cannot be read or is no report."""
+def recorded(path: str, argument: str) -> Report:
+    """Read a report from a file, which an argument or option of the command names.
+
+    Raise an error of click, in one line, if the file cannot be read or is no report.
+    """
     from crossent.report.reader import read_report
 
     with one_line():
         try:
             return read_report(path)
         except OSError as error:
-            raise ValueError(f"{cut(path)}: {error.strerror}") from None
+            raise unreadable(path, argument, error) from None
+        except ValueError as error:
+            raise ValueError(f"{argument}: {error}") from None
+
+
+def unreadable(path: str, argument: str, error: OSError) -> ValueError:
+    """Return the error for a file that cannot be read, and that an argument or option of the command names."""
+    reason = f"this file cannot be read: {error.strerror}"
+    return ValueError(f"{argument}: got {quoted(path)}; {reason}; give a report that `crossent check --json` wrote")

@@ -263,16 +263,16 @@ def _moved(config: pytest.Config) -> tuple[list[str], bool]:
     if not path:
         return [], False
     if not config.stash[RECORDS]:
-        return [f"ERROR: {path}: no check ran, so nothing can be compared with the baseline"], True
+        return [f"ERROR: {BASELINE}: no check ran, so nothing can be compared with {path}"], True
     from crossent.report.moves.diff import diff
     from crossent.run.pytest_checks import report_of_records, unpacked
 
     try:
         moved = diff(path, report_of_records([unpacked(record) for record in config.stash[RECORDS]]))
     except OSError as error:
-        return [f"ERROR: {path}: {error.strerror}"], True
+        return [f"ERROR: {BASELINE}: {path} cannot be read: {error.strerror}"], True
     except ValueError as error:
-        return [f"ERROR: {error}"], True
+        return [f"ERROR: {BASELINE}: {error}"], True
     return str(moved).splitlines(), not moved.ok
 
 
@@ -323,4 +323,4 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         try:
             report.write_json(path)
         except OSError as error:
-            terminalreporter.line(f"ERROR: {path} cannot be written: {error.strerror}", red=True)
+            terminalreporter.line(f"ERROR: {JSON}: {path} cannot be written: {error.strerror}", red=True)

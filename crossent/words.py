@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 
 # Limits in characters. The message of an exception may contain a whole tensor.
 LONGEST_TEXT = 10_000
@@ -52,6 +53,16 @@ def cut(text: str) -> str:
     shown = printable(text[:LONGEST_VALUE])[:LONGEST_VALUE]
     left = len(text) - LONGEST_VALUE
     return f"{shown}… ({left:,} more characters)" if left > 0 else shown
+
+
+def as_options(**options: str | Sequence[str]) -> str:
+    """Return options in words for a message: as the command takes them, and as arguments in Python.
+
+    >>> as_options(without=["weight"])
+    "--without weight, in Python without=['weight']"
+    """
+    words = (f"--{name} {value if isinstance(value, str) else ' '.join(value)}" for name, value in options.items())
+    return f"{' '.join(words)}, in Python {', '.join(f'{name}={value!r}' for name, value in options.items())}"
 
 
 def counted(count: int, noun: str) -> str:

@@ -243,7 +243,7 @@ def test_a_full_disk_is_one_line_after_the_table(capsys, one_case, option):
     status, out, err = run(capsys, "check", "formula", "--dtype", "float64", option, "/dev/full")
     assert status == NOT_WRITTEN
     assert "1 call checked" in out
-    assert err == "crossent: /dev/full cannot be written: No space left on device\n"
+    assert err == f"crossent: {option}: /dev/full cannot be written: No space left on device\n"
 
 
 @pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="needs a system with /dev/full")

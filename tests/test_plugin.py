@@ -182,7 +182,7 @@ def test_in_a_project_without_such_tests_the_plugin_prints_nothing_and_imports_n
         ("@crossent.parametrize(crossent.formula)\ndef test_it(): pass", "the test has no argument `check`"),
         (
             "@crossent.parametrize(crossent.formula, levle='quick')\ndef test_it(check): check()",
-            "got 'levle'; allowed are",
+            "crossent.parametrize: got the option 'levle'; allowed are device, dtypes,",
         ),
     ],
 )
@@ -214,4 +214,5 @@ def test_a_run_fails_if_a_result_changed_since_the_baseline(run, pytester):
     baseline.write_text("{", encoding="utf-8")
     damaged = run(*options, f"--crossent-baseline={baseline}")
     assert damaged.ret == pytest.ExitCode.TESTS_FAILED
-    assert re.search(r"^ERROR: \S+baseline.json: not a report: ", damaged.stdout.str(), re.M)
+    refused = re.compile(r"^ERROR: --crossent-baseline: \S+baseline.json: not a report of crossent: ", re.M)
+    assert refused.search(damaged.stdout.str())

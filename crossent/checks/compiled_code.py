@@ -118,8 +118,8 @@ def compiled(backend: str, dynamic: bool, trial: Trial) -> Found:
     for (question, where), got in zip(questions, made, strict=False):
         if isinstance(got, Raised):
             raise refused_when_compiled(got, where)
-        if problem := misshapen(trial, got.loss, question.exact):
-            yield replace(problem, message=f"{problem.message}{where}")
+        if problem := misshapen(trial, got.loss, question.exact, way=where.lstrip()):
+            yield problem
             return
         for found in compare_compiled(trial, backend, got, question.exact):
             yield replace(found, of=f"{found.of}{where}")
@@ -194,7 +194,7 @@ def compiled_error(trial: Trial) -> Iterator[Problem]:
                 yield Problem("wrong", message)
         else:
             value = f" {reaction.tolist()}" if reaction.numel() < 10 else ""
-            returned = f"class {index} of {trial.case.classes} returned{value}"
+            returned = f"class {index}, outside of 0 to {trial.case.classes - 1}, returned{value}"
             yield Problem("accepted", f"{returned}; should have raised IndexError or RuntimeError")
 
 

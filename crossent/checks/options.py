@@ -13,11 +13,13 @@ from crossent.cases.inputs import Inputs
 from crossent.numerics.bounds.rounding import safe
 from crossent.subjects.subject import Loss
 from crossent.trials.agreement import RESULT_PARTS, compare_results, exact_for, further_call, with_radius
-from crossent.trials.call import Gradients, Result, evaluate
+from crossent.trials.call import Gradients, Result, evaluate, in_words
 from crossent.trials.check import Cost, check
 from crossent.trials.difference import Difference
 from crossent.trials.exact import Exact, solve
 from crossent.trials.trial import Problem, Trial
+
+_DIFFER = "expected a difference, as between the exact values"
 
 
 @check(cost=Cost.CALLS, versus="other")
@@ -34,7 +36,9 @@ def options(trial: Trial) -> Iterator[Difference | Problem]:
         if same:
             exact, option = solve(without), way.removeprefix("without ")
             yield from (
-                Problem("wrong", f"{option} has no effect: the {name} is the same without it", f"{name} {way}")
+                Problem(
+                    "wrong", f"{in_words(name)}: got the same with and without {option}; {_DIFFER}", f"{name} {way}"
+                )
                 for name in same
                 if _must_differ(trial, name, other, exact)
             )

@@ -99,9 +99,9 @@ def judge_reaction(reaction: Reaction, allowed: tuple[type[Exception], ...]) -> 
     if reaction.wrote is None:
         del found["arguments"]
     if reaction.raised is None:
-        found["errors"] = Problem("accepted", f"returned{reaction.returned}; should have raised {names}")
+        found["errors"] = Problem("accepted", f"the call returned{reaction.returned}; should have raised {names}")
     elif not reaction.raised.is_a(*allowed):
-        found["errors"] = Problem("wrong", f"raised {reaction.raised.message}; should have raised {names}")
+        found["errors"] = Problem("wrong", f"the call raised {reaction.raised.message}; should have raised {names}")
     if reaction.wrote:
         found["arguments"] = Problem("changed_input", f"the call wrote into {reaction.wrote}")
     if reaction.changed_state:

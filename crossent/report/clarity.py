@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 _MISMATCHED = re.compile(r"Mismatched elements: (\d+) / (\d+) ")
 # A line of a message that names the declaration under which the result is right.
-_DECLARATION = re.compile(r"^If .+: --without (\S+)$", re.MULTILINE)
+_DECLARATION = re.compile(r"^If .+: --without (\S+), in Python ", re.MULTILINE)
 # The message about a loss of the right shape, but of another dtype.
-_OTHER_DTYPE = re.compile(r"got \S+ (\(.*\)); expected \S+ \1")
+_OTHER_DTYPE = re.compile(r"got \S+ with shape (\(.*\)); expected \S+ with shape \1")
 _FACTOR = re.compile(r"^got is the exact value times \S+: (.+)$", re.MULTILINE)
 _PLAIN = 3  # an error above 10**3 times its bound is as clear as a larger error
 _SMALL = 64  # a case with at most this many logits is small: a reader can read all of its numbers

@@ -119,21 +119,23 @@ def require_about(
     for entry in entries:
         if subjects is not None and not any(fnmatchcase(name, entry.subject) for name in subjects):
             raise ValueError(
-                f"entry {quoted(entry.reason)}: no subject matches {quoted(entry.subject)}; "
+                f"entry with the reason {quoted(entry.reason)}: no subject matches {quoted(entry.subject)}; "
                 f"this run has {cut(', '.join(subjects))}"
             )
         if unknown := [check for check in entry.checks if check not in checks]:
             raise ValueError(
-                f"entry {quoted(entry.reason)}: got check {quoted(unknown[0])}; allowed are {', '.join(checks)}"
+                f"entry with the reason {quoted(entry.reason)}: got check {quoted(unknown[0])}; "
+                f"allowed are {', '.join(checks)}"
             )
         if unknown := [result for result in entry.results if result not in NUMBERS]:
             raise ValueError(
-                f"entry {quoted(entry.reason)}: got result {quoted(unknown[0])}; allowed are {', '.join(NUMBERS)}"
+                f"entry with the reason {quoted(entry.reason)}: got result {quoted(unknown[0])}; "
+                f"allowed are {', '.join(NUMBERS)}"
             )
         known = known or cases()
         if unknown := [pattern for pattern in entry.cases if not any(fnmatchcase(case, pattern) for case in known)]:
             raise ValueError(
-                f"entry {quoted(entry.reason)}: no case matches {quoted(unknown[0])}; "
+                f"entry with the reason {quoted(entry.reason)}: no case matches {quoted(unknown[0])}; "
                 f"`crossent list cases` prints all cases"
             )
 
@@ -173,13 +175,11 @@ def _parsed(content: bytes, name: str) -> Iterator[ExpectedFinding]:
     try:
         document = tomllib.loads(content.decode())
     except (ValueError, RecursionError) as error:  # not TOML, or not UTF-8
-        raise ValueError(f"{cut(name)}: {one_line(str(error))}") from None
+        raise ValueError(f"{cut(name)}: not TOML: {one_line(str(error))}") from None
     entries = document.pop("finding", [])
     if document or not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise ValueError(
-            f"{cut(name)}: got {cut(', '.join(map(repr, document))) or 'another kind of value'}; "
-            f"allowed are [[finding]] tables"
-        )
+        got = f"the key {quoted(next(iter(document)))}" if document else f"finding = {quoted(entries)}"
+        raise ValueError(f"{cut(name)}: got {got}; allowed are [[finding]] tables, one for each known failure")
     for number, entry in enumerate(entries, 1):
         try:
             yield _entry(entry)
@@ -190,7 +190,7 @@ def _parsed(content: bytes, name: str) -> Iterator[ExpectedFinding]:
 def _entry(entry: dict[str, Any]) -> ExpectedFinding:
     known = [*(field.name for field in fields(ExpectedFinding)), "id"]
     if unknown := [key for key in entry if key not in known]:
-        raise ValueError(f"got {quoted(unknown[0])}; allowed are {', '.join(known)}")
+        raise ValueError(f"got the key {quoted(unknown[0])}; allowed are {', '.join(known)}")
     if "id" in entry:
         entry = _of_id(entry)
     elif missing := [key for key in ("subject", "kind", "cases") if not entry.get(key)]:

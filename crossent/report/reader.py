@@ -131,7 +131,7 @@ def _measured(entry: Any, case: str, failed: bool) -> Measured:
     not_judged = _each(int, data.get("not_judged", {}), case)
     ulp, ratio = _real(data["ulp"], case), _real(data["ratio"], case)
     if elements < 0 or ulp < 0 or ratio < 0 or min(not_judged.values(), default=0) < 0:
-        raise ValueError(f"{cut(case)}: elements, ulp, ratio or not_judged is negative")
+        raise ValueError(f"{cut(case)}: elements, ulp, ratio or not_judged is negative; allowed is 0 or more")
     return Measured(failed, ulp, ratio, vacuous, not_judged, elements)
 
 
@@ -216,15 +216,18 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
             raise ValueError(f"the file has more than {LARGEST:,} bytes")
         document = json.loads(content.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8
-        raise ValueError(f"{cut(str(path))}: not a report: {one_line(str(error))}") from None
+        raise ValueError(f"{cut(str(path))}: not a report of crossent: {one_line(str(error))}") from None
     found = document.get("schema") if isinstance(document, dict) else None
     if not isinstance(document, dict) or isinstance(found, bool) or found != SCHEMA:
-        raise ValueError(f"{cut(str(path))}: got schema {quoted(found)}; allowed is a report of schema {SCHEMA}")
+        raise ValueError(
+            f"{cut(str(path))}: got schema {quoted(found)}; allowed is a report of crossent with schema {SCHEMA}"
+        )
     environment = document.get("environment")
     if not isinstance(environment, dict) or not isinstance(environment.get("device"), str):
-        raise ValueError(f"{cut(str(path))}: not a crossent report: `environment.device` is missing")
+        raise ValueError(f"{cut(str(path))}: not a report of crossent: `environment.device` is missing")
     if not re.fullmatch(r"cpu|cuda(:\d{1,4})?", environment["device"]):
-        raise ValueError(f"{cut(str(path))}: damaged: device is {quoted(environment['device'])}")
+        found = quoted(environment["device"])
+        raise ValueError(f"{cut(str(path))}: damaged: device is {found}; allowed are cpu, cuda and cuda:N")
     return document
 
 
@@ -277,7 +280,7 @@ def finding_of(subject: str, entry: dict[str, Any]) -> Finding:
         reals = [_number(entry, name) for name in ("got", "exact", "radius", "bound", "ulp", "ratio")]
         got, exact, radius, bound, ulp, ratio = reals
         if not all(type(place) is int and place >= 0 for place in entry["index"]):
-            raise TypeError(f"index is {quoted(entry['index'])}")
+            raise TypeError(f"index is {quoted(entry['index'])}; it must be a list of integers that are 0 or more")
         bits, versus = _string(entry, "bits"), _string(entry, "versus")
         numbers = Numbers(tuple(entry["index"]), got, bits, exact, radius, bound, ulp, ratio, versus)
     check, case, kind, message, call, torch = (

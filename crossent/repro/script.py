@@ -228,8 +228,8 @@ def _focused(finding: Finding, recipe: Recipe, focus: Focus) -> Focus:
         shapes = recipe.wholes(focus)
     shape = shapes.get(finding.of)
     if shape is None:
-        known = ", ".join(map(repr, shapes)) or "none without numbers"
-        raise ValueError(f"finding: got result {quoted(finding.of)}; allowed are {known}")
+        known = f"allowed are {', '.join(map(repr, shapes))}" if shapes else "a finding without numbers has no result"
+        raise ValueError(f"finding: got result {quoted(finding.of)}; {known}")
     if n is None:
         return replace(focus, of=finding.of)
     if len(n.index) != len(shape) or not all(map(int.__lt__, n.index, shape)):

@@ -26,13 +26,13 @@ from crossent.subjects.contracts import DEFAULT_CONTRACT, under_contract
 from crossent.subjects.features import KEYWORDS
 from crossent.subjects.subject import Subject
 from crossent.trials.act import Host
-from crossent.trials.call import Result, checksum, evaluate
+from crossent.trials.call import Result, checksum, evaluate, in_words
 from crossent.trials.check import Check, Cost
 from crossent.trials.difference import Difference
 from crossent.trials.exact import solve
 from crossent.trials.factors import factor_of, infinity_of, narrower_dtype_of
 from crossent.trials.trial import EndedError, NotRunError, Problem, Question, RefusedError, Trial, widens_halves
-from crossent.words import said
+from crossent.words import as_options, said
 
 DAMAGED = "its process returned a damaged reply"
 Enough = Callable[[Sequence[Finding]], bool]  # returns whether the run can end with these findings of a case
@@ -45,9 +45,9 @@ _AS_TORCH = "\nThe result has torch's bits: judge this subject with --contract t
 
 # Contracts and grades with wider bounds than the default.
 _WIDER = (
-    ("--grade B", DEFAULT_CONTRACT, "B"),
-    ("--contract logsumexp", "logsumexp", "A"),
-    ("--contract logsumexp --grade B", "logsumexp", "B"),
+    (as_options(grade="B"), DEFAULT_CONTRACT, "B"),
+    (as_options(contract="logsumexp"), "logsumexp", "A"),
+    (as_options(contract="logsumexp", grade="B"), "logsumexp", "B"),
 )
 
 
@@ -125,7 +125,7 @@ def _unused_options(trial: Trial) -> str:
     exact = solve(replace(inputs, options=others, upstream=upstream))
     if tuple(trial.got.loss.shape) != exact.shape or trial.compare(Result(trial.got.loss), exact)[0].ratio > 1:
         return ""
-    return f"\nThe loss is the same without {' and '.join(unused)}. If that is meant: --without {' '.join(unused)}"
+    return f"\nThe loss is the same without {' and '.join(unused)}. If that is meant: {as_options(without=unused)}"
 
 
 def _checksum_without(option: str, trial: Trial) -> int | None:
@@ -230,13 +230,13 @@ def as_finding(trial: Trial, check: Check, problem: Difference | Problem) -> Fin
     if isinstance(problem, Difference):
         if of != check.name:
             numbers = _numbers(problem, check.versus)
-            message = f"{of}:\n{message}{narrower_dtype_of(problem) if check.versus == 'exact' else ''}"
+            message = f"{in_words(of)}:\n{message}{narrower_dtype_of(problem) if check.versus == 'exact' else ''}"
         else:
             numbers = _numbers(problem)
             of_torch, hint = ("", "") if trial.subject is TORCH else _of_torch(trial, problem)
             message += _lines(problem, inputs) + (hint or _declaration(trial, of))
     elif check is single.arguments and kind == "changed_input":
-        message += "\nIf that is meant: --without arguments"
+        message += f"\nIf that is meant: {as_options(without=['arguments'])}"
     call = describe(inputs)
     return Finding(trial.subject.name, check.name, trial.case.id, kind, message, call, numbers, of_torch, of=of)
 
@@ -283,7 +283,7 @@ def _declaration(trial: Trial, of: str) -> str:
     If several options fit, the line has the option with the smallest error bound.
     """
     subject, exact = trial.subject, trial.question.exact
-    declared = {f"--without {name}": subject.lacking({name: ""}) for name in ("nan_mean", "subnormal")}
+    declared = {as_options(without=[name]): subject.lacking({name: ""}) for name in ("nan_mean", "subnormal")}
     if subject.contract == DEFAULT_CONTRACT:
         declared |= {words: under_contract(subject, contract, grade) for words, contract, grade in _WIDER}
     fits: dict[str, float] = {}

@@ -55,7 +55,8 @@ def parametrize(
     import pytest  # only tests need it
 
     if unknown := sorted(options.keys() - set(_OPTIONS)):
-        raise TypeError(f"parametrize: got {quoted(unknown[0])}; allowed are {', '.join(_OPTIONS)}")
+        allowed = f"allowed are {', '.join(_OPTIONS)}"
+        raise TypeError(f"crossent.parametrize: got the option {quoted(unknown[0])}; {allowed}")
     return pytest.mark.crossent.with_args(subject, **options)  # mark.crossent(subject) would decorate the subject
 
 

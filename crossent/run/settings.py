@@ -80,8 +80,9 @@ class Settings:
         without, checks = _several(self.without), _several(self.checks)
         cases = self.cases if isinstance(self.cases, Mapping) else dict.fromkeys(_several(self.cases), ())
         cases = {case: _several(names) for case, names in cases.items()}
-        if unknown := [name for name in (*checks, *itertools.chain(*cases.values())) if name not in CHECK_NAMES]:
-            raise ValueError(f"checks: got {quoted(unknown[0])}; allowed are {', '.join(CHECK_NAMES)}")
+        for given, of_given in (("checks", checks), *((f"cases[{quoted(case)}]", own) for case, own in cases.items())):
+            if unknown := [name for name in of_given if name not in CHECK_NAMES]:
+                raise ValueError(f"{given}: got {quoted(unknown[0])}; allowed are {', '.join(CHECK_NAMES)}")
         chosen = {"dtypes": dtypes, "seed": seed, "without": without, "checks": checks, "cases": cases}
         for name, value in chosen.items():
             object.__setattr__(self, name, value)

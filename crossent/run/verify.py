@@ -179,7 +179,7 @@ def settings_of(claim: Report, expected_findings: str | None, jobs: int | None, 
     if len(contracts) > 1:
         raise ValueError("the subjects of the report have different contracts, but a run has one contract for all")
     if unknown := claim.only.keys() - set(_PARTS):
-        raise ValueError(f"only: got {quoted(min(unknown))}; allowed are {', '.join(_PARTS)}")
+        raise ValueError(f"the report's `only` has {quoted(min(unknown))}; allowed are {', '.join(_PARTS)}")
     if not claim.ran:
         raise ValueError("no case of the report ran, so nothing can be verified")
     used = {outcome.dtype for part in claim.subjects for outcome in part.outcomes.values()}

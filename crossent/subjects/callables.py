@@ -62,7 +62,7 @@ def as_subject(given: object, name: str = "", source: str = "") -> Subject:
         parameters = _anything.parameters
     is_factory = isinstance(given, type) or _takes_options_only(parameters)
     if reason := _unfit(parameters, 0 if is_factory else 2):
-        raise TypeError(f"{cut(what)}, which {reason}; allowed are {_ALLOWED}")
+        raise TypeError(f"{quoted(what)}, which {reason}; allowed are {_ALLOWED}")
     loss = partial(_make_and_call, given) if is_factory else given
     missing = [keyword for keyword in KEYWORDS if not _has(parameters, keyword)]
     if missing:
@@ -93,7 +93,8 @@ def _declared(given: object) -> dict[str, str]:
         # `require_features` may add the feature `reduction`, which gets the reason of `reduction_sum`.
         return {name: says[name if name in says else "reduction_sum"] for name in require_features(says)}
     except ValueError as error:
-        raise TypeError(f"an object whose attribute `lacks` has an unknown feature: {error}") from None
+        reason = str(error).removeprefix("without: ")
+        raise TypeError(f"an object whose attribute `lacks` has an unknown feature: {reason}") from None
 
 
 def _interpreted() -> dict[str, str]:
@@ -152,4 +153,4 @@ def _unfit(parameters: Mapping[str, Parameter], places: int) -> str:
     by_keyword = [parameter for parameter in parameters.values() if parameter.kind is Parameter.KEYWORD_ONLY]
     others = [*by_position[places:], *by_keyword]
     needed = [other.name for other in others if other.default is Parameter.empty and other.name not in KEYWORDS]
-    return f"also requires {quoted(needed[0])}" if needed else ""
+    return f"requires the argument {quoted(needed[0])}" if needed else ""

@@ -26,6 +26,7 @@ from crossent.subjects.subject import Subject
 from crossent.words import DECLARED, cut, one_line, quoted, said
 
 _ALLOWED = f"{', '.join(NAMED)}, package.module:NAME and path/to/file.py:NAME, each also with {COMPILE_SUFFIX}"
+_WRITE = "write path/to/file.py:NAME"
 
 
 def load(
@@ -81,7 +82,7 @@ def _each(description: str) -> list[str]:
     names = [one.name for one in NAMED[base] if base == description or not one.not_transformed]
     if not names:
         raise ValueError(
-            f"subject: got {quoted(description)}; {base} {NAMED[base][0].not_transformed}, and is not compiled"
+            f"subject: got {quoted(description)}; {base} {NAMED[base][0].not_transformed}; leave out {COMPILE_SUFFIX}"
         )
     return [name + description.removeprefix(base) for name in names]
 
@@ -137,7 +138,9 @@ def _is_file(place: str) -> bool:
 def _attribute(module: str, attribute: str, where: str) -> object:
     """Return the object with a dotted name in an imported module. `where` is the module's name in messages."""
     if not all(name.isidentifier() for name in attribute.split(".")):
-        raise ValueError(f"{quoted(attribute)} is not a name in {cut(where)}")
+        raise ValueError(
+            f"{quoted(attribute)} is no Python name; allowed is a name in {cut(where)}, which may have dots"
+        )
     try:
         return pkgutil.resolve_name(f"{module}:{attribute}")
     except AttributeError as error:
@@ -189,9 +192,9 @@ def _file(place: str) -> Path:
     """
     path = Path(place).resolve()
     if path.is_dir() or not path.exists():
-        raise ValueError("it is a folder" if path.is_dir() else "there is no such file")
+        raise ValueError(f"{quoted(place)} {f'is a folder; {_WRITE}' if path.is_dir() else 'does not exist'}")
     if path.suffix != ".py":
-        raise ValueError("it is not a .py file")
+        raise ValueError(f"{quoted(place)} is no .py file; {_WRITE}")
     return path
 
 
@@ -233,7 +236,7 @@ def _is_taken(path: Path) -> bool:
 def _why_not(error: BaseException, place: str, path: Path | None) -> str:
     """Return in a line what an import raised, and in which file. `path` is the imported file, or None for a module."""
     if isinstance(error, ModuleNotFoundError) and error.name and f"{place}.".startswith(f"{error.name}."):
-        return f"there is no module {quoted(error.name)}; for a file, write path/to/file.py:NAME"
+        return f"there is no module {quoted(error.name)}; for a file, {_WRITE}"
     if isinstance(error, SyntaxError):
         at = f"{cut(Path(error.filename).name)}, line {error.lineno}" if error.filename else cut(place)
         return f"{at}: {type(error).__name__}: {error.msg}"

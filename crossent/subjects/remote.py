@@ -146,7 +146,9 @@ def _reply_of_process(describe: Callable[[], dict[str, Any]], description: str, 
         try:
             while len(received) < LONGEST:
                 if not select.select([ours], [], [], max(0.0, end - time.monotonic()))[0]:
-                    raise ValueError(f"subject: got {quoted(description)}; loading took over {seconds:g} s (--timeout)")
+                    raise ValueError(
+                        f"subject: got {quoted(description)}; loading took over {seconds:g} s, the --timeout"
+                    )
                 if not (more := os.read(ours, 2**16)):
                     break
                 received += more
@@ -158,5 +160,5 @@ def _reply_of_process(describe: Callable[[], dict[str, Any]], description: str, 
     except (ValueError, RecursionError):
         reply = None
     if not isinstance(reply, dict):
-        raise ValueError(f"subject: got {quoted(description)}; the process that loads it ended")
+        raise ValueError(f"subject: got {quoted(description)}; the process that loads this subject ended")
     return reply

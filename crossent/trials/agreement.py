@@ -19,7 +19,7 @@ from crossent.cases.inputs import Inputs
 from crossent.numerics.bounds.rounding import safe
 from crossent.numerics.formats import Array
 from crossent.numerics.oracle.arithmetic import UNIT_ROUNDOFF, Ball, two_sum
-from crossent.trials.call import Result, evaluate
+from crossent.trials.call import Result, described, evaluate
 from crossent.trials.difference import Difference
 from crossent.trials.exact import Exact, dtype_of, name_of, rows_of, terms_of
 from crossent.trials.trial import MisshapenError, NotRunError, Question, Trial
@@ -50,7 +50,8 @@ def further_call(trial: Trial, inputs: Inputs, act: Callable[..., Result] = eval
     got = trial.evaluate(inputs.copy(), act, *arguments)
     shape, dtype = inputs.upstream.shape, trial.subject.result_dtype(dtype_of(inputs))
     if (got.loss.shape, got.loss.dtype) != (shape, dtype):
-        raise MisshapenError(f"got {got.loss.dtype} {tuple(got.loss.shape)}; expected {dtype} {tuple(shape)}")
+        made = described(got.loss.dtype, got.loss.shape)
+        raise MisshapenError(f"loss of a further call: got {made}; expected {described(dtype, shape)}")
     return got
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -60,6 +61,49 @@ def digest_of(got: Result) -> str:
         return ""
 
 
+DENSE = "a dense tensor of class torch.Tensor"  # the loss that a call must return, in words for a message
+# The names of results in messages.
+RESULT_NAMES = {
+    "gradient": "gradient of the logits",
+    "target_gradient": "gradient of the target probabilities",
+    "second": "derivative of the gradient by the logits",
+    "upstream_gradient": "derivative of the gradient by the upstream gradient",
+    "tangent": "tangent of the loss",
+}
+# The names of calls that need more words in messages.
+_CALLS = {
+    "turned along": "with rows reversed along dimension",
+    "of the logits alone": "with requires_grad for the logits alone",
+    "of the target alone": "with requires_grad for the target alone",
+    "of a Parameter": "with a Parameter as logits",
+    "of a lazily negated view": "with a lazily negated view as logits",
+}
+
+
+def in_words(of: str) -> str:
+    """Return the name of a result, and of the call if a check makes several, in words for a message.
+
+    >>> in_words("gradient turned along 2")
+    'gradient of the logits, with rows reversed along dimension 2'
+    """
+    name, _, way = of.partition(" ")
+    words = RESULT_NAMES.get(name, name)
+    for short, full in _CALLS.items():
+        way = way.replace(short, full)
+    return f"{words}, {way}" if way else words
+
+
+def described(dtype: torch.dtype, shape: Sequence[int]) -> str:
+    """Return a dtype and a shape in words for a message, such as "float32 with shape (3, 5)"."""
+    return f"{str(dtype).removeprefix('torch.')} with shape {tuple(shape)}"
+
+
+def kind_of(value: object) -> str:
+    """Return the class of a value, and the layout of a sparse tensor, in words for a message."""
+    layout = f" with layout {value.layout}" if isinstance(value, Tensor) and value.layout != torch.strided else ""
+    return f"{type(value).__name__}{layout}"
+
+
 def checksum(tensor: Tensor, before: int = 0) -> int:
     """Return the CRC-32 of the dtype, shape and bits of a tensor. All NaN count as equal.
 
@@ -108,9 +152,9 @@ def as_loss(value: object) -> Tensor:
             anything.
     """
     if type(value) is not Tensor or value.layout != torch.strided:
-        raise TypeError(f"the loss is a {type(value).__name__}; expected a dense torch.Tensor")
+        raise TypeError(f"loss: got {kind_of(value)}; expected {DENSE}")
     if value.is_complex():
-        raise TypeError(f"the loss is {value.dtype}; expected a real dtype")
+        raise TypeError(f"loss: got {str(value.dtype).removeprefix('torch.')}; expected a real dtype")
     return value
 
 
@@ -150,7 +194,8 @@ def make_call(loss: Loss, inputs: Inputs, gradients: Gradients) -> Call:
         return value
 
     result = evaluate(watched, inputs, gradients)
-    parts = {"loss": result.loss, "gradient": result.gradient, "gradient of the target": result.target_gradient}
+    tensors = {"loss": result.loss, "gradient": result.gradient, "target_gradient": result.target_gradient}
+    parts = {in_words(name): tensor for name, tensor in tensors.items()}
     return Call(result, inputs, written_forward, marks(passed), shared(parts, inputs))
 
 

@@ -19,9 +19,22 @@ from crossent.numerics.formats import Array
 from crossent.subjects.contracts import TORCH_CONTRACT
 from crossent.subjects.subject import Subject
 from crossent.trials.act import Host, NotRun, Raised
-from crossent.trials.call import BOTH_GRADIENTS, Call, Gradients, Result, digest_of, evaluate, make_call
+from crossent.trials.call import (
+    BOTH_GRADIENTS,
+    DENSE,
+    Call,
+    Gradients,
+    Result,
+    described,
+    digest_of,
+    evaluate,
+    in_words,
+    kind_of,
+    make_call,
+)
 from crossent.trials.difference import Difference, bounds_of, compare
 from crossent.trials.exact import Exact, ExactAlong, name_of, solve, solve_along
+from crossent.words import as_options
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -220,7 +233,7 @@ class Trial:
         for name, leaf in (("gradient", inputs.logits), ("target_gradient", inputs.target)):
             part = got.parts.get(name)
             if part is not None and name_of(part) not in (exact.logits_dtype, name_of(leaf)):
-                raise ValueError(f"{name}: got {name_of(part)}; expected {name_of(leaf)}")
+                raise ValueError(f"{in_words(name)}: got {name_of(part)}; expected {name_of(leaf)}")
         return self._compare(self.contract(exact.logits_dtype, len(exact.terms.logits)), got, exact)
 
     def _compare(self, promised: Contract, got: Result, exact: Exact) -> list[Difference]:
@@ -274,7 +287,7 @@ def require_gradients(value: object, arguments: tuple[object, ...], gradients: G
     given = _each(Inputs, arguments)
     for result in _each(Result, value):
         if given and not any(_has_gradients(result, inputs, gradients) for inputs in given):
-            raise ValueError("a gradient is missing, or has another shape or dtype than the tensor it belongs to")
+            raise ValueError("a gradient is missing, or its shape or dtype differs from the logits or the target")
 
 
 def _each(kind: type[S], value: object) -> list[S]:
@@ -303,7 +316,9 @@ def _has_gradients(result: Result, inputs: Inputs, gradients: Gradients) -> bool
     )
 
 
-def misshapen(trial: Trial, loss: object, expected: Exact, device: torch.device | None = None) -> Problem | None:
+def misshapen(
+    trial: Trial, loss: object, expected: Exact, device: torch.device | None = None, way: str = ""
+) -> Problem | None:
     """Return the problem with the type, shape, dtype or device of a loss, or None.
 
     Args:
@@ -311,25 +326,23 @@ def misshapen(trial: Trial, loss: object, expected: Exact, device: torch.device 
         loss: the value that the subject returned.
         expected: the exact values, with the shape and the dtype of the loss.
         device: the device on which the loss must be; by default, the device of the question.
+        way: a phrase that says which call returned the loss, for the message, if a check makes several calls.
     """
+    name = in_words(f"loss {way}".rstrip())
     if not isinstance(loss, Tensor) or loss.layout != torch.strided:
-        return Problem("wrong", f"got a {type(loss).__name__}; expected a dense torch.Tensor")
+        return Problem("wrong", f"{name}: got {kind_of(loss)}; expected {DENSE}")
     dtype, device = trial.subject.result_dtype(expected.dtype), device or torch.device(trial.question.device)
     if (loss.dtype, tuple(loss.shape), loss.device) == (dtype, expected.shape, device):
         return None
-    declare = "\nIf float32 is intended: --without half_result" if widens_halves(trial) else ""
-    return Problem("wrong", f"got {_description(loss)}; expected {dtype} {expected.shape}{_on(device)}{declare}")
+    got, due = described(loss.dtype, loss.shape), described(dtype, expected.shape)
+    declare = f"\nIf float32 is intended: {as_options(without=['half_result'])}" if widens_halves(trial) else ""
+    return Problem("wrong", f"{name}: got {got}{_on(loss.device)}; expected {due}{_on(device)}{declare}")
 
 
 def widens_halves(trial: Trial) -> bool:
     """Return whether the first loss is float32 instead of float16 or bfloat16, but has the right shape."""
     loss, exact = trial.got.loss, trial.question.exact
     return (loss.dtype, tuple(loss.shape)) == (torch.float32, exact.shape) and exact.dtype in HALF_DTYPES
-
-
-def _description(tensor: Tensor) -> str:
-    """Return the dtype and the shape of a tensor as text, and its device if the device is not a CPU."""
-    return f"{tensor.dtype} {tuple(tensor.shape)}{_on(tensor.device)}"
 
 
 def _on(device: torch.device) -> str:

@@ -158,24 +158,24 @@ def without_a_thread(input, target, **options):
 
 
 WRONG = [
-    ("no_grad", where(without_grad_mode, off_by_1_percent), ROWS, "wrong", "loss under no_grad:"),
-    ("no_grad", where(without_grad_mode, off_by_1_percent), INDEX, "wrong", "loss under no_grad:"),
+    ("no_grad", where(without_grad_mode, off_by_1_percent), ROWS, "wrong", "loss, under no_grad:"),
+    ("no_grad", where(without_grad_mode, off_by_1_percent), INDEX, "wrong", "loss, under no_grad:"),
     (
         "no_grad",
         where(in_inference_mode, off_by_1_percent),
         DENSE,
         "wrong",
-        "loss under inference_mode:",
+        "loss, under inference_mode:",
     ),
-    ("no_grad", where(requires_no_gradient, off_by_1_percent), ROWS, "wrong", "loss without requires_grad:"),
+    ("no_grad", where(requires_no_gradient, off_by_1_percent), ROWS, "wrong", "loss, without requires_grad:"),
     (
         "no_grad",
         where(without_grad_mode, with_required_gradient),
         INDEX,
         "wrong",
-        "under no_grad: the loss requires a gradient",
+        "loss, under no_grad: got requires_grad=True; expected requires_grad=False",
     ),
-    ("no_grad", where(without_grad_mode, with_a_further_dimension), INDEX, "wrong", "under no_grad: got "),
+    ("no_grad", where(without_grad_mode, with_a_further_dimension), INDEX, "wrong", "loss, under no_grad: got "),
     (
         "no_grad",
         where(only_target_requires, sets_requires_grad),
@@ -190,19 +190,25 @@ WRONG = [
         where(is_non_leaf, writes),
         ROWS,
         "changed_input",
-        "the call changed `input` in place, where `input` is the output of an operation and not a leaf",
+        "the call changed `input` in place; `input` is not a leaf in this call",
     ),
-    ("alone", takes_both, DENSE, "wrong", "gradient of the logits alone:"),
+    ("alone", takes_both, DENSE, "wrong", "gradient of the logits, with requires_grad for the logits alone:"),
     (
         "alone",
         detaches,
         DENSE,
         "wrong",
-        "the loss does not require a gradient, so there is no gradient of the target alone",
+        "loss: got requires_grad=False; expected requires_grad=True, since requires_grad is True for the target",
     ),
-    ("alone", adds_to_the_target, DENSE, "wrong", "the target got a gradient"),
+    (
+        "alone",
+        adds_to_the_target,
+        DENSE,
+        "wrong",
+        "gradient of the target: got one; expected none, since requires_grad is True for the logits alone",
+    ),
     ("threads", shares_memory, ROWS, "wrong", "thread"),
-    ("threads", where(in_another_thread, off_by_1_percent), INDEX, "wrong", "loss in a thread:"),
+    ("threads", where(in_another_thread, off_by_1_percent), INDEX, "wrong", "loss, in a thread:"),
     ("threads", without_a_thread, INDEX, "refused", "no attribute 'buffer'"),
 ]
 

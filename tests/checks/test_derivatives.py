@@ -399,7 +399,7 @@ def test_a_wrong_derivative_is_caught_by_its_check_where_loss_and_gradient_are_r
 def test_the_message_about_a_gradient_that_does_not_depend_on_the_logits():
     for wrong in (*(without_a_graph("mine", gradient) for gradient in (saved, not_recorded)), subject("mine", Once)):
         (first, *_) = findings_by_check(wrong, CASES)["double_backward"]
-        assert first == "wrong: the derivative of the gradient by the logits is missing"
+        assert first == "wrong: derivative of the gradient by the logits: got none; expected a tensor that is not 0"
     (first, *_) = findings_by_check(subject("mine", Once), CASES)["forward_ad"]
     assert first.startswith("refused: ")
 
@@ -417,7 +417,7 @@ def test_a_tangent_that_is_lost_is_found():
         return crossent.formula(plain, target, **options)
 
     found = findings_by_check(Subject("mine", detached), CASES[:1])
-    assert found == {"forward_ad": ["wrong: the tangent of the loss is missing"]}
+    assert found == {"forward_ad": ["wrong: tangent of the loss: got none; expected a tensor that is not 0"]}
 
 
 # --- Single cases -------------------------------------------------------------------------------------------------

@@ -93,7 +93,7 @@ def test_ignored_rows_that_are_left_as_they_were_in_memory_are_caught():
         return reduced(torch.where(target == ignore_index, 0.25, losses), reduction)
 
     ((_, message),) = found("ignored_rows", uninitialised, "float32-7x5-normal-int64-none-ignored_first")
-    assert message == "the loss of 1 of 1 ignored rows is not 0, the first at index (0,): 0.25"
+    assert message == "loss: 1 of 1 ignored rows are not 0; got 0.25 at index (0,); expected 0"
 
 
 def test_a_gradient_of_ignored_rows_is_caught_though_their_loss_is_zero():
@@ -102,7 +102,8 @@ def test_a_gradient_of_ignored_rows_is_caught_though_their_loss_is_zero():
         return crossent.formula(logits, target, ignore_index=ignore_index, **options) + leak.sum()
 
     ((_, message),) = found("ignored_rows", leaking, "float32-3x5x4-normal-int64-sum-ignored_first")
-    assert message.startswith("the gradient of 1 of 1 ignored rows is not 0, the first at index (0, 0): [1.0, ")
+    assert message.startswith("gradient of the logits: 1 of 1 ignored rows are not 0; got [1.0, ")
+    assert message.endswith("] at index (0, 0); expected 0")
 
 
 @pytest.mark.parametrize("factor", [1.0, 0.0])

@@ -124,7 +124,7 @@ def test_an_index_that_wraps_forward_is_found_in_the_loss(case, block):
 @pytest.mark.parametrize("case", [SMALL, IMAGE], ids=lambda case: case.id)
 def test_an_index_that_wraps_in_the_gradient_only_is_found_there(case, block):
     (finding,), _ = judged(case, wrapped(backward=True))
-    assert finding.message.startswith("gradient:")
+    assert finding.message.startswith("gradient of the logits:")
     assert len(finding.numbers.index) == len(case.sizes)
     assert not judged(dataclasses.replace(case, tiled=153), wrapped(backward=True))[0]
 
@@ -155,8 +155,11 @@ def test_a_result_of_another_shape_or_dtype_and_a_refusal_are_findings():
     def refuses(input, target, **options):
         raise ValueError("too large")
 
-    assert "got torch.float32 (); expected torch.float32 (9760,)" in judged(SMALL, one_number)[0][0].message
-    assert "torch.float64 (9760,)" in judged(SMALL, double)[0][0].message
+    assert (
+        "loss: got float32 with shape (); expected float32 with shape (9760,)"
+        in judged(SMALL, one_number)[0][0].message
+    )
+    assert "float64 with shape (9760,)" in judged(SMALL, double)[0][0].message
     assert judged(SMALL, refuses)[0][0].kind == "refused"
 
 

@@ -107,8 +107,10 @@ def test_a_subject_that_accepts_some_bad_calls_has_findings_for_these_alone(wron
 
 
 def test_a_bad_call_without_an_error_is_a_finding():
-    assert problems(refusers.accepts) == {"accepted": "returned 0.0; should have raised IndexError"}
-    assert problems(lambda *arguments, **options: None) == {"accepted": "returned; should have raised IndexError"}
+    assert problems(refusers.accepts) == {"accepted": "the call returned 0.0; should have raised IndexError"}
+    assert problems(lambda *arguments, **options: None) == {
+        "accepted": "the call returned; should have raised IndexError"
+    }
 
 
 @pytest.mark.parametrize("error", [KeyError("no"), RuntimeError("no"), SystemExit(3)], ids=repr)
@@ -117,7 +119,7 @@ def test_an_error_of_another_class_is_wrong(error):
         raise error
 
     (message,) = [message for kind, message in problems(raises).items() if kind == "wrong"]
-    assert message.startswith(f"raised {type(error).__name__}: ")
+    assert message.startswith(f"the call raised {type(error).__name__}: ")
     assert message.endswith("; should have raised IndexError")
 
 

@@ -931,7 +931,12 @@ BAD = [
     wrong_shape(RuntimeError, (4, 3), (4, 2), torch.float32),
     wrong_shape(ValueError, (4, 3), (3, 3), torch.float32),
     wrong_shape(ValueError, (4, 3), (3,), torch.float32),
-    Bad(RuntimeError, "input: got 0 dimensions", "allowed are (C), (N, C) and (N, C, d1, …, dK)", (X[0, 0], Y[0])),
+    Bad(
+        RuntimeError,
+        "input: got 0 dimensions",
+        "allowed are the shapes (C), (N, C) and (N, C, d1, …, dK)",
+        (X[0, 0], Y[0]),
+    ),
     *(
         option(
             RuntimeError, "weight", torch.ones(shape), f"shape {shape}", "allowed is (3,), one for each class", target
@@ -946,7 +951,7 @@ BAD = [
         for target in (Y, P)
     ),
     *(
-        option(TypeError, "label_smoothing", value, type(value).__name__, "allowed is a float")
+        option(TypeError, "label_smoothing", value, type(value).__name__, "allowed is a number")
         for value in ("0.1", None, 1j, torch.zeros(2))
     ),
     *(
@@ -985,28 +990,28 @@ BAD = [
         Bad(NotImplementedError, f"input: got {got}", f"allowed {allowed}", (x, Y), formerly=RuntimeError)
         for got, allowed, x in [
             *(
-                (short(dtype), "are float16, bfloat16, float32, float64", X.to(dtype))
+                (short(dtype), "are float16, bfloat16, float32 and float64", X.to(dtype))
                 for dtype in (Y.dtype, torch.bool)
             ),
-            ("complex64", "are float16, bfloat16, float32, float64", X.to(torch.complex64)),
+            ("complex64", "are float16, bfloat16, float32 and float64", X.to(torch.complex64)),
             ("layout torch.sparse_coo", "is a dense tensor", X.to_sparse()),
         ]
     ),
     *(
-        option(RuntimeError, "weight", torch.ones(3).to(dtype), short(dtype), "allowed is float32, the logits' dtype")
+        option(RuntimeError, "weight", torch.ones(3).to(dtype), short(dtype), "allowed is float32, the dtype of input")
         for dtype in (torch.float64, torch.float16, torch.int64)
     ),
     Bad(
         RuntimeError,
-        "target, weight: got dtypes that promote to complex64",
-        "allowed are real floats",
+        "weight: got complex64",
+        "allowed are float16, bfloat16, float32 and float64",
         (X, P),
         {"weight": torch.ones(3, dtype=torch.complex64)},
         accepted=COMPLEX,
     ),
-    Bad(RuntimeError, "target: got a tensor on meta", "allowed is cpu, where input is", (X, Y.to("meta"))),
-    Bad(RuntimeError, "target: got a tensor on cpu", "allowed is meta, where input is", (X.to("meta"), Y)),
-    option(RuntimeError, "weight", torch.ones(3).to("meta"), "a tensor on meta", "allowed is cpu, where input is"),
+    Bad(RuntimeError, "target: got a tensor on meta", "allowed is cpu, the device of input", (X, Y.to("meta"))),
+    Bad(RuntimeError, "target: got a tensor on cpu", "allowed is meta, the device of input", (X.to("meta"), Y)),
+    option(RuntimeError, "weight", torch.ones(3).to("meta"), "a tensor on meta", "allowed is cpu, the device of input"),
     # Targets that are neither a class nor ignored, in every path through the options
     *(
         Bad(IndexError, OUTSIDE.format(value), CLASSES, (X, torch.tensor([-100, 1, 2, value])))
@@ -1075,15 +1080,21 @@ ROW = (1.0, 2.0)
 BAD_SCALAR = [
     (TypeError, "input: got float", "allowed is a sequence of numbers", (1.0, 0), {}),
     (TypeError, "input: got str", "allowed is a sequence of numbers", ("123", 0), {}),
-    (ValueError, "input: got 0 numbers", "allowed is at least 1", ((), 0), {}),
+    (ValueError, "input: got length 0", "allowed is a length of 1 or more", ((), 0), {}),
     (TypeError, "target: got str", "allowed is a sequence of numbers", (ROW, "0"), {}),
     (TypeError, "target: got NoneType", "allowed", (ROW, None), {}),
     (TypeError, "target: got float", "allowed", (ROW, 1.0), {}),
-    (ValueError, "target: got 3 numbers", "allowed is 2", (ROW, (0.5, 0.25, 0.25)), {}),
-    (IndexError, "target: got 2", "allowed are the classes 0 to 1 and ignore_index", (ROW, 2), {}),
-    (IndexError, "target: got -1", "allowed are the classes 0 to 1 and ignore_index", (ROW, -1), {}),
+    (ValueError, "target: got length 3", "allowed is length 2", (ROW, (0.5, 0.25, 0.25)), {}),
+    (IndexError, "target: got 2", "allowed are the classes 0 to 1 and ignore_index, -100", (ROW, 2), {}),
+    (IndexError, "target: got -1", "allowed are the classes 0 to 1 and ignore_index, -100", (ROW, -1), {}),
     (IndexError, "target: got -100", "allowed are the classes", (ROW, -100), {"ignore_index": -1}),
-    (ValueError, "weight: got 3 numbers", "allowed is 2, one for each class", (ROW, 0), {"weight": (1.0,) * 3}),
+    (
+        ValueError,
+        "weight: got length 3",
+        "allowed is length 2, one number for each class",
+        (ROW, 0),
+        {"weight": (1.0,) * 3},
+    ),
     (TypeError, "weight: got float", "allowed is a sequence of numbers", (ROW, 0), {"weight": 1.0}),
     (ValueError, "reduction: got 'average'", REDUCTION, (ROW, 0), {"reduction": "average"}),
     (ValueError, "label_smoothing: got 1.5", "allowed is 0 to 1", (ROW, 0), {"label_smoothing": 1.5}),

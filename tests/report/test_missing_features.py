@@ -2,12 +2,16 @@
 
 from dataclasses import replace
 
-from crossent.cases.axes import DENSE_TARGETS, DTYPES
+import torch
+
+from crossent.cases.axes import DENSE_TARGETS, DTYPES, HALF_DTYPES
 from crossent.cases.case import Case
 from crossent.cases.grid import grid
 from crossent.report.causes import causes
 from crossent.report.findings import Finding, Measured, Numbers, Outcome, SubjectReport
 from crossent.report.report import Report
+from crossent.trials.call import described
+from crossent.words import as_options
 
 PAIRS = list(grid(DTYPES, array="pairs"))
 NUMBERS = Numbers((), 2.0, "", 1.0, 0.0, 0.1, 9.0, 10.0)
@@ -72,7 +76,7 @@ def test_a_check_that_always_fails_names_the_feature_that_no_passed_check_needs(
 
 
 def test_findings_that_are_right_under_a_declaration_are_a_separate_cause():
-    zero = "If that is meant: --without nan_mean"
+    zero = f"If that is meant: {as_options(without=['nan_mean'])}"
 
     def judge(case):
         if case.reduction == "mean" and case.ignored == "ignored_all":
@@ -88,11 +92,14 @@ def test_findings_that_are_right_under_a_declaration_are_a_separate_cause():
 
 def test_losses_of_another_dtype_have_one_cause_whatever_their_shape():
     def judge(case):
-        shape = "()" if case.reduction != "none" else str(case.sizes[:1])
-        declare = "\nIf float32 is intended: --without half_result" if case.dtype in ("float16", "bfloat16") else ""
-        return ("result", f"got torch.float32 {shape}; expected torch.{case.dtype} {shape}{declare}") * (
-            case.dtype != "float32"
+        shape = () if case.reduction != "none" else case.sizes[:1]
+        got, due = described(torch.float32, shape), described(DTYPES[case.dtype], shape)
+        declare = (
+            f"\nIf float32 is intended: {as_options(without=['half_result'])}"
+            if DTYPES[case.dtype] in HALF_DTYPES
+            else ""
         )
+        return ("result", f"loss: got {got}; expected {due}{declare}") * (case.dtype != "float32")
 
     found = causes(with_calls(lambda case: judge(case) or None))
     assert [(cause.declaration, cause.lacks) for cause in found] == [("half_result", ""), ("", "float64")]

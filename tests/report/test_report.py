@@ -443,17 +443,17 @@ def test_every_kind_of_finding_has_its_text():
         "  the call wrote into input in the forward pass",
     ]
     (shape,) = of(wrong_shape)
-    assert shape.splitlines()[1] == "  got torch.float32 (1,); expected torch.float32 ()"
+    assert shape.splitlines()[1] == "  loss: got float32 with shape (1,); expected float32 with shape ()"
     bad = next(bad_input for bad_input in BAD_INPUTS if bad_input.id == "reduction_unknown")
     (accepted,) = of(lambda *args, **options: torch.tensor(3.0), [bad])
     assert accepted.splitlines()[:2] == [
         "mine: errors accepted on reduction_unknown",
-        "  returned 3.0; should have raised ValueError",
+        "  the call returned 3.0; should have raised ValueError",
     ]
     (wrong,) = of(lambda *args, **options: {}["average"], [bad])
     assert wrong.splitlines()[:2] == [
         "mine: errors wrong on reduction_unknown",
-        "  raised KeyError: 'average'; should have raised ValueError",
+        "  the call raised KeyError: 'average'; should have raised ValueError",
     ]
 
 

@@ -49,7 +49,7 @@ def reactions():
         (
             "writes",
             {
-                "accepted": "returned 0.0; should have raised IndexError",
+                "accepted": "the call returned 0.0; should have raised IndexError",
                 "changed_input": "the call wrote into target",
             },
         ),

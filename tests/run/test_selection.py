@@ -92,10 +92,10 @@ def test_a_case_may_have_checks_of_its_own(planned):
     ("options", "said"),
     [
         ({"checks": "los"}, "checks: got 'los'; allowed are call, result"),
-        ({"cases": {"*": ["los"]}}, "checks: got 'los'; allowed are call, result"),
+        ({"cases": {"*": ["los"]}}, r"cases\['\*'\]: got 'los'; allowed are call, result"),
         (
             {"checks": ["trace_dynamic"]},
-            "checks: got trace_dynamic; no case of level quick runs them; choose another level or dtype",
+            "checks: got trace_dynamic; no chosen case of level quick runs these checks; choose another level or dtype",
         ),
         ({"cases": "*nothing*"}, r"case: got '\*nothing\*', which matches no case of this level and these dtypes"),
         (
@@ -104,7 +104,7 @@ def test_a_case_may_have_checks_of_its_own(planned):
         ),
         (
             {"cases": "float32-7x5-normal-int64-mean", "checks": "target_gradient"},
-            "checks: got target_gradient; no case of level quick runs them",
+            "checks: got target_gradient; no chosen case of level quick runs these checks",
         ),
     ],
 )

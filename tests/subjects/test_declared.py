@@ -22,6 +22,7 @@ from crossent.run.plan import plan
 from crossent.subjects.features import FEATURES, declared
 from crossent.subjects.loader import load
 from crossent.trials.check import Cost
+from crossent.words import as_options
 
 HALVES = [Case(dtype, reduction=reduction) for dtype in ("float16", "bfloat16") for reduction in ("none", "mean")]
 CHEAP = [check for check in CHECKS.values() if check.cost in (Cost.CALL, Cost.AGAIN, Cost.CALLS)]
@@ -57,7 +58,8 @@ def test_a_float32_loss_of_half_precision_logits_passes_where_it_is_declared():
 def test_an_undeclared_float32_loss_is_judged_by_its_numbers_too_and_the_message_names_the_declaration():
     (finding,) = judged(widened, HALVES[0]).findings
     assert finding.message == (
-        "got torch.float32 (7,); expected torch.float16 (7,)\nIf float32 is intended: --without half_result"
+        "loss: got float32 with shape (7,); expected float16 with shape (7,)\n"
+        "If float32 is intended: --without half_result, in Python without=['half_result']"
     )
     wrong = judged(lambda *args, **options: widened(*args, **options) * 1.01, HALVES[0], checks=CHEAP)
     assert {"result", "loss", "gradient"} == {finding.check for finding in wrong.findings}
@@ -123,7 +125,7 @@ def test_a_gradient_that_is_flushed_to_zero_passes_where_that_is_declared():
     loss = flushing(crossent.log_softmax_nll)
     (finding,) = judged(loss, Case.of(SUBNORMAL)).findings
     assert (finding.check, finding.numbers.got) == ("gradient", 0.0)
-    assert "\nIf that is meant: --without subnormal" in finding.message
+    assert "\nIf that is meant: --without subnormal, in Python without=['subnormal']" in finding.message
     assert 0 < finding.numbers.exact < 2.0**-126
     assert kinds(judged(loss, Case.of(SUBNORMAL), ["subnormal"])) == set()
 
@@ -261,17 +263,27 @@ def in_its_dtype(input, target, reduction="mean"):
 
 
 @pytest.mark.parametrize(
-    ("loss", "case", "options"),
+    ("loss", "case", "options", "in_python"),
     [
-        (zero_mean, NOTHING[0], "--without nan_mean"),
-        (in_its_dtype, Case("bfloat16", (4, 2), "sure", reduction="none"), "--grade B"),
-        (by_logsumexp, Case("float32", values="large_offset", reduction="none"), "--contract logsumexp"),
-        (by_logsumexp, Case("bfloat16", (4, 2), "assorted", reduction="none"), "--contract logsumexp --grade B"),
+        (zero_mean, NOTHING[0], "--without nan_mean", "without=['nan_mean']"),
+        (in_its_dtype, Case("bfloat16", (4, 2), "sure", reduction="none"), "--grade B", "grade='B'"),
+        (
+            by_logsumexp,
+            Case("float32", values="large_offset", reduction="none"),
+            "--contract logsumexp",
+            "contract='logsumexp'",
+        ),
+        (
+            by_logsumexp,
+            Case("bfloat16", (4, 2), "assorted", reduction="none"),
+            "--contract logsumexp --grade B",
+            "contract='logsumexp', grade='B'",
+        ),
     ],
 )
-def test_a_wrong_number_names_the_declaration_with_which_it_is_right(loss, case, options):
+def test_a_wrong_number_names_the_declaration_with_which_it_is_right(loss, case, options, in_python):
     first = next(finding for finding in judged(loss, case).findings if finding.check == "loss")
-    assert f"If that is meant: {options}\n" in first.message + "\n"
+    assert f"If that is meant: {options}, in Python {in_python}\n" in first.message + "\n"
     _, *words = f" {options}".split(" --")
     chosen = dict(word.split(" ") for word in words)
     without = [chosen.pop("without")] if "without" in chosen else []
@@ -292,7 +304,10 @@ def test_options_that_make_no_difference_are_named_with_their_declaration():
     case = Case("float32", weight="weighted", label_smoothing=0.1, reduction="none")
     (finding,) = judged(ignores, case).findings
     unused = "The loss is the same without weight and reduction and label_smoothing. If that is meant: "
-    assert finding.message.splitlines()[-1] == f"{unused}--without weight reduction label_smoothing"
+    declaration = (
+        "--without weight reduction label_smoothing, in Python without=['weight', 'reduction', 'label_smoothing']"
+    )
+    assert finding.message.splitlines()[-1] == f"{unused}{declaration}"
     assert kinds(judged(ignores, case, ["weight", "reduction", "label_smoothing"])) == set()
     wrong = judged(lambda *args, **options: crossent.formula(*args, **options) * 1.01, case).findings
     assert not any("the same without" in finding.message for finding in wrong)
@@ -356,4 +371,4 @@ def test_the_declaration_with_the_smallest_error_bound_is_named():
 
     case = Case("bfloat16", (4, 2), "assorted", reduction="none")
     first = next(one for one in judged(wide, case, ["half_result"]).findings if one.check == "loss")
-    assert "If that is meant: --contract logsumexp\n" in first.message + "\n"
+    assert f"If that is meant: {as_options(contract='logsumexp')}\n" in first.message + "\n"

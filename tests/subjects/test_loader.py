@@ -149,18 +149,18 @@ def test_a_file_that_does_not_load_is_an_error_of_one_line_and_leaves_no_module(
 @pytest.mark.parametrize(
     ("description", "said"),
     [
-        ("missing.py:loss", "there is no such file"),
+        ("missing.py:loss", "'missing.py' does not exist"),
         (".:loss", "'.' is neither a module nor a file; allowed are formula,"),
         ("a b:loss", "'a b' is neither a module nor a file; allowed are formula,"),
-        ("./:loss", "it is a folder"),
-        ("package/:loss", "it is a folder"),
-        ("./notes.txt:loss", "it is not a .py file"),
+        ("./:loss", "'./' is a folder; write path/to/file.py:NAME"),
+        ("package/:loss", "'package/' is a folder; write path/to/file.py:NAME"),
+        ("./notes.txt:loss", "'./notes.txt' is no .py file; write path/to/file.py:NAME"),
         ("mine.py", "the name of the function or class is missing; write mine.py:NAME"),
         ("mine.py:", "the name of the function or class is missing; write mine.py:NAME"),
         ("mine.py:los", "mine.py has no 'los'; did you mean loss?"),
         ("mine.py:xyz", "mine.py has no 'xyz'; it has Kernels, cross_entropy, loss"),
         ("mine.py:Kernels.fusd", "mine.py has no 'Kernels.fusd'; did you mean fused?"),
-        ("mine.py:Kernels..fused", "'Kernels..fused' is not a name in mine.py"),
+        ("mine.py:Kernels..fused", "'Kernels..fused' is no Python name; allowed is a name in mine.py"),
         ("mine.py:broken", "'broken' of mine.py raises ZeroDivisionError: no such thing"),
         (
             "mine.py:Kernels.number",
@@ -174,7 +174,7 @@ def test_a_file_that_does_not_load_is_an_error_of_one_line_and_leaves_no_module(
         ("", "allowed are formula, "),
         ("formulae", "did you mean formula? allowed are formula, "),
         ("formula+compiled", "did you mean formula? allowed are"),
-        ("scalar+compile", "scalar computes with Python numbers, not with tensors, and is not compiled"),
+        ("scalar+compile", "scalar computes with Python numbers, not with tensors; leave out +compile"),
         ("mine.py:los+compile", "mine.py has no 'los'; did you mean loss?"),
     ],
 )
@@ -258,9 +258,9 @@ def test_a_callable_or_a_class_is_called_with_the_options_that_it_has(given, lac
         (object, "subject: got the class object, whose instances cannot be called"),
         (lambda: None, "which does not take input and target"),
         (lambda x: x, "which does not take input and target"),
-        (lambda x, y, z: x, "which also requires 'z'"),
-        (lambda x, y, *, scale: x, "which also requires 'scale'"),
-        (torch.nn.Linear, "Linear, which also requires 'in_features'"),
+        (lambda x, y, z: x, "which requires the argument 'z'"),
+        (lambda x, y, *, scale: x, "which requires the argument 'scale'"),
+        (torch.nn.Linear, "'Linear', which requires the argument 'in_features'"),
     ],
 )
 def test_an_object_that_is_no_cross_entropy_is_refused_in_one_line(given, said):

@@ -161,7 +161,7 @@ def test_every_dtype_has_evidence_for_loss_and_gradient():
             assert tallies[check, dtype].vacuous < tallies[check, dtype].ran
 
 
-DECLARED = "\nIf that is meant: --without arguments"
+DECLARED = "\nIf that is meant: --without arguments, in Python without=['arguments']"
 
 
 def test_a_subject_that_writes_into_its_arguments_is_found_and_does_not_affect_other_subjects():
@@ -243,8 +243,8 @@ def _copied(value):
 @pytest.mark.parametrize(
     ("loss", "said"),
     [
-        (lambda *args, **options: 0.5, "the loss is a float"),
-        (lambda *args, **options: None, "the loss is a NoneType"),
+        (lambda *args, **options: 0.5, "loss: got float; expected a dense tensor of class torch.Tensor"),
+        (lambda *args, **options: None, "loss: got NoneType; expected a dense"),
         (lambda *args, **options: crossent.formula(*args, **options).detach(), "detached from the logits"),
         (lambda *args, **options: sys.exit(0), "SystemExit: 0"),
         (lambda *args, **options: crossent.formula(*args, **options).to_sparse(), "dense"),

@@ -96,8 +96,9 @@ class Answer:
         """Return the direction, or raise the ValueError of :meth:`tangent`."""
         if direction.shape != self._shape:
             raise ValueError(f"direction: got shape {direction.shape}; allowed is {self._shape}")
-        if not (np.abs(direction) < 2.0**128).all():
-            raise ValueError("direction: got a number that is not finite or too large; allowed are sizes below 2^128")
+        wrong = direction[~(np.abs(direction) < 2.0**128)]
+        if wrong.size:
+            raise ValueError(f"direction: got {wrong[0]}; allowed are finite numbers of a magnitude below 2^128")
         return direction
 
 

@@ -65,7 +65,7 @@ def call_without_gradients():
             loss = subject(x, y, **its_options)
         shaped(loss, *given)
         if loss.requires_grad:
-            verdict(True, f"{call}: the loss requires a gradient")
+            verdict(True, f"loss, {call}: got requires_grad=True; expected requires_grad=False")
         untouched(call, x, y, its_options, wanted, wanted and y.is_floating_point())
         results[call] = {"loss": loss}
     return results
@@ -83,7 +83,7 @@ def call_on_non_leaf():
     result = evaluate(*fresh(*given), loss_of=cloned)
     shaped(result["loss"], *given)
     if not memory(made[0][0]).equal(memory(made[0][1])):
-        verdict(True, "the call changed `input` in place, where `input` is the output of an operation and not a leaf")
+        verdict(True, "the call changed `input` in place; `input` is not a leaf in this call")
     return result
 
 
@@ -97,11 +97,12 @@ def call_for_one_gradient():
         loss = subject(x, y, **its_options)
         shaped(loss, *given)
         if not loss.requires_grad:
-            verdict(True, f"the loss does not require a gradient, so there is no gradient {call}")
+            said = "loss: got requires_grad=False; expected requires_grad=True"
+            verdict(True, f"{said}, since requires_grad is True for {call[3:]}")
         loss.backward(g.to(loss.dtype))
         if wanted.grad is None or unwanted.grad is not None:
-            got = f"got {wanted.grad} as the gradient {call}, and {unwanted.grad} for the other tensor"
-            verdict(True, f"{got}; expected a gradient, and None")
+            got = f"a call for the gradient {call}: got {wanted.grad}, and {unwanted.grad} for the other tensor"
+            verdict(True, f"{got}; expected a gradient, and None for the other tensor")
         results[call] = {"loss": loss.detach(), of: wanted.grad}
     return results
 
@@ -186,5 +187,6 @@ def call_in_circumstances():
     of_nan = evaluate(x, y, its_options, torch.full_like(g, torch.nan))
     for name, number in evaluate(*fresh(*given)).items():
         if name != "loss" and ((number != 0) & ~of_nan[name].isnan()).any():
-            verdict(True, f"with an upstream gradient of NaN, numbers of the {name} are not NaN")
+            said = "expected NaN in each element that is not 0 with the upstream gradient of the case"
+            verdict(True, f"{name}, with an upstream gradient of NaN: some elements are not NaN; {said}")
     return results

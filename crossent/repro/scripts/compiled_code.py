@@ -47,4 +47,6 @@ def check_compiled_errors():
         except (Exception, SystemExit) as error:
             verdict(True, f"class {index} raised {error!r}; it must raise IndexError or RuntimeError")
         else:
-            verdict(True, f"class {index} is out of range, but gave {loss}; it must raise IndexError or RuntimeError")
+            verdict(
+                True, f"class {index} is out of range, and returned {loss}; it must raise IndexError or RuntimeError"
+            )

@@ -42,4 +42,4 @@ def judge_presence(result):
     """End the script with status 1 if a derivative is None or has a wrong shape."""
     got = result[part]
     if got is None or got.shape != shape:
-        verdict(True, f"{part} is {got if got is None else tuple(got.shape)}; expected {tuple(shape)}")
+        verdict(True, f"{part}: got {got if got is None else tuple(got.shape)}; expected the shape {tuple(shape)}")

@@ -87,8 +87,8 @@ def shaped(loss, logits, target, options, upstream):
     dtype = torch.promote_types(logits.dtype, target.dtype) if target.is_floating_point() else logits.dtype
     due = own_dtype or dtype, upstream.shape, logits.device
     if (loss.dtype, loss.shape, loss.device) != due:
-        got = f"{loss.dtype} {tuple(loss.shape)} on {loss.device}"
-        verdict(True, f"got {got}; expected {due[0]} {tuple(due[1])} on {due[2]}")
+        got = f"{loss.dtype} with shape {tuple(loss.shape)} on {loss.device}"
+        verdict(True, f"loss: got {got}; expected {due[0]} with shape {tuple(due[1])} on {due[2]}")
 
 
 def judged(got, exact):

@@ -29,7 +29,7 @@ def judge_unchanged(results):
     """End the script with status 1 if an option does not change the result."""
     one, without = (result[part] for result in results)
     if ((one == without) | (one.isnan() & without.isnan())).all():
-        verdict(True, f"an option has no effect: the {part} is the same without it")
+        verdict(True, f"{part}: got the same with and without the option; expected a difference")
 
 
 def check_two_backwards():

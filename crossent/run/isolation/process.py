@@ -139,7 +139,7 @@ class IsolatedProcess:
             if self._torch.perform(act, *arguments).value != performed.value:
                 return Performed(
                     ended="crashed",
-                    how=f"its process replied that it {performed.value.reason}, but torch's process replied otherwise",
+                    how=f"its process replied that the check {performed.value.reason}; torch's process did not",
                 )
             self._confirmed.add(reason)
         return performed
@@ -151,7 +151,9 @@ class IsolatedProcess:
         """
         printed = os.fstat(self._output.fileno()).st_size
         if printed > _MOST_PRINTED:
-            performed = replace(performed, changed_state=(*performed.changed_state, f"the output, by {printed} bytes"))
+            performed = replace(
+                performed, changed_state=(*performed.changed_state, f"stdout or stderr, by printing {printed} bytes")
+            )
         if printed:
             os.ftruncate(self._output.fileno(), 0)
             os.lseek(self._output.fileno(), 0, os.SEEK_SET)  # the isolated process shares this position

@@ -255,11 +255,11 @@ def test_a_bad_input_that_is_newly_accepted_is_a_regression(before, after):
     outcome = after.subjects[0].outcomes[BAD]
     outcome.raised, outcome.checks["errors"] = "", Measured(failed=True)
     after.subjects[0].findings.append(
-        formula_finding("errors", BAD, "accepted", "returned 1.4; should have raised IndexError")
+        formula_finding("errors", BAD, "accepted", "the call returned 1.4; should have raised IndexError")
     )
     made = diff(before, after)
     assert only_move(made).kind is Kind.BROKEN
-    assert "→ returned 1.4; should have raised IndexError" in only_move(made).says
+    assert "→ the call returned 1.4; should have raised IndexError" in only_move(made).says
 
 
 def test_a_changed_policy_reads_as_one_line(before, after):
