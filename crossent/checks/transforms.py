@@ -214,7 +214,10 @@ def _samples_axis(inputs: Inputs) -> int:
 
 @functools.lru_cache(maxsize=1)  # one is enough: all subjects run on a case before the next case starts
 def _samples(case: Case, device: str) -> tuple[Exact, ...]:
-    """Return the exact values of a call with each sample alone, in the order of the samples."""
+    """Return the exact values of one call for each sample, in the order of the samples.
+
+    A sample is a row of logits (N, C), or a slice of logits (N, C, d1, …) along their last dimension: see `vmap`.
+    """
     inputs = case.build(device)
     axis = _samples_axis(inputs)
 

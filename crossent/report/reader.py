@@ -223,11 +223,12 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"{cut(str(path))}: got schema {quoted(found)}; allowed is a report of crossent with schema {SCHEMA}"
         )
     environment = document.get("environment")
-    if not isinstance(environment, dict) or not isinstance(environment.get("device"), str):
-        raise ValueError(f"{cut(str(path))}: not a report of crossent: `environment.device` is missing")
-    if not re.fullmatch(r"cpu|cuda(:\d{1,4})?", environment["device"]):
-        found = quoted(environment["device"])
-        raise ValueError(f"{cut(str(path))}: damaged: device is {found}; allowed are cpu, cuda and cuda:N")
+    device = environment.get("device") if isinstance(environment, dict) else None
+    if device is None:
+        raise ValueError(f"{cut(str(path))}: not a report of crossent: environment.device is missing")
+    if not isinstance(device, str) or not re.fullmatch(r"cpu|cuda(:\d{1,4})?", device):
+        found = f"got environment.device {quoted(device)}; allowed are cpu, cuda and cuda:N"
+        raise ValueError(f"{cut(str(path))}: damaged: {found}")
     return document
 
 

@@ -15,7 +15,7 @@ from crossent.machine import ambient, can_fork, require_device
 from crossent.report.findings import Finding, SubjectReport
 from crossent.report.last_findings import kept
 from crossent.report.reader import find, read_json
-from crossent.repro.script import ANOTHER, case_of, script, subject_of
+from crossent.repro.script import ANOTHER, case_of, require_runs, script, subject_of
 from crossent.run.judge import as_finding
 from crossent.run.parallel import judge_each
 from crossent.run.runner import check as run_check
@@ -137,8 +137,7 @@ def nearest_to_bound(id: str, device: str = "cpu") -> Finding:
     if name not in CHECKS:
         raise ValueError(f"finding: got check {quoted(name)}; allowed are {', '.join(CHECKS)}")
     check, trial = CHECKS[name], Trial(Question(made, device), named, Here(named.loss))
-    if not check.applies(made) or check.not_run(named, trial.question.inputs):
-        raise ValueError(f"finding: {cut(subject)} has no check {name} on {cut(case)}; choose another case")
+    require_runs(check, named, made, device)
     found: list[Difference] = []
     with ambient(), suppress(RefusedError, NotRunError):
         found = [one for one in check.run(trial) if isinstance(one, Difference)]

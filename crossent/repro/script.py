@@ -37,6 +37,7 @@ from crossent.run.fresh_process import SECONDS
 from crossent.subjects.builtin import BY_NAME, FORM_SUBJECTS
 from crossent.subjects.compiler import COMPILE_SUFFIX, as_compiled
 from crossent.subjects.subject import Subject
+from crossent.trials.check import Check
 from crossent.trials.exact import dtype_of
 from crossent.words import cut, printable, quoted
 
@@ -186,7 +187,7 @@ def _recipe(finding: Finding, case: Case | BadInput, subject: Subject, device: s
     """Return the recipe for a finding.
 
     Raises:
-        ValueError: the check does not run on this case and subject, or has no finding of this kind.
+        ValueError: the check does not run on this case, subject and device, or has no finding of this kind.
     """
     recipes = REFUSALS if isinstance(case, BadInput) else RECIPES
     recipe = recipes.get(finding.check)
@@ -197,19 +198,21 @@ def _recipe(finding: Finding, case: Case | BadInput, subject: Subject, device: s
     if finding.kind not in (*recipe.kinds, *ENDS):
         allowed = ", ".join(dict.fromkeys((*recipe.kinds, *ENDS)))
         raise ValueError(f"finding: got kind {quoted(finding.kind)} of {finding.check}; allowed are {allowed}")
-    there = torch.device(device).type
     if isinstance(case, Case):
-        check = CHECKS[finding.check]
-        if (
-            not check.applies(case)
-            or check.not_run(subject, case.build())
-            or (check.name == "stream" and there != "cuda")
-        ):
-            raise ValueError(
-                f"finding: {cut(finding.subject)} has no check {finding.check} on {cut(finding.case)} and {device}; "
-                "choose another case"
-            )
+        require_runs(CHECKS[finding.check], subject, case, device)
     return recipe
+
+
+def require_runs(check: Check, subject: Subject, case: Case, device: str) -> None:
+    """Raise ValueError, with the reason and what to do, if a check does not run on a subject, a case or a device."""
+    where = f"finding: the check {check.name} does not run on"
+    if not check.applies(case):
+        raise ValueError(f"{where} {cut(case.id)}; choose another case")
+    if reason := check.not_run(subject, case.build()):
+        name = cut(subject.name)
+        raise ValueError(f"{where} {name} and {cut(case.id)}, since {name} {reason}; choose another check or case")
+    if check.name == "stream" and torch.device(device).type != "cuda":
+        raise ValueError(f"{where} {device}; it needs a CUDA device")
 
 
 def _focused(finding: Finding, recipe: Recipe, focus: Focus) -> Focus:

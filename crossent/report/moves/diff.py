@@ -1,7 +1,7 @@
 """diff() and Diff: two runs, for example with two versions of torch, and the changes between them.
 
-A report says of each check whether it passed; the rules in :mod:`crossent.report.moves.rules` name the changes. A new
-baseline hides no failure: a check that fails in the new run stays a finding in its report.
+A report says of each check whether it passed; the rules in :mod:`crossent.report.moves.rules` name the changes. If
+you keep the new run as the next baseline, no failure is lost: each failed check remains a finding in its report.
 """
 
 from __future__ import annotations
