@@ -92,7 +92,7 @@ def test_a_script_shows_that_compiled_code_accepts_a_class_out_of_range(monkeypa
     assert skeleton(text) == skeleton(script(replace(finding, kind="wrong")))
     _, status, out = play(with_subject(text, CLAMPS))
     assert (status, out.splitlines()[-1]) == (1, "wrong")
-    assert "class 5 is out of range, but gave" in out
+    assert "class 5 is out of range, and returned" in out
     _, status, out = play(with_subject(text, RIGHT))
     assert (status, out.splitlines()[-1]) == (0, "right")
     _, status, out = play(with_subject(text, where(IS_TRACED, REFUSE)))
@@ -121,7 +121,7 @@ def test_a_call_that_may_end_its_process_is_made_in_another(tmp_path, body, stat
     text = script(Finding("mine", "errors", "reduction_unknown", "crashed" if "os" in body else "hung", ""))
     assert play(text)[1:] == (2, "in place of these two lines, import mine as subject\n")
     text = with_subject(text, source(body))
-    assert play(text)[1:] == (2, "save this script as a file, and run the file: it starts a second process\n")
+    assert play(text)[1:] == (2, "save this script as a file, and run the file: the script starts a second process\n")
     path = tmp_path / "script.py"
     patience = 1 if "sleep" in body else 60
     path.write_text(text.replace("seconds = 60\n", f"seconds = {patience}\n"), encoding="ascii")

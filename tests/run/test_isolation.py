@@ -80,9 +80,9 @@ def test_the_import_of_a_file_does_not_change_the_judge(tmp_path, capfd):
 @pytest.mark.parametrize(
     ("code", "said"),
     [
-        ("import os; os._exit(0)", "the process that loads it ended"),
-        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "the process that loads it ended"),
-        ("while True: pass", "loading took over 1 s (--timeout)"),
+        ("import os; os._exit(0)", "the process that loads this subject ended"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "the process that loads this subject ended"),
+        ("while True: pass", "loading took over 1 s, the --timeout"),
         ("import sys; sys.exit(3)", "line 1, exits with 3 while it is loaded"),
         ("1 / 0", "line 1, raises ZeroDivisionError: division by zero"),
         ("loss = 3", "it is an object of type int, which is not callable; allowed are a callable"),
