@@ -62,7 +62,10 @@ class Format:
         return 2.0 ** (max(exponent, self.smallest_exponent + 1) - self.precision)
 
     def contains(self, other: Format | None) -> bool:
-        """Return whether every number of the other format is a number of this format."""
+        """Return whether a number of the other format needs no rounding to this format.
+
+        The answer is False if no other format is known, or if only this format flushes.
+        """
         return (
             other is not None
             and (other.flushes or not self.flushes)
@@ -81,7 +84,8 @@ class Format:
     def rounding_error(self, largest: Array, under: float = np.inf) -> Array:
         """Return the largest error of rounding a number of magnitude at most `largest`, for each element.
 
-        A number may underflow only where `largest` is below `under`. There, the error is at least :attr:`underflow`.
+        A number may underflow where `largest` is above 0 and below `under`. There, the error is at least
+        :attr:`underflow`. In a format that flushes, `under` is at most twice the smallest normal number.
         """
         once = self.unit_roundoff * largest
         if self.flushes:
@@ -92,7 +96,8 @@ class Format:
     def nearest(self, values: Array) -> Array:
         """Return `values` rounded to this format: ties to even, gradual underflow, overflow to infinity.
 
-        The result is exact, because float64 contains every number of the format.
+        float64 represents every number of the format, so the result has no further error. Nothing is flushed, even if
+        the format flushes.
         """
         if self.precision == 53:
             return values
@@ -136,7 +141,7 @@ def flushing(format: Format) -> Format:
 
 
 def either(mask: NDArray[np.bool_], a: Array | float, b: Array) -> Array:
-    """Return `np.where(mask, a, b)`, or `b` itself if the mask is False everywhere.
+    """Return `np.where(mask, a, b)`, or `b` itself if the mask is False everywhere and has the shape of `b`.
 
     Most masks in this package mark rare numbers, so the function often saves a copy.
     """

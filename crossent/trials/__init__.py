@@ -11,7 +11,7 @@ check       Check: one property of a subject on a case, declared with its cost a
 memory      writes into arguments, memory that results share with arguments, and freed memory filled with NaN
 exact       the exact values of a case, and its arguments as rows, from which `numerics.bounds` computes error bounds
 difference  Difference: the worst error of a result, compared with its error bound
-factors     the message for a wrong number that is a simple multiple of the exact value
+factors     lines about a wrong number: the factor to the exact value, a narrower dtype, or an infinity
 along       the comparison of derivatives along a direction with their exact values
 trial       Question: a case on a device with its exact values. Trial: one subject on one case
 ahead       the error bounds of many cases, computed together before the calls

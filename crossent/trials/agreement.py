@@ -1,8 +1,8 @@
 """The comparison of two results of one subject that should be equal up to rounding.
 
 Each result may have an error up to its own error bound, so two results may differ by the sum of both bounds. If a
-number has no bound in one of the results, the number is not compared. If the exact value of a number is NaN, the number
-must be NaN in both results. Other exact values are not used.
+number has no bound in one of the results, the number is not compared. There is one exception: if the exact value and
+the reference result (`other`) are NaN, the compared result must be NaN too. Other exact values are not used.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def further_call(trial: Trial, inputs: Inputs, act: Callable[..., Result] = eval
     Raises:
         RefusedError: the subject raised an exception.
         EndedError: the subject crashed or blocked its process.
-        NotRunError: the inputs are not applicable to the subject.
+        NotRunError: the inputs are not applicable to the subject, or the act cannot run on this machine.
         MisshapenError: the loss has the wrong shape or dtype.
     """
     if reason := trial.subject.not_applicable(inputs):
@@ -60,8 +60,8 @@ def exact_for(trial: Trial, name: str, inputs: Inputs) -> Exact:
 
     Do not read the exact values in the returned object: they belong to the inputs of the case.
 
-    All subjects share the object, which is stored by case and `name`. So for one case, the same `name` must always
-    stand for the same inputs.
+    All subjects share the object, which is stored by question and `name`. So for one question, the same `name` must
+    always stand for the same inputs.
     """
     by_name = _FOR_CHANGED_INPUTS.setdefault(trial.question, {})
     if name not in by_name:
@@ -74,10 +74,15 @@ _FOR_CHANGED_INPUTS: WeakKeyDictionary[Question, dict[str, Exact]] = WeakKeyDict
 
 
 def with_radius(trial: Trial, got: Result, exact: Exact | None = None) -> PartBalls:
-    """Return the numbers of a result by name, with their error bounds as radii. A radius of inf means no bound.
+    """Return the loss and the gradients of a result by name, with their error bounds as radii.
 
-    `exact` computes the bounds. The default is the object for the inputs of the case. If `got` has other inputs, pass
-    the object that :func:`exact_for` returns.
+    A radius of inf means that a number has no bound.
+
+    Args:
+        trial: the subject on the case.
+        got: the result.
+        exact: the object that computes the bounds; by default, the object for the inputs of the case. If the subject
+            computed `got` for other inputs, pass the object that :func:`exact_for` returns for these inputs.
     """
     found = {}
     for name, bound in trial.bounds(got, exact or trial.question.exact).items():
@@ -103,21 +108,21 @@ def compare_results(
     of_case = trial.question.exact
     parts: dict[str, Any] = {}
     for name, numbers in other.items():
-        value = getattr(of_case, name)  # if the exact value is NaN, only NaN is right, even with an infinite bound
+        value = getattr(of_case, name)  # if the exact value is NaN, a NaN requires a NaN, even with an infinite bound
         parts[name] = replace(numbers, radius=np.where(np.isnan(value.hi), value.radius, numbers.radius))
     compared = trial.compare(got or trial.got, replace(exact or of_case, **parts))
-    return [_named(difference, way) for difference in compared]
+    return [_rename(difference, way) for difference in compared]
 
 
-def _named(difference: Difference, way: str) -> Difference:
-    """Return a difference with `way` appended to its name. The other result takes the place of the exact value."""
+def _rename(difference: Difference, way: str) -> Difference:
+    """Return a difference in the words for two results: `way` follows its name, and no reason names an exact value."""
     reasons = {"there is no exact value": "the other result has no bound"}
     not_judged = {reasons.get(reason, reason): count for reason, count in difference.not_judged.items()}
     return replace(difference, of=f"{difference.of} {way}".rstrip(), not_judged=not_judged)
 
 
 def times(factor: Fraction, numbers: Ball) -> Ball:
-    """Return the numbers multiplied by a factor. Each number must have `lo` 0.
+    """Return the numbers multiplied by a factor. Each number must have `lo` 0, unless the factor is 1.
 
     The radius also covers the float64 roundings of the factor and of the product. Their error is less than `3 u` times
     the product, where `u` is the unit roundoff of float64, plus the error of an underflow.
@@ -133,7 +138,8 @@ def times(factor: Fraction, numbers: Ball) -> Ball:
 def plus(a: Ball, b: Ball) -> Ball:
     """Return `a + b` without a rounding error: each sum is a pair of float64 numbers, `hi + lo`.
 
-    The numbers of `a` and `b` must have `lo` 0.
+    The numbers of `a` and `b` must have `lo` 0. The radius is the sum of both radii. If a sum is
+    infinite or NaN, the radius is 0 or inf (:func:`_with_special_radius`).
     """
     with np.errstate(all="ignore"):
         return _with_special_radius(*two_sum(a.hi, b.hi), safe(a.radius + b.radius), a, b)

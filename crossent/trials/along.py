@@ -51,11 +51,11 @@ def second_order(loss: Loss, inputs: Inputs, direction: Tensor, batch: bool) -> 
 
 
 def measured(of: str, got: Tensor | None, along: ExactAlong, trial: Trial) -> Iterator[Difference | Problem]:
-    """Yield the difference of a derivative from its exact value, or the problem with its shape or dtype.
+    """Yield the difference of a derivative from its exact value, or a problem: none, or a wrong shape or dtype.
 
     Args:
         of: the name of the derivative: "second", "upstream_gradient" or "tangent".
-        got: the derivative that the subject computed. None is a problem unless the exact derivative is 0.
+        got: the derivative that the subject computed. None is allowed only if every exact number may be 0.
         along: the exact derivatives.
         trial: the subject on the case.
     """

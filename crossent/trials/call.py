@@ -1,4 +1,4 @@
-"""One call of a subject: its loss and gradients, and the changes that the call made to its arguments."""
+"""One call of a subject: its loss and gradients, and the effects of the call on its arguments."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Result:
 
     @property
     def digest(self) -> str:
-        """A checksum of every bit of the result. All NaN count as equal, whatever their payload bits."""
+        """A checksum of the dtypes, shapes and bits of the result. All NaN count as equal, whatever their bits."""
         bits = 0
         for tensor in self.parts.values():
             bits = checksum(tensor, bits)
@@ -99,7 +99,11 @@ def described(dtype: torch.dtype, shape: Sequence[int]) -> str:
 
 
 def kind_of(value: object) -> str:
-    """Return the class of a value, and the layout of a sparse tensor, in words for a message."""
+    """Return the class of a value, and the layout of a tensor that is not strided, in words for a message.
+
+    >>> kind_of(torch.eye(2).to_sparse())
+    'Tensor with layout torch.sparse_coo'
+    """
     layout = f" with layout {value.layout}" if isinstance(value, Tensor) and value.layout != torch.strided else ""
     return f"{type(value).__name__}{layout}"
 
@@ -120,11 +124,13 @@ def evaluate(loss: Loss, inputs: Inputs, gradients: Gradients = BOTH_GRADIENTS) 
     Args:
         loss: the subject.
         inputs: the arguments of the call, and the upstream gradient.
-        gradients: the names of the gradients to compute. A target of class indices has no gradient.
+        gradients: the names of the gradients to compute. "target_gradient" needs "gradient" too, and has no effect for
+            class indices. If the loss has a wrong shape, the result has no gradients.
 
     Raises:
         TypeError: the loss is not a dense tensor of real numbers, or does not depend on a tensor whose gradient is
             requested.
+        Exception: the subject may raise any exception.
     """
     gradient = "gradient" in gradients
     # `detach` shares the memory of the inputs, so `make_call` can detect a write into them.
@@ -165,7 +171,8 @@ class Call:
     Attributes:
         result: the loss and the gradients.
         given: the inputs after the call.
-        written_forward: the name of the argument into which the forward pass wrote; "" if there is none.
+        written_forward: the name of the first input that the forward pass changed (:func:`written`); "" if there is
+            none.
         marked: a sentence about an argument whose .grad or requires_grad the call changed; "" if there is none.
         shared: a sentence about a result that shares memory with an argument; "" if there is none.
     """

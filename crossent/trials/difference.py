@@ -35,11 +35,11 @@ class Difference:
         dtype: the name of the dtype of the result.
         index: the index of the worst element, which has the largest share of its bound.
         got: the worst element.
-        exact: the exact value of the worst element.
+        exact: the exact value of the worst element, rounded to float64.
         radius: the error radius of the exact value.
         bound: the error bound of the worst element: the largest error that rounding can cause, plus the radius.
-        error: the distance of `got` from `exact`: 0 for equal infinities and for two NaN, infinite if only one of the
-            two is infinite or NaN.
+        error: the distance of `got` from `exact`: 0 for equal infinities and for two NaN, infinite for any other pair
+            with an infinity or a NaN.
         ratio: the share of the bound, error ÷ bound. The check fails above 1.
         ulp: the error in ulps of the result's dtype (units in the last place of the exact value).
         elements: the number of elements.
@@ -87,12 +87,12 @@ def compare(contract: Contract, got: Result, exact: Exact, *, zero_mean: bool = 
         contract: the contract from which the error bounds follow.
         got: the result. Its loss must have the right shape and dtype (:func:`crossent.trials.trial.misshapen`).
         exact: the exact values.
-        zero_mean: whether the mean over no rows must be 0 instead of NaN.
+        zero_mean: whether the mean over no kept rows must be 0 instead of NaN.
     """
     each = bounds_of(contract, got, exact)
     values = {part: getattr(exact, part) for part in each}
     if "gradient" in values and got.gradient is not None:
-        values["gradient"] = _or_zero(values["gradient"], exact.terms.kept, rows_of(got.gradient))
+        values["gradient"] = _allow_zero(values["gradient"], exact.terms.kept, rows_of(got.gradient))
     found = [worst(part, getattr(got, part), values[part], bounds) for part, bounds in each.items()]
     if zero_mean and exact.terms.reduction == "mean" and not exact.terms.kept.any():
         zero, loss = np.zeros((1, 1)), got.loss.reshape(-1, 1).double().cpu().numpy()
@@ -113,7 +113,7 @@ def bounds_of(contract: Contract, got: Result, exact: Exact) -> dict[str, Bounds
     return found
 
 
-def _or_zero(exact: Ball, kept: NDArray[np.bool_], got: Array) -> Ball:
+def _allow_zero(exact: Ball, kept: NDArray[np.bool_], got: Array) -> Ball:
     """Return the exact gradient, but with 0 instead of NaN in each ignored row that is 0 in the result `got`.
 
     The exact gradient of an ignored row is NaN if the row has no softmax, for example because a logit is NaN. torch
@@ -135,22 +135,23 @@ def worst(check: str, tensor: Tensor, exact: Ball, bounds: Bounds) -> Difference
         tensor: the result.
         exact: the exact values, (R, C), or (R, 1) for a result in `BY_ROW`.
         bounds: the error bounds.
+
+    Raises:
+        ValueError: the result has another number of elements than the exact values.
     """
     by_row = check in BY_ROW
     got = tensor.reshape(-1, 1).double().cpu().numpy() if by_row else rows_of(tensor)
     if got.size != exact.hi.size:  # an isolated process may send an empty tensor, which would have no wrong number
         raise ValueError(f"{check}: got {got.size} numbers; expected {exact.hi.size}")
-    allowed, vacuous, without_bound = _compared_with(check, exact, bounds)
+    allowed, vacuous, without_bound = _find_bounds(check, exact, bounds)
     found = difference(check, name_of(tensor), got, exact, allowed)
     index = (
-        (_unravelled(found.index[0], tuple(tensor.shape)) if by_row else _index(tensor, *found.index))
-        if got.size
-        else ()
+        (_unravel(found.index[0], tuple(tensor.shape)) if by_row else _index(tensor, *found.index)) if got.size else ()
     )
     return replace(found, index=index, vacuous=vacuous, not_judged=without_bound)
 
 
-def _compared_with(check: str, exact: Ball, bounds: Bounds) -> tuple[Array, bool, dict[str, int]]:
+def _find_bounds(check: str, exact: Ball, bounds: Bounds) -> tuple[Array, bool, dict[str, int]]:
     """Return the error bounds, whether passing is no evidence, and the counts of numbers without a bound.
 
     All subjects with the same contract share these values, so the function computes them once.
@@ -169,7 +170,7 @@ def largest_errors(check: str, exact: Ball, bounds: Bounds) -> tuple[Array, bool
     """Return the error bound of each number, and whether a wrong result would pass too (`vacuous`).
 
     Each bound includes the error radius of the exact value. If the exact value is infinite or NaN, the bound is the
-    radius alone.
+    radius alone. A bound of NaN counts as infinite.
     """
     with np.errstate(all="ignore"):
         special = ~np.isfinite(exact.hi)
@@ -182,8 +183,8 @@ def largest_errors(check: str, exact: Ball, bounds: Bounds) -> tuple[Array, bool
 def _constants(exact: Ball, allowed: Array, special: NDArray[np.bool_]) -> Iterator[Array]:
     """Yield constant results that could pass: zeros, and the median of the exact values if there are several.
 
-    The median leaves out exact values that are infinite or NaN. Yield nothing if no constant is within the bound of
-    every number.
+    The median leaves out exact values that are infinite or NaN. If all exact values are finite, and no constant is
+    within the bound of every number, yield nothing.
     """
     if exact.hi.size and not special.any():
         least, most = (exact.hi - allowed).max(), (exact.hi + allowed).min()
@@ -241,10 +242,10 @@ def _index(tensor: Tensor, row: int, column: int) -> tuple[int, ...]:
     """Return the index of a row and a class (`column`) in a tensor of shape (C), (N, C) or (N, C, d1, …)."""
     if tensor.dim() == 1:
         return (column,)
-    first, *further = _unravelled(row, (tensor.shape[0], *tensor.shape[2:]))
+    first, *further = _unravel(row, (tensor.shape[0], *tensor.shape[2:]))
     return first, column, *further
 
 
-def _unravelled(row: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+def _unravel(row: int, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return the index of an element in an array of the given shape, from its position in the flattened array."""
     return tuple(map(int, np.unravel_index(row, shape)))

@@ -131,7 +131,7 @@ def _arguments(inputs: Inputs, terms: Terms) -> Arguments:
 
 
 def terms_of(inputs: Inputs) -> Terms:
-    """Return the arguments of a case as rows of float64 numbers. The conversion is exact."""
+    """Return the arguments of a case as rows of float64 numbers. The conversion is exact; only `log_sum` is rounded."""
     logits = rows_of(inputs.logits)
     options = inputs.options
     index = probabilities = None

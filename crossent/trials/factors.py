@@ -24,8 +24,9 @@ def factor_of(difference: Difference, inputs: Inputs) -> str:
 
         got is the exact value times 0.7: kept rows / rows
 
-    A factor fits if the wrong number is the exact value times the factor, up to the error bound. A factor has several
-    names if, for example, a call has as many classes as rows.
+    A factor fits if the wrong number is the exact value times the factor, up to the error bound, or up to the bound
+    times the factor if the factor is above 1. The line has several names if, for example, a call has as many classes as
+    rows.
     """
     got, exact, bound = difference.got, difference.exact, difference.bound
     if not all(map(math.isfinite, (got, exact, bound))) or got == 0 or exact == 0:
@@ -49,7 +50,7 @@ def narrower_dtype_of(difference: Difference) -> str:
 
         got is a float16 number: a step may be computed in float16
 
-    The number and the exact value agree in half of the digits of the narrower dtype.
+    If the exact value is finite, the number must agree with it in half of the digits of the narrower dtype.
     """
     got, exact, own = difference.got, difference.exact, FORMATS[difference.dtype]
     if not math.isfinite(got) or got == 0:

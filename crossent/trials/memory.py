@@ -1,4 +1,4 @@
-"""The memory of tensors: detect writes into arguments and shared memory, and fill freed memory with NaN."""
+"""The memory of tensors: detect writes into arguments and results in their memory, and fill freed memory with NaN."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def poison(inputs: Inputs) -> None:
     """Fill freed memory with NaN: allocate blocks with the sizes of the results, fill them, and free them.
 
     An allocator reuses recently freed memory first. If the next call does not write some elements of a result, these
-    elements are NaN (pytorch#20406). The function allocates eight blocks of each size before it frees any, so that they
-    cover different memory.
+    elements are probably NaN (pytorch#20406). The function allocates eight blocks of one size before it frees them, so
+    that they cover different memory.
     """
     dtype, device = inputs.logits.dtype, inputs.logits.device
     for shape in (inputs.logits.shape, inputs.upstream.shape, inputs.target.shape):

@@ -87,7 +87,7 @@ class Problem:
 
 @dataclass(eq=False)
 class Question:
-    """A case on a device, with its exact values. Reading an exact value for the first time computes it.
+    """A case on a device, with its exact values. Each value is computed when it is first read.
 
     All subjects share one question. Each call gets a copy of the inputs.
     """
@@ -145,9 +145,7 @@ class Trial:
     def first_call(self) -> Call:
         """The first call of the subject. Reading this attribute for the first time makes the call.
 
-        Raises:
-            RefusedError: the subject raised an exception.
-            EndedError: the subject crashed or blocked its process.
+        This raises the errors of :meth:`perform`.
         """
         return self.perform(make_call, self.question.fresh(), self.gradients)
 
@@ -162,16 +160,12 @@ class Trial:
         return digest_of(self.got)
 
     def evaluate(self, inputs: Inputs, act: Callable[..., Result] = evaluate, *arguments: Any) -> Result:
-        """Return the result of the subject for these inputs.
+        """Return the result of the subject for these inputs. Raises the errors of :meth:`perform`.
 
         Args:
             inputs: the inputs.
             act: the act that makes the call (see `crossent.trials.act`): `act(loss, inputs, gradients, *arguments)`.
             arguments: further arguments of the act.
-
-        Raises:
-            RefusedError: the subject raised an exception.
-            EndedError: the subject crashed or blocked its process.
         """
         return self.perform(act, inputs, self.gradients, *arguments)
 
@@ -188,6 +182,7 @@ class Trial:
             RefusedError: the subject raised an exception.
             EndedError: the subject crashed or blocked its process.
             NotRunError: the act cannot run on this machine.
+            ValueError: an isolated process sent invalid gradients (:func:`require_gradients`).
         """
         performed = self.host.perform(act, *arguments)
         self.changed_state += performed.changed_state
@@ -215,7 +210,7 @@ class Trial:
     def contract(self, dtype: str, rows: int, grade: Grade | None = None) -> Contract:
         """Return the contract of the subject for a dtype of the logits and a number of rows.
 
-        `grade` defaults to the grade that the subject must reach.
+        `grade` defaults to the grade that the subject must reach in the dtype of the case.
         """
         subject = self.subject
         name = subject.dtype_name or dtype
@@ -227,7 +222,7 @@ class Trial:
         """Compare a result with the exact values, under the contract of the subject.
 
         Raises:
-            ValueError: a gradient has another dtype than the tensor it belongs to. Autograd returns no such gradient.
+            ValueError: a gradient has neither the dtype of its tensor nor the dtype of the logits of `exact`.
         """
         inputs = self.question.inputs
         for name, leaf in (("gradient", inputs.logits), ("target_gradient", inputs.target)):
@@ -284,19 +279,19 @@ def require_gradients(value: object, arguments: tuple[object, ...], gradients: G
     Raises:
         ValueError: a gradient is missing, or has another shape or dtype than the tensor it belongs to.
     """
-    given = _each(Inputs, arguments)
-    for result in _each(Result, value):
+    given = _find_all(Inputs, arguments)
+    for result in _find_all(Result, value):
         if given and not any(_has_gradients(result, inputs, gradients) for inputs in given):
             raise ValueError("a gradient is missing, or its shape or dtype differs from the logits or the target")
 
 
-def _each(kind: type[S], value: object) -> list[S]:
-    """Return all objects of a class in a value: the value itself, or objects in tuples, lists and :class:`Call`."""
+def _find_all(kind: type[S], value: object) -> list[S]:
+    """Return all objects of a class in a value: the value itself, or objects in tuples, lists and results of calls."""
     if isinstance(value, kind):
         return [value]
     if isinstance(value, Call):
-        return _each(kind, value.result)
-    return [one for part in value for one in _each(kind, part)] if isinstance(value, (tuple, list)) else []
+        return _find_all(kind, value.result)
+    return [one for part in value for one in _find_all(kind, part)] if isinstance(value, (tuple, list)) else []
 
 
 def _has_gradients(result: Result, inputs: Inputs, gradients: Gradients) -> bool:

@@ -11,9 +11,9 @@ loss           Bounds: the error bounds of the loss and of the gradients
 derivatives    DerivativeBounds: the error bounds of the derivatives along a direction
 unbounded      the reasons for infinite bounds
 
-To allow one more rounding, change the formula in `intermediates` or `loss`. To allow another order of operations,
-compute both orders in the function that bounds the number, and return `intermediates.wider(a, b)`. To allow other
-orders of a sum, pass another `rounding.Order`; `Contract.row_order` is the order of the sum over the batch. To allow a
-step for some implementations only, add a field to `Contract`. To add an operation, add a method to `Computed`. Then run
-`nox -s mutants figures`, which shows whether a bug escapes.
+To allow one more rounding, change the formula in `intermediates`, `loss` or `derivatives`. To allow another order of
+operations, compute both orders in the function that bounds the number, and return `intermediates.wider(a, b)`. To allow
+other orders of a sum, pass another `rounding.Order`; `Contract.row_order` is the order of the sum over the batch. To
+allow a step for some implementations only, add a field to `Contract`. To add an operation, add a method to `Computed`.
+Then run `nox -s mutants figures`, which shows whether a bug escapes.
 """

@@ -68,7 +68,7 @@ class CallBounds:
 
     @cached_property
     def _softmax(self) -> tuple[Computed, Computed, Computed]:
-        """`log p`, (R, C), `p`, (R, C), and the log-sum-exp of each row, (R,), for the softmax `p`."""
+        """The three intermediates that :func:`softmax` returns: `log p`, `p`, and the log-sum-exp of each row."""
         return self._like._softmax if self._like else softmax(self.terms, self.contract)
 
     @property
@@ -97,7 +97,7 @@ class CallBounds:
         return denominator(self.terms, self.contract)
 
     def _divides_as(self, other: CallBounds) -> bool:
-        """Return whether the denominators of both objects have the same bounds."""
+        """Return whether the denominators of both objects have the same values and error bounds."""
         a, b = self._denominator, other._denominator
         if a is None or b is None:
             return a is b
@@ -194,9 +194,10 @@ class CallBounds:
 
 
 def effective(contract: Contract, terms: Terms) -> Contract:
-    """Return the contract with a fixed value in each field that does not change the bounds of this call.
+    """Return the contract with fixed values of `grade`, `row_order` and `in_target_format` where they do not matter.
 
-    Two contracts that give the call the same bounds often become equal, so crossent computes the bounds once.
+    `grade` never changes the bounds, and the two other fields change the bounds of some calls only. Contracts that
+    differ in these fields only often become equal, so crossent computes the bounds once.
     """
     rows, depth = len(terms.logits), contract.row_order.depth
     any_order = terms.reduction == "none" or (depth is not None and depth >= rows - 1)

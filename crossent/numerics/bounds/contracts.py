@@ -1,8 +1,8 @@
 """Contracts: the promises of an implementation about its arithmetic.
 
 A contract says in which format an implementation computes, and to which format the implementation rounds intermediates.
-The contract also limits the errors of exp, log and division, and the orders of sums.
-:mod:`crossent.numerics.bounds.loss` turns a contract into the error bounds of a call.
+The contract also limits the errors of exp, log and division, and the order of the sum over rows.
+:mod:`crossent.numerics.bounds.loss` and :mod:`crossent.numerics.bounds.derivatives` turn a contract into error bounds.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import numpy as np
 from crossent.numerics.bounds.rounding import ANY_ORDER, Computed, Order
 from crossent.numerics.formats import FLOAT32, FLOAT64, FORMATS, Format, flushing
 
-# The grade that a subject promises, and the grade that a run finds. A: all computation in float32 or wider. B: the
-# intermediates have the precision of the logits' dtype. F: the results exceed the bounds of both grades.
+# The grade that a subject promises, and the grade that a run finds. A: all computation in float32, or in float64 for
+# float64 logits. B: the intermediates may have the precision of the logits' dtype. F: the results exceed the bounds of
+# both grades.
 Grade = Literal["A", "B", "F"]
 
 
@@ -46,7 +47,8 @@ class Functions:
 _CPU = Functions(1.0, 1.0, "SLEEF's u10 functions, in which torch's CPU kernels compute, and oneMKL's VML HA: 1 ulp")
 # NVIDIA states the distance from the correctly rounded result, which itself errs by half an ulp.
 _CUDA_DOUBLE = Functions(1.5, 1.5, "CUDA C++ Programming Guide, Mathematical Functions: exp 1 and log 1 ulp, + 1/2")
-# The assumed errors on a device, by the format of the computation. tests/numerics/test_assumptions.py measures them.
+# The assumed errors on a device, by the format of the computation. "fast" stands for the approximate functions of a
+# CUDA device. tests/numerics/test_assumptions.py measures the errors.
 FUNCTIONS = {
     ("cpu", "float32"): _CPU,
     ("cpu", "float64"): _CPU,
@@ -75,13 +77,14 @@ class Contract:
 
     Attributes:
         grade: The grade of a subject that keeps this contract.
-        storage: The format of the logits and of the results. The implementation rounds a result to this format once.
-        compute: The format of every intermediate.
+        storage: The format of the results. The implementation rounds a result to this format once. The logits have the
+            same format, except in a copy from :meth:`storing`.
+        compute: The format in which the implementation computes.
         functions: The largest errors of exp, log and division.
-        stored: The format to which the implementation also rounds intermediates, or None. This format has the precision
-            of float16 or bfloat16, and the range of float32. So an implementation must not overflow float16 in a count
-            of rows, or in a sum whose mean is small.
-        row_order: The orders in which the implementation may sum the losses of the rows.
+        stored: The format to which the implementation also rounds intermediates, or None. This format is float16 or
+            bfloat16 with the largest number of float32. So an implementation must not overflow float16 in a count of
+            rows, or in a sum whose mean is small.
+        row_order: The orders in which the implementation may sum over the rows, for the loss and for the denominator.
         fused: Whether the implementation is a kernel. A kernel may sum in blocks, each with its own maximum. It may
             also subtract the log-sum-exp of a row, `max + log Σ`, from the logits. The error may grow with the spread
             of a row, but not with the distance of the row from zero. The code of a kernel computes the gradient without
@@ -91,7 +94,8 @@ class Contract:
         keeps_logsumexp: Whether the implementation stores the log-sum-exp of a row, so that `stored` rounds it too.
         of_probability: Whether the implementation may take the logarithm of a computed probability, if the probability
             is not near underflow.
-        in_target_format: Whether the implementation smooths class probabilities in their own dtype, as torch does.
+        in_target_format: Whether the implementation smooths float32 class probabilities in float32, even with float64
+            logits, as torch does.
     """
 
     grade: Grade
@@ -128,7 +132,7 @@ class Contract:
 
     @property
     def unlimited(self) -> Contract:
-        """A copy of this contract with formats of unlimited range, where nothing overflows."""
+        """A copy of this contract whose formats have no largest number, so that nothing overflows in them."""
         storage, compute = replace(self.storage, largest=np.inf), replace(self.compute, largest=np.inf)
         stored = None if self.stored is None else replace(self.stored, largest=np.inf)
         return replace(self, storage=storage, compute=compute, stored=stored)
@@ -141,9 +145,9 @@ class Contract:
 # The kinds of implementations, each with its promises:
 #   eager        a form made of torch's operations, with the errors of the device where the form runs
 #   blocked      as eager, and the form may take the logarithm of a computed probability
-#   torch        nn.CrossEntropyLoss: on a CPU torch's order of summation, on CUDA any order, also in half precision
-#   kernel       a kernel: computes in float32 or wider, sums in any order and in blocks, rounds once; exp and log are
-#                as accurate as CUDA's
+#   torch        nn.CrossEntropyLoss: as eager, but on a CPU the sum over float32 or float64 rows has torch's order, and
+#                float32 probabilities are smoothed in float32
+#   kernel       a kernel: sums in any order and in blocks, multiplies in any order; exp and log as accurate as CUDA's
 #   fast_kernel  as kernel, with the hardware's approximate exp, log and division, as in Triton
 #   logsumexp    as kernel, and the full error of `max + log Σ - x_c` is allowed, however far the logits are from zero
 Promise = Literal["eager", "blocked", "torch", "kernel", "fast_kernel", "logsumexp"]
@@ -155,7 +159,8 @@ def contract(
 ) -> Contract:
     """Return the contract of a promise for one dtype of logits, at grade A or B.
 
-    Grade A: intermediates in float32 or wider, sums over classes in any order, one rounding to the dtype of the result.
+    Grade A: intermediates in float32 (in float64 for float64 logits), sums over classes in any order, one rounding to
+    the dtype of the result. A wider format only leaves roundings out.
 
     Grade B: as grade A, but the implementation may also round intermediates to the precision of the logits' dtype.
 
@@ -205,7 +210,10 @@ def contract(
 
 
 def _cascade_depth(rows: int) -> int:
-    """Return the largest number of additions that a row's loss goes through in torch's nll_loss on a CPU."""
+    """Return the largest number of additions that a row's loss goes through in torch's nll_loss on a CPU.
+
+    Ignored rows may increase the number (see :func:`contract`).
+    """
     levels, block = 8, 2 ** max(4, rows.bit_length() // 8)
     depth = used = 0
     while rows > 1 and used < levels:

@@ -28,7 +28,7 @@ from crossent.numerics.formats import Array
 
 
 class DerivativeBounds(Bounds):
-    """The error bounds of one call's derivatives along one direction, under one contract.
+    """The error bounds of derivatives along a direction: of one call, or of several calls of one structure.
 
     A bound is infinite where the contract promises nothing. The direction, (R, C), must be exact in the storage format
     of the contract.

@@ -22,11 +22,11 @@ from crossent.numerics.formats import FLOAT32, Array, Format, either
 
 
 def softmax(t: Terms, c: Contract) -> tuple[Computed, Computed, Computed]:
-    """Return `log p`, (R, C), `p`, (R, C), and the log-sum-exp `m + log s`, (R,).
+    """Return `log p`, (R, C), `p`, (R, C), and the log-sum-exp `m + log s`, (R,), with `m` replaced by :func:`offset`.
 
     `m` is the maximum of a row, `s = Σ exp(x - m)` and `p = softmax(x)`. An implementation may compute `p` as the
     exponential of `log p`, or divide `exp(x - m)` by `s`. A kernel may also multiply by `1/s`. The error of `p` is the
-    largest error of these ways.
+    largest error of these ways. Contracts with `of_probability` also allow `log p` as the logarithm of `p`.
 
     A fused kernel may subtract `m + log s` from the logits. This adds one rounding, of `u |m + log s|`. :func:`offset`
     limits the `|m|` in this error.
@@ -94,7 +94,7 @@ def in_blocks(shifted: Computed, logits: Array, c: Contract) -> Computed:
 
 
 def offset(logits: Array, c: Contract) -> Array:
-    """Return the number to use for the maximum of each row in the rounding error of the log-sum-exp, (R,).
+    """Return the number that replaces the maximum of each row in the log-sum-exp and its rounding error, (R,).
 
     If `c.offset` is True, this number is the maximum itself. A common offset of the logits may then cost precision: if
     every logit is 1e8, the log-sum-exp `1e8 + log C` rounds to 1e8 (pytorch#38839). Otherwise the magnitude of the
@@ -147,7 +147,7 @@ def smoothing_format(t: Terms, c: Contract) -> Format:
     """Return the format in which the target is smoothed.
 
     torch smooths float32 class probabilities in float32, also with float64 logits. Probabilities in half precision need
-    no rule: :meth:`Contract.keep` already rounds intermediates to half precision.
+    no rule: their logits are in half precision too, and :meth:`Contract.keep` rounds intermediates at grade B.
     """
     return FLOAT32 if c.in_target_format and t.target_format is FLOAT32 else c.compute
 

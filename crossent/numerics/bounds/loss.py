@@ -46,7 +46,8 @@ class Bounds(CallBounds):
     def _unshifted(self) -> Computed:
         """Return the losses of the rows, (R,), for a kernel that does not subtract the maximum first.
 
-        The kernel computes `Σ_c w_c q_c · logsumexp(x) - Σ_c w_c q_c x_c`.
+        The kernel computes `Σ_c w_c q_c · logsumexp(x) - Σ_c w_c q_c x_c`. The error is as for rows whose maximum is
+        :func:`offset`.
         """
         c, t = self.contract, self.terms
         shifted = t.logits + (offset(t.logits, c) - t.logits.max(1))[:, None]
@@ -90,8 +91,8 @@ class Bounds(CallBounds):
 
         Stacked calls have one bound for each reduced number, (B,).
 
-        If every class has a term, an implementation may sum two parts of a row separately: the part of the true class
-        and the uniform part. If weights have both signs, the parts may cancel. So the error of a sum over rows depends
+        If every class has a term, an implementation may sum two parts of a row separately: the part of the target and
+        the uniform part. If weights have both signs, the parts may cancel. So the error of a sum over rows depends
         on the sizes of the parts. An implementation may also multiply by `ε/C` last, after all sums and after the
         division by D. The sum without the factor `ε/C` must then not overflow.
 
@@ -215,7 +216,7 @@ class Bounds(CallBounds):
         return sizes if self._dense else t.of_target(sizes)
 
     def _scaled(self, coefficients: Computed, scale: Computed) -> Computed:
-        """Return `s w_c q_c`, (R, C). An implementation may multiply in any order, and stores each partial product."""
+        """Return `s w_c q_c`, (R, C). An implementation may multiply in any order, and may store partial products."""
         t = self.terms
         factors = self._scale_factors()
         if t.weight is not None:

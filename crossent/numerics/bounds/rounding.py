@@ -95,10 +95,11 @@ class Computed:
         return Computed(self.value, np.where(mask & np.isfinite(self.value), np.inf, self.error), self.format)
 
     def rounded(self, format: Format) -> Computed:
-        """Return the numbers rounded to `format`, with the error `e + max(u(|v| + e), η/2)`.
+        """Return the numbers rounded to `format`, or unchanged if `format` contains their format.
 
-        The term `η/2` counts only if `|v| + e` is below twice the smallest normal number. A known number rounds to the
-        nearest number of the format, so its error is known exactly: 0 if the format contains the number.
+        The rounding adds `u(|v| + e)` to the error. If `|v| + e` is positive and below twice the smallest normal
+        number, the rounding adds at least :attr:`Format.underflow`. In a format narrower than float64, a known number
+        instead adds its exact rounding error, unless the format may flush the number.
         """
         if format.contains(self.format):
             return self
@@ -113,8 +114,8 @@ class Computed:
     def _bounded(self, *operands: Computed) -> Computed:
         """Return the numbers with an infinite error where the format may overflow, and error 0 at infinite values.
 
-        If a value is infinite although all operands are finite, the exact value is not infinite: the float64
-        computation here overflowed. The value then becomes the largest float64 number, with an infinite error.
+        If operands are given and all are finite, but a value is infinite, the float64 computation here overflowed. The
+        value then becomes the largest float64 number, with an infinite error.
         """
         assert self.format is not None
         top = self.largest.max(initial=0.0)
@@ -133,7 +134,7 @@ class Computed:
     def plus(self, other: Computed, format: Format) -> Computed:
         """Return `a + b`, with the sum of both errors and one rounding.
 
-        The sum of two known numbers has error 0 if the format contains the sum.
+        For two known numbers, the error is the exact rounding error. In a format that flushes, the error may be larger.
         """
         with np.errstate(all="ignore"):
             value = self.value + other.value
@@ -157,9 +158,10 @@ class Computed:
     def times(self, other: Computed, format: Format, *, known: bool = True) -> Computed:
         """Return `a b` with the error `|a| e_b + |b| e_a + e_a e_b`, and one rounding.
 
-        If a factor is a known power of two, the product has no rounding. The rounding error of a product of two known
-        numbers is known exactly. Pass `known=False` if the product has more factors, in any order: the implementation
-        may then multiply two other factors first, and the worst rounding error counts.
+        A factor that is a known power of two causes no rounding if the format contains the other factor's format and
+        the product is not near underflow. The rounding error of two known factors is exact where :meth:`rounded` has an
+        exact error. Pass `known=False` if the product has more factors, in any order: the implementation may then
+        multiply two other factors first, and the worst rounding error counts.
 
         Zero times an infinity, or times a number that may have overflowed, is NaN in some implementations and zero in
         others. The error is then infinite.
@@ -187,9 +189,8 @@ class Computed:
     def over(self, other: Computed, format: Format, ulps: float = 0.5, *, known: bool = True) -> Computed:
         """Return `a / b` with the error `(e_a + |a/b| e_b) / (|b| - e_b)`, and the error `ulps` of the division.
 
-        The error is infinite if `b` may be zero. With `ulps=0.5`, the division is correctly rounded, so the rounding
-        error for two known numbers is known, unless `known` is False as in :meth:`times`. Any other division adds
-        `2 ulps` times the error of one rounding, unless the quotient is 0.
+        The error is infinite if `b` may be zero. The division adds `2 ulps` times the error of one rounding. A division
+        with `ulps=0.5` is correctly rounded: for known numbers, the rules of :meth:`times` apply.
         """
         with np.errstate(all="ignore"):
             value = self.value / other.value
@@ -238,10 +239,10 @@ class Computed:
         property. `value` is the exact logarithm. The caller passes `value`, because `log(s)` loses digits near one.
 
         A computed argument above `s` increases the logarithm by at most `log(1 + e/s)`. A computed argument below `s`
-        decreases it by at most `-log(1 - e/s)`, and never by more than `log s`. `log 1 = 0` is exact.
+        decreases it by at most `-log(1 - e/s)`, and never by more than `log s`. If `absolute` is 0, `log 1` is exact.
 
-        A hardware logarithm has the error `absolute` for arguments below two, and the error `ulps` above. Near one, no
-        digit of its result may be right, and `log 1` need not be 0. If `s - e ≤ 2`, the computed argument may be below
+        A hardware logarithm has the error `absolute` for arguments below two, and the error `ulps` above. Near one, its
+        result may have no correct digit, and `log 1` need not be 0. If `s - e ≤ 2`, the computed argument may be below
         two, and the larger of the two errors counts.
         """
         with np.errstate(all="ignore"):
@@ -258,9 +259,9 @@ class Computed:
     def sum(self, format: Format, order: Order = ANY_ORDER, sizes: Array | None = None) -> Computed:
         """Return the sum over the last axis, with the error of the worst order that `order` allows.
 
-        The error is `Σ e_i + u/(1 - hu) · max Σ_i t_i depth_i`. Here `t_i` is the magnitude of a term, `depth_i` the
-        number of additions that the term goes through, `h` the largest depth, and the maximum is over the allowed
-        trees. Each addition that a term goes through rounds the term once.
+        The error is `Σ e_i + u/(1 - hu) · max Σ_i t_i depth_i`, or infinite if `hu ≥ 1/2`. Here `t_i` is the largest
+        magnitude of a term, `depth_i` the number of additions that the term goes through, `h` the largest depth, and
+        the maximum is over the allowed trees. In a format that flushes, each addition adds the smallest normal number.
 
         Any order. Sort the magnitudes, `t_1 ≥ t_2 ≥ … ≥ t_n`. Every binary tree has `Σ t_i depth_i ≤ Ω`, with
         `Ω = Σ_{j ≥ 2} (t_1 + … + t_j)`. Adding one term at a time, the largest first (a caterpillar tree), attains `Ω`.
@@ -269,14 +270,14 @@ class Computed:
         most k each. The caterpillar attains both for all k at once, so no tree has a larger sum of its k largest
         depths. Abel summation against the decreasing t gives the claim. ∎
 
-        Bounded depth. An order of bounded depth also has `Σ t_i depth_i ≤ depth · Σ t`.
+        An order of bounded depth also has `Σ t_i depth_i ≤ depth · Σ t`.
 
         Big and small terms. Let K terms be big, above `u Σ t`, and let the other terms sum to σ. `Ω_K` is `Ω` for the
         big terms. If a node adds a sum with big terms and a sum of small terms, its rounding error is at most the
         second sum. These second sums share no term. So the error is at most `u (Ω_K + (K-1) σ + (n-K) σ) + σ`.
 
-        Exact sums. If all terms are known multiples of a power of two, and `Σ t` fits the precision of the format, no
-        order rounds.
+        Exact sums. If all terms are known multiples of a power of two `2^k`, and `Σ t` is at most `2^k / u`, no order
+        rounds.
 
         Overflow. A partial sum of terms of both signs may be as large as `Σ t`, and may overflow although the sum does
         not. The error is then infinite.
@@ -284,7 +285,7 @@ class Computed:
         Args:
             format: The format of the sum.
             order: The orders that the implementation may use.
-            sizes: Numbers to use in place of `t_i`, at least `t_i`, (..., n). Pass them if a term is itself a sum whose
+            sizes: Numbers that replace `t_i` where they are larger, (..., n). Pass them if a term is itself a sum whose
                 parts the implementation may sum separately.
         """
         with np.errstate(all="ignore"):
@@ -341,7 +342,7 @@ def safe(error: Array) -> Array:
 
 
 def _one_rounding(value: Array, error: Array, format: Format) -> Array:
-    """Return the error that one rounding adds: for known numbers below float64, the exact rounding error."""
+    """Return the error of one rounding: for a known number and a format narrower than float64, the exact error."""
     if format.precision == 53:
         largest = np.abs(value) + error
         return format.rounding_error(largest)

@@ -25,7 +25,7 @@ class Terms:
 
     Attributes:
         logits: (R, C), exact.
-        log_sum: (R,), `log Σ exp(x - max x)`, rounded to float64.
+        log_sum: (R,), `log Σ exp(x - max x)`, computed in float64.
         index: (R,), the true classes, and 0 on ignored rows; None for class probabilities.
         kept: (R,), False on ignored rows.
         probabilities: (R, C), or None for class indices.

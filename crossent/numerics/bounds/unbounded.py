@@ -20,6 +20,8 @@ Reason = Literal[
 def unbounded(bounds: Bounds, check: str) -> dict[Reason, NDArray[np.bool_]]:
     """Return, for each reason that occurs, a mask of the bounds that are infinite for this reason.
 
+    Each infinite bound has one reason, the first that applies.
+
     Args:
         bounds: The bounds of a call.
         check: The name of an attribute of `bounds`, such as "loss". The masks have the shape of this attribute.

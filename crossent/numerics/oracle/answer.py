@@ -1,7 +1,7 @@
 r"""The exact value of a call: every loss and every gradient element, each with a proven error radius.
 
-crossent tests torch and the forms against the oracle, so the oracle must depend on neither. The oracle imports numpy
-and flint only. It has three parts:
+crossent tests torch and the forms against the oracle, so the oracle must depend on neither. The oracle imports numpy,
+flint and :mod:`crossent.numerics.formats`. It has three parts:
 
 * :mod:`crossent.numerics.oracle.formula` has the formula on finite rows. The formula runs in float64 if logits, class
   probabilities and weights are float32, and the upstream gradient is at most 2^128. (float16 and bfloat16 inputs
@@ -10,8 +10,9 @@ and flint only. It has three parts:
 * :mod:`crossent.numerics.oracle.special_values` has the rules for results that are infinite, NaN or exactly 0.
 * This module reduces the losses, and computes a call in blocks of rows.
 
-A radius of inf makes no claim about the exact value. The radius is inf in three cases only: the number is beyond the
-range of float64; the weights of a mean cancel to exactly 0; the number is the tangent of a mean over no rows.
+A radius of inf makes no claim about the exact value. The radius is inf in three cases only: the number, or a partial
+sum of the losses in a reduction, is beyond the range of float64; the weights of a mean cancel to exactly 0; the number
+is the tangent of a mean over no kept rows.
 
 Sources of the formula and the rules: the documentation of `torch.nn.CrossEntropyLoss`, and measurements of torch where
 the documentation says nothing.
@@ -78,7 +79,7 @@ class Answer:
             ValueError: The direction has another shape, or contains a number that is not finite. Or a magnitude is not
                 below 2^128, the range of float32.
         """
-        u = self._checked(direction)
+        u = self._check(direction)
         return self._reduced(Ball.joined([block.tangents(u[block.rows]) for block in self.blocks()]))
 
     def second(self, direction: Array) -> Ball:
@@ -89,10 +90,10 @@ class Answer:
         Raises:
             ValueError: The direction is invalid, as in :meth:`tangent`.
         """
-        u = self._checked(direction)
+        u = self._check(direction)
         return Ball.joined([block.second(u[block.rows]) for block in self.blocks()], u.shape[1:])
 
-    def _checked(self, direction: Array) -> Array:
+    def _check(self, direction: Array) -> Array:
         """Return the direction, or raise the ValueError of :meth:`tangent`."""
         if direction.shape != self._shape:
             raise ValueError(f"direction: got shape {direction.shape}; allowed is {self._shape}")
@@ -143,7 +144,8 @@ def answer(arguments: Arguments) -> Answer:
 def _reduced(arguments: Arguments, losses: Ball, denominator: Denominator) -> Ball:
     """Reduce the losses or the tangents of the rows: return them for "none", otherwise their sum or mean, 0-d.
 
-    The sum of all `hi` and `lo` is exact. The error radius is the sum of all radii, plus the last roundings.
+    The sum of all `hi` and `lo` is a pair of float64 numbers, in which only the second number is rounded. The error
+    radius is the sum of all radii, plus the rounding errors of the second number and of the division.
     """
     if arguments.reduction == "none":
         return losses

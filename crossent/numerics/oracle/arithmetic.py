@@ -46,11 +46,11 @@ class Ball:
     def distance(self, got: ArrayLike) -> Array:
         """Return the distance of each number from its exact value, `|got - (hi + lo)|`.
 
-        The distance is 0 if both numbers are the same infinity or both are NaN. The distance is inf if only one of the
-        two is infinite or NaN.
+        The distance is 0 if both numbers are the same infinity or both are NaN. The distance is inf for any other pair
+        with an infinity or a NaN.
 
         `got - hi` is exact if the two numbers are within a factor of two of each other (Sterbenz), so a small distance
-        loses no digits. Otherwise the relative error of the distance is at most `2 u`, with the unit roundoff `u`.
+        loses no digits. Otherwise the relative error of the distance is about `2 u` at most, for the unit roundoff `u`.
         """
         got = np.asarray(got, np.float64)
         with np.errstate(all="ignore"):
@@ -85,6 +85,8 @@ class Ball:
 
 def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
     """Return the rounded sum `s = fl(a + b)` and its error `e`, where `s + e = a + b` exactly.
+
+    The numbers must be finite, and the sum must not overflow. Otherwise `e` has no meaning.
 
     Source: Knuth; Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 4.3.
 

@@ -86,8 +86,8 @@ class Formula:
     * an element of the gradient: `|s|·(p_c Σ|v_k| + |v_c|)`;
     * a tangent: `Σ |v_c| (M + |u_c|)`, with `M = Σ p_c |u_c|`;
     * a second derivative: `|s|·Σ|v_k|·p_c (|u_c| + M)`;
-    * a result of one term: its magnitude. The gradient of the target has one term. Where the true class is the only
-      term of a row, its loss and its gradient have one term.
+    * a result of one term: its magnitude. Each element of the target's gradient has one term. If only the true class of
+      a row has a term, the loss of the row and each element of its gradient have one term.
 
     With label smoothing, `|v_c|` in a size stands for `|w_c|·((1 - ε)|t_c| + ε/C)`.
 
@@ -171,16 +171,16 @@ class Formula:
         uniform = self.smoothing / rows.logits.shape[1]
         if t is not None:
             if rows.label_smoothing == 0:
-                return self._weighted(numbers(t))
-            return self._weighted(t.astype(np.float64) * (1 - self.smoothing) + uniform)
+                return self._weigh(numbers(t))
+            return self._weigh(t.astype(np.float64) * (1 - self.smoothing) + uniform)
         true = np.where(rows.kept, numbers(np.ones(1) if rows.weight is None else rows.weight[rows.index]), 0)
         if not rows.dense:
             return true
-        v = np.where(rows.kept[:, None], self._weighted(np.repeat(uniform, rows.logits.shape[1])), 0)
+        v = np.where(rows.kept[:, None], self._weigh(np.repeat(uniform, rows.logits.shape[1])), 0)
         v[rows.true] += (1 - self.smoothing) * true
         return v
 
-    def _weighted(self, values: Elements) -> Elements:
+    def _weigh(self, values: Elements) -> Elements:
         """Return `w_c · values_c` for numbers with one column for each class c."""
         weight = self.rows.weight
         return values if weight is None else np.asarray(self.arithmetic.numbers(weight) * values)
@@ -210,7 +210,7 @@ class Formula:
 
     def target_gradient(self) -> Elements:
         """Return the gradient of the target probabilities, (r, C): `-s·(1 - ε)·w·lp`."""
-        return np.asarray(self._weighted((self.scale * (1 - self.smoothing))[:, None]) * self.neg_log_probs)
+        return np.asarray(self._weigh((self.scale * (1 - self.smoothing))[:, None]) * self.neg_log_probs)
 
     def tangents(self, direction: Array) -> Elements:
         """Return the tangent of each row's loss, (r,), along a direction `u`, (r, C): `Σ v (m - u)`."""

@@ -41,7 +41,7 @@ class RowBlock:
         self.rows, self._undefined = rows, denominator.undefined
         self._in_float64, self._classes = arguments.exact_in_float64, arguments.logits.shape[1]
 
-        widened = self._widened
+        widened = self._widen
         logits = np.asarray(widened(arguments.logits[rows]), np.float64)
         kept = arguments.kept[rows]
         self._infinite = np.isneginf(logits)
@@ -57,10 +57,10 @@ class RowBlock:
             denominator=denominator.value,
         )
 
-    def _widened(self, values: NDArray[Any] | None) -> Any:
+    def _widen(self, values: NDArray[Any] | None) -> Any:
         """Return the values of each class; if the call has no classes, the value 0 for a single class.
 
-        The loss over no classes is an empty sum, 0. The loss over a single class of weight 0 is 0, too.
+        The loss over no classes is an empty sum, 0. The loss over a single class of finite logit is 0, too.
         """
         return values if values is None or self._classes else np.zeros((*values.shape[:-1], 1))
 
@@ -86,7 +86,7 @@ class RowBlock:
             ball = ball.replaced(~kept | (self._classes <= 1), 0.0).replaced(infinite.any(1), values)
             return ball.replaced(self._no_maximum & kept, np.nan)
 
-        return self._ball(Formula.losses, Formula.loss_sizes, with_rules)
+        return self._compute(Formula.losses, Formula.loss_sizes, with_rules)
 
     def gradient(self) -> Ball:
         """Return the gradient of the logits, (r, C).
@@ -103,7 +103,7 @@ class RowBlock:
                 ball = ball.replaced(kept, np.nan, self._undefined)
             return ball.replaced(self._no_maximum[:, None], np.nan)
 
-        return self._ball(Formula.gradient, Formula.gradient_sizes, with_rules)
+        return self._compute(Formula.gradient, Formula.gradient_sizes, with_rules)
 
     def target_gradient(self) -> Ball | None:
         """Return the gradient of the class probabilities, (r, C); None for class indices."""
@@ -117,26 +117,26 @@ class RowBlock:
             ball = ball.replaced(np.array(self._classes <= 1), 0.0).replaced(self._infinite, values)
             return ball.replaced(self._no_maximum[:, None], np.nan)
 
-        return self._ball(Formula.target_gradient, Formula.target_gradient_sizes, with_rules)
+        return self._compute(Formula.target_gradient, Formula.target_gradient_sizes, with_rules)
 
     def tangents(self, direction: Array) -> Ball:
         """Return the derivative of each row's loss along a direction, (r,), before the reduction.
 
         The direction is (r, C). The derivative of an ignored row is 0.
         """
-        kept, u = self._finite.kept, np.asarray(self._widened(direction), np.float64)
+        kept, u = self._finite.kept, np.asarray(self._widen(direction), np.float64)
 
         def with_rules(ball: Ball) -> Ball:
             return ball.replaced(~kept | (self._classes <= 1), 0.0).replaced(self._no_maximum & kept, np.nan)
 
-        return self._ball(lambda formula: formula.tangents(u), lambda formula: formula.tangent_sizes(u), with_rules)
+        return self._compute(lambda formula: formula.tangents(u), lambda formula: formula.tangent_sizes(u), with_rules)
 
     def second(self, direction: Array) -> Ball:
         """Return the derivative of the gradient along a direction. Both are (r, C).
 
         The derivative is NaN where the gradient is NaN.
         """
-        kept, u = self._finite.kept[:, None], np.asarray(self._widened(direction), np.float64)
+        kept, u = self._finite.kept[:, None], np.asarray(self._widen(direction), np.float64)
 
         def with_rules(ball: Ball) -> Ball:
             ball = ball.replaced(~kept | (self._classes <= 1) | self._infinite, 0.0)
@@ -147,22 +147,25 @@ class RowBlock:
         def numbers(formula: Formula) -> Elements:
             return formula.second(u)
 
-        return self._ball(numbers, lambda formula: formula.second_sizes(u), with_rules, SECOND_ROUNDINGS)
+        return self._compute(numbers, lambda formula: formula.second_sizes(u), with_rules, SECOND_ROUNDINGS)
 
-    def _ball(
+    def _compute(
         self,
         numbers: Callable[[Formula], Elements],
         sizes: Callable[[Formula], Array],
         with_rules: Callable[[Ball], Ball],
         roundings: int = ROUNDINGS,
     ) -> Ball:
-        """Return results with their error radii. In ball arithmetic, double the bits until the radii are small enough.
+        """Compute results with their error radii. For a call without classes, an (r, C) result has no columns.
+
+        In ball arithmetic, double the bits until each finite result has a radius of at most `RELATIVE_RADIUS` times its
+        size, or of about the precision of two float64 numbers.
 
         Args:
             numbers: A function that computes the results from a formula.
             sizes: A function that computes the size of each result, to which the error radius is relative.
             with_rules: A function that replaces the results that are infinite, NaN or exactly 0 by contract.
-            roundings: The proven error of the results in float64, in units of the unit roundoff times the size.
+            roundings: For float64: the factor of unit roundoff times size in the error that :class:`Formula` proves.
         """
         with self._float64.arithmetic.context():
             size = sizes(self._float64)
@@ -177,11 +180,11 @@ class RowBlock:
             if not (np.isfinite(ball.hi) & (ball.radius > enough)).any():
                 break
             self._formula = Formula(self._finite, Balls(2 * self._formula.arithmetic.bits))
-        # For a call without classes, `_widened` added a class, which the gradient must not have.
+        # For a call without classes, `_widen` added a class, which the gradient must not have.
         return ball if self._classes or ball.hi.ndim == 1 else Ball(*np.empty((3, len(self._no_maximum), 0)))
 
     def _signs(self) -> Array:
-        """Return the sign of each coefficient `v_c`, (r, C). The signs are exact only for infinite logits.
+        """Return the sign of each coefficient `v_c`, (r, C). Where a logit is finite, the sign may be wrong.
 
         The signs do not come from `v_c` in float64, because `v_c` could underflow or cancel to 0.
         """
