@@ -50,10 +50,10 @@ def narrower_dtype_of(difference: Difference) -> str:
 
         got is a float16 number: a step may be computed in float16
 
-    If the exact value is finite, the number must agree with it in half of the digits of the narrower dtype.
+    The exact value is finite, and the number agrees with it in half of the digits of the narrower dtype.
     """
     got, exact, own = difference.got, difference.exact, FORMATS[difference.dtype]
-    if not math.isfinite(got) or got == 0:
+    if not (math.isfinite(got) and math.isfinite(exact)) or got == 0:
         return ""
     for name, narrow in sorted(FORMATS.items(), key=lambda one: one[1].precision):
         near = abs(got - exact) <= math.sqrt(narrow.unit_roundoff) * abs(exact)

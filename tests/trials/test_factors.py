@@ -106,6 +106,11 @@ def test_the_dtype_is_also_named_if_the_number_is_wrong_in_another_check():
     )
 
 
+def test_a_number_in_place_of_an_infinite_one_is_not_said_to_be_rounded():
+    lines = last_lines(lambda x, y, **options: x.clamp(-1, 1).sum(1) * 0 + 1, "float32-7x5-inf_on_target-int64-none")
+    assert "may be computed in" not in "\n".join(lines)
+
+
 def test_a_short_number_far_from_the_exact_value_is_not_said_to_be_rounded():
     lines = last_lines(lambda x, y, **options: x.sum() * 0 + 64.0, "float64-7x5-normal-int64-mean")
     assert not any("number: a step" in line for line in lines)
