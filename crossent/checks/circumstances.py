@@ -1,7 +1,7 @@
 """Checks of calls in other circumstances: without gradients, on non-leaf logits, in other threads and modes of torch.
 
 An implementation may run different code if no gradient is required, and this code may round differently. So the checks
-compare each result with the exact values, and not with the bits of the first call.
+compare results with the exact values, and not with the bits of the first call.
 """
 
 from __future__ import annotations
@@ -76,12 +76,12 @@ def _more_threads() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Circumstance:
-    """A way to call a loss that must not change the result.
+    """A way to call a loss in which the result must still be exact.
 
     Attributes:
         logits: a function that takes the logits of the case and returns the logits to pass, which are a leaf.
         mode: a function that returns a context manager for the forward and the backward pass.
-        create_graph: whether the backward pass makes a graph.
+        create_graph: whether the backward pass makes a graph of the gradients.
         weighted: whether the weight requires a gradient. torch allows this only with target probabilities.
         needs: the feature that a subject needs for this call, or "" if it needs none.
     """
@@ -111,8 +111,8 @@ def circumstances(trial: Trial) -> Found:
 
     A negated view is a tensor whose memory holds the negative numbers (`Tensor.is_neg`). The modes are anomaly
     detection, another default dtype and another number of threads. An upstream gradient of NaN must turn each number of
-    a gradient into NaN, unless the number is 0. torch.amp.GradScaler relies on this: it skips a step only if a gradient
-    is not finite.
+    a gradient into NaN, unless the number is 0 with the upstream gradient of the case. torch.amp.GradScaler relies on
+    this: it skips a step only if a gradient is not finite.
     """
     question = trial.question
     for way in ways_of(trial.case, trial.subject):
@@ -165,7 +165,10 @@ def evaluate_in_circumstance(loss: Loss, inputs: Inputs, gradients: Gradients, w
 
 @check(cost=Cost.CALLS)
 def no_grad(trial: Trial) -> Found:
-    """Under no_grad, under inference_mode and without requires_grad, the loss is exact and requires no gradient."""
+    """Under no_grad, under inference_mode and without requires_grad, the loss is exact and requires no gradient.
+
+    The call must also leave its arguments unchanged.
+    """
     question = trial.question
     for way in UNRECORDED:
         loss, requires_grad, given, mark = trial.perform(evaluate_unrecorded, question.fresh(), way)
@@ -219,7 +222,7 @@ def evaluate_of_made(loss: Loss, inputs: Inputs, gradients: Gradients) -> tuple[
     This is an act: it runs in the process of the subject.
 
     Returns:
-        The result, and the logits after the call.
+        The result, and the logits after the backward pass.
     """
     kept: list[Tensor] = []
 
@@ -257,13 +260,11 @@ def alone(trial: Trial) -> Found:
 def backward_alone(
     loss: Loss, inputs: Inputs, logits: bool, target: bool
 ) -> tuple[Tensor, bool, Tensor | None, Tensor | None]:
-    """Call the subject and run backward. Only the logits or only the target require a gradient.
-
-    `logits` is whether the logits require a gradient, and `target` whether the target does.
+    """Call the subject and run backward. `logits` and `target` say which of the two tensors requires a gradient.
 
     This is an act: it runs in the process of the subject.
 
-    If the loss has a wrong shape, the function runs no backward pass: :func:`misshapen` reports the shape.
+    If the loss requires no gradient or has a wrong shape, the function runs no backward pass: the check reports both.
 
     Returns:
         The loss, its requires_grad, and the gradients of the logits and of the target. A missing gradient is None.
@@ -279,8 +280,8 @@ def backward_alone(
 def threads(trial: Trial) -> Found:
     """The result is exact in another thread, and in two threads that run at the same time with different inputs.
 
-    Both threads finish the forward pass before either thread runs backward. A subject that keeps data of a call in a
-    global variable then mixes up the two calls.
+    The two threads both finish the forward pass before either runs backward. A subject that keeps data for the backward
+    pass in a global variable then uses the data of one call in the other call.
     """
     question, other = trial.question, _other(trial.question)
     for questions, ways in (((question,), THREADS[:1]), ((question, other), THREADS[1:])):
@@ -332,7 +333,7 @@ def at_once(loss: Loss, inputs: Sequence[Inputs], gradients: Gradients) -> list[
 
 @functools.lru_cache(maxsize=1)  # one is enough: all subjects run on a case before the next case starts
 def _other(question: Question) -> Question:
-    """Return a question whose case has the same options and another seed, so that its numbers differ."""
+    """Return a question whose case has the same options and another seed, so that its random numbers differ."""
     return Question(question.case.seeded(question.case.seed + 1), question.device)
 
 
