@@ -121,10 +121,10 @@ def circumstances(trial: Trial) -> Found:
             yield problem
             return
         yield from _named(trial.compare(got, question.exact), way)
-    yield from _of_nan(trial)
+    yield from _check_nan(trial)
 
 
-def _of_nan(trial: Trial) -> Iterator[Problem]:
+def _check_nan(trial: Trial) -> Iterator[Problem]:
     inputs = trial.question.fresh()
     parts = trial.evaluate(replace(inputs, upstream=torch.full_like(inputs.upstream, torch.nan))).parts
     for name, usual in trial.got.parts.items():
@@ -196,7 +196,7 @@ def evaluate_unrecorded(loss: Loss, inputs: Inputs, way: str) -> tuple[Tensor, b
     """
     mode, required = UNRECORDED[way]
     with mode():
-        given = _requiring(inputs.copy(), logits=required, target=required)
+        given = _set_requires_grad(inputs.copy(), logits=required, target=required)
         tensors = {"input": given.logits, "target": given.target, **given.options}
         passed = {name: (each, each.requires_grad) for name, each in tensors.items() if isinstance(each, Tensor)}
         value = as_loss(loss(given.logits, given.target, **given.options))
@@ -269,7 +269,7 @@ def backward_alone(
     Returns:
         The loss, its requires_grad, and the gradients of the logits and of the target. A missing gradient is None.
     """
-    given = _requiring(inputs, logits=logits, target=target)
+    given = _set_requires_grad(inputs, logits=logits, target=target)
     value = as_loss(loss(given.logits, given.target, **given.options))
     if value.requires_grad and value.shape == inputs.upstream.shape:
         value.backward(inputs.upstream.to(value.dtype))  # type: ignore[no-untyped-call]  # torch has no type for it
@@ -337,7 +337,7 @@ def _other(question: Question) -> Question:
     return Question(question.case.seeded(question.case.seed + 1), question.device)
 
 
-def _requiring(given: Inputs, *, logits: bool, target: bool) -> Inputs:
+def _set_requires_grad(given: Inputs, *, logits: bool, target: bool) -> Inputs:
     dense = given.target.is_floating_point()
     return replace(
         given,
