@@ -1,31 +1,32 @@
 """The checks: each tests one property of a subject on a case.
 
-A check compares results with exact values, or with other results of the subject. Two numbers match if their distance
-is within the error bound. The docstring of a check states the property that must hold. "The exact loss" in such a
-docstring means a loss that matches the exact value.
+Most checks compare results with exact values, or with other results of the subject. A result matches an exact value
+if their distance is within the error bound. The docstring of a check states the property that must hold. "The exact
+loss" in such a docstring means a loss that matches the exact value.
 
 A `Trial` is one subject on one case, and a `Question` is a case with its exact values. A check calls the subject
 through an act: a function `act(loss, …)` that runs in the process of the subject, which may be another process than
 this one. The host of a subject is the object that runs acts in that process. `crossent.trials.act` explains both.
 
-The modules of this room import torch, numpy, `crossent.trials` and the rooms below it, and `crossent.machine`. They
-never import `crossent.run` or each other. Only `single` imports from `crossent.report`: the sentence `DEPENDS`, which
-marks the message of a result that depends on earlier calls.
+The modules of this room import `crossent.trials` and the rooms below it. They never import `crossent.run` or each
+other. Only `single` imports from `crossent.report`: the sentence `DEPENDS`, which marks the message of a result that
+depends on earlier calls.
 
-In formulas, `c` and `k` are classes, `x` are the logits of a row, `p` is their softmax, `w` are the class weights, `q`
-the target probabilities. `g` is the upstream gradient of the row, and `D` the denominator of a mean, otherwise 1.
+In formulas, `c` and `k` are classes, `x` are the logits of a row, `p` is their softmax, `w` are the class weights, and
+`q` are the target probabilities after label smoothing. A class index is a one-hot row of probabilities. `g` is the
+upstream gradient of the row, and `D` is the denominator of a mean, otherwise 1.
 
 single         one call: loss, gradients, arguments, global state, identical bits, signs, row sums, ignored rows
 relations      two or more calls: memory layouts, shifted logits, reversed rows and classes, parts of a batch, dtypes
 options        the effect of an option, and options with a neutral value
 circumstances  no_grad, non-leaf logits, one gradient of two, threads, Parameters, hooks, modes of torch
 derivatives    double backward and forward mode
-determinism    identical bits in ten calls, and CUDA streams
+determinism    identical bits in ten calls, and a call on another CUDA stream
 jacobians      batches of upstream gradients and of directions, as torch's Jacobians and Hessians call them
 transforms     torch.func.vjp, torch.func.vmap, autocast, meta tensors, torch.export
 compiled_code  torch.compile: traced graphs, compiled code, and class indices out of range
-large          more elements than 31 or 32 bits can count
-refusals       a bad call raises the right error; not in `CHECKS`, since it runs on bad inputs and not on cases
+large          a small case repeated many times, to more elements than 31 or 32 bits can count
+refusals       a bad call raises the right error and changes nothing; not in `CHECKS`, since it runs on bad inputs
 
 The decorator `check` of :mod:`crossent.trials.check` declares a check. `CHECKS` lists all checks in the order of a
 report.

@@ -1,7 +1,7 @@
 """Checks of calls in other circumstances: without gradients, on non-leaf logits, in other threads and modes of torch.
 
 An implementation may run different code if no gradient is required, and this code may round differently. So the checks
-compare each result with the exact values, and not with the bits of the first call.
+compare results with the exact values, and not with the bits of the first call.
 """
 
 from __future__ import annotations
@@ -76,12 +76,12 @@ def _more_threads() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Circumstance:
-    """A way to call a loss that must not change the result.
+    """A way to call a loss in which the result must still be exact.
 
     Attributes:
         logits: a function that takes the logits of the case and returns the logits to pass, which are a leaf.
         mode: a function that returns a context manager for the forward and the backward pass.
-        create_graph: whether the backward pass makes a graph.
+        create_graph: whether the backward pass makes a graph of the gradients.
         weighted: whether the weight requires a gradient. torch allows this only with target probabilities.
         needs: the feature that a subject needs for this call, or "" if it needs none.
     """
@@ -111,8 +111,8 @@ def circumstances(trial: Trial) -> Found:
 
     A negated view is a tensor whose memory holds the negative numbers (`Tensor.is_neg`). The modes are anomaly
     detection, another default dtype and another number of threads. An upstream gradient of NaN must turn each number of
-    a gradient into NaN, unless the number is 0. torch.amp.GradScaler relies on this: it skips a step only if a gradient
-    is not finite.
+    a gradient into NaN, unless the number is 0 with the upstream gradient of the case. torch.amp.GradScaler relies on
+    this: it skips a step only if a gradient is not finite.
     """
     question = trial.question
     for way in ways_of(trial.case, trial.subject):
@@ -121,10 +121,10 @@ def circumstances(trial: Trial) -> Found:
             yield problem
             return
         yield from _named(trial.compare(got, question.exact), way)
-    yield from _of_nan(trial)
+    yield from _check_nan(trial)
 
 
-def _of_nan(trial: Trial) -> Iterator[Problem]:
+def _check_nan(trial: Trial) -> Iterator[Problem]:
     inputs = trial.question.fresh()
     parts = trial.evaluate(replace(inputs, upstream=torch.full_like(inputs.upstream, torch.nan))).parts
     for name, usual in trial.got.parts.items():
@@ -165,7 +165,10 @@ def evaluate_in_circumstance(loss: Loss, inputs: Inputs, gradients: Gradients, w
 
 @check(cost=Cost.CALLS)
 def no_grad(trial: Trial) -> Found:
-    """Under no_grad, under inference_mode and without requires_grad, the loss is exact and requires no gradient."""
+    """Under no_grad, under inference_mode and without requires_grad, the loss is exact and requires no gradient.
+
+    The call must also leave its arguments unchanged.
+    """
     question = trial.question
     for way in UNRECORDED:
         loss, requires_grad, given, mark = trial.perform(evaluate_unrecorded, question.fresh(), way)
@@ -193,7 +196,7 @@ def evaluate_unrecorded(loss: Loss, inputs: Inputs, way: str) -> tuple[Tensor, b
     """
     mode, required = UNRECORDED[way]
     with mode():
-        given = _requiring(inputs.copy(), logits=required, target=required)
+        given = _set_requires_grad(inputs.copy(), logits=required, target=required)
         tensors = {"input": given.logits, "target": given.target, **given.options}
         passed = {name: (each, each.requires_grad) for name, each in tensors.items() if isinstance(each, Tensor)}
         value = as_loss(loss(given.logits, given.target, **given.options))
@@ -219,7 +222,7 @@ def evaluate_of_made(loss: Loss, inputs: Inputs, gradients: Gradients) -> tuple[
     This is an act: it runs in the process of the subject.
 
     Returns:
-        The result, and the logits after the call.
+        The result, and the logits after the backward pass.
     """
     kept: list[Tensor] = []
 
@@ -257,18 +260,16 @@ def alone(trial: Trial) -> Found:
 def backward_alone(
     loss: Loss, inputs: Inputs, logits: bool, target: bool
 ) -> tuple[Tensor, bool, Tensor | None, Tensor | None]:
-    """Call the subject and run backward. Only the logits or only the target require a gradient.
-
-    `logits` is whether the logits require a gradient, and `target` whether the target does.
+    """Call the subject and run backward. `logits` and `target` say which of the two tensors requires a gradient.
 
     This is an act: it runs in the process of the subject.
 
-    If the loss has a wrong shape, the function runs no backward pass: :func:`misshapen` reports the shape.
+    If the loss requires no gradient or has a wrong shape, the function runs no backward pass: the check reports both.
 
     Returns:
         The loss, its requires_grad, and the gradients of the logits and of the target. A missing gradient is None.
     """
-    given = _requiring(inputs, logits=logits, target=target)
+    given = _set_requires_grad(inputs, logits=logits, target=target)
     value = as_loss(loss(given.logits, given.target, **given.options))
     if value.requires_grad and value.shape == inputs.upstream.shape:
         value.backward(inputs.upstream.to(value.dtype))  # type: ignore[no-untyped-call]  # torch has no type for it
@@ -279,8 +280,8 @@ def backward_alone(
 def threads(trial: Trial) -> Found:
     """The result is exact in another thread, and in two threads that run at the same time with different inputs.
 
-    Both threads finish the forward pass before either thread runs backward. A subject that keeps data of a call in a
-    global variable then mixes up the two calls.
+    The two threads both finish the forward pass before either runs backward. A subject that keeps data for the backward
+    pass in a global variable then uses the data of one call in the other call.
     """
     question, other = trial.question, _other(trial.question)
     for questions, ways in (((question,), THREADS[:1]), ((question, other), THREADS[1:])):
@@ -332,11 +333,11 @@ def at_once(loss: Loss, inputs: Sequence[Inputs], gradients: Gradients) -> list[
 
 @functools.lru_cache(maxsize=1)  # one is enough: all subjects run on a case before the next case starts
 def _other(question: Question) -> Question:
-    """Return a question whose case has the same options and another seed, so that its numbers differ."""
+    """Return a question whose case has the same options and another seed, so that its random numbers differ."""
     return Question(question.case.seeded(question.case.seed + 1), question.device)
 
 
-def _requiring(given: Inputs, *, logits: bool, target: bool) -> Inputs:
+def _set_requires_grad(given: Inputs, *, logits: bool, target: bool) -> Inputs:
     dense = given.target.is_floating_point()
     return replace(
         given,

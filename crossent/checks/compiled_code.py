@@ -98,7 +98,7 @@ def _weighted_probabilities(case: Case) -> bool:
 
 
 def _ignored_indices(case: Case) -> bool:
-    """Return whether a case has class indices, ignored rows and two dimensions. More dimensions are slower to trace."""
+    """Return whether a case has int64 targets, ignored rows and two dimensions. More dimensions are slower to trace."""
     return case.target == "int64" and case.ignored != "kept" and case.dimensions == 2
 
 
@@ -106,8 +106,8 @@ def compiled(backend: str, dynamic: bool, trial: Trial) -> Found:
     """Check that the compiled subject gives the exact loss and gradients in each of two calls.
 
     Before each call, :func:`evaluate_compiled` fills freed memory with NaN, to find elements that the code never writes
-    (Liger-Kernel#1338). If `dynamic` is True, the code is compiled for dynamic sizes, and the second call gets a larger
-    batch with other numbers.
+    (Liger-Kernel#1338). If `dynamic` is False, both calls get the inputs of the case. If `dynamic` is True, the code is
+    compiled for dynamic sizes, and the second call gets the inputs of the case that :func:`larger` returns.
     """
     other = Question(larger(trial.case), trial.question.device) if dynamic else trial.question
     questions = (trial.question, ""), (other, f" on {other.case.id}" if dynamic else " called again")
@@ -125,7 +125,7 @@ def compiled(backend: str, dynamic: bool, trial: Trial) -> Found:
             yield replace(found, of=f"{found.of}{where}")
 
 
-def _compiled(
+def _declare_check(
     name: str,
     backend: str,
     cost: Cost,
@@ -138,14 +138,14 @@ def _compiled(
     return check("compile", name=name, cost=cost, transforms=True, sample=sample, sentence=sentence)(body)
 
 
-trace = _compiled(
+trace = _declare_check(
     "trace",
     TRACER,
     Cost.STRUCTURE,
     "The graph traced by torch.compile, run without code generation, gives the exact loss and gradients.",
     dynamic=False,
 )
-trace_dynamic = _compiled(
+trace_dynamic = _declare_check(
     "trace_dynamic",
     TRACER,
     Cost.CODE,
@@ -153,7 +153,7 @@ trace_dynamic = _compiled(
     dynamic=True,
     sample=_ignored_indices,
 )
-fixed_code = _compiled(  # not `compile`, which is a function of Python
+fixed_code = _declare_check(  # not `compile`, which is a function of Python
     "compile",
     INDUCTOR,
     Cost.CODE,
@@ -161,7 +161,7 @@ fixed_code = _compiled(  # not `compile`, which is a function of Python
     dynamic=False,
     sample=_weighted_indices,
 )
-dynamic_code = _compiled(
+dynamic_code = _declare_check(
     "compile_dynamic",
     INDUCTOR,
     Cost.CODE,
@@ -205,7 +205,8 @@ def call_compiled_on_classes(
 
     This is an act: it runs in the process of the subject.
 
-    Each call gets the inputs with one of the classes as the last element of the target.
+    Each of these calls gets the inputs with one of the classes as the last element of the target. Before them, the
+    function calls the compiled loss with the unchanged inputs. This call must not raise.
     """
     if reason := unusable(backend, inputs.logits.device.type):
         return NotRun(reason)
@@ -227,7 +228,7 @@ def call_compiled_on_classes(
 def _why_no_error() -> str:
     """Return the reason why compiled code must not be called with a class index out of range, or "".
 
-    Given such an index, code compiled by torch 2.1 reads outside of a tensor. Code compiled by torch 2.4 ends the
+    For such an index, code compiled by torch 2.1 reads outside of a tensor, and code compiled by torch 2.4 ends the
     process.
     """
     old = Version(torch.__version__).release < (2, 6)
@@ -245,10 +246,10 @@ def no_classes(inputs: Inputs) -> list[int]:
 
 
 def larger(case: Case) -> Case:
-    """Return a case with the same options, a batch with four more samples, and another seed.
+    """Return a case with the same options, another seed, and four more samples; unbatched logits get four more classes.
 
-    Every size that equals the size of the batch grows too, because torch traces equal sizes as one symbol, and compiles
-    again if the sizes differ later. For unbatched logits, the number of classes grows.
+    Every other size that equals the size of the batch grows by four too. torch traces equal sizes as one symbol, and
+    would compile again if these sizes differed in the next call.
     """
     sizes = tuple(size + 4 if size == case.sizes[0] else size for size in case.sizes)
     return replace(case, sizes=sizes, seed=case.seed + 1)

@@ -1,8 +1,8 @@
 """Checks of derivatives along a direction `u`: of the gradient by double backward, of the loss by forward-mode AD.
 
-The checks compare both derivatives with exact values. `torch.autograd.gradcheck` instead compares with finite
-differences of the subject's own results. So it misses an error that loss and gradient share, and it needs float64 and a
-tolerance.
+The checks compare these derivatives with exact values. `torch.autograd.gradcheck` instead compares with finite
+differences of the subject's own results. So it misses an error that loss and gradient share, and it needs a tolerance
+and, in practice, float64.
 
 The derivative along one direction is enough to find a wrong formula, so the checks do not compute the whole matrix of
 second derivatives. The numbers of `u` use all digits of their format, so the checks also find a subject that rounds
@@ -30,8 +30,9 @@ def double_backward(trial: Trial) -> Iterator[Difference | Problem]:
     """The derivatives of `<gradient, u>` by the logits and by the upstream gradient equal their exact values.
 
     `<gradient, u>` is the inner product. The derivative by the logits is
-    `g/D Σ_k w_k q_k · p_c (u_c - Σ_k p_k u_k)`, and 0 in ignored rows. The derivative by the upstream gradient is the
-    derivative of the loss along `u`. A subject whose gradient has no graph fails, unless both derivatives are 0.
+    `g/D Σ_k w_k q_k · p_c (u_c - Σ_k p_k u_k)`. In an ignored row it is 0, or NaN if the logits have no softmax. The
+    derivative by the upstream gradient is the derivative of the loss along `u`. A subject whose gradient has no graph
+    fails, unless all numbers of both exact derivatives are 0 or NaN.
     """
     inputs, direction = trial.question.fresh(), trial.case.direction(trial.question.device)
     second, upstream = trial.perform(second_order, inputs, direction, False)
@@ -44,8 +45,9 @@ def double_backward(trial: Trial) -> Iterator[Difference | Problem]:
 def forward_ad(trial: Trial) -> Iterator[Difference | Problem]:
     """The derivative of the loss along `u`, `Σ_c w_c q_c (Σ_k p_k u_k - u_c)` of each row, is exact in forward mode.
 
-    The derivative is finite even if a logit is -inf, and even if the loss is infinite. A subject that computes `0·-inf`
-    fails (optax#1762).
+    With a reduction, the derivative is the sum over the rows, divided by `D`. Logits of -inf leave the derivative of a
+    row finite, even if its loss is infinite, unless all its logits are -inf. A subject that computes `0·-inf` fails
+    (optax#1762).
     """
     inputs, direction = trial.question.fresh(), trial.case.direction(trial.question.device)
     tangent = trial.perform(tangent_of, inputs, direction)

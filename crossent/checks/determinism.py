@@ -1,8 +1,8 @@
-"""Checks of determinism: identical bits in every call, and the right result on every CUDA stream.
+"""Checks of determinism: identical bits in ten calls, and an exact result on a new CUDA stream.
 
-A sum by atomic additions gives different bits from call to call. torch computes such sums over the rows of
-`(N, C, d1, …)` on CUDA (pytorch#17350, pytorch#46024, pytorch#71367). A kernel that runs on another stream than the
-current stream of the caller may read its arguments before their values are written.
+A sum by atomic additions may give different bits from call to call. torch computes such sums over the rows of
+`(N, C, d1, …)` on CUDA (pytorch#17350, pytorch#46024, pytorch#71367). A kernel that does not run on the caller's
+current stream may read its arguments before their values are written.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ def evaluate_often(loss: Loss, inputs: Inputs, gradients: Gradients) -> list[Res
 def stream(trial: Trial) -> Iterator[Difference]:
     """On a CUDA stream other than the default stream, the call gives the exact loss and gradients.
 
-    The arguments are zeros until the other stream writes their values, some milliseconds later. A subject that runs on
-    another stream, and does not wait for the current stream, computes from the zeros. Meanwhile the default stream
-    fills freed memory with NaN.
+    The check makes the call on a new stream. The arguments are zeros until this stream writes their values, some
+    milliseconds later. A subject that runs a kernel on any other stream, without waiting for the new stream, computes
+    from the zeros. After the call, the default stream fills freed memory with NaN.
     """
     device = torch.device(trial.question.device)
     if device.type != "cuda":
@@ -80,7 +80,7 @@ def evaluate_on_a_stream(loss: Loss, inputs: Inputs, gradients: Gradients) -> Re
 
     This is an act: it runs in the process of the subject.
 
-    A subject that uses another stream and does not wait for this stream gives a wrong result.
+    A subject that runs on any other stream, and does not wait for the new stream, computes from zeros.
     """
     sleep = getattr(torch.cuda, "_sleep", None)
     if sleep is None:

@@ -5,8 +5,8 @@ each operation of the derivative takes the whole batch. Code that is right for a
 batch. For example, the code may call `.item()`, or write into a tensor that lacks the batch dimension.
 
 Each batch has two elements: the upstream gradient or the direction of the case, and -2 times this tensor. So a subject
-that confuses the two elements fails. The checks compute the exact values for the second element from its own inputs:
-they do not multiply the exact values for the first element by -2.
+that confuses the two elements fails, unless the tensor is 0. The checks compute the exact values for the second element
+from its own inputs: they do not multiply the exact values for the first element by -2.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ _Function = Callable[..., Tensor]
 def batched_gradient(trial: Trial) -> Found:
     """torch.autograd.grad(is_grads_batched=True) gives the exact gradients for two upstream gradients at once.
 
-    `torch.autograd.gradcheck(check_batched_grad=True)` and `torch.autograd.functional.jacobian(vectorize=True)` make
-    this call.
+    `torch.autograd.gradcheck(check_batched_grad=True)` and `torch.autograd.functional.jacobian(vectorize=True)` compute
+    gradients in this way.
     """
-    yield from _compared(trial, gradients_of_batch)
+    yield from _compare_gradients(trial, gradients_of_batch)
 
 
 def gradients_of_batch(loss: Loss, inputs: Inputs, upstreams: Tensor, wanted: Gradients) -> tuple[Tensor, ...]:
@@ -49,9 +49,9 @@ def gradients_of_batch(loss: Loss, inputs: Inputs, upstreams: Tensor, wanted: Gr
     This is an act: it runs in the process of the subject.
 
     The batch is the first dimension of `upstreams`, and of each gradient. `wanted` names the gradients. If the loss has
-    a wrong shape, the function computes no gradient: :func:`misshapen` reports the shape.
+    a wrong shape, the function returns only the loss: :func:`misshapen` reports the shape.
     """
-    function, tensors = _of_differentiable(loss, inputs, wanted)
+    function, tensors = _bind_options(loss, inputs, wanted)
     leaves = [tensor.detach().requires_grad_() for tensor in tensors]
     value = function(*leaves)
     if getattr(value, "shape", None) != inputs.upstream.shape:
@@ -62,7 +62,7 @@ def gradients_of_batch(loss: Loss, inputs: Inputs, upstreams: Tensor, wanted: Gr
 @check("gradient", "batched_gradient", "vmap", cost=Cost.STRUCTURE, transforms=True)
 def jacrev(trial: Trial) -> Found:
     """torch.func.vmap of the pull-back of torch.func.vjp, as torch.func.jacrev calls it, gives the exact gradients."""
-    yield from _compared(trial, gradients_by_jacrev)
+    yield from _compare_gradients(trial, gradients_by_jacrev)
 
 
 def gradients_by_jacrev(loss: Loss, inputs: Inputs, upstreams: Tensor, wanted: Gradients) -> tuple[Tensor, ...]:
@@ -70,7 +70,7 @@ def gradients_by_jacrev(loss: Loss, inputs: Inputs, upstreams: Tensor, wanted: G
 
     This is an act: it runs in the process of the subject. See :func:`gradients_of_batch` for the arguments.
     """
-    function, tensors = _of_differentiable(loss, inputs, wanted)
+    function, tensors = _bind_options(loss, inputs, wanted)
     value, pull = torch.func.vjp(function, *tensors)[:2]
     if getattr(value, "shape", None) != inputs.upstream.shape:
         return (value,)
@@ -81,7 +81,7 @@ def gradients_by_jacrev(loss: Loss, inputs: Inputs, upstreams: Tensor, wanted: G
 def jacfwd(trial: Trial) -> Found:
     """torch.func.vmap of torch.func.jvp, as torch.func.jacfwd calls it, gives the exact tangents of the loss."""
     inputs = trial.question.fresh()
-    yield from _measured("tangent", trial.perform(tangents_by_jacfwd, inputs, _directions(trial)), trial)
+    yield from _measure_both("tangent", trial.perform(tangents_by_jacfwd, inputs, _directions(trial)), trial)
 
 
 def tangents_by_jacfwd(loss: Loss, inputs: Inputs, directions: Tensor) -> Tensor:
@@ -91,27 +91,27 @@ def tangents_by_jacfwd(loss: Loss, inputs: Inputs, directions: Tensor) -> Tensor
 
     The batch is the first dimension of `directions` and of the tangents.
     """
-    function, (logits,) = _of_differentiable(loss, inputs)
-    return _pushed(function, logits, directions)
+    function, (logits,) = _bind_options(loss, inputs)
+    return _push_forward(function, logits, directions)
 
 
 @check("gradient", "double_backward", "batched_gradient", cost=Cost.STRUCTURE, applies=is_small, transforms=True)
 def batched_second(trial: Trial) -> Found:
     """torch.autograd.grad(is_grads_batched=True) of the gradient gives the exact derivatives along two directions.
 
-    `torch.autograd.functional.hessian(vectorize=True)` and `torch.autograd.gradgradcheck(check_batched_grad=True)` make
-    this call. See :func:`crossent.checks.derivatives.double_backward` for the derivatives.
+    `torch.autograd.functional.hessian(vectorize=True)` and `torch.autograd.gradgradcheck(check_batched_grad=True)`
+    compute derivatives in this way. See :func:`crossent.checks.derivatives.double_backward` for the derivatives.
     """
     second, upstream = trial.perform(second_order, trial.question.fresh(), _directions(trial), True)
-    yield from _measured("second", second, trial)
-    yield from _measured("upstream_gradient", upstream, trial)
+    yield from _measure_both("second", second, trial)
+    yield from _measure_both("upstream_gradient", upstream, trial)
 
 
 @check("gradient", "double_backward", "forward_ad", "vmap", cost=Cost.STRUCTURE, applies=is_small, transforms=True)
 def hessian(trial: Trial) -> Found:
     """torch.func.jvp of the gradient under vmap, as torch.func.hessian calls it, gives exact second derivatives."""
     inputs = trial.question.fresh()
-    yield from _measured("second", trial.perform(second_by_hessian, inputs, _directions(trial)), trial)
+    yield from _measure_both("second", trial.perform(second_by_hessian, inputs, _directions(trial)), trial)
 
 
 def second_by_hessian(loss: Loss, inputs: Inputs, directions: Tensor) -> Tensor:
@@ -122,17 +122,17 @@ def second_by_hessian(loss: Loss, inputs: Inputs, directions: Tensor) -> Tensor:
     The batch is the first dimension of `directions` and of the result. The function computes the gradient in reverse
     mode, and the derivative of the gradient in forward mode.
     """
-    function, (logits,) = _of_differentiable(loss, inputs)
+    function, (logits,) = _bind_options(loss, inputs)
 
     def gradient(logits: Tensor) -> Tensor:
         value, pull = torch.func.vjp(function, logits)[:2]
         made: Tensor = pull(inputs.upstream.to(value.dtype))[0]
         return made
 
-    return _pushed(gradient, logits, directions)
+    return _push_forward(gradient, logits, directions)
 
 
-def _compared(trial: Trial, act: Callable[..., tuple[Tensor, ...]]) -> Found:
+def _compare_gradients(trial: Trial, act: Callable[..., tuple[Tensor, ...]]) -> Found:
     """Compare the gradients that an act returns for a batch of two upstream gradients with their exact values."""
     question = trial.question
     inputs, exact = question.fresh(), question.exact
@@ -149,7 +149,7 @@ def _compared(trial: Trial, act: Callable[..., tuple[Tensor, ...]]) -> Found:
                 yield replace(found, index=(at, *found.index))
 
 
-def _measured(of: str, got: Tensor | None, trial: Trial) -> Found:
+def _measure_both(of: str, got: Tensor | None, trial: Trial) -> Found:
     """Compare the derivatives along two directions with their exact values. `of` is the name of the derivative."""
     exact = trial.question.exact_along, _along_second(trial.case, trial.question.device)
     for at, along in enumerate(exact):
@@ -176,7 +176,7 @@ def _along_second(case: Case, device: str) -> ExactAlong:
     return solve_along(case.build(device), -2 * case.direction(device))
 
 
-def _of_differentiable(loss: Loss, inputs: Inputs, wanted: Gradients = ()) -> tuple[_Function, tuple[Tensor, ...]]:
+def _bind_options(loss: Loss, inputs: Inputs, wanted: Gradients = ()) -> tuple[_Function, tuple[Tensor, ...]]:
     """Return the loss as a function of the tensors to differentiate by, and a tuple of these tensors.
 
     The tensors are the logits and, if `wanted` has "target_gradient", the target.
@@ -188,7 +188,7 @@ def _of_differentiable(loss: Loss, inputs: Inputs, wanted: Gradients = ()) -> tu
     return function, (inputs.logits, *([inputs.target] if "target_gradient" in wanted else []))
 
 
-def _pushed(function: _Function, logits: Tensor, directions: Tensor) -> Tensor:
+def _push_forward(function: _Function, logits: Tensor, directions: Tensor) -> Tensor:
     """Return the derivatives of a function of the logits along a batch of directions, by torch.func.jvp under vmap.
 
     Expanded logits become contiguous first, since torch cannot make a dual tensor of an expanded tensor.

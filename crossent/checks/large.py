@@ -1,10 +1,11 @@
-"""The check of inputs with more elements than 31 or 32 bits can count. The inputs repeat the batch of a small case.
+"""The check of huge inputs, which repeat the batch of a small case. Each repetition is a tile.
 
-Each repetition of the small case is a tile. All tiles have the same exact values and error bounds, so the check
-computes both for a single tile. A kernel that counts elements in 32 bits reads or writes a wrong element, `2^31` or
-`2^32` elements away from the right element. The number of rows of a tile has an odd prime factor, so the number of
-elements of a tile divides no power of two. So the wrong element has another position within its tile, where the number
-differs.
+All tiles have the same inputs, so the check computes exact values and error bounds for a single tile. Most of the huge
+inputs have more elements than 31 or 32 bits can count; the others have many rows to sum.
+
+A kernel that counts elements in 32 bits reads or writes a wrong element, `2^31` or `2^32` elements away from the right
+element. The number of elements of a tile has an odd prime factor, so a tile divides no power of two. So the wrong
+element has another position within its tile, and nearly always another number.
 """
 
 from __future__ import annotations
@@ -45,16 +46,17 @@ def tiled(case: Case, device: str = "cpu") -> Inputs:
     if upstream.dim():
         shape = (case.tiled * len(upstream), *upstream.shape[1:])
         constant = case.upstream != "rows"
-        upstream = upstream.flatten()[0].expand(shape) if constant else _repeated(upstream, case.tiled)
-    return Inputs(_repeated(tile.logits, case.tiled), _repeated(tile.target, case.tiled), tile.options, upstream)
+        upstream = upstream.flatten()[0].expand(shape) if constant else _repeat(upstream, case.tiled)
+    return Inputs(_repeat(tile.logits, case.tiled), _repeat(tile.target, case.tiled), tile.options, upstream)
 
 
 def needed(case: Case, subject: Subject) -> int:
     """Return the number of bytes that a subject needs for a case: inputs, loss, gradient and intermediate results.
 
-    Besides logits and gradient, torch keeps two tensors of this size and dtype: the log-probabilities and their
-    gradient. The function assumes that a kernel needs no more. The forms need up to five such tensors, gradient
-    included, in the dtype of their arithmetic, and some numbers for each row, as measured.
+    Let a large tensor have as many elements as the logits. torch keeps three in the dtype of the logits: the gradient,
+    the log-probabilities and the gradient of the log-probabilities. The function assumes that a kernel needs no more.
+    A form under the contract "eager" keeps up to five, in the dtype of its arithmetic, and some numbers for each row,
+    as measured. The returned number includes the memory of the comparison.
     """
     size = _bytes(DTYPES[case.dtype])
     rows = case.rows * case.tiled
@@ -88,13 +90,13 @@ def large(trial: Trial) -> Iterator[Difference | Problem]:
         return
     promised = trial.contract(case.dtype, case.rows * case.tiled)
     if case.reduction == "none":
-        yield _of_tiles("loss", got.loss, expected.loss, expected.bounds(_storing(promised, got.loss)), case.tiled)
+        yield _compare_tiles("loss", got.loss, expected.loss, expected.bounds(_storing(promised, got.loss)), case.tiled)
     else:
-        yield _reduced(trial, got.loss, _storing(promised, got.loss))
+        yield _compare_reduced(trial, got.loss, _storing(promised, got.loss))
     # The gradient of a mean is not compared: it depends on the number of rows, so the values of one tile are not valid.
     if got.gradient is not None and case.reduction != "mean":
         bounds = expected.bounds(_storing(promised, got.gradient))
-        yield _of_tiles("gradient", got.gradient, expected.gradient, bounds, case.tiled)
+        yield _compare_tiles("gradient", got.gradient, expected.gradient, bounds, case.tiled)
 
 
 def _storing(promised: Contract, tensor: Tensor) -> Contract:
@@ -121,7 +123,7 @@ def evaluate_tiled(loss: Loss, case: Case, device: str, gradients: Gradients, ne
         raise
 
 
-def _repeated(tile: Tensor, times: int) -> Tensor:
+def _repeat(tile: Tensor, times: int) -> Tensor:
     """Return a tile repeated along its first axis, with the strides of the tile.
 
     The function allocates the tensor once and fills the tensor block by block.
@@ -141,7 +143,7 @@ def _tiles_at_once(elements: int) -> int:
     return max(1, TILE_BLOCK // max(elements, 1))
 
 
-def _of_tiles(check: str, got: Tensor, exact: Ball, bounds: Bounds, times: int) -> Difference:
+def _compare_tiles(check: str, got: Tensor, exact: Ball, bounds: Bounds, times: int) -> Difference:
     """Compare each tile of a result with the exact values of one tile, and return the difference at the worst element.
 
     The comparison runs in float64, on the device of the result, some tiles at once. `check` is the name of the result,
@@ -181,7 +183,7 @@ def _rows_beyond(got: Tensor, check: str) -> tuple[int, ...]:
     return tuple(got.shape[2:] if check == "gradient" else got.shape[1:])
 
 
-def _reduced(trial: Trial, got: Tensor, promised: Contract) -> Difference:
+def _compare_reduced(trial: Trial, got: Tensor, promised: Contract) -> Difference:
     """Return the difference of a mean or a sum over all tiles from the exact value.
 
     The exact mean is the mean of one tile. The exact sum is the sum of one tile times the number of tiles.
@@ -198,12 +200,12 @@ def _reduced(trial: Trial, got: Tensor, promised: Contract) -> Difference:
 
 
 def _bound_of_sum(trial: Trial, promised: Contract) -> tuple[float, Reason]:
-    """Return the error bound of the mean or the sum over all tiles, and the reason if the bound is infinite.
+    """Return the error bound of the mean or the sum over all tiles, and the reason to report if it is infinite.
 
     The loss `l` of a row has an error of at most `e`, as without a reduction. In the sum, this loss passes through at
     most `h` roundings of unit roundoff `u`, which add an error of at most `(|l| + e)·h u/(1 - h u)`. The subject may
-    divide each loss before the addition, which is one more rounding. The subject also rounds the number of rows, by
-    which it divides for a mean.
+    divide each loss before the addition, which is one of the `h` roundings. For a mean, the subject also rounds the
+    number of rows, by which it divides. If `h u` is 1/2 or more, the bound is infinite.
     """
     tile = trial.question.inputs
     ones = torch.ones_like(tile.target).double()

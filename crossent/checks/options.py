@@ -1,4 +1,4 @@
-"""The check of options: weight, label_smoothing and ignore_index."""
+"""The check of the options of a loss: leave out an option, and pass an option with its neutral value."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ _DIFFER = "expected a difference, as between the exact values"
 def options(trial: Trial) -> Iterator[Difference | Problem]:
     """Leaving out an option of the case changes the result, and passing an option with its neutral value does not.
 
-    The result must change if the exact values with and without the option differ by more than the sum of both error
-    bounds. Liger-Kernel#243: label_smoothing was silently ignored. OLMo-core#702: a term was added although its option
-    was off.
+    The check leaves out weight, label_smoothing and ignore_index. A part of the result, such as the loss, must change
+    if its exact values with and without the option differ by more than the sum of both error bounds.
+
+    Liger-Kernel#243: label_smoothing was silently ignored. OLMo-core#702: a term was added although its option was off.
     """
     for way, without in left_out(trial.question.fresh()).items():
         other = further_call(trial, without)
@@ -46,8 +47,10 @@ def options(trial: Trial) -> Iterator[Difference | Problem]:
 
 
 def left_out(given: Inputs) -> dict[str, Inputs]:
-    """Return the inputs without each option that has an effect, by names such as "without weight".
+    """Return, for each option that the inputs use, the inputs without this option.
 
+    The keys are names such as "without weight". A label_smoothing of 0 and an ignore_index that ignores no row are not
+    in use.
     Without `ignore_index`, the target of an ignored row becomes class 0, unless the ignore_index is a class itself.
     """
     found = {}
@@ -87,9 +90,9 @@ def _must_differ(trial: Trial, name: str, other: Result, exact: Exact) -> bool:
 
 
 def _with_options_off(trial: Trial) -> Iterator[Difference]:
-    """Compare the result with the result of a call that passes the same options in another form.
+    """Compare the first result with the result of an equivalent call.
 
-    The call passes neutral values for options that the case leaves out, and leaves out options at their default.
+    This call passes neutral values for options that the case leaves out, and leaves out options at their default.
     """
     if (made := turned_off(trial.question.fresh(), trial.case.ignored)) is None:
         return
@@ -114,11 +117,11 @@ def evaluate_with(loss: Loss, inputs: Inputs, gradients: Gradients, passed: Sequ
 
 
 def turned_off(given: Inputs, ignored: str) -> tuple[Inputs, list[str]] | None:
-    """Return the inputs with options that change nothing, and the names of the options to pass.
+    """Return the inputs with further options that change nothing, and the names of the options to pass.
 
-    A case without a weight gets a weight of ones. A case without ignored rows, for which `ignored` is "kept", gets an
+    Inputs without a weight get a weight of ones. If `ignored` is "kept", no row is ignored, and the inputs get an
     `ignore_index` that no row has. The names leave out the defaults `label_smoothing=0` and `reduction="mean"`. Return
-    None if the case passes exactly the named options already.
+    None if the given inputs already have exactly these options.
     """
     classes = given.logits.shape[min(1, given.logits.dim() - 1)]
     off: dict[str, Any] = {}

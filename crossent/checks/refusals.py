@@ -22,11 +22,11 @@ class Reaction:
     """The reaction of a subject to a bad call.
 
     Attributes:
-        raised: the exception, or None if the call returned.
-        returned: the value that the call returned, as text; "" if it has ten numbers or more.
+        raised: the exception, or None if there is none.
+        returned: the returned value as text, if it is a tensor of fewer than ten numbers; "" otherwise.
         wrote: the argument that the call wrote into; "" if there is none, None if the device can no longer be read.
         changed_state: the global state that the call left changed.
-        ended: "crashed" or "hung" if the call ended or blocked its process; "" otherwise.
+        ended: "crashed" if the call ended its process, "hung" if the call blocked its process, "" otherwise.
         how: how the process ended, in words; "" if the call returned or raised.
     """
 
@@ -72,11 +72,11 @@ def call_badly(loss: Loss, name: str, device: str) -> Reaction:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # any exception of a subject is part of the reaction, even SystemExit
-        raised = Raised.of(_of_torch(error))
-    return Reaction(raised, returned, _wrote(given, before))
+        raised = Raised.of(_restore_index_error(error))
+    return Reaction(raised, returned, _find_written(given, before))
 
 
-def _of_torch(error: BaseException) -> BaseException:
+def _restore_index_error(error: BaseException) -> BaseException:
     """Return torch's IndexError if Python could not decode its message; otherwise, the given error.
 
     Without a reduction, `F.nll_loss` writes a class of uint8 that is out of range into its message as a single byte.
@@ -89,8 +89,8 @@ def _of_torch(error: BaseException) -> BaseException:
 def judge_reaction(reaction: Reaction, allowed: tuple[type[Exception], ...]) -> dict[str, Problem | None]:
     """Return the problem in the reaction, or None, by the name of the check. `allowed` are the right classes of error.
 
-    If the call ended its process, only the check `errors` has an entry. If the device can no longer be read, the check
-    `arguments` has no entry.
+    If the call ended or blocked its process, only the check `errors` has an entry. If the device can no longer be read,
+    the check `arguments` has no entry.
     """
     names = " or ".join(error.__name__ for error in allowed)
     if reaction.ended:
@@ -109,7 +109,7 @@ def judge_reaction(reaction: Reaction, allowed: tuple[type[Exception], ...]) -> 
     return found
 
 
-def _wrote(given: Inputs, before: Inputs) -> str | None:
+def _find_written(given: Inputs, before: Inputs) -> str | None:
     try:
         return written(given, before)
     except RuntimeError:

@@ -1,6 +1,7 @@
 """Checks of relations between calls: a known change of the inputs causes a known change of the result.
 
-:mod:`crossent.trials.agreement` compares the results: they must be equal up to the sum of their error bounds.
+:mod:`crossent.trials.agreement` compares the results: they must be equal up to the sum of their error bounds. Only
+`two_backwards` compares bits.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def _has_layout(case: Case) -> bool:
 def layout(trial: Trial) -> Iterator[Difference]:
     """Strided logits, target, weight and upstream gradient give the same result as contiguous copies, up to rounding.
 
-    pytorch#67167 and unsloth#10713: a kernel read a target, and logits, as if they were contiguous.
+    pytorch#67167: a kernel read a strided target as if it were contiguous. unsloth#10713: the same with logits.
     """
     yield from compare_results(trial, with_radius(trial, further_call(trial, contiguous(trial.question.fresh()))))
 
@@ -94,12 +95,13 @@ def shifted(given: Inputs) -> dict[str, tuple[Inputs, Inputs]]:
 def shiftable(logits: Array, dtype: str, *, common: bool) -> tuple[Array, Array]:
     """Return the logits, (R, C), rounded so that a shift is exact, and the shift of each row, (R,).
 
-    The shift of a row is 0 if no exact shift is possible.
+    If no exact shift of a row is possible, its shift is 0 and its logits stay as they are.
 
-    Let the magnitudes of the logits be below `2^e`, and the shift be `2^s` with `s >= e`. The function rounds the
-    logits to multiples of `δ = 2^(s+1-p)`, where `p` is the precision of the dtype in bits. Then the logits, and their
-    sums with the shift, are multiples of δ up to `2^(s+1) = 2^p δ`. The dtype represents these numbers exactly if its
-    range includes them. `s = e + p/2` leaves half of the bits to the logits and half to the shift.
+    Let the magnitudes of the finite logits be below `2^e`, and the shift be `2^s` or `-2^s` with `s >= e`. The function
+    rounds the logits to multiples of `δ = 2^(s+1-p)`, where `p` is the precision of the dtype in bits. Then the logits,
+    and their sums with the shift, are multiples of δ up to `2^(s+1) = 2^p δ`. The dtype represents these numbers
+    exactly if its range includes them. `s = e + p/2` leaves half of the bits to the logits and half to the shift. The
+    range of the dtype may require a smaller `s`.
 
     Args:
         logits: the logits, (R, C).
@@ -129,7 +131,7 @@ def rows_permuted(trial: Trial) -> Iterator[Difference]:
     dim = inputs.logits.dim()
     for axis in rows_axes(inputs):
         reversed_rows = rows_turned(trial.question.fresh(), axis)
-        back = _mapped(partial(_row_turned, axis=axis, dim=dim), further_call(trial, reversed_rows))
+        back = _mapped(partial(_reverse_rows, axis=axis, dim=dim), further_call(trial, reversed_rows))
         yield from compare_results(trial, with_radius(trial, back), way=f"reversed along dimension {axis}")
 
 
@@ -145,11 +147,11 @@ def rows_turned(given: Inputs, axis: int) -> Inputs:
     """
     dim = given.logits.dim()
     tensors = given.logits, given.target, given.upstream
-    logits, target, upstream = (_row_turned(tensor, axis, dim) for tensor in tensors)
+    logits, target, upstream = (_reverse_rows(tensor, axis, dim) for tensor in tensors)
     return Inputs(logits, target, given.options, upstream)
 
 
-def _row_turned(tensor: Tensor, axis: int, dim: int) -> Tensor:
+def _reverse_rows(tensor: Tensor, axis: int, dim: int) -> Tensor:
     return tensor.flip(axis if tensor.dim() == dim else max(0, axis - 1)) if tensor.dim() else tensor
 
 
@@ -186,13 +188,13 @@ def classes_turned(given: Inputs) -> Inputs:
 def split(trial: Trial) -> Iterator[Difference]:
     """Two unequal parts of a batch, computed separately, combine to the result of the whole batch up to rounding.
 
-    The size of the first part is the nearest to a third of the batch for which no denominator is 0. The parts are equal
-    only if this size is half of the batch, as for a batch of two. The check concatenates the gradients of the parts
-    and, under "none", their losses. Under "sum", the check adds the losses.
-    Under "mean", the loss is `L = (D₁L₁ + D₂L₂)/D`, where `L₁` and `L₂` are the losses of the parts, `D₁` and `D₂`
+    The size of the first part is the nearest to a third of the batch for which no denominator of a mean is 0. A batch
+    of two has equal parts. The check concatenates the gradients of the parts and, under "none", their losses. Under
+    "sum", the check adds the losses.
+
+    Under "mean", the loss is `L = (D₁L₁ + D₂L₂)/D`, where `L₁` and `L₂` are the losses of the parts, `D₁` and `D₂` are
     their denominators, and `D` is the sum of the denominators. The check then multiplies the gradient of part `i` by
-    `D_i/D`.
-    pytorch#185167 and Automodel#3803: a mean was computed as an average of averages, and as a sum of averages.
+    `D_i/D`. pytorch#185167: a mean was an average of averages. Automodel#3803: a mean was a sum of averages.
     """
     parts: list[PartBalls] = []
     for name, (share, part) in zip(
@@ -213,7 +215,7 @@ def parted(given: Inputs, terms: Terms) -> list[tuple[Fraction, Inputs]]:
     Raises:
         NotRunError: under "mean", the denominator of a part or of the batch is 0, wherever the batch is split.
     """
-    at, shares = _parting(terms, len(given.logits))
+    at, shares = _choose_parts(terms, len(given.logits))
     parts = []
     for rows, share in zip((slice(at), slice(at, None)), shares, strict=True):
         upstream = given.upstream[rows] if given.upstream.dim() else given.upstream
@@ -222,10 +224,13 @@ def parted(given: Inputs, terms: Terms) -> list[tuple[Fraction, Inputs]]:
     return parts
 
 
-def _parting(terms: Terms, size: int) -> tuple[int, tuple[Fraction, Fraction]]:
+def _choose_parts(terms: Terms, size: int) -> tuple[int, tuple[Fraction, Fraction]]:
     """Return the size of the first of two parts of a batch of `size` samples, and a factor for each part.
 
     Under "mean" and "sum", the loss of the batch is the sum of the losses of the parts, each times its factor.
+
+    Raises:
+        NotRunError: see :func:`parted`.
     """
     for at in sorted(range(1, size), key=lambda at: abs(3 * at - size)):
         if terms.reduction != "mean":

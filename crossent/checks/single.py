@@ -1,7 +1,7 @@
 """Checks of a single call: its loss and gradients, and its effects on arguments and global state.
 
-These checks run on every case to which they apply. Only `repeat` makes further calls. A check that does more than look
-up a result calls a plain function, because mutation testing (`nox -s mutate`) changes no decorated function.
+All checks of a case share the first call. Here, only `repeat` makes further calls. A check that does more than look up
+a result calls a plain function, because mutation testing (`nox -s mutate`) changes no decorated function.
 """
 
 from __future__ import annotations
@@ -121,8 +121,8 @@ def _repeat(trial: Trial) -> Iterator[Problem]:
 def sign(trial: Trial) -> Iterator[Difference]:
     """If no weight and no target probability is negative, no loss is below 0 by more than its error bound.
 
-    The loss is a sum of terms `-w_c q_c log p_c`, and no `-log p_c` is negative. apple/ml-cross-entropy#52: losses were
-    far too low and negative, and no test noticed.
+    The loss of a row is a sum of terms `-w_c q_c log p_c`, and no `-log p_c` is negative. apple/ml-cross-entropy#52:
+    losses were far too low and negative, and no test noticed.
     """
     yield from _sign(trial)
 
@@ -130,7 +130,7 @@ def sign(trial: Trial) -> Iterator[Difference]:
 def _sign(trial: Trial) -> Iterator[Difference]:
     losses = trial.got.loss.reshape(-1, 1).double().cpu().numpy()
     zeros = np.zeros_like(losses)
-    # The exact value is replaced by the nearest number that is not negative.
+    # In place of the exact value: the number closest to the loss that is not negative.
     allowed = Ball(np.maximum(losses, 0.0), zeros, zeros)
     if (losses < 0).any():
         yield from trial.compare(Result(trial.got.loss), replace(trial.question.exact, loss=allowed))
@@ -143,8 +143,8 @@ def row_sums(trial: Trial) -> Iterator[Difference]:
     """The gradient of each row, `g/D (p_c Σ_k w_k q_k - w_c q_c)`, sums to 0 over the classes, up to rounding.
 
     The sum may be off by the sum of the error bounds of its numbers, plus the error of :func:`compensated_sum`. A row
-    is not judged if a number of its gradient has no error bound, if its logits have no softmax, or if its sum overflows
-    float64. Any other row fails if its gradient holds NaN or an infinity.
+    is not judged if a number of its gradient has no error bound, if its logits have no softmax, or if the sum of its
+    magnitudes overflows float64. Any other row fails if its gradient holds NaN or an infinity.
     """
     yield from _row_sums(trial)
 
@@ -177,8 +177,9 @@ def _row_sums(trial: Trial) -> Iterator[Difference]:
 def ignored_rows(trial: Trial) -> Iterator[Problem]:
     """The loss and the gradient of an ignored row are exactly 0.
 
-    pytorch#20406 and Liger-Kernel#1338: skipped rows kept the old content of the memory. The gradient of an ignored row
-    whose logits have no softmax is not checked: torch returns NaN there, and the contract allows NaN.
+    With a reduction, the check has no loss of a row, and compares only the gradient. pytorch#20406 and
+    Liger-Kernel#1338: skipped rows kept the old content of the memory. The gradient of an ignored row whose logits have
+    no softmax is not checked: torch returns NaN there, and the contract allows NaN.
     """
     yield from _ignored_rows(trial)
 
@@ -195,7 +196,7 @@ def _ignored_rows(trial: Trial) -> Iterator[Problem]:
 
 
 def _not_zero(name: str, got: Tensor, rows: Tensor) -> Iterator[Problem]:
-    """Yield a problem if a result, (N, d1, …) or (N, d1, …, C), is not 0 in each of the given rows."""
+    """Yield a problem if a result, (N, d1, …) or (N, d1, …, C), has a number other than 0 in the given rows."""
     wrong = rows & (got != 0 if got.dim() == rows.dim() else (got != 0).any(-1))
     if wrong.any():
         first = tuple(wrong.nonzero()[0].tolist())

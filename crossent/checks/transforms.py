@@ -1,7 +1,7 @@
 """Checks of a subject under torch's transforms: torch.func, autocast, meta tensors, torch.export.
 
-Some functions are right in a plain call and wrong under a transform. The checks compare each result with the exact
-values, and not with the result of a plain call, which may be wrong in the same way.
+Some functions are right in a plain call and wrong under a transform. The checks compare each result that holds data
+with the exact values, and not with the result of a plain call, which may be wrong in the same way.
 """
 
 from __future__ import annotations
@@ -119,9 +119,9 @@ def gradients_by_vmap(loss: Loss, inputs: Inputs) -> tuple[Tensor, ...]:
 def autocast(trial: Trial) -> Found:
     """Under torch.autocast, half-precision inputs give a float32 loss computed in float32; other dtypes do not change.
 
-    torch documents cross_entropy_loss as an operation that autocasts to float32. Autocast computes matrix products in
-    the lower precision, so a subject that contains a matrix product fails. Each gradient has the dtype of its input.
-    Liger-Kernel#501: the weights had another dtype than the arithmetic.
+    torch documents cross_entropy_loss as an operation that autocasts to float32. Autocast computes matrix products of
+    float32 in half precision, so a subject that contains a matrix product usually fails. Each gradient has the dtype of
+    its input. Liger-Kernel#501: the weights had another dtype than the arithmetic.
     """
     inputs = trial.question.fresh()
     computed = dtype = _widened(inputs.logits)
@@ -196,11 +196,11 @@ def evaluate_exported(loss: Loss, inputs: Inputs) -> Tensor | NotRun:
     numbers = {name: option for name, option in inputs.options.items() if name not in tensors}
     arguments = inputs.logits, inputs.target, *tensors.values()
     with quiet():
-        return _exported(_Module(loss, tuple(tensors), numbers), arguments)(*arguments)
+        return _export(_Module(loss, tuple(tensors), numbers), arguments)(*arguments)
 
 
 def _primals(loss: Loss, inputs: Inputs) -> tuple[Any, ...]:
-    """Return the loss as a function of the logits (and of a dense target), followed by these tensors."""
+    """Return the loss as a function of the logits, and of the target if it is dense, followed by these tensors."""
 
     def of_primals(logits: Tensor, target: Tensor = inputs.target) -> Tensor:
         return loss(logits, target, **inputs.options)
@@ -233,12 +233,12 @@ def _widened(tensor: Tensor) -> torch.dtype:
 
 
 class _Module(torch.nn.Module):
-    """A module that calls a loss. `forward` takes the options that are tensors; the other options are fixed.
+    """A module that calls a loss. `forward` takes logits, target and the options that are tensors.
 
     Args:
         loss: the loss.
         names: the names of the options that are tensors, in the order of the arguments of `forward`.
-        options: the other options.
+        options: the other options, which each call passes.
     """
 
     def __init__(self, loss: Loss, names: tuple[str, ...], options: dict[str, Any]) -> None:
@@ -249,7 +249,7 @@ class _Module(torch.nn.Module):
         return self.loss(logits, target, **self.options, **dict(zip(self.names, tensors, strict=True)))
 
 
-def _exported(module: torch.nn.Module, arguments: tuple[Tensor, ...]) -> Loss:
+def _export(module: torch.nn.Module, arguments: tuple[Tensor, ...]) -> Loss:
     from torch.export import export
 
     program = export(module, arguments)
@@ -261,7 +261,7 @@ def _exported(module: torch.nn.Module, arguments: tuple[Tensor, ...]) -> Loss:
 def _why_no_export() -> str:
     try:
         with quiet():
-            _exported(_Module(torch.add, (), {}), (torch.ones(2), torch.ones(2)))
+            _export(_Module(torch.add, (), {}), (torch.ones(2), torch.ones(2)))
     except Exception as error:  # torch before 2.1 has no torch.export; older torch may lack it for a newer Python
         return f"needs a torch.export that works: {said(error)}"
     return ""

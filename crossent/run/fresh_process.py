@@ -1,7 +1,7 @@
 """A fresh process for one call that may make its device unusable.
 
 A class index out of range triggers a device-side assert on CUDA. Afterwards no call on that device works in the same
-process. So a new Python process makes the call, and gets the loss as a pickle. Acts, the functions that call a loss,
+process. So a new Python process, which gets the loss as a pickle, makes the call. Acts, the functions that call a loss,
 and hosts, which run acts, are defined in :mod:`crossent.trials.act`.
 """
 

@@ -1,7 +1,8 @@
 """Judge one subject on one case: run the checks, and return the verdict for the report.
 
 A check yields a :class:`Difference` for each result that it compares with an exact value or with another result, and a
-:class:`Problem` for any other failure, such as an exception.
+:class:`Problem` for any other failure, such as a changed argument. If a check raises the exception of a subject, the
+judge makes a :class:`Problem` from this exception.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from crossent.words import as_options, said
 DAMAGED = "its process returned a damaged reply"
 Enough = Callable[[Sequence[Finding]], bool]  # returns whether the run can end with these findings of a case
 
-# If one of these fails, there is no loss of the right shape and dtype, which all other checks need.
+# If one of these fails, there is no loss of the right shape and dtype, which the other checks need.
 _FIRST = (single.call, single.result)
 # The defaults of the options of F.cross_entropy.
 _DEFAULTS = {"reduction": "mean", "label_smoothing": 0.0, "ignore_index": -100}
@@ -78,12 +79,12 @@ def judge_case(
             outcome.not_run[check.name] = reason
             continue
         try:
-            found = _found(trial, check)
+            found = _run_check(trial, check)
         except NotRunError as error:
             outcome.not_run[check.name] = str(error)
             continue
         problems = [one for one in found if isinstance(one, Problem) or not one.ratio <= 1]  # a ratio of NaN fails too
-        outcome.checks[check.name] = _measured(found, bool(problems))
+        outcome.checks[check.name] = _summarize_found(found, bool(problems))
         findings += [as_finding(trial, check, problem) for problem in problems[:1]]
         if problems and check in (single.result, single.loss):
             findings[-1] = replace(findings[-1], message=findings[-1].message + _unused_options(trial))
@@ -103,14 +104,14 @@ def judge_case(
     result = outcome.checks.get(single.result.name)
     if result is not None and not result.failed:
         outcome.grade = trial.grade
-    return Verdict(case.id, outcome, _with_dependence(findings))
+    return Verdict(case.id, outcome, _note_dependence(findings))
 
 
 def _unused_options(trial: Trial) -> str:
     """Return a line that names the options that do not change the loss of the subject; "" if there are none.
 
     A function whose signature has `**options` is called with every option, and may ignore some of them. There is no
-    line if the loss is not the exact loss of the call without these options: then it has another cause.
+    line if the loss is also wrong for a call without these options: then the bug has another cause.
     """
     inputs = trial.question.inputs
     options = inputs.options
@@ -132,17 +133,17 @@ def _unused_options(trial: Trial) -> str:
 
 
 def _checksum_without(option: str, trial: Trial) -> int | None:
-    """Return the checksum of the loss without an option, or None if there is no such loss."""
+    """Return the checksum of the loss without an option, or None if this call returns no loss with data."""
     inputs = trial.question.fresh()
     options = {name: value for name, value in inputs.options.items() if name != option}
     made = trial.host.perform(evaluate, replace(inputs, options=options), ()).value
     return checksum(made.loss) if isinstance(made, Result) and not made.loss.is_meta else None
 
 
-def _with_dependence(findings: Sequence[Finding]) -> list[Finding]:
-    """Return the findings. If the check `repeat` fails, the messages of other findings about results get a note.
+def _note_dependence(findings: Sequence[Finding]) -> list[Finding]:
+    """Return the findings. If the check `repeat` found different bits, the other findings about results get a note.
 
-    The note says that the result depends on earlier calls.
+    The note is appended to the message, and says that the result depends on earlier calls.
     """
     if not any((finding.check, finding.kind) == (single.repeat.name, "not_repeated") for finding in findings):
         return list(findings)
@@ -156,7 +157,7 @@ def _with_dependence(findings: Sequence[Finding]) -> list[Finding]:
     ]
 
 
-def _found(trial: Trial, check: Check) -> list[Difference | Problem]:
+def _run_check(trial: Trial, check: Check) -> list[Difference | Problem]:
     """Run a check, and return its differences and problems.
 
     If the subject raises an exception, crashes or hangs, the result is a single problem.
@@ -205,7 +206,7 @@ def judge_ended(case: Case | BadInput, subject: str, kind: str, message: str) ->
     return Verdict(case.id, outcome, [Finding(subject, check, case.id, kind, message, describe(inputs))])
 
 
-def _measured(found: Sequence[Difference | Problem], failed: bool) -> Measured:
+def _summarize_found(found: Sequence[Difference | Problem], failed: bool) -> Measured:
     differences = [one for one in found if isinstance(one, Difference)]
     if not differences:
         return Measured(failed)
@@ -226,7 +227,8 @@ def _measured(found: Sequence[Difference | Problem], failed: bool) -> Measured:
 def as_finding(trial: Trial, check: Check, problem: Difference | Problem) -> Finding:
     """Return the finding for a difference or a problem of a check.
 
-    The finding also has the arguments of the call and, for a wrong result of the first call, torch's value.
+    The finding also has the arguments of the call. A finding of `loss`, `gradient` or `target_gradient` has torch's
+    value too, unless the subject is torch itself.
     """
     inputs, of, numbers, of_torch = trial.question.inputs, problem.of, None, ""
     kind, message = (problem.kind, problem.message) if isinstance(problem, Problem) else ("wrong", str(problem))
@@ -245,7 +247,7 @@ def as_finding(trial: Trial, check: Check, problem: Difference | Problem) -> Fin
 
 
 def _lines(difference: Difference, inputs: Inputs) -> str:
-    """Return the lines about a wrong number of the first call that often show the bug."""
+    """Return lines on how a wrong number may have arisen: by a factor, by a narrower dtype, or as an infinity."""
     return factor_of(difference, inputs) + narrower_dtype_of(difference) + infinity_of(difference, inputs)
 
 
@@ -261,7 +263,8 @@ def _bits(value: float, dtype: str) -> str:
 def _of_torch(trial: Trial, difference: Difference) -> tuple[str, str]:
     """Return torch's value at the worst element, in words, and a hint or "".
 
-    The hint says that the wrong result has the same bits as torch's result, if the subject has another contract.
+    If torch raises an exception, return the exception in place of the value. There is a hint if the subject has another
+    contract than torch, and a wrong result with the same bits as torch's result.
     """
     try:
         result = evaluate(TORCH.loss, trial.case.build(trial.question.device))

@@ -1,9 +1,10 @@
-"""The order of the cases of a run: first the cases that find most bugs, then parts of equal cost.
+"""The order of the cases of a run: first the cases that find most bugs, then parts of about equal cost.
 
-`first_cases.txt` lists the ids of the first cases, without seeds. Together these cases find most of the wrong
-cross-entropies of `tests/mutants/`. Each case finds as many further wrong cross-entropies as possible, which the cases
-above it in the file do not find.
-`nox -s mutants` writes the file. An id that is not in the plan is ignored.
+`first_cases.txt` lists the ids of the first cases, without seeds. Together these cases find most of the mutants, the
+wrong cross-entropies of `tests/mutants/`. `nox -s mutants` chooses the cases one after the other. The next case is the
+case that finds the most mutants that no chosen case finds. Cases with a name and bad inputs are chosen before cases of
+the covering arrays, which `nox -s cover` may replace. An id is ignored if it is not in the plan, or if a check of the
+case needs torch's compilers.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def first_cases() -> tuple[str, ...]:
 def imports_compilers(checks: Iterable[Check]) -> bool:
     """Return whether torch imports its compilers, which takes seconds, for one of these checks.
 
-    Checks that transform the subject need the compilers. Forward mode needs the compilers for log_softmax.
+    A check that transforms the subject may need the compilers. Forward mode needs the compilers for log_softmax.
     """
     return any(check.transforms or check is forward_ad for check in checks)
 
@@ -79,7 +80,8 @@ def imports_compilers(checks: Iterable[Check]) -> bool:
 def ordered(planned: Plan) -> tuple[list[int], list[int], list[int]]:
     """Return the indices of the cases in three lists: first cases, other cases, and cases that need torch's compilers.
 
-    Cases of the same structure follow each other, because their error bounds are computed together.
+    The first cases have the order of `first_cases.txt`. In the other lists, cases of the same structure follow each
+    other, because their error bounds are computed together.
     """
     places = {name: at for at, name in enumerate(first_cases())}
     first: dict[int, int] = {}
@@ -97,7 +99,7 @@ def ordered(planned: Plan) -> tuple[list[int], list[int], list[int]]:
 
 
 def _structure(case: Case | BadInput) -> tuple[object, ...]:
-    """Return the properties shared by cases whose error bounds are computed together."""
+    """Return the properties of a case. Error bounds are computed together for cases with equal properties."""
     if isinstance(case, BadInput):
         return ("no case",)
     of_target = case.target in INDEX_TARGETS, case.weight == "unweighted", case.label_smoothing > 0
@@ -121,9 +123,13 @@ def parts(planned: Plan, subjects: int, jobs: int, isolated: bool, brief: bool, 
     """Return the parts of a run, in the order in which they start.
 
     Each of the first cases is a separate part, so that its findings are reported at once. The other parts have about
-    equal cost, and the most expensive cases start first. In a run that may end soon, the cases that need torch's
-    compilers come last. Most cases of the same structure are in one part, whose worker computes their error bounds
-    together. In isolated processes, the subjects see all but the first cases in random order.
+    equal cost, except the parts of a single expensive case, and the most expensive cases start first. In a run that may
+    end soon, the cases that need torch's compilers come last. Most cases of the same structure are in one part, whose
+    worker computes their error bounds together.
+
+    With isolated processes, at most `SUBJECTS_AT_ONCE` subjects are in a part, and all parts of the first subjects come
+    before the parts of the next subjects. Random numbers divide the other cases into parts and order the cases of each
+    part, so that a subject cannot predict the next case.
 
     Args:
         planned: the plan.
@@ -162,7 +168,7 @@ def parts(planned: Plan, subjects: int, jobs: int, isolated: bool, brief: bool, 
 def _bins(items: Sequence[int], costs: Sequence[float], count: int) -> list[list[int]]:
     """Return the items in about `count` bins of about equal cost. The bins with the most expensive items come first.
 
-    An item that costs more than a third of a bin is alone in its bin.
+    An item is alone in its bin if it costs more than a third of the total cost divided by `count`.
     """
     most = sum(costs[item] for item in items) / max(count, 1)
     bins = [[item] for item in items if costs[item] > most / 3]
@@ -182,7 +188,7 @@ class Steps:
 
     Attributes:
         cost: the estimated CPU seconds of all steps.
-        running: the check and the case that are running, in words.
+        running: the most expensive of the running cases and its most expensive check, in words.
     """
 
     def __init__(self, work: Iterator[Step], count: int, cost: float) -> None:

@@ -55,10 +55,10 @@ def run(
     progress: Progress,
     known: Known = ([], []),
 ) -> bool:
-    """Run the cases of a plan on subjects, add the verdicts to a report, and return whether all cases ran.
+    """Run the cases of a plan on subjects, and add the verdicts to a report, in the order of the plan.
 
-    The report has the verdicts in the order of the plan. The run stops early after `settings.max_findings` findings
-    that are not in the lists `known` of known failures. `progress` wraps the steps of the run, for a progress bar.
+    Return False if the run ended after `settings.max_findings` findings, and True if all cases ran. Findings in the
+    lists `known` of known failures do not count. `progress` wraps the steps of the run, for a progress bar.
     """
 
     def enough(subject: Subject, findings: Sequence[Finding]) -> bool:
@@ -121,7 +121,7 @@ def judge_each(
         case: the case or the bad input.
         checks: the checks to run on the case.
         subjects: the subjects.
-        hosts: the host of each subject.
+        hosts: the host of each subject. A bad call that may make the device unusable gets a fresh process instead.
         device: the device of the tensors.
         enough: a function that returns whether the run can end with these findings of a subject on the case.
         question: the case with its exact values; None to compute the exact values here.
@@ -130,15 +130,15 @@ def judge_each(
     if isinstance(case, BadInput):
         for subject, host in zip(subjects, hosts, strict=True):
             fresh = FreshProcess(subject.loss, device) if case.asserts(device) else host
-            yield _judged(partial(judge_bad_input, case, subject, fresh, device), case, subject, host)
+            yield _judge_safely(partial(judge_bad_input, case, subject, fresh, device), case, subject, host)
         return
     question = question or Question(case, device)
     for subject, host in zip(subjects, hosts, strict=True):
         judge = partial(judge_case, question, subject, host, checks, partial(enough, subject))
-        yield _judged(judge, case, subject, host)
+        yield _judge_safely(judge, case, subject, host)
 
 
-def _judged(judge: Callable[[], Verdict], case: Case | BadInput, subject: Subject, host: Host) -> Verdict:
+def _judge_safely(judge: Callable[[], Verdict], case: Case | BadInput, subject: Subject, host: Host) -> Verdict:
     """Call `judge`, and return its verdict.
 
     If a reply of an isolated process makes `judge` raise an exception, return a verdict with the finding "crashed".
@@ -176,7 +176,8 @@ class _Work:
     ) -> Iterator[tuple[int, Iterator[Verdict]]]:
         """Judge the cases at the indices `places` of the plan. Yield each index, with one verdict for each subject.
 
-        Exact values and error bounds are computed for `_CASES_AT_ONCE` cases together, before the first is judged.
+        Exact values, and most error bounds, are computed for up to `_CASES_AT_ONCE` cases together, before the first of
+        these cases is judged.
         """
         left = iter(places)
         while some := list(itertools.islice(left, _CASES_AT_ONCE)):
@@ -194,7 +195,7 @@ class _Work:
         """Judge the cases of a part, and return the verdicts. Stop early if the findings on one case end the run."""
         subjects = [self.subjects[at] for at in part.subjects]
         try:
-            hosts = self._isolated(part.subjects) if part.isolated else [Here(subject.loss) for subject in subjects]
+            hosts = self._isolate(part.subjects) if part.isolated else [Here(subject.loss) for subject in subjects]
             placed: list[Placed] = []
             with ambient():
                 for _, verdicts in self.judge(part.cases, subjects, hosts):
@@ -214,8 +215,8 @@ class _Work:
         keep_headers_with_code()
         perform_acts(stream, output, partial(_loss_of, TORCH if subject == OWN else self.subjects[subject]))
 
-    def _isolated(self, subjects: Sequence[int]) -> Sequence[Host]:
-        """Return the isolated processes of these subjects, and close the processes of other subjects."""
+    def _isolate(self, subjects: Sequence[int]) -> Sequence[Host]:
+        """Return an isolated process for each of these subjects, and close the processes of other subjects."""
         if self.server is None:  # before the first verdict, so that no isolated process inherits an exact value
             memory = available("cpu") // (self.settings.jobs or 1)
             with ambient():
@@ -232,8 +233,8 @@ class _Work:
 def _steps_in_workers(work: _Work, enter: Enter) -> Iterator[Steps]:
     """Yield the steps of a run, which run in worker processes. Each step is one part.
 
-    If every subject is a form or torch, the workers call the subjects themselves, which is faster. If a subject is
-    foreign, all subjects run in isolated processes. If a worker crashes or hangs, its part runs again: each case on
+    If every subject is a form or torch, and not compiled, the workers call the subjects themselves, which is faster.
+    Otherwise all subjects run in isolated processes. If a worker crashes or hangs, its part runs again: each case on
     each subject is a further step, in an isolated process.
     """
     subjects, jobs = work.subjects, work.settings.jobs or 1

@@ -3,15 +3,16 @@
 :mod:`crossent.cases` has the sources of the cases: the corpus of published bugs, the edges (cases at limits), and the
 covering arrays of the grid (pairs, triples, sizes, size_triples and transformed). The costs of the checks are those of
 :class:`crossent.trials.check.Cost`. "Graph" means a graph that torch traces for torch.compile or torch.export. A level
-also runs all rows of the lower levels, which are above it in this table:
+also runs the rows of the lower levels, which stand above it in this table. Only the row `samples` is not part of level
+thorough:
 
     level      cases            costs of the checks
     quick      corpus           CALL, AGAIN, and the checks that the bug names; a single graph
                a case per dtype calls in other circumstances
                edges            CALL
                pairs            CALL
-               sizes            CALL, AGAIN, without the widest rows
-    normal     edges            CALL, AGAIN
+               sizes            CALL, AGAIN; without the cases with the most classes
+    normal     edges            CALL, AGAIN; more edges
                pairs            CALL, AGAIN, CALLS
                triples          CALL
                sizes            CALL, AGAIN
@@ -19,7 +20,8 @@ also runs all rows of the lower levels, which are above it in this table:
                corpus           one graph of each bug of compiled code
                transformed      CALL, AGAIN, STRUCTURE; graphs of some cases, which cover each choice
                samples          CODE, each check on one case
-    thorough   pairs, triples   as at level normal, four times with other numbers
+    thorough   edges            CALL, AGAIN; more edges
+               pairs, triples   as at level normal, four times with other numbers
                sizes            as at level normal, four times with other numbers
                size_triples     as at level normal, four times with other numbers
                corpus           all checks that the bug names
@@ -76,11 +78,12 @@ def plan(level: str, dtypes: Sequence[str], seed: int) -> Plan:
     - quick: the cases cover all pairs of choices, and the subjects are called again on some of them.
     - normal: the cases cover all triples of choices. Checks that need several calls run on the pairwise cases. The
       traced graphs cover each choice.
-    - thorough: the cases of normal, four times with different numbers, and checks that take minutes. The traced graphs
-      cover all pairs of choices.
+    - thorough: the covering arrays of normal, four times with different numbers, more edges, and checks that take
+      minutes. The traced graphs cover all pairs of choices.
 
-    A choice is a value of an axis or of an option, or the size of a row or a batch. Level quick has no case with the
-    widest rows, and the other levels combine the widest rows with other choices only in pairs.
+    A choice is a value that the covering arrays combine: of an axis, of an option, or a size range of classes or rows.
+    The largest size range of classes is an exception: level quick leaves out the cases that cover its pairs, and the
+    other levels cover its pairs, but not its triples.
     """
     planned: dict[Case | BadInput, set[Check]] = {}
     for case, checks in _planned(level, dtypes, seed):
@@ -128,7 +131,7 @@ def _of_corpus(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[C
     """Yield the cases of each bug of the corpus, with the checks of the costs CALL and AGAIN, and those of the bug.
 
     Checks that compile code take seconds. Below level thorough, `trace` runs in place of such checks: at level normal
-    on the first case of each bug that names such a check, and at level quick on a single case of all bugs.
+    on the first case of each bug that names such a check or `trace`, and at level quick on a single case of all bugs.
     """
     for bug in bugs():
         of_code = _OF_CODE & _named(bug)
@@ -149,7 +152,10 @@ def _of_bug(bug: Bug, dtypes: Sequence[str], seed: int) -> list[Case]:
 
 
 def _samples(cases: Sequence[Case]) -> Iterator[tuple[Case, Iterable[Check]]]:
-    """Yield, for each check of the cost CODE, the check with the first case that it accepts as a sample."""
+    """Yield, for each check of the cost CODE, the first case that the check accepts as a sample.
+
+    An empty batch and a uint8 target are no sample.
+    """
     some = [case for case in cases if case.rows and case.target != "uint8"]
     for check in of_cost(Cost.CODE):
         yield from ((case, [check]) for case in [case for case in some if check.sample(case)][:1])

@@ -35,7 +35,8 @@ def parametrize(
     """Return a decorator that runs a test once for each check on each case, with an argument `check` to call.
 
     `check()` raises AssertionError with the finding if the check fails. `check()` marks a known failure as xfail, and
-    skips the test if the check does not apply. The test ids are `check[case]`. Options on the command line, such as
+    skips the test if the check does not run. The test ids are `check[case]`, on CUDA with the device, as in
+    `check[case]@cuda`. Options on the command line, such as
     `--crossent-level`, override the options given here.
 
     Args:
@@ -62,7 +63,7 @@ def parametrize(
 
 @dataclass(eq=False)
 class CaseRun:
-    """Some checks of one subject on one case. The checks share the first call, which takes longer than most checks.
+    """Some checks of one subject on one case. The checks share the first call of the subject.
 
     Attributes:
         subject: the subject.
@@ -97,9 +98,9 @@ class CheckTest:
     Attributes:
         check: the name of the check.
         run: the checks of the case that run together with this check.
-        id: the id of the test, `check[case]`.
+        id: the id of the test, as :func:`parametrize` documents it.
         record: the result, or None before the test ran.
-        command: the command that runs this test alone. The plugin sets it.
+        command: the command that runs this test alone; "" until the plugin sets it.
     """
 
     check: str
@@ -173,7 +174,7 @@ class CheckRecord:
 
 
 def unpacked(text: str) -> CheckRecord:
-    """Return the record from a string of :meth:`CheckRecord.packed`."""
+    """Return the record that :meth:`CheckRecord.packed` turned into this string."""
     record: CheckRecord = pickle.loads(base64.b64decode(text))
     return record
 

@@ -58,7 +58,8 @@ def check(
         seed: the seed of the numbers in the cases, 0 or more. It does not change the options of the cases. "random"
             draws a seed.
         without: features that the subjects lack, by the names of `crossent list features`. Checks and cases that need
-            such a feature are skipped.
+            such a feature are skipped. For a few features, the expectation changes instead: `crossent list features`
+            says how.
         contract: what each subject promises about its arithmetic, by the names of `crossent list contracts`. "torch"
             judges a subject as `nn.CrossEntropyLoss`, with torch's known failures. With None, the forms and torch have
             their own contracts, and other subjects have "kernel".
@@ -125,10 +126,10 @@ def run(
             report.planned, report.stopped = len(planned), True
     except KeyboardInterrupt:
         report.planned = len(planned)
-        raise Interrupted(_finished(report, settings, subjects, planned, known)) from None
+        raise Interrupted(_finish(report, settings, subjects, planned, known)) from None
     finally:
         report.seconds = time.perf_counter() - start
-    return _finished(report, settings, subjects, planned, known)
+    return _finish(report, settings, subjects, planned, known)
 
 
 class Interrupted(KeyboardInterrupt):  # no suffix "Error", as KeyboardInterrupt has none
@@ -143,7 +144,7 @@ class Interrupted(KeyboardInterrupt):  # no suffix "Error", as KeyboardInterrupt
         self.report = report
 
 
-def _finished(
+def _finish(
     report: Report,
     settings: Settings,
     subjects: Sequence[Subject],
@@ -153,7 +154,7 @@ def _finished(
     """Complete the report of a run, and return the report.
 
     Mark known failures. Add the commands that repeat findings, the checks that the level left out, and the number of
-    combinations of three options that ran.
+    combinations of three options in the cases that ran.
     """
     for subject, part in zip(subjects, report.subjects, strict=True):
         part.findings = with_commands(part.findings, subject, settings)

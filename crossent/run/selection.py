@@ -31,9 +31,9 @@ def select(planned: Plan, level: str, checks: Collection[str], cases: Mapping[st
         level: the level of the plan.
         checks: the names of checks; the checks `call` and `result` run too. If empty, all checks of the plan run.
         cases: a mapping from ids of cases, or from patterns such as `*smooth0.1*`, to names of checks. If it is empty,
-            all cases of the plan run. An id or pattern without names has the checks in `checks`. A pattern matches ids
-            of the plan, with or without their seed. A case with a full id runs even if the plan lacks the case or its
-            checks.
+            all cases of the plan are chosen. An id or pattern without names has the checks in `checks`. A pattern
+            matches ids of the plan, with or without their seed. A case with a full id runs even if the plan lacks the
+            case or its checks.
 
     Raises:
         ValueError: an id is not the id of a case, a pattern matches no case, or no chosen check runs on a chosen case.
@@ -121,7 +121,8 @@ def _checks(
 
     A named check runs only if the plan has it on the case, or if the case was chosen by its full id. Without names,
     yield the checks of the case in the plan or, if the plan lacks the case, the checks of `level`, the level of the
-    plan. The other arguments are as in :func:`_runs`.
+    plan. A tiled case has only the checks of cost TILES, and a bad input has none. The other arguments are as in
+    :func:`_runs`.
     """
     if isinstance(case, BadInput):
         return

@@ -38,11 +38,13 @@ ExpectedList = list[lists.ExpectedFinding]
 class Settings:
     """The options of a run, as :func:`crossent.check` documents them. The constructor validates them.
 
-    `dtypes`, `without` and `checks` become tuples, `cases` becomes a dict, and the seed "random" becomes a number.
+    `dtypes`, `without` and `checks` become tuples, `cases` becomes a dict, and the seed "random" becomes a number. The
+    features, the ids of cases and the file of known failures are validated later, by the methods that use them.
 
     Raises:
         ValueError: a dtype, level, contract, grade or check does not exist; the grade contradicts the contract; `seed`
-            is below 0; `jobs` or `max_findings` is below 1; or `timeout` is not positive.
+            is neither "random" nor a whole number from 0; `jobs` or `max_findings` is below 1; or `timeout` is not
+            positive.
         RuntimeError: this machine does not have the device.
     """
 
@@ -96,7 +98,7 @@ class Settings:
         """Return the chosen cases of the level, each with its chosen checks.
 
         Raises:
-            ValueError: no check runs on any chosen case.
+            ValueError: an id is not the id of a case, a pattern matches no case, or no check runs on a chosen case.
         """
         assert isinstance(self.seed, int)
         return self.select(_plan(self.level, tuple(self.dtypes), self.seed))
@@ -122,7 +124,7 @@ class Settings:
         """Return the subjects, each loaded once and under a unique name. Without arguments, return the forms and torch.
 
         Raises:
-            ValueError: a subject cannot be loaded, or a feature does not exist.
+            ValueError: a subject cannot be loaded, a feature does not exist, or the grade applies to no subject.
             TypeError: a subject is neither a name nor callable.
         """
         each = (self._load(one) for one in dict.fromkeys(subjects) or NAMED)
@@ -132,7 +134,9 @@ class Settings:
         return _numbered(once.values())
 
     def require_grade_applies(self, subjects: Collection[Subject]) -> None:
-        """Check that a chosen grade applies to any subject. Without a contract, forms and torch keep their own grade.
+        """Check that a chosen grade applies to at least one subject.
+
+        Without a chosen contract, forms and torch keep their own grade.
 
         Raises:
             ValueError: the grade applies to no subject. The message is one line.
@@ -187,7 +191,7 @@ def _plan(level: str, dtypes: tuple[str, ...], seed: int) -> Plan:
 
 @cache
 def _ids(seed: int) -> list[str]:
-    """Return the ids of all cases that a run with this seed, or with seed 0, may have."""
+    """Return the ids of all cases that a plan with this seed, or with seed 0, may have at any level."""
     return list({case.id: None for at in {0, seed} for case in plan("thorough", tuple(DTYPES), at)})
 
 

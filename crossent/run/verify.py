@@ -40,7 +40,7 @@ class Verification:
 
     Attributes:
         claim: the report.
-        conditions: the differences in machine and versions, one text each.
+        conditions: the differences in device, machine and versions, one text each.
         cases: the first difference of each case that differs, by subject and case id.
         others: the differences that belong to no case.
     """
@@ -131,8 +131,9 @@ def verify(
         The differences between the new run and the report.
 
     Raises:
-        ValueError: a foreign subject of the report is not given, or the report cannot be run here. The message is one
-            line.
+        ValueError: a foreign subject of the report is not given, a given subject is not in the report, or the report
+            cannot be verified here. The message is one line.
+        RuntimeError: this machine does not have the device of the report.
     """
     names = [part.name for part in claim.subjects]
     foreign = [name for name in names if name.removesuffix(COMPILE_SUFFIX) not in BY_NAME]
@@ -173,7 +174,8 @@ def settings_of(claim: Report, expected_findings: str | None, jobs: int | None, 
     """Return the settings for a run that repeats a report.
 
     Raises:
-        ValueError, RuntimeError: no run has such settings on this machine. The message is one line.
+        ValueError: no run has such settings, or no case of the report ran. The message is one line.
+        RuntimeError: this machine does not have the device of the report.
     """
     contracts = {part.contract for part in claim.subjects} - {""}
     if len(contracts) > 1:
@@ -232,7 +234,7 @@ def _differing(claim: Report, then: SubjectReport, now: SubjectReport) -> Iterat
     new = {(finding.case, finding.check) for finding in now.findings}
     old = {(finding.case, finding.check) for finding in then.findings}
     if some_checks:
-        now = _restricted(now, then)
+        now = _restrict(now, then)
     before, after = (_entries(part, claim.planned is not None) for part in (then, now))
     for case in {**before, **after}:
         added = sorted(check for at, check in new - old if at == case) if claim.planned is None else []
@@ -253,7 +255,7 @@ def _verdicts(before: dict[str, Any], after: dict[str, Any]) -> str:
     return "" if was == now else f"; the report says {words.get(was, was)}, here it is {words.get(now, now)}"
 
 
-def _restricted(part: SubjectReport, to: SubjectReport) -> SubjectReport:
+def _restrict(part: SubjectReport, to: SubjectReport) -> SubjectReport:
     """Return the report `part` with only the cases and checks that the report `to` has."""
     outcomes = {
         case: replace(

@@ -1,4 +1,7 @@
-"""Worker processes that run the parts of a run. They are forked, watched, and replaced when they end."""
+"""Worker processes that run the parts of a run: start them, watch them, and end those that give no sign of life.
+
+The pool of Pebble replaces a worker that ended.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +60,7 @@ class Workers(Generic[T]):
     parts: dict[Future[T], int] = field(default_factory=dict)
 
     def submit(self, part: Part, timeout: float | None) -> Future[T]:
-        """Let a worker run a part, for at most `timeout` seconds, and return the future result."""
+        """Let a worker run a part, for at most `timeout` seconds, and return the future result. None means no limit."""
         number = len(self.parts)
         future: Future[T] = self.pool.schedule(_share, args=[part, number], timeout=timeout)
         self.parts[future] = number
@@ -66,7 +69,8 @@ class Workers(Generic[T]):
     def ended(self, futures: Mapping[Future[T], Part], running: Callable[[list[Part]], None]) -> Iterator[Future[T]]:
         """Yield each future when it ends. Meanwhile call `running` with the running parts, and end silent workers.
 
-        A worker is silent if its last sign of life is older than `patience`.
+        A worker is silent if the last sign of life for its part, or else the first look at the part, was more than
+        `patience` seconds ago.
         """
         left = set(futures)
         while left:
@@ -115,8 +119,8 @@ def workers(share: Callable[[Part], T], jobs: int, timeout: float) -> Iterator[W
     _SHARED = _Shared(share, alive_at)
     pool = ProcessPool(jobs, initializer=_start, context=multiprocessing.get_context("fork"))
     try:
-        # Python 3.12 warns of a fork in a process with threads. A worker needs no thread of its parent: first of all it
-        # sets torch to one thread.
+        # Python 3.12 warns of a fork in a process with threads. A worker needs no thread of its parent: before it calls
+        # a subject, it sets torch to one thread.
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
             yield Workers(pool, timeout + _GRACE, signs)

@@ -35,7 +35,7 @@ OWN = -1
 
 
 class ForkServerError(Exception):
-    """A fork server has ended. The judge must not fork a second server, which would inherit exact values."""
+    """A fork server has ended or replies wrongly. The judge must not fork another, which would inherit exact values."""
 
 
 class ForkServer:
@@ -84,7 +84,7 @@ class ForkServer:
 
 
 def _answer(control: socket.socket, serve: Serve, memory: int) -> None:
-    """Answer the requests of the judge until the judge ends. This function runs in the fork server."""
+    """Answer the requests of the judge until the judge closes its socket. This function runs in the fork server."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     prefer_for_memory()  # before the privileges are dropped, so that the subject of a run by root cannot undo this
     drop_privileges()

@@ -26,12 +26,12 @@ _MOST_HUNG = 3  # after so many acts that exceed the time limit, the subject is 
 
 
 def perform_acts(stream: int, output: int, load: Callable[[], Loss]) -> NoReturn:
-    """Read an act, perform it and reply, until the judge ends. This is all that an isolated process does.
+    """Read an act, perform it and reply, until the judge closes its socket. Then end the process.
 
     Args:
         stream: the file descriptor of the socket to the judge.
         output: the file descriptor of the file for stdout and stderr.
-        load: returns the loss. The first act calls it.
+        load: a function that returns the loss. It is called before the first act.
     """
     faulthandler.disable()  # the report says how the process ended
     # A copy, since the loop below replaces the descriptors 1 and 2. `stream` may be 1 or 2 if the caller closed these.
@@ -100,7 +100,7 @@ class IsolatedProcess:
         if performed.ended == "hung" and left < self._timeout:
             how = f"the calls of this case took more than {self._timeout:g} s together, the limit that --timeout sets"
             performed = replace(performed, how=how)
-        return self._checked(performed, act, arguments)
+        return self._confirm(performed, act, arguments)
 
     def _perform(self, act: Callable[..., T], arguments: tuple[Any, ...], until: float) -> Performed[T]:
         self._alive()
@@ -118,15 +118,15 @@ class IsolatedProcess:
         except wire.DamagedError as damage:
             self._end()
             return Performed(ended="crashed", how=f"its process sent {damage}")
-        return self._with_output(performed)
+        return self._take_output(performed)
 
-    def _checked(
+    def _confirm(
         self, performed: Performed[Any], act: Callable[..., Any], arguments: tuple[Any, ...]
     ) -> Performed[Any]:
         """Return the outcome of an act. If the outcome is a false `NotRun`, return the outcome "crashed" instead.
 
-        `NotRun` says that the act cannot run on this machine. It is false if torch, in another isolated process, gives
-        a different outcome. The judge must not run the act itself: an act that compiles could load code that the
+        `NotRun` says that the act cannot run on this machine. This is false if torch, in another isolated process,
+        gives a different outcome. The judge must not run the act itself: an act that compiles could load code that the
         subject has left in torch's cache.
         """
         if not isinstance(performed.value, NotRun) or self._subject == OWN:
@@ -144,7 +144,7 @@ class IsolatedProcess:
             self._confirmed.add(reason)
         return performed
 
-    def _with_output(self, performed: Performed[T]) -> Performed[T]:
+    def _take_output(self, performed: Performed[T]) -> Performed[T]:
         """Return the outcome of an act, and empty the output file for the next act.
 
         If the act printed more than `_MOST_PRINTED` bytes, the outcome reports the output as changed state.
@@ -160,7 +160,7 @@ class IsolatedProcess:
         return performed
 
     def close(self) -> None:
-        """End the process."""
+        """End the process, and the process for torch if there is one."""
         if self._torch is not None:
             self._torch.close()
         if self._stream is not None:
@@ -187,6 +187,6 @@ def status_in_words(status: int) -> str:
 
 
 def _own_names() -> dict[tuple[str, str], Any]:
-    """Return all objects in the modules of this package, by module and name. A request may use no other objects."""
+    """Return all objects in the imported modules of this package, by module and name. A request may use no others."""
     modules = [(name, module) for name, module in sys.modules.items() if name.partition(".")[0] == "crossent"]
     return {(name, attribute): value for name, module in modules for attribute, value in list(vars(module).items())}

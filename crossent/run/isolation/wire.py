@@ -1,4 +1,4 @@
-"""The messages between the judge and an isolated process.
+"""The messages between the judge and an isolated process. A fresh process replies in the same form.
 
 A request is a pickle, since the judge can be trusted. A reply comes from a process in which a subject may have changed
 anything, so a reply is no pickle: it has a header in JSON, followed by the bytes of the tensors. A reply has limits of
@@ -43,7 +43,7 @@ _CLASSES = {one.__name__: one for one in (Raised, NotRun, Result, Call, Inputs, 
 class DamagedError(Exception):
     """A reply is malformed, too large, or has a value that the act cannot return.
 
-    The message says what the process sent, as in "a malformed reply: …".
+    When the judge reads a reply, the message says what the process sent, as in "a malformed reply: …".
     """
 
 
@@ -213,7 +213,7 @@ def read_reply(content: bytes, act: Callable[..., Any], arguments: tuple[Any, ..
         state = tuple(reader.value(name) for name in header["state"][:_MOST_STATE])
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
         raise DamagedError(f"a malformed reply: {said(error)}") from None
-    returns = _returned(act) | NotRun if raised is None else None
+    returns = _return_type(act) | NotRun if raised is None else None
     if not (_is_a(value, returns) and _is_a(raised, Raised | None) and _is_a(state, tuple[str, ...])):
         raise DamagedError("a reply with a value of the wrong type")
     return Performed(value, raised, changed_state=state)
@@ -267,7 +267,7 @@ class _Reader:
 
 
 @cache
-def _returned(act: Callable[..., Any]) -> Any:
+def _return_type(act: Callable[..., Any]) -> Any:
     """Return the declared return type of an act."""
     return _hints(act)["return"]
 
