@@ -15,13 +15,13 @@ class Inputs:
     """The tensors and options of one call, on one device.
 
     Attributes:
-        logits: (C), (N, C) or (N, C, d1, …).
+        input: the logits, (C), (N, C) or (N, C, d1, …).
         target: class indices or class probabilities.
         options: the other arguments of `F.cross_entropy` by name.
         upstream: the upstream gradient, with the shape of the loss.
     """
 
-    logits: Tensor
+    input: Tensor
     target: Tensor
     options: dict[str, Any]
     upstream: Tensor
@@ -29,13 +29,13 @@ class Inputs:
     def copy(self) -> Inputs:
         """Return a copy in new memory, with the same layouts. The memory between strided elements is copied too."""
         options = {name: _copy(value) if isinstance(value, Tensor) else value for name, value in self.options.items()}
-        return Inputs(_copy(self.logits), _copy(self.target), options, _copy(self.upstream))
+        return Inputs(_copy(self.input), _copy(self.target), options, _copy(self.upstream))
 
     @property
     def digest(self) -> str:
         """A checksum of every bit of the inputs. Two runs with the same digest used the same inputs."""
         checksum = zlib.crc32(repr([(k, v) for k, v in self.options.items() if k != "weight"]).encode())
-        for tensor in (self.logits, self.target, self.options.get("weight"), self.upstream):
+        for tensor in (self.input, self.target, self.options.get("weight"), self.upstream):
             if tensor is not None:
                 checksum = zlib.crc32(f"{tensor.dtype}{tuple(tensor.shape)}{tensor.stride()}".encode(), checksum)
                 checksum = zlib.crc32(bits(tensor).tobytes(), checksum)

@@ -149,7 +149,7 @@ def evaluate_in_circumstance(loss: Loss, inputs: Inputs, gradients: Gradients, w
     """
     circumstance = CIRCUMSTANCES[way]
     dense = "target_gradient" in gradients and inputs.target.is_floating_point()
-    logits, target = circumstance.logits(inputs.logits), inputs.target.detach().requires_grad_(dense)
+    logits, target = circumstance.logits(inputs.input), inputs.target.detach().requires_grad_(dense)
     if circumstance.weighted:
         inputs.options["weight"].requires_grad_()
     with circumstance.mode():
@@ -193,9 +193,9 @@ def evaluate_unrecorded(loss: Loss, inputs: Inputs, way: str) -> tuple[Tensor, b
     mode, required = UNRECORDED[way]
     with mode():
         given = _requiring(inputs.copy(), logits=required, target=required)
-        tensors = {"input": given.logits, "target": given.target, **given.options}
+        tensors = {"input": given.input, "target": given.target, **given.options}
         passed = {name: (each, each.requires_grad) for name, each in tensors.items() if isinstance(each, Tensor)}
-        value = as_loss(loss(given.logits, given.target, **given.options))
+        value = as_loss(loss(given.input, given.target, **given.options))
     return value.detach(), value.requires_grad, given, marks(passed)
 
 
@@ -206,7 +206,7 @@ def non_leaf(trial: Trial) -> Found:
     if problem := misshapen(trial, got.loss, trial.question.exact):
         yield problem
         return
-    if "arguments" not in trial.subject.lacks and (bits(made) != bits(trial.question.inputs.logits)).any():
+    if "arguments" not in trial.subject.lacks and (bits(made) != bits(trial.question.inputs.input)).any():
         yield Problem(
             "changed_input",
             "the call changed `input` in place, where `input` is the output of an operation and not a leaf",
@@ -269,10 +269,10 @@ def backward_alone(
         The loss, its requires_grad, and the gradients of the logits and of the target. A missing gradient is None.
     """
     given = _requiring(inputs, logits=logits, target=target)
-    value = as_loss(loss(given.logits, given.target, **given.options))
+    value = as_loss(loss(given.input, given.target, **given.options))
     if value.requires_grad and value.shape == inputs.upstream.shape:
         value.backward(inputs.upstream.to(value.dtype))  # type: ignore[no-untyped-call]  # torch has no type for it
-    return value.detach(), value.requires_grad, given.logits.grad, given.target.grad
+    return value.detach(), value.requires_grad, given.input.grad, given.target.grad
 
 
 @check(cost=Cost.STRUCTURE)
@@ -340,7 +340,7 @@ def _requiring(given: Inputs, *, logits: bool, target: bool) -> Inputs:
     dense = given.target.is_floating_point()
     return replace(
         given,
-        logits=given.logits.detach().requires_grad_(logits),
+        input=given.input.detach().requires_grad_(logits),
         target=given.target.detach().requires_grad_(target and dense),
     )
 

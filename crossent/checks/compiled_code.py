@@ -36,7 +36,7 @@ def evaluate_compiled(
     Before each call, freed memory is filled with NaN. If a call raises, no further call is made, and the exception is
     the last element of the result.
     """
-    if reason := unusable(backend, calls[0].logits.device.type):
+    if reason := unusable(backend, calls[0].input.device.type):
         return NotRun(reason)
     made: list[Result | Raised] = []
     with compile_loss(loss, backend, dynamic=dynamic) as compiled_loss:
@@ -180,7 +180,7 @@ dynamic_code = _compiled(
 def compiled_error(trial: Trial) -> Iterator[Problem]:
     """Compiled code raises an error for a class index out of range: pytorch#135546, where -1 counted from the end."""
     inputs = trial.question.fresh()
-    if inputs.logits.is_cuda:
+    if inputs.input.is_cuda:
         raise NotRunError(
             "is not called with a class out of range on CUDA, where the assertion makes the device unusable"
         )
@@ -206,7 +206,7 @@ def call_compiled_on_classes(
 
     Each call gets the inputs with one of the classes as the last element of the target.
     """
-    if reason := unusable(backend, inputs.logits.device.type):
+    if reason := unusable(backend, inputs.input.device.type):
         return NotRun(reason)
     made: list[Tensor | Raised] = []
     with compile_loss(loss, backend, dynamic=False) as compiled_loss:
@@ -238,7 +238,7 @@ def no_classes(inputs: Inputs) -> list[int]:
 
     If one of them is the ignore_index, it is left out.
     """
-    classes = inputs.logits.shape[min(1, inputs.logits.dim() - 1)]
+    classes = inputs.input.shape[min(1, inputs.input.dim() - 1)]
     wrong = (classes, -1) if inputs.target.dtype.is_signed else (classes,)
     return [index for index in wrong if index != inputs.options.get("ignore_index", -100)]
 

@@ -85,7 +85,7 @@ def evaluate_on_a_stream(loss: Loss, inputs: Inputs, gradients: Gradients) -> Re
     sleep = getattr(torch.cuda, "_sleep", None)
     if sleep is None:
         return NotRun("needs a torch with torch.cuda._sleep, which delays a stream")
-    device = inputs.logits.device
+    device = inputs.input.device
     late = [memory(tensor) for tensor in tensors_of(inputs).values()]
     values = [raw.clone() for raw in late]
     for raw in late:

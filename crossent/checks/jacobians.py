@@ -185,7 +185,7 @@ def _of_differentiable(loss: Loss, inputs: Inputs, wanted: Gradients = ()) -> tu
     def function(logits: Tensor, target: Tensor = inputs.target) -> Tensor:
         return loss(logits, target, **inputs.options)
 
-    return function, (inputs.logits, *([inputs.target] if "target_gradient" in wanted else []))
+    return function, (inputs.input, *([inputs.target] if "target_gradient" in wanted else []))
 
 
 def _pushed(function: _Function, logits: Tensor, directions: Tensor) -> Tensor:

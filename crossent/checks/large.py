@@ -45,7 +45,7 @@ def tiled(case: Case, device: str = "cpu") -> Inputs:
         shape = (case.tiled * len(upstream), *upstream.shape[1:])
         constant = case.upstream == "stride0" or case.upstream != "rows"
         upstream = upstream.flatten()[0].expand(shape) if constant else _repeated(upstream, case.tiled)
-    return Inputs(_repeated(tile.logits, case.tiled), _repeated(tile.target, case.tiled), tile.options, upstream)
+    return Inputs(_repeated(tile.input, case.tiled), _repeated(tile.target, case.tiled), tile.options, upstream)
 
 
 def needed(case: Case, subject: Subject) -> int:

@@ -56,7 +56,7 @@ def left_out(given: Inputs) -> dict[str, Inputs]:
         index, ignore_index = given.target.long(), given.options.get("ignore_index", -100)
         ignored = index == ignore_index
         if ignored.any():
-            a_class = 0 <= ignore_index < given.logits.shape[min(1, given.logits.dim() - 1)]
+            a_class = 0 <= ignore_index < given.input.shape[min(1, given.input.dim() - 1)]
             target = given.target if a_class else given.target.masked_fill(ignored, 0)
             kept = {k: v for k, v in given.options.items() if k != "ignore_index"}
             found[f"without ignore_index={ignore_index}"] = replace(given, target=target, options=kept)
@@ -116,10 +116,10 @@ def turned_off(given: Inputs, ignored: str) -> tuple[Inputs, list[str]] | None:
     `ignore_index` that no row has. The defaults `label_smoothing=0` and `reduction="mean"` are not passed. Return None
     if the case passes exactly these options already.
     """
-    classes = given.logits.shape[min(1, given.logits.dim() - 1)]
+    classes = given.input.shape[min(1, given.input.dim() - 1)]
     off: dict[str, Any] = {}
     if "weight" not in given.options:
-        off["weight"] = given.logits.new_ones(classes)
+        off["weight"] = given.input.new_ones(classes)
     if ignored == "kept":
         off["ignore_index"] = -1
         if not given.target.is_floating_point():  # the smallest class that no row has, or else the number of classes

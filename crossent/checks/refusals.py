@@ -65,9 +65,9 @@ def call_badly(loss: Loss, name: str, device: str) -> Reaction:
     given, before = bad.build(device), bad.build(device)
     raised, returned = None, ""
     try:
-        got = loss(given.logits, given.target, **given.options)
-        if given.logits.is_cuda:
-            torch.cuda.synchronize(given.logits.device)  # a failed device-side assert raises an error here
+        got = loss(given.input, given.target, **given.options)
+        if given.input.is_cuda:
+            torch.cuda.synchronize(given.input.device)  # a failed device-side assert raises an error here
         returned = _value(got)
     except KeyboardInterrupt:
         raise
@@ -102,7 +102,7 @@ def _wrote(given: Inputs, before: Inputs) -> str | None:
     try:
         return written(given, before)
     except RuntimeError:
-        if given.logits.is_cuda:
+        if given.input.is_cuda:
             return None
         raise
 

@@ -93,7 +93,7 @@ def _only(part: str) -> Callable[[Focus], Shapes]:
 
 
 def _rows(focus: Focus) -> Shapes:
-    sizes = focus.inputs.logits.shape
+    sizes = focus.inputs.input.shape
     return {"gradient": (sizes[0], *sizes[2:]) if len(sizes) > 1 else ()}
 
 
@@ -179,7 +179,7 @@ def _transform(
 
 
 def _of_samples(focus: Focus) -> Shapes:
-    logits = focus.inputs.logits
+    logits = focus.inputs.input
     reduced = {} if focus.inputs.upstream.dim() else {"loss": (logits.shape[0 if logits.dim() == 2 else -1],)}
     return {**parts(focus.inputs), **reduced}
 

@@ -269,7 +269,7 @@ def describe(inputs: Inputs) -> str:
         return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
 
     options = [f"{k}={of(v) if isinstance(v, Tensor) else repr(v)}" for k, v in inputs.options.items()]
-    return ", ".join([f"logits {of(inputs.logits)}", f"target {of(inputs.target)}", *options])
+    return ", ".join([f"logits {of(inputs.input)}", f"target {of(inputs.target)}", *options])
 
 
 def _summary(tensor: Tensor) -> ResultSummary:

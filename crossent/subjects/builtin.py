@@ -24,7 +24,7 @@ def _scalar_on_tensors(input: Tensor, target: Tensor, **options: Any) -> Tensor:
 
 
 def _why_not_scalar(inputs: Inputs) -> str | None:
-    return None if inputs.logits.dim() == 1 else "takes one row only"
+    return None if inputs.input.dim() == 1 else "takes one row only"
 
 
 def _torch(input: Tensor, target: Tensor, **options: Any) -> Tensor:

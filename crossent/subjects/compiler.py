@@ -170,7 +170,7 @@ def as_compiled(subject: Subject, device: str) -> Subject:
 
 def unless_compiled(own: Callable[[Inputs], str | None], inputs: Inputs) -> str | None:
     """Return why the subject or torch.compile cannot take these inputs, or None. `own` returns the subject's reason."""
-    return own(inputs) or unusable(INDUCTOR, inputs.logits.device.type) or None
+    return own(inputs) or unusable(INDUCTOR, inputs.input.device.type) or None
 
 
 @cache

@@ -60,7 +60,7 @@ def _reduction(name: str) -> Feature:
 
 def _tensors(inputs: Inputs) -> list[Tensor]:
     options = [value for value in inputs.options.values() if isinstance(value, Tensor)]
-    return [inputs.logits, inputs.target, *options]
+    return [inputs.input, inputs.target, *options]
 
 
 def _unnormalised(inputs: Inputs) -> bool:
@@ -109,17 +109,17 @@ FEATURES = {
         Feature(
             "unbatched",
             "Logits of shape (C), without a batch.",
-            lambda inputs: inputs.logits.dim() < 2,
+            lambda inputs: inputs.input.dim() < 2,
         ),
-        Feature("spatial", "Logits of shape (N, C, d1, …).", lambda inputs: inputs.logits.dim() > 2),
-        Feature("empty", "An empty batch.", lambda inputs: inputs.logits.numel() == 0),
+        Feature("spatial", "Logits of shape (N, C, d1, …).", lambda inputs: inputs.input.dim() > 2),
+        Feature("empty", "An empty batch.", lambda inputs: inputs.input.numel() == 0),
         Feature(
             "one_class",
             "Logits with fewer than two classes.",
-            lambda inputs: inputs.logits.dim() > 0 and inputs.logits.shape[min(1, inputs.logits.dim() - 1)] < 2,
+            lambda inputs: inputs.input.dim() > 0 and inputs.input.shape[min(1, inputs.input.dim() - 1)] < 2,
         ),
         Feature(
-            "nonfinite", "Logits that are infinite or NaN.", lambda inputs: not bool(inputs.logits.isfinite().all())
+            "nonfinite", "Logits that are infinite or NaN.", lambda inputs: not bool(inputs.input.isfinite().all())
         ),
         Feature("unnormalised", "Target probabilities whose sum over the classes is not 1.", _unnormalised),
         Feature(

@@ -63,7 +63,7 @@ def exact_for(trial: Trial, name: str, inputs: Inputs) -> Exact:
     """
     by_name = _FOR_CHANGED_INPUTS.setdefault(trial.question, {})
     if name not in by_name:
-        terms, dtype = terms_of(inputs), name_of(inputs.logits)
+        terms, dtype = terms_of(inputs), name_of(inputs.input)
         by_name[name] = replace(trial.question.exact, terms=terms, logits_dtype=dtype, _bounds={})
     return by_name[name]
 

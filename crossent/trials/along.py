@@ -46,7 +46,7 @@ def second_order(loss: Loss, inputs: Inputs, direction: Tensor, batch: bool) -> 
     Returns:
         The two derivatives. A derivative is None if autograd finds no dependence.
     """
-    logits, upstream = (tensor.detach().requires_grad_() for tensor in (inputs.logits, inputs.upstream))
+    logits, upstream = (tensor.detach().requires_grad_() for tensor in (inputs.input, inputs.upstream))
     value = loss(logits, inputs.target, **inputs.options)
     (gradient,) = torch.autograd.grad(value, logits, upstream.to(value.dtype), create_graph=True)
     if not gradient.requires_grad:
@@ -66,7 +66,7 @@ def measured(of: str, got: Tensor | None, along: ExactAlong, trial: Trial) -> It
     """
     inputs = trial.question.inputs
     exact = along.second if of == "second" else along.tangent
-    expected = inputs.logits.shape if of == "second" else inputs.upstream.shape
+    expected = inputs.input.shape if of == "second" else inputs.upstream.shape
     if got is None:
         if (exact.distance(np.zeros_like(exact.hi)) > exact.radius).any():
             yield Problem("wrong", f"{_WORDS[of]} is missing", of)
@@ -75,7 +75,7 @@ def measured(of: str, got: Tensor | None, along: ExactAlong, trial: Trial) -> It
         yield Problem("wrong", f"{_WORDS[of]} has shape {tuple(got.shape)}; expected {tuple(expected)}", of)
         return
     of_loss = trial.subject.result_dtype(trial.question.exact.dtype)
-    wanted = {"second": inputs.logits.dtype, "upstream_gradient": inputs.upstream.dtype}.get(of, of_loss)
+    wanted = {"second": inputs.input.dtype, "upstream_gradient": inputs.upstream.dtype}.get(of, of_loss)
     if got.dtype != wanted:
         yield Problem("wrong", f"{_WORDS[of]} has dtype {got.dtype}; expected {wanted}", of)
         return

@@ -84,7 +84,7 @@ def evaluate(loss: Loss, inputs: Inputs, gradients: Gradients = BOTH_GRADIENTS) 
     """
     gradient = "gradient" in gradients
     # `detach` shares the memory of the inputs, so `make_call` can detect a write into them.
-    logits = inputs.logits.detach().requires_grad_(gradient)
+    logits = inputs.input.detach().requires_grad_(gradient)
     dense = gradient and "target_gradient" in gradients and inputs.target.is_floating_point()
     target = inputs.target.detach().requires_grad_(dense)
     value = as_loss(loss(logits, target, **inputs.options))

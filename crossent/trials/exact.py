@@ -100,12 +100,12 @@ def solve(inputs: Inputs) -> Exact:
     if terms.probabilities is not None:
         target_gradient = Ball.joined([of_target for _, _, of_target in blocks if of_target is not None], columns)
     shape = tuple(inputs.upstream.shape)
-    return Exact(shape, dtype_of(inputs), name_of(inputs.logits), _column(exact.loss), gradient, target_gradient, terms)
+    return Exact(shape, dtype_of(inputs), name_of(inputs.input), _column(exact.loss), gradient, target_gradient, terms)
 
 
 def dtype_of(inputs: Inputs) -> torch.dtype:
     """Return the dtype of the loss: the dtype of the logits, promoted with the dtype of target probabilities."""
-    dtype = inputs.logits.dtype
+    dtype = inputs.input.dtype
     return torch.promote_types(dtype, inputs.target.dtype) if inputs.target.is_floating_point() else dtype
 
 
@@ -117,7 +117,7 @@ def _column(numbers: Ball) -> Ball:
 def _arguments(inputs: Inputs, terms: Terms) -> Arguments:
     """Return the arguments of a case in the form that the oracle takes."""
     # float32 represents every float16 and bfloat16 number. With float32 arrays, the oracle can compute in float64.
-    narrow = np.float64 if torch.float64 in (inputs.logits.dtype, inputs.target.dtype) else np.float32
+    narrow = np.float64 if torch.float64 in (inputs.input.dtype, inputs.target.dtype) else np.float32
     given = {"probabilities": terms.probabilities, "weight": terms.weight}
     return Arguments(
         terms.logits.astype(narrow),
@@ -132,7 +132,7 @@ def _arguments(inputs: Inputs, terms: Terms) -> Arguments:
 
 def terms_of(inputs: Inputs) -> Terms:
     """Return the arguments of a case as rows of float64 numbers. The conversion is exact."""
-    logits = rows_of(inputs.logits)
+    logits = rows_of(inputs.input)
     options = inputs.options
     index = probabilities = None
     kept = np.ones(len(logits), bool)

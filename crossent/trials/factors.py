@@ -53,7 +53,7 @@ def _factors(inputs: Inputs) -> Iterator[tuple[str, float]]:
 
 def _sizes(inputs: Inputs) -> dict[str, float]:
     """Return the sizes of a call by the names that a message uses, such as "kept rows" and "classes"."""
-    logits, target, options = inputs.logits, inputs.target, inputs.options
+    logits, target, options = inputs.input, inputs.target, inputs.options
     classes = logits.shape[min(1, logits.dim() - 1)]
     sizes = {}
     if not is_dense(inputs):

@@ -13,7 +13,7 @@ UPSTREAM = "the upstream gradient"  # not an argument of the loss, so a result m
 def tensors_of(inputs: Inputs) -> dict[str, Tensor]:
     """Return the tensors of a call by the names that messages use."""
     weight = inputs.options.get("weight")
-    tensors = {"input": inputs.logits, "target": inputs.target, UPSTREAM: inputs.upstream}
+    tensors = {"input": inputs.input, "target": inputs.target, UPSTREAM: inputs.upstream}
     return tensors if weight is None else {**tensors, "weight": weight}
 
 
@@ -68,8 +68,8 @@ def poison(inputs: Inputs) -> None:
     elements are NaN (pytorch#20406). Eight blocks of each size are allocated together, so that they cover different
     memory.
     """
-    dtype, device = inputs.logits.dtype, inputs.logits.device
-    for shape in (inputs.logits.shape, inputs.upstream.shape, inputs.target.shape):
+    dtype, device = inputs.input.dtype, inputs.input.device
+    for shape in (inputs.input.shape, inputs.upstream.shape, inputs.target.shape):
         blocks = [torch.full(shape, torch.nan, dtype=dtype, device=device) for _ in range(8)]
         del blocks
 

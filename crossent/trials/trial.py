@@ -217,7 +217,7 @@ class Trial:
             ValueError: a gradient has another dtype than the tensor it belongs to. Autograd returns no such gradient.
         """
         inputs = self.question.inputs
-        for name, leaf in (("gradient", inputs.logits), ("target_gradient", inputs.target)):
+        for name, leaf in (("gradient", inputs.input), ("target_gradient", inputs.target)):
             part = got.parts.get(name)
             if part is not None and name_of(part) not in (exact.logits_dtype, name_of(leaf)):
                 raise ValueError(f"{name}: got {name_of(part)}; expected {name_of(leaf)}")
@@ -290,7 +290,7 @@ def _has_gradients(result: Result, inputs: Inputs, gradients: Gradients) -> bool
     """Return whether a result has all gradients, with the shapes and dtypes of these inputs."""
     if result.loss.shape != inputs.upstream.shape:  # `misshapen` reports the wrong shape
         return True
-    leaves = {"gradient": inputs.logits}
+    leaves = {"gradient": inputs.input}
     if inputs.target.is_floating_point() and "gradient" in gradients:
         leaves["target_gradient"] = inputs.target
     parts = {name: result.parts.get(name) for name in leaves if name in gradients}

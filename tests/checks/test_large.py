@@ -78,7 +78,7 @@ def block(request, monkeypatch):
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_the_tiles_are_the_case_over_and_over_in_its_layout(case, block):
     one, all_ = case.build(), tiled(case)
-    pairs = [(one.logits, all_.logits), (one.target, all_.target)]
+    pairs = [(one.input, all_.input), (one.target, all_.target)]
     pairs += [(one.upstream, all_.upstream)] if case.reduction == "none" else []
     for tile, whole in pairs:
         assert whole.shape == (case.tiled * len(tile), *tile.shape[1:])

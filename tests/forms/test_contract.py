@@ -1317,7 +1317,7 @@ def test_compiled_code_refuses_a_class_out_of_range(form, bad, compiles):
     # -1 must not mean the last class (pytorch#135546). Compiled code raises RuntimeError.
     inputs = call_in_cpp([0, 255, 1, 2, 3, bad])
     with pytest.raises(RuntimeError, match="out of bounds"):
-        in_cpp(form)(inputs.logits, inputs.target, **inputs.options)
+        in_cpp(form)(inputs.input, inputs.target, **inputs.options)
 
 
 @each_form
@@ -1325,7 +1325,7 @@ def test_compiled_code_refuses_a_class_out_of_range_if_the_loss_does_not_depend_
     # With smoothing 1 and no weight, the loss does not depend on the class, so a compiler may drop the range check.
     inputs = call_in_cpp([0, 255, 1, 2, 3, 5])
     with pytest.raises(RuntimeError, match="out of bounds"):
-        in_cpp(form)(inputs.logits, inputs.target, ignore_index=255, reduction="none", label_smoothing=1.0)
+        in_cpp(form)(inputs.input, inputs.target, ignore_index=255, reduction="none", label_smoothing=1.0)
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)

@@ -200,7 +200,7 @@ class Kernel:
         """Return the reduction of the numbers of the rows, as a tensor."""
         if inputs.options["reduction"] != "none":
             rows = self.mean(np.atleast_1d(running(rows)), denominator)[0]
-        return torch.from_numpy(np.array(rows)).to(inputs.logits.dtype).reshape(inputs.upstream.shape)
+        return torch.from_numpy(np.array(rows)).to(inputs.input.dtype).reshape(inputs.upstream.shape)
 
     def mean(self, total, denominator):
         return total if denominator is None else self.arithmetic.divide(total, denominator)
@@ -223,8 +223,8 @@ class Kernel:
 
 def tensor_of(rows, inputs):
     """Return an (R, C) array as a tensor with the shape of the logits."""
-    moved = np.moveaxis(rows.reshape(-1, *inputs.logits.shape[2:], rows.shape[1]), -1, 1)
-    return torch.from_numpy(np.ascontiguousarray(moved)).to(inputs.logits.dtype)
+    moved = np.moveaxis(rows.reshape(-1, *inputs.input.shape[2:], rows.shape[1]), -1, 1)
+    return torch.from_numpy(np.ascontiguousarray(moved)).to(inputs.input.dtype)
 
 
 IN_PLACE = (
