@@ -238,7 +238,7 @@ def no_classes(inputs: Inputs) -> list[int]:
 
     If one of them is the ignore_index, it is left out.
     """
-    classes = inputs.input.shape[min(1, inputs.input.dim() - 1)]
+    classes = inputs.classes
     wrong = (classes, -1) if inputs.target.dtype.is_signed else (classes,)
     return [index for index in wrong if index != inputs.options.get("ignore_index", -100)]
 

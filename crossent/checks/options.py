@@ -56,7 +56,7 @@ def left_out(given: Inputs) -> dict[str, Inputs]:
         index, ignore_index = given.target.long(), given.options.get("ignore_index", -100)
         ignored = index == ignore_index
         if ignored.any():
-            a_class = 0 <= ignore_index < given.input.shape[min(1, given.input.dim() - 1)]
+            a_class = 0 <= ignore_index < given.classes
             target = given.target if a_class else given.target.masked_fill(ignored, 0)
             kept = {k: v for k, v in given.options.items() if k != "ignore_index"}
             found[f"without ignore_index={ignore_index}"] = replace(given, target=target, options=kept)
@@ -116,7 +116,7 @@ def turned_off(given: Inputs, ignored: str) -> tuple[Inputs, list[str]] | None:
     `ignore_index` that no row has. The defaults `label_smoothing=0` and `reduction="mean"` are not passed. Return None
     if the case passes exactly these options already.
     """
-    classes = given.input.shape[min(1, given.input.dim() - 1)]
+    classes = given.classes
     off: dict[str, Any] = {}
     if "weight" not in given.options:
         off["weight"] = given.input.new_ones(classes)

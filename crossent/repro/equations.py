@@ -37,9 +37,7 @@ Equations = Callable[[Case, Inputs], Mapping[str, Equation]]
 
 def parts(given: Inputs) -> Shapes:
     """Return the shapes of the loss and of the gradients, by name."""
-    shapes = {"loss": given.upstream.shape, "gradient": given.input.shape}
-    if given.target.is_floating_point():
-        shapes["target_gradient"] = given.target.shape
+    shapes = {"loss": given.upstream.shape, **{name: leaf.shape for name, leaf in given.leaves.items()}}
     return {name: tuple(shape) for name, shape in shapes.items()}
 
 

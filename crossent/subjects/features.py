@@ -116,7 +116,7 @@ FEATURES = {
         Feature(
             "one_class",
             "Logits with fewer than two classes.",
-            lambda inputs: inputs.input.dim() > 0 and inputs.input.shape[min(1, inputs.input.dim() - 1)] < 2,
+            lambda inputs: inputs.input.dim() > 0 and inputs.classes < 2,
         ),
         Feature(
             "nonfinite", "Logits that are infinite or NaN.", lambda inputs: not bool(inputs.input.isfinite().all())

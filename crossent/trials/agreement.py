@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from crossent.cases.inputs import Inputs
+from crossent.cases.operation import GRADIENTS
 from crossent.numerics.bounds.rounding import safe
 from crossent.numerics.formats import Array
 from crossent.numerics.oracle.arithmetic import UNIT_ROUNDOFF, Ball, two_sum
@@ -24,7 +25,7 @@ from crossent.trials.difference import Difference
 from crossent.trials.exact import Exact, dtype_of, name_of, rows_of, terms_of
 from crossent.trials.trial import MisshapenError, NotRunError, Question, Trial
 
-RESULT_PARTS = ("loss", "gradient", "target_gradient")
+RESULT_PARTS = ("loss", *GRADIENTS)
 # The loss and the gradients of a result by name, as float64 numbers. The radius of each number is its error bound.
 PartBalls = dict[str, Ball]
 

@@ -11,11 +11,19 @@ import torch
 from torch import Tensor
 
 from crossent.cases.inputs import Inputs, bits
+from crossent.cases.operation import GRADIENTS
 from crossent.subjects.subject import Loss
 from crossent.trials.memory import marks, poison, shared, written
 
 Gradients = tuple[str, ...]
-BOTH_GRADIENTS: Gradients = ("gradient", "target_gradient")
+# The names that messages use for the parts of a result.
+_PARTS = {
+    "loss": "loss",
+    "gradient": "gradient",
+    "target_gradient": "gradient of the target",
+    "weight_gradient": "gradient of linear_weight",
+    "bias_gradient": "gradient of linear_bias",
+}
 
 
 @dataclass(frozen=True)
@@ -24,18 +32,21 @@ class Result:
 
     Attributes:
         loss: the loss, detached from the graph.
-        gradient: the gradient of the logits, or None if it was not computed.
+        gradient: the gradient of the input, which are the logits of a cross-entropy, or None if it was not computed.
         target_gradient: the gradient of the class probabilities, or None if it was not computed.
+        weight_gradient: the gradient of `linear_weight`, or None if it was not computed.
+        bias_gradient: the gradient of `linear_bias`, or None if it was not computed.
     """
 
     loss: Tensor
     gradient: Tensor | None = None
     target_gradient: Tensor | None = None
+    weight_gradient: Tensor | None = None
+    bias_gradient: Tensor | None = None
 
     def copy(self) -> Result:
         """Return a copy of the result, in new memory."""
-        parts = (self.loss, self.gradient, self.target_gradient)
-        return Result(*(None if part is None else part.clone() for part in parts))  # type: ignore[arg-type]
+        return Result(**{name: part.clone() for name, part in self.parts.items()})
 
     @property
     def digest(self) -> str:
@@ -48,7 +59,7 @@ class Result:
     @property
     def parts(self) -> dict[str, Tensor]:
         """The loss and the computed gradients, by name."""
-        named = {"loss": self.loss, "gradient": self.gradient, "target_gradient": self.target_gradient}
+        named = {name: getattr(self, name) for name in ("loss", *GRADIENTS)}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
 
@@ -70,34 +81,33 @@ def checksum(tensor: Tensor, before: int = 0) -> int:
     return zlib.crc32(bits(tensor.where(~nan, torch.nan) if nan.any() else tensor).tobytes(), so_far)
 
 
-def evaluate(loss: Loss, inputs: Inputs, gradients: Gradients = BOTH_GRADIENTS) -> Result:
+def evaluate(loss: Loss, inputs: Inputs, gradients: Gradients = tuple(GRADIENTS)) -> Result:
     """Call the loss, run the backward pass with the upstream gradient, and return the loss and the gradients.
 
     Args:
         loss: the subject.
         inputs: the arguments of the call, and the upstream gradient.
-        gradients: the names of the gradients to compute. A target of class indices has no gradient.
+        gradients: the names of the gradients to compute. Names of gradients that the operation does not have are
+            ignored, and a target of class indices has no gradient. Without "gradient", there is no backward pass.
 
     Raises:
         TypeError: the loss is not a dense tensor of real numbers, or does not depend on a tensor whose gradient is
             requested.
     """
-    gradient = "gradient" in gradients
-    # `detach` shares the memory of the inputs, so `make_call` can detect a write into them.
-    logits = inputs.input.detach().requires_grad_(gradient)
-    dense = gradient and "target_gradient" in gradients and inputs.target.is_floating_point()
-    target = inputs.target.detach().requires_grad_(dense)
-    value = as_loss(loss(logits, target, **inputs.options))
-    if gradient and not value.requires_grad:
-        raise TypeError("the loss is detached from the logits, so there is no gradient")
-    if not gradient or value.shape != inputs.upstream.shape:  # `misshapen` reports a wrong shape
+    # The leaves share the memory of the inputs, so `make_call` can detect a write into them.
+    given, leaves = inputs.requiring(gradients if "gradient" in gradients else ())
+    value = as_loss(loss(given.input, given.target, **given.options))
+    word = inputs.operation.word
+    if leaves and not value.requires_grad:
+        raise TypeError(f"the loss is detached from the {word('input')}, so there is no gradient")
+    if not leaves or value.shape != inputs.upstream.shape:  # `misshapen` reports a wrong shape
         return Result(value.detach())
-    leaves = [logits, target] if dense else [logits]
-    made = torch.autograd.grad(value, leaves, inputs.upstream.to(value.dtype), allow_unused=True)
-    for name, computed in zip(("logits", "target probabilities"), made, strict=False):
-        if computed is None:
-            raise TypeError(f"the loss is detached from the {name}, so there is no gradient")
-    return Result(value.detach(), *made)
+    made = torch.autograd.grad(value, list(leaves.values()), inputs.upstream.to(value.dtype), allow_unused=True)
+    computed = dict(zip(leaves, made, strict=True))
+    for name, gradient in computed.items():
+        if gradient is None:
+            raise TypeError(f"the loss is detached from the {word(GRADIENTS[name])}, so there is no gradient")
+    return Result(value.detach(), **computed)
 
 
 def as_loss(value: object) -> Tensor:
@@ -150,7 +160,7 @@ def make_call(loss: Loss, inputs: Inputs, gradients: Gradients) -> Call:
         return value
 
     result = evaluate(watched, inputs, gradients)
-    parts = {"loss": result.loss, "gradient": result.gradient, "gradient of the target": result.target_gradient}
+    parts = {_PARTS[name]: part for name, part in result.parts.items()}
     return Call(result, inputs, written_forward, marks(passed), shared(parts, inputs))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from crossent.cases.operation import GRADIENTS
 from crossent.numerics.bounds.contracts import Contract
 from crossent.numerics.bounds.loss import Bounds
 from crossent.numerics.bounds.unbounded import unbounded
@@ -104,7 +105,7 @@ def bounds_of(contract: Contract, got: Result, exact: Exact) -> dict[str, Bounds
     Each bound includes the rounding of the result to its dtype.
     """
     found = {}
-    for part in ("loss", "gradient", "target_gradient"):
+    for part in ("loss", *GRADIENTS):
         tensor, value = getattr(got, part), getattr(exact, part)
         if tensor is not None and value is not None:
             found[part] = exact.bounds(contract.storing(FORMATS[name_of(tensor)]))

@@ -34,9 +34,11 @@ class Exact:
         dtype: the dtype of the loss.
         logits_dtype: the name of the dtype of the logits.
         loss: the exact loss, (R, 1); (1, 1) for the reductions "mean" and "sum".
-        gradient: the exact gradient of the logits, (R, C).
+        gradient: the exact gradient of the input: (R, C) for logits, (N, H) for hidden states.
         target_gradient: the exact gradient of the target probabilities, (R, C); None for index targets.
         terms: the arguments of the case as rows of float64 numbers.
+        weight_gradient: the exact gradient of `linear_weight`, (V, H); None for logits.
+        bias_gradient: the exact gradient of `linear_bias`, (1, V); None without a bias.
     """
 
     shape: tuple[int, ...]
@@ -46,6 +48,8 @@ class Exact:
     gradient: Ball
     target_gradient: Ball | None
     terms: Terms
+    weight_gradient: Ball | None = None
+    bias_gradient: Ball | None = None
     _bounds: dict[Contract, Bounds] = field(default_factory=dict)
 
     def bounds(self, contract: Contract) -> Bounds:

@@ -19,7 +19,7 @@ from crossent.numerics.formats import Array
 from crossent.subjects.contracts import TORCH_CONTRACT
 from crossent.subjects.subject import Subject
 from crossent.trials.act import Host, NotRun, Raised
-from crossent.trials.call import BOTH_GRADIENTS, Call, Gradients, Result, digest_of, evaluate, make_call
+from crossent.trials.call import Call, Gradients, Result, digest_of, evaluate, make_call
 from crossent.trials.difference import Difference, bounds_of, compare
 from crossent.trials.exact import Exact, ExactAlong, name_of, solve, solve_along
 
@@ -165,8 +165,8 @@ class Trial:
     @property
     def gradients(self) -> Gradients:
         """The names of the gradients that the subject can compute."""
-        lacks = {} if self.subject.differentiable else BOTH_GRADIENTS
-        return tuple(name for name in BOTH_GRADIENTS if name not in lacks and name not in self.subject.lacks)
+        every = self.question.inputs.operation.gradients if self.subject.differentiable else ()
+        return tuple(name for name in every if name not in self.subject.lacks)
 
     def perform(self, act: Callable[..., T | NotRun], *arguments: Any) -> T:
         """Run an act (:mod:`crossent.trials.act`) where the subject runs, and return the value of the act.
@@ -216,8 +216,7 @@ class Trial:
         Raises:
             ValueError: a gradient has another dtype than the tensor it belongs to. Autograd returns no such gradient.
         """
-        inputs = self.question.inputs
-        for name, leaf in (("gradient", inputs.input), ("target_gradient", inputs.target)):
+        for name, leaf in self.question.inputs.leaves.items():
             part = got.parts.get(name)
             if part is not None and name_of(part) not in (exact.logits_dtype, name_of(leaf)):
                 raise ValueError(f"{name}: got {name_of(part)}; expected {name_of(leaf)}")
@@ -290,9 +289,7 @@ def _has_gradients(result: Result, inputs: Inputs, gradients: Gradients) -> bool
     """Return whether a result has all gradients, with the shapes and dtypes of these inputs."""
     if result.loss.shape != inputs.upstream.shape:  # `misshapen` reports the wrong shape
         return True
-    leaves = {"gradient": inputs.input}
-    if inputs.target.is_floating_point() and "gradient" in gradients:
-        leaves["target_gradient"] = inputs.target
+    leaves = inputs.leaves if "gradient" in gradients else {}
     parts = {name: result.parts.get(name) for name in leaves if name in gradients}
     return all(
         part is not None and part.shape == leaves[name].shape and part.dtype == leaves[name].dtype

@@ -23,7 +23,8 @@ from support.subjects import TENSOR_FORMS
 
 from crossent import blocked, scalar
 from crossent.cases.inputs import Inputs
-from crossent.trials.call import BOTH_GRADIENTS, evaluate
+from crossent.cases.operation import GRADIENTS
+from crossent.trials.call import evaluate
 from crossent.trials.exact import solve
 
 INF, NAN = math.inf, math.nan
@@ -62,7 +63,7 @@ def assert_equal(got, expected):
 def assert_within_bounds(loss, inputs, gradient=True):
     """Assert that the loss and, with `gradient`, its gradients are within their error bounds of the exact values."""
     expected = solve(inputs)
-    got = evaluate(loss, inputs, BOTH_GRADIENTS if gradient else ())
+    got = evaluate(loss, inputs, tuple(GRADIENTS) if gradient else ())
     assert tuple(got.loss.shape) == expected.shape
     differences = compare(got, expected)
     dense = inputs.target.is_floating_point()  # class probabilities have a gradient too
