@@ -16,12 +16,15 @@ if TYPE_CHECKING:
 DtypeName = Literal["float16", "bfloat16", "float32", "float64"]
 # The levels of a run, each with all cases and checks of the levels before it; see crossent.run.plan.
 Level = Literal["quick", "normal", "thorough"]
+# The functions of torch that a subject may compute; see crossent.cases.operation.
+OperationName = Literal["cross_entropy", "linear_cross_entropy"]
 # The contracts that a user can choose; see crossent.subjects.contracts.
 ContractName = Literal["kernel", "fast", "logsumexp", "eager", "torch"]
 # The grades that a user can choose for half precision; `float16=B` is grade B in float16 alone.
 GradeName = Literal["A", "B", "float16=B", "bfloat16=B"]
 DTYPE_NAMES: tuple[DtypeName, ...] = get_args(DtypeName)
 LEVELS: tuple[Level, ...] = get_args(Level)
+OPERATION_NAMES: tuple[OperationName, ...] = get_args(OperationName)
 CONTRACT_NAMES: tuple[ContractName, ...] = get_args(ContractName)
 GRADE_NAMES: tuple[GradeName, ...] = get_args(GradeName)
 # The checks, in the order of a report; see crossent.checks. `errors` runs on bad inputs alone.

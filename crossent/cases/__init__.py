@@ -6,6 +6,8 @@ owns the choices, the tensors that a case builds, and the lists of cases. Its mo
 
 axes        the axes of a case whose choices are words, the classes of sizes, and the impossible combinations
 values      the kinds of logits: each kind triggers one kind of numerical error
+operation   Operation: the function of torch that a subject computes; its arguments and gradients
+ids         the case or the bad input with an id
 case        Case: its id, and the tensors that it builds
 inputs      Inputs: the tensors and options of one call, and their memory layouts
 grid        the choices of sizes and label_smoothing; cases from covering arrays, pairwise and 3-way: of options

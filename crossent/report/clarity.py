@@ -9,9 +9,9 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from crossent.cases.axes import CLASS_LIMITS, DENSE_TARGETS, IGNORED, ROW_LIMITS
-from crossent.cases.bad_inputs import BAD_INPUTS
 from crossent.cases.case import Case
 from crossent.cases.corpus import Bug, bugs
+from crossent.cases.ids import BAD_INPUT_OF, case_of
 from crossent.cases.values import VALUES
 
 if TYPE_CHECKING:
@@ -54,9 +54,10 @@ def size_of_error(finding: Finding) -> int:
 def case_or_none(id: str) -> Case | None:
     """Return the case with this id, or None for a bad input."""
     try:
-        return Case.of(id)
+        found = case_of(id)
     except ValueError:
         return None
+    return found if isinstance(found, Case) else None
 
 
 @cache
@@ -64,7 +65,7 @@ def words_of(id: str) -> tuple[str, ...]:
     """Return the words that describe the options and sizes of a case, such as "a weight"; for a bad input, its kind."""
     case = case_or_none(id)
     if case is None:
-        return tuple(bad.kind for bad in BAD_INPUTS if bad.id == id)
+        return (BAD_INPUT_OF[id].kind,) if id in BAD_INPUT_OF else ()
     shape = {1: "logits of (C)", 2: "logits of (N, C)"}.get(len(case.sizes), "logits of (N, C, d1, …)")
     described = {
         shape: True,

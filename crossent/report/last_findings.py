@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from crossent.cases.bad_inputs import BAD_INPUTS
+from crossent.cases.ids import BAD_INPUT_OF
 from crossent.files import write_whole
 from crossent.report.clarity import case_or_none
 from crossent.report.findings import SubjectReport
@@ -76,9 +76,8 @@ def last_failed(subjects: Sequence[str]) -> dict[str, list[str]]:
         report = read_report(path_of(subjects))
     except (OSError, ValueError):
         return {}
-    bad_inputs = {bad.id for bad in BAD_INPUTS}
     failed: dict[str, list[str]] = {}
     for finding in report.findings:
-        if finding.case in bad_inputs or case_or_none(finding.case) is not None:
+        if finding.case in BAD_INPUT_OF or case_or_none(finding.case) is not None:
             failed.setdefault(finding.case, []).append(finding.check)
     return failed

@@ -10,12 +10,13 @@ import torch
 
 from crossent.cases.bad_inputs import BadInput
 from crossent.cases.case import Case
+from crossent.cases.ids import case_of
 from crossent.checks import CHECKS, single
 from crossent.machine import ambient, can_fork, require_device
 from crossent.report.findings import Finding, SubjectReport
 from crossent.report.last_findings import kept
 from crossent.report.reader import find, read_json
-from crossent.repro.script import ANOTHER, case_of, script, subject_of
+from crossent.repro.script import ANOTHER, script, subject_of
 from crossent.run.judge import as_finding
 from crossent.run.parallel import judge_each
 from crossent.run.runner import check as run_check

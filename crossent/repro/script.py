@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from crossent.cases.axes import HALF_DTYPES
-from crossent.cases.bad_inputs import BAD_INPUTS, BadInput
+from crossent.cases.bad_inputs import BadInput
 from crossent.cases.case import Case
+from crossent.cases.ids import case_of
 from crossent.checks import CHECKS
 from crossent.report.findings import DEPENDS, Finding, Numbers
 from crossent.repro.composer import Code, ScriptFunction
@@ -245,11 +246,6 @@ def _numbers(n: Numbers, versus: str) -> dict[str, Any]:
     # infinite or NaN, the finding is that only one result is finite. Then any finite error passes.
     allowed = n.bound if math.isfinite(n.exact) else sys.float_info.max
     return {"index": n.index, "found": None, "allowed": allowed, "versus": versus}
-
-
-def case_of(id: str) -> Case | BadInput:
-    """Return the case or bad input with this id."""
-    return next((bad_input for bad_input in BAD_INPUTS if bad_input.id == id), None) or Case.of(id)
 
 
 def subject_of(name: str, device: str) -> Subject:

@@ -33,8 +33,6 @@ Enough = Callable[[Sequence[Finding]], bool]  # returns whether the run can end 
 
 # If one of these fails, there is no loss of the right shape and dtype, which all other checks need.
 _FIRST = (single.call, single.result)
-# The defaults of the options of F.cross_entropy.
-_DEFAULTS = {"reduction": "mean", "label_smoothing": 0.0, "ignore_index": -100}
 _AS_TORCH = "\nThe result has torch's bits: judge this subject with --contract torch, in Python with contract='torch'."
 
 # Contracts and grades with wider bounds than the default, the narrowest first.
@@ -104,8 +102,8 @@ def _unused_options(trial: Trial) -> str:
 
     A function whose signature has `**options` is called with every option, and may ignore some of them.
     """
-    options = trial.question.inputs.options
-    given = [name for name in KEYWORDS if options.get(name, _DEFAULTS.get(name)) != _DEFAULTS.get(name)]
+    options, defaults = trial.question.inputs.options, trial.question.inputs.operation.options
+    given = [name for name in KEYWORDS if options.get(name, defaults[name]) != defaults[name]]
     unused = [name for name in given if checksum(trial.got.loss) == _checksum_without(name, trial)]
     if not unused or trial.got.loss.isnan().all():
         return ""
@@ -269,7 +267,8 @@ def describe(inputs: Inputs) -> str:
         return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
 
     options = [f"{k}={of(v) if isinstance(v, Tensor) else repr(v)}" for k, v in inputs.options.items()]
-    return ", ".join([f"logits {of(inputs.input)}", f"target {of(inputs.target)}", *options])
+    first = inputs.operation.word("input")
+    return ", ".join([f"{first} {of(inputs.input)}", f"target {of(inputs.target)}", *options])
 
 
 def _summary(tensor: Tensor) -> ResultSummary:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 
-from crossent.cases.bad_inputs import BAD_INPUTS, BadInput
+from crossent.cases.bad_inputs import BadInput
 from crossent.cases.case import Case
+from crossent.cases.ids import case_of
 from crossent.checks import CHECKS, single
 from crossent.run.plan import Plan, of_cost
 from crossent.trials.check import Check, Cost
@@ -73,11 +74,8 @@ def _case(id: str) -> Case | BadInput:
     Raises:
         ValueError: there is no such case. The message is one line.
     """
-    for bad in BAD_INPUTS:
-        if bad.id == id:
-            return bad
     try:
-        return Case.of(id)
+        return case_of(id)
     except ValueError as error:
         raise ValueError(
             f"{error}; `crossent list cases` shows ids, and a pattern has a *, as in '*smooth0.1*'"

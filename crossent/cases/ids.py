@@ -1,0 +1,20 @@
+"""The case or the bad input with an id."""
+
+from __future__ import annotations
+
+from crossent.cases.bad_inputs import BAD_INPUTS, BadInput
+from crossent.cases.case import Case
+
+BAD_INPUT_OF = {bad.id: bad for bad in BAD_INPUTS}
+
+
+def case_of(id: str) -> Case | BadInput:
+    """Return the case or the bad input with this id.
+
+    Raises:
+        ValueError: there is no such case. The message is one line.
+
+    >>> case_of("class_huge").kind, case_of("float32-7x5-normal-int64-sum").reduction
+    ('index_errors', 'sum')
+    """
+    return BAD_INPUT_OF.get(id) or Case.of(id)
