@@ -15,6 +15,7 @@ from torch import Tensor
 
 from crossent.cases.axes import DTYPES
 from crossent.cases.inputs import Inputs
+from crossent.cases.operation import CROSS_ENTROPY, Operation
 
 SIZE_ERRORS = (ValueError, RuntimeError)
 # What is wrong with a call, by kind. A user may declare that a subject lacks the errors of a kind: each is a feature.
@@ -38,6 +39,7 @@ class BadInput:
         raises: the errors that are allowed.
         poisons: whether the call causes a device-side assert on CUDA. Afterwards the process cannot use the device.
         dtype: the dtype of the logits. The report counts the call under this dtype.
+        operation: the operation that must refuse the call.
     """
 
     id: str
@@ -46,6 +48,7 @@ class BadInput:
     raises: tuple[type[Exception], ...] = (RuntimeError,)
     poisons: bool = False
     dtype: str = "float32"
+    operation: Operation = CROSS_ENTROPY
 
     def asserts(self, device: str) -> bool:
         """Return whether the call causes a device-side assert on this device."""

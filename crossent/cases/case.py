@@ -11,7 +11,7 @@ import re
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from crossent.cases.axes import (
     why_forbidden,
 )
 from crossent.cases.inputs import Inputs, laid_out
+from crossent.cases.operation import CROSS_ENTROPY, Operation
 from crossent.cases.values import VALUES, Draw
 from crossent.numerics.formats import FORMATS
 from crossent.words import quoted
@@ -54,6 +55,8 @@ class Case:
         tiled: how often :mod:`crossent.checks.large` repeats the batch. All other attributes describe one tile, the
             batch before this repetition.
     """
+
+    operation: ClassVar[Operation] = CROSS_ENTROPY
 
     dtype: str
     sizes: tuple[int, ...] = (7, 5)

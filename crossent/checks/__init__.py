@@ -28,11 +28,14 @@ large          more elements than 31 or 32 bits can count
 refusals       a bad call raises the right error; not in `CHECKS`, since it runs on bad inputs and not on cases
 
 The decorator `check` of :mod:`crossent.trials.check` declares a check. `CHECKS` lists all checks in the order of a
-report.
+report, and `checks_of` the checks of an operation.
 """
 
 from __future__ import annotations
 
+from functools import cache
+
+from crossent.cases.operation import Operation
 from crossent.checks import (
     circumstances,
     compiled_code,
@@ -45,6 +48,7 @@ from crossent.checks import (
     single,
     transforms,
 )
+from crossent.trials.check import Check
 
 # Checks run in this order, and a report lists them in this order. If `call` fails on a case, the other checks of the
 # case are skipped. They are also skipped if `result` fails, but with one exception: if the only error is a float32 loss
@@ -98,3 +102,9 @@ CHECKS = {
         large.large,
     )
 }
+
+
+@cache
+def checks_of(operation: Operation) -> dict[str, Check]:
+    """Return the checks of an operation by name, in the order of a report."""
+    return {name: check for name, check in CHECKS.items() if operation in check.operations}

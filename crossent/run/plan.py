@@ -34,12 +34,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 
-from crossent.cases.bad_inputs import BAD_INPUTS, BadInput
+from crossent.cases.bad_inputs import BadInput
 from crossent.cases.case import Case
 from crossent.cases.corpus import Bug, bugs
 from crossent.cases.edges import edges, large_cases
 from crossent.cases.grid import WIDEST, each_choice, grid
-from crossent.checks import CHECKS, circumstances, compiled_code, transforms
+from crossent.cases.ids import BAD_INPUT_OF
+from crossent.cases.operation import CROSS_ENTROPY, Operation
+from crossent.checks import CHECKS, checks_of, circumstances, compiled_code, transforms
 from crossent.trials.check import Check, Cost
 
 Plan = Mapping[Case | BadInput, tuple[Check, ...]]
@@ -70,7 +72,7 @@ _QUICK_CALLS = (
 )
 
 
-def plan(level: str, dtypes: Sequence[str], seed: int) -> Plan:
+def plan(level: str, dtypes: Sequence[str], seed: int, operation: Operation = CROSS_ENTROPY) -> Plan:
     """Return the cases of a level in these dtypes, each with the checks that run on it.
 
     - quick: the cases cover all pairs of choices, and the subjects are called again on some of them.
@@ -85,8 +87,10 @@ def plan(level: str, dtypes: Sequence[str], seed: int) -> Plan:
     planned: dict[Case | BadInput, set[Check]] = {}
     for case, checks in _planned(level, dtypes, seed):
         planned.setdefault(case, set()).update(checks)
-    ordered = {case: tuple(check for check in CHECKS.values() if check in checks) for case, checks in planned.items()}
-    return {**ordered, **{bad: () for bad in BAD_INPUTS if bad.dtype in dtypes}}
+    every = checks_of(operation).values()
+    ordered = {case: tuple(check for check in every if check in checks) for case, checks in planned.items()}
+    bad_inputs = [bad for bad in BAD_INPUT_OF.values() if bad.operation is operation and bad.dtype in dtypes]
+    return {**ordered, **dict.fromkeys(bad_inputs, ())}
 
 
 @cache

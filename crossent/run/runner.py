@@ -11,7 +11,6 @@ import torch
 
 from crossent.cases.case import Case
 from crossent.cases.grid import met
-from crossent.checks import CHECKS
 from crossent.choices import DTYPE_NAMES, ContractName, DtypeName, GradeName, Level
 from crossent.machine import environment
 from crossent.report.findings import SubjectReport
@@ -110,7 +109,7 @@ def run(
     """
     planned = settings.plan() if planned is None else settings.select(planned)
     known = settings.expected([subject.name for subject in subjects], [case.id for case in planned])
-    order, needs = (*CHECKS, "errors"), {check.name: tuple(check.needs) for check in CHECKS.values()}
+    order, needs = settings.check_names, {name: tuple(check.needs) for name, check in settings.every_check.items()}
     parts = [
         SubjectReport(one.name, order=order, needs=needs, contract=chosen_contract(one), declared=declared(one.lacks))
         for one in subjects
@@ -160,7 +159,8 @@ def _finished(
     if report.only or report.planned is not None:
         report.fixed = []  # the failure may still happen in a case that did not run
     ran = {check.name for checks in planned.values() for check in checks}
-    report.left_out = [name for name in report.only.get("checks", CHECKS) if name in CHECKS and name not in ran]
+    every = settings.every_check
+    report.left_out = [name for name in report.only.get("checks", every) if name in every and name not in ran]
     if "cases" in report.only:
         report.left_out = []  # the choice of cases left them out, not the level
     cases = [case for case in planned if isinstance(case, Case)]

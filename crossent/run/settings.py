@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from crossent.cases.axes import DTYPES
-from crossent.checks import CHECKS
-from crossent.choices import CHECK_NAMES, LEVELS
+from crossent.cases.operation import CROSS_ENTROPY, OPERATIONS, Operation
+from crossent.checks import checks_of
+from crossent.choices import LEVELS
 from crossent.machine import can_fork, require_device
 from crossent.report import expected_findings as lists
 from crossent.report.findings import Finding, SubjectReport
@@ -29,6 +30,7 @@ from crossent.subjects.features import FEATURES
 from crossent.subjects.loader import load
 from crossent.subjects.remote import load_remote
 from crossent.subjects.subject import Subject
+from crossent.trials.check import Check
 from crossent.words import cut, printable, quoted, shell_word
 
 ExpectedList = list[lists.ExpectedFinding]
@@ -41,8 +43,8 @@ class Settings:
     `dtypes`, `without` and `checks` become tuples, `cases` becomes a dict, and the seed "random" becomes a number.
 
     Raises:
-        ValueError: a dtype, level, contract, grade or check does not exist; the grade contradicts the contract; `seed`
-            is below 0; `jobs` or `max_findings` is below 1; or `timeout` is not positive.
+        ValueError: a dtype, level, contract, grade, check or operation does not exist; the grade contradicts the
+            contract; `seed` is below 0; `jobs` or `max_findings` is below 1; or `timeout` is not positive.
         RuntimeError: this machine does not have the device.
     """
 
@@ -59,8 +61,11 @@ class Settings:
     checks: str | Iterable[str] = ()
     cases: str | Iterable[str] | Mapping[str, Iterable[str]] = ()
     max_findings: int | None = None
+    operation: str = CROSS_ENTROPY.name
 
     def __post_init__(self) -> None:
+        if self.operation not in OPERATIONS:
+            raise ValueError(f"operation: got {quoted(self.operation)}; allowed are {', '.join(OPERATIONS)}")
         dtypes = _several(self.dtypes)
         if unknown := [dtype for dtype in dtypes if dtype not in DTYPES]:
             raise ValueError(f"dtypes: got {quoted(unknown[0])}; allowed are {', '.join(DTYPES)}")
@@ -80,8 +85,8 @@ class Settings:
         without, checks = _several(self.without), _several(self.checks)
         cases = self.cases if isinstance(self.cases, Mapping) else dict.fromkeys(_several(self.cases), ())
         cases = {case: _several(names) for case, names in cases.items()}
-        if unknown := [name for name in (*checks, *itertools.chain(*cases.values())) if name not in CHECK_NAMES]:
-            raise ValueError(f"checks: got {quoted(unknown[0])}; allowed are {', '.join(CHECK_NAMES)}")
+        if unknown := [name for name in (*checks, *itertools.chain(*cases.values())) if name not in self.check_names]:
+            raise ValueError(f"checks: got {quoted(unknown[0])}; allowed are {', '.join(self.check_names)}")
         chosen = {"dtypes": dtypes, "seed": seed, "without": without, "checks": checks, "cases": cases}
         for name, value in chosen.items():
             object.__setattr__(self, name, value)
@@ -91,6 +96,20 @@ class Settings:
         """Whether worker processes run the cases: if `jobs` is given, on a CPU, on a system that can fork."""
         return self.jobs is not None and self.device == "cpu" and can_fork()
 
+    @property
+    def _operation(self) -> Operation:
+        return OPERATIONS[self.operation]
+
+    @property
+    def every_check(self) -> dict[str, Check]:
+        """The checks of the operation by name, in the order of a report."""
+        return checks_of(self._operation)
+
+    @property
+    def check_names(self) -> tuple[str, ...]:
+        """The names of the checks of the operation, and of the check of bad inputs, in the order of a report."""
+        return (*self.every_check, "errors")
+
     def plan(self) -> Plan:
         """Return the chosen cases of the level, each with its chosen checks.
 
@@ -98,7 +117,7 @@ class Settings:
             ValueError: no check runs on any chosen case.
         """
         assert isinstance(self.seed, int)
-        return self.select(_plan(self.level, tuple(self.dtypes), self.seed))
+        return self.select(_plan(self.level, tuple(self.dtypes), self.seed, self._operation))
 
     def select(self, planned: Plan) -> Plan:
         """Return the part of a plan that these settings choose."""
@@ -110,7 +129,7 @@ class Settings:
         """The names of the chosen checks and the chosen cases, for the report; empty if the whole level runs."""
         assert isinstance(self.cases, Mapping)
         named = {name for names in self.cases.values() for name in names}.union(self.checks)
-        chosen = {"checks": [name for name in CHECK_NAMES if name in named], "cases": list(self.cases)}
+        chosen = {"checks": [name for name in self.check_names if name in named], "cases": list(self.cases)}
         return {what: names for what, names in chosen.items() if names}
 
     def load(self, *subjects: str | Callable[..., Any]) -> list[Subject]:
@@ -162,7 +181,7 @@ class Settings:
         try:
             own = lists.read_list(os.fspath(path))
             here = [entry for entry in own if entry.applies(str(torch.__version__), self.device)]
-            lists.require_about(here, names, (*CHECKS, "errors"), lambda: [*_ids(self.seed), *cases])
+            lists.require_about(here, names, self.check_names, lambda: [*_ids(self.seed, self._operation), *cases])
         except OSError as error:
             raise ValueError(f"expected_findings: {cut(os.fspath(path))}: {error.strerror}") from None
         except ValueError as error:
@@ -176,14 +195,14 @@ def _several(words: str | Iterable[str]) -> tuple[str, ...]:
 
 
 @cache
-def _plan(level: str, dtypes: tuple[str, ...], seed: int) -> Plan:
-    return plan(level, dtypes, seed)
+def _plan(level: str, dtypes: tuple[str, ...], seed: int, operation: Operation) -> Plan:
+    return plan(level, dtypes, seed, operation)
 
 
 @cache
-def _ids(seed: int) -> list[str]:
+def _ids(seed: int, operation: Operation) -> list[str]:
     """Return the ids of all cases that a run with this seed, or with seed 0, may have."""
-    return list({case.id: None for at in {0, seed} for case in plan("thorough", tuple(DTYPES), at)})
+    return list({case.id: None for at in {0, seed} for case in plan("thorough", tuple(DTYPES), at, operation)})
 
 
 def is_named(subject: Subject) -> bool:
@@ -203,7 +222,7 @@ def _command(finding: Finding, subject: Subject, settings: Settings) -> str:
     promises: dict[str, Any] = {"without": list(settings.without)}
     promises |= {"contract": settings.contract, "grade": settings.grade}
     if not subject.source:
-        run = {"level": settings.level, "device": settings.device}
+        run = {"level": settings.level, "device": settings.device, "operation": settings.operation}
         changed = {name: value for name, value in run.items() if value != _DEFAULTS[name]}
         given = {"checks": [finding.check], "cases": [finding.case], **changed}
         given |= {name: value for name, value in promises.items() if value}
