@@ -17,4 +17,5 @@ cover       computes the covering arrays again, for `nox -s cover`
 edges       cases at the limits of sizes, of number formats and of code paths in torch
 corpus      cases for bugs that other projects shipped (corpus.toml)
 bad_inputs  calls that a cross-entropy must refuse
+linear/     the cases of `F.linear_cross_entropy`
 """

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from crossent.cases.bad_inputs import BAD_INPUTS, BadInput
 from crossent.cases.case import Case
+from crossent.cases.linear.bad_inputs import LINEAR_BAD_INPUTS
+from crossent.cases.linear.case import LinearCase
 
-BAD_INPUT_OF = {bad.id: bad for bad in BAD_INPUTS}
+BAD_INPUT_OF = {bad.id: bad for bad in (*BAD_INPUTS, *LINEAR_BAD_INPUTS)}
 
 
 def case_of(id: str) -> Case | BadInput:
@@ -17,4 +19,7 @@ def case_of(id: str) -> Case | BadInput:
     >>> case_of("class_huge").kind, case_of("float32-7x5-normal-int64-sum").reduction
     ('index_errors', 'sum')
     """
-    return BAD_INPUT_OF.get(id) or Case.of(id)
+    if id in BAD_INPUT_OF:
+        return BAD_INPUT_OF[id]
+    of_linear = id.rpartition("/")[2].startswith(LinearCase.prefix)
+    return LinearCase.of(id) if of_linear else Case.of(id)

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
-from crossent.cases.axes import CLASS_LIMITS, DENSE_TARGETS, IGNORED, ROW_LIMITS
+from crossent.cases.axes import CLASS_LIMITS, DENSE_TARGETS, ROW_LIMITS
 from crossent.cases.case import Case
 from crossent.cases.corpus import Bug, bugs
 from crossent.cases.ids import BAD_INPUT_OF, case_of
@@ -74,7 +74,7 @@ def words_of(id: str) -> tuple[str, ...]:
         "a weight of 0": case.weight == "weight_zeros",
         "label_smoothing": case.label_smoothing > 0,
         "ignored rows": case.ignored != "kept",
-        "an ignore_index that is a class": case.ignored != "kept" and 0 <= IGNORED[case.ignored] < case.classes,
+        "an ignore_index that is a class": case.ignored != "kept" and 0 <= case.ignore_index < case.classes,
         "an empty batch": case.rows == 0,
         "class indices": case.target not in DENSE_TARGETS,
         "class probabilities": case.target in DENSE_TARGETS,

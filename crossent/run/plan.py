@@ -26,7 +26,8 @@ also runs all rows of the lower levels, which are above it in this table:
                transformed      CALL, AGAIN, STRUCTURE, CODE; graphs of all cases
                large            TILES
 
-Bad inputs run at every level.
+Bad inputs run at every level. A linear cross-entropy has edges and bad inputs of its own. Level quick runs the checks
+of cost CALL and AGAIN on its edges; the other levels run the checks of cost CALLS and STRUCTURE too.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ from crossent.cases.corpus import Bug, bugs
 from crossent.cases.edges import edges, large_cases
 from crossent.cases.grid import WIDEST, each_choice, grid
 from crossent.cases.ids import BAD_INPUT_OF
-from crossent.cases.operation import CROSS_ENTROPY, Operation
+from crossent.cases.linear.edges import linear_edges
+from crossent.cases.operation import CROSS_ENTROPY, LINEAR_CROSS_ENTROPY, Operation
 from crossent.checks import CHECKS, checks_of, circumstances, compiled_code, transforms
 from crossent.trials.check import Check, Cost
 
@@ -85,7 +87,8 @@ def plan(level: str, dtypes: Sequence[str], seed: int, operation: Operation = CR
     widest rows, and the other levels combine the widest rows with other choices only in pairs.
     """
     planned: dict[Case | BadInput, set[Check]] = {}
-    for case, checks in _planned(level, dtypes, seed):
+    of_operation = _of_linear if operation is LINEAR_CROSS_ENTROPY else _planned
+    for case, checks in of_operation(level, dtypes, seed):
         planned.setdefault(case, set()).update(checks)
     every = checks_of(operation).values()
     ordered = {case: tuple(check for check in every if check in checks) for case, checks in planned.items()}
@@ -126,6 +129,12 @@ def _planned(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[Cas
     yield from ((case, [compiled_code.trace]) for case in each_choice(transformed, of_corpus))
     yield from ((case, [transforms.export]) for case in each_choice(transformed))
     yield from _samples([*of_corpus, *transformed])
+
+
+def _of_linear(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[Case, Iterable[Check]]]:
+    """Yield the cases of a linear cross-entropy, with the checks of a level."""
+    further = (Cost.CALLS, Cost.STRUCTURE) if level != "quick" else ()
+    yield from ((case, of_cost(*_TWICE, *further)) for case in linear_edges(dtypes, seed))
 
 
 def _of_corpus(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[Case, Iterable[Check]]]:
