@@ -1,4 +1,4 @@
-"""The fixtures `device` and `seed`, from the plugin's options `--crossent-device` and `--crossent-seed`.
+"""Define the fixtures `device` and `seed` by the options `--crossent-device` and `--crossent-seed` of the plugin.
 
 Without `--crossent-device`, the tests run on every device of the machine. Tests and benchmarks share this file. Options
 that only the tests need are in tests/conftest.py.
@@ -17,15 +17,15 @@ from crossent.machine import require_device
 
 # `pytest .` imports every module to find doctests, but the tests need neither nox nor Sphinx.
 collect_ignore = ["noxfile.py", "docs"]
-# An installed package also loads the plugin by its entry point.
+# The plugin must also load if the package is not installed, when no entry point names it.
 pytest_plugins = ["crossent.plugin", "pytester"]
 
 
 def own_compile_cache(config):
-    """Set a new cache of torch.compile for this process and its children, and delete the cache when pytest ends.
+    """Give torch.compile a new cache folder in this process and its children. Delete the folder when pytest ends.
 
     In a shared cache, a header that one process precompiled can be wrong for another process. Then correct C++ code
-    fails to compile, since `at::vec` is unknown.
+    fails to compile, with the error that `at::vec` is unknown.
     """
     cache, owner = tempfile.mkdtemp(prefix="crossent-compile-"), os.getpid()
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
@@ -35,7 +35,7 @@ def own_compile_cache(config):
 
 def pytest_configure(config):
     own_compile_cache(config)
-    # The tensors are tiny: a pool of threads would only wait, and compete with xdist's workers.
+    # The tensors are tiny. More threads would gain nothing, and would compete with xdist's workers.
     torch.set_num_threads(1)
 
 

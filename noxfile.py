@@ -1,4 +1,4 @@
-"""Sessions of this project: `nox -s NAME`; `nox -l` lists them."""
+"""Define the sessions of this project. `nox -s NAME` runs a session, and `nox -l` lists all sessions."""
 
 import importlib.util
 import shutil
@@ -17,7 +17,7 @@ nox.options.default_venv_backend = "venv"  # venv uses pip, with the constraints
 nox.options.error_on_missing_interpreters = False
 nox.options.sessions = ["tests", "lint", "typing"]
 
-# Print a line for each CUDA device that torch sees, and a line that names torch.
+# This code prints a line for each CUDA device that torch sees, and a line with the version of torch.
 DEVICES = """
 import torch
 for i in range(torch.cuda.device_count()):
@@ -43,7 +43,7 @@ WORLD = (
     *("einops==0.8.2", "hjson==3.1.0", "msgpack==1.2.4", "ninja==1.13.2", "psutil==7.2.2"),  # for deepspeed
     *("py-cpuinfo==9.0.0", "pydantic==2.14.4", "setuptools==84.2.1", "wheel==0.48.0"),
 )
-# Installed without dependencies, since torchvision and others would bring another torch.
+# These are installed without dependencies, since some dependencies, such as torchvision, would install another torch.
 WORLD_ALONE = (
     "allennlp==2.10.1",
     "catalyst==22.4",
@@ -81,8 +81,8 @@ def tests(session: nox.Session) -> None:
 def cuda(session: nox.Session) -> None:
     """Run the tests and `crossent check` on every CUDA device, with the installed torch; fail without a device.
 
-    The session uses the environment of nox if torch is installed there, as after `pip install -e '.[dev]'`. Otherwise
-    it uses torch of the system's Python, for example in a container.
+    If torch is installed beside nox, as after `pip install -e '.[dev]'`, the session runs in that environment.
+    Otherwise it uses torch of the system's Python, for example in a container.
     """
     beside_nox = importlib.util.find_spec("torch") is not None
     if not beside_nox:
@@ -117,7 +117,7 @@ def cover(session: nox.Session) -> None:
 
 @nox.session
 def assumptions(session: nox.Session) -> None:
-    """Measure the error of exp and log on every float32 and on millions of float64 numbers, and print the largest."""
+    """Measure the errors of exp and log on every float32 and millions of float64 numbers, and print the largest."""
     session.install("-e", ".[test]")
     arguments = ("--crossent-exhaustive", "-s", "-n", "0")
     session.run("pytest", "tests/numerics/test_assumptions.py", *arguments, *session.posargs)
@@ -146,7 +146,7 @@ def repetitions(session: nox.Session) -> None:
 
 @nox.session
 def search(session: nox.Session) -> None:
-    """Search for a case that a form fails, for some minutes, and show the largest share of a bound."""
+    """Search some minutes for a case on which a form fails, and show the largest error as a share of its bound."""
     session.install("-e", ".[test]")
     profile = ("--hypothesis-profile=thorough", "--hypothesis-show-statistics", "-s")
     session.run("pytest", "tests/run/test_search.py", *profile, *session.posargs)
@@ -156,9 +156,9 @@ def search(session: nox.Session) -> None:
 def world(session: nox.Session) -> None:
     """Check the losses of other packages, such as timm and optax; fail on a finding without a reason.
 
-    The session installs 3 GB in some minutes, and takes ten minutes on two cores. tests/world/findings.toml has the
-    reasons, and tests/world/faults.py shows each bug without crossent. `nox -s world -- -k keras` checks the losses of
-    one package.
+    The session installs 3 GB in some minutes, and then takes ten minutes on two cores. tests/world/findings.toml has a
+    reason for each finding, and tests/world/faults.py has a script for each bug, without crossent.
+    `nox -s world -- -k keras` checks the losses of one package.
     """
     session.install("torch==2.13.0", "-e", ".[test]", *WORLD)
     session.install("--no-deps", "--no-build-isolation", *WORLD_ALONE)
@@ -167,10 +167,10 @@ def world(session: nox.Session) -> None:
 
 @nox.session
 def benchmarks(session: nox.Session) -> None:
-    """Time the forms, their peers and `crossent check`; write benchmarks/results and benchmarks/README.md.
+    """Time the forms, other libraries and `crossent check`; write benchmarks/results and benchmarks/README.md.
 
     This takes about ten minutes on two cores. `nox -s benchmarks -- --compare REF` fails if a form is slower than in
-    the commit REF, or without REF than in the previous commit. `-- --help` lists the options.
+    the commit REF. Without REF, the previous commit is meant. `nox -s benchmarks -- --help` lists the options.
     """
     session.install("-e", ".[bench,peers]")
     session.run("python", "-m", "benchmarks", *session.posargs)
@@ -178,7 +178,7 @@ def benchmarks(session: nox.Session) -> None:
 
 @nox.session
 def figures(session: nox.Session) -> None:
-    """Write the tables of found defects, of the cases of each check and of attacks, and record the error bounds."""
+    """Write the tables of defects, checks and attacks, the pictures of the README, and the recorded error bounds."""
     session.install("-e", ".[test]")
     tables = ("tests/checks/test_defects.py", "tests/test_readme.py", "tests/run/test_attacks.py")
     tests = (*tables, "tests/numerics/test_recorded_bounds.py")
@@ -196,7 +196,7 @@ def upgrade(session: nox.Session) -> None:
 
 @nox.session
 def mutants(session: nox.Session) -> None:
-    """Print which check finds which wrong cross-entropy of tests/mutants, and write the table of the totals.
+    """Print which check finds which wrong cross-entropy of tests/mutants, and write the table of the counts.
 
     The session also writes the list of the cases that run first. `nox -s mutants -- -k first_cases` writes only this
     list, in ten minutes.
@@ -210,9 +210,9 @@ def mutants(session: nox.Session) -> None:
 def mutate(session: nox.Session) -> None:
     """Change bounds, oracle and checks in a thousand small ways, and show each change that no test notices.
 
-    This takes half an hour on two cores. tests/survivors.toml explains the changes that no test can notice. Name a
-    module to change only this module: `nox -s mutate -- numerics.oracle.arithmetic`. mutmut does not change decorated
-    functions and module-level code.
+    This takes half an hour on two cores. tests/survivors.toml explains the changes that no test can notice.
+    `nox -s mutate -- numerics.oracle.arithmetic` changes only this module. mutmut changes neither decorated functions
+    nor code outside of functions.
     """
     modules = session.posargs or ["numerics.bounds.loss", "numerics.oracle.answer", "checks.single"]
     session.install("-e", ".[test]", "mutmut>=3.8")
@@ -242,12 +242,10 @@ def mutate(session: nox.Session) -> None:
 
 @nox.session
 def hostile(session: nox.Session) -> None:
-    """Attack the command in a hundred ways, and read 10,000 generated replies of each kind and 10,000 forged reports.
+    """Run a hundred attacks on the command, and read 10,000 forged replies of each kind and 10,000 forged reports.
 
-    This takes three quarters of an hour.
-
-    `nox -s hostile -- stalls` runs the attacks of one kind; `-- --no-namespaces` forbids namespaces.
-    SECURITY.md has the results.
+    This takes three quarters of an hour. SECURITY.md has the results. `nox -s hostile -- stalls` runs the attacks of
+    one kind. `nox -s hostile -- --no-namespaces` runs them as on a system without namespaces.
     """
     session.install("-e", ".[test]")
     if not session.posargs:

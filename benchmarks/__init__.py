@@ -1,1 +1,1 @@
-"""Measure time and memory: run `python -m benchmarks` from the root of the repository. The package does not ship it."""
+"""Measure time and memory: `python -m benchmarks` in the root of the repository. Not part of the installed package."""

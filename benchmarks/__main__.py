@@ -1,4 +1,4 @@
-"""Time everything, or a part of it, and write results, plots and the tables of benchmarks/README.md.
+"""Time the forms and `crossent check`, and write results, plots and the tables of benchmarks/README.md.
 
     python -m benchmarks                                     # everything: about ten minutes on two idle cores
     python -m benchmarks hot_path --shape 4096x1000 --into FOLDER
@@ -6,8 +6,8 @@
     python -m benchmarks --device cuda
     python -m benchmarks --compare REF                       # is a form slower than in another commit?
 
-Each number of threads runs in a separate process. When the results go into `benchmarks/results`, the tables are written
-again from the files there.
+Each number of threads runs in a separate process. The results go into `benchmarks/results`, or into the folder of
+`--into`. Only results in `benchmarks/results` change the tables.
 """
 
 from __future__ import annotations
@@ -69,7 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dtype", action="append", dest="dtypes", choices=("float32", "bfloat16", "float16", "float64")
     )
-    parser.add_argument("--seconds", type=float, default=5.0, help="for each shape, dtype, pass and number of threads")
+    parser.add_argument(
+        "--seconds", type=float, default=5.0, help="time for each shape, dtype, pass and number of threads; default: 5"
+    )
     parser.add_argument("--into", type=Path, default=RESULTS, metavar="FOLDER", help="folder of results and plots")
     parser.add_argument(
         "--compare", nargs="?", const="HEAD~1", metavar="REF", help="another commit or a folder; default: HEAD~1"
@@ -77,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--keep-memory",
         action="store_true",
-        help="let glibc keep its memory, so that the times have no mapping; writes hot_path-kept.json",
+        help="let glibc keep freed memory, so that no time goes into mapping memory; write hot_path-kept.json",
     )
     # Options for the processes that this command starts.
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
@@ -95,25 +97,22 @@ def _in_process(part: str, threads: int, chosen: argparse.Namespace, *, with_mem
         command += [] if with_memory else ["--no-memory"]
         for option, values in (("--shape", chosen.shapes), ("--dtype", chosen.dtypes)):
             command += [word for value in values or () for word in (option, value)]
-        env = {
-            **os.environ,
-            "OMP_NUM_THREADS": str(threads),
-            "TF_CPP_MIN_LOG_LEVEL": "3",
-        }  # without XLA's long warnings
+        # The second variable hides XLA's long warnings.
+        env = {**os.environ, "OMP_NUM_THREADS": str(threads), "TF_CPP_MIN_LOG_LEVEL": "3"}
         if part == "growth" or (part == "hot_path" and chosen.keep_memory):
             from benchmarks.growth import KEEPING
 
             env |= KEEPING
         done = subprocess.run(command, cwd=ROOT, env=env, check=False)
         if done.returncode or not path.exists():
-            print(f"benchmarks: {part} with {threads} threads ended with {done.returncode}", file=sys.stderr)
+            print(f"benchmarks: {part}, threads: {threads}: ended with status {done.returncode}", file=sys.stderr)
             return None
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return found
 
 
 def _here(chosen: argparse.Namespace) -> int:
-    """Time a part in this process."""
+    """Time a part in this process, write the results to the file of `--json`, and return the exit status."""
     (part,), (threads,) = chosen.parts, chosen.threads
     import torch
 
@@ -121,7 +120,7 @@ def _here(chosen: argparse.Namespace) -> int:
     if chosen.device != "cpu":
         torch.cuda.set_device(chosen.device)
     elif part != "verifier" and hasattr(os, "sched_setaffinity"):
-        # JAX uses a thread for each core of the affinity. Avoid the first core, which serves interrupts.
+        # JAX uses a thread for each core that the process may use. Avoid the first core, which serves interrupts.
         allowed = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, allowed[-threads:])
     from benchmarks.limits import machine
@@ -160,7 +159,7 @@ def _title(machine: dict[str, Any]) -> str:
 
 
 def _shown(found: Iterator[dict[str, Any]], words: Any) -> Iterator[dict[str, Any]]:
-    """Yield each result, after a printed line about the result, which `words` returns."""
+    """Print a line about each result, the text that `words` returns for it, and yield the result."""
     for result in found:
         say(words(result))
         yield result
@@ -172,7 +171,7 @@ def _of_cell(cell: dict[str, Any]) -> str:
     words += [f"{name} is missing, since it {reason}" for name, reason in cell["missing"].items()]
     which = f"{'x'.join(map(str, cell['shape']))} {cell['dtype']} {cell['pass']}, threads: {cell['threads']}"
     ms, rounds = 1000 * cell["found"]["torch"]["seconds"]["median"], cell["found"]["torch"]["seconds"]["rounds"]
-    return f"{which}: torch {ms:.3g} ms, {rounds} rounds; over torch's time: {', '.join(words)}"
+    return f"{which}: torch {ms:.3g} ms, {rounds} rounds; time / torch's time: {', '.join(words)}"
 
 
 def _of_point(point: dict[str, Any]) -> str:
@@ -193,7 +192,7 @@ def _of_command(one: dict[str, Any]) -> str:
 
 
 def _of_bare(one: dict[str, Any]) -> str:
-    return f"{one['calls']} calls of {one['cases']} cases: {one['ratio']:.2f} of a bare loop's CPU"
+    return f"{one['calls']} calls on {one['cases']} cases: {one['ratio']:.2f} times the CPU time of a bare loop"
 
 
 def _write(part: str, chosen: argparse.Namespace, found: list[dict[str, Any]]) -> None:

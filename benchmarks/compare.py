@@ -1,12 +1,12 @@
-"""Find the forms that are slower than in another commit. Two processes, one for each commit, call the forms in turns.
+"""Find the forms that are slower than in another commit. Two processes, one for each commit, take turns to call them.
 
     python -m benchmarks --compare            # with the previous commit
     python -m benchmarks --compare v0.1.0     # with any other commit, or a folder that has the package
 
-A call is slower if its ratio of times, new / old, exceeds 1 by more than the spread of the ratio. The excess must also
-be larger than for torch on the same logits, which is the same code on both sides. A second pair of processes must
-confirm a slower call, since memory addresses differ between processes. Ratios of times from two jobs would be
-unreliable, so no times are stored.
+A call is slower if its ratio of times, new / old, exceeds 1 by more than the distance between the quartiles of the
+ratio. It must also exceed 1 by more than the noise of torch on the same logits, since torch is the same code on both
+sides. A second pair of processes must confirm a slower call, since memory addresses differ between processes. Ratios of
+times from two jobs would be unreliable, so no times are stored.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pathlib import Path
 from benchmarks.paired import Spread
 from benchmarks.peers import LOSSES
 from benchmarks.turns import BLOCKS, Hot, Side, hot, ratios
+from crossent.words import counted
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -35,7 +36,7 @@ def compare(
     blocks: int = BLOCKS,
     say: Callable[[str], None] = print,
 ) -> list[str]:
-    """Return a line for each call that is slower in two pairs of processes. A form that one side lacks is left out.
+    """Return a line for each call that is slower in two pairs of processes. Leave out a form that one side lacks.
 
     Raises:
         EndedError: the hot path does not run on one of the sides.
@@ -52,14 +53,14 @@ def compare(
 
 
 def _worse(old: Side, new: Side, calls: list[Hot], blocks: int, say: Callable[[str], None]) -> dict[Hot, str]:
-    """Return a line for each call that is slower in one pair of processes."""
+    """Return the slower calls in one pair of processes, each with a text about its ratio."""
     found: dict[Hot, Spread] = {}
     for call, ratio in ratios(old, new, calls, blocks):
-        say(f"{call}: {ratio} of the time")
+        say(f"{call}: new / old {ratio}")
         found[call] = ratio
     noise = {call.logits: abs(ratio.median - 1) + ratio.width for call, ratio in found.items() if call.name == "torch"}
     return {
-        call: f"{ratio.median:.3f} of the time, and the spread reaches {allowed:.3f}"
+        call: f"new / old {ratio.median:.3f}, where noise alone reaches {allowed:.3f}"
         for call, ratio in found.items()
         if call.name != "torch" and ratio.median > (allowed := 1 + max(ratio.width, noise.get(call.logits, 0.0)))
     }
@@ -70,7 +71,7 @@ def checkout(ref: str, root: Path = ROOT) -> Iterator[str]:
     """Yield a folder that has the package of a commit, or the folder that `ref` names.
 
     Raises:
-        ValueError: git has no such commit; with git's message.
+        ValueError: git has no such commit. The message ends with git's own.
     """
     if (Path(ref) / "crossent" / "__init__.py").exists():
         yield str(Path(ref).resolve())
@@ -93,5 +94,5 @@ def run(ref: str, say: Callable[[str], None] = print) -> int:
         worse = compare(Side(ref, sys.executable, folder), Side("this", sys.executable, str(ROOT)), say=say)
     for line in worse:
         say(f"slower: {line}")
-    say(f"{len(worse)} calls are slower than in {ref}" if worse else f"no call is slower than in {ref}")
+    say(f"slower than in {ref}: {counted(len(worse), 'call')}" if worse else f"no call is slower than in {ref}")
     return 1 if worse else 0

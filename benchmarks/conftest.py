@@ -1,4 +1,4 @@
-"""The number of threads of the benchmarks, and the header above pytest-benchmark's tables."""
+"""Set the number of threads of the benchmarks, and print a header above pytest-benchmark's tables."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.limits import allocator, processor
 
-# The default of torch or OMP_NUM_THREADS. This line runs before the conftest.py in the root sets one thread.
+# The default of torch, or OMP_NUM_THREADS. The conftest.py in the root sets one thread, but later than this line runs.
 THREADS = torch.get_num_threads()
 
 
@@ -26,5 +26,5 @@ def pytest_report_header() -> list[str]:
     cuda = f"CUDA: {', '.join(devices)}" if devices else "no CUDA device"
     return [
         f"benchmarks: torch {torch.__version__}, {processor()}, threads: {THREADS}, allocator: {allocator()}, {cuda}",
-        "benchmarks: take no ratios of these times; python -m benchmarks takes ratios, from calls in turns",
+        "benchmarks: do not compute ratios of these times; `python -m benchmarks` measures ratios",
     ]

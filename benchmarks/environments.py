@@ -1,7 +1,7 @@
 """Environments for `nox -s upgrade`: one for each version of torch, and the report of `crossent check` in each.
 
-nox cannot make these environments, since a session has one environment, and the versions come from the command line. In
-this module, a test can also interrupt the making of an environment or a report. The module needs only Python.
+nox cannot make these environments: a session has only one, and the versions come from the command line. This module
+imports only the standard library, since torch may be missing where it runs.
 """
 
 from __future__ import annotations
@@ -29,16 +29,19 @@ PLACE = ROOT / ".nox" / "upgrade"
 REPORTS = "reports"  # a folder beside the environments
 SUBJECTS = ("torch", "formula", "log_softmax_nll", "one_hot", "blocked")  # a test compares the names with FORMS
 MADE = "crossent-upgrade"  # the file that marks a finished environment
-LARGE = 50  # MB; a smaller download is not worth a line
+LARGE = 50  # MB; smaller downloads are not printed
 
 
 class CannotError(Exception):
-    """An environment cannot be made, or a run cannot be done; the message is one line."""
+    """An environment cannot be made, or a command in it fails. The message is one line."""
 
 
 @dataclass(frozen=True)
 class Environment:
-    """A Python with one version of torch, and the subjects and level of its report. `nth` is the number of the run."""
+    """A Python with one version of torch, and the level and subjects of its report.
+
+    `spec` is the version as the user wrote it. `nth` counts the runs of the same version in one command, from 1.
+    """
 
     spec: str
     python: Path
@@ -48,13 +51,13 @@ class Environment:
 
     @property
     def name(self) -> str:
-        """A file name that no other run of the same command has."""
+        """The part of the file names that differs between the runs of one command."""
         return slug(self.spec) + (f"-run{self.nth}" if self.nth > 1 else "")
 
     @property
     def options(self) -> str:
         """The part of a report's file name that depends on level, subjects and processor."""
-        capability = os.environ.get("ATEN_CPU_CAPABILITY", "")  # torch gives other bits with other instructions
+        capability = os.environ.get("ATEN_CPU_CAPABILITY", "")  # with other instructions, results have other bits
         return "-".join([self.level, *map(slug, self.subjects), *([slug(capability)] if capability else [])])
 
     @property
@@ -68,7 +71,7 @@ class Environment:
 
     @property
     def variables(self) -> dict[str, str]:
-        """The environment variables of its processes."""
+        """The environment variables of the commands in the environment."""
         return {**os.environ, **ALONE, "PYTHONPATH": str(ROOT)}
 
 
@@ -90,7 +93,7 @@ def slug(spec: str) -> str:
 
 
 def requirements(spec: str) -> list[str]:
-    """Return the requirements for pip on torch and numpy. Before torch 2.3, tensors do not become arrays of numpy 2.
+    """Return pip's requirements for torch and numpy. Before torch 2.3, `Tensor.numpy` fails with numpy 2.
 
     >>> requirements("2.0.1")
     ['torch==2.0.1', 'numpy<2']
@@ -110,7 +113,11 @@ def other_requirements() -> list[str]:
 
 
 def environment(spec: str, level: str, reuse: bool, subjects: tuple[str, ...] = (), nth: int = 1) -> Environment:
-    """Return the environment of a version. Make the environment, unless `reuse` is true and it is finished."""
+    """Return the environment of a version. Make it, unless `reuse` is true and a finished one exists.
+
+    Raises:
+        CannotError: the environment cannot be made.
+    """
     if (found := Path(spec) / "bin" / "python").exists():
         return Environment(spec, found.absolute(), level, subjects, nth)
     if spec.endswith(".whl") and "://" not in spec and not os.path.exists(spec):
@@ -137,7 +144,11 @@ def environment(spec: str, level: str, reuse: bool, subjects: tuple[str, ...] = 
 
 
 def checked(of: Environment, reuse: bool) -> None:
-    """Make the report of an environment, unless `reuse` is true and the report is younger than crossent's code."""
+    """Run `crossent check` in an environment, unless `reuse` is true and the report is younger than crossent's code.
+
+    Raises:
+        CannotError: the command fails.
+    """
     if reuse and of.report.exists():
         code = (path for path in (ROOT / "crossent").rglob("*.*") if "__pycache__" not in path.parts)
         if of.report.stat().st_mtime > max(path.stat().st_mtime for path in code):
@@ -170,7 +181,8 @@ def follow(
 ) -> list[str]:
     """Run a command, and return the lines of its output.
 
-    Print each large step of pip and, each half minute, the time. With `bar`, the command shows a progress bar itself.
+    Print each large step of pip, and the time every half minute. With `bar`, print no times, since the command shows a
+    progress bar.
 
     Raises:
         CannotError: the exit status is not in `allowed`. The message has the reason that the command printed.
@@ -204,11 +216,8 @@ def started(command: list[str], output: Any, stderr: int | None, env: Any) -> It
     try:
         yield process
     finally:
-        for end in (
-            lambda: None,
-            process.terminate,
-            process.kill,
-        ):  # first only wait: the terminal interrupts the process too
+        # First only wait: Ctrl-C in a terminal interrupts the process too.
+        for end in (lambda: None, process.terminate, process.kill):
             end()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(5)
@@ -232,7 +241,7 @@ def step(line: str) -> str:
 
 
 def reason(lines: list[str]) -> str:
-    """Return the reason why a command failed, from the lines of its output. pip prints the reason before its advice."""
+    """Return the reason why a command failed, from the lines of its output: pip's first error, or the last line."""
     errors = [line.removeprefix("ERROR: ").rstrip(".") for line in lines if line.startswith("ERROR: ")][:1]
     more = [line for line in lines if line.startswith("The user requested (constraint)")]
     if cut := [line for line in lines if "Retry(total=0" in line and "connection broken by " in line]:

@@ -1,10 +1,10 @@
-"""Growth: time and memory against the number of rows and of classes, over three decades, with the fitted exponents.
+"""Measure how time and memory grow with the number of rows and of classes, over three decades, and fit exponents.
 
     python -m benchmarks growth
 
 An exponent is the slope of a straight line through the logarithms, by least squares; 1 is linear. The fixed cost of a
-call makes the exponent smaller at small sizes. The exponent is larger if results outgrow a cache. torch is measured in
-the same rounds. glibc is set to keep freed memory: otherwise each call maps allocations above 32 MB again.
+call makes an exponent smaller. Results that outgrow a cache make it larger. torch is measured in the same rounds.
+glibc is set to keep freed memory: otherwise each call maps allocations above 32 MB again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from benchmarks import memory, paired
 from benchmarks.hot_path import Numbers
 from benchmarks.peers import forms
 
-# The sizes of the axis that grows. The other axis has FIXED elements: 40 thousand logits, which fit a cache, to 40
+# The sizes of the axis that grows. The other axis has the size FIXED: 40 thousand logits, which fit a cache, to 40
 # million.
 SIZES = (160, 500, 1600, 5000, 16000, 50000, 160000)
 FIXED = 256
@@ -37,7 +37,10 @@ def measure(
     device: str = "cpu",
     seconds: float,
 ) -> Iterator[dict[str, Any]]:
-    """Yield a dict with times and memory of the forms and torch, forward and backward, for each axis and size."""
+    """Yield a dict for each axis and size: seconds and bytes of the forms and torch, forward and backward.
+
+    Each size takes `seconds`.
+    """
     for axis in AXES:
         for size in sizes:
             shape = (size, fixed) if axis == "rows" else (fixed, size)

@@ -1,8 +1,10 @@
-"""The hot path: time and memory of each form and peer, divided by those of torch and of a lower limit (see `limits`).
+"""Measure the hot path: the time and memory of a call of each form and peer.
 
     python -m benchmarks hot_path
 
-A cell is a shape, a dtype, a pass, and a number of threads. Each number of threads runs in a separate process.
+A peer is the cross-entropy of another library. Times are divided by torch's time, and compared with the time to read
+and write the memory that every implementation must (see `limits` in `peers`). A cell is a shape, a dtype, a pass, and a
+number of threads. Each number of threads runs in a separate process.
 """
 
 from __future__ import annotations
@@ -19,16 +21,16 @@ from benchmarks import memory, paired
 from benchmarks.limits import Clock
 from benchmarks.peers import NAMES, Call, Maker, forms, host_waits, limits, peers, tried
 
-# Shapes of: the overhead of a call; image classification; language models with the vocabularies of LLaMA and Llama 3;
-# segmentation with the classes of Pascal VOC, in which the class axis is not the last.
+# In this order: few logits, which show the overhead of a call; image classification; language models with the
+# vocabularies of LLaMA and Llama 3; segmentation with the classes of Pascal VOC, where the class axis is not the last.
 SHAPES = ((32, 10), (4096, 1000), (1024, 32000), (512, 128256), (8, 21, 256, 256))
 DTYPES = ("float32", "bfloat16")
-# Below this size in bytes, most resident memory belongs to the interpreter, not to the call.
+# The least bytes of logits for which resident memory is measured. With fewer, most of it is the interpreter's.
 LARGE = 2**24
 
 
 class Pass(enum.Enum):
-    """The pass that is timed."""
+    """The timed pass: forward alone, or forward and backward."""
 
     FORWARD = "forward"
     BOTH = "forward+backward"
@@ -41,7 +43,7 @@ class Pass(enum.Enum):
 
 @dataclass(frozen=True)
 class Target:
-    """Targets of `blocked`, forward and backward: time over torch's time, and extra memory over the logits' size."""
+    """Targets of `blocked`, forward and backward: time / torch's time by dtype, and extra memory / logits' size."""
 
     float32: float
     bfloat16: float
@@ -57,14 +59,14 @@ TARGETS = {
     (8, 21, 256, 256): Target(0.70, 1.0, 1.1),
     (32, 10): Target(2.0, 2.0),
 }
-# The targets of the forward pass alone, in any dtype.
+# The targets of `blocked` for the forward pass alone, in any dtype: time / torch's time.
 FORWARD_TARGETS = {(1024, 32000): 0.5, (512, 128256): 0.5, (4096, 1000): 1.1}
-# The targets for the time to move the memory that a pass must move, over the time of the pass: into allocated memory,
-# and into new memory for the gradient.
+# Each share is the time to move the memory that a pass must move, divided by the time of the pass. The moves are a sum,
+# which reads the logits, and a copy into allocated memory or a clone into new memory, which writes the gradient.
 SHARES = {"share_of_limit": ("sum", "copy"), "share_in_new_memory": ("sum", "clone")}
-# The least number of rounds, with some to spare for discarded rounds.
+# The least number of rounds. Quartiles need five, and some may be discarded.
 ROUNDS = 7
-# The target of the other forms, in float32, with a thousand classes or more.
+# The target of the other forms, forward and backward, in float32, for a thousand classes or more: time / torch's time.
 OTHERS = 2.0
 
 
@@ -97,7 +99,7 @@ def measure(
     seconds: float,
     with_memory: bool = True,
 ) -> Iterator[dict[str, Any]]:
-    """Yield a dict for each cell, as the files of results have it. Each cell takes `seconds`."""
+    """Yield a dict for each cell, in the format of the result files. Each cell takes `seconds`."""
     for shape in shapes:
         for dtype in dtypes:
             for of in Pass:
@@ -160,7 +162,10 @@ def _cell(numbers: Numbers, of: Pass, seconds: float, with_memory: bool) -> dict
 def _memories(
     known: dict[str, Maker], logits: Tensor, target: Tensor, of: Pass, device: str
 ) -> dict[str, dict[str, int]]:
-    """Return the peak memory of each call, as torch and the kernel report it. torch does not see the memory of JAX."""
+    """Return the peak memory of each call in bytes, as torch and the operating system report it.
+
+    torch does not see the memory of JAX, so optax has no such number.
+    """
     found: dict[str, dict[str, int]] = {}
     for name, make in known.items():
         call = make(logits, target, of.backward)
@@ -173,7 +178,7 @@ def _memories(
 
 
 def verdicts(cells: list[dict[str, Any]]) -> Iterator[tuple[str, float, float]]:
-    """Yield the name of each target, the figure measured with the most threads, and the target."""
+    """Yield for each target its name, the measured figure and the target. Only cells with the most threads count."""
     most = max(cell["threads"] for cell in cells)
     for cell in cells:
         if cell["threads"] != most:

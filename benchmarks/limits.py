@@ -1,4 +1,4 @@
-"""The machine: its caches, its allocator, and the speed at which it copies and sums."""
+"""Describe the machine: its caches, its allocator, and the speed at which it copies and sums memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
-    """Return the conditions of a measurement: versions, processor, caches, threads, allocator, measured rates."""
+    """Return the conditions of a measurement: versions, processor, caches, threads, allocator, speed of memory."""
     return {
         **environment(device),
         "processor": processor(),
@@ -33,7 +33,10 @@ def machine(device: str = "cpu") -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Clock:
-    """Counters: seconds by the clock, CPU seconds of all processes (None if unknown), CPU seconds of this process."""
+    """A reading of the clock and of CPU time, in seconds.
+
+    `everyone` is the CPU time of all processes, or None if unknown. `own` is the CPU time of this process.
+    """
 
     wall: float
     everyone: float | None
@@ -100,12 +103,13 @@ def rates(device: str = "cpu", size: int = 2**28) -> dict[str, float]:
 
 
 def summed(x: Tensor) -> Tensor:
-    """Return a sum that reads every byte of x once. Half precision is read as float32, which is fast everywhere."""
+    """Return a sum that reads every byte of x once. Read half precision as float32, whose sum is fast everywhere."""
     as_float32 = x.element_size() < 4 and x.is_contiguous() and x.shape[-1] % 2 == 0
     return (x.view(torch.float32) if as_float32 else x).sum()
 
 
 def _fastest(call: Callable[[], object], wait: Callable[[], object], rounds: int = 5) -> float:
+    """Return the seconds of the fastest of some calls. `wait` waits until the device has finished."""
     times = []
     for _ in range(rounds):
         wait()

@@ -1,7 +1,8 @@
-"""Peak memory: the most bytes that a call has allocated at a time.
+"""Measure peak memory: the most bytes that a call has allocated at any time.
 
-On a CPU there are two sources. torch's profiler reports the allocations of torch alone. The kernel reports the peak of
-resident memory, which includes whole pages, loaded libraries and memory that malloc keeps. A test compares both.
+On a CPU there are two sources. torch's profiler reports the allocations of torch alone. The operating system reports
+the peak of resident memory, which includes whole pages, loaded libraries and memory that malloc keeps. A test compares
+both.
 """
 
 from __future__ import annotations
@@ -43,14 +44,14 @@ def traced(call: Callable[[], object]) -> int:
     ours = [one for one in events if one.get("name") == "[memory]" and one["args"].get("Device Type") == 0]
     ours.sort(key=lambda one: one["ts"])
     total = most = 0
-    for one in ours:  # the total of an event would include memory from before the call
+    for one in ours:  # add up the events, since their own totals include memory from before the call
         total += one["args"]["Bytes"]
         most = max(most, total)
     return most
 
 
 def resident(call: Callable[[], object]) -> int | None:
-    """Return the peak of the resident memory during a call in bytes, by the kernel, or None outside Linux."""
+    """Return how many bytes the resident memory of this process grows at most during a call; None outside Linux."""
     try:
         CLEAR_REFS.write_text("5")  # resets the peak: proc_pid_clear_refs(5)
         before = _status("VmRSS")

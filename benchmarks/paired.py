@@ -1,11 +1,12 @@
-"""Ratios of times: calls take turns, round after round, and each ratio compares two turns of one round.
+"""Measure ratios of times: calls take turns, round after round, and each ratio compares two turns of one round.
 
-Times measured one after another are wrong by several percent: the clock rate drifts, and other processes interfere. So
-all calls of a round get the same new inputs and run in a shuffled order. The next round reverses the order, so that a
-steady drift cancels. The operating system reports when another process had the core: the ratios of such a turn are
-discarded and counted. The result is the median over the rounds, with quartiles.
+Ratios of times that are measured one after another are wrong by several percent: the clock rate drifts, and other
+processes interfere. So all calls of a round get the same new inputs and run in a shuffled order. The next round
+reverses the order, so that a steady drift cancels. The operating system reports when another process took the core
+during a turn. The ratios of such a turn are discarded and counted. The result is the median over the rounds, with
+quartiles.
 
-pytest-benchmark, pyperf and asv finish one benchmark before the next. No Python library lets calls take turns.
+pytest-benchmark, pyperf and asv finish one benchmark before the next, so they cannot let calls take turns.
 """
 
 from __future__ import annotations
@@ -22,22 +23,23 @@ from pathlib import Path
 
 try:
     import resource
-except ImportError:  # on Windows no turn counts as disturbed
+except ImportError:  # Windows, where no turn counts as disturbed
     resource = None  # type: ignore[assignment]
 
 Call = Callable[[], object]
 
-# The least seconds of a turn of one or more calls. In shorter turns, reading the clock takes too large a share.
+# A turn makes enough calls to last this many seconds. In a shorter turn, reading the clock takes too large a share.
 TURN = 1e-3
-# The largest share of a turn that may pass in waiting for a core, which is the largest error of a ratio.
+# A turn is disturbed if it waits for a core for more than this share of its time. Waiting makes a ratio of other turns
+# wrong by at most this share.
 WAITED = 0.01
-# The least undisturbed rounds for quartiles. With fewer, all rounds count and the ratio is marked as disturbed.
+# The least number of undisturbed rounds. With fewer, all rounds count, and the ratio is marked as disturbed.
 LEAST = 5
 
 
 @dataclass(frozen=True)
 class Turn:
-    """The seconds of a call, and whether another process took a core during the call."""
+    """The seconds of a call, as the average of a turn, and whether another process took a core during the turn."""
 
     seconds: float
     disturbed: bool
@@ -77,17 +79,20 @@ class Rounds:
     turns: dict[str, list[Turn]] = field(default_factory=dict)
 
     def ratio(self, name: str, to: str) -> Spread:
-        """Return the ratios of the times of two calls, `name` over `to`. Each ratio compares turns of one round."""
+        """Return the spread of the ratio of two calls' times, `name` / `to`. Each ratio compares turns of one round."""
         pairs = zip(self.turns[name], self.turns[to], strict=True)
         return spread([(a.seconds / b.seconds, a.disturbed or b.disturbed) for a, b in pairs])
 
     def seconds(self, name: str) -> Spread:
-        """Return the times of a call."""
+        """Return the spread of the seconds of a call."""
         return spread([(turn.seconds, turn.disturbed) for turn in self.turns[name]])
 
 
 def spread(values: Sequence[tuple[float, bool]]) -> Spread:
-    """Return the median and quartiles of the undisturbed values, or of all values when too few are undisturbed."""
+    """Return the median and quartiles of the undisturbed values; of all values if too few are undisturbed.
+
+    Each value is a pair of a number and whether it is disturbed.
+    """
     kept = [value for value, disturbed in values if not disturbed]
     thrown_out = len(values) - len(kept)
     if too_few := thrown_out > 0 and len(kept) < LEAST:
@@ -136,7 +141,7 @@ def measure(
 
 
 def turn(call: Call, calls: int, wait: Call = lambda: None) -> Turn:
-    """Time one turn of several calls."""
+    """Make the calls of one turn, and return the seconds of one call. `calls` is the number of calls."""
     wait()
     switches, waited = _switches(), _waited()
     start = time.perf_counter()
@@ -144,7 +149,7 @@ def turn(call: Call, calls: int, wait: Call = lambda: None) -> Turn:
         call()
     wait()
     took = time.perf_counter() - start
-    # A switch of the core may cost nothing. So the waiting time decides, if the kernel reports the time.
+    # A thread that loses its core may continue at once. So the waiting time decides, if the system reports it.
     lost = None if waited is None else (_waited() or 0.0) - waited
     disturbed = _switches() > switches and (lost is None or lost > WAITED * took)
     return Turn(took / calls, disturbed)

@@ -1,7 +1,8 @@
-"""The timed functions: torch, the forms, and the cross-entropies of other libraries, or the reasons for missing ones.
+"""The timed functions: torch, the forms, and the cross-entropies of other libraries, which are called peers.
 
-A maker is a function of logits, target and whether a gradient is needed. The maker returns a call, a function without
-parameters that does not wait for the device.
+A maker is a function of three arguments: logits, target, and whether a gradient is needed. The maker returns a call, a
+function without parameters. The call does not wait for a CUDA device. For a missing peer, a text with the reason stands
+in place of a maker.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ Call = Callable[[], object]
 Maker = Callable[[Tensor, Tensor, bool], Call]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
-# The least size in bytes of a C × C identity matrix that is too large: with 32,000 classes, the matrix has 4 GB.
+# The largest size in bytes of a C × C identity matrix. With 32,000 classes, the matrix would have 4 GB.
 IDENTITY = 2**28
 
 # The forms that take tensors.
@@ -31,10 +32,10 @@ LOSSES: dict[str, Loss] = {"torch": torch.nn.CrossEntropyLoss(), **{name: FORMS[
 
 
 def of_torch(loss: Loss, copied: bool = False) -> Maker:
-    """Return the maker of a loss on tensors. `copied`: the loss writes into its logits, so each call gets a copy."""
+    """Return the maker of a loss on tensors. With `copied`, copy the logits first, since the loss writes into them."""
 
     def make(logits: Tensor, target: Tensor, backward: bool) -> Call:
-        # For the forward pass, the input requires no gradient: otherwise the pass would keep a graph.
+        # For the forward pass alone, the logits require no gradient: otherwise the pass would keep a graph.
         x = (logits.clone() if copied else logits.detach()).requires_grad_(backward)
 
         def call() -> None:
@@ -53,12 +54,13 @@ def forms() -> dict[str, Maker]:
 
 
 def limits(backward: bool) -> dict[str, Maker]:
-    """Return makers whose time is a lower limit for every implementation: read all logits, and write as many numbers.
+    """Return makers of calls that only move the memory that every implementation must move.
 
-    A copy writes into allocated memory; a clone writes into new memory, as a gradient does.
+    "sum" reads all logits. "copy" writes as many numbers into allocated memory, and "clone" into new memory, as a
+    gradient does.
 
-    The forward pass reads the logits once: maximum and sum of exponentials can be taken in one sweep (Milakov &
-    Gimelshein, arXiv:1805.02867). The backward pass reads them again, as no cache keeps them in between, and writes a
+    The forward pass reads the logits once: one sweep can compute the maximum and the sum of exponentials (Milakov &
+    Gimelshein, arXiv:1805.02867). The backward pass reads the logits again, since they do not fit a cache, and writes a
     gradient of their size. Targets and losses do not count: they have one number for a whole row.
     """
 
@@ -86,7 +88,7 @@ def peers(shape: tuple[int, ...], device: str) -> dict[str, Maker | str]:
 
 
 def tried(maker: Maker, logits: Tensor, target: Tensor, backward: bool) -> str:
-    """Return the reason why a call fails, or ""."""
+    """Make the call of a maker once, and return the reason why it fails, or ""."""
     try:
         maker(logits, target, backward)()
     except Exception as error:
@@ -126,7 +128,7 @@ def _linear(shape: tuple[int, ...], device: str) -> Maker | str:
     if len(shape) != 2:
         return "takes (N, C) only"
     if (size := 4 * shape[1] ** 2) > IDENTITY:
-        return f"would project by an identity of {size / 1e9:.1f} GB"
+        return f"would need an identity matrix of {size / 1e9:.1f} GB"
 
     def make(logits: Tensor, target: Tensor, backward: bool) -> Call:
         identity = torch.eye(shape[1], device=logits.device, dtype=logits.dtype)

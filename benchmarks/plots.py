@@ -1,4 +1,4 @@
-"""Plots of time and memory, as SVG that you can read on a white and on a black page."""
+"""Draw plots of time and memory, as SVG that you can read on a white and on a black page."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MARKERS = dict(zip(LOSSES, "os^Dv", strict=True))
 INK = "#123456"  # a placeholder: `_adapt` replaces it with the reader's text colour
 STYLE: Any = {
     "svg.fonttype": "none",
-    "svg.hashsalt": "crossent",  # the same file from the same figures
+    "svg.hashsalt": "crossent",  # equal figures give equal files
     "font.family": "sans-serif",
     "font.size": 9,
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
@@ -89,7 +89,7 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def _adapt(svg: str) -> str:
-    """Return the SVG with dark text on a light page, light text on a dark page, and otherwise grey text."""
+    """Return the SVG with text that is dark on a light page, light on a dark page, and grey in other programs."""
     style = "<style>:root{--ink:#24292f}@media(prefers-color-scheme:dark){:root{--ink:#e6edf3}}</style>"
     head, tag, rest = svg.partition("<defs>")
     lines = (head + style + tag + rest).replace(INK, "var(--ink,#808080)").splitlines()

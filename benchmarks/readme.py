@@ -1,6 +1,6 @@
-"""The tables that code writes into README.md and other pages, each between two marks with its name.
+"""Read and write the tables in README.md and other pages. Each table stands between two marks with its name.
 
-This module needs only Python: `nox -s upgrade` starts where torch may be missing.
+This module imports only the standard library: `nox -s upgrade` runs where torch may be missing.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ RESULTS = ROOT / "benchmarks" / "results"  # the files that the tables are made 
 
 
 def part(name: str, written: str | None = None) -> str:
-    """Return the text between the two marks of this name, and replace it where new text is given.
+    """Return the text between the two marks of this name. If `written` is given, replace the text by it.
 
     Raises:
-        ValueError: no page, or more than one, has such a mark.
+        ValueError: no page, or more than one page, has such a mark.
     """
     begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->\n"
     pages = [page for page in PAGES if begin in page.read_text(encoding="utf-8")]

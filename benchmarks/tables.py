@@ -1,4 +1,4 @@
-"""The tables of time and memory in benchmarks/README.md, from the files of results."""
+"""Make the tables of time and memory in benchmarks/README.md from the result files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NONE = "–"
 
 
 def hot_path(kept: dict[str, Any]) -> str:
-    """Return the tables of times over torch's time, and of extra memory over the size of the logits, in Markdown."""
+    """Return three tables in Markdown: times divided by torch's, the same for the forward pass, and extra memory."""
     cells = kept["cells"]
     most = max(cell["threads"] for cell in cells)
     both = [cell for cell in cells if cell["threads"] == most and cell["pass"] == Pass.BOTH.value]
@@ -175,9 +175,8 @@ def _alone(cells: list[dict[str, Any]], like: dict[str, Any], most: int) -> list
 
 def _memory(cell: dict[str, Any], name: str) -> str:
     extra = cell["found"].get(name, {}).get("extra_memory", {})
-    return (
-        f"{extra['torch']:.2f}" if "torch" in extra else NONE
-    )  # JAX keeps memory, so its resident memory says nothing about a call
+    # Only torch's own count is shown. JAX keeps freed memory, so its resident memory says nothing about a call.
+    return f"{extra['torch']:.2f}" if "torch" in extra else NONE
 
 
 def _memories(cell: dict[str, Any], names: list[str]) -> list[str]:
@@ -198,7 +197,7 @@ def _threads(count: int) -> str:
 
 
 def _machine(kept: dict[str, Any], cells: list[dict[str, Any]]) -> str:
-    """Return a line about the machine, the discarded ratios and the missing peers."""
+    """Return a text about the machine, the discarded ratios, and Liger's kernel if it is missing."""
     machine = kept["machine"]
     caches = ", ".join(f"{level} {size}" for level, size in machine["caches"].items())
     rates = machine["gigabytes_per_second"]

@@ -1,4 +1,4 @@
-"""Compare the seconds of the oracle for a million logits with the targets.
+"""Compare the seconds that the oracle takes for a million logits with the targets.
 
 pytest benchmarks/test_verifier.py
 """

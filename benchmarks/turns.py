@@ -1,7 +1,8 @@
-"""Time the hot path in two processes, with two versions of torch or crossent, that take turns.
+"""Time the hot path with two versions of torch or crossent, in two processes that take turns.
 
-A block is four turns: old, new, new, old. Its ratio is new / old, so that a steady drift cancels. A block in which a
-process lost its core is discarded, as in :mod:`benchmarks.paired`. This module needs only Python, as `upgrade.py` does.
+A block is four turns: old, new, new, old. The ratio of a block is new / old; in this order a steady drift cancels. A
+block is discarded if one of the processes lost its core, as in :mod:`benchmarks.paired`. This module imports only the
+standard library, like `upgrade.py`.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from typing import IO
 
 from benchmarks.paired import Spread, spread
 
-# One thread, so that the ratio depends less on other processes. One process that compiles, since the compile workers of
-# torch do not serve a process that was forked from their parent.
+# One thread, so that ratios depend less on other processes. One process that compiles: a process that was forked from
+# another cannot use the other's compile workers.
 ALONE = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
 BLOCKS = 9  # an odd number, so that the median is a measured ratio
 
-# The code of a process: read a line, make its calls, and print the seconds and how often the process lost its core.
-# Print "none" if there is no such form.
+# The code of a process. It reads a line, makes the calls that the line names, and prints the seconds and how often the
+# process lost its core. It prints "none" if there is no form of this name.
 WAITS = """
 import sys, time
 import torch, crossent
@@ -92,7 +93,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Hot:
-    """One call of the hot path, and the number of calls in a turn."""
+    """A form or torch on logits of one dtype and shape, and the number of calls in a turn."""
 
     name: str
     dtype: str
@@ -113,7 +114,7 @@ class Hot:
         return f"{self.name} {self.dtype} {self.calls} {' '.join(map(str, self.shape))}\n"
 
 
-# Pairs of a number of calls, which take about a tenth of a second together, and a shape.
+# Pairs of a number of calls and a shape. The calls of a pair take about a tenth of a second together.
 SHAPES = ((1000, (32, 10)), (5, (4096, 1000)), (1, (8, 21, 256, 256)))
 DTYPES = ("float32", "bfloat16")
 

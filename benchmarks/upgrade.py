@@ -6,12 +6,12 @@
     PIP_PRE=1 PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/nightly/cpu nox -s upgrade -- 2.13.0 torch
 
 A version is anything that pip accepts (`2.8.0`, a requirement, the path of a wheel), or the folder of an environment
-that has torch and crossent's dependencies. A version that is named twice runs twice. Environments take some GB each in
-`.nox/upgrade`, and reports stand in `.nox/upgrade/reports`. `--reuse` keeps environments, and reports that are younger
-than crossent's code. An unfinished environment or report is deleted.
+that has torch and crossent's dependencies. A version that is named twice runs twice. Each environment takes some GB in
+`.nox/upgrade`, and the reports are in `.nox/upgrade/reports`. `--reuse` keeps environments, and reports that are
+younger than crossent's code. Unfinished environments and reports are deleted.
 
-Exit status: the largest status of the `crossent diff` runs; 2 where a version cannot be installed or compared; 130 when
-interrupted. This module needs only Python, since no torch may be installed where it starts.
+Exit status: the largest status of the `crossent diff` runs; 2 if a version cannot be installed or compared; 130 if
+interrupted. This module imports only the standard library, since torch may be missing where it runs.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ HOT = hot(("torch", "formula"))
 
 
 def timed(old: Environment, new: Environment) -> dict[str, list[float]]:
-    """Return the quartiles of the ratio of times, new / old, for each call of the hot path."""
+    """Return the lower quartile, median and upper quartile of the ratio of times, new / old, for each call of `HOT`."""
     found: dict[str, list[float]] = {}
     sides = (Side(side.spec, str(side.python), str(ROOT)) for side in (old, new))
     try:
         for call, ratio in ratios(*sides, HOT, BLOCKS):
             lower, median, upper = found[str(call)] = [round(of, 3) for of in (ratio.lower, ratio.median, ratio.upper)]
-            say(f"{call}: {median:.2f} of the time ({lower:.2f} to {upper:.2f}), forward and backward")
+            say(f"{call}, forward and backward: new / old {median:.2f} ({lower:.2f} to {upper:.2f})")
     except EndedError as error:
         raise CannotError(str(error)) from None
     return found
 
 
 def compared(old: Environment, new: Environment, force: bool) -> tuple[int, dict[str, Any]]:
-    """Show the changes between two environments, and return the exit status of `crossent diff` and its JSON."""
+    """Run `crossent diff` on the reports of two environments, and return its exit status and its JSON."""
     name = f"{old.name}..{new.name}-{new.options}"
     files = {kind: environments.PLACE / environments.REPORTS / f"{name}.{kind}" for kind in ("json", "html")}
     was, now = (json.loads(side.report.read_bytes())["environment"].get("cpu_capability") for side in (old, new))
@@ -74,7 +74,11 @@ def total(cases: Iterable[dict[str, int]]) -> dict[str, int]:
 
 
 def figures(moved: dict[str, Any], ratios: dict[str, list[float]]) -> dict[str, Any]:
-    """Return the part of `upgrades.json` on two versions: the counts, and the first case of each kind of failure."""
+    """Return the part of `upgrades.json` about two versions.
+
+    `moved` is the JSON of `crossent diff`. Of similar changes, keep only the first, with the number of cases. Leave out
+    changes within the error bounds.
+    """
     first: dict[str, dict[str, Any]] = {}
     for move in moved["moves"]:
         if move["kind"] in ("regression", "newly refused", "changed behaviour", "fixed", "newly accepted"):
@@ -97,7 +101,7 @@ COLUMNS = {
 
 
 def table(kept: dict[str, Any]) -> str:
-    """Return the table of benchmarks/README.md: the changes of the cases, and the times of the hot path."""
+    """Return a table in Markdown: the number of cases by kind of change, and the ratios of times of the hot path."""
     names = [*COLUMNS, "time"]
     lines = ["| torch | subjects | cases | " + " | ".join(names) + " |", "| --- | --- |" + " ---: |" * (len(names) + 1)]
     for pair, of in itertools.product(kept["pairs"], ("torch", "the forms")):
@@ -143,7 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def upgraded(chosen: argparse.Namespace) -> int:
-    """Compare the chosen versions, and return the exit status."""
+    """Compare the versions that the command line names, and return the exit status."""
     ready: list[Environment] = []
     failed = False
     seen: Counter[str] = Counter()

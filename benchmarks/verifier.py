@@ -2,8 +2,8 @@
 
     python -m benchmarks verifier
 
-A case uses one core. So the time of a part is processor time, in the fastest round, since other processes can only make
-a round slower. `crossent check` uses all cores, and its time is by the clock, for different numbers of cases.
+A case uses one core. The time of a part is therefore CPU time, and the fastest round counts, since other processes can
+only make a round slower. `crossent check` uses all cores, and its time is by the clock.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ from crossent.trials.check import Check
 from crossent.trials.difference import Difference
 from crossent.trials.trial import Question, Trial
 
-# Targets in seconds for a million logits, loss and gradient: by float64 arithmetic, and by interval arithmetic.
+# Targets of the oracle in seconds for a million logits, loss and gradient. For float32 logits the oracle computes in
+# float64, and for float64 logits in interval arithmetic.
 LIMITS = {"float32": 0.2, "float64": 2.0}
 # The timed checks: the checks of a single call.
 TIMED = (
@@ -52,7 +53,7 @@ TIMED = (
 
 @dataclass(frozen=True)
 class Workload:
-    """Logits of one shape, and the options of the call that the oracle solves."""
+    """A call for the oracle: the shape and dtype of the logits, the kind of target, and the options."""
 
     rows: int
     classes: int
@@ -68,7 +69,7 @@ class Workload:
 
     @property
     def limit(self) -> float | None:
-        """The target in seconds; None for target gradients by interval arithmetic, which add a million numbers."""
+        """The target in seconds. None for a float64 target gradient, which adds a million numbers to the result."""
         return None if self.target_gradient and self.dtype == "float64" else LIMITS[self.dtype]
 
     def arguments(self) -> Arguments:
@@ -102,7 +103,7 @@ WORKLOADS = (
     Workload(1000, 1000, "float64"),
     Workload(8, 128_256, "float64"),
     Workload(100_000, 10, "float64"),
-    Workload(16, 128_256, "float64"),  # too many logits in float64 too
+    Workload(16, 128_256, "float64"),  # the same in float64
     Workload(1000, 1000, "float64", label_smoothing=0.1),
     Workload(1000, 1000, "float64", "probabilities", 0.1),
     Workload(1000, 1000, "float64", "probabilities", 0.1, target_gradient=True),
@@ -129,7 +130,7 @@ def oracle(workloads: tuple[Workload, ...] = WORKLOADS, rounds: int = 2) -> Iter
 
 
 def parts(cases: tuple[Case, ...] = CASES, rounds: int = 3) -> Iterator[dict[str, Any]]:
-    """Yield the seconds for a million logits, as a dict for each step of each case."""
+    """Yield the seconds for a million logits, as a dict for each step of each case, such as "bounds"."""
     subject = BY_NAME["formula"]
     for case in cases:
         for name, seconds in _steps(case, subject, rounds).items():
@@ -158,7 +159,7 @@ def _steps(case: Case, subject: Any, rounds: int) -> dict[str, float]:
 
 
 def _run_checks(trial: Trial) -> None:
-    """Run the checks. They must pass, since describing a failure would take time."""
+    """Run the checks of `TIMED`. Raise AssertionError if one fails: a description of a failure would take time."""
     for check in TIMED:
         for found in check.run(trial) if check.applies(trial.case) else ():
             if not isinstance(found, Difference) or found.ratio > 1:
@@ -204,7 +205,10 @@ COMMANDS: tuple[tuple[str, float | None, float | None], ...] = (
 
 
 def commands(of: tuple[tuple[str, float | None, float | None], ...] = COMMANDS) -> Iterator[dict[str, Any]]:
-    """Yield the CPU seconds and the seconds by the clock of some commands. No command reads an earlier report."""
+    """Yield a dict for each command: its CPU seconds, its seconds by the clock, and the targets.
+
+    The commands run in a new folder, where no earlier report is.
+    """
     with tempfile.TemporaryDirectory() as folder:
         for name, text in (("right", RIGHT), ("wrong", WRONG)):
             (Path(folder) / f"{name}.py").write_text(text, encoding="utf-8")
@@ -219,10 +223,10 @@ def commands(of: tuple[tuple[str, float | None, float | None], ...] = COMMANDS) 
 
 
 def bare(every: int = 16) -> dict[str, Any]:
-    """Return a record with the CPU seconds of a run, the CPU seconds of the same calls in a bare loop, and their ratio.
+    """Return a dict with the CPU seconds of a run, the CPU seconds of the same calls in a bare loop, and their ratio.
 
-    The run has every n-th case of level normal, without the checks that transform a subject. The bare loop makes the
-    inputs of a case once, and calls the subject and its backward pass as often as the run does.
+    The run has every 16th case of level normal (or another `every`), without the checks that transform a subject. The
+    bare loop makes the inputs of a case once, and calls the subject and its backward pass as often as the run does.
     """
     settings = Settings(level="normal")
     subjects = settings.load()
@@ -242,7 +246,7 @@ def bare(every: int = 16) -> dict[str, Any]:
         return replace(subject, loss=loss)
 
     counted = [counting(subject) for subject in subjects]
-    for case, checks in planned.items():  # not timed
+    for case, checks in planned.items():  # count the calls, without timing
         now.append(case)
         run(settings, counted, {case: checks})
     start = time.process_time()
@@ -261,7 +265,7 @@ def bare(every: int = 16) -> dict[str, Any]:
     return {"cases": len(planned), "calls": calls, "run": of_run, "loop": of_loop, "ratio": of_run / of_loop}
 
 
-# More checks that make torch import its compilers, as the checks that transform a subject do.
+# Checks that make torch import its compilers although they do not transform a subject.
 _COMPILERS = ("deterministic",)
 
 

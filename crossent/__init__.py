@@ -16,24 +16,26 @@ The checker:
     adapters     functions of numpy, JAX and ONNX as subjects
     Report, Finding, Diff   the results of `check` and `diff`
 
-The rooms of the package, from the bottom to the top; each room's `__init__` lists its modules:
+The package consists of modules and of folders, called rooms. The `__init__` of a room lists its modules. From the
+bottom to the top:
 
-    words, files, choices   printable text; files written whole; the words that options accept
-    machine, state          devices and versions; the global state of torch
+    words, files, choices   printable text; files written completely or not at all; the words that options accept
+    machine, state          devices and versions; the global state of torch, numpy and Python
     forms                   the five forms
     numerics                the exact value (oracle), and the error bounds (bounds)
-    cases                   the inputs, each rebuilt bit for bit from its id
-    report                  the findings of a run: as text, HTML and JSON; the changes between two runs
+    cases                   the inputs of a loss function, each rebuilt bit for bit from its id
+    report                  the findings of a run, as text, HTML and JSON; the changes between two runs
     subjects                the functions under test
     trials                  one subject on one case: its result, the exact value, the difference
     checks                  the properties that a subject must have
-    run                     the plan of a level, and the run that makes a report
-    repro                   a finding as a script that needs torch alone
+    run                     the cases and checks of a level; a run of them, which makes a report
+    repro                   a script that repeats a finding with torch alone
     cli, options, option_types, console   the command, its options, and its output
     plugin                  the pytest plugin
     adapters                public: from_numpy, from_jax, from_onnx
 
-Names are imported on first use: pytest loads the plugin in every project, and most projects need no torch.
+Python imports a name of `crossent` at its first use. pytest loads the plugin in every project where crossent is
+installed, so an import of torch here would delay every test run.
 """
 
 from importlib import import_module

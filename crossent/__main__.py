@@ -1,4 +1,4 @@
-"""Run the command, for `crossent` and `python -m crossent`. Ctrl-C ends it with one line, even during an import."""
+"""Run the command `crossent` or `python -m crossent`. After Ctrl-C it prints one line, even during an import."""
 
 import signal
 import sys
@@ -16,13 +16,16 @@ def main() -> int:
         sys.stderr.write("crossent: interrupted\n")
         return 128 + signal.SIGINT
     finally:
-        # After a KeyboardInterrupt within an exec(), for example in the import of a named tuple, `python -m` loses the
+        # After a KeyboardInterrupt inside exec() or eval(), which for example namedtuple() calls, `python -m` loses the
         # exit status. Another exec() prevents the loss.
         exec("")
 
 
 def _is_interrupt(error: BaseException | None) -> bool:
-    """Whether a KeyboardInterrupt is the cause. While a class is made, Python 3.11 turns any exception into another."""
+    """Return whether an exception is a KeyboardInterrupt, or whether a KeyboardInterrupt caused the exception.
+
+    While a class is created, Python 3.11 can replace an exception by a RuntimeError, whose cause is the exception.
+    """
     return error is not None and (isinstance(error, KeyboardInterrupt) or _is_interrupt(error.__cause__))
 
 

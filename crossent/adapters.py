@@ -1,11 +1,11 @@
 """Adapters: loss functions written in numpy, JAX or ONNX, as callables with the signature of `F.cross_entropy`.
 
 An adapter converts the tensors of a call to arrays with the same bits, calls the function, and converts the result to a
-tensor. A numpy function gets the memory of the tensors themselves, with their strides, so that a check finds a function
-that writes into its arguments. JAX and ONNX get copies. An adapted function takes the options of its signature.
+tensor. A numpy function gets arrays that share the memory and the strides of CPU tensors. So a check can find a
+function that writes into its arguments. JAX and ONNX get copies.
 
-The adapted callable has an attribute `lacks`: a dict from each feature that the callable does not have, such as torch's
-transforms, to the reason. :func:`crossent.subjects.callables.as_subject` reads this attribute.
+The adapted callable has the signature of the function, and an attribute `lacks`. Its keys are the features that the
+callable lacks, such as "vmap"; its values are the reasons. :func:`crossent.subjects.callables.as_subject` reads both.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ def from_numpy(function: Function, *, gradient: Function | None = None) -> Calla
     Args:
         function: The loss, `function(logits, target, **options) -> array`. `logits` is an array of shape (C), (N, C) or
             (N, C, d1, …, dK). `target` is an array of class indices, or of class probabilities in the shape of
-            `logits`. The options are those in the signature of `function`: `weight`, an array of shape (C),
-            `ignore_index`, `reduction` and `label_smoothing`, as for :func:`crossent.formula`.
+            `logits`. The signature may have the options `weight`, an array of shape (C), `ignore_index`, `reduction`
+            and `label_smoothing`, as in :func:`crossent.formula`.
         gradient: The gradient of the logits, `gradient(upstream, logits, target, **options) -> array`, in the shape of
-            `logits`. `upstream` is the gradient of the result of `function`. None for a loss without a gradient.
+            `logits`. `upstream` is the upstream gradient, in the shape of the loss. None for a loss without a gradient.
 
     Returns:
         A callable on tensors, `loss(input, target, **options)`. Its result is a tensor with the dtype and shape of the
@@ -72,13 +72,13 @@ def from_numpy(function: Function, *, gradient: Function | None = None) -> Calla
 def from_jax(function: Function) -> Callable[..., Tensor]:
     """Adapt a JAX loss function, so that you can call and check it like `torch.nn.functional.cross_entropy`.
 
+    The adapter compiles the function with `jax.jit`, as training code does: once for each dtype, shape and choice of
+    the options. The Python code of the function runs only during a compilation. If the function reads the value of an
+    array, `jax.jit` cannot trace the function. The adapter then calls the function uncompiled, which is slow.
+
     Args:
         function: The loss, `function(logits, target, **options) -> array`, with the arguments of :func:`from_numpy` as
-            JAX arrays. A function under `jax.jit` needs `reduction` among its `static_argnames`.
-
-    The adapter compiles the function with `jax.jit`, as training code does: once for each dtype, shape and choice of
-    the options. The Python code of the function runs only then. A function that reads the value of an array, which
-    `jax.jit` cannot trace, runs as it is, which is slow.
+            JAX arrays. If you compiled it with `jax.jit` yourself, name `reduction` in its `static_argnames`.
 
     Returns:
         A callable on tensors, `loss(input, target, **options)`, with gradients of the logits and of class probabilities
@@ -103,7 +103,7 @@ def from_jax(function: Function) -> Callable[..., Tensor]:
     compiled: dict[Any, Function] = {}
 
     def jitted(compute: Function, key: Any) -> Function:
-        """Return a function that computes the same, compiled once for each key, dtype and shape if JAX can trace it."""
+        """Return `compute`, compiled once for each key, dtype and shape; uncompiled if JAX cannot trace it."""
 
         def call(*arrays: Any, **given: Any) -> Any:
             try:
@@ -125,7 +125,7 @@ def from_jax(function: Function) -> Callable[..., Tensor]:
             return made
 
         def jaxs(tensor: Tensor) -> Any:
-            # A copy, since JAX may keep and reuse numpy's memory. jax.numpy.array would compile one for each shape.
+            # Copy, because JAX may keep numpy's memory. jax.numpy.array would compile a copy for each shape.
             return jax.numpy.asarray(_array(tensor).copy())
 
         words = {name: value for name, value in options.items() if not isinstance(value, Tensor)}
@@ -157,13 +157,13 @@ def from_jax(function: Function) -> Callable[..., Tensor]:
 
 
 def from_onnx(model: Any = None) -> Callable[..., Tensor]:
-    """Adapt ONNX's operator SoftmaxCrossEntropyLoss, or a model, run by ONNX's reference evaluator.
+    """Adapt an ONNX model, or the ONNX operator SoftmaxCrossEntropyLoss.
 
-    The reference evaluator computes no gradients.
+    ONNX's reference evaluator, `onnx.reference.ReferenceEvaluator`, runs the model. It computes no gradients.
 
     Args:
-        model: A `ModelProto`, or the name of its file, as for `onnx.reference.ReferenceEvaluator`. The two inputs of
-            the model are the logits and the target, and the first output is the loss. The options of a model are fixed.
+        model: A `ModelProto`, or the name of its file. The two inputs of the model are the logits and the target, and
+            the first output is the loss. The options of a model are fixed.
             Without `model`, the operator is called with the options `weight`, `ignore_index` and `reduction`.
 
     Returns:
@@ -198,10 +198,10 @@ def from_onnx(model: Any = None) -> Callable[..., Tensor]:
 
     function = operator if model is None else of_model
     function.__name__ = "onnx"
-    reason = "is ONNX's reference"
+    reason = "runs in ONNX's reference evaluator"
     lacks = dict.fromkeys(("gradient", "target_gradient"), f"{reason}, which computes no gradient")
     if model is None:
-        lacks["probability_target"] = f"{reason} of SoftmaxCrossEntropyLoss, whose targets are class indices"
+        lacks["probability_target"] = "is SoftmaxCrossEntropyLoss of ONNX, whose targets are class indices"
     return _adapted(function, _through_numpy(function, None), reason, lacks)
 
 
@@ -254,12 +254,12 @@ class _Foreign(torch.autograd.Function):
 
 
 def _options(function: Function) -> list[str]:
-    """Return the names of the parameters after logits and target."""
+    """Return the names of a function's parameters after logits and target."""
     return list(inspect.signature(function).parameters)[2:]
 
 
 def _is_wide(value: Any) -> bool:
-    """Return whether an argument of a call needs 64 bits."""
+    """Return whether an argument needs JAX's 64-bit mode: it is float64, or has an integer beyond 32 bits."""
     if isinstance(value, Tensor):
         if value.is_floating_point() or not value.numel():
             return value.dtype == torch.float64
@@ -268,9 +268,9 @@ def _is_wide(value: Any) -> bool:
 
 
 def _array(tensor: Tensor) -> _Array:
-    """Return a tensor as an array; a CPU tensor shares its memory, except a lazily negated view, which is copied.
+    """Return a tensor as a numpy array. A bfloat16 tensor becomes an array of `ml_dtypes.bfloat16`.
 
-    bfloat16 becomes `ml_dtypes.bfloat16`.
+    The array shares the memory of a CPU tensor, except of a lazily negated view, which is copied.
     """
     here = tensor.detach().resolve_neg().cpu()
     if here.dtype != torch.bfloat16:
@@ -282,7 +282,7 @@ def _array(tensor: Tensor) -> _Array:
 
 
 def _tensor(value: Any, device: torch.device) -> Tensor:
-    """Return an array or a numpy number as a tensor of the same dtype, in the same memory if possible."""
+    """Return an array or a number as a tensor of the same dtype on the device, in the same memory if possible."""
     array = np.asarray(value)
     if array.dtype.kind in "OUSMmVc" and array.dtype.name != "bfloat16":
         raise TypeError(f"the function returned {array.dtype}; it must return an array of real numbers")

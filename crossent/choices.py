@@ -1,6 +1,7 @@
 """The words that options accept, and the completion of these words in a shell.
 
-This module imports no other module of the package, so the command prints its help and completes without torch.
+This module imports no other module of the package. So the command can print its help, and complete words, without an
+import of torch.
 """
 
 from __future__ import annotations
@@ -52,7 +53,10 @@ FEATURE_NAMES = (
 
 
 def complete_subject(context: Context, parameter: Parameter, incomplete: str) -> list[CompletionItem]:
-    """Return the matching subjects or, if there are none, complete a file. After `--without`, also match features."""
+    """Return the subjects that begin with `incomplete`; after `--without`, also the features.
+
+    If no name begins with it, the shell completes the name of a file.
+    """
     from click.shell_completion import CompletionItem
 
     names = (*SUBJECT_NAMES, *(FEATURE_NAMES if context.params.get("without") else ()))
@@ -61,12 +65,15 @@ def complete_subject(context: Context, parameter: Parameter, incomplete: str) ->
 
 
 def complete_feature(context: Context, parameter: Parameter, incomplete: str) -> list[str]:
-    """Return the features that begin with the text."""
+    """Return the features that begin with `incomplete`."""
     return [name for name in FEATURE_NAMES if name.startswith(incomplete)]
 
 
 def complete_case(context: Context, parameter: Parameter, incomplete: str) -> list[str]:
-    """Return the ids of the covering arrays that begin with the text. Other ids would need an import of torch."""
+    """Return the case ids that begin with `incomplete`, of the cases in covering arrays.
+
+    The ids of other cases would need an import of torch.
+    """
     arrays = Path(__file__).with_name("cases").glob("*.txt")
     ids = {line for array in arrays for line in array.read_text(encoding="utf-8").splitlines()}
     return sorted(case for case in ids if case.startswith(incomplete))

@@ -32,14 +32,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without Unicode shows "?" instead of a traceback
-    with suppress(ValueError):  # signals go to the main thread only
+    with suppress(ValueError):  # outside the main thread, Python sets no handler
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         status = crossent.main(arguments, prog_name="crossent", standalone_mode=False)
     except click.ClickException as error:
         words = sys.argv[1:] if arguments is None else arguments
         click.echo(f"crossent: {options.shortened(options.message_of(error), words)}", err=True)
-        if isinstance(error, click.UsageError):  # the help says nothing about a damaged file
+        if isinstance(error, click.UsageError):  # the help does not explain a damaged file
             command = ["crossent", *(word for word in words[:1] if word in crossent.commands)]
             click.echo(f"Try '{' '.join(command)} --help'.", err=True)
         return WRONG_USE
@@ -142,7 +142,7 @@ def check(
     warn_of_grade(subjects, contract, grade)
     status, chosen = None, chosen_part(subjects, **part)
     if old is not None and not force:
-        with one_line():  # now, since the run takes long
+        with one_line():  # before the run, which takes long
             some = {name: chosen[name] for name in ("checks", "cases")}
             require_comparable(old, Settings(device, dtypes or DTYPE_NAMES, level, seed, **some), subjects)
     with one_line():
@@ -301,7 +301,7 @@ def repro(
     happens, 0 if it does not, 2 if it cannot run. With --passed, it exits with 0 if the number is within its bound.
     """
     if report is not None and device is not None:
-        raise click.UsageError("--device needs a case that runs here: a REPORT names its device")
+        raise click.UsageError("--device contradicts the REPORT, which names its device: leave out one of the two")
     passed = passed or held
     if passed and (report is not None or source):
         raise click.UsageError("--passed runs a form or torch here: give it without a REPORT and --subject")

@@ -70,14 +70,14 @@ class Running(ProgressColumn):
         self._steps = steps
 
     def render(self, task: Task) -> Text:
-        """Return the check and the case."""
+        """Return the check and the case that run now, as text."""
         return Text(self._steps.running, "dim")
 
 
 class Remaining(ProgressColumn):
     """The column of the progress bar that shows the remaining time, estimated from the cost of the finished steps.
 
-    The column is empty until the share `LEAST` of the cost is done.
+    The column is empty until the finished steps have the share `LEAST` of the total cost.
     """
 
     LEAST = 0.05

@@ -15,6 +15,8 @@ from crossent.words import cut
 def write_whole(path: str | os.PathLike[str], text: str) -> None:
     """Write a text to a file in one step: a reader sees the old content or the complete new content.
 
+    If the path is a device, a pipe or an open file (see :func:`is_stream`), append the text.
+
     Raises:
         OSError: the file cannot be written. The old content is unchanged.
     """
@@ -54,7 +56,7 @@ def write_all(files: Mapping[str, str], by: Mapping[str, Callable[[str], None]])
 
     Args:
         files: the path of each file, by option.
-        by: the function that writes the file of an option.
+        by: the function that writes the file of each option.
     """
     written = True
     for option, path in files.items():

@@ -20,9 +20,10 @@ from crossent.words import quoted
 
 @contextmanager
 def ambient() -> Iterator[None]:
-    """Set the state of torch for a run: gradients on, no autocast, one thread. Restore the old state at the end.
+    """Set the state of torch for a run: gradients on, no inference mode, no autocast, one thread.
 
-    Most cases have tiny tensors: on a busy machine, a run with a pool of threads took three times as long.
+    Restore the old state at the end. One thread is enough, because most cases have tiny tensors: on a busy machine, a
+    run with several threads took three times as long.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -42,14 +43,14 @@ def require_device(device: str) -> None:
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
         raise RuntimeError(f"device: got {quoted(device)}; allowed are cpu, cuda and cuda:N")
     try:
-        torch.zeros(1, device=device).item()  # item() fails on the meta device, whose tensors have no values
+        torch.zeros(1, device=device).item()  # item() waits for the device, and raises its errors
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0].split(". ")[0]  # after the first sentence, torch lists its backends
         raise RuntimeError(f"device: got {quoted(device)}; {reason}") from None
 
 
 def environment(device: str) -> dict[str, str]:
-    """Return the versions, the platform and the device, by name, which a reader needs to repeat a run."""
+    """Return what a reader needs to repeat a run: versions, platform and device, by name."""
     found = {
         "crossent": version("crossent"),
         "torch": str(torch.__version__),
@@ -69,7 +70,7 @@ def cores() -> int:
 
 
 def can_fork() -> bool:
-    """Return whether this system can fork a process. A forked process has the subjects without importing them."""
+    """Return whether this system can fork a process. A forked process need not import the subjects again."""
     return "fork" in multiprocessing.get_all_start_methods()
 
 
@@ -93,11 +94,11 @@ def available(device: str) -> int:
         return int(torch.cuda.mem_get_info(torch.device(device).index)[0])
     free = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     if (most := resource.getrlimit(resource.RLIMIT_DATA)[0]) != resource.RLIM_INFINITY:
-        free.append(most)  # the limit of an isolated process, or a limit of the user
+        free.append(most)  # set for an isolated process, or by the user
     try:
         words = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
         free.append(int(words["MemAvailable"].split()[0]) * 1024)
-    except (OSError, ValueError, KeyError):  # not Linux: take all of the memory, used or not
+    except (OSError, ValueError, KeyError):  # not Linux: count all memory as free
         return free[0]
     try:  # the limit of the container
         group = Path("/sys/fs/cgroup")

@@ -15,7 +15,7 @@ class _Allowed:
 
     @property
     def allowed(self) -> str:
-        """The allowed values, with their verb: "are quick, normal, thorough"."""
+        """The allowed values with their verb, for example "are quick, normal, thorough"."""
         if isinstance(self, click.Choice):
             return f"are {', '.join(self.choices)}"
         assert isinstance(self, (click.IntRange, click.FloatRange))
@@ -34,12 +34,12 @@ class _Allowed:
             raise click.BadParameter(message, context, parameter) from None
 
 
-class Word(_Allowed, click.Choice):  # type: ignore[type-arg]  # in click 8.1, the class takes no argument
-    """One of several words."""
+class Word(_Allowed, click.Choice):  # type: ignore[type-arg]  # in click 8.1, the class is not generic
+    """The type of an option whose value is one of several words."""
 
 
 class Words(Word):
-    """Several words, separated by commas."""
+    """The type of an option whose value is several words, separated by commas."""
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
         """Return the words as a tuple. The error for a wrong word names this word."""
@@ -47,11 +47,11 @@ class Words(Word):
 
 
 class Whole(_Allowed, click.IntRange):
-    """A whole number in a range."""
+    """The type of an option whose value is a whole number in a range."""
 
 
 class Positive(_Allowed, click.FloatRange):
-    """A number above 0."""
+    """The type of an option whose value is a number above 0."""
 
     def __init__(self) -> None:
         super().__init__(0, min_open=True)
@@ -62,7 +62,7 @@ SEED_OPTION = Whole(0, 2**32 - 1)
 
 
 class Seed(click.ParamType):  # type: ignore[type-arg]
-    """A number, or the word "random"."""
+    """The type of an option whose value is a seed, a whole number, or the word "random"."""
 
     name = "integer or random"
 
@@ -77,7 +77,7 @@ class Seed(click.ParamType):  # type: ignore[type-arg]
 
 
 class Row(click.ParamType):  # type: ignore[type-arg]
-    """A row of numbers, separated by commas."""
+    """The type of an option whose value is a row of numbers, separated by commas."""
 
     name = "row"
 

@@ -47,7 +47,7 @@ def _writable(path: str, option: str) -> None:
     try:
         file = os.path.realpath(path)
         folder = os.path.dirname(file)
-        if not path or os.path.isdir(file):  # click checks names that exist; "" is no name
+        if not path or os.path.isdir(file):  # click accepts "" as a name
             raise click.BadParameter(f"got {quoted(path)}; it is not the name of a file", param_hint=option)
         if not os.path.isdir(folder):
             reason = f"the folder {quoted(folder)} does not exist"
@@ -61,23 +61,23 @@ def _writable(path: str, option: str) -> None:
                 os.lstat(file)  # the name may be too long
             with tempfile.NamedTemporaryFile(dir=folder, prefix=".crossent."):
                 pass
-    except (OSError, ValueError) as error:  # also a name with a null character
+    except (OSError, ValueError) as error:  # ValueError: the name has a null character
         reason = getattr(error, "strerror", None) or str(error)
         raise click.BadParameter(f"got {quoted(path)}; it cannot be written: {reason}", param_hint=option) from None
 
 
 def shortened(message: str, arguments: Sequence[str]) -> str:
-    """Return a message of click as one printable line, in which long words of the command line are cut."""
+    """Return a message of click as one printable line, with long command-line arguments cut."""
     for argument in arguments:
         for word in (argument, argument.partition("=")[2]):  # `--option=word`
-            for said in (word, repr(word)[1:-1]):
-                message = message.replace(said, cut(word)) if len(said) > LONGEST_VALUE else message
+            for shown in (word, repr(word)[1:-1]):
+                message = message.replace(shown, cut(word)) if len(shown) > LONGEST_VALUE else message
     return printable(" ".join(message.split()))
 
 
 @contextmanager
 def one_line() -> Iterator[None]:
-    """Turn the errors that the package raises for bad input into errors of click, which print one line.
+    """Turn the errors that the package raises for bad input into errors of click, which the command prints in one line.
 
     If the command has the option --level, `level: got 'quik'` becomes the usage error `--level: got 'quik'`.
     """
@@ -89,7 +89,7 @@ def one_line() -> Iterator[None]:
 
 
 def _with_dashes(message: str) -> str:
-    """Return a message of the package. If it begins with the name of an argument, put the option in its place."""
+    """Return a message of the package. If it begins with the name of an argument, replace the name by the option."""
     name, colon, rest = message.partition(":")
     context = click.get_current_context(silent=True)
     for parameter in context.command.params if context and colon else ():
@@ -255,7 +255,7 @@ def chosen_part(
 ) -> dict[str, Any]:
     """Return the arguments of `crossent.check` that choose a part of a run.
 
-    Print a line to stderr if --last-failed finds no failure of the last run.
+    If --last-failed finds no failure of the last run, print this to stderr.
 
     Raises:
         UsageError: two options contradict each other.
@@ -275,15 +275,15 @@ def chosen_part(
         if chosen["cases"]:
             chosen["checks"] = ()  # each case names its checks
         else:
-            of_checks = f" of {', '.join(names)}" if names else ""
+            of_checks = f" of --check {','.join(names)}" if names else ""
             runs = "these checks run on every case" if names else "everything runs"
-            said = f"no finding{of_checks} of the last run on these subjects is kept: {runs}"
+            said = f"no finding{of_checks} is stored from the last run on these subjects: {runs}"
             click.echo(f"crossent: {said}", err=True)
     return chosen
 
 
 def recorded(path: str) -> Report:
-    """Return the report of a file. Raise an error of click, in one line, if the file is no report."""
+    """Read a report from a file. Raise an error of click, in one line, if the file cannot be read or is no report."""
     from crossent.report.reader import read_report
 
     with one_line():

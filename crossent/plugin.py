@@ -59,7 +59,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marker, and raise a usage error for a wrong option before collection."""
+    """Register the marker. With `--crossent-subject`, raise a usage error for a wrong option before collection."""
     config.addinivalue_line("markers", "crossent(subject, **options): checks of a loss; set by crossent.parametrize")
     config.stash[RECORDS], config.stash[SHOWN], config.stash[DESELECTED] = [], False, 0
     config.pluginmanager.register(RecordCollector(config))
@@ -68,7 +68,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
-    """Return a header line with version, device, seed and level, if an option of crossent was given."""
+    """Return a header line with version, device, seed and level, if the command line has one of these options."""
     if not any(config.getoption(name) is not None for name in (_SUBJECT, LEVEL, DTYPE, WITHOUT, JSON, MIN_CHECKS)):
         return None
     config.stash[SHOWN] = True
@@ -76,7 +76,7 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 
 
 def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> str | None:
-    """Return the header line after collection, if no option was given but a test of crossent was collected."""
+    """Return the header line if pytest collected a check and `pytest_report_header` has not returned the line."""
     if config.stash[SHOWN] or not any(_check_of(item) for item in items):
         return None
     return _header(config)
@@ -113,7 +113,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def _settings_of(config: pytest.Config, own: dict[str, Any]) -> Iterator[Settings]:
-    """Yield the settings for each device: the arguments of a test, overridden by the command line."""
+    """Yield the settings for each device. Options on the command line override the arguments of the test, `own`.
+
+    The exception is `without`: the features of both are joined.
+    """
     from crossent.run.settings import Settings
 
     given = {"dtypes": DTYPE, "level": LEVEL, "seed": _SEED, "contract": CONTRACT, "expected_findings": EXPECTED}
@@ -123,7 +126,7 @@ def _settings_of(config: pytest.Config, own: dict[str, Any]) -> Iterator[Setting
     both = {**own, **{name: value for name, value in chosen.items() if value is not None}, "without": features}
     # If each process of pytest-xdist drew a seed, the processes would collect different tests.
     if both.get("seed") == "random":
-        raise ValueError("seed: got 'random'; allowed is 0 or more: every process of a test run draws the same cases")
+        raise ValueError("seed: got 'random'; allowed is 0 or more, so that all processes of a run have the same cases")
     for device in config.getoption(DEVICE) or [both.get("device", "cpu")]:
         yield Settings(**{"level": "quick", **both, "device": device})
 
@@ -173,7 +176,7 @@ class CheckItem(pytest.Item):
         return str(excinfo.value) if excinfo.errisinstance(AssertionError) else super().repr_failure(excinfo, style)
 
     def reportinfo(self) -> tuple[Any, None, str]:
-        """Return the name alone: the test is in no file."""
+        """Return the path, the line and the name that pytest shows. The line is None, since the test is in no file."""
         return self.path, None, self.name
 
 
@@ -197,7 +200,7 @@ def _check_of(item: pytest.Item) -> CheckTest | None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Set the command that repeats the finding of a test, for the message of the finding."""
+    """Set the pytest command that repeats a test. The message of a finding shows this command."""
     if (check := _check_of(item)) is not None:
         given = {name: item.config.getoption(name) for name in (DEVICE, LEVEL, _SEED, WITHOUT, CONTRACT)}
         each = [(name, one) for name, value in given.items() for one in (value if isinstance(value, list) else [value])]
@@ -207,7 +210,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, None]:
-    """Attach the record of a check to the test's report, which pytest-xdist sends to the main process."""
+    """Attach the record, the result of a check, to pytest's report of the test.
+
+    pytest-xdist sends this report to the main process.
+    """
     outcome = yield
     check = _check_of(item)
     if call.when == "call" and check is not None and check.record is not None:
@@ -222,12 +228,12 @@ def pytest_deselected(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Take the number of deselected checks from a worker of pytest-xdist. Each worker deselects the same checks."""
+    """Read the number of deselected checks from a worker of pytest-xdist. Each worker deselects the same checks."""
     node.config.stash[DESELECTED] = getattr(node, "workeroutput", {}).get("crossent_deselected", 0)
 
 
 class RecordCollector:
-    """Collects the records of all checks, in the process that makes the report."""
+    """Collects the records, the results of all checks, in the process that makes crossent's report."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.records = config.stash[RECORDS]
@@ -239,7 +245,7 @@ class RecordCollector:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fail the run if too few checks ran, for example since all were skipped, or if the baseline shows a regression."""
+    """Fail the run if too few checks ran, or if the comparison with the baseline fails."""
     config = session.config
     if hasattr(config, "workerinput"):
         config.workeroutput["crossent_deselected"] = config.stash[DESELECTED]  # type: ignore[attr-defined]

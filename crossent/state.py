@@ -15,6 +15,7 @@ _SUBNORMAL = 2.0**-1074
 
 
 def _flushes() -> bool:
+    """Return whether the processor replaces subnormal numbers by 0."""
     # torch has no function to read this mode, so a multiplication tests it. A library that gcc before 13 built with
     # -ffast-math sets the mode when it is loaded. Older versions of torch build such libraries in torch.compile.
     return _SUBNORMAL * 1.0 == 0
@@ -35,9 +36,9 @@ _known_numpy: tuple[object, bytes, dict[str, Any]] | None = None
 def _numpy_generator() -> dict[str, Any]:
     """Return the state of numpy's global generator.
 
-    numpy takes 0.1 ms to return a state. So the last state is kept, with the bytes of the generator in memory. If the
-    bytes are the same, the kept state is still right. numpy may also hold a second normal number from the last draw,
-    which is not in these bytes. A state with such a number is not kept.
+    numpy takes 0.1 ms to return a state. So this function stores the last state, and the bytes that the generator had
+    in memory. While the bytes are the same, the stored state is right. numpy may also have a second normal number from
+    the last draw, which is not in these bytes. A state with such a number is not stored.
     """
     global _known_numpy
     generator: Any = np.random.mtrand._rand._bit_generator
@@ -55,7 +56,7 @@ def _numpy_generator() -> dict[str, Any]:
 def _cuda_generators() -> list[torch.Tensor]:
     """Return the state of the generator of each CUDA device; [] before CUDA is initialised.
 
-    The function must not initialise CUDA, as reading a state does.
+    Reading a state would initialise CUDA, which this function must not do.
     """
     initialised = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch annotates this module in part
     return torch.cuda.get_rng_state_all() if initialised else []
@@ -100,11 +101,11 @@ def _filters() -> list[Any]:
     Some libraries, such as sympy, add filters for their own categories when they are first imported. torch imports
     sympy during a call, when the call first reads a size that autograd tracks.
     """
-    return [one for one in _all_filters() if _is_pythons(one[2])]
+    return [one for one in _all_filters() if _is_builtin(one[2])]
 
 
 def _set_filters(to: list[Any]) -> None:
-    others = [one for one in _all_filters() if not _is_pythons(one[2])]
+    others = [one for one in _all_filters() if not _is_builtin(one[2])]
     warnings.resetwarnings()  # tells Python that the filters have changed
     _all_filters()[:] = [*others, *to]
 
@@ -113,7 +114,7 @@ def _all_filters() -> Any:
     return warnings.filters
 
 
-def _is_pythons(category: Any) -> bool:
+def _is_builtin(category: Any) -> bool:
     return getattr(category, "__module__", "builtins") == "builtins"  # a category can be a tuple of classes
 
 
@@ -162,12 +163,12 @@ STATES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
 
 
 def snapshot() -> dict[str, Any]:
-    """Return each part of the global state, by name."""
+    """Return the value of each part of the global state, by the names in `STATES`."""
     return {name: read() for name, (read, _) in STATES.items()}
 
 
 def restore(before: dict[str, Any]) -> list[str]:
-    """Set back all state that differs from `before`, and return the names of the parts that differed."""
+    """Restore each part of the state that differs from `before`, and return the names of these parts."""
     names = [name for name, (read, _) in STATES.items() if not _same(read(), before[name])]
     for name in names:
         STATES[name][1](before[name])

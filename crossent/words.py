@@ -14,7 +14,7 @@ DECLARED = "is declared without "
 
 
 def said(error: BaseException) -> str:
-    """Return the class and the first line of any exception, as one line."""
+    """Return the class of an exception and the first line of its message, as one printable line."""
     return one_line(f"{type(error).__name__}: {text_of(error).partition(chr(10))[0]}".removesuffix(": "))
 
 

@@ -138,7 +138,7 @@ def test_last_failed_with_a_check_runs_this_check_on_the_cases_that_failed_in_it
     assert re.search("^ONLY A PART RAN: only checks gradient *$", out, re.M)
     status, cases, out, err = check("--last-failed", "--check", "sign")
     assert (status, len(cases)) == (PASSED, 4)
-    said = "no finding of sign of the last run on these subjects is kept: these checks run on every case"
+    said = "no finding of --check sign is stored from the last run on these subjects: these checks run on every case"
     assert err == f"crossent: {said}\n"
     assert re.search("^ONLY A PART RAN: only checks sign *$", out, re.M)
 
@@ -156,7 +156,7 @@ def test_last_failed_runs_the_failed_checks_on_the_failed_cases_and_then_everyth
     assert check("--last-failed")[:2] == (PASSED, cases)
     status, cases, _, err = check("--last-failed")
     assert (status, len(cases)) == (PASSED, 4)
-    assert err == "crossent: no finding of the last run on these subjects is kept: everything runs\n"
+    assert err == "crossent: no finding is stored from the last run on these subjects: everything runs\n"
 
 
 def test_each_set_of_subjects_has_its_last_report(check):

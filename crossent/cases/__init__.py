@@ -1,7 +1,7 @@
 """The cases: inputs of a cross-entropy, each rebuilt bit for bit from its id.
 
 A case has one choice on each of several axes, such as its dtype, its reduction and the layout of its logits. This room
-owns the choices, the tensors that a case builds, and the lists of cases. Its modules import torch, numpy,
+defines the choices, builds the tensors of a case, and lists the cases. Its modules import torch, numpy,
 `crossent.numerics.formats`, `crossent.choices` and `crossent.words`. They import no other part of the package.
 
 axes        the axes of a case whose choices are words, the classes of sizes, and the impossible combinations
@@ -14,8 +14,8 @@ grid        the choices of sizes and label_smoothing; cases from covering arrays
             (pairs.txt, triples.txt, transformed.txt), and of options with classes of sizes (sizes.txt,
             size_triples.txt)
 cover       computes the covering arrays again, for `nox -s cover`
-edges       cases at the limits of sizes, of number formats and of code paths in torch
-corpus      cases for bugs that other projects shipped (corpus.toml)
-bad_inputs  calls that a cross-entropy must refuse
+edges       cases at the limits of sizes and number formats, and for special code paths in torch
+corpus      cases that trigger bugs that other projects shipped (corpus.toml)
+bad_inputs  calls for which a cross-entropy must raise an error
 linear/     the cases of `F.linear_cross_entropy`
 """

@@ -34,7 +34,7 @@ IGNORED = {
     "ignored_class": 1,
     "ignored_huge": 2**32,
     "ignored_first": -100,  # row 0; Liger-Kernel#678
-    "ignored_16th": -100,  # rows 0, 16, 32, …: torch closes a block of rows there
+    "ignored_16th": -100,  # rows 0, 16, 32, …: at these rows, torch ends a block of its sum
     "ignored_all": 255,
     "ignored_minus_one": -1,
     "ignored_minus_two": -2,
@@ -44,7 +44,7 @@ IGNORED = {
 # channels_last; a window of a wider tensor; every second element of its storage; starting at the second element of its
 # storage; one entry expanded to the whole batch.
 LAYOUTS = ("contiguous", "transposed", "class_last", "window", "strided", "offset", "expanded")
-# The choices on each axis whose choices are words. The axis is an attribute of a case. No word is on two axes, so the
+# The choices on each axis whose choices are words. Each axis is an attribute of `Case`. No word is on two axes, so the
 # id of a case contains the word without the name of its axis. The first word of each axis is the default.
 AXES: dict[str, tuple[str, ...]] = {
     "dtype": tuple(DTYPES),
@@ -99,7 +99,7 @@ def _by_size_class(numbers: Sequence[int], limits: Sequence[int], of: str) -> di
     return found
 
 
-# Of 33 to 256 classes, 255 is the largest number for which 255 is not a class.
+# The class of 33 to 256 classes ends with 255 here: with 256 classes, an ignore_index of 255 would be a class.
 CLASS_SIZES = _by_size_class(
     (
         *(1, 2, 3, 5, 7, 8, 15, 16, 31, 32, 33, 64, 100, 127, 129, 255),
@@ -159,7 +159,7 @@ CONSTRAINTS = (
         lambda target, sizes: target == "uint8" and _classes(sizes) > 256,
     ),
     Constraint(
-        "255 must not be a class",
+        "an ignore_index of 255 must not be a class",
         ("ignored", "sizes"),
         lambda ignored, sizes: ignored in ("ignored", "ignored_all") and _classes(sizes) > 255,
     ),
@@ -214,7 +214,7 @@ CONSTRAINTS = (
 def why_forbidden(choices: Mapping[str, Any]) -> str | None:
     """Return the reason why these choices are impossible together, or None.
 
-    `choices` has a choice for each axis, by the name of the axis. If an axis is missing, its constraints do not count.
+    `choices` maps the name of an axis to the choice. If an axis is missing, the constraints about it do not count.
     """
     for constraint in CONSTRAINTS:
         chosen = [choices[axis] for axis in constraint.axes if axis in choices]

@@ -1,4 +1,4 @@
-"""Bad inputs: calls that a cross-entropy must refuse, and the errors that it may raise.
+"""Bad inputs: calls for which a cross-entropy must raise an error, and the errors that are allowed.
 
 The documentation of torch forbids these calls. torch raises the errors listed here, except in its known failures.
 """
@@ -18,7 +18,7 @@ from crossent.cases.inputs import Inputs
 from crossent.cases.operation import CROSS_ENTROPY, Operation
 
 SIZE_ERRORS = (ValueError, RuntimeError)
-# What is wrong with a call, by kind. A user may declare that a subject lacks the errors of a kind: each is a feature.
+# The kinds of mistakes in a call. Each kind is a feature: a user may declare that a subject lacks its errors.
 BAD_INPUT_KINDS = {
     "index_errors": "An error for an index that is neither a class nor ignored.",
     "index_dtype_errors": "An error for indices of another dtype than int64 and uint8.",
@@ -112,7 +112,10 @@ def _no_class(id: str, make: Callable[[], dict[str, Any]]) -> BadInput:
 
 
 def _half(id: str, kind: str, dtype: str, make: Callable[[], dict[str, Any]]) -> BadInput:
-    """Return a call with logits in half precision, which a loss may widen before it checks the other dtypes."""
+    """Return a call with logits in float16 or bfloat16, and a wrong argument from `make`.
+
+    A loss that widens the logits first may miss a wrong dtype of the other argument.
+    """
     logits = {"dtype": DTYPES[dtype]}
     return BadInput(f"{id}_of_{dtype}", kind, lambda: {"input": _zeros(3, 4, **logits), **make()}, dtype=dtype)
 

@@ -190,13 +190,13 @@ class Case:
         rows, classes = self.rows, self.classes
         ignored = self._ignored_rows(random)
         hot = random.randint(0, max(classes, 1), size=rows)
-        if classes > 1:  # a row that is kept has another class than the one that is ignored
+        if classes > 1:  # ignore_index must not be the class of a kept row
             hot = np.where(~ignored & (hot == self.ignore_index), (hot + 1) % classes, hot)
         draw = Draw(random, rows, classes, hot, ignored, FORMATS[self.dtype])
         drawn = self._drawn(draw)
         weight = self._weight(random)
         probabilities = None if self.target in INDEX_TARGETS else self._probabilities(draw)
-        upstream = self._upstream(random)  # drawn last, because its choices draw different amounts of numbers
+        upstream = self._upstream(random)  # last, because the choices of this axis draw different amounts of numbers
 
         def tensor(array: Any, dtype: torch.dtype | None = None) -> Tensor:
             if dtype is None:
@@ -253,7 +253,7 @@ class Case:
         """Return the direction along which derivatives are taken: a tensor like the logits, with entries from -2 to 2.
 
         The entries use all bits of the dtype. So code that rounds the direction to fewer bits gets another derivative.
-        The entries do not depend on the options. Each dtype has the same numbers, rounded to the dtype.
+        The entries depend only on the sizes and the seed. Each dtype has the same numbers, rounded to the dtype.
         """
         random = np.random.RandomState(zlib.crc32(repr(("direction", tuple(map(int, self.sizes)), self.seed)).encode()))
         numbers = self._shaped(FORMATS[self.dtype].nearest(4 * random.random_sample((self.rows, self.classes)) - 2))
@@ -316,14 +316,14 @@ class Case:
         return raw / raw.sum(1, keepdims=True) if draw.classes else raw
 
     def _entry(self, entries: Mapping[str, Any], axis: str, function: str) -> Any:
-        """Return the entry of the case's choice on an axis; `function` names the code that lacks a choice."""
+        """Return the entry for the case's choice on an axis. If there is none, raise an error that names `function`."""
         if (word := getattr(self, axis)) not in entries:
             raise _not_made(axis, word, function)
         return entries[word]
 
 
 def _some(random: np.random.RandomState, count: int) -> Any:
-    """Return a mask that is True for about 40 % of the entries: of two or more, for at least one and not for all."""
+    """Return a random mask, (count,), with about 40 % True. Two or more entries are never all True or all False."""
     chosen = random.random_sample(count) < 0.4
     if count > 1 and chosen.all() == chosen.any():
         chosen[0] = not chosen[0]

@@ -1,7 +1,8 @@
 """The corpus: bugs in cross-entropies that other projects shipped, and the cases that trigger each bug.
 
 The table is in `corpus.toml`. Each bug lists the checks that must catch the bug, or the reason why no case can trigger
-the bug. A run also runs these checks on the cases of the bug where the level does not run them on other cases.
+the bug. Every level runs these checks on the cases of the bug. Checks of compiled code are an exception: they take
+seconds, and run at level thorough only.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Bug:
         breaks: the bug, in a sentence.
         issues: the issues that report the bug, for example `pytorch/pytorch#73205`; empty for a bug in a user's code.
         cases: the cases that trigger the bug. All have the same name.
-        bad_inputs: the ids of calls that a loss must refuse, and that the buggy code accepts.
+        bad_inputs: the ids of calls for which a loss must raise, and the buggy code does not.
         checks: the names of the checks that must catch the bug on these cases and calls.
         why_not: the reason why no case can trigger the bug, or "".
     """
@@ -53,12 +54,12 @@ def bugs() -> tuple[Bug, ...]:
 
 
 def _bug(issues: list[str], name: str = "", cases: Iterable[str] = (), **entry: Any) -> Bug:
-    """Return an entry of the table as a bug. `name` is the name of its cases; by default, the first issue."""
+    """Return an entry of the table as a bug. `name` is the name of its cases; by default, made of the first issue."""
     name = name or _name(issues[0])
     given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
     return Bug(issues=tuple(issues), cases=tuple(Case.of(f"{name}/{recipe}") for recipe in cases), **given)
 
 
 def _name(issue: str) -> str:
-    """Turn an issue such as `linkedin/Liger-Kernel#678` into a name, `liger-kernel-678`."""
+    """Return the name of cases for an issue: `liger-kernel-678` for `linkedin/Liger-Kernel#678`."""
     return issue.rpartition("/")[2].replace("#", "-").replace(".", "-").lower()

@@ -1,7 +1,7 @@
 """Compute the covering arrays of :mod:`crossent.cases.grid` again: `nox -s cover`.
 
 The library covertable computes the arrays of options. It would take hours for the arrays of sizes, whose constraints
-join many axes. For these arrays, the greedy search of this module takes a minute.
+join many axes. The greedy search of this module computes the arrays of sizes in a minute.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from crossent.cases.axes import CONSTRAINTS, DTYPES, Constraint
 from crossent.cases.case import Case
 from crossent.cases.grid import ARRAYS, CHOICES, SIZED_OPTIONS, CoveringArray, numbers_of, sized_triples, sizes_of
 
-_CANDIDATES = 12  # the number of candidates for each case; the search takes the candidate that covers most
+# The number of candidates for each case. The search takes the candidate that completes the most combinations.
+_CANDIDATES = 12
 
-Chosen = dict[str, Any]
-Left = Mapping[tuple[str, ...], set[tuple[Any, ...]]]
+Chosen = dict[str, Any]  # from some axes to the choices on them
+Left = Mapping[tuple[str, ...], set[tuple[Any, ...]]]  # from axes to their combinations of choices that no case has yet
 
 
 def cover(array: CoveringArray) -> list[Case]:
@@ -32,7 +33,7 @@ def cover(array: CoveringArray) -> list[Case]:
 
 
 def _of_options(array: CoveringArray) -> list[Case]:
-    """Compute a covering array of options, and return its rows as cases. Needs the package covertable."""
+    """Compute the cases of a covering array of options. This needs the package covertable."""
     from covertable import make
 
     choices, strength = array.choices, array.strength
@@ -50,7 +51,7 @@ def _of_options(array: CoveringArray) -> list[Case]:
 
 
 def _balanced(cases: list[Case], array: CoveringArray) -> list[Case]:
-    """Change the dtypes of cases so that each dtype has about as many cases, without losing a combination.
+    """Change the dtypes of cases so that all dtypes have about equally many cases; keep every combination of choices.
 
     The library takes the first dtype wherever the dtype does not matter.
     """
@@ -69,10 +70,10 @@ def _balanced(cases: list[Case], array: CoveringArray) -> list[Case]:
 
 
 def _of_sizes(array: CoveringArray) -> list[Case]:
-    """Compute the cases of an array of sizes.
+    """Compute the cases of a covering array with classes of sizes.
 
-    Each case starts with a combination of choices that no case has yet. Then the search makes the other choices in
-    random order. Each choice completes as many missing combinations as possible.
+    Each case starts with a combination of choices that no case has yet. Then the search makes the other choices, on the
+    axes in random order. Each choice completes as many missing combinations as possible.
     """
     random = Random(0)
     left: Left = {axes: set(itertools.product(*(array.choices[axis] for axis in axes))) for axes in array.combined}
@@ -93,9 +94,10 @@ def _of_sizes(array: CoveringArray) -> list[Case]:
 
 
 def _grown(start: Chosen, array: CoveringArray, left: Left, random: Random) -> Iterator[tuple[int, Chosen]]:
-    """Add random choices on all other axes to `start`; yield the number of combinations completed, and all choices.
+    """Add a choice on each other axis to `start`; yield the number of combinations completed, and all choices.
 
-    Yield nothing if no choice is possible on an axis.
+    Take the axes in random order, and on each axis the choice that completes the most missing combinations. Yield
+    nothing if an axis has no possible choice.
 
     Args:
         start: the first choices of the case.
@@ -128,7 +130,7 @@ def _is_possible(chosen: Chosen, array: CoveringArray) -> bool:
 
 
 def _enriched(cases: list[Case], array: CoveringArray) -> list[Case]:
-    """Change choices that the array does not need, so that more combinations of :func:`sized_triples` occur."""
+    """Change choices so that more combinations of :func:`sized_triples` occur, and keep all that the array needs."""
     covered = Counter(chosen for case in cases for chosen in _sets(case, array))
     met = Counter(chosen for case in cases for chosen in sized_triples(case))
     improved = True
@@ -149,17 +151,17 @@ def _enriched(cases: list[Case], array: CoveringArray) -> list[Case]:
 
 
 def _can_move(case: Case, moved: Case, covered: Counter[Any], array: CoveringArray) -> bool:
-    """Return whether `case` may become `moved`: other cases have all combinations that this change loses."""
+    """Return whether `moved` may replace `case`: other cases have all combinations that `moved` lacks."""
     return all(covered[chosen] > 1 for chosen in set(_sets(case, array)) - set(_sets(moved, array)))
 
 
 def _sets(case: Case, array: CoveringArray) -> list[tuple[Any, ...]]:
-    """Return the combinations of choices of a case that the array counts."""
+    """Return the case's combinations of choices on the axes that the array combines."""
     return [tuple((axis, getattr(case, axis)) for axis in axes) for axes in array.combined]
 
 
 def _numbered(cases: Iterable[Case]) -> Iterator[Case]:
-    """Set the sizes of the cases, so that all numbers of a class of sizes occur about equally often."""
+    """Yield the cases with other sizes, so that all numbers in a class of sizes occur about equally often."""
     used: Counter[tuple[str, int]] = Counter()
     for case in cases:
         classes, rows = min(

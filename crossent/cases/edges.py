@@ -25,8 +25,7 @@ def _wide(dtypes: Iterable[str], widths: Iterable[int], rows: int = 4) -> tuple[
     """Return cases with these numbers of classes.
 
     Of four rows, one is normal, one has one class far above the others, one is flat, and one is far below zero. Flat
-    rows cannot show that a kernel reads columns beyond the last class. The other rows cannot show an accumulator with
-    too few bits.
+    rows show an accumulator with too few bits. The other rows show that a kernel reads columns beyond the last class.
     """
     return tuple(
         Case(dtype, (rows, width), "assorted", reduction="none", upstream="rows", name="width")
@@ -150,19 +149,19 @@ POLICY_NAMES = {case.id: name for name, case in POLICIES.items()}
 QUICK = (
     *POLICIES.values(),
     *_ALONE,
-    # torch sums the rows in blocks, in half precision. If the last row of a block is ignored, the block grows.
+    # torch sums the rows in blocks, in half precision. If the last row of a block is ignored, torch extends the block.
     Case("bfloat16", (1000, 10), ignored="ignored_16th", name="half_partial_sums"),
     # The sum of the rows' weights overflows float16.
     Case("float16", (1000, 10), weight="weight_decades", name="weight_overflow"),
     # The sum of exponentials of a row overflows float16.
     Case("float16", (2, 65520), "flat", name="float16_row_sum"),
-    # p = 0.999: if the sum 1.001 is rounded to half precision, log p becomes 0, and the loss is 0.
+    # p = 0.999. If a loss rounds the sum of exponentials, 1.001, to half precision, its result is 0.
     Case("bfloat16", (4, 2), "sure", name="half_sure", grade="A"),
     Case("float16", (4, 2), "sure", name="half_sure", grade="A"),
     # With label smoothing, the sum of all log-probabilities overflows float16. The loss is `ε/C` times this sum.
     Case("float16", (8, 1000), label_smoothing=0.1, name="half_smoothing"),
     *_wide(("bfloat16", "float32"), (*_powers(range(11)), 781)),
-    # The positions fill some vectors and a part of one. The maximum of each row is far from its neighbours' maxima.
+    # The 67 positions fill several vectors, and the last vector in part. The maxima of neighbouring rows differ much.
     *(Case(dtype, (2, 3, 67), "row_offsets", reduction="none", upstream="rows", name="positions") for dtype in DTYPES),
     # No rows, one row, and as many rows as classes; one class, with one row and with several.
     Case("float32", (0, 5), weight="weighted", label_smoothing=0.1, name="rows"),
@@ -179,8 +178,8 @@ NORMAL = (
     # More than 65504 rows, the largest float16: the denominator of the mean overflows.
     Case("float16", (70000, 2), "flat", name="pytorch-85791"),
     Case("float16", (70000, 3), name="pytorch-85791"),
-    Case("float16", (65504, 2), "flat", name="rows"),  # the largest number of rows that fits
-    Case("float16", (65520, 2), "flat", name="pytorch-29429"),  # the smallest number of rows that overflows
+    Case("float16", (65504, 2), "flat", name="rows"),  # the largest number of rows that float16 holds
+    Case("float16", (65520, 2), "flat", name="pytorch-29429"),  # the smallest number of rows that overflows float16
     Case("bfloat16", (65520, 2), "flat", name="rows"),
     Case("float32", (70000, 2), weight="weighted", name="rows"),
     Case("float32", (131_072, 3), ignored="ignored_16th", name="partial_sums"),  # enough rows to see the error
@@ -216,7 +215,7 @@ THOROUGH = (
     # From 65520 classes on, the sum of a flat row overflows float16. The cases named float16_row_sum test this sum.
     *_wide(("float16",), (*_powers(range(13, 16)), 2**16 - 17)),
     *_wide(("float16",), (2**16 - 1, 2**16, 2**16 + 1, *VOCABULARIES), rows=2),
-    # With enough rows, a block that grows over ignored rows causes an error in float32 too.
+    # With enough rows, a block that torch extends over ignored rows causes an error in float32 too.
     Case("float32", (4_194_304, 3), ignored="ignored_16th", name="partial_sums"),
     Case("float64", (1_000_000, 2), ignored="ignored_16th", name="partial_sums"),
     Case("float32", (10_000_000, 2), name="rows"),
@@ -224,7 +223,7 @@ THOROUGH = (
     Case("float32", (70000, 2), reduction="none", upstream="rows", name="rows"),
 )
 EDGES = (*QUICK, *NORMAL)
-# Sums over millions of rows, in little memory: a block that grows over ignored rows causes an error in float32 too.
+# Sums over millions of rows, in little memory. Each case repeats one small batch.
 MANY_ROWS = (
     # 75 million rows (pytorch#55657). Only a contract with a fixed order of summation has a finite bound here.
     Case("float32", (1, 2, 768, 768), tiled=128, name="pytorch-55657"),
@@ -234,7 +233,7 @@ MANY_ROWS = (
 
 
 def edges(dtypes: Sequence[str] = tuple(DTYPES), seed: int = 0, level: str = "normal") -> Iterator[Case]:
-    """Return the cases of this module with these dtypes, up to a level, with the random numbers of the seed.
+    """Return the cases of this module with these dtypes and this seed, up to a level.
 
     For one subject, level quick takes well below a second, normal takes seconds, and thorough takes minutes and several
     GiB of memory.
@@ -248,7 +247,7 @@ def edges(dtypes: Sequence[str] = tuple(DTYPES), seed: int = 0, level: str = "no
 
 
 def large_cases(dtypes: Sequence[str] = tuple(DTYPES), seed: int = 0) -> Iterator[Case]:
-    """Return the tiled cases of the corpus and of this module with these dtypes, with the random numbers of the seed.
+    """Return the tiled cases of the corpus and of this module with these dtypes and this seed.
 
     A tiled case repeats a small batch many times (`Case.tiled`).
     """

@@ -34,13 +34,13 @@ _SIZES = (
     (17, 3),  # more rows than torch sums in one block
     (2, 257),  # one class more than a power of two
 )
-# The kinds of logits that matter for the code of an option. The other kinds are about rounding: the soak test has them.
+# The kinds of logits that matter for the code of an option. The other kinds test rounding, in `nox -s soak`.
 _VALUES = (
     *("flat", "equal", "normal", "tiny", "wide", "large", "decades", "integers", "near_ties", "confident", "sure"),
     *("wrong", "outlier", "offset", "negative_offset", "large_offset", "row_offsets", "subnormal"),
     *("inf_off_target", "inf_on_target", "inf_tiles", "positive_inf", "nan", "nan_ignored", "inf_ignored"),
 )
-# The choices that the covering arrays combine. The modules `edges` and `corpus` have cases with the other words.
+# The choices that the covering arrays combine. `edges` and `corpus` have cases with the other words of `AXES`.
 CHOICES: dict[str, tuple[Any, ...]] = {
     "sizes": _SIZES,
     **{axis: words for axis, words in AXES.items() if axis != "weight_layout"},
@@ -93,7 +93,7 @@ _MOST_OF_ROWS = 12_300  # the most logits of a case with more rows
 
 @cache
 def numbers_of(class_size: str, row_size: str) -> list[tuple[int, int]]:
-    """Return the pairs (classes, rows) in two classes of sizes whose logits are not too many for a case."""
+    """Return the pairs (classes, rows) in these two classes of sizes whose product is small enough for a case."""
     return [
         (classes, rows)
         for classes, rows in itertools.product(CLASS_SIZES[class_size], ROW_SIZES[row_size])
@@ -152,7 +152,7 @@ class CoveringArray:
         return [axes for axes in every if not self.around or set(self.around) & set(axes)]
 
     def forbids(self, chosen: Mapping[str, Any]) -> bool:
-        """Return whether no case can have these choices, whatever its choices on the missing axes."""
+        """Return whether a constraint forbids these choices. Constraints about missing axes do not count."""
         for constraint in SIZE_CONSTRAINTS:
             if set(constraint.axes) <= chosen.keys() and constraint.forbids(
                 *(chosen[axis] for axis in constraint.axes)
@@ -168,7 +168,7 @@ class CoveringArray:
         return sizes_of(*numbers_of(chosen["class_size"], chosen["row_size"])[0], chosen["dimensions"])
 
 
-# The array with the name NAME is kept in NAME.txt.
+# The covering arrays, by name. The file NAME.txt has the cases of the array NAME.
 ARRAYS = {
     "pairs": CoveringArray(2, CHOICES),
     "triples": CoveringArray(3, CHOICES),
@@ -179,7 +179,7 @@ ARRAYS = {
 
 
 def grid(dtypes: Iterable[str] = tuple(DTYPES), seed: int = 0, array: str = "triples") -> Iterator[Case]:
-    """Yield the cases of a covering array that have these dtypes, with another seed.
+    """Yield the cases of a covering array that have these dtypes, with this seed.
 
     Args:
         dtypes: the names of the dtypes.
@@ -194,11 +194,11 @@ def grid(dtypes: Iterable[str] = tuple(DTYPES), seed: int = 0, array: str = "tri
 
 
 def each_choice(cases: Sequence[Case], others: Iterable[Case] = ()) -> list[Case]:
-    """Return a small part of `cases` that has, together with `others`, each choice that occurs in `cases`.
+    """Return a few of `cases` that have, together with `others`, each choice that occurs in `cases`.
 
-    Only the axes of `TRANSFORMED` count. A greedy search always takes the case with the most missing choices. Among
-    equal cases, a case with rows comes first, because the graph of an empty batch can hardly be wrong. Among those, the
-    case with the most missing pairs of choices comes first.
+    Only the axes of `TRANSFORMED` count. A greedy search always takes the case with the most missing choices. Of
+    several such cases, it prefers a case with rows, because the graph of an empty batch can hardly be wrong. Of several
+    such cases, it takes the case with the most missing pairs of choices.
 
     Example:
         >>> some = each_choice([*grid(array="transformed")])

@@ -60,7 +60,7 @@ class Draw:
 
 
 def _confident(draw: Draw) -> Array:
-    # The other logits are exactly equal. So p = 1/(1 + (C-1)·2^-(k+b)), where 2^b ≥ C-1, and 1-p is at most 2^-k.
+    # The true class leads by k+b times log 2: k is random, and 2^b > C-1. So the others have at most 2^-k in all.
     return np.where(draw.is_hot, LN2 * (draw.row(0, 20) + max(draw.classes - 1, 0).bit_length()), 0.0)
 
 
@@ -87,12 +87,12 @@ def _outlier(draw: Draw) -> Array:
 
 
 def _scales(draw: Draw) -> Array:
-    # Each row has its own scale, from 0.001 to 8000: the mean adds up rows of very different sizes.
+    # Each row has its own scale, from 0.001 to 8000, so the mean adds up losses of very different sizes.
     return np.ldexp(draw.bell(), draw.random.randint(-10, 14, size=(draw.rows, 1)))
 
 
 def _offsets(draw: Draw) -> Array:
-    # Offsets of either sign, from 1 to 7e7. From 2^24 on, most float32 logits of a row are ties.
+    # Offsets of either sign, from 1 to 7e7. With an offset of 2^24 or more, most float32 logits of a row are ties.
     signs = draw.random.choice([-1.0, 1.0], size=(draw.rows, 1))
     return np.asarray(np.ldexp(signs, draw.random.randint(0, 27, size=(draw.rows, 1))) + draw.bell())
 
@@ -200,5 +200,5 @@ VALUES = {
     "nan_ignored": Values(_with(np.nan, lambda d: np.broadcast_to(d.ignored[:, None], d.shape)), ignored_only=True),
     "inf_ignored": Values(_with(-np.inf, lambda d: np.broadcast_to(d.ignored[:, None], d.shape)), ignored_only=True),
     "assorted": Values(_assorted, 1.1e4),
-    "inf_rows": Values(_with(-np.inf, _some_rows)),  # all logits of a row are -inf: NaN at every width, mlx#1467
+    "inf_rows": Values(_with(-np.inf, _some_rows)),  # a row of -inf: its loss is NaN at every width, mlx#1467
 }

@@ -43,7 +43,7 @@ def tiled(case: Case, device: str = "cpu") -> Inputs:
     upstream = tile.upstream
     if upstream.dim():
         shape = (case.tiled * len(upstream), *upstream.shape[1:])
-        constant = case.upstream == "stride0" or case.upstream != "rows"
+        constant = case.upstream != "rows"
         upstream = upstream.flatten()[0].expand(shape) if constant else _repeated(upstream, case.tiled)
     return Inputs(_repeated(tile.input, case.tiled), _repeated(tile.target, case.tiled), tile.options, upstream)
 

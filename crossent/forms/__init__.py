@@ -1,6 +1,6 @@
 """The forms: cross-entropy written out by hand, five times.
 
-This room owns the reference implementations and the checks of their arguments. The modules import torch, and
+This room has the reference implementations and the checks of their arguments. The modules import torch, and
 `explain` also imports rich, which prints the worked example. No module imports another room of the package.
 
 textbook    formula, log_softmax_nll, one_hot and scalar: the body of each form is its formula

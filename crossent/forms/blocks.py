@@ -3,8 +3,8 @@ r"""Cross-entropy on blocks of rows, with a gradient written by hand: less memor
     loss = -log p_y,   ∂loss/∂x = g (p - e_y),   p = softmax(x)
 
 Here `g` is the upstream gradient and `e_y` the one-hot vector of the true class `y`. For loss and gradient, torch
-allocates three buffers of the logits' size and passes over memory six times. Two reads and one write are the least
-possible.
+allocates three buffers of the logits' size, and reads or writes such a buffer six times. At least two reads and one
+write are necessary.
 
 This form keeps a block of rows in the cache while it computes on the block, in float32 for float16 and bfloat16 logits.
 The form allocates one buffer of the logits' size, for the gradient. The idea is from Hsu et al., "Liger Kernel",
@@ -47,8 +47,9 @@ def blocked(
     upstream gradient, and in a second backward pass, the backward pass computes the gradient from the logits. On CUDA,
     the backward pass always computes the gradient, because reading the upstream gradient would wait for the device.
 
-    The function calls :func:`crossent.formula` instead in three cases: `target` or `weight` requires a gradient;
-    torch transforms, traces or compiles the call; or the gradient itself is differentiated, or computed for a batch of
+    In these cases, the function calls :func:`crossent.formula` instead: `input` is empty; `target` or `weight` requires
+    a gradient; torch transforms, traces or compiles the call; an argument is of a subclass of `Tensor`, is a lazily
+    negated view, or has a forward-mode tangent; the gradient itself is differentiated, or computed for a batch of
     upstream gradients.
 
     Args:
@@ -91,7 +92,7 @@ def blocked(
 
 
 class _Blocked(torch.autograd.Function):
-    """The loss as an autograd function: only the logits get a gradient."""
+    """The loss as an autograd function, whose backward pass returns a gradient for the logits only."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
@@ -105,7 +106,7 @@ class _Blocked(torch.autograd.Function):
         ctx.gradient = torch.empty_like(tensors[0])
         losses = _differentiate(rows, 1.0, ctx.gradient, block_size)
         if not rows.dense:
-            # A probability that is 0 or near the smallest normal number has lost digits, and so has its logarithm.
+            # A probability near the smallest normal number, or below, has lost digits, so its logarithm is inaccurate.
             most = -math.log(torch.finfo(rows.compute).tiny) - 10
             if not losses.amax().item() <= most:  # the maximum is NaN if a loss is NaN
                 losses = torch.where(losses > most, _losses(rows, block_size), losses)
@@ -130,14 +131,14 @@ class _Blocked(torch.autograd.Function):
 
 
 def _reduced(rows: Rows, losses: Tensor) -> Tensor:
-    """Return the result of the call from the losses that :func:`_losses` returned."""
+    """Return the result of the call, reduced, from the losses that :func:`_losses` returned."""
     return rows.reduce(losses if rows.dense else rows.weigh(losses))
 
 
 def _losses(rows: Rows, block_size: int | None) -> Tensor:
-    """Return the loss of each row, (...).
+    """Return the loss of each row, in the shape (...) of :class:`Rows`.
 
-    If only the true class has a term, the loss is not yet multiplied by the class weight: `_reduced` does this.
+    If only the true class has a term, the loss has no class weight yet: `_reduced` multiplies by the weight.
     """
     losses = torch.empty(rows.logits.shape[:-1], dtype=rows.compute, device=rows.logits.device)
     work = _Work(rows.compute)
@@ -168,7 +169,7 @@ def _differentiate(rows: Rows, upstream: Tensor | float, gradient: Tensor, block
             p, y = work.softmax(block.logits, out), block.index.unsqueeze(-1)
             p_y = p.gather(-1, y)
             torch.log(p_y.squeeze(-1), out=log_p)
-            # Scale before the subtraction: the element of the true class then has one rounding less.
+            # Multiply before the subtraction: the element of the true class then has one rounding less.
             slope = p.mul_(factor).scatter_(-1, y, p_y.mul_(factor).sub_(factor))
         if ignored:
             slope.masked_fill_(~block.kept.unsqueeze(-1), 0)  # the logits of an ignored row may be NaN
@@ -178,9 +179,10 @@ def _differentiate(rows: Rows, upstream: Tensor | float, gradient: Tensor, block
 
 
 def _scale(rows: Rows, upstream: Tensor | float) -> Tensor | float:
-    """Return the upstream gradient divided by the divisor of the reduction: one number, or (..., 1).
+    """Return the factor of each row's gradient: the upstream gradient divided by the divisor of the reduction.
 
-    If only the true class has a term, the result is also multiplied by the weight of the true class.
+    If only the true class has a term, the factor includes the weight of the true class. The result is one number, or
+    has the shape (..., 1).
     """
     scale = upstream
     if isinstance(upstream, Tensor):  # on a CPU, a float needs fewer calls of torch than a tensor of one number
@@ -200,7 +202,7 @@ def _most_rows(rows: Rows, block_size: int | None) -> int:
 
 
 class _Work:
-    """Computes the softmax of blocks in the dtype `compute`, in memory that all blocks share."""
+    """Computes the softmax of blocks in the dtype `compute`. All blocks share one buffer."""
 
     def __init__(self, compute: torch.dtype) -> None:
         self._compute = compute
@@ -209,7 +211,7 @@ class _Work:
     def softmax(self, x: Tensor, out: Tensor | None = None, *, log: bool = False) -> Tensor:
         """Return the softmax of a block, (..., C), or with `log` the log-softmax.
 
-        The result is in `out` if torch can write there without a copy, and otherwise in the shared memory.
+        The result is in `out` if torch can write there without a copy, and otherwise in the shared buffer.
         """
         # torch's softmax is fast if the axes are in memory order, so move the class axis of x to its place there.
         axis = sum(step > x.stride(-1) for step in x.stride()[:-1])
@@ -234,9 +236,9 @@ _LEAST = 2**19
 
 @functools.cache
 def _fitting(device: torch.device, dtype: torch.dtype, threads: int) -> int:
-    """Return how many numbers of a dtype fit the second-level cache of a device, but at least `_LEAST`.
+    """Return how many numbers of a dtype fit into the second-level cache of a device, but at least `_LEAST`.
 
-    On a CPU, each thread has a second-level cache.
+    On a CPU, each thread has its own second-level cache.
     """
     if device.type == "cuda":
         cache = int(getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0)) or 2**23

@@ -170,7 +170,7 @@ def _prediction(x: Tensor, p: Tensor, target: int) -> str:
 
 
 def _rounded_by_hand(probability: float, loss: float, seed: bool) -> str:
-    """Return a sentence about the loss of the probability rounded to two digits; "" if the loss looks the same."""
+    """Return a sentence about the loss of the probability rounded to two decimals; "" if that loss looks the same."""
     rounded = round(probability, 2)
     if not 0 < rounded < 1 or _number(-math.log(rounded)) == _number(loss):
         return ""

@@ -36,9 +36,9 @@ class Rows:
             kept.
         probabilities: (..., C), the smoothed target `(1 - ε)·target + ε/C`. Before :meth:`widened`, the caller's
             target. None for class indices.
-        weight: (C,), or None where every weight is one.
+        weight: (C,), the class weights; None without class weights.
         target_weight: (...), the weight of each row's true class, and 0 on ignored rows. None for class
-            probabilities, and where every weight is known to be one.
+            probabilities, and where every row is known to have the weight 1.
         label_smoothing: `ε`, from 0 to 1.
         reduction: "none", "mean" or "sum".
         dtype: The dtype of the result.
@@ -66,9 +66,9 @@ class Rows:
 
     @property
     def divisor(self) -> Tensor | int:
-        """The divisor of `mean`: the total weight of the kept rows' true classes, or the number of rows.
+        """The divisor of `mean`: the total weight of the kept rows' true classes, each 1 without class weights.
 
-        The number of rows is the divisor for class probabilities, and if every weight is one.
+        For class probabilities, the divisor is the number of rows.
 
         A total weight of 0 gives the divisor NaN, so that the result and its derivatives are NaN. If the code replaced
         the result by NaN instead, the derivatives would be 0.
@@ -128,15 +128,15 @@ class Rows:
         return values.gather(-1, self.index.unsqueeze(-1)).squeeze(-1)
 
     def weigh(self, values: Tensor) -> Tensor:
-        """Return `w_y · values`, the values times the weight of each row's true class: (...) to (...)."""
+        """Return each row's value times `w_y`, the weight of the row's true class: (...) to (...)."""
         return values if self.target_weight is None else self.target_weight * values
 
     def weighted(self, values: Tensor) -> Tensor:
-        """Return `w_c · values_c`, the values times the weight of each class: (..., C) to (..., C)."""
+        """Return each class's value times `w_c`, the weight of the class: (..., C) to (..., C)."""
         return values if self.weight is None else self.weight * values
 
     def expect(self, values: Tensor) -> Tensor:
-        """Return `Σ_c w_c q_c values_c`, where `q` is the smoothed target: (..., C) to (...)."""
+        """Return `Σ_c w_c q_c values_c` for the class weights `w` and the smoothed target `q`: (..., C) to (...)."""
         if self.probabilities is not None:
             return self.weighted(self.probabilities * values).sum(-1)
         uniform = self.weighted(values).sum(-1) * (self.label_smoothing / values.shape[-1])
@@ -181,7 +181,7 @@ def lay_out(
 
     Raises:
         TypeError, ValueError, RuntimeError: In the same cases as `F.cross_entropy`.
-        NotImplementedError: `input` has no floating-point dtype, or a tensor is not dense.
+        NotImplementedError: `input` has none of the four floating-point dtypes, or a tensor is not dense.
         IndexError: A target is outside `[0, C)` and is not `ignore_index`. On CUDA this is a device-side assert, as
             in torch: the host never waits for the device.
     """
@@ -202,8 +202,8 @@ def arrange(
 
     The logits and the class probabilities are views of the caller's tensors. The errors are as in :func:`lay_out`.
 
-    Pass `eager=True` if Python may read the targets: no transform or tracer sees the call, and the tensors are on a
-    CPU. A call without ignored rows then takes a shorter path.
+    Pass `eager=True` if Python may read the targets: the tensors are on a CPU, and the call is not transformed, traced
+    or compiled. A call without ignored rows then takes a shorter path.
     """
     ignore_index, label_smoothing = check_options(input, target, weight, ignore_index, reduction, label_smoothing)
     dense = target.shape == input.shape
@@ -240,7 +240,7 @@ def arrange(
     if compiling():  # some versions of torch compile a gather that takes -1 for the last class (pytorch#135546)
         index = torch.where(index < 0, 2**62, index)
     ones = _look_up(logits.new_ones(logits.shape[-1], dtype=compute), index, classes, ignore_index)
-    kept = kept & (ones > 0)  # `ones > 0` is always True: now the result needs the look-up, and no compiler drops it
+    kept = kept & (ones > 0)  # always True; but the result now depends on the look-up, so no compiler removes it
     if class_weight is None:
         target_weight = kept.to(compute)
     else:
@@ -258,7 +258,7 @@ def _all_kept(index: Tensor, classes: int, ignore_index: int) -> bool:
 
 
 def _smooth(probabilities: Tensor, label_smoothing: float) -> Tensor:
-    """Return the smoothed target, `(1 - ε)·q + ε/C`."""
+    """Return `(1 - ε)·q + ε/C` for class probabilities `q`, (..., C), and `ε = label_smoothing`."""
     if label_smoothing == 0:
         return probabilities
     return (1 - label_smoothing) * probabilities + label_smoothing / probabilities.shape[-1]
@@ -267,8 +267,9 @@ def _smooth(probabilities: Tensor, label_smoothing: float) -> Tensor:
 def _look_up(table: Tensor, index: Tensor, classes: int, ignore_index: int) -> Tensor:
     """Return the entry of the table, (C,), for the true class of each row. Raise IndexError outside `[0, C)`.
 
-    No other code checks the range of the targets. `gather` checks its index in eager mode, under vmap, in compiled code
-    on a CPU, and on CUDA without a copy to the host. A check in Python would work only in eager mode (pytorch#135546).
+    No other code checks the range of the targets. `gather` checks its index in eager mode, under vmap and in compiled
+    code on a CPU; on CUDA it does so without a copy to the host. A check in Python would work only in eager mode
+    (pytorch#135546).
     """
     try:
         return table.gather(0, index.reshape(-1)).reshape(index.shape)

@@ -1,7 +1,7 @@
 """The checks of the arguments of a form, and the error messages.
 
-The exceptions have the same classes as in `F.cross_entropy`: TypeError, ValueError, RuntimeError; and
-NotImplementedError for an input without a floating-point dtype and for tensors that are not dense. Each message names
+The exceptions have the same classes as in `F.cross_entropy`: TypeError, ValueError and RuntimeError. An input that has
+none of the four floating-point dtypes, and a tensor that is not dense, raise NotImplementedError. Each message names
 the argument, the given value and the allowed values.
 """
 
@@ -28,7 +28,7 @@ def as_float(name: str, value: object) -> float:
         if not hasattr(value, "__float__"):
             raise TypeError
         return float(value)
-    except (TypeError, ValueError, RuntimeError, OverflowError):  # a tensor of several elements raises any of these
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # float() of a tensor or of a huge int raises these
         raise TypeError(f"{name}: got {type(value).__name__}; allowed is a float") from None
 
 

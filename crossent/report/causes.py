@@ -1,6 +1,7 @@
 """Group the findings of a subject by probable cause: similar findings, on cases that have words in common.
 
-Words describe the options and sizes of a case, such as "a weight": see `words_of` of :mod:`crossent.report.clarity`.
+A word of a case is a short text about an option or a size, such as "a weight". The function `words_of` of
+:mod:`crossent.report.clarity` returns the words of a case.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from crossent.report.findings import DEPENDS, Finding, Outcome, SubjectReport
 from crossent.words import counted
 
 _MOST_WORDS = 3  # with more words, few cases would have all of them
-_WORD = 0.02  # the least increase of `Common.above` that justifies a further word
-# The feature that a subject lacks if it refuses all cases with these words.
+_LEAST_INCREASE = 0.02  # a further word must increase `Common.above` by at least this share
+# For each word, the feature that a subject lacks if the subject refuses the cases with this word.
 FEATURE_OF = {
     "logits of (C)": "unbatched",
     "logits of (N, C, d1, …)": "spatial",
@@ -98,7 +99,7 @@ class Cause:
 
     @property
     def explained(self) -> str:
-        """The findings that the lack of the feature explains, such as "152 calls raised with class probabilities"."""
+        """A text about the findings of a missing feature, such as "152 calls raised with class probabilities"."""
         first, count = self.findings[0], len(self.findings)
         if first.check == "errors":
             return counted(count, "bad input") + (" accepted" if first.kind == "accepted" else ", another error")
@@ -107,27 +108,29 @@ class Cause:
 
     @property
     def example(self) -> Finding:
-        """The clearest finding: if possible, the case has the common words, and the exact value is finite and not 0."""
+        """The clearest finding. If possible, its case has the common words, and its exact value is finite and not 0."""
 
         def order(finding: Finding) -> tuple[bool, ...]:
             words = words_of(finding.case)
             typical = self.common is None or self.common.applies(finding.case)
             rows = "logits of (N, C)" in words, "reduction='none'" in words  # such cases show which rows are wrong
-            return not typical, not _telling(finding), *map(operator.not_, rows)
+            return not typical, not _has_ordinary_value(finding), *map(operator.not_, rows)
 
         return min(self.findings, key=order)
 
     def join(self, other: Cause) -> None:
-        """Add the findings of another cause. For refused calls, the larger cause gives the common words."""
+        """Add the findings of another cause. If a feature is missing, keep the common words of the larger cause."""
         if self.feature and len(other.findings) > len(self.findings):
             self.common = other.common
         self.findings += other.findings
         self.cases.update(finding.case for finding in other.findings)
 
     def explains(self, other: Cause) -> bool:
-        """Return whether nearly all findings of another cause are on the same cases, or on cases with the common words.
+        """Return whether the findings of another cause probably belong to this cause.
 
-        Common words alone are not enough for a NaN and a finite wrong number, which may have two causes.
+        Causes with the same missing feature belong together. Otherwise nearly all findings of the other cause must be
+        on cases of this cause, or on cases with its common words. Common words are not enough for a NaN and a finite
+        number, which may have two causes. Refused calls never belong to a cause with wrong results.
         """
         if self.feature or other.feature:
             return self.feature == other.feature
@@ -142,16 +145,16 @@ class Cause:
 
 
 _REFUSALS = ("refused", "accepted")
-# The least number of ways to choose the cases of one kind of number. With fewer ways, one of the 20 words of a case may
-# distinguish the kinds by chance.
+# Findings with NaN, infinite and finite numbers are separated only if the cases of one kind can be chosen in at least
+# this many ways. With fewer ways, one of the 20 words of a case may distinguish the kinds by chance.
 _LEAST_WAYS = 1000
-_MOST_OF = 0.9  # the least share of the cases that counts as nearly all
+_MOST_OF = 0.9  # this share of the cases counts as nearly all
 
 
 def causes(subject: SubjectReport) -> list[Cause]:
-    """Return the probable causes of the findings, without known failures. The cause with the most findings is first.
+    """Return the probable causes of the findings that are not known failures. The largest cause is first.
 
-    A group of similar findings joins an earlier cause that explains the group: see `Cause.explains`.
+    A group of similar findings joins an earlier cause if `Cause.explains` says that the two belong together.
     """
     found: list[Cause] = []
     parts = ((part, group) for group in subject.sorts for part in _by_number(group))
@@ -167,12 +170,12 @@ def causes(subject: SubjectReport) -> list[Cause]:
 
 
 def in_order(found: Sequence[Cause]) -> tuple[list[Cause], list[Cause]]:
-    """Split the causes into the two parts of a report: wrong results, and findings that a missing feature explains."""
+    """Return the causes in two lists, as a report shows them: without and with a missing feature."""
     return [cause for cause in found if not cause.feature], [cause for cause in found if cause.feature]
 
 
 def clearest_first(subject: SubjectReport) -> list[Finding]:
-    """Return the findings without known failures, cause by cause. The first finding of a cause is its example."""
+    """Return the findings that are not known failures, cause by cause. Each cause begins with its example."""
     wrong, declarable = in_order(causes(subject))
     ordered: list[Finding] = []
     for cause in (*wrong, *declarable):
@@ -182,7 +185,7 @@ def clearest_first(subject: SubjectReport) -> list[Finding]:
 
 
 def published(subject: SubjectReport, cause: Cause) -> str:
-    """Return a sentence about the published bug with the trigger of a cause; "" if there is none."""
+    """Return a sentence about the published bug that fails on the same inputs as a cause; "" if there is none."""
     check = cause.findings[0].check
     failing = [finding.case for finding in cause.findings if finding.check == check]
     words = cause.common.words if cause.common else ()
@@ -190,7 +193,8 @@ def published(subject: SubjectReport, cause: Cause) -> str:
     return same_trigger(cause.findings, words, failing, _passing(subject, check), ran)
 
 
-def _telling(finding: Finding) -> bool:
+def _has_ordinary_value(finding: Finding) -> bool:
+    """Return whether the exact value is finite and not 0. True for a finding without numbers."""
     numbers = finding.numbers
     return numbers is None or (math.isfinite(numbers.exact) and numbers.exact != 0)
 
@@ -198,9 +202,10 @@ def _telling(finding: Finding) -> bool:
 def _by_feature(subject: SubjectReport, findings: Sequence[Finding]) -> list[Cause]:
     """Return a cause for each missing feature that explains some of the findings, which are of one check and kind.
 
-    A feature explains refused calls if nearly all calls that need the feature are refused. The remaining refused calls
-    are causes without a feature. If no case passes a check, the feature that the check needs explains its findings
-    without numbers. The kind of a bad input is its feature. The list is empty if no feature explains a finding.
+    - Refused calls: a feature explains them if nearly all calls that need the feature are refused. The remaining
+      refused calls get causes without a feature.
+    - A check that no case passes: the feature that the check needs explains the findings without numbers.
+    - Bad inputs: the feature is the kind of the bad input, or `error_classes` if the class of the error is wrong.
     """
     first, cases = findings[0], [finding.case for finding in findings]
     if first.check == "errors":
@@ -244,7 +249,8 @@ def common(subject: SubjectReport, findings: Sequence[Finding], other: Sequence[
     All findings are of one check. `Common.above` is largest for the returned words, and above one half. The case of the
     first finding has the words.
 
-    `other` are cases that fail with another kind of number. They count as passing cases in the choice of the words.
+    `other` has the ids of cases that fail with another kind of number, such as NaN. They count as passing cases when
+    the function chooses the words.
     """
     check, failing, passing = findings[0].check, [one.case for one in findings], _passing(subject, findings[0].check)
     if len(failing) < 2 or not passing:
@@ -252,16 +258,16 @@ def common(subject: SubjectReport, findings: Sequence[Finding], other: Sequence[
     others = [*passing, *other]
     found = _choices(words_of(failing[0]), _MOST_WORDS, failing, others)
     each = (*([] if other else _by_earlier_calls(subject, check, failing, passing)), *found)
-    best = max(each, key=lambda one: one.above - _WORD * len(one.words))
+    best = max(each, key=lambda one: one.above - _LEAST_INCREASE * len(one.words))
     passes = best.passes - sum(best.applies(case) for case in other)
     return replace(best, passes=passes, passing=len(passing)) if best.above > 0.5 else None
 
 
 def _separated(subject: SubjectReport, findings: Sequence[Finding], other: Sequence[str] = ()) -> list[Cause]:
-    """Return the causes of the findings of one check: several causes if no words describe most of the failing cases.
+    """Return the causes of the findings of one check: one cause if some words describe most of the failing cases.
 
-    Then the first cause has the words, of which nearly all cases fail, that the most failing cases have. The function
-    separates the remaining findings in the same way.
+    Otherwise, look for one or two words such that nearly all cases with them fail. The words with the most failing
+    cases give the first cause. Separate the remaining findings in the same way. For `other` see `common`.
     """
     whole = Cause(list(findings), common(subject, findings, other))
     failing, passing = [finding.case for finding in findings], _passing(subject, findings[0].check)
@@ -278,7 +284,7 @@ def _separated(subject: SubjectReport, findings: Sequence[Finding], other: Seque
 
 
 def _kind_of_number(finding: Finding) -> str:
-    """Return whether the wrong number is "NaN", "infinite" or "finite"; "" for a finding without numbers."""
+    """Return the kind of the wrong number: "NaN", "infinite" or "finite"; "" for a finding without numbers."""
     if finding.numbers is None:
         return ""
     got = finding.numbers.got
@@ -288,8 +294,8 @@ def _kind_of_number(finding: Finding) -> str:
 def _by_number(findings: Sequence[Finding]) -> list[Sequence[Finding]]:
     """Return the findings of one check in groups by the kind of the wrong number, if words distinguish the kinds.
 
-    A kind gets a separate group if nearly all of its cases have a word that nearly no case of the other kinds has. In a
-    small group, a word may do so by chance: see `_LEAST_WAYS`.
+    A kind gets its own group if a word distinguishes its cases from those of the other kinds: nearly all of its cases
+    have the word, and nearly no other case does. Small groups are not separated: see `_LEAST_WAYS`.
     """
     made: list[Sequence[Finding]] = []
     rest = findings
@@ -302,13 +308,14 @@ def _by_number(findings: Sequence[Finding]) -> list[Sequence[Finding]]:
 
 
 def _differ(findings: Sequence[Finding], others: Sequence[Finding]) -> bool:
+    """Return whether nearly all cases of the findings, and nearly no case of the others, have a word in common."""
     cases, without = ([finding.case for finding in part] for part in (findings, others))
     words = list(dict.fromkeys(word for case in cases for word in words_of(case)))
     return any(one.above >= _MOST_OF for one in _choices(words, 1, cases, without))
 
 
 def _passing(subject: SubjectReport, check: str) -> list[str]:
-    """Return the ids of the cases that pass a check, without cases on which zeros or a constant would pass too."""
+    """Return the ids of the cases that pass a check, except cases without evidence: see `Measured.vacuous`."""
     measured = {case: outcome.checks[check] for case, outcome in subject.outcomes.items() if check in outcome.checks}
     return [case for case, result in measured.items() if not result.failed and not result.vacuous]
 
@@ -325,7 +332,7 @@ def _choices(words: Sequence[str], most: int, failing: Sequence[str], passing: S
 def _by_earlier_calls(
     subject: SubjectReport, check: str, failing: Sequence[str], passing: Sequence[str]
 ) -> Iterator[Common]:
-    """Yield how many failing and passing cases also fail the check `repeat`. Yield nothing for `repeat` itself."""
+    """Yield how many failing and passing cases also fail the check `repeat`, unless `check` is `repeat`."""
     if check != "repeat":
         repeated = {case: of.checks["repeat"] for case, of in subject.outcomes.items() if "repeat" in of.checks}
         unsteady = {case for case, measured in repeated.items() if measured.failed}

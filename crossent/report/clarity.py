@@ -1,4 +1,4 @@
-"""Rank findings by clarity, describe their cases in words, and find published bugs with the same trigger."""
+"""Rank findings by clarity, describe their cases in words, and find published bugs that fail on the same inputs."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from crossent.report.findings import Finding
 
 _MISMATCHED = re.compile(r"Mismatched elements: (\d+) / (\d+) ")
-_PLAIN = 3  # the power of ten above which a larger error is no clearer
-_SMALL = 64  # the number of logits of a small case, which a reader can read in full
-# The kinds of logits with rows far below zero, and how many other rows may come before such a row. For the kinds
-# "row_offsets" and "offsets", the sign of the offset of each row is random.
+_PLAIN = 3  # an error above 10**3 times its bound is as clear as a larger error
+_SMALL = 64  # a case with at most this many logits is small: a reader can read all of its numbers
+# The kinds of logits with rows far below zero, and how many other rows may come before such a row. The kinds
+# "row_offsets" and "offsets" add an offset of random sign to each row.
 _FAR_BELOW = {"negative_offset": 0, "assorted": 3, "row_offsets": 1, "offsets": 1}
 # The kinds of logits with -inf, +inf or NaN.
 _NOT_FINITE = {name for name in VALUES if name.startswith(("inf_", "nan", "positive_inf"))}
@@ -31,8 +31,8 @@ _NUMBERS = {"loss", "gradient", "target_gradient"}  # a copy of NUMBERS of `find
 def by_plainness(finding: Finding) -> tuple[int, int, float, int]:
     """Return a sort key of a finding. The finding that shows its failure most clearly has the smallest key.
 
-    The key has four parts. Clearer are, in this order: a larger error, as a power of ten of the share of the bound, up
-    to 1000; a smaller case, by powers of two above 64 logits; a larger share of wrong numbers; fewer unusual options.
+    These make a finding clearer, the most important first: a larger error, in powers of ten of its bound up to 1000; a
+    smaller case, in powers of two above 64 logits; a larger share of wrong numbers; fewer unusual options.
     """
     counts = _MISMATCHED.search(finding.message)
     wrong = int(counts[1]) / int(counts[2]) if counts else 1.0
@@ -45,9 +45,9 @@ def by_plainness(finding: Finding) -> tuple[int, int, float, int]:
 
 
 def size_of_error(finding: Finding) -> int:
-    """Return the exponent of the error as a power of ten of its bound, from 0 to 3; 3 for a finding without numbers."""
+    """Return the error as a power of ten of its bound: 0, 1, 2 or 3. Return 3 for a finding without numbers."""
     ratio = finding.numbers.ratio if finding.numbers else math.inf
-    return int(math.log10(max(ratio, 1.0))) if ratio < 10**_PLAIN else _PLAIN  # also for a NaN
+    return int(math.log10(max(ratio, 1.0))) if ratio < 10**_PLAIN else _PLAIN  # a ratio of NaN is not smaller
 
 
 @cache
@@ -108,15 +108,18 @@ def same_trigger(
 ) -> str:
     """Return a sentence about the published bug with the same trigger as these findings; "" if there is none.
 
-    A bug has the same trigger if one of its cases is among the findings, with the wrong results that the bug causes:
-    loss, gradient or target gradient. This case has all of `words`. A word is unusual if a case with default options
-    lacks the word. `words` has an unusual word, and all cases of the bug have each unusual word of `words`. Most
-    failing cases, but few passing cases, have `words` and the unusual words of the bug.
+    The trigger of a bug is the input on which the bug shows. An unusual word is a word that a case with default options
+    lacks. A bug has the same trigger if all of this is true:
+
+    - A case of the bug is among the findings, and fails as with the bug: see `_shows`. The case has all of `words`.
+    - `words` has an unusual word, and every case of the bug has the unusual words of `words`. A single finding, and
+      findings on bad inputs, need no unusual word.
+    - Most failing cases, but few passing cases, have `words` and the unusual words of the bug.
 
     Args:
         findings: findings that probably have one cause.
         words: the words that the failing cases have in common; empty if there are none.
-        failing: the cases that fail the check of the first findings.
+        failing: the cases that fail the check of the first finding.
         passing: the cases that pass this check.
         ran: for each case, the checks that ran on it.
     """
@@ -141,7 +144,10 @@ def same_trigger(
 
 
 def _shows(bug: Bug, failed: Collection[str], ran: Collection[str]) -> bool:
-    """Return whether the failed checks of a case are those of the bug, with the same wrong losses and gradients."""
+    """Return whether a case fails as with the bug: the same results are wrong, and a check of the bug fails.
+
+    The compared results are the loss, the gradient and the gradient of the target, as far as their checks ran.
+    """
     wrong = {check for check in bug.checks if check in _NUMBERS and check in ran}
     return wrong == _NUMBERS.intersection(failed) and not set(bug.checks).isdisjoint(failed)
 
@@ -172,5 +178,5 @@ def _share(words: Collection[str], cases: Sequence[str]) -> float:
     return sum(set(words).issubset(words_of(case)) for case in cases) / max(1, len(cases))
 
 
-# The words of a case with default options: they distinguish no failing cases.
+# The words of a case with default options. They cannot tell failing cases from passing cases.
 _PLAIN_WORDS = frozenset(words_of(Case("float32").id))

@@ -12,7 +12,7 @@ SCHEMA = 1
 
 
 def subject_json(subject: SubjectReport) -> dict[str, Any]:
-    """Return the part of the document about one subject."""
+    """Return the part of the JSON document about one subject."""
     checks: dict[str, dict[str, Any]] = {}
     for (check, dtype), tally in subject.tallies.items():
         worst = None if tally.ratio is None else {"ratio": tally.ratio, "ulp": tally.ulp, "case": tally.case}
@@ -58,7 +58,7 @@ def subject_json(subject: SubjectReport) -> dict[str, Any]:
 
 
 def _measured_json(measured: Measured) -> dict[str, Any]:
-    """Return the numbers of a check, without `failed`, which follows from the findings."""
+    """Return the numbers of a check on a case as a JSON object. Leave out `failed`, since the findings imply it."""
     numbers = {"ulp": measured.ulp, "ratio": measured.ratio, "elements": measured.elements}
     gaps = {"vacuous": measured.vacuous, "not_judged": dict(measured.not_judged)}
     return numbers | {name: gap for name, gap in gaps.items() if gap}

@@ -1,8 +1,9 @@
 """Lists of known failures, with their reasons. A run shows a known failure, but does not fail because of it.
 
-A run reports an entry as fixed if its checks ran on its cases without a finding, except for entries marked `sometimes`.
-An entry that cannot match any finding is an error. The built-in list, `torch_findings.toml`, documents
-the format. An entry of a user's list may have the id of one finding instead of subject, checks, kind and cases.
+A run reports an entry as fixed if a check of the entry ran on a case of the entry, and no finding matches the entry.
+Entries marked `sometimes` are never reported as fixed. An entry that cannot match any finding is an error. The comments
+of the built-in list, `torch_findings.toml`, document the format. An entry may have the id of one finding instead of
+subject, checks, kind and cases.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ class ExpectedFinding:
 
 
 def read_list(path: str | Path) -> list[ExpectedFinding]:
-    """Return the entries of a file.
+    """Return the known failures that a file lists.
 
     Raises:
         ValueError: the file is not a list of known failures. The message is one line that says where the error is.
@@ -109,7 +110,7 @@ def require_about(
     checks: Collection[str],
     cases: Callable[[], list[str]],
 ) -> None:
-    """Check that each entry can match a finding of these subjects, checks and cases. None stands for any subject.
+    """Check that each entry can match a finding of these subjects, checks and cases. `subjects` None means any subject.
 
     Raises:
         ValueError: an entry cannot match a finding. The message is one line.
@@ -138,13 +139,13 @@ def require_about(
 
 
 def mark(report: Report, entries: Iterable[ExpectedFinding], names: Mapping[str, str] | None = None) -> None:
-    """Mark the known failures among the findings, and add the entries that no longer happen to the report.
+    """Mark the findings that are known failures, and add the entries that no longer happen to `report.fixed`.
 
     Args:
         report: the report.
         entries: a list of known failures.
-        names: for each subject with known failures, its name in the list; None for all subjects under their own names.
-            A subject with another name in the list cannot show that an entry no longer happens.
+        names: for each subject with known failures, its name in the list. None means: all subjects, under their own
+            names. A subject that has another name in the list cannot show that an entry no longer happens.
     """
     torch, device = report.environment["torch"], report.environment["device"]
     known = [entry for entry in entries if entry.applies(torch, device)]
@@ -217,7 +218,7 @@ def _entry(entry: dict[str, Any]) -> ExpectedFinding:
 
 
 def _of_id(entry: dict[str, Any]) -> dict[str, Any]:
-    """Turn an entry with the id of a finding into an entry with subject, checks and cases."""
+    """Return an entry with subject, checks and cases in place of the id of a finding."""
     if other := [key for key in ("subject", "checks", "results", "cases") if key in entry]:
         raise ValueError(f"got both id and {other[0]}; remove one of them")
     *_, subject, check, case = ["", "", *str(given := entry["id"]).rsplit(":", 2)]

@@ -13,7 +13,7 @@ from crossent.words import shell_word
 
 # The checks that compare the results of a call with the exact values.
 NUMBERS = ("loss", "gradient", "target_gradient")
-# The part of a message that says: a single call in a new process may not show the finding.
+# These words in a message mean: a single call in a new process may not show the finding.
 DEPENDS = "the result depends on earlier calls"
 
 
@@ -32,8 +32,8 @@ class Finding:
         numbers: the worst element; None if the finding is not about a number.
         torch: torch's own result for the same element, and its error; "" if torch is the subject.
         expected: the reason of a known failure, or None.
-        of: the result that the finding is about, if a check compares several: "gradient", "gradient turned along 2",
-            …; "" if the finding is about no single result, for example because the subject raised.
+        of: the result that the finding is about, and the call if a check makes several: "gradient", "gradient turned
+            along 2", …; "" if the finding is about no single result, for example because the subject raised.
         repeat: the command that repeats the finding, if it is not `crossent repro` with the id alone.
     """
 
@@ -103,8 +103,8 @@ class Measured:
         failed: whether the check failed.
         ulp, ratio: the error of the worst element, in ulp and as a share of its bound; None for a check without
             numbers.
-        vacuous: whether zeros or a constant would pass too. Such a result is no evidence.
-        not_judged: the numbers of elements without a finite bound, by reason.
+        vacuous: whether a wrong result, such as zeros, would pass too. Then passing is no evidence.
+        not_judged: for each reason, the number of elements without a finite bound.
         elements: the number of compared elements.
     """
 
@@ -141,7 +141,7 @@ class Outcome:
     Attributes:
         dtype: the dtype of the logits.
         inputs, digest: checksums of the bits of the inputs and of the results; `digest` is "" if there is no result.
-        grade: the grade that the subject reached; "" if no grade was computed.
+        grade: the grade that the subject reached on this case; "" if no grade was computed.
         checks: the result of each check that ran, by the name of the check.
         not_run: the reason for each skipped check, by the name of the check.
         results: the results of the first call, by their names "loss", "gradient" and "target_gradient"; empty if the
@@ -161,10 +161,11 @@ class Outcome:
 
 @dataclass
 class Tally:
-    """The counts of one check in one dtype, and the case whose error is the largest share of its bound.
+    """The counts of one check in one dtype, and the worst case.
 
-    The counts and `not_judged` are sums over cases. `expected` counts known failures. `ulp` and `ratio` are the error
-    of this case, in ulp and as a share of its bound; None if no result has numbers.
+    `ran` and the other counts are sums over the cases. `expected` counts known failures. `case` is the worst case,
+    whose error is the largest share of its bound. `ulp` and `ratio` are this error in ulp and as a share of its bound;
+    None if the check compares no numbers.
     """
 
     ran: int = 0
@@ -217,11 +218,11 @@ class Verdict:
 
 @dataclass
 class SubjectReport:
-    """The report of one subject: the outcome of each case that ran, the findings, and the cases that did not apply.
+    """The report of one subject: the outcome of each case that ran, the findings, and the cases not applicable.
 
     `order` is the order of the checks in tables, and `needs` the features that each check needs. `contract` is the
     contract that the user chose; "" for the default. `declared` has the differences from torch that the user declared,
-    such as "returns float32 for half precision". `not_applicable` counts the cases that did not apply, by reason.
+    such as "returns float32 for half precision". `not_applicable` counts these cases, by reason.
     """
 
     name: str
@@ -275,7 +276,7 @@ class SubjectReport:
 
     @property
     def sorts(self) -> list[list[Finding]]:
-        """The findings without known failures, in groups of similar findings, for `crossent.report.causes`.
+        """The findings that are not known failures, in groups of similar findings, for `crossent.report.causes`.
 
         The first finding of a group is the clearest. The groups are in this order: wrong results before refused calls;
         the first group of each check and kind before all further groups; errors against the exact value before errors
@@ -332,12 +333,11 @@ class SubjectReport:
 
     @property
     def without_evidence(self) -> list[str]:
-        """The results without evidence, such as "loss in float16": zeros or a constant would pass on every case.
+        """The results without evidence, such as "loss in float16": a wrong result would pass on every case.
 
-        A loss that was never compared has no evidence either.
-
-        A dtype is left out if most of its cases are refused and known failures. For example, torch 2.0 refuses float16
-        on a CPU, except for an empty batch.
+        A loss that was never compared has no evidence either. A result is left out if, in its dtype, known failures
+        refused at least as many calls as were compared. For example, torch 2.0 refuses float16 on a CPU, except for an
+        empty batch.
         """
         tallies = self.tallies
         for dtype in {outcome.dtype for outcome in self.outcomes.values()}:

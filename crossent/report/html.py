@@ -24,7 +24,7 @@ from crossent.cases.axes import DTYPES
 from crossent.report.causes import Cause, causes, in_order, published
 from crossent.report.findings import Finding, SubjectReport, Tally, together
 from crossent.report.regimes import Strip, scale, strips
-from crossent.report.text import share, short
+from crossent.report.text import NO_EVIDENCE, share, short
 from crossent.words import counted, printable
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ HEADLINES = {"passed": "Passed", "failed": "Failed", "unproven": "Not proven", "
 class Cell:
     """A cell of the heat map: one check in one dtype.
 
-    `kind` is the colour, `says` the first line, and `below` the lines below it.
+    `kind` is the colour, `says` the first line, `below` the smaller lines, and `title` the text under the mouse.
     """
 
     kind: str
@@ -68,9 +68,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class Group:
-    """A cause on the page: one example in full, the commands of some further findings, and the number of the others.
+    """A cause on the page: one example in full, and `more` findings, of which only the commands are shown.
 
-    `corpus` is a sentence about the published bug with the same trigger, or "".
+    `corpus` is a sentence about the published bug that fails on the same inputs, or "".
     """
 
     cause: Cause
@@ -101,7 +101,11 @@ class Figure:
 
 @dataclass(frozen=True)
 class SubjectPart:
-    """The part of the page for one subject."""
+    """The part of the page for one subject.
+
+    `rows` has the heat map, and `strips` the plots by regime. The page shows `causes` in full and `lines` in a line
+    each. `hidden` counts the other findings. A missing feature explains the causes in `features`.
+    """
 
     subject: SubjectReport
     verdict: str
@@ -126,10 +130,10 @@ def page(report: Report) -> str:
 
 
 def notebook(report: Report) -> str:
-    """Return the head of the page for a notebook: the verdict, the first causes of findings, and the heat map.
+    """Return the first part of the page for a notebook: the verdict, some causes of findings, and the heat map.
 
-    The result is a frame, so that neither its style nor a text of the report can change the notebook. It shows failed
-    subjects first, and fewer subjects if it would be too large.
+    The result is an iframe, so neither its style nor a text of the report can change the notebook. Failed subjects are
+    first. If the iframe would be too large, it shows fewer subjects.
     """
     parts = sorted((_part(subject) for subject in report.subjects), key=lambda part: not part.failed)
     for most in (6, 3, 1, 0):
@@ -179,13 +183,12 @@ def covered(report: Report) -> Iterator[Figure]:
 
 
 def gaps(report: Report) -> Iterator[Figure]:
-    """Yield figures about the gaps: what did not run or has no evidence. The most serious gap is first."""
+    """Yield figures about the cases, checks and comparisons that a verdict does not cover, the most serious first."""
     for subject in report.subjects:
         if not subject.outcomes:
             yield Figure("0", f"cases ran on {_name(subject.name)}", "the report says nothing about it", loud=True)
         for result in subject.without_evidence:
-            why = "zeros or a constant would pass every comparison"
-            yield Figure("No", f"evidence for the {result} of {_name(subject.name)}", why, loud=True)
+            yield Figure("No", f"evidence for the {result} of {_name(subject.name)}", NO_EVIDENCE, loud=True)
     if report.level == "quick":
         why = "--level normal has every combination of three options"
         yield Figure("Quick", "run, which has every combination of two options", why, loud=True)
@@ -198,7 +201,7 @@ def gaps(report: Report) -> Iterator[Figure]:
     compared = report.compared
     if compared.vacuous:
         what = f"of {compared.ran:,} comparisons without evidence"
-        yield Figure(f"{compared.vacuous:,}", what, "zeros or a constant would pass too")
+        yield Figure(f"{compared.vacuous:,}", what, NO_EVIDENCE)
     if unjudged := compared.not_judged.total():
         yield Figure(f"{unjudged:,}", f"of {compared.elements:,} numbers not judged", "they have no error bound")
     if known := sum(subject.counts["expected"] for subject in report.subjects):
@@ -240,7 +243,7 @@ def _group(subject: SubjectReport, cause: Cause, most: int) -> Group:
 
 
 def _gaps(subject: SubjectReport, tallies: Iterable[Tally]) -> Iterator[Figure]:
-    """Yield the cases and checks of a subject that did not run, and the numbers that were not judged, with reasons."""
+    """Yield figures about what did not run, is no evidence or was not judged for a subject, with the reasons."""
     for reason, count in sorted(subject.not_applicable.items()):
         yield Figure(*_counted(count, "case", "not applicable"), reason)
     for reason, checks in subject.skipped.items():
@@ -248,14 +251,13 @@ def _gaps(subject: SubjectReport, tallies: Iterable[Tally]) -> Iterator[Figure]:
         yield Figure(*_counted(sum(checks.values()), "skipped check", f"({each})"), reason)
     compared = together(tally for tally in tallies if tally.ratio is not None)
     if compared.vacuous:
-        what = "without evidence"
-        yield Figure(*_counted(compared.vacuous, "comparison", what), "zeros or a constant would pass too")
+        yield Figure(*_counted(compared.vacuous, "comparison", "without evidence"), NO_EVIDENCE)
     for reason, count in sorted(compared.not_judged.items()):
         yield Figure(*_counted(count, "number", "not judged"), reason)
 
 
 def _cell(tally: Tally | None, missing: int) -> Cell:
-    """Return the cell of a check in a dtype: the largest share of its bound, and how many results are evidence.
+    """Return the cell of a check in a dtype: the largest share of its bound, and how many comparisons are evidence.
 
     `missing` is the number of cases on which the check was skipped.
     """
@@ -281,9 +283,9 @@ def _cell(tally: Tally | None, missing: int) -> Cell:
 
 
 def render(template: str, **values: Any) -> str:
-    """Return a page: a template of this room with the style and the script of all pages.
+    """Return a page, made from a template of this room and the style and script that all pages share.
 
-    The template engine escapes every text that is not markup, and the control characters of the text.
+    The template engine escapes every text that is not markup. `_shown` escapes control characters.
     """
     folder = files("crossent.report")
     style, script = ((folder / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))

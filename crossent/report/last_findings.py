@@ -32,9 +32,9 @@ def path_of(subjects: Sequence[str]) -> Path:
 
 
 def keep(report: Report, subjects: Sequence[str]) -> None:
-    """Write the cases with findings of a report into the folder. Do nothing if the folder cannot be written.
+    """Write a report into the folder, without the cases that passed: writing all cases could take seconds.
 
-    Writing all cases of a long run would take seconds.
+    Do nothing if the folder cannot be written.
     """
     path = path_of(subjects)
     kept = replace(report, subjects=[_with_findings(part) for part in report.subjects])
@@ -47,7 +47,7 @@ def keep(report: Report, subjects: Sequence[str]) -> None:
 
 
 def kept(id: str, torch: str) -> str | None:
-    """Return the path of the last run's file that has this finding and this version of torch, or None.
+    """Return the path of the newest file with this finding and this version of torch, or None.
 
     Damaged files are ignored.
     """
@@ -62,6 +62,7 @@ def kept(id: str, torch: str) -> str | None:
 
 
 def _with_findings(part: SubjectReport) -> SubjectReport:
+    """Return a copy of the report of a subject that has only the cases with findings."""
     cases = {finding.case for finding in part.findings}
     return replace(part, outcomes={case: outcome for case, outcome in part.outcomes.items() if case in cases})
 

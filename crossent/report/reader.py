@@ -43,7 +43,7 @@ def read_report(path: str | os.PathLike[str]) -> Report:
 
 
 def report_of(document: dict[str, Any]) -> Report:
-    """Return the report of a document.
+    """Return the report that a JSON document describes.
 
     Raises:
         LookupError, TypeError, ValueError, ArithmeticError: a key is missing, or a value is impossible.
@@ -79,7 +79,7 @@ def _subject(entry: Any) -> SubjectReport:
         failed.setdefault(finding.case, set()).add(finding.check)
     if sum(map(len, failed.values())) < len(findings):
         ids = [f"{name}:{finding.check}:{finding.case}" for finding in findings]
-        raise ValueError(f"two findings are {quoted(max(ids, key=ids.count))}; a check has at most one on a case")
+        raise ValueError(f"two findings have the id {quoted(max(ids, key=ids.count))}; each id may occur once")
     cases = _a(dict, part["cases"], "cases")
     if unknown := failed.keys() - cases.keys():
         raise ValueError(f"a finding is on the case {quoted(min(unknown))}, which did not run")
@@ -92,7 +92,7 @@ def _subject(entry: Any) -> SubjectReport:
 
 
 def _features(value: Any, what: str) -> list[str]:
-    """Return a list of names of features. Refuse other words, since a report proposes the names for a command line."""
+    """Return a list of names of features. Raise ValueError for other words, which a page would show in a command."""
     names = _strings(value, what)
     if unknown := [name for name in names if name not in FEATURE_NAMES]:
         raise ValueError(f"{cut(what)}: got {quoted(unknown[0])}; allowed are the names of `crossent list features`")
@@ -179,7 +179,11 @@ def _checksum(value: Any, what: str, *, or_none: bool = False) -> str:
 
 
 def unlike(data: Any, made: Any, where: str = "") -> Iterator[str]:
-    """Yield the places where two JSON documents differ, such as "subjects[0].name", with the first document's value."""
+    """Yield a text for each place at which two JSON documents differ.
+
+    The text is the path of the key, such as "subjects[0].name". If both documents have the key, the text also has the
+    value in the first document.
+    """
     if isinstance(data, dict) and isinstance(made, dict):
         for key in {**data, **made}:
             place = f"{where}.{key}" if where else key
@@ -190,7 +194,7 @@ def unlike(data: Any, made: Any, where: str = "") -> Iterator[str]:
     elif isinstance(data, list) and isinstance(made, list) and len(data) == len(made):
         for at, (one, other) in enumerate(zip(data, made, strict=True)):
             yield from unlike(one, other, f"{where}[{at}]")
-    # 1 and 1.0 are equal, since other programs may write either; True is not equal to 1.
+    # 1 and 1.0 count as equal, since other programs may write either. True and 1 do not.
     elif data != made or isinstance(data, bool) != isinstance(made, bool):
         yield f"{where}, {json.dumps(data)[:80]},"
 
@@ -199,7 +203,7 @@ LARGEST = 2**29  # the most bytes of a report; a report of five subjects at leve
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the document of a report file. Only the schema and the environment are checked.
+    """Return the JSON document of a report file. Only its schema and its device are checked.
 
     Raises:
         ValueError: the file is not a report. The message is one line.
@@ -225,7 +229,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object without repeated keys. Raise ValueError otherwise: programs differ in the value they use."""
+    """Return a JSON object as a dict. Raise ValueError for a repeated key, of which programs read different values."""
     made = dict(pairs)
     if len(made) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -238,7 +242,7 @@ def _no_number(token: str) -> float:
 
 
 def find(document: dict[str, Any], id: str) -> tuple[Finding, str | None]:
-    """Return the finding of a report that has this id, and the digest of its inputs.
+    """Return the finding with this id in the JSON document of a report, and the digest of its inputs.
 
     Raises:
         ValueError: the report has no finding with this id, or it is damaged.
@@ -263,7 +267,7 @@ def find(document: dict[str, Any], id: str) -> tuple[Finding, str | None]:
 
 
 def finding_of(subject: str, entry: dict[str, Any]) -> Finding:
-    """Return the finding of a subject from an entry of the document.
+    """Return the finding that an entry of the JSON document describes. `subject` is the name of the subject.
 
     Raises:
         LookupError, TypeError, ValueError, ArithmeticError: the entry is not a finding.

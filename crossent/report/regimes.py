@@ -25,8 +25,8 @@ class Mark:
 
     Attributes:
         kind: "passed", "failed", "known" for a known failure, or "none" if no result is evidence.
-        ratio, ulp, case: of the worst result, the error as a share of its bound and in ulp, and the case; 0 and ""
-            without evidence.
+        ratio, ulp: the error of the worst result, as a share of its bound and in ulp; 0 without evidence.
+        case: the case of the worst result; "" without evidence.
         median: the median share of the bound over all results.
         count: the number of results.
     """
@@ -65,7 +65,7 @@ class Scale:
     def at(self, ratio: float) -> float:
         """Return the position of a share of the bound on the axis, in percent of the width.
 
-        Most of the axis is below 100% of the bound, since right results are there.
+        The part below 100% of the bound takes most of the width, since right results are there.
         """
         bound = 72.0 if self.high > 10 else 88.0
         if ratio <= 1:

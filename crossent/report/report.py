@@ -18,10 +18,10 @@ from crossent.report.clarity import case_or_none
 from crossent.report.document import SCHEMA, jsonable, subject_json
 from crossent.report.findings import Finding, SubjectReport, Tally, together
 from crossent.report.html import notebook, page
-from crossent.report.text import LEGEND, details, failures, gaps, overview, paragraph, plain_text
+from crossent.report.text import LEGEND, NO_EVIDENCE, details, failures, gaps, overview, paragraph, plain_text
 from crossent.words import DECLARED, counted, cut, duration
 
-MOST_CAUSES = 3  # that a report shows for each subject, with one finding each
+MOST_CAUSES = 3  # the causes that a report shows for each subject, with one finding each
 
 
 @dataclass
@@ -98,23 +98,23 @@ class Report:
 
     @property
     def findings(self) -> list[Finding]:
-        """The findings without known failures, in the order of the printed report: the clearest finding is first.
+        """The findings that are not known failures, in the order of the printed report.
 
-        The findings are sorted by subject, then by cause, and each cause starts with its example. The JSON document has
-        the findings of each subject in the order of the cases.
+        The findings are sorted by subject, then by cause. Each cause starts with its example, the clearest finding. The
+        JSON document has the findings of each subject in the order of the cases.
         """
         return [finding for subject in self.subjects for finding in clearest_first(subject)]
 
     @property
     def failed(self) -> int:
-        """The number of findings without known failures."""
+        """The number of findings that are not known failures."""
         return sum(finding.expected is None for subject in self.subjects for finding in subject.findings)
 
     @property
     def ok(self) -> bool:
-        """Whether the run is complete and has no findings except known failures, and every result has evidence.
+        """Whether the run is complete, has no findings except known failures, and has evidence for every result.
 
-        If only a part of the level ran, a result may lack evidence.
+        If only chosen checks or cases ran, results may lack evidence.
         """
         complete = self.ran > 0 and self.planned is None
         evidence = bool(self.only) or not any(subject.without_evidence for subject in self.subjects)
@@ -133,7 +133,7 @@ class Report:
             return f"{counted(self.failed, 'finding')} in {counted(self.ran, 'checked call')}"
         calls = f"{counted(self.ran, 'call')} checked"
         if not self.ok:
-            return f"{calls} without findings, but not everything has evidence"
+            return f"{calls} without findings, but some results have no evidence"
         known = sum(subject.counts["expected"] for subject in self.subjects)
         failures = f", except in {counted(known, 'known failure')}" if known else ""
         differences = sum(len(subject.declared) for subject in self.subjects)
@@ -203,7 +203,7 @@ class Report:
             yield ", ".join([*named, f"level {self.level}", f"seed {self.seed}"])
 
     def _coverage(self) -> Iterator[str]:
-        """Yield lines on the coverage of the run and on its gaps."""
+        """Yield lines about the coverage of the run, and about what the verdict does not cover."""
         if self.ran:
             judged = f"{self.elements:,} numbers judged"
             yield f"{counted(self.cases, 'case')} with {self.triples:,} combinations of three options; {judged}"
@@ -222,31 +222,29 @@ class Report:
             yield f"ONLY A PART RAN: only {what} {first_names(names)}"
         for subject in self.subjects if not self.only else ():  # a part needs no evidence for every result
             for result in subject.without_evidence:
-                yield f"NO EVIDENCE: zeros or a constant would pass every comparison of {subject.name}'s {result}"
+                yield f"NO EVIDENCE for the {result} of {subject.name}: {NO_EVIDENCE}"
         for line in self.fixed:
             yield f"known failure no longer happens: {line}"
 
     def _uncovered(self) -> Iterator[str]:
-        """Yield a phrase for each gap in the coverage."""
+        """Yield a text for each thing that the verdict does not cover, such as checks that the level does not run."""
         if self.level == "quick":
-            yield "combinations of three options, as this is level quick"
+            yield "some combinations of three options, since level quick combines two"
         if self.left_out:
             yield f"{counted(len(self.left_out), 'check')} that level {self.level} does not run"
         compared = self.compared
         if compared.vacuous:
-            yield f"{compared.vacuous:,} of {compared.ran:,} comparisons without evidence, as zeros would pass"
+            yield f"{compared.vacuous:,} of {compared.ran:,} comparisons without evidence: {NO_EVIDENCE}"
         if unjudged := compared.not_judged.total():
-            yield f"{unjudged:,} of {compared.elements:,} numbers without a bound"
+            yield f"{unjudged:,} of {compared.elements:,} numbers not judged: they have no error bound"
 
     def _every_gap(self) -> Iterator[str]:
-        """Yield lines on the coverage of sizes, the checks that did not run, and why numbers were not judged."""
+        """Yield lines about the combinations of sizes, the checks that did not run, and the numbers not judged."""
         pairs, triples = self.sized
         yield f"sizes of classes and rows: {pairs} combinations with an option, {triples} with an option and a dtype"
         if self.left_out:
             yield f"not run at level {self.level}: {', '.join(self.left_out)}"
         compared = self.compared
-        if compared.vacuous:
-            yield f"no evidence, since zeros or a constant would pass: {compared.vacuous} of {compared.ran} comparisons"
         for reason, count in sorted(compared.not_judged.items()):
             yield f"not judged, since {reason}: {count} of {compared.elements} numbers"
 
@@ -254,7 +252,7 @@ class Report:
         return plain_text(self.render())
 
     def _repr_html_(self) -> str:
-        """Return the HTML that a notebook shows: the verdict, the first findings and the heat map."""
+        """Return the HTML that a notebook shows: the verdict, some findings, and the errors of each check."""
         return notebook(self)
 
     def to_json(self) -> dict[str, Any]:

@@ -28,15 +28,17 @@ def plain_text(parts: Iterable[RenderableType]) -> str:
 
 
 def paragraph(text: str) -> Text:
-    """Return prose as text that rich wraps. Other lines are never wrapped, so that you can search and copy them."""
+    """Return a text that rich wraps at the width of the terminal, unlike the other lines of a report."""
     return Text(text, overflow="fold")
 
 
 def is_one_line(part: RenderableType) -> bool:
-    """Return whether a part of a report is a line that is never wrapped, or several such lines."""
+    """Return whether a part of a report consists of lines that are never wrapped, so that you can copy them."""
     return isinstance(part, Text) and part.overflow is None
 
 
+# Why a comparison is no evidence: see `vacuous` of crossent.report.findings.Measured.
+NO_EVIDENCE = "a wrong result, such as zeros, would pass too"
 LEGEND = "in a dtype: the grade, and the largest error as a share of its error bound"
 
 
@@ -85,9 +87,9 @@ def _of_dtype(tallies: Sequence[Tally], grade: str | None) -> Text:
 
 
 def failures(subject: SubjectReport, most: int | None, *, ids: bool = False) -> Iterator[RenderableType]:
-    """Yield each cause with one finding, the largest cause first; then the findings that a missing feature explains.
+    """Yield each cause with its example, the largest cause first, and then the causes with a missing feature.
 
-    At most `most` causes are shown; None shows all. `ids` adds the id of every finding of a cause.
+    Show at most `most` causes, or all of them if `most` is None. If `ids` is true, add the id of every finding.
     """
     wrong, declarable = in_order(causes(subject))
     for at, cause in enumerate(wrong[:most], start=1):
@@ -116,7 +118,7 @@ def _ids(cause: Cause) -> Iterator[Text]:
 
 
 def _declarable(found: Sequence[Cause], *, ids: bool) -> Iterator[Text]:
-    """Yield the option that declares missing features, and a line for each feature."""
+    """Yield the option `--without` for the missing features of these causes, and a line for each cause."""
     if not found:
         return
     features = " ".join(cause.feature for cause in found)
@@ -170,7 +172,7 @@ def _table(subject: SubjectReport) -> Table:
 
 
 def _cell(tally: Tally | None) -> Text:
-    """Return the cell of a check in a dtype: how often the check ran, and the largest share of its bound."""
+    """Return the cell of a check in a dtype: how many cases ran or failed, and the largest share of its bound."""
     if tally is None:
         return Text("")
     if tally.failed:

@@ -1,8 +1,8 @@
 """The subjects: the cross-entropies under test.
 
-This room loads and calls a loss function under test, and records what the function promises about its arithmetic and
-which features it lacks. The forms and torch are subjects of this package; every other subject is a foreign subject,
-such as the user's function.
+This room loads a loss function under test, and records what the function promises about its arithmetic and which
+features it lacks. The forms and torch are the built-in subjects. Every other subject, such as the user's function, is a
+foreign subject.
 
 The modules import torch, and of this package `crossent.forms`, `crossent.cases`, `crossent.numerics.bounds.contracts`,
 `crossent.words`, `crossent.choices` and `crossent.state`. They never import the oracle, which computes exact values.
@@ -11,9 +11,9 @@ subject      Subject: one loss function under test, with its promise and the fea
 contracts    the contracts that a user can choose, by name
 builtin      the forms and torch, by name
 features     the features that a subject may lack
-callables    a subject from a callable or a class with the options of nn.CrossEntropyLoss
+callables    a subject from a callable, or from a class with the options of nn.CrossEntropyLoss
 loader       a subject from its name, from package.module:NAME or from path/to/file.py:NAME
-remote       a foreign subject that the main process never imports
+remote       a foreign subject whose code the main process never imports
 confinement  limits on a process that runs foreign code, so that it cannot reach other processes
 compiler     torch.compile: SUBJECT+compile, or the reason why torch cannot compile here
 """

@@ -1,4 +1,4 @@
-"""The subjects of this package by name: the forms, and torch."""
+"""The built-in subjects by name: the forms, and torch."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _SCALAR = Subject(
     not_applicable=_why_not_scalar,
     dtype=torch.float64,
     promise="eager",
-    not_transformed="is made of Python's numbers",
+    not_transformed="computes with Python numbers, not with tensors",
     source="scalar",
     contract="eager",
 )
@@ -56,9 +56,9 @@ FORM_SUBJECTS = {name: _SCALAR if form is scalar else _form(name, form) for name
 
 
 def _torch_nll(input: Tensor, target: Tensor, weight: Tensor | None = None, **options: Any) -> Tensor:
-    """Return the loss by log_softmax and nll_loss, with log_softmax over the last axis.
+    """Compute the loss with log_softmax over the last axis, and nll_loss.
 
-    So nll_loss gets a view that is not contiguous; cross_entropy passes a contiguous tensor (pytorch#175084).
+    So nll_loss gets a view that is not contiguous. F.cross_entropy passes a contiguous tensor (pytorch#175084).
     """
     options.pop("label_smoothing", None)
     axis = min(1, input.dim() - 1)
@@ -72,14 +72,14 @@ def _why_not_nll(inputs: Inputs) -> str | None:
     return "has no label_smoothing" if inputs.options["label_smoothing"] != 0 else None
 
 
-# On a CPU torch stores the log-probabilities of float16 and bfloat16 in that dtype, so it cannot reach grade A there.
+# On a CPU torch stores the log-probabilities of float16 and bfloat16 in that dtype, so torch cannot reach grade A.
 _AS_TORCH: dict[str, Any] = {"promise": "torch", "grades": in_halves("B"), "contract": TORCH_CONTRACT}
 TORCH = Subject("torch", _torch, source="torch", **_AS_TORCH)
 TORCH_NLL = Subject(
     "torch_nll",
     _torch_nll,
     not_applicable=_why_not_nll,
-    not_transformed="is here for its layouts alone",
+    not_transformed="serves only to test memory layouts",
     source="torch_nll",
     **_AS_TORCH,
 )
@@ -90,7 +90,7 @@ BY_NAME = {subject.name: subject for group in NAMED.values() for subject in grou
 
 
 def own_subject(subject: Subject) -> Subject | None:
-    """Return the form or torch that a subject is, or from which it is compiled; None for a foreign subject."""
+    """Return the built-in subject that `subject` is, or from which it was compiled; None for a foreign subject."""
     return BY_NAME.get(subject.source.removesuffix(COMPILE_SUFFIX))
 
 

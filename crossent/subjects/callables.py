@@ -72,7 +72,7 @@ def as_subject(given: object, name: str = "", source: str = "") -> Subject:
 
 
 def _missing(keyword: str, parameters: Mapping[str, Parameter]) -> str:
-    """Return the reason for a missing option. It names a parameter that may be this option under another name."""
+    """Return the reason for a missing option. The reason names a parameter with a similar name, if there is one."""
     near = get_close_matches(keyword, [name for name in parameters if name not in KEYWORDS], n=1)
     return f"has no {keyword}" + "".join(f" (its {name} is never passed)" for name in near)
 
@@ -90,7 +90,7 @@ def _declared(given: object) -> dict[str, str]:
             "write, for example, {'double_backward': 'has no second derivative'}"
         )
     try:
-        # `require_features` may add `reduction`, which then has the reason of `reduction_sum`.
+        # `require_features` may add the feature `reduction`, which gets the reason of `reduction_sum`.
         return {name: says[name if name in says else "reduction_sum"] for name in require_features(says)}
     except ValueError as error:
         raise TypeError(f"an object whose attribute `lacks` has an unknown feature: {error}") from None

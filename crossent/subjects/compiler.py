@@ -53,7 +53,7 @@ def compile_loss(loss: Loss, backend: str, *, dynamic: bool) -> Iterator[Loss]:
 
 
 def _compiled(function: Callable[..., Any], backend: str, **options: Any) -> Callable[..., Any]:
-    """Return torch.compile of a function, whose files lie in the folder of compiled code."""
+    """Return a function compiled by torch.compile, after a call of :func:`keep_headers_with_code`."""
     if backend == INDUCTOR:
         importlib.import_module("torch._inductor.codecache")  # takes a second, so only a run that compiles pays for it
     keep_headers_with_code()
@@ -77,8 +77,8 @@ def keep_headers_with_code() -> None:
 def _guards_not_timed() -> Iterator[None]:
     """Keep torch from timing the guards of each graph for its log.
 
-    To time guards, newer versions of torch flush the processor's caches. This takes a tenth of the time that a small
-    graph takes.
+    To time guards, newer versions of torch flush the processor's caches. For a small graph, this takes a tenth of the
+    time to compile.
     """
     import torch._dynamo.guards
 
@@ -127,7 +127,7 @@ def _why_compile_fails(backend: str, device: str) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the warnings and log messages of torch's own modules: an error of the compiler says enough."""
+    """Silence the warnings and log messages of torch's own modules. Errors of the compiler are still raised."""
     named = logging.root.manager.loggerDict.items()
     loggers = [logger for name, logger in named if name.split(".")[0] == "torch" and isinstance(logger, logging.Logger)]
     enabled = [logger for logger in loggers if not logger.disabled]
@@ -149,13 +149,13 @@ COMPILE_SUFFIX = "+compile"
 _OF_COMPILED = {
     "double_backward": "is compiled, and torch compiles no second derivative",
     "forward_ad": "is compiled, and torch compiles no forward mode",
-    "retain_graph": "is compiled, and its backward pass may free what a second one needs",
+    "retain_graph": "is compiled, and its backward pass may free tensors that a second backward pass needs",
     "errors": "is compiled, and raises the compiler's errors",
 }
 
 
 def as_compiled(subject: Subject, device: str) -> Subject:
-    """Return the subject with its loss compiled by torch.compile: one graph for each kind of call."""
+    """Return the subject with its loss compiled by torch.compile, and without the features that compiled code lacks."""
     return replace(
         subject,
         name=f"{subject.name}{COMPILE_SUFFIX}",
@@ -169,13 +169,16 @@ def as_compiled(subject: Subject, device: str) -> Subject:
 
 
 def unless_compiled(own: Callable[[Inputs], str | None], inputs: Inputs) -> str | None:
-    """Return why the subject or torch.compile cannot take these inputs, or None. `own` returns the subject's reason."""
+    """Return why these inputs do not apply to a compiled subject, or None.
+
+    The reason is the subject's, which `own` returns, or says why torch cannot compile for the device.
+    """
     return own(inputs) or unusable(INDUCTOR, inputs.input.device.type) or None
 
 
 @cache
 def _code(loss: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a loss as a function that torch compiles for each kind of call; the same function at each call."""
+    """Return a loss compiled by torch.compile. A second call returns the same function, which keeps its graphs."""
 
     def call(*arguments: Any, **options: Any) -> Any:  # defined here, because Dynamo skips functions in torch's files
         return loss(*arguments, **options)
@@ -211,9 +214,11 @@ def without_limits() -> Iterator[None]:
 
 @contextmanager
 def own_compile_cache() -> Iterator[None]:
-    """Let torch compile into a folder that ends with this block, unless the user has chosen a folder.
+    """Let torch write compiled code to a new folder, which is removed after the block.
 
-    In torch's own folder, a subject of an earlier run could have left code that this run would load.
+    If the user has chosen a folder (TORCHINDUCTOR_CACHE_DIR), torch writes to that folder.
+
+    In torch's default folder, a subject of an earlier run could have left code that this run would load.
     """
     if _CACHE in os.environ:
         yield
@@ -227,10 +232,10 @@ def own_compile_cache() -> Iterator[None]:
 
 
 def use_new_compile_cache() -> None:
-    """Let this process compile into a folder in which no other process has written."""
+    """Let this process write compiled code to a folder in which no other process has written."""
     os.environ[_CACHE] = _new_folder(os.environ.get(_CACHE, tempfile.gettempdir()))
 
 
 def _new_folder(inside: str) -> str:
-    """Return a folder that torch makes when it compiles. Until then nobody knows its name."""
+    """Return the path of a new folder, which torch creates when it compiles. Other processes cannot guess its name."""
     return os.path.join(inside, f"crossent-compile-{secrets.token_hex(16)}")

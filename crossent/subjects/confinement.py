@@ -1,9 +1,9 @@
 """Confinement: limits on a process that runs foreign code, so that it cannot reach other processes.
 
 A foreign subject runs in a separate process. On Linux, this process cannot read or write the memory of the process that
-judges its results, neither as the same user nor as root. If the system grants a PID namespace, it cannot see or signal
-any other process, and every process that it started ends with it. From Linux 6.12 on, it cannot signal other processes
-even without a namespace. SECURITY.md lists what each system grants.
+judges its results, neither as the same user nor as root. If the system grants a PID namespace, the process cannot see
+or signal any other process, and every process that it started ends with it. From Linux 6.12 on, the process cannot
+signal other processes even without a namespace. SECURITY.md lists what each system grants.
 
 The functions use `prctl`, `capset`, `unshare`, Landlock and seccomp of Linux. On other systems they do nothing.
 """
@@ -42,9 +42,10 @@ _SECONDS_TO_END = 5.0  # a killed process ends in milliseconds, but may take lon
 
 @contextmanager
 def unreadable() -> Iterator[None]:
-    """Deny other processes of this user the memory of this process and of its forks, until the block ends.
+    """Keep other processes of this user from reading and writing the memory of this process, until the block ends.
 
-    Otherwise every process of the same user could read and write `/proc/PID/mem`.
+    The same holds for processes that this process forks meanwhile. Otherwise every process of the same user could open
+    `/proc/PID/mem`.
     """
     before = _prctl(_GET_DUMPABLE)
     _prctl(_SET_DUMPABLE, 0)
@@ -65,7 +66,7 @@ def drop_privileges() -> None:
     if libc is None:
         return
     header = struct.pack("Ii", _CAPABILITY_VERSION, 0)
-    data = ctypes.create_string_buffer(24)  # effective, permitted, inheritable: of 0 to 31, of 32 to 63
+    data = ctypes.create_string_buffer(24)  # masks of capabilities: effective, permitted, inheritable, twice
     if libc.capget(header, data) == 0:
         now = struct.unpack("6I", data.raw)
         mask = sum(1 << capability for capability in kept)
@@ -80,7 +81,7 @@ def scope_signals() -> bool:
     libc = _libc()
     if libc is None:
         return False
-    rules = struct.pack("3Q", 0, 0, _SCOPE_ABSTRACT_SOCKETS | _SCOPE_SIGNALS)  # for files, network, processes
+    rules = struct.pack("3Q", 0, 0, _SCOPE_ABSTRACT_SOCKETS | _SCOPE_SIGNALS)  # files, network, scopes
     ruleset = libc.syscall(_LANDLOCK_CREATE_RULESET, rules, len(rules), 0)
     if ruleset < 0:
         return False
@@ -91,26 +92,26 @@ def scope_signals() -> bool:
 
 
 def keep_to_own_limits() -> bool:
-    """Deny this process the limits of other processes (`prlimit`), and return whether the system can do so.
+    """Keep this process from the resource limits of other processes (`prlimit`). Return whether the system can do so.
 
-    This process must have no new privileges: see :func:`drop_privileges`. The filter of system calls (seccomp) refuses
-    calls in the numbering of another processor too, such as 32-bit calls.
+    Call :func:`drop_privileges` first, as seccomp requires. The filter of system calls also refuses calls in the
+    numbering of another processor, such as 32-bit calls.
     """
     libc, known = _libc(), _PRLIMIT.get(platform.machine())
     if libc is None or known is None:
         return False
     processor, number = known
     load, equal, at_least, end = 0x20, 0x15, 0x35, 0x06
-    program = (  # the instruction, how many to skip if true and if false, and its number
+    program = (  # each an instruction, how many instructions to skip if true and if false, and a number
         (load, 0, 0, 4),  # the processor of the call
         (equal, 0, 6, processor),
         (load, 0, 0, 0),  # the number of the call
-        (at_least, 4, 0, 0x40000000),  # the numbering of x32
+        (at_least, 4, 0, 0x40000000),  # calls of the x32 ABI have numbers from here on
         (equal, 0, 2, number),
-        (load, 0, 0, 16),  # the process whose limits are meant; 0 is this process
+        (load, 0, 0, 16),  # the first argument: whose limits, 0 for this process
         (equal, 0, 1, 0),
-        (end, 0, 0, 0x7FFF0000),  # go on
-        (end, 0, 0, 0x00050000 | errno.EPERM),
+        (end, 0, 0, 0x7FFF0000),  # allow the call
+        (end, 0, 0, 0x00050000 | errno.EPERM),  # refuse the call
     )
     code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in program))
     described = struct.pack("H6xP", len(program), ctypes.addressof(code))
@@ -118,7 +119,7 @@ def keep_to_own_limits() -> bool:
 
 
 def prefer_for_memory() -> None:
-    """Let the system end this process and its children before any other, when the memory of the machine is used up."""
+    """Make this process and its children the first that the system kills when it runs out of memory."""
     with suppress(OSError):  # not Linux
         Path("/proc/self/oom_score_adj").write_text("1000")
 
@@ -129,11 +130,11 @@ def end_with_parent() -> None:
 
 
 class Confined:
-    """A new process that runs a function. The process, and all processes that it starts, cannot reach this process.
+    """A new process that runs a function, in a new PID namespace if the system allows one.
 
-    A supervisor process, which runs no foreign code, starts the process. The supervisor kills the process when
-    :meth:`end` is called, and when the process that called this constructor ends.
-    The process has a folder of its own for temporary files, which the supervisor removes.
+    A supervisor process, which runs no foreign code, starts the new process. The supervisor kills it when :meth:`end`
+    is called, and when the process that called this constructor ends. The new process has its own folder for temporary
+    files, which the supervisor removes.
 
     Args:
         run: the function. The process ends when the function returns.
@@ -164,10 +165,13 @@ class Confined:
 
 
 def _supervise(run: Callable[[], Any], kept: Collection[int], end: int) -> None:
-    """Start the process that calls `run`. At its end, or at input on `end`, kill what is left and remove its files."""
+    """Start a process that calls `run`, and wait until it ends or the file descriptor `end` has input.
+
+    Then kill the process and all processes that it started, and remove its temporary files.
+    """
     os.setpgid(0, 0)  # so that Ctrl-C reaches the command alone
     _prctl(_SET_CHILD_SUBREAPER, 1)
-    _prctl(_SET_PDEATHSIG, signal.SIGCONT)  # when the parent ends, a stopped supervisor continues
+    _prctl(_SET_PDEATHSIG, signal.SIGCONT)  # when the parent ends, continue even if a subject stopped this process
     with tempfile.TemporaryDirectory(prefix="crossent-", ignore_cleanup_errors=True) as folder:
         _new_namespaces()
         ready, told = os.pipe()
@@ -220,7 +224,7 @@ def close_all_but(kept: Collection[int]) -> None:
 
 
 def _kill_descendants() -> None:
-    """Kill the children of this process until none is left. Orphans of a killed child become children too."""
+    """Kill the children of this process until none is left. The children of a killed child become its children."""
     until = time.monotonic() + _SECONDS_TO_END
     while time.monotonic() < until:
         children: list[str] = []

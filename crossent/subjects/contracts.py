@@ -1,7 +1,6 @@
-"""The contracts by name: what a subject promises about its arithmetic, as the user chooses with `--contract`.
+"""The contracts that a user can choose with `--contract`: what a subject promises about its arithmetic.
 
-The error bounds follow from the contract. A subject cannot choose its own: no attribute of a file or callable names a
-contract.
+The error bounds follow from the contract. Only the user chooses: no attribute of a file or callable names a contract.
 """
 
 from __future__ import annotations
@@ -91,7 +90,7 @@ def under_contract(subject: Subject, contract: str | None, grade: str | None) ->
 
 
 def in_halves(grade: str) -> Mapping[str, Grade]:
-    """Return the grade of each dtype whose grade is not A, for a grade as `--grade` takes it.
+    """Return the grade of each dtype whose grade is not A, for a value of `--grade`.
 
     >>> in_halves("float16=B")
     {'float16': 'B'}

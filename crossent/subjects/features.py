@@ -1,7 +1,8 @@
 """The features that a subject may lack. A subject that lacks a feature skips the inputs and checks that need it.
 
 Each feature says which inputs need it, and each check declares the features that it needs. A subject lacks a feature
-because its signature has no such keyword, or because the user says so. Every skip is counted with its reason.
+because its signature has no such keyword, or because the user or an attribute `lacks` of the callable says so. Every
+skip is counted with its reason.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Load a subject by its name, by package.module:NAME or by path/to/file.py:NAME, or say why not in one line."""
+"""Load a subject by its name, by package.module:NAME or by path/to/file.py:NAME. An error is one line."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def load(
 
 
 def _each(description: str) -> list[str]:
-    """Return one description for each subject. `torch` stands for two subjects, `torch+compile` for one."""
+    """Return a description for each subject that a description names: two for `torch`, one for `torch+compile`."""
     base = description.removesuffix(COMPILE_SUFFIX)
     if base not in NAMED:
         return [description]
@@ -94,7 +94,7 @@ def _described(description: str, device: str) -> Subject:
         try:
             subject = as_subject(_found(base), base.rpartition(":")[2].rpartition(".")[2], source_of(base))
         except (ValueError, TypeError) as error:
-            # The cause keeps the whole exception of the user's file, of which the message has one line.
+            # The message has one line of the exception of the user's file; the cause is the whole exception.
             reason = f"it is {error}" if isinstance(error, TypeError) else str(error)
             raise ValueError(f"subject: got {quoted(description)}; {one_line(reason)}") from error.__cause__
     return subject if base == description else as_compiled(subject, device)
@@ -135,7 +135,7 @@ def _is_file(place: str) -> bool:
 
 
 def _attribute(module: str, attribute: str, where: str) -> object:
-    """Return the object with a dotted name in an imported module, which messages call `where`."""
+    """Return the object with a dotted name in an imported module. Messages call the module `where`."""
     if not all(name.isidentifier() for name in attribute.split(".")):
         raise ValueError(f"{quoted(attribute)} is not a name in {cut(where)}")
     try:
@@ -148,7 +148,7 @@ def _attribute(module: str, attribute: str, where: str) -> object:
 
 
 def _nearest(name: str, lacking: object) -> str:
-    """Return the end of a message: attributes of `lacking` similar to a missing name, or some of its callables."""
+    """Return the end of a message: the attributes of `lacking` that resemble `name`, or some of its callables."""
     public = [one for one in dir(lacking) if not one.startswith("_")]
     if near := get_close_matches(name, public, n=3):
         return f"; did you mean {' or '.join(near)}?"
@@ -158,7 +158,9 @@ def _nearest(name: str, lacking: object) -> str:
 
 @contextmanager
 def _importing(folder: str, place: str, path: Path | None = None) -> Iterator[None]:
-    """Put a folder first in sys.path, as Python does for a script; set sys.path back if the import fails.
+    """Put a folder first in sys.path, as Python does for a script, unless sys.path has the folder.
+
+    Restore sys.path if the block raises.
 
     Raises:
         ValueError: the module, or a module that it imports, raised. The message is one line.
@@ -200,7 +202,7 @@ def _module_of(path: Path) -> str:
             return name
     spec = importlib.util.spec_from_file_location(own if _is_taken(path) else path.stem, path)
     if spec is None or spec.loader is None:
-        raise ImportError("Python has no loader for it")
+        raise ImportError("Python has no loader for this file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     try:
@@ -217,7 +219,7 @@ def _file_of(module: ModuleType | None) -> Path | None:
 
 
 def _is_taken(path: Path) -> bool:
-    """Return whether a module with the name of this file would hide another module."""
+    """Return whether the file cannot be imported under its own name, for example because another module has it."""
     name = path.stem
     if not name.isidentifier() or name in sys.modules or name in sys.stdlib_module_names:
         return True

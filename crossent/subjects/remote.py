@@ -1,4 +1,4 @@
-"""A foreign subject that the main process never imports: another process loads the subject and describes it.
+"""A foreign subject whose code the main process never imports: another process loads the subject and describes it.
 
 The import of a user's file may change torch, numpy or this package. So only the process that calls the subject imports
 its file, and the process that compares the results with exact values does not.
@@ -38,7 +38,7 @@ _LONGEST_LINE = 1000  # characters of a name or of a reason
 
 @dataclass(frozen=True)
 class RemoteLoss:
-    """A loss that the calling process loads at the first call.
+    """A loss that is loaded only in a process that calls it.
 
     Attributes:
         description: a description for :func:`crossent.subjects.loader.load`.
@@ -47,7 +47,7 @@ class RemoteLoss:
     description: str
 
     def __call__(self, *arguments: Any, **options: Any) -> Tensor:
-        """Return the result of the loss."""
+        """Load the loss in this process, call it, and return its result."""
         return self.here()(*arguments, **options)
 
     def here(self) -> Callable[..., Tensor]:
@@ -65,7 +65,8 @@ def load_remote(
 ) -> tuple[Subject, ...]:
     """Return the subjects that :func:`crossent.subjects.loader.load` returns, without loading them in this process.
 
-    Another process loads them, and sends their names and missing features. Contract, grade and source are set here.
+    Another process loads them, and sends their names and missing features. This process adds contract, grade and
+    source.
 
     Args:
         description: package.module:NAME or path/to/file.py:NAME, not the name of a built-in subject.

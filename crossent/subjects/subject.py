@@ -49,7 +49,7 @@ class Subject:
     contract: str = "kernel"
 
     def lacking(self, reasons: Mapping[str, str]) -> Subject:
-        """Return the subject as one that lacks these features. `reasons` maps each feature to the reason."""
+        """Return a copy of the subject that lacks more features. `reasons` maps each feature to the reason."""
         lacks = {**reasons, **self.lacks}
         return replace(
             self,
@@ -63,7 +63,7 @@ class Subject:
         return self.grades.get(dtype, "A")
 
     def result_dtype(self, implied: torch.dtype) -> torch.dtype:
-        """Return the dtype that results must have, if the arguments imply the dtype `implied` for a result of torch."""
+        """Return the dtype that the loss must have. `implied` is the dtype that torch returns for these arguments."""
         if "half_result" in self.lacks and implied in HALF_DTYPES:
             return torch.float32
         return self.dtype or implied

@@ -186,7 +186,7 @@ def test_a_torch_that_cannot_compile_is_missing_with_its_reason(monkeypatch):
 def test_an_identity_that_no_machine_has_is_not_made():
     if hasattr(torch.nn.functional, "linear_cross_entropy"):
         reason = peers.peers((512, 128256), "cpu")["linear_cross_entropy"]
-        assert reason == "would project by an identity of 65.8 GB"
+        assert reason == "would need an identity matrix of 65.8 GB"
 
 
 def test_a_peer_that_raises_is_missing_for_what_it_said():
@@ -308,7 +308,7 @@ def test_a_planted_slowdown_is_worse():
     (worse,) = compare.compare(
         side("old", torch=1.0, formula=1.0), side("new", torch=1.01, formula=1.1), calls=CALLS, say=quiet
     )
-    assert worse.startswith("formula 2x2 float32: 1.100 of the time, and the spread reaches 1.010")
+    assert worse.startswith("formula 2x2 float32: new / old 1.100, where noise alone reaches 1.010")
 
 
 @pytest.mark.parametrize(

@@ -410,7 +410,7 @@ def test_a_subject_that_is_not_transformed_says_why():
     made = judged([FORM_SUBJECTS["scalar"]], [Case("float32", (5,))], CHECKS.values())
     reasons = {check: dict(why) for check, why in made.subjects[0].not_run.items()}
     assert {reason for check in CHECKS.keys() - {"vmap"} for reason in reasons[check]} == {
-        "is made of Python's numbers"
+        "computes with Python numbers, not with tensors"
     }
 
 

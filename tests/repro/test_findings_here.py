@@ -132,7 +132,7 @@ def test_what_names_no_finding_is_one_line_and_status_2(capsys, id, said):
     [
         (["--device", "cuda:99", TORCH_HALF], "device: got 'cuda:99'; "),
         (["--device", "nonsense", TORCH_HALF], "device: got 'nonsense'; "),
-        (["--device", "cpu", TORCH_HALF, __file__], "--device needs a case that runs here"),
+        (["--device", "cpu", TORCH_HALF, __file__], "--device contradicts the REPORT, which names its device"),
     ],
     ids=["missing", "nonsense", "report"],
 )

@@ -174,7 +174,7 @@ def test_a_file_that_does_not_load_is_one_line_and_leaves_nothing(folder, capsys
         ("", "allowed are formula, "),
         ("formulae", "did you mean formula? allowed are formula, "),
         ("formula+compiled", "did you mean formula? allowed are"),
-        ("scalar+compile", "scalar is made of Python's numbers, and is not compiled"),
+        ("scalar+compile", "scalar computes with Python numbers, not with tensors, and is not compiled"),
         ("mine.py:los+compile", "mine.py has no 'los'; did you mean loss?"),
     ],
 )

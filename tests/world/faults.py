@@ -76,6 +76,13 @@ def keras_categorical():
     assert abs(loss(target, logits) - cross_entropy(logits, target, label_smoothing=0.5)) > 1e-3
 
 
+def keras_ops():
+    import keras
+
+    number = torch.tensor([1 + 2**-40], dtype=torch.float64)
+    assert keras.ops.mean(number) != number
+
+
 def keras_sparse():
     import keras
 

@@ -1,7 +1,7 @@
 """Megatron-LM: the loss of logits whose classes are split over processes. Here one process has all classes."""
 
 import torch
-from packages import FUNCTION, INDICES, LAST, lacks, without_init
+from packages import FLOAT32, FUNCTION, INDICES, LAST, lacks, without_init
 
 without_init("megatron.core", "megatron.core.tensor_parallel")
 from megatron.core import parallel_state  # noqa: E402
@@ -17,6 +17,7 @@ if not torch.distributed.is_initialized():
     uint8_target="indexes with the target, and uint8 is a mask",
     unbatched=LAST,
     spatial=LAST,
+    half_result=FLOAT32,
     float64="computes in float32",
     forward_ad=FUNCTION,
     batched_gradient=FUNCTION,
@@ -28,4 +29,4 @@ def megatron_vocab_parallel(logits, target, reduction="mean", label_smoothing=0.
     smoothing = label_smoothing * (classes - 1) / classes  # Megatron-LM smooths over the other classes only
     # The loss overwrites float32 logits, to save memory.
     losses = vocab_parallel_cross_entropy(logits.clone(), target, smoothing)
-    return {"none": lambda: losses, "mean": losses.mean, "sum": losses.sum}[reduction]().to(logits.dtype)
+    return {"none": lambda: losses, "mean": losses.mean, "sum": losses.sum}[reduction]()

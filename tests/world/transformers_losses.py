@@ -1,6 +1,6 @@
 """transformers: the losses of its language models. They divide a sum by `num_items_in_batch`."""
 
-from packages import INDICES, lacks
+from packages import FLOAT32, INDICES, lacks
 from transformers.loss.loss_utils import ForCausalLMLoss, fixed_cross_entropy
 
 
@@ -21,9 +21,9 @@ def transformers_fixed(logits, target, ignore_index=-100, reduction="mean"):
     probability_target=INDICES,
     unbatched="takes logits with the classes last",
     spatial="takes logits with the classes last",
+    half_result=FLOAT32,
     float64="computes in float32",
     errors="converts any dtype and shape",
 )
 def transformers_causal(logits, target, ignore_index=-100, reduction="mean"):
-    loss = ForCausalLMLoss(logits, None, logits.size(-1), items(reduction), ignore_index, shift_labels=target)
-    return loss.to(logits.dtype)
+    return ForCausalLMLoss(logits, None, logits.size(-1), items(reduction), ignore_index, shift_labels=target)

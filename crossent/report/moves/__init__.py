@@ -1,10 +1,11 @@
-"""The differences between two runs: for each check on each case, what changed.
+"""The changes between two runs: for each check on each case, what changed.
 
-This room compares two reports. Its modules import only `crossent.report`, `crossent.cases` and `crossent.words`.
+This room compares two reports. Its modules import from this package only `crossent.report`, `crossent.cases`,
+`crossent.files` and `crossent.words`.
 
 diff        diff() and Diff: two runs and the changes between them
 rules       the rules that name a change: regression, fixed, same bits, …
 conditions  differences in machine, versions and options, and results that only one run has
-text        the differences as text for a terminal
-html        the differences as an HTML page (diff.html.jinja)
+text        the changes as text for a terminal
+html        the changes as an HTML page (diff.html.jinja)
 """

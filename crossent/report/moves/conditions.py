@@ -1,4 +1,4 @@
-"""The conditions of two runs: differences in machine, versions and options, and results that only one run has."""
+"""Compare the conditions of two runs: machine, versions, options, and the results that only one run has."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from crossent.report.report import Report, first_names
 from crossent.words import quoted
 
 _COMPILED = ("compile", "compile_dynamic", "compiled_error")  # the checks of compiled code
-# Entries of the environment that change the bits of results. If an entry differs, a changed result says nothing about
-# torch.
+# Entries of the environment that change the bits of results. If one of them differs, changes may not come from torch.
 MACHINE = ("device", "device_name", "cpu_capability")
 UNKNOWN = "unknown"
 _BY_DEFAULT = "the default"
@@ -32,7 +31,10 @@ def hindrances(old: Report, new: Report) -> list[str]:
 
 
 def others(old: Report, new: Report) -> list[tuple[str, str, str]]:
-    """Return the differences between the runs: a name, the old value and the new value; "" stands for no value."""
+    """Return the differences in versions, options and coverage: a name, the old value and the new value.
+
+    "" stands for a missing value.
+    """
     partial = is_partial(old) or is_partial(new)
     was, now = _described(old, partial), _described(new, partial)
     different = [
@@ -60,7 +62,7 @@ def _described(run: Report, partial: bool) -> dict[str, str]:
 
 
 def is_partial(run: Report) -> bool:
-    """Return whether a run has only a part of its cases or checks. A missing case is no change then."""
+    """Return whether a run has only chosen cases or checks, or ended early. Then a missing case is no change."""
     return bool(run.only) or run.planned is not None
 
 
@@ -104,7 +106,7 @@ def _notes_on(
 ) -> Iterator[tuple[str, str]]:
     """Yield the notes on one subject. Each note is two texts, one before and one after the names of the subjects.
 
-    `partial` says whether only a part of the new run, and only a part of the old run, is there.
+    `partial` has `is_partial` of the new run, and of the old run.
     """
     both = (("old", old, new), ("new", new, old))
     sides = [side for side, is_part in zip(both, partial, strict=True) if not is_part]

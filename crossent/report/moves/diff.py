@@ -1,7 +1,7 @@
 """diff() and Diff: two runs, for example with two versions of torch, and the changes between them.
 
-A report has measurements, and :mod:`crossent.report.moves.rules` has the rules that name a change. So a new baseline
-hides no failure: a check that fails in the new run also fails in the next baseline.
+A report says of each check whether it passed; the rules in :mod:`crossent.report.moves.rules` name the changes. A new
+baseline hides no failure: a check that fails in the new run stays a finding in its report.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def diff(
         old: a report, or a file that :meth:`Report.write_json` wrote. No check is run.
         new: another report or file.
         force: whether to compare runs on different devices, machines or seeds.
-        files: the names of the files of two reports. The commands that repeat a change contain these names.
+        files: the names of the files, if `old` and `new` are reports. The commands that repeat a change contain them.
 
     Raises:
         ValueError: a file is not a report, or the two runs cannot be compared. The message is one line.
@@ -92,7 +92,7 @@ class Diff:
 
     @cached_property
     def others(self) -> list[tuple[str, str, str]]:
-        """The other differences between the runs: a name, the old value and the new value."""
+        """The differences in versions, options and coverage: for each, a name, the old value and the new value."""
         return conditions.others(self.old, self.new)
 
     @cached_property
@@ -109,7 +109,7 @@ class Diff:
 
     @cached_property
     def compared(self) -> list[Move]:
-        """The comparisons of every check on every case that both runs have, equal results included."""
+        """The comparisons of every check on every case that both runs have, including those without a change."""
         return [move for old, new in self.pairs for move in _moves(old, new)]
 
     @cached_property
@@ -170,7 +170,7 @@ class Diff:
 
     @property
     def strictly_ok(self) -> bool:
-        """Whether `ok` is true, and no error is worse within its bound."""
+        """Whether `ok` is true, and no change is of the kind "worse within bounds"."""
         return self.ok and not any(move.kind is Kind.WORSE for move in self.compared)
 
     @property
@@ -197,7 +197,7 @@ class Diff:
     def found(self, move: Move) -> Finding | None:
         """Return the finding of a change in the new run, or None if the check passed.
 
-        If only the old run refused the call, return the first finding about the new result.
+        If the old run refused the call and the new result is wrong, return the first finding about this result.
         """
         if not move.also:
             return move.new.finding
@@ -205,7 +205,7 @@ class Diff:
         return next(finding for finding in part.findings if finding.case == move.case and finding.check in move.also)
 
     def known(self, move: Move) -> list[str]:
-        """Return a line for each known failure of a change: first of the old run, then of the new run."""
+        """Return lines that say which known failures a change is about: first in the old run, then in the new run."""
         now, before = self.found(move), move.old.finding
         lines = [f"known failure: {now.expected}"] if now is not None and now.expected is not None else []
         if before is not None and before.expected is not None and f"known failure: {before.expected}" not in lines:
@@ -213,7 +213,7 @@ class Diff:
         return lines
 
     def command(self, move: Move) -> str:
-        """Return the shell command that repeats a finding of the change, or the number if both runs passed."""
+        """Return the shell command that repeats a finding of the change, or shows a number if both runs passed."""
         now = self.found(move)
         finding, file = now or move.old.finding, self.new_file if now else self.old_file
         if finding is None:
@@ -224,7 +224,7 @@ class Diff:
         return replace(finding, repeat="").command + (f" {shell_word(file)}" if file else "")
 
     def render(self, most: int = 6) -> list[RenderableType]:
-        """Return the text as parts for rich: differences of the runs, a table, at most `most` groups of each kind."""
+        """Return the text as parts that rich prints. It shows at most `most` groups of changes of each kind."""
         return list(rendered(self, most))
 
     def __str__(self) -> str:
@@ -281,7 +281,7 @@ def _moves(old: SubjectReport, new: SubjectReport) -> Iterator[Move]:
         if before is None or before.inputs != now.inputs:
             continue
         both = before.checks.keys() & now.checks.keys()
-        # repr also finds equal NaN.
+        # NaN is not equal to NaN, but their repr is.
         alike = before.results == now.results or repr(before.results) == repr(now.results)
         for check in [check for check in now.checks if check in both]:
             was = _side(check, before, findings[0].get((case, check)), both, alike)
@@ -291,7 +291,7 @@ def _moves(old: SubjectReport, new: SubjectReport) -> Iterator[Move]:
             if (old.contract, [*old.declared]) != (new.contract, [*new.declared]) and kind is not Kind.SAME:
                 kind = Kind.BEHAVIOUR  # the two runs have different bounds, so no other kind can be determined
             found = ((name, findings[1].get((case, name))) for name in now.checks if name not in both)
-            # A call that raises only under a transform has no wrong result.
+            # A refusal by a further check, such as a transform, does not make the result of the call wrong.
             also = tuple(name for name, finding in found if finding is not None and finding.kind != "refused")
             if kind is Kind.ACCEPTED and check == "call" and also:
                 kind = Kind.BROKEN
@@ -301,13 +301,13 @@ def _moves(old: SubjectReport, new: SubjectReport) -> Iterator[Move]:
 
 
 def _side(check: str, outcome: Outcome, finding: Finding | None, checked: Collection[str], alike: bool) -> Side:
-    """Return what a comparison needs about a check on a case in one run.
+    """Return one side of a comparison: a check on a case in one run.
 
     `checked` has the checks that both runs have on the case. `alike` says whether the results are equal in both runs.
     """
     whose = {name: shown for name, shown in outcome.results.items() if name == check}
     digest = "-".join(outcome.results[name].digest for name in ABOUT.get(check, ()) if name in outcome.results)
-    if check == "call":  # results without a check of their own, for example a loss of the wrong shape
+    if check == "call":  # show the results that no check compared, for example a loss of the wrong shape
         whose = {name: shown for name, shown in outcome.results.items() if name not in checked}
     return Side(
         outcome.checks[check],

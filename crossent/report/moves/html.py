@@ -1,4 +1,4 @@
-"""The differences between two runs, as an HTML page with the style and script of a report's page."""
+"""The changes between two runs, as an HTML page with the style and script of a report's page."""
 
 from __future__ import annotations
 

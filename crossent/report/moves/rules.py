@@ -14,9 +14,9 @@ from enum import StrEnum
 from crossent.report.findings import Finding, Measured, ResultSummary
 from crossent.report.text import share
 
-# An error counts as worse if the error in ulp grew by more than this factor and by more than this number of ulp, since
-# another order of summation changes the last bit. Its share of the bound must have grown by the same factor: the worst
-# element of the new run may be closer to zero, where the same error is more ulp.
+# An error counts as worse if it grew by more than the factor TIMES and by more than LAST_PLACES ulp: another order of
+# summation changes the last bit. The share of the bound must also have grown by more than TIMES: the worst element of
+# the new run may be closer to zero, where the same error is more ulp.
 TIMES, LAST_PLACES = 2.0, 1.0
 
 
@@ -54,17 +54,20 @@ class Kind(StrEnum):
 MEANINGS = {
     Kind.BROKEN: "The check passed and now fails; or the call was refused and now returns a wrong result.",
     Kind.REFUSED: "The call returned a result and now raises.",
-    Kind.BEHAVIOUR: "The kind of value (such as NaN), dtype, shape or class of error changed, or bits vary; "
-    "or the two runs judged the subject under different contracts.",
-    Kind.WORSE: "Within its bound; the error grew by more than one ulp, to more than twice in ulp and in its share.",
+    Kind.BEHAVIOUR: "The kind of value (such as NaN), dtype, shape or class of error changed; or a second call gives "
+    "other bits; or the two runs have different contracts or declarations.",
+    Kind.WORSE: "Within its bound, the error grew by more than one ulp and more than doubled, in ulp and as a share of "
+    "the bound; or the grade is lower.",
     Kind.STILL: "The check failed before and still fails, with other numbers.",
     Kind.FIXED: "The check failed and now passes.",
     Kind.ACCEPTED: "The call was refused and now returns a right result.",
-    Kind.BETTER: "Within its bound; the error shrank by more than one ulp, to less than half in ulp and in its share.",
+    Kind.BETTER: "Within its bound, the error shrank by more than one ulp and to less than half, in ulp and as a share "
+    "of the bound; or the grade is higher.",
     Kind.MOVED: "The bits changed, and the error is within its bound.",
     Kind.WORDS: "The call is refused with the same class of error and another message.",
-    Kind.JUDGED: "The kept bits are the same; another version of numpy or crossent computed the error or the bound.",
-    Kind.SAME: "The bits are the same; for a check of several calls, the error is the same.",
+    Kind.JUDGED: "The bits in the reports are the same; another version of numpy or crossent computed the error or the "
+    "bound.",
+    Kind.SAME: "The bits are the same. Reports have no bits for a check of several calls: there the error is the same.",
 }
 
 
@@ -97,10 +100,10 @@ class Side:
 
 @dataclass(frozen=True)
 class Move:
-    """The change of one check on one case of one subject.
+    """The comparison of one check on one case of one subject in two runs.
 
-    `policy` is the name of the case if the case is a decision of torch in :mod:`crossent.cases.edges`, otherwise "".
-    `also` has the checks that fail in the new run, if the old run refused the call.
+    `policy` is the name of the case if it shows a decision of torch in :mod:`crossent.cases.edges`, otherwise "".
+    `also` has the checks that show a wrong result in the new run, if the old run refused the call; otherwise empty.
     """
 
     kind: Kind
@@ -137,12 +140,12 @@ class Move:
 
     @property
     def _alone(self) -> bool:
-        """Whether the line shows the values of the results even if both values are finite."""
+        """Whether `says` shows the old and the new value even if both are finite."""
         return bool(self.policy) or self.kind in (Kind.BROKEN, Kind.BEHAVIOUR, Kind.FIXED)
 
     @property
     def growth(self) -> float:
-        """The change of the error in ulp, by which changes of one kind are sorted."""
+        """The absolute change of the error in ulp, by which changes of one kind are sorted."""
         old, new = self.old.measured.ulp or 0.0, self.new.measured.ulp or 0.0
         return math.inf if math.isnan(new - old) else abs(new - old)
 
@@ -173,16 +176,16 @@ def _same(old: Side, new: Side) -> bool:
 
 
 def _same_bits(old: Side, new: Side) -> bool:
-    """Return whether the checksums show that the results have the same bits. False if there is no checksum."""
+    """Return whether both reports have checksums of the results, and the checksums are equal."""
     bits = [({name: shown.digest for name, shown in side.shown.items()}, side.digest) for side in (old, new)]
     return bits[0] == bits[1] != ({}, "")
 
 
 def _same_error(old: Side, new: Side) -> bool:
-    """Return whether the worst error is the same. For checks of several calls, of which a report keeps no bits.
+    """Return whether the worst error in ulp is the same to three decimals, for a check whose bits no report has.
 
-    If the bits differ, the errors differ by whole ulps. A difference beyond the third decimal comes from the library
-    that computed the exact value.
+    Results with other bits have errors that differ by whole ulps. A smaller difference comes from the library that
+    computed the exact value. Return False if a report has checksums, which decide then.
     """
     before, now = old.measured.ulp, new.measured.ulp
     kept = any((old.shown, old.digest, new.shown, new.digest))
@@ -190,14 +193,18 @@ def _same_error(old: Side, new: Side) -> bool:
 
 
 def _comparable(side: Side) -> Side:
-    """Return a copy of the side without parts that may differ between equal results, such as the command."""
+    """Return a copy of a side without the command, and with sorted reasons. Equal results have equal copies."""
     finding = side.finding and replace(side.finding, repeat="")
     measured = replace(side.measured, not_judged=dict(sorted(side.measured.not_judged.items())))
     return replace(side, finding=finding, measured=measured)
 
 
 def _behaves_otherwise(check: str, old: Side, new: Side, policy: bool) -> bool:
-    """Return whether a dtype, a shape, a kind of value such as NaN, or a class of error changed, or bits now vary."""
+    """Return whether the change is of the kind `BEHAVIOUR`, apart from contracts and declarations.
+
+    A right number that became NaN is a regression instead, unless the case shows a decision of torch. A wrong NaN that
+    became a right number is fixed.
+    """
     passed, passes = old.finding is None, new.finding is None
     if passed and new.finding is not None and (check == "result" or new.finding.kind == "not_repeated"):
         return True
@@ -210,7 +217,6 @@ def _behaves_otherwise(check: str, old: Side, new: Side, policy: bool) -> bool:
         if (before.dtype, before.shape) != (now.dtype, now.shape):
             return True
         if dict(before.special) != dict(now.special):
-            # A right number that became NaN is a regression. A wrong NaN that became a right number is fixed.
             return passed == passes or (passed and (policy or bool(before.special)))
     return False
 
@@ -229,14 +235,17 @@ def _within(old: Side, new: Side) -> Kind:
 
 
 def _grown(less: Measured, more: Measured) -> bool:
-    """Return whether the error grew enough to count as worse."""
+    """Return whether the error of `more` exceeds that of `less` enough to count as worse; False without numbers."""
     if less.ulp is None or more.ulp is None or less.ratio is None or more.ratio is None:
         return False
     return more.ulp > TIMES * less.ulp and more.ulp > less.ulp + LAST_PLACES and more.ratio > TIMES * less.ratio
 
 
 def _between(old: ResultSummary, new: ResultSummary, alone: bool) -> str:
-    """Return the old and the new value of a result, such as "NaN → 0"; "" if only bits changed."""
+    """Return the old and the new value of a result, such as "NaN → 0"; "" if there is nothing to show.
+
+    `alone` also shows two finite values.
+    """
     if (old.dtype, old.shape) != (new.dtype, new.shape):
         return f"{old.dtype} {old.shape} → {new.dtype} {new.shape}"
     if old.value is not None and new.value is not None:

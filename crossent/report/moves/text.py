@@ -1,4 +1,4 @@
-"""The differences between two runs, as text for a terminal."""
+"""The changes between two runs, as text for a terminal."""
 
 from __future__ import annotations
 
@@ -21,16 +21,12 @@ if TYPE_CHECKING:
 
 
 LOUD = {kind: "bold red" for kind in Kind if kind.fails} | {Kind.WORSE: "yellow", Kind.STILL: "yellow"}
-QUIET = (
-    Kind.BETTER,
-    Kind.MOVED,
-    Kind.WORDS,
-    Kind.JUDGED,
-)  # the text shows one example, and the table counts the others
+# The kinds that need no action. The text shows one example of each, and the table counts the others.
+QUIET = (Kind.BETTER, Kind.MOVED, Kind.WORDS, Kind.JUDGED)
 
 
 def rendered(diff: Diff, most: int) -> Iterator[RenderableType]:
-    """Yield the differences of the runs, a table, and the first change of at most `most` groups of each kind."""
+    """Yield the conditions of the runs, a table, and the largest change of at most `most` groups of each kind."""
     for which, run, file in (("old", diff.old, diff.old_file), ("new", diff.new, diff.new_file)):
         environment = run.environment
         words = [f"torch {environment.get('torch', '?')}", f"crossent {environment.get('crossent', '?')}"]
@@ -52,7 +48,7 @@ def rendered(diff: Diff, most: int) -> Iterator[RenderableType]:
         for sort in (*policies, *shown):
             yield from _sort(diff, sort)
         if hidden := sum(len(sort) for sort in others[len(shown) :]):
-            yield Text(f"\n… and {hidden} more checks, {kind}: --json has all of them", "dim")
+            yield Text(f"\n… and {hidden} more changes of the kind '{kind}': --json has all of them", "dim")
     yield Text()
     yield Text(diff.summary)
 
@@ -70,7 +66,7 @@ def _table(diff: Diff) -> Table:
 
 
 def _sort(diff: Diff, sort: list[Move]) -> Iterator[Text]:
-    """Yield the first change of a group in full, which changed most, and the number of similar changes."""
+    """Yield the first change of a group in full, which is the largest, and the number of similar changes."""
     move = sort[0]
     yield Text()
     if move.policy:
