@@ -10,6 +10,7 @@ from typing import Self
 import numpy as np
 
 from crossent.numerics.bounds.contracts import Contract
+from crossent.numerics.bounds.inexact_logits import softmax_of_inexact
 from crossent.numerics.bounds.intermediates import coefficients, denominator, softmax, wider
 from crossent.numerics.bounds.rounding import ANY_ORDER, Computed
 from crossent.numerics.bounds.terms import Terms, stacked
@@ -61,7 +62,10 @@ class CallBounds:
 
     @cached_property
     def _softmax(self) -> tuple[Computed, Computed, Computed]:
-        return self._like._softmax if self._like else softmax(self.terms, self.contract)
+        if self._like:
+            return self._like._softmax
+        of_logits = softmax if self.terms.logits_error is None else softmax_of_inexact
+        return of_logits(self.terms, self.contract)
 
     @property
     def _log_probs(self) -> Computed:
