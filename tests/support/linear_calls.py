@@ -50,7 +50,7 @@ class LinearCase:
         for leaf in leaves.values():
             leaf.requires_grad_()
         result = loss(given.pop("input"), given.pop("linear_weight"), given.pop("target"), **given)
-        result.backward(torch.tensor(self.call.upstream).to(result.dtype))
+        result.backward(torch.tensor(self.call.upstream, dtype=torch.float64).to(result.dtype))
         names = {"input": "grad_input", "linear_weight": "grad_weight", "linear_bias": "grad_bias"}
         results = {"loss": result.detach()} | {names[name]: leaf.grad for name, leaf in leaves.items()}
         return {name: tensor.double().numpy() for name, tensor in results.items()}
