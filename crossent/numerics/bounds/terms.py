@@ -36,6 +36,8 @@ class Terms:
             reduced loss.
         target_format: The format of the class probabilities, or None for class indices.
         lengths: The number of rows of each stacked call, or None for a single call.
+        logits_error: (R, C), how far the logits of an implementation may be from `logits`, for an implementation that
+            computes its own logits; None if the logits are given.
     """
 
     logits: Array
@@ -49,6 +51,7 @@ class Terms:
     upstream: Array
     target_format: Format | None = None
     lengths: tuple[int, ...] | None = None
+    logits_error: Array | None = None
 
     @property
     def smooths(self) -> bool:
@@ -59,7 +62,7 @@ class Terms:
     def structure(self) -> tuple[object, ...]:
         """The properties that all calls of a stack must share."""
         given = (self.index is None, self.weight is None, self.smooths, self.reduction, self.target_format)
-        return (self.logits.shape[1], *given)
+        return (self.logits.shape[1], self.logits_error is None, *given)
 
     def of_target(self, numbers: Entries) -> Entries:
         """Return the number of each row's true class, (R,), from numbers of all classes, (R, C)."""
@@ -109,4 +112,7 @@ def stacked(calls: Sequence[Terms]) -> Terms:
         upstream=np.concatenate([call.upstream for call in calls]),
         target_format=first.target_format,
         lengths=lengths,
+        logits_error=None
+        if first.logits_error is None
+        else np.concatenate([call.logits_error for call in calls if call.logits_error is not None]),
     )
