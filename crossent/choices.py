@@ -31,12 +31,12 @@ GRADE_NAMES: tuple[GradeName, ...] = get_args(GradeName)
 # The checks, in the order of a report; see crossent.checks. `errors` runs on bad inputs alone.
 # fmt: off
 CHECK_NAMES = (
-    "call", "result", "arguments", "state", "loss", "gradient", "target_gradient", "repeat", "sign", "row_sums",
-    "ignored_rows", "layout", "shift", "rows_permuted", "classes_permuted", "split", "widened", "options",
-    "two_backwards", "no_grad", "non_leaf", "alone", "threads", "circumstances", "double_backward", "forward_ad",
-    "deterministic", "stream", "func_grad", "vmap", "batched_gradient", "jacrev", "jacfwd", "batched_second", "hessian",
-    "autocast", "meta", "export", "trace", "trace_dynamic", "compile", "compile_dynamic", "compiled_error", "large",
-    "errors",
+    "call", "result", "arguments", "state", "loss", "gradient", "target_gradient", "weight_gradient", "bias_gradient",
+    "repeat", "sign", "row_sums", "ignored_rows", "layout", "shift", "rows_permuted", "classes_permuted", "split",
+    "widened", "options", "two_backwards", "no_grad", "non_leaf", "alone", "threads", "circumstances",
+    "double_backward", "forward_ad", "deterministic", "stream", "func_grad", "vmap", "batched_gradient", "jacrev",
+    "jacfwd", "batched_second", "hessian", "autocast", "meta", "export", "trace", "trace_dynamic", "compile",
+    "compile_dynamic", "compiled_error", "large", "errors",
 )
 # The subjects of this package, as `crossent list subjects` prints them; see crossent.subjects.builtin.
 SUBJECT_NAMES = ("formula", "log_softmax_nll", "one_hot", "blocked", "scalar", "torch")

@@ -63,6 +63,8 @@ CHECKS = {
         single.loss,
         single.gradient,
         single.target_gradient,
+        single.weight_gradient,
+        single.bias_gradient,
         single.repeat,
         single.sign,
         single.row_sums,

@@ -21,7 +21,7 @@ from crossent.cases.case import Case
 from crossent.cases.inputs import Inputs, bits
 from crossent.subjects.subject import Loss, Subject
 from crossent.trials.call import Gradients, Result, as_loss, evaluate
-from crossent.trials.check import Cost, Found, check
+from crossent.trials.check import EVERY_OPERATION, Cost, Found, check
 from crossent.trials.difference import Difference
 from crossent.trials.memory import marks, written
 from crossent.trials.trial import Problem, Question, Trial, misshapen
@@ -162,7 +162,7 @@ def evaluate_in_circumstance(loss: Loss, inputs: Inputs, gradients: Gradients, w
     return Result(value.detach(), *(gradient.detach() for gradient in made))
 
 
-@check(cost=Cost.CALLS)
+@check(cost=Cost.CALLS, operations=EVERY_OPERATION)
 def no_grad(trial: Trial) -> Found:
     """Under no_grad, under inference_mode and without requires_grad, the loss is exact and requires no gradient."""
     question = trial.question
@@ -275,7 +275,7 @@ def backward_alone(
     return value.detach(), value.requires_grad, given.input.grad, given.target.grad
 
 
-@check(cost=Cost.STRUCTURE)
+@check(cost=Cost.STRUCTURE, operations=EVERY_OPERATION)
 def threads(trial: Trial) -> Found:
     """The result is exact in another thread, and in two threads that run at the same time with different inputs.
 

@@ -31,7 +31,7 @@ from crossent.trials.agreement import (
     with_radius,
 )
 from crossent.trials.call import Result
-from crossent.trials.check import Cost, check
+from crossent.trials.check import EVERY_OPERATION, Cost, check
 from crossent.trials.difference import Difference
 from crossent.trials.exact import name_of, rows_of
 from crossent.trials.trial import NotRunError, Problem, Trial
@@ -44,7 +44,7 @@ def _has_layout(case: Case) -> bool:
     return (case.layout, case.target_layout, case.weight_layout) != plain or spread
 
 
-@check(cost=Cost.CALLS, versus="other", applies=_has_layout)
+@check(cost=Cost.CALLS, versus="other", applies=_has_layout, operations=EVERY_OPERATION)
 def layout(trial: Trial) -> Iterator[Difference]:
     """Strided logits, target, weight and upstream gradient give the same result as contiguous copies, up to rounding.
 
@@ -243,7 +243,12 @@ def _denominator(terms: Terms, rows: slice) -> Fraction:
     return sum((count * Fraction(w) for count, w in zip(counts, terms.weight.tolist(), strict=True)), Fraction())
 
 
-@check(cost=Cost.CALLS, versus="other", applies=lambda case: case.dtype in ("float16", "bfloat16"))
+@check(
+    cost=Cost.CALLS,
+    versus="other",
+    applies=lambda case: case.dtype in ("float16", "bfloat16"),
+    operations=EVERY_OPERATION,
+)
 def widened(trial: Trial) -> Iterator[Difference]:
     """Half-precision inputs, and the same inputs converted to float32, give the same result up to rounding.
 

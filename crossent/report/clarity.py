@@ -25,7 +25,8 @@ _SMALL = 64  # a case with at most this many logits is small: a reader can read 
 _FAR_BELOW = {"negative_offset": 0, "assorted": 3, "row_offsets": 1, "offsets": 1}
 # The kinds of logits with -inf, +inf or NaN.
 _NOT_FINITE = {name for name in VALUES if name.startswith(("inf_", "nan", "positive_inf"))}
-_NUMBERS = {"loss", "gradient", "target_gradient"}  # a copy of NUMBERS of `findings`, which imports this module
+# A copy of NUMBERS of `findings`, which imports this module.
+_NUMBERS = {"loss", "gradient", "target_gradient", "weight_gradient", "bias_gradient"}
 
 
 def by_plainness(finding: Finding) -> tuple[int, int, float, int]:

@@ -229,6 +229,8 @@ RECIPES = {
     "loss": _number(_only("loss")),
     "gradient": _number(_only("gradient")),
     "target_gradient": _number(_only("target_gradient")),
+    "weight_gradient": _number(_only("weight_gradient")),
+    "bias_gradient": _number(_only("bias_gradient")),
     "repeat": Recipe(("not_repeated", "refused"), single.check_repeat, values=_others),
     "sign": _number(_only("loss"), single.judge_sign),
     "row_sums": _number(_rows, single.judge_row_sum),

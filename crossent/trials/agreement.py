@@ -22,7 +22,7 @@ from crossent.numerics.formats import Array
 from crossent.numerics.oracle.arithmetic import UNIT_ROUNDOFF, Ball, two_sum
 from crossent.trials.call import Result, evaluate
 from crossent.trials.difference import Difference
-from crossent.trials.exact import Exact, dtype_of, name_of, rows_of, terms_of
+from crossent.trials.exact import Exact, dtype_of, rows_of
 from crossent.trials.trial import MisshapenError, NotRunError, Question, Trial
 
 RESULT_PARTS = ("loss", *GRADIENTS)
@@ -64,8 +64,7 @@ def exact_for(trial: Trial, name: str, inputs: Inputs) -> Exact:
     """
     by_name = _FOR_CHANGED_INPUTS.setdefault(trial.question, {})
     if name not in by_name:
-        terms, dtype = terms_of(inputs), name_of(inputs.input)
-        by_name[name] = replace(trial.question.exact, terms=terms, logits_dtype=dtype, _bounds={})
+        by_name[name] = trial.question.exact.at(inputs)
     return by_name[name]
 
 

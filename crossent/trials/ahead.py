@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
+from crossent.cases.operation import LINEAR_CROSS_ENTROPY
 from crossent.numerics.bounds.contracts import Contract
 from crossent.numerics.bounds.loss import Bounds
 from crossent.numerics.formats import FORMATS
@@ -36,6 +37,8 @@ def prepare(
     """
     together: dict[object, dict[int, Bounds]] = defaultdict(dict)
     for question in questions:
+        if question.case.operation is LINEAR_CROSS_ENTROPY:  # its bounds are matrix products: stacks gain no time
+            continue
         terms = question.exact.terms
         for subject in subjects:
             if terms.logits.size <= _MOST and not subject.not_applicable(question.inputs):

@@ -65,6 +65,10 @@ class Check:
     sentence: str = ""
     operations: tuple[Operation, ...] = (CROSS_ENTROPY,)
 
+    def said_of(self, operation: Operation) -> str:
+        """Return the sentence, with the word of the operation for its first argument."""
+        return self.sentence.replace(CROSS_ENTROPY.word("input"), operation.word("input"))
+
     def run(self, trial: Trial) -> Found:
         """Run the check: yield each problem and each difference.
 

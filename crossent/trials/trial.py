@@ -13,16 +13,18 @@ from torch import Tensor
 from crossent.cases.axes import HALF_DTYPES
 from crossent.cases.case import Case
 from crossent.cases.inputs import Inputs
-from crossent.numerics.bounds.call import effective
-from crossent.numerics.bounds.contracts import Contract, Grade, contract
+from crossent.numerics.bounds.contracts import Contract, Grade, Promise, contract
+from crossent.numerics.bounds.linear_contracts import LinearPromise, linear_contract
 from crossent.numerics.formats import Array
 from crossent.subjects.contracts import TORCH_CONTRACT
 from crossent.subjects.subject import Subject
 from crossent.trials.act import Host, NotRun, Raised
 from crossent.trials.call import Call, Gradients, Result, digest_of, evaluate, make_call
 from crossent.trials.difference import Difference, bounds_of, compare
-from crossent.trials.exact import Exact, ExactAlong, name_of, solve, solve_along
+from crossent.trials.exact import AnyContract, Exact, ExactAlong, name_of, solve, solve_along
 
+# The promises of a linear cross-entropy, where they have another name than those of a cross-entropy.
+_LINEAR_PROMISES: dict[Promise, LinearPromise] = {"blocked": "eager", "logsumexp": "kernel"}
 T = TypeVar("T")
 S = TypeVar("S")
 
@@ -210,6 +212,17 @@ class Trial:
         flushes = "subnormal" in subject.lacks
         return contract(subject.promise, chosen, name, device=self.question.device, rows=rows, flushes=flushes)
 
+    def promised(self, exact: Exact, grade: Grade | None = None) -> AnyContract:
+        """Return the contract of the subject for the operation, the dtype and the number of rows of a case."""
+        dtype, rows = exact.logits_dtype, len(exact.terms.logits)
+        if exact.factors is None:
+            return self.contract(dtype, rows, grade)
+        promise = _LINEAR_PROMISES.get(self.subject.promise, self.subject.promise)
+        name = self.subject.dtype_name or dtype
+        where = {"device": self.question.device, "rows": rows, "flushes": "subnormal" in self.subject.lacks}
+        recomputes = promise in ("kernel", "fast_kernel")  # such a kernel need not store the logits
+        return linear_contract(promise, grade or self.wanted, name, recomputes=recomputes, **where)
+
     def compare(self, got: Result, exact: Exact) -> list[Difference]:
         """Compare a result with the exact values, under the contract of the subject.
 
@@ -220,9 +233,9 @@ class Trial:
             part = got.parts.get(name)
             if part is not None and name_of(part) not in (exact.logits_dtype, name_of(leaf)):
                 raise ValueError(f"{name}: got {name_of(part)}; expected {name_of(leaf)}")
-        return self._compare(self.contract(exact.logits_dtype, len(exact.terms.logits)), got, exact)
+        return self._compare(self.promised(exact), got, exact)
 
-    def _compare(self, promised: Contract, got: Result, exact: Exact) -> list[Difference]:
+    def _compare(self, promised: AnyContract, got: Result, exact: Exact) -> list[Difference]:
         return compare(promised, got, exact, zero_mean="nan_mean" in self.subject.lacks)
 
     def bounds(self, got: Result, exact: Exact) -> dict[str, Array]:
@@ -232,7 +245,7 @@ class Trial:
         the subject must reach in this other dtype. A bound of NaN or inf means that there is no bound.
         """
         grade = self._wanted_in(exact.logits_dtype)
-        promised = self.contract(exact.logits_dtype, len(exact.terms.logits), grade)
+        promised = self.promised(exact, grade)
         found = {name: getattr(bounds, name) for name, bounds in bounds_of(promised, got, exact).items()}
         return {name: bound.reshape(-1, 1) if name == "loss" else bound for name, bound in found.items()}
 
@@ -240,10 +253,10 @@ class Trial:
     def grade(self) -> Grade:
         """The best grade whose error bounds the first result does not exceed: A, B, or F for neither."""
         exact = self.question.exact
-        wanted = self.contract(exact.logits_dtype, len(exact.terms.logits))
+        wanted = self.promised(exact)
         for grade in ("A", "B"):
-            promised = self.contract(exact.logits_dtype, len(exact.terms.logits), grade)
-            if effective(promised, exact.terms) == effective(wanted, exact.terms):
+            promised = self.promised(exact, grade)
+            if exact.effective(promised) == exact.effective(wanted):
                 found = list(self.differences.values())
             else:
                 found = self._compare(promised, self.got, exact)

@@ -38,6 +38,10 @@ class LinearContract:
         """The grade of a subject that keeps this contract."""
         return self.loss.grade
 
+    def storing(self, storage: Format) -> LinearContract:
+        """Return the contract for results that are rounded to another format."""
+        return replace(self, loss=self.loss.storing(storage))
+
     def roundings(self, terms: int) -> int:
         """Return the largest number of additions that a term of a dot product with so many terms goes through."""
         if self.block is None or terms <= self.block:
