@@ -42,9 +42,9 @@ CHECK_NAMES = (
 SUBJECT_NAMES = ("formula", "log_softmax_nll", "one_hot", "blocked", "scalar", "torch")
 # The features that a subject may lack, as `crossent list features` prints them; see crossent.subjects.features.
 FEATURE_NAMES = (
-    *DTYPE_NAMES, "reduction_none", "reduction_mean", "reduction_sum", "reduction", "weight", "ignore_index",
-    "label_smoothing", "index_target", "uint8_target", "probability_target", "unbatched", "spatial", "empty",
-    "one_class", "nonfinite", "unnormalised", "strided", "gradient", "target_gradient", "retain_graph",
+    *DTYPE_NAMES, "reduction_none", "reduction_mean", "reduction_sum", "reduction", "weight", "linear_bias",
+    "ignore_index", "label_smoothing", "index_target", "uint8_target", "probability_target", "unbatched", "spatial",
+    "empty", "one_class", "nonfinite", "unnormalised", "strided", "gradient", "target_gradient", "retain_graph",
     "double_backward", "batched_gradient", "forward_ad", "vmap", "compile", "autocast", "half_result", "nan_mean",
     "subnormal", "arguments", "errors", "index_errors", "index_dtype_errors", "dtype_errors", "size_errors",
     "option_errors", "error_classes", "repeatable", "large",

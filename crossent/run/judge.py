@@ -16,9 +16,9 @@ from crossent.cases.inputs import Inputs, bits
 from crossent.checks import refusals, single
 from crossent.report.findings import DEPENDS, Finding, Measured, Numbers, Outcome, ResultSummary, Verdict
 from crossent.run.isolation.fork_server import ForkServerError
-from crossent.subjects.builtin import TORCH
+from crossent.subjects.builtin import REFERENCES
 from crossent.subjects.contracts import DEFAULT_CONTRACT, under_contract
-from crossent.subjects.features import KEYWORDS
+from crossent.subjects.features import keywords_of
 from crossent.subjects.subject import Subject
 from crossent.trials.act import Host
 from crossent.trials.call import Result, checksum, evaluate
@@ -103,7 +103,7 @@ def _unused_options(trial: Trial) -> str:
     A function whose signature has `**options` is called with every option, and may ignore some of them.
     """
     options, defaults = trial.question.inputs.options, trial.question.inputs.operation.options
-    given = [name for name in KEYWORDS if options.get(name, defaults[name]) != defaults[name]]
+    given = [name for name in keywords_of(trial.case.operation) if options.get(name, defaults[name]) != defaults[name]]
     unused = [name for name in given if checksum(trial.got.loss) == _checksum_without(name, trial)]
     if not unused or trial.got.loss.isnan().all():
         return ""
@@ -214,7 +214,8 @@ def as_finding(trial: Trial, check: Check, problem: Difference | Problem) -> Fin
             message, numbers = f"{of}:\n{message}", _numbers(problem, check.versus)
         else:
             numbers = _numbers(problem)
-            of_torch, hint = ("", "") if trial.subject is TORCH else _of_torch(trial, problem)
+            is_torch = trial.subject is REFERENCES[trial.case.operation]
+            of_torch, hint = ("", "") if is_torch else _of_torch(trial, problem)
             message += factor_of(problem, inputs) + (hint or _declaration(trial, of))
     elif check is single.arguments and kind == "changed_input":
         message += "\nIf that is meant: --without arguments"
@@ -233,8 +234,9 @@ def _bits(value: float, dtype: str) -> str:
 
 def _of_torch(trial: Trial, difference: Difference) -> tuple[str, str]:
     """Return torch's value at the worst element, in words, and a hint if a wrong result equals torch's in all bits."""
+    torch_itself = REFERENCES[trial.case.operation]
     try:
-        result = evaluate(TORCH.loss, trial.case.build(trial.question.device))
+        result = evaluate(torch_itself.loss, trial.case.build(trial.question.device))
     except Exception as error:
         return f"refuses it: {said(error)}", ""
     tensor: Tensor = getattr(result, difference.of)
@@ -243,7 +245,8 @@ def _of_torch(trial: Trial, difference: Difference) -> tuple[str, str]:
     name = str(tensor.dtype).removeprefix("torch.")
     share = f", {off / difference.bound:.3g} of its error bound" if difference.bound else ""
     alike = checksum(tensor) == checksum(getattr(trial.got, difference.of))
-    hint = _AS_TORCH if alike and trial.subject.contract != TORCH.contract and not difference.ratio <= 1 else ""
+    as_torch = trial.subject.contract == torch_itself.contract
+    hint = _AS_TORCH if alike and not as_torch and not difference.ratio <= 1 else ""
     return f"{value!r}  ({_bits(value, name)}), off by {off:.3g}{share}", hint
 
 

@@ -11,14 +11,14 @@ import torch
 
 from crossent.cases.case import Case
 from crossent.cases.grid import met
-from crossent.choices import DTYPE_NAMES, ContractName, DtypeName, GradeName, Level
+from crossent.choices import DTYPE_NAMES, ContractName, DtypeName, GradeName, Level, OperationName
 from crossent.machine import environment
 from crossent.report.findings import SubjectReport
 from crossent.report.report import Report
 from crossent.run import parallel
 from crossent.run.parallel import Progress
 from crossent.run.plan import Plan
-from crossent.run.settings import ExpectedList, Settings, mark_expected, with_commands
+from crossent.run.settings import ExpectedList, Settings, mark_expected, operation_of, with_commands
 from crossent.subjects.builtin import chosen_contract
 from crossent.subjects.features import declared
 from crossent.subjects.subject import Subject
@@ -39,6 +39,7 @@ def check(
     checks: str | Iterable[str] = (),
     cases: str | Iterable[str] | Mapping[str, Iterable[str]] = (),
     max_findings: int | None = None,
+    operation: OperationName | None = None,
     progress: Progress = iter,
 ) -> Report:
     """Check cross-entropy functions against the exact value, and return a report.
@@ -75,6 +76,9 @@ def check(
             runs even if the level lacks it. A mapping from cases to names of checks gives each case its own checks.
         max_findings: the number of findings after which the run ends; known failures do not count. The report then
             has the cases that were done, and is not ok.
+        operation: the function of torch that the subjects compute: "cross_entropy", with logits, or
+            "linear_cross_entropy", with hidden states and a weight. By default, the one of the built-in subjects among
+            them, otherwise "cross_entropy".
         progress: a function that wraps an iterable, for a progress bar. The iterable has a length, and iterating over
             it does the work.
 
@@ -82,9 +86,9 @@ def check(
         The report. `report.ok` is True if every check passed or is a known failure; `print(report)` shows the tables.
 
     Raises:
-        ValueError: a subject cannot be loaded; a dtype, level, feature, contract, grade, check or case does not exist;
-            the grade contradicts the contract; `seed` is below 0; `jobs` or `max_findings` is below 1; `timeout` is not
-            positive; or the file of known failures is damaged.
+        ValueError: a subject cannot be loaded; a dtype, level, feature, contract, grade, check, case or operation does
+            not exist; the subjects compute different operations; the grade contradicts the contract; `seed` is below 0;
+            `jobs` or `max_findings` is below 1; `timeout` is not positive; or the file of known failures is damaged.
         TypeError: a subject is neither a name nor callable.
         RuntimeError: this machine does not have the device.
 
@@ -95,7 +99,8 @@ def check(
         True
     """
     judging = Settings(device, dtypes, level, seed, without, contract, grade, expected_findings, jobs, timeout)
-    settings = replace(judging, checks=checks, cases=cases, max_findings=max_findings)
+    chosen = operation_of(subjects, operation)
+    settings = replace(judging, checks=checks, cases=cases, max_findings=max_findings, operation=chosen)
     return run(settings, settings.load(*subjects), progress=progress)
 
 

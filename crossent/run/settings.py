@@ -23,7 +23,7 @@ from crossent.report.findings import Finding, SubjectReport
 from crossent.report.report import Report
 from crossent.run.plan import Plan, plan
 from crossent.run.selection import select
-from crossent.subjects.builtin import BY_NAME, NAMED, TORCH, own_subject
+from crossent.subjects.builtin import BY_NAME, EVERY_NAMED, NAMED, TORCH, named, own_subject
 from crossent.subjects.compiler import COMPILE_SUFFIX
 from crossent.subjects.contracts import TORCH_CONTRACT, require_contract
 from crossent.subjects.features import FEATURES
@@ -139,7 +139,7 @@ class Settings:
             ValueError: a subject cannot be loaded, or a feature does not exist.
             TypeError: a subject is neither a name nor callable.
         """
-        each = (self._load(one) for one in dict.fromkeys(subjects) or NAMED)
+        each = (self._load(one) for one in dict.fromkeys(subjects) or named(self._operation))
         found = itertools.chain.from_iterable(each)
         once = {subject.source or id(subject.loss): subject for subject in found}  # "torch" stands for torch_nll too
         self.require_grade_applies(once.values())
@@ -159,8 +159,9 @@ class Settings:
             )
 
     def _load(self, subject: str | Callable[..., Any]) -> Sequence[Subject]:
-        known = {**NAMED, **BY_NAME}
+        known = {**EVERY_NAMED, **BY_NAME}
         options: dict[str, Any] = {"without": self.without, "contract": self.contract, "grade": self.grade}
+        options["operation"] = self._operation
         if self.in_workers and isinstance(subject, str) and subject.removesuffix(COMPILE_SUFFIX) not in known:
             return load_remote(subject, self.timeout, **options)
         return load(subject, **options, device=self.device)
@@ -205,6 +206,24 @@ def _ids(seed: int, operation: Operation) -> list[str]:
     return list({case.id: None for at in {0, seed} for case in plan("thorough", tuple(DTYPES), at, operation)})
 
 
+def operation_of(subjects: Iterable[object], operation: str | None) -> str:
+    """Return the name of the operation of a run: the given one, or the one that the built-in subjects compute.
+
+    Raises:
+        ValueError: two subjects compute different operations, or a subject does not compute the given one.
+    """
+    own: dict[str, str] = {}
+    for subject in subjects:
+        base = subject.removesuffix(COMPILE_SUFFIX) if isinstance(subject, str) else ""
+        for one in (*EVERY_NAMED.get(base, ()), *filter(None, [BY_NAME.get(base)])):
+            own.setdefault(one.operation.name, base)
+    chosen = operation or next(iter(own), CROSS_ENTROPY.name)
+    if others := [name for name in own if name != chosen and chosen in OPERATIONS]:
+        given = f"got {quoted(operation)}" if operation else f"{own[chosen]} computes {chosen}"
+        raise ValueError(f"operation: {given}, but {cut(own[others[0]])} computes {others[0]}; a run has one operation")
+    return chosen
+
+
 def is_named(subject: Subject) -> bool:
     """Return whether the subject is a form or torch, not compiled; it may lack features."""
     return subject.source == subject.name and subject.name in BY_NAME
@@ -247,7 +266,8 @@ def _from_here(source: str) -> str:
 def mark_expected(report: Report, known: tuple[ExpectedList, ExpectedList], subjects: Iterable[Subject]) -> None:
     """Mark known failures in a report. The list of torch's failures holds for the subjects under torch's contract."""
     of_torch, of_user = known
-    as_torch = {subject.name: _name_in_list(subject) for subject in subjects if subject.contract == TORCH_CONTRACT}
+    under_torch = (one for one in subjects if one.contract == TORCH_CONTRACT and one.operation is CROSS_ENTROPY)
+    as_torch = {subject.name: _name_in_list(subject) for subject in under_torch}
     lists.mark(report, of_torch, as_torch)
     lists.mark(report, of_user)
 
