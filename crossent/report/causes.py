@@ -114,7 +114,8 @@ class Cause:
             words = words_of(finding.case)
             typical = self.common is None or self.common.applies(finding.case)
             rows = "logits of (N, C)" in words, "reduction='none'" in words  # such cases show which rows are wrong
-            return not typical, not _has_ordinary_value(finding), *map(operator.not_, rows)
+            loss = finding.check == "loss" and "linear-" in finding.case  # clearer than many gradients
+            return not typical, not _has_ordinary_value(finding), not loss, *map(operator.not_, rows)
 
         return min(self.findings, key=order)
 

@@ -24,19 +24,22 @@ FOLDER = ".crossent_cache"
 _README = "The findings of the last runs of `crossent check`. You can delete this folder.\n"
 
 
-def path_of(subjects: Sequence[str]) -> Path:
-    """Return the path of the file for subjects, given as in the command. () stands for the forms and torch."""
-    names = sorted(set(subjects))
+def path_of(subjects: Sequence[str], operation: str | None = None) -> Path:
+    """Return the path of the file for subjects and an operation, given as in the command.
+
+    The subjects () stand for all built-in subjects of the operation.
+    """
+    names = [*sorted(set(subjects)), *([operation] if operation else [])]
     readable = re.sub(r"\W+", "-", names[0] if names else "all").strip("-")[-40:]
     return Path(FOLDER, f"{readable}-{zlib.crc32(repr(names).encode('utf-8', 'backslashreplace')):08x}.json")
 
 
-def keep(report: Report, subjects: Sequence[str]) -> None:
+def keep(report: Report, subjects: Sequence[str], operation: str | None = None) -> None:
     """Write a report into the folder, without the cases that passed: writing all cases could take seconds.
 
     Do nothing if the folder cannot be written.
     """
-    path = path_of(subjects)
+    path = path_of(subjects, operation)
     kept = replace(report, subjects=[_with_findings(part) for part in report.subjects])
     with suppress(OSError):
         path.parent.mkdir(exist_ok=True)
@@ -67,14 +70,14 @@ def _with_findings(part: SubjectReport) -> SubjectReport:
     return replace(part, outcomes={case: outcome for case, outcome in part.outcomes.items() if case in cases})
 
 
-def last_failed(subjects: Sequence[str]) -> dict[str, list[str]]:
+def last_failed(subjects: Sequence[str], operation: str | None = None) -> dict[str, list[str]]:
     """Return the failed checks of each case that failed in the last run on these subjects.
 
     Known failures, and cases that this version of crossent lacks, are left out. The result is empty if nothing failed,
     or if there is no readable file.
     """
     try:
-        report = read_report(path_of(subjects))
+        report = read_report(path_of(subjects, operation))
     except (OSError, ValueError):
         return {}
     failed: dict[str, list[str]] = {}

@@ -122,7 +122,15 @@ class Settings:
     def select(self, planned: Plan) -> Plan:
         """Return the part of a plan that these settings choose."""
         assert isinstance(self.cases, Mapping)
-        return select(planned, self.level, tuple(self.checks), self.cases) if self.only else planned
+        if not self.only:
+            return planned
+        chosen = select(planned, self.level, tuple(self.checks), self.cases)
+        if other := next((case for case in chosen if case.operation is not self._operation), None):
+            raise ValueError(
+                f"case: got {quoted(other.id)}, a case of {other.operation.name}, but the operation of this run is "
+                f"{self.operation}; choose another case or another operation"
+            )
+        return chosen
 
     @property
     def only(self) -> dict[str, list[str]]:

@@ -69,7 +69,7 @@ def as_subject(given: object, name: str = "", source: str = "", operation: Opera
     if not callable(given):
         raise TypeError(f"an object of type {cut(type(given).__name__)}, which is not callable; allowed are {allowed}")
     try:
-        parameters = inspect.signature(given).parameters
+        parameters: Mapping[str, Parameter] = inspect.signature(given).parameters
     except (TypeError, ValueError):
         parameters = _anything.parameters
     is_linear = operation is LINEAR_CROSS_ENTROPY

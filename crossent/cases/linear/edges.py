@@ -75,7 +75,7 @@ _CHUNKS = (
 )
 # In half precision: enough rows to see a loss or a gradient that is added up over chunks in the dtype.
 _MANY_ROWS = (
-    _case((1024, 64)),
+    _case((4096, 16)),
     _case((1024, 64), reduction="sum", bias="bias"),
     _case((1024, 64), reduction="none", upstream="rows", ignored="ignored_16th"),
     _case((512, 512)),
