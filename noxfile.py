@@ -244,14 +244,15 @@ def mutate(session: nox.Session) -> None:
 def hostile(session: nox.Session) -> None:
     """Run a hundred attacks on the command, and read 10,000 forged replies of each kind and 10,000 forged reports.
 
-    This takes three quarters of an hour. SECURITY.md has the results. `nox -s hostile -- stalls` runs the attacks of
-    one kind. `nox -s hostile -- --no-namespaces` runs them as on a system without namespaces.
+    The attacks take ten minutes, the forged replies and reports half an hour. SECURITY.md has the results.
+    `nox -s hostile -- stalls` runs the attacks of one kind, and `nox -s hostile -- --no-namespaces` runs them as on a
+    system without namespaces.
     """
     session.install("-e", ".[test]")
     if not session.posargs:
         tests = ("tests/run/test_wire.py", "tests/report/test_forged_reports.py")
         session.run("pytest", *tests, "-n", "0", env={"CROSSENT_HOSTILE": "10000"})
-    results = session.posargs or ["--json", "../benchmarks/results/attacks.json"]
+    results = session.posargs or ["--jobs", "2", "--json", "../benchmarks/results/attacks.json"]
     with session.chdir("tests"):
         session.run("python", "-m", "support.attacks", *results, env={"PYTHONPATH": "."})
 

@@ -1,4 +1,4 @@
-"""Run the command `crossent` or `python -m crossent`. After Ctrl-C it prints one line, even during an import."""
+"""Run the command `crossent` or `python -m crossent`. Ctrl-C prints one line, even during an import."""
 
 import signal
 import sys
@@ -21,13 +21,25 @@ def main() -> int:
         exec("")
 
 
-def _is_interrupt(error: BaseException | None) -> bool:
-    """Return whether an exception is a KeyboardInterrupt, or whether a KeyboardInterrupt caused the exception.
+def script() -> int:
+    """Run the command as a program, and return its exit status. Ctrl-C after the end of the command changes nothing.
 
-    While a class is created, Python 3.11 can replace an exception by a RuntimeError, whose cause is the exception.
+    Python takes half a second to end, because torch does. Without this function, Ctrl-C during this time prints a
+    traceback, or ends Python without the exit status.
+    """
+    status = main()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return status
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Return whether an exception is a KeyboardInterrupt or has a KeyboardInterrupt as its cause.
+
+    If an exception is raised while a class is created, Python 3.11 can raise a RuntimeError instead. The exception is
+    then the cause of the RuntimeError.
     """
     return error is not None and (isinstance(error, KeyboardInterrupt) or _is_interrupt(error.__cause__))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(script())

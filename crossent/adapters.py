@@ -4,8 +4,8 @@ An adapter converts the tensors of a call to arrays with the same bits, calls th
 tensor. A numpy function gets arrays that share the memory and the strides of CPU tensors. So a check can find a
 function that writes into its arguments. JAX and ONNX get copies.
 
-The adapted callable has the signature of the function, and an attribute `lacks`. Its keys are the features that the
-callable lacks, such as "vmap"; its values are the reasons. :func:`crossent.subjects.callables.as_subject` reads both.
+The adapted callable has the signature of the function, and an attribute `lacks`: a dict from each feature that the
+callable lacks, such as "vmap", to the reason. :func:`crossent.subjects.callables.as_subject` reads both attributes.
 """
 
 from __future__ import annotations
@@ -103,7 +103,10 @@ def from_jax(function: Function) -> Callable[..., Tensor]:
     compiled: dict[Any, Function] = {}
 
     def jitted(compute: Function, key: Any) -> Function:
-        """Return `compute`, compiled once for each key, dtype and shape; uncompiled if JAX cannot trace it."""
+        """Return a function that calls `compute`, compiled by `jax.jit` unless JAX cannot trace `compute`.
+
+        Functions with equal keys share one compilation for each dtype and shape.
+        """
 
         def call(*arrays: Any, **given: Any) -> Any:
             try:
@@ -159,12 +162,13 @@ def from_jax(function: Function) -> Callable[..., Tensor]:
 def from_onnx(model: Any = None) -> Callable[..., Tensor]:
     """Adapt an ONNX model, or the ONNX operator SoftmaxCrossEntropyLoss.
 
-    ONNX's reference evaluator, `onnx.reference.ReferenceEvaluator`, runs the model. It computes no gradients.
+    ONNX's reference evaluator, `onnx.reference.ReferenceEvaluator`, runs the model. The evaluator computes no
+    gradients.
 
     Args:
         model: A `ModelProto`, or the name of its file. The two inputs of the model are the logits and the target, and
-            the first output is the loss. The options of a model are fixed.
-            Without `model`, the operator is called with the options `weight`, `ignore_index` and `reduction`.
+            the first output is the loss. The callable then takes no options.
+            Without `model`, the callable runs the operator and takes `weight`, `ignore_index` and `reduction`.
 
     Returns:
         A callable on tensors, `loss(input, target, **options)`.
@@ -220,7 +224,11 @@ def _through_numpy(function: Function, gradient: Function | None) -> Forward:
 
 
 def _adapted(function: Function, run: Forward, reason: str, lacks: dict[str, str]) -> Callable[..., Tensor]:
-    """Return a callable that calls `run`, with the signature of `function` and the attribute `lacks`."""
+    """Return a callable that calls `run`, with the signature of `function` and an attribute `lacks`.
+
+    The attribute joins the argument `lacks` with torch's transforms, whose reason begins with `reason` (such as "is a
+    function of JAX"), and with bfloat16 if ml_dtypes is not installed.
+    """
     without = {} if find_spec("ml_dtypes") else {"bfloat16": _NO_BFLOAT16}
 
     @functools.wraps(function)
@@ -259,7 +267,7 @@ def _options(function: Function) -> list[str]:
 
 
 def _is_wide(value: Any) -> bool:
-    """Return whether an argument needs JAX's 64-bit mode: it is float64, or has an integer beyond 32 bits."""
+    """Return whether an argument needs JAX's 64-bit mode: a float64 tensor, or integers beyond 32 bits."""
     if isinstance(value, Tensor):
         if value.is_floating_point() or not value.numel():
             return value.dtype == torch.float64
@@ -270,7 +278,7 @@ def _is_wide(value: Any) -> bool:
 def _array(tensor: Tensor) -> _Array:
     """Return a tensor as a numpy array. A bfloat16 tensor becomes an array of `ml_dtypes.bfloat16`.
 
-    The array shares the memory of a CPU tensor, except of a lazily negated view, which is copied.
+    The array shares the memory of a CPU tensor. A tensor on another device, or a lazily negated view, is copied.
     """
     here = tensor.detach().resolve_neg().cpu()
     if here.dtype != torch.bfloat16:

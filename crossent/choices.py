@@ -53,9 +53,9 @@ FEATURE_NAMES = (
 
 
 def complete_subject(context: Context, parameter: Parameter, incomplete: str) -> list[CompletionItem]:
-    """Return the subjects that begin with `incomplete`; after `--without`, also the features.
+    """Return the names of subjects that begin with `incomplete`; after `--without`, also of features.
 
-    If no name begins with it, the shell completes the name of a file.
+    If no name begins with `incomplete`, the shell completes the name of a file.
     """
     from click.shell_completion import CompletionItem
 
@@ -70,9 +70,9 @@ def complete_feature(context: Context, parameter: Parameter, incomplete: str) ->
 
 
 def complete_case(context: Context, parameter: Parameter, incomplete: str) -> list[str]:
-    """Return the case ids that begin with `incomplete`, of the cases in covering arrays.
+    """Return the ids of cases in covering arrays that begin with `incomplete`.
 
-    The ids of other cases would need an import of torch.
+    To list the other cases, this function would have to import torch.
     """
     arrays = Path(__file__).with_name("cases").glob("*.txt")
     ids = {line for array in arrays for line in array.read_text(encoding="utf-8").splitlines()}

@@ -15,7 +15,7 @@ from crossent import choices, options
 from crossent.choices import CONTRACT_NAMES, DTYPE_NAMES, LEVELS, ContractName, DtypeName, GradeName, Level
 from crossent.files import write_all
 from crossent.option_types import SEED_OPTION, Row, Whole, Word
-from crossent.options import check_options, chosen_files, chosen_part, one_line, recorded
+from crossent.options import check_options, chosen_files, chosen_part, one_line, recorded, unreadable
 from crossent.words import printable
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ PASSED, FAILED, WRONG_USE, NOTHING_RAN, INTERRUPTED, NOT_WRITTEN = 0, 1, 2, 3, 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status. Wrong use prints one line to stderr, and a line about --help."""
+    """Run the command and return its exit status. Wrong use prints the error and a line about --help to stderr."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without Unicode shows "?" instead of a traceback
@@ -115,7 +115,7 @@ def check(
     """
     files = chosen_files(json_file, html_file)
     if (strict or force) and baseline_file is None:
-        raise click.UsageError("--strict and --force need --baseline")
+        raise click.UsageError("--strict and --force compare with a baseline: add --baseline FILE")
     from rich.text import Text
 
     from crossent.console import Output, progress, warn_of_grade
@@ -129,7 +129,7 @@ def check(
     from crossent.subjects.builtin import EVERY_NAMED
     from crossent.subjects.features import FEATURES
 
-    old = None if baseline_file is None else recorded(baseline_file)
+    old = None if baseline_file is None else recorded(baseline_file, "--baseline")
     # `--without weight vmap`: click takes `vmap` for a subject, and no subject has the name of a feature.
     more = [name for name in subjects if without and name in FEATURES]
     subjects = tuple(name for name in subjects if name not in more)
@@ -184,7 +184,7 @@ def check(
 
 
 def _status(moved: Diff, strict: bool) -> int:
-    """Return the exit status for a comparison of two runs."""
+    """Return the exit status for a comparison of two runs. `strict` is the option --strict."""
     if not moved.compared:
         return NOTHING_RAN
     return PASSED if (moved.strictly_ok if strict else moved.ok) else FAILED
@@ -211,7 +211,7 @@ def diff(old: str, new: str, strict: bool, force: bool, json_file: str | None, h
     from crossent.report.moves.diff import diff as diff_of
 
     with one_line():
-        made = diff_of(recorded(old), recorded(new), files=(old, new), force=force)
+        made = diff_of(recorded(old, "OLD"), recorded(new, "NEW"), files=(old, new), force=force)
     Output().show(made.render())
     if not write_all(files, {"--json": made.write_json, "--html": made.write_html}):
         return NOT_WRITTEN
@@ -250,7 +250,7 @@ def verify(
 
     with one_line():
         made = verification(
-            recorded(report),
+            recorded(report, "REPORT"),
             subjects,
             file=report,
             expected_findings=expected_findings,
@@ -306,14 +306,14 @@ def repro(
         raise click.UsageError("--device contradicts the REPORT, which names its device: leave out one of the two")
     passed = passed or held
     if passed and (report is not None or source):
-        raise click.UsageError("--passed runs a form or torch here: give it without a REPORT and --subject")
+        raise click.UsageError("--passed runs a form or torch here: leave out the REPORT and --subject")
     from crossent.repro.rerun import script_of
 
     with one_line():
         try:
             text = script_of(finding, report, device=device, passed=passed, source=source, **promises)
         except OSError as error:
-            raise ValueError(f"{report}: {error.strerror}") from None
+            raise unreadable(str(report), "REPORT", error) from None
     click.echo(text, nl=False)
 
 
@@ -328,11 +328,11 @@ def explain(
 ) -> None:
     """Explain the loss of one row, step by step."""
     if random and (logits is not None or target is not None):
-        raise click.UsageError("--random draws the logits and the target: give it without --logits and --target")
+        raise click.UsageError("--random draws the logits and the target: leave out --logits and --target")
     if (logits is None) != (target is None):
         raise click.UsageError("--logits and --target go together: give both or neither")
     if not random and (classes is not None or seed is not None):
-        raise click.UsageError("--classes and --seed need --random")
+        raise click.UsageError("--classes and --seed are about a random row: add --random")
     from rich.constrain import Constrain
 
     from crossent.console import Output

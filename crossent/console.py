@@ -36,7 +36,7 @@ class Output(Console):
         self.file.flush()
 
     def on_broken_pipe(self) -> None:
-        """Raise BrokenPipeError, so that the command decides the exit status."""
+        """Raise BrokenPipeError instead of rich's SystemExit, so that the command decides the exit status."""
         raise BrokenPipeError
 
 
@@ -78,7 +78,7 @@ class Running(ProgressColumn):
 class Remaining(ProgressColumn):
     """The column of the progress bar that shows the remaining time, estimated from the cost of the finished steps.
 
-    The column is empty until the finished steps have the share `LEAST` of the total cost.
+    The column is empty until the finished steps make up the share `LEAST` of the total cost.
     """
 
     LEAST = 0.05
@@ -93,7 +93,7 @@ class Remaining(ProgressColumn):
 
 
 def warn_of_grade(subjects: Sequence[str], contract: str | None, grade: str | None) -> None:
-    """Print to stderr the subjects to which --grade does not apply, since they have fixed grades."""
+    """Print to stderr that --grade does not apply to the forms and torch, if there are also other subjects."""
     own = [name for name in dict.fromkeys(subjects) if name.removesuffix(COMPILE_SUFFIX) in EVERY_NAMED]
     if grade and contract is None and 0 < len(own) < len(set(subjects)):
         reason = "without --contract, the forms and torch keep their own grades"

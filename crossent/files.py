@@ -55,14 +55,14 @@ def write_all(files: Mapping[str, str], by: Mapping[str, Callable[[str], None]])
     """Write the files, print an error for each failure, and return whether all files were written.
 
     Args:
-        files: the path of each file, by option.
-        by: the function that writes the file of each option.
+        files: the path of each file; the key is an option, such as "--json".
+        by: for each option, the function that writes a file to a path.
     """
     written = True
     for option, path in files.items():
         try:
             by[option](path)
         except OSError as error:
-            click.echo(f"crossent: {cut(path)} cannot be written: {error.strerror}", err=True)
+            click.echo(f"crossent: {option}: {cut(path)} cannot be written: {error.strerror}", err=True)
             written = False
     return written

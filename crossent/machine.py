@@ -46,11 +46,11 @@ def require_device(device: str) -> None:
         torch.zeros(1, device=device).item()  # item() waits for the device, and raises its errors
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0].split(". ")[0]  # after the first sentence, torch lists its backends
-        raise RuntimeError(f"device: got {quoted(device)}; {reason}") from None
+        raise RuntimeError(f"device: got {quoted(device)}; torch cannot use this device: {reason}") from None
 
 
 def environment(device: str) -> dict[str, str]:
-    """Return what a reader needs to repeat a run: versions, platform and device, by name."""
+    """Return what a reader needs to repeat a run: a dict from names, such as "torch" and "platform", to values."""
     found = {
         "crossent": version("crossent"),
         "torch": str(torch.__version__),

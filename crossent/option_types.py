@@ -11,7 +11,7 @@ from crossent.words import quoted
 
 
 class _Allowed:
-    """A mixin for types of click: an error says what was given and what is allowed, as in `crossent.check`."""
+    """A mixin for types of click, whose errors say what was given and what is allowed, as in `crossent.check`."""
 
     @property
     def allowed(self) -> str:
@@ -42,7 +42,7 @@ class Words(Word):
     """The type of an option whose value is several words, separated by commas."""
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
-        """Return the words as a tuple. The error for a wrong word names this word."""
+        """Return the words as a tuple. If a word is wrong, the error names the word."""
         return tuple(super(Words, self).convert(word.strip(), parameter, context) for word in value.split(","))
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def chosen_files(json_file: str | None, html_file: str | None) -> dict[str, str]:
-    """Return the path of each file to write, by option. Raise BadParameter if a file cannot be written."""
+    """Return the path of each file to write; the key is the option. Raise BadParameter if a file cannot be written."""
     files = {option: path for option, path in (("--json", json_file), ("--html", html_file)) if path is not None}
     for option, path in files.items():
         _writable(path, option)
@@ -90,7 +90,7 @@ def one_line() -> Iterator[None]:
 
 
 def _with_dashes(message: str) -> str:
-    """Return a message of the package. If it begins with the name of an argument, replace the name by the option."""
+    """Return a message of the package, with the name of an argument at its start replaced by the option."""
     name, colon, rest = message.partition(":")
     context = click.get_current_context(silent=True)
     for parameter in context.command.params if context and colon else ():
@@ -101,7 +101,7 @@ def _with_dashes(message: str) -> str:
 
 
 def message_of(error: click.ClickException) -> str:
-    """Return the message of an error of click. If a value is wrong, the message begins with its option."""
+    """Return the message of an error of click. A message about a wrong value begins with the option or argument."""
     if type(error) is not click.BadParameter:
         return error.format_message()
     option = error.param_hint or ""
@@ -262,15 +262,15 @@ def chosen_part(
 ) -> dict[str, Any]:
     """Return the arguments of `crossent.check` that choose the operation and a part of a run.
 
-    If --last-failed finds no failure of the last run, print this to stderr.
+    If the last run has stored no failure of these checks, print so to stderr, and choose as without --last-failed.
 
     Raises:
         UsageError: two options contradict each other.
     """
     if exitfirst and max_findings is not None:
-        raise click.UsageError("-x means --max-findings 1: give one of the two")
+        raise click.UsageError("-x means --max-findings 1: leave out one of the two")
     if last_failed and cases:
-        raise click.UsageError("--last-failed chooses the cases: give it without --case")
+        raise click.UsageError("--last-failed chooses the cases: leave out --case")
     names = tuple(dict.fromkeys(name for each in checks for name in each))
     chosen: dict[str, Any] = {"checks": names, "cases": cases, "max_findings": 1 if exitfirst else max_findings}
     chosen["operation"] = operation
@@ -290,12 +290,23 @@ def chosen_part(
     return chosen
 
 
-def recorded(path: str) -> Report:
-    """Read a report from a file. Raise an error of click, in one line, if the file cannot be read or is no report."""
+def recorded(path: str, argument: str) -> Report:
+    """Read a report from a file, which an argument or option of the command names.
+
+    Raise an error of click, in one line, if the file cannot be read or is no report.
+    """
     from crossent.report.reader import read_report
 
     with one_line():
         try:
             return read_report(path)
         except OSError as error:
-            raise ValueError(f"{cut(path)}: {error.strerror}") from None
+            raise unreadable(path, argument, error) from None
+        except ValueError as error:
+            raise ValueError(f"{argument}: {error}") from None
+
+
+def unreadable(path: str, argument: str, error: OSError) -> ValueError:
+    """Return the error for a file that cannot be read, and that an argument or option of the command names."""
+    reason = f"this file cannot be read: {error.strerror}"
+    return ValueError(f"{argument}: got {quoted(path)}; {reason}; give a report that `crossent check --json` wrote")

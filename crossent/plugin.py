@@ -59,7 +59,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marker. With `--crossent-subject`, raise a usage error for a wrong option before collection."""
+    """Register the marker. With `--crossent-subject`, raise UsageError for a wrong option before collection."""
     config.addinivalue_line("markers", "crossent(subject, **options): checks of a loss; set by crossent.parametrize")
     config.stash[RECORDS], config.stash[SHOWN], config.stash[DESELECTED] = [], False, 0
     config.pluginmanager.register(RecordCollector(config))
@@ -68,7 +68,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
-    """Return a header line with version, device, seed and level, if the command line has one of these options."""
+    """Return the header line of :func:`_header` if the command line has one of the options listed here."""
     if not any(config.getoption(name) is not None for name in (_SUBJECT, LEVEL, DTYPE, WITHOUT, JSON, MIN_CHECKS)):
         return None
     config.stash[SHOWN] = True
@@ -76,7 +76,7 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 
 
 def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> str | None:
-    """Return the header line if pytest collected a check and `pytest_report_header` has not returned the line."""
+    """Return the header line if pytest collected a check and `pytest_report_header` returned None."""
     if config.stash[SHOWN] or not any(_check_of(item) for item in items):
         return None
     return _header(config)
@@ -113,9 +113,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def _settings_of(config: pytest.Config, own: dict[str, Any]) -> Iterator[Settings]:
-    """Yield the settings for each device. Options on the command line override the arguments of the test, `own`.
+    """Yield the settings for each device, from the command line and `own`, the arguments of `crossent.parametrize`.
 
-    The exception is `without`: the features of both are joined.
+    An option on the command line overrides the argument, except `without`: the features of both are joined.
     """
     from crossent.run.settings import Settings
 
@@ -172,7 +172,7 @@ class CheckItem(pytest.Item):
         self.check()
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
-        """Show the finding without a traceback."""
+        """Return the text of a finding without a traceback; for any other exception, return what pytest shows."""
         return str(excinfo.value) if excinfo.errisinstance(AssertionError) else super().repr_failure(excinfo, style)
 
     def reportinfo(self) -> tuple[Any, None, str]:
@@ -263,16 +263,16 @@ def _moved(config: pytest.Config) -> tuple[list[str], bool]:
     if not path:
         return [], False
     if not config.stash[RECORDS]:
-        return [f"ERROR: {path}: no check ran, so nothing can be compared with the baseline"], True
+        return [f"ERROR: {BASELINE}: no check ran, so nothing can be compared with {path}"], True
     from crossent.report.moves.diff import diff
     from crossent.run.pytest_checks import report_of_records, unpacked
 
     try:
         moved = diff(path, report_of_records([unpacked(record) for record in config.stash[RECORDS]]))
     except OSError as error:
-        return [f"ERROR: {path}: {error.strerror}"], True
+        return [f"ERROR: {BASELINE}: {path} cannot be read: {error.strerror}"], True
     except ValueError as error:
-        return [f"ERROR: {error}"], True
+        return [f"ERROR: {BASELINE}: {error}"], True
     return str(moved).splitlines(), not moved.ok
 
 
@@ -323,4 +323,4 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         try:
             report.write_json(path)
         except OSError as error:
-            terminalreporter.line(f"ERROR: {path} cannot be written: {error.strerror}", red=True)
+            terminalreporter.line(f"ERROR: {JSON}: {path} cannot be written: {error.strerror}", red=True)

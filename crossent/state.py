@@ -36,9 +36,9 @@ _known_numpy: tuple[object, bytes, dict[str, Any]] | None = None
 def _numpy_generator() -> dict[str, Any]:
     """Return the state of numpy's global generator.
 
-    numpy takes 0.1 ms to return a state. So this function stores the last state, and the bytes that the generator had
-    in memory. While the bytes are the same, the stored state is right. numpy may also have a second normal number from
-    the last draw, which is not in these bytes. A state with such a number is not stored.
+    numpy takes 0.1 ms to return a state. So this function stores the state together with the generator's bytes in
+    memory, and returns the stored state while the bytes are unchanged. The state may also contain a second normal
+    number from the last draw, which is not in the bytes. The function does not store such a state.
     """
     global _known_numpy
     generator: Any = np.random.mtrand._rand._bit_generator
@@ -163,7 +163,7 @@ STATES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
 
 
 def snapshot() -> dict[str, Any]:
-    """Return the value of each part of the global state, by the names in `STATES`."""
+    """Return a dict from each name in `STATES` to the value of this part of the global state."""
     return {name: read() for name, (read, _) in STATES.items()}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 
 # Limits in characters. The message of an exception may contain a whole tensor.
 LONGEST_TEXT = 10_000
@@ -37,7 +38,7 @@ def printable(text: str) -> str:
 
 
 def quoted(value: object) -> str:
-    """Return the repr of a value for a message, printable and at most `LONGEST_VALUE` characters long."""
+    """Return the repr of a value for a message, shortened by :func:`cut`."""
     try:
         return cut(repr(value))
     except Exception:  # an int with more digits than Python prints, a deep list, or an object whose repr raises
@@ -45,10 +46,23 @@ def quoted(value: object) -> str:
 
 
 def cut(text: str) -> str:
-    """Return at most `LONGEST_VALUE` printable characters of a text, with the number of characters left out."""
+    """Return a printable text, cut after `LONGEST_VALUE` characters.
+
+    A cut text ends with the number of missing characters: "… (12 more characters)".
+    """
     shown = printable(text[:LONGEST_VALUE])[:LONGEST_VALUE]
     left = len(text) - LONGEST_VALUE
     return f"{shown}… ({left:,} more characters)" if left > 0 else shown
+
+
+def as_options(**options: str | Sequence[str]) -> str:
+    """Return options in words for a message: as the command takes them, and as arguments in Python.
+
+    >>> as_options(without=["weight"])
+    "--without weight, in Python without=['weight']"
+    """
+    words = (f"--{name} {value if isinstance(value, str) else ' '.join(value)}" for name, value in options.items())
+    return f"{' '.join(words)}, in Python {', '.join(f'{name}={value!r}' for name, value in options.items())}"
 
 
 def counted(count: int, noun: str) -> str:

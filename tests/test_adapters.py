@@ -27,7 +27,7 @@ def needs(*packages):
     return pytest.mark.skipif(bool(missing), reason=f"needs the package {', '.join(missing)}")
 
 
-def _has_interpreter():  # found without an import, since the interpreter must be on before Triton's import
+def _has_interpreter():  # without an import: the interpreter must be on before Triton's import
     try:
         return int(importlib.metadata.version("triton").partition(".")[0]) >= 3
     except importlib.metadata.PackageNotFoundError:
@@ -70,14 +70,14 @@ LOGITS = torch.tensor([[3.0, 1.0, -3.0], [0.0, 2.0, 1.0], [1.0, 1.0, 1.0]])
 TARGET = torch.tensor([0, 2, 1])
 
 
-def test_a_right_function_of_numpy_that_only_goes_forward_holds():
+def test_a_right_function_of_numpy_without_a_gradient_passes():
     report = crossent.check(from_numpy(nll), dtypes=["float32", "float64"], level="quick", without=ROWS)
     assert report.ok, report
     assert report.subjects[0].tallies["loss", "float32"].ran > 50
     assert report.subjects[0].not_run["gradient"].keys() == {"nll is a function of numpy that computes no gradient"[4:]}
 
 
-def test_a_right_gradient_in_numpy_holds():
+def test_a_right_gradient_in_numpy_passes():
     loss = from_numpy(unweighted, gradient=gradient_of_nll)
     report = crossent.check(loss, dtypes="float32", level="quick", without=ROWS)
     assert report.ok, report
@@ -111,7 +111,7 @@ def test_a_function_of_numpy_that_writes_into_its_logits_is_found():
     (finding,) = report.findings
     assert finding.message.splitlines() == [
         "the call wrote into input in the forward pass",
-        "If that is meant: --without arguments",
+        "If that is meant: --without arguments, in Python without=['arguments']",
     ]
 
 
@@ -124,7 +124,7 @@ def test_numpy_sees_the_bits_of_bfloat16():
     assert np.array_equal(seen[0].view(np.uint16), bits(inputs.input))
 
 
-def test_bfloat16_waits_for_its_package(monkeypatch):
+def test_bfloat16_needs_its_package(monkeypatch):
     monkeypatch.setattr("crossent.adapters.find_spec", lambda name: None)
     assert as_subject(from_numpy(nll)).lacks["bfloat16"] == "needs the package ml_dtypes, since numpy has no bfloat16"
 
@@ -135,7 +135,7 @@ def test_options_may_be_given_by_position():
 
 
 @pytest.mark.parametrize("result", ["text", [None], 1j], ids=["text", "objects", "complex"])
-def test_what_is_no_array_of_real_numbers_is_refused(result):
+def test_a_result_that_is_no_array_of_real_numbers_is_refused(result):
     with pytest.raises(TypeError, match="it must return an array of real numbers"):
         from_numpy(lambda logits, target: result)(LOGITS, TARGET)
 
@@ -147,7 +147,7 @@ def test_a_function_of_numpy_has_the_options_of_its_signature_and_its_own_name()
     assert "ignore_index" not in subject.lacks
 
 
-def test_what_a_callable_says_that_it_lacks_is_not_asked():
+def test_a_case_that_needs_a_feature_that_the_callable_lacks_is_not_applicable():
     def mine(input, target):
         return F.cross_entropy(input, target)
 
@@ -157,7 +157,7 @@ def test_what_a_callable_says_that_it_lacks_is_not_asked():
 
 
 @pytest.mark.parametrize("lacks", [{"bfloat61": "why"}, ["bfloat16"], {"bfloat16": None}])
-def test_a_lack_that_is_none_is_wrong_use(lacks):
+def test_a_wrong_declaration_of_missing_features_is_wrong_use(lacks):
     def mine(input, target):
         return F.cross_entropy(input, target)
 
@@ -186,7 +186,7 @@ def jax_mean(logits, target, weight=None, reduction="mean"):
         "float32-7x5-large_offset-int64-sum-window",
     ],
 )
-def test_a_right_function_of_jax_holds_with_its_gradient(case):
+def test_a_right_function_of_jax_passes_with_its_gradient(case):
     report = judged(from_jax(jax_mean), case, "call", "result", "arguments", "state", "loss", "gradient", "repeat")
     assert not report.findings, report
     assert set(report.subjects[0].outcomes[case].checks) >= {"loss", "gradient"}
@@ -266,15 +266,15 @@ def test_a_function_of_jax_that_reads_the_values_runs_uncompiled():
 
 
 @needs("jax", "optax")
-def test_optax_takes_the_label_off_log_sum_exp_so_that_an_offset_drowns_the_loss():
+def test_optax_returns_0_for_logits_with_a_large_offset():
     def loss(logits, labels, reduction="mean"):
         import optax
 
         losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
         return {"none": losses, "sum": losses.sum(), "mean": losses.mean()}[reduction]
 
-    drowned = judged(from_jax(loss), "float32-7x5-large_offset-int64-none-rows", "loss", "gradient")
-    assert [(finding.check, finding.numbers.got) for finding in drowned.findings] == [("loss", 0.0)]
+    report = judged(from_jax(loss), "float32-7x5-large_offset-int64-none-rows", "loss", "gradient")
+    assert [(finding.check, finding.numbers.got) for finding in report.findings] == [("loss", 0.0)]
     assert not judged(from_jax(loss), "float32-7x5-normal-int64-none-rows", "loss", "gradient").findings
 
 
@@ -288,7 +288,7 @@ def test_optax_takes_the_label_off_log_sum_exp_so_that_an_offset_drowns_the_loss
         "float32-7x5-normal-int64-mean-ignored_huge-window",
     ],
 )
-def test_the_operator_of_onnx_holds_where_no_probability_underflows(case):
+def test_the_operator_of_onnx_passes_if_no_probability_underflows(case):
     report = judged(from_onnx(), case, "call", "result", "arguments", "state", "loss", "gradient", "repeat")
     assert not report.findings, report
     assert report.subjects[0].outcomes[case].not_run == {
@@ -320,7 +320,7 @@ def test_a_model_of_onnx_is_checked_with_the_options_that_it_has():
 
 
 @pytest.mark.parametrize(("make", "package"), [(lambda: from_jax(jax_mean), "jax"), (from_onnx, "onnx")])
-def test_a_package_that_is_not_there_is_named(make, package, monkeypatch):
+def test_a_missing_package_is_named(make, package, monkeypatch):
     for name in (package, *(name for name in sys.modules if name.startswith(f"{package}."))):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ModuleNotFoundError, match=package):
@@ -328,7 +328,7 @@ def test_a_package_that_is_not_there_is_named(make, package, monkeypatch):
 
 
 @pytest.mark.parametrize(("variable", "imported"), [("1", True), ("1", False), ("0", True)])
-def test_bfloat16_is_not_asked_of_kernels_in_tritons_interpreter(variable, imported, monkeypatch):
+def test_kernels_in_tritons_interpreter_lack_bfloat16(variable, imported, monkeypatch):
     # The interpreter truncates float32 to bfloat16, which no GPU does, so its results say nothing about the kernel.
     monkeypatch.setenv("TRITON_INTERPRET", variable)
     if imported:

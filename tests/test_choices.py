@@ -1,4 +1,4 @@
-"""The options accept the words of the rooms, and the command prints them without an import of torch."""
+"""The options accept the names that the package has, and the command prints these names without importing torch."""
 
 import os
 import re
@@ -29,7 +29,7 @@ from crossent.subjects.contracts import CONTRACTS
 from crossent.subjects.features import FEATURES
 
 
-def test_the_words_of_the_options_are_those_of_the_rooms():
+def test_the_words_of_the_options_are_the_names_that_the_package_has():
     assert tuple(DTYPES) == tuple(FORMATS) == DTYPE_NAMES
     assert tuple(CONTRACTS) == CONTRACT_NAMES
     assert tuple(OPERATIONS) == OPERATION_NAMES

@@ -36,7 +36,7 @@ def one_job(monkeypatch, tmp_path):
 
 @pytest.fixture
 def small_grid(monkeypatch):
-    """Replace the cases of a level by a few, since these tests are about the command."""
+    """Let `crossent check` run a few cases in place of the cases of a level. These tests are about the command."""
     dtypes = tuple(DTYPES)
     more = [*edges(dtypes, 0, "quick"), *list(grid(dtypes, 0, "triples"))[::20]]  # as evidence for every check
     monkeypatch.setattr("crossent.run.runner.check", check_on(list(grid(dtypes, 0, "pairs"))[::40], more=more))
@@ -210,7 +210,7 @@ def test_json_is_written_beside_the_table(capsys, one_case, tmp_path):
 
 @pytest.mark.parametrize("path", ["missing/report.json", ".", "", "dangling.json"])
 @pytest.mark.parametrize("option", ["--json", "--html"])
-def test_a_place_that_cannot_be_written_is_said_before_the_run(capsys, monkeypatch, tmp_path, path, option):
+def test_a_file_that_cannot_be_written_is_refused_before_the_run(capsys, monkeypatch, tmp_path, path, option):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "dangling.json").symlink_to("missing/report.json")
     monkeypatch.setattr("crossent.run.runner.check", None)  # nothing is run
@@ -221,8 +221,10 @@ def test_a_place_that_cannot_be_written_is_said_before_the_run(capsys, monkeypat
 
 @pytest.mark.parametrize("forbidden", ["report.json", ""])
 @pytest.mark.parametrize("option", ["--json", "--html"])
-def test_a_file_or_a_folder_without_permission_is_said_before_the_run(capsys, monkeypatch, tmp_path, forbidden, option):
-    """Root may write everywhere, so the test replaces the question for permission."""
+def test_a_file_or_a_folder_without_permission_is_refused_before_the_run(
+    capsys, monkeypatch, tmp_path, forbidden, option
+):
+    """Root may write everywhere, so the test replaces `os.access`."""
     path = tmp_path / "report.json"
     path.write_text("before")
     monkeypatch.setattr("crossent.run.runner.check", None)
@@ -241,11 +243,11 @@ def test_a_full_disk_is_one_line_after_the_table(capsys, one_case, option):
     status, out, err = run(capsys, "check", "formula", "--dtype", "float64", option, "/dev/full")
     assert status == NOT_WRITTEN
     assert "1 call checked" in out
-    assert err == "crossent: /dev/full cannot be written: No space left on device\n"
+    assert err == f"crossent: {option}: /dev/full cannot be written: No space left on device\n"
 
 
 @pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="needs a system with /dev/full")
-def test_a_page_is_written_beside_the_report_even_where_that_fails(capsys, one_case, tmp_path):
+def test_the_html_page_is_written_even_if_the_json_report_cannot_be_written(capsys, one_case, tmp_path):
     path = tmp_path / "report.html"
     arguments = ("--dtype", "float64", "--json", "/dev/full", "--html", str(path))
     status, _, err = run(capsys, "check", "formula", *arguments)
@@ -310,6 +312,15 @@ def test_ctrl_c_while_a_module_makes_a_class_is_one_line(monkeypatch, capsys):
     assert capsys.readouterr().err == "crossent: interrupted\n"
 
 
+def test_ctrl_c_after_the_end_changes_nothing():
+    """Python runs the functions of atexit while it ends, and restores the handlers of signals only later."""
+    interrupt = "import atexit, os, signal, sys; atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))"
+    program = f"{interrupt}; sys.argv = ['crossent', '-V']; from crossent.__main__ import script; sys.exit(script())"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (PASSED, "")
+    assert ended.stdout.startswith("crossent ")
+
+
 def test_explain_walks_through_the_example_of_the_article(capsys):
     status, out, _ = run(capsys, "explain")
     assert status == PASSED
@@ -341,7 +352,7 @@ def test_explain_cuts_no_table_at_80_columns(capsys, monkeypatch, logits):
 
 
 @pytest.mark.parametrize("logits", ["0", "5,5", "1000,-1000", "8e307,-8e307", "1e-320,0", "-1e8,-1e8,-1e8"])
-def test_explain_survives_extreme_logits(capsys, logits):
+def test_explain_prints_no_nan_for_extreme_logits(capsys, logits):
     status, out, err = run(capsys, "explain", "--logits", logits, "--target", "0")
     assert (status, err) == (PASSED, "")
     assert "nan" not in out
@@ -402,7 +413,7 @@ def test_a_full_disk_is_one_line():
         ("1000,0", "1", "too small for a float = 1000"),
     ],
 )
-def test_explain_says_what_is_true_of_ties_and_of_the_very_unlikely(capsys, logits, target, said):
+def test_explain_has_words_for_ties_and_for_probabilities_near_zero(capsys, logits, target, said):
     _, out, _ = run(capsys, "explain", "--logits", logits, "--target", target)
     assert said in " ".join(out.split())
     assert "-0 +" not in out
@@ -418,7 +429,7 @@ def test_explain_says_what_is_true_of_ties_and_of_the_very_unlikely(capsys, logi
         ("bugs", r"^G15 +\S.* pytorch/pytorch#11551$"),
     ],
 )
-def test_what_there_is_can_be_listed(capsys, what, line):
+def test_list_prints_subjects_checks_cases_contracts_and_bugs(capsys, what, line):
     status, out, _ = run(capsys, "list", what)
     assert status == PASSED
     assert re.search(line, out, re.M)

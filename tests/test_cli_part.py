@@ -77,7 +77,7 @@ def test_a_grade_that_changes_nothing_is_refused_in_pytest_and_python():
     assert Settings(grade="B", contract="kernel").load("formula")
 
 
-def test_x_ends_at_the_first_finding_and_is_never_green(check):
+def test_x_ends_at_the_first_finding_and_never_passes(check):
     for option in (["-x"], ["--exitfirst"], ["--max-findings", "1"]):
         status, cases, out, _ = check(*option)
         assert (status, len(cases)) == (FAILED, 2)
@@ -106,15 +106,18 @@ def test_a_check_and_a_case_can_be_chosen(check):
         (["--check", "los"], "--check: got 'los'; did you mean loss?; allowed are call, result"),
         (["--case", "*3x7*"], "--case: got '*3x7*', which matches no case of this level and these dtypes"),
         (["--case", "3x7"], "--case: got '3x7', which is not the id of a case; `crossent list cases` shows ids"),
-        (["--check", "large"], "--check: got large; no case of level quick runs them; choose another level or dtype"),
+        (
+            ["--check", "large"],
+            "--check: got large; no chosen case of level quick runs these checks; choose another level or dtype",
+        ),
         (["--max-findings", "0"], "--max-findings"),
-        (["-x", "--max-findings", "2"], "-x means --max-findings 1: give one of the two"),
-        (["--last-failed", "--case", "*"], "--last-failed chooses the cases: give it without --case"),
+        (["-x", "--max-findings", "2"], "-x means --max-findings 1: leave out one of the two"),
+        (["--last-failed", "--case", "*"], "--last-failed chooses the cases: leave out --case"),
         (["--check", "loss,los"], "--check: got 'los'; did you mean loss?; allowed are call, result"),
         (["--check", "loss,"], "--check: got ''; allowed are call, result"),
     ],
 )
-def test_what_selects_nothing_is_one_line(check, arguments, said):
+def test_a_selection_of_nothing_is_an_error_of_one_line(check, arguments, said):
     status, cases, out, err = check(*arguments)
     assert (status, cases, out) == (WRONG_USE, [], "")
     assert said in error_line(err)
@@ -215,9 +218,9 @@ def test_a_case_that_this_version_lacks_is_not_repeated(check):
     path = path_of(["wrong.py:loss"])
     failed = last_failed(["wrong.py:loss"])
     assert len(failed) == 2
-    gone = next(iter(failed))
-    path.write_text(path.read_text().replace(gone, gone.replace("-normal-", "-gone-")))
-    assert [*last_failed(["wrong.py:loss"])] == [case for case in failed if case != gone]
+    missing = next(iter(failed))
+    path.write_text(path.read_text().replace(missing, missing.replace("-normal-", "-gone-")))
+    assert [*last_failed(["wrong.py:loss"])] == [case for case in failed if case != missing]
 
 
 class Work(Steps):

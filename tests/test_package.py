@@ -31,7 +31,7 @@ def test_listing_the_names_and_the_version_imports_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_the_help_of_the_package_shows_what_one_calls():
+def test_the_help_of_the_package_shows_its_functions():
     text = pydoc.plain(pydoc.render_doc(crossent))
     for name in ("check", "diff", "parametrize", "formula"):
         assert f"{name}(" in text

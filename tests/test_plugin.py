@@ -58,7 +58,7 @@ def test_a_test_is_a_check_on_a_case_and_a_finding_is_shown_in_full(run):
     repeated = re.search(r"repeat  pytest '(\S+::test_wrong\[loss\[\S+\]\])'$", out, re.M)
     again = run(repeated[1], here=True)
     again.assert_outcomes(failed=1)
-    assert "crossent/asked.py" not in out  # the traceback ends at the call of the check
+    assert "crossent/run/pytest_checks.py" not in out  # the traceback ends at the call of the check
     assert re.search(r"^crossent: torch \S+, device cpu, seed 0, level QUICK", out, re.M)
     assert "THIS WAS A QUICK RUN" in out
 
@@ -89,7 +89,7 @@ def test_the_summary_says_how_many_tests_were_deselected(run):
     assert numbers[0] == numbers[1] > 1000
 
 
-def test_what_is_expected_fails_as_expected(run, pytester):
+def test_a_known_failure_is_an_xfail(run, pytester):
     (pytester.path / "known.toml").write_text(KNOWN)
     result = run(
         "-k",
@@ -103,7 +103,7 @@ def test_what_is_expected_fails_as_expected(run, pytester):
     assert result.parseoutcomes()["xfailed"] > 0
 
 
-def test_a_test_is_quick_unless_more_is_asked():
+def test_the_default_level_is_quick():
     options = SimpleNamespace(getoption=lambda name: None)
     (settings,) = plugin._settings_of(options, {})
     assert settings.level == "quick"
@@ -165,7 +165,7 @@ def test_a_green_run_in_which_nothing_ran_has_failed(run, pytester):
     )
 
 
-def test_a_project_without_such_tests_hears_nothing_and_imports_no_torch(run, pytester):
+def test_in_a_project_without_such_tests_the_plugin_prints_nothing_and_imports_no_torch(run, pytester):
     pytester.makepyfile(test_other="import sys\n\ndef test_other():\n    assert 'torch' not in sys.modules\n")
     result = run("test_other.py")
     assert result.ret == pytest.ExitCode.OK
@@ -182,7 +182,7 @@ def test_a_project_without_such_tests_hears_nothing_and_imports_no_torch(run, py
         ("@crossent.parametrize(crossent.formula)\ndef test_it(): pass", "the test has no argument `check`"),
         (
             "@crossent.parametrize(crossent.formula, levle='quick')\ndef test_it(check): check()",
-            "got 'levle'; allowed are",
+            "crossent.parametrize: got the option 'levle'; allowed are device, dtypes,",
         ),
     ],
 )
@@ -193,8 +193,8 @@ def test_a_decorator_that_is_wrong_is_an_error_of_collection(run, pytester, code
     assert said in result.stdout.str()
 
 
-def test_a_run_fails_where_something_broke_since_the_baseline(run, pytester):
-    kept = pytester.path / "kept.json"
+def test_a_run_fails_if_a_result_changed_since_the_baseline(run, pytester):
+    baseline = pytester.path / "baseline.json"
     options = (
         "--crossent-subject=scalar",
         "--crossent-dtype=float64",
@@ -202,16 +202,17 @@ def test_a_run_fails_where_something_broke_since_the_baseline(run, pytester):
         "-k",
         "not test_right and not test_wrong",
     )
-    assert run(*options, f"--crossent-json={kept}").ret == 0
-    same = run(*options, f"--crossent-baseline={kept}")
+    assert run(*options, f"--crossent-json={baseline}").ret == 0
+    same = run(*options, f"--crossent-baseline={baseline}")
     assert same.ret == 0
     assert re.search(r"^\d+ cases in both runs: \d+ same bits$", same.stdout.str(), re.M)
-    whole = kept.read_text(encoding="utf-8")
-    kept.write_text(whole.replace('"raised": ""', '"raised": "KeyError: 3"'), encoding="utf-8")
-    moved = run(*options, f"--crossent-baseline={kept}")
-    assert moved.ret == pytest.ExitCode.TESTS_FAILED
-    assert re.search(r"^changed behaviour: scalar: call on ", moved.stdout.str(), re.M)
-    kept.write_text("{", encoding="utf-8")
-    damaged = run(*options, f"--crossent-baseline={kept}")
+    whole = baseline.read_text(encoding="utf-8")
+    baseline.write_text(whole.replace('"raised": ""', '"raised": "KeyError: 3"'), encoding="utf-8")
+    changed = run(*options, f"--crossent-baseline={baseline}")
+    assert changed.ret == pytest.ExitCode.TESTS_FAILED
+    assert re.search(r"^changed behaviour: scalar: call on ", changed.stdout.str(), re.M)
+    baseline.write_text("{", encoding="utf-8")
+    damaged = run(*options, f"--crossent-baseline={baseline}")
     assert damaged.ret == pytest.ExitCode.TESTS_FAILED
-    assert re.search(r"^ERROR: \S+kept.json: not a report: ", damaged.stdout.str(), re.M)
+    refused = re.compile(r"^ERROR: --crossent-baseline: \S+baseline.json: not a report of crossent: ", re.M)
+    assert refused.search(damaged.stdout.str())

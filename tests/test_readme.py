@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.examples import blocks, require_said
+from support.examples import assert_prints_its_comments, blocks
 from support.readme import PAGES, README, ROOT, part
 from support.terminal import lines_of, picture
 
@@ -51,7 +51,7 @@ def lacking():
     return sum(not hasattr(torch, of) for of in INTEGERS)
 
 
-def test_the_picture_of_a_check_shows_every_subject_and_counts_the_cases_that_there_are(pictures):
+def test_the_picture_of_a_check_shows_every_subject_and_the_number_of_cases(pictures):
     again = "`nox -s figures` draws the picture again"
     cases = len(plan("quick", tuple(DTYPES), 0)) + lacking()
     shown = {line.split()[0]: line for line in pictures[0] if " PASSED " in line}
@@ -110,12 +110,12 @@ def test_every_link_of_a_page_leads_to_a_file_and_a_heading(page):
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_path_that_a_page_names_is_there(page):
+def test_every_path_that_a_page_names_exists(page):
     named = re.findall(r"`((?:crossent|tests|benchmarks)/[\w./]+)`", page.read_text(encoding="utf-8"))
     assert [path for path in named if not (ROOT / path).exists()] == []
 
 
-def test_every_module_and_function_that_contributing_names_is_there():
+def test_every_module_and_function_that_contributing_names_exists():
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     named = re.findall(r"`([\w/]+\.(?:py|toml))(?:: ([\w, ]+))?`", text)
     assert len(named) > 30
@@ -128,4 +128,4 @@ def test_every_module_and_function_that_contributing_names_is_there():
 
 @pytest.mark.parametrize(("place", "source"), blocks(README, "python"))
 def test_an_example_of_the_readme_runs_and_prints_what_it_says(place, source):
-    require_said(source, place)
+    assert_prints_its_comments(source, place)

@@ -44,11 +44,14 @@ CHANGES = {
     "numpy's handling of floating-point errors": lambda: np.seterr(under="raise"),
     "the filters of warnings": lambda: warnings.simplefilter("ignore"),
 }
-APART = {"the flush of subnormal numbers", "the random generators of CUDA"}  # other tests cover these
+TESTED_ELSEWHERE = {
+    "the flush of subnormal numbers",
+    "the random generators of CUDA",
+}  # the names of states that other tests cover
 
 
-def test_every_state_is_asked_for():
-    assert CHANGES.keys() | APART == STATES.keys()
+def test_every_state_has_a_test():
+    assert CHANGES.keys() | TESTED_ELSEWHERE == STATES.keys()
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -69,7 +72,7 @@ def test_a_state_that_a_subject_changes_is_a_finding_and_is_set_back(name):
     assert [f.message for f in report.findings if f.check == "state"] == [f"the call changed {name}"]
 
 
-def test_hooks_that_a_subject_takes_away_are_put_back():
+def test_hooks_that_a_subject_removes_are_restored():
     skip_unless_readable("the hooks of saved tensors")
     with torch.autograd.graph.saved_tensors_hooks(doubled, doubled):
         before = snapshot()
@@ -78,7 +81,7 @@ def test_hooks_that_a_subject_takes_away_are_put_back():
         assert restore(before) == []
 
 
-def test_a_default_device_that_the_caller_chose_is_put_back():
+def test_a_default_device_that_the_caller_chose_is_restored():
     torch.set_default_device("meta")
     try:
         before = snapshot()
@@ -93,7 +96,7 @@ def test_right_code_changes_nothing():
     assert not run(FORM_SUBJECTS.values(), Case("float32", (5,)), SINGLE).findings
 
 
-def test_a_filter_that_a_library_has_for_its_own_warnings_is_its_own():
+def test_a_filter_for_the_warnings_of_a_library_is_no_change_of_state():
     """For example, torch imports sympy during the first call that needs it, and sympy adds a filter."""
 
     class Deprecated(UserWarning):
@@ -109,16 +112,16 @@ def test_a_filter_that_a_library_has_for_its_own_warnings_is_its_own():
         assert restore(before) == []
 
 
-def test_numpys_generator_is_read_again_where_a_second_normal_number_is_kept():
+def test_a_stored_second_normal_number_is_part_of_the_state_of_numpys_generator():
     """The first of two draws changes the numbers of the generator. The second draw only takes the kept number."""
     rng = np.random.RandomState(0)  # a generator like the global one, whose state the test may use
     before = np.random.get_state(legacy=False)
     try:
         rng.standard_normal()
         np.random.set_state(rng.get_state(legacy=False))
-        kept = snapshot()
+        saved = snapshot()
         np.random.standard_normal()
-        assert restore(kept) == ["numpy's random generator"]
+        assert restore(saved) == ["numpy's random generator"]
         assert np.random.get_state(legacy=False)["has_gauss"] == 1
     finally:
         np.random.set_state(before)

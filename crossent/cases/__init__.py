@@ -4,14 +4,14 @@ A case has one choice on each of several axes, such as its dtype, its reduction 
 defines the choices, builds the tensors of a case, and lists the cases. Its modules import torch, numpy,
 `crossent.numerics.formats`, `crossent.choices` and `crossent.words`. They import no other part of the package.
 
-axes        the axes of a case whose choices are words, the classes of sizes, and the impossible combinations
+axes        the axes whose choices are words; size ranges, such as 257 to 1024 classes; impossible combinations
 values      the kinds of logits: each kind triggers one kind of numerical error
 operation   Operation: the function of torch that a subject computes; its arguments and gradients
 ids         the case or the bad input with an id
 case        Case: its id, and the tensors that it builds
 inputs      Inputs: the tensors and options of one call, and their memory layouts
 grid        the choices of sizes and label_smoothing; cases from covering arrays, pairwise and 3-way: of options
-            (pairs.txt, triples.txt, transformed.txt), and of options with classes of sizes (sizes.txt,
+            (pairs.txt, triples.txt, transformed.txt), and of options with size ranges (sizes.txt,
             size_triples.txt)
 cover       computes the covering arrays again, for `nox -s cover`
 edges       cases at the limits of sizes and number formats, and for special code paths in torch

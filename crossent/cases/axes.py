@@ -65,17 +65,17 @@ AXES: dict[str, tuple[str, ...]] = {
     "weight_layout": tuple(f"weight_{layout}" for layout in ("contiguous", "window", "strided", "offset")),
 }
 # Kernels change their code path with the number of classes and of rows: at the length of a vector, a block, a tile or a
-# chunk of the vocabulary. A class of sizes is a range of such numbers, which ends at one of these limits.
+# chunk of the vocabulary. A size range is a range of such numbers, which ends at one of these limits.
 CLASS_LIMITS = (1, 2, 7, 32, 256, 1024, 4096, 16384, 65535)
 ROW_LIMITS = (0, 1, 16, 32, 128, 1024, 4096)
 
 
 def size_class(number: int, limits: Sequence[int], of: str) -> str:
-    """Return the class of sizes that contains a number of classes or rows, in words.
+    """Return the size range of a number of classes or rows, as text.
 
     Args:
         number: The number of classes or rows.
-        limits: The last number of each class of sizes, in ascending order.
+        limits: The last number of each size range, in ascending order.
         of: "classes" or "rows".
 
     >>> size_class(521, CLASS_LIMITS, "classes"), size_class(1, ROW_LIMITS, "rows"), size_class(0, ROW_LIMITS, "rows")
@@ -91,7 +91,7 @@ def size_class(number: int, limits: Sequence[int], of: str) -> str:
 
 
 def _by_size_class(numbers: Sequence[int], limits: Sequence[int], of: str) -> dict[str, tuple[int, ...]]:
-    """Group numbers of classes or rows by their class of sizes."""
+    """Return a dict from size ranges to the numbers of classes or rows in them."""
     found: dict[str, tuple[int, ...]] = {}
     for number in numbers:
         name = size_class(number, limits, of)
@@ -99,7 +99,7 @@ def _by_size_class(numbers: Sequence[int], limits: Sequence[int], of: str) -> di
     return found
 
 
-# The class of 33 to 256 classes ends with 255 here: with 256 classes, an ignore_index of 255 would be a class.
+# The size range of 33 to 256 classes ends with 255 here: with 256 classes, an ignore_index of 255 would be a class.
 CLASS_SIZES = _by_size_class(
     (
         *(1, 2, 3, 5, 7, 8, 15, 16, 31, 32, 33, 64, 100, 127, 129, 255),
@@ -130,7 +130,7 @@ class Constraint:
     Attributes:
         reason: why the combinations are impossible.
         axes: the names of the axes that the rule is about.
-        forbids: a function that takes the choices on these axes, and returns whether they are impossible together.
+        forbids: a function that takes the choices on these axes, and returns whether their combination is impossible.
     """
 
     reason: str
@@ -214,7 +214,7 @@ CONSTRAINTS = (
 def why_forbidden(choices: Mapping[str, Any]) -> str | None:
     """Return the reason why these choices are impossible together, or None.
 
-    `choices` maps the name of an axis to the choice. If an axis is missing, the constraints about it do not count.
+    `choices` maps names of axes to choices. Constraints on axes that `choices` lacks do not count.
     """
     for constraint in CONSTRAINTS:
         chosen = [choices[axis] for axis in constraint.axes if axis in choices]

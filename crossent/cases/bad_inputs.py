@@ -35,7 +35,7 @@ class BadInput:
     Attributes:
         id: a name that says what is wrong with the call.
         kind: the kind of the mistake, one of `BAD_INPUT_KINDS`.
-        make: a function that returns the wrong argument by name, together with other arguments that it depends on.
+        make: a function that returns the arguments that differ from a correct call, by name.
         raises: the errors that are allowed.
         poisons: whether the call causes a device-side assert on CUDA. Afterwards the process cannot use the device.
         dtype: the dtype of the logits. The report counts the call under this dtype.
@@ -112,9 +112,9 @@ def _no_class(id: str, make: Callable[[], dict[str, Any]]) -> BadInput:
 
 
 def _half(id: str, kind: str, dtype: str, make: Callable[[], dict[str, Any]]) -> BadInput:
-    """Return a call with logits in float16 or bfloat16, and a wrong argument from `make`.
+    """Return a call with logits in float16 or bfloat16, and with the arguments that `make` returns.
 
-    A loss that widens the logits first may miss a wrong dtype of the other argument.
+    A loss that converts the logits to float32 before its checks may miss a target or weight of a wrong dtype.
     """
     logits = {"dtype": DTYPES[dtype]}
     return BadInput(f"{id}_of_{dtype}", kind, lambda: {"input": _zeros(3, 4, **logits), **make()}, dtype=dtype)

@@ -171,12 +171,12 @@ class Case:
 
     @property
     def class_size(self) -> str:
-        """The class of sizes of the number of classes, such as "257 to 1024 classes"."""
+        """The size range of the number of classes, such as "257 to 1024 classes"."""
         return size_class(self.classes, CLASS_LIMITS, "classes")
 
     @property
     def row_size(self) -> str:
-        """The class of sizes of the number of rows, such as "17 to 32 rows"."""
+        """The size range of the number of rows, such as "17 to 32 rows"."""
         return size_class(self.rows, ROW_LIMITS, "rows")
 
     @property
@@ -250,10 +250,10 @@ class Case:
         return {"input": laid_out(drawn["input"], self.layout)}
 
     def direction(self, device: str = "cpu") -> Tensor:
-        """Return the direction along which derivatives are taken: a tensor like the logits, with entries from -2 to 2.
+        """Return the direction along which derivatives are taken: a tensor with the logits' shape and dtype.
 
-        The entries use all bits of the dtype. So code that rounds the direction to fewer bits gets another derivative.
-        The entries depend only on the sizes and the seed. Each dtype has the same numbers, rounded to the dtype.
+        The elements are random numbers from -2 to 2. They depend only on the sizes and the seed, and are rounded to the
+        dtype. They use all bits of the dtype, so code that rounds the direction to fewer bits gets another derivative.
         """
         random = np.random.RandomState(zlib.crc32(repr(("direction", tuple(map(int, self.sizes)), self.seed)).encode()))
         numbers = self._shaped(FORMATS[self.dtype].nearest(4 * random.random_sample((self.rows, self.classes)) - 2))
@@ -265,7 +265,7 @@ class Case:
         return (self.sizes[0], *self.sizes[2:]) if len(self.sizes) > 1 else ()
 
     def _shaped(self, rows: Any) -> Any:
-        """Reshape (R, C) to the sizes of the logits, or (R,) to the sizes of an unreduced loss."""
+        """Return an array (R, C) in the sizes of the logits, or an array (R,) in the sizes of an unreduced loss."""
         if rows.ndim == 1:
             return rows.reshape(self._row_sizes)
         return np.moveaxis(rows.reshape(*self._row_sizes, self.classes), -1, min(1, len(self.sizes) - 1))
@@ -316,14 +316,14 @@ class Case:
         return raw / raw.sum(1, keepdims=True) if draw.classes else raw
 
     def _entry(self, entries: Mapping[str, Any], axis: str, function: str) -> Any:
-        """Return the entry for the case's choice on an axis. If there is none, raise an error that names `function`."""
+        """Return the entry for the case's choice on an axis. If there is none, raise the error of :func:`_not_made`."""
         if (word := getattr(self, axis)) not in entries:
             raise _not_made(axis, word, function)
         return entries[word]
 
 
 def _some(random: np.random.RandomState, count: int) -> Any:
-    """Return a random mask, (count,), with about 40 % True. Two or more entries are never all True or all False."""
+    """Return a random mask, (count,), about 40 % True. A mask of two or more elements has both True and False."""
     chosen = random.random_sample(count) < 0.4
     if count > 1 and chosen.all() == chosen.any():
         chosen[0] = not chosen[0]
@@ -331,5 +331,5 @@ def _some(random: np.random.RandomState, count: int) -> Any:
 
 
 def _not_made(axis: str, word: str, function: str) -> ValueError:
-    """Return the error for a choice of `AXES` that no code builds."""
+    """Return the error for a choice of `AXES` that `function` should build but does not."""
     return ValueError(f"{axis}: got {word!r}, which no code builds; add {word!r} to {function}")

@@ -1,7 +1,7 @@
 """Compute the covering arrays of :mod:`crossent.cases.grid` again: `nox -s cover`.
 
-The library covertable computes the arrays of options. It would take hours for the arrays of sizes, whose constraints
-join many axes. The greedy search of this module computes the arrays of sizes in a minute.
+The library covertable computes the arrays of options. covertable would take hours for the arrays with size
+ranges, whose constraints join many axes. The greedy search of this module computes those arrays in a minute.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ def _of_options(array: CoveringArray) -> list[Case]:
 
 
 def _balanced(cases: list[Case], array: CoveringArray) -> list[Case]:
-    """Change the dtypes of cases so that all dtypes have about equally many cases; keep every combination of choices.
+    """Return the cases, with some dtypes changed so that all dtypes have about equally many cases.
 
-    The library takes the first dtype wherever the dtype does not matter.
+    No combination of choices that the array needs is lost. If several dtypes are possible, covertable takes the first.
     """
     covered = Counter(chosen for case in cases for chosen in _sets(case, array))
     many = Counter(case.dtype for case in cases)
@@ -70,10 +70,10 @@ def _balanced(cases: list[Case], array: CoveringArray) -> list[Case]:
 
 
 def _of_sizes(array: CoveringArray) -> list[Case]:
-    """Compute the cases of a covering array with classes of sizes.
+    """Compute the cases of a covering array of options with size ranges.
 
-    Each case starts with a combination of choices that no case has yet. Then the search makes the other choices, on the
-    axes in random order. Each choice completes as many missing combinations as possible.
+    Each case starts with a combination of choices that no case has yet. The search then goes through the other axes in
+    random order, and takes the choice that completes the most missing combinations.
     """
     random = Random(0)
     left: Left = {axes: set(itertools.product(*(array.choices[axis] for axis in axes))) for axes in array.combined}
@@ -130,7 +130,10 @@ def _is_possible(chosen: Chosen, array: CoveringArray) -> bool:
 
 
 def _enriched(cases: list[Case], array: CoveringArray) -> list[Case]:
-    """Change choices so that more combinations of :func:`sized_triples` occur, and keep all that the array needs."""
+    """Return the cases, with some choices changed so that more combinations of :func:`sized_triples` occur.
+
+    No combination of choices that the array needs is lost.
+    """
     covered = Counter(chosen for case in cases for chosen in _sets(case, array))
     met = Counter(chosen for case in cases for chosen in sized_triples(case))
     improved = True
@@ -151,7 +154,7 @@ def _enriched(cases: list[Case], array: CoveringArray) -> list[Case]:
 
 
 def _can_move(case: Case, moved: Case, covered: Counter[Any], array: CoveringArray) -> bool:
-    """Return whether `moved` may replace `case`: other cases have all combinations that `moved` lacks."""
+    """Return whether `moved` may replace `case`: each combination that `case` loses also occurs in another case."""
     return all(covered[chosen] > 1 for chosen in set(_sets(case, array)) - set(_sets(moved, array)))
 
 
@@ -161,7 +164,7 @@ def _sets(case: Case, array: CoveringArray) -> list[tuple[Any, ...]]:
 
 
 def _numbered(cases: Iterable[Case]) -> Iterator[Case]:
-    """Yield the cases with other sizes, so that all numbers in a class of sizes occur about equally often."""
+    """Yield the cases with new sizes from the same size ranges. All numbers of a range occur about equally often."""
     used: Counter[tuple[str, int]] = Counter()
     for case in cases:
         classes, rows = min(

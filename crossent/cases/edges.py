@@ -22,10 +22,10 @@ def _powers(exponents: Iterable[int]) -> tuple[int, ...]:
 
 
 def _wide(dtypes: Iterable[str], widths: Iterable[int], rows: int = 4) -> tuple[Case, ...]:
-    """Return cases with these numbers of classes.
+    """Return a case for each dtype and each number of classes in `widths`.
 
-    Of four rows, one is normal, one has one class far above the others, one is flat, and one is far below zero. Flat
-    rows show an accumulator with too few bits. The other rows show that a kernel reads columns beyond the last class.
+    Of four rows, one is normal, one has one class far above the others, one is flat, and one is far below zero. The
+    flat row reveals an accumulator with too few bits. The other rows reveal a kernel that reads beyond the last class.
     """
     return tuple(
         Case(dtype, (rows, width), "assorted", reduction="none", upstream="rows", name="width")
@@ -233,7 +233,7 @@ MANY_ROWS = (
 
 
 def edges(dtypes: Sequence[str] = tuple(DTYPES), seed: int = 0, level: str = "normal") -> Iterator[Case]:
-    """Return the cases of this module with these dtypes and this seed, up to a level.
+    """Yield the cases of this module that run at a level, with these dtypes and this seed.
 
     For one subject, level quick takes well below a second, normal takes seconds, and thorough takes minutes and several
     GiB of memory.
@@ -247,7 +247,7 @@ def edges(dtypes: Sequence[str] = tuple(DTYPES), seed: int = 0, level: str = "no
 
 
 def large_cases(dtypes: Sequence[str] = tuple(DTYPES), seed: int = 0) -> Iterator[Case]:
-    """Return the tiled cases of the corpus and of this module with these dtypes and this seed.
+    """Yield the tiled cases of the corpus and of this module with these dtypes and this seed.
 
     A tiled case repeats a small batch many times (`Case.tiled`).
     """

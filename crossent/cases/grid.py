@@ -2,7 +2,7 @@
 
 Most real bugs need a combination of weight, ignored rows, label smoothing and reduction (pytorch#73205). Other bugs
 need an option and a wide row or many rows, because kernels change their code path with the size. So the arrays `sizes`
-and `size_triples` combine the classes of sizes with the options.
+and `size_triples` combine size ranges, such as 257 to 1024 classes, with the options.
 
 The file NAME.txt holds the ids of the cases of the array NAME. `nox -s cover` computes the files again.
 """
@@ -65,8 +65,8 @@ TRANSFORMED: dict[str, tuple[Any, ...]] = {
     "target_layout": ("target_contiguous", "target_strided"),
 }
 
-# The choices that are combined with the classes of sizes. The class of the number of classes, the class of the number
-# of rows and the number of dimensions are three axes. The cases use the numbers of a class of sizes in turn.
+# The choices that are combined with the size ranges. The size range of the number of classes, the size range of the
+# number of rows, and the number of dimensions are three axes. The cases use the numbers of a size range in turn.
 SIZED: dict[str, tuple[Any, ...]] = {
     "class_size": tuple(CLASS_SIZES),
     "row_size": tuple(ROW_SIZES),
@@ -93,7 +93,7 @@ _MOST_OF_ROWS = 12_300  # the most logits of a case with more rows
 
 @cache
 def numbers_of(class_size: str, row_size: str) -> list[tuple[int, int]]:
-    """Return the pairs (classes, rows) in these two classes of sizes whose product is small enough for a case."""
+    """Return the pairs (classes, rows) from two size ranges, without those that give too many logits for a case."""
     return [
         (classes, rows)
         for classes, rows in itertools.product(CLASS_SIZES[class_size], ROW_SIZES[row_size])
@@ -133,7 +133,7 @@ SIZE_CONSTRAINTS = (
 
 @dataclass(frozen=True)
 class CoveringArray:
-    """A covering array: each possible combination of choices on `strength` axes occurs in one of its cases.
+    """A covering array: each possible combination of choices on `strength` axes occurs in at least one case.
 
     Attributes:
         strength: 2 for a pairwise array, 3 for a 3-way array.
@@ -152,7 +152,7 @@ class CoveringArray:
         return [axes for axes in every if not self.around or set(self.around) & set(axes)]
 
     def forbids(self, chosen: Mapping[str, Any]) -> bool:
-        """Return whether a constraint forbids these choices. Constraints about missing axes do not count."""
+        """Return whether a constraint forbids these choices. Constraints on axes that `chosen` lacks do not count."""
         for constraint in SIZE_CONSTRAINTS:
             if set(constraint.axes) <= chosen.keys() and constraint.forbids(
                 *(chosen[axis] for axis in constraint.axes)
@@ -164,7 +164,7 @@ class CoveringArray:
 
     @staticmethod
     def sizes(chosen: Mapping[str, Any]) -> tuple[int, ...]:
-        """Return the smallest sizes of logits with the chosen classes of sizes and number of dimensions."""
+        """Return the smallest sizes of logits with the chosen size ranges and number of dimensions."""
         return sizes_of(*numbers_of(chosen["class_size"], chosen["row_size"])[0], chosen["dimensions"])
 
 
@@ -197,8 +197,8 @@ def each_choice(cases: Sequence[Case], others: Iterable[Case] = ()) -> list[Case
     """Return a few of `cases` that have, together with `others`, each choice that occurs in `cases`.
 
     Only the axes of `TRANSFORMED` count. A greedy search always takes the case with the most missing choices. Of
-    several such cases, it prefers a case with rows, because the graph of an empty batch can hardly be wrong. Of several
-    such cases, it takes the case with the most missing pairs of choices.
+    several such cases, the search prefers those with rows, because the graph of an empty batch can hardly be wrong.
+    Of these, it takes the case with the most missing pairs of choices.
 
     Example:
         >>> some = each_choice([*grid(array="transformed")])
@@ -224,7 +224,7 @@ def _pairs(case: Case) -> set[tuple[tuple[str, Any], ...]]:
 
 
 def met(cases: Iterable[Case], strength: int = 3) -> int:
-    """Count the different combinations of `strength` choices that occur in these cases.
+    """Return the number of different combinations of `strength` choices that occur in these cases.
 
     Example:
         >>> met([Case("float32")])  # three of eleven axes
@@ -238,7 +238,7 @@ def met(cases: Iterable[Case], strength: int = 3) -> int:
 
 
 def sized_triples(case: Case) -> set[tuple[str, str, str]]:
-    """Return the combinations of a class of sizes, a choice on another axis and the dtype that occur in a case.
+    """Return the combinations (size range, choice on another axis, dtype) that occur in a case.
 
     Example:
         >>> ("257 to 1024 classes", "reduction sum", "float32") in sized_triples(Case.of("float32-300-flat-int64-sum"))

@@ -155,8 +155,8 @@ class Values:
 
     Attributes:
         draw: the function that makes the logits, (R, C).
-        largest: an upper bound of the logits' magnitude, which the dtype must hold; 0 if they scale with the dtype.
-        ignored_only: whether the kind needs ignored rows, because only their logits are special.
+        largest: an upper bound of the magnitude, which the dtype must hold; 0 if the logits scale with the dtype.
+        ignored_only: whether the kind needs ignored rows, because only the logits of ignored rows are special.
     """
 
     draw: Callable[[Draw], Array]

@@ -20,7 +20,7 @@ from crossent.cases.axes import DENSE_TARGETS
 from crossent.cases.case import Case
 from crossent.cases.inputs import Inputs, bits
 from crossent.subjects.subject import Loss, Subject
-from crossent.trials.call import Gradients, Result, as_loss, evaluate
+from crossent.trials.call import Gradients, Result, as_loss, evaluate, in_words
 from crossent.trials.check import EVERY_OPERATION, Cost, Found, check
 from crossent.trials.difference import Difference
 from crossent.trials.memory import marks, written
@@ -117,8 +117,8 @@ def circumstances(trial: Trial) -> Found:
     question = trial.question
     for way in ways_of(trial.case, trial.subject):
         got = trial.evaluate(question.fresh(), evaluate_in_circumstance, way)
-        if problem := misshapen(trial, got.loss, question.exact):
-            yield replace(problem, message=f"{way}: {problem.message}")
+        if problem := misshapen(trial, got.loss, question.exact, way=way):
+            yield problem
             return
         yield from _named(trial.compare(got, question.exact), way)
     yield from _of_nan(trial)
@@ -129,8 +129,9 @@ def _of_nan(trial: Trial) -> Iterator[Problem]:
     parts = trial.evaluate(replace(inputs, upstream=torch.full_like(inputs.upstream, torch.nan))).parts
     for name, usual in trial.got.parts.items():
         if name != "loss" and (lost := (usual != 0) & ~parts[name].isnan()).any():
-            said = f"{int(lost.sum())} of {lost.numel()} numbers of the {name} are not NaN"
-            yield Problem("wrong", f"with an upstream gradient of NaN: {said}")
+            said = f"{int(lost.sum())} of {int((usual != 0).sum())} elements are not NaN; expected NaN in each element"
+            said = f"{said} that is not 0 with the upstream gradient of the case"
+            yield Problem("wrong", f"{in_words(name)}, with an upstream gradient of NaN: {said}")
 
 
 def ways_of(case: Case, subject: Subject) -> tuple[str, ...]:
@@ -145,7 +146,7 @@ def evaluate_in_circumstance(loss: Loss, inputs: Inputs, gradients: Gradients, w
 
     This is an act: it runs in the process of the subject.
 
-    If the loss has a wrong shape, no gradient is computed: :func:`misshapen` reports the shape.
+    If the loss has a wrong shape, the function computes no gradient: :func:`misshapen` reports the shape.
     """
     circumstance = CIRCUMSTANCES[way]
     dense = "target_gradient" in gradients and inputs.target.is_floating_point()
@@ -168,11 +169,11 @@ def no_grad(trial: Trial) -> Found:
     question = trial.question
     for way in UNRECORDED:
         loss, requires_grad, given, mark = trial.perform(evaluate_unrecorded, question.fresh(), way)
-        if problem := misshapen(trial, loss, question.exact):
-            yield replace(problem, message=f"{way}: {problem.message}")
+        if problem := misshapen(trial, loss, question.exact, way=way):
+            yield problem
             return
         if requires_grad:
-            yield Problem("wrong", f"{way}: the loss requires a gradient")
+            yield Problem("wrong", f"loss, {way}: got requires_grad=True; expected requires_grad=False")
             return
         changed = written(given, question.inputs) if "arguments" not in trial.subject.lacks else ""
         if change := f"the call wrote into {changed}" if changed else mark:
@@ -207,10 +208,7 @@ def non_leaf(trial: Trial) -> Found:
         yield problem
         return
     if "arguments" not in trial.subject.lacks and (bits(made) != bits(trial.question.inputs.input)).any():
-        yield Problem(
-            "changed_input",
-            "the call changed `input` in place, where `input` is the output of an operation and not a leaf",
-        )
+        yield Problem("changed_input", "the call changed `input` in place; `input` is not a leaf in this call")
         return
     yield from trial.compare(got, trial.question.exact)
 
@@ -242,13 +240,15 @@ def alone(trial: Trial) -> Found:
             yield problem
             return
         if not requires_grad:
-            yield Problem("wrong", f"the loss does not require a gradient, so there is no gradient {way}")
+            said = "loss: got requires_grad=False; expected requires_grad=True"
+            yield Problem("wrong", f"{said}, since requires_grad is True for the {'logits' if logits else 'target'}")
             return
         required, other = gradients if logits else reversed(gradients)
         if required is None or other is not None:
             name, other_name = ("logits", "target") if logits else ("target", "logits")
-            said = f"the {name} got no gradient" if required is None else f"the {other_name} got a gradient"
-            yield Problem("wrong", f"{said}, though a gradient is required for the {name} alone")
+            missing, surplus = f"{name}: got none; expected one", f"{other_name}: got one; expected none"
+            said = f"gradient of the {missing if required is None else surplus}"
+            yield Problem("wrong", f"{said}, since requires_grad is True for the {name} alone")
             return
         got = Result(loss, required) if logits else Result(loss, None, required)
         yield from _named(trial.compare(got, trial.question.exact), way)
@@ -257,13 +257,13 @@ def alone(trial: Trial) -> Found:
 def backward_alone(
     loss: Loss, inputs: Inputs, logits: bool, target: bool
 ) -> tuple[Tensor, bool, Tensor | None, Tensor | None]:
-    """Call the subject and run backward, where only the logits or only the target require a gradient.
+    """Call the subject and run backward. Only the logits or only the target require a gradient.
 
-    `logits` and `target` say which of the tensors requires it.
+    `logits` is whether the logits require a gradient, and `target` whether the target does.
 
     This is an act: it runs in the process of the subject.
 
-    If the loss has a wrong shape, there is no backward pass: :func:`misshapen` reports the shape.
+    If the loss has a wrong shape, the function runs no backward pass: :func:`misshapen` reports the shape.
 
     Returns:
         The loss, its requires_grad, and the gradients of the logits and of the target. A missing gradient is None.
@@ -286,8 +286,8 @@ def threads(trial: Trial) -> Found:
     for questions, ways in (((question,), THREADS[:1]), ((question, other), THREADS[1:])):
         results = trial.perform(at_once, [each.fresh() for each in questions], trial.gradients)
         for way, of_thread, got in zip(ways, questions, results, strict=True):
-            if problem := misshapen(trial, got.loss, of_thread.exact):
-                yield replace(problem, message=f"{way}: {problem.message}")
+            if problem := misshapen(trial, got.loss, of_thread.exact, way=way):
+                yield problem
                 return
             yield from _named(trial.compare(got, of_thread.exact), way)
 

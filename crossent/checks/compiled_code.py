@@ -33,8 +33,8 @@ def evaluate_compiled(
 
     This is an act: it runs in the process of the subject.
 
-    Before each call, freed memory is filled with NaN. If a call raises, no further call is made, and the exception is
-    the last element of the result.
+    Before each call, the function fills freed memory with NaN. If a call raises, the function makes no further call,
+    and the exception is the last element of the result.
     """
     if reason := unusable(backend, calls[0].input.device.type):
         return NotRun(reason)
@@ -73,16 +73,16 @@ def promised(own: Contract, backend: str, device: str) -> Contract:
     A traced graph, and compiled code on a CPU, have the subject's own contract. A traced graph consists of torch's
     operations, as the forms do. Code for a CPU adds, multiplies and divides by IEEE 754, since torch passes
     `-fno-unsafe-math-optimizations` to the compiler. Its exp and log come from the vector library, and from the C
-    library for the elements that do not fill a vector. Both are within one unit in the last place
-    (tests/numerics/test_assumptions.py).
+    library for the elements that do not fill a vector. The errors of both libraries are at most one unit in the last
+    place (tests/numerics/test_assumptions.py).
 
     Fused steps leave out roundings to half precision that separate kernels make, and add none. Every contract allows
-    this. Half-precision numbers `t` are added in float32, in any order. Over at most 2^13 rows, the error of such a sum
-    is at most `2^13 · 2^-24 Σ|t|`. A single addition in float16 has an error bound of the same size, and every contract
-    of grade B allows one.
+    this. Compiled code adds half-precision numbers `t` in float32, in any order. Over at most 2^13 rows, the error of
+    such a sum is at most `2^13 · 2^-24 Σ|t|`. A single addition in float16 has an error bound of the same size, and
+    every contract of grade B allows one addition in half precision.
 
-    Code for a CUDA device comes from Triton. Its exp, log and division are approximate, and it may compute a softmax in
-    blocks.
+    Code for a CUDA device comes from Triton. Its exp, log and division are approximate, and the code may compute a
+    softmax in blocks.
     """
     if backend == TRACER or device == "cpu":
         return own
@@ -105,8 +105,9 @@ def _ignored_indices(case: Case) -> bool:
 def compiled(backend: str, dynamic: bool, trial: Trial) -> Found:
     """Check that the compiled subject gives the exact loss and gradients in each of two calls.
 
-    Freed memory is filled with NaN before each call, to find elements that are never written (Liger-Kernel#1338). If
-    the code is compiled for dynamic sizes, the second call gets a larger batch with other numbers.
+    Before each call, :func:`evaluate_compiled` fills freed memory with NaN, to find elements that the code never writes
+    (Liger-Kernel#1338). If `dynamic` is True, the code is compiled for dynamic sizes, and the second call gets a larger
+    batch with other numbers.
     """
     other = Question(larger(trial.case), trial.question.device) if dynamic else trial.question
     questions = (trial.question, ""), (other, f" on {other.case.id}" if dynamic else " called again")
@@ -117,8 +118,8 @@ def compiled(backend: str, dynamic: bool, trial: Trial) -> Found:
     for (question, where), got in zip(questions, made, strict=False):
         if isinstance(got, Raised):
             raise refused_when_compiled(got, where)
-        if problem := misshapen(trial, got.loss, question.exact):
-            yield replace(problem, message=f"{problem.message}{where}")
+        if problem := misshapen(trial, got.loss, question.exact, way=where.lstrip()):
+            yield problem
             return
         for found in compare_compiled(trial, backend, got, question.exact):
             yield replace(found, of=f"{found.of}{where}")
@@ -193,7 +194,7 @@ def compiled_error(trial: Trial) -> Iterator[Problem]:
                 yield Problem("wrong", message)
         else:
             value = f" {reaction.tolist()}" if reaction.numel() < 10 else ""
-            returned = f"class {index} of {trial.case.classes} returned{value}"
+            returned = f"class {index}, outside of 0 to {trial.case.classes - 1}, returned{value}"
             yield Problem("accepted", f"{returned}; should have raised IndexError or RuntimeError")
 
 
@@ -236,7 +237,7 @@ def _why_no_error() -> str:
 def no_classes(inputs: Inputs) -> list[int]:
     """Return class indices just out of range: the number of classes, and -1 if the dtype of the target is signed.
 
-    If one of them is the ignore_index, it is left out.
+    The list leaves out the ignore_index.
     """
     classes = inputs.classes
     wrong = (classes, -1) if inputs.target.dtype.is_signed else (classes,)

@@ -4,9 +4,9 @@ The checks compare both derivatives with exact values. `torch.autograd.gradcheck
 differences of the subject's own results. So it misses an error that loss and gradient share, and it needs float64 and a
 tolerance.
 
-The derivative along one direction is enough to find a wrong formula, so the whole matrix of second derivatives is not
-computed. The numbers of `u` use all digits of their format, so the checks also find a subject that rounds `u`.
-`crossent.checks` explains the letters of the formulas.
+The derivative along one direction is enough to find a wrong formula, so the checks do not compute the whole matrix of
+second derivatives. The numbers of `u` use all digits of their format, so the checks also find a subject that rounds
+`u`. `crossent.checks` explains the letters of the formulas.
 """
 
 from __future__ import annotations

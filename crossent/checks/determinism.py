@@ -31,7 +31,7 @@ CYCLES = 2**23
 def deterministic(trial: Trial) -> Iterator[Problem]:
     """Under `torch.use_deterministic_algorithms(True)`, ten calls give identical bits.
 
-    If an operation has no deterministic kernel, torch raises the error that it documents, and the check is skipped.
+    If an operation has no deterministic kernel, torch raises an error that says so, and crossent skips the check.
     """
     try:
         results = trial.perform(evaluate_often, trial.question.fresh(), trial.gradients)
@@ -50,7 +50,7 @@ def evaluate_often(loss: Loss, inputs: Inputs, gradients: Gradients) -> list[Res
 
     This is an act: it runs in the process of the subject.
 
-    Before each call, freed memory is filled with NaN.
+    Before each call, the function fills freed memory with NaN.
     """
     results = []
     with _deterministic_algorithms():

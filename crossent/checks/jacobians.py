@@ -5,8 +5,8 @@ each operation of the derivative takes the whole batch. Code that is right for a
 batch. For example, the code may call `.item()`, or write into a tensor that lacks the batch dimension.
 
 Each batch has two elements: the upstream gradient or the direction of the case, and -2 times this tensor. So a subject
-that takes one element for the other fails. The exact values for the second element are computed from its own inputs,
-and are not -2 times the exact values for the first element.
+that confuses the two elements fails. The checks compute the exact values for the second element from its own inputs:
+they do not multiply the exact values for the first element by -2.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def gradients_of_batch(loss: Loss, inputs: Inputs, upstreams: Tensor, wanted: Gr
     This is an act: it runs in the process of the subject.
 
     The batch is the first dimension of `upstreams`, and of each gradient. `wanted` names the gradients. If the loss has
-    a wrong shape, no gradient is computed: :func:`misshapen` reports the shape.
+    a wrong shape, the function computes no gradient: :func:`misshapen` reports the shape.
     """
     function, tensors = _of_differentiable(loss, inputs, wanted)
     leaves = [tensor.detach().requires_grad_() for tensor in tensors]
@@ -119,8 +119,8 @@ def second_by_hessian(loss: Loss, inputs: Inputs, directions: Tensor) -> Tensor:
 
     This is an act: it runs in the process of the subject.
 
-    The batch is the first dimension of `directions` and of the result. The gradient is computed in reverse mode, and
-    the derivative of the gradient in forward mode.
+    The batch is the first dimension of `directions` and of the result. The function computes the gradient in reverse
+    mode, and the derivative of the gradient in forward mode.
     """
     function, (logits,) = _of_differentiable(loss, inputs)
 
@@ -179,7 +179,7 @@ def _along_second(case: Case, device: str) -> ExactAlong:
 def _of_differentiable(loss: Loss, inputs: Inputs, wanted: Gradients = ()) -> tuple[_Function, tuple[Tensor, ...]]:
     """Return the loss as a function of the tensors to differentiate by, and a tuple of these tensors.
 
-    They are the logits and, if `wanted` has "target_gradient", the target.
+    The tensors are the logits and, if `wanted` has "target_gradient", the target.
     """
 
     def function(logits: Tensor, target: Tensor = inputs.target) -> Tensor:

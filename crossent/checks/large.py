@@ -1,9 +1,10 @@
 """The check of inputs with more elements than 31 or 32 bits can count. The inputs repeat the batch of a small case.
 
-Each repetition of the small case is a tile. All tiles have the same exact values and error bounds, so these are
-computed for one tile alone. A kernel that counts elements in 32 bits reads or writes a wrong element, `2^31` or `2^32`
-elements away from the right element. The number of rows of a tile has an odd prime factor, so the number of elements of
-a tile divides no power of two. So the wrong element has another position within its tile, where the number differs.
+Each repetition of the small case is a tile. All tiles have the same exact values and error bounds, so the check
+computes both for a single tile. A kernel that counts elements in 32 bits reads or writes a wrong element, `2^31` or
+`2^32` elements away from the right element. The number of rows of a tile has an odd prime factor, so the number of
+elements of a tile divides no power of two. So the wrong element has another position within its tile, where the number
+differs.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from crossent.numerics.formats import FORMATS
 from crossent.numerics.oracle.arithmetic import Ball
 from crossent.subjects.subject import Loss, Subject
 from crossent.trials.act import NotRun
-from crossent.trials.call import Gradients, Result, evaluate
+from crossent.trials.call import Gradients, Result, described, evaluate
 from crossent.trials.check import Cost, check
 from crossent.trials.difference import Difference, difference, largest_errors, not_judged
 from crossent.trials.exact import name_of, solve
@@ -52,8 +53,8 @@ def needed(case: Case, subject: Subject) -> int:
     """Return the number of bytes that a subject needs for a case: inputs, loss, gradient and intermediate results.
 
     Besides logits and gradient, torch keeps two tensors of this size and dtype: the log-probabilities and their
-    gradient. A kernel is assumed to need no more. The forms need up to five such tensors, gradient included, in the
-    dtype of their arithmetic, and some numbers for each row, as measured.
+    gradient. The function assumes that a kernel needs no more. The forms need up to five such tensors, gradient
+    included, in the dtype of their arithmetic, and some numbers for each row, as measured.
     """
     size = _bytes(DTYPES[case.dtype])
     rows = case.rows * case.tiled
@@ -82,7 +83,8 @@ def large(trial: Trial) -> Iterator[Difference | Problem]:
     shape = (case.tiled * expected.shape[0], *expected.shape[1:]) if expected.shape else ()
     dtype = trial.subject.result_dtype(expected.dtype)
     if (got.loss.dtype, tuple(got.loss.shape)) != (dtype, shape):
-        yield Problem("wrong", f"got {got.loss.dtype} {tuple(got.loss.shape)}; expected {dtype} {shape}")
+        made = described(got.loss.dtype, got.loss.shape)
+        yield Problem("wrong", f"loss: got {made}; expected {described(dtype, shape)}")
         return
     promised = trial.contract(case.dtype, case.rows * case.tiled)
     if case.reduction == "none":
@@ -100,9 +102,11 @@ def _storing(promised: Contract, tensor: Tensor) -> Contract:
 
 
 def evaluate_tiled(loss: Loss, case: Case, device: str, gradients: Gradients, need: int) -> Result | NotRun:
-    """Call the subject with all tiles of a case, if the device has at least `need` bytes of free memory.
+    """Return the result of the subject for all tiles of a case, or NotRun if the memory of the device does not suffice.
 
     This is an act: it runs in the process of the subject.
+
+    The function calls the subject only if the device has at least `need` bytes of free memory.
     """
     have = available(device)
     if need > have:
@@ -120,7 +124,7 @@ def evaluate_tiled(loss: Loss, case: Case, device: str, gradients: Gradients, ne
 def _repeated(tile: Tensor, times: int) -> Tensor:
     """Return a tile repeated along its first axis, with the strides of the tile.
 
-    The tensor is allocated once and filled block by block.
+    The function allocates the tensor once and fills the tensor block by block.
     """
     whole = torch.empty_strided(
         (times * len(tile), *tile.shape[1:]), tile.stride(), dtype=tile.dtype, device=tile.device
@@ -138,7 +142,7 @@ def _tiles_at_once(elements: int) -> int:
 
 
 def _of_tiles(check: str, got: Tensor, exact: Ball, bounds: Bounds, times: int) -> Difference:
-    """Compare each tile of a result with the exact values of one tile, and return the difference of the worst element.
+    """Compare each tile of a result with the exact values of one tile, and return the difference at the worst element.
 
     The comparison runs in float64, on the device of the result, some tiles at once. `check` is the name of the result,
     "loss" or "gradient", and `times` the number of tiles.
@@ -178,9 +182,9 @@ def _rows_beyond(got: Tensor, check: str) -> tuple[int, ...]:
 
 
 def _reduced(trial: Trial, got: Tensor, promised: Contract) -> Difference:
-    """Compare a mean or a sum over all tiles with the exact value.
+    """Return the difference of a mean or a sum over all tiles from the exact value.
 
-    The mean is the mean of one tile. The sum is the sum of one tile times the number of tiles.
+    The exact mean is the mean of one tile. The exact sum is the sum of one tile times the number of tiles.
     """
     exact, times = trial.question.exact.loss, float(trial.case.tiled)
     if trial.case.reduction == "sum":  # 2^-51 covers the rounding errors of these products
@@ -197,9 +201,9 @@ def _bound_of_sum(trial: Trial, promised: Contract) -> tuple[float, Reason]:
     """Return the error bound of the mean or the sum over all tiles, and the reason if the bound is infinite.
 
     The loss `l` of a row has an error of at most `e`, as without a reduction. In the sum, this loss passes through at
-    most `h` roundings of unit roundoff `u`, which add an error of at most `(|l| + e)·h u/(1 - h u)`. The mean may
-    divide each loss before the addition, which is one more rounding. The number of rows, by which the mean divides, is
-    rounded too.
+    most `h` roundings of unit roundoff `u`, which add an error of at most `(|l| + e)·h u/(1 - h u)`. The subject may
+    divide each loss before the addition, which is one more rounding. The subject also rounds the number of rows, by
+    which it divides for a mean.
     """
     tile = trial.question.inputs
     ones = torch.ones_like(tile.target).double()

@@ -13,11 +13,13 @@ from crossent.cases.inputs import Inputs
 from crossent.numerics.bounds.rounding import safe
 from crossent.subjects.subject import Loss
 from crossent.trials.agreement import RESULT_PARTS, compare_results, exact_for, further_call, with_radius
-from crossent.trials.call import Gradients, Result, evaluate
+from crossent.trials.call import Gradients, Result, evaluate, in_words
 from crossent.trials.check import Cost, check
 from crossent.trials.difference import Difference
 from crossent.trials.exact import Exact, solve
 from crossent.trials.trial import Problem, Trial
+
+_DIFFER = "expected a difference, as between the exact values"
 
 
 @check(cost=Cost.CALLS, versus="other")
@@ -34,7 +36,9 @@ def options(trial: Trial) -> Iterator[Difference | Problem]:
         if same:
             exact, option = solve(without), way.removeprefix("without ")
             yield from (
-                Problem("wrong", f"{option} has no effect: the {name} is the same without it", f"{name} {way}")
+                Problem(
+                    "wrong", f"{in_words(name)}: got the same with and without {option}; {_DIFFER}", f"{name} {way}"
+                )
                 for name in same
                 if _must_differ(trial, name, other, exact)
             )
@@ -83,9 +87,9 @@ def _must_differ(trial: Trial, name: str, other: Result, exact: Exact) -> bool:
 
 
 def _with_options_off(trial: Trial) -> Iterator[Difference]:
-    """Compare the result with a call that has the same options in another form.
+    """Compare the result with the result of a call that passes the same options in another form.
 
-    The call passes neutral values for options that the case leaves out. It leaves out options that have their default.
+    The call passes neutral values for options that the case leaves out, and leaves out options at their default.
     """
     if (made := turned_off(trial.question.fresh(), trial.case.ignored)) is None:
         return
@@ -113,8 +117,8 @@ def turned_off(given: Inputs, ignored: str) -> tuple[Inputs, list[str]] | None:
     """Return the inputs with options that change nothing, and the names of the options to pass.
 
     A case without a weight gets a weight of ones. A case without ignored rows, for which `ignored` is "kept", gets an
-    `ignore_index` that no row has. The defaults `label_smoothing=0` and `reduction="mean"` are not passed. Return None
-    if the case passes exactly these options already.
+    `ignore_index` that no row has. The names leave out the defaults `label_smoothing=0` and `reduction="mean"`. Return
+    None if the case passes exactly the named options already.
     """
     classes = given.classes
     off: dict[str, Any] = {}

@@ -25,7 +25,7 @@ class Reaction:
     Attributes:
         raised: the exception, or None if the call returned.
         returned: the value that the call returned, as text; "" if it has ten numbers or more.
-        wrote: the argument that the call wrote into, or ""; None if the device can no longer be read.
+        wrote: the argument that the call wrote into; "" if there is none, None if the device can no longer be read.
         changed_state: the global state that the call left changed.
         ended: "crashed" or "hung" if the call ended or blocked its process; "" otherwise.
         how: how the process ended, in words; "" if the call returned or raised.
@@ -73,14 +73,25 @@ def call_badly(loss: Loss, name: str, device: str) -> Reaction:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # any exception of a subject is part of the reaction, even SystemExit
-        raised = Raised.of(error)
+        raised = Raised.of(_of_torch(error))
     return Reaction(raised, returned, _wrote(given, before))
 
 
-def judge_reaction(reaction: Reaction, allowed: tuple[type[Exception], ...]) -> dict[str, Problem | None]:
-    """Return the problem in a reaction, or None, for each check of bad calls. `allowed` are the right classes of error.
+def _of_torch(error: BaseException) -> BaseException:
+    """Return torch's IndexError if Python could not decode its message; otherwise, the given error.
 
-    If the call ended its process, only the check `errors` has an entry.
+    Without a reduction, `F.nll_loss` writes a class of uint8 that is out of range into its message as a single byte.
+    """
+    if isinstance(error, UnicodeDecodeError) and b" is out of bounds" in error.object:
+        return IndexError(error.object.decode(errors="backslashreplace"))
+    return error
+
+
+def judge_reaction(reaction: Reaction, allowed: tuple[type[Exception], ...]) -> dict[str, Problem | None]:
+    """Return the problem in the reaction, or None, by the name of the check. `allowed` are the right classes of error.
+
+    If the call ended its process, only the check `errors` has an entry. If the device can no longer be read, the check
+    `arguments` has no entry.
     """
     names = " or ".join(error.__name__ for error in allowed)
     if reaction.ended:
@@ -89,9 +100,9 @@ def judge_reaction(reaction: Reaction, allowed: tuple[type[Exception], ...]) -> 
     if reaction.wrote is None:
         del found["arguments"]
     if reaction.raised is None:
-        found["errors"] = Problem("accepted", f"returned{reaction.returned}; should have raised {names}")
+        found["errors"] = Problem("accepted", f"the call returned{reaction.returned}; should have raised {names}")
     elif not reaction.raised.is_a(*allowed):
-        found["errors"] = Problem("wrong", f"raised {reaction.raised.message}; should have raised {names}")
+        found["errors"] = Problem("wrong", f"the call raised {reaction.raised.message}; should have raised {names}")
     if reaction.wrote:
         found["arguments"] = Problem("changed_input", f"the call wrote into {reaction.wrote}")
     if reaction.changed_state:

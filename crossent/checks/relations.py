@@ -62,8 +62,8 @@ def contiguous(given: Inputs) -> Inputs:
 def shift(trial: Trial) -> Iterator[Difference]:
     """Adding a constant to all logits, or a different constant to each row, gives the same result up to rounding.
 
-    pytorch#38839: in `m + log Σ_k exp(x_k - m)`, a large maximum `m` absorbs the digits of the logarithm. The logits
-    are rounded first, so that adding the constant is exact.
+    pytorch#38839: in `m + log Σ_k exp(x_k - m)`, a large maximum `m` absorbs the digits of the logarithm. The check
+    first rounds the logits, so that adding the constant is exact.
     """
     ways = shifted(trial.question.fresh())
     if not ways:
@@ -75,7 +75,7 @@ def shift(trial: Trial) -> Iterator[Difference]:
 
 
 def shifted(given: Inputs) -> dict[str, tuple[Inputs, Inputs]]:
-    """Return two inputs to compare for each kind of shift: with rounded logits, and with rounded and shifted logits.
+    """Return, for each kind of shift, two inputs: with rounded logits, and with rounded and shifted logits.
 
     The result is empty if no row can be shifted exactly in the dtype of the logits.
     """
@@ -96,10 +96,10 @@ def shiftable(logits: Array, dtype: str, *, common: bool) -> tuple[Array, Array]
 
     The shift of a row is 0 if no exact shift is possible.
 
-    Let the magnitudes of the logits be below `2^e`, and the shift be `2^s` with `s >= e`. The logits are rounded to
-    multiples of `δ = 2^(s+1-p)`, where `p` is the precision of the dtype in bits. Then the logits, and their sums with
-    the shift, are multiples of δ up to `2^(s+1) = 2^p δ`. The dtype represents these numbers exactly if its range
-    includes them. `s = e + p/2` leaves half of the bits to the logits and half to the shift.
+    Let the magnitudes of the logits be below `2^e`, and the shift be `2^s` with `s >= e`. The function rounds the
+    logits to multiples of `δ = 2^(s+1-p)`, where `p` is the precision of the dtype in bits. Then the logits, and their
+    sums with the shift, are multiples of δ up to `2^(s+1) = 2^p δ`. The dtype represents these numbers exactly if its
+    range includes them. `s = e + p/2` leaves half of the bits to the logits and half to the shift.
 
     Args:
         logits: the logits, (R, C).
@@ -130,11 +130,11 @@ def rows_permuted(trial: Trial) -> Iterator[Difference]:
     for axis in rows_axes(inputs):
         reversed_rows = rows_turned(trial.question.fresh(), axis)
         back = _mapped(partial(_row_turned, axis=axis, dim=dim), further_call(trial, reversed_rows))
-        yield from compare_results(trial, with_radius(trial, back), way=f"turned along {axis}")
+        yield from compare_results(trial, with_radius(trial, back), way=f"reversed along dimension {axis}")
 
 
 def rows_axes(given: Inputs) -> list[int]:
-    """Return the dimensions of the logits that have a size above 1, except the class dimension."""
+    """Return the dimensions of batched logits that have a size above 1, except the class dimension."""
     return [axis for axis, size in enumerate(given.input.shape) if axis != 1 and size > 1]
 
 
@@ -186,9 +186,12 @@ def classes_turned(given: Inputs) -> Inputs:
 def split(trial: Trial) -> Iterator[Difference]:
     """Two unequal parts of a batch, computed separately, combine to the result of the whole batch up to rounding.
 
-    Under "none", the losses of the parts are concatenated, and under "sum" they are added. Under "mean", the loss is
-    `L = (D₁L₁ + D₂L₂)/D`, where `L₁` and `L₂` are the losses of the parts, `D₁` and `D₂` their denominators, and `D` is
-    the sum of the denominators. The gradient of part `i` is multiplied by `D_i/D`.
+    The size of the first part is the nearest to a third of the batch for which no denominator is 0. The parts are equal
+    only if this size is half of the batch, as for a batch of two. The check concatenates the gradients of the parts
+    and, under "none", their losses. Under "sum", the check adds the losses.
+    Under "mean", the loss is `L = (D₁L₁ + D₂L₂)/D`, where `L₁` and `L₂` are the losses of the parts, `D₁` and `D₂`
+    their denominators, and `D` is the sum of the denominators. The check then multiplies the gradient of part `i` by
+    `D_i/D`.
     pytorch#185167 and Automodel#3803: a mean was computed as an average of averages, and as a sum of averages.
     """
     parts: list[PartBalls] = []
@@ -208,7 +211,7 @@ def parted(given: Inputs, terms: Terms) -> list[tuple[Fraction, Inputs]]:
     """Return two parts of a batch. Each part is a pair: a factor for the results of the part, and its inputs.
 
     Raises:
-        NotRunError: every split of the batch leaves a part with a denominator of 0.
+        NotRunError: under "mean", the denominator of a part or of the batch is 0, wherever the batch is split.
     """
     at, shares = _parting(terms, len(given.input))
     parts = []
@@ -220,7 +223,7 @@ def parted(given: Inputs, terms: Terms) -> list[tuple[Fraction, Inputs]]:
 
 
 def _parting(terms: Terms, size: int) -> tuple[int, tuple[Fraction, Fraction]]:
-    """Return the size of the first of two parts of a batch, about a third of `size`, and a factor for each part.
+    """Return the size of the first of two parts of a batch of `size` samples, and a factor for each part.
 
     Under "mean" and "sum", the loss of the batch is the sum of the losses of the parts, each times its factor.
     """
@@ -285,7 +288,7 @@ def backwards(loss: Loss, inputs: Inputs, other: Inputs) -> tuple[Result, Result
 
     This is an act: it runs in the process of the subject.
 
-    The first of the two further passes has -2 times the upstream gradient, and its gradients are dropped.
+    The first of the two further passes has -2 times the upstream gradient, and the function drops its gradients.
 
     Args:
         loss: the subject.

@@ -21,7 +21,7 @@ from crossent.numerics.bounds.rounding import safe
 from crossent.numerics.formats import FORMATS
 from crossent.numerics.oracle.arithmetic import UNIT_ROUNDOFF, Ball, compensated_sum
 from crossent.report.findings import DEPENDS
-from crossent.trials.call import Result, digest_of, repeat_call
+from crossent.trials.call import Result, digest_of, in_words, repeat_call
 from crossent.trials.check import EVERY_OPERATION, Cost, check
 from crossent.trials.difference import Difference, difference
 from crossent.trials.exact import name_of, rows_of
@@ -41,7 +41,7 @@ def call(trial: Trial) -> Iterator[Problem]:
 
 def _call(trial: Trial) -> Iterator[Problem]:
     if not trial.digest:
-        yield Problem("refused", "the loss holds no data, like a tensor on the meta device")
+        yield Problem("refused", "loss: got a tensor without data, as on the meta device; expected a tensor with data")
 
 
 @check(operations=EVERY_OPERATION)
@@ -224,8 +224,8 @@ def _not_zero(name: str, got: Tensor, rows: Tensor) -> Iterator[Problem]:
         first = tuple(wrong.nonzero()[0].tolist())
         yield Problem(
             "wrong",
-            f"the {name} of {int(wrong.sum())} of {int(rows.sum())} ignored rows is not 0, "
-            f"the first at index {first}: {got[first].tolist()}",
+            f"{in_words(name)}: {int(wrong.sum())} of {int(rows.sum())} ignored rows are not 0; "
+            f"got {got[first].tolist()} at index {first}; expected 0",
         )
 
 

@@ -39,7 +39,7 @@ def blocked(
 ) -> Tensor:
     r"""Compute the cross-entropy as `-log softmax(x)_y` on blocks of rows, with the gradient written by hand.
 
-    The loss is defined as in :func:`crossent.formula`. The gradient of a row without class weights and smoothing is
+    The loss is defined as in :func:`crossent.formula`. The gradient of a row without class weights or smoothing is
     `g (softmax(x) - e_y)`, where `g` is the upstream gradient and `e_y` the one-hot vector of the true class `y`.
 
     On a CPU, the forward pass of a reduced loss also computes the gradient for an upstream gradient of 1, which is
@@ -131,14 +131,14 @@ class _Blocked(torch.autograd.Function):
 
 
 def _reduced(rows: Rows, losses: Tensor) -> Tensor:
-    """Return the result of the call, reduced, from the losses that :func:`_losses` returned."""
+    """Return the result of the call: the losses that :func:`_losses` returned, weighted if needed, and reduced."""
     return rows.reduce(losses if rows.dense else rows.weigh(losses))
 
 
 def _losses(rows: Rows, block_size: int | None) -> Tensor:
     """Return the loss of each row, in the shape (...) of :class:`Rows`.
 
-    If only the true class has a term, the loss has no class weight yet: `_reduced` multiplies by the weight.
+    If only the true class has a term, the losses are unweighted: `_reduced` multiplies them by the class weights.
     """
     losses = torch.empty(rows.logits.shape[:-1], dtype=rows.compute, device=rows.logits.device)
     work = _Work(rows.compute)
@@ -179,10 +179,10 @@ def _differentiate(rows: Rows, upstream: Tensor | float, gradient: Tensor, block
 
 
 def _scale(rows: Rows, upstream: Tensor | float) -> Tensor | float:
-    """Return the factor of each row's gradient: the upstream gradient divided by the divisor of the reduction.
+    """Return the factor `g/D` of each row's gradient: the upstream gradient, divided by the divisor of the reduction.
 
     If only the true class has a term, the factor includes the weight of the true class. The result is one number, or
-    has the shape (..., 1).
+    a tensor of shape (..., 1).
     """
     scale = upstream
     if isinstance(upstream, Tensor):  # on a CPU, a float needs fewer calls of torch than a tensor of one number

@@ -122,7 +122,7 @@ def _paragraph(text: str) -> Padding:
 
 
 def _shown(count: int, target: int) -> list[int]:
-    """Return the classes, out of `count`, that a table shows."""
+    """Return the classes that a table shows: of `count` classes, the first `MOST_CLASSES` and the target."""
     return sorted({*range(min(count, MOST_CLASSES)), target})
 
 
@@ -170,7 +170,11 @@ def _prediction(x: Tensor, p: Tensor, target: int) -> str:
 
 
 def _rounded_by_hand(probability: float, loss: float, seed: bool) -> str:
-    """Return a sentence about the loss of the probability rounded to two decimals; "" if that loss looks the same."""
+    """Return a sentence with the loss that follows from the probability rounded to two decimals.
+
+    Return "" if the rounded probability is 0 or 1, or if that loss and `loss` show the same digits. If `seed` is True,
+    a second sentence says what the article of the example prints.
+    """
     rounded = round(probability, 2)
     if not 0 < rounded < 1 or _number(-math.log(rounded)) == _number(loss):
         return ""

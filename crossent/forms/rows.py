@@ -32,13 +32,14 @@ class Rows:
     Attributes:
         logits: (..., C), float32 or float64. Before :meth:`widened`, the caller's dtype.
         index: (...), int64, the true class of each row, and 0 on ignored rows. None for class probabilities.
-        kept: (...), bool, False on ignored rows. None for class probabilities, and where every row is known to be
-            kept.
+        kept: (...), bool, False on ignored rows. None for class probabilities, or if :func:`arrange` has checked
+            that no row is ignored.
         probabilities: (..., C), the smoothed target `(1 - ε)·target + ε/C`. Before :meth:`widened`, the caller's
             target. None for class indices.
         weight: (C,), the class weights; None without class weights.
         target_weight: (...), the weight of each row's true class, and 0 on ignored rows. None for class
-            probabilities, and where every row is known to have the weight 1.
+            probabilities. Also None if there are no class weights and :func:`arrange` has checked that no row is
+            ignored.
         label_smoothing: `ε`, from 0 to 1.
         reduction: "none", "mean" or "sum".
         dtype: The dtype of the result.
@@ -66,9 +67,9 @@ class Rows:
 
     @property
     def divisor(self) -> Tensor | int:
-        """The divisor of `mean`: the total weight of the kept rows' true classes, each 1 without class weights.
+        """The divisor of `mean`: the total weight of the true classes of the rows that are not ignored.
 
-        For class probabilities, the divisor is the number of rows.
+        Without class weights, each weight is 1. For class probabilities, the divisor is the number of rows.
 
         A total weight of 0 gives the divisor NaN, so that the result and its derivatives are NaN. If the code replaced
         the result by NaN instead, the derivatives would be 0.
@@ -180,7 +181,8 @@ def lay_out(
     The arguments are documented in :func:`crossent.formula`.
 
     Raises:
-        TypeError, ValueError, RuntimeError: In the same cases as `F.cross_entropy`.
+        TypeError, ValueError, RuntimeError: An argument is wrong. `F.cross_entropy` raises in the same cases, except
+            that it accepts a `label_smoothing` that is negative or NaN.
         NotImplementedError: `input` has none of the four floating-point dtypes, or a tensor is not dense.
         IndexError: A target is outside `[0, C)` and is not `ignore_index`. On CUDA this is a device-side assert, as
             in torch: the host never waits for the device.
@@ -249,9 +251,10 @@ def arrange(
 
 
 def _all_kept(index: Tensor, classes: int, ignore_index: int) -> bool:
-    """Return True if every target is a class and no row is ignored.
+    """Return True only if every target is a class and no row is ignored.
 
-    The function reads only the least and the greatest target. The result is False if `ignore_index` lies between them.
+    The function reads only the least and the greatest target. If `ignore_index` lies between these two, the function
+    returns False, even if no row is ignored.
     """
     lowest, highest = (int(number) for number in index.aminmax())
     return lowest >= 0 and highest < classes and not lowest <= ignore_index <= highest
@@ -265,11 +268,11 @@ def _smooth(probabilities: Tensor, label_smoothing: float) -> Tensor:
 
 
 def _look_up(table: Tensor, index: Tensor, classes: int, ignore_index: int) -> Tensor:
-    """Return the entry of the table, (C,), for the true class of each row. Raise IndexError outside `[0, C)`.
+    """Return the entry of `table`, (C,), for each row's true class. Raise IndexError if a class is outside `[0, C)`.
 
-    No other code checks the range of the targets. `gather` checks its index in eager mode, under vmap and in compiled
-    code on a CPU; on CUDA it does so without a copy to the host. A check in Python would work only in eager mode
-    (pytorch#135546).
+    No other code checks the range of the targets. `gather` checks the range in eager mode, under vmap and in compiled
+    code on a CPU. On CUDA, `gather` checks the range without a copy to the host. A check in Python would work only in
+    eager mode (pytorch#135546).
     """
     try:
         return table.gather(0, index.reshape(-1)).reshape(index.shape)

@@ -78,8 +78,8 @@ def formula(
     Raises:
         TypeError: An argument has the wrong Python type.
         ValueError: `reduction` is unknown, `ignore_index` exceeds 64 bits, or the batch sizes differ.
-        RuntimeError: Another size, the dtype of `target` or `weight`, or a device does not match. Or
-            `label_smoothing` is outside 0 to 1, or `ignore_index >= 0` comes with class probabilities.
+        RuntimeError: A size other than the batch size, a device, or the dtype of `target` or `weight` does not match.
+            Or `label_smoothing` is outside 0 to 1, or `ignore_index >= 0` comes with class probabilities.
         NotImplementedError: `input` has none of the four dtypes, or a tensor is not dense.
         IndexError: A target is outside 0 to C - 1 and is not `ignore_index`. As in torch, compiled code raises
             RuntimeError, and CUDA stops with a device-side assert: no form makes the host wait for the device.
@@ -109,7 +109,7 @@ def log_softmax_nll(
     r"""Compute the cross-entropy as the negative log-likelihood of the log-softmax, `-log softmax(x)_y`.
 
     The form calls `F.log_softmax` and then `F.nll_loss`, as torch's documentation describes `nn.CrossEntropyLoss`.
-    `F.nll_loss` has no class probabilities and no label smoothing. With these, the form sums
+    `F.nll_loss` has no class probabilities and no label smoothing. For these, the form sums
     `-Σ_c w_c q_c log softmax(x)_c` over the classes by hand. `w` are the class weights and `q` is the smoothed target.
 
     The arguments, their shapes and dtypes, the result and the errors are the same as in :func:`crossent.formula`.
@@ -143,9 +143,9 @@ def one_hot(
 ) -> Tensor:
     r"""Compute the cross-entropy as `-Σ_i w_i y'_i log softmax(x)_i` over a dense target `y'`.
 
-    A class index becomes its one-hot vector, and label smoothing makes `y' = (1 - ε)·target + ε/C`. Where a one-hot
-    vector is 0, the sum has no term, so a logit of `-inf` on a wrong class does not make the loss NaN (optax#896).
-    Where a class probability is 0, the sum has a term, and `0 · -inf` is NaN, as in torch.
+    A class index becomes its one-hot vector, and label smoothing makes `y' = (1 - ε)·target + ε/C`. The sum
+    skips the zeros of a one-hot vector, so a logit of `-inf` on a wrong class does not make the loss NaN (optax#896).
+    The sum does not skip a class probability of 0: with a logit of `-inf`, its term is `0 · -inf`, NaN, as in torch.
 
     The arguments, their shapes and dtypes, the result and the errors are the same as in :func:`crossent.formula`.
 

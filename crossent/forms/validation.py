@@ -1,8 +1,9 @@
 """The checks of the arguments of a form, and the error messages.
 
-The exceptions have the same classes as in `F.cross_entropy`: TypeError, ValueError and RuntimeError. An input that has
-none of the four floating-point dtypes, and a tensor that is not dense, raise NotImplementedError. Each message names
-the argument, the given value and the allowed values.
+For tensors, the exceptions have the same classes as in `F.cross_entropy`: TypeError, ValueError and RuntimeError. An
+input that has none of the four floating-point dtypes, and a tensor that is not dense, raise NotImplementedError. For
+`scalar`, the exceptions are TypeError, ValueError and IndexError. Each message names the argument, the given value and
+the allowed values.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 HALVES = (torch.float16, torch.bfloat16)
 INDEX_DTYPES = (torch.int64, torch.uint8)
 REDUCTIONS = ("none", "mean", "sum")
+_ALLOWED = "float16, bfloat16, float32 and float64"
 
 
 def as_float(name: str, value: object) -> float:
@@ -29,7 +31,7 @@ def as_float(name: str, value: object) -> float:
             raise TypeError
         return float(value)
     except (TypeError, ValueError, RuntimeError, OverflowError):  # float() of a tensor or of a huge int raises these
-        raise TypeError(f"{name}: got {type(value).__name__}; allowed is a float") from None
+        raise TypeError(f"{name}: got {type(value).__name__}; allowed is a number") from None
 
 
 def as_int(name: str, value: object) -> int:
@@ -63,7 +65,9 @@ def check_options(
         if tensor is not None and tensor.layout != torch.strided:
             raise NotImplementedError(f"{name}: got layout {tensor.layout}; allowed is a dense tensor")
         if tensor is not None and tensor.device != input.device:
-            raise RuntimeError(f"{name}: got a tensor on {tensor.device}; allowed is {input.device}, where input is")
+            raise RuntimeError(
+                f"{name}: got a tensor on {tensor.device}; allowed is {input.device}, the device of input"
+            )
     return ignore_index, label_smoothing
 
 
@@ -100,12 +104,12 @@ def check_target(input: Tensor, target: Tensor, dense: bool, ignore_index: int) 
     As in torch, a wrong batch size raises ValueError, and any other wrong size raises RuntimeError.
     """
     if input.dim() == 0:
-        raise RuntimeError("input: got 0 dimensions; allowed are (C), (N, C) and (N, C, d1, …, dK)")
+        raise RuntimeError("input: got 0 dimensions; allowed are the shapes (C), (N, C) and (N, C, d1, …, dK)")
     if dense:
         if not target.dtype.is_floating_point:
             raise RuntimeError(
-                f"target: got {_name(target.dtype)} with the logits' shape {tuple(target.shape)}; this shape means "
-                "class probabilities, and allowed for class probabilities is a floating-point dtype"
+                f"target: got {_name(target.dtype)} with the shape {tuple(target.shape)} of class probabilities; "
+                "allowed for class probabilities is a floating-point dtype"
             )
         if ignore_index >= 0:
             raise RuntimeError(
@@ -117,8 +121,8 @@ def check_target(input: Tensor, target: Tensor, dense: bool, ignore_index: int) 
     if tuple(target.shape) != rows and not (input.dim() == 1 and tuple(target.shape) == (1,)):
         wrong_batch = target.dim() <= 1 if input.dim() == 1 else target.shape[:1] != input.shape[:1]
         raise (ValueError if wrong_batch else RuntimeError)(
-            f"target: got shape {tuple(target.shape)} with logits {tuple(input.shape)}; allowed are {rows} for "
-            f"class indices and {tuple(input.shape)} for class probabilities"
+            f"target: got shape {tuple(target.shape)} with an input of shape {tuple(input.shape)}; "
+            f"allowed are {rows} for class indices and {tuple(input.shape)} for class probabilities"
         )
     if target.dtype not in INDEX_DTYPES:
         raise RuntimeError(f"target: got {_name(target.dtype)}; allowed for class indices are int64 and uint8")
@@ -131,8 +135,7 @@ def check_dtypes(input: Tensor, probabilities: Tensor | None, weight: Tensor | N
     """
     classes = input.shape[min(1, input.dim() - 1)]
     if input.dtype not in FLOATS:
-        allowed = ", ".join(map(_name, FLOATS))
-        raise NotImplementedError(f"input: got {_name(input.dtype)}; allowed are {allowed}")
+        raise NotImplementedError(f"input: got {_name(input.dtype)}; allowed are {_ALLOWED}")
     if input.layout != torch.strided:
         raise NotImplementedError(f"input: got layout {input.layout}; allowed is a dense tensor")
     if weight is not None and tuple(weight.shape) != (classes,):
@@ -142,10 +145,11 @@ def check_dtypes(input: Tensor, probabilities: Tensor | None, weight: Tensor | N
         dtype = _promoted(dtype, _lifted(probabilities))
         if weight is not None:
             dtype = _promoted(dtype, _lifted(weight))
-        if dtype not in FLOATS:
-            raise RuntimeError(f"target, weight: got dtypes that promote to {_name(dtype)}; allowed are real floats")
+        if dtype not in FLOATS:  # the target has a floating-point dtype, so the weight is complex
+            assert weight is not None
+            raise RuntimeError(f"weight: got {_name(weight.dtype)}; allowed are {_ALLOWED}")
     elif weight is not None and _lifted(weight) != dtype:
-        raise RuntimeError(f"weight: got {_name(weight.dtype)}; allowed is {_name(dtype)}, the logits' dtype")
+        raise RuntimeError(f"weight: got {_name(weight.dtype)}; allowed is {_name(dtype)}, the dtype of input")
     return dtype
 
 
@@ -178,16 +182,19 @@ def check_row(
         return x, None, w, label_smoothing
     if 0 <= target < len(x):
         return x, target, w, label_smoothing
-    raise IndexError(f"target: got {target}; allowed are the classes 0 to {len(x) - 1} and ignore_index")
+    raise IndexError(
+        f"target: got {target}; allowed are the classes 0 to {len(x) - 1} and ignore_index, {ignore_index}"
+    )
 
 
 def _numbers(name: str, values: Sequence[float], length: int | None = None) -> list[float]:
     """Return the values as floats. Raise an error if they are not numbers, or not `length` numbers."""
     if not isinstance(values, Sequence) or isinstance(values, str | bytes):
         raise TypeError(f"{name}: got {type(values).__name__}; allowed is a sequence of numbers")
-    numbers = [as_float(name, value) for value in values]
+    numbers = [as_float(f"{name}[{at}]", value) for at, value in enumerate(values)]
     if not numbers or len(numbers) != (length or len(numbers)):
-        raise ValueError(f"{name}: got {len(numbers)} numbers; allowed is {length or 'at least 1'}, one for each class")
+        allowed = f"length {length}" if length else "a length of 1 or more"
+        raise ValueError(f"{name}: got length {len(numbers)}; allowed is {allowed}, one number for each class")
     return numbers
 
 

@@ -21,7 +21,7 @@ class Format:
         precision: The number of bits of the significand, with the implicit bit.
         smallest_exponent: The exponent of the smallest normal number.
         largest: The largest finite number.
-        flushes: Whether an operation may take a subnormal operand for 0, and may return 0 for a subnormal result.
+        flushes: Whether an operation may treat a subnormal operand as 0, and may return 0 for a subnormal result.
     """
 
     name: str
@@ -49,8 +49,8 @@ class Format:
     def underflow(self) -> float:
         """The largest error of rounding a number in the subnormal range: half the smallest subnormal number.
 
-        float64 cannot represent half of its own smallest subnormal number, so there the error is this number. In a
-        format that flushes, the error is the smallest normal number.
+        float64 cannot represent half of its own smallest subnormal number. So for float64, the value is the smallest
+        subnormal number itself. In a format that flushes, the value is the smallest normal number.
         """
         if self.flushes:
             return self.smallest_normal

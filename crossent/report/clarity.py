@@ -1,14 +1,19 @@
-"""Rank findings by clarity, describe their cases in words, and find published bugs that fail on the same inputs."""
+"""Rank findings by clarity, describe them and their cases in words, and find published bugs with the same inputs."""
 
 from __future__ import annotations
 
 import math
+import operator
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from functools import cache
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, reduce
+from itertools import combinations
 from typing import TYPE_CHECKING
 
-from crossent.cases.axes import CLASS_LIMITS, DENSE_TARGETS, ROW_LIMITS
+from crossent.cases.axes import CLASS_LIMITS, DENSE_TARGETS, DTYPES, ROW_LIMITS
+from crossent.cases.bad_inputs import BAD_INPUT_KINDS
 from crossent.cases.case import Case
 from crossent.cases.corpus import Bug, bugs
 from crossent.cases.ids import BAD_INPUT_OF, case_of
@@ -18,6 +23,11 @@ if TYPE_CHECKING:
     from crossent.report.findings import Finding
 
 _MISMATCHED = re.compile(r"Mismatched elements: (\d+) / (\d+) ")
+# A line of a message that names the declaration under which the result is right.
+_DECLARATION = re.compile(r"^If .+: --without (\S+), in Python ", re.MULTILINE)
+# The message about a loss of the right shape, but of another dtype.
+_OTHER_DTYPE = re.compile(r"got \S+ with shape (\(.*\)); expected \S+ with shape \1")
+_FACTOR = re.compile(r"^got is the exact value times \S+: (.+)$", re.MULTILINE)
 _PLAIN = 3  # an error above 10**3 times its bound is as clear as a larger error
 _SMALL = 64  # a case with at most this many logits is small: a reader can read all of its numbers
 # The kinds of logits with rows far below zero, and how many other rows may come before such a row. The kinds
@@ -28,12 +38,36 @@ _NOT_FINITE = {name for name in VALUES if name.startswith(("inf_", "nan", "posit
 # A copy of NUMBERS of `findings`, which imports this module.
 _NUMBERS = {"loss", "gradient", "target_gradient", "weight_gradient", "bias_gradient"}
 
+# The feature that a subject lacks if it refuses all cases with these words.
+FEATURE_OF = {
+    "logits of (C)": "unbatched",
+    "logits of (N, C, d1, …)": "spatial",
+    "a weight": "weight",
+    "label_smoothing": "label_smoothing",
+    "ignored rows": "ignore_index",
+    "class indices": "index_target",
+    "class probabilities": "probability_target",
+    "a target whose sum is not 1": "unnormalised",
+    "uint8 targets": "uint8_target",
+    "logits that are strided": "strided",
+    "an empty batch": "empty",
+    "1 class": "one_class",
+    "logits that are not finite": "nonfinite",
+    **{f"reduction={name!r}": f"reduction_{name}" for name in ("none", "mean", "sum")},
+    **{dtype: dtype for dtype in DTYPES},
+    **{kind: kind for kind in BAD_INPUT_KINDS},
+}
+
 
 def by_plainness(finding: Finding) -> tuple[int, int, float, int]:
     """Return a sort key of a finding. The finding that shows its failure most clearly has the smallest key.
 
-    These make a finding clearer, the most important first: a larger error, in powers of ten of its bound up to 1000; a
-    smaller case, in powers of two above 64 logits; a larger share of wrong numbers; fewer unusual options.
+    These make a finding clearer, the most important first:
+
+    - a larger error, in powers of ten of its bound, up to 1000 times the bound;
+    - a smaller case, in powers of two above 64 logits;
+    - a larger share of wrong numbers in the result;
+    - fewer unusual options.
     """
     counts = _MISMATCHED.search(finding.message)
     wrong = int(counts[1]) / int(counts[2]) if counts else 1.0
@@ -46,9 +80,49 @@ def by_plainness(finding: Finding) -> tuple[int, int, float, int]:
 
 
 def size_of_error(finding: Finding) -> int:
-    """Return the error as a power of ten of its bound: 0, 1, 2 or 3. Return 3 for a finding without numbers."""
+    """Return n, from 0 to 3, for an error of at least 10^n times its bound. Return 3 for a finding without numbers."""
     ratio = finding.numbers.ratio if finding.numbers else math.inf
     return int(math.log10(max(ratio, 1.0))) if ratio < 10**_PLAIN else _PLAIN  # a ratio of NaN is not smaller
+
+
+def declaration(finding: Finding) -> str:
+    """Return the feature without which the result of a finding is right, such as "nan_mean"; "" if there is none."""
+    found = _DECLARATION.search(finding.message)
+    return found[1] if found else ""
+
+
+def factor_names(finding: Finding) -> tuple[str, ...]:
+    """Return the names in a message for the factor between a wrong number and the exact value: see `factor_of`."""
+    found = _FACTOR.search(finding.message)
+    return tuple(found[1].split(" or ")) if found else ()
+
+
+def less_clear(finding: Finding) -> tuple[bool, bool]:
+    """Return whether the exact value is infinite, NaN or 0, and whether the finding is not about a loss.
+
+    The second is False for a cross-entropy of logits. A linear cross-entropy that is wrong in its loss often has
+    gradients with thousands of numbers that are off a little, and the loss shows the bug better.
+    """
+    numbers = finding.numbers
+    ordinary = numbers is None or (math.isfinite(numbers.exact) and numbers.exact != 0)
+    return not ordinary, finding.check != "loss" and "linear-" in finding.case
+
+
+def kind_of_number(finding: Finding) -> str:
+    """Return whether the wrong number is "NaN", "infinite" or "finite"; "" for a finding without numbers."""
+    if finding.numbers is None:
+        return ""
+    got = finding.numbers.got
+    return "NaN" if math.isnan(got) else "infinite" if math.isinf(got) else "finite"
+
+
+def told(finding: Finding) -> tuple[str, str]:
+    """Return a key that similar findings of a check share: the message without sizes and dtypes, and the declaration.
+
+    Findings with numbers share the message "". Findings about another dtype are similar, whatever the shape.
+    """
+    line = _OTHER_DTYPE.sub("got another dtype", finding.message.partition("\n")[0])
+    return "" if finding.numbers else re.sub(r"\bb?float\d+|\d+", "#", line), declaration(finding)
 
 
 @cache
@@ -100,6 +174,65 @@ def words_of(id: str) -> tuple[str, ...]:
     return tuple(word for word, applies in described.items() if applies)
 
 
+@dataclass(frozen=True)
+class Common:
+    """Words that describe cases, and how many failing and passing cases have all the words.
+
+    Attributes:
+        words: the words, as `words_of` returns them.
+        fails, failing: the number of failing cases with all the words, and the number of all failing cases.
+        passes, passing: the number of passing cases with all the words, and the number of all passing cases.
+    """
+
+    words: Sequence[str]
+    fails: int
+    failing: int
+    passes: int
+    passing: int
+
+    @property
+    def above(self) -> float:
+        """The share of failing cases that have the words, minus the share of passing cases that have the words."""
+        return self.fails / self.failing - self.passes / self.passing
+
+    @property
+    def vague(self) -> bool:
+        """Whether a case with default options has all the words, and more passing than failing cases have them."""
+        return _PLAIN_WORDS.issuperset(self.words) and self.fails < self.passes
+
+    def applies(self, case: str) -> bool:
+        """Return whether a case has all the words."""
+        return set(self.words).issubset(words_of(case))
+
+    def __str__(self) -> str:
+        failing = f"{self.fails} of {self.failing} failing cases"
+        passing = f"{self.passes} of {self.passing} passing cases" if self.passes else "no passing case"
+        return f"{', '.join(self.words)}: {failing}, {passing}"
+
+
+def count_words(cases: Iterable[str]) -> Counter[str]:
+    """Return how many cases have each word of `words_of`."""
+    return Counter(word for case in cases for word in words_of(case))
+
+
+def choices(words: Sequence[str], most: int, failing: Sequence[str], passing: Sequence[str]) -> Iterator[Common]:
+    """Yield, for each selection of at most `most` words, how many failing and passing cases have the words."""
+    bad, good = _having(words, failing), _having(words, passing)
+    for count in range(1, most + 1):
+        for chosen in combinations(words, count):
+            fails, passes = (reduce(operator.and_, map(of.__getitem__, chosen)).bit_count() for of in (bad, good))
+            yield Common(chosen, fails, len(failing), passes, len(passing))
+
+
+def _having(words: Sequence[str], cases: Iterable[str]) -> dict[str, int]:
+    """Return, for each word, the cases that have the word, as an int with one bit for each case."""
+    found = dict.fromkeys(words, 0)
+    for at, case in enumerate(cases):
+        for word in found.keys() & words_of(case):
+            found[word] |= 1 << at
+    return found
+
+
 def same_trigger(
     findings: Iterable[Finding],
     words: Collection[str],
@@ -112,10 +245,11 @@ def same_trigger(
     The trigger of a bug is the input on which the bug shows. An unusual word is a word that a case with default options
     lacks. A bug has the same trigger if all of this is true:
 
-    - A case of the bug is among the findings, and fails as with the bug: see `_shows`. The case has all of `words`.
-    - `words` has an unusual word, and every case of the bug has the unusual words of `words`. A single finding, and
-      findings on bad inputs, need no unusual word.
-    - Most failing cases, but few passing cases, have `words` and the unusual words of the bug.
+    - A finding is on a case of the bug that has all of `words`, and the failed checks of this case fit the bug: see
+      `_shows`.
+    - Every case of the bug has all unusual words of `words`.
+    - `words` has an unusual word, unless only one case fails, or the findings are on bad inputs.
+    - Most failing cases, but few passing cases, have both `words` and the unusual words of the bug.
 
     Args:
         findings: findings that probably have one cause.
@@ -145,9 +279,10 @@ def same_trigger(
 
 
 def _shows(bug: Bug, failed: Collection[str], ran: Collection[str]) -> bool:
-    """Return whether a case fails as with the bug: the same results are wrong, and a check of the bug fails.
+    """Return whether the failed checks of a case fit the bug.
 
-    The compared results are the loss, the gradient and the gradient of the target, as far as their checks ran.
+    Two conditions must be true. A check that the bug names fails. Of the checks `loss`, `gradient` and
+    `target_gradient` that ran, exactly the checks that the bug names fail.
     """
     wrong = {check for check in bug.checks if check in _NUMBERS and check in ran}
     return wrong == _NUMBERS.intersection(failed) and not set(bug.checks).isdisjoint(failed)

@@ -31,9 +31,9 @@ class ExpectedFinding:
 
     Attributes:
         subject, device: patterns for the names, with the wildcards of a shell.
-        checks, kind: the checks and the kind of the findings. The kind "", which an entry with an id has, matches any.
-        results: the results, such as "loss", that are wrong in any check. For example, a check that calls the subject
-            under no_grad finds the same wrong number.
+        checks, kind: the checks and the kind of the findings. "" stands for any kind.
+        results: names of results, such as "loss". The entry also matches a finding of any other check about a wrong
+            number in such a result, for example in the loss of a call under no_grad.
         cases: patterns for the ids of the cases.
         torch: the versions of torch with this failure, for example `>=2.1,<2.4`.
         got: the allowed values of the worst element, as Python prints them; any value if empty.
@@ -110,7 +110,7 @@ def require_about(
     checks: Collection[str],
     cases: Callable[[], list[str]],
 ) -> None:
-    """Check that each entry can match a finding of these subjects, checks and cases. `subjects` None means any subject.
+    """Check that each entry can match a finding of these subjects, checks and cases; None stands for any subject.
 
     Raises:
         ValueError: an entry cannot match a finding. The message is one line.
@@ -119,21 +119,23 @@ def require_about(
     for entry in entries:
         if subjects is not None and not any(fnmatchcase(name, entry.subject) for name in subjects):
             raise ValueError(
-                f"entry {quoted(entry.reason)}: no subject matches {quoted(entry.subject)}; "
+                f"entry with the reason {quoted(entry.reason)}: no subject matches {quoted(entry.subject)}; "
                 f"this run has {cut(', '.join(subjects))}"
             )
         if unknown := [check for check in entry.checks if check not in checks]:
             raise ValueError(
-                f"entry {quoted(entry.reason)}: got check {quoted(unknown[0])}; allowed are {', '.join(checks)}"
+                f"entry with the reason {quoted(entry.reason)}: got check {quoted(unknown[0])}; "
+                f"allowed are {', '.join(checks)}"
             )
         if unknown := [result for result in entry.results if result not in NUMBERS]:
             raise ValueError(
-                f"entry {quoted(entry.reason)}: got result {quoted(unknown[0])}; allowed are {', '.join(NUMBERS)}"
+                f"entry with the reason {quoted(entry.reason)}: got result {quoted(unknown[0])}; "
+                f"allowed are {', '.join(NUMBERS)}"
             )
         known = known or cases()
         if unknown := [pattern for pattern in entry.cases if not any(fnmatchcase(case, pattern) for case in known)]:
             raise ValueError(
-                f"entry {quoted(entry.reason)}: no case matches {quoted(unknown[0])}; "
+                f"entry with the reason {quoted(entry.reason)}: no case matches {quoted(unknown[0])}; "
                 f"`crossent list cases` prints all cases"
             )
 
@@ -144,8 +146,9 @@ def mark(report: Report, entries: Iterable[ExpectedFinding], names: Mapping[str,
     Args:
         report: the report.
         entries: a list of known failures.
-        names: for each subject with known failures, its name in the list. None means: all subjects, under their own
-            names. A subject that has another name in the list cannot show that an entry no longer happens.
+        names: for each subject that the list is about, the name of the subject in the list. None stands for all
+            subjects, each under its own name. Only a subject under its own name can show that an entry no longer
+            happens.
     """
     torch, device = report.environment["torch"], report.environment["device"]
     known = [entry for entry in entries if entry.applies(torch, device)]
@@ -172,13 +175,11 @@ def _parsed(content: bytes, name: str) -> Iterator[ExpectedFinding]:
     try:
         document = tomllib.loads(content.decode())
     except (ValueError, RecursionError) as error:  # not TOML, or not UTF-8
-        raise ValueError(f"{cut(name)}: {one_line(str(error))}") from None
+        raise ValueError(f"{cut(name)}: not TOML: {one_line(str(error))}") from None
     entries = document.pop("finding", [])
     if document or not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise ValueError(
-            f"{cut(name)}: got {cut(', '.join(map(repr, document))) or 'another kind of value'}; "
-            f"allowed are [[finding]] tables"
-        )
+        got = f"the key {quoted(next(iter(document)))}" if document else f"finding = {quoted(entries)}"
+        raise ValueError(f"{cut(name)}: got {got}; allowed are [[finding]] tables, one for each known failure")
     for number, entry in enumerate(entries, 1):
         try:
             yield _entry(entry)
@@ -189,7 +190,7 @@ def _parsed(content: bytes, name: str) -> Iterator[ExpectedFinding]:
 def _entry(entry: dict[str, Any]) -> ExpectedFinding:
     known = [*(field.name for field in fields(ExpectedFinding)), "id"]
     if unknown := [key for key in entry if key not in known]:
-        raise ValueError(f"got {quoted(unknown[0])}; allowed are {', '.join(known)}")
+        raise ValueError(f"got the key {quoted(unknown[0])}; allowed are {', '.join(known)}")
     if "id" in entry:
         entry = _of_id(entry)
     elif missing := [key for key in ("subject", "kind", "cases") if not entry.get(key)]:
@@ -218,7 +219,7 @@ def _entry(entry: dict[str, Any]) -> ExpectedFinding:
 
 
 def _of_id(entry: dict[str, Any]) -> dict[str, Any]:
-    """Return an entry with subject, checks and cases in place of the id of a finding."""
+    """Return the entry with its key `id`, the id of a finding, replaced by the keys subject, checks and cases."""
     if other := [key for key in ("subject", "checks", "results", "cases") if key in entry]:
         raise ValueError(f"got both id and {other[0]}; remove one of them")
     *_, subject, check, case = ["", "", *str(given := entry["id"]).rsplit(":", 2)]

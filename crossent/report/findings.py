@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from crossent.cases.axes import DTYPES
-from crossent.report.clarity import by_plainness, size_of_error
+from crossent.report.clarity import by_plainness, size_of_error, told
 from crossent.words import shell_word
 
 # The checks that compare the results of a call with the exact values.
@@ -30,11 +29,11 @@ class Finding:
         message: the failure in words, in one or a few lines.
         call: a description of the arguments.
         numbers: the worst element; None if the finding is not about a number.
-        torch: torch's own result for the same element, and its error; "" if torch is the subject.
+        torch: torch's own value of this element, and the error of that value, in words; "" if there is none.
         expected: the reason of a known failure, or None.
-        of: the result that the finding is about, and the call if a check makes several: "gradient", "gradient turned
-            along 2", …; "" if the finding is about no single result, for example because the subject raised.
-        repeat: the command that repeats the finding, if it is not `crossent repro` with the id alone.
+        of: the name of the wrong result, and of the call if the check makes several: "gradient reversed along dimension
+            2"; "" if the finding is about no single result, for example because the subject raised.
+        repeat: the command that repeats the finding; "" stands for `crossent repro` with the id alone.
     """
 
     subject: str
@@ -80,8 +79,8 @@ class Finding:
 class Numbers:
     """The worst element of a result: its index, its value, the exact value with its radius, and the error bound.
 
-    `ulp` and `ratio` are the error in ulp and as a share of the bound. If `versus` is "other", `exact` is the result of
-    another call of the subject instead of the exact value.
+    `bits` is the value in hexadecimal. `ulp` and `ratio` are the error in ulp and as a share of the bound. If `versus`
+    is "other", `exact` is the value in another call of the subject, instead of the exact value.
     """
 
     index: tuple[int, ...]
@@ -222,7 +221,7 @@ class SubjectReport:
 
     `order` is the order of the checks in tables, and `needs` the features that each check needs. `contract` is the
     contract that the user chose; "" for the default. `declared` has the differences from torch that the user declared,
-    such as "returns float32 for half precision". `not_applicable` counts these cases, by reason.
+    such as "returns float32 for half precision". `not_applicable` has the number of cases not applicable, by reason.
     """
 
     name: str
@@ -278,25 +277,24 @@ class SubjectReport:
     def sorts(self) -> list[list[Finding]]:
         """The findings that are not known failures, in groups of similar findings, for `crossent.report.causes`.
 
-        The first finding of a group is the clearest. The groups are in this order: wrong results before refused calls;
-        the first group of each check and kind before all further groups; errors against the exact value before errors
-        against another result; larger errors before smaller errors, by powers of ten; the order of the checks.
+        The first finding of a group is the clearest. These keys, in this order, sort the groups: wrong results before
+        refused calls; the first group of each check and kind before further groups; errors against the exact value
+        before errors against another result; larger errors first, by powers of ten; the order of the checks.
         """
-        sorts: dict[tuple[str, str, str], list[Finding]] = {}
+        sorts: dict[tuple[str, str, str, str], list[Finding]] = {}
         for finding in self.findings:
             if finding.expected is None:
-                line = finding.message.partition("\n")[0]  # messages that differ only in sizes and dtypes are similar
-                told = "" if finding.numbers else re.sub(r"\bb?float\d+|\d+", "#", line)
-                sorts.setdefault((finding.check, finding.kind, told), []).append(finding)
+                sorts.setdefault((finding.check, finding.kind, *told(finding)), []).append(finding)
         order = {name: at for at, name in enumerate(self.order)}
         seen: Counter[tuple[str, str]] = Counter()
         places = {}
-        for (check, kind, told), findings in sorts.items():
+        for sort, findings in sorted(sorts.items(), key=lambda of: of[0][-1] != ""):  # last, those with a declaration
+            check, kind, *_ = sort
             findings.sort(key=by_plainness)
             first, refused = findings[0], kind in ("refused", "accepted")
             relative = first.numbers is not None and first.numbers.versus != "exact"
             plain = -size_of_error(first)
-            places[check, kind, told] = refused, seen[check, kind] > 0, relative, plain, order.get(check, len(order))
+            places[sort] = refused, seen[check, kind] > 0, relative, plain, order.get(check, len(order))
             seen[check, kind] += 1
         return [sorts[sort] for sort in sorted(sorts, key=places.__getitem__)]
 
@@ -335,9 +333,9 @@ class SubjectReport:
     def without_evidence(self) -> list[str]:
         """The results without evidence, such as "loss in float16": a wrong result would pass on every case.
 
-        A loss that was never compared has no evidence either. A result is left out if, in its dtype, known failures
-        refused at least as many calls as were compared. For example, torch 2.0 refuses float16 on a CPU, except for an
-        empty batch.
+        A loss that was never compared has no evidence either. A result is left out if known failures refused at least
+        as many calls in its dtype as returned this result. For example, torch 2.0 refuses float16 on a CPU, except for
+        an empty batch.
         """
         tallies = self.tallies
         for dtype in {outcome.dtype for outcome in self.outcomes.values()}:

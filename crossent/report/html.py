@@ -57,7 +57,7 @@ HEADLINES = {"passed": "Passed", "failed": "Failed", "unproven": "Not proven", "
 class Cell:
     """A cell of the heat map: one check in one dtype.
 
-    `kind` is the colour, `says` the first line, `below` the smaller lines, and `title` the text under the mouse.
+    `kind` is the colour, `says` the first line, `below` the smaller lines, and `title` the tooltip.
     """
 
     kind: str
@@ -103,8 +103,9 @@ class Figure:
 class SubjectPart:
     """The part of the page for one subject.
 
-    `rows` has the heat map, and `strips` the plots by regime. The page shows `causes` in full and `lines` in a line
-    each. `hidden` counts the other findings. A missing feature explains the causes in `features`.
+    `rows` is the heat map, by check, and `strips` are the plots by regime. The page shows each group of `causes` in
+    full, and each group of `lines` in one line. `hidden` counts the findings of all further causes, by check and kind.
+    The groups in `features` are causes with a missing feature.
     """
 
     subject: SubjectReport
@@ -125,7 +126,7 @@ class SubjectPart:
 
 
 def page(report: Report) -> str:
-    """Return the report as an HTML document. The same report gives the same document."""
+    """Return the report as an HTML document. Equal reports give equal documents."""
     return _document("report.html.jinja", report, [_part(subject) for subject in report.subjects])
 
 
@@ -243,7 +244,7 @@ def _group(subject: SubjectReport, cause: Cause, most: int) -> Group:
 
 
 def _gaps(subject: SubjectReport, tallies: Iterable[Tally]) -> Iterator[Figure]:
-    """Yield figures about what did not run, is no evidence or was not judged for a subject, with the reasons."""
+    """Yield figures about one subject, with reasons: what did not run, is no evidence, or was not judged."""
     for reason, count in sorted(subject.not_applicable.items()):
         yield Figure(*_counted(count, "case", "not applicable"), reason)
     for reason, checks in subject.skipped.items():
@@ -328,7 +329,7 @@ def command(line: str) -> Markup:
 
 
 def linked(text: str) -> Markup:
-    """Return a text, escaped, with links to issues of GitHub, written as an address or as `owner/repository#number`."""
+    """Return a text, escaped. GitHub issues, written as an address or as `owner/repository#number`, become links."""
     made, end, text = Markup(), 0, _shown(text)
     for issue in _ISSUE.finditer(text):
         address = f"https://github.com/{issue[0].removeprefix('https://github.com/').replace('#', '/issues/')}"
@@ -338,11 +339,11 @@ def linked(text: str) -> Markup:
 
 
 def _counted(count: int, noun: str, what: str = "") -> tuple[str, str]:
-    """Return a number and its noun: `1`, `finding`; `2,243`, `findings`."""
+    """Return a number, and its noun with `what` after the noun: `1`, `case`; `2,243`, `calls checked`."""
     number, _, noun = counted(count, noun).partition(" ")
     return number, f"{noun} {what}".rstrip()
 
 
 def _hash(content: str) -> str:
-    """Return the hash of a style or script for the content security policy, which allows no other style or script."""
+    """Return the hash by which the content security policy of the page allows this style or script."""
     return f"sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}"

@@ -25,7 +25,7 @@ _README = "The findings of the last runs of `crossent check`. You can delete thi
 
 
 def path_of(subjects: Sequence[str], operation: str | None = None) -> Path:
-    """Return the path of the file for subjects and an operation, given as in the command.
+    """Return the path of the file for these arguments of `crossent check`.
 
     The subjects () stand for all built-in subjects of the operation.
     """
@@ -50,7 +50,7 @@ def keep(report: Report, subjects: Sequence[str], operation: str | None = None) 
 
 
 def kept(id: str, torch: str) -> str | None:
-    """Return the path of the newest file with this finding and this version of torch, or None.
+    """Return the path of the newest file that has this finding, from this version of torch; None if there is none.
 
     Damaged files are ignored.
     """

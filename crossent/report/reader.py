@@ -92,7 +92,7 @@ def _subject(entry: Any) -> SubjectReport:
 
 
 def _features(value: Any, what: str) -> list[str]:
-    """Return a list of names of features. Raise ValueError for other words, which a page would show in a command."""
+    """Return a list of names of features. Raise ValueError for any other word, since pages show them in a command."""
     names = _strings(value, what)
     if unknown := [name for name in names if name not in FEATURE_NAMES]:
         raise ValueError(f"{cut(what)}: got {quoted(unknown[0])}; allowed are the names of `crossent list features`")
@@ -131,7 +131,7 @@ def _measured(entry: Any, case: str, failed: bool) -> Measured:
     not_judged = _each(int, data.get("not_judged", {}), case)
     ulp, ratio = _real(data["ulp"], case), _real(data["ratio"], case)
     if elements < 0 or ulp < 0 or ratio < 0 or min(not_judged.values(), default=0) < 0:
-        raise ValueError(f"{cut(case)}: elements, ulp, ratio or not_judged is negative")
+        raise ValueError(f"{cut(case)}: elements, ulp, ratio or not_judged is negative; allowed is 0 or more")
     return Measured(failed, ulp, ratio, vacuous, not_judged, elements)
 
 
@@ -144,7 +144,7 @@ def _shown(entry: Any, case: str) -> ResultSummary:
 
 
 def _a(kind: type[T], value: Any, what: str) -> T:
-    """Return the value if it has exactly this type. Raise TypeError otherwise: True is no int."""
+    """Return the value if `type(value)` is `kind`; True is no int. Raise TypeError with the name `what` otherwise."""
     if type(value) is not kind:
         raise TypeError(f"{cut(what)} is {quoted(value)}; it must be {'an' if kind is int else 'a'} {kind.__name__}")
     return value
@@ -160,7 +160,7 @@ def _strings(value: Any, what: str) -> list[str]:
 
 
 def _each(kind: type[T], value: Any, what: str) -> dict[str, T]:
-    """Return a JSON object if all its values have this type. Raise TypeError otherwise."""
+    """Return the value if it is a JSON object and all its values have this type. Raise TypeError otherwise."""
     return {key: _a(kind, entry, f"{what}: {key}") for key, entry in _a(dict, value, what).items()}
 
 
@@ -171,7 +171,7 @@ def _real(value: Any, what: str) -> float:
 
 
 def _checksum(value: Any, what: str, *, or_none: bool = False) -> str:
-    """Return a checksum of eight hexadecimal digits; also "" if `or_none` is true. Raise an error otherwise."""
+    """Return the value if it is eight hexadecimal digits, or "" and `or_none` is true. Raise an error otherwise."""
     text = _a(str, value, what)
     if not (or_none and text == "") and not (len(text) == 8 and set(text) <= set("0123456789abcdef")):
         raise ValueError(f"{cut(what)} is {quoted(text)}; it must be eight hexadecimal digits")
@@ -203,7 +203,7 @@ LARGEST = 2**29  # the most bytes of a report; a report of five subjects at leve
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the JSON document of a report file. Only its schema and its device are checked.
+    """Return the JSON document of a report file. Check only that it is JSON, its schema and its device.
 
     Raises:
         ValueError: the file is not a report. The message is one line.
@@ -216,20 +216,23 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
             raise ValueError(f"the file has more than {LARGEST:,} bytes")
         document = json.loads(content.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8
-        raise ValueError(f"{cut(str(path))}: not a report: {one_line(str(error))}") from None
+        raise ValueError(f"{cut(str(path))}: not a report of crossent: {one_line(str(error))}") from None
     found = document.get("schema") if isinstance(document, dict) else None
     if not isinstance(document, dict) or isinstance(found, bool) or found != SCHEMA:
-        raise ValueError(f"{cut(str(path))}: got schema {quoted(found)}; allowed is a report of schema {SCHEMA}")
+        raise ValueError(
+            f"{cut(str(path))}: got schema {quoted(found)}; allowed is a report of crossent with schema {SCHEMA}"
+        )
     environment = document.get("environment")
     if not isinstance(environment, dict) or not isinstance(environment.get("device"), str):
-        raise ValueError(f"{cut(str(path))}: not a crossent report: `environment.device` is missing")
+        raise ValueError(f"{cut(str(path))}: not a report of crossent: `environment.device` is missing")
     if not re.fullmatch(r"cpu|cuda(:\d{1,4})?", environment["device"]):
-        raise ValueError(f"{cut(str(path))}: damaged: device is {quoted(environment['device'])}")
+        found = quoted(environment["device"])
+        raise ValueError(f"{cut(str(path))}: damaged: device is {found}; allowed are cpu, cuda and cuda:N")
     return document
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object as a dict. Raise ValueError for a repeated key, of which programs read different values."""
+    """Return a JSON object as a dict. Raise ValueError for a repeated key: programs disagree on which value counts."""
     made = dict(pairs)
     if len(made) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -242,10 +245,10 @@ def _no_number(token: str) -> float:
 
 
 def find(document: dict[str, Any], id: str) -> tuple[Finding, str | None]:
-    """Return the finding with this id in the JSON document of a report, and the digest of its inputs.
+    """Return the finding with this id in the JSON document of a report, and the checksum of the inputs of its case.
 
     Raises:
-        ValueError: the report has no finding with this id, or it is damaged.
+        ValueError: the report has no finding with this id, or the report is damaged.
     """
     try:
         for subject in document["subjects"]:
@@ -277,7 +280,7 @@ def finding_of(subject: str, entry: dict[str, Any]) -> Finding:
         reals = [_number(entry, name) for name in ("got", "exact", "radius", "bound", "ulp", "ratio")]
         got, exact, radius, bound, ulp, ratio = reals
         if not all(type(place) is int and place >= 0 for place in entry["index"]):
-            raise TypeError(f"index is {quoted(entry['index'])}")
+            raise TypeError(f"index is {quoted(entry['index'])}; it must be a list of integers that are 0 or more")
         bits, versus = _string(entry, "bits"), _string(entry, "versus")
         numbers = Numbers(tuple(entry["index"]), got, bits, exact, radius, bound, ulp, ratio, versus)
     check, case, kind, message, call, torch = (

@@ -21,14 +21,14 @@ PLOTTED = ("loss", "gradient")
 
 @dataclass(frozen=True)
 class Mark:
-    """The worst result of a regime in a dtype.
+    """A mark of a plot: the known failures of a regime in a dtype, or all other results.
 
     Attributes:
-        kind: "passed", "failed", "known" for a known failure, or "none" if no result is evidence.
-        ratio, ulp: the error of the worst result, as a share of its bound and in ulp; 0 without evidence.
-        case: the case of the worst result; "" without evidence.
-        median: the median share of the bound over all results.
-        count: the number of results.
+        kind: "passed", "failed", "known" for known failures, or "none" if no result is evidence.
+        count: the number of results. Results without evidence count only for the kind "none".
+        ratio, ulp: the error of the worst result, as a share of its bound and in ulp; 0 for "none".
+        case: the case of the worst result; "" for "none".
+        median: the median share of the bound over the results.
     """
 
     dtype: str

@@ -28,8 +28,8 @@ MOST_CAUSES = 3  # the causes that a report shows for each subject, with one fin
 class Report:
     """One run: its environment, and a part for each subject.
 
-    `str(report)` is the report as text. `report.ok` is True if a case ran and there are no findings except known
-    failures.
+    `str(report)` is the report as text. `report.ok` is True if the run is complete, has no findings except known
+    failures, and has evidence for every result.
 
     Attributes:
         environment: the versions and the device, which a reader needs to repeat the run.
@@ -39,7 +39,7 @@ class Report:
         left_out: the checks that the level does not run.
         planned: the number of planned cases, if the run was interrupted or stopped early; otherwise None.
         stopped: whether the run stopped early because of its findings.
-        only: the chosen "checks" and "cases", if only a part of the level ran; otherwise empty.
+        only: the choice under the keys "checks" and "cases", if only a part of the level ran; otherwise empty.
         without, grade: the features that the user declared as lacking, and the grade that the user chose, or "".
         seconds: how long the run took; None for a report from a file.
     """
@@ -79,7 +79,7 @@ class Report:
 
     @property
     def sized(self) -> tuple[int, int]:
-        """The numbers of different combinations in the cases: of a size and an option, and of both with a dtype."""
+        """The numbers of different combinations in the cases: size and option; size, option and dtype."""
         ids = dict.fromkeys(case for subject in self.subjects for case in subject.outcomes)
         triples = {triple for case in map(case_or_none, ids) if case is not None for triple in sized_triples(case)}
         return len({(size, option) for size, option, _ in triples}), len(triples)

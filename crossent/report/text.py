@@ -87,9 +87,9 @@ def _of_dtype(tallies: Sequence[Tally], grade: str | None) -> Text:
 
 
 def failures(subject: SubjectReport, most: int | None, *, ids: bool = False) -> Iterator[RenderableType]:
-    """Yield each cause with its example, the largest cause first, and then the causes with a missing feature.
+    """Yield the causes of findings, each with its example, the largest first; then the causes with a missing feature.
 
-    Show at most `most` causes, or all of them if `most` is None. If `ids` is true, add the id of every finding.
+    Show at most `most` of the former, or all if `most` is None. If `ids` is true, add the id of every finding.
     """
     wrong, declarable = in_order(causes(subject))
     for at, cause in enumerate(wrong[:most], start=1):
@@ -101,6 +101,8 @@ def failures(subject: SubjectReport, most: int | None, *, ids: bool = False) -> 
             yield Text(f"  where   {cause.common}", "bold")
         if bug := published(subject, cause):
             yield Text(f"  corpus  {bug}")
+        if cause.lacks:
+            yield Text(f"  declare --without {cause.lacks}, if the feature is missing on purpose")
         yield Text(str(cause.example))
         if ids:
             yield from _ids(cause)
@@ -118,7 +120,10 @@ def _ids(cause: Cause) -> Iterator[Text]:
 
 
 def _declarable(found: Sequence[Cause], *, ids: bool) -> Iterator[Text]:
-    """Yield the option `--without` for the missing features of these causes, and a line for each cause."""
+    """Yield a line with the option `--without` and the missing features of `found`, and a line about each cause.
+
+    If `ids` is true, add the id of every finding. If `found` is empty, yield nothing.
+    """
     if not found:
         return
     features = " ".join(cause.feature for cause in found)
@@ -172,7 +177,7 @@ def _table(subject: SubjectReport) -> Table:
 
 
 def _cell(tally: Tally | None) -> Text:
-    """Return the cell of a check in a dtype: how many cases ran or failed, and the largest share of its bound."""
+    """Return the cell of a check in a dtype: "✗ 3/40" with failures, else "40 12%" or, without numbers, "40 passed"."""
     if tally is None:
         return Text("")
     if tally.failed:

@@ -1,8 +1,9 @@
 """Repro scripts: each repeats a finding, and needs torch alone, or torch and the user's function.
 
-A script has the inputs of the case, bit for bit. It calls a step, a function that calls the subject, and then a
-function `judge_…`, which compares one number of the result. It ends with exit status 1 if the finding happens, 0 if it
-does not, and 2 if the call cannot run. A recipe names the functions and values for the scripts of a check.
+A script has the inputs of the case, bit for bit. The script calls a step, which is a function that calls the subject,
+and then a function `judge_…`, which compares one number of the result with the exact value. The exit status is 1 if the
+finding happens, 0 if the finding does not happen, and 2 if the call cannot run. A recipe names the functions and values
+for the scripts of a check.
 
 The modules of this room import `crossent.run` and the rooms below it.
 

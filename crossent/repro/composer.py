@@ -21,7 +21,7 @@ class Code:
     """The code that has been copied into a script.
 
     Attributes:
-        instead: functions to copy in place of other functions, by the names of the other functions.
+        instead: for the name of a function, the function to copy in its place.
         functions: the text of each function, by its name. A function comes after the functions that it uses.
         imports: the names of the modules that the functions use, except torch.
         values: the names of the values of `scripts/case.py` that the functions use.
@@ -35,7 +35,7 @@ class Code:
     def add(self, function: ScriptFunction, name: str = "") -> None:
         """Copy a function or class into the script, after all functions that its text uses.
 
-        `name` is its name in the script; "" stands for its own name.
+        `name` is the name in the script; "" stands for the name of the function.
         """
         name = name or function.__name__
         function = self.instead.get(name, function)

@@ -24,7 +24,8 @@ class Equation:
     Attributes:
         inputs: the inputs of the result, then the inputs of the other results.
         terms: a function that takes a part ("loss", "gradient", …) and the index of a number in this part of the
-            result. It returns the terms of the sum. If `terms` is None, the result must differ from the other result.
+            result, and returns the terms of the sum. With None, there is one other result, and the two results must
+            differ.
     """
 
     inputs: tuple[Inputs, ...]
@@ -36,23 +37,23 @@ Equations = Callable[[Case, Inputs], Mapping[str, Equation]]
 
 
 def parts(given: Inputs) -> Shapes:
-    """Return the shapes of the loss and of the gradients, by name."""
+    """Return the shapes of the loss and of the gradients of a call with these inputs, by name."""
     shapes = {"loss": given.upstream.shape, **{name: leaf.shape for name, leaf in given.leaves.items()}}
     return {name: tuple(shape) for name, shape in shapes.items()}
 
 
 def equal_to(change: Callable[[Inputs], Inputs]) -> Equations:
-    """Return a function that returns one equation: the result equals the result for changed inputs."""
+    """Return a function that returns one equation: `change`, applied to the inputs, does not change the result."""
     return lambda case, given: {"": Equation((given, change(given)))}
 
 
 def of_shifted_logits(case: Case, given: Inputs) -> dict[str, Equation]:
-    """Return the equations: adding a constant to rounded logits, which is exact, does not change the result."""
+    """Return the equations: the result does not change if a constant is added to rounded logits, which is exact."""
     return {call: Equation(inputs) for call, inputs in relations.shifted(given).items()}
 
 
 def of_reversed_rows(case: Case, given: Inputs) -> dict[str, Equation]:
-    """Return an equation for each batch dimension: reversed rows give the reversed result."""
+    """Return an equation for each batch dimension: flipping the inputs along the dimension flips the result."""
 
     def along(axis: int) -> Equation:
         def terms(part: str, index: Index) -> EquationTerms:
@@ -61,11 +62,11 @@ def of_reversed_rows(case: Case, given: Inputs) -> dict[str, Equation]:
 
         return Equation((given, relations.rows_turned(given, axis)), terms)
 
-    return {f"turned along {axis}": along(axis) for axis in relations.rows_axes(given)}
+    return {f"reversed along dimension {axis}": along(axis) for axis in relations.rows_axes(given)}
 
 
 def of_reversed_classes(case: Case, given: Inputs) -> dict[str, Equation]:
-    """Return the equation: reversed classes give the same loss and the reversed gradient."""
+    """Return the equation: flipping the classes keeps the loss, and flips the gradient along the class dimension."""
 
     def terms(part: str, index: Index) -> EquationTerms:
         axis = min(1, given.input.dim() - 1)
@@ -79,9 +80,9 @@ def _reversed(index: Index, shape: Index, axis: int) -> Index:
 
 
 def of_two_batches(case: Case, given: Inputs) -> dict[str, Equation]:
-    """Return the equation: the result follows from the results of two parts of the batch.
+    """Return the equation: the result of a batch follows from the results of two parts of the batch.
 
-    Return {} if every split of the batch leaves a part with a denominator of 0.
+    Return {} if, for every split of the batch, the mean over one part would divide by 0.
     """
     try:
         parted = relations.parted(given, terms_of(given))
@@ -100,7 +101,7 @@ def of_two_batches(case: Case, given: Inputs) -> dict[str, Equation]:
 
 
 def of_options(case: Case, given: Inputs) -> dict[str, Equation]:
-    """Return the equations: without an option the result differs; with options at neutral values it does not."""
+    """Return the equations: the result differs without an option, and is equal with options at neutral values."""
     equations = {call: Equation((given, without), None) for call, without in options.left_out(given).items()}
     if off := options.turned_off(given, case.ignored):
         other, passed = off

@@ -26,11 +26,12 @@ from crossent.trials.agreement import RESULT_PARTS
 
 @dataclass(frozen=True)
 class Focus:
-    """The result that a finding is about, or one number in this result.
+    """The result, or the one number in a result, that a finding is about.
 
     Attributes:
         case, inputs, subject: the case, its inputs, and the subject that takes the inputs. The tensors are on the CPU.
-        of: the name of the result, such as "gradient turned along 2"; "" if the finding is about no single result.
+        of: the name of the result, such as "gradient reversed along dimension 2"; "" if the finding is about no single
+            result.
         index: the index of the number in this result; None if the finding is about no single number.
     """
 
@@ -52,7 +53,7 @@ class Focus:
 
 
 def nothing(focus: Focus) -> dict[str, Any]:
-    """Return an empty dict: the recipe has no such results, or needs no further values."""
+    """Return an empty dict, for a recipe that has no such results, or needs no further values."""
     return {}
 
 
@@ -103,7 +104,10 @@ def _number(numbers: Callable[[Focus], Shapes], number: ScriptFunction = judge_n
 
 
 def _equal(equations_of: Equations, whole: ScriptFunction | None = None) -> Recipe:
-    """Return the recipe of a check that tests equations between results."""
+    """Return the recipe of a check that tests equations between results.
+
+    `whole` judges the results of an equation whose results must differ.
+    """
 
     def named(focus: Focus, *, whole: bool) -> Shapes:
         found = equations_of(focus.case, focus.inputs).items()
@@ -131,7 +135,7 @@ def _called(
 ) -> Recipe:
     """Return the recipe of a check that makes several calls.
 
-    `calls` has the names of the calls, each with the parts of its result.
+    `calls` has, for the name of each call, the parts of its result.
     """
 
     def numbers(focus: Focus) -> Shapes:
@@ -154,9 +158,10 @@ def of_other_numbers(case: Case) -> dict[str, Any]:
 
 
 def _derivative(step: ScriptFunction, *names: str, batch: tuple[int, ...] = ()) -> Recipe:
-    """Return the recipe of a check of derivatives along the direction of the case, where a derivative may be missing.
+    """Return the recipe of a check of derivatives along the direction of the case.
 
-    `names` are the names of the derivatives. `batch` is the shape of the batch of directions, () for one direction.
+    Besides a wrong number, a finding may be about a missing derivative. `names` are the names of the derivatives.
+    `batch` is the shape of the batch of directions, () for one direction.
     """
 
     def shapes(focus: Focus) -> Shapes:

@@ -47,12 +47,12 @@ def script_of(
     """Return the script that repeats a finding.
 
     Without a report, the finding comes from the last runs in this folder with this version of torch. If these runs do
-    not have the finding, the check runs on the case again.
+    not have the finding, or if `device` or `passed` is given, the check runs on the case again.
 
     Args:
         id: the id of the finding, SUBJECT:CHECK:CASE.
         report: the file of a report that has the finding.
-        device: the device on which the check runs again if there is no report.
+        device: the device on which the check runs again. With a report, the device is that of the report.
         passed: whether the script shows a check that passes, at the number nearest to its error bound.
         source: the description of your function, as in `crossent check`; "" for a subject of the package.
         promises: `without`, `contract` and `grade`, as in `crossent check`, for a check that runs again.
@@ -78,8 +78,10 @@ def script_of(
 def _loaded(source: str, id: str) -> Subject:
     """Return the user's function as a subject. If this system can fork, a separate process loads the function.
 
+    `source` describes the function as for `crossent check`, for example "path/to/file.py:NAME".
+
     Raises:
-        ValueError: the source is a form or torch, or cannot be loaded.
+        ValueError: `source` is a form or torch, or cannot be loaded.
     """
     if source.removesuffix(COMPILE_SUFFIX) in BY_NAME:
         raise ValueError(f"subject: got {quoted(source)}; for a form or torch, leave out --subject")
@@ -92,8 +94,9 @@ def _loaded(source: str, id: str) -> Subject:
 def repeated(id: str, device: str = "cpu", source: str = "", **promises: Any) -> Finding:
     """Run the check of a finding again on its case, and return the new finding.
 
-    The checks `call` and `result` run first. A subject from a source runs in an isolated process. `promises` are the
-    arguments `contract`, `grade` and `without` of `crossent.check`.
+    The checks `call` and `result` run first. With a `source`, which describes the user's function as for
+    `crossent check`, the function runs in an isolated process. `promises` are the arguments `contract`, `grade` and
+    `without` of `crossent.check`.
 
     Raises:
         ValueError: there is no such subject or case, or the finding does not happen here.

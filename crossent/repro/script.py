@@ -101,9 +101,9 @@ def script(
         finding: the finding of a run.
         device: the device of that run.
         digest: the digest of the inputs in that run, to compare with the inputs here; None for no comparison.
-        passed: whether the check passed. Then the number of the finding is wrong only if its error exceeds the bound.
+        passed: whether the check passed. If so, the script judges the number by its error bound alone.
         widened: whether the report says that the subject returns float32 for half precision.
-        loaded: the user's function, which the script loads from its source; None for a subject without source.
+        loaded: the user's function, which the script loads again; None for a form, torch or an unknown subject.
 
     Raises:
         ValueError: the case cannot be built, or its inputs have other bits here, or the check has no such finding.
@@ -166,10 +166,10 @@ def _named(text: str, operation: Operation) -> str:
 
 
 def _main(code: Code, step: ScriptFunction, ending: ScriptFunction | None, *, refusable: bool) -> list[str]:
-    """Return the lines that call a step, and then `ending`, the function that judges its result, if there is one.
+    """Return the lines that call `step` and then, unless it is None, `ending`, which judges the result of the step.
 
-    `refusable` says whether an exception ends the script with status 2. It is False if the finding is an exception of
-    the subject: then Python prints the traceback, and ends with status 1.
+    `refusable` says whether an exception ends the script with status 2. If the finding is an exception of the subject,
+    `refusable` is False: Python prints the traceback, and ends with status 1.
     """
     code.add(step)
     lines = [f"{step.__name__}()"]
@@ -185,7 +185,7 @@ def _main(code: Code, step: ScriptFunction, ending: ScriptFunction | None, *, re
 
 
 def _needs_earlier_calls(finding: Finding) -> bool:
-    """Return whether the finding may depend on earlier calls. Then a single call in a new process may not show it."""
+    """Return whether the finding may depend on earlier calls, so that a single call may not show the finding."""
     return finding.kind in ("not_repeated", "disturbed") or (finding.kind == "wrong" and DEPENDS in finding.message)
 
 
@@ -231,7 +231,7 @@ def _recipe(finding: Finding, case: Case | BadInput, subject: Subject, device: s
 
 
 def _focused(finding: Finding, recipe: Recipe, focus: Focus) -> Focus:
-    """Return the focus with the name of the result that the finding is about, and the index of its number, if any.
+    """Return a copy of `focus` with the name of the result, and the index of the number, that the finding is about.
 
     Raises:
         ValueError: the check has no such result, or the result has no such index.
@@ -246,8 +246,8 @@ def _focused(finding: Finding, recipe: Recipe, focus: Focus) -> Focus:
         shapes = recipe.wholes(focus)
     shape = shapes.get(finding.of)
     if shape is None:
-        known = ", ".join(map(repr, shapes)) or "none without numbers"
-        raise ValueError(f"finding: got result {quoted(finding.of)}; allowed are {known}")
+        known = f"allowed are {', '.join(map(repr, shapes))}" if shapes else "a finding without numbers has no result"
+        raise ValueError(f"finding: got result {quoted(finding.of)}; {known}")
     if n is None:
         return replace(focus, of=finding.of)
     if len(n.index) != len(shape) or not all(map(int.__lt__, n.index, shape)):
@@ -266,7 +266,7 @@ def _numbers(n: Numbers, versus: str) -> dict[str, Any]:
 
 
 def subject_of(name: str, device: str) -> Subject:
-    """Return the subject of the package with this name, or `ANOTHER`; compiled if the name has the suffix."""
+    """Return the form or torch with this name, otherwise `ANOTHER`; compiled if the name ends in "+compile"."""
     base = name.removesuffix(COMPILE_SUFFIX)
     subject = BY_NAME.get(base, ANOTHER)
     return subject if base == name else as_compiled(subject, device)

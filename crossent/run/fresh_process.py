@@ -1,7 +1,8 @@
 """A fresh process for one call that may make its device unusable.
 
 A class index out of range triggers a device-side assert on CUDA. Afterwards no call on that device works in the same
-process. So the call is made in a new Python process, to which the loss is sent as a pickle.
+process. So a new Python process makes the call, and gets the loss as a pickle. Acts, the functions that call a loss,
+and hosts, which run acts, are defined in :mod:`crossent.trials.act`.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ class FreshProcess:
     def perform(self, act: Callable[..., T], *arguments: Any) -> Performed[T]:
         """Call `act(loss, *arguments)` in a new process, and return the outcome.
 
-        subprocess starts the process, since multiprocessing would import the caller's main module again. That module
-        may be a script that starts a run.
+        The module subprocess starts the process. The module multiprocessing would import the caller's main module
+        again, which may be a script that starts a run.
         """
         try:
             most = wire.most_of_reply(arguments)
@@ -84,7 +85,7 @@ class FreshProcess:
 
 
 def _wait(process: subprocess.Popen[bytes], started: Path, seconds: float) -> str:
-    """Wait until the process ends or exceeds a time limit. Return a sentence about the limit, or "" if it ended.
+    """Wait until the process ends, and return ""; if it exceeds a time limit, return a sentence about this limit.
 
     The process creates the file `started` when it is ready. From then on, the call may take `seconds`.
     """

@@ -1,7 +1,12 @@
-"""Judge one subject on one case: run the checks, and return the verdict for the report."""
+"""Judge one subject on one case: run the checks, and return the verdict for the report.
+
+A check yields a :class:`Difference` for each result that it compares with an exact value or with another result, and a
+:class:`Problem` for any other failure, such as an exception.
+"""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -21,12 +26,13 @@ from crossent.subjects.contracts import DEFAULT_CONTRACT, under_contract
 from crossent.subjects.features import keywords_of
 from crossent.subjects.subject import Subject
 from crossent.trials.act import Host
-from crossent.trials.call import Result, checksum, evaluate
+from crossent.trials.call import Result, checksum, evaluate, in_words
 from crossent.trials.check import Check, Cost
 from crossent.trials.difference import Difference
-from crossent.trials.factors import factor_of
+from crossent.trials.exact import solve
+from crossent.trials.factors import factor_of, infinity_of, narrower_dtype_of
 from crossent.trials.trial import EndedError, NotRunError, Problem, Question, RefusedError, Trial, widens_halves
-from crossent.words import said
+from crossent.words import as_options, said
 
 DAMAGED = "its process returned a damaged reply"
 Enough = Callable[[Sequence[Finding]], bool]  # returns whether the run can end with these findings of a case
@@ -35,11 +41,11 @@ Enough = Callable[[Sequence[Finding]], bool]  # returns whether the run can end 
 _FIRST = (single.call, single.result)
 _AS_TORCH = "\nThe result has torch's bits: judge this subject with --contract torch, in Python with contract='torch'."
 
-# Contracts and grades with wider bounds than the default, the narrowest first.
+# Contracts and grades with wider bounds than the default.
 _WIDER = (
-    ("--grade B", DEFAULT_CONTRACT, "B"),
-    ("--contract logsumexp", "logsumexp", "A"),
-    ("--contract logsumexp --grade B", "logsumexp", "B"),
+    (as_options(grade="B"), DEFAULT_CONTRACT, "B"),
+    (as_options(contract="logsumexp"), "logsumexp", "A"),
+    (as_options(contract="logsumexp", grade="B"), "logsumexp", "B"),
 )
 
 
@@ -53,7 +59,8 @@ def judge_case(
         subject: the subject.
         host: the host that calls the subject.
         checks: the checks to run.
-        enough: returns whether the run can end with these findings. If so, no further check of the case runs.
+        enough: a function that returns whether the run can end with these findings. If so, no further check of the case
+            runs.
     """
     trial, case = Trial(question, subject, host), question.case
     checks = [check for check in checks if check.applies(case)]
@@ -98,16 +105,25 @@ def judge_case(
 
 
 def _unused_options(trial: Trial) -> str:
-    """Return a line that names the options without which the subject gives the same loss; "" if there are none.
+    """Return a line that names the options that do not change the loss of the subject; "" if there are none.
 
-    A function whose signature has `**options` is called with every option, and may ignore some of them.
+    A function whose signature has `**options` is called with every option, and may ignore some of them. There is no
+    line if the loss is not the exact loss of the call without these options: then it has another cause.
     """
-    options, defaults = trial.question.inputs.options, trial.question.inputs.operation.options
+    inputs, defaults = trial.question.inputs, trial.case.operation.options
+    options = inputs.options
     given = [name for name in keywords_of(trial.case.operation) if options.get(name, defaults[name]) != defaults[name]]
     unused = [name for name in given if checksum(trial.got.loss) == _checksum_without(name, trial)]
     if not unused or trial.got.loss.isnan().all():
         return ""
-    return f"\nThe loss is the same without {' and '.join(unused)}. If that is meant: --without {' '.join(unused)}"
+    others = {name: value for name, value in options.items() if name not in unused} | {
+        name: default for name in unused if (default := defaults[name]) is not None
+    }
+    upstream = inputs.upstream.new_ones(()) if "reduction" in unused else inputs.upstream
+    exact = solve(replace(inputs, options=others, upstream=upstream))
+    if tuple(trial.got.loss.shape) != exact.shape or trial.compare(Result(trial.got.loss), exact)[0].ratio > 1:
+        return ""
+    return f"\nThe loss is the same without {' and '.join(unused)}. If that is meant: {as_options(without=unused)}"
 
 
 def _checksum_without(option: str, trial: Trial) -> int | None:
@@ -119,7 +135,7 @@ def _checksum_without(option: str, trial: Trial) -> int | None:
 
 
 def _with_dependence(findings: Sequence[Finding]) -> list[Finding]:
-    """Return the findings. If the check `repeat` fails, add a note to the messages of other findings about results.
+    """Return the findings. If the check `repeat` fails, the messages of other findings about results get a note.
 
     The note says that the result depends on earlier calls.
     """
@@ -177,7 +193,7 @@ def judge_bad_input(bad: BadInput, subject: Subject, host: Host, device: str) ->
 
 
 def judge_ended(case: Case | BadInput, subject: str, kind: str, message: str) -> Verdict:
-    """Return the verdict on a subject that ended (`kind` "crashed") or blocked (`kind` "hung") a worker process."""
+    """Return a verdict with one finding: the subject crashed (`kind` "crashed") or did not return (`kind` "hung")."""
     inputs = case.build()
     check = "errors" if isinstance(case, BadInput) else single.call.name
     outcome = Outcome(case.dtype, inputs.digest, checks={check: Measured(failed=True)})
@@ -205,22 +221,29 @@ def _measured(found: Sequence[Difference | Problem], failed: bool) -> Measured:
 def as_finding(trial: Trial, check: Check, problem: Difference | Problem) -> Finding:
     """Return the finding for a difference or a problem of a check.
 
-    The finding also has the arguments of the call. If a result of the first call is wrong, it has torch's value too.
+    The finding also has the arguments of the call and, for a wrong result of the first call, torch's value.
     """
     inputs, of, numbers, of_torch = trial.question.inputs, problem.of, None, ""
     kind, message = (problem.kind, problem.message) if isinstance(problem, Problem) else ("wrong", str(problem))
     if isinstance(problem, Difference):
         if of != check.name:
-            message, numbers = f"{of}:\n{message}", _numbers(problem, check.versus)
+            numbers = _numbers(problem, check.versus)
+            message = f"{in_words(of, trial.case.operation)}:\n{message}"
+            message += narrower_dtype_of(problem) if check.versus == "exact" else ""
         else:
             numbers = _numbers(problem)
             is_torch = trial.subject is REFERENCES[trial.case.operation]
             of_torch, hint = ("", "") if is_torch else _of_torch(trial, problem)
-            message += factor_of(problem, inputs) + (hint or _declaration(trial, of))
+            message += _lines(problem, inputs) + (hint or _declaration(trial, of))
     elif check is single.arguments and kind == "changed_input":
-        message += "\nIf that is meant: --without arguments"
+        message += f"\nIf that is meant: {as_options(without=['arguments'])}"
     call = describe(inputs)
     return Finding(trial.subject.name, check.name, trial.case.id, kind, message, call, numbers, of_torch, of=of)
+
+
+def _lines(difference: Difference, inputs: Inputs) -> str:
+    """Return the lines about a wrong number of the first call that often show the bug."""
+    return factor_of(difference, inputs) + narrower_dtype_of(difference) + infinity_of(difference, inputs)
 
 
 def _numbers(d: Difference, versus: str = "exact") -> Numbers:
@@ -233,7 +256,10 @@ def _bits(value: float, dtype: str) -> str:
 
 
 def _of_torch(trial: Trial, difference: Difference) -> tuple[str, str]:
-    """Return torch's value at the worst element, in words, and a hint if a wrong result equals torch's in all bits."""
+    """Return torch's value at the worst element, in words, and a hint or "".
+
+    The hint says that the wrong result has the same bits as torch's result, if the subject has another contract.
+    """
     torch_itself = REFERENCES[trial.case.operation]
     try:
         result = evaluate(torch_itself.loss, trial.case.build(trial.question.device))
@@ -245,22 +271,27 @@ def _of_torch(trial: Trial, difference: Difference) -> tuple[str, str]:
     name = str(tensor.dtype).removeprefix("torch.")
     share = f", {off / difference.bound:.3g} of its error bound" if difference.bound else ""
     alike = checksum(tensor) == checksum(getattr(trial.got, difference.of))
+    digits = math.isfinite(difference.got) and difference.got != 0  # two losses that are inf are equal by chance
     as_torch = trial.subject.contract == torch_itself.contract
-    hint = _AS_TORCH if alike and not as_torch and not difference.ratio <= 1 else ""
+    hint = _AS_TORCH if alike and digits and not as_torch and not difference.ratio <= 1 else ""
     return f"{value!r}  ({_bits(value, name)}), off by {off:.3g}{share}", hint
 
 
 def _declaration(trial: Trial, of: str) -> str:
-    """Return a line with the option under which a wrong result of the first call is right; "" if there is none."""
+    """Return a line with an option under which the wrong result `of` would pass; "" if there is no such option.
+
+    If several options fit, the line has the option with the smallest error bound.
+    """
     subject, exact = trial.subject, trial.question.exact
-    declared = {f"--without {name}": subject.lacking({name: ""}) for name in ("nan_mean", "subnormal")}
+    declared = {as_options(without=[name]): subject.lacking({name: ""}) for name in ("nan_mean", "subnormal")}
     if subject.contract == DEFAULT_CONTRACT:
         declared |= {words: under_contract(subject, contract, grade) for words, contract, grade in _WIDER}
+    fits: dict[str, float] = {}
     for words, one in declared.items():
         found = {part.of: part for part in replace(trial, subject=one).compare(trial.got, exact)}
         if of in found and found[of].ratio <= 1:
-            return f"\nIf that is meant: {words}"
-    return ""
+            fits[words] = found[of].bound
+    return f"\nIf that is meant: {min(fits, key=fits.__getitem__)}" if fits else ""
 
 
 def describe(inputs: Inputs) -> str:

@@ -1,7 +1,8 @@
 """The order of the cases of a run: first the cases that find most bugs, then parts of equal cost.
 
 `first_cases.txt` lists the ids of the first cases, without seeds. Together these cases find most of the wrong
-cross-entropies of `tests/mutants/`. Each case finds as many of them as possible that the cases above it do not find.
+cross-entropies of `tests/mutants/`. Each case finds as many further wrong cross-entropies as possible, which the cases
+above it in the file do not find.
 `nox -s mutants` writes the file. An id that is not in the plan is ignored.
 """
 
@@ -43,7 +44,7 @@ class Part:
         subjects: the indices of the subjects in the run.
         isolated: whether the subjects run in isolated processes.
         cost: the estimated CPU seconds.
-        what: the most expensive check and its case, in words.
+        what: the most expensive case and its most expensive check, in words.
     """
 
     cases: Sequence[int]
@@ -55,7 +56,7 @@ class Part:
 
 @dataclass
 class Step:
-    """A piece of work that is done: its estimated CPU seconds, and its findings that are not known failures."""
+    """A finished piece of work: its estimated CPU seconds, and its findings that are not known failures."""
 
     cost: float = 0.0
     findings: Sequence[Finding] = field(default_factory=list)
@@ -70,7 +71,7 @@ def first_cases() -> tuple[str, ...]:
 def imports_compilers(checks: Iterable[Check]) -> bool:
     """Return whether torch imports its compilers, which takes seconds, for one of these checks.
 
-    A check that transforms the subject needs them, and forward mode needs them for log_softmax.
+    Checks that transform the subject need the compilers. Forward mode needs the compilers for log_softmax.
     """
     return any(check.transforms or check is forward_ad for check in checks)
 
@@ -121,8 +122,8 @@ def parts(planned: Plan, subjects: int, jobs: int, isolated: bool, brief: bool, 
 
     Each of the first cases is a separate part, so that its findings are reported at once. The other parts have about
     equal cost, and the most expensive cases start first. In a run that may end soon, the cases that need torch's
-    compilers come last. Cases of the same structure are in one part, because their error bounds are computed together.
-    In isolated processes, the subjects see all but the first cases in random order.
+    compilers come last. Most cases of the same structure are in one part, whose worker computes their error bounds
+    together. In isolated processes, the subjects see all but the first cases in random order.
 
     Args:
         planned: the plan.
@@ -159,7 +160,7 @@ def parts(planned: Plan, subjects: int, jobs: int, isolated: bool, brief: bool, 
 
 
 def _bins(items: Sequence[int], costs: Sequence[float], count: int) -> list[list[int]]:
-    """Divide items into about `count` bins of about equal cost. The bins with the most expensive items come first.
+    """Return the items in about `count` bins of about equal cost. The bins with the most expensive items come first.
 
     An item that costs more than a third of a bin is alone in its bin.
     """
@@ -181,7 +182,7 @@ class Steps:
 
     Attributes:
         cost: the estimated CPU seconds of all steps.
-        running: the check and the case that run now, in words.
+        running: the check and the case that are running, in words.
     """
 
     def __init__(self, work: Iterator[Step], count: int, cost: float) -> None:

@@ -91,7 +91,7 @@ def run(
 
 @contextmanager
 def _steps_here(work: _Work, enter: Enter) -> Iterator[Steps]:
-    """Yield the work of a run, which this process does: each step is one case."""
+    """Yield the steps of a run, which run in this process. Each step is one case."""
     hosts = [Here(subject.loss) for subject in work.subjects]
     costs = [cost(case, checks) for case, checks in work.planned.items()]
 
@@ -123,8 +123,8 @@ def judge_each(
         subjects: the subjects.
         hosts: the host of each subject.
         device: the device of the tensors.
-        enough: returns whether the run can end with these findings of a subject on the case.
-        question: the case with exact values, if they are computed already.
+        enough: a function that returns whether the run can end with these findings of a subject on the case.
+        question: the case with its exact values; None to compute the exact values here.
     """
     fresh: Host
     if isinstance(case, BadInput):
@@ -157,7 +157,7 @@ def _judged(judge: Callable[[], Verdict], case: Case | BadInput, subject: Subjec
 
 @dataclass
 class _Work:
-    """The work of a run. A worker inherits this object when it is forked."""
+    """The work of a run: the plan, the subjects and the settings. Forked workers inherit this object."""
 
     planned: Plan
     subjects: Sequence[Subject]
@@ -191,7 +191,7 @@ class _Work:
                 yield at, judge_each(case, checks, subjects, hosts, device, self.enough, known)
 
     def share(self, part: Part) -> list[Placed]:
-        """Judge the cases of a part, and return the verdicts. Stop early if the findings of one case end the run."""
+        """Judge the cases of a part, and return the verdicts. Stop early if the findings on one case end the run."""
         subjects = [self.subjects[at] for at in part.subjects]
         try:
             hosts = self._isolated(part.subjects) if part.isolated else [Here(subject.loss) for subject in subjects]
@@ -230,11 +230,11 @@ class _Work:
 
 @contextmanager
 def _steps_in_workers(work: _Work, enter: Enter) -> Iterator[Steps]:
-    """Yield the work of a run, which worker processes do: each step is one part.
+    """Yield the steps of a run, which run in worker processes. Each step is one part.
 
-    If every subject is a form or torch, the workers call the subjects themselves, which is faster. If a worker crashes
-    or hangs, its part runs again: each case on each subject alone, in an isolated process. If a subject is foreign, all
-    subjects run in isolated processes.
+    If every subject is a form or torch, the workers call the subjects themselves, which is faster. If a subject is
+    foreign, all subjects run in isolated processes. If a worker crashes or hangs, its part runs again: each case on
+    each subject is a further step, in an isolated process.
     """
     subjects, jobs = work.subjects, work.settings.jobs or 1
     brief = work.settings.max_findings is not None

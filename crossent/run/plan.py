@@ -138,10 +138,10 @@ def _of_linear(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[C
 
 
 def _of_corpus(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[Case, Iterable[Check]]]:
-    """Yield the cases of each bug of the corpus, with the checks that the bug names.
+    """Yield the cases of each bug of the corpus, with the checks of the costs CALL and AGAIN, and those of the bug.
 
-    Checks that compile code take seconds. Below level thorough, `trace` runs in place of these checks: at level normal
-    on the first case of each bug that names them, and at level quick on a single case.
+    Checks that compile code take seconds. Below level thorough, `trace` runs in place of such checks: at level normal
+    on the first case of each bug that names such a check, and at level quick on a single case of all bugs.
     """
     for bug in bugs():
         of_code = _OF_CODE & _named(bug)
@@ -162,7 +162,7 @@ def _of_bug(bug: Bug, dtypes: Sequence[str], seed: int) -> list[Case]:
 
 
 def _samples(cases: Sequence[Case]) -> Iterator[tuple[Case, Iterable[Check]]]:
-    """Yield, for each check that compiles code, the first case that the check accepts as a sample."""
+    """Yield, for each check of the cost CODE, the check with the first case that it accepts as a sample."""
     some = [case for case in cases if case.rows and case.target != "uint8"]
     for check in of_cost(Cost.CODE):
         yield from ((case, [check]) for case in [case for case in some if check.sample(case)][:1])

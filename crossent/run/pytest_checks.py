@@ -35,9 +35,9 @@ def parametrize(
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return a decorator that runs a test once for each check on each case, with an argument `check` to call.
 
-    `check()` raises AssertionError with the finding if the check fails, and skips the test if the check does not
-    apply. The test ids are `check[case]`. Options on the command line, such as `--crossent-level`, override the options
-    given here.
+    `check()` raises AssertionError with the finding if the check fails. `check()` marks a known failure as xfail, and
+    skips the test if the check does not apply. The test ids are `check[case]`. Options on the command line, such as
+    `--crossent-level`, override the options given here.
 
     Args:
         subject: the function to check, as :func:`crossent.check` takes it.
@@ -56,13 +56,14 @@ def parametrize(
     import pytest  # only tests need it
 
     if unknown := sorted(options.keys() - set(_OPTIONS)):
-        raise TypeError(f"parametrize: got {quoted(unknown[0])}; allowed are {', '.join(_OPTIONS)}")
+        allowed = f"allowed are {', '.join(_OPTIONS)}"
+        raise TypeError(f"crossent.parametrize: got the option {quoted(unknown[0])}; {allowed}")
     return pytest.mark.crossent.with_args(subject, **options)  # mark.crossent(subject) would decorate the subject
 
 
 @dataclass(eq=False)
 class CaseRun:
-    """Some checks of one subject on one case. They share the first call, since a call takes longer than most checks.
+    """Some checks of one subject on one case. The checks share the first call, which takes longer than most checks.
 
     Attributes:
         subject: the subject.
@@ -109,7 +110,7 @@ class CheckTest:
     command: str = ""
 
     def __call__(self) -> None:
-        """Run the check.
+        """Run the check. Mark a known failure as xfail, and skip the test if the check does not run on the case.
 
         Raises:
             AssertionError: the check failed. The message is the whole finding.

@@ -83,7 +83,8 @@ def check(
             it does the work.
 
     Returns:
-        The report. `report.ok` is True if every check passed or is a known failure; `print(report)` shows the tables.
+        The report. `report.ok` is True if the run is complete, every failed check is a known failure, and every result
+        has evidence. `print(report)` shows the tables.
 
     Raises:
         ValueError: a subject cannot be loaded; a dtype, level, feature, contract, grade, check, case or operation does
@@ -153,7 +154,7 @@ def _finished(
     planned: Plan,
     known: tuple[ExpectedList, ExpectedList],
 ) -> Report:
-    """Complete a report, and return the report.
+    """Complete the report of a run, and return the report.
 
     Mark known failures. Add the commands that repeat findings, the checks that the level left out, and the number of
     combinations of three options that ran.

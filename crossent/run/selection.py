@@ -56,9 +56,9 @@ def select(planned: Plan, level: str, checks: Collection[str], cases: Mapping[st
     }
     if not part:
         if checks:
-            given, what = f"checks: got {', '.join(checks)}", f"no case of level {level} runs them"
+            given, what = f"checks: got {', '.join(checks)}", f"no chosen case of level {level} runs these checks"
         else:
-            given, what = f"cases: got {', '.join(cases)}", "no check runs on them"
+            given, what = f"cases: got {', '.join(cases)}", "no check runs on these cases"
         raise ValueError(f"{given}; {what}; choose another level or dtype, or name a case by its full id")
     order = {case: at for at, case in enumerate(planned)}
     return dict(sorted(part.items(), key=lambda entry: order.get(entry[0], len(order))))
@@ -93,7 +93,7 @@ def _matching(planned: Iterable[Case | BadInput], pattern: str) -> list[Case | B
 
 
 def _ids(case: Case | BadInput) -> Iterator[str]:
-    """Yield the id of a case, with its seed and without. The seed of a run may be random."""
+    """Yield the id of a case, with and without its seed, since the user may not know a random seed."""
     yield case.id
     if isinstance(case, Case):
         yield case.seeded(0).id
@@ -115,9 +115,11 @@ def _runs(case: Case | BadInput, names: Collection[str], planned: Collection[Che
 def _checks(
     case: Case | BadInput, names: Collection[str], planned: Collection[Check] | None, whole: bool, level: str
 ) -> Iterator[Check]:
-    """Yield the checks that run on a chosen case. If there are names, these are the named checks, after `BEFORE`.
+    """Yield the checks that run on a chosen case: the checks of `BEFORE`, and the checks with these names.
 
-    `level` is the level of the plan. See :func:`_runs` for the other arguments.
+    A named check runs only if the plan has it on the case, or if the case was chosen by its full id. Without names,
+    yield the checks of the case in the plan or, if the plan lacks the case, the checks of `level`, the level of the
+    plan. The other arguments are as in :func:`_runs`.
     """
     if isinstance(case, BadInput):
         return

@@ -85,8 +85,9 @@ class Settings:
         without, checks = _several(self.without), _several(self.checks)
         cases = self.cases if isinstance(self.cases, Mapping) else dict.fromkeys(_several(self.cases), ())
         cases = {case: _several(names) for case, names in cases.items()}
-        if unknown := [name for name in (*checks, *itertools.chain(*cases.values())) if name not in self.check_names]:
-            raise ValueError(f"checks: got {quoted(unknown[0])}; allowed are {', '.join(self.check_names)}")
+        for given, of_given in (("checks", checks), *((f"cases[{quoted(case)}]", own) for case, own in cases.items())):
+            if unknown := [name for name in of_given if name not in self.check_names]:
+                raise ValueError(f"{given}: got {quoted(unknown[0])}; allowed are {', '.join(self.check_names)}")
         chosen = {"dtypes": dtypes, "seed": seed, "without": without, "checks": checks, "cases": cases}
         for name, value in chosen.items():
             object.__setattr__(self, name, value)
@@ -120,7 +121,7 @@ class Settings:
         return self.select(_plan(self.level, tuple(self.dtypes), self.seed, self._operation))
 
     def select(self, planned: Plan) -> Plan:
-        """Return the part of a plan that these settings choose."""
+        """Return the part of a plan that has the chosen cases and checks."""
         assert isinstance(self.cases, Mapping)
         if not self.only:
             return planned
@@ -134,7 +135,11 @@ class Settings:
 
     @property
     def only(self) -> dict[str, list[str]]:
-        """The names of the chosen checks and the chosen cases, for the report; empty if the whole level runs."""
+        """The choice of a part of the level, for the report; empty if the whole level runs.
+
+        The key "checks" has the names of the chosen checks, and the key "cases" the chosen ids and patterns. A key with
+        nothing chosen is absent.
+        """
         assert isinstance(self.cases, Mapping)
         named = {name for names in self.cases.values() for name in names}.union(self.checks)
         chosen = {"checks": [name for name in self.check_names if name in named], "cases": list(self.cases)}
@@ -154,7 +159,7 @@ class Settings:
         return _numbered(once.values())
 
     def require_grade_applies(self, subjects: Collection[Subject]) -> None:
-        """Check that a chosen grade applies to a subject. Without a contract, forms and torch keep their own grade.
+        """Check that a chosen grade applies to any subject. Without a contract, forms and torch keep their own grade.
 
         Raises:
             ValueError: the grade applies to no subject. The message is one line.
@@ -199,7 +204,7 @@ class Settings:
 
 
 def _several(words: str | Iterable[str]) -> tuple[str, ...]:
-    """Return one word, or several words without repetitions, as a tuple."""
+    """Return the words as a tuple without repetitions. A string counts as one word."""
     return (words,) if isinstance(words, str) else tuple(dict.fromkeys(words))
 
 
@@ -233,7 +238,7 @@ def operation_of(subjects: Iterable[object], operation: str | None) -> str:
 
 
 def is_named(subject: Subject) -> bool:
-    """Return whether the subject is a form or torch, not compiled; it may lack features."""
+    """Return whether the subject is a form or torch, and not compiled. The subject may lack features."""
     return subject.source == subject.name and subject.name in BY_NAME
 
 
@@ -258,21 +263,24 @@ def _command(finding: Finding, subject: Subject, settings: Settings) -> str:
     promises["without"] = [name for name in settings.without if FEATURES[name].instead]  # the others only skip checks
     given = {name: value for name, value in promises.items() if value}
     words = ["crossent", "repro", finding.id]
-    words += [] if is_named(subject) else ["--subject", _from_here(subject.source)]
+    words += [] if is_named(subject) else ["--subject", _relative_source(subject.source)]
     for name, value in given.items():
         words += [f"--{name}={one}" for one in (value if isinstance(value, list) else [value])]
     return " ".join(map(shell_word, words))
 
 
-def _from_here(source: str) -> str:
-    """Return the source of a subject. A path inside the current directory becomes relative to this directory."""
+def _relative_source(source: str) -> str:
+    """Return the source of a subject, such as "path/to/file.py:NAME", for a command in the current directory.
+
+    A path inside the current directory becomes a relative path. Any other source is unchanged.
+    """
     place, colon, attribute = source.rpartition(":")
     inside = os.path.isabs(place) and os.path.commonpath([place, os.getcwd()]) == os.getcwd()
     return f"{os.path.relpath(place)}{colon}{attribute}" if inside else source
 
 
 def mark_expected(report: Report, known: tuple[ExpectedList, ExpectedList], subjects: Iterable[Subject]) -> None:
-    """Mark known failures in a report. The list of torch's failures holds for the subjects under torch's contract."""
+    """Mark known failures in a report. The list of torch's failures applies only to subjects with torch's contract."""
     of_torch, of_user = known
     under_torch = (one for one in subjects if one.contract == TORCH_CONTRACT and one.operation is CROSS_ENTROPY)
     as_torch = {subject.name: _name_in_list(subject) for subject in under_torch}
@@ -286,16 +294,16 @@ def unexpected(
     known: tuple[ExpectedList, ExpectedList],
     subjects: Iterable[Subject],
 ) -> list[Finding]:
-    """Return the findings that are not known failures. `findings` has the findings of each subject by its name."""
+    """Return the findings that are not known failures. `findings` has the findings by the name of the subject."""
     marked = Report(environment, [SubjectReport(name, findings=list(of)) for name, of in findings.items()])
     mark_expected(marked, known, [subject for subject in subjects if subject.name in findings])
     return marked.findings
 
 
 def _name_in_list(subject: Subject) -> str:
-    """Return the name under which torch's list has the failures of a subject that has torch's contract.
+    """Return the name by which the list of torch's failures is searched, for a subject with torch's contract.
 
-    The name is "torch" or "torch+compile", unless the subject is torch itself: then it is the name of the subject.
+    For torch itself, return its own name. For any other subject, return "torch" or, if it is compiled, "torch+compile".
     """
     if own_subject(subject) in NAMED["torch"]:
         return subject.name
@@ -303,7 +311,7 @@ def _name_in_list(subject: Subject) -> str:
 
 
 def _numbered(subjects: Iterable[Subject]) -> list[Subject]:
-    """Return the subjects with unique names, such as "name#2": all lambdas, for example, have the same name."""
+    """Return the subjects with unique names. Two subjects named "loss" become "loss" and "loss#2"."""
     seen: Counter[str] = Counter()
     made = []
     for subject in subjects:

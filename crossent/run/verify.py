@@ -1,4 +1,7 @@
-"""Compare a report with a run: :func:`require_comparable` before a run, :func:`verify` by running the report again.
+"""Compare a report with a new run.
+
+:func:`verify` runs the cases of a report again, and compares the results. :func:`require_comparable` checks, before
+another run, that its results can be compared with a report.
 
 Anybody can write a report. So a report never decides which code runs: a foreign subject, which is no form and not
 torch, is loaded only if the user names it.
@@ -99,7 +102,7 @@ def require_comparable(old: Report, settings: Settings, subjects: Sequence[str])
 
 
 def _names(description: str) -> list[str]:
-    """Return the names of the subjects that a description such as "torch" stands for, without loading the subjects."""
+    """Return the names of the subjects for a description such as "torch", without loading the subjects."""
     base = description.removesuffix(COMPILE_SUFFIX)
     own = [one.name for one in EVERY_NAMED.get(base, ())] or [base.rpartition(":")[2].rpartition(".")[2]]
     return [name + description.removeprefix(base) for name in own]
@@ -180,7 +183,7 @@ def settings_of(claim: Report, expected_findings: str | None, jobs: int | None, 
     if len(contracts) > 1:
         raise ValueError("the subjects of the report have different contracts, but a run has one contract for all")
     if unknown := claim.only.keys() - set(_PARTS):
-        raise ValueError(f"only: got {quoted(min(unknown))}; allowed are {', '.join(_PARTS)}")
+        raise ValueError(f"the report's `only` has {quoted(min(unknown))}; allowed are {', '.join(_PARTS)}")
     if not claim.ran:
         raise ValueError("no case of the report ran, so nothing can be verified")
     used = {outcome.dtype for part in claim.subjects for outcome in part.outcomes.values()}
@@ -215,7 +218,7 @@ def _is_own(description: str) -> bool:
 
 
 def _subjects(settings: Settings, names: Sequence[str], given: Sequence[str]) -> list[Subject]:
-    """Load the subjects of a report: the foreign subjects from `given`, the forms and torch by their names."""
+    """Return the subjects with these names: the foreign subjects from `given`, the forms and torch by their names."""
     loaded = settings.load(*given) if given else []
     have = {subject.name for subject in loaded}
     missing = [name for name in names if name not in have]
@@ -230,7 +233,7 @@ def _subjects(settings: Settings, names: Sequence[str], given: Sequence[str]) ->
 
 
 def _whole(report: Report) -> dict[str, Any]:
-    """Return the values of a report that belong to no single case."""
+    """Return the values of a report that belong to no single case, by name."""
     listed = {"known failures that no longer happen": list(report.fixed), "checks not run": list(report.left_out)}
     return {**listed, "combinations of three options": report.triples}
 
@@ -257,7 +260,7 @@ def _differing(claim: Report, then: SubjectReport, now: SubjectReport) -> Iterat
 
 
 def _verdicts(before: dict[str, Any], after: dict[str, Any]) -> str:
-    """Return the change of an outcome as the end of a line, or "" if the outcome is the same."""
+    """Return the change between two outcomes of a case, as the end of a line; "" if the outcomes are equal."""
     was, now = before["outcome"], after["outcome"]
     words = {"held": "passed", "expected": "known failure"}
     return "" if was == now else f"; the report says {words.get(was, was)}, here it is {words.get(now, now)}"
@@ -279,7 +282,10 @@ def _restricted(part: SubjectReport, to: SubjectReport) -> SubjectReport:
 
 
 def _entries(part: SubjectReport, stopped: bool) -> dict[str, dict[str, Any]]:
-    """Return the entry of each case in the document of a report, with the findings of the case."""
+    """Return, for each case, its entry in the JSON document of a report, with the findings on the case.
+
+    `stopped` says whether the run ended early. Then the entries have no grade, which needs all checks of a case.
+    """
     document = jsonable(subject_json(part))
     cases: dict[str, dict[str, Any]] = document["cases"]
     for entry in cases.values():

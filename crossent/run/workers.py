@@ -40,11 +40,11 @@ class Ended:
 
 @dataclass
 class Workers(Generic[T]):
-    """A pool of workers. As a sign of life, a worker writes the number of its part into a pipe: see :func:`alive`.
+    """A pool of workers. :func:`alive` gives a sign of life: it writes the number of the worker's part into a pipe.
 
     Attributes:
         pool: the processes.
-        patience: the seconds without a sign of life after which a worker is ended.
+        patience: the seconds without a sign of life after which :meth:`ended` ends a worker.
         signs: the file descriptor from which the signs of life are read.
         last: the time of the last sign of life, by `time.monotonic`, for each number of a part.
         parts: the number of each part, by its future.
@@ -103,7 +103,8 @@ def workers(share: Callable[[Part], T], jobs: int, timeout: float) -> Iterator[W
     """Fork `jobs` workers, which run `share` on the parts of a run. All workers end when the `with` block ends.
 
     Args:
-        share: runs a part. It must call :func:`alive` at least every `timeout` seconds, or the worker is ended.
+        share: a function that runs a part. It must call :func:`alive` at least every `timeout` seconds. A worker that
+            gives no sign of life for `timeout` seconds and a grace period is ended.
         jobs: the number of workers.
         timeout: the time limit of a call, in seconds.
     """
@@ -129,7 +130,7 @@ def workers(share: Callable[[Part], T], jobs: int, timeout: float) -> Iterator[W
 
 @dataclass
 class _Shared:
-    """The data that workers inherit by the fork, since a subject may be a function that cannot be pickled."""
+    """The data that forked workers inherit. They are not sent as a pickle, since some functions cannot be pickled."""
 
     share: Callable[[Part], Any]
     alive_at: int
@@ -156,7 +157,7 @@ def _share(part: Part, number: int) -> Any:
 
 
 def _start() -> None:
-    """Prepare a worker: end it with the parent, ignore Ctrl-C, print to stderr, and keep freed memory for reuse.
+    """Prepare a worker: it ends with its parent, ignores Ctrl-C, prints to stderr, and keeps freed memory for reuse.
 
     Returning memory to the system and getting it again took a tenth of the time of a run.
     """

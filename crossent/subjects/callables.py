@@ -31,14 +31,14 @@ Parameter = inspect.Parameter
 def as_subject(given: object, name: str = "", source: str = "", operation: Operation = CROSS_ENTROPY) -> Subject:
     """Return a subject that calls a callable with input and target, and with the options in its signature.
 
-    Input and target are passed by position, so their names do not matter. An option that is not in the signature is not
-    passed, and the subject lacks its features. If Python cannot read the signature, as of a function written in C++,
-    all options are passed.
+    The subject passes input and target by position, so their names do not matter. If the signature lacks an option,
+    the subject does not pass the option, and lacks the option's features. If Python cannot read the signature, for
+    example of a function written in C++, the subject passes all options.
 
-    An attribute `lacks` of the callable names more features that it lacks: a dict from features to reasons.
+    If the callable has an attribute `lacks`, a dict from features to reasons, the subject lacks these features too.
 
-    A class, or a function that takes only options, is first called with the options; the result is then called with
-    input and target. An instance of `nn.Module` is not accepted, because its options are fixed.
+    If the callable is a class, or a function that takes only options, the subject first calls it with the options, and
+    then calls the result with input and target. An instance of `nn.Module` is refused, because its options are fixed.
 
     For a linear cross-entropy, the callable gets input, weight and target by position. A class is not accepted, because
     its instances have a weight of their own.
@@ -75,7 +75,7 @@ def as_subject(given: object, name: str = "", source: str = "", operation: Opera
     is_linear = operation is LINEAR_CROSS_ENTROPY
     is_factory = not is_linear and (isinstance(given, type) or _takes_options_only(parameters))
     if reason := _unfit(parameters, () if is_factory else operation.arguments):
-        raise TypeError(f"{cut(what)}, which {reason}; allowed are {allowed}")
+        raise TypeError(f"{quoted(what)}, which {reason}; allowed are {allowed}")
     loss = partial(_make_and_call, given) if is_factory else given
     if is_linear:
         loss = partial(_with_weight, loss)
@@ -91,7 +91,7 @@ def as_subject(given: object, name: str = "", source: str = "", operation: Opera
 
 
 def _missing(keyword: str, parameters: Mapping[str, Parameter]) -> str:
-    """Return the reason for a missing option. The reason names a parameter with a similar name, if there is one."""
+    """Return why a subject lacks the option `keyword`. If a parameter has a similar name, the reason names it."""
     near = get_close_matches(keyword, [name for name in parameters if name not in KEYWORDS], n=1)
     return f"has no {keyword}" + "".join(f" (its {name} is never passed)" for name in near)
 
@@ -112,13 +112,14 @@ def _declared(given: object) -> dict[str, str]:
         # `require_features` may add the feature `reduction`, which gets the reason of `reduction_sum`.
         return {name: says[name if name in says else "reduction_sum"] for name in require_features(says)}
     except ValueError as error:
-        raise TypeError(f"an object whose attribute `lacks` has an unknown feature: {error}") from None
+        reason = str(error).removeprefix("without: ")
+        raise TypeError(f"an object whose attribute `lacks` has an unknown feature: {reason}") from None
 
 
 def _interpreted() -> dict[str, str]:
     """Return the features that every subject lacks while TRITON_INTERPRET=1 runs Triton's kernels in Python.
 
-    The interpreter of Triton 3.9 truncates: 2.311 becomes 2.297 in bfloat16, instead of 2.3125.
+    The interpreter of Triton 3.9 truncates to bfloat16 instead of rounding: 2.311 becomes 2.297, not 2.3125.
     """
     if os.environ.get("TRITON_INTERPRET") == "1" and "triton.runtime.interpreter" in sys.modules:
         return {"bfloat16": "is loaded with Triton's interpreter, which truncates to bfloat16 where a GPU rounds"}
@@ -162,7 +163,7 @@ def _has(parameters: Mapping[str, Parameter], keyword: str) -> bool:
 
 
 def _takes_options_only(parameters: Mapping[str, Parameter]) -> bool:
-    """Return whether a function takes options but neither input nor target, so that its result is the loss."""
+    """Return whether a function takes options but neither input nor target. Its result is then the loss function."""
     if any(parameter.kind is Parameter.VAR_POSITIONAL for parameter in parameters.values()):
         return False
     places = [parameter.name for parameter in parameters.values() if parameter.kind in _BY_POSITION]
@@ -181,4 +182,4 @@ def _unfit(parameters: Mapping[str, Parameter], arguments: Sequence[str]) -> str
     needed = [other.name for other in others if other.default is Parameter.empty and other.name not in KEYWORDS]
     # The third argument of F.linear_cross_entropy is the target.
     hint = " (a linear cross-entropy needs --operation linear_cross_entropy)" if needed == ["target"] else ""
-    return f"also requires {quoted(needed[0])}{hint}" if needed else ""
+    return f"requires the argument {quoted(needed[0])}{hint}" if needed else ""

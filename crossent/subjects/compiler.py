@@ -33,7 +33,9 @@ _CACHE = "TORCHINDUCTOR_CACHE_DIR"  # the variable that tells torch where to kee
 
 @contextmanager
 def compile_loss(loss: Loss, backend: str, *, dynamic: bool) -> Iterator[Loss]:
-    """Yield a loss that torch compiles at its first call: one graph, for the sizes of that call or for any sizes.
+    """Yield a loss that torch compiles into one graph at its first call.
+
+    If `dynamic` is True, the graph is for any sizes, otherwise for the sizes of the first call.
 
     torch's compiler forgets all graphs before and after the block, since earlier graphs would count towards its limit.
     So functions that other code has compiled are compiled again at their next call.
@@ -78,7 +80,7 @@ def _guards_not_timed() -> Iterator[None]:
     """Keep torch from timing the guards of each graph for its log.
 
     To time guards, newer versions of torch flush the processor's caches. For a small graph, this takes a tenth of the
-    time to compile.
+    compile time.
     """
     import torch._dynamo.guards
 
@@ -95,7 +97,7 @@ def _guards_not_timed() -> Iterator[None]:
 
 
 def unusable(backend: str, device: str) -> str:
-    """Return why torch cannot compile for this type of device here, or ""."""
+    """Return why torch cannot compile for this type of device on this machine, or ""."""
     import torch._dynamo  # this import takes a second, so only a run that compiles pays for it
 
     # If disabled, torch.compile returns the loss itself, so a check of compiled code would test plain code.
@@ -169,9 +171,10 @@ def as_compiled(subject: Subject, device: str) -> Subject:
 
 
 def unless_compiled(own: Callable[[Inputs], str | None], inputs: Inputs) -> str | None:
-    """Return why these inputs do not apply to a compiled subject, or None.
+    """Return why a compiled subject cannot take these inputs, or None.
 
-    The reason is the subject's, which `own` returns, or says why torch cannot compile for the device.
+    `own` returns why the subject cannot take the inputs even uncompiled, or None. The other possible reason is that
+    torch cannot compile for the device.
     """
     return own(inputs) or unusable(INDUCTOR, inputs.input.device.type) or None
 
@@ -237,5 +240,5 @@ def use_new_compile_cache() -> None:
 
 
 def _new_folder(inside: str) -> str:
-    """Return the path of a new folder, which torch creates when it compiles. Other processes cannot guess its name."""
+    """Return the path of a new folder, which torch creates when it compiles. Other processes cannot guess the name."""
     return os.path.join(inside, f"crossent-compile-{secrets.token_hex(16)}")

@@ -44,8 +44,8 @@ _SECONDS_TO_END = 5.0  # a killed process ends in milliseconds, but may take lon
 def unreadable() -> Iterator[None]:
     """Keep other processes of this user from reading and writing the memory of this process, until the block ends.
 
-    The same holds for processes that this process forks meanwhile. Otherwise every process of the same user could open
-    `/proc/PID/mem`.
+    Without this protection, every process of the same user could open `/proc/PID/mem`. Processes that this process
+    forks inside the block are protected too.
     """
     before = _prctl(_GET_DUMPABLE)
     _prctl(_SET_DUMPABLE, 0)
@@ -74,9 +74,10 @@ def drop_privileges() -> None:
 
 
 def scope_signals() -> bool:
-    """Keep this process from sending signals to processes that it has not started.
+    """Keep this process from sending signals to processes that it has not started; return whether this works.
 
-    Call :func:`drop_privileges` first, as Landlock requires. Return False before Linux 6.12, which lacks this limit.
+    Call :func:`drop_privileges` first, as Landlock requires. The limit exists since Linux 6.12. The limit also
+    keeps this process from connecting to abstract Unix sockets of those processes.
     """
     libc = _libc()
     if libc is None:
@@ -92,10 +93,10 @@ def scope_signals() -> bool:
 
 
 def keep_to_own_limits() -> bool:
-    """Keep this process from the resource limits of other processes (`prlimit`). Return whether the system can do so.
+    """Keep this process from reading and setting the resource limits of other processes; return whether this works.
 
-    Call :func:`drop_privileges` first, as seccomp requires. The filter of system calls also refuses calls in the
-    numbering of another processor, such as 32-bit calls.
+    Call :func:`drop_privileges` first, as seccomp requires. The filter for `prlimit` also refuses system calls with the
+    numbers of another processor, such as 32-bit calls.
     """
     libc, known = _libc(), _PRLIMIT.get(platform.machine())
     if libc is None or known is None:
@@ -119,22 +120,22 @@ def keep_to_own_limits() -> bool:
 
 
 def prefer_for_memory() -> None:
-    """Make this process and its children the first that the system kills when it runs out of memory."""
+    """Make this process and its children the first that the system kills when memory runs out."""
     with suppress(OSError):  # not Linux
         Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def end_with_parent() -> None:
-    """Kill this process when its parent ends, even if this process is stopped."""
+    """Have the system kill this process when its parent ends, even if this process is stopped."""
     _prctl(_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class Confined:
     """A new process that runs a function, in a new PID namespace if the system allows one.
 
-    A supervisor process, which runs no foreign code, starts the new process. The supervisor kills it when :meth:`end`
-    is called, and when the process that called this constructor ends. The new process has its own folder for temporary
-    files, which the supervisor removes.
+    A supervisor process, which runs no foreign code, starts the new process. The supervisor kills the new process when
+    :meth:`end` is called, or when the process that called this constructor ends. The new process has its own folder for
+    temporary files, which the supervisor removes.
 
     Args:
         run: the function. The process ends when the function returns.
@@ -151,7 +152,10 @@ class Confined:
         os.close(theirs)
 
     def end(self) -> None:
-        """End the process and, where the system can name them, all processes that it has started."""
+        """End the process and all processes that it has started.
+
+        Some of these may survive if the system has neither PID namespaces nor a list of children in /proc.
+        """
         with suppress(OSError):
             os.write(self._end, b"x")
         os.close(self._end)
@@ -165,7 +169,7 @@ class Confined:
 
 
 def _supervise(run: Callable[[], Any], kept: Collection[int], end: int) -> None:
-    """Start a process that calls `run`, and wait until it ends or the file descriptor `end` has input.
+    """Start a process that calls `run`, and wait until the process ends or the file descriptor `end` has input.
 
     Then kill the process and all processes that it started, and remove its temporary files.
     """
@@ -205,7 +209,7 @@ def read_nothing() -> None:
 
 
 def kill_group(process: int) -> None:
-    """Kill a process and its group. A number below 2 is ignored, since it stands for many processes."""
+    """Kill a process and its group. Do nothing for a number below 2, which stands for many processes."""
     if process < 2:
         return
     for kill in (os.killpg, os.kill):  # the process may not have made its group yet
@@ -224,7 +228,7 @@ def close_all_but(kept: Collection[int]) -> None:
 
 
 def _kill_descendants() -> None:
-    """Kill the children of this process until none is left. The children of a killed child become its children."""
+    """Kill the children of this process until none is left. This process inherits the children of a killed child."""
     until = time.monotonic() + _SECONDS_TO_END
     while time.monotonic() < until:
         children: list[str] = []

@@ -34,8 +34,8 @@ class Feature:
     Attributes:
         name: the name, as in `--without NAME`.
         sentence: a description, as `crossent list features` prints it.
-        needs: whether a call with these inputs needs the feature.
-        instead: what the checks expect of a loss without the feature; "" if they only skip what needs the feature.
+        needs: a function that returns whether a call with given inputs needs the feature.
+        instead: what the checks expect of a loss without the feature; "" if checks only skip what needs the feature.
         operations: the operations that have the feature.
     """
 
@@ -68,9 +68,9 @@ def _tensors(inputs: Inputs) -> list[Tensor]:
 
 
 def _unnormalised(inputs: Inputs) -> bool:
-    """Return whether the probabilities of a row do not sum to 1.
+    """Return whether the class probabilities of a row have a sum that differs from 1 by more than torch's `eps`.
 
-    Rounding each probability to a dtype of unit roundoff `u` changes a sum of 1 by at most `u`, half of torch's `eps`.
+    Rounding each probability to a dtype of unit roundoff `u` changes a sum of 1 by at most `u`, half of `eps`.
     """
     if not inputs.target.is_floating_point():
         return False
@@ -85,7 +85,7 @@ def is_dense(inputs: Inputs) -> bool:
 
 
 def _ignores(inputs: Inputs) -> bool:
-    """Return whether ignore_index is given, or a target is its default, -100."""
+    """Return whether a call needs ignore_index: ignore_index is not -100, the default, or a class index is -100."""
     given = inputs.options.get("ignore_index", -100)
     return given != -100 or (not is_dense(inputs) and bool((inputs.target.long() == -100).any()))
 
@@ -199,7 +199,7 @@ def keywords_of(operation: Operation) -> tuple[str, ...]:
 def require_features(names: Iterable[str]) -> tuple[str, ...]:
     """Return the names of features, each once, in the order of `FEATURES`.
 
-    If both `reduction_none` and `reduction_sum` are given, add `reduction`: such a loss may ignore the option.
+    If `names` has `reduction_none` and `reduction_sum`, add `reduction`: a loss without both may ignore the option.
 
     Raises:
         ValueError: no feature has one of the names.

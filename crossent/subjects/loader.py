@@ -27,6 +27,7 @@ from crossent.subjects.subject import Subject
 from crossent.words import DECLARED, cut, one_line, quoted, said
 
 _ALLOWED = f"{', '.join(NAMED)}, package.module:NAME and path/to/file.py:NAME, each also with {COMPILE_SUFFIX}"
+_WRITE = "write path/to/file.py:NAME"
 
 
 def load(
@@ -84,7 +85,7 @@ def _each(description: str) -> list[str]:
     names = [one.name for one in EVERY_NAMED[base] if base == description or not one.not_transformed]
     if not names:
         raise ValueError(
-            f"subject: got {quoted(description)}; {base} {NAMED[base][0].not_transformed}, and is not compiled"
+            f"subject: got {quoted(description)}; {base} {NAMED[base][0].not_transformed}; leave out {COMPILE_SUFFIX}"
         )
     return [name + description.removeprefix(base) for name in names]
 
@@ -139,9 +140,11 @@ def _is_file(place: str) -> bool:
 
 
 def _attribute(module: str, attribute: str, where: str) -> object:
-    """Return the object with a dotted name in an imported module. Messages call the module `where`."""
+    """Return the object with a dotted name in an imported module. `where` is the module's name in messages."""
     if not all(name.isidentifier() for name in attribute.split(".")):
-        raise ValueError(f"{quoted(attribute)} is not a name in {cut(where)}")
+        raise ValueError(
+            f"{quoted(attribute)} is no Python name; allowed is a name in {cut(where)}, which may have dots"
+        )
     try:
         return pkgutil.resolve_name(f"{module}:{attribute}")
     except AttributeError as error:
@@ -152,7 +155,7 @@ def _attribute(module: str, attribute: str, where: str) -> object:
 
 
 def _nearest(name: str, lacking: object) -> str:
-    """Return the end of a message: the attributes of `lacking` that resemble `name`, or some of its callables."""
+    """Return the end of a message that `lacking` has no `name`: similar attributes of `lacking`, or some callables."""
     public = [one for one in dir(lacking) if not one.startswith("_")]
     if near := get_close_matches(name, public, n=3):
         return f"; did you mean {' or '.join(near)}?"
@@ -162,12 +165,13 @@ def _nearest(name: str, lacking: object) -> str:
 
 @contextmanager
 def _importing(folder: str, place: str, path: Path | None = None) -> Iterator[None]:
-    """Put a folder first in sys.path, as Python does for a script, unless sys.path has the folder.
+    """Put a folder first in sys.path, as Python does for a script, and discard what the block prints to stdout.
 
-    Restore sys.path if the block raises.
+    If sys.path already has the folder, sys.path stays unchanged. If the block raises, sys.path is restored. `place` and
+    `path` are the module or file that the block imports, for the message.
 
     Raises:
-        ValueError: the module, or a module that it imports, raised. The message is one line.
+        ValueError: the import raised an exception other than KeyboardInterrupt. The message is one line.
     """
     before = list(sys.path)
     if folder not in sys.path:
@@ -192,14 +196,14 @@ def _file(place: str) -> Path:
     """
     path = Path(place).resolve()
     if path.is_dir() or not path.exists():
-        raise ValueError("it is a folder" if path.is_dir() else "there is no such file")
+        raise ValueError(f"{quoted(place)} {f'is a folder; {_WRITE}' if path.is_dir() else 'does not exist'}")
     if path.suffix != ".py":
-        raise ValueError("it is not a .py file")
+        raise ValueError(f"{quoted(place)} is no .py file; {_WRITE}")
     return path
 
 
 def _module_of(path: Path) -> str:
-    """Import a file, and return the name of its module: the name of the file, or another name if that is taken."""
+    """Import a file, and return the name of its module: the name of the file, or another if the file's is taken."""
     own = f"_{re.sub(r'[^0-9A-Za-z_]', '_', path.stem)}_{zlib.crc32(str(path).encode()):08x}"
     for name in (path.stem, own):
         if _file_of(sys.modules.get(name)) == path:
@@ -234,9 +238,9 @@ def _is_taken(path: Path) -> bool:
 
 
 def _why_not(error: BaseException, place: str, path: Path | None) -> str:
-    """Return in one line what an import raised, and where. `path` is the imported file, or None for a module."""
+    """Return in a line what an import raised, and in which file. `path` is the imported file, or None for a module."""
     if isinstance(error, ModuleNotFoundError) and error.name and f"{place}.".startswith(f"{error.name}."):
-        return f"there is no module {quoted(error.name)}; for a file, write path/to/file.py:NAME"
+        return f"there is no module {quoted(error.name)}; for a file, {_WRITE}"
     if isinstance(error, SyntaxError):
         at = f"{cut(Path(error.filename).name)}, line {error.lineno}" if error.filename else cut(place)
         return f"{at}: {type(error).__name__}: {error.msg}"

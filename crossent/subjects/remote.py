@@ -39,7 +39,7 @@ _LONGEST_LINE = 1000  # characters of a name or of a reason
 
 @dataclass(frozen=True)
 class RemoteLoss:
-    """A loss that is loaded only in a process that calls it.
+    """A loss whose code is loaded only in the process that calls the loss.
 
     Attributes:
         description: a description for :func:`crossent.subjects.loader.load`.
@@ -69,8 +69,8 @@ def load_remote(
 ) -> tuple[Subject, ...]:
     """Return the subjects that :func:`crossent.subjects.loader.load` returns, without loading them in this process.
 
-    Another process loads them, and sends their names and missing features. This process adds contract, grade and
-    source.
+    Another process loads them, and sends their names and missing features. This process adds the contract, the
+    grade and `Subject.source`.
 
     Args:
         description: package.module:NAME or path/to/file.py:NAME, not the name of a built-in subject.
@@ -123,7 +123,7 @@ def _subject(facts: Mapping[str, Any], source: str, operation: Operation) -> Sub
 
 
 def _reply_of_process(describe: Callable[[], dict[str, Any]], description: str, seconds: float) -> dict[str, Any]:
-    """Call `describe` in a new process, and return the result, which the process sends as JSON.
+    """Call `describe` in a new process, and return the result. The new process sends the result as JSON.
 
     Raises:
         ValueError: the process sends no result, or not in time.
@@ -152,7 +152,9 @@ def _reply_of_process(describe: Callable[[], dict[str, Any]], description: str, 
         try:
             while len(received) < LONGEST:
                 if not select.select([ours], [], [], max(0.0, end - time.monotonic()))[0]:
-                    raise ValueError(f"subject: got {quoted(description)}; loading took over {seconds:g} s (--timeout)")
+                    raise ValueError(
+                        f"subject: got {quoted(description)}; loading took over {seconds:g} s, the --timeout"
+                    )
                 if not (more := os.read(ours, 2**16)):
                     break
                 received += more
@@ -164,5 +166,5 @@ def _reply_of_process(describe: Callable[[], dict[str, Any]], description: str, 
     except (ValueError, RecursionError):
         reply = None
     if not isinstance(reply, dict):
-        raise ValueError(f"subject: got {quoted(description)}; the process that loads it ended")
+        raise ValueError(f"subject: got {quoted(description)}; the process that loads this subject ended")
     return reply

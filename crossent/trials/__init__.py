@@ -9,7 +9,7 @@ call        one call of a subject: its loss, its gradients, and its effects on t
 act         acts: functions that call a subject and return plain data; hosts: where a subject runs
 check       Check: one property of a subject on a case, declared with its cost and its needs
 memory      writes into arguments, memory that results share with arguments, and freed memory filled with NaN
-exact       the exact values of a case, and the arguments as rows, from which the error bounds are computed
+exact       the exact values of a case, and its arguments as rows, from which `numerics.bounds` computes error bounds
 difference  Difference: the worst error of a result, compared with its error bound
 factors     the message for a wrong number that is a simple multiple of the exact value
 along       the comparison of derivatives along a direction with their exact values

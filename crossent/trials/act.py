@@ -37,7 +37,7 @@ class Raised:
     Attributes:
         message: the class of the exception and the first line of its message.
         first: the class and the first line of the exception at the start of the chain of `__cause__` and `__context__`.
-        text: the whole message, shortened if the message is very long.
+        text: all lines of the message, shortened if the message is very long.
         classes: the full names of the class and of its base classes.
     """
 
@@ -68,7 +68,7 @@ class Performed(Generic[T]):
         raised: the exception that ended the act, if there is one.
         ended: "crashed" if the act ended its process, "hung" if the act blocked its process, "" otherwise.
         how: a description of the end of the process, if `ended` is not "".
-        changed_state: the names of the parts of the global state that the act changed. All are restored.
+        changed_state: the names of the parts of the global state that the act changed. crossent has restored them.
     """
 
     value: T | None = None
@@ -83,12 +83,12 @@ class Host(Protocol):
 
     @property
     def isolated(self) -> bool:
-        """Whether the subject runs in another process, whose replies cannot be trusted."""
+        """Whether the subject runs in another process, whose replies crossent does not trust."""
         ...
 
     @property
     def not_run(self) -> str:
-        """The reason why the host no longer calls the subject; "" if the host still does."""
+        """The reason why the host no longer calls the subject; "" if the host still calls it."""
         ...
 
     def perform(self, act: Callable[..., T], *arguments: Any) -> Performed[T]:

@@ -20,7 +20,7 @@ from crossent.cases.operation import GRADIENTS
 from crossent.numerics.bounds.rounding import safe
 from crossent.numerics.formats import Array
 from crossent.numerics.oracle.arithmetic import UNIT_ROUNDOFF, Ball, two_sum
-from crossent.trials.call import Result, evaluate
+from crossent.trials.call import Result, described, evaluate
 from crossent.trials.difference import Difference
 from crossent.trials.exact import Exact, dtype_of, rows_of
 from crossent.trials.trial import MisshapenError, NotRunError, Question, Trial
@@ -51,7 +51,8 @@ def further_call(trial: Trial, inputs: Inputs, act: Callable[..., Result] = eval
     got = trial.evaluate(inputs.copy(), act, *arguments)
     shape, dtype = inputs.upstream.shape, trial.subject.result_dtype(dtype_of(inputs))
     if (got.loss.shape, got.loss.dtype) != (shape, dtype):
-        raise MisshapenError(f"got {got.loss.dtype} {tuple(got.loss.shape)}; expected {dtype} {tuple(shape)}")
+        made = described(got.loss.dtype, got.loss.shape)
+        raise MisshapenError(f"loss of a further call: got {made}; expected {described(dtype, shape)}")
     return got
 
 
@@ -60,7 +61,8 @@ def exact_for(trial: Trial, name: str, inputs: Inputs) -> Exact:
 
     Do not read the exact values in the returned object: they belong to the inputs of the case.
 
-    All subjects share the object. So inputs with the same `name` must be equal for each case.
+    All subjects share the object, which is stored by case and `name`. So for one case, the same `name` must always
+    stand for the same inputs.
     """
     by_name = _FOR_CHANGED_INPUTS.setdefault(trial.question, {})
     if name not in by_name:
@@ -74,8 +76,8 @@ _FOR_CHANGED_INPUTS: WeakKeyDictionary[Question, dict[str, Exact]] = WeakKeyDict
 def with_radius(trial: Trial, got: Result, exact: Exact | None = None) -> PartBalls:
     """Return the numbers of a result by name, with their error bounds as radii. A radius of inf means no bound.
 
-    `exact` computes the bounds. By default, it is the object for the inputs of the case. For other inputs, pass the
-    object that :func:`exact_for` returns.
+    `exact` computes the bounds. The default is the object for the inputs of the case. If `got` has other inputs, pass
+    the object that :func:`exact_for` returns.
     """
     found = {}
     for name, bound in trial.bounds(got, exact or trial.question.exact).items():
@@ -92,11 +94,11 @@ def compare_results(
 
     Args:
         trial: the subject on the case.
-        other: the other result, with error bounds as radii. It takes the place of the exact values.
+        other: the other result, with error bounds as radii. The differences are from `other`, not from exact values.
         got: the result to compare; by default, the result of the first call.
         exact: the object that computes the bounds of `got`, if the inputs of `got` are not the inputs of the case.
-        way: a phrase that says how `other` was computed, if a check computes several results. It is appended to the
-            names of the differences.
+        way: a phrase that says how `other` was computed, if a check computes several results. The function appends the
+            phrase to the names of the differences.
     """
     of_case = trial.question.exact
     parts: dict[str, Any] = {}
@@ -108,7 +110,7 @@ def compare_results(
 
 
 def _named(difference: Difference, way: str) -> Difference:
-    """Append `way` to the name of a difference, and replace the reasons that speak of exact values."""
+    """Return a difference with `way` appended to its name. The other result takes the place of the exact value."""
     reasons = {"there is no exact value": "the other result has no bound"}
     not_judged = {reasons.get(reason, reason): count for reason, count in difference.not_judged.items()}
     return replace(difference, of=f"{difference.of} {way}".rstrip(), not_judged=not_judged)

@@ -28,7 +28,8 @@ def prepare(
 ) -> None:
     """Compute the exact values and the error bounds of many questions, and store them in the questions.
 
-    Later comparisons read the stored values.
+    Later comparisons read the stored values. They compute the bounds of the other questions themselves: of questions
+    with more than `_MOST` logits, and of questions whose structure no other question has.
 
     Args:
         questions: the cases, each on a device.
@@ -52,7 +53,7 @@ def prepare(
 
 
 def _contracts(question: Question, subject: Subject, along: bool) -> Iterator[tuple[Contract, tuple[str, ...]]]:
-    """Yield each contract under which a subject is checked, with the names of the results to which it applies.
+    """Yield each contract of a subject, with the names of the results that have this contract.
 
     Results of different dtypes have different contracts. If `along` is True, the results include the derivatives along
     a direction.
@@ -71,7 +72,7 @@ def _contracts(question: Question, subject: Subject, along: bool) -> Iterator[tu
 
 
 def _stacks(calls: Sequence[Bounds]) -> Iterator[list[Bounds]]:
-    """Yield the calls in groups of at most `_MOST` logits together."""
+    """Yield the calls in groups. A group of several calls has at most `_MOST` logits in all."""
     group: list[Bounds] = []
     size = 0
     for call in calls:

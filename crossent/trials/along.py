@@ -12,6 +12,7 @@ from crossent.cases.case import Case
 from crossent.cases.inputs import Inputs
 from crossent.numerics.formats import FORMATS
 from crossent.subjects.subject import Loss
+from crossent.trials.call import in_words
 from crossent.trials.difference import Difference, worst
 from crossent.trials.exact import ExactAlong, name_of
 from crossent.trials.trial import Problem, Trial
@@ -19,12 +20,6 @@ from crossent.trials.trial import Problem, Trial
 # The most logits of a case on which the checks of derivatives along a direction run. These checks test the formula, for
 # which a few thousand logits suffice. The checks of loss and gradient test long sums.
 MOST_LOGITS = 4096
-
-_WORDS = {
-    "second": "the derivative of the gradient by the logits",
-    "upstream_gradient": "the derivative of the gradient by the upstream gradient",
-    "tangent": "the tangent of the loss",
-}
 
 
 def is_small(case: Case) -> bool:
@@ -56,28 +51,29 @@ def second_order(loss: Loss, inputs: Inputs, direction: Tensor, batch: bool) -> 
 
 
 def measured(of: str, got: Tensor | None, along: ExactAlong, trial: Trial) -> Iterator[Difference | Problem]:
-    """Compare a derivative with its exact value; yield the difference, or a problem with its shape or dtype.
+    """Yield the difference of a derivative from its exact value, or the problem with its shape or dtype.
 
     Args:
         of: the name of the derivative: "second", "upstream_gradient" or "tangent".
-        got: the derivative that the subject computed, or None, which is right if the exact derivative is 0.
+        got: the derivative that the subject computed. None is a problem unless the exact derivative is 0.
         along: the exact derivatives.
         trial: the subject on the case.
     """
-    inputs = trial.question.inputs
+    inputs, name = trial.question.inputs, in_words(of)
     exact = along.second if of == "second" else along.tangent
     expected = inputs.input.shape if of == "second" else inputs.upstream.shape
     if got is None:
         if (exact.distance(np.zeros_like(exact.hi)) > exact.radius).any():
-            yield Problem("wrong", f"{_WORDS[of]} is missing", of)
+            yield Problem("wrong", f"{name}: got none; expected a tensor that is not 0", of)
         return
     if got.shape != expected:
-        yield Problem("wrong", f"{_WORDS[of]} has shape {tuple(got.shape)}; expected {tuple(expected)}", of)
+        yield Problem("wrong", f"{name}: got shape {tuple(got.shape)}; expected {tuple(expected)}", of)
         return
     of_loss = trial.subject.result_dtype(trial.question.exact.dtype)
     wanted = {"second": inputs.input.dtype, "upstream_gradient": inputs.upstream.dtype}.get(of, of_loss)
     if got.dtype != wanted:
-        yield Problem("wrong", f"{_WORDS[of]} has dtype {got.dtype}; expected {wanted}", of)
+        dtypes = [str(dtype).removeprefix("torch.") for dtype in (got.dtype, wanted)]
+        yield Problem("wrong", f"{name}: got {dtypes[0]}; expected {dtypes[1]}", of)
         return
     promised = trial.contract(trial.case.dtype, trial.case.rows)
     yield worst(of, got.detach(), exact, along.bounds(promised.storing(FORMATS[name_of(got)])))

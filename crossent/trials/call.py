@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from crossent.cases.inputs import Inputs, bits
-from crossent.cases.operation import GRADIENTS
+from crossent.cases.operation import CROSS_ENTROPY, GRADIENTS, Operation
 from crossent.subjects.subject import Loss
 from crossent.trials.memory import marks, poison, shared, written
 
 Gradients = tuple[str, ...]
-# The names that messages use for the parts of a result.
-_PARTS = {
-    "loss": "loss",
-    "gradient": "gradient",
-    "target_gradient": "gradient of the target",
-    "weight_gradient": "gradient of linear_weight",
-    "bias_gradient": "gradient of linear_bias",
-}
+S = TypeVar("S")
 
 
 @dataclass(frozen=True)
@@ -69,6 +63,51 @@ def digest_of(got: Result) -> str:
         return got.digest
     except RuntimeError:
         return ""
+
+
+DENSE = "a dense tensor of class torch.Tensor"  # the loss that a call must return, in words for a message
+# The names of results in messages.
+RESULT_NAMES = {
+    "gradient": "gradient of the logits",
+    "target_gradient": "gradient of the target probabilities",
+    "weight_gradient": "gradient of linear_weight",
+    "bias_gradient": "gradient of linear_bias",
+    "second": "derivative of the gradient by the logits",
+    "upstream_gradient": "derivative of the gradient by the upstream gradient",
+    "tangent": "tangent of the loss",
+}
+# The names of calls that need more words in messages.
+_CALLS = {
+    "turned along": "with rows reversed along dimension",
+    "of the logits alone": "with requires_grad for the logits alone",
+    "of the target alone": "with requires_grad for the target alone",
+    "of a Parameter": "with a Parameter as logits",
+    "of a lazily negated view": "with a lazily negated view as logits",
+}
+
+
+def in_words(of: str, operation: Operation = CROSS_ENTROPY) -> str:
+    """Return the name of a result, and of the call if a check makes several, in words for a message.
+
+    >>> in_words("gradient turned along 2")
+    'gradient of the logits, with rows reversed along dimension 2'
+    """
+    name, _, way = of.partition(" ")
+    words = RESULT_NAMES.get(name, name)
+    for short, full in _CALLS.items():
+        way = way.replace(short, full)
+    return (f"{words}, {way}" if way else words).replace(CROSS_ENTROPY.word("input"), operation.word("input"))
+
+
+def described(dtype: torch.dtype, shape: Sequence[int]) -> str:
+    """Return a dtype and a shape in words for a message, such as "float32 with shape (3, 5)"."""
+    return f"{str(dtype).removeprefix('torch.')} with shape {tuple(shape)}"
+
+
+def kind_of(value: object) -> str:
+    """Return the class of a value, and the layout of a sparse tensor, in words for a message."""
+    layout = f" with layout {value.layout}" if isinstance(value, Tensor) and value.layout != torch.strided else ""
+    return f"{type(value).__name__}{layout}"
 
 
 def checksum(tensor: Tensor, before: int = 0) -> int:
@@ -118,9 +157,9 @@ def as_loss(value: object) -> Tensor:
             anything.
     """
     if type(value) is not Tensor or value.layout != torch.strided:
-        raise TypeError(f"the loss is a {type(value).__name__}; expected a dense torch.Tensor")
+        raise TypeError(f"loss: got {kind_of(value)}; expected {DENSE}")
     if value.is_complex():
-        raise TypeError(f"the loss is {value.dtype}; expected a real dtype")
+        raise TypeError(f"loss: got {str(value.dtype).removeprefix('torch.')}; expected a real dtype")
     return value
 
 
@@ -160,7 +199,7 @@ def make_call(loss: Loss, inputs: Inputs, gradients: Gradients) -> Call:
         return value
 
     result = evaluate(watched, inputs, gradients)
-    parts = {_PARTS[name]: part for name, part in result.parts.items()}
+    parts = {in_words(name, inputs.operation): tensor for name, tensor in result.parts.items()}
     return Call(result, inputs, written_forward, marks(passed), shared(parts, inputs))
 
 
@@ -169,8 +208,8 @@ def repeat_call(loss: Loss, inputs: Inputs, others: Inputs, gradients: Gradients
 
     This function is an act: a host calls it where the subject runs (see `crossent.trials.act`).
 
-    Before the second call with the same inputs, freed memory is filled with NaN. An exception in the call with other
-    inputs is ignored, because other checks report such an exception.
+    Before the second call with the same inputs, the function fills freed memory with NaN. The function ignores an
+    exception in the call with other inputs, because other checks report such an exception.
 
     Returns:
         The first result, copied at once; the first result, copied after the call with other inputs; and the result of
@@ -182,3 +221,46 @@ def repeat_call(loss: Loss, inputs: Inputs, others: Inputs, gradients: Gradients
         evaluate(loss, others, gradients)
     poison(inputs)
     return kept, first.copy(), evaluate(loss, inputs, gradients)
+
+
+def require_gradients(value: object, arguments: tuple[object, ...], gradients: Gradients) -> None:
+    """Check that each result in the value of an act has all gradients, with the shapes and dtypes of the inputs.
+
+    An isolated process could leave out a gradient. Without this check, crossent would then not compare the gradient.
+
+    Args:
+        value: the value of the act.
+        arguments: the arguments of the act, which include the inputs of the calls.
+        gradients: the names of the gradients that the subject can compute.
+
+    Raises:
+        ValueError: a gradient is missing, or has another shape or dtype than the tensor it belongs to.
+    """
+    given = _each(Inputs, arguments)
+    for result in _each(Result, value):
+        if given and not any(_has_gradients(result, inputs, gradients) for inputs in given):
+            raise ValueError("a gradient is missing, or its shape or dtype differs from the logits or the target")
+
+
+def _each(kind: type[S], value: object) -> list[S]:
+    """Return all objects of a class in a value: the value itself, or objects in tuples, lists and :class:`Call`."""
+    if isinstance(value, kind):
+        return [value]
+    if isinstance(value, Call):
+        return _each(kind, value.result)
+    return [one for part in value for one in _each(kind, part)] if isinstance(value, (tuple, list)) else []
+
+
+def _has_gradients(result: Result, inputs: Inputs, gradients: Gradients) -> bool:
+    """Return whether a result has all gradients, with the shapes and dtypes of these inputs.
+
+    Also return True if the loss has a wrong shape: :func:`misshapen` reports the shape.
+    """
+    if result.loss.shape != inputs.upstream.shape:  # `misshapen` reports the wrong shape
+        return True
+    leaves = inputs.leaves if "gradient" in gradients else {}
+    parts = {name: result.parts.get(name) for name in leaves if name in gradients}
+    return all(
+        part is not None and part.shape == leaves[name].shape and part.dtype == leaves[name].dtype
+        for name, part in parts.items()
+    )

@@ -43,7 +43,8 @@ class Check:
         body: the function that runs the check. The function yields each problem and each difference, within the bound
             or not, and may raise the errors of :mod:`crossent.trials.trial`.
         cost: the cost of the check.
-        needs: the features that the check may need. The function of a feature returns whether the given inputs need it.
+        needs: the features that the check may need, each with a function that takes the inputs of a case and returns
+            whether the check needs the feature for these inputs.
         applies: a function that returns whether the check applies to a case.
         transforms: whether the check transforms the subject, as torch.compile and vmap do.
         versus: "exact" if the check compares results with exact values; "other" if the check compares two results of
@@ -114,7 +115,7 @@ def check(
     Args:
         needs: the features that the check always needs.
         dense_needs: the features that the check needs if the target holds probabilities.
-        other_needs: further features. The function of a feature returns whether the given inputs need the feature.
+        other_needs: further features, each with a function, as in `needs` of :class:`Check`.
         cost: see :class:`Check`.
         name: the name of the check, if it differs from the function's name.
         applies: see :class:`Check`.

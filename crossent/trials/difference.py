@@ -30,8 +30,9 @@ class Difference:
     """The element of a result with the largest share of its error bound, and counts over all elements.
 
     Attributes:
-        of: the name of the result: "loss", "gradient", "target_gradient" or the name of a derivative. A check may
-            append a phrase, as in "gradient turned along 2".
+        of: the name of the result: "loss", "gradient", "target_gradient" or the name of a derivative. A check of
+            several calls appends the name of a call: "gradient reversed along dimension 2" compares the gradient with
+            the gradient of a call whose inputs are reversed along dimension 2.
         dtype: the name of the dtype of the result.
         index: the index of the worst element, which has the largest share of its bound.
         got: the worst element.
@@ -46,7 +47,8 @@ class Difference:
         mismatched: the number of elements whose error exceeds their bound.
         not_judged: the number of elements without a finite bound, for each reason.
         vacuous: whether a wrong result would pass too, so that passing is no evidence. The wrong results are zeros, a
-            constant, a gradient without its softmax, and a derivative that takes the softmax for constant.
+            constant, a gradient that leaves out the softmax, and a derivative that treats the softmax as constant.
+            Also True if the result has no elements.
     """
 
     of: str
@@ -113,7 +115,7 @@ def bounds_of(contract: AnyContract, got: Result, exact: Exact) -> dict[str, Any
 
 
 def _or_zero(exact: Ball, kept: NDArray[np.bool_], got: Array) -> Ball:
-    """Return the exact gradient, but with 0 instead of NaN in ignored rows where the result is 0.
+    """Return the exact gradient, but with 0 instead of NaN in each ignored row that is 0 in the result `got`.
 
     The exact gradient of an ignored row is NaN if the row has no softmax, for example because a logit is NaN. torch
     returns NaN for such a row, although its documentation says that an ignored row does not contribute
@@ -152,7 +154,7 @@ def worst(check: str, tensor: Tensor, exact: Ball, bounds: AnyBounds) -> Differe
 def _compared_with(check: str, exact: Ball, bounds: AnyBounds) -> tuple[Array, bool, dict[str, int]]:
     """Return the error bounds, whether passing is no evidence, and the counts of numbers without a bound.
 
-    All subjects with the same contract share these values, so they are computed once.
+    All subjects with the same contract share these values, so the function computes them once.
     """
     known = _SHARED.setdefault(bounds, {})
     if check not in known or known[check][0] is not exact:
@@ -179,9 +181,10 @@ def largest_errors(check: str, exact: Ball, bounds: AnyBounds) -> tuple[Array, b
 
 
 def _constants(exact: Ball, allowed: Array, special: NDArray[np.bool_]) -> Iterator[Array]:
-    """Yield constant results that could pass: zeros and, for several numbers, their median.
+    """Yield constant results that could pass: zeros, and the median of the exact values if there are several.
 
-    Yield nothing if no constant is within the bound of every number.
+    The median leaves out exact values that are infinite or NaN. Yield nothing if no constant is within the bound of
+    every number.
     """
     if exact.hi.size and not special.any():
         least, most = (exact.hi - allowed).max(), (exact.hi + allowed).min()
@@ -193,9 +196,10 @@ def _constants(exact: Ball, allowed: Array, special: NDArray[np.bool_]) -> Itera
 
 
 def difference(check: str, dtype: str, got: Array, exact: Ball, allowed: Array) -> Difference:
-    """Return the difference at the number with the largest share of its error bound, from (R, K) numbers.
+    """Return the difference at the element of `got` with the largest share of its error bound.
 
-    `check` is the name of the result, and `allowed` has the error bounds. The index in the difference is (row, column).
+    `check` is the name of the result. `got`, `exact` and the error bounds `allowed` are (R, K), and the index in the
+    difference is (row, column).
     """
     if got.size == 0:
         return Difference(check, dtype, (), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0, {}, vacuous=True)

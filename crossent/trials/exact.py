@@ -1,4 +1,4 @@
-"""The exact values of a call, and its arguments as rows, from which the error bounds are computed.
+"""The exact values of a call, and its arguments as rows, from which `numerics.bounds` computes error bounds.
 
 The exact values come from the oracle and not from torch, because torch rounds. For example, for the bfloat16 logits
 `[[7, 0]]` and class 0, torch returns the loss 0. The exact loss is about 0.0009.
@@ -95,7 +95,7 @@ class LinearPartBounds:
 
 @dataclass(frozen=True)
 class Exact:
-    """The exact values of a case, and its arguments as rows, from which the error bounds are computed.
+    """The exact values of a case, its arguments as rows, and the error bounds computed from these rows.
 
     Attributes:
         shape: the shape of the loss.

@@ -1,4 +1,4 @@
-"""A line about a wrong number that is a simple multiple of the exact value. The factor often shows the bug."""
+"""Lines about a wrong number that often show the bug: a factor, a narrower dtype, or an infinity."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import math
 from collections.abc import Iterator
 from itertools import permutations
 
+import numpy as np
+
 from crossent.cases.inputs import Inputs
+from crossent.numerics.formats import FORMATS
 from crossent.subjects.features import is_dense
 from crossent.trials.difference import Difference
 
 # The largest ratio of the error bound to the number. With a larger bound, one of the fifty factors may fit by chance.
 _NARROW = 2.0**-10
-# The most names of a factor in the line. A factor has two names if, for example, a call has as many classes as rows.
-_MOST = 3
 
 
 def factor_of(difference: Difference, inputs: Inputs) -> str:
@@ -23,7 +24,8 @@ def factor_of(difference: Difference, inputs: Inputs) -> str:
 
         got is the exact value times 0.7: kept rows / rows
 
-    A factor fits if the wrong number is the exact value times the factor, up to the error bound.
+    A factor fits if the wrong number is the exact value times the factor, up to the error bound. A factor has several
+    names if, for example, a call has as many classes as rows.
     """
     got, exact, bound = difference.got, difference.exact, difference.bound
     if not all(map(math.isfinite, (got, exact, bound))) or got == 0 or exact == 0:
@@ -37,7 +39,43 @@ def factor_of(difference: Difference, inputs: Inputs) -> str:
     if not fits:
         return ""
     factor = next(iter(fits.values()))
-    return f"\ngot is the exact value times {factor:.6g}: {' or '.join(list(fits)[:_MOST])}"
+    return f"\ngot is the exact value times {factor:.6g}: {' or '.join(fits)}"
+
+
+def narrower_dtype_of(difference: Difference) -> str:
+    """Return a line that names the narrower dtype of which a wrong number is a number; "" if there is none.
+
+    An example of the line, which begins with a line break::
+
+        got is a float16 number: a step may be computed in float16
+
+    The number and the exact value agree in half of the digits of the narrower dtype.
+    """
+    got, exact, own = difference.got, difference.exact, FORMATS[difference.dtype]
+    if not math.isfinite(got) or got == 0:
+        return ""
+    for name, narrow in sorted(FORMATS.items(), key=lambda one: one[1].precision):
+        near = abs(got - exact) <= math.sqrt(narrow.unit_roundoff) * abs(exact)
+        if near and narrow.precision < own.precision and narrow.nearest(np.array([got]))[0] == got:
+            return f"\ngot is a {name} number: a step may be computed in {name}"
+    return ""
+
+
+def infinity_of(difference: Difference, inputs: Inputs) -> str:
+    """Return a line that names the exponentials that may make the loss of a row infinite; "" if there is none.
+
+    An example of the line, which begins with a line break::
+
+        in float32, a probability of exp(-140.6) is 0 and exp(97.5), of the largest logit, is inf
+    """
+    of_row = inputs.options.get("reduction") == "none" and inputs.options.get("weight") is None
+    if difference.of != "loss" or not of_row or difference.got != math.inf or not math.isfinite(difference.exact):
+        return ""
+    dtype, largest = str(inputs.input.dtype).removeprefix("torch."), float(inputs.input.max())
+    least = math.log(FORMATS[dtype].smallest_subnormal) - math.log(2)
+    lines = [f"a probability of exp({-difference.exact:.4g}) is 0"] * (-difference.exact < least)
+    lines += [f"exp({largest:.4g}), of the largest logit, is inf"] * (largest > math.log(FORMATS[dtype].largest))
+    return f"\nin {dtype}, {' and '.join(lines)}" if lines else ""
 
 
 def _factors(inputs: Inputs) -> Iterator[tuple[str, float]]:
@@ -56,7 +94,9 @@ def _sizes(inputs: Inputs) -> dict[str, float]:
     first, target, options = inputs.input, inputs.target, inputs.options
     width, classes = first.shape[min(1, first.dim() - 1)], inputs.classes
     sizes = {}
-    if not is_dense(inputs):
+    if is_dense(inputs):
+        sizes["sum of the probabilities"] = float(target.double().sum())
+    else:
         index = target.long()
         kept = index != options.get("ignore_index", -100)
         sizes["kept rows"] = float(kept.sum())

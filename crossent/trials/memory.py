@@ -64,8 +64,8 @@ def poison(inputs: Inputs) -> None:
     """Fill freed memory with NaN: allocate blocks with the sizes of the results, fill them, and free them.
 
     An allocator reuses recently freed memory first. If the next call does not write some elements of a result, these
-    elements are NaN (pytorch#20406). Eight blocks of each size are allocated together, so that they cover different
-    memory.
+    elements are NaN (pytorch#20406). The function allocates eight blocks of each size before it frees any, so that they
+    cover different memory.
     """
     dtype, device = inputs.input.dtype, inputs.input.device
     results = [leaf.shape for leaf in inputs.leaves.values()]

@@ -13,20 +13,30 @@ from torch import Tensor
 from crossent.cases.axes import HALF_DTYPES
 from crossent.cases.case import Case
 from crossent.cases.inputs import Inputs
-from crossent.numerics.bounds.contracts import Contract, Grade, Promise, contract
-from crossent.numerics.bounds.linear_contracts import LinearPromise, linear_contract
+from crossent.numerics.bounds.contracts import Contract, Grade, contract
+from crossent.numerics.bounds.linear_contracts import linear_contract_of
 from crossent.numerics.formats import Array
 from crossent.subjects.contracts import TORCH_CONTRACT
 from crossent.subjects.subject import Subject
 from crossent.trials.act import Host, NotRun, Raised
-from crossent.trials.call import Call, Gradients, Result, digest_of, evaluate, make_call
+from crossent.trials.call import (
+    DENSE,
+    Call,
+    Gradients,
+    Result,
+    described,
+    digest_of,
+    evaluate,
+    in_words,
+    kind_of,
+    make_call,
+    require_gradients,
+)
 from crossent.trials.difference import Difference, bounds_of, compare
 from crossent.trials.exact import AnyContract, Exact, ExactAlong, name_of, solve, solve_along
+from crossent.words import as_options
 
-# The promises of a linear cross-entropy, where they have another name than those of a cross-entropy.
-_LINEAR_PROMISES: dict[Promise, LinearPromise] = {"blocked": "eager", "logsumexp": "kernel"}
 T = TypeVar("T")
-S = TypeVar("S")
 
 
 class RefusedError(Exception):
@@ -76,7 +86,7 @@ class Problem:
 
 @dataclass(eq=False)
 class Question:
-    """A case on a device, with its exact values, which are computed when they are first read.
+    """A case on a device, with its exact values. Reading an exact value for the first time computes it.
 
     All subjects share one question. Each call gets a copy of the inputs.
     """
@@ -117,7 +127,7 @@ class Trial:
         question: the case, with its exact values.
         subject: the subject.
         host: the host on which the subject runs.
-        changed_state: the names of the parts of the global state that the subject changed. All are restored.
+        changed_state: the names of the parts of the global state that the subject changed. crossent has restored them.
     """
 
     question: Question
@@ -132,7 +142,7 @@ class Trial:
 
     @cached_property
     def first_call(self) -> Call:
-        """The first call of the subject, which is made when this attribute is first read.
+        """The first call of the subject. Reading this attribute for the first time makes the call.
 
         Raises:
             RefusedError: the subject raised an exception.
@@ -217,11 +227,9 @@ class Trial:
         dtype, rows = exact.logits_dtype, len(exact.terms.logits)
         if exact.factors is None:
             return self.contract(dtype, rows, grade)
-        promise = _LINEAR_PROMISES.get(self.subject.promise, self.subject.promise)
-        name = self.subject.dtype_name or dtype
         where = {"device": self.question.device, "rows": rows, "flushes": "subnormal" in self.subject.lacks}
-        recomputes = promise in ("kernel", "fast_kernel")  # such a kernel need not store the logits
-        return linear_contract(promise, grade or self.wanted, name, recomputes=recomputes, **where)
+        name = self.subject.dtype_name or dtype
+        return linear_contract_of(self.subject.promise, grade or self.wanted, name, **where)
 
     def compare(self, got: Result, exact: Exact) -> list[Difference]:
         """Compare a result with the exact values, under the contract of the subject.
@@ -232,7 +240,7 @@ class Trial:
         for name, leaf in self.question.inputs.leaves.items():
             part = got.parts.get(name)
             if part is not None and name_of(part) not in (exact.logits_dtype, name_of(leaf)):
-                raise ValueError(f"{name}: got {name_of(part)}; expected {name_of(leaf)}")
+                raise ValueError(f"{in_words(name)}: got {name_of(part)}; expected {name_of(leaf)}")
         return self._compare(self.promised(exact), got, exact)
 
     def _compare(self, promised: AnyContract, got: Result, exact: Exact) -> list[Difference]:
@@ -270,47 +278,9 @@ class Trial:
         return {difference.of: difference for difference in self.compare(self.got, self.question.exact)}
 
 
-def require_gradients(value: object, arguments: tuple[object, ...], gradients: Gradients) -> None:
-    """Check that each result in the value of an act has all gradients, with the shapes and dtypes of the inputs.
-
-    An isolated process could leave out a gradient. Without this check, crossent would then not compare the gradient.
-
-    Args:
-        value: the value of the act.
-        arguments: the arguments of the act, which include the inputs of the calls.
-        gradients: the names of the gradients that the subject can compute.
-
-    Raises:
-        ValueError: a gradient is missing, or has another shape or dtype than the tensor it belongs to.
-    """
-    given = _each(Inputs, arguments)
-    for result in _each(Result, value):
-        if given and not any(_has_gradients(result, inputs, gradients) for inputs in given):
-            raise ValueError("a gradient is missing, or has another shape or dtype than the tensor it belongs to")
-
-
-def _each(kind: type[S], value: object) -> list[S]:
-    """Return all objects of a class in a value: the value itself, or objects in tuples, lists and :class:`Call`."""
-    if isinstance(value, kind):
-        return [value]
-    if isinstance(value, Call):
-        return _each(kind, value.result)
-    return [one for part in value for one in _each(kind, part)] if isinstance(value, (tuple, list)) else []
-
-
-def _has_gradients(result: Result, inputs: Inputs, gradients: Gradients) -> bool:
-    """Return whether a result has all gradients, with the shapes and dtypes of these inputs."""
-    if result.loss.shape != inputs.upstream.shape:  # `misshapen` reports the wrong shape
-        return True
-    leaves = inputs.leaves if "gradient" in gradients else {}
-    parts = {name: result.parts.get(name) for name in leaves if name in gradients}
-    return all(
-        part is not None and part.shape == leaves[name].shape and part.dtype == leaves[name].dtype
-        for name, part in parts.items()
-    )
-
-
-def misshapen(trial: Trial, loss: object, expected: Exact, device: torch.device | None = None) -> Problem | None:
+def misshapen(
+    trial: Trial, loss: object, expected: Exact, device: torch.device | None = None, way: str = ""
+) -> Problem | None:
     """Return the problem with the type, shape, dtype or device of a loss, or None.
 
     Args:
@@ -318,25 +288,23 @@ def misshapen(trial: Trial, loss: object, expected: Exact, device: torch.device 
         loss: the value that the subject returned.
         expected: the exact values, with the shape and the dtype of the loss.
         device: the device on which the loss must be; by default, the device of the question.
+        way: a phrase that says which call returned the loss, for the message, if a check makes several calls.
     """
+    name = in_words(f"loss {way}".rstrip())
     if not isinstance(loss, Tensor) or loss.layout != torch.strided:
-        return Problem("wrong", f"got a {type(loss).__name__}; expected a dense torch.Tensor")
+        return Problem("wrong", f"{name}: got {kind_of(loss)}; expected {DENSE}")
     dtype, device = trial.subject.result_dtype(expected.dtype), device or torch.device(trial.question.device)
     if (loss.dtype, tuple(loss.shape), loss.device) == (dtype, expected.shape, device):
         return None
-    declare = "\nIf float32 is intended: --without half_result" if widens_halves(trial) else ""
-    return Problem("wrong", f"got {_description(loss)}; expected {dtype} {expected.shape}{_on(device)}{declare}")
+    got, due = described(loss.dtype, loss.shape), described(dtype, expected.shape)
+    declare = f"\nIf float32 is intended: {as_options(without=['half_result'])}" if widens_halves(trial) else ""
+    return Problem("wrong", f"{name}: got {got}{_on(loss.device)}; expected {due}{_on(device)}{declare}")
 
 
 def widens_halves(trial: Trial) -> bool:
     """Return whether the first loss is float32 instead of float16 or bfloat16, but has the right shape."""
     loss, exact = trial.got.loss, trial.question.exact
     return (loss.dtype, tuple(loss.shape)) == (torch.float32, exact.shape) and exact.dtype in HALF_DTYPES
-
-
-def _description(tensor: Tensor) -> str:
-    """Return the dtype and the shape of a tensor as text, and its device if the device is no CPU."""
-    return f"{tensor.dtype} {tuple(tensor.shape)}{_on(tensor.device)}"
 
 
 def _on(device: torch.device) -> str:

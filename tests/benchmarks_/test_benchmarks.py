@@ -17,7 +17,7 @@ CALLS = [Hot("torch", "float32", 1, (2, 2)), Hot("formula", "float32", 1, (2, 2)
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Return a clock that a test moves. The fake operating system never takes a core away."""
+    """Return a fake clock, which only the calls of a test advance. Its `switches` counts context switches."""
 
     class Clock:
         now = 0.0
@@ -40,7 +40,7 @@ def clock(monkeypatch):
 
 
 def test_a_turn_lasts_as_long_as_its_calls():
-    """Nested intervals of one clock, which hold whatever else the machine does."""
+    """The intervals are nested and have one clock, so the result does not depend on other work of the machine."""
     spun = []
 
     def spin(seconds=0.001):
@@ -56,14 +56,14 @@ def test_a_turn_lasts_as_long_as_its_calls():
     assert sum(spun) * (1 - 2**-50) <= 5 * turn.seconds <= outside * (1 + 2**-50), "six roundings at most in float64"
 
 
-def test_what_takes_twice_as_long_has_a_ratio_of_two(clock):
+def test_a_call_that_takes_twice_as_long_has_a_ratio_of_two(clock):
     calls = {"once": clock.takes(2**-10), "twice": clock.takes(2**-9)}
     rounds = paired.measure(lambda: calls, seconds=1, least=9, most=31)
     assert rounds.ratio("twice", "once") == paired.Spread(2, 2, 2, rounds=31)
     assert rounds.ratio("once", "twice").median == 0.5
 
 
-def test_a_steady_drift_falls_out_of_the_ratio(clock):
+def test_a_steady_drift_does_not_change_the_ratio(clock):
     calls = {"once": clock.takes(1, slower=1e-3), "twice": clock.takes(2, slower=1e-3)}
     ratio = paired.measure(lambda: calls, seconds=1000, least=20, most=20).ratio("twice", "once")
     assert ratio.rounds == 20
@@ -93,7 +93,7 @@ def test_every_round_has_inputs_of_its_own(clock):
         return {"one": clock.takes(1)}
 
     paired.measure(fresh, seconds=0, least=5, most=5)
-    assert len(set(made)) == 6  # with those of the warm-up
+    assert len(set(made)) == 6  # five rounds and the warm-up
 
 
 def test_a_round_is_thrown_out_and_counted_when_another_process_was_running(clock):
@@ -105,21 +105,21 @@ def test_a_round_is_thrown_out_and_counted_when_another_process_was_running(cloc
     assert rounds.seconds("one").rounds == 9
 
 
-def test_all_rounds_are_taken_back_and_marked_when_too_few_are_left(clock):
+def test_all_rounds_are_used_and_marked_when_too_few_are_left(clock):
     calls = {"one": clock.takes(1), "other": clock.takes(1, switches=lambda: 1)}
     ratio = paired.measure(lambda: calls, seconds=0, least=9, most=9).ratio("other", "one")
     assert (ratio.rounds, ratio.thrown_out, ratio.disturbed) == (9, 0, True)
     assert str(ratio).endswith("disturbed")
 
 
-def test_a_switch_that_cost_nothing_throws_nothing_out(clock, monkeypatch):
+def test_a_context_switch_that_cost_no_time_removes_no_round(clock, monkeypatch):
     waited = itertools.count(0.0, paired.WAITED / 2)
     monkeypatch.setattr(paired, "_waited", lambda: next(waited))
     calls = {"one": clock.takes(1, switches=lambda: 1)}
     assert paired.measure(lambda: calls, seconds=0, least=9, most=9).seconds("one").rounds == 9
 
 
-def test_a_turn_is_as_many_calls_as_a_clock_can_see(clock):
+def test_a_turn_repeats_a_short_call_until_the_clock_can_measure_it(clock):
     counted = []
     calls = {"short": lambda: (counted.append(1), clock.takes(paired.TURN / 10)())}
     paired.measure(lambda: calls, seconds=0, least=1, most=1)
@@ -183,18 +183,18 @@ def test_a_torch_that_cannot_compile_is_missing_with_its_reason(monkeypatch):
     assert peers.peers((4, 3), "cpu")["torch.compile"] == reason
 
 
-def test_an_identity_that_no_machine_has_is_not_made():
+def test_a_projection_by_an_identity_that_needs_too_much_memory_is_not_made():
     if hasattr(torch.nn.functional, "linear_cross_entropy"):
         reason = peers.peers((512, 128256), "cpu")["linear_cross_entropy"]
         assert reason == "would need an identity matrix of 65.8 GB"
 
 
-def test_a_peer_that_raises_is_missing_for_what_it_said():
-    def broken(logits, target):
+def test_a_peer_that_raises_is_missing_with_its_error_as_the_reason():
+    def raises(logits, target):
         raise RuntimeError("no kernel here\nand a long story")
 
     logits, target = torch.zeros(2, 3), torch.tensor([0, 1])
-    assert peers.tried(peers.of_torch(broken), logits, target, True) == "raises RuntimeError: no kernel here"
+    assert peers.tried(peers.of_torch(raises), logits, target, True) == "raises RuntimeError: no kernel here"
     assert peers.tried(peers.forms()["formula"], logits, target, True) == ""
 
 
@@ -206,7 +206,7 @@ def cells(monkeypatch):
     return json.loads(json.dumps(list(measured)))
 
 
-def test_a_cell_has_every_form_its_memory_and_who_is_missing(cells):
+def test_a_cell_has_every_form_its_memory_and_the_missing_peers(cells):
     for cell in cells:
         assert {*peers.LOSSES, "sum"} <= set(cell["found"])
         assert cell["found"]["torch"]["ratio_to_torch"]["median"] == 1
@@ -215,11 +215,11 @@ def test_a_cell_has_every_form_its_memory_and_who_is_missing(cells):
     assert (forward["missing"], both["missing"]) == ({}, {"liger": "needs a CUDA device"})
 
 
-def test_a_target_is_beside_what_was_measured(cells):
+def test_a_verdict_has_the_measured_ratio_and_its_target(cells):
     both = cells[1]
     both["found"]["blocked"]["ratio_to_torch"]["median"] = 2.5
-    told = {about.rpartition(": ")[2]: (got, allowed) for about, got, allowed in hot_path.verdicts([both])}
-    assert told == {"time": (2.5, 2.0)}
+    targets = {about.rpartition(": ")[2]: (got, allowed) for about, got, allowed in hot_path.verdicts([both])}
+    assert targets == {"time": (2.5, 2.0)}
 
 
 def test_the_table_has_a_row_for_each_cell(cells):
@@ -247,9 +247,9 @@ def test_the_readme_has_the_tables_of_the_results(name):
     path = RESULTS / f"{name}.json"
     if not path.exists():
         pytest.skip(f"needs {path.name}, which nox -s benchmarks writes")
-    kept = json.loads(path.read_text(encoding="utf-8"))
-    assert part(name) == getattr(tables, name)(kept), "nox -s benchmarks writes the table again"
-    assert {"processor", "threads", "torch", "python", "allocator"} <= set(kept["machine"])
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    assert part(name) == getattr(tables, name)(stored), "nox -s benchmarks writes the table again"
+    assert {"processor", "threads", "torch", "python", "allocator"} <= set(stored["machine"])
 
 
 def test_every_part_of_the_verifier_is_timed():
@@ -277,8 +277,8 @@ def test_a_run_is_compared_with_its_own_calls_in_a_bare_loop():
 
 
 def test_the_readme_says_how_long_a_run_takes():
-    kept = json.loads((RESULTS / "verifier.json").read_text(encoding="utf-8"))
-    assert tables.times(kept) in " ".join(README.read_text(encoding="utf-8").split())
+    stored = json.loads((RESULTS / "verifier.json").read_text(encoding="utf-8"))
+    assert tables.times(stored) in " ".join(README.read_text(encoding="utf-8").split())
 
 
 def test_an_exponent_is_the_slope_of_the_logarithms():
@@ -320,14 +320,14 @@ def test_a_planted_slowdown_is_worse():
         ({"torch": 1.0}, {"torch": 1.0, "formula": 1.0}),  # a form that is new
     ],
 )
-def test_nothing_else_is_worse(old, new):
+def test_equal_faster_and_new_forms_are_not_worse(old, new):
     assert compare.compare(side("old", **old), side("new", **new), calls=CALLS, say=quiet) == []
 
 
-def test_what_is_slow_in_one_pair_of_processes_only_is_not_worse(tmp_path):
+def test_a_form_that_is_slow_in_one_pair_of_processes_only_is_not_worse(tmp_path):
     once = f"""
 import pathlib, sys
-first = not (kept := pathlib.Path({str(tmp_path / "kept")!r})).exists()
+first = not (kept := pathlib.Path({str(tmp_path / "stored")!r})).exists()
 kept.touch()
 for line in sys.stdin:
     print(2.0 if first and line.startswith("formula") else 1.0, 0, flush=True)
@@ -351,7 +351,7 @@ def test_the_exit_status_is_1_when_a_form_is_worse_than_in_a_folder(tmp_path, mo
     assert "slower: formula: slower" in capsys.readouterr().out
 
 
-def test_a_commit_is_had_without_touching_the_checkout(tmp_path):
+def test_a_commit_is_checked_out_without_a_change_of_the_working_tree(tmp_path):
     def git(*words):
         who = ("-c", "user.name=nobody", "-c", "user.email=nobody@example.org")
         subprocess.run(["git", "-C", str(tmp_path), *who, *words], check=True, capture_output=True)

@@ -53,7 +53,7 @@ def pip_that(says, monkeypatch, status=1):
 
 
 def one_line(capsys):
-    """Return stderr, which is one line."""
+    """Return stderr, and assert that it is one line."""
     err = capsys.readouterr().err
     assert err.startswith("upgrade: ")
     assert err.count("\n") == 1
@@ -88,7 +88,7 @@ def test_the_subjects_are_torch_and_the_forms_on_tensors():
 
 @on_posix
 @pytest.mark.parametrize(
-    ("says", "told"),
+    ("says", "message"),
     [
         (
             [
@@ -118,10 +118,10 @@ def test_the_subjects_are_torch_and_the_forms_on_tensors():
         ([], "exit status 1$"),
     ],
 )
-def test_an_environment_that_cannot_be_made_is_one_line_and_status_2(kept, monkeypatch, capsys, says, told):
+def test_an_environment_that_cannot_be_made_is_one_line_and_status_2(kept, monkeypatch, capsys, says, message):
     pip_that(says, monkeypatch)
     assert upgrade.main(["2.999", "--no-times"]) == 2
-    assert re.match(rf"upgrade: 2\.999: no environment of Python 3\.\d+: .*{told}", one_line(capsys))
+    assert re.match(rf"upgrade: 2\.999: no environment of Python 3\.\d+: .*{message}", one_line(capsys))
     assert list(kept.iterdir()) == []  # --reuse would take a folder for an environment
 
 
@@ -200,7 +200,7 @@ def test_the_columns_of_the_table_have_every_kind_of_change_once():
     assert sorted(kind for kinds in upgrade.COLUMNS.values() for kind in kinds) == sorted(Kind)
 
 
-def test_what_is_kept_has_a_name_of_its_own(here):
+def test_each_environment_has_its_own_report(here):
     """Otherwise two environments that are called .venv would share a report."""
     (Path(here[0]) / ".venv" / "bin").mkdir(parents=True)
     (Path(here[1]) / ".venv" / "bin").mkdir(parents=True)
@@ -296,7 +296,7 @@ def test_the_readme_has_the_table_of_the_figures():
     assert part("upgrades") == upgrade.table(kept)
 
 
-def test_what_fails_is_kept_by_its_first_case():
+def test_failures_of_one_check_are_stored_as_the_first_with_their_number():
     move = {
         "kind": "regression",
         "subject": "torch",
@@ -305,12 +305,12 @@ def test_what_fails_is_kept_by_its_first_case():
         "policy": "",
         "says": "0 → 1",
     }
-    moved = {
+    comparison = {
         "old": {},
         "new": {},
         "cases": {"torch": {"regression": 2}},
         "moves": [move, {**move, "id": "torch:loss:b"}],
     }
-    assert upgrade.figures(moved, {})["moves"] == [
+    assert upgrade.figures(comparison, {})["moves"] == [
         {"kind": "regression", "id": "torch:loss:a", "policy": "", "says": "0 → 1", "cases": 2}
     ]

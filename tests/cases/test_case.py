@@ -33,11 +33,11 @@ AXES = {
 }
 
 
-def sampled(many):
-    """Return `many` random valid cases. Every choice on every axis occurs."""
+def sampled(count):
+    """Return `count` random valid cases. Every choice on every axis occurs."""
     drawn = random.Random(0)
     found = []
-    while len(found) < many:
+    while len(found) < count:
         case = Case(**{axis: drawn.choice(choices) for axis, choices in AXES.items()})
         if not case.invalid:
             found.append(case)
@@ -47,6 +47,7 @@ def sampled(many):
 
 
 def built(values, dtype="float64", sizes=(200, 5), **options):
+    """Return the inputs of a case, and its logits as a float64 array, (R, C)."""
     inputs = Case(dtype, sizes, values, **options).build()
     logits = inputs.input.double().numpy()
     return inputs, logits if logits.ndim == 2 else np.moveaxis(logits, 1, -1).reshape(-1, sizes[1])
@@ -329,7 +330,7 @@ def test_wide_makes_most_other_exponentials_underflow_in_float32():
     assert (np.exp(-gaps.astype(np.float32))[gaps > 0] < np.finfo(np.float32).tiny).mean() > 0.3
 
 
-def test_offsets_move_whole_rows():
+def test_offsets_shift_whole_rows():
     for values, low, high in (("offset", 1e4, 1e4), ("negative_offset", -1e4, -1e4), ("large_offset", 1e8, 1e8)):
         _, logits = built(values)
         assert (logits > low - 11).all()
@@ -379,7 +380,7 @@ def test_sure_is_a_probability_of_0999_in_every_dtype():
         assert (logits == np.where(is_hot(inputs), 6.90625, 0.0)).all()
 
 
-def test_confident_rows_give_the_true_class_most_and_reach_far():
+def test_confident_rows_raise_only_the_logit_of_the_true_class():
     inputs, logits = built("confident")
     assert (logits[~is_hot(inputs)] == 0).all()
     hot = logits[is_hot(inputs)]

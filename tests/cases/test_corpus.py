@@ -50,8 +50,8 @@ ROUNDING = {
 }
 
 
-def wrong_ones():
-    """Yield for each bug the wrong losses that have it, and the checks that must catch both.
+def wrong_losses():
+    """Yield the id of a bug, a wrong loss with this bug, and the checks that must catch the bug and the wrong loss.
 
     The wrong losses are the mutants that name an issue of the bug, and the defects of `ROUNDING`.
     """
@@ -65,7 +65,7 @@ def wrong_ones():
                 yield bug.id, wrong, both
 
 
-WRONG = list(wrong_ones())
+WRONG = list(wrong_losses())
 
 
 def found(bug, *subjects):
@@ -80,9 +80,9 @@ def test_every_known_bug_has_cases_or_a_reason(figure):
     figure(f"corpus: {len(BUGS)} bugs, all with cases but {', '.join(without)}; `crossent list bugs` has each")
     assert [bug.id for bug in bugs()] == IDS
     for bug in BUGS.values():
-        stands = bool(bug.cases or bug.bad_inputs)
-        assert stands != bool(bug.why_not), bug.id
-        assert stands == bool(bug.checks), bug.id
+        has_cases = bool(bug.cases or bug.bad_inputs)
+        assert has_cases != bool(bug.why_not), bug.id
+        assert has_cases == bool(bug.checks), bug.id
 
 
 @pytest.mark.parametrize("bug", BUGS.values(), ids=BUGS)

@@ -19,7 +19,7 @@ WIDTHS = {2**k + by for k in range(17) for by in (-1, 0, 1)} - {0}
 WIDTHS |= {513, 781, 1025, 32000, 50257, 65519, 65520, 65537, 128256, 129920, 151936}
 
 
-def of(name, cases, dtype=None):
+def named(name, cases, dtype=None):
     return [case for case in cases if case.name == name and dtype in (None, case.dtype)]
 
 
@@ -45,8 +45,8 @@ def test_an_edge_is_valid_has_a_name_and_is_read_back_from_its_id():
 
 
 @pytest.mark.parametrize(("level", "cases"), [("normal", (*QUICK, *NORMAL)), ("thorough", THOROUGH)])
-def test_every_width_is_there(level, cases):
-    widths = {dtype: {case.classes for case in of("width", edges([dtype], level=level))} for dtype in DTYPES}
+def test_every_width_has_a_case(level, cases):
+    widths = {dtype: {case.classes for case in named("width", edges([dtype], level=level))} for dtype in DTYPES}
     everywhere = set.intersection(*widths.values())
     small = {width for width in WIDTHS if width < 2**13 - 1}
     assert everywhere >= small
@@ -55,7 +55,7 @@ def test_every_width_is_there(level, cases):
         assert everywhere >= {32000, 50257, 65519, 65520, 65537, 128256, 129920, 151936}
 
 
-def test_every_number_of_rows_is_there():
+def test_every_number_of_rows_has_a_case():
     rows = {(case.rows, case.dtype) for case in EDGES}
     assert {rows for rows, _ in rows} >= {0, 1, 65504, 65520, 70000}
     assert {(65504, "float16"), (65520, "float16"), (70000, "float16")} <= rows
@@ -64,7 +64,7 @@ def test_every_number_of_rows_is_there():
     assert max(case.rows for case in THOROUGH) == 10_000_000
 
 
-def test_the_cost_of_a_level_in_logits():
+def test_a_level_has_few_enough_cases_and_logits():
     """A case takes about 5 milliseconds, and a microsecond for each logit."""
     logits = {name: sum(c.rows * c.classes for c in cases) for name, cases in (("quick", QUICK), ("normal", EDGES))}
     assert len(QUICK) < 160
@@ -84,7 +84,7 @@ def test_four_assorted_rows_are_normal_peaked_flat_and_far_below_zero():
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("wrong", [padded_with_zeros, padding_counts_as_one_each], ids=lambda f: f.__name__)
 def test_columns_beyond_the_last_class_are_found(wrong, dtype):
-    assert caught(wrong, of("width", QUICK, dtype)[-3:-1]) == {
+    assert caught(wrong, named("width", QUICK, dtype)[-3:-1]) == {
         "loss",
         "gradient",
     }  # the cases with 1024 and 1025 classes
@@ -100,7 +100,7 @@ def test_columns_beyond_the_last_class_are_found(wrong, dtype):
     ],
 )
 def test_a_defect_of_wide_rows_is_found(defect, dtype, width):
-    (case,) = (case for case in of("width", EDGES, dtype) if case.classes == width)
+    (case,) = (case for case in named("width", EDGES, dtype) if case.classes == width)
     assert caught(DEFECT[defect], [case])
 
 
@@ -125,7 +125,7 @@ def test_the_maximum_of_another_position_is_found(dtype):
         shifted = logits - torch.cat([maxima[..., :8], maxima[..., :8], maxima[..., 16:]], -1)
         return (shifted.exp().sum(1).log() - shifted.gather(1, target[:, None])[:, 0]).to(input.dtype)
 
-    assert caught(shifted_by_another, of("positions", QUICK, dtype)) >= {"loss", "gradient"}
+    assert caught(shifted_by_another, named("positions", QUICK, dtype)) >= {"loss", "gradient"}
 
 
 def zero_is_no_ignore_index(input, target, ignore_index=-100, **options):

@@ -99,7 +99,7 @@ def test_each_number_of_a_class_of_sizes_occurs():
 @pytest.mark.parametrize(
     ("words", "limits", "of"), [(CLASS_SIZES, CLASS_LIMITS, "classes"), (ROW_SIZES, ROW_LIMITS, "rows")]
 )
-def test_a_class_of_sizes_holds_its_numbers_and_ends_at_a_limit(words, limits, of):
+def test_a_class_of_sizes_contains_its_numbers_and_ends_at_a_limit(words, limits, of):
     for word, numbers in words.items():
         assert {size_class(number, limits, of) for number in numbers} == {word}
     ends = [size_class(number, limits, of) for limit in limits for number in (limit, limit + 1)]
@@ -136,12 +136,12 @@ WITH = {
 def test_each_option_occurs_with_a_wide_row_and_with_many_rows(size, option):
     """Level normal has each combination in every dtype. Level quick has the largest sizes only in some dtype."""
     for name, limits in (("sizes", ("257", "128 ")), ("size_triples", ("",))):
-        met = {
+        dtypes = {
             case.dtype
             for case in grid(array=name)
             if case.class_size != WIDEST and WIDE_OR_TALL[size](case) and WITH[option](case)
         }
-        assert met == set(DTYPES) if any(limit in size for limit in limits) else met, name
+        assert dtypes == set(DTYPES) if any(limit in size for limit in limits) else dtypes, name
 
 
 def test_the_combinations_of_size_option_and_dtype_are_counted(figure):

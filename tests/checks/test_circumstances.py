@@ -124,7 +124,7 @@ def adds_to_the_target(input, target, **options):
     return loss
 
 
-class Kept(torch.autograd.Function):
+class SharesMemory(torch.autograd.Function):
     """A function that keeps the data for its backward pass in one global variable for all calls."""
 
     pair = None
@@ -134,17 +134,17 @@ class Kept(torch.autograd.Function):
         with torch.enable_grad():
             leaf = input.detach().requires_grad_()
             loss = crossent.formula(leaf, target, **options)
-        Kept.pair = leaf, loss
+        SharesMemory.pair = leaf, loss
         return loss.detach()
 
     @staticmethod
     def backward(ctx, upstream):
-        leaf, loss = Kept.pair
+        leaf, loss = SharesMemory.pair
         return torch.autograd.grad(loss, leaf, upstream, retain_graph=True)[0], None, None
 
 
-def keeps(input, target, **options):
-    return Kept.apply(input, target, options)
+def shares_memory(input, target, **options):
+    return SharesMemory.apply(input, target, options)
 
 
 def in_another_thread(input, target):
@@ -158,24 +158,24 @@ def without_a_thread(input, target, **options):
 
 
 WRONG = [
-    ("no_grad", where(without_grad_mode, off_by_1_percent), ROWS, "wrong", "loss under no_grad:"),
-    ("no_grad", where(without_grad_mode, off_by_1_percent), INDEX, "wrong", "loss under no_grad:"),
+    ("no_grad", where(without_grad_mode, off_by_1_percent), ROWS, "wrong", "loss, under no_grad:"),
+    ("no_grad", where(without_grad_mode, off_by_1_percent), INDEX, "wrong", "loss, under no_grad:"),
     (
         "no_grad",
         where(in_inference_mode, off_by_1_percent),
         DENSE,
         "wrong",
-        "loss under inference_mode:",
+        "loss, under inference_mode:",
     ),
-    ("no_grad", where(requires_no_gradient, off_by_1_percent), ROWS, "wrong", "loss without requires_grad:"),
+    ("no_grad", where(requires_no_gradient, off_by_1_percent), ROWS, "wrong", "loss, without requires_grad:"),
     (
         "no_grad",
         where(without_grad_mode, with_required_gradient),
         INDEX,
         "wrong",
-        "under no_grad: the loss requires a gradient",
+        "loss, under no_grad: got requires_grad=True; expected requires_grad=False",
     ),
-    ("no_grad", where(without_grad_mode, with_a_further_dimension), INDEX, "wrong", "under no_grad: got "),
+    ("no_grad", where(without_grad_mode, with_a_further_dimension), INDEX, "wrong", "loss, under no_grad: got "),
     (
         "no_grad",
         where(only_target_requires, sets_requires_grad),
@@ -190,41 +190,47 @@ WRONG = [
         where(is_non_leaf, writes),
         ROWS,
         "changed_input",
-        "the call changed `input` in place, where `input` is the output of an operation and not a leaf",
+        "the call changed `input` in place; `input` is not a leaf in this call",
     ),
-    ("alone", takes_both, DENSE, "wrong", "gradient of the logits alone:"),
+    ("alone", takes_both, DENSE, "wrong", "gradient of the logits, with requires_grad for the logits alone:"),
     (
         "alone",
         detaches,
         DENSE,
         "wrong",
-        "the loss does not require a gradient, so there is no gradient of the target alone",
+        "loss: got requires_grad=False; expected requires_grad=True, since requires_grad is True for the target",
     ),
-    ("alone", adds_to_the_target, DENSE, "wrong", "the target got a gradient"),
-    ("threads", keeps, ROWS, "wrong", "thread"),
-    ("threads", where(in_another_thread, off_by_1_percent), INDEX, "wrong", "loss in a thread:"),
+    (
+        "alone",
+        adds_to_the_target,
+        DENSE,
+        "wrong",
+        "gradient of the target: got one; expected none, since requires_grad is True for the logits alone",
+    ),
+    ("threads", shares_memory, ROWS, "wrong", "thread"),
+    ("threads", where(in_another_thread, off_by_1_percent), INDEX, "wrong", "loss, in a thread:"),
     ("threads", without_a_thread, INDEX, "refused", "no attribute 'buffer'"),
 ]
 
 
-EACH = pytest.mark.parametrize(
-    ("check", "wrong", "case", "kind", "said"), WRONG, ids=lambda one: getattr(one, "__name__", str(one)[:40])
+each_wrong_cross_entropy = pytest.mark.parametrize(
+    ("check", "wrong", "case", "kind", "text"), WRONG, ids=lambda one: getattr(one, "__name__", str(one)[:40])
 )
 
 
-@EACH
-def test_a_wrong_cross_entropy_is_caught_by_its_check(check, wrong, case, kind, said):
+@each_wrong_cross_entropy
+def test_a_wrong_cross_entropy_is_caught_by_its_check(check, wrong, case, kind, text):
     of, message = found(wrong, case, (*SINGLE[:2], *(one for one in CIRCUMSTANCES if one.name == check)))[check]
     assert of == kind
-    assert said in message
+    assert text in message
 
 
-@EACH
-def test_no_check_of_plain_calls_finds_what_these_checks_find(check, wrong, case, kind, said):
-    """Except `two_backwards`, since some losses share data, and derivatives that a custom function does not have."""
-    by = set(found(wrong, case, (*BEFORE, *CIRCUMSTANCES)))
-    assert check in by
-    assert not by & {other.name for other in BEFORE} - {"two_backwards", "double_backward", "forward_ad"}
+@each_wrong_cross_entropy
+def test_no_check_of_plain_calls_finds_these_wrong_cross_entropies(check, wrong, case, kind, text):
+    """`two_backwards` may find losses that share data. Custom functions may lack second derivatives and tangents."""
+    failed = set(found(wrong, case, (*BEFORE, *CIRCUMSTANCES)))
+    assert check in failed
+    assert not failed & {other.name for other in BEFORE} - {"two_backwards", "double_backward", "forward_ad"}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -63,14 +63,14 @@ ADVERSARIAL = (
     reduced("sum-with-a-rounding", (63, 10), "normal"),
     reduced("equal-losses", (3, 3), "flat", reduction="sum"),
 )
-# Some cases of the grid, for its combinations of options; not cases that torch refuses or that have no kept row.
+# Some cases of the grid, which combine options. Cases that torch refuses and cases without a kept row are left out.
 OF_THE_GRID = [
     c for c in grid(["float64"]) if c.target not in ("uint8", "other_float") and c.ignored != "ignored_all" and c.rows
 ][::30]
 
 
 @functools.cache
-def known(dtype):
+def cases_of(dtype):
     """Return the cases of one dtype, with their inputs and exact values."""
     chosen = [replace(case, dtype=dtype) for case in (*ADVERSARIAL, *OF_THE_GRID)]
     return [(case, inputs, solve(inputs)) for case in chosen for inputs in [case.build()]]
@@ -78,7 +78,7 @@ def known(dtype):
 
 def first_difference(loss, dtype, promise):
     """Return the first result of a loss beyond the bounds of grade A, in words, or None if there is none."""
-    for case, inputs, expected in known(dtype):
+    for case, inputs, expected in cases_of(dtype):
         got = evaluate(loss, inputs, ("gradient",))
         assert (tuple(got.loss.shape), got.loss.dtype) == (expected.shape, expected.dtype), case.id
         for difference in compare(got, expected, "A", promise):
@@ -127,7 +127,7 @@ def test_no_two_defects_have_a_name_or_a_sentence_in_common():
 # For comparison, the defects that `torch.testing.assert_close` finds, with default tolerances and `equal_nan=True`.
 
 
-def exact(expected, got):
+def rounded_exact_values(expected, got):
     """Return the exact values rounded to the dtype of the result: the best expected values that a test can have."""
     gradient = got.gradient.movedim(1, -1) if got.gradient.dim() > 1 else got.gradient
     gradient = _nearest(expected.gradient.hi, gradient)
@@ -158,10 +158,10 @@ def randn(dtype):
 
 def verdicts(loss, dtype):
     """Return, for each way to use `assert_close`, a list that says for each case whether a loss passes."""
-    cases = [(inputs, expected, evaluate(loss, inputs, ("gradient",))) for _, inputs, expected in known(dtype)]
+    cases = [(inputs, expected, evaluate(loss, inputs, ("gradient",))) for _, inputs, expected in cases_of(dtype)]
     plain = randn(dtype)
     return {
-        "exact": [close(got, exact(expected, got)) for _, expected, got in cases],
+        "exact": [close(got, rounded_exact_values(expected, got)) for _, expected, got in cases],
         "torch": [close(got, evaluate(F.cross_entropy, inputs, ("gradient",))) for inputs, _, got in cases],
         "randn": [close(evaluate(loss, plain), evaluate(F.cross_entropy, plain))],
     }
@@ -186,7 +186,7 @@ def count(dtype):
     missed["crossent"] = [d.name for d in listed if first_difference(d, dtype, "eager") is None]
     return {
         "defects": [defect.name for defect in listed],
-        "cases": len(known(dtype)),
+        "cases": len(cases_of(dtype)),
         "missed": missed,
         "false_alarms": {way: passes.count(False) for way, passes in right.items()},
     }
@@ -228,7 +228,7 @@ def table(figures):
 def test_the_figures_are_about_these_defects(figures):
     for dtype, counted in figures["dtypes"].items():
         assert counted["defects"] == [defect.name for defect in DEFECTS if dtype in defect.dtypes]
-        assert counted["cases"] == len(known(dtype))
+        assert counted["cases"] == len(cases_of(dtype))
         assert counted["missed"]["crossent"] == []
         # The table of the docs says so: with exact values, and on `randn`, `assert_close` passes correct code.
         assert (counted["false_alarms"]["exact"], counted["false_alarms"]["randn"]) == (0, 0)

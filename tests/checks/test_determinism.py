@@ -179,47 +179,47 @@ def test_work_on_another_stream_than_the_current_one_is_found(device):
 
 
 @pytest.fixture
-def simulated(monkeypatch):
-    """Simulate a device cuda:0 on the CPU, and return the list of all calls on its streams."""
-    told = []
+def stream_calls(monkeypatch):
+    """Simulate a device cuda:0 on the CPU, and return a list, to which each call on a stream is added."""
+    calls_on_streams = []
 
     class Stream:
         def __init__(self, device, name="side"):
             self.name = name
 
         def wait_stream(self, other):
-            told.append(f"{self.name} waits for {other.name}")
+            calls_on_streams.append(f"{self.name} waits for {other.name}")
 
         def synchronize(self):
-            told.append(f"the host waits for {self.name}")
+            calls_on_streams.append(f"the host waits for {self.name}")
 
     @contextlib.contextmanager
     def entered(stream):
-        told.append(f"enter {stream.name}")
+        calls_on_streams.append(f"enter {stream.name}")
         yield
-        told.append(f"leave {stream.name}")
+        calls_on_streams.append(f"leave {stream.name}")
 
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream(device, "default"))
     monkeypatch.setattr(torch.cuda, "stream", entered)
-    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: told.append("sleep"), raising=False)
-    monkeypatch.setattr(determinism, "poison", lambda inputs: told.append("poison"))
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: calls_on_streams.append("sleep"), raising=False)
+    monkeypatch.setattr(determinism, "poison", lambda inputs: calls_on_streams.append("poison"))
     monkeypatch.setattr(Question, "inputs", property(lambda question: question.case.build("cpu")))
-    return told
+    return calls_on_streams
 
 
-def test_the_arguments_get_their_values_late_on_the_side_stream(simulated):
+def test_the_arguments_get_their_values_late_on_the_side_stream(stream_calls):
     seen = []
 
     def loss(input, target, **options):
         seen.append(Inputs(input.detach(), target, options, PLAIN.build().upstream).digest)
-        simulated.append("call")
+        stream_calls.append("call")
         return crossent.formula(input, target, **options)
 
     found = run(STREAM, loss, device="cuda:0")
     assert [(one.of, one.ratio <= 1) for one in found] == [("loss", True), ("gradient", True)]
     assert seen == [PLAIN.build().digest]
-    assert simulated == [
+    assert stream_calls == [
         "side waits for default",
         "enter side",
         "sleep",
@@ -230,7 +230,7 @@ def test_the_arguments_get_their_values_late_on_the_side_stream(simulated):
     ]
 
 
-def test_every_layout_gets_its_values_back(simulated):
+def test_every_layout_gets_its_values_back(stream_calls):
     """The check zeroes and restores the whole memory of each argument, whatever its strides are."""
     cases = [case for case in grid(["float32"], array="pairs") if case.target != "uint8"]
     for case in cases[::2]:
@@ -238,7 +238,7 @@ def test_every_layout_gets_its_values_back(simulated):
             assert difference.ratio <= 1, case.id
 
 
-def test_a_subject_that_reads_the_arguments_too_early_is_found(simulated):
+def test_a_subject_that_reads_the_arguments_too_early_is_found(stream_calls):
     """A kernel on the default stream reads zeros."""
 
     def too_early(input, target, **options):
@@ -250,11 +250,11 @@ def test_a_subject_that_reads_the_arguments_too_early_is_found(simulated):
     assert max(one.ratio for one in found) > 1
 
 
-def test_without_a_function_to_delay_a_stream_the_check_is_skipped(simulated, monkeypatch):
+def test_without_a_function_to_delay_a_stream_the_check_is_skipped(stream_calls, monkeypatch):
     monkeypatch.delattr(torch.cuda, "_sleep")
     with pytest.raises(NotRunError, match="needs a torch with"):
         run(STREAM, FORM_SUBJECTS["formula"], device="cuda:0")
-    assert simulated == []
+    assert stream_calls == []
 
 
 # --- Other global state on CUDA -------------------------------------------------------------------------------------

@@ -54,13 +54,13 @@ def test_a_gradient_that_does_not_sum_to_zero_is_caught():
     assert "gradient" in message
 
 
-@pytest.mark.parametrize("spoilt", [(math.inf, -math.inf), (math.inf, 0.0), (math.nan, 0.0)])
-def test_a_row_with_a_number_that_is_not_finite_does_not_sum_to_zero(spoilt):
+@pytest.mark.parametrize("numbers", [(math.inf, -math.inf), (math.inf, 0.0), (math.nan, 0.0)])
+def test_a_row_with_a_number_that_is_not_finite_does_not_sum_to_zero(numbers):
     """torch before 2.8 returns such rows: log_softmax in bfloat16, if the logits have further dimensions."""
 
     def infinite(probs, hot, upstream):
         gradient = (probs - hot) * upstream[:, None]
-        gradient[3, :2] = torch.tensor(spoilt)
+        gradient[3, :2] = torch.tensor(numbers)
         return gradient
 
     ((kind, _),) = found("row_sums", by_hand(infinite), "float32-7x5-normal-int64-none-rows")
@@ -69,16 +69,16 @@ def test_a_row_with_a_number_that_is_not_finite_does_not_sum_to_zero(spoilt):
 
 def test_row_sums_name_the_row_of_a_tensor_with_further_dimensions():
     def wrong(logits, target, **options):
-        kick = torch.zeros_like(logits)
-        kick[2, 3, 1] = 1.0
-        return crossent.formula(logits, target, **options) + ((logits - logits.detach()) * kick).sum()
+        extra = torch.zeros_like(logits)
+        extra[2, 3, 1] = 1.0
+        return crossent.formula(logits, target, **options) + ((logits - logits.detach()) * extra).sum()
 
     case = Case.of("float64-3x5x4-normal-int64-sum")
     (finding,) = part_of(Subject("mine", wrong), case, "row_sums").findings
     assert finding.numbers.index == (2, 1)
 
 
-def test_a_row_without_a_softmax_and_one_without_a_bound_say_nothing_about_sums():
+def test_rows_in_which_a_number_has_no_bound_are_not_judged():
     case = Case.of("float32-7x5-nan_ignored-int64-sum-ignored")
     measured = part_of(FORM_SUBJECTS["formula"], case, "row_sums").outcomes[case.id].checks["row_sums"]
     ignored = int((case.build().target == 255).sum())
@@ -93,7 +93,7 @@ def test_ignored_rows_that_are_left_as_they_were_in_memory_are_caught():
         return reduced(torch.where(target == ignore_index, 0.25, losses), reduction)
 
     ((_, message),) = found("ignored_rows", uninitialised, "float32-7x5-normal-int64-none-ignored_first")
-    assert message == "the loss of 1 of 1 ignored rows is not 0, the first at index (0,): 0.25"
+    assert message == "loss: 1 of 1 ignored rows are not 0; got 0.25 at index (0,); expected 0"
 
 
 def test_a_gradient_of_ignored_rows_is_caught_though_their_loss_is_zero():
@@ -102,7 +102,8 @@ def test_a_gradient_of_ignored_rows_is_caught_though_their_loss_is_zero():
         return crossent.formula(logits, target, ignore_index=ignore_index, **options) + leak.sum()
 
     ((_, message),) = found("ignored_rows", leaking, "float32-3x5x4-normal-int64-sum-ignored_first")
-    assert message.startswith("the gradient of 1 of 1 ignored rows is not 0, the first at index (0, 0): [1.0, ")
+    assert message.startswith("gradient of the logits: 1 of 1 ignored rows are not 0; got [1.0, ")
+    assert message.endswith("] at index (0, 0); expected 0")
 
 
 @pytest.mark.parametrize("factor", [1.0, 0.0])
@@ -122,8 +123,8 @@ def test_the_bound_of_a_row_sum_adds_the_bounds_and_the_error_of_the_summation(i
     (found,) = single.row_sums.run(trial)
     numbers = rows_of(trial.got.gradient)
     total = np.array([math.fsum(row) for row in numbers])  # correctly rounded; the compensated sum nearly is
-    lost = U * np.abs(total) + 2.0**-17 * U * np.abs(numbers).sum(1)
-    allowed = trial.bounds(trial.got, trial.question.exact)["gradient"].sum(1) + lost
+    rounding = U * np.abs(total) + 2.0**-17 * U * np.abs(numbers).sum(1)
+    allowed = trial.bounds(trial.got, trial.question.exact)["gradient"].sum(1) + rounding
     assert np.isnan(total).sum() == ignored
     row = int(np.nanargmax(np.abs(total) / allowed))
     assert (found.of, found.index, found.elements) == ("gradient", (row,), 7)

@@ -28,7 +28,7 @@ MEAN = Case("float32", (7, 5))
 DENSE = Case("float64", (3, 5, 4), target="probabilities", reduction="none", weight="weighted", upstream="rows")
 
 
-def wrong(name, loss, case=ROWS):
+def findings_of(name, loss, case=ROWS):
     """Return the findings of a check for a loss that passes all checks of a plain call."""
     trial = trial_of(Question(case), Subject("mine", loss))
     for check in SINGLE:
@@ -42,7 +42,7 @@ def wrong(name, loss, case=ROWS):
     return [one for one in found if not isinstance(one, Difference) or one.ratio > 1]
 
 
-def test_the_checks_are_these():
+def test_the_module_declares_five_checks():
     assert list(CHECKS) == ["batched_gradient", "jacrev", "jacfwd", "batched_second", "hessian"]
 
 
@@ -103,8 +103,8 @@ def test_the_exact_values_of_the_second_element_are_those_of_the_first_times_min
         (question.exact_along.second, along.second),
     )
     for of_first, of_second in pairs:
-        apart = abs((of_second.hi + 2 * of_first.hi) + (of_second.lo + 2 * of_first.lo))
-        assert (apart <= of_second.radius + 2 * of_first.radius).all()
+        distance = abs((of_second.hi + 2 * of_first.hi) + (of_second.lo + 2 * of_first.lo))
+        assert (distance <= of_second.radius + 2 * of_first.radius).all()
         assert (abs(of_first.hi) > 0).any()
 
 
@@ -159,7 +159,7 @@ def changed(*, tangent=same, gradient=same):
     return loss
 
 
-# The directions of a case are within 2, and its upstream gradients are 1 unless the case says otherwise.
+# Each number of a direction is between -2 and 2, and each upstream gradient is 1 unless the case names another.
 @pytest.mark.parametrize(
     ("name", "loss"),
     [
@@ -171,15 +171,15 @@ def changed(*, tangent=same, gradient=same):
         ("batched_second", changed(gradient=lambda one: _Changed.apply(one, same, lambda u: u.clamp(-2, 2)))),
     ],
 )
-def test_a_second_element_that_is_wrong_is_found_where_it_is(name, loss):
-    found = wrong(name, loss, MEAN)
+def test_a_wrong_second_element_is_found_at_its_index(name, loss):
+    found = findings_of(name, loss, MEAN)
     assert found
     assert {one.index[0] for one in found} == {1}
 
 
 @pytest.mark.parametrize("name", CHECKS)
-def test_an_element_that_stands_for_both_is_found(name):
-    """The loss uses the first element of the batch for all elements."""
+def test_a_result_of_the_first_element_for_the_whole_batch_is_found(name):
+    """The act computes with the first element of the batch in place of each element."""
 
     def first(batch):
         return batch[:1].expand(batch.shape)
@@ -205,7 +205,7 @@ def test_a_wrong_gradient_of_probabilities_is_found(name):
     def batched(tensor):
         return "Batched" in str(torch._C._dispatch_keys(tensor)) or torch._C._functorch.is_batchedtensor(tensor)
 
-    assert {one.of for one in wrong(name, loss, DENSE)} == {"target_gradient"}
+    assert {one.of for one in findings_of(name, loss, DENSE)} == {"target_gradient"}
 
 
 @pytest.mark.parametrize("name", ["jacfwd", "hessian"])
@@ -214,22 +214,22 @@ def test_a_derivative_that_forward_mode_alone_lacks_is_found(name):
         plain = not input.requires_grad or name == "hessian"
         return crossent.formula(_Changed.apply(input, torch.zeros_like, same) if plain else input, target, **options)
 
-    found = wrong(name, cut_off)
+    found = findings_of(name, cut_off)
     assert {one.index[0] for one in found} == {0, 1}
     assert {one.got for one in found} == {0.0}
 
 
 def test_a_missing_second_derivative_is_reported_once():
-    found = wrong("batched_second", changed(gradient=torch.detach))
-    missing = "the derivative of the gradient by the logits", "the derivative of the gradient by the upstream gradient"
-    assert [one.message for one in found] == [f"{of} is missing" for of in missing]
+    found = findings_of("batched_second", changed(gradient=torch.detach))
+    missing = "derivative of the gradient by the logits", "derivative of the gradient by the upstream gradient"
+    assert [one.message for one in found] == [f"{of}: got none; expected a tensor that is not 0" for of in missing]
 
 
 @pytest.mark.parametrize("name", ["jacfwd", "hessian"])
 def test_logits_that_are_expanded_are_differentiated(name):
     expanded = Case("float64", (7, 5), reduction="none", layout="expanded", upstream="rows")
     assert 0 in expanded.build().input.stride()
-    assert wrong(name, crossent.formula, expanded) == []
+    assert findings_of(name, crossent.formula, expanded) == []
 
 
 @pytest.mark.parametrize("name", CHECKS)
@@ -256,7 +256,7 @@ def test_a_loss_that_takes_no_batch_is_refused(name):
     def loss(input, target, **options):
         return crossent.formula(Reads.apply(input), target, **options)
 
-    (refusal,) = wrong(name, loss)
+    (refusal,) = findings_of(name, loss)
     assert refusal.startswith("refused: RuntimeError: ")
 
 

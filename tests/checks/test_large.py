@@ -36,6 +36,7 @@ CASES = (
 
 
 def judged(case, loss):
+    """Return the findings of a loss on a case, and the outcome of the case."""
     report = run(loss, case, LARGE)
     (outcome,) = report.subjects[0].outcomes.values()
     return report.findings, outcome
@@ -77,15 +78,15 @@ def block(request, monkeypatch):
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_the_tiles_are_the_case_over_and_over_in_its_layout(case, block):
-    one, all_ = case.build(), tiled(case)
-    pairs = [(one.input, all_.input), (one.target, all_.target)]
-    pairs += [(one.upstream, all_.upstream)] if case.reduction == "none" else []
+    one, all_tiles = case.build(), tiled(case)
+    pairs = [(one.input, all_tiles.input), (one.target, all_tiles.target)]
+    pairs += [(one.upstream, all_tiles.upstream)] if case.reduction == "none" else []
     for tile, whole in pairs:
         assert whole.shape == (case.tiled * len(tile), *tile.shape[1:])
         assert whole.stride() == tile.stride()
         for part in whole.split(len(tile)):
             assert part.equal(tile) or part.isnan().equal(tile.isnan())
-    assert all_.options.keys() == one.options.keys()
+    assert all_tiles.options.keys() == one.options.keys()
 
 
 def test_a_case_without_its_tiles_has_the_same_bits():
@@ -123,7 +124,7 @@ def test_an_index_that_wraps_forward_is_found_in_the_loss(case, block):
 @pytest.mark.parametrize("case", [SMALL, IMAGE], ids=lambda case: case.id)
 def test_an_index_that_wraps_in_the_gradient_only_is_found_there(case, block):
     (finding,), _ = judged(case, wrapped(backward=True))
-    assert finding.message.startswith("gradient:")
+    assert finding.message.startswith("gradient of the logits:")
     assert len(finding.numbers.index) == len(case.sizes)
     assert not judged(dataclasses.replace(case, tiled=153), wrapped(backward=True))[0]
 
@@ -154,8 +155,11 @@ def test_a_result_of_another_shape_or_dtype_and_a_refusal_are_findings():
     def refuses(input, target, **options):
         raise ValueError("too large")
 
-    assert "got torch.float32 (); expected torch.float32 (9760,)" in judged(SMALL, one_number)[0][0].message
-    assert "torch.float64 (9760,)" in judged(SMALL, double)[0][0].message
+    assert (
+        "loss: got float32 with shape (); expected float32 with shape (9760,)"
+        in judged(SMALL, one_number)[0][0].message
+    )
+    assert "float64 with shape (9760,)" in judged(SMALL, double)[0][0].message
     assert judged(SMALL, refuses)[0][0].kind == "refused"
 
 
@@ -167,7 +171,7 @@ def test_a_result_of_nan_is_a_finding():
     assert judged(dataclasses.replace(SMALL, reduction="mean", upstream="one"), nothing)[0]
 
 
-def test_a_block_of_rows_that_is_not_closed_is_found_in_the_mean():
+def test_a_bfloat16_mean_in_which_torch_loses_most_rows_is_found():
     (case,) = (case for case in MANY_ROWS if case.dtype == "bfloat16")
     (finding,), _ = judged(case, TORCH)
     assert finding.numbers.got < finding.numbers.exact / 10
@@ -207,7 +211,7 @@ def test_memory_that_runs_out_is_no_finding(error):
     assert (findings, outcome.not_run) == ([], {"large": "ran out of memory on cpu"})
 
 
-def test_memory_is_counted_and_there_is_some():
+def test_the_memory_that_a_case_needs_follows_from_its_sizes():
     assert 2**20 < available("cpu") < 2**50
     case = dataclasses.replace(SMALL, dtype="bfloat16", sizes=(61, 1000), tiled=1000)
     logits = 61_000_000
@@ -228,8 +232,8 @@ def test_a_large_case_is_beyond_31_or_32_bits_and_its_tiles_hide_no_power_of_two
             for case in bug.cases:
                 assert elements[case] > 2**31
                 assert case.sizes[0] in (7, 61)  # a prime that divides no power of two
-    assert sum(many > 2**32 for many in elements.values()) >= 3
-    sides = {(case.reduction, len(case.sizes)) for case, many in elements.items() if many > 2**31}
+    assert sum(count > 2**32 for count in elements.values()) >= 3
+    sides = {(case.reduction, len(case.sizes)) for case, count in elements.items() if count > 2**31}
     assert sides >= {("none", 2), ("none", 4), ("sum", 4), ("none", 3)}
     assert [case.seeded(4) for case in cases] == list(large_cases(seed=4))
 

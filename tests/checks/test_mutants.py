@@ -77,9 +77,9 @@ def test_a_mutant_is_killed_by_the_checks_that_it_names(mutant):
     skip_if_not_wrong_here(mutant)
     report = judged(case_of(mutant.case), mutant.checks, Subject(mutant.name, mutant.loss))
     if missing := {(check, reason) for check, reason in not_run(report) if check in mutant.checks}:
-        nowhere = missing & not_run(judged(case_of(mutant.case), mutant.checks, FORMULA))
-        assert missing == nowhere, f"correct code runs {missing - nowhere}"
-        pytest.skip("; ".join(reason for _, reason in nowhere))
+        missing_here = missing & not_run(judged(case_of(mutant.case), mutant.checks, FORMULA))
+        assert missing == missing_here, f"correct code runs {missing - missing_here}"
+        pytest.skip("; ".join(reason for _, reason in missing_here))
     assert {finding.check for finding in report.findings} == set(mutant.checks), "\n\n".join(map(str, report.findings))
 
 
@@ -98,7 +98,7 @@ def rounded_from_float64(input, target, **options):
 @pytest.mark.parametrize("case", sorted({mutant.case for mutant in MUTANTS}))
 def test_right_code_survives(case):
     checks = {check for mutant in MUTANTS if mutant.case == case for check in mutant.checks}
-    of_numbers = "is a control of numbers"
+    of_numbers = "is right code whose numbers are compared"
     controls = [FORMULA, TORCH, Subject("right", right, not_transformed=of_numbers)]
     if case not in BAD:  # a conversion to float64 makes some bad inputs good
         controls.append(Subject("rounded", rounded_from_float64, not_transformed=of_numbers))
@@ -139,7 +139,7 @@ def test_a_mutant_that_only_a_transform_shows_is_found_by_the_plan_of_its_level(
             reasons |= {of[name] for of in not_run for name in names if name in of}
     if reasons:
         pytest.skip("; ".join(sorted(reasons)))
-    raise AssertionError(f"no case of level {level} shows it to {names}")
+    raise AssertionError(f"on no case of level {level} do the checks {names} find the mutant")
 
 
 def test_every_check_kills_a_mutant():
@@ -232,7 +232,7 @@ def figures(write):
 
 
 def show(counted):
-    """Print a table of what kills each mutant; its own checks are bold."""
+    """Print a table of the checks that kill each mutant. The checks that the mutant names are bold."""
     matrix = Table("mutant", "issue", "level", "killed by", "one batch", "each option")
     for mutant in MUTANTS:
         found = counted["mutants"][mutant.name]

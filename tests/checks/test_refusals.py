@@ -38,7 +38,7 @@ def refusing(before):
 @pytest.mark.parametrize("bad_input", BAD_INPUTS, ids=lambda bad_input: bad_input.id)
 def test_the_forms_and_torch_refuse_every_bad_input_before_they_write(bad_input, device):
     if bad_input.asserts(device) and bad_input is not BEYOND:
-        pytest.skip("needs `crossent check --device`: six processes, each of which wakes the device")
+        pytest.skip("needs `crossent check --device`: six processes, each of which initialises the device")
     subjects = [*FORM_SUBJECTS.values(), TORCH, TORCH_NLL]
     report = run(subjects, bad_input, device=device)
     found = [(finding.subject, finding.kind) for finding in report.findings]
@@ -107,8 +107,10 @@ def test_a_subject_that_accepts_some_bad_calls_has_findings_for_these_alone(wron
 
 
 def test_a_bad_call_without_an_error_is_a_finding():
-    assert problems(refusers.accepts) == {"accepted": "returned 0.0; should have raised IndexError"}
-    assert problems(lambda *arguments, **options: None) == {"accepted": "returned; should have raised IndexError"}
+    assert problems(refusers.accepts) == {"accepted": "the call returned 0.0; should have raised IndexError"}
+    assert problems(lambda *arguments, **options: None) == {
+        "accepted": "the call returned; should have raised IndexError"
+    }
 
 
 @pytest.mark.parametrize("error", [KeyError("no"), RuntimeError("no"), SystemExit(3)], ids=repr)
@@ -117,7 +119,7 @@ def test_an_error_of_another_class_is_wrong(error):
         raise error
 
     (message,) = [message for kind, message in problems(raises).items() if kind == "wrong"]
-    assert message.startswith(f"raised {type(error).__name__}: ")
+    assert message.startswith(f"the call raised {type(error).__name__}: ")
     assert message.endswith("; should have raised IndexError")
 
 
@@ -131,6 +133,21 @@ def test_an_error_of_a_derived_class_is_right():
     assert not problems(raises)
 
 
+def test_an_index_error_of_torch_whose_message_python_cannot_decode_is_right():
+    """Without a reduction, torch writes a class of uint8 into its message as one byte, which is not UTF-8."""
+
+    def averages(input, target, **options):
+        return torch.nn.functional.cross_entropy(input, target, reduction="none").mean()
+
+    bad = next(bad for bad in BAD_INPUTS if bad.id == "class_of_uint8_that_equals_ignore_index")
+    assert not problems(averages, bad)
+
+    def undecodable(*arguments, **options):
+        b"\x9c".decode()
+
+    assert "wrong" in problems(undecodable, bad)
+
+
 @pytest.mark.parametrize(
     ("write", "name"),
     [
@@ -142,7 +159,7 @@ def test_an_error_of_a_derived_class_is_right():
     ],
     ids=["one element", "a sign of zero", "its shape", "target", "weight"],
 )
-def test_a_bad_call_leaves_its_arguments_as_they_were(write, name):
+def test_a_bad_call_that_writes_into_an_argument_is_a_finding(write, name):
     found = problems(refusing(write), SHORT_WEIGHT)
     assert found == {"changed_input": f"the call wrote into {name}"}
 
@@ -156,7 +173,7 @@ def test_a_bad_call_leaves_its_arguments_as_they_were(write, name):
     ],
     ids=["default dtype", "gradient mode", "generator"],
 )
-def test_a_bad_call_leaves_the_global_state_as_it_was(change, name):
+def test_a_bad_call_that_changes_global_state_is_a_finding_and_is_undone(change, name):
     before = torch.get_default_dtype(), torch.is_grad_enabled(), torch.random.get_rng_state()
     found = problems(refusing(lambda *arguments, **options: change()))
     assert found == {"changed_state": f"the call changed {name}"}

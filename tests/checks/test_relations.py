@@ -39,7 +39,7 @@ def ran(subjects, chosen):
 
 @pytest.mark.parametrize("dtype", FORMATS)
 def test_right_code_passes_every_check(dtype, seed):
-    """On some of the cases to which each check applies."""
+    """Run all checks on every ninth case of the pairwise array."""
     pairs = grid([dtype], seed, "pairs")
     # torch refuses uint8 targets in some calls, and its float16 overflows.
     few = [case for case in pairs if case.target != "uint8" and (case.dtype, case.values) != ("float16", "large")][::9]
@@ -85,7 +85,7 @@ def test_a_tensor_that_is_read_as_if_it_were_contiguous_is_caught(loss, case):
     assert found("layout", loss, case)
 
 
-def drowned(logits, target, reduction, **options):
+def cancelling(logits, target, reduction, **options):
     """Compute `m + log Σ exp(x - m) - x_y`, in which a large m absorbs `log Σ`: pytorch#38839."""
     return reduced(torch.logsumexp(logits, 1) - logits.gather(1, target[:, None])[:, 0], reduction)
 
@@ -95,7 +95,7 @@ def shifted_by_the_largest_of_all(logits, target, reduction, **options):
     return reduced(x.exp().sum(1).log() - x.gather(1, target[:, None])[:, 0], reduction)
 
 
-@pytest.mark.parametrize("loss", [drowned, shifted_by_the_largest_of_all])
+@pytest.mark.parametrize("loss", [cancelling, shifted_by_the_largest_of_all])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_loss_that_depends_on_a_common_offset_is_caught(loss, dtype):
     assert found("shift", loss, f"{dtype}-7x5-normal-int64-none-rows")
@@ -104,7 +104,7 @@ def test_a_loss_that_depends_on_a_common_offset_is_caught(loss, dtype):
 @pytest.mark.parametrize("common", [False, True])
 @pytest.mark.parametrize("dtype", FORMATS)
 def test_logits_are_shifted_exactly_and_keep_half_of_their_digits(dtype, common):
-    held = FORMATS[dtype]
+    storage = FORMATS[dtype]
     kinds = ("flat", "normal", "wide", "large", "decades", "subnormal", "inf_tiles", "nan", "extreme", "scales")
     shifted = set()
     for kind in kinds:
@@ -114,11 +114,11 @@ def test_logits_are_shifted_exactly_and_keep_half_of_their_digits(dtype, common)
         assert bits_equal(rounded[~finite], logits[~finite])
         for row, column in np.argwhere(finite & (by != 0)[:, None]):
             exact = Fraction(rounded[row, column]) + Fraction(by[row])
-            assert abs(exact) <= held.largest
-            assert Fraction(float(held.nearest(np.array(float(exact))))) == exact
+            assert abs(exact) <= storage.largest
+            assert Fraction(float(storage.nearest(np.array(float(exact))))) == exact
         size = np.abs(np.where(finite, logits, 0.0)).max(1, initial=1.0, keepdims=True)
         size = size.max() if common else size
-        most = np.broadcast_to(2 * size * 2.0 ** (held.precision // 2 - held.precision), logits.shape)
+        most = np.broadcast_to(2 * size * 2.0 ** (storage.precision // 2 - storage.precision), logits.shape)
         assert (np.abs(rounded[finite] - logits[finite]) <= most[finite]).all()
         shifted |= {kind} if by.all() else set()
     assert shifted >= set(kinds) - {"extreme", "large", "scales"}
@@ -128,7 +128,7 @@ def bits_equal(one, other):
     return one.tobytes() == other.tobytes()
 
 
-def test_a_shift_without_room_is_not_run():
+def test_shift_is_not_run_on_logits_that_cannot_be_shifted_exactly():
     large = (Case("float16", (1, 5), "large", reduction="sum", seed=seed) for seed in range(100))
     case = next(case for case in large if case.build().input.abs().max() > 2**14)
     entry = part_of(FORM_SUBJECTS["formula"], case, "shift")
@@ -240,7 +240,7 @@ def without(*dropped):
 
 
 @pytest.mark.parametrize(
-    ("loss", "case", "said"),
+    ("loss", "case", "option"),
     [
         (without("label_smoothing"), "float32-7x5-normal-int64-mean-smooth0.1", "label_smoothing=0.1"),
         (without("weight"), "float32-7x5-normal-int64-mean-weighted", "weight"),
@@ -253,13 +253,15 @@ def without(*dropped):
         ),
     ],
 )
-def test_an_option_that_changes_nothing_is_caught(loss, case, said):
+def test_an_option_that_changes_nothing_is_caught(loss, case, option):
     ((kind, message),) = found("options", loss, case)
     assert kind == "wrong"
-    assert message == f"{said} has no effect: the loss is the same without it"
+    assert (
+        message == f"loss: got the same with and without {option}; expected a difference, as between the exact values"
+    )
 
 
-def test_an_option_may_change_nothing_where_it_should_not():
+def test_an_option_without_effect_passes_if_the_exact_loss_does_not_depend_on_it():
     for case in ("float32-7x1-normal-int64-mean-weighted", "float32-7x5-flat-int64-mean-smooth0.1"):
         assert not found("options", crossent.formula, case)
 
@@ -304,7 +306,7 @@ def scaled_in_place(reuse=None):
     return lambda logits, target, **options: InPlace.apply(logits, target)
 
 
-def test_a_gradient_that_a_second_backward_spoils_is_caught():
+def test_a_gradient_that_a_second_backward_changes_is_caught():
     for upstream in ("", "-scalar"):
         ((kind, _),) = found("two_backwards", scaled_in_place(), f"float32-7x5-normal-int64-sum{upstream}")
         assert kind == "not_repeated"
@@ -334,7 +336,7 @@ def test_a_further_call_that_raises_or_gives_the_wrong_shape_is_a_finding(name):
     assert (refused.check, refused.kind, refused.message) == (name, "refused", "ValueError: only once")
     (wrong,) = part_of(only_once(lambda *args, **options: crossent.formula(*args, **options)[:0]), case, name).findings
     assert (wrong.check, wrong.kind) == (name, "wrong")
-    assert wrong.message.startswith("got torch.")
+    assert wrong.message.startswith("loss of a further call: got ")
 
 
 def test_a_further_call_that_does_not_apply_to_the_subject_is_counted():
@@ -372,19 +374,19 @@ def test_two_results_may_differ_by_both_of_their_bounds_and_no_more():
     ball = agreement.with_radius(trial, trial.got)["loss"]
     assert ball.radius > 0
     for times, agrees in ((1.99, True), (2.01, False)):
-        moved = Ball(ball.hi + times * ball.radius, ball.lo, ball.radius)
-        (difference,) = [d for d in compare_results(trial, {"loss": moved}) if d.of == "loss"]
+        shifted_ball = Ball(ball.hi + times * ball.radius, ball.lo, ball.radius)
+        (difference,) = [d for d in compare_results(trial, {"loss": shifted_ball}) if d.of == "loss"]
         assert (difference.ratio <= 1) == agrees
 
 
 def test_a_number_in_place_of_nan_is_found_even_without_a_bound():
-    def half_of_the_time(logits, target, **options):
+    def replaces_nan_for_strided_logits(logits, target, **options):
         right = crossent.formula(logits, target, **options)
         return right if logits.is_contiguous() else right.nan_to_num(1.0)
 
     case = Case.of("float32-7x5-nan-int64-none-transposed")
     assert case.build().input.isnan().any()
-    assert found("layout", half_of_the_time, case.id)
+    assert found("layout", replaces_nan_for_strided_logits, case.id)
 
 
 def test_a_difference_that_cannot_be_judged_is_counted():
@@ -428,8 +430,8 @@ def test_sums_of_infinite_balls_contain_all_possible_sums():
         np.testing.assert_array_equal([made.hi[0], made.lo[0], made.radius[0]], [hi, 0.0, radius])
 
 
-def test_a_subject_that_changes_its_arguments_does_not_change_those_of_the_next():
-    def spoils(input, target, weight=None, **options):
+def test_a_subject_that_changes_its_arguments_does_not_change_the_arguments_of_the_next_subject():
+    def writes_into_arguments(input, target, weight=None, **options):
         loss = crossent.formula(input, target, weight, **options)
         input.data.zero_()
         if weight is not None:
@@ -441,6 +443,6 @@ def test_a_subject_that_changes_its_arguments_does_not_change_those_of_the_next(
 
     cases = [case for case in grid(["bfloat16"], array="pairs") if case.weight != "unweighted" and case.rows]
     for case in cases[::4]:
-        report = run([Subject("spoils", spoils), Subject("right", right)], case, (*SINGLE, *RELATIONS))
+        report = run([Subject("writes", writes_into_arguments), Subject("right", right)], case, (*SINGLE, *RELATIONS))
         assert report.subjects[0].findings
         assert not report.subjects[1].findings, report

@@ -24,39 +24,41 @@ def found_by(check, loss, **promised):
 @pytest.mark.parametrize(
     ("change", "got"),
     [
-        (torch.Tensor.double, "torch.float64 (7,)"),
-        (lambda loss: loss[None], "torch.float32 (1, 7)"),
-        (torch.Tensor.sum, "torch.float32 ()"),
+        (torch.Tensor.double, "float64 with shape (7,)"),
+        (lambda loss: loss[None], "float32 with shape (1, 7)"),
+        (torch.Tensor.sum, "float32 with shape ()"),
     ],
     ids=["dtype", "shape", "scalar"],
 )
 def test_a_wrong_dtype_or_shape_is_reported_with_the_expected_one(change, got):
     problems = found_by("result", lambda *args, **options: change(crossent.formula(*args, **options)))
-    assert problems == [Problem("wrong", f"got {got}; expected torch.float32 (7,)")]
+    assert problems == [Problem("wrong", f"loss: got {got}; expected float32 with shape (7,)")]
 
 
 def test_a_subject_with_its_own_dtype_must_return_this_dtype():
     doubled = lambda *args, **options: crossent.formula(*args, **options).double()  # noqa: E731
     assert found_by("result", doubled, dtype=torch.float64) == []
     problems = found_by("result", crossent.formula, dtype=torch.float64)
-    assert problems == [Problem("wrong", "got torch.float32 (7,); expected torch.float64 (7,)")]
+    assert problems == [Problem("wrong", "loss: got float32 with shape (7,); expected float64 with shape (7,)")]
 
 
 def test_a_wrong_device_is_reported_with_the_expected_one():
     trial, meta = trial_of(Question(NONE), FORM_SUBJECTS["formula"]), torch.device("meta")
     expected, there, here = trial.question.exact, torch.empty(7, device=meta), torch.empty(7)
     found = misshapen(trial, there, expected)
-    assert found == Problem("wrong", "got torch.float32 (7,) on meta; expected torch.float32 (7,)")
+    assert found == Problem("wrong", "loss: got float32 with shape (7,) on meta; expected float32 with shape (7,)")
     found = misshapen(trial, here, expected, meta)
-    assert found == Problem("wrong", "got torch.float32 (7,); expected torch.float32 (7,) on meta")
+    assert found == Problem("wrong", "loss: got float32 with shape (7,); expected float32 with shape (7,) on meta")
     assert misshapen(trial, there, expected, meta) is misshapen(trial, here, expected) is None
 
 
-@pytest.mark.parametrize(("loss", "kind"), [(0.5, "float"), (torch.zeros(7).to_sparse(), "Tensor")])
-def test_a_result_that_is_no_dense_tensor_is_reported_by_its_class(loss, kind):
+@pytest.mark.parametrize(
+    ("loss", "kind"), [(0.5, "float"), (torch.zeros(7).to_sparse(), "Tensor with layout torch.sparse_coo")]
+)
+def test_a_result_that_is_no_dense_tensor_is_reported_by_its_class_and_layout(loss, kind):
     trial = trial_of(Question(NONE), FORM_SUBJECTS["formula"])
     found = misshapen(trial, loss, trial.question.exact)
-    assert found == Problem("wrong", f"got a {kind}; expected a dense torch.Tensor")
+    assert found == Problem("wrong", f"loss: got {kind}; expected a dense tensor of class torch.Tensor")
 
 
 def on_meta(loss):
@@ -68,7 +70,7 @@ def test_a_loss_without_data_is_a_finding_and_no_other_check_runs():
     subject = Subject("mine", lambda *args, **options: on_meta(crossent.formula(*args, **options)), False)
     (finding,) = run(subject, NONE).findings
     assert (finding.check, finding.kind) == ("call", "refused")
-    assert finding.message == "the loss holds no data, like a tensor on the meta device"
+    assert finding.message == "loss: got a tensor without data, as on the meta device; expected a tensor with data"
 
 
 @pytest.mark.parametrize("last_right", [1, 3])
@@ -144,7 +146,7 @@ def test_numbers_that_a_subject_does_not_have_are_not_measured():
     assert found_by("gradient", crossent.formula, differentiable=False) == []
 
 
-def test_a_second_call_with_other_bits_is_told_from_one_that_writes_into_the_first():
+def test_repeat_says_whether_a_second_call_differs_or_writes_into_the_first_result():
     calls = []
 
     def grows(*args, **options):

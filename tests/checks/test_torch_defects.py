@@ -39,7 +39,7 @@ def found(report):
     findings = {finding.id: finding for part in report.subjects for finding in part.findings}
 
     def get(id):
-        assert id in findings, f"{id} is no finding; there are {list(findings)}"
+        assert id in findings, f"{id} is no finding; the findings are {list(findings)}"
         assert findings[id].expected, findings[id]
         return findings[id]
 

@@ -54,7 +54,7 @@ def scalar_code():
         yield
 
 
-def works(name):
+def skip_unless_check_runs(name):
     """Skip the test if a check cannot run on this machine."""
     backend = {"trace": TRACER, "compile": INDUCTOR}.get(name.partition("_")[0].removesuffix("d"))
     reason = unusable(backend, "cpu") if backend else ""
@@ -66,9 +66,9 @@ def works(name):
         pytest.skip(reason)
 
 
-def wrong(name, loss, case=CASE):
+def findings_of(name, loss, case=CASE):
     """Return the findings of a check for a loss that passes all checks of a plain call."""
-    works(name)
+    skip_unless_check_runs(name)
     subject = loss if isinstance(loss, Subject) else Subject("mine", loss, promise="eager")
     trial = trial_of(Question(case), subject)
     for check in SINGLE:
@@ -83,7 +83,7 @@ def wrong(name, loss, case=CASE):
     return [one for one in found if isinstance(one, Problem) or one.ratio > 1]
 
 
-def only(found, kind, said):
+def assert_only(found, kind, said):
     (problem,) = found
     assert problem.kind == kind
     assert said in problem.message, problem.message
@@ -134,8 +134,8 @@ class MappedOverTheFirstAxis(torch.autograd.Function):
         return MappedOverTheFirstAxis.apply(logits, axis + 1), in_dims[0]
 
 
-def mapped(target):
-    """Return whether vmap runs. The target shows it best, since no gradient wraps a tensor of indices."""
+def under_vmap(target):
+    """Return whether vmap runs. Only vmap wraps the target, because class indices have no gradient."""
     return torch._C._functorch.is_batchedtensor(target)
 
 
@@ -148,7 +148,7 @@ def test_a_function_that_torch_func_does_not_take_is_refused():
     def loss(input, target, **options):
         return OfAnEarlierTorch.apply(input, target, options)
 
-    only(wrong("func_grad", loss), "refused", "setup_context")
+    assert_only(findings_of("func_grad", loss), "refused", "setup_context")
 
 
 def test_a_gradient_that_is_wrong_under_torch_func_is_found():
@@ -156,7 +156,7 @@ def test_a_gradient_that_is_wrong_under_torch_func_is_found():
         value = crossent.formula(input, target, **options)
         return value * 1.0 if not torch._C._functorch.is_gradtrackingtensor(input) else value.detach() + 0 * value
 
-    assert {found.of for found in wrong("func_grad", loss)} == {"gradient"}
+    assert {found.of for found in findings_of("func_grad", loss)} == {"gradient"}
 
 
 def test_a_pair_instead_of_a_loss_is_found():
@@ -164,15 +164,17 @@ def test_a_pair_instead_of_a_loss_is_found():
         value = crossent.formula(input, target, **options)
         return value if not torch._C._functorch.is_gradtrackingtensor(input) else (value, value)
 
-    only(wrong("func_grad", loss), "wrong", "got a tuple; expected a dense torch.Tensor")
+    assert_only(
+        findings_of("func_grad", loss), "wrong", "loss: got tuple; expected a dense tensor of class torch.Tensor"
+    )
 
 
 def test_an_ignored_class_that_vmap_gathers_is_found():
     # torch's own rule once did this: pytorch#90916.
     def loss(input, target, **options):
-        return (counts_an_ignored_row if mapped(target) else crossent.formula)(input, target, **options)
+        return (counts_an_ignored_row if under_vmap(target) else crossent.formula)(input, target, **options)
 
-    found = wrong("vmap", loss)
+    found = findings_of("vmap", loss)
     ignored = (CASE.build().target == -100).nonzero().squeeze(1).tolist()
     assert {one.index for one in found if one.of == "loss"} == {(row,) for row in ignored}
     assert {one.index[0] for one in found if one.of == "gradient"} == set(ignored)
@@ -184,7 +186,7 @@ def test_a_python_branch_on_a_row_is_refused_by_vmap():
             return crossent.formula(input, target, ignore_index=ignore_index, **options)
         return crossent.one_hot(input, target, ignore_index=ignore_index, **options)
 
-    only(wrong("vmap", loss), "refused", "vmap")
+    assert_only(findings_of("vmap", loss), "refused", "vmap")
 
 
 def test_a_rule_of_vmap_that_takes_the_first_axis_is_found_where_it_is_the_last():
@@ -192,8 +194,8 @@ def test_a_rule_of_vmap_that_takes_the_first_axis_is_found_where_it_is_the_last(
         log_probs = MappedOverTheFirstAxis.apply(input, min(1, input.dim() - 1))
         return F.nll_loss(log_probs, target, reduction=reduction)
 
-    assert not wrong("vmap", loss, Case("float32", (7, 5), reduction="none"))
-    assert {found.of for found in wrong("vmap", loss, Case("float32", (3, 5, 4), reduction="none"))} == {
+    assert not findings_of("vmap", loss, Case("float32", (7, 5), reduction="none"))
+    assert {found.of for found in findings_of("vmap", loss, Case("float32", (3, 5, 4), reduction="none"))} == {
         "loss",
         "gradient",
     }
@@ -216,7 +218,11 @@ def with_matrices(input, target, reduction="none", **options):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_product_of_matrices_is_found_under_autocast(dtype):
-    only(wrong("autocast", with_matrices, Case("float32", reduction="none")), "wrong", "got torch.bfloat16 (7,)")
+    assert_only(
+        findings_of("autocast", with_matrices, Case("float32", reduction="none")),
+        "wrong",
+        "loss: got bfloat16 with shape (7,)",
+    )
 
 
 def test_a_precision_that_autocast_takes_is_found_though_the_dtype_is_right():
@@ -224,7 +230,7 @@ def test_a_precision_that_autocast_takes_is_found_though_the_dtype_is_right():
         return with_matrices(input, target, **options).to(input.dtype)
 
     # The gradient of the product is zeros and ones, which bfloat16 represents exactly.
-    assert [found.of for found in wrong("autocast", loss, Case("float32", reduction="none"))] == ["loss"]
+    assert [found.of for found in findings_of("autocast", loss, Case("float32", reduction="none"))] == ["loss"]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -233,7 +239,11 @@ def test_a_loss_that_stays_in_half_precision_under_autocast_is_found(dtype):
         return crossent.formula(input.float(), target, **options).to(input.dtype)
 
     case = Case(dtype, reduction="none")
-    only(wrong("autocast", loss, case), "wrong", f"got torch.{dtype} (7,); expected torch.float32 (7,)")
+    assert_only(
+        findings_of("autocast", loss, case),
+        "wrong",
+        f"loss: got {dtype} with shape (7,); expected float32 with shape (7,)",
+    )
 
 
 def test_a_half_precision_that_is_float32_in_name_alone_is_found_under_autocast():
@@ -242,7 +252,7 @@ def test_a_half_precision_that_is_float32_in_name_alone_is_found_under_autocast(
         one = torch.ones(1, 1)
         return value.to(input.dtype).float() if (one @ one).dtype == torch.bfloat16 else value.to(input.dtype)
 
-    assert {found.of for found in wrong("autocast", loss, Case("bfloat16", reduction="none"))} == {"loss"}
+    assert {found.of for found in findings_of("autocast", loss, Case("bfloat16", reduction="none"))} == {"loss"}
 
 
 def test_a_loss_that_looks_at_its_target_is_refused_without_data():
@@ -250,7 +260,7 @@ def test_a_loss_that_looks_at_its_target_is_refused_without_data():
         assert target.max().item() < 5
         return crossent.formula(input, target, **options)
 
-    (problem,) = wrong("meta", loss)
+    (problem,) = findings_of("meta", loss)
     assert problem.kind == "refused"
     assert "meta" in problem.message.lower()
 
@@ -259,8 +269,8 @@ def test_a_loss_that_looks_at_its_target_is_refused_without_data():
     ("made", "said"),
     [
         (lambda value: torch.zeros(value.shape, requires_grad=True), "on meta"),
-        (lambda value: value.double(), "got torch.float64 (7,) on meta; expected torch.float32 (7,) on meta"),
-        (lambda value: value.sum(), "got torch.float32 () on meta"),
+        (lambda value: value.double(), "got float64 with shape (7,) on meta; expected float32 with shape (7,) on meta"),
+        (lambda value: value.sum(), "loss: got float32 with shape () on meta"),
     ],
     ids=["device", "dtype", "shape"],
 )
@@ -270,7 +280,7 @@ def test_a_wrong_shape_dtype_or_device_without_data_is_found(made, said):
         return made(value) if input.is_meta else value
 
     # Without a gradient, since a loss on another device has none.
-    only(wrong("meta", Subject("mine", loss, promise="eager", differentiable=False)), "wrong", said)
+    assert_only(findings_of("meta", Subject("mine", loss, promise="eager", differentiable=False)), "wrong", said)
 
 
 def when_compiled(function):
@@ -285,7 +295,7 @@ def when_compiled(function):
 @pytest.mark.parametrize("name", ["export", "trace", "trace_dynamic", "compile"])
 def test_an_ignored_class_that_is_not_masked_in_a_graph_is_found(name):
     # torch's own decomposition once did this: pytorch#95794.
-    found = wrong(name, when_compiled(counts_an_ignored_row))
+    found = findings_of(name, when_compiled(counts_an_ignored_row))
     assert {one.of.split(" ")[0] for one in found} == ({"loss"} if name == "export" else {"loss", "gradient"})
 
 
@@ -296,7 +306,7 @@ def test_a_python_branch_on_a_tensor_is_refused_in_a_graph(name, said):
             return crossent.formula(input, target, ignore_index=ignore_index, **options)
         return crossent.one_hot(input, target, ignore_index=ignore_index, **options)
 
-    only(wrong(name, loss), "refused", said)
+    assert_only(findings_of(name, loss), "refused", said)
 
 
 def test_elements_that_compiled_code_never_writes_are_found():
@@ -307,7 +317,7 @@ def test_elements_that_compiled_code_never_writes_are_found():
         return torch.where(target == ignore_index, torch.empty_like(losses), losses)
 
     # The allocator mostly returns the memory that was filled with NaN, but not always.
-    found = [one for _ in range(8) for one in wrong("trace", loss)]
+    found = [one for _ in range(8) for one in findings_of("trace", loss)]
     assert {one.of.partition(" ")[0] for one in found} == {"loss"}
 
 
@@ -322,18 +332,18 @@ def constant_for(rows):
 @pytest.mark.parametrize("backend", ["trace", "compile"])
 def test_a_size_that_is_no_variable_is_found_at_the_next_size(backend):
     case = Case("float32", (7, 5))
-    assert not wrong(backend, constant_for(7), case)
-    found = wrong(f"{backend}_dynamic", constant_for(7), case)
+    assert not findings_of(backend, constant_for(7), case)
+    found = findings_of(f"{backend}_dynamic", constant_for(7), case)
     assert {one.of for one in found} == {f"{of} on float32-11x5-normal-int64-mean-seed1" for of in ("loss", "gradient")}
 
 
-def test_a_refusal_at_the_next_size_says_which_it_is():
+def test_a_refusal_at_the_next_size_names_the_case():
     @when_compiled
     def loss(input, target, **options):
         assert input.shape[0] == 7, "seven rows"
         return crossent.formula(input, target, **options)
 
-    only(wrong("trace_dynamic", loss), "refused", "on float32-11x5-normal")
+    assert_only(findings_of("trace_dynamic", loss), "refused", "on float32-11x5-normal")
 
 
 def test_a_class_out_of_range_that_compiled_code_takes_for_another_is_found():
@@ -342,10 +352,10 @@ def test_a_class_out_of_range_that_compiled_code_takes_for_another_is_found():
         index = torch.where(target == ignore_index, target, target.clamp(max=4))
         return crossent.formula(input, index, ignore_index=ignore_index, **options)
 
-    only(wrong("compiled_error", loss), "accepted", "class 5 of 5 returned [")
+    assert_only(findings_of("compiled_error", loss), "accepted", "class 5, outside of 0 to 4, returned [")
 
 
-def test_a_look_at_the_class_that_a_compiler_drops_is_found():
+def test_a_range_check_that_a_compiler_drops_is_found():
     # The gathered value is not used, and a comparison accepts any class.
     def loss(input, target, ignore_index=-100, **options):
         index = torch.where(target == ignore_index, 0, target)
@@ -354,9 +364,9 @@ def test_a_look_at_the_class_that_a_compiler_drops_is_found():
         losses = -torch.where(hot, F.log_softmax(input, -1), 0.0).sum(-1)
         return torch.where(target == ignore_index, 0.0, losses)
 
-    found = wrong("compiled_error", loss)
+    found = findings_of("compiled_error", loss)
     assert {one.kind for one in found} == {"accepted"}
-    assert {one.message.partition(" of ")[0] for one in found} == {"class 5", "class -1"}
+    assert {one.message.partition(", outside of 0 to ")[0] for one in found} == {"class 5", "class -1"}
 
 
 # --- Correct code passes ---------------------------------------------------------------------------------------------
@@ -378,14 +388,14 @@ def test_the_forms_and_torch_are_right_under_the_transforms_that_cost_little(dty
 
 @pytest.mark.parametrize(("name", "every"), [("export", 11), ("trace", 22), ("trace_dynamic", 44)])
 def test_the_forms_and_torch_are_right_where_a_graph_is_made(name, every):
-    works(name)
+    skip_unless_check_runs(name)
     made = judged([FORM_SUBJECTS["formula"], FORM_SUBJECTS["one_hot"], TORCH], ALL[26 % every :: every], [CHECKS[name]])
     assert not made.findings, made
     assert all(part.tallies[name, "float32"].ran for part in made.subjects)
 
 
 def test_compiled_code_of_the_forms_is_right():
-    works("compile")
+    skip_unless_check_runs("compile")
     raising = [] if _why_no_error() else ["compiled_error"]
     made = judged(
         [FORM_SUBJECTS["formula"]], [CASE], [CHECKS[name] for name in ("compile", "compile_dynamic", *raising)]
@@ -395,7 +405,7 @@ def test_compiled_code_of_the_forms_is_right():
 
 
 def test_uint8_targets_are_refused_by_torch_where_a_graph_is_made_and_that_is_expected():
-    works("trace")
+    skip_unless_check_runs("trace")
     checks = [CHECKS[name] for name in ("vmap", "meta", "export", "trace")]
     made = judged([TORCH], [Case("float32", (7, 5), target="uint8")], checks)
     found = {finding.check: finding for finding in made.subjects[0].findings}
@@ -451,8 +461,8 @@ def test_with_a_disabled_compiler_the_checks_are_skipped(monkeypatch):
     assert not_run("trace") == "needs torch.compile, which is disabled"
 
 
-def test_compiled_code_that_raises_for_a_right_call_says_nothing_of_a_class_out_of_range():
-    works("compile")
+def test_compiled_code_that_refuses_a_right_call_is_a_refusal():
+    skip_unless_check_runs("compile")
     uint8 = Case("float32", (7, 5), target="uint8")
     (finding,) = run(TORCH, uint8, [CHECKS["compiled_error"]]).subjects[0].findings
     assert finding.kind == "refused"
@@ -463,7 +473,7 @@ def test_compiled_code_that_raises_for_a_right_call_says_nothing_of_a_class_out_
 
 def test_a_check_restores_the_global_state():
     for name in ("export", "trace", "compile"):
-        works(name)
+        skip_unless_check_runs(name)
     loggers = {name: one.disabled for name, one in logging.root.manager.loggerDict.items() if hasattr(one, "disabled")}
     before = sys.getrecursionlimit(), list(warnings.filters)
     states = snapshot()
@@ -475,7 +485,7 @@ def test_a_check_restores_the_global_state():
 
 
 def test_torch_does_not_time_the_guards_of_a_graph_and_does_again_afterwards(monkeypatch):
-    works("trace")
+    skip_unless_check_runs("trace")
     import torch._dynamo.guards
 
     timed = []
@@ -491,13 +501,13 @@ def test_torch_does_not_time_the_guards_of_a_graph_and_does_again_afterwards(mon
 
 def test_messages_of_torch_are_silenced_and_other_messages_are_not():
     loggers = [logging.getLogger("torch.fx"), logging.getLogger("torchvision"), logging.getLogger("crossent")]
-    with warnings.catch_warnings(record=True) as heard:
+    with warnings.catch_warnings(record=True) as shown:
         warnings.simplefilter("always")
         with quiet():
             warnings.warn_explicit("of torch", UserWarning, "file", 1, module="torch._dynamo.variables")
             warnings.warn_explicit("of another", UserWarning, "file", 1, module="torchvision")
             assert [logger.disabled for logger in loggers] == [True, False, False]
-    assert [str(one.message) for one in heard] == ["of another"]
+    assert [str(one.message) for one in shown] == ["of another"]
     assert not any(logger.disabled for logger in loggers)
 
 

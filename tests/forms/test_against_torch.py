@@ -109,4 +109,4 @@ def test_scalar(reduction, smoothing):
     """Compare the loss of `scalar`, the form for one row of Python numbers, with torch. `scalar` has no gradient."""
     call = {"logits": torch.tensor([3.0, 1.0, -3.0]).double(), "target": torch.tensor(1), "reduction": reduction}
     call |= {"weight": torch.tensor([0.5, 2.0, 1.0]).double(), "label_smoothing": smoothing}
-    assert_within_bounds(evaluate(scalar, **call), evaluate(torch_loss, **call), parts=["loss"])
+    assert_within_bounds(evaluate(scalar, **call), evaluate(torch_loss, **call), names=["loss"])

@@ -51,7 +51,7 @@ def test_the_cases_of_level_quick_take_each_path(monkeypatch):
     taken = collections.Counter()
 
     def count(owner, name, path):
-        """Count the calls of a function by path. `path` names the path from the arguments and the result."""
+        """Count the calls of a function by path. `path(arguments, result)` returns the name of the path of a call."""
         function = getattr(owner, name)
 
         def counted(*arguments, **options):
@@ -107,9 +107,9 @@ def test_the_logarithm_of_a_probability_is_within_the_bound_of_the_contract_bloc
 
 @pytest.mark.parametrize(("dtype", "gaps"), [(torch.float32, (70, 86, 90, 100, 200)), (torch.float64, (700, 740, 900))])
 def test_the_loss_is_not_the_logarithm_of_a_probability_near_underflow(dtype, gaps):
-    """The loss is not the logarithm of a probability that is subnormal, with few digits, or 0.
+    """`blocked` does not take the logarithm of a probability that is 0, or that is subnormal and so has few digits.
 
-    In float32, this is so for probabilities below exp(-87).
+    In float32, these are the probabilities below exp(-87).
     """
     for gap in gaps:
         logits = torch.tensor([[0.3, -gap, -1.7]], dtype=dtype, requires_grad=True)
@@ -174,13 +174,13 @@ def test_writing_into_the_logits_is_refused_only_if_the_backward_pass_reads_them
             assert torch.equal(got, gradients_of(crossent.blocked(leaf, target), leaf))
 
 
-def test_a_class_weight_or_a_target_that_wants_a_gradient_gets_it():
+def test_a_class_weight_or_a_target_that_requires_a_gradient_gets_one():
     logits, target = batch((6, 5), torch.float64)
     weight = torch.rand(5, dtype=torch.float64).requires_grad_()
     probabilities = torch.softmax(logits, 1).detach().requires_grad_()
-    for arguments, wanted in (((logits, target, weight), weight), ((logits, probabilities), probabilities)):
-        (got,) = torch.autograd.grad(crossent.blocked(*arguments), wanted)
-        (expected,) = torch.autograd.grad(crossent.formula(*arguments), wanted)
+    for arguments, leaf in (((logits, target, weight), weight), ((logits, probabilities), probabilities)):
+        (got,) = torch.autograd.grad(crossent.blocked(*arguments), leaf)
+        (expected,) = torch.autograd.grad(crossent.formula(*arguments), leaf)
         assert torch.equal(got, expected)
 
 
@@ -197,9 +197,9 @@ def test_an_upstream_gradient_of_one_with_a_tangent_gives_a_tangent():
     plain = gradients_of(crossent.formula(logits, target), logits)
     with forward_ad.dual_level():
         one = forward_ad.make_dual(torch.ones((), dtype=torch.float64), torch.tensor(2.0, dtype=torch.float64))
-        carried = forward_ad.unpack_dual(gradients_of(crossent.blocked(logits, target), logits, one)).tangent
-    assert carried is not None
-    assert torch.equal(carried, 2 * plain)  # each step is linear in the upstream gradient, and a factor of 2 is exact
+        tangent = forward_ad.unpack_dual(gradients_of(crossent.blocked(logits, target), logits, one)).tangent
+    assert tangent is not None
+    assert torch.equal(tangent, 2 * plain)  # each step is linear in the upstream gradient, and a factor of 2 is exact
 
 
 @pytest.mark.parametrize(
@@ -220,11 +220,11 @@ def allocated(call, tmp_path):
     events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
     changes = [event for event in events if event.get("name") == "[memory]"]
     sizes = [int(event["args"]["Bytes"]) for event in sorted(changes, key=lambda event: event["ts"])]
-    held = most = 0
+    current = peak = 0
     for size in sizes:
-        held += size
-        most = max(most, held)
-    return sizes, most
+        current += size
+        peak = max(peak, current)
+    return sizes, peak
 
 
 @pytest.mark.parametrize("shape", [(256, 2000), (4, 21, 80, 80)], ids=str)
@@ -240,13 +240,13 @@ def test_only_the_gradient_has_a_buffer_of_the_size_of_the_logits(shape, dtype, 
         return torch.autograd.grad(crossent.blocked(logits, target, block_size=block), logits)
 
     crossent.blocked(logits, target, block_size=block)
-    _, most = allocated(forward, tmp_path)
+    _, peak = allocated(forward, tmp_path)
     losses = 4 * math.prod(target.shape)
-    assert most <= losses + 2 * 4 * block
+    assert peak <= losses + 2 * 4 * block
     logits.requires_grad_()
-    sizes, most = allocated(both, tmp_path)
+    sizes, peak = allocated(both, tmp_path)
     assert sum(one >= size for one in sizes) == 1
-    assert most <= size + losses + 2 * 4 * block
+    assert peak <= size + losses + 2 * 4 * block
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])

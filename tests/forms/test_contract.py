@@ -205,7 +205,7 @@ def test_mean_divides_by_the_weight_of_kept_rows(form, label_smoothing):
     logits, target, weight = data()
     total = sum(row_losses(TARGET, label_smoothing))
     assert_equal(form(logits, target, weight, label_smoothing=label_smoothing), total / 8)
-    # Without row 1, the weights add up to 4. The number of kept rows (2) or all rows (3) is wrong (pytorch/xla#896).
+    # Without row 1, the weights add up to 4. Dividing by the kept rows, 2, or all rows, 3, is wrong (pytorch/xla#896).
     target[1] = -100
     total -= row_losses(TARGET, label_smoothing)[1]
     assert_equal(form(logits, target, weight, label_smoothing=label_smoothing), total / 4)
@@ -695,7 +695,9 @@ def test_no_classes_are_an_empty_sum(form, reduction):
     ],
     ids=str,
 )
-def test_scalar_has_the_same_edges(logits, target, label_smoothing, expected):
+def test_scalar_has_the_same_loss_for_infinity_nan_ignored_rows_and_one_class(
+    logits, target, label_smoothing, expected
+):
     got = scalar(logits, target, reduction="sum", label_smoothing=label_smoothing)
     assert got == expected or (math.isnan(got) and math.isnan(expected)), got
 
@@ -930,7 +932,12 @@ BAD = [
     wrong_shape(RuntimeError, (4, 3), (4, 2), torch.float32),
     wrong_shape(ValueError, (4, 3), (3, 3), torch.float32),
     wrong_shape(ValueError, (4, 3), (3,), torch.float32),
-    Bad(RuntimeError, "input: got 0 dimensions", "allowed are (C), (N, C) and (N, C, d1, …, dK)", (X[0, 0], Y[0])),
+    Bad(
+        RuntimeError,
+        "input: got 0 dimensions",
+        "allowed are the shapes (C), (N, C) and (N, C, d1, …, dK)",
+        (X[0, 0], Y[0]),
+    ),
     *(
         option(
             RuntimeError, "weight", torch.ones(shape), f"shape {shape}", "allowed is (3,), one for each class", target
@@ -945,7 +952,7 @@ BAD = [
         for target in (Y, P)
     ),
     *(
-        option(TypeError, "label_smoothing", value, type(value).__name__, "allowed is a float")
+        option(TypeError, "label_smoothing", value, type(value).__name__, "allowed is a number")
         for value in ("0.1", None, 1j, torch.zeros(2))
     ),
     *(
@@ -984,28 +991,28 @@ BAD = [
         Bad(NotImplementedError, f"input: got {got}", f"allowed {allowed}", (x, Y), formerly=RuntimeError)
         for got, allowed, x in [
             *(
-                (short(dtype), "are float16, bfloat16, float32, float64", X.to(dtype))
+                (short(dtype), "are float16, bfloat16, float32 and float64", X.to(dtype))
                 for dtype in (Y.dtype, torch.bool)
             ),
-            ("complex64", "are float16, bfloat16, float32, float64", X.to(torch.complex64)),
+            ("complex64", "are float16, bfloat16, float32 and float64", X.to(torch.complex64)),
             ("layout torch.sparse_coo", "is a dense tensor", X.to_sparse()),
         ]
     ),
     *(
-        option(RuntimeError, "weight", torch.ones(3).to(dtype), short(dtype), "allowed is float32, the logits' dtype")
+        option(RuntimeError, "weight", torch.ones(3).to(dtype), short(dtype), "allowed is float32, the dtype of input")
         for dtype in (torch.float64, torch.float16, torch.int64)
     ),
     Bad(
         RuntimeError,
-        "target, weight: got dtypes that promote to complex64",
-        "allowed are real floats",
+        "weight: got complex64",
+        "allowed are float16, bfloat16, float32 and float64",
         (X, P),
         {"weight": torch.ones(3, dtype=torch.complex64)},
         accepted=COMPLEX,
     ),
-    Bad(RuntimeError, "target: got a tensor on meta", "allowed is cpu, where input is", (X, Y.to("meta"))),
-    Bad(RuntimeError, "target: got a tensor on cpu", "allowed is meta, where input is", (X.to("meta"), Y)),
-    option(RuntimeError, "weight", torch.ones(3).to("meta"), "a tensor on meta", "allowed is cpu, where input is"),
+    Bad(RuntimeError, "target: got a tensor on meta", "allowed is cpu, the device of input", (X, Y.to("meta"))),
+    Bad(RuntimeError, "target: got a tensor on cpu", "allowed is meta, the device of input", (X.to("meta"), Y)),
+    option(RuntimeError, "weight", torch.ones(3).to("meta"), "a tensor on meta", "allowed is cpu, the device of input"),
     # Targets that are neither a class nor ignored, in every path through the options
     *(
         Bad(IndexError, OUTSIDE.format(value), CLASSES, (X, torch.tensor([-100, 1, 2, value])))
@@ -1074,15 +1081,21 @@ ROW = (1.0, 2.0)
 BAD_SCALAR = [
     (TypeError, "input: got float", "allowed is a sequence of numbers", (1.0, 0), {}),
     (TypeError, "input: got str", "allowed is a sequence of numbers", ("123", 0), {}),
-    (ValueError, "input: got 0 numbers", "allowed is at least 1", ((), 0), {}),
+    (ValueError, "input: got length 0", "allowed is a length of 1 or more", ((), 0), {}),
     (TypeError, "target: got str", "allowed is a sequence of numbers", (ROW, "0"), {}),
     (TypeError, "target: got NoneType", "allowed", (ROW, None), {}),
     (TypeError, "target: got float", "allowed", (ROW, 1.0), {}),
-    (ValueError, "target: got 3 numbers", "allowed is 2", (ROW, (0.5, 0.25, 0.25)), {}),
-    (IndexError, "target: got 2", "allowed are the classes 0 to 1 and ignore_index", (ROW, 2), {}),
-    (IndexError, "target: got -1", "allowed are the classes 0 to 1 and ignore_index", (ROW, -1), {}),
+    (ValueError, "target: got length 3", "allowed is length 2", (ROW, (0.5, 0.25, 0.25)), {}),
+    (IndexError, "target: got 2", "allowed are the classes 0 to 1 and ignore_index, -100", (ROW, 2), {}),
+    (IndexError, "target: got -1", "allowed are the classes 0 to 1 and ignore_index, -100", (ROW, -1), {}),
     (IndexError, "target: got -100", "allowed are the classes", (ROW, -100), {"ignore_index": -1}),
-    (ValueError, "weight: got 3 numbers", "allowed is 2, one for each class", (ROW, 0), {"weight": (1.0,) * 3}),
+    (
+        ValueError,
+        "weight: got length 3",
+        "allowed is length 2, one number for each class",
+        (ROW, 0),
+        {"weight": (1.0,) * 3},
+    ),
     (TypeError, "weight: got float", "allowed is a sequence of numbers", (ROW, 0), {"weight": 1.0}),
     (ValueError, "reduction: got 'average'", REDUCTION, (ROW, 0), {"reduction": "average"}),
     (ValueError, "label_smoothing: got 1.5", "allowed is 0 to 1", (ROW, 0), {"label_smoothing": 1.5}),
@@ -1094,7 +1107,9 @@ BAD_SCALAR = [
 
 
 @pytest.mark.parametrize(("error", "got", "allowed", "call", "options"), BAD_SCALAR, ids=[row[1] for row in BAD_SCALAR])
-def test_the_errors_of_scalar_name_the_same_things(error, got, allowed, call, options):
+def test_the_error_of_a_bad_call_of_scalar_names_the_argument_and_the_allowed_values(
+    error, got, allowed, call, options
+):
     with pytest.raises(error) as raised:
         scalar(*call, **options)
     assert raised.type is error
@@ -1369,8 +1384,8 @@ def test_one_graph_has_the_loss_and_its_gradient(form, target, shape, label_smoo
 # --- Layouts ------------------------------------------------------------------------------------------------------
 
 
-class Laid(torch.autograd.Function):
-    """Returns the values in another layout. The backward pass returns the upstream gradient unchanged."""
+class WithLayout(torch.autograd.Function):
+    """A copy of the values in another layout. The backward pass returns the upstream gradient unchanged."""
 
     @staticmethod
     def forward(ctx, values, layout):
@@ -1408,18 +1423,18 @@ FOUR_DIMENSIONS = ("movedim", "channels_last")
 @each_form
 def test_logits_target_and_weight_of_any_layout_equal_contiguous_ones(form, layout, shape, target):
     # Some kernels assume the strides of logits or targets (pytorch#67167, unsloth#10713).
-    lay = LAYOUTS[layout]
+    layout_of = LAYOUTS[layout]
     logits, weight = random(*shape), random(5, seed=2).exp()
     y = random_index(shape[0], *shape[2:], classes=5) if target == "index" else random(*shape, seed=3).softmax(1)
     if layout == "expanded":  # all entries of the batch are equal
         logits, y = logits[:1].expand_as(logits).clone(), y[:1].expand_as(y).clone()
 
     def loss(logits, target, *, weight, **options):
-        laid = Laid.apply(logits, lay)
+        laid = WithLayout.apply(logits, layout_of)
         assert laid.equal(logits)
         assert not laid.is_contiguous() or laid.storage_offset() == 1
         dense = target.is_floating_point()  # class probabilities have a gradient too
-        target = Laid.apply(target, lay) if dense else LAYOUTS["strided"](target)
+        target = WithLayout.apply(target, layout_of) if dense else LAYOUTS["strided"](target)
         return form(laid, target, weight=LAYOUTS["strided"](weight), **options)
 
     assert_within_bounds(loss, inputs_of(logits, y, weight=weight, reduction="none"))

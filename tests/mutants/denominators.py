@@ -42,7 +42,7 @@ def denominator_is_one_at_least(rows):
 @mutant(
     "loss gradient",
     "float32-3x5x4-normal-int64-mean",
-    own="F.kl_div has a reduction that divides by the batch alone, and warns of its plain mean.",
+    own="F.kl_div has a reduction that divides by the batch size alone, and warns against its mean.",
 )
 def mean_over_the_batch(input, target, reduction="mean", **options):
     loss = formula(input, target, reduction=reduction, **options)

@@ -242,7 +242,7 @@ def negated_memory_is_read(input, target, **options):
 @mutant(
     "circumstances",
     "float32-7x5-normal-int64-mean",
-    own="A Parameter is taken for the weight of a layer: the loss has its regularisation.",
+    own="The loss takes a Parameter for the weight of a layer, and adds the regularisation of the weight.",
 )
 def parameters_are_regularised(input, target, **options):
     decay = 1e-2 * input.square().sum() if isinstance(input, torch.nn.Parameter) else 0.0
@@ -252,7 +252,7 @@ def parameters_are_regularised(input, target, **options):
 @mutant(
     "circumstances",
     "float32-7x5-normal-int64-mean",
-    own="Hooks are there to look at: the gradient for them is that of the sum, before the division by the rows.",
+    own="Hooks only write logs: they get the gradient of the sum, before the division by the number of rows.",
 )
 def hooks_see_the_gradient_of_the_sum(input, target, **options):
     hooked = input._backward_hooks and options.get("reduction", "mean") == "mean"
@@ -262,7 +262,7 @@ def hooks_see_the_gradient_of_the_sum(input, target, **options):
 @mutant(
     "circumstances",
     "float32-7x5-normal-int64-mean",
-    own="A backward pass that makes a graph is written apart, with a constant that the second derivative lacks.",
+    own="Separate code computes a backward pass that makes a graph, and adds a constant to the gradient.",
 )
 def gradient_with_a_graph_is_another(input, target, **options):
     loss = formula(input, target, **options)
@@ -270,7 +270,7 @@ def gradient_with_a_graph_is_another(input, target, **options):
 
 
 class _GradientAlone(torch.autograd.Function):
-    """0, with a constant gradient where the backward pass makes a graph."""
+    """Returns 0. Each number of the gradient is 0.01 if the backward pass makes a graph, and otherwise 0."""
 
     @staticmethod
     def forward(ctx, x):
@@ -285,7 +285,7 @@ class _GradientAlone(torch.autograd.Function):
 @mutant(
     "circumstances",
     "float64-7x5-normal-probabilities-none-weighted-rows",
-    own="A weight that is learned is detached, and comes back as ones.",
+    own="A weight that requires a gradient is replaced by ones.",
 )
 def learned_weights_are_ones(input, target, weight=None, **options):
     learned = weight is not None and weight.requires_grad
@@ -295,7 +295,7 @@ def learned_weights_are_ones(input, target, weight=None, **options):
 @mutant(
     "circumstances",
     "float64-7x5-normal-probabilities-none-weighted-rows",
-    own="A slow path for debugging takes the place of the kernel, and has no weights.",
+    own="Under anomaly detection a slow path replaces the kernel, and leaves out the weights.",
 )
 def debugging_has_no_weights(input, target, weight=None, **options):
     return formula(input, target, None if torch.is_anomaly_enabled() else weight, **options)
@@ -304,7 +304,7 @@ def debugging_has_no_weights(input, target, weight=None, **options):
 @mutant(
     "circumstances",
     "float32-7x5-normal-int64-mean",
-    own="A buffer is made in the default dtype, and widens what is added to it.",
+    own="A buffer has the default dtype, so the sum with the loss has a wider dtype.",
 )
 def buffer_in_the_default_dtype(input, target, **options):
     loss = formula(input, target, **options)
@@ -314,7 +314,7 @@ def buffer_in_the_default_dtype(input, target, **options):
 @mutant(
     "circumstances",
     "float64-7x5-normal-probabilities-none-weighted-rows",
-    own="The rows are shared out among the threads, and those that are left over are forgotten.",
+    own="The rows are divided among the threads, and the remainder of the division is left out.",
 )
 def rows_left_over_by_threads(input, target, **options):
     loss = formula(input, target, **options)

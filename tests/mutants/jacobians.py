@@ -15,7 +15,7 @@ _is_batch_of_autograd = getattr(
 
 
 def _on_numbers(input):
-    """Return whether the shortcuts below are used: outside of a graph, and if the logits hold data."""
+    """Return whether the shortcuts of the mutants are used: not in a traced graph, and not on the meta device."""
     return not _compiling() and not input.is_meta
 
 

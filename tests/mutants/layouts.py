@@ -23,8 +23,8 @@ def _as_if_contiguous(tensor):
     return _read_at(tensor, tensor.storage_offset(), torch.empty(tensor.shape, device="meta").stride())
 
 
-def _a_class(target, input):
-    """Return the numbers as classes of the input, since a number that is no class would raise an error."""
+def _clamped_to_classes(target, input):
+    """Return class indices clamped to the classes of the input, since an index out of range would raise an error."""
     return target if target.is_floating_point() else target.clamp(max=input.shape[min(1, input.dim() - 1)] - 1)
 
 
@@ -35,7 +35,7 @@ def _a_class(target, input):
     "unsloth#10713",
 )
 def target_read_as_contiguous(input, target, **options):
-    return formula(input, _a_class(_as_if_contiguous(target), input), **options)
+    return formula(input, _clamped_to_classes(_as_if_contiguous(target), input), **options)
 
 
 @mutant(

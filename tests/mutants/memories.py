@@ -48,7 +48,7 @@ def every_seventh_call_is_another_kernel(input, target, **options):
 @mutant(
     "repeat",
     "float32-7x5-normal-int64-mean",
-    own="A result is cached by the sizes of the target, but the next target has other values.",
+    own="The target is cached by its shape, but the next target of this shape has other values.",
 )
 def target_is_kept_by_its_shape(input, target, **options):
     key = target.shape, target.dtype, tuple(options)
@@ -85,7 +85,7 @@ def logits_are_shifted_in_place(input, target, **options):
 @mutant(
     "arguments",
     "class_of_the_default_ignore_index",
-    own="A bad target is clamped in place before it is checked, and belongs to the caller.",
+    own="A bad target is clamped in place before the check. But the target belongs to the caller.",
 )
 def target_is_clamped_in_place_before_it_is_refused(input, target, **options):
     before = target.clone()

@@ -14,7 +14,11 @@ def _without_maximum(rows):
     return rows.reduce(row_losses(rows, rows.logits - rows.logits.exp().sum(-1, keepdim=True).log()))
 
 
-@mutant("loss gradient", "float32-7x3-large-int64-none-rows", own="The formula as in a textbook.")
+@mutant(
+    "loss gradient",
+    "float32-7x3-large-int64-none-rows",
+    own="Textbooks write the formula without the subtraction of the maximum.",
+)
 def no_maximum(input, target, **options):
     return _without_maximum(input, target, **options)
 

@@ -147,7 +147,7 @@ def weight_is_converted(input, target, weight=None, **options):
 @mutant(
     "loss gradient",
     "smoothing/float32-7x5-normal-int64-mean-smooth0.05",
-    own="The smoothing is stored in tenths, as every paper has it.",
+    own="The smoothing is stored in tenths, because papers use 0.1 or 0.2.",
 )
 def smoothing_in_tenths(input, target, label_smoothing=0.0, **options):
     tenths = round(label_smoothing * 10) / 10 if 0.01 < label_smoothing < 0.99 else label_smoothing
@@ -157,7 +157,7 @@ def smoothing_in_tenths(input, target, label_smoothing=0.0, **options):
 @mutant(
     "loss gradient",
     "weights/float32-7x5-normal-int64-none-weight_balanced-rows",
-    own="Weights are normalised, and normalised back; a sum of 0 stands for weights of 0.",
+    own="Weights are normalised by their sum, and a sum of 0 is taken to mean that every weight is 0.",
 )
 def weights_that_sum_to_zero(input, target, weight=None, **options):
     if weight is not None and weight.sum() == 0:

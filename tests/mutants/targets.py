@@ -192,7 +192,7 @@ def other_negative_indices_count_from_the_end(input, target, ignore_index=-100, 
 @mutant(
     "loss gradient",
     "target/float32-7x5-normal-int64-mean-target_expanded",
-    own="A batch of one class is taken for padding.",
+    own="A batch in which all targets are equal is taken for padding.",
 )
 def batch_of_one_class_is_padding(input, target, ignore_index=-100, **options):
     alike = not target.is_floating_point() and target.numel() > 1 and bool((target == target.flatten()[0]).all())

@@ -67,18 +67,24 @@ def log_of_log_softmax(x, dim):
 
 
 class Worst:
-    """Records the largest error of each path through the code, in ulps of the exact result, and the argument."""
+    """Records the largest error of each way to compute exp or log, in ulps of the exact result, and its argument.
+
+    A way is named by a `path`, such as "torch.exp, strided".
+    """
 
     def __init__(self, name):
         self.format, self.seen = FORMATS[name], {}
 
-    def add(self, path, x, got, exact, rest=0.0):
-        """Record the errors of the results `got` for the arguments `x`. The exact results are `exact + rest`."""
+    def add(self, path, x, got, exact, remainder=0.0):
+        """Record the errors of the results `got` for the arguments `x`.
+
+        The exact results are `exact + remainder`, where `exact` are the nearest float64 numbers.
+        """
         place = np.maximum(
             np.abs(np.frexp(exact)[1]) * 0 + np.ldexp(1.0, np.frexp(exact)[1] - self.format.precision), 0
         )
         place = np.maximum(place, self.format.smallest_subnormal)
-        error = np.abs((got.double().cpu().numpy() - exact) - rest)
+        error = np.abs((got.double().cpu().numpy() - exact) - remainder)
         # Near underflow, the bounds allow a flush to zero, whatever the error in ulps.
         small = np.abs(exact) < 8 * self.format.smallest_normal
         assert (error[small] <= self.format.smallest_normal).all(), path
@@ -87,11 +93,11 @@ class Worst:
         before = self.seen.get(path, (0.0, 0.0, 0))
         self.seen[path] = (*max(before[:2], (float(ulps[at]), float(x[at]))), before[2] + len(ulps))
 
-    def within(self, ulps, reached=0.0):
+    def within(self, ulps, least_share=0.0):
         """Print the largest errors, and assert that they are between `reached * ulps` and the assumed `ulps`."""
         for path, (worst, at, count) in self.seen.items():
             print(f"{path}: {worst:.4f} ulp at {at!r}, of {count} {self.format.name} numbers; assumed {ulps}")
-        assert reached * ulps < max(worst for worst, _, _ in self.seen.values()) <= ulps, self.seen
+        assert least_share * ulps < max(worst for worst, _, _ in self.seen.values()) <= ulps, self.seen
 
 
 @pytest.fixture
@@ -110,7 +116,7 @@ def functions(device, dtype):
     return FUNCTIONS["cuda" if device.startswith("cuda") else "cpu", dtype]
 
 
-def reached(device):
+def least_share(device):
     """Return the share of the assumed error that the largest error must exceed.
 
     On a CPU, the assumption cannot be tightened by half. On CUDA, nothing has been measured yet.
@@ -128,7 +134,7 @@ def test_exp_in_float32_is_as_near_as_assumed(device, stride):
             got = exp(given)
             assert bool((got >= 0).all())
             worst.add(path, -x, got, exact)
-    worst.within(functions(device, "float32").exp_ulps, reached(device))
+    worst.within(functions(device, "float32").exp_ulps, least_share(device))
 
 
 def test_log_in_float32_is_as_near_as_assumed(device, stride):
@@ -151,10 +157,10 @@ def test_log_in_float32_is_as_near_as_assumed(device, stride):
                 -1
             )
             worst.add("log_softmax, equal logits", np.full(1, count), got[:1], np.log(np.full(1, float(count))))
-    worst.within(functions(device, "float32").log_ulps, reached(device))
+    worst.within(functions(device, "float32").log_ulps, least_share(device))
 
 
-def spread(seed, count, centres):
+def random_numbers_near(seed, count, centres):
     """Return a random generator, and random numbers near `centres`: within 40 ulps, and within a factor 1 ± 2^-10."""
     random = np.random.RandomState(seed)
     near = np.repeat(centres, max(1, count // 2 // len(centres)))
@@ -166,7 +172,7 @@ def spread(seed, count, centres):
 def reference(name, x):
     """Return exp or log of float64 numbers with an error of at most 2^-10 ulp.
 
-    If numpy's long double is wider than float64, it computes all numbers, and python-flint checks 2000 of them.
+    numpy's long double computes all numbers if it is wider than float64, and python-flint checks 2000 of them.
     Otherwise python-flint computes 20,000 of the numbers.
 
     Returns:
@@ -177,45 +183,45 @@ def reference(name, x):
     with flint.ctx.workprec(128):
         balls = [getattr(flint.arb(float(value)), name)() for value in x[few]]
         hi = np.array([float(ball) for ball in balls])
-        rest = np.array([float(ball - flint.arb(float(value))) for ball, value in zip(balls, hi, strict=True)])
+        remainder = np.array([float(ball - flint.arb(float(value))) for ball, value in zip(balls, hi, strict=True)])
     if not wide:
-        return few, hi, rest
+        return few, hi, remainder
     long = getattr(np, name)(x.astype(np.longdouble))
-    off = np.abs(((long[few] - hi) - rest).astype(np.float64))
-    assert (off <= 2.0**-10 * np.spacing(np.abs(hi))).all()
+    error = np.abs(((long[few] - hi) - remainder).astype(np.float64))
+    assert (error <= 2.0**-10 * np.spacing(np.abs(hi))).all()
     return np.arange(len(x)), long.astype(np.float64), (long - long.astype(np.float64)).astype(np.float64)
 
 
 def test_exp_in_float64_is_as_near_as_assumed(device, stride):
     count = 200_000 if stride > 1 else 10_000_000
     # Near these numbers, a kernel changes its table or its multiple of ln 2, or the result is a power of two.
-    random, near = spread(1, count, np.arange(1, 2040) * np.log(2) / 4)
+    random, near = random_numbers_near(1, count, np.arange(1, 2040) * np.log(2) / 4)
     x = -np.concatenate([near, random.uniform(0, 708, count // 4), 2.0 ** random.uniform(-54, 9.4, count // 4)])
-    at, exact, rest = reference("exp", x)
+    at, exact, remainder = reference("exp", x)
     worst = Worst("float64")
     for path, exp in EXP.items():
-        worst.add(path, x[at], exp(torch.from_numpy(x[at]).to(device)), exact, rest)
-    worst.within(functions(device, "float64").exp_ulps, reached(device))
+        worst.add(path, x[at], exp(torch.from_numpy(x[at]).to(device)), exact, remainder)
+    worst.within(functions(device, "float64").exp_ulps, least_share(device))
 
 
 def test_log_in_float64_is_as_near_as_assumed(device, stride):
     count = 200_000 if stride > 1 else 10_000_000
-    random, near = spread(
+    random, near = random_numbers_near(
         2, count, np.ldexp(np.array([1, 0.75, 2**0.5, 4 / 3, 1.5]), np.arange(0, 18)[:, None]).ravel()
     )
     s = np.concatenate([near, 1 + 2.0 ** -random.uniform(0, 52, count // 4), 2.0 ** random.uniform(0, 17, count // 4)])
     s = s[s >= 1]
-    at, exact, rest = reference("log", s)
+    at, exact, remainder = reference("log", s)
     worst = Worst("float64")
     for path, log in LOG.items():
-        worst.add(path, s[at], log(torch.from_numpy(s[at]).to(device)), exact, rest)
+        worst.add(path, s[at], log(torch.from_numpy(s[at]).to(device)), exact, remainder)
     x = torch.from_numpy(np.log(2.0 ** -random.uniform(0, 52, count))).to(device)
     for dim in (0, 1):
         s, got = log_of_log_softmax(x, dim)
         s = s.cpu().numpy()
-        at, exact, rest = reference("log", s)
-        worst.add(f"log_softmax, {('first', 'last')[dim]} dimension", s[at], got[at], exact, rest)
-    worst.within(functions(device, "float64").log_ulps, reached(device))
+        at, exact, remainder = reference("log", s)
+        worst.add(f"log_softmax, {('first', 'last')[dim]} dimension", s[at], got[at], exact, remainder)
+    worst.within(functions(device, "float64").log_ulps, least_share(device))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -226,13 +232,13 @@ def test_short_and_odd_lengths_are_no_worse(device, dtype):
     worst = {"exp": Worst(dtype), "log": Worst(dtype)}
     for name, paths, given in (("exp", EXP, x), ("log", LOG, s)):
         given = given.astype(dtype).astype(np.float64)
-        _, exact, rest = reference(name, given)
+        _, exact, remainder = reference(name, given)
         for start in range(8):
             for length in range(1, 64):
                 part = slice(start, start + length)
                 numbers = torch.from_numpy(given[part].astype(dtype)).to(device)
                 for path, function in paths.items():
-                    worst[name].add(path, given[part], function(numbers), exact[part], rest[part])
+                    worst[name].add(path, given[part], function(numbers), exact[part], remainder[part])
     worst["exp"].within(functions(device, dtype).exp_ulps)
     worst["log"].within(functions(device, dtype).log_ulps)
 
@@ -257,15 +263,15 @@ def test_exp_and_log_in_compiled_code_are_as_near_as_assumed(device, stride):
                 part = slice(start, start + length)
                 got = function(torch.from_numpy(chunk[part]))
                 worst[name, "float32"].add("short and odd", chunk[part], got, exact[part])
-    random, near = spread(3, 40_000, np.arange(1, 2040) * np.log(2) / 4)
+    random, near = random_numbers_near(3, 40_000, np.arange(1, 2040) * np.log(2) / 4)
     for name, function, x in (
         ("exp", exp, -np.concatenate([near, random.uniform(0, 708, 10_000)])),
         ("log", log, 1 + 2.0 ** random.uniform(-52, 17, 40_000)),
     ):
-        at, exact, rest = reference(name, x)
-        worst[name, "float64"].add("whole vectors", x[at], function(torch.from_numpy(x[at])), exact, rest)
-    for (name, dtype), of in worst.items():
-        of.within(getattr(functions(device, dtype), f"{name}_ulps"))
+        at, exact, remainder = reference(name, x)
+        worst[name, "float64"].add("whole vectors", x[at], function(torch.from_numpy(x[at])), exact, remainder)
+    for (name, dtype), errors in worst.items():
+        errors.within(getattr(functions(device, dtype), f"{name}_ulps"))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

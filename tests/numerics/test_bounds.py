@@ -199,7 +199,7 @@ def test_the_bound_does_not_grow_with_a_common_offset(promise):
     """
     spread = np.random.RandomState(0).randint(-64, 64, size=(7, 10)) / 16
 
-    def lse_first(input, target, **options):
+    def logsumexp_first(input, target, **options):
         return torch.logsumexp(input, 1) - input.gather(1, target[:, None])[:, 0]
 
     widths = {}
@@ -209,7 +209,7 @@ def test_the_bound_does_not_grow_with_a_common_offset(promise):
         assert found["loss"].ratio <= 1
         assert found["gradient"].ratio <= 1
         widths[offset] = solve(given).bounds(contract(promise, "A", "float32")).loss
-        assert (differences(lse_first, given, promise=promise)["loss"].ratio > 1) == (offset > 0)
+        assert (differences(logsumexp_first, given, promise=promise)["loss"].ratio > 1) == (offset > 0)
     if promise == "eager":
         assert np.array_equal(widths[0.0], widths[1e4])
     assert (widths[1e4] <= widths[0.0] + 2 * FLOAT32.unit_roundoff * np.ptp(spread, 1)).all()
@@ -218,10 +218,10 @@ def test_the_bound_does_not_grow_with_a_common_offset(promise):
 
 def reasons(check, given, **promised):
     terms = terms_of(given)
-    of_dtype = str(given.input.dtype).removeprefix("torch.")
+    dtype = str(given.input.dtype).removeprefix("torch.")
     return {
         reason: int(where.sum())
-        for reason, where in unbounded(Bounds(terms, contract(dtype=of_dtype, **promised)), check).items()
+        for reason, where in unbounded(Bounds(terms, contract(dtype=dtype, **promised)), check).items()
     }
 
 

@@ -49,8 +49,8 @@ LOG2 = math.log(2)
 # The errors of these numbers for two equal logits:
 LOG = rounded(LOG2, 2 * U * LOG2)  # log p: one ulp of log 2, and the rounding of 0 - log 2
 P = 0.5 * math.expm1(LOG) + 2 * U * 0.5 * math.exp(LOG)  # p = exp(log p): the error of log p, and one ulp of exp
-REST, UNIFORM = 2 * U * 0.5, 2 * U * 0.25  # 1 - ε and ε/C for ε = 1/2: two roundings each
-TRUE, OTHER = rounded(0.75, rounded(0.5, REST) + UNIFORM), rounded(0.25, UNIFORM)  # q of the true and the other class
+HARD, UNIFORM = 2 * U * 0.5, 2 * U * 0.25  # 1 - ε of a hard target, and ε/C, for ε = 1/2: two roundings each
+TRUE, OTHER = rounded(0.75, rounded(0.5, HARD) + UNIFORM), rounded(0.25, UNIFORM)  # q of the true and the other class
 
 
 def bounds_of(given, promise="eager", grade="A", **changes):
@@ -58,43 +58,43 @@ def bounds_of(given, promise="eager", grade="A", **changes):
     return Bounds(terms_of(given), replace(contract(promise, grade, dtype), **changes))
 
 
-def assert_is(bound, by_hand):
+def assert_worked_out(bound, by_hand):
     """Assert that a bound is the number worked out by hand, up to the margin 2^-30 that `safe` adds."""
     by_hand = np.broadcast_to(by_hand, bound.shape)
     assert ((by_hand <= bound) & (bound <= by_hand * (1 + 2.0**-29))).all(), (bound, by_hand)
 
 
-def equal(rows, target, upstream=1.0, **options):
+def equal_logits(rows, target, upstream=1.0, **options):
     """Return the inputs of a call whose rows have two equal logits."""
     given = inputs([[0.0, 0.0]] * rows, target, **options)
     return replace(given, upstream=torch.full_like(given.upstream, upstream))
 
 
 def test_the_loss_of_a_class_has_the_errors_of_its_logarithm_and_of_its_weight():
-    assert_is(bounds_of(equal(1, [0])).loss, LOG)
-    assert_is(bounds_of(equal(1, [0], weight=[3.0, 1.0])).loss, times(3, 0, LOG2, LOG))
+    assert_worked_out(bounds_of(equal_logits(1, [0])).loss, LOG)
+    assert_worked_out(bounds_of(equal_logits(1, [0], weight=[3.0, 1.0])).loss, times(3, 0, LOG2, LOG))
 
 
 def test_a_weight_that_is_a_power_of_two_adds_no_rounding():
-    assert_is(bounds_of(equal(1, [0], weight=[4.0, 1.0])).loss, 4 * LOG)
+    assert_worked_out(bounds_of(equal_logits(1, [0], weight=[4.0, 1.0])).loss, 4 * LOG)
 
 
 def test_an_ignored_row_has_no_error():
-    given = equal(2, [0, -100])
-    assert_is(bounds_of(given).loss, [LOG, 0.0])
+    given = equal_logits(2, [0, -100])
+    assert_worked_out(bounds_of(given).loss, [LOG, 0.0])
     assert (bounds_of(given).gradient[1] == 0).all()
-    assert_is(bounds_of(equal(2, [0, -100], reduction="sum")).loss, LOG)
+    assert_worked_out(bounds_of(equal_logits(2, [0, -100], reduction="sum")).loss, LOG)
 
 
 def test_a_sum_adds_the_errors_of_its_rows_and_its_own_rounding_error():
-    given = equal(2, [0, 1], reduction="sum")
-    assert_is(bounds_of(given).loss, added((LOG2, LOG), (LOG2, LOG)))
-    three = bounds_of(equal(3, [0, 1, 1], reduction="sum")).loss
-    assert_is(three, added((LOG2, LOG), (LOG2, LOG), (LOG2, LOG)))
+    given = equal_logits(2, [0, 1], reduction="sum")
+    assert_worked_out(bounds_of(given).loss, added((LOG2, LOG), (LOG2, LOG)))
+    three = bounds_of(equal_logits(3, [0, 1, 1], reduction="sum")).loss
+    assert_worked_out(three, added((LOG2, LOG), (LOG2, LOG), (LOG2, LOG)))
 
 
 def test_a_mean_over_a_power_of_two_adds_no_rounding():
-    assert_is(bounds_of(equal(2, [0, 1], reduction="mean")).loss, added((LOG2, LOG), (LOG2, LOG)) / 2)
+    assert_worked_out(bounds_of(equal_logits(2, [0, 1], reduction="mean")).loss, added((LOG2, LOG), (LOG2, LOG)) / 2)
 
 
 def divided(value, error, by, ulps=0.5):
@@ -107,7 +107,7 @@ def inverted(value, error, by, ulps=0.5):
     return times(value, error, 1 / by, (2 * ulps * U + 2.0**-52) / by)
 
 
-def either_way(rows, by, ulps=0.5, sizes=None, divide=divided):
+def mean_errors(rows, by, ulps=0.5, sizes=None, divide=divided):
     """Return two errors of a mean: if the sum of the rows is divided, and if each row is divided before the sum."""
     after = divide(sum(value for value, _ in rows), added(*rows, sizes=sizes), by, ulps)
     each = [(value / by, divide(value, error, by, ulps)) for value, error in rows]
@@ -117,32 +117,32 @@ def either_way(rows, by, ulps=0.5, sizes=None, divide=divided):
 
 def test_a_mean_may_be_divided_before_or_after_its_sum():
     """If the rows cancel, dividing before the sum has the larger error."""
-    given = equal(2, [0, 1], weight=[3.0, 3.0], reduction="mean")
-    assert_is(bounds_of(given).loss, max(either_way([(3 * LOG2, times(3, 0, LOG2, LOG))] * 2, 6)))
-    given = equal(4, [0, 0, 0, 1], weight=[3.0, -4.0], reduction="mean")
-    after, before = either_way([(3 * LOG2, times(3, 0, LOG2, LOG))] * 3 + [(-4 * LOG2, 4 * LOG)], 5)
+    given = equal_logits(2, [0, 1], weight=[3.0, 3.0], reduction="mean")
+    assert_worked_out(bounds_of(given).loss, max(mean_errors([(3 * LOG2, times(3, 0, LOG2, LOG))] * 2, 6)))
+    given = equal_logits(4, [0, 0, 0, 1], weight=[3.0, -4.0], reduction="mean")
+    after, before = mean_errors([(3 * LOG2, times(3, 0, LOG2, LOG))] * 3 + [(-4 * LOG2, 4 * LOG)], 5)
     assert after < before
-    assert_is(bounds_of(given).loss, before)
+    assert_worked_out(bounds_of(given).loss, before)
 
 
 def test_the_division_of_a_fast_kernel_has_an_error_of_two_and_a_half_ulps():
     """The error of log at 2 is 2^-21.41, and the kernel rounds once more. A product with 1/5 has one more rounding."""
     log = rounded(LOG2, rounded(LOG2, 2.0**-21.41))
-    given = equal(4, [0, 0, 0, 1], weight=[3.0, -4.0], reduction="mean")
+    given = equal_logits(4, [0, 0, 0, 1], weight=[3.0, -4.0], reduction="mean")
     rows = [(3 * LOG2, times(3, 0, LOG2, log))] * 3 + [(-4 * LOG2, 4 * log)]
-    assert max(either_way(rows, 5, 2.5)) < max(either_way(rows, 5, 2.5, divide=inverted))
-    after, before = either_way(rows, 5, 2.5, divide=inverted)
+    assert max(mean_errors(rows, 5, 2.5)) < max(mean_errors(rows, 5, 2.5, divide=inverted))
+    after, before = mean_errors(rows, 5, 2.5, divide=inverted)
     assert after < before
-    assert_is(bounds_of(given, "fast_kernel").loss, before)
+    assert_worked_out(bounds_of(given, "fast_kernel").loss, before)
     # At grade B, the sum is stored before the division. The error of the mean, log 2, is two ulps larger than with an
     # accurate division.
-    given = equal(3, [0, 1, 1], dtype="bfloat16", reduction="mean")
+    given = equal_logits(3, [0, 1, 1], dtype="bfloat16", reduction="mean")
     accurate = replace(FUNCTIONS["fast", "float32"], division_ulps=0.5)
     losses = [bounds_of(given, "fast_kernel", "B", **changes).loss for changes in ({}, {"functions": accurate})]
     assert 4 * U * LOG2 <= losses[0] - losses[1] <= 5 * U * LOG2
 
 
-def parts(true=1.0, other=1.0):
+def smoothed_terms(true=1.0, other=1.0):
     """Return (value, error) of the two terms of a smoothed loss. The arguments are the weights of the classes."""
     shares = ((0.75, TRUE, true), (0.25, OTHER, other))
     # A product with a power of two is exact.
@@ -150,48 +150,48 @@ def parts(true=1.0, other=1.0):
     return [(value * LOG2, times(value, error, LOG2, LOG)) for value, error in weighted]
 
 
-def of_smoothed_loss(true=1.0, other=1.0):
+def smoothed_loss(true=1.0, other=1.0):
     """Return the value and the error of a smoothed loss, and its size, the sum of the magnitudes of its terms."""
-    terms = parts(true, other)
+    terms = smoothed_terms(true, other)
     return sum(value for value, _ in terms), added(*terms), sum(abs(value) + error for value, error in terms)
 
 
 @pytest.mark.parametrize("weight", [1.0, 3.0])
 def test_a_smoothed_loss_has_the_errors_of_its_shares_and_of_their_sum(weight):
     options = {} if weight == 1 else {"weight": [weight, weight]}
-    _, by_hand, _ = of_smoothed_loss(weight, weight)
-    assert_is(bounds_of(equal(1, [0], label_smoothing=0.5, **options)).loss, by_hand)
+    _, by_hand, _ = smoothed_loss(weight, weight)
+    assert_worked_out(bounds_of(equal_logits(1, [0], label_smoothing=0.5, **options)).loss, by_hand)
     # An ignored row adds nothing to a sum.
-    given = equal(2, [0, -100], label_smoothing=0.5, reduction="sum", **options)
-    assert_is(bounds_of(given).loss, by_hand)
+    given = equal_logits(2, [0, -100], label_smoothing=0.5, reduction="sum", **options)
+    assert_worked_out(bounds_of(given).loss, by_hand)
 
 
 def test_the_parts_of_smoothed_rows_may_be_summed_separately():
     """With the weights 1 and -3, the loss of each row is 0, but its two parts are not."""
-    value, row, size = of_smoothed_loss(1, -3)
+    value, row, size = smoothed_loss(1, -3)
     assert value == 0
-    given = equal(2, [0, 0], weight=[1.0, -3.0], label_smoothing=0.5, reduction="sum")
-    assert_is(bounds_of(given).loss, added((value, row), (value, row), sizes=[size, size]))
+    given = equal_logits(2, [0, 0], weight=[1.0, -3.0], label_smoothing=0.5, reduction="sum")
+    assert_worked_out(bounds_of(given).loss, added((value, row), (value, row), sizes=[size, size]))
 
 
 def test_the_parts_of_a_smoothed_mean_may_be_divided_and_summed_separately():
     """With the weights 3 and -4, the sign of one row differs from the other three, and the denominator is 5."""
-    value, row, size = of_smoothed_loss(3, -4)
-    last_value, last_row, last_size = of_smoothed_loss(-4, 3)
+    value, row, size = smoothed_loss(3, -4)
+    last_value, last_row, last_size = smoothed_loss(-4, 3)
     rows, sizes = [(value, row)] * 3 + [(last_value, last_row)], [size] * 3 + [last_size]
-    after, before = either_way(rows, 5, sizes=sizes)
+    after, before = mean_errors(rows, 5, sizes=sizes)
     assert after < before
-    given = equal(4, [0, 0, 0, 1], weight=[3.0, -4.0], label_smoothing=0.5, reduction="mean")
-    assert_is(bounds_of(given).loss, before)
+    given = equal_logits(4, [0, 0, 0, 1], weight=[3.0, -4.0], label_smoothing=0.5, reduction="mean")
+    assert_worked_out(bounds_of(given).loss, before)
 
 
 def test_the_loss_of_probabilities_has_the_errors_of_its_products_and_of_their_sum():
     given = inputs([[0.0, 0.0]], [[0.75, 0.375]])
     by_hand = added(*[(t * LOG2, times(t, 0, LOG2, LOG)) for t in (0.75, 0.375)])
-    assert_is(bounds_of(given).loss, by_hand)
+    assert_worked_out(bounds_of(given).loss, by_hand)
 
 
-def of_gradient(p, scale, coefficient):
+def gradient_error(p, scale, coefficient):
     """Return the error of the gradient `s·p - s·v` of the true class, where `p` stands for the error of p = 1/2.
 
     An implementation may multiply by the scale `s` before the difference or after it. `s`, the coefficient `v` and
@@ -208,23 +208,23 @@ def of_gradient(p, scale, coefficient):
 
 @pytest.mark.parametrize("scale", [3.0, 5.0])
 def test_a_gradient_has_the_errors_of_p_of_its_scale_and_of_the_subtraction(scale):
-    bound = bounds_of(equal(1, [0], upstream=scale)).gradient
-    assert_is(bound, of_gradient(P, scale, 1))
+    bound = bounds_of(equal_logits(1, [0], upstream=scale)).gradient
+    assert_worked_out(bound, gradient_error(P, scale, 1))
 
 
 def test_a_gradient_with_a_weight_has_one_rounding_more():
-    bound = bounds_of(equal(1, [0], upstream=3.0, weight=[5.0, 1.0])).gradient
-    assert_is(bound, of_gradient(P, 3, 5))
+    bound = bounds_of(equal_logits(1, [0], upstream=3.0, weight=[5.0, 1.0])).gradient
+    assert_worked_out(bound, gradient_error(P, 3, 5))
 
 
 def test_a_scale_that_is_a_power_of_two_adds_no_rounding():
     """The denominator is the number of rows, 2, so the scale is 3/2."""
-    given = equal(2, [0, 1], upstream=3.0, reduction="mean")
+    given = equal_logits(2, [0, 1], upstream=3.0, reduction="mean")
     of_true, of_other = bounds_of(given).gradient[0]
-    assert_is(np.array([of_true, of_other]), of_gradient(P, 1.5, 1))
+    assert_worked_out(np.array([of_true, of_other]), gradient_error(P, 1.5, 1))
 
 
-def of_sixteen():
+def p_error_of_sixteen():
     """Return the error of p in a kernel, for the softmax of sixteen equal logits."""
     log16 = 4 * LOG2
     log = rounded(log16, rounded(log16, 3 * U * log16))  # 1.5 ulps of CUDA's log, and two roundings
@@ -233,30 +233,30 @@ def of_sixteen():
 
 def test_a_kernel_may_subtract_one_from_p_before_it_multiplies_by_any_factor():
     """For sixteen equal logits and s = g w, `s (p - 1)` has a larger error at the true class than `s p - s`."""
-    p = of_sixteen()
+    p = p_error_of_sixteen()
     upstream, weight = 1 + 2.0**-12, 1 + 2.0**-13
-    lost = abs(float(np.float32(upstream * weight)) - upstream * weight)  # the known rounding error of the product
+    rounding = abs(float(np.float32(upstream * weight)) - upstream * weight)  # the known rounding error of the product
     given = inputs([[0.0] * 16], [0], weight=[weight] + [1.0] * 15)
     given = replace(given, upstream=torch.tensor([upstream]))
     in_turn = times(weight / 16, times(1 / 16, p, weight, 0), upstream, 0)  # p w first, then times g
-    at_once = times(1 / 16, p, upstream * weight, lost)
-    before = rounded(15 / 16 * upstream * weight, max(in_turn, at_once) + lost)
-    after = times(15 / 16, rounded(15 / 16, p), upstream * weight, lost)
+    at_once = times(1 / 16, p, upstream * weight, rounding)
+    before = rounded(15 / 16 * upstream * weight, max(in_turn, at_once) + rounding)
+    after = times(15 / 16, rounded(15 / 16, p), upstream * weight, rounding)
     assert after > before + U / 2
     other = rounded(
         upstream * weight / 16, max(in_turn, at_once)
     )  # the bound counts the subtraction of 0 as a rounding
-    assert_is(bounds_of(given, "kernel").gradient[0], [after] + [other] * 15)
+    assert_worked_out(bounds_of(given, "kernel").gradient[0], [after] + [other] * 15)
 
 
 def test_a_smoothing_kernel_may_subtract_one_from_p_in_the_part_of_the_target():
     """The gradient of the true class is `3 (1 - ε) (p - 1) + ε/C (p Σ w - 3)`; the other fifteen weights are -4."""
-    p, rest = of_sixteen(), rounded(0.5, REST + U / 2)  # a kernel also rounds ε and scales both shares
-    scaled = times(3, 0, 0.5, rest)
-    softmax = max(times(3 / 16, times(1 / 16, p, 3, 0), 0.5, rest), times(1 / 16, p, 1.5, scaled))
+    p, hard = p_error_of_sixteen(), rounded(0.5, HARD + U / 2)  # a kernel also rounds ε and scales both shares
+    scaled = times(3, 0, 0.5, hard)
+    softmax = max(times(3 / 16, times(1 / 16, p, 3, 0), 0.5, hard), times(1 / 16, p, 1.5, scaled))
     before = rounded(15 / 16 * 1.5, softmax + scaled)
     of_target = times(15 / 16, rounded(15 / 16, p), 1.5, scaled)
-    subtracted_late = times(15 / 16 * 3, rounded(15 / 16 * 3, times(1 / 16, p, 3, 0)), 0.5, rest)
+    subtracted_late = times(15 / 16 * 3, rounded(15 / 16 * 3, times(1 / 16, p, 3, 0)), 0.5, hard)
     assert of_target > max(before, subtracted_late)
 
     share, total = rounded(1 / 32, 2 * U / 32), 3 - 15 * 4
@@ -270,7 +270,7 @@ def test_a_smoothing_kernel_may_subtract_one_from_p_in_the_part_of_the_target():
 
     given = inputs([[0.0] * 16], [0], weight=[3.0] + [-4.0] * 15, label_smoothing=0.5)
     by_hand = rounded(15 / 16 * 1.5 + difference / 32, of_target + uniform)
-    assert_is(bounds_of(given, "kernel").gradient[0, 0], by_hand)
+    assert_worked_out(bounds_of(given, "kernel").gradient[0, 0], by_hand)
 
 
 @pytest.mark.parametrize("promise", ["eager", "kernel"])
@@ -286,20 +286,20 @@ def test_a_tangent_of_known_numbers_rounds_only_in_a_kernel(promise, error):
     """The softmax is exactly (1, 0). The tangent is 5·(3 - 0), but a kernel may multiply 5 by another factor first."""
     terms = terms_of(inputs([[0.0, -INF]], [1], weight=[1.0, 5.0]))
     along = DerivativeBounds(terms, contract(promise, "A", "float32"), np.array([[3.0, 0.0]]))
-    assert_is(along.tangent, error)
+    assert_worked_out(along.tangent, error)
 
 
 @pytest.mark.parametrize(("promise", "ulps"), [("eager", 0.5), ("fast_kernel", 2.5)])
 def test_a_scale_has_the_error_of_its_division(promise, ulps):
     """The scale is 1/3. The bound does not use its known rounding error: other factors may be multiplied first."""
-    bounds = bounds_of(equal(3, [0, 1, 1], reduction="mean"), promise)
+    bounds = bounds_of(equal_logits(3, [0, 1, 1], reduction="mean"), promise)
     scale = (2 * ulps * U + 2.0**-52) / 3
-    assert_is(safe(bounds._scale().error), scale)
+    assert_worked_out(safe(bounds._scale().error), scale)
     if promise == "eager":
         product, subtracted = times(0.5, P, 1 / 3, scale), rounded(0.5, P)
         after = times(0.5, subtracted, 1 / 3, scale)
         of_true, of_other = rounded(1 / 6, product + scale), rounded(1 / 6, product)
-        assert_is(bounds.gradient[0], [max(of_true, after), max(of_other, after)])
+        assert_worked_out(bounds.gradient[0], [max(of_true, after), max(of_other, after)])
 
 
 def test_a_smoothed_gradient_adds_three_parts_in_any_order():
@@ -307,7 +307,7 @@ def test_a_smoothed_gradient_adds_three_parts_in_any_order():
     softmax = times(0.5, P, 1, total)
     of_true = rounded(0.25, softmax + TRUE) + U * (0.5 + softmax + 0.75 + TRUE)
     of_other = rounded(0.25, softmax + OTHER) + U * (0.5 + softmax + 0.25 + OTHER)
-    assert_is(bounds_of(equal(1, [0], label_smoothing=0.5)).gradient, [[of_true, of_other]])
+    assert_worked_out(bounds_of(equal_logits(1, [0], label_smoothing=0.5)).gradient, [[of_true, of_other]])
 
 
 def test_the_gradient_of_a_target_has_the_errors_of_each_of_its_factors():
@@ -315,15 +315,15 @@ def test_the_gradient_of_a_target_has_the_errors_of_each_of_its_factors():
     given = replace(given, upstream=torch.tensor([3.0]))
     scaled = times(3, 0, LOG2, LOG)
     weighted = times(3 * LOG2, scaled, 3, 0)
-    assert_is(bounds_of(given).target_gradient, times(9 * LOG2, weighted, 0.5, REST))
+    assert_worked_out(bounds_of(given).target_gradient, times(9 * LOG2, weighted, 0.5, HARD))
     given = inputs([[0.0, 0.0]], [[0.5, 0.5]])
-    assert_is(bounds_of(replace(given, upstream=torch.tensor([3.0]))).target_gradient, scaled)
+    assert_worked_out(bounds_of(replace(given, upstream=torch.tensor([3.0]))).target_gradient, scaled)
 
 
 def test_a_kernel_may_subtract_the_sum_of_maximum_and_logarithm_from_the_logits():
     """The error is 1.5 ulps of CUDA's log, one rounding of the sum with the maximum, and one of the difference."""
     log = rounded(LOG2, 3 * U * LOG2)
-    assert_is(bounds_of(equal(1, [0]), promise="kernel").loss, rounded(LOG2, log))
+    assert_worked_out(bounds_of(equal_logits(1, [0]), promise="kernel").loss, rounded(LOG2, log))
 
 
 def test_a_kernel_subtracts_the_logsumexp_before_it_multiplies_by_the_weight():
@@ -348,12 +348,12 @@ def test_a_common_offset_adds_no_error_in_a_kernel_that_smooths_with_unshifted_l
 def test_a_kernel_may_smooth_with_unshifted_logits():
     """The loss is `Σ q · (max + log Σ) - Σ q x`. The second sum is 0 here, but the difference counts as a rounding."""
     log = rounded(LOG2, 3 * U * LOG2)
-    true = rounded(0.75, rounded(0.5, REST + U / 2) + UNIFORM)  # a kernel also rounds ε
+    true = rounded(0.75, rounded(0.5, HARD + U / 2) + UNIFORM)  # a kernel also rounds ε
     shares = (0.75, true), (0.25, OTHER)
     of_rows = added(*[(q * LOG2, times(q, error, LOG2, rounded(LOG2, log))) for q, error in shares])
     of_logits = rounded(LOG2, times(1, added(*shares), LOG2, log))
-    bound = bounds_of(equal(1, [0], label_smoothing=0.5), promise="kernel").loss
-    assert_is(bound, max(of_rows, of_logits))
+    bound = bounds_of(equal_logits(1, [0], label_smoothing=0.5), promise="kernel").loss
+    assert_worked_out(bound, max(of_rows, of_logits))
 
 
 # --- Underflows that are multiplied -------------------------------------------------------------------------------
@@ -361,26 +361,26 @@ def test_a_kernel_may_smooth_with_unshifted_logits():
 ETA = 2.0**-149  # the smallest subnormal number of float32; the smallest normal number is 2^-126
 
 
-def lost(product, *factors, of=None, **options):
+def underflow_error(product, *factors, of=None, **options):
     """Return the error that underflows of partial products add to a product, with the factors in any order."""
-    held = Computed(np.array([product]), np.zeros((1, len(product))), FLOAT32)
-    of = of or bounds_of(equal(1, [0]))
-    left = of._in_any_order(held, [np.reshape(factor, (1, -1)) for factor in factors], **options)
-    assert left.format is FLOAT32
-    return left.error[0].tolist()
+    computed = Computed(np.array([product]), np.zeros((1, len(product))), FLOAT32)
+    of = of or bounds_of(equal_logits(1, [0]))
+    result = of._in_any_order(computed, [np.reshape(factor, (1, -1)) for factor in factors], **options)
+    assert result.format is FLOAT32
+    return result.error[0].tolist()
 
 
 def test_of_three_factors_the_largest_multiplies_the_underflow_of_the_other_two():
     """A product above 2^10 times twice the smallest normal number had no underflow before the factor 2^10."""
     product = [2.0**-120, 2.0**-115, 2.0**-115 * (1 - 2.0**-24), 1.0]
     by_hand = [ETA / 2 * 2.0**10, 0.0, ETA / 2 * 2.0**10, 0.0]
-    assert lost(product, 2.0**-3, 2.0**10, 2.0**4) == by_hand
+    assert underflow_error(product, 2.0**-3, 2.0**10, 2.0**4) == by_hand
 
 
 def test_of_four_factors_one_or_two_may_remain_after_an_underflow():
     product = [2.0**-120, 2.0**-113, 2.0**-111]
     both, two = ETA / 2 * (2.0**10 + 2.0**14), ETA / 2 * 2.0**14
-    assert lost(product, 1.0, 2.0**4, 2.0**-3, 2.0**10) == [both, two, 0.0]
+    assert underflow_error(product, 1.0, 2.0**4, 2.0**-3, 2.0**10) == [both, two, 0.0]
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
@@ -393,40 +393,40 @@ def test_a_call_without_rows_has_bounds(reduction):
 
 
 def test_a_product_of_two_factors_and_a_product_of_zero_have_no_error_of_underflow():
-    assert lost([2.0**-140], 2.0**10, 2.0**4) == [0.0]
-    assert lost([0.0, 2.0**-120], 2.0**-3, 2.0**10, 2.0**4) == [0.0, ETA / 2 * 2.0**10]
-    assert lost([0.0, 2.0**-120], 2.0**-3, 2.0**10, 2.0**4, products=2) == [0.0, ETA * 2.0**10]
+    assert underflow_error([2.0**-140], 2.0**10, 2.0**4) == [0.0]
+    assert underflow_error([0.0, 2.0**-120], 2.0**-3, 2.0**10, 2.0**4) == [0.0, ETA / 2 * 2.0**10]
+    assert underflow_error([0.0, 2.0**-120], 2.0**-3, 2.0**10, 2.0**4, products=2) == [0.0, ETA * 2.0**10]
 
 
 def test_each_number_has_its_own_largest_factor():
     factors = 2.0**-3, [2.0**10, 2.0**2, 2.0**20], [2.0**4, 2.0**8, 2.0**6]
-    assert lost([2.0**-123] * 3, *factors) == [ETA / 2 * 2.0**10, ETA / 2 * 2.0**8, ETA / 2 * 2.0**20]
+    assert underflow_error([2.0**-123] * 3, *factors) == [ETA / 2 * 2.0**10, ETA / 2 * 2.0**8, ETA / 2 * 2.0**20]
 
 
 def test_both_products_of_a_large_sum_may_underflow():
-    assert lost([1.0], 2.0**-3, 2.0**10, 2.0**4, products=2) == [2 * ETA / 2 * 2.0**10]
+    assert underflow_error([1.0], 2.0**-3, 2.0**10, 2.0**4, products=2) == [2 * ETA / 2 * 2.0**10]
 
 
 def test_a_product_that_is_stored_in_a_narrow_format_underflows_earlier():
     """The smallest number of bfloat16 is 2^-133."""
-    of = bounds_of(equal(1, [0], dtype="bfloat16"), grade="B")
-    assert lost([2.0**-120], 2.0**-3, 2.0**10, 2.0**4, of=of) == [2.0**-134 * 2.0**10]
+    of = bounds_of(equal_logits(1, [0], dtype="bfloat16"), grade="B")
+    assert underflow_error([2.0**-120], 2.0**-3, 2.0**10, 2.0**4, of=of) == [2.0**-134 * 2.0**10]
 
 
 def test_smoothing_makes_two_products_of_which_either_may_underflow():
     """ε/C·g and (1 - ε)·t·g are subnormal in float32, and the large weight comes last."""
-    given = equal(1, [0], upstream=2.0**-130, weight=[2.0**20, 2.0**20], label_smoothing=0.5)
+    given = equal_logits(1, [0], upstream=2.0**-130, weight=[2.0**20, 2.0**20], label_smoothing=0.5)
     bounds = bounds_of(given)
     scaled = bounds._scaled(bounds._coefficients, Computed.exactly([[2.0**-130]], FLOAT32)).error[0]
-    assert_is(scaled, np.array([TRUE, OTHER]) * 2.0**-110 + 2 * ETA / 2 * 2.0**20)
+    assert_worked_out(scaled, np.array([TRUE, OTHER]) * 2.0**-110 + 2 * ETA / 2 * 2.0**20)
 
 
 def test_a_scale_has_the_upstream_gradient_and_the_inverse_of_the_denominator_for_factors():
-    given = equal(2, [0, 1], upstream=-3.0, weight=[3.0, 5.0], reduction="mean")
+    given = equal_logits(2, [0, 1], upstream=-3.0, weight=[3.0, 5.0], reduction="mean")
     upstream, inverse = bounds_of(given)._scale_factors()
     assert (upstream.tolist(), inverse.tolist()) == ([[3.0], [3.0]], [[0.125], [0.125]])
     # The sum of these weights may be rounded down, so the inverse of the denominator may be larger.
-    given = equal(2, [0, 1], weight=[1.0, 1.5 * U], reduction="mean")
+    given = equal_logits(2, [0, 1], weight=[1.0, 1.5 * U], reduction="mean")
     _, inverse = bounds_of(given)._scale_factors()
     assert (inverse > 1 / (1 + 1.5 * U)).all()
 
@@ -449,7 +449,7 @@ def test_a_small_factor_of_a_product_may_come_last(upstream, weight, overflows):
     assert np.isinf(bounds_of(given).target_gradient).tolist() == [[False, overflows]]
 
 
-def open_loss(*arguments, **options):
+def has_infinite_bound(*arguments, **options):
     """Return whether the bound of each row's loss, or of the reduced loss, is infinite."""
     return np.isinf(bounds_of(inputs(*arguments, **options)).loss).tolist()
 
@@ -459,40 +459,40 @@ SHARE = 2.0**-100  # a tiny label_smoothing
 
 
 def test_all_classes_may_be_summed_before_the_product_with_the_smoothing():
-    assert open_loss([[0.0, -2e38, -2e38]], [0], label_smoothing=SHARE) == [True]
-    assert open_loss([FAR, FAR], [0, 0], label_smoothing=SHARE) == [False, False]
+    assert has_infinite_bound([[0.0, -2e38, -2e38]], [0], label_smoothing=SHARE) == [True]
+    assert has_infinite_bound([FAR, FAR], [0, 0], label_smoothing=SHARE) == [False, False]
     # With probabilities of 0.5, the sum does not overflow.
-    assert open_loss([[0.0, -2e38, -2e38]], [[0.0, 0.5, 0.5]]) == [False]
+    assert has_infinite_bound([[0.0, -2e38, -2e38]], [[0.0, 0.5, 0.5]]) == [False]
 
 
 def test_a_large_weight_may_come_before_a_small_probability():
-    assert open_loss([FAR], [[0.0, 0.1]], weight=[1.0, 3.0]) == [True]
-    assert open_loss([FAR], [[0.0, 0.1]], weight=[1.0, 0.5]) == [False]
+    assert has_infinite_bound([FAR], [[0.0, 0.1]], weight=[1.0, 3.0]) == [True]
+    assert has_infinite_bound([FAR], [[0.0, 0.1]], weight=[1.0, 0.5]) == [False]
 
 
 def test_all_rows_may_be_summed_before_the_product_with_the_smoothing():
     small = {"label_smoothing": SHARE, "reduction": "sum"}
-    assert open_loss([FAR, FAR], [0, 0], **small) is True
-    assert open_loss([FAR, FAR], [0, -100], **small) is False
+    assert has_infinite_bound([FAR, FAR], [0, 0], **small) is True
+    assert has_infinite_bound([FAR, FAR], [0, -100], **small) is False
     # With probabilities, only the product of one class in one row may overflow.
-    assert open_loss([FAR, FAR], [[0.0, 0.001]] * 2, reduction="sum") is False
+    assert has_infinite_bound([FAR, FAR], [[0.0, 0.001]] * 2, reduction="sum") is False
 
 
 def test_a_mean_may_be_divided_before_its_product_with_the_smoothing():
     """A division by the weight 2^-24 overflows. So does the sum of the rows, 4e38, before its division by 2."""
     small = {"label_smoothing": SHARE, "reduction": "mean"}
-    assert open_loss([[0.0, -1e35]], [0], weight=[U, 1.0], **small) is True
-    assert open_loss([[0.0, -1e35]], [0], weight=[1.0, 1.0], **small) is False
-    assert open_loss([FAR, FAR], [0, 0], **small) is True
+    assert has_infinite_bound([[0.0, -1e35]], [0], weight=[U, 1.0], **small) is True
+    assert has_infinite_bound([[0.0, -1e35]], [0], weight=[1.0, 1.0], **small) is False
+    assert has_infinite_bound([FAR, FAR], [0, 0], **small) is True
 
 
 def test_a_mean_may_be_divided_by_the_least_possible_denominator():
     """The denominator 1 - 1 + 2^-20 has an error of 2^-22. So a sum of 2^108 may become larger than 2^128."""
     weight = [1.0, -1.0, 2.0**-20 + 2.0**-40]
     logits = [[0.0, 0.0, -(2.0**108) / 3]] * 3
-    assert open_loss(logits, [0, 1, 2], weight=weight, label_smoothing=SHARE, reduction="mean") is True
+    assert has_infinite_bound(logits, [0, 1, 2], weight=weight, label_smoothing=SHARE, reduction="mean") is True
     logits = [[0.0, 0.0, -(2.0**107) / 3]] * 3
-    assert open_loss(logits, [0, 1, 2], weight=weight, label_smoothing=SHARE, reduction="mean") is False
+    assert has_infinite_bound(logits, [0, 1, 2], weight=weight, label_smoothing=SHARE, reduction="mean") is False
 
 
 # --- Infinite bounds ----------------------------------------------------------------------------------------------
@@ -501,7 +501,7 @@ ZERO_TIMES_INFINITY, OVERFLOW = "zero times infinity", "an intermediate may over
 TOO_SHORT, ZERO_DENOMINATOR = "the format is too short for so many terms", "the denominator may be zero"
 
 
-def opened(check, given, promise="eager", grade="A", **changes):
+def reasons(check, given, promise="eager", grade="A", **changes):
     found = unbounded(bounds_of(given, promise, grade, **changes), check)
     return {reason: where.tolist() for reason, where in found.items()}
 
@@ -510,20 +510,20 @@ def test_each_row_has_its_own_reason():
     """The rows have 0·inf, a difference beyond float64, an infinite loss (which is exact), and a finite bound."""
     logits = [[0.0, -INF], [1e308, -1e308], [0.0, -INF], [0.0, 1.0]]
     given = inputs(logits, [[1.0, 0.0], [1.0, 0.0], [0.5, 0.5], [1.0, 0.0]], "float64")
-    found = opened("loss", given)
+    found = reasons("loss", given)
     assert found == {OVERFLOW: [False, True, False, False], ZERO_TIMES_INFINITY: [True, False, False, False]}
 
 
 def test_each_element_has_its_own_reason():
     """The gradient of the target is the weight times the logarithm, which is 0·inf for one element."""
     given = inputs([[0.0, -INF, 0.0], [0.0, 1.0, 2.0]], [[1.0, 0.0, 0.0]] * 2, weight=[1.0, 0.0, 1.0])
-    found = opened("target_gradient", given)
+    found = reasons("target_gradient", given)
     assert found == {ZERO_TIMES_INFINITY: [[False, True, False], [False, False, False]]}
 
 
 def test_an_infinity_in_an_ignored_row_is_no_reason():
     given = inputs([[1e308, -1e308], [0.0, -INF]], [1, -100], "float64", reduction="sum")
-    assert opened("loss", given) == {OVERFLOW: True}
+    assert reasons("loss", given) == {OVERFLOW: True}
 
 
 @pytest.mark.parametrize("order", [ANY_ORDER, Order(1000)])
@@ -531,37 +531,37 @@ def test_a_bound_is_infinite_if_the_format_is_too_short_for_so_many_terms(order)
     """A running sum of 129 terms with eight bits may lose most of them. A sum of 128 terms has another reason."""
     stored = {"promise": "torch", "grade": "B", "row_order": order}
     given = inputs([[0.0, 1.0]] * 129, [[1.0, 0.0]] * 129, "bfloat16", reduction="sum")
-    assert opened("loss", given, **stored) == {TOO_SHORT: True}
+    assert reasons("loss", given, **stored) == {TOO_SHORT: True}
     logits, target = [[0.0, 1.0]] * 127 + [[0.0, -INF]], [[1.0, 0.0]] * 128
     given = inputs(logits, target, "bfloat16", reduction="sum")
-    assert opened("loss", given, **stored) == {ZERO_TIMES_INFINITY: True}
+    assert reasons("loss", given, **stored) == {ZERO_TIMES_INFINITY: True}
     # The reason needs a sum over rows, and an order in which a term passes many additions.
     given = inputs([[0.0, 1.0], *logits], [[1.0, 0.0], *target], "bfloat16")
-    assert opened("loss", given, **stored).keys() == {ZERO_TIMES_INFINITY}
+    assert reasons("loss", given, **stored).keys() == {ZERO_TIMES_INFINITY}
     given = inputs([[0.0, 1.0], *logits], [[1.0, 0.0], *target], "bfloat16", reduction="sum")
-    assert opened("loss", given, **{**stored, "row_order": Order(20)}) == {ZERO_TIMES_INFINITY: True}
+    assert reasons("loss", given, **{**stored, "row_order": Order(20)}) == {ZERO_TIMES_INFINITY: True}
 
 
 def test_a_denominator_of_exactly_zero_may_be_zero():
     given = inputs([[0.0, 1.0]] * 2, [0, 1], weight=[1.0, -1.0], reduction="mean")
-    assert opened("loss", given) == {ZERO_DENOMINATOR: True}
+    assert reasons("loss", given) == {ZERO_DENOMINATOR: True}
 
 
 # --- Wrong results that would pass --------------------------------------------------------------------------------
 
 
 def test_the_gradient_without_its_softmax_is_minus_the_scaled_coefficients():
-    given = equal(3, [0, 1, -100], upstream=6.0, weight=[5.0, 7.0], reduction="mean")
+    given = equal_logits(3, [0, 1, -100], upstream=6.0, weight=[5.0, 7.0], reduction="mean")
     bounds = bounds_of(given)
     (part,) = bounds.vacuous_results("gradient")
     assert part.tolist() == [[-6 / 12 * 5, 0.0], [0.0, -6 / 12 * 7], [0.0, 0.0]]
-    (part,) = bounds_of(equal(1, [0], upstream=6.0, weight=[5.0, 7.0])).vacuous_results("gradient")
+    (part,) = bounds_of(equal_logits(1, [0], upstream=6.0, weight=[5.0, 7.0])).vacuous_results("gradient")
     assert part.tolist() == [[-30.0, 0.0]]
     assert bounds.vacuous_results("loss") == bounds.vacuous_results("target_gradient") == []
 
 
 def test_the_gradient_without_its_softmax_gives_no_warning_for_a_denominator_of_zero():
-    (part,) = bounds_of(equal(2, [0, 1], weight=[1.0, -1.0], reduction="mean")).vacuous_results("gradient")
+    (part,) = bounds_of(equal_logits(2, [0, 1], weight=[1.0, -1.0], reduction="mean")).vacuous_results("gradient")
     assert not np.isfinite(part).all()
 
 

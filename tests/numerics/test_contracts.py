@@ -25,8 +25,8 @@ from crossent.trials.exact import rows_of, solve, solve_along, terms_of
 NUMPY = {"float16": np.float32, "bfloat16": np.float32, "float32": np.float32, "float64": np.float64}
 
 
-def off(values, ulps, sign):
-    """Return values rounded to float32 and moved by some ulps in the direction `sign`, 1 or -1."""
+def with_error(values, ulps, sign):
+    """Return values rounded to float32, each with an error of `ulps` in the direction `sign`, 1 or -1."""
     rounded = np.asarray(values).astype(np.float32)
     return (rounded + sign * ulps * np.spacing(np.abs(rounded))).astype(np.float32)
 
@@ -52,7 +52,7 @@ class Arithmetic:
             return np.exp(x)
         scaled = (x * np.float32(1.4426950408889634)).astype(float)
         exact = np.exp2(scaled) if self.fast else np.exp(x.astype(float))
-        got = np.where((x == 0) | np.isinf(x), exact, off(exact, self.exp_ulps, self.sign(x)))
+        got = np.where((x == 0) | np.isinf(x), exact, with_error(exact, self.exp_ulps, self.sign(x)))
         return np.where(self.fast & (got < 2.0**-126), 0, got).astype(np.float32)
 
     def log(self, s):
@@ -62,14 +62,14 @@ class Arithmetic:
         if self.fast and s <= 2:
             # Round towards the exact result, so that the error is at most 2^-21.41.
             return np.nextafter(np.float32(exact + float(self.sign(s)) * 2.0**-21.41), np.float32(exact))
-        return off(exact, self.log_ulps, self.sign(s)) if s != 1 else np.float32(0)
+        return with_error(exact, self.log_ulps, self.sign(s)) if s != 1 else np.float32(0)
 
     def divide(self, a, b):
         if not self.division_ulps or a.dtype == np.float64:
             return a / b
         exact = a.astype(float) / b
         known = ~np.isfinite(exact) | (exact == 0)
-        return np.where(known, exact, off(exact, self.division_ulps, self.sign(a))).astype(a.dtype)
+        return np.where(known, exact, with_error(exact, self.division_ulps, self.sign(a))).astype(a.dtype)
 
 
 def alternating(x):
@@ -77,8 +77,8 @@ def alternating(x):
 
 
 SIGNS = {"up": np.ones_like, "down": lambda x: -np.ones_like(x), "alternating": alternating}
-ACCURATE = {way: Arithmetic(2, 1, sign=sign) for way, sign in SIGNS.items()}
-FAST = {way: Arithmetic(2, 3, 2, fast=True, sign=sign) for way, sign in SIGNS.items()}
+ACCURATE = {name: Arithmetic(2, 1, sign=sign) for name, sign in SIGNS.items()}
+FAST = {name: Arithmetic(2, 3, 2, fast=True, sign=sign) for name, sign in SIGNS.items()}
 
 
 def running(terms):
@@ -174,7 +174,10 @@ class Kernel:
         return Result(self.reduced(losses, inputs, denominator), tensor_of(gradient, inputs))
 
     def along(self, case, way):
-        """Return tangent and second derivative of a case along its direction, with the terms grouped in a `way`."""
+        """Return tangent and second derivative of a case along its direction.
+
+        `way` says how the terms are grouped: "difference", "two sums" or "gradient".
+        """
         inputs, terms, kind, x, coefficients, denominator = self.terms(case)
         tangents, second = np.zeros(len(x), kind), np.zeros(x.shape, kind)
         for row, u in enumerate(rows_of(case.direction()).astype(kind)):
@@ -223,11 +226,11 @@ class Kernel:
 
 def tensor_of(rows, inputs):
     """Return an (R, C) array as a tensor with the shape of the logits."""
-    moved = np.moveaxis(rows.reshape(-1, *inputs.input.shape[2:], rows.shape[1]), -1, 1)
-    return torch.from_numpy(np.ascontiguousarray(moved)).to(inputs.input.dtype)
+    class_second = np.moveaxis(rows.reshape(-1, *inputs.input.shape[2:], rows.shape[1]), -1, 1)
+    return torch.from_numpy(np.ascontiguousarray(class_second)).to(inputs.input.dtype)
 
 
-IN_PLACE = (
+NEAR_ZERO = (
     "normal",
     "equal",
     "wide",
@@ -288,14 +291,14 @@ PROMISES = {"kernel": ACCURATE, "fast_kernel": FAST}
 def kernels(promise, **options):
     """Yield a kernel for each way to sum. Its errors go up, down or alternate; every second kernel divides for p."""
     for at, blocks in enumerate(BLOCKS):
-        way = list(SIGNS)[at % len(SIGNS)]
-        yield Kernel(PROMISES[promise][way], blocks, quotient=bool(at % 2), **options)
+        sign = list(SIGNS)[at % len(SIGNS)]
+        yield Kernel(PROMISES[promise][sign], blocks, quotient=bool(at % 2), **options)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("promise", PROMISES)
 def test_correct_kernels_keep_their_contract(promise, dtype):
-    for case in cases(dtype, IN_PLACE + OFFSET):
+    for case in cases(dtype, NEAR_ZERO + OFFSET):
         for kernel in kernels(promise):
             assert max(ratios(kernel, case, promise)) <= 1, (case.id, kernel)
 
@@ -304,7 +307,7 @@ def test_correct_kernels_keep_their_contract(promise, dtype):
 @pytest.mark.parametrize("promise", PROMISES)
 def test_derivatives_of_correct_kernels_keep_their_contract(promise, dtype):
     largest = np.zeros(2)
-    for case in list(cases(dtype, IN_PLACE + OFFSET))[::3]:
+    for case in list(cases(dtype, NEAR_ZERO + OFFSET))[::3]:
         for kernel in kernels(promise):
             for way in ("difference", "two sums", "gradient"):
                 found = ratios_along(kernel, case, promise, way)
@@ -320,7 +323,7 @@ def test_derivatives_of_correct_kernels_keep_their_contract(promise, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("promise", PROMISES)
 def test_adding_the_maximum_back_passes_if_the_logits_are_near_zero(promise, dtype):
-    for case in cases(dtype, IN_PLACE):
+    for case in cases(dtype, NEAR_ZERO):
         for smooths_logits in (False, True)[: 1 + bool(case.label_smoothing)]:
             for kernel in kernels(promise, adds_back=True, smooths_logits=smooths_logits):
                 assert max(ratios(kernel, case, promise)) <= 1, (case.id, kernel)
@@ -364,23 +367,23 @@ def test_defects_are_found_under_the_widest_contracts(promise, wrong):
     assert sum(found) > 0.7 * len(found)
 
 
-@pytest.mark.parametrize("way", SIGNS)
-def test_the_largest_errors_of_approximate_functions_are_just_below_their_bounds(way):
-    functions, arithmetic = FUNCTIONS["fast", "float32"], FAST[way]
+@pytest.mark.parametrize("sign", SIGNS)
+def test_the_largest_errors_of_approximate_functions_are_just_below_their_bounds(sign):
+    functions, arithmetic = FUNCTIONS["fast", "float32"], FAST[sign]
     random = np.random.RandomState(3)
     x = -np.concatenate([random.uniform(0, 80, 20000), 2.0 ** random.uniform(-20, 6, 20000)]).astype(np.float32)
-    held = Computed.exactly(x.astype(float), FLOAT32).exp(FLOAT32, functions.exp_ulps, functions.exp_per_unit)
-    ratio = np.abs(arithmetic.exp(x) - np.exp(x.astype(float))) / safe(held.error)
+    computed = Computed.exactly(x.astype(float), FLOAT32).exp(FLOAT32, functions.exp_ulps, functions.exp_per_unit)
+    ratio = np.abs(arithmetic.exp(x) - np.exp(x.astype(float))) / safe(computed.error)
     assert 0.8 < ratio.max() <= 1
     s = np.concatenate([1 + 2.0 ** -random.uniform(0, 23, 2000), random.uniform(1, 1000, 2000)]).astype(np.float32)
-    held = Computed.exactly(s.astype(float), FLOAT32)
-    held = held.log(FLOAT32, functions.log_ulps, np.log(s.astype(float)), functions.log_absolute)
+    computed = Computed.exactly(s.astype(float), FLOAT32)
+    computed = computed.log(FLOAT32, functions.log_ulps, np.log(s.astype(float)), functions.log_absolute)
     got = np.array([arithmetic.log(value) for value in s])
-    ratio = np.abs(got - np.log(s.astype(float))) / safe(held.error)
+    ratio = np.abs(got - np.log(s.astype(float))) / safe(computed.error)
     assert 0.9 < ratio.max() <= 1
     a, b = (random.uniform(1, 2, 20000).astype(np.float32) for _ in range(2))
-    held = Computed.exactly(a.astype(float), FLOAT32).over(Computed.exactly(b.astype(float), FLOAT32), FLOAT32, 2.5)
-    ratio = np.abs(arithmetic.divide(a, b) - a.astype(float) / b) / safe(held.error)
+    computed = Computed.exactly(a.astype(float), FLOAT32).over(Computed.exactly(b.astype(float), FLOAT32), FLOAT32, 2.5)
+    ratio = np.abs(arithmetic.divide(a, b) - a.astype(float) / b) / safe(computed.error)
     assert 0.9 < ratio.max() <= 1
 
 

@@ -97,7 +97,10 @@ def by_definition(a, direction=None):
 
 
 class Comparison:
-    """Compares balls with mpf numbers, and counts the numbers. `worst` is the largest share of a radius."""
+    """Compares numbers of the oracle with exact mpf numbers, and counts them.
+
+    The oracle returns balls: numbers, each with a radius. `worst` is the largest share of a radius.
+    """
 
     def __init__(self, dtype):
         self.dtype, self.count, self.special, self.worst = dtype, 0, 0, 0.0
@@ -262,7 +265,7 @@ def test_every_number_is_within_its_radius_of_the_definition(regime, dtype, seed
         f"{regime}, {dtype.__name__}: {cases} cases, {comparison.count} numbers, {comparison.special} of them special, "
         f"worst error / radius {comparison.worst:.3f}"
     )
-    assert comparison.worst > 0 or regime in {"ties", "subnormal"}, "a comparison in which nothing ever rounds"
+    assert comparison.worst > 0 or regime in {"ties", "subnormal"}, "no number was rounded"
 
 
 @each_dtype
@@ -283,7 +286,7 @@ def test_every_derivative_along_a_direction_is_within_its_radius_of_the_definiti
         f"{regime}, {dtype.__name__}: {comparison.count} numbers, {comparison.special} of them special, worst error / "
         f"radius {comparison.worst:.3f}"
     )
-    assert comparison.worst > 0 or regime in {"ties", "subnormal", "saturated"}, "nothing ever rounds"
+    assert comparison.worst > 0 or regime in {"ties", "subnormal", "saturated"}, "no number was rounded"
 
 
 def as_wrong_as_assumed(function, x, direction):
@@ -387,7 +390,7 @@ def answers(dtype, logits, target, *, weight=None, **options):
     return out
 
 
-def part(ball, *index):
+def element(ball, *index):
     return Ball(ball.hi[index], ball.lo[index], ball.radius[index])
 
 
@@ -396,7 +399,7 @@ def test_a_masked_class_without_a_term_leaves_the_loss_finite_and_has_gradient_0
     got = answers(dtype, [[0.0, 1.0, -INF]], [0])
     assert 0 < got.loss.hi[0] < INF
     assert np.isfinite(got.gradient.hi).all()
-    assert_exact(part(got.gradient, 0, 2), 0.0)
+    assert_exact(element(got.gradient, 0, 2), 0.0)
 
 
 @each_dtype
@@ -423,7 +426,7 @@ def test_with_smoothing_every_masked_class_has_a_term(target, dtype):
 def test_weight_0_times_a_masked_term_is_nan(target, label_smoothing, dtype):
     got = answers(dtype, [[0.0, 0.0, -INF]], target, weight=[1, 1, 0], label_smoothing=label_smoothing)
     assert_exact(got.loss, [NAN])
-    assert_exact(part(got.gradient, 0, 2), 0.0)
+    assert_exact(element(got.gradient, 0, 2), 0.0)
 
 
 @each_dtype
@@ -438,7 +441,7 @@ def test_probability_0_times_a_masked_class_is_nan_without_smoothing_and_inf_wit
 
 
 @each_dtype
-def test_a_negative_weight_turns_the_infinity_and_two_signs_make_nan(dtype):
+def test_the_loss_is_minus_inf_for_a_negative_weight_and_nan_for_weights_of_both_signs(dtype):
     assert_exact(answers(dtype, [[0.0, -INF]], [1], weight=[1, -1]).loss, [-INF])
     assert_exact(answers(dtype, [[0.0, -INF, -INF]], [0], weight=[1, -1, 1], label_smoothing=0.1).loss, [NAN])
 
@@ -461,12 +464,12 @@ NO_MAXIMUM = [[NAN, 0.0], [INF, 0.0], [INF, -INF], [NAN, -INF], [-INF, -INF]]
 @pytest.mark.parametrize("row", NO_MAXIMUM, ids=str)
 def test_a_kept_row_without_a_finite_maximum_is_nan_and_no_other_row_is(row, target, dtype):
     got = answers(dtype, [row, [0.0, 1.0]], target, weight=[2, 0])
-    assert_exact(part(got.losses, 0), NAN)
-    assert_exact(part(got.gradient, 0), [NAN, NAN])
+    assert_exact(element(got.losses, 0), NAN)
+    assert_exact(element(got.gradient, 0), [NAN, NAN])
     assert np.isfinite(got.losses.hi[1])
     assert np.isfinite(got.gradient.hi[1]).all()
     if got.target_gradient is not None:
-        assert_exact(part(got.target_gradient, 0), [NAN, NAN])
+        assert_exact(element(got.target_gradient, 0), [NAN, NAN])
         assert np.isfinite(got.target_gradient.hi[1]).all()
     for reduction in ("sum", "mean"):
         assert_exact(answers(dtype, [row, [0.0, 1.0]], target, reduction=reduction).loss, NAN)
@@ -477,8 +480,8 @@ def test_a_kept_row_without_a_finite_maximum_is_nan_and_no_other_row_is(row, tar
 @pytest.mark.parametrize("row", NO_MAXIMUM, ids=str)
 def test_an_ignored_row_without_a_finite_maximum_has_loss_0_but_a_gradient_of_nan(row, reduction, dtype):
     got = answers(dtype, [row, [0.0, 1.0]], [-100, 1], reduction=reduction, label_smoothing=0.1)
-    assert_exact(part(got.losses, 0), 0.0)
-    assert_exact(part(got.gradient, 0), [NAN, NAN])
+    assert_exact(element(got.losses, 0), 0.0)
+    assert_exact(element(got.gradient, 0), [NAN, NAN])
     alone = answers(dtype, [[0.0, 1.0]], [1], reduction=reduction, label_smoothing=0.1)
     assert got.loss.hi.flat[-1] == alone.loss.hi.flat[0]
     np.testing.assert_array_equal(got.gradient.hi[1], alone.gradient.hi[0])
@@ -496,7 +499,7 @@ def test_derivatives_are_finite_where_a_masked_class_makes_the_loss_infinite_or_
     mean = -p[0]  # the mean of the direction -1, 0, 1
     assert got.tangent.distance([v @ (mean - np.array([-1, 0, 1]))])[0] < 1e-14
     assert got.second.distance([[v.sum() * p[0] * (-1 - mean), v.sum() * p[1] * (0 - mean), 0.0]]).max() < 1e-14
-    assert_exact(part(got.second, 0, 2), 0.0)
+    assert_exact(element(got.second, 0, 2), 0.0)
 
 
 @each_dtype
@@ -504,8 +507,8 @@ def test_derivatives_are_finite_where_a_masked_class_makes_the_loss_infinite_or_
 def test_the_derivatives_of_a_row_without_a_finite_maximum_are_nan_except_the_tangent_of_an_ignored_row(row, dtype):
     for label_smoothing in (0.0, 0.1):
         got = answers(dtype, [row, row, [0.0, 1.0]], [0, -100, 1], label_smoothing=label_smoothing)
-        assert_exact(part(got.second, slice(2)), np.full((2, 2), NAN))
-        assert_exact(part(got.tangent, slice(2)), [NAN, 0.0])
+        assert_exact(element(got.second, slice(2)), np.full((2, 2), NAN))
+        assert_exact(element(got.tangent, slice(2)), [NAN, 0.0])
         assert np.isfinite(got.second.hi[2]).all()
         assert np.isfinite(got.tangent.hi[2])
         assert_exact(answers(dtype, [row, [0.0, 1.0]], [0, 1], reduction="sum").tangent, NAN)
@@ -605,7 +608,7 @@ def test_a_mean_over_weights_that_cancel_has_radius_inf(dtype):
     got = answers(dtype, [[0.0, 1.0], [2.0, 3.0], [0.0, 0.0]], [0, 1, -100], weight=[1, -1], reduction="mean")
     assert got.loss.radius == INF
     np.testing.assert_array_equal(got.gradient.radius, [[INF, INF], [INF, INF], [0, 0]])
-    assert_exact(part(got.gradient, 2), [0.0, 0.0])
+    assert_exact(element(got.gradient, 2), [0.0, 0.0])
 
 
 @each_dtype
@@ -637,7 +640,7 @@ def test_the_gradient_of_the_target_at_a_masked_class_is_infinite_or_nan_if_a_fa
     def at_the_mask(weight=(1, 1, 1), upstream=(1, 1), **options):
         got = answers(dtype, logits, target, weight=weight, upstream=np.array(upstream), **options).target_gradient
         assert np.isfinite(np.delete(got.hi, 2)).all()
-        return part(got, 0, 2)
+        return element(got, 0, 2)
 
     assert_exact(at_the_mask(), INF)
     assert_exact(at_the_mask(label_smoothing=0.5, upstream=(-1, 1)), -INF)
@@ -821,12 +824,12 @@ def test_the_errors_of_exp_and_log1p_in_numpy_are_within_the_assumption(numpys, 
 
 
 @pytest.mark.parametrize(
-    ("wrong", "says"),
+    ("wrong", "name"),
     [
         ({"logits": np.zeros(3)}, "logits"),
         ({"logits": np.zeros((2, 3), np.float16)}, "logits"),
-        ({"index": None}, "target"),
-        ({"probabilities": np.zeros((2, 3))}, "target"),
+        ({"index": None}, "index and probabilities: got neither"),
+        ({"probabilities": np.zeros((2, 3))}, "index and probabilities: got both"),
         ({"index": np.zeros(3, int)}, "index"),
         ({"index": np.zeros(2, np.uint8)}, "index"),
         ({"index": None, "probabilities": np.zeros((3, 2))}, "probabilities"),
@@ -845,8 +848,8 @@ def test_the_errors_of_exp_and_log1p_in_numpy_are_within_the_assumption(numpys, 
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
 )
-def test_arguments_that_the_contract_does_not_allow_are_refused(wrong, says):
-    with pytest.raises(ValueError, match=says):
+def test_arguments_that_the_contract_does_not_allow_are_refused(wrong, name):
+    with pytest.raises(ValueError, match=name):
         Arguments(**{"logits": np.zeros((2, 3)), "index": np.zeros(2, int), **wrong})
 
 

@@ -57,7 +57,7 @@ PROMISES = {
 
 
 def bounds_of(case, name):
-    """Return each bound of a call under a promise as a list of numbers."""
+    """Return the bounds of a call under a promise: for each result, a list of numbers."""
     promise, grade = PROMISES[name]
     given = case.build()
     terms = terms_of(given)

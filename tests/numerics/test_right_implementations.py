@@ -20,7 +20,7 @@ IMPLEMENTATIONS = 200
 OF_A_CASE = 10  # the number of implementations that run on a case
 PART = 250  # the number of cases in one test; several processes can run several tests
 LARGEST = 60_000  # the most logits of a case: two hundred implementations take long on a larger case
-PARTS = ("loss", "gradient", "target_gradient", "tangent", "second")
+RESULTS = ("loss", "gradient", "target_gradient", "tangent", "second")
 
 
 def pytest_generate_tests(metafunc):
@@ -47,7 +47,7 @@ def shares(case, implementations):
     exact, along = solve(inputs), solve_along(inputs, case.direction())
     promised = contract("kernel", "A", case.dtype)
     bounds, allowed = (exact.bounds(promised), along.bounds(promised)), {}
-    for name in PARTS:
+    for name in RESULTS:
         value, of = (getattr(along, name), bounds[1]) if hasattr(along, name) else (getattr(exact, name), bounds[0])
         if value is not None:
             allowed[name] = value, largest_errors(name, value, of)[0]
@@ -62,7 +62,7 @@ def shares(case, implementations):
 
 def test_no_right_implementation_exceeds_an_error_bound(part, seed, record_property):
     dtype, first, count = part
-    worst, alarms, judged = dict.fromkeys(PARTS, (0.0, -1, "")), [], 0
+    worst, alarms, judged = dict.fromkeys(RESULTS, (0.0, -1, "")), [], 0
     for number, case in enumerate(soak(count, [dtype], seed, first=first), first):
         if not applies(case):
             continue

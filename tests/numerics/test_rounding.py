@@ -19,7 +19,7 @@ def numbers(seed, shape, spread=4):
     return random.standard_normal(shape) * 10.0 ** random.uniform(-spread, spread, shape)
 
 
-def of(format, seed, shape, spread=2):
+def random_computed(format, seed, shape, spread=2):
     return Computed.exactly(format.nearest(numbers(seed, shape, spread)), format)
 
 
@@ -53,25 +53,25 @@ def test_nearest_in_bfloat16_keeps_the_top_half_of_a_float32():
 @pytest.mark.parametrize("format", HALF_AND_SINGLE, ids=lambda f: f.name)
 @pytest.mark.parametrize("operation", ["plus", "minus", "times", "over"])
 def test_the_error_of_one_operation_on_known_numbers_is_known_exactly(format, operation):
-    a, b = of(format, 3, 5000), of(format, 4, 5000)
+    a, b = random_computed(format, 3, 5000), random_computed(format, 4, 5000)
     exact = {
         "plus": Fraction.__add__,
         "minus": Fraction.__sub__,
         "times": Fraction.__mul__,
         "over": Fraction.__truediv__,
     }
-    held = getattr(a, operation)(b, format)
+    computed = getattr(a, operation)(b, format)
     true = [exact[operation](x, y) for x, y in zip(fractions(a.value), fractions(b.value), strict=True)]
     with np.errstate(over="ignore"):
         got = format.nearest(
             np.array([float(value) for value in true])
         )  # rounding to float64 first does not change the result
-    finite = np.isfinite(got) & np.isfinite(held.error)
+    finite = np.isfinite(got) & np.isfinite(computed.error)
     assert finite.mean() > 0.9
     error = exact_error(got[finite], [value for value, ok in zip(true, finite, strict=True) if ok])
-    assert (error <= safe(held.error[finite]) + 2.0**-52 * np.abs(held.value[finite])).all()
+    assert (error <= safe(computed.error[finite]) + 2.0**-52 * np.abs(computed.value[finite])).all()
     # The operands are known, so the bound equals the error.
-    assert (held.error[finite] <= error + 2.0**-50 * np.abs(held.value[finite])).all()
+    assert (computed.error[finite] <= error + 2.0**-50 * np.abs(computed.value[finite])).all()
 
 
 @pytest.mark.parametrize("operation", ["plus", "minus", "times", "over"])
@@ -92,28 +92,28 @@ def test_float64_operations_stay_within_their_bound(operation):
 @pytest.mark.parametrize("operation", ["plus", "minus", "times", "over"])
 def test_errors_of_the_operands_are_carried_through(operation):
     random = np.random.RandomState(7)
-    a, b = of(FLOAT32, 8, 5000), of(FLOAT32, 9, 5000)
+    a, b = random_computed(FLOAT32, 8, 5000), random_computed(FLOAT32, 9, 5000)
     wrong = [Computed(x.value, np.abs(x.value) * 10.0 ** random.uniform(-6, -1, 5000), None) for x in (a, b)]
-    moved = [x.value + x.error * random.choice([-1, 1], 5000) for x in wrong]
+    perturbed = [x.value + x.error * random.choice([-1, 1], 5000) for x in wrong]
     numpys = {"plus": np.add, "minus": np.subtract, "times": np.multiply, "over": np.divide}
-    held = getattr(wrong[0], operation)(wrong[1], FLOAT32)
-    error = np.abs(FLOAT32.nearest(numpys[operation](*moved)) - held.value)
-    assert (error <= safe(held.error)).all()
-    assert (error / held.error).max() > 0.9
+    computed = getattr(wrong[0], operation)(wrong[1], FLOAT32)
+    error = np.abs(FLOAT32.nearest(numpys[operation](*perturbed)) - computed.value)
+    assert (error <= safe(computed.error)).all()
+    assert (error / computed.error).max() > 0.9
 
 
 def test_exp_and_log_carry_the_error_of_their_argument():
     random = np.random.RandomState(10)
     x = Computed(random.uniform(-80, 0, 5000), 10.0 ** random.uniform(-7, -1, 5000), None)
-    held = x.exp(FLOAT32, ulps=1.0)
+    computed = x.exp(FLOAT32, ulps=1.0)
     for sign in (-1, 1):
         error = np.abs(FLOAT32.nearest(np.exp(x.value + sign * x.error)) - np.exp(x.value))
-        assert (error <= safe(held.error)).all()
+        assert (error <= safe(computed.error)).all()
     s = Computed(1 + 10.0 ** random.uniform(-6, 3, 5000), 10.0 ** random.uniform(-7, -2, 5000), None)
     logarithm = s.log(FLOAT32, ulps=1.0, value=np.log(s.value))
     for sign in (-1, 1):
-        held_sum = np.maximum(s.value + sign * s.error, 1.0)
-        error = np.abs(FLOAT32.nearest(np.log(held_sum)) - np.log(s.value))
+        argument = np.maximum(s.value + sign * s.error, 1.0)
+        error = np.abs(FLOAT32.nearest(np.log(argument)) - np.log(s.value))
         assert (error <= safe(logarithm.error)).all()
 
 
@@ -149,10 +149,10 @@ def test_a_sum_whose_terms_cancel_may_overflow_on_the_way():
 
 def test_an_overflow_of_float64_is_not_an_exact_infinity():
     big, two = Computed.exactly([1.5e308], FLOAT64), Computed.exactly([2.0], FLOAT64)
-    for held in (big.plus(big, FLOAT64), big.minus(-big, FLOAT64), big.times(two, FLOAT64)):
-        assert held.error == np.inf
-        assert held.times(two, FLOAT64).error == np.inf
-        assert held.minus(two, FLOAT64).error == np.inf
+    for computed in (big.plus(big, FLOAT64), big.minus(-big, FLOAT64), big.times(two, FLOAT64)):
+        assert computed.error == np.inf
+        assert computed.times(two, FLOAT64).error == np.inf
+        assert computed.minus(two, FLOAT64).error == np.inf
     assert big.over(Computed.exactly([0.25], FLOAT64), FLOAT64).error == np.inf
     assert Computed.exactly([[1.5e308, 1.5e308]], FLOAT64).sum(FLOAT64).error == np.inf
 
@@ -213,15 +213,15 @@ def test_sums_in_any_order_stay_within_their_bound(format):
         spread = random.choice([0, 1, 3])
         terms = format.nearest(np.abs(numbers(trial, n, spread))) if trial % 2 else np.full(n, 1 / 3)
         terms = format.nearest(terms)
-        held = Computed.exactly(terms, format).sum(format)
+        computed = Computed.exactly(terms, format).sum(format)
         orders = [_random_tree_sum(format, terms, random) for _ in range(5)]
         running = 0.0
         for term in np.sort(terms)[::-1]:
             running = float(format.nearest(np.asarray(running + term)))
         for got in [*orders, running]:
             error = abs(float(Fraction(got) - sum(fractions(terms))))
-            assert error <= safe(held.error) + 2.0**-52 * held.value
-            worst = max(worst, error / held.error if held.error else 0.0)
+            assert error <= safe(computed.error) + 2.0**-52 * computed.value
+            worst = max(worst, error / computed.error if computed.error else 0.0)
     assert worst > 0.2, f"{worst}: the bound is wider than it must be"
 
 
@@ -229,9 +229,9 @@ def test_a_running_sum_of_equal_terms_comes_near_half_of_its_bound():
     """Rounding errors are not independent. The error is more than ten times a bound that grows with the root of n."""
     n, term = 20000, np.float32(1 / 3)
     got = np.cumsum(np.full(n, term, np.float32))[-1]
-    held = Computed.exactly(np.full(n, float(term)), FLOAT32).sum(FLOAT32)
+    computed = Computed.exactly(np.full(n, float(term)), FLOAT32).sum(FLOAT32)
     error = abs(float(got) - n * float(term))
-    assert 10 * np.sqrt(n) * FLOAT32.unit_roundoff * n * float(term) < error <= held.error
+    assert 10 * np.sqrt(n) * FLOAT32.unit_roundoff * n * float(term) < error <= computed.error
 
 
 def test_sums_that_need_no_rounding_have_no_error_in_any_order():
@@ -243,13 +243,13 @@ def test_sums_that_need_no_rounding_have_no_error_in_any_order():
 def test_with_one_large_term_the_error_does_not_grow_with_the_number_of_small_terms():
     """Test the rule for big and small terms: the error depends on the sum of the small terms, not on their number."""
     peaked = np.concatenate([[1.0], np.full(100_000, 1e-12)])
-    held = Computed(peaked, np.zeros_like(peaked), None).sum(FLOAT32)
-    assert held.error <= 4 * (100_000 * 1e-12 + FLOAT32.unit_roundoff)
+    computed = Computed(peaked, np.zeros_like(peaked), None).sum(FLOAT32)
+    assert computed.error <= 4 * (100_000 * 1e-12 + FLOAT32.unit_roundoff)
 
 
 def test_a_bounded_depth_is_never_wider_than_any_order():
     terms = np.abs(numbers(13, (50, 64), 1))
-    held = Computed(terms, np.zeros_like(terms), None)
-    shallow, any_order = held.sum(FLOAT32, Order(6)), held.sum(FLOAT32, ANY_ORDER)
+    computed = Computed(terms, np.zeros_like(terms), None)
+    shallow, any_order = computed.sum(FLOAT32, Order(6)), computed.sum(FLOAT32, ANY_ORDER)
     assert (shallow.error <= any_order.error).all()
     assert (shallow.error < 0.5 * any_order.error).any()

@@ -17,12 +17,12 @@ from crossent.trials.trial import Question
 REORDERED = 2.0**-43
 
 
-def assert_same(of, together, alone):
+def assert_same(name, together, alone):
     together, alone = np.asarray(together), np.asarray(alone)
-    assert together.shape == alone.shape, of
+    assert together.shape == alone.shape, name
     with np.errstate(invalid="ignore"):
         near = np.abs(together - alone) <= REORDERED * np.abs(alone)
-    assert (near | (together == alone) | (np.isnan(together) & np.isnan(alone))).all(), of
+    assert (near | (together == alone) | (np.isnan(together) & np.isnan(alone))).all(), name
 
 
 @pytest.mark.parametrize(("promise", "grade"), [("eager", "A"), ("torch", "B"), ("kernel", "B")])
@@ -54,8 +54,8 @@ def test_a_row_of_nan_changes_no_bound_of_other_rows():
     promised = contract("kernel", "B", "float16", rows=7)
     rows = Question(Case.of("float16-7x5-decades-int64-mean")).exact.terms
     rows = replace(rows, upstream=np.full(7, 2.0**-20))
-    spoilt = replace(rows, logits=np.full((7, 5), np.nan), log_sum=np.full(7, np.nan))
-    together = [Bounds(terms, promised) for terms in (rows, spoilt)]
+    with_nan = replace(rows, logits=np.full((7, 5), np.nan), log_sum=np.full(7, np.nan))
+    together = [Bounds(terms, promised) for terms in (rows, with_nan)]
     Bounds.of_calls(together, ["gradient"])
     assert_same("gradient", together[0].gradient, Bounds(rows, promised).gradient)
 

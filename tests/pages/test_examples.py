@@ -8,16 +8,16 @@ import sys
 import tomllib
 
 import pytest
-from support.examples import blocks, commands, file_of, require_said
+from support.examples import assert_prints_its_comments, blocks, commands, file_of
 from support.readme import ROOT
 from support.waits import computes
 
 from crossent import cli
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-ELSEWHERE = {"torch-findings.md"}  # tests/test_torch_findings.py runs its scripts, which differ by version
+TESTED_ELSEWHERE = {"torch-findings.md"}  # tests/test_torch_findings.py runs its scripts, which differ by version
 SHELL = tomllib.loads((ROOT / "tests" / "pages" / "shell_examples.toml").read_text(encoding="utf-8"))
-WITH_CODE = [page for page in PAGES if blocks(page, "python") and page.name not in ELSEWHERE]
+WITH_CODE = [page for page in PAGES if blocks(page, "python") and page.name not in TESTED_ELSEWHERE]
 WITH_COMMANDS = [page for page in PAGES if commands(page)]
 
 
@@ -47,21 +47,21 @@ def test_the_python_examples_of_a_page_run_in_order_and_print_what_they_say(page
         pytest.skip("needs a torch that computes in float16 on a CPU")
     names = {"__name__": "example"}
     for place, source in blocks(page, "python"):
-        require_said(source, place, names)
+        assert_prints_its_comments(source, place, names)
 
 
 def test_a_comment_that_is_not_what_the_code_prints_is_noticed():
-    require_said("for x in 1, 2:\n    pass\nprint(x)  # 2\nprint('x' * 9)  # x…x\n")
+    assert_prints_its_comments("for x in 1, 2:\n    pass\nprint(x)  # 2\nprint('x' * 9)  # x…x\n")
     for wrong in ("print(1)  # 2\n", "print(1)\n", "x = 1\nif x:\n    print(x, end='')  # 2\n"):
         with pytest.raises(AssertionError):
-            require_said(wrong)
+            assert_prints_its_comments(wrong)
 
 
 def test_every_shell_example_is_listed_and_no_other():
     assert {page.name: commands(page) for page in WITH_COMMANDS} == {page: list(of) for page, of in SHELL.items()}
 
 
-def test_what_runs_a_shell_example_is_there():
+def test_every_session_or_file_that_runs_a_shell_example_exists():
     sessions = re.findall(r"^def (\w+)\(session", (ROOT / "noxfile.py").read_text(encoding="utf-8"), re.M)
     for command, of in ((command, of) for listed in SHELL.values() for command, of in listed.items()):
         assert of.keys() & {"status", "by", "why"}, command
@@ -72,7 +72,7 @@ def test_what_runs_a_shell_example_is_there():
 
 @pytest.mark.parametrize("page", [page for page in SHELL if any("status" in of for of in SHELL[page].values())])
 @pytest.mark.usefixtures("folder")
-def test_the_commands_of_a_page_do_what_it_says(page, capsys):
+def test_the_commands_of_a_page_have_the_listed_exit_status(page, capsys):
     for command, of in SHELL[page].items():
         if "status" in of:
             program, *words = shlex.split(f"{command} {of.get('more', '')}")

@@ -33,7 +33,7 @@ def test_the_page_of_the_plugin_has_every_option():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_every_path_that_a_page_names_is_there(page):
+def test_every_path_that_a_page_names_exists(page):
     named = re.findall(r"`((?:crossent|tests|benchmarks|docs|\.github)/[\w./]+)`", page.read_text(encoding="utf-8"))
     assert [path for path in named if not (ROOT / path).exists()] == []
 

@@ -14,8 +14,8 @@ from crossent.cases.axes import DTYPES
 from crossent.cases.bad_inputs import BAD_INPUT_KINDS
 from crossent.cases.case import Case
 from crossent.cases.grid import grid
-from crossent.report.causes import FEATURE_OF, causes, common
-from crossent.report.clarity import words_of
+from crossent.report.causes import causes, common
+from crossent.report.clarity import FEATURE_OF, words_of
 from crossent.report.findings import DEPENDS, Finding, Measured, Numbers, Outcome, SubjectReport
 from crossent.report.report import Report
 from crossent.report.text import plain_text
@@ -50,28 +50,28 @@ def subject():
 
 
 @pytest.mark.parametrize("check", ["loss", "gradient"])
-def test_the_choices_that_the_bug_needs_are_told(subject, check):
+def test_the_choices_that_the_bug_needs_are_named(subject, check):
     findings = next(of for of in subject.sorts if of[0].check == check)
     assert str(common(subject, findings)).startswith("a weight, label_smoothing")
 
 
-def test_how_many_cases_have_them_is_counted(subject):
+def test_the_failing_cases_with_these_choices_are_counted(subject):
     findings = next(of for of in subject.sorts if of[0].check == "loss")
     with_both = sum("-weight" in finding.case and "-smooth" in finding.case for finding in findings)
     assert f": {with_both} of {len(findings)} failing cases, " in str(common(subject, findings))
 
 
-def test_of_a_single_case_nothing_is_told(subject):
+def test_a_single_case_has_no_common_choices(subject):
     assert common(subject, subject.findings[:1]) is None
 
 
-def test_where_it_holds_nowhere_nothing_is_told():
+def test_a_subject_that_fails_everywhere_has_no_common_choices():
     report = crossent.check(lambda x, y: x.sum() * 0 - 1, dtypes="float32", level="quick", without={"errors"})
     findings = next(of for of in report.subjects[0].sorts if of[0].check == "loss")
     assert common(report.subjects[0], findings) is None
 
 
-def test_that_the_result_depends_on_earlier_calls_is_told():
+def test_failures_that_depend_on_earlier_calls_say_so():
     """Every failing case also fails `repeat`."""
     calls = []
 
@@ -110,7 +110,7 @@ def reported(condition):
 
 
 @pytest.mark.parametrize(
-    ("condition", "told"),
+    ("condition", "expected"),
     [
         (lambda x, y, ignored: classes_of(x) > 256, ["more than 256 classes"]),
         (lambda x, y, ignored: classes_of(x) > 4096, ["more than 4096 classes"]),
@@ -133,14 +133,14 @@ def reported(condition):
         (lambda x, y, ignored: not bool(x.isfinite().all()), ["logits that are not finite"]),
     ],
 )
-def test_the_size_and_the_inputs_that_a_bug_needs_are_told(condition, told):
+def test_the_size_and_the_inputs_that_a_bug_needs_are_named(condition, expected):
     subject = reported(condition)
     words = list(common(subject, subject.findings).words)
-    assert set(words) >= set(told)
+    assert set(words) >= set(expected)
 
 
 @pytest.mark.parametrize("word", [word for word in FEATURE_OF if word not in BAD_INPUT_KINDS])
-def test_a_word_that_stands_for_a_feature_is_said_of_cases_that_need_it(word):
+def test_most_cases_with_the_word_of_a_feature_need_the_feature(word):
     """Most of these cases need the feature. A case of one row may have no ignored row, or contiguous logits."""
     needs = [FEATURES[FEATURE_OF[word]].needs(case.build()) for case in PAIRS if word in words_of(case.id)]
     assert sum(needs) > 0.5 * len(needs) > 0
@@ -227,12 +227,14 @@ def with_numbers(subject, got):
     return subject
 
 
-def is_mean(case):
+def loss_and_gradient_of_means(case):
     return ["loss", "gradient"] * (case.reduction == "mean")
 
 
 def test_a_nan_and_a_finite_error_of_one_mean_are_two_causes_if_other_cases_have_them():
-    subject = with_numbers(reported_by(is_mean), lambda case: math.nan if case.label_smoothing else 2.0)
+    subject = with_numbers(
+        reported_by(loss_and_gradient_of_means), lambda case: math.nan if case.label_smoothing else 2.0
+    )
     assert {cause.common.words for cause in causes(subject)} == {
         ("label_smoothing", "reduction='mean'"),
         ("reduction='mean'",),
@@ -244,14 +246,16 @@ def test_a_nan_and_a_finite_error_of_one_mean_are_two_causes_if_other_cases_have
 
 def test_a_nan_and_a_finite_error_that_no_choice_tells_apart_have_one_cause():
     subject = with_numbers(
-        reported_by(is_mean), lambda case: math.nan if zlib.crc32(case.id.encode()) % 3 == 0 else 2.0
+        reported_by(loss_and_gradient_of_means), lambda case: math.nan if zlib.crc32(case.id.encode()) % 3 == 0 else 2.0
     )
     (cause,) = causes(subject)
     assert {math.isnan(finding.numbers.got) for finding in cause.findings} == {True, False}
 
 
 def test_two_cases_of_nan_among_few_may_share_a_choice_by_chance_and_are_no_cause():
-    subject = with_numbers(reported_by(is_mean), lambda case: math.nan if case.label_smoothing else 2.0)
+    subject = with_numbers(
+        reported_by(loss_and_gradient_of_means), lambda case: math.nan if case.label_smoothing else 2.0
+    )
     losses = [finding for finding in subject.findings if finding.check == "loss"]
     nan, finite = ([one for one in losses if math.isnan(one.numbers.got) is of] for of in (True, False))
     subject.findings = [*nan[:2], *finite[:3]]
@@ -260,7 +264,7 @@ def test_two_cases_of_nan_among_few_may_share_a_choice_by_chance_and_are_no_caus
 
 
 def test_a_nan_loss_and_a_finite_gradient_of_the_same_cases_have_one_cause():
-    subject = reported_by(is_mean)
+    subject = reported_by(loss_and_gradient_of_means)
     for at, finding in enumerate(subject.findings):
         if finding.check == "loss":
             subject.findings[at] = replace(finding, numbers=replace(finding.numbers, got=math.nan))
@@ -277,7 +281,7 @@ def test_every_finding_has_exactly_one_cause():
     assert sorted(finding.id for finding in given) == sorted(finding.id for finding in subject.findings)
 
 
-def test_the_example_of_a_cause_has_its_choices_and_an_exact_value_that_tells():
+def test_the_example_of_a_cause_has_its_choices_and_a_finite_exact_value():
     numbers = {True: NUMBERS, False: replace(NUMBERS, exact=float("nan"))}
     subject = reported_by(lambda case: ["loss"] * (case.ignored != "kept" and case.reduction == "mean"))
     for at, finding in enumerate(subject.findings):
@@ -316,7 +320,7 @@ def test_vv_has_the_id_of_each_refused_call():
     assert all(f"    {finding.id}" in lines for finding in report.findings)
 
 
-def test_what_a_check_refuses_on_few_cases_is_not_the_lack_of_an_option_that_they_happen_to_have():
+def test_refusals_on_few_cases_are_not_explained_by_an_option_that_they_share_by_chance():
     means = [case for case in PAIRS if case.reduction == "mean"]
     subject = SubjectReport("mine", needs={"vmap": ("vmap",)})
     for case in PAIRS:

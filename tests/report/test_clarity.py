@@ -52,7 +52,7 @@ def test_the_first_of_a_group_and_the_first_group_are_the_plainest():
     assert subject.findings == [refused, loss, faint, plain, relation]  # as in the document
 
 
-def test_the_message_of_a_number_has_the_count_that_is_read_here():
+def test_by_plainness_reads_the_count_of_wrong_numbers_from_the_message():
     wrong = Subject("mine", lambda *given, **options: crossent.formula(*given, **options) * 2)
     (found,) = (one for one in run(wrong, Case.of(SMALL)).findings if one.check == "loss")
     few = Finding(**{**vars(found), "message": found.message.replace(" 7 / 7 ", " 1 / 7 ")})
@@ -63,7 +63,7 @@ def test_the_message_of_a_number_has_the_count_that_is_read_here():
 CASES = list(dict.fromkeys([*grid(["float32"], array="pairs"), *(case for bug in bugs() for case in bug.cases)]))
 
 
-def told_of(wrong, checks=("loss", "gradient")):
+def sentence_about(wrong, checks=("loss", "gradient")):
     """Return the sentence about the largest cause of a subject for which `checks` fail where `wrong` is true."""
     subject = SubjectReport("mine")
     for case in CASES:
@@ -83,7 +83,7 @@ def smooths_ignored_rows(case):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "start"),
     [
         (
             is_weighted_mean,
@@ -92,8 +92,8 @@ def smooths_ignored_rows(case):
         (smooths_ignored_rows, "pytorch/pytorch#73205 has the same trigger: Label smoothing counts the ignored rows."),
     ],
 )
-def test_a_cause_names_the_bug_whose_trigger_distinguishes_the_failing_cases(wrong, said):
-    assert told_of(wrong).startswith(said)
+def test_a_cause_names_the_bug_whose_trigger_distinguishes_the_failing_cases(wrong, start):
+    assert sentence_about(wrong).startswith(start)
 
 
 @pytest.mark.parametrize(
@@ -105,35 +105,35 @@ def test_a_cause_names_the_bug_whose_trigger_distinguishes_the_failing_cases(wro
         lambda case: is_weighted_mean(case) and case.target == "int64" and case.label_smoothing > 0,
     ],
 )
-def test_a_bug_with_a_trigger_that_is_beside_the_point_is_not_named(wrong):
+def test_a_bug_whose_trigger_does_not_distinguish_the_failing_cases_is_not_named(wrong):
     assert any(wrong(case) and "loss" in bug.checks for bug in bugs() for case in bug.cases)
-    assert told_of(wrong) == ""
+    assert sentence_about(wrong) == ""
 
 
 def test_a_bug_that_leaves_the_loss_right_is_not_named_where_the_loss_is_wrong():
     def is_none(case):
         return case.reduction == "none"
 
-    assert told_of(is_none, ["gradient"]).startswith(
+    assert sentence_about(is_none, ["gradient"]).startswith(
         "microsoft/DirectML#739 has the same trigger: With reduction 'none'"
     )
-    assert "DirectML" not in told_of(is_none)
+    assert "DirectML" not in sentence_about(is_none)
 
 
 @pytest.mark.parametrize(
-    ("bad_input", "said"),
+    ("bad_input", "start"),
     [("label_smoothing_nan", "a known bug has the same trigger: "), ("reduction_unknown", "")],
 )
-def test_an_accepted_bad_input_names_the_bug_that_accepts_it(bad_input, said):
+def test_an_accepted_bad_input_names_the_bug_that_accepts_it(bad_input, start):
     subject = SubjectReport("mine", {bad_input: Outcome("float32", "", checks={"errors": Measured(True)})})
     subject.findings = [finding(case=bad_input, check="errors", kind="accepted")]
-    told = published(subject, causes(subject)[0])
-    assert told.startswith(said)
-    assert bool(told) == bool(said)
+    sentence = published(subject, causes(subject)[0])
+    assert sentence.startswith(start)
+    assert bool(sentence) == bool(start)
 
 
 def test_the_text_and_the_page_name_the_bug_of_a_cause():
-    """A finding by itself names none: its case may be the trigger of a bug by chance."""
+    """A single finding names no bug, because its case may be the trigger of a bug by chance."""
     twice = Subject("mine", lambda *given, **options: crossent.formula(*given, **options) * 2)
     report = run(twice, BURN)
     passing = [case for case in CASES if case.ignored == "kept"][:20]

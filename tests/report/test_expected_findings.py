@@ -53,7 +53,7 @@ def finding(subject="torch", check="loss", case="a1", kind="wrong"):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ("[[finding]", "Expected"),
         ("finding = [[[[", "Invalid value"),
@@ -61,13 +61,16 @@ def finding(subject="torch", check="loss", case="a1", kind="wrong"):
         ("[[finding]]\nsubject = 'a\nb'", "line 2"),
         (b"\xff\xfe", "utf-8"),
         ("\ufeff" + toml(), "line 1"),
-        ("[[findings]]\nsubject = 'torch'", "got 'findings'; allowed are [[finding]] tables"),
+        ("[[findings]]\nsubject = 'torch'", "got the key 'findings'; allowed are [[finding]] tables"),
         ("[finding]\nsubject = 'torch'", "allowed are [[finding]] tables"),
-        ("finding = 3", "allowed are [[finding]] tables"),
+        ("finding = 3", "got finding = 3; allowed are [[finding]] tables, one for each known failure"),
         ("finding = ['torch']", "allowed are [[finding]] tables"),
-        ('"two\\nlines" = 3', r"got 'two\nlines'; allowed"),
-        ("version = 1\n" + toml(), "got 'version'; allowed"),
-        (toml(check="loss"), "finding 1: got 'check'; allowed are subject, checks, kind, cases, reason, torch, device"),
+        ('"two\\nlines" = 3', r"got the key 'two\nlines'; allowed"),
+        ("version = 1\n" + toml(), "got the key 'version'; allowed"),
+        (
+            toml(check="loss"),
+            "finding 1: got the key 'check'; allowed are subject, checks, kind, cases, reason, torch, device",
+        ),
         (toml() + "\n" + toml(subject=None), "finding 2: subject is missing"),
         (toml(checks=None), "finding 1: checks and results are missing"),
         (toml(results="loss"), "results: got 'loss'; allowed is a list of strings"),
@@ -93,13 +96,13 @@ def finding(subject="torch", check="loss", case="a1", kind="wrong"):
         (toml(torch="\n"), None),
     ],
 )
-def test_a_list_is_refused_in_one_line_that_says_where(tmp_path, content, said):
+def test_a_list_is_refused_in_one_line_that_says_where(tmp_path, content, message):
     path = tmp_path / "list.toml"
     path.write_bytes(content if isinstance(content, bytes) else content.replace("'\\n'", "''").encode())
-    if said is None:  # no version stands for all versions
+    if message is None:  # an empty version means all versions
         assert len(read_list(path)) == 1
         return
-    with pytest.raises(ValueError, match=re.escape(said)) as caught:
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
         read_list(path)
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
@@ -135,7 +138,7 @@ def test_a_list_is_read_as_it_is_written(tmp_path):
         ({"subject": "torch_*"}, False),
         ({"checks": ["gradient", "loss"]}, True),
         ({"checks": ["gradient"]}, False),
-        ({"checks": ["lo*"]}, False),  # a check is named, not described
+        ({"checks": ["lo*"]}, False),  # the name of a check is no pattern
         ({"kind": "refused"}, False),
         ({"cases": ["a1"]}, True),
         ({"cases": ["b*", "?1"]}, True),
@@ -182,7 +185,7 @@ def test_an_entry_is_about_the_versions_of_torch_that_it_names(versions, torch, 
     made = report(finding(), torch=torch)
     mark(made, [entry(torch=versions)])
     assert bool(made.findings) != applies
-    assert made.fixed == []  # about another torch it says nothing, so the entry does not count as fixed
+    assert made.fixed == []  # an entry about another version of torch does not count as fixed
 
 
 @pytest.mark.parametrize(
@@ -221,8 +224,8 @@ def test_an_entry_about_a_result_describes_it_in_every_check(changed, numbers, m
 
 
 @waits.float16
-def test_a_wrong_number_of_torch_is_known_in_whatever_way_the_loss_is_called():
-    """A float16 case whose seed was drawn: its sum overflows under no_grad and on non-leaf logits as well."""
+def test_a_wrong_number_of_torch_is_known_in_every_check_that_calls_the_loss():
+    """A sum of this float16 case overflows, under no_grad and with non-leaf logits as well."""
     case = Case.of("float16-5x5-large-probabilities-mean-weighted-expanded-target_strided-smooth1-seed4066419307")
     report = run(TORCH, case, (*SINGLE, *CIRCUMSTANCES), known=SHIPPED)
     found = {one.check for one in report.subjects[0].findings}
@@ -243,7 +246,7 @@ def test_another_subject_with_the_same_finding_keeps_it():
     assert [found.subject for found in made.findings] == ["mine"]
 
 
-def test_what_no_longer_happens_is_reported_if_its_cases_ran():
+def test_a_known_failure_that_no_longer_happens_is_reported_if_its_cases_ran():
     gone = entry(issue="pytorch#1")
     for ran, fixed in (
         ([("torch", "a1")], ["known (pytorch#1)"]),
@@ -259,7 +262,7 @@ def test_what_no_longer_happens_is_reported_if_its_cases_ran():
         assert made.to_json()["mended"] == fixed
 
 
-def test_what_happens_only_sometimes_is_not_reported_where_it_did_not():
+def test_a_known_failure_that_happens_only_sometimes_is_not_reported_as_fixed():
     made = report(ran=[("torch", "a1")])
     mark(made, [entry(sometimes=True)])
     assert made.fixed == []
@@ -287,7 +290,7 @@ def test_sums_of_torch_on_cuda_may_differ_from_call_to_call(sums):
         assert not known.covers("formula", case)
 
 
-def test_what_no_check_looked_for_is_not_fixed():
+def test_an_entry_whose_checks_did_not_run_is_not_fixed():
     made = report(ran=[("torch", "a1")])
     mark(made, [entry(checks=["vmap"]), entry(checks=["vmap", "compile"], reason="another")])
     assert made.fixed == []
@@ -306,7 +309,7 @@ def test_a_finding_of_another_check_does_not_keep_an_entry():
     assert made.findings
 
 
-def test_an_entry_that_describes_what_an_earlier_one_does_is_not_fixed():
+def test_an_entry_that_matches_the_finding_of_an_earlier_entry_is_not_fixed():
     made = report(finding())
     mark(made, [entry(reason="first"), entry(reason="second")])
     assert made.subjects[0].findings[0].expected == "first"
@@ -356,13 +359,13 @@ def test_every_entry_of_the_shipped_list_happens_here(known):
     assert made.ran
     assert made.fixed == []
     described = [found for part in made.subjects for found in part.findings if found.expected == str(known)]
-    if not described and (reasons := waiting(known, made)):
+    if not described and (reasons := reasons_not_run(known, made)):
         pytest.skip("; ".join(sorted(reasons)))
     assert described
 
 
-def waiting(known, made):
-    """Return the reason why no check of an entry ran on this machine."""
+def reasons_not_run(known, made):
+    """Return the reasons why no check of an entry ran on this machine; an empty set if a check ran."""
     if any(known.ran(part) for part in made.subjects):
         return set()
     outcomes = [outcome for part in made.subjects for outcome in part.outcomes.values()]
@@ -370,7 +373,7 @@ def waiting(known, made):
     return {reason for reason in reasons if reason.startswith(("needs a torch", "needs torch"))}
 
 
-def test_the_shipped_list_leaves_nothing_of_torch_unexplained():
+def test_the_shipped_list_has_every_finding_of_torch():
     """The test runs a twentieth of the grid. `crossent check torch` runs the whole grid."""
     cases = [*list(grid())[::20], *BAD_INPUTS, *(case for case in EDGES if case.rows < 2000)]
     made = run([TORCH, TORCH_NLL], cases, known=SHIPPED)

@@ -57,7 +57,7 @@ HOSTILE = [
 ]
 
 
-def told(text, mine="mine"):
+def report_with(text, mine="mine"):
     """Return a report with `text` in each field that a subject or a file can fill."""
     numbers = Numbers((1,), 0.5, text, 0.25, 1e-18, 1e-7, 2e6, 2.5e6)
     findings = [
@@ -72,7 +72,7 @@ def told(text, mine="mine"):
     return Report(ENVIRONMENT | {"platform": text}, [part], fixed=[text], left_out=["large"], level="quick")
 
 
-def held(*measured, **options):
+def measured_report(*measured, **options):
     part = SubjectReport("mine", {CASE: Outcome("float32", "", grade="A", checks=dict(measured))})
     return Report(ENVIRONMENT, [part], **options)
 
@@ -106,14 +106,17 @@ class Document(html.parser.HTMLParser):
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda text: ascii(text[:12]))
-@pytest.mark.parametrize("everywhere", [False, True], ids=["said", "named"])
-def test_what_somebody_says_changes_no_tag_and_no_attribute_but_texts(text, everywhere):
+@pytest.mark.parametrize("everywhere", [False, True], ids=["in texts", "also in the name"])
+def test_hostile_text_changes_no_tag_and_no_attribute_except_title_and_aria_label(text, everywhere):
     def shape(made):
         return [
             (tag, [(k, v) for k, v in attributes if k not in ("title", "aria-label")]) for tag, attributes in made.tags
         ]
 
-    plain, hostile = Document(page(told("plain"))), Document(page(told(text, text if everywhere else "mine")))
+    plain, hostile = (
+        Document(page(report_with("plain"))),
+        Document(page(report_with(text, text if everywhere else "mine"))),
+    )
     if 0 < len(text) < LONGEST_COMMAND:  # else a row is missing, or there is a line in the place of a command
         assert shape(hostile) == shape(plain)
     assert hostile.open == []
@@ -123,8 +126,8 @@ def test_what_somebody_says_changes_no_tag_and_no_attribute_but_texts(text, ever
         assert text in hostile.text
 
 
-def test_a_page_asks_nothing_of_a_network_and_allows_only_its_own_style_and_script():
-    text = page(told("https://example.org/x.js"))
+def test_a_page_loads_nothing_from_a_network_and_allows_only_its_own_style_and_script():
+    text = page(report_with("https://example.org/x.js"))
     document = Document(text)
     for tag, attributes in document.tags:
         assert tag not in ("link", "img", "iframe", "object", "embed", "base", "form", "video", "audio", "source")
@@ -145,11 +148,11 @@ def test_a_page_asks_nothing_of_a_network_and_allows_only_its_own_style_and_scri
 
 
 def test_the_same_report_gives_the_same_page():
-    assert page(told("x")) == page(told("x"))
+    assert page(report_with("x")) == page(report_with("x"))
 
 
-def test_every_anchor_has_its_place():
-    document = Document(page(told("x")))
+def test_every_link_within_the_page_has_a_target():
+    document = Document(page(report_with("x")))
     ids = [dict(attributes)["id"] for _, attributes in document.tags if "id" in dict(attributes)]
     addresses = [dict(attributes).get("href", "") for _, attributes in document.tags]
     links = [address[1:] for address in addresses if address.startswith("#")]
@@ -165,9 +168,9 @@ VACUOUS = ("loss", Measured(False, 0.0, 0.0, True, {"overflow": 2}, 7))
 @pytest.mark.parametrize(
     ("report", "headline"),
     [
-        (held(LOSS), "Passed"),
-        (told("x"), "Failed"),
-        (held(VACUOUS), "Not proven"),
+        (measured_report(LOSS), "Passed"),
+        (report_with("x"), "Failed"),
+        (measured_report(VACUOUS), "Not proven"),
         (Report(ENVIRONMENT), "Nothing ran"),
         (Report({}), "Nothing ran"),
         (Report(ENVIRONMENT, [SubjectReport("mine")]), "Nothing ran"),
@@ -181,14 +184,14 @@ def test_the_verdict_comes_first(report, headline):
     assert body.split("value", 1)[1].split()[: len(headline.split())] == headline.split()
 
 
-def test_beside_the_verdict_stands_what_it_does_not_cover():
-    made = held(VACUOUS, level="quick", left_out=["large", "compile"])
+def test_the_gaps_of_the_verdict_stand_next_to_it():
+    made = measured_report(VACUOUS, level="quick", left_out=["large", "compile"])
     made.subjects[0].not_applicable["takes one row only"] = 1030
     made.subjects[0].outcomes[CASE].not_run = {"stream": "needs a CUDA device", "vmap": "needs a CUDA device"}
     made.subjects.append(SubjectReport("other"))
     text = Document(page(made)).text
     top = " ".join(text[: text.index("Subjects")].split())
-    for said in (
+    for words in (
         "Not covered by this verdict",
         "0 cases ran on other the report says nothing about it",
         "No evidence for the loss in float32 of mine",
@@ -199,15 +202,15 @@ def test_beside_the_verdict_stands_what_it_does_not_cover():
         "1 of 1 comparisons without evidence a wrong result, such as zeros, would pass too",
         "2 of 7 numbers not judged",
     ):
-        assert said in top
-    rest = " ".join(text[text.index("What did not run, and why") :].split())
-    for said in (
+        assert words in top
+    below = " ".join(text[text.index("What did not run, and why") :].split())
+    for words in (
         "Not run at level quick: large, compile",
         "1,030 cases not applicable takes one row only",
         "2 skipped checks (stream 1, vmap 1) needs a CUDA device",
         "2 numbers not judged overflow",
     ):
-        assert said in rest
+        assert words in below
 
 
 def cells(report):
@@ -217,7 +220,7 @@ def cells(report):
 
 
 def test_a_cell_says_the_worst_share_and_how_much_of_it_is_evidence():
-    made = held(LOSS)
+    made = measured_report(LOSS)
     made.subjects[0].outcomes["b"] = Outcome("float32", "", checks=dict([VACUOUS]))
     half = ("step2", "50% <small>1/2</small>")
     assert cells(made) == {"loss": [half]}
@@ -240,7 +243,7 @@ def test_a_cell_says_the_worst_share_and_how_much_of_it_is_evidence():
     ],
 )
 def test_every_kind_of_cell_has_its_colour_and_its_words(measured, not_run, expected, cell):
-    made = held(*([("loss", measured)] if measured else []))
+    made = measured_report(*([("loss", measured)] if measured else []))
     made.subjects[0].outcomes[CASE].not_run = not_run
     if measured and measured.failed:
         made.subjects[0].findings = [Finding("mine", "loss", CASE, "wrong", "", expected=expected)]
@@ -258,7 +261,7 @@ def test_a_command_is_shown_whole_and_repeats_its_finding():
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
-def test_a_command_with_control_characters_has_none_and_gives_them_to_bash():
+def test_a_command_quotes_control_characters_for_bash():
     finding = Finding("a\x1b[31m\\'\u202e\x80\n", "loss", CASE, "wrong", "x")
     assert finding.command.isprintable()
     line = finding.command.replace("crossent repro", "printf %s")
@@ -277,7 +280,7 @@ def failing(*causes):
     return part
 
 
-def said(report):
+def page_text(report):
     """Return the text of the page, with single spaces."""
     return " ".join(Document(page(report)).text.split())
 
@@ -292,7 +295,7 @@ def test_a_cause_has_its_counts_what_its_cases_share_and_its_example_in_full():
             numbers = Numbers((1,), 0.5, "0x3f000000", 0.25, 1e-18, 1e-7, 2e6, 1e4)
             part.findings.append(Finding("mine", "loss", case, "wrong", "far off", "the call", numbers))
             part.findings.append(Finding("mine", "gradient", case, "wrong", "the sign"))
-    text = said(Report(ENVIRONMENT, [part]))
+    text = page_text(Report(ENVIRONMENT, [part]))
     assert "6 findings : loss 3, gradient 3" in text.replace("findings:", "findings :")
     assert "where values wide: 3 of 3 failing cases, no passing case" in text
     (example,) = {finding.case for finding in part.findings if f"loss wrong on {finding.case} far off" in text}
@@ -304,7 +307,7 @@ def test_no_cause_is_left_out():
     counts = [152, 2, 3, *range(4, 2 + MOST_CARDS + MOST_LINES)]
     words = ["".join(chr(ord("a") + int(digit)) for digit in str(at)) for at in range(len(counts))]
     causes = [(count, "loss", f"about {word}") for count, word in zip(counts, words, strict=True)]
-    text = said(Report(ENVIRONMENT, [failing(*causes)]))
+    text = page_text(Report(ENVIRONMENT, [failing(*causes)]))
     for count in {*counts} - {2}:
         assert re.search(rf"\b{count} findings: loss {count}\b", text), count
     assert f"{MOST_LINES} further causes, and still smaller causes by check" in text
@@ -319,7 +322,7 @@ def test_refused_calls_and_accepted_bad_inputs_are_shown_by_feature_with_the_opt
         part.findings.append(Finding("mine", "call", case, "refused", "TypeError: indices <only>"))
         part.outcomes[Case("float32", seed=seed).id] = Outcome("float32", "", checks={"call": Measured()})
     part.findings.append(Finding("mine", "errors", "class_beyond_the_last", "accepted", "returned 0"))
-    text = said(Report(ENVIRONMENT, [part]))
+    text = page_text(Report(ENVIRONMENT, [part]))
     assert "153 findings that a missing feature would explain" in text
     assert "--without probability_target index_errors" in text
     assert "probability_target: 152 calls raised with class probabilities TypeError: indices <only>" in text
@@ -333,10 +336,10 @@ def test_a_page_of_many_findings_shows_some_of_each_cause_and_counts_the_others(
     text = page(Report(ENVIRONMENT, [failing(*causes)] * 6))
     shown = " ".join(Document(text).text.split())
     assert f"… and {2_000 - 1 - MOST_FURTHER_OF_ALL // MOST_CARDS:,} that this page does not show" in shown
-    rest = 500 - MOST_CARDS - MOST_LINES + 1
-    assert f"{rest:,} findings: call wrong" in shown
+    others = 500 - MOST_CARDS - MOST_LINES + 1
+    assert f"{others:,} findings: call wrong" in shown
     assert len(text.encode()) < 500_000
-    alone = said(Report(ENVIRONMENT, [failing((2_000, "loss", "the same"))]))
+    alone = page_text(Report(ENVIRONMENT, [failing((2_000, "loss", "the same"))]))
     assert f"… and {2_000 - 1 - MOST_FURTHER:,} that this page does not show" in alone
 
 
@@ -386,7 +389,7 @@ class OnceDifferentiable(torch.autograd.Function):
 
 
 def test_a_page_from_a_file_is_the_page_of_the_run(tmp_path):
-    """The commands are the exception: a file never names the user's code."""
+    """Only the commands may differ, because a file does not say where the user's code is."""
 
     def loss(input, target, reduction="mean"):
         return OnceDifferentiable.apply(input, target)
@@ -432,7 +435,7 @@ class Frame(html.parser.HTMLParser):
 
 @pytest.mark.parametrize("text", ["plain", *HOSTILE], ids=lambda text: ascii(text[:12]))
 def test_a_notebook_shows_the_head_of_the_page_in_a_frame_without_scripts(text):
-    ((tag, attributes),) = Frame(told(text, text)._repr_html_()).frames
+    ((tag, attributes),) = Frame(report_with(text, text)._repr_html_()).frames
     assert tag == "iframe"
     assert "allow-scripts" not in attributes["sandbox"]
     document = Document(attributes["srcdoc"])
@@ -451,13 +454,13 @@ def test_a_notebook_says_how_many_causes_it_does_not_show():
 
 
 def test_the_output_for_a_notebook_is_small_and_shows_failed_subjects_first():
-    many = [SubjectReport(f"passes{at}", held(LOSS).subjects[0].outcomes) for at in range(200)]
-    text = Report(ENVIRONMENT, [*many, *told("&" * 100_000, "fails").subjects])._repr_html_()
+    many = [SubjectReport(f"passes{at}", measured_report(LOSS).subjects[0].outcomes) for at in range(200)]
+    text = Report(ENVIRONMENT, [*many, *report_with("&" * 100_000, "fails").subjects])._repr_html_()
     assert len(text.encode()) < LARGEST_NOTEBOOK
     document = Document(Frame(text).frames[0][1]["srcdoc"])
     assert "fails" in document.text
     assert "of 201 subjects" in document.text
-    wide = told('"' * 100_000, "x")
+    wide = report_with('"' * 100_000, "x")
     for at in range(3_000):
         wide.subjects[0].outcomes[CASE].checks[f"check{at}"] = Measured()
     text = wide._repr_html_()
@@ -530,7 +533,7 @@ def luminance(colour):
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_every_text_can_be_read_on_its_ground(dark):
+def test_every_text_can_be_read_on_its_background(dark):
     """WCAG 2.2 requires a contrast of 4.5 for text (1.4.3), and of 3 for marks in a plot (1.4.11)."""
     of = colours(dark) | {"white": "#ffffff"}
     grounds = ["ground", "surface", "cell-passed", "cell-known", *(f"step{step}" for step in range(5))]
@@ -553,12 +556,12 @@ def test_a_page_is_written_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", no_space)
     with pytest.raises(OSError, match="No space"):
-        held(LOSS).write_html(path)
+        measured_report(LOSS).write_html(path)
     monkeypatch.undo()
     assert path.read_text() == "before"
     assert os.listdir(tmp_path) == ["r.html"]
-    held(LOSS).write_html(path)
-    assert path.read_text(encoding="utf-8") == page(held(LOSS))
+    measured_report(LOSS).write_html(path)
+    assert path.read_text(encoding="utf-8") == page(measured_report(LOSS))
 
 
 # The browser must not send any request.
@@ -580,7 +583,7 @@ def browser():
 
 @pytest.fixture
 def shown(browser, tmp_path):
-    """Return a function that opens the page of a report, and collects its requests (`asked`) and errors (`said`)."""
+    """Return a function that opens the page of a report, and collects its `requests` and its `messages` of errors."""
     contexts = []
 
     def show(report, width=375, **options):
@@ -588,10 +591,10 @@ def shown(browser, tmp_path):
         context = browser.new_context(viewport={"width": width, "height": 800}, offline=True, **options)
         contexts.append(context)
         opened = context.new_page()
-        opened.asked, opened.said = [], []
-        opened.on("request", lambda request: opened.asked.append(request.url))
-        opened.on("console", lambda message: opened.said.append(message.text))
-        opened.on("pageerror", lambda error: opened.said.append(str(error)))
+        opened.requests, opened.messages = [], []
+        opened.on("request", lambda request: opened.requests.append(request.url))
+        opened.on("console", lambda message: opened.messages.append(message.text))
+        opened.on("pageerror", lambda error: opened.messages.append(str(error)))
         opened.goto((tmp_path / "r.html").as_uri())
         return opened
 
@@ -602,8 +605,8 @@ def shown(browser, tmp_path):
 
 def everything():
     """Return a report with a subject for each text from outside."""
-    made = told("plain")
-    made.subjects += [part for text in HOSTILE for part in told(text, text).subjects]
+    made = report_with("plain")
+    made.subjects += [part for text in HOSTILE for part in report_with(text, text).subjects]
     return made
 
 
@@ -627,7 +630,9 @@ def failed():
     part.findings.append(Finding("mine", "loss", corpus, "wrong", "off", "the call", numbers, "0.25, right"))
     known = Finding("mine", "vmap", CASE, "refused", "", expected="known (https://github.com/a/b/issues/2)")
     part.findings.append(known)
-    return Report(ENVIRONMENT, [part, SubjectReport("other", held(VACUOUS).subjects[0].outcomes)], level="quick")
+    return Report(
+        ENVIRONMENT, [part, SubjectReport("other", measured_report(VACUOUS).subjects[0].outcomes)], level="quick"
+    )
 
 
 def every_move():
@@ -673,8 +678,8 @@ def test_the_diff_for_these_tests_has_every_kind_of_change():
 def test_changes_that_are_alike_share_a_card_and_only_serious_ones_have_a_red_border():
     text = moves_page(every_move())
     cards = re.findall(r'<details class="card finding ?(\w*)"(?: open)?>\n<summary>(.*?)</summary>', text)
-    told = [(tone, " ".join(Document(summary).text.split())) for tone, summary in cards]
-    assert told == [
+    shown_cards = [(tone, " ".join(Document(summary).text.split())) for tone, summary in cards]
+    assert shown_cards == [
         ("failed", "loss 1 change mine"),
         ("failed", "call 18 changes mine"),
         ("failed", "loss 1 change mine"),
@@ -693,14 +698,16 @@ def test_changes_that_are_alike_share_a_card_and_only_serious_ones_have_a_red_bo
         assert f"ValueError: old words {seed} → ValueError: new words {seed}" in text
 
 
-@pytest.mark.parametrize("report", [everything(), held(LOSS), Report(ENVIRONMENT)], ids=["failed", "passed", "nothing"])
+@pytest.mark.parametrize(
+    "report", [everything(), measured_report(LOSS), Report(ENVIRONMENT)], ids=["failed", "passed", "nothing"]
+)
 @pytest.mark.parametrize("width", [320, 375, 1280])
-def test_a_page_is_never_wider_than_the_screen_and_asks_for_nothing(shown, report, width):
+def test_a_page_is_never_wider_than_the_screen_and_sends_no_request(shown, report, width):
     opened = shown(report, width)
     opened.evaluate("for (const closed of document.querySelectorAll('details')) closed.open = true")
     assert opened.evaluate("document.documentElement.scrollWidth") <= width
-    assert len(opened.asked) == 1
-    assert opened.said == []
+    assert len(opened.requests) == 1
+    assert opened.messages == []
     assert opened.title().startswith(("Failed: ", "Passed: ", "Nothing ran: "))
 
 
@@ -722,7 +729,7 @@ def test_every_table_scrolls_in_itself_and_a_keyboard_reaches_it(shown, of):
 @pytest.mark.parametrize("of", ["failed", "passed", "diff"])
 def test_nothing_is_cut_on_a_phone(shown, of):
     """No text is wider than its box, except in the table of errors in ulp, which scrolls."""
-    opened = shown({"failed": failed, "passed": lambda: held(LOSS), "diff": every_move}[of]())
+    opened = shown({"failed": failed, "passed": lambda: measured_report(LOSS), "diff": every_move}[of]())
     opened.evaluate("for (const closed of document.querySelectorAll('details')) closed.open = true")
     cut = opened.evaluate("""
         [...document.querySelectorAll("body *")].filter((box) => !box.closest("svg, .shapes, table.numbers"))
@@ -733,7 +740,7 @@ def test_nothing_is_cut_on_a_phone(shown, of):
     assert cut == []
 
 
-def test_only_a_change_that_needs_a_look_has_a_coloured_border(shown):
+def test_only_a_change_that_needs_attention_has_a_coloured_border(shown):
     borders = shown(every_move()).evaluate("""
         [...document.querySelectorAll(".finding")].map((card) => [card.classList[2] || "", getComputedStyle(card)])
             .map(([tone, style]) => [tone, style.borderLeftColor === style.borderTopColor])
@@ -742,9 +749,9 @@ def test_only_a_change_that_needs_a_look_has_a_coloured_border(shown):
 
 
 AXE_PAGES = {
-    "passed": lambda: held(LOSS),
+    "passed": lambda: measured_report(LOSS),
     "failed": lambda: failed(),
-    "unproven": lambda: held(VACUOUS, level="quick"),
+    "unproven": lambda: measured_report(VACUOUS, level="quick"),
     "diff": lambda: every_move(),
 }
 
@@ -761,11 +768,11 @@ def test_axe_finds_no_violation(shown, of, width, scheme):
     assert found.violations_count == 0, found.generate_report()
 
 
-def test_a_notebook_shows_the_frame_and_obeys_no_text_in_it(browser):
+def test_a_notebook_shows_the_frame_and_executes_no_text_in_it(browser):
     report = everything()
     opened = browser.new_context(viewport={"width": 900, "height": 800}, offline=True).new_page()
-    said = []
-    opened.on("console", lambda message: said.append(message.text))
+    messages = []
+    opened.on("console", lambda message: messages.append(message.text))
     opened.set_content(f"<title>before</title><p>A cell</p>{report._repr_html_()}")
     frame = opened.frame_locator("iframe")
     assert frame.locator("h1").inner_text() == "Failed"
@@ -775,47 +782,47 @@ def test_a_notebook_shows_the_frame_and_obeys_no_text_in_it(browser):
     assert inner.evaluate("document.title").startswith("Failed")
     assert opened.title() == "before"
     assert opened.locator("body > *").count() == 2
-    assert said == []
+    assert messages == []
     opened.context.close()
 
 
 def test_a_dark_screen_gets_a_dark_page(shown):
     grounds = [
-        shown(held(LOSS), color_scheme=scheme).evaluate("getComputedStyle(document.body).backgroundColor")
+        shown(measured_report(LOSS), color_scheme=scheme).evaluate("getComputedStyle(document.body).backgroundColor")
         for scheme in ("light", "dark")
     ]
     light, dark = (sum(map(int, re.findall(r"\d+", ground))) for ground in grounds)
     assert dark < 100 < 650 < light
 
 
-def clumsy(name="$(x)\n'y' <b>"):
+def report_with_shell_name(name="$(x)\n'y' <b>"):
     """Return a report with one finding on a subject whose name a shell must not execute."""
     return Report(ENVIRONMENT, [SubjectReport(name, findings=[Finding(name, "loss", CASE, "wrong", "")])])
 
 
 def test_a_button_copies_the_command_and_nothing_else(shown):
-    opened = shown(clumsy(), permissions=["clipboard-read", "clipboard-write"])
+    opened = shown(report_with_shell_name(), permissions=["clipboard-read", "clipboard-write"])
     opened.click("details[open] > .command button")
     assert opened.text_content("details[open] > .command button") == "Copied"
-    assert opened.evaluate("navigator.clipboard.readText()") == clumsy().findings[0].command
+    assert opened.evaluate("navigator.clipboard.readText()") == report_with_shell_name().findings[0].command
 
 
 def test_a_button_copies_where_a_browser_gives_no_clipboard(shown):
-    opened = shown(clumsy())
+    opened = shown(report_with_shell_name())
     opened.evaluate("Object.defineProperty(navigator, 'clipboard', {value: undefined})")
     opened.click("details[open] > .command button")
     assert opened.text_content("details[open] > .command button") == "Copied"
-    assert opened.evaluate("getSelection().toString()") == clumsy().findings[0].command
+    assert opened.evaluate("getSelection().toString()") == report_with_shell_name().findings[0].command
 
 
-def test_a_page_says_all_of_it_without_scripts(shown):
-    opened = shown(clumsy(), java_script_enabled=False)
+def test_a_page_shows_every_command_without_scripts(shown):
+    opened = shown(report_with_shell_name(), java_script_enabled=False)
     assert opened.locator("button").count() == 0
-    assert opened.locator("details[open] > .command").first.inner_text() == clumsy().findings[0].command
+    assert opened.locator("details[open] > .command").first.inner_text() == report_with_shell_name().findings[0].command
 
 
-def test_the_policy_stops_what_would_get_past_the_escaping(shown):
-    opened = shown(held(LOSS))
+def test_the_content_security_policy_stops_markup_that_passes_the_escaping(shown):
+    opened = shown(measured_report(LOSS))
     stopped = []
     opened.on("requestfailed", lambda request: stopped.append((request.url, request.failure)))
     opened.evaluate("""
@@ -827,4 +834,4 @@ def test_the_policy_stops_what_would_get_past_the_escaping(shown):
     opened.wait_for_timeout(200)
     assert opened.evaluate("'obeyed' in window") is False
     assert stopped == [("https://example.org/x", "csp")]
-    assert sum("Content Security Policy" in line for line in opened.said) >= 2
+    assert sum("Content Security Policy" in line for line in opened.messages) >= 2

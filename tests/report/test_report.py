@@ -165,7 +165,7 @@ def test_a_finding_is_read_back_as_it_was_written(tmp_path, finding):
     assert digest == "0123abcd"
 
 
-def test_a_run_and_its_json_tell_the_same_findings(tmp_path):
+def test_a_run_and_its_json_have_the_same_findings(tmp_path):
     made = report_on(TORCH, subject(off_by_a_percent), subject(raises("no"), "no"))
     made.write_json(tmp_path / "r")
     document = read_json(tmp_path / "r")
@@ -175,7 +175,7 @@ def test_a_run_and_its_json_tell_the_same_findings(tmp_path):
         assert repr(find(document, finding.id)[0]) == repr(finding)
 
 
-def test_a_finding_that_is_not_there_is_told_with_some_that_are(tmp_path):
+def test_the_error_about_a_missing_finding_names_findings_of_the_report(tmp_path):
     document = read_json(written(tmp_path, Finding("mine", "loss", "a", "wrong", "x")))
     with pytest.raises(ValueError, match=r"which the report does not have; its findings are mine:loss:a$"):
         find(document, "mine:loss:b")
@@ -198,7 +198,7 @@ def test_a_file_is_written_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
         Report(ENVIRONMENT).write_json(path)
     monkeypatch.undo()
     assert path.read_text() == "before"
-    assert os.listdir(tmp_path) == ["r.json"]  # nothing half is left
+    assert os.listdir(tmp_path) == ["r.json"]  # no temporary file is left
     Report(ENVIRONMENT).write_json(path)
     assert read_json(path)["environment"] == ENVIRONMENT
     assert os.listdir(tmp_path) == ["r.json"]
@@ -273,7 +273,7 @@ def test_stdout_is_written_into_even_where_it_is_a_file_and_is_never_replaced(tm
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", "not a report"),
         (b"{", "not a report"),
@@ -292,9 +292,9 @@ def test_stdout_is_written_into_even_where_it_is_a_file_and_is_never_replaced(tm
         (b'{"schema": 1, "environment": {"device": 3}}', "`environment.device` is missing"),
     ],
 )
-def test_what_is_no_report_is_refused_in_one_line(tmp_path, content, said):
+def test_a_file_that_is_no_report_is_refused_in_one_line(tmp_path, content, message):
     (tmp_path / "r").write_bytes(content)
-    with pytest.raises(ValueError, match=re.escape(said)) as caught:
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
         read_json(tmp_path / "r")
     assert "\n" not in str(caught.value)
     assert str(caught.value).isprintable()
@@ -308,10 +308,10 @@ def test_the_counts_add_up():
     )
     for part in made.subjects:
         counts = part.counts
-        held = sum(
+        passed = sum(
             not any(measured.failed for measured in outcome.checks.values()) for outcome in part.outcomes.values()
         )
-        assert counts["ran"] == len(part.outcomes) == held + counts["failed"] + counts["expected"]
+        assert counts["ran"] == len(part.outcomes) == passed + counts["failed"] + counts["expected"]
         applied = len(CASES) + len(BAD_INPUTS) - counts["not_applicable"]
         assert counts["ran"] == applied
         failed = sum(tally.failed for tally in part.tallies.values())
@@ -319,13 +319,13 @@ def test_the_counts_add_up():
         assert failed == sum(finding.expected is None for finding in part.findings)
         assert known == sum(finding.expected is not None for finding in part.findings)
     assert made.ran == sum(part.counts["ran"] for part in made.subjects)
-    assert made.subjects[0].counts["expected"] == 5  # half_sure, and a smoothing that is negative, three times, or NaN
+    assert made.subjects[0].counts["expected"] == 5  # half_sure, three negative smoothings, and a smoothing of NaN
     assert made.subjects[1].counts["ran"] == sum(bad.build().input.dim() == 1 for bad in BAD_INPUTS)
     assert not made.ok
 
 
 def part_of(*entries):
-    """Return the report of a subject from (case, check, measured) and findings."""
+    """Return the report of a subject with entries (case, check, measured), and without findings."""
     made = SubjectReport("mine")
     for case, check, measured in entries:
         made.outcomes.setdefault(case, Outcome("float32", "")).checks[check] = measured
@@ -346,7 +346,7 @@ def test_a_tally_keeps_the_worst_case_and_leaves_known_failures_out_of_it():
     assert (tally.case, tally.ulp, tally.ratio) == ("c", 99.0, 50.0)
 
 
-def test_known_findings_are_aside_for_grade_count_and_verdict():
+def test_known_failures_do_not_count_for_grade_and_verdict():
     made = part_of(*((case, "loss", Measured(case == "b", 1.0, 0.5)) for case in "ab"))
     made.outcomes["a"].grade, made.outcomes["b"].grade = "A", "F"
     wrong = Finding("mine", "loss", "b", "wrong", "")
@@ -377,7 +377,7 @@ def test_a_case_with_a_known_and_another_finding_has_failed():
     assert not whole.ok
 
 
-def test_a_check_whose_every_case_zeros_would_pass_is_no_evidence_and_not_ok():
+def test_a_check_that_zeros_would_pass_on_every_case_is_no_evidence_and_not_ok():
     made = part_of(*((case, "loss", Measured(False, 0.0, 0.0, vacuous=True)) for case in "ab"))
     whole = Report({}, [made])
     assert made.without_evidence == ["loss in float32"]
@@ -388,7 +388,7 @@ def test_a_check_whose_every_case_zeros_would_pass_is_no_evidence_and_not_ok():
     assert whole.ok
 
 
-def test_nothing_at_all_is_not_ok():
+def test_a_report_without_any_case_is_not_ok():
     assert Report({}).summary == "nothing ran"
     assert not Report({}).ok
     assert "nothing ran" in str(Report({}, [SubjectReport("mine")]))
@@ -402,7 +402,7 @@ MISMATCH = re.compile(
 )
 
 
-def test_a_wrong_number_is_told_in_the_words_of_torch_testing():
+def test_the_message_of_a_wrong_number_has_the_words_of_torch_testing():
     with pytest.raises(AssertionError) as caught:
         torch.testing.assert_close(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 3.0]))
     theirs = str(caught.value).splitlines()
@@ -443,21 +443,21 @@ def test_every_kind_of_finding_has_its_text():
         "  the call wrote into input in the forward pass",
     ]
     (shape,) = of(wrong_shape)
-    assert shape.splitlines()[1] == "  got torch.float32 (1,); expected torch.float32 ()"
+    assert shape.splitlines()[1] == "  loss: got float32 with shape (1,); expected float32 with shape ()"
     bad = next(bad_input for bad_input in BAD_INPUTS if bad_input.id == "reduction_unknown")
     (accepted,) = of(lambda *args, **options: torch.tensor(3.0), [bad])
     assert accepted.splitlines()[:2] == [
         "mine: errors accepted on reduction_unknown",
-        "  returned 3.0; should have raised ValueError",
+        "  the call returned 3.0; should have raised ValueError",
     ]
     (wrong,) = of(lambda *args, **options: {}["average"], [bad])
     assert wrong.splitlines()[:2] == [
         "mine: errors wrong on reduction_unknown",
-        "  raised KeyError: 'average'; should have raised ValueError",
+        "  the call raised KeyError: 'average'; should have raised ValueError",
     ]
 
 
-def test_what_torch_gives_is_told_of_every_subject_but_torch():
+def test_a_finding_of_every_subject_except_torch_has_the_result_of_torch():
     half_sure = CASES[-1:]
     assert all(not finding.torch for finding in report_on(TORCH, chosen=half_sure).subjects[0].findings)
     (zero, _) = report_on(subject(lambda *args, **options: TORCH.loss(*args, **options)), chosen=half_sure).findings
@@ -525,7 +525,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("message", HOSTILE, ids=lambda message: ascii(message[:12]))
-def test_what_an_exception_says_is_shown_and_not_obeyed(tmp_path, message):
+def test_the_message_of_an_exception_is_shown_as_text(tmp_path, message):
     made = report_on(subject(raises(message)), chosen=CASES[:1])
     (finding,) = made.findings
     assert finding.message.startswith("ValueError")
@@ -546,11 +546,11 @@ def test_brackets_are_shown_as_they_are():
     made.outcomes["[/]"] = Outcome("float32", "", checks={"loss": Measured(False, 1.0, 0.5)})
     text = str(Report({"[bold]": "[/]"}, [made], fixed=["[/fixed]"]))
     text += shown(Report({"[bold]": "[/]"}, [made]), verbosity=2)
-    for said in ("[bold] [/]", "[bold]mine[/bold]", "[red]reason", "no longer happens: [/fixed]"):
-        assert said in text
+    for message in ("[bold] [/]", "[bold]mine[/bold]", "[red]reason", "no longer happens: [/fixed]"):
+        assert message in text
 
 
-def test_an_exception_that_cannot_be_told_is_a_finding_too():
+def test_an_exception_whose_message_raises_is_a_finding_too():
     class MuteError(Exception):
         def __str__(self):
             raise RuntimeError("not even this")
@@ -563,7 +563,7 @@ def test_an_exception_that_cannot_be_told_is_a_finding_too():
 
 
 @pytest.mark.parametrize(
-    ("loss", "said"),
+    ("loss", "message"),
     [
         (lambda x, y, **o: crossent.formula(x, y, **o).to(torch.complex128), "complex128"),
         (lambda x, y, **o: crossent.formula(x, y, **o).to("meta"), "meta"),
@@ -572,9 +572,9 @@ def test_an_exception_that_cannot_be_told_is_a_finding_too():
     ],
     ids=["complex", "meta", "none", "resized"],
 )
-def test_no_result_ends_the_run(loss, said):
+def test_a_result_of_any_type_does_not_end_the_run(loss, message):
     findings = report_on(subject(loss), chosen=CASES[:1]).findings
-    assert any(said in finding.message for finding in findings), findings
+    assert any(message in finding.message for finding in findings), findings
 
 
 def test_the_repeat_line_can_be_pasted_into_a_shell():

@@ -1,4 +1,4 @@
-"""The functions of scripts: a script has everything that they use, and they agree with the package."""
+"""The functions that repro scripts contain: a script has all that they use, and they agree with the package."""
 
 import ast
 import builtins
@@ -108,7 +108,7 @@ def test_a_script_calls_a_subject_as_the_package_does(name):
 # The lists that scripts and package share.
 
 
-def test_scripts_know_every_state_of_torch_that_is_looked_at():
+def test_scripts_read_every_global_state_that_the_package_reads():
     assert list(state()) == list(STATES)
 
 
@@ -135,7 +135,7 @@ CHANGES = {
 @pytest.mark.parametrize("name", [name for name in STATES if name != "the random generators of CUDA"])
 def test_scripts_see_a_change_of_state_that_the_package_sees(name):
     skip_unless_readable(name)
-    before, kept = snapshot(), state()
+    before, saved = snapshot(), state()
     try:
         CHANGES[name]()
         seen = state()
@@ -144,7 +144,7 @@ def test_scripts_see_a_change_of_state_that_the_package_sees(name):
     if not restored:
         pytest.skip(f"this machine does not change {name}")
     assert restored == [name]
-    assert [one for one in kept if kept[one] not in (seen[one], [])] == [name]
+    assert [one for one in saved if saved[one] not in (seen[one], [])] == [name]
 
 
 def test_scripts_make_the_calls_of_the_checks(monkeypatch):

@@ -8,7 +8,7 @@ import textwrap
 from dataclasses import replace
 
 import pytest
-from support.repro.playing import RIGHT, TORCH_HALF, play, refused
+from support.repro.playing import RIGHT, TORCH_HALF, assert_refused, play
 
 from crossent.cli import WRONG_USE, main
 from crossent.forms import FORMS
@@ -60,11 +60,11 @@ def test_the_scripts_of_torch_need_no_crossent(scripts):
     process = subprocess.run(
         [sys.executable, "-c", code, *paths], env=clear, capture_output=True, text=True, check=True
     )
-    told = process.stdout.split("end\n")
-    for (finding, said), text in zip(IDS.items(), told, strict=False):
+    outputs = process.stdout.split("end\n")
+    for (finding, said), text in zip(IDS.items(), outputs, strict=False):
         assert said in text, (finding, text)
         assert text.endswith("status 1\n"), (finding, text)
-    assert len(told) == len(IDS) + 1
+    assert len(outputs) == len(IDS) + 1
 
 
 @pytest.mark.parametrize("finding", IDS)
@@ -118,12 +118,12 @@ def test_the_script_of_a_form_imports_that_form(name, check, versus, monkeypatch
         ("torch:large:float32-7x5-normal-int64-mean", "does not happen"),
     ],
 )
-def test_what_names_no_finding_is_one_line_and_status_2(capsys, id, said):
+def test_an_id_without_a_finding_is_an_error_of_one_line_and_status_2(capsys, id, said):
     if said == COMPILED and (reason := unusable(INDUCTOR, "cpu")):
         pytest.skip(reason)
     assert main(["repro", "--", id]) == WRONG_USE
     captured = capsys.readouterr()
-    refused(WRONG_USE, captured.out, captured.err)
+    assert_refused(WRONG_USE, captured.out, captured.err)
     assert said in captured.err
 
 
@@ -136,20 +136,21 @@ def test_what_names_no_finding_is_one_line_and_status_2(capsys, id, said):
     ],
     ids=["missing", "nonsense", "report"],
 )
-def test_a_device_that_cannot_be_asked_is_one_line(capsys, arguments, said):
+def test_a_device_that_cannot_be_used_is_an_error_of_one_line(capsys, arguments, said):
     status = main(["repro", *arguments])
     captured = capsys.readouterr()
-    refused(status, captured.out, captured.err)
+    assert_refused(status, captured.out, captured.err)
     assert said in captured.err
 
 
 def test_a_case_is_run_on_the_device_that_is_named(capsys, monkeypatch):
-    asked = []
+    devices = []
     monkeypatch.setattr(
-        "crossent.repro.rerun.repeated", lambda name, device, *given, **promises: asked.append(device) or repeated(name)
+        "crossent.repro.rerun.repeated",
+        lambda name, device, *given, **promises: devices.append(device) or repeated(name),
     )
     assert main(["repro", TORCH_HALF, "--device", "cuda:1"]) == 0
-    assert asked == ["cuda:1"]
+    assert devices == ["cuda:1"]
     assert "\ndevice = 'cuda:1'\n" in capsys.readouterr().out
 
 
@@ -163,8 +164,8 @@ def test_the_script_of_a_check_that_passes_says_so(capsys, id):
 @pytest.mark.parametrize(
     "id", [f"{check}:float64-5-normal-int64-sum" for check in ("formula:split", "scalar:gradient")]
 )
-def test_a_check_that_says_nothing_of_a_case_is_one_line_where_it_holds(capsys, id):
+def test_a_check_without_numbers_on_a_case_is_an_error_of_one_line(capsys, id):
     status = main(["repro", "--passed", id])
     captured = capsys.readouterr()
-    refused(status, captured.out, captured.err)
+    assert_refused(status, captured.out, captured.err)
     assert " has no " in captured.err

@@ -15,7 +15,7 @@ from crossent.repro.recipes import RECIPES, REFUSALS, nothing
 
 
 def kinds_of(function, seen=()):
-    """Return the kinds of problems that a function or its callees yield, and whether it may refuse."""
+    """Return the kinds of problems that a function and its callees yield, and "refused" if one raises RefusedError."""
     function = inspect.unwrap(function.func if isinstance(function, partial) else function)
     if function in seen or not function.__module__.startswith("crossent"):
         return set()
@@ -70,5 +70,8 @@ def test_every_recipe_is_shown_to_work():
         check, kind = said.split()
         of = REFUSALS if case in {bad_input.id for bad_input in BAD_INPUTS} else RECIPES
         shown.add((of[check].step, kind))
-    apart = {"stream": RECIPES, "compiled_error": RECIPES, "errors": REFUSALS}  # other tests cover these
-    assert wanted - shown == {(of[name].step, kind) for name, of in apart.items() for kind in of[name].kinds} - shown
+    tested_elsewhere = {"stream": RECIPES, "compiled_error": RECIPES, "errors": REFUSALS}  # other tests cover these
+    assert (
+        wanted - shown
+        == {(of[name].step, kind) for name, of in tested_elsewhere.items() for kind in of[name].kinds} - shown
+    )

@@ -5,7 +5,7 @@ import copy
 import json
 
 import pytest
-from support.repro.playing import TORCH_HALF, play, refused, skeleton
+from support.repro.playing import TORCH_HALF, assert_refused, play, skeleton
 from support.running import run_case
 
 import crossent
@@ -69,12 +69,12 @@ def test_a_script_from_a_report_is_the_one_from_the_run(capsys, tmp_path, docume
             assert entry["message"].splitlines()[0] in ast.get_docstring(ast.parse(out))
 
 
-def test_other_bits_than_the_report_saw_are_refused(capsys, tmp_path, document):
+def test_inputs_with_other_bits_than_in_the_report_are_refused(capsys, tmp_path, document):
     other = copy.deepcopy(document)
     case = other["subjects"][0]["findings"][0]["case"]
     other["subjects"][0]["cases"][case]["inputs"] = "00000000"
     status, out, err = repro(capsys, tmp_path, other, other["subjects"][0]["findings"][0]["id"])
-    refused(status, out, err)
+    assert_refused(status, out, err)
     assert "have other bits here" in err
 
 
@@ -110,7 +110,9 @@ def _benign(entry, subject="mine"):
     return Finding(subject, check, case, entry["kind"], "", numbers=numbers, of=entry["of"])
 
 
-def test_a_report_with_any_field_of_a_finding_damaged_is_one_line_or_the_same_script(capsys, tmp_path, document):
+def test_a_report_with_a_damaged_field_of_a_finding_is_refused_in_one_line_or_gives_the_same_script(
+    capsys, tmp_path, document
+):
     statuses = []
     for p, part in enumerate(document["subjects"]):
         for f, entry in enumerate(part["findings"]):
@@ -119,24 +121,24 @@ def test_a_report_with_any_field_of_a_finding_damaged_is_one_line_or_the_same_sc
             for name in entry if whole else ("index", "check", "of"):
                 for damage in [*DAMAGE, "gone"]:
                     other = copy.deepcopy(document)
-                    there = other["subjects"][p]["findings"][f]
-                    there.pop(name) if damage == "gone" else there.update({name: damage})
+                    changed = other["subjects"][p]["findings"][f]
+                    changed.pop(name) if damage == "gone" else changed.update({name: damage})
                     status, out, err = repro(capsys, tmp_path, other, entry["id"])
                     statuses.append(status)
                     if status:
-                        refused(status, out, err)
+                        assert_refused(status, out, err)
                     else:
                         # An option that changes nothing becomes a result of the wrong shape, which has no name.
                         of = "" if (name, damage) == ("of", "") else entry["of"]
                         if of not in benign:
                             benign[of] = skeleton(script(_benign({**entry, "of": of})))
                         assert skeleton(out) == benign[of], (name, damage)
-    assert set(statuses) == {0, 2}  # another message is a message
+    assert set(statuses) == {0, 2}  # a report with another message is no damaged report
     assert len(statuses) > 900
 
 
 @pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: ascii(damage)[:12])
-def test_a_report_that_is_damaged_around_a_finding_is_one_line(capsys, tmp_path, document, damage):
+def test_a_report_that_is_damaged_around_a_finding_is_refused_in_one_line(capsys, tmp_path, document, damage):
     entry = document["subjects"][0]["findings"][0]
 
     def part(other):
@@ -159,7 +161,7 @@ def test_a_report_that_is_damaged_around_a_finding_is_one_line(capsys, tmp_path,
         other = copy.deepcopy(document)
         holder, key = place(other)
         holder[key] = damage
-        refused(*repro(capsys, tmp_path, other, entry["id"]))
+        assert_refused(*repro(capsys, tmp_path, other, entry["id"]))
 
 
 INJECTIONS = [
@@ -185,17 +187,17 @@ INJECTIONS = [
 
 
 @pytest.mark.parametrize("injection", INJECTIONS, ids=ascii)
-def test_what_a_hostile_report_says_is_inert_in_the_script(capsys, tmp_path, document, injection):
+def test_the_text_of_a_hostile_report_runs_nothing_in_the_script(capsys, tmp_path, document, injection):
     """The test puts hostile text into every string of a report, and compares the parsed scripts."""
     for p, part in enumerate(document["subjects"]):
         for f, entry in enumerate(part["findings"]):
             other = copy.deepcopy(document)
-            there = other["subjects"][p]["findings"][f]
+            changed = other["subjects"][p]["findings"][f]
             other["subjects"][p]["name"] = injection
-            there.update(dict.fromkeys(("message", "call", "torch", "expected"), injection))
-            there["bits"] = injection if there["bits"] is not None else None
-            there["id"] = f"{injection}:{entry['check']}:{entry['case']}"
-            status, out, err = repro(capsys, tmp_path, other, there["id"])
+            changed.update(dict.fromkeys(("message", "call", "torch", "expected"), injection))
+            changed["bits"] = injection if changed["bits"] is not None else None
+            changed["id"] = f"{injection}:{entry['check']}:{entry['case']}"
+            status, out, err = repro(capsys, tmp_path, other, changed["id"])
             assert (status, err) == (0, "")
             assert out.isascii()
             subject = "mine+compile" if injection.endswith("+compile") else "mine"
@@ -209,10 +211,10 @@ def test_what_a_hostile_report_says_is_inert_in_the_script(capsys, tmp_path, doc
         entry = other["subjects"][0]["findings"][0]
         entry[name] = injection
         entry["id"] = f"off:{entry['check']}:{entry['case']}"
-        refused(*repro(capsys, tmp_path, other, entry["id"]))
+        assert_refused(*repro(capsys, tmp_path, other, entry["id"]))
     other = copy.deepcopy(document)
     other["environment"]["device"] = injection
-    refused(*repro(capsys, tmp_path, other, document["subjects"][0]["findings"][0]["id"]))
+    assert_refused(*repro(capsys, tmp_path, other, document["subjects"][0]["findings"][0]["id"]))
 
 
 @pytest.mark.parametrize(
@@ -227,7 +229,7 @@ def test_what_a_hostile_report_says_is_inert_in_the_script(capsys, tmp_path, doc
         ("__class__", "wrong", "float32-7x5-normal-int64-mean"),
     ],
 )
-def test_a_finding_that_cannot_be_is_refused(check, kind, case):
+def test_an_impossible_finding_is_refused(check, kind, case):
     with pytest.raises(ValueError, match=r"^finding: "):
         script(Finding("mine", check, case, kind, ""))
     with pytest.raises(ValueError, match=r"^finding: "):
@@ -253,16 +255,16 @@ def test_a_finding_that_cannot_be_is_refused(check, kind, case):
     ],
     ids=["binary", "nested", "empty", "another"],
 )
-def test_a_file_that_is_no_report_is_one_line(capsys, tmp_path, content, said):
+def test_a_file_that_is_no_report_is_refused_in_one_line(capsys, tmp_path, content, said):
     (tmp_path / "r").write_bytes(content)
     status = main(["repro", TORCH_HALF, str(tmp_path / "r")])
     captured = capsys.readouterr()
-    refused(status, captured.out, captured.err)
+    assert_refused(status, captured.out, captured.err)
     assert said in captured.err
 
 
 @pytest.mark.parametrize("path", ["", "missing", ".", "/proc/self/mem"])
-def test_a_file_that_cannot_be_read_is_one_line(capsys, path):
+def test_a_file_that_cannot_be_read_is_refused_in_one_line(capsys, path):
     status = main(["repro", TORCH_HALF, path])
     captured = capsys.readouterr()
-    refused(status, captured.out, captured.err)
+    assert_refused(status, captured.out, captured.err)

@@ -61,7 +61,7 @@ def repeated(tmp_path, monkeypatch, capsys):
     return run
 
 
-def ended(script, folder):
+def run_script(script, folder):
     return subprocess.run([sys.executable, "-"], input=script, text=True, capture_output=True, cwd=folder, check=False)
 
 
@@ -70,10 +70,12 @@ def ended(script, folder):
 def test_the_command_that_is_printed_for_your_function_repeats_the_finding(repeated, tmp_path, name):
     command, script = repeated(name, "--case", CASE)
     assert command == f"crossent repro {name.rpartition(':')[2]}:loss:{CASE} --subject {name}"
-    found = ended(script, tmp_path if name.startswith("mine:") else tmp_path.parent)  # a file is found from any folder
+    found = run_script(
+        script, tmp_path if name.startswith("mine:") else tmp_path.parent
+    )  # a file is found from any folder
     assert (found.returncode, "\nwrong\n" in found.stdout) == (1, True), found.stdout + found.stderr
     (tmp_path / "mine.py").write_text(FILE.replace("1.01", "1"), encoding="utf-8")
-    assert ended(script, tmp_path).returncode == 0
+    assert run_script(script, tmp_path).returncode == 0
 
 
 @FORKS
@@ -91,7 +93,7 @@ def test_the_command_of_a_finding_names_the_chosen_contract_and_grade(repeated, 
     shutil.rmtree(tmp_path / FOLDER)
     assert main(shlex.split(command)[1:]) == PASSED
     assert capsys.readouterr().out == script
-    assert ended(script, tmp_path).returncode == 1
+    assert run_script(script, tmp_path).returncode == 1
 
 
 def off_by_a_percent(input, target, reduction="mean"):
@@ -115,7 +117,7 @@ def test_the_command_of_a_callable_names_what_differs_from_the_defaults():
 
 
 @FORKS
-def test_the_last_run_counts_only_with_the_same_torch_and_undamaged(repeated, tmp_path):
+def test_the_report_of_the_last_run_is_used_only_if_undamaged_and_of_the_same_torch(repeated, tmp_path):
     repeated("mine.py:loss", "--case", CASE)
     name = f"loss:loss:{CASE}"
     (file,) = Path(FOLDER).glob("*.json")
@@ -130,13 +132,13 @@ def test_the_last_run_counts_only_with_the_same_torch_and_undamaged(repeated, tm
     assert kept(name, here) is None
 
 
-def test_a_subject_that_does_not_load_is_one_line(capsys):
+def test_a_subject_that_does_not_load_is_an_error_of_one_line(capsys):
     assert main(["repro", f"loss:loss:{CASE}", "--subject", "nothing.py:loss"]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert (
         captured.err
-        == "crossent: --subject: got 'nothing.py:loss'; there is no such file\nTry 'crossent repro --help'.\n"
+        == "crossent: --subject: got 'nothing.py:loss'; 'nothing.py' does not exist\nTry 'crossent repro --help'.\n"
     )
     assert main(["repro", f"formula:loss:{CASE}", "--subject", "formula"]) == 2
     assert "for a form or torch, leave out --subject" in capsys.readouterr().err

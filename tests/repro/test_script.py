@@ -5,18 +5,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from support.repro.playing import RIGHT, found, graphs_work, play, skeleton, with_subject
+from support.repro.playing import RIGHT, found, play, skeleton, skip_unless_graphs_work, with_subject
 from support.repro.wrong_findings import INDEX, KINDS, ROWS
 from support.repro.wrong_subjects import (
-    A_LIST,
     CLAMPS,
     DOUBLE,
-    GROWS,
     IS_TRACED,
+    LARGER_EACH_TIME,
     LONGER,
     OFF,
     REFUSE,
     REFUSES,
+    RETURNS_A_LIST,
     UNDER_DETERMINISM,
     later,
     source,
@@ -36,17 +36,17 @@ from crossent.subjects.subject import Subject
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_script_shows_what_was_found_and_says_right_where_it_is_not(name):
+def test_a_script_shows_the_finding_and_says_right_of_a_right_subject(name):
     subject, case, said = KINDS[name]
     check, kind = said.split()
-    graphs_work(check)
+    skip_unless_graphs_work(check)
     finding = found(subject, case, check)
     assert finding.kind == kind
     text = script(finding)
     names, status, out = play(with_subject(text, subject))
     assert status == 1, out
     assert out.splitlines()[-1:] == ["wrong"] or finding.kind == "refused"
-    if finding.numbers is not None and check != "row_sums":  # which rounds its sum
+    if finding.numbers is not None and check != "row_sums":  # the check rounds its sum
         n = finding.numbers
         assert f"got {n.got!r}, {n.versus} {n.exact!r}, error " in out
     names, status, out = play(with_subject(text, RIGHT))
@@ -70,8 +70,8 @@ def test_a_script_shows_what_was_found_and_says_right_where_it_is_not(name):
         assert not torch.is_tensor(value) or np.array_equal(bits(names["options"][key]), bits(value))
 
 
-def test_a_result_that_is_as_wrong_as_it_was_found_is_wrong():
-    """The exact value has more digits than a float64. With a tight bound, its first 53 bits are not enough."""
+def test_a_result_that_equals_the_found_result_is_wrong_whatever_the_bound():
+    """The script knows only the first 53 bits of the exact value. These cannot tell results apart by a tight bound."""
     finding = found(OFF, "float64-7x5-normal-int64-sum", "loss")
     n = finding.numbers
     wide = Numbers(n.index, n.got, n.bits, n.exact, n.radius, 1e9, n.ulp, n.ratio)
@@ -80,9 +80,9 @@ def test_a_result_that_is_as_wrong_as_it_was_found_is_wrong():
     assert play(with_subject(text, RIGHT))[1] == 0
 
 
-def test_a_script_shows_that_compiled_code_takes_what_is_no_class(monkeypatch):
+def test_a_script_shows_that_compiled_code_accepts_a_class_out_of_range(monkeypatch):
     """The graph runs in torch's own kernels, since code generation takes seconds."""
-    graphs_work("trace")
+    skip_unless_graphs_work("trace")
     if reason := _why_no_error():
         pytest.skip(reason)
     monkeypatch.setattr(compiled_code, "INDUCTOR", TRACER)
@@ -100,8 +100,8 @@ def test_a_script_shows_that_compiled_code_takes_what_is_no_class(monkeypatch):
     assert "the script cannot run here: " in out
 
 
-def test_a_script_does_not_ask_what_torch_refuses_to_do_deterministically():
-    text = script(found(GROWS, INDEX, "deterministic"))
+def test_a_script_cannot_run_if_torch_has_no_deterministic_kernel():
+    text = script(found(LARGER_EACH_TIME, INDEX, "deterministic"))
     says = "raise RuntimeError('it is not deterministic: use_deterministic_algorithms(False) is needed')"
     _, status, out = play(with_subject(text, where(UNDER_DETERMINISM, says)))
     assert status == 2
@@ -136,7 +136,7 @@ def test_a_call_that_ends_in_an_assert_on_cuda_is_made_in_another_process():
     assert "subprocess" not in script(finding)
 
 
-def test_a_script_for_a_stream_of_the_callers_is_made_for_cuda_alone():
+def test_a_script_of_the_check_stream_is_made_for_cuda_alone():
     numbers = Numbers((6,), 1.0, "0x3f800000", 2.0, 0.0, 0.5, 1.0, 2.0)
     finding = Finding("torch", "stream", ROWS, "wrong", "", numbers=numbers, of="loss")
     text = script(finding, "cuda")
@@ -153,7 +153,7 @@ def test_a_script_for_a_stream_of_the_callers_is_made_for_cuda_alone():
         (DOUBLE, "result wrong", REFUSES, "RuntimeError: not today"),
         (where("input.std() > 1e4"), "shift wrong", REFUSES, "RuntimeError: not today"),
         (OFF, "gradient wrong", LONGER, "KeyError: 'gradient'"),
-        (OFF, "loss wrong", A_LIST, "AssertionError: <class 'list'>"),
+        (OFF, "loss wrong", RETURNS_A_LIST, "AssertionError: <class 'list'>"),
         (OFF, "loss wrong", source("raise RuntimeError('two\\nlines')"), "RuntimeError: two"),
     ],
     ids=["loss", "result", "shift", "shape", "list", "lines"],
@@ -175,7 +175,7 @@ def test_a_call_that_is_refused_in_a_process_of_its_own_has_not_ended_it(tmp_pat
 
 def test_a_finding_of_a_compiled_subject_has_a_script_that_compiles_it():
     """The graph runs in torch's own kernels, since code generation takes seconds."""
-    graphs_work("trace")
+    skip_unless_graphs_work("trace")
     numbers = found(OFF, INDEX, "loss").numbers
     text = script(Finding("mine+compile", "loss", INDEX, "wrong", "", numbers=numbers, of="loss"))
     assert "\n\n\nsubject = compiled(subject)\n" in text
@@ -194,7 +194,8 @@ def test_a_finding_of_compiled_torch_asks_for_no_subject():
     assert "in place of these two lines" not in text
 
 
-# A target kept for the next call of its shape, one call of many, and a bug that needs a call with more classes.
+# Subjects whose result depends on earlier calls. The first uses the target of the last call of the same shape, the
+# second is wrong in one of six calls, and the third is wrong after a call with more classes.
 KEEPS_TARGET = """
 import crossent
 
@@ -232,7 +233,7 @@ def test_a_script_makes_other_calls_where_the_result_depends_on_them(subject, be
 
 
 @pytest.mark.parametrize("check", ["loss", "repeat"])
-def test_a_script_says_that_it_does_not_know_the_calls_that_matter(check):
+def test_a_script_says_that_it_does_not_know_the_earlier_calls(check):
     finding = found_after(AFTER_MORE_CLASSES, "float32-7x11-normal-int64-mean", INDEX)[check]
     assert DEPENDS in finding.message
     text = script(finding)

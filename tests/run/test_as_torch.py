@@ -1,6 +1,7 @@
 """The contract of torch for any subject: a wrapper of F.cross_entropy passes, and a wrong function is still found."""
 
 import json
+import math
 import re
 
 import pytest
@@ -56,7 +57,7 @@ def doubled(input, target, weight=None, ignore_index=-100, reduction="mean", lab
 
 @pytest.fixture
 def few(monkeypatch):
-    """Let a level have some of its cases only."""
+    """Let `crossent check` run a few cases in place of the cases of a level."""
     dtypes = tuple(DTYPES)
     cases = [*list(edges(dtypes, 0, "quick"))[::4], *list(grid(dtypes, 0, "pairs"))[::4], HALF_SURE]
     cases = [case for case in cases if case.rows * case.classes < 10_000]
@@ -78,11 +79,15 @@ def test_a_wrapper_of_torch_in_a_file_is_judged_as_torch_is(few, tmp_path, capsy
     assert known[0] == known[1] != set()
     half = (
         {"float16": "B"} if computes("float16") else {"float16": "A"}
-    )  # old versions of torch compute float16 on no batch but an empty one
+    )  # old versions of torch compute float16 only for an empty batch
     assert mine.grades == torchs.grades == {**half, "bfloat16": "B", "float32": "A", "float64": "A"}
     assert {dtype: outcome.digest for dtype, outcome in mine.outcomes.items()} == {
         dtype: outcome.digest for dtype, outcome in torchs.outcomes.items()
     }
+
+
+def infinite(input, target, **options):
+    return input.sum() * 0 + math.inf
 
 
 def test_without_the_contract_the_message_says_what_to_do():
@@ -100,8 +105,9 @@ def test_without_the_contract_the_message_says_what_to_do():
         (load(doubled, contract="torch")[0], HALF),
         (load(wrapper, contract="torch")[0], HALF_SURE),
         (load("torch")[0], HALF_SURE),
+        (load(infinite)[0], Case.of("float16-2x65520-flat-int64-mean")),
     ],
-    ids=["another function", "another function as torch", "a wrapper as torch", "torch"],
+    ids=["another function", "another function as torch", "a wrapper as torch", "torch", "infinite as torch is"],
 )
 def test_other_findings_do_not_advise_the_contract_of_torch(subject, case):
     report = run(subject, case)
@@ -237,12 +243,12 @@ def test_a_report_has_its_contract_and_a_diff_says_where_it_changed(two_runs, tm
     torchs.write_html(tmp_path / "torch.html")
     assert "under the contract torch" in (tmp_path / "torch.html").read_text(encoding="utf-8")
     assert diff(torchs, torchs).ok
-    for old, new, said in (
+    for old, new, change in (
         (plain, torchs, ("contract of wrapper", "the default", "torch")),
         (torchs, plain, ("contract of wrapper", "torch", "the default")),
     ):
         made = diff(old, new)
-        assert said in made.others
+        assert change in made.others
         assert {move.kind for move in made.moves} == {Kind.BEHAVIOUR}
         assert {move.check for move in made.moves} >= {"loss", "gradient"}
         assert not made.ok

@@ -14,7 +14,7 @@ from support.attacks.running import run
 
 from benchmarks.readme import RESULTS, part
 
-KEPT = RESULTS / "attacks.json"
+RECORDED = RESULTS / "attacks.json"
 SLICE = [
     "replaces_perform",
     "answers_from_the_frames",
@@ -38,20 +38,20 @@ def test_an_attack_ends_with_a_finding_in_time_and_leaves_nothing(name):
 
 
 def table():
-    """Return a Markdown table of the attacks that the run passed, by kind and situation."""
-    kept = json.loads(KEPT.read_text(encoding="utf-8"))
+    """Return a Markdown table: how many attacks of each kind failed, as they should, in each situation."""
+    recorded = json.loads(RECORDED.read_text(encoding="utf-8"))
     kinds = list(dict.fromkeys(attack.kind for attack in ATTACKS.values()))
     lines = ["| | " + " | ".join(kinds) + " |", "|---" * (len(kinds) + 1) + "|"]
-    for situation, results in kept.items():
+    for situation, results in recorded.items():
         counts = [results.get(kind, {}) for kind in kinds]
         cells = [f"{sum(one == 'passed' for one in of.values())} of {len(of)}" for of in counts]
         lines.append(f"| {situation} | {' | '.join(cells)} |")
     bad = {
-        f"{name} ({situation}: {said})"
-        for situation, results in kept.items()
+        f"{name} ({situation}: {problem})"
+        for situation, results in recorded.items()
         for of in results.values()
-        for name, said in of.items()
-        if said != "passed"
+        for name, problem in of.items()
+        if problem != "passed"
     }
     lines += ["", f"Not passed: {'; '.join(sorted(bad))}." if bad else "Every attack that ran passed."]
     return "\n".join(lines) + "\n"
@@ -63,9 +63,9 @@ def test_the_page_has_the_table_of_the_attacks(request):
     assert part("attacks") == table(), "`nox -s figures` writes the table again"
 
 
-def test_the_kept_results_are_of_these_attacks():
-    kept = json.loads(KEPT.read_text(encoding="utf-8"))
-    of = {name for results in kept.values() for one in results.values() for name in one}
+def test_the_recorded_results_are_of_these_attacks():
+    recorded = json.loads(RECORDED.read_text(encoding="utf-8"))
+    of = {name for results in recorded.values() for one in results.values() for name in one}
     assert of <= ATTACKS.keys(), "`nox -s hostile` writes the results again"
-    assert {name for one in kept["root"].values() for name in one} == ATTACKS.keys()
-    assert os.path.getsize(KEPT) < 10**5
+    assert {name for one in recorded["root"].values() for name in one} == ATTACKS.keys()
+    assert os.path.getsize(RECORDED) < 10**5

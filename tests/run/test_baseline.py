@@ -23,13 +23,16 @@ def baseline(tmp_path_factory):
 
 @pytest.fixture
 def nothing_runs(monkeypatch):
+    """Fail if a case runs."""
+
     def run(*_):
         raise AssertionError("a case runs")
 
     monkeypatch.setattr(parallel, "run", run)
 
 
-def refused(capsys, *words):
+def error_of(capsys, *words):
+    """Run the command with further words, which it must refuse. Return the error line."""
     status = main([*CHECK, *words])
     out, err = capsys.readouterr()
     assert (status, out) == (2, "")
@@ -59,19 +62,19 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize(("change", "said"), CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize(("change", "text"), CHANGES.values(), ids=CHANGES)
 def test_a_baseline_that_cannot_be_compared_is_refused_before_the_run(
-    change, said, baseline, tmp_path, nothing_runs, capsys
+    change, text, baseline, tmp_path, nothing_runs, capsys
 ):
     report = read_report(baseline)
     change(report)
     report.write_json(tmp_path / "other.json")
-    assert said in refused(capsys, "--baseline", str(tmp_path / "other.json"))
+    assert text in error_of(capsys, "--baseline", str(tmp_path / "other.json"))
 
 
 def test_a_run_with_another_seed_than_its_baseline_is_refused_before_it_runs(baseline, nothing_runs, capsys):
     for seed in ("7", "random"):
-        assert "seed was 0 and is" in refused(capsys, "--baseline", str(baseline), "--seed", seed)
+        assert "seed was 0 and is" in error_of(capsys, "--baseline", str(baseline), "--seed", seed)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 1}', '{"schema": 2}', "\0", None])
@@ -81,8 +84,8 @@ def test_a_damaged_baseline_is_refused_before_the_run(text, baseline, tmp_path, 
         document["subjects"][0]["counts"]["failed"] = 1
         text = json.dumps(document)
     (tmp_path / "other.json").write_text(text)
-    refused(capsys, "--baseline", str(tmp_path / "other.json"))
-    refused(capsys, "--baseline", str(tmp_path))
+    error_of(capsys, "--baseline", str(tmp_path / "other.json"))
+    error_of(capsys, "--baseline", str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -90,16 +93,16 @@ def test_a_damaged_baseline_is_refused_before_the_run(text, baseline, tmp_path, 
 )
 def test_damaged_expected_findings_are_refused_before_the_run(text, tmp_path, nothing_runs, capsys):
     (tmp_path / "expected.toml").write_text(text)
-    refused(capsys, "--expected-findings", str(tmp_path / "expected.toml"))
-    refused(capsys, "--expected-findings", str(tmp_path / "none.toml"))
-    refused(capsys, "--expected-findings", str(tmp_path))
+    error_of(capsys, "--expected-findings", str(tmp_path / "expected.toml"))
+    error_of(capsys, "--expected-findings", str(tmp_path / "none.toml"))
+    error_of(capsys, "--expected-findings", str(tmp_path))
 
 
 @pytest.mark.parametrize("option", ["--json", "--html"])
 @pytest.mark.parametrize("name", ["", ".", "none/x", "x" * 300, "/proc/x", "old.json/x"])
 def test_a_report_that_could_not_be_written_is_refused_before_the_run(option, name, baseline, nothing_runs, capsys):
     place = name if name in ("", "/proc/x") else str(baseline.parent / name)
-    refused(capsys, option, place)
+    error_of(capsys, option, place)
 
 
 def test_the_right_baseline_is_compared(baseline, capsys):

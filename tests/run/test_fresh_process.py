@@ -36,7 +36,7 @@ def problems(loss):
 
 @pytest.fixture(scope="module")
 def reactions():
-    """Return the problems of each subject. The subjects run at once, since a process takes long to start."""
+    """Return the problems of each subject. All subjects run at the same time, because a process takes long to start."""
     with ThreadPoolExecutor(4) as pool:
         runs = {name: pool.submit(problems, loss) for name, loss in SUBJECTS.items()}
         return {name: run.result() for name, run in runs.items()}
@@ -49,7 +49,7 @@ def reactions():
         (
             "writes",
             {
-                "accepted": "returned 0.0; should have raised IndexError",
+                "accepted": "the call returned 0.0; should have raised IndexError",
                 "changed_input": "the call wrote into target",
             },
         ),

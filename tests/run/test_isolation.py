@@ -23,11 +23,13 @@ from crossent.subjects.subject import Subject
 pytestmark = pytest.mark.skipif(not can_fork(), reason="needs a system that forks")
 
 
-@pytest.mark.parametrize(("loss", "said"), hostile.HOSTILE.items(), ids=lambda one: getattr(one, "__qualname__", None))
-def test_a_hostile_subject_is_found_out(loss, said):
+@pytest.mark.parametrize(
+    ("loss", "expected"), hostile.HOSTILE.items(), ids=lambda one: getattr(one, "__qualname__", None)
+)
+def test_a_hostile_subject_has_its_finding(loss, expected):
     (subject,) = load(loss)
-    report = run_isolated(subject, seconds=1.0 if "hung" in said else 60.0)
-    assert {f"{finding.check} {finding.kind}" for finding in report.findings} & set(said.split("|")), report
+    report = run_isolated(subject, seconds=1.0 if "hung" in expected else 60.0)
+    assert {f"{finding.check} {finding.kind}" for finding in report.findings} & set(expected.split("|")), report
     assert set(report.subjects[0].outcomes) | set(report.subjects[0].not_applicable) >= {CASES[0].id}
     assert not Path("/tmp/crossent-was-here").exists()
     assert torch.equal(torch.ones(1), torch.ones(1))
@@ -42,9 +44,9 @@ def test_right_code_passes(name):
 
 def test_a_subject_that_ends_the_fork_server_has_a_finding_and_the_run_goes_on():
     options = {"level": "quick", "dtypes": ["float32"], "jobs": 1, "timeout": 5}
-    report = check_on(CASES[:2], bad_inputs=False)(hostile.kills_what_started_it, hostile.right, **options)
+    report = check_on(CASES[:2], bad_inputs=False)(hostile.kills_its_parent, hostile.right, **options)
     wrong, right = report.subjects
-    # In a PID namespace the signal does not arrive, and the subject hangs. Landlock refuses it with an error.
+    # In a PID namespace the signal does not arrive, and the subject hangs. Landlock refuses the signal with an error.
     assert {finding.kind for finding in wrong.findings} in ({"crashed"}, {"hung"}, {"refused"})
     assert set(wrong.outcomes) == set(right.outcomes) == {case.id for case in CASES[:2]}
     assert not right.findings
@@ -86,7 +88,7 @@ def test_the_import_of_a_file_does_not_change_the_judge(tmp_path, capfd):
         ("loss = 3", "it is an object of type int, which is not callable; allowed are a callable"),
     ],
 )
-def test_a_file_that_cannot_be_loaded_is_one_line(tmp_path, code, said):
+def test_a_file_that_cannot_be_loaded_is_an_error_of_one_line(tmp_path, code, said):
     (tmp_path / "bad.py").write_text(code, encoding="utf-8")
     with pytest.raises(ValueError, match=r"^subject: got ") as raised:
         crossent.check(f"{tmp_path / 'bad.py'}:loss", jobs=1, timeout=1 if "while" in code else 60)
@@ -98,7 +100,7 @@ LOOKS = """
 from support import hostile
 from support.running import CASES, run_isolated
 from crossent.subjects.subject import Subject
-subject = Subject("looks", hostile.looks_for_the_answer)
+subject = Subject("looks", hostile.looks_for_the_exact_value)
 kinds = {(finding.check, finding.kind) for finding in run_isolated(subject).findings}
 assert ("loss", "wrong") in kinds, kinds
 """
@@ -114,7 +116,7 @@ loss = crossent.formula
 
 
 def test_a_file_can_configure_triton_before_anything_imports_it(tmp_path, monkeypatch):
-    """torch's compilers once imported Triton before the file: kernels of Liger then raised in Triton's interpreter."""
+    """torch's compilers once imported Triton before the file. Liger's kernels then raised errors in its interpreter."""
     (tmp_path / "triton").mkdir()
     (tmp_path / "triton" / "__init__.py").write_text("raise ImportError('no Triton here')", encoding="utf-8")
     (tmp_path / "mine.py").write_text(BEFORE_TRITON, encoding="utf-8")
@@ -128,7 +130,7 @@ def test_a_file_can_configure_triton_before_anything_imports_it(tmp_path, monkey
 
 
 def test_there_is_no_exact_value_in_the_memory_of_a_subject():
-    """The test runs in a fresh process, since other tests have left exact values in this process."""
+    """The test runs in a fresh process, because other tests leave exact values in this process."""
     subprocess.run([sys.executable, "-c", LOOKS], cwd=Path(__file__).parents[1], check=True, timeout=120)
 
 
@@ -144,7 +146,7 @@ def test_a_subject_that_ends_its_process_on_one_case_runs_on_the_others():
 
 
 def test_the_calls_of_a_case_share_the_time_limit():
-    """The first call returns in time, and so does each act alone, but not all together. The next case has its own."""
+    """Each act alone would return in time, but all acts together take too long. The next case has its own limit."""
 
     def loss(input, target, **options):
         time.sleep(2.2 if len(input) == 7 else 0.0)
@@ -170,7 +172,9 @@ def test_temporary_files_of_a_subject_are_removed(tmp_path, monkeypatch):
     assert os.environ.get("TMPDIR") == before
 
 
-@pytest.mark.skipif(not Path("/proc/self/oom_score_adj").exists(), reason="needs Linux, which can be told whom to end")
+@pytest.mark.skipif(
+    not Path("/proc/self/oom_score_adj").exists(), reason="needs Linux, where a process can ask to be ended first"
+)
 def test_a_subject_has_limits_of_its_own():
     def loss(input, target, **options):
         first_to_end = Path("/proc/self/oom_score_adj").read_text().strip()
@@ -184,7 +188,7 @@ def test_a_subject_has_limits_of_its_own():
 
 @pytest.mark.skipif(
     sys.platform != "linux" or platform.machine() not in _PRLIMIT,
-    reason="needs Linux, on a processor whose calls we know",
+    reason="needs Linux, on a processor whose number of the system call prlimit is known",
 )
 def test_a_subject_has_no_access_to_the_limits_of_the_judge():
     def loss(input, target, **options):
@@ -199,7 +203,7 @@ def test_a_subject_has_no_access_to_the_limits_of_the_judge():
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux, where a child can end with its parent")
 def test_an_isolated_process_ends_with_its_judge(tmp_path):
     """The judge exits while the loss runs, and cannot end the process itself."""
-    told = tmp_path / "told"
+    number_file = tmp_path / "number"
     code = f"""
 import os, threading, time
 from pathlib import Path
@@ -208,10 +212,10 @@ from crossent.run.isolation.fork_server import ForkServer
 from crossent.run.isolation.process import IsolatedProcess, perform_acts
 from crossent.trials.call import make_call
 def loss(*arguments, **options):
-    Path({str(told)!r}).write_text(os.readlink("/proc/self"))  # its number outside of its PID namespace
+    Path({str(number_file)!r}).write_text(os.readlink("/proc/self"))  # its number outside of its PID namespace
     time.sleep(1000)
 def end():
-    while not Path({str(told)!r}).exists():
+    while not Path({str(number_file)!r}).exists():
         time.sleep(0.05)
     time.sleep(0.2)
     os._exit(0)
@@ -220,7 +224,7 @@ threading.Thread(target=end).start()
 IsolatedProcess(server, 0, 1000.0).perform(make_call, Case("float32").build(), ())
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
-    status = Path(f"/proc/{int(told.read_text())}/status")
+    status = Path(f"/proc/{int(number_file.read_text())}/status")
     for _ in range(100):
         if not status.exists() or "zombie" in status.read_text():
             return

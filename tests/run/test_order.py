@@ -1,4 +1,4 @@
-"""The order of a run: the first cases find most mutants, and the parts have equal cost.
+"""The order of a run: the first cases find most mutants, and a run is divided into parts of equal cost.
 
 `nox -s mutants` chooses the first cases again and writes them to `crossent/run/first_cases.txt`.
 """
@@ -112,21 +112,21 @@ def test_every_case_runs_once_on_every_subject_and_each_first_case_is_a_separate
     planned, subjects, brief, isolated
 ):
     made = parts(planned, subjects, JOBS, isolated, brief, Random(1))
-    met = [(case, subject) for part in made for case in part.cases for subject in part.subjects]
-    assert sorted(met) == [(case, subject) for case in range(len(planned)) for subject in range(subjects)]
+    pairs = [(case, subject) for part in made for case in part.cases for subject in part.subjects]
+    assert sorted(pairs) == [(case, subject) for case in range(len(planned)) for subject in range(subjects)]
     first = ordered(planned)[0]
     assert [part.cases for part in made[: len(first)]] == [[at] for at in first]
 
 
 def test_the_parts_have_equal_cost_and_the_most_expensive_cases_start_first(planned):
     cases = list(planned)
-    rest = parts(planned, 4, JOBS, False, False, Random(1))[len(ordered(planned)[0]) :]
-    costs = [part.cost for part in rest if len(part.cases) > 1]  # a case cannot be split
+    other_parts = parts(planned, 4, JOBS, False, False, Random(1))[len(ordered(planned)[0]) :]
+    costs = [part.cost for part in other_parts if len(part.cases) > 1]  # a case cannot be split
     assert len(costs) > 1.5 * PARTS_PER_WORKER
     assert max(costs) < 1.3 * sum(costs) / len(costs)
-    tops = [max(cost(cases[at], planned[cases[at]])[0] for at in part.cases) for part in rest]
+    tops = [max(cost(cases[at], planned[cases[at]])[0] for at in part.cases) for part in other_parts]
     assert tops == sorted(tops, reverse=True)
-    assert CHECKS[rest[0].what.split()[0]].cost is Cost.CODE
+    assert CHECKS[other_parts[0].what.split()[0]].cost is Cost.CODE
 
 
 def test_a_run_that_may_end_soon_leaves_the_compilers_for_the_end(planned):
@@ -146,5 +146,5 @@ def test_foreign_subjects_see_the_other_cases_in_random_order(planned):
 
 def test_a_few_cheap_cases_are_not_divided_into_many_parts(planned):
     quick = plan("quick", ("float32",), 0)
-    rest = parts(quick, 1, JOBS, True, False, Random(1))[len(ordered(quick)[0]) :]
-    assert len(rest) < len(parts(planned, 4, JOBS, True, False, Random(1))) / 2
+    other_parts = parts(quick, 1, JOBS, True, False, Random(1))[len(ordered(quick)[0]) :]
+    assert len(other_parts) < len(parts(planned, 4, JOBS, True, False, Random(1))) / 2

@@ -72,18 +72,18 @@ def test_a_known_failure_of_torch_is_no_known_failure_of_another_subject(run, mo
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "text_of_error"),
     [
         (
             TABLE.replace("off*", "of"),
-            "entry 'a percent too much': no subject matches 'of'; this run has off_in_the_loss",
+            "entry with the reason 'a percent too much': no subject matches 'of'; this run has off_in_the_loss",
         ),
         (
             TABLE.replace('"loss"', '"lost"'),
-            "entry 'a percent too much': got check 'lost'; allowed are call, result,",
+            "entry with the reason 'a percent too much': got check 'lost'; allowed are call, result,",
         ),
         (TABLE.replace('["*"]', '["float63*"]'), "no case matches 'float63*'; `crossent list cases` prints all cases"),
-        (TABLE.replace("kind", "sort"), "finding 1: got 'sort'; allowed are subject, checks,"),
+        (TABLE.replace("kind", "sort"), "finding 1: got the key 'sort'; allowed are subject, checks,"),
         ("[[finding]]\nid = 'a:b'\nreason = 'c'", "finding 1: id: got 'a:b'; allowed is SUBJECT:CHECK:CASE"),
         ("[[finding]]\nid = 3\nreason = 'c'", "finding 1: id: got 3; allowed is SUBJECT:CHECK:CASE"),
         ("[[finding]]\nid = 'a:loss:c'", "finding 1: reason is missing"),
@@ -91,14 +91,14 @@ def test_a_known_failure_of_torch_is_no_known_failure_of_another_subject(run, mo
             "[[finding]]\nid = 'a:loss:c'\ncases = ['x']\nreason = 'c'",
             "got both id and cases; remove one of them",
         ),
-        ("[[finding]", "known.toml: Expected"),
+        ("[[finding]", "known.toml: not TOML: Expected"),
     ],
 )
-def test_a_list_that_is_wrong_is_one_line_before_the_run(run, tmp_path, monkeypatch, text, said):
+def test_a_wrong_list_is_an_error_of_one_line_before_the_run(run, tmp_path, monkeypatch, text, text_of_error):
     monkeypatch.setattr("crossent.run.parallel.run", None)  # the run would raise an error
     with pytest.raises(ValueError, match=r"^expected_findings: ") as caught:
         run(text, off_in_the_loss)
-    assert said in str(caught.value)
+    assert text_of_error in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

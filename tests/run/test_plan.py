@@ -51,7 +51,7 @@ def test_every_check_that_a_module_exports_is_known_by_its_name():
     assert found == CHECKS
 
 
-def test_every_check_runs_at_level_normal_but_for_large_ones(planned):
+def test_every_check_except_large_runs_at_level_normal(planned):
     run = {check.name for single in planned["normal"].values() for check in single}
     assert set(CHECKS) - run == {"large"}
     assert {check.name for single in planned["thorough"].values() for check in single} == set(CHECKS)
@@ -65,7 +65,7 @@ def test_a_lower_level_runs_no_more_than_a_higher_one(planned):
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_every_bug_of_the_corpus_has_its_checks_on_its_cases(planned, level):
-    """Below level thorough, `trace` stands for compiled code: at level normal on the first case of a bug."""
+    """Below level thorough, `trace` runs in place of compiled code: at level normal on the first case of a bug."""
     for bug in bugs():
         for case in bug.cases:
             if case.tiled > 1:

@@ -172,8 +172,8 @@ def test_a_run_that_is_stopped_leaves_no_process_one_line_and_a_report_of_what_w
     process.send_signal(stop)  # to the parent alone, as the command `kill` sends it
     out, err = process.communicate(timeout=30)
     assert process.returncode == 130
-    said = [line for line in err.splitlines() if line and "No CUDA runtime is found" not in line]
-    assert said == ["crossent: interrupted"]  # without the lines that torch prints if CUDA has no device
+    lines = [line for line in err.splitlines() if line and "No CUDA runtime is found" not in line]
+    assert lines == ["crossent: interrupted"]  # without the lines that torch prints if CUDA has no device
     document = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     assert document["planned"] > 500
     (part,) = document["subjects"]
@@ -234,11 +234,11 @@ def test_known_failures_do_not_end_a_run(tmp_path):
 
 def test_a_run_that_stopped_is_compared_on_the_cases_that_it_has():
     whole = check_few(off_by_a_percent, level="quick")
-    moved = crossent.diff(whole, check_few(off_by_a_percent, level="quick", max_findings=1))
-    assert moved.ok
-    (note,) = (one for one in moved.notes if "compiled code" not in one)
+    compared = crossent.diff(whole, check_few(off_by_a_percent, level="quick", max_findings=1))
+    assert compared.ok
+    (note,) = (one for one in compared.notes if "compiled code" not in one)
     assert re.match(r"the new run ended after \d+ of \d+ cases; only these are compared$", note)
-    assert not [what for what, _, _ in moved.others if what != "seed"]
+    assert not [name for name, _, _ in compared.others if name != "seed"]
 
 
 def read_back(report):

@@ -70,15 +70,15 @@ def judged(question, subject):
     return "\n".join(wrong), {of: one.ratio for of, one in trial.differences.items()}
 
 
-def to_keep(case, wrong):
-    """Return the message of a failure, which says where to add the case."""
+def failure_message(case, wrong):
+    """Return the message of a failure, which says to which list the case should be added."""
     return (
-        f"{wrong}\non {case.id}\nThis is to become a named case: add Case.of('NAME/{case.id}') to EDGES in "
-        "crossent/cases/edges.py, with the name of its issue or of what breaks."
+        f"{wrong}\non {case.id}\nMake it a named case: add Case.of('NAME/{case.id}') to EDGES in "
+        "crossent/cases/edges.py. NAME is its issue or its mistake."
     )
 
 
-WORST = {}  # the largest share of a bound so far, and where
+WORST = {}  # by result, dtype and device: the largest share of a bound so far, and the subject and the case with it
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -96,7 +96,7 @@ def test_every_form_is_within_its_bound_on_any_case(device, case):
     for subject in TENSOR_FORMS:
         wrong, ratios = judged(question, subject)
         if wrong:
-            raise AssertionError(to_keep(case, wrong))
+            raise AssertionError(failure_message(case, wrong))
         for of, ratio in ratios.items():
             shares[of] = max(shares[of], ratio)
             label = f"{of} in {case.dtype} on {device}"
@@ -140,14 +140,14 @@ def test_a_failure_names_its_case_and_where_to_add_it():
     def search(case):
         wrong, _ = judged(Question(case), half)
         if wrong:
-            raise AssertionError(to_keep(case, wrong))
+            raise AssertionError(failure_message(case, wrong))
 
     with pytest.raises(AssertionError, match=r"in crossent/cases/edges\.py") as failure:
         search()
-    kept = re.search(r"Case\.of\('(NAME/.*?)'\)", str(failure.value))[1]
+    named = re.search(r"Case\.of\('(NAME/.*?)'\)", str(failure.value))[1]
     assert "half, loss:\nMismatched elements" in str(failure.value)
-    assert f"on {kept.removeprefix('NAME/')}\n" in str(failure.value)
-    assert Case.of(kept).name == "NAME"
+    assert f"on {named.removeprefix('NAME/')}\n" in str(failure.value)
+    assert Case.of(named).name == "NAME"
 
 
 @given(case=cases(), name=st.from_regex(r"[A-Za-z0-9_-]*", fullmatch=True), grade=st.sampled_from(("", "A", "B")))

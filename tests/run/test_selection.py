@@ -92,10 +92,10 @@ def test_a_case_may_have_checks_of_its_own(planned):
     ("options", "said"),
     [
         ({"checks": "los"}, "checks: got 'los'; allowed are call, result"),
-        ({"cases": {"*": ["los"]}}, "checks: got 'los'; allowed are call, result"),
+        ({"cases": {"*": ["los"]}}, r"cases\['\*'\]: got 'los'; allowed are call, result"),
         (
             {"checks": ["trace_dynamic"]},
-            "checks: got trace_dynamic; no case of level quick runs them; choose another level or dtype",
+            "checks: got trace_dynamic; no chosen case of level quick runs these checks; choose another level or dtype",
         ),
         ({"cases": "*nothing*"}, r"case: got '\*nothing\*', which matches no case of this level and these dtypes"),
         (
@@ -104,7 +104,7 @@ def test_a_case_may_have_checks_of_its_own(planned):
         ),
         (
             {"cases": "float32-7x5-normal-int64-mean", "checks": "target_gradient"},
-            "checks: got target_gradient; no case of level quick runs them",
+            "checks: got target_gradient; no chosen case of level quick runs these checks",
         ),
     ],
 )
@@ -142,16 +142,16 @@ def test_a_part_without_evidence_for_a_result_may_pass():
     assert re.search("^formula +UNPROVEN", str(whole), re.M)
 
 
-def test_a_part_is_compared_on_what_it_has_and_the_rest_is_no_change():
+def test_a_partial_run_is_compared_on_what_it_has_and_what_is_missing_is_no_change():
     options = {"level": "quick", "dtypes": "float32"}
     whole = check_on(CASES)(off_by_a_percent, **options)
     part = check_on(CASES)(off_by_a_percent, **options, checks=["loss"])
     for old, new, which in ((whole, part, "new"), (part, whole, "old")):
-        moved = crossent.diff(old, new)
-        assert moved.ok
-        notes = [note for note in moved.notes if "compiled code" not in note]
+        compared = crossent.diff(old, new)
+        assert compared.ok
+        notes = [note for note in compared.notes if "compiled code" not in note]
         assert notes == [f"the {which} run is only a part: only checks loss; only this part is compared"]
-        assert moved.others == []
+        assert compared.others == []
 
 
 def test_a_subject_that_two_names_stand_for_runs_once():

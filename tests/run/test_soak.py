@@ -102,7 +102,7 @@ def defect_of_torch(case, difference, got, expected):
     if infinite and loses_a_coefficient(case, expected.terms):
         return "it multiplies an infinite loss by zero"
     if case.dtype in HALVES and takes_another_maximum(case, expected.terms.logits):
-        return "its log_softmax takes off the maximum of another row"
+        return "its log_softmax subtracts the maximum of another row"
     grade = TORCH.grade(case.dtype)
     promised = contract("torch", grade, case.dtype, rows=case.rows)
     skips = replace(promised, row_order=Order(depth_of_skipped_flushes(expected.terms.kept)))
@@ -110,9 +110,9 @@ def defect_of_torch(case, difference, got, expected):
     if case.dtype in HALVES:
         overflows = replace(promised, stored=FORMATS[case.dtype])
         if infinite and np.isinf(Bounds(of_finite_logits(expected.terms), overflows).loss).any():
-            return "what it sums overflows float16, beside an infinite loss"
-        causes["what it sums overflows float16"] = overflows
-        causes["what it sums overflows float16, and skips a flush"] = replace(overflows, row_order=skips.row_order)
+            return "a term of its sum overflows float16, beside an infinite loss"
+        causes["a term of its sum overflows float16"] = overflows
+        causes["a term of its sum overflows float16, and skips a flush"] = replace(overflows, row_order=skips.row_order)
     for reason, cause in causes.items():
         under = {d.of: d for d in differences.compare(cause, got, expected)}
         if under[difference.of].ratio <= 1:
@@ -147,8 +147,8 @@ def takes_another_maximum(case, logits):
         whole = len(positions) - len(positions) % (2 * width)
         second = positions[(positions < whole) & (positions % (2 * width) >= width)]
         with np.errstate(invalid="ignore"):
-            apart = maxima[:, second] - maxima[:, second - width]
-        if (~(np.abs(apart) < -math.log(FORMATS["float32"].smallest_normal))).any():
+            distance = maxima[:, second] - maxima[:, second - width]
+        if (~(np.abs(distance) < -math.log(FORMATS["float32"].smallest_normal))).any():
             return True
     return False
 
@@ -161,7 +161,10 @@ def of_finite_logits(terms):
 
 
 def depth_of_skipped_flushes(kept):
-    """Return the largest number of additions of a loss in LossNLL.cpp, where ignored rows close no block."""
+    """Return the largest number of additions of a loss in LossNLL.cpp.
+
+    LossNLL.cpp sums blocks of rows. A block does not end at an ignored row, so it may have more rows than intended.
+    """
     levels, power = 8, max(4, len(kept).bit_length() // 8)
     depth = [0] * levels
     for row in range(len(kept)):

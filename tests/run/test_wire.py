@@ -29,13 +29,13 @@ MOST = wire.most_of_reply((INPUTS,))
 EXAMPLES = int(os.environ.get("CROSSENT_HOSTILE", "100"))
 
 
-def give_back(loss, inputs: Inputs) -> Inputs:
-    """Return the argument: an act."""
+def return_argument(loss, inputs: Inputs) -> Inputs:
+    """An act that returns its argument."""
     return inputs
 
 
 def several(loss, inputs: Inputs) -> tuple[Tensor | None, list[Result | Raised], str]:
-    """Return a value with several types inside: an act."""
+    """An act that returns values of several types."""
     return inputs.input, [], ""
 
 
@@ -73,7 +73,7 @@ def test_an_outcome_comes_back_as_it_was_sent():
 def test_views_come_back_with_all_of_the_memory_that_they_are_views_of():
     inputs = Case.of("float32-17x3-normal-int64-none-weighted-stride0-window").build()
     most = wire.most_of_reply((inputs,))
-    sent = wire.read_reply(wire.write_reply(Performed(inputs), most), give_back, (inputs,), most).value
+    sent = wire.read_reply(wire.write_reply(Performed(inputs), most), return_argument, (inputs,), most).value
     assert sent.digest == inputs.digest
     assert sent.input.stride() == inputs.input.stride()
     assert sent.input.untyped_storage().nbytes() == inputs.input.untyped_storage().nbytes()
@@ -95,20 +95,20 @@ LOSS = ("value", "fields", "result", "fields", "loss", "tensor")  # length, dtyp
 WRONG = {
     "more memory than there is": ((*LOSS, 2), [2**20]),
     "beyond the memory": ((*LOSS, 4), 5),
-    "strides beyond it": ((*LOSS, 3), [2]),
+    "strides beyond the memory": ((*LOSS, 3), [2]),
     "a negative stride": ((*LOSS, 3), [-1]),
     "many numbers in one": ((*LOSS, 2), [2**40]),
     "one number in memory, many times": (LOSS, [28, "float32", [2**40], [0], 0, "cpu"]),
     "a shape with a fraction": ((*LOSS, 2), [7.0]),
-    "a truth for a size": ((*LOSS, 4), False),
+    "a boolean for an offset": ((*LOSS, 4), False),
     "sixteen gigabytes": ((*LOSS, 0), 2**34),
     "no data": ((*LOSS, 0), None),
     "on the meta device": ((*LOSS, 5), "meta"),
-    "a dtype that is none": ((*LOSS, 1), "nn"),
+    "a name that is no dtype": ((*LOSS, 1), "nn"),
     "a number for a word": (("value", "fields", "marked"), 3),
     "a text for a tensor": (("value", "fields", "result", "fields", "loss"), "loss"),
     "a class of another act": (("value", "class"), "Inputs"),
-    "a class that is none": (("value", "class"), "Popen"),
+    "a class that no act returns": (("value", "class"), "Popen"),
     "a missing field": (("value", "fields"), {}),
     "nothing": (("value",), None),
     "an exception of numbers": (("raised",), {"class": "Raised", "fields": {"message": 3}}),
@@ -123,7 +123,7 @@ def test_a_reply_that_no_act_returns_is_damaged(place, value):
         read(changed(place, value))
 
 
-def test_of_many_names_of_changed_state_some_are_kept():
+def test_at_most_a_hundred_names_of_changed_state_are_read():
     header, raw = header_of(wire.write_reply(call(), MOST))
     header["state"] = [str(number) for number in range(10**5)]
     assert read(reply_of(header, raw)).changed_state == tuple(map(str, range(100)))
@@ -151,8 +151,8 @@ KEYS = st.sampled_from(["tensor", "class", "fields", "mapping", "tuple", "list"]
 JSON = st.recursive(PLAIN, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner), max_leaves=8)
 
 
-def believed(reply):
-    """Read a reply, which must be damaged or have the declared type."""
+def assert_damaged_or_typed(reply):
+    """Assert that reading a reply raises DamagedError, or returns a value of the declared type."""
     try:
         value = read(reply).value
     except wire.DamagedError:
@@ -163,7 +163,7 @@ def believed(reply):
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(JSON, JSON, st.lists(st.text(max_size=3), max_size=2), st.binary(max_size=64))
 def test_a_generated_reply_is_damaged_or_of_the_declared_type(value, raised, state, raw):
-    believed(reply_of({"value": value, "raised": raised, "state": state}, raw))
+    assert_damaged_or_typed(reply_of({"value": value, "raised": raised, "state": state}, raw))
 
 
 @settings(max_examples=EXAMPLES, deadline=None)
@@ -172,7 +172,9 @@ def test_a_damaged_reply_is_damaged_or_of_the_declared_type(data):
     reply = bytearray(wire.write_reply(call(), MOST))
     for at in data.draw(st.lists(st.integers(0, len(reply) - 1), min_size=1, max_size=8)):
         reply[at] = data.draw(st.integers(0, 255))
-    believed(bytes(reply[: data.draw(st.integers(0, len(reply)))] if data.draw(st.booleans()) else reply))
+    assert_damaged_or_typed(
+        bytes(reply[: data.draw(st.integers(0, len(reply)))] if data.draw(st.booleans()) else reply)
+    )
 
 
 @settings(max_examples=EXAMPLES, deadline=None)
@@ -187,7 +189,7 @@ def test_a_header_with_another_value_somewhere_is_damaged_or_of_the_declared_typ
             part[key] = data.draw(JSON)
             break
         part = part[key]
-    believed(reply_of(header, raw))
+    assert_damaged_or_typed(reply_of(header, raw))
 
 
 @pytest.fixture

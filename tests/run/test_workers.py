@@ -17,25 +17,26 @@ from crossent.run.workers import Ended, alive, result, workers
 pytestmark = pytest.mark.skipif(not can_fork(), reason="needs a system that forks")
 
 
-def shared(part):
-    (what,) = part.cases
-    if what == 0:
+def run_part(part):
+    """Stop or end the process, run for long or raise, as the number in `part.cases` says. Return the number."""
+    (number,) = part.cases
+    if number == 0:
         os.kill(os.getpid(), signal.SIGSTOP)
-    if what == 1:
+    if number == 1:
         os._exit(3)
-    if what == 2:  # runs longer than the parent waits for a sign of life
+    if number == 2:  # runs longer than the parent waits for a sign of life
         for _ in range(30):
             alive()
             time.sleep(0.1)
-    if what == 3:
+    if number == 3:
         raise KeyboardInterrupt
-    return what
+    return number
 
 
-def run(monkeypatch, *what, jobs=1):
+def run(monkeypatch, *numbers, jobs=1):
     monkeypatch.setattr(module, "_GRACE", 1.0)
-    with workers(shared, jobs, 0.5) as pool:
-        futures = {pool.submit(Part([one], [0], True), None): Part([one], [0], True) for one in what}
+    with workers(run_part, jobs, 0.5) as pool:
+        futures = {pool.submit(Part([one], [0], True), None): Part([one], [0], True) for one in numbers}
         return {futures[future].cases[0]: result(future) for future in pool.ended(futures, lambda running: None)}
 
 
@@ -46,7 +47,7 @@ def test_a_worker_that_was_stopped_is_replaced(monkeypatch):
     assert time.monotonic() - started < 20
 
 
-def test_a_worker_that_gives_signs_is_waited_for(monkeypatch):
+def test_a_worker_that_calls_alive_is_not_replaced(monkeypatch):
     assert run(monkeypatch, 2, 5) == {2: 2, 5: 5}
 
 

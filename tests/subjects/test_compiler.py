@@ -8,7 +8,7 @@ from crossent.subjects import compiler
 
 @pytest.mark.parametrize("backend", [compiler.TRACER, compiler.INDUCTOR])
 def test_the_headers_of_the_compiler_lie_with_its_code(tmp_path, monkeypatch, backend):
-    """Torch ignores the variable for headers, so that a run left them in a folder that all programs share."""
+    """torch ignores TORCHINDUCTOR_CACHE_DIR for headers, and puts them into a folder that all programs share."""
     codecache = pytest.importorskip("torch._inductor.codecache")
     if not hasattr(codecache, "_HEADER_DIR"):
         pytest.skip("needs a torch that compiles headers")

@@ -22,6 +22,7 @@ from crossent.run.plan import plan
 from crossent.subjects.features import FEATURES, declared
 from crossent.subjects.loader import load
 from crossent.trials.check import Cost
+from crossent.words import as_options
 
 HALVES = [Case(dtype, reduction=reduction) for dtype in ("float16", "bfloat16") for reduction in ("none", "mean")]
 CHEAP = [check for check in CHECKS.values() if check.cost in (Cost.CALL, Cost.AGAIN, Cost.CALLS)]
@@ -57,7 +58,8 @@ def test_a_float32_loss_of_half_precision_logits_passes_where_it_is_declared():
 def test_an_undeclared_float32_loss_is_judged_by_its_numbers_too_and_the_message_names_the_declaration():
     (finding,) = judged(widened, HALVES[0]).findings
     assert finding.message == (
-        "got torch.float32 (7,); expected torch.float16 (7,)\nIf float32 is intended: --without half_result"
+        "loss: got float32 with shape (7,); expected float16 with shape (7,)\n"
+        "If float32 is intended: --without half_result, in Python without=['half_result']"
     )
     wrong = judged(lambda *args, **options: widened(*args, **options) * 1.01, HALVES[0], checks=CHEAP)
     assert {"result", "loss", "gradient"} == {finding.check for finding in wrong.findings}
@@ -123,7 +125,7 @@ def test_a_gradient_that_is_flushed_to_zero_passes_where_that_is_declared():
     loss = flushing(crossent.log_softmax_nll)
     (finding,) = judged(loss, Case.of(SUBNORMAL)).findings
     assert (finding.check, finding.numbers.got) == ("gradient", 0.0)
-    assert "\nIf that is meant: --without subnormal" in finding.message
+    assert "\nIf that is meant: --without subnormal, in Python without=['subnormal']" in finding.message
     assert 0 < finding.numbers.exact < 2.0**-126
     assert kinds(judged(loss, Case.of(SUBNORMAL), ["subnormal"])) == set()
 
@@ -167,7 +169,7 @@ def test_a_loss_may_write_into_its_arguments_where_that_is_declared():
     assert kinds(judged(overwrites, bad, ["arguments"])) == set()
 
 
-def test_where_that_is_declared_it_may_write_without_gradients_and_into_non_leaf_logits_too():
+def test_a_loss_that_may_write_into_its_arguments_may_write_without_gradients_and_into_non_leaf_logits():
     case, checks = Case("float32", reduction="none"), [*ALWAYS, CHECKS["no_grad"], CHECKS["non_leaf"]]
     undeclared = kinds(judged(overwrites, case, checks=checks))
     assert undeclared == {(check, "changed_input") for check in ("arguments", "no_grad", "non_leaf")}
@@ -210,8 +212,8 @@ def test_a_grade_of_one_dtype_leaves_the_other_dtype_at_grade_a():
     """torch computes in the dtype of the logits, and returns 0 for a loss of 0.001."""
     loss, cases = torch.nn.functional.cross_entropy, [Case(dtype, (4, 2), "sure") for dtype in ("float16", "bfloat16")]
     assert {finding.case for finding in judged(loss, cases).findings} == {one.id for one in cases}
-    left = judged(loss, cases, grade="float16=B").findings
-    assert {finding.case for finding in left} == {cases[1].id}
+    remaining = judged(loss, cases, grade="float16=B").findings
+    assert {finding.case for finding in remaining} == {cases[1].id}
     assert kinds(judged(loss, cases, grade="B")) == set()
     with pytest.raises(ValueError, match=r"grade: got 'C'; allowed are A, B, float16=B, bfloat16=B"):
         load(loss, grade="C")
@@ -261,17 +263,27 @@ def in_its_dtype(input, target, reduction="mean"):
 
 
 @pytest.mark.parametrize(
-    ("loss", "case", "options"),
+    ("loss", "case", "options", "in_python"),
     [
-        (zero_mean, NOTHING[0], "--without nan_mean"),
-        (in_its_dtype, Case("bfloat16", (4, 2), "sure", reduction="none"), "--grade B"),
-        (by_logsumexp, Case("float32", values="large_offset", reduction="none"), "--contract logsumexp"),
-        (by_logsumexp, Case("bfloat16", (4, 2), "assorted", reduction="none"), "--contract logsumexp --grade B"),
+        (zero_mean, NOTHING[0], "--without nan_mean", "without=['nan_mean']"),
+        (in_its_dtype, Case("bfloat16", (4, 2), "sure", reduction="none"), "--grade B", "grade='B'"),
+        (
+            by_logsumexp,
+            Case("float32", values="large_offset", reduction="none"),
+            "--contract logsumexp",
+            "contract='logsumexp'",
+        ),
+        (
+            by_logsumexp,
+            Case("bfloat16", (4, 2), "assorted", reduction="none"),
+            "--contract logsumexp --grade B",
+            "contract='logsumexp', grade='B'",
+        ),
     ],
 )
-def test_a_wrong_number_names_the_declaration_with_which_it_is_right(loss, case, options):
+def test_a_wrong_number_names_the_declaration_with_which_it_is_right(loss, case, options, in_python):
     first = next(finding for finding in judged(loss, case).findings if finding.check == "loss")
-    assert f"If that is meant: {options}\n" in first.message + "\n"
+    assert f"If that is meant: {options}, in Python {in_python}\n" in first.message + "\n"
     _, *words = f" {options}".split(" --")
     chosen = dict(word.split(" ") for word in words)
     without = [chosen.pop("without")] if "without" in chosen else []
@@ -292,7 +304,10 @@ def test_options_that_make_no_difference_are_named_with_their_declaration():
     case = Case("float32", weight="weighted", label_smoothing=0.1, reduction="none")
     (finding,) = judged(ignores, case).findings
     unused = "The loss is the same without weight and reduction and label_smoothing. If that is meant: "
-    assert finding.message.splitlines()[-1] == f"{unused}--without weight reduction label_smoothing"
+    declaration = (
+        "--without weight reduction label_smoothing, in Python without=['weight', 'reduction', 'label_smoothing']"
+    )
+    assert finding.message.splitlines()[-1] == f"{unused}{declaration}"
     assert kinds(judged(ignores, case, ["weight", "reduction", "label_smoothing"])) == set()
     wrong = judged(lambda *args, **options: crossent.formula(*args, **options) * 1.01, case).findings
     assert not any("the same without" in finding.message for finding in wrong)
@@ -334,3 +349,26 @@ def test_every_declaration_says_what_the_loss_does_instead():
     assert [name for name, feature in FEATURES.items() if feature.instead] == [
         "half_result", "nan_mean", "subnormal", "arguments", "error_classes",
     ]  # fmt: skip
+
+
+def test_an_option_that_changes_nothing_is_not_named_if_the_loss_has_another_cause():
+    """A function that always returns the sum does not lack `reduction`, without which a loss returns the mean."""
+
+    def sums(input, target, reduction="sum"):
+        return crossent.formula(input, target, reduction="sum")
+
+    for reduction in ("none", "mean"):
+        findings = judged(sums, Case("float32", reduction=reduction)).findings
+        assert findings
+        assert not any("the same without" in finding.message for finding in findings)
+
+
+def test_the_declaration_with_the_smallest_error_bound_is_named():
+    """In bfloat16, grade B allows more than the error of a float32 logsumexp beside a large maximum."""
+
+    def wide(input, target, reduction="mean"):
+        return by_logsumexp(input.float(), target, reduction)
+
+    case = Case("bfloat16", (4, 2), "assorted", reduction="none")
+    first = next(one for one in judged(wide, case, ["half_result"]).findings if one.check == "loss")
+    assert f"If that is meant: {as_options(contract='logsumexp')}\n" in first.message + "\n"

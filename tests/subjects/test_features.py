@@ -160,20 +160,20 @@ def test_a_loss_without_two_reductions_may_ignore_the_option():
 
 
 class Once(torch.autograd.Function):
-    """A function that can be differentiated once, by the logits. The call keeps the gradient, as kernels do."""
+    """A function that can be differentiated once, and only by the logits."""
 
     @staticmethod
     def forward(ctx, input, target, options):
         with torch.enable_grad():
             logits = input.detach().requires_grad_()
             whole = crossent.formula(logits, target.detach(), **options)
-        ctx.pull = whole, logits
+        ctx.pair = whole, logits
         return whole.detach()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, upstream):
-        whole, logits = ctx.pull
+        whole, logits = ctx.pair
         return *torch.autograd.grad(whole, logits, upstream, retain_graph=True), None, None
 
 
@@ -204,7 +204,7 @@ def in_autocast(input, target, **options):
 
 
 def careless(input, target, **options):
-    """Accept any arguments."""
+    """Return zeros for each call that the formula refuses."""
     try:
         return crossent.formula(input, target, **options)
     except (RuntimeError, ValueError, IndexError, TypeError):
@@ -269,10 +269,10 @@ def test_a_keyword_that_the_signature_lacks_is_a_feature_that_the_subject_lacks(
         "reduction": "reduction='mean'",
         "label_smoothing": "label_smoothing=0.0",
     }
-    rest = ", ".join(default for name, default in known.items() if name != keyword)
+    parameters = ", ".join(default for name, default in known.items() if name != keyword)
     passed = ", ".join(f"{name}={name}" for name in known if name != keyword)
     space = {"formula": crossent.formula}
-    exec(f"def loss(x, y, {rest}): return formula(x, y, {passed})", space)
+    exec(f"def loss(x, y, {parameters}): return formula(x, y, {passed})", space)
     part = judged(space["loss"], ["probability_target", "errors"])
     assert [str(finding) for finding in part.findings] == []
     assert part.not_applicable[f"has no {keyword}"] > 0
@@ -287,7 +287,7 @@ def test_the_error_of_an_unknown_feature_names_the_features():
 
 
 def test_each_feature_removes_the_checks_that_need_it():
-    """For class indices and for probabilities. A missing entry here means that a correct subject would fail."""
+    """An entry has the checks for class indices, then for probabilities. If a check lacks a need, right code fails."""
     compiled = {"meta", "export", "trace", "trace_dynamic", "compile", "compile_dynamic", "compiled_error"}
     of_gradient = {"gradient", "target_gradient", "row_sums", "two_backwards", "non_leaf", "alone", "func_grad"}
     of_gradient |= {"batched_gradient", "jacrev", "circumstances"}

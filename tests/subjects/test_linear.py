@@ -63,7 +63,7 @@ class _Head(torch.nn.Module):
         (_Head, "the class _Head, which has its own weight"),
         (_Head(), "the class _Head, which has its own weight"),
         (lambda hidden, target: hidden.sum(), "which does not take input, linear_weight and target"),
-        (lambda hidden, weight, target, chunks: hidden.sum(), "which also requires 'chunks'"),
+        (lambda hidden, weight, target, chunks: hidden.sum(), "which requires the argument 'chunks'"),
         (7, "an object of type int, which is not callable"),
     ],
 )
@@ -75,7 +75,9 @@ def test_other_objects_are_refused_in_one_line(given, reason):
 
 
 def test_a_linear_cross_entropy_without_its_operation_gets_a_hint():
-    with pytest.raises(TypeError, match=r"also requires 'target' \(a linear cross-entropy needs --operation linear"):
+    with pytest.raises(
+        TypeError, match=r"requires the argument 'target' \(a linear cross-entropy needs --operation linear"
+    ):
         as_subject(called_as_documented)
 
 

@@ -61,7 +61,7 @@ def folder(tmp_path, monkeypatch):
             del sys.modules[name]
 
 
-def gives_torchs_loss(subject):
+def returns_torchs_loss(subject):
     given = Case("float64").build()
     return subject.loss(given.input, given.target, **given.options).equal(F.cross_entropy(given.input, given.target))
 
@@ -81,12 +81,12 @@ def gives_torchs_loss(subject):
 def test_a_description_is_loaded_and_its_source_loads_it_from_anywhere(folder, capfd, monkeypatch, description, name):
     (subject,) = load(description)
     assert subject.name == name
-    assert gives_torchs_loss(subject)
+    assert returns_torchs_loss(subject)
     assert capfd.readouterr() == ("", "")  # nothing is printed: stdout is for the report
     monkeypatch.chdir("/") if ".py:" in description else None
     (again,) = load(subject.source)
     assert again.source == subject.source
-    assert gives_torchs_loss(again)
+    assert returns_torchs_loss(again)
 
 
 @pytest.mark.parametrize("name", NAMED)
@@ -106,7 +106,7 @@ def test_a_file_hides_no_module_of_its_name(folder, name):
     (folder / f"{name}.py").write_text(MINE)
     before = sys.modules.get(name)
     (subject,) = load(f"{name}.py:loss")
-    assert gives_torchs_loss(subject)
+    assert returns_torchs_loss(subject)
     assert sys.modules.get(name) is before
 
 
@@ -114,7 +114,7 @@ def test_a_file_is_loaded_once(folder):
     assert load("mine.py:loss")[0].loss is load("mine.py:Kernels.fused")[0].loss
 
 
-BROKEN = {
+UNLOADABLE = {
     "syntax": ("def loss(:\n", "syntax.py, line 1: SyntaxError: invalid syntax"),
     "imports": ("\nimport no_such_thing\n", "imports.py, line 2, raises ModuleNotFoundError: No module named"),
     "raises": ("x = 1\n\ndef f():\n    1 / 0\nf()\n", "raises.py, line 4, raises ZeroDivisionError: division by zero"),
@@ -128,10 +128,10 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("name", BROKEN)
+@pytest.mark.parametrize("name", UNLOADABLE)
 @pytest.mark.parametrize("form", ["{}.py:loss", "{}:loss"])
-def test_a_file_that_does_not_load_is_one_line_and_leaves_nothing(folder, capsys, name, form):
-    content, said = BROKEN[name]
+def test_a_file_that_does_not_load_is_an_error_of_one_line_and_leaves_no_module(folder, capsys, name, form):
+    content, said = UNLOADABLE[name]
     (folder / f"{name}.py").write_bytes(content if isinstance(content, bytes) else content.encode())
     main(["check", "no_such_subject"])  # so that the modules of the package are imported before
     capsys.readouterr()
@@ -149,18 +149,18 @@ def test_a_file_that_does_not_load_is_one_line_and_leaves_nothing(folder, capsys
 @pytest.mark.parametrize(
     ("description", "said"),
     [
-        ("missing.py:loss", "there is no such file"),
+        ("missing.py:loss", "'missing.py' does not exist"),
         (".:loss", "'.' is neither a module nor a file; allowed are formula,"),
         ("a b:loss", "'a b' is neither a module nor a file; allowed are formula,"),
-        ("./:loss", "it is a folder"),
-        ("package/:loss", "it is a folder"),
-        ("./notes.txt:loss", "it is not a .py file"),
+        ("./:loss", "'./' is a folder; write path/to/file.py:NAME"),
+        ("package/:loss", "'package/' is a folder; write path/to/file.py:NAME"),
+        ("./notes.txt:loss", "'./notes.txt' is no .py file; write path/to/file.py:NAME"),
         ("mine.py", "the name of the function or class is missing; write mine.py:NAME"),
         ("mine.py:", "the name of the function or class is missing; write mine.py:NAME"),
         ("mine.py:los", "mine.py has no 'los'; did you mean loss?"),
         ("mine.py:xyz", "mine.py has no 'xyz'; it has Kernels, cross_entropy, loss"),
         ("mine.py:Kernels.fusd", "mine.py has no 'Kernels.fusd'; did you mean fused?"),
-        ("mine.py:Kernels..fused", "'Kernels..fused' is not a name in mine.py"),
+        ("mine.py:Kernels..fused", "'Kernels..fused' is no Python name; allowed is a name in mine.py"),
         ("mine.py:broken", "'broken' of mine.py raises ZeroDivisionError: no such thing"),
         (
             "mine.py:Kernels.number",
@@ -174,7 +174,7 @@ def test_a_file_that_does_not_load_is_one_line_and_leaves_nothing(folder, capsys
         ("", "allowed are formula, "),
         ("formulae", "did you mean formula? allowed are formula, "),
         ("formula+compiled", "did you mean formula? allowed are"),
-        ("scalar+compile", "scalar computes with Python numbers, not with tensors, and is not compiled"),
+        ("scalar+compile", "scalar computes with Python numbers, not with tensors; leave out +compile"),
         ("mine.py:los+compile", "mine.py has no 'los'; did you mean loss?"),
     ],
 )
@@ -246,7 +246,7 @@ def test_a_callable_or_a_class_is_called_with_the_options_that_it_has(given, lac
         f"has no {name}" for name in ("weight", "ignore_index", "reduction", "label_smoothing")
     }
     if given is not torch._C._nn.cross_entropy_loss:
-        assert gives_torchs_loss(subject)
+        assert returns_torchs_loss(subject)
 
 
 @pytest.mark.parametrize(
@@ -258,9 +258,9 @@ def test_a_callable_or_a_class_is_called_with_the_options_that_it_has(given, lac
         (object, "subject: got the class object, whose instances cannot be called"),
         (lambda: None, "which does not take input and target"),
         (lambda x: x, "which does not take input and target"),
-        (lambda x, y, z: x, "which also requires 'z'"),
-        (lambda x, y, *, scale: x, "which also requires 'scale'"),
-        (torch.nn.Linear, "Linear, which also requires 'in_features'"),
+        (lambda x, y, z: x, "which requires the argument 'z'"),
+        (lambda x, y, *, scale: x, "which requires the argument 'scale'"),
+        (torch.nn.Linear, "'Linear', which requires the argument 'in_features'"),
     ],
 )
 def test_an_object_that_is_no_cross_entropy_is_refused_in_one_line(given, said):
@@ -289,7 +289,7 @@ def test_a_compiled_subject_is_compiled_for_every_call(monkeypatch):
     )
     subjects = load("torch+compile")
     assert [subject.name for subject in subjects] == ["torch+compile"]
-    assert all(gives_torchs_loss(subject) for subject in subjects)
+    assert all(returns_torchs_loss(subject) for subject in subjects)
     assert len(seen) == 1
     assert subjects[0].not_transformed == "is compiled itself"
     assert double_backward.not_run(subjects[0], Case("float32").build())

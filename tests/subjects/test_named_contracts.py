@@ -69,7 +69,7 @@ def test_code_that_is_compiled_for_cuda_keeps_its_approximate_functions():
         ),
     ],
 )
-def test_a_wrong_contract_or_grade_is_one_line(given, said):
+def test_a_wrong_contract_or_grade_is_an_error_of_one_line(given, said):
     for make in (Settings, lambda **given: load("formula", **given)):
         with pytest.raises(ValueError, match=r"^(contract|grade): ") as raised:
             make(**given)

@@ -80,29 +80,32 @@ def in_float64(logits, target, **options):
     return {**arguments, **{name: value.double() for name, value in floats.items()}}
 
 
-def assert_within_bounds(result, expected, parts=("loss", "gradient")):
-    """Assert that two results differ by no more than the sum of their error bounds, in every number of each part."""
-    for part in parts:
-        got, wanted = getattr(result, part), getattr(expected, part)
-        assert (got.shape, got.device) == (wanted.shape, wanted.device), part
-        limits = safe(getattr(result.bounds, part) + getattr(expected.bounds, part))
-        got, wanted = (_numbers(tensor, limits.shape, part) for tensor in (got, wanted))
-        assert np.isfinite([got, wanted, limits]).all(), f"{part}: a number or its bound is infinite or NaN"
+def assert_within_bounds(result, expected, names=("loss", "gradient")):
+    """Assert that each number of two results differs by no more than the sum of its two error bounds.
+
+    `names` are the compared attributes of :class:`Evaluated`.
+    """
+    for name in names:
+        got, wanted = getattr(result, name), getattr(expected, name)
+        assert (got.shape, got.device) == (wanted.shape, wanted.device), name
+        limits = safe(getattr(result.bounds, name) + getattr(expected.bounds, name))
+        got, wanted = (_numbers(tensor, limits.shape, name) for tensor in (got, wanted))
+        assert np.isfinite([got, wanted, limits]).all(), f"{name}: a number or its bound is infinite or NaN"
         excess = abs(got - wanted) - limits
         worst = np.unravel_index(excess.argmax(), excess.shape)
         assert excess[worst] <= 0, (
-            f"{part}: got {got[worst]!r}, and {wanted[worst]!r} from torch; "
+            f"{name}: got {got[worst]!r}, and {wanted[worst]!r} from torch; "
             f"they differ by {abs(got - wanted)[worst]:.3g}, where rounding explains {limits[worst]:.3g}"
         )
 
 
-def _numbers(tensor, shape, part):
+def _numbers(tensor, shape, name):
     """Return the loss or the gradient as an array with the shape of its bounds: (R, C) for a gradient."""
-    return rows_of(tensor) if part == "gradient" else tensor.double().cpu().numpy().reshape(shape)
+    return rows_of(tensor) if name == "gradient" else tensor.double().cpu().numpy().reshape(shape)
 
 
 def readable(value):
-    """Return a parameter as a part of a test id, such as `formula`, `32x10`, `float32` or `mean`."""
+    """Return a parameter of a test as a word of the test id, such as `formula`, `32x10`, `float32` or `mean`."""
     if isinstance(value, tuple):
         return "x".join(map(str, value))
     return str(getattr(value, "__name__", value)).removeprefix("torch.")

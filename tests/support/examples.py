@@ -37,13 +37,13 @@ def printed(source, name="example", names=None, *, errors=False):
     return out.getvalue().splitlines()
 
 
-def require_said(source, name="example", names=None):
+def assert_prints_its_comments(source, name="example", names=None):
     """Run code, and assert that each `print` prints the comment that follows it. `…` in a comment matches any text.
 
     Raises:
         AssertionError: a printed line or the number of lines differs.
     """
-    lines, said = printed(source, name, names), re.findall(r"^ *print\(.*\)  # (.+)$", source, re.M)
-    assert len(lines) == len(said), name
-    for line, comment in zip(lines, said, strict=True):
+    lines, comments = printed(source, name, names), re.findall(r"^ *print\(.*\)  # (.+)$", source, re.M)
+    assert len(lines) == len(comments), name
+    for line, comment in zip(lines, comments, strict=True):
         assert re.fullmatch(".+".join(map(re.escape, comment.split("…"))), line), f"{name}: {line!r} is not {comment!r}"

@@ -42,21 +42,21 @@ def a_constant(input, target, **options):
     return zeros_like(input, target, **options) + 1.5
 
 
-def kept_by(key):
-    kept = {}
+def cached_by(key):
+    cached = {}
 
     def loss(input, target, **options):
         found = key(input)
-        if found not in kept:
-            kept[found] = right(input, target, **options).detach()
-        return zeros_like(input, target, **options) + kept[found]
+        if found not in cached:
+            cached[found] = right(input, target, **options).detach()
+        return zeros_like(input, target, **options) + cached[found]
 
     return loss
 
 
-def first_for_ever(input, target, kept=[], **options):  # noqa: B006  # the default list is the cache
-    kept.append(right(input, target, **options).detach())
-    return zeros_like(input, target, **options) + kept[0].sum()
+def always_returns_its_first_result(input, target, cached=[], **options):  # noqa: B006  # the default list is the cache
+    cached.append(right(input, target, **options).detach())
+    return zeros_like(input, target, **options) + cached[0].sum()
 
 
 def patches_comparisons(input, target, **options):
@@ -87,8 +87,8 @@ def patches_the_formula(input, target, **options):
     return zeros_like(input, target, **options)
 
 
-def nan_for_everybody(input, target, **options):
-    """Fill every tensor of this process with NaN, because one of them could be the expected value."""
+def fills_all_tensors_with_nan(input, target, **options):
+    """Fill every tensor of this process with NaN, because one of them could be the exact value."""
     for one in gc.get_objects():
         if issubclass(type(one), Tensor) and one.is_floating_point() and one is not input:
             with torch.no_grad(), contextlib.suppress(Exception):
@@ -96,7 +96,7 @@ def nan_for_everybody(input, target, **options):
     return zeros_like(input, target, **options) + torch.nan
 
 
-def looks_for_the_answer(input, target, **options):
+def looks_for_the_exact_value(input, target, **options):
     """Return the right loss if the exact value or the case is in the memory of this process; otherwise zeros."""
     from crossent.trials.exact import Exact
 
@@ -140,14 +140,14 @@ def right_once(input, target, calls=[], **options):  # noqa: B006
     return right(input, target, **options) * (1.01 if calls.count(key) > 1 else 1)
 
 
-def wrong_now_and_then(input, target, **options):
+def wrong_at_random(input, target, **options):
     """Return a loss with one wrong number in a hundred, at random."""
     loss = right(input, target, **options)
     factors = [1.01 if random.random() < 0.01 else 1.0 for _ in range(loss.numel())]
     return loss * torch.tensor(factors).reshape(loss.shape)
 
 
-class AlwaysYes(Tensor):
+class EqualsEverything(Tensor):
     """A tensor that compares equal to everything."""
 
     @classmethod
@@ -157,8 +157,8 @@ class AlwaysYes(Tensor):
         return super().__torch_function__(function, types, arguments, options or {})
 
 
-def always_yes(input, target, **options):
-    return zeros_like(input, target, **options).as_subclass(AlwaysYes)
+def equals_everything(input, target, **options):
+    return zeros_like(input, target, **options).as_subclass(EqualsEverything)
 
 
 def exits_by_exception(input, target, **options):
@@ -175,7 +175,7 @@ def segfaults(input, target, **options):
     ctypes.string_at(0)
 
 
-def kills_what_started_it(input, target, **options):
+def kills_its_parent(input, target, **options):
     """Kill the parent process."""
     os.kill(os.getppid(), 9)
     time.sleep(100)
@@ -200,13 +200,13 @@ def eats_memory(input, target, **options):
     return torch.ones(2**31).sum() + right(input, target, **options)  # 8 GiB
 
 
-def says_that_it_does_not_apply(input, target, **options):
+def raises_not_run(input, target, **options):
     from crossent.trials.trial import NotRunError
 
     raise NotRunError("does not apply")
 
 
-def answers_before_it_is_asked(input, target, **options):
+def replies_before_the_request(input, target, **options):
     """Write a forged reply to the main process into every socket. The reply says that the act cannot run here."""
     import pickle
 
@@ -242,7 +242,7 @@ def sends_code(input, target, **options):
     return zeros_like(input, target, **options)
 
 
-def gives_back_its_argument(input, target, reduction="mean", **options):
+def returns_memory_of_its_argument(input, target, reduction="mean", **options):
     """Return a loss that lies in the memory of the input, if the loss is not reduced."""
     loss = right(input, target, reduction=reduction, **options)
     if reduction != "none":
@@ -277,7 +277,7 @@ class _Into(torch.autograd.Function):
         return upstream, None
 
 
-def spoils_it_later(input, target, **options):
+def changes_its_result_later(input, target, **options):
     """Return the right loss, and start a thread that writes into the loss later."""
     loss = right(input, target, **options)
     raw = loss.detach()
@@ -296,21 +296,21 @@ HOSTILE = {
     returns_its_input: "result wrong",
     zeros: "loss wrong",
     a_constant: "loss wrong",
-    kept_by(lambda logits: logits.shape): "gradient wrong",
-    kept_by(id): "gradient wrong",
-    first_for_ever: "loss wrong",
+    cached_by(lambda logits: logits.shape): "gradient wrong",
+    cached_by(id): "gradient wrong",
+    always_returns_its_first_result: "loss wrong",
     patches_comparisons: "arguments changed_input",
     patches_the_judge: "loss wrong",
     patches_the_formula: "loss wrong",
-    nan_for_everybody: "loss wrong",
+    fills_all_tensors_with_nan: "loss wrong",
     changes_the_default_dtype: "state changed_state",
     stays_deterministic: "state changed_state",
     right_without_gradients: "loss wrong",
     right_for_small_shapes: "loss wrong",
     right_for_contiguous: "loss wrong",
     right_once: "repeat not_repeated",
-    wrong_now_and_then: "repeat not_repeated",
-    always_yes: "call refused",
+    wrong_at_random: "repeat not_repeated",
+    equals_everything: "call refused",
     exits_by_exception: "call refused",
     exits: "call crashed",
     segfaults: "call crashed",
@@ -318,11 +318,11 @@ HOSTILE = {
     hangs_in_a_child: "call hung",
     floods: "state changed_state",
     eats_memory: "call refused",
-    says_that_it_does_not_apply: "call refused",
-    answers_before_it_is_asked: "call crashed",
+    raises_not_run: "call refused",
+    replies_before_the_request: "call crashed",
     sends_code: "call crashed",
-    gives_back_its_argument: "arguments changed_input",
+    returns_memory_of_its_argument: "arguments changed_input",
     one_buffer: "repeat not_repeated",
-    spoils_it_later: "loss wrong|repeat not_repeated",
+    changes_its_result_later: "loss wrong|repeat not_repeated",
 }
 RIGHT = {"float64": right, "torch": functools.partial(F.cross_entropy)}

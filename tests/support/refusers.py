@@ -1,4 +1,4 @@
-"""Subjects that react wrongly to a bad call. Another process can import this module."""
+"""Subjects that react wrongly to a bad input. Another process can import this module."""
 
 import ctypes
 import os

@@ -286,14 +286,14 @@ class RightImplementation:
             else:
                 side.append(self._over(self._in(1), divisor))
         if not t.label_smoothing or self._smooths_by == "coefficients":
-            return self._of_part(probs, t.index, self._coefficients(t, target, weight), before, after)
+            return self._difference(probs, t.index, self._coefficients(t, target, weight), before, after)
         smoothing, classes = self._in(t.label_smoothing), self._in(probs.shape[1])
         sure, uniform = self._in(1 - smoothing), self._in(smoothing / classes)
         w = self._in(np.ones(probs.shape)) * (self._in(1) if weight is None else weight)
         weighted = self._weighted(target, weight)
         if self._smooths_by == "parts":
-            one = self._of_part(probs, t.index, weighted, [*before, sure], after)
-            two = self._of_part(probs, None, w, before, [*after, uniform])
+            one = self._difference(probs, t.index, weighted, [*before, sure], after)
+            two = self._difference(probs, None, w, before, [*after, uniform])
             return self._in(one + two)
         coefficients = self._coefficients(t, target, weight)
         softmax = self._product([probs, self._sum(coefficients)[:, None], *before, *after])
@@ -305,7 +305,7 @@ class RightImplementation:
         at = self._random.permutation(3)
         return self._in(self._in(parts[at[0]] + parts[at[1]]) + parts[at[2]])
 
-    def _of_part(
+    def _difference(
         self, probs: Numbers, index: Any, coefficients: Numbers, before: list[Numbers], after: list[Numbers]
     ) -> Numbers:
         """Return `p_c Σ_k v_k - v_c`, (R, C), times all factors.

@@ -100,7 +100,7 @@ def test_the_index_of_a_difference_is_an_index_into_the_result(sizes):
 
 
 @pytest.mark.parametrize("got", [float("nan"), float("inf"), 0.0])
-def test_nan_is_never_a_wildcard(got):
+def test_nan_infinity_and_zero_are_wrong_if_the_exact_value_is_another_number(got):
     case = inputs([[1.0, 2.0]], [0])
     (loss,) = compare(Result(torch.tensor([got]), None), solve(case))
     assert loss.ratio > 1
@@ -161,7 +161,7 @@ def test_every_dtype_has_evidence_for_loss_and_gradient():
             assert tallies[check, dtype].vacuous < tallies[check, dtype].ran
 
 
-DECLARED = "\nIf that is meant: --without arguments"
+DECLARED = "\nIf that is meant: --without arguments, in Python without=['arguments']"
 
 
 def test_a_subject_that_writes_into_its_arguments_is_found_and_does_not_affect_other_subjects():
@@ -177,11 +177,11 @@ def test_a_subject_that_writes_into_its_arguments_is_found_and_does_not_affect_o
 
     subjects = [*map(zeroes, ("input", "target", "weight")), FORM_SUBJECTS["formula"]]
     case = next(c for c in sample("float32", 1) if c.weight == "weighted" and c.sizes == (7, 5) and c.target == "int64")
-    *wrote, innocent = run(subjects, case).subjects
+    *wrote, right = run(subjects, case).subjects
     for entry in wrote:
         kinds = {finding.kind: finding.message for finding in entry.findings}
         assert kinds["changed_input"] == f"the call wrote into {entry.name} in the forward pass{DECLARED}"
-    assert not innocent.findings
+    assert not right.findings
 
 
 def scales_upstream(input, target, **options):
@@ -206,7 +206,7 @@ def goes_backward(input, target, **options):
     return loss
 
 
-def asks_for_a_gradient_of_weight(input, target, weight=None, **options):
+def sets_requires_grad_of_weight(input, target, weight=None, **options):
     if weight is not None:
         weight.requires_grad_()
     return crossent.formula(input, target, weight, **options)
@@ -226,7 +226,7 @@ ROWS, WEIGHTED = "float32-7x5-normal-int64-none-rows", "float32-7x5-normal-int64
         ),
         (sets_grad, ROWS, "the call set the .grad of input"),
         (goes_backward, WEIGHTED, "the call set the .grad of input"),
-        (asks_for_a_gradient_of_weight, WEIGHTED, "the call changed the requires_grad of weight"),
+        (sets_requires_grad_of_weight, WEIGHTED, "the call changed the requires_grad of weight"),
     ],
     ids=lambda one: getattr(one, "__name__", None),
 )
@@ -243,8 +243,8 @@ def _copied(value):
 @pytest.mark.parametrize(
     ("loss", "said"),
     [
-        (lambda *args, **options: 0.5, "the loss is a float"),
-        (lambda *args, **options: None, "the loss is a NoneType"),
+        (lambda *args, **options: 0.5, "loss: got float; expected a dense tensor of class torch.Tensor"),
+        (lambda *args, **options: None, "loss: got NoneType; expected a dense"),
         (lambda *args, **options: crossent.formula(*args, **options).detach(), "detached from the logits"),
         (lambda *args, **options: sys.exit(0), "SystemExit: 0"),
         (lambda *args, **options: crossent.formula(*args, **options).to_sparse(), "dense"),

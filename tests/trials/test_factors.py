@@ -3,16 +3,19 @@
 import re
 
 import pytest
+import torch
+from support.checks import CHECKS
 from support.running import run
 
 import crossent
+from crossent.cases.axes import DTYPES
 from crossent.cases.case import Case
 from crossent.subjects.subject import Subject
 from crossent.trials.difference import Difference
 from crossent.trials.factors import factor_of
 
 
-def said(loss, case):
+def factor_lines(loss, case):
     finding = next(one for one in run(Subject("mine", loss), Case.of(case)).findings if one.check == "loss")
     return [line for line in finding.message.splitlines() if line.startswith("got is the exact value times ")]
 
@@ -37,8 +40,13 @@ def summed(input, target, **options):
         (summed, "float64-7x5-normal-int64-mean", "7: .*rows.*"),
         (
             lambda x, y, **o: crossent.formula(x, y, **o) / x.shape[1],
-            "float64-7x5-normal-int64-mean",
+            "float64-5x5-normal-int64-mean",  # four names
             "0.2: .*1 / classes",
+        ),
+        (
+            lambda x, y, **o: summed(x, y, **o) / y.sum(),
+            "float64-7x5-normal-unnormalised-mean",
+            r"[0-9.]+: rows / sum of the probabilities.*",
         ),
         (lambda x, y, **o: -crossent.formula(x, y, **o), "float32-7x5-normal-int64-sum", "-1: -1"),
         (
@@ -48,10 +56,10 @@ def summed(input, target, **options):
         ),
         (lambda x, y, **o: crossent.formula(x, y, **o) + 1, "bfloat16-7x5-normal-int64-sum", None),
     ],
-    ids=["all rows", "unweighted", "not divided", "by classes", "sign", "no factor", "an addend"],
+    ids=["all rows", "unweighted", "not divided", "by classes", "probabilities", "sign", "no factor", "an addend"],
 )
 def test_a_known_factor_is_named_with_its_value(loss, case, line):
-    lines = said(loss, case)
+    lines = factor_lines(loss, case)
     assert [bool(lines)] == [line is not None]
     if line is not None:
         (found,) = lines
@@ -63,3 +71,55 @@ def test_a_factor_within_a_wide_bound_may_be_chance_and_is_not_named(bound, name
     case = Case("float64")
     wrong = Difference("loss", "float64", (), 14.0, 2.0, 0.0, bound, 12.0, 12 / bound, 1.0, 1, 1, {}, False)
     assert bool(factor_of(wrong, case.build())) == named
+
+
+def last_lines(loss, case, check="loss"):
+    report = run(
+        Subject("mine", loss), Case.of(case), [CHECKS[name] for name in ("call", "result", "loss", "non_leaf")]
+    )
+    return next(finding for finding in report.findings if finding.check == check).message.splitlines()
+
+
+def through(dtype):
+    return lambda x, y, **options: crossent.formula(x.to(dtype), y, **options).to(x.dtype)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "case"),
+    [
+        ("float32", "float64-7x5-normal-int64-mean"),
+        ("float16", "float32-7x5-normal-int64-none-rows"),
+        ("bfloat16", "float32-7x5-normal-int64-none-rows"),
+    ],
+)
+def test_a_wrong_number_of_a_narrower_dtype_is_named_with_this_dtype(dtype, case):
+    line = f"got is a {dtype} number: a step may be computed in {dtype}"
+    assert line in last_lines(through(DTYPES[dtype]), case)
+
+
+def test_the_dtype_is_also_named_if_the_number_is_wrong_in_another_check():
+    def loss(x, y, **options):
+        return crossent.formula(x, y, **options) if x.is_leaf else through(torch.float16)(x, y, **options)
+
+    assert "got is a float16 number: a step may be computed in float16" in last_lines(
+        loss, "float32-7x5-normal-int64-none-rows", "non_leaf"
+    )
+
+
+def test_a_short_number_far_from_the_exact_value_is_not_said_to_be_rounded():
+    lines = last_lines(lambda x, y, **options: x.sum() * 0 + 64.0, "float64-7x5-normal-int64-mean")
+    assert not any("number: a step" in line for line in lines)
+
+
+def test_an_infinite_loss_names_the_exponentials_that_may_cause_it():
+    def of_softmax(x, y, **options):
+        return -x.softmax(1).gather(1, y[:, None])[:, 0].log()
+
+    line = last_lines(of_softmax, "float32-7x5-large-int64-none-rows")[-1]
+    assert re.match(r"in float32, a probability of exp\(-\d+\) is 0", line), line
+
+    def unshifted(x, y, **options):
+        return x.exp().sum(1).log() - x.gather(1, y[:, None])[:, 0]
+
+    line = last_lines(unshifted, "float32-7x5-large_offset-int64-none-rows")[-1]
+    assert re.fullmatch(r"in float32, exp\(.+\), of the largest logit, is inf", line), line

@@ -1,4 +1,4 @@
-"""AllenNLP: the loss of a sequence. The file imports much of the package, so the glue takes the functions alone."""
+"""AllenNLP: the loss of a sequence. The module imports much of the package, so this file loads only its functions."""
 
 import typing
 

@@ -6,7 +6,7 @@ from packages import INDICES, named
 from crossent.adapters import from_jax
 
 
-def adapted(loss, name, **lacking):
+def with_reductions(loss, name, **lacking):
     """Return a loss of rows as a loss on tensors, with an axis of classes and three reductions."""
 
     def reduced(logits, labels, reduction="mean"):
@@ -16,5 +16,7 @@ def adapted(loss, name, **lacking):
     return named(name, from_jax(reduced), **lacking, errors="leaves errors to JAX")
 
 
-optax_dense = adapted(optax.softmax_cross_entropy, "optax_dense", index_target="takes class probabilities")
-optax_sparse = adapted(optax.softmax_cross_entropy_with_integer_labels, "optax_sparse", probability_target=INDICES)
+optax_dense = with_reductions(optax.softmax_cross_entropy, "optax_dense", index_target="takes class probabilities")
+optax_sparse = with_reductions(
+    optax.softmax_cross_entropy_with_integer_labels, "optax_sparse", probability_target=INDICES
+)

@@ -40,9 +40,9 @@ class CallBounds:
     def of_calls(cls, calls: Sequence[Self], names: Iterable[str]) -> None:
         """Compute the bounds of many calls together, and store them in the objects of the calls.
 
-        All calls must have the same contract and the same :attr:`Terms.structure`. An object alone would compute the
-        same bounds, except that its float64 sums over rows have another order. For a single call, this method does
-        nothing: the object computes a bound when the bound is first read.
+        All calls must have the same contract and the same :attr:`Terms.structure`. Each object alone would compute the
+        same bounds up to float64 rounding, because numpy would sum its rows in another order. For a single call, this
+        method does nothing: the object computes a bound when the bound is first read.
 
         Args:
             calls: One object for each call.
@@ -64,7 +64,7 @@ class CallBounds:
             call.__dict__.update(own)  # cached_property stores its value in the same place
 
     def _stacked(self, calls: Sequence[Self]) -> Self:
-        """Return one object for all calls: the rows of the calls are stacked."""
+        """Return one object whose rows are the rows of all calls, one call after another."""
         return type(self)(stacked([call.terms for call in calls]), self.contract)
 
     @cached_property
@@ -118,7 +118,10 @@ class CallBounds:
         return type(self)(self.terms, contract)
 
     def _total(self, numbers: Computed) -> Computed:
-        """Return the sum of each row, (R, C) to (R,). If only the true class has a term, return its number."""
+        """Return the sum of the numbers, (R, C), over the classes, (R,).
+
+        If only the true class has a term, return the number of the true class instead.
+        """
         return numbers.sum(self.contract.compute) if self._dense else self._of_target(numbers)
 
     def _scale_factors(self) -> list[Array]:
@@ -132,10 +135,10 @@ class CallBounds:
         """Return the product with an additional error: a partial product may underflow in some order of the factors.
 
         Every order has the same number of roundings, and each rounding error is relative. The error of an underflow is
-        absolute. It is `η/2`, where `η` is the smallest subnormal number, and the remaining factors multiply it. After
-        the first multiplication, all factors but two remain. A partial product does not underflow if the product is
-        above twice the smallest normal number times the remaining factors. With smoothing, `product` is a sum of two
-        products. The size of the sum says nothing about the two products, so both may underflow.
+        absolute: :attr:`Format.underflow`, multiplied by the factors that remain after the underflow. After the first
+        multiplication, all factors but two remain. A partial product does not underflow if the product is above twice
+        the smallest normal number times the remaining factors. With smoothing, `product` is a sum of two products. The
+        size of the sum says nothing about the two products, so both may underflow.
 
         Args:
             product: The product or the sum of two products, (R, C), with its relative rounding errors.
@@ -166,7 +169,7 @@ class CallBounds:
     def _divided(self, numbers: Computed, divisor: Computed) -> Computed:
         """Return the numbers divided by the denominator `D`.
 
-        A kernel may multiply by `1/D` instead. The larger error counts.
+        A kernel may multiply by `1/D` instead. The error is the larger error of the two ways.
         """
         c = self.contract
         divided = numbers.over(divisor, c.compute, c.functions.division_ulps, known=False)
@@ -178,7 +181,8 @@ class CallBounds:
     def _sum_of_rows(self, rows: Computed, format: Format, sizes: Array) -> Computed:
         """Return the sum over the rows of each call, (B,), in the order of the contract.
 
-        `sizes`, (R,), are the magnitudes of the rows for the error of the sum, as in :meth:`Computed.sum`.
+        `rows` and `sizes` are (R,). In the error of the sum, `sizes` replaces the magnitudes of `rows`, as in
+        :meth:`Computed.sum`.
         """
         t = self.terms
         lines = Computed(t.by_call(rows.value), t.by_call(rows.error), rows.format)
@@ -206,6 +210,9 @@ def effective(contract: Contract, terms: Terms) -> Contract:
 
 @cache
 def _effective(contract: Contract, any_order: bool, in_target_format: bool) -> Contract:
-    """Return a copy of the contract with grade "A" and the given fields. `any_order` allows every order of rows."""
+    """Return a copy of the contract with grade "A" and the given `in_target_format`.
+
+    If `any_order` is True, the copy allows every order of the sum over rows.
+    """
     row_order = ANY_ORDER if any_order else contract.row_order
     return replace(contract, grade="A", row_order=row_order, in_target_format=in_target_format)

@@ -75,13 +75,13 @@ class Contract:
 
     Attributes:
         grade: The grade of a subject that keeps this contract.
-        storage: The format of the logits and of the results. Results are rounded to this format once.
+        storage: The format of the logits and of the results. The implementation rounds a result to this format once.
         compute: The format of every intermediate.
         functions: The largest errors of exp, log and division.
-        stored: The format to which intermediates are also rounded, or None. This format has the precision of float16 or
-            bfloat16, and the range of float32. So an implementation must not overflow float16 in a count of rows, or in
-            a sum whose mean is small.
-        row_order: The orders in which the losses of the rows may be summed.
+        stored: The format to which the implementation also rounds intermediates, or None. This format has the precision
+            of float16 or bfloat16, and the range of float32. So an implementation must not overflow float16 in a count
+            of rows, or in a sum whose mean is small.
+        row_order: The orders in which the implementation may sum the losses of the rows.
         fused: Whether the implementation is a kernel. A kernel may sum in blocks, each with its own maximum. It may
             also subtract the log-sum-exp of a row, `max + log Σ`, from the logits. The error may grow with the spread
             of a row, but not with the distance of the row from zero. The code of a kernel computes the gradient without
@@ -91,7 +91,7 @@ class Contract:
         keeps_logsumexp: Whether the implementation stores the log-sum-exp of a row, so that `stored` rounds it too.
         of_probability: Whether the implementation may take the logarithm of a computed probability, if the probability
             is not near underflow.
-        in_target_format: Whether class probabilities are smoothed in their own dtype, as in torch.
+        in_target_format: Whether the implementation smooths class probabilities in their own dtype, as torch does.
         recomputes: Whether an implementation that computes its own logits may compute them again for the gradient, or
             for the true class, in another order.
     """
@@ -118,7 +118,10 @@ class Contract:
 
     @cache  # noqa: B019  # there are few contracts
     def storing(self, format: Format) -> Contract:
-        """Return a copy of this contract for results of another format. The new format flushes if `compute` does."""
+        """Return a copy of this contract for results of another format.
+
+        Operations in the new format may flush subnormal numbers if operations in `compute` may.
+        """
         return replace(self, storage=flushing(format) if self.compute.flushes else format)
 
     @cached_property
@@ -155,24 +158,25 @@ def contract(
 ) -> Contract:
     """Return the contract of a promise for one dtype of logits, at grade A or B.
 
-    Grade A: intermediates in float32 or wider, sums in any order, one rounding to the dtype of the result.
+    Grade A: intermediates in float32 or wider, sums over classes in any order, one rounding to the dtype of the result.
 
-    Grade B: intermediates are also rounded to the precision of the logits' dtype.
+    Grade B: as grade A, but the implementation may also round intermediates to the precision of the logits' dtype.
 
-    Order of summation. On a CPU, torch adds blocks of `2^p` rows, with `p = max(4, log2(rows)/8)`, then blocks of these
-    sums, in eight levels (aten/src/ATen/native/cpu/LossNLL.cpp). With smoothing and with class probabilities, torch
-    sums in four levels (aten/src/ATen/native/cpu/SumKernel.cpp). For float32 and float64 logits on a CPU, the contract
-    of "torch" allows the depth of the deeper of these two orders. In half precision at grade B on a CPU, "eager",
-    "blocked" and "torch" allow the depth of the first order. All other contracts allow any order. On CUDA, torch adds
-    blocks of rows to the result in storage precision, in the order in which the blocks end. If the last row of a block
-    is ignored, torch lets the block grow. The depth then exceeds the contract, and the check may fail.
+    Order of the sum over rows. On a CPU, torch adds blocks of `2^p` rows, with `p = max(4, log2(rows)/8)`, then blocks
+    of these sums, in eight levels (aten/src/ATen/native/cpu/LossNLL.cpp). With smoothing and with class probabilities,
+    torch sums in four levels (aten/src/ATen/native/cpu/SumKernel.cpp). For float32 and float64 logits on a CPU, the
+    contract of "torch" allows the depth of the deeper of these two orders. In half precision at grade B on a CPU,
+    "eager", "blocked" and "torch" allow the depth of the first order. In the first order, an ignored row at the end of
+    a block makes the block longer. The depth may then exceed the contract, and the check may fail. All other contracts
+    allow any order: on CUDA, torch adds blocks of rows to the result in storage precision, in the order in which the
+    blocks end.
 
     Offset. Most kernels subtract the log-sum-exp of a row, `max + log Σ`, from the logits. This has a rounding error of
     `u |max|`, for the unit roundoff `u`. Rounding the logits themselves once causes an error as large. But if all
     logits of a row have a large common offset, the error can exceed the loss. At grade A, the error may be as large as
     in the same row shifted until the row contains zero: a larger offset must not add to the error. At grade B, and for
-    the promise "logsumexp", the full error is allowed. For "logsumexp" at grade B, `max + log Σ` is also rounded to the
-    precision of the logits, as `torch.logsumexp` does.
+    the promise "logsumexp", the contract allows the full error. For "logsumexp" at grade B, the implementation may also
+    round `max + log Σ` to the precision of the logits, as `torch.logsumexp` does.
 
     Args:
         promise: The kind of implementation.
@@ -180,7 +184,7 @@ def contract(
         dtype: The dtype of the logits.
         device: The device, such as "cpu" or "cuda:0".
         rows: The number of rows.
-        flushes: Whether subnormal numbers may be flushed to 0.
+        flushes: Whether the implementation may flush subnormal numbers to 0.
     """
     storage = flushing(FORMATS[dtype]) if flushes else FORMATS[dtype]
     fused = promise in ("kernel", "fast_kernel", "logsumexp")

@@ -40,7 +40,7 @@ class DerivativeBounds(Bounds):
         self._along = Computed.exactly(direction, contract.storage)
 
     def _stacked(self, calls: Sequence[Self]) -> Self:
-        """Return one object for all calls: the rows and the directions of the calls are stacked."""
+        """Return one object with the rows and the directions of all calls, one call after another."""
         terms, direction = stacked([call.terms for call in calls]), np.concatenate([call.direction for call in calls])
         return type(self)(terms, self.contract, direction)
 
@@ -61,9 +61,9 @@ class DerivativeBounds(Bounds):
         """The mean `Σ_c p_c u_c`, (R,).
 
         An implementation may sum `p_c u_c`, or divide `Σ_c e_c u_c` by `Σ_c e_c`, with the exponentials
-        `e_c = exp(x_c - max x)`. The larger of the two errors counts. If no intermediate is stored in a narrower
-        format, the sum has all roundings of the quotient, so the error of the sum suffices. Otherwise the quotient has
-        one rounding more: its exponentials are computed from a stored difference.
+        `e_c = exp(x_c - max x)`. The error is the larger error of the two ways. If the contract stores no intermediate
+        in a narrower format, the sum has all roundings of the quotient, so the error of the sum suffices. Otherwise the
+        quotient has one rounding more, in the stored difference `x_c - max x`.
         """
         c, t, f = self.contract, self.terms, self.contract.functions
         mean = c.keep(c.keep(self._kept_probs.times(self._along, c.compute)).sum(c.compute))
@@ -82,7 +82,7 @@ class DerivativeBounds(Bounds):
     def tangent(self) -> Array:
         """The bound of each row's tangent, (R,), for reduction "none"; otherwise the bound of the reduced tangent, ().
 
-        An implementation may compute the tangent in three ways, and the largest error counts:
+        An implementation may compute the tangent in three ways. The bound is the largest bound of the three:
 
         * Replace `log p_c` in the formula of the loss by its tangent, `u_c - mean`.
         * Sum `Σ_c w_c q_c · mean` and `Σ_c w_c q_c u_c` separately. The second backward pass does this for the
@@ -116,8 +116,8 @@ class DerivativeBounds(Bounds):
     def second(self) -> Array:
         """The bound of each element of the second derivative along the direction, (R, C).
 
-        An implementation may compute the second derivative in three ways. In each way, the factors may have any order.
-        The largest error counts:
+        An implementation may compute the second derivative in three ways. In each way, the implementation may multiply
+        the factors in any order. The bound is the largest bound of the three:
 
         * Multiply `p_c u_c` and `p_c · mean` by `g/D Σ_k w_k q_k`, and subtract the second product from the first.
         * Compute the same first product. Replace the second product by the sum of the first products over the classes,
@@ -179,7 +179,7 @@ class DerivativeBounds(Bounds):
 
     @property
     def upstream_gradient(self) -> Array:
-        """The bound of the derivative by the upstream gradient in the second backward pass. It equals the tangent's."""
+        """The bound of the derivative by the upstream gradient in a second backward pass: the bound of the tangent."""
         return self.tangent
 
     def vacuous_results(self, check: str) -> list[Array]:

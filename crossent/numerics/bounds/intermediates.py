@@ -25,7 +25,8 @@ def softmax(t: Terms, c: Contract) -> tuple[Computed, Computed, Computed]:
     """Return `log p`, (R, C), `p`, (R, C), and the log-sum-exp `m + log s`, (R,).
 
     `m` is the maximum of a row, `s = Σ exp(x - m)` and `p = softmax(x)`. An implementation may compute `p` as the
-    exponential of `log p`, or as a quotient by `s`. A kernel may also multiply by `1/s`. The largest error counts.
+    exponential of `log p`, or divide `exp(x - m)` by `s`. A kernel may also multiply by `1/s`. The error of `p` is the
+    largest error of these ways.
 
     A fused kernel may subtract `m + log s` from the logits. This adds one rounding, of `u |m + log s|`. :func:`offset`
     limits the `|m|` in this error.
@@ -93,7 +94,7 @@ def in_blocks(shifted: Computed, logits: Array, c: Contract) -> Computed:
 
 
 def offset(logits: Array, c: Contract) -> Array:
-    """Return the number that stands for the maximum of a row in the rounding error of the log-sum-exp, (R,).
+    """Return the number to use for the maximum of each row in the rounding error of the log-sum-exp, (R,).
 
     If `c.offset` is True, this number is the maximum itself. A common offset of the logits may then cost precision: if
     every logit is 1e8, the log-sum-exp `1e8 + log C` rounds to 1e8 (pytorch#38839). Otherwise the magnitude of the
@@ -122,7 +123,7 @@ def parts(t: Terms, c: Contract) -> tuple[Computed, Computed]:
 def coefficients(t: Terms, c: Contract) -> Computed:
     """Return the coefficients `w_c q_c`, (R, C), for the class weights `w` and the smoothed target `q`.
 
-    Each product and each sum is rounded. The factors may have any order.
+    The implementation rounds each product and each sum, and may multiply the factors in any order.
     """
     rows, classes = t.logits.shape
     if t.probabilities is not None:
@@ -169,7 +170,7 @@ def unsmoothed_share(t: Terms, c: Contract) -> Computed:
 def constant(value: Array | float, format: Format, c: Contract) -> Computed:
     """Return a number that an implementation computes from an option, such as `1 - ε`, with the error of two roundings.
 
-    The implementation may round the option, and then the number. The number is stored like other intermediates.
+    The implementation may round the option, and then the number. It stores the number like other intermediates.
     """
     return c.keep(Computed(np.asarray(value), np.asarray(2 * format.unit_roundoff * np.abs(value)), None))
 

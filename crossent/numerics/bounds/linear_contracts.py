@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
-from crossent.numerics.bounds.contracts import Contract, Grade, contract
+from crossent.numerics.bounds.contracts import Contract, Grade, Promise, contract
 from crossent.numerics.formats import Format
 
 
@@ -113,3 +113,17 @@ def linear_contract(
     narrow = contract("torch", "B", dtype, device=device, rows=rows, flushes=flushes) if promise == "torch" else wide
     narrow = replace(narrow, grade="B", recomputes=recomputes)
     return LinearContract(narrow, storage, storage, block, scales_last=fused, splits=fused)
+
+
+# The promises of a cross-entropy that a linear cross-entropy has under another name.
+_OTHER_NAMES: dict[Promise, LinearPromise] = {"blocked": "eager", "logsumexp": "kernel"}
+
+
+def linear_contract_of(promise: Promise, grade: Grade, dtype: str, **conditions: Any) -> LinearContract:
+    """Return the contract of a linear cross-entropy with a promise of :mod:`crossent.numerics.bounds.contracts`.
+
+    A kernel need not store the logits, so it may compute them again for the gradient. `conditions` are the further
+    arguments of :func:`linear_contract`.
+    """
+    known = _OTHER_NAMES.get(promise, promise)
+    return linear_contract(known, grade, dtype, recomputes=known in ("kernel", "fast_kernel"), **conditions)

@@ -140,8 +140,8 @@ class Bounds(CallBounds):
 
         With smoothing, an implementation may add the three terms softmax, one-hot and uniform in any order. This is one
         more rounding of each term. A kernel may also compute the part of the target and the uniform part separately,
-        and add the two parts. The larger error counts. A kernel may multiply by `s` after this addition, but then the
-        error is not larger.
+        and add the two parts. The bound is the larger bound of the two ways. A kernel may multiply by `s` after this
+        addition, but then the error is not larger.
         """
         c, t = self.contract, self.terms
         scale = column(self._scale())
@@ -178,10 +178,10 @@ class Bounds(CallBounds):
         multiply-add leaves a rounding out.
 
         Before the difference, an implementation may multiply the sum over k by `s`, or multiply each term of the sum.
-        The larger error counts: if the terms cancel, their rounding errors do not cancel.
+        The larger error of the two counts: if the terms cancel, their rounding errors do not cancel.
 
-        A `p` without an error is 0 or 1, and multiplying by it is exact. So the rounding error of a product of known
-        factors is known in any order.
+        A `p` without an error is 0 or 1, and multiplying by 0 or 1 is exact. So the rounding error of a product of
+        known factors does not depend on the position of `p`.
         """
         c, t = self.contract, self.terms
         scaled = self._scaled(coefficients, scale)
@@ -219,7 +219,7 @@ class Bounds(CallBounds):
         return sizes if self._dense else t.of_target(sizes)
 
     def _scaled(self, coefficients: Computed, scale: Computed) -> Computed:
-        """Return `s w_c q_c`, (R, C). The factors may have any order, and each partial product is stored."""
+        """Return `s w_c q_c`, (R, C). An implementation may multiply in any order, and stores each partial product."""
         t = self.terms
         factors = self._scale_factors()
         if t.weight is not None:
@@ -243,7 +243,8 @@ class Bounds(CallBounds):
     def _target_gradient(self) -> Array:
         """Return the bound of `-g/D · (1 - ε) w_c log p_c`, (R, C).
 
-        The factors may have any order. So a partial product may overflow before a factor below one is applied.
+        An implementation may multiply the factors in any order. If the factors below one come last, a partial product
+        may overflow although the result does not. The bound is then infinite.
         """
         c, t = self.contract, self.terms
         factors = [*self._scale_factors(), self._log_sizes]
@@ -265,7 +266,7 @@ class Bounds(CallBounds):
         """Return wrong results without a part of the formula. If one passes a comparison, passing is no evidence.
 
         For `check="gradient"`, the wrong result is the gradient without softmax: `-g/D · w_c q_c`, (R, C). For other
-        checks, there is no wrong result.
+        names, the list is empty.
         """
         if check != "gradient":
             return []

@@ -7,8 +7,8 @@ rules assume no distribution of the errors, and they drop no term of second orde
 
 Model: IEEE 754 arithmetic rounded to nearest, `fl(a ∘ b) = (a ∘ b)(1 + δ)` with `|δ| ≤ u`. If the result underflows
 gradually, the absolute error is instead at most half the smallest subnormal number (Higham, Accuracy and Stability of
-Numerical Algorithms, 2nd ed., sec. 2.2). In a format that flushes, an operation may take a subnormal operand for 0,
-and may return 0 for a subnormal result. The error is then at most the smallest normal number. A wider format or a fused
+Numerical Algorithms, 2nd ed., sec. 2.2). In a format that flushes, an operation may treat a subnormal operand as 0, and
+may return 0 for a subnormal result. The error is then at most the smallest normal number. A wider format or a fused
 multiply-add only leaves roundings out, so the bounds cover both. If a number may overflow its format, its error is
 infinite: the rules promise nothing.
 
@@ -30,7 +30,7 @@ from crossent.numerics.formats import FLOAT64, Array, Format, either, is_power_o
 
 @dataclass(frozen=True)
 class Order:
-    """The orders in which a sum may be computed.
+    """The orders in which an implementation may compute a sum.
 
     An order is a binary tree of additions. `Order(depth)` allows every tree in which no term goes through more than
     `depth` additions. `depth=None` allows every tree: any order, any association, any number of accumulators.
@@ -60,7 +60,8 @@ class Computed:
     def exactly(value: Array | float, format: Format | None) -> Computed:
         """Return known numbers: the computed number is the exact value, and the error is 0.
 
-        A format that flushes may hold 0 for a subnormal number. The error of this number is then its magnitude.
+        If the format flushes, the computed number may be 0 where the exact value is subnormal. The error of a subnormal
+        number is then its magnitude.
         """
         value = np.asarray(value, dtype=np.float64)
         error = np.zeros_like(value)
@@ -130,7 +131,7 @@ class Computed:
         return Computed(value, np.where(here, np.inf, np.where(infinite, 0.0, error)), self.format)
 
     def plus(self, other: Computed, format: Format) -> Computed:
-        """Return `a + b`: the errors are added, and the sum is rounded once.
+        """Return `a + b`, with the sum of both errors and one rounding.
 
         The sum of two known numbers has error 0 if the format contains the sum.
         """
@@ -186,9 +187,9 @@ class Computed:
     def over(self, other: Computed, format: Format, ulps: float = 0.5, *, known: bool = True) -> Computed:
         """Return `a / b` with the error `(e_a + |a/b| e_b) / (|b| - e_b)`, and the error `ulps` of the division.
 
-        The error is infinite if `b` may be zero. A division with half an ulp is correctly rounded. The rounding error
-        of a known quotient is then known, unless `known` is False, as in :meth:`times`. The error of any other division
-        is `2 ulps` times the error of one rounding, unless the quotient is 0.
+        The error is infinite if `b` may be zero. With `ulps=0.5`, the division is correctly rounded, so the rounding
+        error for two known numbers is known, unless `known` is False as in :meth:`times`. Any other division adds
+        `2 ulps` times the error of one rounding, unless the quotient is 0.
         """
         with np.errstate(all="ignore"):
             value = self.value / other.value
@@ -319,7 +320,7 @@ class Computed:
         return Computed(np.where(np.isnan(total), 0.0, total), error, format)._bounded()
 
     def _sums_exactly(self, format: Format, size: Array) -> NDArray[np.bool_]:
-        """Return a mask of the sums that are exact in every order: all bits of the known terms and of `size` fit."""
+        """Return a mask of the sums that are exact in every order: the precision holds all bits up to `size`."""
         known = np.asarray((self.error == 0).all(-1) & np.isfinite(size))
         if known.any():
             values = self.value[known]
@@ -340,7 +341,7 @@ def safe(error: Array) -> Array:
 
 
 def _one_rounding(value: Array, error: Array, format: Format) -> Array:
-    """Return the error that one rounding adds. If the format is below float64, the error of a known number is known."""
+    """Return the error that one rounding adds: for known numbers below float64, the exact rounding error."""
     if format.precision == 53:
         largest = np.abs(value) + error
         return format.rounding_error(largest)

@@ -1,8 +1,8 @@
 """The arguments of one call, or of several calls of the same structure, as rows of float64 numbers.
 
 Most cases are tiny, and an error bound takes hundreds of numpy operations. One operation on the rows of a hundred calls
-costs little more time than on the rows of a single call. So calls of the same structure are stacked: their rows become
-the rows of one object.
+costs little more time than on the rows of a single call. So :func:`stacked` combines calls of the same structure into
+one object with the rows of all calls.
 """
 
 from __future__ import annotations

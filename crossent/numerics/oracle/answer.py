@@ -4,9 +4,9 @@ crossent tests torch and the forms against the oracle, so the oracle must depend
 and flint only. It has three parts:
 
 * :mod:`crossent.numerics.oracle.formula` has the formula on finite rows. The formula runs in float64 if logits, class
-  probabilities and weights are float32, and the upstream gradient is at most 2^128. (float16 and bfloat16 are widened
-  to float32.) Otherwise the formula runs in the ball arithmetic of flint, whose numbers have an error radius. Its
-  precision is doubled until the radius is small enough.
+  probabilities and weights are float32, and the upstream gradient is at most 2^128. (float16 and bfloat16 inputs
+  arrive as float32.) Otherwise the formula runs in the ball arithmetic of flint, whose numbers have an error radius.
+  The oracle doubles the precision until the radius is small enough.
 * :mod:`crossent.numerics.oracle.special_values` has the rules for results that are infinite, NaN or exactly 0.
 * This module reduces the losses, and computes a call in blocks of rows.
 
@@ -96,8 +96,9 @@ class Answer:
         """Return the direction, or raise the ValueError of :meth:`tangent`."""
         if direction.shape != self._shape:
             raise ValueError(f"direction: got shape {direction.shape}; allowed is {self._shape}")
-        if not (np.abs(direction) < 2.0**128).all():
-            raise ValueError("direction: got a number that is not finite or too large; allowed are sizes below 2^128")
+        wrong = direction[~(np.abs(direction) < 2.0**128)]
+        if wrong.size:
+            raise ValueError(f"direction: got {wrong[0]}; allowed are finite numbers of a magnitude below 2^128")
         return direction
 
 

@@ -26,8 +26,8 @@ class Arguments:
         index: (R,), int64, the true classes; None for class probabilities.
         probabilities: (R, C), float32 or float64, any finite numbers; None for class indices.
         weight: (C,), float32 or float64, finite, of any sign; None for ones.
-        ignore_index: Rows with this index have the loss 0 and do not count in the mean. With class probabilities, the
-            number must be negative and has no effect.
+        ignore_index: Rows with this index have the loss 0 and do not count in the mean. With class probabilities,
+            `ignore_index` must be negative and has no effect.
         reduction: "none", "mean" or "sum".
         label_smoothing: `ε`, from 0 to 1. The exact value uses this float64 number without rounding.
         upstream: The upstream gradient of the result: (R,) for "none", otherwise a number.
@@ -55,7 +55,8 @@ class Arguments:
         if not 0 <= self.label_smoothing <= 1:
             raise ValueError(f"label_smoothing: got {self.label_smoothing}; allowed is 0 to 1")
         if (self.index is None) == (self.probabilities is None):
-            raise ValueError("target: got both or neither of index and probabilities; allowed is exactly one of them")
+            got = "neither" if self.index is None else "both"
+            raise ValueError(f"index and probabilities: got {got}; allowed is exactly one of them")
         if self.probabilities is not None and self.ignore_index >= 0:
             raise ValueError(f"ignore_index: got {self.ignore_index} with probabilities; allowed is a negative integer")
         rows, classes = self.logits.shape
@@ -66,7 +67,7 @@ class Arguments:
             if value is not None and np.shape(value) != shape:
                 raise ValueError(f"{name}: got shape {np.shape(value)}; allowed is {shape}")
             if value is not None and not np.isfinite(value).all():
-                raise ValueError(f"{name}: got a number that is not finite; allowed are finite numbers")
+                raise ValueError(f"{name}: got inf or NaN; allowed are finite numbers")
         for name in ("logits", "probabilities", "weight"):
             value = getattr(self, name)
             if value is not None and value.dtype not in (np.float32, np.float64):
@@ -74,7 +75,8 @@ class Arguments:
         if self.index is not None and self.index.dtype != np.int64:
             raise ValueError(f"index: got {self.index.dtype}; allowed is int64")
         if self.index is not None and ((self.index < 0) | (self.index >= classes))[self.kept].any():
-            raise IndexError(f"index: got a class outside 0 to {classes - 1} that is not ignore_index")
+            allowed = f"the classes 0 to {classes - 1} and ignore_index, {self.ignore_index}"
+            raise IndexError(f"index: got a class out of range; allowed are {allowed}")
 
     @cached_property
     def kept(self) -> Mask:

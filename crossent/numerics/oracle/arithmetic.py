@@ -71,7 +71,7 @@ class Ball:
     def joined(balls: Sequence[Ball], columns: tuple[int, ...] = ()) -> Ball:
         """Return the rows of all balls, one after another, as one ball.
 
-        `columns` is the shape of a row. It matters only for an empty sequence of balls: the result then has no rows.
+        `columns` is the shape of a row. It has an effect only if there are no balls: the result then has no rows.
 
         Example:
             >>> ball = Ball(np.ones((2, 3)), np.zeros((2, 3)), np.zeros((2, 3)))

@@ -181,9 +181,9 @@ class RowBlock:
         return ball if self._classes or ball.hi.ndim == 1 else Ball(*np.empty((3, len(self._no_maximum), 0)))
 
     def _signs(self) -> Array:
-        """Return the exact sign of each coefficient `v_c`, (r, C), where the logit is infinite.
+        """Return the sign of each coefficient `v_c`, (r, C). The signs are exact only for infinite logits.
 
-        In float64, `v_c` could underflow or cancel to 0, and so lose its sign.
+        The signs do not come from `v_c` in float64, because `v_c` could underflow or cancel to 0.
         """
         smoothing, t = self._finite.label_smoothing, self._finite.probabilities
         if t is None:

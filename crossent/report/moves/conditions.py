@@ -62,7 +62,10 @@ def _described(run: Report, partial: bool) -> dict[str, str]:
 
 
 def is_partial(run: Report) -> bool:
-    """Return whether a run has only chosen cases or checks, or ended early. Then a missing case is no change."""
+    """Return whether a run has only chosen cases or checks, or ended early.
+
+    A case that such a run lacks is not reported as a change.
+    """
     return bool(run.only) or run.planned is not None
 
 
@@ -72,13 +75,13 @@ def notes(
     pairs: Sequence[tuple[SubjectReport, SubjectReport]],
     explained: Collection[tuple[str, str]],
 ) -> Iterator[str]:
-    """Yield lines about the subjects, cases and checks that only one run has, and about missing compiled code.
+    """Yield lines about everything that is not compared, such as a subject, case or check that only one run has.
 
     Args:
         old: the old run.
         new: the new run.
         pairs: the old and the new report of each subject that both runs have.
-        explained: the pairs of a subject and a case with a change that explains why one run has fewer checks.
+        explained: the pairs of a subject and a case whose call changed. No line is about fewer checks on these cases.
     """
     names = [{part.name for part in run.subjects} for run in (old, new)]
     for which, alone in (("old", names[0] - names[1]), ("new", names[1] - names[0])):
@@ -104,9 +107,9 @@ def notes(
 def _notes_on(
     old: SubjectReport, new: SubjectReport, explained: Collection[tuple[str, str]], partial: tuple[bool, bool]
 ) -> Iterator[tuple[str, str]]:
-    """Yield the notes on one subject. Each note is two texts, one before and one after the names of the subjects.
+    """Yield the notes on one subject. A note is two texts: `notes` puts the names of subjects between the texts.
 
-    `partial` has `is_partial` of the new run, and of the old run.
+    `partial` has the result of `is_partial` for the new run, then for the old run.
     """
     both = (("old", old, new), ("new", new, old))
     sides = [side for side, is_part in zip(both, partial, strict=True) if not is_part]

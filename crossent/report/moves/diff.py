@@ -42,7 +42,9 @@ def diff(
     force: bool = False,
     files: tuple[str, str] | None = None,
 ) -> Diff:
-    """Compare two runs: each check on each case of each subject that both runs have, if the inputs have the same bits.
+    """Compare two runs, and return the changes between them.
+
+    The comparison takes each check on each case of each subject that both runs have, if the inputs have the same bits.
 
     Args:
         old: a report, or a file that :meth:`Report.write_json` wrote. No check is run.
@@ -73,8 +75,12 @@ def diff(
 class Diff:
     """Two runs, and the changes between them.
 
-    `str(diff)` is the comparison as text. `diff.ok` is True if something was compared, and there is no regression, no
-    new refusal and no changed behaviour.
+    `str(diff)` is the comparison as text. `diff.ok` is False if nothing was compared, or if any change is a regression,
+    a new refusal or changed behaviour; otherwise `diff.ok` is True.
+
+    Attributes:
+        old, new: the reports of the two runs.
+        old_file, new_file: the files of the reports, for the commands that repeat a change; "" for a report in memory.
     """
 
     old: Report
@@ -97,7 +103,7 @@ class Diff:
 
     @cached_property
     def notes(self) -> list[str]:
-        """Lines about the subjects, cases and checks that only one run has, which are not compared."""
+        """Lines about everything that is not compared, such as a subject, case or check that only one run has."""
         of_calls = {(move.subject, move.case) for move in self.moves if move.check in ("call", "result")}
         return list(conditions.notes(self.old, self.new, self.pairs, of_calls))
 
@@ -129,9 +135,9 @@ class Diff:
     def rows(
         self, name: Callable[[Kind, str], str] = lambda kind, check: check
     ) -> tuple[list[str], dict[Kind, list[tuple[str, list[int]]]]]:
-        """Return the table: its dtypes and, for each kind, its rows. A row has a name and a count for each dtype.
+        """Return the dtypes of the table, and its rows by kind. A row is a name and a count for each of the dtypes.
 
-        `name` returns the name of the row of a kind and a check. Checks with the same name share a row.
+        `name` returns the name of the row for a kind and a check. Checks with the same name share a row.
         """
         counts: Counter[tuple[Kind, str, str]] = Counter()
         for (kind, check, dtype), count in self.table.items():
@@ -165,7 +171,7 @@ class Diff:
 
     @property
     def ok(self) -> bool:
-        """Whether something was compared, without a regression, a new refusal or changed behaviour."""
+        """Whether something was compared, and no change is a regression, a new refusal or changed behaviour."""
         return bool(self.compared) and not any(move.kind.fails for move in self.compared)
 
     @property
@@ -213,7 +219,10 @@ class Diff:
         return lines
 
     def command(self, move: Move) -> str:
-        """Return the shell command that repeats a finding of the change, or shows a number if both runs passed."""
+        """Return the shell command that repeats the finding of the new run, or else of the old run.
+
+        If the check passed in both runs, the command shows the number nearest to its error bound.
+        """
         now = self.found(move)
         finding, file = now or move.old.finding, self.new_file if now else self.old_file
         if finding is None:
@@ -224,7 +233,10 @@ class Diff:
         return replace(finding, repeat="").command + (f" {shell_word(file)}" if file else "")
 
     def render(self, most: int = 6) -> list[RenderableType]:
-        """Return the text as parts that rich prints. It shows at most `most` groups of changes of each kind."""
+        """Return the text as parts that rich prints.
+
+        It shows all changed decisions of torch, and at most `most` other groups of similar changes of each kind.
+        """
         return list(rendered(self, most))
 
     def __str__(self) -> str:
@@ -303,7 +315,8 @@ def _moves(old: SubjectReport, new: SubjectReport) -> Iterator[Move]:
 def _side(check: str, outcome: Outcome, finding: Finding | None, checked: Collection[str], alike: bool) -> Side:
     """Return one side of a comparison: a check on a case in one run.
 
-    `checked` has the checks that both runs have on the case. `alike` says whether the results are equal in both runs.
+    `checked` has the checks that both runs have on the case. `alike` says whether the first call has equal results in
+    both runs.
     """
     whose = {name: shown for name, shown in outcome.results.items() if name == check}
     digest = "-".join(outcome.results[name].digest for name in ABOUT.get(check, ()) if name in outcome.results)

@@ -62,7 +62,7 @@ def page(diff: Diff) -> str:
 def cards(kind: Kind, groups: Iterable[list[Move]]) -> list[Card]:
     """Return the groups of changes of one kind as cards. Groups with the same message share a card.
 
-    Groups of a check that need no action share a card even if their messages differ.
+    If the kind needs no action (`QUIET`), all groups of a check share a card instead.
     """
     found: dict[str, list[Move]] = {}
     for group in groups:

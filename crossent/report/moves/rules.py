@@ -78,9 +78,9 @@ class Side:
     Attributes:
         measured: the numbers of the check.
         finding: the finding, or None if the check passed.
-        shown: the results of the first call that the check is about; empty for a check of several calls.
+        shown: the results of the first call that the check is about, by name; empty for a check of several calls.
         raised: the error that refused a bad call, or "".
-        digest: the digest of further results that the check is about.
+        digest: the checksums of further results of the first call that the check uses, as one text, or "".
         grade: the grade that the subject reached, for the check "result"; otherwise "".
     """
 
@@ -140,7 +140,7 @@ class Move:
 
     @property
     def _alone(self) -> bool:
-        """Whether `says` shows the old and the new value even if both are finite."""
+        """Whether `says` shows the old and the new value of a result that has a single element."""
         return bool(self.policy) or self.kind in (Kind.BROKEN, Kind.BEHAVIOUR, Kind.FIXED)
 
     @property
@@ -151,7 +151,10 @@ class Move:
 
 
 def kind_of(check: str, old: Side, new: Side, policy: bool = False) -> Kind:
-    """Return the kind of change of a check on a case whose inputs have the same bits in both runs."""
+    """Return the kind of change of a check on a case whose inputs have the same bits in both runs.
+
+    `policy` says whether the case shows a decision of torch.
+    """
     before, now = old.finding, new.finding
     if _same(old, new):
         return Kind.SAME
@@ -171,7 +174,7 @@ def kind_of(check: str, old: Side, new: Side, policy: bool = False) -> Kind:
 
 
 def _same(old: Side, new: Side) -> bool:
-    """Return whether all bits, numbers and messages are equal. NaN equals NaN."""
+    """Return whether all bits, numbers and messages of the two sides are equal. NaN equals NaN."""
     return repr(_comparable(old)) == repr(_comparable(new))
 
 
@@ -185,7 +188,7 @@ def _same_error(old: Side, new: Side) -> bool:
     """Return whether the worst error in ulp is the same to three decimals, for a check whose bits no report has.
 
     Results with other bits have errors that differ by whole ulps. A smaller difference comes from the library that
-    computed the exact value. Return False if a report has checksums, which decide then.
+    computed the exact value. Return False if a report has checksums: then `_same_bits` decides.
     """
     before, now = old.measured.ulp, new.measured.ulp
     kept = any((old.shown, old.digest, new.shown, new.digest))
@@ -193,17 +196,20 @@ def _same_error(old: Side, new: Side) -> bool:
 
 
 def _comparable(side: Side) -> Side:
-    """Return a copy of a side without the command, and with sorted reasons. Equal results have equal copies."""
+    """Return a copy of a side, such that equal results have equal copies.
+
+    The copy lacks the command that repeats the finding, and has `Measured.not_judged` sorted by reason.
+    """
     finding = side.finding and replace(side.finding, repeat="")
     measured = replace(side.measured, not_judged=dict(sorted(side.measured.not_judged.items())))
     return replace(side, finding=finding, measured=measured)
 
 
 def _behaves_otherwise(check: str, old: Side, new: Side, policy: bool) -> bool:
-    """Return whether the change is of the kind `BEHAVIOUR`, apart from contracts and declarations.
+    """Return whether the change of the results is of the kind `BEHAVIOUR`. Contracts and declarations do not count.
 
-    A right number that became NaN is a regression instead, unless the case shows a decision of torch. A wrong NaN that
-    became a right number is fixed.
+    A right number that became NaN is a regression instead, unless `policy` says that the case shows a decision of
+    torch. A wrong NaN that became a right number is fixed.
     """
     passed, passes = old.finding is None, new.finding is None
     if passed and new.finding is not None and (check == "result" or new.finding.kind == "not_repeated"):
@@ -222,7 +228,7 @@ def _behaves_otherwise(check: str, old: Side, new: Side, policy: bool) -> bool:
 
 
 def _within(old: Side, new: Side) -> Kind:
-    """Return the kind of change of a check that passed in both runs with different results."""
+    """Return the kind of change between two sides that differ, if the check passed in both runs."""
     if old.raised != new.raised:
         return Kind.WORDS
     if old.grade != new.grade:
@@ -235,16 +241,20 @@ def _within(old: Side, new: Side) -> Kind:
 
 
 def _grown(less: Measured, more: Measured) -> bool:
-    """Return whether the error of `more` exceeds that of `less` enough to count as worse; False without numbers."""
+    """Return whether the error of `more` exceeds the error of `less` by more than the limits of "worse".
+
+    The limits are `TIMES` and `LAST_PLACES`. Return False if the check compares no numbers.
+    """
     if less.ulp is None or more.ulp is None or less.ratio is None or more.ratio is None:
         return False
     return more.ulp > TIMES * less.ulp and more.ulp > less.ulp + LAST_PLACES and more.ratio > TIMES * less.ratio
 
 
 def _between(old: ResultSummary, new: ResultSummary, alone: bool) -> str:
-    """Return the old and the new value of a result, such as "NaN → 0"; "" if there is nothing to show.
+    """Return the change of a result in words, such as "NaN → 0"; "" if there is nothing to show.
 
-    `alone` also shows two finite values.
+    The change is in dtype or shape, in the number of NaN and infinities, or, if `alone` is true, in the value of a
+    result with a single element.
     """
     if (old.dtype, old.shape) != (new.dtype, new.shape):
         return f"{old.dtype} {old.shape} → {new.dtype} {new.shape}"

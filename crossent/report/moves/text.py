@@ -26,7 +26,10 @@ QUIET = (Kind.BETTER, Kind.MOVED, Kind.WORDS, Kind.JUDGED)
 
 
 def rendered(diff: Diff, most: int) -> Iterator[RenderableType]:
-    """Yield the conditions of the runs, a table, and the largest change of at most `most` groups of each kind."""
+    """Yield the conditions of the runs, a table, and the largest change of some groups of each kind.
+
+    The groups are all changed decisions of torch, and at most `most` others; of a kind in `QUIET`, a single group.
+    """
     for which, run, file in (("old", diff.old, diff.old_file), ("new", diff.new, diff.new_file)):
         environment = run.environment
         words = [f"torch {environment.get('torch', '?')}", f"crossent {environment.get('crossent', '?')}"]
@@ -66,7 +69,7 @@ def _table(diff: Diff) -> Table:
 
 
 def _sort(diff: Diff, sort: list[Move]) -> Iterator[Text]:
-    """Yield the first change of a group in full, which is the largest, and the number of similar changes."""
+    """Yield the lines about a group: its largest change in full, and the number of its further changes."""
     move = sort[0]
     yield Text()
     if move.policy:

@@ -29,7 +29,7 @@ def judge_one_call(results):
 
 
 def judge_every_try(tries):
-    """Compare one number of one call with the exact value in each try, and end the script with the worst number."""
+    """Judge one number of a call in each try, and end the script: with status 1 if the number is wrong in any try."""
     verdict(*max(judged(results[which_call][part][index].item(), exact) for results in tries))
 
 
@@ -65,7 +65,7 @@ def call_without_gradients():
             loss = subject(x, y, **its_options)
         shaped(loss, *given)
         if loss.requires_grad:
-            verdict(True, f"{call}: the loss requires a gradient")
+            verdict(True, f"loss, {call}: got requires_grad=True; expected requires_grad=False")
         untouched(call, x, y, its_options, wanted, wanted and y.is_floating_point())
         results[call] = {"loss": loss}
     return results
@@ -83,12 +83,12 @@ def call_on_non_leaf():
     result = evaluate(*fresh(*given), loss_of=cloned)
     shaped(result["loss"], *given)
     if not memory(made[0][0]).equal(memory(made[0][1])):
-        verdict(True, "the call changed `input` in place, where `input` is the output of an operation and not a leaf")
+        verdict(True, "the call changed `input` in place; `input` is not a leaf in this call")
     return result
 
 
 def call_for_one_gradient():
-    """Return the results of two calls, by name: only the logits, or only the probabilities, require a gradient."""
+    """Return the results of two calls, by name: only the logits require a gradient, or only the target does."""
     results = {}
     for call, of in (("of the logits alone", "gradient"), ("of the target alone", "target_gradient")):
         x, y, its_options, g = fresh(*given)
@@ -97,11 +97,12 @@ def call_for_one_gradient():
         loss = subject(x, y, **its_options)
         shaped(loss, *given)
         if not loss.requires_grad:
-            verdict(True, f"the loss does not require a gradient, so there is no gradient {call}")
+            said = "loss: got requires_grad=False; expected requires_grad=True"
+            verdict(True, f"{said}, since requires_grad is True for {call[3:]}")
         loss.backward(g.to(loss.dtype))
         if wanted.grad is None or unwanted.grad is not None:
-            got = f"got {wanted.grad} as the gradient {call}, and {unwanted.grad} for the other tensor"
-            verdict(True, f"{got}; expected a gradient, and None")
+            got = f"a call for the gradient {call}: got {wanted.grad}, and {unwanted.grad} for the other tensor"
+            verdict(True, f"{got}; expected a gradient, and None for the other tensor")
         results[call] = {"loss": loss.detach(), of: wanted.grad}
     return results
 
@@ -137,7 +138,7 @@ def at_once(*all_inputs):
 
 
 def call_in_threads():
-    """Return the results of 50 tries, each by name: a call in a thread, then two calls in parallel threads."""
+    """Return, for each of 50 tries, the results of a call in a thread and of two calls in parallel threads, by name."""
     tries = []
     for _ in range(50):
         results = [*at_once(given), *at_once(given, other)]
@@ -148,7 +149,7 @@ def call_in_threads():
 
 
 def call_in_circumstances():
-    """Return the results of calls that must not change the result, such as calls in modes of torch, by name.
+    """Return the results of calls in circumstances that must not change the result, by name.
 
     End the script with status 1 if an upstream gradient of NaN gives a number that is neither NaN nor 0.
     """
@@ -186,5 +187,6 @@ def call_in_circumstances():
     of_nan = evaluate(x, y, its_options, torch.full_like(g, torch.nan))
     for name, number in evaluate(*fresh(*given)).items():
         if name != "loss" and ((number != 0) & ~of_nan[name].isnan()).any():
-            verdict(True, f"with an upstream gradient of NaN, numbers of the {name} are not NaN")
+            said = "expected NaN in each element that is not 0 with the upstream gradient of the case"
+            verdict(True, f"{name}, with an upstream gradient of NaN: some elements are not NaN; {said}")
     return results

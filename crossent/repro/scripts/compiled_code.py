@@ -22,7 +22,7 @@ def compiled(loss, backend="inductor", dynamic=None):
 
 
 def call_compiled():
-    """Return the results of two calls of the compiled subject. If `dynamic`, the second call has other sizes."""
+    """Return the results of two calls of the compiled subject. If `dynamic` is true, the second has other sizes."""
     loss_of = compiled(subject, backend, dynamic)
     results = []
     for arguments in (given, other):
@@ -47,4 +47,6 @@ def check_compiled_errors():
         except (Exception, SystemExit) as error:
             verdict(True, f"class {index} raised {error!r}; it must raise IndexError or RuntimeError")
         else:
-            verdict(True, f"class {index} is out of range, but gave {loss}; it must raise IndexError or RuntimeError")
+            verdict(
+                True, f"class {index} is out of range, and returned {loss}; it must raise IndexError or RuntimeError"
+            )

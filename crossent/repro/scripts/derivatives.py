@@ -10,9 +10,10 @@ from crossent.repro.scripts.functions import judged, verdict
 
 
 def differentiate_twice():
-    """Return the derivatives of the inner product `<gradient, direction>` by the logits and by the upstream gradient.
+    """Return two derivatives of the inner product `<gradient, direction>`.
 
-    A derivative is None if autograd finds no dependence.
+    They are with respect to the logits ("second") and to the upstream gradient ("upstream_gradient"). A derivative is
+    None if autograd finds no dependence.
     """
     x, g = logits.detach().requires_grad_(), upstream.detach().requires_grad_()
     loss = subject(x, target, **options)
@@ -24,7 +25,7 @@ def differentiate_twice():
 
 
 def differentiate_forward():
-    """Return the derivative of the loss along the direction, in forward mode; None if there is none."""
+    """Return the derivative of the loss along the direction, in forward mode, or None if the loss has no tangent."""
     repeats = any(stride == 0 and size > 1 for size, stride in zip(logits.shape, logits.stride()))
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(logits.contiguous() if repeats else logits, direction)
@@ -41,4 +42,4 @@ def judge_presence(result):
     """End the script with status 1 if a derivative is None or has a wrong shape."""
     got = result[part]
     if got is None or got.shape != shape:
-        verdict(True, f"{part} is {got if got is None else tuple(got.shape)}; expected {tuple(shape)}")
+        verdict(True, f"{part}: got {got if got is None else tuple(got.shape)}; expected the shape {tuple(shape)}")

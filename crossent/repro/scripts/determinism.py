@@ -25,7 +25,7 @@ def check_deterministic():
 
 
 def call_on_stream():
-    """Return the result of a call on another CUDA stream, made before this stream has written the arguments."""
+    """Return the result of a call on a second CUDA stream, started before that stream has written the arguments."""
     inputs = fresh(*given)
     tensors = [one for one in (inputs[0], inputs[1], inputs[3], *inputs[2].values()) if torch.is_tensor(one)]
     late = [memory(one) for one in tensors]

@@ -106,12 +106,15 @@ def shaped(loss, logits, target, options, upstream):
     dtype = torch.promote_types(logits.dtype, target.dtype) if target.is_floating_point() else logits.dtype
     due = own_dtype or dtype, upstream.shape, logits.device
     if (loss.dtype, loss.shape, loss.device) != due:
-        got = f"{loss.dtype} {tuple(loss.shape)} on {loss.device}"
-        verdict(True, f"got {got}; expected {due[0]} {tuple(due[1])} on {due[2]}")
+        got = f"{loss.dtype} with shape {tuple(loss.shape)} on {loss.device}"
+        verdict(True, f"loss: got {got}; expected {due[0]} with shape {tuple(due[1])} on {due[2]}")
 
 
 def judged(got, exact):
-    """Return whether a number is wrong, and a text with the number, the exact value, the error and the error bound."""
+    """Return whether a number is wrong, and a text with the number, the exact value, the error and the error bound.
+
+    A number is wrong if its error exceeds the bound, or if it is the wrong number of the finding.
+    """
     same = got == exact or (got != got and exact != exact)
     off = 0.0 if same else abs(got - exact)
     wrong = not same and (got == found or not off <= allowed)
@@ -131,7 +134,7 @@ def fresh(logits, target, options, upstream):
 
 
 def call_others(attempt):
-    """Make `attempt` calls of the subject: with other numbers, other reductions or a batch of one, as a run does."""
+    """Make `attempt` calls of the subject, as a run does: with other numbers, other reductions or a batch of one."""
     logits, target, options, upstream = fresh(*other)
     calls = [(logits, target, options, upstream)]
     calls += [(logits, target, {**options, "reduction": word}, upstream) for word in ("none", "mean", "sum")]

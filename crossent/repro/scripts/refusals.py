@@ -13,14 +13,14 @@ from crossent.repro.scripts.single import arguments, changed, state
 
 
 def isolate():
-    """Run the script again in a separate process, since the call may end its process, and end with the same verdict.
+    """Run the script in a separate process, which the call may end, and end this process with the same verdict.
 
-    In the separate process, do nothing.
+    If this is the separate process, do nothing.
     """
     if sys.argv[1:] == ["here"]:  # this is the separate process
         return
     if "__file__" not in globals():
-        print("save this script as a file, and run the file: it starts a second process")
+        print("save this script as a file, and run the file: the script starts a second process")
         raise SystemExit(2)
     child = subprocess.Popen([sys.executable, __file__, "here"], stdout=subprocess.PIPE, bufsize=0)
     assert child.stdout is not None
@@ -48,10 +48,10 @@ def check_refused():
         if logits.is_cuda:
             torch.cuda.synchronize()  # a failed device-side assert raises an error here
     except raises as error:
-        verdict(False, f"raised {error!r}, which is right")
+        verdict(False, f"the call raised {error!r}, which is right")
     except (Exception, SystemExit) as error:
-        verdict(True, f"raised {error!r}; it must raise {names}")
-    verdict(True, f"returned {loss}; it must raise {names}")
+        verdict(True, f"the call raised {error!r}; it must raise {names}")
+    verdict(True, f"the call returned {loss}; it must raise {names}")
 
 
 def try_bad_call():

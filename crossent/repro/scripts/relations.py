@@ -10,7 +10,7 @@ from crossent.repro.scripts.functions import bits, evaluate, fresh, judged, shap
 
 
 def call_each():
-    """Make the calls of each equation, and return the results of the calls of the last equation."""
+    """Make the calls of all equations, and return the results of the calls of the last equation."""
     results = []
     for equation in equations:
         results = [evaluate(*fresh(*inputs)) for inputs in equation]
@@ -29,7 +29,7 @@ def judge_unchanged(results):
     """End the script with status 1 if an option does not change the result."""
     one, without = (result[part] for result in results)
     if ((one == without) | (one.isnan() & without.isnan())).all():
-        verdict(True, f"an option has no effect: the {part} is the same without it")
+        verdict(True, f"{part}: got the same with and without the option; expected a difference")
 
 
 def check_two_backwards():

@@ -45,7 +45,7 @@ def judge_number(result):
 
 
 def judge_sign(result):
-    """Judge one number of the loss, and end the script. A negative number is compared with 0, any other is right."""
+    """Judge one number of the loss, and end the script. Compare a negative number with 0; any other is right."""
     got = result[part][index].item()
     verdict(*judged(got, 0.0 if got < 0 else got))
 
@@ -184,8 +184,7 @@ def check_ignored_rows():
     for name, those in rows.items():
         numbers = result[name] if name == "loss" else result[name].movedim(axis, -1)
         if (numbers[those] != 0).any():
-            message = f"the {name} of {int(those.sum())} ignored rows is not 0: {numbers[those].tolist()}"
-            verdict(True, message)
+            verdict(True, f"{name}: got {numbers[those].tolist()} in the ignored rows; expected 0")
 
 
 def check_repeat():

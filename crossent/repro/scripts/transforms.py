@@ -35,7 +35,10 @@ def call_under_vjp():
 
 
 def call_under_vmap():
-    """Return two results under torch.func.vmap: the losses of all samples; and their losses and gradients, by vjp."""
+    """Return two results under torch.func.vmap, which calls the subject on each sample.
+
+    The first has the losses. The second, by torch.func.vjp under vmap, has the losses and the gradients.
+    """
     axis = 0 if logits.dim() == 2 else -1
     each = options["reduction"] == "none"
     losses = torch.func.vmap(loss_of, axis, axis)(logits, target)
@@ -45,7 +48,10 @@ def call_under_vmap():
 
 
 def judge_samples(results):
-    """Compare one number of each result with the exact value, and end the script with the worst result."""
+    """Compare one number of each result with the exact value, and end the script.
+
+    The subject is wrong if the number is wrong in any result that has the part.
+    """
     verdict(*max(judged(result[part].detach()[index].item(), exact) for result in results if part in result))
 
 
@@ -96,7 +102,10 @@ def pushed(function):
 
 
 def differentiate_batch_twice():
-    """Return two derivatives of the gradient for a batch of two directions, as `differentiate_twice` does for one."""
+    """Return two derivatives of the inner product `<gradient, direction>`, for a batch of two directions.
+
+    They are with respect to the logits ("second") and to the upstream gradient ("upstream_gradient").
+    """
     x, g = logits.detach().requires_grad_(), upstream.detach().requires_grad_()
     loss = subject(x, target, **options)
     (gradient,) = torch.autograd.grad(loss, x, g.to(loss.dtype), create_graph=True)

@@ -1,9 +1,9 @@
 """Isolated processes: a subject runs in a separate process, which sees inputs and never an exact value.
 
-The judge, which is the process that runs the checks, sends an act to the isolated process and reads the reply. In the
-isolated process a subject may raise, exit, crash, hang, print without end, or change any module. So the judge does not
-trust a reply. It compares numbers with exact values, which the isolated process never sees. Any other statement of a
-reply can only make the verdict worse.
+The judge, which is the process that runs the checks, sends an act (a function that calls the subject) to the isolated
+process and reads the reply. In the isolated process a subject may raise, exit, crash, hang, print without end, or
+change any module. So the judge does not trust a reply. The judge compares numbers with exact values, which the isolated
+process never sees. Any other statement of a reply can only make the verdict worse.
 
 fork_server   a process that forks isolated processes, and is started before any exact value is known
 process       an isolated process: its loop, and the host that sends acts to it

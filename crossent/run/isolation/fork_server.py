@@ -35,11 +35,11 @@ OWN = -1
 
 
 class ForkServerError(Exception):
-    """A fork server has ended. The judge must not fork another one, which would inherit exact values."""
+    """A fork server has ended. The judge must not fork a second server, which would inherit exact values."""
 
 
 class ForkServer:
-    """A process that forks isolated processes, and reports how they ended.
+    """A process that forks isolated processes, and returns their exit statuses.
 
     Args:
         serve: the function that runs in each isolated process.
@@ -63,7 +63,7 @@ class ForkServer:
         return process
 
     def end(self, process: int) -> int:
-        """Kill a process and its process group, unless it has ended, and return its exit status."""
+        """Kill a process with its process group, unless the process has ended, and return its exit status."""
         return self._ask(f"end {process}")
 
     def close(self) -> None:
@@ -84,7 +84,7 @@ class ForkServer:
 
 
 def _answer(control: socket.socket, serve: Serve, memory: int) -> None:
-    """Answer the requests of the judge, in the fork server, until the judge ends."""
+    """Answer the requests of the judge until the judge ends. This function runs in the fork server."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     prefer_for_memory()  # before the privileges are dropped, so that the subject of a run by root cannot undo this
     drop_privileges()
@@ -131,9 +131,9 @@ def _kill(process: int) -> int:
 
 
 def _reap(ended: dict[int, int]) -> None:
-    """Add the exit statuses of processes that have ended to `ended`, by process id.
+    """Add to `ended` the exit status of each child process that has ended, by process id.
 
-    In a PID namespace, processes that a subject started are among them.
+    In a PID namespace, processes that a subject started can become child processes of the fork server.
     """
     with suppress(ChildProcessError):
         while (done := os.waitpid(-1, os.WNOHANG))[0]:

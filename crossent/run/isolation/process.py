@@ -67,7 +67,7 @@ class IsolatedProcess:
         server: forks the process.
         subject: the number of the subject.
         timeout: the time limit for all acts of one case together, in seconds. :meth:`start_case` starts a case.
-        alive: a function to call before each act, which tells others that the judge is alive.
+        alive: a function that the judge calls before each act, to tell its parent process that the judge is alive.
     """
 
     isolated = True
@@ -89,7 +89,7 @@ class IsolatedProcess:
         return "hung too often to be called again" if self._hung >= _MOST_HUNG else ""
 
     def start_case(self) -> None:
-        """Start a case: the acts that follow have the whole time limit again."""
+        """Start a case: the following acts together have the whole time limit again."""
         self._left = self._timeout
 
     def perform(self, act: Callable[..., T], *arguments: Any) -> Performed[T]:
@@ -123,10 +123,11 @@ class IsolatedProcess:
     def _checked(
         self, performed: Performed[Any], act: Callable[..., Any], arguments: tuple[Any, ...]
     ) -> Performed[Any]:
-        """Return the outcome of an act, or a crash if the outcome is a false reply that the act cannot run here.
+        """Return the outcome of an act. If the outcome is a false `NotRun`, return the outcome "crashed" instead.
 
-        Such a reply is false if torch's process does not send the same reply. The judge must not run the act itself: an
-        act that compiles could load code that the subject has left in torch's cache.
+        `NotRun` says that the act cannot run on this machine. It is false if torch, in another isolated process, gives
+        a different outcome. The judge must not run the act itself: an act that compiles could load code that the
+        subject has left in torch's cache.
         """
         if not isinstance(performed.value, NotRun) or self._subject == OWN:
             return performed
@@ -138,7 +139,7 @@ class IsolatedProcess:
             if self._torch.perform(act, *arguments).value != performed.value:
                 return Performed(
                     ended="crashed",
-                    how=f"its process replied that it {performed.value.reason}, but torch's process replied otherwise",
+                    how=f"its process replied that the check {performed.value.reason}; torch's process did not",
                 )
             self._confirmed.add(reason)
         return performed
@@ -150,7 +151,9 @@ class IsolatedProcess:
         """
         printed = os.fstat(self._output.fileno()).st_size
         if printed > _MOST_PRINTED:
-            performed = replace(performed, changed_state=(*performed.changed_state, f"the output, by {printed} bytes"))
+            performed = replace(
+                performed, changed_state=(*performed.changed_state, f"stdout or stderr, by printing {printed} bytes")
+            )
         if printed:
             os.ftruncate(self._output.fileno(), 0)
             os.lseek(self._output.fileno(), 0, os.SEEK_SET)  # the isolated process shares this position
@@ -171,7 +174,7 @@ class IsolatedProcess:
         return ours
 
     def _end(self) -> int:
-        """Kill the process and its process group, unless it has ended, and return its exit status."""
+        """Kill the process with its process group, unless the process has ended, and return its exit status."""
         assert self._stream is not None
         self._stream.close()
         self._stream = None
@@ -184,6 +187,6 @@ def status_in_words(status: int) -> str:
 
 
 def _own_names() -> dict[tuple[str, str], Any]:
-    """Return all objects in the modules of this package, by module and name. A request may use these objects only."""
+    """Return all objects in the modules of this package, by module and name. A request may use no other objects."""
     modules = [(name, module) for name, module in sys.modules.items() if name.partition(".")[0] == "crossent"]
     return {(name, attribute): value for name, module in modules for attribute, value in list(vars(module).items())}

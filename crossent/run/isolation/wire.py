@@ -92,7 +92,7 @@ def _left(until: float) -> float | None:
 
 
 def most_of_reply(arguments: tuple[Any, ...]) -> int:
-    """Return the largest size of the reply to these arguments, in bytes."""
+    """Return the largest allowed size of a reply to an act with these arguments, in bytes."""
     return _MOST_HEADER + _REPLIES_PER_REQUEST * sum(memory(one).numel() for one in tensors_in(arguments))
 
 
@@ -108,7 +108,7 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 
 def write(value: Any) -> bytes:
-    """Return a pickle of a value. It contains the whole memory of each tensor: see :class:`_Pickler`."""
+    """Return a pickle of a value, with the whole memory of each tensor: see :class:`_Pickler`."""
     buffer = io.BytesIO()
     _Pickler(buffer, protocol=5).dump(value)
     return buffer.getvalue()
@@ -278,7 +278,7 @@ def _hints(of: Any) -> dict[str, Any]:
 
 
 def _is_a(value: Any, type_: Any) -> bool:
-    """Return whether a value has a declared type, and so have all its elements and attributes."""
+    """Return whether a value, with all its elements and attributes, has the declared type `type_`."""
     origin, inner = get_origin(type_), get_args(type_)
     if type_ is Any:
         return True

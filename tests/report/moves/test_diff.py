@@ -59,30 +59,31 @@ def after(before):
     return report_of(json.loads(json.dumps(before.to_json())))
 
 
-def told(made, kind):
+def changes_of(made, kind):
     """Return the changes of a kind, as (subject, check, case)."""
     return {(move.subject, move.check, move.case) for move in made.moves if move.kind is kind}
 
 
-def only(made):
+def only_move(made):
     """Return the only change."""
     (move,) = made.moves
     return move
 
 
-def altered(report, case, check, **changes):
-    """Change a measurement of formula."""
+def remeasure(report, case, check, **changes):
+    """Change a measurement of formula on a case, and return the outcome of the case."""
     outcome = report.subjects[0].outcomes[case]
     outcome.checks[check] = replace(outcome.checks[check], **changes)
     return outcome
 
 
-def moved_bits(outcome, of="loss", **changes):
+def change_bits(outcome, of="loss", **changes):
+    """Change the digest of a result, and further attributes of its summary."""
     outcome.digest = f"{int(outcome.digest, 16) ^ 1:08x}"
     outcome.results[of] = replace(outcome.results[of], digest=outcome.digest, **changes)
 
 
-def found(check, case, kind="wrong", message="", numbers=None, **more):
+def formula_finding(check, case, kind="wrong", message="", numbers=None, **more):
     return Finding("formula", check, case, kind, message, numbers=numbers, **more)
 
 
@@ -102,7 +103,7 @@ def test_a_run_has_the_same_bits_as_itself(before, tmp_path, capsys):
     assert re.search(r"^27 cases in both runs: 27 same bits$", capsys.readouterr().out, re.M)
 
 
-def test_two_runs_of_one_torch_say_the_same(before):
+def test_two_runs_of_one_torch_have_no_changes(before):
     made = diff(before, report_on(FORM_SUBJECTS["formula"], TORCH, Subject("mine", off_by_a_percent)))
     assert not made.moves, str(made)
 
@@ -114,12 +115,12 @@ def test_a_run_that_is_read_back_is_the_run_that_was_written(before, tmp_path):
     assert str(again).splitlines()[1:] == str(before).splitlines()[1:]
 
 
-def test_other_bits_within_the_bound_are_moved(before, after):
-    outcome = altered(after, PLAIN, "loss", ulp=0.9)
+def test_other_bits_within_the_bound_are_of_kind_moved(before, after):
+    outcome = remeasure(after, PLAIN, "loss", ulp=0.9)
     old = before.subjects[0].outcomes[PLAIN].checks["loss"].ulp
-    moved_bits(outcome)
+    change_bits(outcome)
     made = diff(before, after)
-    move = only(made)
+    move = only_move(made)
     assert (move.kind, made.ok, made.strictly_ok) == (Kind.MOVED, True, True)
     assert f"{old:.3g} → 0.9 ulp" in move.says
 
@@ -136,64 +137,65 @@ def test_other_bits_within_the_bound_are_moved(before, after):
     ],
 )
 def test_worse_is_more_than_twice_and_more_than_one_ulp(before, after, ulp, now, kind):
-    moved_bits(altered(after, PLAIN, "gradient", ulp=now, ratio=now / 100), "gradient")
+    change_bits(remeasure(after, PLAIN, "gradient", ulp=now, ratio=now / 100), "gradient")
     first = copy.deepcopy(before)
-    altered(first, PLAIN, "gradient", ulp=ulp, ratio=ulp / 100)
+    remeasure(first, PLAIN, "gradient", ulp=ulp, ratio=ulp / 100)
     made = diff(first, after)
-    assert only(made).kind is kind
+    assert only_move(made).kind is kind
     assert made.ok
     assert made.strictly_ok is (kind is not Kind.WORSE)
 
 
 @pytest.mark.parametrize("share", [0.3, 0.33, 0.66])
-def test_more_ulps_of_a_number_close_to_zero_are_not_worse_where_no_more_of_the_bound_is_taken(before, after, share):
-    moved_bits(altered(after, PLAIN, "gradient", ulp=43.4, ratio=share), "gradient")
+def test_more_ulps_near_zero_are_not_worse_if_the_share_of_the_bound_at_most_doubles(before, after, share):
+    change_bits(remeasure(after, PLAIN, "gradient", ulp=43.4, ratio=share), "gradient")
     first = copy.deepcopy(before)
-    altered(first, PLAIN, "gradient", ulp=1.04, ratio=0.33)
-    assert only(diff(first, after)).kind is Kind.MOVED
-    assert only(diff(after, first)).kind is Kind.MOVED
+    remeasure(first, PLAIN, "gradient", ulp=1.04, ratio=0.33)
+    assert only_move(diff(first, after)).kind is Kind.MOVED
+    assert only_move(diff(after, first)).kind is Kind.MOVED
 
 
-def test_what_held_and_does_not_is_broken(before, after):
-    moved_bits(altered(after, PLAIN, "loss", failed=True, ulp=2e6, ratio=2.5e6), value=0.5)
-    after.subjects[0].findings.append(found("loss", PLAIN, message="Mismatched", numbers=WRONG))
+def test_a_result_that_passed_and_now_fails_is_a_regression(before, after):
+    change_bits(remeasure(after, PLAIN, "loss", failed=True, ulp=2e6, ratio=2.5e6), value=0.5)
+    after.subjects[0].findings.append(formula_finding("loss", PLAIN, message="Mismatched", numbers=WRONG))
     made = diff(before, after)
-    assert only(made).kind is Kind.BROKEN
+    assert only_move(made).kind is Kind.BROKEN
     assert not made.ok
-    assert re.search(r"→ 0.5; .* → 2e\+06 ulp, .* → >10× of the bound", only(made).says)
-    assert only(diff(after, before)).kind is Kind.FIXED
+    assert re.search(r"→ 0.5; .* → 2e\+06 ulp, .* → >10× of the bound", only_move(made).says)
+    assert only_move(diff(after, before)).kind is Kind.FIXED
     assert diff(after, before).ok
 
 
-def test_a_broken_one_that_is_known_is_broken_and_said_to_be_known(before, after):
-    moved_bits(altered(after, PLAIN, "loss", failed=True, ulp=2e6, ratio=2.5e6))
-    after.subjects[0].findings.append(found("loss", PLAIN, numbers=WRONG, expected="since torch 2.4"))
+def test_a_regression_that_is_a_known_failure_is_shown_with_its_reason(before, after):
+    change_bits(remeasure(after, PLAIN, "loss", failed=True, ulp=2e6, ratio=2.5e6))
+    after.subjects[0].findings.append(formula_finding("loss", PLAIN, numbers=WRONG, expected="since torch 2.4"))
     made = diff(before, after)
     assert not made.ok
     assert "  known failure: since torch 2.4" in str(made).splitlines()
 
 
-def refused(report, case=PLAIN, message="RuntimeError: not for this"):
+def refuse(report, case=PLAIN, message="RuntimeError: not for this"):
+    """Change a report so that formula raises an error on a case, and return the report."""
     outcome = report.subjects[0].outcomes[case]
     outcome.checks = {"call": Measured(failed=True)}
     outcome.not_run = dict.fromkeys(("result", "loss", "gradient"), "needs a correct `call` first")
     outcome.digest, outcome.results, outcome.grade = "", {}, ""
-    report.subjects[0].findings.append(found("call", case, "refused", message))
+    report.subjects[0].findings.append(formula_finding("call", case, "refused", message))
     return report
 
 
 def test_a_call_that_raises_is_newly_refused_and_one_that_raised_is_newly_accepted(before, after):
-    made = diff(before, refused(after))
-    assert only(made).kind is Kind.REFUSED
-    assert only(made).says == "right → RuntimeError: not for this"
+    made = diff(before, refuse(after))
+    assert only_move(made).kind is Kind.REFUSED
+    assert only_move(made).says == "right → RuntimeError: not for this"
     assert not made.ok
     assert not made.notes  # a part of the run needs no further note
     other = diff(after, before)
-    assert only(other).kind is Kind.ACCEPTED
+    assert only_move(other).kind is Kind.ACCEPTED
     assert other.ok
 
 
-def test_an_error_that_became_a_wrong_number_is_broken(before, after):
+def test_an_error_that_became_a_wrong_number_is_a_regression(before, after):
     mine = before.subjects[2]
     first = copy.deepcopy(before)
     outcome = first.subjects[2].outcomes[PLAIN]
@@ -202,70 +204,72 @@ def test_an_error_that_became_a_wrong_number_is_broken(before, after):
     first.subjects[2].findings = [finding for finding in mine.findings if finding.case != PLAIN]
     first.subjects[2].findings.append(Finding("mine", "call", PLAIN, "refused", "RuntimeError: not yet"))
     made = diff(first, after)
-    assert only(made).kind is Kind.BROKEN
-    assert only(made).says == "RuntimeError: not yet → returns a result, which is wrong in loss, gradient"
-    assert made.command(only(made)).startswith(f"crossent repro mine:loss:{PLAIN}")
+    assert only_move(made).kind is Kind.BROKEN
+    assert only_move(made).says == "RuntimeError: not yet → returns a result, which is wrong in loss, gradient"
+    assert made.command(only_move(made)).startswith(f"crossent repro mine:loss:{PLAIN}")
     assert not made.ok
 
 
 def test_a_call_that_was_refused_and_is_refused_under_a_transform_alone_is_newly_accepted(before, after):
     outcome = after.subjects[0].outcomes[PLAIN]
     outcome.checks["vmap"] = Measured(failed=True)
-    after.subjects[0].findings.append(found("vmap", PLAIN, "refused", "RuntimeError: not under vmap"))
-    made = diff(refused(copy.deepcopy(before)), after)
-    assert only(made).kind is Kind.ACCEPTED
-    assert only(made).says == "RuntimeError: not for this → right"
+    after.subjects[0].findings.append(formula_finding("vmap", PLAIN, "refused", "RuntimeError: not under vmap"))
+    made = diff(refuse(copy.deepcopy(before)), after)
+    assert only_move(made).kind is Kind.ACCEPTED
+    assert only_move(made).says == "RuntimeError: not for this → right"
     assert made.ok
 
 
-def test_an_error_that_became_a_wrong_number_tells_what_is_known_of_both(before, after):
-    first = refused(copy.deepcopy(before))
+def test_an_error_that_became_a_wrong_number_has_the_reasons_of_both_known_failures(before, after):
+    first = refuse(copy.deepcopy(before))
     first.subjects[0].findings[-1] = replace(first.subjects[0].findings[-1], expected="not before torch 2.2")
-    moved_bits(altered(after, PLAIN, "loss", failed=True, ulp=2e6, ratio=2.5e6))
-    after.subjects[0].findings.append(found("loss", PLAIN, numbers=WRONG, expected="since torch 2.4"))
+    change_bits(remeasure(after, PLAIN, "loss", failed=True, ulp=2e6, ratio=2.5e6))
+    after.subjects[0].findings.append(formula_finding("loss", PLAIN, numbers=WRONG, expected="since torch 2.4"))
     made = diff(first, after)
-    assert only(made).kind is Kind.BROKEN
+    assert only_move(made).kind is Kind.BROKEN
     lines = str(made).splitlines()
     assert lines[lines.index("  known failure before: not before torch 2.2") + 1] == "  known failure: since torch 2.4"
 
 
 def test_another_class_of_error_is_changed_behaviour_and_other_words_are_not(before, after):
-    first = refused(copy.deepcopy(before))
-    made = diff(first, refused(copy.deepcopy(before), message="IndexError: not for this"))
-    assert only(made).kind is Kind.BEHAVIOUR
-    made = diff(first, refused(after, message="RuntimeError: in other words"))
-    assert only(made).kind is Kind.WORDS
+    first = refuse(copy.deepcopy(before))
+    made = diff(first, refuse(copy.deepcopy(before), message="IndexError: not for this"))
+    assert only_move(made).kind is Kind.BEHAVIOUR
+    made = diff(first, refuse(after, message="RuntimeError: in other words"))
+    assert only_move(made).kind is Kind.WORDS
     assert made.strictly_ok
 
 
-def test_a_bad_call_that_raises_another_error_is_changed_behaviour(before, after):
+def test_a_bad_input_that_raises_another_error_is_changed_behaviour(before, after):
     outcome = after.subjects[0].outcomes[BAD]
     assert outcome.raised.startswith("IndexError: ")
     outcome.raised = "IndexError: in other words"
-    assert only(diff(before, after)).kind is Kind.WORDS
+    assert only_move(diff(before, after)).kind is Kind.WORDS
     outcome.raised = "RuntimeError: another"
-    move = only(diff(before, after))
+    move = only_move(diff(before, after))
     assert move.kind is Kind.BEHAVIOUR
     assert move.says.endswith(" → RuntimeError: another")
 
 
-def test_a_bad_call_that_is_let_pass_is_broken(before, after):
+def test_a_bad_input_that_is_newly_accepted_is_a_regression(before, after):
     outcome = after.subjects[0].outcomes[BAD]
     outcome.raised, outcome.checks["errors"] = "", Measured(failed=True)
-    after.subjects[0].findings.append(found("errors", BAD, "accepted", "returned 1.4; should have raised IndexError"))
+    after.subjects[0].findings.append(
+        formula_finding("errors", BAD, "accepted", "the call returned 1.4; should have raised IndexError")
+    )
     made = diff(before, after)
-    assert only(made).kind is Kind.BROKEN
-    assert "→ returned 1.4; should have raised IndexError" in only(made).says
+    assert only_move(made).kind is Kind.BROKEN
+    assert "→ the call returned 1.4; should have raised IndexError" in only_move(made).says
 
 
 def test_a_changed_policy_reads_as_one_line(before, after):
-    moved_bits(
-        altered(after, NO_ROWS, "loss", failed=True, ulp=float("inf"), ratio=float("inf")), value=0.0, special={}
+    change_bits(
+        remeasure(after, NO_ROWS, "loss", failed=True, ulp=float("inf"), ratio=float("inf")), value=0.0, special={}
     )
     zero = replace(WRONG, got=0.0, exact=float("nan"))
-    after.subjects[0].findings.append(found("loss", NO_ROWS, numbers=zero))
+    after.subjects[0].findings.append(formula_finding("loss", NO_ROWS, numbers=zero))
     made = diff(before, after)
-    assert only(made).kind is Kind.BEHAVIOUR
+    assert only_move(made).kind is Kind.BEHAVIOUR
     assert not made.ok
     (line,) = [line for line in str(made).splitlines() if line.startswith("changed behaviour: ")]
     assert line.startswith("changed behaviour: formula: mean over no rows, loss: NaN → 0; ")
@@ -273,30 +277,32 @@ def test_a_changed_policy_reads_as_one_line(before, after):
 
 @pytest.mark.parametrize("change", [{"dtype": "float64"}, {"shape": (1,)}, {"special": {"nan": 1}}])
 def test_another_dtype_shape_or_kind_of_value_is_changed_behaviour(before, after, change):
-    moved_bits(after.subjects[0].outcomes[PLAIN], **change)
-    assert only(diff(before, after)).kind is Kind.BEHAVIOUR
+    change_bits(after.subjects[0].outcomes[PLAIN], **change)
+    assert only_move(diff(before, after)).kind is Kind.BEHAVIOUR
 
 
-def test_bits_that_are_others_each_time_are_changed_behaviour(before, after):
-    altered(after, PLAIN, "repeat", failed=True)
-    after.subjects[0].findings.append(found("repeat", PLAIN, "not_repeated", "a second call gives other bits"))
-    assert only(diff(before, after)).kind is Kind.BEHAVIOUR
+def test_bits_that_differ_between_two_calls_are_changed_behaviour(before, after):
+    remeasure(after, PLAIN, "repeat", failed=True)
+    after.subjects[0].findings.append(
+        formula_finding("repeat", PLAIN, "not_repeated", "a second call gives other bits")
+    )
+    assert only_move(diff(before, after)).kind is Kind.BEHAVIOUR
 
 
-def test_what_stays_wrong_in_other_numbers_is_still_wrong(before, after):
+def test_a_failure_with_other_wrong_numbers_is_still_wrong(before, after):
     mine = after.subjects[2]
     at = next(at for at, finding in enumerate(mine.findings) if (finding.check, finding.case) == ("loss", PLAIN))
     mine.findings[at] = replace(mine.findings[at], numbers=replace(mine.findings[at].numbers, got=7.0))
-    moved_bits(mine.outcomes[PLAIN])
+    change_bits(mine.outcomes[PLAIN])
     made = diff(before, after)
-    assert only(made).kind is Kind.STILL
+    assert only_move(made).kind is Kind.STILL
     assert made.strictly_ok
 
 
 def test_the_same_bits_with_another_bound_are_judged_anew(before, after):
-    altered(after, PLAIN, "loss", ratio=0.123)
+    remeasure(after, PLAIN, "loss", ratio=0.123)
     made = diff(before, after)
-    assert only(made).kind is Kind.JUDGED
+    assert only_move(made).kind is Kind.JUDGED
     assert made.strictly_ok
 
 
@@ -309,12 +315,12 @@ def test_the_same_bits_with_another_bound_are_judged_anew(before, after):
     ],
 )
 def test_an_error_that_is_the_same_but_for_the_digits_of_another_numpy_is_judged_anew(now, kind):
-    """A report keeps no bits of a check of several calls. Other bits would differ by whole ulps."""
+    """A report has no digest of a check of several calls. If results differ, their errors differ by whole ulps."""
     before = Side(Measured(ulp=12.20795169658959, ratio=0.221), digest="0" if now.digest else "")
     assert kind_of("func_grad", before, now) is kind
 
 
-def test_other_bits_without_a_number_are_said_to_be_other_bits():
+def test_a_move_without_numbers_says_other_bits():
     sides = Side(Measured(), digest="0"), Side(Measured(), digest="1")
     kind = kind_of("ignored_rows", *sides)
     assert Move(kind, "torch", "ignored_rows", PLAIN, "float32", *sides).says == "other bits"
@@ -323,12 +329,12 @@ def test_other_bits_without_a_number_are_said_to_be_other_bits():
 def test_a_lower_grade_is_worse(before, after):
     after.subjects[0].outcomes[PLAIN].grade = "B"
     made = diff(before, after)
-    assert only(made).kind is Kind.WORSE
-    assert only(made).says == "grade A → B"
-    assert only(diff(after, before)).kind is Kind.BETTER
+    assert only_move(made).kind is Kind.WORSE
+    assert only_move(made).says == "grade A → B"
+    assert only_move(diff(after, before)).kind is Kind.BETTER
 
 
-def test_what_one_run_has_alone_is_said_and_not_compared(before, after):
+def test_subjects_cases_and_checks_of_only_one_run_are_noted_and_not_compared(before, after):
     del after.subjects[0].outcomes[PLAIN]
     after.subjects[1].outcomes[PLAIN].inputs = "00000000"
     del after.subjects[1].outcomes[PER_ROW].checks["loss"]
@@ -351,7 +357,7 @@ def test_what_one_run_has_alone_is_said_and_not_compared(before, after):
     assert all(f"  {note}" in lines for note in made.notes)
 
 
-def test_what_is_to_be_said_of_several_subjects_is_said_once(before, after):
+def test_a_note_about_several_subjects_is_one_line(before, after):
     for part in after.subjects:
         del part.outcomes[PLAIN]
     for part in after.subjects[:2]:
@@ -363,7 +369,7 @@ def test_what_is_to_be_said_of_several_subjects_is_said_once(before, after):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda run: run.environment.update(device="cuda:0"), "device was 'cpu' and is 'cuda:0'"),
         (lambda run: run.environment.update(cpu_capability="ALTIVEC"), "is 'ALTIVEC'"),
@@ -372,9 +378,9 @@ def test_what_is_to_be_said_of_several_subjects_is_said_once(before, after):
         (lambda run: [part.outcomes.clear() or part.findings.clear() for part in run.subjects], "no case in common"),
     ],
 )
-def test_what_cannot_be_compared_is_refused_unless_forced(before, after, change, said, tmp_path, capsys):
+def test_runs_that_cannot_be_compared_are_refused_unless_forced(before, after, change, message, tmp_path, capsys):
     change(after)
-    with pytest.raises(ValueError, match=f"^these runs cannot be compared: .*{said}"):
+    with pytest.raises(ValueError, match=f"^these runs cannot be compared: .*{message}"):
         diff(before, after)
     files = [str(tmp_path / "old"), str(tmp_path / "new")]
     before.write_json(files[0])
@@ -382,9 +388,9 @@ def test_what_cannot_be_compared_is_refused_unless_forced(before, after, change,
     assert main(["diff", *files]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert said in err
+    assert message in err
     assert err.count("\n") == 1
-    comparable = "in common" not in said
+    comparable = "in common" not in message
     assert ("; `crossent diff --force`, in Python force=True, compares them anyway" in err) == comparable
     page = tmp_path / "page.html"
     assert main(["diff", *files, "--force", "--html", str(page)]) == (0 if comparable else 3)
@@ -395,7 +401,7 @@ def test_what_cannot_be_compared_is_refused_unless_forced(before, after, change,
     assert ("<h1>Nothing was compared" in page.read_text(encoding="utf-8")) != comparable
 
 
-def test_a_level_without_compiled_code_is_said(before, after):
+def test_a_level_without_compiled_code_is_noted(before, after):
     note = "no compiled code is compared: level quick runs none of compile, compile_dynamic, compiled_error"
     before, after = copy.deepcopy((before, after))
     after.left_out, after.level = ["export", "compile", "compile_dynamic", "compiled_error"], "quick"
@@ -417,30 +423,30 @@ def test_json_has_the_words_of_the_text(before, after):
     assert made.summary.endswith(" 1 regression, 26 same bits")
 
 
-def test_torch_says_which_vector_instructions_it_uses_whatever_its_version(monkeypatch):
+def test_cpu_capability_names_the_vector_instructions_for_every_version_of_torch(monkeypatch):
     """Torch 2.0 names the instructions only in its configuration, and uses AVX2 where later versions use AVX512."""
     known = cpu_capability()
     monkeypatch.delattr(torch.backends, "cpu", raising=False)
-    told = {"DEFAULT": "NO AVX"}.get(known, known)
-    assert cpu_capability() == told
-    assert told != "unknown"
+    expected = {"DEFAULT": "NO AVX"}.get(known, known)
+    assert cpu_capability() == expected
+    assert expected != "unknown"
 
 
-def test_a_processor_of_which_torch_says_nothing_is_no_hindrance(before, after):
+def test_runs_are_compared_even_if_a_processor_is_unknown(before, after):
     after.environment["cpu_capability"] = "unknown"
     assert diff(before, after).others == [
         ("cpu_capability", before.environment["cpu_capability"], "unknown"),
     ]
 
 
-def test_the_command_ends_as_its_help_says(before, after, tmp_path, capsys):
-    moved_bits(altered(after, PLAIN, "gradient", ulp=30.0, ratio=0.99), "gradient")
+def test_the_command_has_the_exit_status_that_its_help_names(before, after, tmp_path, capsys):
+    change_bits(remeasure(after, PLAIN, "gradient", ulp=30.0, ratio=0.99), "gradient")
     files = [str(tmp_path / "old"), str(tmp_path / "new")]
     before.write_json(files[0])
     after.write_json(files[1])
     assert main(["diff", *files]) == 0
     assert main(["diff", *files, "--strict"]) == 1
-    refused(after).write_json(files[1])
+    refuse(after).write_json(files[1])
     json_file, html_file = tmp_path / "d.json", tmp_path / "d.html"
     assert main(["diff", *files, "--json", str(json_file), "--html", str(html_file)]) == 1
     out = capsys.readouterr().out
@@ -451,9 +457,9 @@ def test_the_command_ends_as_its_help_says(before, after, tmp_path, capsys):
     assert "<script>" in html_file.read_text(encoding="utf-8")
 
 
-def test_hostile_words_are_shown_and_not_obeyed(before, after, tmp_path):
+def test_markup_and_control_characters_of_a_message_are_shown_as_text(before, after, tmp_path):
     evil = "ValueError: \x1b[31m</script><script>alert(1)</script>[bold]x[/bold]"
-    made = diff(before, refused(after, message=evil))
+    made = diff(before, refuse(after, message=evil))
     assert all(char.isprintable() or char == "\n" for char in str(made))
     assert "[bold]x[/bold]" in str(made)
     made.write_html(tmp_path / "d.html")
@@ -466,14 +472,14 @@ def test_hostile_words_are_shown_and_not_obeyed(before, after, tmp_path):
 
 
 def places(value, at=()):
-    """Yield the places of a document."""
+    """Yield each place of a JSON document, as the tuple of keys that lead to it."""
     yield at
     entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, entry in entries:
         yield from places(entry, (*at, key))
 
 
-def damaged(document, at, way, dice):
+def damaged(document, at, way, generator):
     """Return a copy with one damaged place, or None if this kind of damage changes nothing."""
     made = copy.deepcopy(document)
     *path, last = at
@@ -484,7 +490,7 @@ def damaged(document, at, way, dice):
     if way == "gone":
         del parent[last]
     elif way == "another kind":
-        parent[last] = dice.choice(
+        parent[last] = generator.choice(
             [one for one in (None, True, 17, -3, 0.5, "x", [], {}, [1], {"x": 1}) if one != value]
         )
     elif way == "another name":
@@ -498,7 +504,7 @@ def damaged(document, at, way, dice):
     elif isinstance(value, bool):
         parent[last] = not value
     elif isinstance(value, int | float):
-        parent[last] = dice.choice([value + 1, -value - 1, value * 2 + 1])
+        parent[last] = generator.choice([value + 1, -value - 1, value * 2 + 1])
     elif isinstance(value, str):
         digits = value and set(value) <= set("0123456789abcdef")
         parent[last] = value[:-1] + ("1" if value[-1] == "0" else "0") if digits else f"{value}0"
@@ -515,28 +521,28 @@ def compared(good, bad):
         return str(error), None
 
 
-def test_a_thousand_damaged_files_are_each_refused_in_one_line_or_seen(before, tmp_path):
+def test_a_thousand_damaged_files_are_each_refused_in_one_line_or_have_changes(before, tmp_path):
     bad = tmp_path / "bad.json"
     before.write_json(bad)
     document = json.loads(bad.read_text(encoding="utf-8"))
     everywhere = [at for at in places(document) if at]
-    dice = random.Random(0)
-    dice.shuffle(everywhere)
+    generator = random.Random(0)
+    generator.shuffle(everywhere)
     ways = ("another value", "gone", "another kind", "another name", "twice")
     made = refusals = 0
     # Damage each field once by its name, then random places.
     named = {tuple(key for key in at if isinstance(key, str) and key not in CASE_IDS): at for at in everywhere}
     for at in (*named.values(), *everywhere):
         for way in ways:
-            forged = damaged(document, at, way, dice)
+            forged = damaged(document, at, way, generator)
             if forged is None or forged == document:
                 continue
             bad.write_text(json.dumps(forged), encoding="utf-8")
             made += 1
-            said, seen = compared(before, bad)
-            refusals += bool(said)
-            assert said.isprintable(), (at, way)
-            assert said or seen.moves or seen.others or seen.notes, (at, way)
+            message, seen = compared(before, bad)
+            refusals += bool(message)
+            assert message.isprintable(), (at, way)
+            assert message or seen.moves or seen.others or seen.notes, (at, way)
         if made >= 1000:
             break
     assert made >= 1000
@@ -546,18 +552,19 @@ def test_a_thousand_damaged_files_are_each_refused_in_one_line_or_seen(before, t
 CASE_IDS = {case.id for case in CASES}
 
 
-def test_a_file_that_is_cut_off_anywhere_or_has_another_byte_is_refused_or_seen(before, tmp_path):
+def test_a_file_that_is_cut_off_or_has_another_byte_is_refused_or_has_changes(before, tmp_path):
     bad = tmp_path / "bad.json"
     before.write_json(bad)
     whole = bad.read_bytes()
-    dice = random.Random(1)
+    generator = random.Random(1)
     for _ in range(50):
-        at = dice.choice([at for at, byte in enumerate(whole) if not bytes([byte]).isspace()][:-1])
-        for content in (whole[:at], whole[:at] + bytes([whole[at] ^ 1 << dice.randrange(8)]) + whole[at + 1 :]):
+        at = generator.choice([at for at, byte in enumerate(whole) if not bytes([byte]).isspace()][:-1])
+        for content in (whole[:at], whole[:at] + bytes([whole[at] ^ 1 << generator.randrange(8)]) + whole[at + 1 :]):
             bad.write_bytes(content)
-            said, seen = compared(before, bad)
-            assert said.isprintable(), at
-            if not (said or seen.moves or seen.others or seen.notes):  # the 17th digit of a number may have no meaning
+            message, seen = compared(before, bad)
+            assert message.isprintable(), at
+            # A change of the 17th digit of a number may have no effect.
+            if not (message or seen.moves or seen.others or seen.notes):
                 assert json.loads(content) == json.loads(whole), content[at - 40 : at + 40]
 
 
@@ -576,7 +583,7 @@ def test_a_file_that_is_cut_off_anywhere_or_has_another_byte_is_refused_or_seen(
         b"\xff\xfe",
     ],
 )
-def test_what_is_no_report_is_one_line_and_status_2(before, content, tmp_path, capsys):
+def test_a_file_that_is_no_report_is_an_error_of_one_line_and_status_2(before, content, tmp_path, capsys):
     files = [str(tmp_path / "old"), str(tmp_path / "new")]
     before.write_json(files[0])
     (tmp_path / "new").write_bytes(content)
@@ -588,14 +595,14 @@ def test_what_is_no_report_is_one_line_and_status_2(before, content, tmp_path, c
         assert err.startswith("crossent: ")
 
 
-def test_a_device_without_an_end_is_not_read_for_ever(monkeypatch, before, tmp_path):
+def test_a_file_larger_than_the_limit_is_not_read(monkeypatch, before, tmp_path):
     monkeypatch.setattr("crossent.report.reader.LARGEST", 1000)
     before.write_json(tmp_path / "old")
     with pytest.raises(ValueError, match="more than 1,000 bytes"):
         read_report(tmp_path / "old")
 
 
-def test_a_report_of_another_version_that_lacks_something_is_told_what(before, tmp_path):
+def test_the_error_about_a_report_of_another_version_names_the_missing_key(before, tmp_path):
     before.write_json(tmp_path / "r")
     document = json.loads((tmp_path / "r").read_text(encoding="utf-8"))
     del document["subjects"][0]["cases"][PLAIN]["results"]
@@ -625,7 +632,7 @@ def test_each_policy_is_a_case_of_the_quick_level_under_its_name():
         ("-inf where a soft target is 0", torch.nan),
     ],
 )
-def test_torch_answers_a_policy_as_the_forms_do(policy, value):
+def test_torch_and_the_forms_have_the_value_of_each_policy(policy, value):
     inputs = POLICIES[policy].build()
     for subject in (TORCH, FORM_SUBJECTS["formula"]):
         loss = subject.loss(inputs.input, inputs.target, **inputs.options)
@@ -636,29 +643,29 @@ def test_torch_answers_a_policy_as_the_forms_do(policy, value):
 
 
 def test_a_check_with_a_baseline_is_a_check_and_a_diff(tmp_path, capsys):
-    kept, arguments = (
+    baseline, arguments = (
         tmp_path / "kept.json",
         ["check", "scalar", "--level", "quick", "--dtype", "float64", "--jobs", "1"],
     )
-    assert main([*arguments, "--json", str(kept)]) == 0
-    assert main([*arguments, "--baseline", str(kept), "--strict"]) == 0
+    assert main([*arguments, "--json", str(baseline)]) == 0
+    assert main([*arguments, "--baseline", str(baseline), "--strict"]) == 0
     assert re.search(r"^\d+ cases in both runs: \d+ same bits$", capsys.readouterr().out, re.M)
-    document = json.loads(kept.read_text(encoding="utf-8"))
+    document = json.loads(baseline.read_text(encoding="utf-8"))
     case = next(case for case in document["subjects"][0]["cases"].values() if case["results"])
     case["results"]["loss"]["dtype"] = "float32"
-    kept.write_text(json.dumps(document), encoding="utf-8")
-    assert main([*arguments, "--baseline", str(kept)]) == 1
+    baseline.write_text(json.dumps(document), encoding="utf-8")
+    assert main([*arguments, "--baseline", str(baseline)]) == 1
     assert "changed behaviour: scalar: " in capsys.readouterr().out
-    kept.write_text("{", encoding="utf-8")
-    assert main([*arguments, "--baseline", str(kept)]) == 2
+    baseline.write_text("{", encoding="utf-8")
+    assert main([*arguments, "--baseline", str(baseline)]) == 2
     assert capsys.readouterr().out == ""  # refused before anything ran
     assert main([*arguments, "--strict"]) == 2
 
 
-def test_the_command_of_a_move_that_holds_prints_a_script_that_shows_its_number(before, after, capsys):
-    moved_bits(altered(after, PLAIN, "gradient", ulp=0.9), "gradient")
+def test_the_command_of_a_move_that_passes_prints_a_script_that_shows_its_number(before, after, capsys):
+    change_bits(remeasure(after, PLAIN, "gradient", ulp=0.9), "gradient")
     made = diff(before, after)
-    command = shlex.split(made.command(only(made)))
+    command = shlex.split(made.command(only_move(made)))
     assert command == ["crossent", "repro", "--passed", f"formula:gradient:{PLAIN}"]
     assert main(command[1:]) == 0
     script = capsys.readouterr().out
@@ -670,7 +677,7 @@ def test_the_command_of_a_move_that_holds_prints_a_script_that_shows_its_number(
 def test_the_command_of_another_error_prints_a_script_that_shows_the_error(before, after, capsys):
     after.subjects[0].outcomes[BAD].raised = "RuntimeError: another"
     made = diff(before, after)
-    command = shlex.split(made.command(only(made)))
+    command = shlex.split(made.command(only_move(made)))
     assert command == ["crossent", "repro", "--passed", f"formula:errors:{BAD}"]
     assert main(command[1:]) == 0
     assert "IndexError" in capsys.readouterr().out

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# A case, whose loss and gradient crossent compares with exact values; and a bad input.
+# The id of a case, whose loss and gradient crossent compares with exact values, and the id of a bad input.
 CALL = "float32-7x5-normal-int64-mean-weighted-ignored"
 BAD_CALL = "class_negative"
 
-# Every file begins with these lines. The runner replaces RUNNER by its own process number. The search for parents ends
-# there, so that an attack only reaches the processes of the command.
+# Every file begins with these lines. The runner replaces RUNNER by its own process number. `parents` stops at this
+# process, so an attack reaches only the processes of the command.
 PRELUDE = '''
 import contextlib, ctypes, dataclasses, gc, json, os, pickle, resource, signal, socket, struct, sys, threading, time
 import traceback
@@ -76,18 +76,18 @@ def serve(reply):
 
 
 def attempt(make):
-    """Return the message that `make` makes. If `make` raises, write the error into the file `broken` for the runner."""
+    """Return the bytes of the reply that `make()` returns. If `make` raises, write the error to a file, and exit."""
     try:
         made = make()
         return made if isinstance(made, bytes) else written(made)
     except BaseException:
-        with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "broken"), "a") as file:
+        with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "error"), "a") as file:
             traceback.print_exc(file=file)
         os._exit(3)
 
 
 class Claims:
-    """A tensor with any description, which need not be true: content, dtype, shape, strides, offset, device, length."""
+    """The content and the description of a tensor. The description need not be true."""
     def __init__(self, content=b"1234", dtype="float32", shape=(1,), stride=(1,), offset=0, device="cpu", length=None):
         self.content, self.length = content, len(content) if length is None else length
         self.form = dtype, shape, stride, offset, device

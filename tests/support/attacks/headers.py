@@ -10,7 +10,7 @@ def message(text, raw=b"", length=None):
 
 
 def changed(made, old, new):
-    """Return a reply with a text in its header replaced."""
+    """Replace a text in the header of a reply, and return the changed reply."""
     length = struct.unpack("!Q", made[:8])[0]
     text, raw = made[8 : 8 + length], made[8 + length :]
     if old not in text:
@@ -18,7 +18,7 @@ def changed(made, old, new):
     return message(text.replace(old, new), raw)
 
 
-def right_one(act, given):
+def right_reply(act, given):
     return written(called(act, given))
 
 
@@ -63,22 +63,22 @@ HEADER = [
     _header(
         "header_of_no_number",
         "A shape of NaN and infinities.",
-        "changed(right_one(act, given), b'[7, 5]', b'[NaN, -Infinity]')",
+        "changed(right_reply(act, given), b'[7, 5]', b'[NaN, -Infinity]')",
     ),
     _header(
         "header_of_a_long_number",
         "A number of 100,000 digits in a shape.",
-        "changed(right_one(act, given), b'[7, 5]', b'[7, ' + b'5' * 100_000 + b']')",
+        "changed(right_reply(act, given), b'[7, 5]', b'[7, ' + b'5' * 100_000 + b']')",
     ),
     _header(
         "header_of_a_large_exponent",
         "A number of 1e999999 in a shape.",
-        "changed(right_one(act, given), b'[7, 5]', b'[1e999999, 5]')",
+        "changed(right_reply(act, given), b'[7, 5]', b'[1e999999, 5]')",
     ),
     _header(
         "header_of_half_characters",
         "Half of a surrogate pair in the name of a field and of a dtype.",
-        "changed(changed(right_one(act, given), b'\"float32\"', b'\"\\\\ud800\"'), b'\"marked\"', b'\"\\\\udfff\"')",
+        "changed(changed(right_reply(act, given), b'\"float32\"', b'\"\\\\ud800\"'), b'\"marked\"', b'\"\\\\udfff\"')",
     ),
     _header("header_that_is_not_unicode", "Bytes that are not text.", "message(b'\\xff\\xfe{\\x00' * 1000)"),
     _header("header_of_null_bytes", "A header of zeros.", "message(bytes(10_000))"),
@@ -92,22 +92,22 @@ HEADER = [
     _header(
         "class_of_the_judge",
         "The name of a class that only the main process uses.",
-        "changed(right_one(act, given), b'\"Call\"', b'\"Trial\"')",
+        "changed(right_reply(act, given), b'\"Call\"', b'\"Trial\"')",
     ),
     _header(
         "class_with_a_method_for_a_field",
         "A field that has the name of a property.",
-        "changed(right_one(act, given), b'\"loss\"', b'\"digest\"')",
+        "changed(right_reply(act, given), b'\"loss\"', b'\"digest\"')",
     ),
     _header(
         "two_kinds_at_once",
         "A value that is both a tensor and a class.",
-        'changed(right_one(act, given), b\'{"class": "Call"\', b\'{"tensor": [], "class": "Call"\')',
+        'changed(right_reply(act, given), b\'{"class": "Call"\', b\'{"tensor": [], "class": "Call"\')',
     ),
     _header(
         "tensor_of_two_parts",
         "A tensor whose description has only two parts.",
-        'changed(right_one(act, given), b\'"float32", [], [], 0, "cpu"\', b\'"float32"\')',
+        'changed(right_reply(act, given), b\'"float32", [], [], 0, "cpu"\', b\'"float32"\')',
     ),
     _gradient("gradient_of_float8", "A gradient of float8_e4m3fn.", "dtype='float8_e4m3fn'"),
     _gradient("gradient_of_complex64", "A gradient of complex64.", "dtype='complex64'"),

@@ -2,7 +2,7 @@
 
 from support.attacks.attack import Attack, at_import
 
-# In the loading process, which does not call the loss: send the description and exit.
+# `tell` sends the description and exits in the process that only loads the file. It does nothing in the other process.
 TELL = """
 def tell(subjects):
     if not isolated():
@@ -15,76 +15,76 @@ def subject(name="loss", lacks={}, not_transformed="", **more):
 """
 
 
-def _told(name: str, sentence: str, told: str, kind: str = "forged", **more: object) -> Attack:
+def _loading(name: str, sentence: str, lines: str, kind: str = "forged", **more: object) -> Attack:
     # crossent may also refuse a file with an impossible description: status 2, with one line.
     more.setdefault("statuses", (1, 2))
-    return Attack(name, kind, sentence, at_import(TELL + told), **more)  # type: ignore[arg-type]
+    return Attack(name, kind, sentence, at_import(TELL + lines), **more)  # type: ignore[arg-type]
 
 
 EVERY = "from crossent.subjects.features import FEATURES\n"
 LOADING = [
-    _told(
+    _loading(
         "lacks_everything",
         "Say that the subject lacks every feature.",
         EVERY + "tell([subject(lacks=dict.fromkeys(FEATURES, 'is declared without it'))])",
         statuses=(3,),  # nothing ran
     ),
-    _told(
+    _loading(
         "lacks_what_it_does_wrong",
         "Say that the subject lacks float32, or an error for bad input, so that nothing runs.",
         "tell([subject(lacks={'float32': 'has no float32', 'errors': 'has no errors', 'index_target': 'x'})])",
         statuses=(3,),  # nothing ran
     ),
-    _told(
+    _loading(
         "lacks_the_gradient",
         "Say that the subject has no gradients and cannot be repeated.",
         "tell([subject(lacks={'gradient': 'x', 'repeatable': 'x'})])",
         statuses=(1, 2),
     ),
-    _told(
+    _loading(
         "is_called_formula",
         "Say that the file holds formula, with the source of formula.",
         "tell([subject('formula', source='formula', contract='eager')])",
     ),
-    _told(
+    _loading(
         "is_called_torch",
         "Say that the file holds torch, whose failures are known.",
         "tell([subject('torch', source='torch', contract='torch', grade='B')])",
         options=("--contract", "torch"),
     ),
-    _told(
+    _loading(
         "is_another_file",
         "Say that the file holds another function.",
         "tell([subject('scalar', source='crossent:scalar', description='crossent:scalar')])",
     ),
-    _told("holds_nothing", "Say that the file holds no subject.", "tell([])"),
-    _told(
+    _loading("holds_nothing", "Say that the file holds no subject.", "tell([])"),
+    _loading(
         "holds_a_thousand",
         "Say that the file holds 1,000 subjects.",
         "tell([subject(f's{at}') for at in range(1000)])",
         "stalls",
     ),
-    _told(
+    _loading(
         "holds_two",
         "Say that the file holds two subjects of the same name.",
         "tell([subject('loss'), subject('loss')])",
     ),
-    _told(
+    _loading(
         "has_a_name_of_lines",
-        "A name with the last line of a good report, and sequences for terminals.",
+        "Send a name that contains the last line of a good report, and escape sequences for terminals.",
         r"tell([subject('x\n\x1b[2J\n2 calls checked, every number within its error bound\n')])",
     ),
-    _told("has_a_long_name", "A name of half a megabyte.", "tell([subject('x' * 500_000)])"),
-    _told(
+    _loading("has_a_long_name", "A name of half a megabyte.", "tell([subject('x' * 500_000)])"),
+    _loading(
         "has_a_name_without_unicode", "A name that cannot be written as UTF-8.", "tell([subject('\\ud800')])", "lost"
     ),
-    _told(
+    _loading(
         "has_numbers_for_words",
         "Numbers, lists and null where words are expected.",
         "tell([subject(7, {'gradient': None, 'vmap': [1]}, 5)])",
         "lost",
     ),
-    _told("lacks_what_is_unknown", "Features that do not exist.", "tell([subject(lacks={'no such': 'x', '': ''})])"),
+    _loading("lacks_what_is_unknown", "Features that do not exist.", "tell([subject(lacks={'no such': 'x', '': ''})])"),
     Attack(
         "tells_a_deep_document",
         "lost",

@@ -5,7 +5,7 @@ from support.attacks.attack import CALL, IMPORTED, Attack, at_call, at_import
 CLAIMS = '''
 from crossent.trials.act import NotRun, Performed, Raised
 from crossent.checks.refusals import Reaction
-def of(given, **options):
+def claim(given, **options):
     """Return a description of a tensor with the shape of the logits."""
     logits = given[0].input
     return Claims(b"\\0" * 16 * logits.numel(), **{"shape": tuple(logits.shape), "stride": logits.stride(), **options})
@@ -51,23 +51,23 @@ LOST = [
     _lost(
         "gradient_complex",
         "A gradient of complex128, whose numbers have 16 bytes.",
-        "called(act, given, gradient=of(given, dtype='complex128'))",
+        "called(act, given, gradient=claim(given, dtype='complex128'))",
     ),
     _lost(
         "gradient_quantized",
         "A gradient of a quantized dtype.",
-        "called(act, given, gradient=of(given, dtype='quint8'))",
+        "called(act, given, gradient=claim(given, dtype='quint8'))",
     ),
     _lost(
         "gradient_of_4_bits",
         "A gradient of a dtype without arithmetic.",
-        "called(act, given, gradient=of(given, dtype='float4_e2m1fn_x2'))",
+        "called(act, given, gradient=claim(given, dtype='float4_e2m1fn_x2'))",
     ),
-    _lost("gradient_of_integers", "A gradient of int64.", "called(act, given, gradient=of(given, dtype='int64'))"),
+    _lost("gradient_of_integers", "A gradient of int64.", "called(act, given, gradient=claim(given, dtype='int64'))"),
     _lost(
         "dtype_that_is_none",
         "A tensor whose dtype is the name of a module of torch.",
-        "called(act, given, gradient=of(given, dtype='nn'))",
+        "called(act, given, gradient=claim(given, dtype='nn'))",
     ),
     _lost("gradient_missing", "No gradient.", "called(act, given, gradient=None)"),
     _lost(
@@ -81,12 +81,12 @@ LOST = [
     _lost(
         "gradient_beyond_its_memory",
         "A gradient whose strides lead beyond its memory.",
-        "called(act, given, gradient=of(given, stride=(10**6, 1)))",
+        "called(act, given, gradient=claim(given, stride=(10**6, 1)))",
     ),
     _lost(
         "gradient_of_negative_strides",
         "A gradient of negative strides and offset.",
-        "called(act, given, gradient=of(given, stride=(-5, -1), offset=-1))",
+        "called(act, given, gradient=claim(given, stride=(-5, -1), offset=-1))",
     ),
     _lost("gradient_that_is_a_word", "A word in place of a gradient.", "called(act, given, gradient='gradient')"),
     _lost("result_that_is_a_number", "A number in place of a result.", "performed(7)"),
@@ -207,7 +207,7 @@ return Yes()
     Attack(
         "kills_the_worker",
         "lost",
-        "Kill the parent and its parent.",
+        "Kill the parent process and its parent.",
         at_call("for pid in parents()[:2]:\n    os.kill(pid, signal.SIGKILL)\ntime.sleep(0.5)"),
     ),
 ]

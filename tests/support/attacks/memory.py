@@ -55,7 +55,7 @@ def patch_all():
 '''
 
 
-def _of(name: str, kind: str, sentence: str, source: str, **more: object) -> Attack:
+def _memory(name: str, kind: str, sentence: str, source: str, **more: object) -> Attack:
     return Attack(name, kind, sentence, source, **more)  # type: ignore[arg-type]
 
 
@@ -72,19 +72,19 @@ def stolen(pid):
 
 '''
 MEMORY = [
-    _of(
+    _memory(
         "writes_the_judge",
         "forged",
         "With /proc/PID/mem, patch the function that runs a check in every parent process: no check finds anything.",
         at_call("patch_all()").replace("\ndef loss", PATCH + "\ndef loss"),
     ),
-    _of(
+    _memory(
         "writes_the_judge_by_a_call",
         "forged",
-        "The same patch, with the system call process_vm_writev.",
+        "With the system call process_vm_writev, patch the function that runs a check in every parent process.",
         at_call("patch_all()").replace("\ndef loss", PATCH.replace('"mem"', '"vm"') + "\ndef loss"),
     ),
-    _of(
+    _memory(
         "writes_the_command_at_import",
         "forged",
         "While the file is loaded, patch the function of the command that decides whether the report passes.",
@@ -97,7 +97,7 @@ if not isolated():
         patch_all()"""
         ),
     ),
-    _of(
+    _memory(
         "sends_code_to_the_command",
         "forged",
         "Write a pickle that ends the command with status 0 into every pipe of the parent processes.",
@@ -116,7 +116,7 @@ for pid in parents():
 time.sleep(1)
 """),
     ),
-    _of(
+    _memory(
         "announces_to_the_command",
         "stalls",
         "Announce a message of 2 GB in every pipe of the parent processes.",
@@ -130,7 +130,7 @@ for pid in parents():
                 os.write(pipe, struct.pack("!i", 2**31 - 1))
 """),
     ),
-    _of(
+    _memory(
         "takes_the_locks",
         "stalls",
         "Take the locks of the pool of workers, which are in memory that all processes share.",
@@ -141,7 +141,7 @@ for one in gc.get_objects():
         one.acquire(timeout=0.1)
 """),
     ),
-    _of(
+    _memory(
         "steals_the_line_to_the_fork_server",
         "stalls",
         "Copy the sockets of the parent processes with pidfd_getfd, read the messages of the fork server, and exit.",
@@ -161,7 +161,7 @@ time.sleep(1)
 os._exit(1)
 """).replace("\ndef loss", STEAL + "\ndef loss"),
     ),
-    _of(
+    _memory(
         "stops_the_worker_by_ptrace",
         "stalls",
         "Trace a parent process with ptrace, and interrupt it.",
@@ -173,7 +173,7 @@ for pid in parents()[1:2]:
 time.sleep(1000)
 """),
     ),
-    _of(
+    _memory(
         "is_traced_when_it_ends",
         "stalls",
         "A child outside the group traces this process, so that no other process can wait for its end.",
@@ -191,19 +191,19 @@ time.sleep(1)
 os._exit(1)
 """),
     ),
-    _of(
+    _memory(
         "limits_the_files_of_the_command",
         "lost",
         "Set the limit of open files of the parent processes to 0.",
         at_call("for pid in parents():\n    resource.prlimit(pid, resource.RLIMIT_NOFILE, (0, 0))"),
     ),
-    _of(
+    _memory(
         "limits_the_time_of_the_command",
         "lost",
         "Set the limit of processor time of the parent processes to a second.",
         at_call("for pid in parents():\n    resource.prlimit(pid, resource.RLIMIT_CPU, (1, 1))\ntime.sleep(2)"),
     ),
-    _of(
+    _memory(
         "makes_the_output_immutable",
         "lost",
         "Mark the output file immutable, so that the main process cannot empty it.",

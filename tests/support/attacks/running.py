@@ -18,11 +18,11 @@ from pathlib import Path
 
 from support.attacks.attack import Attack
 
-TIMEOUT, START = 5.0, 12.0  # seconds for a case, and for the command around the cases on a slow machine
-LONGEST = 60.0  # seconds, after which the runner ends the command
-MOST_PRINTED = 10**5  # characters of a report on a few cases
+TIMEOUT, START = 5.0, 12.0  # seconds for a case, and for the start and the end of the command on a slow machine
+LONGEST = 60.0  # seconds after which the runner ends the command
+MOST_PRINTED = 10**5  # the most characters that a report on a few cases may have
 LEAST_FREE = 3 * 2**20  # kB of the machine's memory, below which the runner ends the command
-SETTLED = 3.0  # seconds, after which nothing may be left
+SETTLED = 3.0  # seconds after the end of the command, within which its processes must end
 SUMMARY = re.compile(r"(STOPPED EARLY|INTERRUPTED) after |(PASSED|FAILED|NOT PROVEN|NOTHING RAN): ")
 WHOLE = ("--level", "quick", "--dtype", "float32", "--jobs", "1", "--no-cache")
 
@@ -39,7 +39,7 @@ class Ran:
         traceback: whether the output has a traceback.
         last: the last line of the output.
         printed: the number of characters of the output.
-        broken: the error of an attack that failed to make its message; otherwise "".
+        error: the error of an attack that failed to make its reply; otherwise "".
         processes: the names of the processes that are left.
         files: the names of the files that are left in the temporary folder.
     """
@@ -51,20 +51,23 @@ class Ran:
     traceback: bool
     last: str
     printed: int
-    broken: str = ""
+    error: str = ""
     processes: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
 
     @property
     def limit(self) -> float:
-        """The seconds that the run may take: twice the time limit for each case and for loading, and some more."""
+        """The seconds that the run may take.
+
+        They are START, the delay of the signal, and two time limits for each case and for loading.
+        """
         given = [float(value) for name, value in itertools.pairwise(self.attack.options) if name == "--timeout"]
         return START + self.attack.after + 2 * (len(self.attack.cases) + 1) * (given or [TIMEOUT])[0]
 
     @property
     def problems(self) -> list[str]:
         """The effects of a successful attack, in words; empty if the attack fails."""
-        found = [f"no attack: {self.broken}"] if self.broken else []
+        found = [f"no attack: {self.error}"] if self.error else []
         if self.status is None:
             found.append("STALLS")
         elif self.status not in self.attack.statuses:
@@ -107,13 +110,13 @@ def run(attack: Attack, longest: float = LONGEST, user: int | None = None, *, na
         for path in (folder, temporary, folder / "mine.py"):
             os.chown(path, user, user)
         command = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "--", *command]
-    told, tell = os.pipe()
+    ready, release = os.pipe()
     if not namespaces:
         # Only the root of the new user namespace may set the limit. The first bash is root after its user is mapped,
         # and then starts the second bash.
         limit = "echo 0 > /proc/sys/user/max_user_namespaces || exit 9"
         forbid = f'{limit}; exec setpriv --bounding-set=-sys_admin --inh-caps=-sys_admin -- "$@"'
-        enter = f"read _ <&{told}; exec bash -c '{forbid}' bash \"$@\""
+        enter = f"read _ <&{ready}; exec bash -c '{forbid}' bash \"$@\""
         command = ["unshare", "--user", "bash", "-c", enter, "bash", *command]
     package = Path(__file__).parents[3]  # the attack runs in a folder of its own
     environment = {**os.environ, "TMPDIR": str(temporary), "HOME": str(folder), "PYTHONPATH": str(package)}
@@ -127,15 +130,15 @@ def run(attack: Attack, longest: float = LONGEST, user: int | None = None, *, na
             stdout=out,
             stderr=err,
             start_new_session=True,
-            pass_fds=[] if namespaces else [told],
+            pass_fds=[] if namespaces else [ready],
         )
     if not namespaces:
         while Path(f"/proc/{process.pid}/ns/user").readlink() == Path("/proc/self/ns/user").readlink():
             time.sleep(0.01)
         for name in ("uid_map", "gid_map"):
             Path(f"/proc/{process.pid}/{name}").write_text("0 0 65536")
-    os.write(tell, b"\n")
-    for descriptor in (told, tell):
+    os.write(release, b"\n")
+    for descriptor in (ready, release):
         os.close(descriptor)
     status: int | None = None
     with contextlib.suppress(subprocess.TimeoutExpired):
@@ -150,24 +153,24 @@ def run(attack: Attack, longest: float = LONGEST, user: int | None = None, *, na
     left = [] if status is None else _left()
     _end_all()
     process.wait()
-    text, said = ((folder / name).read_text(encoding="utf-8", errors="replace") for name in ("out", "err"))
+    text, errors = ((folder / name).read_text(encoding="utf-8", errors="replace") for name in ("out", "err"))
     lines = [line for line in text.splitlines() if line.strip()]
     if (status is not None and not lines) or status == 2:
-        lines += said.splitlines()[-1:]
+        lines += errors.splitlines()[-1:]
     last = lines[-1].strip() if lines else ""
     files = sorted(path.name for path in temporary.iterdir())
-    broken = (folder / "broken").read_text().splitlines()[-1:] if (folder / "broken").exists() else [""]
+    error = (folder / "error").read_text().splitlines()[-1:] if (folder / "error").exists() else [""]
     shutil.rmtree(folder, ignore_errors=True)
-    known = "Traceback (most recent call last)"
+    header = "Traceback (most recent call last)"
     return Ran(
         attack,
         status,
         seconds,
         bool(SUMMARY.match(last)),
-        known in said or known in text,
+        header in errors or header in text,
         last[:150],
-        len(text) + len(said),
-        broken[0],
+        len(text) + len(errors),
+        error[0],
         left,
         files,
     )

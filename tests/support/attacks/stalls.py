@@ -50,7 +50,7 @@ STALLS = [
     ),
     _stalls(
         "stops_the_fork_server",
-        "Stop the parent, and end.",
+        "Stop the parent process, and exit.",
         at_call("os.kill(parents()[0], signal.SIGSTOP)\nos._exit(1)"),
     ),
     _stalls(
@@ -126,7 +126,7 @@ time.sleep(1000)"""
     ),
     _stalls(
         "asks_for_a_huge_memo",
-        "A pickle whose memo has a place of 2^28.",
+        "Send a pickle that stores an object at place 2^28 of its memo.",
         at_call(
             """content = b'\\x80\\x04Nr\\x00\\x00\\x00\\x10.'
 pipes(struct.pack('!Q', len(content)) + content)

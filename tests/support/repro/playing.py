@@ -42,13 +42,13 @@ def found(text, case, check):
 
 
 def with_subject(text, subject):
-    """Return a script with its request for the subject replaced by the code of the subject."""
-    asks = re.compile(r"^print\('in place of these two lines, import mine .*\nraise SystemExit\(2\)$", re.M)
-    assert len(asks.findall(text)) == 1
-    return asks.sub(lambda match: subject, text)
+    """Return a script in which the code of a subject replaces the lines that ask for the subject."""
+    request = re.compile(r"^print\('in place of these two lines, import mine .*\nraise SystemExit\(2\)$", re.M)
+    assert len(request.findall(text)) == 1
+    return request.sub(lambda match: subject, text)
 
 
-def graphs_work(check):
+def skip_unless_graphs_work(check):
     """Skip a test if torch cannot trace or export graphs for a check on this machine."""
     reason = unusable(TRACER, "cpu") if check.startswith("trace") else ""
     if reason or (check == "export" and (reason := _why_no_export())):
@@ -56,7 +56,10 @@ def graphs_work(check):
 
 
 def play(text, path=None):
-    """Run a script in this process, which is faster, and return its names, its exit status and its output."""
+    """Run a script in this process, and return its names, its exit status and its output.
+
+    A new process for each script would take longer.
+    """
     names = {"__name__": "__main__"} | ({"__file__": path} if path else {})
     out, before = io.StringIO(), snapshot()
     with contextlib.redirect_stdout(out), contextlib.ExitStack() as stack:
@@ -73,7 +76,8 @@ def play(text, path=None):
     return names, status, out.getvalue()
 
 
-def refused(status, out, err):
+def assert_refused(status, out, err):
+    """Assert that the command printed only an error line of less than 2,000 characters, and had status 2."""
     assert (status, out) == (WRONG_USE, "")
     assert len(error_line(err)) < 2000
 

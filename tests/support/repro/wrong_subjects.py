@@ -14,8 +14,8 @@ CONSTANT = source(
     "return crossent.formula(input, target, **options).detach().zero_() + 0 * input.nan_to_num(0, 0, 0).sum()"
 )
 REFUSES = source("raise RuntimeError('not today')")
-CUT_OFF = source("return crossent.formula(input, target.detach(), **options)")
-A_LIST = source("return [crossent.formula(input, target, **options)]")
+DETACHES_TARGET = source("return crossent.formula(input, target.detach(), **options)")
+RETURNS_A_LIST = source("return [crossent.formula(input, target, **options)]")
 WRITES = source("input.data[...] = 0\nreturn crossent.formula(input, target, **options)")
 WRITES_WEIGHT = source("loss = crossent.formula(input, target, **options)\noptions['weight'].zero_()\nreturn loss")
 WRITES_BACKWARD = source(
@@ -33,46 +33,48 @@ SETS_GRAD = source(
     "(input.grad,) = torch.autograd.grad(loss.sum(), input, retain_graph=True)\n"
     "return loss"
 )
-WANTS_MORE = source("options['weight'].requires_grad_()\nreturn crossent.formula(input, target, **options)")
+SETS_REQUIRES_GRAD = source("options['weight'].requires_grad_()\nreturn crossent.formula(input, target, **options)")
 DOUBLE = source("return crossent.formula(input, target, **options).double()")
 LONGER = source("return crossent.formula(input, target, **options)[None]")
 ACCEPTS = source("return input.sum()")
 WRONG_CLASS = source("raise KeyError('average')")
 ALIASED = source("return input.flatten()[0]")
-ROLLS_DICE = source("torch.rand(1)\nreturn crossent.formula(input, target, **options)")
+DRAWS_RANDOM_NUMBERS = source("torch.rand(1)\nreturn crossent.formula(input, target, **options)")
 WRITES_AND_REFUSES = source("input.data.fill_(1)\nraise ValueError('average')")
-ROLLS_DICE_AND_REFUSES = source("torch.rand(1)\nraise ValueError('average')")
+DRAWS_RANDOM_NUMBERS_AND_REFUSES = source("torch.rand(1)\nraise ValueError('average')")
 NEGATIVE = source("return crossent.formula(input, target, **options) - 1")
 LEAKS = source(
     "ignored = target == options.get('ignore_index', -100)\n"
     "leak = (input - input.detach()).sum(1) * ignored\n"
     "return crossent.formula(input, target, **options) + leak + 0.25 * ignored"
 )
-# KICKED has a wrong gradient of one logit; CURVED has a wrong derivative of the gradient.
-KICKED = source(
-    "kick = torch.zeros_like(input)\n"
-    "kick[(0, 1) if input.dim() == 2 else (slice(None), 1, 0)] = 0.01\n"
-    "return crossent.formula(input, target, **options) + ((input - input.detach()) * kick).sum()"
+# WRONG_IN_ONE_LOGIT has a wrong gradient of one logit; WRONG_SECOND_DERIVATIVE has a wrong derivative of the gradient.
+WRONG_IN_ONE_LOGIT = source(
+    "extra = torch.zeros_like(input)\n"
+    "extra[(0, 1) if input.dim() == 2 else (slice(None), 1, 0)] = 0.01\n"
+    "return crossent.formula(input, target, **options) + ((input - input.detach()) * extra).sum()"
 )
-CURVED = source("return crossent.formula(input, target, **options) + ((input - input.detach()) ** 2).sum()")
+WRONG_SECOND_DERIVATIVE = source(
+    "return crossent.formula(input, target, **options) + ((input - input.detach()) ** 2).sum()"
+)
 
 
 def later(change):
-    """Return the code of a subject that is right in its first call. `change` may use `subject.calls`, 0 then."""
+    """Return the code of a subject that is right in its first call, in which `subject.calls` is 0."""
     count = "subject.calls = getattr(subject, 'calls', -1) + 1"
     return source(f"{count}\nloss = crossent.formula(input, target, **options)\n{change}\nreturn loss")
 
 
-GROWS = later("loss = loss * (1 + subject.calls / 100)")
-GOES_BACK_ANEW = later(
+LARGER_EACH_TIME = later("loss = loss * (1 + subject.calls / 100)")
+OTHER_GRADIENT_EACH_TIME = later(
     "back = dict(calls=0)\n"
     "def hook(gradient):\n"
     "    back['calls'] += 1\n"
     "    return gradient * back['calls']\n"
     "loss.register_hook(hook)"
 )
-ONLY_ONCE = later("if subject.calls:\n    raise ValueError('only once')")
-ONCE_IN_SHAPE = later("loss = loss[None] if subject.calls else loss")
+REFUSES_LATER = later("if subject.calls:\n    raise ValueError('only once')")
+OTHER_SHAPE_LATER = later("loss = loss[None] if subject.calls else loss")
 
 
 def where(condition, change="loss = loss * 1.01"):
@@ -92,7 +94,7 @@ def backward_where(condition, change="gradient = gradient * 1.01"):
 
 
 REFUSE = "raise ValueError('not so')"
-MISSHAPE = "loss = loss[None]"
+CHANGE_SHAPE = "loss = loss[None]"
 STRIDED = "not input.is_contiguous()"
 IS_DUAL = "torch.autograd.forward_ad.unpack_dual(input).tangent is not None"
 UNDER_GRAD = "torch._C._functorch.is_gradtrackingtensor(input)"
@@ -103,10 +105,10 @@ UNDER_AUTOCAST = "(torch.ones(1, 1) @ torch.ones(1, 1)).dtype == torch.bfloat16"
 UNDER_DETERMINISM = "torch.are_deterministic_algorithms_enabled()"
 IN_A_THREAD = "__import__('threading').current_thread() is not __import__('threading').main_thread()"
 IS_TRACED = "torch.compiler.is_compiling()"
-TURNED_OFF = "options.get('weight') is not None and options['weight'].eq(1).all()"
+WITH_WEIGHTS_OF_ONE = "options.get('weight') is not None and options['weight'].eq(1).all()"
 LARGER = "len(input) > 7"
-# An extension that does not support transforms: its backward pass cannot be differentiated, in no mode.
-OLD = """
+# An extension that does not support transforms: no mode of torch can differentiate its backward pass.
+WITHOUT_TRANSFORMS = """
 import torch, crossent
 
 class Old(torch.autograd.Function):
@@ -127,10 +129,10 @@ def subject(input, target, **options):
     return Old.apply(input, target, options)
 """
 # A subject that saves the tensors of all calls in one place, so that a call overwrites those of earlier calls.
-SHARES = """
+SHARES_SAVED_TENSORS = """
 import torch, crossent
 
-kept = {}
+saved = {}
 
 class Shares(torch.autograd.Function):
     @staticmethod
@@ -138,18 +140,18 @@ class Shares(torch.autograd.Function):
         with torch.enable_grad():
             leaf = input.detach().requires_grad_()
             loss = crossent.formula(leaf, target, **options)
-        kept["pair"] = leaf, loss
+        saved["pair"] = leaf, loss
         return loss.detach()
 
     @staticmethod
     def backward(ctx, upstream):
-        leaf, loss = kept["pair"]
+        leaf, loss = saved["pair"]
         return torch.autograd.grad(loss, leaf, upstream, retain_graph=True)[0], None, None
 
 def subject(input, target, **options):
     return Shares.apply(input, target, options)
 """
-ONLY_BACK_ONCE = source(
+REFUSES_SECOND_BACKWARD = source(
     "def hook(gradient):\n"
     "    if gradient.requires_grad:\n"
     "        raise ValueError('only once')\n"
@@ -157,13 +159,13 @@ ONLY_BACK_ONCE = source(
     "loss.register_hook(hook)\n"
     "return loss"
 )
-IN_HALVES = source("return torch.nn.functional.cross_entropy(input, target, **options)")
+TORCH_LOSS = source("return torch.nn.functional.cross_entropy(input, target, **options)")
 IN_CHUNKS = source(  # Automodel#3803
     "pairs = zip(input.split(2), target.split(2))\n"
     "return torch.stack([crossent.formula(x, y, **options) for x, y in pairs]).mean()"
 )
-BY_THE_BATCH = source("return crossent.formula(input, target, **options) * (1 + len(input) / 1000)")
-DROWNED = source(  # pytorch#38839
+DEPENDS_ON_BATCH_SIZE = source("return crossent.formula(input, target, **options) * (1 + len(input) / 1000)")
+CANCELS = source(  # pytorch#38839
     "losses = torch.logsumexp(input, 1) - input.gather(1, target[:, None])[:, 0]\n"
     "return dict(none=losses, sum=losses.sum(), mean=losses.mean())[options['reduction']]"
 )
@@ -174,6 +176,6 @@ LAST_ROWS = source(
     "return loss * torch.where(torch.arange(len(loss)) > 7, 1.01, 1.0).reshape(-1, *[1] * (loss.dim() - 1))"
 )
 LAST_GRADIENTS = source(
-    "kick = (torch.arange(len(input)) == 10)[:, None] * 0.01\n"
-    "return crossent.formula(input, target, **options) + ((input - input.detach()) * kick).sum(1)"
+    "extra = (torch.arange(len(input)) == 10)[:, None] * 0.01\n"
+    "return crossent.formula(input, target, **options) + ((input - input.detach()) * extra).sum(1)"
 )
