@@ -8,10 +8,12 @@ import pytest
 from support.linear_bugs import BUGS, Chunked
 from support.linear_calls import linear_case
 
+from crossent.numerics.bounds import call, linear
 from crossent.numerics.bounds.inexact_logits import largest_move, softmax_of_inexact
 from crossent.numerics.bounds.intermediates import softmax
 from crossent.numerics.bounds.linear import LinearBounds, LinearTerms
 from crossent.numerics.bounds.linear_contracts import linear_contract
+from crossent.numerics.bounds.loss import Bounds
 from crossent.numerics.formats import FLOAT32, FORMATS
 from crossent.numerics.linear_call import LINEAR_RESULTS, LinearCall
 from crossent.numerics.oracle.linear import linear_answer
@@ -220,3 +222,34 @@ def test_an_upstream_gradient_that_is_no_power_of_two_rounds_a_float32_gradient_
     values = np.abs(linear_answer(call).grad_weight.hi)
     np.testing.assert_allclose(doubled.grad_weight, 2 * bounds.grad_weight, rtol=1e-6)
     assert (tripled.grad_weight >= 3 * bounds.grad_weight + 3 * U * values).all()
+
+
+@pytest.mark.parametrize("smooth", [0.0, 0.1])
+def test_bounds_of_many_rows_are_the_same_in_parts(monkeypatch, smooth):
+    case = linear_case(2, "bfloat16", sizes=(40, 4, 9), smooth=smooth, reduction="mean", weighted=True)
+    terms, contract = LinearTerms.of(case.call), linear_contract("kernel", "B", "bfloat16")
+    whole = LinearBounds(terms, contract)
+    expected = {name: getattr(whole, name) for name in LINEAR_RESULTS}
+    monkeypatch.setattr(call, "parts_of", lambda numbers: [slice(0, 7), slice(7, 8), slice(8, 40)])
+    monkeypatch.setattr(linear, "parts_of", call.parts_of)
+    parts = LinearBounds(terms, contract)
+    for name, bound in expected.items():
+        np.testing.assert_allclose(getattr(parts, name), bound, rtol=1e-14, err_msg=name)
+
+
+def test_parts_have_every_row_once():
+    for shape in ((0, 5), (1, 10**6), (3, 2**14), (100_000, 3)):
+        parts = call.parts_of(np.broadcast_to(0.0, shape))
+        assert [at for part in parts for at in range(*part.indices(shape[0]))] == list(range(shape[0]))
+        assert all(part.stop - part.start == 1 or (part.stop - part.start) * shape[1] <= 2**15 for part in parts)
+
+
+def test_calls_whose_logits_have_an_error_are_stacked_with_their_errors():
+    random = np.random.RandomState(0)
+    one, two = rows_with_error(random, rows=3), rows_with_error(random, rows=4)
+    contract = linear_contract("kernel", "A", "bfloat16").loss
+    alone = [Bounds(terms, contract).loss for terms in (one, two)]
+    together = [Bounds(terms, contract) for terms in (one, two)]
+    assert one.structure == two.structure != replace(one, logits_error=None).structure
+    Bounds.of_calls(together, ["loss"])
+    np.testing.assert_allclose([bounds.loss for bounds in together], alone, rtol=1e-9)

@@ -42,6 +42,7 @@ from functools import cached_property
 
 import numpy as np
 
+from crossent.numerics.bounds.call import parts_of
 from crossent.numerics.bounds.intermediates import column
 from crossent.numerics.bounds.linear_contracts import LinearContract
 from crossent.numerics.bounds.loss import Bounds
@@ -195,7 +196,8 @@ class LinearBounds:
             scale, v = column(of._scale()).value, of._coefficients.value
             d = np.where(self.terms.rows.kept[:, None], scale * (of._probs.value * v.sum(1, keepdims=True) - v), 0.0)
             held = c.loss.storing(c.logits_gradient or c.loss.compute)
-            error = _no_nan(Bounds(of.terms, held, like=of)._gradient())
+            parts = [of.part(rows, held)._gradient() for rows in parts_of(d)]
+            error = _no_nan(np.concatenate(parts))
             if c.logits_gradient is not None and c.scales_last:
                 # If the upstream gradient g comes later, it also multiplies what d loses where it underflows.
                 amplified = np.maximum(np.abs(of.terms.upstream) - 1, 0) * c.logits_gradient.underflow
