@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from support.linear_bugs import BUGS, Chunked
 from support.linear_calls import linear_case
+from support.right_linear import RightLinear
 
 from crossent.numerics.bounds import call, linear
 from crossent.numerics.bounds.inexact_logits import largest_move, softmax_of_inexact
@@ -253,3 +254,35 @@ def test_calls_whose_logits_have_an_error_are_stacked_with_their_errors():
     assert one.structure == two.structure != replace(one, logits_error=None).structure
     Bounds.of_calls(together, ["loss"])
     np.testing.assert_allclose([bounds.loss for bounds in together], alone, rtol=1e-9)
+
+
+def test_a_subnormal_operand_may_be_taken_for_zero_where_the_contract_flushes():
+    arrays = np.float32([[2.0**-130]]), np.float32([[2.0**120], [0.0]])
+    terms = LinearTerms.of(LinearCall(*arrays, index=np.array([0])))
+    keeps, flushes = (linear_contract("kernel", "A", "float32", flushes=flushes) for flushes in (False, True))
+    assert LinearBounds(terms, flushes).logits_error[0, 0] >= 2.0**-10
+    assert LinearBounds(terms, keeps).logits_error[0, 0] < 2.0**-30
+    exact = linear_answer(LinearCall(*arrays, index=np.array([0])))
+    error = exact.grad_input.distance(np.float32([[-0.5 * 2.0**120]]))  # of an implementation whose logits are 0
+    assert (error <= LinearBounds(terms, flushes).grad_input).all()
+    assert (error > LinearBounds(terms, keeps).grad_input).all()
+
+
+@pytest.mark.parametrize("grade", ["A", "B"])
+def test_a_gradient_of_each_row_may_be_rounded_before_its_upstream_gradient(grade):
+    """An implementation that rounds the gradient of the input, and multiplies by the upstream gradient of each row."""
+    case = linear_case(3, "bfloat16", sizes=(40, 6, 20), reduction="none", values="normal", ignored=0.0, dense=False)
+    given = replace(case.call, upstream=np.ones(40, "f4"))
+    scale = FORMATS["bfloat16"].nearest(np.linspace(1.1, 1.9, 40))
+    once = RightLinear(0, "bfloat16", "A")(given)["grad_input"]
+    twice = FORMATS["bfloat16"].nearest(once * scale[:, None])
+    scaled = replace(given, upstream=scale)
+    error = linear_answer(scaled).grad_input.distance(twice)
+    bounds = LinearBounds(LinearTerms.of(scaled), linear_contract("kernel", grade, "bfloat16"))
+    assert bool((error <= bounds.grad_input).all()) == (grade == "B")
+
+
+def test_a_gradient_that_may_overflow_while_it_is_summed_has_no_bound():
+    arrays = np.float32([[1.0]]), np.float32([[2.0**100], [2.0**100]])
+    terms = LinearTerms.of(LinearCall(*arrays, index=np.array([0]), reduction="sum", upstream=2.0**30))
+    assert np.isinf(LinearBounds(terms, linear_contract("kernel", "A", "float32")).grad_input).all()
