@@ -180,8 +180,8 @@ def test_the_move_of_a_sure_class_is_relative_to_the_other_classes():
         terms, logits=np.array([[50.0, 0.0]]), log_sum=np.array([np.exp(-50)]), logits_error=np.array([[1e-3, 2e-3]])
     )
     moves = largest_move(terms, linear_contract("kernel", "A", "float32").loss)
-    assert moves[0, 0] == pytest.approx(np.exp(-50) * np.expm1(3e-3), rel=1e-12)
-    assert moves[0, 1] == pytest.approx(3e-3, rel=1e-12)
+    assert moves[0, 0] == pytest.approx(np.exp(-50) * np.expm1(3e-3), rel=1e-12, abs=0)
+    assert moves[0, 1] == pytest.approx(3e-3, rel=1e-12, abs=0)
 
 
 @pytest.mark.parametrize("promise", ["eager", "torch", "kernel", "fast_kernel"])
@@ -197,6 +197,49 @@ def test_an_error_of_nearly_zero_leaves_the_rounding_error_of_given_logits(promi
     ):
         assert (given.error <= computed.error * (1 + 1e-12)).all()
         assert (computed.error <= 1.5 * given.error.max()).all()
+
+
+@pytest.mark.parametrize("promise", ["eager", "torch", "kernel", "fast_kernel"])
+@pytest.mark.parametrize("grade", ["A", "B"])
+def test_the_error_covers_the_rounding_errors_of_all_logits_within_the_error_of_the_logits(promise, grade):
+    """The logits are nearly equal, and their errors are large: the held logits have far larger magnitudes."""
+    random = np.random.RandomState(1)
+    terms = rows_with_error(random, rows=4, classes=6, error=4.0)
+    logits = (0.1 * random.standard_normal((4, 6))).astype("f4").astype("f8")
+    terms = replace(terms, logits=logits, log_sum=log_sum(logits))
+    contract = replace(linear_contract(promise, grade, "bfloat16", rows=4).loss, storage=FLOAT32)
+    log_probs, probs, _ = softmax_of_inexact(terms, contract)
+    before = log_softmax(logits)
+    for sign in [*random.choice([-1, 1], (300, 6)), *np.where(np.eye(6), -1, 1), *np.where(np.eye(6), 1, -1)]:
+        held = (logits + 0.999999 * sign * terms.logits_error).astype("f4").astype("f8")
+        given = replace(terms, logits=held, log_sum=log_sum(held), logits_error=None)
+        log_p, p, _ = softmax(given, contract)
+        assert (np.abs(log_p.value - before) + log_p.error <= log_probs.error + 1e-14).all()
+        assert (np.abs(p.value - np.exp(before)) + p.error <= probs.error + 1e-14).all()
+        assert (log_p.error <= log_probs.error - largest_move(terms, contract) + 1e-14).all()
+
+
+@pytest.mark.parametrize(
+    ("logits", "ulps"), [([[0.1, 0.0]], (0.0, 0.0)), ([[5.0, 0.0]], (0.0, 1000.0)), ([[0.1, 0.0]], (1000.0, 0.0))]
+)
+def test_each_rounding_error_is_taken_at_the_magnitude_of_the_held_logits(logits, ulps):
+    """Only one source of errors is large: the subtraction of the maximum, the logarithm, or the exponential."""
+    functions = replace(linear_contract("eager", "A", "bfloat16").loss.functions, exp_ulps=ulps[0], log_ulps=ulps[1])
+    contract = replace(linear_contract("eager", "A", "bfloat16").loss, storage=FLOAT32, functions=functions)
+    logits = np.float64(np.float32(logits))
+    terms = rows_with_error(np.random.RandomState(0), rows=1, classes=2)
+    terms = replace(terms, logits=logits, log_sum=log_sum(logits), logits_error=np.array([[4.0, 4.0]]))
+    rounding = softmax_of_inexact(terms, contract)[0].error - largest_move(terms, contract)
+    found = np.zeros_like(rounding)
+    for moved in np.random.RandomState(0).uniform(-4, 4, (500, 1, 2)):
+        held = np.float64(np.float32(logits + moved))
+        given = replace(terms, logits=held, log_sum=log_sum(held), logits_error=None)
+        found = np.maximum(found, softmax(given, contract)[0].error)
+    assert (found <= rounding + 1e-14).all()
+
+
+def log_sum(logits):
+    return np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1))
 
 
 def test_an_ignored_row_has_bounds_of_zero():
@@ -286,3 +329,14 @@ def test_a_gradient_that_may_overflow_while_it_is_summed_has_no_bound():
     arrays = np.float32([[1.0]]), np.float32([[2.0**100], [2.0**100]])
     terms = LinearTerms.of(LinearCall(*arrays, index=np.array([0]), reduction="sum", upstream=2.0**30))
     assert np.isinf(LinearBounds(terms, linear_contract("kernel", "A", "float32")).grad_input).all()
+
+
+def test_a_declared_order_in_blocks_shows_logits_in_the_dtype_where_any_order_hides_them():
+    fixed = {"values": "normal", "reduction": "mean", "ignored": 0.0, "smooth": 0.0, "weighted": False}
+    case, exact, any_order = judge_of(0, "bfloat16", sizes=(16, 4096, 256), **fixed)
+    blocks = LinearBounds(any_order.terms, linear_contract("kernel", "A", "bfloat16", block=32))
+    (bug,) = [one for one in BUGS if one.__name__ == "KeepsTheLogitsInTheDtype"]
+    right, wrong = (made(case.call, "bfloat16").run() for made in (Chunked, bug))
+    assert max(shares((case, exact, any_order), wrong).values()) <= 1
+    assert max(shares((case, exact, blocks), right).values()) <= 1
+    assert shares((case, exact, blocks), wrong)["grad_weight"] > 5
