@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 from support.linear_bugs import BUGS, Chunked
 from support.linear_calls import linear_case
+from support.right_linear import RightLinear
 
+from crossent.numerics.bounds import call, linear
 from crossent.numerics.bounds.inexact_logits import largest_move, softmax_of_inexact
 from crossent.numerics.bounds.intermediates import softmax
 from crossent.numerics.bounds.linear import LinearBounds, LinearTerms
 from crossent.numerics.bounds.linear_contracts import linear_contract
+from crossent.numerics.bounds.loss import Bounds
 from crossent.numerics.formats import FLOAT32, FORMATS
 from crossent.numerics.linear_call import LINEAR_RESULTS, LinearCall
 from crossent.numerics.oracle.linear import linear_answer
@@ -177,8 +180,8 @@ def test_the_move_of_a_sure_class_is_relative_to_the_other_classes():
         terms, logits=np.array([[50.0, 0.0]]), log_sum=np.array([np.exp(-50)]), logits_error=np.array([[1e-3, 2e-3]])
     )
     moves = largest_move(terms, linear_contract("kernel", "A", "float32").loss)
-    assert moves[0, 0] == pytest.approx(np.exp(-50) * np.expm1(3e-3), rel=1e-12)
-    assert moves[0, 1] == pytest.approx(3e-3, rel=1e-12)
+    assert moves[0, 0] == pytest.approx(np.exp(-50) * np.expm1(3e-3), rel=1e-12, abs=0)
+    assert moves[0, 1] == pytest.approx(3e-3, rel=1e-12, abs=0)
 
 
 @pytest.mark.parametrize("promise", ["eager", "torch", "kernel", "fast_kernel"])
@@ -194,6 +197,49 @@ def test_an_error_of_nearly_zero_leaves_the_rounding_error_of_given_logits(promi
     ):
         assert (given.error <= computed.error * (1 + 1e-12)).all()
         assert (computed.error <= 1.5 * given.error.max()).all()
+
+
+@pytest.mark.parametrize("promise", ["eager", "torch", "kernel", "fast_kernel"])
+@pytest.mark.parametrize("grade", ["A", "B"])
+def test_the_error_covers_the_rounding_errors_of_all_logits_within_the_error_of_the_logits(promise, grade):
+    """The logits are nearly equal, and their errors are large: the held logits have far larger magnitudes."""
+    random = np.random.RandomState(1)
+    terms = rows_with_error(random, rows=4, classes=6, error=4.0)
+    logits = (0.1 * random.standard_normal((4, 6))).astype("f4").astype("f8")
+    terms = replace(terms, logits=logits, log_sum=log_sum(logits))
+    contract = replace(linear_contract(promise, grade, "bfloat16", rows=4).loss, storage=FLOAT32)
+    log_probs, probs, _ = softmax_of_inexact(terms, contract)
+    before = log_softmax(logits)
+    for sign in [*random.choice([-1, 1], (300, 6)), *np.where(np.eye(6), -1, 1), *np.where(np.eye(6), 1, -1)]:
+        held = (logits + 0.999999 * sign * terms.logits_error).astype("f4").astype("f8")
+        given = replace(terms, logits=held, log_sum=log_sum(held), logits_error=None)
+        log_p, p, _ = softmax(given, contract)
+        assert (np.abs(log_p.value - before) + log_p.error <= log_probs.error + 1e-14).all()
+        assert (np.abs(p.value - np.exp(before)) + p.error <= probs.error + 1e-14).all()
+        assert (log_p.error <= log_probs.error - largest_move(terms, contract) + 1e-14).all()
+
+
+@pytest.mark.parametrize(
+    ("logits", "ulps"), [([[0.1, 0.0]], (0.0, 0.0)), ([[5.0, 0.0]], (0.0, 1000.0)), ([[0.1, 0.0]], (1000.0, 0.0))]
+)
+def test_each_rounding_error_is_taken_at_the_magnitude_of_the_held_logits(logits, ulps):
+    """Only one source of errors is large: the subtraction of the maximum, the logarithm, or the exponential."""
+    functions = replace(linear_contract("eager", "A", "bfloat16").loss.functions, exp_ulps=ulps[0], log_ulps=ulps[1])
+    contract = replace(linear_contract("eager", "A", "bfloat16").loss, storage=FLOAT32, functions=functions)
+    logits = np.float64(np.float32(logits))
+    terms = rows_with_error(np.random.RandomState(0), rows=1, classes=2)
+    terms = replace(terms, logits=logits, log_sum=log_sum(logits), logits_error=np.array([[4.0, 4.0]]))
+    rounding = softmax_of_inexact(terms, contract)[0].error - largest_move(terms, contract)
+    found = np.zeros_like(rounding)
+    for moved in np.random.RandomState(0).uniform(-4, 4, (500, 1, 2)):
+        held = np.float64(np.float32(logits + moved))
+        given = replace(terms, logits=held, log_sum=log_sum(held), logits_error=None)
+        found = np.maximum(found, softmax(given, contract)[0].error)
+    assert (found <= rounding + 1e-14).all()
+
+
+def log_sum(logits):
+    return np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1))
 
 
 def test_an_ignored_row_has_bounds_of_zero():
@@ -220,3 +266,77 @@ def test_an_upstream_gradient_that_is_no_power_of_two_rounds_a_float32_gradient_
     values = np.abs(linear_answer(call).grad_weight.hi)
     np.testing.assert_allclose(doubled.grad_weight, 2 * bounds.grad_weight, rtol=1e-6)
     assert (tripled.grad_weight >= 3 * bounds.grad_weight + 3 * U * values).all()
+
+
+@pytest.mark.parametrize("smooth", [0.0, 0.1])
+def test_bounds_of_many_rows_are_the_same_in_parts(monkeypatch, smooth):
+    case = linear_case(2, "bfloat16", sizes=(40, 4, 9), smooth=smooth, reduction="mean", weighted=True)
+    terms, contract = LinearTerms.of(case.call), linear_contract("kernel", "B", "bfloat16")
+    whole = LinearBounds(terms, contract)
+    expected = {name: getattr(whole, name) for name in LINEAR_RESULTS}
+    monkeypatch.setattr(call, "parts_of", lambda numbers: [slice(0, 7), slice(7, 8), slice(8, 40)])
+    monkeypatch.setattr(linear, "parts_of", call.parts_of)
+    parts = LinearBounds(terms, contract)
+    for name, bound in expected.items():
+        np.testing.assert_allclose(getattr(parts, name), bound, rtol=1e-14, err_msg=name)
+
+
+def test_parts_have_every_row_once():
+    for shape in ((0, 5), (1, 10**6), (3, 2**14), (100_000, 3)):
+        parts = call.parts_of(np.broadcast_to(0.0, shape))
+        assert [at for part in parts for at in range(*part.indices(shape[0]))] == list(range(shape[0]))
+        assert all(part.stop - part.start == 1 or (part.stop - part.start) * shape[1] <= 2**15 for part in parts)
+
+
+def test_calls_whose_logits_have_an_error_are_stacked_with_their_errors():
+    random = np.random.RandomState(0)
+    one, two = rows_with_error(random, rows=3), rows_with_error(random, rows=4)
+    contract = linear_contract("kernel", "A", "bfloat16").loss
+    alone = [Bounds(terms, contract).loss for terms in (one, two)]
+    together = [Bounds(terms, contract) for terms in (one, two)]
+    assert one.structure == two.structure != replace(one, logits_error=None).structure
+    Bounds.of_calls(together, ["loss"])
+    np.testing.assert_allclose([bounds.loss for bounds in together], alone, rtol=1e-9)
+
+
+def test_a_subnormal_operand_may_be_taken_for_zero_where_the_contract_flushes():
+    arrays = np.float32([[2.0**-130]]), np.float32([[2.0**120], [0.0]])
+    terms = LinearTerms.of(LinearCall(*arrays, index=np.array([0])))
+    keeps, flushes = (linear_contract("kernel", "A", "float32", flushes=flushes) for flushes in (False, True))
+    assert LinearBounds(terms, flushes).logits_error[0, 0] >= 2.0**-10
+    assert LinearBounds(terms, keeps).logits_error[0, 0] < 2.0**-30
+    exact = linear_answer(LinearCall(*arrays, index=np.array([0])))
+    error = exact.grad_input.distance(np.float32([[-0.5 * 2.0**120]]))  # of an implementation whose logits are 0
+    assert (error <= LinearBounds(terms, flushes).grad_input).all()
+    assert (error > LinearBounds(terms, keeps).grad_input).all()
+
+
+@pytest.mark.parametrize("grade", ["A", "B"])
+def test_a_gradient_of_each_row_may_be_rounded_before_its_upstream_gradient(grade):
+    """An implementation that rounds the gradient of the input, and multiplies by the upstream gradient of each row."""
+    case = linear_case(3, "bfloat16", sizes=(40, 6, 20), reduction="none", values="normal", ignored=0.0, dense=False)
+    given = replace(case.call, upstream=np.ones(40, "f4"))
+    scale = FORMATS["bfloat16"].nearest(np.linspace(1.1, 1.9, 40))
+    once = RightLinear(0, "bfloat16", "A")(given)["grad_input"]
+    twice = FORMATS["bfloat16"].nearest(once * scale[:, None])
+    scaled = replace(given, upstream=scale)
+    error = linear_answer(scaled).grad_input.distance(twice)
+    bounds = LinearBounds(LinearTerms.of(scaled), linear_contract("kernel", grade, "bfloat16"))
+    assert bool((error <= bounds.grad_input).all()) == (grade == "B")
+
+
+def test_a_gradient_that_may_overflow_while_it_is_summed_has_no_bound():
+    arrays = np.float32([[1.0]]), np.float32([[2.0**100], [2.0**100]])
+    terms = LinearTerms.of(LinearCall(*arrays, index=np.array([0]), reduction="sum", upstream=2.0**30))
+    assert np.isinf(LinearBounds(terms, linear_contract("kernel", "A", "float32")).grad_input).all()
+
+
+def test_a_declared_order_in_blocks_shows_logits_in_the_dtype_where_any_order_hides_them():
+    fixed = {"values": "normal", "reduction": "mean", "ignored": 0.0, "smooth": 0.0, "weighted": False}
+    case, exact, any_order = judge_of(0, "bfloat16", sizes=(16, 4096, 256), **fixed)
+    blocks = LinearBounds(any_order.terms, linear_contract("kernel", "A", "bfloat16", block=32))
+    (bug,) = [one for one in BUGS if one.__name__ == "KeepsTheLogitsInTheDtype"]
+    right, wrong = (made(case.call, "bfloat16").run() for made in (Chunked, bug))
+    assert max(shares((case, exact, any_order), wrong).values()) <= 1
+    assert max(shares((case, exact, blocks), right).values()) <= 1
+    assert shares((case, exact, blocks), wrong)["grad_weight"] > 5

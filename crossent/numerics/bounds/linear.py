@@ -42,6 +42,7 @@ from functools import cached_property
 
 import numpy as np
 
+from crossent.numerics.bounds.call import parts_of
 from crossent.numerics.bounds.intermediates import column
 from crossent.numerics.bounds.linear_contracts import LinearContract
 from crossent.numerics.bounds.loss import Bounds
@@ -131,9 +132,10 @@ class LinearBounds:
     @cached_property
     def grad_input(self) -> Array:
         """The bound of each element of the gradient of the input, (N, H)."""
-        weight = self.terms.weight
+        w, upstream = self.terms.weight, np.abs(self.terms.rows.upstream)
         with np.errstate(all="ignore"):
-            return self._product(self._gradient.value @ weight, self._reach(len(weight)) @ np.abs(weight))
+            error = self._reach(len(w)) @ np.abs(w)
+            return self._product(self._gradient.value @ w, error, w, len(w), upstream[:, None])
 
     @cached_property
     def grad_weight(self) -> Array:
@@ -141,13 +143,15 @@ class LinearBounds:
         h = self.terms.input
         with np.errstate(all="ignore"):
             # Transposed, which BLAS computes faster.
-            return self._product((h.T @ self._gradient.value).T, (np.abs(h).T @ self._reach(self._kept)).T)
+            value, error = (h.T @ self._gradient.value).T, (np.abs(h).T @ self._reach(self._kept)).T
+            return self._product(value, error, h, self._kept, self._common_upstream)
 
     @cached_property
     def grad_bias(self) -> Array:
         """The bound of each element of the gradient of the bias, (V,)."""
         with np.errstate(all="ignore"):
-            return self._product(self._gradient.value.sum(0), self._reach(self._kept, products=0).sum(0))
+            value, error = self._gradient.value.sum(0), self._reach(self._kept, products=0).sum(0)
+            return self._product(value, error, np.ones(1), self._kept, self._common_upstream)
 
     @cached_property
     def logits_error(self) -> Array:
@@ -158,23 +162,34 @@ class LinearBounds:
     def _logits_error(self) -> Array:
         t, c = self.terms, self.contract
         size = t.sizes if t.bias is None else t.sizes + np.abs(t.bias)
-        roundings = c.roundings(t.input.shape[1]) + (not c.multiplies_exactly) + (t.bias is not None)
-        error = self._dot_error(roundings, size, t.input.shape[1]) + t.own_error
+        features = t.input.shape[1]
+        gamma = _gamma(c.roundings(features) + (not c.multiplies_exactly) + (t.bias is not None), c.loss.compute)
+        error = gamma * size + self._underflow(features) * (1 + gamma) + t.own_error
+        error = error + self._flushed(features, t.input, t.weight)
+        error = np.where(c.loss.compute.overflows(size), np.inf, error)
         if c.logits is None:
-            return np.asarray(np.where(c.loss.compute.overflows(size), np.inf, error))
+            return error
         held = Computed(t.products, error, None).rounded(c.logits)
         if t.bias is not None:
             held = held.plus(Computed.exactly(t.bias, c.loss.storage), c.logits)
         return held.error
 
-    def _dot_error(self, roundings: int, size: Array, terms: int) -> Array:
-        """Return the error of dot products, of which each term has so many roundings, from the sums of magnitudes.
+    def _underflow(self, terms: int) -> float:
+        """Return the error of a dot product of so many terms by underflows.
 
         Each product and, in a format that flushes, each addition may underflow: 2 n errors for n terms.
         """
-        compute = self.contract.loss.compute
-        gamma = _gamma(roundings, compute)
-        return np.asarray(gamma * size + 2 * terms * compute.underflow * (1 + gamma))
+        return 2 * terms * self.contract.loss.compute.underflow
+
+    def _flushed(self, terms: int, *factors: Array) -> float:
+        """Return the error of a dot product of so many terms, if subnormal factors may be taken for 0."""
+        storage = self.contract.loss.storage
+        if not storage.flushes:
+            return 0.0
+        sizes = [np.abs(factor) for factor in factors]
+        lost = [float(size[size < storage.smallest_normal].max(initial=0.0)) for size in sizes]
+        one, other = (float(size.max(initial=0.0)) for size in sizes)
+        return terms * (lost[0] * other + lost[1] * one)
 
     @cached_property
     def _of_logits(self) -> Bounds:
@@ -195,7 +210,8 @@ class LinearBounds:
             scale, v = column(of._scale()).value, of._coefficients.value
             d = np.where(self.terms.rows.kept[:, None], scale * (of._probs.value * v.sum(1, keepdims=True) - v), 0.0)
             held = c.loss.storing(c.logits_gradient or c.loss.compute)
-            error = _no_nan(Bounds(of.terms, held, like=of)._gradient())
+            parts = [of.part(rows, held)._gradient() for rows in parts_of(d)]
+            error = _no_nan(np.concatenate(parts))
             if c.logits_gradient is not None and c.scales_last:
                 # If the upstream gradient g comes later, it also multiplies what d loses where it underflows.
                 amplified = np.maximum(np.abs(of.terms.upstream) - 1, 0) * c.logits_gradient.underflow
@@ -218,22 +234,35 @@ class LinearBounds:
         roundings = c.roundings(terms) + c.splits + products
         return self._gradient.error + _gamma(roundings, c.loss.compute) * self._magnitudes
 
-    def _product(self, value: Array, error: Array) -> Array:
-        """Return the bound of a gradient from its value and the error of its dot product, rounded to the result."""
-        c, t = self.contract, self.terms.rows
-        storage, compute = c.loss.storage, c.loss.compute
+    def _product(self, value: Array, error: Array, factor: Array, terms: int, upstream: Array | None) -> Array:
+        """Return the bound of a gradient, `d @ factor`, rounded to the result.
+
+        Args:
+            value: The exact gradient.
+            error: The error of the gradient by the error of d, and by the roundings of the dot product.
+            factor: The factor.
+            terms: The number of terms of a dot product.
+            upstream: The magnitude of the upstream gradient, if one number is common to all terms of a dot product.
+        """
+        c, storage, compute = self.contract, self.contract.loss.storage, self.contract.loss.compute
         some = error > 0  # a gradient to which only ignored rows contribute is exactly 0
-        held = Computed(value, error + some * 2 * max(self.terms.products.shape) * compute.underflow, compute)
-        if c.scales_last and t.reduction != "none":
-            g = abs(float(t.upstream[0])) if len(t.upstream) else 1.0
-            unscaled = Computed(held.value / g, held.error / g, None).rounded(storage) if g else held
-            if g and not is_power_of_two(np.array(g)):
-                held = Computed(held.value, unscaled.error * g, None)
-            elif g:  # multiplying by a power of two rounds only where the result underflows
-                under = storage.underflow * (g + 1)
-                error = np.where(np.isinf(unscaled.error), np.inf, held.error + under * some)
-                held = Computed(held.value, error, None)
-        return _no_nan(safe(Computed(held.value, held.error, None).rounded(storage).error * some))
+        lost = self._underflow(terms) + self._flushed(terms, factor, self._magnitudes)
+        largest = self._magnitudes.max(initial=0.0) * np.abs(factor).max(initial=0.0) * terms
+        error = np.where(some, error + lost if not compute.overflows(largest) else np.inf, 0.0)
+        if c.scales_last and upstream is not None:
+            unscaled = Computed(value / upstream, error / upstream, None).rounded(storage)
+            scaled = unscaled.error * upstream
+            # Multiplying by a power of two rounds only where a number underflows.
+            once = np.where(np.isinf(unscaled.error), np.inf, error + storage.underflow * (upstream + 1))
+            scaled = np.where(is_power_of_two(upstream), once, scaled)
+            error = np.where(some & (upstream > 0), scaled, error)
+        return _no_nan(safe(Computed(value, error, None).rounded(storage).error))
+
+    @property
+    def _common_upstream(self) -> Array | None:
+        """The magnitude of the upstream gradient that all rows share, (1,); None if each row has its own."""
+        rows = self.terms.rows
+        return None if rows.reduction == "none" else np.abs(rows.upstream[:1]) if len(rows.upstream) else np.ones(1)
 
 
 def _gamma(roundings: int, format: Format) -> float:

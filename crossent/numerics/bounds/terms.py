@@ -8,7 +8,7 @@ one object with the rows of all calls.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -63,6 +63,24 @@ class Terms:
         """The properties that all calls of a stack must share."""
         given = (self.index is None, self.weight is None, self.smooths, self.reduction, self.target_format)
         return (self.logits.shape[1], self.logits_error is None, *given)
+
+    def part(self, rows: slice) -> Terms:
+        """Return some rows of a single call."""
+        assert self.lengths is None
+
+        def of(numbers: Entries | None) -> Entries | None:
+            return None if numbers is None else numbers[rows]
+
+        return replace(
+            self,
+            logits=self.logits[rows],
+            log_sum=self.log_sum[rows],
+            index=None if self.index is None else self.index[rows],
+            kept=self.kept[rows],
+            probabilities=of(self.probabilities),
+            upstream=self.upstream[rows],
+            logits_error=of(self.logits_error),
+        )
 
     def of_target(self, numbers: Entries) -> Entries:
         """Return the number of each row's true class, (R,), from numbers of all classes, (R, C)."""
