@@ -130,6 +130,7 @@ def soak(session: nox.Session) -> None:
     tests = (
         "tests/run/test_soak.py",
         "tests/numerics/test_right_implementations.py",
+        "tests/numerics/test_linear_soak.py",
         "tests/checks/test_derivatives.py",
     )
     session.run("pytest", *tests, "--crossent-soak", "20000", *session.posargs)

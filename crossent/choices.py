@@ -17,31 +17,34 @@ if TYPE_CHECKING:
 DtypeName = Literal["float16", "bfloat16", "float32", "float64"]
 # The levels of a run, each with all cases and checks of the levels before it; see crossent.run.plan.
 Level = Literal["quick", "normal", "thorough"]
+# The functions of torch that a subject may compute; see crossent.cases.operation.
+OperationName = Literal["cross_entropy", "linear_cross_entropy"]
 # The contracts that a user can choose; see crossent.subjects.contracts.
 ContractName = Literal["kernel", "fast", "logsumexp", "eager", "torch"]
 # The grades that a user can choose for half precision; `float16=B` is grade B in float16 alone.
 GradeName = Literal["A", "B", "float16=B", "bfloat16=B"]
 DTYPE_NAMES: tuple[DtypeName, ...] = get_args(DtypeName)
 LEVELS: tuple[Level, ...] = get_args(Level)
+OPERATION_NAMES: tuple[OperationName, ...] = get_args(OperationName)
 CONTRACT_NAMES: tuple[ContractName, ...] = get_args(ContractName)
 GRADE_NAMES: tuple[GradeName, ...] = get_args(GradeName)
 # The checks, in the order of a report; see crossent.checks. `errors` runs on bad inputs alone.
 # fmt: off
 CHECK_NAMES = (
-    "call", "result", "arguments", "state", "loss", "gradient", "target_gradient", "repeat", "sign", "row_sums",
-    "ignored_rows", "layout", "shift", "rows_permuted", "classes_permuted", "split", "widened", "options",
-    "two_backwards", "no_grad", "non_leaf", "alone", "threads", "circumstances", "double_backward", "forward_ad",
-    "deterministic", "stream", "func_grad", "vmap", "batched_gradient", "jacrev", "jacfwd", "batched_second", "hessian",
-    "autocast", "meta", "export", "trace", "trace_dynamic", "compile", "compile_dynamic", "compiled_error", "large",
-    "errors",
+    "call", "result", "arguments", "state", "loss", "gradient", "target_gradient", "weight_gradient", "bias_gradient",
+    "repeat", "sign", "row_sums", "ignored_rows", "layout", "shift", "rows_permuted", "classes_permuted", "split",
+    "widened", "options", "two_backwards", "no_grad", "non_leaf", "alone", "threads", "circumstances",
+    "double_backward", "forward_ad", "deterministic", "stream", "func_grad", "vmap", "batched_gradient", "jacrev",
+    "jacfwd", "batched_second", "hessian", "autocast", "meta", "export", "trace", "trace_dynamic", "compile",
+    "compile_dynamic", "compiled_error", "large", "errors",
 )
 # The subjects of this package, as `crossent list subjects` prints them; see crossent.subjects.builtin.
 SUBJECT_NAMES = ("formula", "log_softmax_nll", "one_hot", "blocked", "scalar", "torch")
 # The features that a subject may lack, as `crossent list features` prints them; see crossent.subjects.features.
 FEATURE_NAMES = (
-    *DTYPE_NAMES, "reduction_none", "reduction_mean", "reduction_sum", "reduction", "weight", "ignore_index",
-    "label_smoothing", "index_target", "uint8_target", "probability_target", "unbatched", "spatial", "empty",
-    "one_class", "nonfinite", "unnormalised", "strided", "gradient", "target_gradient", "retain_graph",
+    *DTYPE_NAMES, "reduction_none", "reduction_mean", "reduction_sum", "reduction", "weight", "linear_bias",
+    "ignore_index", "label_smoothing", "index_target", "uint8_target", "probability_target", "unbatched", "spatial",
+    "empty", "one_class", "nonfinite", "unnormalised", "strided", "gradient", "target_gradient", "retain_graph",
     "double_backward", "batched_gradient", "forward_ad", "vmap", "compile", "autocast", "half_result", "nan_mean",
     "subnormal", "arguments", "errors", "index_errors", "index_dtype_errors", "dtype_errors", "size_errors",
     "option_errors", "error_classes", "repeatable", "large",

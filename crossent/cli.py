@@ -102,7 +102,8 @@ def check(
     torch stands for two subjects: nn.CrossEntropyLoss, and log_softmax with nll_loss.
 
     Your function is package.module:NAME or path/to/file.py:NAME. NAME is a function with the signature of
-    F.cross_entropy, or a class with the constructor of nn.CrossEntropyLoss.
+    F.cross_entropy, or a class with the constructor of nn.CrossEntropyLoss. With --operation linear_cross_entropy, it
+    has the signature of F.linear_cross_entropy.
 
     SUBJECT+compile is the subject after torch.compile.
 
@@ -123,9 +124,9 @@ def check(
     from crossent.report.moves.diff import diff as diff_of
     from crossent.run.runner import Interrupted
     from crossent.run.runner import check as run_check
-    from crossent.run.settings import Settings
+    from crossent.run.settings import Settings, operation_of
     from crossent.run.verify import require_comparable
-    from crossent.subjects.builtin import NAMED
+    from crossent.subjects.builtin import EVERY_NAMED
     from crossent.subjects.features import FEATURES
 
     old = None if baseline_file is None else recorded(baseline_file, "--baseline")
@@ -135,7 +136,7 @@ def check(
     if seed is None and old is not None:
         seed = old.seed  # a run with another seed cannot be compared
     elif seed is None:
-        seed = 0 if all(name in NAMED for name in subjects) else "random"
+        seed = 0 if all(name in EVERY_NAMED for name in subjects) else "random"
     if contract is None and old is not None:
         contracts = [name for name in CONTRACT_NAMES if any(one.contract == name for one in old.subjects)]
         contract = contracts[0] if len(contracts) == 1 else None
@@ -143,7 +144,7 @@ def check(
     status, chosen = None, chosen_part(subjects, **part)
     if old is not None and not force:
         with one_line():  # before the run, which takes long
-            some = {name: chosen[name] for name in ("checks", "cases")}
+            some = {**chosen, "operation": operation_of(subjects, chosen["operation"])}
             require_comparable(old, Settings(device, dtypes or DTYPE_NAMES, level, seed, **some), subjects)
     with one_line():
         try:
@@ -166,7 +167,7 @@ def check(
             click.echo("crossent: interrupted", err=True)
             report, status = interrupt.report, INTERRUPTED
     if not no_cache:
-        keep(report, subjects)
+        keep(report, subjects, chosen["operation"])
     Output().show(report.render(-1 if quiet else verbose))
     if not write_all(files, {"--json": report.write_json, "--html": report.write_html}):
         return NOT_WRITTEN
@@ -265,7 +266,8 @@ def verify(
 @crossent.command("list", short_help="List subjects, checks, cases, features, contracts or bugs.")
 @click.argument("what", metavar="|".join(_LISTS), type=Word(_LISTS))
 @click.option("--level", type=Word(LEVELS), default="normal", show_default=True, help="Level whose cases are listed.")
-def list_(what: str, level: str) -> None:
+@options.operation
+def list_(what: str, level: str, operation: str | None) -> None:
     """List subjects, checks, cases, features, contracts or bugs.
 
     \b
@@ -278,7 +280,7 @@ def list_(what: str, level: str) -> None:
     """  # noqa: D301  # click reads the escape: it keeps the lines of the list
     from crossent.console import listed
 
-    click.echo("\n".join(listed(what, level)))
+    click.echo("\n".join(listed(what, level, operation)))
 
 
 @crossent.command()

@@ -10,13 +10,14 @@ from rich.table import Column
 from rich.text import Text
 
 from crossent.cases.corpus import bugs
-from crossent.checks import CHECKS
+from crossent.cases.operation import CROSS_ENTROPY, OPERATIONS
+from crossent.checks import checks_of
 from crossent.checks.refusals import ERRORS
 from crossent.choices import DTYPE_NAMES
 from crossent.report.text import is_one_line
 from crossent.run.order import Step, Steps
 from crossent.run.plan import plan
-from crossent.subjects.builtin import NAMED
+from crossent.subjects.builtin import EVERY_NAMED, named
 from crossent.subjects.compiler import COMPILE_SUFFIX
 from crossent.subjects.contracts import CONTRACTS
 from crossent.subjects.features import FEATURES
@@ -93,24 +94,25 @@ class Remaining(ProgressColumn):
 
 def warn_of_grade(subjects: Sequence[str], contract: str | None, grade: str | None) -> None:
     """Print to stderr that --grade does not apply to the forms and torch, if there are also other subjects."""
-    own = [name for name in dict.fromkeys(subjects) if name.removesuffix(COMPILE_SUFFIX) in NAMED]
+    own = [name for name in dict.fromkeys(subjects) if name.removesuffix(COMPILE_SUFFIX) in EVERY_NAMED]
     if grade and contract is None and 0 < len(own) < len(set(subjects)):
         reason = "without --contract, the forms and torch keep their own grades"
         Console(stderr=True).print(f"crossent: --grade does not apply to {', '.join(own)}: {reason}", soft_wrap=True)
 
 
-def listed(what: str, level: str) -> list[str]:
-    """Return the lines that `crossent list WHAT` prints."""
+def listed(what: str, level: str, operation: str | None) -> list[str]:
+    """Return the lines that `crossent list WHAT --operation OPERATION` prints."""
+    of = OPERATIONS[operation or CROSS_ENTROPY.name]
     sentences = {
-        "checks": {name: check.sentence for name, check in CHECKS.items()} | {"errors": ERRORS},
-        "features": {name: str(feature) for name, feature in FEATURES.items()},
+        "checks": {name: check.said_of(of) for name, check in checks_of(of).items()} | {"errors": ERRORS},
+        "features": {name: str(feature) for name, feature in FEATURES.items() if of in feature.operations},
         "contracts": {name: contract.sentence for name, contract in CONTRACTS.items()},
     }
     if what in sentences:
         width = max(map(len, sentences[what]))
         return [f"{name:<{width}}  {sentence}" for name, sentence in sentences[what].items()]
     if what == "subjects":
-        return list(NAMED)
+        return list(named(of))
     if what == "cases":
-        return [case.id for case in plan(level, DTYPE_NAMES, 0)]
+        return [case.id for case in plan(level, DTYPE_NAMES, 0, of)]
     return list(map(str, bugs()))

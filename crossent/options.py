@@ -19,6 +19,7 @@ from crossent.choices import (
     DTYPE_NAMES,
     GRADE_NAMES,
     LEVELS,
+    OPERATION_NAMES,
     complete_case,
     complete_feature,
 )
@@ -192,6 +193,11 @@ _baseline = _adding(
         "--force", is_flag=True, help="With --baseline: compare runs of different devices, processors or seeds."
     ),
 )
+operation = click.option(
+    "--operation",
+    type=Word(OPERATION_NAMES),
+    help="Function of torch that the subjects compute.  [default: cross_entropy, or the one of torch's function]",
+)
 # The options that choose a part of a run.
 _part = _adding(
     click.option(
@@ -242,7 +248,7 @@ report_files = _adding(
     click.option("--json", "json_file", type=_FILE, help="Write the whole report to this file, as JSON."),
     click.option("--html", "html_file", type=_FILE, help="Write the report to this file, as an HTML page."),
 )
-check_options = _adding(_cases, promises, run_options, _part, _baseline)
+check_options = _adding(operation, _cases, promises, run_options, _part, _baseline)
 
 
 def chosen_part(
@@ -252,8 +258,9 @@ def chosen_part(
     last_failed: bool,
     exitfirst: bool,
     max_findings: int | None,
+    operation: str | None,
 ) -> dict[str, Any]:
-    """Return the arguments of `crossent.check` that choose a part of a run.
+    """Return the arguments of `crossent.check` that choose the operation and a part of a run.
 
     If the last run has stored no failure of these checks, print so to stderr, and choose as without --last-failed.
 
@@ -266,10 +273,11 @@ def chosen_part(
         raise click.UsageError("--last-failed chooses the cases: leave out --case")
     names = tuple(dict.fromkeys(name for each in checks for name in each))
     chosen: dict[str, Any] = {"checks": names, "cases": cases, "max_findings": 1 if exitfirst else max_findings}
+    chosen["operation"] = operation
     if last_failed:
         from crossent.report.last_findings import last_failed as failed_in_last_run
 
-        failed = failed_in_last_run(subjects)
+        failed = failed_in_last_run(subjects, operation)
         kept = {case: [check for check in of if not names or check in names] for case, of in failed.items()}
         chosen["cases"] = {case: of for case, of in kept.items() if of}
         if chosen["cases"]:

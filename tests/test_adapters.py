@@ -119,9 +119,9 @@ def test_a_function_of_numpy_that_writes_into_its_logits_is_found():
 def test_numpy_sees_the_bits_of_bfloat16():
     seen = []
     inputs = Case.of("bfloat16-3x5x4-wide-int64-none-class_last").build()
-    from_numpy(lambda logits, target: seen.append(logits) or logits.sum(1))(inputs.logits, inputs.target)
+    from_numpy(lambda logits, target: seen.append(logits) or logits.sum(1))(inputs.input, inputs.target)
     assert seen[0].dtype.name == "bfloat16"
-    assert np.array_equal(seen[0].view(np.uint16), bits(inputs.logits))
+    assert np.array_equal(seen[0].view(np.uint16), bits(inputs.input))
 
 
 def test_bfloat16_needs_its_package(monkeypatch):
@@ -200,7 +200,7 @@ def test_jax_keeps_the_dtype_and_its_own_setting(dtype):
     before = jax.config.jax_enable_x64
     inputs = Case.of(f"{dtype}-7x5-normal-int64-sum").build()
     got = evaluate(as_subject(from_jax(jax_mean)).loss, inputs)
-    assert got.loss.dtype == got.gradient.dtype == inputs.logits.dtype
+    assert got.loss.dtype == got.gradient.dtype == inputs.input.dtype
     assert jax.config.jax_enable_x64 == before
 
 

@@ -11,8 +11,17 @@ from support.readme import ROOT
 
 from crossent.cases.axes import DTYPES
 from crossent.cases.grid import ARRAYS, grid
+from crossent.cases.operation import OPERATIONS
 from crossent.checks import CHECKS
-from crossent.choices import CHECK_NAMES, CONTRACT_NAMES, DTYPE_NAMES, FEATURE_NAMES, LEVELS, SUBJECT_NAMES
+from crossent.choices import (
+    CHECK_NAMES,
+    CONTRACT_NAMES,
+    DTYPE_NAMES,
+    FEATURE_NAMES,
+    LEVELS,
+    OPERATION_NAMES,
+    SUBJECT_NAMES,
+)
 from crossent.numerics.formats import FORMATS
 from crossent.run.plan import plan
 from crossent.subjects.builtin import NAMED
@@ -23,6 +32,7 @@ from crossent.subjects.features import FEATURES
 def test_the_words_of_the_options_are_the_names_that_the_package_has():
     assert tuple(DTYPES) == tuple(FORMATS) == DTYPE_NAMES
     assert tuple(CONTRACTS) == CONTRACT_NAMES
+    assert tuple(OPERATIONS) == OPERATION_NAMES
     assert (*CHECKS, "errors") == CHECK_NAMES
     assert tuple(NAMED) == SUBJECT_NAMES
     assert tuple(FEATURES) == FEATURE_NAMES

@@ -16,12 +16,15 @@ from crossent.cases.bad_inputs import BAD_INPUTS, INTEGERS
 from crossent.cases.case import Case
 from crossent.cases.corpus import bugs
 from crossent.cases.grid import met
-from crossent.checks import CHECKS
+from crossent.cases.operation import CROSS_ENTROPY
+from crossent.checks import checks_of
 from crossent.checks.refusals import ERRORS
 from crossent.choices import LEVELS
 from crossent.machine import cores
 from crossent.run.plan import plan
 from crossent.subjects.builtin import NAMED
+
+CHECKS = checks_of(CROSS_ENTROPY)
 
 CHECK, FINDING = (ROOT / "docs" / "terminal" / f"{name}.svg" for name in ("check", "finding"))
 KERNEL = "kernels/mine.py:loss"  # the function that the page "Check your kernel" shows

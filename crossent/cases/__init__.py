@@ -6,6 +6,8 @@ defines the choices, builds the tensors of a case, and lists the cases. Its modu
 
 axes        the axes whose choices are words; size ranges, such as 257 to 1024 classes; impossible combinations
 values      the kinds of logits: each kind triggers one kind of numerical error
+operation   Operation: the function of torch that a subject computes; its arguments and gradients
+ids         the case or the bad input with an id
 case        Case: its id, and the tensors that it builds
 inputs      Inputs: the tensors and options of one call, and their memory layouts
 grid        the choices of sizes and label_smoothing; cases from covering arrays, pairwise and 3-way: of options
@@ -15,4 +17,5 @@ cover       computes the covering arrays again, for `nox -s cover`
 edges       cases at the limits of sizes and number formats, and for special code paths in torch
 corpus      cases that trigger bugs that other projects shipped (corpus.toml)
 bad_inputs  calls for which a cross-entropy must raise an error
+linear/     the cases of `F.linear_cross_entropy`
 """

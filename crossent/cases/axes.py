@@ -5,6 +5,8 @@ The choices of `label_smoothing` and of `sizes` are in `crossent.cases.grid`.
 
 from __future__ import annotations
 
+import math
+import re
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -115,6 +117,8 @@ ROW_SIZES = _by_size_class(
     ROW_LIMITS,
     "rows",
 )
+# An id may come from a report that anybody wrote, so building its case must not take all memory.
+MOST_NUMBERS = 2**26
 SIGNED_WEIGHTS = ("weight_negative", "weight_balanced")
 OF_ROWS = ("rows", "stride0", "rows_strided", "rows_large")  # the upstream gradients with one number per row
 
@@ -217,3 +221,33 @@ def why_forbidden(choices: Mapping[str, Any]) -> str | None:
         if len(chosen) == len(constraint.axes) and constraint.forbids(*chosen):
             return constraint.reason
     return None
+
+
+# What each case must fulfil besides the constraints. The functions take a Case, which this module cannot import.
+RULES: dict[str, Callable[[Any], bool]] = {
+    "sizes must be 0 or more": lambda case: min(case.sizes, default=-1) >= 0,
+    f"the logits must have at most {MOST_NUMBERS:,} numbers": lambda case: math.prod(case.sizes) <= MOST_NUMBERS,
+    "the number of classes must be 1 or more": lambda case: case.classes > 0,
+    "label_smoothing must be from 0 to 1": lambda case: 0 <= case.label_smoothing <= 1,
+    "a weight_layout needs a weight": lambda case: (
+        case.weight != "unweighted" or case.weight_layout == "weight_contiguous"
+    ),
+    "the grade must be A or B": lambda case: case.grade in ("", "A", "B"),
+    "tiled must be 1 or more": lambda case: case.tiled > 0,
+    "tiles need a batch, class indices, and a layout that is contiguous or class_last": lambda case: (
+        case.tiled == 1
+        or (
+            len(case.sizes) > 1
+            and case.target in INDEX_TARGETS
+            and case.layout in ("contiguous", "class_last")
+            and case.target_layout == "target_contiguous"
+        )
+    ),
+    "tiles cannot have the upstream gradients rows_strided and rows_large": lambda case: (
+        case.tiled == 1 or case.upstream not in ("rows_strided", "rows_large")
+    ),
+    "tiles with a reduction cannot have a weight or label_smoothing": lambda case: (
+        case.tiled == 1 or case.reduction == "none" or (case.weight == "unweighted" and not case.label_smoothing)
+    ),
+    "the name may have letters, digits, _ and -": lambda case: re.fullmatch(r"[\w-]*", case.name, re.ASCII) is not None,
+}

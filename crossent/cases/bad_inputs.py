@@ -15,6 +15,7 @@ from torch import Tensor
 
 from crossent.cases.axes import DTYPES
 from crossent.cases.inputs import Inputs
+from crossent.cases.operation import CROSS_ENTROPY, Operation
 
 SIZE_ERRORS = (ValueError, RuntimeError)
 # The kinds of mistakes in a call. Each kind is a feature: a user may declare that a subject lacks its errors.
@@ -38,6 +39,8 @@ class BadInput:
         raises: the errors that are allowed.
         poisons: whether the call causes a device-side assert on CUDA. Afterwards the process cannot use the device.
         dtype: the dtype of the logits. The report counts the call under this dtype.
+        operation: the operation that must refuse the call.
+        right: a function that returns arguments that are right, by name.
     """
 
     id: str
@@ -46,6 +49,8 @@ class BadInput:
     raises: tuple[type[Exception], ...] = (RuntimeError,)
     poisons: bool = False
     dtype: str = "float32"
+    operation: Operation = CROSS_ENTROPY
+    right: Callable[[], dict[str, Any]] = lambda: {"input": _zeros(3, 4), "target": torch.tensor([0, 1, 2])}
 
     def asserts(self, device: str) -> bool:
         """Return whether the call causes a device-side assert on this device."""
@@ -60,12 +65,11 @@ class BadInput:
 
     def build(self, device: str = "cpu") -> Inputs:
         """Return the arguments of the call. One argument is wrong, or two arguments do not go together."""
-        right: dict[str, Any] = {"logits": _zeros(3, 4), "target": torch.tensor([0, 1, 2])}
-        given = {**right, **self.make()}
+        given = {**self.right(), **self.make()}
         placed = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in given.items()}
-        logits, target = placed.pop("logits"), placed.pop("target")
+        first, target = placed.pop("input"), placed.pop("target")
         options = {"reduction": "mean", "label_smoothing": 0.0, **placed}
-        return Inputs(logits, target, options, torch.ones((), device=device))
+        return Inputs(first, target, options, torch.ones((), device=device))
 
 
 def _zeros(*sizes: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -79,7 +83,7 @@ def _target(*classes: int, dtype: torch.dtype = torch.int64, **options: Any) -> 
 def _shapes(
     logits: tuple[int, ...], target: tuple[int, ...], dtype: torch.dtype = torch.int64, *, fill: int = 0
 ) -> Callable[[], dict[str, Any]]:
-    return lambda: {"logits": _zeros(*logits), "target": torch.full(target, fill, dtype=dtype)}
+    return lambda: {"input": _zeros(*logits), "target": torch.full(target, fill, dtype=dtype)}
 
 
 def _probabilities(*sizes: int, **options: Any) -> Callable[[], dict[str, Any]]:
@@ -95,7 +99,7 @@ def _weight(
 
 def _logits(dtype: torch.dtype, *, dense: bool = False) -> Callable[[], dict[str, Any]]:
     target = _probabilities() if dense else dict
-    return lambda: {"logits": _zeros(3, 4, dtype=dtype), **target()}
+    return lambda: {"input": _zeros(3, 4, dtype=dtype), **target()}
 
 
 def _option(**options: Any) -> Callable[[], dict[str, Any]]:
@@ -113,7 +117,7 @@ def _half(id: str, kind: str, dtype: str, make: Callable[[], dict[str, Any]]) ->
     A loss that converts the logits to float32 before its checks may miss a target or weight of a wrong dtype.
     """
     logits = {"dtype": DTYPES[dtype]}
-    return BadInput(f"{id}_of_{dtype}", kind, lambda: {"logits": _zeros(3, 4, **logits), **make()}, dtype=dtype)
+    return BadInput(f"{id}_of_{dtype}", kind, lambda: {"input": _zeros(3, 4, **logits), **make()}, dtype=dtype)
 
 
 _HALVES = ("float16", "bfloat16")

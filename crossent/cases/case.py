@@ -6,12 +6,10 @@ A case is one choice on each axis of :mod:`crossent.cases.axes`. The modules :mo
 
 from __future__ import annotations
 
-import math
-import re
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -25,16 +23,15 @@ from crossent.cases.axes import (
     INDEX_TARGETS,
     OTHER_FLOAT,
     ROW_LIMITS,
+    RULES,
     size_class,
     why_forbidden,
 )
 from crossent.cases.inputs import Inputs, laid_out
+from crossent.cases.operation import CROSS_ENTROPY, Operation
 from crossent.cases.values import VALUES, Draw
 from crossent.numerics.formats import FORMATS
 from crossent.words import quoted
-
-# An id may come from a report that anybody wrote, so building its case must not take all memory.
-MOST_NUMBERS = 2**26
 
 
 @dataclass(frozen=True)
@@ -54,6 +51,21 @@ class Case:
         tiled: how often :mod:`crossent.checks.large` repeats the batch. All other attributes describe one tile, the
             batch before this repetition.
     """
+
+    operation: ClassVar[Operation] = CROSS_ENTROPY
+    # The axes whose choices are words, and the axes among them whose default is left out of the id.
+    axes: ClassVar[Mapping[str, tuple[str, ...]]] = AXES
+    optional: ClassVar[tuple[str, ...]] = ("weight", "ignored", "upstream", "layout", "target_layout", "weight_layout")
+    # The numbers in an id: the prefix of the word, the attribute, and the function that reads the number.
+    numbered: ClassVar[tuple[tuple[str, str, Callable[[str], Any]], ...]] = (
+        ("smooth", "label_smoothing", float),
+        ("grade", "grade", str),
+        ("tiled", "tiled", int),
+        ("seed", "seed", int),
+    )
+    prefix: ClassVar[str] = ""  # the beginning of every id, after the name
+    ignore_indices: ClassVar[Mapping[str, int]] = IGNORED
+    rules: ClassVar[Mapping[str, Callable[[Any], bool]]] = RULES
 
     dtype: str
     sizes: tuple[int, ...] = (7, 5)
@@ -86,17 +98,22 @@ class Case:
         'float32-3x5x4-wide-int64-sum-smooth0.1'
         """
         words = [self.dtype, "x".join(map(str, self.sizes)), self.values, self.target, self.reduction]
-        words += [word for name in _OPTIONAL if (word := getattr(self, name)) != AXES[name][0]]
+        words += [word for name in self.optional if (word := getattr(self, name)) != self.axes[name][0]]
         # All digits and no exponent: the minus of an exponent would separate words.
         smoothing = np.format_float_positional(self.label_smoothing, trim="-")
         words += [f"smooth{smoothing}"] if self.label_smoothing else []
+        words += self._more_words()
         words += [f"grade{self.grade}"] if self.grade else []
         words += [f"tiled{self.tiled}"] if self.tiled != 1 else []
         words += [f"seed{self.seed}"] if self.seed else []
-        return (f"{self.name}/" if self.name else "") + "-".join(words)
+        return (f"{self.name}/" if self.name else "") + self.prefix + "-".join(words)
 
-    @staticmethod
-    def of(id: str) -> Case:
+    def _more_words(self) -> list[str]:
+        """Return the words of numbers that only a subclass has."""
+        return []
+
+    @classmethod
+    def of(cls, id: str) -> Self:
         """Return the case with this id.
 
         Raises:
@@ -107,13 +124,13 @@ class Case:
         """
         name, _, recipe = id.rpartition("/")
         try:
-            dtype, sizes, values, target, reduction, *words = recipe.split("-")
-            options: dict[str, Any] = {axis: word for word in words for axis in _OPTIONAL if word in AXES[axis]}
+            dtype, sizes, values, target, reduction, *words = recipe.removeprefix(cls.prefix).split("-")
+            options: dict[str, Any] = {axis: word for word in words for axis in cls.optional if word in cls.axes[axis]}
             for word in words:
-                for prefix, field_name, read in _NUMBERED:
+                for prefix, field_name, read in cls.numbered:
                     if word.startswith(prefix):
                         options[field_name] = read(word.removeprefix(prefix))
-            case = Case(dtype, tuple(map(int, sizes.split("x"))), values, target, reduction, **options, name=name)
+            case = cls(dtype, tuple(map(int, sizes.split("x"))), values, target, reduction, **options, name=name)
         except (ValueError, TypeError):
             case = None
         if case is None or case.id != id or case.invalid:
@@ -125,13 +142,22 @@ class Case:
     def invalid(self) -> str | None:
         """The reason why these choices are impossible together, or None."""
         choices = {field.name: getattr(self, field.name) for field in fields(self)}
-        for axis, words in AXES.items():
+        for axis, words in self.axes.items():
             if choices[axis] not in words:
                 return f"{axis} must be one of {', '.join(words)}"
-        for reason, holds in _RULES.items():
+        for reason, holds in self.rules.items():
             if not holds(self):
                 return reason
-        return why_forbidden(choices)
+        return why_forbidden(self._constrained(choices))
+
+    def _constrained(self, choices: dict[str, Any]) -> dict[str, Any]:
+        """Return the choices that the constraints of `crossent.cases.axes` are about."""
+        return choices
+
+    @property
+    def ignore_index(self) -> int:
+        """The value of the option `ignore_index`."""
+        return self.ignore_indices[self.ignored]
 
     @property
     def classes(self) -> int:
@@ -160,17 +186,14 @@ class Case:
 
     def build(self, device: str = "cpu") -> Inputs:
         """Return the inputs of the case, or one tile of a tiled case. The bits are the same on every machine."""
-        # The random stream does not depend on the dtype and the upstream gradient, so each dtype has the same numbers.
-        sizes, smoothing = tuple(map(int, self.sizes)), float(self.label_smoothing)  # 1 and 1.0 are the same choice
-        stream = (sizes, self.values, self.target, self.reduction, self.weight, self.ignored, smoothing, self.seed)
-        random = np.random.RandomState(zlib.crc32(repr(stream).encode()))
+        random = np.random.RandomState(zlib.crc32(repr(self._stream()).encode()))
         rows, classes = self.rows, self.classes
         ignored = self._ignored_rows(random)
         hot = random.randint(0, max(classes, 1), size=rows)
         if classes > 1:  # ignore_index must not be the class of a kept row
-            hot = np.where(~ignored & (hot == IGNORED[self.ignored]), (hot + 1) % classes, hot)
+            hot = np.where(~ignored & (hot == self.ignore_index), (hot + 1) % classes, hot)
         draw = Draw(random, rows, classes, hot, ignored, FORMATS[self.dtype])
-        logits = VALUES[self.values].draw(draw)
+        drawn = self._drawn(draw)
         weight = self._weight(random)
         probabilities = None if self.target in INDEX_TARGETS else self._probabilities(draw)
         upstream = self._upstream(random)  # last, because the choices of this axis draw different amounts of numbers
@@ -187,22 +210,44 @@ class Case:
 
         target: Tensor
         if probabilities is None:
-            index = np.where(ignored, IGNORED[self.ignored], hot)
+            index = np.where(ignored, self.ignore_index, hot)
             target = tensor(self._shaped(index), INDEX_TARGETS[self.target])
         else:
             of = OTHER_FLOAT[self.dtype] if self.target == "other_float" else self.dtype
             target = tensor(self._shaped(probabilities), DTYPES[of])
         target = laid_out(target, self.target_layout.removeprefix("target_"))
-        options: dict[str, Any] = {"reduction": self.reduction, "label_smoothing": smoothing}
-        if IGNORED[self.ignored] != -100:
-            options["ignore_index"] = IGNORED[self.ignored]
+        given = self._placed({name: tensor(array) for name, array in drawn.items()})
+        first = given.pop("input")
+        options: dict[str, Any] = {
+            **given,
+            "reduction": self.reduction,
+            "label_smoothing": float(self.label_smoothing),
+        }
+        if self.ignore_index != -100:
+            options["ignore_index"] = self.ignore_index
         if weight is not None:
             options["weight"] = laid_out(tensor(weight), self.weight_layout.removeprefix("weight_"))
-        given = tensor(upstream)
+        of_loss = tensor(upstream)
         if self.reduction == "none":
-            given = given.expand(self._row_sizes) if given.dim() == 0 else given.reshape(self._row_sizes)
-            given = laid_out(given, "strided") if self.upstream == "rows_strided" else given
-        return Inputs(laid_out(tensor(self._shaped(logits)), self.layout), target, options, given)
+            of_loss = of_loss.expand(self._row_sizes) if of_loss.dim() == 0 else of_loss.reshape(self._row_sizes)
+            of_loss = laid_out(of_loss, "strided") if self.upstream == "rows_strided" else of_loss
+        return Inputs(first, target, options, of_loss)
+
+    def _stream(self) -> tuple[Any, ...]:
+        """Return the choices that determine the random numbers.
+
+        The dtype and the upstream gradient are not among them, so each dtype has the same numbers.
+        """
+        sizes, smoothing = tuple(map(int, self.sizes)), float(self.label_smoothing)  # 1 and 1.0 are the same choice
+        return sizes, self.values, self.target, self.reduction, self.weight, self.ignored, smoothing, self.seed
+
+    def _drawn(self, draw: Draw) -> dict[str, Any]:
+        """Return the numbers of the arguments from which the logits come, by the names of the arguments."""
+        return {"input": self._shaped(VALUES[self.values].draw(draw))}
+
+    def _placed(self, drawn: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors of :meth:`_drawn` in the memory layouts of the case."""
+        return {"input": laid_out(drawn["input"], self.layout)}
 
     def direction(self, device: str = "cpu") -> Tensor:
         """Return the direction along which derivatives are taken: a tensor with the logits' shape and dtype.
@@ -230,7 +275,8 @@ class Case:
         some = _some(random, self.rows)
         at = np.arange(self.rows)
         rows = {"kept": at < 0, "ignored_first": at == 0, "ignored_16th": at % 16 == 0, "ignored_all": at >= 0}
-        some_of = [word for word in IGNORED if word not in rows]
+        rows["ignored_first_chunk"] = at < 128  # a choice of `LinearCase`
+        some_of = [word for word in self.ignore_indices if word not in rows]
         return self._entry({**dict.fromkeys(some_of, some), **rows}, "ignored", "_ignored_rows")
 
     def _weight(self, random: np.random.RandomState) -> Any:
@@ -287,42 +333,3 @@ def _some(random: np.random.RandomState, count: int) -> Any:
 def _not_made(axis: str, word: str, function: str) -> ValueError:
     """Return the error for a choice of `AXES` that `function` should build but does not."""
     return ValueError(f"{axis}: got {word!r}, which no code builds; add {word!r} to {function}")
-
-
-_OPTIONAL = ("weight", "ignored", "upstream", "layout", "target_layout", "weight_layout")
-_NUMBERED = (
-    ("smooth", "label_smoothing", float),
-    ("grade", "grade", str),
-    ("tiled", "tiled", int),
-    ("seed", "seed", int),
-)
-
-
-# What each case must fulfil, besides the constraints of `crossent.cases.axes`.
-_RULES: dict[str, Callable[[Case], bool]] = {
-    "sizes must be 0 or more": lambda case: min(case.sizes, default=-1) >= 0,
-    f"the logits must have at most {MOST_NUMBERS:,} numbers": lambda case: math.prod(case.sizes) <= MOST_NUMBERS,
-    "the number of classes must be 1 or more": lambda case: case.classes > 0,
-    "label_smoothing must be from 0 to 1": lambda case: 0 <= case.label_smoothing <= 1,
-    "a weight_layout needs a weight": lambda case: (
-        case.weight != "unweighted" or case.weight_layout == "weight_contiguous"
-    ),
-    "the grade must be A or B": lambda case: case.grade in ("", "A", "B"),
-    "tiled must be 1 or more": lambda case: case.tiled > 0,
-    "tiles need a batch, class indices, and a layout that is contiguous or class_last": lambda case: (
-        case.tiled == 1
-        or (
-            len(case.sizes) > 1
-            and case.target in INDEX_TARGETS
-            and case.layout in ("contiguous", "class_last")
-            and case.target_layout == "target_contiguous"
-        )
-    ),
-    "tiles cannot have the upstream gradients rows_strided and rows_large": lambda case: (
-        case.tiled == 1 or case.upstream not in ("rows_strided", "rows_large")
-    ),
-    "tiles with a reduction cannot have a weight or label_smoothing": lambda case: (
-        case.tiled == 1 or case.reduction == "none" or (case.weight == "unweighted" and not case.label_smoothing)
-    ),
-    "the name may have letters, digits, _ and -": lambda case: re.fullmatch(r"[\w-]*", case.name, re.ASCII) is not None,
-}

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from crossent.cases.operation import CROSS_ENTROPY, GRADIENTS, LINEAR_CROSS_ENTROPY, Operation
 
 
 @dataclass(frozen=True)
@@ -15,30 +18,61 @@ class Inputs:
     """The tensors and options of one call, on one device.
 
     Attributes:
-        logits: (C), (N, C) or (N, C, d1, …).
+        input: the logits, (C), (N, C) or (N, C, d1, …); for `F.linear_cross_entropy` the hidden states, (N, H).
         target: class indices or class probabilities.
-        options: the other arguments of `F.cross_entropy` by name.
+        options: the other arguments by name, such as `weight`; for `F.linear_cross_entropy` also `linear_weight`.
         upstream: the upstream gradient, with the shape of the loss.
     """
 
-    logits: Tensor
+    input: Tensor
     target: Tensor
     options: dict[str, Any]
     upstream: Tensor
 
+    @property
+    def operation(self) -> Operation:
+        """The operation that takes these arguments."""
+        return LINEAR_CROSS_ENTROPY if "linear_weight" in self.options else CROSS_ENTROPY
+
+    @property
+    def classes(self) -> int:
+        """The number of classes."""
+        if self.operation is LINEAR_CROSS_ENTROPY:
+            return int(self.options["linear_weight"].shape[0])
+        return self.input.shape[min(1, self.input.dim() - 1)]
+
+    @property
+    def leaves(self) -> dict[str, Tensor]:
+        """The tensors that can have a gradient, by the names of their gradients."""
+        tensors = {"input": self.input, "target": self.target, **self.options}
+        named = {name: tensors.get(GRADIENTS[name]) for name in self.operation.gradients}
+        return {name: one for name, one in named.items() if isinstance(one, Tensor) and one.is_floating_point()}
+
+    def requiring(self, gradients: Collection[str]) -> tuple[Inputs, dict[str, Tensor]]:
+        """Return the inputs with leaves that require these gradients, and these leaves by the names of the gradients.
+
+        The new tensors share the memory of the old ones.
+        """
+        leaves = {name: one.detach().requires_grad_() for name, one in self.leaves.items() if name in gradients}
+        given = {GRADIENTS[name]: one for name, one in leaves.items()}
+        options = {name: given.get(name, value) for name, value in self.options.items()}
+        first, target = given.get("input", self.input.detach()), given.get("target", self.target.detach())
+        return Inputs(first, target, options, self.upstream), leaves
+
     def copy(self) -> Inputs:
         """Return a copy in new memory, with the same layouts. The memory between strided elements is copied too."""
         options = {name: _copy(value) if isinstance(value, Tensor) else value for name, value in self.options.items()}
-        return Inputs(_copy(self.logits), _copy(self.target), options, _copy(self.upstream))
+        return Inputs(_copy(self.input), _copy(self.target), options, _copy(self.upstream))
 
     @property
     def digest(self) -> str:
         """A 32-bit checksum of every bit of the inputs, in hexadecimal. Equal inputs have equal digests."""
-        checksum = zlib.crc32(repr([(k, v) for k, v in self.options.items() if k != "weight"]).encode())
-        for tensor in (self.logits, self.target, self.options.get("weight"), self.upstream):
-            if tensor is not None:
-                checksum = zlib.crc32(f"{tensor.dtype}{tuple(tensor.shape)}{tensor.stride()}".encode(), checksum)
-                checksum = zlib.crc32(bits(tensor).tobytes(), checksum)
+        plain = [(name, value) for name, value in self.options.items() if not isinstance(value, Tensor)]
+        tensors = [value for value in self.options.values() if isinstance(value, Tensor)]
+        checksum = zlib.crc32(repr(plain).encode())
+        for tensor in (self.input, self.target, *tensors, self.upstream):
+            checksum = zlib.crc32(f"{tensor.dtype}{tuple(tensor.shape)}{tensor.stride()}".encode(), checksum)
+            checksum = zlib.crc32(bits(tensor).tobytes(), checksum)
         return f"{checksum:08x}"
 
 

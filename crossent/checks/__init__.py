@@ -29,11 +29,14 @@ large          a small case repeated many times, to more elements than 31 or 32 
 refusals       a bad call raises the right error and changes nothing; not in `CHECKS`, since it runs on bad inputs
 
 The decorator `check` of :mod:`crossent.trials.check` declares a check. `CHECKS` lists all checks in the order of a
-report.
+report, and `checks_of` the checks of an operation.
 """
 
 from __future__ import annotations
 
+from functools import cache
+
+from crossent.cases.operation import Operation
 from crossent.checks import (
     circumstances,
     compiled_code,
@@ -46,6 +49,7 @@ from crossent.checks import (
     single,
     transforms,
 )
+from crossent.trials.check import Check
 
 # Checks run in this order, and a report lists them in this order. If `call` fails on a case, the other checks of the
 # case are skipped. They are also skipped if `result` fails, but with one exception: if the only error is a float32 loss
@@ -60,6 +64,8 @@ CHECKS = {
         single.loss,
         single.gradient,
         single.target_gradient,
+        single.weight_gradient,
+        single.bias_gradient,
         single.repeat,
         single.sign,
         single.row_sums,
@@ -99,3 +105,9 @@ CHECKS = {
         large.large,
     )
 }
+
+
+@cache
+def checks_of(operation: Operation) -> dict[str, Check]:
+    """Return the checks of an operation by name, in the order of a report."""
+    return {name: check for name, check in CHECKS.items() if operation in check.operations}

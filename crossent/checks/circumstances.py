@@ -21,7 +21,7 @@ from crossent.cases.case import Case
 from crossent.cases.inputs import Inputs, bits
 from crossent.subjects.subject import Loss, Subject
 from crossent.trials.call import Gradients, Result, as_loss, evaluate, in_words
-from crossent.trials.check import Cost, Found, check
+from crossent.trials.check import EVERY_OPERATION, Cost, Found, check
 from crossent.trials.difference import Difference
 from crossent.trials.memory import marks, written
 from crossent.trials.trial import Problem, Question, Trial, misshapen
@@ -150,7 +150,7 @@ def evaluate_in_circumstance(loss: Loss, inputs: Inputs, gradients: Gradients, w
     """
     circumstance = CIRCUMSTANCES[way]
     dense = "target_gradient" in gradients and inputs.target.is_floating_point()
-    logits, target = circumstance.logits(inputs.logits), inputs.target.detach().requires_grad_(dense)
+    logits, target = circumstance.logits(inputs.input), inputs.target.detach().requires_grad_(dense)
     if circumstance.weighted:
         inputs.options["weight"].requires_grad_()
     with circumstance.mode():
@@ -163,7 +163,7 @@ def evaluate_in_circumstance(loss: Loss, inputs: Inputs, gradients: Gradients, w
     return Result(value.detach(), *(gradient.detach() for gradient in made))
 
 
-@check(cost=Cost.CALLS)
+@check(cost=Cost.CALLS, operations=EVERY_OPERATION)
 def no_grad(trial: Trial) -> Found:
     """Under no_grad, under inference_mode and without requires_grad, the loss is exact and requires no gradient.
 
@@ -197,9 +197,9 @@ def evaluate_unrecorded(loss: Loss, inputs: Inputs, way: str) -> tuple[Tensor, b
     mode, required = UNRECORDED[way]
     with mode():
         given = _set_requires_grad(inputs.copy(), logits=required, target=required)
-        tensors = {"input": given.logits, "target": given.target, **given.options}
+        tensors = {"input": given.input, "target": given.target, **given.options}
         passed = {name: (each, each.requires_grad) for name, each in tensors.items() if isinstance(each, Tensor)}
-        value = as_loss(loss(given.logits, given.target, **given.options))
+        value = as_loss(loss(given.input, given.target, **given.options))
     return value.detach(), value.requires_grad, given, marks(passed)
 
 
@@ -210,7 +210,7 @@ def non_leaf(trial: Trial) -> Found:
     if problem := misshapen(trial, got.loss, trial.question.exact):
         yield problem
         return
-    if "arguments" not in trial.subject.lacks and (bits(made) != bits(trial.question.inputs.logits)).any():
+    if "arguments" not in trial.subject.lacks and (bits(made) != bits(trial.question.inputs.input)).any():
         yield Problem("changed_input", "the call changed `input` in place; `input` is not a leaf in this call")
         return
     yield from trial.compare(got, trial.question.exact)
@@ -270,13 +270,13 @@ def backward_alone(
         The loss, its requires_grad, and the gradients of the logits and of the target. A missing gradient is None.
     """
     given = _set_requires_grad(inputs, logits=logits, target=target)
-    value = as_loss(loss(given.logits, given.target, **given.options))
+    value = as_loss(loss(given.input, given.target, **given.options))
     if value.requires_grad and value.shape == inputs.upstream.shape:
         value.backward(inputs.upstream.to(value.dtype))  # type: ignore[no-untyped-call]  # torch has no type for it
-    return value.detach(), value.requires_grad, given.logits.grad, given.target.grad
+    return value.detach(), value.requires_grad, given.input.grad, given.target.grad
 
 
-@check(cost=Cost.STRUCTURE)
+@check(cost=Cost.STRUCTURE, operations=EVERY_OPERATION)
 def threads(trial: Trial) -> Found:
     """The result is exact in another thread, and in two threads that run at the same time with different inputs.
 
@@ -341,7 +341,7 @@ def _set_requires_grad(given: Inputs, *, logits: bool, target: bool) -> Inputs:
     dense = given.target.is_floating_point()
     return replace(
         given,
-        logits=given.logits.detach().requires_grad_(logits),
+        input=given.input.detach().requires_grad_(logits),
         target=given.target.detach().requires_grad_(target and dense),
     )
 

@@ -36,7 +36,7 @@ def evaluate_compiled(
     Before each call, the function fills freed memory with NaN. If a call raises, the function makes no further call,
     and the exception is the last element of the result.
     """
-    if reason := unusable(backend, calls[0].logits.device.type):
+    if reason := unusable(backend, calls[0].input.device.type):
         return NotRun(reason)
     made: list[Result | Raised] = []
     with compile_loss(loss, backend, dynamic=dynamic) as compiled_loss:
@@ -181,7 +181,7 @@ dynamic_code = _declare_check(
 def compiled_error(trial: Trial) -> Iterator[Problem]:
     """Compiled code raises an error for a class index out of range: pytorch#135546, where -1 counted from the end."""
     inputs = trial.question.fresh()
-    if inputs.logits.is_cuda:
+    if inputs.input.is_cuda:
         raise NotRunError(
             "is not called with a class out of range on CUDA, where the assertion makes the device unusable"
         )
@@ -208,7 +208,7 @@ def call_compiled_on_classes(
     Each of these calls gets the inputs with one of the classes as the last element of the target. Before them, the
     function calls the compiled loss with the unchanged inputs. This call must not raise.
     """
-    if reason := unusable(backend, inputs.logits.device.type):
+    if reason := unusable(backend, inputs.input.device.type):
         return NotRun(reason)
     made: list[Tensor | Raised] = []
     with compile_loss(loss, backend, dynamic=False) as compiled_loss:
@@ -240,7 +240,7 @@ def no_classes(inputs: Inputs) -> list[int]:
 
     The list leaves out the ignore_index.
     """
-    classes = inputs.logits.shape[min(1, inputs.logits.dim() - 1)]
+    classes = inputs.classes
     wrong = (classes, -1) if inputs.target.dtype.is_signed else (classes,)
     return [index for index in wrong if index != inputs.options.get("ignore_index", -100)]
 

@@ -74,6 +74,6 @@ def tangent_of(loss: Loss, inputs: Inputs, direction: Tensor) -> Tensor | None:
     This is an act: it runs in the process of the subject.
     """
     with dual_numbers.dual_level():
-        value = loss(_dual(inputs.logits.detach(), direction), inputs.target, **inputs.options)
+        value = loss(_dual(inputs.input.detach(), direction), inputs.target, **inputs.options)
         tangent: Tensor | None = dual_numbers.unpack_dual(value).tangent  # type: ignore[no-untyped-call]
     return tangent

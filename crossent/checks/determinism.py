@@ -17,7 +17,7 @@ from crossent.cases.inputs import Inputs
 from crossent.subjects.subject import Loss
 from crossent.trials.act import NotRun, Raised
 from crossent.trials.call import Gradients, Result, evaluate
-from crossent.trials.check import Cost, check
+from crossent.trials.check import EVERY_OPERATION, Cost, check
 from crossent.trials.difference import Difference
 from crossent.trials.memory import memory, poison, tensors_of
 from crossent.trials.trial import NotRunError, Problem, RefusedError, Trial
@@ -27,7 +27,7 @@ CALLS = 10  # enough: with the bug pytorch#17350, most pairs of calls give diffe
 CYCLES = 2**23
 
 
-@check("repeatable", cost=Cost.STRUCTURE)
+@check("repeatable", cost=Cost.STRUCTURE, operations=EVERY_OPERATION)
 def deterministic(trial: Trial) -> Iterator[Problem]:
     """Under `torch.use_deterministic_algorithms(True)`, ten calls give identical bits.
 
@@ -85,7 +85,7 @@ def evaluate_on_a_stream(loss: Loss, inputs: Inputs, gradients: Gradients) -> Re
     sleep = getattr(torch.cuda, "_sleep", None)
     if sleep is None:
         return NotRun("needs a torch with torch.cuda._sleep, which delays a stream")
-    device = inputs.logits.device
+    device = inputs.input.device
     late = [memory(tensor) for tensor in tensors_of(inputs).values()]
     values = [raw.clone() for raw in late]
     for raw in late:

@@ -185,7 +185,7 @@ def _bind_options(loss: Loss, inputs: Inputs, wanted: Gradients = ()) -> tuple[_
     def function(logits: Tensor, target: Tensor = inputs.target) -> Tensor:
         return loss(logits, target, **inputs.options)
 
-    return function, (inputs.logits, *([inputs.target] if "target_gradient" in wanted else []))
+    return function, (inputs.input, *([inputs.target] if "target_gradient" in wanted else []))
 
 
 def _push_forward(function: _Function, logits: Tensor, directions: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ def tiled(case: Case, device: str = "cpu") -> Inputs:
         shape = (case.tiled * len(upstream), *upstream.shape[1:])
         constant = case.upstream != "rows"
         upstream = upstream.flatten()[0].expand(shape) if constant else _repeat(upstream, case.tiled)
-    return Inputs(_repeat(tile.logits, case.tiled), _repeat(tile.target, case.tiled), tile.options, upstream)
+    return Inputs(_repeat(tile.input, case.tiled), _repeat(tile.target, case.tiled), tile.options, upstream)
 
 
 def needed(case: Case, subject: Subject) -> int:

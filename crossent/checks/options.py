@@ -63,7 +63,7 @@ def left_out(given: Inputs) -> dict[str, Inputs]:
         index, ignore_index = given.target.long(), given.options.get("ignore_index", -100)
         ignored = index == ignore_index
         if ignored.any():
-            a_class = 0 <= ignore_index < given.logits.shape[min(1, given.logits.dim() - 1)]
+            a_class = 0 <= ignore_index < given.classes
             target = given.target if a_class else given.target.masked_fill(ignored, 0)
             kept = {k: v for k, v in given.options.items() if k != "ignore_index"}
             found[f"without ignore_index={ignore_index}"] = replace(given, target=target, options=kept)
@@ -123,10 +123,10 @@ def turned_off(given: Inputs, ignored: str) -> tuple[Inputs, list[str]] | None:
     `ignore_index` that no row has. The names leave out the defaults `label_smoothing=0` and `reduction="mean"`. Return
     None if the given inputs already have exactly these options.
     """
-    classes = given.logits.shape[min(1, given.logits.dim() - 1)]
+    classes = given.classes
     off: dict[str, Any] = {}
     if "weight" not in given.options:
-        off["weight"] = given.logits.new_ones(classes)
+        off["weight"] = given.input.new_ones(classes)
     if ignored == "kept":
         off["ignore_index"] = -1
         if not given.target.is_floating_point():  # the smallest class that no row has, or else the number of classes

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from crossent.cases.bad_inputs import BAD_INPUTS, BadInput
+from crossent.cases.bad_inputs import BadInput
+from crossent.cases.ids import BAD_INPUT_OF
 from crossent.cases.inputs import Inputs
 from crossent.subjects.subject import Loss
 from crossent.trials.act import Host, NotRun, Raised
@@ -61,13 +62,13 @@ def call_badly(loss: Loss, name: str, device: str) -> Reaction:
 
     This is an act: it runs in the process of the subject.
     """
-    bad = next(each for each in BAD_INPUTS if each.id == name)
+    bad = BAD_INPUT_OF[name]
     given, before = bad.build(device), bad.build(device)
     raised, returned = None, ""
     try:
-        got = loss(given.logits, given.target, **given.options)
-        if given.logits.is_cuda:
-            torch.cuda.synchronize(given.logits.device)  # a failed device-side assert raises an error here
+        got = loss(given.input, given.target, **given.options)
+        if given.input.is_cuda:
+            torch.cuda.synchronize(given.input.device)  # a failed device-side assert raises an error here
         returned = _value(got)
     except KeyboardInterrupt:
         raise
@@ -113,7 +114,7 @@ def _find_written(given: Inputs, before: Inputs) -> str | None:
     try:
         return written(given, before)
     except RuntimeError:
-        if given.logits.is_cuda:
+        if given.input.is_cuda:
             return None
         raise
 

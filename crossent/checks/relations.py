@@ -32,7 +32,7 @@ from crossent.trials.agreement import (
     with_radius,
 )
 from crossent.trials.call import Result
-from crossent.trials.check import Cost, check
+from crossent.trials.check import EVERY_OPERATION, Cost, check
 from crossent.trials.difference import Difference
 from crossent.trials.exact import name_of, rows_of
 from crossent.trials.trial import NotRunError, Problem, Trial
@@ -45,7 +45,7 @@ def _has_layout(case: Case) -> bool:
     return (case.layout, case.target_layout, case.weight_layout) != plain or spread
 
 
-@check(cost=Cost.CALLS, versus="other", applies=_has_layout)
+@check(cost=Cost.CALLS, versus="other", applies=_has_layout, operations=EVERY_OPERATION)
 def layout(trial: Trial) -> Iterator[Difference]:
     """Strided logits, target, weight and upstream gradient give the same result as contiguous copies, up to rounding.
 
@@ -80,14 +80,14 @@ def shifted(given: Inputs) -> dict[str, tuple[Inputs, Inputs]]:
 
     The result is empty if no row can be shifted exactly in the dtype of the logits.
     """
-    logits, dtype = rows_of(given.logits), name_of(given.logits)
+    logits, dtype = rows_of(given.input), name_of(given.input)
     ways = {"shifted": True, "shifted row by row": False}
     moves = {way: shiftable(logits, dtype, common=common) for way, common in ways.items()}
     if not any(by.any() for _, by in moves.values()):
         return {}
 
     def with_logits(rows: Array) -> Inputs:
-        return replace(given, logits=_tensor(rows, given.logits))
+        return replace(given, input=_tensor(rows, given.input))
 
     return {way: (with_logits(rounded), with_logits(rounded + by[:, None])) for way, (rounded, by) in moves.items()}
 
@@ -128,7 +128,7 @@ def rows_permuted(trial: Trial) -> Iterator[Difference]:
     The check reverses one dimension at a time: a kernel that confuses two dimensions could pass if both were reversed.
     """
     inputs = trial.question.inputs
-    dim = inputs.logits.dim()
+    dim = inputs.input.dim()
     for axis in rows_axes(inputs):
         reversed_rows = rows_turned(trial.question.fresh(), axis)
         back = _mapped(partial(_reverse_rows, axis=axis, dim=dim), further_call(trial, reversed_rows))
@@ -137,7 +137,7 @@ def rows_permuted(trial: Trial) -> Iterator[Difference]:
 
 def rows_axes(given: Inputs) -> list[int]:
     """Return the dimensions of batched logits that have a size above 1, except the class dimension."""
-    return [axis for axis, size in enumerate(given.logits.shape) if axis != 1 and size > 1]
+    return [axis for axis, size in enumerate(given.input.shape) if axis != 1 and size > 1]
 
 
 def rows_turned(given: Inputs, axis: int) -> Inputs:
@@ -145,8 +145,8 @@ def rows_turned(given: Inputs, axis: int) -> Inputs:
 
     The targets and the upstream gradient are reversed with the rows.
     """
-    dim = given.logits.dim()
-    tensors = given.logits, given.target, given.upstream
+    dim = given.input.dim()
+    tensors = given.input, given.target, given.upstream
     logits, target, upstream = (_reverse_rows(tensor, axis, dim) for tensor in tensors)
     return Inputs(logits, target, given.options, upstream)
 
@@ -158,7 +158,7 @@ def _reverse_rows(tensor: Tensor, axis: int, dim: int) -> Tensor:
 @check(cost=Cost.CALLS, versus="other", applies=lambda case: case.classes > 1)
 def classes_permuted(trial: Trial) -> Iterator[Difference]:
     """Reversing the classes, with weights and targets, keeps the loss and reverses the gradients, up to rounding."""
-    dim = trial.question.inputs.logits.dim()
+    dim = trial.question.inputs.input.dim()
 
     def turned(tensor: Tensor) -> Tensor:
         return tensor.flip(min(1, dim - 1)) if tensor.dim() == dim else tensor
@@ -169,19 +169,19 @@ def classes_permuted(trial: Trial) -> Iterator[Difference]:
 
 def classes_turned(given: Inputs) -> Inputs:
     """Return the inputs with the classes reversed: logits, weights, targets, and an ignore_index that is a class."""
-    axis, options = min(1, given.logits.dim() - 1), dict(given.options)
+    axis, options = min(1, given.input.dim() - 1), dict(given.options)
     if "weight" in options:
         options["weight"] = options["weight"].flip(0)
     if given.target.is_floating_point():
-        return replace(given, logits=given.logits.flip(axis), target=given.target.flip(axis), options=options)
-    last, ignore_index = given.logits.shape[axis] - 1, options.get("ignore_index", -100)
+        return replace(given, input=given.input.flip(axis), target=given.target.flip(axis), options=options)
+    last, ignore_index = given.input.shape[axis] - 1, options.get("ignore_index", -100)
     index = given.target.long()  # as uint8, -100 would be 156
     turned = last - index
     if 0 <= ignore_index <= last:
         options["ignore_index"] = last - ignore_index
     else:
         turned = torch.where(index == ignore_index, index, turned)
-    return replace(given, logits=given.logits.flip(axis), target=turned.to(given.target.dtype), options=options)
+    return replace(given, input=given.input.flip(axis), target=turned.to(given.target.dtype), options=options)
 
 
 @check(cost=Cost.CALLS, versus="other", applies=lambda case: len(case.sizes) > 1 and case.sizes[0] > 1)
@@ -215,11 +215,11 @@ def parted(given: Inputs, terms: Terms) -> list[tuple[Fraction, Inputs]]:
     Raises:
         NotRunError: under "mean", the denominator of a part or of the batch is 0, wherever the batch is split.
     """
-    at, shares = _choose_parts(terms, len(given.logits))
+    at, shares = _choose_parts(terms, len(given.input))
     parts = []
     for rows, share in zip((slice(at), slice(at, None)), shares, strict=True):
         upstream = given.upstream[rows] if given.upstream.dim() else given.upstream
-        part = replace(given, logits=given.logits[rows], target=given.target[rows], upstream=upstream)
+        part = replace(given, input=given.input[rows], target=given.target[rows], upstream=upstream)
         parts.append((share, part))
     return parts
 
@@ -251,7 +251,12 @@ def _denominator(terms: Terms, rows: slice) -> Fraction:
     return sum((count * Fraction(w) for count, w in zip(counts, terms.weight.tolist(), strict=True)), Fraction())
 
 
-@check(cost=Cost.CALLS, versus="other", applies=lambda case: case.dtype in ("float16", "bfloat16"))
+@check(
+    cost=Cost.CALLS,
+    versus="other",
+    applies=lambda case: case.dtype in ("float16", "bfloat16"),
+    operations=EVERY_OPERATION,
+)
 def widened(trial: Trial) -> Iterator[Difference]:
     """Half-precision inputs, and the same inputs converted to float32, give the same result up to rounding.
 
@@ -298,7 +303,7 @@ def backwards(loss: Loss, inputs: Inputs, other: Inputs) -> tuple[Result, Result
     Returns:
         The results of the first loss, of the second loss, and again of the first loss.
     """
-    logits, dense = inputs.logits.detach().requires_grad_(), inputs.target.is_floating_point()
+    logits, dense = inputs.input.detach().requires_grad_(), inputs.target.is_floating_point()
     targets = [given.target.detach().requires_grad_(dense) for given in (inputs, other)]
     first, second = (
         loss(logits, target, **given.options) for target, given in zip(targets, (inputs, other), strict=True)
@@ -323,7 +328,7 @@ def of_other_classes(given: Inputs) -> Inputs:
 
 def _each(given: Inputs, by: Callable[[Tensor], Tensor]) -> Inputs:
     options = {name: by(value) if isinstance(value, Tensor) else value for name, value in given.options.items()}
-    return Inputs(by(given.logits), by(given.target), options, by(given.upstream))
+    return Inputs(by(given.input), by(given.target), options, by(given.upstream))
 
 
 def _mapped(by: Callable[[Tensor], Tensor], result: Result) -> Result:

@@ -15,19 +15,25 @@ from torch import Tensor
 
 from crossent.cases.axes import DENSE_TARGETS, SIGNED_WEIGHTS
 from crossent.cases.case import Case
+from crossent.cases.linear.case import LinearCase
+from crossent.cases.operation import LINEAR_CROSS_ENTROPY
 from crossent.numerics.bounds.rounding import safe
 from crossent.numerics.formats import FORMATS
 from crossent.numerics.oracle.arithmetic import UNIT_ROUNDOFF, Ball, compensated_sum
 from crossent.report.findings import DEPENDS
 from crossent.trials.call import Result, digest_of, in_words, repeat_call
-from crossent.trials.check import Cost, check
+from crossent.trials.check import EVERY_OPERATION, Cost, check
 from crossent.trials.difference import Difference, difference
 from crossent.trials.exact import name_of, rows_of
 from crossent.trials.memory import written
 from crossent.trials.trial import Problem, Trial, misshapen
 
 
-@check()
+def _has_bias(case: Case) -> bool:
+    return isinstance(case, LinearCase) and case.bias != "no_bias"
+
+
+@check(operations=EVERY_OPERATION)
 def call(trial: Trial) -> Iterator[Problem]:
     """The call raises no error, and returns a loss and gradients that hold data."""
     yield from _call(trial)
@@ -38,14 +44,14 @@ def _call(trial: Trial) -> Iterator[Problem]:
         yield Problem("refused", "loss: got a tensor without data, as on the meta device; expected a tensor with data")
 
 
-@check()
+@check(operations=EVERY_OPERATION)
 def result(trial: Trial) -> Iterator[Problem]:
     """The loss is a dense tensor of the right shape, dtype and device."""
     if problem := misshapen(trial, trial.got.loss, trial.question.exact):
         yield problem
 
 
-@check("arguments")
+@check("arguments", operations=EVERY_OPERATION)
 def arguments(trial: Trial) -> Iterator[Problem]:
     """The call leaves its arguments, their .grad and all their memory unchanged; no result shares memory with them.
 
@@ -68,7 +74,7 @@ def _arguments(trial: Trial) -> Iterator[Problem]:
         yield Problem("aliased", first.shared)
 
 
-@check()
+@check(operations=EVERY_OPERATION)
 def state(trial: Trial) -> Iterator[Problem]:
     """The call leaves the global state of torch, numpy and Python unchanged."""
     _ = trial.got
@@ -76,13 +82,13 @@ def state(trial: Trial) -> Iterator[Problem]:
         yield Problem("changed_state", f"the call changed {', '.join(dict.fromkeys(trial.changed_state))}")
 
 
-@check()
+@check(operations=EVERY_OPERATION)
 def loss(trial: Trial) -> Iterator[Difference]:
     """The loss equals the exact value within the error bound."""
     yield trial.differences["loss"]
 
 
-@check("gradient")
+@check("gradient", operations=EVERY_OPERATION)
 def gradient(trial: Trial) -> Iterator[Difference]:
     """The gradient of the logits, under the upstream gradient, equals the exact value within the error bound."""
     if "gradient" in trial.differences:
@@ -96,7 +102,21 @@ def target_gradient(trial: Trial) -> Iterator[Difference]:
         yield trial.differences["target_gradient"]
 
 
-@check("repeatable", cost=Cost.AGAIN)
+@check("gradient", operations=(LINEAR_CROSS_ENTROPY,))
+def weight_gradient(trial: Trial) -> Iterator[Difference]:
+    """The gradient of linear_weight equals the exact value within the error bound."""
+    if "weight_gradient" in trial.differences:
+        yield trial.differences["weight_gradient"]
+
+
+@check("gradient", operations=(LINEAR_CROSS_ENTROPY,), applies=_has_bias)
+def bias_gradient(trial: Trial) -> Iterator[Difference]:
+    """The gradient of linear_bias equals the exact value within the error bound."""
+    if "bias_gradient" in trial.differences:
+        yield trial.differences["bias_gradient"]
+
+
+@check("repeatable", cost=Cost.AGAIN, operations=EVERY_OPERATION)
 def repeat(trial: Trial) -> Iterator[Problem]:
     """Calling twice gives identical bits, even after a call with other data and with freed memory filled with NaN.
 
@@ -117,7 +137,10 @@ def _repeat(trial: Trial) -> Iterator[Problem]:
         yield Problem("not_repeated", "a later call writes into the result of the first call")
 
 
-@check(applies=lambda case: case.weight not in SIGNED_WEIGHTS and case.target != "unnormalised")
+@check(
+    applies=lambda case: case.weight not in SIGNED_WEIGHTS and case.target != "unnormalised",
+    operations=EVERY_OPERATION,
+)
 def sign(trial: Trial) -> Iterator[Difference]:
     """If no weight and no target probability is negative, no loss is below 0 by more than its error bound.
 
@@ -173,7 +196,7 @@ def _row_sums(trial: Trial) -> Iterator[Difference]:
     )
 
 
-@check(applies=lambda case: case.ignored != "kept")
+@check(applies=lambda case: case.ignored != "kept", operations=EVERY_OPERATION)
 def ignored_rows(trial: Trial) -> Iterator[Problem]:
     """The loss and the gradient of an ignored row are exactly 0.
 

@@ -54,7 +54,7 @@ def evaluate_by_vjp(loss: Loss, inputs: Inputs) -> Result:
 @check(
     "vmap",
     dense_needs=["target_gradient"],
-    other_needs={"unbatched": lambda inputs: inputs.logits.dim() == 2},
+    other_needs={"unbatched": lambda inputs: inputs.input.dim() == 2},
     applies=lambda case: len(case.sizes) > 1 and case.rows > 0,
     cost=Cost.STRUCTURE,
     transforms=True,
@@ -70,7 +70,7 @@ def vmap(trial: Trial) -> Found:
     inputs, exact = trial.question.fresh(), trial.question.exact
     axis, by_row = _samples_axis(inputs), inputs.options["reduction"] == "none"
     losses = trial.perform(losses_by_vmap, inputs)
-    if problem := misshapen(trial, losses, exact if by_row else replace(exact, shape=(inputs.logits.shape[axis],))):
+    if problem := misshapen(trial, losses, exact if by_row else replace(exact, shape=(inputs.input.shape[axis],))):
         yield problem
         return
     results: list[tuple[Tensor, ...]] = [(losses,)]
@@ -94,7 +94,7 @@ def losses_by_vmap(loss: Loss, inputs: Inputs) -> Tensor:
     def loss_of_sample(logits: Tensor, target: Tensor) -> Tensor:
         return loss(logits, target, **inputs.options)
 
-    losses: Tensor = torch.func.vmap(loss_of_sample, axis, axis)(inputs.logits, inputs.target)
+    losses: Tensor = torch.func.vmap(loss_of_sample, axis, axis)(inputs.input, inputs.target)
     return losses
 
 
@@ -106,12 +106,12 @@ def gradients_by_vmap(loss: Loss, inputs: Inputs) -> tuple[Tensor, ...]:
     axis = _samples_axis(inputs)
 
     def gradients_of_sample(logits: Tensor, target: Tensor, upstream: Tensor) -> tuple[Tensor, ...]:
-        value, pull = torch.func.vjp(*_primals(loss, replace(inputs, logits=logits, target=target)))[:2]
+        value, pull = torch.func.vjp(*_primals(loss, replace(inputs, input=logits, target=target)))[:2]
         return value, *pull(upstream.to(value.dtype))
 
     axes = axis, axis, axis if inputs.options["reduction"] == "none" else None
     vmapped = torch.func.vmap(gradients_of_sample, axes, axis)
-    made: tuple[Tensor, ...] = vmapped(inputs.logits, inputs.target, inputs.upstream)
+    made: tuple[Tensor, ...] = vmapped(inputs.input, inputs.target, inputs.upstream)
     return made
 
 
@@ -124,7 +124,7 @@ def autocast(trial: Trial) -> Found:
     its input. Liger-Kernel#501: the weights had another dtype than the arithmetic.
     """
     inputs = trial.question.fresh()
-    computed = dtype = _widened(inputs.logits)
+    computed = dtype = _widened(inputs.input)
     if inputs.target.is_floating_point():
         dtype = torch.promote_types(dtype, _widened(inputs.target))
     expected = replace(trial.question.exact, dtype=dtype, logits_dtype=name_of(torch.empty(0, dtype=computed)))
@@ -142,7 +142,7 @@ def evaluate_in_autocast(loss: Loss, inputs: Inputs, gradients: Gradients) -> Re
     """
 
     def cast(*arguments: Any, **options: Any) -> Tensor:
-        with torch.autocast(inputs.logits.device.type, dtype=_autocast_dtype(inputs.logits)):
+        with torch.autocast(inputs.input.device.type, dtype=_autocast_dtype(inputs.input)):
             return loss(*arguments, **options)
 
     return evaluate(cast, inputs, gradients)
@@ -194,7 +194,7 @@ def evaluate_exported(loss: Loss, inputs: Inputs) -> Tensor | NotRun:
         return NotRun(reason)
     tensors = {name: option for name, option in inputs.options.items() if isinstance(option, Tensor)}
     numbers = {name: option for name, option in inputs.options.items() if name not in tensors}
-    arguments = inputs.logits, inputs.target, *tensors.values()
+    arguments = inputs.input, inputs.target, *tensors.values()
     with quiet():
         return _export(_Module(loss, tuple(tensors), numbers), arguments)(*arguments)
 
@@ -205,11 +205,11 @@ def _primals(loss: Loss, inputs: Inputs) -> tuple[Any, ...]:
     def of_primals(logits: Tensor, target: Tensor = inputs.target) -> Tensor:
         return loss(logits, target, **inputs.options)
 
-    return of_primals, inputs.logits, *([inputs.target] if inputs.target.is_floating_point() else [])
+    return of_primals, inputs.input, *([inputs.target] if inputs.target.is_floating_point() else [])
 
 
 def _samples_axis(inputs: Inputs) -> int:
-    return 0 if inputs.logits.dim() == 2 else -1
+    return 0 if inputs.input.dim() == 2 else -1
 
 
 @functools.lru_cache(maxsize=1)  # one is enough: all subjects run on a case before the next case starts
@@ -223,9 +223,9 @@ def _samples(case: Case, device: str) -> tuple[Exact, ...]:
 
     def sample(at: int) -> Inputs:
         upstream = inputs.upstream.select(axis, at) if case.reduction == "none" else inputs.upstream
-        return Inputs(inputs.logits.select(axis, at), inputs.target.select(axis, at), inputs.options, upstream)
+        return Inputs(inputs.input.select(axis, at), inputs.target.select(axis, at), inputs.options, upstream)
 
-    return tuple(solve(sample(at)) for at in range(inputs.logits.shape[axis]))
+    return tuple(solve(sample(at)) for at in range(inputs.input.shape[axis]))
 
 
 def _widened(tensor: Tensor) -> torch.dtype:

@@ -4,21 +4,34 @@ This room has the reference implementations and the checks of their arguments. T
 `explain` also imports rich, which prints the worked example. No module imports another room of the package.
 
 textbook    formula, log_softmax_nll, one_hot and scalar: the body of each form is its formula
+linear      linear_formula and linear_blocked: the loss of `input @ linear_weight.T + linear_bias`
 blocks      blocked: the same loss, computed some rows at a time, with a gradient written by hand
 rows        Rows: the arguments of one call, laid out as rows of logits
 validation  the checks of the arguments, and the error messages
 explain     the worked example: one loss, step by step
 
-The public forms are also attributes of this package. `FORMS` lists them by name.
+The public forms are also attributes of this package. `FORMS` lists the forms of cross-entropy by name, and
+`LINEAR_FORMS` the forms of linear cross-entropy.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 from crossent.forms.blocks import blocked
+from crossent.forms.linear import linear_blocked, linear_formula
 from crossent.forms.textbook import formula, log_softmax_nll, one_hot, scalar
 
-__all__ = ["FORMS", "blocked", "formula", "log_softmax_nll", "one_hot", "scalar"]
+__all__ = [
+    "FORMS",
+    "LINEAR_FORMS",
+    "blocked",
+    "formula",
+    "linear_blocked",
+    "linear_formula",
+    "log_softmax_nll",
+    "one_hot",
+    "scalar",
+]
 
 FORMS: dict[str, Callable[..., Any]] = {
     "formula": formula,
@@ -27,3 +40,4 @@ FORMS: dict[str, Callable[..., Any]] = {
     "blocked": blocked,
     "scalar": scalar,
 }
+LINEAR_FORMS: dict[str, Callable[..., Any]] = {"linear_formula": linear_formula, "linear_blocked": linear_blocked}

@@ -71,6 +71,33 @@ def check_options(
     return ignore_index, label_smoothing
 
 
+def check_linear(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> None:
+    """Check the types, sizes, dtypes and devices of the arguments of the linear layer.
+
+    As in `F.linear_cross_entropy`, a wrong size raises RuntimeError.
+    """
+    for name, value in (("input", input), ("linear_weight", linear_weight), ("linear_bias", linear_bias)):
+        if not isinstance(value, Tensor) and not (name == "linear_bias" and value is None):
+            raise TypeError(f"{name}: got {type(value).__name__}; allowed is a torch.Tensor")
+    if input.dim() not in (1, 2):
+        raise RuntimeError(f"input: got shape {tuple(input.shape)}; allowed are (H) and (N, H)")
+    shape, features = tuple(linear_weight.shape), input.shape[-1]
+    if len(shape) < 2 or (len(shape) > 2 and input.dim() == 1) or shape[-1] != features or 0 in shape[:-1]:
+        more = "" if input.dim() == 1 else f" and (C, d1, …, dK, {features})"
+        raise RuntimeError(f"linear_weight: got shape {shape}; allowed are (C, {features}){more} with C at least 1")
+    if linear_bias is not None and tuple(linear_bias.shape) != shape[:-1]:
+        raise RuntimeError(f"linear_bias: got shape {tuple(linear_bias.shape)}; allowed is {shape[:-1]}")
+    for name, value in (("linear_weight", linear_weight), ("linear_bias", linear_bias)):
+        if value is None:
+            continue
+        if value.layout != torch.strided:
+            raise NotImplementedError(f"{name}: got layout {value.layout}; allowed is a dense tensor")
+        if _lifted(value) != _lifted(input):
+            raise RuntimeError(f"{name}: got {_name(value.dtype)}; allowed is {_name(input.dtype)}, the input's dtype")
+        if value.device != input.device:
+            raise RuntimeError(f"{name}: got a tensor on {value.device}; allowed is {input.device}, where input is")
+
+
 def check_target(input: Tensor, target: Tensor, dense: bool, ignore_index: int) -> None:
     """Check the shape and the dtype of the target. A `dense` target holds class probabilities.
 

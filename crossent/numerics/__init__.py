@@ -3,7 +3,8 @@
 This room imports numpy and flint. It imports neither torch nor any other room. The folders `oracle` and `bounds` do not
 import each other, so that a mistake in the oracle cannot hide a mistake in the bounds.
 
-formats  the floating-point formats float16, bfloat16, float32 and float64
-oracle   the exact value of every loss and gradient element, with a proven error radius
-bounds   the error bound of every loss and gradient element, by rounding-error analysis
+formats      the floating-point formats float16, bfloat16, float32 and float64
+linear_call  LinearCall: the arguments of one call of a linear cross-entropy
+oracle       the exact value of every loss and gradient element, with a proven error radius
+bounds       the error bound of every loss and gradient element, by rounding-error analysis
 """

@@ -19,8 +19,8 @@ from crossent.report.clarity import (
     count_words,
     declaration,
     factor_names,
-    has_ordinary_value,
     kind_of_number,
+    less_clear,
     same_trigger,
     words_of,
 )
@@ -81,7 +81,7 @@ class Cause:
             typical = self.common is None or self.common.applies(finding.case)
             rows = "logits of (N, C)" in words, "reduction='none'" in words  # such cases show which rows are wrong
             own = names.get(finding.id, ()) if count > 1 else ()
-            return not typical, not has_ordinary_value(finding), factor not in own, len(own), *map(operator.not_, rows)
+            return not typical, *less_clear(finding), factor not in own, len(own), *map(operator.not_, rows)
 
         return min(self.findings, key=order)
 

@@ -12,10 +12,11 @@ from functools import cache, reduce
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from crossent.cases.axes import CLASS_LIMITS, DENSE_TARGETS, DTYPES, IGNORED, ROW_LIMITS
-from crossent.cases.bad_inputs import BAD_INPUT_KINDS, BAD_INPUTS
+from crossent.cases.axes import CLASS_LIMITS, DENSE_TARGETS, DTYPES, ROW_LIMITS
+from crossent.cases.bad_inputs import BAD_INPUT_KINDS
 from crossent.cases.case import Case
 from crossent.cases.corpus import Bug, bugs
+from crossent.cases.ids import BAD_INPUT_OF, case_of
 from crossent.cases.values import VALUES
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ _SMALL = 64  # a case with at most this many logits is small: a reader can read 
 _FAR_BELOW = {"negative_offset": 0, "assorted": 3, "row_offsets": 1, "offsets": 1}
 # The kinds of logits with -inf, +inf or NaN.
 _NOT_FINITE = {name for name in VALUES if name.startswith(("inf_", "nan", "positive_inf"))}
-_NUMBERS = {"loss", "gradient", "target_gradient"}  # a copy of NUMBERS of `findings`, which imports this module
+# A copy of NUMBERS of `findings`, which imports this module.
+_NUMBERS = {"loss", "gradient", "target_gradient", "weight_gradient", "bias_gradient"}
 
 # The feature that a subject lacks if it refuses all cases with these words.
 FEATURE_OF = {
@@ -95,10 +97,15 @@ def factor_names(finding: Finding) -> tuple[str, ...]:
     return tuple(found[1].split(" or ")) if found else ()
 
 
-def has_ordinary_value(finding: Finding) -> bool:
-    """Return whether the exact value is finite and not 0. True for a finding without numbers."""
+def less_clear(finding: Finding) -> tuple[bool, bool]:
+    """Return whether the exact value is infinite, NaN or 0, and whether the finding is not about a loss.
+
+    The second is False for a cross-entropy of logits. A linear cross-entropy that is wrong in its loss often has
+    gradients with thousands of numbers that are off a little, and the loss shows the bug better.
+    """
     numbers = finding.numbers
-    return numbers is None or (math.isfinite(numbers.exact) and numbers.exact != 0)
+    ordinary = numbers is None or (math.isfinite(numbers.exact) and numbers.exact != 0)
+    return not ordinary, finding.check != "loss" and "linear-" in finding.case
 
 
 def kind_of_number(finding: Finding) -> str:
@@ -122,9 +129,10 @@ def told(finding: Finding) -> tuple[str, str]:
 def case_or_none(id: str) -> Case | None:
     """Return the case with this id, or None for a bad input."""
     try:
-        return Case.of(id)
+        found = case_of(id)
     except ValueError:
         return None
+    return found if isinstance(found, Case) else None
 
 
 @cache
@@ -132,7 +140,7 @@ def words_of(id: str) -> tuple[str, ...]:
     """Return the words that describe the options and sizes of a case, such as "a weight"; for a bad input, its kind."""
     case = case_or_none(id)
     if case is None:
-        return tuple(bad.kind for bad in BAD_INPUTS if bad.id == id)
+        return (BAD_INPUT_OF[id].kind,) if id in BAD_INPUT_OF else ()
     shape = {1: "logits of (C)", 2: "logits of (N, C)"}.get(len(case.sizes), "logits of (N, C, d1, …)")
     described = {
         shape: True,
@@ -141,7 +149,7 @@ def words_of(id: str) -> tuple[str, ...]:
         "a weight of 0": case.weight == "weight_zeros",
         "label_smoothing": case.label_smoothing > 0,
         "ignored rows": case.ignored != "kept",
-        "an ignore_index that is a class": case.ignored != "kept" and 0 <= IGNORED[case.ignored] < case.classes,
+        "an ignore_index that is a class": case.ignored != "kept" and 0 <= case.ignore_index < case.classes,
         "an empty batch": case.rows == 0,
         "class indices": case.target not in DENSE_TARGETS,
         "class probabilities": case.target in DENSE_TARGETS,

@@ -11,7 +11,7 @@ from crossent.report.clarity import by_plainness, size_of_error, told
 from crossent.words import shell_word
 
 # The checks that compare the results of a call with the exact values.
-NUMBERS = ("loss", "gradient", "target_gradient")
+NUMBERS = ("loss", "gradient", "target_gradient", "weight_gradient", "bias_gradient")
 # These words in a message mean: a single call in a new process may not show the finding.
 DEPENDS = "the result depends on earlier calls"
 

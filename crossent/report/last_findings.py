@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from crossent.cases.bad_inputs import BAD_INPUTS
+from crossent.cases.ids import BAD_INPUT_OF
 from crossent.files import write_whole
 from crossent.report.clarity import case_or_none
 from crossent.report.findings import SubjectReport
@@ -24,19 +24,22 @@ FOLDER = ".crossent_cache"
 _README = "The findings of the last runs of `crossent check`. You can delete this folder.\n"
 
 
-def path_of(subjects: Sequence[str]) -> Path:
-    """Return the path of the file for these arguments of `crossent check`. () stands for the forms and torch."""
-    names = sorted(set(subjects))
+def path_of(subjects: Sequence[str], operation: str | None = None) -> Path:
+    """Return the path of the file for these arguments of `crossent check`.
+
+    The subjects () stand for all built-in subjects of the operation.
+    """
+    names = [*sorted(set(subjects)), *([operation] if operation else [])]
     readable = re.sub(r"\W+", "-", names[0] if names else "all").strip("-")[-40:]
     return Path(FOLDER, f"{readable}-{zlib.crc32(repr(names).encode('utf-8', 'backslashreplace')):08x}.json")
 
 
-def keep(report: Report, subjects: Sequence[str]) -> None:
+def keep(report: Report, subjects: Sequence[str], operation: str | None = None) -> None:
     """Write a report into the folder, without the cases that passed: writing all cases could take seconds.
 
     Do nothing if the folder cannot be written.
     """
-    path = path_of(subjects)
+    path = path_of(subjects, operation)
     kept = replace(report, subjects=[_with_findings(part) for part in report.subjects])
     with suppress(OSError):
         path.parent.mkdir(exist_ok=True)
@@ -67,19 +70,18 @@ def _with_findings(part: SubjectReport) -> SubjectReport:
     return replace(part, outcomes={case: outcome for case, outcome in part.outcomes.items() if case in cases})
 
 
-def last_failed(subjects: Sequence[str]) -> dict[str, list[str]]:
+def last_failed(subjects: Sequence[str], operation: str | None = None) -> dict[str, list[str]]:
     """Return the failed checks of each case that failed in the last run on these subjects.
 
     Known failures, and cases that this version of crossent lacks, are left out. The result is empty if nothing failed,
     or if there is no readable file.
     """
     try:
-        report = read_report(path_of(subjects))
+        report = read_report(path_of(subjects, operation))
     except (OSError, ValueError):
         return {}
-    bad_inputs = {bad.id for bad in BAD_INPUTS}
     failed: dict[str, list[str]] = {}
     for finding in report.findings:
-        if finding.case in bad_inputs or case_or_none(finding.case) is not None:
+        if finding.case in BAD_INPUT_OF or case_or_none(finding.case) is not None:
             failed.setdefault(finding.case, []).append(finding.check)
     return failed

@@ -38,9 +38,7 @@ Equations = Callable[[Case, Inputs], Mapping[str, Equation]]
 
 def parts(given: Inputs) -> Shapes:
     """Return the shapes of the loss and of the gradients of a call with these inputs, by name."""
-    shapes = {"loss": given.upstream.shape, "gradient": given.logits.shape}
-    if given.target.is_floating_point():
-        shapes["target_gradient"] = given.target.shape
+    shapes = {"loss": given.upstream.shape, **{name: leaf.shape for name, leaf in given.leaves.items()}}
     return {name: tuple(shape) for name, shape in shapes.items()}
 
 
@@ -71,7 +69,7 @@ def of_reversed_classes(case: Case, given: Inputs) -> dict[str, Equation]:
     """Return the equation: flipping the classes keeps the loss, and flips the gradient along the class dimension."""
 
     def terms(part: str, index: Index) -> EquationTerms:
-        axis = min(1, given.logits.dim() - 1)
+        axis = min(1, given.input.dim() - 1)
         return ((1, 1.0, index if part == "loss" else _reversed(index, parts(given)[part], axis)),)
 
     return {"": Equation((given, relations.classes_turned(given)), terms)}
@@ -91,7 +89,7 @@ def of_two_batches(case: Case, given: Inputs) -> dict[str, Equation]:
     except NotRunError:
         return {}
     (first, of_first), (second, of_second) = ((float(share), inputs) for share, inputs in parted)
-    size = len(of_first.logits)
+    size = len(of_first.input)
 
     def terms(part: str, index: Index) -> EquationTerms:
         if not index:  # the loss is a sum, or a weighted mean of two means

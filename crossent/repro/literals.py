@@ -17,13 +17,14 @@ from crossent.words import printable
 
 def assignments(inputs: Inputs, values: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines of a script that define the inputs of the case, then the further values."""
-    tensors = {"logits": inputs.logits, "target": inputs.target, "upstream": inputs.upstream}
+    first = inputs.operation.word("input")
+    tensors = {first: inputs.input, "target": inputs.target, "upstream": inputs.upstream}
     tensors |= {name: value for name, value in inputs.options.items() if isinstance(value, Tensor)}
     for name, value in tensors.items():
         yield f"{name} = {_tensor(value)}"
     options = [f"{name}={name if name in tensors else _literal(value)}" for name, value in inputs.options.items()]
     yield f"options = dict({', '.join(options)})"
-    yield "given = logits, target, options, upstream"
+    yield f"given = {first}, target, options, upstream"
     for name, value in values.items():
         yield f"{name} = {_literal(value, inputs)}"
 
@@ -54,7 +55,7 @@ def _literal(value: Any, given: Inputs | None = None) -> str:
     if isinstance(value, Tensor):
         return _tensor(value)
     if isinstance(value, Inputs):
-        return _literal((value.logits, value.target, value.options, value.upstream))
+        return _literal((value.input, value.target, value.options, value.upstream))
     if isinstance(value, dict):
         return f"dict({', '.join(f'{name}={_literal(one)}' for name, one in value.items())})"
     if isinstance(value, tuple | list):

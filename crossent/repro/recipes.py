@@ -94,7 +94,7 @@ def _only(part: str) -> Callable[[Focus], Shapes]:
 
 
 def _rows(focus: Focus) -> Shapes:
-    sizes = focus.inputs.logits.shape
+    sizes = focus.inputs.input.shape
     return {"gradient": (sizes[0], *sizes[2:]) if len(sizes) > 1 else ()}
 
 
@@ -184,7 +184,7 @@ def _transform(
 
 
 def _of_samples(focus: Focus) -> Shapes:
-    logits = focus.inputs.logits
+    logits = focus.inputs.input
     reduced = {} if focus.inputs.upstream.dim() else {"loss": (logits.shape[0 if logits.dim() == 2 else -1],)}
     return {**parts(focus.inputs), **reduced}
 
@@ -234,6 +234,8 @@ RECIPES = {
     "loss": _number(_only("loss")),
     "gradient": _number(_only("gradient")),
     "target_gradient": _number(_only("target_gradient")),
+    "weight_gradient": _number(_only("weight_gradient")),
+    "bias_gradient": _number(_only("bias_gradient")),
     "repeat": Recipe(("not_repeated", "refused"), single.check_repeat, values=_others),
     "sign": _number(_only("loss"), single.judge_sign),
     "row_sums": _number(_rows, single.judge_row_sum),

@@ -10,12 +10,13 @@ import torch
 
 from crossent.cases.bad_inputs import BadInput
 from crossent.cases.case import Case
+from crossent.cases.ids import case_of
 from crossent.checks import CHECKS, single
 from crossent.machine import ambient, can_fork, require_device
 from crossent.report.findings import Finding, SubjectReport
 from crossent.report.last_findings import kept
 from crossent.report.reader import find, read_json
-from crossent.repro.script import ANOTHER, case_of, require_runs, script, subject_of
+from crossent.repro.script import ANOTHER, require_runs, script, subject_of
 from crossent.run.judge import as_finding
 from crossent.run.parallel import judge_each
 from crossent.run.runner import check as run_check
@@ -63,7 +64,7 @@ def script_of(
     """
     if report is None and device is None and not passed:
         report = kept(id, str(torch.__version__))
-    loaded = _loaded(source) if source else None
+    loaded = _loaded(source, id) if source else None
     if report is None:
         here = device or "cpu"
         found = nearest_to_bound(id, here) if passed else repeated(id, here, source, **promises)
@@ -74,7 +75,7 @@ def script_of(
     return script(found, device, digest, widened=widens_halves(document, found), loaded=loaded)
 
 
-def _loaded(source: str) -> Subject:
+def _loaded(source: str, id: str) -> Subject:
     """Return the user's function as a subject. If this system can fork, a separate process loads the function.
 
     `source` describes the function as for `crossent check`, for example "path/to/file.py:NAME".
@@ -84,7 +85,9 @@ def _loaded(source: str) -> Subject:
     """
     if source.removesuffix(COMPILE_SUFFIX) in BY_NAME:
         raise ValueError(f"subject: got {quoted(source)}; for a form or torch, leave out --subject")
-    found = load_remote(source, SECONDS_TO_LOAD) if can_fork() else load(source)
+    operation = case_of(_parts(id)[2]).operation
+    remote = can_fork()
+    found = load_remote(source, SECONDS_TO_LOAD, operation=operation) if remote else load(source, operation=operation)
     return found[0]
 
 
@@ -101,10 +104,11 @@ def repeated(id: str, device: str = "cpu", source: str = "", **promises: Any) ->
     """
     subject, check, case = _parts(id)
     named = ANOTHER if source else _own_subject(subject, device, "without its report and --subject")
-    made = case_of(case)
+    made = case_of(case) if source else _case_for(named, case)
     if source or any(promises.values()):
         given = {name: value for name, value in promises.items() if value}
-        run = run_check(source or subject, device=device, cases={case: [check]}, jobs=1 if source else None, **given)
+        given |= {"operation": made.operation.name, "jobs": 1 if source else None}
+        run = run_check(source or subject, device=device, cases={case: [check]}, **given)
         entry = next(part for part in run.subjects if source or part.name == subject)
     else:
         require_device(device)
@@ -130,7 +134,7 @@ def nearest_to_bound(id: str, device: str = "cpu") -> Finding:
     """
     subject, name, case = _parts(id)
     named = _own_subject(subject, device, "with --passed")
-    made = case_of(case)
+    made = _case_for(named, case)
     require_device(device)
     if isinstance(made, BadInput):
         return Finding(subject, "errors", case, "wrong", "The script shows the error that the bad call raises.")
@@ -168,6 +172,17 @@ def _own_subject(name: str, device: str, given: str) -> Subject:
         allowed = f"{', '.join(BY_NAME)}, and all but scalar with {COMPILE_SUFFIX}"
         raise ValueError(f"finding: got subject {quoted(name)}; {given}, allowed are {allowed}")
     return subject_of(name, device)
+
+
+def _case_for(subject: Subject, id: str) -> Case | BadInput:
+    """Return the case or bad input with this id. Raise a ValueError if it belongs to another operation."""
+    made = case_of(id)
+    if made.operation is not subject.operation:
+        raise ValueError(
+            f"finding: got {cut(id)}, a case of {made.operation.name}, but {subject.name} computes "
+            f"{subject.operation.name}; choose another case"
+        )
+    return made
 
 
 def _parts(id: str) -> tuple[str, str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -12,8 +13,10 @@ from typing import Any
 import torch
 
 from crossent.cases.axes import HALF_DTYPES
-from crossent.cases.bad_inputs import BAD_INPUTS, BadInput
+from crossent.cases.bad_inputs import BadInput
 from crossent.cases.case import Case
+from crossent.cases.ids import case_of
+from crossent.cases.operation import CROSS_ENTROPY, LINEAR_CROSS_ENTROPY, Operation
 from crossent.checks import CHECKS
 from crossent.report.findings import DEPENDS, Finding, Numbers
 from crossent.repro.composer import Code, ScriptFunction
@@ -27,6 +30,7 @@ from crossent.repro.scripts.functions import (
     cannot_run,
     end_right,
     end_unknown,
+    evaluate_linear,
     evaluate_loss,
     tensor,
     verdict,
@@ -61,6 +65,7 @@ device = {device}
 {steps}
 '''
 ATTEMPTS = 20  # the attempts of a script whose finding may depend on earlier calls
+LOADER = "from crossent.subjects.loader import load"
 ENDS = ("crashed", "hung")  # kinds of findings of every check: a call ended its process, or did not return
 # Stands for a subject of which only the name is known.
 ANOTHER = Subject("another", torch.nn.functional.cross_entropy)
@@ -69,6 +74,14 @@ DEFINED: dict[str, ScriptFunction] = {
     "torch": subjects.torch_loss,
     "torch_nll": subjects.torch_nll,
     "scalar": subjects.scalar_on_tensors,
+    "torch_linear": subjects.torch_linear,
+    "torch_linear_chunked": subjects.torch_linear_chunked,
+    "torch_linear_chunk1": subjects.torch_linear_chunk1,
+}
+# The functions of a script in place of others, by operation.
+INSTEAD: dict[Operation, dict[str, ScriptFunction]] = {
+    CROSS_ENTROPY: {},
+    LINEAR_CROSS_ENTROPY: {"evaluate": evaluate_linear},
 }
 
 
@@ -120,7 +133,7 @@ def script(
         needs_calls = not passed and _needs_earlier_calls(finding)
         if needs_calls:
             values = {**of_other_numbers(case), **values}
-    instead = {} if subject.differentiable else {"evaluate": evaluate_loss}
+    instead = INSTEAD[case.operation] if subject.differentiable else {"evaluate": evaluate_loss}
     code = Code({**instead, **({"verdict": verdict_of_attempt} if needs_calls else {})})
     code.add(tensor)
     isolated = finding.kind in ENDS or (isinstance(case, BadInput) and case.asserts(device))
@@ -130,7 +143,7 @@ def script(
     elif ending is None or ending is not recipe.number:
         code.add(verdict)
         main.append('verdict(False, "the finding does not happen")')
-    before = [*_subject_lines(code, finding.subject, loaded.source if loaded else "")]
+    before = [*_subject_lines(code, finding.subject, loaded.source if loaded else "", case.operation)]
     if isolated:
         code.add(isolate)
         before.append(f"seconds = {SECONDS:g}\nisolate()")
@@ -140,12 +153,17 @@ def script(
         story=docstring("\n".join([title, "", *str(finding).splitlines()[1:-1]])),
         imports="\n".join(f"import {module}" for module in sorted(code.imports)),
         device=ascii(device),
-        functions="\n\n\n".join([*code.functions.values(), *before]),
+        functions=_named("\n\n\n".join([*code.functions.values(), *before]), case.operation),
         values="\n".join(assignments(inputs, {name: value for name, value in values.items() if name in code.values})),
-        steps="\n".join(main),
+        steps=_named("\n".join(main), case.operation),
     )
     assert text.isascii()  # so that a terminal without Unicode can print the script
     return text
+
+
+def _named(text: str, operation: Operation) -> str:
+    """Return the code of a script, where the first argument has the name that the operation gives it."""
+    return re.sub(rf"\b{CROSS_ENTROPY.word('input')}\b", operation.word("input"), text)
 
 
 def _main(code: Code, step: ScriptFunction, ending: ScriptFunction | None, *, refusable: bool) -> list[str]:
@@ -250,11 +268,6 @@ def _numbers(n: Numbers, versus: str) -> dict[str, Any]:
     return {"index": n.index, "found": None, "allowed": allowed, "versus": versus}
 
 
-def case_of(id: str) -> Case | BadInput:
-    """Return the case or bad input with this id."""
-    return next((bad_input for bad_input in BAD_INPUTS if bad_input.id == id), None) or Case.of(id)
-
-
 def subject_of(name: str, device: str) -> Subject:
     """Return the form or torch with this name, otherwise `ANOTHER`; compiled if the name ends in "+compile"."""
     base = name.removesuffix(COMPILE_SUFFIX)
@@ -262,14 +275,16 @@ def subject_of(name: str, device: str) -> Subject:
     return subject if base == name else as_compiled(subject, device)
 
 
-def _subject_lines(code: Code, name: str, source: str) -> Iterator[str]:
+def _subject_lines(code: Code, name: str, source: str, operation: Operation) -> Iterator[str]:
     """Yield the lines that import, load or compile the subject.
 
     If the script can define the subject as a function, add this function to `code` instead.
     """
+    linear = operation is LINEAR_CROSS_ENTROPY
     if source:
-        yield "from crossent.subjects.loader import load"
-        yield f"(subject,) = (found.loss for found in load({source!a}))"
+        yield "from crossent.cases.operation import LINEAR_CROSS_ENTROPY\n" * linear + LOADER
+        given = f"{source!a}, operation=LINEAR_CROSS_ENTROPY" if linear else f"{source!a}"
+        yield f"(subject,) = (found.loss for found in load({given}))"
         return
     base = name.removesuffix(COMPILE_SUFFIX)
     if base != name:
@@ -279,7 +294,8 @@ def _subject_lines(code: Code, name: str, source: str) -> Iterator[str]:
     elif base in FORM_SUBJECTS:
         yield f"from crossent import {base} as subject  # this script needs nothing else but torch"
     else:
-        missing = ascii(f"in place of these two lines, import {printable(base)} as subject")
+        called = ", called as subject(input, target, linear_weight=..., **options)" if linear else ""
+        missing = ascii(f"in place of these two lines, import {printable(base)} as subject{called}")
         yield f"print({missing})\nraise SystemExit(2)"
     if base != name:
         yield "subject = compiled(subject)"

@@ -22,9 +22,9 @@ from crossent.cases.inputs import Inputs, bits
 from crossent.checks import refusals, single
 from crossent.report.findings import DEPENDS, Finding, Measured, Numbers, Outcome, ResultSummary, Verdict
 from crossent.run.isolation.fork_server import ForkServerError
-from crossent.subjects.builtin import TORCH
+from crossent.subjects.builtin import REFERENCES
 from crossent.subjects.contracts import DEFAULT_CONTRACT, under_contract
-from crossent.subjects.features import KEYWORDS
+from crossent.subjects.features import keywords_of
 from crossent.subjects.subject import Subject
 from crossent.trials.act import Host
 from crossent.trials.call import Result, checksum, evaluate, in_words
@@ -40,8 +40,6 @@ Enough = Callable[[Sequence[Finding]], bool]  # returns whether the run can end 
 
 # If one of these fails, there is no loss of the right shape and dtype, which the other checks need.
 _FIRST = (single.call, single.result)
-# The defaults of the options of F.cross_entropy.
-_DEFAULTS = {"reduction": "mean", "label_smoothing": 0.0, "ignore_index": -100}
 _AS_TORCH = "\nThe result has torch's bits: judge this subject with --contract torch, in Python with contract='torch'."
 
 # Contracts and grades with wider bounds than the default.
@@ -113,14 +111,14 @@ def _unused_options(trial: Trial) -> str:
     A function whose signature has `**options` is called with every option, and may ignore some of them. There is no
     line if the loss is also wrong for a call without these options: then the bug has another cause.
     """
-    inputs = trial.question.inputs
+    inputs, defaults = trial.question.inputs, trial.case.operation.options
     options = inputs.options
-    given = [name for name in KEYWORDS if options.get(name, _DEFAULTS.get(name)) != _DEFAULTS.get(name)]
+    given = [name for name in keywords_of(trial.case.operation) if options.get(name, defaults[name]) != defaults[name]]
     unused = [name for name in given if checksum(trial.got.loss) == _checksum_without(name, trial)]
     if not unused or trial.got.loss.isnan().all():
         return ""
     others = {name: value for name, value in options.items() if name not in unused} | {
-        name: _DEFAULTS[name] for name in unused if name in _DEFAULTS
+        name: default for name in unused if (default := defaults[name]) is not None
     }
     upstream = inputs.upstream.new_ones(()) if "reduction" in unused else inputs.upstream
     try:
@@ -235,10 +233,12 @@ def as_finding(trial: Trial, check: Check, problem: Difference | Problem) -> Fin
     if isinstance(problem, Difference):
         if of != check.name:
             numbers = _numbers(problem, check.versus)
-            message = f"{in_words(of)}:\n{message}{narrower_dtype_of(problem) if check.versus == 'exact' else ''}"
+            message = f"{in_words(of, trial.case.operation)}:\n{message}"
+            message += narrower_dtype_of(problem) if check.versus == "exact" else ""
         else:
             numbers = _numbers(problem)
-            of_torch, hint = ("", "") if trial.subject is TORCH else _of_torch(trial, problem)
+            is_torch = trial.subject is REFERENCES[trial.case.operation]
+            of_torch, hint = ("", "") if is_torch else _of_torch(trial, problem)
             message += _lines(problem, inputs) + (hint or _declaration(trial, of))
     elif check is single.arguments and kind == "changed_input":
         message += f"\nIf that is meant: {as_options(without=['arguments'])}"
@@ -266,8 +266,9 @@ def _of_torch(trial: Trial, difference: Difference) -> tuple[str, str]:
     If torch raises an exception, return the exception in place of the value. There is a hint if the subject has another
     contract than torch, and a wrong result with the same bits as torch's result.
     """
+    torch_itself = REFERENCES[trial.case.operation]
     try:
-        result = evaluate(TORCH.loss, trial.case.build(trial.question.device))
+        result = evaluate(torch_itself.loss, trial.case.build(trial.question.device))
     except Exception as error:
         return f"refuses it: {said(error)}", ""
     tensor: Tensor = getattr(result, difference.of)
@@ -277,9 +278,8 @@ def _of_torch(trial: Trial, difference: Difference) -> tuple[str, str]:
     share = f", {off / difference.bound:.3g} of its error bound" if difference.bound else ""
     alike = checksum(tensor) == checksum(getattr(trial.got, difference.of))
     digits = math.isfinite(difference.got) and difference.got != 0  # two losses that are inf are equal by chance
-    hint = (
-        _AS_TORCH if alike and digits and trial.subject.contract != TORCH.contract and not difference.ratio <= 1 else ""
-    )
+    as_torch = trial.subject.contract == torch_itself.contract
+    hint = _AS_TORCH if alike and digits and not as_torch and not difference.ratio <= 1 else ""
     return f"{value!r}  ({_bits(value, name)}), off by {off:.3g}{share}", hint
 
 
@@ -307,7 +307,8 @@ def describe(inputs: Inputs) -> str:
         return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
 
     options = [f"{k}={of(v) if isinstance(v, Tensor) else repr(v)}" for k, v in inputs.options.items()]
-    return ", ".join([f"logits {of(inputs.logits)}", f"target {of(inputs.target)}", *options])
+    first = inputs.operation.word("input")
+    return ", ".join([f"{first} {of(inputs.input)}", f"target {of(inputs.target)}", *options])
 
 
 def _summary(tensor: Tensor) -> ResultSummary:

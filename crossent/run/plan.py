@@ -28,7 +28,8 @@ thorough:
                transformed      CALL, AGAIN, STRUCTURE, CODE; graphs of all cases
                large            TILES
 
-Bad inputs run at every level.
+Bad inputs run at every level. A linear cross-entropy has edges and bad inputs of its own. Level quick runs the checks
+of cost CALL and AGAIN on its edges; the other levels run the checks of cost CALLS and STRUCTURE too.
 """
 
 from __future__ import annotations
@@ -36,12 +37,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 
-from crossent.cases.bad_inputs import BAD_INPUTS, BadInput
+from crossent.cases.bad_inputs import BadInput
 from crossent.cases.case import Case
 from crossent.cases.corpus import Bug, bugs
 from crossent.cases.edges import edges, large_cases
 from crossent.cases.grid import WIDEST, each_choice, grid
-from crossent.checks import CHECKS, circumstances, compiled_code, transforms
+from crossent.cases.ids import BAD_INPUT_OF
+from crossent.cases.linear.edges import linear_edges
+from crossent.cases.operation import CROSS_ENTROPY, LINEAR_CROSS_ENTROPY, Operation
+from crossent.checks import CHECKS, checks_of, circumstances, compiled_code, transforms
 from crossent.trials.check import Check, Cost
 
 Plan = Mapping[Case | BadInput, tuple[Check, ...]]
@@ -72,7 +76,7 @@ _QUICK_CALLS = (
 )
 
 
-def plan(level: str, dtypes: Sequence[str], seed: int) -> Plan:
+def plan(level: str, dtypes: Sequence[str], seed: int, operation: Operation = CROSS_ENTROPY) -> Plan:
     """Return the cases of a level in these dtypes, each with the checks that run on it.
 
     - quick: the cases cover all pairs of choices, and the subjects are called again on some of them.
@@ -86,10 +90,13 @@ def plan(level: str, dtypes: Sequence[str], seed: int) -> Plan:
     other levels cover its pairs, but not its triples.
     """
     planned: dict[Case | BadInput, set[Check]] = {}
-    for case, checks in _planned(level, dtypes, seed):
+    of_operation = _of_linear if operation is LINEAR_CROSS_ENTROPY else _planned
+    for case, checks in of_operation(level, dtypes, seed):
         planned.setdefault(case, set()).update(checks)
-    ordered = {case: tuple(check for check in CHECKS.values() if check in checks) for case, checks in planned.items()}
-    return {**ordered, **{bad: () for bad in BAD_INPUTS if bad.dtype in dtypes}}
+    every = checks_of(operation).values()
+    ordered = {case: tuple(check for check in every if check in checks) for case, checks in planned.items()}
+    bad_inputs = [bad for bad in BAD_INPUT_OF.values() if bad.operation is operation and bad.dtype in dtypes]
+    return {**ordered, **dict.fromkeys(bad_inputs, ())}
 
 
 @cache
@@ -125,6 +132,12 @@ def _planned(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[Cas
     yield from ((case, [compiled_code.trace]) for case in each_choice(transformed, of_corpus))
     yield from ((case, [transforms.export]) for case in each_choice(transformed))
     yield from _samples([*of_corpus, *transformed])
+
+
+def _of_linear(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[Case, Iterable[Check]]]:
+    """Yield the cases of a linear cross-entropy, with the checks of a level."""
+    further = (Cost.CALLS, Cost.STRUCTURE) if level != "quick" else ()
+    yield from ((case, of_cost(*_TWICE, *further)) for case in linear_edges(dtypes, seed))
 
 
 def _of_corpus(level: str, dtypes: Sequence[str], seed: int) -> Iterator[tuple[Case, Iterable[Check]]]:

@@ -11,12 +11,13 @@ from typing import Any
 
 from crossent.cases.bad_inputs import BadInput
 from crossent.cases.case import Case
+from crossent.cases.operation import CROSS_ENTROPY, OPERATIONS
 from crossent.checks import CHECKS, single
 from crossent.machine import ambient, environment
 from crossent.report.findings import Finding, Outcome, SubjectReport
 from crossent.report.report import Report
 from crossent.run.parallel import judge_each
-from crossent.run.settings import Settings, mark_expected, with_commands
+from crossent.run.settings import Settings, mark_expected, operation_of, with_commands
 from crossent.subjects.builtin import chosen_contract
 from crossent.subjects.features import declared
 from crossent.subjects.loader import load
@@ -41,8 +42,8 @@ def parametrize(
 
     Args:
         subject: the function to check, as :func:`crossent.check` takes it.
-        options: device, dtypes, level (default "quick"), seed, without, contract, grade, expected_findings, checks and
-            cases, as :func:`crossent.check` takes them.
+        options: device, dtypes, level (default "quick"), seed, without, contract, grade, expected_findings, checks,
+            cases and operation, as :func:`crossent.check` takes them.
 
     Raises:
         TypeError: there is no such option.
@@ -185,7 +186,10 @@ def tests_of(subject: str | Callable[..., Any], settings: Settings) -> Iterator[
     Raises:
         ValueError, TypeError, RuntimeError: a subject or a setting is wrong, as in :func:`crossent.check`.
     """
+    given = None if settings.operation == CROSS_ENTROPY.name else settings.operation
+    settings = replace(settings, operation=operation_of([subject], given))
     options: dict[str, Any] = {"without": settings.without, "contract": settings.contract, "grade": settings.grade}
+    options["operation"] = OPERATIONS[settings.operation]
     subjects = load(subject, **options, device=settings.device)
     settings.require_grade_applies(subjects)
     known = settings.expected(None)  # None, since the list may name other subjects of the test run

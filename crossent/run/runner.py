@@ -11,15 +11,14 @@ import torch
 
 from crossent.cases.case import Case
 from crossent.cases.grid import met
-from crossent.checks import CHECKS
-from crossent.choices import DTYPE_NAMES, ContractName, DtypeName, GradeName, Level
+from crossent.choices import DTYPE_NAMES, ContractName, DtypeName, GradeName, Level, OperationName
 from crossent.machine import environment
 from crossent.report.findings import SubjectReport
 from crossent.report.report import Report
 from crossent.run import parallel
 from crossent.run.parallel import Progress
 from crossent.run.plan import Plan
-from crossent.run.settings import ExpectedList, Settings, mark_expected, with_commands
+from crossent.run.settings import ExpectedList, Settings, mark_expected, operation_of, with_commands
 from crossent.subjects.builtin import chosen_contract
 from crossent.subjects.features import declared
 from crossent.subjects.subject import Subject
@@ -40,6 +39,7 @@ def check(
     checks: str | Iterable[str] = (),
     cases: str | Iterable[str] | Mapping[str, Iterable[str]] = (),
     max_findings: int | None = None,
+    operation: OperationName | None = None,
     progress: Progress = iter,
 ) -> Report:
     """Check cross-entropy functions against the exact value, and return a report.
@@ -77,6 +77,9 @@ def check(
             runs even if the level lacks it. A mapping from cases to names of checks gives each case its own checks.
         max_findings: the number of findings after which the run ends; known failures do not count. The report then
             has the cases that were done, and is not ok.
+        operation: the function of torch that the subjects compute: "cross_entropy", with logits, or
+            "linear_cross_entropy", with hidden states and a weight. By default, the one of the built-in subjects among
+            them, otherwise "cross_entropy".
         progress: a function that wraps an iterable, for a progress bar. The iterable has a length, and iterating over
             it does the work.
 
@@ -85,9 +88,9 @@ def check(
         has evidence. `print(report)` shows the tables.
 
     Raises:
-        ValueError: a subject cannot be loaded; a dtype, level, feature, contract, grade, check or case does not exist;
-            the grade contradicts the contract; `seed` is below 0; `jobs` or `max_findings` is below 1; `timeout` is not
-            positive; or the file of known failures is damaged.
+        ValueError: a subject cannot be loaded; a dtype, level, feature, contract, grade, check, case or operation does
+            not exist; the subjects compute different operations; the grade contradicts the contract; `seed` is below 0;
+            `jobs` or `max_findings` is below 1; `timeout` is not positive; or the file of known failures is damaged.
         TypeError: a subject is neither a name nor callable.
         RuntimeError: this machine does not have the device.
 
@@ -98,7 +101,8 @@ def check(
         True
     """
     judging = Settings(device, dtypes, level, seed, without, contract, grade, expected_findings, jobs, timeout)
-    settings = replace(judging, checks=checks, cases=cases, max_findings=max_findings)
+    chosen = operation_of(subjects, operation)
+    settings = replace(judging, checks=checks, cases=cases, max_findings=max_findings, operation=chosen)
     return run(settings, settings.load(*subjects), progress=progress)
 
 
@@ -112,7 +116,7 @@ def run(
     """
     planned = settings.plan() if planned is None else settings.select(planned)
     known = settings.expected([subject.name for subject in subjects], [case.id for case in planned])
-    order, needs = (*CHECKS, "errors"), {check.name: tuple(check.needs) for check in CHECKS.values()}
+    order, needs = settings.check_names, {name: tuple(check.needs) for name, check in settings.every_check.items()}
     parts = [
         SubjectReport(one.name, order=order, needs=needs, contract=chosen_contract(one), declared=declared(one.lacks))
         for one in subjects
@@ -162,7 +166,8 @@ def _finish(
     if report.only or report.planned is not None:
         report.fixed = []  # the failure may still happen in a case that did not run
     ran = {check.name for checks in planned.values() for check in checks}
-    report.left_out = [name for name in report.only.get("checks", CHECKS) if name in CHECKS and name not in ran]
+    every = settings.every_check
+    report.left_out = [name for name in report.only.get("checks", every) if name in every and name not in ran]
     if "cases" in report.only:
         report.left_out = []  # the choice of cases left them out, not the level
     cases = [case for case in planned if isinstance(case, Case)]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 
-from crossent.cases.bad_inputs import BAD_INPUTS, BadInput
+from crossent.cases.bad_inputs import BadInput
 from crossent.cases.case import Case
-from crossent.checks import CHECKS, single
+from crossent.cases.ids import case_of
+from crossent.checks import checks_of, single
 from crossent.run.plan import Plan, of_cost
 from crossent.trials.check import Check, Cost
 from crossent.words import quoted
@@ -73,11 +74,8 @@ def _case(id: str) -> Case | BadInput:
     Raises:
         ValueError: there is no such case. The message is one line.
     """
-    for bad in BAD_INPUTS:
-        if bad.id == id:
-            return bad
     try:
-        return Case.of(id)
+        return case_of(id)
     except ValueError as error:
         raise ValueError(
             f"{error}; `crossent list cases` shows ids, and a pattern has a *, as in '*smooth0.1*'"
@@ -130,9 +128,10 @@ def _checks(
         yield from planned
         return
     if not names:
-        yield from of_cost(Cost.TILES) if case.tiled > 1 else of_cost(*_COSTS[level])
+        costs = (Cost.TILES,) if case.tiled > 1 else _COSTS[level]
+        yield from (check for check in checks_of(case.operation).values() if check.cost in costs)
         return
-    possible = of_cost(Cost.TILES) if case.tiled > 1 else CHECKS.values()
+    possible = of_cost(Cost.TILES) if case.tiled > 1 else checks_of(case.operation).values()
     before = () if case.tiled > 1 else BEFORE
     for check in possible:
         if check in before or (check.name in names and (whole or check in (planned or ()))):

@@ -14,21 +14,23 @@ from typing import Any
 import torch
 
 from crossent.cases.axes import DTYPES
-from crossent.checks import CHECKS
-from crossent.choices import CHECK_NAMES, LEVELS
+from crossent.cases.operation import CROSS_ENTROPY, OPERATIONS, Operation
+from crossent.checks import checks_of
+from crossent.choices import LEVELS
 from crossent.machine import can_fork, require_device
 from crossent.report import expected_findings as lists
 from crossent.report.findings import Finding, SubjectReport
 from crossent.report.report import Report
 from crossent.run.plan import Plan, plan
 from crossent.run.selection import select
-from crossent.subjects.builtin import BY_NAME, NAMED, TORCH, own_subject
+from crossent.subjects.builtin import BY_NAME, EVERY_NAMED, NAMED, TORCH, named, own_subject
 from crossent.subjects.compiler import COMPILE_SUFFIX
 from crossent.subjects.contracts import TORCH_CONTRACT, require_contract
 from crossent.subjects.features import FEATURES
 from crossent.subjects.loader import load
 from crossent.subjects.remote import load_remote
 from crossent.subjects.subject import Subject
+from crossent.trials.check import Check
 from crossent.words import cut, printable, quoted, shell_word
 
 ExpectedList = list[lists.ExpectedFinding]
@@ -42,10 +44,9 @@ class Settings:
     features, the ids of cases and the file of known failures are validated later, by the methods that use them.
 
     Raises:
-        ValueError: a dtype, level, contract, grade or check does not exist; the grade contradicts the contract; `seed`
-            is neither "random" nor a whole number from 0; `jobs` or `max_findings` is below 1; or `timeout` is not
-            positive.
-        RuntimeError: this machine does not have the device.
+        ValueError: a dtype, level, contract, grade, check or operation does not exist; the grade contradicts the
+            contract; `seed` is neither "random" nor a whole number from 0; `jobs` or `max_findings` is below 1; or
+            `timeout` is not positive.
     """
 
     device: str = "cpu"
@@ -61,8 +62,11 @@ class Settings:
     checks: str | Iterable[str] = ()
     cases: str | Iterable[str] | Mapping[str, Iterable[str]] = ()
     max_findings: int | None = None
+    operation: str = CROSS_ENTROPY.name
 
     def __post_init__(self) -> None:
+        if self.operation not in OPERATIONS:
+            raise ValueError(f"operation: got {quoted(self.operation)}; allowed are {', '.join(OPERATIONS)}")
         dtypes = _several(self.dtypes)
         if unknown := [dtype for dtype in dtypes if dtype not in DTYPES]:
             raise ValueError(f"dtypes: got {quoted(unknown[0])}; allowed are {', '.join(DTYPES)}")
@@ -83,8 +87,8 @@ class Settings:
         cases = self.cases if isinstance(self.cases, Mapping) else dict.fromkeys(_several(self.cases), ())
         cases = {case: _several(names) for case, names in cases.items()}
         for given, of_given in (("checks", checks), *((f"cases[{quoted(case)}]", own) for case, own in cases.items())):
-            if unknown := [name for name in of_given if name not in CHECK_NAMES]:
-                raise ValueError(f"{given}: got {quoted(unknown[0])}; allowed are {', '.join(CHECK_NAMES)}")
+            if unknown := [name for name in of_given if name not in self.check_names]:
+                raise ValueError(f"{given}: got {quoted(unknown[0])}; allowed are {', '.join(self.check_names)}")
         chosen = {"dtypes": dtypes, "seed": seed, "without": without, "checks": checks, "cases": cases}
         for name, value in chosen.items():
             object.__setattr__(self, name, value)
@@ -94,6 +98,20 @@ class Settings:
         """Whether worker processes run the cases: if `jobs` is given, on a CPU, on a system that can fork."""
         return self.jobs is not None and self.device == "cpu" and can_fork()
 
+    @property
+    def _operation(self) -> Operation:
+        return OPERATIONS[self.operation]
+
+    @property
+    def every_check(self) -> dict[str, Check]:
+        """The checks of the operation by name, in the order of a report."""
+        return checks_of(self._operation)
+
+    @property
+    def check_names(self) -> tuple[str, ...]:
+        """The names of the checks of the operation, and of the check of bad inputs, in the order of a report."""
+        return (*self.every_check, "errors")
+
     def plan(self) -> Plan:
         """Return the chosen cases of the level, each with its chosen checks.
 
@@ -101,12 +119,20 @@ class Settings:
             ValueError: an id is not the id of a case, a pattern matches no case, or no check runs on a chosen case.
         """
         assert isinstance(self.seed, int)
-        return self.select(_plan(self.level, tuple(self.dtypes), self.seed))
+        return self.select(_plan(self.level, tuple(self.dtypes), self.seed, self._operation))
 
     def select(self, planned: Plan) -> Plan:
         """Return the part of a plan that has the chosen cases and checks."""
         assert isinstance(self.cases, Mapping)
-        return select(planned, self.level, tuple(self.checks), self.cases) if self.only else planned
+        if not self.only:
+            return planned
+        chosen = select(planned, self.level, tuple(self.checks), self.cases)
+        if other := next((case for case in chosen if case.operation is not self._operation), None):
+            raise ValueError(
+                f"case: got {quoted(other.id)}, a case of {other.operation.name}, but the operation of this run is "
+                f"{self.operation}; choose another case or another operation"
+            )
+        return chosen
 
     @property
     def only(self) -> dict[str, list[str]]:
@@ -117,7 +143,7 @@ class Settings:
         """
         assert isinstance(self.cases, Mapping)
         named = {name for names in self.cases.values() for name in names}.union(self.checks)
-        chosen = {"checks": [name for name in CHECK_NAMES if name in named], "cases": list(self.cases)}
+        chosen = {"checks": [name for name in self.check_names if name in named], "cases": list(self.cases)}
         return {what: names for what, names in chosen.items() if names}
 
     def load(self, *subjects: str | Callable[..., Any]) -> list[Subject]:
@@ -127,7 +153,7 @@ class Settings:
             ValueError: a subject cannot be loaded, a feature does not exist, or the grade applies to no subject.
             TypeError: a subject is neither a name nor callable.
         """
-        each = (self._load(one) for one in dict.fromkeys(subjects) or NAMED)
+        each = (self._load(one) for one in dict.fromkeys(subjects) or named(self._operation))
         found = itertools.chain.from_iterable(each)
         once = {subject.source or id(subject.loss): subject for subject in found}  # "torch" stands for torch_nll too
         self.require_grade_applies(once.values())
@@ -149,8 +175,9 @@ class Settings:
             )
 
     def _load(self, subject: str | Callable[..., Any]) -> Sequence[Subject]:
-        known = {**NAMED, **BY_NAME}
+        known = {**EVERY_NAMED, **BY_NAME}
         options: dict[str, Any] = {"without": self.without, "contract": self.contract, "grade": self.grade}
+        options["operation"] = self._operation
         if self.in_workers and isinstance(subject, str) and subject.removesuffix(COMPILE_SUFFIX) not in known:
             return load_remote(subject, self.timeout, **options)
         return load(subject, **options, device=self.device)
@@ -171,7 +198,7 @@ class Settings:
         try:
             own = lists.read_list(os.fspath(path))
             here = [entry for entry in own if entry.applies(str(torch.__version__), self.device)]
-            lists.require_about(here, names, (*CHECKS, "errors"), lambda: [*_ids(self.seed), *cases])
+            lists.require_about(here, names, self.check_names, lambda: [*_ids(self.seed, self._operation), *cases])
         except OSError as error:
             raise ValueError(f"expected_findings: {cut(os.fspath(path))}: {error.strerror}") from None
         except ValueError as error:
@@ -185,14 +212,32 @@ def _several(words: str | Iterable[str]) -> tuple[str, ...]:
 
 
 @cache
-def _plan(level: str, dtypes: tuple[str, ...], seed: int) -> Plan:
-    return plan(level, dtypes, seed)
+def _plan(level: str, dtypes: tuple[str, ...], seed: int, operation: Operation) -> Plan:
+    return plan(level, dtypes, seed, operation)
 
 
 @cache
-def _ids(seed: int) -> list[str]:
+def _ids(seed: int, operation: Operation) -> list[str]:
     """Return the ids of all cases that a plan with this seed, or with seed 0, may have at any level."""
-    return list({case.id: None for at in {0, seed} for case in plan("thorough", tuple(DTYPES), at)})
+    return list({case.id: None for at in {0, seed} for case in plan("thorough", tuple(DTYPES), at, operation)})
+
+
+def operation_of(subjects: Iterable[object], operation: str | None) -> str:
+    """Return the name of the operation of a run: the given one, or the one that the built-in subjects compute.
+
+    Raises:
+        ValueError: two subjects compute different operations, or a subject does not compute the given one.
+    """
+    own: dict[str, str] = {}
+    for subject in subjects:
+        base = subject.removesuffix(COMPILE_SUFFIX) if isinstance(subject, str) else ""
+        for one in (*EVERY_NAMED.get(base, ()), *filter(None, [BY_NAME.get(base)])):
+            own.setdefault(one.operation.name, base)
+    chosen = operation or next(iter(own), CROSS_ENTROPY.name)
+    if others := [name for name in own if name != chosen and chosen in OPERATIONS]:
+        given = f"got {quoted(operation)}" if operation else f"{own[chosen]} computes {chosen}"
+        raise ValueError(f"operation: {given}, but {cut(own[others[0]])} computes {others[0]}; a run has one operation")
+    return chosen
 
 
 def is_named(subject: Subject) -> bool:
@@ -212,7 +257,7 @@ def _command(finding: Finding, subject: Subject, settings: Settings) -> str:
     promises: dict[str, Any] = {"without": list(settings.without)}
     promises |= {"contract": settings.contract, "grade": settings.grade}
     if not subject.source:
-        run = {"level": settings.level, "device": settings.device}
+        run = {"level": settings.level, "device": settings.device, "operation": settings.operation}
         changed = {name: value for name, value in run.items() if value != _DEFAULTS[name]}
         given = {"checks": [finding.check], "cases": [finding.case], **changed}
         given |= {name: value for name, value in promises.items() if value}
@@ -240,7 +285,8 @@ def _relative_source(source: str) -> str:
 def mark_expected(report: Report, known: tuple[ExpectedList, ExpectedList], subjects: Iterable[Subject]) -> None:
     """Mark known failures in a report. The list of torch's failures applies only to subjects with torch's contract."""
     of_torch, of_user = known
-    as_torch = {subject.name: _name_in_list(subject) for subject in subjects if subject.contract == TORCH_CONTRACT}
+    under_torch = (one for one in subjects if one.contract == TORCH_CONTRACT and one.operation is CROSS_ENTROPY)
+    as_torch = {subject.name: _name_in_list(subject) for subject in under_torch}
     lists.mark(report, of_torch, as_torch)
     lists.mark(report, of_user)
 

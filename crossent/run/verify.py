@@ -9,11 +9,14 @@ torch, is loaded only if the user names it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from crossent.cases.axes import DTYPES
+from crossent.cases.ids import case_of
+from crossent.cases.operation import CROSS_ENTROPY, OPERATIONS
 from crossent.machine import environment
 from crossent.report.document import jsonable, subject_json
 from crossent.report.findings import SubjectReport
@@ -23,7 +26,7 @@ from crossent.report.report import Report
 from crossent.run.parallel import Progress
 from crossent.run.runner import run
 from crossent.run.settings import Settings
-from crossent.subjects.builtin import BY_NAME, NAMED
+from crossent.subjects.builtin import BY_NAME, EVERY_NAMED, named
 from crossent.subjects.compiler import COMPILE_SUFFIX
 from crossent.subjects.subject import Subject
 from crossent.words import cut, quoted
@@ -79,7 +82,8 @@ def require_comparable(old: Report, settings: Settings, subjects: Sequence[str])
     assert isinstance(settings.seed, int)
     stub = Report(environment(settings.device), level=settings.level, seed=settings.seed)
     reasons = hindrances(old, stub)
-    names = {name for description in subjects or NAMED for name in _names(description)}
+    every = named(OPERATIONS[settings.operation])
+    names = {name for description in subjects or every for name in _names(description)}
     parts = [part for part in old.subjects if part.name.partition("#")[0] in names]
     hint = "; --force compares them anyway" if reasons else ""
     if not parts:
@@ -100,7 +104,7 @@ def require_comparable(old: Report, settings: Settings, subjects: Sequence[str])
 def _names(description: str) -> list[str]:
     """Return the names of the subjects for a description such as "torch", without loading the subjects."""
     base = description.removesuffix(COMPILE_SUFFIX)
-    own = [one.name for one in NAMED.get(base, ())] or [base.rpartition(":")[2].rpartition(".")[2]]
+    own = [one.name for one in EVERY_NAMED.get(base, ())] or [base.rpartition(":")[2].rpartition(".")[2]]
     return [name + description.removeprefix(base) for name in own]
 
 
@@ -199,11 +203,20 @@ def settings_of(claim: Report, expected_findings: str | None, jobs: int | None, 
         timeout,
         claim.only.get("checks", ()),
         claim.only.get("cases", ()) if claim.planned is None else list(ids),
+        operation=_operation_of(ids),
     )
 
 
+def _operation_of(ids: Iterable[str]) -> str:
+    """Return the name of the operation that has the cases with these ids."""
+    for one in ids:
+        with suppress(ValueError):
+            return case_of(one).operation.name
+    return CROSS_ENTROPY.name
+
+
 def _is_own(description: str) -> bool:
-    return description.removesuffix(COMPILE_SUFFIX) in {**NAMED, **BY_NAME}
+    return description.removesuffix(COMPILE_SUFFIX) in {**EVERY_NAMED, **BY_NAME}
 
 
 def _subjects(settings: Settings, names: Sequence[str], given: Sequence[str]) -> list[Subject]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from crossent.cases.inputs import Inputs
+from crossent.cases.operation import CROSS_ENTROPY, LINEAR_CROSS_ENTROPY, Operation
 from crossent.forms import FORMS, scalar
 from crossent.numerics.bounds.contracts import Promise
 from crossent.subjects.compiler import COMPILE_SUFFIX
@@ -24,7 +27,7 @@ def _scalar_on_tensors(input: Tensor, target: Tensor, **options: Any) -> Tensor:
 
 
 def _why_not_scalar(inputs: Inputs) -> str | None:
-    return None if inputs.logits.dim() == 1 else "takes one row only"
+    return None if inputs.input.dim() == 1 else "takes one row only"
 
 
 def _torch(input: Tensor, target: Tensor, **options: Any) -> Tensor:
@@ -85,9 +88,83 @@ TORCH_NLL = Subject(
     **_AS_TORCH,
 )
 
+
+def _torch_linear(
+    chunks: Mapping[str, Any] | None, input: Tensor, target: Tensor, *, linear_weight: Tensor, **options: Any
+) -> Tensor:
+    """Call F.linear_cross_entropy. `chunks` are the arguments of its LinearCrossEntropyOptions, or None."""
+    how = None if chunks is None else torch.nn.LinearCrossEntropyOptions(**chunks)
+    loss: Tensor = torch.nn.functional.linear_cross_entropy(input, linear_weight, target, options=how, **options)
+    return loss
+
+
+def _composed(
+    input: Tensor, target: Tensor, *, linear_weight: Tensor, linear_bias: Tensor | None = None, **options: Any
+) -> Tensor:
+    logits = torch.nn.functional.linear(input, linear_weight, linear_bias)
+    return torch.nn.functional.cross_entropy(logits, target, **options)
+
+
+def _why_not_linear(inputs: Inputs) -> str | None:
+    return None if hasattr(torch.nn.functional, "linear_cross_entropy") else "needs torch 2.13"
+
+
+def _why_not_chunked(inputs: Inputs) -> str | None:
+    """Return the reason for inputs with which torch warns that it ignores its options, and composes its functions."""
+    if reason := _why_not_linear(inputs):
+        return reason
+    if inputs.target.dtype != torch.int64:
+        return "takes only class indices in int64"
+    if inputs.options["label_smoothing"] != 0:
+        return "has no label_smoothing"
+    reductions = ("none", "mean", "sum")
+    return None if inputs.options["reduction"] in reductions else "takes only the reductions none, mean and sum"
+
+
+_AS_TORCH_LINEAR = {**_AS_TORCH, "operation": LINEAR_CROSS_ENTROPY}
+
+
+def _chunked(name: str, **chunks: Any) -> Subject:
+    return Subject(
+        name,
+        partial(_torch_linear, chunks),
+        not_applicable=_why_not_chunked,
+        not_transformed="computes its gradients in the forward pass, where torch sees no operations",
+        source=name,
+        **_AS_TORCH_LINEAR,
+    )
+
+
+TORCH_LINEAR = Subject(
+    "torch_linear",
+    partial(_torch_linear, None),
+    not_applicable=_why_not_linear,
+    source="torch_linear",
+    **_AS_TORCH_LINEAR,
+)
+LINEAR_ALIAS = "torch.nn.functional:linear_cross_entropy"
+# What torch computes, by operation. The composition of two functions is in every torch.
+REFERENCES = {
+    CROSS_ENTROPY: TORCH,
+    LINEAR_CROSS_ENTROPY: Subject("torch_composed", _composed, source="torch_composed", **_AS_TORCH_LINEAR),
+}
 # The subjects of each name that a user can give. The name "torch" stands for two subjects.
 NAMED = {**{name: (form,) for name, form in FORM_SUBJECTS.items()}, "torch": (TORCH, TORCH_NLL)}
-BY_NAME = {subject.name: subject for group in NAMED.values() for subject in group}
+# The same for a linear cross-entropy: the three ways in which torch can compute it.
+LINEAR_NAMED = {
+    LINEAR_ALIAS: (
+        TORCH_LINEAR,
+        _chunked("torch_linear_chunked"),
+        _chunked("torch_linear_chunk1", batch_chunk_size=1),
+    ),
+}
+EVERY_NAMED = {**NAMED, **LINEAR_NAMED}
+BY_NAME = {subject.name: subject for group in EVERY_NAMED.values() for subject in group}
+
+
+def named(operation: Operation) -> Mapping[str, tuple[Subject, ...]]:
+    """Return the built-in subjects of an operation, by the name that a user can give."""
+    return {name: group for name, group in EVERY_NAMED.items() if group[0].operation is operation}
 
 
 def own_subject(subject: Subject) -> Subject | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import partial
 from typing import Any
@@ -13,17 +13,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crossent.subjects.features import KEYWORDS, require_features
+from crossent.cases.operation import CROSS_ENTROPY, LINEAR_CROSS_ENTROPY, Operation
+from crossent.subjects.features import KEYWORDS, keywords_of, require_features
 from crossent.subjects.subject import Subject
 from crossent.words import cut, quoted
 
-_ALLOWED = (
-    "a callable with the signature of F.cross_entropy, and a class or a factory with the options of nn.CrossEntropyLoss"
-)
+_ALLOWED = {
+    CROSS_ENTROPY: (
+        "a callable with the signature of F.cross_entropy, and a class or a factory with the options of "
+        "nn.CrossEntropyLoss"
+    ),
+    LINEAR_CROSS_ENTROPY: "a callable with the signature of F.linear_cross_entropy",
+}
 Parameter = inspect.Parameter
 
 
-def as_subject(given: object, name: str = "", source: str = "") -> Subject:
+def as_subject(given: object, name: str = "", source: str = "", operation: Operation = CROSS_ENTROPY) -> Subject:
     """Return a subject that calls a callable with input and target, and with the options in its signature.
 
     The subject passes input and target by position, so their names do not matter. If the signature lacks an option,
@@ -35,10 +40,14 @@ def as_subject(given: object, name: str = "", source: str = "") -> Subject:
     If the callable is a class, or a function that takes only options, the subject first calls it with the options, and
     then calls the result with input and target. An instance of `nn.Module` is refused, because its options are fixed.
 
+    For a linear cross-entropy, the callable gets input, weight and target by position. A class is not accepted, because
+    its instances have a weight of their own.
+
     Args:
         given: the callable or the class.
         name: the name of the subject; by default, the name of the callable.
         source: the description from which the subject can be loaded again, or "".
+        operation: the operation that the callable computes.
 
     Raises:
         TypeError: the object cannot be called as a cross-entropy. The message is one line.
@@ -48,27 +57,37 @@ def as_subject(given: object, name: str = "", source: str = "") -> Subject:
         >>> subject.name, subject.lacks["weight"]
         ('wrong', 'has no weight')
     """
-    what = name or _name(given)
+    what, allowed = name or _name(given), _ALLOWED[operation]
+    if operation is LINEAR_CROSS_ENTROPY and isinstance(given, type | torch.nn.Module):
+        given_class = given if isinstance(given, type) else type(given)
+        raise TypeError(f"the class {cut(given_class.__name__)}, which has its own weight; allowed are {allowed}")
     if isinstance(given, torch.nn.Module):
         what = f"an instance of {cut(type(given).__name__)}"
         raise TypeError(f"{what}; pass the class, so that crossent can set the options")
     if isinstance(given, type) and not any("__call__" in vars(base) for base in given.__mro__):
-        raise TypeError(f"the class {cut(given.__name__)}, whose instances cannot be called; allowed are {_ALLOWED}")
+        raise TypeError(f"the class {cut(given.__name__)}, whose instances cannot be called; allowed are {allowed}")
     if not callable(given):
-        raise TypeError(f"an object of type {cut(type(given).__name__)}, which is not callable; allowed are {_ALLOWED}")
+        raise TypeError(f"an object of type {cut(type(given).__name__)}, which is not callable; allowed are {allowed}")
     try:
-        parameters = inspect.signature(given).parameters
+        parameters: Mapping[str, Parameter] = inspect.signature(given).parameters
     except (TypeError, ValueError):
         parameters = _anything.parameters
-    is_factory = isinstance(given, type) or _takes_options_only(parameters)
-    if reason := _unfit(parameters, 0 if is_factory else 2):
-        raise TypeError(f"{quoted(what)}, which {reason}; allowed are {_ALLOWED}")
+    is_linear = operation is LINEAR_CROSS_ENTROPY
+    is_factory = not is_linear and (isinstance(given, type) or _takes_options_only(parameters))
+    if reason := _unfit(parameters, () if is_factory else operation.arguments):
+        raise TypeError(f"{quoted(what)}, which {reason}; allowed are {allowed}")
     loss = partial(_make_and_call, given) if is_factory else given
-    missing = [keyword for keyword in KEYWORDS if not _has(parameters, keyword)]
+    if is_linear:
+        loss = partial(_with_weight, loss)
+        # The second parameter may have the name `weight`, which is also the name of an option.
+        places = [name for name, parameter in parameters.items() if parameter.kind in _BY_POSITION][:3]
+        parameters = {name: parameter for name, parameter in parameters.items() if name not in places}
+    missing = [keyword for keyword in keywords_of(operation) if not _has(parameters, keyword)]
     if missing:
         loss = partial(_call_without, loss, tuple(missing))
     lacks = {feature: _missing(keyword, parameters) for keyword in missing for feature in KEYWORDS[keyword]}
-    return Subject(what, loss, source=source).lacking({**_interpreted(), **lacks, **_declared(given)})
+    lacks = {**_interpreted(), **lacks, **_declared(given)}
+    return Subject(what, loss, source=source, operation=operation).lacking(lacks)
 
 
 def _missing(keyword: str, parameters: Mapping[str, Parameter]) -> str:
@@ -117,6 +136,13 @@ def _make_and_call(make: Callable[..., Any], input: Tensor, target: Tensor, **op
     return make(**options)(input, target)
 
 
+def _with_weight(
+    loss: Callable[..., Any], input: Tensor, target: Tensor, *, linear_weight: Tensor, **options: Any
+) -> Any:
+    """Call a linear cross-entropy, with its arguments in the order of torch."""
+    return loss(input, linear_weight, target, **options)
+
+
 def _call_without(
     loss: Callable[..., Any], missing: tuple[str, ...], input: Tensor, target: Tensor, **options: Any
 ) -> Any:
@@ -144,13 +170,16 @@ def _takes_options_only(parameters: Mapping[str, Parameter]) -> bool:
     return any(_has(parameters, keyword) for keyword in KEYWORDS) and (len(places) < 2 or places[0] in KEYWORDS)
 
 
-def _unfit(parameters: Mapping[str, Parameter], places: int) -> str:
-    """Return why a signature does not accept `places` positional arguments and the options, or ""."""
+def _unfit(parameters: Mapping[str, Parameter], arguments: Sequence[str]) -> str:
+    """Return why a signature does not accept the arguments by position and the options by keyword, or ""."""
+    places = len(arguments)
     kinds = [parameter.kind for parameter in parameters.values()]
     by_position = [parameter for parameter in parameters.values() if parameter.kind in _BY_POSITION]
     if len(by_position) < places and Parameter.VAR_POSITIONAL not in kinds:
-        return "does not take input and target"
+        return f"does not take {', '.join(arguments[:-1])} and {arguments[-1]}"
     by_keyword = [parameter for parameter in parameters.values() if parameter.kind is Parameter.KEYWORD_ONLY]
     others = [*by_position[places:], *by_keyword]
     needed = [other.name for other in others if other.default is Parameter.empty and other.name not in KEYWORDS]
-    return f"requires the argument {quoted(needed[0])}" if needed else ""
+    # The third argument of F.linear_cross_entropy is the target.
+    hint = " (a linear cross-entropy needs --operation linear_cross_entropy)" if needed == ["target"] else ""
+    return f"requires the argument {quoted(needed[0])}{hint}" if needed else ""

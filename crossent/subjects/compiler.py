@@ -176,7 +176,7 @@ def unless_compiled(own: Callable[[Inputs], str | None], inputs: Inputs) -> str 
     `own` returns why the subject cannot take the inputs even uncompiled, or None. The other possible reason is that
     torch cannot compile for the device.
     """
-    return own(inputs) or unusable(INDUCTOR, inputs.logits.device.type) or None
+    return own(inputs) or unusable(INDUCTOR, inputs.input.device.type) or None
 
 
 @cache

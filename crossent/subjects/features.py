@@ -17,6 +17,7 @@ from torch import Tensor
 from crossent.cases.axes import DTYPES
 from crossent.cases.bad_inputs import BAD_INPUT_KINDS
 from crossent.cases.inputs import Inputs
+from crossent.cases.operation import LINEAR_CROSS_ENTROPY, OPERATIONS, Operation
 from crossent.words import quoted
 
 Needs = Callable[[Inputs], bool]
@@ -35,12 +36,14 @@ class Feature:
         sentence: a description, as `crossent list features` prints it.
         needs: a function that returns whether a call with given inputs needs the feature.
         instead: what the checks expect of a loss without the feature; "" if checks only skip what needs the feature.
+        operations: the operations that have the feature.
     """
 
     name: str
     sentence: str
     needs: Needs = _never
     instead: str = ""
+    operations: tuple[Operation, ...] = tuple(OPERATIONS.values())
 
     def __str__(self) -> str:
         return f"{self.sentence} A loss without this feature {self.instead}." if self.instead else self.sentence
@@ -61,7 +64,7 @@ def _reduction(name: str) -> Feature:
 
 def _tensors(inputs: Inputs) -> list[Tensor]:
     options = [value for value in inputs.options.values() if isinstance(value, Tensor)]
-    return [inputs.logits, inputs.target, *options]
+    return [inputs.input, inputs.target, *options]
 
 
 def _unnormalised(inputs: Inputs) -> bool:
@@ -98,6 +101,12 @@ FEATURES = {
             lambda inputs: inputs.options.get("reduction", "mean") != "mean",
         ),
         Feature("weight", "A weight for each class.", lambda inputs: inputs.options.get("weight") is not None),
+        Feature(
+            "linear_bias",
+            "A bias of the linear layer.",
+            lambda inputs: inputs.options.get("linear_bias") is not None,
+            operations=(LINEAR_CROSS_ENTROPY,),
+        ),
         Feature("ignore_index", "Ignored rows, also with the default ignore_index of -100.", _ignores),
         Feature(
             "label_smoothing",
@@ -110,17 +119,17 @@ FEATURES = {
         Feature(
             "unbatched",
             "Logits of shape (C), without a batch.",
-            lambda inputs: inputs.logits.dim() < 2,
+            lambda inputs: inputs.input.dim() < 2,
         ),
-        Feature("spatial", "Logits of shape (N, C, d1, …).", lambda inputs: inputs.logits.dim() > 2),
-        Feature("empty", "An empty batch.", lambda inputs: inputs.logits.numel() == 0),
+        Feature("spatial", "Logits of shape (N, C, d1, …).", lambda inputs: inputs.input.dim() > 2),
+        Feature("empty", "An empty batch.", lambda inputs: inputs.input.numel() == 0),
         Feature(
             "one_class",
             "Logits with fewer than two classes.",
-            lambda inputs: inputs.logits.dim() > 0 and inputs.logits.shape[min(1, inputs.logits.dim() - 1)] < 2,
+            lambda inputs: inputs.input.dim() > 0 and inputs.classes < 2,
         ),
         Feature(
-            "nonfinite", "Logits that are infinite or NaN.", lambda inputs: not bool(inputs.logits.isfinite().all())
+            "nonfinite", "Logits that are infinite or NaN.", lambda inputs: not bool(inputs.input.isfinite().all())
         ),
         Feature("unnormalised", "Target probabilities whose sum over the classes is not 1.", _unnormalised),
         Feature(
@@ -171,13 +180,20 @@ def declared(lacks: Iterable[str]) -> list[str]:
     return [feature.instead for name, feature in FEATURES.items() if feature.instead and name in lacking]
 
 
-# The features that a keyword of `F.cross_entropy` provides. Every subject has the default reduction.
+# The features that a keyword of `F.cross_entropy` or `F.linear_cross_entropy` provides. Every subject has the default
+# reduction.
 KEYWORDS = {
     "weight": ("weight",),
     "ignore_index": ("ignore_index",),
     "reduction": ("reduction", "reduction_none", "reduction_sum"),
     "label_smoothing": ("label_smoothing",),
+    "linear_bias": ("linear_bias",),
 }
+
+
+def keywords_of(operation: Operation) -> tuple[str, ...]:
+    """Return the keywords of an operation that are keys of `KEYWORDS`."""
+    return tuple(keyword for keyword in KEYWORDS if keyword in operation.options)
 
 
 def require_features(names: Iterable[str]) -> tuple[str, ...]:

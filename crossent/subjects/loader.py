@@ -17,7 +17,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from crossent.subjects.builtin import BY_NAME, NAMED, own_subject
+from crossent.cases.operation import CROSS_ENTROPY, Operation
+from crossent.subjects.builtin import BY_NAME, EVERY_NAMED, NAMED, own_subject
 from crossent.subjects.callables import as_subject
 from crossent.subjects.compiler import COMPILE_SUFFIX, as_compiled
 from crossent.subjects.contracts import require_contract, under_contract
@@ -36,6 +37,7 @@ def load(
     contract: str | None = None,
     grade: str | None = None,
     device: str = "cpu",
+    operation: Operation = CROSS_ENTROPY,
 ) -> tuple[Subject, ...]:
     """Return the subjects that a description names. A description may stand for two subjects, as `torch` does.
 
@@ -48,6 +50,7 @@ def load(
         grade: the grade that the subject must reach in half precision. None stands for the grade of the contract.
             Without a contract, the forms and torch keep their own grades.
         device: the device that runs the subject. Code compiled for CUDA has less accurate exp, log and division.
+        operation: the operation that a subject of the user computes.
 
     Raises:
         ValueError: the subject cannot be loaded; the feature, contract or grade does not exist; or the grade
@@ -61,10 +64,10 @@ def load(
     declared = {name: f"{DECLARED}{name}" for name in require_features(without)}
     require_contract(contract, grade)
     if isinstance(subject, str):
-        found = [_described(description, device) for description in _each(subject)]
+        found = [_described(description, device, operation) for description in _each(subject)]
     else:
         try:
-            found = [as_subject(subject)]
+            found = [as_subject(subject, operation=operation)]
         except TypeError as error:
             raise TypeError(f"subject: got {one_line(str(error))}") from None
     judged = (
@@ -77,9 +80,9 @@ def load(
 def _each(description: str) -> list[str]:
     """Return a description for each subject that a description names: two for `torch`, one for `torch+compile`."""
     base = description.removesuffix(COMPILE_SUFFIX)
-    if base not in NAMED:
+    if base not in EVERY_NAMED:
         return [description]
-    names = [one.name for one in NAMED[base] if base == description or not one.not_transformed]
+    names = [one.name for one in EVERY_NAMED[base] if base == description or not one.not_transformed]
     if not names:
         raise ValueError(
             f"subject: got {quoted(description)}; {base} {NAMED[base][0].not_transformed}; leave out {COMPILE_SUFFIX}"
@@ -87,13 +90,14 @@ def _each(description: str) -> list[str]:
     return [name + description.removeprefix(base) for name in names]
 
 
-def _described(description: str, device: str) -> Subject:
+def _described(description: str, device: str, operation: Operation) -> Subject:
     base = description.removesuffix(COMPILE_SUFFIX)
-    group = NAMED.get(base, ())
+    group = EVERY_NAMED.get(base, ())
     subject = next((one for one in group if one.name == base), None) or BY_NAME.get(base)
     if subject is None:
         try:
-            subject = as_subject(_found(base), base.rpartition(":")[2].rpartition(".")[2], source_of(base))
+            name = base.rpartition(":")[2].rpartition(".")[2]
+            subject = as_subject(_found(base), name, source_of(base), operation)
         except (ValueError, TypeError) as error:
             # The message has one line of the exception of the user's file; the cause is the whole exception.
             reason = f"it is {error}" if isinstance(error, TypeError) else str(error)

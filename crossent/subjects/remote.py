@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
+from crossent.cases.operation import CROSS_ENTROPY, Operation
 from crossent.subjects.compiler import COMPILE_SUFFIX, own_compile_cache, unless_compiled
 from crossent.subjects.confinement import (
     Confined,
@@ -42,9 +43,11 @@ class RemoteLoss:
 
     Attributes:
         description: a description for :func:`crossent.subjects.loader.load`.
+        operation: the operation that the loss computes.
     """
 
     description: str
+    operation: Operation = CROSS_ENTROPY
 
     def __call__(self, *arguments: Any, **options: Any) -> Tensor:
         """Load the loss in this process, call it, and return its result."""
@@ -52,7 +55,7 @@ class RemoteLoss:
 
     def here(self) -> Callable[..., Tensor]:
         """Load the loss in this process, and return it."""
-        return load(self.description)[0].loss
+        return load(self.description, operation=self.operation)[0].loss
 
 
 def load_remote(
@@ -62,6 +65,7 @@ def load_remote(
     without: Iterable[str] = (),
     contract: str | None = None,
     grade: str | None = None,
+    operation: Operation = CROSS_ENTROPY,
 ) -> tuple[Subject, ...]:
     """Return the subjects that :func:`crossent.subjects.loader.load` returns, without loading them in this process.
 
@@ -74,17 +78,18 @@ def load_remote(
         without: as for `load`.
         contract: as for `load`.
         grade: as for `load`.
+        operation: as for `load`.
 
     Raises:
         ValueError: `load` raised, the process that loads ended, or loading took too long. The message is one line.
     """
     require_contract(contract, grade)
-    reply = _reply_of_process(lambda: _describe(description, without), description, seconds)
+    reply = _reply_of_process(lambda: _describe(description, without, operation), description, seconds)
     if "error" in reply:
         raise ValueError(one_line(str(reply["error"])[:_LONGEST_LINE]))
     try:
         (facts,) = reply["subjects"]  # one, since only a built-in name stands for several subjects
-        described = _subject(facts, source_of(description))
+        described = _subject(facts, source_of(description), operation)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         why = one_line(said(error))
         raise ValueError(
@@ -93,9 +98,9 @@ def load_remote(
     return (under_contract(described, contract, grade),)
 
 
-def _describe(description: str, without: Iterable[str]) -> dict[str, Any]:
+def _describe(description: str, without: Iterable[str], operation: Operation) -> dict[str, Any]:
     try:
-        found = load(description, without=without)
+        found = load(description, without=without, operation=operation)
     except (ValueError, TypeError) as error:
         return {"error": str(error)}
     return {
@@ -106,11 +111,12 @@ def _describe(description: str, without: Iterable[str]) -> dict[str, Any]:
     }
 
 
-def _subject(facts: Mapping[str, Any], source: str) -> Subject:
+def _subject(facts: Mapping[str, Any], source: str, operation: Operation) -> Subject:
     name, not_transformed = (one_line(str(facts[field])[:_LONGEST_LINE]) for field in ("name", "not_transformed"))
     reasons = {str(feature): one_line(str(reason)[:_LONGEST_LINE]) for feature, reason in facts["lacks"].items()}
     require_features(reasons)
-    bare = Subject(name, RemoteLoss(source), source=source, not_transformed=not_transformed)
+    loss = RemoteLoss(source, operation)
+    bare = Subject(name, loss, source=source, not_transformed=not_transformed, operation=operation)
     if source.endswith(COMPILE_SUFFIX):
         bare = replace(bare, not_applicable=partial(unless_compiled, bare.not_applicable))
     return bare.lacking(reasons)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from crossent.cases.axes import HALF_DTYPES
 from crossent.cases.inputs import Inputs
+from crossent.cases.operation import CROSS_ENTROPY, Operation
 from crossent.numerics.bounds.contracts import Grade, Promise
 from crossent.subjects.features import FEATURES
 
@@ -34,6 +35,7 @@ class Subject:
             that was passed as an object.
         lacks: the features that the subject lacks, with the reasons.
         contract: the name of the contract that bounds the errors of the subject, in :mod:`crossent.subjects.contracts`.
+        operation: the operation that the subject computes.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Subject:
     source: str = ""
     lacks: Mapping[str, str] = field(default_factory=dict)
     contract: str = "kernel"
+    operation: Operation = CROSS_ENTROPY
 
     def lacking(self, reasons: Mapping[str, str]) -> Subject:
         """Return a copy of the subject that lacks more features. `reasons` maps each feature to the reason."""

@@ -16,15 +16,16 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from crossent.cases.inputs import Inputs
+from crossent.cases.operation import GRADIENTS
 from crossent.numerics.bounds.rounding import safe
 from crossent.numerics.formats import Array
 from crossent.numerics.oracle.arithmetic import UNIT_ROUNDOFF, Ball, two_sum
 from crossent.trials.call import Result, described, evaluate
 from crossent.trials.difference import Difference
-from crossent.trials.exact import Exact, dtype_of, name_of, rows_of, terms_of
+from crossent.trials.exact import Exact, dtype_of, rows_of
 from crossent.trials.trial import MisshapenError, NotRunError, Question, Trial
 
-RESULT_PARTS = ("loss", "gradient", "target_gradient")
+RESULT_PARTS = ("loss", *GRADIENTS)
 # The loss and the gradients of a result by name, as float64 numbers. The radius of each number is its error bound.
 PartBalls = dict[str, Ball]
 
@@ -65,8 +66,7 @@ def exact_for(trial: Trial, name: str, inputs: Inputs) -> Exact:
     """
     by_name = _FOR_CHANGED_INPUTS.setdefault(trial.question, {})
     if name not in by_name:
-        terms, dtype = terms_of(inputs), name_of(inputs.logits)
-        by_name[name] = replace(trial.question.exact, terms=terms, logits_dtype=dtype, _bounds={})
+        by_name[name] = trial.question.exact.at(inputs)
     return by_name[name]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
+from crossent.cases.operation import LINEAR_CROSS_ENTROPY
 from crossent.numerics.bounds.contracts import Contract
 from crossent.numerics.bounds.loss import Bounds
 from crossent.numerics.formats import FORMATS
@@ -37,6 +38,8 @@ def prepare(
     """
     together: dict[object, dict[int, Bounds]] = defaultdict(dict)
     for question in questions:
+        if question.case.operation is LINEAR_CROSS_ENTROPY:  # its bounds are matrix products: stacks gain no time
+            continue
         terms = question.exact.terms
         for subject in subjects:
             if terms.logits.size <= _MOST and not subject.not_applicable(question.inputs):
@@ -57,9 +60,7 @@ def _contracts(question: Question, subject: Subject, along: bool) -> Iterator[tu
     """
     exact, trial = question.exact, Trial(question, subject, Here(subject.loss))
     of_loss = str(subject.result_dtype(exact.dtype)).removeprefix("torch.")
-    formats = {"loss": of_loss, "gradient": exact.logits_dtype}
-    if exact.target_gradient is not None:
-        formats["target_gradient"] = name_of(question.inputs.target)
+    formats = {"loss": of_loss} | {name: name_of(leaf) for name, leaf in question.inputs.leaves.items()}
     grades = sorted({"A", trial.wanted})
     needed = [(formats, grade) for grade in grades]
     if along:

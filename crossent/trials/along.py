@@ -41,7 +41,7 @@ def second_order(loss: Loss, inputs: Inputs, direction: Tensor, batch: bool) -> 
     Returns:
         The two derivatives. A derivative is None if autograd finds no dependence.
     """
-    logits, upstream = (tensor.detach().requires_grad_() for tensor in (inputs.logits, inputs.upstream))
+    logits, upstream = (tensor.detach().requires_grad_() for tensor in (inputs.input, inputs.upstream))
     value = loss(logits, inputs.target, **inputs.options)
     (gradient,) = torch.autograd.grad(value, logits, upstream.to(value.dtype), create_graph=True)
     if not gradient.requires_grad:
@@ -61,7 +61,7 @@ def measured(of: str, got: Tensor | None, along: ExactAlong, trial: Trial) -> It
     """
     inputs, name = trial.question.inputs, in_words(of)
     exact = along.second if of == "second" else along.tangent
-    expected = inputs.logits.shape if of == "second" else inputs.upstream.shape
+    expected = inputs.input.shape if of == "second" else inputs.upstream.shape
     if got is None:
         if (exact.distance(np.zeros_like(exact.hi)) > exact.radius).any():
             yield Problem("wrong", f"{name}: got none; expected a tensor that is not 0", of)
@@ -70,7 +70,7 @@ def measured(of: str, got: Tensor | None, along: ExactAlong, trial: Trial) -> It
         yield Problem("wrong", f"{name}: got shape {tuple(got.shape)}; expected {tuple(expected)}", of)
         return
     of_loss = trial.subject.result_dtype(trial.question.exact.dtype)
-    wanted = {"second": inputs.logits.dtype, "upstream_gradient": inputs.upstream.dtype}.get(of, of_loss)
+    wanted = {"second": inputs.input.dtype, "upstream_gradient": inputs.upstream.dtype}.get(of, of_loss)
     if got.dtype != wanted:
         dtypes = [str(dtype).removeprefix("torch.") for dtype in (got.dtype, wanted)]
         yield Problem("wrong", f"{name}: got {dtypes[0]}; expected {dtypes[1]}", of)

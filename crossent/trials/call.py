@@ -6,17 +6,18 @@ import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from crossent.cases.inputs import Inputs, bits
+from crossent.cases.operation import CROSS_ENTROPY, GRADIENTS, Operation
 from crossent.subjects.subject import Loss
 from crossent.trials.memory import marks, poison, shared, written
 
 Gradients = tuple[str, ...]
-BOTH_GRADIENTS: Gradients = ("gradient", "target_gradient")
+S = TypeVar("S")
 
 
 @dataclass(frozen=True)
@@ -25,18 +26,21 @@ class Result:
 
     Attributes:
         loss: the loss, detached from the graph.
-        gradient: the gradient of the logits, or None if it was not computed.
+        gradient: the gradient of the input, which are the logits of a cross-entropy, or None if it was not computed.
         target_gradient: the gradient of the class probabilities, or None if it was not computed.
+        weight_gradient: the gradient of `linear_weight`, or None if it was not computed.
+        bias_gradient: the gradient of `linear_bias`, or None if it was not computed.
     """
 
     loss: Tensor
     gradient: Tensor | None = None
     target_gradient: Tensor | None = None
+    weight_gradient: Tensor | None = None
+    bias_gradient: Tensor | None = None
 
     def copy(self) -> Result:
         """Return a copy of the result, in new memory."""
-        parts = (self.loss, self.gradient, self.target_gradient)
-        return Result(*(None if part is None else part.clone() for part in parts))  # type: ignore[arg-type]
+        return Result(**{name: part.clone() for name, part in self.parts.items()})
 
     @property
     def digest(self) -> str:
@@ -49,7 +53,7 @@ class Result:
     @property
     def parts(self) -> dict[str, Tensor]:
         """The loss and the computed gradients, by name."""
-        named = {"loss": self.loss, "gradient": self.gradient, "target_gradient": self.target_gradient}
+        named = {name: getattr(self, name) for name in ("loss", *GRADIENTS)}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
 
@@ -66,6 +70,8 @@ DENSE = "a dense tensor of class torch.Tensor"  # the loss that a call must retu
 RESULT_NAMES = {
     "gradient": "gradient of the logits",
     "target_gradient": "gradient of the target probabilities",
+    "weight_gradient": "gradient of linear_weight",
+    "bias_gradient": "gradient of linear_bias",
     "second": "derivative of the gradient by the logits",
     "upstream_gradient": "derivative of the gradient by the upstream gradient",
     "tangent": "tangent of the loss",
@@ -80,7 +86,7 @@ _CALLS = {
 }
 
 
-def in_words(of: str) -> str:
+def in_words(of: str, operation: Operation = CROSS_ENTROPY) -> str:
     """Return the name of a result, and of the call if a check makes several, in words for a message.
 
     >>> in_words("gradient turned along 2")
@@ -90,7 +96,7 @@ def in_words(of: str) -> str:
     words = RESULT_NAMES.get(name, name)
     for short, full in _CALLS.items():
         way = way.replace(short, full)
-    return f"{words}, {way}" if way else words
+    return (f"{words}, {way}" if way else words).replace(CROSS_ENTROPY.word("input"), operation.word("input"))
 
 
 def described(dtype: torch.dtype, shape: Sequence[int]) -> str:
@@ -118,36 +124,35 @@ def checksum(tensor: Tensor, before: int = 0) -> int:
     return zlib.crc32(bits(tensor.where(~nan, torch.nan) if nan.any() else tensor).tobytes(), so_far)
 
 
-def evaluate(loss: Loss, inputs: Inputs, gradients: Gradients = BOTH_GRADIENTS) -> Result:
+def evaluate(loss: Loss, inputs: Inputs, gradients: Gradients = tuple(GRADIENTS)) -> Result:
     """Call the loss, run the backward pass with the upstream gradient, and return the loss and the gradients.
 
     Args:
         loss: the subject.
         inputs: the arguments of the call, and the upstream gradient.
-        gradients: the names of the gradients to compute. "target_gradient" needs "gradient" too, and has no effect for
-            class indices. If the loss has a wrong shape, the result has no gradients.
+        gradients: the names of the gradients to compute. Each other name needs "gradient" too, and has no effect if the
+            operation has no such gradient, or for class indices. If the loss has a wrong shape, the result has no
+            gradients.
 
     Raises:
         TypeError: the loss is not a dense tensor of real numbers, or does not depend on a tensor whose gradient is
             requested.
         Exception: the subject may raise any exception.
     """
-    gradient = "gradient" in gradients
-    # `detach` shares the memory of the inputs, so `make_call` can detect a write into them.
-    logits = inputs.logits.detach().requires_grad_(gradient)
-    dense = gradient and "target_gradient" in gradients and inputs.target.is_floating_point()
-    target = inputs.target.detach().requires_grad_(dense)
-    value = as_loss(loss(logits, target, **inputs.options))
-    if gradient and not value.requires_grad:
-        raise TypeError("the loss is detached from the logits, so there is no gradient")
-    if not gradient or value.shape != inputs.upstream.shape:  # `misshapen` reports a wrong shape
+    # The leaves share the memory of the inputs, so `make_call` can detect a write into them.
+    given, leaves = inputs.requiring(gradients if "gradient" in gradients else ())
+    value = as_loss(loss(given.input, given.target, **given.options))
+    word = inputs.operation.word
+    if leaves and not value.requires_grad:
+        raise TypeError(f"the loss is detached from the {word('input')}, so there is no gradient")
+    if not leaves or value.shape != inputs.upstream.shape:  # `misshapen` reports a wrong shape
         return Result(value.detach())
-    leaves = [logits, target] if dense else [logits]
-    made = torch.autograd.grad(value, leaves, inputs.upstream.to(value.dtype), allow_unused=True)
-    for name, computed in zip(("logits", "target probabilities"), made, strict=False):
-        if computed is None:
-            raise TypeError(f"the loss is detached from the {name}, so there is no gradient")
-    return Result(value.detach(), *made)
+    made = torch.autograd.grad(value, list(leaves.values()), inputs.upstream.to(value.dtype), allow_unused=True)
+    computed = dict(zip(leaves, made, strict=True))
+    for name, gradient in computed.items():
+        if gradient is None:
+            raise TypeError(f"the loss is detached from the {word(GRADIENTS[name])}, so there is no gradient")
+    return Result(value.detach(), **computed)
 
 
 def as_loss(value: object) -> Tensor:
@@ -201,8 +206,7 @@ def make_call(loss: Loss, inputs: Inputs, gradients: Gradients) -> Call:
         return value
 
     result = evaluate(watched, inputs, gradients)
-    tensors = {"loss": result.loss, "gradient": result.gradient, "target_gradient": result.target_gradient}
-    parts = {in_words(name): tensor for name, tensor in tensors.items()}
+    parts = {in_words(name, inputs.operation): tensor for name, tensor in result.parts.items()}
     return Call(result, inputs, written_forward, marks(passed), shared(parts, inputs))
 
 
@@ -224,3 +228,46 @@ def repeat_call(loss: Loss, inputs: Inputs, others: Inputs, gradients: Gradients
         evaluate(loss, others, gradients)
     poison(inputs)
     return kept, first.copy(), evaluate(loss, inputs, gradients)
+
+
+def require_gradients(value: object, arguments: tuple[object, ...], gradients: Gradients) -> None:
+    """Check that each result in the value of an act has all gradients, with the shapes and dtypes of the inputs.
+
+    An isolated process could leave out a gradient. Without this check, crossent would then not compare the gradient.
+
+    Args:
+        value: the value of the act.
+        arguments: the arguments of the act, which include the inputs of the calls.
+        gradients: the names of the gradients that the subject can compute.
+
+    Raises:
+        ValueError: a gradient is missing, or has another shape or dtype than the tensor it belongs to.
+    """
+    given = _each(Inputs, arguments)
+    for result in _each(Result, value):
+        if given and not any(_has_gradients(result, inputs, gradients) for inputs in given):
+            raise ValueError("a gradient is missing, or its shape or dtype differs from the logits or the target")
+
+
+def _each(kind: type[S], value: object) -> list[S]:
+    """Return all objects of a class in a value: the value itself, or objects in tuples, lists and :class:`Call`."""
+    if isinstance(value, kind):
+        return [value]
+    if isinstance(value, Call):
+        return _each(kind, value.result)
+    return [one for part in value for one in _each(kind, part)] if isinstance(value, (tuple, list)) else []
+
+
+def _has_gradients(result: Result, inputs: Inputs, gradients: Gradients) -> bool:
+    """Return whether a result has all gradients, with the shapes and dtypes of these inputs.
+
+    Also return True if the loss has a wrong shape: :func:`misshapen` reports the shape.
+    """
+    if result.loss.shape != inputs.upstream.shape:  # `misshapen` reports the wrong shape
+        return True
+    leaves = inputs.leaves if "gradient" in gradients else {}
+    parts = {name: result.parts.get(name) for name in leaves if name in gradients}
+    return all(
+        part is not None and part.shape == leaves[name].shape and part.dtype == leaves[name].dtype
+        for name, part in parts.items()
+    )

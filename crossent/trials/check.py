@@ -8,11 +8,13 @@ from enum import Enum
 
 from crossent.cases.case import Case
 from crossent.cases.inputs import Inputs
+from crossent.cases.operation import CROSS_ENTROPY, OPERATIONS, Operation
 from crossent.subjects.features import is_dense
 from crossent.subjects.subject import Subject
 from crossent.trials.difference import Difference
 from crossent.trials.trial import MisshapenError, Problem, Trial
 
+EVERY_OPERATION = tuple(OPERATIONS.values())
 Found = Iterator[Difference | Problem]
 Body = Callable[[Trial], Iterable[Difference | Problem]]
 
@@ -50,6 +52,7 @@ class Check:
         sample: for a check of cost `CODE`, a function that returns whether a case may be a sample. Below the level
             thorough, the check runs on samples only.
         sentence: the property, as one sentence.
+        operations: the operations that have the property.
     """
 
     name: str
@@ -61,6 +64,11 @@ class Check:
     versus: str = "exact"
     sample: Callable[[Case], bool] = lambda case: True
     sentence: str = ""
+    operations: tuple[Operation, ...] = (CROSS_ENTROPY,)
+
+    def said_of(self, operation: Operation) -> str:
+        """Return the sentence, with the word of the operation for its first argument."""
+        return self.sentence.replace(CROSS_ENTROPY.word("input"), operation.word("input"))
 
     def run(self, trial: Trial) -> Found:
         """Run the check: yield each problem and each difference.
@@ -98,6 +106,7 @@ def check(
     versus: str = "exact",
     sample: Callable[[Case], bool] = lambda case: True,
     sentence: str = "",
+    operations: tuple[Operation, ...] = (CROSS_ENTROPY,),
 ) -> Callable[[Body], Check]:
     """Return a decorator that turns a function into a check.
 
@@ -114,12 +123,18 @@ def check(
         versus: see :class:`Check`.
         sample: see :class:`Check`.
         sentence: the sentence of the check, if it differs from the first line of the docstring.
+        operations: see :class:`Check`.
     """
+
+    def applies_to(case: Case) -> bool:
+        return case.operation in operations and applies(case)
+
     required = {**dict.fromkeys(needs, _always), **dict.fromkeys(dense_needs, is_dense), **(other_needs or {})}
 
     def decorate(body: Body) -> Check:
         first_line = (body.__doc__ or "").strip().partition("\n")[0]
         own_name = name or body.__name__
-        return Check(own_name, body, cost, required, applies, transforms, versus, sample, sentence or first_line)
+        said = sentence or first_line
+        return Check(own_name, body, cost, required, applies_to, transforms, versus, sample, said, operations)
 
     return decorate

@@ -12,14 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from crossent.numerics.bounds.contracts import Contract
+from crossent.cases.operation import GRADIENTS
 from crossent.numerics.bounds.loss import Bounds
 from crossent.numerics.bounds.unbounded import unbounded
 from crossent.numerics.formats import FORMATS, Array, either
 from crossent.numerics.oracle.arithmetic import Ball
 from crossent.trials.call import Result
-from crossent.trials.exact import Exact, name_of, rows_of
+from crossent.trials.exact import AnyContract, Exact, LinearPartBounds, name_of, rows_of
 
+AnyBounds = Bounds | LinearPartBounds
 # The results with one number for each row, or with a single number. All other results have a number for each logit.
 BY_ROW = ("loss", "tangent", "upstream_gradient")
 
@@ -80,7 +81,7 @@ class Difference:
         )
 
 
-def compare(contract: Contract, got: Result, exact: Exact, *, zero_mean: bool = False) -> list[Difference]:
+def compare(contract: AnyContract, got: Result, exact: Exact, *, zero_mean: bool = False) -> list[Difference]:
     """Return the differences of a result from the exact values: one for the loss, and one for each gradient.
 
     Args:
@@ -100,13 +101,13 @@ def compare(contract: Contract, got: Result, exact: Exact, *, zero_mean: bool = 
     return found
 
 
-def bounds_of(contract: Contract, got: Result, exact: Exact) -> dict[str, Bounds]:
+def bounds_of(contract: AnyContract, got: Result, exact: Exact) -> dict[str, AnyBounds]:
     """Return the error bounds of the loss and of each gradient, by name.
 
     Each bound includes the rounding of the result to its dtype.
     """
     found = {}
-    for part in ("loss", "gradient", "target_gradient"):
+    for part in ("loss", *GRADIENTS):
         tensor, value = getattr(got, part), getattr(exact, part)
         if tensor is not None and value is not None:
             found[part] = exact.bounds(contract.storing(FORMATS[name_of(tensor)]))
@@ -124,7 +125,7 @@ def _allow_zero(exact: Ball, kept: NDArray[np.bool_], got: Array) -> Ball:
     return Ball(*(np.where(zero, 0.0, part) for part in (exact.hi, exact.lo, exact.radius))) if zero.any() else exact
 
 
-def worst(check: str, tensor: Tensor, exact: Ball, bounds: Bounds) -> Difference:
+def worst(check: str, tensor: Tensor, exact: Ball, bounds: AnyBounds) -> Difference:
     """Compare a result with the exact values, and return the difference at the worst element.
 
     The worst element has the largest share of its error bound. If an exact value is infinite or NaN with the radius 0,
@@ -151,7 +152,7 @@ def worst(check: str, tensor: Tensor, exact: Ball, bounds: Bounds) -> Difference
     return replace(found, index=index, vacuous=vacuous, not_judged=without_bound)
 
 
-def _find_bounds(check: str, exact: Ball, bounds: Bounds) -> tuple[Array, bool, dict[str, int]]:
+def _find_bounds(check: str, exact: Ball, bounds: AnyBounds) -> tuple[Array, bool, dict[str, int]]:
     """Return the error bounds, whether passing is no evidence, and the counts of numbers without a bound.
 
     All subjects with the same contract share these values, so the function computes them once.
@@ -163,10 +164,10 @@ def _find_bounds(check: str, exact: Ball, bounds: Bounds) -> tuple[Array, bool, 
     return known[check][1]
 
 
-_SHARED: WeakKeyDictionary[Bounds, dict[str, tuple[Ball, tuple[Array, bool, dict[str, int]]]]] = WeakKeyDictionary()
+_SHARED: WeakKeyDictionary[AnyBounds, dict[str, tuple[Ball, tuple[Array, bool, dict[str, int]]]]] = WeakKeyDictionary()
 
 
-def largest_errors(check: str, exact: Ball, bounds: Bounds) -> tuple[Array, bool]:
+def largest_errors(check: str, exact: Ball, bounds: AnyBounds) -> tuple[Array, bool]:
     """Return the error bound of each number, and whether a wrong result would pass too (`vacuous`).
 
     Each bound includes the error radius of the exact value. If the exact value is infinite or NaN, the bound is the
@@ -225,7 +226,7 @@ def difference(check: str, dtype: str, got: Array, exact: Ball, allowed: Array) 
     )
 
 
-def not_judged(check: str, allowed: Array, exact: Ball, bounds: Bounds) -> dict[str, int]:
+def not_judged(check: str, allowed: Array, exact: Ball, bounds: AnyBounds) -> dict[str, int]:
     """Return the number of elements without a finite bound, for each reason."""
     if not np.isinf(allowed).any():
         return {}
@@ -233,7 +234,8 @@ def not_judged(check: str, allowed: Array, exact: Ball, bounds: Bounds) -> dict[
     counts = {"there is no exact value": int(unknown.sum())}
     # No input should give a NaN bound. The soak test has found no such input.
     counts["the bound is not a number"] = int(np.isnan(getattr(bounds, check)).sum())
-    for reason, where in unbounded(bounds, check).items():
+    reasons = bounds.without_bound(check) if isinstance(bounds, LinearPartBounds) else unbounded(bounds, check)
+    for reason, where in reasons.items():
         counts[reason] = int((where.reshape(allowed.shape) & np.isinf(allowed) & ~unknown).sum())
     return {reason: count for reason, count in counts.items() if count}
 

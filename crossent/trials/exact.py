@@ -6,7 +6,9 @@ The exact values come from the oracle and not from torch, because torch rounds. 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import overload
 
 import numpy as np
 import torch
@@ -14,15 +16,81 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from crossent.cases.inputs import Inputs
+from crossent.cases.operation import LINEAR_CROSS_ENTROPY
 from crossent.numerics.bounds.call import effective
 from crossent.numerics.bounds.contracts import Contract
 from crossent.numerics.bounds.derivatives import DerivativeBounds
+from crossent.numerics.bounds.linear import LinearBounds, LinearTerms
+from crossent.numerics.bounds.linear_contracts import LinearContract
 from crossent.numerics.bounds.loss import Bounds
 from crossent.numerics.bounds.terms import Terms
+from crossent.numerics.bounds.unbounded import unbounded
 from crossent.numerics.formats import FORMATS, Array
+from crossent.numerics.linear_call import LinearCall
 from crossent.numerics.oracle.answer import answer
 from crossent.numerics.oracle.arguments import Arguments
 from crossent.numerics.oracle.arithmetic import Ball
+from crossent.numerics.oracle.linear import linear_answer
+
+AnyContract = Contract | LinearContract
+
+
+class LinearPartBounds:
+    """The error bounds of a linear cross-entropy, by the names of the parts of a result and in the shapes of `Exact`.
+
+    Attributes:
+        terms: the cross-entropy of the logits.
+        contract: the contract.
+    """
+
+    def __init__(self, terms: LinearTerms, contract: LinearContract) -> None:
+        self._bounds, self._factors = LinearBounds(terms, contract), terms
+        self.terms, self.contract = terms.rows, contract
+
+    @property
+    def loss(self) -> Array:
+        """The bound of the loss: (R,), or () for the reductions "mean" and "sum"."""
+        return self._bounds.loss
+
+    @property
+    def gradient(self) -> Array:
+        """The bound of the gradient of the input, (N, H)."""
+        return self._bounds.grad_input
+
+    @property
+    def weight_gradient(self) -> Array:
+        """The bound of the gradient of `linear_weight`, (V, H)."""
+        return self._bounds.grad_weight
+
+    @property
+    def bias_gradient(self) -> Array:
+        """The bound of the gradient of `linear_bias`, (1, V)."""
+        return self._bounds.grad_bias[None]
+
+    def vacuous_results(self, check: str) -> list[Array]:
+        """Return wrong results, whose logits have the gradient of the target alone, as in :class:`Bounds`."""
+        if check == "loss":
+            return []
+        factors = self._factors
+        of_target = Bounds(self.terms, self.contract.loss).vacuous_results("gradient")
+        with np.errstate(all="ignore"):
+            made = {
+                "gradient": lambda d: d @ factors.weight,
+                "weight_gradient": lambda d: d.T @ factors.input,
+                "bias_gradient": lambda d: d.sum(0, keepdims=True),
+            }
+            return [made[check](d) for d in of_target]
+
+    def without_bound(self, check: str) -> Mapping[str, NDArray[np.bool_]]:
+        """Return, for each reason, a mask of the bounds that are infinite for this reason."""
+        infinite, rows = np.isinf(getattr(self, check)), Bounds(self.terms, self.contract.loss)
+        if rows.may_divide_by_zero:
+            return {"the denominator may be zero": infinite}
+        # Where the bound of the loss of given logits is infinite, that of inexact logits has the same reason.
+        of_rows = unbounded(rows, "loss") if check == "loss" else {}
+        reasons = {str(reason): where for reason, where in of_rows.items()}
+        known = np.logical_or.reduce([~infinite, *reasons.values()])
+        return {**reasons, "an intermediate may overflow": ~known}
 
 
 @dataclass(frozen=True)
@@ -34,9 +102,12 @@ class Exact:
         dtype: the dtype of the loss.
         logits_dtype: the name of the dtype of the logits.
         loss: the exact loss, (R, 1); (1, 1) for the reductions "mean" and "sum".
-        gradient: the exact gradient of the logits, (R, C).
+        gradient: the exact gradient of the input: (R, C) for logits, (N, H) for hidden states.
         target_gradient: the exact gradient of the target probabilities, (R, C); None for index targets.
         terms: the arguments of the case as rows of float64 numbers.
+        weight_gradient: the exact gradient of `linear_weight`, (V, H); None for logits.
+        bias_gradient: the exact gradient of `linear_bias`, (1, V); None without a bias.
+        factors: the arguments of a linear cross-entropy; None for a cross-entropy of logits.
     """
 
     shape: tuple[int, ...]
@@ -46,15 +117,50 @@ class Exact:
     gradient: Ball
     target_gradient: Ball | None
     terms: Terms
+    weight_gradient: Ball | None = None
+    bias_gradient: Ball | None = None
+    factors: LinearTerms | None = None
     _bounds: dict[Contract, Bounds] = field(default_factory=dict)
+    _of_factors: dict[LinearContract, LinearPartBounds] = field(default_factory=dict)
 
-    def bounds(self, contract: Contract) -> Bounds:
+    @overload
+    def bounds(self, contract: Contract) -> Bounds: ...
+
+    @overload
+    def bounds(self, contract: LinearContract) -> LinearPartBounds: ...
+
+    def bounds(self, contract: AnyContract) -> Bounds | LinearPartBounds:
         """Return the error bounds under a contract. All subjects with the same contract share the returned object."""
-        contract = effective(contract, self.terms)
+        if isinstance(contract, LinearContract):
+            assert self.factors is not None
+            linear = self.effective(contract)
+            if linear not in self._of_factors:
+                self._of_factors[linear] = LinearPartBounds(self.factors, linear)
+            return self._of_factors[linear]
+        contract = self.effective(contract)
         if contract not in self._bounds:
             like = (known for other, known in self._bounds.items() if other.in_any_order == contract.in_any_order)
             self._bounds[contract] = Bounds(self.terms, contract, next(like, None))
         return self._bounds[contract]
+
+    @overload
+    def effective(self, contract: Contract) -> Contract: ...
+
+    @overload
+    def effective(self, contract: LinearContract) -> LinearContract: ...
+
+    def effective(self, contract: AnyContract) -> AnyContract:
+        """Return the contract with a fixed value in each field that does not change the bounds of this case."""
+        if isinstance(contract, LinearContract):
+            return replace(contract, loss=replace(contract.loss, grade="A"))
+        return effective(contract, self.terms)
+
+    def at(self, inputs: Inputs) -> Exact:
+        """Return an object that computes error bounds for other inputs. It keeps the exact values of this case."""
+        factors = None if self.factors is None else _factors_of(inputs)
+        terms = terms_of(inputs) if factors is None else factors.rows
+        dtype = name_of(inputs.input)
+        return replace(self, terms=terms, logits_dtype=dtype, factors=factors, _bounds={}, _of_factors={})
 
 
 @dataclass(frozen=True)
@@ -91,6 +197,8 @@ def solve_along(inputs: Inputs, direction: Tensor) -> ExactAlong:
 
 def solve(inputs: Inputs) -> Exact:
     """Return the exact values of a case."""
+    if inputs.operation is LINEAR_CROSS_ENTROPY:
+        return _solve_linear(inputs)
     terms = terms_of(inputs)
     exact = answer(_arguments(inputs, terms))
     blocks = list(exact.gradients())
@@ -100,12 +208,54 @@ def solve(inputs: Inputs) -> Exact:
     if terms.probabilities is not None:
         target_gradient = Ball.joined([of_target for _, _, of_target in blocks if of_target is not None], columns)
     shape = tuple(inputs.upstream.shape)
-    return Exact(shape, dtype_of(inputs), name_of(inputs.logits), _column(exact.loss), gradient, target_gradient, terms)
+    return Exact(shape, dtype_of(inputs), name_of(inputs.input), _column(exact.loss), gradient, target_gradient, terms)
+
+
+def _solve_linear(inputs: Inputs) -> Exact:
+    exact, factors = linear_answer(_linear_call(inputs)), _factors_of(inputs)
+    bias = exact.grad_bias
+    return Exact(
+        tuple(inputs.upstream.shape),
+        dtype_of(inputs),
+        name_of(inputs.input),
+        _column(exact.loss),
+        exact.grad_input,
+        None,
+        factors.rows,
+        exact.grad_weight,
+        None if bias is None else Ball(bias.hi[None], bias.lo[None], bias.radius[None]),
+        factors,
+    )
+
+
+def _factors_of(inputs: Inputs) -> LinearTerms:
+    return LinearTerms.of(_linear_call(inputs), FORMATS.get(name_of(inputs.target)))
+
+
+def _linear_call(inputs: Inputs) -> LinearCall:
+    """Return the arguments of a linear cross-entropy in the form that the oracle takes."""
+    tensors = {name: value for name, value in inputs.options.items() if isinstance(value, Tensor)}
+    narrow = np.float64 if torch.float64 in (inputs.input.dtype, inputs.target.dtype) else np.float32
+    dense = inputs.target.is_floating_point()
+
+    def numbers(tensor: Tensor) -> Array:
+        return np.asarray(tensor.detach().double().cpu().numpy().astype(narrow))
+
+    return LinearCall(
+        numbers(inputs.input),
+        index=None if dense else _indices(inputs.target),
+        probabilities=numbers(inputs.target) if dense else None,
+        **{name: numbers(tensor) for name, tensor in tensors.items()},
+        ignore_index=inputs.options.get("ignore_index", -100),
+        reduction=inputs.options["reduction"],
+        label_smoothing=inputs.options["label_smoothing"],
+        upstream=inputs.upstream.double().cpu().numpy() if inputs.upstream.dim() else inputs.upstream.double().item(),
+    )
 
 
 def dtype_of(inputs: Inputs) -> torch.dtype:
     """Return the dtype of the loss: the dtype of the logits, promoted with the dtype of target probabilities."""
-    dtype = inputs.logits.dtype
+    dtype = inputs.input.dtype
     return torch.promote_types(dtype, inputs.target.dtype) if inputs.target.is_floating_point() else dtype
 
 
@@ -117,7 +267,7 @@ def _column(numbers: Ball) -> Ball:
 def _arguments(inputs: Inputs, terms: Terms) -> Arguments:
     """Return the arguments of a case in the form that the oracle takes."""
     # float32 represents every float16 and bfloat16 number. With float32 arrays, the oracle can compute in float64.
-    narrow = np.float64 if torch.float64 in (inputs.logits.dtype, inputs.target.dtype) else np.float32
+    narrow = np.float64 if torch.float64 in (inputs.input.dtype, inputs.target.dtype) else np.float32
     given = {"probabilities": terms.probabilities, "weight": terms.weight}
     return Arguments(
         terms.logits.astype(narrow),
@@ -132,7 +282,7 @@ def _arguments(inputs: Inputs, terms: Terms) -> Arguments:
 
 def terms_of(inputs: Inputs) -> Terms:
     """Return the arguments of a case as rows of float64 numbers. The conversion is exact; only `log_sum` is rounded."""
-    logits = rows_of(inputs.logits)
+    logits = rows_of(inputs.input)
     options = inputs.options
     index = probabilities = None
     kept = np.ones(len(logits), bool)

@@ -72,7 +72,7 @@ def infinity_of(difference: Difference, inputs: Inputs) -> str:
     of_row = inputs.options.get("reduction") == "none" and inputs.options.get("weight") is None
     if difference.of != "loss" or not of_row or difference.got != math.inf or not math.isfinite(difference.exact):
         return ""
-    dtype, largest = str(inputs.logits.dtype).removeprefix("torch."), float(inputs.logits.max())
+    dtype, largest = str(inputs.input.dtype).removeprefix("torch."), float(inputs.input.max())
     least = math.log(FORMATS[dtype].smallest_subnormal) - math.log(2)
     lines = [f"a probability of exp({-difference.exact:.4g}) is 0"] * (-difference.exact < least)
     lines += [f"exp({largest:.4g}), of the largest logit, is inf"] * (largest > math.log(FORMATS[dtype].largest))
@@ -92,8 +92,8 @@ def _factors(inputs: Inputs) -> Iterator[tuple[str, float]]:
 
 def _sizes(inputs: Inputs) -> dict[str, float]:
     """Return the sizes of a call by the names that a message uses, such as "kept rows" and "classes"."""
-    logits, target, options = inputs.logits, inputs.target, inputs.options
-    classes = logits.shape[min(1, logits.dim() - 1)]
+    first, target, options = inputs.input, inputs.target, inputs.options
+    width, classes = first.shape[min(1, first.dim() - 1)], inputs.classes
     sizes = {}
     if is_dense(inputs):
         sizes["sum of the probabilities"] = float(target.double().sum())
@@ -103,7 +103,7 @@ def _sizes(inputs: Inputs) -> dict[str, float]:
         sizes["kept rows"] = float(kept.sum())
         if (weight := options.get("weight")) is not None:
             sizes["weight of the kept rows"] = float(weight.double()[index[kept]].sum())
-    sizes["rows"] = logits.numel() / classes if classes else 0.0
-    sizes |= {"batch": float(logits.shape[0]) if logits.dim() > 1 else 1.0, "classes": float(classes)}
+    sizes["rows"] = first.numel() / width if width else 0.0
+    sizes |= {"batch": float(first.shape[0]) if first.dim() > 1 else 1.0, "classes": float(classes)}
     smoothing = options.get("label_smoothing", 0.0)
     return sizes | ({"1 - label_smoothing": 1 - smoothing} if 0 < smoothing < 1 else {})

@@ -12,9 +12,8 @@ UPSTREAM = "the upstream gradient"  # not an argument of the loss, so a result m
 
 def tensors_of(inputs: Inputs) -> dict[str, Tensor]:
     """Return the tensors of a call by the names that messages use."""
-    weight = inputs.options.get("weight")
-    tensors = {"input": inputs.logits, "target": inputs.target, UPSTREAM: inputs.upstream}
-    return tensors if weight is None else {**tensors, "weight": weight}
+    options = {name: value for name, value in inputs.options.items() if isinstance(value, Tensor)}
+    return {"input": inputs.input, "target": inputs.target, UPSTREAM: inputs.upstream, **options}
 
 
 def memory(tensor: Tensor) -> Tensor:
@@ -51,12 +50,12 @@ def marks(passed: dict[str, tuple[Tensor, bool]]) -> str:
     return ""
 
 
-def shared(results: dict[str, Tensor | None], given: Inputs) -> str:
+def shared(results: dict[str, Tensor], given: Inputs) -> str:
     """Return a sentence about the first result that shares memory with an argument, or ""."""
     arguments = {name: argument for name, argument in tensors_of(given).items() if name != UPSTREAM}
     for part, tensor in results.items():
         for name, argument in arguments.items():
-            if tensor is not None and tensor.numel() and _place(tensor) == _place(argument):
+            if tensor.numel() and _place(tensor) == _place(argument):
                 return f"the {part} shares memory with {name}"
     return ""
 
@@ -68,8 +67,9 @@ def poison(inputs: Inputs) -> None:
     elements are probably NaN (pytorch#20406). The function allocates eight blocks of one size before it frees them, so
     that they cover different memory.
     """
-    dtype, device = inputs.logits.dtype, inputs.logits.device
-    for shape in (inputs.logits.shape, inputs.upstream.shape, inputs.target.shape):
+    dtype, device = inputs.input.dtype, inputs.input.device
+    results = [leaf.shape for leaf in inputs.leaves.values()]
+    for shape in dict.fromkeys((inputs.input.shape, inputs.upstream.shape, inputs.target.shape, *results)):
         blocks = [torch.full(shape, torch.nan, dtype=dtype, device=device) for _ in range(8)]
         del blocks
 

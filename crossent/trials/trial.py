@@ -13,14 +13,13 @@ from torch import Tensor
 from crossent.cases.axes import HALF_DTYPES
 from crossent.cases.case import Case
 from crossent.cases.inputs import Inputs
-from crossent.numerics.bounds.call import effective
 from crossent.numerics.bounds.contracts import Contract, Grade, contract
+from crossent.numerics.bounds.linear_contracts import linear_contract_of
 from crossent.numerics.formats import Array
 from crossent.subjects.contracts import TORCH_CONTRACT
 from crossent.subjects.subject import Subject
 from crossent.trials.act import Host, NotRun, Raised
 from crossent.trials.call import (
-    BOTH_GRADIENTS,
     DENSE,
     Call,
     Gradients,
@@ -31,13 +30,13 @@ from crossent.trials.call import (
     in_words,
     kind_of,
     make_call,
+    require_gradients,
 )
 from crossent.trials.difference import Difference, bounds_of, compare
-from crossent.trials.exact import Exact, ExactAlong, name_of, solve, solve_along
+from crossent.trials.exact import AnyContract, Exact, ExactAlong, name_of, solve, solve_along
 from crossent.words import as_options
 
 T = TypeVar("T")
-S = TypeVar("S")
 
 
 class RefusedError(Exception):
@@ -172,8 +171,8 @@ class Trial:
     @property
     def gradients(self) -> Gradients:
         """The names of the gradients that the subject can compute."""
-        lacks = {} if self.subject.differentiable else BOTH_GRADIENTS
-        return tuple(name for name in BOTH_GRADIENTS if name not in lacks and name not in self.subject.lacks)
+        every = self.question.inputs.operation.gradients if self.subject.differentiable else ()
+        return tuple(name for name in every if name not in self.subject.lacks)
 
     def perform(self, act: Callable[..., T | NotRun], *arguments: Any) -> T:
         """Run an act (:mod:`crossent.trials.act`) where the subject runs, and return the value of the act.
@@ -218,20 +217,28 @@ class Trial:
         flushes = "subnormal" in subject.lacks
         return contract(subject.promise, chosen, name, device=self.question.device, rows=rows, flushes=flushes)
 
+    def promised(self, exact: Exact, grade: Grade | None = None) -> AnyContract:
+        """Return the contract of the subject for the operation, the dtype and the number of rows of a case."""
+        dtype, rows = exact.logits_dtype, len(exact.terms.logits)
+        if exact.factors is None:
+            return self.contract(dtype, rows, grade)
+        where = {"device": self.question.device, "rows": rows, "flushes": "subnormal" in self.subject.lacks}
+        name = self.subject.dtype_name or dtype
+        return linear_contract_of(self.subject.promise, grade or self.wanted, name, **where)
+
     def compare(self, got: Result, exact: Exact) -> list[Difference]:
         """Compare a result with the exact values, under the contract of the subject.
 
         Raises:
             ValueError: a gradient has neither the dtype of its tensor nor the dtype of the logits of `exact`.
         """
-        inputs = self.question.inputs
-        for name, leaf in (("gradient", inputs.logits), ("target_gradient", inputs.target)):
+        for name, leaf in self.question.inputs.leaves.items():
             part = got.parts.get(name)
             if part is not None and name_of(part) not in (exact.logits_dtype, name_of(leaf)):
                 raise ValueError(f"{in_words(name)}: got {name_of(part)}; expected {name_of(leaf)}")
-        return self._compare(self.contract(exact.logits_dtype, len(exact.terms.logits)), got, exact)
+        return self._compare(self.promised(exact), got, exact)
 
-    def _compare(self, promised: Contract, got: Result, exact: Exact) -> list[Difference]:
+    def _compare(self, promised: AnyContract, got: Result, exact: Exact) -> list[Difference]:
         return compare(promised, got, exact, zero_mean="nan_mean" in self.subject.lacks)
 
     def bounds(self, got: Result, exact: Exact) -> dict[str, Array]:
@@ -241,7 +248,7 @@ class Trial:
         the subject must reach in this other dtype. A bound of NaN or inf means that there is no bound.
         """
         grade = self._wanted_in(exact.logits_dtype)
-        promised = self.contract(exact.logits_dtype, len(exact.terms.logits), grade)
+        promised = self.promised(exact, grade)
         found = {name: getattr(bounds, name) for name, bounds in bounds_of(promised, got, exact).items()}
         return {name: bound.reshape(-1, 1) if name == "loss" else bound for name, bound in found.items()}
 
@@ -249,10 +256,10 @@ class Trial:
     def grade(self) -> Grade:
         """The best grade whose error bounds the first result does not exceed: A, B, or F for neither."""
         exact = self.question.exact
-        wanted = self.contract(exact.logits_dtype, len(exact.terms.logits))
+        wanted = self.promised(exact)
         for grade in ("A", "B"):
-            promised = self.contract(exact.logits_dtype, len(exact.terms.logits), grade)
-            if effective(promised, exact.terms) == effective(wanted, exact.terms):
+            promised = self.promised(exact, grade)
+            if exact.effective(promised) == exact.effective(wanted):
                 found = list(self.differences.values())
             else:
                 found = self._compare(promised, self.got, exact)
@@ -264,51 +271,6 @@ class Trial:
     def differences(self) -> dict[str, Difference]:
         """The differences of the first result from the exact values, by name: "loss", "gradient", "target_gradient"."""
         return {difference.of: difference for difference in self.compare(self.got, self.question.exact)}
-
-
-def require_gradients(value: object, arguments: tuple[object, ...], gradients: Gradients) -> None:
-    """Check that each result in the value of an act has all gradients, with the shapes and dtypes of the inputs.
-
-    An isolated process could leave out a gradient. Without this check, crossent would then not compare the gradient.
-
-    Args:
-        value: the value of the act.
-        arguments: the arguments of the act, which include the inputs of the calls.
-        gradients: the names of the gradients that the subject can compute.
-
-    Raises:
-        ValueError: a gradient is missing, or has another shape or dtype than the tensor it belongs to.
-    """
-    given = _find_all(Inputs, arguments)
-    for result in _find_all(Result, value):
-        if given and not any(_has_gradients(result, inputs, gradients) for inputs in given):
-            raise ValueError("a gradient is missing, or its shape or dtype differs from the logits or the target")
-
-
-def _find_all(kind: type[S], value: object) -> list[S]:
-    """Return all objects of a class in a value: the value itself, or objects in tuples, lists and results of calls."""
-    if isinstance(value, kind):
-        return [value]
-    if isinstance(value, Call):
-        return _find_all(kind, value.result)
-    return [one for part in value for one in _find_all(kind, part)] if isinstance(value, (tuple, list)) else []
-
-
-def _has_gradients(result: Result, inputs: Inputs, gradients: Gradients) -> bool:
-    """Return whether a result has all gradients, with the shapes and dtypes of these inputs.
-
-    Also return True if the loss has a wrong shape: :func:`misshapen` reports the shape.
-    """
-    if result.loss.shape != inputs.upstream.shape:  # `misshapen` reports the wrong shape
-        return True
-    leaves = {"gradient": inputs.logits}
-    if inputs.target.is_floating_point() and "gradient" in gradients:
-        leaves["target_gradient"] = inputs.target
-    parts = {name: result.parts.get(name) for name in leaves if name in gradients}
-    return all(
-        part is not None and part.shape == leaves[name].shape and part.dtype == leaves[name].dtype
-        for name, part in parts.items()
-    )
 
 
 def misshapen(

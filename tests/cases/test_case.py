@@ -49,12 +49,12 @@ def sampled(count):
 def built(values, dtype="float64", sizes=(200, 5), **options):
     """Return the inputs of a case, and its logits as a float64 array, (R, C)."""
     inputs = Case(dtype, sizes, values, **options).build()
-    logits = inputs.logits.double().numpy()
+    logits = inputs.input.double().numpy()
     return inputs, logits if logits.ndim == 2 else np.moveaxis(logits, 1, -1).reshape(-1, sizes[1])
 
 
 def is_hot(inputs):
-    return np.arange(inputs.logits.shape[1]) == inputs.target.numpy()[:, None]
+    return np.arange(inputs.input.shape[1]) == inputs.target.numpy()[:, None]
 
 
 def test_every_case_is_read_back_from_its_id():
@@ -157,7 +157,7 @@ def test_a_rebuilt_case_has_the_same_bits():
         once, again = case.build(), Case.of(case.id).build()
         assert once.digest == again.digest, case.id
         assert repr(once.options) == repr(again.options)
-        for one, two in ((once.logits, again.logits), (once.target, again.target), (once.upstream, again.upstream)):
+        for one, two in ((once.input, again.input), (once.target, again.target), (once.upstream, again.upstream)):
             assert (one.dtype, one.shape, one.stride()) == (two.dtype, two.shape, two.stride())
             assert np.array_equal(bits(one), bits(two)), case.id
 
@@ -166,14 +166,14 @@ def test_a_case_is_built_on_the_given_device():
     """The meta device stands for a CUDA device. All tensors are on the device, with the same layout as on a CPU."""
     for case in sampled(300):
         here, there = case.build(), case.build("meta")
-        for name in ("logits", "target", "upstream"):
+        for name in ("input", "target", "upstream"):
             one, two = getattr(here, name), getattr(there, name)
             assert two.device.type == "meta", case.id
             assert (one.shape, one.stride(), one.dtype) == (two.shape, two.stride(), two.dtype), case.id
-        assert there.options.get("weight", there.logits).device.type == "meta"
+        assert there.options.get("weight", there.input).device.type == "meta"
     for bad_input in BAD_INPUTS:
         bad = bad_input.build("meta")
-        given = [bad.logits, bad.target, bad.upstream, *(v for v in bad.options.values() if torch.is_tensor(v))]
+        given = [bad.input, bad.target, bad.upstream, *(v for v in bad.options.values() if torch.is_tensor(v))]
         assert {tensor.device.type for tensor in given} == {"meta"}, bad_input.id
 
 
@@ -213,7 +213,7 @@ def test_a_case_has_the_same_bits_on_an_older_processor():
 
 
 def _tensors(inputs):
-    named = {"logits": inputs.logits, "target": inputs.target, "upstream": inputs.upstream}
+    named = {"input": inputs.input, "target": inputs.target, "upstream": inputs.upstream}
     return {**named, "weight": inputs.options["weight"]}
 
 
@@ -257,8 +257,8 @@ def test_the_digest_changes_with_every_option_shape_and_dtype():
         for name in inputs.options
     ]
     others += [
-        _with(inputs, "logits", inputs.logits.view(2, 8)),
-        _with(inputs, "logits", inputs.logits.view(torch.int32)),
+        _with(inputs, "input", inputs.input.view(2, 8)),
+        _with(inputs, "input", inputs.input.view(torch.int32)),
         _with(inputs, "target", inputs.target.view(2, 2)),
         _with(inputs, "upstream", inputs.upstream.view(1)),
         _with(inputs, "weight", inputs.options["weight"].view(2, 2)),
@@ -273,7 +273,7 @@ def test_the_numbers_do_not_depend_on_the_dtype():
         if case.values in ("subnormal", "extreme"):
             continue
         wide, narrow = dataclasses.replace(case, dtype="float64").build(), case.build()
-        pairs = [(wide.logits, narrow.logits), (wide.upstream, narrow.upstream)]
+        pairs = [(wide.input, narrow.input), (wide.upstream, narrow.upstream)]
         pairs += [(wide.target, narrow.target)] if case.target != "other_float" else []
         pairs += [(wide.options["weight"], narrow.options["weight"])] if "weight" in wide.options else []
         for one, two in pairs:
@@ -287,7 +287,7 @@ def test_the_numbers_do_not_depend_on_the_dtype():
 def test_the_numbers_do_not_depend_on_the_upstream_gradient():
     one = Case.of("float32-7x5-normal-probabilities-none-weighted-rows").build()
     two = Case.of("float32-7x5-normal-probabilities-none-weighted-zero").build()
-    assert one.logits.equal(two.logits)
+    assert one.input.equal(two.input)
     assert one.target.equal(two.target)
     assert one.options["weight"].equal(two.options["weight"])
 
@@ -303,7 +303,7 @@ def test_logits_are_below_the_declared_magnitude(values):
         ignored = "ignored" if VALUES[values].ignored_only else "kept"
         case = Case(dtype, (50, 9), values, ignored=ignored, seed=seed)
         if not case.invalid:
-            logits = case.build().logits.double().numpy()
+            logits = case.build().input.double().numpy()
             assert np.abs(logits[np.isfinite(logits)]).max(initial=0) < (VALUES[values].largest or np.inf)
 
 
@@ -508,8 +508,8 @@ def test_the_inputs_have_the_shapes_that_torch_needs():
     for case in sampled(200):
         inputs = case.build()
         assert isinstance(inputs, Inputs)
-        assert inputs.logits.shape == case.sizes
-        assert inputs.logits.is_contiguous() or case.layout != "contiguous"
+        assert inputs.input.shape == case.sizes
+        assert inputs.input.is_contiguous() or case.layout != "contiguous"
         rows = torch.Size([*case.sizes[:1], *case.sizes[2:]] if len(case.sizes) > 1 else [])
         assert inputs.target.shape == (case.sizes if case.target in DENSE_TARGETS else rows)
         assert inputs.upstream.shape == (rows if case.reduction == "none" else ())

@@ -130,7 +130,7 @@ def some_ignored(inputs):
 
 
 def logits_last(inputs):
-    return inputs.logits.movedim(1, -1).reshape(-1, inputs.logits.shape[1]).double()
+    return inputs.input.movedim(1, -1).reshape(-1, inputs.input.shape[1]).double()
 
 
 def gap(inputs):
@@ -160,7 +160,7 @@ def stored_outside(inputs):
 
     The mask has an entry for each row except the first. The memory before a row is the last class of the row before.
     """
-    kept_before, last = kept(inputs)[:-1], inputs.logits.shape[1] - 1
+    kept_before, last = kept(inputs)[:-1], inputs.input.shape[1] - 1
     return (inputs.options["ignore_index"] == -1) & kept_before & (inputs.target[:-1] == last) & ~kept(inputs)[1:]
 
 
@@ -175,63 +175,63 @@ TRIGGERS = {
     "A11": lambda i: not kept(i).any() and i.options["reduction"] == "mean",
     "A13": lambda i: i.options["label_smoothing"] > 0 and gap(i) > 104,  # exp(-104) is 0 in float32
     "A16": lambda i: some_ignored(i) and len(weight_of(i)) and i.options["ignore_index"] == 0,
-    "A17": lambda i: some_ignored(i) and (i.target == i.logits.shape[1] - 1).any(),
+    "A17": lambda i: some_ignored(i) and (i.target == i.input.shape[1] - 1).any(),
     "A18": lambda i: weight_of(i).unique().numel() > 1,
     "B3": lambda i: i.options["label_smoothing"] > 0 and "weight" in i.options,
     "B5": lambda i: some_ignored(i) and i.options["label_smoothing"] > 0,
     "B9": lambda i: i.options["label_smoothing"] > 0 and total_of_log_probs(i) > 65504 and losses(i).max() < 65504,
     "B10": lambda i: i.options["label_smoothing"] > 0,
-    "B7": lambda i: i.logits.isneginf().any() and i.options["label_smoothing"] == 0,
+    "B7": lambda i: i.input.isneginf().any() and i.options["label_smoothing"] == 0,
     "C1": lambda i: i.upstream.item() != 1,
     "C2": lambda i: not kept(i)[0] and has_different_upstream_gradients(i),
-    "C9": lambda i: i.logits.dim() == 4 and not i.logits.is_contiguous(),
-    "C10": lambda i: i.logits.is_contiguous(memory_format=torch.channels_last) and not i.logits.is_contiguous(),
-    "C11": lambda i: (weight_of(i) < 0).any() and i.logits.dtype == torch.float64,
-    "C13": lambda i: len(i.target) > 1000 and i.logits.element_size() == 2,
+    "C9": lambda i: i.input.dim() == 4 and not i.input.is_contiguous(),
+    "C10": lambda i: i.input.is_contiguous(memory_format=torch.channels_last) and not i.input.is_contiguous(),
+    "C11": lambda i: (weight_of(i) < 0).any() and i.input.dtype == torch.float64,
+    "C13": lambda i: len(i.target) > 1000 and i.input.element_size() == 2,
     "C15": lambda i: gap(i) > 746,  # exp(-746) is 0 in float64
-    "C16": lambda i: i.logits.isneginf().any(),
-    "C17": lambda i: i.logits.dtype == torch.float32,
+    "C16": lambda i: i.input.isneginf().any(),
+    "C17": lambda i: i.input.dtype == torch.float32,
     "C18": lambda i: i.upstream.dim() == 0 and i.upstream.item() != 1,
-    "C19": lambda i: i.logits.element_size() == 2 and losses(i).min() < 2**-8,
-    "C20": lambda i: i.logits.element_size() == 2 and gap(i) > 9,  # 2^-12 is exp(-8.3)
+    "C19": lambda i: i.input.element_size() == 2 and losses(i).min() < 2**-8,
+    "C20": lambda i: i.input.element_size() == 2 and gap(i) > 9,  # 2^-12 is exp(-8.3)
     "C21": lambda i: stored_outside(i).any(),
-    "C22": lambda i: i.logits.shape[1] > 1,
+    "C22": lambda i: i.input.shape[1] > 1,
     "C23": lambda i: (i.target.sum(1) - 1).abs().max() > 0.1,
-    "D1": lambda i: (i.logits > 9e7).all(),
-    "D2": lambda i: i.logits.dtype == torch.bfloat16 and i.logits.shape[1] >= 32 and i.logits.max() > 89,
+    "D1": lambda i: (i.input > 9e7).all(),
+    "D2": lambda i: i.input.dtype == torch.bfloat16 and i.input.shape[1] >= 32 and i.input.max() > 89,
     "D4": lambda i: losses(i).max() > 16.2,  # -log 1e-7
     "D6": lambda i: (
-        i.logits.dtype == torch.float16 and len(i.target) >= 65520
+        i.input.dtype == torch.float16 and len(i.target) >= 65520
     ),  # 65520 is the smallest number that float16 rounds to infinity
-    "D6b": lambda i: i.logits.dtype == torch.float16 and len(i.target) >= 65520,
-    "D7": lambda i: i.logits.shape[1] == 65520 and (i.logits == 0).all(),
-    "D8": lambda i: i.logits.shape[1] > 2 / torch.finfo(i.logits.dtype).eps and (i.logits == 0).all(),
-    "D10": lambda i: i.logits[i.target > 32, :32].isneginf().all(1).any(),
-    "D11": lambda i: i.logits.isneginf().any() and losses(i).isfinite().all(),
-    "D12": lambda i: i.logits.isneginf().all(1).any() and i.logits.shape[1] == 128,
+    "D6b": lambda i: i.input.dtype == torch.float16 and len(i.target) >= 65520,
+    "D7": lambda i: i.input.shape[1] == 65520 and (i.input == 0).all(),
+    "D8": lambda i: i.input.shape[1] > 2 / torch.finfo(i.input.dtype).eps and (i.input == 0).all(),
+    "D10": lambda i: i.input[i.target > 32, :32].isneginf().all(1).any(),
+    "D11": lambda i: i.input.isneginf().any() and losses(i).isfinite().all(),
+    "D12": lambda i: i.input.isneginf().all(1).any() and i.input.shape[1] == 128,
     "D14": lambda i: gap(i) > 104,
-    "D15": lambda i: i.logits.max() < -104,
-    "E1": lambda i: i.logits.shape[1] % 256 and i.logits.max() < -9e3,
-    "E2": lambda i: i.logits.shape[1] % 1024 and i.logits.max() < -9e3,
-    "E3": lambda i: some_ignored(i) and i.options["ignore_index"] == i.logits.shape[1],
-    "E8": lambda i: i.logits.shape[1] % 2 and i.logits.dtype == torch.float16,
-    "E9": lambda i: i.logits.is_contiguous() and i.logits.storage_offset() == 1,
-    "E10": lambda i: i.logits.shape[1] * 4 > 48 * 1024,
-    "G2": lambda i: (i.target[~kept(i)] >= i.logits.shape[1]).any(),
+    "D15": lambda i: i.input.max() < -104,
+    "E1": lambda i: i.input.shape[1] % 256 and i.input.max() < -9e3,
+    "E2": lambda i: i.input.shape[1] % 1024 and i.input.max() < -9e3,
+    "E3": lambda i: some_ignored(i) and i.options["ignore_index"] == i.input.shape[1],
+    "E8": lambda i: i.input.shape[1] % 2 and i.input.dtype == torch.float16,
+    "E9": lambda i: i.input.is_contiguous() and i.input.storage_offset() == 1,
+    "E10": lambda i: i.input.shape[1] * 4 > 48 * 1024,
+    "G2": lambda i: (i.target[~kept(i)] >= i.input.shape[1]).any(),
     "G4": lambda i: some_ignored(i) and i.options["ignore_index"] == -1 and i.options["reduction"] == "none",
     "G6": lambda i: some_ignored(i) and i.options["ignore_index"] == 255 and i.options["reduction"] == "none",
-    "G7": lambda i: some_ignored(i) and i.options.get("ignore_index") == i.logits.shape[1],
+    "G7": lambda i: some_ignored(i) and i.options.get("ignore_index") == i.input.shape[1],
     "G12": lambda i: i.target.dtype == torch.uint8 and (i.target == 156).any() and "ignore_index" not in i.options,
     "G13": lambda i: i.target.numel() == 0 and i.target.is_floating_point(),
-    "G14": lambda i: i.logits.dim() == 1 and i.target.is_floating_point(),
-    "G15": lambda i: not i.logits[~kept(i)].isfinite().any() and i.logits[kept(i)].isfinite().all(),
-    "G16": lambda i: i.logits.shape[0] == i.logits.shape[1],
+    "G14": lambda i: i.input.dim() == 1 and i.target.is_floating_point(),
+    "G15": lambda i: not i.input[~kept(i)].isfinite().any() and i.input[kept(i)].isfinite().all(),
+    "G16": lambda i: i.input.shape[0] == i.input.shape[1],
     "G17": lambda i: i.target.is_floating_point() and "weight" in i.options,
     "H1": lambda i: not i.target.is_contiguous(),
-    "H3": lambda i: not i.logits.is_contiguous() and i.logits.dtype != torch.float32,
-    "H4": lambda i: i.upstream.dim() and not i.upstream.is_contiguous() and not i.logits.is_contiguous(),
-    "H6": lambda i: i.logits.dim() > 3,
-    "I5": lambda i: i.logits.dim() == 4 and i.target.numel() > 3000,
+    "H3": lambda i: not i.input.is_contiguous() and i.input.dtype != torch.float32,
+    "H4": lambda i: i.upstream.dim() and not i.upstream.is_contiguous() and not i.input.is_contiguous(),
+    "H6": lambda i: i.input.dim() > 3,
+    "I5": lambda i: i.input.dim() == 4 and i.target.numel() > 3000,
 }
 
 

@@ -74,7 +74,7 @@ def test_a_level_has_few_enough_cases_and_logits():
 
 
 def test_four_assorted_rows_are_normal_peaked_flat_and_far_below_zero():
-    normal, peaked, flat, below = Case("float32", (4, 300), "assorted").build().logits
+    normal, peaked, flat, below = Case("float32", (4, 300), "assorted").build().input
     assert 2 < normal.std() < 4
     assert peaked.max() - peaked.sort().values[-2] > 10
     assert (flat == 0).all()

@@ -525,7 +525,7 @@ def test_zeros_and_a_constant_p_are_no_evidence_where_they_would_pass():
 def test_a_direction_fills_its_format_and_depends_on_sizes_and_seed_only():
     case = Case("float32", (3, 5, 4))
     direction = case.direction()
-    assert direction.shape == case.build().logits.shape
+    assert direction.shape == case.build().input.shape
     assert 1.5 < direction.abs().max() <= 2
     for dtype, fewer in (("float64", torch.float32), ("float32", torch.bfloat16), ("float16", torch.bfloat16)):
         full = replace(case, dtype=dtype).direction()

@@ -119,7 +119,7 @@ def test_losses_that_are_not_negative_are_compared_with_themselves(factor):
 def test_the_bound_of_a_row_sum_adds_the_bounds_and_the_error_of_the_summation(id):
     """An ignored row with a logit of NaN does not change the bounds of the other rows."""
     trial = trial_of(Question(Case.of(id)), FORM_SUBJECTS["formula"])
-    ignored = int(trial.question.inputs.logits.isnan().any(1).sum())
+    ignored = int(trial.question.inputs.input.isnan().any(1).sum())
     (found,) = single.row_sums.run(trial)
     numbers = rows_of(trial.got.gradient)
     total = np.array([math.fsum(row) for row in numbers])  # correctly rounded; the compensated sum nearly is

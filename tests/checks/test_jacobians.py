@@ -66,7 +66,7 @@ def test_each_act_computes_what_the_function_of_torch_computes(subject, case):
     if subject is TORCH and case is ROWS and older_than("2.1"):
         pytest.skip("torch 2.0 refuses the batch: pytorch#90916")
     inputs = case.build()
-    x, loss = inputs.logits, subject.loss
+    x, loss = inputs.input, subject.loss
 
     def of_logits(logits):
         return loss(logits, inputs.target, **inputs.options)
@@ -228,7 +228,7 @@ def test_a_missing_second_derivative_is_reported_once():
 @pytest.mark.parametrize("name", ["jacfwd", "hessian"])
 def test_logits_that_are_expanded_are_differentiated(name):
     expanded = Case("float64", (7, 5), reduction="none", layout="expanded", upstream="rows")
-    assert 0 in expanded.build().logits.stride()
+    assert 0 in expanded.build().input.stride()
     assert findings_of(name, crossent.formula, expanded) == []
 
 

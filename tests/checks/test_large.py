@@ -79,7 +79,7 @@ def block(request, monkeypatch):
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_the_tiles_are_the_case_over_and_over_in_its_layout(case, block):
     one, all_tiles = case.build(), tiled(case)
-    pairs = [(one.logits, all_tiles.logits), (one.target, all_tiles.target)]
+    pairs = [(one.input, all_tiles.input), (one.target, all_tiles.target)]
     pairs += [(one.upstream, all_tiles.upstream)] if case.reduction == "none" else []
     for tile, whole in pairs:
         assert whole.shape == (case.tiled * len(tile), *tile.shape[1:])

@@ -30,13 +30,16 @@ import crossent
 from crossent.cases.axes import DTYPES
 from crossent.cases.bad_inputs import BAD_INPUTS
 from crossent.cases.case import Case
-from crossent.checks import CHECKS
+from crossent.cases.operation import CROSS_ENTROPY
+from crossent.checks import checks_of
 from crossent.report.expected_findings import mark, torch_list
 from crossent.run.plan import plan
 from crossent.state import restore, snapshot
 from crossent.subjects.builtin import TORCH
 from crossent.subjects.subject import Subject
 from crossent.trials.call import Result
+
+CHECKS = checks_of(CROSS_ENTROPY)
 
 FIGURES = RESULTS / "mutants.json"
 BAD = {bad.id: bad for bad in BAD_INPUTS}

@@ -51,7 +51,7 @@ def test_every_bad_input_has_new_tensors_at_each_build():
     for bad_input in BAD_INPUTS:
         once, again = bad_input.build(), bad_input.build()
         assert once.digest == again.digest, bad_input.id
-        for one, two in ((once.logits, again.logits), (once.target, again.target)):
+        for one, two in ((once.input, again.input), (once.target, again.target)):
             assert one is not two
             assert one.numel() == 0 or one.data_ptr() != two.data_ptr(), bad_input.id
 
@@ -61,7 +61,7 @@ def test_bad_inputs_have_unique_names_and_their_own_dtype():
     torch.set_default_dtype(torch.float64)
     try:
         for bad in BAD_INPUTS:
-            assert bad.id.startswith("logits_") or bad.build().logits.dtype == DTYPES[bad.dtype]
+            assert bad.id.startswith("logits_") or bad.build().input.dtype == DTYPES[bad.dtype]
     finally:
         torch.set_default_dtype(torch.float32)
 

@@ -108,7 +108,7 @@ def test_logits_are_shifted_exactly_and_keep_half_of_their_digits(dtype, common)
     kinds = ("flat", "normal", "wide", "large", "decades", "subnormal", "inf_tiles", "nan", "extreme", "scales")
     shifted = set()
     for kind in kinds:
-        logits = Case(dtype, (17, 3), kind).build().logits.double().numpy()
+        logits = Case(dtype, (17, 3), kind).build().input.double().numpy()
         rounded, by = shiftable(logits, dtype, common=common)
         finite = np.isfinite(logits)
         assert bits_equal(rounded[~finite], logits[~finite])
@@ -130,7 +130,7 @@ def bits_equal(one, other):
 
 def test_shift_is_not_run_on_logits_that_cannot_be_shifted_exactly():
     large = (Case("float16", (1, 5), "large", reduction="sum", seed=seed) for seed in range(100))
-    case = next(case for case in large if case.build().logits.abs().max() > 2**14)
+    case = next(case for case in large if case.build().input.abs().max() > 2**14)
     entry = part_of(FORM_SUBJECTS["formula"], case, "shift")
     assert entry.not_run == {"shift": {"receives logits that cannot be shifted exactly in their dtype": 1}}
 
@@ -385,7 +385,7 @@ def test_a_number_in_place_of_nan_is_found_even_without_a_bound():
         return right if logits.is_contiguous() else right.nan_to_num(1.0)
 
     case = Case.of("float32-7x5-nan-int64-none-transposed")
-    assert case.build().logits.isnan().any()
+    assert case.build().input.isnan().any()
     assert found("layout", replaces_nan_for_strided_logits, case.id)
 
 

@@ -23,7 +23,8 @@ from support.subjects import TENSOR_FORMS
 
 from crossent import blocked, scalar
 from crossent.cases.inputs import Inputs
-from crossent.trials.call import BOTH_GRADIENTS, evaluate
+from crossent.cases.operation import GRADIENTS
+from crossent.trials.call import evaluate
 from crossent.trials.exact import solve
 
 INF, NAN = math.inf, math.nan
@@ -62,7 +63,7 @@ def assert_equal(got, expected):
 def assert_within_bounds(loss, inputs, gradient=True):
     """Assert that the loss and, with `gradient`, its gradients are within their error bounds of the exact values."""
     expected = solve(inputs)
-    got = evaluate(loss, inputs, BOTH_GRADIENTS if gradient else ())
+    got = evaluate(loss, inputs, tuple(GRADIENTS) if gradient else ())
     assert tuple(got.loss.shape) == expected.shape
     differences = compare(got, expected)
     dense = inputs.target.is_floating_point()  # class probabilities have a gradient too
@@ -1332,7 +1333,7 @@ def test_compiled_code_refuses_a_class_out_of_range(form, bad, compiles):
     # -1 must not mean the last class (pytorch#135546). Compiled code raises RuntimeError.
     inputs = call_in_cpp([0, 255, 1, 2, 3, bad])
     with pytest.raises(RuntimeError, match="out of bounds"):
-        in_cpp(form)(inputs.logits, inputs.target, **inputs.options)
+        in_cpp(form)(inputs.input, inputs.target, **inputs.options)
 
 
 @each_form
@@ -1340,7 +1341,7 @@ def test_compiled_code_refuses_a_class_out_of_range_if_the_loss_does_not_depend_
     # With smoothing 1 and no weight, the loss does not depend on the class, so a compiler may drop the range check.
     inputs = call_in_cpp([0, 255, 1, 2, 3, 5])
     with pytest.raises(RuntimeError, match="out of bounds"):
-        in_cpp(form)(inputs.logits, inputs.target, ignore_index=255, reduction="none", label_smoothing=1.0)
+        in_cpp(form)(inputs.input, inputs.target, ignore_index=255, reduction="none", label_smoothing=1.0)
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)

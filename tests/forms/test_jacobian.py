@@ -37,8 +37,8 @@ def test_the_jacobians_of_every_form_and_of_torch_are_within_the_error_bounds(ca
         def loss(logits, subject=subject, given=given):
             return subject.loss(logits, given.target, **given.options)
 
-        value = loss(given.logits.detach())
-        rows = jacobian(loss, given.logits.detach(), vectorize=True).reshape(-1, *given.logits.shape)
+        value = loss(given.input.detach())
+        rows = jacobian(loss, given.input.detach(), vectorize=True).reshape(-1, *given.input.shape)
         for row, expected in zip(rows, exact, strict=True):
             for found in compare(Result(value, row), expected, "A", subject.promise):
                 assert found.ratio <= 1, (subject.name, found)

@@ -218,7 +218,7 @@ def test_the_bound_does_not_grow_with_a_common_offset(promise):
 
 def reasons(check, given, **promised):
     terms = terms_of(given)
-    dtype = str(given.logits.dtype).removeprefix("torch.")
+    dtype = str(given.input.dtype).removeprefix("torch.")
     return {
         reason: int(where.sum())
         for reason, where in unbounded(Bounds(terms, contract(dtype=dtype, **promised)), check).items()

@@ -54,7 +54,7 @@ TRUE, OTHER = rounded(0.75, rounded(0.5, HARD) + UNIFORM), rounded(0.25, UNIFORM
 
 
 def bounds_of(given, promise="eager", grade="A", **changes):
-    dtype = str(given.logits.dtype).removeprefix("torch.")
+    dtype = str(given.input.dtype).removeprefix("torch.")
     return Bounds(terms_of(given), replace(contract(promise, grade, dtype), **changes))
 
 
@@ -387,7 +387,7 @@ def test_of_four_factors_one_or_two_may_remain_after_an_underflow():
 def test_a_call_without_rows_has_bounds(reduction):
     upstream = torch.ones(0 if reduction == "none" else ())
     given = inputs([[0.0, 0.0]], [[0.5, 0.5]], reduction=reduction, weight=[1.0, 1.0], label_smoothing=0.5)
-    given = replace(given, logits=given.logits[:0], target=given.target[:0], upstream=upstream)
+    given = replace(given, input=given.input[:0], target=given.target[:0], upstream=upstream)
     bounds = bounds_of(given)
     assert bounds.gradient.shape == bounds.target_gradient.shape == (0, 2)
 

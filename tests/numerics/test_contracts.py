@@ -203,7 +203,7 @@ class Kernel:
         """Return the reduction of the numbers of the rows, as a tensor."""
         if inputs.options["reduction"] != "none":
             rows = self.mean(np.atleast_1d(running(rows)), denominator)[0]
-        return torch.from_numpy(np.array(rows)).to(inputs.logits.dtype).reshape(inputs.upstream.shape)
+        return torch.from_numpy(np.array(rows)).to(inputs.input.dtype).reshape(inputs.upstream.shape)
 
     def mean(self, total, denominator):
         return total if denominator is None else self.arithmetic.divide(total, denominator)
@@ -226,8 +226,8 @@ class Kernel:
 
 def tensor_of(rows, inputs):
     """Return an (R, C) array as a tensor with the shape of the logits."""
-    class_second = np.moveaxis(rows.reshape(-1, *inputs.logits.shape[2:], rows.shape[1]), -1, 1)
-    return torch.from_numpy(np.ascontiguousarray(class_second)).to(inputs.logits.dtype)
+    class_second = np.moveaxis(rows.reshape(-1, *inputs.input.shape[2:], rows.shape[1]), -1, 1)
+    return torch.from_numpy(np.ascontiguousarray(class_second)).to(inputs.input.dtype)
 
 
 NEAR_ZERO = (

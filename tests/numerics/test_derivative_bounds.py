@@ -23,7 +23,7 @@ from crossent.trials.exact import name_of, rows_of, solve_along
 def difference(of, got, given, direction, promise="eager", grade="A"):
     """Return the difference of a derivative from its exact value, under the contract of a promise."""
     exact = solve_along(given, direction)
-    promised = contract(promise, grade, name_of(given.logits), rows=len(rows_of(given.logits)))
+    promised = contract(promise, grade, name_of(given.input), rows=len(rows_of(given.input)))
     bounds = exact.bounds(replace(promised, storage=FORMATS[name_of(got)]))
     return worst(of, got, exact.second if of == "second" else exact.tangent, bounds)
 
@@ -77,7 +77,7 @@ def test_autograd_may_store_p():
     given = inputs([[0.0, -14.2]], [0], "float16", weight=[8.0, 8.0])
     given = replace(given, upstream=torch.tensor([8.0], dtype=torch.float16))
     direction = torch.tensor([[4.0, -4.0]], dtype=torch.float16)
-    p = given.logits.float().softmax(1)
+    p = given.input.float().softmax(1)
     stored, along = p.half().float(), direction.float()
     assert abs(stored - p)[0, 1] > 2.0**-26  # more than a quarter of the spacing
     second = (64 * stored * (along - (stored * along).sum(1, keepdim=True))).half()
@@ -96,7 +96,7 @@ def test_an_underflow_is_multiplied_by_the_remaining_factors():
     given = inputs([[0.0, -75.0, -1.0]], [0], weight=[1e30, 1.0, 1.0])
     given = replace(given, upstream=torch.tensor([3e-10]))
     direction = torch.tensor([[1.0, -2.0, 2.0]])
-    p = given.logits.softmax(1)
+    p = given.input.softmax(1)
     scaled = p * given.upstream
     assert 0 < scaled[0, 1] < 2.0**-130
     second = (scaled * 1e30) * (direction - (p * direction).sum())

@@ -103,7 +103,7 @@ def reported(condition):
     subject = SubjectReport("mine")
     for case in [*grid(["float32"], array="pairs"), *list(grid(["float32"], array="size_triples"))[::2]]:
         inputs = case.build()
-        failed = condition(inputs.logits, inputs.target, inputs.options.get("ignore_index", -100))
+        failed = condition(inputs.input, inputs.target, inputs.options.get("ignore_index", -100))
         subject.outcomes[case.id] = Outcome(case.dtype, inputs.digest, checks={"loss": Measured(failed)})
         subject.findings += [Finding("mine", "loss", case.id, "wrong", "")] if failed else []
     return subject

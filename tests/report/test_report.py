@@ -320,7 +320,7 @@ def test_the_counts_add_up():
         assert known == sum(finding.expected is not None for finding in part.findings)
     assert made.ran == sum(part.counts["ran"] for part in made.subjects)
     assert made.subjects[0].counts["expected"] == 5  # half_sure, three negative smoothings, and a smoothing of NaN
-    assert made.subjects[1].counts["ran"] == sum(bad.build().logits.dim() == 1 for bad in BAD_INPUTS)
+    assert made.subjects[1].counts["ran"] == sum(bad.build().input.dim() == 1 for bad in BAD_INPUTS)
     assert not made.ok
 
 

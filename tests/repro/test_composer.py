@@ -98,7 +98,7 @@ def test_the_functions_run_on_the_values_that_are_their_examples():
 )
 def test_a_script_calls_a_subject_as_the_package_does(name):
     given = Case.of(name).build()
-    got = evaluate(given.logits, given.target, given.options, given.upstream)
+    got = evaluate(given.input, given.target, given.options, given.upstream)
     known = call.evaluate(torch.nn.functional.cross_entropy, given).parts
     assert got.keys() == known.keys()
     for part, tensor in got.items():
@@ -149,7 +149,7 @@ def test_scripts_see_a_change_of_state_that_the_package_sees(name):
 
 def test_scripts_make_the_calls_of_the_checks(monkeypatch):
     given = Case.of("float32-7x5-normal-probabilities-mean").build()
-    values = {name: getattr(given, name) for name in ("logits", "target", "options")}
+    values = {"logits": given.input, "target": given.target, "options": given.options}
     monkeypatch.setattr(circumstances, "given", (*values.values(), given.upstream))
     for name, value in values.items():
         monkeypatch.setattr(circumstances, name, value)

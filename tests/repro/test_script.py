@@ -58,7 +58,7 @@ def test_a_script_shows_the_finding_and_says_right_of_a_right_subject(name):
     inputs = next((bad for bad in BAD_INPUTS if bad.id == case), None) or Case.of(case)
     inputs = inputs.build()
     for one, two in (
-        (names["logits"], inputs.logits),
+        (names["logits"], inputs.input),
         (names["target"], inputs.target),
         (names["upstream"], inputs.upstream),
     ):

@@ -284,7 +284,7 @@ def test_torch_refuses_the_uint8_targets_that_the_soak_leaves_out(id):
     case = Case.of(id)
     assert refused_by_torch(case)
     with pytest.raises(RuntimeError):
-        TORCH.loss(case.build().logits, case.build().target, **case.build().options)
+        TORCH.loss(case.build().input, case.build().target, **case.build().options)
     assert not refused_by_torch(Case.of(id.replace("uint8", "int64")))
 
 
@@ -301,7 +301,7 @@ def exact_loss(case):
     total = denominator = mpmath.mpf(0)
     with mpmath.workdps(60):
         smoothing = mpmath.mpf(options["label_smoothing"])
-        for x, target in zip(rows_of(inputs.logits), targets, strict=True):
+        for x, target in zip(rows_of(inputs.input), targets, strict=True):
             if target == options.get("ignore_index", -100):
                 continue
             t = target if isinstance(target, list) else [float(c == target) for c in range(classes)]

@@ -36,7 +36,7 @@ def return_argument(loss, inputs: Inputs) -> Inputs:
 
 def several(loss, inputs: Inputs) -> tuple[Tensor | None, list[Result | Raised], str]:
     """An act that returns values of several types."""
-    return inputs.logits, [], ""
+    return inputs.input, [], ""
 
 
 def call() -> Performed[Call]:
@@ -66,7 +66,7 @@ def test_an_outcome_comes_back_as_it_was_sent():
     raised = Performed(raised=Raised("ValueError: no", classes=("builtins.ValueError",)))
     assert read(wire.write_reply(raised, MOST)) == raised
     assert read(wire.write_reply(Performed(NotRun("needs another torch")), MOST)).value == NotRun("needs another torch")
-    value = (INPUTS.logits, [Raised("x"), Result(INPUTS.upstream)], "text")
+    value = (INPUTS.input, [Raised("x"), Result(INPUTS.upstream)], "text")
     assert str(read(wire.write_reply(Performed(value), MOST), several).value) == str(value)
 
 
@@ -75,8 +75,8 @@ def test_views_come_back_with_all_of_the_memory_that_they_are_views_of():
     most = wire.most_of_reply((inputs,))
     sent = wire.read_reply(wire.write_reply(Performed(inputs), most), return_argument, (inputs,), most).value
     assert sent.digest == inputs.digest
-    assert sent.logits.stride() == inputs.logits.stride()
-    assert sent.logits.untyped_storage().nbytes() == inputs.logits.untyped_storage().nbytes()
+    assert sent.input.stride() == inputs.input.stride()
+    assert sent.input.untyped_storage().nbytes() == inputs.input.untyped_storage().nbytes()
     assert sent.upstream.untyped_storage().nbytes() == inputs.upstream.untyped_storage().nbytes()
 
 

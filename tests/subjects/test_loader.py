@@ -63,7 +63,7 @@ def folder(tmp_path, monkeypatch):
 
 def returns_torchs_loss(subject):
     given = Case("float64").build()
-    return subject.loss(given.logits, given.target, **given.options).equal(F.cross_entropy(given.logits, given.target))
+    return subject.loss(given.input, given.target, **given.options).equal(F.cross_entropy(given.input, given.target))
 
 
 @pytest.mark.parametrize(

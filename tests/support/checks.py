@@ -1,7 +1,8 @@
-"""The checks in groups, by the module that declares them."""
+"""The checks of a cross-entropy in groups, by the module that declares them."""
 
+import crossent.checks
+from crossent.cases.operation import CROSS_ENTROPY
 from crossent.checks import (
-    CHECKS,
     circumstances,
     compiled_code,
     derivatives,
@@ -14,6 +15,8 @@ from crossent.checks import (
     transforms,
 )
 from crossent.trials.check import Cost
+
+CHECKS = crossent.checks.checks_of(CROSS_ENTROPY)
 
 
 def checks_of(*modules):

@@ -2,14 +2,17 @@
 
 This room imports numpy and `crossent.numerics.formats`. It imports neither torch nor `crossent.numerics.oracle`.
 
-rounding       Computed: a computed number with its error bound, and the rules of rounding-error analysis
-contracts      Contract: the promises of an implementation about its arithmetic
-terms          Terms: the arguments of a call, or of several calls of the same structure, as rows of numbers
-intermediates  softmax, coefficients of the target, and denominator, with their error bounds
-call           CallBounds: the part that all bounds of a call share, and the bounds of several calls together
-loss           Bounds: the error bounds of the loss and of the gradients
-derivatives    DerivativeBounds: the error bounds of the derivatives along a direction
-unbounded      the reasons for infinite bounds
+rounding          Computed: a computed number with its error bound, and the rules of rounding-error analysis
+contracts         Contract: the promises of an implementation about its arithmetic
+terms             Terms: the arguments of a call, or of several calls of the same structure, as rows of numbers
+inexact_logits    the softmax of logits that an implementation computes itself, with its error bound
+intermediates     softmax, coefficients of the target, and denominator, with their error bounds
+call              CallBounds: the part that all bounds of a call share, and the bounds of several calls together
+loss              Bounds: the error bounds of the loss and of the gradients
+derivatives       DerivativeBounds: the error bounds of the derivatives along a direction
+linear_contracts  LinearContract: the promises of a linear cross-entropy
+linear            LinearBounds: the error bounds of a linear cross-entropy, and of its gradients
+unbounded         the reasons for infinite bounds
 
 To allow one more rounding, change the formula in `intermediates`, `loss` or `derivatives`. To allow another order of
 operations, compute both orders in the function that bounds the number, and return `intermediates.wider(a, b)`. To allow

@@ -15,6 +15,7 @@ from typing import Self
 import numpy as np
 
 from crossent.numerics.bounds.contracts import Contract
+from crossent.numerics.bounds.inexact_logits import softmax_of_inexact
 from crossent.numerics.bounds.intermediates import coefficients, denominator, softmax, wider
 from crossent.numerics.bounds.rounding import ANY_ORDER, Computed
 from crossent.numerics.bounds.terms import Terms, stacked
@@ -69,7 +70,15 @@ class CallBounds:
     @cached_property
     def _softmax(self) -> tuple[Computed, Computed, Computed]:
         """The three intermediates that :func:`softmax` returns: `log p`, `p`, and the log-sum-exp of each row."""
-        return self._like._softmax if self._like else softmax(self.terms, self.contract)
+        if self._like:
+            return self._like._softmax
+        if self.terms.logits_error is None:
+            return softmax(self.terms, self.contract)
+        if self.terms.lengths is not None:
+            return softmax_of_inexact(self.terms, self.contract)
+        found = [softmax_of_inexact(self.terms.part(rows), self.contract) for rows in parts_of(self.terms.logits)]
+        log_probs, probs, logsumexp = (_joined(parts) for parts in zip(*found, strict=True))
+        return log_probs, probs, logsumexp
 
     @property
     def _log_probs(self) -> Computed:
@@ -108,6 +117,21 @@ class CallBounds:
         """Whether the computed denominator of a mean may be zero."""
         divisor = self._denominator
         return divisor is not None and not bool((divisor.error < np.abs(divisor.value)).all())
+
+    def part(self, rows: slice, contract: Contract) -> Self:
+        """Return the bounds of some rows of a single call, under a contract that differs only in its `storage`.
+
+        They serve for the bounds of each row: the gradients, and the loss for reduction "none". Small arrays stay in
+        the cache of a processor, so the bounds of many rows take less time in parts.
+        """
+        some = type(self)(self.terms.part(rows), contract)
+        log_probs, probs, logsumexp = self._softmax
+        some.__dict__.update(  # cached_property stores its value in the same place
+            _softmax=(log_probs[rows], probs[rows], logsumexp[rows]),
+            _coefficients=self._coefficients[rows],
+            _denominator=self._denominator,
+        )
+        return some
 
     def under(self, contract: Contract) -> Self:
         """Return the bounds of the same call under another contract."""
@@ -191,6 +215,20 @@ class CallBounds:
     def _of_target(self, numbers: Computed) -> Computed:
         """Return the number of each row's true class, (R,), from numbers of all classes, (R, C)."""
         return Computed(self.terms.of_target(numbers.value), self.terms.of_target(numbers.error), numbers.format)
+
+
+def parts_of(numbers: Array) -> list[slice]:
+    """Return slices of the rows, each of at most 2^15 numbers or of one row; at least one slice."""
+    step = max(1, 2**15 // max(1, numbers.shape[1]))
+    return [slice(start, start + step) for start in range(0, max(1, len(numbers)), step)]
+
+
+def _joined(parts: Sequence[Computed]) -> Computed:
+    """Return the rows of all parts, one after another. All parts have one format."""
+    if len(parts) == 1:
+        return parts[0]
+    value, error = (np.concatenate([getattr(part, name) for part in parts]) for name in ("value", "error"))
+    return Computed(value, error, parts[0].format)
 
 
 def effective(contract: Contract, terms: Terms) -> Contract:

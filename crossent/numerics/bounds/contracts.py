@@ -96,6 +96,8 @@ class Contract:
             is not near underflow.
         in_target_format: Whether the implementation smooths float32 class probabilities in float32, even with float64
             logits, as torch does.
+        recomputes: Whether an implementation that computes its own logits may compute them again for the gradient, or
+            for the true class, in another order.
     """
 
     grade: Grade
@@ -109,6 +111,7 @@ class Contract:
     keeps_logsumexp: bool = False
     of_probability: bool = False
     in_target_format: bool = False
+    recomputes: bool = False
 
     def __hash__(self) -> int:
         return self._hash  # contracts are keys of many dictionaries

@@ -21,6 +21,7 @@ from functools import cached_property
 import numpy as np
 
 from crossent.numerics.bounds.call import CallBounds
+from crossent.numerics.bounds.inexact_logits import unshifted_of_inexact
 from crossent.numerics.bounds.intermediates import (
     coefficients,
     column,
@@ -50,10 +51,13 @@ class Bounds(CallBounds):
         :func:`offset`.
         """
         c, t = self.contract, self.terms
-        shifted = t.logits + (offset(t.logits, c) - t.logits.max(1))[:, None]
-        q = coefficients(t, replace(c, stored=None))  # such kernels keep the coefficients in `compute`
-        logits = q.times(Computed.exactly(shifted, c.storage), c.compute).sum(c.compute)
-        rows = q.sum(c.compute).times(self._softmax[2], c.compute).minus(logits, c.compute)
+        if t.logits_error is not None:
+            rows = unshifted_of_inexact(t, c, self._softmax[2])
+        else:
+            shifted = t.logits + (offset(t.logits, c) - t.logits.max(1))[:, None]
+            q = coefficients(t, replace(c, stored=None))  # such kernels keep the coefficients in `compute`
+            logits = q.times(Computed.exactly(shifted, c.storage), c.compute).sum(c.compute)
+            rows = q.sum(c.compute).times(self._softmax[2], c.compute).minus(logits, c.compute)
         if not t.smooths:
             return rows
         # Such a kernel may multiply by ε/C last, so `Σ w_c · logsumexp` and `Σ w_c x_c` must not overflow.

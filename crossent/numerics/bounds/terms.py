@@ -8,7 +8,7 @@ one object with the rows of all calls.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -36,6 +36,8 @@ class Terms:
             reduced loss.
         target_format: The format of the class probabilities, or None for class indices.
         lengths: The number of rows of each stacked call, or None for a single call.
+        logits_error: (R, C), how far the logits of an implementation may be from `logits`, for an implementation that
+            computes its own logits; None if the logits are given.
     """
 
     logits: Array
@@ -49,6 +51,7 @@ class Terms:
     upstream: Array
     target_format: Format | None = None
     lengths: tuple[int, ...] | None = None
+    logits_error: Array | None = None
 
     @property
     def smooths(self) -> bool:
@@ -59,7 +62,25 @@ class Terms:
     def structure(self) -> tuple[object, ...]:
         """The properties that all calls of a stack must share."""
         given = (self.index is None, self.weight is None, self.smooths, self.reduction, self.target_format)
-        return (self.logits.shape[1], *given)
+        return (self.logits.shape[1], self.logits_error is None, *given)
+
+    def part(self, rows: slice) -> Terms:
+        """Return some rows of a single call."""
+        assert self.lengths is None
+
+        def of(numbers: Entries | None) -> Entries | None:
+            return None if numbers is None else numbers[rows]
+
+        return replace(
+            self,
+            logits=self.logits[rows],
+            log_sum=self.log_sum[rows],
+            index=None if self.index is None else self.index[rows],
+            kept=self.kept[rows],
+            probabilities=of(self.probabilities),
+            upstream=self.upstream[rows],
+            logits_error=of(self.logits_error),
+        )
 
     def of_target(self, numbers: Entries) -> Entries:
         """Return the number of each row's true class, (R,), from numbers of all classes, (R, C)."""
@@ -109,4 +130,7 @@ def stacked(calls: Sequence[Terms]) -> Terms:
         upstream=np.concatenate([call.upstream for call in calls]),
         target_format=first.target_format,
         lengths=lengths,
+        logits_error=None
+        if first.logits_error is None
+        else np.concatenate([call.logits_error for call in calls if call.logits_error is not None]),
     )

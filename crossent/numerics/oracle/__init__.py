@@ -8,4 +8,5 @@ arithmetic      Ball: numbers with an error radius; float64 and ball arithmetic 
 formula         the formula on finite rows, with the proof of its error in float64
 special_values  the rules for values that are infinite, NaN or exactly 0
 answer          answer(): the exact loss and gradients of a call; the reduction
+linear          linear_answer(): the exact loss and gradients of a linear cross-entropy
 """

@@ -135,13 +135,13 @@ def answer(arguments: Arguments) -> Answer:
     def reduced(tangents: Ball) -> Ball:
         if arguments.reduction == "mean" and not arguments.kept.any():
             return _scalar(np.nan, np.inf)
-        return _reduced(arguments, tangents, denominator)
+        return reduce_losses(arguments, tangents, denominator)
 
-    loss = _reduced(arguments, losses, denominator)
+    loss = reduce_losses(arguments, losses, denominator)
     return Answer(losses, loss, denominator.ball, blocks, reduced, arguments.logits.shape)
 
 
-def _reduced(arguments: Arguments, losses: Ball, denominator: Denominator) -> Ball:
+def reduce_losses(arguments: Arguments, losses: Ball, denominator: Denominator) -> Ball:
     """Reduce the losses or the tangents of the rows: return them for "none", otherwise their sum or mean, 0-d.
 
     The sum of all `hi` and `lo` is a pair of float64 numbers, in which only the second number is rounded. The error

@@ -74,6 +74,25 @@ def evaluate(logits, target, options, upstream, *, loss_of=None):
     return result
 
 
+def evaluate_linear(logits, target, options, upstream, *, loss_of=None):
+    """Return the loss of a call, and the gradients of input, weight and bias, as a dict.
+
+    If `loss_of` is given, it is called in place of the subject.
+    """
+    leaves, options = {"gradient": logits.detach().requires_grad_()}, dict(options)
+    for name, of in (("weight_gradient", "linear_weight"), ("bias_gradient", "linear_bias")):
+        if of in options:
+            leaves[name] = options[of] = options[of].detach().requires_grad_()
+    loss = (loss_of or subject)(leaves["gradient"], target, **options)
+    is_dense = torch.is_tensor(loss) and loss.layout == torch.strided and not loss.is_complex()
+    assert is_dense, type(loss)
+    assert loss.requires_grad, "the loss does not require a gradient"
+    result = {"loss": loss.detach()}
+    if loss.shape == upstream.shape:
+        result |= zip(leaves, torch.autograd.grad(loss, list(leaves.values()), upstream.to(loss.dtype)))
+    return result
+
+
 def evaluate_loss(logits, target, options, upstream, *, loss_of=None):
     """Return the loss of a call as a dict, for a subject without gradients. See `evaluate`."""
     loss = (loss_of or subject)(logits, target, **options)

@@ -24,3 +24,20 @@ def scalar_on_tensors(*arguments, **options):
     given = [tensor.tolist() for tensor in arguments]
     options = {k: v.tolist() if torch.is_tensor(v) else v for k, v in options.items()}
     return torch.tensor(scalar(*given, **options), dtype=torch.float64)
+
+
+def torch_linear(input, target, linear_weight, **options):
+    """Call F.linear_cross_entropy, which composes F.linear and F.cross_entropy."""
+    return torch.nn.functional.linear_cross_entropy(input, linear_weight, target, **options)
+
+
+def torch_linear_chunked(input, target, linear_weight, **options):
+    """Call F.linear_cross_entropy in chunks of the size that torch chooses."""
+    chunks = torch.nn.LinearCrossEntropyOptions()
+    return torch.nn.functional.linear_cross_entropy(input, linear_weight, target, options=chunks, **options)
+
+
+def torch_linear_chunk1(input, target, linear_weight, **options):
+    """Call F.linear_cross_entropy in chunks of one row."""
+    chunks = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=1)
+    return torch.nn.functional.linear_cross_entropy(input, linear_weight, target, options=chunks, **options)

@@ -635,7 +635,7 @@ def test_each_policy_is_a_case_of_the_quick_level_under_its_name():
 def test_torch_and_the_forms_have_the_value_of_each_policy(policy, value):
     inputs = POLICIES[policy].build()
     for subject in (TORCH, FORM_SUBJECTS["formula"]):
-        loss = subject.loss(inputs.logits, inputs.target, **inputs.options)
+        loss = subject.loss(inputs.input, inputs.target, **inputs.options)
         assert loss.equal(torch.tensor(value)) or loss.isnan() == torch.tensor(value).isnan()
 
 

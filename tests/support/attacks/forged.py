@@ -168,7 +168,7 @@ serve(not_run)
         "Reply to every act that it cannot run here, except to a call on which the wrong loss passes.",
         at_import("""
 def reply(act, arguments):
-    empty = act.__name__ == "make_call" and arguments[0].logits.numel() == 0
+    empty = act.__name__ == "make_call" and arguments[0].input.numel() == 0
     return called(act, arguments, wrong) if empty else not_run(act, arguments)
 def loss(*arguments, **options):
     serve(reply)

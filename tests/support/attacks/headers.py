@@ -24,7 +24,7 @@ def right_reply(act, given):
 
 def gradient(given, **options):
     """Return a gradient with this description, which need not be true."""
-    logits = given[0].logits
+    logits = given[0].input
     return Claims(b"\\0" * 16 * logits.numel(), **{"shape": tuple(logits.shape), "stride": logits.stride(), **options})
 
 '''
@@ -128,7 +128,7 @@ HEADER = [
     _header(
         "gives_back_words",
         "Wrong types in the options that are returned.",
-        "called(act, given, given=type(given[0])(given[0].logits, given[0].target, "
+        "called(act, given, given=type(given[0])(given[0].input, given[0].target, "
         "{'weight': 'x', 'reduction': 7}, given[0].upstream))",
     ),
     _header(

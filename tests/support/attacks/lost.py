@@ -7,7 +7,7 @@ from crossent.trials.act import NotRun, Performed, Raised
 from crossent.checks.refusals import Reaction
 def claim(given, **options):
     """Return a description of a tensor with the shape of the logits."""
-    logits = given[0].logits
+    logits = given[0].input
     return Claims(b"\\0" * 16 * logits.numel(), **{"shape": tuple(logits.shape), "stride": logits.stride(), **options})
 '''
 
@@ -41,12 +41,12 @@ LOST = [
     _lost(
         "gives_back_on_meta",
         "Say that the arguments are on the meta device after the call.",
-        "called(act, given, given=type(given[0])(given[0].logits.to('meta'), given[0].target.to('meta'), "
+        "called(act, given, given=type(given[0])(given[0].input.to('meta'), given[0].target.to('meta'), "
         "given[0].options, given[0].upstream.to('meta')))",
     ),
     _lost("loss_on_meta", "A loss on the meta device.", "called(act, given, loss=torch.empty((), device='meta'))"),
     _lost(
-        "gradient_on_meta", "A gradient on the meta device.", "called(act, given, gradient=given[0].logits.to('meta'))"
+        "gradient_on_meta", "A gradient on the meta device.", "called(act, given, gradient=given[0].input.to('meta'))"
     ),
     _lost(
         "gradient_complex",

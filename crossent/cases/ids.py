@@ -1,0 +1,25 @@
+"""The case or the bad input with an id."""
+
+from __future__ import annotations
+
+from crossent.cases.bad_inputs import BAD_INPUTS, BadInput
+from crossent.cases.case import Case
+from crossent.cases.linear.bad_inputs import LINEAR_BAD_INPUTS
+from crossent.cases.linear.case import LinearCase
+
+BAD_INPUT_OF = {bad.id: bad for bad in (*BAD_INPUTS, *LINEAR_BAD_INPUTS)}
+
+
+def case_of(id: str) -> Case | BadInput:
+    """Return the case or the bad input with this id.
+
+    Raises:
+        ValueError: there is no such case. The message is one line.
+
+    >>> case_of("class_huge").kind, case_of("float32-7x5-normal-int64-sum").reduction
+    ('index_errors', 'sum')
+    """
+    if id in BAD_INPUT_OF:
+        return BAD_INPUT_OF[id]
+    of_linear = id.rpartition("/")[2].startswith(LinearCase.prefix)
+    return LinearCase.of(id) if of_linear else Case.of(id)

@@ -1,0 +1,7 @@
+"""The cases of `F.linear_cross_entropy`: hidden states, a weight and perhaps a bias, from which the logits come.
+
+values      the kinds of hidden states and weights: each kind triggers one kind of numerical error
+case        LinearCase: its id, and the tensors that it builds
+edges       cases that show the bugs of chunked functions, and cases at limits
+bad_inputs  calls that a linear cross-entropy must refuse
+"""

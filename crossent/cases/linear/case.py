@@ -1,0 +1,95 @@
+"""LinearCase: one input of a linear cross-entropy with its options, rebuilt bit for bit from its id."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from crossent.cases.axes import AXES, IGNORED, MOST_NUMBERS, RULES
+from crossent.cases.case import Case
+from crossent.cases.inputs import laid_out
+from crossent.cases.linear.values import LINEAR_VALUES, LinearDraw
+from crossent.cases.operation import LINEAR_CROSS_ENTROPY, Operation
+from crossent.cases.values import Draw
+
+_LAYOUTS = ("contiguous", "transposed", "window", "strided", "offset")
+# The words of `Case` that are choices here too.
+_INHERITED = ("dtype", "reduction", "weight", "upstream", "weight_layout")
+
+
+@dataclass(frozen=True)
+class LinearCase(Case):
+    """One input of a linear cross-entropy with its options: a case of its logits, and the factors of these logits.
+
+    The attributes of :class:`Case` describe the logits: `sizes` is (N, V). `values` is a key of `LINEAR_VALUES`, and
+    `layout` is the memory layout of the hidden states.
+
+    Attributes:
+        hidden: the length of a hidden state, H.
+        bias: "no_bias"; "bias", normally distributed; or "bias_cancelling", which cancels most of each logit of the
+            first row.
+        linear_layout: the memory layout of the weight; "linear_tied" for a weight and hidden states in one storage.
+    """
+
+    operation: ClassVar[Operation] = LINEAR_CROSS_ENTROPY
+    axes: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        **{axis: AXES[axis] for axis in _INHERITED},
+        "values": tuple(LINEAR_VALUES),
+        "target": ("int64", "probabilities", "hard"),
+        "ignored": (*IGNORED, "ignored_first_chunk"),
+        "layout": _LAYOUTS,
+        "target_layout": ("target_contiguous", "target_strided", "target_offset"),
+        "bias": ("no_bias", "bias", "bias_cancelling"),
+        "linear_layout": (*(f"linear_{layout}" for layout in _LAYOUTS), "linear_tied"),
+    }
+    optional: ClassVar[tuple[str, ...]] = (*Case.optional, "bias", "linear_layout")
+    numbered: ClassVar[tuple[tuple[str, str, Callable[[str], Any]], ...]] = (*Case.numbered, ("hidden", "hidden", int))
+    prefix: ClassVar[str] = "linear-"
+    ignore_indices: ClassVar[Mapping[str, int]] = {**IGNORED, "ignored_first_chunk": -100}
+    rules: ClassVar[Mapping[str, Callable[[Any], bool]]] = {
+        **RULES,
+        "sizes must be N x V": lambda case: len(case.sizes) == 2,
+        f"input and weight must have 1 to {MOST_NUMBERS:,} numbers": lambda case: (
+            case.hidden > 0 and sum(case.sizes) * case.hidden <= MOST_NUMBERS
+        ),
+        "a linear case is not tiled": lambda case: case.tiled == 1,
+    }
+
+    hidden: int = 16
+    bias: str = "no_bias"
+    linear_layout: str = "linear_contiguous"
+
+    def _more_words(self) -> list[str]:
+        return [f"hidden{self.hidden}"]
+
+    def _constrained(self, choices: dict[str, Any]) -> dict[str, Any]:
+        return {name: choice for name, choice in choices.items() if name != "values"}  # `LINEAR_VALUES` fit every dtype
+
+    def _stream(self) -> tuple[Any, ...]:
+        return *super()._stream(), "linear", self.hidden, self.bias
+
+    def _drawn(self, draw: Draw) -> dict[str, Any]:
+        hidden, weight = LINEAR_VALUES[self.values](LinearDraw(draw, self.hidden))
+        drawn = {"input": hidden, "linear_weight": weight}
+        if self.bias == "bias":
+            drawn["linear_bias"] = LinearDraw(draw, 1).weight()[:, 0]
+        elif self.bias == "bias_cancelling":
+            # `fsum` rounds once. The order of additions in numpy's sum depends on the processor.
+            logits = [math.fsum(terms) for terms in weight * hidden[:1]] if self.rows else [0.0] * self.classes
+            drawn["linear_bias"] = -np.rint(16 * np.array(logits)) / 16
+        return drawn
+
+    def _placed(self, drawn: dict[str, Tensor]) -> dict[str, Tensor]:
+        hidden, weight = drawn["input"], drawn["linear_weight"]
+        if self.linear_layout == "linear_tied":
+            whole = torch.cat([weight, hidden])
+            hidden, weight = whole[self.classes :], whole[: self.classes]
+        else:
+            weight = laid_out(weight, self.linear_layout.removeprefix("linear_"))
+        return drawn | {"input": laid_out(hidden, self.layout), "linear_weight": weight}

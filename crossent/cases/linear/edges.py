@@ -1,0 +1,94 @@
+"""The cases of a linear cross-entropy: chunks of rows and classes, cancelling dot products, options and layouts.
+
+A chunked function shows its bugs where a chunk ends, where a chunk holds only ignored rows, and where many chunks are
+added up in a format with few bits. Each of these needs its own sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from crossent.cases.axes import DTYPES
+from crossent.cases.linear.case import LinearCase
+
+
+def _case(
+    sizes: tuple[int, int], values: str = "normal", target: str = "int64", reduction: str = "mean", **more: object
+) -> LinearCase:
+    return LinearCase("float32", sizes, values, target, reduction, **more)  # type: ignore[arg-type]
+
+
+# In every dtype.
+_SMALL = (
+    # A plain call; all options at once; small integers, whose logits are exact in every format.
+    _case((7, 5)),
+    _case((7, 5), "normal", "int64", "sum", bias="bias"),
+    _case(
+        *((7, 5), "confident", "int64", "none"),
+        weight="weighted",
+        ignored="ignored_first",
+        label_smoothing=0.1,
+        upstream="rows",
+        bias="bias",
+    ),
+    _case((7, 5), "integers", ignored="ignored", bias="bias"),
+    # Hidden states of one number, of an odd number, and of as many numbers as there are classes.
+    _case((1, 2), hidden=1),
+    _case((17, 3), reduction="sum", ignored="ignored_default", bias="bias", hidden=3),
+    _case((17, 17), "flat", reduction="none", upstream="rows", hidden=17),
+    # Class probabilities.
+    _case((7, 5), target="probabilities", weight="weighted", bias="bias"),
+    _case((7, 5), target="hard", reduction="sum", label_smoothing=0.1),
+    # No rows, one row, one class, and no row that counts.
+    _case((0, 5), bias="bias"),
+    _case((0, 5), reduction="sum"),
+    _case((1, 5), bias="bias"),
+    _case((7, 1), reduction="none", upstream="rows", bias="bias"),
+    _case((7, 5), ignored="ignored_all", bias="bias"),
+    _case((7, 5), reduction="sum", ignored="ignored_all", bias="bias"),
+    # Dot products that lose digits, and logits far from zero.
+    _case((17, 3), "cancelling", reduction="sum", bias="bias_cancelling", hidden=64),
+    _case((7, 5), "large", upstream="scalar"),
+    _case((7, 5), "common_offset", reduction="none", upstream="rows_large", bias="bias"),
+    _case((7, 5), "tiny", weight="weight_zeros"),
+    _case((17, 3), "decades", upstream="upstream_huge", hidden=31),
+    _case((7, 5), "positive", weight="weight_decades", ignored="ignored_class"),
+    # Memory layouts, and a weight that shares its storage with the hidden states.
+    _case((7, 5), reduction="none", upstream="stride0", layout="transposed", linear_layout="linear_transposed"),
+    _case((7, 5), upstream="scalar", layout="strided", linear_layout="linear_strided", target_layout="target_strided"),
+    _case((7, 5), reduction="none", upstream="rows_strided", layout="window", linear_layout="linear_window"),
+    _case((17, 3), reduction="sum", bias="bias", linear_layout="linear_tied"),
+    # A zero and a negative upstream gradient.
+    _case((7, 5), upstream="zero", bias="bias"),
+)
+# Without float64, whose exact values take long.
+_CHUNKS = (
+    # Sizes at which blocks of classes and of hidden units end early.
+    _case((64, 257), bias="bias", hidden=31),
+    _case((33, 129), "confident", reduction="none", upstream="rows", hidden=129),
+    # The rows of a whole chunk are ignored, and the denominator of the other chunks does not count them.
+    _case((257, 100), ignored="ignored_first_chunk", bias="bias"),
+    _case((130, 67), reduction="sum", ignored="ignored_16th", hidden=64),
+    # A vocabulary of a language model.
+    _case((2, 32000), "confident"),
+)
+# In half precision: enough rows to see a loss or a gradient that is added up over chunks in the dtype.
+_MANY_ROWS = (
+    _case((4096, 16)),
+    _case((1024, 64), reduction="sum", bias="bias"),
+    _case((1024, 64), reduction="none", upstream="rows", ignored="ignored_16th"),
+    _case((512, 512)),
+)
+
+
+def linear_edges(dtypes: Sequence[str] = tuple(DTYPES), seed: int = 0) -> Iterator[LinearCase]:
+    """Return the cases of this module with these dtypes, with the random numbers of the seed.
+
+    Example:
+        >>> [case.id for case in linear_edges(["bfloat16"])][-1]
+        'linear-bfloat16-512x512-normal-int64-mean-hidden16'
+    """
+    for dtype in dtypes:
+        larger = () if dtype == "float64" else _CHUNKS if dtype == "float32" else (*_CHUNKS, *_MANY_ROWS)
+        yield from (replace(case, dtype=dtype, seed=seed) for case in (*_SMALL, *larger))

@@ -1,0 +1,67 @@
+"""The operations that crossent checks: the name of each, its arguments and its gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+# The gradients of all operations: the name of each, and the argument that it belongs to.
+GRADIENTS = {
+    "gradient": "input",
+    "target_gradient": "target",
+    "weight_gradient": "linear_weight",
+    "bias_gradient": "linear_bias",
+}
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A function of torch that subjects compute.
+
+    Inside crossent, every loss is called as `loss(input, target, **options)`. Tensors that only one operation has, such
+    as `linear_weight`, are options there.
+
+    Attributes:
+        name: the name, as `crossent check --operation` takes it.
+        function: the function of torch, for messages.
+        arguments: the arguments that a subject takes by position.
+        options: the keywords of the other arguments, with the defaults of torch.
+        gradients: the names of the gradients, which are keys of `GRADIENTS`.
+        words: the words for arguments in messages, where they differ from their names.
+    """
+
+    name: str
+    function: str
+    arguments: tuple[str, ...]
+    options: Mapping[str, Any]
+    gradients: tuple[str, ...]
+    words: Mapping[str, str]
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    def word(self, argument: str) -> str:
+        """Return the word for an argument in messages."""
+        return self.words.get(argument, argument)
+
+
+_OPTIONS = {"weight": None, "ignore_index": -100, "reduction": "mean", "label_smoothing": 0.0}
+CROSS_ENTROPY = Operation(
+    "cross_entropy",
+    "F.cross_entropy",
+    ("input", "target"),
+    _OPTIONS,
+    ("gradient", "target_gradient"),
+    {"input": "logits", "target": "target probabilities"},
+)
+# The logits are `input @ linear_weight.T + linear_bias`, and the loss is their cross-entropy.
+LINEAR_CROSS_ENTROPY = Operation(
+    "linear_cross_entropy",
+    "F.linear_cross_entropy",
+    ("input", "linear_weight", "target"),
+    {"linear_bias": None, **_OPTIONS},
+    ("gradient", "weight_gradient", "bias_gradient"),
+    {},
+)
+OPERATIONS = {operation.name: operation for operation in (CROSS_ENTROPY, LINEAR_CROSS_ENTROPY)}

@@ -1,0 +1,325 @@
+r"""Linear cross-entropy written out by hand: the loss of `input @ linear_weight.T + linear_bias`, in two forms.
+
+    z = h Wᵀ + b,   loss = -log p_y,   p = softmax(z)
+    d = g (p - e_y),   ∂loss/∂h = d W,   ∂loss/∂W = dᵀ h,   ∂loss/∂b = Σ_n d_n
+
+The last layer of a language model has so many classes V that the logits z, (N, V), need more memory than the model's
+other tensors. :func:`linear_formula` is the composition of the two steps, for reading. :func:`linear_blocked` computes
+some rows at a time and never stores all logits. The idea is from Hsu et al., "Liger Kernel", arXiv:2410.10989.
+
+Both forms have the signature and the contract of `torch.nn.functional.linear_cross_entropy` of torch 2.13, without its
+option `options`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crossent.forms.blocks import _plain, _reduced, _scale
+from crossent.forms.rows import Rows, arrange
+from crossent.forms.validation import _autocasting, as_int, check_linear
+
+# A block has at least so many logits by default. Every block reads the whole weight, so small blocks take long.
+_LOGITS = 2**22
+
+
+def linear_formula(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    r"""Compute the cross-entropy of the logits `input @ linear_weight.T + linear_bias`.
+
+    The loss of the logits is defined as in :func:`crossent.formula`. For float16 and bfloat16, all computation is in
+    float32, and the loss and every gradient are rounded once. A row with the target `ignore_index` adds nothing to any
+    gradient, even if its input is NaN.
+
+    Args:
+        input: The hidden states, in float16, bfloat16, float32 or float64.
+        linear_weight: The weight of the linear layer, in the dtype of `input`.
+        target: Class indices or class probabilities, as for :func:`crossent.formula`.
+        linear_bias: The bias of the linear layer, in the dtype of `input`.
+        weight: A factor for each class, as for :func:`crossent.formula`.
+        reduction: `"none"`, `"mean"` or `"sum"`, as for :func:`crossent.formula`.
+        ignore_index: The target of ignored rows, as for :func:`crossent.formula`. None means -100. With class
+            probabilities, only None is allowed.
+        label_smoothing: `ε`, from 0 to 1, as for :func:`crossent.formula`.
+
+    Shape:
+        - input: `(H)` or `(N, H)`.
+        - linear_weight: `(C, H)`, or `(C, d1, …, dK, H)` with a batch of inputs.
+        - linear_bias: the shape of `linear_weight` without its last dimension.
+        - target: with class indices `()`, `(N)` or `(N, d1, …, dK)`; with class probabilities the shape of the logits,
+          `(C)`, `(N, C)` or `(N, C, d1, …, dK)`.
+        - result: `()`; with `reduction="none"`, `()`, `(N)` or `(N, d1, …, dK)`.
+
+    Returns:
+        The loss, in the dtype of `input`, promoted as in :func:`crossent.formula`.
+
+    Raises:
+        RuntimeError: The shapes, dtypes or devices of `input`, `linear_weight` and `linear_bias` do not match, or
+            `ignore_index` is given with class probabilities. All other errors are as in :func:`crossent.formula`.
+
+    Example:
+        >>> import torch
+        >>> from crossent.forms import linear_formula
+        >>> weight = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]])
+        >>> loss = linear_formula(torch.tensor([[1.0, 2.0]]), weight, torch.tensor([1]))
+        >>> round(loss.item(), 4)
+        0.3182
+    """
+    options: dict[str, Any] = {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing}
+    rows = _arranged((input, linear_weight, linear_bias, target, weight), options)
+    with _without_autocast(input.device):
+        h, w = input.to(rows.compute), linear_weight.to(rows.compute)
+        if rows.kept is not None and rows.kept.dim() == input.dim() - 1:
+            h = torch.where(rows.kept.unsqueeze(-1), h, 0.0)  # the gradient of the weight would have 0 · NaN
+        logits = h @ w.flatten(0, -2).mT
+        if linear_bias is not None:
+            logits = logits + linear_bias.to(rows.compute).flatten()
+        logits = logits.reshape(*input.shape[:-1], *linear_weight.shape[:-1])
+        rows = replace(rows, logits=logits.movedim(input.dim() - 1, -1)).widened()
+        x = rows.logits - rows.logits.detach().amax(-1, keepdim=True)  # the shift cancels, so it needs no gradient
+        log_sum = x.exp().sum(-1, keepdim=True).log()
+        if rows.dense:
+            return rows.reduce(rows.expect(-x + log_sum))
+        return rows.reduce(rows.weigh(-rows.pick(x) + log_sum.squeeze(-1)))
+
+
+def linear_blocked(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    block_size: int | None = None,
+) -> Tensor:
+    r"""Compute the loss of :func:`linear_formula` on blocks of rows, with the gradients written by hand.
+
+    The forward pass of a reduced loss also computes the gradients for an upstream gradient of 1. The backward pass
+    multiplies them by the upstream gradient. Without a reduction, the backward pass computes the logits again. The loss
+    and the gradients are summed in float32, or in float64 for float64, and rounded once. A gradient that no tensor
+    requires is not computed.
+
+    The memory is the logits of one block, and the gradients in the dtype of the computation.
+
+    The function calls :func:`linear_formula` instead in four cases: `target` or `weight` requires a gradient; the input
+    is not a batch of rows, `(N, H)`, or the linear weight is not `(C, H)`; torch transforms, traces or compiles the
+    call; or the gradient itself is differentiated, or computed for a batch of upstream gradients.
+
+    Args:
+        input: The hidden states, as for :func:`linear_formula`, and so are all arguments but the last.
+        linear_weight: The weight of the linear layer.
+        target: Class indices or class probabilities.
+        linear_bias: The bias of the linear layer.
+        weight: A factor for each class.
+        reduction: `"none"`, `"mean"` or `"sum"`.
+        ignore_index: The target of ignored rows.
+        label_smoothing: `ε`, from 0 to 1.
+        block_size: The number of logits in a block, 1 or more. A block has at least one row.
+
+    Returns:
+        The loss, with the same shape and dtype as the loss of :func:`linear_formula`.
+
+    Raises:
+        TypeError: `block_size` is not an int.
+        ValueError: `block_size` is below 1. All other errors are as in :func:`linear_formula`.
+
+    Example:
+        >>> import torch
+        >>> from crossent.forms import linear_blocked
+        >>> weight = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]])
+        >>> loss = linear_blocked(torch.tensor([[1.0, 2.0]]), weight, torch.tensor([1]))
+        >>> round(loss.item(), 4)
+        0.3182
+    """
+    if block_size is not None and (block_size := as_int("block_size", block_size)) < 1:
+        raise ValueError(f"block_size: got {block_size}; allowed is 1 or more")
+    leaves, others = (input, linear_weight, linear_bias), (target, weight)
+    options: dict[str, Any] = {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing}
+    given = [tensor for tensor in (*leaves, *others) if tensor is not None]
+    recorded = torch.is_grad_enabled()
+    if (
+        not _plain(*given)
+        or input.dim() != 2
+        or linear_weight.dim() != 2
+        or len(input) == 0
+        or (recorded and any(tensor is not None and tensor.requires_grad for tensor in others))
+    ):
+        return linear_formula(input, linear_weight, target, linear_bias=linear_bias, weight=weight, **options)
+    if recorded and any(tensor is not None and tensor.requires_grad for tensor in leaves):
+        loss: Tensor = _LinearBlocked.apply(*leaves, *others, options, block_size)  # type: ignore[no-untyped-call]
+        return loss
+    with torch.no_grad(), _without_autocast(input.device):
+        rows = _arranged((input, linear_weight, linear_bias, target, weight), options)
+        return _reduced(rows, _differentiate(rows, leaves, (False, False, False), 1.0, block_size)[0])
+
+
+class _LinearBlocked(torch.autograd.Function):
+    """The loss as an autograd function: input, weight and bias of the linear layer get a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        *tensors, options, block_size = arguments
+        rows = _arranged(tensors, options)
+        ctx.save_for_backward(*tensors)
+        ctx.options, ctx.block_size, ctx.gradients = options, block_size, None
+        with _without_autocast(tensors[0].device):
+            wanted = ctx.needs_input_grad[:3] if rows.reduction != "none" else (False, False, False)
+            losses, gradients = _differentiate(rows, tensors[:3], wanted, 1.0, block_size)
+            if rows.reduction != "none":
+                ctx.gradients = gradients
+            return _reduced(rows, losses)
+
+    @staticmethod
+    def backward(ctx: Any, *upstreams: Any) -> tuple[Tensor | None, ...]:
+        (upstream,), tensors = upstreams, ctx.saved_tensors
+        wanted, gradients = ctx.needs_input_grad[:3], ctx.gradients
+        if torch.is_grad_enabled() or not _plain(upstream, *(tensor for tensor in tensors if tensor is not None)):
+            return (*_through_formula(tensors, ctx.options, wanted, upstream), None, None, None, None)
+        with _without_autocast(upstream.device):
+            if gradients is None:  # the reduction is "none", or the gradients were returned before
+                rows = _arranged(tensors, ctx.options)
+                gradients = _differentiate(rows, tensors[:3], wanted, upstream, ctx.block_size)[1]
+            elif upstream.device.type == "cpu" and upstream.item() == 1:
+                ctx.gradients = None  # return them only once, because the caller may write into them
+            else:
+                gradients = [None if one is None else one * upstream.to(one.dtype) for one in gradients]
+            gradients = [
+                one if one is None else one.to(leaf.dtype) for one, leaf in zip(gradients, tensors, strict=False)
+            ]
+            return (*gradients, None, None, None, None)
+
+
+def _through_formula(
+    tensors: tuple[Any, ...], options: dict[str, Any], wanted: tuple[bool, ...], upstream: Tensor
+) -> list[Tensor | None]:
+    """Return the gradients of :func:`linear_formula`, which can be differentiated again."""
+    hidden, linear_weight, linear_bias, target, weight = tensors
+    with torch.enable_grad():
+        loss = linear_formula(hidden, linear_weight, target, linear_bias=linear_bias, weight=weight, **options)
+    leaves = [leaf for leaf, want in zip(tensors, wanted, strict=False) if want]
+    found = iter(torch.autograd.grad(loss, leaves, upstream, create_graph=torch.is_grad_enabled()))
+    return [next(found) if want else None for want in wanted]
+
+
+def _differentiate(
+    rows: Rows,
+    leaves: Any,
+    wanted: tuple[bool, ...],
+    upstream: Tensor | float,
+    block_size: int | None,
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Return the loss of each row, (N,), and the wanted gradients of the three leaves, in the dtype of the computation.
+
+    If only the true class has a term, the losses are not yet multiplied by the class weight: `_reduced` does this. Rows
+    that are ignored add nothing to any gradient.
+    """
+    compute, (h, w, b) = rows.compute, leaves
+    losses = torch.empty(len(h), dtype=compute, device=h.device)
+    # The rows of grad_input are written one after another; the other two gradients are sums.
+    makers = torch.empty_like, torch.zeros_like, torch.zeros_like
+    gradients = [
+        make(leaf, dtype=compute) if want else None for make, leaf, want in zip(makers, leaves, wanted, strict=True)
+    ]
+    grad_h, grad_w, grad_b = gradients
+    most = min(len(h), max(1, (block_size or max(_LOGITS, 64 * len(w))) // len(w)))
+    work = torch.empty(most, len(w), dtype=compute, device=h.device)
+    for block, some, out, log_p, factor in rows.blocks(
+        most, h, losses if grad_h is None else grad_h, losses, _scale(rows, upstream)
+    ):
+        some = some.to(compute)
+        if block.kept is not None:
+            some = torch.where(block.kept.unsqueeze(-1), some, 0.0)  # 0 · NaN would be NaN
+        z = _write_logits(some, w, b, work[: len(some)])
+        _write_slope(replace(block, logits=z), factor, log_p)
+        if grad_h is not None:
+            _write_product(z, w, out)
+        if grad_w is not None:
+            grad_w.addmm_(z.mT, some)
+        if grad_b is not None:
+            grad_b += z.sum(0)
+    return losses.neg_(), gradients
+
+
+def _write_logits(h: Tensor, w: Tensor, b: Tensor | None, out: Tensor) -> Tensor:
+    """Write the logits of a block to `out`, (r, C), in its dtype, and return `out`."""
+    for classes in _parts(w, out.dtype):
+        torch.mm(h, w[classes].to(out.dtype).mT, out=out[:, classes])
+    return out if b is None else out.add_(b)
+
+
+def _write_product(d: Tensor, w: Tensor, out: Tensor) -> None:
+    """Write the gradient of the input of a block, `d @ w`, to `out`, (r, H)."""
+    out.zero_()
+    for classes in _parts(w, out.dtype):
+        out.addmm_(d[:, classes], w[classes].to(out.dtype))
+
+
+def _parts(w: Tensor, dtype: torch.dtype) -> list[slice]:
+    """Return slices of the classes, so that a copy of a part of the weight in another dtype is as small as a block."""
+    step = len(w) if w.dtype == dtype else max(1, _LOGITS // max(1, w.shape[1]))
+    return [slice(start, start + step) for start in range(0, len(w), step)]
+
+
+def _write_slope(rows: Rows, factor: Tensor | float, log_p: Tensor) -> None:
+    """Replace the logits of a block by the gradient of the logits, and write minus the loss of each row to `log_p`.
+
+    The gradient of a row is `g/D (p Σ_c v_c - v)`, as in :mod:`crossent.forms.blocks`; `factor` is `g/D`, multiplied by
+    the weight of the true class if only this class has a term. The written number is not yet multiplied by this weight.
+    """
+    z = rows.logits
+    z -= z.amax(-1, keepdim=True)
+    if rows.dense:
+        z -= z.exp().sum(-1, keepdim=True).log_()
+        wide = rows.widened()
+        log_p.copy_(wide.expect(z))
+        v = wide.weighted(wide.one_hot())
+        z.exp_().mul_(v.sum(-1, keepdim=True)).sub_(v).mul_(factor)
+    else:
+        assert rows.index is not None
+        y = rows.index.unsqueeze(-1)
+        x_y = z.gather(-1, y)
+        total = z.exp_().sum(-1, keepdim=True)
+        log_p.copy_((x_y - total.log()).squeeze(-1))
+        z.mul_(factor / total)
+        z.scatter_(-1, y, z.gather(-1, y) - factor)
+    if rows.kept is not None:
+        z.masked_fill_(~rows.kept.unsqueeze(-1), 0)
+
+
+def _arranged(tensors: Sequence[Any], options: dict[str, Any]) -> Rows:
+    """Check the arguments, and return them as rows whose logits are zeros that take no memory.
+
+    `tensors` are input, weight and bias of the linear layer, target and class weight.
+    """
+    hidden, linear_weight, linear_bias, target, weight = tensors
+    check_linear(hidden, linear_weight, linear_bias)
+    logits = hidden.new_zeros(()).expand(*hidden.shape[:-1], *linear_weight.shape[:-1])
+    if options["ignore_index"] is None:
+        options = options | {"ignore_index": -100}
+    elif isinstance(target, Tensor) and target.shape == logits.shape:
+        raise RuntimeError(f"ignore_index: got {options['ignore_index']} with class probabilities; allowed is None")
+    plain = hidden.device.type == "cpu" and _plain(hidden, target) and len(target.shape) > 0 and target.numel() > 0
+    return arrange(logits, target, weight, **options, eager=plain)
+
+
+def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which no product of matrices is computed in half precision."""
+    return torch.autocast(device.type, enabled=False) if _autocasting(device.type) else contextlib.nullcontext()

@@ -1,0 +1,160 @@
+r"""The softmax of logits that an implementation holds only within an error, with its error bound.
+
+An implementation of a linear cross-entropy computes its logits. It holds logits `z'` with `|z' - z| ≤ e`, where `z` are
+the exact logits, and then computes the cross-entropy of z'. So its error has two parts, which this module bounds
+separately and adds:
+
+    computed log p_c - log p_c(z)  =  (computed log p_c - log p_c(z'))  +  (log p_c(z') - log p_c(z))
+
+The second part, how far the exact softmax moves, is :func:`largest_move`. The first part is the rounding error for the
+logits z'. In every rule of :mod:`crossent.numerics.bounds.rounding`, the error grows with the magnitudes of the
+numbers. So the rounding error is bounded at magnitudes that are at least the magnitudes for z', for every z' within the
+error, and no number counts as known. Let `a = z - max z`, `p = softmax(z)`, `M_c` the largest move of `log p_c`, and
+`E = max_c e_c`. Then, for every z' within the error:
+
+* `|z'_c - max z'| ≤ |a_c| + e_c + E`, since the maximum moves by at most E.
+* `|log p_c(z')| ≤ |log p_c| + M_c`, and `p_c(z') ≤ w_c` with `w_c = p_c exp(M_c)`. In the sum of the exponentials,
+  `p_c(z') ≤ 1` too.
+* The sum `s' = Σ exp(z'_i - max z')` is at least one. For the largest held logit c, `log s' = -log p_c(z')`, and no
+  class has a larger probability. So `log s' ≤ -log p_top(z') ≤ -log p_top + M_top`, where `top` is the largest exact
+  logit.
+* Divide the sum by s'. Its terms become `p_c(z')`, and its error becomes relative. The error bound of a sum is the sum
+  of the errors of the terms, and a multiple of `Ω(t)` for the sorted magnitudes t of the terms
+  (:meth:`Computed.sum`). Both grow with every term. The second bound of `Computed.sum` holds for any choice of the big
+  terms, and grows with every term too. So the bound for the terms w_c holds.
+* A sum in blocks scales a term once for each larger logit that comes later, at most (:func:`in_blocks`). With terms in
+  descending order, the j-th term is scaled at most j-1 times. `Σ t_j f(j - 1)`, for an increasing f, is the least value
+  over all orders of the terms, so it grows with every term. The bound for the terms w_c holds again.
+
+∎
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from crossent.numerics.bounds.contracts import Contract
+from crossent.numerics.bounds.intermediates import coefficients, column, offset
+from crossent.numerics.bounds.rounding import Computed
+from crossent.numerics.bounds.terms import Terms
+from crossent.numerics.formats import Array
+
+
+def largest_move(t: Terms, c: Contract) -> Array:
+    """Return how far `log softmax(z)_c` can move, (R, C), if every logit z_i moves by at most `e_i`.
+
+    If z moves by Δ, then `log p_c` moves by `-log(p_c + Σ_{i≠c} p_i exp(Δ_i - Δ_c))`. The sum is largest for
+    `Δ_i = e_i` and `Δ_c = -e_c`, and smallest for the opposite signs. With `y_i = e_i + e_c`, and `y_c = 0`, the two
+    moves are `log Σ p_i exp(y_i)` and `-log Σ p_i exp(-y_i)`. The first is at least as large: the product of the two
+    sums is at least one (Cauchy-Schwarz). So the largest move is
+
+        log1p(Σ_{i≠c} p_i expm1(e_i + e_c)).
+
+    It is small where the row is sure of c. If the implementation computes a logit again, in another order, for the
+    gradient or for the true class (`contract.recomputes`), the two logits need not be equal. Then `log s` moves by at
+    most `log1p(Σ p_i expm1(e_i))`, and the other logit by e_c.
+    """
+    assert t.logits_error is not None
+    p, grown = np.exp(_log_probs(t)), np.expm1(t.logits_error)
+    terms = p * grown
+    total = terms.sum(1, keepdims=True)
+    if c.recomputes:
+        return np.asarray(t.logits_error + np.log1p(total))
+    top = np.arange(len(p)), t.logits.argmax(1)
+    # Of the other classes: subtracting is exact enough unless the class has nearly all of the total.
+    others, rest = np.maximum(total - terms, 0) + 2.0**-50 * total, 1 - p
+    terms[top], p[top] = 0.0, 0.0
+    others[top], rest[top] = terms.sum(1), p.sum(1)
+    # expm1(a + b) = exp(b) expm1(a) + expm1(b)
+    return np.asarray(np.log1p((1 + grown) * others + grown * rest))
+
+
+def _log_probs(t: Terms) -> Array:
+    """Return the exact `log p`, (R, C)."""
+    return np.asarray(t.logits - t.logits.max(1, keepdims=True) - t.log_sum[:, None])
+
+
+def softmax_of_inexact(t: Terms, c: Contract) -> tuple[Computed, Computed, Computed]:
+    """Return `log p`, (R, C), `p`, (R, C), and the log-sum-exp, (R,), as :func:`softmax` does for exact logits.
+
+    The errors of `log p` and of `p` are distances from the softmax of the exact logits. The value of the log-sum-exp is
+    its largest magnitude, and its error is only the rounding error.
+    """
+    assert t.logits_error is not None
+    f, tiny = c.functions, c.compute.smallest_normal
+    largest, most = t.logits.max(1), t.logits_error.max(1)
+    top = np.arange(len(largest)), t.logits.argmax(1)
+    log_p = _log_probs(t)
+    moves = largest_move(t, c)
+    p = np.exp(log_p)
+    w = p * np.exp(np.minimum(moves, 700.0))
+
+    spread = np.abs(t.logits - largest[:, None]) + t.logits_error + most[:, None]
+    subtracted = c.compute.rounding_error(spread)
+    relative = _exp_error(spread, subtracted, c)
+    lost = np.where(np.exp(-spread) < 8 * tiny, tiny, 0.0)  # an exponential near underflow may be flushed to zero
+    error = _sum_error(np.minimum(w, 1.0), relative, lost, c)
+    exact = Computed(np.ones_like(error), error, c.compute)
+    most_log = t.log_sum + moves[top]
+    log_sum = c.keep(c.keep(exact).log(c.compute, f.log_ulps, most_log, f.log_absolute))
+
+    size = np.abs(log_p) + moves
+    log_error = Computed(size, subtracted + log_sum.error[:, None], None).rounded(c.compute).error
+    shift = np.abs(offset(t.logits, c)) + (1 if c.offset else 2) * most
+    logsumexp = Computed(shift + most_log, log_sum.error, None).rounded(c.compute)
+    if c.keeps_logsumexp:
+        logsumexp = c.keep(logsumexp)
+    if c.fused:
+        taken = Computed(size, np.broadcast_to(logsumexp.error[:, None], size.shape), None).rounded(c.compute)
+        log_error = np.maximum(log_error, taken.error)
+    log_error = c.keep(Computed(size, log_error, c.compute)).error
+
+    by_exp = w * _exp_error(size, log_error, c) + np.where(np.exp(-size) < 8 * tiny, tiny, 0.0)
+    exponentials = Computed(w, w * relative + lost, c.compute)
+    p_error = np.maximum(by_exp, exponentials.over(column(exact), c.compute, f.division_ulps).error)
+    if c.fused:
+        inverse = Computed.exactly(1.0, c.storage).over(column(exact), c.compute, f.division_ulps)
+        p_error = np.maximum(p_error, exponentials.times(inverse, c.compute).error)
+    of_move = np.where(p > 0, p * np.expm1(np.minimum(moves, 700.0)), 0.0)
+    log_probs = Computed(log_p, _or_infinite(moves + log_error), c.compute)
+    return log_probs, Computed(p, _or_infinite(of_move + p_error), c.compute), logsumexp
+
+
+def _exp_error(size: Array, error: Array, c: Contract) -> Array:
+    """Return the relative error of `exp(x)` for arguments up to `size` with an error; see :meth:`Computed.exp`."""
+    u = c.compute.unit_roundoff
+    moved = error + c.functions.exp_per_unit * u * (size + error)
+    return np.asarray(np.expm1(moved) + 2 * c.functions.exp_ulps * u * np.exp(moved))
+
+
+def _sum_error(w: Array, relative: Array, lost: Array, c: Contract) -> Array:
+    """Return the relative error of the sum of the exponentials, (R,), whose terms are at most `w` times the sum."""
+    errors = w * relative + lost
+    if not c.fused:
+        return Computed(w, errors, c.compute).sum(c.compute).error
+    terms = np.sort(w + errors, axis=1)[:, ::-1]
+    scaled = terms * np.expm1(np.arange(w.shape[1]) * (2 * c.functions.exp_ulps + 1) * c.compute.unit_roundoff)
+    return np.asarray(Computed(terms, scaled, c.compute).sum(c.compute).error + errors.sum(1))
+
+
+def unshifted_of_inexact(t: Terms, c: Contract, logsumexp: Computed) -> Computed:
+    """Return `Σ w_c q_c · logsumexp - Σ w_c q_c z_c`, (R,), of which only the error counts.
+
+    Magnitudes stand in the place of the values, and the two parts are added, so that every rounding error is at least
+    as large as for the held logits. The exact result moves by at most `Σ |w_c q_c| M_c`.
+    """
+    assert t.logits_error is not None
+    q = coefficients(t, replace(c, stored=None))
+    moved = t.logits + (offset(t.logits, c) - t.logits.max(1))[:, None]
+    size = np.abs(moved) + t.logits_error + (0.0 if c.offset else 2 * t.logits_error.max(1, keepdims=True))
+    inexact = Computed(size, size * 2.0**-60, None)  # no logit counts as known
+    logits = Computed(np.abs(q.value), q.error, q.format).times(inexact, c.compute).sum(c.compute)
+    total = q.sum(c.compute)
+    rows = Computed(np.abs(total.value), total.error, c.compute).times(logsumexp, c.compute).plus(logits, c.compute)
+    return Computed(rows.value, rows.error + (q.largest * largest_move(t, c)).sum(1), c.compute)
+
+
+def _or_infinite(error: Array) -> Array:
+    return np.where(np.isnan(error), np.inf, error)

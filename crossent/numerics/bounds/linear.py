@@ -1,0 +1,284 @@
+r"""The error bounds of a linear cross-entropy: its loss, and the gradients of input, weight and bias.
+
+    z = h Wᵀ + b        loss = cross-entropy(z)        d = ∂loss/∂z
+    ∂loss/∂h = d W      ∂loss/∂W = dᵀ h                ∂loss/∂b = Σ_n d_n
+
+In shapes, N is the number of rows, H the length of a hidden state and V the number of classes. `u` is the unit roundoff
+of the format of the computation, and `γ_k = k u/(1 - k u)`.
+
+The bounds follow the computation, step by step:
+
+1. A dot product of n terms, in any order, with or without fused multiply-adds. Every term goes through at most n - 1
+   additions and one product. A term with k roundings is multiplied by `(1 + δ_1)…(1 + δ_k)`, whose distance from 1 is
+   at most `γ_k`. So the error is at most `γ_k Σ |terms|`, with `k = n`, or `k = n - 1` if products are exact (Higham,
+   Accuracy and Stability of Numerical Algorithms, 2nd ed., section 4.2). Chunks are one of the orders. With blocks, no
+   term goes through more additions than :meth:`LinearContract.roundings` says. A fused multiply-add leaves a rounding
+   out.
+2. The logits. The bias is one more term. If logits are kept in a format, the product and the sum are rounded to it.
+3. The cross-entropy of logits with an error: :mod:`crossent.numerics.bounds.inexact_logits`, and then the same formula
+   as for given logits, :mod:`crossent.numerics.bounds.loss`. This gives the bound of the loss, and the error `ε` of d.
+4. The three gradients. The error ε goes through the dot product exactly: `ε |W|`. The dot product of the computed d
+   adds the error of step 1 for terms of at most `(|d| + ε) |W|`. If the softmax and the target of d pass through the
+   products separately, their magnitudes replace |d|, and one more addition joins the two parts.
+5. The upstream gradient and the divisor of a mean may be multiplied before or after the dot product. Step 3 counts the
+   rounding of each element of d for this. The rounding of the result is at most as large: the magnitude of a sum is at
+   most the sum of the magnitudes. After a rounding to the storage format, it counts separately (`scales_last`).
+6. One rounding to the storage format.
+
+The numbers from which the bounds are computed are float64 and have errors too. The logits here differ from the exact
+logits by at most `γ_{H+1} (|h| |W|ᵀ + |b|)` with the u of float64. Let D be the largest such error of a row. The bounds
+use the error `e + 2 D` for logits in place of e: from the logits here to those of an implementation it is at most
+`e + D`, and to the exact logits D. The largest move of `log p_c` is `f(y) = log Σ p_i exp(y_i)` with `y_i = e_i + e_c`
+for i ≠ c, and `y_c = 0`. If all y_i grow by 2 D, f grows by the integral of `2 (1 - q_c)`, where q_c is the weight of
+class c in the sum. This weight shrinks where y grows, so f grows by at least as much as from 0 to 2 D: `f(e + 2 D)` is
+at least `f(e + D) + f(D)`, the sum of the two moves. The magnitudes are at least as large as well. All other roundings
+of float64 are relative, and :func:`crossent.numerics.bounds.rounding.safe` covers them. ∎
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from crossent.numerics.bounds.call import parts_of
+from crossent.numerics.bounds.intermediates import column
+from crossent.numerics.bounds.linear_contracts import LinearContract
+from crossent.numerics.bounds.loss import Bounds
+from crossent.numerics.bounds.rounding import Computed, safe
+from crossent.numerics.bounds.terms import Terms
+from crossent.numerics.formats import FLOAT64, Array, Format, is_power_of_two
+from crossent.numerics.linear_call import LinearCall
+
+
+@dataclass(frozen=True, eq=False)
+class LinearTerms:
+    """The arguments of a call as float64 numbers, and the numbers that the bounds under every contract share.
+
+    Attributes:
+        input: (N, H).
+        weight: (V, H), the weight of the linear layer.
+        bias: (V,), or None.
+        products: (N, V), `input @ weight.T`.
+        sizes: (N, V), the sum of the magnitudes of the terms of each logit, without the bias.
+        own_error: (N, 1), twice the largest error of the logits of a row here, in float64.
+        rows: The cross-entropy of the logits. Its logits have no error yet.
+    """
+
+    input: Array
+    weight: Array
+    bias: Array | None
+    products: Array
+    sizes: Array
+    own_error: Array
+    rows: Terms
+
+    @staticmethod
+    def of(call: LinearCall, target_format: Format | None = None) -> LinearTerms:
+        """Return the terms of a call.
+
+        Args:
+            call: The arguments.
+            target_format: The format of the class probabilities, or None for class indices.
+        """
+        h, w = call.input.astype(np.float64), call.linear_weight.astype(np.float64)
+        bias = None if call.linear_bias is None else call.linear_bias.astype(np.float64)
+        products, sizes = h @ w.T, np.abs(h) @ np.abs(w).T
+        with_bias = sizes if bias is None else sizes + np.abs(bias)
+        own_error = 2 * _gamma(call.features + 1, FLOAT64) * with_bias.max(1, keepdims=True)
+        logits = products if bias is None else products + bias
+        upstream = np.broadcast_to(np.asarray(call.upstream, np.float64), call.rows)
+        rows = Terms(
+            logits=logits,
+            log_sum=_log_sum(logits),
+            index=None if call.index is None else np.where(call.kept, call.index, 0),
+            kept=call.kept,
+            probabilities=None if call.probabilities is None else call.probabilities.astype(np.float64),
+            weight=None if call.weight is None else call.weight.astype(np.float64),
+            label_smoothing=call.label_smoothing,
+            reduction=call.reduction,
+            upstream=upstream,
+            target_format=target_format,
+        )
+        return LinearTerms(h, w, bias, products, sizes, own_error, rows)
+
+
+class LinearBounds:
+    """The error bounds of a call under one contract. A bound is infinite where the contract promises nothing.
+
+    Args:
+        terms: The arguments of the call.
+        contract: The contract.
+
+    Example:
+        >>> from crossent.numerics.bounds.linear_contracts import linear_contract
+        >>> call = LinearCall(np.float32([[1, 2]]), np.float32([[1, 0], [0, 1], [-1, -1]]), index=np.array([1]))
+        >>> bounds = LinearBounds(LinearTerms.of(call), linear_contract("kernel", "A", "bfloat16"))
+        >>> f"{bounds.loss:.1e}", bounds.grad_input.shape
+        ('1.2e-03', (1, 2))
+    """
+
+    def __init__(self, terms: LinearTerms, contract: LinearContract) -> None:
+        self.terms, self.contract = terms, contract
+
+    # Each cached property only calls a method: mutmut, which `nox -s mutate` runs, does not mutate decorated functions.
+
+    @cached_property
+    def loss(self) -> Array:
+        """The bound of each row's loss, (N,), for reduction "none"; otherwise the bound of the reduced loss, ()."""
+        return _no_nan(self._of_logits.loss)
+
+    @cached_property
+    def grad_input(self) -> Array:
+        """The bound of each element of the gradient of the input, (N, H)."""
+        w, upstream = self.terms.weight, np.abs(self.terms.rows.upstream)
+        with np.errstate(all="ignore"):
+            error = self._reach(len(w)) @ np.abs(w)
+            return self._product(self._gradient.value @ w, error, w, len(w), upstream[:, None])
+
+    @cached_property
+    def grad_weight(self) -> Array:
+        """The bound of each element of the gradient of the weight, (V, H)."""
+        h = self.terms.input
+        with np.errstate(all="ignore"):
+            # Transposed, which BLAS computes faster.
+            value, error = (h.T @ self._gradient.value).T, (np.abs(h).T @ self._reach(self._kept)).T
+            return self._product(value, error, h, self._kept, self._common_upstream)
+
+    @cached_property
+    def grad_bias(self) -> Array:
+        """The bound of each element of the gradient of the bias, (V,)."""
+        with np.errstate(all="ignore"):
+            value, error = self._gradient.value.sum(0), self._reach(self._kept, products=0).sum(0)
+            return self._product(value, error, np.ones(1), self._kept, self._common_upstream)
+
+    @cached_property
+    def logits_error(self) -> Array:
+        """How far the logits of an implementation may be from the exact logits, (N, V)."""
+        with np.errstate(all="ignore"):
+            return self._logits_error()
+
+    def _logits_error(self) -> Array:
+        t, c = self.terms, self.contract
+        size = t.sizes if t.bias is None else t.sizes + np.abs(t.bias)
+        features = t.input.shape[1]
+        gamma = _gamma(c.roundings(features) + (not c.multiplies_exactly) + (t.bias is not None), c.loss.compute)
+        error = gamma * size + self._underflow(features) * (1 + gamma) + t.own_error
+        error = error + self._flushed(features, t.input, t.weight)
+        error = np.where(c.loss.compute.overflows(size), np.inf, error)
+        if c.logits is None:
+            return error
+        held = Computed(t.products, error, None).rounded(c.logits)
+        if t.bias is not None:
+            held = held.plus(Computed.exactly(t.bias, c.loss.storage), c.logits)
+        return held.error
+
+    def _underflow(self, terms: int) -> float:
+        """Return the error of a dot product of so many terms by underflows.
+
+        Each product and, in a format that flushes, each addition may underflow: 2 n errors for n terms.
+        """
+        return 2 * terms * self.contract.loss.compute.underflow
+
+    def _flushed(self, terms: int, *factors: Array) -> float:
+        """Return the error of a dot product of so many terms, if subnormal factors may be taken for 0."""
+        storage = self.contract.loss.storage
+        if not storage.flushes:
+            return 0.0
+        sizes = [np.abs(factor) for factor in factors]
+        lost = [float(size[size < storage.smallest_normal].max(initial=0.0)) for size in sizes]
+        one, other = (float(size.max(initial=0.0)) for size in sizes)
+        return terms * (lost[0] * other + lost[1] * one)
+
+    @cached_property
+    def _of_logits(self) -> Bounds:
+        """The bounds of the cross-entropy for logits with an error."""
+        terms = replace(self.terms.rows, logits_error=self.logits_error)
+        return Bounds(terms, self.contract.loss)
+
+    @property
+    def _kept(self) -> int:
+        """The number of rows that are not ignored. Only these add terms to the gradients of weight and bias."""
+        return int(self.terms.rows.kept.sum())
+
+    @cached_property
+    def _gradient(self) -> Computed:
+        """The gradient d of the logits, (N, V), with its error."""
+        with np.errstate(all="ignore"):
+            of, c = self._of_logits, self.contract
+            scale, v = column(of._scale()).value, of._coefficients.value
+            d = np.where(self.terms.rows.kept[:, None], scale * (of._probs.value * v.sum(1, keepdims=True) - v), 0.0)
+            held = c.loss.storing(c.logits_gradient or c.loss.compute)
+            parts = [of.part(rows, held)._gradient() for rows in parts_of(d)]
+            error = _no_nan(np.concatenate(parts))
+            if c.logits_gradient is not None and c.scales_last:
+                # If the upstream gradient g comes later, it also multiplies what d loses where it underflows.
+                amplified = np.maximum(np.abs(of.terms.upstream) - 1, 0) * c.logits_gradient.underflow
+                error = error + np.where(of.terms.kept, amplified, 0.0)[:, None]
+            return Computed(d, error, held.storage)
+
+    @cached_property
+    def _magnitudes(self) -> Array:
+        """The largest magnitude of d, (N, V); if d is split, the sum of the magnitudes of its two parts."""
+        if not self.contract.splits:
+            return self._gradient.largest
+        of = self._of_logits
+        scale, v = column(of._scale()).largest, of._coefficients.largest
+        parts = scale * (of._probs.largest * v.sum(1, keepdims=True) + v)
+        return np.where(self.terms.rows.kept[:, None], parts, 0.0) + self._gradient.error
+
+    def _reach(self, terms: int, *, products: int = 1) -> Array:
+        """Return what each element of d contributes to the error of a gradient, (N, V), per unit of its factor."""
+        c = self.contract
+        roundings = c.roundings(terms) + c.splits + products
+        return self._gradient.error + _gamma(roundings, c.loss.compute) * self._magnitudes
+
+    def _product(self, value: Array, error: Array, factor: Array, terms: int, upstream: Array | None) -> Array:
+        """Return the bound of a gradient, `d @ factor`, rounded to the result.
+
+        Args:
+            value: The exact gradient.
+            error: The error of the gradient by the error of d, and by the roundings of the dot product.
+            factor: The factor.
+            terms: The number of terms of a dot product.
+            upstream: The magnitude of the upstream gradient, if one number is common to all terms of a dot product.
+        """
+        c, storage, compute = self.contract, self.contract.loss.storage, self.contract.loss.compute
+        some = error > 0  # a gradient to which only ignored rows contribute is exactly 0
+        lost = self._underflow(terms) + self._flushed(terms, factor, self._magnitudes)
+        largest = self._magnitudes.max(initial=0.0) * np.abs(factor).max(initial=0.0) * terms
+        error = np.where(some, error + lost if not compute.overflows(largest) else np.inf, 0.0)
+        if c.scales_last and upstream is not None:
+            unscaled = Computed(value / upstream, error / upstream, None).rounded(storage)
+            scaled = unscaled.error * upstream
+            # Multiplying by a power of two rounds only where a number underflows.
+            once = np.where(np.isinf(unscaled.error), np.inf, error + storage.underflow * (upstream + 1))
+            scaled = np.where(is_power_of_two(upstream), once, scaled)
+            error = np.where(some & (upstream > 0), scaled, error)
+        return _no_nan(safe(Computed(value, error, None).rounded(storage).error))
+
+    @property
+    def _common_upstream(self) -> Array | None:
+        """The magnitude of the upstream gradient that all rows share, (1,); None if each row has its own."""
+        rows = self.terms.rows
+        return None if rows.reduction == "none" else np.abs(rows.upstream[:1]) if len(rows.upstream) else np.ones(1)
+
+
+def _gamma(roundings: int, format: Format) -> float:
+    """Return `γ_k = k u/(1 - k u)`, the largest relative error of k roundings, or inf where k u is 1/2 or more."""
+    grown = roundings * format.unit_roundoff
+    return grown / (1 - grown) if grown < 0.5 else np.inf
+
+
+def _log_sum(logits: Array) -> Array:
+    """Return `log Σ exp(z - max z)` of each row, without losing digits where the sum is near one."""
+    every, top = np.arange(len(logits)), logits.argmax(1)
+    exponentials = np.exp(logits - logits[every, top][:, None])
+    exponentials[every, top] = 0.0
+    return np.asarray(np.log1p(exponentials.sum(1)))
+
+
+def _no_nan(bounds: Array) -> Array:
+    """Return the bounds, with an infinite bound where a bound cannot be computed."""
+    return np.where(np.isnan(bounds), np.inf, bounds)

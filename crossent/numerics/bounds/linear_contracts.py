@@ -1,0 +1,129 @@
+"""Contracts of a linear cross-entropy: the promises about its logits, their gradient, and its three dot products."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, Literal
+
+from crossent.numerics.bounds.contracts import Contract, Grade, Promise, contract
+from crossent.numerics.formats import Format
+
+
+@dataclass(frozen=True)
+class LinearContract:
+    """The promises of an implementation of a linear cross-entropy.
+
+    Attributes:
+        loss: The promises about the cross-entropy of the logits. Its `storage` is the format of input, weight and
+            results, and its `compute` the format in which every dot product is summed.
+        logits: The format in which the logits are kept, or None if they stay in `loss.compute`.
+        logits_gradient: The format in which the gradient of the logits is kept, or None for `loss.compute`.
+        block: The number of terms of a dot product that may be added one after another, or None for any order. The
+            sums of such blocks may be added one after another too.
+        scales_last: Whether the upstream gradient may be multiplied last, after a gradient was rounded to
+            `loss.storage`.
+        splits: Whether the softmax and the target of the logits' gradient may pass through the dot products separately.
+    """
+
+    loss: Contract
+    logits: Format | None = None
+    logits_gradient: Format | None = None
+    block: int | None = None
+    scales_last: bool = False
+    splits: bool = False
+
+    @property
+    def grade(self) -> Grade:
+        """The grade of a subject that keeps this contract."""
+        return self.loss.grade
+
+    def storing(self, storage: Format) -> LinearContract:
+        """Return the contract for results that are rounded to another format."""
+        return replace(self, loss=self.loss.storing(storage))
+
+    def roundings(self, terms: int) -> int:
+        """Return the largest number of additions that a term of a dot product with so many terms goes through."""
+        if self.block is None or terms <= self.block:
+            return max(terms - 1, 0)
+        return self.block - 1 + -(-terms // self.block) - 1
+
+    @property
+    def multiplies_exactly(self) -> bool:
+        """Whether the product of two numbers of the storage format needs no rounding."""
+        return 2 * self.loss.storage.precision <= self.loss.compute.precision
+
+
+# The promises of a kind of implementation:
+#   eager        made of torch's operations, each in float32 or wider
+#   torch        F.linear, then F.cross_entropy; and so F.linear_cross_entropy with options=None
+#   kernel       a kernel, or a chunked function with its gradient by hand; chunks of rows and of classes
+#   fast_kernel  kernel, with the hardware's approximate exp, log and division, as in Triton
+LinearPromise = Literal["eager", "torch", "kernel", "fast_kernel"]
+
+
+@cache
+def linear_contract(
+    promise: LinearPromise,
+    grade: Grade,
+    dtype: str,
+    *,
+    device: str = "cpu",
+    rows: int = 0,
+    flushes: bool = False,
+    block: int | None = None,
+    recomputes: bool = False,
+) -> LinearContract:
+    """Return the contract of a promise for one dtype of input and weight, at grade A or B.
+
+    Both grades sum every dot product, the loss and every gradient in float32 or wider, in any order, with or without
+    fused multiply-adds, and in chunks of rows and of classes. Neither grade allows an implementation to add up the loss
+    or a gradient over chunks in the storage dtype.
+
+    Grade A: logits and their gradient stay in float32 or wider, and each result is rounded once.
+
+    Grade B: logits and their gradient are also rounded to the dtype, the logits once more before the bias is added. A
+    gradient may be rounded to the dtype before the upstream gradient is multiplied. For the promise "torch", every
+    intermediate of the cross-entropy is rounded to the dtype too, as on a CPU.
+
+    float32 and float64 have one contract for both grades, since the computation is not wider than the dtype.
+
+    Any promise of a kernel allows the full error of `max + log Σ - z_c`, however far the logits are from zero: the
+    error of the logits' own dot product is as large.
+
+    Args:
+        promise: The kind of implementation.
+        grade: "A" or "B".
+        dtype: The dtype of input and weight.
+        device: The device, such as "cpu" or "cuda:0".
+        rows: The number of rows. torch's order of summation depends on it.
+        flushes: Whether subnormal numbers may be flushed to 0.
+        block: A tighter promise about the order of the dot products: see :class:`LinearContract`.
+        recomputes: A wider promise: whether a logit may be computed again, in another order, as in kernels that store
+            no logits between loss and gradient.
+    """
+    fused = promise in ("kernel", "fast_kernel")
+    wide = contract(promise, "A", dtype, device=device, rows=rows, flushes=flushes)
+    wide = replace(wide, offset=fused, recomputes=recomputes)
+    storage = wide.storage
+    if wide.compute.precision <= storage.precision:
+        return LinearContract(replace(wide, grade=grade), block=block, scales_last=fused, splits=fused)
+    if grade == "A":
+        return LinearContract(wide, block=block, splits=fused)
+    narrow = contract("torch", "B", dtype, device=device, rows=rows, flushes=flushes) if promise == "torch" else wide
+    narrow = replace(narrow, grade="B", recomputes=recomputes)
+    return LinearContract(narrow, storage, storage, block, scales_last=fused, splits=fused)
+
+
+# The promises of a cross-entropy that a linear cross-entropy has under another name.
+_OTHER_NAMES: dict[Promise, LinearPromise] = {"blocked": "eager", "logsumexp": "kernel"}
+
+
+def linear_contract_of(promise: Promise, grade: Grade, dtype: str, **conditions: Any) -> LinearContract:
+    """Return the contract of a linear cross-entropy with a promise of :mod:`crossent.numerics.bounds.contracts`.
+
+    A kernel need not store the logits, so it may compute them again for the gradient. `conditions` are the further
+    arguments of :func:`linear_contract`.
+    """
+    known = _OTHER_NAMES.get(promise, promise)
+    return linear_contract(known, grade, dtype, recomputes=known in ("kernel", "fast_kernel"), **conditions)

@@ -1,0 +1,85 @@
+"""The arguments of one call of a linear cross-entropy as numpy arrays. Oracle and bounds both start from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# The results of a call, in the order in which they are reported.
+LINEAR_RESULTS = ("loss", "grad_input", "grad_weight", "grad_bias")
+
+
+@dataclass(frozen=True, eq=False)
+class LinearCall:
+    """The arguments of one call of `linear_cross_entropy`, laid out as `N` rows.
+
+    The logits are `input @ linear_weight.T + linear_bias`, (N, V), and the loss is their cross-entropy. Arrays of
+    numbers are float64; or float32 where the call had float32, bfloat16 or float16.
+
+    Attributes:
+        input: (N, H), the hidden states.
+        linear_weight: (V, H), one row for each class.
+        linear_bias: (V,), or None.
+        index: (N,), int64, the true classes; None for class probabilities.
+        probabilities: (N, V); None for class indices.
+        weight: (V,), a factor for each class; None for ones.
+        ignore_index: Rows with this index have the loss 0, add nothing to any gradient and do not count in the mean.
+            With class probabilities, the number must be negative and has no effect.
+        reduction: "none", "mean" or "sum".
+        label_smoothing: `ε`, from 0 to 1.
+        upstream: The upstream gradient of the loss: (N,) for "none", otherwise a number.
+
+    Raises:
+        ValueError: A shape does not match, there is no class, or a number is not finite. The oracle checks the other
+            arguments (:class:`crossent.numerics.oracle.arguments.Arguments`).
+    """
+
+    input: NDArray[Any]
+    linear_weight: NDArray[Any]
+    linear_bias: NDArray[Any] | None = None
+    index: NDArray[Any] | None = None
+    probabilities: NDArray[Any] | None = None
+    weight: NDArray[Any] | None = None
+    ignore_index: int = -100
+    reduction: str = "mean"
+    label_smoothing: float = 0.0
+    upstream: NDArray[Any] | float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.input.ndim != 2:
+            raise ValueError(f"input: got shape {self.input.shape}; allowed is (N, H)")
+        if self.linear_weight.ndim != 2 or self.linear_weight.shape[1] != self.features or not self.classes:
+            shape = self.linear_weight.shape
+            raise ValueError(f"linear_weight: got shape {shape}; allowed is (V, {self.features}) with V at least 1")
+        if self.linear_bias is not None and self.linear_bias.shape != (self.classes,):
+            raise ValueError(f"linear_bias: got shape {self.linear_bias.shape}; allowed is {(self.classes,)}")
+        for name in ("input", "linear_weight", "linear_bias"):
+            value = getattr(self, name)
+            if value is not None and value.dtype not in (np.float32, np.float64):
+                raise ValueError(f"{name}: got {value.dtype}; allowed are float32 and float64")
+            if value is not None and not np.isfinite(value).all():
+                raise ValueError(f"{name}: got a number that is not finite; allowed are finite numbers")
+
+    @property
+    def rows(self) -> int:
+        """The number of rows, N."""
+        return len(self.input)
+
+    @property
+    def features(self) -> int:
+        """The length of a hidden state, H."""
+        return int(self.input.shape[1])
+
+    @property
+    def classes(self) -> int:
+        """The number of classes, V."""
+        return len(self.linear_weight)
+
+    @cached_property
+    def kept(self) -> NDArray[np.bool_]:
+        """The mask of the rows that count, (N,): False on ignored rows."""
+        return np.ones(self.rows, bool) if self.index is None else np.asarray(self.index != self.ignore_index)

@@ -1,0 +1,277 @@
+r"""The exact loss and gradients of a linear cross-entropy, each number with a proven error radius.
+
+    z = h Wᵀ + b        loss = cross-entropy(z)        d = ∂loss/∂z
+    ∂loss/∂h = d W      ∂loss/∂W = dᵀ h                ∂loss/∂b = Σ_n d_n
+
+There are two independent ways to these numbers. :func:`_in_float64` computes the logits, then uses
+:class:`crossent.numerics.oracle.formula.Formula`, then computes the three products; its error is proven below.
+:func:`_in_balls` writes the formula once more in the ball arithmetic of flint, which carries its own radius. The first
+way serves arguments up to float32, and the second way serves float64 arguments and logits that are huge.
+
+Proof for float64. Write `u = 2^-53` and `γ_n = n u/(1 - n u)`.
+
+* Logits. The product of two float32 numbers is exact in float64. A sum of H such products and a bias, in any order, has
+  an error of at most `γ_H (Σ|h_k W_ck| + |b_c|)` (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed.,
+  section 4.2). By Cauchy-Schwarz this is at most `e = γ_{H+1} (|h| max_c |W_c| + max_c |b_c|)`, with Euclidean norms.
+* Cross-entropy of the computed logits z'. The proof of `Formula` needs logits below 2^128, and float32 weights and
+  probabilities. It uses no other property of float32 logits. So the radii of `Formula` hold for the logits z'.
+* From z' to the exact z. Every logit moves by at most `e`. So `log p_c = -log Σ_i exp(z_i - z_c)` moves by at most
+  `log(p_c + (1 - p_c) exp(2e))`, because the term of class c does not move, and every other term by a factor of at most
+  `exp(2e)`. (Downwards it moves less, since `1/(p + (1-p)/x) ≤ p + (1-p) x`, the inequality of the harmonic and the
+  arithmetic mean.) With `δ = expm1(2e)` this logarithm is `log1p((1 - p_c) δ) ≤ (1 - p_c) δ`. Hence the loss
+  `-Σ v_c log p_c` moves by at most `Σ |v_c| (1 - p_c) δ`, the probability p_c by at most `p_c (1 - p_c) δ`, and
+  `d_c = s (p_c Σv - v_c)` by at most `|s Σv| p_c (1 - p_c) δ`. Nothing here grows where a row is confident.
+* Products. The computed `d' W` differs from `d W` by at most `ρ |W| + γ_{n+1} |d'| |W|`, where `ρ` is the radius of d'
+  and n the number of terms. The same holds for the other two. Numpy's BLAS adds each dot product in some order, with or
+  without fused multiply-adds. Matrix algorithms that subtract, such as Strassen's, are excluded.
+
+The radii are computed in float64 too. The factor `1 + 2^-20` covers their roundings for up to 2^30 terms, and 2^-1000
+covers products that underflow. ∎
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import flint
+import numpy as np
+from numpy.typing import NDArray
+
+from crossent.numerics.formats import Array
+from crossent.numerics.linear_call import LinearCall
+from crossent.numerics.oracle.answer import reduce_losses
+from crossent.numerics.oracle.arguments import Arguments, Denominator
+from crossent.numerics.oracle.arithmetic import UNIT_ROUNDOFF, Ball, Balls, Elements, Float64
+from crossent.numerics.oracle.formula import FiniteRows, Formula, float64_radius
+
+_BLOCK = 2**20  # logits in a block of float64: an array of 8 MiB. Smaller blocks read the weight more often.
+# The radius of every logit in ball arithmetic, absolutely. Bits are doubled until the radii are this small.
+_LOGIT_RADIUS = 2.0**-100
+_BITS = 192
+_MARGIN, _TINY = 1 + 2.0**-20, 2.0**-1000
+
+
+@dataclass(frozen=True, eq=False)
+class LinearAnswer:
+    """The exact values of a call, each with an error radius.
+
+    Attributes:
+        loss: (N,) for the reduction "none", otherwise 0-d.
+        grad_input: (N, H).
+        grad_weight: (V, H), the gradient of `linear_weight`.
+        grad_bias: (V,), or None if the call has no bias.
+    """
+
+    loss: Ball
+    grad_input: Ball
+    grad_weight: Ball
+    grad_bias: Ball | None
+
+
+def linear_answer(call: LinearCall, *, in_balls: bool = False) -> LinearAnswer:
+    """Return the exact loss and gradients of a call.
+
+    Rows that are ignored have the loss 0 and add exactly 0 to every gradient. Where the cross-entropy of the logits has
+    gradients of NaN (a mean over a total weight of 0), the gradients are NaN.
+
+    Args:
+        call: The arguments.
+        in_balls: Whether to use ball arithmetic also where float64 suffices. It takes about a hundred times as long.
+
+    Raises:
+        ValueError, IndexError: As for :class:`crossent.numerics.oracle.arguments.Arguments`.
+
+    Example:
+        >>> call = LinearCall(np.float32([[1, 2]]), np.float32([[1, 0], [0, 1], [-1, -1]]), index=np.array([1]))
+        >>> exact = linear_answer(call)
+        >>> f"{exact.loss.hi:.4f}", exact.grad_input.hi.round(4).tolist()
+        ('0.3182', [[0.2627, -0.2774]])
+    """
+    standin = np.broadcast_to(np.float32(0), (call.rows, call.classes))  # it takes no memory, and checks the shapes
+    arguments = Arguments(
+        standin,
+        call.index,
+        call.probabilities,
+        call.weight,
+        call.ignore_index,
+        call.reduction,
+        call.label_smoothing,
+        call.upstream,
+    )
+    denominator = Denominator.of(arguments)
+    narrow = all(a is None or a.dtype == np.float32 for a in (call.input, call.linear_weight, call.linear_bias))
+    narrow = narrow and arguments.exact_in_float64 and not in_balls
+    errors = _logit_errors(call) if narrow else np.zeros(0)
+    if narrow and (errors <= 2.0**-20).all():
+        losses, *gradients = _in_float64(call, arguments, denominator, errors)
+    else:
+        losses, *gradients = _in_balls(call, arguments, denominator)
+    losses = losses.replaced(~arguments.kept | (call.classes == 1), 0.0)
+    grad_input, grad_weight, grad_bias = gradients
+    grad_input = grad_input.replaced(~arguments.kept[:, None] | (call.classes == 1), 0.0)
+    if denominator.undefined is not None and arguments.kept.any():
+        radius, all_numbers = denominator.undefined, np.array(True)
+        grad_input = grad_input.replaced(arguments.kept[:, None], np.nan, radius)
+        grad_weight = grad_weight.replaced(all_numbers, np.nan, radius)
+        grad_bias = grad_bias.replaced(all_numbers, np.nan, radius)
+    elif call.classes == 1 or not arguments.kept.any():
+        grad_weight, grad_bias = (ball.replaced(np.array(True), 0.0) for ball in (grad_weight, grad_bias))
+    loss = reduce_losses(arguments, losses, denominator)
+    return LinearAnswer(loss, grad_input, grad_weight, None if call.linear_bias is None else grad_bias)
+
+
+def _logit_errors(call: LinearCall) -> Array:
+    """Return the largest error of a row's logits in float64, (N,)."""
+
+    def norms(rows: NDArray[Any]) -> Array:
+        squares: Array = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
+        return np.sqrt(squares)
+
+    bias = 0.0 if call.linear_bias is None else float(np.abs(call.linear_bias).max())
+    size = norms(call.input) * norms(call.linear_weight).max() + bias
+    errors: Array = np.where(size < 2.0**127, _gamma(call.features + 1) * size * _MARGIN, np.inf)
+    return errors
+
+
+def _gamma(n: int) -> float:
+    """Return `γ_n = n u/(1 - n u)`, the relative error of n roundings."""
+    return n * UNIT_ROUNDOFF / (1 - n * UNIT_ROUNDOFF)
+
+
+def _in_float64(call: LinearCall, arguments: Arguments, denominator: Denominator, errors: Array) -> list[Ball]:
+    """Return the losses of the rows and the three gradients, computed in float64. `errors` are those of the logits."""
+    h, w = call.input.astype(np.float64), call.linear_weight.astype(np.float64)
+    bias = 0.0 if call.linear_bias is None else call.linear_bias.astype(np.float64)
+    size_w = np.abs(w)
+    by_row: list[tuple[Ball, Ball]] = []
+    grad_w, radius_w = np.zeros(w.T.shape), np.zeros(w.T.shape)  # transposed, which BLAS computes faster
+    grad_b, radius_b = np.zeros(len(w)), np.zeros(len(w))
+    step = max(1, _BLOCK // call.classes)
+    for start in range(0, call.rows, step):
+        rows = slice(start, min(start + step, call.rows))
+        formula = Formula(_finite(call, arguments, denominator, h[rows] @ w.T + bias, rows), Float64())
+        losses, d = _moved(formula, np.expm1(2 * errors[rows]) * _MARGIN)
+        reach = d.radius + _gamma(call.classes + 1) * np.abs(d.hi)
+        by_row.append((losses, _with_radius(d.hi @ w, reach @ size_w)))
+        reach = d.radius + _gamma(call.rows + 1) * np.abs(d.hi)
+        grad_w += h[rows].T @ d.hi
+        radius_w += np.abs(h[rows]).T @ reach
+        grad_b += d.hi.sum(0)
+        radius_b += reach.sum(0)
+    losses = Ball.joined([losses for losses, _ in by_row])
+    grad_h = Ball.joined([grad for _, grad in by_row], (call.features,))
+    return [losses, grad_h, _with_radius(grad_w.T, radius_w.T), _with_radius(grad_b, radius_b)]
+
+
+def _with_radius(values: Array, radius: Array) -> Ball:
+    """Return the values with the radius, widened for the roundings of the radius itself, in place."""
+    radius *= _MARGIN
+    radius += _TINY
+    return Ball(values, np.broadcast_to(0.0, values.shape), radius)
+
+
+def _finite(call: LinearCall, arguments: Arguments, denominator: Denominator, logits: Array, rows: slice) -> FiniteRows:
+    """Return the rows of a call as the arguments of the cross-entropy."""
+    kept = arguments.kept[rows]
+    return FiniteRows(
+        logits=logits,
+        kept=kept,
+        index=None if call.index is None else np.where(kept, call.index[rows], 0),
+        probabilities=None if call.probabilities is None else call.probabilities[rows],
+        weight=call.weight,
+        label_smoothing=call.label_smoothing,
+        upstream=np.broadcast_to(call.upstream, call.rows)[rows],
+        denominator=denominator.value,
+    )
+
+
+def _moved(formula: Formula, moved: Array) -> tuple[Ball, Ball]:
+    """Return the losses, (r,), and the gradient of the logits, (r, V); `moved` is `δ` of the proof, (r,)."""
+    rows, every = formula.rows, np.arange(len(moved))
+    with formula.arithmetic.context():
+        p = formula.exps / formula.partition[:, None]
+        others = 1 - p
+        others[every, formula.top] = formula.rest / formula.partition
+        if rows.dense:
+            total = np.abs(formula.total_coefficients)
+            of_loss = (formula.magnitudes * others).sum(1)
+        else:
+            total = np.abs(formula.coefficients)
+            of_loss = total * others[rows.true]
+        of_gradient = (np.abs(formula.scale) * total * moved)[:, None] * p * others
+        losses, gradient = formula.losses(), formula.gradient()
+        gradient[~rows.kept] = 0.0
+        radius = (float64_radius(formula.gradient_sizes()) + of_gradient) * _MARGIN
+        loss_radius = (float64_radius(formula.loss_sizes()) + of_loss * moved) * _MARGIN
+    radius = np.where(rows.kept[:, None], radius, 0.0)
+    return Ball(losses, np.zeros_like(losses), loss_radius), Ball(gradient, np.zeros_like(gradient), radius)
+
+
+_ADDED: Callable[..., Any] = np.add.reduce
+_EXP = np.frompyfunc(flint.arb.exp, 1, 1)
+_LOG1P = np.frompyfunc(flint.arb.log1p, 1, 1)
+_RAD = np.frompyfunc(flint.arb.rad, 1, 1)
+
+
+def _in_balls(call: LinearCall, arguments: Arguments, denominator: Denominator) -> list[Ball]:
+    """Return the losses of the rows and the three gradients, computed in ball arithmetic."""
+    bits = _BITS
+    while True:
+        balls = Balls(bits)
+        with balls.context():
+            logits = _product(balls.numbers(call.input), balls.numbers(call.linear_weight).T)
+            if call.linear_bias is not None:
+                logits = logits + balls.numbers(call.linear_bias)
+            if (np.asarray(_RAD(logits), np.float64) <= _LOGIT_RADIUS).all():
+                return _from_logits(call, arguments, denominator, balls, logits)
+        bits *= 2
+
+
+def _from_logits(
+    call: LinearCall, arguments: Arguments, denominator: Denominator, balls: Balls, logits: Elements
+) -> list[Ball]:
+    """Return what :func:`_in_balls` returns, from the logits."""
+    every, kept = np.arange(call.rows), arguments.kept
+    zero = balls.numbers(np.zeros(1))
+    top = every, np.asarray(logits, np.float64).argmax(1)
+    shifted = logits - logits[top][:, None]
+    shifted[top] = zero[0]
+    exps = np.asarray(_EXP(shifted), object)
+    below = exps.copy()
+    below[top] = zero[0]
+    rest = _total(below)
+    neg_log_p, p = np.asarray(_LOG1P(rest))[:, None] - shifted, exps / (1 + rest)[:, None]
+    scale = balls.numbers(np.broadcast_to(call.upstream, call.rows)) / denominator.value
+    scale = np.where(kept, scale, zero)[:, None]
+    weight = balls.numbers(np.ones(call.classes) if call.weight is None else call.weight)
+    if call.index is None or call.label_smoothing:
+        smoothing = flint.arb(call.label_smoothing)
+        if call.index is None:
+            assert call.probabilities is not None
+            hot = balls.numbers(call.probabilities)
+        else:
+            hot = balls.numbers(np.arange(call.classes) == call.index[:, None])
+        v = (hot * (1 - smoothing) + smoothing / call.classes) * weight
+        losses, d = _total(v * neg_log_p), scale * (p * _total(v)[:, None] - v)
+    else:  # the difference p - 1 of the true class, without cancellation
+        true = every, np.where(kept, call.index, 0)
+        v = weight[true[1]]
+        exps[true] = zero[0]
+        losses, d = v * neg_log_p[true], scale * p * v[:, None]
+        d[true] = -(scale[:, 0] * v * _total(exps) / (1 + rest))
+    grad_h = _product(d, balls.numbers(call.linear_weight))
+    grad_w = _product(d.T, balls.numbers(call.input))
+    return [balls.ball(np.asarray(x, object)) for x in (losses, grad_h, grad_w, _total(d.T))]
+
+
+def _total(terms: Elements) -> Elements:
+    """Return the sum over the last axis."""
+    return np.asarray(_ADDED(terms, -1, initial=flint.arb(0)), object)
+
+
+def _product(a: Elements, b: Elements) -> Elements:
+    """Return the product of two matrices of balls."""
+    left, right = (flint.arb_mat(len(x), x.shape[1], x.ravel().tolist()) for x in (a, b))
+    return np.array((left * right).entries(), object).reshape(len(a), b.shape[1])

@@ -1,0 +1,160 @@
+"""Runs on a linear cross-entropy: the command, isolated processes, reports, comparisons and pytest."""
+
+import json
+import textwrap
+
+import pytest
+import torch.nn.functional as F
+
+import crossent
+from crossent.cases.linear.case import LinearCase
+from crossent.choices import DTYPE_NAMES
+from crossent.cli import FAILED, PASSED, WRONG_USE, main
+from crossent.report.document import jsonable
+from crossent.report.reader import read_report
+from crossent.run.plan import plan
+from crossent.run.settings import Settings
+from crossent.run.verify import verify
+from crossent.subjects.builtin import LINEAR_ALIAS
+
+OPERATION = ["--operation", "linear_cross_entropy"]
+NEEDS_213 = pytest.mark.skipif(not hasattr(F, "linear_cross_entropy"), reason="needs torch 2.13")
+MINE = """
+import torch
+import torch.nn.functional as F
+
+def right(hidden, weight, target, *, linear_bias=None, ignore_index=-100, reduction="mean"):
+    bias = None if linear_bias is None else linear_bias.float()
+    logits = F.linear(hidden.float(), weight.float(), bias)
+    return F.cross_entropy(logits, target, ignore_index=ignore_index, reduction=reduction).to(hidden.dtype)
+
+def mean_of_means(hidden, weight, target):
+    chunks = zip(hidden.split(3), target.split(3))
+    return torch.stack([right(h, weight, t) for h, t in chunks]).mean()
+"""
+# The function has no class weight and no label_smoothing, and torch accepts bad values of some options.
+NO_ERRORS = ["--without", "errors"]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(capsys, *words):
+    status = main([*words])
+    return status, capsys.readouterr().out
+
+
+def test_the_command_checks_a_function_in_isolation(folder, capsys):
+    level = ["--level", "quick", "--dtype", "float32", "--no-cache", "--seed", "0"]
+    status, out = run(capsys, "check", "mine.py:right", *OPERATION, *level, *NO_ERRORS, "--case", "linear-*7x5*")
+    assert status == PASSED, out
+    assert "\nPASSED" in out
+    status, out = run(capsys, "check", "mine.py:mean_of_means", *OPERATION, *level, "--case", "linear-*7x5-normal*")
+    assert status == FAILED
+    assert "mean_of_means: loss wrong on linear-float32-7x5-normal-int64-mean-hidden16" in out
+    assert "call    input float32 (7, 16), target int64 (7,), linear_weight=float32 (5, 16), reduction='mean'" in out
+    command = "crossent repro mean_of_means:loss:linear-float32-7x5-normal-int64-mean-hidden16 --subject"
+    assert f"repeat  {command} mine.py:mean_of_means\n" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["mine.py:right"], "(a linear cross-entropy needs --operation linear_cross_entropy)"),
+        (["mine.py:right", "--operation", "softmax"], "--operation: got 'softmax'; allowed are cross_entropy, linear_"),
+        (["formula", *OPERATION], "--operation: got 'linear_cross_entropy', but formula computes cross_entropy"),
+        (["torch_linear", "formula"], "--operation: torch_linear computes linear_cross_entropy, but formula computes"),
+        (["mine.py:right", *OPERATION, "--check", "shift"], "--check: got 'shift'; allowed are call, result,"),
+        (["formula", "--check", "bias_gradient"], "--check: got 'bias_gradient'; allowed are call, result,"),
+        (
+            ["formula", "--case", LinearCase("float32").id],
+            "--case: got 'linear-float32-7x5-normal-int64-mean-hidden16', a case of linear_cross_entropy",
+        ),
+        (["mine.py:right", *OPERATION, "--case", "class_huge"], "--case: got 'class_huge', a case of cross_entropy"),
+    ],
+)
+def test_a_wrong_choice_is_refused_in_one_line(folder, capsys, words, said):
+    assert main(["check", *words, "--no-cache"]) == WRONG_USE
+    line = capsys.readouterr().err.splitlines()[0]
+    assert said in line
+
+
+def test_the_lists_are_of_the_operation(capsys):
+    listed = {what: run(capsys, "list", what, *OPERATION)[1].split("\n") for what in ("subjects", "checks", "features")}
+    assert listed["subjects"] == [LINEAR_ALIAS, ""]
+    assert [line.split()[0] for line in listed["checks"] if line] == [
+        *Settings(operation="linear_cross_entropy").every_check,
+        "errors",
+    ]
+    assert any(line.startswith("linear_bias ") for line in listed["features"])
+    assert not any("logits" in line for line in listed["checks"])
+    status, out = run(capsys, "list", "cases", "--level", "quick", *OPERATION)
+    assert status == PASSED
+    assert len(out.splitlines()) == len(
+        plan("quick", DTYPE_NAMES, 0, Settings(operation="linear_cross_entropy")._operation)
+    )
+    for what in ("checks", "features", "cases"):
+        assert "linear" not in run(capsys, "list", what, "--level", "quick")[1]
+
+
+@NEEDS_213
+def test_the_level_quick_shows_that_torch_loses_the_loss_in_bfloat16():
+    report = crossent.check(LINEAR_ALIAS, level="quick", dtypes="bfloat16")
+    by_name = {part.name: part for part in report.subjects}
+    assert by_name["torch_linear"].findings == []
+    case = "linear-bfloat16-4096x16-normal-int64-mean-hidden16"
+    (loss,) = (one for one in by_name["torch_linear_chunk1"].findings if (one.check, one.case) == ("loss", case))
+    assert loss.numbers.got < 0.3 * loss.numbers.exact
+    assert "torch_linear_chunk1: loss wrong on linear-bfloat16-" in str(report)
+    again = crossent.diff(report, report, force=True)
+    assert again.ok
+    assert len(again.compared) > 100
+
+
+@NEEDS_213
+def test_a_report_is_read_and_verified(tmp_path):
+    chosen = {"cases": ["linear-*7x5-normal-*", "linear_bias_*"], "dtypes": "float32", "level": "quick"}
+    report = crossent.check(LINEAR_ALIAS, **chosen)
+    assert not report.ok
+    path = tmp_path / "report.json"
+    report.write_json(path)
+    assert json.loads(path.read_text())["schema"] == 1
+    claim = read_report(path)
+    assert jsonable(claim.to_json()) == jsonable(report.to_json())
+    assert verify(claim).ok
+    claim.subjects[0].outcomes[LinearCase("float32").id].digest = "00000000"
+    assert not verify(claim).ok
+
+
+def test_the_last_failures_are_kept_for_each_operation(folder, capsys):
+    words = ["check", "mine.py:mean_of_means", *OPERATION, "--level", "quick", "--dtype", "float32"]
+    assert run(capsys, *words, "--case", "linear-*7x5-normal-int64-mean-hidden16", "--check", "loss")[0] == FAILED
+    status, out = run(capsys, *words, "--last-failed")
+    assert status == FAILED
+    assert "in 1 checked call" in out
+
+
+def test_pytest_runs_the_checks_of_the_operation(pytester, monkeypatch):
+    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
+    tests = """
+    import crossent
+    chosen = dict(dtypes="float32", operation="linear_cross_entropy", cases="linear-*7x5-normal-int64-mean-hidden16")
+
+    @crossent.parametrize(right, **chosen)
+    def test_right(check):
+        check()
+
+    @crossent.parametrize(mean_of_means, **chosen)
+    def test_wrong(check):
+        check()
+    """
+    pytester.makepyfile(MINE + textwrap.dedent(tests))
+    result = pytester.runpytest_subprocess("-p", "crossent.plugin", "-p", "no:cacheprovider", "-rf")
+    out = result.stdout.str()
+    assert "test_wrong[loss[linear-float32-7x5-normal-int64-mean-hidden16]]" in out
+    assert "test_wrong[weight_gradient[linear-float32-7x5-normal-int64-mean-hidden16]]" in out
+    assert "test_right" not in "\n".join(line for line in out.splitlines() if line.startswith("FAILED"))

@@ -1,0 +1,156 @@
+"""Subjects that compute a linear cross-entropy: the user's functions, and torch in its three ways."""
+
+import functools
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import crossent
+from crossent.cases.linear.case import LinearCase
+from crossent.cases.operation import CROSS_ENTROPY, LINEAR_CROSS_ENTROPY
+from crossent.run.settings import Settings, operation_of
+from crossent.subjects.builtin import LINEAR_ALIAS, REFERENCES, named
+from crossent.subjects.callables import as_subject
+from crossent.subjects.loader import load
+from crossent.subjects.remote import load_remote
+from crossent.trials.call import evaluate
+
+linear_subject = functools.partial(as_subject, operation=LINEAR_CROSS_ENTROPY)
+NEEDS_213 = pytest.mark.skipif(not hasattr(F, "linear_cross_entropy"), reason="needs torch 2.13")
+PLAIN = LinearCase("float32", bias="bias")
+
+
+def called_as_documented(hidden, weight, target, *, linear_bias=None, ignore_index=-100, reduction="mean", **options):
+    assert hidden.shape[1] == weight.shape[1]
+    logits = F.linear(hidden, weight, linear_bias)
+    return F.cross_entropy(logits, target, ignore_index=ignore_index, reduction=reduction, **options)
+
+
+def test_the_weight_is_the_second_argument_whatever_its_name():
+    subject = linear_subject(called_as_documented)
+    assert subject.operation is LINEAR_CROSS_ENTROPY
+    assert subject.lacks == {}
+    got = evaluate(subject.loss, PLAIN.build())
+    assert list(got.parts) == ["loss", "gradient", "weight_gradient", "bias_gradient"]
+    expected = evaluate(REFERENCES[LINEAR_CROSS_ENTROPY].loss, PLAIN.build())
+    assert got.digest == expected.digest
+
+
+def test_a_second_parameter_named_weight_is_no_class_weight():
+    def loss(hidden, weight, labels):
+        return F.cross_entropy(hidden @ weight.T, labels)
+
+    subject = linear_subject(loss)
+    assert {"weight", "linear_bias", "ignore_index", "label_smoothing", "reduction_sum"} <= subject.lacks.keys()
+    assert subject.lacks["linear_bias"] == "has no linear_bias"
+    assert subject.not_applicable(PLAIN.build()) == "has no linear_bias"
+    assert subject.not_applicable(LinearCase("float32").build()) is None
+    assert evaluate(subject.loss, LinearCase("float32").build()).loss.dim() == 0
+
+
+class _Head(torch.nn.Module):
+    def __init__(self, reduction="mean"):
+        super().__init__()
+
+    def forward(self, hidden, target):
+        return hidden.sum()
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (_Head, "the class _Head, which has its own weight"),
+        (_Head(), "the class _Head, which has its own weight"),
+        (lambda hidden, target: hidden.sum(), "which does not take input, linear_weight and target"),
+        (lambda hidden, weight, target, chunks: hidden.sum(), "which requires the argument 'chunks'"),
+        (7, "an object of type int, which is not callable"),
+    ],
+)
+def test_other_objects_are_refused_in_one_line(given, reason):
+    with pytest.raises(TypeError) as error:
+        linear_subject(given)
+    assert reason in str(error.value)
+    assert "allowed are a callable with the signature of F.linear_cross_entropy" in str(error.value)
+
+
+def test_a_linear_cross_entropy_without_its_operation_gets_a_hint():
+    with pytest.raises(
+        TypeError, match=r"requires the argument 'target' \(a linear cross-entropy needs --operation linear"
+    ):
+        as_subject(called_as_documented)
+
+
+def test_the_name_of_torchs_function_stands_for_its_three_ways():
+    subjects = load(LINEAR_ALIAS)
+    assert [one.name for one in subjects] == ["torch_linear", "torch_linear_chunked", "torch_linear_chunk1"]
+    assert {one.contract for one in subjects} == {"torch"}
+    assert {one.operation for one in subjects} == {LINEAR_CROSS_ENTROPY}
+    assert [one.name for one in load(f"{LINEAR_ALIAS}+compile")] == ["torch_linear+compile"]
+    for one in subjects:
+        assert [again.name for again in load(one.source)] == [one.name]
+
+
+@NEEDS_213
+def test_torchs_three_ways_agree_where_rounding_is_small():
+    losses = [evaluate(one.loss, PLAIN.build()).loss for one in load(LINEAR_ALIAS)]
+    torch.testing.assert_close(losses[1:], losses[:1] * 2)
+
+
+def test_torch_before_2_13_is_not_applicable(monkeypatch):
+    monkeypatch.delattr(F, "linear_cross_entropy", raising=False)
+    for one in load(LINEAR_ALIAS):
+        assert one.not_applicable(PLAIN.build()) == "needs torch 2.13"
+    report = crossent.check(LINEAR_ALIAS, dtypes="float32", level="quick", cases=PLAIN.id)
+    assert report.ran == 0
+    assert report.subjects[0].not_applicable == {"needs torch 2.13": 1}
+
+
+@NEEDS_213
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"label_smoothing": 0.1}, "has no label_smoothing"),
+        ({"target": "probabilities"}, "takes only class indices in int64"),
+        ({"reduction": "sum"}, None),
+    ],
+)
+def test_the_chunked_ways_do_not_apply_where_torch_ignores_the_options(changes, reason):
+    inputs = LinearCase("float32", **changes).build()
+    assert [one.not_applicable(inputs) for one in load(LINEAR_ALIAS)] == [None, reason, reason]
+
+
+def test_a_run_has_the_operation_of_its_built_in_subjects():
+    assert operation_of([], None) == operation_of(["formula", "mine.py:loss"], None) == "cross_entropy"
+    assert operation_of([LINEAR_ALIAS, called_as_documented], None) == "linear_cross_entropy"
+    assert operation_of(["torch_linear+compile"], None) == "linear_cross_entropy"
+    assert operation_of(["mine.py:loss"], "linear_cross_entropy") == "linear_cross_entropy"
+    with pytest.raises(ValueError, match="formula computes cross_entropy, but torch_linear computes linear_cross_entr"):
+        operation_of(["formula", "torch_linear"], None)
+    with pytest.raises(ValueError, match="got 'linear_cross_entropy', but formula computes cross_entropy"):
+        operation_of(["formula"], "linear_cross_entropy")
+    with pytest.raises(ValueError, match="operation: got 'softmax'; allowed are cross_entropy, linear_cross_entropy"):
+        Settings(operation="softmax")
+
+
+def test_each_operation_has_its_subjects():
+    assert list(named(LINEAR_CROSS_ENTROPY)) == [LINEAR_ALIAS]
+    assert "formula" in named(CROSS_ENTROPY)
+    assert [one.name for one in Settings(operation="linear_cross_entropy").load()] == [
+        one.name for one in load(LINEAR_ALIAS)
+    ]
+
+
+def test_another_process_loads_a_linear_cross_entropy(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import torch.nn.functional as F\n"
+        "def loss(hidden, weight, target, *, linear_bias=None):\n"
+        "    return F.cross_entropy(F.linear(hidden, weight, linear_bias), target)\n"
+    )
+    (subject,) = load_remote(f"{tmp_path}/mine.py:loss", 60, operation=LINEAR_CROSS_ENTROPY)
+    assert subject.operation is LINEAR_CROSS_ENTROPY
+    assert "linear_bias" not in subject.lacks
+    expected = evaluate(REFERENCES[LINEAR_CROSS_ENTROPY].loss, PLAIN.build())
+    assert evaluate(subject.loss, PLAIN.build()).digest == expected.digest
+    with pytest.raises(ValueError, match="needs --operation linear_cross_entropy"):
+        load_remote(f"{tmp_path}/mine.py:loss", 60)
