@@ -51,7 +51,7 @@ def quoted(value: object) -> str:
 def cut(text: str) -> str:
     """Return the first `LONGEST_VALUE` characters of a text, escaped by :func:`printable` and cut to this length again.
 
-    If the text is longer, the result ends with the number of further characters: "… (12 more characters)".
+    If the text is longer, the result ends with the number of missing characters: "… (12 more characters)".
     """
     shown = printable(text[:LONGEST_VALUE])[:LONGEST_VALUE]
     left = len(text) - LONGEST_VALUE

@@ -1,7 +1,7 @@
 """Case: one input of a cross-entropy with its options, rebuilt bit for bit from its id.
 
-A case is one choice on each axis of :mod:`crossent.cases.axes`, sizes, a label_smoothing and a seed. The modules :mod:`crossent.cases.grid`,
-:mod:`crossent.cases.edges` and :mod:`crossent.cases.corpus` list cases.
+A case is one choice on each axis of :mod:`crossent.cases.axes`, sizes, a label_smoothing and a seed. The modules
+:mod:`crossent.cases.grid`, :mod:`crossent.cases.edges` and :mod:`crossent.cases.corpus` list cases.
 """
 
 from __future__ import annotations
@@ -160,8 +160,8 @@ class Case:
 
     def build(self, device: str = "cpu") -> Inputs:
         """Return the inputs of the case, or one tile of a tiled case. The bits are the same on every machine."""
-        # The random stream does not depend on the dtype and the upstream gradient. So before rounding, each dtype has the
-        # same numbers, except for values that scale with the format.
+        # The random stream does not depend on the dtype and the upstream gradient. So before they are rounded, the
+        # numbers are the same in each dtype, except for values that scale with the format.
         sizes, smoothing = tuple(map(int, self.sizes)), float(self.label_smoothing)  # 1 and 1.0 are the same choice
         stream = (sizes, self.values, self.target, self.reduction, self.weight, self.ignored, smoothing, self.seed)
         random = np.random.RandomState(zlib.crc32(repr(stream).encode()))

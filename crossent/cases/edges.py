@@ -1,7 +1,7 @@
 """Cases at limits: the end of a vector, a block, a number format or a batch, and special code paths in torch.
 
-A case has the name of its issue, or a name that says what the case is about. These cases test sizes and numbers; the cases of
-:mod:`crossent.cases.grid` test combinations of options.
+A case has the name of its issue, or a name that says what the case is about. These cases test sizes and numbers; the
+cases of :mod:`crossent.cases.grid` test combinations of options.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def _wide(dtypes: Iterable[str], widths: Iterable[int], rows: int = 4) -> tuple[
     """Return a case for each dtype and each number of classes in `widths`.
 
     The first row is normal, the second has one class far above the others, the third is flat, and the fourth is far
-    below zero. With two rows, the last two are missing. The flat row reveals an accumulator with too few bits. The other
-    rows reveal a kernel that reads beyond the last class.
+    below zero. With two rows, the last two are missing. The flat row reveals an accumulator with too few bits. The
+    other rows reveal a kernel that reads beyond the last class.
     """
     return tuple(
         Case(dtype, (rows, width), "assorted", reduction="none", upstream="rows", name="width")
@@ -160,7 +160,7 @@ QUICK = (
     # 2 % too small in float16.
     Case("bfloat16", (4, 2), "sure", name="half_sure", grade="A"),
     Case("float16", (4, 2), "sure", name="half_sure", grade="A"),
-    # With label smoothing, the sum of all log-probabilities overflows float16. A term of the loss is `-ε/C` times this sum.
+    # With label smoothing, the sum of all log-probabilities overflows float16. The loss has the term `-ε/C` times it.
     Case("float16", (8, 1000), label_smoothing=0.1, name="half_smoothing"),
     *_wide(("bfloat16", "float32"), (*_powers(range(11)), 781)),
     # The 67 positions fill several vectors, and the last vector in part. The maxima of neighbouring rows differ much.
@@ -211,7 +211,8 @@ NORMAL = (
     *_wide(("float32",), (50257,), rows=2),
     *_wide(("float16",), (65519, 65520), rows=2),
 )
-# The cases that level thorough adds to those of normal. Together they take minutes for a subject, and up to 7 GiB of memory.
+# The cases that level thorough adds to those of normal. Together they take minutes for a subject, and up to 7 GiB of
+# memory.
 THOROUGH = (
     *_wide(("bfloat16", "float64"), (*_powers(range(13, 17)), *VOCABULARIES, 65519, 65520)),
     *_wide(("float32",), (*VOCABULARIES, 65519, 65520)),

@@ -33,7 +33,7 @@ class Inputs:
 
     @property
     def digest(self) -> str:
-        """A 32-bit checksum, in hexadecimal, of the options and of the bits, dtype, shape and strides of each tensor."""
+        """A 32-bit checksum, in hexadecimal: of the options, and of each tensor's bits, dtype, shape and strides."""
         checksum = zlib.crc32(repr([(k, v) for k, v in self.options.items() if k != "weight"]).encode())
         for tensor in (self.logits, self.target, self.options.get("weight"), self.upstream):
             if tensor is not None:

@@ -43,7 +43,7 @@ class Draw:
         return self.rows, self.classes
 
     def bell(self) -> Array:
-        """Return (R, C) numbers with variance 1 that are nearly normally distributed: scaled sums of four uniform ones."""
+        """Return (R, C) numbers of variance 1 that are nearly normally distributed: sums of four uniform ones, scaled."""
         total = np.zeros(self.shape)
         for _ in range(4):
             total += self.random.random_sample(self.shape) - 0.5
@@ -98,7 +98,7 @@ def _offsets(draw: Draw) -> Array:
 
 
 def _extreme(draw: Draw) -> Array:
-    # Logits close to the largest number of the format, so that differences and sums overflow. Some rows are much smaller.
+    # Logits close to the format's largest number, so that differences and sums overflow. Some rows are much smaller.
     down = draw.random.randint(2, min(60, -draw.format.smallest_exponent), size=(draw.rows, 1))
     return np.asarray(np.ldexp(draw.bell(), -down) * draw.format.largest)
 

@@ -9,7 +9,7 @@ rows        Rows: the arguments of one call, laid out as rows of logits
 validation  the checks of the arguments, and the error messages
 explain     the worked example: one loss, step by step
 
-The public forms are also attributes of this package. `FORMS` lists them by name.
+The forms are attributes of this room and of `crossent`. `FORMS` lists them by name.
 """
 
 from collections.abc import Callable

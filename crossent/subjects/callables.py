@@ -61,17 +61,17 @@ def as_subject(given: object, name: str = "", source: str = "") -> Subject:
     except (TypeError, ValueError):
         parameters = _anything.parameters
     is_factory = isinstance(given, type) or _takes_options_only(parameters)
-    if reason := _unfit(parameters, 0 if is_factory else 2):
+    if reason := _why_unfit(parameters, 0 if is_factory else 2):
         raise TypeError(f"{quoted(what)}, which {reason}; allowed are {_ALLOWED}")
     loss = partial(_make_and_call, given) if is_factory else given
     missing = [keyword for keyword in KEYWORDS if not _has(parameters, keyword)]
     if missing:
         loss = partial(_call_without, loss, tuple(missing))
-    lacks = {feature: _missing(keyword, parameters) for keyword in missing for feature in KEYWORDS[keyword]}
-    return Subject(what, loss, source=source).lacking({**_interpreted(), **lacks, **_declared(given)})
+    lacks = {feature: _why_missing(keyword, parameters) for keyword in missing for feature in KEYWORDS[keyword]}
+    return Subject(what, loss, source=source).lacking({**_lacking_if_interpreted(), **lacks, **_declared(given)})
 
 
-def _missing(keyword: str, parameters: Mapping[str, Parameter]) -> str:
+def _why_missing(keyword: str, parameters: Mapping[str, Parameter]) -> str:
     """Return why a subject lacks the option `keyword`. If a parameter has a similar name, the reason names it."""
     near = get_close_matches(keyword, [name for name in parameters if name not in KEYWORDS], n=1)
     return f"has no {keyword}" + "".join(f" (its {name} is never passed)" for name in near)
@@ -97,8 +97,8 @@ def _declared(given: object) -> dict[str, str]:
         raise TypeError(f"an object whose attribute `lacks` has an unknown feature: {reason}") from None
 
 
-def _interpreted() -> dict[str, str]:
-    """Return the features that every subject lacks while TRITON_INTERPRET=1 runs Triton's kernels in Python.
+def _lacking_if_interpreted() -> dict[str, str]:
+    """Return the features that a callable lacks if TRITON_INTERPRET=1 runs Triton's kernels in Python.
 
     The interpreter of Triton 3.9 truncates to bfloat16 instead of rounding: 2.311 becomes 2.297, not 2.3125.
     """
@@ -144,7 +144,7 @@ def _takes_options_only(parameters: Mapping[str, Parameter]) -> bool:
     return any(_has(parameters, keyword) for keyword in KEYWORDS) and (len(places) < 2 or places[0] in KEYWORDS)
 
 
-def _unfit(parameters: Mapping[str, Parameter], places: int) -> str:
+def _why_unfit(parameters: Mapping[str, Parameter], places: int) -> str:
     """Return why a signature does not accept `places` positional arguments and the options, or ""."""
     kinds = [parameter.kind for parameter in parameters.values()]
     by_position = [parameter for parameter in parameters.values() if parameter.kind in _BY_POSITION]
