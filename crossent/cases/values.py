@@ -43,7 +43,7 @@ class Draw:
         return self.rows, self.classes
 
     def bell(self) -> Array:
-        """Return (R, C) numbers of variance 1 that are nearly normally distributed: sums of four uniform ones, scaled."""
+        """Return (R, C) nearly normal numbers of variance 1: scaled sums of four uniform numbers."""
         total = np.zeros(self.shape)
         for _ in range(4):
             total += self.random.random_sample(self.shape) - 0.5

@@ -78,7 +78,7 @@ def _unnormalised(inputs: Inputs) -> bool:
 
 
 def is_dense(inputs: Inputs) -> bool:
-    """Return whether the target has a floating-point or complex dtype, as class probabilities have and indices do not."""
+    """Return whether the target has a floating-point or complex dtype, which class indices cannot have."""
     return inputs.target.is_floating_point() or inputs.target.is_complex()
 
 
