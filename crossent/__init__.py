@@ -16,8 +16,8 @@ The checker:
     adapters     functions of numpy, JAX and ONNX as subjects
     Report, Finding, Diff   the results of `check` and `diff`
 
-The package consists of modules and of folders, called rooms. The `__init__` of a room lists its modules. From the
-bottom to the top:
+The package consists of modules and of folders, called rooms. The `__init__` of a room lists its modules. A module
+imports only modules of its own line and of the lines above its line in this list:
 
     words, files, choices   printable text; files written completely or not at all; the words that options accept
     machine, state          devices and versions; the global state of torch, numpy and Python
@@ -29,19 +29,20 @@ bottom to the top:
     trials                  one subject on one case: its result, the exact value, the difference
     checks                  the properties that a subject must have
     run                     the cases and checks of a level; a run of them, which makes a report
-    repro                   a script that repeats a finding with torch alone
-    cli, options, option_types, console   the command, its options, and its output
+    repro                   a script that repeats a finding
+    option_types, options, console, cli   the command, its options, and its output
     plugin                  the pytest plugin
     adapters                public: from_numpy, from_jax, from_onnx
 
-Python imports a name of `crossent` at its first use. pytest loads the plugin in every project where crossent is
-installed, so an import of torch here would delay every test run.
+Python imports each public name, and the module `adapters`, at its first use. pytest loads the plugin in every project
+where crossent is installed, so an import of torch here would delay every test run.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from crossent import adapters as adapters
     from crossent.forms.blocks import blocked
     from crossent.forms.textbook import formula, log_softmax_nll, one_hot, scalar
     from crossent.report.findings import Finding
@@ -83,6 +84,8 @@ def __getattr__(name: str) -> object:
         from importlib.metadata import version
 
         return version(__name__)
+    if name == "adapters":
+        return import_module(f"{__name__}.adapters")
     if name not in _FROM:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     found = globals()[name] = getattr(import_module(f"{__name__}.{_FROM[name]}"), name)

@@ -1,11 +1,11 @@
 """Adapters: loss functions written in numpy, JAX or ONNX, as callables with the signature of `F.cross_entropy`.
 
-An adapter converts the tensors of a call to arrays with the same bits, calls the function, and converts the result to a
-tensor. A numpy function gets arrays that share the memory and the strides of CPU tensors. So a check can find a
-function that writes into its arguments. JAX and ONNX get copies.
+An adapter converts the tensors of a call to arrays of the same numbers, calls the function, and converts the result to
+a tensor. A numpy function gets arrays that share the memory and the strides of CPU tensors. So a check can find a
+function that writes into its arguments. JAX and ONNX get copies. By default, JAX makes 32-bit integers of int64.
 
 The adapted callable has the signature of the function, and an attribute `lacks`: a dict from each feature that the
-callable lacks, such as "vmap", to the reason. :func:`crossent.subjects.callables.as_subject` reads both attributes.
+callable lacks, such as "vmap", to the reason. :func:`crossent.subjects.callables.as_subject` reads both.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def from_numpy(function: Function, *, gradient: Function | None = None) -> Calla
     lacks = {"target_gradient": f"{reason}, without a gradient of target probabilities"}
     if gradient is None:
         lacks["gradient"] = f"{reason} that computes no gradient"
-    return _adapted(function, _through_numpy(function, gradient), reason, lacks)
+    return _adapt(function, _through_numpy(function, gradient), reason, lacks)
 
 
 def from_jax(function: Function) -> Callable[..., Tensor]:
@@ -156,7 +156,7 @@ def from_jax(function: Function) -> Callable[..., Tensor]:
 
         return np.asarray(made), pull
 
-    return _adapted(function, run, "is a function of JAX", {})
+    return _adapt(function, run, "is a function of JAX", {})
 
 
 def from_onnx(model: Any = None) -> Callable[..., Tensor]:
@@ -206,7 +206,7 @@ def from_onnx(model: Any = None) -> Callable[..., Tensor]:
     lacks = dict.fromkeys(("gradient", "target_gradient"), f"{reason}, which computes no gradient")
     if model is None:
         lacks["probability_target"] = "is SoftmaxCrossEntropyLoss of ONNX, whose targets are class indices"
-    return _adapted(function, _through_numpy(function, None), reason, lacks)
+    return _adapt(function, _through_numpy(function, None), reason, lacks)
 
 
 def _through_numpy(function: Function, gradient: Function | None) -> Forward:
@@ -223,7 +223,7 @@ def _through_numpy(function: Function, gradient: Function | None) -> Forward:
     return run
 
 
-def _adapted(function: Function, run: Forward, reason: str, lacks: dict[str, str]) -> Callable[..., Tensor]:
+def _adapt(function: Function, run: Forward, reason: str, lacks: dict[str, str]) -> Callable[..., Tensor]:
     """Return a callable that calls `run`, with the signature of `function` and an attribute `lacks`.
 
     The attribute joins the argument `lacks` with torch's transforms, whose reason begins with `reason` (such as "is a

@@ -1,4 +1,4 @@
-"""The output of the commands: tables and lists on stdout, and a progress bar with the findings on stderr."""
+"""The output of the commands: tables and lists on stdout, and a progress bar with the first findings on stderr."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from crossent.subjects.features import FEATURES
 
 
 class Output(Console):
-    """A console that fits tables and prose to the terminal, and never wraps other lines."""
+    """A console that fits tables and prose to the terminal, but to at least 80 columns, and never wraps other lines."""
 
     NARROWEST = 80  # columns; in a narrower table, rich would cut digits
 
     def show(self, parts: Iterable[RenderableType]) -> None:
-        """Print the parts of a report or comparison."""
+        """Print the parts of an output, one below the other."""
         self.width = max(self.width, self.NARROWEST)
         for part in parts:
             self.print(part, soft_wrap=is_one_line(part))
@@ -93,7 +93,7 @@ class Remaining(ProgressColumn):
 
 
 def warn_of_grade(subjects: Sequence[str], contract: str | None, grade: str | None) -> None:
-    """Print to stderr that --grade does not apply to the forms and torch, if there are also other subjects."""
+    """Print to stderr that --grade, without --contract, does not apply to the forms and torch beside other subjects."""
     own = [name for name in dict.fromkeys(subjects) if name.removesuffix(COMPILE_SUFFIX) in EVERY_NAMED]
     if grade and contract is None and 0 < len(own) < len(set(subjects)):
         reason = "without --contract, the forms and torch keep their own grades"

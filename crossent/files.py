@@ -1,4 +1,4 @@
-"""Write files completely or not at all, and print an error for each file that cannot be written."""
+"""Write files in one step, and print an error for each file that cannot be written."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from crossent.words import cut
 def write_whole(path: str | os.PathLike[str], text: str) -> None:
     """Write a text to a file in one step: a reader sees the old content or the complete new content.
 
-    If the path is a device, a pipe or an open file (see :func:`is_stream`), append the text.
+    If the path is a stream (see :func:`is_stream`), append the text.
 
     Raises:
-        OSError: the file cannot be written. The old content is unchanged.
+        OSError: the text cannot be written. A file keeps its old content; a stream may have got a part of the text.
     """
     content = text.encode("utf-8", "backslashreplace")  # a lone surrogate becomes an escape, as in JSON
     if is_stream(path):
@@ -46,7 +46,7 @@ def write_whole(path: str | os.PathLike[str], text: str) -> None:
 
 
 def is_stream(path: str | os.PathLike[str]) -> bool:
-    """Return whether the path is a device, a pipe, or a name of an open file such as /dev/stdout."""
+    """Return whether the path is a device, a pipe, or an existing file in /dev or /proc, such as /dev/stdout."""
     exists = os.path.exists(path) and not os.path.isdir(path)
     return exists and (not os.path.isfile(path) or os.path.abspath(path).startswith(("/dev/", "/proc/")))
 

@@ -39,7 +39,7 @@ def ambient() -> Iterator[None]:
 
 
 def require_device(device: str) -> None:
-    """Raise RuntimeError with a message of one line if torch cannot make a tensor on the device."""
+    """Raise RuntimeError, in one line, if the device is not cpu, cuda or cuda:N, or if torch cannot use the device."""
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
         raise RuntimeError(f"device: got {quoted(device)}; allowed are cpu, cuda and cuda:N")
     try:
@@ -50,7 +50,7 @@ def require_device(device: str) -> None:
 
 
 def environment(device: str) -> dict[str, str]:
-    """Return what a reader needs to repeat a run: a dict from names, such as "torch" and "platform", to values."""
+    """Return the versions, the processor and the device of a run: a dict from names, such as "torch", to values."""
     found = {
         "crossent": version("crossent"),
         "torch": str(torch.__version__),
@@ -88,7 +88,11 @@ def cpu_capability() -> str:
 
 
 def available(device: str) -> int:
-    """Return the free memory of a device, in bytes."""
+    """Return about how many bytes this process may still use on a device.
+
+    On a CPU, this is the least of the available memory, the limit of this process and the rest of the container's
+    limit. Outside Linux, it is the size of the memory.
+    """
     if device.startswith("cuda"):
         torch.cuda.empty_cache()  # memory that torch keeps for later counts as used
         return int(torch.cuda.mem_get_info(torch.device(device).index)[0])

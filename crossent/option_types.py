@@ -62,7 +62,7 @@ SEED_OPTION = Whole(0, 2**32 - 1)
 
 
 class Seed(click.ParamType):  # type: ignore[type-arg]
-    """The type of an option whose value is a seed, a whole number, or the word "random"."""
+    """The type of an option whose value is a seed: a whole number, or the word "random"."""
 
     name = "integer or random"
 

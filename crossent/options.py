@@ -1,6 +1,6 @@
 """The options of a command, the files that they name, and errors in one line.
 
-This module imports no torch.
+The import of this module does not import torch.
 """
 
 from __future__ import annotations
@@ -32,10 +32,14 @@ if TYPE_CHECKING:
 
 
 def chosen_files(json_file: str | None, html_file: str | None) -> dict[str, str]:
-    """Return the path of each file to write; the key is the option. Raise BadParameter if a file cannot be written."""
+    """Return the path of each file to write; the key is the option.
+
+    Raises:
+        BadParameter: a file cannot be written, or both options name the same file.
+    """
     files = {option: path for option, path in (("--json", json_file), ("--html", html_file)) if path is not None}
     for option, path in files.items():
-        _writable(path, option)
+        _require_writable(path, option)
     if len(files) == 2 and not is_stream(path) and len(set(map(os.path.realpath, files.values()))) == 1:
         raise click.BadParameter(
             f"got {quoted(path)}, which is also the file of --json; choose another file", param_hint="--html"
@@ -43,7 +47,7 @@ def chosen_files(json_file: str | None, html_file: str | None) -> dict[str, str]
     return files
 
 
-def _writable(path: str, option: str) -> None:
+def _require_writable(path: str, option: str) -> None:
     """Raise BadParameter if the file cannot be written, so that the error comes before the run."""
     try:
         file = os.path.realpath(path)
@@ -55,8 +59,11 @@ def _writable(path: str, option: str) -> None:
             raise click.BadParameter(f"got {quoted(path)}; {reason}", param_hint=option)
         # A file is replaced as a whole, so its folder must be writable too.
         needed = [path] if is_stream(path) else [folder, file] if os.path.exists(file) else [folder]
-        if not all(os.access(place, os.W_OK) for place in needed):
-            raise click.BadParameter(f"got {quoted(path)}; it cannot be written", param_hint=option)
+        for place in needed:
+            if not os.access(place, os.W_OK):
+                what = f"the folder {quoted(folder)}" if place == folder else "this file"
+                reason = f"{what} is not writable; choose another file"
+                raise click.BadParameter(f"got {quoted(path)}; {reason}", param_hint=option)
         if not is_stream(path):  # permissions alone do not say whether a file can be created
             with suppress(FileNotFoundError):
                 os.lstat(file)  # the name may be too long
@@ -78,7 +85,7 @@ def shortened(message: str, arguments: Sequence[str]) -> str:
 
 @contextmanager
 def one_line() -> Iterator[None]:
-    """Turn the errors that the package raises for bad input into errors of click, which the command prints in one line.
+    """Turn the errors that the package raises, such as ValueError, into errors of click, which are printed in one line.
 
     If the command has the option --level, `level: got 'quik'` becomes the usage error `--level: got 'quik'`.
     """
@@ -90,7 +97,7 @@ def one_line() -> Iterator[None]:
 
 
 def _with_dashes(message: str) -> str:
-    """Return a message of the package, with the name of an argument at its start replaced by the option."""
+    """Return a message of the package. At its start, replace the name of an argument by the option of the command."""
     name, colon, rest = message.partition(":")
     context = click.get_current_context(silent=True)
     for parameter in context.command.params if context and colon else ():
@@ -111,7 +118,7 @@ def message_of(error: click.ClickException) -> str:
     return f"{option}: {error.message}" if option else error.message
 
 
-def _adding(*options: Callable[[Any], Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def _add_options(*options: Callable[[Any], Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return a decorator that adds options to a command, in this order."""
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -122,7 +129,7 @@ def _adding(*options: Callable[[Any], Any]) -> Callable[[Callable[..., Any]], Ca
     return add
 
 
-_cases = _adding(
+_cases = _add_options(
     click.option("--device", default="cpu", show_default=True, help="Device of the tensors: cpu, cuda or cuda:N."),
     click.option(
         "--dtype",
@@ -145,7 +152,7 @@ _cases = _adding(
     ),
 )
 # The options that say what the subjects promise.
-promises = _adding(
+promises = _add_options(
     click.option(
         "--without",
         metavar="FEATURE ...",
@@ -165,7 +172,7 @@ promises = _adding(
         "at the end. B: in the dtype itself; float16=B: in float16 alone.  [default: A; with --contract torch: B]",
     ),
 )
-run_options = _adding(
+run_options = _add_options(
     click.option(
         "--expected-findings",
         metavar="FILE",
@@ -180,7 +187,7 @@ run_options = _adding(
         help="Seconds for all calls of a subject on one case. If they take longer, that is a finding (hung).",
     ),
 )
-_baseline = _adding(
+_baseline = _add_options(
     click.option(
         "--baseline",
         "baseline_file",
@@ -199,7 +206,7 @@ operation = click.option(
     help="Function of torch that the subjects compute.  [default: cross_entropy, or the one of torch's function]",
 )
 # The options that choose a part of a run.
-_part = _adding(
+_part = _add_options(
     click.option(
         "--check",
         "checks",
@@ -233,7 +240,7 @@ _part = _adding(
     click.option("--no-cache", is_flag=True, help="Do not write findings to .crossent_cache: see --last-failed."),
 )
 
-verbosity = _adding(
+verbosity = _add_options(
     click.option(
         "-v",
         "--verbose",
@@ -244,11 +251,11 @@ verbosity = _adding(
     click.option("-q", "--quiet", is_flag=True, help="Show the verdict alone."),
 )
 _FILE = click.Path(dir_okay=False)
-report_files = _adding(
+report_files = _add_options(
     click.option("--json", "json_file", type=_FILE, help="Write the whole report to this file, as JSON."),
     click.option("--html", "html_file", type=_FILE, help="Write the report to this file, as an HTML page."),
 )
-check_options = _adding(operation, _cases, promises, run_options, _part, _baseline)
+check_options = _add_options(operation, _cases, promises, run_options, _part, _baseline)
 
 
 def chosen_part(

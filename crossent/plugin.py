@@ -1,6 +1,6 @@
 """The pytest plugin: options, the tests of `crossent.parametrize` and `--crossent-subject`, and a summary.
 
-The plugin imports crossent's engine, and torch with it, only when one of its tests runs.
+The plugin imports torch only if a test uses `crossent.parametrize`, or with the option `--crossent-subject`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Wrong = (ValueError, TypeError, RuntimeError)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options, which override the arguments of `crossent.parametrize`."""
+    """Add the options. :func:`_settings_of` joins them with the arguments of `crossent.parametrize`."""
     group = parser.getgroup("crossent")
 
     def option(name: str, text: str, **how: Any) -> None:
@@ -68,7 +68,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
-    """Return the header line of :func:`_header` if the command line has one of the options listed here."""
+    """Return the line of :func:`_header` if the command line has one of six options, such as `--crossent-level`."""
     if not any(config.getoption(name) is not None for name in (_SUBJECT, LEVEL, DTYPE, WITHOUT, JSON, MIN_CHECKS)):
         return None
     config.stash[SHOWN] = True
@@ -76,7 +76,7 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 
 
 def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> str | None:
-    """Return the header line if pytest collected a check and `pytest_report_header` returned None."""
+    """Return the line of :func:`_header` if pytest collected a check and `pytest_report_header` returned None."""
     if config.stash[SHOWN] or not any(_check_of(item) for item in items):
         return None
     return _header(config)
@@ -200,7 +200,10 @@ def _check_of(item: pytest.Item) -> CheckTest | None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Set the pytest command that repeats a test. The message of a finding shows this command."""
+    """Set the pytest command that repeats a test.
+
+    A finding shows this command if its subject is an object. For a subject that has a name, `crossent repro` is shown.
+    """
     if (check := _check_of(item)) is not None:
         given = {name: item.config.getoption(name) for name in (DEVICE, LEVEL, _SEED, WITHOUT, CONTRACT)}
         each = [(name, one) for name, value in given.items() for one in (value if isinstance(value, list) else [value])]
@@ -233,13 +236,16 @@ def pytest_testnodedown(node: Any) -> None:
 
 
 class RecordCollector:
-    """Collects the records, the results of all checks, in the process that makes crossent's report."""
+    """Collects the records, which are the results of checks.
+
+    With pytest-xdist, the main process gets the records of all workers, and makes crossent's report.
+    """
 
     def __init__(self, config: pytest.Config) -> None:
         self.records = config.stash[RECORDS]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Collect the record of a test, which any process of pytest-xdist may have run."""
+        """Collect the record of a test. With pytest-xdist, the test may have run in another process."""
         if (record := getattr(report, "crossent", None)) is not None:
             self.records.append(record)
 
@@ -253,12 +259,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     ran, least = _ran(config), _least(config)
     if session.exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
         return
-    if ran < least or _moved(config)[1]:
+    if ran < least or _compare_with_baseline(config)[1]:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-def _moved(config: pytest.Config) -> tuple[list[str], bool]:
-    """Return the lines about the changes since the baseline, and whether the changes fail the run."""
+def _compare_with_baseline(config: pytest.Config) -> tuple[list[str], bool]:
+    """Return the lines about the changes since the baseline, and whether the run fails: by a change or an error."""
     path = config.getoption(BASELINE)
     if not path:
         return [], False
@@ -300,7 +306,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     ran, least = _ran(config), _least(config)
     if ran < least:
         terminalreporter.line(f"ERROR: {ran} checks ran; at least {least} must run ({MIN_CHECKS})", red=True, bold=True)
-    moved, breaks = _moved(config)
+    moved, breaks = _compare_with_baseline(config)
     for line in moved:
         terminalreporter.line(line, red=breaks and line.startswith("ERROR"))
     if not config.stash[RECORDS]:

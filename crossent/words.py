@@ -1,4 +1,4 @@
-"""Text from other code, made safe and short for a terminal: control characters, long lines, exceptions, shell words."""
+"""Text for messages: text from other code, made safe and short for a terminal; numbers, options and shell words."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ def name_of_class(error: type[BaseException]) -> str:
 
 
 def text_of(error: BaseException) -> str:
-    """Return the message of an exception, even if `str` of the exception raises."""
+    """Return the message of an exception, cut after `LONGEST_TEXT` characters.
+
+    If `str` of the exception raises an error, return the class of that error in words.
+    """
     try:
         return str(error).strip()[:LONGEST_TEXT]
     except Exception as another:
@@ -33,12 +36,12 @@ def text_of(error: BaseException) -> str:
 
 
 def printable(text: str) -> str:
-    """Return a text with its control characters escaped, so that the text cannot control a terminal."""
+    """Return a text with all unprintable characters escaped, so that the text cannot control a terminal."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def quoted(value: object) -> str:
-    """Return the repr of a value for a message, shortened by :func:`cut`."""
+    """Return the repr of a value for a message, shortened by :func:`cut`; if repr raises, the type of the value."""
     try:
         return cut(repr(value))
     except Exception:  # an int with more digits than Python prints, a deep list, or an object whose repr raises
@@ -46,9 +49,9 @@ def quoted(value: object) -> str:
 
 
 def cut(text: str) -> str:
-    """Return a printable text, cut after `LONGEST_VALUE` characters.
+    """Return the first `LONGEST_VALUE` characters of a text, escaped by :func:`printable` and cut to this length again.
 
-    A cut text ends with the number of missing characters: "… (12 more characters)".
+    If the text is longer, the result ends with the number of missing characters: "… (12 more characters)".
     """
     shown = printable(text[:LONGEST_VALUE])[:LONGEST_VALUE]
     left = len(text) - LONGEST_VALUE
@@ -86,7 +89,7 @@ def duration(seconds: float) -> str:
 def shell_word(text: str) -> str:
     """Return a text as one word of a shell command.
 
-    A text with control characters is escaped in the `$'…'` notation of bash and zsh.
+    A text with unprintable characters is escaped in the `$'…'` notation of bash and zsh.
     """
     if text.isprintable():
         return shlex.quote(text)

@@ -219,12 +219,12 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_run(capsys, monkeyp
     assert option in error_line(err)
 
 
-@pytest.mark.parametrize("forbidden", ["report.json", ""])
+@pytest.mark.parametrize(("forbidden", "what"), [("report.json", "this file"), ("", "the folder {!r}")])
 @pytest.mark.parametrize("option", ["--json", "--html"])
 def test_a_file_or_a_folder_without_permission_is_refused_before_the_run(
-    capsys, monkeypatch, tmp_path, forbidden, option
+    capsys, monkeypatch, tmp_path, forbidden, what, option
 ):
-    """Root may write everywhere, so the test replaces `os.access`."""
+    """The message says which is not writable. Root may write everywhere, so the test replaces `os.access`."""
     path = tmp_path / "report.json"
     path.write_text("before")
     monkeypatch.setattr("crossent.run.runner.check", None)
@@ -233,7 +233,8 @@ def test_a_file_or_a_folder_without_permission_is_refused_before_the_run(
     )
     status, out, err = run(capsys, "check", option, str(path))
     assert (status, out) == (WRONG_USE, "")
-    assert "cannot be written" in err
+    reason = f"{what.format(str(tmp_path))} is not writable; choose another file"
+    assert f"{option}: got {str(path)!r}; {reason}\n" in err
     assert path.read_text() == "before"
 
 

@@ -26,6 +26,11 @@ def test_the_package_lists_its_public_names_and_no_others():
         crossent.chekc  # noqa: B018
 
 
+def test_every_listed_name_is_an_attribute_after_the_import_of_the_package_alone():
+    code = "import crossent; [getattr(crossent, name) for name in dir(crossent)]; crossent.adapters.from_numpy"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_listing_the_names_and_the_version_imports_no_torch():
     code = "import crossent, sys; dir(crossent); crossent.__version__; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -44,8 +44,9 @@ IGNORED = {
 # channels_last; a window of a wider tensor; every second element of its storage; starting at the second element of its
 # storage; one entry expanded to the whole batch.
 LAYOUTS = ("contiguous", "transposed", "class_last", "window", "strided", "offset", "expanded")
-# The choices on each axis whose choices are words. Each axis is an attribute of `Case`. No word is on two axes, so the
-# id of a case contains the word without the name of its axis. The first word of each axis is the default.
+# The choices on each axis whose choices are words. Each axis is an attribute of `Case`. An id always has its dtype,
+# values, target and reduction, in this order. On each other axis, the first word is the default, which the id leaves
+# out; no word is on two of these axes, so the id has the word without the name of its axis.
 AXES: dict[str, tuple[str, ...]] = {
     "dtype": tuple(DTYPES),
     "values": tuple(VALUES),

@@ -38,7 +38,8 @@ class BadInput:
         make: a function that returns the arguments that differ from a correct call, by name.
         raises: the errors that are allowed.
         poisons: whether the call causes a device-side assert on CUDA. Afterwards the process cannot use the device.
-        dtype: the dtype of the logits. The report counts the call under this dtype.
+        dtype: the dtype under which the report counts the call: the dtype of the logits, unless that dtype is the
+            mistake.
         operation: the operation that must refuse the call.
         right: a function that returns arguments that are right, by name.
     """

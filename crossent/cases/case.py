@@ -1,7 +1,7 @@
 """Case: one input of a cross-entropy with its options, rebuilt bit for bit from its id.
 
-A case is one choice on each axis of :mod:`crossent.cases.axes`. The modules :mod:`crossent.cases.grid`,
-:mod:`crossent.cases.edges` and :mod:`crossent.cases.corpus` list cases.
+A case is one choice on each axis of :mod:`crossent.cases.axes`, sizes, a label_smoothing and a seed. The modules
+:mod:`crossent.cases.grid`, :mod:`crossent.cases.edges` and :mod:`crossent.cases.corpus` list cases.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Case:
     def id(self) -> str:
         """The choices of the case as words, from which :meth:`of` builds the case again.
 
-        Most choices at their default are left out.
+        The dtype, sizes, values, target and reduction are always there. Any other choice is left out at its default.
 
         >>> Case("float32", (3, 5, 4), "wide", reduction="sum", label_smoothing=0.1).id
         'float32-3x5x4-wide-int64-sum-smooth0.1'
@@ -140,7 +140,7 @@ class Case:
 
     @property
     def invalid(self) -> str | None:
-        """The reason why these choices are impossible together, or None."""
+        """Why there is no such case, or None: a choice is unknown, or the choices are impossible together."""
         choices = {field.name: getattr(self, field.name) for field in fields(self)}
         for axis, words in self.axes.items():
             if choices[axis] not in words:
@@ -186,6 +186,8 @@ class Case:
 
     def build(self, device: str = "cpu") -> Inputs:
         """Return the inputs of the case, or one tile of a tiled case. The bits are the same on every machine."""
+        # The random stream does not depend on the dtype and the upstream gradient. So before they are rounded, the
+        # numbers are the same in each dtype, except for values that scale with the format.
         random = np.random.RandomState(zlib.crc32(repr(self._stream()).encode()))
         rows, classes = self.rows, self.classes
         ignored = self._ignored_rows(random)

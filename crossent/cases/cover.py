@@ -27,12 +27,12 @@ Left = Mapping[tuple[str, ...], set[tuple[Any, ...]]]  # from axes to their comb
 
 def cover(array: CoveringArray) -> list[Case]:
     """Compute the cases of a covering array, sorted by dtype and id."""
-    cases = _of_sizes(array) if "class_size" in array.choices else _of_options(array)
+    cases = _cover_sizes(array) if "class_size" in array.choices else _cover_options(array)
     order = list(DTYPES)
     return sorted(cases, key=lambda case: (order.index(case.dtype), case.id))
 
 
-def _of_options(array: CoveringArray) -> list[Case]:
+def _cover_options(array: CoveringArray) -> list[Case]:
     """Compute the cases of a covering array of options. This needs the package covertable."""
     from covertable import make
 
@@ -47,29 +47,29 @@ def _of_options(array: CoveringArray) -> list[Case]:
     # Give the library positions in the lists instead of choices: the library hashes and compares everything it gets.
     factors = {name: list(range(len(of))) for name, of in choices.items()}
     rows = make(factors, strength=strength, constraints=[rule(constraint) for constraint in CONSTRAINTS])
-    return _balanced([Case(**{name: choices[name][place] for name, place in row.items()}) for row in rows], array)
+    return _balance_dtypes([Case(**{name: choices[name][place] for name, place in row.items()}) for row in rows], array)
 
 
-def _balanced(cases: list[Case], array: CoveringArray) -> list[Case]:
+def _balance_dtypes(cases: list[Case], array: CoveringArray) -> list[Case]:
     """Return the cases, with some dtypes changed so that all dtypes have about equally many cases.
 
     No combination of choices that the array needs is lost. If several dtypes are possible, covertable takes the first.
     """
-    covered = Counter(chosen for case in cases for chosen in _sets(case, array))
+    covered = Counter(chosen for case in cases for chosen in _combinations(case, array))
     many = Counter(case.dtype for case in cases)
     for at, case in enumerate(cases):
         least = min(DTYPES, key=lambda dtype: many[dtype])
         moved = replace(case, dtype=least)
         if many[least] + 1 < many[case.dtype] and not moved.invalid and _can_move(case, moved, covered, array):
-            covered.subtract(_sets(case, array))
-            covered.update(_sets(moved, array))
+            covered.subtract(_combinations(case, array))
+            covered.update(_combinations(moved, array))
             many[case.dtype] -= 1
             many[least] += 1
             cases[at] = moved
     return cases
 
 
-def _of_sizes(array: CoveringArray) -> list[Case]:
+def _cover_sizes(array: CoveringArray) -> list[Case]:
     """Compute the cases of a covering array of options with size ranges.
 
     Each case starts with a combination of choices that no case has yet. The search then goes through the other axes in
@@ -85,15 +85,15 @@ def _of_sizes(array: CoveringArray) -> list[Case]:
                 continue
             grown: list[tuple[int, Chosen]] = []
             while len(grown) < _CANDIDATES:
-                grown += _grown(start, array, left, random)
+                grown += _complete(start, array, left, random)
             _, best = max(grown, key=lambda candidate: candidate[0])
             for some, of_axes in left.items():
                 of_axes.discard(tuple(best[axis] for axis in some))
             cases.append(Case(sizes=array.sizes(best), **{field: best[field] for field in CHOICES if field in best}))
-    return list(_numbered(_enriched(cases, array)))
+    return list(_vary_sizes(_add_triples(cases, array)))
 
 
-def _grown(start: Chosen, array: CoveringArray, left: Left, random: Random) -> Iterator[tuple[int, Chosen]]:
+def _complete(start: Chosen, array: CoveringArray, left: Left, random: Random) -> Iterator[tuple[int, Chosen]]:
     """Add a choice on each other axis to `start`; yield the number of combinations completed, and all choices.
 
     Take the axes in random order, and on each axis the choice that completes the most missing combinations. Yield
@@ -129,12 +129,12 @@ def _is_possible(chosen: Chosen, array: CoveringArray) -> bool:
     return axis is None or any(_is_possible({**chosen, axis: word}, array) for word in array.choices[axis])
 
 
-def _enriched(cases: list[Case], array: CoveringArray) -> list[Case]:
-    """Return the cases, with some choices changed so that more combinations of :func:`sized_triples` occur.
+def _add_triples(cases: list[Case], array: CoveringArray) -> list[Case]:
+    """Return the cases, with some choices changed so that more of the combinations of :func:`sized_triples` occur.
 
     No combination of choices that the array needs is lost.
     """
-    covered = Counter(chosen for case in cases for chosen in _sets(case, array))
+    covered = Counter(chosen for case in cases for chosen in _combinations(case, array))
     met = Counter(chosen for case in cases for chosen in sized_triples(case))
     improved = True
     while improved:
@@ -145,8 +145,8 @@ def _enriched(cases: list[Case], array: CoveringArray) -> list[Case]:
                 before, after = sized_triples(case), sized_triples(moved)
                 gain = sum(met[new] == 0 for new in after - before) - sum(met[old] == 1 for old in before - after)
                 if gain > 0 and not moved.invalid and _can_move(case, moved, covered, array):
-                    covered.subtract(_sets(case, array))
-                    covered.update(_sets(moved, array))
+                    covered.subtract(_combinations(case, array))
+                    covered.update(_combinations(moved, array))
                     met.subtract(before)
                     met.update(after)
                     cases[at], improved = moved, True
@@ -155,16 +155,16 @@ def _enriched(cases: list[Case], array: CoveringArray) -> list[Case]:
 
 def _can_move(case: Case, moved: Case, covered: Counter[Any], array: CoveringArray) -> bool:
     """Return whether `moved` may replace `case`: each combination that `case` loses also occurs in another case."""
-    return all(covered[chosen] > 1 for chosen in set(_sets(case, array)) - set(_sets(moved, array)))
+    return all(covered[chosen] > 1 for chosen in set(_combinations(case, array)) - set(_combinations(moved, array)))
 
 
-def _sets(case: Case, array: CoveringArray) -> list[tuple[Any, ...]]:
+def _combinations(case: Case, array: CoveringArray) -> list[tuple[Any, ...]]:
     """Return the case's combinations of choices on the axes that the array combines."""
     return [tuple((axis, getattr(case, axis)) for axis in axes) for axes in array.combined]
 
 
-def _numbered(cases: Iterable[Case]) -> Iterator[Case]:
-    """Yield the cases with new sizes from the same size ranges. All numbers of a range occur about equally often."""
+def _vary_sizes(cases: Iterable[Case]) -> Iterator[Case]:
+    """Yield the cases with new sizes from the same size ranges, so that the numbers of a range occur in turn."""
     used: Counter[tuple[str, int]] = Counter()
     for case in cases:
         classes, rows = min(

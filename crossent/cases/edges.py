@@ -1,7 +1,7 @@
 """Cases at limits: the end of a vector, a block, a number format or a batch, and special code paths in torch.
 
-A case has the name of its issue, or a name that says what breaks. These cases test sizes and numbers; the cases of
-:mod:`crossent.cases.grid` test combinations of options.
+A case has the name of its issue, or a name that says what the case is about. These cases test sizes and numbers; the
+cases of :mod:`crossent.cases.grid` test combinations of options.
 """
 
 from __future__ import annotations
@@ -12,20 +12,21 @@ from crossent.cases.axes import DTYPES
 from crossent.cases.case import Case
 from crossent.cases.corpus import bugs
 
-# Vocabulary sizes of language models. 128256 and 129920 are not multiples of 1024, a common tile width (verl#2899).
+# Vocabulary sizes of language models. None is a multiple of 1024, a common tile width (verl#2899).
 VOCABULARIES = (32000, 50257, 128256, 129920, 151936)
 
 
 def _powers(exponents: Iterable[int]) -> tuple[int, ...]:
-    """Return 2^k - 1, 2^k and 2^k + 1 for each exponent k: vectors, blocks and tiles end at these sizes."""
+    """Return 2^k - 1, 2^k and 2^k + 1 for each exponent k, without 0. Vectors, blocks and tiles end at these sizes."""
     return tuple(sorted({2**k + by for k in exponents for by in (-1, 0, 1)} - {0}))
 
 
 def _wide(dtypes: Iterable[str], widths: Iterable[int], rows: int = 4) -> tuple[Case, ...]:
     """Return a case for each dtype and each number of classes in `widths`.
 
-    Of four rows, one is normal, one has one class far above the others, one is flat, and one is far below zero. The
-    flat row reveals an accumulator with too few bits. The other rows reveal a kernel that reads beyond the last class.
+    The first row is normal, the second has one class far above the others, the third is flat, and the fourth is far
+    below zero. With two rows, the last two are missing. The flat row reveals an accumulator with too few bits. The
+    other rows reveal a kernel that reads beyond the last class.
     """
     return tuple(
         Case(dtype, (rows, width), "assorted", reduction="none", upstream="rows", name="width")
@@ -155,10 +156,11 @@ QUICK = (
     Case("float16", (1000, 10), weight="weight_decades", name="weight_overflow"),
     # The sum of exponentials of a row overflows float16.
     Case("float16", (2, 65520), "flat", name="float16_row_sum"),
-    # p = 0.999. If a loss rounds the sum of exponentials, 1.001, to half precision, its result is 0.
+    # p = 0.999. If a loss rounds the sum of exponentials, 1.001, to half precision, its result is 0 in bfloat16, and
+    # 2 % too small in float16.
     Case("bfloat16", (4, 2), "sure", name="half_sure", grade="A"),
     Case("float16", (4, 2), "sure", name="half_sure", grade="A"),
-    # With label smoothing, the sum of all log-probabilities overflows float16. The loss is `ε/C` times this sum.
+    # With label smoothing, the sum of all log-probabilities overflows float16. The loss has the term `-ε/C` times it.
     Case("float16", (8, 1000), label_smoothing=0.1, name="half_smoothing"),
     *_wide(("bfloat16", "float32"), (*_powers(range(11)), 781)),
     # The 67 positions fill several vectors, and the last vector in part. The maxima of neighbouring rows differ much.
@@ -173,7 +175,7 @@ QUICK = (
     Case("float32", (1, 1), name="rows"),
     Case("float32", (17, 1), target="unnormalised", weight="weighted", name="rows"),
 )
-# The further cases of level normal. Together they take seconds for a subject.
+# The cases that level normal adds to those of quick. Together they take seconds for a subject.
 NORMAL = (
     # More than 65504 rows, the largest float16: the denominator of the mean overflows.
     Case("float16", (70000, 2), "flat", name="pytorch-85791"),
@@ -192,7 +194,8 @@ NORMAL = (
     Case("float16", (5000, 10), "normal", "int64", "mean", "weighted", "ignored_16th", name="half_weight_sum"),
     Case("float32", (131_072, 3), "normal", "int64", "mean", "weighted", "ignored_16th", name="partial_weight_sum"),
     Case("float16", (2000, 5), "wide", "probabilities", name="half_partial_sums"),
-    # The sum of all log-probabilities overflows float16 in one row, in many rows, by the weights, and with more axes.
+    # The sum of all log-probabilities overflows float16 in one row, in many rows, by the weights, with more axes,
+    # and with class probabilities.
     Case("float16", (1, 8000), "flat", reduction="none", label_smoothing=0.1, upstream="rows", name="half_smoothing"),
     Case("float16", (4000, 10), label_smoothing=0.1, name="half_smoothing"),
     Case("float16", (257, 65), "normal", "int64", "sum", "weighted", "ignored_default", 0.1, name="half_smoothing"),
@@ -208,11 +211,13 @@ NORMAL = (
     *_wide(("float32",), (50257,), rows=2),
     *_wide(("float16",), (65519, 65520), rows=2),
 )
-# The further cases of level thorough. Together they take minutes for a subject, and up to 7 GiB of memory.
+# The cases that level thorough adds to those of normal. Together they take minutes for a subject, and up to 7 GiB of
+# memory.
 THOROUGH = (
     *_wide(("bfloat16", "float64"), (*_powers(range(13, 17)), *VOCABULARIES, 65519, 65520)),
     *_wide(("float32",), (*VOCABULARIES, 65519, 65520)),
-    # From 65520 classes on, the sum of a flat row overflows float16. The cases named float16_row_sum test this sum.
+    # From 65520 classes on, the sum of a flat row overflows float16. The cases named float16_row_sum test this sum, so
+    # wider cases have two rows, and neither is flat.
     *_wide(("float16",), (*_powers(range(13, 16)), 2**16 - 17)),
     *_wide(("float16",), (2**16 - 1, 2**16, 2**16 + 1, *VOCABULARIES), rows=2),
     # With enough rows, a block that torch extends over ignored rows causes an error in float32 too.
@@ -233,7 +238,7 @@ MANY_ROWS = (
 
 
 def edges(dtypes: Sequence[str] = tuple(DTYPES), seed: int = 0, level: str = "normal") -> Iterator[Case]:
-    """Yield the cases of this module that run at a level, with these dtypes and this seed.
+    """Yield the cases of this module without tiles that run at a level, with these dtypes and this seed.
 
     For one subject, level quick takes well below a second, normal takes seconds, and thorough takes minutes and several
     GiB of memory.

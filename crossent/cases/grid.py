@@ -34,13 +34,14 @@ _SIZES = (
     (17, 3),  # more rows than torch sums in one block
     (2, 257),  # one class more than a power of two
 )
-# The kinds of logits that matter for the code of an option. The other kinds test rounding, in `nox -s soak`.
+# The kinds of logits that matter for the code of an option. `nox -s soak` tests all kinds, and `edges` some others.
 _VALUES = (
     *("flat", "equal", "normal", "tiny", "wide", "large", "decades", "integers", "near_ties", "confident", "sure"),
     *("wrong", "outlier", "offset", "negative_offset", "large_offset", "row_offsets", "subnormal"),
     *("inf_off_target", "inf_on_target", "inf_tiles", "positive_inf", "nan", "nan_ignored", "inf_ignored"),
 )
-# The choices that the covering arrays combine. `edges` and `corpus` have cases with the other words of `AXES`.
+# The choices that the arrays `pairs` and `triples` combine. `edges` and `corpus` have cases with the other words of
+# `AXES`, except for some kinds of logits.
 CHOICES: dict[str, tuple[Any, ...]] = {
     "sizes": _SIZES,
     **{axis: words for axis, words in AXES.items() if axis != "weight_layout"},
@@ -133,12 +134,12 @@ SIZE_CONSTRAINTS = (
 
 @dataclass(frozen=True)
 class CoveringArray:
-    """A covering array: each possible combination of choices on `strength` axes occurs in at least one case.
+    """A covering array: each possible combination of choices on `strength` axes that counts occurs in a case.
 
     Attributes:
         strength: 2 for a pairwise array, 3 for a 3-way array.
         choices: the choices on each axis, by the name of the axis.
-        around: if not empty, only combinations with at least one of these axes count.
+        around: axes. A combination counts only if it has one of them; without such axes, every combination counts.
     """
 
     strength: int
@@ -224,7 +225,7 @@ def _pairs(case: Case) -> set[tuple[tuple[str, Any], ...]]:
 
 
 def met(cases: Iterable[Case], strength: int = 3) -> int:
-    """Return the number of different combinations of `strength` choices that occur in these cases.
+    """Return how many different combinations of `strength` choices, on the axes of `CHOICES`, occur in these cases.
 
     Example:
         >>> met([Case("float32")])  # three of eleven axes
@@ -238,7 +239,7 @@ def met(cases: Iterable[Case], strength: int = 3) -> int:
 
 
 def sized_triples(case: Case) -> set[tuple[str, str, str]]:
-    """Return the combinations (size range, choice on another axis, dtype) that occur in a case.
+    """Return the combinations that occur in a case: its classes or rows, a choice on another axis, and its dtype.
 
     Example:
         >>> ("257 to 1024 classes", "reduction sum", "float32") in sized_triples(Case.of("float32-300-flat-int64-sum"))

@@ -66,7 +66,7 @@ class Inputs:
 
     @property
     def digest(self) -> str:
-        """A 32-bit checksum of every bit of the inputs, in hexadecimal. Equal inputs have equal digests."""
+        """A 32-bit checksum, in hexadecimal: of the options, and of each tensor's bits, dtype, shape and strides."""
         plain = [(name, value) for name, value in self.options.items() if not isinstance(value, Tensor)]
         tensors = [value for value in self.options.values() if isinstance(value, Tensor)]
         checksum = zlib.crc32(repr(plain).encode())
@@ -92,7 +92,7 @@ def laid_out(tensor: Tensor, layout: str) -> Tensor:
     """Return the tensor in a memory layout of `crossent.cases.axes.LAYOUTS`.
 
     The layout "expanded" repeats the first entry of the batch. The other layouts keep all elements. The memory between
-    the elements holds NaN, or 251 for integers. With up to 251 classes, 251 is not a class.
+    and around the elements holds NaN, or 251 for integers. With up to 251 classes, 251 is not a class.
     """
     axes = list(range(tensor.dim()))
     orders = {"transposed": axes[::-1], "class_last": [*axes[:1], *axes[2:], *axes[1:2]]}

@@ -1,6 +1,6 @@
-"""The kinds of logits: each kind triggers one kind of numerical error.
+"""The kinds of logits: ordinary numbers, and numbers that trigger one kind of numerical error.
 
-Every number is computed from uniform random integers with operations that IEEE 754 rounds correctly, and without exp or
+Every number is computed from uniform random numbers with operations that IEEE 754 rounds correctly, and without exp or
 log. So a case has the same bits on every machine and with every version of numpy, whose `RandomState` is frozen
 (NEP 19).
 """
@@ -43,7 +43,7 @@ class Draw:
         return self.rows, self.classes
 
     def bell(self) -> Array:
-        """Return (R, C) numbers with variance 1 that are nearly normally distributed: sums of four uniform numbers."""
+        """Return (R, C) nearly normal numbers of variance 1: scaled sums of four uniform numbers."""
         total = np.zeros(self.shape)
         for _ in range(4):
             total += self.random.random_sample(self.shape) - 0.5
@@ -98,7 +98,7 @@ def _offsets(draw: Draw) -> Array:
 
 
 def _extreme(draw: Draw) -> Array:
-    # Logits up to the largest number of the format, so that differences and sums overflow. Some rows are much smaller.
+    # Logits close to the format's largest number, so that differences and sums overflow. Some rows are much smaller.
     down = draw.random.randint(2, min(60, -draw.format.smallest_exponent), size=(draw.rows, 1))
     return np.asarray(np.ldexp(draw.bell(), -down) * draw.format.largest)
 
@@ -137,7 +137,7 @@ def _off_target(draw: Draw) -> NDArray[np.bool_]:
 
 
 def _leading_tile(draw: Draw) -> NDArray[np.bool_]:
-    # All classes but the last eighth, and never the true class: the first tiles of a kernel hold only -inf.
+    # All classes but the last eighth, and never the true class. So most of a kernel's first tiles hold only -inf.
     return ~draw.is_hot & (np.arange(draw.classes) < draw.classes - max(1, draw.classes // 8))
 
 
@@ -155,7 +155,7 @@ class Values:
 
     Attributes:
         draw: the function that makes the logits, (R, C).
-        largest: an upper bound of the magnitude, which the dtype must hold; 0 if the logits scale with the dtype.
+        largest: an upper bound of the finite magnitudes, which the dtype must hold; 0 if only the dtype bounds them.
         ignored_only: whether the kind needs ignored rows, because only the logits of ignored rows are special.
     """
 
@@ -179,7 +179,7 @@ VALUES = {
     "decimals": Values(lambda d: d.random.choice(_DECIMALS, size=d.shape)),  # numbers that people write, and -0.0
     "near_ties": Values(_near_ties),
     "confident": Values(_confident),
-    "sure": Values(lambda d: np.where(d.is_hot, 6.90625, 0.0)),  # p = 0.999 with two classes; exact in every format
+    "sure": Values(lambda d: np.where(d.is_hot, 6.90625, 0.0)),  # p = 0.999 with two classes; all formats hold 6.90625
     "wrong": Values(lambda d: d.bell() - d.is_hot * d.row(20, 90)),  # the true class is the least likely
     "outlier": Values(_outlier),  # one class far above the others
     "pair": Values(_pair),

@@ -10,8 +10,8 @@ rows        Rows: the arguments of one call, laid out as rows of logits
 validation  the checks of the arguments, and the error messages
 explain     the worked example: one loss, step by step
 
-The public forms are also attributes of this package. `FORMS` lists the forms of cross-entropy by name, and
-`LINEAR_FORMS` the forms of linear cross-entropy.
+The forms are attributes of this room, and those of cross-entropy also of `crossent`. `FORMS` lists the forms of
+cross-entropy by name, and `LINEAR_FORMS` the forms of linear cross-entropy.
 """
 
 from collections.abc import Callable

@@ -3,8 +3,8 @@ r"""Cross-entropy on blocks of rows, with a gradient written by hand: less memor
     loss = -log p_y,   ∂loss/∂x = g (p - e_y),   p = softmax(x)
 
 Here `g` is the upstream gradient and `e_y` the one-hot vector of the true class `y`. For loss and gradient, torch
-allocates three buffers of the logits' size, and reads or writes such a buffer six times. At least two reads and one
-write are necessary.
+allocates three buffers of the logits' size, and reads or writes such a buffer six times. A read of the logits and a
+write of the gradient are enough.
 
 This form keeps a block of rows in the cache while it computes on the block, in float32 for float16 and bfloat16 logits.
 The form allocates one buffer of the logits' size, for the gradient. The idea is from Hsu et al., "Liger Kernel",
@@ -39,18 +39,19 @@ def blocked(
 ) -> Tensor:
     r"""Compute the cross-entropy as `-log softmax(x)_y` on blocks of rows, with the gradient written by hand.
 
-    The loss is defined as in :func:`crossent.formula`. The gradient of a row without class weights or smoothing is
-    `g (softmax(x) - e_y)`, where `g` is the upstream gradient and `e_y` the one-hot vector of the true class `y`.
+    The loss is defined as in :func:`crossent.formula`. For a class index `y` without class weights or smoothing, the
+    gradient of a row is `g (softmax(x) - e_y)`, where `g` is the upstream gradient of the row's loss and `e_y` the
+    one-hot vector of `y`.
 
-    On a CPU, the forward pass of a reduced loss also computes the gradient for an upstream gradient of 1, which is
-    the upstream gradient of `loss.backward()`. The backward pass then only returns this gradient. For any other
-    upstream gradient, and in a second backward pass, the backward pass computes the gradient from the logits. On CUDA,
-    the backward pass always computes the gradient, because reading the upstream gradient would wait for the device.
+    On a CPU, the forward pass of a reduced loss also computes the gradient for an upstream gradient of 1, which is the
+    upstream gradient of `loss.backward()`. The backward pass then only returns this gradient. For any other upstream
+    gradient, for an unreduced loss, and in a second backward pass, the backward pass computes the gradient from the
+    logits. On CUDA, the backward pass always does so, because reading the upstream gradient would wait for the device.
 
     In these cases, the function calls :func:`crossent.formula` instead: `input` is empty; `target` or `weight` requires
-    a gradient; torch transforms, traces or compiles the call; an argument is of a subclass of `Tensor`, is a lazily
-    negated view, or has a forward-mode tangent; the gradient itself is differentiated, or computed for a batch of
-    upstream gradients.
+    a gradient; torch transforms, traces or compiles the call; an argument is of a subclass of `Tensor` other than
+    `nn.Parameter`, is a lazily negated view, or has a forward-mode tangent; the gradient itself is differentiated, or
+    computed for a batch of upstream gradients.
 
     Args:
         input: Logits, as for :func:`crossent.formula`.
@@ -59,8 +60,9 @@ def blocked(
         ignore_index: The target of ignored rows, as for :func:`crossent.formula`.
         reduction: `"none"`, `"mean"` or `"sum"`, as for :func:`crossent.formula`.
         label_smoothing: `ε`, from 0 to 1, as for :func:`crossent.formula`.
-        block_size: The number of logits in a block, 1 or more. A block has at least one row. By default, a block
-            fills the second-level cache of the device, and has at least 2^19 logits.
+        block_size: The most logits in a block, 1 or more. A block always has at least one row. The default is the
+            number that fills the second-level cache of the device (on a CPU, one cache for each thread), or 2^19 if
+            that is more.
 
     Returns:
         The loss, with the same shape and dtype as the loss of :func:`crossent.formula`.
@@ -78,7 +80,7 @@ def blocked(
     if block_size is not None and (block_size := as_int("block_size", block_size)) < 1:
         raise ValueError(f"block_size: got {block_size}; allowed is 1 or more")
     options = ignore_index, reduction, label_smoothing
-    if not _plain(input, target, *([] if weight is None else [weight])) or input.numel() == 0:
+    if not _is_plain(input, target, *([] if weight is None else [weight])) or input.numel() == 0:
         return formula(input, target, weight, *options)
     recorded = torch.is_grad_enabled()
     if recorded and (target.requires_grad or (weight is not None and weight.requires_grad)):
@@ -88,7 +90,7 @@ def blocked(
         return loss
     with torch.no_grad():
         rows = arrange(input, target, weight, *options, eager=input.device.type == "cpu")
-        return _reduced(rows, _losses(rows, block_size))
+        return _weigh_and_reduce(rows, _losses(rows, block_size))
 
 
 class _Blocked(torch.autograd.Function):
@@ -102,7 +104,7 @@ class _Blocked(torch.autograd.Function):
         ctx.save_for_backward(*tensors)
         ctx.options, ctx.block_size, ctx.gradient = options, block_size, None
         if rows.reduction == "none" or not on_cpu:
-            return _reduced(rows, _losses(rows, block_size))
+            return _weigh_and_reduce(rows, _losses(rows, block_size))
         ctx.gradient = torch.empty_like(tensors[0])
         losses = _differentiate(rows, 1.0, ctx.gradient, block_size)
         if not rows.dense:
@@ -110,16 +112,16 @@ class _Blocked(torch.autograd.Function):
             most = -math.log(torch.finfo(rows.compute).tiny) - 10
             if not losses.amax().item() <= most:  # the maximum is NaN if a loss is NaN
                 losses = torch.where(losses > most, _losses(rows, block_size), losses)
-        return _reduced(rows, losses)
+        return _weigh_and_reduce(rows, losses)
 
     @staticmethod
     def backward(ctx: Any, *upstreams: Any) -> tuple[Tensor | None, ...]:
         (upstream,) = upstreams
         gradient, ctx.gradient = ctx.gradient, None  # return it only once, because the caller may write into it
-        constant = not torch.is_grad_enabled() and _plain(upstream)
+        constant = not torch.is_grad_enabled() and _is_plain(upstream)
         if not (constant and gradient is not None and upstream.item() == 1):
             logits, *others = ctx.saved_tensors
-            if constant and _plain(logits):
+            if constant and _is_plain(logits):
                 gradient = torch.empty_like(logits) if gradient is None else gradient
                 rows = arrange(logits, *others, *ctx.options, eager=logits.device.type == "cpu")
                 _differentiate(rows, upstream, gradient, ctx.block_size)
@@ -130,15 +132,16 @@ class _Blocked(torch.autograd.Function):
         return gradient, None, None, None, None
 
 
-def _reduced(rows: Rows, losses: Tensor) -> Tensor:
-    """Return the result of the call: the losses that :func:`_losses` returned, weighted if needed, and reduced."""
+def _weigh_and_reduce(rows: Rows, losses: Tensor) -> Tensor:
+    """Return the result of the call: the losses of the rows, weighted if :func:`_losses` left that out, and reduced."""
     return rows.reduce(losses if rows.dense else rows.weigh(losses))
 
 
 def _losses(rows: Rows, block_size: int | None) -> Tensor:
     """Return the loss of each row, in the shape (...) of :class:`Rows`.
 
-    If only the true class has a term, the losses are unweighted: `_reduced` multiplies them by the class weights.
+    If only the true class has a term, the losses are unweighted, and `_weigh_and_reduce` multiplies them by the class
+    weights. The losses of ignored rows are arbitrary numbers.
     """
     losses = torch.empty(rows.logits.shape[:-1], dtype=rows.compute, device=rows.logits.device)
     work = _Work(rows.compute)
@@ -151,8 +154,12 @@ def _losses(rows: Rows, block_size: int | None) -> Tensor:
 def _differentiate(rows: Rows, upstream: Tensor | float, gradient: Tensor, block_size: int | None) -> Tensor:
     """Write the gradient of the logits into `gradient`, and return the losses as :func:`_losses` does.
 
-    The gradient of a row is `g/D (p Σ_c v_c - v)`, with `p = softmax(x)` and `v_c = w_c q_c` for the class weights `w`
-    and the smoothed target `q`. `g` is the upstream gradient, and `D` is the divisor of the reduction.
+    If only the true class has a term, a loss is the logarithm of a probability. It is inaccurate for tiny
+    probabilities.
+
+    The gradient of an ignored row is 0. The gradient of another row is `g/D (p Σ_c v_c - v)`, with `p = softmax(x)` and
+    `v_c = w_c q_c` for the class weights `w` and the smoothed target `q`. `g` is the upstream gradient, and `D` is the
+    divisor of the reduction.
     """
     if gradient.dim() > 2:
         gradient = gradient.movedim(1, -1)
@@ -195,9 +202,9 @@ def _scale(rows: Rows, upstream: Tensor | float) -> Tensor | float:
 
 
 def _most_rows(rows: Rows, block_size: int | None) -> int:
-    """Return the number of rows in a block of about `block_size` logits: 1 or more."""
+    """Return the most rows of a block, which has at most `block_size` logits; at least 1."""
     if block_size is None:
-        block_size = _fitting(rows.logits.device, rows.compute, torch.get_num_threads())
+        block_size = _count_in_cache(rows.logits.device, rows.compute, torch.get_num_threads())
     return max(1, block_size // rows.logits.shape[-1])
 
 
@@ -235,7 +242,7 @@ _LEAST = 2**19
 
 
 @functools.cache
-def _fitting(device: torch.device, dtype: torch.dtype, threads: int) -> int:
+def _count_in_cache(device: torch.device, dtype: torch.dtype, threads: int) -> int:
     """Return how many numbers of a dtype fit into the second-level cache of a device, but at least `_LEAST`.
 
     On a CPU, each thread has its own second-level cache.
@@ -248,7 +255,7 @@ def _fitting(device: torch.device, dtype: torch.dtype, threads: int) -> int:
     return max(_LEAST, cache * 8 // torch.finfo(dtype).bits)
 
 
-def _plain(*tensors: Tensor) -> bool:
+def _is_plain(*tensors: Tensor) -> bool:
     """Return whether the call is in eager mode on ordinary tensors.
 
     The result is False if torch transforms, traces or compiles the call. The result is also False if a tensor has a

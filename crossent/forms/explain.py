@@ -39,7 +39,9 @@ def random_row(classes: int, seed: int) -> tuple[tuple[float, ...], int]:
 
 
 def explain(logits: Sequence[float] = SEED_LOGITS, target: int = SEED_TARGET) -> RenderableType:
-    """Return the steps from one row of logits to the loss, with all numbers, as text for a rich console.
+    """Return the steps from one row of logits to the loss, with their numbers, as text for a rich console.
+
+    Of many classes, only the first `MOST_CLASSES` and the true class are shown.
 
     The last step is a table that compares the loss of each form with the loss of torch.
 

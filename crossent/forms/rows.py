@@ -1,7 +1,7 @@
 """The arguments of one call, checked and laid out as rows of logits; all forms on tensors share this code.
 
-Each form starts with :func:`lay_out`, which refuses bad arguments, moves the class axis last and widens half precision
-to float32. Each form ends with :meth:`Rows.reduce`, which sets the loss of ignored rows to 0, applies the reduction and
+A form starts with :func:`lay_out`, which refuses bad arguments, moves the class axis last and widens half precision
+to float32. The form ends with :meth:`Rows.reduce`, which sets the loss of ignored rows to 0, applies the reduction and
 rounds once to the dtype of the result. Between these two calls, a form is only its formula.
 
 A form that works on some rows at a time starts with :func:`arrange`, which does not widen. The form then takes some
@@ -146,7 +146,7 @@ class Rows:
         return (1 - self.label_smoothing) * self.weigh(self.pick(values)) + uniform
 
     def one_hot(self) -> Tensor:
-        """Return the dense target `q`, (..., C): the class probabilities, or the smoothed one-hot vectors."""
+        """Return the dense target `q` of widened rows, (..., C): smoothed class probabilities or one-hot vectors."""
         if self.probabilities is not None:
             return self.probabilities
         assert self.index is not None
@@ -182,7 +182,7 @@ def lay_out(
 
     Raises:
         TypeError, ValueError, RuntimeError: An argument is wrong. `F.cross_entropy` raises in the same cases, except
-            that it accepts a `label_smoothing` that is negative or NaN.
+            that it accepts a `label_smoothing` that is negative or NaN, and complex weights with class probabilities.
         NotImplementedError: `input` has none of the four floating-point dtypes, or a tensor is not dense.
         IndexError: A target is outside `[0, C)` and is not `ignore_index`. On CUDA this is a device-side assert, as
             in torch: the host never waits for the device.
@@ -202,10 +202,11 @@ def arrange(
 ) -> Rows:
     """Check the arguments of a form, and return them as :class:`Rows` that are not widened.
 
-    The logits and the class probabilities are views of the caller's tensors. The errors are as in :func:`lay_out`.
+    The logits and the class probabilities share the memory of the caller's tensors, unless there are no classes. The
+    errors are as in :func:`lay_out`.
 
     Pass `eager=True` if Python may read the targets: the tensors are on a CPU, and the call is not transformed, traced
-    or compiled. A call without ignored rows then takes a shorter path.
+    or compiled. If :func:`_all_kept` is then True, the call takes a shorter path.
     """
     ignore_index, label_smoothing = check_options(input, target, weight, ignore_index, reduction, label_smoothing)
     dense = target.shape == input.shape
@@ -254,7 +255,7 @@ def _all_kept(index: Tensor, classes: int, ignore_index: int) -> bool:
     """Return True only if every target is a class and no row is ignored.
 
     The function reads only the least and the greatest target. If `ignore_index` lies between these two, the function
-    returns False, even if no row is ignored.
+    returns False, even if no row is ignored. There must be a target.
     """
     lowest, highest = (int(number) for number in index.aminmax())
     return lowest >= 0 and highest < classes and not lowest <= ignore_index <= highest
@@ -270,9 +271,9 @@ def _smooth(probabilities: Tensor, label_smoothing: float) -> Tensor:
 def _look_up(table: Tensor, index: Tensor, classes: int, ignore_index: int) -> Tensor:
     """Return the entry of `table`, (C,), for each row's true class. Raise IndexError if a class is outside `[0, C)`.
 
-    No other code checks the range of the targets. `gather` checks the range in eager mode, under vmap and in compiled
-    code on a CPU. On CUDA, `gather` checks the range without a copy to the host. A check in Python would work only in
-    eager mode (pytorch#135546).
+    Unless :func:`_all_kept` has checked the range of the targets, only this function does. `gather` checks the range in
+    eager mode, under vmap and in compiled code on a CPU. On CUDA, `gather` checks the range without a copy to the host.
+    A check in Python would work only in eager mode (pytorch#135546).
     """
     try:
         return table.gather(0, index.reshape(-1)).reshape(index.shape)

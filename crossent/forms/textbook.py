@@ -40,8 +40,9 @@ def formula(
 ) -> Tensor:
     r"""Compute the cross-entropy between logits and targets as `-x_y + log Σ_i exp(x_i)`.
 
-    The signature and the contract are the same as in :func:`torch.nn.functional.cross_entropy`. For a row of logits `x`
-    over `C` classes, with class weights `w` and `ε = label_smoothing`, the loss is::
+    The signature and the contract are the same as in :func:`torch.nn.functional.cross_entropy`, without the deprecated
+    `size_average` and `reduce`. For a row of logits `x` over `C` classes, with class weights `w` and
+    `ε = label_smoothing`, the loss is::
 
         loss = -Σ_c w_c q_c log p_c,    log p_c = x_c - log Σ_i exp(x_i),    q = (1 - ε)·target + ε/C
 
@@ -53,8 +54,8 @@ def formula(
     "Accurately computing the log-sum-exp and softmax functions", IMA J. Numer. Anal. 41(4), 2021.
 
     Args:
-        input: Logits, in float16, bfloat16, float32 or float64. For float16 and bfloat16 all computation is in
-            float32, and the result is rounded once.
+        input: Logits, in float16, bfloat16, float32 or float64. For a result in float16 or bfloat16, all computation
+            is in float32, and the result is rounded once. Otherwise, all computation is in the dtype of the result.
         target: Class indices from 0 to C - 1, in int64 or uint8; or class probabilities, in any of the four
             floating-point dtypes. A target with the shape of `input` holds probabilities.
         weight: A factor for each class. With class indices, the dtype must be the dtype of `input`.
@@ -67,7 +68,8 @@ def formula(
 
     Shape:
         - input: `(C)`, `(N, C)` or `(N, C, d1, …, dK)`.
-        - target: with class indices `()`, `(N)` or `(N, d1, …, dK)`; with class probabilities the shape of `input`.
+        - target: with class indices `()` or `(1)`, `(N)` or `(N, d1, …, dK)`; with class probabilities the shape of
+            `input`.
         - weight: `(C)`.
         - result: `()`; with `reduction="none"`, `()`, `(N)` or `(N, d1, …, dK)`.
 
@@ -183,7 +185,7 @@ def scalar(
         ignore_index: If the target is this number, the loss is 0 and the mean is 0/0, NaN. With class probabilities
             the number must be negative and has no effect.
         reduction: `"none"` and `"sum"` return the loss of the row. `"mean"` divides the loss by the weight of the
-            true class; with class probabilities, by one.
+            true class, and is NaN for a weight of 0; with class probabilities, `"mean"` divides by one.
         label_smoothing: `ε`, from 0 to 1: the share of the target that is spread evenly over all classes.
 
     Returns:

@@ -47,7 +47,10 @@ def as_int(name: str, value: object) -> int:
 def check_options(
     input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str, label_smoothing: float
 ) -> tuple[int, float]:
-    """Check types, options, layouts and devices; return `ignore_index` as an int and `label_smoothing` as a float."""
+    """Check types, options, and layout and device of target and weight; return `ignore_index` and `label_smoothing`.
+
+    The returned numbers are an int and a float.
+    """
     for name, value in (("input", input), ("target", target), ("weight", weight)):
         if not isinstance(value, Tensor) and not (name == "weight" and value is None):
             raise TypeError(f"{name}: got {type(value).__name__}; allowed is a torch.Tensor")
@@ -140,15 +143,15 @@ def check_dtypes(input: Tensor, probabilities: Tensor | None, weight: Tensor | N
         raise NotImplementedError(f"input: got layout {input.layout}; allowed is a dense tensor")
     if weight is not None and tuple(weight.shape) != (classes,):
         raise RuntimeError(f"weight: got shape {tuple(weight.shape)}; allowed is {(classes,)}, one for each class")
-    dtype = _lifted(input)
+    dtype = _dtype_under_autocast(input)
     if probabilities is not None:
-        dtype = _promoted(dtype, _lifted(probabilities))
+        dtype = _promote(dtype, _dtype_under_autocast(probabilities))
         if weight is not None:
-            dtype = _promoted(dtype, _lifted(weight))
+            dtype = _promote(dtype, _dtype_under_autocast(weight))
         if dtype not in FLOATS:  # the target has a floating-point dtype, so the weight is complex
             assert weight is not None
             raise RuntimeError(f"weight: got {_name(weight.dtype)}; allowed are {_ALLOWED}")
-    elif weight is not None and _lifted(weight) != dtype:
+    elif weight is not None and _dtype_under_autocast(weight) != dtype:
         raise RuntimeError(f"weight: got {_name(weight.dtype)}; allowed is {_name(dtype)}, the dtype of input")
     return dtype
 
@@ -188,7 +191,7 @@ def check_row(
 
 
 def _numbers(name: str, values: Sequence[float], length: int | None = None) -> list[float]:
-    """Return the values as floats. Raise an error if they are not numbers, or not `length` numbers."""
+    """Return the values as floats. Raise an error if there are none, or if they are not (`length`) numbers."""
     if not isinstance(values, Sequence) or isinstance(values, str | bytes):
         raise TypeError(f"{name}: got {type(values).__name__}; allowed is a sequence of numbers")
     numbers = [as_float(f"{name}[{at}]", value) for at, value in enumerate(values)]
@@ -198,10 +201,10 @@ def _numbers(name: str, values: Sequence[float], length: int | None = None) -> l
     return numbers
 
 
-def _promoted(one: torch.dtype, other: torch.dtype) -> torch.dtype:
+def _promote(one: torch.dtype, other: torch.dtype) -> torch.dtype:
     """Return `torch.promote_types(one, other)`.
 
-    For floats, this function calls no function of torch: Dynamo of torch 2.1 cannot trace such a call.
+    For two dtypes of `FLOATS`, this function calls no function of torch: Dynamo of torch 2.1 cannot trace such a call.
     """
     if one == other:
         return one
@@ -210,14 +213,14 @@ def _promoted(one: torch.dtype, other: torch.dtype) -> torch.dtype:
     return torch.promote_types(one, other)
 
 
-def _lifted(tensor: Tensor) -> torch.dtype:
+def _dtype_under_autocast(tensor: Tensor) -> torch.dtype:
     """Return the tensor's dtype, but float32 for half precision under autocast, which runs this loss in float32."""
-    if tensor.dtype in HALVES and _autocasting(tensor.device.type):
+    if tensor.dtype in HALVES and _has_autocast(tensor.device.type):
         return torch.float32
     return tensor.dtype
 
 
-def _autocasting(device_type: str) -> bool:
+def _has_autocast(device_type: str) -> bool:
     if device_type == "meta":
         return False
     if device_type == "cpu":

@@ -61,8 +61,8 @@ FORM_SUBJECTS = {name: _SCALAR if form is scalar else _form(name, form) for name
 def _torch_nll(input: Tensor, target: Tensor, weight: Tensor | None = None, **options: Any) -> Tensor:
     """Compute the loss with log_softmax over the last axis, and nll_loss.
 
-    The function moves the class axis last for log_softmax, and back for nll_loss. So nll_loss gets a view that is not
-    contiguous. F.cross_entropy passes a contiguous tensor to nll_loss (pytorch#175084).
+    The function moves the class axis last for log_softmax, and back for nll_loss. So for logits (N, C, d1, …), nll_loss
+    gets a view that is not contiguous. F.cross_entropy passes a contiguous tensor to nll_loss (pytorch#175084).
     """
     options.pop("label_smoothing", None)
     axis = min(1, input.dim() - 1)

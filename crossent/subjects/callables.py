@@ -74,7 +74,7 @@ def as_subject(given: object, name: str = "", source: str = "", operation: Opera
         parameters = _anything.parameters
     is_linear = operation is LINEAR_CROSS_ENTROPY
     is_factory = not is_linear and (isinstance(given, type) or _takes_options_only(parameters))
-    if reason := _unfit(parameters, () if is_factory else operation.arguments):
+    if reason := _why_unfit(parameters, () if is_factory else operation.arguments):
         raise TypeError(f"{quoted(what)}, which {reason}; allowed are {allowed}")
     loss = partial(_make_and_call, given) if is_factory else given
     if is_linear:
@@ -85,12 +85,12 @@ def as_subject(given: object, name: str = "", source: str = "", operation: Opera
     missing = [keyword for keyword in keywords_of(operation) if not _has(parameters, keyword)]
     if missing:
         loss = partial(_call_without, loss, tuple(missing))
-    lacks = {feature: _missing(keyword, parameters) for keyword in missing for feature in KEYWORDS[keyword]}
-    lacks = {**_interpreted(), **lacks, **_declared(given)}
+    lacks = {feature: _why_missing(keyword, parameters) for keyword in missing for feature in KEYWORDS[keyword]}
+    lacks = {**_lacking_if_interpreted(), **lacks, **_declared(given)}
     return Subject(what, loss, source=source, operation=operation).lacking(lacks)
 
 
-def _missing(keyword: str, parameters: Mapping[str, Parameter]) -> str:
+def _why_missing(keyword: str, parameters: Mapping[str, Parameter]) -> str:
     """Return why a subject lacks the option `keyword`. If a parameter has a similar name, the reason names it."""
     near = get_close_matches(keyword, [name for name in parameters if name not in KEYWORDS], n=1)
     return f"has no {keyword}" + "".join(f" (its {name} is never passed)" for name in near)
@@ -116,8 +116,8 @@ def _declared(given: object) -> dict[str, str]:
         raise TypeError(f"an object whose attribute `lacks` has an unknown feature: {reason}") from None
 
 
-def _interpreted() -> dict[str, str]:
-    """Return the features that every subject lacks while TRITON_INTERPRET=1 runs Triton's kernels in Python.
+def _lacking_if_interpreted() -> dict[str, str]:
+    """Return the features that a callable lacks if TRITON_INTERPRET=1 runs Triton's kernels in Python.
 
     The interpreter of Triton 3.9 truncates to bfloat16 instead of rounding: 2.311 becomes 2.297, not 2.3125.
     """
@@ -170,7 +170,7 @@ def _takes_options_only(parameters: Mapping[str, Parameter]) -> bool:
     return any(_has(parameters, keyword) for keyword in KEYWORDS) and (len(places) < 2 or places[0] in KEYWORDS)
 
 
-def _unfit(parameters: Mapping[str, Parameter], arguments: Sequence[str]) -> str:
+def _why_unfit(parameters: Mapping[str, Parameter], arguments: Sequence[str]) -> str:
     """Return why a signature does not accept the arguments by position and the options by keyword, or ""."""
     places = len(arguments)
     kinds = [parameter.kind for parameter in parameters.values()]

@@ -48,13 +48,13 @@ def compile_loss(loss: Loss, backend: str, *, dynamic: bool) -> Iterator[Loss]:
     torch._dynamo.reset()
     try:
         with quiet(), _guards_not_timed():
-            yield _compiled(call, backend=backend, fullgraph=True, dynamic=dynamic)
+            yield _compile(call, backend=backend, fullgraph=True, dynamic=dynamic)
     finally:
         torch._dynamo.reset()
         sys.setrecursionlimit(limit)
 
 
-def _compiled(function: Callable[..., Any], backend: str, **options: Any) -> Callable[..., Any]:
+def _compile(function: Callable[..., Any], backend: str, **options: Any) -> Callable[..., Any]:
     """Return a function compiled by torch.compile, after a call of :func:`keep_headers_with_code`."""
     if backend == INDUCTOR:
         importlib.import_module("torch._inductor.codecache")  # takes a second, so only a run that compiles pays for it
@@ -119,7 +119,7 @@ def _why_compile_fails(backend: str, device: str) -> str:
     before = snapshot()
     try:
         with quiet():
-            _compiled(torch.sin, backend=backend)(torch.ones(2, device=device))
+            _compile(torch.sin, backend=backend)(torch.ones(2, device=device))
     except Exception as error:
         return f"needs a torch.compile that works: {said(error)}"
     finally:
@@ -186,10 +186,11 @@ def _code(loss: Callable[..., Any]) -> Callable[..., Any]:
     def call(*arguments: Any, **options: Any) -> Any:  # defined here, because Dynamo skips functions in torch's files
         return loss(*arguments, **options)
 
-    return _compiled(call, backend=INDUCTOR, fullgraph=True)
+    return _compile(call, backend=INDUCTOR, fullgraph=True)
 
 
-# The limits on the graphs of one function. Beyond a limit, torch runs the function uncompiled, without a warning.
+# The limits on the graphs of one function. Beyond a limit, torch runs the function uncompiled and logs a warning, which
+# `quiet` silences, or raises an error with `fullgraph=True`.
 _LIMITS = ("cache_size_limit", "accumulated_cache_size_limit", "recompile_limit", "accumulated_recompile_limit")
 
 
@@ -204,8 +205,8 @@ def _call_compiled(loss: Callable[..., Any], input: Tensor, target: Tensor, **op
 def without_limits() -> Iterator[None]:
     """Let torch make any number of graphs of one function, if its compiler is imported.
 
-    The cases have many shapes. With torch's limit, a function that compiles itself with `fullgraph=True` would raise an
-    error at the ninth shape.
+    The cases have many shapes. With torch's limit of 8 graphs, a function that compiles itself with `fullgraph=True`
+    would raise an error at the ninth graph.
     """
     compiler = sys.modules.get("torch._dynamo")
     if compiler is None or not hasattr(compiler, "config"):

@@ -1,9 +1,9 @@
 """Confinement: limits on a process that runs foreign code, so that it cannot reach other processes.
 
 A foreign subject runs in a separate process. On Linux, this process cannot read or write the memory of the process that
-judges its results, neither as the same user nor as root. If the system grants a PID namespace, the process cannot see
-or signal any other process, and every process that it started ends with it. From Linux 6.12 on, the process cannot
-signal other processes even without a namespace. SECURITY.md lists what each system grants.
+judges its results, neither as the same user nor as root. If the system grants a PID namespace, the process cannot
+signal a process that it has not started, and every process that it started ends with it. From Linux 6.12 on, the
+process cannot signal other processes even without a namespace. SECURITY.md lists what each system grants.
 
 The functions use `prctl`, `capset`, `unshare`, Landlock and seccomp of Linux. On other systems they do nothing.
 """
@@ -154,7 +154,8 @@ class Confined:
     def end(self) -> None:
         """End the process and all processes that it has started.
 
-        Some of these may survive if the system has neither PID namespaces nor a list of children in /proc.
+        Without a PID namespace, some of these may survive: if /proc has no list of children, or if the supervisor does
+        not end in time, for example because a subject stopped it.
         """
         with suppress(OSError):
             os.write(self._end, b"x")
@@ -209,7 +210,7 @@ def read_nothing() -> None:
 
 
 def kill_group(process: int) -> None:
-    """Kill a process and its group. Do nothing for a number below 2, which stands for many processes."""
+    """Kill a process and its group. Do nothing for a number below 2: init, or many processes."""
     if process < 2:
         return
     for kill in (os.killpg, os.kill):  # the process may not have made its group yet
@@ -228,7 +229,10 @@ def close_all_but(kept: Collection[int]) -> None:
 
 
 def _kill_descendants() -> None:
-    """Kill the children of this process until none is left. This process inherits the children of a killed child."""
+    """Kill the children of this process until none is left, for `_SECONDS_TO_END` at most.
+
+    This process inherits the children of a killed child.
+    """
     until = time.monotonic() + _SECONDS_TO_END
     while time.monotonic() < until:
         children: list[str] = []

@@ -80,7 +80,8 @@ def require_contract(contract: str | None, grade: str | None) -> None:
 def under_contract(subject: Subject, contract: str | None, grade: str | None) -> Subject:
     """Return the subject under a contract and a grade. None stands for the default.
 
-    Under every contract, code that torch.compile made for CUDA may use approximate exp, log and division.
+    A subject that promises "fast_kernel", as code that torch.compile made for CUDA, keeps this promise under every
+    contract.
     """
     require_contract(contract, grade)
     name = contract or DEFAULT_CONTRACT

@@ -1,8 +1,9 @@
 """The features that a subject may lack. A subject that lacks a feature skips the inputs and checks that need it.
 
-Each feature says which inputs need it, and each check declares the features that it needs. A subject lacks a feature
-because its signature has no such keyword, or because the user or an attribute `lacks` of the callable says so. Every
-skip is counted with its reason.
+Without some features, such as `nan_mean`, the checks expect another result instead (`Feature.instead`). Each feature
+says which inputs need it, and each check declares the features that it needs. A subject lacks a feature because its
+signature has no such keyword, because it is compiled, or because the user or an attribute `lacks` of the callable says
+so. Every skip is counted with its reason.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def _unnormalised(inputs: Inputs) -> bool:
 
 
 def is_dense(inputs: Inputs) -> bool:
-    """Return whether the target is a tensor of floats: a probability for each class."""
+    """Return whether the target has a floating-point or complex dtype, which class indices cannot have."""
     return inputs.target.is_floating_point() or inputs.target.is_complex()
 
 
@@ -180,8 +181,8 @@ def declared(lacks: Iterable[str]) -> list[str]:
     return [feature.instead for name, feature in FEATURES.items() if feature.instead and name in lacking]
 
 
-# The features that a keyword of `F.cross_entropy` or `F.linear_cross_entropy` provides. Every subject has the default
-# reduction.
+# The features that a subject lacks if its signature lacks a keyword of `F.cross_entropy` or `F.linear_cross_entropy`.
+# `reduction_mean` is not there, because without the keyword a loss still has the default reduction.
 KEYWORDS = {
     "weight": ("weight",),
     "ignore_index": ("ignore_index",),

@@ -64,7 +64,7 @@ def load(
     declared = {name: f"{DECLARED}{name}" for name in require_features(without)}
     require_contract(contract, grade)
     if isinstance(subject, str):
-        found = [_described(description, device, operation) for description in _each(subject)]
+        found = [_load_one(description, device, operation) for description in _each(subject)]
     else:
         try:
             found = [as_subject(subject, operation=operation)]
@@ -90,14 +90,14 @@ def _each(description: str) -> list[str]:
     return [name + description.removeprefix(base) for name in names]
 
 
-def _described(description: str, device: str, operation: Operation) -> Subject:
+def _load_one(description: str, device: str, operation: Operation) -> Subject:
     base = description.removesuffix(COMPILE_SUFFIX)
     group = EVERY_NAMED.get(base, ())
     subject = next((one for one in group if one.name == base), None) or BY_NAME.get(base)
     if subject is None:
         try:
             name = base.rpartition(":")[2].rpartition(".")[2]
-            subject = as_subject(_found(base), name, source_of(base), operation)
+            subject = as_subject(_import_object(base), name, source_of(base), operation)
         except (ValueError, TypeError) as error:
             # The message has one line of the exception of the user's file; the cause is the whole exception.
             reason = f"it is {error}" if isinstance(error, TypeError) else str(error)
@@ -105,7 +105,7 @@ def _described(description: str, device: str, operation: Operation) -> Subject:
     return subject if base == description else as_compiled(subject, device)
 
 
-def _found(description: str) -> object:
+def _import_object(description: str) -> object:
     """Return the object that a description names.
 
     Raises:
@@ -130,7 +130,7 @@ def _found(description: str) -> object:
 
 
 def source_of(description: str) -> str:
-    """Return a description that names the same subject in any current directory."""
+    """Return a description with the full path of its file. A description without a file is returned unchanged."""
     place, colon, attribute = description.rpartition(":")
     return f"{Path(place).resolve()}:{attribute}" if colon and _is_file(place) else description
 
@@ -167,8 +167,8 @@ def _nearest(name: str, lacking: object) -> str:
 def _importing(folder: str, place: str, path: Path | None = None) -> Iterator[None]:
     """Put a folder first in sys.path, as Python does for a script, and discard what the block prints to stdout.
 
-    If sys.path already has the folder, sys.path stays unchanged. If the block raises, sys.path is restored. `place` and
-    `path` are the module or file that the block imports, for the message.
+    If sys.path already has the folder, sys.path stays unchanged. If the block raises, the folder is removed. `place`
+    and `path` are the module or file that the block imports, for the message.
 
     Raises:
         ValueError: the import raised an exception other than KeyboardInterrupt. The message is one line.

@@ -1,7 +1,7 @@
 """A foreign subject whose code the main process never imports: another process loads the subject and describes it.
 
-The import of a user's file may change torch, numpy or this package. So only the process that calls the subject imports
-its file, and the process that compares the results with exact values does not.
+The import of a user's file may change torch, numpy or this package. So only the processes that describe or call the
+subject import its file, and the process that compares the results with exact values does not.
 """
 
 from __future__ import annotations

@@ -27,14 +27,15 @@ class Subject:
         loss: the function: a callable with the signature of `F.cross_entropy`.
         differentiable: whether the loss has a gradient.
         not_applicable: a function that returns why the subject cannot take given inputs, or None.
-        dtype: the dtype of the loss, if it is not the dtype that the logits imply.
+        dtype: the dtype of the loss, if it is not the dtype that the arguments imply.
         promise: what the subject promises about its arithmetic; by default, the promise of a fused kernel.
         not_transformed: the reason why checks do not transform the subject (compile it, vmap it, …), or "".
         grades: the grade that the subject must reach, by dtype; "A" for a dtype that is missing.
         source: the description from which :func:`crossent.subjects.loader.load` loads the subject; "" for a callable
             that was passed as an object.
         lacks: the features that the subject lacks, with the reasons.
-        contract: the name of the contract that bounds the errors of the subject, in :mod:`crossent.subjects.contracts`.
+        contract: the name of a contract in :mod:`crossent.subjects.contracts`. A form has the name of its promise,
+            which for `blocked` is no contract that a user can choose.
         operation: the operation that the subject computes.
     """
 
