@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 # The page shows only some of many findings. The JSON report has all findings.
 MOST_CARDS = 24  # causes of a subject that are shown with an example in full
 MOST_LINES = 60  # further causes of a subject, with a line each; the page only counts the other causes
-MOST_FURTHER_OF_ALL = 144  # further findings of a subject, with a command each
+MOST_FURTHER_OF_ALL = 144  # further findings of all causes shown in full, with a command each
 MOST_FURTHER = 12  # further findings of a cause
 OPEN = 3  # causes of a subject that are unfolded at first
 LARGEST_NOTEBOOK = 200_000  # bytes; some notebooks store no larger output
@@ -134,7 +134,7 @@ def notebook(report: Report) -> str:
     """Return the first part of the page for a notebook: the verdict, some causes of findings, and the heat map.
 
     The result is an iframe, so neither its style nor a text of the report can change the notebook. Failed subjects are
-    first. If the iframe would be too large, it shows fewer subjects.
+    first. The iframe shows at most six subjects, and fewer if it would be too large otherwise.
     """
     parts = sorted((_part(subject) for subject in report.subjects), key=lambda part: not part.failed)
     for most in (6, 3, 1, 0):

@@ -1,6 +1,6 @@
 """Read a report from its JSON file, which may be damaged or hostile.
 
-The reader does not run, import or look up anything that the file names. Some values of a report follow from its cases
+The reader does not run, import or open anything that the file names. Some values of a report follow from its cases
 and findings. So the reader computes the whole document again from them, and compares the document with the file.
 """
 
@@ -92,7 +92,7 @@ def _subject(entry: Any) -> SubjectReport:
 
 
 def _features(value: Any, what: str) -> list[str]:
-    """Return a list of names of features. Raise ValueError for any other word, since pages show them in a command."""
+    """Return a list of names of features. Raise ValueError for any other word, since a page shows them in a command."""
     names = _strings(value, what)
     if unknown := [name for name in names if name not in FEATURE_NAMES]:
         raise ValueError(f"{cut(what)}: got {quoted(unknown[0])}; allowed are the names of `crossent list features`")
@@ -203,7 +203,7 @@ LARGEST = 2**29  # the most bytes of a report; a report of five subjects at leve
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the JSON document of a report file. Check only that it is JSON, its schema and its device.
+    """Return the JSON document of a report file. Check only its size, its JSON syntax, its schema and its device.
 
     Raises:
         ValueError: the file is not a report. The message is one line.

@@ -1,7 +1,7 @@
 """diff() and Diff: two runs, for example with two versions of torch, and the changes between them.
 
-A report says of each check whether it passed; the rules in :mod:`crossent.report.moves.rules` name the changes. A new
-baseline hides no failure: a check that fails in the new run stays a finding in its report.
+A report says of each check whether it passed; the rules in :mod:`crossent.report.moves.rules` name the changes. A
+comparison hides no failure: a check that fails in the new run stays a finding in the new report.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from crossent.report.text import plain_text
 from crossent.words import shell_word
 
 DIFF_SCHEMA = 1
-# For each check that uses results of the first call: the names of these results, which are also names of checks.
+# For each check that needs no call but the first: the results that it uses, which are also names of checks.
 ABOUT = {"sign": ("loss",), "row_sums": ("gradient",), "ignored_rows": ("loss", "gradient")}
 
 
@@ -189,7 +189,10 @@ class Diff:
 
     @property
     def sorts(self) -> dict[Kind, list[list[Move]]]:
-        """The changes of each kind, in groups of similar changes. Each named case of `cases/edges.py` is a group."""
+        """The changes of each kind, in groups of similar changes of one subject and check.
+
+        The changes on one named case of `cases/edges.py` are a group.
+        """
         groups: dict[tuple[Kind, str, str, str], list[Move]] = {}
         for move in self.moves:
             numeric = move.new.measured.ulp is not None and not move.kind.fails
