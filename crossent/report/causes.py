@@ -129,7 +129,7 @@ def causes(subject: SubjectReport) -> list[Cause]:
     parts = ((part, group) for group in subject.sorts for part in _by_number(group))
     for part, group in parts:
         other_numbers = [*{finding.case for finding in group}.difference(finding.case for finding in part)]
-        for cause in _by_feature(subject, part, lacking) or _separated(subject, part, other_numbers):
+        for cause in _by_feature(subject, part, lacking) or _separate(subject, part, other_numbers):
             earlier = next((one for one in found if one.explains(cause)), None)
             if earlier is None:
                 found.append(cause)
@@ -186,7 +186,7 @@ def _by_feature(subject: SubjectReport, findings: Sequence[Finding], lacking: Ma
             rest = [finding for finding in rest if finding not in having]
     if rest and (feature := _of_check(subject, first.check)):
         return [*made, Cause(rest, None, feature)]
-    return [*made, *(_separated(subject, rest) if rest and made else [])]
+    return [*made, *(_separate(subject, rest) if rest and made else [])]
 
 
 def _of_check(subject: SubjectReport, check: str) -> str:
@@ -288,7 +288,7 @@ def common(subject: SubjectReport, findings: Sequence[Finding], other: Sequence[
     return replace(best, passes=passes, passing=len(passing)) if best.above > 0.5 else None
 
 
-def _separated(subject: SubjectReport, findings: Sequence[Finding], other: Sequence[str] = ()) -> list[Cause]:
+def _separate(subject: SubjectReport, findings: Sequence[Finding], other: Sequence[str] = ()) -> list[Cause]:
     """Return the causes of the findings of one check: one cause if some words describe most of the failing cases.
 
     If there are no such words, or if they are `vague`, look for one or two words with which nearly all cases fail. The
@@ -307,7 +307,7 @@ def _separated(subject: SubjectReport, findings: Sequence[Finding], other: Seque
         return [whole]
     having = [finding for finding in findings if best.applies(finding.case)]
     rest = [finding for finding in findings if not best.applies(finding.case)]
-    return [Cause(having, best), *(_separated(subject, rest, other) if rest else [])]
+    return [Cause(having, best), *(_separate(subject, rest, other) if rest else [])]
 
 
 def _by_number(findings: Sequence[Finding]) -> list[Sequence[Finding]]:

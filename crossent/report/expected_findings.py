@@ -98,13 +98,13 @@ def read_list(path: str | Path) -> list[ExpectedFinding]:
         ValueError: the file is not a list of known failures. The message is one line that says where the error is.
         OSError: the file cannot be read.
     """
-    return list(_parsed(Path(path).read_bytes(), str(path)))
+    return list(_parse(Path(path).read_bytes(), str(path)))
 
 
 def torch_list() -> list[ExpectedFinding]:
     """Return the known failures of torch itself."""
     name = "torch_findings.toml"
-    return list(_parsed((files("crossent.report") / name).read_bytes(), name))
+    return list(_parse((files("crossent.report") / name).read_bytes(), name))
 
 
 def require_about(
@@ -180,7 +180,7 @@ _LISTS = ("checks", "results", "cases", "got")
 _FLAGS = ("sometimes",)
 
 
-def _parsed(content: bytes, name: str) -> Iterator[ExpectedFinding]:
+def _parse(content: bytes, name: str) -> Iterator[ExpectedFinding]:
     try:
         document = tomllib.loads(content.decode())
     except (ValueError, RecursionError) as error:  # not TOML, or not UTF-8

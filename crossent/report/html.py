@@ -286,14 +286,14 @@ def _cell(tally: Tally | None, missing: int) -> Cell:
 def render(template: str, **values: Any) -> str:
     """Return a page, made from a template of this room and the style and script that all pages share.
 
-    The template engine escapes every text that is not markup. `_shown` escapes control characters.
+    The template engine escapes every text that is not markup. `_make_printable` escapes control characters.
     """
     folder = files("crossent.report")
     style, script = ((folder / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     engine = jinja2.Environment(
         loader=jinja2.PackageLoader("crossent.report", "."),
         autoescape=True,
-        finalize=_shown,
+        finalize=_make_printable,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -310,7 +310,7 @@ def render(template: str, **values: Any) -> str:
     return engine.get_template(template).render(style_hash=_hash(style), script_hash=_hash(script), **values)
 
 
-def _shown(value: Any) -> Any:
+def _make_printable(value: Any) -> Any:
     """Return a text with escaped control characters, cut to `_LONGEST_TEXT`. Return any other value unchanged."""
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
@@ -330,7 +330,7 @@ def command(line: str) -> Markup:
 
 def linked(text: str) -> Markup:
     """Return a text, escaped. GitHub issues, written as an address or as `owner/repository#number`, become links."""
-    made, end, text = Markup(), 0, _shown(text)
+    made, end, text = Markup(), 0, _make_printable(text)
     for issue in _ISSUE.finditer(text):
         address = f"https://github.com/{issue[0].removeprefix('https://github.com/').replace('#', '/issues/')}"
         made += text[end : issue.start()] + Markup('<a href="{}">{}</a>').format(address, issue[0])

@@ -120,7 +120,7 @@ def _outcome(entry: Any, case: str, failed: set[str]) -> Outcome:
         data["grade"],
         checks,
         _each(str, data["not_run"], f"{case}: not_run"),
-        {name: _shown(one, case) for name, one in _a(dict, data["results"], f"{case}: results").items()},
+        {name: _summary(one, case) for name, one in _a(dict, data["results"], f"{case}: results").items()},
         _a(str, data["raised"], f"{case}: raised"),
     )
 
@@ -135,7 +135,7 @@ def _measured(entry: Any, case: str, failed: bool) -> Measured:
     return Measured(failed, ulp, ratio, vacuous, not_judged, elements)
 
 
-def _shown(entry: Any, case: str) -> ResultSummary:
+def _summary(entry: Any, case: str) -> ResultSummary:
     data = _a(dict, entry, f"{case}: a result")
     shape = tuple(_a(int, size, f"{case}: a size") for size in _list(data["shape"], f"{case}: shape"))
     value = None if data["value"] is None else _real(data["value"], f"{case}: value")

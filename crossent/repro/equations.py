@@ -60,7 +60,7 @@ def of_reversed_rows(case: Case, given: Inputs) -> dict[str, Equation]:
     def along(axis: int) -> Equation:
         def terms(part: str, index: Index) -> EquationTerms:
             of_rows = max(0, axis - 1) if part == "loss" else axis  # the loss has no class axis
-            return ((1, 1.0, _reversed(index, parts(given)[part], of_rows)),)
+            return ((1, 1.0, _reverse(index, parts(given)[part], of_rows)),)
 
         return Equation((given, relations.rows_turned(given, axis)), terms)
 
@@ -72,12 +72,12 @@ def of_reversed_classes(case: Case, given: Inputs) -> dict[str, Equation]:
 
     def terms(part: str, index: Index) -> EquationTerms:
         axis = min(1, given.logits.dim() - 1)
-        return ((1, 1.0, index if part == "loss" else _reversed(index, parts(given)[part], axis)),)
+        return ((1, 1.0, index if part == "loss" else _reverse(index, parts(given)[part], axis)),)
 
     return {"": Equation((given, relations.classes_turned(given)), terms)}
 
 
-def _reversed(index: Index, shape: Index, axis: int) -> Index:
+def _reverse(index: Index, shape: Index, axis: int) -> Index:
     return (*index[:axis], shape[axis] - 1 - index[axis], *index[axis + 1 :]) if index else ()
 
 

@@ -63,7 +63,7 @@ def script_of(
     """
     if report is None and device is None and not passed:
         report = kept(id, str(torch.__version__))
-    loaded = _loaded(source) if source else None
+    loaded = _load(source) if source else None
     if report is None:
         here = device or "cpu"
         found = nearest_to_bound(id, here) if passed else repeated(id, here, source, **promises)
@@ -74,7 +74,7 @@ def script_of(
     return script(found, device, digest, widened=widens_halves(document, found), loaded=loaded)
 
 
-def _loaded(source: str) -> Subject:
+def _load(source: str) -> Subject:
     """Return the user's function as a subject. If this system can fork, a separate process loads the function.
 
     `source` describes the function as for `crossent check`, for example "path/to/file.py:NAME".

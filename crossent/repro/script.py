@@ -108,7 +108,7 @@ def script(
     if isinstance(case, BadInput):
         values = {"raises": case.allowed(device)}
     else:
-        focus = _focused(finding, recipe, Focus(case, inputs, subject))
+        focus = _focus_on(finding, recipe, Focus(case, inputs, subject))
         half = widened and dtype_of(inputs) in HALF_DTYPES
         values = {"own_dtype": torch.float32 if half else subject.dtype, **recipe.values(focus)}
         if focus.of:
@@ -212,7 +212,7 @@ def _recipe(finding: Finding, case: Case | BadInput, subject: Subject, device: s
     return recipe
 
 
-def _focused(finding: Finding, recipe: Recipe, focus: Focus) -> Focus:
+def _focus_on(finding: Finding, recipe: Recipe, focus: Focus) -> Focus:
     """Return a copy of `focus` with the name of the result, and the index of the number, that the finding is about.
 
     Raises:

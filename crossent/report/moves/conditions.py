@@ -36,7 +36,7 @@ def others(old: Report, new: Report) -> list[tuple[str, str, str]]:
     "" stands for a missing value.
     """
     partial = is_partial(old) or is_partial(new)
-    was, now = _described(old, partial), _described(new, partial)
+    was, now = _describe(old, partial), _describe(new, partial)
     different = [
         (name, was.get(name, ""), now.get(name, ""))
         for name in {**was, **now}
@@ -52,7 +52,7 @@ def others(old: Report, new: Report) -> list[tuple[str, str, str]]:
     return different
 
 
-def _described(run: Report, partial: bool) -> dict[str, str]:
+def _describe(run: Report, partial: bool) -> dict[str, str]:
     more = {
         "checks not run": ", ".join(run.left_out),
         "combinations of three options": str(run.triples),

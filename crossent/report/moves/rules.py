@@ -237,12 +237,12 @@ def _within(old: Side, new: Side) -> Kind:
         return Kind.WORSE if new.grade > old.grade else Kind.BETTER
     if _same_bits(old, new) or _same_error(old, new):
         return Kind.JUDGED
-    if _grown(old.measured, new.measured):
+    if _has_grown(old.measured, new.measured):
         return Kind.WORSE
-    return Kind.BETTER if _grown(new.measured, old.measured) else Kind.MOVED
+    return Kind.BETTER if _has_grown(new.measured, old.measured) else Kind.MOVED
 
 
-def _grown(less: Measured, more: Measured) -> bool:
+def _has_grown(less: Measured, more: Measured) -> bool:
     """Return whether the error of `more` exceeds the error of `less` by more than the limits of "worse".
 
     The limits are `TIMES` and `LAST_PLACES`. Return False if the check compares no numbers.
