@@ -82,7 +82,7 @@ def script(
 ) -> str:
     """Return a script that repeats a finding.
 
-    The exit status of the script is 1 if the finding happens, 0 if it does not, and 2 if the call cannot run.
+    The exit status of the script is 1 if the finding happens, 0 if it does not, and 2 if the script cannot tell.
 
     Args:
         finding: the finding of a run.
@@ -90,7 +90,7 @@ def script(
         digest: the digest of the inputs in that run, to compare with the inputs here; None for no comparison.
         passed: whether the check passed. If so, the script judges the number by its error bound alone.
         widened: whether the report says that the subject returns float32 for half precision.
-        loaded: the user's function, which the script loads again; None for a form, torch or an unknown subject.
+        loaded: the user's function, which the script loads from the same source; None for any other subject.
 
     Raises:
         ValueError: the case cannot be built, or its inputs have other bits here, or the check has no such finding.
