@@ -1,4 +1,4 @@
-"""Repro scripts: each repeats a finding. For torch, a script needs torch alone; for a form or your function, also crossent.
+"""Repro scripts: each repeats a finding. A script for torch needs torch alone; most other scripts need crossent too.
 
 A script has the inputs of the case, bit for bit. The script calls a step, which is a function that calls the subject.
 For a wrong number, the script then calls a function `judge_…`, which compares this number with the exact value, or with
