@@ -46,7 +46,7 @@ def keep(report: Report, subjects: Sequence[str]) -> None:
         write_whole(path, json.dumps(small.to_json(), allow_nan=False, ensure_ascii=False))
 
 
-def find_file(id: str, torch: str) -> str | None:
+def kept(id: str, torch: str) -> str | None:
     """Return the path of the newest file that has this finding, from this version of torch; None if there is none.
 
     Damaged files are ignored.

@@ -13,7 +13,7 @@ from crossent.cases.case import Case
 from crossent.checks import CHECKS, single
 from crossent.machine import ambient, can_fork, require_device
 from crossent.report.findings import Finding, SubjectReport
-from crossent.report.last_findings import find_file
+from crossent.report.last_findings import kept
 from crossent.report.reader import find, read_json
 from crossent.repro.script import ANOTHER, case_of, script, subject_of
 from crossent.run.judge import as_finding
@@ -64,7 +64,7 @@ def script_of(
         RuntimeError: no such device.
     """
     if report is None and device is None and not passed:
-        report = find_file(id, str(torch.__version__))
+        report = kept(id, str(torch.__version__))
     loaded = _load(source) if source else None
     if report is None:
         here = device or "cpu"
